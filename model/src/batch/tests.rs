@@ -1,0 +1,111 @@
+use super::*;
+use proptest::prelude::*;
+
+fn fields() -> BatchFields {
+    BatchFields {
+        producer_name: Bytes::from_static(b"p"),
+        lowest_sequence_id: 7,
+        highest_sequence_id: 8,
+        publish_time_ms: 1_700_000_000_000,
+        deliver_at_ms: Some(5),
+        ordering_key: Some(Bytes::from_static(b"o")),
+        compression: Compression::Zstd,
+        uncompressed_bytes: 10,
+        schema_version: Some(Bytes::from_static(b"s")),
+        replication_origin: Some(Bytes::from_static(b"r")),
+        transaction_id: Some(Bytes::from_static(b"t")),
+        encryption: Some(Bytes::from_static(b"e")),
+        unknown: vec![(999, Bytes::from_static(b"later")), (1000, Bytes::new())],
+    }
+}
+
+fn rows() -> Vec<MessageRow> {
+    let row = MessageRow {
+        key_hash: 1,
+        size_bytes: 5,
+        sequence_delta: 0,
+        flags: FLAG_HAS_KEY | 1 << 30,
+        event_time_ms: 9,
+    };
+    vec![row, MessageRow { sequence_delta: 1, ..row }]
+}
+
+#[test]
+fn every_field_survives_a_round_trip() {
+    let bytes = encode(&fields(), &rows(), b"helloworld").unwrap();
+    let batch = Batch::parse(bytes).unwrap();
+    assert_eq!(batch.fields(), &fields());
+    assert_eq!(batch.rows().collect::<Vec<_>>(), rows());
+    assert_eq!(batch.payload(), Bytes::from_static(b"helloworld"));
+    assert_eq!(batch.message_count(), 2);
+}
+
+/// The stored bytes of version 1: they may never change while topics hold them.
+#[test]
+fn golden_bytes_still_parse() {
+    let golden = encode(
+        &BatchFields { producer_name: Bytes::from_static(b"p"), ..BatchFields::default() },
+        &[MessageRow { size_bytes: 4, ..MessageRow::default() }],
+        &[0, 0, b'h', b'i'],
+    )
+    .unwrap();
+    let hex: String = golden.iter().map(|byte| format!("{byte:02x}")).collect();
+    assert_eq!(hex, include_str!("golden_v1.hex").trim());
+}
+
+#[test]
+fn every_flipped_bit_is_noticed() {
+    let bytes = encode(&fields(), &rows(), b"helloworld").unwrap();
+    for bit in 0..bytes.len() * 8 {
+        let mut bad = bytes.to_vec();
+        bad[bit / 8] ^= 1 << (bit % 8);
+        assert!(Batch::parse(bad.into()).is_err(), "bit {bit}");
+    }
+    for len in 0..bytes.len() {
+        assert!(Batch::parse(bytes.slice(..len)).is_err(), "cut to {len}");
+    }
+}
+
+proptest! {
+    #[test]
+    fn records_round_trip(
+        key in proptest::collection::vec(any::<u8>(), 0..300),
+        properties in proptest::collection::vec((".{0,20}", ".{0,200}"), 0..5),
+        value in proptest::collection::vec(any::<u8>(), 0..300),
+    ) {
+        let record = MessageRecord {
+            key: key.into(),
+            properties: properties.into_iter().map(|(n, v)| (n.into(), v.into())).collect(),
+            value: value.into(),
+        };
+        let mut out = BytesMut::new();
+        prop_assert_eq!(record.encode(&mut out), out.len());
+        prop_assert_eq!(MessageRecord::decode(out.freeze()), Ok(record));
+    }
+
+    #[test]
+    fn arbitrary_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..400)) {
+        let _ = MessageRecord::decode(bytes.clone().into());
+        let _ = BatchFields::decode(bytes.clone().into());
+        let _ = Batch::parse(bytes.into());
+    }
+
+    /// The checksum is made right, so that the parser behind it meets the arbitrary bytes.
+    #[test]
+    fn arbitrary_bytes_with_a_right_checksum_never_panic(
+        lengths in proptest::array::uniform3(0u32..200),
+        body in proptest::collection::vec(any::<u8>(), 0..400),
+    ) {
+        let mut bytes = MAGIC.to_vec();
+        bytes.extend([0; 4]);
+        bytes.extend(u32::try_from(PREFIX_BYTES + body.len()).unwrap().to_le_bytes());
+        lengths.iter().for_each(|length| bytes.extend(length.to_le_bytes()));
+        bytes.extend(&body);
+        let checksum = crc32c::crc32c(&bytes[8..]);
+        bytes[4..8].copy_from_slice(&checksum.to_le_bytes());
+        if let Ok(batch) = Batch::parse(bytes.into()) {
+            prop_assert_eq!(batch.rows().count(), batch.message_count() as usize);
+            let _ = batch.payload();
+        }
+    }
+}

@@ -1,0 +1,16 @@
+//! The vocabulary of Aquifer: identifiers, names, positions, quorums, policies, limits and the
+//! layout of an entry. No I/O, no async, no clocks: every other crate speaks in these types.
+//!
+//! Terms are defined in `docs/glossary.md`, stored bytes in `docs/formats.md`.
+#![deny(missing_docs)]
+
+pub mod batch;
+pub mod entry;
+pub mod hash;
+pub mod id;
+pub mod limits;
+pub mod place;
+pub mod policy;
+pub mod position;
+pub mod quorum;
+pub mod topic;

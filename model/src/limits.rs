@@ -1,0 +1,61 @@
+//! Every upper bound in one place, with the relations between them checked by the compiler.
+//!
+//! What is configurable has its default here; what is not is part of a format or a protocol.
+
+/// Largest ensemble.
+pub const ENSEMBLE_MAX: u32 = 16;
+
+/// Largest message: key, properties and value together, before compression, in bytes.
+pub const MESSAGE_BYTES_MAX: usize = 5 * 1024 * 1024;
+/// Largest batch as sent (header, table and compressed payload), in bytes.
+pub const BATCH_BYTES_MAX: usize = MESSAGE_BYTES_MAX + 256 * 1024;
+/// Largest payload block of a batch after decompression, in bytes: the bound against bombs.
+pub const BATCH_UNCOMPRESSED_BYTES_MAX: usize = 32 * 1024 * 1024;
+/// Most messages in one batch.
+pub const BATCH_MESSAGES_MAX: u32 = 65_536;
+/// Largest header of a batch (its fields, without table), in bytes.
+pub const BATCH_HEADER_BYTES_MAX: usize = 64 * 1024;
+/// Largest entry that a bookie stores: a batch and the broker's header.
+pub const ENTRY_BYTES_MAX: usize = BATCH_BYTES_MAX + 4096;
+/// Largest gRPC message on any stream, in bytes.
+pub const FRAME_BYTES_MAX: usize = ENTRY_BYTES_MAX + 64 * 1024;
+
+/// Longest tenant or namespace name, in bytes.
+pub const NAME_BYTES_MAX: usize = 128;
+/// Longest local topic name, in bytes.
+pub const TOPIC_NAME_BYTES_MAX: usize = 512;
+/// Longest subscription, producer or consumer name, in bytes.
+pub const CLIENT_NAME_BYTES_MAX: usize = 512;
+/// Most partitions of a topic.
+pub const PARTITIONS_MAX: u32 = 4096;
+/// Largest key of a message, in bytes.
+pub const KEY_BYTES_MAX: usize = 64 * 1024;
+/// Most properties of one message.
+pub const PROPERTIES_MAX: usize = 256;
+
+/// Operations in one metadata transaction (etcd's default).
+pub const METADATA_OPERATIONS_MAX: usize = 128;
+/// Bytes of one metadata request (etcd's default).
+pub const METADATA_REQUEST_BYTES_MAX: usize = 1_572_864;
+/// Largest page of a metadata scan, in keys.
+pub const METADATA_PAGE_KEYS_MAX: usize = 1_000;
+
+/// Producers that one topic serves at once.
+pub const PRODUCERS_PER_TOPIC_MAX: usize = 10_000;
+/// Subscriptions of one topic.
+pub const SUBSCRIPTIONS_PER_TOPIC_MAX: usize = 10_000;
+/// Consumers of one subscription.
+pub const CONSUMERS_PER_SUBSCRIPTION_MAX: usize = 10_000;
+/// Producer names that deduplication remembers per topic; the longest idle is forgotten first.
+pub const DEDUP_PRODUCERS_MAX: usize = 10_000;
+/// Messages of one consumer that may be delivered and unacknowledged at once.
+pub const UNACKED_PER_CONSUMER_MAX: u64 = 50_000;
+/// Messages of one Shared subscription that may be delivered and unacknowledged at once.
+pub const UNACKED_PER_SUBSCRIPTION_MAX: u64 = 200_000;
+
+const _: () = assert!(MESSAGE_BYTES_MAX < BATCH_BYTES_MAX);
+const _: () = assert!(BATCH_BYTES_MAX < ENTRY_BYTES_MAX);
+const _: () = assert!(ENTRY_BYTES_MAX < FRAME_BYTES_MAX);
+const _: () = assert!(MESSAGE_BYTES_MAX <= BATCH_UNCOMPRESSED_BYTES_MAX);
+const _: () = assert!(KEY_BYTES_MAX < MESSAGE_BYTES_MAX);
+const _: () = assert!(UNACKED_PER_CONSUMER_MAX <= UNACKED_PER_SUBSCRIPTION_MAX);
