@@ -1,1 +1,7 @@
+//! The replication client and the topic log on top of it (design.md sections 7 and 8).
+//!
+//! The protocol lives in state machines without I/O, threads or clocks: [`writer`], [`recovery`].
+//! Drivers feed them events and carry out their actions against a [`transport::BookieTransport`]
+//! and a metadata store. This crate knows neither bookies' insides nor brokers.
 
+pub mod transport;

@@ -183,13 +183,19 @@ impl BatchFields {
         };
         put(tag::PRODUCER_NAME, &self.producer_name);
         put(tag::LOWEST_SEQUENCE, &self.lowest_sequence_id.to_le_bytes());
-        put(tag::HIGHEST_SEQUENCE, &self.highest_sequence_id.to_le_bytes());
+        put(
+            tag::HIGHEST_SEQUENCE,
+            &self.highest_sequence_id.to_le_bytes(),
+        );
         put(tag::PUBLISH_TIME, &self.publish_time_ms.to_le_bytes());
         if let Some(ms) = self.deliver_at_ms {
             put(tag::DELIVER_AT, &ms.to_le_bytes());
         }
         put(tag::COMPRESSION, &[self.compression.code()]);
-        put(tag::UNCOMPRESSED_BYTES, &self.uncompressed_bytes.to_le_bytes());
+        put(
+            tag::UNCOMPRESSED_BYTES,
+            &self.uncompressed_bytes.to_le_bytes(),
+        );
         let optional = [
             (tag::ORDERING_KEY, &self.ordering_key),
             (tag::SCHEMA_VERSION, &self.schema_version),
@@ -211,12 +217,18 @@ impl BatchFields {
         let mut fields = BatchFields::default();
         while !bytes.is_empty() {
             if bytes.len() < 6 {
-                return Err(BatchError::Short { needed: 6, available: bytes.len() });
+                return Err(BatchError::Short {
+                    needed: 6,
+                    available: bytes.len(),
+                });
             }
             let tag = bytes.get_u16_le();
             let len = bytes.get_u32_le() as usize;
             if len > bytes.len() {
-                return Err(BatchError::Short { needed: len, available: bytes.len() });
+                return Err(BatchError::Short {
+                    needed: len,
+                    available: bytes.len(),
+                });
             }
             fields.set(tag, bytes.split_to(len))?;
         }
@@ -280,13 +292,25 @@ impl Batch {
         let fields = BatchFields::decode(bytes.slice(PREFIX_BYTES..table_at))?;
         let uncompressed = fields.uncompressed_bytes as usize;
         if uncompressed > BATCH_UNCOMPRESSED_BYTES_MAX {
-            return Err(too_large("uncompressed payload", uncompressed, BATCH_UNCOMPRESSED_BYTES_MAX));
+            return Err(too_large(
+                "uncompressed payload",
+                uncompressed,
+                BATCH_UNCOMPRESSED_BYTES_MAX,
+            ));
         }
         if fields.highest_sequence_id < fields.lowest_sequence_id {
-            return Err(BatchError::Inconsistent("highest sequence id below the lowest"));
+            return Err(BatchError::Inconsistent(
+                "highest sequence id below the lowest",
+            ));
         }
         let message_count = u32::try_from(count).unwrap_or(u32::MAX);
-        Ok(Batch { bytes, fields, table_at, payload_at, message_count })
+        Ok(Batch {
+            bytes,
+            fields,
+            table_at,
+            payload_at,
+            message_count,
+        })
     }
 
     /// The whole batch as it came.
@@ -309,7 +333,9 @@ impl Batch {
 
     /// The message table, in order.
     pub fn rows(&self) -> impl ExactSizeIterator<Item = MessageRow> + '_ {
-        self.bytes[self.table_at..self.payload_at].chunks_exact(ROW_BYTES).map(MessageRow::decode)
+        self.bytes[self.table_at..self.payload_at]
+            .chunks_exact(ROW_BYTES)
+            .map(MessageRow::decode)
     }
 
     /// The payload block, still compressed.
@@ -322,7 +348,10 @@ impl Batch {
 fn check_prefix(bytes: &Bytes) -> Result<[usize; 3], BatchError> {
     let available = bytes.len();
     if available < PREFIX_BYTES {
-        return Err(BatchError::Short { needed: PREFIX_BYTES, available });
+        return Err(BatchError::Short {
+            needed: PREFIX_BYTES,
+            available,
+        });
     }
     if &bytes[..4] != MAGIC {
         return Err(BatchError::Magic([bytes[0], bytes[1], bytes[2], bytes[3]]));
@@ -333,22 +362,37 @@ fn check_prefix(bytes: &Bytes) -> Result<[usize; 3], BatchError> {
         return Err(too_large("batch", total, BATCH_BYTES_MAX));
     }
     if total != available {
-        return Err(BatchError::Short { needed: total, available });
+        return Err(BatchError::Short {
+            needed: total,
+            available,
+        });
     }
     if fields_len > BATCH_HEADER_BYTES_MAX {
-        return Err(too_large("batch header", fields_len, BATCH_HEADER_BYTES_MAX));
+        return Err(too_large(
+            "batch header",
+            fields_len,
+            BATCH_HEADER_BYTES_MAX,
+        ));
     }
     if count == 0 {
         return Err(BatchError::Inconsistent("no messages"));
     }
     if count > BATCH_MESSAGES_MAX as usize {
-        return Err(too_large("message count", count, BATCH_MESSAGES_MAX as usize));
+        return Err(too_large(
+            "message count",
+            count,
+            BATCH_MESSAGES_MAX as usize,
+        ));
     }
     if table_len != count * ROW_BYTES {
-        return Err(BatchError::Inconsistent("table length is not 24 × message count"));
+        return Err(BatchError::Inconsistent(
+            "table length is not 24 × message count",
+        ));
     }
     if PREFIX_BYTES + fields_len + table_len > total {
-        return Err(BatchError::Inconsistent("fields and table exceed the batch"));
+        return Err(BatchError::Inconsistent(
+            "fields and table exceed the batch",
+        ));
     }
     Ok([fields_len, table_len, count])
 }
@@ -381,20 +425,33 @@ impl MessageRow {
 ///
 /// # Errors
 /// When a bound is exceeded or there are no rows.
-pub fn encode(fields: &BatchFields, rows: &[MessageRow], payload: &[u8]) -> Result<Bytes, BatchError> {
+pub fn encode(
+    fields: &BatchFields,
+    rows: &[MessageRow],
+    payload: &[u8],
+) -> Result<Bytes, BatchError> {
     if rows.is_empty() {
         return Err(BatchError::Inconsistent("no messages"));
     }
     if rows.len() > BATCH_MESSAGES_MAX as usize {
-        return Err(too_large("message count", rows.len(), BATCH_MESSAGES_MAX as usize));
+        return Err(too_large(
+            "message count",
+            rows.len(),
+            BATCH_MESSAGES_MAX as usize,
+        ));
     }
-    let mut out = BytesMut::with_capacity(PREFIX_BYTES + 256 + rows.len() * ROW_BYTES + payload.len());
+    let mut out =
+        BytesMut::with_capacity(PREFIX_BYTES + 256 + rows.len() * ROW_BYTES + payload.len());
     out.put_slice(MAGIC);
     out.put_bytes(0, PREFIX_BYTES - 4);
     fields.encode(&mut out);
     let fields_len = out.len() - PREFIX_BYTES;
     if fields_len > BATCH_HEADER_BYTES_MAX {
-        return Err(too_large("batch header", fields_len, BATCH_HEADER_BYTES_MAX));
+        return Err(too_large(
+            "batch header",
+            fields_len,
+            BATCH_HEADER_BYTES_MAX,
+        ));
     }
     rows.iter().for_each(|row| row.encode(&mut out));
     out.put_slice(payload);
@@ -403,7 +460,8 @@ pub fn encode(fields: &BatchFields, rows: &[MessageRow], payload: &[u8]) -> Resu
     }
     let lengths = [out.len(), fields_len, rows.len() * ROW_BYTES, rows.len()];
     for (at, length) in [8, 12, 16, 20].into_iter().zip(lengths) {
-        let length = u32::try_from(length).map_err(|_| too_large("batch", length, BATCH_BYTES_MAX))?;
+        let length =
+            u32::try_from(length).map_err(|_| too_large("batch", length, BATCH_BYTES_MAX))?;
         out[at..at + 4].copy_from_slice(&length.to_le_bytes());
     }
     let checksum = crc32c::crc32c(&out[8..]);
@@ -453,7 +511,11 @@ impl MessageRecord {
         for _ in 0..count {
             properties.push((take_sized(&mut bytes)?, take_sized(&mut bytes)?));
         }
-        Ok(MessageRecord { key, properties, value: bytes })
+        Ok(MessageRecord {
+            key,
+            properties,
+            value: bytes,
+        })
     }
 }
 
@@ -474,7 +536,10 @@ fn take_varint(bytes: &mut Bytes) -> Result<usize, BatchError> {
     let mut value = 0usize;
     for shift in [0, 7, 14, 21, 28] {
         if bytes.is_empty() {
-            return Err(BatchError::Short { needed: 1, available: 0 });
+            return Err(BatchError::Short {
+                needed: 1,
+                available: 0,
+            });
         }
         let byte = bytes.get_u8();
         value |= usize::from(byte & 0x7f) << shift;
@@ -482,13 +547,18 @@ fn take_varint(bytes: &mut Bytes) -> Result<usize, BatchError> {
             return Ok(value);
         }
     }
-    Err(BatchError::Inconsistent("a varint has more than five bytes"))
+    Err(BatchError::Inconsistent(
+        "a varint has more than five bytes",
+    ))
 }
 
 fn take_sized(bytes: &mut Bytes) -> Result<Bytes, BatchError> {
     let len = take_varint(bytes)?;
     if len > bytes.len() {
-        return Err(BatchError::Short { needed: len, available: bytes.len() });
+        return Err(BatchError::Short {
+            needed: len,
+            available: bytes.len(),
+        });
     }
     Ok(bytes.split_to(len))
 }

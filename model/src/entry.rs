@@ -81,7 +81,10 @@ impl EntryData {
         }
         let (head, head_len) = EntryHead::decode(&self.head)?;
         if head_len != self.head.len() {
-            return Err(EntryError::Length { head_len, available: self.head.len() });
+            return Err(EntryError::Length {
+                head_len,
+                available: self.head.len(),
+            });
         }
         Ok((head, self.body.clone()))
     }
@@ -151,7 +154,10 @@ impl EntryHead {
         }
         let head_len = usize::from(u16_at(bytes, 8));
         if !(HEAD_BYTES..=HEAD_BYTES_MAX).contains(&head_len) || head_len > bytes.len() {
-            return Err(EntryError::Length { head_len, available: bytes.len() });
+            return Err(EntryError::Length {
+                head_len,
+                available: bytes.len(),
+            });
         }
         let (stored, computed) = (u32_at(bytes, 4), crc32c::crc32c(&bytes[8..head_len]));
         if stored != computed {
@@ -213,8 +219,14 @@ mod tests {
             let head = head(unknown);
             let bytes = head.encode();
             assert_eq!(EntryHead::decode(&bytes), Ok((head.clone(), bytes.len())));
-            let split = EntryData { head: bytes.clone(), body: Bytes::from_static(b"body") };
-            let joined = EntryData { head: Bytes::new(), body: [&bytes[..], b"body"].concat().into() };
+            let split = EntryData {
+                head: bytes.clone(),
+                body: Bytes::from_static(b"body"),
+            };
+            let joined = EntryData {
+                head: Bytes::new(),
+                body: [&bytes[..], b"body"].concat().into(),
+            };
             assert_eq!(split.split(), joined.split());
         }
     }

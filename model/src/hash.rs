@@ -7,16 +7,28 @@ pub fn key_hash(key: &[u8]) -> u32 {
     let mut hash: u32 = 0;
     let mut chunks = key.chunks_exact(4);
     for chunk in &mut chunks {
-        let word = chunk.iter().rev().fold(0u32, |word, byte| (word << 8) | u32::from(*byte));
-        hash = (hash ^ scramble(word)).rotate_left(13).wrapping_mul(5).wrapping_add(0xe654_6b64);
+        let word = chunk
+            .iter()
+            .rev()
+            .fold(0u32, |word, byte| (word << 8) | u32::from(*byte));
+        hash = (hash ^ scramble(word))
+            .rotate_left(13)
+            .wrapping_mul(5)
+            .wrapping_add(0xe654_6b64);
     }
     let tail = chunks.remainder();
     if !tail.is_empty() {
-        let word = tail.iter().rev().fold(0u32, |word, byte| (word << 8) | u32::from(*byte));
+        let word = tail
+            .iter()
+            .rev()
+            .fold(0u32, |word, byte| (word << 8) | u32::from(*byte));
         hash ^= scramble(word);
     }
     // The algorithm mixes in the length modulo 2^32.
-    #[allow(clippy::cast_possible_truncation, reason = "murmur3-32 defines the length mod 2^32")]
+    #[allow(
+        clippy::cast_possible_truncation,
+        reason = "murmur3-32 defines the length mod 2^32"
+    )]
     let length = key.len() as u32;
     finalize(hash ^ length)
 }
@@ -31,7 +43,9 @@ pub fn partition_of(key: &[u8], partitions: u32) -> u32 {
 }
 
 fn scramble(word: u32) -> u32 {
-    word.wrapping_mul(0xcc9e_2d51).rotate_left(15).wrapping_mul(0x1b87_3593)
+    word.wrapping_mul(0xcc9e_2d51)
+        .rotate_left(15)
+        .wrapping_mul(0x1b87_3593)
 }
 
 fn finalize(mut hash: u32) -> u32 {

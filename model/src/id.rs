@@ -151,7 +151,12 @@ mod tests {
     fn random_ids_round_trip_as_text() {
         let id = BookieId([7, 0, 255, 16, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12]);
         assert_eq!(id.to_string().parse::<BookieId>(), Ok(id));
-        for bad in ["", "07", "zz000000000000000000000000000000", "é7000000000000000000000000000"] {
+        for bad in [
+            "",
+            "07",
+            "zz000000000000000000000000000000",
+            "é7000000000000000000000000000",
+        ] {
             assert!(bad.parse::<BookieId>().is_err(), "{bad}");
         }
     }

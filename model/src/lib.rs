@@ -13,4 +13,5 @@ pub mod place;
 pub mod policy;
 pub mod position;
 pub mod quorum;
+pub mod storage;
 pub mod topic;

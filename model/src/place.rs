@@ -46,14 +46,21 @@ impl FromStr for Place {
             return ms.parse().map(Place::TimeMs).map_err(|_| ParsePlaceError);
         }
         if text.bytes().all(|b| b.is_ascii_digit()) {
-            return text.parse().map(|i| Place::Index(Index(i))).map_err(|_| ParsePlaceError);
+            return text
+                .parse()
+                .map(|i| Place::Index(Index(i)))
+                .map_err(|_| ParsePlaceError);
         }
         if let Ok(position) = text.parse() {
             return Ok(Place::Position(position));
         }
         let time = humantime::parse_rfc3339_weak(text).map_err(|_| ParsePlaceError)?;
-        let since_epoch = time.duration_since(UNIX_EPOCH).map_err(|_| ParsePlaceError)?;
-        u64::try_from(since_epoch.as_millis()).map(Place::TimeMs).map_err(|_| ParsePlaceError)
+        let since_epoch = time
+            .duration_since(UNIX_EPOCH)
+            .map_err(|_| ParsePlaceError)?;
+        u64::try_from(since_epoch.as_millis())
+            .map(Place::TimeMs)
+            .map_err(|_| ParsePlaceError)
     }
 }
 
@@ -83,8 +90,11 @@ mod tests {
 
     #[test]
     fn every_written_form_parses_to_its_place() {
-        let position =
-            |l, e, batch_index| Position { ledger: LedgerId(l), entry: EntryId(e), batch_index };
+        let position = |l, e, batch_index| Position {
+            ledger: LedgerId(l),
+            entry: EntryId(e),
+            batch_index,
+        };
         for (text, place) in [
             ("earliest", Place::Earliest),
             ("latest", Place::Latest),
@@ -96,7 +106,18 @@ mod tests {
         ] {
             assert_eq!(text.parse::<Place>(), Ok(place), "{text}");
         }
-        for bad in ["", "-1", "7:", ":3", "1:2:3:4", "9007199254740992:0", "@", "@-1", "noon", "7:+3"] {
+        for bad in [
+            "",
+            "-1",
+            "7:",
+            ":3",
+            "1:2:3:4",
+            "9007199254740992:0",
+            "@",
+            "@-1",
+            "noon",
+            "7:+3",
+        ] {
             assert!(bad.parse::<Place>().is_err(), "{bad}");
         }
     }

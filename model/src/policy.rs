@@ -17,7 +17,10 @@ pub struct Retention {
 
 impl Default for Retention {
     fn default() -> Retention {
-        Retention { time_ms: Some(DEFAULT_RETENTION_MS), size_bytes: Some(0) }
+        Retention {
+            time_ms: Some(DEFAULT_RETENTION_MS),
+            size_bytes: Some(0),
+        }
     }
 }
 
@@ -34,7 +37,11 @@ pub struct Rollover {
 
 impl Default for Rollover {
     fn default() -> Rollover {
-        Rollover { size_bytes: 1024 * 1024 * 1024, age_ms: 4 * 3600 * 1000, entries: 1_000_000 }
+        Rollover {
+            size_bytes: 1024 * 1024 * 1024,
+            age_ms: 4 * 3600 * 1000,
+            entries: 1_000_000,
+        }
     }
 }
 

@@ -43,7 +43,11 @@ impl FromStr for Position {
         if parts.next().is_some() || ledger > LEDGER_ID_MAX {
             return Err(ParsePositionError);
         }
-        Ok(Position { ledger: LedgerId(ledger), entry: EntryId(entry), batch_index })
+        Ok(Position {
+            ledger: LedgerId(ledger),
+            entry: EntryId(entry),
+            batch_index,
+        })
     }
 }
 

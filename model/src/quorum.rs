@@ -29,19 +29,31 @@ pub struct QuorumError {
 
 impl Quorum {
     /// One bookie holds everything: standalone.
-    pub const SINGLE: Quorum = Quorum { ensemble: 1, write: 1, ack: 1 };
+    pub const SINGLE: Quorum = Quorum {
+        ensemble: 1,
+        write: 1,
+        ack: 1,
+    };
 
     /// Checks and builds.
     ///
     /// # Errors
     /// When the sizes are not ordered or exceed [`ENSEMBLE_MAX`].
     pub fn new(ensemble: u32, write: u32, ack: u32) -> Result<Quorum, QuorumError> {
-        let error = QuorumError { ensemble, write, ack };
+        let error = QuorumError {
+            ensemble,
+            write,
+            ack,
+        };
         if ensemble < write || write < ack || ack < 1 || ensemble > ENSEMBLE_MAX {
             return Err(error);
         }
         let small = |n: u32| u8::try_from(n).map_err(|_| error);
-        Ok(Quorum { ensemble: small(ensemble)?, write: small(write)?, ack: small(ack)? })
+        Ok(Quorum {
+            ensemble: small(ensemble)?,
+            write: small(write)?,
+            ack: small(ack)?,
+        })
     }
 
     /// E: bookies that share the ledger.

@@ -69,20 +69,37 @@ pub enum NameError {
     Partition,
 }
 
-fn check(what: &'static str, name: &str, max: usize, allowed: &'static str) -> Result<(), NameError> {
+fn check(
+    what: &'static str,
+    name: &str,
+    max: usize,
+    allowed: &'static str,
+) -> Result<(), NameError> {
     if name.is_empty() {
         return Err(NameError::Empty { what });
     }
     if name.len() > max {
-        return Err(NameError::TooLong { what, bytes: name.len(), max });
+        return Err(NameError::TooLong {
+            what,
+            bytes: name.len(),
+            max,
+        });
     }
     for (at, character) in name.char_indices() {
         if !character.is_ascii_alphanumeric() && !allowed.contains(character) {
-            return Err(NameError::Character { what, character, at, allowed });
+            return Err(NameError::Character {
+                what,
+                character,
+                at,
+                allowed,
+            });
         }
     }
     if name.bytes().all(|b| b == b'.') {
-        return Err(NameError::Dots { what, name: name.to_owned() });
+        return Err(NameError::Dots {
+            what,
+            name: name.to_owned(),
+        });
     }
     Ok(())
 }
@@ -106,7 +123,10 @@ impl NamespaceName {
     pub fn new(tenant: &str, namespace: &str) -> Result<NamespaceName, NameError> {
         check("tenant", tenant, NAME_BYTES_MAX, PUNCTUATION)?;
         check("namespace", namespace, NAME_BYTES_MAX, PUNCTUATION)?;
-        Ok(NamespaceName { tenant: tenant.into(), namespace: namespace.into() })
+        Ok(NamespaceName {
+            tenant: tenant.into(),
+            namespace: namespace.into(),
+        })
     }
 
     /// The tenant.
@@ -154,7 +174,10 @@ impl TopicName {
     /// When it is empty, too long, or has a character that is not allowed.
     pub fn new(namespace: NamespaceName, name: &str) -> Result<TopicName, NameError> {
         check("topic", name, TOPIC_NAME_BYTES_MAX, TOPIC_PUNCTUATION)?;
-        let topic = TopicName { namespace, name: name.into() };
+        let topic = TopicName {
+            namespace,
+            name: name.into(),
+        };
         match topic.split_partition() {
             Err(error) => Err(error),
             Ok(_) => Ok(topic),
@@ -176,16 +199,20 @@ impl TopicName {
     /// The partition number, when this names one partition.
     #[must_use]
     pub fn partition(&self) -> Option<u32> {
-        self.split_partition().ok().flatten().map(|(_, partition)| partition)
+        self.split_partition()
+            .ok()
+            .flatten()
+            .map(|(_, partition)| partition)
     }
 
     /// The partitioned topic that this partition belongs to, or itself.
     #[must_use]
     pub fn base(&self) -> TopicName {
         match self.split_partition() {
-            Ok(Some((base, _))) => {
-                TopicName { namespace: self.namespace.clone(), name: base.into() }
-            }
+            Ok(Some((base, _))) => TopicName {
+                namespace: self.namespace.clone(),
+                name: base.into(),
+            },
             _ => self.clone(),
         }
     }
@@ -200,7 +227,9 @@ impl TopicName {
     }
 
     fn split_partition(&self) -> Result<Option<(&str, u32)>, NameError> {
-        let Some((base, digits)) = self.name.rsplit_once("-partition-") else { return Ok(None) };
+        let Some((base, digits)) = self.name.rsplit_once("-partition-") else {
+            return Ok(None);
+        };
         if base.is_empty() || digits.is_empty() || !digits.bytes().all(|b| b.is_ascii_digit()) {
             return Ok(None);
         }
@@ -303,9 +332,27 @@ mod tests {
     fn names_that_could_escape_are_refused() {
         let long = "x".repeat(64 * 1024);
         for bad in [
-            "", "../", "..", ".", "a/b", "a/b/c/d", "a//c", "/a/b", "nul\0", "tab\t", "line\n", "é",
-            "%2e%2e", "a b", "persistent://orders", "persistent://a/b/", "x-partition-01",
-            "x-partition-4096", "x-partition-99999999999", "a/../c", long.as_str(),
+            "",
+            "../",
+            "..",
+            ".",
+            "a/b",
+            "a/b/c/d",
+            "a//c",
+            "/a/b",
+            "nul\0",
+            "tab\t",
+            "line\n",
+            "é",
+            "%2e%2e",
+            "a b",
+            "persistent://orders",
+            "persistent://a/b/",
+            "x-partition-01",
+            "x-partition-4096",
+            "x-partition-99999999999",
+            "a/../c",
+            long.as_str(),
         ] {
             assert!(bad.parse::<TopicName>().is_err(), "{bad:?}");
         }
@@ -318,6 +365,9 @@ mod tests {
         assert_eq!(third.partition(), Some(3));
         assert_eq!(third.base(), base);
         assert_eq!(base.partition(), None);
-        assert_eq!("x-partition-".parse::<TopicName>().unwrap().partition(), None);
+        assert_eq!(
+            "x-partition-".parse::<TopicName>().unwrap().partition(),
+            None
+        );
     }
 }

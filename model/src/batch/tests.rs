@@ -27,7 +27,13 @@ fn rows() -> Vec<MessageRow> {
         flags: FLAG_HAS_KEY | 1 << 30,
         event_time_ms: 9,
     };
-    vec![row, MessageRow { sequence_delta: 1, ..row }]
+    vec![
+        row,
+        MessageRow {
+            sequence_delta: 1,
+            ..row
+        },
+    ]
 }
 
 #[test]
@@ -44,8 +50,14 @@ fn every_field_survives_a_round_trip() {
 #[test]
 fn golden_bytes_still_parse() {
     let golden = encode(
-        &BatchFields { producer_name: Bytes::from_static(b"p"), ..BatchFields::default() },
-        &[MessageRow { size_bytes: 4, ..MessageRow::default() }],
+        &BatchFields {
+            producer_name: Bytes::from_static(b"p"),
+            ..BatchFields::default()
+        },
+        &[MessageRow {
+            size_bytes: 4,
+            ..MessageRow::default()
+        }],
         &[0, 0, b'h', b'i'],
     )
     .unwrap();

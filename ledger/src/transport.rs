@@ -1,0 +1,19 @@
+//! The way to bookies: gRPC between processes, a function call in standalone.
+
+use aquifer_model::id::BookieId;
+use aquifer_model::storage::{BookieResult, OrderedRequest, ReadBatch, ReadRange, ReplyCallback};
+use async_trait::async_trait;
+
+/// Carries requests to bookies and answers back. Implementations: `bookie_client` (gRPC), and the
+/// in-process one that standalone wires up.
+#[async_trait]
+pub trait BookieTransport: Send + Sync + 'static {
+    /// Submits a request to the one ordered stream of this process to `bookie`; never blocks.
+    /// `reply` is called exactly once. When the way breaks, every request without an answer gets
+    /// `Unreachable`, and requests submitted later never overtake them.
+    fn submit(&self, bookie: BookieId, request: OrderedRequest, reply: ReplyCallback);
+
+    /// Reads entries, outside the ordered stream. Every entry of the answer is digest-verified by
+    /// the caller unless it asked for prefixes.
+    async fn read(&self, bookie: BookieId, range: ReadRange) -> BookieResult<ReadBatch>;
+}

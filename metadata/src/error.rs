@@ -1,0 +1,41 @@
+//! The errors of the metadata store.
+
+use thiserror::Error;
+
+use crate::store::Revision;
+
+/// Why a metadata operation did not do what was asked.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum MetadataError {
+    /// A key was not as expected; nothing was changed (I6).
+    #[error("metadata conflict on {key}: it is at {current:?}")]
+    Conflict {
+        /// The key.
+        key: String,
+        /// Its revision, or `None` if it does not exist.
+        current: Option<Revision>,
+    },
+    /// The request breaks a limit or a rule of the store; retrying is of no use.
+    #[error("bad metadata request: {0}")]
+    Invalid(String),
+    /// A stored value is not what its key promises.
+    #[error("damaged metadata at {key}: {reason}")]
+    Damaged {
+        /// The key, or the file.
+        key: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The store cannot be reached or written; nothing was changed.
+    #[error("metadata store is unavailable: {0}")]
+    Unavailable(String),
+    /// The store did not answer; the change may have been made.
+    #[error("metadata store did not answer, the change may have been made: {0}")]
+    UnknownOutcome(String),
+    /// The session has expired or was closed.
+    #[error("metadata session has expired")]
+    SessionExpired,
+}
+
+/// Result of every metadata operation.
+pub type MetadataResult<T> = Result<T, MetadataError>;

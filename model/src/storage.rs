@@ -1,0 +1,230 @@
+//! What a bookie is asked and what it answers, in plain types: the bookie, its gRPC edge and the
+//! ledger client share them without knowing each other.
+
+use bytes::Bytes;
+use thiserror::Error;
+
+use crate::entry::EntryData;
+use crate::id::{CreationToken, EntryId, LedgerId};
+
+/// A request of the ordered stream of one client to one bookie: requests for a ledger take effect
+/// in the order in which they were submitted (reference.md A5).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OrderedRequest {
+    /// The ledger.
+    pub ledger: LedgerId,
+    /// Its creation token; the bookie stores the first and refuses another (H14).
+    pub token: CreationToken,
+    /// What to do.
+    pub operation: OrderedOperation,
+}
+
+/// What an ordered request asks for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum OrderedOperation {
+    /// Store an entry durably; idempotent for the same bytes.
+    Add(AddEntry),
+    /// Refuse normal adds from now on, durably, and say the highest LAC (I4).
+    Fence,
+    /// Fence, then read one entry after every earlier add is synced and applied (H3).
+    RecoveryRead(EntryId),
+    /// Remember a LAC that no add carried (explicit LAC).
+    WriteLac(EntryId),
+    /// Delete the ledger and leave a tombstone (H15).
+    Delete,
+}
+
+/// One entry to store.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AddEntry {
+    /// Its number.
+    pub entry: EntryId,
+    /// The LAC when it was sent; `None` before the first acknowledgement.
+    pub last_add_confirmed: Option<EntryId>,
+    /// Bytes of the ledger up to and including this entry.
+    pub ledger_length: u64,
+    /// [`digest`] over everything here.
+    pub digest: u32,
+    /// Accepted although the ledger is fenced: written by recovery or repair.
+    pub recovery: bool,
+    /// Head and body.
+    pub data: EntryData,
+}
+
+/// An entry as a bookie holds it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoredEntry {
+    /// Its number.
+    pub entry: EntryId,
+    /// The LAC that it carried.
+    pub last_add_confirmed: Option<EntryId>,
+    /// Bytes of the ledger up to and including it.
+    pub ledger_length: u64,
+    /// [`digest`] over everything, of the whole entry even in a prefix read.
+    pub digest: u32,
+    /// Head and body joined, or the prefix that was asked for.
+    pub data: Bytes,
+}
+
+/// A successful answer to an ordered request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum OrderedReply {
+    /// The entry, fence, LAC or deletion is durable. For a fence: the highest LAC known here.
+    Done {
+        /// Highest LAC that this bookie knows for the ledger.
+        last_add_confirmed: Option<EntryId>,
+    },
+    /// Answer to a recovery read.
+    Entry(StoredEntry),
+}
+
+/// Entries `first..=last`, up to the bounds; at least one if `first` exists.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ReadRange {
+    /// The ledger.
+    pub ledger: LedgerId,
+    /// First entry wanted.
+    pub first: EntryId,
+    /// Last entry wanted.
+    pub last: EntryId,
+    /// Most bytes of entry data, beyond the first entry.
+    pub bytes_max: usize,
+    /// Most entries.
+    pub entries_max: usize,
+    /// Only so many leading bytes of each entry, for reads of headers.
+    pub prefix_bytes: Option<usize>,
+}
+
+/// What a range read found: consecutive entries from `first` on.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct ReadBatch {
+    /// The entries, in order, without gaps. Empty never stands for success.
+    pub entries: Vec<StoredEntry>,
+    /// Highest LAC that the bookie knows for the ledger.
+    pub last_add_confirmed: Option<EntryId>,
+}
+
+/// Why a bookie, or the way to it, did not do what was asked. Only [`BookieError::NoSuchEntry`],
+/// [`BookieError::NoSuchLedger`] and [`BookieError::Deleted`] say that something is not there;
+/// every other error leaves that unknown (reference.md A4).
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum BookieError {
+    /// The index proves that the ledger was never here.
+    #[error("no such ledger on this bookie")]
+    NoSuchLedger,
+    /// The index proves that the entry is not here.
+    #[error("no such entry on this bookie")]
+    NoSuchEntry,
+    /// A recovery has begun; normal adds are refused for good.
+    #[error("ledger is fenced: another writer has taken over")]
+    Fenced,
+    /// The bookie may have lost data of this ledger: neither yes nor no (H6).
+    #[error("ledger is in limbo on this bookie: it may have lost data in an unclean stop")]
+    Limbo,
+    /// Too many bytes in flight; retry.
+    #[error("bookie is overloaded: retry later")]
+    Overloaded,
+    /// No space for normal adds; fences, recovery writes and reads still work.
+    #[error("bookie is read-only: {0}")]
+    ReadOnly(String),
+    /// The disk failed.
+    #[error("bookie storage failed: {0}")]
+    Io(String),
+    /// Bytes do not match their digest.
+    #[error("entry does not match its digest: {0}")]
+    Digest(String),
+    /// The ledger id belongs to a ledger with another creation token (H14).
+    #[error("another ledger with this id is stored here")]
+    Token,
+    /// The entry is stored with other bytes (H14).
+    #[error("the entry is stored here with other bytes")]
+    Conflict,
+    /// The ledger was deleted; its id is never used again.
+    #[error("ledger is deleted")]
+    Deleted,
+    /// The request makes no sense.
+    #[error("bad request: {0}")]
+    Invalid(String),
+    /// The bookie is stopping.
+    #[error("bookie is shutting down")]
+    ShuttingDown,
+    /// No connection, or it broke: the outcome is unknown.
+    #[error("bookie is unreachable: {0}")]
+    Unreachable(String),
+    /// No answer in time: the outcome is unknown.
+    #[error("bookie did not answer in time")]
+    Timeout,
+}
+
+/// What happened to a request.
+pub type BookieResult<T> = Result<T, BookieError>;
+
+/// Called exactly once with the answer, from any thread; must not block.
+pub type ReplyCallback = Box<dyn FnOnce(BookieResult<OrderedReply>) + Send>;
+
+/// CRC32C over ledger, entry, LAC, ledger length and the entry's bytes: computed by the writer,
+/// verified at the bookie's door, on every read, and in the reader (reference.md A1).
+#[must_use]
+pub fn digest(
+    ledger: LedgerId,
+    entry: EntryId,
+    last_add_confirmed: Option<EntryId>,
+    ledger_length: u64,
+    parts: &[&[u8]],
+) -> u32 {
+    let mut prefix = [0u8; 32];
+    prefix[..8].copy_from_slice(&ledger.0.to_le_bytes());
+    prefix[8..16].copy_from_slice(&entry.0.to_le_bytes());
+    let lac = last_add_confirmed.map_or(u64::MAX, |lac| lac.0);
+    prefix[16..24].copy_from_slice(&lac.to_le_bytes());
+    prefix[24..].copy_from_slice(&ledger_length.to_le_bytes());
+    parts.iter().fold(crc32c::crc32c(&prefix), |crc, part| {
+        crc32c::crc32c_append(crc, part)
+    })
+}
+
+impl AddEntry {
+    /// An add with its digest computed.
+    #[must_use]
+    pub fn new(
+        ledger: LedgerId,
+        entry: EntryId,
+        last_add_confirmed: Option<EntryId>,
+        ledger_length: u64,
+        data: EntryData,
+    ) -> AddEntry {
+        let parts: [&[u8]; 2] = [&data.head, &data.body];
+        let digest = digest(ledger, entry, last_add_confirmed, ledger_length, &parts);
+        AddEntry {
+            entry,
+            last_add_confirmed,
+            ledger_length,
+            digest,
+            recovery: false,
+            data,
+        }
+    }
+
+    /// Whether the digest matches the bytes.
+    #[must_use]
+    pub fn is_intact(&self, ledger: LedgerId) -> bool {
+        let parts: [&[u8]; 2] = [&self.data.head, &self.data.body];
+        self.digest
+            == digest(
+                ledger,
+                self.entry,
+                self.last_add_confirmed,
+                self.ledger_length,
+                &parts,
+            )
+    }
+}
+
+impl StoredEntry {
+    /// Whether the digest matches the bytes; meaningless for a prefix read.
+    #[must_use]
+    pub fn is_intact(&self, ledger: LedgerId) -> bool {
+        let lac = self.last_add_confirmed;
+        self.digest == digest(ledger, self.entry, lac, self.ledger_length, &[&self.data])
+    }
+}

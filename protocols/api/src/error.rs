@@ -1,0 +1,121 @@
+//! The kinds of failure that a protocol can tell its clients apart. Mapped once per protocol, in
+//! its `status.rs`, in an exhaustive match.
+
+use thiserror::Error;
+
+/// A kind exists only where the caller acts differently.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ErrorKind {
+    /// The request itself is wrong.
+    InvalidArgument,
+    /// Topic, subscription, namespace or tenant does not exist.
+    NotFound,
+    /// It exists already.
+    AlreadyExists,
+    /// Not in this state.
+    FailedPrecondition,
+    /// Not allowed.
+    PermissionDenied,
+    /// Who are you?
+    Unauthenticated,
+    /// A bound of the tenant or broker is reached.
+    QuotaExceeded,
+    /// Message, batch or frame beyond its bound.
+    TooLarge,
+    /// Bytes were damaged on the way.
+    Checksum,
+    /// Too much in flight; retry.
+    Overloaded,
+    /// Read-only for lack of space; retry.
+    StorageFull,
+    /// Not now; retry.
+    Unavailable,
+    /// Another broker serves this; see `redirect_url`.
+    Redirect,
+    /// Taken over by another producer or owner.
+    Fenced,
+    /// A live producer of this name exists.
+    ProducerBusy,
+    /// The topic was deleted and created again.
+    Incarnation,
+    /// Stored data is damaged or in limbo.
+    DataLoss,
+    /// No answer in time.
+    Timeout,
+    /// The peer speaks no version that we speak.
+    UnsupportedVersion,
+    /// Not built.
+    Unimplemented,
+    /// A bug.
+    Internal,
+}
+
+impl ErrorKind {
+    /// Whether the same request may succeed later, unchanged.
+    #[must_use]
+    pub fn is_retryable(self) -> bool {
+        matches!(
+            self,
+            ErrorKind::Overloaded
+                | ErrorKind::StorageFull
+                | ErrorKind::Unavailable
+                | ErrorKind::Redirect
+                | ErrorKind::ProducerBusy
+                | ErrorKind::Timeout
+        )
+    }
+}
+
+/// What may have become of the request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Outcome {
+    /// Certainly not applied.
+    NotApplied,
+    /// Certainly applied.
+    Applied,
+    /// Either.
+    Unknown,
+}
+
+/// A failure as a protocol sees it.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[error("{message}")]
+pub struct ApiError {
+    /// What kind of failure.
+    pub kind: ErrorKind,
+    /// What may have become of the request.
+    pub outcome: Outcome,
+    /// What happened.
+    pub message: String,
+    /// What to do about it; may be empty.
+    pub advice: String,
+    /// With [`ErrorKind::Redirect`]: where to go.
+    pub redirect_url: Option<String>,
+}
+
+impl ApiError {
+    /// A failure that changed nothing.
+    pub fn new(kind: ErrorKind, message: impl Into<String>) -> ApiError {
+        ApiError {
+            kind,
+            outcome: Outcome::NotApplied,
+            message: message.into(),
+            advice: String::new(),
+            redirect_url: None,
+        }
+    }
+
+    /// The same with advice.
+    #[must_use]
+    pub fn advise(mut self, advice: impl Into<String>) -> ApiError {
+        self.advice = advice.into();
+        self
+    }
+
+    /// The same with another outcome.
+    #[must_use]
+    pub fn outcome(mut self, outcome: Outcome) -> ApiError {
+        self.outcome = outcome;
+        self
+    }
+}

@@ -1,0 +1,31 @@
+//! What a wire protocol implements.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use aquifer_runtime::task::TaskGroup;
+use async_trait::async_trait;
+
+use crate::broker::BrokerApi;
+use crate::error::ApiError;
+
+/// A wire protocol: one folder under `protocols/`, one line in `protocols/registry`.
+#[async_trait]
+pub trait ProtocolHandler: Send + Sync {
+    /// Short name, also its configuration table `protocols.NAME`.
+    fn name(&self) -> &'static str;
+
+    /// The address that clients are to use; known once [`serve`](Self::serve) has bound it.
+    fn advertised(&self) -> Option<String>;
+
+    /// Binds and begins to serve; returns the bound address. Its tasks belong to `tasks` and end
+    /// with it: in-flight requests are finished, then connections closed.
+    ///
+    /// # Errors
+    /// When the address cannot be bound.
+    async fn serve(
+        &self,
+        broker: Arc<dyn BrokerApi>,
+        tasks: TaskGroup,
+    ) -> Result<SocketAddr, ApiError>;
+}
