@@ -1,0 +1,145 @@
+//! Time. Wall time is for timestamps that people read and for expiry that spans restarts;
+//! monotonic time is for durations. Waiting goes through [`sleep`] and [`timeout`], which follow
+//! tokio's clock, so that a paused runtime runs in virtual time.
+//!
+//! Nothing outside this module may ask the operating system for the time.
+
+use std::fmt::Debug;
+use std::future::Future;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+pub use tokio::time::error::Elapsed;
+
+/// A source of time.
+pub trait Clock: Send + Sync + Debug + 'static {
+    /// Milliseconds since the Unix epoch. It may jump in both directions.
+    fn wall_ms(&self) -> u64;
+
+    /// Time since an origin that is fixed for the life of the process. It never goes back.
+    fn monotonic(&self) -> Duration;
+}
+
+/// A clock that components hold and share.
+pub type SharedClock = Arc<dyn Clock>;
+
+/// The clock of the operating system.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct SystemClock;
+
+impl SystemClock {
+    /// The system clock, ready to hand to a component.
+    pub fn shared() -> SharedClock {
+        Arc::new(Self)
+    }
+}
+
+static ORIGIN: OnceLock<Instant> = OnceLock::new();
+
+#[allow(
+    clippy::disallowed_methods,
+    reason = "the one place that reads the clocks of the operating system"
+)]
+impl Clock for SystemClock {
+    fn wall_ms(&self) -> u64 {
+        // A clock before 1970 is a broken machine; zero keeps every comparison well defined.
+        let since = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or(Duration::ZERO);
+        u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+    }
+
+    fn monotonic(&self) -> Duration {
+        let origin = *ORIGIN.get_or_init(Instant::now);
+        Instant::now().saturating_duration_since(origin)
+    }
+}
+
+/// A clock that moves only when a test or a simulation moves it.
+#[derive(Debug, Default)]
+pub struct ManualClock {
+    wall_ms: AtomicU64,
+    monotonic_nanos: AtomicU64,
+}
+
+impl ManualClock {
+    /// A clock that shows `wall_ms` and a monotonic time of zero.
+    pub fn new(wall_ms: u64) -> Arc<Self> {
+        Arc::new(Self {
+            wall_ms: AtomicU64::new(wall_ms),
+            monotonic_nanos: AtomicU64::new(0),
+        })
+    }
+
+    /// Sets the wall clock, forwards or backwards; monotonic time does not move.
+    pub fn set_wall_ms(&self, wall_ms: u64) {
+        self.wall_ms.store(wall_ms, Ordering::SeqCst);
+    }
+
+    /// Moves both clocks forward.
+    pub fn advance(&self, by: Duration) {
+        let nanos = u64::try_from(by.as_nanos()).unwrap_or(u64::MAX);
+        let millis = u64::try_from(by.as_millis()).unwrap_or(u64::MAX);
+        self.monotonic_nanos.fetch_add(nanos, Ordering::SeqCst);
+        self.wall_ms.fetch_add(millis, Ordering::SeqCst);
+    }
+}
+
+impl Clock for ManualClock {
+    fn wall_ms(&self) -> u64 {
+        self.wall_ms.load(Ordering::SeqCst)
+    }
+
+    fn monotonic(&self) -> Duration {
+        Duration::from_nanos(self.monotonic_nanos.load(Ordering::SeqCst))
+    }
+}
+
+/// Waits for a duration of tokio's clock.
+pub async fn sleep(duration: Duration) {
+    tokio::time::sleep(duration).await;
+}
+
+/// Runs a future, and drops it when it takes longer than `limit`.
+pub async fn timeout<F: Future>(limit: Duration, future: F) -> Result<F::Output, Elapsed> {
+    tokio::time::timeout(limit, future).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_system_clock_never_goes_back() {
+        let clock = SystemClock::shared();
+        let mut last = clock.monotonic();
+        for _ in 0..1000 {
+            let now = clock.monotonic();
+            assert!(now >= last);
+            last = now;
+        }
+        assert!(clock.wall_ms() > 1_600_000_000_000, "wall time is in ms");
+    }
+
+    #[test]
+    fn a_manual_clock_moves_only_by_hand() {
+        let clock = ManualClock::new(5_000);
+        clock.advance(Duration::from_millis(1_500));
+        assert_eq!(clock.wall_ms(), 6_500);
+        assert_eq!(clock.monotonic(), Duration::from_millis(1_500));
+        clock.set_wall_ms(10);
+        assert_eq!(clock.wall_ms(), 10);
+        assert_eq!(clock.monotonic(), Duration::from_millis(1_500));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn sleep_and_timeout_follow_virtual_time() {
+        let hour = Duration::from_secs(3600);
+        let started = tokio::time::Instant::now();
+        sleep(hour).await;
+        assert_eq!(started.elapsed(), hour);
+        assert!(timeout(hour, std::future::pending::<()>()).await.is_err());
+        assert_eq!(timeout(hour, async { 7 }).await.ok(), Some(7));
+    }
+}

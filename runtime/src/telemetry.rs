@@ -1,0 +1,279 @@
+//! Logs, traces and metrics of a process.
+//!
+//! Logs go to stderr, with the trace id of the request they belong to; traces go to an OTLP
+//! collector when one is configured. Metrics are OpenTelemetry instruments, exported into a
+//! Prometheus registry that belongs to this object and to nobody else, so that many nodes can
+//! run in one process. An instrument appears in the text under exactly the name it was given:
+//! units and `_total` are part of the names we choose.
+
+mod format;
+mod process;
+
+use std::sync::Arc;
+
+use opentelemetry::metrics::{Meter, MeterProvider};
+use opentelemetry::trace::TracerProvider;
+use opentelemetry_otlp::WithExportConfig;
+use opentelemetry_sdk::Resource;
+use opentelemetry_sdk::metrics::SdkMeterProvider;
+use opentelemetry_sdk::trace::SdkTracerProvider;
+use prometheus::{Registry, TextEncoder};
+use serde::{Deserialize, Serialize};
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{EnvFilter, Layer};
+
+pub use crate::error::TelemetryError;
+pub use process::resident_bytes;
+
+/// How log lines look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// One JSON object a line, for machines.
+    Json,
+}
+
+/// The settings of telemetry.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct TelemetryConfig {
+    /// How log lines look.
+    pub log_format: LogFormat,
+    /// What is logged: a level, or `target=level` pairs.
+    pub log_filter: String,
+    /// Where traces go, for example `http://127.0.0.1:4317`; nowhere without it.
+    pub otlp_endpoint: Option<String>,
+    /// The name of this process in traces.
+    pub service_name: String,
+}
+
+impl Default for TelemetryConfig {
+    fn default() -> Self {
+        Self {
+            log_format: LogFormat::Text,
+            log_filter: "info".to_owned(),
+            otlp_endpoint: None,
+            service_name: "aquifer".to_owned(),
+        }
+    }
+}
+
+/// The telemetry of a process, or of a node in a test. Clones share it.
+#[derive(Debug, Clone)]
+pub struct Telemetry {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    registry: Registry,
+    meters: SdkMeterProvider,
+    traces: Option<SdkTracerProvider>,
+}
+
+impl Telemetry {
+    /// Starts logs, traces and metrics for this process. It works once. With an OTLP endpoint it
+    /// must be called on a tokio runtime.
+    pub fn start(config: &TelemetryConfig) -> Result<Self, TelemetryError> {
+        let filter =
+            EnvFilter::try_new(&config.log_filter).map_err(|error| TelemetryError::Filter {
+                given: config.log_filter.clone(),
+                message: error.to_string(),
+            })?;
+        let resource = Resource::builder()
+            .with_service_name(config.service_name.clone())
+            .build();
+        let traces = tracer_provider(config, resource.clone())?;
+        let (registry, meters) = meter_provider(resource)?;
+        let span_layer = tracing_opentelemetry::layer()
+            .with_tracer(traces.tracer("aquifer"))
+            .with_location(false)
+            .with_threads(false);
+        let log_layer = match config.log_format {
+            LogFormat::Text => tracing_subscriber::fmt::layer()
+                .with_writer(std::io::stderr)
+                .with_ansi(false)
+                .event_format(format::WithTraceId::text())
+                .boxed(),
+            LogFormat::Json => tracing_subscriber::fmt::layer()
+                .with_writer(std::io::stderr)
+                .json()
+                .event_format(format::WithTraceId::json())
+                .boxed(),
+        };
+        tracing_subscriber::registry()
+            .with(filter)
+            .with(span_layer)
+            .with(log_layer)
+            .try_init()
+            .map_err(|_| TelemetryError::AlreadyStarted)?;
+        let telemetry = Self::from_parts(registry, meters, Some(traces));
+        process::register(&telemetry.meter("aquifer_process"));
+        Ok(telemetry)
+    }
+
+    /// Telemetry with a registry of its own that leaves the process alone: no subscriber, no
+    /// exporter.
+    pub fn for_tests() -> Self {
+        let (registry, meters) = meter_provider(Resource::builder_empty().build())
+            .expect("an empty registry accepts its first collector");
+        Self::from_parts(registry, meters, None)
+    }
+
+    fn from_parts(
+        registry: Registry,
+        meters: SdkMeterProvider,
+        traces: Option<SdkTracerProvider>,
+    ) -> Self {
+        Self {
+            inner: Arc::new(Inner {
+                registry,
+                meters,
+                traces,
+            }),
+        }
+    }
+
+    /// A meter, from which a component makes its instruments. `name` is the component.
+    pub fn meter(&self, name: &'static str) -> Meter {
+        self.inner.meters.meter(name)
+    }
+
+    /// The registry behind [`Self::render_metrics`], for collectors that are not OpenTelemetry.
+    pub fn registry(&self) -> &Registry {
+        &self.inner.registry
+    }
+
+    /// All metrics in the text format of Prometheus.
+    pub fn render_metrics(&self) -> String {
+        TextEncoder::new()
+            .encode_to_string(&self.inner.registry.gather())
+            .unwrap_or_else(|error| {
+                tracing::warn!(%error, "metrics could not be rendered");
+                String::new()
+            })
+    }
+
+    /// Sends what is buffered and stops exporting. Logs go on.
+    pub fn shutdown(&self) {
+        if let Some(traces) = &self.inner.traces
+            && let Err(error) = traces.shutdown()
+        {
+            tracing::debug!(%error, "traces were not flushed");
+        }
+        if let Err(error) = self.inner.meters.shutdown() {
+            tracing::debug!(%error, "metrics were not flushed");
+        }
+    }
+}
+
+fn tracer_provider(
+    config: &TelemetryConfig,
+    resource: Resource,
+) -> Result<SdkTracerProvider, TelemetryError> {
+    let builder = SdkTracerProvider::builder().with_resource(resource);
+    let Some(endpoint) = &config.otlp_endpoint else {
+        // Without an exporter spans still get ids, which is what the logs need.
+        return Ok(builder.build());
+    };
+    let exporter = opentelemetry_otlp::SpanExporter::builder()
+        .with_tonic()
+        .with_endpoint(endpoint)
+        .build()
+        .map_err(|error| TelemetryError::Exporter {
+            endpoint: endpoint.clone(),
+            message: error.to_string(),
+        })?;
+    Ok(builder.with_batch_exporter(exporter).build())
+}
+
+fn meter_provider(resource: Resource) -> Result<(Registry, SdkMeterProvider), TelemetryError> {
+    let registry = Registry::new();
+    let exporter = opentelemetry_prometheus::exporter()
+        .with_registry(registry.clone())
+        .without_units()
+        .without_counter_suffixes()
+        .without_target_info()
+        .scope_info_enabled(false)
+        .build()
+        .map_err(|error| TelemetryError::Metrics(error.to_string()))?;
+    let meters = SdkMeterProvider::builder()
+        .with_resource(resource)
+        .with_reader(exporter)
+        .build();
+    Ok((registry, meters))
+}
+
+#[cfg(test)]
+mod tests {
+    use opentelemetry::KeyValue;
+
+    use super::*;
+
+    #[test]
+    fn instruments_keep_their_names_and_registries_are_apart() {
+        let (one, two) = (Telemetry::for_tests(), Telemetry::for_tests());
+        let counter = one
+            .meter("bookie")
+            .u64_counter("aquifer_bookie_entries_total")
+            .with_unit("By")
+            .build();
+        counter.add(3, &[KeyValue::new("result", "ok")]);
+        let text = one.render_metrics();
+        assert!(
+            text.contains("aquifer_bookie_entries_total{result=\"ok\"} 3"),
+            "{text}"
+        );
+        assert!(!two.render_metrics().contains("aquifer_bookie"));
+    }
+
+    #[test]
+    fn histograms_and_gauges_render() {
+        let telemetry = Telemetry::for_tests();
+        let meter = telemetry.meter("test");
+        let histogram = meter
+            .f64_histogram("aquifer_test_seconds")
+            .with_boundaries(vec![0.1, 1.0])
+            .build();
+        histogram.record(0.5, &[]);
+        meter
+            .i64_up_down_counter("aquifer_test_open")
+            .build()
+            .add(2, &[]);
+        let text = telemetry.render_metrics();
+        assert!(
+            text.contains("aquifer_test_seconds_bucket{le=\"1\"} 1"),
+            "{text}"
+        );
+        assert!(text.contains("aquifer_test_open 2"), "{text}");
+    }
+
+    #[test]
+    fn process_metrics_are_observed() {
+        let telemetry = Telemetry::for_tests();
+        process::register(&telemetry.meter("process"));
+        let text = telemetry.render_metrics();
+        let value = |name: &str| -> f64 {
+            let line = text.lines().find(|line| line.starts_with(name)).unwrap();
+            line.rsplit(' ').next().unwrap().parse().unwrap()
+        };
+        assert!(value("aquifer_process_resident_bytes ") > 100_000.0);
+        assert!(value("aquifer_process_cpu_seconds_total ") > 0.0);
+        assert!(value("aquifer_process_open_fds ") >= 3.0);
+        assert!(resident_bytes().unwrap() > 100_000);
+    }
+
+    #[test]
+    fn a_bad_filter_is_refused_with_what_was_given() {
+        let config = TelemetryConfig {
+            log_filter: "aquifer=loud".to_owned(),
+            ..TelemetryConfig::default()
+        };
+        let error = Telemetry::start(&config).unwrap_err();
+        assert!(error.to_string().contains("aquifer=loud"), "{error}");
+    }
+}
