@@ -1,1 +1,17 @@
+//! The broker: topics, subscriptions, dispatch, policies, administration (design.md sections 5 and
+//! 8 to 10). It implements `BrokerApi` and owns no durable state: everything that survives it is
+//! in the topic logs and in the metadata store.
+//!
+//! It never speaks a wire protocol and never talks to a bookie except through the ledger crate.
+#![deny(missing_docs)]
 
+pub mod config;
+pub mod error;
+
+mod api;
+mod broker;
+mod topic;
+
+pub use broker::{Broker, BrokerDeps};
+pub use config::BrokerConfig;
+pub use error::BrokerError;

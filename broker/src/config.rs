@@ -1,0 +1,89 @@
+//! Settings of the broker. Everything here is validated once, at start.
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::BrokerError;
+
+/// Settings of a broker.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct BrokerConfig {
+    /// Name of the cluster.
+    pub cluster: String,
+    /// Bytes of published batches that may wait for storage, over all producers.
+    pub publish_bytes_in_flight_max: usize,
+    /// Frames of one producer that may wait for storage.
+    pub producer_frames_in_flight_max: usize,
+    /// Bytes of deliveries that one consumer's session may hold before its client takes them.
+    pub consumer_queue_bytes_max: usize,
+    /// A topic without clients for so long is unloaded.
+    pub topic_idle_ms: u64,
+    /// How often trimming and idleness are looked at.
+    pub housekeeping_ms: u64,
+    /// A cursor log of this many bytes beyond its snapshot is rolled.
+    pub cursor_log_bytes_max: u64,
+    /// A snapshot of producers' states is taken after this many entries, so that replay stays
+    /// bounded.
+    pub dedup_snapshot_entries: u64,
+    /// A snapshot of producers' states is taken after this many bytes.
+    pub dedup_snapshot_bytes: u64,
+    /// A snapshot of producers' states is taken after this time when anything was published.
+    pub dedup_snapshot_ms: u64,
+}
+
+impl Default for BrokerConfig {
+    fn default() -> BrokerConfig {
+        BrokerConfig {
+            cluster: "standalone".to_owned(),
+            publish_bytes_in_flight_max: 32 << 20,
+            producer_frames_in_flight_max: 1024,
+            consumer_queue_bytes_max: 16 << 20,
+            topic_idle_ms: 5 * 60 * 1000,
+            housekeeping_ms: 30 * 1000,
+            cursor_log_bytes_max: 8 << 20,
+            dedup_snapshot_entries: 20_000,
+            dedup_snapshot_bytes: 512 << 20,
+            dedup_snapshot_ms: 120 * 1000,
+        }
+    }
+}
+
+impl BrokerConfig {
+    /// Checks what types cannot say.
+    ///
+    /// # Errors
+    /// When a value is out of its range; the text says which.
+    pub fn validate(&self) -> Result<(), BrokerError> {
+        let positive = [
+            (
+                "publish_bytes_in_flight_max",
+                self.publish_bytes_in_flight_max as u64,
+            ),
+            (
+                "producer_frames_in_flight_max",
+                self.producer_frames_in_flight_max as u64,
+            ),
+            (
+                "consumer_queue_bytes_max",
+                self.consumer_queue_bytes_max as u64,
+            ),
+            ("topic_idle_ms", self.topic_idle_ms),
+            ("housekeeping_ms", self.housekeeping_ms),
+            ("cursor_log_bytes_max", self.cursor_log_bytes_max),
+            ("dedup_snapshot_entries", self.dedup_snapshot_entries),
+            ("dedup_snapshot_bytes", self.dedup_snapshot_bytes),
+            ("dedup_snapshot_ms", self.dedup_snapshot_ms),
+        ];
+        for (name, value) in positive {
+            if value == 0 {
+                return Err(BrokerError::Config(format!("{name} is 0: give at least 1")));
+            }
+        }
+        if self.cluster.is_empty() {
+            return Err(BrokerError::Config(
+                "cluster is empty: give it a name".to_owned(),
+            ));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,1 @@
+//! A loaded topic: one owner task, one mailbox.
