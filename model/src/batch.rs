@@ -521,10 +521,10 @@ impl MessageRecord {
 
 fn put_varint(out: &mut BytesMut, mut value: usize) {
     while value >= 0x80 {
-        out.put_u8((value & 0x7f) as u8 | 0x80);
+        out.put_u8((value.to_le_bytes()[0] & 0x7f) | 0x80);
         value >>= 7;
     }
-    out.put_u8((value & 0x7f) as u8);
+    out.put_u8(value.to_le_bytes()[0] & 0x7f);
 }
 
 fn put_sized(out: &mut BytesMut, bytes: &[u8]) {
