@@ -6,3 +6,4 @@
 pub mod broker;
 pub mod context;
 pub mod error;
+pub mod handler;
