@@ -1,1 +1,64 @@
-fn main() {}
+//! The binary `aquifer`: every role of a node and the tools of its users (design.md section 16).
+//!
+//! This file only parses arguments and starts what they name. `roles/` wires the parts of a server
+//! together, `commands/` are programs against the client SDK; neither contains behaviour of the
+//! messaging system itself.
+
+mod args;
+mod commands;
+mod connect;
+mod exit;
+mod output;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use crate::args::{Cli, Command};
+use crate::connect::Connect;
+use crate::exit::CliError;
+use crate::output::Output;
+
+/// Memory that was freed goes back to the system within a second (see `.cargo/config.toml`).
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
+/// Threads that run tasks. Two saturate a disk; the journal and RocksDB have their own.
+const WORKER_THREADS: usize = 2;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let out = Output::new(cli.output);
+    let result = run(cli, &out).and_then(|()| out.flush());
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // What was already produced is shown before the error is.
+            let _ = out.flush();
+            out.error(&error);
+            error.exit().into()
+        }
+    }
+}
+
+fn run(cli: Cli, out: &Output) -> Result<(), CliError> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(WORKER_THREADS)
+        .thread_name("aquifer-worker")
+        .enable_all()
+        .build()
+        .map_err(|error| CliError::failed(format!("cannot start the runtime: {error}")))?;
+    let connect = Connect::new(cli.url, cli.timeout);
+    let result = runtime.block_on(async {
+        match cli.command {
+            Command::Produce(args) => commands::produce::run(args, &connect, out).await,
+            Command::Consume(args) => commands::consume::run(args, &connect, out).await,
+            Command::Read(args) => commands::read::run(args, &connect, out).await,
+            Command::Topic(args) => commands::topic::run(args, &connect, out).await,
+            Command::Perf(args) => commands::perf::run(args, &connect, out).await,
+        }
+    });
+    // A thread that is blocked on a terminal or a disk must not keep the process from ending.
+    runtime.shutdown_background();
+    result
+}

@@ -1,0 +1,392 @@
+//! The command line, declared. Names and meanings here are a contract (design.md section 16):
+//! scripts rely on them, so flags may be added but not renamed.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use aquifer_model::place::Place;
+use aquifer_model::topic::{
+    ConsumerName, NamespaceName, ProducerName, SubscriptionName, TopicName,
+};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Where a broker listens unless told otherwise.
+pub const DEFAULT_URL: &str = "http://127.0.0.1:7650";
+
+/// Aquifer: streams on the surface, deep storage below.
+#[derive(Debug, Parser)]
+#[command(name = "aquifer", version, arg_required_else_help = true, after_help = EXIT_CODES)]
+pub struct Cli {
+    /// Addresses of brokers, one or several separated by commas.
+    #[arg(
+        long,
+        global = true,
+        env = "AQUIFER_URL",
+        value_delimiter = ',',
+        default_value = DEFAULT_URL,
+        value_name = "URL[,URL…]"
+    )]
+    pub url: Vec<String>,
+
+    /// How results are printed: for people, or as one JSON object (one a line for streams).
+    #[arg(long, global = true, value_enum, default_value_t = Format::Text)]
+    pub output: Format,
+
+    /// How long one operation may take, retries included.
+    #[arg(long, global = true, value_parser = humantime::parse_duration, default_value = "30s")]
+    pub timeout: Duration,
+
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+const EXIT_CODES: &str = "Exit codes: 0 done, 1 failed, 2 usage, 3 cannot connect, 4 timed out, \
+                          5 refused (permission, quota, fenced)";
+
+/// How results are printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// For people.
+    Text,
+    /// For programs.
+    Json,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Publish messages; done when every one is stored durably.
+    Produce(ProduceArgs),
+    /// Receive and acknowledge the messages of a subscription.
+    Consume(ConsumeArgs),
+    /// Read a topic without leaving a subscription behind.
+    Read(ReadArgs),
+    /// Create, list, inspect and delete topics.
+    Topic(TopicArgs),
+    /// Measure this machine and a running server.
+    Perf(PerfArgs),
+}
+
+/// Arguments of `aquifer standalone`.
+#[derive(Debug, Args)]
+pub struct StandaloneArgs {
+    /// Where everything is stored; created if it does not exist [default: ./aquifer-data].
+    #[arg(long, value_name = "DIR")]
+    pub data_dir: Option<PathBuf>,
+
+    /// Address of the native gRPC API [default: 127.0.0.1:7650]; port 0 takes a free one.
+    #[arg(long, value_name = "A:P")]
+    pub grpc_addr: Option<SocketAddr>,
+
+    /// Address of health checks and metrics [default: 127.0.0.1:7680]; port 0 takes a free one.
+    #[arg(long, value_name = "A:P")]
+    pub http_addr: Option<SocketAddr>,
+
+    /// Address of the bookie's storage API [default: 127.0.0.1:7651]; port 0 takes a free one.
+    #[arg(long, value_name = "A:P")]
+    pub bookie_addr: Option<SocketAddr>,
+
+    /// Listen on addresses that other machines can reach, although nobody is authenticated.
+    #[arg(long)]
+    pub allow_remote: bool,
+
+    /// Give up data that a crash may have lost: ends limbo and prints what is missing.
+    #[arg(long)]
+    pub accept_loss: bool,
+
+    /// Configuration file (TOML). Environment variables AQUIFER_SECTION_KEY and flags go over it.
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+
+    /// Check the configuration, print it and exit; unknown keys are errors.
+    #[arg(long)]
+    pub check_config: bool,
+}
+
+/// Arguments of `aquifer produce`.
+#[derive(Debug, Args)]
+pub struct ProduceArgs {
+    /// The topic: NAME, TENANT/NAMESPACE/NAME or persistent://TENANT/NAMESPACE/NAME.
+    pub topic: TopicName,
+
+    /// The messages. Without any, and without --file, lines of standard input.
+    #[arg(value_name = "MESSAGE")]
+    pub messages: Vec<String>,
+
+    /// Publish the lines of a file.
+    #[arg(long, value_name = "PATH", conflicts_with = "messages")]
+    pub file: Option<PathBuf>,
+
+    /// Key of every message.
+    #[arg(long, group = "key_source")]
+    pub key: Option<String>,
+
+    /// Lines are CSV with a header line; the key is this column.
+    #[arg(long, value_name = "NAME", group = "key_source")]
+    pub key_column: Option<String>,
+
+    /// Lines are JSON; the key is what this JSON pointer finds, such as /user/id.
+    #[arg(long, value_name = "/a/b", group = "key_source")]
+    pub key_pointer: Option<String>,
+
+    /// Name of the producer, for deduplication across runs.
+    #[arg(long, value_name = "NAME")]
+    pub producer_name: Option<ProducerName>,
+
+    /// A property of every message; may be given several times.
+    #[arg(long = "property", value_name = "k=v", value_parser = key_value)]
+    pub properties: Vec<(String, String)>,
+
+    /// How batches are compressed.
+    #[arg(long, value_enum, default_value_t = CompressionArg::None)]
+    pub compression: CompressionArg,
+
+    /// At most so many messages a second; unlimited without it.
+    #[arg(long, value_name = "R")]
+    pub rate: Option<f64>,
+}
+
+/// How batches are compressed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum CompressionArg {
+    /// Not at all.
+    None,
+    /// LZ4: fast.
+    Lz4,
+    /// Zstandard: small.
+    Zstd,
+}
+
+/// Arguments of `aquifer consume`.
+#[derive(Debug, Args)]
+pub struct ConsumeArgs {
+    /// The topic.
+    pub topic: TopicName,
+
+    /// The subscription; created if it does not exist.
+    #[arg(long, short, value_name = "S")]
+    pub subscription: SubscriptionName,
+
+    /// How its consumers share the messages.
+    #[arg(long = "type", value_enum, default_value_t = SubscriptionTypeArg::Exclusive)]
+    pub kind: SubscriptionTypeArg,
+
+    /// Where a new subscription begins.
+    #[arg(long, default_value = "earliest", value_name = "PLACE")]
+    pub from: Place,
+
+    /// End after so many messages.
+    #[arg(long, value_name = "N")]
+    pub count: Option<u64>,
+
+    /// Wait for more at the end of the topic.
+    #[arg(long)]
+    pub follow: bool,
+
+    /// Name of this consumer, for statistics.
+    #[arg(long, value_name = "NAME")]
+    pub consumer_name: Option<ConsumerName>,
+}
+
+/// How the consumers of a subscription share its messages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum SubscriptionTypeArg {
+    /// One consumer.
+    Exclusive,
+    /// Each message to one of many.
+    Shared,
+    /// One consumer, others stand by.
+    Failover,
+    /// Each key to one of many.
+    KeyShared,
+}
+
+/// Arguments of `aquifer read`.
+#[derive(Debug, Args)]
+pub struct ReadArgs {
+    /// The topic.
+    pub topic: TopicName,
+
+    /// Where to begin: earliest, latest, an index, a position L:E, a time or @milliseconds.
+    #[arg(long, default_value = "earliest", value_name = "PLACE")]
+    pub from: Place,
+
+    /// End after so many messages.
+    #[arg(long, value_name = "N")]
+    pub count: Option<u64>,
+
+    /// Wait for more at the end of the topic.
+    #[arg(long)]
+    pub follow: bool,
+}
+
+/// Arguments of `aquifer topic`.
+#[derive(Debug, Args)]
+pub struct TopicArgs {
+    /// What to do with topics.
+    #[command(subcommand)]
+    pub command: TopicCommand,
+}
+
+/// What to do with topics.
+#[derive(Debug, Subcommand)]
+pub enum TopicCommand {
+    /// Create a topic.
+    Create {
+        /// The topic.
+        topic: TopicName,
+        /// Spread it over so many partitions; 0 makes a topic that is not partitioned.
+        #[arg(long, default_value_t = 0, value_name = "N")]
+        partitions: u32,
+    },
+    /// List the topics of a namespace.
+    List {
+        /// The namespace: TENANT/NAMESPACE.
+        #[arg(default_value = "public/default")]
+        namespace: NamespaceName,
+    },
+    /// Show what a topic holds, who uses it and how far they are.
+    Stats {
+        /// The topic.
+        topic: TopicName,
+    },
+    /// Delete a topic with its subscriptions and data.
+    Delete {
+        /// The topic.
+        topic: TopicName,
+        /// Also when producers or consumers are connected.
+        #[arg(long)]
+        force: bool,
+    },
+}
+
+/// Arguments of `aquifer perf`.
+#[derive(Debug, Args)]
+pub struct PerfArgs {
+    /// What to measure.
+    #[command(subcommand)]
+    pub command: PerfCommand,
+}
+
+/// What to measure.
+#[derive(Debug, Subcommand)]
+pub enum PerfCommand {
+    /// Calibrate the disk: write and fdatasync into a pre-zeroed file at 4 KiB, 64 KiB and 1 MiB.
+    Disk {
+        /// The directory whose disk is measured.
+        #[arg(long, default_value = ".", value_name = "DIR")]
+        dir: PathBuf,
+        /// Seconds for each size.
+        #[arg(long, default_value_t = 2.0, value_name = "S")]
+        seconds: f64,
+    },
+    /// Publish as fast as possible, or at a rate.
+    Produce(LoadArgs),
+    /// Consume a backlog, or what is published.
+    Consume(LoadArgs),
+    /// Publish and consume, and measure the time between.
+    E2e(LoadArgs),
+}
+
+/// The load of a measurement.
+#[derive(Debug, Clone, Args)]
+pub struct LoadArgs {
+    /// The topic; one of its own is created without it.
+    #[arg(long, value_name = "T")]
+    pub topic: Option<TopicName>,
+
+    /// Bytes of each message.
+    #[arg(long, default_value_t = 1024, value_name = "BYTES")]
+    pub size: usize,
+
+    /// How many messages.
+    #[arg(long, value_name = "N", conflicts_with = "seconds")]
+    pub count: Option<u64>,
+
+    /// For how long [default: 10, unless --count is given].
+    #[arg(long, value_name = "S")]
+    pub seconds: Option<f64>,
+
+    /// Messages of one producer that may wait for their acknowledgement.
+    #[arg(long, default_value_t = 1000, value_name = "N")]
+    pub window: usize,
+
+    /// Messages a second of all producers together; as many as possible without it.
+    #[arg(long, value_name = "R")]
+    pub rate: Option<f64>,
+
+    /// Producers at once.
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    pub producers: usize,
+
+    /// Consumers at once.
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    pub consumers: usize,
+
+    /// How batches are compressed.
+    #[arg(long, value_enum, default_value_t = CompressionArg::None)]
+    pub compression: CompressionArg,
+}
+
+fn key_value(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
+        _ => Err("a property is KEY=VALUE".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_declaration_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn the_contract_of_the_command_line_parses() {
+        for line in [
+            "produce t hello world --key k --property a=b --producer-name p",
+            "produce public/default/t --file lines --key-column tailnum",
+            "produce persistent://public/default/t --key-pointer /a/b",
+            "consume t --subscription s --type key-shared --from latest --count 3 --follow",
+            "read t --from 7:3 --follow --url http://a:1,http://b:2 --output json",
+            "read t --from 2026-01-31T12:00:00Z",
+            "--output json topic create t --partitions 4",
+            "topic list",
+            "topic stats t",
+            "topic delete t --force",
+            "perf disk",
+            "perf produce --topic t --size 10 --count 5 --window 7 --rate 100 --producers 2",
+            "perf consume --seconds 3 --consumers 2",
+            "perf e2e",
+        ] {
+            let words = std::iter::once("aquifer").chain(line.split(' '));
+            if let Err(error) = Cli::try_parse_from(words) {
+                panic!("{line}: {error}");
+            }
+        }
+    }
+
+    #[test]
+    fn bad_names_and_contradictions_are_usage_errors() {
+        for line in [
+            "produce ../t m",
+            "produce t m --file x",
+            "produce t --key a --key-column b",
+            "produce t m --property novalue",
+            "consume t",
+            "read t --from nowhere",
+            "perf produce --count 1 --seconds 1",
+        ] {
+            let words = std::iter::once("aquifer").chain(line.split(' '));
+            let error = Cli::try_parse_from(words).map(|_| ()).unwrap_err();
+            assert_eq!(error.exit_code(), 2, "{line}");
+        }
+    }
+}

@@ -1,0 +1,12 @@
+//! `aquifer read`.
+
+use crate::args::ReadArgs;
+use crate::connect::Connect;
+use crate::exit::CliError;
+use crate::output::Output;
+
+/// Runs the command.
+pub async fn run(args: ReadArgs, connect: &Connect, out: &Output) -> Result<(), CliError> {
+    tracing::debug!(?args, ?connect, json = out.is_json(), "not built");
+    Err(CliError::failed("this command is not built yet"))
+}
