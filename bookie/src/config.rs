@@ -1,0 +1,147 @@
+//! The settings of a bookie, and the relations between them that must hold.
+
+use std::path::PathBuf;
+
+use aquifer_model::limits::ENTRY_BYTES_MAX;
+use serde::{Deserialize, Serialize};
+
+use crate::error::BookieOpenError;
+
+const MIB: usize = 1024 * 1024;
+/// What a commit holds beyond the data of its largest entry: heads and padding.
+const COMMIT_OVERHEAD_BYTES: usize = 64 * 1024;
+
+/// The settings of a bookie. Directories are created when they do not exist.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct BookieConfig {
+    /// Identity and lock.
+    pub data_dir: PathBuf,
+    /// Journal segments and the mark; best on a disk of its own.
+    pub journal_dir: PathBuf,
+    /// RocksDB.
+    pub ledger_dir: PathBuf,
+    /// Size of the first segment of a new journal, in bytes: small, because start waits for it.
+    pub journal_first_segment_bytes: usize,
+    /// Size of every later segment, in bytes; these are zeroed in the background.
+    pub journal_segment_bytes: usize,
+    /// Most segments of the journal.
+    pub journal_segments_max: usize,
+    /// Room in the journal that only fences, recovery and deletions may use, in bytes.
+    pub journal_reserve_bytes: usize,
+    /// Most bytes of one group commit, unless a single entry is larger.
+    pub commit_bytes_max: usize,
+    /// Most bytes of normal adds between their arrival and RocksDB.
+    pub bytes_in_flight_max: usize,
+    /// The same for fences, recovery and deletions.
+    pub control_bytes_in_flight_max: usize,
+    /// Most bytes of answers to reads that are being prepared.
+    pub read_bytes_in_flight_max: usize,
+    /// Threads that read RocksDB.
+    pub read_threads: usize,
+    /// Size of a RocksDB memtable; there are at most two.
+    pub memtable_bytes: usize,
+    /// RocksDB's block cache.
+    pub block_cache_bytes: usize,
+    /// Entries of at least this size go to blob files. Below it, a compaction that rewrites the
+    /// value costs less than the extra read per value that a blob needs; above it, the topics of
+    /// a busy bookie interleave and compaction would rewrite every payload several times.
+    pub blob_bytes_min: usize,
+    /// Files that RocksDB keeps open.
+    pub open_files_max: u32,
+    /// Ledgers whose state is kept in memory.
+    pub ledgers_cached_max: usize,
+    /// Below this much free space normal adds are refused.
+    pub read_only_below_free_bytes: u64,
+    /// Above this much free space they are accepted again.
+    pub writable_above_free_bytes: u64,
+    /// How often free space is looked at, in milliseconds.
+    pub space_check_ms: u64,
+    /// After so many quiet milliseconds what is in memory is flushed and freed.
+    pub quiet_flush_ms: u64,
+    /// End a limbo at start: what was lost is given up for good.
+    #[serde(skip)]
+    pub accept_loss: bool,
+}
+
+impl Default for BookieConfig {
+    fn default() -> Self {
+        Self {
+            data_dir: PathBuf::from("bookie"),
+            journal_dir: PathBuf::from("bookie/journal"),
+            ledger_dir: PathBuf::from("bookie/ledgers"),
+            journal_first_segment_bytes: 8 * MIB,
+            journal_segment_bytes: 64 * MIB,
+            journal_segments_max: 6,
+            journal_reserve_bytes: MIB,
+            commit_bytes_max: 4 * MIB,
+            bytes_in_flight_max: 16 * MIB,
+            control_bytes_in_flight_max: 8 * MIB,
+            read_bytes_in_flight_max: 32 * MIB,
+            read_threads: 2,
+            memtable_bytes: 32 * MIB,
+            block_cache_bytes: 8 * MIB,
+            blob_bytes_min: 16 * 1024,
+            open_files_max: 256,
+            ledgers_cached_max: 16 * 1024,
+            read_only_below_free_bytes: 256 << 20,
+            writable_above_free_bytes: 512 << 20,
+            space_check_ms: 1_000,
+            quiet_flush_ms: 5_000,
+            accept_loss: false,
+        }
+    }
+}
+
+impl BookieConfig {
+    /// The defaults with everything below one directory.
+    #[must_use]
+    pub fn in_directory(data_dir: impl Into<PathBuf>) -> BookieConfig {
+        let data_dir = data_dir.into();
+        BookieConfig {
+            journal_dir: data_dir.join("journal"),
+            ledger_dir: data_dir.join("ledgers"),
+            data_dir,
+            ..BookieConfig::default()
+        }
+    }
+
+    /// Checks the relations between the settings.
+    pub(crate) fn validate(&self) -> Result<(), BookieOpenError> {
+        let largest_commit = self.commit_bytes_max.max(ENTRY_BYTES_MAX) + COMMIT_OVERHEAD_BYTES;
+        let smallest_segment = self
+            .journal_segment_bytes
+            .min(self.journal_first_segment_bytes);
+        let rules = [
+            (
+                smallest_segment >= largest_commit + self.journal_reserve_bytes,
+                "a journal segment must hold the largest commit and the reserve: \
+                 raise journal_first_segment_bytes and journal_segment_bytes",
+            ),
+            (
+                self.journal_segments_max >= 2,
+                "journal_segments_max must be at least 2",
+            ),
+            (
+                self.read_only_below_free_bytes < self.writable_above_free_bytes,
+                "read_only_below_free_bytes must be less than writable_above_free_bytes",
+            ),
+            (
+                self.read_threads > 0 && self.ledgers_cached_max > 0 && self.space_check_ms > 0,
+                "read_threads, ledgers_cached_max and space_check_ms must not be 0",
+            ),
+            (
+                self.bytes_in_flight_max >= 64 * 1024
+                    && self.control_bytes_in_flight_max >= 64 * 1024
+                    && self.read_bytes_in_flight_max >= 64 * 1024
+                    && self.commit_bytes_max >= 4096
+                    && self.memtable_bytes >= 64 * 1024,
+                "byte budgets of a bookie must be at least 64 KiB, commit_bytes_max 4 KiB",
+            ),
+        ];
+        match rules.iter().find(|(holds, _)| !holds) {
+            Some((_, rule)) => Err(BookieOpenError::Config((*rule).to_owned())),
+            None => Ok(()),
+        }
+    }
+}
