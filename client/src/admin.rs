@@ -1,0 +1,502 @@
+//! Administration: tenants, namespaces, topics, subscriptions.
+//!
+//! Reads are retried after any retryable failure, changes only when they were certainly not
+//! applied; all within the client's operation timeout.
+
+use std::sync::Arc;
+
+use aquifer_model::id::{Index, LedgerId};
+use aquifer_model::place::Place;
+use aquifer_model::policy::NamespacePolicies;
+use aquifer_model::topic::{NamespaceName, SubscriptionName, TopicName};
+use aquifer_proto::v1;
+use tonic::transport::Channel;
+
+use crate::client::Context;
+use crate::consumer::SubscriptionType;
+use crate::error::{ClientError, Result};
+use crate::lookup::unary;
+use crate::retry::Deadline;
+
+type Client = v1::admin_client::AdminClient<Channel>;
+
+/// Items asked for in one page of a list.
+const PAGE_ITEMS: u32 = 1_000;
+
+/// The administrative operations of a cluster.
+#[derive(Clone)]
+pub struct Admin {
+    context: Arc<Context>,
+}
+
+/// What a topic is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TopicDescription {
+    /// Its full name.
+    pub topic: String,
+    /// Its partitions; 0 when it is not partitioned.
+    pub partitions: u32,
+}
+
+/// Statistics of a topic; sums over the partitions of a partitioned one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TopicStats {
+    /// Its full name.
+    pub topic: String,
+    /// Its partitions; 0 when it is not partitioned.
+    pub partitions: u32,
+    /// First index that is kept.
+    pub first_index: Index,
+    /// Index after the newest message.
+    pub end_index: Index,
+    /// Bytes stored.
+    pub stored_bytes: u64,
+    /// Entries stored.
+    pub entries: u64,
+    /// Its ledgers, oldest first.
+    pub ledgers: Vec<LedgerStats>,
+    /// Connected producers.
+    pub producers: Vec<ProducerStats>,
+    /// Subscriptions and readers.
+    pub subscriptions: Vec<SubscriptionStats>,
+    /// Messages published since the topic was loaded.
+    pub messages_in: u64,
+    /// Bytes published since the topic was loaded.
+    pub bytes_in: u64,
+    /// Messages delivered since the topic was loaded.
+    pub messages_out: u64,
+    /// Bytes delivered since the topic was loaded.
+    pub bytes_out: u64,
+}
+
+/// A ledger of a topic.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LedgerStats {
+    /// Its id.
+    pub ledger: LedgerId,
+    /// Index of its first message.
+    pub first_index: Index,
+    /// Its entries.
+    pub entries: u64,
+    /// Its bytes.
+    pub bytes: u64,
+    /// `open` or `closed`.
+    pub state: String,
+}
+
+/// A connected producer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ProducerStats {
+    /// Its name.
+    pub name: String,
+    /// Its highest persisted sequence id.
+    pub last_sequence_id: Option<u64>,
+}
+
+/// A subscription or reader.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SubscriptionStats {
+    /// Its name; readers have one made up.
+    pub name: String,
+    /// How its consumers share.
+    pub kind: SubscriptionType,
+    /// First index that is not acknowledged.
+    pub mark_delete_index: Index,
+    /// Messages that are not acknowledged.
+    pub backlog_messages: u64,
+    /// Messages delivered that wait for their acknowledgement.
+    pub unacknowledged_messages: u64,
+    /// Names of the connected consumers.
+    pub consumers: Vec<String>,
+    /// Whether it outlives its consumers.
+    pub durable: bool,
+    /// Acknowledged islands above the mark.
+    pub acknowledged_ranges: u64,
+}
+
+impl Admin {
+    pub(crate) fn new(context: Arc<Context>) -> Admin {
+        Admin { context }
+    }
+
+    /// Creates a tenant.
+    ///
+    /// # Errors
+    /// [`ErrorKind::AlreadyExists`](crate::ErrorKind::AlreadyExists), or what every call may
+    /// answer: cannot connect, timed out, refused, unavailable.
+    pub async fn create_tenant(&self, tenant: &str) -> Result<()> {
+        let request = v1::CreateTenantRequest {
+            tenant: tenant.to_owned(),
+        };
+        self.call("creating the tenant", false, move |mut client: Client| {
+            let request = request.clone();
+            async move { client.create_tenant(request).await }
+        })
+        .await
+        .map(|_| ())
+    }
+
+    /// Every tenant, in name order.
+    ///
+    /// # Errors
+    /// What every call may answer.
+    pub async fn list_tenants(&self) -> Result<Vec<String>> {
+        let mut all = Vec::new();
+        let mut after = String::new();
+        loop {
+            let request = v1::ListTenantsRequest {
+                after,
+                limit: PAGE_ITEMS,
+            };
+            let page = self
+                .call("listing tenants", true, move |mut client: Client| {
+                    let request = request.clone();
+                    async move { client.list_tenants(request).await }
+                })
+                .await?;
+            all.extend(page.tenants);
+            if page.next.is_empty() {
+                return Ok(all);
+            }
+            after = page.next;
+        }
+    }
+
+    /// Creates a namespace, given as `tenant/namespace`.
+    ///
+    /// # Errors
+    /// `AlreadyExists`, `NotFound` for its tenant, `Invalid` for its name, and what every call may
+    /// answer.
+    pub async fn create_namespace(
+        &self,
+        namespace: &str,
+        policies: NamespacePolicies,
+    ) -> Result<()> {
+        let request = v1::CreateNamespaceRequest {
+            namespace: namespace.parse::<NamespaceName>()?.to_string(),
+            policies: Some(policies.into()),
+        };
+        self.call(
+            "creating the namespace",
+            false,
+            move |mut client: Client| {
+                let request = request.clone();
+                async move { client.create_namespace(request).await }
+            },
+        )
+        .await
+        .map(|_| ())
+    }
+
+    /// The policies of a namespace.
+    ///
+    /// # Errors
+    /// `NotFound`, `Invalid` for its name, and what every call may answer.
+    pub async fn get_namespace(&self, namespace: &str) -> Result<NamespacePolicies> {
+        let request = v1::GetNamespaceRequest {
+            namespace: namespace.parse::<NamespaceName>()?.to_string(),
+        };
+        let answer = self
+            .call("reading the namespace", true, move |mut client: Client| {
+                let request = request.clone();
+                async move { client.get_namespace(request).await }
+            })
+            .await?;
+        let policies = answer
+            .policies
+            .ok_or_else(|| ClientError::Protocol("a namespace without policies".to_owned()))?;
+        NamespacePolicies::try_from(policies)
+            .map_err(|error| ClientError::Protocol(error.to_string()))
+    }
+
+    /// Replaces the policies of a namespace.
+    ///
+    /// # Errors
+    /// `NotFound`, `Invalid` for its name, and what every call may answer.
+    pub async fn update_namespace(
+        &self,
+        namespace: &str,
+        policies: NamespacePolicies,
+    ) -> Result<()> {
+        let request = v1::UpdateNamespaceRequest {
+            namespace: namespace.parse::<NamespaceName>()?.to_string(),
+            policies: Some(policies.into()),
+        };
+        self.call("changing the namespace", true, move |mut client: Client| {
+            let request = request.clone();
+            async move { client.update_namespace(request).await }
+        })
+        .await
+        .map(|_| ())
+    }
+
+    /// Every namespace of a tenant as `tenant/namespace`, in name order.
+    ///
+    /// # Errors
+    /// `NotFound` for the tenant, and what every call may answer.
+    pub async fn list_namespaces(&self, tenant: &str) -> Result<Vec<String>> {
+        let mut all = Vec::new();
+        let mut after = String::new();
+        loop {
+            let request = v1::ListNamespacesRequest {
+                tenant: tenant.to_owned(),
+                after,
+                limit: PAGE_ITEMS,
+            };
+            let page = self
+                .call("listing namespaces", true, move |mut client: Client| {
+                    let request = request.clone();
+                    async move { client.list_namespaces(request).await }
+                })
+                .await?;
+            all.extend(page.namespaces);
+            if page.next.is_empty() {
+                return Ok(all);
+            }
+            after = page.next;
+        }
+    }
+
+    /// Creates a topic; `partitions` 0 makes one that is not partitioned.
+    ///
+    /// # Errors
+    /// `AlreadyExists`, `NotFound` for its namespace, `Invalid` for its name, and what every call
+    /// may answer.
+    pub async fn create_topic(&self, topic: &str, partitions: u32) -> Result<()> {
+        let request = v1::CreateTopicRequest {
+            topic: topic.parse::<TopicName>()?.to_string(),
+            partitions,
+        };
+        self.call("creating the topic", false, move |mut client: Client| {
+            let request = request.clone();
+            async move { client.create_topic(request).await }
+        })
+        .await
+        .map(|_| ())
+    }
+
+    /// Says whether a topic is partitioned; never creates it.
+    ///
+    /// # Errors
+    /// `NotFound`, `Invalid` for its name, and what every call may answer.
+    pub async fn describe_topic(&self, topic: &str) -> Result<TopicDescription> {
+        let request = v1::DescribeTopicRequest {
+            topic: topic.parse::<TopicName>()?.to_string(),
+            create: false,
+        };
+        let answer = self
+            .call("describing the topic", true, move |mut client: Client| {
+                let request = request.clone();
+                async move { client.describe_topic(request).await }
+            })
+            .await?;
+        Ok(TopicDescription {
+            topic: answer.topic,
+            partitions: answer.partitions,
+        })
+    }
+
+    /// Every topic of a namespace, in name order; partitions are not listed apart.
+    ///
+    /// # Errors
+    /// `NotFound` for the namespace, `Invalid` for its name, and what every call may answer.
+    pub async fn list_topics(&self, namespace: &str) -> Result<Vec<TopicDescription>> {
+        let namespace = namespace.parse::<NamespaceName>()?.to_string();
+        let mut all = Vec::new();
+        let mut after = String::new();
+        loop {
+            let request = v1::ListTopicsRequest {
+                namespace: namespace.clone(),
+                after,
+                limit: PAGE_ITEMS,
+            };
+            let page = self
+                .call("listing topics", true, move |mut client: Client| {
+                    let request = request.clone();
+                    async move { client.list_topics(request).await }
+                })
+                .await?;
+            all.extend(page.topics.into_iter().map(|topic| TopicDescription {
+                topic: topic.topic,
+                partitions: topic.partitions,
+            }));
+            if page.next.is_empty() {
+                return Ok(all);
+            }
+            after = page.next;
+        }
+    }
+
+    /// Statistics of a topic, or of one partition.
+    ///
+    /// # Errors
+    /// `NotFound`, `Invalid` for its name, and what every call may answer.
+    pub async fn topic_stats(&self, topic: &str) -> Result<TopicStats> {
+        let topic = topic.parse::<TopicName>()?;
+        let deadline = Deadline::after(self.context.operation_timeout);
+        topic_stats(&self.context, &topic, deadline)
+            .await
+            .map(TopicStats::from)
+    }
+
+    /// Deletes a topic, all its partitions, subscriptions and messages. Without `force` only when
+    /// no producer or consumer is connected.
+    ///
+    /// # Errors
+    /// `NotFound`, `Busy` when it is in use, `Invalid` for its name, and what every call may
+    /// answer.
+    pub async fn delete_topic(&self, topic: &str, force: bool) -> Result<()> {
+        let request = v1::DeleteTopicRequest {
+            topic: topic.parse::<TopicName>()?.to_string(),
+            force,
+        };
+        self.call("deleting the topic", false, move |mut client: Client| {
+            let request = request.clone();
+            async move { client.delete_topic(request).await }
+        })
+        .await
+        .map(|_| ())
+    }
+
+    /// Deletes a subscription. Without `force` only when nobody is connected to it.
+    ///
+    /// # Errors
+    /// `NotFound`, `Busy` when it is in use, `Invalid` for a name, and what every call may answer.
+    pub async fn delete_subscription(
+        &self,
+        topic: &str,
+        subscription: &str,
+        force: bool,
+    ) -> Result<()> {
+        let request = v1::DeleteSubscriptionRequest {
+            topic: topic.parse::<TopicName>()?.to_string(),
+            subscription: SubscriptionName::new(subscription)?.to_string(),
+            force,
+        };
+        self.call(
+            "deleting the subscription",
+            false,
+            move |mut client: Client| {
+                let request = request.clone();
+                async move { client.delete_subscription(request).await }
+            },
+        )
+        .await
+        .map(|_| ())
+    }
+
+    /// Moves a subscription; its consumers continue from there. Answers the new mark-delete index.
+    ///
+    /// # Errors
+    /// `NotFound`, `Invalid` for a name, and what every call may answer.
+    pub async fn seek_subscription(
+        &self,
+        topic: &str,
+        subscription: &str,
+        place: Place,
+    ) -> Result<Index> {
+        let request = v1::SeekSubscriptionRequest {
+            topic: topic.parse::<TopicName>()?.to_string(),
+            subscription: SubscriptionName::new(subscription)?.to_string(),
+            place: place.to_string(),
+        };
+        self.call(
+            "moving the subscription",
+            true,
+            move |mut client: Client| {
+                let request = request.clone();
+                async move { client.seek_subscription(request).await }
+            },
+        )
+        .await
+        .map(|answer| Index(answer.index))
+    }
+
+    async fn call<T, F, Fut>(&self, what: &'static str, idempotent: bool, call: F) -> Result<T>
+    where
+        F: Fn(Client) -> Fut,
+        Fut: Future<Output = std::result::Result<tonic::Response<T>, tonic::Status>>,
+    {
+        let deadline = Deadline::after(self.context.operation_timeout);
+        unary(&self.context, what, idempotent, deadline, |connection| {
+            call(connection.admin())
+        })
+        .await
+    }
+}
+
+/// Statistics as they come, for whoever needs the end of a topic.
+pub(crate) async fn topic_stats(
+    context: &Context,
+    topic: &TopicName,
+    deadline: Deadline,
+) -> Result<v1::TopicStatsResponse> {
+    let request = v1::TopicStatsRequest {
+        topic: topic.to_string(),
+    };
+    unary(
+        context,
+        "reading statistics",
+        true,
+        deadline,
+        |connection| {
+            let request = request.clone();
+            async move { connection.admin().topic_stats(request).await }
+        },
+    )
+    .await
+}
+
+impl From<v1::TopicStatsResponse> for TopicStats {
+    fn from(stats: v1::TopicStatsResponse) -> TopicStats {
+        let ledger = |ledger: v1::LedgerStats| LedgerStats {
+            ledger: LedgerId(ledger.ledger_id),
+            first_index: Index(ledger.first_index),
+            entries: ledger.entries,
+            bytes: ledger.bytes,
+            state: ledger.state,
+        };
+        let producer = |producer: v1::ProducerStats| ProducerStats {
+            name: producer.name,
+            last_sequence_id: producer.last_sequence_id,
+        };
+        TopicStats {
+            topic: stats.topic,
+            partitions: stats.partitions,
+            first_index: Index(stats.first_index),
+            end_index: Index(stats.end_index),
+            stored_bytes: stats.stored_bytes,
+            entries: stats.entries,
+            ledgers: stats.ledgers.into_iter().map(ledger).collect(),
+            producers: stats.producers.into_iter().map(producer).collect(),
+            subscriptions: stats.subscriptions.into_iter().map(Into::into).collect(),
+            messages_in: stats.messages_in,
+            bytes_in: stats.bytes_in,
+            messages_out: stats.messages_out,
+            bytes_out: stats.bytes_out,
+        }
+    }
+}
+
+impl From<v1::SubscriptionStats> for SubscriptionStats {
+    fn from(stats: v1::SubscriptionStats) -> SubscriptionStats {
+        let kind = match stats.r#type() {
+            v1::SubscriptionType::Shared => SubscriptionType::Shared,
+            v1::SubscriptionType::Failover => SubscriptionType::Failover,
+            v1::SubscriptionType::KeyShared => SubscriptionType::KeyShared,
+            v1::SubscriptionType::Exclusive | v1::SubscriptionType::Unspecified => {
+                SubscriptionType::Exclusive
+            }
+        };
+        SubscriptionStats {
+            kind,
+            name: stats.name,
+            mark_delete_index: Index(stats.mark_delete_index),
+            backlog_messages: stats.backlog_messages,
+            unacknowledged_messages: stats.unacknowledged_messages,
+            consumers: stats.consumers,
+            durable: stats.durable,
+            acknowledged_ranges: stats.acknowledged_ranges,
+        }
+    }
+}

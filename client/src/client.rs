@@ -1,0 +1,183 @@
+//! The entry point: settings, the pool of connections, and the builders of everything else.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use aquifer_runtime::clock::{SharedClock, SystemClock};
+use aquifer_runtime::rng::{SharedRng, SystemRng};
+use aquifer_runtime::task::TaskGroup;
+use tokio::sync::Semaphore;
+
+use crate::admin::Admin;
+use crate::connection::Pool;
+use crate::consumer::ConsumerBuilder;
+use crate::error::{ClientError, Result};
+use crate::producer::ProducerBuilder;
+use crate::reader::ReaderBuilder;
+
+/// Where a standalone broker listens unless told otherwise.
+pub const DEFAULT_URL: &str = "http://127.0.0.1:7650";
+/// Default deadline of an operation.
+pub const DEFAULT_OPERATION_TIMEOUT: Duration = Duration::from_secs(30);
+/// Default bound of what all producers of a client hold, in bytes.
+pub const DEFAULT_MEMORY_LIMIT_BYTES: usize = 64 * 1024 * 1024;
+
+/// A client of one cluster. Clones share connections and memory bounds; connections are made when
+/// they are first needed and end when the last clone, producer, consumer and reader is gone.
+#[derive(Clone)]
+pub struct Client {
+    pub(crate) context: Arc<Context>,
+}
+
+/// What everything that a client opens shares.
+pub(crate) struct Context {
+    pub(crate) pool: Pool,
+    pub(crate) operation_timeout: Duration,
+    /// Bytes that producers may still take.
+    pub(crate) memory: Arc<Semaphore>,
+    pub(crate) memory_limit_bytes: usize,
+    pub(crate) clock: SharedClock,
+    pub(crate) rng: SharedRng,
+    pub(crate) tasks: TaskGroup,
+}
+
+/// Builds a [`Client`].
+#[derive(Clone)]
+pub struct ClientBuilder {
+    urls: Vec<String>,
+    operation_timeout: Duration,
+    memory_limit_bytes: usize,
+    clock: SharedClock,
+    rng: SharedRng,
+    tasks: Option<TaskGroup>,
+}
+
+impl Client {
+    /// Starts with the defaults: `http://127.0.0.1:7650`, 30 s, 64 MiB.
+    #[must_use]
+    pub fn builder() -> ClientBuilder {
+        ClientBuilder {
+            urls: Vec::new(),
+            operation_timeout: DEFAULT_OPERATION_TIMEOUT,
+            memory_limit_bytes: DEFAULT_MEMORY_LIMIT_BYTES,
+            clock: SystemClock::shared(),
+            rng: SystemRng::shared(),
+            tasks: None,
+        }
+    }
+
+    /// Checks now that a broker can be reached and speaks our protocol. Not needed otherwise:
+    /// everything connects by itself.
+    ///
+    /// # Errors
+    /// [`ClientError::Connect`] when no address answers, after one try of each.
+    pub async fn connect(&self) -> Result<()> {
+        self.context.pool.any().await.map(|_| ())
+    }
+
+    /// Prepares a producer for a topic, given as `topic` or `tenant/namespace/topic`.
+    #[must_use]
+    pub fn producer(&self, topic: &str) -> ProducerBuilder {
+        ProducerBuilder::new(Arc::clone(&self.context), topic)
+    }
+
+    /// Prepares a consumer of a durable subscription, which is created if it does not exist.
+    #[must_use]
+    pub fn consumer(&self, topic: &str, subscription: &str) -> ConsumerBuilder {
+        ConsumerBuilder::new(Arc::clone(&self.context), topic, subscription)
+    }
+
+    /// Prepares a reader, which leaves nothing behind on the broker.
+    #[must_use]
+    pub fn reader(&self, topic: &str) -> ReaderBuilder {
+        ReaderBuilder::new(Arc::clone(&self.context), topic)
+    }
+
+    /// The administrative operations.
+    #[must_use]
+    pub fn admin(&self) -> Admin {
+        Admin::new(Arc::clone(&self.context))
+    }
+}
+
+impl ClientBuilder {
+    /// Adds the address of a broker, `http://HOST:PORT`, or several separated by commas. Any
+    /// broker of the cluster will do; with several, the next is tried when one does not answer.
+    #[must_use]
+    pub fn url(mut self, url: impl AsRef<str>) -> ClientBuilder {
+        let parts = url.as_ref().split(',').map(str::trim);
+        self.urls
+            .extend(parts.filter(|part| !part.is_empty()).map(str::to_owned));
+        self
+    }
+
+    /// Adds several addresses.
+    #[must_use]
+    pub fn urls<I: IntoIterator<Item = S>, S: AsRef<str>>(self, urls: I) -> ClientBuilder {
+        urls.into_iter().fold(self, |builder, url| builder.url(url))
+    }
+
+    /// How long opening, acknowledging, seeking and administrative calls may take, retries
+    /// included. Default 30 s.
+    #[must_use]
+    pub fn operation_timeout(mut self, timeout: Duration) -> ClientBuilder {
+        self.operation_timeout = timeout;
+        self
+    }
+
+    /// Bytes that all producers of this client together may hold unacknowledged. Default 64 MiB.
+    #[must_use]
+    pub fn memory_limit_bytes(mut self, bytes: usize) -> ClientBuilder {
+        self.memory_limit_bytes = bytes;
+        self
+    }
+
+    /// Another clock, for simulations.
+    #[must_use]
+    pub fn clock(mut self, clock: SharedClock) -> ClientBuilder {
+        self.clock = clock;
+        self
+    }
+
+    /// Another source of randomness, for simulations.
+    #[must_use]
+    pub fn rng(mut self, rng: SharedRng) -> ClientBuilder {
+        self.rng = rng;
+        self
+    }
+
+    /// The group that the client's tasks belong to, where the process has one.
+    #[must_use]
+    pub fn tasks(mut self, tasks: TaskGroup) -> ClientBuilder {
+        self.tasks = Some(tasks);
+        self
+    }
+
+    /// The client. Nothing is connected yet.
+    ///
+    /// # Errors
+    /// [`ClientError::Url`] when an address is no URL, [`ClientError::Invalid`] when a bound is
+    /// zero.
+    pub fn build(mut self) -> Result<Client> {
+        if self.memory_limit_bytes == 0 || self.operation_timeout.is_zero() {
+            return Err(ClientError::Invalid(
+                "memory limit and operation timeout must be above zero".to_owned(),
+            ));
+        }
+        if self.urls.is_empty() {
+            self.urls.push(DEFAULT_URL.to_owned());
+        }
+        let memory_limit_bytes = self.memory_limit_bytes.min(Semaphore::MAX_PERMITS);
+        Ok(Client {
+            context: Arc::new(Context {
+                pool: Pool::new(&self.urls, self.operation_timeout)?,
+                operation_timeout: self.operation_timeout,
+                memory: Arc::new(Semaphore::new(memory_limit_bytes)),
+                memory_limit_bytes,
+                clock: self.clock,
+                rng: self.rng,
+                tasks: self.tasks.unwrap_or_else(|| TaskGroup::new("client")),
+            }),
+        })
+    }
+}

@@ -1,0 +1,272 @@
+//! One HTTP/2 connection per broker address, made when it is first needed and made anew after a
+//! failure. A connection counts only after the handshake of versions and features.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use aquifer_model::limits::FRAME_BYTES_MAX;
+use aquifer_proto::v1::admin_client::AdminClient;
+use aquifer_proto::v1::broker_client::BrokerClient;
+use aquifer_proto::{ERROR_TRAILER, PROTOCOL_VERSION, v1};
+use prost::Message as _;
+use tokio::sync::Mutex;
+use tonic::transport::{Channel, Endpoint};
+
+use crate::error::{ClientError, Outcome, Result};
+
+/// Bytes that may be under way before the peer must say that it has read some.
+const WINDOW_BYTES: u32 = 4 * 1024 * 1024;
+/// Largest HTTP/2 frame that we accept.
+const HTTP2_FRAME_BYTES: u32 = 256 * 1024;
+/// A dead peer is noticed after this without traffic, plus [`KEEP_ALIVE_TIMEOUT`].
+const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(10);
+const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Longest wait for one address, so that a dead one does not use up the time of the others.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Addresses that redirects may add to the pool.
+const ADDRESSES_MAX: usize = 10_000;
+
+/// The connections of a client.
+pub(crate) struct Pool {
+    bootstrap: Vec<Arc<str>>,
+    connect_timeout: Duration,
+    slots: parking_lot::Mutex<HashMap<Arc<str>, Arc<Slot>>>,
+}
+
+/// One address; the lock makes concurrent users share one attempt.
+#[derive(Default)]
+struct Slot {
+    live: Mutex<Option<Connection>>,
+}
+
+/// A connection whose handshake is done.
+#[derive(Clone)]
+pub(crate) struct Connection {
+    url: Arc<str>,
+    channel: Channel,
+    /// Tells this connection from a later one to the same address.
+    token: Arc<()>,
+}
+
+impl Pool {
+    pub(crate) fn new(urls: &[String], timeout: Duration) -> Result<Pool> {
+        let bootstrap = urls
+            .iter()
+            .map(|url| normalize(url))
+            .collect::<Result<Vec<_>>>()?;
+        Ok(Pool {
+            bootstrap,
+            connect_timeout: timeout.min(CONNECT_TIMEOUT),
+            slots: parking_lot::Mutex::new(HashMap::new()),
+        })
+    }
+
+    /// A connection to any of the addresses that the client was given, in their order.
+    pub(crate) async fn any(&self) -> Result<Connection> {
+        let mut tried = Vec::new();
+        for url in &self.bootstrap {
+            match self.open(Arc::clone(url)).await {
+                Ok(connection) => return Ok(connection),
+                Err(ClientError::Connect { tried: reason }) => tried.push(reason),
+                Err(other) => return Err(other),
+            }
+        }
+        Err(ClientError::Connect {
+            tried: tried.join("; "),
+        })
+    }
+
+    /// A connection to the broker that a redirect named.
+    pub(crate) async fn to(&self, url: &str) -> Result<Connection> {
+        self.open(normalize(url)?).await
+    }
+
+    /// Forgets a connection that failed, unless somebody has replaced it already.
+    pub(crate) async fn invalidate(&self, connection: &Connection) {
+        let slot = self.slots.lock().get(&connection.url).map(Arc::clone);
+        let Some(slot) = slot else { return };
+        let mut live = slot.live.lock().await;
+        if live
+            .as_ref()
+            .is_some_and(|current| Arc::ptr_eq(&current.token, &connection.token))
+        {
+            *live = None;
+        }
+    }
+
+    async fn open(&self, url: Arc<str>) -> Result<Connection> {
+        let slot = {
+            let mut slots = self.slots.lock();
+            if slots.len() >= ADDRESSES_MAX {
+                slots.retain(|_, slot| Arc::strong_count(slot) > 1);
+            }
+            Arc::clone(slots.entry(Arc::clone(&url)).or_default())
+        };
+        let mut live = slot.live.lock().await;
+        if let Some(connection) = live.as_ref() {
+            return Ok(connection.clone());
+        }
+        let connection = dial(&url, self.connect_timeout).await?;
+        *live = Some(connection.clone());
+        Ok(connection)
+    }
+}
+
+impl Connection {
+    /// The data plane over this connection.
+    pub(crate) fn broker(&self) -> BrokerClient<Channel> {
+        BrokerClient::new(self.channel.clone())
+            .max_decoding_message_size(FRAME_BYTES_MAX)
+            .max_encoding_message_size(FRAME_BYTES_MAX)
+    }
+
+    /// The control plane over this connection.
+    pub(crate) fn admin(&self) -> AdminClient<Channel> {
+        AdminClient::new(self.channel.clone()).max_decoding_message_size(FRAME_BYTES_MAX)
+    }
+}
+
+fn normalize(url: &str) -> Result<Arc<str>> {
+    let bad = |reason: &str| ClientError::Url {
+        given: url.to_owned(),
+        reason: reason.to_owned(),
+    };
+    let full = if url.contains("://") {
+        url.to_owned()
+    } else {
+        format!("http://{url}")
+    };
+    let uri: tonic::codegen::http::Uri = full.parse().map_err(|_| bad("not a URL"))?;
+    match uri.scheme_str() {
+        Some("http") => {}
+        Some("https") => return Err(bad("TLS is not supported yet")),
+        _ => return Err(bad("the scheme must be http")),
+    }
+    if uri.host().is_none_or(str::is_empty) {
+        return Err(bad("no host"));
+    }
+    Ok(full.trim_end_matches('/').into())
+}
+
+async fn dial(url: &Arc<str>, timeout: Duration) -> Result<Connection> {
+    let refused = |reason: String| ClientError::Connect {
+        tried: format!("{url}: {reason}"),
+    };
+    let endpoint = Endpoint::from_shared(url.to_string())
+        .map_err(|error| refused(error.to_string()))?
+        .connect_timeout(timeout)
+        .tcp_nodelay(true)
+        .initial_stream_window_size(WINDOW_BYTES)
+        .initial_connection_window_size(WINDOW_BYTES)
+        .max_frame_size(HTTP2_FRAME_BYTES)
+        .http2_keep_alive_interval(KEEP_ALIVE_INTERVAL)
+        .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
+        .keep_alive_while_idle(true);
+    let channel = endpoint
+        .connect()
+        .await
+        .map_err(|error| refused(source_text(&error)))?;
+    let connection = Connection {
+        url: Arc::clone(url),
+        channel,
+        token: Arc::new(()),
+    };
+    let request = v1::HandshakeRequest {
+        version_min: PROTOCOL_VERSION,
+        version_max: PROTOCOL_VERSION,
+        features: Vec::new(),
+        client: concat!("aquifer-rust/", env!("CARGO_PKG_VERSION")).to_owned(),
+    };
+    let handshake = async { Ok(connection.broker().handshake(request).await) };
+    let answer = crate::retry::Deadline::after(timeout)
+        .limit("handshake", handshake)
+        .await
+        .map_err(|error| refused(error.to_string()))?;
+    let response = match answer {
+        Ok(response) => response.into_inner(),
+        Err(status) => match from_status("handshake", &status) {
+            error @ ClientError::Broker(_) => return Err(error),
+            other => return Err(refused(other.to_string())),
+        },
+    };
+    if response.version != PROTOCOL_VERSION {
+        return Err(ClientError::Protocol(format!(
+            "asked for protocol version {PROTOCOL_VERSION}, it answered {}",
+            response.version
+        )));
+    }
+    Ok(connection)
+}
+
+/// What a failed call means: the broker's own words where it left some, the transport's otherwise.
+pub(crate) fn from_status(what: &'static str, status: &tonic::Status) -> ClientError {
+    let detail = status
+        .metadata()
+        .get_bin(ERROR_TRAILER)
+        .and_then(|value| value.to_bytes().ok())
+        .and_then(|bytes| v1::ErrorDetail::decode(bytes).ok());
+    if let Some(detail) = detail {
+        return detail.into();
+    }
+    let reason = match std::error::Error::source(status) {
+        Some(source) => format!("{}: {}", status.message(), source_text(source)),
+        None => format!("{} ({:?})", status.message(), status.code()),
+    };
+    ClientError::Connection {
+        what,
+        reason,
+        outcome: Outcome::Unknown,
+    }
+}
+
+fn source_text(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(inner) = source {
+        text = format!("{text}: {inner}");
+        source = inner.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_checked_and_completed() {
+        let text = |url: &str| normalize(url).map(|url| url.to_string());
+        assert_eq!(text("localhost:7650").unwrap(), "http://localhost:7650");
+        assert_eq!(text("http://[::1]:1/").unwrap(), "http://[::1]:1");
+        for bad in ["", "http://", "ftp://x:1", "http://a b", "https://x:1"] {
+            assert!(text(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[tokio::test]
+    async fn every_address_that_failed_is_named() {
+        // Port 1 on loopback: nobody listens there.
+        let urls = ["127.0.0.1:1".to_owned(), "http://127.0.0.1:1".to_owned()];
+        let pool = Pool::new(&urls, Duration::from_secs(5)).unwrap();
+        let error = pool.any().await.map(|_| ()).unwrap_err().to_string();
+        assert_eq!(error.matches("http://127.0.0.1:1").count(), 2, "{error}");
+    }
+
+    #[test]
+    fn the_brokers_own_words_win_over_the_transports() {
+        let detail = v1::ErrorDetail {
+            code: v1::ErrorCode::NotFound.into(),
+            message: "no such topic".to_owned(),
+            ..v1::ErrorDetail::default()
+        };
+        let mut status = tonic::Status::not_found("x");
+        let value = tonic::metadata::MetadataValue::from_bytes(&detail.encode_to_vec());
+        status.metadata_mut().insert_bin(ERROR_TRAILER, value);
+        let error = from_status("test", &status);
+        assert_eq!(error.code(), Some(v1::ErrorCode::NotFound));
+        let plain = from_status("test", &tonic::Status::unavailable("gone"));
+        assert!(plain.is_retryable());
+        assert_eq!(plain.outcome(), Outcome::Unknown);
+    }
+}

@@ -1,0 +1,266 @@
+//! The one error of the SDK. Rich inside, few kinds outside: a kind exists only where the
+//! application acts differently.
+
+use std::time::Duration;
+
+use aquifer_model::batch::BatchError;
+use aquifer_model::topic::NameError;
+use aquifer_proto::v1;
+use thiserror::Error;
+
+/// Result of every call of the SDK.
+pub type Result<T> = std::result::Result<T, ClientError>;
+
+/// What the application can do about a failure.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ErrorKind {
+    /// No broker could be reached. Check the addresses, or try again later.
+    Connect,
+    /// No answer within the deadline. See [`ClientError::outcome`] before trying again.
+    Timeout,
+    /// The request itself is wrong: a name, an argument, a message that is too large. Fix it.
+    Invalid,
+    /// Topic, subscription, namespace or tenant does not exist.
+    NotFound,
+    /// It exists already.
+    AlreadyExists,
+    /// Somebody else uses it, or it is not in the right state: try again later, or take it over.
+    Busy,
+    /// Not allowed: permission, authentication or quota.
+    Refused,
+    /// Taken over by another producer, or the topic was deleted. Open anew if that was not meant.
+    Fenced,
+    /// The broker cannot serve it now. Try again.
+    Unavailable,
+    /// Bytes were damaged, on the way or in storage.
+    Damaged,
+    /// The producer, consumer, reader or client was closed by the application.
+    Closed,
+    /// A version or feature that the peer does not have, or a bug.
+    Internal,
+}
+
+/// What may have become of a request that failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Outcome {
+    /// Certainly not applied: repeating it cannot duplicate anything.
+    NotApplied,
+    /// Certainly applied.
+    Applied,
+    /// Either.
+    Unknown,
+}
+
+/// A failure. The text says what happened and what to do about it.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum ClientError {
+    /// No broker could be reached.
+    #[error("cannot connect to any broker: {tried}; check the addresses and that a broker runs")]
+    Connect {
+        /// Every address that was tried, with its reason.
+        tried: String,
+    },
+    /// An address that is no URL of a broker.
+    #[error("{given:?} is not a broker address: give http://HOST:PORT ({reason})")]
+    Url {
+        /// What was given.
+        given: String,
+        /// Why it was refused.
+        reason: String,
+    },
+    /// A name of a topic, subscription, producer or consumer is not allowed.
+    #[error(transparent)]
+    Name(#[from] NameError),
+    /// Another argument is wrong.
+    #[error("{0}")]
+    Invalid(String),
+    /// A message beyond its bound. Nothing was sent.
+    #[error("{what} has {bytes} bytes, at most {max} are allowed: split it")]
+    TooLarge {
+        /// What is too large.
+        what: &'static str,
+        /// Its size in bytes.
+        bytes: usize,
+        /// The bound in bytes.
+        max: usize,
+    },
+    /// No answer in time.
+    #[error("{what} got no answer within {after:?}; outcome: {outcome:?}")]
+    Timeout {
+        /// What was waited for.
+        what: &'static str,
+        /// The limit that passed.
+        after: Duration,
+        /// What may have become of it.
+        outcome: Outcome,
+    },
+    /// The broker answered with an error.
+    #[error("{0}")]
+    Broker(Box<BrokerError>),
+    /// The connection failed while a request was under way.
+    #[error("connection to the broker failed during {what}: {reason}; try again")]
+    Connection {
+        /// What was under way.
+        what: &'static str,
+        /// What the transport said.
+        reason: String,
+        /// What may have become of it.
+        outcome: Outcome,
+    },
+    /// A batch that cannot be read. The message stays unacknowledged.
+    #[error("batch {ledger}:{entry} cannot be read: {reason}")]
+    Damaged {
+        /// Ledger that holds it.
+        ledger: u64,
+        /// Entry within the ledger.
+        entry: u64,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The broker sent what the protocol does not allow.
+    #[error("the broker broke the protocol: {0}; client and broker may not fit together")]
+    Protocol(String),
+    /// The subscription was moved by a seek after the message had been delivered, so the
+    /// acknowledgement no longer counts.
+    #[error("a seek moved the subscription after this delivery: the acknowledgement was dropped")]
+    Stale,
+    /// Closed by the application.
+    #[error("the {0} is closed: open a new one")]
+    Closed(&'static str),
+}
+
+/// What a broker said went wrong.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[error("{message}{}{advice}", if advice.is_empty() { "" } else { ": " })]
+pub struct BrokerError {
+    /// The stable code of the protocol.
+    pub code: v1::ErrorCode,
+    /// Whether the same request may succeed later, unchanged.
+    pub retryable: bool,
+    /// What may have become of the request.
+    pub outcome: Outcome,
+    /// What happened.
+    pub message: String,
+    /// What to do about it; may be empty.
+    pub advice: String,
+    /// The broker that serves the topic, with code `REDIRECT`.
+    pub redirect_url: Option<String>,
+}
+
+impl From<v1::ErrorDetail> for BrokerError {
+    fn from(detail: v1::ErrorDetail) -> BrokerError {
+        let outcome = match detail.outcome() {
+            v1::Outcome::NotApplied => Outcome::NotApplied,
+            v1::Outcome::Applied => Outcome::Applied,
+            v1::Outcome::Unknown => Outcome::Unknown,
+        };
+        BrokerError {
+            code: detail.code(),
+            retryable: detail.retryable,
+            outcome,
+            redirect_url: Some(detail.redirect_url).filter(|url| !url.is_empty()),
+            message: detail.message,
+            advice: detail.advice,
+        }
+    }
+}
+
+impl From<v1::ErrorDetail> for ClientError {
+    fn from(detail: v1::ErrorDetail) -> ClientError {
+        ClientError::Broker(Box::new(detail.into()))
+    }
+}
+
+impl From<BatchError> for ClientError {
+    fn from(error: BatchError) -> ClientError {
+        match error {
+            BatchError::TooLarge { what, got, max } => ClientError::TooLarge {
+                what,
+                bytes: got,
+                max,
+            },
+            other => ClientError::Invalid(other.to_string()),
+        }
+    }
+}
+
+impl ClientError {
+    /// What the application can do about it.
+    #[must_use]
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            ClientError::Connect { .. } => ErrorKind::Connect,
+            ClientError::Timeout { .. } => ErrorKind::Timeout,
+            ClientError::Url { .. }
+            | ClientError::Name(_)
+            | ClientError::Invalid(_)
+            | ClientError::TooLarge { .. } => ErrorKind::Invalid,
+            ClientError::Broker(error) => error.kind(),
+            ClientError::Connection { .. } => ErrorKind::Unavailable,
+            ClientError::Damaged { .. } => ErrorKind::Damaged,
+            ClientError::Protocol(_) => ErrorKind::Internal,
+            ClientError::Stale => ErrorKind::Busy,
+            ClientError::Closed(_) => ErrorKind::Closed,
+        }
+    }
+
+    /// Whether the same request may succeed later, unchanged. The SDK has already retried until
+    /// its deadline where that was safe.
+    #[must_use]
+    pub fn is_retryable(&self) -> bool {
+        match self {
+            ClientError::Broker(error) => error.retryable,
+            ClientError::Connect { .. }
+            | ClientError::Timeout { .. }
+            | ClientError::Connection { .. } => true,
+            _ => false,
+        }
+    }
+
+    /// What may have become of the request. With [`Outcome::Unknown`] a repeated message is
+    /// stored once only if it carries the same sequence id.
+    #[must_use]
+    pub fn outcome(&self) -> Outcome {
+        match self {
+            ClientError::Timeout { outcome, .. } | ClientError::Connection { outcome, .. } => {
+                *outcome
+            }
+            ClientError::Broker(error) => error.outcome,
+            ClientError::Protocol(_) => Outcome::Unknown,
+            _ => Outcome::NotApplied,
+        }
+    }
+
+    /// The protocol's code, where a broker answered with one.
+    #[must_use]
+    pub fn code(&self) -> Option<v1::ErrorCode> {
+        match self {
+            ClientError::Broker(error) => Some(error.code),
+            _ => None,
+        }
+    }
+}
+
+impl BrokerError {
+    fn kind(&self) -> ErrorKind {
+        use v1::ErrorCode as Code;
+        match self.code {
+            Code::InvalidArgument | Code::TooLarge => ErrorKind::Invalid,
+            Code::NotFound => ErrorKind::NotFound,
+            Code::AlreadyExists => ErrorKind::AlreadyExists,
+            Code::FailedPrecondition | Code::ProducerBusy => ErrorKind::Busy,
+            Code::PermissionDenied | Code::Unauthenticated | Code::QuotaExceeded => {
+                ErrorKind::Refused
+            }
+            Code::Checksum | Code::DataLoss => ErrorKind::Damaged,
+            Code::Overloaded | Code::StorageFull | Code::Unavailable | Code::Redirect => {
+                ErrorKind::Unavailable
+            }
+            Code::Fenced | Code::Incarnation => ErrorKind::Fenced,
+            Code::Timeout => ErrorKind::Timeout,
+            Code::Unspecified | Code::UnsupportedVersion | Code::Unimplemented | Code::Internal => {
+                ErrorKind::Internal
+            }
+        }
+    }
+}

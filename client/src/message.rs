@@ -1,0 +1,152 @@
+//! What applications send and receive.
+
+use std::sync::Arc;
+
+use aquifer_model::batch::MessageRecord;
+use aquifer_model::id::{Index, OwnerEpoch, SeekEpoch};
+use aquifer_model::limits::{KEY_BYTES_MAX, MESSAGE_BYTES_MAX, PROPERTIES_MAX};
+use aquifer_model::position::Position;
+use aquifer_model::topic::TopicName;
+use bytes::Bytes;
+
+use crate::error::{ClientError, Result};
+
+/// A message to send.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Message {
+    pub(crate) record: MessageRecord,
+    pub(crate) has_key: bool,
+    pub(crate) event_time_ms: Option<u64>,
+    pub(crate) sequence_id: Option<u64>,
+}
+
+impl Message {
+    /// A message with this payload, which is copied once, into the batch.
+    pub fn new(payload: impl Into<Bytes>) -> Message {
+        Message {
+            record: MessageRecord {
+                value: payload.into(),
+                ..MessageRecord::default()
+            },
+            ..Message::default()
+        }
+    }
+
+    /// Messages with the same key go to the same partition, in order; at most 64 KiB.
+    #[must_use]
+    pub fn key(mut self, key: impl Into<Bytes>) -> Message {
+        self.record.key = key.into();
+        self.has_key = true;
+        self
+    }
+
+    /// Adds a property; at most 256 of them.
+    #[must_use]
+    pub fn property(mut self, name: impl Into<String>, value: impl Into<String>) -> Message {
+        let pair = (Bytes::from(name.into()), Bytes::from(value.into()));
+        self.record.properties.push(pair);
+        self
+    }
+
+    /// When the event happened, in ms since the Unix epoch.
+    #[must_use]
+    pub fn event_time_ms(mut self, ms: u64) -> Message {
+        self.event_time_ms = Some(ms);
+        self
+    }
+
+    /// The application's own sequence id, greater than that of the producer's message before;
+    /// gaps are allowed. With deduplication on, a message whose id the topic has already stored
+    /// for this producer name is acknowledged as a duplicate and not stored again.
+    #[must_use]
+    pub fn sequence_id(mut self, id: u64) -> Message {
+        self.sequence_id = Some(id);
+        self
+    }
+
+    /// Bytes of key, properties and payload together: what the bounds count.
+    #[must_use]
+    pub fn size_bytes(&self) -> usize {
+        let properties: usize = self
+            .record
+            .properties
+            .iter()
+            .map(|(name, value)| name.len() + value.len())
+            .sum();
+        self.record.key.len() + properties + self.record.value.len()
+    }
+
+    /// Refuses what no broker would accept.
+    pub(crate) fn check(&self) -> Result<()> {
+        let too_large = |what, bytes, max| Err(ClientError::TooLarge { what, bytes, max });
+        let size = self.size_bytes();
+        if size > MESSAGE_BYTES_MAX {
+            return too_large("message", size, MESSAGE_BYTES_MAX);
+        }
+        if self.record.key.len() > KEY_BYTES_MAX {
+            return too_large("key", self.record.key.len(), KEY_BYTES_MAX);
+        }
+        if self.record.properties.len() > PROPERTIES_MAX {
+            return Err(ClientError::Invalid(format!(
+                "a message has {} properties, at most {PROPERTIES_MAX} are allowed",
+                self.record.properties.len()
+            )));
+        }
+        Ok(())
+    }
+}
+
+/// Proof that a message is stored, durably.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SendReceipt {
+    /// Where it is stored; `None` only for a duplicate of a message that was stored so long ago
+    /// that the broker no longer remembers where.
+    pub position: Option<Position>,
+    /// Its index in the partition; `None` like `position`.
+    pub index: Option<Index>,
+    /// The sequence id it was sent with.
+    pub sequence_id: u64,
+    /// It was stored before, and `position` is where.
+    pub duplicate: bool,
+    /// The partition it went to; `None` for a topic that is not partitioned.
+    pub partition: Option<u32>,
+}
+
+/// A message that a consumer or reader received. Cloning is cheap: parts share the batch.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ReceivedMessage {
+    /// Where it is stored.
+    pub position: Position,
+    /// Its index in the partition.
+    pub index: Index,
+    /// Its key, if it has one.
+    pub key: Option<Bytes>,
+    /// Its payload.
+    pub payload: Bytes,
+    /// Its properties in the order they were set; bytes that are not UTF-8 are replaced.
+    pub properties: Vec<(String, String)>,
+    /// Name of the producer that sent it.
+    pub producer_name: Arc<str>,
+    /// Its sequence id among the messages of that producer.
+    pub sequence_id: u64,
+    /// When the producer sent it, by the producer's clock, in ms since the Unix epoch.
+    pub publish_time_ms: u64,
+    /// When the event happened, where the application said so, in ms since the Unix epoch.
+    pub event_time_ms: Option<u64>,
+    /// When the broker accepted it, in ms since the Unix epoch; never goes back in a partition.
+    pub broker_time_ms: u64,
+    /// How often it was delivered before.
+    pub redelivery_count: u32,
+    /// The topic, or partition, that it came from.
+    pub topic: Arc<TopicName>,
+    pub(crate) origin: Origin,
+}
+
+/// Which delivery a message came with: an acknowledgement must name it (H9, H12).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub(crate) struct Origin {
+    pub(crate) partition: usize,
+    pub(crate) owner_epoch: OwnerEpoch,
+    pub(crate) seek_epoch: SeekEpoch,
+}

@@ -1,0 +1,103 @@
+//! A result that many waiters share: one allocation per batch or request, none per message.
+//!
+//! Set once, never changed. Wakers are bounded by the number of waiters that exist.
+
+use std::sync::OnceLock;
+use std::task::{Context, Poll, Waker};
+
+use parking_lot::Mutex;
+
+/// A value that arrives later.
+#[derive(Debug)]
+pub(crate) struct Settle<T> {
+    value: OnceLock<T>,
+    wakers: Mutex<Vec<Waker>>,
+}
+
+impl<T> Default for Settle<T> {
+    fn default() -> Settle<T> {
+        Settle {
+            value: OnceLock::new(),
+            wakers: Mutex::new(Vec::new()),
+        }
+    }
+}
+
+impl<T> Settle<T> {
+    /// Sets the value and wakes everybody; the first value stays.
+    pub(crate) fn set(&self, value: T) {
+        if self.value.set(value).is_err() {
+            return;
+        }
+        let wakers = std::mem::take(&mut *self.wakers.lock());
+        wakers.into_iter().for_each(Waker::wake);
+    }
+
+    /// The value, once it is there. `slot` belongs to the waiter and starts as `None`.
+    pub(crate) fn poll(&self, slot: &mut Option<usize>, cx: &mut Context<'_>) -> Poll<&T> {
+        if let Some(value) = self.value.get() {
+            return Poll::Ready(value);
+        }
+        let mut wakers = self.wakers.lock();
+        // The value is set before the wakers are taken, so a waiter that finds none here is in
+        // the list in time.
+        if let Some(value) = self.value.get() {
+            return Poll::Ready(value);
+        }
+        match slot.and_then(|at| wakers.get_mut(at)) {
+            Some(waker) => waker.clone_from(cx.waker()),
+            None => {
+                *slot = Some(wakers.len());
+                wakers.push(cx.waker().clone());
+            }
+        }
+        Poll::Pending
+    }
+
+    /// Waits for the value.
+    pub(crate) async fn wait(&self) -> &T {
+        let mut slot = None;
+        std::future::poll_fn(|cx| match self.poll(&mut slot, cx) {
+            Poll::Ready(_) => Poll::Ready(()),
+            Poll::Pending => Poll::Pending,
+        })
+        .await;
+        self.value
+            .get()
+            .expect("poll is ready only when the value is set")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use futures::FutureExt;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn every_waiter_gets_the_first_value() {
+        let settle = Arc::new(Settle::default());
+        let early = Arc::clone(&settle);
+        let waiters = futures::future::join_all((0..3).map(|_| async { *early.wait().await }));
+        let set = async {
+            settle.set(1);
+            settle.set(2);
+        };
+        let (values, ()) = futures::join!(waiters, set);
+        assert_eq!(values, [1, 1, 1]);
+        assert_eq!(settle.wait().now_or_never(), Some(&1));
+    }
+
+    #[test]
+    fn one_waiter_keeps_one_waker_however_often_it_polls() {
+        let settle = Settle::<u8>::default();
+        let mut cx = Context::from_waker(Waker::noop());
+        let mut slot = None;
+        for _ in 0..10 {
+            assert!(settle.poll(&mut slot, &mut cx).is_pending());
+        }
+        assert_eq!(settle.wakers.lock().len(), 1);
+    }
+}
