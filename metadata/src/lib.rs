@@ -4,4 +4,6 @@
 #![deny(missing_docs)]
 
 pub mod error;
+pub mod keys;
+pub mod record;
 pub mod store;

@@ -54,6 +54,22 @@ pub enum Operation {
     },
 }
 
+impl Operation {
+    /// The key that it changes.
+    pub fn key(&self) -> &str {
+        match self {
+            Self::Put { key, .. } | Self::Delete { key, .. } => key,
+        }
+    }
+
+    /// What the key must be.
+    pub fn expect(&self) -> Expect {
+        match self {
+            Self::Put { expect, .. } | Self::Delete { expect, .. } => *expect,
+        }
+    }
+}
+
 /// A key that must be as expected but is not changed: how a caller pins its ownership epoch
 /// without this crate or `ledger` knowing of brokers.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -1,0 +1,377 @@
+//! Every key of the store, in one place: how it is built, read back, and which partition it
+//! belongs to.
+//!
+//! Keys are relative to the root of a cluster ([`root`]); a store that serves several clusters
+//! puts the root in front, so that nobody else handles it. Invariants:
+//! - A name inside a key never contains `/`: what the allow-list of names lets through is kept
+//!   and everything else is percent-encoded. So a key cannot leave its prefix.
+//! - A prefix ends in `/`, so that the one of `a` never matches the keys of `ab`.
+//! - Reading back accepts only what building produces, byte for byte.
+
+#[cfg(test)]
+mod tests;
+
+use std::borrow::Cow;
+use std::fmt;
+use std::str::FromStr;
+
+use aquifer_model::id::{BookieId, BrokerId, LEDGER_ID_MAX, LedgerId};
+use aquifer_model::topic::{NamespaceName, TopicName};
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
+
+use crate::error::{MetadataError, MetadataResult};
+use crate::store::{Operation, Transaction};
+
+/// Punctuation of valid names; the rest is escaped, above all `/` and `%`.
+const ESCAPED: &AsciiSet = &NON_ALPHANUMERIC
+    .remove(b'-')
+    .remove(b'_')
+    .remove(b'.')
+    .remove(b':')
+    .remove(b'=')
+    .remove(b'~')
+    .remove(b'@')
+    .remove(b'+');
+
+/// Longest key, in bytes: the longest names, all of them escaped, fit.
+pub const KEY_BYTES_MAX: usize = 4096;
+
+/// The counter from which ledger ids are drawn.
+pub const IDS_LEDGER: &str = "ledger";
+
+/// A key, by what it stands for.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Key {
+    /// `t/T`: a tenant.
+    Tenant(String),
+    /// `t/T/N/p`: a namespace with its policies and bundles.
+    Namespace(NamespaceName),
+    /// `t/T/N/t/NAME`: a topic.
+    Topic(TopicName),
+    /// `l/ID`: a ledger.
+    Ledger(LedgerId),
+    /// `own/T/N/RANGE`: the owner of a bundle.
+    BundleOwner(NamespaceName, BundleRange),
+    /// `brokers/ID`: a living broker (leased).
+    Broker(BrokerId),
+    /// `bookies/ID`: a living bookie (leased).
+    Bookie(BookieId),
+    /// `cookies/ID`: the permanent identity of a bookie.
+    Cookie(BookieId),
+    /// `s/T/N/NAME/VERSION`: a version of a topic's schema.
+    Schema(TopicName, u64),
+    /// `u/ID`: an under-replicated ledger.
+    UnderReplicated(LedgerId),
+    /// `g/ID`: a ledger that is being deleted.
+    Deletion(LedgerId),
+    /// `ids/NAME`: a counter.
+    IdRange(String),
+    /// `clusters/NAME`: a peer for geo-replication.
+    Cluster(String),
+}
+
+/// A range of the 32-bit topic hash space, both ends included.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct BundleRange {
+    /// First hash.
+    pub first: u32,
+    /// Last hash, not below the first.
+    pub last: u32,
+}
+
+/// Which transactions a key may take part in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Partition<'a> {
+    /// Only those of this partition: `tenant/namespace`, or empty for the whole cluster.
+    Named(Cow<'a, str>),
+    /// Those of the topic that the ledger belongs to, which only the caller knows.
+    OfOwner,
+}
+
+/// Where the keys of a cluster begin in a store that several clusters share.
+pub fn root(cluster: &str) -> String {
+    format!("/aquifer/v1/{}/", escape(cluster))
+}
+
+/// Key of a tenant.
+pub fn tenant(tenant: &str) -> String {
+    format!("t/{}", escape(tenant))
+}
+
+/// What begins the key of every tenant, namespace and topic.
+pub const TENANTS_PREFIX: &str = "t/";
+
+/// What begins the keys of a tenant's namespaces and topics.
+pub fn tenant_prefix(tenant: &str) -> String {
+    format!("t/{}/", escape(tenant))
+}
+
+/// Key of a namespace's policies.
+pub fn namespace(namespace: &NamespaceName) -> String {
+    format!("{}p", namespace_prefix("t", namespace))
+}
+
+/// Key of a topic.
+pub fn topic(topic: &TopicName) -> String {
+    format!(
+        "{}{}",
+        topics_prefix(topic.namespace()),
+        escape(topic.name())
+    )
+}
+
+/// What begins the keys of a namespace's topics.
+pub fn topics_prefix(namespace: &NamespaceName) -> String {
+    format!("{}t/", namespace_prefix("t", namespace))
+}
+
+/// Key of a ledger. The number is padded, so that scans are in order of ids.
+pub fn ledger(ledger: LedgerId) -> String {
+    format!("{LEDGERS_PREFIX}{:016}", ledger.0)
+}
+
+/// What begins the keys of ledgers.
+pub const LEDGERS_PREFIX: &str = "l/";
+
+/// Key of the owner of a bundle.
+pub fn bundle_owner(namespace: &NamespaceName, range: BundleRange) -> String {
+    format!("{}{range}", bundle_owners_prefix(namespace))
+}
+
+/// What begins the keys of the owners of a namespace's bundles.
+pub fn bundle_owners_prefix(namespace: &NamespaceName) -> String {
+    namespace_prefix("own", namespace)
+}
+
+/// Key of a living broker.
+pub fn broker(broker: BrokerId) -> String {
+    format!("{BROKERS_PREFIX}{broker}")
+}
+
+/// What begins the keys of living brokers.
+pub const BROKERS_PREFIX: &str = "brokers/";
+
+/// Key of a living bookie.
+pub fn bookie(bookie: BookieId) -> String {
+    format!("{BOOKIES_PREFIX}{bookie}")
+}
+
+/// What begins the keys of living bookies.
+pub const BOOKIES_PREFIX: &str = "bookies/";
+
+/// Key of a bookie's permanent identity.
+pub fn cookie(bookie: BookieId) -> String {
+    format!("{COOKIES_PREFIX}{bookie}")
+}
+
+/// What begins the keys of bookies' identities.
+pub const COOKIES_PREFIX: &str = "cookies/";
+
+/// Key of a version of a topic's schema, padded, so that scans are in order of versions.
+pub fn schema(topic: &TopicName, version: u64) -> String {
+    format!("{}{version:020}", schemas_prefix(topic))
+}
+
+/// What begins the keys of a topic's schemas.
+pub fn schemas_prefix(topic: &TopicName) -> String {
+    format!(
+        "{}{}/",
+        namespace_prefix("s", topic.namespace()),
+        escape(topic.name())
+    )
+}
+
+/// Key of the note that a ledger lacks replicas.
+pub fn under_replicated(ledger: LedgerId) -> String {
+    format!("{UNDER_REPLICATED_PREFIX}{:016}", ledger.0)
+}
+
+/// What begins the keys of under-replicated ledgers.
+pub const UNDER_REPLICATED_PREFIX: &str = "u/";
+
+/// Key of the intent to delete a ledger.
+pub fn deletion(ledger: LedgerId) -> String {
+    format!("{DELETIONS_PREFIX}{:016}", ledger.0)
+}
+
+/// What begins the keys of deletion intents.
+pub const DELETIONS_PREFIX: &str = "g/";
+
+/// Key of a counter of ids.
+pub fn id_range(name: &str) -> String {
+    format!("ids/{}", escape(name))
+}
+
+/// Key of a peer cluster.
+pub fn cluster(name: &str) -> String {
+    format!("{CLUSTERS_PREFIX}{}", escape(name))
+}
+
+/// What begins the keys of peer clusters.
+pub const CLUSTERS_PREFIX: &str = "clusters/";
+
+/// The partition of everything in a namespace.
+pub fn partition_of_namespace(namespace: &NamespaceName) -> String {
+    format!(
+        "{}/{}",
+        escape(namespace.tenant()),
+        escape(namespace.namespace())
+    )
+}
+
+/// The partition of everything that belongs to a topic: its record, ledgers and intents.
+pub fn partition_of_topic(topic: &TopicName) -> String {
+    partition_of_namespace(topic.namespace())
+}
+
+/// The partition of what belongs to the whole cluster.
+pub const CLUSTER_PARTITION: &str = "";
+
+/// The partition of a key.
+///
+/// # Errors
+/// `Invalid` when no key looks like this.
+pub fn partition_of(key: &str) -> MetadataResult<Partition<'_>> {
+    let parsed: Key = key
+        .parse()
+        .map_err(|_| MetadataError::Invalid(format!("{key:?} is not a key of this store")))?;
+    Ok(match parsed {
+        Key::Namespace(namespace) | Key::BundleOwner(namespace, _) => {
+            Partition::Named(partition_of_namespace(&namespace).into())
+        }
+        Key::Topic(topic) | Key::Schema(topic, _) => {
+            Partition::Named(partition_of_topic(&topic).into())
+        }
+        Key::Ledger(_) | Key::UnderReplicated(_) | Key::Deletion(_) => Partition::OfOwner,
+        Key::Tenant(_)
+        | Key::Broker(_)
+        | Key::Bookie(_)
+        | Key::Cookie(_)
+        | Key::IdRange(_)
+        | Key::Cluster(_) => Partition::Named(CLUSTER_PARTITION.into()),
+    })
+}
+
+/// Checks that all keys of a transaction belong to the partition that it names.
+///
+/// # Errors
+/// `Invalid` when one does not.
+pub fn check_partition(transaction: &Transaction) -> MetadataResult<()> {
+    let guarded = transaction.guards.iter().map(|guard| guard.key.as_str());
+    let changed = transaction.operations.iter().map(Operation::key);
+    for key in guarded.chain(changed) {
+        if let Partition::Named(partition) = partition_of(key)?
+            && partition != transaction.partition
+        {
+            return Err(MetadataError::Invalid(format!(
+                "{key} belongs to partition {partition:?}, the transaction to {:?}",
+                transaction.partition
+            )));
+        }
+    }
+    Ok(())
+}
+
+impl fmt::Display for BundleRange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:08x}-{:08x}", self.first, self.last)
+    }
+}
+
+impl fmt::Display for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&match self {
+            Self::Tenant(name) => tenant(name),
+            Self::Namespace(name) => namespace(name),
+            Self::Topic(name) => topic(name),
+            Self::Ledger(id) => ledger(*id),
+            Self::BundleOwner(namespace, range) => bundle_owner(namespace, *range),
+            Self::Broker(id) => broker(*id),
+            Self::Bookie(id) => bookie(*id),
+            Self::Cookie(id) => cookie(*id),
+            Self::Schema(topic, version) => schema(topic, *version),
+            Self::UnderReplicated(id) => under_replicated(*id),
+            Self::Deletion(id) => deletion(*id),
+            Self::IdRange(name) => id_range(name),
+            Self::Cluster(name) => cluster(name),
+        })
+    }
+}
+
+impl FromStr for Key {
+    type Err = MetadataError;
+
+    fn from_str(text: &str) -> MetadataResult<Self> {
+        let damaged = || MetadataError::Damaged {
+            key: text.chars().take(KEY_BYTES_MAX).collect(),
+            reason: "it is not a key of this store".to_owned(),
+        };
+        if text.len() > KEY_BYTES_MAX {
+            return Err(damaged());
+        }
+        let key = parse(text).ok_or_else(damaged)?;
+        // Two spellings of one key would be two records of one thing.
+        if key.to_string() == text {
+            Ok(key)
+        } else {
+            Err(damaged())
+        }
+    }
+}
+
+fn parse(text: &str) -> Option<Key> {
+    let parts: Vec<&str> = text.split('/').collect();
+    Some(match parts.as_slice() {
+        ["t", tenant] => Key::Tenant(name(tenant)?),
+        ["t", tenant, namespace, "p"] => Key::Namespace(namespace_name(tenant, namespace)?),
+        ["t", tenant, namespace, "t", topic] => Key::Topic(topic_name(tenant, namespace, topic)?),
+        ["l", id] => Key::Ledger(ledger_id(id)?),
+        ["own", tenant, namespace, range] => {
+            Key::BundleOwner(namespace_name(tenant, namespace)?, bundle_range(range)?)
+        }
+        ["brokers", id] => Key::Broker(id.parse().ok()?),
+        ["bookies", id] => Key::Bookie(id.parse().ok()?),
+        ["cookies", id] => Key::Cookie(id.parse().ok()?),
+        ["s", tenant, namespace, topic, version] => {
+            Key::Schema(topic_name(tenant, namespace, topic)?, version.parse().ok()?)
+        }
+        ["u", id] => Key::UnderReplicated(ledger_id(id)?),
+        ["g", id] => Key::Deletion(ledger_id(id)?),
+        ["ids", counter] => Key::IdRange(name(counter)?),
+        ["clusters", cluster] => Key::Cluster(name(cluster)?),
+        _ => return None,
+    })
+}
+
+fn name(escaped: &str) -> Option<String> {
+    let decoded = percent_decode_str(escaped).decode_utf8().ok()?;
+    (!decoded.is_empty()).then(|| decoded.into_owned())
+}
+
+fn namespace_name(tenant: &str, namespace: &str) -> Option<NamespaceName> {
+    NamespaceName::new(&name(tenant)?, &name(namespace)?).ok()
+}
+
+fn topic_name(tenant: &str, namespace: &str, topic: &str) -> Option<TopicName> {
+    TopicName::new(namespace_name(tenant, namespace)?, &name(topic)?).ok()
+}
+
+fn ledger_id(digits: &str) -> Option<LedgerId> {
+    let id: u64 = digits.parse().ok()?;
+    (id <= LEDGER_ID_MAX).then_some(LedgerId(id))
+}
+
+fn bundle_range(text: &str) -> Option<BundleRange> {
+    let (first, last) = text.split_once('-')?;
+    let first = u32::from_str_radix(first, 16).ok()?;
+    let last = u32::from_str_radix(last, 16).ok()?;
+    (first <= last).then_some(BundleRange { first, last })
+}
+
+fn namespace_prefix(family: &str, namespace: &NamespaceName) -> String {
+    format!("{family}/{}/", partition_of_namespace(namespace))
+}
+
+fn escape(name: &str) -> impl fmt::Display + '_ {
+    utf8_percent_encode(name, ESCAPED)
+}
