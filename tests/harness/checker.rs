@@ -1,0 +1,223 @@
+//! What must hold of a history (reliability.md section 3). Each checker has a test that shows it
+//! catching the violation that it is for.
+
+use std::collections::{HashMap, HashSet};
+
+use anyhow::{Result, bail, ensure};
+use aquifer_model::position::Position;
+
+/// A message as a producer knows it after its receipt.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Acknowledged {
+    /// The producer's name.
+    pub producer: String,
+    /// Its sequence id.
+    pub sequence_id: u64,
+    /// What was sent.
+    pub payload: Vec<u8>,
+    /// Where the receipt says it is.
+    pub position: Position,
+    /// The index that the receipt says.
+    pub index: u64,
+}
+
+/// A message as a reader found it in the log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Logged {
+    /// The producer's name.
+    pub producer: String,
+    /// Its sequence id.
+    pub sequence_id: u64,
+    /// What is stored.
+    pub payload: Vec<u8>,
+    /// Where it is.
+    pub position: Position,
+    /// Its index.
+    pub index: u64,
+}
+
+/// P1 and P6: every acknowledged message is in the log, byte for byte, where its receipt says.
+///
+/// # Errors
+/// Names the first messages that are not.
+pub fn nothing_lost(acknowledged: &[Acknowledged], log: &[Logged]) -> Result<()> {
+    let by_index: HashMap<u64, &Logged> =
+        log.iter().map(|message| (message.index, message)).collect();
+    let mut lost = Vec::new();
+    for sent in acknowledged {
+        match by_index.get(&sent.index) {
+            Some(found)
+                if found.producer == sent.producer
+                    && found.sequence_id == sent.sequence_id
+                    && found.payload == sent.payload
+                    && found.position == sent.position => {}
+            found => lost.push(format!("{sent:?} but the log has {found:?}")),
+        }
+    }
+    ensure!(
+        lost.is_empty(),
+        "{} acknowledged messages lost, first: {}",
+        lost.len(),
+        lost[0]
+    );
+    Ok(())
+}
+
+/// I8: no (producer, sequence id) is stored twice.
+///
+/// # Errors
+/// Names the first one that is.
+pub fn nothing_twice(log: &[Logged]) -> Result<()> {
+    let mut seen = HashMap::new();
+    for message in log {
+        let key = (message.producer.as_str(), message.sequence_id);
+        if let Some(first) = seen.insert(key, message.index) {
+            bail!(
+                "{key:?} is stored at index {first} and at {}",
+                message.index
+            );
+        }
+    }
+    Ok(())
+}
+
+/// I7: sequence ids of each producer rise along the log.
+///
+/// # Errors
+/// Names the first that does not.
+pub fn producers_in_order(log: &[Logged]) -> Result<()> {
+    let mut last: HashMap<&str, u64> = HashMap::new();
+    for message in log {
+        if let Some(before) = last.insert(&message.producer, message.sequence_id) {
+            let (now, index) = (message.sequence_id, message.index);
+            ensure!(
+                before < now,
+                "{}: {now} after {before} at index {index}",
+                message.producer
+            );
+        }
+    }
+    Ok(())
+}
+
+/// P7: indexes are dense and positions rise.
+///
+/// # Errors
+/// Names the first gap.
+pub fn dense(log: &[Logged]) -> Result<()> {
+    for pair in log.windows(2) {
+        let (before, after) = (&pair[0], &pair[1]);
+        ensure!(
+            after.index == before.index + 1,
+            "index {} after {}",
+            after.index,
+            before.index
+        );
+        ensure!(
+            after.position > before.position,
+            "position {} after {}",
+            after.position,
+            before.position
+        );
+    }
+    Ok(())
+}
+
+/// P3: two readers saw the same log.
+///
+/// # Errors
+/// Names the first difference.
+pub fn readers_agree(one: &[Logged], other: &[Logged]) -> Result<()> {
+    ensure!(
+        one.len() == other.len(),
+        "{} messages and {}",
+        one.len(),
+        other.len()
+    );
+    for (a, b) in one.iter().zip(other) {
+        ensure!(a == b, "{a:?} and {b:?}");
+    }
+    Ok(())
+}
+
+/// I9: the subscription was given every message of the log.
+///
+/// # Errors
+/// Says how many are missing, and the first.
+pub fn delivered_at_least_once(log: &[Logged], received: &HashSet<u64>) -> Result<()> {
+    let missing: Vec<u64> = log
+        .iter()
+        .map(|message| message.index)
+        .filter(|i| !received.contains(i))
+        .collect();
+    ensure!(
+        missing.is_empty(),
+        "{} never delivered, first: {}",
+        missing.len(),
+        missing[0]
+    );
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use aquifer_model::id::{EntryId, LedgerId};
+
+    fn log() -> Vec<Logged> {
+        (0..4)
+            .map(|i| Logged {
+                producer: format!("p{}", i % 2),
+                sequence_id: i / 2,
+                payload: vec![7],
+                position: Position {
+                    ledger: LedgerId(1),
+                    entry: EntryId(i),
+                    batch_index: 0,
+                },
+                index: i,
+            })
+            .collect()
+    }
+
+    fn sent(message: &Logged) -> Acknowledged {
+        Acknowledged {
+            producer: message.producer.clone(),
+            sequence_id: message.sequence_id,
+            payload: message.payload.clone(),
+            position: message.position,
+            index: message.index,
+        }
+    }
+
+    #[test]
+    fn a_sound_history_passes() {
+        let log = log();
+        let acknowledged: Vec<_> = log.iter().map(sent).collect();
+        nothing_lost(&acknowledged, &log).unwrap();
+        nothing_twice(&log).unwrap();
+        producers_in_order(&log).unwrap();
+        dense(&log).unwrap();
+        readers_agree(&log, &log).unwrap();
+        delivered_at_least_once(&log, &HashSet::from([0, 1, 2, 3])).unwrap();
+    }
+
+    #[test]
+    fn each_violation_is_caught() {
+        let log = log();
+        let acknowledged: Vec<_> = log.iter().map(sent).collect();
+        assert!(nothing_lost(&acknowledged, &log[..3]).is_err());
+        let mut other = log.clone();
+        other[1].payload = vec![8];
+        assert!(nothing_lost(&acknowledged, &other).is_err());
+        assert!(readers_agree(&log, &other).is_err());
+        let mut twice = log.clone();
+        twice[2].sequence_id = 0;
+        assert!(nothing_twice(&twice).is_err());
+        assert!(producers_in_order(&twice).is_err());
+        let mut gap = log.clone();
+        gap.remove(1);
+        assert!(dense(&gap).is_err());
+        assert!(delivered_at_least_once(&log, &HashSet::from([0, 1, 3])).is_err());
+    }
+}

@@ -1,0 +1,12 @@
+//! The harness of the integration tests: real server processes on real files and sockets, fault
+//! tools, event data, and checkers of what must hold afterwards (reliability.md sections 2 and 3).
+//!
+//! Tests wait on conditions, never on time alone; every wait has a deadline that fails the test.
+
+pub mod checker;
+pub mod data;
+pub mod fault;
+pub mod mount;
+pub mod server;
+pub mod wait;
+pub mod wire;

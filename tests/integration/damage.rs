@@ -1,0 +1,252 @@
+//! Flipped bytes and cut files (I2, I5, H4, H6): what is read is right or an error, a log never
+//! just ends early, and `--accept-loss` is the way on.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail, ensure};
+use aquifer_client::{ErrorKind, Message};
+use aquifer_harness::fault::{files, find, flip_bit, truncate};
+use aquifer_harness::server::{Server, ServerOptions};
+use aquifer_harness::wait::within;
+use aquifer_model::place::Place;
+
+const MESSAGES: usize = 200;
+
+/// A message that can be found in a file and checked by its number.
+fn payload(number: usize, bytes: usize) -> Vec<u8> {
+    let mut payload = format!("event-{number:06}-").into_bytes();
+    payload.resize(bytes, b'a' + u8::try_from(number % 26).unwrap_or_default());
+    payload
+}
+
+/// Publishes one message after the other, so that each is an entry and a commit of its own.
+async fn publish(server: &Server, topic: &str, bytes: usize) -> Result<()> {
+    let producer = server.client()?.producer(topic).open().await?;
+    for number in 0..MESSAGES {
+        producer.send(Message::new(payload(number, bytes))).await?;
+    }
+    producer.close().await?;
+    Ok(())
+}
+
+/// How a read of a topic ended.
+#[derive(Debug, PartialEq, Eq)]
+enum Ending {
+    /// With every message there.
+    Complete,
+    /// With an error that says that data is damaged.
+    DataLoss,
+}
+
+/// Reads a topic to its end and checks every byte on the way.
+async fn read(server: &Server, topic: &str, bytes: usize) -> Result<Ending> {
+    let client = server.client()?;
+    let reader = client.reader(topic).start(Place::Earliest).open().await;
+    let result = within("the read", async {
+        let reader = match reader {
+            Ok(reader) => reader,
+            Err(error) => return Ok(Err(error)),
+        };
+        let mut count = 0;
+        loop {
+            match reader.next_available().await {
+                Ok(Some(message)) => {
+                    let index = usize::try_from(message.index.0)?;
+                    ensure!(
+                        message.payload == payload(index, bytes),
+                        "wrong bytes at {index}"
+                    );
+                    count += 1;
+                }
+                Ok(None) => return Ok(Ok(count)),
+                Err(error) => return Ok(Err(error)),
+            }
+        }
+    })
+    .await?;
+    match result {
+        Ok(MESSAGES) => Ok(Ending::Complete),
+        Ok(count) => bail!("{topic} just ended after {count} of {MESSAGES} messages: silent loss"),
+        Err(error) if error.kind() == ErrorKind::Damaged => Ok(Ending::DataLoss),
+        Err(error) => bail!("{topic}: not a typed data-loss error: {error:?}"),
+    }
+}
+
+/// A server with two topics whose journal still holds everything, killed.
+async fn killed(folder: &Path) -> Result<(Server, PathBuf)> {
+    let mut server = Server::start(&folder.join("data"), ServerOptions::default()).await?;
+    publish(&server, "victim", 1_000).await?;
+    server.kill()?;
+    let journal = files(server.data_dir(), "")?
+        .into_iter()
+        .find(|path| path.to_string_lossy().contains("journal"))
+        .context("a journal file")?;
+    Ok((server, journal))
+}
+
+/// The journal file that holds a message, and where.
+fn locate(data_dir: &Path, number: usize) -> Result<(PathBuf, u64)> {
+    let needle = &payload(number, 1_000)[..200];
+    for path in files(data_dir, "")? {
+        let is_journal = path.to_string_lossy().contains("journal");
+        if let Some(at) = if is_journal {
+            find(&path, needle)?
+        } else {
+            None
+        } {
+            return Ok((path, at));
+        }
+    }
+    bail!("message {number} is in no journal file")
+}
+
+/// After damage to the journal: data loss is said, never served; then it is accepted, said what is
+/// missing, and the server is usable again.
+async fn damaged_journal_is_told_then_accepted(server: &mut Server) -> Result<()> {
+    match server.restart() {
+        Ok(()) => {
+            ensure!(
+                read(server, "victim", 1_000).await? == Ending::DataLoss,
+                "must not be served"
+            );
+            server.kill()?;
+        }
+        Err(error) => {
+            let text = format!("{error:#}");
+            ensure!(
+                text.contains("accept-loss"),
+                "it must say what to do: {text}"
+            );
+        }
+    }
+    server.add_argument("--accept-loss");
+    server.restart()?;
+    let said = format!("{}\n{}", server.printed(), server.log());
+    ensure!(
+        said.contains("missing"),
+        "it must print what is missing:\n{said}"
+    );
+    let client = server.client()?;
+    let producer = client.producer("victim").open().await?;
+    let receipt = producer.send(Message::new("after the loss")).await?;
+    let index = receipt.index.context("it is no duplicate")?;
+    let reader = client
+        .reader("victim")
+        .start(Place::Index(index))
+        .open()
+        .await?;
+    let message = reader
+        .next_available()
+        .await?
+        .context("what was published just now")?;
+    ensure!(message.payload == "after the loss", "{message:?}");
+    server.stop()?;
+    server.check_logs()
+}
+
+#[tokio::test]
+async fn a_flipped_bit_in_the_middle_of_the_journal_is_told() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let (mut server, _) = killed(folder.path()).await?;
+    let (path, at) = locate(server.data_dir(), MESSAGES / 2)?;
+    flip_bit(&path, at + 100)?;
+    damaged_journal_is_told_then_accepted(&mut server).await
+}
+
+/// H4: it must not be taken for a torn tail.
+#[tokio::test]
+async fn a_flipped_bit_in_the_last_commit_of_the_journal_is_told() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let (mut server, _) = killed(folder.path()).await?;
+    let (path, at) = locate(server.data_dir(), MESSAGES - 1)?;
+    flip_bit(&path, at + 100)?;
+    damaged_journal_is_told_then_accepted(&mut server).await
+}
+
+#[tokio::test]
+async fn a_truncated_journal_is_told() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let (mut server, _) = killed(folder.path()).await?;
+    let (path, at) = locate(server.data_dir(), MESSAGES / 2)?;
+    truncate(&path, at)?;
+    damaged_journal_is_told_then_accepted(&mut server).await
+}
+
+#[tokio::test]
+async fn a_lost_journal_file_is_told() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let (mut server, _) = killed(folder.path()).await?;
+    let (path, _) = locate(server.data_dir(), MESSAGES / 2)?;
+    std::fs::remove_file(path)?;
+    damaged_journal_is_told_then_accepted(&mut server).await
+}
+
+/// Flips bits of a stored payload in files of RocksDB, which hold it after a clean stop.
+async fn damaged_store(suffix: &str, bytes: usize) -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let mut server = Server::start(&folder.path().join("data"), ServerOptions::default()).await?;
+    publish(&server, "victim", bytes).await?;
+    publish(&server, "bystander", 10).await?;
+    server.stop()?;
+    let needle = &payload(MESSAGES / 2, bytes)[..bytes.min(200)];
+    let mut flipped = 0;
+    for path in files(server.data_dir(), suffix)? {
+        if let Some(at) = find(&path, needle)? {
+            flip_bit(&path, at + 20)?;
+            flipped += 1;
+        }
+    }
+    ensure!(flipped > 0, "no {suffix} file holds the payload");
+    server.restart()?;
+    ensure!(
+        read(&server, "victim", bytes).await? == Ending::DataLoss,
+        "must not be served"
+    );
+    // The reason is one bad entry: others are read, and publishing goes on.
+    server
+        .client()?
+        .producer("victim")
+        .open()
+        .await?
+        .send(Message::new("more"))
+        .await?;
+    server.stop()?;
+    server.check_logs()
+}
+
+#[tokio::test]
+async fn a_flipped_bit_in_an_sst_file_is_told() -> Result<()> {
+    damaged_store(".sst", 600).await
+}
+
+#[tokio::test]
+async fn a_flipped_bit_in_a_blob_file_is_told() -> Result<()> {
+    damaged_store(".blob", 60_000).await
+}
+
+#[tokio::test]
+async fn two_servers_on_one_directory_are_refused() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let data_dir = folder.path().join("data");
+    let mut first = Server::start(&data_dir, ServerOptions::default()).await?;
+    let log_dir = Some(folder.path().join("second"));
+    std::fs::create_dir_all(folder.path().join("second"))?;
+    let options = ServerOptions {
+        log_dir,
+        ..ServerOptions::default()
+    };
+    let Err(error) = Server::start(&data_dir, options).await else {
+        bail!("the second server started");
+    };
+    let text = format!("{error:#}");
+    ensure!(
+        text.contains("another") && text.contains("data"),
+        "it must say why: {text}"
+    );
+    publish(&first, "victim", 10).await?;
+    ensure!(
+        read(&first, "victim", 10).await? == Ending::Complete,
+        "the first serves on"
+    );
+    first.stop()
+}
