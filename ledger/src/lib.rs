@@ -3,5 +3,14 @@
 //! The protocol lives in state machines without I/O, threads or clocks: [`writer`], [`recovery`].
 //! Drivers feed them events and carry out their actions against a [`transport::BookieTransport`]
 //! and a metadata store. This crate knows neither bookies' insides nor brokers.
+#![deny(missing_docs)]
 
+pub mod context;
+pub mod error;
+mod ledger_metadata;
+pub mod managed;
+pub mod metrics;
+pub mod placement;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 pub mod transport;

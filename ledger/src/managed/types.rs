@@ -1,0 +1,140 @@
+//! What goes in and out of a topic log.
+
+use std::sync::Arc;
+
+use aquifer_model::entry::EntryHead;
+use aquifer_model::id::{EntryId, Index, LedgerId, OwnerEpoch};
+use aquifer_model::policy::Rollover;
+use aquifer_model::quorum::Quorum;
+use bytes::Bytes;
+
+use crate::error::LogError;
+
+/// Which log of a topic.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum LogKind {
+    /// Its messages.
+    Messages,
+    /// The states of its subscriptions and producers.
+    Cursors,
+}
+
+/// How a log writes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LogOptions {
+    /// Replication of new ledgers.
+    pub quorum: Quorum,
+    /// When a ledger is sealed and the next begun.
+    pub rollover: Rollover,
+    /// Goes into the head of every entry.
+    pub owner_epoch: OwnerEpoch,
+}
+
+/// One entry to append.
+#[derive(Debug, Clone)]
+pub struct Append {
+    /// Format of the body.
+    pub format: u16,
+    /// Messages in it, at least 1.
+    pub message_count: u32,
+    /// The producer's batch, as it came.
+    pub body: Bytes,
+    /// Given back with the outcome.
+    pub tag: u64,
+}
+
+/// Where an entry was stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Appended {
+    /// The ledger.
+    pub ledger: LedgerId,
+    /// The entry in it.
+    pub entry: EntryId,
+    /// Index of the entry's first message.
+    pub base_index: Index,
+    /// The time in its head.
+    pub broker_time_ms: u64,
+}
+
+/// Learns what became of appends.
+pub trait AppendSink: Send + Sync {
+    /// Called once for every append, in order, from any thread but never from inside `append`;
+    /// must not block. `Err` means that the entry is not stored and never will be, except for
+    /// [`LogError::Fenced`] and [`LogError::Limbo`], which leave that open.
+    fn appended(&self, tag: u64, outcome: Result<Appended, LogError>);
+}
+
+/// An acknowledged entry.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LogEntry {
+    /// Its ledger.
+    pub ledger: LedgerId,
+    /// Its number in the ledger.
+    pub entry: EntryId,
+    /// The broker's head.
+    pub head: EntryHead,
+    /// The body behind the head.
+    pub body: Bytes,
+}
+
+impl LogEntry {
+    /// Bytes of its body, and what its head takes.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.body.len() + aquifer_model::entry::HEAD_BYTES
+    }
+}
+
+/// Bounds of one read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ReadLimits {
+    /// Most bytes, beyond the first entry.
+    pub bytes_max: usize,
+    /// Most entries, at least 1.
+    pub entries_max: usize,
+}
+
+/// Where a reader is. It remembers the entry, so that reading on needs no search, and holds what
+/// was read ahead: keep one per reader and hand it to every read.
+#[derive(Debug)]
+pub struct ReadPoint {
+    /// The next index that is wanted. Setting it is a seek.
+    pub index: Index,
+    _hint: Option<Arc<()>>,
+}
+
+impl From<Index> for ReadPoint {
+    fn from(index: Index) -> ReadPoint {
+        ReadPoint { index, _hint: None }
+    }
+}
+
+/// Figures of a log.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct LogStats {
+    /// First kept index.
+    pub first: Index,
+    /// Index after the last acknowledged message.
+    pub end: Index,
+    /// Entries of all ledgers.
+    pub entries: u64,
+    /// Bytes of all ledgers.
+    pub bytes: u64,
+    /// The ledgers, oldest first.
+    pub ledgers: Vec<LedgerStat>,
+}
+
+/// Figures of one ledger of a log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LedgerStat {
+    /// The ledger.
+    pub ledger: LedgerId,
+    /// Index of its first message.
+    pub first_index: Index,
+    /// Its acknowledged entries.
+    pub entries: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Whether it still takes entries.
+    pub open: bool,
+}

@@ -1,0 +1,59 @@
+//! Instruments of this crate; no labels that grow with topics.
+
+use opentelemetry::metrics::{Counter, Histogram, Meter};
+
+/// Counters and histograms that all logs of a process share.
+#[derive(Debug, Clone)]
+pub struct LedgerMetrics {
+    /// Entries acknowledged.
+    pub appended_entries: Counter<u64>,
+    /// Bytes of acknowledged entries.
+    pub appended_bytes: Counter<u64>,
+    /// Appends that failed.
+    pub append_failures: Counter<u64>,
+    /// Adds sent again because a bookie was overloaded.
+    pub overload_resends: Counter<u64>,
+    /// Ledgers created.
+    pub ledgers_created: Counter<u64>,
+    /// Ledgers deleted from bookies.
+    pub ledgers_deleted: Counter<u64>,
+    /// Recoveries that closed a ledger.
+    pub recoveries: Counter<u64>,
+    /// Seconds a recovery took.
+    pub recovery_seconds: Histogram<f64>,
+    /// Entries read from bookies.
+    pub read_entries: Counter<u64>,
+    /// Bytes read from bookies.
+    pub read_bytes: Counter<u64>,
+    /// Replies of bookies whose digest did not match.
+    pub digest_failures: Counter<u64>,
+    /// Reads served by the tail cache.
+    pub tail_hits: Counter<u64>,
+    /// Reads that were not.
+    pub tail_misses: Counter<u64>,
+}
+
+impl LedgerMetrics {
+    /// Makes the instruments.
+    #[must_use]
+    pub fn new(meter: &Meter) -> LedgerMetrics {
+        let counter = |name: &'static str| meter.u64_counter(name).build();
+        LedgerMetrics {
+            appended_entries: counter("aquifer_ledger_appended_entries_total"),
+            appended_bytes: counter("aquifer_ledger_appended_bytes_total"),
+            append_failures: counter("aquifer_ledger_append_failures_total"),
+            overload_resends: counter("aquifer_ledger_overload_resends_total"),
+            ledgers_created: counter("aquifer_ledger_created_total"),
+            ledgers_deleted: counter("aquifer_ledger_deleted_total"),
+            recoveries: counter("aquifer_ledger_recoveries_total"),
+            recovery_seconds: meter
+                .f64_histogram("aquifer_ledger_recovery_seconds")
+                .build(),
+            read_entries: counter("aquifer_ledger_read_entries_total"),
+            read_bytes: counter("aquifer_ledger_read_bytes_total"),
+            digest_failures: counter("aquifer_ledger_digest_failures_total"),
+            tail_hits: counter("aquifer_ledger_tail_hits_total"),
+            tail_misses: counter("aquifer_ledger_tail_misses_total"),
+        }
+    }
+}
