@@ -1,0 +1,47 @@
+# Entry points for people; .ci/run is the one for machines. `make help` lists them.
+SHELL := bash
+.DEFAULT_GOAL := help
+ENV := . tools/env.sh &&
+
+.PHONY: help run test build debug bench lint fmt docs tidy unit fuzz-smoke prerequisites
+
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 24
+
+run: prerequisites ## build, start a server, stream example events through it, keep serving
+	@tools/demo.sh
+
+test: prerequisites ## formatting, lints, all tests, documentation: what CI runs
+	@tools/test.sh
+
+build: prerequisites ## the release binary
+	@$(ENV) . tools/notice.sh && announce_build release && \
+	  cargo build --release --locked -p aquifer && \
+	  ls -l "$$CARGO_TARGET_DIR/release/aquifer"
+
+debug: prerequisites ## the binary without optimisation
+	@$(ENV) . tools/notice.sh && announce_build debug && cargo build --locked -p aquifer
+
+bench: prerequisites ## measure the performance contract (ARGS="--quick" for a short run)
+	@tools/bench.sh $(ARGS)
+
+unit: prerequisites ## unit tests of the crates only
+	@$(ENV) cargo test --workspace --lib --locked
+
+lint: prerequisites ## clippy as CI runs it
+	@$(ENV) cargo clippy --workspace --all-targets --locked -- -D warnings
+
+fmt: ## format the code
+	@$(ENV) cargo fmt --all
+
+tidy: prerequisites ## crate directions, sizes and banned words
+	@$(ENV) cargo test --locked -p aquifer-tests --test tidy
+
+fuzz-smoke: prerequisites ## property tests over arbitrary bytes, with many more cases than usual
+	@$(ENV) PROPTEST_CASES=20000 cargo test --workspace --lib --locked arbitrary
+
+docs: prerequisites ## API documentation of every crate
+	@$(ENV) RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked
+
+prerequisites:
+	@tools/prerequisites.sh

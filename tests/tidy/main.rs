@@ -1,0 +1,84 @@
+//! House rules that the compiler and clippy cannot check: crate directions, file sizes, banned
+//! words, where metadata keys are written, and the documents that must be there. Every checker
+//! is a pure function from text to violations, with tests that it catches what it is for.
+
+mod documents;
+mod edges;
+mod keys;
+mod scan;
+mod sizes;
+mod words;
+
+use std::path::Path;
+
+use scan::SourceFile;
+
+/// One broken rule: where, and what to do about it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Violation {
+    place: String,
+    rule: String,
+}
+
+impl Violation {
+    fn new(place: impl Into<String>, rule: impl Into<String>) -> Self {
+        Self {
+            place: place.into(),
+            rule: rule.into(),
+        }
+    }
+}
+
+/// The workspace's directory.
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .expect("the tests package lies one level below the workspace")
+}
+
+fn assert_none(violations: &[Violation]) {
+    let listed: Vec<String> = violations
+        .iter()
+        .map(|violation| format!("{}: {}", violation.place, violation.rule))
+        .collect();
+    assert!(listed.is_empty(), "\n{}\n", listed.join("\n"));
+}
+
+fn check_sources(check: impl Fn(&SourceFile) -> Vec<Violation>) {
+    let sources = scan::workspace_sources(root());
+    assert!(sources.len() > 50, "the scan found the workspace's sources");
+    assert_none(&sources.iter().flat_map(check).collect::<Vec<_>>());
+}
+
+#[test]
+fn manifests_follow_the_crate_directions() {
+    let crates = edges::workspace_crates(root());
+    assert!(crates.len() >= 13, "cargo metadata lists the workspace");
+    assert_none(&edges::check_manifests(&crates));
+}
+
+#[test]
+fn sources_follow_the_crate_directions() {
+    let crates = edges::workspace_crates(root());
+    check_sources(|file| edges::check_source(file, &crates));
+}
+
+#[test]
+fn files_stay_within_their_size() {
+    check_sources(sizes::check);
+}
+
+#[test]
+fn no_banned_words() {
+    check_sources(words::check);
+}
+
+#[test]
+fn metadata_keys_are_written_in_one_file() {
+    check_sources(keys::check);
+}
+
+#[test]
+fn documents_are_there_and_short() {
+    assert_none(&documents::check(root()));
+}

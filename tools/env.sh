@@ -1,0 +1,32 @@
+# Sourced by the Makefile, .ci/run and the other scripts: how this project is built.
+# What is already set stays as it is.
+
+# One target directory outside the checkout: clones and worktrees share what is compiled.
+if [ -z "${CARGO_TARGET_DIR:-}" ]; then
+  CARGO_TARGET_DIR="${XDG_CACHE_HOME:-${HOME:-/tmp}/.cache}/aquifer/target"
+fi
+export CARGO_TARGET_DIR
+
+# RocksDB's C++ compiles once a machine, not once a profile or target directory.
+if command -v ccache >/dev/null 2>&1; then
+  export CC="${CC:-ccache gcc}" CXX="${CXX:-ccache g++}"
+fi
+
+# The bindings of RocksDB need libclang; the newest one that is installed will do.
+if [ -z "${LIBCLANG_PATH:-}" ]; then
+  for directory in $(ls -d /usr/lib/llvm-*/lib 2>/dev/null | sort -rV); do
+    if ls "$directory"/libclang*.so* >/dev/null 2>&1; then
+      LIBCLANG_PATH="$directory"
+      break
+    fi
+  done
+fi
+if [ -n "${LIBCLANG_PATH:-}" ]; then
+  export LIBCLANG_PATH
+fi
+
+# rustup's default place, for shells that did not read its profile.
+if ! command -v cargo >/dev/null 2>&1 && [ -x "${CARGO_HOME:-${HOME:-}/.cargo}/bin/cargo" ]; then
+  PATH="${CARGO_HOME:-$HOME/.cargo}/bin:$PATH"
+  export PATH
+fi
