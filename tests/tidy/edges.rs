@@ -164,13 +164,18 @@ fn may_depend(from: &str, to: &str) -> bool {
     }
 }
 
-/// The packages that code names, each with the first line that does.
+/// The packages that code names in a path or an import, each with the first line that does.
+/// Metric names begin like packages do, so the word alone is not enough.
 fn imported(code: &str) -> BTreeMap<String, usize> {
     let mut found = BTreeMap::new();
     for (number, line) in code.lines().enumerate() {
-        let words = line.split(|c: char| !c.is_alphanumeric() && c != '_');
-        for word in words.filter(|word| word.starts_with("aquifer_")) {
-            found.entry(word.replace('_', "-")).or_insert(number + 1);
+        for (at, _) in line.match_indices("aquifer_") {
+            let word = line[at..].split(|c: char| !c.is_alphanumeric() && c != '_').next();
+            let word = word.unwrap_or_default();
+            let after = &line[at + word.len()..];
+            if after.starts_with("::") || line[..at].trim_end().ends_with("use") {
+                found.entry(word.replace('_', "-")).or_insert(number + 1);
+            }
         }
     }
     found
@@ -219,7 +224,8 @@ mod tests {
         ];
         let check = |path: &str, text: &str| check_source(&SourceFile::new(path, text), &crates);
         assert_eq!(check("ledger/src/a.rs", "use aquifer_model::id;"), []);
-        assert_eq!(check("ledger/src/a.rs", "// aquifer_bookie"), []);
+        assert_eq!(check("ledger/src/a.rs", "// aquifer_bookie::Bookie"), []);
+        assert_eq!(check("ledger/src/a.rs", "\"aquifer_bookie_adds_total\""), []);
         assert_eq!(
             check("ledger/src/a.rs", "use aquifer_bookie::Bookie;").len(),
             1
