@@ -1,12 +1,198 @@
-//! `aquifer topic`.
+//! `aquifer topic`: creates, lists, inspects and deletes topics.
 
-use crate::args::TopicArgs;
+use aquifer_client::SubscriptionType;
+use aquifer_client::admin::{SubscriptionStats, TopicStats};
+use serde_json::{Value, json};
+
+use crate::args::{TopicArgs, TopicCommand};
 use crate::connect::Connect;
 use crate::exit::CliError;
-use crate::output::Output;
+use crate::output::{Output, Table};
 
 /// Runs the command.
+///
+/// # Errors
+/// When the broker refuses it or cannot be reached.
 pub async fn run(args: TopicArgs, connect: &Connect, out: &Output) -> Result<(), CliError> {
-    tracing::debug!(?args, ?connect, json = out.is_json(), "not built");
-    Err(CliError::failed("this command is not built yet"))
+    let client = connect.client()?;
+    client.connect().await?;
+    let admin = client.admin();
+    match args.command {
+        TopicCommand::Create { topic, partitions } => {
+            admin.create_topic(&topic.to_string(), partitions).await?;
+            if out.is_json() {
+                out.object(&json!({"topic": topic.to_string(), "partitions": partitions}))
+            } else if partitions == 0 {
+                out.line(format!("created {topic}"))
+            } else {
+                out.line(format!("created {topic} with {partitions} partitions"))
+            }
+        }
+        TopicCommand::List { namespace } => {
+            let topics = admin.list_topics(&namespace.to_string()).await?;
+            let mut table = Table::new(["topic", "partitions"]);
+            for found in topics {
+                if out.is_json() {
+                    let object = json!({"topic": found.topic, "partitions": found.partitions});
+                    out.object(&object)?;
+                } else {
+                    table.row([found.topic, found.partitions.to_string()]);
+                }
+            }
+            if out.is_json() {
+                Ok(())
+            } else {
+                out.table(&table)
+            }
+        }
+        TopicCommand::Stats { topic } => {
+            let stats = admin.topic_stats(&topic.to_string()).await?;
+            if out.is_json() {
+                out.object(&stats_object(&stats))
+            } else {
+                print_stats(out, &stats)
+            }
+        }
+        TopicCommand::Delete { topic, force } => {
+            admin.delete_topic(&topic.to_string(), force).await?;
+            if out.is_json() {
+                out.object(&json!({"topic": topic.to_string(), "deleted": true}))
+            } else {
+                out.line(format!("deleted {topic}"))
+            }
+        }
+    }
+}
+
+fn stats_object(stats: &TopicStats) -> Value {
+    let ledgers: Vec<Value> = stats
+        .ledgers
+        .iter()
+        .map(|ledger| {
+            json!({
+                "ledger": ledger.ledger.0,
+                "first_index": ledger.first_index.0,
+                "entries": ledger.entries,
+                "bytes": ledger.bytes,
+                "state": ledger.state,
+            })
+        })
+        .collect();
+    let producers: Vec<Value> = stats
+        .producers
+        .iter()
+        .map(|producer| {
+            json!({"name": producer.name, "last_sequence_id": producer.last_sequence_id})
+        })
+        .collect();
+    let subscriptions: Vec<Value> = stats.subscriptions.iter().map(subscription_object).collect();
+    json!({
+        "topic": stats.topic,
+        "partitions": stats.partitions,
+        "first_index": stats.first_index.0,
+        "end_index": stats.end_index.0,
+        "messages": stats.end_index.0.saturating_sub(stats.first_index.0),
+        "stored_bytes": stats.stored_bytes,
+        "entries": stats.entries,
+        "messages_in": stats.messages_in,
+        "bytes_in": stats.bytes_in,
+        "messages_out": stats.messages_out,
+        "bytes_out": stats.bytes_out,
+        "ledgers": ledgers,
+        "producers": producers,
+        "subscriptions": subscriptions,
+    })
+}
+
+fn subscription_object(subscription: &SubscriptionStats) -> Value {
+    json!({
+        "name": subscription.name,
+        "type": type_name(subscription.kind),
+        "durable": subscription.durable,
+        "mark_delete_index": subscription.mark_delete_index.0,
+        "backlog_messages": subscription.backlog_messages,
+        "unacknowledged_messages": subscription.unacknowledged_messages,
+        "acknowledged_ranges": subscription.acknowledged_ranges,
+        "consumers": subscription.consumers,
+    })
+}
+
+fn print_stats(out: &Output, stats: &TopicStats) -> Result<(), CliError> {
+    let messages = stats.end_index.0.saturating_sub(stats.first_index.0);
+    out.line(format!("topic      {}", stats.topic))?;
+    if stats.partitions > 0 {
+        out.line(format!("partitions {}", stats.partitions))?;
+        out.line(format!("messages   {messages}"))?;
+    } else {
+        out.line(format!(
+            "messages   {messages}, indexes {} to before {}",
+            stats.first_index, stats.end_index
+        ))?;
+    }
+    out.line(format!(
+        "stored     {} bytes in {} entries",
+        stats.stored_bytes, stats.entries
+    ))?;
+    out.line(format!(
+        "since load {} messages in, {} out",
+        stats.messages_in, stats.messages_out
+    ))?;
+    if !stats.ledgers.is_empty() {
+        let mut table = Table::new(["ledger", "first index", "entries", "bytes", "state"]);
+        for ledger in &stats.ledgers {
+            table.row([
+                ledger.ledger.to_string(),
+                ledger.first_index.to_string(),
+                ledger.entries.to_string(),
+                ledger.bytes.to_string(),
+                ledger.state.clone(),
+            ]);
+        }
+        section(out, &table)?;
+    }
+    if !stats.producers.is_empty() {
+        let mut table = Table::new(["producer", "last sequence id"]);
+        for producer in &stats.producers {
+            let last = producer.last_sequence_id;
+            let last = last.map_or_else(|| "-".to_owned(), |id| id.to_string());
+            table.row([producer.name.clone(), last]);
+        }
+        section(out, &table)?;
+    }
+    if !stats.subscriptions.is_empty() {
+        let mut table = Table::new([
+            "subscription",
+            "type",
+            "mark-delete",
+            "backlog",
+            "unacknowledged",
+            "consumers",
+        ]);
+        for subscription in &stats.subscriptions {
+            table.row([
+                subscription.name.clone(),
+                type_name(subscription.kind).to_owned(),
+                subscription.mark_delete_index.to_string(),
+                subscription.backlog_messages.to_string(),
+                subscription.unacknowledged_messages.to_string(),
+                subscription.consumers.len().to_string(),
+            ]);
+        }
+        section(out, &table)?;
+    }
+    Ok(())
+}
+
+fn section(out: &Output, table: &Table) -> Result<(), CliError> {
+    out.line("")?;
+    out.table(table)
+}
+
+fn type_name(kind: SubscriptionType) -> &'static str {
+    match kind {
+        SubscriptionType::Exclusive => "exclusive",
+        SubscriptionType::Shared => "shared",
+        SubscriptionType::Failover => "failover",
+        SubscriptionType::KeyShared => "key-shared",
+    }
 }
