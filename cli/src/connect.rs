@@ -2,6 +2,10 @@
 
 use std::time::Duration;
 
+use aquifer_client::Client;
+
+use crate::exit::CliError;
+
 /// Where the brokers are and how long an operation may take.
 #[derive(Debug, Clone)]
 pub struct Connect {
@@ -13,6 +17,17 @@ impl Connect {
     /// From the global arguments.
     pub fn new(urls: Vec<String>, timeout: Duration) -> Connect {
         Connect { urls, timeout }
+    }
+
+    /// A client of these brokers. Nothing is connected yet.
+    ///
+    /// # Errors
+    /// When an address is no URL.
+    pub fn client(&self) -> Result<Client, CliError> {
+        let builder = Client::builder()
+            .urls(&self.urls)
+            .operation_timeout(self.timeout);
+        Ok(builder.build()?)
     }
 
     /// The addresses of the brokers.

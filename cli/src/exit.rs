@@ -3,6 +3,7 @@
 use std::io;
 use std::process::ExitCode;
 
+use aquifer_client::{ClientError, ErrorKind};
 use thiserror::Error;
 
 /// Exit codes; 0 is success.
@@ -63,6 +64,13 @@ impl CliError {
         CliError::new(Exit::TimedOut, message)
     }
 
+    /// The same error with what was going on.
+    #[must_use]
+    pub fn context(mut self, what: impl AsRef<str>) -> CliError {
+        self.message = format!("{}: {}", what.as_ref(), self.message);
+        self
+    }
+
     /// The same error with what to do about it.
     #[must_use]
     pub fn advise(mut self, advice: impl Into<String>) -> CliError {
@@ -92,5 +100,60 @@ impl CliError {
     /// Whether nothing is to be printed.
     pub fn is_silent(&self) -> bool {
         self.silent
+    }
+}
+
+impl From<ClientError> for CliError {
+    fn from(error: ClientError) -> CliError {
+        let exit = match (&error, error.kind()) {
+            (ClientError::Url { .. } | ClientError::Name(_), _) => Exit::Usage,
+            (_, ErrorKind::Connect) => Exit::CannotConnect,
+            (_, ErrorKind::Timeout) => Exit::TimedOut,
+            (_, ErrorKind::Refused | ErrorKind::Fenced) => Exit::Refused,
+            (
+                _,
+                ErrorKind::Invalid
+                | ErrorKind::NotFound
+                | ErrorKind::AlreadyExists
+                | ErrorKind::Busy
+                | ErrorKind::Unavailable
+                | ErrorKind::Damaged
+                | ErrorKind::Closed
+                | ErrorKind::Internal,
+            ) => Exit::Failed,
+        };
+        CliError::new(exit, error.to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use aquifer_client::Outcome;
+
+    use super::*;
+
+    #[test]
+    fn failures_of_the_client_have_the_contracts_codes() {
+        let code = |error: ClientError| CliError::from(error).exit();
+        let tried = "http://127.0.0.1:1: refused".to_owned();
+        assert_eq!(code(ClientError::Connect { tried }), Exit::CannotConnect);
+        assert_eq!(
+            code(ClientError::Timeout {
+                what: "a send",
+                after: Duration::from_secs(1),
+                outcome: Outcome::Unknown,
+            }),
+            Exit::TimedOut
+        );
+        assert_eq!(
+            code(ClientError::Url {
+                given: "x".to_owned(),
+                reason: "no scheme".to_owned(),
+            }),
+            Exit::Usage
+        );
+        assert_eq!(code(ClientError::Closed("producer")), Exit::Failed);
     }
 }

@@ -42,7 +42,10 @@ pub async fn run(args: ProduceArgs, connect: &Connect, out: &Output) -> Result<(
     }
     let producer = builder.open().await?;
 
-    let progress = out.progress("messages", total.and_then(|total| u64::try_from(total).ok()));
+    let progress = out.progress(
+        "messages",
+        total.and_then(|total| u64::try_from(total).ok()),
+    );
     let (pending, acknowledgements) = mpsc::channel(PENDING_MAX);
     let feed = Feed {
         input,
@@ -334,7 +337,8 @@ mod tests {
         let (tell, told) = tokio::sync::oneshot::channel();
         let feed = async { Err(CliError::failed("line 3")) };
         let printed = async {
-            tell.send(()).map_err(|()| CliError::failed("nobody waits"))?;
+            tell.send(())
+                .map_err(|()| CliError::failed("nobody waits"))?;
             Ok(Summary::default())
         };
         let error = together(feed, printed).await.unwrap_err();

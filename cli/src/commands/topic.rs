@@ -85,7 +85,11 @@ fn stats_object(stats: &TopicStats) -> Value {
             json!({"name": producer.name, "last_sequence_id": producer.last_sequence_id})
         })
         .collect();
-    let subscriptions: Vec<Value> = stats.subscriptions.iter().map(subscription_object).collect();
+    let subscriptions: Vec<Value> = stats
+        .subscriptions
+        .iter()
+        .map(subscription_object)
+        .collect();
     json!({
         "topic": stats.topic,
         "partitions": stats.partitions,
@@ -137,50 +141,64 @@ fn print_stats(out: &Output, stats: &TopicStats) -> Result<(), CliError> {
         "since load {} messages in, {} out",
         stats.messages_in, stats.messages_out
     ))?;
-    if !stats.ledgers.is_empty() {
-        let mut table = Table::new(["ledger", "first index", "entries", "bytes", "state"]);
-        for ledger in &stats.ledgers {
-            table.row([
-                ledger.ledger.to_string(),
-                ledger.first_index.to_string(),
-                ledger.entries.to_string(),
-                ledger.bytes.to_string(),
-                ledger.state.clone(),
-            ]);
-        }
-        section(out, &table)?;
+    print_ledgers(out, stats)?;
+    print_producers(out, stats)?;
+    print_subscriptions(out, stats)
+}
+
+fn print_ledgers(out: &Output, stats: &TopicStats) -> Result<(), CliError> {
+    if stats.ledgers.is_empty() {
+        return Ok(());
     }
-    if !stats.producers.is_empty() {
-        let mut table = Table::new(["producer", "last sequence id"]);
-        for producer in &stats.producers {
-            let last = producer.last_sequence_id;
-            let last = last.map_or_else(|| "-".to_owned(), |id| id.to_string());
-            table.row([producer.name.clone(), last]);
-        }
-        section(out, &table)?;
-    }
-    if !stats.subscriptions.is_empty() {
-        let mut table = Table::new([
-            "subscription",
-            "type",
-            "mark-delete",
-            "backlog",
-            "unacknowledged",
-            "consumers",
+    let mut table = Table::new(["ledger", "first index", "entries", "bytes", "state"]);
+    for ledger in &stats.ledgers {
+        table.row([
+            ledger.ledger.to_string(),
+            ledger.first_index.to_string(),
+            ledger.entries.to_string(),
+            ledger.bytes.to_string(),
+            ledger.state.clone(),
         ]);
-        for subscription in &stats.subscriptions {
-            table.row([
-                subscription.name.clone(),
-                type_name(subscription.kind).to_owned(),
-                subscription.mark_delete_index.to_string(),
-                subscription.backlog_messages.to_string(),
-                subscription.unacknowledged_messages.to_string(),
-                subscription.consumers.len().to_string(),
-            ]);
-        }
-        section(out, &table)?;
     }
-    Ok(())
+    section(out, &table)
+}
+
+fn print_producers(out: &Output, stats: &TopicStats) -> Result<(), CliError> {
+    if stats.producers.is_empty() {
+        return Ok(());
+    }
+    let mut table = Table::new(["producer", "last sequence id"]);
+    for producer in &stats.producers {
+        let last = producer.last_sequence_id;
+        let last = last.map_or_else(|| "-".to_owned(), |id| id.to_string());
+        table.row([producer.name.clone(), last]);
+    }
+    section(out, &table)
+}
+
+fn print_subscriptions(out: &Output, stats: &TopicStats) -> Result<(), CliError> {
+    if stats.subscriptions.is_empty() {
+        return Ok(());
+    }
+    let mut table = Table::new([
+        "subscription",
+        "type",
+        "mark-delete",
+        "backlog",
+        "unacknowledged",
+        "consumers",
+    ]);
+    for subscription in &stats.subscriptions {
+        table.row([
+            subscription.name.clone(),
+            type_name(subscription.kind).to_owned(),
+            subscription.mark_delete_index.to_string(),
+            subscription.backlog_messages.to_string(),
+            subscription.unacknowledged_messages.to_string(),
+            subscription.consumers.len().to_string(),
+        ]);
+    }
+    section(out, &table)
 }
 
 fn section(out: &Output, table: &Table) -> Result<(), CliError> {

@@ -103,7 +103,8 @@ fn csv_record(line: &[u8]) -> Result<csv::ByteRecord, String> {
 }
 
 fn json_key(line: &[u8], pointer: &str) -> Result<Keyed, String> {
-    let value: Value = serde_json::from_slice(line).map_err(|error| format!("not JSON: {error}"))?;
+    let value: Value =
+        serde_json::from_slice(line).map_err(|error| format!("not JSON: {error}"))?;
     Ok(match value.pointer(pointer) {
         None | Some(Value::Null) => Keyed::Missing,
         Some(Value::String(text)) => Keyed::Key(Bytes::from(text.clone())),
@@ -127,14 +128,20 @@ mod tests {
         assert_eq!(keys.key_of(b"2013,\"N1,4\",x\r"), key("N1,4"));
         assert_eq!(keys.key_of(b"2013,,x"), Ok(Keyed::Missing));
         assert_eq!(keys.key_of(b"2013"), Ok(Keyed::Missing));
-        assert_eq!(keys.key_of(b"2013,\xff,x"), Ok(Keyed::Key(Bytes::from_static(b"\xff"))));
+        assert_eq!(
+            keys.key_of(b"2013,\xff,x"),
+            Ok(Keyed::Key(Bytes::from_static(b"\xff")))
+        );
     }
 
     #[test]
     fn an_unknown_column_lists_the_known_ones() {
         let mut keys = KeySource::new(None, Some("tail".into()), None).expect("valid");
         let reason = keys.key_of(b"year,month").unwrap_err();
-        assert_eq!(reason, "the header has no column \"tail\"; it has year, month");
+        assert_eq!(
+            reason,
+            "the header has no column \"tail\"; it has year, month"
+        );
     }
 
     #[test]
