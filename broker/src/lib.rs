@@ -6,11 +6,13 @@
 #![deny(missing_docs)]
 
 pub mod config;
+pub mod cursor_log;
 pub mod error;
+pub mod subscription;
+pub mod topic;
 
 mod api;
 mod broker;
-mod topic;
 
 pub use broker::{Broker, BrokerDeps};
 pub use config::BrokerConfig;

@@ -1,1 +1,3 @@
 //! A loaded topic: one owner task, one mailbox.
+
+pub mod dedup;

@@ -52,7 +52,14 @@ pub const DEDUP_PRODUCERS_MAX: usize = 10_000;
 pub const UNACKED_PER_CONSUMER_MAX: u64 = 50_000;
 /// Messages of one Shared subscription that may be delivered and unacknowledged at once.
 pub const UNACKED_PER_SUBSCRIPTION_MAX: u64 = 200_000;
+/// Ranges of single messages in one acknowledgement.
+pub const ACK_RANGES_MAX: usize = 65_536;
+/// Latest batches of a producer whose positions are remembered to answer duplicates.
+pub const DEDUP_WINDOW_MAX: usize = 64;
+/// Part of a cursor snapshot in the cursor log, in bytes.
+pub const SNAPSHOT_PART_BYTES_MAX: usize = 1024 * 1024;
 
+const _: () = assert!(SNAPSHOT_PART_BYTES_MAX < BATCH_BYTES_MAX);
 const _: () = assert!(MESSAGE_BYTES_MAX < BATCH_BYTES_MAX);
 const _: () = assert!(BATCH_BYTES_MAX < ENTRY_BYTES_MAX);
 const _: () = assert!(ENTRY_BYTES_MAX < FRAME_BYTES_MAX);

@@ -1,0 +1,495 @@
+//! The records of a topic's cursor log: what is written there, and the state that they add up to.
+//!
+//! One log holds the changes of all subscriptions of a topic, in order, and from time to time a
+//! snapshot of everything, in parts. A snapshot counts once its last part is there, as of the place
+//! of its first; until then the one before does, so a crash between two parts costs nothing. What
+//! is below the newest complete snapshot may be trimmed.
+//!
+//! Damage is an error that names the record, never a guess: a lost acknowledgement would break I9
+//! quietly. No I/O here; the topic's owner reads and appends.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use aquifer_model::id::{Index, SeekEpoch};
+use aquifer_model::limits::SNAPSHOT_PART_BYTES_MAX;
+use aquifer_model::topic::{NameError, SubscriptionName};
+use aquifer_proto::v1;
+use aquifer_protocol_api::broker::SubscriptionType;
+use bytes::Bytes;
+use prost::Message;
+use roaring::RoaringTreemap;
+use thiserror::Error;
+
+use crate::subscription::AckDelta;
+use crate::subscription::cursor::{
+    CursorError, CursorState, decode_bitmap, decode_kind, encode_bitmap,
+};
+
+/// Bytes of a record around its items.
+const RECORD_OVERHEAD_BYTES: usize = 64;
+/// Bytes around one item: its tag and length.
+const ITEM_OVERHEAD_BYTES: usize = 8;
+
+/// A cursor log that does not add up.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum CursorLogError {
+    /// Bytes that are not a record.
+    #[error("record {index} of the cursor log is damaged: {reason}")]
+    Damaged {
+        /// Index of the record.
+        index: Index,
+        /// What is wrong.
+        reason: String,
+    },
+    /// A subscription's state or change that cannot be.
+    #[error("record {index} of the cursor log has a bad cursor of subscription {subscription:?}")]
+    Cursor {
+        /// Index of the record.
+        index: Index,
+        /// The subscription.
+        subscription: String,
+        /// What is wrong.
+        source: CursorError,
+    },
+    /// A name that is none.
+    #[error("record {index} of the cursor log has a bad name")]
+    Name {
+        /// Index of the record.
+        index: Index,
+        /// What is wrong.
+        source: NameError,
+    },
+    /// A change of a subscription that was never created.
+    #[error(
+        "record {index} of the cursor log changes subscription {subscription:?}, whose creation \
+         is missing"
+    )]
+    Orphan {
+        /// Index of the record.
+        index: Index,
+        /// The subscription.
+        subscription: String,
+    },
+    /// The log was trimmed, and no complete snapshot is left.
+    #[error("the cursor log begins at record {first} and has no complete snapshot")]
+    NoSnapshot {
+        /// Index of the first record.
+        first: Index,
+    },
+}
+
+/// A subscription as the log has it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RecoveredSubscription {
+    /// How consumers share.
+    pub kind: SubscriptionType,
+    /// Where it stands.
+    pub cursor: CursorState,
+    /// When it was created, ms since the Unix epoch.
+    pub created_ms: u64,
+}
+
+/// What a cursor log adds up to.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct CursorLogState {
+    /// The durable subscriptions.
+    pub subscriptions: BTreeMap<SubscriptionName, RecoveredSubscription>,
+    /// Producers as of `dedup_index`; for `DedupTable::restore`.
+    pub producers: Vec<v1::ProducerState>,
+    /// The topic log from here on is to be repeated into the deduplication table.
+    pub dedup_index: Index,
+    /// Where the newest complete snapshot begins: what is below may be trimmed.
+    pub snapshot_at: Option<Index>,
+}
+
+/// A subscription comes to be.
+#[must_use]
+pub fn created(state: v1::SubscriptionState) -> v1::CursorDelta {
+    v1::CursorDelta {
+        subscription: state.name.clone(),
+        change: Some(v1::cursor_delta::Change::Created(state)),
+    }
+}
+
+/// A subscription ceases to be.
+#[must_use]
+pub fn deleted(subscription: &str) -> v1::CursorDelta {
+    v1::CursorDelta {
+        subscription: subscription.to_owned(),
+        change: Some(v1::cursor_delta::Change::Deleted(true)),
+    }
+}
+
+/// Messages are acknowledged.
+#[must_use]
+pub fn acknowledged(subscription: &str, delta: &AckDelta) -> v1::CursorDelta {
+    v1::CursorDelta {
+        subscription: subscription.to_owned(),
+        change: Some(v1::cursor_delta::Change::Acknowledged(delta.to_wire())),
+    }
+}
+
+/// A subscription is moved.
+#[must_use]
+pub fn moved(subscription: &str, seek_epoch: SeekEpoch, index: Index) -> v1::CursorDelta {
+    let seek = v1::SeekDelta {
+        seek_epoch: seek_epoch.0,
+        index: index.0,
+    };
+    v1::CursorDelta {
+        subscription: subscription.to_owned(),
+        change: Some(v1::cursor_delta::Change::Seek(seek)),
+    }
+}
+
+/// Packs changes into records, in order, as few as the bound on a record allows. A single change
+/// above the bound gets a record of its own.
+#[must_use]
+pub fn encode_deltas(deltas: Vec<v1::CursorDelta>) -> Vec<Bytes> {
+    let mut records = Vec::new();
+    let mut pack = Vec::new();
+    let mut bytes = RECORD_OVERHEAD_BYTES;
+    for delta in deltas {
+        let size = delta.encoded_len() + ITEM_OVERHEAD_BYTES;
+        if bytes + size > SNAPSHOT_PART_BYTES_MAX && !pack.is_empty() {
+            records.push(encode_pack(std::mem::take(&mut pack)));
+            bytes = RECORD_OVERHEAD_BYTES;
+        }
+        bytes += size;
+        pack.push(delta);
+    }
+    if !pack.is_empty() {
+        records.push(encode_pack(pack));
+    }
+    records
+}
+
+fn encode_pack(deltas: Vec<v1::CursorDelta>) -> Bytes {
+    let record = v1::cursor_log_record::Record::Deltas(v1::CursorDeltas { deltas });
+    encode_record(record)
+}
+
+fn encode_record(record: v1::cursor_log_record::Record) -> Bytes {
+    let record = v1::CursorLogRecord {
+        record: Some(record),
+    };
+    record.encode_to_vec().into()
+}
+
+/// Encodes a snapshot in parts, each within the bound on a record. They are to be appended in
+/// order; changes may come between them, but the states must include exactly what was appended
+/// before the first part, or more of what is appended after it.
+#[must_use]
+pub fn encode_snapshot(
+    snapshot_id: u64,
+    subscriptions: Vec<v1::SubscriptionState>,
+    producers: Vec<v1::ProducerState>,
+    dedup_index: Index,
+) -> Vec<Bytes> {
+    let snapshot = v1::CursorSnapshot {
+        snapshot_id,
+        subscriptions,
+        producers,
+        dedup_index: dedup_index.0,
+        ..v1::CursorSnapshot::default()
+    };
+    encode_parts(snapshot, SNAPSHOT_PART_BYTES_MAX)
+}
+
+fn encode_parts(snapshot: v1::CursorSnapshot, part_bytes_max: usize) -> Vec<Bytes> {
+    let empty = v1::CursorSnapshot {
+        snapshot_id: snapshot.snapshot_id,
+        dedup_index: snapshot.dedup_index,
+        ..v1::CursorSnapshot::default()
+    };
+    let mut parts = vec![empty.clone()];
+    let mut bytes = RECORD_OVERHEAD_BYTES;
+    let mut place = |size: usize, add: &mut dyn FnMut(&mut v1::CursorSnapshot)| {
+        let size = size + ITEM_OVERHEAD_BYTES;
+        if bytes + size > part_bytes_max && bytes > RECORD_OVERHEAD_BYTES {
+            parts.push(empty.clone());
+            bytes = RECORD_OVERHEAD_BYTES;
+        }
+        bytes += size;
+        if let Some(part) = parts.last_mut() {
+            add(part);
+        }
+    };
+    let room = part_bytes_max.saturating_sub(RECORD_OVERHEAD_BYTES + ITEM_OVERHEAD_BYTES);
+    for state in snapshot.subscriptions {
+        for piece in split_state(state, room) {
+            place(piece.encoded_len(), &mut |part| {
+                part.subscriptions.push(piece.clone());
+            });
+        }
+    }
+    for producer in snapshot.producers {
+        place(producer.encoded_len(), &mut |part| {
+            part.producers.push(producer.clone());
+        });
+    }
+    let last = parts.len() - 1;
+    let numbered = parts.into_iter().enumerate().map(|(number, mut part)| {
+        part.part = u32::try_from(number).unwrap_or(u32::MAX);
+        part.last_part = number == last;
+        encode_record(v1::cursor_log_record::Record::Snapshot(part))
+    });
+    numbered.collect()
+}
+
+/// Cuts the bitmap of a large state in two, by index, until every piece fits; the pieces repeat
+/// everything else and add up to the whole.
+fn split_state(state: v1::SubscriptionState, bytes_max: usize) -> Vec<v1::SubscriptionState> {
+    if state.encoded_len() <= bytes_max {
+        return vec![state];
+    }
+    let bitmap = decode_bitmap(&state.acknowledged).unwrap_or_default();
+    let (Some(min), Some(max)) = (bitmap.min(), bitmap.max()) else {
+        return vec![state];
+    };
+    if min == max {
+        return vec![state];
+    }
+    let middle = min + (max - min) / 2;
+    let piece = |drop_low: bool| {
+        let mut half: RoaringTreemap = bitmap.clone();
+        if drop_low {
+            half.remove_range(..=middle);
+        } else {
+            half.remove_range(middle + 1..);
+        }
+        half.optimize();
+        let half = v1::SubscriptionState {
+            acknowledged: encode_bitmap(&half).into(),
+            ..state.clone()
+        };
+        split_state(half, bytes_max)
+    };
+    let mut pieces = piece(false);
+    pieces.extend(piece(true));
+    pieces
+}
+
+/// Repeats a whole log.
+///
+/// # Errors
+/// As [`Replay::record`] and [`Replay::finish`].
+pub fn replay<B: AsRef<[u8]>>(
+    records: impl IntoIterator<Item = (Index, B)>,
+) -> Result<CursorLogState, CursorLogError> {
+    let mut replay = Replay::default();
+    for (index, bytes) in records {
+        replay.record(index, bytes.as_ref())?;
+    }
+    replay.finish()
+}
+
+/// Repeats a log record by record.
+#[derive(Debug, Default)]
+pub struct Replay {
+    first: Option<Index>,
+    snapshot_at: Option<Index>,
+    state: Accumulated,
+    building: Option<Building>,
+}
+
+/// A snapshot whose last part was not seen yet.
+#[derive(Debug)]
+struct Building {
+    snapshot_id: u64,
+    parts: u32,
+    at: Index,
+    state: Accumulated,
+    /// Changes since its first part: they are not in it.
+    since: Vec<(Index, v1::CursorDelta)>,
+}
+
+impl Replay {
+    /// Takes the next record.
+    ///
+    /// # Errors
+    /// When it is damaged or cannot be.
+    pub fn record(&mut self, index: Index, bytes: &[u8]) -> Result<(), CursorLogError> {
+        self.first.get_or_insert(index);
+        let damaged = |reason: String| CursorLogError::Damaged { index, reason };
+        let record =
+            v1::CursorLogRecord::decode(bytes).map_err(|error| damaged(error.to_string()))?;
+        match record.record {
+            Some(v1::cursor_log_record::Record::Snapshot(part)) => self.part(index, part),
+            Some(v1::cursor_log_record::Record::Deltas(deltas)) => {
+                for delta in deltas.deltas {
+                    self.state.change(index, &delta)?;
+                    if let Some(building) = &mut self.building {
+                        building.since.push((index, delta));
+                    }
+                }
+                Ok(())
+            }
+            None => Err(damaged("neither snapshot nor changes".to_owned())),
+        }
+    }
+
+    /// The state after the last record.
+    ///
+    /// # Errors
+    /// When the log has lost its beginning, or the creation of a subscription that it changes.
+    pub fn finish(self) -> Result<CursorLogState, CursorLogError> {
+        if let (None, Some(first)) = (self.snapshot_at, self.first)
+            && first > Index(0)
+        {
+            return Err(CursorLogError::NoSnapshot { first });
+        }
+        if let Some((index, subscription)) = self.state.orphan {
+            return Err(CursorLogError::Orphan {
+                index,
+                subscription,
+            });
+        }
+        Ok(CursorLogState {
+            subscriptions: self.state.subscriptions,
+            producers: self.state.producers,
+            dedup_index: self.state.dedup_index,
+            snapshot_at: self.snapshot_at,
+        })
+    }
+
+    fn part(&mut self, index: Index, part: v1::CursorSnapshot) -> Result<(), CursorLogError> {
+        if part.part == 0 {
+            self.building = Some(Building {
+                snapshot_id: part.snapshot_id,
+                parts: 0,
+                at: index,
+                state: Accumulated::default(),
+                since: Vec::new(),
+            });
+        }
+        let Some(mut building) = self.building.take() else {
+            // The rest of a snapshot whose beginning was trimmed.
+            return Ok(());
+        };
+        if building.snapshot_id != part.snapshot_id || building.parts != part.part {
+            let reason = format!(
+                "part {} of snapshot {} where part {} of snapshot {} belongs",
+                part.part, part.snapshot_id, building.parts, building.snapshot_id
+            );
+            return Err(CursorLogError::Damaged { index, reason });
+        }
+        building.parts += 1;
+        let last = part.last_part;
+        building.state.add_part(index, part)?;
+        if !last {
+            self.building = Some(building);
+            return Ok(());
+        }
+        self.snapshot_at = Some(building.at);
+        self.state = building.state;
+        for (index, delta) in building.since {
+            self.state.change(index, &delta)?;
+        }
+        Ok(())
+    }
+}
+
+/// Snapshot and changes as far as they were seen.
+#[derive(Debug, Default)]
+struct Accumulated {
+    subscriptions: BTreeMap<SubscriptionName, RecoveredSubscription>,
+    /// Names whose later changes are leftovers, not orphans.
+    deleted: BTreeSet<String>,
+    /// The first change of a subscription that is not there.
+    orphan: Option<(Index, String)>,
+    producers: Vec<v1::ProducerState>,
+    dedup_index: Index,
+}
+
+impl Accumulated {
+    fn add_part(&mut self, index: Index, part: v1::CursorSnapshot) -> Result<(), CursorLogError> {
+        self.dedup_index = Index(part.dedup_index);
+        self.producers.extend(part.producers);
+        for state in &part.subscriptions {
+            let bad = |source| cursor_error(index, &state.name, source);
+            let name = subscription_name(index, &state.name)?;
+            match self.subscriptions.get_mut(&name) {
+                // A further piece of a large bitmap.
+                Some(known) => {
+                    let above = decode_bitmap(&state.acknowledged).map_err(bad)?;
+                    known.cursor.merge(above);
+                }
+                None => {
+                    let recovered = recover(state).map_err(bad)?;
+                    self.subscriptions.insert(name, recovered);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn change(&mut self, index: Index, delta: &v1::CursorDelta) -> Result<(), CursorLogError> {
+        use v1::cursor_delta::Change;
+        let name = subscription_name(index, &delta.subscription)?;
+        let bad = |source| cursor_error(index, &delta.subscription, source);
+        match &delta.change {
+            Some(Change::Created(state)) => {
+                self.deleted.remove(&delta.subscription);
+                self.subscriptions
+                    .insert(name, recover(state).map_err(bad)?);
+            }
+            Some(Change::Deleted(_)) => {
+                self.subscriptions.remove(&name);
+                self.deleted.insert(delta.subscription.clone());
+            }
+            Some(Change::Acknowledged(ack)) => {
+                if let Some(known) = self.known(index, &name) {
+                    known.cursor.apply_acknowledged(ack).map_err(bad)?;
+                }
+            }
+            Some(Change::Seek(seek)) => {
+                if let Some(known) = self.known(index, &name) {
+                    known.cursor.apply_seek(seek).map_err(bad)?;
+                }
+            }
+            None => {
+                return Err(CursorLogError::Damaged {
+                    index,
+                    reason: "a change of a kind that this version does not know".to_owned(),
+                });
+            }
+        }
+        Ok(())
+    }
+
+    fn known(
+        &mut self,
+        index: Index,
+        name: &SubscriptionName,
+    ) -> Option<&mut RecoveredSubscription> {
+        let known = self.subscriptions.get_mut(name);
+        if known.is_none() && self.orphan.is_none() && !self.deleted.contains(name.as_str()) {
+            self.orphan = Some((index, name.to_string()));
+        }
+        known
+    }
+}
+
+fn recover(state: &v1::SubscriptionState) -> Result<RecoveredSubscription, CursorError> {
+    Ok(RecoveredSubscription {
+        kind: decode_kind(state.r#type)?,
+        cursor: CursorState::decode(state)?,
+        created_ms: state.created_ms,
+    })
+}
+
+fn subscription_name(index: Index, name: &str) -> Result<SubscriptionName, CursorLogError> {
+    SubscriptionName::new(name).map_err(|source| CursorLogError::Name { index, source })
+}
+
+fn cursor_error(index: Index, subscription: &str, source: CursorError) -> CursorLogError {
+    CursorLogError::Cursor {
+        index,
+        subscription: subscription.to_owned(),
+        source,
+    }
+}
+
+#[cfg(test)]
+mod tests;

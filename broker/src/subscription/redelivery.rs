@@ -1,0 +1,54 @@
+//! The replay set: what was delivered, came back by a negative acknowledgement or a lost consumer,
+//! and is to be delivered again before anything new.
+//!
+//! Redelivery counts live here and in the pending set, nowhere else: each message that was
+//! delivered and is not acknowledged is in exactly one of the two, so their memory is bounded by
+//! the caps on unacknowledged messages. They are lost with the topic's owner and with a seek.
+
+use std::ops::Range;
+
+use super::pending::Held;
+use super::ranges::RangeMap;
+
+/// Messages to be delivered again, with how often each was delivered.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Replay {
+    ranges: RangeMap<u32>,
+}
+
+impl Replay {
+    /// How many messages wait.
+    pub(crate) fn total(&self) -> u64 {
+        self.ranges.total()
+    }
+
+    /// The first messages that wait: consecutive, delivered equally often.
+    pub(crate) fn first(&self) -> Option<Range<u64>> {
+        self.ranges.first()
+    }
+
+    /// Takes over what the pending set gave up.
+    pub(crate) fn add(&mut self, given_up: Vec<(Range<u64>, Held)>) {
+        for (range, held) in given_up {
+            self.ranges
+                .insert(range, held.redeliveries.saturating_add(1));
+        }
+    }
+
+    /// What of `range` waits, and how often it was delivered.
+    pub(crate) fn overlap(&self, range: Range<u64>) -> Vec<(Range<u64>, u32)> {
+        self.ranges.overlap(range)
+    }
+
+    /// Removes what of `range` waits; returns how many messages that were.
+    pub(crate) fn remove(&mut self, range: Range<u64>) -> u64 {
+        let before = self.ranges.total();
+        self.ranges.take(range, |_| true);
+        before - self.ranges.total()
+    }
+
+    /// Forgets everything.
+    pub(crate) fn clear(&mut self) {
+        self.ranges.clear();
+    }
+}
