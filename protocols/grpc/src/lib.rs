@@ -1,1 +1,144 @@
+//! The native protocol: gRPC. It serves the broker through the same narrow port as every other
+//! protocol (`aquifer-protocol-api`) and sees nothing else of it.
+//!
+//! A handler parses, calls once and converts; it decides nothing about topics. What it owns is the
+//! wire: versions, limits, deadlines, and that a peer which sends nonsense, too much, or nothing
+//! at all gets a typed error and cannot grow this process's memory (I13): every stream holds at
+//! most one request and two replies, everything beyond waits in HTTP/2 windows.
+#![deny(missing_docs)]
 
+mod admin;
+pub mod config;
+mod connection;
+mod consume;
+mod context;
+mod convert;
+mod metrics;
+mod produce;
+mod service;
+mod status;
+mod stream;
+
+use std::net::SocketAddr;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use aquifer_model::limits::FRAME_BYTES_MAX;
+use aquifer_proto::v1::admin_server::AdminServer;
+use aquifer_proto::v1::broker_server::BrokerServer;
+use aquifer_protocol_api::broker::BrokerApi;
+use aquifer_protocol_api::error::{ApiError, ErrorKind};
+use aquifer_protocol_api::handler::ProtocolHandler;
+use aquifer_runtime::clock::SharedClock;
+use aquifer_runtime::net;
+use aquifer_runtime::task::TaskGroup;
+use async_trait::async_trait;
+use opentelemetry::metrics::Meter;
+use tonic::transport::Server;
+
+use crate::config::GrpcConfig;
+use crate::metrics::Metrics;
+use crate::service::Service;
+
+/// Streams that a peer opened and reset before they were served; more end the connection.
+const RESET_STREAMS_MAX: usize = 64;
+/// Streams that were reset here and are still remembered.
+const LOCAL_RESET_STREAMS_MAX: usize = 256;
+/// Quiet time before the operating system probes a connection.
+const TCP_KEEPALIVE: Duration = Duration::from_secs(60);
+
+/// Serves the native protocol.
+pub struct GrpcHandler {
+    config: GrpcConfig,
+    clock: SharedClock,
+    metrics: Metrics,
+    advertised: OnceLock<String>,
+}
+
+impl GrpcHandler {
+    /// A handler that serves once [`ProtocolHandler::serve`] is called.
+    ///
+    /// # Errors
+    /// When the configuration is not valid.
+    pub fn new(
+        config: GrpcConfig,
+        clock: SharedClock,
+        meter: &Meter,
+    ) -> Result<GrpcHandler, ApiError> {
+        config
+            .validate()
+            .map_err(|message| ApiError::new(ErrorKind::InvalidArgument, message))?;
+        Ok(GrpcHandler {
+            config,
+            clock,
+            metrics: Metrics::new(meter),
+            advertised: OnceLock::new(),
+        })
+    }
+
+    fn server(&self) -> Server {
+        let config = &self.config;
+        Server::builder()
+            .initial_stream_window_size(config.stream_window_bytes)
+            .initial_connection_window_size(config.connection_window_bytes)
+            .max_frame_size(config.http2_frame_bytes)
+            .max_concurrent_streams(config.streams_per_connection_max)
+            .http2_max_header_list_size(config.header_list_bytes_max)
+            .http2_max_pending_accept_reset_streams(Some(RESET_STREAMS_MAX))
+            .http2_max_local_error_reset_streams(Some(LOCAL_RESET_STREAMS_MAX))
+            .http2_keepalive_interval(Some(config.keepalive_interval()))
+            .http2_keepalive_timeout(Some(config.keepalive_timeout()))
+            .tcp_keepalive(Some(TCP_KEEPALIVE))
+    }
+}
+
+#[async_trait]
+impl ProtocolHandler for GrpcHandler {
+    fn name(&self) -> &'static str {
+        context::PROTOCOL
+    }
+
+    fn advertised(&self) -> Option<String> {
+        self.advertised.get().cloned()
+    }
+
+    async fn serve(
+        &self,
+        broker: Arc<dyn BrokerApi>,
+        tasks: TaskGroup,
+    ) -> Result<SocketAddr, ApiError> {
+        let (listener, bound) = net::bind(self.config.listen)
+            .await
+            .map_err(|error| ApiError::new(ErrorKind::FailedPrecondition, error.to_string()))?;
+        let advertised = self.config.advertised_url.clone();
+        self.advertised
+            .set(advertised.unwrap_or_else(|| format!("http://{bound}")))
+            .map_err(|_| ApiError::new(ErrorKind::FailedPrecondition, "grpc is served already"))?;
+        let service = Service::new(
+            broker,
+            self.config.clone(),
+            self.clock.clone(),
+            self.metrics.clone(),
+            tasks.clone(),
+        );
+        let broker_server =
+            BrokerServer::new(service.clone()).max_decoding_message_size(FRAME_BYTES_MAX);
+        let admin_server = AdminServer::new(service).max_decoding_message_size(FRAME_BYTES_MAX);
+        let router = self
+            .server()
+            .add_service(broker_server)
+            .add_service(admin_server);
+        let clock = self.clock.clone();
+        let incoming = connection::accept(listener, &self.config, clock, self.metrics.clone());
+        let shutdown = tasks.shutdown_token();
+        tasks.spawn("grpc-server", async move {
+            let stop = async move { shutdown.wait().await };
+            // Connections end when their streams have, and those watch the same token.
+            let served = router.serve_with_incoming_shutdown(incoming, stop).await;
+            if let Err(error) = served {
+                tracing::error!(%error, "the gRPC server failed");
+            }
+        });
+        Ok(bound)
+    }
+}

@@ -1,0 +1,254 @@
+//! The control plane: every method parses, calls once and converts.
+
+use aquifer_model::topic::SubscriptionName;
+use aquifer_proto::v1;
+use aquifer_protocol_api::broker::{SubscriptionStats, TopicStats};
+use tonic::{Request, Response, Status, async_trait};
+
+use crate::convert::{
+    name, namespace, page, partitions, place, policies, tenant, topic, wire_subscription_type,
+};
+use crate::service::Service;
+
+type Answer<T> = Result<Response<T>, Status>;
+
+#[async_trait]
+impl v1::admin_server::Admin for Service {
+    async fn create_tenant(
+        &self,
+        request: Request<v1::CreateTenantRequest>,
+    ) -> Answer<v1::CreateTenantResponse> {
+        self.unary("create_tenant", request, |broker, ctx, r| async move {
+            broker.create_tenant(&ctx, tenant(r.tenant)?).await?;
+            Ok(v1::CreateTenantResponse {})
+        })
+        .await
+    }
+
+    async fn list_tenants(
+        &self,
+        request: Request<v1::ListTenantsRequest>,
+    ) -> Answer<v1::ListTenantsResponse> {
+        self.unary("list_tenants", request, |broker, ctx, r| async move {
+            let found = broker.list_tenants(&ctx, page(r.after, r.limit)?).await?;
+            Ok(v1::ListTenantsResponse {
+                tenants: found.items,
+                next: found.next.unwrap_or_default(),
+            })
+        })
+        .await
+    }
+
+    async fn create_namespace(
+        &self,
+        request: Request<v1::CreateNamespaceRequest>,
+    ) -> Answer<v1::CreateNamespaceResponse> {
+        self.unary("create_namespace", request, |broker, ctx, r| async move {
+            let name = namespace(&r.namespace)?;
+            broker
+                .create_namespace(&ctx, name, policies(r.policies)?)
+                .await?;
+            Ok(v1::CreateNamespaceResponse {})
+        })
+        .await
+    }
+
+    async fn get_namespace(
+        &self,
+        request: Request<v1::GetNamespaceRequest>,
+    ) -> Answer<v1::GetNamespaceResponse> {
+        self.unary("get_namespace", request, |broker, ctx, r| async move {
+            let found = broker.get_namespace(&ctx, namespace(&r.namespace)?).await?;
+            Ok(v1::GetNamespaceResponse {
+                policies: Some(found.into()),
+            })
+        })
+        .await
+    }
+
+    async fn update_namespace(
+        &self,
+        request: Request<v1::UpdateNamespaceRequest>,
+    ) -> Answer<v1::UpdateNamespaceResponse> {
+        self.unary("update_namespace", request, |broker, ctx, r| async move {
+            let name = namespace(&r.namespace)?;
+            broker
+                .update_namespace(&ctx, name, policies(r.policies)?)
+                .await?;
+            Ok(v1::UpdateNamespaceResponse {})
+        })
+        .await
+    }
+
+    async fn list_namespaces(
+        &self,
+        request: Request<v1::ListNamespacesRequest>,
+    ) -> Answer<v1::ListNamespacesResponse> {
+        self.unary("list_namespaces", request, |broker, ctx, r| async move {
+            let page = page(r.after, r.limit)?;
+            let found = broker
+                .list_namespaces(&ctx, tenant(r.tenant)?, page)
+                .await?;
+            Ok(v1::ListNamespacesResponse {
+                namespaces: found.items.iter().map(ToString::to_string).collect(),
+                next: found.next.unwrap_or_default(),
+            })
+        })
+        .await
+    }
+
+    async fn create_topic(
+        &self,
+        request: Request<v1::CreateTopicRequest>,
+    ) -> Answer<v1::CreateTopicResponse> {
+        self.unary("create_topic", request, |broker, ctx, r| async move {
+            let topic = topic(&r.topic)?;
+            broker
+                .create_topic(&ctx, topic, partitions(r.partitions)?)
+                .await?;
+            Ok(v1::CreateTopicResponse {})
+        })
+        .await
+    }
+
+    async fn describe_topic(
+        &self,
+        request: Request<v1::DescribeTopicRequest>,
+    ) -> Answer<v1::DescribeTopicResponse> {
+        self.unary("describe_topic", request, |broker, ctx, r| async move {
+            let found = broker
+                .describe_topic(&ctx, topic(&r.topic)?, r.create)
+                .await?;
+            Ok(v1::DescribeTopicResponse {
+                topic: found.topic.to_string(),
+                partitions: found.partitions,
+                incarnation: found.incarnation.0.to_vec().into(),
+            })
+        })
+        .await
+    }
+
+    async fn delete_topic(
+        &self,
+        request: Request<v1::DeleteTopicRequest>,
+    ) -> Answer<v1::DeleteTopicResponse> {
+        self.unary("delete_topic", request, |broker, ctx, r| async move {
+            broker.delete_topic(&ctx, topic(&r.topic)?, r.force).await?;
+            Ok(v1::DeleteTopicResponse {})
+        })
+        .await
+    }
+
+    async fn list_topics(
+        &self,
+        request: Request<v1::ListTopicsRequest>,
+    ) -> Answer<v1::ListTopicsResponse> {
+        self.unary("list_topics", request, |broker, ctx, r| async move {
+            let page = page(r.after, r.limit)?;
+            let found = broker
+                .list_topics(&ctx, namespace(&r.namespace)?, page)
+                .await?;
+            let topics = found.items.into_iter().map(|item| v1::TopicSummary {
+                topic: item.topic.to_string(),
+                partitions: item.partitions,
+            });
+            Ok(v1::ListTopicsResponse {
+                topics: topics.collect(),
+                next: found.next.unwrap_or_default(),
+            })
+        })
+        .await
+    }
+
+    async fn topic_stats(
+        &self,
+        request: Request<v1::TopicStatsRequest>,
+    ) -> Answer<v1::TopicStatsResponse> {
+        self.unary("topic_stats", request, |broker, ctx, r| async move {
+            let name = topic(&r.topic)?;
+            let stats = broker.topic_stats(&ctx, name.clone()).await?;
+            Ok(wire_stats(name.to_string(), stats))
+        })
+        .await
+    }
+
+    async fn delete_subscription(
+        &self,
+        request: Request<v1::DeleteSubscriptionRequest>,
+    ) -> Answer<v1::DeleteSubscriptionResponse> {
+        self.unary(
+            "delete_subscription",
+            request,
+            |broker, ctx, r| async move {
+                let subscription: SubscriptionName = name(&r.subscription)?;
+                let topic = topic(&r.topic)?;
+                broker
+                    .delete_subscription(&ctx, topic, subscription, r.force)
+                    .await?;
+                Ok(v1::DeleteSubscriptionResponse {})
+            },
+        )
+        .await
+    }
+
+    async fn seek_subscription(
+        &self,
+        request: Request<v1::SeekSubscriptionRequest>,
+    ) -> Answer<v1::SeekSubscriptionResponse> {
+        self.unary("seek_subscription", request, |broker, ctx, r| async move {
+            let subscription: SubscriptionName = name(&r.subscription)?;
+            let (topic, place) = (topic(&r.topic)?, place(&r.place)?);
+            let index = broker
+                .seek_subscription(&ctx, topic, subscription, place)
+                .await?;
+            Ok(v1::SeekSubscriptionResponse { index: index.0 })
+        })
+        .await
+    }
+}
+
+fn wire_stats(topic: String, stats: TopicStats) -> v1::TopicStatsResponse {
+    let ledgers = stats.ledgers.into_iter().map(|ledger| v1::LedgerStats {
+        ledger_id: ledger.ledger.0,
+        first_index: ledger.first_index.0,
+        entries: ledger.entries,
+        bytes: ledger.bytes,
+        state: ledger.state.to_owned(),
+    });
+    let producers = stats
+        .producers
+        .into_iter()
+        .map(|producer| v1::ProducerStats {
+            name: producer.name.as_str().to_owned(),
+            last_sequence_id: producer.last_sequence_id,
+        });
+    let subscriptions = stats.subscriptions.into_iter().map(wire_subscription);
+    v1::TopicStatsResponse {
+        topic,
+        partitions: stats.partitions,
+        first_index: stats.first_index.0,
+        end_index: stats.end_index.0,
+        stored_bytes: stats.stored_bytes,
+        entries: stats.entries,
+        ledgers: ledgers.collect(),
+        producers: producers.collect(),
+        subscriptions: subscriptions.collect(),
+        messages_in: stats.messages_in,
+        bytes_in: stats.bytes_in,
+        messages_out: stats.messages_out,
+        bytes_out: stats.bytes_out,
+    }
+}
+
+fn wire_subscription(subscription: SubscriptionStats) -> v1::SubscriptionStats {
+    v1::SubscriptionStats {
+        name: subscription.name,
+        r#type: wire_subscription_type(subscription.kind).into(),
+        mark_delete_index: subscription.mark_delete.0,
+        backlog_messages: subscription.backlog_messages,
+        unacknowledged_messages: subscription.unacknowledged_messages,
+        consumers: subscription.consumers,
+        durable: subscription.durable,
+        acknowledged_ranges: subscription.acknowledged_ranges,
+    }
+}

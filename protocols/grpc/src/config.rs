@@ -1,0 +1,169 @@
+//! The configuration table `protocols.grpc`.
+
+use std::time::Duration;
+
+use aquifer_runtime::net::ListenAddress;
+use serde::{Deserialize, Serialize};
+
+/// Where an address is not configured: loopback, so that nothing is reachable by accident.
+const DEFAULT_LISTEN: ([u8; 4], u16) = ([127, 0, 0, 1], 7650);
+
+/// Settings of the native protocol.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct GrpcConfig {
+    /// Whether the protocol is served at all.
+    pub enabled: bool,
+    /// Where it listens; port 0 takes a free one.
+    pub listen: ListenAddress,
+    /// What clients are told to use, where that is not the listening address.
+    pub advertised_url: Option<String>,
+    /// Connections at once; more are closed as they come.
+    pub connections_max: usize,
+    /// Streams at once on one connection.
+    pub streams_per_connection_max: u32,
+    /// Streams at once on all connections; more are answered with `Overloaded`.
+    pub streams_max: usize,
+    /// HTTP/2 window of a stream: what a peer may send before it is read.
+    pub stream_window_bytes: u32,
+    /// HTTP/2 window of a connection, shared by its streams.
+    pub connection_window_bytes: u32,
+    /// Largest HTTP/2 frame that peers may send.
+    pub http2_frame_bytes: u32,
+    /// Largest header list of a request.
+    pub header_list_bytes_max: u32,
+    /// A new connection must send its first byte, and a new stream its first message, within this.
+    pub handshake_timeout_ms: u64,
+    /// A quiet peer is asked for a sign of life this often.
+    pub keepalive_interval_ms: u64,
+    /// A peer that has not answered for this long is gone.
+    pub keepalive_timeout_ms: u64,
+    /// Longest that a unary call may take.
+    pub request_timeout_ms: u64,
+    /// How long a stream that ends waits for the outcome of what it has sent.
+    pub drain_timeout_ms: u64,
+}
+
+impl Default for GrpcConfig {
+    fn default() -> GrpcConfig {
+        GrpcConfig {
+            enabled: true,
+            listen: ListenAddress::new(DEFAULT_LISTEN.into()),
+            advertised_url: None,
+            connections_max: 4096,
+            streams_per_connection_max: 4096,
+            streams_max: 65_536,
+            stream_window_bytes: 4 << 20,
+            connection_window_bytes: 16 << 20,
+            http2_frame_bytes: 1 << 20,
+            header_list_bytes_max: 16 << 10,
+            handshake_timeout_ms: 10_000,
+            keepalive_interval_ms: 20_000,
+            keepalive_timeout_ms: 20_000,
+            request_timeout_ms: 30_000,
+            drain_timeout_ms: 5_000,
+        }
+    }
+}
+
+impl GrpcConfig {
+    /// Checks what the types cannot.
+    ///
+    /// # Errors
+    /// A message that names the key and what it may be.
+    pub fn validate(&self) -> Result<(), String> {
+        let within = |name: &str, value: u64, low: u64, high: u64| {
+            if (low..=high).contains(&value) {
+                Ok(())
+            } else {
+                Err(format!(
+                    "protocols.grpc.{name} is {value}: give {low} to {high}"
+                ))
+            }
+        };
+        let count = |n: usize| u64::try_from(n).unwrap_or(u64::MAX);
+        within("connections_max", count(self.connections_max), 1, 1_000_000)?;
+        within("streams_max", count(self.streams_max), 1, 10_000_000)?;
+        let streams = u64::from(self.streams_per_connection_max);
+        within("streams_per_connection_max", streams, 1, 1_000_000)?;
+        // RFC 9113 bounds windows by 2^31 - 1 and frames by 2^24 - 1.
+        let window = u64::from(self.stream_window_bytes);
+        within("stream_window_bytes", window, 65_535, (1 << 31) - 1)?;
+        let shared = u64::from(self.connection_window_bytes);
+        within("connection_window_bytes", shared, window, (1 << 31) - 1)?;
+        let frame = u64::from(self.http2_frame_bytes);
+        within("http2_frame_bytes", frame, 16_384, (1 << 24) - 1)?;
+        let headers = u64::from(self.header_list_bytes_max);
+        within("header_list_bytes_max", headers, 4_096, 1 << 20)?;
+        for (name, ms) in [
+            ("handshake_timeout_ms", self.handshake_timeout_ms),
+            ("keepalive_interval_ms", self.keepalive_interval_ms),
+            ("keepalive_timeout_ms", self.keepalive_timeout_ms),
+            ("request_timeout_ms", self.request_timeout_ms),
+            ("drain_timeout_ms", self.drain_timeout_ms),
+        ] {
+            within(name, ms, 1, 3_600_000)?;
+        }
+        match &self.advertised_url {
+            Some(url) if !url.starts_with("http://") && !url.starts_with("https://") => {
+                Err(format!(
+                    "protocols.grpc.advertised_url is {url:?}: give http://HOST:PORT or https://HOST:PORT"
+                ))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    pub(crate) fn handshake_timeout(&self) -> Duration {
+        Duration::from_millis(self.handshake_timeout_ms)
+    }
+
+    pub(crate) fn keepalive_interval(&self) -> Duration {
+        Duration::from_millis(self.keepalive_interval_ms)
+    }
+
+    pub(crate) fn keepalive_timeout(&self) -> Duration {
+        Duration::from_millis(self.keepalive_timeout_ms)
+    }
+
+    /// A live peer answers a ping within this, so that a longer silence means that it is away.
+    pub(crate) fn idle_timeout(&self) -> Duration {
+        self.keepalive_interval() + self.keepalive_timeout() * 2
+    }
+
+    pub(crate) fn request_timeout(&self) -> Duration {
+        Duration::from_millis(self.request_timeout_ms)
+    }
+
+    pub(crate) fn drain_timeout(&self) -> Duration {
+        Duration::from_millis(self.drain_timeout_ms)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_default_is_valid_and_on_loopback() {
+        let config = GrpcConfig::default();
+        assert_eq!(config.validate(), Ok(()));
+        assert!(config.listen.is_loopback());
+    }
+
+    #[test]
+    fn values_out_of_range_are_refused_by_name() {
+        let check = |change: fn(&mut GrpcConfig), name: &str| {
+            let mut config = GrpcConfig::default();
+            change(&mut config);
+            let message = config.validate().unwrap_err();
+            assert!(message.contains(name), "{message}");
+        };
+        check(|c| c.connections_max = 0, "connections_max");
+        check(|c| c.stream_window_bytes = 1, "stream_window_bytes");
+        check(|c| c.connection_window_bytes = 70_000, "connection_window");
+        check(|c| c.http2_frame_bytes = u32::MAX, "http2_frame_bytes");
+        check(|c| c.keepalive_timeout_ms = 0, "keepalive_timeout_ms");
+        check(|c| c.advertised_url = Some("x:1".into()), "advertised_url");
+    }
+}

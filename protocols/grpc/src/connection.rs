@@ -1,0 +1,175 @@
+//! Connections as they are accepted: how many, and how long each may be silent. HTTP/2 keepalive
+//! makes live peers answer, so silence beyond it means a peer that is gone, or one that never
+//! meant to speak.
+
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use aquifer_runtime::clock::{SharedClock, sleep};
+use futures::Stream;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tonic::transport::server::{Connected, TcpConnectInfo};
+
+use crate::config::GrpcConfig;
+use crate::metrics::{Metrics, Open};
+
+/// How long to wait when the process has no file descriptor left for a connection.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// Accepts connections, at most as many at once as the configuration allows.
+pub(crate) fn accept(
+    listener: TcpListener,
+    config: &GrpcConfig,
+    clock: SharedClock,
+    metrics: Metrics,
+) -> impl Stream<Item = io::Result<Connection>> + Send + use<> {
+    let slots = Arc::new(Semaphore::new(
+        config.connections_max.min(Semaphore::MAX_PERMITS),
+    ));
+    let deadlines = Deadlines {
+        first_byte: config.handshake_timeout(),
+        silence: config.idle_timeout(),
+    };
+    let acceptor = (listener, slots, clock, metrics);
+    futures::stream::unfold(
+        acceptor,
+        move |(listener, slots, clock, metrics)| async move {
+            let connection = loop {
+                let (stream, peer) = match listener.accept().await {
+                    Ok(accepted) => accepted,
+                    Err(error) => {
+                        tracing::warn!(%error, "cannot accept a connection");
+                        sleep(ACCEPT_PAUSE).await;
+                        continue;
+                    }
+                };
+                let Ok(slot) = Arc::clone(&slots).try_acquire_owned() else {
+                    metrics.connection_refused();
+                    tracing::debug!(%peer, "connection refused: too many");
+                    continue;
+                };
+                // Without this, small receipts wait for the peer's delayed acknowledgement.
+                if stream.set_nodelay(true).is_ok() {
+                    let open = metrics.connection();
+                    break Connection::new(stream, peer, deadlines, clock.clone(), (slot, open));
+                }
+            };
+            Some((Ok(connection), (listener, slots, clock, metrics)))
+        },
+    )
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Deadlines {
+    first_byte: Duration,
+    silence: Duration,
+}
+
+/// A connection that fails when its peer is silent for too long.
+pub(crate) struct Connection {
+    stream: TcpStream,
+    peer: SocketAddr,
+    clock: SharedClock,
+    silence: Duration,
+    /// When the peer must have been heard; moved by every read.
+    deadline: Duration,
+    /// Wakes at, or before, the deadline: it is re-armed only when it fires, not on every read.
+    alarm: Pin<Box<dyn Future<Output = ()> + Send>>,
+    _counted: (OwnedSemaphorePermit, Open),
+}
+
+impl Connection {
+    fn new(
+        stream: TcpStream,
+        peer: SocketAddr,
+        deadlines: Deadlines,
+        clock: SharedClock,
+        counted: (OwnedSemaphorePermit, Open),
+    ) -> Connection {
+        Connection {
+            stream,
+            peer,
+            deadline: clock.monotonic() + deadlines.first_byte,
+            clock,
+            silence: deadlines.silence,
+            alarm: Box::pin(sleep(deadlines.first_byte)),
+            _counted: counted,
+        }
+    }
+
+    fn poll_silence(&mut self, context: &mut Context<'_>) -> Poll<io::Error> {
+        while self.alarm.as_mut().poll(context).is_ready() {
+            let left = self.deadline.saturating_sub(self.clock.monotonic());
+            if left.is_zero() {
+                let message = "the peer was silent for too long";
+                return Poll::Ready(io::Error::new(io::ErrorKind::TimedOut, message));
+            }
+            self.alarm = Box::pin(sleep(left));
+        }
+        Poll::Pending
+    }
+}
+
+impl AsyncRead for Connection {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        match Pin::new(&mut self.stream).poll_read(context, buffer) {
+            Poll::Ready(read) => {
+                self.deadline = self.clock.monotonic() + self.silence;
+                Poll::Ready(read)
+            }
+            Poll::Pending => self.poll_silence(context).map(Err),
+        }
+    }
+}
+
+impl AsyncWrite for Connection {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(context, bytes)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(context, slices)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+}
+
+impl Connected for Connection {
+    type ConnectInfo = TcpConnectInfo;
+
+    fn connect_info(&self) -> TcpConnectInfo {
+        TcpConnectInfo {
+            local_addr: self.stream.local_addr().ok(),
+            remote_addr: Some(self.peer),
+        }
+    }
+}

@@ -1,0 +1,244 @@
+//! A consumer's or reader's stream: `subscribe`, then credit and acknowledgements in, deliveries
+//! and confirmations out. Deliveries that are ready together share a reply, up to a size.
+
+mod frames;
+
+use aquifer_model::id::Index;
+use aquifer_model::id::{OwnerEpoch, SeekEpoch, TopicIncarnation};
+use aquifer_proto::v1;
+use aquifer_proto::v1::consume_request::Request as Kind;
+use aquifer_proto::v1::consume_response::Response as Answer;
+use aquifer_protocol_api::broker::{
+    Acknowledge, ApiResult, ConsumerEvent, ConsumerPort, ConsumerSession, Delivery,
+    NegativeAcknowledge, Subscribe, Subscribed, SubscriptionType,
+};
+use aquifer_protocol_api::context::RequestContext;
+use aquifer_runtime::clock::timeout;
+use aquifer_runtime::task::ShutdownToken;
+use tokio::sync::mpsc;
+use tonic::Streaming;
+
+use crate::consume::frames::Frames;
+use crate::convert::{
+    id16, invalid, optional_name, place, ranges, subscription_type, topic, version, wire_range,
+};
+use crate::metrics::{Flow, Metrics};
+use crate::service::Service;
+use crate::stream::{self, End, empty_request};
+
+type Out = mpsc::Sender<v1::ConsumeResponse>;
+
+/// Serves a stream to its end.
+pub(crate) async fn serve(
+    service: &Service,
+    ctx: &RequestContext,
+    inbound: Streaming<v1::ConsumeRequest>,
+    out: Out,
+) {
+    let result = session(service, ctx, inbound, &out).await;
+    if let Some(detail) = service.last_words(result) {
+        let _ = stream::reply(&out, answer(Answer::Error(detail))).await;
+    }
+}
+
+async fn session(
+    service: &Service,
+    ctx: &RequestContext,
+    mut inbound: Streaming<v1::ConsumeRequest>,
+    out: &Out,
+) -> Result<(), End> {
+    let first = stream::first(&mut inbound, &service.config, "subscribe").await?;
+    let Some(Kind::Subscribe(request)) = first.request else {
+        return Err(stream::missing("subscribe"));
+    };
+    let request = subscribe(request)?;
+    tracing::Span::current().record("topic", tracing::field::display(&request.topic));
+    let session = service.broker.subscribe(ctx, request).await?;
+    let ConsumerSession {
+        opened,
+        port,
+        events,
+    } = session;
+    stream::reply(out, answer(Answer::Subscribed(wire_subscribed(opened)))).await?;
+    let mut frames = Frames::new(events);
+    let shutdown = service.tasks.shutdown_token();
+    // Both ways at once: a peer that does not read must not keep its acknowledgements from us.
+    let end = tokio::select! {
+        end = requests(port, &mut inbound, shutdown, &service.metrics) => end,
+        end = deliver(&mut frames, out, &service.metrics) => return Err(end),
+    };
+    if let End::Done = end {
+        // The port is dropped and the broker closes the session; what it had queued, such as
+        // confirmations, is still told.
+        let rest = deliver(&mut frames, out, &service.metrics);
+        let _ = timeout(service.config.drain_timeout(), rest).await;
+    }
+    Err(end)
+}
+
+/// Hands requests over, one after the other.
+async fn requests(
+    mut port: Box<dyn ConsumerPort>,
+    inbound: &mut Streaming<v1::ConsumeRequest>,
+    shutdown: ShutdownToken,
+    metrics: &Metrics,
+) -> End {
+    loop {
+        let next = tokio::select! {
+            biased;
+            () = shutdown.wait() => return End::Failed(stream::stopping()),
+            next = stream::next(inbound) => next,
+        };
+        let request = match next {
+            Ok(Some(request)) => request,
+            Ok(None) => return End::Done,
+            Err(end) => return end,
+        };
+        metrics.frame(Flow::ConsumeIn, 0);
+        if let Err(error) = apply(&mut *port, request).await {
+            return error.into();
+        }
+    }
+}
+
+async fn apply(port: &mut dyn ConsumerPort, request: v1::ConsumeRequest) -> ApiResult<()> {
+    match consumer_request(request)? {
+        ConsumerRequest::Credit { messages, bytes } => port.credit(messages, bytes).await,
+        ConsumerRequest::Acknowledge(acknowledge) => port.acknowledge(acknowledge).await,
+        ConsumerRequest::Negative(negative) => port.negative_acknowledge(negative).await,
+        ConsumerRequest::Seek { request_id, to } => port.seek(request_id, to).await,
+    }
+}
+
+/// Sends what the broker has, until it has no more or the peer is gone.
+async fn deliver(frames: &mut Frames, out: &Out, metrics: &Metrics) -> End {
+    while let Some(event) = frames.next().await {
+        let response = match event {
+            ConsumerEvent::Deliveries {
+                owner_epoch,
+                seek_epoch,
+                deliveries,
+            } => {
+                let bytes = deliveries.iter().map(|delivery| delivery.batch.len()).sum();
+                metrics.frame(Flow::ConsumeOut, bytes);
+                Answer::Deliveries(v1::Deliveries {
+                    owner_epoch: owner_epoch.0,
+                    seek_epoch: seek_epoch.0,
+                    deliveries: deliveries.into_iter().map(wire_delivery).collect(),
+                })
+            }
+            ConsumerEvent::Confirmed { request_id } => {
+                Answer::Confirmed(v1::Confirmed { request_id })
+            }
+            ConsumerEvent::SeekDone {
+                request_id,
+                seek_epoch,
+                index,
+            } => Answer::SeekDone(v1::SeekDone {
+                request_id,
+                seek_epoch: seek_epoch.0,
+                index: index.0,
+            }),
+            ConsumerEvent::Active(active) => Answer::Active(v1::Active { active }),
+            ConsumerEvent::Failed(error) => return error.into(),
+        };
+        if let Err(end) = stream::reply(out, answer(response)).await {
+            return end;
+        }
+    }
+    End::Done
+}
+
+/// What a consumer asks for after `subscribe`.
+#[derive(Debug)]
+pub(crate) enum ConsumerRequest {
+    Credit {
+        messages: u64,
+        bytes: u64,
+    },
+    Acknowledge(Acknowledge),
+    Negative(NegativeAcknowledge),
+    Seek {
+        request_id: u64,
+        to: aquifer_model::place::Place,
+    },
+}
+
+pub(crate) fn consumer_request(request: v1::ConsumeRequest) -> ApiResult<ConsumerRequest> {
+    match request.request {
+        Some(Kind::Credit(credit)) => Ok(ConsumerRequest::Credit {
+            messages: credit.messages_total,
+            bytes: credit.bytes_total,
+        }),
+        Some(Kind::Acknowledge(acknowledge)) => Ok(ConsumerRequest::Acknowledge(Acknowledge {
+            request_id: acknowledge.request_id,
+            owner_epoch: OwnerEpoch(acknowledge.owner_epoch),
+            seek_epoch: SeekEpoch(acknowledge.seek_epoch),
+            cumulative: acknowledge.cumulative.map(Index),
+            individual: ranges(&acknowledge.individual)?,
+        })),
+        Some(Kind::NegativeAcknowledge(negative)) => {
+            Ok(ConsumerRequest::Negative(NegativeAcknowledge {
+                owner_epoch: OwnerEpoch(negative.owner_epoch),
+                seek_epoch: SeekEpoch(negative.seek_epoch),
+                ranges: ranges(&negative.ranges)?,
+            }))
+        }
+        Some(Kind::Seek(seek)) => Ok(ConsumerRequest::Seek {
+            request_id: seek.request_id,
+            to: place(&seek.place)?,
+        }),
+        Some(Kind::Subscribe(_)) => Err(invalid("this stream is subscribed already")),
+        None => Err(empty_request()),
+    }
+}
+
+pub(crate) fn subscribe(request: v1::Subscribe) -> ApiResult<Subscribe> {
+    version(request.version)?;
+    let subscription = optional_name(&request.subscription)?;
+    let kind = match subscription {
+        // A reader shares nothing with anybody.
+        None => SubscriptionType::Exclusive,
+        Some(_) => subscription_type(request.r#type)?,
+    };
+    let incarnation = request.topic_incarnation.as_deref();
+    Ok(Subscribe {
+        topic: topic(&request.topic)?,
+        subscription,
+        kind,
+        consumer: optional_name(&request.consumer_name)?,
+        start: place(&request.start)?,
+        incarnation: incarnation
+            .map(|bytes| id16::<TopicIncarnation>("the topic incarnation", bytes))
+            .transpose()?,
+        priority: request.priority,
+    })
+}
+
+fn wire_subscribed(opened: Subscribed) -> v1::Subscribed {
+    v1::Subscribed {
+        topic_incarnation: opened.incarnation.0.to_vec().into(),
+        owner_epoch: opened.owner_epoch.0,
+        seek_epoch: opened.seek_epoch.0,
+        start_index: opened.start.0,
+        end_index: opened.end.0,
+    }
+}
+
+fn wire_delivery(delivery: Delivery) -> v1::Delivery {
+    v1::Delivery {
+        ledger_id: delivery.at.ledger.0,
+        entry_id: delivery.at.entry.0,
+        base_index: delivery.at.base_index.0,
+        broker_time_ms: delivery.broker_time_ms,
+        redelivery_count: delivery.redelivery_count,
+        skip: delivery.skip.into_iter().map(wire_range).collect(),
+        batch: delivery.batch,
+    }
+}
+
+fn answer(response: Answer) -> v1::ConsumeResponse {
+    v1::ConsumeResponse {
+        response: Some(response),
+    }
+}

@@ -1,0 +1,152 @@
+//! Wire → port, for what several requests share. Everything here takes bytes of a stranger:
+//! it answers with a typed error and never panics.
+
+use aquifer_model::id::Index;
+use aquifer_model::limits::{METADATA_PAGE_KEYS_MAX, PARTITIONS_MAX};
+use aquifer_model::place::Place;
+use aquifer_model::policy::NamespacePolicies;
+use aquifer_model::topic::{DEFAULT_NAMESPACE, NameError, NamespaceName, TopicName};
+use aquifer_proto::{PROTOCOL_VERSION, v1};
+use aquifer_protocol_api::broker::{ApiResult, IndexRange, PageRequest, SubscriptionType};
+use aquifer_protocol_api::error::{ApiError, ErrorKind};
+
+/// Ranges in one acknowledgement: as many as a batch can have messages.
+pub(crate) const RANGES_MAX: usize = 65_536;
+/// Items of a page when the client does not say.
+const PAGE_ITEMS_DEFAULT: usize = 100;
+/// Longest page token.
+const PAGE_TOKEN_BYTES_MAX: usize = 1024;
+
+/// A request that is wrong in itself.
+pub(crate) fn invalid(message: impl Into<String>) -> ApiError {
+    ApiError::new(ErrorKind::InvalidArgument, message)
+}
+
+/// A name, by its type.
+pub(crate) fn name<T: std::str::FromStr<Err = NameError>>(text: &str) -> ApiResult<T> {
+    text.parse()
+        .map_err(|error: NameError| invalid(error.to_string()))
+}
+
+/// A name that may be left out.
+pub(crate) fn optional_name<T: std::str::FromStr<Err = NameError>>(
+    text: &str,
+) -> ApiResult<Option<T>> {
+    if text.is_empty() {
+        return Ok(None);
+    }
+    name(text).map(Some)
+}
+
+pub(crate) fn topic(text: &str) -> ApiResult<TopicName> {
+    name(text)
+}
+
+pub(crate) fn namespace(text: &str) -> ApiResult<NamespaceName> {
+    name(text)
+}
+
+/// The model has no type for a tenant alone; its rules are those of a namespace's tenant.
+pub(crate) fn tenant(text: String) -> ApiResult<String> {
+    NamespaceName::new(&text, DEFAULT_NAMESPACE).map_err(|error| invalid(error.to_string()))?;
+    Ok(text)
+}
+
+pub(crate) fn place(text: &str) -> ApiResult<Place> {
+    text.parse().map_err(|_| {
+        let hint = aquifer_model::place::ParsePlaceError;
+        invalid(format!("no place: {hint}"))
+    })
+}
+
+/// Sixteen bytes of an id.
+pub(crate) fn id16<'a, T: TryFrom<&'a [u8]>>(what: &str, bytes: &'a [u8]) -> ApiResult<T> {
+    T::try_from(bytes)
+        .map_err(|_| invalid(format!("{what} must have 16 bytes, got {}", bytes.len())))
+}
+
+pub(crate) fn version(version: u32) -> ApiResult<()> {
+    if version == PROTOCOL_VERSION {
+        return Ok(());
+    }
+    let message = format!("protocol version {version} is not spoken here");
+    Err(ApiError::new(ErrorKind::UnsupportedVersion, message)
+        .advise(format!("speak version {PROTOCOL_VERSION}")))
+}
+
+pub(crate) fn partitions(count: u32) -> ApiResult<u32> {
+    if count > PARTITIONS_MAX {
+        let message = format!("{count} partitions: at most {PARTITIONS_MAX} are allowed");
+        return Err(invalid(message));
+    }
+    Ok(count)
+}
+
+pub(crate) fn page(after: String, limit: u32) -> ApiResult<PageRequest> {
+    if after.len() > PAGE_TOKEN_BYTES_MAX {
+        return Err(invalid("`after` is not the `next` of a page"));
+    }
+    let limit = match usize::try_from(limit) {
+        Ok(0) => PAGE_ITEMS_DEFAULT,
+        Ok(limit) => limit.min(METADATA_PAGE_KEYS_MAX),
+        Err(_) => METADATA_PAGE_KEYS_MAX,
+    };
+    Ok(PageRequest {
+        after: (!after.is_empty()).then_some(after),
+        limit,
+    })
+}
+
+pub(crate) fn policies(policies: Option<v1::Policies>) -> ApiResult<NamespacePolicies> {
+    let Some(policies) = policies else {
+        return Ok(NamespacePolicies::default());
+    };
+    NamespacePolicies::try_from(policies).map_err(|error| invalid(error.to_string()))
+}
+
+pub(crate) fn subscription_type(code: i32) -> ApiResult<SubscriptionType> {
+    match v1::SubscriptionType::try_from(code) {
+        Ok(v1::SubscriptionType::Exclusive) => Ok(SubscriptionType::Exclusive),
+        Ok(v1::SubscriptionType::Shared) => Ok(SubscriptionType::Shared),
+        Ok(v1::SubscriptionType::Failover) => Ok(SubscriptionType::Failover),
+        Ok(v1::SubscriptionType::KeyShared) => Ok(SubscriptionType::KeyShared),
+        Ok(v1::SubscriptionType::Unspecified) => Err(invalid("the subscription type is missing")),
+        Err(_) => Err(invalid(format!("unknown subscription type {code}"))),
+    }
+}
+
+pub(crate) fn wire_subscription_type(kind: SubscriptionType) -> v1::SubscriptionType {
+    match kind {
+        SubscriptionType::Exclusive => v1::SubscriptionType::Exclusive,
+        SubscriptionType::Shared => v1::SubscriptionType::Shared,
+        SubscriptionType::Failover => v1::SubscriptionType::Failover,
+        SubscriptionType::KeyShared => v1::SubscriptionType::KeyShared,
+    }
+}
+
+pub(crate) fn ranges(ranges: &[v1::IndexRange]) -> ApiResult<Vec<IndexRange>> {
+    if ranges.len() > RANGES_MAX {
+        let message = format!("{} ranges: at most {RANGES_MAX} at once", ranges.len());
+        return Err(ApiError::new(ErrorKind::TooLarge, message));
+    }
+    ranges
+        .iter()
+        .map(|range| {
+            if range.first > range.last {
+                let v1::IndexRange { first, last } = range;
+                return Err(invalid(format!("the range {first} to {last} is empty")));
+            }
+            Ok(IndexRange {
+                first: Index(range.first),
+                last: Index(range.last),
+            })
+        })
+        .collect()
+}
+
+pub(crate) fn wire_range(range: IndexRange) -> v1::IndexRange {
+    v1::IndexRange {
+        first: range.first.0,
+        last: range.last.0,
+    }
+}

@@ -1,0 +1,123 @@
+//! What this protocol counts. Labels are bounded: kinds of streams, methods and codes, never names.
+
+use aquifer_protocol_api::error::ErrorKind;
+use opentelemetry::KeyValue;
+use opentelemetry::metrics::{Counter, Histogram, Meter, UpDownCounter};
+
+use crate::status::codes;
+
+/// The instruments.
+#[derive(Debug, Clone)]
+pub(crate) struct Metrics {
+    connections: UpDownCounter<i64>,
+    connections_refused: Counter<u64>,
+    streams: UpDownCounter<i64>,
+    frames: Counter<u64>,
+    bytes: Counter<u64>,
+    errors: Counter<u64>,
+    request_seconds: Histogram<f64>,
+}
+
+/// Which stream, and which way: the label of frames and bytes.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Flow {
+    /// Batches in.
+    ProduceIn,
+    /// Receipts out.
+    ProduceOut,
+    /// Credit and acknowledgements in.
+    ConsumeIn,
+    /// Deliveries out.
+    ConsumeOut,
+}
+
+impl Flow {
+    fn labels(self) -> [KeyValue; 2] {
+        let (stream, direction) = match self {
+            Flow::ProduceIn => ("produce", "in"),
+            Flow::ProduceOut => ("produce", "out"),
+            Flow::ConsumeIn => ("consume", "in"),
+            Flow::ConsumeOut => ("consume", "out"),
+        };
+        [
+            KeyValue::new("stream", stream),
+            KeyValue::new("direction", direction),
+        ]
+    }
+}
+
+/// Counts something as open until it is dropped.
+pub(crate) struct Open {
+    counter: UpDownCounter<i64>,
+    labels: Vec<KeyValue>,
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.counter.add(-1, &self.labels);
+    }
+}
+
+impl Metrics {
+    pub(crate) fn new(meter: &Meter) -> Metrics {
+        Metrics {
+            connections: meter
+                .i64_up_down_counter("aquifer_grpc_connections_open")
+                .build(),
+            connections_refused: meter
+                .u64_counter("aquifer_grpc_connections_refused_total")
+                .build(),
+            streams: meter
+                .i64_up_down_counter("aquifer_grpc_streams_open")
+                .build(),
+            frames: meter.u64_counter("aquifer_grpc_frames_total").build(),
+            bytes: meter
+                .u64_counter("aquifer_grpc_payload_bytes_total")
+                .build(),
+            errors: meter.u64_counter("aquifer_grpc_errors_total").build(),
+            request_seconds: meter
+                .f64_histogram("aquifer_grpc_request_seconds")
+                .with_boundaries(vec![0.001, 0.005, 0.02, 0.1, 0.5, 2.0, 10.0])
+                .build(),
+        }
+    }
+
+    pub(crate) fn connection(&self) -> Open {
+        self.connections.add(1, &[]);
+        Open {
+            counter: self.connections.clone(),
+            labels: Vec::new(),
+        }
+    }
+
+    pub(crate) fn connection_refused(&self) {
+        self.connections_refused.add(1, &[]);
+    }
+
+    pub(crate) fn stream(&self, kind: &'static str) -> Open {
+        let labels = vec![KeyValue::new("stream", kind)];
+        self.streams.add(1, &labels);
+        Open {
+            counter: self.streams.clone(),
+            labels,
+        }
+    }
+
+    /// A frame went by, with so many bytes of payload.
+    pub(crate) fn frame(&self, flow: Flow, payload_bytes: usize) {
+        let labels = flow.labels();
+        self.frames.add(1, &labels);
+        let bytes = u64::try_from(payload_bytes).unwrap_or(u64::MAX);
+        self.bytes.add(bytes, &labels);
+    }
+
+    pub(crate) fn error(&self, kind: ErrorKind) {
+        let code = codes(kind).0.as_str_name();
+        self.errors.add(1, &[KeyValue::new("code", code)]);
+    }
+
+    pub(crate) fn request(&self, method: &'static str, seconds: f64) {
+        let labels = [KeyValue::new("method", method)];
+        self.request_seconds.record(seconds, &labels);
+    }
+}

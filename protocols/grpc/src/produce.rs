@@ -1,0 +1,244 @@
+//! A producer's stream: `open`, then batches in and receipts out.
+//!
+//! Receipts are coalesced: whatever is ready goes into one reply. A failed frame ends the stream
+//! with its error (H7): the client reopens and rewinds. When the stream ends for another reason,
+//! what was sent is waited for, so that the peer learns its outcome.
+
+use std::pin::pin;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use aquifer_model::id::{ProducerInstance, TopicIncarnation};
+use aquifer_proto::v1;
+use aquifer_proto::v1::produce_request::Request as Kind;
+use aquifer_proto::v1::produce_response::Response as Answer;
+use aquifer_protocol_api::broker::{
+    ApiResult, OpenProducer, ProducerOpened, ProducerPort, ProducerSession, PublishFrame, Receipt,
+};
+use aquifer_protocol_api::context::RequestContext;
+use aquifer_protocol_api::error::{ApiError, ErrorKind, Outcome};
+use aquifer_runtime::clock::sleep;
+use aquifer_runtime::task::ShutdownToken;
+use futures::FutureExt;
+use futures::future::Fuse;
+use tokio::sync::mpsc;
+use tonic::Streaming;
+
+use crate::convert::{id16, invalid, optional_name, topic, version};
+use crate::metrics::{Flow, Metrics};
+use crate::service::Service;
+use crate::stream::{self, End, empty_request};
+
+/// Receipts in one reply.
+const RECEIPTS_PER_REPLY_MAX: usize = 4096;
+
+type Out = mpsc::Sender<v1::ProduceResponse>;
+
+/// Serves a stream to its end.
+pub(crate) async fn serve(
+    service: &Service,
+    ctx: &RequestContext,
+    inbound: Streaming<v1::ProduceRequest>,
+    out: Out,
+) {
+    let result = session(service, ctx, inbound, &out).await;
+    if let Some(detail) = service.last_words(result) {
+        let _ = stream::reply(&out, answer(Answer::Error(detail))).await;
+    }
+}
+
+async fn session(
+    service: &Service,
+    ctx: &RequestContext,
+    mut inbound: Streaming<v1::ProduceRequest>,
+    out: &Out,
+) -> Result<(), End> {
+    let first = stream::first(&mut inbound, &service.config, "open").await?;
+    let Some(Kind::Open(open)) = first.request else {
+        return Err(stream::missing("open"));
+    };
+    let open = open_producer(open)?;
+    tracing::Span::current().record("topic", tracing::field::display(&open.topic));
+    let session = service.broker.open_producer(ctx, open).await?;
+    let ProducerSession {
+        opened,
+        port,
+        receipts,
+    } = session;
+    stream::reply(out, answer(Answer::Opened(wire_opened(opened)))).await?;
+    let frames = AtomicU64::new(0);
+    let shutdown = service.tasks.shutdown_token();
+    let publishing = publish(port, inbound, &frames, shutdown, &service.metrics);
+    exchange(service, publishing, receipts, &frames, out).await
+}
+
+/// Reads requests and hands their batches over, until the peer, the broker or this process ends
+/// it. Counts the frames that the broker took or may have taken.
+async fn publish(
+    mut port: Box<dyn ProducerPort>,
+    mut inbound: Streaming<v1::ProduceRequest>,
+    handed_over: &AtomicU64,
+    shutdown: ShutdownToken,
+    metrics: &Metrics,
+) -> (End, Box<dyn ProducerPort>) {
+    let end = loop {
+        let next = tokio::select! {
+            biased;
+            () = shutdown.wait() => break End::Failed(stream::stopping()),
+            next = stream::next(&mut inbound) => next,
+        };
+        let frames = match next {
+            Ok(Some(request)) => publish_frames(request),
+            Ok(None) => break End::Done,
+            Err(end) => break end,
+        };
+        let frames = match frames {
+            Ok(frames) => frames,
+            Err(error) => break error.into(),
+        };
+        let bytes = frames.iter().map(|frame| frame.batch.len()).sum();
+        metrics.frame(Flow::ProduceIn, bytes);
+        let count = u64::try_from(frames.len()).unwrap_or(u64::MAX);
+        handed_over.fetch_add(count, Ordering::Relaxed);
+        if let Err(error) = port.publish(frames).await {
+            break error.into();
+        }
+    };
+    // The port goes back alive: dropping it would close the session before its last receipts.
+    (end, port)
+}
+
+/// Publishes and answers at once. After publishing has ended, waits for the receipts of what was
+/// handed over, for a while.
+async fn exchange(
+    service: &Service,
+    publishing: impl Future<Output = (End, Box<dyn ProducerPort>)>,
+    mut receipts: mpsc::Receiver<ApiResult<Receipt>>,
+    handed_over: &AtomicU64,
+    out: &Out,
+) -> Result<(), End> {
+    let mut publishing = pin!(publishing.fuse());
+    let mut drained = pin!(Fuse::terminated());
+    let mut ended = None;
+    let mut answered = 0_u64;
+    let mut ready = Vec::new();
+    loop {
+        if ended.is_some() && answered >= handed_over.load(Ordering::Relaxed) {
+            break;
+        }
+        tokio::select! {
+            biased;
+            count = receipts.recv_many(&mut ready, RECEIPTS_PER_REPLY_MAX) => {
+                if count == 0 {
+                    return Err(closed_early(ended));
+                }
+                answered += answer_receipts(&mut ready, out, &service.metrics).await?;
+            }
+            () = out.closed() => return Err(End::Gone),
+            result = &mut publishing => {
+                if let End::Gone = result.0 {
+                    return Err(End::Gone);
+                }
+                ended = Some(result);
+                drained.set(sleep(service.config.drain_timeout()).fuse());
+            }
+            () = &mut drained => break,
+        }
+    }
+    match ended {
+        Some((end, _)) => Err(end),
+        None => Ok(()),
+    }
+}
+
+/// The broker closed the session without saying why in a receipt.
+fn closed_early(ended: Option<(End, Box<dyn ProducerPort>)>) -> End {
+    match ended {
+        Some((End::Failed(error), _)) => End::Failed(error),
+        _ => ApiError::new(ErrorKind::Unavailable, "the broker closed this producer")
+            .outcome(Outcome::Unknown)
+            .advise("reopen the producer and send again what is not acknowledged")
+            .into(),
+    }
+}
+
+/// Sends everything that is ready in one reply; says how many receipts that were.
+async fn answer_receipts(
+    ready: &mut Vec<ApiResult<Receipt>>,
+    out: &Out,
+    metrics: &Metrics,
+) -> Result<u64, End> {
+    let mut receipts = Vec::with_capacity(ready.len());
+    let mut failure = None;
+    for outcome in ready.drain(..) {
+        match outcome {
+            Ok(receipt) => receipts.push(wire_receipt(receipt)),
+            Err(error) => failure = failure.or(Some(error)),
+        }
+    }
+    let count = u64::try_from(receipts.len()).unwrap_or(u64::MAX);
+    if !receipts.is_empty() {
+        metrics.frame(Flow::ProduceOut, 0);
+        stream::reply(out, answer(Answer::Receipts(v1::Receipts { receipts }))).await?;
+    }
+    match failure {
+        Some(error) => Err(error.into()),
+        None => Ok(count),
+    }
+}
+
+pub(crate) fn open_producer(open: v1::OpenProducer) -> ApiResult<OpenProducer> {
+    version(open.version)?;
+    let incarnation = open.topic_incarnation.as_deref();
+    Ok(OpenProducer {
+        topic: topic(&open.topic)?,
+        name: optional_name(&open.producer_name)?,
+        instance: id16::<ProducerInstance>("the producer instance", &open.instance)?,
+        epoch: open.epoch,
+        take_over: open.take_over,
+        incarnation: incarnation
+            .map(|bytes| id16::<TopicIncarnation>("the topic incarnation", bytes))
+            .transpose()?,
+    })
+}
+
+pub(crate) fn publish_frames(request: v1::ProduceRequest) -> ApiResult<Vec<PublishFrame>> {
+    match request.request {
+        Some(Kind::Publish(publish)) => {
+            let frames = publish.frames.into_iter().map(|frame| PublishFrame {
+                number: frame.number,
+                batch: frame.batch,
+            });
+            Ok(frames.collect())
+        }
+        Some(Kind::Open(_)) => Err(invalid("this stream's producer is open already")),
+        None => Err(empty_request()),
+    }
+}
+
+fn wire_opened(opened: ProducerOpened) -> v1::ProducerOpened {
+    v1::ProducerOpened {
+        producer_name: opened.name.as_str().to_owned(),
+        last_sequence_id: opened.last_sequence_id,
+        topic_incarnation: opened.incarnation.0.to_vec().into(),
+        owner_epoch: opened.owner_epoch.0,
+        batch_bytes_max: opened.batch_bytes_max,
+    }
+}
+
+fn wire_receipt(receipt: Receipt) -> v1::Receipt {
+    let at = receipt.stored;
+    v1::Receipt {
+        frame_number: receipt.frame_number,
+        ledger_id: at.map_or(0, |at| at.ledger.0),
+        entry_id: at.map_or(0, |at| at.entry.0),
+        base_index: at.map_or(0, |at| at.base_index.0),
+        duplicate: receipt.duplicate,
+        position_unknown: at.is_none(),
+    }
+}
+
+fn answer(response: Answer) -> v1::ProduceResponse {
+    v1::ProduceResponse {
+        response: Some(response),
+    }
+}

@@ -1,0 +1,227 @@
+//! The services as tonic calls them: admission, contexts and spans; the work is in the modules of
+//! the same names.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use aquifer_proto::{PROTOCOL_VERSION, v1};
+use aquifer_protocol_api::broker::{ApiResult, BrokerApi};
+use aquifer_protocol_api::context::RequestContext;
+use aquifer_protocol_api::error::{ApiError, ErrorKind, Outcome};
+use aquifer_runtime::clock::{SharedClock, timeout};
+use aquifer_runtime::task::TaskGroup;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tonic::{Request, Response, Status, Streaming, async_trait};
+use tracing::{Instrument, Span};
+
+use crate::config::GrpcConfig;
+use crate::metrics::{Metrics, Open};
+use crate::stream::{self, End, Replies};
+use crate::{consume, context, produce, status};
+
+/// What both sides may rely on beyond the version; grows with what is built.
+const FEATURES: [&str; 5] = [
+    "deduplication",
+    "failover",
+    "partitions",
+    "readers",
+    "shared",
+];
+/// Features that a client may list.
+const CLIENT_FEATURES_MAX: usize = 256;
+
+/// Serves one broker; clones are the same service.
+#[derive(Clone)]
+pub(crate) struct Service {
+    pub(crate) broker: Arc<dyn BrokerApi>,
+    pub(crate) config: Arc<GrpcConfig>,
+    pub(crate) metrics: Metrics,
+    pub(crate) tasks: TaskGroup,
+    clock: SharedClock,
+    streams: Arc<Semaphore>,
+    next_request_id: Arc<AtomicU64>,
+}
+
+impl Service {
+    pub(crate) fn new(
+        broker: Arc<dyn BrokerApi>,
+        config: GrpcConfig,
+        clock: SharedClock,
+        metrics: Metrics,
+        tasks: TaskGroup,
+    ) -> Service {
+        let streams = config.streams_max.min(Semaphore::MAX_PERMITS);
+        Service {
+            broker,
+            config: Arc::new(config),
+            metrics,
+            tasks,
+            clock,
+            streams: Arc::new(Semaphore::new(streams)),
+            next_request_id: Arc::new(AtomicU64::new(1)),
+        }
+    }
+
+    /// Runs one unary call: `call` gets the broker, the context and the request.
+    pub(crate) async fn unary<Q, R, F>(
+        &self,
+        method: &'static str,
+        request: Request<Q>,
+        call: impl FnOnce(Arc<dyn BrokerApi>, RequestContext, Q) -> F,
+    ) -> Result<Response<R>, Status>
+    where
+        F: Future<Output = ApiResult<R>>,
+    {
+        let began = self.clock.monotonic();
+        let longest = self.config.request_timeout();
+        let ctx = context::of(&request, began, Some(longest));
+        let limit = ctx.deadline.map_or(longest, |at| at.saturating_sub(began));
+        let span = self.span(method, &ctx);
+        let work = call(Arc::clone(&self.broker), ctx, request.into_inner());
+        let result = match timeout(limit, work.instrument(span)).await {
+            Ok(result) => result,
+            Err(_) => Err(late(limit)),
+        };
+        let took = self.clock.monotonic().saturating_sub(began);
+        self.metrics.request(method, took.as_secs_f64());
+        result
+            .map(Response::new)
+            .map_err(|error| self.refuse(&error))
+    }
+
+    /// An error on its way out of a unary call.
+    fn refuse(&self, error: &ApiError) -> Status {
+        self.metrics.error(error.kind);
+        status::status(error)
+    }
+
+    pub(crate) fn span(&self, method: &'static str, ctx: &RequestContext) -> Span {
+        let request_id = self.next_request_id.fetch_add(1, Ordering::Relaxed);
+        let span = tracing::info_span!(
+            "request",
+            protocol = context::PROTOCOL,
+            method,
+            request_id,
+            topic = tracing::field::Empty,
+        );
+        context::adopt(&span, ctx);
+        span
+    }
+
+    /// Admits a stream, or says that there are too many.
+    fn admit(&self, kind: &'static str) -> Result<(OwnedSemaphorePermit, Open), Status> {
+        let slot = Arc::clone(&self.streams).try_acquire_owned();
+        let slot = slot.map_err(|_| {
+            let error = ApiError::new(ErrorKind::Overloaded, "this broker serves too many streams");
+            self.refuse(&error.advise("retry later, or close streams"))
+        })?;
+        Ok((slot, self.metrics.stream(kind)))
+    }
+
+    /// How a stream ended, as its last message if there is to be one.
+    pub(crate) fn last_words(&self, result: Result<(), End>) -> Option<v1::ErrorDetail> {
+        match result {
+            Ok(()) | Err(End::Done | End::Gone) => None,
+            Err(End::Failed(error)) => {
+                self.metrics.error(error.kind);
+                tracing::debug!(kind = ?error.kind, %error, "stream failed");
+                Some(status::detail(&error))
+            }
+        }
+    }
+}
+
+fn late(limit: Duration) -> ApiError {
+    let message = format!("no answer within {} ms", limit.as_millis());
+    // The call goes on where it had begun: what it changes may still happen.
+    ApiError::new(ErrorKind::Timeout, message).outcome(Outcome::Unknown)
+}
+
+/// Agrees on a version and on features.
+fn shake_hands(
+    broker: &dyn BrokerApi,
+    request: &v1::HandshakeRequest,
+) -> ApiResult<v1::HandshakeResponse> {
+    if !(request.version_min..=request.version_max).contains(&PROTOCOL_VERSION) {
+        let v1::HandshakeRequest {
+            version_min,
+            version_max,
+            ..
+        } = request;
+        let message = format!("versions {version_min} to {version_max} are not spoken here");
+        return Err(ApiError::new(ErrorKind::UnsupportedVersion, message)
+            .advise(format!("this broker speaks version {PROTOCOL_VERSION}")));
+    }
+    if request.features.len() > CLIENT_FEATURES_MAX {
+        let message = format!("at most {CLIENT_FEATURES_MAX} features can be listed");
+        return Err(ApiError::new(ErrorKind::InvalidArgument, message));
+    }
+    let common = FEATURES
+        .iter()
+        .filter(|feature| request.features.iter().any(|asked| asked == *feature));
+    let identity = broker.identity();
+    Ok(v1::HandshakeResponse {
+        version: PROTOCOL_VERSION,
+        features: common.map(|feature| (*feature).to_owned()).collect(),
+        cluster: identity.cluster,
+        broker_id: identity.broker.0.to_vec().into(),
+        message_bytes_max: identity.message_bytes_max,
+        batch_bytes_max: identity.batch_bytes_max,
+    })
+}
+
+#[async_trait]
+impl v1::broker_server::Broker for Service {
+    async fn handshake(
+        &self,
+        request: Request<v1::HandshakeRequest>,
+    ) -> Result<Response<v1::HandshakeResponse>, Status> {
+        self.unary("handshake", request, |broker, _, request| async move {
+            tracing::debug!(client = %request.client.escape_default(), "handshake");
+            shake_hands(&*broker, &request)
+        })
+        .await
+    }
+
+    type ProduceStream = Replies<v1::ProduceResponse>;
+
+    async fn produce(
+        &self,
+        request: Request<Streaming<v1::ProduceRequest>>,
+    ) -> Result<Response<Self::ProduceStream>, Status> {
+        let admitted = self.admit("produce")?;
+        let ctx = context::of(&request, self.clock.monotonic(), None);
+        let span = self.span("produce", &ctx);
+        let (out, body) = stream::replies();
+        let service = self.clone();
+        let inbound = request.into_inner();
+        let work = async move {
+            produce::serve(&service, &ctx, inbound, out).await;
+            drop(admitted);
+        };
+        self.tasks.spawn("grpc-produce", work.instrument(span));
+        Ok(Response::new(body))
+    }
+
+    type ConsumeStream = Replies<v1::ConsumeResponse>;
+
+    async fn consume(
+        &self,
+        request: Request<Streaming<v1::ConsumeRequest>>,
+    ) -> Result<Response<Self::ConsumeStream>, Status> {
+        let admitted = self.admit("consume")?;
+        let ctx = context::of(&request, self.clock.monotonic(), None);
+        let span = self.span("consume", &ctx);
+        let (out, body) = stream::replies();
+        let service = self.clone();
+        let inbound = request.into_inner();
+        let work = async move {
+            consume::serve(&service, &ctx, inbound, out).await;
+            drop(admitted);
+        };
+        self.tasks.spawn("grpc-consume", work.instrument(span));
+        Ok(Response::new(body))
+    }
+}

@@ -1,0 +1,120 @@
+//! Failures on the wire: the one place where kinds become codes (I12: nothing but the kind and
+//! its message leaves the broker).
+
+use aquifer_proto::{ERROR_TRAILER, v1};
+use aquifer_protocol_api::error::{ApiError, ErrorKind, Outcome};
+use prost::Message;
+use tonic::metadata::{MetadataMap, MetadataValue};
+use tonic::{Code, Status};
+
+/// Longest text of an error on the wire: trailers beyond a client's header bound would hide the
+/// error itself.
+const TEXT_BYTES_MAX: usize = 1024;
+
+/// The code of a kind, ours and gRPC's.
+pub(crate) fn codes(kind: ErrorKind) -> (v1::ErrorCode, Code) {
+    use v1::ErrorCode as Wire;
+    match kind {
+        ErrorKind::InvalidArgument => (Wire::InvalidArgument, Code::InvalidArgument),
+        ErrorKind::NotFound => (Wire::NotFound, Code::NotFound),
+        ErrorKind::AlreadyExists => (Wire::AlreadyExists, Code::AlreadyExists),
+        ErrorKind::FailedPrecondition => (Wire::FailedPrecondition, Code::FailedPrecondition),
+        ErrorKind::PermissionDenied => (Wire::PermissionDenied, Code::PermissionDenied),
+        ErrorKind::Unauthenticated => (Wire::Unauthenticated, Code::Unauthenticated),
+        ErrorKind::QuotaExceeded => (Wire::QuotaExceeded, Code::ResourceExhausted),
+        ErrorKind::TooLarge => (Wire::TooLarge, Code::OutOfRange),
+        ErrorKind::Checksum => (Wire::Checksum, Code::InvalidArgument),
+        ErrorKind::Overloaded => (Wire::Overloaded, Code::ResourceExhausted),
+        ErrorKind::StorageFull => (Wire::StorageFull, Code::ResourceExhausted),
+        ErrorKind::Unavailable => (Wire::Unavailable, Code::Unavailable),
+        ErrorKind::Redirect => (Wire::Redirect, Code::Unavailable),
+        ErrorKind::Fenced => (Wire::Fenced, Code::Aborted),
+        ErrorKind::ProducerBusy => (Wire::ProducerBusy, Code::FailedPrecondition),
+        ErrorKind::Incarnation => (Wire::Incarnation, Code::FailedPrecondition),
+        ErrorKind::DataLoss => (Wire::DataLoss, Code::DataLoss),
+        ErrorKind::Timeout => (Wire::Timeout, Code::DeadlineExceeded),
+        ErrorKind::UnsupportedVersion => (Wire::UnsupportedVersion, Code::FailedPrecondition),
+        ErrorKind::Unimplemented => (Wire::Unimplemented, Code::Unimplemented),
+        ErrorKind::Internal => (Wire::Internal, Code::Internal),
+    }
+}
+
+/// An error as a message of a stream.
+pub(crate) fn detail(error: &ApiError) -> v1::ErrorDetail {
+    let outcome = match error.outcome {
+        Outcome::NotApplied => v1::Outcome::NotApplied,
+        Outcome::Applied => v1::Outcome::Applied,
+        Outcome::Unknown => v1::Outcome::Unknown,
+    };
+    v1::ErrorDetail {
+        code: codes(error.kind).0.into(),
+        retryable: error.kind.is_retryable(),
+        outcome: outcome.into(),
+        message: shortened(&error.message),
+        advice: shortened(&error.advice),
+        redirect_url: error.redirect_url.clone().unwrap_or_default(),
+    }
+}
+
+/// An error as the status of a unary call, with the detail in its trailer.
+pub(crate) fn status(error: &ApiError) -> Status {
+    let mut metadata = MetadataMap::new();
+    let bytes = detail(error).encode_to_vec();
+    metadata.insert_bin(ERROR_TRAILER, MetadataValue::from_bytes(&bytes));
+    let message = shortened(&error.message);
+    Status::with_metadata(codes(error.kind).1, message, metadata)
+}
+
+/// What went wrong while a request message was received, if the peer is still there to be told.
+pub(crate) fn receive_error(status: &Status) -> Option<ApiError> {
+    match status.code() {
+        Code::OutOfRange | Code::ResourceExhausted => Some(
+            ApiError::new(ErrorKind::TooLarge, status.message())
+                .advise("send smaller messages or batches"),
+        ),
+        // The codec reports bytes that are no message, and compression that we do not speak, so.
+        Code::Internal | Code::InvalidArgument | Code::Unimplemented => Some(ApiError::new(
+            ErrorKind::InvalidArgument,
+            format!("malformed request: {}", status.message()),
+        )),
+        // Everything else comes from a connection or stream that is gone.
+        _ => None,
+    }
+}
+
+fn shortened(text: &str) -> String {
+    let mut end = text.len().min(TEXT_BYTES_MAX);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    text[..end].to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_unary_error_carries_its_detail_in_the_trailer() {
+        let error = ApiError::new(ErrorKind::Overloaded, "too much")
+            .advise("retry later")
+            .outcome(Outcome::Unknown);
+        let status = status(&error);
+        assert_eq!(status.code(), Code::ResourceExhausted);
+        let trailer = status.metadata().get_bin(ERROR_TRAILER).unwrap();
+        let bytes = trailer.to_bytes().unwrap();
+        let found = v1::ErrorDetail::decode(bytes).unwrap();
+        assert_eq!(found, detail(&error));
+        assert!(found.retryable);
+        assert_eq!(found.code(), v1::ErrorCode::Overloaded);
+        assert_eq!(found.outcome(), v1::Outcome::Unknown);
+    }
+
+    #[test]
+    fn long_texts_are_cut_between_characters() {
+        let error = ApiError::new(ErrorKind::Internal, "ä".repeat(TEXT_BYTES_MAX));
+        assert!(detail(&error).message.len() <= TEXT_BYTES_MAX);
+        let odd = format!("x{}", "ä".repeat(TEXT_BYTES_MAX));
+        assert_eq!(shortened(&odd).len(), TEXT_BYTES_MAX - 1);
+    }
+}

@@ -1,0 +1,93 @@
+//! What produce and consume streams share: the first message, the way out, and how they end.
+
+use std::pin::Pin;
+
+use aquifer_protocol_api::error::{ApiError, ErrorKind};
+use aquifer_runtime::clock::timeout;
+use futures::{Stream, StreamExt};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Status, Streaming};
+
+use crate::config::GrpcConfig;
+use crate::status::receive_error;
+
+/// Replies that wait for a peer to read them; each is bounded by the largest frame.
+const REPLIES_MAX: usize = 2;
+
+/// The body of a streaming answer.
+pub(crate) type Replies<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+/// Why a stream is over.
+#[derive(Debug)]
+pub(crate) enum End {
+    /// The peer closed it in good order.
+    Done,
+    /// The peer is gone: there is nobody to tell.
+    Gone,
+    /// This is to be its last message.
+    Failed(ApiError),
+}
+
+impl From<ApiError> for End {
+    fn from(error: ApiError) -> End {
+        End::Failed(error)
+    }
+}
+
+/// A bounded way to the peer, and the body that drains it.
+pub(crate) fn replies<T: Send + 'static>() -> (mpsc::Sender<T>, Replies<T>) {
+    let (sender, receiver) = mpsc::channel(REPLIES_MAX);
+    (sender, Box::pin(ReceiverStream::new(receiver).map(Ok)))
+}
+
+/// Sends a reply, waiting while the peer does not read.
+pub(crate) async fn reply<T>(out: &mpsc::Sender<T>, message: T) -> Result<(), End> {
+    out.send(message).await.map_err(|_| End::Gone)
+}
+
+/// The next request; `None` when the peer will send no more.
+pub(crate) async fn next<T>(inbound: &mut Streaming<T>) -> Result<Option<T>, End> {
+    inbound
+        .message()
+        .await
+        .map_err(|status| receive_error(&status).map_or(End::Gone, End::Failed))
+}
+
+/// The first request, which must come soon: a stream that says nothing costs memory for nothing.
+pub(crate) async fn first<T>(
+    inbound: &mut Streaming<T>,
+    config: &GrpcConfig,
+    expected: &str,
+) -> Result<T, End> {
+    let limit = config.handshake_timeout();
+    match timeout(limit, next(inbound)).await {
+        Ok(Ok(Some(message))) => Ok(message),
+        Ok(Ok(None)) => Err(missing(expected)),
+        Ok(Err(end)) => Err(end),
+        Err(_) => {
+            let message = format!("no `{expected}` within {} ms", limit.as_millis());
+            Err(ApiError::new(ErrorKind::Timeout, message).into())
+        }
+    }
+}
+
+/// The first message was another one, or none.
+pub(crate) fn missing(expected: &str) -> End {
+    let message = format!("the first message of this stream must be `{expected}`");
+    ApiError::new(ErrorKind::InvalidArgument, message).into()
+}
+
+/// A message without content: a later version's, or none at all.
+pub(crate) fn empty_request() -> ApiError {
+    ApiError::new(
+        ErrorKind::InvalidArgument,
+        "the request is empty, or of a kind that this version does not know",
+    )
+}
+
+/// The server is stopping.
+pub(crate) fn stopping() -> ApiError {
+    ApiError::new(ErrorKind::Unavailable, "the broker is shutting down")
+        .advise("reconnect; what was acknowledged is stored")
+}
