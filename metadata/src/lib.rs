@@ -3,6 +3,7 @@
 //! standalone, etcd for clusters.
 #![deny(missing_docs)]
 
+pub mod embedded;
 pub mod error;
 pub mod keys;
 pub mod record;

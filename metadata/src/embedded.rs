@@ -1,0 +1,281 @@
+//! The store of a single process: durable, in one file, without any service beside it.
+//!
+//! It owns the file; the caller holds the lock of the data directory, so that no second process
+//! opens it. Invariants:
+//! - One thread changes the file. Transactions that wait are committed together and share the
+//!   sync; each has its own revision, and none is answered before it is durable.
+//! - What a read returns is durable. When the outcome of a commit is not known, reads fail until
+//!   the file was opened again and the outcome is settled.
+//! - A session is lost before its keys vanish, and no key of a session survives a restart.
+//! - A damaged file is an error of kind `Damaged`, never a panic, and never another value.
+//!
+//! Nothing here blocks the async runtime: calls into the file run on the store's thread or on
+//! blocking threads.
+
+mod engine;
+mod file;
+mod history;
+mod reads;
+mod rows;
+mod sessions;
+
+#[cfg(test)]
+mod tests;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use aquifer_model::limits::{
+    METADATA_OPERATIONS_MAX, METADATA_PAGE_KEYS_MAX, METADATA_REQUEST_BYTES_MAX,
+};
+use aquifer_runtime::clock::SharedClock;
+use aquifer_runtime::disk::SharedDisk;
+use aquifer_runtime::task::{TaskGroup, spawn_thread};
+use async_trait::async_trait;
+use parking_lot::{Mutex, RwLock};
+use redb::Database;
+use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
+
+use crate::error::{MetadataError, MetadataResult};
+use crate::keys;
+use crate::store::{
+    Expect, MetadataStore, Operation, PageToken, Revision, ScanPage, Session, Transaction,
+    Versioned, Watch,
+};
+use engine::{Engine, Request, Work};
+use history::History;
+use reads::Snapshots;
+use sessions::{EmbeddedSession, Sessions};
+
+/// Transactions that may wait for the store's thread; later callers wait for room.
+const QUEUED_MAX: usize = 1_024;
+/// What an operation or a guard costs on the wire besides key and value, roughly, in bytes.
+const OPERATION_OVERHEAD_BYTES: usize = 32;
+
+/// The settings of an embedded store.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EmbeddedOptions {
+    /// Memory for cached pages, in bytes.
+    pub cache_bytes: usize,
+    /// Changes that a watch may lag behind before it has to scan again.
+    pub history_events: usize,
+    /// The same, in bytes.
+    pub history_bytes: usize,
+    /// Files up to this size are verified as a whole when they are opened. The checksum of each
+    /// value is verified whenever it is read, whatever the size.
+    pub verify_bytes_max: u64,
+    /// How long a scan may pause between two pages.
+    pub scan_idle_max: Duration,
+}
+
+impl Default for EmbeddedOptions {
+    fn default() -> Self {
+        Self {
+            cache_bytes: 16 << 20,
+            history_events: 10_000,
+            history_bytes: 8 << 20,
+            verify_bytes_max: 64 << 20,
+            scan_idle_max: Duration::from_secs(30),
+        }
+    }
+}
+
+/// A metadata store in one file of this process.
+#[derive(Debug)]
+pub struct EmbeddedStore {
+    shared: Arc<Shared>,
+}
+
+/// What the store, its thread, its sessions and its watches share.
+#[derive(Debug)]
+struct Shared {
+    /// `None` while the file is not open: the store is closed, or a commit failed and the file
+    /// could not be opened again yet. Locked before `snapshots`, never the other way round.
+    database: RwLock<Option<Database>>,
+    snapshots: Mutex<Snapshots>,
+    history: Arc<History>,
+    sessions: Sessions,
+    clock: SharedClock,
+    requests: mpsc::Sender<Request>,
+    closed: CancellationToken,
+}
+
+impl EmbeddedStore {
+    /// Opens the file, or creates it in an existing directory. Keys that sessions of an earlier
+    /// process left behind are removed first.
+    ///
+    /// # Errors
+    /// `Damaged` when the file is not what this store wrote; `Unavailable` when it cannot be
+    /// read or written.
+    pub async fn open(
+        path: PathBuf,
+        options: EmbeddedOptions,
+        disk: SharedDisk,
+        clock: SharedClock,
+        tasks: &TaskGroup,
+    ) -> MetadataResult<Self> {
+        let (requests, queue) = mpsc::channel(QUEUED_MAX);
+        let opening = options.clone();
+        let file = file::StoreFile::new(path, options, disk);
+        let opened = blocking(move || {
+            let (database, revision) = file.open()?;
+            Ok((file, database, revision))
+        });
+        let (file, database, revision) = opened.await?;
+        let history = History::new(opening.history_events, opening.history_bytes, revision);
+        let shared = Arc::new(Shared {
+            database: RwLock::new(Some(database)),
+            snapshots: Mutex::new(Snapshots::new(opening.scan_idle_max)),
+            history: Arc::new(history),
+            sessions: Sessions::default(),
+            clock,
+            requests,
+            closed: CancellationToken::new(),
+        });
+        // The thread must not keep the queue open by a sender of its own: it holds the parts.
+        let engine = Engine::new(Arc::clone(&shared), file, revision);
+        spawn_thread("aquifer-metadata", move || engine.run(queue))
+            .map_err(|error| MetadataError::Unavailable(format!("no thread: {error}")))?;
+        // The task needs no handle: it ends when the store is closed.
+        drop(tasks.spawn(
+            "metadata-sessions",
+            sessions::keep(Arc::clone(&shared), tasks.shutdown_token()),
+        ));
+        Ok(Self { shared })
+    }
+
+    /// Finishes what is queued and closes the file. Sessions are lost, watches end, and whatever
+    /// is asked later is `Unavailable`.
+    pub async fn close(&self) {
+        // A failure means that the thread has ended already.
+        let _ = self.shared.ask(Work::Close).await;
+    }
+
+    /// How many changes a watch may still resume from; for tests and metrics.
+    pub fn history_len(&self) -> usize {
+        self.shared.history.len()
+    }
+}
+
+impl Drop for EmbeddedStore {
+    fn drop(&mut self) {
+        self.shared.closed.cancel();
+        // A full queue is not waited for: the thread sees the token after its next batch.
+        let (reply, _) = oneshot::channel();
+        let close = Request {
+            work: Work::Close,
+            reply,
+        };
+        let _ = self.shared.requests.try_send(close);
+    }
+}
+
+impl Shared {
+    /// Hands work to the store's thread and waits for its outcome.
+    async fn ask(&self, work: Work) -> MetadataResult<Revision> {
+        let (reply, answer) = oneshot::channel();
+        let closed = || MetadataError::Unavailable("the store is closed".to_owned());
+        self.requests
+            .send(Request { work, reply })
+            .await
+            .map_err(|_| closed())?;
+        answer.await.unwrap_or_else(|_| {
+            Err(MetadataError::UnknownOutcome(
+                "the store's thread ended".to_owned(),
+            ))
+        })
+    }
+}
+
+#[async_trait]
+impl MetadataStore for EmbeddedStore {
+    async fn get(&self, key: &str) -> MetadataResult<Option<Versioned>> {
+        let (shared, key) = (Arc::clone(&self.shared), key.to_owned());
+        blocking(move || reads::get(&shared, &key)).await
+    }
+
+    async fn scan(
+        &self,
+        prefix: &str,
+        page: Option<PageToken>,
+        limit: usize,
+    ) -> MetadataResult<ScanPage> {
+        let (shared, prefix) = (Arc::clone(&self.shared), prefix.to_owned());
+        let limit = limit.clamp(1, METADATA_PAGE_KEYS_MAX);
+        blocking(move || reads::scan(&shared, &prefix, page, limit)).await
+    }
+
+    async fn commit(&self, transaction: Transaction) -> MetadataResult<Revision> {
+        check_limits(&transaction)?;
+        keys::check_partition(&transaction)?;
+        self.shared.ask(Work::Commit(transaction)).await
+    }
+
+    async fn watch(&self, prefix: &str, after: Revision) -> MetadataResult<Box<dyn Watch>> {
+        let watch = self
+            .shared
+            .history
+            .watch(prefix, after, self.shared.closed.clone());
+        Ok(Box::new(watch))
+    }
+
+    async fn open_session(&self, ttl: Duration) -> MetadataResult<Box<dyn Session>> {
+        let state = self.shared.sessions.open(ttl, &self.shared.clock)?;
+        Ok(Box::new(EmbeddedSession::new(
+            Arc::clone(&self.shared),
+            state,
+        )))
+    }
+}
+
+/// Runs work that blocks away from the async runtime.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> MetadataResult<T> + Send + 'static,
+) -> MetadataResult<T> {
+    tokio::task::spawn_blocking(move || file::without_panic(work))
+        .await
+        .unwrap_or_else(|_| {
+            Err(MetadataError::Unavailable(
+                "the runtime shuts down".to_owned(),
+            ))
+        })
+}
+
+/// Checks the limits that etcd has too, so that what works here works there.
+fn check_limits(transaction: &Transaction) -> MetadataResult<()> {
+    let invalid = |reason: String| Err(MetadataError::Invalid(reason));
+    let operations = transaction.operations.len();
+    let conditional = transaction
+        .operations
+        .iter()
+        .filter(|operation| operation.expect() != Expect::Any)
+        .count();
+    let conditions = transaction.guards.len() + conditional;
+    if operations.max(conditions) > METADATA_OPERATIONS_MAX {
+        return invalid(format!(
+            "{operations} operations under {conditions} conditions: {METADATA_OPERATIONS_MAX} of each are allowed"
+        ));
+    }
+    let mut bytes = 0;
+    for guard in &transaction.guards {
+        bytes += guard.key.len() + OPERATION_OVERHEAD_BYTES;
+    }
+    let mut changed = std::collections::HashSet::with_capacity(operations);
+    for operation in &transaction.operations {
+        if !changed.insert(operation.key()) {
+            return invalid(format!("{} is changed twice", operation.key()));
+        }
+        bytes += operation.key().len() + OPERATION_OVERHEAD_BYTES;
+        if let Operation::Put { value, .. } = operation {
+            bytes += value.len();
+        }
+    }
+    if bytes > METADATA_REQUEST_BYTES_MAX {
+        return invalid(format!(
+            "{bytes} bytes: at most {METADATA_REQUEST_BYTES_MAX} are allowed in a transaction"
+        ));
+    }
+    Ok(())
+}

@@ -1,0 +1,1 @@
+//! Tests of what only this implementation has: crashes, damage, and failing disks.
