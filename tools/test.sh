@@ -18,6 +18,7 @@ announce_build debug
 step format cargo fmt --all --check
 step lints cargo clippy --workspace --all-targets --locked -- -D warnings
 step tests cargo test --workspace --locked
+step fuzzing tools/fuzz.sh
 export RUSTDOCFLAGS="-D warnings"
 step documentation cargo doc --workspace --no-deps --locked
 echo "== all checks passed in $SECONDS s" >&2
