@@ -19,7 +19,7 @@ fuzz_target!(|data: &[u8]| {
     }
 });
 
-fn check<M: Message + Default + PartialEq>(data: &[u8]) {
+fn check<M: Message + Default + PartialEq + std::fmt::Debug>(data: &[u8]) {
     if let Ok(message) = M::decode(data) {
         let again = M::decode(&message.encode_to_vec()[..]).expect("what was decoded encodes");
         assert_eq!(again, message);
