@@ -3,8 +3,11 @@
 //! standalone, etcd for clusters.
 #![deny(missing_docs)]
 
+#[cfg(any(test, feature = "contract-tests"))]
+pub mod contract;
 pub mod embedded;
 pub mod error;
 pub mod keys;
 pub mod record;
+pub mod scan;
 pub mod store;
