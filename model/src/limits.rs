@@ -17,8 +17,9 @@ pub const BATCH_MESSAGES_MAX: u32 = 65_536;
 pub const BATCH_HEADER_BYTES_MAX: usize = 64 * 1024;
 /// Largest entry that a bookie stores: a batch and the broker's header.
 pub const ENTRY_BYTES_MAX: usize = BATCH_BYTES_MAX + 4096;
-/// Largest gRPC message on any stream, in bytes.
-pub const FRAME_BYTES_MAX: usize = ENTRY_BYTES_MAX + 64 * 1024;
+/// Largest gRPC message on any stream, in bytes: an entry, and the ranges of a batch that are not
+/// for its consumer, at worst every second message.
+pub const FRAME_BYTES_MAX: usize = ENTRY_BYTES_MAX + 1024 * 1024;
 
 /// Longest tenant or namespace name, in bytes.
 pub const NAME_BYTES_MAX: usize = 128;
@@ -63,6 +64,8 @@ const _: () = assert!(SNAPSHOT_PART_BYTES_MAX < BATCH_BYTES_MAX);
 const _: () = assert!(MESSAGE_BYTES_MAX < BATCH_BYTES_MAX);
 const _: () = assert!(BATCH_BYTES_MAX < ENTRY_BYTES_MAX);
 const _: () = assert!(ENTRY_BYTES_MAX < FRAME_BYTES_MAX);
+// A range takes at most 24 bytes on the wire.
+const _: () = assert!(BATCH_MESSAGES_MAX / 2 * 24 < 1024 * 1024);
 const _: () = assert!(MESSAGE_BYTES_MAX <= BATCH_UNCOMPRESSED_BYTES_MAX);
 const _: () = assert!(KEY_BYTES_MAX < MESSAGE_BYTES_MAX);
 const _: () = assert!(UNACKED_PER_CONSUMER_MAX <= UNACKED_PER_SUBSCRIPTION_MAX);
