@@ -51,6 +51,31 @@ pub enum ErrorKind {
 }
 
 impl ErrorKind {
+    /// Every kind, so that tests can go through all of them.
+    pub const ALL: [ErrorKind; 21] = [
+        ErrorKind::InvalidArgument,
+        ErrorKind::NotFound,
+        ErrorKind::AlreadyExists,
+        ErrorKind::FailedPrecondition,
+        ErrorKind::PermissionDenied,
+        ErrorKind::Unauthenticated,
+        ErrorKind::QuotaExceeded,
+        ErrorKind::TooLarge,
+        ErrorKind::Checksum,
+        ErrorKind::Overloaded,
+        ErrorKind::StorageFull,
+        ErrorKind::Unavailable,
+        ErrorKind::Redirect,
+        ErrorKind::Fenced,
+        ErrorKind::ProducerBusy,
+        ErrorKind::Incarnation,
+        ErrorKind::DataLoss,
+        ErrorKind::Timeout,
+        ErrorKind::UnsupportedVersion,
+        ErrorKind::Unimplemented,
+        ErrorKind::Internal,
+    ];
+
     /// Whether the same request may succeed later, unchanged.
     #[must_use]
     pub fn is_retryable(self) -> bool {

@@ -4,6 +4,8 @@
 #![deny(missing_docs)]
 
 pub mod broker;
+#[cfg(feature = "conformance")]
+pub mod conformance;
 pub mod context;
 pub mod error;
 pub mod handler;

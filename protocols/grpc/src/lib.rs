@@ -13,6 +13,8 @@ mod connection;
 mod consume;
 mod context;
 mod convert;
+#[cfg(test)]
+mod fuzz;
 mod metrics;
 mod produce;
 mod service;

@@ -1,0 +1,282 @@
+//! The native protocol as a stranger sees it: a raw tonic client against a broker in memory.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on must fail")]
+
+#[path = "wire/raw.rs"]
+mod raw;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use aquifer_model::limits::FRAME_BYTES_MAX;
+use aquifer_proto::v1;
+use aquifer_proto::v1::consume_request::Request as Consume;
+use aquifer_proto::v1::produce_request::Request as Produce;
+use aquifer_protocol_api::conformance::{ConformanceClient, FakeBroker, check_all};
+use aquifer_protocol_api::error::ErrorKind;
+use aquifer_protocol_api::handler::ProtocolHandler;
+use aquifer_protocol_grpc::GrpcHandler;
+use aquifer_protocol_grpc::config::GrpcConfig;
+use aquifer_runtime::clock::{SystemClock, timeout};
+use aquifer_runtime::net::ListenAddress;
+use aquifer_runtime::task::TaskGroup;
+use aquifer_runtime::telemetry::Telemetry;
+use bytes::Bytes;
+use tokio::io::AsyncReadExt;
+
+use raw::RawClient;
+
+/// Long enough that only a hang exceeds it.
+const HANG: Duration = Duration::from_secs(30);
+
+struct Served {
+    broker: FakeBroker,
+    client: RawClient,
+    address: std::net::SocketAddr,
+    tasks: TaskGroup,
+    telemetry: Telemetry,
+}
+
+async fn serve(change: impl FnOnce(&mut GrpcConfig)) -> Served {
+    let mut config = GrpcConfig {
+        listen: ListenAddress::loopback_any_port(),
+        ..GrpcConfig::default()
+    };
+    change(&mut config);
+    let telemetry = Telemetry::for_tests();
+    let meter = telemetry.meter("grpc");
+    let handler = GrpcHandler::new(config, SystemClock::shared(), &meter).unwrap();
+    let broker = FakeBroker::default();
+    let tasks = TaskGroup::new("test");
+    let address = handler
+        .serve(Arc::new(broker.clone()), tasks.clone())
+        .await
+        .unwrap();
+    assert_eq!(handler.advertised(), Some(format!("http://{address}")));
+    let client = RawClient::connect(address).await;
+    Served {
+        broker,
+        client,
+        address,
+        tasks,
+        telemetry,
+    }
+}
+
+#[tokio::test]
+async fn grpc_passes_the_conformance_checks() {
+    let served = serve(|_| {}).await;
+    timeout(HANG, check_all(&served.broker, &served.client))
+        .await
+        .unwrap();
+    let metrics = served.telemetry.render_metrics();
+    assert!(metrics.contains("aquifer_grpc_frames_total"), "{metrics}");
+    assert!(metrics.contains("ERROR_CODE_INVALID_ARGUMENT"), "{metrics}");
+    assert_eq!(served.tasks.failed(), None, "no input may panic");
+}
+
+#[tokio::test]
+async fn a_handshake_agrees_on_version_and_features_or_says_what_is_spoken() {
+    let served = serve(|_| {}).await;
+    let shake = |version_min, version_max| v1::HandshakeRequest {
+        version_min,
+        version_max,
+        features: vec!["shared".to_owned(), "telepathy".to_owned()],
+        client: "test\u{7}".to_owned(),
+    };
+    let agreed = served.client.handshake(shake(1, 9)).await.unwrap();
+    assert_eq!((agreed.version, agreed.cluster.as_str()), (1, "fake"));
+    assert_eq!(agreed.features, ["shared"]);
+    for (low, high) in [(2, 9), (0, 0), (9, 1)] {
+        let refusal = served.client.handshake(shake(low, high)).await.unwrap_err();
+        assert_eq!(
+            refusal.kind,
+            ErrorKind::UnsupportedVersion,
+            "{low} to {high}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn the_first_message_must_open_the_stream() {
+    let served = serve(|config| config.handshake_timeout_ms = 200).await;
+    let client = &served.client;
+    let publish = Produce::Publish(v1::PublishFrames::default());
+    let credit = Consume::Credit(v1::Credit::default());
+    assert_eq!(
+        client.produce_error(vec![Some(publish)], false).await,
+        ErrorKind::InvalidArgument
+    );
+    assert_eq!(
+        client.produce_error(vec![None], false).await,
+        ErrorKind::InvalidArgument
+    );
+    assert_eq!(
+        client.consume_error(vec![Some(credit)], false).await,
+        ErrorKind::InvalidArgument
+    );
+    assert_eq!(
+        client.consume_error(vec![None], false).await,
+        ErrorKind::InvalidArgument
+    );
+    // The peer closes its side without a word, or keeps it open in silence.
+    assert_eq!(
+        client.produce_error(vec![], false).await,
+        ErrorKind::InvalidArgument
+    );
+    assert_eq!(client.produce_error(vec![], true).await, ErrorKind::Timeout);
+    assert_eq!(client.consume_error(vec![], true).await, ErrorKind::Timeout);
+    assert_eq!(served.broker.calls(), 0);
+}
+
+#[tokio::test]
+async fn wrong_requests_of_a_producer_end_its_stream_with_a_typed_error() {
+    let served = serve(|_| {}).await;
+    let client = &served.client;
+    let open = || Some(Produce::Open(raw::open("t")));
+    let opens = |change: fn(&mut v1::OpenProducer)| {
+        let mut open = raw::open("t");
+        change(&mut open);
+        vec![Some(Produce::Open(open))]
+    };
+    for (requests, kind) in [
+        (opens(|o| o.version = 2), ErrorKind::UnsupportedVersion),
+        (
+            opens(|o| o.instance = Bytes::from_static(b"short")),
+            ErrorKind::InvalidArgument,
+        ),
+        (
+            opens(|o| o.topic_incarnation = Some(Bytes::new())),
+            ErrorKind::InvalidArgument,
+        ),
+        (
+            opens(|o| o.producer_name = "\n".to_owned()),
+            ErrorKind::InvalidArgument,
+        ),
+        (vec![open(), open()], ErrorKind::InvalidArgument),
+        (vec![open(), None], ErrorKind::InvalidArgument),
+        (
+            vec![
+                open(),
+                Some(raw::publish(vec![vec![0; FRAME_BYTES_MAX + 1].into()])),
+            ],
+            ErrorKind::TooLarge,
+        ),
+    ] {
+        assert_eq!(client.produce_error(requests, true).await, kind);
+    }
+    served.broker.wait_until_no_sessions().await;
+    assert_eq!(served.tasks.failed(), None);
+}
+
+#[tokio::test]
+async fn wrong_requests_of_a_consumer_end_its_stream_with_a_typed_error() {
+    let served = serve(|_| {}).await;
+    let client = &served.client;
+    let subscribe = || Some(Consume::Subscribe(raw::subscribe("t", "s")));
+    let subscribes = |change: fn(&mut v1::Subscribe)| {
+        let mut subscribe = raw::subscribe("t", "s");
+        change(&mut subscribe);
+        vec![Some(Consume::Subscribe(subscribe))]
+    };
+    let backwards = v1::Acknowledge {
+        individual: vec![v1::IndexRange { first: 2, last: 1 }],
+        ..v1::Acknowledge::default()
+    };
+    let many = v1::NegativeAcknowledge {
+        ranges: vec![v1::IndexRange::default(); 65_537],
+        ..v1::NegativeAcknowledge::default()
+    };
+    let nowhere = v1::Seek {
+        request_id: 1,
+        place: "nowhere".to_owned(),
+    };
+    for (requests, kind) in [
+        (subscribes(|s| s.version = 0), ErrorKind::UnsupportedVersion),
+        (subscribes(|s| s.r#type = 0), ErrorKind::InvalidArgument),
+        (subscribes(|s| s.r#type = -7), ErrorKind::InvalidArgument),
+        (
+            subscribes(|s| s.start = "x".repeat(1 << 20)),
+            ErrorKind::InvalidArgument,
+        ),
+        (vec![subscribe(), subscribe()], ErrorKind::InvalidArgument),
+        (
+            vec![subscribe(), Some(Consume::Acknowledge(backwards))],
+            ErrorKind::InvalidArgument,
+        ),
+        (
+            vec![subscribe(), Some(Consume::NegativeAcknowledge(many))],
+            ErrorKind::TooLarge,
+        ),
+        (
+            vec![subscribe(), Some(Consume::Seek(nowhere))],
+            ErrorKind::InvalidArgument,
+        ),
+    ] {
+        assert_eq!(client.consume_error(requests, true).await, kind);
+    }
+    served.broker.wait_until_no_sessions().await;
+    assert_eq!(served.tasks.failed(), None);
+}
+
+/// A shutdown finishes what is in flight: the client learns the outcome of every batch it sent.
+#[tokio::test]
+async fn a_shutdown_tells_the_outcome_of_what_was_sent() {
+    let served = serve(|_| {}).await;
+    let (broker, client) = (served.broker.clone(), served.client.clone());
+    let publishing = served.tasks.spawn("client", async move {
+        client
+            .publish("held", vec![Bytes::from_static(b"in flight")])
+            .await
+    });
+    timeout(HANG, broker.wait_until_stored("held", 1))
+        .await
+        .unwrap();
+    served.tasks.shutdown();
+    broker.release();
+    let receipts = timeout(HANG, publishing).await.unwrap().unwrap().unwrap();
+    assert_eq!(receipts.len(), 1);
+    assert_eq!(
+        served.tasks.drain(HANG).await,
+        0,
+        "nothing had to be aborted"
+    );
+}
+
+#[tokio::test]
+async fn a_silent_connection_is_closed() {
+    let served = serve(|config| config.handshake_timeout_ms = 100).await;
+    let mut mute = tokio::net::TcpStream::connect(served.address)
+        .await
+        .unwrap();
+    let mut all = Vec::new();
+    let closed = timeout(HANG, mute.read_to_end(&mut all)).await;
+    assert!(
+        closed.is_ok(),
+        "the server closes a connection that says nothing"
+    );
+}
+
+#[tokio::test]
+async fn connections_and_streams_beyond_their_bounds_are_refused() {
+    let served = serve(|config| {
+        config.connections_max = 1;
+        config.streams_max = 1;
+    })
+    .await;
+    let mut second = tokio::net::TcpStream::connect(served.address)
+        .await
+        .unwrap();
+    let mut all = Vec::new();
+    assert_eq!(
+        timeout(HANG, second.read_to_end(&mut all))
+            .await
+            .unwrap()
+            .ok(),
+        Some(0)
+    );
+    let held = served.client.hold_open("t").await;
+    let refusal = served.client.publish("t", Vec::new()).await.unwrap_err();
+    assert_eq!(refusal.kind, ErrorKind::Overloaded);
+    drop(held);
+    served.broker.wait_until_no_sessions().await;
+}
