@@ -3,6 +3,7 @@
 //! standalone, etcd for clusters.
 #![deny(missing_docs)]
 
+pub mod cache;
 #[cfg(any(test, feature = "contract-tests"))]
 pub mod contract;
 pub mod embedded;
