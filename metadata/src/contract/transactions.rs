@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use aquifer_model::limits::{METADATA_OPERATIONS_MAX, METADATA_REQUEST_BYTES_MAX};
+use aquifer_model::topic::{NamespaceName, TopicName};
 use bytes::Bytes;
 
 use super::{
@@ -299,8 +300,10 @@ pub async fn names_and_whole_scans(factory: &dyn StoreFactory) {
         let created = store.put("", &key, Bytes::new(), Expect::Any);
         created.await.expect("created");
         for number in 0..3 {
-            let partition = format!("{tenant}/n");
-            let key = format!("t/{tenant}/n/t/{number}");
+            let namespace = NamespaceName::new(tenant, "n").expect("the name is valid");
+            let topic = TopicName::new(namespace, &number.to_string());
+            let topic = topic.expect("the name is valid");
+            let (partition, key) = (keys::partition_of_topic(&topic), keys::topic(&topic));
             let written = store.put(&partition, &key, Bytes::new(), Expect::Any);
             written.await.expect("written");
             expected.push(key);
