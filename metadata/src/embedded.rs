@@ -103,12 +103,13 @@ struct Shared {
 }
 
 impl EmbeddedStore {
-    /// Opens the file, or creates it in an existing directory. Keys that sessions of an earlier
+    /// Opens the file, or creates it in an existing directory. A store that was open before must
+    /// have been closed by [`Self::close`]: dropping it closes the file a little later. Keys that sessions of an earlier
     /// process left behind are removed first.
     ///
     /// # Errors
     /// `Damaged` when the file is not what this store wrote; `Unavailable` when it cannot be
-    /// read or written.
+    /// read or written, or is open already.
     pub async fn open(
         path: PathBuf,
         options: EmbeddedOptions,
@@ -118,8 +119,8 @@ impl EmbeddedStore {
     ) -> MetadataResult<Self> {
         let (requests, queue) = mpsc::channel(QUEUED_MAX);
         let opening = options.clone();
-        let file = file::StoreFile::new(path, options, disk);
         let opened = blocking(move || {
+            let file = file::StoreFile::lock(path, options, disk)?;
             let (database, revision) = file.open()?;
             Ok((file, database, revision))
         });
@@ -173,6 +174,16 @@ impl Drop for EmbeddedStore {
 }
 
 impl Shared {
+    /// Closes the file, when no reader is in it any more.
+    fn close_file(&self) -> MetadataResult<()> {
+        let mut database = self.database.write();
+        self.snapshots.lock().clear();
+        file::without_panic(|| {
+            drop(database.take());
+            Ok(())
+        })
+    }
+
     /// Hands work to the store's thread and waits for its outcome.
     async fn ask(&self, work: Work) -> MetadataResult<Revision> {
         let (reply, answer) = oneshot::channel();

@@ -99,26 +99,27 @@ impl Engine {
     }
 
     fn close(self, queue: &mut mpsc::Receiver<Request>, mut rest: Vec<Request>) {
-        self.shared.closed.cancel();
-        self.shared.sessions.lose_all();
+        let Self {
+            shared,
+            file,
+            revision,
+            ..
+        } = self;
+        shared.closed.cancel();
+        shared.sessions.lose_all();
         queue.close();
         while let Ok(request) = queue.try_recv() {
             rest.push(request);
         }
-        let mut database = self.shared.database.write();
-        self.shared.snapshots.lock().clear();
         // Closing writes the state that makes the next start quick; a panic in there loses that.
-        let closed = without_panic(|| {
-            drop(database.take());
-            Ok(())
-        });
-        if let Err(error) = closed {
+        if let Err(error) = shared.close_file() {
             tracing::warn!(%error, "the metadata store was not closed cleanly");
         }
-        drop(database);
+        // The lock goes before the answers: whoever waited may open the store again at once.
+        drop(file);
         for request in rest {
             let outcome = match request.work {
-                Work::Close => Ok(self.revision),
+                Work::Close => Ok(revision),
                 _ => Err(MetadataError::Unavailable("the store is closed".to_owned())),
             };
             let _ = request.reply.send(outcome);
@@ -223,14 +224,8 @@ impl Engine {
         Ok(())
     }
 
-    fn close_file(&mut self) {
-        let mut database = self.shared.database.write();
-        self.shared.snapshots.lock().clear();
-        let dropped = without_panic(|| {
-            drop(database.take());
-            Ok(())
-        });
-        if let Err(error) = dropped {
+    fn close_file(&self) {
+        if let Err(error) = self.shared.close_file() {
             tracing::debug!(%error, "the failed metadata file was not closed cleanly");
         }
     }

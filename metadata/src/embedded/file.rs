@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use aquifer_runtime::disk::{DiskFile, OpenOptions, SharedDisk};
+use aquifer_runtime::disk::{DiskFile, DiskLock, OpenOptions, SharedDisk};
 use redb::{Builder, Database, StorageBackend};
 
 use super::EmbeddedOptions;
@@ -24,16 +24,34 @@ pub(super) struct StoreFile {
     disk: SharedDisk,
     /// Set for good when a sync failed: what the file then reads back may not be on the disk.
     sync_failed: Arc<AtomicBool>,
+    /// Held until the store's thread has closed the file: a store that is opened again too early
+    /// must not write beside the old one.
+    _lock: DiskLock,
 }
 
 impl StoreFile {
-    pub(super) fn new(path: PathBuf, options: EmbeddedOptions, disk: SharedDisk) -> Self {
-        Self {
+    /// Takes the lock of a store.
+    pub(super) fn lock(
+        path: PathBuf,
+        options: EmbeddedOptions,
+        disk: SharedDisk,
+    ) -> MetadataResult<Self> {
+        let lock = disk
+            .lock_exclusive(&path.with_extension("lock"))
+            .map_err(|error| {
+                let reason = match error.kind() {
+                    io::ErrorKind::WouldBlock => "it is open already: close it first".to_owned(),
+                    _ => error.to_string(),
+                };
+                MetadataError::Unavailable(format!("{}: {reason}", path.display()))
+            })?;
+        Ok(Self {
             path,
             options,
             disk,
             sync_failed: Arc::new(AtomicBool::new(false)),
-        }
+            _lock: lock,
+        })
     }
 
     /// Whether the file can no longer be trusted to hold what it shows.

@@ -210,6 +210,8 @@ async fn a_store_in_a_real_file_opens_again() {
     };
     let store = open().await.unwrap();
     let revision = put(&store, "clusters/a", "1").await.unwrap();
+    let second = open().await.unwrap_err();
+    assert!(second.to_string().contains("open already"), "{second}");
     store.close().await;
     let store = open().await.unwrap();
     let found = store.get("clusters/a").await.unwrap().unwrap();
