@@ -286,8 +286,26 @@ pub enum PerfCommand {
     Produce(LoadArgs),
     /// Consume a backlog, or what is published.
     Consume(LoadArgs),
-    /// Publish and consume, and measure the time between.
+    /// Publish and consume, and measure the time between; each consumer receives everything.
     E2e(LoadArgs),
+    /// Start a server of its own and measure the performance contract, each row beside its target.
+    Suite(SuiteArgs),
+}
+
+/// Arguments of `aquifer perf suite`.
+#[derive(Debug, Clone, Args)]
+pub struct SuiteArgs {
+    /// Where the server's data goes while it is measured; it needs some 20 GB [default: .].
+    #[arg(long, value_name = "DIR", default_value = ".")]
+    pub dir: PathBuf,
+
+    /// A tenth of the load: for a look, not for a result.
+    #[arg(long)]
+    pub quick: bool,
+
+    /// Only rows whose name contains this.
+    #[arg(long, value_name = "TEXT")]
+    pub only: Option<String>,
 }
 
 /// The load of a measurement.
@@ -365,6 +383,7 @@ mod tests {
             "perf produce --topic t --size 10 --count 5 --window 7 --rate 100 --producers 2",
             "perf consume --seconds 3 --consumers 2",
             "perf e2e",
+            "perf suite --quick --only publish --dir /tmp",
         ] {
             let words = std::iter::once("aquifer").chain(line.split(' '));
             if let Err(error) = Cli::try_parse_from(words) {

@@ -29,14 +29,4 @@ impl Connect {
             .operation_timeout(self.timeout);
         Ok(builder.build()?)
     }
-
-    /// The addresses of the brokers.
-    pub fn urls(&self) -> &[String] {
-        &self.urls
-    }
-
-    /// How long one operation may take.
-    pub fn timeout(&self) -> Duration {
-        self.timeout
-    }
 }

@@ -1,0 +1,52 @@
+//! Rows about what stays when the load is gone: resident memory, and reading from a cold disk.
+
+use std::time::Duration;
+
+use aquifer_runtime::clock::sleep;
+
+use crate::exit::CliError;
+
+use super::{Bound, MESSAGE_BYTES, Row, Suite, complete};
+
+impl Suite {
+    /// Resident memory of an idle server, after load.
+    pub(super) async fn idle_memory(&mut self) -> Result<(), CliError> {
+        // The allocator returns memory a second after it was freed; flushes take longer.
+        sleep(Duration::from_secs(if self.quick { 3 } else { 15 })).await;
+        let usage = self.server.usage()?;
+        self.rows.push(Row::new(
+            "resident memory, idle after load",
+            usage.resident_bytes / 1e6,
+            "MB",
+            Bound::AtMost,
+            32.0,
+        ));
+        Ok(())
+    }
+
+    /// Reads a backlog right after a restart, with nothing of it in memory.
+    pub(super) async fn cold_catch_up(&mut self) -> Result<(), CliError> {
+        let client = self.client()?;
+        let topic = self.topic();
+        let load = self.load(&topic, self.messages(3_000_000), 10_000);
+        let published = complete(load.run(&client, |_| ()).await?)?;
+        drop(client);
+        self.server.restart_cold().await?;
+        let client = self.client()?;
+        let received = self
+            .consume_all(&client, &topic, published.counted.messages)
+            .await?;
+        self.remove(&client, &topic).await?;
+        let bytes = received.counted.messages as f64 * MESSAGE_BYTES as f64;
+        let row = Row::new(
+            "catch-up read, cold cache",
+            bytes / 1e6 / received.counted.elapsed.as_secs_f64(),
+            "MB/s",
+            Bound::AtLeast,
+            500.0,
+        );
+        let note = format!("restarted in {:.0} ms", self.server.start_ms);
+        self.rows.push(row.note(note));
+        Ok(())
+    }
+}
