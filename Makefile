@@ -11,7 +11,7 @@ help: ## list the targets
 run: prerequisites ## build, start a server, stream example events through it, keep serving
 	@tools/demo.sh
 
-test: prerequisites ## formatting, lints, all tests, documentation: what CI runs
+test: prerequisites ## formatting, lints, documentation, fuzz smoke, all tests: what CI runs
 	@tools/test.sh
 
 build: prerequisites ## the release binary
@@ -37,7 +37,7 @@ fmt: ## format the code
 tidy: prerequisites ## crate directions, sizes and banned words
 	@$(ENV) cargo test --locked -p aquifer-tests --test tidy
 
-fuzz-smoke: prerequisites ## coverage-guided fuzzing of every parser, 30 s each
+fuzz-smoke: prerequisites ## every fuzz target for 30 s
 	@tools/fuzz.sh
 
 docs: prerequisites ## API documentation of every crate

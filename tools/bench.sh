@@ -10,5 +10,5 @@ cd "$(dirname "$0")/.."
 announce_build release
 cargo build --release --locked -p aquifer
 mkdir -p target
-"$CARGO_TARGET_DIR/release/aquifer" --output json perf suite "$@" >target/bench.json
+"$CARGO_TARGET_DIR/release/aquifer" --output json perf suite --dir target "$@" >target/bench.json
 echo "wrote target/bench.json" >&2
