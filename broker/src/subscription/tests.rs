@@ -416,6 +416,7 @@ fn dispatch_stops_at_the_caps_on_unacknowledged_messages() {
     let log = log(100, 3000);
     for (kind, consumers) in [
         (SubscriptionType::Exclusive, 1),
+        (SubscriptionType::Shared, 1),
         (SubscriptionType::Shared, 5),
     ] {
         let mut s = subscription(kind);
@@ -440,6 +441,11 @@ fn dispatch_stops_at_the_caps_on_unacknowledged_messages() {
         let done = acks(None, &[(first.1[0], first.1[0] + 2 * batch - 1)]);
         assert!(is_log(&s.acknowledge(first.0, &done, EPOCH)));
         assert!(!drain(&mut s, &log).is_empty());
+        // So does a seek.
+        s.seek(Index(0));
+        assert!(!drain(&mut s, &log).is_empty());
+        s.seek(Index(2 * batch));
+        drain(&mut s, &log);
         // What the consumers held is all that is ever redelivered.
         for consumer in (0..consumers).map(ConsumerId) {
             s.detach(consumer);
@@ -486,6 +492,18 @@ fn a_reader_marks_what_it_was_given() {
     s.credit(A, 8, 10_000);
     assert_eq!(drain(&mut s, &log)[0], (A, vec![1, 2], 0));
     assert_eq!(s.backlog(Index(12)), 6);
+}
+
+/// I9: a hole in what was read is not taken for acknowledged.
+#[test]
+fn entries_behind_a_hole_are_not_delivered() {
+    let (mut s, log) = (subscription(SubscriptionType::Shared), log(3, 1));
+    attach(&mut s, A, 0);
+    s.credit(A, 100, 10_000);
+    let next = s.next_read().expect("there is credit");
+    let holed = [log[0].clone(), log[2].clone()];
+    assert_eq!(s.deliver(&next, &holed).len(), 1);
+    assert_eq!(s.next_read().map(|next| next.from), Some(Index(1)));
 }
 
 #[test]
