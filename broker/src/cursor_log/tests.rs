@@ -392,3 +392,46 @@ fn logs_that_do_not_add_up_are_refused_by_name() {
     ]);
     assert_eq!(leftover.map(|state| state.subscriptions.len()), Ok(0));
 }
+
+/// Old bytes are still read: these were written by the first version.
+#[test]
+fn the_first_versions_bytes_are_still_read() {
+    let mut cursor = CursorState::new(Index(3));
+    cursor.seek(Index(5));
+    for (first, last) in [(7, 7), (70_000, 70_999), (1 << 33, (1 << 33) + 1)] {
+        let (first, last) = (Index(first), Index(last));
+        cursor.acknowledge_range(IndexRange { first, last });
+    }
+    let byte = |digits: &[u8]| {
+        let digits = std::str::from_utf8(digits).expect("ASCII");
+        u8::from_str_radix(digits, 16).expect("hexadecimal")
+    };
+    let golden: Vec<Vec<u8>> = include_str!("golden_v1.hex")
+        .lines()
+        .map(|line| line.as_bytes().chunks(2).map(byte).collect())
+        .collect();
+    let first = replay([(Index(0), &golden[0])]).expect("sound");
+    let orders = SubscriptionName::new("orders").expect("a valid name");
+    let known = &first.subscriptions[&orders];
+    let form = |cursor: &CursorState| cursor.encode("", SubscriptionType::Shared, 0);
+    assert_eq!(form(&known.cursor), form(&cursor));
+    assert_eq!(known.kind, SubscriptionType::Shared);
+    assert_eq!(known.created_ms, 1_700_000_000_000);
+    let mut producer = producer(1, 41);
+    producer.window = vec![v1::StoredRange {
+        lowest_sequence_id: 40,
+        highest_sequence_id: 41,
+        ledger_id: 9,
+        entry_id: 2,
+        base_index: 80,
+    }];
+    assert_eq!(first.producers, [producer]);
+    assert_eq!(first.dedup_index, Index(90));
+    let whole = replay([(Index(0), &golden[0]), (Index(1), &golden[1])]).expect("sound");
+    let moved = &whole.subscriptions[&orders].cursor;
+    assert_eq!(
+        (moved.mark_delete(), moved.seek_epoch()),
+        (Index(10), SeekEpoch(2))
+    );
+    assert_eq!(moved.acknowledged_ranges(), 0);
+}
