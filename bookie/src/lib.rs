@@ -10,6 +10,7 @@
 pub mod config;
 pub mod error;
 pub mod report;
+pub mod service;
 
 use std::sync::Arc;
 

@@ -1,0 +1,192 @@
+//! Wire ↔ model of the storage service. What comes in is a stranger's bytes: it gives a request or
+//! an error, never a panic. The digest of an add is checked by the bookie itself.
+
+use aquifer_model::entry::EntryData;
+use aquifer_model::id::{BookieId, CreationToken, EntryId, LEDGER_ID_MAX, LedgerId};
+use aquifer_model::limits::ENTRY_BYTES_MAX;
+use aquifer_model::storage::{
+    AddEntry, BookieError, BookieResult, OrderedOperation, OrderedReply, OrderedRequest, ReadRange,
+    StoredEntry,
+};
+use aquifer_proto::v1;
+use aquifer_proto::v1::ordered_request::Request as Kind;
+use tonic::Status;
+
+use super::status;
+
+/// Entries and bytes of one read, whatever the client asks for.
+const READ_ENTRIES_MAX: usize = 65_536;
+const READ_BYTES_MAX: usize = 64 << 20;
+
+/// Whether a client talks to whom it believes to talk to.
+pub(super) fn check_bookie(named: &[u8], here: BookieId) -> Result<(), Status> {
+    match BookieId::try_from(named) {
+        Ok(named) if named == here => Ok(()),
+        Ok(named) => Err(Status::failed_precondition(format!(
+            "this is bookie {here}, not {named}"
+        ))),
+        Err(error) => Err(Status::invalid_argument(error.to_string())),
+    }
+}
+
+fn ledger(id: u64) -> BookieResult<LedgerId> {
+    if id > LEDGER_ID_MAX {
+        return Err(BookieError::Invalid(format!("ledger id {id} is too large")));
+    }
+    Ok(LedgerId(id))
+}
+
+/// One request of an ordered stream.
+pub(super) fn request(request: v1::OrderedRequest) -> BookieResult<OrderedRequest> {
+    let token = CreationToken::try_from(request.creation_token.as_ref())
+        .map_err(|error| BookieError::Invalid(error.to_string()))?;
+    let operation = match request.request {
+        Some(Kind::Add(add)) => OrderedOperation::Add(add_entry(add)?),
+        Some(Kind::Fence(v1::Fence {})) => OrderedOperation::Fence,
+        Some(Kind::RecoveryRead(read)) => OrderedOperation::RecoveryRead(EntryId(read.entry_id)),
+        Some(Kind::WriteLac(lac)) => OrderedOperation::WriteLac(EntryId(lac.last_add_confirmed)),
+        Some(Kind::Delete(v1::DeleteLedger {})) => OrderedOperation::Delete,
+        None => return Err(BookieError::Invalid("the request is empty".to_owned())),
+    };
+    Ok(OrderedRequest {
+        ledger: ledger(request.ledger_id)?,
+        token,
+        operation,
+    })
+}
+
+fn add_entry(add: v1::AddEntry) -> BookieResult<AddEntry> {
+    let bytes = add.head.len().saturating_add(add.body.len());
+    if bytes > ENTRY_BYTES_MAX {
+        let message = format!("the entry has {bytes} bytes, at most {ENTRY_BYTES_MAX} are allowed");
+        return Err(BookieError::Invalid(message));
+    }
+    Ok(AddEntry {
+        entry: EntryId(add.entry_id),
+        last_add_confirmed: add.last_add_confirmed.map(EntryId),
+        ledger_length: add.ledger_length,
+        digest: add.digest,
+        recovery: add.recovery,
+        data: EntryData {
+            head: add.head,
+            body: add.body,
+        },
+    })
+}
+
+/// What a read asks for, within bounds.
+pub(super) fn read_range(request: &v1::ReadRequest) -> Result<ReadRange, Status> {
+    let size = |n: u32, max: usize| usize::try_from(n).unwrap_or(max).clamp(1, max);
+    let ledger = ledger(request.ledger_id).map_err(|e| Status::invalid_argument(e.to_string()))?;
+    if request.first_entry_id > request.last_entry_id {
+        return Err(Status::invalid_argument("the range of entries is empty"));
+    }
+    Ok(ReadRange {
+        ledger,
+        first: EntryId(request.first_entry_id),
+        last: EntryId(request.last_entry_id),
+        bytes_max: size(request.bytes_max, READ_BYTES_MAX),
+        entries_max: size(request.entries_max, READ_ENTRIES_MAX),
+        prefix_bytes: request.prefix_bytes.map(|n| size(n, ENTRY_BYTES_MAX)),
+    })
+}
+
+/// What became of a request.
+pub(super) fn reply(request_id: u64, outcome: BookieResult<OrderedReply>) -> v1::OrderedReply {
+    let mut reply = v1::OrderedReply {
+        request_id,
+        ..v1::OrderedReply::default()
+    };
+    match outcome {
+        Ok(OrderedReply::Done { last_add_confirmed }) => {
+            reply.set_status(v1::BookieStatus::Ok);
+            reply.last_add_confirmed = last_add_confirmed.map(|entry| entry.0);
+        }
+        Ok(OrderedReply::Entry(entry)) => {
+            reply.set_status(v1::BookieStatus::Ok);
+            reply.entry = Some(wire_entry(entry));
+        }
+        Err(error) => {
+            reply.set_status(status::code(&error));
+            reply.message = error.to_string();
+        }
+    }
+    reply
+}
+
+pub(super) fn wire_entry(entry: StoredEntry) -> v1::StoredEntry {
+    v1::StoredEntry {
+        entry_id: entry.entry.0,
+        last_add_confirmed: entry.last_add_confirmed.map(|lac| lac.0),
+        ledger_length: entry.ledger_length,
+        digest: entry.digest,
+        data: entry.data,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use prost::Message;
+
+    use super::*;
+
+    proptest! {
+        /// Arbitrary bytes give a request within bounds or an error, never a panic.
+        #[test]
+        fn arbitrary_bytes_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
+            if let Ok(frame) = v1::OrderedFrame::decode(bytes.as_slice()) {
+                for one in frame.requests {
+                    let _ = request(one);
+                }
+            }
+            if let Ok(one) = v1::OrderedRequest::decode(bytes.as_slice()) {
+                let _ = request(one);
+            }
+            if let Ok(read) = v1::ReadRequest::decode(bytes.as_slice())
+                && let Ok(range) = read_range(&read)
+            {
+                prop_assert!(range.first <= range.last && range.bytes_max <= READ_BYTES_MAX);
+            }
+        }
+    }
+
+    #[test]
+    fn an_add_comes_through_unchanged() {
+        let data = EntryData {
+            head: "head".into(),
+            body: "body".into(),
+        };
+        let add = AddEntry::new(LedgerId(7), EntryId(3), Some(EntryId(2)), 99, data.clone());
+        let wire = v1::OrderedRequest {
+            request_id: 1,
+            ledger_id: 7,
+            creation_token: vec![5; 16].into(),
+            request: Some(Kind::Add(v1::AddEntry {
+                entry_id: 3,
+                last_add_confirmed: Some(2),
+                ledger_length: 99,
+                digest: add.digest,
+                recovery: false,
+                head: data.head,
+                body: data.body,
+            })),
+        };
+        let expected = OrderedRequest {
+            ledger: LedgerId(7),
+            token: CreationToken([5; 16]),
+            operation: OrderedOperation::Add(add),
+        };
+        assert_eq!(request(wire.clone()), Ok(expected));
+        let short = v1::OrderedRequest {
+            creation_token: vec![5; 15].into(),
+            ..wire.clone()
+        };
+        assert!(matches!(request(short), Err(BookieError::Invalid(_))));
+        let large = v1::OrderedRequest {
+            ledger_id: LEDGER_ID_MAX + 1,
+            ..wire
+        };
+        assert!(matches!(request(large), Err(BookieError::Invalid(_))));
+    }
+}

@@ -1,0 +1,26 @@
+//! Failures of a bookie as codes on the wire: the one place where they are mapped.
+
+use aquifer_model::storage::BookieError;
+use aquifer_proto::v1::BookieStatus;
+
+/// The code of a failure.
+pub(super) fn code(error: &BookieError) -> BookieStatus {
+    match error {
+        BookieError::NoSuchLedger => BookieStatus::NoSuchLedger,
+        BookieError::NoSuchEntry => BookieStatus::NoSuchEntry,
+        BookieError::Fenced => BookieStatus::Fenced,
+        BookieError::Limbo => BookieStatus::Limbo,
+        BookieError::Overloaded => BookieStatus::Overloaded,
+        BookieError::ReadOnly(_) => BookieStatus::ReadOnly,
+        // A bookie does not call others; were these to happen, its answer is as good as none.
+        BookieError::Io(_) | BookieError::Unreachable(_) | BookieError::Timeout => {
+            BookieStatus::IoError
+        }
+        BookieError::Digest(_) => BookieStatus::Digest,
+        BookieError::Token => BookieStatus::Token,
+        BookieError::Conflict => BookieStatus::Conflict,
+        BookieError::Deleted => BookieStatus::Deleted,
+        BookieError::Invalid(_) => BookieStatus::Invalid,
+        BookieError::ShuttingDown => BookieStatus::ShuttingDown,
+    }
+}
