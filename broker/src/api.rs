@@ -1,12 +1,5 @@
-//! The broker as wire protocols see it: every request gets its span and its failure is counted
-//! here, then it goes to the file of its kind.
-
-mod admin;
-mod consume;
-mod produce;
-mod topics;
-
-use std::future::Future;
+//! The broker as wire protocols see it: every request gets its span here, then goes to the file of
+//! its kind.
 
 use aquifer_model::id::Index;
 use aquifer_model::limits::{BATCH_BYTES_MAX, MESSAGE_BYTES_MAX};
@@ -18,48 +11,21 @@ use aquifer_protocol_api::broker::{
     ProducerSession, Subscribe, TopicDescription, TopicStats,
 };
 use aquifer_protocol_api::context::RequestContext;
-use aquifer_protocol_api::error::ApiError;
+use aquifer_protocol_api::error::{ApiError, ErrorKind};
 use async_trait::async_trait;
-use tracing::{Instrument, Span, info_span};
 
 use crate::broker::Broker;
-use crate::error::BrokerError;
 
-impl Broker {
-    /// Runs a request in its span, and counts it when it fails.
-    async fn serve<T>(
-        &self,
-        request: &'static str,
-        span: Span,
-        work: impl Future<Output = Result<T, BrokerError>> + Send,
-    ) -> ApiResult<T> {
-        let work = async {
-            self.shared.check_open()?;
-            work.await
-        };
-        let outcome = work.instrument(span.clone()).await;
-        outcome.map_err(|error| {
-            let error = ApiError::from(error);
-            let _entered = span.enter();
-            tracing::debug!(request, kind = ?error.kind, %error, "request failed");
-            self.shared.metrics.failed(request, error.kind);
-            error
-        })
-    }
-}
-
-macro_rules! span {
-    ($name:literal, $ctx:expr $(, $field:ident = $value:expr)*) => {
-        info_span!($name, protocol = $ctx.protocol, peer = ?$ctx.peer $(, $field = %$value)*)
-    };
+fn unbuilt<T>() -> ApiResult<T> {
+    Err(ApiError::new(ErrorKind::Unimplemented, "not built yet"))
 }
 
 #[async_trait]
 impl BrokerApi for Broker {
     fn identity(&self) -> BrokerIdentity {
         BrokerIdentity {
-            broker: self.shared.id,
-            cluster: self.shared.config.cluster.clone(),
+            broker: self.id,
+            cluster: self.config.cluster.clone(),
             message_bytes_max: MESSAGE_BYTES_MAX as u64,
             batch_bytes_max: BATCH_BYTES_MAX as u64,
         }
@@ -67,161 +33,106 @@ impl BrokerApi for Broker {
 
     async fn open_producer(
         &self,
-        ctx: &RequestContext,
-        request: OpenProducer,
+        _: &RequestContext,
+        _: OpenProducer,
     ) -> ApiResult<ProducerSession> {
-        let span = span!("open_producer", ctx, topic = request.topic);
-        self.serve("open_producer", span, self.produce(request))
-            .await
+        unbuilt()
     }
 
-    async fn subscribe(
-        &self,
-        ctx: &RequestContext,
-        request: Subscribe,
-    ) -> ApiResult<ConsumerSession> {
-        let span = span!("subscribe", ctx, topic = request.topic);
-        self.serve("subscribe", span, self.consume(request)).await
+    async fn subscribe(&self, _: &RequestContext, _: Subscribe) -> ApiResult<ConsumerSession> {
+        unbuilt()
     }
 
-    async fn create_tenant(&self, ctx: &RequestContext, tenant: String) -> ApiResult<()> {
-        let span = span!("create_tenant", ctx, tenant = tenant);
-        self.serve("create_tenant", span, self.make_tenant(&tenant))
-            .await
+    async fn create_tenant(&self, _: &RequestContext, _: String) -> ApiResult<()> {
+        unbuilt()
     }
 
-    async fn list_tenants(
-        &self,
-        ctx: &RequestContext,
-        page: PageRequest,
-    ) -> ApiResult<Page<String>> {
-        let span = span!("list_tenants", ctx);
-        self.serve("list_tenants", span, self.tenants(page)).await
+    async fn list_tenants(&self, _: &RequestContext, _: PageRequest) -> ApiResult<Page<String>> {
+        unbuilt()
     }
 
     async fn create_namespace(
         &self,
-        ctx: &RequestContext,
-        namespace: NamespaceName,
-        policies: NamespacePolicies,
+        _: &RequestContext,
+        _: NamespaceName,
+        _: NamespacePolicies,
     ) -> ApiResult<()> {
-        let span = span!("create_namespace", ctx, namespace = namespace);
-        let work = self.make_namespace(&namespace, policies);
-        self.serve("create_namespace", span, work).await
+        unbuilt()
     }
 
     async fn get_namespace(
         &self,
-        ctx: &RequestContext,
-        namespace: NamespaceName,
+        _: &RequestContext,
+        _: NamespaceName,
     ) -> ApiResult<NamespacePolicies> {
-        let span = span!("get_namespace", ctx, namespace = namespace);
-        let work = self.shared.namespaces.get(&namespace);
-        self.serve("get_namespace", span, work).await
+        unbuilt()
     }
 
     async fn update_namespace(
         &self,
-        ctx: &RequestContext,
-        namespace: NamespaceName,
-        policies: NamespacePolicies,
+        _: &RequestContext,
+        _: NamespaceName,
+        _: NamespacePolicies,
     ) -> ApiResult<()> {
-        let span = span!("update_namespace", ctx, namespace = namespace);
-        let work = self.shared.namespaces.update(&namespace, policies);
-        self.serve("update_namespace", span, work).await
+        unbuilt()
     }
 
     async fn list_namespaces(
         &self,
-        ctx: &RequestContext,
-        tenant: String,
-        page: PageRequest,
+        _: &RequestContext,
+        _: String,
+        _: PageRequest,
     ) -> ApiResult<Page<NamespaceName>> {
-        let span = span!("list_namespaces", ctx, tenant = tenant);
-        self.serve("list_namespaces", span, self.namespaces(&tenant, page))
-            .await
+        unbuilt()
     }
 
-    async fn create_topic(
-        &self,
-        ctx: &RequestContext,
-        topic: TopicName,
-        partitions: u32,
-    ) -> ApiResult<()> {
-        let span = span!("create_topic", ctx, topic = topic);
-        self.serve("create_topic", span, self.make_topic(&topic, partitions))
-            .await
+    async fn create_topic(&self, _: &RequestContext, _: TopicName, _: u32) -> ApiResult<()> {
+        unbuilt()
     }
 
     async fn describe_topic(
         &self,
-        ctx: &RequestContext,
-        topic: TopicName,
-        create: bool,
+        _: &RequestContext,
+        _: TopicName,
+        _: bool,
     ) -> ApiResult<TopicDescription> {
-        let span = span!("describe_topic", ctx, topic = topic);
-        self.serve("describe_topic", span, self.describe(topic, create))
-            .await
+        unbuilt()
     }
 
-    async fn delete_topic(
-        &self,
-        ctx: &RequestContext,
-        topic: TopicName,
-        force: bool,
-    ) -> ApiResult<()> {
-        let span = span!("delete_topic", ctx, topic = topic);
-        self.serve("delete_topic", span, self.remove_topic(&topic, force))
-            .await
+    async fn delete_topic(&self, _: &RequestContext, _: TopicName, _: bool) -> ApiResult<()> {
+        unbuilt()
     }
 
     async fn list_topics(
         &self,
-        ctx: &RequestContext,
-        namespace: NamespaceName,
-        page: PageRequest,
+        _: &RequestContext,
+        _: NamespaceName,
+        _: PageRequest,
     ) -> ApiResult<Page<TopicDescription>> {
-        let span = span!("list_topics", ctx, namespace = namespace);
-        self.serve("list_topics", span, self.topics_of(&namespace, page))
-            .await
+        unbuilt()
     }
 
-    async fn topic_stats(&self, ctx: &RequestContext, topic: TopicName) -> ApiResult<TopicStats> {
-        let span = span!("topic_stats", ctx, topic = topic);
-        self.serve("topic_stats", span, self.stats_of(&topic)).await
+    async fn topic_stats(&self, _: &RequestContext, _: TopicName) -> ApiResult<TopicStats> {
+        unbuilt()
     }
 
     async fn delete_subscription(
         &self,
-        ctx: &RequestContext,
-        topic: TopicName,
-        subscription: SubscriptionName,
-        force: bool,
+        _: &RequestContext,
+        _: TopicName,
+        _: SubscriptionName,
+        _: bool,
     ) -> ApiResult<()> {
-        let span = span!(
-            "delete_subscription",
-            ctx,
-            topic = topic,
-            subscription = subscription
-        );
-        let work = self.remove_subscription(&topic, &subscription, force);
-        self.serve("delete_subscription", span, work).await
+        unbuilt()
     }
 
     async fn seek_subscription(
         &self,
-        ctx: &RequestContext,
-        topic: TopicName,
-        subscription: SubscriptionName,
-        place: Place,
+        _: &RequestContext,
+        _: TopicName,
+        _: SubscriptionName,
+        _: Place,
     ) -> ApiResult<Index> {
-        let span = span!(
-            "seek_subscription",
-            ctx,
-            topic = topic,
-            subscription = subscription
-        );
-        let work = self.move_subscription(&topic, &subscription, place);
-        self.serve("seek_subscription", span, work).await
+        unbuilt()
     }
 }

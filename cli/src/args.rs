@@ -1,7 +1,6 @@
 //! The command line, declared. Names and meanings here are a contract (design.md section 16):
 //! scripts rely on them, so flags may be added but not renamed.
 
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -9,6 +8,7 @@ use aquifer_model::place::Place;
 use aquifer_model::topic::{
     ConsumerName, NamespaceName, ProducerName, SubscriptionName, TopicName,
 };
+use aquifer_runtime::net::ListenAddress;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 /// Where a broker listens unless told otherwise.
@@ -57,6 +57,8 @@ pub enum Format {
 /// What to do.
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// Run everything in one process: broker, bookie and metadata, on one data directory.
+    Standalone(StandaloneArgs),
     /// Publish messages; done when every one is stored durably.
     Produce(ProduceArgs),
     /// Receive and acknowledge the messages of a subscription.
@@ -78,15 +80,15 @@ pub struct StandaloneArgs {
 
     /// Address of the native gRPC API [default: 127.0.0.1:7650]; port 0 takes a free one.
     #[arg(long, value_name = "A:P")]
-    pub grpc_addr: Option<SocketAddr>,
+    pub grpc_addr: Option<ListenAddress>,
 
     /// Address of health checks and metrics [default: 127.0.0.1:7680]; port 0 takes a free one.
     #[arg(long, value_name = "A:P")]
-    pub http_addr: Option<SocketAddr>,
+    pub http_addr: Option<ListenAddress>,
 
     /// Address of the bookie's storage API [default: 127.0.0.1:7651]; port 0 takes a free one.
     #[arg(long, value_name = "A:P")]
-    pub bookie_addr: Option<SocketAddr>,
+    pub bookie_addr: Option<ListenAddress>,
 
     /// Listen on addresses that other machines can reach, although nobody is authenticated.
     #[arg(long)]
@@ -369,6 +371,8 @@ mod tests {
     #[test]
     fn the_contract_of_the_command_line_parses() {
         for line in [
+            "standalone --data-dir d --grpc-addr 127.0.0.1:0 --http-addr localhost:0",
+            "standalone --bookie-addr [::1]:0 --allow-remote --accept-loss --config f --check-config",
             "produce t hello world --key k --property a=b --producer-name p",
             "produce public/default/t --file lines --key-column tailnum",
             "produce persistent://public/default/t --key-pointer /a/b",
@@ -395,6 +399,7 @@ mod tests {
     #[test]
     fn bad_names_and_contradictions_are_usage_errors() {
         for line in [
+            "standalone --grpc-addr nowhere",
             "produce ../t m",
             "produce t m --file x",
             "produce t --key a --key-column b",

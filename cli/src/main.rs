@@ -10,9 +10,12 @@ mod connect;
 mod exit;
 mod output;
 mod perf;
+mod roles;
 
 use std::process::ExitCode;
+use std::time::Duration;
 
+use aquifer_runtime::clock::{Clock, SystemClock};
 use clap::Parser;
 
 use crate::args::{Cli, Command};
@@ -28,9 +31,10 @@ static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 const WORKER_THREADS: usize = 2;
 
 fn main() -> ExitCode {
+    let began = SystemClock.monotonic();
     let cli = Cli::parse();
     let out = Output::new(cli.output);
-    let result = run(cli, &out).and_then(|()| out.flush());
+    let result = run(cli, began, &out).and_then(|()| out.flush());
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -42,7 +46,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(cli: Cli, out: &Output) -> Result<(), CliError> {
+fn run(cli: Cli, began: Duration, out: &Output) -> Result<(), CliError> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(WORKER_THREADS)
         .thread_name("aquifer-worker")
@@ -52,6 +56,7 @@ fn run(cli: Cli, out: &Output) -> Result<(), CliError> {
     let connect = Connect::new(cli.url, cli.timeout);
     let result = runtime.block_on(async {
         match cli.command {
+            Command::Standalone(args) => roles::standalone::run(args, began, out).await,
             Command::Produce(args) => commands::produce::run(args, &connect, out).await,
             Command::Consume(args) => commands::consume::run(args, &connect, out).await,
             Command::Read(args) => commands::read::run(args, &connect, out).await,

@@ -1,0 +1,3 @@
+//! The servers: each file wires the parts of one role together and contains nothing else.
+
+pub mod standalone;

@@ -1,0 +1,223 @@
+//! The configuration of `aquifer standalone`: defaults, then the file, then the environment
+//! (`AQUIFER_SECTION_KEY`), then the flags. Each part gets its own section.
+
+use std::path::PathBuf;
+
+use aquifer_bookie::BookieConfig;
+use aquifer_broker::BrokerConfig;
+use aquifer_protocol_registry::ProtocolsConfig;
+use aquifer_runtime::config;
+use aquifer_runtime::net::ListenAddress;
+use aquifer_runtime::telemetry::TelemetryConfig;
+use serde::{Deserialize, Serialize};
+
+use crate::args::StandaloneArgs;
+use crate::exit::CliError;
+
+/// What every environment variable begins with.
+const ENV_PREFIX: &str = "AQUIFER";
+const LOOPBACK: [u8; 4] = [127, 0, 0, 1];
+const BOOKIE_PORT: u16 = 7651;
+const HTTP_PORT: u16 = 7680;
+
+/// Everything that can be set.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct StandaloneConfig {
+    /// Where everything is stored; paths of other sections are relative to it.
+    pub data_dir: PathBuf,
+    /// Listen on addresses that other machines can reach.
+    pub allow_remote: bool,
+    /// Memory for entries.
+    pub cache: CacheConfig,
+    /// Health checks and metrics.
+    pub http: ListenConfig,
+    /// The bookie's storage API, which tools and later other nodes use.
+    pub bookie_api: ListenConfig,
+    /// Storage.
+    pub bookie: BookieConfig,
+    /// Topics.
+    pub broker: BrokerConfig,
+    /// Wire protocols.
+    pub protocols: ProtocolsConfig,
+    /// Logs, traces and metrics.
+    pub telemetry: TelemetryConfig,
+}
+
+/// Memory for entries.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct CacheConfig {
+    /// Bytes of recent entries, from which consumers at the tail are served.
+    pub tail_bytes: usize,
+    /// Bytes read ahead for consumers of a backlog.
+    pub read_ahead_bytes: usize,
+    /// Bytes of cached metadata pages.
+    pub metadata_bytes: usize,
+}
+
+impl Default for CacheConfig {
+    fn default() -> CacheConfig {
+        CacheConfig {
+            tail_bytes: 32 << 20,
+            read_ahead_bytes: 32 << 20,
+            metadata_bytes: 4 << 20,
+        }
+    }
+}
+
+/// An address.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ListenConfig {
+    /// Where it listens; port 0 takes a free one.
+    pub listen: ListenAddress,
+}
+
+impl ListenConfig {
+    fn on_port(port: u16) -> ListenConfig {
+        ListenConfig {
+            listen: ListenAddress::new((LOOPBACK, port).into()),
+        }
+    }
+}
+
+impl Default for StandaloneConfig {
+    fn default() -> StandaloneConfig {
+        StandaloneConfig {
+            data_dir: PathBuf::from("aquifer-data"),
+            allow_remote: false,
+            cache: CacheConfig::default(),
+            http: ListenConfig::on_port(HTTP_PORT),
+            bookie_api: ListenConfig::on_port(BOOKIE_PORT),
+            bookie: BookieConfig::default(),
+            broker: BrokerConfig::default(),
+            protocols: ProtocolsConfig::default(),
+            telemetry: TelemetryConfig::default(),
+        }
+    }
+}
+
+impl StandaloneConfig {
+    /// Loads and checks it. Keys that mean nothing are returned.
+    ///
+    /// # Errors
+    /// When a file cannot be read, or a value is not allowed: exit code 2.
+    pub fn load(args: &StandaloneArgs) -> Result<(StandaloneConfig, Vec<String>), CliError> {
+        let loaded = config::load::<StandaloneConfig>(args.config.as_deref(), ENV_PREFIX)
+            .map_err(|error| CliError::usage(error.to_string()))?;
+        let mut config = loaded.config;
+        config.apply(args);
+        config.check()?;
+        Ok((config, loaded.unknown_keys))
+    }
+
+    fn apply(&mut self, args: &StandaloneArgs) {
+        if let Some(data_dir) = &args.data_dir {
+            self.data_dir.clone_from(data_dir);
+        }
+        if let Some(address) = args.grpc_addr {
+            self.protocols.grpc.listen = address;
+        }
+        if let Some(address) = args.http_addr {
+            self.http.listen = address;
+        }
+        if let Some(address) = args.bookie_addr {
+            self.bookie_api.listen = address;
+        }
+        self.allow_remote |= args.allow_remote;
+        self.bookie.accept_loss = args.accept_loss;
+        // Joining an absolute path replaces what is before it, so a journal can go elsewhere.
+        for directory in [
+            &mut self.bookie.data_dir,
+            &mut self.bookie.journal_dir,
+            &mut self.bookie.ledger_dir,
+        ] {
+            *directory = self.data_dir.join(&*directory);
+        }
+    }
+
+    /// Everything that the types of the sections cannot check themselves.
+    fn check(&self) -> Result<(), CliError> {
+        self.protocols.validate().map_err(CliError::usage)?;
+        self.broker
+            .validate()
+            .map_err(|error| CliError::usage(error.to_string()))?;
+        if self.allow_remote {
+            return Ok(());
+        }
+        let mut listeners = self.protocols.listeners();
+        listeners.push(("http", self.http.listen));
+        listeners.push(("bookie_api", self.bookie_api.listen));
+        match listeners.iter().find(|(_, address)| !address.is_loopback()) {
+            None => Ok(()),
+            Some((name, address)) => Err(CliError::usage(format!(
+                "{name} is to listen on {address}, which other machines can reach, and nobody is \
+                 authenticated"
+            ))
+            .advise("listen on 127.0.0.1, or allow it with --allow-remote")),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    fn args() -> StandaloneArgs {
+        StandaloneArgs {
+            data_dir: None,
+            grpc_addr: None,
+            http_addr: None,
+            bookie_addr: None,
+            allow_remote: false,
+            accept_loss: false,
+            config: None,
+            check_config: false,
+        }
+    }
+
+    #[test]
+    fn flags_go_over_the_file_and_paths_below_the_data_directory() {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        let text = "data_dir = \"from-file\"\nnonsense = 1\n\
+                    [bookie]\njournal_dir = \"/fast/journal\"\n\
+                    [protocols.grpc]\nconnections_max = 7\nlisten = \"127.0.0.1:1\"\n";
+        file.write_all(text.as_bytes()).unwrap();
+        let args = StandaloneArgs {
+            data_dir: Some("from-flag".into()),
+            grpc_addr: Some("127.0.0.1:2".parse().unwrap()),
+            accept_loss: true,
+            config: Some(file.path().to_owned()),
+            ..args()
+        };
+        let (config, unknown) = StandaloneConfig::load(&args).unwrap();
+        assert_eq!(unknown, ["nonsense"]);
+        assert_eq!(config.protocols.grpc.connections_max, 7);
+        assert_eq!(config.protocols.grpc.listen.to_string(), "127.0.0.1:2");
+        assert!(config.bookie.accept_loss);
+        let bookie = &config.bookie;
+        assert_eq!(bookie.data_dir, PathBuf::from("from-flag/bookie"));
+        assert_eq!(bookie.ledger_dir, PathBuf::from("from-flag/bookie/ledgers"));
+        assert_eq!(bookie.journal_dir, PathBuf::from("/fast/journal"));
+    }
+
+    #[test]
+    fn addresses_that_others_can_reach_need_permission() {
+        let open: ListenAddress = "0.0.0.0:0".parse().unwrap();
+        let change: [fn(&mut StandaloneArgs, ListenAddress); 3] = [
+            |args, open| args.grpc_addr = Some(open),
+            |args, open| args.http_addr = Some(open),
+            |args, open| args.bookie_addr = Some(open),
+        ];
+        for change in change {
+            let mut args = args();
+            change(&mut args, open);
+            let error = StandaloneConfig::load(&args).map(|_| ()).unwrap_err();
+            assert!(error.advice().contains("--allow-remote"), "{error}");
+            args.allow_remote = true;
+            assert!(StandaloneConfig::load(&args).is_ok());
+        }
+    }
+}
