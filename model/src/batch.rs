@@ -19,8 +19,12 @@
 //! A record is `varint key length, key, varint property count, (varint length, bytes)×2 each,
 //! value to the end`; its length is in its row.
 
+mod builder;
+
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use thiserror::Error;
+
+pub use builder::BatchBuilder;
 
 use crate::entry::{u32_at, u64_at};
 use crate::limits::{
@@ -338,6 +342,14 @@ impl Batch {
             .map(MessageRow::decode)
     }
 
+    /// One row of the message table; `None` behind its end.
+    #[must_use]
+    pub fn row(&self, number: u32) -> Option<MessageRow> {
+        let at = usize::try_from(number).ok()?.checked_mul(ROW_BYTES)?;
+        let table = &self.bytes[self.table_at..self.payload_at];
+        table.get(at..at + ROW_BYTES).map(MessageRow::decode)
+    }
+
     /// The payload block, still compressed.
     #[must_use]
     pub fn payload(&self) -> Bytes {
@@ -430,6 +442,18 @@ pub fn encode(
     rows: &[MessageRow],
     payload: &[u8],
 ) -> Result<Bytes, BatchError> {
+    let mut out = encode_head(fields, rows, payload.len())?;
+    out.put_slice(payload);
+    seal(&mut out);
+    Ok(out.freeze())
+}
+
+/// Everything before the payload block, with the checksum still to be set.
+fn encode_head(
+    fields: &BatchFields,
+    rows: &[MessageRow],
+    payload_len: usize,
+) -> Result<BytesMut, BatchError> {
     if rows.is_empty() {
         return Err(BatchError::Inconsistent("no messages"));
     }
@@ -441,7 +465,7 @@ pub fn encode(
         ));
     }
     let mut out =
-        BytesMut::with_capacity(PREFIX_BYTES + 256 + rows.len() * ROW_BYTES + payload.len());
+        BytesMut::with_capacity(PREFIX_BYTES + 256 + rows.len() * ROW_BYTES + payload_len);
     out.put_slice(MAGIC);
     out.put_bytes(0, PREFIX_BYTES - 4);
     fields.encode(&mut out);
@@ -454,19 +478,23 @@ pub fn encode(
         ));
     }
     rows.iter().for_each(|row| row.encode(&mut out));
-    out.put_slice(payload);
-    if out.len() > BATCH_BYTES_MAX {
-        return Err(too_large("batch", out.len(), BATCH_BYTES_MAX));
+    let total = out.len() + payload_len;
+    if total > BATCH_BYTES_MAX {
+        return Err(too_large("batch", total, BATCH_BYTES_MAX));
     }
-    let lengths = [out.len(), fields_len, rows.len() * ROW_BYTES, rows.len()];
+    let lengths = [total, fields_len, rows.len() * ROW_BYTES, rows.len()];
     for (at, length) in [8, 12, 16, 20].into_iter().zip(lengths) {
         let length =
             u32::try_from(length).map_err(|_| too_large("batch", length, BATCH_BYTES_MAX))?;
         out[at..at + 4].copy_from_slice(&length.to_le_bytes());
     }
-    let checksum = crc32c::crc32c(&out[8..]);
-    out[4..8].copy_from_slice(&checksum.to_le_bytes());
-    Ok(out.freeze())
+    Ok(out)
+}
+
+/// Sets the checksum of a batch that is complete otherwise.
+fn seal(batch: &mut [u8]) {
+    let checksum = crc32c::crc32c(&batch[8..]);
+    batch[4..8].copy_from_slice(&checksum.to_le_bytes());
 }
 
 /// The record of one message in the payload block.
