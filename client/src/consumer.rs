@@ -82,7 +82,7 @@ impl ConsumerBuilder {
     /// x
     pub async fn open(self) -> Result<Consumer> {
         let _ = (&self.context, &self.topic, &self.subscription);
-        Err(ClientError::Closed("consumer"))
+        Err(ClientError::closed("consumer"))
     }
 }
 
@@ -92,7 +92,7 @@ pub struct Consumer {}
 impl Consumer {
     /// x
     pub async fn receive(&self) -> Result<ReceivedMessage> {
-        Err(ClientError::Closed("consumer"))
+        Err(ClientError::closed("consumer"))
     }
     /// x
     pub async fn receive_batch(
@@ -101,7 +101,7 @@ impl Consumer {
         max_wait: Duration,
     ) -> Result<Vec<ReceivedMessage>> {
         let _ = (max, max_wait);
-        Err(ClientError::Closed("consumer"))
+        Err(ClientError::closed("consumer"))
     }
     /// x
     pub fn ack(&self, message: &ReceivedMessage) -> PendingAck {
@@ -125,7 +125,7 @@ impl Consumer {
     /// x
     pub async fn seek(&self, place: Place) -> Result<Index> {
         let _ = place;
-        Err(ClientError::Closed("consumer"))
+        Err(ClientError::closed("consumer"))
     }
     /// x
     #[must_use]

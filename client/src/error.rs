@@ -125,8 +125,13 @@ pub enum ClientError {
     #[error("a seek moved the subscription after this delivery: the acknowledgement was dropped")]
     Stale,
     /// Closed by the application.
-    #[error("the {0} is closed: open a new one")]
-    Closed(&'static str),
+    #[error("the {what} is closed: open a new one")]
+    Closed {
+        /// What is closed.
+        what: &'static str,
+        /// What may have become of the request that it ended.
+        outcome: Outcome,
+    },
 }
 
 /// What a broker said went wrong.
@@ -185,6 +190,26 @@ impl From<BatchError> for ClientError {
 }
 
 impl ClientError {
+    /// Refused because `what` is closed.
+    pub(crate) fn closed(what: &'static str) -> ClientError {
+        ClientError::Closed {
+            what,
+            outcome: Outcome::NotApplied,
+        }
+    }
+
+    /// The same failure with what is known of one request that it ended.
+    pub(crate) fn with_outcome(mut self, known: Outcome) -> ClientError {
+        match &mut self {
+            ClientError::Timeout { outcome, .. }
+            | ClientError::Connection { outcome, .. }
+            | ClientError::Closed { outcome, .. } => *outcome = known,
+            ClientError::Broker(error) => error.outcome = known,
+            _ => {}
+        }
+        self
+    }
+
     /// What the application can do about it.
     #[must_use]
     pub fn kind(&self) -> ErrorKind {
@@ -200,7 +225,7 @@ impl ClientError {
             ClientError::Damaged { .. } => ErrorKind::Damaged,
             ClientError::Protocol(_) => ErrorKind::Internal,
             ClientError::Stale => ErrorKind::Busy,
-            ClientError::Closed(_) => ErrorKind::Closed,
+            ClientError::Closed { .. } => ErrorKind::Closed,
         }
     }
 
@@ -222,9 +247,9 @@ impl ClientError {
     #[must_use]
     pub fn outcome(&self) -> Outcome {
         match self {
-            ClientError::Timeout { outcome, .. } | ClientError::Connection { outcome, .. } => {
-                *outcome
-            }
+            ClientError::Timeout { outcome, .. }
+            | ClientError::Connection { outcome, .. }
+            | ClientError::Closed { outcome, .. } => *outcome,
             ClientError::Broker(error) => error.outcome,
             ClientError::Protocol(_) => Outcome::Unknown,
             _ => Outcome::NotApplied,

@@ -159,7 +159,7 @@ mod tests {
         assert_eq!(followed, usize::try_from(HOPS_MAX).unwrap());
         target.settled();
         assert!(target.follow(&redirect));
-        assert!(!target.follow(&ClientError::Closed("x")));
+        assert!(!target.follow(&ClientError::closed("x")));
         assert_eq!(target.redirect, None);
     }
 }

@@ -1,4 +1,14 @@
-//! Publishing.
+//! Publishing: builder, producer and the promise of a receipt.
+//!
+//! Each partition has a [`queue`], which is plain state; the transport pulls frames out of it
+//! ([`frames`]) and one task puts receipts back and reconnects ([`session`]).
+
+mod frames;
+mod partition;
+mod queue;
+mod room;
+mod router;
+mod session;
 
 use std::future::Future;
 use std::pin::Pin;
@@ -7,10 +17,19 @@ use std::task::{Context as TaskContext, Poll};
 use std::time::Duration;
 
 use aquifer_model::batch::Compression;
+use aquifer_model::limits::{BATCH_MESSAGES_MAX, MESSAGE_BYTES_MAX};
+use aquifer_model::position::Position;
+use aquifer_model::topic::{ProducerName, TopicName};
+use futures::StreamExt;
 
 use crate::client::Context;
 use crate::error::{ClientError, Result};
+use crate::lookup;
 use crate::message::{Message, SendReceipt};
+use crate::retry::Deadline;
+use partition::{Handle, Partition, Settings};
+use queue::BatchOutcome;
+use router::Router;
 
 /// When a batch is complete. The default is adaptive.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,113 +85,308 @@ impl Batching {
 pub struct ProducerBuilder {
     context: Arc<Context>,
     topic: String,
+    settings: Settings,
 }
+
+/// Default bound of messages in flight.
+pub const DEFAULT_MESSAGES_IN_FLIGHT_MAX: usize = 50_000;
+/// Default bound of bytes in flight.
+pub const DEFAULT_BYTES_IN_FLIGHT_MAX: usize = 32 * 1024 * 1024;
+/// Default time for a message to be stored.
+pub const DEFAULT_SEND_TIMEOUT: Duration = Duration::from_secs(30);
+/// Partitions that are opened at once.
+const OPENING_MAX: usize = 16;
 
 impl ProducerBuilder {
     pub(crate) fn new(context: Arc<Context>, topic: &str) -> ProducerBuilder {
         ProducerBuilder {
             context,
             topic: topic.to_owned(),
+            settings: Settings {
+                name: None,
+                batching: Batching::default(),
+                compression: Compression::None,
+                messages_in_flight_max: DEFAULT_MESSAGES_IN_FLIGHT_MAX,
+                bytes_in_flight_max: DEFAULT_BYTES_IN_FLIGHT_MAX,
+                send_timeout: Some(DEFAULT_SEND_TIMEOUT),
+                take_over: false,
+                initial_sequence_id: None,
+            },
         }
     }
-    /// x
+
+    /// The name under which the broker deduplicates: give the same one after a restart to
+    /// continue its sequence ids. Default: the broker draws one. One live producer per name.
     #[must_use]
-    pub fn name(self, name: &str) -> ProducerBuilder {
-        let _ = name;
+    pub fn name(mut self, name: &str) -> ProducerBuilder {
+        self.settings.name = Some(name.to_owned());
         self
     }
-    /// x
+
+    /// When batches are sent. Default adaptive.
     #[must_use]
-    pub fn batching(self, batching: Batching) -> ProducerBuilder {
-        let _ = batching;
+    pub fn batching(mut self, batching: Batching) -> ProducerBuilder {
+        self.settings.batching = batching;
         self
     }
-    /// x
+
+    /// How payload blocks are compressed, where that makes them smaller. Default not at all.
     #[must_use]
-    pub fn compression(self, compression: Compression) -> ProducerBuilder {
-        let _ = compression;
+    pub fn compression(mut self, compression: Compression) -> ProducerBuilder {
+        self.settings.compression = compression;
         self
     }
-    /// x
+
+    /// Messages that may wait for their acknowledgement, per partition. Default 50,000.
     #[must_use]
-    pub fn messages_in_flight_max(self, messages: usize) -> ProducerBuilder {
-        let _ = messages;
+    pub fn messages_in_flight_max(mut self, messages: usize) -> ProducerBuilder {
+        self.settings.messages_in_flight_max = messages;
         self
     }
-    /// x
+
+    /// Bytes that may wait for their acknowledgement, per partition. Default 32 MiB.
     #[must_use]
-    pub fn bytes_in_flight_max(self, bytes: usize) -> ProducerBuilder {
-        let _ = bytes;
+    pub fn bytes_in_flight_max(mut self, bytes: usize) -> ProducerBuilder {
+        self.settings.bytes_in_flight_max = bytes;
         self
     }
-    /// x
+
+    /// How long a message may wait for its acknowledgement, reconnects included; `None`: as long
+    /// as it takes. When one times out, all that were sent after it fail with it, so that the
+    /// order holds. Default 30 s.
     #[must_use]
-    pub fn send_timeout(self, timeout: Option<Duration>) -> ProducerBuilder {
-        let _ = timeout;
+    pub fn send_timeout(mut self, timeout: Option<Duration>) -> ProducerBuilder {
+        self.settings.send_timeout = timeout;
         self
     }
-    /// x
+
+    /// Fence a live producer of the same name instead of failing with
+    /// [`ErrorKind::Busy`](crate::ErrorKind::Busy). Default no.
     #[must_use]
-    pub fn take_over(self, take_over: bool) -> ProducerBuilder {
-        let _ = take_over;
+    pub fn take_over(mut self, take_over: bool) -> ProducerBuilder {
+        self.settings.take_over = take_over;
         self
     }
-    /// x
+
+    /// The lowest sequence id to draw. Default: one above the highest stored one of the name.
     #[must_use]
-    pub fn initial_sequence_id(self, id: u64) -> ProducerBuilder {
-        let _ = id;
+    pub fn initial_sequence_id(mut self, id: u64) -> ProducerBuilder {
+        self.settings.initial_sequence_id = Some(id);
         self
     }
-    /// x
+
+    /// Opens the producer, on every partition of a partitioned topic; creates the topic if the
+    /// namespace allows that.
+    ///
+    /// # Errors
+    /// `Connect` when no broker answers, `Busy` when the name is in use (see
+    /// [`take_over`](Self::take_over)), `NotFound`, `Refused`, `Invalid` for a name or setting,
+    /// `Timeout` when the client's operation timeout passes.
     pub async fn open(self) -> Result<Producer> {
-        let _ = (&self.context, &self.topic);
-        Err(ClientError::Closed("producer"))
+        self.check()?;
+        let topic: TopicName = self.topic.parse()?;
+        let deadline = Deadline::after(self.context.operation_timeout);
+        let names = lookup::partitions(&self.context, &topic, deadline).await?;
+        let is_partitioned = names.len() > 1 || names.first().is_some_and(|name| **name != topic);
+        let open = |name: Arc<TopicName>, settings: Settings| {
+            let partition = Partition::new(Arc::clone(&self.context), name, settings);
+            Handle::open(partition, deadline)
+        };
+        let mut names = names.into_iter();
+        let mut partitions = Vec::with_capacity(names.len());
+        let mut settings = self.settings.clone();
+        if let Some(first) = names.next() {
+            let first = open(first, settings.clone()).await?;
+            // One name for all partitions, also when the broker drew it.
+            settings.name = Some(first.partition.name().to_owned());
+            partitions.push(first);
+        }
+        let opening = names.map(|name| open(name, settings.clone()));
+        let mut opening = futures::stream::iter(opening).buffered(OPENING_MAX);
+        while let Some(partition) = opening.next().await {
+            partitions.push(partition?);
+        }
+        drop(opening);
+        Ok(Producer {
+            inner: Arc::new(Inner {
+                name: settings.name.unwrap_or_default(),
+                partitions,
+                is_partitioned,
+                router: Router::default(),
+            }),
+        })
+    }
+
+    fn check(&self) -> Result<()> {
+        if let Some(name) = &self.settings.name {
+            ProducerName::new(name)?;
+        }
+        let batching = &self.settings.batching;
+        let invalid = |text: String| Err(ClientError::Invalid(text));
+        if batching.messages_max == 0 || batching.messages_max > BATCH_MESSAGES_MAX {
+            return invalid(format!(
+                "a batch must have 1 to {BATCH_MESSAGES_MAX} messages"
+            ));
+        }
+        if batching.bytes_max == 0 || batching.bytes_max > MESSAGE_BYTES_MAX {
+            return invalid(format!("a batch must have 1 to {MESSAGE_BYTES_MAX} bytes"));
+        }
+        if self.settings.messages_in_flight_max == 0 || self.settings.bytes_in_flight_max == 0 {
+            return invalid("the bounds of what is in flight must be above zero".to_owned());
+        }
+        Ok(())
     }
 }
 
-/// x
+/// Publishes to one topic. Clones share it; when the last one is dropped, what is not
+/// acknowledged is abandoned: [`close`](Self::close) or [`flush`](Self::flush) first.
+///
+/// Messages are stored in the order of the calls that accepted them, per partition (I7), and once
+/// each, through reconnects and broker failures (I8).
 #[derive(Clone)]
 pub struct Producer {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
     name: String,
+    partitions: Vec<Handle>,
+    is_partitioned: bool,
+    router: Router,
 }
 
 impl Producer {
-    /// x
+    /// Sends a message and waits until it is stored, durably.
+    ///
+    /// # Errors
+    /// Those of [`enqueue`](Self::enqueue) and of [`PendingSend`].
     pub async fn send(&self, message: Message) -> Result<SendReceipt> {
         self.enqueue(message).await?.await
     }
-    /// x
+
+    /// Accepts a message for sending; waits only while messages or bytes in flight are at their
+    /// bound. Await what it answers to know that the message is stored; dropping that does not
+    /// take the message back.
+    ///
+    /// # Errors
+    /// [`ClientError::TooLarge`] and other `Invalid` for a message that no broker accepts, `Closed`
+    /// after [`close`](Self::close), and what has ended the producer, for instance `Fenced`. The
+    /// message was not sent then.
     pub async fn enqueue(&self, message: Message) -> Result<PendingSend> {
-        let _ = message;
-        Err(ClientError::Closed("producer"))
+        message.check()?;
+        let partitions = &self.inner.partitions;
+        let key = message.has_key.then_some(&message.record.key[..]);
+        let is_filling = |at: usize| {
+            let partition = partitions.get(at).map(|handle| &handle.partition);
+            partition.is_some_and(|partition| partition.queue().is_filling())
+        };
+        let number = self.inner.router.route(key, partitions.len(), is_filling);
+        let handle = partitions
+            .get(number)
+            .ok_or_else(|| ClientError::closed("producer"))?;
+        let accepted = handle.partition.enqueue(&message).await?;
+        Ok(PendingSend {
+            outcome: accepted.outcome,
+            slot: accepted.slot,
+            sequence_id: accepted.sequence_id,
+            partition: match self.inner.is_partitioned {
+                true => handle.partition.topic.partition(),
+                false => None,
+            },
+            waiter: None,
+        })
     }
-    /// x
+
+    /// Sends what has gathered and waits until everything accepted so far is stored.
+    ///
+    /// # Errors
+    /// That of the newest message, if it failed; each [`PendingSend`] has its own.
     pub async fn flush(&self) -> Result<()> {
-        Ok(())
+        let partitions = self.inner.partitions.iter();
+        let flushes = partitions.map(|handle| handle.partition.flush());
+        futures::future::join_all(flushes)
+            .await
+            .into_iter()
+            .collect()
     }
-    /// x
+
+    /// Flushes, and ends the producer: it accepts nothing more.
+    ///
+    /// # Errors
+    /// Those of [`flush`](Self::flush), and `Timeout` when the broker does not let go in time. The
+    /// producer is closed either way.
     pub async fn close(&self) -> Result<()> {
-        Ok(())
+        let partitions = self.inner.partitions.iter();
+        let closes = partitions.map(|handle| handle.partition.close());
+        futures::future::join_all(closes)
+            .await
+            .into_iter()
+            .collect()
     }
-    /// x
+
+    /// Its name: the one asked for, or the one that the broker drew.
     #[must_use]
     pub fn name(&self) -> &str {
-        &self.name
+        &self.inner.name
     }
-    /// x
+
+    /// The sequence id of the newest message: the last one accepted, or else the highest that the
+    /// broker had stored for this name when the producer was opened. Of a partitioned topic, the
+    /// highest of all partitions.
     #[must_use]
     pub fn last_sequence_id(&self) -> Option<u64> {
-        None
+        let partitions = self.inner.partitions.iter();
+        let last = partitions.map(|handle| handle.partition.queue().last_sequence_id());
+        last.max().flatten()
     }
 }
 
-/// x
+/// A message on its way. Await it to know that the message is stored, durably.
+///
+/// # Errors
+/// `Timeout` with outcome unknown when the send timeout passed; `Fenced` when another producer has
+/// taken over the name or the topic was deleted; `Refused`, `NotFound`, `Damaged`, `Invalid` as
+/// the broker said; `Closed` when the producer was dropped.
+#[derive(Debug)]
 #[must_use = "the message is sent either way, but only this says whether it was stored"]
-pub struct PendingSend {}
+pub struct PendingSend {
+    outcome: Arc<BatchOutcome>,
+    slot: u32,
+    sequence_id: u64,
+    partition: Option<u32>,
+    waiter: Option<usize>,
+}
+
+impl PendingSend {
+    /// The sequence id that the message was given.
+    #[must_use]
+    pub fn sequence_id(&self) -> u64 {
+        self.sequence_id
+    }
+}
 
 impl Future for PendingSend {
     type Output = Result<SendReceipt>;
-    fn poll(self: Pin<&mut Self>, _: &mut TaskContext<'_>) -> Poll<Self::Output> {
-        Poll::Ready(Err(ClientError::Closed("producer")))
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut TaskContext<'_>) -> Poll<Self::Output> {
+        let this = &mut *self;
+        let stored = match this.outcome.poll(&mut this.waiter, cx) {
+            Poll::Pending => return Poll::Pending,
+            Poll::Ready(Err(error)) => return Poll::Ready(Err(error.clone())),
+            Poll::Ready(Ok(stored)) => stored,
+        };
+        Poll::Ready(Ok(SendReceipt {
+            position: stored.at.map(|(ledger, entry, _)| Position {
+                ledger,
+                entry,
+                batch_index: this.slot,
+            }),
+            index: stored
+                .at
+                .map(|(_, _, base)| base.plus(u64::from(this.slot))),
+            sequence_id: this.sequence_id,
+            duplicate: stored.duplicate,
+            partition: this.partition,
+        }))
     }
 }

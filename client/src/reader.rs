@@ -44,7 +44,7 @@ impl ReaderBuilder {
     /// x
     pub async fn open(self) -> Result<Reader> {
         let _ = (&self.context, &self.topic);
-        Err(ClientError::Closed("reader"))
+        Err(ClientError::closed("reader"))
     }
 }
 
@@ -54,7 +54,7 @@ pub struct Reader {}
 impl Reader {
     /// x
     pub async fn next(&self) -> Result<ReceivedMessage> {
-        Err(ClientError::Closed("reader"))
+        Err(ClientError::closed("reader"))
     }
     /// x
     pub async fn next_available(&self) -> Result<Option<ReceivedMessage>> {
@@ -67,7 +67,7 @@ impl Reader {
     /// x
     pub async fn seek(&self, place: Place) -> Result<Index> {
         let _ = place;
-        Err(ClientError::Closed("reader"))
+        Err(ClientError::closed("reader"))
     }
     /// x
     pub async fn close(&self) -> Result<()> {

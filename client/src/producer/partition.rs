@@ -1,0 +1,261 @@
+//! A producer on one topic or partition: its queue, its room, and who it is to the broker.
+
+use std::sync::Arc;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use aquifer_model::batch::Compression;
+use aquifer_model::id::TopicIncarnation;
+use aquifer_model::topic::TopicName;
+use aquifer_proto::{PROTOCOL_VERSION, v1};
+use aquifer_runtime::task::TaskHandle;
+use bytes::Bytes;
+use parking_lot::{Mutex, MutexGuard};
+use tokio::time::Instant;
+
+use super::frames::wake;
+use super::queue::{Accepted, OpenBatch, Queue, Settled};
+use super::room::{Cost, Room};
+use super::{Batching, session};
+use crate::client::Context;
+use crate::error::{ClientError, Outcome, Result};
+use crate::message::Message;
+use crate::retry::Deadline;
+use crate::settle::Settle;
+
+/// What the application asked for.
+#[derive(Debug, Clone)]
+pub(crate) struct Settings {
+    pub(crate) name: Option<String>,
+    pub(crate) batching: Batching,
+    pub(crate) compression: Compression,
+    pub(crate) messages_in_flight_max: usize,
+    pub(crate) bytes_in_flight_max: usize,
+    pub(crate) send_timeout: Option<Duration>,
+    pub(crate) take_over: bool,
+    pub(crate) initial_sequence_id: Option<u64>,
+}
+
+/// What the first opening decided, for all sessions.
+#[derive(Debug, Clone)]
+pub(crate) struct Identity {
+    pub(crate) name: String,
+    name_bytes: Bytes,
+    incarnation: TopicIncarnation,
+}
+
+/// A producer on one topic or partition.
+pub(crate) struct Partition {
+    pub(crate) context: Arc<Context>,
+    pub(crate) topic: Arc<TopicName>,
+    settings: Settings,
+    queue: Mutex<Queue>,
+    room: Room,
+    instance: Bytes,
+    /// Counts the openings of this instance.
+    epoch: AtomicU64,
+    identity: OnceLock<Identity>,
+    /// Set when the session task has ended.
+    pub(crate) ended: Settle<()>,
+}
+
+impl Partition {
+    pub(crate) fn new(
+        context: Arc<Context>,
+        topic: Arc<TopicName>,
+        settings: Settings,
+    ) -> Partition {
+        Partition {
+            queue: Mutex::new(Queue::new(settings.batching, settings.send_timeout)),
+            room: Room::new(
+                settings.messages_in_flight_max,
+                settings.bytes_in_flight_max,
+                Arc::clone(&context.memory),
+                context.memory_limit_bytes,
+            ),
+            instance: Bytes::copy_from_slice(&context.rng.id16()),
+            epoch: AtomicU64::new(0),
+            identity: OnceLock::new(),
+            ended: Settle::default(),
+            context,
+            topic,
+            settings,
+        }
+    }
+
+    /// The state. The lock is held for moments only and never across an await; no other lock is
+    /// taken under it.
+    pub(crate) fn queue(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock()
+    }
+
+    /// The name that the broker confirmed.
+    pub(crate) fn name(&self) -> &str {
+        self.identity.get().map_or("", |identity| &identity.name)
+    }
+
+    /// The request that opens the next session.
+    pub(crate) fn open_request(&self) -> v1::OpenProducer {
+        let identity = self.identity.get();
+        let asked = self.settings.name.clone().unwrap_or_default();
+        v1::OpenProducer {
+            version: PROTOCOL_VERSION,
+            topic: self.topic.to_string(),
+            producer_name: identity.map_or(asked, |identity| identity.name.clone()),
+            instance: self.instance.clone(),
+            epoch: self.epoch.fetch_add(1, Ordering::Relaxed),
+            // Only the application takes over; a reconnect must not fence whoever did meanwhile.
+            take_over: self.settings.take_over && identity.is_none(),
+            topic_incarnation: identity
+                .map(|identity| Bytes::copy_from_slice(&identity.incarnation.0)),
+        }
+    }
+
+    /// Takes in what the broker decided at the first opening.
+    pub(crate) fn identify(&self, opened: &v1::ProducerOpened) -> Result<()> {
+        let incarnation = TopicIncarnation::try_from(opened.topic_incarnation.as_ref())
+            .map_err(|error| ClientError::Protocol(error.to_string()))?;
+        if self.identity.get().is_some() {
+            return Ok(());
+        }
+        let mut queue = self.queue();
+        queue.begin(opened.last_sequence_id, self.settings.initial_sequence_id)?;
+        // A second opening cannot race with the first: one task at a time opens sessions.
+        let _ = self.identity.set(Identity {
+            name: opened.producer_name.clone(),
+            name_bytes: Bytes::copy_from_slice(opened.producer_name.as_bytes()),
+            incarnation,
+        });
+        Ok(())
+    }
+
+    /// Accepts a message; waits only for room.
+    pub(crate) async fn enqueue(&self, message: &Message) -> Result<Accepted> {
+        let cost = self.room.cost(message.size_bytes());
+        if !self.room.try_take(cost) {
+            // What fills the room may be a batch that waits for company.
+            let (_, waker) = self.queue().flush();
+            wake(waker);
+            self.room.take(cost).await;
+        }
+        self.append(message, cost)
+    }
+
+    fn append(&self, message: &Message, cost: Cost) -> Result<Accepted> {
+        let result = self.queue().append(message, cost, Instant::now());
+        match result {
+            Ok(mut accepted) => {
+                wake(accepted.wake.take());
+                Ok(accepted)
+            }
+            Err(error) => {
+                self.room.release(cost);
+                Err(error)
+            }
+        }
+    }
+
+    /// Brings a batch into its final bytes, without holding the lock.
+    pub(crate) fn seal(&self, session: u64, mut batch: OpenBatch) {
+        let now_ms = self.context.clock.wall_ms();
+        let bytes = match self.identity.get() {
+            Some(identity) => batch.encode(&identity.name_bytes, now_ms, self.settings.compression),
+            None => Err(ClientError::closed("producer")),
+        };
+        let (settled, waker) = self.queue().sealed(session, batch, bytes);
+        self.announce(settled);
+        wake(waker);
+    }
+
+    /// Gives back the room of settled batches and tells their waiters.
+    pub(crate) fn announce(&self, settled: impl IntoIterator<Item = Settled>) {
+        for settled in settled {
+            self.room.release(settled.cost);
+            settled.outcome.set(settled.result);
+        }
+    }
+
+    /// Fails everything unsettled and ends the session.
+    pub(crate) fn fail(&self, error: &ClientError, dead: bool) {
+        let (settled, waker) = self.queue().fail(error, dead);
+        self.announce(settled);
+        wake(waker);
+    }
+
+    /// Fails everything unsettled when the oldest batch has waited too long.
+    pub(crate) fn expire(&self) -> bool {
+        let due = self.queue().expires_at();
+        let (Some(limit), Some(due)) = (self.settings.send_timeout, due) else {
+            return false;
+        };
+        if due > Instant::now() {
+            return false;
+        }
+        let error = Deadline::after(limit).error("sending", Outcome::Unknown);
+        self.fail(&error, false);
+        true
+    }
+
+    /// When to look for expired batches again.
+    pub(crate) fn next_expiry(&self) -> Option<Instant> {
+        let limit = self.settings.send_timeout?;
+        // What is accepted from now on expires after the limit at the earliest.
+        let next = self.queue().expires_at();
+        next.or_else(|| Instant::now().checked_add(limit))
+    }
+
+    /// Sends what has gathered and waits until everything accepted so far is settled.
+    pub(crate) async fn flush(&self) -> Result<()> {
+        let (newest, waker) = self.queue().flush();
+        wake(waker);
+        match newest {
+            Some(outcome) => outcome.wait().await.clone().map(|_| ()),
+            None => Ok(()),
+        }
+    }
+
+    /// Accepts nothing more, sends what is there, and ends the session.
+    pub(crate) async fn close(&self) -> Result<()> {
+        let flushed = self.flush().await;
+        let waker = self.queue().close();
+        wake(waker);
+        let deadline = Deadline::after(self.context.operation_timeout);
+        let ended = async {
+            self.ended.wait().await;
+            Ok(())
+        };
+        let closed = deadline.limit("closing the producer", ended).await;
+        flushed.and(closed)
+    }
+}
+
+/// Owns a partition's session task: dropping it ends the producer on that partition.
+pub(crate) struct Handle {
+    pub(crate) partition: Arc<Partition>,
+    task: TaskHandle<()>,
+}
+
+impl Handle {
+    /// Opens the first session and starts the task that keeps one open.
+    pub(crate) async fn open(partition: Partition, deadline: Deadline) -> Result<Handle> {
+        let partition = Arc::new(partition);
+        let (live, target) = session::open(&partition, deadline).await?;
+        let driver = session::drive(Arc::clone(&partition), live, target);
+        let tasks = &partition.context.tasks;
+        let task = tasks.spawn("producer session", driver);
+        Ok(Handle { partition, task })
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        self.task.abort();
+        let error = ClientError::Closed {
+            what: "producer",
+            outcome: Outcome::Unknown,
+        };
+        self.partition.fail(&error, true);
+        self.partition.ended.set(());
+    }
+}
