@@ -44,20 +44,9 @@ impl Delivered {
         if delivery.base_index.checked_add(count).is_none() {
             return Err(damaged(format!("its index is {}", delivery.base_index)));
         }
-        let last = delivery.base_index + count - 1;
         let mut skip = delivery.skip;
         skip.sort_unstable_by_key(|range| range.first);
-        let mut at = delivery.base_index;
-        let mut skipped = 0;
-        for range in &skip {
-            let first = range.first.max(at);
-            let end = range.last.min(last);
-            if first <= end {
-                skipped += end - first + 1;
-                at = end + 1;
-            }
-        }
-        Ok(Delivered {
+        let mut delivered = Delivered {
             batch,
             ledger: LedgerId(delivery.ledger_id),
             entry: EntryId(delivery.entry_id),
@@ -65,8 +54,38 @@ impl Delivered {
             broker_time_ms: delivery.broker_time_ms,
             redelivery_count: delivery.redelivery_count,
             skip,
-            wanted: count - skipped,
-        })
+            wanted: 0,
+        };
+        delivered.count_wanted();
+        Ok(delivered)
+    }
+
+    fn count_wanted(&mut self) {
+        let mut at = self.base_index;
+        let mut skipped = 0;
+        for range in &self.skip {
+            let first = range.first.max(at);
+            // Exclusive, so that a range up to the largest number does not overflow.
+            let end = range.last.saturating_add(1).min(self.end());
+            if first < end {
+                skipped += end - first;
+                at = end;
+            }
+        }
+        self.wanted = u64::from(self.batch.message_count()) - skipped;
+    }
+
+    /// Index after the last message.
+    pub(crate) fn end(&self) -> u64 {
+        self.base_index + u64::from(self.batch.message_count())
+    }
+
+    /// Leaves out what lies below an index.
+    pub(crate) fn skip_below(&mut self, index: u64) {
+        if let Some(last) = index.checked_sub(1).filter(|last| *last >= self.base_index) {
+            self.skip.insert(0, v1::IndexRange { first: 0, last });
+            self.count_wanted();
+        }
     }
 
     /// Messages that are not skipped.

@@ -1,19 +1,29 @@
-//! Reading without a subscription.
+//! Reading without a subscription: the place is kept here, and nothing is left on the broker.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use aquifer_model::id::Index;
 use aquifer_model::place::Place;
+use aquifer_proto::v1;
 
+use crate::admin::topic_stats;
 use crate::client::Context;
-use crate::error::{ClientError, Result};
+use crate::consumer::hub::{Handle, Hub, Settings};
+use crate::consumer::{default_queue, open};
+use crate::error::Result;
 use crate::message::ReceivedMessage;
+use crate::retry::Deadline;
 
-/// x
+/// How often [`Reader::next_available`] looks whether what it waits for was trimmed away.
+const TRIM_CHECK: Duration = Duration::from_secs(1);
+
+/// Prepares a [`Reader`].
 #[derive(Clone)]
 pub struct ReaderBuilder {
     context: Arc<Context>,
     topic: String,
+    settings: Settings,
 }
 
 impl ReaderBuilder {
@@ -21,56 +31,148 @@ impl ReaderBuilder {
         ReaderBuilder {
             context,
             topic: topic.to_owned(),
+            settings: Settings {
+                what: "reader",
+                subscription: String::new(),
+                kind: v1::SubscriptionType::Exclusive,
+                start: Place::Earliest,
+                name: String::new(),
+                priority: 0,
+                queue: default_queue(),
+            },
         }
     }
-    /// x
+
+    /// Where to begin. Default: the oldest message.
     #[must_use]
-    pub fn start(self, start: Place) -> ReaderBuilder {
-        let _ = start;
+    pub fn start(mut self, start: Place) -> ReaderBuilder {
+        self.settings.start = start;
         self
     }
-    /// x
+
+    /// Messages that may wait in memory; partitions share them. Default 1,000.
     #[must_use]
-    pub fn queue_messages(self, messages: usize) -> ReaderBuilder {
-        let _ = messages;
+    pub fn queue_messages(mut self, messages: usize) -> ReaderBuilder {
+        self.settings.queue.messages = messages as u64;
         self
     }
-    /// x
+
+    /// Bytes, as stored, that may wait in memory, beyond which at most one batch is taken.
+    /// Default 4 MiB.
     #[must_use]
-    pub fn queue_bytes(self, bytes: usize) -> ReaderBuilder {
-        let _ = bytes;
+    pub fn queue_bytes(mut self, bytes: usize) -> ReaderBuilder {
+        self.settings.queue.bytes = bytes as u64;
         self
     }
-    /// x
+
+    /// Opens the reader, on every partition of a partitioned topic; creates the topic if the
+    /// namespace allows that.
+    ///
+    /// # Errors
+    /// `Connect` when no broker answers, `NotFound`, `Refused`, `Invalid` for a name, place or
+    /// setting, `Timeout` when the client's operation timeout passes.
     pub async fn open(self) -> Result<Reader> {
-        let _ = (&self.context, &self.topic);
-        Err(ClientError::closed("reader"))
+        let handle = open(self.context, &self.topic, self.settings).await?;
+        Ok(Reader { handle })
     }
 }
 
-/// x
-pub struct Reader {}
+/// Reads a topic from a place on. It reconnects by itself, and neither skips nor repeats a
+/// message; what retention deletes before it was read is gone.
+pub struct Reader {
+    handle: Handle,
+}
 
 impl Reader {
-    /// x
+    /// Waits for the next message. Dropping the future loses nothing.
+    ///
+    /// # Errors
+    /// `Damaged` for a batch that cannot be read, after which the next one follows; every other
+    /// error has ended the reader: `Fenced` when the topic was deleted, `Refused`, `NotFound`,
+    /// `Closed`.
     pub async fn next(&self) -> Result<ReceivedMessage> {
-        Err(ClientError::closed("reader"))
+        self.handle.hub.take().await
     }
-    /// x
+
+    /// The next message, or `None` at the end: when nothing newer was stored at the moment of the
+    /// call.
+    ///
+    /// # Errors
+    /// Those of [`next`](Self::next), and those of asking the broker for the end.
     pub async fn next_available(&self) -> Result<Option<ReceivedMessage>> {
-        Ok(None)
+        let hub = &self.handle.hub;
+        if let Some(message) = hub.try_take() {
+            return message.map(Some);
+        }
+        if !self.is_behind() {
+            self.refresh().await?;
+        }
+        while self.is_behind() {
+            match aquifer_runtime::clock::timeout(TRIM_CHECK, hub.take()).await {
+                Ok(message) => return message.map(Some),
+                Err(_) => self.refresh().await?,
+            }
+        }
+        // Something may have arrived while the broker was asked.
+        hub.try_take().transpose()
     }
-    /// x
+
+    /// Whether a message below the known end was not handed out.
+    fn is_behind(&self) -> bool {
+        let hub = &self.handle.hub;
+        (0..hub.partitions()).any(|at| {
+            let (next, end) = hub.with(at, |inbox| inbox.progress());
+            next < end
+        })
+    }
+
+    /// Asks the broker how far the topic reaches now.
+    async fn refresh(&self) -> Result<()> {
+        let hub = &self.handle.hub;
+        let partitions = (0..hub.partitions()).map(|at| async move {
+            let stats = stats(hub, at).await?;
+            hub.with(at, |inbox| {
+                inbox.set_bounds(stats.first_index, stats.end_index)
+            });
+            Ok(())
+        });
+        futures::future::try_join_all(partitions).await.map(|_| ())
+    }
+
+    /// The index after the newest message now; of a partitioned topic, the sum over its
+    /// partitions.
+    ///
+    /// # Errors
+    /// `Connect`, `Timeout`, `NotFound` and `Unavailable`.
     pub async fn end_index(&self) -> Result<Index> {
-        Ok(Index(0))
+        let hub = &self.handle.hub;
+        let partitions = (0..hub.partitions()).map(|at| stats(hub, at));
+        let all = futures::future::try_join_all(partitions).await?;
+        let ends = all.iter().map(|stats| stats.end_index);
+        Ok(Index(ends.fold(0, u64::saturating_add)))
     }
-    /// x
+
+    /// Moves the reader, on all partitions of the topic, and drops what waits in memory. Answers
+    /// the index where reading continues; the lowest of a partitioned topic.
+    ///
+    /// # Errors
+    /// `Invalid` for a place that the topic does not have, `Timeout`, and what has ended the
+    /// reader.
     pub async fn seek(&self, place: Place) -> Result<Index> {
-        let _ = place;
-        Err(ClientError::closed("reader"))
+        self.handle.hub.seek(place).await
     }
-    /// x
+
+    /// Ends the reader.
+    ///
+    /// # Errors
+    /// `Timeout` when the broker does not let go in time; the reader is closed either way.
     pub async fn close(&self) -> Result<()> {
-        Ok(())
+        self.handle.hub.close().await
     }
+}
+
+async fn stats(hub: &Hub, partition: usize) -> Result<v1::TopicStatsResponse> {
+    let topic = hub.with(partition, |inbox| Arc::clone(inbox.topic()));
+    let deadline = Deadline::after(hub.context.operation_timeout);
+    topic_stats(&hub.context, &topic, deadline).await
 }

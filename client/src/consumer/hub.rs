@@ -1,0 +1,402 @@
+//! What the partitions of one consumer or reader share: the inboxes, the turn that they take, and
+//! whoever waits for a message.
+
+use std::collections::VecDeque;
+use std::pin::pin;
+use std::sync::Arc;
+use std::task::Waker;
+use std::time::Duration;
+
+use aquifer_model::id::Index;
+use aquifer_model::place::Place;
+use aquifer_model::topic::TopicName;
+use aquifer_proto::{PROTOCOL_VERSION, v1};
+use aquifer_runtime::task::TaskHandle;
+use bytes::Bytes;
+use futures::StreamExt;
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+use super::acks::{AckOutcome, settled};
+use super::credit::Amount;
+use super::inbox::Inbox;
+use super::session;
+use crate::client::Context;
+use crate::error::{ClientError, Outcome, Result};
+use crate::message::ReceivedMessage;
+use crate::retry::Deadline;
+use crate::settle::Settle;
+
+/// Partitions that are opened at once.
+const OPENING_MAX: usize = 16;
+/// A partition's share of the queue is at least this.
+const SHARE_MIN: Amount = Amount {
+    messages: 16,
+    bytes: 64 * 1024,
+};
+
+/// What the application asked for.
+#[derive(Debug, Clone)]
+pub(crate) struct Settings {
+    /// What it is called in errors.
+    pub(crate) what: &'static str,
+    /// Empty for a reader.
+    pub(crate) subscription: String,
+    pub(crate) kind: v1::SubscriptionType,
+    pub(crate) start: Place,
+    pub(crate) name: String,
+    pub(crate) priority: i32,
+    pub(crate) queue: Amount,
+}
+
+/// See the module.
+pub(crate) struct Hub {
+    pub(crate) context: Arc<Context>,
+    pub(crate) settings: Settings,
+    state: Mutex<State>,
+    /// Something arrived, or there is nothing more to wait for.
+    changed: Notify,
+    /// Session tasks that have ended, one per partition.
+    ended: Vec<Settle<()>>,
+}
+
+struct State {
+    inboxes: Vec<Inbox>,
+    /// Partitions that have something, each once, in the order in which they take turns.
+    ready: VecDeque<usize>,
+    is_ready: Vec<bool>,
+    failed: Option<ClientError>,
+    /// An error that was met behind messages, for the next call.
+    kept: Option<ClientError>,
+}
+
+/// Owns the session tasks: dropping it ends the consumer or reader.
+pub(crate) struct Handle {
+    pub(crate) hub: Arc<Hub>,
+    tasks: Vec<TaskHandle<()>>,
+}
+
+impl Handle {
+    /// Subscribes to every partition and starts the tasks that stay subscribed.
+    pub(crate) async fn open(
+        context: Arc<Context>,
+        settings: Settings,
+        topics: Vec<Arc<TopicName>>,
+        deadline: Deadline,
+    ) -> Result<Handle> {
+        let share = |whole: u64, least: u64| match topics.len() as u64 {
+            0 | 1 => whole,
+            partitions => (whole / partitions).max(least),
+        };
+        let queue = Amount {
+            messages: share(settings.queue.messages, SHARE_MIN.messages),
+            bytes: share(settings.queue.bytes, SHARE_MIN.bytes),
+        };
+        let is_reader = settings.subscription.is_empty();
+        let count = topics.len();
+        let inboxes = topics.into_iter().enumerate();
+        let inboxes = inboxes.map(|(at, topic)| Inbox::new(topic, at, is_reader, queue));
+        let hub = Arc::new(Hub {
+            state: Mutex::new(State {
+                inboxes: inboxes.collect(),
+                ready: VecDeque::new(),
+                is_ready: vec![false; count],
+                failed: None,
+                kept: None,
+            }),
+            changed: Notify::new(),
+            ended: (0..count).map(|_| Settle::default()).collect(),
+            context,
+            settings,
+        });
+        let mut handle = Handle {
+            hub: Arc::clone(&hub),
+            tasks: Vec::with_capacity(count),
+        };
+        let opening = (0..count).map(|at| session::open(&hub, at, deadline));
+        let mut opening = futures::stream::iter(opening).buffered(OPENING_MAX);
+        let mut partition = 0;
+        while let Some(opened) = opening.next().await {
+            let (live, target) = opened?;
+            let driver = session::drive(Arc::clone(&hub), partition, live, target);
+            let tasks = &hub.context.tasks;
+            handle.tasks.push(tasks.spawn("consume session", driver));
+            partition += 1;
+        }
+        drop(opening);
+        Ok(handle)
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        self.tasks.iter().for_each(TaskHandle::abort);
+        self.hub.fail(&ClientError::Closed {
+            what: self.hub.settings.what,
+            outcome: Outcome::Unknown,
+        });
+        self.hub.ended.iter().for_each(|ended| ended.set(()));
+    }
+}
+
+impl Hub {
+    /// Runs a change on one inbox. The lock is held for moments only and never across an await;
+    /// no other lock is taken under it but those of [`Settle`], which take none.
+    pub(crate) fn with<T>(&self, partition: usize, change: impl FnOnce(&mut Inbox) -> T) -> T {
+        let mut state = self.state.lock();
+        let inbox = &mut state.inboxes[partition];
+        change(inbox)
+    }
+
+    /// The same; whoever waits for a message looks again, and the waker is woken.
+    pub(crate) fn update(
+        &self,
+        partition: usize,
+        change: impl FnOnce(&mut Inbox) -> Option<Waker>,
+    ) {
+        let waker = {
+            let mut state = self.state.lock();
+            let waker = change(&mut state.inboxes[partition]);
+            let has_more = state.inboxes[partition].has_more();
+            if has_more && !state.is_ready[partition] {
+                state.is_ready[partition] = true;
+                state.ready.push_back(partition);
+            }
+            waker
+        };
+        self.changed.notify_waiters();
+        wake(waker);
+    }
+
+    /// The request that subscribes a partition's next session.
+    pub(crate) fn subscribe_request(&self, partition: usize) -> v1::Subscribe {
+        let (topic, start, incarnation): (String, Option<Place>, Option<Bytes>) =
+            self.with(partition, |inbox| {
+                (
+                    inbox.topic().to_string(),
+                    inbox.resume_at(),
+                    inbox.incarnation(),
+                )
+            });
+        v1::Subscribe {
+            version: PROTOCOL_VERSION,
+            topic,
+            subscription: self.settings.subscription.clone(),
+            r#type: self.settings.kind.into(),
+            consumer_name: self.settings.name.clone(),
+            start: start.unwrap_or(self.settings.start).to_string(),
+            topic_incarnation: incarnation,
+            priority: self.settings.priority,
+        }
+    }
+
+    /// A message that is there now; the partitions take turns.
+    pub(crate) fn try_take(&self) -> Option<Result<ReceivedMessage>> {
+        let (taken, waker) = {
+            let mut state = self.state.lock();
+            if let Some(error) = &state.failed {
+                return Some(Err(error.clone()));
+            }
+            if let Some(error) = state.kept.take() {
+                return Some(Err(error));
+            }
+            loop {
+                let partition = state.ready.pop_front()?;
+                let inbox = &mut state.inboxes[partition];
+                let taken = inbox.take();
+                let (has_more, waker) = (inbox.has_more(), inbox.wake_for_credit());
+                state.is_ready[partition] = has_more;
+                if has_more {
+                    state.ready.push_back(partition);
+                }
+                match taken {
+                    Some(taken) => break (taken, waker),
+                    None => wake(waker),
+                }
+            }
+        };
+        wake(waker);
+        Some(taken)
+    }
+
+    /// A message that is there now; an error is kept for the next call.
+    pub(crate) fn try_take_message(&self) -> Option<ReceivedMessage> {
+        match self.try_take()? {
+            Ok(message) => Some(message),
+            Err(error) => {
+                self.state.lock().kept = Some(error);
+                self.changed.notify_waiters();
+                None
+            }
+        }
+    }
+
+    /// Waits for a message. Dropping the future loses nothing.
+    pub(crate) async fn take(&self) -> Result<ReceivedMessage> {
+        if let Some(taken) = self.try_take() {
+            return taken;
+        }
+        loop {
+            let mut changed = pin!(self.changed.notified());
+            // Registered before looking, so that nothing arrives unnoticed in between.
+            changed.as_mut().enable();
+            if let Some(taken) = self.try_take() {
+                return taken;
+            }
+            changed.await;
+        }
+    }
+
+    /// Acknowledges a message, or everything up to it on its partition.
+    pub(crate) fn ack(&self, message: &ReceivedMessage, cumulative: bool) -> Arc<AckOutcome> {
+        let (outcome, waker) = {
+            let mut state = self.state.lock();
+            if let Some(error) = &state.failed {
+                let error = error.clone().with_outcome(Outcome::NotApplied);
+                return settled(Err(error));
+            }
+            match state.inboxes.get_mut(message.origin.partition) {
+                Some(inbox) => inbox.ack(message, cumulative, Instant::now()),
+                None => (settled(Err(foreign())), None),
+            }
+        };
+        wake(waker);
+        outcome
+    }
+
+    /// Asks for redelivery of a message.
+    pub(crate) fn nack(&self, message: &ReceivedMessage) {
+        let waker = {
+            let mut state = self.state.lock();
+            let inbox = state.inboxes.get_mut(message.origin.partition);
+            inbox.and_then(|inbox| inbox.nack(message))
+        };
+        wake(waker);
+    }
+
+    /// Moves every partition. Answers the lowest of the indexes.
+    pub(crate) async fn seek(&self, place: Place) -> Result<Index> {
+        let deadline = Deadline::after(self.context.operation_timeout);
+        let seeks = (0..self.partitions()).map(|at| self.seek_one(at, place, deadline));
+        let indexes = futures::future::try_join_all(seeks).await?;
+        Ok(indexes.into_iter().min().unwrap_or_default())
+    }
+
+    async fn seek_one(&self, partition: usize, place: Place, deadline: Deadline) -> Result<Index> {
+        const WHAT: &str = "seeking";
+        let mut ours = None;
+        let seek = async {
+            loop {
+                if let Some(error) = self.failed() {
+                    return Err(error.with_outcome(Outcome::NotApplied));
+                }
+                match self.with(partition, |inbox| inbox.seek(place)) {
+                    Ok((outcome, waker)) => {
+                        wake(waker);
+                        let outcome = Arc::clone(ours.insert(outcome));
+                        return outcome.wait().await.clone();
+                    }
+                    Err(earlier) => {
+                        earlier.wait().await;
+                    }
+                }
+            }
+        };
+        let result = deadline.limit(WHAT, seek).await;
+        if let (Err(_), Some(outcome)) = (&result, &ours) {
+            self.with(partition, |inbox| inbox.abandon_seek(outcome));
+        }
+        result
+    }
+
+    pub(crate) fn partitions(&self) -> usize {
+        self.ended.len()
+    }
+
+    pub(crate) fn failed(&self) -> Option<ClientError> {
+        self.state.lock().failed.clone()
+    }
+
+    /// Whether every partition is subscribed and served.
+    pub(crate) fn is_active(&self) -> bool {
+        let state = self.state.lock();
+        state.failed.is_none() && state.inboxes.iter().all(Inbox::is_active)
+    }
+
+    /// Everything is over: whoever waits gets this error.
+    pub(crate) fn fail(&self, error: &ClientError) {
+        let wakers: Vec<Option<Waker>> = {
+            let mut state = self.state.lock();
+            if state.failed.is_none() {
+                state.failed = Some(error.clone());
+            }
+            let inboxes = state.inboxes.iter_mut();
+            inboxes.map(|inbox| inbox.fail(error)).collect()
+        };
+        self.changed.notify_waiters();
+        wakers.into_iter().for_each(wake);
+    }
+
+    /// A partition's task has ended.
+    pub(crate) fn ended(&self, partition: usize) {
+        if let Some(ended) = self.ended.get(partition) {
+            ended.set(());
+        }
+    }
+
+    /// Waits for acknowledgements that are under way, and ends.
+    pub(crate) async fn close(&self) -> Result<()> {
+        let deadline = Deadline::after(self.context.operation_timeout);
+        let what = self.settings.what;
+        for partition in 0..self.partitions() {
+            let newest = self.with(partition, |inbox| inbox.acks().newest());
+            if let Some(newest) = newest {
+                // Whoever made it learns its outcome; closing goes on either way.
+                let _ = newest.wait().await;
+            }
+            let waker = self.with(partition, Inbox::close);
+            wake(waker);
+        }
+        let ended = async {
+            for ended in &self.ended {
+                ended.wait().await;
+            }
+            Ok(())
+        };
+        let result = deadline.limit("closing", ended).await;
+        self.fail(&ClientError::closed(what));
+        result
+    }
+
+    /// Fails acknowledgements that wait longer than the operation timeout.
+    pub(crate) fn expire_acks(&self, partition: usize) {
+        let limit = self.context.operation_timeout;
+        let error = Deadline::after(limit).error("acknowledging", Outcome::Unknown);
+        self.update(partition, |inbox| {
+            for (outcome, known) in inbox.acks().expired(limit, Instant::now()) {
+                outcome.set(Err(error.clone().with_outcome(known)));
+            }
+            None
+        });
+    }
+
+    /// How long until acknowledgements may expire.
+    pub(crate) fn next_expiry(&self, partition: usize) -> Duration {
+        let limit = self.context.operation_timeout;
+        let oldest = self.with(partition, |inbox| inbox.acks().oldest());
+        let waited = oldest.map_or(Duration::ZERO, |made_at| made_at.elapsed());
+        limit.saturating_sub(waited).max(Duration::from_millis(1))
+    }
+}
+
+fn foreign() -> ClientError {
+    ClientError::Invalid("the message came from another consumer: acknowledge it there".to_owned())
+}
+
+/// Wakes a task, if there is one.
+fn wake(waker: Option<Waker>) {
+    if let Some(waker) = waker {
+        waker.wake();
+    }
+}

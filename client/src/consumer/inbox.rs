@@ -1,0 +1,517 @@
+//! The state of a consumer or reader on one topic or partition: what has arrived, what the
+//! application has taken, and what is to be told to the broker. Plain state, no I/O.
+//!
+//! Invariants: nothing of an older owner epoch (H9) or seek epoch (H12) is handed out; nothing
+//! that arrived in an earlier session is, since the broker delivers it again; a reader's indexes
+//! only rise, without gaps that the broker did not make.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::task::Waker;
+
+use aquifer_model::id::{Index, OwnerEpoch, SeekEpoch};
+use aquifer_model::place::Place;
+use aquifer_model::topic::TopicName;
+use aquifer_proto::v1;
+use bytes::Bytes;
+use tokio::time::Instant;
+
+use super::acks::{AckOutcome, Acks, Epochs, Ranges, settled, void};
+use super::credit::{Amount, Credit};
+use crate::batch::{Delivered, Messages};
+use crate::error::{ClientError, Outcome, Result};
+use crate::message::{Origin, ReceivedMessage};
+use crate::settle::Settle;
+
+/// The shared outcome of a seek.
+pub(crate) type SeekOutcome = Settle<Result<Index>>;
+
+/// One entry that has arrived.
+#[derive(Debug)]
+struct Entry {
+    parsed: Result<Delivered>,
+    origin: Origin,
+    /// What it cost of the credit.
+    cost: Amount,
+    /// Index after its last message.
+    end: u64,
+}
+
+/// The entry whose messages are being handed out.
+#[derive(Debug)]
+struct Current {
+    messages: Messages,
+    origin: Origin,
+    bytes: u64,
+    end: u64,
+}
+
+/// A seek that the broker has not confirmed.
+#[derive(Debug)]
+struct PendingSeek {
+    request_id: u64,
+    place: Place,
+    outcome: Arc<SeekOutcome>,
+    is_sent: bool,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Inbox {
+    topic: Arc<TopicName>,
+    partition: usize,
+    /// A reader: not durable, its place is kept here.
+    is_reader: bool,
+    session: u64,
+    is_subscribed: bool,
+    is_active: bool,
+    is_closing: bool,
+    incarnation: Option<Bytes>,
+    owner_epoch: OwnerEpoch,
+    seek_epoch: SeekEpoch,
+    entries: VecDeque<Entry>,
+    current: Option<Current>,
+    credit: Credit,
+    acks: Acks,
+    /// To be delivered again.
+    nacks: Ranges,
+    seek: Option<PendingSeek>,
+    last_seek_id: u64,
+    /// A reader: the index after the last message that was handed out; unknown before the first
+    /// session.
+    next: Option<u64>,
+    /// A reader: the index after the last message that has arrived.
+    arrived: u64,
+    /// Index after the newest message when the session began.
+    end: u64,
+    stream: Option<Waker>,
+}
+
+impl Inbox {
+    pub(crate) fn new(
+        topic: Arc<TopicName>,
+        partition: usize,
+        is_reader: bool,
+        queue: Amount,
+    ) -> Inbox {
+        Inbox {
+            topic,
+            partition,
+            is_reader,
+            session: 0,
+            is_subscribed: false,
+            is_active: false,
+            is_closing: false,
+            incarnation: None,
+            owner_epoch: OwnerEpoch(0),
+            seek_epoch: SeekEpoch(0),
+            entries: VecDeque::new(),
+            current: None,
+            credit: Credit::new(queue),
+            acks: Acks::default(),
+            nacks: Ranges::default(),
+            seek: None,
+            last_seek_id: 0,
+            next: None,
+            arrived: 0,
+            end: 0,
+            stream: None,
+        }
+    }
+
+    /// A session begins or has ended: what has arrived is void, and the stream of the session
+    /// before ends. Answers the number of the new one.
+    pub(crate) fn begin_session(&mut self) -> (u64, Option<Waker>) {
+        self.session += 1;
+        self.is_subscribed = false;
+        self.is_active = false;
+        self.entries.clear();
+        self.current = None;
+        self.credit.reset();
+        self.acks.rewind();
+        // Everything unacknowledged is delivered again anyway.
+        self.nacks = Ranges::default();
+        if let Some(seek) = &mut self.seek {
+            seek.is_sent = false;
+        }
+        (self.session, self.stream.take())
+    }
+
+    /// Where the next session begins, if not where the application said first.
+    pub(crate) fn resume_at(&mut self) -> Option<Place> {
+        if !self.is_reader {
+            return None;
+        }
+        match &mut self.seek {
+            Some(seek) => {
+                seek.is_sent = true;
+                Some(seek.place)
+            }
+            None => self.next.map(|next| Place::Index(Index(next))),
+        }
+    }
+
+    /// The topic's life that earlier sessions knew.
+    pub(crate) fn incarnation(&self) -> Option<Bytes> {
+        self.incarnation.clone()
+    }
+
+    /// The broker has answered the subscription.
+    pub(crate) fn subscribed(&mut self, session: u64, answer: &v1::Subscribed) -> Option<Waker> {
+        if session != self.session {
+            return None;
+        }
+        self.is_subscribed = true;
+        self.is_active = true;
+        self.incarnation = Some(answer.topic_incarnation.clone());
+        self.owner_epoch = OwnerEpoch(answer.owner_epoch);
+        self.end = answer.end_index;
+        if self.is_reader {
+            // Each session of a reader is a subscription of its own, with epochs of its own.
+            self.seek_epoch = SeekEpoch(answer.seek_epoch);
+            let start = answer.start_index;
+            if let Some(seek) = self.seek.take_if(|seek| seek.is_sent) {
+                self.next = Some(start);
+                seek.outcome.set(Ok(Index(start)));
+            }
+            // What was trimmed meanwhile cannot be read; what was read is not repeated.
+            let next = self.next.map_or(start, |next| next.max(start));
+            self.next = Some(next);
+            self.arrived = next;
+        } else {
+            self.advance_seek_epoch(SeekEpoch(answer.seek_epoch));
+            self.acks.void_but(self.epochs());
+        }
+        self.stream.take()
+    }
+
+    fn epochs(&self) -> Epochs {
+        Epochs {
+            owner: self.owner_epoch,
+            seek: self.seek_epoch,
+        }
+    }
+
+    /// Whether the answer comes from an owner that a later one has replaced (H9).
+    pub(crate) fn is_replaced(&self, answer: &v1::Subscribed) -> bool {
+        OwnerEpoch(answer.owner_epoch) < self.owner_epoch
+    }
+
+    /// Entries have arrived.
+    pub(crate) fn deliver(&mut self, session: u64, deliveries: v1::Deliveries) -> Option<Waker> {
+        if session != self.session {
+            return None;
+        }
+        let origin = Origin {
+            partition: self.partition,
+            owner_epoch: OwnerEpoch(deliveries.owner_epoch),
+            seek_epoch: SeekEpoch(deliveries.seek_epoch),
+        };
+        let is_stale = origin.owner_epoch < self.owner_epoch || origin.seek_epoch < self.seek_epoch;
+        self.owner_epoch = self.owner_epoch.max(origin.owner_epoch);
+        self.advance_seek_epoch(origin.seek_epoch);
+        for delivery in deliveries.deliveries {
+            let bytes = delivery.batch.len() as u64;
+            let after_first = delivery.base_index.saturating_add(1);
+            let mut parsed = Delivered::parse(delivery);
+            // The broker counts what it did not skip; what a reader has seen already is left out
+            // on top of that.
+            let messages = parsed.as_ref().map_or(1, Delivered::wanted);
+            let cost = Amount { messages, bytes };
+            if is_stale {
+                self.credit.consume(messages, bytes);
+                continue;
+            }
+            let end = parsed.as_ref().map_or(after_first, Delivered::end);
+            if let (true, Ok(delivered)) = (self.is_reader, &mut parsed) {
+                delivered.skip_below(self.arrived);
+            }
+            self.arrived = self.arrived.max(end);
+            self.entries.push_back(Entry {
+                parsed,
+                origin,
+                cost,
+                end,
+            });
+        }
+        self.wake_for_credit()
+    }
+
+    /// The next message for the application.
+    pub(crate) fn take(&mut self) -> Option<Result<ReceivedMessage>> {
+        loop {
+            if let Some(current) = &mut self.current {
+                let taken = current.messages.next();
+                let left = current.messages.left();
+                match taken {
+                    Some(Ok(message)) => {
+                        self.credit.consume(1, 0);
+                        self.next = Some(message.index.0 + 1);
+                        if left == 0 {
+                            self.finish_current(0);
+                        }
+                        return Some(Ok(message));
+                    }
+                    Some(Err(error)) => {
+                        self.finish_current(left);
+                        return Some(Err(error));
+                    }
+                    None => self.finish_current(left),
+                }
+            }
+            let entry = self.entries.pop_front()?;
+            let opened = entry.parsed.and_then(|delivered| {
+                // Messages that only we leave out are not handed out one by one.
+                let skipped = entry.cost.messages.saturating_sub(delivered.wanted());
+                self.credit.consume(skipped, 0);
+                delivered.open(&self.topic, entry.origin)
+            });
+            match opened {
+                Ok(messages) => {
+                    self.current = Some(Current {
+                        messages,
+                        origin: entry.origin,
+                        bytes: entry.cost.bytes,
+                        end: entry.end,
+                    });
+                }
+                Err(error) => {
+                    self.credit.consume(entry.cost.messages, entry.cost.bytes);
+                    self.next = Some(entry.end);
+                    return Some(Err(error));
+                }
+            }
+        }
+    }
+
+    /// The current entry is done with; `left` of its messages are not handed out.
+    fn finish_current(&mut self, left: u64) {
+        if let Some(current) = self.current.take() {
+            self.credit.consume(left, current.bytes);
+            self.next = Some(current.end);
+        }
+    }
+
+    /// Whether [`take`](Self::take) may have something.
+    pub(crate) fn has_more(&self) -> bool {
+        self.current.is_some() || !self.entries.is_empty()
+    }
+
+    /// The stream's waker, when the broker is to be told of new credit.
+    pub(crate) fn wake_for_credit(&mut self) -> Option<Waker> {
+        let due = self.is_subscribed && self.credit.is_due();
+        due.then(|| self.stream.take()).flatten()
+    }
+
+    /// Drops what a seek has voided.
+    fn advance_seek_epoch(&mut self, seek_epoch: SeekEpoch) {
+        if seek_epoch <= self.seek_epoch {
+            return;
+        }
+        self.seek_epoch = seek_epoch;
+        let stale = |origin: &Origin| origin.seek_epoch < seek_epoch;
+        if self.current.as_ref().is_some_and(|c| stale(&c.origin)) {
+            let left = self.current.as_ref().map_or(0, |c| c.messages.left());
+            self.finish_current(left);
+        }
+        let credit = &mut self.credit;
+        self.entries.retain(|entry| {
+            let is_stale = stale(&entry.origin);
+            if is_stale {
+                credit.consume(entry.cost.messages, entry.cost.bytes);
+            }
+            !is_stale
+        });
+        self.nacks = Ranges::default();
+        self.acks.void_but(self.epochs());
+    }
+
+    /// The broker has moved the subscription, for us or for somebody else (id 0).
+    pub(crate) fn seek_done(&mut self, session: u64, done: &v1::SeekDone) -> Option<Waker> {
+        if session != self.session {
+            return None;
+        }
+        self.advance_seek_epoch(SeekEpoch(done.seek_epoch));
+        self.next = Some(done.index);
+        self.arrived = done.index;
+        let ours = |seek: &mut PendingSeek| seek.is_sent && seek.request_id == done.request_id;
+        if let Some(seek) = self.seek.take_if(ours) {
+            seek.outcome.set(Ok(Index(done.index)));
+        }
+        self.wake_for_credit()
+    }
+
+    /// Asks for a seek; `Err` is the outcome of one that must end first.
+    pub(crate) fn seek(
+        &mut self,
+        place: Place,
+    ) -> std::result::Result<(Arc<SeekOutcome>, Option<Waker>), Arc<SeekOutcome>> {
+        if let Some(seek) = &self.seek {
+            return Err(Arc::clone(&seek.outcome));
+        }
+        self.last_seek_id += 1;
+        let outcome = Arc::new(SeekOutcome::default());
+        self.seek = Some(PendingSeek {
+            request_id: self.last_seek_id,
+            place,
+            outcome: Arc::clone(&outcome),
+            is_sent: false,
+        });
+        Ok((outcome, self.stream.take()))
+    }
+
+    /// Nobody waits for this seek any more.
+    pub(crate) fn abandon_seek(&mut self, outcome: &Arc<SeekOutcome>) {
+        let ours = |seek: &mut PendingSeek| Arc::ptr_eq(&seek.outcome, outcome);
+        if let Some(seek) = self.seek.take_if(ours) {
+            // Whoever queued behind it must not wait for it for ever.
+            seek.outcome.set(Err(ClientError::closed("seek")));
+        }
+    }
+
+    /// Acknowledges a message, or everything up to it.
+    pub(crate) fn ack(
+        &mut self,
+        message: &ReceivedMessage,
+        cumulative: bool,
+        now: Instant,
+    ) -> (Arc<AckOutcome>, Option<Waker>) {
+        let of = Epochs {
+            owner: message.origin.owner_epoch,
+            seek: message.origin.seek_epoch,
+        };
+        if of != self.epochs() {
+            let error = void(of, self.epochs(), Outcome::NotApplied);
+            return (settled(Err(error)), None);
+        }
+        let index = message.index.0;
+        let outcome = self.acks.add(of, index, cumulative, now);
+        let wake = self.is_subscribed && self.acks.is_due();
+        (outcome, wake.then(|| self.stream.take()).flatten())
+    }
+
+    /// Asks for redelivery of a message.
+    pub(crate) fn nack(&mut self, message: &ReceivedMessage) -> Option<Waker> {
+        // What an earlier session delivered is delivered again without asking.
+        let origin = &message.origin;
+        if origin.seek_epoch != self.seek_epoch || !self.is_subscribed {
+            return None;
+        }
+        self.nacks.insert(message.index.0);
+        self.stream.take()
+    }
+
+    pub(crate) fn confirmed(&mut self, session: u64, request_id: u64) -> Option<Waker> {
+        if session != self.session {
+            return None;
+        }
+        if let Some(outcome) = self.acks.confirmed(request_id) {
+            outcome.set(Ok(()));
+        }
+        self.acks.is_due().then(|| self.stream.take()).flatten()
+    }
+
+    pub(crate) fn acks(&mut self) -> &mut Acks {
+        &mut self.acks
+    }
+
+    pub(crate) fn set_active(&mut self, session: u64, active: bool) {
+        if session == self.session {
+            self.is_active = active;
+        }
+    }
+
+    pub(crate) fn is_active(&self) -> bool {
+        self.is_subscribed && self.is_active
+    }
+
+    /// A reader: the index of the next message that it hands out, and the end that is known.
+    pub(crate) fn progress(&self) -> (u64, u64) {
+        (self.next.unwrap_or(0), self.end)
+    }
+
+    /// A reader: what the topic holds now. What was trimmed before it arrived is passed over.
+    pub(crate) fn set_bounds(&mut self, first: u64, end: u64) {
+        self.end = self.end.max(end);
+        if !self.has_more() {
+            self.next = self.next.map(|next| next.max(first));
+        }
+    }
+
+    pub(crate) fn topic(&self) -> &Arc<TopicName> {
+        &self.topic
+    }
+
+    pub(crate) fn close(&mut self) -> Option<Waker> {
+        self.is_closing = true;
+        self.stream.take()
+    }
+
+    pub(crate) fn is_closing(&self) -> bool {
+        self.is_closing
+    }
+
+    /// Fails everything that waits for the broker.
+    pub(crate) fn fail(&mut self, error: &ClientError) -> Option<Waker> {
+        for outcome in self.acks.take_all() {
+            outcome.set(Err(error.clone()));
+        }
+        if let Some(seek) = self.seek.take() {
+            seek.outcome.set(Err(error.clone()));
+        }
+        self.begin_session().1
+    }
+
+    /// The next request for the stream of `session`: `None` ends it, `Some(None)` waits until
+    /// woken.
+    #[allow(
+        clippy::option_option,
+        reason = "a poll: end, nothing yet, or a request"
+    )]
+    pub(crate) fn next_request(
+        &mut self,
+        session: u64,
+        waker: &Waker,
+    ) -> Option<Option<v1::consume_request::Request>> {
+        use v1::consume_request::Request;
+        if session != self.session || (self.is_subscribed && self.is_closing) {
+            return None;
+        }
+        if !self.is_subscribed {
+            self.stream = Some(waker.clone());
+            return Some(None);
+        }
+        let (owner_epoch, seek_epoch) = (self.owner_epoch, self.seek_epoch);
+        if let Some(ack) = self.acks.next() {
+            return Some(Some(Request::Acknowledge(ack)));
+        }
+        if self.nacks.len() > 0 {
+            let ranges = std::mem::take(&mut self.nacks).to_wire();
+            return Some(Some(Request::NegativeAcknowledge(
+                v1::NegativeAcknowledge {
+                    owner_epoch: owner_epoch.0,
+                    seek_epoch: seek_epoch.0,
+                    ranges,
+                },
+            )));
+        }
+        if let Some(seek) = self.seek.as_mut().filter(|seek| !seek.is_sent) {
+            seek.is_sent = true;
+            return Some(Some(Request::Seek(v1::Seek {
+                request_id: seek.request_id,
+                place: seek.place.to_string(),
+            })));
+        }
+        if let Some(total) = self.credit.grant() {
+            return Some(Some(Request::Credit(v1::Credit {
+                messages_total: total.messages,
+                bytes_total: total.bytes,
+            })));
+        }
+        self.stream = Some(waker.clone());
+        Some(None)
+    }
+}
+
+#[cfg(test)]
+mod tests;

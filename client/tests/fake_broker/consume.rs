@@ -1,0 +1,357 @@
+//! Consumers: credit, acknowledgements, epochs (H9, H12), reconnects (I9).
+
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use aquifer_client::{ClientError, Consumer, ErrorKind, Index, Place, SubscriptionType};
+use aquifer_proto::v1;
+use aquifer_proto::v1::ErrorCode;
+use aquifer_proto::v1::consume_request::Request;
+use aquifer_proto::v1::consume_response::Response;
+
+use crate::fake::{Consume, Fake, delivery, subscribed};
+
+async fn open(fake: &Fake) -> (Consumer, Consume) {
+    let client = fake.client();
+    let accept = async {
+        let mut stream = fake.consume().await;
+        stream.subscribed(subscribed(1, 0, 0)).await;
+        stream
+    };
+    let builder = client.consumer("t", "s").queue_messages(10);
+    let (consumer, stream) = futures::join!(builder.open(), accept);
+    (consumer.unwrap(), stream)
+}
+
+fn credit(request: Request) -> Option<v1::Credit> {
+    match request {
+        Request::Credit(credit) => Some(credit),
+        _ => None,
+    }
+}
+
+fn acknowledge(request: Request) -> Option<v1::Acknowledge> {
+    match request {
+        Request::Acknowledge(ack) => Some(ack),
+        _ => None,
+    }
+}
+
+fn ranges(ack: &v1::Acknowledge) -> Vec<(u64, u64)> {
+    ack.individual
+        .iter()
+        .map(|range| (range.first, range.last))
+        .collect()
+}
+
+async fn texts(consumer: &Consumer, count: usize) -> Vec<String> {
+    let mut texts = Vec::new();
+    for _ in 0..count {
+        let message = consumer.receive().await.unwrap();
+        texts.push(String::from_utf8(message.payload.to_vec()).unwrap());
+    }
+    texts
+}
+
+async fn confirm(stream: &Consume, request_id: u64) {
+    stream
+        .answer(Response::Confirmed(v1::Confirmed { request_id }))
+        .await;
+}
+
+#[tokio::test]
+async fn credit_is_granted_in_totals_and_again_at_half() {
+    let fake = Fake::start().await;
+    let (consumer, mut stream) = open(&fake).await;
+    assert_eq!(stream.until(credit).await.messages_total, 10);
+    stream.deliver(1, 0, vec![delivery(0, 6)]).await;
+    texts(&consumer, 5).await;
+    assert_eq!(stream.until(credit).await.messages_total, 15);
+}
+
+#[tokio::test]
+async fn skipped_messages_are_not_handed_out() {
+    let fake = Fake::start().await;
+    let (consumer, stream) = open(&fake).await;
+    let skip = |first, last| v1::IndexRange { first, last };
+    let mut entry = delivery(0, 6);
+    entry.skip = vec![skip(4, 4), skip(0, 1)];
+    stream.deliver(1, 0, vec![entry, delivery(6, 1)]).await;
+    assert_eq!(texts(&consumer, 4).await, ["2", "3", "5", "6"]);
+}
+
+#[tokio::test]
+async fn acknowledgements_made_meanwhile_travel_together() {
+    let fake = Fake::start().await;
+    let (consumer, mut stream) = open(&fake).await;
+    stream.deliver(1, 0, vec![delivery(0, 5)]).await;
+    let mut messages = Vec::new();
+    for _ in 0..5 {
+        messages.push(consumer.receive().await.unwrap());
+    }
+    let first = consumer.ack(&messages[0]);
+    let request = stream.until(acknowledge).await;
+    assert_eq!(ranges(&request), [(0, 0)]);
+    let rest = [1, 2, 4].map(|at: usize| consumer.ack(&messages[at]));
+    confirm(&stream, request.request_id).await;
+    first.await.unwrap();
+    let request = stream.until(acknowledge).await;
+    assert_eq!(ranges(&request), [(1, 2), (4, 4)]);
+    confirm(&stream, request.request_id).await;
+    futures::future::try_join_all(rest).await.unwrap();
+    let last = consumer.ack_cumulative(&messages[4]);
+    let request = stream.until(acknowledge).await;
+    assert_eq!(request.cumulative, Some(4));
+    confirm(&stream, request.request_id).await;
+    last.await.unwrap();
+}
+
+#[tokio::test]
+async fn a_shared_subscription_refuses_cumulative_acknowledgements() {
+    let fake = Fake::start().await;
+    let client = fake.client();
+    let accept = async {
+        let mut stream = fake.consume().await;
+        let request = stream.subscribed(subscribed(1, 0, 0)).await;
+        assert_eq!(request.r#type(), v1::SubscriptionType::Shared);
+        stream.deliver(1, 0, vec![delivery(0, 1)]).await;
+        stream
+    };
+    let builder = client.consumer("t", "s").kind(SubscriptionType::Shared);
+    let (consumer, _stream) = futures::join!(builder.open(), accept);
+    let consumer = consumer.unwrap();
+    let message = consumer.receive().await.unwrap();
+    let error = consumer.ack_cumulative(&message).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Invalid);
+}
+
+/// I9: after a reconnect an unconfirmed acknowledgement is sent again, and what had arrived but
+/// was not received comes from the new stream only.
+#[tokio::test]
+async fn a_reconnect_repeats_acknowledgements_and_drops_what_is_delivered_again() {
+    let fake = Fake::start().await;
+    let (consumer, mut stream) = open(&fake).await;
+    stream.deliver(1, 0, vec![delivery(0, 3)]).await;
+    let first = consumer.receive().await.unwrap();
+    let pending = consumer.ack(&first);
+    stream.until(acknowledge).await;
+    stream.fail(ErrorCode::Unavailable, true).await;
+
+    let mut stream = fake.consume().await;
+    let request = stream.subscribed(subscribed(1, 0, 3)).await;
+    assert_eq!(request.topic_incarnation.as_deref(), Some(&[7; 16][..]));
+    let request = stream.until(acknowledge).await;
+    assert_eq!(ranges(&request), [(0, 0)]);
+    confirm(&stream, request.request_id).await;
+    pending.await.unwrap();
+    stream.deliver(1, 0, vec![delivery(1, 2)]).await;
+    assert_eq!(texts(&consumer, 2).await, ["1", "2"]);
+}
+
+/// H9: a replaced owner's deliveries are dropped, whatever it still sends.
+#[tokio::test]
+async fn deliveries_of_older_owner_epochs_are_dropped() {
+    let fake = Fake::start().await;
+    let (consumer, stream) = open(&fake).await;
+    stream.deliver(5, 0, vec![delivery(10, 1)]).await;
+    stream.deliver(4, 0, vec![delivery(20, 1)]).await;
+    stream.deliver(5, 0, vec![delivery(30, 1)]).await;
+    assert_eq!(texts(&consumer, 2).await, ["10", "30"]);
+    drop(stream);
+    // A broker that does not know yet that it was replaced is not believed.
+    let mut stream = fake.consume().await;
+    stream.subscribed(subscribed(4, 0, 0)).await;
+    let mut stream = fake.consume().await;
+    stream.subscribed(subscribed(6, 0, 0)).await;
+    stream.deliver(6, 0, vec![delivery(40, 1)]).await;
+    assert_eq!(texts(&consumer, 1).await, ["40"]);
+}
+
+/// Another owner has not delivered these messages yet: it would refuse the acknowledgement.
+#[tokio::test]
+async fn acknowledgements_across_owners_fail_as_unknown() {
+    let fake = Fake::start().await;
+    let (consumer, mut stream) = open(&fake).await;
+    stream.deliver(1, 0, vec![delivery(0, 1)]).await;
+    let message = consumer.receive().await.unwrap();
+    let pending = consumer.ack(&message);
+    stream.until(acknowledge).await;
+    drop(stream);
+    let mut stream = fake.consume().await;
+    stream.subscribed(subscribed(2, 0, 1)).await;
+    assert_eq!(pending.await.unwrap_err().kind(), ErrorKind::Unavailable);
+    assert_eq!(
+        consumer.ack(&message).await.unwrap_err().kind(),
+        ErrorKind::Unavailable
+    );
+}
+
+/// H12: a seek voids what was delivered before it, on both sides.
+#[tokio::test]
+async fn a_seek_drops_older_deliveries_and_acknowledgements() {
+    let fake = Fake::start().await;
+    let (consumer, mut stream) = open(&fake).await;
+    stream.deliver(1, 0, vec![delivery(100, 3)]).await;
+    let before = consumer.receive().await.unwrap();
+    let seek = async {
+        let request = stream
+            .until(|request| match request {
+                Request::Seek(seek) => Some(seek),
+                _ => None,
+            })
+            .await;
+        assert_eq!(request.place, "0");
+        let done = v1::SeekDone {
+            request_id: request.request_id,
+            seek_epoch: 1,
+            index: 0,
+        };
+        stream.answer(Response::SeekDone(done)).await;
+        stream.deliver(1, 0, vec![delivery(103, 1)]).await;
+        stream.deliver(1, 1, vec![delivery(0, 1)]).await;
+    };
+    let (index, ()) = futures::join!(consumer.seek(Place::Index(Index(0))), seek);
+    assert_eq!(index.unwrap(), Index(0));
+    assert_eq!(texts(&consumer, 1).await, ["0"]);
+    assert_eq!(consumer.ack(&before).await, Err(ClientError::Stale));
+}
+
+#[tokio::test]
+async fn negative_acknowledgements_name_the_messages() {
+    let fake = Fake::start().await;
+    let (consumer, mut stream) = open(&fake).await;
+    stream.deliver(1, 0, vec![delivery(0, 2)]).await;
+    consumer.receive().await.unwrap();
+    let second = consumer.receive().await.unwrap();
+    consumer.nack(&second);
+    let nack = stream
+        .until(|request| match request {
+            Request::NegativeAcknowledge(nack) => Some(nack),
+            _ => None,
+        })
+        .await;
+    assert_eq!((nack.ranges[0].first, nack.ranges[0].last), (1, 1));
+    let mut again = delivery(1, 1);
+    again.redelivery_count = 1;
+    stream.deliver(1, 0, vec![again]).await;
+    assert_eq!(consumer.receive().await.unwrap().redelivery_count, 1);
+}
+
+/// Bytes of a broken or hostile broker are an error, never a panic, and what follows is served.
+#[tokio::test]
+async fn a_malformed_batch_is_a_typed_error() {
+    let fake = Fake::start().await;
+    let (consumer, stream) = open(&fake).await;
+    let mut flipped = delivery(0, 2);
+    let mut bytes = flipped.batch.to_vec();
+    let last = bytes.len() - 1;
+    bytes[last] ^= 1;
+    flipped.batch = bytes.into();
+    let mut short = delivery(2, 1);
+    short.batch = short.batch.slice(..10);
+    let mut absurd = delivery(3, 1);
+    absurd.base_index = u64::MAX;
+    stream
+        .deliver(1, 0, vec![flipped, short, absurd, delivery(4, 1)])
+        .await;
+    for _ in 0..3 {
+        let error = consumer.receive().await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Damaged, "{error}");
+    }
+    assert_eq!(texts(&consumer, 1).await, ["4"]);
+}
+
+#[tokio::test]
+async fn receive_batch_takes_what_is_there_and_keeps_an_error_for_later() {
+    let fake = Fake::start().await;
+    let (consumer, stream) = open(&fake).await;
+    let nothing = consumer.receive_batch(10, Duration::from_millis(1)).await;
+    assert!(nothing.unwrap().is_empty());
+    let mut bad = delivery(3, 1);
+    bad.batch = bad.batch.slice(1..);
+    stream
+        .deliver(1, 0, vec![delivery(0, 3), bad, delivery(4, 1)])
+        .await;
+    let wait = Duration::from_secs(3600);
+    assert_eq!(consumer.receive_batch(2, wait).await.unwrap().len(), 2);
+    assert_eq!(consumer.receive_batch(9, wait).await.unwrap().len(), 1);
+    assert!(consumer.receive_batch(9, wait).await.is_err());
+    assert_eq!(consumer.receive_batch(9, wait).await.unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn a_deleted_topic_ends_the_consumer_with_its_reason() {
+    let fake = Fake::start().await;
+    let (consumer, stream) = open(&fake).await;
+    stream.fail(ErrorCode::Incarnation, false).await;
+    assert_eq!(
+        consumer.receive().await.unwrap_err().kind(),
+        ErrorKind::Fenced
+    );
+    assert_eq!(
+        consumer.receive().await.unwrap_err().kind(),
+        ErrorKind::Fenced
+    );
+}
+
+#[tokio::test]
+async fn failover_says_who_is_served() {
+    let fake = Fake::start().await;
+    let (consumer, stream) = open(&fake).await;
+    assert!(consumer.is_active());
+    stream
+        .answer(Response::Active(v1::Active { active: false }))
+        .await;
+    stream.deliver(1, 0, vec![delivery(0, 1)]).await;
+    texts(&consumer, 1).await;
+    assert!(!consumer.is_active());
+}
+
+#[tokio::test]
+async fn partitions_take_turns_and_get_their_own_acknowledgements() {
+    let fake = Fake::start().await;
+    fake.settings.partitions.store(2, Ordering::SeqCst);
+    let client = fake.client();
+    let accept = async {
+        let mut streams = Vec::new();
+        for _ in 0..2 {
+            let mut stream = fake.consume().await;
+            let request = stream.subscribed(subscribed(1, 0, 0)).await;
+            streams.push((request.topic, stream));
+        }
+        streams.sort_by(|a, b| a.0.cmp(&b.0));
+        streams
+    };
+    let (consumer, mut streams) = futures::join!(client.consumer("t", "s").open(), accept);
+    let consumer = consumer.unwrap();
+    streams[1].1.deliver(1, 0, vec![delivery(50, 1)]).await;
+    let message = consumer.receive().await.unwrap();
+    assert_eq!(message.topic.partition(), Some(1));
+    let pending = consumer.ack(&message);
+    let request = streams[1].1.until(acknowledge).await;
+    assert_eq!(ranges(&request), [(50, 50)]);
+    confirm(&streams[1].1, request.request_id).await;
+    pending.await.unwrap();
+}
+
+#[tokio::test]
+async fn close_waits_for_acknowledgements() {
+    let fake = Fake::start().await;
+    let (consumer, mut stream) = open(&fake).await;
+    stream.deliver(1, 0, vec![delivery(0, 1)]).await;
+    let message = consumer.receive().await.unwrap();
+    let pending = consumer.ack(&message);
+    let serve = async {
+        let request = stream.until(acknowledge).await;
+        confirm(&stream, request.request_id).await;
+        while stream.requests.message().await.unwrap().is_some() {}
+        drop(stream);
+    };
+    let (closed, ()) = futures::join!(consumer.close(), serve);
+    closed.unwrap();
+    pending.await.unwrap();
+    assert_eq!(
+        consumer.receive().await.unwrap_err().kind(),
+        ErrorKind::Closed
+    );
+}

@@ -1,0 +1,377 @@
+//! A broker without a mind of its own: each stream is handed to the test, which reads requests
+//! and writes responses. Unary calls answer from a few settings.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use aquifer_client::{Client, ClientBuilder};
+use aquifer_model::batch::{Batch, BatchFields, MessageRecord, MessageRow};
+use aquifer_proto::v1;
+use aquifer_proto::v1::admin_server::{Admin, AdminServer};
+use aquifer_proto::v1::broker_server::{Broker, BrokerServer};
+use aquifer_runtime::net::{ListenAddress, bind};
+use aquifer_runtime::task::TaskGroup;
+use bytes::{Bytes, BytesMut};
+use tokio::sync::{Mutex, mpsc};
+use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
+use tonic::{Request, Response, Status, Streaming};
+
+type Answers<T> = ReceiverStream<Result<T, Status>>;
+
+/// One stream: what the client sends, and where answers go.
+pub struct Stream<Req, Resp> {
+    pub requests: Streaming<Req>,
+    pub answers: mpsc::Sender<Result<Resp, Status>>,
+}
+
+pub type Produce = Stream<v1::ProduceRequest, v1::ProduceResponse>;
+pub type Consume = Stream<v1::ConsumeRequest, v1::ConsumeResponse>;
+
+#[derive(Clone)]
+struct Service {
+    produce: mpsc::Sender<Produce>,
+    consume: mpsc::Sender<Consume>,
+    settings: Arc<Settings>,
+}
+
+/// What unary calls answer.
+#[derive(Default)]
+pub struct Settings {
+    pub partitions: AtomicU32,
+    pub end_index: AtomicU64,
+    pub without_deduplication: std::sync::atomic::AtomicBool,
+}
+
+/// The running fake.
+pub struct Fake {
+    pub address: SocketAddr,
+    pub settings: Arc<Settings>,
+    produce: Mutex<mpsc::Receiver<Produce>>,
+    consume: Mutex<mpsc::Receiver<Consume>>,
+    tasks: TaskGroup,
+}
+
+impl Drop for Fake {
+    fn drop(&mut self) {
+        self.tasks.shutdown();
+    }
+}
+
+impl Fake {
+    pub async fn start() -> Fake {
+        let (listener, address) = bind(ListenAddress::loopback_any_port()).await.unwrap();
+        let (produce_in, produce) = mpsc::channel(16);
+        let (consume_in, consume) = mpsc::channel(16);
+        let settings = Arc::new(Settings::default());
+        let service = Service {
+            produce: produce_in,
+            consume: consume_in,
+            settings: Arc::clone(&settings),
+        };
+        let tasks = TaskGroup::new("fake broker");
+        let stop = tasks.shutdown_token();
+        let server = tonic::transport::Server::builder()
+            .add_service(BrokerServer::new(service.clone()).max_decoding_message_size(8 << 20))
+            .add_service(AdminServer::new(service))
+            .serve_with_incoming_shutdown(TcpListenerStream::new(listener), async move {
+                stop.wait().await;
+            });
+        tasks.spawn("server", server);
+        Fake {
+            address,
+            settings,
+            produce: Mutex::new(produce),
+            consume: Mutex::new(consume),
+            tasks,
+        }
+    }
+
+    pub fn builder(&self) -> ClientBuilder {
+        Client::builder().url(format!("http://{}", self.address))
+    }
+
+    pub fn client(&self) -> Client {
+        self.builder().build().unwrap()
+    }
+
+    /// The next produce stream that a client opens.
+    pub async fn produce(&self) -> Produce {
+        self.produce.lock().await.recv().await.unwrap()
+    }
+
+    /// The next consume stream that a client opens.
+    pub async fn consume(&self) -> Consume {
+        self.consume.lock().await.recv().await.unwrap()
+    }
+}
+
+impl Produce {
+    /// Reads the opening.
+    pub async fn open(&mut self) -> v1::OpenProducer {
+        match self.requests.message().await.unwrap().unwrap().request {
+            Some(v1::produce_request::Request::Open(open)) => open,
+            other => panic!("not an opening: {other:?}"),
+        }
+    }
+
+    pub async fn opened(&self, last_sequence_id: Option<u64>) {
+        let opened = v1::ProducerOpened {
+            producer_name: "drawn".to_owned(),
+            last_sequence_id,
+            topic_incarnation: Bytes::from_static(&[7; 16]),
+            owner_epoch: 1,
+            batch_bytes_max: 1 << 20,
+        };
+        self.answer(v1::produce_response::Response::Opened(opened))
+            .await;
+    }
+
+    pub async fn answer(&self, response: v1::produce_response::Response) {
+        let response = v1::ProduceResponse {
+            response: Some(response),
+        };
+        self.answers.send(Ok(response)).await.unwrap();
+    }
+
+    /// Reads frames until there are `count` of them.
+    pub async fn frames(&mut self, count: usize) -> Vec<(u64, Batch)> {
+        let mut frames = Vec::new();
+        while frames.len() < count {
+            match self.requests.message().await.unwrap().unwrap().request {
+                Some(v1::produce_request::Request::Publish(publish)) => {
+                    let parse = |frame: v1::PublishFrame| {
+                        (frame.number, Batch::parse(frame.batch).unwrap())
+                    };
+                    frames.extend(publish.frames.into_iter().map(parse));
+                }
+                other => panic!("not frames: {other:?}"),
+            }
+        }
+        frames
+    }
+
+    pub async fn receipt(&self, frame_number: u64, base_index: u64, duplicate: bool) {
+        let receipt = v1::Receipt {
+            frame_number,
+            ledger_id: 1,
+            entry_id: base_index,
+            base_index,
+            duplicate,
+            position_unknown: false,
+        };
+        let receipts = v1::Receipts {
+            receipts: vec![receipt],
+        };
+        self.answer(v1::produce_response::Response::Receipts(receipts))
+            .await;
+    }
+
+    pub async fn fail(self, code: v1::ErrorCode, retryable: bool) {
+        let detail = detail(code, retryable);
+        self.answer(v1::produce_response::Response::Error(detail))
+            .await;
+    }
+}
+
+pub fn detail(code: v1::ErrorCode, retryable: bool) -> v1::ErrorDetail {
+    v1::ErrorDetail {
+        code: code.into(),
+        retryable,
+        message: format!("scripted {code:?}"),
+        ..v1::ErrorDetail::default()
+    }
+}
+
+impl Consume {
+    pub async fn request(&mut self) -> v1::consume_request::Request {
+        let request = self.requests.message().await.unwrap().unwrap();
+        request.request.unwrap()
+    }
+
+    /// Reads the subscription and answers it.
+    pub async fn subscribed(&mut self, answer: v1::Subscribed) -> v1::Subscribe {
+        let v1::consume_request::Request::Subscribe(subscribe) = self.request().await else {
+            panic!("not a subscription");
+        };
+        self.answer(v1::consume_response::Response::Subscribed(answer))
+            .await;
+        subscribe
+    }
+
+    /// Reads requests until one that `pick` takes.
+    pub async fn until<T>(
+        &mut self,
+        pick: impl Fn(v1::consume_request::Request) -> Option<T>,
+    ) -> T {
+        loop {
+            if let Some(picked) = pick(self.request().await) {
+                return picked;
+            }
+        }
+    }
+
+    pub async fn answer(&self, response: v1::consume_response::Response) {
+        let response = v1::ConsumeResponse {
+            response: Some(response),
+        };
+        self.answers.send(Ok(response)).await.unwrap();
+    }
+
+    pub async fn deliver(&self, owner_epoch: u64, seek_epoch: u64, deliveries: Vec<v1::Delivery>) {
+        self.answer(v1::consume_response::Response::Deliveries(v1::Deliveries {
+            owner_epoch,
+            seek_epoch,
+            deliveries,
+        }))
+        .await;
+    }
+
+    pub async fn fail(self, code: v1::ErrorCode, retryable: bool) {
+        let detail = detail(code, retryable);
+        self.answer(v1::consume_response::Response::Error(detail))
+            .await;
+    }
+}
+
+pub fn subscribed(owner_epoch: u64, start: u64, end: u64) -> v1::Subscribed {
+    v1::Subscribed {
+        topic_incarnation: Bytes::from_static(&[7; 16]),
+        owner_epoch,
+        seek_epoch: 0,
+        start_index: start,
+        end_index: end,
+    }
+}
+
+/// An entry whose messages say their index.
+pub fn delivery(base_index: u64, count: u64) -> v1::Delivery {
+    let mut payload = BytesMut::new();
+    let rows: Vec<MessageRow> = (0..count)
+        .map(|at| {
+            let record = MessageRecord {
+                value: (base_index + at).to_string().into(),
+                ..MessageRecord::default()
+            };
+            let size = record.encode(&mut payload);
+            MessageRow {
+                size_bytes: u32::try_from(size).unwrap(),
+                sequence_delta: u32::try_from(at).unwrap(),
+                ..MessageRow::default()
+            }
+        })
+        .collect();
+    let fields = BatchFields {
+        lowest_sequence_id: base_index,
+        highest_sequence_id: base_index + count - 1,
+        uncompressed_bytes: u32::try_from(payload.len()).unwrap(),
+        ..BatchFields::default()
+    };
+    v1::Delivery {
+        ledger_id: 1,
+        entry_id: base_index,
+        base_index,
+        broker_time_ms: 1,
+        batch: aquifer_model::batch::encode(&fields, &rows, &payload).unwrap(),
+        ..v1::Delivery::default()
+    }
+}
+
+#[tonic::async_trait]
+impl Broker for Service {
+    type ProduceStream = Answers<v1::ProduceResponse>;
+    type ConsumeStream = Answers<v1::ConsumeResponse>;
+
+    async fn handshake(
+        &self,
+        request: Request<v1::HandshakeRequest>,
+    ) -> Result<Response<v1::HandshakeResponse>, Status> {
+        Ok(Response::new(v1::HandshakeResponse {
+            version: request.into_inner().version_max,
+            ..v1::HandshakeResponse::default()
+        }))
+    }
+
+    async fn produce(
+        &self,
+        request: Request<Streaming<v1::ProduceRequest>>,
+    ) -> Result<Response<Self::ProduceStream>, Status> {
+        let (answers, out) = mpsc::channel(64);
+        let requests = request.into_inner();
+        let _ = self.produce.send(Stream { requests, answers }).await;
+        Ok(Response::new(ReceiverStream::new(out)))
+    }
+
+    async fn consume(
+        &self,
+        request: Request<Streaming<v1::ConsumeRequest>>,
+    ) -> Result<Response<Self::ConsumeStream>, Status> {
+        let (answers, out) = mpsc::channel(64);
+        let requests = request.into_inner();
+        let _ = self.consume.send(Stream { requests, answers }).await;
+        Ok(Response::new(ReceiverStream::new(out)))
+    }
+}
+
+macro_rules! not_scripted {
+    ($($method:ident: $request:ident -> $response:ident),* $(,)?) => {
+        #[tonic::async_trait]
+        impl Admin for Service {
+            async fn describe_topic(
+                &self,
+                request: Request<v1::DescribeTopicRequest>,
+            ) -> Result<Response<v1::DescribeTopicResponse>, Status> {
+                Ok(Response::new(v1::DescribeTopicResponse {
+                    topic: request.into_inner().topic,
+                    partitions: self.settings.partitions.load(Ordering::SeqCst),
+                    incarnation: Bytes::from_static(&[7; 16]),
+                }))
+            }
+
+            async fn topic_stats(
+                &self,
+                request: Request<v1::TopicStatsRequest>,
+            ) -> Result<Response<v1::TopicStatsResponse>, Status> {
+                Ok(Response::new(v1::TopicStatsResponse {
+                    topic: request.into_inner().topic,
+                    end_index: self.settings.end_index.load(Ordering::SeqCst),
+                    ..v1::TopicStatsResponse::default()
+                }))
+            }
+
+            async fn get_namespace(
+                &self,
+                _: Request<v1::GetNamespaceRequest>,
+            ) -> Result<Response<v1::GetNamespaceResponse>, Status> {
+                let without = &self.settings.without_deduplication;
+                let policies = aquifer_model::policy::NamespacePolicies {
+                    deduplication: !without.load(Ordering::SeqCst),
+                    ..Default::default()
+                };
+                Ok(Response::new(v1::GetNamespaceResponse {
+                    policies: Some(policies.into()),
+                }))
+            }
+
+            $(async fn $method(
+                &self,
+                _: Request<v1::$request>,
+            ) -> Result<Response<v1::$response>, Status> {
+                Err(Status::unimplemented("not scripted"))
+            })*
+        }
+    };
+}
+
+not_scripted! {
+    create_tenant: CreateTenantRequest -> CreateTenantResponse,
+    list_tenants: ListTenantsRequest -> ListTenantsResponse,
+    create_namespace: CreateNamespaceRequest -> CreateNamespaceResponse,
+    update_namespace: UpdateNamespaceRequest -> UpdateNamespaceResponse,
+    list_namespaces: ListNamespacesRequest -> ListNamespacesResponse,
+    create_topic: CreateTopicRequest -> CreateTopicResponse,
+    delete_topic: DeleteTopicRequest -> DeleteTopicResponse,
+    list_topics: ListTopicsRequest -> ListTopicsResponse,
+    delete_subscription: DeleteSubscriptionRequest -> DeleteSubscriptionResponse,
+    seek_subscription: SeekSubscriptionRequest -> SeekSubscriptionResponse,
+}
