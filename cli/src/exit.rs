@@ -154,6 +154,8 @@ mod tests {
             }),
             Exit::Usage
         );
-        assert_eq!(code(ClientError::Closed("producer")), Exit::Failed);
+        let outcome = Outcome::NotApplied;
+        let what = "producer";
+        assert_eq!(code(ClientError::Closed { what, outcome }), Exit::Failed);
     }
 }
