@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use aquifer_client::{Client, Consumer, ReceivedMessage, SubscriptionType};
+use aquifer_client::{Client, SubscriptionType};
 
 use crate::args::{ConsumeArgs, SubscriptionTypeArg};
 use crate::commands::message;
@@ -45,7 +45,9 @@ pub async fn run(args: ConsumeArgs, connect: &Connect, out: &Output) -> Result<(
     let mut left = args.count.unwrap_or(u64::MAX);
     while left > 0 {
         let max = usize::try_from(left).unwrap_or(usize::MAX);
-        let batch = receive(&consumer, max.min(BATCH_MESSAGES)).await?;
+        let batch = consumer
+            .receive_batch(max.min(BATCH_MESSAGES), QUIET)
+            .await?;
         if batch.is_empty() {
             if !args.follow && end.is_reached().await? {
                 break;
@@ -74,15 +76,6 @@ fn subscription_type(given: SubscriptionTypeArg) -> SubscriptionType {
         SubscriptionTypeArg::Failover => SubscriptionType::Failover,
         SubscriptionTypeArg::KeyShared => SubscriptionType::KeyShared,
     }
-}
-
-/// What is there now, after waiting a little for the first message.
-async fn receive(consumer: &Consumer, max: usize) -> Result<Vec<ReceivedMessage>, CliError> {
-    let mut batch = consumer.receive_batch(1, QUIET).await?;
-    if !batch.is_empty() && max > 1 {
-        batch.extend(consumer.receive_batch(max - 1, Duration::ZERO).await?);
-    }
-    Ok(batch)
 }
 
 /// Whether the subscription has nothing more for this consumer.

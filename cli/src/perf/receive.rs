@@ -185,7 +185,7 @@ impl Receiver {
         let mut acknowledging = None;
         while !self.is_over() {
             let asked = SystemClock.monotonic();
-            let batch = self.receive().await?;
+            let batch = self.consumer.receive_batch(BATCH_MESSAGES, LOOK).await?;
             let Some(last) = batch.last() else {
                 continue;
             };
@@ -215,17 +215,6 @@ impl Receiver {
         self.control.stop.load(Ordering::Relaxed)
             || self.control.total.load(Ordering::Relaxed)
                 >= self.control.enough.load(Ordering::Relaxed)
-    }
-
-    async fn receive(&self) -> Result<Vec<ReceivedMessage>, CliError> {
-        let mut batch = self.consumer.receive_batch(1, LOOK).await?;
-        if !batch.is_empty() {
-            let more = self
-                .consumer
-                .receive_batch(BATCH_MESSAGES - 1, Duration::ZERO);
-            batch.extend(more.await?);
-        }
-        Ok(batch)
     }
 
     /// Counts what belongs to this run.
