@@ -1,7 +1,7 @@
 //! What every ledger and topic log of a process shares.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use aquifer_metadata::store::MetadataStore;
@@ -81,7 +81,6 @@ impl Default for LogSettings {
 #[derive(Debug, Default)]
 pub struct LogShared {
     pending_bytes: AtomicUsize,
-    log_ids: AtomicU64,
     pub(crate) ledger_ids: crate::ledger_metadata::LedgerIds,
 }
 
@@ -105,9 +104,5 @@ impl LogShared {
     #[must_use]
     pub fn pending_bytes(&self) -> usize {
         self.pending_bytes.load(Ordering::Acquire)
-    }
-
-    pub(crate) fn next_log_id(&self) -> u64 {
-        self.log_ids.fetch_add(1, Ordering::Relaxed)
     }
 }

@@ -1,5 +1,304 @@
-//! Ledger records.
+//! Ledger records in metadata: creation, changes by compare-and-swap (I6), and ids that are never
+//! used twice.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use aquifer_metadata::error::{MetadataError, MetadataResult};
+use aquifer_metadata::store::{
+    Expect, Guard, MetadataStore, Operation, Revision, Transaction, Versioned,
+};
+use aquifer_metadata::{keys, record};
+use aquifer_model::id::{BookieId, CreationToken, EntryId, LEDGER_ID_MAX, LedgerId};
+use aquifer_model::quorum::Quorum;
+use aquifer_proto::v1;
+use aquifer_runtime::clock;
+use parking_lot::Mutex;
+
+use crate::error::LedgerError;
+use crate::writer::LedgerEnd;
+
+/// Ids reserved at once; what a process does not use is lost, which 2^53 can afford.
+const IDS_RESERVED: u64 = 256;
+/// Attempts against a store that keeps changing below us.
+const CONFLICTS_MAX: usize = 32;
+const UNKNOWN_BACKOFF: Duration = Duration::from_millis(100);
+
+/// Where a ledger is in its life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum LedgerState {
+    Open,
+    InRecovery,
+    Closed(LedgerEnd),
+}
+
+/// A ledger's record, checked, with the revision it was read at.
+#[derive(Debug, Clone)]
+pub(crate) struct LedgerInfo {
+    pub(crate) id: LedgerId,
+    pub(crate) token: CreationToken,
+    pub(crate) quorum: Quorum,
+    pub(crate) state: LedgerState,
+    /// Members by position, by the first entry of each fragment; never empty.
+    pub(crate) fragments: BTreeMap<EntryId, Vec<BookieId>>,
+    /// The metadata partition of the topic that owns it.
+    pub(crate) home: String,
+    pub(crate) recovery_epoch: u64,
+    pub(crate) created_ms: u64,
+    pub(crate) revision: Revision,
+}
+
+impl LedgerInfo {
+    /// The fragment that holds `entry`: members, and the last entry that may be in it.
+    pub(crate) fn fragment_of(&self, entry: EntryId) -> (&[BookieId], Option<EntryId>) {
+        let members = self
+            .fragments
+            .range(..=entry)
+            .next_back()
+            .map(|(_, members)| members.as_slice())
+            .unwrap_or_default();
+        let next = self.fragments.range(entry.next()..).next();
+        (members, next.map(|(first, _)| EntryId(first.0 - 1)))
+    }
+
+    /// First entry and members of the last fragment.
+    pub(crate) fn last_fragment(&self) -> (EntryId, Vec<BookieId>) {
+        self.fragments
+            .last_key_value()
+            .map(|(first, members)| (*first, members.clone()))
+            .unwrap_or((EntryId::FIRST, Vec::new()))
+    }
+
+    /// Every bookie that may hold entries.
+    pub(crate) fn bookies(&self) -> BTreeSet<BookieId> {
+        self.fragments.values().flatten().copied().collect()
+    }
+
+    /// The change that writes this record.
+    pub(crate) fn put(&self, expect: Expect) -> Operation {
+        Operation::Put {
+            key: keys::ledger(self.id),
+            value: record::encode(self.to_record()),
+            expect,
+        }
+    }
+
+    fn to_record(&self) -> v1::LedgerRecord {
+        let size = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+        let (state, end) = match self.state {
+            LedgerState::Open => (v1::LedgerState::Open, LedgerEnd::default()),
+            LedgerState::InRecovery => (v1::LedgerState::InRecovery, LedgerEnd::default()),
+            LedgerState::Closed(end) => (v1::LedgerState::Closed, end),
+        };
+        let fragment = |(first, members): (&EntryId, &Vec<BookieId>)| v1::Fragment {
+            first_entry_id: first.0,
+            bookies: members.iter().map(|id| id.0.to_vec().into()).collect(),
+        };
+        v1::LedgerRecord {
+            ensemble: size(self.quorum.ensemble()),
+            write_quorum: size(self.quorum.write()),
+            ack_quorum: size(self.quorum.ack()),
+            state: state.into(),
+            fragments: self.fragments.iter().map(fragment).collect(),
+            last_entry_id: end.last_entry.map(|entry| entry.0),
+            length_bytes: end.length,
+            creation_token: self.token.0.to_vec().into(),
+            home: self.home.clone(),
+            recovery_epoch: self.recovery_epoch,
+            created_ms: self.created_ms,
+        }
+    }
+
+    fn decode(id: LedgerId, stored: &Versioned) -> Result<LedgerInfo, LedgerError> {
+        let bad = |reason: &str| LedgerError::BadRecord(id.0, reason.to_owned());
+        let ledger: v1::LedgerRecord = record::decode(stored)?;
+        let quorum = Quorum::new(ledger.ensemble, ledger.write_quorum, ledger.ack_quorum)
+            .map_err(|error| bad(&error.to_string()))?;
+        let state = match ledger.state() {
+            v1::LedgerState::Open => LedgerState::Open,
+            v1::LedgerState::InRecovery => LedgerState::InRecovery,
+            v1::LedgerState::Closed => LedgerState::Closed(LedgerEnd {
+                last_entry: ledger.last_entry_id.map(EntryId),
+                length: ledger.length_bytes,
+            }),
+            v1::LedgerState::Unspecified => return Err(bad("it has no state")),
+        };
+        let mut fragments = BTreeMap::new();
+        for fragment in &ledger.fragments {
+            let members: Result<Vec<BookieId>, _> = fragment
+                .bookies
+                .iter()
+                .map(|id| BookieId::try_from(id.as_ref()))
+                .collect();
+            let members = members.map_err(|_| bad("a bookie id is malformed"))?;
+            if members.len() != quorum.ensemble() {
+                return Err(bad("a fragment has not E members"));
+            }
+            fragments.insert(EntryId(fragment.first_entry_id), members);
+        }
+        if fragments.first_key_value().map(|(first, _)| first.0) != Some(0) {
+            return Err(bad("its fragments do not begin at entry 0"));
+        }
+        Ok(LedgerInfo {
+            id,
+            token: CreationToken::try_from(ledger.creation_token.as_ref())
+                .map_err(|_| bad("its creation token is malformed"))?,
+            quorum,
+            state,
+            fragments,
+            home: ledger.home,
+            recovery_epoch: ledger.recovery_epoch,
+            created_ms: ledger.created_ms,
+            revision: stored.revision,
+        })
+    }
+}
+
+/// Reads a ledger's record.
+pub(crate) async fn load(
+    store: &dyn MetadataStore,
+    id: LedgerId,
+) -> Result<Option<LedgerInfo>, LedgerError> {
+    match store.get(&keys::ledger(id)).await? {
+        Some(stored) => LedgerInfo::decode(id, &stored).map(Some),
+        None => Ok(None),
+    }
+}
+
+/// Reads the record of a ledger that must exist.
+pub(crate) async fn load_existing(
+    store: &dyn MetadataStore,
+    id: LedgerId,
+) -> Result<LedgerInfo, LedgerError> {
+    load(store, id)
+        .await?
+        .ok_or_else(|| LedgerError::BadRecord(id.0, "the record is missing".to_owned()))
+}
+
+/// Writes a changed record over the revision that it was read at.
+pub(crate) async fn replace(
+    store: &dyn MetadataStore,
+    info: &mut LedgerInfo,
+    guards: &[Guard],
+) -> Result<(), LedgerError> {
+    let transaction = Transaction {
+        partition: info.home.clone(),
+        guards: guards.to_vec(),
+        operations: vec![info.put(Expect::Revision(info.revision))],
+    };
+    match commit_known(store, transaction).await {
+        Ok(revision) => {
+            info.revision = revision;
+            Ok(())
+        }
+        Err(MetadataError::Conflict { key, .. }) if guards.iter().any(|g| g.key == key) => {
+            Err(LedgerError::Fenced)
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Commits, and finds out what happened when the store does not say: the same compare-and-swap is
+/// repeated until it succeeds or its conflict shows whether the first attempt was applied.
+pub(crate) async fn commit_known(
+    store: &dyn MetadataStore,
+    transaction: Transaction,
+) -> MetadataResult<Revision> {
+    let mut unknown = false;
+    loop {
+        match store.commit(transaction.clone()).await {
+            Err(MetadataError::UnknownOutcome(reason)) => {
+                tracing::debug!(
+                    reason,
+                    "metadata change has an unknown outcome, asking again"
+                );
+                unknown = true;
+            }
+            Err(MetadataError::Unavailable(_)) if unknown => {}
+            Err(conflict @ MetadataError::Conflict { .. }) if unknown => {
+                match applied(store, &transaction).await {
+                    Ok(Some(revision)) => return Ok(revision),
+                    Ok(None) => return Err(conflict),
+                    Err(_) => {}
+                }
+            }
+            result => return result,
+        }
+        clock::sleep(UNKNOWN_BACKOFF).await;
+    }
+}
+
+/// The revision at which the first value of a transaction was written, if it is in the store.
+async fn applied(
+    store: &dyn MetadataStore,
+    transaction: &Transaction,
+) -> MetadataResult<Option<Revision>> {
+    for operation in &transaction.operations {
+        if let Operation::Put { key, value, .. } = operation {
+            let stored = store.get(key).await?;
+            return Ok(stored
+                .filter(|stored| stored.value == *value)
+                .map(|stored| stored.revision));
+        }
+    }
+    Ok(None)
+}
 
 /// Ledger ids that this process has reserved.
 #[derive(Debug, Default)]
-pub(crate) struct LedgerIds {}
+pub(crate) struct LedgerIds {
+    /// The next id and the end of the range.
+    reserved: Mutex<(u64, u64)>,
+}
+
+impl LedgerIds {
+    /// An id that was never used and never will be again.
+    pub(crate) async fn next(&self, store: &dyn MetadataStore) -> Result<LedgerId, LedgerError> {
+        if let Some(id) = self.take() {
+            return Ok(id);
+        }
+        let key = keys::id_range(keys::IDS_LEDGER);
+        let mut last_error = MetadataError::Unavailable("ids could not be reserved".to_owned());
+        for _ in 0..CONFLICTS_MAX {
+            let stored = store.get(&key).await?;
+            let (first, expect) = match &stored {
+                // Ids begin at 1, so that 0 never names a ledger.
+                None => (1, Expect::Absent),
+                Some(stored) => {
+                    let range: v1::IdRangeRecord = record::decode(stored)?;
+                    (range.next, Expect::Revision(stored.revision))
+                }
+            };
+            let next = first.saturating_add(IDS_RESERVED);
+            if next > LEDGER_ID_MAX {
+                return Err(LedgerError::BadRecord(first, "ids are used up".to_owned()));
+            }
+            let value = record::encode(v1::IdRangeRecord { next });
+            match store
+                .put(keys::CLUSTER_PARTITION, &key, value, expect)
+                .await
+            {
+                Ok(_) => {
+                    // Another task may have reserved too; its rest is lost, not reused.
+                    *self.reserved.lock() = (first + 1, next);
+                    return Ok(LedgerId(first));
+                }
+                // After an unknown outcome the range may be ours, but a new one is as good.
+                Err(
+                    error @ (MetadataError::Conflict { .. } | MetadataError::UnknownOutcome(_)),
+                ) => last_error = error,
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Err(last_error.into())
+    }
+
+    fn take(&self) -> Option<LedgerId> {
+        let mut reserved = self.reserved.lock();
+        if reserved.0 >= reserved.1 {
+            return None;
+        }
+        reserved.0 += 1;
+        Some(LedgerId(reserved.0 - 1))
+    }
+}

@@ -8,9 +8,14 @@
 pub mod context;
 pub mod error;
 mod ledger_metadata;
+mod ledger_writer;
 pub mod managed;
 pub mod metrics;
 pub mod placement;
+mod reader;
+mod recover;
+pub mod recovery;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 pub mod transport;
+pub mod writer;

@@ -9,14 +9,25 @@
 //!
 //! It knows nothing of producers, subscriptions or deduplication.
 
+mod append;
 pub mod cache;
+mod deletion;
+mod locate;
+mod open;
+mod owner;
+mod read;
 mod record;
+mod state;
+#[cfg(test)]
+mod tests;
+mod trim;
 mod types;
 
+pub use deletion::sweep_intents;
+pub use read::ReadPoint;
 pub use record::TopicRecordCell;
 pub use types::{
     Append, AppendSink, Appended, LedgerStat, LogEntry, LogKind, LogOptions, LogStats, ReadLimits,
-    ReadPoint,
 };
 
 use std::sync::Arc;
@@ -28,14 +39,13 @@ use tokio::sync::watch;
 
 use crate::context::LogContext;
 use crate::error::LogError;
+use crate::managed::state::{LogInner, SegmentStatus};
 
 /// A log of one topic: its messages, or its cursors. Clones share it.
 #[derive(Clone)]
 pub struct TopicLog {
-    end: watch::Receiver<Index>,
+    inner: Arc<LogInner>,
 }
-
-const UNFINISHED: &str = "the topic log is not finished";
 
 impl TopicLog {
     /// Opens a log. Recovers its last ledger if that is open; writes nothing for an idle topic.
@@ -44,12 +54,13 @@ impl TopicLog {
     /// [`LogError::Limbo`] when the last ledger cannot be recovered because its bookies may have
     /// lost data; [`LogError::Unavailable`] when they do not answer; [`LogError::Fenced`].
     pub async fn open(
-        _ctx: Arc<LogContext>,
-        _cell: Arc<TopicRecordCell>,
-        _kind: LogKind,
-        _options: LogOptions,
+        ctx: Arc<LogContext>,
+        cell: Arc<TopicRecordCell>,
+        kind: LogKind,
+        options: LogOptions,
     ) -> Result<TopicLog, LogError> {
-        Err(LogError::Unavailable(UNFINISHED.to_owned()))
+        let inner = open::open(ctx, cell, kind, options).await?;
+        Ok(TopicLog { inner })
     }
 
     /// Appends an entry: assigns its base index, writes the broker's head with a broker time of at
@@ -59,36 +70,38 @@ impl TopicLog {
     /// # Errors
     /// Nothing is queued and no outcome will come: [`LogError::Overloaded`] when too many bytes
     /// are pending; after any append failed, the same error until [`TopicLog::resume`].
-    pub fn append(&self, _append: Append, _sink: &Arc<dyn AppendSink>) -> Result<Index, LogError> {
-        Err(LogError::Unavailable(UNFINISHED.to_owned()))
+    pub fn append(&self, append: Append, sink: &Arc<dyn AppendSink>) -> Result<Index, LogError> {
+        self.inner.append(append, sink)
     }
 
     /// Accepts appends again after a failed one. The caller has by then told its producers and
     /// reset what it derived from the failed appends (H7).
-    pub fn resume(&self) {}
+    pub fn resume(&self) {
+        self.inner.resume();
+    }
 
     /// Index of the first message that is kept.
     #[must_use]
     pub fn first(&self) -> Index {
-        Index(0)
+        self.inner.first()
     }
 
     /// Index after the last acknowledged message.
     #[must_use]
     pub fn end(&self) -> Index {
-        *self.end.borrow()
+        self.inner.end()
     }
 
     /// Reports every change of [`TopicLog::end`].
     #[must_use]
     pub fn watch_end(&self) -> watch::Receiver<Index> {
-        self.end.clone()
+        self.inner.end.subscribe()
     }
 
     /// What [`TopicLog::read`] would return, if that needs no waiting: `None` when it is not in
     /// memory; an empty vector at the end.
-    pub fn read_cached(&self, _at: &mut ReadPoint, _limits: ReadLimits) -> Option<Vec<LogEntry>> {
-        None
+    pub fn read_cached(&self, at: &mut ReadPoint, limits: ReadLimits) -> Option<Vec<LogEntry>> {
+        self.inner.read_cached(at, limits)
     }
 
     /// Reads whole entries from the one that contains `at.index` on, and advances `at` behind
@@ -99,18 +112,18 @@ impl TopicLog {
     /// [`LogError::Damaged`] when no replica has an entry as it was written.
     pub async fn read(
         &self,
-        _at: &mut ReadPoint,
-        _limits: ReadLimits,
+        at: &mut ReadPoint,
+        limits: ReadLimits,
     ) -> Result<Vec<LogEntry>, LogError> {
-        Err(LogError::Unavailable(UNFINISHED.to_owned()))
+        self.inner.read(at, limits).await
     }
 
     /// The index of a place, between [`TopicLog::first`] and [`TopicLog::end`].
     ///
     /// # Errors
     /// [`LogError::Invalid`] for a position that is not of this log.
-    pub async fn locate(&self, _place: Place) -> Result<Index, LogError> {
-        Err(LogError::Unavailable(UNFINISHED.to_owned()))
+    pub async fn locate(&self, place: Place) -> Result<Index, LogError> {
+        self.inner.locate(place).await
     }
 
     /// Deletes whole sealed segments that end at or below `below` and are beyond both bounds of
@@ -118,8 +131,8 @@ impl TopicLog {
     ///
     /// # Errors
     /// When metadata cannot be changed; nothing is deleted then.
-    pub async fn trim(&self, _below: Index, _retention: Retention) -> Result<Index, LogError> {
-        Err(LogError::Unavailable(UNFINISHED.to_owned()))
+    pub async fn trim(&self, below: Index, retention: Retention) -> Result<Index, LogError> {
+        self.inner.trim(below, retention).await
     }
 
     /// Seals the current ledger; the next append opens another.
@@ -127,7 +140,7 @@ impl TopicLog {
     /// # Errors
     /// When the ledger or its record could not be closed.
     pub async fn roll(&self) -> Result<(), LogError> {
-        Err(LogError::Unavailable(UNFINISHED.to_owned()))
+        self.inner.seal(false).await
     }
 
     /// Waits for pending appends, seals the current ledger and refuses appends for good.
@@ -135,21 +148,30 @@ impl TopicLog {
     /// # Errors
     /// When the ledger could not be sealed: whoever opens the log next will recover it.
     pub async fn close(&self) -> Result<(), LogError> {
-        Err(LogError::Unavailable(UNFINISHED.to_owned()))
+        self.inner.seal(true).await
     }
 
     /// Figures of the log.
     #[must_use]
     pub fn stats(&self) -> LogStats {
-        LogStats::default()
+        let state = self.inner.state.lock();
+        let ledgers: Vec<LedgerStat> = state
+            .segments
+            .iter()
+            .map(|segment| LedgerStat {
+                ledger: segment.ledger,
+                first_index: segment.first_index,
+                entries: segment.entries,
+                bytes: segment.bytes,
+                open: segment.status == SegmentStatus::Open,
+            })
+            .collect();
+        LogStats {
+            first: state.first,
+            end: state.acked.index,
+            entries: ledgers.iter().map(|ledger| ledger.entries).sum(),
+            bytes: ledgers.iter().map(|ledger| ledger.bytes).sum(),
+            ledgers,
+        }
     }
-}
-
-/// Finishes deletions that a crash interrupted: bookies, then intents and ledger records. Returns
-/// how many ledgers are gone for good; what a bookie did not confirm stays for the next sweep.
-///
-/// # Errors
-/// When intents cannot be listed.
-pub async fn sweep_intents(_ctx: &Arc<LogContext>) -> Result<usize, LogError> {
-    Err(LogError::Unavailable(UNFINISHED.to_owned()))
 }

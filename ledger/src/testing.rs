@@ -1,1 +1,104 @@
-//! Test doubles for this crate's seams, for its tests and those of crates above it.
+//! Test doubles for this crate's seams, for its tests and those of crates above it: bookies and a
+//! metadata store in memory, both with faults, and a context made of them.
+
+mod bookies;
+mod fuse;
+mod store;
+
+pub use bookies::{Mode, ReadCounts, TestBookies};
+pub use fuse::{Blow, Fuse};
+pub use store::MemoryStore;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use aquifer_metadata::store::MetadataStore;
+use aquifer_runtime::clock::{ManualClock, SharedClock, SystemClock};
+use aquifer_runtime::rng::SeededRng;
+use aquifer_runtime::task::TaskGroup;
+use opentelemetry::metrics::MeterProvider;
+use opentelemetry::metrics::noop::NoopMeterProvider;
+
+use crate::context::{LogContext, LogSettings, LogShared};
+use crate::managed::cache::EntryCache;
+use crate::metrics::LedgerMetrics;
+use crate::transport::BookieTransport;
+
+/// A machine without hardware: what survives the crash of a process.
+#[derive(Clone)]
+pub struct TestWorld {
+    /// The bookies.
+    pub bookies: TestBookies,
+    /// The metadata.
+    pub store: MemoryStore,
+    /// Time, if it is moved by hand.
+    pub clock: Option<Arc<ManualClock>>,
+}
+
+impl TestWorld {
+    /// A world with so many bookies, whose time is moved by hand.
+    #[must_use]
+    pub fn new(bookies: u8) -> TestWorld {
+        TestWorld {
+            bookies: TestBookies::new(bookies),
+            store: MemoryStore::default(),
+            clock: Some(ManualClock::new(1_700_000_000_000)),
+        }
+    }
+
+    /// Short pauses, small ranges: what tests want.
+    #[must_use]
+    pub fn settings() -> LogSettings {
+        LogSettings {
+            request_timeout: Duration::from_secs(2),
+            overload_backoff: Duration::from_millis(1),
+            overload_retries_max: 20,
+            retry_backoff_min: Duration::from_millis(1),
+            retry_backoff_max: Duration::from_millis(20),
+            read_ahead_range_bytes: 64 * 1024,
+            ..LogSettings::default()
+        }
+    }
+
+    /// The context of a process in this world.
+    #[must_use]
+    pub fn process(&self) -> Arc<LogContext> {
+        let (store, transport) = (Arc::new(self.store.clone()), Arc::new(self.bookies.clone()));
+        self.process_with(store, transport, TestWorld::settings())
+    }
+
+    /// The context of a process that reaches the world only until `fuse` blows.
+    #[must_use]
+    pub fn fused_process(&self, fuse: &Arc<Fuse>) -> Arc<LogContext> {
+        let store = fuse.store(Arc::new(self.store.clone()));
+        let transport = fuse.transport(Arc::new(self.bookies.clone()));
+        self.process_with(store, transport, TestWorld::settings())
+    }
+
+    /// The context of a process over these seams.
+    #[must_use]
+    pub fn process_with(
+        &self,
+        store: Arc<dyn MetadataStore>,
+        transport: Arc<dyn BookieTransport>,
+        settings: LogSettings,
+    ) -> Arc<LogContext> {
+        let clock: SharedClock = match &self.clock {
+            Some(clock) => clock.clone(),
+            None => SystemClock::shared(),
+        };
+        let seed = self.store.next_seed();
+        Arc::new(LogContext {
+            store,
+            transport,
+            bookies: self.bookies.known(),
+            clock,
+            rng: SeededRng::shared(seed),
+            cache: EntryCache::new(4 * 1024 * 1024, 4 * 1024 * 1024),
+            tasks: TaskGroup::new("test"),
+            metrics: LedgerMetrics::new(&NoopMeterProvider::new().meter("test")),
+            settings,
+            shared: LogShared::default(),
+        })
+    }
+}

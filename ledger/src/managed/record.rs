@@ -1,23 +1,44 @@
-//! The topic's metadata record.
+//! The topic's metadata record: what this process knows of it, and changes by compare-and-swap.
+//!
+//! Every change compares the record's revision, the caller's guards and, where a ledger changes
+//! with it, that ledger's revision, in one transaction (I6). A guard that does not hold means that
+//! another owner has taken over; a record that somebody else changed under the same guards is read
+//! again and the change is made anew.
 
 use std::sync::Arc;
 
-use aquifer_metadata::store::Guard;
+use aquifer_metadata::error::MetadataError;
+use aquifer_metadata::store::{Expect, Guard, Operation, Revision, Transaction, Versioned};
+use aquifer_metadata::{keys, record};
 use aquifer_model::id::TopicIncarnation;
 use aquifer_model::topic::TopicName;
 use aquifer_proto::v1;
+use parking_lot::Mutex;
+use tokio::sync::Semaphore;
 
 use crate::context::LogContext;
 use crate::error::LogError;
+use crate::ledger_metadata::commit_known;
+use crate::managed::deletion;
+
+/// `key_hash` of every topic that this build creates: murmur3-32 with seed 0.
+const KEY_HASH_MURMUR3: u32 = 1;
+/// Attempts when the record keeps changing under the same guards.
+const CONFLICTS_MAX: usize = 32;
 
 /// A topic's metadata record with its revision, changed only by compare-and-swap under guards
 /// (I6). Both logs of a topic share it.
 pub struct TopicRecordCell {
-    record: v1::TopicRecord,
+    ctx: Arc<LogContext>,
+    topic: TopicName,
+    key: String,
+    partition: String,
+    guards: Vec<Guard>,
     incarnation: TopicIncarnation,
+    current: Mutex<(v1::TopicRecord, Revision)>,
+    /// One change at a time, so that this process never conflicts with itself.
+    turn: Semaphore,
 }
-
-const UNFINISHED: &str = "the topic log is not finished";
 
 impl TopicRecordCell {
     /// Loads the record of an existing topic. Every later change compares `guards` too.
@@ -25,31 +46,81 @@ impl TopicRecordCell {
     /// # Errors
     /// When metadata cannot be read or is damaged.
     pub async fn load(
-        _ctx: Arc<LogContext>,
-        _topic: &TopicName,
-        _guards: Vec<Guard>,
+        ctx: Arc<LogContext>,
+        topic: &TopicName,
+        guards: Vec<Guard>,
     ) -> Result<Option<Arc<TopicRecordCell>>, LogError> {
-        Err(LogError::Unavailable(UNFINISHED.to_owned()))
+        let Some(stored) = ctx.store.get(&keys::topic(topic)).await? else {
+            return Ok(None);
+        };
+        let (record, incarnation) = decode(&stored)?;
+        let cell = TopicRecordCell::new(ctx, topic, guards, incarnation, record, stored.revision);
+        Ok(Some(Arc::new(cell)))
     }
 
     /// Creates a topic with a new incarnation; `partitions` above 0 makes the record of a
     /// partitioned topic, which stores nothing itself.
     ///
     /// # Errors
-    /// [`LogError::AlreadyExists`].
+    /// [`LogError::AlreadyExists`]; [`LogError::Fenced`] when a guard does not hold.
     pub async fn create(
-        _ctx: Arc<LogContext>,
-        _topic: &TopicName,
-        _partitions: u32,
-        _guards: Vec<Guard>,
+        ctx: Arc<LogContext>,
+        topic: &TopicName,
+        partitions: u32,
+        guards: Vec<Guard>,
     ) -> Result<Arc<TopicRecordCell>, LogError> {
-        Err(LogError::Unavailable(UNFINISHED.to_owned()))
+        let incarnation = TopicIncarnation(ctx.rng.id16());
+        let record = v1::TopicRecord {
+            incarnation: incarnation.0.to_vec().into(),
+            partitions,
+            key_hash: KEY_HASH_MURMUR3,
+            ..v1::TopicRecord::default()
+        };
+        let mut cell =
+            TopicRecordCell::new(ctx, topic, guards, incarnation, record.clone(), Revision(0));
+        let put = cell.put(&record, Expect::Absent);
+        match commit_known(&*cell.ctx.store, cell.transaction(vec![put])).await {
+            Ok(revision) => {
+                cell.current = Mutex::new((record, revision));
+                Ok(Arc::new(cell))
+            }
+            Err(MetadataError::Conflict { key, .. }) if key == cell.key => {
+                Err(LogError::AlreadyExists)
+            }
+            Err(error) => Err(cell.explain(error)),
+        }
+    }
+
+    fn new(
+        ctx: Arc<LogContext>,
+        topic: &TopicName,
+        guards: Vec<Guard>,
+        incarnation: TopicIncarnation,
+        record: v1::TopicRecord,
+        revision: Revision,
+    ) -> TopicRecordCell {
+        TopicRecordCell {
+            ctx,
+            topic: topic.clone(),
+            key: keys::topic(topic),
+            partition: keys::partition_of_topic(topic),
+            guards,
+            incarnation,
+            current: Mutex::new((record, revision)),
+            turn: Semaphore::new(1),
+        }
+    }
+
+    /// The topic.
+    #[must_use]
+    pub fn topic(&self) -> &TopicName {
+        &self.topic
     }
 
     /// The record as this process knows it.
     #[must_use]
     pub fn record(&self) -> v1::TopicRecord {
-        self.record.clone()
+        self.current.lock().0.clone()
     }
 
     /// Which life of the topic's name this is.
@@ -64,6 +135,137 @@ impl TopicRecordCell {
     /// # Errors
     /// When metadata cannot be changed.
     pub async fn delete(&self) -> Result<(), LogError> {
-        Err(LogError::Unavailable(UNFINISHED.to_owned()))
+        deletion::delete_topic(self).await
     }
+
+    pub(crate) fn ctx(&self) -> &Arc<LogContext> {
+        &self.ctx
+    }
+
+    pub(crate) fn guards(&self) -> &[Guard] {
+        &self.guards
+    }
+
+    pub(crate) fn partition(&self) -> &str {
+        &self.partition
+    }
+
+    fn put(&self, record: &v1::TopicRecord, expect: Expect) -> Operation {
+        Operation::Put {
+            key: self.key.clone(),
+            value: record::encode(record.clone()),
+            expect,
+        }
+    }
+
+    fn transaction(&self, operations: Vec<Operation>) -> Transaction {
+        Transaction {
+            partition: self.partition.clone(),
+            guards: self.guards.clone(),
+            operations,
+        }
+    }
+
+    /// What a failed change means to the owner.
+    fn explain(&self, error: MetadataError) -> LogError {
+        match &error {
+            MetadataError::Conflict { key, .. } if self.guards.iter().any(|g| g.key == *key) => {
+                LogError::Fenced
+            }
+            _ => LogError::Metadata(error),
+        }
+    }
+
+    /// Changes the record together with `operations`. `change` is called again on a record that
+    /// somebody else has changed, and refuses if it no longer fits.
+    ///
+    /// # Errors
+    /// [`LogError::Fenced`] when a guard does not hold or the topic is gone; a `Conflict` that
+    /// names one of the keys in `operations`; what `change` says.
+    pub(crate) async fn update<F>(
+        &self,
+        operations: Vec<Operation>,
+        change: F,
+    ) -> Result<Revision, LogError>
+    where
+        F: Fn(&mut v1::TopicRecord) -> Result<(), LogError>,
+    {
+        let _turn = self.turn.acquire().await;
+        let mut conflict = None;
+        for _ in 0..CONFLICTS_MAX {
+            let (mut record, revision) = self.current.lock().clone();
+            change(&mut record)?;
+            let mut all = vec![self.put(&record, Expect::Revision(revision))];
+            all.extend(operations.iter().cloned());
+            match commit_known(&*self.ctx.store, self.transaction(all)).await {
+                Ok(revision) => {
+                    *self.current.lock() = (record, revision);
+                    return Ok(revision);
+                }
+                Err(error @ MetadataError::Conflict { .. }) => {
+                    // The store names the first key only; look at ours in any case.
+                    if !self.reload().await? {
+                        return Err(self.explain(error));
+                    }
+                    conflict = Some(error);
+                }
+                Err(error) => return Err(self.explain(error)),
+            }
+        }
+        let unlucky = || MetadataError::Unavailable("the topic record keeps changing".to_owned());
+        Err(conflict.unwrap_or_else(unlucky).into())
+    }
+
+    /// Removes the record together with `operations`.
+    pub(crate) async fn remove(&self, operations: Vec<Operation>) -> Result<(), LogError> {
+        let _turn = self.turn.acquire().await;
+        let mut all = vec![Operation::Delete {
+            key: self.key.clone(),
+            expect: Expect::Revision(self.current.lock().1),
+        }];
+        all.extend(operations);
+        let result = commit_known(&*self.ctx.store, self.transaction(all)).await;
+        result.map(drop).map_err(|error| self.explain(error))
+    }
+
+    /// Reads the record again; returns whether it had changed.
+    async fn reload(&self) -> Result<bool, LogError> {
+        let stored = self.ctx.store.get(&self.key).await?;
+        let stored = stored.ok_or(LogError::Fenced)?;
+        let (record, incarnation) = decode(&stored)?;
+        if incarnation != self.incarnation {
+            return Err(LogError::Fenced);
+        }
+        let mut current = self.current.lock();
+        let changed = current.1 != stored.revision;
+        *current = (record, stored.revision);
+        Ok(changed)
+    }
+
+    /// Whether the guards still hold and the topic still lives: who is fenced asks this (H10).
+    pub(crate) async fn check_owner(&self) -> Result<(), LogError> {
+        for guard in &self.guards {
+            let found = self.ctx.store.get(&guard.key).await?;
+            let holds = match guard.expect {
+                Expect::Any => true,
+                Expect::Absent => found.is_none(),
+                Expect::Revision(revision) => found.is_some_and(|f| f.revision == revision),
+            };
+            if !holds {
+                return Err(LogError::Fenced);
+            }
+        }
+        self.reload().await.map(drop)
+    }
+}
+
+fn decode(stored: &Versioned) -> Result<(v1::TopicRecord, TopicIncarnation), LogError> {
+    let record: v1::TopicRecord = record::decode(stored)?;
+    let incarnation = TopicIncarnation::try_from(record.incarnation.as_ref()).map_err(|_| {
+        MetadataError::Damaged {
+            key: stored.key.clone(),
+            reason: "its incarnation is malformed".to_owned(),
+        }
+    })?;
+    Ok((record, incarnation))
 }

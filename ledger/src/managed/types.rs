@@ -1,7 +1,5 @@
 //! What goes in and out of a topic log.
 
-use std::sync::Arc;
-
 use aquifer_model::entry::EntryHead;
 use aquifer_model::id::{EntryId, Index, LedgerId, OwnerEpoch};
 use aquifer_model::policy::Rollover;
@@ -60,7 +58,8 @@ pub struct Appended {
 pub trait AppendSink: Send + Sync {
     /// Called once for every append, in order, from any thread but never from inside `append`;
     /// must not block. `Err` means that the entry is not stored and never will be, except for
-    /// [`LogError::Fenced`] and [`LogError::Limbo`], which leave that open.
+    /// [`LogError::Fenced`], [`LogError::Limbo`], [`LogError::Damaged`] and
+    /// [`LogError::Closed`], which end the log and leave that open.
     fn appended(&self, tag: u64, outcome: Result<Appended, LogError>);
 }
 
@@ -92,21 +91,6 @@ pub struct ReadLimits {
     pub bytes_max: usize,
     /// Most entries, at least 1.
     pub entries_max: usize,
-}
-
-/// Where a reader is. It remembers the entry, so that reading on needs no search, and holds what
-/// was read ahead: keep one per reader and hand it to every read.
-#[derive(Debug)]
-pub struct ReadPoint {
-    /// The next index that is wanted. Setting it is a seek.
-    pub index: Index,
-    _hint: Option<Arc<()>>,
-}
-
-impl From<Index> for ReadPoint {
-    fn from(index: Index) -> ReadPoint {
-        ReadPoint { index, _hint: None }
-    }
 }
 
 /// Figures of a log.

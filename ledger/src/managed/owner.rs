@@ -1,0 +1,443 @@
+//! The owner task of a log: it runs while a ledger is to be opened, sealed or recovered, finishes
+//! what a cancelled caller began, and ends when the log rests. An idle log has no task.
+
+use std::sync::Arc;
+
+use aquifer_metadata::error::MetadataError;
+use aquifer_metadata::keys;
+use aquifer_metadata::store::{Expect, Operation};
+use aquifer_model::id::{CreationToken, EntryId, Index, LedgerId};
+use aquifer_runtime::clock;
+use tokio::sync::oneshot;
+
+use crate::error::{LedgerError, LogError};
+use crate::ledger_metadata::{self, LedgerInfo, LedgerState};
+use crate::ledger_writer::{LedgerWriter, WriterOwner};
+use crate::managed::deletion;
+use crate::managed::state::{Current, LogInner, Phase, Segment, SegmentStatus, State};
+use crate::managed::types::LogKind;
+use crate::recover::close_by_recovery;
+use crate::writer::LedgerEnd;
+
+/// What the owner task does next.
+enum Step {
+    Drain,
+    Turn,
+    Recover,
+    Rest(
+        Vec<oneshot::Sender<Result<(), LogError>>>,
+        Result<(), LogError>,
+    ),
+}
+
+/// A ledger to seal and a ledger to open, in one transaction.
+struct Turn {
+    /// The last segment, if the record does not yet say that it is sealed.
+    ending: Option<Segment>,
+    /// Its writer, if it is still open.
+    writer: Option<LedgerWriter>,
+    open_next: bool,
+    first_index: Index,
+    /// Ledgers of the log as this process knows them.
+    known: Vec<u64>,
+}
+
+/// What a turn changed.
+struct Turned {
+    ending_removed: bool,
+    opened: Option<LedgerInfo>,
+}
+
+enum TurnError {
+    /// A recovery has begun on the current ledger.
+    Superseded,
+    Log(LogError),
+}
+
+impl<E: Into<LogError>> From<E> for TurnError {
+    fn from(error: E) -> TurnError {
+        TurnError::Log(error.into())
+    }
+}
+
+impl LogInner {
+    /// Starts the owner task unless it runs.
+    pub(crate) fn own(&self, state: &mut State) {
+        if !state.owned
+            && let Some(me) = self.me.upgrade()
+        {
+            state.owned = true;
+            self.spawn("topic-log-owner", async move { me.run_owner().await });
+        }
+    }
+
+    async fn run_owner(self: Arc<Self>) {
+        loop {
+            match self.next_step() {
+                Step::Drain => self.drained.notified().await,
+                Step::Turn => self.turn().await,
+                Step::Recover => self.recover().await,
+                Step::Rest(waiters, result) => {
+                    for waiter in waiters {
+                        // Whoever has gone away needs no answer.
+                        let _ = waiter.send(result.clone());
+                    }
+                    return;
+                }
+            }
+        }
+    }
+
+    fn next_step(&self) -> Step {
+        let mut state = self.state.lock();
+        match &state.phase {
+            Phase::Turning if state.sent > 0 => Step::Drain,
+            Phase::Turning => Step::Turn,
+            Phase::Recovering => Step::Recover,
+            Phase::Idle | Phase::Ready | Phase::Suspended | Phase::Closed(_) => {
+                let result = match &state.phase {
+                    Phase::Closed(error) if *error != LogError::Closed => Err(error.clone()),
+                    _ => state.sealed.clone(),
+                };
+                state.owned = false;
+                Step::Rest(std::mem::take(&mut state.waiting_for_seal), result)
+            }
+        }
+    }
+
+    async fn turn(&self) {
+        let plan = {
+            let state = self.state.lock();
+            let last = state.segments.back();
+            Turn {
+                ending: last
+                    .filter(|segment| segment.status != SegmentStatus::Sealed)
+                    .cloned(),
+                writer: state.current.as_ref().map(|c| c.writer.clone()),
+                open_next: !state.pending.is_empty(),
+                first_index: state.acked.index,
+                known: state.segments.iter().map(|s| s.ledger.0).collect(),
+            }
+        };
+        if plan.ending.is_none() && !plan.open_next {
+            let mut state = self.state.lock();
+            state.sealed = Ok(());
+            rest(&mut state);
+            return;
+        }
+        match self.change_metadata(&plan).await {
+            Ok(turned) => self.turned(&plan, turned),
+            Err(TurnError::Superseded) => {
+                let mut state = self.state.lock();
+                let closed = "a recovery has closed the ledger".to_owned();
+                state.failure = Some(LogError::Unavailable(closed));
+                state.phase = Phase::Recovering;
+            }
+            Err(TurnError::Log(error)) => self.turn_failed(error),
+        }
+    }
+
+    fn turned(&self, plan: &Turn, turned: Turned) {
+        if let Some(writer) = &plan.writer {
+            writer.finish();
+        }
+        let opened = turned.opened.map(|info| {
+            let owner: std::sync::Weak<dyn WriterOwner> = self.me.clone();
+            let guards = self.cell.guards().to_vec();
+            self.ctx.metrics.ledgers_created.add(1, &[]);
+            LedgerWriter::new(Arc::clone(&self.ctx), info, guards, owner)
+        });
+        let now = self.ctx.clock.monotonic();
+        {
+            let mut guard = self.state.lock();
+            let state = &mut *guard;
+            state.sealed = Ok(());
+            state.current = None;
+            state.roll_at = None;
+            if turned.ending_removed {
+                state.segments.pop_back();
+                state.first = first_of(state);
+            } else if plan.ending.is_some()
+                && let Some(last) = state.segments.back_mut()
+            {
+                last.status = SegmentStatus::Sealed;
+            }
+            if let Some(writer) = &opened {
+                let segment = Segment::new(writer.ledger(), plan.first_index);
+                state.segments.push_back(segment);
+                state.first = first_of(state);
+                state.current = Some(Current {
+                    writer: writer.clone(),
+                    opened: now,
+                    entries_sent: 0,
+                    bytes_sent: 0,
+                });
+                // What waits may be more than one ledger takes.
+                while !state.is_due(&self.options.rollover, now) && state.send_next() {}
+            }
+            rest(state);
+        }
+        if let Some(writer) = opened {
+            writer.flush();
+        }
+    }
+
+    fn turn_failed(&self, error: LogError) {
+        let now = self.ctx.clock.monotonic();
+        let (closing, current) = {
+            let mut guard = self.state.lock();
+            let state = &mut *guard;
+            state.sealed = Err(error.clone());
+            (
+                state.closing,
+                state.current.as_ref().map(|c| c.writer.clone()),
+            )
+        };
+        if error == LogError::Fenced {
+            self.fail_pending(&error, Phase::Closed(error.clone()));
+        } else if closing {
+            self.fail_pending(&error, Phase::Closed(LogError::Closed));
+        } else if let Some(writer) = current {
+            tracing::warn!(%error, ledger = writer.ledger().0, "rollover put off, the current ledger goes on");
+            {
+                let mut guard = self.state.lock();
+                let state = &mut *guard;
+                // Limits are soft while metadata is away (H8).
+                state.roll_at = Some(now + self.ctx.settings.retry_backoff_max);
+                if state.phase == Phase::Turning {
+                    while state.send_next() {}
+                    state.phase = Phase::Ready;
+                }
+            }
+            writer.flush();
+        } else {
+            let phase = {
+                let mut guard = self.state.lock();
+                self.delay_reopen(&mut guard, &error, now);
+                if guard.pending.is_empty() {
+                    Phase::Idle
+                } else {
+                    Phase::Suspended
+                }
+            };
+            self.fail_pending(&error, phase);
+        }
+    }
+
+    /// Seals and opens in one transaction (design.md section 9).
+    async fn change_metadata(&self, plan: &Turn) -> Result<Turned, TurnError> {
+        let mut ending_info = match (&plan.ending, &plan.writer) {
+            (Some(_), Some(writer)) => Some(writer.info()),
+            (Some(segment), None) => {
+                Some(ledger_metadata::load_existing(&*self.ctx.store, segment.ledger).await?)
+            }
+            (None, _) => None,
+        };
+        // A ledger without entries leaves no segment, so that a store which refuses everything
+        // does not fill the record. The cursor log keeps its last, which says where it ends.
+        let ending_removed = plan.ending.as_ref().is_some_and(|segment| {
+            segment.entries == 0 && (self.kind == LogKind::Messages || plan.known.len() > 1)
+        });
+        loop {
+            let mut opened = match plan.open_next {
+                true => Some(self.new_ledger().await?),
+                false => None,
+            };
+            let mut operations = Vec::new();
+            if let (Some(segment), Some(info)) = (&plan.ending, &mut ending_info) {
+                if plan.writer.is_some() {
+                    info.state = LedgerState::Closed(LedgerEnd {
+                        last_entry: segment.last_entry(),
+                        length: segment.bytes,
+                    });
+                    operations.push(info.put(Expect::Revision(info.revision)));
+                }
+                if ending_removed {
+                    operations.push(deletion::intent(info));
+                }
+            }
+            operations.extend(opened.iter().map(|info| info.put(Expect::Absent)));
+            let new = opened.as_ref().map(|info| info.id);
+            match self
+                .change_record(plan, operations, ending_removed, new)
+                .await
+            {
+                Ok(revision) => {
+                    if let Some(info) = &mut opened {
+                        info.revision = revision;
+                    }
+                    if ending_removed && let Some(info) = ending_info {
+                        deletion::delete_in_background(&self.ctx, vec![info.id]);
+                    }
+                    return Ok(Turned {
+                        ending_removed,
+                        opened,
+                    });
+                }
+                Err(LogError::Metadata(MetadataError::Conflict { key, current })) => {
+                    if new.is_some_and(|id| keys::ledger(id) == key) {
+                        // Somebody used an id of ours: metadata has lost its tail (H14).
+                        tracing::warn!(key, "ledger id was in use, taking another");
+                        continue;
+                    }
+                    let Some(info) = ending_info.as_mut().filter(|i| keys::ledger(i.id) == key)
+                    else {
+                        let conflict = MetadataError::Conflict { key, current };
+                        return Err(TurnError::Log(conflict.into()));
+                    };
+                    let id = info.id;
+                    *info = ledger_metadata::load_existing(&*self.ctx.store, id).await?;
+                    // An ensemble change of our own writer, or somebody else's recovery.
+                    if plan.writer.is_some() && info.state != LedgerState::Open {
+                        return Err(TurnError::Superseded);
+                    }
+                }
+                Err(error) => return Err(TurnError::Log(error)),
+            }
+        }
+    }
+
+    async fn change_record(
+        &self,
+        plan: &Turn,
+        operations: Vec<Operation>,
+        ending_removed: bool,
+        new: Option<LedgerId>,
+    ) -> Result<aquifer_metadata::store::Revision, LogError> {
+        let change = |record: &mut aquifer_proto::v1::TopicRecord| {
+            let segments = self.segments_of(record);
+            // Only the owner changes the list: another list means another owner.
+            if segments
+                .iter()
+                .map(|s| s.ledger_id)
+                .ne(plan.known.iter().copied())
+            {
+                return Err(LogError::Fenced);
+            }
+            if let (Some(ending), Some(last)) = (&plan.ending, segments.last_mut()) {
+                *last = ending.sealed_record();
+            }
+            if ending_removed {
+                segments.pop();
+            }
+            if let Some(id) = new {
+                segments.push(aquifer_proto::v1::SegmentRecord {
+                    ledger_id: id.0,
+                    first_index: plan.first_index.0,
+                    ..Default::default()
+                });
+            }
+            // With no segment left, this is all that says where the log ends.
+            if self.kind == LogKind::Messages && record.segments.is_empty() {
+                record.trimmed_index = record.trimmed_index.max(plan.first_index.0);
+            }
+            Ok(())
+        };
+        self.cell.update(operations, change).await
+    }
+
+    async fn new_ledger(&self) -> Result<LedgerInfo, LedgerError> {
+        let quorum = self.options.quorum;
+        let rng = &*self.ctx.rng;
+        let members = self.ctx.bookies.choose(quorum.ensemble(), &[], &[], rng)?;
+        Ok(LedgerInfo {
+            id: self.ctx.shared.ledger_ids.next(&*self.ctx.store).await?,
+            token: CreationToken(rng.id16()),
+            quorum,
+            state: LedgerState::Open,
+            fragments: [(EntryId::FIRST, members)].into(),
+            home: self.cell.partition().to_owned(),
+            recovery_epoch: 0,
+            created_ms: self.ctx.clock.wall_ms(),
+            revision: aquifer_metadata::store::Revision(0),
+        })
+    }
+
+    /// Finds out where the current ledger ends, however long that takes: until then the outcome
+    /// of pending appends is unknown, and telling anything about them could be wrong (I8).
+    async fn recover(&self) {
+        let (ledger, error) = {
+            let mut state = self.state.lock();
+            if let Some(current) = state.current.take() {
+                current.writer.finish();
+            }
+            let unknown = || LogError::Unavailable("the ledger was recovered".to_owned());
+            let ledger = state.segments.back().map(|segment| segment.ledger);
+            (ledger, state.failure.clone().unwrap_or_else(unknown))
+        };
+        let Some(ledger) = ledger else {
+            return self.fail_pending(&error, Phase::Suspended);
+        };
+        let mut backoff = self.ctx.settings.retry_backoff_min;
+        loop {
+            let trouble = match self.try_recover(ledger).await {
+                Ok(last_entry) => return self.settle_recovered(last_entry, &error),
+                Err(trouble) => trouble,
+            };
+            let closing = self.state.lock().closing;
+            let over = closing || self.ctx.tasks.shutdown_token().is_shutdown();
+            if !trouble.is_retryable() || over {
+                tracing::warn!(ledger = ledger.0, error = %trouble, "ledger cannot be recovered, the log is closed");
+                return self.fail_pending(&trouble, Phase::Closed(trouble.clone()));
+            }
+            tracing::warn!(ledger = ledger.0, error = %trouble, "ledger recovery failed, trying again");
+            clock::sleep(self.ctx.rng.jitter(backoff)).await;
+            backoff = (backoff * 2).min(self.ctx.settings.retry_backoff_max);
+        }
+    }
+
+    async fn try_recover(&self, ledger: LedgerId) -> Result<Option<EntryId>, LogError> {
+        // Fenced by a recovery, or by another owner? The epoch says (H10).
+        self.cell.check_owner().await?;
+        let (_, end) = close_by_recovery(&self.ctx, ledger, self.cell.guards()).await?;
+        let state = self.state.lock();
+        let acked = state.segments.back().and_then(Segment::last_entry);
+        let sent = state.pending.iter().filter_map(|p| p.entry).next_back();
+        if end.last_entry < acked || end.last_entry > sent.max(acked) {
+            return Err(LogError::Damaged(format!(
+                "ledger {ledger} was closed at {:?}, but entries up to {acked:?} were \
+                 acknowledged and up to {sent:?} sent",
+                end.last_entry
+            )));
+        }
+        Ok(end.last_entry)
+    }
+
+    /// Asks the owner task for a seal and waits for it.
+    pub(crate) async fn seal(&self, closing: bool) -> Result<(), LogError> {
+        let answer = {
+            let mut guard = self.state.lock();
+            let state = &mut *guard;
+            state.closing |= closing;
+            match &state.phase {
+                Phase::Closed(LogError::Closed) if closing => return Ok(()),
+                Phase::Closed(error) => return Err(error.clone()),
+                Phase::Suspended if !closing => return Ok(()),
+                Phase::Idle | Phase::Ready | Phase::Suspended => state.phase = Phase::Turning,
+                Phase::Turning | Phase::Recovering => {}
+            }
+            let (tell, answer) = oneshot::channel();
+            state.waiting_for_seal.push(tell);
+            self.own(state);
+            answer
+        };
+        let gone = || LogError::Unavailable("the process is shutting down".to_owned());
+        answer.await.unwrap_or_else(|_| Err(gone()))
+    }
+}
+
+/// Where a log goes after a turn.
+fn rest(state: &mut State) {
+    state.phase = match (&state.current, state.closing) {
+        (Some(_), closing) if closing || state.pending.len() > state.sent => Phase::Turning,
+        (Some(_), _) => Phase::Ready,
+        (None, _) if !state.pending.is_empty() => Phase::Turning,
+        (None, true) => Phase::Closed(LogError::Closed),
+        (None, false) => Phase::Idle,
+    };
+}
+
+fn first_of(state: &State) -> Index {
+    let front = state.segments.front();
+    front.map_or(state.acked.index, |segment| segment.first_index)
+}

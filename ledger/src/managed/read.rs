@@ -1,0 +1,423 @@
+//! Reads: the tail from memory, the rest in large ranges fetched ahead of the reader.
+//!
+//! A [`ReadPoint`] holds what was fetched for it. While one range is delivered the next is on its
+//! way, as long as the read-ahead budget of the process has room; without room a read fetches only
+//! what was asked for.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use aquifer_model::entry::{EntryData, EntryError, EntryHead, HEAD_BYTES, HEAD_BYTES_MAX};
+use aquifer_model::id::{EntryId, Index, LedgerId};
+use aquifer_model::storage::StoredEntry;
+use aquifer_runtime::budget::BytePermit;
+use bytes::Bytes;
+use tokio::sync::oneshot;
+
+use crate::context::LogContext;
+use crate::error::LogError;
+use crate::ledger_metadata::{self, LedgerInfo};
+use crate::managed::state::{LogInner, Segment};
+use crate::managed::types::{LogEntry, ReadLimits};
+use crate::reader::{Wanted, read_range};
+
+/// Ledger records kept per log.
+const INFOS_MAX: usize = 64;
+
+/// Where a reader is. It remembers the entry, so that reading on needs no search, and holds what
+/// was read ahead: keep one per reader and hand it to every read.
+#[derive(Debug)]
+pub struct ReadPoint {
+    /// The next index that is wanted. Setting it is a seek.
+    pub index: Index,
+    /// The entry that begins at `index`, if the reader came there by reading.
+    next: Option<Place>,
+    ahead: VecDeque<Chunk>,
+    fetch: Option<Fetch>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Place {
+    index: Index,
+    ledger: LedgerId,
+    entry: EntryId,
+}
+
+/// Entries of one fetch, and the share of the budget that they hold.
+#[derive(Debug)]
+struct Chunk {
+    entries: VecDeque<LogEntry>,
+    _permit: Option<BytePermit>,
+}
+
+#[derive(Debug)]
+struct Fetch {
+    first: Place,
+    result: oneshot::Receiver<Result<Chunk, LogError>>,
+}
+
+impl From<Index> for ReadPoint {
+    fn from(index: Index) -> ReadPoint {
+        ReadPoint {
+            index,
+            next: None,
+            ahead: VecDeque::new(),
+            fetch: None,
+        }
+    }
+}
+
+impl ReadPoint {
+    /// Forgets what was read ahead, and with it the memory: for a reader that pauses.
+    pub fn release(&mut self) {
+        self.ahead.clear();
+        self.fetch = None;
+    }
+
+    fn advance(&mut self, entries: &[LogEntry]) {
+        if let Some(last) = entries.last() {
+            self.index = last.head.end_index();
+            self.next = Some(Place {
+                index: self.index,
+                ledger: last.ledger,
+                entry: last.entry.next(),
+            });
+        }
+    }
+
+    /// Delivers from what was read ahead; drops it if the reader has moved elsewhere.
+    fn take_ahead(&mut self, limits: ReadLimits) -> Vec<LogEntry> {
+        let mut taken = Vec::new();
+        let mut bytes = 0;
+        while let Some(chunk) = self.ahead.front_mut() {
+            let Some(entry) = chunk.entries.front() else {
+                self.ahead.pop_front();
+                continue;
+            };
+            if taken.is_empty() {
+                if entry.head.end_index() <= self.index {
+                    chunk.entries.pop_front();
+                    continue;
+                }
+                if entry.head.base_index > self.index {
+                    self.release();
+                    break;
+                }
+            } else if taken.len() >= limits.entries_max || bytes + entry.bytes() > limits.bytes_max
+            {
+                break;
+            }
+            bytes += entry.bytes();
+            taken.extend(chunk.entries.pop_front());
+        }
+        if self.ahead.front().is_some_and(|c| c.entries.is_empty()) {
+            self.ahead.pop_front();
+        }
+        taken
+    }
+
+    /// Bytes read ahead, and the entry after them.
+    fn ahead_end(&self) -> (usize, Option<Place>) {
+        let entries = || self.ahead.iter().flat_map(|chunk| &chunk.entries);
+        let last = self.ahead.iter().rev().find_map(|c| c.entries.back());
+        let after = last.map(|last| Place {
+            index: last.head.end_index(),
+            ledger: last.ledger,
+            entry: last.entry.next(),
+        });
+        (entries().map(LogEntry::bytes).sum(), after.or(self.next))
+    }
+}
+
+/// Parses a stored entry.
+pub(crate) fn split(
+    info: &LedgerInfo,
+    stored: &StoredEntry,
+) -> Result<(EntryHead, Bytes), LogError> {
+    let data = EntryData {
+        head: Bytes::new(),
+        body: stored.data.clone(),
+    };
+    let damaged = |error: EntryError| damaged(info, stored.entry, &error.to_string());
+    data.split().map_err(damaged)
+}
+
+fn damaged(info: &LedgerInfo, entry: EntryId, what: &str) -> LogError {
+    LogError::Damaged(format!("entry {entry} of ledger {}: {what}", info.id))
+}
+
+/// Reads only the head of an entry.
+pub(crate) async fn head_at(
+    ctx: &LogContext,
+    info: &LedgerInfo,
+    entry: EntryId,
+) -> Result<EntryHead, LogError> {
+    let mut wanted = Wanted {
+        prefix_bytes: Some(HEAD_BYTES),
+        ..Wanted::one(entry)
+    };
+    loop {
+        let stored = read_range(ctx, info, wanted).await?;
+        match EntryHead::decode(&stored[0].data) {
+            Ok((head, _)) => return Ok(head),
+            // A later version's head is longer.
+            Err(EntryError::Length { .. }) if wanted.prefix_bytes == Some(HEAD_BYTES) => {
+                wanted.prefix_bytes = Some(HEAD_BYTES_MAX);
+            }
+            Err(error) => return Err(damaged(info, entry, &error.to_string())),
+        }
+    }
+}
+
+impl LogInner {
+    pub(crate) fn first(&self) -> Index {
+        self.state.lock().first
+    }
+
+    pub(crate) fn end(&self) -> Index {
+        *self.end.borrow()
+    }
+
+    pub(crate) fn read_cached(
+        &self,
+        at: &mut ReadPoint,
+        limits: ReadLimits,
+    ) -> Option<Vec<LogEntry>> {
+        if at.index >= self.end() {
+            at.release();
+            return Some(Vec::new());
+        }
+        let ahead = at.take_ahead(limits);
+        if !ahead.is_empty() {
+            at.advance(&ahead);
+            self.fetch_ahead(at);
+            return Some(ahead);
+        }
+        let tail = self.tail.read(at.index, limits)?;
+        self.ctx.metrics.tail_hits.add(1, &[]);
+        at.release();
+        at.advance(&tail);
+        Some(tail)
+    }
+
+    pub(crate) async fn read(
+        self: &Arc<Self>,
+        at: &mut ReadPoint,
+        limits: ReadLimits,
+    ) -> Result<Vec<LogEntry>, LogError> {
+        at.index = at.index.max(self.first());
+        if let Some(found) = self.read_cached(at, limits) {
+            return Ok(found);
+        }
+        self.ctx.metrics.tail_misses.add(1, &[]);
+        if let Some(fetch) = &mut at.fetch {
+            let wanted = fetch.first.index == at.index;
+            let result = match wanted {
+                // Awaited in place: a caller that gives up here finds it again.
+                true => (&mut fetch.result).await.ok(),
+                false => None,
+            };
+            at.fetch = None;
+            // A failed fetch ahead is tried again below, where its error is the reader's.
+            if let Some(Ok(chunk)) = result {
+                at.ahead.push_back(chunk);
+                if let Some(found) = self.read_cached(at, limits) {
+                    return Ok(found);
+                }
+            }
+        }
+        at.release();
+        let sequential = at.next.filter(|next| next.index == at.index);
+        let first = match sequential {
+            Some(next) => next,
+            None => self.search(at.index).await?,
+        };
+        let range = self.ctx.settings.read_ahead_range_bytes;
+        // A jump may be for this one place only; who reads on gets large ranges.
+        let permit = sequential.and_then(|_| self.ctx.cache.read_ahead().try_acquire(range));
+        let bytes = if permit.is_some() {
+            range.max(limits.bytes_max)
+        } else {
+            limits.bytes_max
+        };
+        let chunk = self.fetch(first, bytes, permit).await?;
+        at.ahead.push_back(chunk);
+        let found = at.take_ahead(limits);
+        if found.is_empty() {
+            return Err(LogError::Damaged(format!(
+                "no entry holds index {}",
+                at.index
+            )));
+        }
+        at.advance(&found);
+        self.fetch_ahead(at);
+        Ok(found)
+    }
+
+    /// Starts to fetch the next range, if the reader has come to less than one, the tail does not
+    /// have it, and there is room.
+    fn fetch_ahead(&self, at: &mut ReadPoint) {
+        let range = self.ctx.settings.read_ahead_range_bytes;
+        if let Some(fetch) = &mut at.fetch {
+            // Take it over as soon as it is here, so that the next one can start.
+            match fetch.result.try_recv() {
+                Ok(Ok(chunk)) => at.ahead.push_back(chunk),
+                Err(oneshot::error::TryRecvError::Empty) => return,
+                Ok(Err(_)) | Err(oneshot::error::TryRecvError::Closed) => {}
+            }
+            at.fetch = None;
+        }
+        let (bytes, Some(first)) = at.ahead_end() else {
+            return;
+        };
+        let in_tail = self.tail.first_index().is_some_and(|t| first.index >= t);
+        if bytes >= range || in_tail || first.index >= self.end() {
+            return;
+        }
+        let Some(permit) = self.ctx.cache.read_ahead().try_acquire(range) else {
+            return;
+        };
+        let Some(me) = self.me.upgrade() else { return };
+        let (tell, result) = oneshot::channel();
+        self.spawn("read-ahead", async move {
+            // Whoever has dropped the reader needs no answer.
+            let _ = tell.send(me.fetch(first, range, Some(permit)).await);
+        });
+        at.fetch = Some(Fetch { first, result });
+    }
+
+    /// Reads entries from `first` on, of one ledger.
+    async fn fetch(
+        &self,
+        first: Place,
+        bytes_max: usize,
+        permit: Option<BytePermit>,
+    ) -> Result<Chunk, LogError> {
+        let (first, segment) = self.settle_place(first)?;
+        let last = segment.last_entry().unwrap_or(first.entry);
+        let info = self.info(segment.ledger).await?;
+        let wanted = Wanted {
+            first: first.entry,
+            last,
+            bytes_max,
+            entries_max: usize::MAX,
+            prefix_bytes: None,
+        };
+        let stored = read_range(&self.ctx, &info, wanted).await?;
+        let mut entries = VecDeque::with_capacity(stored.len());
+        let mut expected = None;
+        for stored in &stored {
+            let (head, body) = split(&info, stored)?;
+            if expected.is_some_and(|index| index != head.base_index) {
+                return Err(damaged(&info, stored.entry, "its index does not follow"));
+            }
+            expected = Some(head.end_index());
+            entries.push_back(LogEntry {
+                ledger: info.id,
+                entry: stored.entry,
+                head,
+                body,
+            });
+        }
+        Ok(Chunk {
+            entries,
+            _permit: permit,
+        })
+    }
+
+    /// The place and its segment; a place behind the last entry of a ledger is the beginning of
+    /// the next.
+    fn settle_place(&self, place: Place) -> Result<(Place, Segment), LogError> {
+        let state = self.state.lock();
+        let at = state
+            .segments
+            .iter()
+            .position(|segment| segment.ledger == place.ledger);
+        let trimmed = || LogError::Unavailable(format!("index {} was trimmed", place.index));
+        let at = at.ok_or_else(trimmed)?;
+        let segment = &state.segments[at];
+        if place.entry.0 < segment.entries {
+            return Ok((place, segment.clone()));
+        }
+        let next = state
+            .segments
+            .range(at + 1..)
+            .find(|segment| segment.entries > 0);
+        let next = next.ok_or_else(|| {
+            LogError::Damaged(format!("nothing follows entry {} of the log", place.entry))
+        })?;
+        let place = Place {
+            ledger: next.ledger,
+            entry: EntryId::FIRST,
+            ..place
+        };
+        Ok((place, next.clone()))
+    }
+
+    /// Finds the entry that holds an index, reading heads only.
+    async fn search(&self, index: Index) -> Result<Place, LogError> {
+        let segment = {
+            let state = self.state.lock();
+            let at = state.segments.partition_point(|s| s.end_index <= index);
+            state.segments.get(at).cloned()
+        };
+        let segment =
+            segment.ok_or_else(|| LogError::Damaged(format!("no ledger holds index {index}")))?;
+        let entry = self
+            .search_segment(&segment, |head| head.base_index <= index)
+            .await?;
+        Ok(Place {
+            index,
+            ledger: segment.ledger,
+            entry,
+        })
+    }
+
+    /// The last entry of a segment for whose head `before` holds, which it does for a beginning
+    /// of the segment; the first if for none.
+    pub(crate) async fn search_segment(
+        &self,
+        segment: &Segment,
+        before: impl Fn(&EntryHead) -> bool,
+    ) -> Result<EntryId, LogError> {
+        let info = self.info(segment.ledger).await?;
+        let (mut low, mut high) = (0, segment.entries);
+        while high - low > 1 {
+            let middle = low + (high - low) / 2;
+            if before(&head_at(&self.ctx, &info, EntryId(middle)).await?) {
+                low = middle;
+            } else {
+                high = middle;
+            }
+        }
+        Ok(EntryId(low))
+    }
+
+    /// The record of one of the log's ledgers, from memory if it was used lately.
+    pub(crate) async fn info(&self, ledger: LedgerId) -> Result<Arc<LedgerInfo>, LogError> {
+        let open = {
+            let state = self.state.lock();
+            let current = state.current.as_ref();
+            current
+                .filter(|c| c.writer.ledger() == ledger)
+                .map(|c| c.writer.clone())
+        };
+        // The writer knows of ensemble changes first.
+        if let Some(writer) = open {
+            return Ok(Arc::new(writer.info()));
+        }
+        if let Some(info) = self.infos.lock().get(&ledger) {
+            return Ok(Arc::clone(info));
+        }
+        let info = Arc::new(ledger_metadata::load_existing(&*self.ctx.store, ledger).await?);
+        // What is still open in the record may get other fragments.
+        if matches!(info.state, ledger_metadata::LedgerState::Closed(_)) {
+            let mut infos = self.infos.lock();
+            if infos.len() >= INFOS_MAX {
+                infos.pop_first();
+            }
+            infos.insert(ledger, Arc::clone(&info));
+        }
+        Ok(info)
+    }
+}

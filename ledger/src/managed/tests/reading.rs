@@ -1,0 +1,210 @@
+//! Reads: places, caches, damage.
+
+use std::time::Duration;
+
+use aquifer_model::id::EntryId;
+use aquifer_model::position::Position;
+
+use super::*;
+use crate::managed::cache::EntryCache;
+
+#[tokio::test(start_paused = true)]
+async fn places_are_found_by_reading_heads_only() {
+    let world = TestWorld::new(1);
+    let clock = world.clock.clone().unwrap();
+    let owner = Owner::open(world.process(), options(40)).await;
+    for tag in 0..100 {
+        owner.append_all(tag..tag + 1).await;
+        clock.advance(Duration::from_millis(10));
+    }
+    owner.log.close().await.unwrap();
+    let heir = Owner::open(world.process(), options(40)).await;
+    let (log, start) = (&heir.log, 1_700_000_000_000);
+    let all = heir.read_all().await;
+    let reads = world.bookies.reads();
+    let end = log.end();
+    assert_eq!(log.locate(Place::Earliest).await, Ok(Index(0)));
+    assert_eq!(log.locate(Place::Latest).await, Ok(end));
+    assert_eq!(log.locate(Place::Index(Index(7))).await, Ok(Index(7)));
+    assert_eq!(log.locate(Place::Index(Index(1 << 40))).await, Ok(end));
+    for entry in &all {
+        let place = Place::Position(Position {
+            ledger: entry.ledger,
+            entry: entry.entry,
+            batch_index: entry.head.message_count - 1,
+        });
+        let last = Index(entry.head.end_index().0 - 1);
+        assert_eq!(log.locate(place).await, Ok(last));
+        let time = entry.head.broker_time_ms;
+        let at = log.locate(Place::TimeMs(time)).await;
+        assert_eq!(at, Ok(entry.head.base_index));
+        let before = log.locate(Place::TimeMs(time - 5)).await;
+        assert_eq!(before, Ok(entry.head.base_index));
+    }
+    assert_eq!(log.locate(Place::TimeMs(0)).await, Ok(Index(0)));
+    assert_eq!(log.locate(Place::TimeMs(start + 3_600_000)).await, Ok(end));
+    assert_eq!(world.bookies.reads().entries, reads.entries, "heads only");
+
+    let ledger = all[0].ledger;
+    for (ledger, entry, batch_index) in [
+        (LedgerId(999_999), EntryId(0), 0),
+        (ledger, EntryId(40), 0),
+        (ledger, EntryId(0), 1),
+    ] {
+        let place = Place::Position(Position {
+            ledger,
+            entry,
+            batch_index,
+        });
+        let error = log.locate(place).await.unwrap_err();
+        assert!(matches!(error, LogError::Invalid(_)), "{error:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_read_may_begin_inside_any_entry() {
+    let world = TestWorld::new(1);
+    let owner = Owner::open(world.process(), options(7)).await;
+    owner.append_all(0..30).await;
+    owner.log.close().await.unwrap();
+    let heir = Owner::open(world.process(), options(7)).await;
+    for index in 0..heir.log.end().0 {
+        let found = read_from(&heir.log, Index(index)).await;
+        let head = &found[0].head;
+        assert!(head.base_index.0 <= index && index < head.end_index().0);
+    }
+}
+
+/// A log with a tail cache that is much smaller than its backlog.
+async fn with_backlog(world: &TestWorld, entries: u64) -> Owner {
+    let mut ctx = world.process();
+    Arc::get_mut(&mut ctx).unwrap().cache = EntryCache::new(100_000, 512 * 1024);
+    let owner = Owner::open(ctx, options(1_000_000)).await;
+    for tag in 0..entries {
+        owner.append_bytes(tag, vec![1; 4096].into()).unwrap();
+    }
+    owner
+        .collected
+        .wait_for(usize::try_from(entries).unwrap())
+        .await;
+    owner
+}
+
+#[tokio::test(start_paused = true)]
+async fn catching_up_reads_large_ranges_ahead_and_leaves_the_tail_alone() {
+    let world = TestWorld::new(1);
+    let owner = with_backlog(&world, 1000).await;
+    let tail = owner.ctx.cache.tail_bytes();
+    assert!(tail > 50_000 && tail <= 100_000, "{tail}");
+    let mut tail_reader = ReadPoint::from(Index(owner.log.end().0 - 3));
+    assert!(owner.log.read_cached(&mut tail_reader, LIMITS).is_some());
+
+    let read = read_from(&owner.log, Index(0)).await;
+    assert_eq!(read.len(), 1000);
+    assert_eq!(owner.ctx.cache.tail_bytes(), tail, "the tail is untouched");
+    let reads = world.bookies.reads();
+    // 4 KiB entries in 64 KiB ranges; the first read of a jump is a small one.
+    assert!(reads.requests < 1000 / 12, "{reads:?}");
+    assert!(reads.entries < 1000, "the tail came from memory: {reads:?}");
+    let mut tail_reader = ReadPoint::from(Index(owner.log.end().0 - 3));
+    assert!(owner.log.read_cached(&mut tail_reader, LIMITS).is_some());
+    assert_eq!(owner.ctx.cache.read_ahead().used_bytes(), 0, "given back");
+}
+
+#[tokio::test(start_paused = true)]
+async fn readers_get_along_without_room_for_read_ahead() {
+    let world = TestWorld::new(1);
+    let owner = with_backlog(&world, 300).await;
+    let capacity = owner.ctx.cache.read_ahead().capacity_bytes();
+    let taken = owner.ctx.cache.read_ahead().try_acquire(capacity).unwrap();
+    assert_eq!(read_from(&owner.log, Index(0)).await.len(), 300);
+    drop(taken);
+    // Stalled readers hold what they fetched, and never more than the budget.
+    let mut stalled = Vec::new();
+    for _ in 0..40 {
+        let mut at = ReadPoint::from(Index(0));
+        for _ in 0..3 {
+            owner.log.read(&mut at, LIMITS).await.unwrap();
+        }
+        stalled.push(at);
+    }
+    assert!(owner.ctx.cache.read_ahead().used_bytes() <= capacity);
+    drop(stalled);
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(owner.ctx.cache.read_ahead().used_bytes(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn tail_readers_never_touch_a_bookie() {
+    let world = TestWorld::new(1);
+    let owner = Owner::open(world.process(), options(4)).await;
+    let mut readers: Vec<ReadPoint> = (0..10).map(|_| Index(0).into()).collect();
+    let mut end = owner.log.watch_end();
+    for tag in 0..50 {
+        owner.append(tag).unwrap();
+        end.changed().await.unwrap();
+        for at in &mut readers {
+            let found = owner.log.read_cached(at, LIMITS).expect("in the tail");
+            assert_eq!(bodies(&found), [body(tag)]);
+            assert_eq!(owner.log.read_cached(at, LIMITS), Some(Vec::new()));
+        }
+    }
+    assert_eq!(world.bookies.reads().requests, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn seeking_back_and_forth_reads_what_is_there() {
+    let world = TestWorld::new(1);
+    let owner = with_backlog(&world, 300).await;
+    let end = owner.log.end().0;
+    let mut at = ReadPoint::from(Index(0));
+    for step in 0..200 {
+        if step % 3 == 0 {
+            at.index = Index(step * 7919 % end);
+        }
+        let wanted = at.index;
+        let found = owner.log.read(&mut at, LIMITS).await.unwrap();
+        match found.first() {
+            Some(first) => {
+                assert!(first.head.base_index <= wanted && wanted < first.head.end_index());
+            }
+            None => assert_eq!(wanted, Index(end)),
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn damage_is_an_error_alone_and_repaired_by_another_replica_i5() {
+    for (bookies, quorum) in [(1, Quorum::SINGLE), (3, Quorum::new(3, 3, 2).unwrap())] {
+        let world = TestWorld::new(bookies);
+        let options = LogOptions {
+            quorum,
+            ..options(100)
+        };
+        let owner = Owner::open(world.process(), options).await;
+        owner.append_all(0..5).await;
+        owner.log.close().await.unwrap();
+        let ledger = owner.log.stats().ledgers[0].ledger;
+        for bookie in world
+            .bookies
+            .ids()
+            .into_iter()
+            .take(quorum.ack().max(1) - 1 + usize::from(bookies == 1))
+        {
+            world.bookies.corrupt(bookie, ledger, EntryId(2));
+        }
+        let heir = Owner::open(world.process(), options).await;
+        if bookies == 3 {
+            assert_eq!(bodies(&heir.read_all().await), expected(0..5));
+            continue;
+        }
+        let mut at = ReadPoint::from(Index(0));
+        let good = heir.log.read(&mut at, LIMITS).await.unwrap();
+        assert_eq!(bodies(&good), expected(0..2), "what is good is served");
+        let error = heir.log.read(&mut at, LIMITS).await.unwrap_err();
+        assert!(matches!(error, LogError::Damaged(_)), "{error:?}");
+        at.index = Index(6);
+        let beyond = heir.log.read(&mut at, LIMITS).await.unwrap();
+        assert_eq!(bodies(&beyond), expected(3..5), "and what is behind it");
+    }
+}

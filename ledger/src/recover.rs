@@ -1,0 +1,271 @@
+//! Runs a [`Recovery`] against bookies and metadata until a ledger is closed.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use aquifer_metadata::error::MetadataError;
+use aquifer_metadata::store::Guard;
+use aquifer_model::entry::EntryData;
+use aquifer_model::id::{EntryId, LedgerId};
+use aquifer_model::storage::{
+    AddEntry, BookieError, BookieResult, OrderedOperation, OrderedReply, OrderedRequest,
+    StoredEntry,
+};
+use aquifer_runtime::clock;
+use tokio::sync::mpsc;
+
+use crate::context::LogContext;
+use crate::error::LedgerError;
+use crate::ledger_metadata::{self, LedgerInfo, LedgerState};
+use crate::reader::{self, Wanted};
+use crate::recovery::{FenceReply, Recovery, RecoveryAction, RecoveryEvent, RecoveryReadReply};
+use crate::writer::LedgerEnd;
+
+/// Times that a rival recoverer may be ahead of us in one call.
+const RIVALS_MAX: usize = 16;
+
+/// Closes a ledger: adopts its end if it is closed, else fences it and finds its end (I3, I4).
+///
+/// # Errors
+/// [`LedgerError::Undecided`] when too few bookies gave clear answers: nothing is changed but the
+/// fence, and it may be tried again. [`LedgerError::Fenced`] when a guard does not hold.
+pub(crate) async fn close_by_recovery(
+    ctx: &Arc<LogContext>,
+    ledger: LedgerId,
+    guards: &[Guard],
+) -> Result<(LedgerInfo, LedgerEnd), LedgerError> {
+    let started = ctx.clock.monotonic();
+    let mut rival = MetadataError::Unavailable("another recovery is in progress".to_owned());
+    for _ in 0..RIVALS_MAX {
+        let mut info = ledger_metadata::load_existing(&*ctx.store, ledger).await?;
+        if let LedgerState::Closed(end) = info.state {
+            return Ok((info, end));
+        }
+        info.state = LedgerState::InRecovery;
+        info.recovery_epoch += 1;
+        match claim_and_recover(ctx, &mut info, guards).await {
+            Err(LedgerError::Metadata(conflict @ MetadataError::Conflict { .. })) => {
+                rival = conflict;
+                clock::sleep(ctx.rng.jitter(ctx.settings.retry_backoff_min)).await;
+            }
+            Ok(end) => {
+                let seconds = (ctx.clock.monotonic() - started).as_secs_f64();
+                ctx.metrics.recoveries.add(1, &[]);
+                ctx.metrics.recovery_seconds.record(seconds, &[]);
+                tracing::info!(
+                    ledger = ledger.0,
+                    last_entry = end.last_entry.map(|entry| entry.0),
+                    "ledger recovered and closed"
+                );
+                return Ok((info, end));
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Err(rival.into())
+}
+
+async fn claim_and_recover(
+    ctx: &Arc<LogContext>,
+    info: &mut LedgerInfo,
+    guards: &[Guard],
+) -> Result<LedgerEnd, LedgerError> {
+    ledger_metadata::replace(&*ctx.store, info, guards).await?;
+    let (last_entry, length) = Run::new(ctx, info).run().await?;
+    let length = match (last_entry, length) {
+        (None, _) => 0,
+        (Some(_), Some(length)) => length,
+        (Some(last), None) => {
+            let stored = reader::read_range(ctx, info, Wanted::one(last)).await?;
+            stored[0].ledger_length
+        }
+    };
+    let end = LedgerEnd { last_entry, length };
+    info.state = LedgerState::Closed(end);
+    ledger_metadata::replace(&*ctx.store, info, guards).await?;
+    Ok(end)
+}
+
+/// A request on its way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Asked {
+    Fence(usize),
+    Read(usize, EntryId),
+    Write(usize, EntryId),
+}
+
+type Answer = (Asked, BookieResult<OrderedReply>);
+
+struct Run<'a> {
+    ctx: &'a Arc<LogContext>,
+    info: &'a LedgerInfo,
+    machine: Recovery,
+    actions: Vec<RecoveryAction>,
+    answers: mpsc::Receiver<Answer>,
+    answer: mpsc::Sender<Answer>,
+    outstanding: BTreeSet<Asked>,
+    found: BTreeMap<EntryId, StoredEntry>,
+    trouble: Option<BookieError>,
+}
+
+impl<'a> Run<'a> {
+    fn new(ctx: &'a Arc<LogContext>, info: &'a LedgerInfo) -> Run<'a> {
+        let (floor, members) = info.last_fragment();
+        let window = ctx.settings.recovery_window_entries.max(1);
+        // Room for every request that can be on its way: a read and a write of each entry of the
+        // window and of those being written behind it, and the fences.
+        let room =
+            info.quorum.ensemble() * (1 + 4 * usize::try_from(window).unwrap_or(usize::MAX / 1024));
+        let (answer, answers) = mpsc::channel(room);
+        let (machine, actions) = Recovery::start(info.quorum, members, floor, window);
+        Run {
+            ctx,
+            info,
+            machine,
+            actions,
+            answers,
+            answer,
+            outstanding: BTreeSet::new(),
+            found: BTreeMap::new(),
+            trouble: None,
+        }
+    }
+
+    async fn run(mut self) -> Result<(Option<EntryId>, Option<u64>), LedgerError> {
+        loop {
+            for action in std::mem::take(&mut self.actions) {
+                match action {
+                    RecoveryAction::Close { last_entry, length } => {
+                        return Ok((last_entry, length));
+                    }
+                    RecoveryAction::Abort => {
+                        let cause = self.trouble.take().unwrap_or(BookieError::Timeout);
+                        return Err(LedgerError::Undecided(cause));
+                    }
+                    RecoveryAction::Fence { position, .. } => self.ask(Asked::Fence(position)),
+                    RecoveryAction::Read {
+                        position, entry, ..
+                    } => self.ask(Asked::Read(position, entry)),
+                    RecoveryAction::Write {
+                        position, entry, ..
+                    } => self.ask(Asked::Write(position, entry)),
+                }
+            }
+            let next = clock::timeout(self.ctx.settings.request_timeout, self.answers.recv());
+            match next.await {
+                Ok(Some((asked, result))) => {
+                    if self.outstanding.remove(&asked) {
+                        self.take(asked, result);
+                    }
+                }
+                // Silence for so long: whoever has not answered has failed.
+                Ok(None) | Err(_) => {
+                    for asked in std::mem::take(&mut self.outstanding) {
+                        self.take(asked, Err(BookieError::Timeout));
+                    }
+                }
+            }
+            let machine = &self.machine;
+            self.found.retain(|entry, _| machine.needs(*entry));
+        }
+    }
+
+    fn ask(&mut self, asked: Asked) {
+        let (position, operation) = match asked {
+            Asked::Fence(position) => (position, OrderedOperation::Fence),
+            Asked::Read(position, entry) => (position, OrderedOperation::RecoveryRead(entry)),
+            Asked::Write(position, entry) => {
+                let Some(stored) = self.found.get(&entry) else {
+                    return;
+                };
+                let add = AddEntry {
+                    entry,
+                    last_add_confirmed: stored.last_add_confirmed,
+                    ledger_length: stored.ledger_length,
+                    digest: stored.digest,
+                    recovery: true,
+                    data: EntryData {
+                        head: bytes::Bytes::new(),
+                        body: stored.data.clone(),
+                    },
+                };
+                (position, OrderedOperation::Add(add))
+            }
+        };
+        let (_, members) = self.info.last_fragment();
+        let request = OrderedRequest {
+            ledger: self.info.id,
+            token: self.info.token,
+            operation,
+        };
+        let answer = self.answer.clone();
+        self.outstanding.insert(asked);
+        self.ctx.transport.submit(
+            members[position],
+            request,
+            // A full or closed channel means that nobody waits for this answer any more, or that
+            // the silence timeout will speak for it.
+            Box::new(move |result| drop(answer.try_send((asked, result)))),
+        );
+    }
+
+    fn take(&mut self, asked: Asked, result: BookieResult<OrderedReply>) {
+        let event = match asked {
+            Asked::Fence(position) => RecoveryEvent::Fence {
+                position,
+                reply: match self.note(result) {
+                    Ok(OrderedReply::Done { last_add_confirmed }) => {
+                        FenceReply::Fenced(last_add_confirmed)
+                    }
+                    Ok(OrderedReply::Entry(_)) | Err(_) => FenceReply::Unknown,
+                },
+            },
+            Asked::Read(position, entry) => RecoveryEvent::Read {
+                position,
+                entry,
+                reply: self.read_reply(entry, result),
+            },
+            Asked::Write(position, entry) => RecoveryEvent::Write {
+                position,
+                entry,
+                stored: self.note(result).is_ok(),
+            },
+        };
+        self.machine.on(event, &mut self.actions);
+    }
+
+    fn read_reply(
+        &mut self,
+        entry: EntryId,
+        result: BookieResult<OrderedReply>,
+    ) -> RecoveryReadReply {
+        match self.note(result) {
+            Ok(OrderedReply::Entry(stored))
+                if stored.entry == entry && stored.is_intact(self.info.id) =>
+            {
+                let ledger_length = stored.ledger_length;
+                self.found.entry(entry).or_insert(stored);
+                RecoveryReadReply::Found { ledger_length }
+            }
+            Ok(_) => {
+                self.ctx.metrics.digest_failures.add(1, &[]);
+                self.trouble
+                    .get_or_insert_with(|| BookieError::Digest(format!("entry {entry}")));
+                RecoveryReadReply::Unknown
+            }
+            Err(BookieError::NoSuchEntry | BookieError::NoSuchLedger) => RecoveryReadReply::Absent,
+            Err(_) => RecoveryReadReply::Unknown,
+        }
+    }
+
+    /// Remembers why a bookie could not help; limbo says most about what to do.
+    fn note(&mut self, result: BookieResult<OrderedReply>) -> BookieResult<OrderedReply> {
+        if let Err(error) = &result {
+            let negative = matches!(error, BookieError::NoSuchEntry | BookieError::NoSuchLedger);
+            if !negative && (self.trouble.is_none() || *error == BookieError::Limbo) {
+                self.trouble = Some(error.clone());
+            }
+        }
+        result
+    }
+}

@@ -1,0 +1,186 @@
+//! A metadata store in memory, with faults.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use aquifer_metadata::error::{MetadataError, MetadataResult};
+use aquifer_metadata::keys;
+use aquifer_metadata::store::{
+    Expect, MetadataStore, Operation, PageToken, Revision, ScanPage, Session, Transaction,
+    Versioned, Watch,
+};
+use async_trait::async_trait;
+use bytes::Bytes;
+use parking_lot::Mutex;
+
+/// A store that keeps everything in memory. Watches and sessions are not there. Clones share it.
+#[derive(Debug, Clone, Default)]
+pub struct MemoryStore {
+    state: Arc<Mutex<State>>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    values: BTreeMap<String, (Bytes, Revision)>,
+    revision: u64,
+    commits: u64,
+    unavailable: bool,
+    lost_answers: u32,
+    seeds: u64,
+}
+
+impl MemoryStore {
+    /// From now on every operation fails, or works again.
+    pub fn set_unavailable(&self, unavailable: bool) {
+        self.state.lock().unavailable = unavailable;
+    }
+
+    /// The next `count` commits are applied but answered with `UnknownOutcome`.
+    pub fn lose_answers(&self, count: u32) {
+        self.state.lock().lost_answers = count;
+    }
+
+    /// How many commits were applied.
+    #[must_use]
+    pub fn commits(&self) -> u64 {
+        self.state.lock().commits
+    }
+
+    /// The keys that begin with `prefix`.
+    #[must_use]
+    pub fn keys(&self, prefix: &str) -> Vec<String> {
+        let state = self.state.lock();
+        let keys = state.values.keys();
+        keys.filter(|key| key.starts_with(prefix))
+            .cloned()
+            .collect()
+    }
+
+    pub(super) fn next_seed(&self) -> u64 {
+        let mut state = self.state.lock();
+        state.seeds += 1;
+        state.seeds
+    }
+}
+
+impl State {
+    fn check(&self, key: &str, expect: Expect) -> MetadataResult<()> {
+        let current = self.values.get(key).map(|(_, revision)| *revision);
+        let holds = match expect {
+            Expect::Any => true,
+            Expect::Absent => current.is_none(),
+            Expect::Revision(revision) => current == Some(revision),
+        };
+        if holds {
+            return Ok(());
+        }
+        Err(MetadataError::Conflict {
+            key: key.to_owned(),
+            current,
+        })
+    }
+
+    fn up(&self) -> MetadataResult<()> {
+        if self.unavailable {
+            return Err(MetadataError::Unavailable("switched off".to_owned()));
+        }
+        Ok(())
+    }
+}
+
+fn missing<T>(what: &str) -> MetadataResult<T> {
+    let message = format!("the store in memory has no {what}");
+    Err(MetadataError::Unavailable(message))
+}
+
+#[async_trait]
+impl MetadataStore for MemoryStore {
+    async fn get(&self, key: &str) -> MetadataResult<Option<Versioned>> {
+        let state = self.state.lock();
+        state.up()?;
+        let found = state.values.get(key);
+        Ok(found.map(|(value, revision)| Versioned {
+            key: key.to_owned(),
+            value: value.clone(),
+            revision: *revision,
+        }))
+    }
+
+    async fn scan(
+        &self,
+        prefix: &str,
+        page: Option<PageToken>,
+        limit: usize,
+    ) -> MetadataResult<ScanPage> {
+        let state = self.state.lock();
+        state.up()?;
+        let after = page.map(|page| page.after).unwrap_or_default();
+        let mut items: Vec<Versioned> = state
+            .values
+            .range(prefix.to_owned()..)
+            .take_while(|(key, _)| key.starts_with(prefix))
+            .filter(|(key, _)| **key > after)
+            .take(limit + 1)
+            .map(|(key, (value, revision))| Versioned {
+                key: key.clone(),
+                value: value.clone(),
+                revision: *revision,
+            })
+            .collect();
+        let revision = Revision(state.revision);
+        let more = items.len() > limit;
+        items.truncate(limit);
+        let next = items.last().filter(|_| more).map(|last| PageToken {
+            after: last.key.clone(),
+            revision,
+        });
+        Ok(ScanPage {
+            items,
+            next,
+            revision,
+        })
+    }
+
+    async fn commit(&self, transaction: Transaction) -> MetadataResult<Revision> {
+        keys::check_partition(&transaction)?;
+        let mut state = self.state.lock();
+        state.up()?;
+        for guard in &transaction.guards {
+            state.check(&guard.key, guard.expect)?;
+        }
+        for operation in &transaction.operations {
+            match operation {
+                Operation::Put { key, expect, .. } | Operation::Delete { key, expect } => {
+                    state.check(key, *expect)?;
+                }
+            }
+        }
+        state.revision += 1;
+        state.commits += 1;
+        let revision = Revision(state.revision);
+        for operation in transaction.operations {
+            match operation {
+                Operation::Put { key, value, .. } => {
+                    state.values.insert(key, (value, revision));
+                }
+                Operation::Delete { key, .. } => {
+                    state.values.remove(&key);
+                }
+            }
+        }
+        if state.lost_answers > 0 {
+            state.lost_answers -= 1;
+            return Err(MetadataError::UnknownOutcome("answer lost".to_owned()));
+        }
+        Ok(revision)
+    }
+
+    async fn watch(&self, _prefix: &str, _after: Revision) -> MetadataResult<Box<dyn Watch>> {
+        missing("watches")
+    }
+
+    async fn open_session(&self, _ttl: Duration) -> MetadataResult<Box<dyn Session>> {
+        missing("sessions")
+    }
+}
