@@ -91,6 +91,8 @@ struct Machine {
     cpus: usize,
     system: String,
     version: &'static str,
+    /// Figures of anything but `release` say nothing.
+    build: &'static str,
 }
 
 /// Everything, as JSON.
@@ -203,6 +205,11 @@ fn machine() -> Machine {
         // `Linux version 6.1.0`: the rest is about who compiled it.
         system: system.split(' ').take(3).collect::<Vec<_>>().join(" "),
         version: env!("CARGO_PKG_VERSION"),
+        build: if cfg!(debug_assertions) {
+            "debug"
+        } else {
+            "release"
+        },
     }
 }
 

@@ -17,6 +17,8 @@ use super::{Bound, MESSAGE_BYTES, Row, Suite, complete, per_second};
 const SILENCE_MAX: Duration = Duration::from_secs(20);
 const LOOK: Duration = Duration::from_millis(5);
 const TOPICS: usize = 1_000;
+/// Bytes that the bookie read for somebody; consumers at the tail should cause none.
+const STORAGE_READS: &str = "aquifer_bookie_read_bytes_total";
 
 impl Suite {
     /// One producer, the SDK's defaults, 1,000 outstanding.
@@ -125,7 +127,9 @@ impl Suite {
         let mut load = self.load(&topic, Until::Elapsed(self.seconds(10)), 100_000);
         load.rate = Some(100_000.0);
         load.stamped = true;
+        let read_before = self.server.metric(STORAGE_READS).await?;
         let done = e2e::run(&client, &load, &topic, 10, |_| ()).await?;
+        let read = self.server.metric(STORAGE_READS).await? - read_before;
         self.remove(&client, &topic).await?;
         let elapsed = done.published.counted.elapsed.as_secs_f64();
         let kept_up = done.all.counted.messages.saturating_sub(done.lag_at_end);
@@ -143,6 +147,13 @@ impl Suite {
             done.all.latencies.summary().p99 / 1e3
         );
         self.rows.push(row.note(note));
+        self.rows.push(Row::new(
+            "storage read for these deliveries",
+            read / 1e6,
+            "MB",
+            Bound::AtMost,
+            0.0,
+        ));
         Ok(())
     }
 

@@ -13,6 +13,8 @@ use aquifer_runtime::net::{self, ListenAddress};
 use aquifer_runtime::task::spawn_thread;
 use rustix::fs::{Advice, fadvise};
 use rustix::process::{Pid, Signal, kill_process};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 
 use crate::exit::CliError;
 use crate::perf::disk::blocking;
@@ -27,6 +29,7 @@ const TICKS_PER_SECOND: f64 = 100.0;
 pub struct Server {
     child: Child,
     url: String,
+    http: String,
     data_dir: PathBuf,
     /// From starting the process until it said that it is ready.
     pub start_ms: f64,
@@ -84,6 +87,7 @@ impl Server {
             let mut server = Server {
                 child,
                 url,
+                http,
                 data_dir: directory,
                 start_ms: 0.0,
             };
@@ -162,6 +166,17 @@ impl Server {
             .ok_or_else(|| CliError::failed("cannot read what the server uses"))
     }
 
+    /// The sum of a metric over all its labels; 0 for a counter that has not counted yet.
+    ///
+    /// # Errors
+    /// When the server does not answer.
+    pub async fn metric(&self, name: &str) -> Result<f64, CliError> {
+        let text = get(&self.http, "/metrics").await.map_err(|error| {
+            CliError::failed(format!("cannot read the server's metrics: {error}"))
+        })?;
+        Ok(sum_metric(&text, name))
+    }
+
     /// Lets the peak of resident memory begin anew. Not every kernel can; then it stays what it
     /// was since the start.
     pub fn forget_peak(&self) {
@@ -214,6 +229,29 @@ fn forget_cached(directory: &Path) -> io::Result<()> {
     Ok(())
 }
 
+/// The body of an HTTP answer; one request a connection keeps this as simple as it looks.
+async fn get(address: &str, path: &str) -> io::Result<String> {
+    let mut stream = TcpStream::connect(address).await?;
+    let request = format!("GET {path} HTTP/1.0\r\nHost: {address}\r\n\r\n");
+    stream.write_all(request.as_bytes()).await?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await?;
+    match answer.split_once("\r\n\r\n") {
+        Some((head, body)) if head.contains(" 200 ") => Ok(body.to_owned()),
+        _ => Err(io::Error::other("an answer other than 200")),
+    }
+}
+
+fn sum_metric(text: &str, name: &str) -> f64 {
+    let value = |line: &str| {
+        let rest = line.strip_prefix(name)?;
+        let ends = rest.starts_with('{') || rest.starts_with(' ');
+        let number = rest.rsplit(' ').next().filter(|_| ends)?;
+        number.parse::<f64>().ok()
+    };
+    text.lines().filter_map(value).sum()
+}
+
 fn parse_usage(stat: &str, status: &str) -> Option<Usage> {
     // The name of the process is in parentheses and may contain anything, so count from its end.
     let after_name: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
@@ -227,6 +265,15 @@ fn parse_usage(stat: &str, status: &str) -> Option<Usage> {
         resident_bytes: kib("VmRSS:")? * 1024.0,
         peak_bytes: kib("VmHWM:")? * 1024.0,
     })
+}
+
+#[test]
+fn metrics_are_summed_over_their_labels() {
+    let text =
+        "# TYPE a_total counter\na_total{x=\"1\"} 2\na_total{x=\"2\"} 3.5\na_total_more 9\nb 4\n";
+    assert_eq!(sum_metric(text, "a_total"), 5.5);
+    assert_eq!(sum_metric(text, "b"), 4.0);
+    assert_eq!(sum_metric(text, "absent"), 0.0);
 }
 
 #[test]

@@ -28,10 +28,11 @@ pub fn print(out: &Output, results: &Results) -> Result<(), CliError> {
         rows.row(cells(row));
     }
     let machine = format!(
-        "{} CPUs, {}, aquifer {}{}",
+        "{} CPUs, {}, aquifer {} ({} build{})",
         results.machine.cpus,
         results.machine.system,
         results.machine.version,
+        results.machine.build,
         if results.quick {
             ", quick: not a result"
         } else {
