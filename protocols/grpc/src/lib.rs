@@ -36,7 +36,9 @@ use aquifer_runtime::net;
 use aquifer_runtime::task::TaskGroup;
 use async_trait::async_trait;
 use opentelemetry::metrics::Meter;
+use tonic::body::Body;
 use tonic::transport::Server;
+use tower::util::MapResponseLayer;
 
 use crate::config::GrpcConfig;
 use crate::metrics::Metrics;
@@ -128,6 +130,7 @@ impl ProtocolHandler for GrpcHandler {
         let admin_server = AdminServer::new(service).max_decoding_message_size(FRAME_BYTES_MAX);
         let router = self
             .server()
+            .layer(MapResponseLayer::new(status::complete::<Body>))
             .add_service(broker_server)
             .add_service(admin_server);
         let clock = self.clock.clone();

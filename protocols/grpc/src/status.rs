@@ -4,6 +4,7 @@
 use aquifer_proto::{ERROR_TRAILER, v1};
 use aquifer_protocol_api::error::{ApiError, ErrorKind, Outcome};
 use prost::Message;
+use tonic::codegen::http::Response;
 use tonic::metadata::{MetadataMap, MetadataValue};
 use tonic::{Code, Status};
 
@@ -80,6 +81,30 @@ pub(crate) fn receive_error(status: &Status) -> Option<ApiError> {
         // Everything else comes from a connection or stream that is gone.
         _ => None,
     }
+}
+
+/// Gives a failure that tonic itself answered, before any handler ran, the detail that all our
+/// failures have: a request that cannot be decoded, one that is too large, an unknown method.
+pub(crate) fn complete<B>(mut response: Response<B>) -> Response<B> {
+    let Some(status) = Status::from_header_map(response.headers()) else {
+        return response;
+    };
+    if status.code() != Code::Ok && status.metadata().get_bin(ERROR_TRAILER).is_none() {
+        let mut metadata = MetadataMap::from_headers(std::mem::take(response.headers_mut()));
+        let bytes = detail(&undetailed(&status)).encode_to_vec();
+        metadata.insert_bin(ERROR_TRAILER, MetadataValue::from_bytes(&bytes));
+        *response.headers_mut() = metadata.into_headers();
+    }
+    response
+}
+
+/// What a status of tonic means.
+fn undetailed(status: &Status) -> ApiError {
+    if status.code() == Code::Unimplemented {
+        return ApiError::new(ErrorKind::Unimplemented, "no such method")
+            .advise("client and broker may be of different versions");
+    }
+    receive_error(status).unwrap_or_else(|| ApiError::new(ErrorKind::Internal, status.message()))
 }
 
 fn shortened(text: &str) -> String {

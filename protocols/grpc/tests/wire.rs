@@ -218,6 +218,19 @@ async fn wrong_requests_of_a_consumer_end_its_stream_with_a_typed_error() {
     assert_eq!(served.tasks.failed(), None);
 }
 
+/// Also what fails before any handler of ours runs has its detail.
+#[tokio::test]
+async fn unary_requests_that_cannot_be_read_are_typed_too() {
+    let served = serve(|_| {}).await;
+    let large = "x".repeat(FRAME_BYTES_MAX + 1);
+    let refusal = served.client.create_topic(&large, 0).await.unwrap_err();
+    assert_eq!(refusal.kind, ErrorKind::TooLarge);
+    let bytes = served.client.create_topic_with(b"\x0a\xff").await;
+    assert_eq!(bytes.unwrap_err().kind, ErrorKind::InvalidArgument);
+    let unknown = served.client.call_unknown_method().await;
+    assert_eq!(unknown.unwrap_err().kind, ErrorKind::Unimplemented);
+}
+
 /// A shutdown finishes what is in flight: the client learns the outcome of every batch it sent.
 #[tokio::test]
 async fn a_shutdown_tells_the_outcome_of_what_was_sent() {

@@ -16,10 +16,11 @@ use aquifer_protocol_api::broker::{Delivery, Receipt, StoredAt};
 use aquifer_protocol_api::conformance::{ConformanceClient, Refusal};
 use aquifer_protocol_api::error::{ErrorKind, Outcome};
 use async_trait::async_trait;
-use bytes::Bytes;
+use bytes::{Buf, BufMut, Bytes};
 use prost::Message;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
+use tonic::codec::{DecodeBuf, EncodeBuf};
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Status, Streaming};
 
@@ -152,6 +153,27 @@ impl RawClient {
                 other => assert!(other.is_some()),
             }
         }
+    }
+
+    async fn call(&self, path: &'static str, message: Vec<u8>) -> Result<(), Refusal> {
+        let mut client = tonic::client::Grpc::new(self.channel.clone());
+        client.ready().await.unwrap();
+        let path = tonic::codegen::http::uri::PathAndQuery::from_static(path);
+        let request = tonic::Request::new(message);
+        let answer = client.unary(request, path, RawCodec).await;
+        answer.map(|_| ()).map_err(|status| unary(&status))
+    }
+
+    /// Sends these bytes as the request message of `CreateTopic`.
+    pub async fn create_topic_with(&self, message: &[u8]) -> Result<(), Refusal> {
+        self.call("/aquifer.v1.Admin/CreateTopic", message.to_vec())
+            .await
+    }
+
+    /// Calls a method that does not exist.
+    pub async fn call_unknown_method(&self) -> Result<(), Refusal> {
+        self.call("/aquifer.v1.Admin/DrainTheOcean", Vec::new())
+            .await
     }
 
     /// An open producer that does nothing until it is dropped.
@@ -338,5 +360,43 @@ impl ConformanceClient for RawClient {
             .create_topic(v1::CreateTopicRequest { topic, partitions })
             .await;
         answer.map(|_| ()).map_err(|status| unary(&status))
+    }
+}
+
+/// Sends bytes as they are.
+struct RawCodec;
+
+impl tonic::codec::Codec for RawCodec {
+    type Encode = Vec<u8>;
+    type Decode = ();
+    type Encoder = RawCodec;
+    type Decoder = RawCodec;
+
+    fn encoder(&mut self) -> RawCodec {
+        RawCodec
+    }
+
+    fn decoder(&mut self) -> RawCodec {
+        RawCodec
+    }
+}
+
+impl tonic::codec::Encoder for RawCodec {
+    type Item = Vec<u8>;
+    type Error = Status;
+
+    fn encode(&mut self, item: Vec<u8>, to: &mut EncodeBuf<'_>) -> Result<(), Status> {
+        to.put_slice(&item);
+        Ok(())
+    }
+}
+
+impl tonic::codec::Decoder for RawCodec {
+    type Item = ();
+    type Error = Status;
+
+    fn decode(&mut self, from: &mut DecodeBuf<'_>) -> Result<Option<()>, Status> {
+        from.advance(from.remaining());
+        Ok(Some(()))
     }
 }
