@@ -4,23 +4,21 @@
 //! Invariants: batches leave in the order in which they were opened (I7); a batch that was sent
 //! once keeps its composition (H7, I8); frame `acked + n + 1` of a session is `sealed[n]`.
 
+mod encode;
+
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::task::Waker;
 use std::time::Duration;
 
-use aquifer_model::batch::{
-    BatchBuilder, BatchFields, Compression, FLAG_HAS_EVENT_TIME, FLAG_HAS_KEY, MessageRow,
-    ROW_BYTES,
-};
-use aquifer_model::hash::key_hash;
+use aquifer_model::batch::{BatchBuilder, ROW_BYTES};
 use aquifer_model::id::{EntryId, Index, LedgerId};
 use aquifer_proto::v1;
 use bytes::{Bytes, BytesMut};
 use tokio::time::Instant;
 
+use self::encode::row;
 use super::room::Cost;
-use crate::compression::compress;
 use crate::error::{ClientError, Outcome, Result};
 use crate::message::Message;
 use crate::producer::Batching;
@@ -28,8 +26,6 @@ use crate::settle::Settle;
 
 /// Buffers of acknowledged batches that are kept for the next ones.
 const SPARE_MAX: usize = 16;
-/// Memory for records that is allocated with a batch, beyond which it grows as needed.
-const FIRST_ALLOCATION_BYTES: usize = 4 * 1024;
 
 /// The shared outcome of a batch.
 pub(crate) type BatchOutcome = Settle<Result<Stored>>;
@@ -135,7 +131,7 @@ pub(crate) struct Queue {
     stored_before: Option<u64>,
     stream: Option<Waker>,
     spare: Vec<BytesMut>,
-    /// Messages in the batch before, to lay out the next one.
+    /// Messages that the next batch is laid out for.
     rows_hint: usize,
 }
 
@@ -267,14 +263,12 @@ impl Queue {
     fn new_batch(&mut self, sequence_id: u64, size: usize, now: Instant) -> OpenBatch {
         let buffer = self.spare.pop().unwrap_or_default();
         // A busy producer's batch is about as large as the one before; a quiet one's is small.
-        let expected = self.rows_hint * size;
-        let payload = expected.clamp(
-            FIRST_ALLOCATION_BYTES.min(size * 2),
-            self.batching.bytes_max,
-        );
+        let payload = (self.rows_hint * size)
+            .min(self.batching.bytes_max)
+            .max(size);
         let rows = self.rows_hint + self.rows_hint / 8 + 2;
         OpenBatch {
-            builder: BatchBuilder::new(buffer, rows, payload.max(size)),
+            builder: BatchBuilder::new(buffer, rows, payload),
             lowest: sequence_id,
             highest: sequence_id,
             outcome: Arc::new(BatchOutcome::default()),
@@ -320,7 +314,10 @@ impl Queue {
     }
 
     fn seal(&mut self, batch: OpenBatch) -> Next {
-        self.rows_hint = batch.builder.message_count();
+        // Falls slowly, so that full batches between small ones need no growing, and fast enough
+        // that many small ones in flight do not each hold a large buffer.
+        let rows = batch.builder.message_count();
+        self.rows_hint = rows.max(self.rows_hint * 3 / 4);
         self.sealing = Some(Sealing {
             outcome: Arc::clone(&batch.outcome),
             failed: None,
@@ -531,56 +528,6 @@ impl Queue {
         let (_, wake) = self.begin_session();
         (settled, wake)
     }
-}
-
-impl OpenBatch {
-    /// The final bytes. `publish_time_ms` is the wall clock.
-    pub(crate) fn encode(
-        &mut self,
-        producer_name: &Bytes,
-        publish_time_ms: u64,
-        compression: Compression,
-    ) -> Result<Bytes> {
-        let payload = self.builder.payload();
-        let packed = compress(compression, payload);
-        let fields = BatchFields {
-            producer_name: producer_name.clone(),
-            lowest_sequence_id: self.lowest,
-            highest_sequence_id: self.highest,
-            publish_time_ms,
-            compression: match packed {
-                Some(_) => compression,
-                None => Compression::None,
-            },
-            uncompressed_bytes: u32::try_from(payload.len()).unwrap_or(u32::MAX),
-            ..BatchFields::default()
-        };
-        let bytes = match packed {
-            Some(packed) => self.builder.finish_with(&fields, &packed)?,
-            None => {
-                let empty = BatchBuilder::new(BytesMut::new(), 0, 0);
-                std::mem::replace(&mut self.builder, empty).finish(&fields)?
-            }
-        };
-        Ok(bytes)
-    }
-}
-
-fn row(message: &Message, sequence_delta: u64) -> MessageRow {
-    let mut row = MessageRow {
-        // A greater distance has cut the batch.
-        sequence_delta: u32::try_from(sequence_delta).unwrap_or(u32::MAX),
-        ..MessageRow::default()
-    };
-    if message.has_key {
-        row.flags |= FLAG_HAS_KEY;
-        row.key_hash = key_hash(&message.record.key);
-    }
-    if let Some(ms) = message.event_time_ms {
-        row.flags |= FLAG_HAS_EVENT_TIME;
-        row.event_time_ms = ms;
-    }
-    row
 }
 
 fn stored(receipt: &v1::Receipt) -> Stored {

@@ -1,1 +1,307 @@
+use aquifer_model::batch::{Batch, Compression};
+use futures::FutureExt;
+use proptest::prelude::*;
 
+use super::*;
+
+fn cost() -> Cost {
+    Cost {
+        messages: 1,
+        bytes: 100,
+    }
+}
+
+/// Accepts a message that says its number.
+fn append(queue: &mut Queue, number: u64, now: Instant) -> (Arc<BatchOutcome>, u32, u64) {
+    let message = Message::new(number.to_string());
+    let accepted = queue.append(&message, cost(), now).unwrap();
+    (accepted.outcome, accepted.slot, accepted.sequence_id)
+}
+
+/// Everything that the stream of a session would send now.
+fn pull(queue: &mut Queue, session: u64, now: Instant) -> Vec<(u64, Bytes)> {
+    let mut frames = Vec::new();
+    loop {
+        match queue.next(session, now, Waker::noop()) {
+            Next::Frame(number, bytes) => frames.push((number, bytes)),
+            Next::Seal(mut batch) => {
+                let name = Bytes::from_static(b"p");
+                let bytes = batch.encode(&name, 7, Compression::None);
+                assert!(queue.sealed(session, *batch, bytes).0.is_none());
+            }
+            Next::WaitUntil(_) | Next::Wait | Next::End => return frames,
+        }
+    }
+}
+
+fn begin(queue: &mut Queue) -> u64 {
+    let (session, _) = queue.begin_session();
+    queue.opened(session, None);
+    session
+}
+
+fn receipt(frame_number: u64, base_index: u64, duplicate: bool) -> v1::Receipt {
+    v1::Receipt {
+        frame_number,
+        base_index,
+        duplicate,
+        ..v1::Receipt::default()
+    }
+}
+
+fn batching(bytes_max: usize, adaptive: bool) -> Batching {
+    Batching {
+        bytes_max,
+        adaptive,
+        delay_max: Duration::from_secs(1),
+        ..Batching::default()
+    }
+}
+
+#[derive(Debug, Clone)]
+enum Step {
+    Append,
+    Pull,
+    /// The broker stores and acknowledges up to this many frames.
+    Acknowledge(usize),
+    /// The broker stores up to this many frames and the connection is lost.
+    Lose(usize),
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let step = prop_oneof![
+        5 => Just(Step::Append),
+        2 => Just(Step::Pull),
+        2 => (0usize..4).prop_map(Step::Acknowledge),
+        1 => (0usize..4).prop_map(Step::Lose),
+    ];
+    proptest::collection::vec(step, 1..120)
+}
+
+/// A broker that deduplicates: it stores a batch once, and answers where.
+#[derive(Default)]
+struct Model {
+    stored: Vec<(u64, u64, u64)>,
+    next_index: u64,
+    /// Sent in this session and not answered.
+    wire: VecDeque<(u64, Bytes)>,
+    answered: u64,
+}
+
+impl Model {
+    fn store(&mut self) -> Option<v1::Receipt> {
+        let (number, bytes) = self.wire.pop_front()?;
+        self.answered += 1;
+        assert_eq!(number, self.answered, "frames are numbered without gaps");
+        let batch = Batch::parse(bytes).unwrap();
+        let (low, high) = (
+            batch.fields().lowest_sequence_id,
+            batch.fields().highest_sequence_id,
+        );
+        let known = self.stored.iter().find(|(l, h, _)| (*l, *h) == (low, high));
+        if let Some((_, _, index)) = known {
+            return Some(receipt(number, *index, true));
+        }
+        let last = self.stored.last();
+        assert!(
+            last.is_none_or(|(_, h, _)| low == h + 1),
+            "order, and no batch that overlaps a stored one: {low}..{high} after {last:?}"
+        );
+        self.stored.push((low, high, self.next_index));
+        self.next_index += u64::from(batch.message_count());
+        Some(receipt(number, self.stored.last()?.2, false))
+    }
+}
+
+proptest! {
+    /// I7, I8, H7: whatever is lost and whenever, every message is stored once, in order, and its
+    /// receipt says where.
+    #[test]
+    fn every_message_is_stored_once_and_in_order(
+        steps in steps(),
+        bytes_max in 60usize..400,
+        adaptive in any::<bool>(),
+    ) {
+        let start = Instant::now();
+        let mut queue = Queue::new(batching(bytes_max, adaptive), None);
+        let mut model = Model::default();
+        let mut session = begin(&mut queue);
+        let mut sent = Vec::new();
+        let now = |step: usize| start + Duration::from_millis(300 * step as u64);
+        let end = [Step::Pull, Step::Acknowledge(usize::MAX)];
+        let steps: Vec<Step> = steps.into_iter().chain(end.iter().cloned().cycle().take(8)).collect();
+        for (at, step) in steps.into_iter().enumerate() {
+            match step {
+                Step::Append => sent.push(append(&mut queue, sent.len() as u64, now(at))),
+                Step::Pull => model.wire.extend(pull(&mut queue, session, now(at + 9))),
+                Step::Acknowledge(count) => {
+                    for _ in 0..count {
+                        let Some(receipt) = model.store() else { break };
+                        let mut settled = Vec::new();
+                        queue.receipts(session, &[receipt], &mut settled).unwrap();
+                        for settled in settled {
+                            settled.outcome.set(settled.result);
+                        }
+                    }
+                }
+                Step::Lose(count) => {
+                    for _ in 0..count {
+                        model.store();
+                    }
+                    model.wire.clear();
+                    model.answered = 0;
+                    session = begin(&mut queue);
+                }
+            }
+        }
+        prop_assert_eq!(model.next_index, sent.len() as u64);
+        for (number, (outcome, slot, sequence_id)) in sent.into_iter().enumerate() {
+            let stored = outcome.wait().now_or_never().expect("settled").clone().unwrap();
+            let (_, _, base) = stored.at.unwrap();
+            prop_assert_eq!(base.0 + u64::from(slot), number as u64);
+            prop_assert_eq!(sequence_id, number as u64);
+        }
+    }
+}
+
+#[test]
+fn a_quiet_producer_sends_at_once_and_a_busy_one_gathers() {
+    let now = Instant::now();
+    let mut queue = Queue::new(batching(10_000, true), None);
+    let session = begin(&mut queue);
+    append(&mut queue, 0, now);
+    assert_eq!(pull(&mut queue, session, now).len(), 1);
+    append(&mut queue, 1, now);
+    append(&mut queue, 2, now);
+    assert!(
+        pull(&mut queue, session, now).is_empty(),
+        "one is in flight"
+    );
+    let later = now + Duration::from_secs(1);
+    let frames = pull(&mut queue, session, later);
+    assert_eq!(frames.len(), 1, "the delay is over");
+    append(&mut queue, 3, later);
+    queue
+        .receipts(session, &[receipt(1, 0, false)], &mut Vec::new())
+        .unwrap();
+    assert_eq!(pull(&mut queue, session, later).len(), 1, "a receipt came");
+    append(&mut queue, 4, later);
+    assert!(
+        pull(&mut queue, session, later).is_empty(),
+        "it counts once"
+    );
+}
+
+#[test]
+fn without_adaptivity_only_the_bounds_count() {
+    let now = Instant::now();
+    let mut queue = Queue::new(batching(10_000, false), None);
+    let session = begin(&mut queue);
+    append(&mut queue, 0, now);
+    assert!(pull(&mut queue, session, now).is_empty());
+    assert!(matches!(
+        queue.next(session, now, Waker::noop()),
+        Next::WaitUntil(at) if at == now + Duration::from_secs(1)
+    ));
+    queue.flush();
+    assert_eq!(pull(&mut queue, session, now).len(), 1);
+}
+
+/// A later batch must not overtake one that the stream of an earlier session still seals.
+#[test]
+fn nothing_overtakes_a_batch_that_is_being_sealed() {
+    let now = Instant::now();
+    let mut queue = Queue::new(batching(20, true), None);
+    let old = begin(&mut queue);
+    append(&mut queue, 0, now);
+    append(&mut queue, 1, now);
+    let Next::Seal(mut batch) = queue.next(old, now, Waker::noop()) else {
+        panic!("the first batch is full");
+    };
+    let new = begin(&mut queue);
+    assert!(matches!(queue.next(old, now, Waker::noop()), Next::End));
+    assert!(pull(&mut queue, new, now).is_empty());
+    let bytes = batch.encode(&Bytes::from_static(b"p"), 7, Compression::None);
+    let (_, waker) = queue.sealed(old, *batch, bytes);
+    assert!(waker.is_some(), "the new session's stream is told");
+    let first_ids: Vec<u64> = pull(&mut queue, new, now)
+        .into_iter()
+        .map(|(_, bytes)| Batch::parse(bytes).unwrap().fields().lowest_sequence_id)
+        .collect();
+    assert_eq!(first_ids, [0, 1]);
+}
+
+/// Everything behind a failure fails, a batch that is just being sealed included.
+#[test]
+fn a_failure_takes_everything_along() {
+    let now = Instant::now();
+    let mut queue = Queue::new(batching(40, true), None);
+    let session = begin(&mut queue);
+    let sent: Vec<_> = (0..4).map(|n| append(&mut queue, n, now)).collect();
+    let Next::Seal(mut sealing) = queue.next(session, now, Waker::noop()) else {
+        panic!("the first batch is full");
+    };
+    let error = ClientError::Timeout {
+        what: "sending",
+        after: Duration::from_secs(1),
+        outcome: Outcome::Unknown,
+    };
+    let (settled, _) = queue.fail(&error, false);
+    assert_eq!(settled.len(), 3);
+    let bytes = sealing.encode(&Bytes::from_static(b"p"), 7, Compression::None);
+    let (last, _) = queue.sealed(session, *sealing, bytes);
+    let all = settled.into_iter().chain(last);
+    let released: u32 = all
+        .map(|settled| {
+            let cost = settled.cost;
+            settled.outcome.set(settled.result);
+            cost.messages
+        })
+        .sum();
+    assert_eq!(released, 4, "all room is given back");
+    for (outcome, _, _) in sent {
+        let result = outcome.wait().now_or_never().expect("settled");
+        let error = result.as_ref().unwrap_err();
+        assert_eq!(error.outcome(), Outcome::NotApplied, "none was sent");
+    }
+    let session = begin(&mut queue);
+    let (_, _, id) = append(&mut queue, 4, now);
+    assert_eq!(id, 4, "ids go on");
+    assert_eq!(pull(&mut queue, session, now).len(), 1);
+}
+
+#[test]
+fn receipts_out_of_order_break_the_session() {
+    let now = Instant::now();
+    let mut queue = Queue::new(batching(40, true), None);
+    let session = begin(&mut queue);
+    let wrong = |queue: &mut Queue, number| {
+        queue
+            .receipts(session, &[receipt(number, 0, false)], &mut Vec::new())
+            .is_err()
+    };
+    assert!(wrong(&mut queue, 1), "nothing was sent");
+    append(&mut queue, 0, now);
+    append(&mut queue, 1, now);
+    pull(&mut queue, session, now);
+    assert!(wrong(&mut queue, 2));
+    assert!(!wrong(&mut queue, 1));
+    assert!(wrong(&mut queue, 1));
+}
+
+/// Buffers of acknowledged batches are used again: a steady producer allocates none.
+#[test]
+fn acknowledged_buffers_are_reused() {
+    let now = Instant::now();
+    let mut queue = Queue::new(batching(10_000, true), None);
+    let session = begin(&mut queue);
+    append(&mut queue, 0, now);
+    let frames = pull(&mut queue, session, now);
+    drop(frames);
+    queue
+        .receipts(session, &[receipt(1, 0, false)], &mut Vec::new())
+        .unwrap();
+    assert_eq!(queue.spare.len(), 1);
+    append(&mut queue, 1, now);
+    assert!(queue.spare.is_empty());
+}

@@ -1,0 +1,63 @@
+//! From messages to the final bytes of a batch.
+
+use aquifer_model::batch::{
+    BatchBuilder, BatchFields, Compression, FLAG_HAS_EVENT_TIME, FLAG_HAS_KEY, MessageRow,
+};
+use aquifer_model::hash::key_hash;
+use bytes::{Bytes, BytesMut};
+
+use super::OpenBatch;
+use crate::compression::compress;
+use crate::error::Result;
+use crate::message::Message;
+
+impl OpenBatch {
+    /// The final bytes. `publish_time_ms` is the wall clock.
+    pub(crate) fn encode(
+        &mut self,
+        producer_name: &Bytes,
+        publish_time_ms: u64,
+        compression: Compression,
+    ) -> Result<Bytes> {
+        let payload = self.builder.payload();
+        let packed = compress(compression, payload);
+        let fields = BatchFields {
+            producer_name: producer_name.clone(),
+            lowest_sequence_id: self.lowest,
+            highest_sequence_id: self.highest,
+            publish_time_ms,
+            compression: match packed {
+                Some(_) => compression,
+                None => Compression::None,
+            },
+            uncompressed_bytes: u32::try_from(payload.len()).unwrap_or(u32::MAX),
+            ..BatchFields::default()
+        };
+        let bytes = match packed {
+            Some(packed) => self.builder.finish_with(&fields, &packed)?,
+            None => {
+                let empty = BatchBuilder::new(BytesMut::new(), 0, 0);
+                std::mem::replace(&mut self.builder, empty).finish(&fields)?
+            }
+        };
+        Ok(bytes)
+    }
+}
+
+/// The table's row of a message.
+pub(super) fn row(message: &Message, sequence_delta: u64) -> MessageRow {
+    let mut row = MessageRow {
+        // A greater distance has cut the batch.
+        sequence_delta: u32::try_from(sequence_delta).unwrap_or(u32::MAX),
+        ..MessageRow::default()
+    };
+    if message.has_key {
+        row.flags |= FLAG_HAS_KEY;
+        row.key_hash = key_hash(&message.record.key);
+    }
+    if let Some(ms) = message.event_time_ms {
+        row.flags |= FLAG_HAS_EVENT_TIME;
+        row.event_time_ms = ms;
+    }
+    row
+}
