@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use aquifer_model::limits::FRAME_BYTES_MAX;
@@ -31,6 +32,8 @@ const ADDRESSES_MAX: usize = 10_000;
 pub(crate) struct Pool {
     bootstrap: Vec<Arc<str>>,
     connect_timeout: Duration,
+    /// A broker has answered once.
+    was_connected: AtomicBool,
     slots: parking_lot::Mutex<HashMap<Arc<str>, Arc<Slot>>>,
 }
 
@@ -58,6 +61,7 @@ impl Pool {
         Ok(Pool {
             bootstrap,
             connect_timeout: timeout.min(CONNECT_TIMEOUT),
+            was_connected: AtomicBool::new(false),
             slots: parking_lot::Mutex::new(HashMap::new()),
         })
     }
@@ -80,6 +84,12 @@ impl Pool {
     /// A connection to the broker that a redirect named.
     pub(crate) async fn to(&self, url: &str) -> Result<Connection> {
         self.open(normalize(url)?).await
+    }
+
+    /// Whether an operation that failed like this must not be tried again: nobody has ever
+    /// answered, so the addresses are likely wrong. A cluster that was there before may come back.
+    pub(crate) fn is_hopeless(&self, error: &ClientError) -> bool {
+        matches!(error, ClientError::Connect { .. }) && !self.was_connected.load(Ordering::Relaxed)
     }
 
     /// Forgets a connection that failed, unless somebody has replaced it already.
@@ -109,6 +119,7 @@ impl Pool {
         }
         let connection = dial(&url, self.connect_timeout).await?;
         *live = Some(connection.clone());
+        self.was_connected.store(true, Ordering::Relaxed);
         Ok(connection)
     }
 }

@@ -82,7 +82,7 @@ where
             Err(error) => error,
         };
         let safe = idempotent || error.outcome() == crate::error::Outcome::NotApplied;
-        let patient = !matches!(error, ClientError::Connect { .. });
+        let patient = !context.pool.is_hopeless(&error);
         let delay = backoff.delay();
         let in_time = tokio::time::Instant::now() + delay < deadline.at();
         if !(error.is_retryable() && safe && patient && in_time) {

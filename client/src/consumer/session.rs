@@ -35,7 +35,7 @@ pub(crate) async fn open(
             Ok(live) => return Ok((live, target)),
             Err(error) => error,
         };
-        let hopeless = matches!(error.kind(), ErrorKind::Connect | ErrorKind::Busy);
+        let hopeless = error.kind() == ErrorKind::Busy || hub.context.pool.is_hopeless(&error);
         if hopeless || !error.is_retryable() || deadline.has_passed() {
             return Err(error);
         }

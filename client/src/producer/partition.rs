@@ -143,7 +143,7 @@ impl Partition {
     }
 
     fn append(&self, message: &Message, cost: Cost) -> Result<Accepted> {
-        let result = self.queue().append(message, cost, Instant::now());
+        let result = self.queue().append(message, cost, Instant::now);
         match result {
             Ok(mut accepted) => {
                 wake(accepted.wake.take());

@@ -187,7 +187,7 @@ impl Queue {
         &mut self,
         message: &Message,
         cost: Cost,
-        now: Instant,
+        now: impl FnOnce() -> Instant,
     ) -> Result<Accepted> {
         if let Some(error) = &self.failed {
             return Err(error.clone().with_outcome(Outcome::NotApplied));
@@ -207,7 +207,7 @@ impl Queue {
         let opened = self.open.is_none();
         let mut open = match self.open.take() {
             Some(open) => open,
-            None => self.new_batch(sequence_id, size, now),
+            None => self.new_batch(sequence_id, size, now()),
         };
         let slot = u32::try_from(open.builder.message_count()).unwrap_or(u32::MAX);
         let row = row(message, sequence_id - open.lowest);

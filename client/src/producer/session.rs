@@ -38,7 +38,7 @@ pub(crate) async fn open(partition: &Arc<Partition>, deadline: Deadline) -> Resu
             Ok(live) => return Ok((live, target)),
             Err(error) => error,
         };
-        let hopeless = matches!(error.kind(), ErrorKind::Connect | ErrorKind::Busy);
+        let hopeless = error.kind() == ErrorKind::Busy || context.pool.is_hopeless(&error);
         if hopeless || !error.is_retryable() || deadline.has_passed() {
             return Err(error);
         }

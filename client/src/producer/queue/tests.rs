@@ -14,7 +14,7 @@ fn cost() -> Cost {
 /// Accepts a message that says its number.
 fn append(queue: &mut Queue, number: u64, now: Instant) -> (Arc<BatchOutcome>, u32, u64) {
     let message = Message::new(number.to_string());
-    let accepted = queue.append(&message, cost(), now).unwrap();
+    let accepted = queue.append(&message, cost(), || now).unwrap();
     (accepted.outcome, accepted.slot, accepted.sequence_id)
 }
 
