@@ -12,12 +12,34 @@ pub mod error;
 pub mod report;
 pub mod service;
 
+mod admission;
+mod apply;
+mod assemble;
+mod background;
+mod bell;
+mod bytes_at;
+mod cookie;
+mod core;
+mod journal;
+mod ledger_state;
+mod ledgers;
+mod loss;
+mod metrics;
+mod mode;
+mod open;
+mod positions;
+mod reads;
+mod reclaim;
+mod store;
+mod workers;
+
+#[cfg(test)]
+mod tests;
+
 use std::sync::Arc;
 
 use aquifer_model::id::BookieId;
-use aquifer_model::storage::{
-    BookieError, BookieResult, OrderedRequest, ReadBatch, ReadRange, ReplyCallback,
-};
+use aquifer_model::storage::{BookieResult, OrderedRequest, ReadBatch, ReadRange, ReplyCallback};
 use aquifer_runtime::clock::SharedClock;
 use aquifer_runtime::disk::SharedDisk;
 use aquifer_runtime::rng::SharedRng;
@@ -26,6 +48,8 @@ use opentelemetry::metrics::Meter;
 pub use config::BookieConfig;
 pub use error::BookieOpenError;
 pub use report::{BookieMode, BookieStatusReport, LedgerLoss, LossReport};
+
+use crate::core::Core;
 
 /// What a bookie takes from its surroundings.
 #[derive(Clone)]
@@ -44,12 +68,7 @@ pub struct BookieDeps {
 /// when the last clone is dropped.
 #[derive(Clone)]
 pub struct Bookie {
-    inner: Arc<Inner>,
-}
-
-struct Inner {
-    id: BookieId,
-    status: BookieStatusReport,
+    core: Arc<Core>,
 }
 
 impl Bookie {
@@ -59,68 +78,54 @@ impl Bookie {
     /// # Errors
     /// When the directories are locked, foreign, damaged or unreadable.
     pub fn open(config: BookieConfig, deps: BookieDeps) -> Result<Bookie, BookieOpenError> {
-        config.validate()?;
-        let id = BookieId(deps.rng.id16());
-        Ok(Bookie {
-            inner: Arc::new(Inner {
-                id,
-                status: BookieStatusReport {
-                    mode: BookieMode::Writable,
-                    limbo: None,
-                    journal_live_bytes: 0,
-                    journal_bytes: 0,
-                    synced_commit: 0,
-                    applied_commit: 0,
-                    flushed_commit: 0,
-                    bytes_in_flight: 0,
-                    store_bytes: 0,
-                },
-            }),
-        })
+        open::open(config, &deps).map(|core| Bookie { core })
     }
 
     /// The identity of this bookie's storage.
     #[must_use]
     pub fn id(&self) -> BookieId {
-        self.inner.id
+        self.core.id
     }
 
     /// Submits a request; never blocks. Requests for one ledger take effect in the order in which
     /// they were submitted. `reply` is called exactly once, from any thread, possibly before this
     /// returns.
-    pub fn submit(&self, _request: OrderedRequest, reply: ReplyCallback) {
-        reply(Err(BookieError::ShuttingDown));
+    pub fn submit(&self, request: OrderedRequest, reply: ReplyCallback) {
+        self.core.submit(request, reply);
     }
 
     /// Reads consecutive entries, every one verified by its digest.
     ///
     /// # Errors
-    /// See [`BookieError`]: only `NoSuchLedger`, `NoSuchEntry` and `Deleted` are negatives.
-    #[allow(clippy::unused_async, reason = "the signature of the final function")]
-    pub async fn read(&self, _range: ReadRange) -> BookieResult<ReadBatch> {
-        Err(BookieError::ShuttingDown)
+    /// Only `NoSuchLedger`, `NoSuchEntry` and `Deleted` are negatives; see
+    /// [`BookieError`](aquifer_model::storage::BookieError).
+    pub async fn read(&self, range: ReadRange) -> BookieResult<ReadBatch> {
+        self.core.read(range).await
     }
 
     /// What the bookie says about itself.
     #[must_use]
     pub fn status(&self) -> BookieStatusReport {
-        self.inner.status.clone()
+        self.core.status()
     }
 
     /// The loss that was accepted at this start because the configuration said so.
     #[must_use]
     pub fn accepted_loss(&self) -> Option<&LossReport> {
-        None
+        self.core.accepted_loss.as_ref()
     }
 
     /// Waits until the bookie has failed for good (a sync failed) and says why. The process must
     /// end then: only a restart tells what is really on disk.
     pub async fn failed(&self) -> String {
-        std::future::pending().await
+        self.core.mode.failed().await
     }
 
     /// Refuses new requests, finishes what was accepted, flushes, trims the journal and stops the
     /// threads.
-    #[allow(clippy::unused_async, reason = "the signature of the final function")]
-    pub async fn shutdown(&self) {}
+    pub async fn shutdown(&self) {
+        let core = Arc::clone(&self.core);
+        // A panic in there was logged by the thread that had it.
+        let _ = tokio::task::spawn_blocking(move || core.shutdown()).await;
+    }
 }

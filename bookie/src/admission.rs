@@ -1,0 +1,395 @@
+//! The way of an ordered request into the journal.
+//!
+//! Invariant (H3): the decision about a request and its place in the journal's queue are one
+//! critical section of its ledger. Requests that must look into RocksDB first keep the ledger
+//! busy, and later requests for it wait behind them.
+
+use std::sync::Arc;
+
+use aquifer_model::id::{EntryId, LEDGER_ID_MAX, LedgerId};
+use aquifer_model::limits::ENTRY_BYTES_MAX;
+use aquifer_model::storage::{
+    AddEntry, BookieError, BookieResult, OrderedOperation, OrderedReply, OrderedRequest,
+    ReplyCallback,
+};
+use aquifer_runtime::budget::BytePermit;
+
+use crate::core::Core;
+use crate::journal::queue::{Class, Completion, Item};
+use crate::journal::record::{Record, RecordKind, ValueHead};
+use crate::ledger_state::{Admission, LedgerMeta, LedgerState, Stored};
+use crate::ledgers::{Slot, Waiting};
+use crate::store::StoreError;
+use crate::workers::Priority;
+
+/// What a request costs beyond its data, in bytes of the budget.
+const REQUEST_BYTES: usize = 256;
+
+/// What is left to do after a ledger's lock is released.
+enum After {
+    /// Nothing: the request is in the journal's queue.
+    Queued,
+    /// Answer it with an error.
+    Refuse(Completion, BookieError),
+    /// Look into RocksDB for the entry of this add, then go on.
+    Lookup(Box<Waiting>),
+}
+
+impl Core {
+    pub(crate) fn submit(self: &Arc<Self>, request: OrderedRequest, reply: ReplyCallback) {
+        let permit = match self.let_in(&request) {
+            Ok(permit) => permit,
+            Err(error) => {
+                self.metrics.refused(&error);
+                reply(Err(error));
+                return;
+            }
+        };
+        let ledger = request.ledger;
+        let waiting = Waiting {
+            request,
+            reply,
+            permit,
+        };
+        let mut guard = self.ledgers.lock(ledger);
+        let slot = guard.slot();
+        if slot.busy {
+            slot.waiting.push_back(waiting);
+            return;
+        }
+        if slot.state.is_none() {
+            slot.busy = true;
+            slot.waiting.push_back(waiting);
+            drop(guard);
+            self.load(ledger);
+            return;
+        }
+        let after = self.admit(slot, waiting, Stored::NotLooked);
+        if let After::Lookup(waiting) = after {
+            let entry = entry_of(&waiting.request);
+            slot.busy = true;
+            slot.waiting.push_front(*waiting);
+            drop(guard);
+            self.look_up(ledger, entry);
+            return;
+        }
+        drop(guard);
+        self.end(after);
+    }
+
+    /// Checks that need no ledger, and takes the budget.
+    fn let_in(&self, request: &OrderedRequest) -> BookieResult<BytePermit> {
+        self.mode.check()?;
+        if request.ledger.0 > LEDGER_ID_MAX {
+            return Err(BookieError::Invalid("ledger id above 2^53 - 1".to_owned()));
+        }
+        let OrderedOperation::Add(add) = &request.operation else {
+            return self
+                .control
+                .try_acquire(REQUEST_BYTES)
+                .ok_or(BookieError::Overloaded);
+        };
+        if add.data.len() > ENTRY_BYTES_MAX {
+            return Err(BookieError::Invalid(format!(
+                "an entry has at most {ENTRY_BYTES_MAX} bytes, this one {}",
+                add.data.len()
+            )));
+        }
+        // The largest id stays free, so that there is always a next one.
+        if add.entry.0 == u64::MAX {
+            return Err(BookieError::Invalid("entry id too large".to_owned()));
+        }
+        let budget = if add.recovery {
+            &self.control
+        } else {
+            self.mode.check_add()?;
+            &self.adds
+        };
+        let permit = budget
+            .try_acquire(add.data.len() + REQUEST_BYTES)
+            .ok_or(BookieError::Overloaded)?;
+        if !add.is_intact(request.ledger) {
+            return Err(BookieError::Digest(format!(
+                "entry {}:{} as it arrived",
+                request.ledger, add.entry
+            )));
+        }
+        Ok(permit)
+    }
+
+    /// Decides and queues. The caller holds the ledger's lock; the state is loaded.
+    fn admit(self: &Arc<Self>, slot: &mut Slot, waiting: Waiting, stored: Stored) -> After {
+        let Some(state) = slot.state.as_mut() else {
+            let error = BookieError::Io("ledger state is not loaded".to_owned());
+            return After::Refuse(Completion::Reply(waiting.reply, done(None)), error);
+        };
+        let Waiting {
+            request,
+            reply,
+            permit,
+        } = waiting;
+        let (ledger, token) = (request.ledger, request.token);
+        match request.operation {
+            OrderedOperation::Add(add) => {
+                match state.check_add(token, &add, stored, self.limbo.is_some()) {
+                    Admission::Lookup => After::Lookup(Box::new(Waiting {
+                        request: OrderedRequest {
+                            ledger,
+                            token,
+                            operation: OrderedOperation::Add(add),
+                        },
+                        reply,
+                        permit,
+                    })),
+                    Admission::Refuse(error) => {
+                        After::Refuse(Completion::Reply(reply, done(None)), error)
+                    }
+                    Admission::Known => {
+                        let answer = Completion::Reply(reply, done(state.lac()));
+                        self.push(item(Class::Control, None, None, permit, answer))
+                            .map_or_else(refuse, |_| After::Queued)
+                    }
+                    Admission::Journal(meta) => {
+                        let lac = state.lac().max(add.last_add_confirmed);
+                        let answer = Completion::Reply(reply, done(lac));
+                        let record = add_record(ledger, token, &add);
+                        let class = if add.recovery {
+                            Class::Control
+                        } else {
+                            Class::Normal
+                        };
+                        match self.push(item(class, Some(record), meta, permit, answer)) {
+                            Ok(number) => {
+                                state.added(token, add, number);
+                                After::Queued
+                            }
+                            Err(refused) => refuse(refused),
+                        }
+                    }
+                }
+            }
+            OrderedOperation::Fence => {
+                let answer = Completion::Reply(reply, done(state.lac()));
+                self.change(state, ledger, token, RecordKind::Fence, permit, answer)
+            }
+            OrderedOperation::RecoveryRead(entry) => {
+                let core = Arc::clone(self);
+                let answer = Completion::Run(Box::new(move |synced| match synced {
+                    Ok(()) => core.recovery_read(ledger, entry, reply),
+                    Err(error) => reply(Err(error)),
+                }));
+                self.change(state, ledger, token, RecordKind::Fence, permit, answer)
+            }
+            OrderedOperation::WriteLac(lac) => {
+                let answer = Completion::Reply(reply, done(state.lac().max(Some(lac))));
+                self.change(state, ledger, token, RecordKind::Lac(lac), permit, answer)
+            }
+            OrderedOperation::Delete => {
+                let answer = Completion::Reply(reply, done(state.lac()));
+                self.change(state, ledger, token, RecordKind::Delete, permit, answer)
+            }
+        }
+    }
+
+    /// Queues a change of the ledger's record, or only a wait when it is so already.
+    fn change(
+        &self,
+        state: &mut LedgerState,
+        ledger: LedgerId,
+        token: aquifer_model::id::CreationToken,
+        kind: RecordKind,
+        permit: BytePermit,
+        answer: Completion,
+    ) -> After {
+        let meta = match state.check_change(token, kind) {
+            Ok(meta) => meta,
+            Err(error) => return After::Refuse(answer, error),
+        };
+        let record = meta.map(|_| Record {
+            ledger,
+            token,
+            kind,
+            value: None,
+        });
+        match self.push(item(Class::Control, record, meta, permit, answer)) {
+            Ok(_) => {
+                if let Some(meta) = meta {
+                    state.changed(meta);
+                }
+                After::Queued
+            }
+            Err(refused) => refuse(refused),
+        }
+    }
+
+    fn push(&self, item: Item) -> Result<u64, (BookieError, Completion)> {
+        self.queue.push(item)
+    }
+
+    fn end(&self, after: After) {
+        if let After::Refuse(completion, error) = after {
+            self.metrics.refused(&error);
+            completion.run(Err(error));
+        }
+    }
+
+    /// Loads a ledger's state on the pool, then lets the waiting requests go on.
+    fn load(self: &Arc<Self>, ledger: LedgerId) {
+        let core = Arc::clone(self);
+        let job = move || {
+            let loaded = core.store.with(|db| db.load(ledger));
+            match loaded {
+                Ok(state) => {
+                    core.ledgers.lock(ledger).slot().state = Some(state);
+                    core.resume(ledger, Stored::NotLooked);
+                }
+                Err(error) => core.refuse_all(ledger, &error),
+            }
+        };
+        self.workers.run(Priority::Control, Box::new(job));
+    }
+
+    /// Looks for the entry of the first waiting request on the pool.
+    fn look_up(self: &Arc<Self>, ledger: LedgerId, entry: EntryId) {
+        let core = Arc::clone(self);
+        let job = move || {
+            let value = core.store.with(|db| db.entry(ledger, entry));
+            match value {
+                Ok(value) => {
+                    let stored = {
+                        let mut guard = core.ledgers.lock(ledger);
+                        let first = guard.slot().waiting.front();
+                        compare(value.as_deref(), first.map(|waiting| &waiting.request))
+                    };
+                    core.resume(ledger, stored);
+                }
+                Err(error) => core.refuse_all(ledger, &error),
+            }
+        };
+        self.workers.run(Priority::Control, Box::new(job));
+    }
+
+    /// Lets waiting requests go on; `stored` is about the first.
+    fn resume(self: &Arc<Self>, ledger: LedgerId, mut stored: Stored) {
+        let mut refusals = Vec::new();
+        let mut look_up = None;
+        {
+            let mut guard = self.ledgers.lock(ledger);
+            let slot = guard.slot();
+            slot.busy = false;
+            while let Some(waiting) = slot.waiting.pop_front() {
+                match self.admit(slot, waiting, stored) {
+                    After::Queued => {}
+                    After::Lookup(waiting) => {
+                        look_up = Some(entry_of(&waiting.request));
+                        slot.busy = true;
+                        slot.waiting.push_front(*waiting);
+                        break;
+                    }
+                    after => refusals.push(after),
+                }
+                stored = Stored::NotLooked;
+            }
+        }
+        for after in refusals {
+            self.end(after);
+        }
+        if let Some(entry) = look_up {
+            self.look_up(ledger, entry);
+        }
+    }
+
+    /// RocksDB failed: nothing can be decided about the ledger now.
+    fn refuse_all(&self, ledger: LedgerId, error: &StoreError) {
+        let waiting = {
+            let mut guard = self.ledgers.lock(ledger);
+            let slot = guard.slot();
+            slot.busy = false;
+            let waiting = std::mem::take(&mut slot.waiting);
+            if slot.state.is_none() {
+                guard.forget();
+            }
+            waiting
+        };
+        for waiting in waiting {
+            let error = BookieError::Io(error.to_string());
+            self.metrics.refused(&error);
+            (waiting.reply)(Err(error));
+        }
+    }
+}
+
+fn done(last_add_confirmed: Option<EntryId>) -> OrderedReply {
+    OrderedReply::Done { last_add_confirmed }
+}
+
+fn refuse((error, completion): (BookieError, Completion)) -> After {
+    After::Refuse(completion, error)
+}
+
+fn item(
+    class: Class,
+    record: Option<Record>,
+    meta: Option<LedgerMeta>,
+    permit: BytePermit,
+    completion: Completion,
+) -> Item {
+    Item {
+        number: 0,
+        class,
+        record,
+        meta,
+        permit: Some(permit),
+        completion,
+    }
+}
+
+fn add_record(ledger: LedgerId, token: aquifer_model::id::CreationToken, add: &AddEntry) -> Record {
+    let kind = if add.recovery {
+        RecordKind::RecoveryAdd(add.entry)
+    } else {
+        RecordKind::Add(add.entry)
+    };
+    Record {
+        ledger,
+        token,
+        kind,
+        value: Some((value_head(add), add.data.clone())),
+    }
+}
+
+fn value_head(add: &AddEntry) -> ValueHead {
+    ValueHead {
+        digest: add.digest,
+        last_add_confirmed: add.last_add_confirmed,
+        ledger_length: add.ledger_length,
+    }
+}
+
+fn entry_of(request: &OrderedRequest) -> EntryId {
+    match &request.operation {
+        OrderedOperation::Add(add) => add.entry,
+        _ => EntryId::FIRST,
+    }
+}
+
+/// Compares what RocksDB holds with what a request wants to add.
+fn compare(value: Option<&[u8]>, request: Option<&OrderedRequest>) -> Stored {
+    let Some(value) = value else {
+        return Stored::Absent;
+    };
+    let Some(OrderedRequest {
+        operation: OrderedOperation::Add(add),
+        ..
+    }) = request
+    else {
+        return Stored::Other;
+    };
+    let same = ValueHead::split(value).is_some_and(|(head, data)| {
+        head == value_head(add)
+            && data.len() == add.data.len()
+            && data.starts_with(&add.data.head)
+            && data.ends_with(&add.data.body)
+    });
+    if same { Stored::Same } else { Stored::Other }
+}

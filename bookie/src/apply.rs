@@ -1,0 +1,318 @@
+//! The applier: one thread that brings commits into RocksDB, in journal order (H1).
+//!
+//! Every write carries the sequence of the last commit in it, so that what RocksDB has flushed
+//! says which commits the journal may drop. When RocksDB refuses, the applier stays where it is:
+//! nothing is lost, because the journal keeps what is not flushed; adds are refused meanwhile.
+
+use std::collections::{HashMap, VecDeque};
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use aquifer_model::id::LedgerId;
+use aquifer_runtime::budget::BytePermit;
+use aquifer_runtime::disk::SharedDisk;
+use parking_lot::{Condvar, Mutex};
+
+use crate::bell::Bell;
+use crate::journal::commit::{Block, Records};
+use crate::journal::record::RecordKind;
+use crate::journal::replay::{self, Continuity};
+use crate::journal::segments::Segments;
+use crate::ledger_state::LedgerMeta;
+use crate::ledgers::LedgerTable;
+use crate::mode::Mode;
+use crate::positions::Positions;
+use crate::reclaim::Reclaimer;
+use crate::store::{Batch, Db, Store, StoreError};
+
+/// Commits that one write to RocksDB takes, in bytes.
+const BATCH_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// Ledger records that replay remembers.
+const REPLAY_LEDGERS_MAX: usize = 65_536;
+const RETRY_FIRST: Duration = Duration::from_millis(100);
+const RETRY_MAX: Duration = Duration::from_secs(2);
+
+/// A synced commit on its way to RocksDB.
+pub struct Committed {
+    /// Its sequence.
+    pub sequence: u64,
+    /// Its bytes.
+    pub block: Block,
+    /// Its records.
+    pub records: Vec<CommittedRecord>,
+}
+
+/// A record of a synced commit.
+pub struct CommittedRecord {
+    /// The ledger.
+    pub ledger: LedgerId,
+    /// What happens.
+    pub kind: RecordKind,
+    /// Its number in the journal's queue.
+    pub number: u64,
+    /// Where its value is in the block.
+    pub value: Range<usize>,
+    /// The ledger's record, when it changes.
+    pub meta: Option<LedgerMeta>,
+    /// Its share of the bytes in flight, given back when RocksDB has it.
+    pub _permit: Option<BytePermit>,
+}
+
+/// The queue in front of the applier; the permits of its records bound it.
+#[derive(Default)]
+pub struct ApplyQueue {
+    state: Mutex<QueueState>,
+    wake: Condvar,
+}
+
+#[derive(Default)]
+struct QueueState {
+    commits: VecDeque<Committed>,
+    /// Somebody wants to know whether RocksDB still takes writes.
+    probe: bool,
+    closed: bool,
+}
+
+impl ApplyQueue {
+    /// Adds a commit.
+    pub fn push(&self, commit: Committed) {
+        self.state.lock().commits.push_back(commit);
+        self.wake.notify_one();
+    }
+
+    /// Makes the applier write something, to notice errors and to recover from them.
+    pub fn probe(&self) {
+        self.state.lock().probe = true;
+        self.wake.notify_one();
+    }
+
+    /// Ends the applier after what is queued.
+    pub fn close(&self) {
+        self.state.lock().closed = true;
+        self.wake.notify_all();
+    }
+
+    fn take(&self) -> Option<Vec<Committed>> {
+        let mut state = self.state.lock();
+        while state.commits.is_empty() && !state.probe {
+            if state.closed {
+                return None;
+            }
+            self.wake.wait(&mut state);
+        }
+        state.probe = false;
+        let mut bytes = 0;
+        let mut count = 0;
+        for commit in &state.commits {
+            bytes += commit.block.bytes().len();
+            if count > 0 && bytes > BATCH_BYTES_MAX {
+                break;
+            }
+            count += 1;
+        }
+        Some(state.commits.drain(..count).collect())
+    }
+}
+
+/// What the applier works with.
+pub struct Applier {
+    /// Where commits come from.
+    pub queue: Arc<ApplyQueue>,
+    /// RocksDB.
+    pub store: Arc<Store>,
+    /// To say that records arrived.
+    pub ledgers: Arc<LedgerTable>,
+    /// How far things are.
+    pub positions: Arc<Positions>,
+    /// To report errors of RocksDB.
+    pub mode: Arc<Mode>,
+    /// To read the journal again after RocksDB was opened again.
+    pub segments: Arc<Segments>,
+    /// The disk of the journal.
+    pub disk: SharedDisk,
+    /// Ledgers whose space comes back.
+    pub reclaimer: Arc<Reclaimer>,
+    /// Bytes since the last flush.
+    pub unflushed_bytes: Arc<AtomicUsize>,
+    /// After so many, a flush is due.
+    pub flush_bytes: usize,
+    /// Wakes the thread that flushes.
+    pub checkpointer: Arc<Bell>,
+    /// Rung when the bookie stops without finishing.
+    pub stop: Arc<Bell>,
+}
+
+impl Applier {
+    /// Runs until the queue is closed and empty.
+    pub fn run(self) {
+        while let Some(commits) = self.queue.take() {
+            if !self.apply_until_done(&commits) {
+                return;
+            }
+            let bytes: usize = commits.iter().map(|c| c.block.bytes().len()).sum();
+            if let Some(last) = commits.last() {
+                self.positions.applied.advance(last.sequence);
+            }
+            for commit in commits {
+                for record in &commit.records {
+                    if record.kind == RecordKind::Delete {
+                        self.reclaimer.add(record.ledger);
+                    }
+                }
+                self.ledgers.applied(&commit.records);
+            }
+            let unflushed = self.unflushed_bytes.fetch_add(bytes, Ordering::AcqRel) + bytes;
+            if unflushed >= self.flush_bytes {
+                self.checkpointer.ring();
+            }
+        }
+    }
+
+    /// Writes, and on errors waits, and opens RocksDB again. `false` when the bookie stops.
+    fn apply_until_done(&self, commits: &[Committed]) -> bool {
+        let mut wait = RETRY_FIRST;
+        let mut attempts = 0;
+        loop {
+            let written = self.store.with(|db| self.write(db, commits));
+            match written {
+                Ok(()) => {
+                    self.mode.storage_recovered();
+                    return true;
+                }
+                Err(error) => self.mode.storage_failed(&error.to_string()),
+            }
+            if self.stop.wait(wait) {
+                return false;
+            }
+            wait = (wait * 2).min(RETRY_MAX);
+            attempts += 1;
+            // RocksDB recovers by itself from some errors. Opening it again recovers from the
+            // others, and is of no use while the disk is full.
+            if attempts > 1
+                && !self.mode.is_full()
+                && let Err(error) = self.store.reopen(|db| self.reapply(db))
+            {
+                self.mode.storage_failed(&error.to_string());
+            }
+        }
+    }
+
+    fn write(&self, db: &Db, commits: &[Committed]) -> Result<(), StoreError> {
+        let mut batch = db.batch();
+        let sequence = commits.last().map(|commit| commit.sequence);
+        for commit in commits {
+            for record in &commit.records {
+                let value = commit
+                    .block
+                    .bytes()
+                    .get(record.value.clone())
+                    .unwrap_or(&[]);
+                put_record(&mut batch, record.ledger, record.kind, value)?;
+                if let Some(meta) = &record.meta {
+                    batch.put_meta(record.ledger, meta)?;
+                }
+            }
+        }
+        batch.set_applied(sequence.unwrap_or_else(|| self.positions.applied.get()));
+        batch.write()
+    }
+
+    /// Brings what RocksDB had not flushed back from the journal.
+    fn reapply(&self, db: &Db) -> Result<(), StoreError> {
+        let until = self.positions.applied.get();
+        let mut continuity = Continuity::new(db.applied()?);
+        let mut replayer = Replayer::default();
+        let found = replay::inventory_of(&*self.disk, &self.segments.live())
+            .map_err(|error| StoreError::Rocks(error.to_string()))?;
+        for used in found {
+            replay::scan_segment::<ReplayError>(
+                &*self.disk,
+                used,
+                until,
+                &mut continuity,
+                &mut |sequence, records| {
+                    replayer
+                        .apply(db, sequence, records)
+                        .map_err(ReplayError::Store)
+                },
+            )
+            .map_err(|error| StoreError::Rocks(error.to_string()))?;
+        }
+        match continuity.finish(replay::FoundMark::Synced(until)) {
+            (_, None) => Ok(()),
+            (_, Some(loss)) => Err(StoreError::Damaged(loss.reason)),
+        }
+    }
+}
+
+/// What can go wrong while the journal is replayed.
+#[derive(Debug, thiserror::Error)]
+pub enum ReplayError {
+    /// The journal could not be read.
+    #[error("journal: {0}")]
+    Journal(#[from] std::io::Error),
+    /// RocksDB refused.
+    #[error(transparent)]
+    Store(StoreError),
+}
+
+/// Applies commits that are read from the journal, one write each.
+#[derive(Debug, Default)]
+pub struct Replayer {
+    metas: HashMap<LedgerId, Option<LedgerMeta>>,
+    /// Ledgers that were deleted.
+    pub deleted: Vec<LedgerId>,
+    /// Records that were applied.
+    pub records: u64,
+}
+
+impl Replayer {
+    /// Applies one commit.
+    pub fn apply(
+        &mut self,
+        db: &Db,
+        sequence: u64,
+        records: Records<'_>,
+    ) -> Result<(), StoreError> {
+        if self.metas.len() > REPLAY_LEDGERS_MAX {
+            self.metas.clear();
+        }
+        let mut batch = db.batch();
+        for record in records {
+            let stored = match self.metas.get(&record.ledger) {
+                Some(meta) => *meta,
+                None => db.meta(record.ledger)?,
+            };
+            let mut meta = stored.unwrap_or(LedgerMeta::new(record.token));
+            put_record(&mut batch, record.ledger, record.kind, record.value)?;
+            meta.apply(record.kind);
+            if stored != Some(meta) {
+                batch.put_meta(record.ledger, &meta)?;
+            }
+            if record.kind == RecordKind::Delete {
+                self.deleted.push(record.ledger);
+            }
+            self.metas.insert(record.ledger, Some(meta));
+            self.records += 1;
+        }
+        batch.set_applied(sequence);
+        batch.write()
+    }
+}
+
+fn put_record(
+    batch: &mut Batch<'_>,
+    ledger: LedgerId,
+    kind: RecordKind,
+    value: &[u8],
+) -> Result<(), StoreError> {
+    match kind {
+        RecordKind::Add(entry) | RecordKind::RecoveryAdd(entry) => {
+            batch.put_entry(ledger, entry, value)
+        }
+        RecordKind::Delete => batch.delete_entries(ledger),
+        RecordKind::Fence | RecordKind::Lac(_) => Ok(()),
+    }
+}

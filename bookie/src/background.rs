@@ -1,0 +1,186 @@
+//! The two background threads: checkpoints (flush RocksDB, trim the journal) and housekeeping
+//! (prepare segments, sync the mark, look at free space).
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use aquifer_runtime::budget::ByteBudget;
+use aquifer_runtime::clock::SharedClock;
+use aquifer_runtime::disk::{Disk, RealDisk, SharedDisk};
+
+use crate::apply::ApplyQueue;
+use crate::bell::Bell;
+use crate::config::BookieConfig;
+use crate::journal::commit::BlockPool;
+use crate::journal::mark::Mark;
+use crate::journal::segments::Segments;
+use crate::metrics::BookieMetrics;
+use crate::mode::Mode;
+use crate::positions::Positions;
+use crate::reclaim::Reclaimer;
+use crate::store::{Store, StoreError};
+
+/// What both threads share.
+pub struct Background {
+    pub(crate) config: BookieConfig,
+    pub(crate) disk: SharedDisk,
+    pub(crate) clock: SharedClock,
+    pub(crate) store: Arc<Store>,
+    pub(crate) segments: Arc<Segments>,
+    pub(crate) mark: Arc<Mark>,
+    pub(crate) pool: Arc<BlockPool>,
+    pub(crate) positions: Arc<Positions>,
+    pub(crate) mode: Arc<Mode>,
+    pub(crate) metrics: Arc<BookieMetrics>,
+    pub(crate) reclaimer: Arc<Reclaimer>,
+    pub(crate) apply_queue: Arc<ApplyQueue>,
+    pub(crate) budgets: [ByteBudget; 2],
+    /// Bytes applied since the last flush.
+    pub(crate) unflushed_bytes: Arc<AtomicUsize>,
+    pub(crate) checkpointer: Arc<Bell>,
+    pub(crate) housekeeper: Arc<Bell>,
+    pub(crate) stopping: AtomicBool,
+    pub(crate) flush_at_end: AtomicBool,
+}
+
+impl Background {
+    /// Ends both threads, with a last checkpoint or without.
+    pub fn stop(&self, flush: bool) {
+        self.flush_at_end.fetch_or(flush, Ordering::AcqRel);
+        self.stopping.store(true, Ordering::Release);
+        self.checkpointer.ring();
+        self.housekeeper.ring();
+    }
+
+    fn is_stopping(&self) -> bool {
+        self.stopping.load(Ordering::Acquire)
+    }
+
+    /// The thread that flushes.
+    pub fn run_checkpoints(&self) {
+        let quiet = Duration::from_millis(self.config.quiet_flush_ms);
+        let mut applied_before = 0;
+        loop {
+            let rang = self.checkpointer.wait(quiet);
+            if self.is_stopping() {
+                break;
+            }
+            let applied = self.positions.applied.get();
+            // Without a ring it has been quiet: flush once nothing has come since the last look.
+            if rang || applied == applied_before {
+                self.checkpoint();
+            }
+            applied_before = applied;
+        }
+        if self.flush_at_end.load(Ordering::Acquire) {
+            self.checkpoint();
+        }
+    }
+
+    pub(crate) fn checkpoint(&self) {
+        // Read before the flush begins: everything up to here is in the memtables it takes (H1).
+        let applied = self.positions.applied.get();
+        if applied <= self.positions.flushed.get() {
+            return;
+        }
+        self.unflushed_bytes.store(0, Ordering::Release);
+        let started = self.clock.monotonic();
+        match self.store.with(crate::store::Db::flush) {
+            Ok(()) => {
+                self.positions.flushed.advance(applied);
+                self.segments.trim(applied);
+                let took = self.clock.monotonic().saturating_sub(started);
+                self.metrics.flushed(took);
+                let bytes = self.store.with(|db| Ok::<_, StoreError>(db.bytes()));
+                self.metrics.store_bytes.record(bytes.unwrap_or(0), &[]);
+            }
+            Err(error) => {
+                self.mode.storage_failed(&error.to_string());
+                // The applier is the one that recovers.
+                self.apply_queue.probe();
+            }
+        }
+        if !self.is_stopping() {
+            self.reclaimer.start(&self.store);
+        }
+    }
+
+    /// The thread that keeps house.
+    pub fn run_housekeeping(&self) {
+        let every = Duration::from_millis(self.config.space_check_ms.min(1_000));
+        let mut synced_before = 0;
+        while !self.is_stopping() {
+            self.look_at_space();
+            self.prepare_segment();
+            if !self.sync_mark() {
+                return;
+            }
+            let synced = self.positions.synced.get();
+            if synced == synced_before {
+                self.pool.clear();
+            }
+            synced_before = synced;
+            self.housekeeper.wait(every);
+        }
+        self.sync_mark();
+    }
+
+    fn sync_mark(&self) -> bool {
+        match self.mark.sync() {
+            Ok(()) => true,
+            Err(error) => {
+                let why = format!("the mark of the journal could not be synced: {error}");
+                self.mode.fail(&why);
+                false
+            }
+        }
+    }
+
+    fn prepare_segment(&self) {
+        if !self.segments.needs_spare() {
+            return;
+        }
+        match self.segments.prepare() {
+            Ok(true) => {}
+            // All are in use: a flush frees some.
+            Ok(false) => self.checkpointer.ring(),
+            Err(error) => {
+                tracing::debug!(%error, "no further journal segment");
+                self.checkpointer.ring();
+            }
+        }
+    }
+
+    /// Compares free space with the two marks.
+    pub fn look_at_space(&self) {
+        let free = [
+            (&self.disk, &self.config.journal_dir),
+            (&RealDisk::shared(), &self.config.ledger_dir),
+        ]
+        .into_iter()
+        .filter_map(|(disk, path): (&SharedDisk, &PathBuf)| {
+            let space = Disk::space(&**disk, path);
+            space.ok().map(|space| space.available_bytes)
+        })
+        .min();
+        let Some(free) = free else { return };
+        if free < self.config.read_only_below_free_bytes {
+            self.mode.set_full(true);
+        } else if free >= self.config.writable_above_free_bytes && self.mode.is_full() {
+            self.mode.set_full(false);
+            // Whatever a full disk stopped may go on.
+            self.apply_queue.probe();
+        }
+        let (live, _) = self.segments.bytes();
+        let in_flight: usize = self.budgets.iter().map(ByteBudget::used_bytes).sum();
+        self.metrics
+            .in_flight_bytes
+            .record(u64::try_from(in_flight).unwrap_or(u64::MAX), &[]);
+        self.metrics.free_bytes.record(free, &[]);
+        self.metrics.journal_live_bytes.record(live, &[]);
+        let writable = self.mode.check().is_ok() && self.mode.check_add().is_ok();
+        self.metrics.writable.record(u64::from(writable), &[]);
+    }
+}

@@ -1,0 +1,127 @@
+//! What the threads of a bookie and its callers share.
+
+use std::sync::Arc;
+
+use aquifer_model::id::BookieId;
+use aquifer_model::storage::BookieError;
+use aquifer_runtime::budget::ByteBudget;
+use aquifer_runtime::disk::DiskLock;
+use parking_lot::Mutex;
+
+use crate::apply::ApplyQueue;
+use crate::background::Background;
+use crate::bell::Bell;
+use crate::journal::queue::JournalQueue;
+use crate::journal::segments::Segments;
+use crate::ledgers::LedgerTable;
+use crate::metrics::BookieMetrics;
+use crate::mode::Mode;
+use crate::positions::Positions;
+use crate::reclaim::Reclaimer;
+use crate::report::{BookieStatusReport, LossReport};
+use crate::store::Store;
+use crate::workers::Workers;
+
+/// A running bookie's parts.
+pub struct Core {
+    pub(crate) id: BookieId,
+    pub(crate) queue: Arc<JournalQueue>,
+    pub(crate) applier: Arc<ApplyQueue>,
+    pub(crate) ledgers: Arc<LedgerTable>,
+    pub(crate) segments: Arc<Segments>,
+    pub(crate) store: Arc<Store>,
+    pub(crate) positions: Arc<Positions>,
+    pub(crate) mode: Arc<Mode>,
+    pub(crate) metrics: Arc<BookieMetrics>,
+    pub(crate) reclaimer: Arc<Reclaimer>,
+    pub(crate) workers: Workers,
+    pub(crate) adds: ByteBudget,
+    pub(crate) control: ByteBudget,
+    pub(crate) reads: ByteBudget,
+    /// The loss that keeps every ledger in limbo.
+    pub(crate) limbo: Option<LossReport>,
+    pub(crate) accepted_loss: Option<LossReport>,
+    pub(crate) background: Arc<Background>,
+    /// Rung to end an applier that RocksDB refuses.
+    pub(crate) stop: Arc<Bell>,
+    pub(crate) threads: Mutex<Threads>,
+}
+
+/// The threads, until they are joined.
+#[derive(Default)]
+pub struct Threads {
+    pub(crate) journal: Option<std::thread::JoinHandle<()>>,
+    pub(crate) applier: Option<std::thread::JoinHandle<()>>,
+    pub(crate) checkpointer: Option<std::thread::JoinHandle<()>>,
+    pub(crate) housekeeper: Option<std::thread::JoinHandle<()>>,
+    pub(crate) lock: Option<DiskLock>,
+}
+
+impl Core {
+    pub(crate) fn status(&self) -> BookieStatusReport {
+        let (journal_live_bytes, journal_bytes) = self.segments.bytes();
+        let in_flight = self.adds.used_bytes() + self.control.used_bytes();
+        let store_bytes = self
+            .store
+            .with(|db| Ok::<_, crate::store::StoreError>(db.bytes()));
+        BookieStatusReport {
+            mode: self.mode.report(),
+            limbo: self.limbo.clone(),
+            journal_live_bytes,
+            journal_bytes,
+            synced_commit: self.positions.synced.get(),
+            applied_commit: self.positions.applied.get(),
+            flushed_commit: self.positions.flushed.get(),
+            bytes_in_flight: u64::try_from(in_flight).unwrap_or(u64::MAX),
+            store_bytes: store_bytes.unwrap_or(0),
+        }
+    }
+
+    /// Finishes what was accepted, flushes, and ends the threads. Blocks.
+    pub(crate) fn shutdown(&self) {
+        self.mode.stop();
+        let mut threads = self.threads.lock();
+        self.queue.close(BookieError::ShuttingDown);
+        join(threads.journal.take());
+        self.stop.ring();
+        self.applier.close();
+        join(threads.applier.take());
+        self.reclaimer.stop();
+        self.background.stop(true);
+        join(threads.checkpointer.take());
+        join(threads.housekeeper.take());
+        self.workers.close();
+        self.store.close();
+        threads.lock.take();
+    }
+}
+
+impl Drop for Core {
+    /// Ends the threads without flushing: the journal has everything.
+    fn drop(&mut self) {
+        self.mode.stop();
+        self.queue.close(BookieError::ShuttingDown);
+        self.stop.ring();
+        self.applier.close();
+        self.reclaimer.stop();
+        self.background.stop(false);
+        self.workers.close();
+        // The directory is free for a successor only after the threads are gone.
+        let threads = self.threads.get_mut();
+        join(threads.journal.take());
+        join(threads.applier.take());
+        join(threads.checkpointer.take());
+        join(threads.housekeeper.take());
+    }
+}
+
+fn join(thread: Option<std::thread::JoinHandle<()>>) {
+    // The last reference may be dropped by an answer that one of the threads gives.
+    if let Some(thread) = thread
+        && thread.thread().id() != std::thread::current().id()
+        && thread.join().is_err()
+    {
+        // The panic itself was logged where it happened.
+        tracing::warn!("a thread of the bookie had panicked");
+    }
+}

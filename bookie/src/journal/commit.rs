@@ -1,0 +1,295 @@
+//! A commit: the records that one write and one sync make durable, padded to whole blocks.
+//!
+//! Invariant (H5): the checksum covers the salt and generation of the segment and the sequence of
+//! the commit, so that what an earlier use of a recycled segment left behind never passes for a
+//! commit of this one, and neither does a payload that imitates one: the salt is random.
+
+use aquifer_runtime::disk::{AlignedBuffer, BLOCK_BYTES};
+use parking_lot::Mutex;
+use std::sync::Arc;
+
+use crate::bytes_at::{u32_at, u64_at};
+use crate::journal::record::{Record, RecordRef};
+
+/// Bytes of a commit's head.
+pub const COMMIT_HEAD_BYTES: usize = 48;
+const MAGIC: [u8; 4] = *b"AQC1";
+/// Buffers that wait for their next use.
+const POOLED_MAX: usize = 4;
+
+/// Which use of which segment a commit belongs to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SegmentUse {
+    /// Counts the uses of all segments of a journal.
+    pub generation: u64,
+    /// Random per use.
+    pub salt: u64,
+}
+
+/// The head of a commit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CommitHead {
+    /// The use of the segment that it was written in.
+    pub segment: SegmentUse,
+    /// Counts the commits of a journal from 1, without gaps.
+    pub sequence: u64,
+    /// Bytes of its records.
+    pub records_bytes: usize,
+    /// Its records.
+    pub record_count: u32,
+    checksum: u32,
+}
+
+impl CommitHead {
+    /// Reads a head; `None` when the bytes are none. The checksum is checked by
+    /// [`CommitHead::is_intact`].
+    #[must_use]
+    pub fn parse(bytes: &[u8]) -> Option<CommitHead> {
+        if bytes.len() < COMMIT_HEAD_BYTES || bytes[..4] != MAGIC || bytes[40..48] != [0; 8] {
+            return None;
+        }
+        Some(CommitHead {
+            checksum: u32_at(bytes, 4),
+            segment: SegmentUse {
+                salt: u64_at(bytes, 8),
+                generation: u64_at(bytes, 16),
+            },
+            sequence: u64_at(bytes, 24),
+            records_bytes: usize::try_from(u32_at(bytes, 32)).ok()?,
+            record_count: u32_at(bytes, 36),
+        })
+    }
+
+    /// Bytes of the head and the records.
+    #[must_use]
+    pub fn content_bytes(&self) -> usize {
+        COMMIT_HEAD_BYTES.saturating_add(self.records_bytes)
+    }
+
+    /// Bytes of the whole commit with its padding.
+    #[must_use]
+    pub fn padded_bytes(&self) -> usize {
+        padded(self.content_bytes())
+    }
+
+    /// Whether `bytes`, which start with the head, hold the whole commit undamaged.
+    #[must_use]
+    pub fn is_intact(&self, bytes: &[u8]) -> bool {
+        bytes.len() >= self.content_bytes()
+            && crc32c::crc32c(&bytes[8..self.content_bytes()]) == self.checksum
+    }
+}
+
+/// Bytes rounded up to whole blocks.
+#[must_use]
+pub fn padded(bytes: usize) -> usize {
+    bytes.div_ceil(BLOCK_BYTES).saturating_mul(BLOCK_BYTES)
+}
+
+/// Assembles a commit.
+#[derive(Debug)]
+pub struct CommitBuilder {
+    buffer: AlignedBuffer,
+    record_count: u32,
+}
+
+impl CommitBuilder {
+    /// An empty commit in `buffer`, whose old content is forgotten.
+    #[must_use]
+    pub fn new(mut buffer: AlignedBuffer) -> CommitBuilder {
+        buffer.clear();
+        buffer.resize(COMMIT_HEAD_BYTES);
+        CommitBuilder {
+            buffer,
+            record_count: 0,
+        }
+    }
+
+    /// Adds a record; returns where its bytes are.
+    pub fn push(&mut self, record: &Record) -> std::ops::Range<usize> {
+        let start = self.buffer.len();
+        record.encode(&mut self.buffer);
+        self.record_count += 1;
+        start..self.buffer.len()
+    }
+
+    /// Closes the commit: head, checksum, padding.
+    #[must_use]
+    pub fn finish(mut self, segment: SegmentUse, sequence: u64) -> AlignedBuffer {
+        let content = self.buffer.len();
+        let records = u32::try_from(content - COMMIT_HEAD_BYTES)
+            .expect("a commit is bounded by commit_bytes_max or by its only entry");
+        let head = &mut self.buffer.as_mut_slice()[..COMMIT_HEAD_BYTES];
+        head[..4].copy_from_slice(&MAGIC);
+        head[8..16].copy_from_slice(&segment.salt.to_le_bytes());
+        head[16..24].copy_from_slice(&segment.generation.to_le_bytes());
+        head[24..32].copy_from_slice(&sequence.to_le_bytes());
+        head[32..36].copy_from_slice(&records.to_le_bytes());
+        head[36..40].copy_from_slice(&self.record_count.to_le_bytes());
+        head[40..48].fill(0);
+        let checksum = crc32c::crc32c(&self.buffer.as_slice()[8..content]);
+        self.buffer.as_mut_slice()[4..8].copy_from_slice(&checksum.to_le_bytes());
+        self.buffer.pad_to_block();
+        self.buffer
+    }
+}
+
+/// The records of an intact commit, in order. Yields nothing more after bytes that are no record.
+#[derive(Debug)]
+pub struct Records<'a> {
+    rest: &'a [u8],
+    left: u32,
+}
+
+impl<'a> Records<'a> {
+    /// The records of the commit with this head, whose bytes start at the head.
+    #[must_use]
+    pub fn of(head: &CommitHead, bytes: &'a [u8]) -> Records<'a> {
+        Records {
+            rest: bytes
+                .get(COMMIT_HEAD_BYTES..head.content_bytes())
+                .unwrap_or(&[]),
+            left: head.record_count,
+        }
+    }
+
+    /// Whether every record was read and nothing is left over.
+    #[must_use]
+    pub fn is_complete(&self) -> bool {
+        self.left == 0 && self.rest.is_empty()
+    }
+}
+
+impl<'a> Iterator for Records<'a> {
+    type Item = RecordRef<'a>;
+
+    fn next(&mut self) -> Option<RecordRef<'a>> {
+        if self.left == 0 {
+            return None;
+        }
+        let (record, rest) = RecordRef::decode(self.rest).ok()?;
+        self.rest = rest;
+        self.left -= 1;
+        Some(record)
+    }
+}
+
+/// Buffers of past commits, for the next ones.
+#[derive(Debug, Default)]
+pub struct BlockPool {
+    free: Mutex<Vec<AlignedBuffer>>,
+}
+
+/// The bytes of a commit; they go back to the pool on drop.
+#[derive(Debug)]
+pub struct Block {
+    /// There until drop.
+    buffer: Option<AlignedBuffer>,
+    pool: Arc<BlockPool>,
+}
+
+impl BlockPool {
+    /// A buffer with room for `bytes`.
+    #[must_use]
+    pub fn take(&self, bytes: usize) -> AlignedBuffer {
+        let mut free = self.free.lock();
+        match free.iter().position(|buffer| buffer.capacity() >= bytes) {
+            Some(at) => free.swap_remove(at),
+            None => AlignedBuffer::with_capacity(padded(bytes)),
+        }
+    }
+
+    /// Frees what waits.
+    pub fn clear(&self) {
+        self.free.lock().clear();
+    }
+}
+
+impl Block {
+    /// A finished commit that belongs to a pool.
+    #[must_use]
+    pub fn new(buffer: AlignedBuffer, pool: &Arc<BlockPool>) -> Block {
+        Block {
+            buffer: Some(buffer),
+            pool: Arc::clone(pool),
+        }
+    }
+
+    /// The bytes.
+    #[must_use]
+    pub fn bytes(&self) -> &[u8] {
+        self.buffer.as_ref().map_or(&[], AlignedBuffer::as_slice)
+    }
+}
+
+impl Drop for Block {
+    fn drop(&mut self) {
+        let mut free = self.pool.free.lock();
+        if let Some(buffer) = self.buffer.take()
+            && free.len() < POOLED_MAX
+        {
+            free.push(buffer);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::journal::record::tests::any_record;
+    use proptest::prelude::*;
+
+    const USE: SegmentUse = SegmentUse {
+        generation: 7,
+        salt: 9,
+    };
+
+    fn commit(records: &[Record], segment: SegmentUse, sequence: u64) -> AlignedBuffer {
+        let mut builder = CommitBuilder::new(AlignedBuffer::with_capacity(0));
+        for record in records {
+            builder.push(record);
+        }
+        builder.finish(segment, sequence)
+    }
+
+    proptest! {
+        #[test]
+        fn commits_round_trip(records in prop::collection::vec(any_record(), 1..6)) {
+            let buffer = commit(&records, USE, 5);
+            let head = CommitHead::parse(buffer.as_slice()).unwrap();
+            prop_assert_eq!(head.padded_bytes(), buffer.len());
+            prop_assert!(head.is_intact(buffer.as_slice()));
+            prop_assert_eq!((head.segment, head.sequence), (USE, 5));
+            let mut read = Records::of(&head, buffer.as_slice());
+            prop_assert_eq!(read.by_ref().count(), records.len());
+            prop_assert!(read.is_complete());
+        }
+
+        #[test]
+        fn every_flipped_bit_of_the_content_is_noticed(
+            records in prop::collection::vec(any_record(), 1..3),
+            at in any::<prop::sample::Index>(),
+            bit in 0u8..8,
+        ) {
+            let mut buffer = commit(&records, USE, 5);
+            let content = CommitHead::parse(buffer.as_slice()).unwrap().content_bytes();
+            let at = at.index(content);
+            buffer.as_mut_slice()[at] ^= 1 << bit;
+            let bytes = buffer.as_slice();
+            let passes = CommitHead::parse(bytes).is_some_and(|head| head.is_intact(bytes));
+            prop_assert!(!passes);
+        }
+
+        #[test]
+        fn arbitrary_bytes_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..400)) {
+            let mut bytes = bytes;
+            if bytes.len() > 4 {
+                bytes[..4].copy_from_slice(&MAGIC);
+            }
+            if let Some(head) = CommitHead::parse(&bytes) {
+                let _ = head.is_intact(&bytes);
+                let _ = Records::of(&head, &bytes).count();
+            }
+        }
+    }
+}

@@ -1,0 +1,308 @@
+//! The journal thread: everything that waits becomes one write and one sync, then is answered.
+//!
+//! Invariants:
+//! - Commit N+1 is written only after N is synced (H4).
+//! - Nothing is answered before its commit is synced (I1); after a failed write or sync nothing
+//!   is answered with success ever again, because nobody knows what is on the disk.
+
+use std::io;
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Duration;
+
+use aquifer_model::id::{BookieId, LedgerId};
+use aquifer_model::storage::BookieError;
+use aquifer_runtime::budget::BytePermit;
+use aquifer_runtime::clock::SharedClock;
+use aquifer_runtime::rng::SharedRng;
+
+use crate::apply::{ApplyQueue, Committed, CommittedRecord};
+use crate::bell::Bell;
+use crate::journal::commit::{
+    Block, BlockPool, COMMIT_HEAD_BYTES, CommitBuilder, SegmentUse, padded,
+};
+use crate::journal::mark::Mark;
+use crate::journal::queue::{Class, Item, JournalQueue};
+use crate::journal::record::{RECORD_HEAD_BYTES, Record};
+use crate::journal::segment::{FIRST_COMMIT_OFFSET, SegmentFile, SegmentHead};
+use crate::journal::segments::Segments;
+use crate::ledgers::LedgerTable;
+use crate::metrics::BookieMetrics;
+use crate::mode::Mode;
+use crate::positions::Positions;
+
+/// How long a commit waits for a segment before adds are refused. Preparing one takes less on
+/// any disk that deserves the name.
+const SEGMENT_PATIENCE: Duration = Duration::from_secs(2);
+
+/// What the journal thread works with.
+pub struct JournalThread {
+    /// Where items come from.
+    pub queue: Arc<JournalQueue>,
+    /// Where commits go after they are synced.
+    pub applier: Arc<ApplyQueue>,
+    /// To take back what was not journaled after all.
+    pub ledgers: Arc<LedgerTable>,
+    /// Space for commits.
+    pub segments: Arc<Segments>,
+    /// The synced mark.
+    pub mark: Arc<Mark>,
+    /// Buffers.
+    pub pool: Arc<BlockPool>,
+    /// How far things are.
+    pub positions: Arc<Positions>,
+    /// To fail.
+    pub mode: Arc<Mode>,
+    /// Wakes the thread that prepares segments.
+    pub housekeeper: Arc<Bell>,
+    /// Wakes the thread that flushes RocksDB.
+    pub checkpointer: Arc<Bell>,
+    /// Metrics.
+    pub metrics: Arc<BookieMetrics>,
+    /// Time, for metrics.
+    pub clock: SharedClock,
+    /// Randomness, for salts.
+    pub rng: SharedRng,
+    /// Whose journal this is.
+    pub bookie: BookieId,
+    /// Bound of a commit.
+    pub commit_bytes_max: usize,
+    /// Room that normal adds leave.
+    pub reserve_bytes: u64,
+    /// Where to write.
+    pub tail: Tail,
+    /// Whether the last wait for a segment was in vain.
+    pub starved: bool,
+}
+
+/// Where the journal goes on.
+#[derive(Debug)]
+pub struct Tail {
+    /// The segment that is written; `None` before the first roll.
+    pub current: Option<(Arc<SegmentFile>, SegmentUse)>,
+    /// Where its next commit goes.
+    pub offset: u64,
+    /// The last commit.
+    pub last_sequence: u64,
+    /// The last generation that was used.
+    pub last_generation: u64,
+}
+
+impl Tail {
+    fn room(&self) -> u64 {
+        self.current
+            .as_ref()
+            .map_or(0, |(file, _)| file.bytes.saturating_sub(self.offset))
+    }
+}
+
+impl JournalThread {
+    /// Runs until the queue is closed and empty, or the disk fails.
+    pub fn run(mut self) {
+        while let Some(items) = self.queue.take(self.commit_bytes_max) {
+            let result = if items.iter().all(|item| item.record.is_none()) {
+                // Only waits: what they wait for is synced, because this thread did it.
+                self.finish(items);
+                Ok(())
+            } else {
+                self.commit(items)
+            };
+            if let Err((error, items)) = result {
+                self.give_up(&error, items);
+                return;
+            }
+        }
+    }
+
+    fn commit(&mut self, items: Vec<Item>) -> Result<(), (io::Error, Vec<Item>)> {
+        match self.make_room(&items) {
+            Ok(true) => self.write(items),
+            Ok(false) => {
+                let (normal, control): (Vec<Item>, Vec<Item>) = items
+                    .into_iter()
+                    .partition(|item| item.class == Class::Normal && item.record.is_some());
+                self.refuse(normal);
+                match self.make_room(&control) {
+                    Ok(true) => self.write(control),
+                    Ok(false) => {
+                        self.refuse(control);
+                        Ok(())
+                    }
+                    Err(error) => Err((error, control)),
+                }
+            }
+            Err(error) => Err((error, items)),
+        }
+    }
+
+    /// Makes sure that the current segment has room, rolling if need be. `false`: there is none.
+    fn make_room(&mut self, items: &[Item]) -> io::Result<bool> {
+        let needed = padded(COMMIT_HEAD_BYTES + records_bytes(items));
+        let needed = u64::try_from(needed).map_err(io::Error::other)?;
+        let is_normal = |item: &Item| item.class == Class::Normal && item.record.is_some();
+        let keep = if items.iter().any(is_normal) {
+            self.reserve_bytes
+        } else {
+            0
+        };
+        if self.tail.room() >= needed + keep {
+            return Ok(true);
+        }
+        let patience = if self.starved {
+            Duration::ZERO
+        } else {
+            SEGMENT_PATIENCE
+        };
+        self.housekeeper.ring();
+        self.checkpointer.ring();
+        let Some(file) = self.segments.roll(self.tail.last_sequence, patience) else {
+            self.starved = true;
+            return Ok(self.tail.room() >= needed && keep == 0);
+        };
+        self.starved = false;
+        self.mark.sync()?;
+        self.tail.last_generation += 1;
+        let segment = SegmentUse {
+            generation: self.tail.last_generation,
+            salt: self.rng.next_u64(),
+        };
+        file.activate(&SegmentHead {
+            segment,
+            first_sequence: self.tail.last_sequence + 1,
+            bookie: self.bookie,
+        })?;
+        let room = file.bytes.saturating_sub(FIRST_COMMIT_OFFSET);
+        self.tail.current = Some((file, segment));
+        self.tail.offset = FIRST_COMMIT_OFFSET;
+        self.housekeeper.ring();
+        Ok(room >= needed + keep)
+    }
+
+    fn write(&mut self, items: Vec<Item>) -> Result<(), (io::Error, Vec<Item>)> {
+        let Some((file, segment)) = self.tail.current.clone() else {
+            return Err((io::Error::other("the journal has no segment"), items));
+        };
+        let started = self.clock.monotonic();
+        let sequence = self.tail.last_sequence + 1;
+        let bytes = COMMIT_HEAD_BYTES + records_bytes(&items);
+        let mut builder = CommitBuilder::new(self.pool.take(padded(bytes)));
+        let places: Vec<Option<Range<usize>>> = items
+            .iter()
+            .map(|item| item.record.as_ref().map(|record| builder.push(record)))
+            .collect();
+        let block = Block::new(builder.finish(segment, sequence), &self.pool);
+        let written = file
+            .file
+            .write_all_at(self.tail.offset, block.bytes())
+            .and_then(|()| file.file.sync_data())
+            .and_then(|()| self.mark.write(sequence));
+        if let Err(error) = written {
+            return Err((error, items));
+        }
+        self.tail.offset += u64::try_from(block.bytes().len()).unwrap_or(0);
+        self.tail.last_sequence = sequence;
+        self.segments.committed(sequence);
+        self.positions.synced.advance(sequence);
+        self.metrics.committed(
+            places.iter().flatten().count(),
+            block.bytes().len(),
+            self.clock.monotonic().saturating_sub(started),
+        );
+        self.hand_over(items, &places, block, sequence);
+        Ok(())
+    }
+
+    /// Answers what is synced and gives the records to the applier.
+    fn hand_over(
+        &self,
+        items: Vec<Item>,
+        places: &[Option<Range<usize>>],
+        block: Block,
+        sequence: u64,
+    ) {
+        if let Some(last) = items.last() {
+            self.positions.synced_item.advance(last.number);
+        }
+        let mut records = Vec::with_capacity(items.len());
+        let mut completions = Vec::with_capacity(items.len());
+        for (item, place) in items.into_iter().zip(places) {
+            completions.push(item.completion);
+            if let (Some(record), Some(place)) = (item.record, place) {
+                records.push(committed(
+                    &record,
+                    place,
+                    item.number,
+                    item.meta,
+                    item.permit,
+                ));
+            }
+        }
+        for completion in completions {
+            completion.run(Ok(()));
+        }
+        self.applier.push(Committed {
+            sequence,
+            block,
+            records,
+        });
+    }
+
+    fn finish(&self, items: Vec<Item>) {
+        if let Some(last) = items.last() {
+            self.positions.synced_item.advance(last.number);
+        }
+        for item in items {
+            item.completion.run(Ok(()));
+        }
+    }
+
+    /// Refuses items for which there is no room; later ones may fit.
+    fn refuse(&self, items: Vec<Item>) {
+        for item in items {
+            if let Some(record) = &item.record {
+                self.ledgers
+                    .aborted(record.ledger, record.kind.entry(), item.number);
+            }
+            let error = match self.mode.check_add() {
+                Err(error) => error,
+                Ok(()) => BookieError::Overloaded,
+            };
+            item.completion.run(Err(error));
+        }
+    }
+
+    fn give_up(&self, error: &io::Error, items: Vec<Item>) {
+        let why = format!("the journal could not be written: {error}");
+        self.mode.fail(&why);
+        let waiting = self.queue.abandon(BookieError::Io(why.clone()));
+        for item in items.into_iter().chain(waiting) {
+            item.completion.run(Err(BookieError::Io(why.clone())));
+        }
+    }
+}
+
+fn records_bytes(items: &[Item]) -> usize {
+    items
+        .iter()
+        .filter_map(|item| item.record.as_ref())
+        .map(Record::encoded_len)
+        .sum()
+}
+
+fn committed(
+    record: &Record,
+    place: &Range<usize>,
+    number: u64,
+    meta: Option<crate::ledger_state::LedgerMeta>,
+    permit: Option<BytePermit>,
+) -> CommittedRecord {
+    let ledger: LedgerId = record.ledger;
+    CommittedRecord {
+        ledger,
+        kind: record.kind,
+        number,
+        value: place.start + RECORD_HEAD_BYTES..place.end,
+        meta,
+        _permit: permit,
+    }
+}

@@ -1,0 +1,279 @@
+//! Which segment is written, which are live, which may be used again: the accounting of the
+//! journal's space, and the preparation of segments in the background.
+//!
+//! Invariants: a segment is reused only when RocksDB has flushed every commit in it (H1); the
+//! last segment keeps a reserve that normal adds do not touch, so that fences work on a full
+//! disk; segments are zeroed once and recycled from then on.
+
+use std::collections::VecDeque;
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use aquifer_runtime::disk::SharedDisk;
+use parking_lot::{Condvar, Mutex};
+
+use crate::journal::segment::SegmentFile;
+
+/// The accounting, apart from files and threads.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct SegmentLedger {
+    /// Segments with commits that RocksDB may not have flushed, oldest first; the last is the one
+    /// that is written. With each, the last commit in it.
+    live: VecDeque<(u64, u64)>,
+    /// Segments that wait for their next use.
+    spare: VecDeque<u64>,
+}
+
+impl SegmentLedger {
+    /// A segment may be used.
+    pub fn add_spare(&mut self, segment: u64) {
+        self.spare.push_back(segment);
+    }
+
+    /// A segment holds commits up to `last`.
+    pub fn add_live(&mut self, segment: u64, last: u64) {
+        self.live.push_back((segment, last));
+    }
+
+    /// Takes a spare segment into use; `last` is the last commit before it.
+    pub fn roll(&mut self, last: u64) -> Option<u64> {
+        let segment = self.spare.pop_front()?;
+        self.live.push_back((segment, last));
+        Some(segment)
+    }
+
+    /// A commit was written to the current segment.
+    pub fn committed(&mut self, sequence: u64) {
+        if let Some(current) = self.live.back_mut() {
+            current.1 = sequence;
+        }
+    }
+
+    /// RocksDB has flushed everything up to `flushed`: returns how many segments became spare.
+    /// The current one stays.
+    pub fn trim(&mut self, flushed: u64) -> usize {
+        let mut freed = 0;
+        while self.live.len() > 1 && self.live.front().is_some_and(|(_, last)| *last <= flushed) {
+            if let Some((segment, _)) = self.live.pop_front() {
+                self.spare.push_back(segment);
+                freed += 1;
+            }
+        }
+        freed
+    }
+
+    /// Segments in all.
+    #[must_use]
+    pub fn total(&self) -> usize {
+        self.live.len() + self.spare.len()
+    }
+
+    /// Whether the next roll would find nothing.
+    #[must_use]
+    pub fn needs_spare(&self) -> bool {
+        self.spare.is_empty()
+    }
+
+    /// Segments that hold commits, the current one included.
+    pub fn live(&self) -> impl Iterator<Item = u64> + '_ {
+        self.live.iter().map(|(segment, _)| *segment)
+    }
+}
+
+/// The segments of a journal.
+#[derive(Debug)]
+pub struct Segments {
+    disk: SharedDisk,
+    directory: PathBuf,
+    segment_bytes: usize,
+    segments_max: usize,
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    ledger: SegmentLedger,
+    files: Vec<Arc<SegmentFile>>,
+    last_number: u64,
+    /// Why no segment could be prepared last time.
+    blocked: Option<String>,
+}
+
+impl Segments {
+    /// An empty set over the journal's directory.
+    #[must_use]
+    pub fn new(
+        disk: SharedDisk,
+        directory: PathBuf,
+        segment_bytes: usize,
+        segments_max: usize,
+        last_number: u64,
+    ) -> Segments {
+        Segments {
+            disk,
+            directory,
+            segment_bytes,
+            segments_max,
+            state: Mutex::new(State {
+                last_number,
+                ..State::default()
+            }),
+            changed: Condvar::new(),
+        }
+    }
+
+    /// Adds a segment that may be used.
+    pub fn add_spare(&self, file: Arc<SegmentFile>) {
+        let mut state = self.state.lock();
+        state.ledger.add_spare(file.number);
+        state.files.push(file);
+        state.blocked = None;
+        self.changed.notify_all();
+    }
+
+    /// Adds a segment with commits up to `last`.
+    pub fn add_live(&self, file: Arc<SegmentFile>, last: u64) {
+        let mut state = self.state.lock();
+        state.ledger.add_live(file.number, last);
+        state.files.push(file);
+    }
+
+    /// Creates a zeroed segment and adds it as spare.
+    pub fn create(&self, bytes: usize) -> io::Result<()> {
+        let number = {
+            let mut state = self.state.lock();
+            state.last_number += 1;
+            state.last_number
+        };
+        match SegmentFile::create(&*self.disk, &self.directory, number, bytes) {
+            Ok(file) => {
+                self.add_spare(Arc::new(file));
+                Ok(())
+            }
+            Err(error) => {
+                self.state.lock().blocked = Some(error.to_string());
+                self.changed.notify_all();
+                Err(error)
+            }
+        }
+    }
+
+    /// Prepares the next segment when there is none and one more is allowed.
+    pub fn prepare(&self) -> io::Result<bool> {
+        {
+            let mut state = self.state.lock();
+            if !state.ledger.needs_spare() {
+                return Ok(false);
+            }
+            if state.ledger.total() >= self.segments_max {
+                state.blocked = Some("all segments of the journal are in use".to_owned());
+                self.changed.notify_all();
+                return Ok(false);
+            }
+        }
+        self.create(self.segment_bytes).map(|()| true)
+    }
+
+    /// Takes a spare segment into use, waiting for up to `patience` while one is prepared.
+    pub fn roll(&self, last: u64, patience: Duration) -> Option<Arc<SegmentFile>> {
+        let mut state = self.state.lock();
+        loop {
+            if let Some(number) = state.ledger.roll(last) {
+                return state.file(number);
+            }
+            let blocked = state.blocked.is_some();
+            if blocked || self.changed.wait_for(&mut state, patience).timed_out() {
+                return None;
+            }
+        }
+    }
+
+    /// A commit was written to the current segment.
+    pub fn committed(&self, sequence: u64) {
+        self.state.lock().ledger.committed(sequence);
+    }
+
+    /// RocksDB has flushed everything up to `flushed`.
+    pub fn trim(&self, flushed: u64) {
+        let mut state = self.state.lock();
+        if state.ledger.trim(flushed) > 0 {
+            state.blocked = None;
+            self.changed.notify_all();
+        }
+    }
+
+    /// Whether a segment should be prepared.
+    pub fn needs_spare(&self) -> bool {
+        self.state.lock().ledger.needs_spare()
+    }
+
+    /// The live segments, oldest first.
+    pub fn live(&self) -> Vec<Arc<SegmentFile>> {
+        let state = self.state.lock();
+        let numbers: Vec<u64> = state.ledger.live().collect();
+        numbers
+            .into_iter()
+            .filter_map(|number| state.file(number))
+            .collect()
+    }
+
+    /// Bytes of live segments, and of all.
+    pub fn bytes(&self) -> (u64, u64) {
+        let live = self.live().iter().map(|file| file.bytes).sum();
+        let all = self.state.lock().files.iter().map(|file| file.bytes).sum();
+        (live, all)
+    }
+}
+
+impl State {
+    fn file(&self, number: u64) -> Option<Arc<SegmentFile>> {
+        self.files
+            .iter()
+            .find(|file| file.number == number)
+            .cloned()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        /// H1: whatever the order of commits, rolls and flushes, a segment with an unflushed
+        /// commit is never handed out again.
+        #[test]
+        fn a_segment_is_reused_only_after_its_last_commit_is_flushed(
+            steps in prop::collection::vec((0u8..3, 0u64..8), 1..200),
+        ) {
+            let mut ledger = SegmentLedger::default();
+            (0..4).for_each(|segment| ledger.add_spare(segment));
+            let mut last_in = std::collections::BTreeMap::new();
+            let (mut sequence, mut flushed) = (0, 0);
+            let mut current = ledger.roll(0).unwrap();
+            for (step, size) in steps {
+                match step {
+                    0 => {
+                        sequence += 1;
+                        ledger.committed(sequence);
+                        last_in.insert(current, sequence);
+                    }
+                    1 => if let Some(segment) = ledger.roll(sequence) {
+                        let last = last_in.get(&segment).copied().unwrap_or(0);
+                        prop_assert!(last <= flushed, "segment {segment} holds {last}");
+                        current = segment;
+                    },
+                    _ => {
+                        flushed = (flushed + size).min(sequence);
+                        ledger.trim(flushed);
+                    }
+                }
+                prop_assert_eq!(ledger.total(), 4);
+                prop_assert_eq!(ledger.live().last(), Some(current));
+            }
+        }
+    }
+}

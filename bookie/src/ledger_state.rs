@@ -1,0 +1,311 @@
+//! What a bookie decides about one ledger: token, fence, LAC, tombstone, what is on its way.
+//!
+//! Pure state, no I/O. The owner calls it under the ledger's lock and queues what it decides in
+//! the same critical section, so that there is one admission order per ledger (H3).
+//!
+//! Invariants:
+//! - After a fence was admitted no normal add is (I4).
+//! - A token other than the first is refused (H14); a tombstone refuses everything (H15).
+//! - An entry is admitted twice only with the same bytes (H14).
+
+use std::collections::BTreeMap;
+
+use aquifer_model::id::{CreationToken, EntryId};
+use aquifer_model::storage::{AddEntry, BookieError};
+use thiserror::Error;
+
+use crate::bytes_at::u64_at;
+use crate::journal::record::RecordKind;
+
+/// Bytes of a stored [`LedgerMeta`].
+pub const META_BYTES: usize = 32;
+const META_VERSION: u8 = 1;
+const FLAG_FENCED: u8 = 1;
+const FLAG_DELETED: u8 = 2;
+const FLAG_LAC: u8 = 4;
+
+/// What is stored about a ledger besides its entries.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LedgerMeta {
+    /// The first token that was seen.
+    pub token: CreationToken,
+    /// Whether normal adds are refused.
+    pub fenced: bool,
+    /// Whether it is a tombstone.
+    pub deleted: bool,
+    /// The highest explicit LAC; entries carry theirs.
+    pub lac: Option<EntryId>,
+}
+
+/// A stored ledger record that this version cannot read.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[error("not a ledger record of a known version")]
+pub struct MetaError;
+
+impl LedgerMeta {
+    /// A ledger of which nothing is known but its token.
+    #[must_use]
+    pub fn new(token: CreationToken) -> LedgerMeta {
+        LedgerMeta {
+            token,
+            fenced: false,
+            deleted: false,
+            lac: None,
+        }
+    }
+
+    /// What a record of the journal makes of it.
+    pub fn apply(&mut self, kind: RecordKind) {
+        match kind {
+            RecordKind::Add(_) | RecordKind::RecoveryAdd(_) => {}
+            RecordKind::Fence => self.fenced = true,
+            RecordKind::Lac(lac) => self.lac = self.lac.max(Some(lac)),
+            RecordKind::Delete => self.deleted = true,
+        }
+    }
+
+    /// The stored bytes.
+    #[must_use]
+    pub fn encode(&self) -> [u8; META_BYTES] {
+        let mut bytes = [0; META_BYTES];
+        let flag = |on: bool, flag: u8| if on { flag } else { 0 };
+        bytes[0] = META_VERSION;
+        bytes[1] = flag(self.fenced, FLAG_FENCED)
+            | flag(self.deleted, FLAG_DELETED)
+            | flag(self.lac.is_some(), FLAG_LAC);
+        let lac = self.lac.map_or(0, |lac| lac.0);
+        bytes[8..16].copy_from_slice(&lac.to_le_bytes());
+        bytes[16..].copy_from_slice(&self.token.0);
+        bytes
+    }
+
+    /// Reads stored bytes.
+    ///
+    /// # Errors
+    /// When they are not of this version.
+    pub fn decode(bytes: &[u8]) -> Result<LedgerMeta, MetaError> {
+        let known = FLAG_FENCED | FLAG_DELETED | FLAG_LAC;
+        if bytes.len() != META_BYTES || bytes[0] != META_VERSION || bytes[1] & !known != 0 {
+            return Err(MetaError);
+        }
+        let token = CreationToken::try_from(&bytes[16..]).map_err(|_| MetaError)?;
+        Ok(LedgerMeta {
+            token,
+            fenced: bytes[1] & FLAG_FENCED != 0,
+            deleted: bytes[1] & FLAG_DELETED != 0,
+            lac: (bytes[1] & FLAG_LAC != 0).then(|| EntryId(u64_at(bytes, 8))),
+        })
+    }
+}
+
+/// An entry between admission and RocksDB.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pending {
+    /// Its place in the journal's queue.
+    pub item: u64,
+    /// The entry.
+    pub add: AddEntry,
+}
+
+/// What to do with an add.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Admission {
+    /// Journal it, and with it this ledger record, when there is one.
+    Journal(Option<LedgerMeta>),
+    /// It is on its way or stored already: answer when everything before is synced.
+    Known,
+    /// Only RocksDB knows: look, then ask again with the answer.
+    Lookup,
+    /// No.
+    Refuse(BookieError),
+}
+
+/// What a look into RocksDB said about the entry of an add.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stored {
+    /// Nobody looked.
+    NotLooked,
+    /// It is not there.
+    Absent,
+    /// It is there with the same bytes.
+    Same,
+    /// It is there with other bytes.
+    Other,
+}
+
+/// Everything known about a ledger in memory.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct LedgerState {
+    /// `None`: never seen here.
+    meta: Option<LedgerMeta>,
+    /// Whether `meta` is stored, or on its way.
+    meta_queued: bool,
+    /// Entries above it are certainly not stored.
+    highest: Option<EntryId>,
+    /// The highest LAC that anything carried.
+    lac: Option<EntryId>,
+    pending: BTreeMap<EntryId, Pending>,
+    /// Records that are not applied yet; the state must not be forgotten while there are any.
+    unapplied: u64,
+}
+
+impl LedgerState {
+    /// A ledger as RocksDB knows it.
+    #[must_use]
+    pub fn stored(
+        meta: Option<LedgerMeta>,
+        highest: Option<EntryId>,
+        lac: Option<EntryId>,
+    ) -> LedgerState {
+        LedgerState {
+            meta_queued: meta.is_some(),
+            lac: lac.max(meta.and_then(|meta| meta.lac)),
+            meta,
+            highest,
+            ..LedgerState::default()
+        }
+    }
+
+    /// The ledger's record.
+    #[must_use]
+    pub fn meta(&self) -> Option<&LedgerMeta> {
+        self.meta.as_ref()
+    }
+
+    /// The highest LAC known.
+    #[must_use]
+    pub fn lac(&self) -> Option<EntryId> {
+        self.lac
+    }
+
+    /// Entries between admission and RocksDB.
+    #[must_use]
+    pub fn pending(&self) -> &BTreeMap<EntryId, Pending> {
+        &self.pending
+    }
+
+    /// Whether RocksDB knows everything that this knows.
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
+        self.unapplied == 0
+    }
+
+    fn check(&self, token: CreationToken) -> Result<(), BookieError> {
+        match &self.meta {
+            Some(meta) if meta.token != token => Err(BookieError::Token),
+            Some(meta) if meta.deleted => Err(BookieError::Deleted),
+            _ => Ok(()),
+        }
+    }
+
+    /// Decides about an add. `limbo`: this bookie may have lost a fence of the ledger.
+    #[must_use]
+    pub fn check_add(
+        &self,
+        token: CreationToken,
+        add: &AddEntry,
+        stored: Stored,
+        limbo: bool,
+    ) -> Admission {
+        if let Err(error) = self.check(token) {
+            return Admission::Refuse(error);
+        }
+        if !add.recovery {
+            if self.meta.is_some_and(|meta| meta.fenced) {
+                return Admission::Refuse(BookieError::Fenced);
+            }
+            if limbo {
+                return Admission::Refuse(BookieError::Limbo);
+            }
+        }
+        if let Some(pending) = self.pending.get(&add.entry) {
+            return if is_same(&pending.add, add) {
+                Admission::Known
+            } else {
+                Admission::Refuse(BookieError::Conflict)
+            };
+        }
+        match stored {
+            Stored::Same => Admission::Known,
+            Stored::Other => Admission::Refuse(BookieError::Conflict),
+            Stored::NotLooked if Some(add.entry) <= self.highest => Admission::Lookup,
+            Stored::NotLooked | Stored::Absent => Admission::Journal(self.meta_to_queue(token)),
+        }
+    }
+
+    /// The add was queued as `item`.
+    pub fn added(&mut self, token: CreationToken, add: AddEntry, item: u64) {
+        self.meta.get_or_insert(LedgerMeta::new(token));
+        self.meta_queued = true;
+        self.highest = self.highest.max(Some(add.entry));
+        self.lac = self.lac.max(add.last_add_confirmed);
+        self.unapplied += 1;
+        self.pending.insert(add.entry, Pending { item, add });
+    }
+
+    /// Decides about a fence, an explicit LAC or a deletion: the record to journal with its
+    /// ledger record, or nothing when it is so already.
+    ///
+    /// # Errors
+    /// When the token is wrong or the ledger is deleted.
+    pub fn check_change(
+        &self,
+        token: CreationToken,
+        kind: RecordKind,
+    ) -> Result<Option<LedgerMeta>, BookieError> {
+        match self.check(token) {
+            Err(BookieError::Deleted) if kind == RecordKind::Delete => {}
+            checked => checked?,
+        }
+        let mut changed = self.meta.unwrap_or(LedgerMeta::new(token));
+        changed.apply(kind);
+        let is_so = self.meta == Some(changed) && self.meta_queued;
+        Ok((!is_so).then_some(changed))
+    }
+
+    /// The change was queued.
+    pub fn changed(&mut self, meta: LedgerMeta) {
+        self.lac = self.lac.max(meta.lac);
+        self.meta = Some(meta);
+        self.meta_queued = true;
+        self.unapplied += 1;
+    }
+
+    /// A record reached RocksDB.
+    pub fn applied(&mut self, entry: Option<EntryId>, item: u64) {
+        self.unapplied = self.unapplied.saturating_sub(1);
+        self.forget(entry, item);
+    }
+
+    /// A record was not journaled after all. The ledger record that it carried goes with the next.
+    pub fn aborted(&mut self, entry: Option<EntryId>, item: u64) {
+        self.unapplied = self.unapplied.saturating_sub(1);
+        self.meta_queued = false;
+        self.forget(entry, item);
+    }
+
+    fn forget(&mut self, entry: Option<EntryId>, item: u64) {
+        if let Some(entry) = entry
+            && self.pending.get(&entry).is_some_and(|p| p.item == item)
+        {
+            self.pending.remove(&entry);
+        }
+    }
+
+    fn meta_to_queue(&self, token: CreationToken) -> Option<LedgerMeta> {
+        (!self.meta_queued).then(|| self.meta.unwrap_or(LedgerMeta::new(token)))
+    }
+}
+
+/// Whether two adds would store the same bytes.
+fn is_same(one: &AddEntry, other: &AddEntry) -> bool {
+    let bytes = |add: &AddEntry| [add.data.head.clone(), add.data.body.clone()].concat();
+    one.digest == other.digest
+        && one.last_add_confirmed == other.last_add_confirmed
+        && one.ledger_length == other.ledger_length
+        && one.data.len() == other.data.len()
+        && (one.data == other.data || bytes(one) == bytes(other))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,106 @@
+//! What the bookie counts. Labels are bounded: results and kinds, never ledgers or topics.
+
+use std::time::Duration;
+
+use aquifer_model::storage::BookieError;
+use opentelemetry::KeyValue;
+use opentelemetry::metrics::{Counter, Gauge, Histogram, Meter};
+
+/// The instruments of a bookie.
+#[derive(Debug)]
+pub struct BookieMetrics {
+    journal_records: Counter<u64>,
+    journal_commits: Counter<u64>,
+    journal_bytes: Counter<u64>,
+    commit_seconds: Histogram<f64>,
+    refused: Counter<u64>,
+    entries_read: Counter<u64>,
+    bytes_read: Counter<u64>,
+    entries_damaged: Counter<u64>,
+    flush_seconds: Histogram<f64>,
+    pub(crate) in_flight_bytes: Gauge<u64>,
+    pub(crate) journal_live_bytes: Gauge<u64>,
+    pub(crate) store_bytes: Gauge<u64>,
+    pub(crate) free_bytes: Gauge<u64>,
+    pub(crate) writable: Gauge<u64>,
+    pub(crate) limbo: Gauge<u64>,
+}
+
+fn count(number: usize) -> u64 {
+    u64::try_from(number).unwrap_or(u64::MAX)
+}
+
+impl BookieMetrics {
+    /// Creates the instruments.
+    #[must_use]
+    pub fn new(meter: &Meter) -> BookieMetrics {
+        let counter = |name: &'static str| meter.u64_counter(name).build();
+        let gauge = |name: &'static str| meter.u64_gauge(name).build();
+        let seconds = |name: &'static str| {
+            let bounds = vec![
+                0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 2.0,
+            ];
+            meter.f64_histogram(name).with_boundaries(bounds).build()
+        };
+        BookieMetrics {
+            journal_records: counter("aquifer_bookie_journal_records_total"),
+            journal_commits: counter("aquifer_bookie_journal_commits_total"),
+            journal_bytes: counter("aquifer_bookie_journal_bytes_total"),
+            commit_seconds: seconds("aquifer_bookie_journal_commit_seconds"),
+            refused: counter("aquifer_bookie_requests_refused_total"),
+            entries_read: counter("aquifer_bookie_read_entries_total"),
+            bytes_read: counter("aquifer_bookie_read_bytes_total"),
+            entries_damaged: counter("aquifer_bookie_damaged_entries_total"),
+            flush_seconds: seconds("aquifer_bookie_store_flush_seconds"),
+            in_flight_bytes: gauge("aquifer_bookie_in_flight_bytes"),
+            journal_live_bytes: gauge("aquifer_bookie_journal_live_bytes"),
+            store_bytes: gauge("aquifer_bookie_store_bytes"),
+            free_bytes: gauge("aquifer_bookie_disk_free_bytes"),
+            writable: gauge("aquifer_bookie_writable"),
+            limbo: gauge("aquifer_bookie_limbo"),
+        }
+    }
+
+    /// A commit was synced.
+    pub fn committed(&self, records: usize, bytes: usize, took: Duration) {
+        self.journal_records.add(count(records), &[]);
+        self.journal_commits.add(1, &[]);
+        self.journal_bytes.add(count(bytes), &[]);
+        self.commit_seconds.record(took.as_secs_f64(), &[]);
+    }
+
+    /// RocksDB was flushed.
+    pub fn flushed(&self, took: Duration) {
+        self.flush_seconds.record(took.as_secs_f64(), &[]);
+    }
+
+    /// Entries were read.
+    pub fn read(&self, entries: usize, bytes: usize) {
+        self.entries_read.add(count(entries), &[]);
+        self.bytes_read.add(count(bytes), &[]);
+    }
+
+    /// An entry could not be read, or its digest is wrong.
+    pub fn damaged(&self) {
+        self.entries_damaged.add(1, &[]);
+    }
+
+    /// A request was refused.
+    pub fn refused(&self, error: &BookieError) {
+        let reason = match error {
+            BookieError::NoSuchLedger | BookieError::NoSuchEntry => "absent",
+            BookieError::Fenced => "fenced",
+            BookieError::Limbo => "limbo",
+            BookieError::Overloaded => "overloaded",
+            BookieError::ReadOnly(_) => "read_only",
+            BookieError::Io(_) => "io",
+            BookieError::Digest(_) => "digest",
+            BookieError::Token | BookieError::Conflict => "conflict",
+            BookieError::Deleted => "deleted",
+            BookieError::Invalid(_) => "invalid",
+            BookieError::ShuttingDown => "shutting_down",
+            BookieError::Unreachable(_) | BookieError::Timeout => "unreachable",
+        };
+        self.refused.add(1, &[KeyValue::new("reason", reason)]);
+    }
+}

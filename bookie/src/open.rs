@@ -1,0 +1,263 @@
+//! Start: identity, RocksDB, replay of the journal, limbo, threads.
+//!
+//! Invariants: nothing is served before what replay accepted is synced (H2); a loss is stored
+//! durably before anything forgets that it happened.
+
+use std::io;
+use std::sync::Arc;
+
+use aquifer_model::id::{BookieId, LedgerId};
+use aquifer_runtime::disk::DiskLock;
+
+use crate::BookieDeps;
+use crate::apply::{ReplayError, Replayer};
+use crate::assemble;
+use crate::config::BookieConfig;
+use crate::cookie::{self, Cookie, io_error};
+use crate::core::Core;
+use crate::error::BookieOpenError;
+use crate::journal::commit::Records;
+use crate::journal::group_commit::Tail;
+use crate::journal::mark::{FoundMark, Mark};
+use crate::journal::replay::{self, Continuity, Loss, ScannedSegment};
+use crate::journal::segment::{SegmentFile, SegmentHead};
+use crate::journal::segments::Segments;
+use crate::loss;
+use crate::report::LossReport;
+use crate::store::{Db, StoreError};
+
+/// What replay leaves behind.
+pub(crate) struct Replayed {
+    pub(crate) segments: Segments,
+    pub(crate) tail: Tail,
+    pub(crate) mark: Mark,
+    /// The last commit that RocksDB had flushed before this start.
+    pub(crate) flushed: u64,
+    pub(crate) deleted: Vec<LedgerId>,
+    loss: Option<Loss>,
+}
+
+/// Everything that start found out, for [`assemble`].
+pub(crate) struct Started {
+    pub(crate) bookie: BookieId,
+    pub(crate) lock: DiskLock,
+    pub(crate) db: Db,
+    pub(crate) replayed: Replayed,
+    pub(crate) limbo: Option<LossReport>,
+    pub(crate) accepted_loss: Option<LossReport>,
+}
+
+pub(crate) fn open(config: BookieConfig, deps: &BookieDeps) -> Result<Arc<Core>, BookieOpenError> {
+    config.validate()?;
+    let lock = cookie::lock(&*deps.disk, &config)?;
+    let cookie = cookie::check(&*deps.disk, &config, &*deps.rng)?;
+    let store_error = store_error(&config);
+    let db = Db::open(&config, !cookie.complete).map_err(&store_error)?;
+    if !cookie.complete {
+        Mark::create(&*deps.disk, &config.journal_dir, cookie.id)
+            .map_err(io_error(&config.journal_dir))?;
+        cookie::complete(&*deps.disk, &config, &cookie)?;
+    }
+    let replayed = replay_journal(&config, deps, &cookie, &db)?;
+    let (limbo, accepted_loss) =
+        judge_loss(&config, &db, replayed.loss.as_ref()).map_err(&store_error)?;
+    let started = Started {
+        bookie: cookie.id,
+        lock,
+        db,
+        replayed,
+        limbo,
+        accepted_loss,
+    };
+    assemble::start(config, deps, started)
+}
+
+fn store_error(config: &BookieConfig) -> impl Fn(StoreError) -> BookieOpenError + use<> {
+    let path = config.ledger_dir.clone();
+    move |error| BookieOpenError::Store {
+        path: path.clone(),
+        message: error.to_string(),
+    }
+}
+
+/// Reads the journal into RocksDB and finds out where it goes on.
+fn replay_journal(
+    config: &BookieConfig,
+    deps: &BookieDeps,
+    cookie: &Cookie,
+    db: &Db,
+) -> Result<Replayed, BookieOpenError> {
+    let disk = &*deps.disk;
+    let journal_error = |error| io_error(&config.journal_dir)(error);
+    let mark = Mark::read(disk, &config.journal_dir, cookie.id).map_err(journal_error)?;
+    let inventory = replay::inventory(disk, &config.journal_dir).map_err(journal_error)?;
+    let mut flushed = db.applied().map_err(store_error(config))?;
+    let mut continuity = Continuity::new(flushed);
+    let mut replayer = Replayer::default();
+    let mut scanned = Vec::new();
+    for used in inventory.used {
+        scanned.push(scan(
+            config,
+            deps,
+            cookie,
+            db,
+            used,
+            &mut continuity,
+            &mut replayer,
+        )?);
+    }
+    if replayer.records > 0 {
+        tracing::info!(records = replayer.records, "journal replayed");
+    }
+    let (last, found_loss) = continuity.finish(mark);
+    let stored_loss = db.loss().map_err(store_error(config))?;
+    let stored_loss = stored_loss.map(|bytes| loss::decode(&bytes));
+    let is_new_loss = found_loss.is_some();
+    let all_loss = loss::merge(stored_loss, found_loss);
+    if is_new_loss {
+        store_loss(db, all_loss.as_ref(), last).map_err(store_error(config))?;
+        flushed = last;
+    }
+    // Only now: until the loss is stored, a missing mark is what tells of it.
+    if mark == FoundMark::Unreadable {
+        Mark::create(disk, &config.journal_dir, cookie.id).map_err(journal_error)?;
+    }
+    let segments = Segments::new(
+        deps.disk.clone(),
+        config.journal_dir.clone(),
+        config.journal_segment_bytes,
+        config.journal_segments_max,
+        inventory.last_number,
+    );
+    let spare = inventory.spare.into_iter();
+    spare.for_each(|file| segments.add_spare(file));
+    let tail = arrange(&segments, scanned, flushed, last, is_new_loss);
+    if tail.current.is_none() && segments.needs_spare() {
+        let bytes = config.journal_first_segment_bytes;
+        segments.create(bytes).map_err(journal_error)?;
+    }
+    let mark = Mark::open(disk, &config.journal_dir, cookie.id).map_err(journal_error)?;
+    mark.write(last)
+        .and_then(|()| mark.sync())
+        .map_err(journal_error)?;
+    Ok(Replayed {
+        segments,
+        tail,
+        mark,
+        flushed,
+        deleted: replayer.deleted,
+        loss: all_loss,
+    })
+}
+
+/// Replays one segment.
+fn scan(
+    config: &BookieConfig,
+    deps: &BookieDeps,
+    cookie: &Cookie,
+    db: &Db,
+    (file, head): (Arc<SegmentFile>, SegmentHead),
+    continuity: &mut Continuity,
+    replayer: &mut Replayer,
+) -> Result<ScannedSegment, BookieOpenError> {
+    let path = file.path.clone();
+    if head.bookie != cookie.id {
+        return Err(BookieOpenError::Cookie {
+            path,
+            what: format!("this journal segment belongs to bookie {}", head.bookie),
+        });
+    }
+    let apply = &mut |sequence, records: Records<'_>| {
+        let applied = replayer.apply(db, sequence, records);
+        applied.map_err(ReplayError::Store)
+    };
+    replay::scan_segment(&*deps.disk, (file, head), u64::MAX, continuity, apply).map_err(|error| {
+        match error {
+            ReplayError::Store(error) => store_error(config)(error),
+            ReplayError::Journal(source) if source.kind() == io::ErrorKind::InvalidData => {
+                BookieOpenError::Format {
+                    path,
+                    what: source.to_string(),
+                }
+            }
+            ReplayError::Journal(source) => io_error(&path)(source),
+        }
+    })
+}
+
+/// Makes a loss, and everything that was replayed, durable in RocksDB, so that the damaged
+/// journal is not needed any more.
+fn store_loss(db: &Db, loss: Option<&Loss>, last: u64) -> Result<(), StoreError> {
+    if let Some(loss) = loss {
+        tracing::error!(reason = loss.reason, "journal lost synced data: limbo");
+    }
+    let mut batch = db.batch();
+    batch.set_loss(loss.map(loss::encode).as_deref());
+    batch.set_applied(last);
+    batch.write()?;
+    db.flush()
+}
+
+/// Sorts the segments into live and spare, and finds where the journal goes on: in the segment
+/// that was written last, behind its last intact commit.
+fn arrange(
+    segments: &Segments,
+    scanned: Vec<ScannedSegment>,
+    flushed: u64,
+    last: u64,
+    is_new_loss: bool,
+) -> Tail {
+    let mut tail = Tail {
+        current: None,
+        offset: 0,
+        last_sequence: last,
+        last_generation: 0,
+    };
+    let count = scanned.len();
+    for (at, segment) in scanned.into_iter().enumerate() {
+        tail.last_generation = segment.head.segment.generation;
+        let is_last = at + 1 == count;
+        // A damaged journal is not continued: its last segment could hide more damage.
+        if is_last && !is_new_loss {
+            segments.add_live(Arc::clone(&segment.file), last);
+            tail.offset = segment.end_offset;
+            tail.current = Some((segment.file, segment.head.segment));
+        } else if segment.last_sequence > flushed {
+            segments.add_live(segment.file, segment.last_sequence);
+        } else {
+            segments.add_spare(segment.file);
+        }
+    }
+    tail
+}
+
+/// Decides between limbo and going on without what was lost.
+fn judge_loss(
+    config: &BookieConfig,
+    db: &Db,
+    loss: Option<&Loss>,
+) -> Result<(Option<LossReport>, Option<LossReport>), StoreError> {
+    let Some(loss) = loss else {
+        return Ok((None, None));
+    };
+    let report = loss::report(db, loss)?;
+    if !config.accept_loss {
+        tracing::error!(
+            reason = loss.reason,
+            ledgers = report.ledgers.len(),
+            "all ledgers are in limbo until the loss is repaired or accepted"
+        );
+        return Ok((Some(report), None));
+    }
+    let mut batch = db.batch();
+    batch.set_loss(None);
+    batch.write()?;
+    db.flush()?;
+    tracing::warn!(
+        first_commit = report.first_commit,
+        last_commit = report.last_commit,
+        ledgers = report.ledgers.len(),
+        "loss accepted: limbo ends"
+    );
+    Ok((None, Some(report)))
+}

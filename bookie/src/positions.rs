@@ -1,0 +1,32 @@
+//! How far things are: shared by the threads of a bookie.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// A number that only grows.
+#[derive(Debug, Default)]
+pub struct Position(AtomicU64);
+
+impl Position {
+    /// Its value.
+    pub fn get(&self) -> u64 {
+        self.0.load(Ordering::Acquire)
+    }
+
+    /// Moves it forward.
+    pub fn advance(&self, to: u64) {
+        self.0.fetch_max(to, Ordering::AcqRel);
+    }
+}
+
+/// How far the journal and what follows it are.
+#[derive(Debug, Default)]
+pub struct Positions {
+    /// Last item of the journal's queue that is synced; items are numbered from 1.
+    pub synced_item: Position,
+    /// Last commit that is synced.
+    pub synced: Position,
+    /// Last commit that is in RocksDB.
+    pub applied: Position,
+    /// Last commit that RocksDB has flushed. At most `applied`, which is at most `synced` (H1).
+    pub flushed: Position,
+}

@@ -1,0 +1,176 @@
+//! Reads of entries, for clients and for recovery.
+//!
+//! Invariants: only synced entries are returned; what is acknowledged is returned at once,
+//! whether or not RocksDB has it yet; in limbo no negative is given (I5).
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use aquifer_model::id::{EntryId, LedgerId};
+use aquifer_model::limits::ENTRY_BYTES_MAX;
+use aquifer_model::storage::{
+    AddEntry, BookieError, BookieResult, OrderedReply, ReadBatch, ReadRange, ReplyCallback,
+};
+use tokio::sync::oneshot;
+
+use crate::core::Core;
+use crate::ledger_state::LedgerMeta;
+use crate::store::entries::{self, EntryError};
+use crate::store::{Db, StoreError};
+use crate::workers::Priority;
+
+/// The least that a read takes from its budget: what one scan holds besides the answer.
+const READ_BYTES_MIN: usize = 64 * 1024;
+/// Most entries of one answer.
+const READ_ENTRIES_MAX: usize = 64 * 1024;
+
+/// What memory says about a ledger.
+struct InMemory {
+    meta: Option<LedgerMeta>,
+    lac: Option<EntryId>,
+    pending: BTreeMap<EntryId, AddEntry>,
+}
+
+impl From<StoreError> for BookieError {
+    fn from(error: StoreError) -> BookieError {
+        BookieError::Io(error.to_string())
+    }
+}
+
+impl Core {
+    pub(crate) async fn read(self: &Arc<Self>, mut range: ReadRange) -> BookieResult<ReadBatch> {
+        self.mode.check()?;
+        range.entries_max = range.entries_max.clamp(1, READ_ENTRIES_MAX);
+        let cap = self.reads.capacity_bytes();
+        range.bytes_max = range.bytes_max.min(cap);
+        let permit = self
+            .reads
+            .acquire(range.bytes_max.max(READ_BYTES_MIN))
+            .await;
+        let (answer, answered) = oneshot::channel();
+        let core = Arc::clone(self);
+        let job = move || {
+            let result = core.read_now(&range);
+            drop(permit);
+            // A caller that went away needs no answer.
+            let _ = answer.send(result);
+        };
+        self.workers.run(Priority::Read, Box::new(job));
+        answered.await.unwrap_or(Err(BookieError::ShuttingDown))
+    }
+
+    /// The read half of a recovery read; the fence is synced.
+    pub(crate) fn recovery_read(
+        self: &Arc<Self>,
+        ledger: LedgerId,
+        entry: EntryId,
+        reply: ReplyCallback,
+    ) {
+        let core = Arc::clone(self);
+        let job = move || {
+            let range = ReadRange {
+                ledger,
+                first: entry,
+                last: entry,
+                bytes_max: ENTRY_BYTES_MAX,
+                entries_max: 1,
+                prefix_bytes: None,
+            };
+            let result = core.read_now(&range);
+            reply(result.and_then(|batch| {
+                let entry = batch.entries.into_iter().next();
+                entry
+                    .map(OrderedReply::Entry)
+                    .ok_or(BookieError::NoSuchEntry)
+            }));
+        };
+        self.workers.run(Priority::Control, Box::new(job));
+    }
+
+    /// Reads on the calling thread.
+    pub(crate) fn read_now(&self, range: &ReadRange) -> BookieResult<ReadBatch> {
+        let result = self.read_range(range);
+        match &result {
+            Ok(batch) => {
+                let bytes = batch.entries.iter().map(|entry| entry.data.len()).sum();
+                self.metrics.read(batch.entries.len(), bytes);
+            }
+            Err(error) => {
+                if matches!(error, BookieError::Digest(_)) {
+                    self.metrics.damaged();
+                }
+                self.metrics.refused(error);
+            }
+        }
+        result
+    }
+
+    fn read_range(&self, range: &ReadRange) -> BookieResult<ReadBatch> {
+        // Memory first: an entry leaves it only after RocksDB has it.
+        let memory = self.in_memory(range);
+        self.store.with(|db| {
+            let memory = match memory {
+                Some(memory) => memory,
+                None => from_store(db, range.ledger)?,
+            };
+            let Some(meta) = memory.meta else {
+                return Err(self.negative(BookieError::NoSuchLedger));
+            };
+            if meta.deleted {
+                return Err(BookieError::Deleted);
+            }
+            let entries = entries::read_range(db, range, &memory.pending).map_err(|error| {
+                tracing::error!(
+                    ledger = %range.ledger, entry = %range.first, ?error, "entry cannot be read"
+                );
+                match error {
+                    EntryError::Store(error) => BookieError::Io(error.to_string()),
+                    EntryError::Digest(what) => BookieError::Digest(what),
+                }
+            })?;
+            if entries.is_empty() {
+                return Err(self.negative(BookieError::NoSuchEntry));
+            }
+            Ok(ReadBatch {
+                entries,
+                last_add_confirmed: memory.lac,
+            })
+        })
+    }
+
+    fn in_memory(&self, range: &ReadRange) -> Option<InMemory> {
+        self.ledgers.peek(range.ledger, |state| {
+            let synced = self.positions.synced_item.get();
+            let last = range.last.max(range.first);
+            let pending = state
+                .pending()
+                .range(range.first..=last)
+                .filter(|(_, pending)| pending.item <= synced)
+                .take(range.entries_max)
+                .map(|(entry, pending)| (*entry, pending.add.clone()))
+                .collect();
+            InMemory {
+                meta: state.meta().copied(),
+                lac: state.lac(),
+                pending,
+            }
+        })
+    }
+
+    fn negative(&self, error: BookieError) -> BookieError {
+        if self.limbo.is_some() {
+            BookieError::Limbo
+        } else {
+            error
+        }
+    }
+}
+
+fn from_store(db: &Db, ledger: LedgerId) -> Result<InMemory, StoreError> {
+    let state = db.load(ledger)?;
+    Ok(InMemory {
+        meta: state.meta().copied(),
+        lac: state.lac(),
+        pending: BTreeMap::new(),
+    })
+}

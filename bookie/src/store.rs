@@ -1,0 +1,63 @@
+//! The ledger store: RocksDB behind the journal. Keep what is asked of it narrow, so that another
+//! layout (journal segments as storage, indexed here) can take its place.
+//!
+//! The database can be closed and opened again under its users after a background error: they
+//! wait meanwhile, because a store without what was in its memtables must not answer.
+
+pub mod db;
+pub mod entries;
+pub mod keys;
+mod options;
+
+use parking_lot::RwLock;
+
+use crate::config::BookieConfig;
+
+pub use db::{Batch, Db, StoreError};
+
+/// The database and its users.
+pub struct Store {
+    config: BookieConfig,
+    db: RwLock<Option<Db>>,
+}
+
+impl Store {
+    /// Wraps an open database.
+    #[must_use]
+    pub fn new(config: BookieConfig, db: Db) -> Store {
+        Store {
+            config,
+            db: RwLock::new(Some(db)),
+        }
+    }
+
+    /// Uses the database.
+    pub fn with<T, E: From<StoreError>>(
+        &self,
+        operation: impl FnOnce(&Db) -> Result<T, E>,
+    ) -> Result<T, E> {
+        match &*self.db.read() {
+            Some(db) => operation(db),
+            None => Err(StoreError::Closed("after an error".to_owned()).into()),
+        }
+    }
+
+    /// Closes the database, opens it again and lets `reapply` bring back what was not flushed,
+    /// before anybody else uses it.
+    pub fn reopen(
+        &self,
+        reapply: impl FnOnce(&Db) -> Result<(), StoreError>,
+    ) -> Result<(), StoreError> {
+        let mut slot = self.db.write();
+        drop(slot.take());
+        let db = Db::open(&self.config, false)?;
+        reapply(&db)?;
+        *slot = Some(db);
+        Ok(())
+    }
+
+    /// Closes the database for good.
+    pub fn close(&self) {
+        drop(self.db.write().take());
+    }
+}

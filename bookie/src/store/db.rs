@@ -1,0 +1,279 @@
+//! RocksDB itself: batches, point reads, flush, space.
+
+use std::path::{Path, PathBuf};
+
+use aquifer_model::id::{EntryId, LedgerId};
+use aquifer_runtime::disk::{Disk, OpenOptions, RealDisk};
+use rocksdb::{ColumnFamily, DB, FlushOptions, ReadOptions, WriteBatch, WriteOptions};
+use thiserror::Error;
+
+use crate::bytes_at::u64_at;
+use crate::config::BookieConfig;
+use crate::journal::record::ValueHead;
+use crate::ledger_state::{LedgerMeta, LedgerState};
+use crate::store::{keys, options};
+
+/// What RocksDB, or what it holds, refused.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum StoreError {
+    /// RocksDB said so.
+    #[error("RocksDB: {0}")]
+    Rocks(String),
+    /// Bytes that are not what should be there.
+    #[error("ledger store is damaged: {0}")]
+    Damaged(String),
+    /// It is closed, or could not be opened again after an error.
+    #[error("ledger store is closed: {0}")]
+    Closed(String),
+}
+
+impl From<rocksdb::Error> for StoreError {
+    fn from(error: rocksdb::Error) -> StoreError {
+        StoreError::Rocks(error.into_string())
+    }
+}
+
+/// An open database.
+pub struct Db {
+    pub(super) rocks: DB,
+}
+
+/// Changes that RocksDB takes as one.
+pub struct Batch<'a> {
+    db: &'a Db,
+    batch: WriteBatch,
+}
+
+/// The directory of RocksDB below the ledger directory.
+#[must_use]
+pub fn directory(config: &BookieConfig) -> PathBuf {
+    config.ledger_dir.join("rocksdb")
+}
+
+impl Db {
+    /// Opens the database; `create` only for a new bookie.
+    pub fn open(config: &BookieConfig, create: bool) -> Result<Db, StoreError> {
+        let path = directory(config);
+        if create {
+            RealDisk
+                .create_dir_all(&path)
+                .map_err(|error| StoreError::Rocks(error.to_string()))?;
+        } else if !path.join("CURRENT").exists() {
+            return Err(StoreError::Damaged(format!(
+                "{} has no CURRENT file: the store is missing",
+                path.display()
+            )));
+        }
+        let direct = supports_direct_io(&path);
+        let cache = options::cache(config);
+        let rocks = DB::open_cf_descriptors(
+            &options::database(config, create, direct),
+            &path,
+            options::families(config, &cache),
+        )?;
+        let db = Db { rocks };
+        // Every later use of the families relies on this.
+        db.family(keys::ENTRIES)?;
+        db.family(keys::LEDGERS)?;
+        Ok(db)
+    }
+
+    pub(super) fn family(&self, name: &str) -> Result<&ColumnFamily, StoreError> {
+        self.rocks
+            .cf_handle(name)
+            .ok_or_else(|| StoreError::Damaged(format!("column family {name} is missing")))
+    }
+
+    /// The last commit that RocksDB has.
+    pub fn applied(&self) -> Result<u64, StoreError> {
+        match self.rocks.get(keys::APPLIED)? {
+            None => Ok(0),
+            Some(bytes) if bytes.len() == 8 => Ok(u64_at(&bytes, 0)),
+            Some(_) => Err(StoreError::Damaged("the applied commit".to_owned())),
+        }
+    }
+
+    /// The stored loss.
+    pub fn loss(&self) -> Result<Option<Vec<u8>>, StoreError> {
+        Ok(self.rocks.get(keys::LOSS)?)
+    }
+
+    /// Starts a batch.
+    pub fn batch(&self) -> Batch<'_> {
+        Batch {
+            db: self,
+            batch: WriteBatch::default(),
+        }
+    }
+
+    /// Flushes everything and waits until it is durable.
+    pub fn flush(&self) -> Result<(), StoreError> {
+        let mut flush = FlushOptions::default();
+        flush.set_wait(true);
+        let families = [
+            self.family("default")?,
+            self.family(keys::LEDGERS)?,
+            self.family(keys::ENTRIES)?,
+        ];
+        Ok(self.rocks.flush_cfs_opt(&families, &flush)?)
+    }
+
+    /// A ledger's record.
+    pub fn meta(&self, ledger: LedgerId) -> Result<Option<LedgerMeta>, StoreError> {
+        let found = self
+            .rocks
+            .get_pinned_cf(self.family(keys::LEDGERS)?, keys::ledger_key(ledger))?;
+        found
+            .map(|bytes| {
+                LedgerMeta::decode(&bytes)
+                    .map_err(|error| StoreError::Damaged(format!("ledger {ledger}: {error}")))
+            })
+            .transpose()
+    }
+
+    /// Everything that decisions about a ledger need.
+    pub fn load(&self, ledger: LedgerId) -> Result<LedgerState, StoreError> {
+        let meta = self.meta(ledger)?;
+        let (highest, lac) = match meta {
+            Some(meta) if !meta.deleted => self.last_entry(ledger)?,
+            _ => (None, None),
+        };
+        Ok(LedgerState::stored(meta, highest, lac))
+    }
+
+    /// The last entry of a ledger and the LAC that it carried.
+    pub fn last_entry(
+        &self,
+        ledger: LedgerId,
+    ) -> Result<(Option<EntryId>, Option<EntryId>), StoreError> {
+        let mut read = ReadOptions::default();
+        read.set_iterate_lower_bound(keys::entry_key(ledger, EntryId::FIRST));
+        read.set_iterate_upper_bound(keys::ledger_end(ledger));
+        let mut iterator = self
+            .rocks
+            .raw_iterator_cf_opt(self.family(keys::ENTRIES)?, read);
+        iterator.seek_to_last();
+        let found = iterator.item().map(|(key, value)| {
+            let lac = ValueHead::split(value).and_then(|(head, _)| head.last_add_confirmed);
+            (keys::entry_of(key), lac)
+        });
+        iterator.status()?;
+        Ok(found.unwrap_or((None, None)))
+    }
+
+    /// The stored value of an entry.
+    pub fn entry(&self, ledger: LedgerId, entry: EntryId) -> Result<Option<Vec<u8>>, StoreError> {
+        let key = keys::entry_key(ledger, entry);
+        Ok(self.rocks.get_cf(self.family(keys::ENTRIES)?, key)?)
+    }
+
+    /// Calls `each` for every ledger record.
+    pub fn for_each_ledger(
+        &self,
+        each: &mut dyn FnMut(LedgerId, LedgerMeta),
+    ) -> Result<(), StoreError> {
+        let mut iterator = self.rocks.raw_iterator_cf(self.family(keys::LEDGERS)?);
+        iterator.seek_to_first();
+        while let Some((key, value)) = iterator.item() {
+            let ledger = keys::ledger_of(key)
+                .ok_or_else(|| StoreError::Damaged("a ledger's key".to_owned()))?;
+            let meta = LedgerMeta::decode(value)
+                .map_err(|error| StoreError::Damaged(format!("ledger {ledger}: {error}")))?;
+            each(ledger, meta);
+            iterator.next();
+        }
+        Ok(iterator.status()?)
+    }
+
+    /// Reclaims the space of deleted ledgers. Compaction of the range, not deletion of files,
+    /// because only compaction tells RocksDB which blobs are garbage; with the payloads in blob
+    /// files it reads little more than keys.
+    pub fn reclaim(&self, ledger: LedgerId) -> Result<(), StoreError> {
+        let from = keys::entry_key(ledger, EntryId::FIRST);
+        let to = keys::ledger_end(ledger);
+        self.rocks
+            .compact_range_cf(self.family(keys::ENTRIES)?, Some(from), Some(to));
+        Ok(())
+    }
+
+    /// Bytes of the files.
+    pub fn bytes(&self) -> u64 {
+        let Ok(entries) = self.family(keys::ENTRIES) else {
+            return 0;
+        };
+        let value = |name: &str| {
+            let value = self.rocks.property_int_value_cf(entries, name);
+            value.ok().flatten().unwrap_or(0)
+        };
+        value("rocksdb.total-sst-files-size") + value("rocksdb.total-blob-file-size")
+    }
+}
+
+impl Batch<'_> {
+    /// Stores an entry.
+    pub fn put_entry(
+        &mut self,
+        ledger: LedgerId,
+        entry: EntryId,
+        value: &[u8],
+    ) -> Result<(), StoreError> {
+        let family = self.db.family(keys::ENTRIES)?;
+        self.batch
+            .put_cf(family, keys::entry_key(ledger, entry), value);
+        Ok(())
+    }
+
+    /// Stores a ledger's record.
+    pub fn put_meta(&mut self, ledger: LedgerId, meta: &LedgerMeta) -> Result<(), StoreError> {
+        let family = self.db.family(keys::LEDGERS)?;
+        self.batch
+            .put_cf(family, keys::ledger_key(ledger), meta.encode());
+        Ok(())
+    }
+
+    /// Deletes all entries of a ledger.
+    pub fn delete_entries(&mut self, ledger: LedgerId) -> Result<(), StoreError> {
+        let family = self.db.family(keys::ENTRIES)?;
+        self.batch.delete_range_cf(
+            family,
+            keys::entry_key(ledger, EntryId::FIRST),
+            keys::ledger_end(ledger),
+        );
+        Ok(())
+    }
+
+    /// Notes that everything up to this commit is in.
+    pub fn set_applied(&mut self, sequence: u64) {
+        self.batch.put(keys::APPLIED, sequence.to_le_bytes());
+    }
+
+    /// Stores or clears the loss.
+    pub fn set_loss(&mut self, loss: Option<&[u8]>) {
+        match loss {
+            Some(loss) => self.batch.put(keys::LOSS, loss),
+            None => self.batch.delete(keys::LOSS),
+        }
+    }
+
+    /// Writes the batch, without RocksDB's own log: the journal is the log.
+    pub fn write(self) -> Result<(), StoreError> {
+        let mut write = WriteOptions::default();
+        write.disable_wal(true);
+        Ok(self.db.rocks.write_opt(self.batch, &write)?)
+    }
+}
+
+/// Whether the file system takes direct I/O (some overlays and older tmpfs do not).
+fn supports_direct_io(directory: &Path) -> bool {
+    let probe = directory.join(".direct-io-probe");
+    let options = OpenOptions {
+        create: true,
+        direct: true,
+    };
+    let direct = RealDisk
+        .open(&probe, options)
+        .is_ok_and(|file| file.is_direct());
+    // Best effort: an empty probe file harms nobody.
+    let _ = RealDisk.remove(&probe);
+    direct
+}

@@ -1,0 +1,131 @@
+//! Back-pressure and full disks.
+
+use super::*;
+use crate::BookieMode;
+
+/// I13: bytes in flight are bounded; over the bound adds are refused at once, and fences and
+/// reads have shares of their own.
+#[test]
+fn over_the_budget_adds_are_refused_and_fences_are_not() {
+    let directory = tempfile::tempdir().unwrap();
+    let config = BookieConfig {
+        bytes_in_flight_max: MIB,
+        ..config(directory.path())
+    };
+    let bookie = open(&config);
+    done(ask(&bookie, add_request(1, 0, 10)));
+    eventually("applied", || bookie.status().bytes_in_flight == 0);
+    let held = bookie.core.adds.try_acquire(MIB - 100).unwrap();
+    let refused = ask(&bookie, add_request(1, 1, 10));
+    assert_eq!(refused, Err(BookieError::Overloaded));
+    done(ask(&bookie, recovery_add(1, 1, 10)));
+    expect(&bookie, 1, 0, 10);
+    done(ask(&bookie, request(2, OrderedOperation::Fence)));
+    drop(held);
+    done(ask(&bookie, add_request(1, 2, 10)));
+}
+
+/// Under a flood every request is answered, what is acknowledged is there, and the bytes in
+/// flight stay within their bound.
+#[test]
+fn a_flood_is_answered_within_the_bounds() {
+    let directory = tempfile::tempdir().unwrap();
+    let config = BookieConfig {
+        bytes_in_flight_max: 2 * MIB,
+        ..config(directory.path())
+    };
+    let bookie = open(&config);
+    done(ask(&bookie, add_request(1, 0, 10)));
+    let replies: Vec<_> = (1..2_000)
+        .map(|entry| (entry, start(&bookie, add_request(1, entry, 20_000))))
+        .inspect(|_| assert!(bookie.status().bytes_in_flight <= 2 * 1024 * 1024))
+        .collect();
+    let mut acknowledged = 0;
+    for (entry, reply) in replies {
+        match answer(&reply) {
+            Ok(_) => {
+                acknowledged += 1;
+                expect(&bookie, 1, entry, 20_000);
+            }
+            Err(error) => assert_eq!(error, BookieError::Overloaded),
+        }
+    }
+    assert!(acknowledged > 50, "{acknowledged}");
+    eventually("everything is applied", || {
+        bookie.status().bytes_in_flight == 0
+    });
+}
+
+#[test]
+fn below_the_mark_the_bookie_is_read_only_and_comes_back_above_the_other() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut config = config(directory.path());
+    let bookie = open(&config);
+    done(ask(&bookie, add_request(1, 0, 10)));
+    shutdown(&bookie);
+    drop(bookie);
+    config.read_only_below_free_bytes = u64::MAX - 1;
+    config.writable_above_free_bytes = u64::MAX;
+    let bookie = open(&config);
+    assert!(matches!(bookie.status().mode, BookieMode::ReadOnly(_)));
+    let refused = ask(&bookie, add_request(1, 1, 10));
+    assert!(
+        matches!(refused, Err(BookieError::ReadOnly(_))),
+        "{refused:?}"
+    );
+    expect(&bookie, 1, 0, 10);
+    done(ask(&bookie, request(1, OrderedOperation::Fence)));
+    done(ask(&bookie, recovery_add(1, 1, 10)));
+    done(ask(&bookie, request(2, OrderedOperation::Delete)));
+    bookie.core.mode.set_full(false);
+    done(ask(&bookie, add_request(3, 0, 10)));
+}
+
+/// The journal cannot grow and RocksDB does not flush: adds are refused with a retryable error,
+/// fences still work from the reserve, and everything goes on when space returns.
+#[test]
+fn fences_work_when_the_journal_is_full() {
+    let mut machine = super::crash::Machine::new();
+    machine.config.journal_segments_max = 2;
+    let bookie = machine.boot();
+    eventually("the second segment", || !bookie.core.segments.needs_spare());
+    done(ask(&bookie, add_request(1, 0, 10)));
+    // Holding the database back is what a stalled flush does.
+    let (hold, held) = sync_channel::<()>(0);
+    let (release, released) = sync_channel::<()>(0);
+    let store = std::sync::Arc::clone(&bookie.core.store);
+    let stalled = aquifer_runtime::task::spawn_thread("stall", move || {
+        let result: Result<(), crate::store::StoreError> = store.reopen(|db| {
+            hold.send(()).unwrap();
+            released.recv().unwrap();
+            db.flush()
+        });
+        result
+    })
+    .unwrap();
+    held.recv().unwrap();
+    let mut accepted = 1;
+    let mut refused = None;
+    for entry in 1..200 {
+        match ask(&bookie, add_request(1, entry, 200_000)) {
+            Ok(_) => accepted += 1,
+            Err(error) => {
+                refused = Some(error);
+                break;
+            }
+        }
+    }
+    assert_eq!(refused, Some(BookieError::Overloaded));
+    let refused_entry = accepted;
+    let fence = start(&bookie, request(1, OrderedOperation::Fence));
+    done(answer(&fence));
+    release.send(()).unwrap();
+    stalled.join().unwrap().unwrap();
+    let again = recovery_add(1, refused_entry, 200_000);
+    eventually("the journal has room again", || {
+        ask(&bookie, again.clone()).is_ok()
+    });
+    for entry in 1..=refused_entry {
+        expect(&bookie, 1, entry, 200_000);
+    }
+}
