@@ -101,13 +101,10 @@ impl Mode {
     /// Waits for a failure.
     pub async fn failed(&self) -> String {
         let mut failure = self.failure.subscribe();
-        // The guard that is returned must not live across another await.
-        let why = failure.wait_for(Option::is_some).await;
-        let why = why.ok().and_then(|why| why.clone());
-        match why {
-            Some(why) => why,
+        match failure.wait_for(Option::is_some).await {
+            Ok(why) => why.clone().unwrap_or_default(),
             // The sender lives as long as self.
-            None => std::future::pending().await,
+            Err(_) => std::future::pending().await,
         }
     }
 

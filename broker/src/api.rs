@@ -1,5 +1,12 @@
-//! The broker as wire protocols see it: every request gets its span here, then goes to the file of
-//! its kind.
+//! The broker as wire protocols see it: every request gets its span and its failure is counted
+//! here, then it goes to the file of its kind.
+
+mod admin;
+mod consume;
+mod produce;
+mod topics;
+
+use std::future::Future;
 
 use aquifer_model::id::Index;
 use aquifer_model::limits::{BATCH_BYTES_MAX, MESSAGE_BYTES_MAX};
@@ -11,21 +18,48 @@ use aquifer_protocol_api::broker::{
     ProducerSession, Subscribe, TopicDescription, TopicStats,
 };
 use aquifer_protocol_api::context::RequestContext;
-use aquifer_protocol_api::error::{ApiError, ErrorKind};
+use aquifer_protocol_api::error::ApiError;
 use async_trait::async_trait;
+use tracing::{Instrument, Span, info_span};
 
 use crate::broker::Broker;
+use crate::error::BrokerError;
 
-fn unbuilt<T>() -> ApiResult<T> {
-    Err(ApiError::new(ErrorKind::Unimplemented, "not built yet"))
+impl Broker {
+    /// Runs a request in its span, and counts it when it fails.
+    async fn serve<T>(
+        &self,
+        request: &'static str,
+        span: Span,
+        work: impl Future<Output = Result<T, BrokerError>> + Send,
+    ) -> ApiResult<T> {
+        let work = async {
+            self.shared.check_open()?;
+            work.await
+        };
+        let outcome = work.instrument(span.clone()).await;
+        outcome.map_err(|error| {
+            let error = ApiError::from(error);
+            let _entered = span.enter();
+            tracing::debug!(request, kind = ?error.kind, %error, "request failed");
+            self.shared.metrics.failed(request, error.kind);
+            error
+        })
+    }
+}
+
+macro_rules! span {
+    ($name:literal, $ctx:expr $(, $field:ident = $value:expr)*) => {
+        info_span!($name, protocol = $ctx.protocol, peer = ?$ctx.peer $(, $field = %$value)*)
+    };
 }
 
 #[async_trait]
 impl BrokerApi for Broker {
     fn identity(&self) -> BrokerIdentity {
         BrokerIdentity {
-            broker: self.id,
-            cluster: self.config.cluster.clone(),
+            broker: self.shared.id,
+            cluster: self.shared.config.cluster.clone(),
             message_bytes_max: MESSAGE_BYTES_MAX as u64,
             batch_bytes_max: BATCH_BYTES_MAX as u64,
         }
@@ -33,106 +67,161 @@ impl BrokerApi for Broker {
 
     async fn open_producer(
         &self,
-        _: &RequestContext,
-        _: OpenProducer,
+        ctx: &RequestContext,
+        request: OpenProducer,
     ) -> ApiResult<ProducerSession> {
-        unbuilt()
+        let span = span!("open_producer", ctx, topic = request.topic);
+        self.serve("open_producer", span, self.produce(request))
+            .await
     }
 
-    async fn subscribe(&self, _: &RequestContext, _: Subscribe) -> ApiResult<ConsumerSession> {
-        unbuilt()
+    async fn subscribe(
+        &self,
+        ctx: &RequestContext,
+        request: Subscribe,
+    ) -> ApiResult<ConsumerSession> {
+        let span = span!("subscribe", ctx, topic = request.topic);
+        self.serve("subscribe", span, self.consume(request)).await
     }
 
-    async fn create_tenant(&self, _: &RequestContext, _: String) -> ApiResult<()> {
-        unbuilt()
+    async fn create_tenant(&self, ctx: &RequestContext, tenant: String) -> ApiResult<()> {
+        let span = span!("create_tenant", ctx, tenant = tenant);
+        self.serve("create_tenant", span, self.make_tenant(&tenant))
+            .await
     }
 
-    async fn list_tenants(&self, _: &RequestContext, _: PageRequest) -> ApiResult<Page<String>> {
-        unbuilt()
+    async fn list_tenants(
+        &self,
+        ctx: &RequestContext,
+        page: PageRequest,
+    ) -> ApiResult<Page<String>> {
+        let span = span!("list_tenants", ctx);
+        self.serve("list_tenants", span, self.tenants(page)).await
     }
 
     async fn create_namespace(
         &self,
-        _: &RequestContext,
-        _: NamespaceName,
-        _: NamespacePolicies,
+        ctx: &RequestContext,
+        namespace: NamespaceName,
+        policies: NamespacePolicies,
     ) -> ApiResult<()> {
-        unbuilt()
+        let span = span!("create_namespace", ctx, namespace = namespace);
+        let work = self.make_namespace(&namespace, policies);
+        self.serve("create_namespace", span, work).await
     }
 
     async fn get_namespace(
         &self,
-        _: &RequestContext,
-        _: NamespaceName,
+        ctx: &RequestContext,
+        namespace: NamespaceName,
     ) -> ApiResult<NamespacePolicies> {
-        unbuilt()
+        let span = span!("get_namespace", ctx, namespace = namespace);
+        let work = self.shared.namespaces.get(&namespace);
+        self.serve("get_namespace", span, work).await
     }
 
     async fn update_namespace(
         &self,
-        _: &RequestContext,
-        _: NamespaceName,
-        _: NamespacePolicies,
+        ctx: &RequestContext,
+        namespace: NamespaceName,
+        policies: NamespacePolicies,
     ) -> ApiResult<()> {
-        unbuilt()
+        let span = span!("update_namespace", ctx, namespace = namespace);
+        let work = self.shared.namespaces.update(&namespace, policies);
+        self.serve("update_namespace", span, work).await
     }
 
     async fn list_namespaces(
         &self,
-        _: &RequestContext,
-        _: String,
-        _: PageRequest,
+        ctx: &RequestContext,
+        tenant: String,
+        page: PageRequest,
     ) -> ApiResult<Page<NamespaceName>> {
-        unbuilt()
+        let span = span!("list_namespaces", ctx, tenant = tenant);
+        self.serve("list_namespaces", span, self.namespaces(&tenant, page))
+            .await
     }
 
-    async fn create_topic(&self, _: &RequestContext, _: TopicName, _: u32) -> ApiResult<()> {
-        unbuilt()
+    async fn create_topic(
+        &self,
+        ctx: &RequestContext,
+        topic: TopicName,
+        partitions: u32,
+    ) -> ApiResult<()> {
+        let span = span!("create_topic", ctx, topic = topic);
+        self.serve("create_topic", span, self.make_topic(&topic, partitions))
+            .await
     }
 
     async fn describe_topic(
         &self,
-        _: &RequestContext,
-        _: TopicName,
-        _: bool,
+        ctx: &RequestContext,
+        topic: TopicName,
+        create: bool,
     ) -> ApiResult<TopicDescription> {
-        unbuilt()
+        let span = span!("describe_topic", ctx, topic = topic);
+        self.serve("describe_topic", span, self.describe(topic, create))
+            .await
     }
 
-    async fn delete_topic(&self, _: &RequestContext, _: TopicName, _: bool) -> ApiResult<()> {
-        unbuilt()
+    async fn delete_topic(
+        &self,
+        ctx: &RequestContext,
+        topic: TopicName,
+        force: bool,
+    ) -> ApiResult<()> {
+        let span = span!("delete_topic", ctx, topic = topic);
+        self.serve("delete_topic", span, self.remove_topic(&topic, force))
+            .await
     }
 
     async fn list_topics(
         &self,
-        _: &RequestContext,
-        _: NamespaceName,
-        _: PageRequest,
+        ctx: &RequestContext,
+        namespace: NamespaceName,
+        page: PageRequest,
     ) -> ApiResult<Page<TopicDescription>> {
-        unbuilt()
+        let span = span!("list_topics", ctx, namespace = namespace);
+        self.serve("list_topics", span, self.topics_of(&namespace, page))
+            .await
     }
 
-    async fn topic_stats(&self, _: &RequestContext, _: TopicName) -> ApiResult<TopicStats> {
-        unbuilt()
+    async fn topic_stats(&self, ctx: &RequestContext, topic: TopicName) -> ApiResult<TopicStats> {
+        let span = span!("topic_stats", ctx, topic = topic);
+        self.serve("topic_stats", span, self.stats_of(&topic)).await
     }
 
     async fn delete_subscription(
         &self,
-        _: &RequestContext,
-        _: TopicName,
-        _: SubscriptionName,
-        _: bool,
+        ctx: &RequestContext,
+        topic: TopicName,
+        subscription: SubscriptionName,
+        force: bool,
     ) -> ApiResult<()> {
-        unbuilt()
+        let span = span!(
+            "delete_subscription",
+            ctx,
+            topic = topic,
+            subscription = subscription
+        );
+        let work = self.remove_subscription(&topic, &subscription, force);
+        self.serve("delete_subscription", span, work).await
     }
 
     async fn seek_subscription(
         &self,
-        _: &RequestContext,
-        _: TopicName,
-        _: SubscriptionName,
-        _: Place,
+        ctx: &RequestContext,
+        topic: TopicName,
+        subscription: SubscriptionName,
+        place: Place,
     ) -> ApiResult<Index> {
-        unbuilt()
+        let span = span!(
+            "seek_subscription",
+            ctx,
+            topic = topic,
+            subscription = subscription
+        );
+        let work = self.move_subscription(&topic, &subscription, place);
+        self.serve("seek_subscription", span, work).await
     }
 }

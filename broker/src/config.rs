@@ -12,6 +12,8 @@ pub struct BrokerConfig {
     pub cluster: String,
     /// Bytes of published batches that may wait for storage, over all producers.
     pub publish_bytes_in_flight_max: usize,
+    /// Bytes that reads of backlogs may hold, over all subscriptions.
+    pub read_bytes_in_flight_max: usize,
     /// Frames of one producer that may wait for storage.
     pub producer_frames_in_flight_max: usize,
     /// Bytes of deliveries that one consumer's session may hold before its client takes them.
@@ -36,13 +38,14 @@ impl Default for BrokerConfig {
         BrokerConfig {
             cluster: "standalone".to_owned(),
             publish_bytes_in_flight_max: 32 << 20,
+            read_bytes_in_flight_max: 32 << 20,
             producer_frames_in_flight_max: 1024,
-            consumer_queue_bytes_max: 16 << 20,
+            consumer_queue_bytes_max: 8 << 20,
             topic_idle_ms: 5 * 60 * 1000,
             housekeeping_ms: 30 * 1000,
             cursor_log_bytes_max: 8 << 20,
             dedup_snapshot_entries: 20_000,
-            dedup_snapshot_bytes: 512 << 20,
+            dedup_snapshot_bytes: 256 << 20,
             dedup_snapshot_ms: 120 * 1000,
         }
     }

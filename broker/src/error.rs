@@ -1,11 +1,303 @@
-//! The errors of the broker and their one mapping to what protocols see.
+//! The errors of the broker and their one mapping to what protocols see: kind, outcome, advice.
 
+use aquifer_ledger::error::LogError;
+use aquifer_metadata::error::MetadataError;
+use aquifer_model::batch::BatchError;
+use aquifer_protocol_api::error::{ApiError, ErrorKind, Outcome};
 use thiserror::Error;
 
-/// Why the broker did not do what was asked.
+/// Why the broker did not do what was asked. Cloned to everybody who waits for the same thing.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum BrokerError {
     /// A setting is wrong.
     #[error("bad broker setting: {0}")]
     Config(String),
+    /// The request is wrong.
+    #[error("{message}")]
+    Invalid {
+        /// What is wrong.
+        message: String,
+        /// What to do about it.
+        advice: String,
+    },
+    /// Tenant, namespace, topic or subscription does not exist.
+    #[error("{what} {name} does not exist")]
+    NotFound {
+        /// Which kind of thing.
+        what: &'static str,
+        /// Its name.
+        name: String,
+        /// What to do about it.
+        advice: String,
+    },
+    /// It exists already.
+    #[error("{what} {name} exists already")]
+    AlreadyExists {
+        /// Which kind of thing.
+        what: &'static str,
+        /// Its name.
+        name: String,
+    },
+    /// It is in use.
+    #[error("{0} has connected clients")]
+    InUse(String),
+    /// A bound of the broker is reached.
+    #[error("{what} has reached its bound of {max}")]
+    Quota {
+        /// What is bounded.
+        what: &'static str,
+        /// The bound.
+        max: usize,
+    },
+    /// A live producer has the name.
+    #[error("producer name {0} is in use by another producer")]
+    ProducerBusy(String),
+    /// A newer producer has taken the name.
+    #[error("producer {0} was replaced by a newer one of its name")]
+    ProducerFenced(String),
+    /// The client knows another life of the topic.
+    #[error("topic {0} was deleted and created again")]
+    Incarnation(String),
+    /// The topic is gone under its clients.
+    #[error("topic {0} was deleted")]
+    Deleted(String),
+    /// A frame number is missing or came twice.
+    #[error("frame number {got} where {expected} was due")]
+    FrameNumber {
+        /// What was due.
+        expected: u64,
+        /// What came.
+        got: u64,
+    },
+    /// A batch is damaged or breaks a bound.
+    #[error("batch is refused: {0}")]
+    Batch(#[from] BatchError),
+    /// A batch names another producer than its session.
+    #[error("batch of producer {got:?} in the session of {expected:?}")]
+    ProducerName {
+        /// The session's.
+        expected: String,
+        /// The batch's.
+        got: String,
+    },
+    /// Some of a batch's sequence ids are stored and some are not.
+    #[error("sequence ids {lowest} to {highest} are stored in part")]
+    PartialDuplicate {
+        /// First of the batch.
+        lowest: u64,
+        /// Last of the batch.
+        highest: u64,
+    },
+    /// The session is over; its last event said why.
+    #[error("the session is closed")]
+    SessionClosed,
+    /// A client does not take what it is sent.
+    #[error("the client does not read what it asked for")]
+    SlowClient,
+    /// The broker, or the topic on it, is going away.
+    #[error("{0}")]
+    Unloading(String),
+    /// What the subscription's rules say.
+    #[error(transparent)]
+    Api(#[from] ApiError),
+    /// The topic log did not do it.
+    #[error("storage: {0}")]
+    Log(#[from] LogError),
+    /// The metadata store did not do it.
+    #[error("metadata: {0}")]
+    Metadata(#[from] MetadataError),
+    /// A bug.
+    #[error("internal error: {0}")]
+    Internal(String),
+}
+
+impl BrokerError {
+    /// A wrong request.
+    pub(crate) fn invalid(message: impl Into<String>, advice: impl Into<String>) -> BrokerError {
+        BrokerError::Invalid {
+            message: message.into(),
+            advice: advice.into(),
+        }
+    }
+}
+
+/// Whether a topic goes on after this, or is destroyed and loaded anew.
+pub(crate) fn topic_survives(error: &LogError) -> bool {
+    match error {
+        LogError::Overloaded | LogError::StorageFull(_) | LogError::Unavailable(_) => true,
+        LogError::Metadata(MetadataError::Unavailable(_) | MetadataError::UnknownOutcome(_)) => {
+            true
+        }
+        LogError::Fenced
+        | LogError::Closed
+        | LogError::AlreadyExists
+        | LogError::Damaged(_)
+        | LogError::Limbo(_)
+        | LogError::Invalid(_)
+        | LogError::Metadata(_) => false,
+    }
+}
+
+impl From<BrokerError> for ApiError {
+    fn from(error: BrokerError) -> ApiError {
+        let text = error.to_string();
+        let api = |kind, advice: &str| ApiError::new(kind, text.clone()).advise(advice);
+        match error {
+            BrokerError::Api(error) => error,
+            BrokerError::Log(error) => from_log(&error, text),
+            BrokerError::Metadata(error) => from_metadata(&error, text),
+            BrokerError::Batch(error) => from_batch(&error, text),
+            BrokerError::Config(_) => api(ErrorKind::InvalidArgument, "correct the setting"),
+            BrokerError::Invalid { advice, .. } => api(ErrorKind::InvalidArgument, &advice),
+            BrokerError::NotFound { advice, .. } => api(ErrorKind::NotFound, &advice),
+            BrokerError::AlreadyExists { .. } => {
+                api(ErrorKind::AlreadyExists, "use it, or choose another name")
+            }
+            BrokerError::InUse(_) => api(
+                ErrorKind::FailedPrecondition,
+                "close its producers and consumers first, or force it",
+            ),
+            BrokerError::Quota { .. } => api(
+                ErrorKind::QuotaExceeded,
+                "close what is not needed any more",
+            ),
+            BrokerError::ProducerBusy(_) => api(
+                ErrorKind::ProducerBusy,
+                "choose another name, or ask to take over",
+            ),
+            BrokerError::ProducerFenced(_) => api(
+                ErrorKind::Fenced,
+                "stop this producer: another one goes on under its name",
+            ),
+            BrokerError::Incarnation(_) => api(
+                ErrorKind::Incarnation,
+                "open a new producer, consumer or reader: positions and sequence ids began anew",
+            ),
+            BrokerError::Deleted(_) => api(
+                ErrorKind::NotFound,
+                "create the topic again if it is still needed",
+            ),
+            BrokerError::FrameNumber { .. } => api(
+                ErrorKind::InvalidArgument,
+                "number frames from 1 per session, without gaps",
+            ),
+            BrokerError::ProducerName { .. } => api(
+                ErrorKind::InvalidArgument,
+                "put the name that the broker answered into every batch",
+            ),
+            BrokerError::PartialDuplicate { .. } => api(
+                ErrorKind::InvalidArgument,
+                "send batches again with the messages they had at first",
+            ),
+            BrokerError::SessionClosed => api(ErrorKind::Unavailable, "open a new session"),
+            BrokerError::SlowClient => api(
+                ErrorKind::Unavailable,
+                "read events as fast as credit is granted, and open a new session",
+            ),
+            BrokerError::Unloading(_) => api(ErrorKind::Unavailable, "try again"),
+            BrokerError::Internal(_) => {
+                api(ErrorKind::Internal, "report this with the broker's log")
+                    .outcome(Outcome::Unknown)
+            }
+        }
+    }
+}
+
+fn from_log(error: &LogError, text: String) -> ApiError {
+    let (kind, outcome, advice) = match error {
+        LogError::Overloaded => (
+            ErrorKind::Overloaded,
+            Outcome::NotApplied,
+            "try again a little later",
+        ),
+        LogError::StorageFull(_) => (
+            ErrorKind::StorageFull,
+            Outcome::NotApplied,
+            "free disk space or add bookies; it goes on by itself then",
+        ),
+        LogError::Unavailable(_) => (ErrorKind::Unavailable, Outcome::Unknown, "try again"),
+        // Another owner has taken over: whoever asks again reaches it, or this one under a new
+        // epoch. The client itself was not fenced.
+        LogError::Fenced | LogError::Closed => (
+            ErrorKind::Unavailable,
+            Outcome::Unknown,
+            "try again: the topic is being taken over",
+        ),
+        LogError::AlreadyExists => (
+            ErrorKind::AlreadyExists,
+            Outcome::NotApplied,
+            "use it, or choose another name",
+        ),
+        LogError::Damaged(_) => (
+            ErrorKind::DataLoss,
+            Outcome::Unknown,
+            "look at the bookies' logs; `aquifer doctor` says which ledgers are damaged",
+        ),
+        LogError::Limbo(_) => (
+            ErrorKind::DataLoss,
+            Outcome::Unknown,
+            "a bookie may have lost synced data: repair it, or accept the loss \
+             (`--accept-loss`) to go on without",
+        ),
+        LogError::Metadata(error) => return from_metadata(error, text),
+        LogError::Invalid(_) => (
+            ErrorKind::Internal,
+            Outcome::NotApplied,
+            "report this with the broker's log",
+        ),
+    };
+    ApiError::new(kind, text).advise(advice).outcome(outcome)
+}
+
+fn from_metadata(error: &MetadataError, text: String) -> ApiError {
+    let (kind, outcome, advice) = match error {
+        MetadataError::Conflict { .. } => (
+            ErrorKind::Unavailable,
+            Outcome::NotApplied,
+            "try again: somebody else changed it at the same time",
+        ),
+        MetadataError::Invalid(_) => (
+            ErrorKind::Internal,
+            Outcome::NotApplied,
+            "report this with the broker's log",
+        ),
+        MetadataError::Damaged { .. } => (
+            ErrorKind::DataLoss,
+            Outcome::NotApplied,
+            "restore the metadata store from a backup",
+        ),
+        MetadataError::Unavailable(_) | MetadataError::SessionExpired => (
+            ErrorKind::Unavailable,
+            Outcome::NotApplied,
+            "try again when the metadata store answers",
+        ),
+        MetadataError::UnknownOutcome(_) => (
+            ErrorKind::Unavailable,
+            Outcome::Unknown,
+            "look whether it was done, then try again",
+        ),
+    };
+    ApiError::new(kind, text).advise(advice).outcome(outcome)
+}
+
+fn from_batch(error: &BatchError, text: String) -> ApiError {
+    let (kind, advice) = match error {
+        BatchError::Checksum { .. } => (
+            ErrorKind::Checksum,
+            "send it again; if it happens again, look at the network and memory of both sides",
+        ),
+        BatchError::TooLarge { .. } => (
+            ErrorKind::TooLarge,
+            "send smaller messages, or fewer in a batch",
+        ),
+        BatchError::Short { .. }
+        | BatchError::Magic(_)
+        | BatchError::Inconsistent(_)
+        | BatchError::Field(_)
+        | BatchError::Compression(_) => (
+            ErrorKind::InvalidArgument,
+            "send batches in the format of model/src/batch.rs",
+        ),
+    };
+    ApiError::new(kind, text).advise(advice)
 }

@@ -13,6 +13,10 @@ pub mod topic;
 
 mod api;
 mod broker;
+mod metrics;
+mod namespace;
+mod ownership;
+mod topics;
 
 pub use broker::{Broker, BrokerDeps};
 pub use config::BrokerConfig;

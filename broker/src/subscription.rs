@@ -24,15 +24,14 @@ mod shared;
 
 use std::collections::BTreeMap;
 
-use aquifer_model::entry::EntryHead;
-use aquifer_model::id::{EntryId, Index, LedgerId, OwnerEpoch, SeekEpoch};
+use aquifer_ledger::managed::LogEntry;
+use aquifer_model::id::{Index, OwnerEpoch, SeekEpoch};
 use aquifer_model::topic::ConsumerName;
 use aquifer_proto::v1;
 use aquifer_protocol_api::broker::{
     Acknowledge, Delivery, IndexRange, NegativeAcknowledge, SubscriptionStats, SubscriptionType,
 };
 use aquifer_protocol_api::error::ApiError;
-use bytes::Bytes;
 
 use self::consumer::Consumer;
 use self::cursor::CursorState;
@@ -149,19 +148,6 @@ pub struct NextRead {
     pub entries_max: usize,
     /// A read of an older seek epoch is void.
     seek_epoch: SeekEpoch,
-}
-
-/// An entry of a topic log.
-#[derive(Debug, Clone)]
-pub struct LogEntry {
-    /// Its ledger.
-    pub ledger: LedgerId,
-    /// Its number.
-    pub entry: EntryId,
-    /// The broker's head.
-    pub head: EntryHead,
-    /// The batch as the producer sent it.
-    pub body: Bytes,
 }
 
 #[derive(Debug, Clone)]
@@ -552,3 +538,6 @@ fn policy_of(kind: SubscriptionType) -> Policy {
         SubscriptionType::Shared | SubscriptionType::KeyShared => Policy::Shared(Shared::default()),
     }
 }
+
+#[cfg(test)]
+mod tests;

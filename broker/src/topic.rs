@@ -1,3 +1,330 @@
-//! A loaded topic: one owner task, one mailbox.
+//! A loaded topic: one owner task, one mailbox, one closed set of events. Nobody else touches its
+//! state, so there are no locks and no half-done changes: what a request began, the owner finishes,
+//! whether the requester is still there or not.
+//!
+//! Invariants: the owner never waits for a client, for storage or for metadata while it handles an
+//! event; what takes time runs aside and comes back as an event. A topic that was fenced or whose
+//! log is broken is not repaired: it ends, and the next request loads it anew.
 
 pub mod dedup;
+pub(crate) mod event;
+pub(crate) mod load;
+
+mod consume;
+mod consumer;
+mod cursors;
+mod outbox;
+mod producer;
+mod publish;
+mod recovery;
+mod retention;
+mod seek;
+mod stats;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use aquifer_ledger::error::LogError;
+use aquifer_ledger::managed::TopicLog;
+use aquifer_model::id::{OwnerEpoch, TopicIncarnation};
+use aquifer_model::policy::NamespacePolicies;
+use aquifer_model::topic::TopicName;
+use aquifer_runtime::clock;
+use tokio::sync::watch;
+
+use crate::broker::Shared;
+use crate::error::{BrokerError, topic_survives};
+use crate::ownership::Owned;
+use crate::topic::consume::Subscriptions;
+use crate::topic::cursors::Cursors;
+use crate::topic::event::{Event, Inbox, Mailbox};
+use crate::topic::publish::Publishing;
+use crate::topic::retention::Trimming;
+use crate::topics::Topics;
+
+/// Events handled before ready subscriptions get their turn.
+const EVENTS_PER_TURN: usize = 64;
+/// Subscriptions served before new events get their turn.
+const SUBSCRIPTIONS_PER_TURN: usize = 64;
+/// How long an ending topic waits for what is in flight.
+const END_DEADLINE: Duration = Duration::from_secs(10);
+/// How often an ending topic looks whether it is done.
+const END_TICK: Duration = Duration::from_millis(50);
+
+/// A topic, owned by its task.
+pub(crate) struct Topic {
+    topics: Arc<Topics>,
+    shared: Arc<Shared>,
+    id: u64,
+    name: TopicName,
+    incarnation: TopicIncarnation,
+    owned: Owned,
+    policies: watch::Receiver<NamespacePolicies>,
+    mailbox: Mailbox,
+    log: TopicLog,
+    publishing: Publishing,
+    subscriptions: Subscriptions,
+    cursors: Cursors,
+    trimming: Trimming,
+    counters: Counters,
+    ending: Option<Ending>,
+    /// When a client was last seen, on the monotonic clock.
+    last_used: Duration,
+    next_housekeeping: Duration,
+}
+
+/// What happened since the topic was loaded.
+#[derive(Debug, Default)]
+struct Counters {
+    messages_in: u64,
+    bytes_in: u64,
+    messages_out: u64,
+    bytes_out: u64,
+}
+
+/// Why and until when a topic is ending.
+struct Ending {
+    /// What clients are told.
+    error: BrokerError,
+    /// Finish what is in flight and seal the ledgers; a broken topic does neither.
+    graceful: bool,
+    /// Whether ownership itself was lost.
+    fenced: bool,
+    deadline: Duration,
+}
+
+impl Topic {
+    fn epoch(&self) -> OwnerEpoch {
+        self.owned.epoch
+    }
+
+    fn now(&self) -> Duration {
+        self.shared.clock.monotonic()
+    }
+
+    /// Runs the topic until it ends; `ended` closes when its logs are closed.
+    pub(crate) async fn run(mut self, mut inbox: Inbox, ended: watch::Sender<()>) {
+        self.shared.metrics.topics.add(1, &[]);
+        let token = self.shared.tasks.shutdown_token();
+        loop {
+            self.turn(&mut inbox);
+            if self.is_over() {
+                break;
+            }
+            if self.subscriptions.has_ready() {
+                tokio::task::yield_now().await;
+                continue;
+            }
+            let tick = match self.ending {
+                Some(_) => END_TICK,
+                None => self
+                    .next_housekeeping
+                    .saturating_sub(self.now())
+                    .max(END_TICK),
+            };
+            tokio::select! {
+                biased;
+                () = inbox.urgent.wait() => {}
+                event = inbox.receiver.recv() => {
+                    if let Some(event) = event {
+                        self.handle(event);
+                    }
+                }
+                () = token.wait(), if self.ending.is_none() => self.handle(Event::Shutdown),
+                () = clock::sleep(tick) => {}
+            }
+        }
+        self.finish(inbox).await;
+        self.shared.metrics.topics.add(-1, &[]);
+        drop(ended);
+        self.topics.ended(&self.name, self.id);
+    }
+
+    /// Handles what waits, then lets ready subscriptions deliver.
+    fn turn(&mut self, inbox: &mut Inbox) {
+        for event in inbox.urgent.take() {
+            self.handle(event);
+        }
+        for _ in 0..EVENTS_PER_TURN {
+            match inbox.receiver.try_recv() {
+                Ok(event) => self.handle(event),
+                Err(_) => break,
+            }
+        }
+        self.settle_appends();
+        self.serve_ready(SUBSCRIPTIONS_PER_TURN);
+        self.write_cursors();
+        if self.now() >= self.next_housekeeping {
+            self.housekeeping();
+        }
+    }
+
+    fn handle(&mut self, event: Event) {
+        match event {
+            Event::OpenProducer { request, reply } => self.open_producer(request, reply),
+            Event::Publish { session, frames } => self.publish(session, frames),
+            Event::ProducerGone(session) => self.producer_gone(session),
+            Event::Appended { tag, outcome } => self.appended(tag, outcome),
+            Event::Subscribe { request, reply } => self.subscribe(request, reply),
+            Event::Consumer {
+                subscription,
+                consumer,
+                request,
+            } => self.consumer_request(subscription, consumer, request),
+            Event::ConsumerGone(subscription, consumer) => {
+                self.consumer_gone(subscription, consumer);
+            }
+            Event::Drained(subscription, consumer) => self.drained(subscription, consumer),
+            Event::Read(done) => self.read_done(done),
+            Event::Located { purpose, result } => self.located(purpose, result),
+            Event::CursorAppended { tag, outcome } => self.cursor_appended(tag, outcome),
+            Event::CursorRetry => self.cursor_retry(),
+            Event::CursorRolled(result) => self.cursor_rolled(result),
+            Event::Trimmed(result) => self.trimmed(result),
+            Event::Stats(reply) => {
+                // A requester that went away needs no answer; so everywhere below.
+                let _ = reply.send(Ok(self.stats()));
+            }
+            Event::DeleteSubscription { name, force, reply } => {
+                self.delete_subscription(&name, force, reply);
+            }
+            Event::SeekSubscription { name, place, reply } => {
+                self.seek_subscription(&name, place, reply);
+            }
+            Event::Delete { force, reply } => self.delete(force, reply),
+            Event::Shutdown => self.end(
+                BrokerError::Unloading("this broker is shutting down".to_owned()),
+                true,
+            ),
+        }
+    }
+
+    fn delete(&mut self, force: bool, reply: event::Reply<()>) {
+        self.drop_dead_sessions();
+        if !force && (self.publishing.is_used() || self.subscriptions.has_consumers()) {
+            let _ = reply.send(Err(BrokerError::InUse(self.name.to_string())));
+            return;
+        }
+        let error = BrokerError::Deleted(self.name.to_string());
+        self.fail_producers(&error);
+        self.fail_consumers(&error);
+        self.end(error, true);
+        let _ = reply.send(Ok(()));
+    }
+
+    /// Begins to end. A graceful end finishes what is in flight and seals the ledgers.
+    fn end(&mut self, error: BrokerError, graceful: bool) {
+        if let Some(ending) = &mut self.ending {
+            ending.graceful &= graceful;
+            return;
+        }
+        tracing::debug!(topic = %self.name, reason = %error, graceful, "topic is ending");
+        self.refuse_waiting(&error);
+        if graceful {
+            self.doom_producers(&error);
+            self.snapshot_before_end();
+        } else {
+            self.fail_producers(&error);
+        }
+        self.ending = Some(Ending {
+            error,
+            graceful,
+            fenced: false,
+            deadline: self.now() + END_DEADLINE,
+        });
+    }
+
+    /// Ends a topic whose log cannot go on; the next request loads it anew.
+    fn broken(&mut self, error: &LogError) {
+        tracing::warn!(topic = %self.name, %error, "topic is given up and will be loaded anew");
+        self.end(BrokerError::Log(error.clone()), false);
+        if let Some(ending) = &mut self.ending
+            && matches!(error, LogError::Fenced)
+        {
+            ending.fenced = true;
+        }
+    }
+
+    /// Whether a failure of storage leaves the topic in place; ends it otherwise.
+    fn survives(&mut self, error: &LogError) -> bool {
+        let survives = topic_survives(error);
+        if !survives {
+            self.broken(error);
+        }
+        survives
+    }
+
+    fn is_broken(&self) -> bool {
+        self.ending.as_ref().is_some_and(|ending| !ending.graceful)
+    }
+
+    fn is_over(&self) -> bool {
+        let Some(ending) = &self.ending else {
+            return false;
+        };
+        let quiet = self.publishing.is_quiet() && self.cursors.is_quiet();
+        !ending.graceful || quiet || self.now() >= ending.deadline
+    }
+
+    /// Refuses what is still in the mailbox, tells the clients, closes the logs.
+    async fn finish(&mut self, mut inbox: Inbox) {
+        inbox.receiver.close();
+        while inbox.receiver.try_recv().is_ok() {}
+        let Some(ending) = self.ending.take() else {
+            return;
+        };
+        self.fail_producers(&ending.error);
+        self.fail_consumers(&ending.error);
+        if ending.fenced {
+            self.shared
+                .ownership
+                .lost(self.name.namespace(), self.epoch())
+                .await;
+            return;
+        }
+        for log in [&self.log, self.cursors.log()] {
+            match clock::timeout(END_DEADLINE, log.close()).await {
+                Ok(Ok(())) => {}
+                // Whoever opens the topic next recovers the ledger.
+                Ok(Err(error)) => {
+                    tracing::debug!(topic = %self.name, %error, "ledger was not sealed");
+                }
+                Err(_) => tracing::debug!(topic = %self.name, "ledger was not sealed in time"),
+            }
+        }
+        tracing::debug!(topic = %self.name, "topic unloaded");
+    }
+
+    /// What is looked at from time to time.
+    fn housekeeping(&mut self) {
+        let now = self.now();
+        self.next_housekeeping = now + Duration::from_millis(self.shared.config.housekeeping_ms);
+        self.drop_dead_sessions();
+        if self.publishing.is_used() || self.subscriptions.has_consumers() {
+            self.last_used = now;
+        }
+        self.maybe_snapshot();
+        self.trim();
+        let idle = now.saturating_sub(self.last_used);
+        if idle >= Duration::from_millis(self.shared.config.topic_idle_ms)
+            && self.publishing.is_quiet()
+            && self.cursors.is_quiet()
+            && !self.subscriptions.is_waiting()
+        {
+            self.end(
+                BrokerError::Unloading("the topic was idle and is being unloaded".to_owned()),
+                true,
+            );
+        }
+    }
+
+    /// Closes sessions whose clients took their ends away without saying so.
+    fn drop_dead_sessions(&mut self) {
+        for session in self.publishing.dead_sessions() {
+            self.producer_gone(session);
+        }
+        for (subscription, consumer) in self.subscriptions.dead_consumers() {
+            self.consumer_gone(subscription, consumer);
+        }
+    }
+}

@@ -5,6 +5,7 @@
 
 use std::ops::Range;
 
+use aquifer_ledger::managed::LogEntry;
 use aquifer_model::id::Index;
 use aquifer_model::limits::{
     ACK_RANGES_MAX, CONSUMERS_PER_SUBSCRIPTION_MAX, UNACKED_PER_CONSUMER_MAX,
@@ -15,7 +16,7 @@ use aquifer_protocol_api::error::{ApiError, ErrorKind};
 
 use super::failover::Switch;
 use super::pending::{Held, Pending};
-use super::{Attach, Consumer, ConsumerId, LogEntry, Notice, Policy, Subscription};
+use super::{Attach, Consumer, ConsumerId, Notice, Policy, Subscription};
 
 /// Consumers of a Shared subscription whose credit is summed up for one read.
 const READ_CONSUMERS_MAX: usize = 32;

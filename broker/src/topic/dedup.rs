@@ -32,7 +32,8 @@ pub struct SequenceRange {
 pub enum Verdict {
     /// Never seen: append it.
     New,
-    /// Stored, durably. `None`: before the remembered window, or as part of another batch.
+    /// Stored, durably. `None`: as part of another batch, or before the remembered window, where
+    /// the order of sequence ids is all that there is to judge by.
     Duplicate(Option<StoredAt>),
     /// Some of it may be stored and some is not: the producer cut its batches anew. Not retryable.
     PartialOverlap,

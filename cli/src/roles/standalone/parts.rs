@@ -270,7 +270,7 @@ async fn start_broker(
     log: Arc<LogContext>,
 ) -> Result<Arc<Broker>, CliError> {
     let deps = BrokerDeps {
-        store: Arc::clone(&log.store),
+        log,
         clock: Arc::clone(&seams.clock),
         rng: Arc::clone(&seams.rng),
         meter: telemetry.meter("aquifer_broker"),

@@ -1,0 +1,41 @@
+//! Opening of consumers and readers.
+
+use aquifer_model::id::TopicIncarnation;
+use aquifer_model::topic::TopicName;
+use aquifer_protocol_api::broker::{ConsumerSession, Subscribe};
+
+use crate::broker::Broker;
+use crate::error::BrokerError;
+use crate::topic::event::Event;
+
+impl Broker {
+    pub(super) async fn consume(&self, request: Subscribe) -> Result<ConsumerSession, BrokerError> {
+        let topic = request.topic.clone();
+        self.check_life(&topic, request.incarnation).await?;
+        self.topics
+            .ask(&topic, request.incarnation.is_none(), |reply| {
+                Event::Subscribe {
+                    request: request.clone(),
+                    reply,
+                }
+            })
+            .await
+    }
+
+    /// A client that knew the topic before must not create it anew by coming back: what it knows
+    /// of sequence ids and positions would be wrong. The topic itself compares the lives.
+    pub(super) async fn check_life(
+        &self,
+        topic: &TopicName,
+        known: Option<TopicIncarnation>,
+    ) -> Result<(), BrokerError> {
+        if known.is_none() {
+            return Ok(());
+        }
+        match self.topics.get(topic, false).await {
+            Ok(_) => Ok(()),
+            Err(BrokerError::NotFound { .. }) => Err(BrokerError::Deleted(topic.to_string())),
+            Err(error) => Err(error),
+        }
+    }
+}

@@ -1,0 +1,67 @@
+//! Metrics of the broker. Labels are bounded: never a topic, subscription or producer name.
+
+use aquifer_protocol_api::error::ErrorKind;
+use opentelemetry::KeyValue;
+use opentelemetry::metrics::{Counter, Histogram, Meter, UpDownCounter};
+
+/// The instruments.
+pub(crate) struct BrokerMetrics {
+    pub(crate) messages_in: Counter<u64>,
+    pub(crate) bytes_in: Counter<u64>,
+    pub(crate) messages_out: Counter<u64>,
+    pub(crate) bytes_out: Counter<u64>,
+    pub(crate) duplicates: Counter<u64>,
+    pub(crate) publish_seconds: Histogram<f64>,
+    pub(crate) topics: UpDownCounter<i64>,
+    pub(crate) topic_load_seconds: Histogram<f64>,
+    pub(crate) producers: UpDownCounter<i64>,
+    pub(crate) consumers: UpDownCounter<i64>,
+    pub(crate) cursor_records: Counter<u64>,
+    pub(crate) cursor_failures: Counter<u64>,
+    pub(crate) append_failures: Counter<u64>,
+    errors: Counter<u64>,
+}
+
+const LATENCY_BOUNDARIES: [f64; 14] = [
+    0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 5.0, 30.0,
+];
+
+impl BrokerMetrics {
+    pub(crate) fn new(meter: &Meter) -> BrokerMetrics {
+        let counter = |name: &'static str| meter.u64_counter(name).build();
+        let gauge = |name: &'static str| meter.i64_up_down_counter(name).build();
+        let seconds = |name: &'static str| {
+            meter
+                .f64_histogram(name)
+                .with_boundaries(LATENCY_BOUNDARIES.to_vec())
+                .build()
+        };
+        BrokerMetrics {
+            messages_in: counter("aquifer_broker_published_messages_total"),
+            bytes_in: counter("aquifer_broker_published_bytes_total"),
+            messages_out: counter("aquifer_broker_delivered_messages_total"),
+            bytes_out: counter("aquifer_broker_delivered_bytes_total"),
+            duplicates: counter("aquifer_broker_duplicate_batches_total"),
+            publish_seconds: seconds("aquifer_broker_publish_seconds"),
+            topics: gauge("aquifer_broker_topics_loaded"),
+            topic_load_seconds: seconds("aquifer_broker_topic_load_seconds"),
+            producers: gauge("aquifer_broker_producers_connected"),
+            consumers: gauge("aquifer_broker_consumers_connected"),
+            cursor_records: counter("aquifer_broker_cursor_records_total"),
+            cursor_failures: counter("aquifer_broker_cursor_append_failures_total"),
+            append_failures: counter("aquifer_broker_append_failures_total"),
+            errors: counter("aquifer_broker_request_errors_total"),
+        }
+    }
+
+    /// Counts a request that failed.
+    pub(crate) fn failed(&self, request: &'static str, kind: ErrorKind) {
+        self.errors.add(
+            1,
+            &[
+                KeyValue::new("request", request),
+                KeyValue::new("kind", format!("{kind:?}")),
+            ],
+        );
+    }
+}

@@ -1,0 +1,292 @@
+//! Tenants and namespaces: their records in metadata, and the policies of the namespaces that are
+//! in use, cached and kept current by one watch each.
+//!
+//! A topic never reads metadata for a policy: it holds a receiver of its namespace's.
+
+pub(crate) mod listing;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use aquifer_metadata::error::MetadataError;
+use aquifer_metadata::keys;
+use aquifer_metadata::record;
+use aquifer_metadata::store::{Expect, MetadataStore, Revision, WatchEvent};
+use aquifer_model::policy::NamespacePolicies;
+use aquifer_model::topic::{DEFAULT_NAMESPACE, DEFAULT_TENANT, NamespaceName};
+use aquifer_proto::v1::{NamespaceRecord, TenantRecord};
+use aquifer_runtime::clock;
+use aquifer_runtime::task::TaskGroup;
+use parking_lot::Mutex;
+use tokio::sync::watch;
+
+use crate::error::BrokerError;
+
+/// How long a broken watch waits before it is begun anew.
+const WATCH_RETRY: Duration = Duration::from_secs(1);
+
+/// Tenants and namespaces.
+pub(crate) struct Namespaces {
+    store: Arc<dyn MetadataStore>,
+    tasks: TaskGroup,
+    cached: Arc<Mutex<HashMap<NamespaceName, watch::Receiver<NamespacePolicies>>>>,
+}
+
+impl Namespaces {
+    pub(crate) fn new(store: Arc<dyn MetadataStore>, tasks: TaskGroup) -> Namespaces {
+        Namespaces {
+            store,
+            tasks,
+            cached: Arc::default(),
+        }
+    }
+
+    pub(crate) fn store(&self) -> &Arc<dyn MetadataStore> {
+        &self.store
+    }
+
+    /// Creates `public/default` unless it exists.
+    pub(crate) async fn ensure_default(&self) -> Result<(), BrokerError> {
+        let namespace = NamespaceName::new(DEFAULT_TENANT, DEFAULT_NAMESPACE)
+            .map_err(|error| BrokerError::Internal(error.to_string()))?;
+        match self.create_tenant(DEFAULT_TENANT).await {
+            Ok(()) | Err(BrokerError::AlreadyExists { .. }) => {}
+            Err(error) => return Err(error),
+        }
+        match self.create(&namespace, NamespacePolicies::default()).await {
+            Ok(()) | Err(BrokerError::AlreadyExists { .. }) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    pub(crate) async fn create_tenant(&self, tenant: &str) -> Result<(), BrokerError> {
+        let value = record::encode(TenantRecord::default());
+        let key = keys::tenant(tenant);
+        match self
+            .store
+            .put(keys::CLUSTER_PARTITION, &key, value, Expect::Absent)
+            .await
+        {
+            Ok(_) => Ok(()),
+            Err(MetadataError::Conflict { .. }) => Err(BrokerError::AlreadyExists {
+                what: "tenant",
+                name: tenant.to_owned(),
+            }),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    pub(crate) async fn create(
+        &self,
+        namespace: &NamespaceName,
+        policies: NamespacePolicies,
+    ) -> Result<(), BrokerError> {
+        if self
+            .store
+            .get(&keys::tenant(namespace.tenant()))
+            .await?
+            .is_none()
+        {
+            return Err(no_tenant(namespace.tenant()));
+        }
+        match self
+            .write(namespace, policies, Vec::new(), Expect::Absent)
+            .await
+        {
+            Ok(_) => Ok(()),
+            Err(MetadataError::Conflict { .. }) => Err(BrokerError::AlreadyExists {
+                what: "namespace",
+                name: namespace.to_string(),
+            }),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    pub(crate) async fn update(
+        &self,
+        namespace: &NamespaceName,
+        policies: NamespacePolicies,
+    ) -> Result<(), BrokerError> {
+        let (record, revision) = self.read(namespace).await?;
+        let boundaries = record.bundle_boundaries;
+        self.write(namespace, policies, boundaries, Expect::Revision(revision))
+            .await?;
+        // The watch brings it as well; this makes it visible to the caller's next request.
+        self.cached.lock().remove(namespace);
+        Ok(())
+    }
+
+    async fn write(
+        &self,
+        namespace: &NamespaceName,
+        policies: NamespacePolicies,
+        bundle_boundaries: Vec<u32>,
+        expect: Expect,
+    ) -> Result<Revision, MetadataError> {
+        let value = record::encode(NamespaceRecord {
+            policies: Some(policies.into()),
+            bundle_boundaries,
+        });
+        let partition = keys::partition_of_namespace(namespace);
+        self.store
+            .put(&partition, &keys::namespace(namespace), value, expect)
+            .await
+    }
+
+    async fn read(
+        &self,
+        namespace: &NamespaceName,
+    ) -> Result<(NamespaceRecord, Revision), BrokerError> {
+        match self.store.get(&keys::namespace(namespace)).await? {
+            Some(versioned) => Ok((record::decode(&versioned)?, versioned.revision)),
+            None if self
+                .store
+                .get(&keys::tenant(namespace.tenant()))
+                .await?
+                .is_none() =>
+            {
+                Err(no_tenant(namespace.tenant()))
+            }
+            None => Err(BrokerError::NotFound {
+                what: "namespace",
+                name: namespace.to_string(),
+                advice: "create the namespace first, or correct its name".to_owned(),
+            }),
+        }
+    }
+
+    /// The policies of a namespace as they change, for topics.
+    pub(crate) async fn policies(
+        &self,
+        namespace: &NamespaceName,
+    ) -> Result<watch::Receiver<NamespacePolicies>, BrokerError> {
+        if let Some(receiver) = self.cached.lock().get(namespace) {
+            return Ok(receiver.clone());
+        }
+        let (record, revision) = self.read(namespace).await?;
+        let (sender, receiver) = watch::channel(policies_of(namespace, record)?);
+        let watcher = Watcher {
+            store: Arc::clone(&self.store),
+            namespace: namespace.clone(),
+            cached: Arc::clone(&self.cached),
+            sender,
+        };
+        self.cached
+            .lock()
+            .insert(namespace.clone(), receiver.clone());
+        let token = self.tasks.shutdown_token();
+        self.tasks.spawn("namespace-watch", async move {
+            tokio::select! {
+                () = watcher.run(revision) => {}
+                () = token.wait() => {}
+            }
+        });
+        Ok(receiver)
+    }
+
+    /// The policies of a namespace as metadata has them now.
+    pub(crate) async fn get(
+        &self,
+        namespace: &NamespaceName,
+    ) -> Result<NamespacePolicies, BrokerError> {
+        let (record, _) = self.read(namespace).await?;
+        policies_of(namespace, record)
+    }
+
+    /// Whether a tenant exists.
+    pub(crate) async fn check_tenant(&self, tenant: &str) -> Result<(), BrokerError> {
+        match self.store.get(&keys::tenant(tenant)).await? {
+            Some(_) => Ok(()),
+            None => Err(no_tenant(tenant)),
+        }
+    }
+}
+
+fn no_tenant(tenant: &str) -> BrokerError {
+    BrokerError::NotFound {
+        what: "tenant",
+        name: tenant.to_owned(),
+        advice: "create the tenant first, or correct its name".to_owned(),
+    }
+}
+
+fn policies_of(
+    namespace: &NamespaceName,
+    record: NamespaceRecord,
+) -> Result<NamespacePolicies, BrokerError> {
+    let damaged = |reason: String| {
+        BrokerError::Metadata(MetadataError::Damaged {
+            key: keys::namespace(namespace),
+            reason,
+        })
+    };
+    let policies = record
+        .policies
+        .ok_or_else(|| damaged("it has no policies".to_owned()))?;
+    NamespacePolicies::try_from(policies).map_err(|error| damaged(error.to_string()))
+}
+
+/// Keeps the cached policies of one namespace current until nobody uses them.
+struct Watcher {
+    store: Arc<dyn MetadataStore>,
+    namespace: NamespaceName,
+    cached: Arc<Mutex<HashMap<NamespaceName, watch::Receiver<NamespacePolicies>>>>,
+    sender: watch::Sender<NamespacePolicies>,
+}
+
+impl Watcher {
+    async fn run(self, mut after: Revision) {
+        loop {
+            match self.follow(&mut after).await {
+                Ok(true) => {}
+                Ok(false) => break,
+                Err(error) => {
+                    tracing::warn!(namespace = %self.namespace, %error, "policy watch is begun anew");
+                    clock::sleep(WATCH_RETRY).await;
+                }
+            }
+        }
+        // Only its own entry: an update may have put a newer watch in its place.
+        let mut cached = self.cached.lock();
+        let own = cached
+            .get(&self.namespace)
+            .is_some_and(|receiver| receiver.same_channel(&self.sender.subscribe()));
+        if own {
+            cached.remove(&self.namespace);
+        }
+    }
+
+    /// Follows one watch; `Ok(false)` when the namespace is gone or nobody listens any more.
+    async fn follow(&self, after: &mut Revision) -> Result<bool, BrokerError> {
+        let key = keys::namespace(&self.namespace);
+        let mut watch = self.store.watch(&key, *after).await?;
+        loop {
+            let event = tokio::select! {
+                event = watch.next() => event,
+                () = self.sender.closed() => return Ok(false),
+            };
+            match event {
+                Some(WatchEvent::Put(versioned)) if versioned.key == key => {
+                    *after = versioned.revision;
+                    let record = record::decode(&versioned)?;
+                    self.sender
+                        .send_replace(policies_of(&self.namespace, record)?);
+                }
+                Some(WatchEvent::Delete { key: gone, .. }) if gone == key => return Ok(false),
+                Some(WatchEvent::Put(_) | WatchEvent::Delete { .. }) => {}
+                None => return Ok(false),
+                Some(WatchEvent::Resync) => match self.store.get(&key).await? {
+                    None => return Ok(false),
+                    Some(versioned) => {
+                        *after = versioned.revision;
+                        let record = record::decode(&versioned)?;
+                        self.sender
+                            .send_replace(policies_of(&self.namespace, record)?);
+                        return Ok(true);
+                    }
+                },
+            }
+        }
+    }
+}

@@ -1,0 +1,373 @@
+//! Consumers, readers and their subscriptions: attaches clients, drives the pure state machine of
+//! each subscription, reads for it, hands out what it says.
+//!
+//! Invariants: a subscription has at most one read aside at a time, so that a slow one costs a
+//! bounded amount and delays nobody; what the tail cache holds is served at once and shared by all;
+//! nothing is delivered between a seek and the moment it is durable.
+
+mod attach;
+mod serve;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+
+use aquifer_ledger::managed::ReadPoint;
+use aquifer_model::id::{Index, TopicIncarnation};
+use aquifer_model::topic::SubscriptionName;
+use aquifer_protocol_api::broker::{ConsumerEvent, ConsumerSession, Subscribe};
+use aquifer_protocol_api::error::ApiError;
+
+use crate::error::BrokerError;
+use crate::subscription::{
+    AckOutcome, ConsumerId, NextRead, Notice, Subscription, SubscriptionSpec,
+};
+use crate::topic::Topic;
+use crate::topic::cursors::Effect;
+use crate::topic::event::{ConsumerRequest, LocatePurpose, Reply, SubscriptionId};
+use crate::topic::outbox::Outbox;
+
+/// The subscriptions and readers of a topic.
+#[derive(Default)]
+pub(super) struct Subscriptions {
+    slots: BTreeMap<SubscriptionId, Slot>,
+    names: HashMap<SubscriptionName, SubscriptionId>,
+    /// Names that are being created, with who waits for them.
+    creating: HashMap<SubscriptionName, Vec<(Subscribe, Reply<ConsumerSession>)>>,
+    /// To be served in this or a later turn, in order.
+    ready: VecDeque<SubscriptionId>,
+    /// At the end of the log, waiting for new messages.
+    at_end: BTreeSet<SubscriptionId>,
+    next_id: u64,
+    next_consumer: u64,
+}
+
+/// One subscription with its clients.
+pub(super) struct Slot {
+    pub(super) state: Subscription,
+    pub(super) consumers: BTreeMap<ConsumerId, Outbox>,
+    /// Where the next read continues; away while a read is aside.
+    point: Option<ReadPoint>,
+    /// A read is aside, for this.
+    reading: Option<NextRead>,
+    /// Seeks that are not durable yet, and a creation or deletion likewise: nothing is delivered.
+    pub(super) held: u32,
+    queued: bool,
+    /// It is being deleted: nobody attaches any more.
+    pub(super) deleting: bool,
+}
+
+impl Slot {
+    fn new(state: Subscription) -> Slot {
+        Slot {
+            state,
+            consumers: BTreeMap::new(),
+            point: None,
+            reading: None,
+            held: 0,
+            queued: false,
+            deleting: false,
+        }
+    }
+}
+
+impl Subscriptions {
+    /// Takes in a subscription that was recovered.
+    pub(super) fn recovered(&mut self, name: SubscriptionName, spec: SubscriptionSpec) {
+        let id = self.insert(Subscription::new(spec));
+        self.names.insert(name, id);
+    }
+
+    fn insert(&mut self, state: Subscription) -> SubscriptionId {
+        self.next_id += 1;
+        let id = SubscriptionId(self.next_id);
+        self.slots.insert(id, Slot::new(state));
+        id
+    }
+
+    pub(super) fn get(&self, id: SubscriptionId) -> Option<&Slot> {
+        self.slots.get(&id)
+    }
+
+    pub(super) fn get_mut(&mut self, id: SubscriptionId) -> Option<&mut Slot> {
+        self.slots.get_mut(&id)
+    }
+
+    pub(super) fn by_name(&self, name: &SubscriptionName) -> Option<SubscriptionId> {
+        self.names.get(name).copied()
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Slot> {
+        self.slots.values()
+    }
+
+    pub(super) fn remove(&mut self, id: SubscriptionId) -> Option<Slot> {
+        let slot = self.slots.remove(&id)?;
+        self.names.retain(|_, known| *known != id);
+        self.at_end.remove(&id);
+        Some(slot)
+    }
+
+    pub(super) fn has_ready(&self) -> bool {
+        !self.ready.is_empty()
+    }
+
+    pub(super) fn has_consumers(&self) -> bool {
+        !self.creating.is_empty() || self.slots.values().any(|slot| !slot.consumers.is_empty())
+    }
+
+    /// Whether something aside will come back.
+    pub(super) fn is_waiting(&self) -> bool {
+        !self.creating.is_empty() || self.slots.values().any(|slot| slot.reading.is_some())
+    }
+
+    pub(super) fn dead_consumers(&self) -> Vec<(SubscriptionId, ConsumerId)> {
+        let mut dead = Vec::new();
+        for (id, slot) in &self.slots {
+            let closed = slot.consumers.iter().filter(|(_, out)| out.is_closed());
+            dead.extend(closed.map(|(consumer, _)| (*id, *consumer)));
+        }
+        dead
+    }
+
+    /// Has a subscription served soon.
+    pub(super) fn wake(&mut self, id: SubscriptionId) {
+        if let Some(slot) = self.slots.get_mut(&id)
+            && !slot.queued
+        {
+            slot.queued = true;
+            self.ready.push_back(id);
+        }
+    }
+
+    /// New messages are there.
+    pub(super) fn wake_at_end(&mut self) {
+        for id in std::mem::take(&mut self.at_end) {
+            self.wake(id);
+        }
+    }
+
+    /// The log begins at `first` now.
+    pub(super) fn trimmed(&mut self, first: Index) {
+        for slot in self.slots.values_mut() {
+            slot.state.trimmed(first);
+        }
+    }
+
+    pub(super) fn refuse_waiting(&mut self, error: &BrokerError) {
+        for (_, waiting) in std::mem::take(&mut self.creating) {
+            for (_, reply) in waiting {
+                let _ = reply.send(Err(error.clone()));
+            }
+        }
+    }
+}
+
+impl Topic {
+    pub(super) fn check_incarnation(
+        &self,
+        known: Option<TopicIncarnation>,
+    ) -> Result<(), BrokerError> {
+        match known {
+            Some(known) if known != self.incarnation => {
+                Err(BrokerError::Incarnation(self.name.to_string()))
+            }
+            Some(_) | None => Ok(()),
+        }
+    }
+
+    fn notify(&mut self, id: SubscriptionId, notices: &[Notice]) {
+        let Some(slot) = self.subscriptions.get_mut(id) else {
+            return;
+        };
+        for notice in notices {
+            let Notice::Active { consumer, active } = notice;
+            if let Some(out) = slot.consumers.get_mut(consumer) {
+                out.push(ConsumerEvent::Active(*active));
+            }
+        }
+    }
+
+    pub(super) fn consumer_request(
+        &mut self,
+        id: SubscriptionId,
+        consumer: ConsumerId,
+        request: ConsumerRequest,
+    ) {
+        let epoch = self.epoch();
+        let Some(slot) = self.subscriptions.get_mut(id) else {
+            return;
+        };
+        let Some(out) = slot.consumers.get_mut(&consumer) else {
+            return;
+        };
+        match request {
+            ConsumerRequest::Credit { messages, bytes } => {
+                out.grant(messages, bytes);
+                let (messages, bytes) = out.credit();
+                slot.state.credit(consumer, messages, bytes);
+            }
+            ConsumerRequest::Acknowledge(ack) => {
+                let request_id = ack.request_id;
+                let foreign = ack.owner_epoch != epoch;
+                let outcome = slot.state.acknowledge(consumer, &ack, epoch);
+                self.acknowledged(id, consumer, request_id, foreign, outcome);
+            }
+            ConsumerRequest::NegativeAcknowledge(negative) => {
+                slot.state.negative_acknowledge(consumer, &negative, epoch);
+            }
+            ConsumerRequest::Seek { request_id, place } => {
+                let purpose = LocatePurpose::Seek {
+                    subscription: id,
+                    consumer,
+                    request_id,
+                };
+                self.locate(place, purpose);
+            }
+        }
+        self.subscriptions.wake(id);
+        self.watch_consumer(id, consumer);
+    }
+
+    fn acknowledged(
+        &mut self,
+        id: SubscriptionId,
+        consumer: ConsumerId,
+        request_id: u64,
+        foreign: bool,
+        outcome: AckOutcome,
+    ) {
+        let Some(slot) = self.subscriptions.get(id) else {
+            return;
+        };
+        let confirm = (request_id != 0).then_some((consumer, request_id));
+        match outcome {
+            AckOutcome::Log(delta) if slot.state.is_durable() => {
+                let logged = crate::cursor_log::acknowledged(slot.state.name(), &delta);
+                self.cursors
+                    .log_change(logged, Effect::Acknowledged { id, delta, confirm });
+            }
+            AckOutcome::Log(_) | AckOutcome::Unchanged => {
+                if let Some((consumer, request_id)) = confirm {
+                    let effect = Effect::Confirm {
+                        id,
+                        consumer,
+                        request_id,
+                    };
+                    if let Some(effect) = self.cursors.after_pending(effect) {
+                        self.apply(effect);
+                    }
+                }
+            }
+            // What another owner delivered may come again: nothing is confirmed.
+            AckOutcome::Stale if foreign => {}
+            AckOutcome::Stale => {
+                if let Some((consumer, request_id)) = confirm {
+                    self.tell(id, consumer, ConsumerEvent::Confirmed { request_id });
+                }
+            }
+            AckOutcome::Invalid(error) => self.fail_consumer(id, consumer, error),
+        }
+    }
+
+    pub(super) fn tell(&mut self, id: SubscriptionId, consumer: ConsumerId, event: ConsumerEvent) {
+        if let Some(slot) = self.subscriptions.get_mut(id)
+            && let Some(out) = slot.consumers.get_mut(&consumer)
+        {
+            out.push(event);
+            self.watch_consumer(id, consumer);
+        }
+    }
+
+    /// Sees to it that a consumer that was held back gets on when its client has read on.
+    fn watch_consumer(&mut self, id: SubscriptionId, consumer: ConsumerId) {
+        let Some(slot) = self.subscriptions.slots.get_mut(&id) else {
+            return;
+        };
+        let Some(out) = slot.consumers.get_mut(&consumer) else {
+            return;
+        };
+        if out.is_overfull() {
+            let error = BrokerError::SlowClient;
+            self.fail_consumer(id, consumer, error.into());
+            return;
+        }
+        if out.is_throttled() && self.ending.is_none() {
+            out.watch(id, consumer, &self.mailbox, &self.shared.tasks);
+        }
+    }
+
+    pub(super) fn drained(&mut self, id: SubscriptionId, consumer: ConsumerId) {
+        let Some(slot) = self.subscriptions.get_mut(id) else {
+            return;
+        };
+        let Some(out) = slot.consumers.get_mut(&consumer) else {
+            return;
+        };
+        if out.is_closed() {
+            self.consumer_gone(id, consumer);
+            return;
+        }
+        out.drained();
+        let (messages, bytes) = out.credit();
+        slot.state.credit(consumer, messages, bytes);
+        self.subscriptions.wake(id);
+        self.watch_consumer(id, consumer);
+    }
+
+    fn fail_consumer(&mut self, id: SubscriptionId, consumer: ConsumerId, error: ApiError) {
+        if let Some(slot) = self.subscriptions.get_mut(id)
+            && let Some(out) = slot.consumers.get_mut(&consumer)
+        {
+            tracing::debug!(%error, "consumer session failed");
+            out.fail(error);
+            self.consumer_gone(id, consumer);
+        }
+    }
+
+    pub(super) fn fail_consumers(&mut self, error: &BrokerError) {
+        let ids: Vec<SubscriptionId> = self.subscriptions.slots.keys().copied().collect();
+        for id in ids {
+            self.fail_consumers_of(id, error);
+        }
+    }
+
+    pub(super) fn fail_consumers_of(&mut self, id: SubscriptionId, error: &BrokerError) {
+        let Some(slot) = self.subscriptions.get(id) else {
+            return;
+        };
+        let consumers: Vec<ConsumerId> = slot.consumers.keys().copied().collect();
+        for consumer in consumers {
+            self.fail_consumer(id, consumer, error.clone().into());
+        }
+    }
+
+    pub(super) fn consumer_gone(&mut self, id: SubscriptionId, consumer: ConsumerId) {
+        let Some(slot) = self.subscriptions.get_mut(id) else {
+            return;
+        };
+        if slot.consumers.remove(&consumer).is_none() {
+            return;
+        }
+        self.shared.metrics.consumers.add(-1, &[]);
+        self.last_used = self.now();
+        let Some(slot) = self.subscriptions.get_mut(id) else {
+            return;
+        };
+        let notices = slot.state.detach(consumer);
+        if !slot.state.is_durable() {
+            self.subscriptions.remove(id);
+            return;
+        }
+        self.notify(id, &notices);
+        self.subscriptions.wake(id);
+    }
+}
+
+impl Subscriptions {
+    fn dead_consumers_of(&self, id: SubscriptionId) -> Vec<(SubscriptionId, ConsumerId)> {
+        let Some(slot) = self.slots.get(&id) else {
+            return Vec::new();
+        };
+        let closed = slot.consumers.iter().filter(|(_, out)| out.is_closed());
+        closed.map(|(consumer, _)| (id, *consumer)).collect()
+    }
+}

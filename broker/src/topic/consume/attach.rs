@@ -1,0 +1,207 @@
+//! Attaching of consumers and readers. A durable subscription is created in the cursor log before
+//! anybody is told that it exists.
+
+use aquifer_model::id::Index;
+use aquifer_model::limits::SUBSCRIPTIONS_PER_TOPIC_MAX;
+use aquifer_model::topic::SubscriptionName;
+use aquifer_protocol_api::broker::{ConsumerSession, Subscribe, Subscribed, SubscriptionType};
+use aquifer_protocol_api::error::{ApiError, ErrorKind};
+
+use crate::error::BrokerError;
+use crate::subscription::cursor::CursorState;
+use crate::subscription::{Attach, ConsumerId, Subscription, SubscriptionSpec};
+use crate::topic::Topic;
+use crate::topic::consumer::Port;
+use crate::topic::cursors::Effect;
+use crate::topic::event::{LocatePurpose, Reply, SubscriptionId};
+use crate::topic::outbox::Outbox;
+
+impl Topic {
+    pub(in crate::topic) fn subscribe(
+        &mut self,
+        request: Subscribe,
+        reply: Reply<ConsumerSession>,
+    ) {
+        let checked = match &self.ending {
+            Some(ending) => Err(ending.error.clone()),
+            None => self.check_incarnation(request.incarnation),
+        };
+        if let Err(error) = checked {
+            let _ = reply.send(Err(error));
+            return;
+        }
+        let Some(name) = request.subscription.clone() else {
+            self.locate(request.start, LocatePurpose::Reader(request, reply));
+            return;
+        };
+        if let Some(id) = self.subscriptions.by_name(&name) {
+            let _ = reply.send(self.attach(id, &request));
+            return;
+        }
+        if let Some(waiting) = self.subscriptions.creating.get_mut(&name) {
+            waiting.push((request, reply));
+            return;
+        }
+        let count = self.subscriptions.slots.len() + self.subscriptions.creating.len();
+        if count >= SUBSCRIPTIONS_PER_TOPIC_MAX {
+            let _ = reply.send(Err(BrokerError::Quota {
+                what: "the number of subscriptions of a topic",
+                max: SUBSCRIPTIONS_PER_TOPIC_MAX,
+            }));
+            return;
+        }
+        if request.kind == SubscriptionType::KeyShared {
+            // Refused before anything is made durable; the state machine refuses it as well.
+            let error = ApiError::new(
+                ErrorKind::Unimplemented,
+                "Key_Shared subscriptions are not built yet",
+            )
+            .advise("subscribe as shared, or as failover where order matters");
+            let _ = reply.send(Err(error.into()));
+            return;
+        }
+        let start = request.start;
+        self.subscriptions
+            .creating
+            .insert(name.clone(), vec![(request, reply)]);
+        self.locate(start, LocatePurpose::Create(name));
+    }
+
+    /// A reader's place is known: nothing of it is durable.
+    pub(in crate::topic) fn open_reader(
+        &mut self,
+        start: Index,
+        request: &Subscribe,
+        reply: Reply<ConsumerSession>,
+    ) {
+        if let Some(ending) = &self.ending {
+            let _ = reply.send(Err(ending.error.clone()));
+            return;
+        }
+        let count = self.subscriptions.slots.len();
+        if count >= SUBSCRIPTIONS_PER_TOPIC_MAX {
+            let _ = reply.send(Err(BrokerError::Quota {
+                what: "the number of subscriptions and readers of a topic",
+                max: SUBSCRIPTIONS_PER_TOPIC_MAX,
+            }));
+            return;
+        }
+        let id = self
+            .subscriptions
+            .insert(Subscription::new(SubscriptionSpec {
+                name: format!("reader-{}", self.subscriptions.next_id + 1),
+                kind: SubscriptionType::Exclusive,
+                durable: false,
+                cursor: CursorState::new(start),
+                created_ms: self.shared.clock.wall_ms(),
+            }));
+        let session = self.attach(id, request);
+        if session.is_err() {
+            self.subscriptions.remove(id);
+        }
+        let _ = reply.send(session);
+    }
+
+    /// A new subscription's place is known: it is created durably before anybody attaches.
+    pub(in crate::topic) fn create_subscription(
+        &mut self,
+        name: SubscriptionName,
+        start: Result<Index, BrokerError>,
+    ) {
+        let start = match start {
+            Ok(start) if self.subscriptions.creating.contains_key(&name) => start,
+            Ok(_) => return,
+            Err(error) => {
+                for (_, reply) in self
+                    .subscriptions
+                    .creating
+                    .remove(&name)
+                    .unwrap_or_default()
+                {
+                    let _ = reply.send(Err(error.clone()));
+                }
+                return;
+            }
+        };
+        let kind = self
+            .subscriptions
+            .creating
+            .get(&name)
+            .and_then(|waiting| waiting.first())
+            .map_or(SubscriptionType::Exclusive, |(request, _)| request.kind);
+        let state = Subscription::new(SubscriptionSpec {
+            name: name.to_string(),
+            kind,
+            durable: true,
+            cursor: CursorState::new(start),
+            created_ms: self.shared.clock.wall_ms(),
+        });
+        let delta = crate::cursor_log::created(state.state());
+        let id = self.subscriptions.insert(state);
+        self.subscriptions.names.insert(name.clone(), id);
+        // It exists for trimming from now on; clients attach when it is durable.
+        if let Some(slot) = self.subscriptions.get_mut(id) {
+            slot.held += 1;
+        }
+        self.cursors.log_change(delta, Effect::Created(id, name));
+    }
+
+    /// The creation is durable.
+    pub(in crate::topic) fn created(&mut self, id: SubscriptionId, name: &SubscriptionName) {
+        if let Some(slot) = self.subscriptions.get_mut(id) {
+            slot.held -= 1;
+        }
+        for (request, reply) in self.subscriptions.creating.remove(name).unwrap_or_default() {
+            if !reply.is_closed() {
+                let _ = reply.send(self.attach(id, &request));
+            }
+        }
+    }
+
+    fn attach(
+        &mut self,
+        id: SubscriptionId,
+        request: &Subscribe,
+    ) -> Result<ConsumerSession, BrokerError> {
+        for (subscription, consumer) in self.subscriptions.dead_consumers_of(id) {
+            self.consumer_gone(subscription, consumer);
+        }
+        self.subscriptions.next_consumer += 1;
+        let consumer = ConsumerId(self.subscriptions.next_consumer);
+        let slot = self
+            .subscriptions
+            .slots
+            .get_mut(&id)
+            .filter(|slot| !slot.deleting)
+            .ok_or_else(|| {
+                BrokerError::Unloading("the subscription is being deleted".to_owned())
+            })?;
+        let notices = slot.state.attach(Attach {
+            consumer,
+            kind: request.kind,
+            name: request.consumer.clone(),
+            priority: request.priority,
+        })?;
+        let (outbox, events) = Outbox::new(self.shared.config.consumer_queue_bytes_max);
+        slot.consumers.insert(consumer, outbox);
+        let opened = Subscribed {
+            incarnation: self.incarnation,
+            owner_epoch: self.owned.epoch,
+            seek_epoch: slot.state.seek_epoch(),
+            start: slot.state.start(),
+            end: self.log.end(),
+        };
+        self.notify(id, &notices);
+        self.shared.metrics.consumers.add(1, &[]);
+        self.last_used = self.now();
+        Ok(ConsumerSession {
+            opened,
+            port: Box::new(Port {
+                subscription: id,
+                consumer,
+                mailbox: self.mailbox.clone(),
+            }),
+            events,
+        })
+    }
+}

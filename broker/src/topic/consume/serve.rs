@@ -1,0 +1,162 @@
+//! Serving: reads for a subscription what its state machine asks for, from memory at once or from
+//! bookies aside, and hands out what it says.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use aquifer_ledger::error::LogError;
+use aquifer_ledger::managed::{LogEntry, ReadLimits, ReadPoint};
+use aquifer_protocol_api::broker::{ConsumerEvent, Delivery};
+
+use crate::error::BrokerError;
+use crate::subscription::{ConsumerId, NextRead};
+use crate::topic::Topic;
+use crate::topic::event::{Event, ReadDone, SubscriptionId};
+use crate::topic::outbox::messages_of;
+
+/// Rounds of reading and delivering that one subscription gets in a turn.
+const ROUNDS_PER_TURN: usize = 4;
+
+impl Topic {
+    /// Serves subscriptions that may have something to do.
+    pub(in crate::topic) fn serve_ready(&mut self, max: usize) {
+        for _ in 0..max {
+            let Some(id) = self.subscriptions.ready.pop_front() else {
+                return;
+            };
+            if let Some(slot) = self.subscriptions.get_mut(id) {
+                slot.queued = false;
+                self.serve(id);
+            }
+        }
+    }
+
+    /// Reads and delivers until nobody has room, the end is reached, or a read has to wait.
+    fn serve(&mut self, id: SubscriptionId) {
+        for _ in 0..ROUNDS_PER_TURN {
+            let Some(slot) = self.subscriptions.slots.get_mut(&id) else {
+                return;
+            };
+            if slot.held > 0 || slot.reading.is_some() || self.ending.is_some() {
+                return;
+            }
+            let Some(read) = slot.state.next_read() else {
+                return;
+            };
+            if read.from >= self.log.end() {
+                // The outcome that moves the end is an event that comes after this one.
+                self.subscriptions.at_end.insert(id);
+                return;
+            }
+            let mut point = match slot.point.take() {
+                Some(point) if point.index == read.from => point,
+                Some(_) | None => ReadPoint::from(read.from),
+            };
+            let limits = limits(&read);
+            match self.log.read_cached(&mut point, limits) {
+                Some(entries) if entries.is_empty() => {
+                    slot.point = Some(point);
+                    self.subscriptions.at_end.insert(id);
+                    return;
+                }
+                Some(entries) => {
+                    slot.point = Some(point);
+                    self.deliver(id, &read, &entries);
+                }
+                None => {
+                    slot.reading = Some(read);
+                    self.read_aside(id, read, point);
+                    return;
+                }
+            }
+        }
+        self.subscriptions.wake(id);
+    }
+
+    fn read_aside(&self, id: SubscriptionId, read: NextRead, mut point: ReadPoint) {
+        let (log, mailbox) = (self.log.clone(), self.mailbox.clone());
+        let shared = Arc::clone(&self.shared);
+        self.shared.tasks.spawn("topic-read", async move {
+            let limits = limits(&read);
+            let bytes = shared.read_budget.acquire(limits.bytes_max).await;
+            let result = log.read(&mut point, limits).await;
+            let done = ReadDone {
+                subscription: id,
+                point,
+                result,
+                _bytes: bytes,
+            };
+            // A topic that is gone does not care.
+            let _ = mailbox.send(Event::Read(done)).await;
+        });
+    }
+
+    pub(in crate::topic) fn read_done(&mut self, done: ReadDone) {
+        let id = done.subscription;
+        let Some(slot) = self.subscriptions.get_mut(id) else {
+            return;
+        };
+        let Some(read) = slot.reading.take() else {
+            return;
+        };
+        slot.point = Some(done.point);
+        match done.result {
+            Ok(entries) => self.deliver(id, &read, &entries),
+            Err(error) => {
+                tracing::warn!(topic = %self.name, %error, "reading for a subscription failed");
+                // Only those who wait for these entries fail; others may be served from elsewhere.
+                self.fail_consumers_of(id, &BrokerError::Log(error.clone()));
+                if matches!(error, LogError::Fenced) {
+                    self.broken(&error);
+                }
+            }
+        }
+        self.subscriptions.wake(id);
+    }
+
+    fn deliver(&mut self, id: SubscriptionId, read: &NextRead, entries: &[LogEntry]) {
+        let epoch = self.epoch();
+        let Some(slot) = self.subscriptions.slots.get_mut(&id) else {
+            return;
+        };
+        if slot.held > 0 {
+            return;
+        }
+        let deliveries = slot.state.deliver(read, entries);
+        let seek_epoch = slot.state.seek_epoch();
+        let mut by_consumer: BTreeMap<ConsumerId, Vec<Delivery>> = BTreeMap::new();
+        let (mut messages, mut bytes) = (0, 0);
+        for (consumer, delivery) in deliveries {
+            messages += messages_of(&delivery);
+            bytes += delivery.batch.len() as u64;
+            by_consumer.entry(consumer).or_default().push(delivery);
+        }
+        for (consumer, deliveries) in by_consumer {
+            let Some(slot) = self.subscriptions.slots.get_mut(&id) else {
+                return;
+            };
+            let Some(out) = slot.consumers.get_mut(&consumer) else {
+                continue;
+            };
+            out.push(ConsumerEvent::Deliveries {
+                owner_epoch: epoch,
+                seek_epoch,
+                deliveries,
+            });
+            let (granted_messages, granted_bytes) = out.credit();
+            slot.state.credit(consumer, granted_messages, granted_bytes);
+            self.watch_consumer(id, consumer);
+        }
+        self.counters.messages_out += messages;
+        self.counters.bytes_out += bytes;
+        self.shared.metrics.messages_out.add(messages, &[]);
+        self.shared.metrics.bytes_out.add(bytes, &[]);
+    }
+}
+
+fn limits(read: &NextRead) -> ReadLimits {
+    ReadLimits {
+        bytes_max: read.bytes_max,
+        entries_max: read.entries_max.max(1),
+    }
+}

@@ -1,0 +1,57 @@
+//! The client's end of a consumer session.
+
+use aquifer_model::place::Place;
+use aquifer_protocol_api::broker::{Acknowledge, ApiResult, ConsumerPort, NegativeAcknowledge};
+use async_trait::async_trait;
+
+use crate::subscription::ConsumerId;
+use crate::topic::event::{ConsumerRequest, Event, Mailbox, SubscriptionId};
+
+/// The client's end.
+pub(super) struct Port {
+    pub(super) subscription: SubscriptionId,
+    pub(super) consumer: ConsumerId,
+    pub(super) mailbox: Mailbox,
+}
+
+impl Port {
+    async fn send(&self, request: ConsumerRequest) -> ApiResult<()> {
+        let event = Event::Consumer {
+            subscription: self.subscription,
+            consumer: self.consumer,
+            request,
+        };
+        Ok(self.mailbox.send(event).await?)
+    }
+}
+
+#[async_trait]
+impl ConsumerPort for Port {
+    async fn credit(&mut self, messages_total: u64, bytes_total: u64) -> ApiResult<()> {
+        self.send(ConsumerRequest::Credit {
+            messages: messages_total,
+            bytes: bytes_total,
+        })
+        .await
+    }
+
+    async fn acknowledge(&mut self, acknowledge: Acknowledge) -> ApiResult<()> {
+        self.send(ConsumerRequest::Acknowledge(acknowledge)).await
+    }
+
+    async fn negative_acknowledge(&mut self, negative: NegativeAcknowledge) -> ApiResult<()> {
+        self.send(ConsumerRequest::NegativeAcknowledge(negative))
+            .await
+    }
+
+    async fn seek(&mut self, request_id: u64, place: Place) -> ApiResult<()> {
+        self.send(ConsumerRequest::Seek { request_id, place }).await
+    }
+}
+
+impl Drop for Port {
+    fn drop(&mut self) {
+        self.mailbox
+            .urgent(Event::ConsumerGone(self.subscription, self.consumer));
+    }
+}

@@ -1,0 +1,255 @@
+//! What a topic's owner task reacts to, and the two ways in: a bounded mailbox for what may wait,
+//! and a queue for what must not (outcomes of appends, ended sessions). The queue is bounded by
+//! what causes its events: frames in flight, sessions.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use aquifer_ledger::error::LogError;
+use aquifer_ledger::managed::{AppendSink, Appended, LogEntry, ReadPoint};
+use aquifer_model::batch::Batch;
+use aquifer_model::id::Index;
+use aquifer_model::place::Place;
+use aquifer_model::topic::SubscriptionName;
+use aquifer_protocol_api::broker::{
+    Acknowledge, ApiResult, ConsumerSession, NegativeAcknowledge, OpenProducer, ProducerSession,
+    Receipt, Subscribe, TopicStats,
+};
+use aquifer_runtime::budget::BytePermit;
+use parking_lot::Mutex;
+use tokio::sync::{Notify, mpsc, oneshot};
+
+use crate::error::BrokerError;
+use crate::subscription::ConsumerId;
+
+/// Events that may wait in a topic's mailbox.
+const MAILBOX_EVENTS: usize = 256;
+
+/// Where an answer goes.
+pub(crate) type Reply<T> = oneshot::Sender<Result<T, BrokerError>>;
+
+/// A producer's session on one topic object.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) struct SessionId(pub(crate) u64);
+
+/// A subscription or reader on one topic object.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) struct SubscriptionId(pub(crate) u64);
+
+/// Everything that a topic reacts to.
+pub(crate) enum Event {
+    /// A producer asks for a session.
+    OpenProducer {
+        request: OpenProducer,
+        reply: Reply<ProducerSession>,
+    },
+    /// Frames of a session, in order.
+    Publish {
+        session: SessionId,
+        frames: Vec<Frame>,
+    },
+    /// The client of a producer session is gone.
+    ProducerGone(SessionId),
+    /// Outcome of an append to the message log.
+    Appended {
+        tag: u64,
+        outcome: Result<Appended, LogError>,
+    },
+    /// A consumer or reader asks for a session.
+    Subscribe {
+        request: Subscribe,
+        reply: Reply<ConsumerSession>,
+    },
+    /// A request of a consumer.
+    Consumer {
+        subscription: SubscriptionId,
+        consumer: ConsumerId,
+        request: ConsumerRequest,
+    },
+    /// The client of a consumer session is gone.
+    ConsumerGone(SubscriptionId, ConsumerId),
+    /// A consumer has taken much of what was queued for it.
+    Drained(SubscriptionId, ConsumerId),
+    /// A read of a backlog is done.
+    Read(ReadDone),
+    /// A place was found.
+    Located {
+        purpose: LocatePurpose,
+        result: Result<Index, LogError>,
+    },
+    /// Outcome of an append to the cursor log.
+    CursorAppended {
+        tag: u64,
+        outcome: Result<Appended, LogError>,
+    },
+    /// The cursor log may be tried again.
+    CursorRetry,
+    /// The cursor log has begun a new ledger, or could not.
+    CursorRolled(Result<(), LogError>),
+    /// The message log was trimmed, or could not be.
+    Trimmed(Result<Index, LogError>),
+    /// Somebody asks for statistics.
+    Stats(Reply<TopicStats>),
+    /// A subscription is to be deleted.
+    DeleteSubscription {
+        name: SubscriptionName,
+        force: bool,
+        reply: Reply<()>,
+    },
+    /// A subscription is to be moved by an administrator.
+    SeekSubscription {
+        name: SubscriptionName,
+        place: Place,
+        reply: Reply<Index>,
+    },
+    /// The topic is to be deleted: end, unless clients are connected and it is not forced.
+    Delete { force: bool, reply: Reply<()> },
+    /// The broker goes away.
+    Shutdown,
+}
+
+/// What a consumer asks for.
+pub(crate) enum ConsumerRequest {
+    /// Totals granted since the session began.
+    Credit { messages: u64, bytes: u64 },
+    /// An acknowledgement.
+    Acknowledge(Acknowledge),
+    /// A wish for redelivery.
+    NegativeAcknowledge(NegativeAcknowledge),
+    /// A wish to move.
+    Seek { request_id: u64, place: Place },
+}
+
+/// One batch, checked, with its place in the receipts and its share of the budget.
+pub(crate) struct Frame {
+    pub(crate) number: u64,
+    pub(crate) batch: Result<Batch, BrokerError>,
+    pub(crate) permit: mpsc::OwnedPermit<ApiResult<Receipt>>,
+    pub(crate) bytes: BytePermit,
+    /// When it came, on the monotonic clock.
+    pub(crate) received: Duration,
+}
+
+/// Result of a read that was done aside.
+pub(crate) struct ReadDone {
+    pub(crate) subscription: SubscriptionId,
+    pub(crate) point: ReadPoint,
+    pub(crate) result: Result<Vec<LogEntry>, LogError>,
+    /// Held until the entries are handed out.
+    pub(crate) _bytes: BytePermit,
+}
+
+/// What a place is looked up for.
+pub(crate) enum LocatePurpose {
+    /// A reader begins there.
+    Reader(Subscribe, Reply<ConsumerSession>),
+    /// A subscription begins there; the requests wait under its name.
+    Create(SubscriptionName),
+    /// A consumer moves its subscription.
+    Seek {
+        subscription: SubscriptionId,
+        consumer: ConsumerId,
+        request_id: u64,
+    },
+    /// An administrator moves a subscription.
+    AdminSeek {
+        subscription: SubscriptionId,
+        reply: Reply<Index>,
+    },
+}
+
+/// The ways into a topic. Clones share them.
+#[derive(Clone)]
+pub(crate) struct Mailbox {
+    sender: mpsc::Sender<Event>,
+    urgent: Arc<Urgent>,
+}
+
+/// Events that must not wait.
+pub(crate) struct Urgent {
+    queue: Mutex<Vec<Event>>,
+    wake: Notify,
+}
+
+/// The owner's end.
+pub(crate) struct Inbox {
+    pub(crate) receiver: mpsc::Receiver<Event>,
+    pub(crate) urgent: Arc<Urgent>,
+}
+
+/// A new pair.
+pub(crate) fn mailbox() -> (Mailbox, Inbox) {
+    let (sender, receiver) = mpsc::channel(MAILBOX_EVENTS);
+    let urgent = Arc::new(Urgent {
+        queue: Mutex::new(Vec::new()),
+        wake: Notify::new(),
+    });
+    let mailbox = Mailbox {
+        sender,
+        urgent: Arc::clone(&urgent),
+    };
+    (mailbox, Inbox { receiver, urgent })
+}
+
+impl Mailbox {
+    /// Waits for room; gives the event back when the topic is gone.
+    pub(crate) async fn send(&self, event: Event) -> Result<(), BrokerError> {
+        self.sender
+            .send(event)
+            .await
+            .map_err(|_| BrokerError::Unloading("the topic is being unloaded".to_owned()))
+    }
+
+    /// Never waits.
+    pub(crate) fn urgent(&self, event: Event) {
+        self.urgent.push(event);
+    }
+
+    /// Whether the owner has stopped listening.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.sender.is_closed()
+    }
+
+    /// Where outcomes of appends to the message log go.
+    pub(crate) fn message_sink(&self) -> Arc<dyn AppendSink> {
+        Arc::new(MessageSink(Arc::clone(&self.urgent)))
+    }
+
+    /// Where outcomes of appends to the cursor log go.
+    pub(crate) fn cursor_sink(&self) -> Arc<dyn AppendSink> {
+        Arc::new(CursorSink(Arc::clone(&self.urgent)))
+    }
+}
+
+impl Urgent {
+    fn push(&self, event: Event) {
+        self.queue.lock().push(event);
+        self.wake.notify_one();
+    }
+
+    /// Takes everything that waits.
+    pub(crate) fn take(&self) -> Vec<Event> {
+        std::mem::take(&mut *self.queue.lock())
+    }
+
+    /// Waits until something came since the last wait.
+    pub(crate) async fn wait(&self) {
+        self.wake.notified().await;
+    }
+}
+
+struct MessageSink(Arc<Urgent>);
+
+impl AppendSink for MessageSink {
+    fn appended(&self, tag: u64, outcome: Result<Appended, LogError>) {
+        self.0.push(Event::Appended { tag, outcome });
+    }
+}
+
+struct CursorSink(Arc<Urgent>);
+
+impl AppendSink for CursorSink {
+    fn appended(&self, tag: u64, outcome: Result<Appended, LogError>) {
+        self.0.push(Event::CursorAppended { tag, outcome });
+    }
+}

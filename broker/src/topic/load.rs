@@ -1,0 +1,201 @@
+//! Loading of a topic: its record, its logs, what they remember. Loading an idle topic writes
+//! nothing but what recovering a ledger that was left open needs.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use aquifer_ledger::error::LogError;
+use aquifer_ledger::managed::{LogKind, LogOptions, TopicLog, TopicRecordCell};
+use aquifer_model::topic::TopicName;
+use tokio::sync::watch;
+
+use crate::broker::Shared;
+use crate::error::BrokerError;
+use crate::ownership::Owned;
+use crate::subscription::SubscriptionSpec;
+use crate::topic::consume::Subscriptions;
+use crate::topic::cursors::Cursors;
+use crate::topic::event::mailbox;
+use crate::topic::publish::{Publishing, SinceSnapshot};
+use crate::topic::recovery::{self, Recovered};
+use crate::topic::retention::Trimming;
+use crate::topic::{Counters, Topic};
+use crate::topics::{TopicHandle, Topics};
+
+/// Loads a topic and starts its task.
+pub(crate) async fn load(
+    topics: &Arc<Topics>,
+    name: &TopicName,
+    create: bool,
+) -> Result<TopicHandle, BrokerError> {
+    let shared = topics.shared();
+    let started = shared.clock.monotonic();
+    let owned = shared.ownership.ensure(name.namespace()).await?;
+    let outcome = load_owned(topics, name, create, owned.clone()).await;
+    if let Err(BrokerError::Log(LogError::Fenced)) = &outcome {
+        // The next request acquires ownership anew, or learns that it cannot.
+        shared.ownership.lost(name.namespace(), owned.epoch).await;
+    }
+    let took = shared.clock.monotonic().saturating_sub(started);
+    shared
+        .metrics
+        .topic_load_seconds
+        .record(took.as_secs_f64(), &[]);
+    outcome
+}
+
+async fn load_owned(
+    topics: &Arc<Topics>,
+    name: &TopicName,
+    create: bool,
+    owned: Owned,
+) -> Result<TopicHandle, BrokerError> {
+    let shared = Arc::clone(topics.shared());
+    let policies = shared.namespaces.policies(name.namespace()).await?;
+    let cell = record(&shared, name, create).await?;
+    if cell.record().partitions > 0 {
+        return Err(partitioned(name, cell.record().partitions));
+    }
+    let options = {
+        let policies = policies.borrow();
+        LogOptions {
+            quorum: policies.quorum,
+            rollover: policies.rollover,
+            owner_epoch: owned.epoch,
+        }
+    };
+    let open = |kind| TopicLog::open(Arc::clone(&shared.log), Arc::clone(&cell), kind, options);
+    let log = open(LogKind::Messages).await?;
+    let cursor_log = open(LogKind::Cursors).await?;
+    let recovered = recovery::recover(&log, &cursor_log).await?;
+    let id = shared.next_id();
+    let now = shared.clock.monotonic();
+    let (mailbox, inbox) = mailbox();
+    let (ended_sender, ended) = watch::channel(());
+    let cursors = Cursors::new(cursor_log, &mailbox, recovered.dedup_index, now);
+    let (subscriptions, publishing) = restore(recovered, &log, &mailbox);
+    let topic = Topic {
+        topics: Arc::clone(topics),
+        id,
+        name: name.clone(),
+        incarnation: cell.incarnation(),
+        owned,
+        policies,
+        mailbox: mailbox.clone(),
+        publishing,
+        subscriptions,
+        cursors,
+        log,
+        trimming: Trimming::default(),
+        counters: Counters::default(),
+        ending: None,
+        last_used: now,
+        next_housekeeping: now + Duration::from_millis(shared.config.housekeeping_ms),
+        shared: Arc::clone(&shared),
+    };
+    shared.tasks.spawn("topic", topic.run(inbox, ended_sender));
+    Ok(TopicHandle { id, mailbox, ended })
+}
+
+fn restore(
+    recovered: Recovered,
+    log: &TopicLog,
+    mailbox: &crate::topic::event::Mailbox,
+) -> (Subscriptions, Publishing) {
+    let mut subscriptions = Subscriptions::default();
+    for (name, known) in recovered.subscriptions {
+        let spec = SubscriptionSpec {
+            name: name.to_string(),
+            kind: known.kind,
+            durable: true,
+            cursor: known.cursor,
+            created_ms: known.created_ms,
+        };
+        subscriptions.recovered(name, spec);
+    }
+    let mut publishing = Publishing::new(mailbox, recovered.dedup, log.end());
+    let (entries, bytes) = recovered.repeated;
+    publishing.since_snapshot = SinceSnapshot { entries, bytes };
+    (subscriptions, publishing)
+}
+
+/// The record of a topic that exists, or that may be created now.
+pub(crate) async fn record(
+    shared: &Arc<Shared>,
+    name: &TopicName,
+    create: bool,
+) -> Result<Arc<TopicRecordCell>, BrokerError> {
+    let policies = shared.namespaces.policies(name.namespace()).await?;
+    let owned = shared.ownership.ensure(name.namespace()).await?;
+    let guards = vec![owned.guard];
+    let ctx = || Arc::clone(&shared.log);
+    if let Some(cell) = TopicRecordCell::load(ctx(), name, guards.clone()).await? {
+        return Ok(cell);
+    }
+    if let Some(partition) = name.partition() {
+        check_partition(shared, name, partition).await?;
+    } else if !create || !policies.borrow().auto_create_topics {
+        return Err(no_topic(name));
+    }
+    match TopicRecordCell::create(ctx(), name, 0, guards.clone()).await {
+        Ok(cell) => {
+            tracing::info!(topic = %name, "topic created");
+            Ok(cell)
+        }
+        Err(LogError::AlreadyExists) => TopicRecordCell::load(ctx(), name, guards)
+            .await?
+            .ok_or_else(|| no_topic(name)),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// A partition exists if its partitioned topic says so, whether its own record was written yet or
+/// not; it is never created for itself.
+async fn check_partition(
+    shared: &Arc<Shared>,
+    name: &TopicName,
+    partition: u32,
+) -> Result<(), BrokerError> {
+    let base = name.base();
+    let cell = TopicRecordCell::load(Arc::clone(&shared.log), &base, Vec::new()).await?;
+    match cell.map(|cell| cell.record().partitions) {
+        Some(partitions) if partition < partitions => Ok(()),
+        Some(0) => Err(BrokerError::invalid(
+            format!("{base} is not partitioned, so it has no partition {partition}"),
+            "use the topic itself",
+        )),
+        Some(partitions) => Err(BrokerError::NotFound {
+            what: "partition",
+            name: name.to_string(),
+            advice: format!("{base} has partitions 0 to {}", partitions - 1),
+        }),
+        None => Err(BrokerError::NotFound {
+            what: "partitioned topic",
+            name: base.to_string(),
+            advice: "create the topic with partitions first; names that end in -partition-N are \
+                     kept for them"
+                .to_owned(),
+        }),
+    }
+}
+
+fn partitioned(name: &TopicName, partitions: u32) -> BrokerError {
+    BrokerError::invalid(
+        format!("{name} is partitioned: it stores nothing itself"),
+        format!(
+            "use its partitions, {} to {}; the SDK does so when it describes the topic first",
+            name.partition_name(0),
+            partitions - 1
+        ),
+    )
+}
+
+pub(crate) fn no_topic(name: &TopicName) -> BrokerError {
+    BrokerError::NotFound {
+        what: "topic",
+        name: name.to_string(),
+        advice: "create the topic first, correct its name, or let the namespace create topics \
+                 automatically"
+            .to_owned(),
+    }
+}

@@ -1,0 +1,235 @@
+//! What one consumer is sent: a bounded channel that its client drains, and behind it a short queue
+//! for what does not fit at the moment.
+//!
+//! The owner never waits here. What bounds the queue is credit: a consumer's subscription is told
+//! of no more byte credit than there is room for, whatever the client grants, so a client that
+//! grants much and reads nothing holds a bounded amount (I13) and delays nobody else.
+
+use std::collections::VecDeque;
+
+use aquifer_protocol_api::broker::{ConsumerEvent, Delivery};
+use aquifer_protocol_api::error::ApiError;
+use aquifer_runtime::task::TaskGroup;
+use tokio::sync::mpsc;
+use tokio::sync::mpsc::error::TrySendError;
+
+use crate::subscription::ConsumerId;
+use crate::topic::event::{Event, Mailbox, SubscriptionId};
+
+/// Events that a consumer's channel holds.
+const CHANNEL_EVENTS: usize = 64;
+/// Events that may wait behind the channel; deliveries are joined, so these are confirmations that
+/// a client asks for and does not read.
+const QUEUED_EVENTS_MAX: usize = 16_384;
+
+/// One consumer's way out.
+pub(super) struct Outbox {
+    sender: mpsc::Sender<ConsumerEvent>,
+    /// Keeps room for the event that ends the session.
+    last: Option<mpsc::OwnedPermit<ConsumerEvent>>,
+    queue: VecDeque<ConsumerEvent>,
+    queue_bytes: u64,
+    /// Bytes of the events in the channel, oldest first.
+    in_channel: VecDeque<u64>,
+    in_channel_bytes: u64,
+    /// Somebody waits for the client to catch up, and will say so.
+    watched: bool,
+    /// Totals that the client granted.
+    granted: (u64, u64),
+    /// Bytes that were delivered, as credit counts them.
+    used_bytes: u64,
+    bytes_max: u64,
+}
+
+impl Outbox {
+    pub(super) fn new(bytes_max: usize) -> (Outbox, mpsc::Receiver<ConsumerEvent>) {
+        let (sender, receiver) = mpsc::channel(CHANNEL_EVENTS + 1);
+        let last = sender.clone().try_reserve_owned().ok();
+        let outbox = Outbox {
+            sender,
+            last,
+            queue: VecDeque::new(),
+            queue_bytes: 0,
+            in_channel: VecDeque::new(),
+            in_channel_bytes: 0,
+            watched: false,
+            granted: (0, 0),
+            used_bytes: 0,
+            bytes_max: u64::try_from(bytes_max).unwrap_or(u64::MAX),
+        };
+        (outbox, receiver)
+    }
+
+    /// Whether the client took its end away.
+    pub(super) fn is_closed(&self) -> bool {
+        self.sender.is_closed()
+    }
+
+    /// Whether the client lets too much pile up.
+    pub(super) fn is_overfull(&self) -> bool {
+        self.queue.len() > QUEUED_EVENTS_MAX
+    }
+
+    /// Notes what the client grants.
+    pub(super) fn grant(&mut self, messages: u64, bytes: u64) {
+        self.granted = (self.granted.0.max(messages), self.granted.1.max(bytes));
+    }
+
+    /// The totals that the subscription may use: what was granted, and no more bytes than fit.
+    pub(super) fn credit(&mut self) -> (u64, u64) {
+        self.look();
+        let room = self
+            .bytes_max
+            .saturating_sub(self.queue_bytes + self.in_channel_bytes);
+        let bytes = self.granted.1.min(self.used_bytes.saturating_add(room));
+        (self.granted.0, bytes)
+    }
+
+    /// Whether somebody has to notice when the client has read on: something waits, or so much is
+    /// on its way that credit was held back. With less on its way there is credit left, and the
+    /// next delivery looks again.
+    pub(super) fn is_throttled(&mut self) -> bool {
+        let (_, bytes) = self.credit();
+        let piled = self.queue_bytes + self.in_channel_bytes;
+        !self.queue.is_empty() || (bytes < self.granted.1 && piled > self.bytes_max / 2)
+    }
+
+    pub(super) fn push(&mut self, event: ConsumerEvent) {
+        let bytes = bytes_of(&event);
+        self.used_bytes = self.used_bytes.saturating_add(bytes);
+        self.queue_bytes += bytes;
+        self.enqueue(event);
+        self.flush();
+    }
+
+    fn enqueue(&mut self, event: ConsumerEvent) {
+        match (self.queue.back_mut(), event) {
+            (
+                Some(ConsumerEvent::Deliveries {
+                    owner_epoch,
+                    seek_epoch,
+                    deliveries,
+                }),
+                ConsumerEvent::Deliveries {
+                    owner_epoch: owner,
+                    seek_epoch: seek,
+                    deliveries: more,
+                },
+            ) if *owner_epoch == owner && *seek_epoch == seek => deliveries.extend(more),
+            (_, event) => self.queue.push_back(event),
+        }
+    }
+
+    /// Moves what fits into the channel.
+    pub(super) fn flush(&mut self) {
+        if self.watched {
+            // The watcher holds a claim on all room that becomes free; it will call again.
+            return;
+        }
+        while let Some(event) = self.queue.pop_front() {
+            let bytes = bytes_of(&event);
+            match self.sender.try_send(event) {
+                Ok(()) => {
+                    self.queue_bytes -= bytes;
+                    self.in_channel.push_back(bytes);
+                    self.in_channel_bytes += bytes;
+                }
+                Err(TrySendError::Full(event)) => {
+                    self.queue.push_front(event);
+                    break;
+                }
+                Err(TrySendError::Closed(_)) => {
+                    self.queue_bytes -= bytes;
+                }
+            }
+        }
+        self.look();
+    }
+
+    /// Updates what is in the channel from how much of it is taken.
+    fn look(&mut self) {
+        let reserved = usize::from(self.last.is_some());
+        let taken = self
+            .sender
+            .max_capacity()
+            .saturating_sub(self.sender.capacity())
+            .saturating_sub(reserved);
+        // While a watcher claims free places they look taken: then the count comes too high.
+        while self.in_channel.len() > taken {
+            let bytes = self.in_channel.pop_front().unwrap_or(0);
+            self.in_channel_bytes -= bytes;
+        }
+    }
+
+    /// Has somebody wait until the client has read most of what it was sent.
+    pub(super) fn watch(
+        &mut self,
+        subscription: SubscriptionId,
+        consumer: ConsumerId,
+        mailbox: &Mailbox,
+        tasks: &TaskGroup,
+    ) {
+        if self.watched {
+            return;
+        }
+        self.watched = true;
+        let (sender, mailbox) = (self.sender.clone(), mailbox.clone());
+        // One event in the channel may be all that is there, if it is large: then wait for it.
+        let places = self.sender.max_capacity() - usize::from(self.last.is_some());
+        let wanted = match self.in_channel.len() {
+            waiting if waiting * 2 <= places => places,
+            _ => places / 2,
+        };
+        let token = tasks.shutdown_token();
+        tasks.spawn("consumer-drain", async move {
+            tokio::select! {
+                drained = sender.reserve_many(wanted) => drop(drained),
+                () = token.wait() => {}
+            }
+            // A topic that is gone does not care.
+            let _ = mailbox.send(Event::Drained(subscription, consumer)).await;
+        });
+    }
+
+    /// The watcher has come back.
+    pub(super) fn drained(&mut self) {
+        self.watched = false;
+        self.flush();
+    }
+
+    /// Ends the session.
+    pub(super) fn fail(&mut self, error: ApiError) {
+        self.queue.clear();
+        if let Some(last) = self.last.take() {
+            last.send(ConsumerEvent::Failed(error));
+        }
+    }
+}
+
+/// Bytes as credit counts them: those of the batches.
+fn bytes_of(event: &ConsumerEvent) -> u64 {
+    match event {
+        ConsumerEvent::Deliveries { deliveries, .. } => {
+            deliveries.iter().map(|d| d.batch.len() as u64).sum()
+        }
+        ConsumerEvent::Confirmed { .. }
+        | ConsumerEvent::SeekDone { .. }
+        | ConsumerEvent::Active(_)
+        | ConsumerEvent::Failed(_) => 0,
+    }
+}
+
+/// Messages of a delivery that are for the consumer.
+pub(super) fn messages_of(delivery: &Delivery) -> u64 {
+    let count = delivery
+        .batch
+        .get(20..24)
+        .and_then(|bytes| bytes.try_into().ok())
+        .map_or(0, u32::from_le_bytes);
+    let skipped: u64 = delivery
+        .skip
+        .iter()
+        .map(|range| range.last.0 + 1 - range.first.0)
+        .sum();
+    u64::from(count).saturating_sub(skipped)
+}

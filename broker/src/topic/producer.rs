@@ -1,0 +1,128 @@
+//! The client's end of a producer session: checks frames in the client's own task, waits for room,
+//! hands over.
+//!
+//! A frame holds a place among the receipts and a share of the byte budget from before it is handed
+//! over until it is answered, so memory is bounded (I13) and the topic's owner never waits for a
+//! client. Whatever is checked already is handed over before this task waits: nothing that others
+//! wait for is held back.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use aquifer_model::batch::Batch;
+use aquifer_model::topic::ProducerName;
+use aquifer_protocol_api::broker::{ApiResult, ProducerPort, PublishFrame, Receipt};
+use aquifer_protocol_api::error::ApiError;
+use aquifer_runtime::budget::BytePermit;
+use async_trait::async_trait;
+use bytes::Bytes;
+use tokio::sync::mpsc;
+use tokio::sync::mpsc::error::TrySendError;
+
+use crate::broker::Shared;
+use crate::error::BrokerError;
+use crate::topic::event::{Event, Frame, Mailbox, SessionId};
+
+/// The client's end.
+pub(super) struct Port {
+    pub(super) shared: Arc<Shared>,
+    pub(super) session: SessionId,
+    pub(super) name: ProducerName,
+    pub(super) next_number: u64,
+    pub(super) receipts: mpsc::Sender<ApiResult<Receipt>>,
+    pub(super) mailbox: Mailbox,
+    pub(super) closed: Arc<AtomicBool>,
+}
+
+type Permit = mpsc::OwnedPermit<ApiResult<Receipt>>;
+
+#[async_trait]
+impl ProducerPort for Port {
+    async fn publish(&mut self, frames: Vec<PublishFrame>) -> ApiResult<()> {
+        let mut checked = Vec::with_capacity(frames.len());
+        for frame in frames {
+            if self.closed.load(Ordering::Acquire) {
+                return Err(ApiError::from(BrokerError::SessionClosed));
+            }
+            let permit = self.place(&mut checked).await?;
+            let bytes = self.room(frame.batch.len(), &mut checked).await?;
+            let frame = self.check(frame, permit, bytes);
+            checked.push(frame);
+        }
+        self.hand_over(&mut checked).await
+    }
+}
+
+impl Port {
+    async fn place(&self, checked: &mut Vec<Frame>) -> ApiResult<Permit> {
+        match self.receipts.clone().try_reserve_owned() {
+            Ok(permit) => Ok(permit),
+            Err(TrySendError::Full(receipts)) => {
+                self.hand_over(checked).await?;
+                receipts
+                    .reserve_owned()
+                    .await
+                    .map_err(|_| ApiError::from(BrokerError::SessionClosed))
+            }
+            Err(TrySendError::Closed(_)) => Err(ApiError::from(BrokerError::SessionClosed)),
+        }
+    }
+
+    async fn room(&self, bytes: usize, checked: &mut Vec<Frame>) -> ApiResult<BytePermit> {
+        let budget = &self.shared.publish_budget;
+        if let Some(permit) = budget.try_acquire(bytes) {
+            return Ok(permit);
+        }
+        self.hand_over(checked).await?;
+        Ok(budget.acquire(bytes).await)
+    }
+
+    async fn hand_over(&self, checked: &mut Vec<Frame>) -> ApiResult<()> {
+        if checked.is_empty() {
+            return Ok(());
+        }
+        let event = Event::Publish {
+            session: self.session,
+            frames: std::mem::take(checked),
+        };
+        Ok(self.mailbox.send(event).await?)
+    }
+
+    fn check(&mut self, frame: PublishFrame, permit: Permit, bytes: BytePermit) -> Frame {
+        let expected = self.next_number;
+        self.next_number += 1;
+        let batch = if frame.number == expected {
+            check_batch(frame.batch, &self.name)
+        } else {
+            Err(BrokerError::FrameNumber {
+                expected,
+                got: frame.number,
+            })
+        };
+        Frame {
+            number: frame.number,
+            batch,
+            permit,
+            bytes,
+            received: self.shared.clock.monotonic(),
+        }
+    }
+}
+
+fn check_batch(bytes: Bytes, name: &ProducerName) -> Result<Batch, BrokerError> {
+    let batch = Batch::parse(bytes)?;
+    let fields = batch.fields();
+    if fields.producer_name != name.as_str().as_bytes() {
+        return Err(BrokerError::ProducerName {
+            expected: name.to_string(),
+            got: String::from_utf8_lossy(&fields.producer_name).into_owned(),
+        });
+    }
+    Ok(batch)
+}
+
+impl Drop for Port {
+    fn drop(&mut self) {
+        self.mailbox.urgent(Event::ProducerGone(self.session));
+    }
+}

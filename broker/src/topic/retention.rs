@@ -1,0 +1,123 @@
+//! Trimming of the message log, and the snapshots that let it advance.
+//!
+//! Invariants (H11, I10): what is not acknowledged durably by every durable subscription stays; so
+//! does what is not yet in a durable snapshot of the producers' states. A topic is loaded only with
+//! its cursors recovered, so "no subscriptions" here means that there are none.
+
+use std::time::Duration;
+
+use aquifer_ledger::error::LogError;
+use aquifer_model::id::Index;
+
+use crate::topic::Topic;
+use crate::topic::cursors::SnapshotContents;
+use crate::topic::event::Event;
+
+/// Entries since the last snapshot above which one is taken by time, or before unloading; fewer are
+/// replayed in no time.
+const SNAPSHOT_ENTRIES_MIN: u64 = 1_000;
+
+/// What is known of trimming.
+#[derive(Debug, Default)]
+pub(super) struct Trimming {
+    /// A trim is on its way.
+    running: bool,
+    /// The end of the oldest sealed ledger: nothing can be trimmed before the marks pass it.
+    due_at: Option<Index>,
+}
+
+impl Topic {
+    /// The index below which nobody needs anything any more.
+    fn trim_limit(&self) -> Index {
+        self.subscriptions
+            .iter()
+            .filter(|slot| slot.state.is_durable())
+            .map(|slot| slot.state.durable_mark_delete())
+            .fold(self.publishing.persisted_end, Index::min)
+    }
+
+    /// Trims aside what retention allows; asks for a snapshot of the producers when only its age
+    /// is in the way.
+    pub(super) fn trim(&mut self) {
+        if self.trimming.running || self.ending.is_some() {
+            return;
+        }
+        let stats = self.log.stats();
+        self.trimming.due_at = stats.ledgers.get(1).map(|ledger| ledger.first_index);
+        let limit = self.trim_limit();
+        let covered = limit.min(self.cursors.dedup_index);
+        let below = match self.trimming.due_at {
+            Some(end) if end > covered && end <= limit => {
+                self.cursors.want_snapshot();
+                return;
+            }
+            Some(_) => covered,
+            // One ledger: the log may still seal it for its age.
+            None => covered,
+        };
+        let retention = self.policies.borrow().retention;
+        self.trimming.running = true;
+        let (log, mailbox) = (self.log.clone(), self.mailbox.clone());
+        self.shared.tasks.spawn("topic-trim", async move {
+            let result = log.trim(below, retention).await;
+            // A topic that is gone does not care.
+            let _ = mailbox.send(Event::Trimmed(result)).await;
+        });
+    }
+
+    /// Trims when the marks have passed the oldest sealed ledger.
+    pub(super) fn trim_if_due(&mut self) {
+        if let Some(end) = self.trimming.due_at
+            && end <= self.trim_limit()
+        {
+            // Retention may forbid it; then the next look is at the next housekeeping.
+            self.trimming.due_at = None;
+            self.trim();
+        }
+    }
+
+    pub(super) fn trimmed(&mut self, result: Result<Index, LogError>) {
+        self.trimming.running = false;
+        match result {
+            Ok(first) => self.subscriptions.trimmed(first),
+            Err(error) => {
+                tracing::warn!(topic = %self.name, %error, "topic was not trimmed, trying again later");
+                self.survives(&error);
+            }
+        }
+    }
+
+    /// Takes a snapshot when replaying what came since would take long.
+    pub(super) fn maybe_snapshot(&mut self) {
+        let config = &self.shared.config;
+        let since = self.publishing.since_snapshot;
+        let age = self.now().saturating_sub(self.cursors.snapshot_time);
+        let old = age >= Duration::from_millis(config.dedup_snapshot_ms)
+            && since.entries >= SNAPSHOT_ENTRIES_MIN;
+        if old
+            || since.entries >= config.dedup_snapshot_entries
+            || since.bytes >= config.dedup_snapshot_bytes
+        {
+            self.cursors.want_snapshot();
+        }
+    }
+
+    /// Before the topic ends: spares the next load a long replay.
+    pub(super) fn snapshot_before_end(&mut self) {
+        if self.publishing.since_snapshot.entries >= SNAPSHOT_ENTRIES_MIN {
+            self.cursors.want_snapshot();
+        }
+    }
+
+    pub(super) fn snapshot_contents(&self) -> SnapshotContents {
+        let durable = self
+            .subscriptions
+            .iter()
+            .filter(|slot| slot.state.is_durable());
+        SnapshotContents {
+            subscriptions: durable.map(|slot| slot.state.state()).collect(),
+            producers: self.publishing.dedup.snapshot(),
+            dedup_index: self.publishing.persisted_end,
+        }
+    }
+}

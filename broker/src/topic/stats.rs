@@ -1,0 +1,36 @@
+//! Statistics of a loaded topic.
+
+use aquifer_protocol_api::broker::{LedgerStats, TopicStats};
+
+use crate::topic::Topic;
+
+impl Topic {
+    pub(super) fn stats(&self) -> TopicStats {
+        let log = self.log.stats();
+        let ledgers = log.ledgers.iter().map(|ledger| LedgerStats {
+            ledger: ledger.ledger,
+            first_index: ledger.first_index,
+            entries: ledger.entries,
+            bytes: ledger.bytes,
+            state: if ledger.open { "open" } else { "closed" },
+        });
+        TopicStats {
+            partitions: 0,
+            first_index: log.first,
+            end_index: log.end,
+            stored_bytes: log.bytes,
+            entries: log.entries,
+            ledgers: ledgers.collect(),
+            producers: self.publishing.stats(),
+            subscriptions: self
+                .subscriptions
+                .iter()
+                .map(|slot| slot.state.stats(log.end))
+                .collect(),
+            messages_in: self.counters.messages_in,
+            bytes_in: self.counters.bytes_in,
+            messages_out: self.counters.messages_out,
+            bytes_out: self.counters.bytes_out,
+        }
+    }
+}

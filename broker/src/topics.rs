@@ -1,0 +1,298 @@
+//! The loaded topics of the broker: a keyed map with single-flight loading and unloading.
+//!
+//! Invariants: at most one object per topic name exists at a time, so that a topic is opened only
+//! after its former object has closed; a failed object is never repaired, only replaced.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use aquifer_model::topic::TopicName;
+use aquifer_runtime::clock;
+use parking_lot::Mutex;
+use tokio::sync::{oneshot, watch};
+
+use crate::broker::Shared;
+use crate::error::BrokerError;
+use crate::topic::event::{Event, Mailbox};
+use crate::topic::load;
+
+/// Times that a request follows a topic that goes away under it.
+const ATTEMPTS_MAX: u32 = 5;
+
+/// What of a topic is there.
+enum Slot {
+    /// It is being loaded; the outcome comes here.
+    Loading(watch::Receiver<Option<Result<TopicHandle, BrokerError>>>),
+    /// It serves, or is going away.
+    Loaded(TopicHandle),
+    /// Somebody deletes it; the channel closes when that is over.
+    Deleting(watch::Receiver<()>),
+}
+
+/// A loaded topic.
+#[derive(Clone)]
+pub(crate) struct TopicHandle {
+    /// Tells objects of the same name apart.
+    pub(crate) id: u64,
+    /// Where its requests go.
+    pub(crate) mailbox: Mailbox,
+    /// Closes when the object has ended and closed its logs.
+    pub(crate) ended: watch::Receiver<()>,
+}
+
+impl TopicHandle {
+    /// Waits until the object is gone.
+    pub(crate) async fn wait_ended(&self) {
+        let mut ended = self.ended.clone();
+        while ended.changed().await.is_ok() {}
+    }
+}
+
+/// Keeps a topic from being loaded while it is deleted.
+pub(crate) struct DeleteGuard {
+    topics: Arc<Topics>,
+    name: TopicName,
+    _over: watch::Sender<()>,
+}
+
+impl Drop for DeleteGuard {
+    fn drop(&mut self) {
+        self.topics.map.lock().remove(&self.name);
+    }
+}
+
+/// The loaded topics.
+pub(crate) struct Topics {
+    shared: Arc<Shared>,
+    map: Mutex<HashMap<TopicName, Slot>>,
+}
+
+/// What a look into the map says to do.
+enum Step {
+    Use(TopicHandle),
+    WaitLoaded(watch::Receiver<Option<Result<TopicHandle, BrokerError>>>),
+    WaitDeleted(watch::Receiver<()>),
+    WaitEnded(TopicHandle),
+}
+
+impl Topics {
+    pub(crate) fn new(shared: Arc<Shared>) -> Arc<Topics> {
+        Arc::new(Topics {
+            shared,
+            map: Mutex::new(HashMap::new()),
+        })
+    }
+
+    /// The topic's object; loads it if it is not loaded, creates it if that is allowed.
+    pub(crate) async fn get(
+        self: &Arc<Self>,
+        name: &TopicName,
+        create: bool,
+    ) -> Result<TopicHandle, BrokerError> {
+        loop {
+            self.shared.check_open()?;
+            match self.step(name, create) {
+                Step::Use(handle) => return Ok(handle),
+                Step::WaitLoaded(mut loading) => {
+                    let loaded = match loading.wait_for(Option::is_some).await {
+                        Ok(outcome) => outcome.clone(),
+                        Err(_) => None,
+                    };
+                    match loaded {
+                        Some(Ok(handle)) => return Ok(handle),
+                        // A load on behalf of somebody who may not create says "not found".
+                        Some(Err(BrokerError::NotFound { .. })) if create => {
+                            create_first(&self.shared, name).await?;
+                        }
+                        Some(Err(error)) => return Err(error),
+                        None => {
+                            return Err(BrokerError::Unloading(
+                                "the topic's load was given up".to_owned(),
+                            ));
+                        }
+                    }
+                }
+                Step::WaitDeleted(mut over) => while over.changed().await.is_ok() {},
+                Step::WaitEnded(handle) => handle.wait_ended().await,
+            }
+        }
+    }
+
+    fn step(self: &Arc<Self>, name: &TopicName, create: bool) -> Step {
+        let mut map = self.map.lock();
+        match map.get(name) {
+            Some(Slot::Loading(loading)) => Step::WaitLoaded(loading.clone()),
+            Some(Slot::Deleting(over)) => Step::WaitDeleted(over.clone()),
+            Some(Slot::Loaded(handle)) if handle.mailbox.is_closed() => {
+                Step::WaitEnded(handle.clone())
+            }
+            Some(Slot::Loaded(handle)) => Step::Use(handle.clone()),
+            None => {
+                let (sender, receiver) = watch::channel(None);
+                map.insert(name.clone(), Slot::Loading(receiver.clone()));
+                let (topics, name) = (Arc::clone(self), name.clone());
+                // The load belongs to nobody's request: a caller that goes away leaves it running
+                // for the next one.
+                self.shared.tasks.spawn("topic-load", async move {
+                    let outcome = load::load(&topics, &name, create).await;
+                    topics.loaded(&name, &outcome);
+                    sender.send_replace(Some(outcome));
+                });
+                Step::WaitLoaded(receiver)
+            }
+        }
+    }
+
+    fn loaded(&self, name: &TopicName, outcome: &Result<TopicHandle, BrokerError>) {
+        let mut map = self.map.lock();
+        match outcome {
+            Ok(handle) => {
+                map.insert(name.clone(), Slot::Loaded(handle.clone()));
+            }
+            Err(error) => {
+                tracing::debug!(topic = %name, %error, "topic was not loaded");
+                map.remove(name);
+            }
+        }
+    }
+
+    /// Takes an object that has ended out of the map.
+    pub(crate) fn ended(&self, name: &TopicName, id: u64) {
+        let mut map = self.map.lock();
+        if matches!(map.get(name), Some(Slot::Loaded(handle)) if handle.id == id) {
+            map.remove(name);
+        }
+    }
+
+    /// Asks a topic, loading it if needed; follows it when it is just being unloaded.
+    pub(crate) async fn ask<T, F>(
+        self: &Arc<Self>,
+        name: &TopicName,
+        create: bool,
+        request: F,
+    ) -> Result<T, BrokerError>
+    where
+        F: Fn(oneshot::Sender<Result<T, BrokerError>>) -> Event,
+    {
+        for _ in 0..ATTEMPTS_MAX {
+            let handle = self.get(name, create).await?;
+            let (reply, answer) = oneshot::channel();
+            if handle.mailbox.send(request(reply)).await.is_ok()
+                && let Ok(answer) = answer.await
+            {
+                return answer;
+            }
+            handle.wait_ended().await;
+        }
+        Err(BrokerError::Unloading(
+            "the topic is being unloaded again and again".to_owned(),
+        ))
+    }
+
+    /// Makes a topic's object go away and keeps it away until the guard is dropped.
+    pub(crate) async fn begin_delete(
+        self: &Arc<Self>,
+        name: &TopicName,
+        force: bool,
+    ) -> Result<DeleteGuard, BrokerError> {
+        loop {
+            let (over, receiver) = watch::channel(());
+            let step = {
+                let mut map = self.map.lock();
+                match map.get(name) {
+                    None => {
+                        map.insert(name.clone(), Slot::Deleting(receiver));
+                        None
+                    }
+                    Some(Slot::Loading(loading)) => Some(Step::WaitLoaded(loading.clone())),
+                    Some(Slot::Deleting(over)) => Some(Step::WaitDeleted(over.clone())),
+                    Some(Slot::Loaded(handle)) if handle.mailbox.is_closed() => {
+                        Some(Step::WaitEnded(handle.clone()))
+                    }
+                    Some(Slot::Loaded(handle)) => Some(Step::Use(handle.clone())),
+                }
+            };
+            match step {
+                None => {
+                    return Ok(DeleteGuard {
+                        topics: Arc::clone(self),
+                        name: name.clone(),
+                        _over: over,
+                    });
+                }
+                Some(Step::Use(handle)) => {
+                    let (reply, answer) = oneshot::channel();
+                    if handle
+                        .mailbox
+                        .send(Event::Delete { force, reply })
+                        .await
+                        .is_ok()
+                        && let Ok(answer) = answer.await
+                    {
+                        answer?;
+                    }
+                    handle.wait_ended().await;
+                }
+                Some(Step::WaitLoaded(mut loading)) => {
+                    // Either way the next look into the map tells.
+                    let _ = loading.wait_for(Option::is_some).await;
+                }
+                Some(Step::WaitDeleted(mut over)) => while over.changed().await.is_ok() {},
+                Some(Step::WaitEnded(handle)) => handle.wait_ended().await,
+            }
+        }
+    }
+
+    /// Closes all topics; returns how many were still there at the deadline.
+    pub(crate) async fn close_all(&self, deadline: Duration) -> usize {
+        let closing = async {
+            loop {
+                let Some(step) = self.any() else { return };
+                match step {
+                    Step::WaitLoaded(mut loading) => {
+                        let _ = loading.wait_for(Option::is_some).await;
+                    }
+                    Step::WaitDeleted(mut over) => while over.changed().await.is_ok() {},
+                    Step::Use(handle) | Step::WaitEnded(handle) => handle.wait_ended().await,
+                }
+            }
+        };
+        for handle in self.handles() {
+            handle.mailbox.urgent(Event::Shutdown);
+        }
+        let _ = clock::timeout(deadline, closing).await;
+        self.map.lock().len()
+    }
+
+    fn handles(&self) -> Vec<TopicHandle> {
+        let map = self.map.lock();
+        map.values()
+            .filter_map(|slot| match slot {
+                Slot::Loaded(handle) => Some(handle.clone()),
+                Slot::Loading(_) | Slot::Deleting(_) => None,
+            })
+            .collect()
+    }
+
+    fn any(&self) -> Option<Step> {
+        let map = self.map.lock();
+        map.values().next().map(|slot| match slot {
+            Slot::Loading(loading) => Step::WaitLoaded(loading.clone()),
+            Slot::Deleting(over) => Step::WaitDeleted(over.clone()),
+            Slot::Loaded(handle) => {
+                // One that was being loaded when the others were told.
+                handle.mailbox.urgent(Event::Shutdown);
+                Step::WaitEnded(handle.clone())
+            }
+        })
+    }
+
+    pub(crate) fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+}
+
+async fn create_first(shared: &Arc<Shared>, name: &TopicName) -> Result<(), BrokerError> {
+    load::record(shared, name, true).await.map(|_| ())
+}

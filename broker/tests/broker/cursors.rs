@@ -1,0 +1,233 @@
+//! What a subscription remembers: acknowledgements, seeks, and what trimming makes of them.
+
+use aquifer_ledger::testing::Mode;
+use aquifer_model::id::Index;
+use aquifer_model::place::Place;
+use aquifer_model::policy::{NamespacePolicies, Retention, Rollover};
+use aquifer_protocol_api::broker::{BrokerApi, ConsumerEvent, Subscribe, SubscriptionType};
+
+use crate::support::{Harness, ctx, name, subscribe, until};
+
+#[tokio::test]
+async fn what_was_confirmed_is_not_delivered_again_i9() {
+    let harness = Harness::start().await;
+    let mut producer = harness.producer("orders", "p").await;
+    producer.publish(&["a", "b", "c", "d", "e", "f"]).await;
+    let shared = || Subscribe {
+        kind: SubscriptionType::Shared,
+        ..subscribe("orders", "s")
+    };
+    let mut consumer = harness.try_subscribe(shared()).await.unwrap();
+    consumer.take(6).await;
+    consumer.acknowledge(&[1, 4], None).await;
+    // Not stopped in order: the rival takes over while the first still believes to own it.
+    let rival = harness.rival().await;
+    let mut consumer = rival.try_subscribe(shared()).await.unwrap();
+    assert_eq!(consumer.take_payloads(4).await, ["a", "c", "d", "f"]);
+    consumer.acknowledge(&[0, 2, 3, 5], None).await;
+    let harness = rival.restart().await;
+    let stats = harness.stats("orders").await;
+    assert_eq!(stats.subscriptions[0].mark_delete, Index(6));
+    assert_eq!(stats.subscriptions[0].backlog_messages, 0);
+}
+
+#[tokio::test]
+async fn cumulative_acks_survive_a_restart_i9() {
+    let harness = Harness::start().await;
+    let mut producer = harness.producer("orders", "p").await;
+    for payload in ["a", "b", "c"] {
+        producer.publish(&[payload]).await;
+    }
+    let mut consumer = harness.consumer("orders", "s").await;
+    consumer.take(3).await;
+    consumer.acknowledge(&[], Some(1)).await;
+    let harness = harness.restart().await;
+    let mut consumer = harness.consumer("orders", "s").await;
+    assert_eq!(consumer.opened.start, Index(2));
+    assert_eq!(consumer.take_payloads(1).await, ["c"]);
+}
+
+#[tokio::test]
+async fn a_subscription_exists_before_its_first_message_and_keeps_its_place_i9() {
+    let harness = Harness::start().await;
+    let latest = Subscribe {
+        start: Place::Latest,
+        ..subscribe("orders", "s")
+    };
+    drop(harness.try_subscribe(latest).await.unwrap());
+    let harness = harness.restart().await;
+    let mut producer = harness.producer("orders", "p").await;
+    producer.publish(&["a"]).await;
+    let mut consumer = harness.consumer("orders", "s").await;
+    assert_eq!(consumer.take_payloads(1).await, ["a"]);
+}
+
+/// H12: seek to 0, then an older cumulative acknowledgement arrives.
+#[tokio::test]
+async fn acknowledgements_from_before_a_seek_change_nothing_h12() {
+    let harness = Harness::start().await;
+    let mut producer = harness.producer("orders", "p").await;
+    for payload in ["a", "b", "c"] {
+        producer.publish(&[payload]).await;
+    }
+    let mut consumer = harness.consumer("orders", "s").await;
+    consumer.take(3).await;
+    let old = consumer.ack(&[], Some(2));
+    assert_eq!(consumer.seek(Place::Earliest).await, Index(0));
+    consumer.port.acknowledge(old.clone()).await.unwrap();
+    consumer.confirmed(old.request_id).await;
+    let stats = harness.stats("orders").await;
+    assert_eq!(stats.subscriptions[0].mark_delete, Index(0));
+    assert_eq!(consumer.take_payloads(3).await, ["a", "b", "c"]);
+    consumer.acknowledge(&[], Some(0)).await;
+    let harness = harness.restart().await;
+    let mut consumer = harness.consumer("orders", "s").await;
+    assert_eq!(consumer.take_payloads(2).await, ["b", "c"]);
+}
+
+#[tokio::test]
+async fn an_administrator_moves_a_subscription_and_its_consumers_follow() {
+    let harness = Harness::start().await;
+    let mut producer = harness.producer("orders", "p").await;
+    for payload in ["a", "b", "c"] {
+        producer.publish(&[payload]).await;
+    }
+    let mut consumer = harness.consumer("orders", "s").await;
+    consumer.take(3).await;
+    consumer.acknowledge(&[], Some(2)).await;
+    let moved = harness
+        .broker
+        .seek_subscription(
+            &ctx(),
+            name("orders"),
+            "s".parse().unwrap(),
+            Place::Index(Index(1)),
+        )
+        .await
+        .unwrap();
+    assert_eq!(moved, Index(1));
+    loop {
+        if let ConsumerEvent::SeekDone {
+            request_id,
+            seek_epoch,
+            index,
+        } = consumer.event().await
+        {
+            assert_eq!((request_id, index), (0, Index(1)));
+            consumer.seek_epoch = seek_epoch;
+            break;
+        }
+    }
+    assert_eq!(consumer.take_payloads(2).await, ["b", "c"]);
+}
+
+#[tokio::test]
+async fn confirmations_wait_until_the_cursor_log_can_be_written_i9() {
+    let harness = Harness::start().await;
+    let mut producer = harness.producer("orders", "p").await;
+    producer.publish(&["a", "b"]).await;
+    let mut consumer = harness.consumer("orders", "s").await;
+    consumer.take(2).await;
+    harness.world.bookies.set_all(Mode::ReadOnly);
+    let ack = consumer.ack(&[], Some(0));
+    consumer.port.acknowledge(ack.clone()).await.unwrap();
+    // The topic has seen it, and it is not confirmed.
+    let stats = harness.stats("orders").await;
+    assert_eq!(stats.subscriptions[0].mark_delete, Index(1));
+    harness.stats("orders").await;
+    assert!(consumer.events.is_empty());
+    harness.world.bookies.set_all(Mode::Up);
+    consumer.confirmed(ack.request_id).await;
+    let harness = harness.restart().await;
+    let mut consumer = harness.consumer("orders", "s").await;
+    assert_eq!(consumer.take_payloads(1).await, ["b"]);
+}
+
+fn keep_nothing(entries: u64) -> NamespacePolicies {
+    NamespacePolicies {
+        retention: Retention {
+            time_ms: Some(0),
+            size_bytes: Some(0),
+        },
+        rollover: Rollover {
+            entries,
+            ..Rollover::default()
+        },
+        ..NamespacePolicies::default()
+    }
+}
+
+#[tokio::test]
+async fn trimming_follows_the_slowest_durable_acknowledgement_h11() {
+    let harness = Harness::start().await;
+    harness.set_policies(keep_nothing(5)).await;
+    let mut producer = harness.producer("orders", "p").await;
+    let mut fast = harness.consumer("orders", "fast").await;
+    let mut slow = harness.consumer("orders", "slow").await;
+    for number in 0..20 {
+        producer.publish(&[&format!("m{number}")]).await;
+    }
+    fast.take(20).await;
+    fast.acknowledge(&[], Some(19)).await;
+    slow.take(20).await;
+    slow.acknowledge(&[], Some(11)).await;
+    until("two ledgers to be trimmed", || async {
+        harness.stats("orders").await.first_index == Index(10)
+    })
+    .await;
+    // After a restart nothing is trimmed that the slow one has not acknowledged.
+    let harness = harness.restart().await;
+    let mut slow = harness.consumer("orders", "slow").await;
+    let taken = slow.take(8).await;
+    assert_eq!(taken[0], (12, "m12".to_owned()));
+    assert!(harness.stats("orders").await.first_index <= Index(12));
+}
+
+#[tokio::test]
+async fn without_subscriptions_trimming_still_keeps_what_deduplication_needs_h11() {
+    let harness = Harness::start().await;
+    harness.set_policies(keep_nothing(5)).await;
+    let mut producer = harness.producer("orders", "p").await;
+    for number in 0..20 {
+        producer.publish(&[&format!("m{number}")]).await;
+    }
+    until("old ledgers to be trimmed", || async {
+        harness.stats("orders").await.first_index >= Index(15)
+    })
+    .await;
+    let rival = harness.rival().await;
+    let producer = rival.producer("orders", "p").await;
+    assert_eq!(producer.opened.last_sequence_id, Some(19));
+}
+
+#[tokio::test]
+async fn the_cursor_log_is_rolled_and_trimmed_and_still_adds_up_i9() {
+    let mut config = crate::support::config();
+    config.cursor_log_bytes_max = 2048;
+    let harness = Harness::start_with(config).await;
+    let mut producer = harness.producer("orders", "p").await;
+    let messages: Vec<String> = (0..200).map(|n| format!("m{n}")).collect();
+    let refs: Vec<&str> = messages.iter().map(String::as_str).collect();
+    producer.publish(&refs).await;
+    let shared = Subscribe {
+        kind: SubscriptionType::Shared,
+        ..subscribe("orders", "s")
+    };
+    let mut consumer = harness.try_subscribe(shared.clone()).await.unwrap();
+    consumer.take(200).await;
+    let bookie = harness.world.bookies.ids()[0];
+    for index in (0..200).filter(|index| index % 3 != 0) {
+        consumer.acknowledge(&[index], None).await;
+    }
+    until("old cursor ledgers to be deleted", || async {
+        harness.world.bookies.ledgers(bookie).len() <= 4
+    })
+    .await;
+    let rival = harness.rival().await;
+    let mut consumer = rival.try_subscribe(shared).await.unwrap();
+    let expected: Vec<String> = (0..200)
+        .filter(|n| n % 3 == 0)
+        .map(|n| format!("m{n}"))
+        .collect();
+    assert_eq!(consumer.take_payloads(67).await, expected);
+}

@@ -1,0 +1,110 @@
+//! Storage that fails, owners that were replaced.
+
+use aquifer_ledger::testing::Mode;
+use aquifer_model::place::Place;
+use aquifer_protocol_api::broker::OpenProducer;
+use aquifer_protocol_api::error::ErrorKind;
+
+use crate::support::{Harness, eventually, kind, open, until};
+
+#[tokio::test]
+async fn a_full_store_refuses_to_publish_and_goes_on_when_there_is_space() {
+    let harness = Harness::start().await;
+    let mut producer = harness.producer("orders", "p").await;
+    producer.publish(&["a"]).await;
+    harness.world.bookies.set_all(Mode::ReadOnly);
+    for epoch in 1..4 {
+        let again = OpenProducer {
+            epoch,
+            ..open("orders", "p")
+        };
+        let mut producer = harness.try_producer(again).await.unwrap();
+        producer.send(&["b"]).await;
+        let error = producer.error().await;
+        assert_eq!(error.kind, ErrorKind::StorageFull);
+        assert!(error.advice.contains("disk space"), "{}", error.advice);
+    }
+    // What is stored can be read all the while.
+    let mut reader = harness.reader("orders", Place::Earliest).await;
+    assert_eq!(reader.take_payloads(1).await, ["a"]);
+    harness.world.bookies.set_all(Mode::Up);
+    let again = OpenProducer {
+        epoch: 4,
+        ..open("orders", "p")
+    };
+    let mut producer = harness.try_producer(again).await.unwrap();
+    producer.publish(&["b"]).await;
+    assert_eq!(reader.take_payloads(1).await, ["b"]);
+}
+
+/// I4: a former owner acknowledges nothing any more, and its clients are told to come back.
+#[tokio::test]
+async fn a_replaced_owner_acknowledges_nothing_i4() {
+    let old = Harness::start().await;
+    let mut before = old.producer("orders", "p").await;
+    before.publish(&["a"]).await;
+    let new = old.rival().await;
+    let mut after = new
+        .try_producer(OpenProducer {
+            epoch: 1,
+            ..open("orders", "p")
+        })
+        .await
+        .unwrap();
+    assert_eq!(after.opened.last_sequence_id, Some(0));
+    assert!(after.opened.owner_epoch > before.opened.owner_epoch);
+    let _ = before
+        .send_batch(crate::support::batch("p", 1, &["ghost"]))
+        .await;
+    let error = before.error().await;
+    assert!(error.kind.is_retryable(), "{error:?}");
+    after.publish(&["b"]).await;
+    let mut reader = new.reader("orders", Place::Earliest).await;
+    assert_eq!(reader.take_payloads(2).await, ["a", "b"]);
+}
+
+#[tokio::test]
+async fn metadata_that_is_away_stops_changes_and_not_traffic() {
+    let harness = Harness::start().await;
+    let mut producer = harness.producer("orders", "p").await;
+    producer.publish(&["a"]).await;
+    harness.world.store.set_unavailable(true);
+    producer.publish(&["b"]).await;
+    let unknown = harness.try_producer(open("elsewhere", "p")).await;
+    assert_eq!(kind(&unknown), Some(ErrorKind::Unavailable));
+    harness.world.store.set_unavailable(false);
+    until("the topic to be created", || async {
+        harness.try_producer(open("elsewhere", "p")).await.is_ok()
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_unreachable_bookie_fails_producers_and_the_topic_recovers() {
+    let harness = Harness::start().await;
+    let mut producer = harness.producer("orders", "p").await;
+    producer.publish(&["a"]).await;
+    harness.world.bookies.set_all(Mode::Unreachable);
+    producer.send(&["b"]).await;
+    assert!(producer.error().await.kind.is_retryable());
+    harness.world.bookies.set_all(Mode::Up);
+    let mut epoch = 0;
+    let mut producer = eventually("the topic to take messages again", || {
+        epoch += 1;
+        let again = OpenProducer {
+            epoch,
+            ..open("orders", "p")
+        };
+        let harness = &harness;
+        async move {
+            let mut producer = harness.try_producer(again).await.ok()?;
+            assert_eq!(producer.opened.last_sequence_id, Some(0));
+            producer.send(&["b"]).await;
+            producer.receipt().await.ok().map(|_| producer)
+        }
+    })
+    .await;
+    producer.publish(&["c"]).await;
+    let mut reader = harness.reader("orders", Place::Earliest).await;
+    assert_eq!(reader.take_payloads(3).await, ["a", "b", "c"]);
+}

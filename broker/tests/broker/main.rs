@@ -1,0 +1,15 @@
+//! The broker through its public API, over bookies and metadata in memory that fail on demand.
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test fails by panicking"
+)]
+
+mod admin;
+mod consume;
+mod cursors;
+mod faults;
+mod lifecycle;
+mod producers;
+mod publish;
+mod support;
