@@ -72,6 +72,10 @@ impl Fake {
         let tasks = TaskGroup::new("fake broker");
         let stop = tasks.shutdown_token();
         let server = tonic::transport::Server::builder()
+            .initial_stream_window_size(4 << 20)
+            .initial_connection_window_size(4 << 20)
+            .max_frame_size(256 << 10)
+            .tcp_nodelay(true)
             .add_service(BrokerServer::new(service.clone()).max_decoding_message_size(8 << 20))
             .add_service(AdminServer::new(service))
             .serve_with_incoming_shutdown(TcpListenerStream::new(listener), async move {
