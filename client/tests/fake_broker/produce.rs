@@ -482,3 +482,38 @@ async fn nobody_there_is_a_connect_error() {
     let error = client.producer("t").open().await.err().unwrap();
     assert_eq!(error.kind(), ErrorKind::Connect);
 }
+
+#[tokio::test]
+async fn a_redirect_leads_to_the_broker_that_serves() {
+    let (first, second) = (Fake::start().await, Fake::start().await);
+    let client = first.client();
+    let serve = async {
+        let mut stream = first.produce().await;
+        stream.open().await;
+        let mut redirect = crate::fake::detail(ErrorCode::Redirect, true);
+        redirect.redirect_url = format!("http://{}", second.address);
+        let error = aquifer_proto::v1::produce_response::Response::Error(redirect);
+        stream.answer(error).await;
+        drop(stream);
+        let mut stream = second.produce().await;
+        stream.open().await;
+        stream.opened(None).await;
+        stream.frames(1).await;
+        stream.receipt(1, 3, false).await;
+        stream
+    };
+    let send = async {
+        let producer = client.producer("t").open().await.unwrap();
+        producer.send(Message::new("x")).await.unwrap()
+    };
+    let (receipt, _stream) = futures::join!(send, serve);
+    assert_eq!(receipt.index, Some(Index(3)));
+}
+
+#[tokio::test]
+async fn the_next_address_is_tried_when_one_does_not_answer() {
+    let fake = Fake::start().await;
+    let urls = format!("127.0.0.1:1, {}", fake.address);
+    let client = aquifer_client::Client::builder().url(urls).build().unwrap();
+    client.connect().await.unwrap();
+}

@@ -305,3 +305,70 @@ fn acknowledged_buffers_are_reused() {
     append(&mut queue, 1, now);
     assert!(queue.spare.is_empty());
 }
+
+fn message() -> impl Strategy<Value = Message> {
+    let parts = (
+        proptest::collection::vec(0u8..3, 0..200),
+        proptest::option::of("[a-z]{0,5}"),
+        proptest::collection::vec(("[a-z]{1,3}", "[a-z]{0,9}"), 0..3),
+        proptest::option::of(any::<u64>()),
+    );
+    parts.prop_map(|(payload, key, properties, event_time_ms)| {
+        let message = Message::new(payload);
+        let message = properties
+            .into_iter()
+            .fold(message, |message, (name, value)| {
+                message.property(name, value)
+            });
+        let message = match key {
+            Some(key) => message.key(key),
+            None => message,
+        };
+        match event_time_ms {
+            Some(ms) => message.event_time_ms(ms),
+            None => message,
+        }
+    })
+}
+
+proptest! {
+    /// What a producer packs a consumer unpacks, compressed or not.
+    #[test]
+    fn messages_survive_the_way_from_producer_to_consumer(
+        messages in proptest::collection::vec(message(), 1..30),
+        compression in prop_oneof![
+            Just(Compression::None), Just(Compression::Lz4), Just(Compression::Zstd)
+        ],
+    ) {
+        let now = Instant::now();
+        let mut queue = Queue::new(batching(1 << 20, true), None);
+        queue.begin(Some(99), None).unwrap();
+        let session = begin(&mut queue);
+        for message in &messages {
+            queue.append(message, cost(), || now).unwrap();
+        }
+        let Next::Seal(mut batch) = queue.next(session, now, Waker::noop()) else {
+            panic!("nothing is in flight, so it goes at once");
+        };
+        let batch = batch.encode(&Bytes::from_static(b"p"), 7, compression).unwrap();
+        let delivery = v1::Delivery { base_index: 500, batch, ..v1::Delivery::default() };
+        let delivered = crate::batch::Delivered::parse(delivery).unwrap();
+        let topic = Arc::new("t".parse().unwrap());
+        let mut unpacked = delivered.open(&topic, crate::message::Origin::default()).unwrap();
+        for (at, sent) in messages.iter().enumerate() {
+            let received = unpacked.next().unwrap().unwrap();
+            prop_assert_eq!(received.index, Index(500 + at as u64));
+            prop_assert_eq!(received.sequence_id, 100 + at as u64);
+            prop_assert_eq!(&received.payload, &sent.record.value);
+            prop_assert_eq!(received.key, sent.has_key.then(|| sent.record.key.clone()));
+            prop_assert_eq!(received.event_time_ms, sent.event_time_ms);
+            prop_assert_eq!((&*received.producer_name, received.publish_time_ms), ("p", 7));
+            let properties = received.properties.iter();
+            let properties: Vec<(Bytes, Bytes)> = properties
+                .map(|(name, value)| (name.clone().into(), value.clone().into()))
+                .collect();
+            prop_assert_eq!(&properties, &sent.record.properties);
+        }
+        prop_assert!(unpacked.next().is_none());
+    }
+}
