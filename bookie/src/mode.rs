@@ -101,10 +101,12 @@ impl Mode {
     /// Waits for a failure.
     pub async fn failed(&self) -> String {
         let mut failure = self.failure.subscribe();
-        match failure.wait_for(Option::is_some).await {
-            Ok(why) => why.clone().unwrap_or_default(),
+        // The guard ends with this statement: it may not live across the wait below.
+        let why = failure.wait_for(Option::is_some).await.ok().and_then(|why| why.clone());
+        match why {
+            Some(why) => why,
             // The sender lives as long as self.
-            Err(_) => std::future::pending().await,
+            None => std::future::pending().await,
         }
     }
 
