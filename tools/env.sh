@@ -7,6 +7,16 @@ if [ -z "${CARGO_TARGET_DIR:-}" ]; then
 fi
 export CARGO_TARGET_DIR
 
+# Cargo gives the same crate of two checkouts the same name there, and tells old from new by time
+# alone. So when another checkout built last, our own crates (not the dependencies) start afresh.
+aquifer_checkout="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)"
+if [ "$(cat "$CARGO_TARGET_DIR/.checkout" 2>/dev/null)" != "$aquifer_checkout" ]; then
+  rm -rf "$CARGO_TARGET_DIR"/*/.fingerprint/aquifer*
+  mkdir -p "$CARGO_TARGET_DIR"
+  printf '%s\n' "$aquifer_checkout" >"$CARGO_TARGET_DIR/.checkout"
+fi
+unset aquifer_checkout
+
 # RocksDB's C++ compiles once a machine, not once a profile or target directory.
 if command -v ccache >/dev/null 2>&1; then
   export CC="${CC:-ccache gcc}" CXX="${CXX:-ccache g++}"

@@ -5,6 +5,19 @@ set -euo pipefail
 
 packages=()
 
+# How to become root: as we are, by sudo without a question, by sudo with one, or not at all.
+become_root=no
+run=()
+if [ "$(id -u)" = 0 ]; then
+  become_root=yes
+elif command -v sudo >/dev/null 2>&1; then
+  if sudo -n true 2>/dev/null; then
+    become_root=yes run=(sudo -n)
+  elif [ -t 0 ]; then
+    become_root=yes run=(sudo)
+  fi
+fi
+
 need_command() { # COMMAND PACKAGE
   command -v "$1" >/dev/null 2>&1 || packages+=("$2")
 }
@@ -43,22 +56,23 @@ need_libclang() {
       >/dev/null 2>&1 || packages+=("libclang-common-$major-dev")
     return
   fi
-  # Debian 12 has 14; other releases have their own.
-  for major in 14 15 16 17 18 19 20 21 13; do
-    if installable "libclang1-$major"; then
-      packages+=("libclang1-$major" "libclang-common-$major-dev")
-      return
-    fi
-  done
-  packages+=(libclang1-14 libclang-common-14-dev)
+  if ! usable_libclang && [ "$become_root" = yes ] && command -v apt-get >/dev/null 2>&1; then
+    # A fresh image has no lists of packages, and then nothing looks installable.
+    "${run[@]}" apt-get update -qq >&2 || true
+    usable_libclang || true
+  fi
+  packages+=("libclang1-${libclang:-14}" "libclang-common-${libclang:-14}-dev")
 }
 
-if command -v apt-get >/dev/null 2>&1; then
-  if [ -z "$(ls -d /var/lib/apt/lists/*Packages* 2>/dev/null | head -n 1)" ] &&
-    [ "$(id -u)" = 0 ]; then
-    apt-get update -qq >&2 || true
-  fi
-fi
+# Debian 12 has 14; other releases have their own.
+usable_libclang() {
+  for libclang in 14 15 16 17 18 19 20 21 13; do
+    installable "libclang1-$libclang" && return 0
+  done
+  libclang=
+  return 1
+}
+
 need_libclang
 
 if ! command -v cargo >/dev/null 2>&1 && [ ! -x "${CARGO_HOME:-${HOME:-}/.cargo}/bin/cargo" ]; then
@@ -72,13 +86,7 @@ install="apt-get install --no-install-recommends -y ${packages[*]}"
 if ! command -v apt-get >/dev/null 2>&1; then
   echo "missing: ${packages[*]} (names of Debian packages); install what your system calls them" >&2
   exit 1
-elif [ "$(id -u)" = 0 ]; then
-  run=()
-elif command -v sudo >/dev/null 2>&1 && sudo -n true 2>/dev/null; then
-  run=(sudo -n)
-elif command -v sudo >/dev/null 2>&1 && [ -t 0 ]; then
-  run=(sudo)
-else
+elif [ "$become_root" = no ]; then
   echo "missing: ${packages[*]}. As root:" >&2
   echo "  apt-get update && $install" >&2
   exit 1

@@ -103,7 +103,7 @@ impl Background {
             }
         }
         if !self.is_stopping() {
-            self.reclaimer.start(&self.store);
+            self.reclaimer.start(&self.store, &self.mode);
         }
     }
 

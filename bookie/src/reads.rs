@@ -52,6 +52,8 @@ impl Core {
         let job = move || {
             let result = core.read_now(&range);
             drop(permit);
+            // Whoever has the answer may close the bookie.
+            drop(core);
             // A caller that went away needs no answer.
             let _ = answer.send(result);
         };
@@ -77,6 +79,7 @@ impl Core {
                 prefix_bytes: None,
             };
             let result = core.read_now(&range);
+            drop(core);
             reply(result.and_then(|batch| {
                 let entry = batch.entries.into_iter().next();
                 entry

@@ -8,7 +8,8 @@ use aquifer_model::id::LedgerId;
 use aquifer_runtime::task::spawn_thread;
 use parking_lot::Mutex;
 
-use crate::store::Store;
+use crate::mode::Mode;
+use crate::store::{Db, Store};
 
 /// Deleted ledgers whose space is to be reclaimed. Forgetting one at a restart costs space until
 /// compaction comes by, nothing else.
@@ -31,13 +32,13 @@ impl Reclaimer {
     }
 
     /// Reclaims on a thread of its own, unless there is nothing or one runs already.
-    pub fn start(self: &Arc<Self>, store: &Arc<Store>) {
+    pub fn start(self: &Arc<Self>, store: &Arc<Store>, mode: &Arc<Mode>) {
         if self.waiting.lock().is_empty() || self.running.swap(true, Ordering::AcqRel) {
             return;
         }
-        let (reclaimer, store) = (Arc::clone(self), Arc::clone(store));
+        let (reclaimer, store, mode) = (Arc::clone(self), Arc::clone(store), Arc::clone(mode));
         let started = spawn_thread("bookie-reclaim", move || {
-            reclaimer.run(&store);
+            reclaimer.run(&store, &mode);
             reclaimer.running.store(false, Ordering::Release);
         });
         if let Err(error) = started {
@@ -46,14 +47,25 @@ impl Reclaimer {
         }
     }
 
-    fn run(&self, store: &Store) {
-        while !self.stopping.load(Ordering::Acquire) {
-            let Some(ledger) = self.waiting.lock().pop_first() else {
-                return;
-            };
+    fn run(&self, store: &Store, mode: &Mode) {
+        while let Some(ledger) = self.next() {
             if let Err(error) = store.with(|db| db.reclaim(ledger)) {
                 tracing::warn!(%ledger, %error, "space of a deleted ledger is not reclaimed");
             }
         }
+        // Rewriting needs space before it gives some back.
+        if !self.stopping.load(Ordering::Acquire)
+            && !mode.is_full()
+            && let Err(error) = store.with(Db::collect_blobs)
+        {
+            tracing::warn!(%error, "garbage in blob files is not collected");
+        }
+    }
+
+    fn next(&self) -> Option<LedgerId> {
+        if self.stopping.load(Ordering::Acquire) {
+            return None;
+        }
+        self.waiting.lock().pop_first()
     }
 }

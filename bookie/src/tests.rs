@@ -52,7 +52,31 @@ pub(crate) fn try_open(config: &BookieConfig) -> Result<Bookie, BookieOpenError>
 }
 
 pub(crate) fn open(config: &BookieConfig) -> Bookie {
-    try_open(config).unwrap()
+    open_when_free(|| try_open(config))
+}
+
+/// A bookie that was dropped without a shutdown keeps its lock until its last job has ended.
+pub(crate) fn open_when_free(open: impl Fn() -> Result<Bookie, BookieOpenError>) -> Bookie {
+    let opened = std::cell::RefCell::new(None);
+    eventually("the lock is free", || match open() {
+        Err(BookieOpenError::Locked { .. }) => false,
+        result => {
+            *opened.borrow_mut() = Some(result.unwrap());
+            true
+        }
+    });
+    opened.into_inner().unwrap()
+}
+
+/// Brings everything that is acknowledged into RocksDB's files.
+pub(crate) fn settle(bookie: &Bookie) {
+    eventually("applied", || {
+        let status = bookie.status();
+        status.applied_commit == status.synced_commit
+    });
+    bookie.core.background.checkpoint();
+    let status = bookie.status();
+    assert_eq!(status.flushed_commit, status.synced_commit);
 }
 
 pub(crate) fn token(ledger: u64) -> CreationToken {
@@ -195,13 +219,22 @@ pub(crate) fn eventually(what: &str, condition: impl Fn() -> bool) {
 /// it is dropped, so a crash is simulated by going on with the copy.
 pub(crate) fn copy_directory(from: &Path, to: &Path) {
     std::fs::create_dir_all(to).unwrap();
-    for entry in std::fs::read_dir(from).unwrap() {
-        let entry = entry.unwrap();
+    let mut entries: Vec<_> = std::fs::read_dir(from)
+        .unwrap()
+        .map(|entry| entry.unwrap())
+        .collect();
+    // The manifest names files that exist already, so it is copied before them.
+    entries.sort_by_key(|entry| !entry.file_name().to_str().unwrap().starts_with("MANIFEST"));
+    for entry in entries {
         let target = to.join(entry.file_name());
         if entry.file_type().unwrap().is_dir() {
             copy_directory(&entry.path(), &target);
         } else {
-            std::fs::copy(entry.path(), target).unwrap();
+            match std::fs::copy(entry.path(), target) {
+                // Files that come and go are not in the manifest that was copied.
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+                copied => assert!(copied.is_ok(), "{copied:?}"),
+            }
         }
     }
 }

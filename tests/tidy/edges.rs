@@ -174,7 +174,9 @@ fn imported(code: &str) -> BTreeMap<String, usize> {
     let mut found = BTreeMap::new();
     for (number, line) in code.lines().enumerate() {
         for (at, _) in line.match_indices("aquifer_") {
-            let word = line[at..].split(|c: char| !c.is_alphanumeric() && c != '_').next();
+            let word = line[at..]
+                .split(|c: char| !c.is_alphanumeric() && c != '_')
+                .next();
             let word = word.unwrap_or_default();
             let after = &line[at + word.len()..];
             if after.starts_with("::") || line[..at].trim_end().ends_with("use") {
@@ -229,7 +231,10 @@ mod tests {
         let check = |path: &str, text: &str| check_source(&SourceFile::new(path, text), &crates);
         assert_eq!(check("ledger/src/a.rs", "use aquifer_model::id;"), []);
         assert_eq!(check("ledger/src/a.rs", "// aquifer_bookie::Bookie"), []);
-        assert_eq!(check("ledger/src/a.rs", "\"aquifer_bookie_adds_total\""), []);
+        assert_eq!(
+            check("ledger/src/a.rs", "\"aquifer_bookie_adds_total\""),
+            []
+        );
         assert_eq!(
             check("ledger/src/a.rs", "use aquifer_bookie::Bookie;").len(),
             1

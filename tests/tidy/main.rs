@@ -74,6 +74,13 @@ fn no_banned_words() {
 }
 
 #[test]
+fn no_paths_of_one_machine() {
+    let texts = scan::workspace_texts(root());
+    let check = |(path, text): &(String, String)| words::check_paths(path, text);
+    assert_none(&texts.iter().flat_map(check).collect::<Vec<_>>());
+}
+
+#[test]
 fn metadata_keys_are_written_in_one_file() {
     check_sources(keys::check);
 }

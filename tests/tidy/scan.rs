@@ -27,20 +27,34 @@ impl SourceFile {
 
 /// Every Rust source of the workspace, sorted by path; generated code is left out.
 pub fn workspace_sources(root: &Path) -> Vec<SourceFile> {
-    let mut paths = Vec::new();
-    collect(root, &mut paths);
-    paths.sort();
-    paths
+    read_all(root, &["rs"])
         .iter()
-        .map(|path| {
-            let text = fs::read_to_string(path).expect("a source file is readable UTF-8");
-            let relative = path
-                .strip_prefix(root)
-                .expect("the walk started at the root");
-            SourceFile::new(&relative.to_string_lossy().replace('\\', "/"), &text)
-        })
+        .map(|(path, text)| SourceFile::new(path, text))
         .filter(|file| !file.text.contains(concat!("@", "generated")))
         .collect()
+}
+
+/// Path and text of every file that people write: sources, documents, scripts, settings.
+pub fn workspace_texts(root: &Path) -> Vec<(String, String)> {
+    read_all(root, &["rs", "md", "sh", "toml", "proto", "yaml", "yml"])
+}
+
+fn read_all(root: &Path, extensions: &[&str]) -> Vec<(String, String)> {
+    let mut paths = Vec::new();
+    collect(root, &mut paths);
+    paths.retain(|path| {
+        let extension = path.extension().unwrap_or_default();
+        extensions.iter().any(|wanted| extension == *wanted)
+    });
+    paths.sort();
+    let read = |path: &PathBuf| {
+        let text = fs::read_to_string(path).expect("a source file is readable UTF-8");
+        let relative = path
+            .strip_prefix(root)
+            .expect("the walk started at the root");
+        (relative.to_string_lossy().replace('\\', "/"), text)
+    };
+    paths.iter().map(read).collect()
 }
 
 fn collect(directory: &Path, paths: &mut Vec<PathBuf>) {
@@ -52,7 +66,7 @@ fn collect(directory: &Path, paths: &mut Vec<PathBuf>) {
         }
         if path.is_dir() {
             collect(&path, paths);
-        } else if path.extension().is_some_and(|extension| extension == "rs") {
+        } else {
             paths.push(path);
         }
     }

@@ -15,6 +15,18 @@ const ANYWHERE: [(&str, &str); 3] = [
     (concat!("XX", "X"), "say what is wrong in a sentence"),
 ];
 
+/// Places that exist on one machine only.
+const PATHS: [(&str, &str); 3] = [
+    (concat!("/ro", "ot/"), "a path of one machine"),
+    (concat!("/ho", "me/"), "a path of one machine"),
+    (concat!("/wo", "rk/"), "a path of one machine"),
+];
+
+/// Paths of one machine in any file that people write.
+pub fn check_paths(path: &str, text: &str) -> Vec<Violation> {
+    find(path, text, &PATHS)
+}
+
 /// The banned words in one file.
 pub fn check(file: &SourceFile) -> Vec<Violation> {
     let in_code = find(&file.path, &file.code, &IN_CODE);
@@ -46,6 +58,13 @@ fn catches_banned_words_and_leaves_the_rest() {
     }
     for (word, _) in ANYWHERE {
         assert_eq!(count(&format!("// {word}: later")), 1, "{word}");
+    }
+    for (path, _) in PATHS {
+        assert_eq!(
+            check_paths("a.md", &format!("see {path}a")).len(),
+            1,
+            "{path}"
+        );
     }
     assert_eq!(count("fn a() { assert!(true, \"done\"); }"), 0);
 }

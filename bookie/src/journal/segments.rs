@@ -164,13 +164,12 @@ impl Segments {
     /// Prepares the next segment when there is none and one more is allowed.
     pub fn prepare(&self) -> io::Result<bool> {
         {
-            let mut state = self.state.lock();
+            let state = self.state.lock();
             if !state.ledger.needs_spare() {
                 return Ok(false);
             }
+            // A flush will free one: those who wait for it go on waiting.
             if state.ledger.total() >= self.segments_max {
-                state.blocked = Some("all segments of the journal are in use".to_owned());
-                self.changed.notify_all();
                 return Ok(false);
             }
         }

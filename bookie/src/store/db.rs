@@ -4,7 +4,10 @@ use std::path::{Path, PathBuf};
 
 use aquifer_model::id::{EntryId, LedgerId};
 use aquifer_runtime::disk::{Disk, OpenOptions, RealDisk};
-use rocksdb::{ColumnFamily, DB, FlushOptions, ReadOptions, WriteBatch, WriteOptions};
+use rocksdb::{
+    BottommostLevelCompaction, ColumnFamily, CompactOptions, DB, FlushOptions, ReadOptions,
+    WriteBatch, WriteOptions,
+};
 use thiserror::Error;
 
 use crate::bytes_at::u64_at;
@@ -194,6 +197,41 @@ impl Db {
         self.rocks
             .compact_range_cf(self.family(keys::ENTRIES)?, Some(from), Some(to));
         Ok(())
+    }
+
+    /// Rewrites blob files when at least half of their bytes belong to deleted ledgers: a file
+    /// that a long-lived ledger shares with deleted ones does not go away by itself (H17). So a
+    /// byte is rewritten at most for each byte that comes back.
+    pub fn collect_blobs(&self) -> Result<(), StoreError> {
+        let family = self.family(keys::ENTRIES)?;
+        let value = |name: &str| -> Result<u64, StoreError> {
+            let value = self.rocks.property_int_value_cf(family, name)?;
+            Ok(value.unwrap_or(0))
+        };
+        let all = value("rocksdb.live-blob-file-size")?;
+        let garbage = value("rocksdb.live-blob-file-garbage-size")?;
+        if garbage == 0 || garbage < all / 2 {
+            return Ok(());
+        }
+        let collect = |on: &str| {
+            let options = [
+                ("enable_blob_garbage_collection", on),
+                ("blob_garbage_collection_age_cutoff", "1.0"),
+            ];
+            self.rocks.set_options_cf(family, &options)
+        };
+        collect("true")?;
+        let mut compact = CompactOptions::default();
+        compact.set_bottommost_level_compaction(BottommostLevelCompaction::Force);
+        self.rocks
+            .compact_range_cf_opt(family, None::<&[u8]>, None::<&[u8]>, &compact);
+        Ok(collect("false")?)
+    }
+
+    /// Keeps files that are not needed any more, so that a test can copy a consistent state.
+    #[cfg(test)]
+    pub fn keep_files(&self) -> Result<(), StoreError> {
+        Ok(self.rocks.disable_file_deletions()?)
     }
 
     /// Bytes of the files.

@@ -241,7 +241,9 @@ fn space_of_deleted_ledgers_comes_back() {
             done(ask(&bookie, request(ledger, OrderedOperation::Delete)));
         }
         eventually("the space comes back", || {
-            bookie.status().store_bytes < 3_500_000
+            let status = bookie.status();
+
+            status.store_bytes < 3_500_000
         });
         for entry in 0..entries {
             expect(&bookie, 1, entry, len);

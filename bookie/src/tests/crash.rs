@@ -38,13 +38,15 @@ impl Machine {
     }
 
     pub(crate) fn boot(&self) -> Bookie {
-        self.try_boot().unwrap()
+        open_when_free(|| self.try_boot())
     }
 
     /// kill -9: the page cache survives, what is in memory does not.
     pub(crate) fn kill(&mut self, bookie: Bookie) {
         self.lives += 1;
         let next = self.directory.path().join(format!("life-{}", self.lives));
+        let keep = bookie.core.store.with(crate::store::Db::keep_files);
+        keep.unwrap();
         copy_directory(&self.config.ledger_dir, &next);
         let cookie = self.disk.read(&self.config.ledger_dir.join("COOKIE"));
         self.disk.create_dir_all(&next).unwrap();

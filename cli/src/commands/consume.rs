@@ -105,19 +105,22 @@ impl EndOfTopic {
     /// so a moment ago: then it is theirs, and not on its way to this one.
     async fn is_reached(&mut self) -> Result<bool, CliError> {
         let stats = self.client.admin().topic_stats(&self.topic).await?;
-        let mut found = stats
-            .subscriptions
-            .into_iter()
-            .filter(|subscription| subscription.name == self.subscription);
-        let Some(subscription) = found.next() else {
-            return Ok(false);
-        };
-        if subscription.backlog_messages == 0 {
-            return Ok(true);
+        // One entry, or one for each partition.
+        let (mut found, mut backlog, mut unacknowledged, mut mark) = (false, 0_u64, 0_u64, 0_u64);
+        let mut shared_with_others = false;
+        for subscription in stats.subscriptions {
+            if subscription.name == self.subscription {
+                found = true;
+                backlog += subscription.backlog_messages;
+                unacknowledged += subscription.unacknowledged_messages;
+                mark += subscription.mark_delete_index.0;
+                shared_with_others |= subscription.consumers.len() > 1;
+            }
         }
-        let with_others = subscription.consumers.len() > 1
-            && subscription.unacknowledged_messages >= subscription.backlog_messages;
-        let mark = subscription.mark_delete_index.0;
+        if !found || backlog == 0 {
+            return Ok(found);
+        }
+        let with_others = shared_with_others && unacknowledged >= backlog;
         let seen_before = self.others_at == Some(mark);
         self.others_at = with_others.then_some(mark);
         Ok(with_others && seen_before)

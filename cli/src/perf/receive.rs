@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use aquifer_client::{Client, Consumer, Place, ReceivedMessage, SubscriptionType};
 use aquifer_runtime::clock::{Clock, SystemClock};
+use aquifer_runtime::rng::{Rng, SystemRng};
 use aquifer_runtime::task::{TaskGroup, TaskHandle};
 
 use crate::exit::CliError;
@@ -35,6 +36,9 @@ pub struct ReceiveLoad {
 pub struct Receiving {
     tasks: Vec<TaskHandle<Result<Received, CliError>>>,
     control: Arc<Control>,
+    client: Client,
+    topic: String,
+    subscriptions: Vec<String>,
 }
 
 #[derive(Debug, Default)]
@@ -70,7 +74,7 @@ impl ReceiveLoad {
         start: Place,
         on_received: impl Fn(u64) + Send + Sync + Clone + 'static,
     ) -> Result<Receiving, CliError> {
-        let group = format!("perf-{}", SystemClock.wall_ms());
+        let group = format!("perf-{:016x}", SystemRng.next_u64());
         let kind = if together && consumers > 1 {
             SubscriptionType::Shared
         } else {
@@ -83,6 +87,7 @@ impl ReceiveLoad {
         let runner = TaskGroup::new("perf-receive");
         let mut tasks = Vec::with_capacity(consumers);
         let mut opened = Vec::with_capacity(consumers);
+        let mut subscriptions = Vec::new();
         for number in 0..consumers {
             let subscription = if together {
                 group.clone()
@@ -97,6 +102,9 @@ impl ReceiveLoad {
                 builder = builder.queue_messages(messages).queue_bytes(bytes);
             }
             opened.push(builder.open().await?);
+            if !subscriptions.contains(&subscription) {
+                subscriptions.push(subscription);
+            }
         }
         for consumer in opened {
             let receiver = Receiver {
@@ -112,7 +120,13 @@ impl ReceiveLoad {
             };
             tasks.push(runner.spawn("receiver", receiver.run(on_received.clone())));
         }
-        Ok(Receiving { tasks, control })
+        Ok(Receiving {
+            tasks,
+            control,
+            client: client.clone(),
+            topic: self.topic.clone(),
+            subscriptions,
+        })
     }
 }
 
@@ -137,7 +151,7 @@ impl Receiving {
         self.tasks.iter().all(TaskHandle::is_finished)
     }
 
-    /// Waits until all have ended.
+    /// Waits until all have ended, and deletes their subscriptions: nobody will come back to them.
     ///
     /// # Errors
     /// What made a consumer fail.
@@ -148,6 +162,12 @@ impl Receiving {
                 .await
                 .map_err(|error| CliError::failed(error.to_string()))?;
             parts.push(part?);
+        }
+        for subscription in &self.subscriptions {
+            let admin = self.client.admin();
+            admin
+                .delete_subscription(&self.topic, subscription, true)
+                .await?;
         }
         Ok(parts)
     }

@@ -282,7 +282,9 @@ pub struct Subscribed {
 /// Where a protocol puts the requests of a consumer. Calls wait while the topic is busy.
 #[async_trait]
 pub trait ConsumerPort: Send {
-    /// Raises the totals granted since the session began; lower ones are ignored.
+    /// Raises the totals granted since the session began; lower ones are ignored. A delivery uses
+    /// one message of them per message that it does not skip, and the bytes of its batch; so does
+    /// a redelivery, and one that a seek made void on its way. The last entry may exceed them.
     async fn credit(&mut self, messages_total: u64, bytes_total: u64) -> ApiResult<()>;
     /// Acknowledges; with a request id, [`ConsumerEvent::Confirmed`] follows when it is durable.
     async fn acknowledge(&mut self, acknowledge: Acknowledge) -> ApiResult<()>;

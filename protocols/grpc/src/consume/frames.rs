@@ -1,6 +1,7 @@
 //! Shapes the broker's events into replies: deliveries that are ready together travel together,
 //! but never more than fits a frame.
 
+use aquifer_model::id::{OwnerEpoch, SeekEpoch};
 use aquifer_protocol_api::broker::{ConsumerEvent, Delivery};
 use tokio::sync::mpsc;
 
@@ -42,47 +43,64 @@ impl Frames {
         } = &mut event
         {
             let epochs = (*owner_epoch, *seek_epoch);
-            while fitting(deliveries) == deliveries.len() && self.carry.is_none() {
+            let mut room = Room::default();
+            self.carry = room.fill(deliveries).map(|rest| again(epochs, rest));
+            while self.carry.is_none() {
                 match self.events.try_recv() {
                     Ok(ConsumerEvent::Deliveries {
                         owner_epoch,
                         seek_epoch,
-                        deliveries: more,
-                    }) if epochs == (owner_epoch, seek_epoch) => deliveries.extend(more),
+                        deliveries: mut more,
+                    }) if epochs == (owner_epoch, seek_epoch) => {
+                        self.carry = room.fill(&mut more).map(|rest| again(epochs, rest));
+                        deliveries.append(&mut more);
+                    }
                     Ok(other) => self.carry = Some(other),
                     Err(_) => break,
                 }
-            }
-            let fit = fitting(deliveries);
-            if fit < deliveries.len() {
-                // There is no carry here: the loop above stops before it takes one.
-                self.carry = Some(ConsumerEvent::Deliveries {
-                    owner_epoch: epochs.0,
-                    seek_epoch: epochs.1,
-                    deliveries: deliveries.split_off(fit),
-                });
             }
         }
         Some(event)
     }
 }
 
-/// How many of these fit one reply; at least one.
-fn fitting(deliveries: &[Delivery]) -> usize {
-    let mut bytes = 0;
-    for (count, delivery) in deliveries.iter().enumerate() {
-        bytes += delivery.batch.len() + DELIVERY_OVERHEAD_BYTES + delivery.skip.len() * RANGE_BYTES;
-        let full = bytes > REPLY_BYTES || count >= REPLY_DELIVERIES_MAX;
-        if full && count > 0 {
-            return count;
-        }
+fn again(
+    (owner_epoch, seek_epoch): (OwnerEpoch, SeekEpoch),
+    deliveries: Vec<Delivery>,
+) -> ConsumerEvent {
+    ConsumerEvent::Deliveries {
+        owner_epoch,
+        seek_epoch,
+        deliveries,
     }
-    deliveries.len()
+}
+
+/// What a reply holds so far.
+#[derive(Default)]
+struct Room {
+    bytes: usize,
+    count: usize,
+}
+
+impl Room {
+    /// Takes deliveries while they fit, the first one in any case; returns the others.
+    fn fill(&mut self, deliveries: &mut Vec<Delivery>) -> Option<Vec<Delivery>> {
+        for (at, delivery) in deliveries.iter().enumerate() {
+            let skip_bytes = delivery.skip.len() * RANGE_BYTES;
+            self.bytes += delivery.batch.len() + DELIVERY_OVERHEAD_BYTES + skip_bytes;
+            let full = self.bytes > REPLY_BYTES || self.count == REPLY_DELIVERIES_MAX;
+            if full && self.count > 0 {
+                return Some(deliveries.split_off(at));
+            }
+            self.count += 1;
+        }
+        None
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use aquifer_model::id::{EntryId, Index, LedgerId, OwnerEpoch, SeekEpoch};
+    use aquifer_model::id::{EntryId, Index, LedgerId};
     use aquifer_protocol_api::broker::StoredAt;
     use bytes::Bytes;
 
