@@ -12,6 +12,8 @@ mod ledger_writer;
 pub mod managed;
 pub mod metrics;
 pub mod placement;
+#[cfg(test)]
+mod protocol_model;
 mod reader;
 mod recover;
 pub mod recovery;

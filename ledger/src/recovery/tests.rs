@@ -1,1 +1,156 @@
+//! The recoverer's rules one by one; schedules of them are in `protocol_model`.
 
+use super::*;
+
+struct Run {
+    recovery: Recovery,
+    reads: Vec<(usize, u64)>,
+    writes: Vec<(usize, u64)>,
+    closed: Option<(Option<u64>, Option<u64>)>,
+    aborted: bool,
+}
+
+const FOUND: RecoveryReadReply = RecoveryReadReply::Found { ledger_length: 7 };
+
+impl Run {
+    fn new(quorum: (u32, u32, u32), floor: u64, window: u32) -> Run {
+        let quorum = Quorum::new(quorum.0, quorum.1, quorum.2).unwrap();
+        let members = (0_u8..).take(quorum.ensemble()).map(|n| BookieId([n; 16]));
+        let (recovery, fences) = Recovery::start(quorum, members.collect(), EntryId(floor), window);
+        assert_eq!(fences.len(), quorum.ensemble());
+        Run {
+            recovery,
+            reads: Vec::new(),
+            writes: Vec::new(),
+            closed: None,
+            aborted: false,
+        }
+    }
+
+    fn on(&mut self, event: RecoveryEvent) {
+        let mut actions = Vec::new();
+        self.recovery.on(event, &mut actions);
+        for action in actions {
+            match action {
+                RecoveryAction::Fence { .. } => {}
+                RecoveryAction::Read {
+                    position, entry, ..
+                } => self.reads.push((position, entry.0)),
+                RecoveryAction::Write {
+                    position, entry, ..
+                } => self.writes.push((position, entry.0)),
+                RecoveryAction::Close { last_entry, length } => {
+                    self.closed = Some((last_entry.map(|entry| entry.0), length));
+                }
+                RecoveryAction::Abort => self.aborted = true,
+            }
+        }
+    }
+
+    fn fence(&mut self, position: usize, lac: Option<u64>) {
+        let reply = FenceReply::Fenced(lac.map(EntryId));
+        self.on(RecoveryEvent::Fence { position, reply });
+    }
+
+    fn read(&mut self, position: usize, entry: u64, reply: RecoveryReadReply) {
+        self.on(RecoveryEvent::Read {
+            position,
+            entry: EntryId(entry),
+            reply,
+        });
+    }
+
+    fn written(&mut self, position: usize, entry: u64, stored: bool) {
+        self.on(RecoveryEvent::Write {
+            position,
+            entry: EntryId(entry),
+            stored,
+        });
+    }
+}
+
+#[test]
+fn reads_begin_after_the_highest_lac_once_the_fence_is_covered() {
+    let mut run = Run::new((3, 3, 2), 0, 1);
+    run.fence(0, Some(4));
+    assert_eq!(run.reads, [], "two bookies could still acknowledge");
+    run.fence(2, Some(6));
+    assert_eq!(run.reads, [(1, 7), (2, 7), (0, 7)]);
+}
+
+#[test]
+fn the_fence_of_a_striped_ledger_must_cover_every_write_set() {
+    let mut run = Run::new((4, 2, 2), 0, 1);
+    run.fence(0, None);
+    run.fence(1, None);
+    assert_eq!(run.reads, [], "positions 2 and 3 are a write set");
+    run.fence(3, None);
+    assert_eq!(run.reads.len(), 2);
+}
+
+#[test]
+fn reads_never_begin_before_the_last_fragment() {
+    let mut run = Run::new((1, 1, 1), 10, 1);
+    run.fence(0, Some(3));
+    assert_eq!(run.reads, [(0, 10)]);
+    run.read(0, 10, RecoveryReadReply::Absent);
+    assert_eq!(run.closed, Some((Some(9), None)));
+}
+
+#[test]
+fn one_good_copy_is_recovered_and_written_to_a_quorum_first() {
+    let mut run = Run::new((3, 3, 2), 0, 1);
+    run.fence(0, None);
+    run.fence(1, None);
+    run.read(0, 0, RecoveryReadReply::Absent);
+    run.read(2, 0, FOUND);
+    assert_eq!(run.writes, [(0, 0), (1, 0)]);
+    for position in [0, 1] {
+        run.read(position, 1, RecoveryReadReply::Absent);
+    }
+    assert_eq!(run.closed, None, "entry 0 is on one bookie only");
+    run.written(1, 0, true);
+    assert_eq!(run.closed, Some((Some(0), Some(7))));
+}
+
+#[test]
+fn unknown_is_never_absent() {
+    let mut run = Run::new((3, 3, 2), 0, 1);
+    run.fence(0, None);
+    run.fence(1, None);
+    run.read(0, 0, RecoveryReadReply::Absent);
+    run.read(1, 0, RecoveryReadReply::Unknown);
+    assert!(!run.aborted, "the third may still say");
+    run.read(2, 0, RecoveryReadReply::Unknown);
+    assert!(run.aborted && run.closed.is_none());
+
+    let mut limbo = Run::new((1, 1, 1), 0, 4);
+    let reply = FenceReply::Unknown;
+    limbo.on(RecoveryEvent::Fence { position: 0, reply });
+    assert!(limbo.aborted);
+}
+
+#[test]
+fn a_window_reads_ahead_but_stops_at_the_first_absent() {
+    let mut run = Run::new((1, 1, 1), 0, 3);
+    run.fence(0, None);
+    assert_eq!(run.reads, [(0, 0), (0, 1), (0, 2)]);
+    run.read(0, 2, FOUND);
+    run.read(0, 1, RecoveryReadReply::Absent);
+    assert_eq!(run.closed, None);
+    run.read(0, 0, FOUND);
+    assert_eq!(run.closed, Some((Some(0), Some(7))), "no gaps");
+    assert!(run.recovery.is_finished());
+}
+
+#[test]
+fn failed_write_backs_that_leave_no_quorum_abort() {
+    let mut run = Run::new((3, 3, 2), 0, 1);
+    run.fence(0, None);
+    run.fence(1, None);
+    run.read(0, 0, FOUND);
+    run.written(1, 0, false);
+    assert!(!run.aborted);
+    run.written(2, 0, false);
+    assert!(run.aborted && run.closed.is_none());
+}

@@ -1,1 +1,267 @@
+//! The writer's rules one by one; schedules of them are in `protocol_model`.
 
+use proptest::prelude::*;
+
+use super::*;
+
+fn bookie(n: u8) -> BookieId {
+    BookieId([n; 16])
+}
+
+fn writer(quorum: (u32, u32, u32)) -> Writer {
+    let quorum = Quorum::new(quorum.0, quorum.1, quorum.2).unwrap();
+    let members = (0_u8..).take(quorum.ensemble()).map(bookie).collect();
+    Writer::new(quorum, members, 2)
+}
+
+/// A writer with everything it asked for.
+struct Run {
+    writer: Writer,
+    sent: Vec<(usize, BookieId, u64)>,
+    acknowledged: Vec<u64>,
+    changes: Vec<(u64, Vec<usize>)>,
+    retries: usize,
+    stopped: Option<StopReason>,
+}
+
+impl Run {
+    fn new(quorum: (u32, u32, u32)) -> Run {
+        Run {
+            writer: writer(quorum),
+            sent: Vec::new(),
+            acknowledged: Vec::new(),
+            changes: Vec::new(),
+            retries: 0,
+            stopped: None,
+        }
+    }
+
+    fn take(&mut self, actions: Vec<WriterAction>) {
+        for action in actions {
+            match action {
+                WriterAction::Send {
+                    position,
+                    bookie,
+                    entry,
+                } => self.sent.push((position, bookie, entry.0)),
+                WriterAction::Acknowledge { entry } => self.acknowledged.push(entry.0),
+                WriterAction::ScheduleRetry => self.retries += 1,
+                WriterAction::ChangeEnsemble {
+                    first_entry,
+                    failed,
+                } => self.changes.push((first_entry.0, failed)),
+                WriterAction::Stop { reason } => self.stopped = Some(reason),
+            }
+        }
+    }
+
+    fn add(&mut self) -> Option<PlannedAdd> {
+        let mut actions = Vec::new();
+        let planned = self.writer.add(10, &mut actions);
+        self.take(actions);
+        planned
+    }
+
+    fn on(&mut self, event: WriterEvent) {
+        let mut actions = Vec::new();
+        self.writer.on(event, &mut actions);
+        self.take(actions);
+    }
+
+    fn reply(&mut self, position: u8, entry: u64, reply: AddReply) {
+        self.on(WriterEvent::Reply {
+            position: usize::from(position),
+            bookie: bookie(position),
+            entry: EntryId(entry),
+            reply,
+        });
+    }
+}
+
+#[test]
+fn acknowledges_in_order_at_the_quorum_and_piggybacks_the_lac() {
+    let mut run = Run::new((3, 3, 2));
+    for entry in 0..3 {
+        assert_eq!(run.add().unwrap().last_add_confirmed, None, "{entry}");
+    }
+    assert_eq!(run.sent.len(), 9);
+    run.reply(0, 1, AddReply::Stored);
+    run.reply(0, 1, AddReply::Stored);
+    run.reply(2, 1, AddReply::Stored);
+    assert!(run.acknowledged.is_empty(), "entry 0 is before it");
+    run.reply(1, 0, AddReply::Stored);
+    run.reply(1, 0, AddReply::Stored);
+    assert!(run.acknowledged.is_empty(), "one position counts once");
+    run.reply(0, 0, AddReply::Stored);
+    assert_eq!(run.acknowledged, [0, 1]);
+    let planned = run.add().unwrap();
+    assert_eq!(planned.last_add_confirmed, Some(EntryId(1)));
+    assert_eq!((planned.entry, planned.ledger_length), (EntryId(3), 40));
+    let end = run.writer.finish();
+    assert_eq!((end.last_entry, end.length), (Some(EntryId(1)), 20));
+    assert_eq!(run.add(), None);
+}
+
+#[test]
+fn striped_entries_go_to_their_write_set() {
+    let mut run = Run::new((3, 2, 2));
+    run.add();
+    run.add();
+    run.add();
+    let to: Vec<(usize, u64)> = run.sent.iter().map(|(p, _, e)| (*p, *e)).collect();
+    assert_eq!(to, [(0, 0), (1, 0), (1, 1), (2, 1), (0, 2), (2, 2)]);
+}
+
+#[test]
+fn a_fence_is_terminal_i4() {
+    let mut run = Run::new((1, 1, 1));
+    run.add();
+    run.add();
+    run.reply(0, 0, AddReply::Fenced);
+    assert_eq!(run.stopped, Some(StopReason::Fenced));
+    run.reply(0, 0, AddReply::Stored);
+    run.reply(0, 1, AddReply::Stored);
+    assert_eq!((run.acknowledged.len(), run.add()), (0, None));
+}
+
+#[test]
+fn overload_holds_everything_back_and_resends_in_order() {
+    let mut run = Run::new((1, 1, 1));
+    for _ in 0..3 {
+        run.add();
+    }
+    run.reply(0, 0, AddReply::Overloaded);
+    run.reply(0, 1, AddReply::Stored);
+    run.reply(0, 2, AddReply::Overloaded);
+    run.sent.clear();
+    run.add();
+    assert_eq!((run.sent.len(), run.retries), (0, 1), "one retry for all");
+    run.on(WriterEvent::RetryDue);
+    let resent: Vec<u64> = run.sent.iter().map(|(_, _, e)| *e).collect();
+    assert_eq!(resent, [0, 2, 3]);
+    for entry in [0, 2, 3] {
+        run.reply(0, entry, AddReply::Stored);
+    }
+    assert_eq!(run.acknowledged, [0, 1, 2, 3]);
+}
+
+#[test]
+fn endless_overload_is_a_failure() {
+    let mut run = Run::new((1, 1, 1));
+    run.add();
+    for _ in 0..3 {
+        run.reply(0, 0, AddReply::Overloaded);
+        assert_eq!(run.changes.len(), 0);
+        run.on(WriterEvent::RetryDue);
+    }
+    assert_eq!(run.changes, [(0, vec![0])]);
+    run.on(WriterEvent::EnsembleChangeFailed);
+    assert_eq!(run.stopped, Some(StopReason::Failed { position: 0 }));
+}
+
+#[test]
+fn an_ensemble_change_uncounts_the_replaced_and_resends() {
+    let mut run = Run::new((3, 3, 2));
+    for _ in 0..3 {
+        run.add();
+    }
+    run.reply(0, 0, AddReply::Stored);
+    run.reply(1, 0, AddReply::Stored);
+    run.reply(2, 1, AddReply::Stored);
+    run.reply(2, 2, AddReply::Failed);
+    assert_eq!(run.changes, [(1, vec![2])]);
+    run.reply(0, 1, AddReply::Stored);
+    assert_eq!(
+        run.acknowledged,
+        [0],
+        "the failed position no longer counts"
+    );
+    // An entry that unchanged positions complete needs no change (H8).
+    run.reply(1, 1, AddReply::Stored);
+    assert_eq!(run.acknowledged, [0, 1]);
+    run.reply(0, 2, AddReply::Failed);
+    assert_eq!(run.changes.len(), 1, "one change at a time");
+    run.sent.clear();
+    let members = vec![bookie(0), bookie(1), bookie(9)];
+    run.on(WriterEvent::EnsembleChanged { members });
+    assert_eq!(run.sent, [(2, bookie(9), 2)]);
+    assert_eq!(run.changes.last(), Some(&(2, vec![0])), "then the next");
+    // The replaced bookie has no say any more.
+    run.reply(2, 2, AddReply::Stored);
+    run.reply(1, 2, AddReply::Stored);
+    assert_eq!(run.acknowledged, [0, 1]);
+    let members = vec![bookie(8), bookie(1), bookie(9)];
+    run.on(WriterEvent::EnsembleChanged { members });
+    run.on(WriterEvent::Reply {
+        position: 2,
+        bookie: bookie(9),
+        entry: EntryId(2),
+        reply: AddReply::Stored,
+    });
+    assert_eq!(run.acknowledged, [0, 1, 2]);
+    let firsts: Vec<u64> = run.writer.fragments().keys().map(|first| first.0).collect();
+    assert_eq!(firsts, [0, 1, 2]);
+}
+
+#[test]
+fn a_recovery_seen_in_metadata_stops_the_writer() {
+    let mut run = Run::new((3, 3, 2));
+    run.add();
+    run.reply(0, 0, AddReply::Failed);
+    run.on(WriterEvent::Superseded);
+    assert_eq!(run.stopped, Some(StopReason::Fenced));
+}
+
+proptest! {
+    /// Whatever bookies answer: what is acknowledged is a prefix, each entry once, and has Qa
+    /// stored answers from bookies that are in its ensemble when it is acknowledged.
+    #[test]
+    fn acknowledgements_are_a_prefix_with_a_quorum(
+        answers in proptest::collection::vec((0_u8..4, 0_usize..3, any::<u16>()), 1..200),
+    ) {
+        let mut run = Run::new((3, 3, 2));
+        let mut stored = std::collections::BTreeSet::new();
+        let mut spare = 10_u8;
+        for (kind, position, pick) in answers {
+            match kind {
+                0 => drop(run.add()),
+                1 | 2 if !run.sent.is_empty() => {
+                    let at = usize::from(pick) % run.sent.len();
+                    let (position, bookie, entry) = run.sent[at];
+                    stored.insert((entry, bookie));
+                    run.on(WriterEvent::Reply {
+                        position,
+                        bookie,
+                        entry: EntryId(entry),
+                        reply: AddReply::Stored,
+                    });
+                }
+                3 if pick % 8 == 0 => {
+                    let now = run.writer.members()[position];
+                    run.on(WriterEvent::Reply {
+                        position,
+                        bookie: now,
+                        entry: EntryId(0),
+                        reply: AddReply::Failed,
+                    });
+                }
+                _ => {
+                    if let Some((_, failed)) = run.changes.pop() {
+                        let mut members = run.writer.members().to_vec();
+                        for position in failed {
+                            members[position] = bookie(spare);
+                            spare = spare.wrapping_add(1).max(10);
+                        }
+                        run.on(WriterEvent::EnsembleChanged { members });
+                    }
+                }
+            }
+            let count = run.acknowledged.len() as u64;
+            prop_assert_eq!(&run.acknowledged, &(0..count).collect::<Vec<u64>>());
+            for entry in &run.acknowledged {
+                let holders = stored.iter().filter(|(e, _)| e == entry).count();
+                prop_assert!(holders >= 2, "entry {} has {}", entry, holders);
+            }
+        }
+    }
+}
