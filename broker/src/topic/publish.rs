@@ -76,6 +76,9 @@ struct Session {
     last: Option<mpsc::OwnedPermit<ApiResult<Receipt>>>,
     closed: Arc<AtomicBool>,
     pending: VecDeque<Pending>,
+    /// Frames behind a repetition whose original is in flight: until that is decided, nobody knows
+    /// whether they come after a failed frame.
+    stalled: VecDeque<Frame>,
     /// Ends the session when everything pending is answered; frames are dropped from then on.
     doom: Option<ApiError>,
     instance: ProducerInstance,
@@ -163,19 +166,33 @@ impl Publishing {
 }
 
 impl Topic {
-    pub(super) fn publish(&mut self, session_id: SessionId, frames: Vec<Frame>) {
-        for frame in frames {
-            let Some(session) = self.publishing.sessions.get(&session_id) else {
+    pub(super) fn publish(&mut self, id: SessionId, frames: Vec<Frame>) {
+        if let Some(session) = self.publishing.sessions.get_mut(&id)
+            && session.doom.is_none()
+        {
+            session.stalled.extend(frames);
+            self.advance(id);
+        }
+    }
+
+    /// Takes frames and sends receipts as far as that goes.
+    fn advance(&mut self, id: SessionId) {
+        loop {
+            self.answer(id);
+            let Some(session) = self.publishing.sessions.get_mut(&id) else {
                 return;
             };
-            if session.doom.is_some() {
+            let undecided = |pending: &Pending| matches!(pending.answer, Answer::Repeats(_));
+            if session.doom.is_some() || session.pending.back().is_some_and(undecided) {
                 return;
             }
-            if let Err(error) = self.publish_frame(session_id, frame) {
-                self.doom(session_id, error);
+            let Some(frame) = session.stalled.pop_front() else {
+                return;
+            };
+            if let Err(error) = self.publish_frame(id, frame) {
+                self.doom(id, error);
             }
         }
-        self.answer(session_id);
     }
 
     fn publish_frame(&mut self, id: SessionId, frame: Frame) -> Result<(), BrokerError> {
@@ -298,7 +315,7 @@ impl Topic {
                 duplicate: false,
             });
         }
-        self.answer(append.session);
+        self.advance(append.session);
     }
 
     /// Everything appended after a failed append fails as well; the producers learn it now.
@@ -365,6 +382,7 @@ impl Topic {
             && session.doom.is_none()
         {
             session.doom = Some(error.into());
+            session.stalled.clear();
             self.answer(id);
         }
     }
@@ -384,6 +402,7 @@ impl Topic {
         }
         self.publishing.dedup.disconnect(&session.name);
         session.pending.clear();
+        session.stalled.clear();
         if let (Some(error), Some(last)) = (error, session.last.take()) {
             tracing::debug!(topic = %self.name, producer = %session.name, %error, "producer session failed");
             last.send(Err(error));

@@ -81,7 +81,10 @@ async fn deletion_needs_force_while_clients_are_there_and_begins_another_life() 
     assert_eq!(producer.error().await.kind, ErrorKind::NotFound);
     assert_eq!(consumer.error().await.kind, ErrorKind::NotFound);
     let bookie = harness.world.bookies.ids()[0];
-    assert!(harness.world.bookies.ledgers(bookie).is_empty());
+    until("the ledgers to be deleted", || async {
+        harness.world.bookies.ledgers(bookie).is_empty()
+    })
+    .await;
     // Whoever knew the former life is not let into a new one.
     let back = known(life, open("orders", "p"));
     assert!(harness.try_producer(back.clone()).await.is_err());

@@ -2,10 +2,10 @@
 
 use aquifer_ledger::testing::Mode;
 use aquifer_model::place::Place;
-use aquifer_protocol_api::broker::PublishFrame;
+use aquifer_protocol_api::broker::{OpenProducer, PublishFrame};
 use aquifer_protocol_api::error::ErrorKind;
 
-use crate::support::{Harness, batch, soon};
+use crate::support::{Harness, batch, open, soon};
 
 #[tokio::test]
 async fn batches_are_stored_in_order_with_dense_indexes_i7() {
@@ -96,13 +96,14 @@ async fn after_a_failed_append_the_stream_fails_and_the_client_rewinds_h7() {
     assert_eq!(error.kind, ErrorKind::StorageFull);
     assert!(error.kind.is_retryable());
     harness.world.bookies.set_all(Mode::Up);
-    let mut again = crate::support::open("orders", "p");
-    again.epoch = 1;
-    let mut producer = harness.try_producer(again).await.unwrap();
-    assert_eq!(producer.opened.last_sequence_id, Some(0));
-    let b = producer.publish(&["b"]).await;
-    let c = producer.publish(&["c"]).await;
-    assert!(!b.duplicate && !c.duplicate);
+    let again = OpenProducer {
+        epoch: 1,
+        ..open("orders", "p")
+    };
+    let reopened = harness.try_producer(again).await.unwrap();
+    assert_eq!(reopened.opened.last_sequence_id, Some(0));
+    let mut producer = harness.publish_at_last("orders", "p", &["b"]).await;
+    assert!(!producer.publish(&["c"]).await.duplicate);
     let mut reader = harness.reader("orders", Place::Earliest).await;
     assert_eq!(reader.take_payloads(3).await, ["a", "b", "c"]);
     assert_eq!(harness.stats("orders").await.end_index.0, 3);

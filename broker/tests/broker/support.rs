@@ -124,6 +124,30 @@ impl Harness {
         self.try_producer(open(topic, name)).await.unwrap()
     }
 
+    /// Opens anew and publishes until storage takes it, as the SDK does: resent sequence ids are
+    /// the ones after the highest persisted.
+    pub async fn publish_at_last(
+        &self,
+        topic: &str,
+        producer: &str,
+        payloads: &[&str],
+    ) -> Producer {
+        let mut epoch = 100;
+        eventually("storage to take messages again", || {
+            epoch += 1;
+            let again = OpenProducer {
+                epoch,
+                ..open(topic, producer)
+            };
+            async move {
+                let mut producer = self.try_producer(again).await.ok()?;
+                producer.send(payloads).await;
+                producer.receipt().await.ok().map(|_| producer)
+            }
+        })
+        .await
+    }
+
     pub async fn try_subscribe(&self, request: Subscribe) -> ApiResult<Consumer> {
         let context = ctx();
         let session = self.broker.subscribe(&context, request);

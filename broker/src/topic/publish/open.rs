@@ -181,6 +181,7 @@ impl Topic {
             last,
             closed,
             pending: VecDeque::new(),
+            stalled: VecDeque::new(),
             doom: None,
             instance: request.instance,
             epoch: request.epoch,
