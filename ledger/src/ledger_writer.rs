@@ -394,8 +394,19 @@ impl Inner {
     /// times the timeout. Ends when nothing is pending.
     async fn watch(self: Arc<Self>) {
         let pause = self.ctx.settings.request_timeout / 2;
+        let shutdown = self.ctx.tasks.shutdown_token();
         loop {
-            clock::sleep(pause).await;
+            // A stopping process does not wait for a watch over nothing.
+            let idle = async {
+                shutdown.wait().await;
+                if !self.state.lock().adds.is_empty() {
+                    std::future::pending::<()>().await;
+                }
+            };
+            tokio::select! {
+                () = clock::sleep(pause) => {}
+                () = idle => {}
+            }
             let late = {
                 let mut guard = self.state.lock();
                 let state = &mut *guard;

@@ -2,6 +2,12 @@
 
 use opentelemetry::metrics::{Counter, Histogram, Meter};
 
+/// Upper ends of the buckets of latencies, in seconds.
+const LATENCY_BOUNDARIES: &[f64] = &[
+    0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0,
+    10.0,
+];
+
 /// Counters and histograms that all logs of a process share.
 #[derive(Debug, Clone)]
 pub struct LedgerMetrics {
@@ -9,6 +15,8 @@ pub struct LedgerMetrics {
     pub appended_entries: Counter<u64>,
     /// Bytes of acknowledged entries.
     pub appended_bytes: Counter<u64>,
+    /// Seconds from an append to its acknowledgement.
+    pub append_seconds: Histogram<f64>,
     /// Appends that failed.
     pub append_failures: Counter<u64>,
     /// Adds sent again because a bookie was overloaded.
@@ -41,6 +49,10 @@ impl LedgerMetrics {
         LedgerMetrics {
             appended_entries: counter("aquifer_ledger_appended_entries_total"),
             appended_bytes: counter("aquifer_ledger_appended_bytes_total"),
+            append_seconds: meter
+                .f64_histogram("aquifer_ledger_append_seconds")
+                .with_boundaries(LATENCY_BOUNDARIES.to_vec())
+                .build(),
             append_failures: counter("aquifer_ledger_append_failures_total"),
             overload_resends: counter("aquifer_ledger_overload_resends_total"),
             ledgers_created: counter("aquifer_ledger_created_total"),

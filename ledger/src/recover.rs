@@ -217,6 +217,9 @@ impl<'a> Run<'a> {
                     Ok(OrderedReply::Done { last_add_confirmed }) => {
                         FenceReply::Fenced(last_add_confirmed)
                     }
+                    // Another ledger has this id there (H14): our entries never were there, nor
+                    // will be, because it refuses our token.
+                    Err(BookieError::Token) => FenceReply::Fenced(None),
                     Ok(OrderedReply::Entry(_)) | Err(_) => FenceReply::Unknown,
                 },
             },
@@ -253,7 +256,9 @@ impl<'a> Run<'a> {
                     .get_or_insert_with(|| BookieError::Digest(format!("entry {entry}")));
                 RecoveryReadReply::Unknown
             }
-            Err(BookieError::NoSuchEntry | BookieError::NoSuchLedger) => RecoveryReadReply::Absent,
+            Err(BookieError::NoSuchEntry | BookieError::NoSuchLedger | BookieError::Token) => {
+                RecoveryReadReply::Absent
+            }
             Err(_) => RecoveryReadReply::Unknown,
         }
     }

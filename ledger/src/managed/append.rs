@@ -58,6 +58,7 @@ impl LogInner {
             body: append.body,
             tag: append.tag,
             sink: Arc::clone(sink),
+            since: now,
             entry: None,
         });
         if state.phase == Phase::Ready && state.is_due(&self.options.rollover, now) {
@@ -156,6 +157,11 @@ impl LogInner {
             Ok(appended) => {
                 self.ctx.metrics.appended_entries.add(1, &[]);
                 self.ctx.metrics.appended_bytes.add(bytes as u64, &[]);
+                let took = self.ctx.clock.monotonic().saturating_sub(pending.since);
+                self.ctx
+                    .metrics
+                    .append_seconds
+                    .record(took.as_secs_f64(), &[]);
                 let end = pending.head.end_index();
                 self.tail.push(LogEntry {
                     ledger: appended.ledger,

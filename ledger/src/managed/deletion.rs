@@ -62,7 +62,10 @@ async fn delete_ledger(ctx: &Arc<LogContext>, ledger: LedgerId) -> Result<bool, 
     for answer in answers {
         let answer = clock::timeout(ctx.settings.request_timeout, answer).await;
         match answer {
-            Ok(Ok(Ok(()) | Err(BookieError::NoSuchLedger | BookieError::Deleted))) => {}
+            // With another token it is another ledger, which is not ours to delete (H14).
+            Ok(Ok(
+                Ok(()) | Err(BookieError::NoSuchLedger | BookieError::Deleted | BookieError::Token),
+            )) => {}
             Ok(Ok(Err(error))) => return Err(LogError::Unavailable(error.to_string())),
             Ok(Err(_)) | Err(_) => {
                 return Err(LogError::Unavailable(BookieError::Timeout.to_string()));

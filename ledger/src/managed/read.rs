@@ -21,6 +21,8 @@ use crate::managed::state::{LogInner, Segment};
 use crate::managed::types::{LogEntry, ReadLimits};
 use crate::reader::{Wanted, read_range};
 
+/// Most entries of one fetch: small ones cost more than their bytes.
+const FETCH_ENTRIES_MAX: usize = 16 * 1024;
 /// Ledger records kept per log.
 const INFOS_MAX: usize = 64;
 
@@ -300,7 +302,7 @@ impl LogInner {
             first: first.entry,
             last,
             bytes_max,
-            entries_max: usize::MAX,
+            entries_max: FETCH_ENTRIES_MAX,
             prefix_bytes: None,
         };
         let stored = read_range(&self.ctx, &info, wanted).await?;

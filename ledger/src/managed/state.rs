@@ -136,6 +136,8 @@ pub(crate) struct Pending {
     pub(crate) body: Bytes,
     pub(crate) tag: u64,
     pub(crate) sink: Arc<dyn AppendSink>,
+    /// When it was appended, on the monotonic clock.
+    pub(crate) since: Duration,
     /// Set when it is with the current ledger.
     pub(crate) entry: Option<EntryId>,
 }

@@ -3,6 +3,7 @@
 mod crash;
 mod faults;
 mod reading;
+mod threads;
 
 use std::sync::Arc;
 

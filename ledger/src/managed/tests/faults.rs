@@ -1,9 +1,11 @@
 //! Appends when bookies, metadata or rivals interfere.
 
-use aquifer_model::storage::BookieError;
+use aquifer_model::id::CreationToken;
+use aquifer_model::storage::{BookieError, OrderedOperation, OrderedRequest};
 
 use super::*;
 use crate::testing::Mode;
+use crate::transport::BookieTransport;
 
 #[tokio::test(start_paused = true)]
 async fn replies_out_of_order_are_acknowledged_in_order_i1() {
@@ -314,4 +316,41 @@ async fn a_reused_ledger_id_is_noticed_h14() {
     let heir = Owner::open(world.process(), options(100)).await;
     heir.append_all(2..4).await;
     assert_eq!(bodies(&heir.read_all().await), expected(0..4));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_id_that_a_bookie_knows_for_another_ledger_is_given_up_h14() {
+    let world = TestWorld::new(1);
+    let clock = world.clock.clone().unwrap();
+    // The first ids were in use once; metadata has forgotten that, the bookie has not.
+    for id in 1..3 {
+        let request = OrderedRequest {
+            ledger: LedgerId(id),
+            token: CreationToken([9; 16]),
+            operation: OrderedOperation::Fence,
+        };
+        let bookie = world.bookies.ids()[0];
+        world.bookies.submit(bookie, request, Box::new(drop));
+    }
+    let owner = Owner::open(world.process(), options(100)).await;
+    let mut failures = 0;
+    loop {
+        clock.advance(std::time::Duration::from_secs(60));
+        owner.append(0).unwrap();
+        let outcomes = owner.collected.wait_for(failures + 1).await;
+        if outcomes[failures].1.is_ok() {
+            break;
+        }
+        failures += 1;
+        owner.log.resume();
+    }
+    assert_eq!(failures, 2, "once for each id");
+    assert_eq!(bodies(&owner.read_all().await), expected(0..1));
+    owner
+        .ctx
+        .tasks
+        .drain(std::time::Duration::from_secs(60))
+        .await;
+    let left = world.bookies.ledgers(world.bookies.ids()[0]);
+    assert_eq!(left.len(), 3, "the old ledgers are not ours to delete");
 }
