@@ -19,6 +19,7 @@ use aquifer_protocol_api::broker::{
 };
 use aquifer_protocol_api::context::RequestContext;
 use aquifer_protocol_api::error::ApiError;
+use aquifer_runtime::clock;
 use async_trait::async_trait;
 use tracing::{Instrument, Span, info_span};
 
@@ -29,13 +30,21 @@ impl Broker {
     /// Runs a request in its span, and counts it when it fails.
     async fn serve<T>(
         &self,
+        ctx: &RequestContext,
         request: &'static str,
         span: Span,
         work: impl Future<Output = Result<T, BrokerError>> + Send,
     ) -> ApiResult<T> {
         let work = async {
             self.shared.check_open()?;
-            work.await
+            let Some(deadline) = ctx.deadline else {
+                return work.await;
+            };
+            let left = deadline.saturating_sub(self.shared.clock.monotonic());
+            match clock::timeout(left, work).await {
+                Ok(outcome) => outcome,
+                Err(_) => Err(BrokerError::Deadline(request)),
+            }
         };
         let outcome = work.instrument(span.clone()).await;
         outcome.map_err(|error| {
@@ -71,7 +80,7 @@ impl BrokerApi for Broker {
         request: OpenProducer,
     ) -> ApiResult<ProducerSession> {
         let span = span!("open_producer", ctx, topic = request.topic);
-        self.serve("open_producer", span, self.produce(request))
+        self.serve(ctx, "open_producer", span, self.produce(request))
             .await
     }
 
@@ -81,12 +90,13 @@ impl BrokerApi for Broker {
         request: Subscribe,
     ) -> ApiResult<ConsumerSession> {
         let span = span!("subscribe", ctx, topic = request.topic);
-        self.serve("subscribe", span, self.consume(request)).await
+        self.serve(ctx, "subscribe", span, self.consume(request))
+            .await
     }
 
     async fn create_tenant(&self, ctx: &RequestContext, tenant: String) -> ApiResult<()> {
         let span = span!("create_tenant", ctx, tenant = tenant);
-        self.serve("create_tenant", span, self.make_tenant(&tenant))
+        self.serve(ctx, "create_tenant", span, self.make_tenant(&tenant))
             .await
     }
 
@@ -96,7 +106,8 @@ impl BrokerApi for Broker {
         page: PageRequest,
     ) -> ApiResult<Page<String>> {
         let span = span!("list_tenants", ctx);
-        self.serve("list_tenants", span, self.tenants(page)).await
+        self.serve(ctx, "list_tenants", span, self.tenants(page))
+            .await
     }
 
     async fn create_namespace(
@@ -107,7 +118,7 @@ impl BrokerApi for Broker {
     ) -> ApiResult<()> {
         let span = span!("create_namespace", ctx, namespace = namespace);
         let work = self.make_namespace(&namespace, policies);
-        self.serve("create_namespace", span, work).await
+        self.serve(ctx, "create_namespace", span, work).await
     }
 
     async fn get_namespace(
@@ -117,7 +128,7 @@ impl BrokerApi for Broker {
     ) -> ApiResult<NamespacePolicies> {
         let span = span!("get_namespace", ctx, namespace = namespace);
         let work = self.shared.namespaces.get(&namespace);
-        self.serve("get_namespace", span, work).await
+        self.serve(ctx, "get_namespace", span, work).await
     }
 
     async fn update_namespace(
@@ -128,7 +139,7 @@ impl BrokerApi for Broker {
     ) -> ApiResult<()> {
         let span = span!("update_namespace", ctx, namespace = namespace);
         let work = self.shared.namespaces.update(&namespace, policies);
-        self.serve("update_namespace", span, work).await
+        self.serve(ctx, "update_namespace", span, work).await
     }
 
     async fn list_namespaces(
@@ -138,7 +149,7 @@ impl BrokerApi for Broker {
         page: PageRequest,
     ) -> ApiResult<Page<NamespaceName>> {
         let span = span!("list_namespaces", ctx, tenant = tenant);
-        self.serve("list_namespaces", span, self.namespaces(&tenant, page))
+        self.serve(ctx, "list_namespaces", span, self.namespaces(&tenant, page))
             .await
     }
 
@@ -149,8 +160,13 @@ impl BrokerApi for Broker {
         partitions: u32,
     ) -> ApiResult<()> {
         let span = span!("create_topic", ctx, topic = topic);
-        self.serve("create_topic", span, self.make_topic(&topic, partitions))
-            .await
+        self.serve(
+            ctx,
+            "create_topic",
+            span,
+            self.make_topic(&topic, partitions),
+        )
+        .await
     }
 
     async fn describe_topic(
@@ -160,7 +176,7 @@ impl BrokerApi for Broker {
         create: bool,
     ) -> ApiResult<TopicDescription> {
         let span = span!("describe_topic", ctx, topic = topic);
-        self.serve("describe_topic", span, self.describe(topic, create))
+        self.serve(ctx, "describe_topic", span, self.describe(topic, create))
             .await
     }
 
@@ -171,7 +187,7 @@ impl BrokerApi for Broker {
         force: bool,
     ) -> ApiResult<()> {
         let span = span!("delete_topic", ctx, topic = topic);
-        self.serve("delete_topic", span, self.remove_topic(&topic, force))
+        self.serve(ctx, "delete_topic", span, self.remove_topic(&topic, force))
             .await
     }
 
@@ -182,13 +198,14 @@ impl BrokerApi for Broker {
         page: PageRequest,
     ) -> ApiResult<Page<TopicDescription>> {
         let span = span!("list_topics", ctx, namespace = namespace);
-        self.serve("list_topics", span, self.topics_of(&namespace, page))
+        self.serve(ctx, "list_topics", span, self.topics_of(&namespace, page))
             .await
     }
 
     async fn topic_stats(&self, ctx: &RequestContext, topic: TopicName) -> ApiResult<TopicStats> {
         let span = span!("topic_stats", ctx, topic = topic);
-        self.serve("topic_stats", span, self.stats_of(&topic)).await
+        self.serve(ctx, "topic_stats", span, self.stats_of(&topic))
+            .await
     }
 
     async fn delete_subscription(
@@ -205,7 +222,7 @@ impl BrokerApi for Broker {
             subscription = subscription
         );
         let work = self.remove_subscription(&topic, &subscription, force);
-        self.serve("delete_subscription", span, work).await
+        self.serve(ctx, "delete_subscription", span, work).await
     }
 
     async fn seek_subscription(
@@ -222,6 +239,6 @@ impl BrokerApi for Broker {
             subscription = subscription
         );
         let work = self.move_subscription(&topic, &subscription, place);
-        self.serve("seek_subscription", span, work).await
+        self.serve(ctx, "seek_subscription", span, work).await
     }
 }

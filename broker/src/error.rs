@@ -106,6 +106,9 @@ pub enum BrokerError {
     /// The metadata store did not do it.
     #[error("metadata: {0}")]
     Metadata(#[from] MetadataError),
+    /// The caller does not wait any longer.
+    #[error("{0} took longer than its deadline")]
+    Deadline(&'static str),
     /// A bug.
     #[error("internal error: {0}")]
     Internal(String),
@@ -195,6 +198,11 @@ impl From<BrokerError> for ApiError {
                 "read events as fast as credit is granted, and open a new session",
             ),
             BrokerError::Unloading(_) => api(ErrorKind::Unavailable, "try again"),
+            BrokerError::Deadline(_) => api(
+                ErrorKind::Timeout,
+                "look whether it was done, or try again with a later deadline",
+            )
+            .outcome(Outcome::Unknown),
             BrokerError::Internal(_) => {
                 api(ErrorKind::Internal, "report this with the broker's log")
                     .outcome(Outcome::Unknown)

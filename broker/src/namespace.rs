@@ -290,3 +290,6 @@ impl Watcher {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

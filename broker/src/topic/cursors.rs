@@ -108,6 +108,8 @@ pub(super) struct Cursors {
     next_snapshot: u64,
     /// Bytes since the log was last rolled.
     bytes: u64,
+    /// Bytes of the newest snapshot: a log that is full of one snapshot needs no rolling.
+    snapshot_bytes: u64,
     snapshot_wanted: bool,
     /// The log up to here is in the newest durable snapshot of producers: trimming keeps the rest
     /// (H11).
@@ -140,6 +142,7 @@ impl Cursors {
             // Above every id that the log may hold: the log's end grows with each part.
             next_snapshot: log.end().0 + 1,
             bytes,
+            snapshot_bytes: 0,
             snapshot_wanted: false,
             dedup_index,
             snapshot_time: now,
@@ -252,7 +255,11 @@ impl Topic {
     /// Starts what is due when nothing is on its way.
     pub(super) fn write_cursors(&mut self) {
         while matches!(self.cursors.phase, Phase::Idle) && !self.is_broken() {
-            if self.cursors.bytes > self.shared.config.cursor_log_bytes_max {
+            let config = &self.shared.config;
+            let rolled_at = config
+                .cursor_log_bytes_max
+                .max(4 * self.cursors.snapshot_bytes);
+            if self.cursors.bytes > rolled_at {
                 self.roll_cursors();
             } else if self.cursors.snapshot_wanted {
                 self.write_snapshot();
@@ -370,6 +377,7 @@ impl Topic {
         self.cursors.bytes += group.bytes;
         if let Some(snapshot) = group.snapshot {
             self.cursors.dedup_index = snapshot.dedup_index;
+            self.cursors.snapshot_bytes = group.bytes;
             self.trim_cursors(snapshot.at);
         }
         for change in group.changes {

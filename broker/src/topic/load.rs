@@ -30,6 +30,8 @@ pub(crate) async fn load(
 ) -> Result<TopicHandle, BrokerError> {
     let shared = topics.shared();
     let started = shared.clock.monotonic();
+    // A namespace that does not exist is owned by nobody.
+    shared.namespaces.policies(name.namespace()).await?;
     let owned = shared.ownership.ensure(name.namespace()).await?;
     let outcome = load_owned(topics, name, create, owned.clone()).await;
     if let Err(BrokerError::Log(LogError::Fenced)) = &outcome {

@@ -339,6 +339,7 @@ impl Topic {
         self.open_waiting();
         if std::mem::take(&mut self.publishing.advanced) {
             self.subscriptions.wake_at_end();
+            self.maybe_snapshot();
         }
     }
 

@@ -17,6 +17,9 @@ use crate::topic::event::Event;
 /// replayed in no time.
 const SNAPSHOT_ENTRIES_MIN: u64 = 1_000;
 
+/// Least time between two snapshots, however much is published.
+const SNAPSHOT_PAUSE: Duration = Duration::from_secs(1);
+
 /// What is known of trimming.
 #[derive(Debug, Default)]
 pub(super) struct Trimming {
@@ -94,10 +97,11 @@ impl Topic {
         let age = self.now().saturating_sub(self.cursors.snapshot_time);
         let old = age >= Duration::from_millis(config.dedup_snapshot_ms)
             && since.entries >= SNAPSHOT_ENTRIES_MIN;
-        if old
-            || since.entries >= config.dedup_snapshot_entries
-            || since.bytes >= config.dedup_snapshot_bytes
-        {
+        // Many producers make a large snapshot, which is to be small beside what it covers.
+        let producers = u64::try_from(self.publishing.dedup.len()).unwrap_or(u64::MAX);
+        let many = since.entries >= config.dedup_snapshot_entries.max(producers)
+            || since.bytes >= config.dedup_snapshot_bytes;
+        if old || (many && age >= SNAPSHOT_PAUSE) {
             self.cursors.want_snapshot();
         }
     }

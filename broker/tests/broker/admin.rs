@@ -24,6 +24,11 @@ async fn unknown_tenants_and_namespaces_are_refused_with_advice() {
         assert_eq!(kind(&refused), Some(ErrorKind::NotFound));
         assert!(!refused.err().unwrap().advice.is_empty());
     }
+    let owned = harness.world.store.keys("own/");
+    assert!(
+        owned.is_empty(),
+        "nobody owns what does not exist: {owned:?}"
+    );
     let policies = NamespacePolicies::default();
     let refused = broker
         .create_namespace(&ctx(), namespace("nobody/none"), policies)

@@ -1,0 +1,93 @@
+use std::sync::Arc;
+use std::time::Duration;
+
+use aquifer_metadata::embedded::{EmbeddedOptions, EmbeddedStore};
+use aquifer_metadata::keys;
+use aquifer_metadata::store::MetadataStore;
+use aquifer_model::policy::NamespacePolicies;
+use aquifer_model::topic::NamespaceName;
+use aquifer_protocol_api::broker::PageRequest;
+use aquifer_runtime::clock::SystemClock;
+use aquifer_runtime::disk::{Disk, SimDisk};
+use aquifer_runtime::task::TaskGroup;
+
+use super::listing::{Lister, look_tenant};
+use super::*;
+
+async fn store(tasks: &TaskGroup) -> Arc<dyn MetadataStore> {
+    let disk = SimDisk::new();
+    disk.create_dir_all("/data".as_ref()).unwrap();
+    let store = EmbeddedStore::open(
+        "/data/metadata.redb".into(),
+        EmbeddedOptions::default(),
+        disk.shared(),
+        SystemClock::shared(),
+        tasks,
+    );
+    Arc::new(store.await.unwrap())
+}
+
+#[tokio::test]
+async fn policies_follow_what_another_broker_writes() {
+    let tasks = TaskGroup::new("test");
+    let store = store(&tasks).await;
+    let here = Namespaces::new(Arc::clone(&store), tasks.clone());
+    let there = Namespaces::new(Arc::clone(&store), tasks.clone());
+    here.ensure_default().await.unwrap();
+    there.ensure_default().await.unwrap();
+    let namespace: NamespaceName = "public/default".parse().unwrap();
+    let mut policies = here.policies(&namespace).await.unwrap();
+    assert!(policies.borrow().auto_create_topics);
+    for auto_create_topics in [false, true, false] {
+        let changed = NamespacePolicies {
+            auto_create_topics,
+            ..NamespacePolicies::default()
+        };
+        there.update(&namespace, changed).await.unwrap();
+        let seen = policies.wait_for(|now| *now == changed);
+        clock::timeout(Duration::from_secs(30), seen)
+            .await
+            .expect("the watch brings it")
+            .unwrap();
+    }
+    let again = here.policies(&namespace).await.unwrap();
+    assert!(!again.borrow().auto_create_topics);
+}
+
+#[tokio::test]
+async fn lists_jump_over_what_lies_between_and_go_on_by_name() {
+    let tasks = TaskGroup::new("test");
+    let store = store(&tasks).await;
+    let namespaces = Namespaces::new(Arc::clone(&store), tasks.clone());
+    for tenant in ["a", "a-b", "ab", "b"] {
+        namespaces.create_tenant(tenant).await.unwrap();
+        for local in ["x", "y", "z"] {
+            let namespace = NamespaceName::new(tenant, local).unwrap();
+            let policies = NamespacePolicies::default();
+            namespaces.create(&namespace, policies).await.unwrap();
+        }
+    }
+    let lister = Lister {
+        store: store.as_ref(),
+        prefix: keys::TENANTS_PREFIX.to_owned(),
+    };
+    let mut listed = Vec::new();
+    let mut request = PageRequest {
+        after: None,
+        limit: 1,
+    };
+    loop {
+        let after = request.after.as_deref().map(keys::tenant);
+        let page = lister.page(&request, after, look_tenant).await.unwrap();
+        listed.extend(page.items);
+        // A change between two pages makes the former snapshot unusable, and matters not.
+        let noise = format!("noise-{}", listed.len());
+        namespaces.create_tenant(&noise).await.unwrap();
+        request.after = page.next;
+        if request.after.is_none() || listed.len() > 20 {
+            break;
+        }
+    }
+    let before_noise: Vec<&String> = listed.iter().filter(|t| !t.starts_with("noise")).collect();
+    assert_eq!(before_noise, ["a", "a-b", "ab", "b"]);
+}
