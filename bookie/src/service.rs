@@ -5,12 +5,14 @@
 //! order sent; replies that are ready share a message. A stream has a bounded number of requests
 //! without a reply: further ones wait in its HTTP/2 window (I13).
 
+mod clients;
 mod convert;
 mod ordered;
 mod status;
 
 use std::net::SocketAddr;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::time::Duration;
 
 use aquifer_model::limits::FRAME_BYTES_MAX;
@@ -25,6 +27,7 @@ use tonic::transport::server::TcpIncoming;
 use tonic::{Request, Response, Status, Streaming, async_trait};
 
 use crate::Bookie;
+use clients::Clients;
 
 const STREAM_WINDOW_BYTES: u32 = 4 << 20;
 const CONNECTION_WINDOW_BYTES: u32 = 16 << 20;
@@ -50,6 +53,7 @@ pub async fn serve(
     let (listener, bound) = net::bind(listen).await?;
     let service = Service {
         bookie,
+        clients: Arc::default(),
         tasks: tasks.clone(),
     };
     let router = Server::builder()
@@ -78,6 +82,7 @@ pub async fn serve(
 
 struct Service {
     bookie: Bookie,
+    clients: Arc<Clients>,
     tasks: TaskGroup,
 }
 
@@ -89,7 +94,12 @@ impl v1::bookie_server::Bookie for Service {
         &self,
         request: Request<Streaming<v1::OrderedFrame>>,
     ) -> Result<Response<Self::OrderedStream>, Status> {
-        let body = ordered::serve(&self.bookie, request.into_inner(), &self.tasks);
+        let body = ordered::serve(
+            &self.bookie,
+            &self.clients,
+            request.into_inner(),
+            &self.tasks,
+        );
         Ok(Response::new(body))
     }
 
@@ -156,7 +166,7 @@ fn read_reply(found: BookieResult<ReadBatch>) -> v1::ReadReply {
 fn failed_read(error: &BookieError) -> v1::ReadReply {
     v1::ReadReply {
         status: status::code(error).into(),
-        message: error.to_string(),
+        message: status::detail(error),
         ..v1::ReadReply::default()
     }
 }

@@ -5,6 +5,7 @@
 //! and a metadata store. This crate knows neither bookies' insides nor brokers.
 #![deny(missing_docs)]
 
+pub mod bookie_client;
 pub mod context;
 pub mod error;
 mod ledger_metadata;

@@ -108,7 +108,7 @@ pub(super) fn reply(request_id: u64, outcome: BookieResult<OrderedReply>) -> v1:
         }
         Err(error) => {
             reply.set_status(status::code(&error));
-            reply.message = error.to_string();
+            reply.message = status::detail(&error);
         }
     }
     reply

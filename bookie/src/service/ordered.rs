@@ -1,14 +1,17 @@
 //! The ordered stream of one client.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use aquifer_model::storage::{BookieResult, OrderedReply};
 use aquifer_proto::{PROTOCOL_VERSION, v1};
 use aquifer_runtime::clock::timeout;
 use aquifer_runtime::task::{ShutdownToken, TaskGroup};
+use bytes::Bytes;
 use tokio::sync::mpsc::{self, OwnedPermit};
 use tonic::{Status, Streaming};
 
+use super::clients::{Clients, is_over};
 use super::{Body, convert};
 use crate::Bookie;
 
@@ -22,19 +25,23 @@ const REPLIES_MAX: usize = 1024;
 /// A new stream must say whom it wants to talk to within this.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// Longest client id.
+const CLIENT_ID_BYTES_MAX: usize = 64;
+
 type Item = Result<v1::OrderedReply, Status>;
 
 /// Serves a stream: requests are taken by a task, replies are drawn by the body.
 pub(super) fn serve(
     bookie: &Bookie,
+    clients: &Arc<Clients>,
     inbound: Streaming<v1::OrderedFrame>,
     tasks: &TaskGroup,
 ) -> Body<v1::OrderedReplies> {
     let (sender, replies) = mpsc::channel(REQUESTS_MAX);
     let shutdown = tasks.shutdown_token();
-    let bookie = bookie.clone();
+    let (bookie, clients) = (bookie.clone(), Arc::clone(clients));
     tasks.spawn("bookie-ordered", async move {
-        if let Err(status) = take(&bookie, inbound, &sender, shutdown).await {
+        if let Err(status) = take(&bookie, &clients, inbound, &sender, shutdown).await {
             // Whoever is gone does not need to hear why.
             let _ = sender.send(Err(status)).await;
         }
@@ -50,6 +57,7 @@ pub(super) fn serve(
 
 async fn take(
     bookie: &Bookie,
+    clients: &Arc<Clients>,
     mut inbound: Streaming<v1::OrderedFrame>,
     sender: &mpsc::Sender<Item>,
     shutdown: ShutdownToken,
@@ -59,7 +67,8 @@ async fn take(
     let Some(mut frame) = first else {
         return Ok(());
     };
-    open(bookie, frame.open.take())?;
+    let client_id = open(bookie, frame.open.take())?;
+    let mut turn = clients.enter(client_id).await;
     let mut expected = 1;
     loop {
         for request in frame.requests {
@@ -70,7 +79,12 @@ async fn take(
                 )));
             }
             expected += 1;
-            let Ok(slot) = sender.clone().reserve_owned().await else {
+            let slot = tokio::select! {
+                biased;
+                () = is_over(&mut turn) => return Err(replaced()),
+                slot = sender.clone().reserve_owned() => slot,
+            };
+            let Ok(slot) = slot else {
                 return Ok(());
             };
             submit(bookie, request, slot);
@@ -78,6 +92,7 @@ async fn take(
         let next = tokio::select! {
             biased;
             () = shutdown.wait() => return Err(Status::unavailable("the bookie is shutting down")),
+            () = is_over(&mut turn) => return Err(replaced()),
             next = inbound.message() => next?,
         };
         frame = match next {
@@ -92,7 +107,11 @@ async fn take(
     }
 }
 
-fn open(bookie: &Bookie, open: Option<v1::OpenBookie>) -> Result<(), Status> {
+fn replaced() -> Status {
+    Status::aborted("a newer stream of this client has taken over")
+}
+
+fn open(bookie: &Bookie, open: Option<v1::OpenBookie>) -> Result<Bytes, Status> {
     let Some(open) = open else {
         return Err(Status::invalid_argument("the first frame must have `open`"));
     };
@@ -102,7 +121,11 @@ fn open(bookie: &Bookie, open: Option<v1::OpenBookie>) -> Result<(), Status> {
             open.version
         )));
     }
-    convert::check_bookie(&open.bookie_id, bookie.id())
+    if open.client_id.len() > CLIENT_ID_BYTES_MAX {
+        return Err(Status::invalid_argument("the client id is too long"));
+    }
+    convert::check_bookie(&open.bookie_id, bookie.id())?;
+    Ok(open.client_id)
 }
 
 /// Hands a request over. Its slot in the channel is reserved, so that the reply never blocks the

@@ -24,3 +24,24 @@ pub(super) fn code(error: &BookieError) -> BookieStatus {
         BookieError::ShuttingDown => BookieStatus::ShuttingDown,
     }
 }
+
+/// What a code leaves out.
+pub(super) fn detail(error: &BookieError) -> String {
+    match error {
+        BookieError::ReadOnly(detail)
+        | BookieError::Io(detail)
+        | BookieError::Digest(detail)
+        | BookieError::Invalid(detail)
+        | BookieError::Unreachable(detail) => detail.clone(),
+        BookieError::NoSuchLedger
+        | BookieError::NoSuchEntry
+        | BookieError::Fenced
+        | BookieError::Limbo
+        | BookieError::Overloaded
+        | BookieError::Token
+        | BookieError::Conflict
+        | BookieError::Deleted
+        | BookieError::ShuttingDown
+        | BookieError::Timeout => String::new(),
+    }
+}

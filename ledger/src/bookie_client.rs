@@ -1,0 +1,194 @@
+//! The way to bookies of other processes: one ordered gRPC stream per bookie, and reads beside it.
+//!
+//! Invariants:
+//! - Requests reach a bookie in the order in which they were submitted. When a stream breaks,
+//!   every request without an answer, sent or not, gets `Unreachable` before a new stream carries
+//!   later ones; the client id makes the bookie finish the former stream first.
+//! - What waits for a bookie is bounded in requests and bytes (I13).
+//!
+//! It retries nothing: whoever submitted knows what an unknown outcome means.
+
+mod link;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use aquifer_model::id::BookieId;
+use aquifer_model::limits::FRAME_BYTES_MAX;
+use aquifer_model::storage::{
+    BookieError, BookieResult, OrderedRequest, ReadBatch, ReadRange, ReplyCallback,
+};
+use aquifer_proto::convert::bookie as wire;
+use aquifer_proto::v1::bookie_client::BookieClient;
+use aquifer_runtime::clock::timeout;
+use aquifer_runtime::rng::Rng;
+use aquifer_runtime::task::TaskGroup;
+use async_trait::async_trait;
+use bytes::Bytes;
+use parking_lot::Mutex;
+use tonic::transport::{Channel, Endpoint};
+
+use crate::transport::BookieTransport;
+use link::Link;
+
+const WINDOW_BYTES: u32 = 4 << 20;
+const KEEPALIVE: Duration = Duration::from_secs(10);
+
+/// The settings of the transport.
+#[derive(Debug, Clone)]
+pub struct BookieClientConfig {
+    /// How long a connection may take.
+    pub connect_timeout: Duration,
+    /// How long a read may take.
+    pub read_timeout: Duration,
+    /// Most bytes of requests that wait for one bookie's answers.
+    pub pending_bytes_max: usize,
+    /// Most requests that wait for one bookie's answers.
+    pub pending_requests_max: usize,
+}
+
+impl Default for BookieClientConfig {
+    fn default() -> Self {
+        Self {
+            connect_timeout: Duration::from_secs(5),
+            read_timeout: Duration::from_secs(30),
+            pending_bytes_max: 64 << 20,
+            pending_requests_max: 65_536,
+        }
+    }
+}
+
+/// A transport over gRPC to bookies at known addresses.
+pub struct GrpcTransport {
+    config: BookieClientConfig,
+    client_id: Bytes,
+    tasks: TaskGroup,
+    links: Mutex<HashMap<BookieId, Arc<Link>>>,
+}
+
+impl GrpcTransport {
+    /// A transport that knows no bookie yet.
+    #[must_use]
+    pub fn new(config: BookieClientConfig, rng: &dyn Rng, tasks: TaskGroup) -> GrpcTransport {
+        GrpcTransport {
+            config,
+            client_id: Bytes::copy_from_slice(&rng.id16()),
+            tasks,
+            links: Mutex::default(),
+        }
+    }
+
+    /// Says where a bookie is, for example `http://10.0.0.7:7651`. A bookie that moved keeps its
+    /// stream to the old address until that breaks.
+    ///
+    /// # Errors
+    /// When the address is none.
+    pub fn set_address(&self, bookie: BookieId, url: &str) -> BookieResult<()> {
+        let endpoint = Endpoint::from_shared(url.to_owned())
+            .map_err(|error| BookieError::Invalid(format!("bookie address {url}: {error}")))?
+            .connect_timeout(self.config.connect_timeout)
+            .initial_stream_window_size(WINDOW_BYTES)
+            .initial_connection_window_size(4 * WINDOW_BYTES)
+            .tcp_nodelay(true)
+            .http2_keep_alive_interval(KEEPALIVE)
+            .keep_alive_timeout(KEEPALIVE)
+            .keep_alive_while_idle(true);
+        let channel = endpoint.connect_lazy();
+        let mut links = self.links.lock();
+        match links.get(&bookie) {
+            Some(link) => link.set_channel(channel),
+            None => {
+                let link = Link::new(bookie, self.client_id.clone(), &self.config, channel);
+                links.insert(bookie, Arc::new(link));
+            }
+        }
+        Ok(())
+    }
+
+    /// Forgets a bookie. Its stream ends when everything that was submitted is answered.
+    pub fn forget(&self, bookie: BookieId) {
+        self.links.lock().remove(&bookie);
+    }
+
+    fn link(&self, bookie: BookieId) -> BookieResult<Arc<Link>> {
+        let link = self.links.lock().get(&bookie).cloned();
+        link.ok_or_else(|| {
+            BookieError::Unreachable(format!("the address of bookie {bookie} is not known"))
+        })
+    }
+}
+
+/// A client over a channel, with the bounds of this protocol.
+fn client(channel: Channel) -> BookieClient<Channel> {
+    BookieClient::new(channel).max_decoding_message_size(FRAME_BYTES_MAX)
+}
+
+/// A broken way as an error; the outcome of what went over it is unknown.
+fn unreachable(status: &tonic::Status) -> BookieError {
+    BookieError::Unreachable(format!("{}: {}", status.code(), status.message()))
+}
+
+#[async_trait]
+impl BookieTransport for GrpcTransport {
+    fn submit(&self, bookie: BookieId, request: OrderedRequest, reply: ReplyCallback) {
+        match self.link(bookie) {
+            Ok(link) => link.submit(request, reply, &self.tasks),
+            Err(error) => reply(Err(error)),
+        }
+    }
+
+    async fn read(&self, bookie: BookieId, range: ReadRange) -> BookieResult<ReadBatch> {
+        let channel = self.link(bookie)?.channel();
+        let request = wire::wire_read(&range, Bytes::copy_from_slice(&bookie.0));
+        let read = read(client(channel), request, range);
+        let finished = timeout(self.config.read_timeout, read).await;
+        finished.unwrap_or(Err(BookieError::Timeout))
+    }
+}
+
+/// Collects the parts of an answer. An error behind the first entries ends the answer before it:
+/// the next read begins there and gets it.
+async fn read(
+    mut client: BookieClient<Channel>,
+    request: aquifer_proto::v1::ReadRequest,
+    range: ReadRange,
+) -> BookieResult<ReadBatch> {
+    let answered = client.read(request).await;
+    let mut parts = answered
+        .map_err(|status| unreachable(&status))?
+        .into_inner();
+    let mut batch = ReadBatch::default();
+    loop {
+        let part = match parts.message().await {
+            Ok(Some(part)) => part,
+            Ok(None) => break,
+            Err(_) if !batch.entries.is_empty() => break,
+            Err(status) => return Err(unreachable(&status)),
+        };
+        if let Err(error) = wire::failure(part.status(), part.message) {
+            if batch.entries.is_empty() {
+                return Err(error);
+            }
+            break;
+        }
+        let lac = part.last_add_confirmed.map(aquifer_model::id::EntryId);
+        batch.last_add_confirmed = batch.last_add_confirmed.max(lac);
+        for entry in part.entries {
+            let entry = wire::stored_entry(entry);
+            let count = u64::try_from(batch.entries.len()).unwrap_or(u64::MAX);
+            // Anything else than the entries asked for, in order, is a confused peer.
+            if Some(entry.entry.0) != range.first.0.checked_add(count) || entry.entry > range.last {
+                return Err(BookieError::Io(format!(
+                    "the bookie answered with entry {} out of place",
+                    entry.entry
+                )));
+            }
+            batch.entries.push(entry);
+        }
+    }
+    if batch.entries.is_empty() {
+        return Err(BookieError::Io("the bookie answered nothing".to_owned()));
+    }
+    Ok(batch)
+}

@@ -1,0 +1,295 @@
+//! The ordered stream to one bookie: a queue, the requests without an answer, and the task that
+//! moves both over one connection after another.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use aquifer_model::id::BookieId;
+use aquifer_model::storage::{
+    BookieError, BookieResult, OrderedOperation, OrderedReply, OrderedRequest, ReplyCallback,
+};
+use aquifer_proto::convert::bookie as wire;
+use aquifer_proto::{PROTOCOL_VERSION, v1};
+use aquifer_runtime::clock::sleep;
+use aquifer_runtime::task::{ShutdownToken, TaskGroup};
+use bytes::Bytes;
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+use tonic::transport::Channel;
+
+use super::{BookieClientConfig, client, unreachable};
+
+/// Requests share a message up to this size; one large entry may exceed it.
+const FRAME_BYTES: usize = 256 * 1024;
+/// Most requests of one message.
+const FRAME_REQUESTS_MAX: usize = 1024;
+/// How long a link waits after its stream ended without an answer; doubled each time.
+const RETRY_FIRST: Duration = Duration::from_millis(20);
+const RETRY_MAX: Duration = Duration::from_secs(2);
+/// What a request costs beyond its data.
+const REQUEST_BYTES: usize = 128;
+
+/// The way to one bookie.
+pub(super) struct Link {
+    bookie: BookieId,
+    client_id: Bytes,
+    bytes_max: usize,
+    requests_max: usize,
+    state: Mutex<State>,
+    wake: Notify,
+}
+
+struct State {
+    channel: Channel,
+    /// Not sent yet.
+    queue: VecDeque<Waiting>,
+    /// Sent, without an answer.
+    sent: HashMap<u64, (ReplyCallback, usize)>,
+    /// Bytes of both.
+    bytes: usize,
+    last_id: u64,
+    /// Counts the streams: what belongs to an older one takes nothing more.
+    stream: u64,
+    /// A task serves the link.
+    running: bool,
+    /// Streams that ended since the last answer.
+    failures: u32,
+}
+
+struct Waiting {
+    request: OrderedRequest,
+    reply: ReplyCallback,
+    bytes: usize,
+}
+
+impl Link {
+    pub(super) fn new(
+        bookie: BookieId,
+        client_id: Bytes,
+        config: &BookieClientConfig,
+        channel: Channel,
+    ) -> Link {
+        Link {
+            bookie,
+            client_id,
+            bytes_max: config.pending_bytes_max,
+            requests_max: config.pending_requests_max,
+            state: Mutex::new(State {
+                channel,
+                queue: VecDeque::new(),
+                sent: HashMap::new(),
+                bytes: 0,
+                last_id: 0,
+                stream: 0,
+                running: false,
+                failures: 0,
+            }),
+            wake: Notify::new(),
+        }
+    }
+
+    pub(super) fn set_channel(&self, channel: Channel) {
+        self.state.lock().channel = channel;
+    }
+
+    pub(super) fn channel(&self) -> Channel {
+        self.state.lock().channel.clone()
+    }
+
+    pub(super) fn submit(
+        self: &Arc<Self>,
+        request: OrderedRequest,
+        reply: ReplyCallback,
+        tasks: &TaskGroup,
+    ) {
+        let bytes = REQUEST_BYTES
+            + match &request.operation {
+                OrderedOperation::Add(add) => add.data.len(),
+                _ => 0,
+            };
+        let mut state = self.state.lock();
+        let requests = state.queue.len() + state.sent.len();
+        // A single request always fits, however large.
+        if requests >= self.requests_max || (requests > 0 && state.bytes + bytes > self.bytes_max) {
+            drop(state);
+            reply(Err(BookieError::Overloaded));
+            return;
+        }
+        let waiting = Waiting {
+            request,
+            reply,
+            bytes,
+        };
+        state.bytes += bytes;
+        state.queue.push_back(waiting);
+        let start = !std::mem::replace(&mut state.running, true);
+        drop(state);
+        if start {
+            let link = Arc::clone(self);
+            let shutdown = tasks.shutdown_token();
+            tasks.spawn("bookie-link", async move { link.run(shutdown).await });
+        } else {
+            self.wake.notify_one();
+        }
+    }
+
+    /// Serves one stream after another while there are requests. Everything that a broken one
+    /// leaves behind is answered before the next begins.
+    async fn run(self: Arc<Self>, shutdown: ShutdownToken) {
+        loop {
+            let (stream, channel, failures) = {
+                let mut state = self.state.lock();
+                state.stream += 1;
+                state.last_id = 0;
+                (state.stream, state.channel.clone(), state.failures)
+            };
+            let exchange = async {
+                if failures > 0 {
+                    sleep(RETRY_MAX.min(RETRY_FIRST * (1 << failures.min(10)))).await;
+                }
+                self.exchange(stream, channel).await
+            };
+            let error = tokio::select! {
+                () = shutdown.wait() => {
+                    BookieError::Unreachable("this process is stopping".to_owned())
+                }
+                error = exchange => error,
+            };
+            let abandoned = self.abandon();
+            tracing::debug!(
+                bookie = %self.bookie, %error, requests = abandoned.len(),
+                "the stream to a bookie ended"
+            );
+            for reply in abandoned {
+                reply(Err(error.clone()));
+            }
+            let mut state = self.state.lock();
+            if state.queue.is_empty() {
+                state.running = false;
+                return;
+            }
+        }
+    }
+
+    /// Runs the stream; returns why it ended.
+    async fn exchange(self: &Arc<Self>, stream: u64, channel: Channel) -> BookieError {
+        let frames =
+            futures::stream::unfold((Arc::clone(self), true), move |(link, first)| async move {
+                let frame = if first {
+                    Some(link.first_frame())
+                } else {
+                    link.next_frame(stream).await
+                };
+                frame.map(|frame| (frame, (link, false)))
+            });
+        let mut replies = match client(channel).ordered(frames).await {
+            Ok(replies) => replies.into_inner(),
+            Err(status) => return unreachable(&status),
+        };
+        loop {
+            match replies.message().await {
+                Ok(Some(frame)) => {
+                    for reply in frame.replies {
+                        self.answered(reply);
+                    }
+                }
+                Ok(None) => return BookieError::Unreachable("the stream ended".to_owned()),
+                Err(status) => return unreachable(&status),
+            }
+        }
+    }
+
+    fn first_frame(&self) -> v1::OrderedFrame {
+        v1::OrderedFrame {
+            open: Some(v1::OpenBookie {
+                version: PROTOCOL_VERSION,
+                bookie_id: Bytes::copy_from_slice(&self.bookie.0),
+                cluster: String::new(),
+                client_id: self.client_id.clone(),
+            }),
+            requests: Vec::new(),
+        }
+    }
+
+    /// Waits for requests and takes those of the next message; `None` when the stream is over.
+    async fn next_frame(&self, stream: u64) -> Option<v1::OrderedFrame> {
+        loop {
+            let woken = self.wake.notified();
+            {
+                let mut state = self.state.lock();
+                if state.stream != stream {
+                    return None;
+                }
+                if !state.queue.is_empty() {
+                    return Some(state.take_frame());
+                }
+            }
+            woken.await;
+        }
+    }
+
+    fn answered(&self, reply: v1::OrderedReply) {
+        let answered = {
+            let mut state = self.state.lock();
+            state.failures = 0;
+            let answered = state.sent.remove(&reply.request_id);
+            if let Some((_, bytes)) = &answered {
+                state.bytes -= bytes;
+            }
+            answered
+        };
+        let outcome: BookieResult<OrderedReply> = wire::outcome(reply);
+        match answered {
+            Some((callback, _)) => callback(outcome),
+            None => tracing::warn!(bookie = %self.bookie, "a reply without a request"),
+        }
+    }
+
+    /// Ends the stream and takes what has no answer, in order of submission.
+    fn abandon(&self) -> Vec<ReplyCallback> {
+        let mut state = self.state.lock();
+        state.stream += 1;
+        state.bytes = 0;
+        state.failures += 1;
+        let mut sent: Vec<(u64, ReplyCallback)> = state
+            .sent
+            .drain()
+            .map(|(id, (reply, _))| (id, reply))
+            .collect();
+        sent.sort_by_key(|(id, _)| *id);
+        let queued = state.queue.drain(..).map(|waiting| waiting.reply);
+        let queued: Vec<ReplyCallback> = queued.collect();
+        drop(state);
+        // A body that still waits learns that it is over.
+        self.wake.notify_waiters();
+        sent.into_iter()
+            .map(|(_, reply)| reply)
+            .chain(queued)
+            .collect()
+    }
+}
+
+impl State {
+    fn take_frame(&mut self) -> v1::OrderedFrame {
+        let mut frame = v1::OrderedFrame::default();
+        let mut bytes = 0;
+        while let Some(waiting) = self.queue.front() {
+            let full =
+                bytes + waiting.bytes > FRAME_BYTES || frame.requests.len() >= FRAME_REQUESTS_MAX;
+            if full && !frame.requests.is_empty() {
+                break;
+            }
+            let Some(waiting) = self.queue.pop_front() else {
+                break;
+            };
+            bytes += waiting.bytes;
+            self.last_id += 1;
+            self.sent
+                .insert(self.last_id, (waiting.reply, waiting.bytes));
+            let request = wire::wire_request(self.last_id, waiting.request);
+            frame.requests.push(request);
+        }
+        frame
+    }
+}

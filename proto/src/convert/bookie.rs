@@ -1,0 +1,110 @@
+//! The storage service as its clients see it: requests to the wire, answers from it.
+
+use aquifer_model::id::EntryId;
+use aquifer_model::storage::{
+    BookieError, BookieResult, OrderedOperation, OrderedReply, OrderedRequest, ReadRange,
+    StoredEntry,
+};
+use bytes::Bytes;
+
+use crate::v1;
+use crate::v1::BookieStatus;
+use crate::v1::ordered_request::Request as Kind;
+
+/// A request as it travels.
+#[must_use]
+pub fn wire_request(request_id: u64, request: OrderedRequest) -> v1::OrderedRequest {
+    let kind = match request.operation {
+        OrderedOperation::Add(add) => Kind::Add(v1::AddEntry {
+            entry_id: add.entry.0,
+            last_add_confirmed: add.last_add_confirmed.map(|lac| lac.0),
+            ledger_length: add.ledger_length,
+            digest: add.digest,
+            recovery: add.recovery,
+            head: add.data.head,
+            body: add.data.body,
+        }),
+        OrderedOperation::Fence => Kind::Fence(v1::Fence {}),
+        OrderedOperation::RecoveryRead(entry) => {
+            Kind::RecoveryRead(v1::RecoveryRead { entry_id: entry.0 })
+        }
+        OrderedOperation::WriteLac(lac) => Kind::WriteLac(v1::WriteLac {
+            last_add_confirmed: lac.0,
+        }),
+        OrderedOperation::Delete => Kind::Delete(v1::DeleteLedger {}),
+    };
+    v1::OrderedRequest {
+        request_id,
+        ledger_id: request.ledger.0,
+        creation_token: Bytes::copy_from_slice(&request.token.0),
+        request: Some(kind),
+    }
+}
+
+/// A read as it travels. Bounds beyond 32 bits are cut, which the reader allows for: an answer may
+/// always be shorter than what was asked for.
+#[must_use]
+pub fn wire_read(range: &ReadRange, bookie_id: Bytes) -> v1::ReadRequest {
+    let size = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+    v1::ReadRequest {
+        ledger_id: range.ledger.0,
+        first_entry_id: range.first.0,
+        last_entry_id: range.last.0,
+        bytes_max: size(range.bytes_max),
+        entries_max: size(range.entries_max),
+        prefix_bytes: range.prefix_bytes.map(size),
+        bookie_id,
+    }
+}
+
+/// What became of a request, from its reply.
+///
+/// # Errors
+/// What the bookie answered.
+pub fn outcome(reply: v1::OrderedReply) -> BookieResult<OrderedReply> {
+    failure(reply.status(), reply.message)?;
+    Ok(match reply.entry {
+        Some(entry) => OrderedReply::Entry(stored_entry(entry)),
+        None => OrderedReply::Done {
+            last_add_confirmed: reply.last_add_confirmed.map(EntryId),
+        },
+    })
+}
+
+/// An entry from the wire.
+#[must_use]
+pub fn stored_entry(entry: v1::StoredEntry) -> StoredEntry {
+    StoredEntry {
+        entry: EntryId(entry.entry_id),
+        last_add_confirmed: entry.last_add_confirmed.map(EntryId),
+        ledger_length: entry.ledger_length,
+        digest: entry.digest,
+        data: entry.data,
+    }
+}
+
+/// The failure that a code means. A code of a later version leaves everything unknown.
+///
+/// # Errors
+/// Always, but for `Ok`.
+pub fn failure(status: BookieStatus, message: String) -> BookieResult<()> {
+    Err(match status {
+        BookieStatus::Ok => return Ok(()),
+        BookieStatus::Unspecified => BookieError::Io(format!(
+            "the bookie answered with an unknown code: {message}"
+        )),
+        BookieStatus::NoSuchLedger => BookieError::NoSuchLedger,
+        BookieStatus::NoSuchEntry => BookieError::NoSuchEntry,
+        BookieStatus::Fenced => BookieError::Fenced,
+        BookieStatus::Limbo => BookieError::Limbo,
+        BookieStatus::Overloaded => BookieError::Overloaded,
+        BookieStatus::ReadOnly => BookieError::ReadOnly(message),
+        BookieStatus::IoError => BookieError::Io(message),
+        BookieStatus::Digest => BookieError::Digest(message),
+        BookieStatus::Token => BookieError::Token,
+        BookieStatus::Conflict => BookieError::Conflict,
+        BookieStatus::Deleted => BookieError::Deleted,
+        BookieStatus::Invalid => BookieError::Invalid(message),
+        BookieStatus::ShuttingDown => BookieError::ShuttingDown,
+    })
+}
