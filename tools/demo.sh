@@ -21,7 +21,7 @@ show() {
   "$aquifer" "$@"
 }
 
-"$aquifer" standalone --data-dir "$data" >"$log" 2>&1 &
+"$aquifer" standalone --data-dir "$data" >"$log" 2>"$data.err" &
 server=$!
 stop() {
   trap - EXIT INT TERM
@@ -34,7 +34,7 @@ trap 'stop; exit 0' INT TERM
 until grep -q 'ready in' "$log"; do
   if ! kill -0 "$server" 2>/dev/null; then
     echo "the server did not start:" >&2
-    cat "$log" >&2
+    cat "$log" "$data.err" >&2
     exit 1
   fi
   sleep 0.05
