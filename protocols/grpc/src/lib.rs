@@ -31,7 +31,7 @@ use aquifer_proto::v1::broker_server::BrokerServer;
 use aquifer_protocol_api::broker::BrokerApi;
 use aquifer_protocol_api::error::{ApiError, ErrorKind};
 use aquifer_protocol_api::handler::ProtocolHandler;
-use aquifer_runtime::clock::SharedClock;
+use aquifer_runtime::clock::{SharedClock, sleep};
 use aquifer_runtime::net;
 use aquifer_runtime::task::TaskGroup;
 use async_trait::async_trait;
@@ -50,6 +50,9 @@ const RESET_STREAMS_MAX: usize = 64;
 const LOCAL_RESET_STREAMS_MAX: usize = 256;
 /// Quiet time before the operating system probes a connection.
 const TCP_KEEPALIVE: Duration = Duration::from_secs(60);
+/// How long a shutdown waits for last words to be sent and connections to close, after every
+/// request has ended.
+const CLOSING_GRACE: Duration = Duration::from_millis(250);
 
 /// Serves the native protocol.
 pub struct GrpcHandler {
@@ -127,7 +130,8 @@ impl ProtocolHandler for GrpcHandler {
         );
         let broker_server =
             BrokerServer::new(service.clone()).max_decoding_message_size(FRAME_BYTES_MAX);
-        let admin_server = AdminServer::new(service).max_decoding_message_size(FRAME_BYTES_MAX);
+        let admin_server =
+            AdminServer::new(service.clone()).max_decoding_message_size(FRAME_BYTES_MAX);
         let router = self
             .server()
             .layer(MapResponseLayer::new(status::complete::<Body>))
@@ -136,12 +140,23 @@ impl ProtocolHandler for GrpcHandler {
         let clock = self.clock.clone();
         let incoming = connection::accept(listener, &self.config, clock, self.metrics.clone());
         let shutdown = tasks.shutdown_token();
+        let stopping = tasks.shutdown_token();
         tasks.spawn("grpc-server", async move {
             let stop = async move { shutdown.wait().await };
-            // Connections end when their streams have, and those watch the same token.
-            let served = router.serve_with_incoming_shutdown(incoming, stop).await;
-            if let Err(error) = served {
-                tracing::error!(%error, "the gRPC server failed");
+            // A peer that is frozen never answers our goodbye. What was begun for it ends by the
+            // same token; after that nothing is worth waiting for.
+            let finished = async {
+                stopping.wait().await;
+                service.idle().await;
+                sleep(CLOSING_GRACE).await;
+            };
+            tokio::select! {
+                served = router.serve_with_incoming_shutdown(incoming, stop) => {
+                    if let Err(error) = served {
+                        tracing::error!(%error, "the gRPC server failed");
+                    }
+                }
+                () = finished => tracing::debug!("connections left open by their peers"),
             }
         });
         Ok(bound)

@@ -42,7 +42,8 @@ pub(crate) async fn serve(
 ) {
     let result = session(service, ctx, inbound, &out).await;
     if let Some(detail) = service.last_words(result) {
-        let _ = stream::reply(&out, answer(Answer::Error(detail))).await;
+        let last = answer(Answer::Error(detail));
+        stream::last_reply(&out, last, &service.config).await;
     }
 }
 

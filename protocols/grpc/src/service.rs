@@ -12,7 +12,7 @@ use aquifer_protocol_api::context::RequestContext;
 use aquifer_protocol_api::error::{ApiError, ErrorKind, Outcome};
 use aquifer_runtime::clock::{SharedClock, timeout};
 use aquifer_runtime::task::TaskGroup;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tonic::{Request, Response, Status, Streaming, async_trait};
 use tracing::{Instrument, Span};
 
@@ -42,7 +42,20 @@ pub(crate) struct Service {
     clock: SharedClock,
     streams: Arc<Semaphore>,
     next_request_id: Arc<AtomicU64>,
+    running: Arc<watch::Sender<usize>>,
 }
+
+/// Counts a call or stream as running until it is dropped.
+struct Running(Arc<watch::Sender<usize>>);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.0.send_modify(|running| *running -= 1);
+    }
+}
+
+/// A stream that was let in.
+type Admitted = (OwnedSemaphorePermit, Open, Running);
 
 impl Service {
     pub(crate) fn new(
@@ -61,7 +74,20 @@ impl Service {
             clock,
             streams: Arc::new(Semaphore::new(streams)),
             next_request_id: Arc::new(AtomicU64::new(1)),
+            running: Arc::new(watch::Sender::new(0)),
         }
+    }
+
+    fn begin(&self) -> Running {
+        self.running.send_modify(|running| *running += 1);
+        Running(Arc::clone(&self.running))
+    }
+
+    /// Waits until no call and no stream runs.
+    pub(crate) async fn idle(&self) {
+        let mut running = self.running.subscribe();
+        // The sender lives as long as self.
+        let _ = running.wait_for(|running| *running == 0).await;
     }
 
     /// Runs one unary call: `call` gets the broker, the context and the request.
@@ -74,6 +100,7 @@ impl Service {
     where
         F: Future<Output = ApiResult<R>>,
     {
+        let _running = self.begin();
         let began = self.clock.monotonic();
         let longest = self.config.request_timeout();
         let ctx = context::of(&request, began, Some(longest));
@@ -111,13 +138,13 @@ impl Service {
     }
 
     /// Admits a stream, or says that there are too many.
-    fn admit(&self, kind: &'static str) -> Result<(OwnedSemaphorePermit, Open), Status> {
+    fn admit(&self, kind: &'static str) -> Result<Admitted, Status> {
         let slot = Arc::clone(&self.streams).try_acquire_owned();
         let slot = slot.map_err(|_| {
             let error = ApiError::new(ErrorKind::Overloaded, "this broker serves too many streams");
             self.refuse(&error.advise("retry later, or close streams"))
         })?;
-        Ok((slot, self.metrics.stream(kind)))
+        Ok((slot, self.metrics.stream(kind), self.begin()))
     }
 
     /// How a stream ended, as its last message if there is to be one.

@@ -46,6 +46,11 @@ pub(crate) async fn reply<T>(out: &mpsc::Sender<T>, message: T) -> Result<(), En
     out.send(message).await.map_err(|_| End::Gone)
 }
 
+/// Sends the last reply of a stream, unless the peer does not take it for so long.
+pub(crate) async fn last_reply<T>(out: &mpsc::Sender<T>, message: T, config: &GrpcConfig) {
+    let _ = timeout(config.drain_timeout(), out.send(message)).await;
+}
+
 /// The next request; `None` when the peer will send no more.
 pub(crate) async fn next<T>(inbound: &mut Streaming<T>) -> Result<Option<T>, End> {
     inbound

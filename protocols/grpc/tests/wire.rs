@@ -21,7 +21,7 @@ use aquifer_runtime::net::ListenAddress;
 use aquifer_runtime::task::TaskGroup;
 use aquifer_runtime::telemetry::Telemetry;
 use bytes::Bytes;
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use raw::RawClient;
 
@@ -248,6 +248,28 @@ async fn a_shutdown_tells_the_outcome_of_what_was_sent() {
     broker.release();
     let receipts = timeout(HANG, publishing).await.unwrap().unwrap().unwrap();
     assert_eq!(receipts.len(), 1);
+    assert_eq!(
+        served.tasks.drain(HANG).await,
+        0,
+        "nothing had to be aborted"
+    );
+}
+
+/// A peer that is frozen with a stream open cannot hold up a shutdown.
+#[tokio::test]
+async fn a_frozen_peer_does_not_delay_a_shutdown() {
+    let served = serve(|_| {}).await;
+    let mut frozen = tokio::net::TcpStream::connect(served.address)
+        .await
+        .unwrap();
+    // An HTTP/2 preface and settings, and not a word more: no ping is ever answered.
+    frozen
+        .write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0")
+        .await
+        .unwrap();
+    let mut settings = [0; 9];
+    frozen.read_exact(&mut settings).await.unwrap();
+    let _held = served.client.hold_open("t").await;
     assert_eq!(
         served.tasks.drain(HANG).await,
         0,

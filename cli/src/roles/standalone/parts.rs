@@ -32,6 +32,8 @@ use crate::roles::standalone::transport::InProcess;
 const METADATA_FILE: &str = "metadata.redb";
 /// How long each part may take to finish what it has begun.
 const DRAIN: Duration = Duration::from_secs(15);
+/// The same for what only answers: peers that keep their connections open are not waited for.
+const ANSWERS_DRAIN: Duration = Duration::from_secs(2);
 
 /// What everything is made with.
 struct Seams {
@@ -155,14 +157,14 @@ impl Parts {
     pub async fn shutdown(&self) {
         let groups = &self.groups;
         groups.protocols.drain(DRAIN).await;
-        groups.bookie_api.drain(DRAIN).await;
+        groups.bookie_api.drain(ANSWERS_DRAIN).await;
         self.broker.shutdown().await;
         groups.broker.drain(DRAIN).await;
         groups.ledger.drain(DRAIN).await;
         self.bookie.shutdown().await;
         self.store.close().await;
         groups.metadata.drain(DRAIN).await;
-        groups.http.drain(DRAIN).await;
+        groups.http.drain(ANSWERS_DRAIN).await;
     }
 }
 
