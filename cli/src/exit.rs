@@ -144,6 +144,7 @@ mod tests {
                 what: "a send",
                 after: Duration::from_secs(1),
                 outcome: Outcome::Unknown,
+                last: None,
             }),
             Exit::TimedOut
         );

@@ -80,6 +80,18 @@ impl Delivered {
         self.base_index + u64::from(self.batch.message_count())
     }
 
+    /// Index of the first message that is not skipped.
+    pub(crate) fn first_wanted(&self) -> u64 {
+        let mut first = self.base_index;
+        for range in &self.skip {
+            if range.first > first {
+                break;
+            }
+            first = first.max(range.last.saturating_add(1));
+        }
+        first
+    }
+
     /// Leaves out what lies below an index.
     pub(crate) fn skip_below(&mut self, index: u64) {
         if let Some(last) = index.checked_sub(1).filter(|last| *last >= self.base_index) {

@@ -85,7 +85,10 @@ pub enum ClientError {
         max: usize,
     },
     /// No answer in time.
-    #[error("{what} got no answer within {after:?}; outcome: {outcome:?}")]
+    #[error(
+        "{what} got no answer within {after:?}; outcome: {outcome:?}{}",
+        because(last)
+    )]
     Timeout {
         /// What was waited for.
         what: &'static str,
@@ -93,6 +96,8 @@ pub enum ClientError {
         after: Duration,
         /// What may have become of it.
         outcome: Outcome,
+        /// Why the last attempt within the limit failed, if one did.
+        last: Option<Box<ClientError>>,
     },
     /// The broker answered with an error.
     #[error("{0}")]
@@ -132,6 +137,13 @@ pub enum ClientError {
         /// What may have become of the request that it ended.
         outcome: Outcome,
     },
+}
+
+fn because(last: &Option<Box<ClientError>>) -> String {
+    match last {
+        Some(error) => format!("; last error: {error}"),
+        None => String::new(),
+    }
 }
 
 /// What a broker said went wrong.
@@ -198,6 +210,28 @@ impl ClientError {
         }
     }
 
+    /// A timeout with the failure of an attempt before it; every other error as it is.
+    pub(crate) fn because_of(mut self, cause: Option<ClientError>) -> ClientError {
+        if let ClientError::Timeout { last, .. } = &mut self
+            && last.is_none()
+        {
+            *last = cause.map(Box::new);
+        }
+        self
+    }
+
+    /// Remembers the failure of an attempt for [`because_of`](Self::because_of), if it says more
+    /// than that time passed.
+    pub(crate) fn remember(&self, last: &mut Option<ClientError>) {
+        match self {
+            ClientError::Timeout { last: None, .. } if last.is_some() => {}
+            ClientError::Timeout {
+                last: Some(cause), ..
+            } => *last = Some((**cause).clone()),
+            other => *last = Some(other.clone()),
+        }
+    }
+
     /// The same failure with what is known of one request that it ended.
     pub(crate) fn with_outcome(mut self, known: Outcome) -> ClientError {
         match &mut self {
@@ -234,7 +268,8 @@ impl ClientError {
     #[must_use]
     pub fn is_retryable(&self) -> bool {
         match self {
-            ClientError::Broker(error) => error.retryable,
+            // What is damaged in storage stays so.
+            ClientError::Broker(error) => error.retryable && error.code != v1::ErrorCode::DataLoss,
             ClientError::Connect { .. }
             | ClientError::Timeout { .. }
             | ClientError::Connection { .. } => true,
@@ -256,11 +291,13 @@ impl ClientError {
         }
     }
 
-    /// The protocol's code, where a broker answered with one.
+    /// The protocol's code, where a broker answered with one; of a timeout, that of the last
+    /// attempt.
     #[must_use]
     pub fn code(&self) -> Option<v1::ErrorCode> {
         match self {
             ClientError::Broker(error) => Some(error.code),
+            ClientError::Timeout { last, .. } => last.as_ref()?.code(),
             _ => None,
         }
     }

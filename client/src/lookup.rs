@@ -63,6 +63,7 @@ where
 {
     let mut backoff = Backoff::new(Arc::clone(&context.rng));
     let mut target = Target::default();
+    let mut last = None;
     loop {
         let attempt = async {
             let connection = target.connect(context).await?;
@@ -79,7 +80,7 @@ where
         };
         let error = match deadline.limit(what, attempt).await {
             Ok(answer) => return Ok(answer),
-            Err(error) => error,
+            Err(error) => error.because_of(last.take()),
         };
         let safe = idempotent || error.outcome() == crate::error::Outcome::NotApplied;
         let patient = !context.pool.is_hopeless(&error);
@@ -88,6 +89,7 @@ where
         if !(error.is_retryable() && safe && patient && in_time) {
             return Err(error);
         }
+        error.remember(&mut last);
         if !target.follow(&error) {
             aquifer_runtime::clock::sleep(delay).await;
         }

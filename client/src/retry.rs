@@ -75,6 +75,7 @@ impl Deadline {
             what,
             after: self.limit,
             outcome,
+            last: None,
         }
     }
 

@@ -46,6 +46,28 @@ impl Ranges {
         self.by_first.insert(first, after.unwrap_or(index));
     }
 
+    /// The first index from `index` on that is not in the set.
+    pub(crate) fn gap_from(&self, index: u64) -> u64 {
+        match self.by_first.range(..=index).next_back() {
+            Some((_, last)) if *last >= index => last.saturating_add(1),
+            _ => index,
+        }
+    }
+
+    /// Takes everything up to an index, inclusive, out of the set.
+    pub(crate) fn remove_up_to(&mut self, index: u64) {
+        while let Some(range) = self.by_first.first_entry() {
+            if *range.key() > index {
+                return;
+            }
+            let last = range.remove();
+            if let Some(next) = index.checked_add(1).filter(|next| *next <= last) {
+                self.by_first.insert(next, last);
+                return;
+            }
+        }
+    }
+
     pub(crate) fn len(&self) -> usize {
         self.by_first.len()
     }
@@ -259,8 +281,18 @@ mod tests {
             }
             let wire = ranges.to_wire();
             let held: Vec<u64> = wire.iter().flat_map(|range| range.first..=range.last).collect();
-            prop_assert_eq!(held, set.into_iter().collect::<Vec<_>>());
+            prop_assert_eq!(&held, &set.into_iter().collect::<Vec<_>>());
             prop_assert!(wire.windows(2).all(|pair| pair[0].last + 1 < pair[1].first));
+            let held: BTreeSet<u64> = held.into_iter().collect();
+            for index in 0..62 {
+                let gap = (index..).find(|at| !held.contains(at));
+                prop_assert_eq!(Some(ranges.gap_from(index)), gap);
+            }
+            ranges.remove_up_to(30);
+            for index in 0..62 {
+                let is_held = ranges.gap_from(index) != index;
+                prop_assert_eq!(is_held, index > 30 && held.contains(&index));
+            }
         }
     }
 

@@ -96,7 +96,17 @@ impl Handle {
         let is_reader = settings.subscription.is_empty();
         let count = topics.len();
         let inboxes = topics.into_iter().enumerate();
-        let inboxes = inboxes.map(|(at, topic)| Inbox::new(topic, at, is_reader, queue));
+        let keeps_order = matches!(
+            settings.kind,
+            v1::SubscriptionType::Exclusive | v1::SubscriptionType::Failover
+        );
+        let inboxes = inboxes.map(|(at, topic)| {
+            let inbox = Inbox::new(topic, at, is_reader, queue);
+            match keeps_order && !is_reader {
+                true => inbox.keeping_order(),
+                false => inbox,
+            }
+        });
         let hub = Arc::new(Hub {
             state: Mutex::new(State {
                 inboxes: inboxes.collect(),
@@ -270,7 +280,7 @@ impl Hub {
         let waker = {
             let mut state = self.state.lock();
             let inbox = state.inboxes.get_mut(message.origin.partition);
-            inbox.and_then(|inbox| inbox.nack(message))
+            inbox.and_then(|inbox| inbox.nack(message, Instant::now()))
         };
         wake(waker);
     }
@@ -304,6 +314,8 @@ impl Hub {
             }
         };
         let result = deadline.limit(WHAT, seek).await;
+        let last = || self.with(partition, |inbox| inbox.last_error().cloned());
+        let result = result.map_err(|error| error.because_of(last()));
         if let (Err(_), Some(outcome)) = (&result, &ours) {
             self.with(partition, |inbox| inbox.abandon_seek(outcome));
         }
@@ -374,10 +386,12 @@ impl Hub {
         let limit = self.context.operation_timeout;
         let error = Deadline::after(limit).error("acknowledging", Outcome::Unknown);
         self.update(partition, |inbox| {
-            for (outcome, known) in inbox.acks().expired(limit, Instant::now()) {
+            let now = Instant::now();
+            let error = error.because_of(inbox.last_error().cloned());
+            for (outcome, known) in inbox.acks().expired(limit, now) {
                 outcome.set(Err(error.clone().with_outcome(known)));
             }
-            None
+            inbox.expire_redelivery(limit, now)
         });
     }
 

@@ -3,11 +3,16 @@
 //!
 //! Invariants: nothing of an older owner epoch (H9) or seek epoch (H12) is handed out; nothing
 //! that arrived in an earlier session is, since the broker delivers it again; a reader's indexes
-//! only rise, without gaps that the broker did not make.
+//! only rise, without gaps that the broker did not make; where the order counts, nothing is handed
+//! out behind a message that was negatively acknowledged before that message itself.
+
+mod order;
+mod seek;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::task::Waker;
+use std::time::Duration;
 
 use aquifer_model::id::{Index, OwnerEpoch, SeekEpoch};
 use aquifer_model::place::Place;
@@ -16,6 +21,8 @@ use aquifer_proto::v1;
 use bytes::Bytes;
 use tokio::time::Instant;
 
+use self::order::Order;
+use self::seek::PendingSeek;
 use super::acks::{AckOutcome, Acks, Epochs, Ranges, settled, void};
 use super::credit::{Amount, Credit};
 use crate::batch::{Delivered, Messages};
@@ -33,8 +40,12 @@ struct Entry {
     origin: Origin,
     /// What it cost of the credit.
     cost: Amount,
+    /// Index of its first message that is wanted.
+    first: u64,
     /// Index after its last message.
     end: u64,
+    /// From this index on it is delivered again.
+    void_from: u64,
 }
 
 /// The entry whose messages are being handed out.
@@ -44,15 +55,7 @@ struct Current {
     origin: Origin,
     bytes: u64,
     end: u64,
-}
-
-/// A seek that the broker has not confirmed.
-#[derive(Debug)]
-struct PendingSeek {
-    request_id: u64,
-    place: Place,
-    outcome: Arc<SeekOutcome>,
-    is_sent: bool,
+    void_from: u64,
 }
 
 /// See the module.
@@ -75,12 +78,16 @@ pub(crate) struct Inbox {
     acks: Acks,
     /// To be delivered again.
     nacks: Ranges,
+    /// Where the order counts: which redelivery is waited for.
+    order: Option<Order>,
+    /// Why the session before ended, until one is open again.
+    last_error: Option<ClientError>,
     seek: Option<PendingSeek>,
     last_seek_id: u64,
     /// A reader: the index after the last message that was handed out; unknown before the first
     /// session.
     next: Option<u64>,
-    /// A reader: the index after the last message that has arrived.
+    /// The index after the last message that has arrived.
     arrived: u64,
     /// Index after the newest message when the session began.
     end: u64,
@@ -110,6 +117,8 @@ impl Inbox {
             credit: Credit::new(queue),
             acks: Acks::default(),
             nacks: Ranges::default(),
+            order: None,
+            last_error: None,
             seek: None,
             last_seek_id: 0,
             next: None,
@@ -117,6 +126,23 @@ impl Inbox {
             end: 0,
             stream: None,
         }
+    }
+
+    /// For a subscription whose messages come in order.
+    pub(crate) fn keeping_order(mut self) -> Inbox {
+        self.order = Some(Order::default());
+        self
+    }
+
+    /// A session, or an attempt to open one, has failed and another follows.
+    pub(crate) fn interrupted(&mut self, error: &ClientError) -> Option<Waker> {
+        error.remember(&mut self.last_error);
+        self.begin_session().1
+    }
+
+    /// Why it is not subscribed at the moment.
+    pub(crate) fn last_error(&self) -> Option<&ClientError> {
+        self.last_error.as_ref()
     }
 
     /// A session begins or has ended: what has arrived is void, and the stream of the session
@@ -131,6 +157,10 @@ impl Inbox {
         self.acks.rewind();
         // Everything unacknowledged is delivered again anyway.
         self.nacks = Ranges::default();
+        if let Some(order) = &mut self.order {
+            order.begin_session();
+            self.arrived = 0;
+        }
         if let Some(seek) = &mut self.seek {
             seek.is_sent = false;
         }
@@ -163,8 +193,9 @@ impl Inbox {
         }
         self.is_subscribed = true;
         self.is_active = true;
+        self.last_error = None;
         self.incarnation = Some(answer.topic_incarnation.clone());
-        self.owner_epoch = OwnerEpoch(answer.owner_epoch);
+        self.take_owner_epoch(OwnerEpoch(answer.owner_epoch));
         self.end = answer.end_index;
         if self.is_reader {
             // Each session of a reader is a subscription of its own, with epochs of its own.
@@ -183,6 +214,21 @@ impl Inbox {
             self.acks.void_but(self.epochs());
         }
         self.stream.take()
+    }
+
+    fn take_owner_epoch(&mut self, owner_epoch: OwnerEpoch) {
+        if owner_epoch > self.owner_epoch {
+            self.owner_epoch = owner_epoch;
+            self.forget_order();
+        }
+    }
+
+    /// What was acknowledged and nacked before counts no more.
+    fn forget_order(&mut self) {
+        if let Some(order) = &mut self.order {
+            *order = Order::default();
+            self.arrived = 0;
+        }
     }
 
     fn epochs(&self) -> Epochs {
@@ -208,7 +254,7 @@ impl Inbox {
             seek_epoch: SeekEpoch(deliveries.seek_epoch),
         };
         let is_stale = origin.owner_epoch < self.owner_epoch || origin.seek_epoch < self.seek_epoch;
-        self.owner_epoch = self.owner_epoch.max(origin.owner_epoch);
+        self.take_owner_epoch(origin.owner_epoch);
         self.advance_seek_epoch(origin.seek_epoch);
         for delivery in deliveries.deliveries {
             let bytes = delivery.batch.len() as u64;
@@ -226,12 +272,30 @@ impl Inbox {
             if let (true, Ok(delivered)) = (self.is_reader, &mut parsed) {
                 delivered.skip_below(self.arrived);
             }
-            self.arrived = self.arrived.max(end);
+            let first = parsed
+                .as_ref()
+                .map_or(after_first - 1, Delivered::first_wanted);
+            self.arrived = match &mut self.order {
+                // The order goes back where something is delivered again.
+                Some(_) => end,
+                None => self.arrived.max(end),
+            };
+            if self
+                .order
+                .as_mut()
+                .is_some_and(|order| order.is_void(first))
+            {
+                // Sent before the broker knew of the nack: it comes again, behind that message.
+                self.credit.consume(messages, bytes);
+                continue;
+            }
             self.entries.push_back(Entry {
                 parsed,
                 origin,
                 cost,
+                first,
                 end,
+                void_from: u64::MAX,
             });
         }
         self.wake_for_credit()
@@ -244,6 +308,9 @@ impl Inbox {
                 let taken = current.messages.next();
                 let left = current.messages.left();
                 match taken {
+                    Some(Ok(message)) if message.index.0 >= current.void_from => {
+                        self.finish_current(left + 1);
+                    }
                     Some(Ok(message)) => {
                         self.credit.consume(1, 0);
                         self.next = Some(message.index.0 + 1);
@@ -260,6 +327,10 @@ impl Inbox {
                 }
             }
             let entry = self.entries.pop_front()?;
+            if entry.first >= entry.void_from {
+                self.credit.consume(entry.cost.messages, entry.cost.bytes);
+                continue;
+            }
             let opened = entry.parsed.and_then(|delivered| {
                 // Messages that only we leave out are not handed out one by one.
                 let skipped = entry.cost.messages.saturating_sub(delivered.wanted());
@@ -273,6 +344,7 @@ impl Inbox {
                         origin: entry.origin,
                         bytes: entry.cost.bytes,
                         end: entry.end,
+                        void_from: entry.void_from,
                     });
                 }
                 Err(error) => {
@@ -323,50 +395,8 @@ impl Inbox {
             !is_stale
         });
         self.nacks = Ranges::default();
+        self.forget_order();
         self.acks.void_but(self.epochs());
-    }
-
-    /// The broker has moved the subscription, for us or for somebody else (id 0).
-    pub(crate) fn seek_done(&mut self, session: u64, done: &v1::SeekDone) -> Option<Waker> {
-        if session != self.session {
-            return None;
-        }
-        self.advance_seek_epoch(SeekEpoch(done.seek_epoch));
-        self.next = Some(done.index);
-        self.arrived = done.index;
-        let ours = |seek: &mut PendingSeek| seek.is_sent && seek.request_id == done.request_id;
-        if let Some(seek) = self.seek.take_if(ours) {
-            seek.outcome.set(Ok(Index(done.index)));
-        }
-        self.wake_for_credit()
-    }
-
-    /// Asks for a seek; `Err` is the outcome of one that must end first.
-    pub(crate) fn seek(
-        &mut self,
-        place: Place,
-    ) -> std::result::Result<(Arc<SeekOutcome>, Option<Waker>), Arc<SeekOutcome>> {
-        if let Some(seek) = &self.seek {
-            return Err(Arc::clone(&seek.outcome));
-        }
-        self.last_seek_id += 1;
-        let outcome = Arc::new(SeekOutcome::default());
-        self.seek = Some(PendingSeek {
-            request_id: self.last_seek_id,
-            place,
-            outcome: Arc::clone(&outcome),
-            is_sent: false,
-        });
-        Ok((outcome, self.stream.take()))
-    }
-
-    /// Nobody waits for this seek any more.
-    pub(crate) fn abandon_seek(&mut self, outcome: &Arc<SeekOutcome>) {
-        let ours = |seek: &mut PendingSeek| Arc::ptr_eq(&seek.outcome, outcome);
-        if let Some(seek) = self.seek.take_if(ours) {
-            // Whoever queued behind it must not wait for it for ever.
-            seek.outcome.set(Err(ClientError::closed("seek")));
-        }
     }
 
     /// Acknowledges a message, or everything up to it.
@@ -386,19 +416,45 @@ impl Inbox {
         }
         let index = message.index.0;
         let outcome = self.acks.add(of, index, cumulative, now);
+        if let Some(order) = &mut self.order {
+            order.acknowledged(index, cumulative);
+        }
         let wake = self.is_subscribed && self.acks.is_due();
         (outcome, wake.then(|| self.stream.take()).flatten())
     }
 
     /// Asks for redelivery of a message.
-    pub(crate) fn nack(&mut self, message: &ReceivedMessage) -> Option<Waker> {
+    pub(crate) fn nack(&mut self, message: &ReceivedMessage, now: Instant) -> Option<Waker> {
         // What an earlier session delivered is delivered again without asking.
         let origin = &message.origin;
         if origin.seek_epoch != self.seek_epoch || !self.is_subscribed {
             return None;
         }
-        self.nacks.insert(message.index.0);
+        let index = message.index.0;
+        if let Some(order) = &mut self.order {
+            if index >= self.arrived || !order.nack(index, now) {
+                return None;
+            }
+            // The broker delivers everything from there on again.
+            for entry in &mut self.entries {
+                entry.void_from = entry.void_from.min(index);
+            }
+            if let Some(current) = &mut self.current {
+                current.void_from = current.void_from.min(index);
+            }
+        }
+        self.nacks.insert(index);
         self.stream.take()
+    }
+
+    /// A redelivery that does not come would stop everything behind it: then the session begins
+    /// anew.
+    pub(crate) fn expire_redelivery(&mut self, limit: Duration, now: Instant) -> Option<Waker> {
+        let expired = |order: &Order| order.waits_longer_than(limit, now);
+        if !self.order.as_ref().is_some_and(expired) {
+            return None;
+        }
+        self.begin_session().1
     }
 
     pub(crate) fn confirmed(&mut self, session: u64, request_id: u64) -> Option<Waker> {

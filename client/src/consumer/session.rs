@@ -29,16 +29,18 @@ pub(crate) async fn open(
 ) -> Result<(Live, Target)> {
     let mut backoff = Backoff::new(Arc::clone(&hub.context.rng));
     let mut target = Target::default();
+    let mut last = None;
     loop {
         let attempt = establish(hub, partition, &mut target);
         let error = match deadline.limit("subscribing", attempt).await {
             Ok(live) => return Ok((live, target)),
-            Err(error) => error,
+            Err(error) => error.because_of(last.take()),
         };
         let hopeless = error.kind() == ErrorKind::Busy || hub.context.pool.is_hopeless(&error);
         if hopeless || !error.is_retryable() || deadline.has_passed() {
             return Err(error);
         }
+        error.remember(&mut last);
         if !target.follow(&error) {
             backoff.wait().await;
         }
@@ -130,7 +132,8 @@ fn is_worth_retrying(error: &ClientError, while_opening: bool, waited_in_vain: b
         ErrorKind::Busy => error.is_retryable() || !waited_in_vain,
         // A request was refused, an acknowledgement for instance: the rest may be fine.
         ErrorKind::Invalid => !while_opening,
-        ErrorKind::Damaged => !waited_in_vain,
+        // On the way; what is damaged in storage stays so.
+        ErrorKind::Damaged => !waited_in_vain && error.code() != Some(v1::ErrorCode::DataLoss),
         _ => error.is_retryable(),
     }
 }
@@ -177,7 +180,7 @@ pub(crate) async fn drive(hub: Arc<Hub>, partition: usize, live: Live, mut targe
                 outcome.set(Err(error.clone()));
             }
             // What has arrived is delivered again: to this consumer, or to another.
-            inbox.begin_session().1
+            inbox.interrupted(&error)
         });
         if !target.follow(&error) {
             with_expiry(&hub, partition, backoff.wait()).await;
@@ -265,8 +268,18 @@ mod tests {
             true,
             true
         ));
-        for code in [Code::NotFound, Code::PermissionDenied, Code::Incarnation] {
+        for code in [
+            Code::NotFound,
+            Code::PermissionDenied,
+            Code::Incarnation,
+            Code::DataLoss,
+        ] {
             assert!(!is_worth_retrying(&error(code, false), false, false));
         }
+        assert!(!is_worth_retrying(
+            &error(Code::DataLoss, true),
+            false,
+            false
+        ));
     }
 }

@@ -192,7 +192,9 @@ impl Partition {
         if due > Instant::now() {
             return false;
         }
+        let last = self.queue().last_error().cloned();
         let error = Deadline::after(limit).error("sending", Outcome::Unknown);
+        let error = error.because_of(last);
         self.fail(&error, false);
         true
     }
@@ -226,6 +228,7 @@ impl Partition {
             Ok(())
         };
         let closed = deadline.limit("closing the producer", ended).await;
+        let closed = closed.map_err(|error| error.because_of(self.queue().last_error().cloned()));
         flushed.and(closed)
     }
 }

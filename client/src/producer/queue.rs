@@ -60,8 +60,10 @@ struct SealedBatch {
     outcome: Arc<BatchOutcome>,
     cost: Cost,
     opened_at: Instant,
-    /// Whether a broker may have seen it.
+    /// Whether a broker may have stored it.
     was_sent: bool,
+    /// Whether it was sent in an earlier session that said nothing about it.
+    in_doubt: bool,
 }
 
 #[derive(Debug)]
@@ -125,6 +127,8 @@ pub(crate) struct Queue {
     is_ready: bool,
     closing: bool,
     failed: Option<ClientError>,
+    /// Why the last session or attempt ended, until something is stored again.
+    last_error: Option<ClientError>,
     next_sequence_id: u64,
     last_assigned: Option<u64>,
     /// The highest sequence id that was stored when the producer was opened.
@@ -150,6 +154,7 @@ impl Queue {
             is_ready: false,
             closing: false,
             failed: None,
+            last_error: None,
             next_sequence_id: 0,
             last_assigned: None,
             stored_before: None,
@@ -349,6 +354,7 @@ impl Queue {
                     cost: batch.cost,
                     opened_at: batch.opened_at,
                     was_sent: false,
+                    in_doubt: false,
                 });
                 return (None, wake);
             }
@@ -405,6 +411,30 @@ impl Queue {
         oldest.map(|batch| batch.lowest)
     }
 
+    /// A session, or an attempt to open one, has failed and another follows. When the broker
+    /// refused the only batch under way, that is as if it had never been sent.
+    pub(crate) fn interrupted(&mut self, error: &ClientError) {
+        error.remember(&mut self.last_error);
+        let refuses_frames = matches!(
+            error.code(),
+            Some(v1::ErrorCode::StorageFull | v1::ErrorCode::Overloaded)
+        );
+        let refused = refuses_frames && error.outcome() == Outcome::NotApplied && self.sent == 1;
+        for batch in self.sealed.iter_mut().take(self.sent) {
+            match refused && !batch.in_doubt {
+                true => batch.was_sent = false,
+                false => batch.in_doubt = true,
+            }
+        }
+        self.sent = 0;
+        self.is_ready = false;
+    }
+
+    /// Why nothing is stored at the moment.
+    pub(crate) fn last_error(&self) -> Option<&ClientError> {
+        self.last_error.as_ref()
+    }
+
     /// Receipts of `session`, which come in frame order.
     pub(crate) fn receipts(
         &mut self,
@@ -429,6 +459,7 @@ impl Queue {
             };
             self.sent -= 1;
             self.acked += 1;
+            self.last_error = None;
             self.keep_buffer(batch.bytes);
             settled.push(Settled {
                 outcome: batch.outcome,

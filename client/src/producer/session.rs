@@ -32,16 +32,18 @@ pub(crate) async fn open(partition: &Arc<Partition>, deadline: Deadline) -> Resu
     let context = Arc::clone(&partition.context);
     let mut backoff = Backoff::new(Arc::clone(&context.rng));
     let mut target = Target::default();
+    let mut last = None;
     loop {
         let attempt = establish(partition, &mut target);
         let error = match deadline.limit("opening the producer", attempt).await {
             Ok(live) => return Ok((live, target)),
-            Err(error) => error,
+            Err(error) => error.because_of(last.take()),
         };
         let hopeless = error.kind() == ErrorKind::Busy || context.pool.is_hopeless(&error);
         if hopeless || !error.is_retryable() || deadline.has_passed() {
             return Err(error);
         }
+        error.remember(&mut last);
         if !target.follow(&error) {
             backoff.wait().await;
         }
@@ -159,7 +161,10 @@ fn verdict(error: &ClientError, damaged: &mut u32, while_opening: bool) -> Verdi
         return Verdict::Retry;
     }
     match error.kind() {
-        ErrorKind::Damaged if *damaged < DAMAGED_MAX => {
+        // What is damaged in storage stays so; what was damaged on the way does not.
+        ErrorKind::Damaged
+            if *damaged < DAMAGED_MAX && error.code() != Some(v1::ErrorCode::DataLoss) =>
+        {
             *damaged += 1;
             Verdict::Retry
         }
@@ -208,7 +213,7 @@ pub(crate) async fn drive(partition: Arc<Partition>, live: Live, mut target: Tar
                 let verdict = verdict(&error, &mut damaged, while_opening);
                 tracing::debug!(topic = %partition.topic, %error, ?verdict, "produce session ended");
                 match verdict {
-                    Verdict::Retry => {}
+                    Verdict::Retry => partition.queue().interrupted(&error),
                     Verdict::FailPending => partition.fail(&error, false),
                     Verdict::Dead => {
                         partition.fail(&error, true);
@@ -321,6 +326,7 @@ mod tests {
             (Code::Overloaded, true, Verdict::Retry, Verdict::Retry),
             (Code::StorageFull, true, Verdict::Retry, Verdict::Retry),
             (Code::TooLarge, false, Verdict::FailPending, Verdict::Dead),
+            (Code::DataLoss, true, Verdict::FailPending, Verdict::Dead),
             (
                 Code::QuotaExceeded,
                 false,

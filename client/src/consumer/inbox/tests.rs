@@ -163,3 +163,87 @@ fn somebody_elses_seek_moves_this_consumer_too() {
     let result = outcome.poll(&mut None, &mut cx);
     assert_eq!(result, std::task::Poll::Ready(&Err(ClientError::Stale)));
 }
+
+/// Takes one message and asks for it again.
+fn nack_next(inbox: &mut Inbox, expected: u64) {
+    let message = inbox.take().unwrap().unwrap();
+    assert_eq!(message.index, Index(expected));
+    inbox.nack(&message, Instant::now());
+}
+
+/// After a nack where the order counts, neither what waits nor what is on its way is handed out
+/// before the message that comes again.
+#[test]
+fn a_nack_voids_what_comes_behind_it_until_it_comes_again() {
+    let mut inbox = inbox(false).keeping_order();
+    let session = subscribe(&mut inbox, 0);
+    inbox.deliver(session, deliveries(1, 0, &[(0, 3), (3, 2)]));
+    assert_eq!(inbox.take().unwrap().unwrap().index, Index(0));
+    nack_next(&mut inbox, 1);
+    assert_eq!(indexes(&mut inbox), [0; 0], "what was queued");
+    inbox.deliver(session, deliveries(1, 0, &[(5, 2)]));
+    assert_eq!(indexes(&mut inbox), [0; 0], "what was on its way");
+    let mut again = deliveries(1, 0, &[(0, 3), (3, 2), (5, 2)]);
+    again.deliveries[0].skip = vec![v1::IndexRange { first: 0, last: 0 }];
+    inbox.deliver(session, again);
+    assert_eq!(indexes(&mut inbox), [1, 2, 3, 4, 5, 6]);
+    // All that came is given back: 7 messages, and again 4 and 2.
+    let mut expected = Credit::new(Amount {
+        messages: 100,
+        bytes: 1 << 20,
+    });
+    expected.consume(13, 2 * deliveries_bytes(&[(0, 3), (3, 2), (5, 2)]));
+    assert_eq!(format!("{:?}", inbox.credit), format!("{expected:?}"));
+}
+
+fn deliveries_bytes(entries: &[(u64, u64)]) -> u64 {
+    let deliveries = deliveries(1, 0, entries).deliveries;
+    deliveries.iter().map(|one| one.batch.len() as u64).sum()
+}
+
+#[test]
+fn an_earlier_nack_wins_over_one_that_is_under_way() {
+    let mut inbox = inbox(false).keeping_order();
+    let session = subscribe(&mut inbox, 0);
+    inbox.deliver(session, deliveries(1, 0, &[(0, 1), (1, 1), (2, 1)]));
+    let first = inbox.take().unwrap().unwrap();
+    nack_next(&mut inbox, 1);
+    inbox.nack(&first, Instant::now());
+    inbox.deliver(session, deliveries(1, 0, &[(1, 1), (2, 1)]));
+    assert_eq!(
+        indexes(&mut inbox),
+        [0; 0],
+        "all of it comes behind 0 once more"
+    );
+    inbox.deliver(session, deliveries(1, 0, &[(0, 1), (1, 1), (2, 1)]));
+    assert_eq!(indexes(&mut inbox), [0, 1, 2]);
+}
+
+#[test]
+fn a_nack_of_what_was_acknowledged_stops_nothing() {
+    let mut inbox = inbox(false).keeping_order();
+    let session = subscribe(&mut inbox, 0);
+    inbox.deliver(session, deliveries(1, 0, &[(0, 2), (2, 2)]));
+    let done = inbox.take().unwrap().unwrap();
+    drop(inbox.ack(&done, false, Instant::now()));
+    inbox.nack(&done, Instant::now());
+    nack_next(&mut inbox, 1);
+    // Acknowledged after all: the broker has nothing to deliver again but what follows.
+    drop(inbox.acks.add(inbox.epochs(), 1, true, Instant::now()));
+    inbox.order.as_mut().unwrap().acknowledged(1, true);
+    inbox.deliver(session, deliveries(1, 0, &[(2, 2)]));
+    assert_eq!(indexes(&mut inbox), [2, 3]);
+}
+
+#[test]
+fn a_redelivery_that_does_not_come_begins_the_session_anew() {
+    let mut inbox = inbox(false).keeping_order();
+    let session = subscribe(&mut inbox, 0);
+    inbox.deliver(session, deliveries(1, 0, &[(0, 1)]));
+    nack_next(&mut inbox, 0);
+    let limit = Duration::from_secs(30);
+    inbox.expire_redelivery(limit, Instant::now());
+    assert_eq!(inbox.session, session, "not yet");
+    inbox.expire_redelivery(limit, Instant::now() + limit);
+    assert_ne!(inbox.session, session);
+}

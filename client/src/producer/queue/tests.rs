@@ -245,6 +245,7 @@ fn a_failure_takes_everything_along() {
         what: "sending",
         after: Duration::from_secs(1),
         outcome: Outcome::Unknown,
+        last: None,
     };
     let (settled, _) = queue.fail(&error, false);
     assert_eq!(settled.len(), 3);

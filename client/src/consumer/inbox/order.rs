@@ -1,0 +1,77 @@
+//! Which redelivery a subscription that keeps its order waits for. Plain state, no I/O.
+//!
+//! After a nack the broker delivers everything from that message on again. What it had sent before
+//! it knew of the nack is on its way still and must not be handed out: it would come twice, and
+//! before the message that it follows.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::consumer::acks::Ranges;
+
+/// See the module.
+#[derive(Debug, Default)]
+pub(super) struct Order {
+    /// The lowest message whose redelivery is waited for, and since when.
+    awaited: Option<(u64, Instant)>,
+    /// Everything below was acknowledged cumulatively.
+    acknowledged_below: u64,
+    /// What was acknowledged above that. Merged ranges: bounded by what is not acknowledged.
+    acknowledged: Ranges,
+}
+
+impl Order {
+    /// A session begins: everything unacknowledged is delivered again.
+    pub(super) fn begin_session(&mut self) {
+        self.awaited = None;
+    }
+
+    pub(super) fn acknowledged(&mut self, index: u64, cumulative: bool) {
+        if !cumulative {
+            self.acknowledged.insert(index);
+        } else if index >= self.acknowledged_below {
+            self.acknowledged_below = index.saturating_add(1);
+            self.acknowledged.remove_up_to(index);
+        }
+    }
+
+    /// The first message from `index` on that was not acknowledged.
+    fn unacknowledged_from(&self, index: u64) -> u64 {
+        self.acknowledged
+            .gap_from(index.max(self.acknowledged_below))
+    }
+
+    /// Whether the broker must be told of a nack. It need not be when the message was
+    /// acknowledged, or comes again anyway.
+    pub(super) fn nack(&mut self, index: u64, now: Instant) -> bool {
+        if self.unacknowledged_from(index) != index
+            || self.awaited.is_some_and(|(from, _)| from <= index)
+        {
+            return false;
+        }
+        self.awaited = Some((index, now));
+        true
+    }
+
+    /// Whether a delivery is void whose first message has this index.
+    pub(super) fn is_void(&mut self, first: u64) -> bool {
+        if self.unacknowledged_from(first) != first {
+            // An acknowledgement has failed, or the broker would not deliver the message again.
+            self.acknowledged = Ranges::default();
+            self.acknowledged_below = 0;
+        }
+        let Some((from, _)) = self.awaited else {
+            return false;
+        };
+        if first <= self.unacknowledged_from(from) {
+            self.awaited = None;
+        }
+        self.awaited.is_some()
+    }
+
+    pub(super) fn waits_longer_than(&self, limit: Duration, now: Instant) -> bool {
+        self.awaited
+            .is_some_and(|(_, since)| now.saturating_duration_since(since) >= limit)
+    }
+}

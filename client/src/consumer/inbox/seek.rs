@@ -1,0 +1,65 @@
+//! Moving a subscription or reader: asked for once at a time, sent again after a reconnect.
+
+use std::sync::Arc;
+use std::task::Waker;
+
+use aquifer_model::id::{Index, SeekEpoch};
+use aquifer_model::place::Place;
+use aquifer_proto::v1;
+
+use super::{Inbox, SeekOutcome};
+use crate::error::ClientError;
+
+/// A seek that the broker has not confirmed.
+#[derive(Debug)]
+pub(super) struct PendingSeek {
+    pub(super) request_id: u64,
+    pub(super) place: Place,
+    pub(super) outcome: Arc<SeekOutcome>,
+    pub(super) is_sent: bool,
+}
+
+impl Inbox {
+    /// The broker has moved the subscription, for us or for somebody else (id 0).
+    pub(crate) fn seek_done(&mut self, session: u64, done: &v1::SeekDone) -> Option<Waker> {
+        if session != self.session {
+            return None;
+        }
+        self.advance_seek_epoch(SeekEpoch(done.seek_epoch));
+        self.next = Some(done.index);
+        self.arrived = done.index;
+        let ours = |seek: &mut PendingSeek| seek.is_sent && seek.request_id == done.request_id;
+        if let Some(seek) = self.seek.take_if(ours) {
+            seek.outcome.set(Ok(Index(done.index)));
+        }
+        self.wake_for_credit()
+    }
+
+    /// Asks for a seek; `Err` is the outcome of one that must end first.
+    pub(crate) fn seek(
+        &mut self,
+        place: Place,
+    ) -> std::result::Result<(Arc<SeekOutcome>, Option<Waker>), Arc<SeekOutcome>> {
+        if let Some(seek) = &self.seek {
+            return Err(Arc::clone(&seek.outcome));
+        }
+        self.last_seek_id += 1;
+        let outcome = Arc::new(SeekOutcome::default());
+        self.seek = Some(PendingSeek {
+            request_id: self.last_seek_id,
+            place,
+            outcome: Arc::clone(&outcome),
+            is_sent: false,
+        });
+        Ok((outcome, self.stream.take()))
+    }
+
+    /// Nobody waits for this seek any more.
+    pub(crate) fn abandon_seek(&mut self, outcome: &Arc<SeekOutcome>) {
+        let ours = |seek: &mut PendingSeek| Arc::ptr_eq(&seek.outcome, outcome);
+        if let Some(seek) = self.seek.take_if(ours) {
+            // Whoever queued behind it must not wait for it for ever.
+            seek.outcome.set(Err(ClientError::closed("seek")));
+        }
+    }
+}
