@@ -102,7 +102,11 @@ impl Mode {
     pub async fn failed(&self) -> String {
         let mut failure = self.failure.subscribe();
         // The guard ends with this statement: it may not live across the wait below.
-        let why = failure.wait_for(Option::is_some).await.ok().and_then(|why| why.clone());
+        let why = failure
+            .wait_for(Option::is_some)
+            .await
+            .ok()
+            .and_then(|why| why.clone());
         match why {
             Some(why) => why,
             // The sender lives as long as self.

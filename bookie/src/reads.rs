@@ -33,7 +33,10 @@ struct InMemory {
 
 impl From<StoreError> for BookieError {
     fn from(error: StoreError) -> BookieError {
-        BookieError::Io(error.to_string())
+        match error {
+            StoreError::Damaged(_) => BookieError::Digest(error.to_string()),
+            StoreError::Rocks(_) | StoreError::Closed(_) => BookieError::Io(error.to_string()),
+        }
     }
 }
 

@@ -118,6 +118,15 @@ impl TopicLog {
         self.inner.read(at, limits).await
     }
 
+    /// Moves a point that [`TopicLog::read`] calls damaged to the next message that can be read, or
+    /// to the end, and returns its index. For a caller that must go on and says what it left out.
+    ///
+    /// # Errors
+    /// When the log cannot be read for other reasons than damage.
+    pub async fn skip_damaged(&self, at: &mut ReadPoint) -> Result<Index, LogError> {
+        self.inner.skip_damaged(at).await
+    }
+
     /// The index of a place, between [`TopicLog::first`] and [`TopicLog::end`].
     ///
     /// # Errors

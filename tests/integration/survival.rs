@@ -33,8 +33,7 @@ async fn every_flight_survives_kill_9() -> Result<()> {
     let traffic = Traffic::start(&server, flights, &rng).await?;
     let mut counted = 0;
     while counted < KILLS {
-        let due = traffic.lines() * (counted * 100 + rng.below(60)) / (KILLS * 100);
-        traffic.wait_acknowledged(due).await?;
+        pace(&traffic, counted, KILLS, &rng).await?;
         let in_flight = traffic.wait_in_flight().await?;
         server.kill()?;
         if traffic.still_in_flight().await? > 0 {
@@ -68,8 +67,7 @@ async fn every_flight_survives_power_loss() -> Result<()> {
     let traffic = Traffic::start(&server, flights()?, &rng).await?;
     let mut counted = 0;
     while counted < POWER_CUTS {
-        let due = traffic.lines() * (counted * 100 + rng.below(60)) / (POWER_CUTS * 100);
-        traffic.wait_acknowledged(due).await?;
+        pace(&traffic, counted, POWER_CUTS, &rng).await?;
         let in_flight = traffic.wait_in_flight().await?;
         mount.cut_power()?;
         server.kill()?;
@@ -86,6 +84,16 @@ async fn every_flight_survives_power_loss() -> Result<()> {
     let result = finish(traffic, &mut server).await;
     drop(server);
     result
+}
+
+/// Lets the producers go as far as fault number `done` of `all` may see them, and waits for a random
+/// moment before that: so lines never run out before the faults do.
+async fn pace(traffic: &Traffic, done: u64, all: u64, rng: &SeededRng) -> Result<()> {
+    let step = traffic.lines() / (all + 1);
+    traffic.let_send((done + 1) * step);
+    traffic
+        .wait_acknowledged(done * step + rng.below(step * 6 / 10))
+        .await
 }
 
 /// Lets the traffic end, then checks everything that must hold.

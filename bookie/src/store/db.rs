@@ -32,7 +32,11 @@ pub enum StoreError {
 
 impl From<rocksdb::Error> for StoreError {
     fn from(error: rocksdb::Error) -> StoreError {
-        StoreError::Rocks(error.into_string())
+        // Damaged bytes stay damaged: whoever asks again gets the same, so it is told apart.
+        match error.kind() {
+            rocksdb::ErrorKind::Corruption => StoreError::Damaged(error.into_string()),
+            _ => StoreError::Rocks(error.into_string()),
+        }
     }
 }
 

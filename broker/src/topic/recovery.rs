@@ -76,7 +76,18 @@ async fn repeat_messages(log: &TopicLog, recovered: &mut Recovered) -> Result<()
     let mut at = ReadPoint::from(from);
     // Within an entry there is no place to begin: the snapshot ends between entries.
     while at.index < log.end() {
-        let entries = log.read(&mut at, LIMITS).await?;
+        let entries = match log.read(&mut at, LIMITS).await {
+            Ok(entries) => entries,
+            // Who reads it is told. What is lost is lost for deduplication too, and everything
+            // else of the topic goes on.
+            Err(LogError::Damaged(reason)) => {
+                let from = at.index;
+                let to = log.skip_damaged(&mut at).await?;
+                tracing::error!(%from, %to, reason, "messages are damaged: left out");
+                continue;
+            }
+            Err(error) => return Err(error.into()),
+        };
         if entries.is_empty() {
             break;
         }

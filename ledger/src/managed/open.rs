@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
+use aquifer_model::entry::EntryHead;
 use aquifer_model::id::{EntryId, Index};
 use aquifer_runtime::clock;
 use parking_lot::Mutex;
@@ -113,7 +114,18 @@ async fn finish_last(
     // The end comes from the last entry's own head, never from counting (H10, H13).
     let stored = read_range(ctx, &info, Wanted::one(last)).await?;
     let (head, _) = crate::managed::read::split(&info, &stored[0])?;
-    let first = crate::managed::read::head_at(ctx, &info, EntryId::FIRST).await?;
+    let first = match crate::managed::read::head_at(ctx, &info, EntryId::FIRST).await {
+        Ok(first) => first,
+        // Readers will be told; the topic can still be served behind it.
+        Err(LogError::Damaged(reason)) => {
+            tracing::error!(ledger = %segment.ledger, reason, "first entry of a ledger is damaged");
+            EntryHead {
+                base_index: segment.first_index,
+                ..head.clone()
+            }
+        }
+        Err(error) => return Err(error),
+    };
     if first.base_index != segment.first_index {
         return Err(LogError::Damaged(format!(
             "ledger {} begins at index {}, the topic record says {}",

@@ -5,6 +5,7 @@
 //! what was asked for.
 
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::sync::Arc;
 
 use aquifer_model::entry::{EntryData, EntryError, EntryHead, HEAD_BYTES, HEAD_BYTES_MAX};
@@ -169,6 +170,22 @@ pub(crate) async fn head_at(
             Err(error) => return Err(damaged(info, entry, &error.to_string())),
         }
     }
+}
+
+/// The first head that can be read of some entries: damage hides only what it hit.
+async fn readable_head(
+    ctx: &LogContext,
+    info: &LedgerInfo,
+    entries: Range<u64>,
+) -> Result<Option<(u64, EntryHead)>, LogError> {
+    for entry in entries {
+        match head_at(ctx, info, EntryId(entry)).await {
+            Ok(head) => return Ok(Some((entry, head))),
+            Err(LogError::Damaged(_)) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(None)
 }
 
 impl LogInner {
@@ -356,6 +373,35 @@ impl LogInner {
         Ok((place, next.clone()))
     }
 
+    pub(crate) async fn skip_damaged(&self, at: &mut ReadPoint) -> Result<Index, LogError> {
+        at.release();
+        let place = match at.next.filter(|next| next.index == at.index) {
+            Some(next) => next,
+            None => self.search(at.index).await?,
+        };
+        let (place, segment) = self.settle_place(place)?;
+        let info = self.info(segment.ledger).await?;
+        let mut from = place.entry.0;
+        at.next = None;
+        while let Some((entry, head)) =
+            readable_head(&self.ctx, &info, from..segment.entries).await?
+        {
+            if head.base_index > at.index {
+                at.index = head.base_index;
+                let entry = EntryId(entry);
+                at.next = Some(Place {
+                    index: at.index,
+                    ledger: segment.ledger,
+                    entry,
+                });
+                return Ok(at.index);
+            }
+            from = entry + 1;
+        }
+        at.index = segment.end_index.min(self.end()).max(at.index);
+        Ok(at.index)
+    }
+
     /// Finds the entry that holds an index, reading heads only.
     async fn search(&self, index: Index) -> Result<Place, LogError> {
         let segment = {
@@ -386,10 +432,9 @@ impl LogInner {
         let (mut low, mut high) = (0, segment.entries);
         while high - low > 1 {
             let middle = low + (high - low) / 2;
-            if before(&head_at(&self.ctx, &info, EntryId(middle)).await?) {
-                low = middle;
-            } else {
-                high = middle;
+            match readable_head(&self.ctx, &info, middle..high).await? {
+                Some((entry, head)) if before(&head) => low = entry,
+                _ => high = middle,
             }
         }
         Ok(EntryId(low))

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use aquifer_client::{Client, Message, PendingSend, SubscriptionType};
+use aquifer_client::{Admin, Client, Message, PendingSend, SubscriptionType};
 use aquifer_harness::checker::Acknowledged;
 use aquifer_harness::data::Flight;
 use aquifer_harness::server::Server;
@@ -17,7 +17,7 @@ use aquifer_model::place::Place;
 use aquifer_runtime::clock::sleep;
 use aquifer_runtime::rng::{Rng, SeededRng};
 use aquifer_runtime::task::TaskGroup;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 /// The topic.
 pub const TOPIC: &str = "public/default/flights";
@@ -43,6 +43,9 @@ pub struct History {
 
 #[derive(Debug, Default)]
 struct Shared {
+    /// So many lines may be sent by now: the pace.
+    gate: watch::Sender<u64>,
+    turns: AtomicU64,
     sent: AtomicU64,
     acknowledged: AtomicU64,
     producers_done: AtomicU64,
@@ -58,6 +61,16 @@ impl Shared {
         self.sent
             .load(Ordering::SeqCst)
             .saturating_sub(acknowledged)
+    }
+
+    /// Waits until one more line may be sent.
+    async fn take_turn(&self) -> Result<()> {
+        let turn = self.turns.fetch_add(1, Ordering::SeqCst);
+        let mut gate = self.gate.subscribe();
+        gate.wait_for(|gate| turn < *gate)
+            .await
+            .context("the gate stays")?;
+        Ok(())
     }
 
     fn with<T>(&self, change: impl FnOnce(&mut History) -> T) -> T {
@@ -82,6 +95,7 @@ impl Shared {
 pub struct Traffic {
     shared: Arc<Shared>,
     tasks: TaskGroup,
+    admin: Admin,
     lines: u64,
 }
 
@@ -121,6 +135,7 @@ impl Traffic {
         Ok(Traffic {
             shared,
             tasks,
+            admin: client.admin(),
             lines,
         })
     }
@@ -133,6 +148,11 @@ impl Traffic {
     /// How many receipts have arrived.
     pub fn acknowledged(&self) -> u64 {
         self.shared.acknowledged.load(Ordering::SeqCst)
+    }
+
+    /// Lets the producers send up to this many lines in all.
+    pub fn let_send(&self, lines: u64) {
+        self.shared.gate.send_replace(lines);
     }
 
     /// Waits until so many receipts have arrived.
@@ -150,7 +170,7 @@ impl Traffic {
         let shared = &self.shared;
         until("messages in flight", || async {
             ensure!(
-                shared.producers_done.load(Ordering::SeqCst) == 0,
+                shared.producers_done.load(Ordering::SeqCst) < u64::from(PRODUCERS),
                 "the lines ran out too soon"
             );
             Ok(Some(shared.in_flight()).filter(|count| *count > 0))
@@ -169,14 +189,21 @@ impl Traffic {
         .await
     }
 
-    /// Waits until every line has its receipt and the subscription has seen it.
+    /// Waits until every line has its receipt and is acknowledged by the subscription. The server
+    /// is asked for that: an acknowledgement whose confirmation a fault took has an unknown outcome.
     pub async fn finish(self) -> Result<History> {
+        self.let_send(self.lines);
         self.wait_acknowledged(self.lines).await?;
         let shared = &self.shared;
-        let lines = usize::try_from(self.lines)?;
+        let lines = self.lines;
         let all = until("the subscription to drain", || async {
             shared.check()?;
-            Ok(shared.with(|history| (history.confirmed.len() >= lines).then_some(())))
+            let stats = self.admin.topic_stats(TOPIC).await?;
+            let audit = stats
+                .subscriptions
+                .iter()
+                .find(|found| found.name == SUBSCRIPTION);
+            Ok(audit.and_then(|found| (found.mark_delete_index.0 == lines).then_some(())))
         });
         if let Err(error) = all.await {
             let (received, confirmed) =
@@ -208,8 +235,9 @@ async fn produce(
         for (sequence_id, flight) in flights.into_iter().enumerate() {
             let message = Message::new(flight.line.clone()).key(flight.aircraft);
             let message = message.sequence_id(sequence_id as u64);
-            shared.sent.fetch_add(1, Ordering::SeqCst);
+            shared.take_turn().await?;
             let pending = producer.enqueue(message).await?;
+            shared.sent.fetch_add(1, Ordering::SeqCst);
             sender
                 .send((flight.line, pending))
                 .await
@@ -265,7 +293,7 @@ async fn consume(client: Client, shared: &Shared, rng: &SeededRng) -> Result<()>
             Err(error) => return Err(error.into()),
         };
         let life = 5_000 + rng.below(20_000);
-        let mut seen = 0;
+        let (mut seen, mut holding) = (0, false);
         while seen < life && !shared.stop.load(Ordering::SeqCst) {
             let batch = match consumer
                 .receive_batch(500, Duration::from_millis(200))
@@ -277,7 +305,11 @@ async fn consume(client: Client, shared: &Shared, rng: &SeededRng) -> Result<()>
             };
             seen += batch.len() as u64;
             note_received(shared, batch.iter().map(|message| message.index.0));
+            if batch.is_empty() && holding {
+                break; // what it holds comes to nobody before it dies
+            }
             if batch.is_empty() || rng.below(50) == 0 {
+                holding |= !batch.is_empty();
                 continue; // these stay unacknowledged: they must come again
             }
             match consumer.ack_all(&batch).await {
@@ -286,7 +318,7 @@ async fn consume(client: Client, shared: &Shared, rng: &SeededRng) -> Result<()>
                         .confirmed
                         .extend(batch.iter().map(|message| message.index.0));
                 }),
-                Err(error) if error.is_retryable() => {}
+                Err(error) if error.is_retryable() => holding = true,
                 Err(error) => return Err(error.into()),
             }
         }
