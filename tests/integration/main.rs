@@ -3,5 +3,6 @@
 mod commands;
 mod damage;
 mod disk_space;
+mod sdk;
 mod survival;
 mod wire;
