@@ -143,7 +143,7 @@ async fn receive_all(consumers: &[Consumer], count: u64) -> Result<()> {
             for batch in join_all(consumers.iter().map(|one| one.receive_batch(500, wait)))
                 .await
                 .into_iter()
-                .zip(&consumers)
+                .zip(consumers)
                 .map(|(batch, consumer)| batch.map(|batch| (batch, consumer)))
             {
                 let (batch, consumer) = batch?;
