@@ -130,7 +130,7 @@ impl Core {
                     ledger = %range.ledger, entry = %range.first, ?error, "entry cannot be read"
                 );
                 match error {
-                    EntryError::Store(error) => BookieError::Io(error.to_string()),
+                    EntryError::Store(error) => error.into(),
                     EntryError::Digest(what) => BookieError::Digest(what),
                 }
             })?;
