@@ -542,7 +542,14 @@ impl Inbox {
             return Some(Some(Request::Acknowledge(ack)));
         }
         if self.nacks.len() > 0 {
-            let ranges = std::mem::take(&mut self.nacks).to_wire();
+            let mut ranges = std::mem::take(&mut self.nacks).to_wire();
+            if self.order.is_some() {
+                // All that is void here, since the message itself may be acknowledged meanwhile.
+                ranges.truncate(1);
+                for range in &mut ranges {
+                    range.last = range.last.max(self.arrived.saturating_sub(1));
+                }
+            }
             return Some(Some(Request::NegativeAcknowledge(
                 v1::NegativeAcknowledge {
                     owner_epoch: owner_epoch.0,

@@ -247,3 +247,18 @@ fn a_redelivery_that_does_not_come_begins_the_session_anew() {
     inbox.expire_redelivery(limit, Instant::now() + limit);
     assert_ne!(inbox.session, session);
 }
+
+/// Everything void here is asked for: a cumulative acknowledgement behind the nack must not leave
+/// the rest lying at the broker.
+#[test]
+fn a_nack_asks_for_all_that_it_voids() {
+    let mut inbox = inbox(false).keeping_order();
+    let session = subscribe(&mut inbox, 0);
+    inbox.deliver(session, deliveries(1, 0, &[(0, 3), (3, 2)]));
+    nack_next(&mut inbox, 0);
+    let next = inbox.next_request(session, Waker::noop());
+    let Some(Some(v1::consume_request::Request::NegativeAcknowledge(nack))) = next else {
+        panic!("the nack is due: {next:?}");
+    };
+    assert_eq!(nack.ranges, [v1::IndexRange { first: 0, last: 4 }]);
+}
