@@ -373,3 +373,57 @@ proptest! {
         prop_assert!(unpacked.next().is_none());
     }
 }
+
+/// A deadline that passes on a full disk says why, and that the refused batch is not stored; one
+/// that was left without an answer before may be.
+#[test]
+fn a_refused_batch_is_as_if_it_had_never_been_sent() {
+    let full: ClientError = v1::ErrorDetail {
+        code: v1::ErrorCode::StorageFull.into(),
+        retryable: true,
+        outcome: v1::Outcome::NotApplied.into(),
+        message: "no space".to_owned(),
+        ..v1::ErrorDetail::default()
+    }
+    .into();
+    let lost = ClientError::Connection {
+        what: "sending",
+        reason: "gone".to_owned(),
+        outcome: Outcome::Unknown,
+    };
+    let refused = [full.clone()];
+    let in_doubt = [lost, full];
+    for (failures, outcome) in [
+        (&refused[..], Outcome::NotApplied),
+        (&in_doubt[..], Outcome::Unknown),
+    ] {
+        let now = Instant::now();
+        let mut queue = Queue::new(batching(40, true), None);
+        let mut session = begin(&mut queue);
+        append(&mut queue, 0, now);
+        if let Next::Seal(mut batch) = queue.next(session, now, Waker::noop()) {
+            let bytes = batch.encode(&Bytes::from_static(b"p"), 7, Compression::None);
+            queue.sealed(session, *batch, bytes);
+        }
+        for failure in failures {
+            let next = queue.next(session, now, Waker::noop());
+            assert!(matches!(next, Next::Frame(1, _)), "{next:?}");
+            queue.interrupted(failure);
+            session = begin(&mut queue);
+        }
+        let timeout = ClientError::Timeout {
+            what: "sending",
+            after: Duration::from_secs(2),
+            outcome: Outcome::Unknown,
+            last: None,
+        };
+        let timeout = timeout.because_of(queue.last_error().cloned());
+        assert!(timeout.to_string().contains("no space"), "{timeout}");
+        assert_eq!(timeout.code(), Some(v1::ErrorCode::StorageFull));
+        assert!(timeout.is_retryable());
+        let (settled, _) = queue.fail(&timeout, false);
+        let result = settled.into_iter().next().map(|settled| settled.result);
+        let error = result.unwrap().unwrap_err();
+        assert_eq!(error.outcome(), outcome, "{error}");
+    }
+}
