@@ -143,6 +143,7 @@ impl Parts {
             reserve_bytes: reserve_bytes.unwrap_or(u64::MAX),
             tail,
             starved: false,
+            doubtful_until: 0,
         }
     }
 

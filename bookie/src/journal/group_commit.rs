@@ -4,6 +4,8 @@
 //! - Commit N+1 is written only after N is synced (H4).
 //! - Nothing is answered before its commit is synced (I1); after a failed write or sync nothing
 //!   is answered with success ever again, because nobody knows what is on the disk.
+//! - A wait succeeds only if nothing that it may have waited for was refused (I1, I4): it stands
+//!   for a record of somebody else that was on its way when it was admitted.
 
 use std::io;
 use std::ops::Range;
@@ -73,6 +75,8 @@ pub struct JournalThread {
     pub tail: Tail,
     /// Whether the last wait for a segment was in vain.
     pub starved: bool,
+    /// Waits up to this item may be for a record that was refused.
+    pub doubtful_until: u64,
 }
 
 /// Where the journal goes on.
@@ -100,13 +104,7 @@ impl JournalThread {
     /// Runs until the queue is closed and empty, or the disk fails.
     pub fn run(mut self) {
         while let Some(items) = self.queue.take(self.commit_bytes_max) {
-            let result = if items.iter().all(|item| item.record.is_none()) {
-                // Only waits: what they wait for is synced, because this thread did it.
-                self.finish(items);
-                Ok(())
-            } else {
-                self.commit(items)
-            };
+            let result = self.serve(items);
             if let Err((error, items)) = result {
                 self.give_up(&error, items);
                 return;
@@ -114,25 +112,39 @@ impl JournalThread {
         }
     }
 
-    fn commit(&mut self, items: Vec<Item>) -> Result<(), (io::Error, Vec<Item>)> {
+    fn serve(&mut self, items: Vec<Item>) -> Result<(), (io::Error, Vec<Item>)> {
+        let items = self.without_doubtful(items);
+        if items.iter().all(|item| item.record.is_none()) {
+            // Only waits: what they wait for is synced, because this thread did it.
+            self.finish(items);
+            return Ok(());
+        }
         match self.make_room(&items) {
             Ok(true) => self.write(items),
             Ok(false) => {
                 let (normal, control): (Vec<Item>, Vec<Item>) = items
                     .into_iter()
                     .partition(|item| item.class == Class::Normal && item.record.is_some());
-                self.refuse(normal);
-                match self.make_room(&control) {
-                    Ok(true) => self.write(control),
-                    Ok(false) => {
-                        self.refuse(control);
-                        Ok(())
-                    }
-                    Err(error) => Err((error, control)),
+                if normal.is_empty() {
+                    self.refuse(control);
+                    return Ok(());
                 }
+                self.refuse(normal);
+                self.serve(control)
             }
             Err(error) => Err((error, items)),
         }
+    }
+
+    /// Refuses waits that were admitted while a record that was refused was on its way.
+    fn without_doubtful(&self, items: Vec<Item>) -> Vec<Item> {
+        let (doubtful, others): (Vec<Item>, Vec<Item>) = items
+            .into_iter()
+            .partition(|item| item.record.is_none() && item.number <= self.doubtful_until);
+        for item in doubtful {
+            item.completion.run(Err(self.no_room()));
+        }
+        others
     }
 
     /// Makes sure that the current segment has room, rolling if need be. `false`: there is none.
@@ -257,17 +269,24 @@ impl JournalThread {
     }
 
     /// Refuses items for which there is no room; later ones may fit.
-    fn refuse(&self, items: Vec<Item>) {
-        for item in items {
+    fn refuse(&mut self, items: Vec<Item>) {
+        for item in &items {
             if let Some(record) = &item.record {
                 self.ledgers
                     .aborted(record.ledger, record.kind.entry(), item.number);
             }
-            let error = match self.mode.check_add() {
-                Err(error) => error,
-                Ok(()) => BookieError::Overloaded,
-            };
-            item.completion.run(Err(error));
+        }
+        // Whoever is admitted from now on does not find these records on their way any more.
+        self.doubtful_until = self.queue.last_number();
+        for item in items {
+            item.completion.run(Err(self.no_room()));
+        }
+    }
+
+    fn no_room(&self) -> BookieError {
+        match self.mode.check_add() {
+            Err(error) => error,
+            Ok(()) => BookieError::Overloaded,
         }
     }
 

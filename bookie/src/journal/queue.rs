@@ -87,6 +87,11 @@ impl JournalQueue {
         Ok(state.last_number)
     }
 
+    /// The number of the last item that was queued.
+    pub fn last_number(&self) -> u64 {
+        self.state.lock().last_number
+    }
+
     /// Waits for items and takes those of the next commit: records of up to `bytes_max` bytes,
     /// at least one. `None` when the queue is closed and empty.
     pub fn take(&self, bytes_max: usize) -> Option<Vec<Item>> {

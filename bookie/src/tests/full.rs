@@ -81,6 +81,36 @@ fn below_the_mark_the_bookie_is_read_only_and_comes_back_above_the_other() {
     done(ask(&bookie, add_request(3, 0, 10)));
 }
 
+/// Holds the database back, which is what a stalled flush does, until it is ended or dropped.
+struct Stall {
+    release: std::sync::mpsc::SyncSender<()>,
+    thread: std::thread::JoinHandle<Result<(), crate::store::StoreError>>,
+}
+
+impl Stall {
+    fn begin(bookie: &Bookie) -> Stall {
+        let (hold, held) = sync_channel::<()>(0);
+        let (release, released) = sync_channel::<()>(0);
+        let store = std::sync::Arc::clone(&bookie.core.store);
+        let thread = aquifer_runtime::task::spawn_thread("stall", move || {
+            store.reopen(|db| {
+                hold.send(()).unwrap();
+                // Dropped: the test has failed.
+                let _ = released.recv();
+                db.flush()
+            })
+        })
+        .unwrap();
+        held.recv().unwrap();
+        Stall { release, thread }
+    }
+
+    fn end(self) {
+        self.release.send(()).unwrap();
+        self.thread.join().unwrap().unwrap();
+    }
+}
+
 /// The journal cannot grow and RocksDB does not flush: adds are refused with a retryable error,
 /// fences still work from the reserve, and everything goes on when space returns.
 #[test]
@@ -90,20 +120,7 @@ fn fences_work_when_the_journal_is_full() {
     let bookie = machine.boot();
     eventually("the second segment", || !bookie.core.segments.needs_spare());
     done(ask(&bookie, add_request(1, 0, 10)));
-    // Holding the database back is what a stalled flush does.
-    let (hold, held) = sync_channel::<()>(0);
-    let (release, released) = sync_channel::<()>(0);
-    let store = std::sync::Arc::clone(&bookie.core.store);
-    let stalled = aquifer_runtime::task::spawn_thread("stall", move || {
-        let result: Result<(), crate::store::StoreError> = store.reopen(|db| {
-            hold.send(()).unwrap();
-            released.recv().unwrap();
-            db.flush()
-        });
-        result
-    })
-    .unwrap();
-    held.recv().unwrap();
+    let stall = Stall::begin(&bookie);
     let mut accepted = 1;
     let mut refused = None;
     for entry in 1..200 {
@@ -119,8 +136,7 @@ fn fences_work_when_the_journal_is_full() {
     let refused_entry = accepted;
     let fence = start(&bookie, request(1, OrderedOperation::Fence));
     done(answer(&fence));
-    release.send(()).unwrap();
-    stalled.join().unwrap().unwrap();
+    stall.end();
     let again = recovery_add(1, refused_entry, 200_000);
     eventually("the journal has room again", || {
         ask(&bookie, again.clone()).is_ok()
@@ -128,4 +144,50 @@ fn fences_work_when_the_journal_is_full() {
     for entry in 1..=refused_entry {
         expect(&bookie, 1, entry, 200_000);
     }
+}
+
+/// I1: an add that is repeated while the first copy is on its way waits for that copy, and is
+/// refused with it when the journal has no room. Nothing is acknowledged that no journal holds.
+#[test]
+fn a_repeated_add_is_refused_with_the_copy_that_it_waits_for() {
+    let mut machine = super::crash::Machine::new();
+    machine.config.journal_segments_max = 2;
+    let bookie = machine.boot();
+    eventually("the second segment", || !bookie.core.segments.needs_spare());
+    done(ask(&bookie, add_request(1, 0, 10)));
+    let stall = Stall::begin(&bookie);
+    let mut refused = None;
+    for entry in 1..200 {
+        let first = start(&bookie, add_request(1, entry, 200_000));
+        let again = start(&bookie, add_request(1, entry, 200_000));
+        let (first, again) = (answer(&first), answer(&again));
+        if let Err(error) = first {
+            refused = Some((error, again));
+            break;
+        }
+        done(again);
+    }
+    let overloaded = BookieError::Overloaded;
+    assert_eq!(refused, Some((overloaded.clone(), Err(overloaded))));
+    stall.end();
+}
+
+/// Adds that are refused take nothing of the reserve, however many they are: fences still work.
+#[test]
+fn refused_adds_do_not_use_up_the_reserve() {
+    let mut machine = super::crash::Machine::new();
+    machine.config.journal_segments_max = 2;
+    let bookie = machine.boot();
+    eventually("the second segment", || !bookie.core.segments.needs_spare());
+    done(ask(&bookie, add_request(1, 0, 10)));
+    let stall = Stall::begin(&bookie);
+    let refused = |entry| ask(&bookie, add_request(1, entry, 200_000)).is_err();
+    let full = (1..200).find(|entry| refused(*entry));
+    let full = full.expect("the journal has only two segments");
+    let synced = || bookie.core.positions.synced.get();
+    let before = synced();
+    assert!((1..20).all(|more| refused(full + more)));
+    assert_eq!(synced(), before);
+    done(ask(&bookie, request(1, OrderedOperation::Fence)));
+    stall.end();
 }
