@@ -245,7 +245,10 @@ impl Topic {
                 self.cursors
                     .log_change(logged, Effect::Acknowledged { id, delta, confirm });
             }
-            AckOutcome::Log(_) | AckOutcome::Unchanged => {
+            // What another owner delivered may come again: nothing is confirmed.
+            AckOutcome::Stale if foreign => {}
+            // A stale one is void by a seek, whose record may still be on its way.
+            AckOutcome::Log(_) | AckOutcome::Unchanged | AckOutcome::Stale => {
                 if let Some((consumer, request_id)) = confirm {
                     let effect = Effect::Confirm {
                         id,
@@ -255,13 +258,6 @@ impl Topic {
                     if let Some(effect) = self.cursors.after_pending(effect) {
                         self.apply(effect);
                     }
-                }
-            }
-            // What another owner delivered may come again: nothing is confirmed.
-            AckOutcome::Stale if foreign => {}
-            AckOutcome::Stale => {
-                if let Some((consumer, request_id)) = confirm {
-                    self.tell(id, consumer, ConsumerEvent::Confirmed { request_id });
                 }
             }
             AckOutcome::Invalid(error) => self.fail_consumer(id, consumer, error),

@@ -62,6 +62,36 @@ async fn a_subscription_exists_before_its_first_message_and_keeps_its_place_i9()
     assert_eq!(consumer.take_payloads(1).await, ["a"]);
 }
 
+/// I9: what a seek makes void is confirmed when the seek is durable, not before: until then a
+/// crash would undo the seek and deliver what was confirmed.
+#[tokio::test]
+async fn an_acknowledgement_that_a_seek_voids_is_confirmed_behind_it_i9() {
+    let harness = Harness::start().await;
+    let mut producer = harness.producer("orders", "p").await;
+    producer.publish(&["a", "b", "c"]).await;
+    let mut consumer = harness.consumer("orders", "s").await;
+    consumer.take(3).await;
+    let bookie = harness.world.bookies.ids()[0];
+    harness.world.bookies.hold(bookie);
+    let old = consumer.ack(&[], Some(2));
+    consumer.port.seek(100, Place::Index(Index(1))).await.unwrap();
+    consumer.port.acknowledge(old.clone()).await.unwrap();
+    // The topic answers in order, so it has seen both.
+    harness.stats("orders").await;
+    harness.world.bookies.release(bookie);
+    let mut is_moved = false;
+    loop {
+        match consumer.event().await {
+            ConsumerEvent::SeekDone { .. } => is_moved = true,
+            ConsumerEvent::Confirmed { request_id } => {
+                assert_eq!((request_id, is_moved), (old.request_id, true));
+                return;
+            }
+            _ => {}
+        }
+    }
+}
+
 /// H12: seek to 0, then an older cumulative acknowledgement arrives.
 #[tokio::test]
 async fn acknowledgements_from_before_a_seek_change_nothing_h12() {
