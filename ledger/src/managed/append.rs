@@ -256,13 +256,15 @@ impl WriterOwner for LogInner {
             // The ledger works: the next failure starts with a short pause again.
             state.reopen_backoff = self.ctx.settings.retry_backoff_min;
             state.reopen_at = None;
-            let outcome = LogInner::take_acknowledged(state, ledger, entry);
-            if state.sent == 0 && state.phase == Phase::Turning {
-                self.drained.notify_one();
-            }
-            outcome
+            state.telling = true;
+            LogInner::take_acknowledged(state, ledger, entry)
         };
         self.settle(outcome);
+        let mut state = self.state.lock();
+        state.telling = false;
+        if state.sent == 0 && state.phase == Phase::Turning {
+            self.drained.notify_one();
+        }
     }
 
     fn stopped(&self, ledger: LedgerId, error: LedgerError) {

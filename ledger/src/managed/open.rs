@@ -61,6 +61,7 @@ pub(crate) async fn open(
         next: tip,
         pending: VecDeque::new(),
         sent: 0,
+        telling: false,
         pending_bytes: 0,
         current: None,
         failure: None,

@@ -20,7 +20,7 @@ use crate::recover::close_by_recovery;
 use crate::writer::LedgerEnd;
 
 /// What the owner task does next.
-enum Step {
+pub(super) enum Step {
     Drain,
     Turn,
     Recover,
@@ -88,10 +88,11 @@ impl LogInner {
         }
     }
 
-    fn next_step(&self) -> Step {
+    pub(super) fn next_step(&self) -> Step {
         let mut state = self.state.lock();
         match &state.phase {
-            Phase::Turning if state.sent > 0 => Step::Drain,
+            // Outcomes of the next ledger may not overtake the last one of this.
+            Phase::Turning if state.sent > 0 || state.telling => Step::Drain,
             Phase::Turning => Step::Turn,
             Phase::Recovering => Step::Recover,
             Phase::Idle | Phase::Ready | Phase::Suspended | Phase::Closed(_) => {
@@ -306,13 +307,16 @@ impl LogInner {
     ) -> Result<aquifer_metadata::store::Revision, LogError> {
         let change = |record: &mut aquifer_proto::v1::TopicRecord| {
             let segments = self.segments_of(record);
-            // Only the owner changes the list: another list means another owner.
-            if segments
-                .iter()
-                .map(|s| s.ledger_id)
-                .ne(plan.known.iter().copied())
-            {
+            // Only the owner changes the list: another list means another owner. A trim of our
+            // own may have shortened it at the front meanwhile.
+            let ids: Vec<u64> = segments.iter().map(|s| s.ledger_id).collect();
+            let ending_is_gone = plan.ending.is_some() && ids.is_empty();
+            if !plan.known.ends_with(&ids) || ending_is_gone {
                 return Err(LogError::Fenced);
+            }
+            if ending_removed && self.kind == LogKind::Cursors && ids.len() < 2 {
+                let trimmed = "the cursor log is being trimmed".to_owned();
+                return Err(LogError::Unavailable(trimmed));
             }
             if let (Some(ending), Some(last)) = (&plan.ending, segments.last_mut()) {
                 *last = ending.sealed_record();

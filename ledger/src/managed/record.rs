@@ -37,7 +37,7 @@ pub struct TopicRecordCell {
     incarnation: TopicIncarnation,
     current: Mutex<(v1::TopicRecord, Revision)>,
     /// One change at a time, so that this process never conflicts with itself.
-    turn: Semaphore,
+    pub(super) turn: Semaphore,
 }
 
 impl TopicRecordCell {

@@ -72,6 +72,8 @@ pub(crate) struct State {
     /// Appends without an outcome, in order; the first `sent` are with the current ledger.
     pub(crate) pending: VecDeque<Pending>,
     pub(crate) sent: usize,
+    /// An acknowledged append whose sink has not been told yet.
+    pub(crate) telling: bool,
     pub(crate) pending_bytes: usize,
     pub(crate) current: Option<Current>,
     /// Why appends are refused, or were last.

@@ -346,6 +346,34 @@ async fn trim_deletes_whole_sealed_segments_beyond_both_bounds() {
     assert_eq!(heir.append(7), Ok(end));
 }
 
+/// A trim and a rollover of one owner meet: neither takes the other for a rival (I4).
+#[tokio::test(start_paused = true)]
+async fn a_rollover_goes_on_when_a_trim_was_faster() {
+    let world = TestWorld::new(1);
+    let owner = Owner::open(world.process(), options(2)).await;
+    for tags in [0..2, 2..4] {
+        owner.append_all(tags).await;
+    }
+    let first_end = owner.log.stats().ledgers[1].first_index;
+    let busy = owner.cell.turn.acquire().await.unwrap();
+    let log = owner.log.clone();
+    let trim = async move { log.trim(first_end, KEEP_NOTHING).await };
+    let trim = owner.ctx.tasks.spawn("trim", trim);
+    let others_run = || async {
+        for _ in 0..20 {
+            tokio::task::yield_now().await;
+        }
+    };
+    others_run().await;
+    owner.append(4).unwrap();
+    others_run().await;
+    drop(busy);
+    assert_eq!(trim.await.unwrap(), Ok(first_end));
+    let (_, outcome) = owner.collected.wait_for(5).await.pop().unwrap();
+    assert!(outcome.is_ok(), "{outcome:?}");
+    assert_eq!(bodies(&owner.read_all().await), expected(2..5));
+}
+
 #[tokio::test(start_paused = true)]
 async fn the_cursor_log_keeps_its_end_when_everything_is_trimmed() {
     let world = TestWorld::new(1);

@@ -8,6 +8,7 @@ use aquifer_runtime::task::spawn_thread;
 use async_trait::async_trait;
 
 use super::*;
+use crate::managed::owner::Step;
 use crate::testing::TestBookies;
 use crate::transport::BookieTransport;
 
@@ -44,6 +45,53 @@ impl BookieTransport for Threaded {
     async fn read(&self, bookie: BookieId, range: ReadRange) -> BookieResult<ReadBatch> {
         self.bookies.read(bookie, range).await
     }
+}
+
+/// Looks, from inside the outcome of the last append of a ledger, at what the owner would do.
+#[derive(Default)]
+struct Watching {
+    log: Mutex<Option<TopicLog>>,
+    waits: Mutex<Vec<bool>>,
+    told: Notify,
+}
+
+impl AppendSink for Watching {
+    fn appended(&self, tag: u64, outcome: Result<Appended, LogError>) {
+        outcome.unwrap();
+        let log = self.log.lock().take();
+        if let Some(log) = log {
+            let later = Arc::new(Sink::default()) as Arc<dyn AppendSink>;
+            let append = Append {
+                format: FORMAT_NATIVE,
+                message_count: 1,
+                body: body(tag + 1),
+                tag: tag + 1,
+            };
+            log.append(append, &later).unwrap();
+            let step = log.inner.next_step();
+            self.waits.lock().push(matches!(step, Step::Drain));
+        }
+        self.told.notify_one();
+    }
+}
+
+/// I7: the next ledger is not opened before the outcome of the last append to this one is told,
+/// however long that takes, or its outcomes could overtake it.
+#[tokio::test]
+async fn a_rollover_waits_until_the_last_outcome_is_told() {
+    let owner = Owner::open(TestWorld::new(1).process(), options(1)).await;
+    let watching = Arc::new(Watching::default());
+    *watching.log.lock() = Some(owner.log.clone());
+    let sink: Arc<dyn AppendSink> = watching.clone();
+    let append = Append {
+        format: FORMAT_NATIVE,
+        message_count: 1,
+        body: body(0),
+        tag: 0,
+    };
+    owner.log.append(append, &sink).unwrap();
+    watching.told.notified().await;
+    assert_eq!(*watching.waits.lock(), [true]);
 }
 
 const ENTRIES: u64 = 3000;
