@@ -276,18 +276,25 @@ impl Watcher {
                 Some(WatchEvent::Delete { key: gone, .. }) if gone == key => return Ok(false),
                 Some(WatchEvent::Put(_) | WatchEvent::Delete { .. }) => {}
                 None => return Ok(false),
-                Some(WatchEvent::Resync) => match self.store.get(&key).await? {
-                    None => return Ok(false),
-                    Some(versioned) => {
-                        *after = versioned.revision;
-                        let record = record::decode(&versioned)?;
-                        self.sender
-                            .send_replace(policies_of(&self.namespace, record)?);
-                        return Ok(true);
-                    }
-                },
+                Some(WatchEvent::Resync) => return self.resync(&key, after).await,
             }
         }
+    }
+
+    /// Takes the record as it is now, and the store's revision with it: the record may be older
+    /// than everything that the store still remembers, and a watch from its own revision would be
+    /// answered with a resync again, for ever.
+    async fn resync(&self, key: &str, after: &mut Revision) -> Result<bool, BrokerError> {
+        // The key itself is the first of those that begin with it.
+        let page = self.store.scan(key, None, 1).await?;
+        let Some(versioned) = page.items.first().filter(|item| item.key == key) else {
+            return Ok(false);
+        };
+        let record = record::decode(versioned)?;
+        self.sender
+            .send_replace(policies_of(&self.namespace, record)?);
+        *after = page.revision;
+        Ok(true)
     }
 }
 

@@ -54,6 +54,43 @@ async fn policies_follow_what_another_broker_writes() {
     assert!(!again.borrow().auto_create_topics);
 }
 
+/// A record that is older than what the store remembers (after a restart every one is) is read
+/// once, not over and over.
+#[tokio::test]
+async fn an_old_record_costs_one_resync() {
+    let tasks = TaskGroup::new("test");
+    let disk = SimDisk::new();
+    disk.create_dir_all("/data".as_ref()).unwrap();
+    let options = EmbeddedOptions {
+        history_events: 1,
+        ..EmbeddedOptions::default()
+    };
+    let path = "/data/metadata.redb".into();
+    let clock = SystemClock::shared();
+    let store = EmbeddedStore::open(path, options, disk.shared(), clock, &tasks).await;
+    let store: Arc<dyn MetadataStore> = Arc::new(store.unwrap());
+    let namespaces = Namespaces::new(Arc::clone(&store), tasks.clone());
+    namespaces.ensure_default().await.unwrap();
+    let namespace: NamespaceName = "public/default".parse().unwrap();
+    let (_, mut after) = namespaces.read(&namespace).await.unwrap();
+    for tenant in ["a", "b", "c"] {
+        namespaces.create_tenant(tenant).await.unwrap();
+    }
+    let newest = store.get(&keys::tenant("c")).await.unwrap().unwrap();
+    let (sender, receiver) = watch::channel(NamespacePolicies::default());
+    let watcher = Watcher {
+        store,
+        namespace,
+        cached: Arc::default(),
+        sender,
+    };
+    assert!(watcher.follow(&mut after).await.unwrap());
+    assert!(after >= newest.revision, "the next watch begins after it");
+    // Without a change to report it ends only because nobody listens.
+    drop(receiver);
+    assert!(!watcher.follow(&mut after).await.unwrap());
+}
+
 #[tokio::test]
 async fn lists_jump_over_what_lies_between_and_go_on_by_name() {
     let tasks = TaskGroup::new("test");
