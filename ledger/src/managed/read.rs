@@ -37,6 +37,8 @@ pub struct ReadPoint {
     next: Option<Place>,
     ahead: VecDeque<Chunk>,
     fetch: Option<Fetch>,
+    /// The last read was answered from `ahead`.
+    is_ahead: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,6 +68,7 @@ impl From<Index> for ReadPoint {
             next: None,
             ahead: VecDeque::new(),
             fetch: None,
+            is_ahead: false,
         }
     }
 }
@@ -75,6 +78,36 @@ impl ReadPoint {
     pub fn release(&mut self) {
         self.ahead.clear();
         self.fetch = None;
+    }
+
+    /// Gives back the last entries of a read that were of no use yet; `index` is what is wanted
+    /// of the first. The next read answers them again, without a search and without fetching.
+    pub fn unread(&mut self, index: Index, entries: &[LogEntry]) {
+        let Some(first) = entries.first().filter(|f| f.head.base_index <= index) else {
+            return;
+        };
+        self.index = index;
+        if index == first.head.base_index {
+            self.next = Some(Place {
+                index,
+                ledger: first.ledger,
+                entry: first.entry,
+            });
+        }
+        // What the tail has needs no keeping: it is found there, or by its place.
+        if self.is_ahead {
+            match self.ahead.front_mut() {
+                Some(chunk) => {
+                    for entry in entries.iter().rev() {
+                        chunk.entries.push_front(entry.clone());
+                    }
+                }
+                None => self.ahead.push_back(Chunk {
+                    entries: entries.iter().cloned().collect(),
+                    _permit: None,
+                }),
+            }
+        }
     }
 
     fn advance(&mut self, entries: &[LogEntry]) {
@@ -113,9 +146,8 @@ impl ReadPoint {
             bytes += entry.bytes();
             taken.extend(chunk.entries.pop_front());
         }
-        if self.ahead.front().is_some_and(|c| c.entries.is_empty()) {
-            self.ahead.pop_front();
-        }
+        // A chunk that is empty now goes with the next read: what was taken may come back.
+        self.is_ahead = !taken.is_empty();
         taken
     }
 

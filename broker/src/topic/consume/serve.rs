@@ -48,10 +48,9 @@ impl Topic {
                 self.subscriptions.at_end.insert(id);
                 return;
             }
-            let mut point = match slot.point.take() {
-                Some(point) if point.index == read.from => point,
-                Some(_) | None => ReadPoint::from(read.from),
-            };
+            // A jump to elsewhere drops what was read ahead; one within it does not.
+            let mut point = slot.point.take().unwrap_or(ReadPoint::from(read.from));
+            point.index = read.from;
             let limits = limits(&read);
             match self.log.read_cached(&mut point, limits) {
                 Some(entries) if entries.is_empty() => {
@@ -124,6 +123,12 @@ impl Topic {
         }
         let deliveries = slot.state.deliver(read, entries);
         let seek_epoch = slot.state.seek_epoch();
+        // What exceeds the credit is wanted as soon as there is more.
+        let wanted = slot.state.start();
+        let left = entries.partition_point(|entry| entry.head.end_index() <= wanted);
+        if let Some(point) = &mut slot.point {
+            point.unread(wanted, &entries[left..]);
+        }
         let mut by_consumer: BTreeMap<ConsumerId, Vec<Delivery>> = BTreeMap::new();
         let (mut messages, mut bytes) = (0, 0);
         for (consumer, delivery) in deliveries {
