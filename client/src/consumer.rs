@@ -56,10 +56,14 @@ impl From<SubscriptionType> for v1::SubscriptionType {
     }
 }
 
-/// Default size of the queue of a consumer or reader, in messages.
-pub const DEFAULT_QUEUE_MESSAGES: usize = 1_000;
+/// Default size of the queue of a consumer that serves its subscription alone, and of a reader, in
+/// messages: the bytes bound it, unless messages are small.
+pub const DEFAULT_QUEUE_MESSAGES: usize = 20_000;
+/// Default size of the queue of one of many consumers, in messages: what one has taken, the others
+/// do not get.
+pub const DEFAULT_SHARED_QUEUE_MESSAGES: usize = 1_000;
 /// Default size of the queue of a consumer or reader, in bytes as stored.
-pub const DEFAULT_QUEUE_BYTES: usize = 4 * 1024 * 1024;
+pub const DEFAULT_QUEUE_BYTES: usize = 8 * 1024 * 1024;
 
 /// Prepares a [`Consumer`].
 #[derive(Clone)]
@@ -67,6 +71,8 @@ pub struct ConsumerBuilder {
     context: Arc<Context>,
     topic: String,
     settings: Settings,
+    /// What the application asked for.
+    queue_messages: Option<usize>,
 }
 
 impl ConsumerBuilder {
@@ -83,6 +89,7 @@ impl ConsumerBuilder {
                 priority: 0,
                 queue: default_queue(),
             },
+            queue_messages: None,
         }
     }
 
@@ -108,15 +115,15 @@ impl ConsumerBuilder {
     }
 
     /// Messages that may wait in memory for [`receive`](Consumer::receive); partitions share them.
-    /// Default 1,000.
+    /// Default 20,000, and 1,000 where consumers share a subscription.
     #[must_use]
     pub fn queue_messages(mut self, messages: usize) -> ConsumerBuilder {
-        self.settings.queue.messages = messages as u64;
+        self.queue_messages = Some(messages);
         self
     }
 
     /// Bytes, as stored, that may wait in memory, beyond which at most one batch is taken.
-    /// Default 4 MiB.
+    /// Default 8 MiB.
     #[must_use]
     pub fn queue_bytes(mut self, bytes: usize) -> ConsumerBuilder {
         self.settings.queue.bytes = bytes as u64;
@@ -138,7 +145,13 @@ impl ConsumerBuilder {
     /// `Connect` when no broker answers, `Busy` when another consumer has the subscription
     /// exclusively or shares it in another way, `NotFound`, `Refused`, `Invalid` for a name or
     /// setting, `Timeout` when the client's operation timeout passes.
-    pub async fn open(self) -> Result<Consumer> {
+    pub async fn open(mut self) -> Result<Consumer> {
+        use v1::SubscriptionType as Kind;
+        let messages = self.queue_messages.unwrap_or(match self.settings.kind {
+            Kind::Shared | Kind::KeyShared => DEFAULT_SHARED_QUEUE_MESSAGES,
+            _ => DEFAULT_QUEUE_MESSAGES,
+        });
+        self.settings.queue.messages = messages as u64;
         SubscriptionName::new(&self.settings.subscription)?;
         if !self.settings.name.is_empty() {
             ConsumerName::new(&self.settings.name)?;

@@ -50,7 +50,7 @@ impl ReaderBuilder {
         self
     }
 
-    /// Messages that may wait in memory; partitions share them. Default 1,000.
+    /// Messages that may wait in memory; partitions share them. Default 20,000.
     #[must_use]
     pub fn queue_messages(mut self, messages: usize) -> ReaderBuilder {
         self.settings.queue.messages = messages as u64;
@@ -58,7 +58,7 @@ impl ReaderBuilder {
     }
 
     /// Bytes, as stored, that may wait in memory, beyond which at most one batch is taken.
-    /// Default 4 MiB.
+    /// Default 8 MiB.
     #[must_use]
     pub fn queue_bytes(mut self, bytes: usize) -> ReaderBuilder {
         self.settings.queue.bytes = bytes as u64;
