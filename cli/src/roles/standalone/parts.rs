@@ -229,8 +229,8 @@ fn report_loss(bookie: &Bookie, out: &Output) -> Result<(), CliError> {
             tracing::error!(loss = line, "data may be lost");
         }
         out.note(
-            "warning: the journal has lost data in an unclean stop; the ledgers it touches are \
-             in limbo and answer neither yes nor no.\n\
+            "warning: the journal has lost synced data; every ledger is in limbo: what is there \
+             is served, and nothing is said to be absent.\n\
              Restore the files, or restart with --accept-loss to give up what is missing.",
         );
     }
