@@ -74,7 +74,11 @@ async fn an_acknowledgement_that_a_seek_voids_is_confirmed_behind_it_i9() {
     let bookie = harness.world.bookies.ids()[0];
     harness.world.bookies.hold(bookie);
     let old = consumer.ack(&[], Some(2));
-    consumer.port.seek(100, Place::Index(Index(1))).await.unwrap();
+    consumer
+        .port
+        .seek(100, Place::Index(Index(1)))
+        .await
+        .unwrap();
     consumer.port.acknowledge(old.clone()).await.unwrap();
     // The topic answers in order, so it has seen both.
     harness.stats("orders").await;
