@@ -41,7 +41,7 @@ fuzz-smoke: prerequisites ## every fuzz target for 30 s
 	@tools/fuzz.sh
 
 docs: prerequisites ## API documentation of every crate
-	@$(ENV) RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked
+	@$(ENV) RUSTDOCFLAGS="-D warnings -A rustdoc::private_intra_doc_links" cargo doc --workspace --no-deps --locked
 
 prerequisites:
 	@tools/prerequisites.sh

@@ -17,7 +17,7 @@ step() {
 announce_build debug
 step format cargo fmt --all --check
 step lints cargo clippy --workspace --all-targets --locked -- -D warnings
-step documentation env RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked
+step documentation env RUSTDOCFLAGS="-D warnings -A rustdoc::private_intra_doc_links" cargo doc --workspace --no-deps --locked
 step fuzz tools/fuzz.sh
 step tests cargo test --workspace --locked
 echo "== all checks passed in $SECONDS s" >&2

@@ -128,12 +128,13 @@ enum Part {
     SteadyRate,
     ThousandTopics,
     CatchUp,
+    Stalled,
     IdleMemory,
     Cold,
 }
 
 /// In this order: quiet ones first, and the one that restarts the server last.
-const PARTS: [(Part, &str); 11] = [
+const PARTS: [(Part, &str); 12] = [
     (Part::Start, "start"),
     (Part::Latency, "latency"),
     (Part::Publish, "publish"),
@@ -143,6 +144,7 @@ const PARTS: [(Part, &str); 11] = [
     (Part::SteadyRate, "rate"),
     (Part::ThousandTopics, "topics"),
     (Part::CatchUp, "catch-up"),
+    (Part::Stalled, "stalled"),
     (Part::IdleMemory, "idle-memory"),
     (Part::Cold, "cold"),
 ];
@@ -225,6 +227,7 @@ impl Suite {
             Part::SteadyRate => self.steady_rates().await,
             Part::ThousandTopics => self.thousand_topics().await,
             Part::CatchUp => self.catch_up_while_publishing().await,
+            Part::Stalled => self.stalled_consumer().await,
             Part::IdleMemory => self.idle_memory().await,
             Part::Cold => self.cold_catch_up().await,
         }

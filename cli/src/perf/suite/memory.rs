@@ -6,6 +6,8 @@ use aquifer_runtime::clock::sleep;
 
 use crate::exit::CliError;
 
+use crate::perf::Until;
+
 use super::{Bound, MESSAGE_BYTES, Row, Suite, complete};
 
 impl Suite {
@@ -21,6 +23,36 @@ impl Suite {
             Bound::AtMost,
             32.0,
         ));
+        Ok(())
+    }
+
+    /// Publishes at full speed for a minute while one consumer and one reader are connected that
+    /// take nothing (I13).
+    pub(super) async fn stalled_consumer(&mut self) -> Result<(), CliError> {
+        let client = self.client()?;
+        let topic = self.topic();
+        let consumer = client.consumer(&topic, "stalled").open().await?;
+        let reader = client.reader(&topic).open().await?;
+        self.server.forget_peak();
+        let load = self.load(&topic, Until::Elapsed(self.seconds(60)), 10_000);
+        let published = complete(load.run(&client, |_| ()).await?)?;
+        let peak = self.server.usage()?.peak_bytes;
+        // Both are still there: what they asked for at first waits for them.
+        consumer.receive().await?;
+        reader.next().await?;
+        drop((consumer, reader));
+        self.remove(&client, &topic).await?;
+        let row = Row::new(
+            "resident memory, a consumer and a reader stalled under full publish load",
+            peak / 1e6,
+            "MB",
+            Bound::AtMost,
+            256.0,
+        );
+        let counted = &published.counted;
+        let seconds = counted.elapsed.as_secs_f64();
+        self.rows
+            .push(row.note(format!("{} messages in {seconds:.0} s", counted.messages)));
         Ok(())
     }
 
