@@ -200,7 +200,8 @@ impl Applier {
     }
 
     fn write(&self, db: &Db, commits: &[Committed]) -> Result<(), StoreError> {
-        let mut batch = db.batch();
+        let bytes = commits.iter().map(|commit| commit.block.bytes().len());
+        let mut batch = db.batch_for(bytes.sum());
         let sequence = commits.last().map(|commit| commit.sequence);
         for commit in commits {
             for record in &commit.records {

@@ -189,13 +189,21 @@ pub struct Block {
 }
 
 impl BlockPool {
-    /// A buffer with room for `bytes`.
+    /// A buffer with room for `bytes`. Sizes are rounded up to a few classes, so that a buffer
+    /// fits later commits too: a fresh one costs a page fault every 4 KiB.
     #[must_use]
     pub fn take(&self, bytes: usize) -> AlignedBuffer {
         let mut free = self.free.lock();
-        match free.iter().position(|buffer| buffer.capacity() >= bytes) {
+        let fits = |buffer: &AlignedBuffer| buffer.capacity() >= bytes;
+        let best = (0..free.len())
+            .filter(|at| fits(&free[*at]))
+            .min_by_key(|at| free[*at].capacity());
+        match best {
             Some(at) => free.swap_remove(at),
-            None => AlignedBuffer::with_capacity(padded(bytes)),
+            None => {
+                drop(free);
+                AlignedBuffer::with_capacity(size_class(bytes))
+            }
         }
     }
 
@@ -224,13 +232,30 @@ impl Block {
 
 impl Drop for Block {
     fn drop(&mut self) {
+        let Some(buffer) = self.buffer.take() else {
+            return;
+        };
         let mut free = self.pool.free.lock();
-        if let Some(buffer) = self.buffer.take()
-            && free.len() < POOLED_MAX
-        {
+        if free.len() < POOLED_MAX {
             free.push(buffer);
+            return;
+        }
+        // Large ones are worth more.
+        let smallest = free.iter_mut().min_by_key(|buffer| buffer.capacity());
+        if let Some(smallest) = smallest.filter(|s| s.capacity() < buffer.capacity()) {
+            *smallest = buffer;
         }
     }
+}
+
+/// Small buffers are a multiple of 64 KiB, large ones of 1 MiB.
+fn size_class(bytes: usize) -> usize {
+    let step = if bytes <= 512 * 1024 {
+        64 * 1024
+    } else {
+        1024 * 1024
+    };
+    bytes.div_ceil(step).saturating_mul(step)
 }
 
 #[cfg(test)]

@@ -113,6 +113,14 @@ impl Db {
         }
     }
 
+    /// Starts a batch of about so many bytes, which then need not move while it grows.
+    pub fn batch_for(&self, bytes: usize) -> Batch<'_> {
+        Batch {
+            db: self,
+            batch: WriteBatch::with_capacity_bytes(bytes),
+        }
+    }
+
     /// Flushes everything and waits until it is durable.
     pub fn flush(&self) -> Result<(), StoreError> {
         let mut flush = FlushOptions::default();

@@ -1,0 +1,32 @@
+//! Gives memory back while nothing is published: consumers at the tail have what the cache holds by
+//! then, and whoever comes later reads from the bookie.
+
+use std::time::Duration;
+
+use aquifer_ledger::managed::cache::EntryCache;
+use aquifer_runtime::clock::sleep;
+use aquifer_runtime::task::TaskGroup;
+
+/// How often it looks; after a whole round without a new entry it is quiet.
+const LOOK: Duration = Duration::from_secs(2);
+/// What stays for consumers that come back.
+const TAIL_BYTES: usize = 1 << 20;
+
+/// Watches a cache until the group ends.
+pub fn give_back_when_quiet(cache: EntryCache, tasks: &TaskGroup) {
+    let token = tasks.shutdown_token();
+    tasks.spawn("cache-shrink", async move {
+        let mut before = cache.inserted();
+        loop {
+            tokio::select! {
+                () = token.wait() => return,
+                () = sleep(LOOK) => {}
+            }
+            let now = cache.inserted();
+            if now == before {
+                cache.shrink_tail(TAIL_BYTES);
+            }
+            before = now;
+        }
+    });
+}
