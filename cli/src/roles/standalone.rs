@@ -10,6 +10,7 @@ mod config;
 mod greeting;
 mod http;
 mod parts;
+mod quiet;
 mod transport;
 
 use std::time::Duration;

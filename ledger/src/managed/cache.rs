@@ -35,6 +35,8 @@ struct Queue {
     /// One element for every entry inserted, oldest first: the log that has it in front.
     order: VecDeque<(Weak<Entries>, usize)>,
     bytes: usize,
+    /// Entries ever inserted.
+    inserted: u64,
 }
 
 type Entries = Mutex<VecDeque<LogEntry>>;
@@ -69,6 +71,12 @@ impl EntryCache {
     #[must_use]
     pub fn tail_bytes(&self) -> usize {
         self.shared.queue.lock().bytes
+    }
+
+    /// Entries that the tail has ever taken: what does not rise says that it is quiet.
+    #[must_use]
+    pub fn inserted(&self) -> u64 {
+        self.shared.queue.lock().inserted
     }
 
     /// The budget of read-ahead.
@@ -116,6 +124,7 @@ impl LogTail {
         let mut queue = self.cache.shared.queue.lock();
         queue.order.push_back((Arc::downgrade(&self.entries), cost));
         queue.bytes += cost;
+        queue.inserted += 1;
         self.entries.lock().push_back(entry);
         let max = self.cache.shared.tail_bytes_max;
         queue.shrink(max);

@@ -26,6 +26,7 @@ use crate::output::Output;
 use crate::roles::standalone::config::StandaloneConfig;
 use crate::roles::standalone::greeting::{loss_lines, print_loss};
 use crate::roles::standalone::http::{self, Health};
+use crate::roles::standalone::quiet;
 use crate::roles::standalone::transport::InProcess;
 
 /// The file of the metadata store in the data directory.
@@ -114,6 +115,7 @@ impl Parts {
         )?;
         report_loss(&bookie, out)?;
         let log = log_context(config, &seams, telemetry, &groups, &store, &bookie);
+        quiet::give_back_when_quiet(log.cache.clone(), &groups.ledger);
         let broker = start_broker(config, &seams, telemetry, &groups, log).await?;
         let health = Health::new(telemetry.clone(), bookie.clone());
         let http_address = http::serve(config.http.listen, health.clone(), &groups.http)
