@@ -18,6 +18,8 @@ use crate::error::{ClientError, Outcome, Result};
 
 /// Bytes that may be under way before the peer must say that it has read some.
 const WINDOW_BYTES: u32 = 4 * 1024 * 1024;
+/// The same for all streams of a connection: one whose consumer is slow must not stop the others.
+const CONNECTION_WINDOW_BYTES: u32 = 32 * 1024 * 1024;
 /// Largest HTTP/2 frame that we accept.
 const HTTP2_FRAME_BYTES: u32 = 256 * 1024;
 /// A dead peer is noticed after this without traffic, plus [`KEEP_ALIVE_TIMEOUT`].
@@ -169,7 +171,7 @@ async fn dial(url: &Arc<str>, timeout: Duration) -> Result<Connection> {
         .connect_timeout(timeout)
         .tcp_nodelay(true)
         .initial_stream_window_size(WINDOW_BYTES)
-        .initial_connection_window_size(WINDOW_BYTES)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         .max_frame_size(HTTP2_FRAME_BYTES)
         .http2_keep_alive_interval(KEEP_ALIVE_INTERVAL)
         .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
