@@ -17,10 +17,13 @@ if [ "$(cat "$CARGO_TARGET_DIR/.checkout" 2>/dev/null)" != "$aquifer_checkout" ]
 fi
 unset aquifer_checkout
 
-# RocksDB's C++ compiles once a machine, not once a profile or target directory.
+# RocksDB's C++ compiles once a machine, not once a profile or target directory; aquifer-cxx says what else.
 if command -v ccache >/dev/null 2>&1; then
-  export CC="${CC:-ccache gcc}" CXX="${CXX:-ccache g++}"
+  export CC="${CC:-ccache gcc}"
 fi
+PATH="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd -P):$PATH"
+# A name without its place: another checkout is no reason to compile RocksDB again.
+export PATH CXX="${CXX:-aquifer-cxx}"
 
 # The bindings of RocksDB need libclang; the newest one that is installed will do.
 if [ -z "${LIBCLANG_PATH:-}" ]; then
