@@ -28,7 +28,8 @@ export PATH CXX="${CXX:-aquifer-cxx}"
 # The bindings of RocksDB need libclang; the newest one that is installed will do.
 if [ -z "${LIBCLANG_PATH:-}" ]; then
   for directory in $(ls -d /usr/lib/llvm-*/lib 2>/dev/null | sort -rV); do
-    if ls "$directory"/libclang*.so* >/dev/null 2>&1; then
+    # Not libclang-cpp, which is another library and may stand there alone.
+    if ls "$directory"/libclang.so* "$directory"/libclang-[0-9]*.so* 2>/dev/null | grep -q .; then
       LIBCLANG_PATH="$directory"
       break
     fi

@@ -32,7 +32,7 @@ need_command zstd zstd
 libclang_major() {
   local library
   for library in $(ls -d /usr/lib/llvm-*/lib 2>/dev/null | sort -rV); do
-    if ls "$library"/libclang*.so* >/dev/null 2>&1; then
+    if ls "$library"/libclang.so* "$library"/libclang-[0-9]*.so* 2>/dev/null | grep -q .; then
       library="${library#/usr/lib/llvm-}"
       printf '%s\n' "${library%/lib}"
       return
