@@ -9,6 +9,7 @@ pub mod contract;
 pub mod embedded;
 pub mod error;
 pub mod keys;
+pub mod lease;
 pub mod record;
 pub mod scan;
 pub mod store;
