@@ -1,8 +1,8 @@
 //! The composition of a bookie: which part holds which other, and the threads. No decisions.
 
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize};
+use std::sync::{Arc, OnceLock};
 
 use aquifer_runtime::budget::ByteBudget;
 use aquifer_runtime::task::spawn_thread;
@@ -92,7 +92,10 @@ pub(crate) fn start(
     // Before the first add, not a second after it.
     background.look_at_space();
     let core = Arc::new(Core {
-        id: started.bookie,
+        id: started.cookie.id,
+        cookie: Mutex::new(started.cookie),
+        disk: parts.deps.disk.clone(),
+        gate: OnceLock::new(),
         queue: Arc::clone(&parts.queue),
         applier: Arc::clone(&parts.apply_queue),
         ledgers: Arc::clone(&parts.ledgers),

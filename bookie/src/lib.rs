@@ -9,6 +9,7 @@
 
 pub mod config;
 pub mod error;
+pub mod registration;
 pub mod report;
 pub mod service;
 
@@ -20,6 +21,7 @@ mod bell;
 mod bytes_at;
 mod cookie;
 mod core;
+mod gate;
 mod journal;
 mod ledger_state;
 mod ledgers;
@@ -46,7 +48,9 @@ use aquifer_runtime::rng::SharedRng;
 use opentelemetry::metrics::Meter;
 
 pub use config::BookieConfig;
+pub use cookie::check_cluster;
 pub use error::BookieOpenError;
+pub use gate::{GateAnswer, LedgerGate};
 pub use report::{BookieMode, BookieStatusReport, LedgerLoss, LossReport};
 
 use crate::core::Core;
@@ -103,6 +107,19 @@ impl Bookie {
         self.core.read(range).await
     }
 
+    /// The name of its cluster; empty inside a standalone server.
+    #[must_use]
+    pub fn cluster(&self) -> &str {
+        let cluster = self.core.background.config.cluster.as_deref();
+        cluster.unwrap_or_default()
+    }
+
+    /// Whether new ledgers may be placed here: it takes adds and nothing is in limbo.
+    #[must_use]
+    pub fn is_writable(&self) -> bool {
+        self.core.limbo.is_none() && self.core.mode.report() == BookieMode::Writable
+    }
+
     /// What the bookie says about itself.
     #[must_use]
     pub fn status(&self) -> BookieStatusReport {
@@ -113,6 +130,13 @@ impl Bookie {
     #[must_use]
     pub fn accepted_loss(&self) -> Option<&LossReport> {
         self.core.accepted_loss.as_ref()
+    }
+
+    /// Sets who is asked before a ledger begins here; only the first call counts, and it belongs
+    /// before anything is served. Without one every ledger may begin.
+    pub fn guard(&self, gate: LedgerGate) {
+        // The first one stays: a gate that could be replaced could be removed.
+        let _ = self.core.gate.set(gate);
     }
 
     /// Waits until the bookie has failed for good (a sync failed) and says why. The process must
