@@ -1,0 +1,182 @@
+//! Keeping ledgers replicated: who is missing, what that leaves thin, and copying it (reference.md
+//! A8), and looking after what nobody needs any more.
+//!
+//! Two parts, which meet in the marks of metadata alone (`u/ID`):
+//! - The [`Auditor`], one per cluster, compares ledgers with bookies and writes marks. It keeps an
+//!   index of ledgers by bookie in memory, found by scanning.
+//! - [`RepairWorker`]s, one per bookie by default, take marks, copy, swap and clear.
+//!
+//! Nothing here deletes anything: audits write intents (`g/ID`), and only when everything that
+//! could contradict them was read without an error.
+
+mod auditor;
+mod copy;
+pub mod decommission;
+mod index;
+pub mod inspect;
+mod local;
+mod losses;
+mod marks;
+mod members;
+mod orphans;
+mod plan;
+#[cfg(test)]
+mod tests;
+mod worker;
+
+pub use auditor::{AuditReport, Auditor};
+pub use index::LedgerIndex;
+pub use local::{LocalAudit, LocalLedger, LocalPass, LocalReport};
+pub use marks::{Mark, write as write_mark};
+pub use members::{Member, Members};
+pub use orphans::{OrphanAudit, OrphanReport};
+pub use worker::{RepairWorker, Round};
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use aquifer_metadata::keys;
+use aquifer_metadata::store::{Session, Watch};
+use aquifer_runtime::clock;
+use aquifer_runtime::task::ShutdownToken;
+use serde::{Deserialize, Serialize};
+
+use crate::context::LogContext;
+
+/// The settings of auditing and repair.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ReplicationConfig {
+    /// A bookie that is away for so many milliseconds is lost, and what it held is copied.
+    pub lost_after_ms: u64,
+    /// With more bookies than these away at once nothing is copied.
+    pub lost_bookies_max: usize,
+    /// With a larger share of the bookies than this away at once nothing is copied, in percent.
+    pub lost_percent_max: usize,
+    /// Bytes a second that one worker reads for repair and checks. Every bookie hosts a worker by
+    /// default.
+    pub repair_bytes_per_second: u64,
+    /// How long an open ledger that lost a bookie is left to its writer, in milliseconds.
+    pub open_ledger_grace_ms: u64,
+    /// How often a worker looks for marks when nothing tells it of any, in milliseconds.
+    pub poll_ms: u64,
+    /// How often the auditor looks at the bookies, in milliseconds.
+    pub audit_ms: u64,
+    /// How often the auditor reads all ledger records although nothing has happened, in
+    /// milliseconds.
+    pub scan_ms: u64,
+    /// Marks that may wait at once; more are written as these are cleared.
+    pub marks_max: usize,
+    /// How often ledgers that no topic refers to are looked for, in milliseconds; 0: never.
+    pub orphan_audit_ms: u64,
+    /// A ledger is no orphan before it is so old, in milliseconds.
+    pub orphan_age_ms: u64,
+    /// With more orphans than these at once something else is wrong: none is deleted.
+    pub orphans_max: usize,
+}
+
+impl Default for ReplicationConfig {
+    fn default() -> ReplicationConfig {
+        ReplicationConfig {
+            lost_after_ms: 600_000,
+            lost_bookies_max: 2,
+            lost_percent_max: 40,
+            repair_bytes_per_second: 32 << 20,
+            open_ledger_grace_ms: 30_000,
+            poll_ms: 10_000,
+            audit_ms: 5_000,
+            scan_ms: 3_600_000,
+            marks_max: 10_000,
+            orphan_audit_ms: 21_600_000,
+            orphan_age_ms: 86_400_000,
+            orphans_max: 1_000,
+        }
+    }
+}
+
+/// Runs a repair worker until shutdown is asked for or the session is lost.
+pub async fn run_worker(
+    ctx: Arc<LogContext>,
+    session: Arc<dyn Session>,
+    config: ReplicationConfig,
+    holder: String,
+    shutdown: ShutdownToken,
+) {
+    let poll = Duration::from_millis(config.poll_ms);
+    let mut news = News::of(&ctx, keys::UNDER_REPLICATED_PREFIX);
+    let mut worker = RepairWorker::new(Arc::clone(&ctx), Arc::clone(&session), &config, holder);
+    loop {
+        let round = tokio::select! {
+            () = shutdown.wait() => return,
+            () = session.lost() => return,
+            round = worker.round() => round,
+        };
+        match round {
+            Ok(round) if round.marked > 0 => tracing::debug!(?round, "repair round"),
+            Ok(_) => {}
+            Err(error) => tracing::warn!(%error, "repair round failed, trying again"),
+        }
+        tokio::select! {
+            () = shutdown.wait() => return,
+            () = session.lost() => return,
+            () = news.wait(poll) => {}
+        }
+    }
+}
+
+/// Runs the auditor for as long as its caller leads, that is, until the future is dropped or
+/// shutdown is asked for.
+pub async fn run_auditor(ctx: Arc<LogContext>, config: ReplicationConfig, shutdown: ShutdownToken) {
+    let pause = Duration::from_millis(config.audit_ms);
+    let mut auditor = Auditor::new(Arc::clone(&ctx), config);
+    let mut news = News::of(&ctx, keys::BOOKIES_PREFIX);
+    loop {
+        let pass = tokio::select! {
+            () = shutdown.wait() => return,
+            pass = auditor.pass() => pass,
+        };
+        match pass {
+            Ok(report) if report.marked > 0 => tracing::info!(?report, "ledgers marked"),
+            Ok(_) => {}
+            Err(error) => tracing::warn!(%error, "audit failed, trying again"),
+        }
+        tokio::select! {
+            () = shutdown.wait() => return,
+            () = news.wait(pause) => {}
+        }
+    }
+}
+
+/// Waits for changes below a prefix, or for time to pass where the store does not tell.
+struct News {
+    ctx: Arc<LogContext>,
+    prefix: &'static str,
+    watch: Option<Box<dyn Watch>>,
+}
+
+impl News {
+    fn of(ctx: &Arc<LogContext>, prefix: &'static str) -> News {
+        News {
+            ctx: Arc::clone(ctx),
+            prefix,
+            watch: None,
+        }
+    }
+
+    async fn wait(&mut self, at_most: Duration) {
+        if self.watch.is_none() {
+            // What happens between a round and this watch is found by the next poll.
+            let store = &self.ctx.store;
+            if let Ok(page) = store.scan(self.prefix, None, 1).await {
+                self.watch = store.watch(self.prefix, page.revision).await.ok();
+            }
+        }
+        let Some(watch) = &mut self.watch else {
+            return clock::sleep(at_most).await;
+        };
+        match clock::timeout(at_most, watch.next()).await {
+            Ok(Some(aquifer_metadata::store::WatchEvent::Resync) | None) => self.watch = None,
+            Ok(Some(_)) | Err(_) => {}
+        }
+    }
+}

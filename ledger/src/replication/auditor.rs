@@ -1,0 +1,254 @@
+//! The auditor: knows which ledgers are at which bookies, and marks those that lost one.
+//!
+//! There is one per cluster at a time; two at once only do the same twice. It never copies, swaps
+//! or deletes.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use aquifer_metadata::keys;
+use aquifer_model::id::{BookieId, LedgerId};
+use futures::StreamExt;
+
+use crate::context::LogContext;
+use crate::error::LedgerError;
+use crate::ledger_metadata;
+use crate::replication::ReplicationConfig;
+use crate::replication::index::{self, LedgerIndex};
+use crate::replication::losses::{LossPolicy, LossWatch};
+use crate::replication::marks::{self, Mark};
+use crate::replication::members::Members;
+use crate::replication::orphans::{OrphanAudit, OrphanReport};
+
+/// Marks that are written at once.
+const WRITES_AT_ONCE: usize = 16;
+
+/// What a pass found and did.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct AuditReport {
+    /// Ledger records, as of the last scan.
+    pub ledgers: u64,
+    /// Bookies that hold ledgers and are not registered.
+    pub away: usize,
+    /// Bookies whose ledgers are being moved: lost ones, and those that are to leave.
+    pub emptied: BTreeSet<BookieId>,
+    /// Ledgers that still name one of these.
+    pub remaining: u64,
+    /// Ledgers marked in this pass.
+    pub marked: u64,
+    /// Marks that wait for a worker.
+    pub waiting: u64,
+    /// Why lost bookies are not acted upon.
+    pub paused: Option<String>,
+    /// Whether this pass looked for ledgers without a topic.
+    pub orphans: Option<OrphanReport>,
+}
+
+/// The auditor's knowledge.
+pub struct Auditor {
+    ctx: Arc<LogContext>,
+    config: ReplicationConfig,
+    losses: LossWatch,
+    index: Option<(LedgerIndex, Duration)>,
+    orphans: OrphanAudit,
+    orphans_at: Option<Duration>,
+    was_paused: bool,
+}
+
+impl Auditor {
+    /// An auditor that knows nothing yet: the grace of every absent bookie begins with it.
+    #[must_use]
+    pub fn new(ctx: Arc<LogContext>, config: ReplicationConfig) -> Auditor {
+        let losses = LossWatch::new(LossPolicy {
+            grace: Duration::from_millis(config.lost_after_ms),
+            bookies_max: config.lost_bookies_max,
+            percent_max: config.lost_percent_max,
+        });
+        Auditor {
+            orphans: OrphanAudit::new(Arc::clone(&ctx), &config),
+            ctx,
+            config,
+            losses,
+            index: None,
+            orphans_at: None,
+            was_paused: false,
+        }
+    }
+
+    /// The ledgers by bookie, as of the last scan.
+    #[must_use]
+    pub fn index(&self) -> Option<&LedgerIndex> {
+        self.index.as_ref().map(|(index, _)| index)
+    }
+
+    /// Looks at everything once.
+    ///
+    /// # Errors
+    /// When metadata cannot be read; nothing is concluded from a part of it.
+    pub async fn pass(&mut self) -> Result<AuditReport, LedgerError> {
+        let now = self.ctx.clock.monotonic();
+        let every = Duration::from_millis(self.config.scan_ms);
+        let due = |at: &Duration| now.saturating_sub(*at) >= every;
+        if self.index.as_ref().is_none_or(|(_, at)| due(at)) {
+            self.scan(now).await?;
+        }
+        let members = Members::load(&*self.ctx.store).await?;
+        let mut report = self.judge(now, &members);
+        if self.remaining(&report.emptied) > 0 {
+            // Ledgers were created, and others repaired, since the last scan.
+            self.scan(now).await?;
+            report = self.judge(now, &members);
+        }
+        report.remaining = self.remaining(&report.emptied);
+        let marked = self.marked().await?;
+        report.waiting = marked.len() as u64;
+        if report.remaining > 0 {
+            report.marked = self.mark(&members, &report, &marked).await?;
+            report.waiting += report.marked;
+        }
+        report.orphans = self.look_for_orphans(now).await;
+        self.tell(&report);
+        Ok(report)
+    }
+
+    async fn scan(&mut self, now: Duration) -> Result<(), LedgerError> {
+        let began = self.ctx.clock.monotonic();
+        let index = LedgerIndex::scan(&*self.ctx.store).await?;
+        let took = self.ctx.clock.monotonic().saturating_sub(began);
+        let metrics = &self.ctx.metrics.repair;
+        metrics.scan_seconds.record(took.as_secs_f64(), &[]);
+        self.index = Some((index, now));
+        Ok(())
+    }
+
+    fn judge(&mut self, now: Duration, members: &Members) -> AuditReport {
+        let Some((index, _)) = &self.index else {
+            return AuditReport::default();
+        };
+        let leaving = members.leaving();
+        let holders: BTreeSet<BookieId> = index
+            .bookies()
+            .filter(|bookie| !leaving.contains(bookie))
+            .collect();
+        let verdict = self.losses.observe(now, &holders, &members.registered());
+        let mut emptied = verdict.lost;
+        emptied.extend(leaving);
+        AuditReport {
+            ledgers: index.ledgers(),
+            away: verdict.away,
+            emptied,
+            paused: verdict.paused,
+            ..AuditReport::default()
+        }
+    }
+
+    fn remaining(&self, emptied: &BTreeSet<BookieId>) -> u64 {
+        let Some((index, _)) = &self.index else {
+            return 0;
+        };
+        emptied.iter().map(|bookie| index.count_of(*bookie)).sum()
+    }
+
+    /// Ledgers that carry a mark.
+    async fn marked(&self) -> Result<BTreeSet<LedgerId>, LedgerError> {
+        let mut marked = BTreeSet::new();
+        index::each(&*self.ctx.store, keys::UNDER_REPLICATED_PREFIX, |item| {
+            if let Ok(keys::Key::UnderReplicated(ledger)) = item.key.parse() {
+                marked.insert(ledger);
+            }
+            Ok(())
+        })
+        .await?;
+        Ok(marked)
+    }
+
+    /// Marks ledgers of the bookies that are to be emptied, as many as may wait at once.
+    async fn mark(
+        &self,
+        members: &Members,
+        report: &AuditReport,
+        marked: &BTreeSet<LedgerId>,
+    ) -> Result<u64, LedgerError> {
+        let Some((index, _)) = &self.index else {
+            return Ok(0);
+        };
+        let room = self.config.marks_max.saturating_sub(marked.len());
+        let mut chosen: BTreeSet<LedgerId> = BTreeSet::new();
+        for bookie in &report.emptied {
+            let fresh = index
+                .ledgers_of(*bookie)
+                .filter(|ledger| !marked.contains(ledger));
+            let room = room.saturating_sub(chosen.len());
+            chosen.extend(fresh.take(room));
+        }
+        let writes = chosen.into_iter().map(|ledger| {
+            let named = report.emptied.iter().copied();
+            let named: Vec<_> = named.filter(|b| index.names(ledger, *b)).collect();
+            let leaving = named.iter().all(|bookie| members.is_leaving(*bookie));
+            let reason = if leaving {
+                "a bookie is leaving"
+            } else {
+                "a bookie is lost"
+            };
+            self.mark_one(ledger, named, reason)
+        });
+        let mut written = 0;
+        let mut results = futures::stream::iter(writes).buffer_unordered(WRITES_AT_ONCE);
+        while let Some(result) = results.next().await {
+            written += u64::from(result?);
+        }
+        self.ctx.metrics.repair.marked_ledgers.add(written, &[]);
+        Ok(written)
+    }
+
+    async fn mark_one(
+        &self,
+        ledger: LedgerId,
+        bookies: Vec<BookieId>,
+        reason: &str,
+    ) -> Result<bool, LedgerError> {
+        let store = &*self.ctx.store;
+        let Some(info) = ledger_metadata::load(store, ledger).await? else {
+            return Ok(false);
+        };
+        let now_ms = self.ctx.clock.wall_ms();
+        let mark = Mark::new(ledger, &info.home, reason, now_ms).lost(bookies);
+        marks::write(store, &mark).await
+    }
+
+    async fn look_for_orphans(&mut self, now: Duration) -> Option<OrphanReport> {
+        let every = Duration::from_millis(self.config.orphan_audit_ms);
+        let waited = self.orphans_at.map(|at| now.saturating_sub(at));
+        // Not first thing: a new leader has more urgent things to look at.
+        if every.is_zero() || waited.is_none_or(|waited| waited < every) {
+            self.orphans_at.get_or_insert(now);
+            return None;
+        }
+        self.orphans_at = Some(now);
+        match self.orphans.pass().await {
+            Ok(report) => Some(report),
+            Err(error) => {
+                tracing::warn!(%error, "the audit of unreferenced ledgers found nothing out");
+                None
+            }
+        }
+    }
+
+    fn tell(&mut self, report: &AuditReport) {
+        let metrics = &self.ctx.metrics.repair;
+        metrics.under_replicated.record(report.waiting, &[]);
+        metrics.bookies_away.record(report.away as u64, &[]);
+        let paused = report.paused.is_some();
+        metrics.paused.record(u64::from(paused), &[]);
+        if paused && !self.was_paused {
+            tracing::error!(
+                reason = report.paused,
+                "repair is paused: bring bookies back, or decommission those that are gone"
+            );
+        } else if self.was_paused && !paused {
+            tracing::info!("repair goes on");
+        }
+        self.was_paused = paused;
+    }
+}
