@@ -10,6 +10,7 @@
 //! could contradict them was read without an error.
 
 mod auditor;
+mod checks;
 mod copy;
 pub mod decommission;
 mod index;
@@ -67,6 +68,8 @@ pub struct ReplicationConfig {
     pub scan_ms: u64,
     /// Marks that may wait at once; more are written as these are cleared.
     pub marks_max: usize,
+    /// In so many milliseconds every closed ledger is checked replica by replica once; 0: never.
+    pub check_cycle_ms: u64,
     /// How often ledgers that no topic refers to are looked for, in milliseconds; 0: never.
     pub orphan_audit_ms: u64,
     /// A ledger is no orphan before it is so old, in milliseconds.
@@ -87,6 +90,7 @@ impl Default for ReplicationConfig {
             audit_ms: 5_000,
             scan_ms: 3_600_000,
             marks_max: 10_000,
+            check_cycle_ms: 604_800_000,
             orphan_audit_ms: 21_600_000,
             orphan_age_ms: 86_400_000,
             orphans_max: 1_000,

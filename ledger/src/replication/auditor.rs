@@ -3,7 +3,7 @@
 //! There is one per cluster at a time; two at once only do the same twice. It never copies, swaps
 //! or deletes.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,8 +13,9 @@ use futures::StreamExt;
 
 use crate::context::LogContext;
 use crate::error::LedgerError;
-use crate::ledger_metadata;
+use crate::ledger_metadata::{self, LedgerState};
 use crate::replication::ReplicationConfig;
+use crate::replication::checks::CheckCycle;
 use crate::replication::index::{self, LedgerIndex};
 use crate::replication::losses::{LossPolicy, LossWatch};
 use crate::replication::marks::{self, Mark};
@@ -39,11 +40,15 @@ pub struct AuditReport {
     pub marked: u64,
     /// Marks that wait for a worker.
     pub waiting: u64,
+    /// Ledgers whose turn it was to be checked replica by replica, although nothing is known.
+    pub checked: u64,
     /// Why lost bookies are not acted upon.
     pub paused: Option<String>,
     /// Whether this pass looked for ledgers without a topic.
     pub orphans: Option<OrphanReport>,
 }
+
+type Marked = BTreeMap<LedgerId, BTreeSet<BookieId>>;
 
 /// The auditor's knowledge.
 pub struct Auditor {
@@ -51,6 +56,7 @@ pub struct Auditor {
     config: ReplicationConfig,
     losses: LossWatch,
     index: Option<(LedgerIndex, Duration)>,
+    checks: CheckCycle,
     orphans: OrphanAudit,
     orphans_at: Option<Duration>,
     was_paused: bool,
@@ -67,6 +73,7 @@ impl Auditor {
         });
         Auditor {
             orphans: OrphanAudit::new(Arc::clone(&ctx), &config),
+            checks: CheckCycle::new(config.check_cycle_ms),
             ctx,
             config,
             losses,
@@ -107,6 +114,7 @@ impl Auditor {
             report.marked = self.mark(&members, &report, &marked).await?;
             report.waiting += report.marked;
         }
+        report.checked = self.doubt_some(now, &marked).await?;
         report.orphans = self.look_for_orphans(now).await;
         self.tell(&report);
         Ok(report)
@@ -150,12 +158,15 @@ impl Auditor {
         emptied.iter().map(|bookie| index.count_of(*bookie)).sum()
     }
 
-    /// Ledgers that carry a mark.
-    async fn marked(&self) -> Result<BTreeSet<LedgerId>, LedgerError> {
-        let mut marked = BTreeSet::new();
+    /// Ledgers that carry a mark, and the bookies that it calls lost.
+    async fn marked(&self) -> Result<Marked, LedgerError> {
+        let mut marked = Marked::new();
         index::each(&*self.ctx.store, keys::UNDER_REPLICATED_PREFIX, |item| {
             if let Ok(keys::Key::UnderReplicated(ledger)) = item.key.parse() {
-                marked.insert(ledger);
+                let mark = Mark::decode(item).inspect_err(|error| {
+                    tracing::error!(key = item.key, %error, "a mark is unreadable");
+                });
+                marked.insert(ledger, mark.map(|mark| mark.lost).unwrap_or_default());
             }
             Ok(())
         })
@@ -168,7 +179,7 @@ impl Auditor {
         &self,
         members: &Members,
         report: &AuditReport,
-        marked: &BTreeSet<LedgerId>,
+        marked: &Marked,
     ) -> Result<u64, LedgerError> {
         let Some((index, _)) = &self.index else {
             return Ok(0);
@@ -176,9 +187,11 @@ impl Auditor {
         let room = self.config.marks_max.saturating_sub(marked.len());
         let mut chosen: BTreeSet<LedgerId> = BTreeSet::new();
         for bookie in &report.emptied {
-            let fresh = index
-                .ledgers_of(*bookie)
-                .filter(|ledger| !marked.contains(ledger));
+            let says_so = |ledger: &LedgerId| {
+                let lost = marked.get(ledger);
+                lost.is_some_and(|lost| lost.contains(bookie))
+            };
+            let fresh = index.ledgers_of(*bookie).filter(|ledger| !says_so(ledger));
             let room = room.saturating_sub(chosen.len());
             chosen.extend(fresh.take(room));
         }
@@ -215,6 +228,31 @@ impl Auditor {
         let now_ms = self.ctx.clock.wall_ms();
         let mark = Mark::new(ledger, &info.home, reason, now_ms).lost(bookies);
         marks::write(store, &mark).await
+    }
+
+    /// Doubts the ledgers whose turn it is: a defect, or a loss that nobody noticed, would
+    /// otherwise be found by a reader, too late.
+    async fn doubt_some(&mut self, now: Duration, marked: &Marked) -> Result<u64, LedgerError> {
+        let Some((index, _)) = &self.index else {
+            return Ok(0);
+        };
+        let room = self.config.marks_max.saturating_sub(marked.len());
+        let mut doubted = 0;
+        for ledger in self.checks.due(now, index, room) {
+            let store = &*self.ctx.store;
+            let Some(info) = ledger_metadata::load(store, ledger).await? else {
+                continue;
+            };
+            // An open ledger is in its writer's care.
+            if !matches!(info.state, LedgerState::Closed(_)) {
+                continue;
+            }
+            let now_ms = self.ctx.clock.wall_ms();
+            let mark = Mark::new(ledger, &info.home, "its turn to be checked", now_ms);
+            marks::write(store, &mark.doubted(info.bookies())).await?;
+            doubted += 1;
+        }
+        Ok(doubted)
     }
 
     async fn look_for_orphans(&mut self, now: Duration) -> Option<OrphanReport> {

@@ -145,9 +145,20 @@ impl LedgerIndex {
         ledgers.into_iter().flatten().map(LedgerId)
     }
 
-    /// All ledgers, in order.
-    pub fn iter(&self) -> impl Iterator<Item = LedgerId> + '_ {
-        self.all.iter().map(LedgerId)
+    /// The first `count` ledgers from an id on.
+    pub(crate) fn page(&self, from: LedgerId, count: usize) -> Vec<LedgerId> {
+        let mut ledgers = self.all.iter();
+        ledgers.advance_to(from.0);
+        ledgers.take(count).map(LedgerId).collect()
+    }
+
+    /// An index of ledgers without bookies.
+    #[cfg(test)]
+    pub(crate) fn of_ids(ids: impl IntoIterator<Item = u64>) -> LedgerIndex {
+        LedgerIndex {
+            all: ids.into_iter().collect(),
+            ..LedgerIndex::default()
+        }
     }
 }
 
