@@ -19,6 +19,7 @@ use crate::mode::Mode;
 use crate::positions::Positions;
 use crate::reclaim::Reclaimer;
 use crate::report::{BookieStatusReport, LossReport};
+use crate::scrub::Scrubber;
 use crate::store::Store;
 use crate::workers::Workers;
 
@@ -42,6 +43,7 @@ pub struct Core {
     pub(crate) limbo: Option<LossReport>,
     pub(crate) accepted_loss: Option<LossReport>,
     pub(crate) background: Arc<Background>,
+    pub(crate) scrubber: Arc<Scrubber>,
     /// Rung to end an applier that RocksDB refuses.
     pub(crate) stop: Arc<Bell>,
     pub(crate) threads: Mutex<Threads>,
@@ -54,6 +56,7 @@ pub struct Threads {
     pub(crate) applier: Option<std::thread::JoinHandle<()>>,
     pub(crate) checkpointer: Option<std::thread::JoinHandle<()>>,
     pub(crate) housekeeper: Option<std::thread::JoinHandle<()>>,
+    pub(crate) scrubber: Option<std::thread::JoinHandle<()>>,
     pub(crate) lock: Option<DiskLock>,
 }
 
@@ -74,6 +77,7 @@ impl Core {
             flushed_commit: self.positions.flushed.get(),
             bytes_in_flight: u64::try_from(in_flight).unwrap_or(u64::MAX),
             store_bytes: store_bytes.unwrap_or(0),
+            scrub: self.scrubber.report(),
         }
     }
 
@@ -81,6 +85,8 @@ impl Core {
     pub(crate) fn shutdown(&self) {
         self.mode.stop();
         let mut threads = self.threads.lock();
+        self.scrubber.stop();
+        join(threads.scrubber.take());
         self.queue.close(BookieError::ShuttingDown);
         join(threads.journal.take());
         self.stop.ring();
@@ -100,6 +106,7 @@ impl Drop for Core {
     /// Ends the threads without flushing: the journal has everything.
     fn drop(&mut self) {
         self.mode.stop();
+        self.scrubber.stop();
         self.queue.close(BookieError::ShuttingDown);
         self.stop.ring();
         self.applier.close();
@@ -108,6 +115,7 @@ impl Drop for Core {
         self.workers.close();
         // The directory is free for a successor only after the threads are gone.
         let threads = self.threads.get_mut();
+        join(threads.scrubber.take());
         join(threads.journal.take());
         join(threads.applier.take());
         join(threads.checkpointer.take());

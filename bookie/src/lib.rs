@@ -3,10 +3,11 @@
 //! An add is acknowledged after a group commit to the journal; entries reach RocksDB off the
 //! acknowledgement path, and the journal is trimmed to what RocksDB has flushed. Threads of this
 //! crate: one journal thread, one applier, one for checkpoints, one for housekeeping, and a small
-//! pool for reads. It knows ledgers and entries, never topics, and imports neither `ledger` nor
-//! `broker`.
+//! pool for reads, and one that scrubs. It knows ledgers and entries, never topics; only
+//! [`autorecovery`], which hosts repair, imports `ledger`.
 #![deny(missing_docs)]
 
+pub mod autorecovery;
 pub mod config;
 pub mod error;
 pub mod report;
@@ -30,6 +31,7 @@ mod open;
 mod positions;
 mod reads;
 mod reclaim;
+pub mod scrub;
 mod store;
 mod workers;
 
@@ -38,7 +40,7 @@ mod tests;
 
 use std::sync::Arc;
 
-use aquifer_model::id::BookieId;
+use aquifer_model::id::{BookieId, CreationToken, LedgerId};
 use aquifer_model::storage::{BookieResult, OrderedRequest, ReadBatch, ReadRange, ReplyCallback};
 use aquifer_runtime::clock::SharedClock;
 use aquifer_runtime::disk::SharedDisk;
@@ -47,9 +49,10 @@ use opentelemetry::metrics::Meter;
 
 pub use config::BookieConfig;
 pub use error::BookieOpenError;
-pub use report::{BookieMode, BookieStatusReport, LedgerLoss, LossReport};
+pub use report::{BookieMode, BookieStatusReport, LedgerLoss, LossReport, ScrubReport};
 
 use crate::core::Core;
+use crate::scrub::RepairHook;
 
 /// What a bookie takes from its surroundings.
 #[derive(Clone)]
@@ -101,6 +104,24 @@ impl Bookie {
     /// [`BookieError`](aquifer_model::storage::BookieError).
     pub async fn read(&self, range: ReadRange) -> BookieResult<ReadBatch> {
         self.core.read(range).await
+    }
+
+    /// Ledgers after one that are stored here and not deleted, in order, with their creation
+    /// tokens; empty at the end. What arrives meanwhile may be missing.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub async fn ledgers(
+        &self,
+        after: Option<LedgerId>,
+        max: usize,
+    ) -> BookieResult<Vec<(LedgerId, CreationToken)>> {
+        self.core.list_ledgers(after, max).await
+    }
+
+    /// Says who repairs damaged entries from now on.
+    pub fn on_damage(&self, repair: Arc<dyn RepairHook>) {
+        self.core.scrubber.set_hook(repair);
     }
 
     /// What the bookie says about itself.

@@ -13,6 +13,7 @@ mod auditor;
 mod checks;
 mod copy;
 pub mod decommission;
+mod entry;
 mod index;
 pub mod inspect;
 mod local;
@@ -26,6 +27,7 @@ mod tests;
 mod worker;
 
 pub use auditor::{AuditReport, Auditor};
+pub use entry::{EntryRepair, repair_entry};
 pub use index::LedgerIndex;
 pub use local::{LocalAudit, LocalLedger, LocalPass, LocalReport};
 pub use marks::{Mark, write as write_mark};
@@ -36,13 +38,16 @@ pub use worker::{RepairWorker, Round};
 use std::sync::Arc;
 use std::time::Duration;
 
-use aquifer_metadata::keys;
-use aquifer_metadata::store::{Session, Watch};
+use aquifer_metadata::store::{Expect, Session, Watch, WatchEvent};
+use aquifer_metadata::{keys, record};
+use aquifer_model::id::{BookieId, LedgerId};
+use aquifer_proto::v1;
 use aquifer_runtime::clock;
 use aquifer_runtime::task::ShutdownToken;
 use serde::{Deserialize, Serialize};
 
 use crate::context::LogContext;
+use crate::deletion;
 
 /// The settings of auditing and repair.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -95,6 +100,86 @@ impl Default for ReplicationConfig {
             orphan_age_ms: 86_400_000,
             orphans_max: 1_000,
         }
+    }
+}
+
+/// How long locks outlive a process that dies with them.
+const SESSION_TTL: Duration = Duration::from_secs(15);
+/// Before another session is opened.
+const SESSION_PAUSE: Duration = Duration::from_secs(2);
+/// Ids of ledgers begin at 1: the lock of 0 is the auditor's.
+const AUDITOR: LedgerId = LedgerId(0);
+
+/// Runs a repair worker, and the auditor whenever no other process does, until shutdown is asked
+/// for: everything that `aquifer autorecovery` is, and that a bookie hosts by default. `holder`
+/// names this process in locks.
+pub async fn run(
+    ctx: Arc<LogContext>,
+    config: ReplicationConfig,
+    holder: String,
+    shutdown: ShutdownToken,
+) {
+    while !shutdown.is_shutdown() {
+        let opened = tokio::select! {
+            () = shutdown.wait() => return,
+            opened = ctx.store.open_session(SESSION_TTL) => opened,
+        };
+        match opened {
+            Ok(session) => {
+                let session: Arc<dyn Session> = session.into();
+                run_in_session(&ctx, &session, &config, &holder, &shutdown).await;
+                // If this fails its keys expire.
+                drop(session.close().await);
+            }
+            Err(error) => tracing::warn!(%error, "no session for repair, trying again"),
+        }
+        tokio::select! {
+            () = shutdown.wait() => return,
+            () = clock::sleep(SESSION_PAUSE) => {}
+        }
+    }
+}
+
+async fn run_in_session(
+    ctx: &Arc<LogContext>,
+    session: &Arc<dyn Session>,
+    config: &ReplicationConfig,
+    holder: &str,
+    shutdown: &ShutdownToken,
+) {
+    let (config, shutdown) = (config.clone(), shutdown.clone());
+    let worker = run_worker(
+        Arc::clone(ctx),
+        Arc::clone(session),
+        config.clone(),
+        holder.to_owned(),
+        shutdown.clone(),
+    );
+    let auditor = async {
+        lead(session, &config, holder).await;
+        tracing::info!("this process audits replication now");
+        run_auditor(Arc::clone(ctx), config.clone(), shutdown.clone()).await;
+    };
+    // Whatever is dropped half done is done again: every step may be repeated.
+    tokio::select! {
+        () = worker => {}
+        () = auditor => {}
+        () = session.lost() => {}
+    }
+}
+
+/// Waits until this process is the auditor, for as long as its session lives. Two auditors at
+/// once, for a moment, do the same twice.
+async fn lead(session: &Arc<dyn Session>, config: &ReplicationConfig, holder: &str) {
+    let key = keys::repair_lock(AUDITOR);
+    loop {
+        let value = record::encode(v1::LockRecord {
+            holder: holder.to_owned(),
+        });
+        if session.put(&key, value, Expect::Absent).await.is_ok() {
+            return;
+        }
+        clock::sleep(Duration::from_millis(config.audit_ms)).await;
     }
 }
 
@@ -151,6 +236,32 @@ pub async fn run_auditor(ctx: Arc<LogContext>, config: ReplicationConfig, shutdo
     }
 }
 
+/// Carries out the deletion intents that name a bookie, when it starts and whenever there are new
+/// ones, until shutdown is asked for.
+pub async fn run_deletions(
+    ctx: Arc<LogContext>,
+    bookie: BookieId,
+    poll: Duration,
+    shutdown: ShutdownToken,
+) {
+    let mut news = News::of(&ctx, keys::DELETIONS_PREFIX);
+    loop {
+        let swept = tokio::select! {
+            () = shutdown.wait() => return,
+            swept = deletion::sweep_intents_of(&ctx, bookie) => swept,
+        };
+        match swept {
+            Ok(0) => {}
+            Ok(ledgers) => tracing::info!(ledgers, "ledgers deleted on this bookie"),
+            Err(error) => tracing::warn!(%error, "deletions are not looked at, trying again"),
+        }
+        tokio::select! {
+            () = shutdown.wait() => return,
+            () = news.wait(poll) => {}
+        }
+    }
+}
+
 /// Waits for changes below a prefix, or for time to pass where the store does not tell.
 struct News {
     ctx: Arc<LogContext>,
@@ -178,9 +289,9 @@ impl News {
         let Some(watch) = &mut self.watch else {
             return clock::sleep(at_most).await;
         };
-        match clock::timeout(at_most, watch.next()).await {
-            Ok(Some(aquifer_metadata::store::WatchEvent::Resync) | None) => self.watch = None,
-            Ok(Some(_)) | Err(_) => {}
+        let next = clock::timeout(at_most, watch.next()).await;
+        if matches!(next, Ok(None | Some(WatchEvent::Resync))) {
+            self.watch = None;
         }
     }
 }

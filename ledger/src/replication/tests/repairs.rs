@@ -242,3 +242,28 @@ async fn repair_keeps_to_its_rate() {
     assert_eq!(round.unwrap().unwrap().repaired, 1);
     cluster.assert_whole(ledger, 100).await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_single_entry_is_repaired_in_place_or_its_ledger_is_marked() {
+    let cluster = Cluster::new(4).await;
+    let ledger = cluster.closed(quorum(3, 3, 2), 5).await;
+    let bookies = &cluster.world.bookies;
+    let repair = async |n: u8, ledger: LedgerId, entry: u64| {
+        let repaired = repair_entry(&cluster.ctx, bookie(n), ledger, EntryId(entry)).await;
+        repaired.unwrap()
+    };
+    bookies.corrupt(bookie(2), ledger, EntryId(3));
+    assert_eq!(repair(2, ledger, 3).await, EntryRepair::Repaired);
+    cluster.assert_whole(ledger, 5).await;
+    assert_eq!(repair(2, ledger, 5).await, EntryRepair::Irrelevant);
+    assert_eq!(repair(4, ledger, 3).await, EntryRepair::Irrelevant);
+    assert_eq!(repair(2, LedgerId(999), 0).await, EntryRepair::Irrelevant);
+    // A bookie that cannot keep it: the ledger is marked, and a worker moves the copy.
+    bookies.corrupt(bookie(1), ledger, EntryId(0));
+    let refusal = || BookieError::Io("bad sector".to_owned());
+    bookies.fail_next(bookie(1), [refusal(), refusal()]);
+    assert!(matches!(repair(1, ledger, 0).await, EntryRepair::Marked(_)));
+    cluster.worker().await.round().await.unwrap();
+    cluster.assert_whole(ledger, 5).await;
+    assert!(!cluster.info(ledger).await.bookies().contains(&bookie(1)));
+}

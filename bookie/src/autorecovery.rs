@@ -1,0 +1,199 @@
+//! Hosts ledger replication inside a bookie: the one file of this crate that knows `ledger`.
+//!
+//! With every bookie runs a repair worker and a candidate for the cluster's auditor. What concerns
+//! this bookie alone runs here too: deletions that name it, the audit of what it stores, and the
+//! repair of what its scrubber finds damaged.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use aquifer_ledger::context::LogContext;
+use aquifer_ledger::error::LedgerError;
+use aquifer_ledger::replication::{
+    self, EntryRepair, LocalAudit, LocalLedger, LocalReport, ReplicationConfig, repair_entry,
+};
+use aquifer_ledger::transport::BookieTransport;
+use aquifer_model::id::{BookieId, EntryId, LedgerId};
+use aquifer_model::storage::{BookieResult, OrderedRequest, ReadBatch, ReadRange, ReplyCallback};
+use aquifer_runtime::clock;
+use aquifer_runtime::task::{ShutdownToken, TaskGroup};
+use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
+use tokio::sync::mpsc;
+
+use crate::Bookie;
+use crate::scrub::RepairHook;
+
+/// Damaged entries that wait for their repair; what does not fit is found again.
+const DAMAGED_WAITING_MAX: usize = 1_024;
+/// Ledgers that are listed at once.
+const PAGE_LEDGERS: usize = 1_000;
+
+/// The settings of what a bookie hosts.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct AutorecoveryConfig {
+    /// Whether this bookie hosts a repair worker and a candidate for the auditor. What concerns
+    /// the bookie itself runs in any case.
+    pub enabled: bool,
+    /// How often deletions are looked for when nothing tells of any, in milliseconds.
+    pub deletions_poll_ms: u64,
+    /// How often what is stored is compared with the ledgers that there are, in milliseconds.
+    pub local_audit_ms: u64,
+    /// Auditing and repair.
+    pub replication: ReplicationConfig,
+}
+
+impl Default for AutorecoveryConfig {
+    fn default() -> AutorecoveryConfig {
+        AutorecoveryConfig {
+            enabled: true,
+            deletions_poll_ms: 30_000,
+            local_audit_ms: 43_200_000,
+            replication: ReplicationConfig::default(),
+        }
+    }
+}
+
+/// Starts everything that a bookie hosts, until `tasks` shuts down. `ctx` must reach all bookies
+/// of the cluster, this one by [`transport`].
+pub fn start(
+    bookie: &Bookie,
+    ctx: &Arc<LogContext>,
+    config: &AutorecoveryConfig,
+    tasks: &TaskGroup,
+) {
+    let id = bookie.id();
+    let shutdown = || tasks.shutdown_token();
+    if config.enabled {
+        let replication = config.replication.clone();
+        let run = replication::run(Arc::clone(ctx), replication, id.to_string(), shutdown());
+        tasks.spawn("replication", run);
+    }
+    let poll = Duration::from_millis(config.deletions_poll_ms);
+    let deletions = replication::run_deletions(Arc::clone(ctx), id, poll, shutdown());
+    tasks.spawn("bookie-deletions", deletions);
+    let audit = audit_for_ever(bookie.clone(), Arc::clone(ctx), config.clone(), shutdown());
+    tasks.spawn("bookie-audit", audit);
+    let (damaged, found) = mpsc::channel(DAMAGED_WAITING_MAX);
+    bookie.on_damage(Arc::new(Queue(damaged)));
+    let repair = repair_for_ever(id, Arc::clone(ctx), found, shutdown());
+    tasks.spawn("bookie-scrub-repair", repair);
+}
+
+/// What the scrubber tells, on its way to the task that repairs.
+struct Queue(mpsc::Sender<(LedgerId, EntryId)>);
+
+impl RepairHook for Queue {
+    fn damaged(&self, ledger: LedgerId, entry: EntryId) {
+        // Full: the scrubber comes by again.
+        let _ = self.0.try_send((ledger, entry));
+    }
+}
+
+async fn repair_for_ever(
+    bookie: BookieId,
+    ctx: Arc<LogContext>,
+    mut found: mpsc::Receiver<(LedgerId, EntryId)>,
+    shutdown: ShutdownToken,
+) {
+    loop {
+        let next = tokio::select! {
+            () = shutdown.wait() => return,
+            next = found.recv() => next,
+        };
+        let Some((ledger, entry)) = next else {
+            return;
+        };
+        match repair_entry(&ctx, bookie, ledger, entry).await {
+            Ok(EntryRepair::Repaired | EntryRepair::Irrelevant) => {}
+            Ok(EntryRepair::Marked(why)) => {
+                tracing::warn!(%ledger, %entry, why, "damaged entry is not repaired in place");
+            }
+            Err(error) => {
+                tracing::warn!(%ledger, %entry, %error, "damaged entry is not repaired yet");
+            }
+        }
+    }
+}
+
+async fn audit_for_ever(
+    bookie: Bookie,
+    ctx: Arc<LogContext>,
+    config: AutorecoveryConfig,
+    shutdown: ShutdownToken,
+) {
+    let every = Duration::from_millis(config.local_audit_ms);
+    let mut audit = LocalAudit::new(ctx, bookie.id(), &config.replication);
+    loop {
+        // First a pause: a bookie that starts has more urgent things to do.
+        tokio::select! {
+            () = shutdown.wait() => return,
+            () = clock::sleep(every) => {}
+        }
+        match audit_once(&bookie, &mut audit).await {
+            Ok(report) if report.suspects > 0 => tracing::info!(?report, "stored ledgers audited"),
+            Ok(_) => {}
+            Err(error) => {
+                tracing::warn!(%error, "the audit of stored ledgers found nothing out");
+            }
+        }
+    }
+}
+
+/// Compares what a bookie stores with the ledgers that there are, once. Copies that nothing refers
+/// to in two passes get a deletion intent.
+///
+/// # Errors
+/// When anything could not be read or looks wrong; nothing happens then.
+pub async fn audit_once(
+    bookie: &Bookie,
+    audit: &mut LocalAudit,
+) -> Result<LocalReport, LedgerError> {
+    let mut pass = audit.begin().await?;
+    let mut after = None;
+    loop {
+        let page = bookie.ledgers(after, PAGE_LEDGERS).await;
+        let page = page.map_err(LedgerError::Undecided)?;
+        let Some((last, _)) = page.last() else {
+            break;
+        };
+        after = Some(*last);
+        let page: Vec<LocalLedger> = page
+            .into_iter()
+            .map(|(ledger, token)| LocalLedger { ledger, token })
+            .collect();
+        pass.look_at(&page);
+    }
+    audit.finish(pass).await
+}
+
+/// A transport that calls this bookie and connects to all others.
+#[must_use]
+pub fn transport(bookie: Bookie, others: Arc<dyn BookieTransport>) -> Arc<dyn BookieTransport> {
+    Arc::new(SelfFirst { bookie, others })
+}
+
+struct SelfFirst {
+    bookie: Bookie,
+    others: Arc<dyn BookieTransport>,
+}
+
+#[async_trait]
+impl BookieTransport for SelfFirst {
+    fn submit(&self, bookie: BookieId, request: OrderedRequest, reply: ReplyCallback) {
+        if bookie == self.bookie.id() {
+            self.bookie.submit(request, reply);
+        } else {
+            self.others.submit(bookie, request, reply);
+        }
+    }
+
+    async fn read(&self, bookie: BookieId, range: ReadRange) -> BookieResult<ReadBatch> {
+        if bookie == self.bookie.id() {
+            self.bookie.read(range).await
+        } else {
+            self.others.read(bookie, range).await
+        }
+    }
+}
