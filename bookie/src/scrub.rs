@@ -107,6 +107,13 @@ impl Scrubber {
         self.stopping.load(Ordering::Acquire)
     }
 
+    /// Sleeps, unless the bookie stops: a ring that an earlier sleep has taken must not be missed.
+    fn sleep(&self, pause: Duration) {
+        if !self.is_stopping() {
+            self.bell.wait(pause);
+        }
+    }
+
     /// The thread.
     pub fn run(&self) {
         let found = self.store.with(|db| db.scrubbed());
@@ -121,7 +128,7 @@ impl Scrubber {
             self.report.lock().passes += 1;
             self.metrics.scrub_passes.add(1, &[]);
             self.note((LedgerId(0), EntryId::FIRST));
-            self.bell.wait(self.pause);
+            self.sleep(self.pause);
         }
     }
 
@@ -137,7 +144,7 @@ impl Scrubber {
                 Ok(ledgers) => ledgers,
                 Err(error) => {
                     tracing::warn!(%error, "the scrubber cannot list ledgers, trying again");
-                    self.bell.wait(RETRY);
+                    self.sleep(RETRY);
                     if self.is_stopping() {
                         return false;
                     }
@@ -178,7 +185,7 @@ impl Scrubber {
                 Ok(checked) => checked,
                 Err(error) => {
                     tracing::warn!(%ledger, %error, "the scrubber cannot read, trying again");
-                    self.bell.wait(RETRY);
+                    self.sleep(RETRY);
                     continue;
                 }
             };
@@ -227,7 +234,7 @@ impl Scrubber {
     fn rest(&self, bytes: usize) {
         let nanos = bytes as u128 * 1_000_000_000 / u128::from(self.bytes_per_second.max(1));
         let pause = Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX));
-        self.bell.wait(pause);
+        self.sleep(pause);
     }
 
     fn note(&self, at: (LedgerId, EntryId)) {

@@ -44,6 +44,7 @@ use aquifer_model::id::{BookieId, LedgerId};
 use aquifer_proto::v1;
 use aquifer_runtime::clock;
 use aquifer_runtime::task::ShutdownToken;
+use futures::FutureExt;
 use serde::{Deserialize, Serialize};
 
 use crate::context::LogContext;
@@ -107,6 +108,9 @@ impl Default for ReplicationConfig {
 const SESSION_TTL: Duration = Duration::from_secs(15);
 /// Before another session is opened.
 const SESSION_PAUSE: Duration = Duration::from_secs(2);
+/// From the first news to a look at all of them: changes come in crowds, and most are done by
+/// then by whoever began them.
+const SETTLE: Duration = Duration::from_secs(1);
 /// Ids of ledgers begin at 1: the lock of 0 is the auditor's.
 const AUDITOR: LedgerId = LedgerId(0);
 
@@ -292,6 +296,17 @@ impl News {
         let next = clock::timeout(at_most, watch.next()).await;
         if matches!(next, Ok(None | Some(WatchEvent::Resync))) {
             self.watch = None;
+        }
+        if next.is_ok() {
+            clock::sleep(SETTLE).await;
+        }
+        // What came meanwhile is looked at together.
+        while let Some(watch) = &mut self.watch
+            && let Some(next) = watch.next().now_or_never()
+        {
+            if matches!(next, None | Some(WatchEvent::Resync)) {
+                self.watch = None;
+            }
         }
     }
 }

@@ -4,9 +4,11 @@
 use std::sync::Arc;
 
 use aquifer_metadata::keys::{self, Key};
+use aquifer_metadata::record;
 use aquifer_metadata::store::{Expect, Guard, MetadataStore, PageToken, Transaction};
 use aquifer_model::id::{BookieId, EntryId, LedgerId};
 use aquifer_model::quorum::Quorum;
+use aquifer_proto::v1;
 
 use crate::context::LogContext;
 use crate::deletion::{self, Intent, Progress};
@@ -14,6 +16,7 @@ use crate::error::LedgerError;
 use crate::ledger_metadata::{self, LedgerInfo, LedgerState, commit_known};
 use crate::recover::close_by_recovery;
 use crate::replication::copy::{Copier, Pace, Trouble};
+use crate::replication::index;
 use crate::replication::members::Members;
 use crate::replication::plan;
 
@@ -169,6 +172,58 @@ pub async fn verify(
         }
     }
     Ok(replicas)
+}
+
+/// The topic that refers to a ledger: a scan of all topics, for people who can wait.
+///
+/// # Errors
+/// When topics cannot be listed, or one is damaged.
+pub async fn topic_of(
+    store: &dyn MetadataStore,
+    ledger: LedgerId,
+) -> Result<Option<String>, LedgerError> {
+    let mut found = None;
+    index::each(store, keys::TENANTS_PREFIX, |item| {
+        let Ok(Key::Topic(topic)) = item.key.parse() else {
+            return Ok(());
+        };
+        let listed: v1::TopicRecord = record::decode(item)?;
+        let mut segments = listed.segments.iter().chain(&listed.cursor_segments);
+        if segments.any(|segment| segment.ledger_id == ledger.0) {
+            found = Some(topic.to_string());
+        }
+        Ok(())
+    })
+    .await?;
+    Ok(found)
+}
+
+/// What waits to be done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Pending {
+    /// Ledgers that are marked as under-replicated.
+    pub marks: u64,
+    /// Ledgers that some bookie has still to delete.
+    pub deletions: u64,
+}
+
+/// Counts what waits to be done.
+///
+/// # Errors
+/// When metadata cannot be read.
+pub async fn pending(store: &dyn MetadataStore) -> Result<Pending, LedgerError> {
+    let mut pending = Pending::default();
+    index::each(store, keys::UNDER_REPLICATED_PREFIX, |_| {
+        pending.marks += 1;
+        Ok(())
+    })
+    .await?;
+    index::each(store, keys::DELETIONS_PREFIX, |_| {
+        pending.deletions += 1;
+        Ok(())
+    })
+    .await?;
+    Ok(pending)
 }
 
 /// Closes an open ledger, as the next owner of its topic would: a writer that is still there finds
