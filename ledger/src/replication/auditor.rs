@@ -24,6 +24,8 @@ use crate::replication::orphans::{OrphanAudit, OrphanReport};
 
 /// Marks that are written at once.
 const WRITES_AT_ONCE: usize = 16;
+/// From one scan to the next, while bookies are emptied, at least so many times its duration.
+const SCAN_REST: u32 = 10;
 
 /// What a pass found and did.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -56,6 +58,7 @@ pub struct Auditor {
     config: ReplicationConfig,
     losses: LossWatch,
     index: Option<(LedgerIndex, Duration)>,
+    scan_took: Duration,
     checks: CheckCycle,
     orphans: OrphanAudit,
     orphans_at: Option<Duration>,
@@ -78,6 +81,7 @@ impl Auditor {
             config,
             losses,
             index: None,
+            scan_took: Duration::ZERO,
             orphans_at: None,
             was_paused: false,
         }
@@ -96,21 +100,26 @@ impl Auditor {
     pub async fn pass(&mut self) -> Result<AuditReport, LedgerError> {
         let now = self.ctx.clock.monotonic();
         let every = Duration::from_millis(self.config.scan_ms);
-        let due = |at: &Duration| now.saturating_sub(*at) >= every;
-        if self.index.as_ref().is_none_or(|(_, at)| due(at)) {
+        let mut fresh = self.is_older(now, every);
+        if fresh {
             self.scan(now).await?;
         }
         let members = Members::load(&*self.ctx.store).await?;
         let mut report = self.judge(now, &members);
-        if self.remaining(&report.emptied) > 0 {
-            // Ledgers were created, and others repaired, since the last scan.
-            self.scan(now).await?;
-            report = self.judge(now, &members);
+        if !fresh && self.remaining(&report.emptied) > 0 {
+            // Ledgers were created, and others repaired, since the last scan. While they are, a
+            // tenth of the time is spent on scans at most.
+            fresh = self.is_older(now, self.scan_took * SCAN_REST);
+            if fresh {
+                self.scan(now).await?;
+                report = self.judge(now, &members);
+            }
         }
         report.remaining = self.remaining(&report.emptied);
         let marked = self.marked().await?;
         report.waiting = marked.len() as u64;
-        if report.remaining > 0 {
+        // By an older index what was just repaired would be marked again.
+        if fresh && report.remaining > 0 {
             report.marked = self.mark(&members, &report, &marked).await?;
             report.waiting += report.marked;
         }
@@ -120,12 +129,19 @@ impl Auditor {
         Ok(report)
     }
 
+    /// Whether the index is so old, or is not there yet.
+    fn is_older(&self, now: Duration, age: Duration) -> bool {
+        let at = self.index.as_ref().map(|(_, at)| *at);
+        at.is_none_or(|at| now.saturating_sub(at) >= age)
+    }
+
     async fn scan(&mut self, now: Duration) -> Result<(), LedgerError> {
         let began = self.ctx.clock.monotonic();
         let index = LedgerIndex::scan(&*self.ctx.store).await?;
         let took = self.ctx.clock.monotonic().saturating_sub(began);
         let metrics = &self.ctx.metrics.repair;
         metrics.scan_seconds.record(took.as_secs_f64(), &[]);
+        self.scan_took = took;
         self.index = Some((index, now));
         Ok(())
     }

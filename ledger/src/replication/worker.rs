@@ -30,6 +30,8 @@ use crate::replication::plan::{self, Care, Work};
 const CONFLICTS_MAX: usize = 16;
 /// Bookies that are tried as the new place of one position.
 const PLACES_MAX: usize = 8;
+/// How old the knowledge of bookies may be that a repair begins with.
+const MEMBERS_AGE_MAX: Duration = Duration::from_secs(5);
 /// First and longest pause before a ledger that could not be repaired is tried again.
 const RETRY_FIRST: Duration = Duration::from_secs(5);
 const RETRY_MAX: Duration = Duration::from_secs(300);
@@ -65,6 +67,8 @@ pub struct RepairWorker {
     open_grace: Duration,
     pace: Pace,
     holder: String,
+    /// Who there is, and when that was read.
+    members: (Arc<Members>, Duration),
     /// Open ledgers that wait for their writer: their last fragment, and since when.
     open: BTreeMap<LedgerId, (EntryId, Vec<BookieId>, Duration)>,
     /// Ledgers that failed: how long they wait, and until when.
@@ -86,6 +90,7 @@ impl RepairWorker {
             open_grace: Duration::from_millis(config.open_ledger_grace_ms),
             pace: Pace::new(config.repair_bytes_per_second),
             holder,
+            members: (Arc::default(), Duration::ZERO),
             open: BTreeMap::new(),
             put_off: BTreeMap::new(),
         }
@@ -96,6 +101,7 @@ impl RepairWorker {
     /// # Errors
     /// When marks or bookies cannot be listed. What fails at a single ledger is counted.
     pub async fn round(&mut self) -> Result<Round, LedgerError> {
+        self.load_members().await?;
         let mut round = Round::default();
         let mut seen = BTreeSet::new();
         let mut page = None;
@@ -137,6 +143,9 @@ impl RepairWorker {
             round.failed += 1;
             return Ok(());
         }
+        if now.saturating_sub(self.members.1) >= MEMBERS_AGE_MAX {
+            self.load_members().await?;
+        }
         let Some(lock) = self.lock(mark.ledger).await? else {
             round.waiting += 1;
             return Ok(());
@@ -165,6 +174,12 @@ impl RepairWorker {
                 round.failed += 1;
             }
         }
+        Ok(())
+    }
+
+    async fn load_members(&mut self) -> Result<(), LedgerError> {
+        let members = Members::load(&*self.ctx.store).await?;
+        self.members = (Arc::new(members), self.ctx.clock.monotonic());
         Ok(())
     }
 
@@ -199,7 +214,7 @@ impl RepairWorker {
     /// Repairs one ledger as far as possible now.
     pub(crate) async fn repair(&mut self, mark: &Mark) -> Result<Outcome, LedgerError> {
         let ctx = Arc::clone(&self.ctx);
-        let members = Members::load(&*ctx.store).await?;
+        let members = Arc::clone(&self.members.0);
         let mut done: BTreeSet<Work> = BTreeSet::new();
         let mut failed = None;
         loop {
