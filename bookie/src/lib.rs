@@ -124,6 +124,16 @@ impl Bookie {
         self.core.scrubber.set_hook(repair);
     }
 
+    /// Serves nothing any more; [`Bookie::failed`] says why.
+    pub fn fail(&self, why: &str) {
+        self.core.mode.fail(why);
+    }
+
+    /// Refuses normal adds from now on, or no longer: the bookie is to become empty.
+    pub fn set_draining(&self, draining: bool) {
+        self.core.mode.set_draining(draining);
+    }
+
     /// What the bookie says about itself.
     #[must_use]
     pub fn status(&self) -> BookieStatusReport {

@@ -200,6 +200,24 @@ fn the_position_survives_a_restart() {
 }
 
 #[test]
+fn a_draining_bookie_takes_repair_and_nothing_new() {
+    let directory = tempfile::tempdir().unwrap();
+    let bookie = open(&quiet(directory.path()));
+    done(ask(&bookie, add_request(1, 0, 10)));
+    bookie.set_draining(true);
+    let refused = ask(&bookie, add_request(1, 1, 10));
+    assert!(
+        matches!(refused, Err(BookieError::ReadOnly(_))),
+        "{refused:?}"
+    );
+    done(ask(&bookie, recovery_add(2, 0, 10)));
+    done(ask(&bookie, request(1, OrderedOperation::Fence)));
+    expect(&bookie, 1, 0, 10);
+    bookie.set_draining(false);
+    done(ask(&bookie, add_request(3, 0, 10)));
+}
+
+#[test]
 fn stored_ledgers_are_listed_in_pages_without_the_deleted() {
     let directory = tempfile::tempdir().unwrap();
     let bookie = open(&quiet(directory.path()));
