@@ -19,7 +19,7 @@ use crate::journal::queue::{Class, Completion, Item};
 use crate::journal::record::{Record, RecordKind, ValueHead};
 use crate::ledger_state::{Admission, LedgerMeta, LedgerState, Stored};
 use crate::ledgers::{Slot, Waiting};
-use crate::store::StoreError;
+use crate::store::{StoreError, entries};
 use crate::workers::Priority;
 
 /// What a request costs beyond its data, in bytes of the budget.
@@ -302,17 +302,16 @@ impl Core {
         let core = Arc::clone(self);
         let job = move || {
             let value = core.store.with(|db| db.entry(ledger, entry));
-            match value {
+            let stored = match value {
                 Ok(value) => {
-                    let stored = {
-                        let mut guard = core.ledgers.lock(ledger);
-                        let first = guard.slot().waiting.front();
-                        compare(value.as_deref(), first.map(|waiting| &waiting.request))
-                    };
-                    core.resume(ledger, stored);
+                    let mut guard = core.ledgers.lock(ledger);
+                    let first = guard.slot().waiting.front();
+                    compare(value.as_deref(), first.map(|waiting| &waiting.request))
                 }
-                Err(error) => core.refuse_all(ledger, &error),
-            }
+                Err(StoreError::Damaged(_)) => Stored::Damaged,
+                Err(error) => return core.refuse_all(ledger, &error),
+            };
+            core.resume(ledger, stored);
         };
         self.workers.run(Priority::Control, Box::new(job));
     }
@@ -426,6 +425,7 @@ fn compare(value: Option<&[u8]>, request: Option<&OrderedRequest>) -> Stored {
         return Stored::Absent;
     };
     let Some(OrderedRequest {
+        ledger,
         operation: OrderedOperation::Add(add),
         ..
     }) = request
@@ -438,5 +438,13 @@ fn compare(value: Option<&[u8]>, request: Option<&OrderedRequest>) -> Stored {
             && data.starts_with(&add.data.head)
             && data.ends_with(&add.data.body)
     });
-    if same { Stored::Same } else { Stored::Other }
+    // The same bytes in the head and in the data have the same digest, and that of an add was
+    // checked at the door: what is the same is intact.
+    if same {
+        Stored::Same
+    } else if entries::verified(*ledger, add.entry, value, Some(0)).is_ok() {
+        Stored::Other
+    } else {
+        Stored::Damaged
+    }
 }

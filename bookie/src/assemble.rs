@@ -27,6 +27,7 @@ use crate::mode::Mode;
 use crate::open::Started;
 use crate::positions::Positions;
 use crate::reclaim::Reclaimer;
+use crate::scrub::Scrubber;
 use crate::store::Store;
 use crate::workers::Workers;
 
@@ -112,6 +113,7 @@ pub(crate) fn start(
         limbo: started.limbo,
         accepted_loss: started.accepted_loss,
         background: Arc::clone(&background),
+        scrubber: Arc::new(Scrubber::new(&parts.config, &parts.store, &parts.metrics)),
         stop: Arc::clone(&parts.stop),
         threads: Mutex::new(Threads {
             lock: Some(started.lock),
@@ -207,5 +209,9 @@ fn spawn_threads(
     threads.checkpointer = Some(spawn_thread("bookie-flush", body)?);
     let body = move || background.run_housekeeping();
     threads.housekeeper = Some(spawn_thread("bookie-house", body)?);
+    if core.scrubber.is_enabled() {
+        let scrubber = Arc::clone(&core.scrubber);
+        threads.scrubber = Some(spawn_thread("bookie-scrub", move || scrubber.run())?);
+    }
     Ok(())
 }

@@ -66,6 +66,10 @@ pub struct BookieConfig {
     pub space_check_ms: u64,
     /// After so many quiet milliseconds what is in memory is flushed and freed.
     pub quiet_flush_ms: u64,
+    /// Bytes of stored entries that the scrubber checks in a second; 0: it does not run.
+    pub scrub_bytes_per_second: u64,
+    /// From the end of one pass of the scrubber to the beginning of the next, in milliseconds.
+    pub scrub_pause_ms: u64,
     /// End a limbo at start: what was lost is given up for good.
     #[serde(skip)]
     pub accept_loss: bool,
@@ -97,6 +101,8 @@ impl Default for BookieConfig {
             writable_above_free_bytes: 512 << 20,
             space_check_ms: 1_000,
             quiet_flush_ms: 5_000,
+            scrub_bytes_per_second: 4 << 20,
+            scrub_pause_ms: 86_400_000,
             accept_loss: false,
         }
     }

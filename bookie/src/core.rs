@@ -23,6 +23,7 @@ use crate::mode::Mode;
 use crate::positions::Positions;
 use crate::reclaim::Reclaimer;
 use crate::report::{BookieStatusReport, LossReport};
+use crate::scrub::Scrubber;
 use crate::store::Store;
 use crate::workers::Workers;
 
@@ -50,6 +51,7 @@ pub struct Core {
     pub(crate) limbo: Option<LossReport>,
     pub(crate) accepted_loss: Option<LossReport>,
     pub(crate) background: Arc<Background>,
+    pub(crate) scrubber: Arc<Scrubber>,
     /// Rung to end an applier that RocksDB refuses.
     pub(crate) stop: Arc<Bell>,
     pub(crate) threads: Mutex<Threads>,
@@ -62,6 +64,7 @@ pub struct Threads {
     pub(crate) applier: Option<std::thread::JoinHandle<()>>,
     pub(crate) checkpointer: Option<std::thread::JoinHandle<()>>,
     pub(crate) housekeeper: Option<std::thread::JoinHandle<()>>,
+    pub(crate) scrubber: Option<std::thread::JoinHandle<()>>,
     pub(crate) lock: Option<DiskLock>,
 }
 
@@ -82,6 +85,7 @@ impl Core {
             flushed_commit: self.positions.flushed.get(),
             bytes_in_flight: u64::try_from(in_flight).unwrap_or(u64::MAX),
             store_bytes: store_bytes.unwrap_or(0),
+            scrub: self.scrubber.report(),
         }
     }
 
@@ -119,6 +123,8 @@ impl Core {
     pub(crate) fn shutdown(&self) {
         self.mode.stop();
         let mut threads = self.threads.lock();
+        self.scrubber.stop();
+        join(threads.scrubber.take());
         self.queue.close(BookieError::ShuttingDown);
         join(threads.journal.take());
         self.stop.ring();
@@ -138,6 +144,7 @@ impl Drop for Core {
     /// Ends the threads without flushing: the journal has everything.
     fn drop(&mut self) {
         self.mode.stop();
+        self.scrubber.stop();
         self.queue.close(BookieError::ShuttingDown);
         self.stop.ring();
         self.applier.close();
@@ -146,6 +153,7 @@ impl Drop for Core {
         self.workers.close();
         // The directory is free for a successor only after the threads are gone.
         let threads = self.threads.get_mut();
+        join(threads.scrubber.take());
         join(threads.journal.take());
         join(threads.applier.take());
         join(threads.checkpointer.take());

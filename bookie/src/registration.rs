@@ -142,6 +142,8 @@ fn cookie(bookie: &Bookie) -> CookieRecord {
         bookie_id: bookie.id().0.to_vec().into(),
         cluster: bookie.cluster().to_owned(),
         directories: directories.map(|path| path.display().to_string()).to_vec(),
+        draining: false,
+        decommissioned_ms: 0,
     }
 }
 
@@ -152,6 +154,8 @@ fn is_own(bookie: &Bookie, stored: &Versioned) -> Result<(), BookieOpenError> {
         "it has another identity".to_owned()
     } else if found.cluster != bookie.cluster() {
         format!("it names cluster {}", found.cluster)
+    } else if found.decommissioned_ms > 0 {
+        "it is decommissioned, and never serves again".to_owned()
     } else {
         return Ok(());
     };
