@@ -64,6 +64,8 @@ pub enum Key {
     UnderReplicated(LedgerId),
     /// `g/ID`: a ledger that is being deleted.
     Deletion(LedgerId),
+    /// `ul/ID`: who repairs a ledger now (leased).
+    RepairLock(LedgerId),
     /// `ids/NAME`: a counter.
     IdRange(String),
     /// `clusters/NAME`: a peer for geo-replication.
@@ -191,6 +193,14 @@ pub fn under_replicated(ledger: LedgerId) -> String {
 /// What begins the keys of under-replicated ledgers.
 pub const UNDER_REPLICATED_PREFIX: &str = "u/";
 
+/// Key of the lock of whoever repairs a ledger.
+pub fn repair_lock(ledger: LedgerId) -> String {
+    format!("{REPAIR_LOCKS_PREFIX}{:016}", ledger.0)
+}
+
+/// What begins the keys of repair locks.
+pub const REPAIR_LOCKS_PREFIX: &str = "ul/";
+
 /// Key of the intent to delete a ledger.
 pub fn deletion(ledger: LedgerId) -> String {
     format!("{DELETIONS_PREFIX}{:016}", ledger.0)
@@ -266,6 +276,7 @@ pub fn partition_of(key: &str) -> MetadataResult<Partition<'_>> {
         | Key::Broker(_)
         | Key::Bookie(_)
         | Key::Cookie(_)
+        | Key::RepairLock(_)
         | Key::IdRange(_)
         | Key::Cluster(_)
         | Key::Leader(_) => Partition::Named(CLUSTER_PARTITION.into()),
@@ -312,6 +323,7 @@ impl fmt::Display for Key {
             Self::Schema(topic, version) => schema(topic, *version),
             Self::UnderReplicated(id) => under_replicated(*id),
             Self::Deletion(id) => deletion(*id),
+            Self::RepairLock(id) => repair_lock(*id),
             Self::IdRange(name) => id_range(name),
             Self::Cluster(name) => cluster(name),
             Self::Leader(election) => leader(election),
@@ -358,6 +370,7 @@ fn parse(text: &str) -> Option<Key> {
         }
         ["u", id] => Key::UnderReplicated(ledger_id(id)?),
         ["g", id] => Key::Deletion(ledger_id(id)?),
+        ["ul", id] => Key::RepairLock(ledger_id(id)?),
         ["ids", counter] => Key::IdRange(name(counter)?),
         ["clusters", cluster] => Key::Cluster(name(cluster)?),
         ["leaders", election] => Key::Leader(name(election)?),
