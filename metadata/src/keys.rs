@@ -70,6 +70,8 @@ pub enum Key {
     IdRange(String),
     /// `clusters/NAME`: a peer for geo-replication.
     Cluster(String),
+    /// `leaders/NAME`: who leads what there must be one of (leased).
+    Leader(String),
 }
 
 /// A range of the 32-bit topic hash space, both ends included.
@@ -220,6 +222,23 @@ pub fn cluster(name: &str) -> String {
 /// What begins the keys of peer clusters.
 pub const CLUSTERS_PREFIX: &str = "clusters/";
 
+/// Key of the leader of an election.
+pub fn leader(election: &str) -> String {
+    format!("leaders/{}", escape(election))
+}
+
+/// The election of the auditor, who finds ledgers that lack replicas.
+pub const ELECTION_AUDITOR: &str = "auditor";
+
+/// What begins the keys that a store keeps for itself; it sorts after all others, and nobody else
+/// sees it.
+pub const INTERNAL_PREFIX: &str = "~";
+
+/// Key of the slot in which a process notes its commits in etcd; the lease tells processes apart.
+pub fn commit_slot(lease: u64, slot: u32) -> String {
+    format!("~/commits/{lease:016x}/{slot}")
+}
+
 /// The partition of everything in a namespace.
 pub fn partition_of_namespace(namespace: &NamespaceName) -> String {
     format!(
@@ -259,7 +278,8 @@ pub fn partition_of(key: &str) -> MetadataResult<Partition<'_>> {
         | Key::Cookie(_)
         | Key::RepairLock(_)
         | Key::IdRange(_)
-        | Key::Cluster(_) => Partition::Named(CLUSTER_PARTITION.into()),
+        | Key::Cluster(_)
+        | Key::Leader(_) => Partition::Named(CLUSTER_PARTITION.into()),
     })
 }
 
@@ -306,6 +326,7 @@ impl fmt::Display for Key {
             Self::RepairLock(id) => repair_lock(*id),
             Self::IdRange(name) => id_range(name),
             Self::Cluster(name) => cluster(name),
+            Self::Leader(election) => leader(election),
         })
     }
 }
@@ -352,6 +373,7 @@ fn parse(text: &str) -> Option<Key> {
         ["ul", id] => Key::RepairLock(ledger_id(id)?),
         ["ids", counter] => Key::IdRange(name(counter)?),
         ["clusters", cluster] => Key::Cluster(name(cluster)?),
+        ["leaders", election] => Key::Leader(name(election)?),
         _ => return None,
     })
 }

@@ -7,7 +7,7 @@ use crate::scan::SourceFile;
 const HOME: &str = "metadata/src/keys.rs";
 
 /// How the keys of the metadata store begin.
-const PREFIXES: [&str; 15] = [
+const PREFIXES: [&str; 17] = [
     "\"/aquifer/",
     "\"t/{",
     "\"l/{",
@@ -21,6 +21,8 @@ const PREFIXES: [&str; 15] = [
     "\"bookies/",
     "\"cookies/",
     "\"clusters/",
+    "\"leaders/",
+    "\"~/",
     "\"rt/",
     "\"ledgers/{",
 ];
