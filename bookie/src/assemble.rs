@@ -1,8 +1,8 @@
 //! The composition of a bookie: which part holds which other, and the threads. No decisions.
 
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize};
+use std::sync::{Arc, OnceLock};
 
 use aquifer_runtime::budget::ByteBudget;
 use aquifer_runtime::task::spawn_thread;
@@ -93,7 +93,10 @@ pub(crate) fn start(
     // Before the first add, not a second after it.
     background.look_at_space();
     let core = Arc::new(Core {
-        id: started.bookie,
+        id: started.cookie.id,
+        cookie: Mutex::new(started.cookie),
+        disk: parts.deps.disk.clone(),
+        gate: OnceLock::new(),
         queue: Arc::clone(&parts.queue),
         applier: Arc::clone(&parts.apply_queue),
         ledgers: Arc::clone(&parts.ledgers),
@@ -160,8 +163,8 @@ impl Parts {
             disk: self.deps.disk.clone(),
             reclaimer: Arc::clone(&self.reclaimer),
             unflushed_bytes: Arc::clone(&self.unflushed_bytes),
-            // Before RocksDB's own limit, so that flushes are ours and the journal is trimmed.
-            flush_bytes: self.config.memtable_bytes / 8 * 7,
+            // About when RocksDB has flushed another memtable.
+            look_bytes: self.config.memtable_bytes,
             checkpointer: Arc::clone(&self.checkpointer),
             stop: Arc::clone(&self.stop),
         }

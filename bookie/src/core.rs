@@ -1,16 +1,20 @@
 //! What the threads of a bookie and its callers share.
 
-use std::sync::Arc;
+use std::io;
+use std::sync::{Arc, OnceLock};
 
 use aquifer_model::id::BookieId;
 use aquifer_model::storage::BookieError;
 use aquifer_runtime::budget::ByteBudget;
-use aquifer_runtime::disk::DiskLock;
+use aquifer_runtime::disk::{Disk, DiskLock, DiskSpace, RealDisk, SharedDisk};
 use parking_lot::Mutex;
 
 use crate::apply::ApplyQueue;
 use crate::background::Background;
 use crate::bell::Bell;
+use crate::cookie::{self, Cookie, Setup};
+use crate::error::BookieOpenError;
+use crate::gate::LedgerGate;
 use crate::journal::queue::JournalQueue;
 use crate::journal::segments::Segments;
 use crate::ledgers::LedgerTable;
@@ -26,6 +30,10 @@ use crate::workers::Workers;
 /// A running bookie's parts.
 pub struct Core {
     pub(crate) id: BookieId,
+    pub(crate) cookie: Mutex<Cookie>,
+    pub(crate) disk: SharedDisk,
+    /// Asked before a ledger begins here; without one every ledger may.
+    pub(crate) gate: OnceLock<LedgerGate>,
     pub(crate) queue: Arc<JournalQueue>,
     pub(crate) applier: Arc<ApplyQueue>,
     pub(crate) ledgers: Arc<LedgerTable>,
@@ -79,6 +87,36 @@ impl Core {
             store_bytes: store_bytes.unwrap_or(0),
             scrub: self.scrubber.report(),
         }
+    }
+
+    /// Whether the cluster may not know this bookie yet.
+    pub(crate) fn is_joining(&self) -> bool {
+        self.cookie.lock().setup == Setup::Joining
+    }
+
+    /// The cluster knows this bookie. Blocks.
+    pub(crate) fn joined(&self) -> Result<(), BookieOpenError> {
+        let config = &self.background.config;
+        let mut cookie = self.cookie.lock();
+        *cookie = cookie::joined(&*self.disk, config, &cookie)?;
+        Ok(())
+    }
+
+    /// The room for ledgers, within what the configuration allows. Blocks.
+    pub(crate) fn space(&self) -> io::Result<DiskSpace> {
+        let config = &self.background.config;
+        let disk = Disk::space(&RealDisk, &config.ledger_dir)?;
+        let Some(capacity) = config.capacity_bytes else {
+            return Ok(disk);
+        };
+        let stored = self
+            .store
+            .with(|db| Ok::<_, crate::store::StoreError>(db.bytes()))
+            .unwrap_or(0);
+        Ok(DiskSpace {
+            total_bytes: disk.total_bytes.min(capacity),
+            available_bytes: disk.available_bytes.min(capacity.saturating_sub(stored)),
+        })
     }
 
     /// Finishes what was accepted, flushes, and ends the threads. Blocks.

@@ -187,6 +187,12 @@ impl LedgerState {
         &self.pending
     }
 
+    /// Whether an entry of it was ever let in here.
+    #[must_use]
+    pub fn has_entries(&self) -> bool {
+        self.highest.is_some()
+    }
+
     /// Whether RocksDB knows everything that this knows.
     #[must_use]
     pub fn is_idle(&self) -> bool {

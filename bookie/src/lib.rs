@@ -10,6 +10,7 @@
 pub mod autorecovery;
 pub mod config;
 pub mod error;
+pub mod registration;
 pub mod report;
 pub mod service;
 
@@ -21,6 +22,7 @@ mod bell;
 mod bytes_at;
 mod cookie;
 mod core;
+mod gate;
 mod journal;
 mod ledger_state;
 mod ledgers;
@@ -48,7 +50,9 @@ use aquifer_runtime::rng::SharedRng;
 use opentelemetry::metrics::Meter;
 
 pub use config::BookieConfig;
+pub use cookie::check_cluster;
 pub use error::BookieOpenError;
+pub use gate::{GateAnswer, LedgerGate};
 pub use report::{BookieMode, BookieStatusReport, LedgerLoss, LossReport, ScrubReport};
 
 use crate::core::Core;
@@ -106,6 +110,19 @@ impl Bookie {
         self.core.read(range).await
     }
 
+    /// The name of its cluster; empty inside a standalone server.
+    #[must_use]
+    pub fn cluster(&self) -> &str {
+        let cluster = self.core.background.config.cluster.as_deref();
+        cluster.unwrap_or_default()
+    }
+
+    /// Whether new ledgers may be placed here: it takes adds and nothing is in limbo.
+    #[must_use]
+    pub fn is_writable(&self) -> bool {
+        self.core.limbo.is_none() && self.core.mode.report() == BookieMode::Writable
+    }
+
     /// Ledgers after one that are stored here and not deleted, in order, with their creation
     /// tokens; empty at the end. What arrives meanwhile may be missing.
     ///
@@ -144,6 +161,13 @@ impl Bookie {
     #[must_use]
     pub fn accepted_loss(&self) -> Option<&LossReport> {
         self.core.accepted_loss.as_ref()
+    }
+
+    /// Sets who is asked before a ledger begins here; only the first call counts, and it belongs
+    /// before anything is served. Without one every ledger may begin.
+    pub fn guard(&self, gate: LedgerGate) {
+        // The first one stays: a gate that could be replaced could be removed.
+        let _ = self.core.gate.set(gate);
     }
 
     /// Waits until the bookie has failed for good (a sync failed) and says why. The process must

@@ -6,6 +6,7 @@
 #![deny(missing_docs)]
 
 pub mod bookie_client;
+pub mod bookie_directory;
 pub mod context;
 pub mod deletion;
 pub mod error;

@@ -11,6 +11,7 @@ pub mod embedded;
 pub mod error;
 pub mod etcd;
 pub mod keys;
+pub mod lease;
 mod limits;
 pub mod record;
 pub mod scan;
