@@ -110,7 +110,11 @@ async fn connect(
     let (clock, rng) = (SystemClock::shared(), SystemRng::shared());
     let connected = EtcdStore::connect(&config, clock, rng.clone(), &tasks).await;
     let etcd = Arc::new(connected.map_err(|error| failed(&error.into()))?);
-    let transport = GrpcTransport::new(BookieClientConfig::default(), &*rng, tasks.clone());
+    let reach = BookieClientConfig {
+        cluster: cluster.to_owned(),
+        ..BookieClientConfig::default()
+    };
+    let transport = GrpcTransport::new(reach, &*rng, tasks.clone());
     let members = Members::load(&*etcd).await;
     let mut known = Vec::new();
     for member in members.map_err(|error| failed(&error))?.iter() {
