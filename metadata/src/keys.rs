@@ -68,6 +68,8 @@ pub enum Key {
     IdRange(String),
     /// `clusters/NAME`: a peer for geo-replication.
     Cluster(String),
+    /// `leaders/NAME`: who leads what there must be one of (leased).
+    Leader(String),
 }
 
 /// A range of the 32-bit topic hash space, both ends included.
@@ -210,6 +212,23 @@ pub fn cluster(name: &str) -> String {
 /// What begins the keys of peer clusters.
 pub const CLUSTERS_PREFIX: &str = "clusters/";
 
+/// Key of the leader of an election.
+pub fn leader(election: &str) -> String {
+    format!("leaders/{}", escape(election))
+}
+
+/// The election of the auditor, who finds ledgers that lack replicas.
+pub const ELECTION_AUDITOR: &str = "auditor";
+
+/// What begins the keys that a store keeps for itself; it sorts after all others, and nobody else
+/// sees it.
+pub const INTERNAL_PREFIX: &str = "~";
+
+/// Key of the slot in which a process notes its commits in etcd; the lease tells processes apart.
+pub fn commit_slot(lease: u64, slot: u32) -> String {
+    format!("~/commits/{lease:016x}/{slot}")
+}
+
 /// The partition of everything in a namespace.
 pub fn partition_of_namespace(namespace: &NamespaceName) -> String {
     format!(
@@ -248,7 +267,8 @@ pub fn partition_of(key: &str) -> MetadataResult<Partition<'_>> {
         | Key::Bookie(_)
         | Key::Cookie(_)
         | Key::IdRange(_)
-        | Key::Cluster(_) => Partition::Named(CLUSTER_PARTITION.into()),
+        | Key::Cluster(_)
+        | Key::Leader(_) => Partition::Named(CLUSTER_PARTITION.into()),
     })
 }
 
@@ -294,6 +314,7 @@ impl fmt::Display for Key {
             Self::Deletion(id) => deletion(*id),
             Self::IdRange(name) => id_range(name),
             Self::Cluster(name) => cluster(name),
+            Self::Leader(election) => leader(election),
         })
     }
 }
@@ -339,6 +360,7 @@ fn parse(text: &str) -> Option<Key> {
         ["g", id] => Key::Deletion(ledger_id(id)?),
         ["ids", counter] => Key::IdRange(name(counter)?),
         ["clusters", cluster] => Key::Cluster(name(cluster)?),
+        ["leaders", election] => Key::Leader(name(election)?),
         _ => return None,
     })
 }

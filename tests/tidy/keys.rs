@@ -7,7 +7,7 @@ use crate::scan::SourceFile;
 const HOME: &str = "metadata/src/keys.rs";
 
 /// How the keys of the metadata store begin.
-const PREFIXES: [&str; 14] = [
+const PREFIXES: [&str; 16] = [
     "\"/aquifer/",
     "\"t/{",
     "\"l/{",
@@ -20,6 +20,8 @@ const PREFIXES: [&str; 14] = [
     "\"bookies/",
     "\"cookies/",
     "\"clusters/",
+    "\"leaders/",
+    "\"~/",
     "\"rt/",
     "\"ledgers/{",
 ];
