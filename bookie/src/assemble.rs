@@ -161,8 +161,8 @@ impl Parts {
             disk: self.deps.disk.clone(),
             reclaimer: Arc::clone(&self.reclaimer),
             unflushed_bytes: Arc::clone(&self.unflushed_bytes),
-            // Before RocksDB's own limit, so that flushes are ours and the journal is trimmed.
-            flush_bytes: self.config.memtable_bytes / 8 * 7,
+            // About when RocksDB has flushed another memtable.
+            look_bytes: self.config.memtable_bytes,
             checkpointer: Arc::clone(&self.checkpointer),
             stop: Arc::clone(&self.stop),
         }

@@ -46,7 +46,7 @@ pub struct BookieConfig {
     pub read_bytes_in_flight_max: usize,
     /// Threads that read RocksDB.
     pub read_threads: usize,
-    /// Size of a RocksDB memtable; there are at most two.
+    /// Size of a RocksDB memtable; there are at most four.
     pub memtable_bytes: usize,
     /// RocksDB's block cache.
     pub block_cache_bytes: usize,
@@ -88,7 +88,7 @@ impl Default for BookieConfig {
             control_bytes_in_flight_max: 8 * MIB,
             read_bytes_in_flight_max: 32 * MIB,
             read_threads: 2,
-            memtable_bytes: 32 * MIB,
+            memtable_bytes: 16 * MIB,
             block_cache_bytes: 8 * MIB,
             blob_bytes_min: 16 * 1024,
             open_files_max: 256,

@@ -6,7 +6,7 @@ use aquifer_model::id::{EntryId, LedgerId};
 use aquifer_runtime::disk::{Disk, OpenOptions, RealDisk};
 use rocksdb::{
     BottommostLevelCompaction, ColumnFamily, CompactOptions, DB, FlushOptions, ReadOptions,
-    WriteBatch, WriteOptions,
+    ReadTier, WriteBatch, WriteOptions,
 };
 use thiserror::Error;
 
@@ -93,7 +93,19 @@ impl Db {
 
     /// The last commit that RocksDB has.
     pub fn applied(&self) -> Result<u64, StoreError> {
-        match self.rocks.get(keys::APPLIED)? {
+        self.applied_in(ReadTier::All)
+    }
+
+    /// The last commit that is in files, whatever is in memory. All families are flushed up to the
+    /// same write, so everything up to this commit is durable (H1).
+    pub fn persisted(&self) -> Result<u64, StoreError> {
+        self.applied_in(ReadTier::Persisted)
+    }
+
+    fn applied_in(&self, tier: ReadTier) -> Result<u64, StoreError> {
+        let mut read = ReadOptions::default();
+        read.set_read_tier(tier);
+        match self.rocks.get_opt(keys::APPLIED, &read)? {
             None => Ok(0),
             Some(bytes) if bytes.len() == 8 => Ok(u64_at(&bytes, 0)),
             Some(_) => Err(StoreError::Damaged("the applied commit".to_owned())),
