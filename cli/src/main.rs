@@ -57,6 +57,10 @@ fn run(cli: Cli, began: Duration, out: &Output) -> Result<(), CliError> {
     let result = runtime.block_on(async {
         match cli.command {
             Command::Standalone(args) => roles::standalone::run(args, began, out).await,
+            Command::Bookie(args) => roles::bookie::run(args, began, out).await,
+            Command::Broker(args) => roles::broker::run(args, began, out).await,
+            Command::Dev(args) => roles::dev::run(args, began, out).await,
+            Command::DevChild(args) => roles::dev::child::run(args),
             Command::Produce(args) => commands::produce::run(args, &connect, out).await,
             Command::Consume(args) => commands::consume::run(args, &connect, out).await,
             Command::Read(args) => commands::read::run(args, &connect, out).await,
