@@ -2,6 +2,7 @@
 //! scripts rely on them, so flags may be added but not renamed.
 
 mod cluster;
+mod roles;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -10,12 +11,12 @@ use aquifer_model::place::Place;
 use aquifer_model::topic::{
     ConsumerName, NamespaceName, ProducerName, SubscriptionName, TopicName,
 };
-use aquifer_runtime::net::ListenAddress;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-pub use cluster::{
-    BookieCommand, BookieToolArgs, DoctorArgs, LedgerArgs, LedgerCommand, SourceArgs, StateArg,
-};
+pub use cluster::{BookieCommand, DoctorArgs, LedgerArgs, LedgerCommand, SourceArgs, StateArg};
+#[cfg(test)]
+pub use roles::ClusterArgs;
+pub use roles::{BookieArgs, BrokerArgs, DevArgs, DevChildArgs, StandaloneArgs};
 
 /// Where a broker listens unless told otherwise.
 pub const DEFAULT_URL: &str = "http://127.0.0.1:7650";
@@ -65,6 +66,15 @@ pub enum Format {
 pub enum Command {
     /// Run everything in one process: broker, bookie and metadata, on one data directory.
     Standalone(StandaloneArgs),
+    /// Run a bookie, which stores ledgers, as a part of a cluster; or look after bookies.
+    Bookie(Box<BookieArgs>),
+    /// Run a broker, which serves topics, as a part of a cluster.
+    Broker(BrokerArgs),
+    /// Run a cluster on this machine: etcd, bookies and brokers as processes of their own.
+    Dev(DevArgs),
+    /// Become another program that ends with the process that started it.
+    #[command(hide = true)]
+    DevChild(DevChildArgs),
     /// Publish messages; done when every one is stored durably.
     Produce(ProduceArgs),
     /// Receive and acknowledge the messages of a subscription.
@@ -73,50 +83,12 @@ pub enum Command {
     Read(ReadArgs),
     /// Create, list, inspect and delete topics.
     Topic(TopicArgs),
-    /// List bookies, look at their identities, and take them out of service.
-    Bookie(BookieToolArgs),
     /// Show, check, close and delete single ledgers.
     Ledger(LedgerArgs),
     /// Look at everything and say what needs a person; exit code 1 when something does.
     Doctor(DoctorArgs),
     /// Measure this machine and a running server.
     Perf(PerfArgs),
-}
-
-/// Arguments of `aquifer standalone`.
-#[derive(Debug, Args)]
-pub struct StandaloneArgs {
-    /// Where everything is stored; created if it does not exist [default: ./aquifer-data].
-    #[arg(long, value_name = "DIR")]
-    pub data_dir: Option<PathBuf>,
-
-    /// Address of the native gRPC API [default: 127.0.0.1:7650]; port 0 takes a free one.
-    #[arg(long, value_name = "A:P")]
-    pub grpc_addr: Option<ListenAddress>,
-
-    /// Address of health checks and metrics [default: 127.0.0.1:7680]; port 0 takes a free one.
-    #[arg(long, value_name = "A:P")]
-    pub http_addr: Option<ListenAddress>,
-
-    /// Address of the bookie's storage API [default: 127.0.0.1:7651]; port 0 takes a free one.
-    #[arg(long, value_name = "A:P")]
-    pub bookie_addr: Option<ListenAddress>,
-
-    /// Listen on addresses that other machines can reach, although nobody is authenticated.
-    #[arg(long)]
-    pub allow_remote: bool,
-
-    /// Give up data that a crash may have lost: ends limbo and prints what is missing.
-    #[arg(long)]
-    pub accept_loss: bool,
-
-    /// Configuration file (TOML). Environment variables AQUIFER_SECTION_KEY and flags go over it.
-    #[arg(long, value_name = "FILE")]
-    pub config: Option<PathBuf>,
-
-    /// Check the configuration, print it and exit; unknown keys are errors.
-    #[arg(long)]
-    pub check_config: bool,
 }
 
 /// Arguments of `aquifer produce`.
@@ -385,6 +357,11 @@ mod tests {
         for line in [
             "standalone --data-dir d --grpc-addr 127.0.0.1:0 --http-addr localhost:0",
             "standalone --bookie-addr [::1]:0 --allow-remote --accept-loss --config f --check-config",
+            "bookie --data-dir d --bookie-addr 127.0.0.1:0 --advertise b1.example:7651 --zone a",
+            "bookie --metadata etcd://a:2379,b:2379 --cluster c --capacity 1000 --accept-loss",
+            "broker --grpc-addr 127.0.0.1:0 --http-addr 127.0.0.1:0 --advertise http://b:7650",
+            "broker --metadata etcd://a:2379 --cluster c --quorum 3,3,2",
+            "dev --bookies 5 --brokers 1 --data-dir d --supervise --output json",
             "produce t hello world --key k --property a=b --producer-name p",
             "produce public/default/t --file lines --key-column tailnum",
             "produce persistent://public/default/t --key-pointer /a/b",
@@ -424,6 +401,9 @@ mod tests {
     fn bad_names_and_contradictions_are_usage_errors() {
         for line in [
             "standalone --grpc-addr nowhere",
+            "broker --quorum 2,3,2",
+            "broker --quorum 3",
+            "bookie --metadata etcd://a:1 --metadata-password secret",
             "produce ../t m",
             "produce t m --file x",
             "produce t --key a --key-column b",

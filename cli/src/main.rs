@@ -58,11 +58,17 @@ fn run(cli: Cli, began: Duration, out: &Output) -> Result<(), CliError> {
     let result = runtime.block_on(async {
         match cli.command {
             Command::Standalone(args) => roles::standalone::run(args, began, out).await,
+            Command::Bookie(mut args) => match args.command.take() {
+                Some(command) => commands::bookie::run(command, out).await,
+                None => roles::bookie::run(*args, began, out).await,
+            },
+            Command::Broker(args) => roles::broker::run(args, began, out).await,
+            Command::Dev(args) => roles::dev::run(args, began, out).await,
+            Command::DevChild(args) => roles::dev::child::run(args),
             Command::Produce(args) => commands::produce::run(args, &connect, out).await,
             Command::Consume(args) => commands::consume::run(args, &connect, out).await,
             Command::Read(args) => commands::read::run(args, &connect, out).await,
             Command::Topic(args) => commands::topic::run(args, &connect, out).await,
-            Command::Bookie(args) => commands::bookie::run(args, out).await,
             Command::Ledger(args) => commands::ledger::run(args, out).await,
             Command::Doctor(args) => commands::doctor::run(args, out).await,
             Command::Perf(args) => commands::perf::run(args, &connect, out).await,

@@ -1,3 +1,18 @@
-//! The servers: each file wires the parts of one role together and contains nothing else.
+//! The servers: each role wires its parts together and contains nothing else. What several roles
+//! do alike stands beside them: the life of a server process ([`process`]), its settings
+//! ([`settings`]), its bookie ([`storage`]), its broker ([`serving`]) and its way into a cluster
+//! ([`membership`]).
 
+pub mod bookie;
+pub mod broker;
+pub mod dev;
 pub mod standalone;
+
+mod http;
+mod loss;
+mod membership;
+mod process;
+mod quiet;
+mod serving;
+mod settings;
+mod storage;

@@ -4,6 +4,7 @@
 //! Tests wait on conditions, never on time alone; every wait has a deadline that fails the test.
 
 pub mod checker;
+pub mod cluster;
 pub mod data;
 pub mod etcd;
 pub mod fault;

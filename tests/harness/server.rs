@@ -374,6 +374,6 @@ pub fn aquifer<I: AsRef<std::ffi::OsStr>>(url: &str, arguments: &[I]) -> Result<
     clippy::disallowed_methods,
     reason = "polls a child process from synchronous code"
 )]
-fn pause() {
+pub(crate) fn pause() {
     std::thread::sleep(Duration::from_millis(10));
 }

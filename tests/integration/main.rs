@@ -1,5 +1,6 @@
 //! Integration tests: real server processes, real sockets, real files. One file per behaviour.
 
+mod cluster;
 mod commands;
 mod damage;
 mod disk_space;

@@ -30,26 +30,22 @@ pub struct SourceArgs {
     pub config: Option<PathBuf>,
 }
 
-/// Arguments of `aquifer bookie COMMAND`.
-#[derive(Debug, Args)]
-pub struct BookieToolArgs {
-    /// What to look at.
-    #[command(flatten)]
-    pub source: SourceArgs,
-    /// What to do with bookies.
-    #[command(subcommand)]
-    pub command: BookieCommand,
-}
-
 /// What to do with bookies.
 #[derive(Debug, Subcommand)]
 pub enum BookieCommand {
     /// List bookies: those that are there, and those that hold ledgers and are not.
-    List,
+    List {
+        /// What to look at.
+        #[command(flatten)]
+        source: SourceArgs,
+    },
     /// Show the permanent record of a bookie's identity.
     Cookie {
         /// The bookie.
         bookie: BookieId,
+        /// What to look at.
+        #[command(flatten)]
+        source: SourceArgs,
     },
     /// Move everything off a bookie, then remove it for good.
     Decommission {
@@ -64,7 +60,21 @@ pub enum BookieCommand {
         /// Take it back: the bookie may hold ledgers again.
         #[arg(long)]
         undo: bool,
+        /// What to look at.
+        #[command(flatten)]
+        source: SourceArgs,
     },
+}
+
+impl BookieCommand {
+    /// What it looks at.
+    pub fn source(&self) -> &SourceArgs {
+        match self {
+            BookieCommand::List { source }
+            | BookieCommand::Cookie { source, .. }
+            | BookieCommand::Decommission { source, .. } => source,
+        }
+    }
 }
 
 /// Arguments of `aquifer ledger`.

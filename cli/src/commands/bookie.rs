@@ -10,7 +10,7 @@ use aquifer_model::id::BookieId;
 use aquifer_runtime::clock;
 use serde_json::{Value, json};
 
-use crate::args::{BookieCommand, BookieToolArgs};
+use crate::args::BookieCommand;
 use crate::cluster::{Cluster, failed};
 use crate::exit::CliError;
 use crate::output::{Output, Table};
@@ -24,11 +24,11 @@ const SESSION_TTL: Duration = Duration::from_secs(15);
 ///
 /// # Errors
 /// When metadata does not do it.
-pub async fn run(args: BookieToolArgs, out: &Output) -> Result<(), CliError> {
-    let cluster = Cluster::open(&args.source).await?;
-    let result = match args.command {
-        BookieCommand::List => list(&cluster, out).await,
-        BookieCommand::Cookie { bookie } => cookie(&cluster, bookie, out).await,
+pub async fn run(command: BookieCommand, out: &Output) -> Result<(), CliError> {
+    let cluster = Cluster::open(command.source()).await?;
+    let result = match command {
+        BookieCommand::List { .. } => list(&cluster, out).await,
+        BookieCommand::Cookie { bookie, .. } => cookie(&cluster, bookie, out).await,
         BookieCommand::Decommission { bookie, undo, .. } if undo => {
             undo_decommission(&cluster, bookie, out).await
         }

@@ -6,17 +6,13 @@ use std::path::PathBuf;
 use aquifer_bookie::BookieConfig;
 use aquifer_broker::BrokerConfig;
 use aquifer_protocol_registry::ProtocolsConfig;
-use aquifer_runtime::config;
-use aquifer_runtime::net::ListenAddress;
 use aquifer_runtime::telemetry::TelemetryConfig;
 use serde::{Deserialize, Serialize};
 
 use crate::args::StandaloneArgs;
 use crate::exit::CliError;
+use crate::roles::settings::{self, CacheConfig, ListenConfig, check_loopback};
 
-/// What every environment variable begins with.
-const ENV_PREFIX: &str = "AQUIFER";
-const LOOPBACK: [u8; 4] = [127, 0, 0, 1];
 const BOOKIE_PORT: u16 = 7651;
 const HTTP_PORT: u16 = 7680;
 
@@ -44,43 +40,6 @@ pub struct StandaloneConfig {
     pub telemetry: TelemetryConfig,
 }
 
-/// Memory for entries.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct CacheConfig {
-    /// Bytes of recent entries, from which consumers at the tail are served.
-    pub tail_bytes: usize,
-    /// Bytes read ahead for consumers of a backlog.
-    pub read_ahead_bytes: usize,
-    /// Bytes of cached metadata pages.
-    pub metadata_bytes: usize,
-}
-
-impl Default for CacheConfig {
-    fn default() -> CacheConfig {
-        CacheConfig {
-            tail_bytes: 32 << 20,
-            read_ahead_bytes: 32 << 20,
-            metadata_bytes: 4 << 20,
-        }
-    }
-}
-
-/// An address.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ListenConfig {
-    /// Where it listens; port 0 takes a free one.
-    pub listen: ListenAddress,
-}
-
-impl ListenConfig {
-    fn on_port(port: u16) -> ListenConfig {
-        ListenConfig {
-            listen: ListenAddress::new((LOOPBACK, port).into()),
-        }
-    }
-}
-
 impl Default for StandaloneConfig {
     fn default() -> StandaloneConfig {
         StandaloneConfig {
@@ -103,12 +62,10 @@ impl StandaloneConfig {
     /// # Errors
     /// When a file cannot be read, or a value is not allowed: exit code 2.
     pub fn load(args: &StandaloneArgs) -> Result<(StandaloneConfig, Vec<String>), CliError> {
-        let loaded = config::load::<StandaloneConfig>(args.config.as_deref(), ENV_PREFIX)
-            .map_err(|error| CliError::usage(error.to_string()))?;
-        let mut config = loaded.config;
+        let (mut config, unknown) = settings::load::<StandaloneConfig>(args.config.as_deref())?;
         config.apply(args);
         config.check()?;
-        Ok((config, loaded.unknown_keys))
+        Ok((config, unknown))
     }
 
     fn apply(&mut self, args: &StandaloneArgs) {
@@ -126,14 +83,7 @@ impl StandaloneConfig {
         }
         self.allow_remote |= args.allow_remote;
         self.bookie.accept_loss = args.accept_loss;
-        // Joining an absolute path replaces what is before it, so a journal can go elsewhere.
-        for directory in [
-            &mut self.bookie.data_dir,
-            &mut self.bookie.journal_dir,
-            &mut self.bookie.ledger_dir,
-        ] {
-            *directory = self.data_dir.join(&*directory);
-        }
+        settings::place_bookie(&mut self.bookie, &self.data_dir);
     }
 
     /// Everything that the types of the sections cannot check themselves.
@@ -142,26 +92,18 @@ impl StandaloneConfig {
         self.broker
             .validate()
             .map_err(|error| CliError::usage(error.to_string()))?;
-        if self.allow_remote {
-            return Ok(());
-        }
         let mut listeners = self.protocols.listeners();
         listeners.push(("http", self.http.listen));
         listeners.push(("bookie_api", self.bookie_api.listen));
-        match listeners.iter().find(|(_, address)| !address.is_loopback()) {
-            None => Ok(()),
-            Some((name, address)) => Err(CliError::usage(format!(
-                "{name} is to listen on {address}, which other machines can reach, and nobody is \
-                 authenticated"
-            ))
-            .advise("listen on 127.0.0.1, or allow it with --allow-remote")),
-        }
+        check_loopback(self.allow_remote, &listeners)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use std::io::Write;
+
+    use aquifer_runtime::net::ListenAddress;
 
     use super::*;
 

@@ -1,10 +1,8 @@
-//! What a server says on standard output when it starts: that it is ready, what was lost if that
-//! was accepted, and what to type next.
+//! What a server says on standard output when it starts: that it is ready, and what to type next.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use aquifer_bookie::LossReport;
 use serde_json::json;
 
 use crate::args::DEFAULT_URL;
@@ -74,58 +72,8 @@ impl Greeting {
     }
 }
 
-/// Prints what is missing after a loss was accepted.
-///
-/// # Errors
-/// When standard output is closed.
-pub fn print_loss(loss: &LossReport, out: &Output) -> Result<(), CliError> {
-    if out.is_json() {
-        let ledgers = loss.ledgers.iter().map(|ledger| {
-            json!({
-                "ledger": ledger.ledger.0,
-                "last_entry": ledger.last_entry.map(|entry| entry.0),
-                "fenced": ledger.fenced,
-            })
-        });
-        out.object(&json!({"accepted_loss": {
-            "reason": loss.reason,
-            "first_commit": loss.first_commit,
-            "last_commit": loss.last_commit,
-            "ledgers": ledgers.collect::<Vec<_>>(),
-            "ledgers_not_listed": loss.ledgers_not_listed,
-        }}))?;
-        return out.flush();
-    }
-    for line in loss_lines(loss) {
-        out.line(line)?;
-    }
-    out.flush()
-}
-
-/// Says what a loss touches; also for the warning while it is not accepted.
-pub fn loss_lines(loss: &LossReport) -> Vec<String> {
-    let mut lines = vec![format!(
-        "journal commits {} to {} are missing: {}",
-        loss.first_commit, loss.last_commit, loss.reason
-    )];
-    for ledger in &loss.ledgers {
-        let kept = match ledger.last_entry {
-            Some(last) => format!("entries after {last} may be missing"),
-            None => "every entry may be missing".to_owned(),
-        };
-        lines.push(format!("  ledger {}: {kept}", ledger.ledger));
-    }
-    if loss.ledgers_not_listed > 0 {
-        lines.push(format!("  and {} more ledgers", loss.ledgers_not_listed));
-    }
-    lines
-}
-
 #[cfg(test)]
 mod tests {
-    use aquifer_bookie::LedgerLoss;
-    use aquifer_model::id::{EntryId, LedgerId};
-
     use super::*;
 
     #[test]
@@ -147,31 +95,5 @@ mod tests {
             .iter()
             .filter(|line| line.contains("--url http://127.0.0.1:1"));
         assert_eq!(with_url.count(), 3);
-    }
-
-    #[test]
-    fn a_loss_names_every_ledger_and_what_is_left() {
-        let ledger = |id, last: Option<u64>| LedgerLoss {
-            ledger: LedgerId(id),
-            last_entry: last.map(EntryId),
-            fenced: false,
-        };
-        let loss = LossReport {
-            first_commit: 5,
-            last_commit: 9,
-            reason: "why".to_owned(),
-            ledgers: vec![ledger(1, Some(41)), ledger(2, None)],
-            ledgers_not_listed: 3,
-        };
-        let text = loss_lines(&loss).join("\n");
-        for part in [
-            "5 to 9 are missing",
-            "why",
-            "ledger 1: entries after 41",
-            "ledger 2: every",
-            "3 more",
-        ] {
-            assert!(text.contains(part), "{part} in {text}");
-        }
     }
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use aquifer_bookie::{Bookie, BookieMode};
-use aquifer_runtime::net::{self, ListenAddress, NetError};
+use aquifer_runtime::net::{self, ListenAddress};
 use aquifer_runtime::task::TaskGroup;
 use aquifer_runtime::telemetry::Telemetry;
 use axum::Router;
@@ -15,17 +15,20 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 
+use crate::exit::CliError;
+
 /// What the answers are made of.
 #[derive(Clone)]
 pub struct Health {
     telemetry: Telemetry,
-    bookie: Bookie,
+    bookie: Option<Bookie>,
     serving: Arc<AtomicBool>,
 }
 
 impl Health {
     /// Healthy, and not ready until [`Health::set_serving`] says so.
-    pub fn new(telemetry: Telemetry, bookie: Bookie) -> Health {
+    /// The state of the bookie counts, where the process has one.
+    pub fn new(telemetry: Telemetry, bookie: Option<Bookie>) -> Health {
         Health {
             telemetry,
             bookie,
@@ -39,11 +42,13 @@ impl Health {
     }
 
     fn healthy(&self) -> Result<String, String> {
-        match self.bookie.status().mode {
-            BookieMode::Writable => Ok("ok\n".to_owned()),
+        match self.bookie.as_ref().map(|bookie| bookie.status().mode) {
+            None | Some(BookieMode::Writable) => Ok("ok\n".to_owned()),
             // Reads are served, and publishing resumes by itself when space returns.
-            BookieMode::ReadOnly(reason) => Ok(format!("ok, storage is read-only: {reason}\n")),
-            BookieMode::Failed(reason) => Err(format!("storage failed: {reason}\n")),
+            Some(BookieMode::ReadOnly(reason)) => {
+                Ok(format!("ok, storage is read-only: {reason}\n"))
+            }
+            Some(BookieMode::Failed(reason)) => Err(format!("storage failed: {reason}\n")),
         }
     }
 
@@ -63,8 +68,9 @@ pub async fn serve(
     listen: ListenAddress,
     health: Health,
     tasks: &TaskGroup,
-) -> Result<SocketAddr, NetError> {
-    let (listener, bound) = net::bind(listen).await?;
+) -> Result<SocketAddr, CliError> {
+    let bound = net::bind(listen).await;
+    let (listener, bound) = bound.map_err(|error| CliError::failed(error.to_string()))?;
     let router = Router::new()
         .route("/healthz", get(healthz))
         .route("/readyz", get(readyz))

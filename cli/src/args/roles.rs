@@ -1,0 +1,181 @@
+//! The command line of servers.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use aquifer_model::quorum::Quorum;
+use aquifer_runtime::net::ListenAddress;
+use clap::Args;
+
+use super::cluster::BookieCommand;
+
+/// Arguments of `aquifer standalone`.
+#[derive(Debug, Args)]
+pub struct StandaloneArgs {
+    /// Where everything is stored; created if it does not exist [default: ./aquifer-data].
+    #[arg(long, value_name = "DIR")]
+    pub data_dir: Option<PathBuf>,
+
+    /// Address of the native gRPC API [default: 127.0.0.1:7650]; port 0 takes a free one.
+    #[arg(long, value_name = "A:P")]
+    pub grpc_addr: Option<ListenAddress>,
+
+    /// Address of health checks and metrics [default: 127.0.0.1:7680]; port 0 takes a free one.
+    #[arg(long, value_name = "A:P")]
+    pub http_addr: Option<ListenAddress>,
+
+    /// Address of the bookie's storage API [default: 127.0.0.1:7651]; port 0 takes a free one.
+    #[arg(long, value_name = "A:P")]
+    pub bookie_addr: Option<ListenAddress>,
+
+    /// Listen on addresses that other machines can reach, although nobody is authenticated.
+    #[arg(long)]
+    pub allow_remote: bool,
+
+    /// Give up data that a crash may have lost: ends limbo and prints what is missing.
+    #[arg(long)]
+    pub accept_loss: bool,
+
+    /// Configuration file (TOML). Environment variables AQUIFER_SECTION_KEY and flags go over it.
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+
+    /// Check the configuration, print it and exit; unknown keys are errors.
+    #[arg(long)]
+    pub check_config: bool,
+}
+
+/// What every process of a cluster is told. Names and passwords are not among it: the arguments
+/// of a process are no secret.
+#[derive(Debug, Clone, Default, Args)]
+pub struct ClusterArgs {
+    /// The metadata store: etcd://HOST:PORT[,HOST:PORT…], or etcds:// for TLS. AQUIFER_METADATA;
+    /// user, password and TLS files are in the section `etcd` [default: etcd://127.0.0.1:2379].
+    #[arg(long, value_name = "URL")]
+    pub metadata: Option<String>,
+
+    /// Name of the cluster [default: aquifer].
+    #[arg(long, value_name = "NAME")]
+    pub cluster: Option<String>,
+
+    /// Listen on addresses that other machines can reach, although nobody is authenticated.
+    #[arg(long)]
+    pub allow_remote: bool,
+
+    /// Configuration file (TOML). Environment variables AQUIFER_SECTION_KEY and flags go over it.
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+
+    /// Check the configuration, print it and exit; unknown keys are errors.
+    #[arg(long)]
+    pub check_config: bool,
+}
+
+/// Arguments of `aquifer bookie`.
+#[derive(Debug, Default, Args)]
+#[command(args_conflicts_with_subcommands = true)]
+pub struct BookieArgs {
+    /// Instead of running one: what to do with the bookies of a cluster.
+    #[command(subcommand)]
+    pub command: Option<BookieCommand>,
+
+    /// Where ledgers are stored; created if it does not exist [default: ./aquifer-bookie].
+    #[arg(long, value_name = "DIR")]
+    pub data_dir: Option<PathBuf>,
+
+    /// Address of the storage API [default: 127.0.0.1:7651]; port 0 takes a free one.
+    #[arg(long, value_name = "A:P")]
+    pub bookie_addr: Option<ListenAddress>,
+
+    /// What others are told to connect to, where that is not the address it listens on.
+    #[arg(long, value_name = "HOST:PORT")]
+    pub advertise: Option<String>,
+
+    /// Address of health checks and metrics [default: 127.0.0.1:7681]; port 0 takes a free one.
+    #[arg(long, value_name = "A:P")]
+    pub http_addr: Option<ListenAddress>,
+
+    /// Its failure domain: copies of an entry are spread over zones.
+    #[arg(long, value_name = "NAME")]
+    pub zone: Option<String>,
+
+    /// Announce room for so many bytes at most [default: what the disk has].
+    #[arg(long, value_name = "BYTES")]
+    pub capacity: Option<u64>,
+
+    /// Give up data that a crash may have lost: ends limbo and prints what is missing.
+    #[arg(long)]
+    pub accept_loss: bool,
+
+    #[command(flatten)]
+    pub cluster: ClusterArgs,
+}
+
+/// Arguments of `aquifer broker`.
+#[derive(Debug, Default, Args)]
+pub struct BrokerArgs {
+    /// Address of the native gRPC API [default: 127.0.0.1:7650]; port 0 takes a free one.
+    #[arg(long, value_name = "A:P")]
+    pub grpc_addr: Option<ListenAddress>,
+
+    /// Address of health checks and metrics [default: 127.0.0.1:7680]; port 0 takes a free one.
+    #[arg(long, value_name = "A:P")]
+    pub http_addr: Option<ListenAddress>,
+
+    /// What clients are told to connect to, where that is not the address it listens on.
+    #[arg(long, value_name = "URL")]
+    pub advertise: Option<String>,
+
+    /// Bookies of a ledger, copies of an entry, and copies that an acknowledgement waits for, in
+    /// namespaces that say nothing else [default: 3,3,2].
+    #[arg(long, value_name = "E,Qw,Qa", value_parser = quorum)]
+    pub quorum: Option<Quorum>,
+
+    #[command(flatten)]
+    pub cluster: ClusterArgs,
+}
+
+/// Arguments of `aquifer dev`.
+#[derive(Debug, Args)]
+pub struct DevArgs {
+    /// How many bookies.
+    #[arg(long, value_name = "N", default_value_t = 3)]
+    pub bookies: u16,
+
+    /// How many brokers.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub brokers: u16,
+
+    /// Where everything is stored; what is there is used again.
+    #[arg(long, value_name = "DIR", default_value = "aquifer-dev")]
+    pub data_dir: PathBuf,
+
+    /// Address of the broker; port 0 takes a free one. Everything else is on free ports.
+    #[arg(long, value_name = "A:P", default_value = "127.0.0.1:7650")]
+    pub grpc_addr: ListenAddress,
+
+    /// Start again what dies.
+    #[arg(long)]
+    pub supervise: bool,
+}
+
+/// Arguments of `aquifer dev-child`.
+#[derive(Debug, Args)]
+pub struct DevChildArgs {
+    /// The process that must live.
+    pub parent: i32,
+
+    /// The program with its arguments.
+    #[arg(required = true, last = true)]
+    pub command: Vec<OsString>,
+}
+
+fn quorum(text: &str) -> Result<Quorum, String> {
+    let numbers: Result<Vec<u32>, _> = text.split(',').map(str::parse).collect();
+    match numbers.as_deref() {
+        Ok([ensemble, write, ack]) => {
+            Quorum::new(*ensemble, *write, *ack).map_err(|error| error.to_string())
+        }
+        _ => Err("a quorum is three numbers, E,Qw,Qa".to_owned()),
+    }
+}

@@ -1,0 +1,185 @@
+//! The configuration of `aquifer broker`.
+
+use aquifer_broker::BrokerConfig;
+use aquifer_protocol_registry::ProtocolsConfig;
+use aquifer_runtime::telemetry::TelemetryConfig;
+use serde::{Deserialize, Serialize};
+
+use crate::args::BrokerArgs;
+use crate::exit::CliError;
+use crate::roles::membership;
+use crate::roles::settings::{
+    self, CacheConfig, ClusterSettings, DEFAULT_CLUSTER, DEFAULT_METADATA, EtcdSettings,
+    ListenConfig, QuorumSettings, check_loopback,
+};
+
+const HTTP_PORT: u16 = 7680;
+
+/// Everything that can be set.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct BrokerRoleConfig {
+    /// Listen on addresses that other machines can reach.
+    pub allow_remote: bool,
+    /// Name of the cluster; goes over `broker.cluster`.
+    pub cluster: String,
+    /// The metadata store.
+    pub metadata: String,
+    /// How the metadata store is reached.
+    pub etcd: EtcdSettings,
+    /// Replication in namespaces that say nothing else.
+    pub quorum: QuorumSettings,
+    /// Memory for entries.
+    pub cache: CacheConfig,
+    /// Health checks and metrics.
+    pub http: ListenConfig,
+    /// Topics.
+    pub broker: BrokerConfig,
+    /// Wire protocols.
+    pub protocols: ProtocolsConfig,
+    /// Logs, traces and metrics.
+    pub telemetry: TelemetryConfig,
+}
+
+impl Default for BrokerRoleConfig {
+    fn default() -> BrokerRoleConfig {
+        BrokerRoleConfig {
+            allow_remote: false,
+            cluster: DEFAULT_CLUSTER.to_owned(),
+            metadata: DEFAULT_METADATA.to_owned(),
+            etcd: EtcdSettings::default(),
+            quorum: QuorumSettings::default(),
+            cache: CacheConfig::default(),
+            http: ListenConfig::on_port(HTTP_PORT),
+            broker: BrokerConfig::default(),
+            protocols: ProtocolsConfig::default(),
+            telemetry: TelemetryConfig::default(),
+        }
+    }
+}
+
+impl BrokerRoleConfig {
+    /// Loads and checks it. Keys that mean nothing are returned.
+    ///
+    /// # Errors
+    /// When a file cannot be read, or a value is not allowed: exit code 2.
+    pub fn load(args: &BrokerArgs) -> Result<(BrokerRoleConfig, Vec<String>), CliError> {
+        let file = args.cluster.config.as_deref();
+        let (mut config, unknown) = settings::load::<BrokerRoleConfig>(file)?;
+        config.apply(args)?;
+        config.check()?;
+        Ok((config, unknown))
+    }
+
+    fn apply(&mut self, args: &BrokerArgs) -> Result<(), CliError> {
+        let texts = [
+            (&mut self.cluster, &args.cluster.cluster),
+            (&mut self.metadata, &args.cluster.metadata),
+        ];
+        for (setting, given) in texts {
+            if let Some(given) = given {
+                setting.clone_from(given);
+            }
+        }
+        let grpc = &mut self.protocols.grpc;
+        if let Some(address) = args.grpc_addr {
+            grpc.listen = address;
+        }
+        if let Some(given) = &args.advertise {
+            grpc.advertised_url = Some(settings::advertised(given, grpc.listen.socket_addr())?);
+        }
+        if let Some(address) = args.http_addr {
+            self.http.listen = address;
+        }
+        if let Some(quorum) = args.quorum {
+            let size = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+            self.quorum = QuorumSettings {
+                ensemble: size(quorum.ensemble()),
+                write: size(quorum.write()),
+                ack: size(quorum.ack()),
+            };
+        }
+        self.allow_remote |= args.cluster.allow_remote;
+        self.broker.cluster.clone_from(&self.cluster);
+        self.broker.default_quorum = self.quorum.quorum()?;
+        Ok(())
+    }
+
+    fn check(&self) -> Result<(), CliError> {
+        self.protocols.validate().map_err(CliError::usage)?;
+        self.broker
+            .validate()
+            .map_err(|error| CliError::usage(error.to_string()))?;
+        let mut listeners = self.protocols.listeners();
+        listeners.push(("http", self.http.listen));
+        check_loopback(self.allow_remote, &listeners)?;
+        let grpc = &self.protocols.grpc;
+        // Clients are told the address; it must be one that they can use.
+        let told = grpc.advertised_url.as_deref().unwrap_or_default();
+        settings::advertised(told, grpc.listen.socket_addr())?;
+        membership::check(&self.cluster_settings())
+    }
+
+    /// The cluster that it belongs to.
+    pub fn cluster_settings(&self) -> ClusterSettings {
+        ClusterSettings {
+            name: self.cluster.clone(),
+            metadata: self.metadata.clone(),
+            etcd: self.etcd.clone(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use aquifer_model::quorum::Quorum;
+
+    use super::*;
+    use crate::args::ClusterArgs;
+
+    #[test]
+    fn the_quorum_is_three_unless_said_and_a_section_keeps_it() {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        file.write_all(b"[broker]\ntopic_idle_ms = 7\n[quorum]\nack = 3\n")
+            .unwrap();
+        let with_file = |config: bool, quorum: Option<Quorum>| {
+            let args = BrokerArgs {
+                quorum,
+                cluster: ClusterArgs {
+                    cluster: Some("c".to_owned()),
+                    config: config.then(|| file.path().to_owned()),
+                    ..ClusterArgs::default()
+                },
+                ..BrokerArgs::default()
+            };
+            BrokerRoleConfig::load(&args).unwrap().0.broker
+        };
+        let quorum = |e, w, a| Quorum::new(e, w, a).unwrap();
+        assert_eq!(with_file(false, None).default_quorum, quorum(3, 3, 2));
+        let from_file = with_file(true, None);
+        assert_eq!(from_file.default_quorum, quorum(3, 3, 3));
+        assert_eq!((from_file.topic_idle_ms, &*from_file.cluster), (7, "c"));
+        let flag = with_file(true, Some(quorum(5, 4, 2)));
+        assert_eq!(flag.default_quorum, quorum(5, 4, 2));
+    }
+
+    #[test]
+    fn an_address_that_nobody_can_connect_to_is_not_told() {
+        let args = |advertise: Option<&str>| BrokerArgs {
+            grpc_addr: Some("0.0.0.0:0".parse().unwrap()),
+            advertise: advertise.map(str::to_owned),
+            cluster: ClusterArgs {
+                allow_remote: true,
+                ..ClusterArgs::default()
+            },
+            ..BrokerArgs::default()
+        };
+        let error = BrokerRoleConfig::load(&args(None)).map(|_| ()).unwrap_err();
+        assert!(error.advice().contains("--advertise"), "{error}");
+        let (config, _) = BrokerRoleConfig::load(&args(Some("b1.example:7650"))).unwrap();
+        let told = config.protocols.grpc.advertised_url;
+        assert_eq!(told.as_deref(), Some("http://b1.example:7650"));
+    }
+}

@@ -1,0 +1,256 @@
+//! Which processes a cluster consists of, with their ports, directories and commands.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use aquifer_runtime::net::{self, ListenAddress};
+
+use crate::args::DevArgs;
+use crate::exit::CliError;
+use crate::roles::dev::etcd;
+
+/// The name of every cluster of this kind.
+pub const CLUSTER: &str = "dev";
+
+/// What a cluster shall be.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    /// Where everything is stored.
+    pub data_dir: PathBuf,
+    /// How many bookies.
+    pub bookies: u16,
+    /// Where the broker listens.
+    pub grpc_addr: ListenAddress,
+    /// This program.
+    pub aquifer: PathBuf,
+    /// etcd.
+    pub etcd: PathBuf,
+}
+
+/// What a process is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Role {
+    /// Coordination.
+    Etcd,
+    /// Storage.
+    Bookie,
+    /// Topics.
+    Broker,
+}
+
+impl Role {
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Role::Etcd => "etcd",
+            Role::Bookie => "bookie",
+            Role::Broker => "broker",
+        }
+    }
+}
+
+/// A process to run.
+#[derive(Debug, Clone)]
+pub struct Spec {
+    /// What it is.
+    pub role: Role,
+    /// What it is called.
+    pub name: String,
+    /// Where it is reached.
+    pub address: String,
+    /// The program.
+    pub program: PathBuf,
+    /// Its arguments.
+    pub arguments: Vec<String>,
+}
+
+impl Plan {
+    /// Checks what was asked for.
+    ///
+    /// # Errors
+    /// When it is not possible: exit code 2, or 1 when etcd is missing.
+    pub fn new(args: &DevArgs) -> Result<Plan, CliError> {
+        if args.bookies == 0 || args.brokers == 0 {
+            return Err(CliError::usage("a cluster needs a bookie and a broker"));
+        }
+        if args.brokers > 1 {
+            return Err(CliError::usage(format!(
+                "{} brokers are not possible yet: unimplemented until brokers share ownership \
+                 (issue 5)",
+                args.brokers
+            ))
+            .advise("start one broker; it owns every topic"));
+        }
+        let failed = |error| CliError::failed(format!("cannot find this program: {error}"));
+        let absolute = std::path::absolute(&args.data_dir)
+            .map_err(|error| CliError::usage(format!("--data-dir: {error}")))?;
+        Ok(Plan {
+            data_dir: absolute,
+            bookies: args.bookies,
+            grpc_addr: args.grpc_addr,
+            aquifer: std::env::current_exe().map_err(failed)?,
+            etcd: etcd::find()?,
+        })
+    }
+
+    /// Where a process logs.
+    pub fn log(&self, name: &str) -> PathBuf {
+        self.data_dir.join("logs").join(format!("{name}.log"))
+    }
+
+    /// etcd, on these two addresses.
+    pub fn etcd(&self, client: SocketAddr, peer: SocketAddr) -> Spec {
+        Spec {
+            role: Role::Etcd,
+            name: "etcd".to_owned(),
+            address: format!("http://{client}"),
+            program: self.etcd.clone(),
+            arguments: etcd::arguments(&self.data_dir.join("etcd"), client, peer),
+        }
+    }
+
+    /// A bookie, numbered from 1.
+    pub fn bookie(&self, number: u16, etcd: SocketAddr, api: SocketAddr, http: SocketAddr) -> Spec {
+        let name = format!("bookie-{number}");
+        let data_dir = self.data_dir.join(&name);
+        let mut arguments = self.role("bookie", etcd, http);
+        arguments.extend(["--data-dir".to_owned(), text(&data_dir)]);
+        arguments.extend(["--bookie-addr".to_owned(), api.to_string()]);
+        Spec {
+            role: Role::Bookie,
+            name,
+            address: api.to_string(),
+            program: self.aquifer.clone(),
+            arguments,
+        }
+    }
+
+    /// The broker.
+    pub fn broker(&self, etcd: SocketAddr, grpc: SocketAddr, http: SocketAddr) -> Spec {
+        let mut arguments = self.role("broker", etcd, http);
+        arguments.extend(["--grpc-addr".to_owned(), grpc.to_string()]);
+        arguments.extend(["--quorum".to_owned(), self.quorum().to_owned()]);
+        Spec {
+            role: Role::Broker,
+            name: "broker-1".to_owned(),
+            address: format!("http://{grpc}"),
+            program: self.aquifer.clone(),
+            arguments,
+        }
+    }
+
+    fn role(&self, role: &str, etcd: SocketAddr, http: SocketAddr) -> Vec<String> {
+        let metadata = format!("etcd://{etcd}");
+        let http = http.to_string();
+        [
+            role,
+            "--output",
+            "json",
+            "--cluster",
+            CLUSTER,
+            "--metadata",
+            &metadata,
+            "--http-addr",
+            &http,
+        ]
+        .map(str::to_owned)
+        .to_vec()
+    }
+
+    /// What the bookies allow, up to the default of clusters.
+    fn quorum(&self) -> &'static str {
+        match self.bookies {
+            0 | 1 => "1,1,1",
+            2 => "2,2,1",
+            _ => "3,3,2",
+        }
+    }
+}
+
+impl Spec {
+    /// The command, for a shell: whoever killed a process can start it again with it.
+    pub fn command(&self) -> String {
+        let program = self.program.to_string_lossy();
+        let words = std::iter::once(&*program).chain(self.arguments.iter().map(String::as_str));
+        words.map(quoted).collect::<Vec<_>>().join(" ")
+    }
+}
+
+fn quoted(word: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:,=@%+".contains(c);
+    if !word.is_empty() && word.chars().all(plain) {
+        return word.to_owned();
+    }
+    format!("'{}'", word.replace('\'', r"'\''"))
+}
+
+fn text(path: &Path) -> String {
+    path.to_string_lossy().into_owned()
+}
+
+/// Finds free ports. They are held until all are found, so that no two are the same, and free
+/// again when this returns.
+///
+/// # Errors
+/// When there are none, or the wanted address is taken.
+pub async fn free_addresses(wanted: Vec<ListenAddress>) -> Result<Vec<SocketAddr>, CliError> {
+    let mut held = Vec::with_capacity(wanted.len());
+    for address in wanted {
+        let bound = net::bind(address).await;
+        held.push(bound.map_err(|error| CliError::failed(error.to_string()))?);
+    }
+    Ok(held.into_iter().map(|(_, address)| address).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn plan(bookies: u16) -> Plan {
+        Plan {
+            data_dir: "/tmp/a cluster".into(),
+            bookies,
+            grpc_addr: ListenAddress::loopback_any_port(),
+            aquifer: "/bin/aquifer".into(),
+            etcd: "/bin/etcd".into(),
+        }
+    }
+
+    #[test]
+    fn a_command_can_be_typed() {
+        let at = |port: u16| SocketAddr::from(([127, 0, 0, 1], port));
+        let command = plan(3).bookie(2, at(1), at(2), at(3)).command();
+        assert!(command.starts_with("/bin/aquifer bookie "), "{command}");
+        assert!(
+            command.contains("--metadata etcd://127.0.0.1:1 "),
+            "{command}"
+        );
+        assert!(command.contains("'/tmp/a cluster/bookie-2'"), "{command}");
+        assert_eq!(quoted("it's"), r"'it'\''s'");
+        assert_eq!(quoted(""), "''");
+    }
+
+    #[test]
+    fn few_bookies_make_a_small_quorum() {
+        for (bookies, quorum) in [(1, "1,1,1"), (2, "2,2,1"), (3, "3,3,2"), (7, "3,3,2")] {
+            assert_eq!(plan(bookies).quorum(), quorum);
+        }
+    }
+
+    #[tokio::test]
+    async fn ports_are_distinct_and_a_taken_one_is_named() {
+        let any = ListenAddress::loopback_any_port();
+        let found = free_addresses(vec![any; 3]).await.unwrap();
+        let distinct: std::collections::BTreeSet<_> = found.iter().collect();
+        assert_eq!(distinct.len(), 3);
+        let (held, address) = net::bind(any).await.unwrap();
+        let taken = free_addresses(vec![ListenAddress::new(address)]).await;
+        assert!(
+            taken
+                .unwrap_err()
+                .to_string()
+                .contains(&address.to_string())
+        );
+        drop(held);
+    }
+}

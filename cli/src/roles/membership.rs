@@ -1,0 +1,250 @@
+//! The way of a process into its cluster: the metadata store, and the lease under which the process
+//! says that it lives.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use aquifer_metadata::error::MetadataError;
+use aquifer_metadata::etcd::{EtcdConfig, EtcdStore};
+use aquifer_metadata::lease::Lease;
+use aquifer_metadata::store::MetadataStore;
+use aquifer_runtime::clock;
+use aquifer_runtime::config::Secret;
+use aquifer_runtime::disk::Disk;
+use aquifer_runtime::task::TaskGroup;
+
+use crate::exit::{CliError, Exit};
+use crate::roles::settings::{ClusterSettings, EtcdSettings};
+use crate::roles::storage::Seams;
+
+const PLAIN: &str = "etcd://";
+const TLS: &str = "etcds://";
+/// Shortest lease.
+const LEASE_MS_MIN: u64 = 1_000;
+/// How long a process that ends waits until others know.
+const WITHDRAW_MAX: Duration = Duration::from_secs(5);
+
+/// A process in its cluster.
+pub struct Membership {
+    etcd: Arc<EtcdStore>,
+    /// Coordination.
+    pub store: Arc<dyn MetadataStore>,
+    /// What the process announces.
+    pub lease: Lease,
+}
+
+impl Membership {
+    /// Connects to the metadata store and begins to hold a lease.
+    ///
+    /// # Errors
+    /// When the settings are wrong, or the store does not answer.
+    pub async fn open(
+        cluster: &ClusterSettings,
+        seams: &Seams,
+        tasks: &TaskGroup,
+    ) -> Result<Membership, CliError> {
+        let password = password(&cluster.etcd, &*seams.disk)?;
+        let config = etcd_config(cluster, password)?;
+        let etcd = open_etcd(config, seams, tasks).await?;
+        let store: Arc<dyn MetadataStore> = etcd.clone();
+        let ttl = Duration::from_millis(cluster.etcd.lease_ms);
+        let lease = Lease::start(Arc::clone(&store), ttl, Arc::clone(&seams.rng), tasks);
+        Ok(Membership { etcd, store, lease })
+    }
+
+    /// Withdraws what is announced. When metadata is away it expires by itself instead.
+    pub async fn withdraw(&self) {
+        let closed = clock::timeout(WITHDRAW_MAX, self.lease.close()).await;
+        if closed.is_err() {
+            tracing::warn!("the process could not withdraw: its lease expires by itself");
+        }
+    }
+
+    /// Ends the connection to the metadata store.
+    pub async fn close(&self) {
+        self.etcd.close().await;
+    }
+}
+
+/// Connects to etcd.
+async fn open_etcd(
+    config: EtcdConfig,
+    seams: &Seams,
+    tasks: &TaskGroup,
+) -> Result<Arc<EtcdStore>, CliError> {
+    let (clock, rng) = (Arc::clone(&seams.clock), Arc::clone(&seams.rng));
+    match EtcdStore::connect(&config, clock, rng, tasks).await {
+        Ok(store) => Ok(Arc::new(store)),
+        Err(error @ MetadataError::Unavailable(_)) => {
+            let tried = config.endpoints.join(", ");
+            let message = format!("etcd cannot be reached at {tried}: {error}");
+            Err(CliError::new(Exit::CannotConnect, message)
+                .advise("start etcd, or say where it is with --metadata; `aquifer dev` starts one"))
+        }
+        Err(error) => Err(CliError::failed(error.to_string())),
+    }
+}
+
+/// Checks what can be checked without the store.
+///
+/// # Errors
+/// Exit code 2.
+pub fn check(cluster: &ClusterSettings) -> Result<(), CliError> {
+    aquifer_bookie::check_cluster(&cluster.name)
+        .map_err(|error| CliError::usage(error.to_string()))?;
+    let etcd = &cluster.etcd;
+    let has_password = !etcd.password.expose().is_empty();
+    let wrong = if has_password && given(&etcd.password_file).is_some() {
+        "etcd.password and etcd.password_file are both given: give one"
+    } else if etcd.lease_ms < LEASE_MS_MIN {
+        "etcd.lease_ms must be at least 1000: a process that pauses for a moment is not gone"
+    } else {
+        let password = match given(&etcd.password_file) {
+            // It is read when it is needed; here it counts that there is one.
+            Some(_) => Secret::new("in a file"),
+            None => etcd.password.clone(),
+        };
+        let checked = etcd_config(cluster, password)?.check();
+        return checked.map_err(|error| CliError::usage(error.to_string()));
+    };
+    Err(CliError::usage(wrong))
+}
+
+fn given(file: &Path) -> Option<&Path> {
+    (!file.as_os_str().is_empty()).then_some(file)
+}
+
+/// The settings in the store's terms.
+fn etcd_config(cluster: &ClusterSettings, password: Secret) -> Result<EtcdConfig, CliError> {
+    let etcd = &cluster.etcd;
+    let file = |file: &Path| given(file).map(Path::to_owned);
+    Ok(EtcdConfig {
+        user: (!etcd.user.is_empty()).then(|| etcd.user.clone()),
+        password: (!password.expose().is_empty()).then_some(password),
+        ca_file: file(&etcd.ca_file),
+        cert_file: file(&etcd.cert_file),
+        key_file: file(&etcd.key_file),
+        server_name: (!etcd.server_name.is_empty()).then(|| etcd.server_name.clone()),
+        ..EtcdConfig::new(endpoints(&cluster.metadata)?, cluster.name.clone())
+    })
+}
+
+/// The URLs of etcd's members.
+fn endpoints(metadata: &str) -> Result<Vec<String>, CliError> {
+    let (scheme, hosts) = match (metadata.strip_prefix(PLAIN), metadata.strip_prefix(TLS)) {
+        (Some(hosts), _) => ("http", hosts),
+        (_, Some(hosts)) => ("https", hosts),
+        (None, None) => return Err(bad_metadata(metadata)),
+    };
+    let hosts: Vec<&str> = hosts.trim_end_matches('/').split(',').collect();
+    let is_address = |host: &&str| {
+        let port = host
+            .rsplit_once(':')
+            .map(|(name, port)| (name, port.parse::<u16>()));
+        // What stands before an `@` would be a password, which does not belong here.
+        matches!(port, Some((name, Ok(_))) if !name.is_empty()) && !host.contains(['/', '@', ' '])
+    };
+    if !hosts.iter().all(is_address) {
+        return Err(bad_metadata(metadata));
+    }
+    let urls = hosts.into_iter().map(|host| format!("{scheme}://{host}"));
+    Ok(urls.collect())
+}
+
+fn bad_metadata(given: &str) -> CliError {
+    // It may hold a password that somebody put there.
+    let shown = if given.contains('@') {
+        "what is given"
+    } else {
+        given
+    };
+    CliError::usage(format!("{shown} is no metadata store")).advise(
+        "give --metadata etcd://HOST:PORT[,HOST:PORT…]; user and password belong in AQUIFER_ETCD_USER \
+         and AQUIFER_ETCD_PASSWORD or the configuration file",
+    )
+}
+
+/// The password, from wherever it is.
+fn password(etcd: &EtcdSettings, disk: &dyn Disk) -> Result<Secret, CliError> {
+    let Some(file) = given(&etcd.password_file) else {
+        return Ok(etcd.password.clone());
+    };
+    let bytes = disk
+        .read(file)
+        .map_err(|error| CliError::usage(format!("cannot read {}: {error}", file.display())))?;
+    let text = String::from_utf8(bytes)
+        .map_err(|_| CliError::usage(format!("{} is no text", file.display())))?;
+    Ok(Secret::new(text.trim_end_matches(['\r', '\n'])))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn cluster(metadata: &str, etcd: EtcdSettings) -> ClusterSettings {
+        ClusterSettings {
+            name: "c".to_owned(),
+            metadata: metadata.to_owned(),
+            etcd,
+        }
+    }
+
+    #[test]
+    fn a_metadata_store_has_one_or_several_addresses() {
+        let urls = |text: &str| endpoints(text).unwrap();
+        assert_eq!(urls("etcd://a:1"), ["http://a:1"]);
+        assert_eq!(
+            urls("etcds://a:1,[::1]:2"),
+            ["https://a:1", "https://[::1]:2"]
+        );
+        for bad in [
+            "",
+            "a:1",
+            "http://a:1",
+            "etcd://",
+            "etcd://a",
+            "etcd://a:1,",
+            "etcd://a:1/x",
+        ] {
+            let error = endpoints(bad).unwrap_err();
+            assert!(error.advice().contains("--metadata"), "{bad}: {error}");
+        }
+        let error = endpoints("etcd://root:hunter2@a:1").unwrap_err();
+        assert!(!format!("{error} {}", error.advice()).contains("hunter2"));
+    }
+
+    #[test]
+    fn settings_that_contradict_each_other_are_refused() {
+        let wrong = |metadata: &str, change: fn(&mut EtcdSettings)| {
+            let mut etcd = EtcdSettings::default();
+            change(&mut etcd);
+            check(&cluster(metadata, etcd)).unwrap_err().to_string()
+        };
+        assert!(check(&cluster("etcd://a:1", EtcdSettings::default())).is_ok());
+        assert!(wrong("etcd://a:1", |e| e.user = "u".to_owned()).contains("password"));
+        assert!(wrong("etcd://a:1", |e| e.ca_file = "ca".into()).contains("http"));
+        assert!(wrong("etcds://a:1", |e| e.cert_file = "c".into()).contains("key_file"));
+        assert!(wrong("etcd://a:1", |e| e.lease_ms = 10).contains("lease_ms"));
+        let both = |e: &mut EtcdSettings| {
+            e.password = Secret::new("a");
+            e.password_file = "b".into();
+        };
+        assert!(wrong("etcd://a:1", both).contains("give one"));
+    }
+
+    #[test]
+    fn a_password_file_ends_with_its_line() {
+        use aquifer_runtime::disk::SimDisk;
+        let disk = SimDisk::new();
+        disk.create_dir_all(Path::new("/s")).unwrap();
+        disk.write_atomic(Path::new("/s/p"), b"hunter2\n").unwrap();
+        let mut etcd = EtcdSettings {
+            password_file: "/s/p".into(),
+            ..EtcdSettings::default()
+        };
+        assert_eq!(password(&etcd, &disk).unwrap().expose(), "hunter2");
+        etcd.password_file = "/s/none".into();
+        assert!(password(&etcd, &disk).is_err());
+    }
+}

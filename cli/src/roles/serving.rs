@@ -1,0 +1,133 @@
+//! The broker of a process with its way to storage and its protocols: made alike in a standalone
+//! server and in one of its own.
+
+use std::sync::Arc;
+
+use aquifer_broker::{Broker, BrokerConfig, BrokerDeps};
+use aquifer_ledger::bookie_client::{BookieClientConfig, GrpcTransport};
+use aquifer_ledger::bookie_directory::BookieDirectory;
+use aquifer_ledger::context::{LogContext, LogSettings, LogShared};
+use aquifer_ledger::managed::cache::EntryCache;
+use aquifer_ledger::metrics::LedgerMetrics;
+use aquifer_ledger::placement::Bookies;
+use aquifer_ledger::transport::BookieTransport;
+use aquifer_metadata::store::MetadataStore;
+use aquifer_protocol_api::broker::BrokerApi;
+use aquifer_protocol_registry::ProtocolsConfig;
+use aquifer_runtime::task::TaskGroup;
+use aquifer_runtime::telemetry::Telemetry;
+
+use crate::exit::CliError;
+use crate::roles::membership::Membership;
+use crate::roles::quiet;
+use crate::roles::settings::CacheConfig;
+use crate::roles::storage::Seams;
+
+/// The way to ledgers.
+pub struct Storage {
+    /// Coordination.
+    pub store: Arc<dyn MetadataStore>,
+    /// The way to bookies.
+    pub transport: Arc<dyn BookieTransport>,
+    /// Which bookies there are.
+    pub bookies: Bookies,
+}
+
+/// The way to the bookies of a cluster, as far as they are announced now and later.
+pub async fn cluster_storage(
+    cluster: &str,
+    membership: &Membership,
+    seams: &Seams,
+    transport: &TaskGroup,
+    metadata: &TaskGroup,
+) -> Storage {
+    let client = BookieClientConfig {
+        cluster: cluster.to_owned(),
+        ..BookieClientConfig::default()
+    };
+    let transport = Arc::new(GrpcTransport::new(client, &*seams.rng, transport.clone()));
+    let directory = BookieDirectory::start(
+        Arc::clone(&membership.store),
+        Arc::clone(&transport),
+        Arc::clone(&seams.rng),
+        metadata,
+    );
+    directory.ready().await;
+    Storage {
+        store: Arc::clone(&membership.store),
+        transport,
+        bookies: directory.bookies(),
+    }
+}
+
+/// What every log of the process shares.
+pub fn log_context(
+    storage: Storage,
+    cache: &CacheConfig,
+    seams: &Seams,
+    telemetry: &Telemetry,
+    tasks: &TaskGroup,
+) -> Arc<LogContext> {
+    let log = LogContext {
+        store: storage.store,
+        transport: storage.transport,
+        bookies: storage.bookies,
+        clock: Arc::clone(&seams.clock),
+        rng: Arc::clone(&seams.rng),
+        cache: EntryCache::new(cache.tail_bytes, cache.read_ahead_bytes),
+        tasks: tasks.clone(),
+        metrics: LedgerMetrics::new(&telemetry.meter("aquifer_ledger")),
+        settings: LogSettings::default(),
+        shared: LogShared::default(),
+    };
+    quiet::give_back_when_quiet(log.cache.clone(), tasks);
+    Arc::new(log)
+}
+
+/// Starts the broker.
+///
+/// # Errors
+/// When it does not start.
+pub async fn start_broker(
+    config: &BrokerConfig,
+    log: Arc<LogContext>,
+    seams: &Seams,
+    telemetry: &Telemetry,
+    tasks: &TaskGroup,
+) -> Result<Arc<Broker>, CliError> {
+    let deps = BrokerDeps {
+        log,
+        clock: Arc::clone(&seams.clock),
+        rng: Arc::clone(&seams.rng),
+        meter: telemetry.meter("aquifer_broker"),
+        tasks: tasks.clone(),
+    };
+    Broker::new(config.clone(), deps)
+        .await
+        .map_err(|error| CliError::failed(format!("the broker does not start: {error}")))
+}
+
+/// Serves every enabled protocol; the first one's address is what clients are told.
+///
+/// # Errors
+/// When an address cannot be listened on.
+pub async fn serve_protocols(
+    protocols: &ProtocolsConfig,
+    broker: &Arc<Broker>,
+    seams: &Seams,
+    telemetry: &Telemetry,
+    tasks: &TaskGroup,
+) -> Result<String, CliError> {
+    let failed = |error: aquifer_protocol_api::error::ApiError| CliError::failed(error.to_string());
+    let handlers = aquifer_protocol_registry::handlers(protocols, &seams.clock, telemetry);
+    let mut url = String::new();
+    for handler in handlers.map_err(failed)? {
+        let api: Arc<dyn BrokerApi> = broker.clone();
+        let address = handler.serve(api, tasks.clone()).await.map_err(failed)?;
+        tracing::info!(protocol = handler.name(), %address, "protocol served");
+        if url.is_empty() {
+            url = handler.advertised().unwrap_or_default();
+        }
+    }
+    Ok(url)
+}

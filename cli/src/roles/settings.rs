@@ -1,0 +1,231 @@
+//! Settings that several roles have: defaults, then the file, then the environment
+//! (`AQUIFER_SECTION_KEY`), then the flags. Each part gets its own section.
+
+use std::path::{Path, PathBuf};
+
+use aquifer_bookie::BookieConfig;
+use aquifer_model::quorum::Quorum;
+use aquifer_runtime::config::{self, Secret};
+use aquifer_runtime::net::ListenAddress;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use crate::exit::CliError;
+
+/// What every environment variable begins with.
+const ENV_PREFIX: &str = "AQUIFER";
+const LOOPBACK: [u8; 4] = [127, 0, 0, 1];
+/// Where etcd listens by default.
+pub const DEFAULT_METADATA: &str = "etcd://127.0.0.1:2379";
+/// The name of a cluster that was given none.
+pub const DEFAULT_CLUSTER: &str = "aquifer";
+
+/// Loads a configuration from its file and the environment.
+///
+/// # Errors
+/// When a file cannot be read, or a value is not allowed: exit code 2.
+pub fn load<T>(file: Option<&Path>) -> Result<(T, Vec<String>), CliError>
+where
+    T: DeserializeOwned + Serialize + Default,
+{
+    let loaded =
+        config::load::<T>(file, ENV_PREFIX).map_err(|error| CliError::usage(error.to_string()))?;
+    Ok((loaded.config, loaded.unknown_keys))
+}
+
+/// An address.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ListenConfig {
+    /// Where it listens; port 0 takes a free one.
+    pub listen: ListenAddress,
+}
+
+impl ListenConfig {
+    /// A port of the loopback interface.
+    pub fn on_port(port: u16) -> ListenConfig {
+        ListenConfig {
+            listen: ListenAddress::new((LOOPBACK, port).into()),
+        }
+    }
+}
+
+/// Memory for entries.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct CacheConfig {
+    /// Bytes of recent entries, from which consumers at the tail are served.
+    pub tail_bytes: usize,
+    /// Bytes read ahead for consumers of a backlog.
+    pub read_ahead_bytes: usize,
+    /// Bytes of cached pages of the embedded metadata store.
+    pub metadata_bytes: usize,
+}
+
+impl Default for CacheConfig {
+    fn default() -> CacheConfig {
+        CacheConfig {
+            tail_bytes: 32 << 20,
+            read_ahead_bytes: 32 << 20,
+            metadata_bytes: 4 << 20,
+        }
+    }
+}
+
+/// How etcd is reached, beside its addresses.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct EtcdSettings {
+    /// The user, where etcd has authentication on.
+    pub user: String,
+    /// Their password.
+    pub password: Secret,
+    /// A file with the password, instead of the password.
+    pub password_file: PathBuf,
+    /// Certificates that etcd's is checked against (PEM); TLS needs it.
+    pub ca_file: PathBuf,
+    /// The name that etcd's certificate must be for, where it is not the host of the address.
+    pub server_name: String,
+    /// The certificate of this process (PEM), where etcd asks for one.
+    pub cert_file: PathBuf,
+    /// Its key (PEM).
+    pub key_file: PathBuf,
+    /// A process that was not heard of for so long is taken for gone.
+    pub lease_ms: u64,
+}
+
+impl Default for EtcdSettings {
+    fn default() -> EtcdSettings {
+        EtcdSettings {
+            user: String::new(),
+            password: Secret::default(),
+            password_file: PathBuf::new(),
+            ca_file: PathBuf::new(),
+            server_name: String::new(),
+            cert_file: PathBuf::new(),
+            key_file: PathBuf::new(),
+            lease_ms: 6_000,
+        }
+    }
+}
+
+/// The cluster that a process belongs to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClusterSettings {
+    /// Its name.
+    pub name: String,
+    /// Where its metadata store is.
+    pub metadata: String,
+    /// How that is reached.
+    pub etcd: EtcdSettings,
+}
+
+/// How ledgers of a namespace are replicated that says nothing else.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct QuorumSettings {
+    /// Bookies that share a ledger.
+    pub ensemble: u32,
+    /// Copies of an entry.
+    pub write: u32,
+    /// Copies that an acknowledgement waits for.
+    pub ack: u32,
+}
+
+impl Default for QuorumSettings {
+    fn default() -> QuorumSettings {
+        QuorumSettings {
+            ensemble: 3,
+            write: 3,
+            ack: 2,
+        }
+    }
+}
+
+impl QuorumSettings {
+    /// The quorum, checked.
+    ///
+    /// # Errors
+    /// When it is none: exit code 2.
+    pub fn quorum(&self) -> Result<Quorum, CliError> {
+        Quorum::new(self.ensemble, self.write, self.ack)
+            .map_err(|error| CliError::usage(error.to_string()))
+    }
+}
+
+/// Puts the directories of a bookie below the data directory.
+pub fn place_bookie(bookie: &mut BookieConfig, data_dir: &Path) {
+    // Joining an absolute path replaces what is before it, so a journal can go elsewhere.
+    for directory in [
+        &mut bookie.data_dir,
+        &mut bookie.journal_dir,
+        &mut bookie.ledger_dir,
+    ] {
+        *directory = data_dir.join(&*directory);
+    }
+}
+
+/// Refuses addresses that other machines can reach, because nobody is authenticated.
+///
+/// # Errors
+/// Exit code 2.
+pub fn check_loopback(
+    allow_remote: bool,
+    listeners: &[(&str, ListenAddress)],
+) -> Result<(), CliError> {
+    let open = listeners.iter().find(|(_, address)| !address.is_loopback());
+    match open {
+        Some((name, address)) if !allow_remote => Err(CliError::usage(format!(
+            "{name} is to listen on {address}, which other machines can reach, and nobody is \
+             authenticated"
+        ))
+        .advise("listen on 127.0.0.1, or allow it with --allow-remote")),
+        _ => Ok(()),
+    }
+}
+
+/// The URL that others are told: what was given, or where it listens.
+///
+/// # Errors
+/// When it listens on every address of the machine and nothing was given: nobody can connect to
+/// such an address. Exit code 2.
+pub fn advertised(given: &str, bound: std::net::SocketAddr) -> Result<String, CliError> {
+    if given.starts_with("http://") || given.starts_with("https://") {
+        return Ok(given.to_owned());
+    }
+    if !given.is_empty() {
+        return Ok(format!("http://{given}"));
+    }
+    if bound.ip().is_unspecified() {
+        return Err(CliError::usage(format!(
+            "it listens on {bound}, and others cannot connect to such an address"
+        ))
+        .advise("say what they can connect to with --advertise"));
+    }
+    Ok(format!("http://{bound}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn others_are_told_an_address_that_works() {
+        let at = |text: &str| text.parse().unwrap();
+        let url = |given, bound| advertised(given, at(bound)).unwrap();
+        assert_eq!(url("", "127.0.0.1:7"), "http://127.0.0.1:7");
+        assert_eq!(url("b1.example:9", "0.0.0.0:7"), "http://b1.example:9");
+        assert_eq!(url("https://b1:9", "127.0.0.1:7"), "https://b1:9");
+        let error = advertised("", at("0.0.0.0:7")).unwrap_err();
+        assert!(error.advice().contains("--advertise"), "{error}");
+    }
+
+    #[test]
+    fn a_password_is_not_printed() {
+        let settings = EtcdSettings {
+            password: Secret::new("hunter2"),
+            ..EtcdSettings::default()
+        };
+        assert!(!toml::to_string(&settings).unwrap().contains("hunter2"));
+        assert!(!format!("{settings:?}").contains("hunter2"));
+    }
+}
