@@ -19,6 +19,10 @@ pub struct BookieInfo {
     pub zone: String,
     /// It takes no new entries now.
     pub read_only: bool,
+    /// Bytes that its disks have free; 0 where unknown.
+    pub free_bytes: u64,
+    /// Bytes that its disks have in all; 0 where unknown.
+    pub capacity_bytes: u64,
 }
 
 /// The bookies known to this process; clones share the set.
@@ -108,6 +112,8 @@ mod tests {
             id: BookieId([n; 16]),
             zone: zone.to_owned(),
             read_only,
+            free_bytes: 0,
+            capacity_bytes: 0,
         }
     }
 

@@ -99,6 +99,8 @@ impl TestBookies {
             id: *id,
             zone: String::new(),
             read_only: false,
+            free_bytes: 0,
+            capacity_bytes: 0,
         };
         Bookies::fixed(self.bookies.keys().map(info).collect())
     }

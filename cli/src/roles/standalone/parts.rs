@@ -251,6 +251,8 @@ fn log_context(
         id: bookie.id(),
         zone: String::new(),
         read_only: false,
+        free_bytes: 0,
+        capacity_bytes: 0,
     };
     Arc::new(LogContext {
         store: store.clone(),
