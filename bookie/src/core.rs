@@ -20,6 +20,7 @@ use crate::positions::Positions;
 use crate::reclaim::Reclaimer;
 use crate::report::{BookieStatusReport, LossReport};
 use crate::store::Store;
+use crate::watchers::Watchers;
 use crate::workers::Workers;
 
 /// A running bookie's parts.
@@ -34,6 +35,7 @@ pub struct Core {
     pub(crate) mode: Arc<Mode>,
     pub(crate) metrics: Arc<BookieMetrics>,
     pub(crate) reclaimer: Arc<Reclaimer>,
+    pub(crate) watchers: Arc<Watchers>,
     pub(crate) workers: Workers,
     pub(crate) adds: ByteBudget,
     pub(crate) control: ByteBudget,

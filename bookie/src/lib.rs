@@ -31,15 +31,20 @@ mod positions;
 mod reads;
 mod reclaim;
 mod store;
+mod watchers;
 mod workers;
 
+#[cfg(feature = "testing")]
+pub mod testing;
 #[cfg(test)]
 mod tests;
 
 use std::sync::Arc;
 
 use aquifer_model::id::BookieId;
-use aquifer_model::storage::{BookieResult, OrderedRequest, ReadBatch, ReadRange, ReplyCallback};
+use aquifer_model::storage::{
+    BookieResult, OrderedRequest, ReadBatch, ReadRange, ReplyCallback, TailState, TailWait,
+};
 use aquifer_runtime::clock::SharedClock;
 use aquifer_runtime::disk::SharedDisk;
 use aquifer_runtime::rng::SharedRng;
@@ -101,6 +106,15 @@ impl Bookie {
     /// [`BookieError`](aquifer_model::storage::BookieError).
     pub async fn read(&self, range: ReadRange) -> BookieResult<ReadBatch> {
         self.core.read(range).await
+    }
+
+    /// Waits for news of a ledger's end: a higher LAC, or a fence. Without any, answers after the
+    /// limit with what there is.
+    ///
+    /// # Errors
+    /// As [`Bookie::read`].
+    pub async fn wait(&self, wait: TailWait) -> BookieResult<TailState> {
+        self.core.wait(wait).await
     }
 
     /// What the bookie says about itself.
