@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use aquifer_model::id::{EntryId, LEDGER_ID_MAX, LedgerId};
+use aquifer_model::id::{CreationToken, EntryId, LEDGER_ID_MAX, LedgerId};
 use aquifer_model::limits::ENTRY_BYTES_MAX;
 use aquifer_model::storage::{
     AddEntry, BookieError, BookieResult, OrderedOperation, OrderedReply, OrderedRequest,
@@ -19,7 +19,7 @@ use crate::journal::queue::{Class, Completion, Item};
 use crate::journal::record::{Record, RecordKind, ValueHead};
 use crate::ledger_state::{Admission, LedgerMeta, LedgerState, Stored};
 use crate::ledgers::{Slot, Waiting};
-use crate::store::StoreError;
+use crate::store::{StoreError, entries};
 use crate::workers::Priority;
 
 /// What a request costs beyond its data, in bytes of the budget.
@@ -33,6 +33,30 @@ enum After {
     Refuse(Completion, BookieError),
     /// Look into RocksDB for the entry of this add, then go on.
     Lookup(Box<Waiting>),
+    /// Ask the gate whether the ledger may begin with this add, then go on.
+    Ask(Box<Waiting>),
+}
+
+/// What must be known before the first waiting request of a ledger can be decided.
+enum Question {
+    /// What RocksDB has of this entry.
+    Stored(EntryId),
+    /// Whether the ledger with this token may begin here.
+    MayBegin(CreationToken),
+}
+
+impl Slot {
+    /// Keeps the ledger busy for a request that cannot be decided yet; gives everything else back.
+    fn wait_for(&mut self, after: After) -> Result<Question, After> {
+        let (question, waiting) = match after {
+            After::Lookup(waiting) => (Question::Stored(entry_of(&waiting.request)), waiting),
+            After::Ask(waiting) => (Question::MayBegin(waiting.request.token), waiting),
+            other => return Err(other),
+        };
+        self.busy = true;
+        self.waiting.push_front(*waiting);
+        Ok(question)
+    }
 }
 
 impl Core {
@@ -65,16 +89,20 @@ impl Core {
             return;
         }
         let after = self.admit(slot, waiting, Stored::NotLooked);
-        if let After::Lookup(waiting) = after {
-            let entry = entry_of(&waiting.request);
-            slot.busy = true;
-            slot.waiting.push_front(*waiting);
-            drop(guard);
-            self.look_up(ledger, entry);
-            return;
-        }
+        let after = slot.wait_for(after);
         drop(guard);
-        self.end(after);
+        match after {
+            Ok(question) => self.find_out(ledger, question),
+            Err(after) => self.end(after),
+        }
+    }
+
+    /// Finds out what keeps a ledger busy.
+    fn find_out(self: &Arc<Self>, ledger: LedgerId, question: Question) {
+        match question {
+            Question::Stored(entry) => self.look_up(ledger, entry),
+            Question::MayBegin(token) => self.ask_gate(ledger, token),
+        }
     }
 
     /// Checks that need no ledger, and takes the budget.
@@ -123,50 +151,29 @@ impl Core {
             let error = BookieError::Io("ledger state is not loaded".to_owned());
             return After::Refuse(Completion::Reply(waiting.reply, done(None)), error);
         };
+        let (ledger, token) = (waiting.request.ledger, waiting.request.token);
+        let begins = !slot.may_begin && !state.has_entries() && self.gate.get().is_some();
+        let admission = match &waiting.request.operation {
+            OrderedOperation::Add(add) => {
+                match state.check_add(token, add, stored, self.limbo.is_some()) {
+                    Admission::Lookup => return After::Lookup(Box::new(waiting)),
+                    Admission::Journal(_) if begins && !add.recovery => {
+                        return After::Ask(Box::new(waiting));
+                    }
+                    decided => decided,
+                }
+            }
+            // Decided below.
+            _ => Admission::Known,
+        };
         let Waiting {
             request,
             reply,
             permit,
         } = waiting;
-        let (ledger, token) = (request.ledger, request.token);
         match request.operation {
             OrderedOperation::Add(add) => {
-                match state.check_add(token, &add, stored, self.limbo.is_some()) {
-                    Admission::Lookup => After::Lookup(Box::new(Waiting {
-                        request: OrderedRequest {
-                            ledger,
-                            token,
-                            operation: OrderedOperation::Add(add),
-                        },
-                        reply,
-                        permit,
-                    })),
-                    Admission::Refuse(error) => {
-                        After::Refuse(Completion::Reply(reply, done(None)), error)
-                    }
-                    Admission::Known => {
-                        let answer = Completion::Reply(reply, done(state.lac()));
-                        self.push(item(Class::Control, None, None, permit, answer))
-                            .map_or_else(refuse, |_| After::Queued)
-                    }
-                    Admission::Journal(meta) => {
-                        let lac = state.lac().max(add.last_add_confirmed);
-                        let answer = Completion::Reply(reply, done(lac));
-                        let record = add_record(ledger, token, &add);
-                        let class = if add.recovery {
-                            Class::Control
-                        } else {
-                            Class::Normal
-                        };
-                        match self.push(item(class, Some(record), meta, permit, answer)) {
-                            Ok(number) => {
-                                state.added(token, add, number);
-                                After::Queued
-                            }
-                            Err(refused) => refuse(refused),
-                        }
-                    }
-                }
+                self.add(state, (ledger, token, add), admission, permit, reply)
             }
             OrderedOperation::Fence => {
                 let answer = Completion::Reply(reply, done(state.lac()));
@@ -191,12 +198,53 @@ impl Core {
         }
     }
 
+    /// Queues an add that is decided.
+    fn add(
+        &self,
+        state: &mut LedgerState,
+        (ledger, token, add): (LedgerId, CreationToken, AddEntry),
+        admission: Admission,
+        permit: BytePermit,
+        reply: ReplyCallback,
+    ) -> After {
+        match admission {
+            Admission::Refuse(error) => After::Refuse(Completion::Reply(reply, done(None)), error),
+            // Looked up by the caller; to the client it would be a moment in which to wait.
+            Admission::Lookup => After::Refuse(
+                Completion::Reply(reply, done(None)),
+                BookieError::Overloaded,
+            ),
+            Admission::Known => {
+                let answer = Completion::Reply(reply, done(state.lac()));
+                self.push(item(Class::Control, None, None, permit, answer))
+                    .map_or_else(refuse, |_| After::Queued)
+            }
+            Admission::Journal(meta) => {
+                let lac = state.lac().max(add.last_add_confirmed);
+                let answer = Completion::Reply(reply, done(lac));
+                let record = add_record(ledger, token, &add);
+                let class = if add.recovery {
+                    Class::Control
+                } else {
+                    Class::Normal
+                };
+                match self.push(item(class, Some(record), meta, permit, answer)) {
+                    Ok(number) => {
+                        state.added(token, add, number);
+                        After::Queued
+                    }
+                    Err(refused) => refuse(refused),
+                }
+            }
+        }
+    }
+
     /// Queues a change of the ledger's record, or only a wait when it is so already.
     fn change(
         &self,
         state: &mut LedgerState,
         ledger: LedgerId,
-        token: aquifer_model::id::CreationToken,
+        token: CreationToken,
         kind: RecordKind,
         permit: BytePermit,
         answer: Completion,
@@ -254,39 +302,37 @@ impl Core {
         let core = Arc::clone(self);
         let job = move || {
             let value = core.store.with(|db| db.entry(ledger, entry));
-            match value {
+            let stored = match value {
                 Ok(value) => {
-                    let stored = {
-                        let mut guard = core.ledgers.lock(ledger);
-                        let first = guard.slot().waiting.front();
-                        compare(value.as_deref(), first.map(|waiting| &waiting.request))
-                    };
-                    core.resume(ledger, stored);
+                    let mut guard = core.ledgers.lock(ledger);
+                    let first = guard.slot().waiting.front();
+                    compare(value.as_deref(), first.map(|waiting| &waiting.request))
                 }
-                Err(error) => core.refuse_all(ledger, &error),
-            }
+                Err(StoreError::Damaged(_)) => Stored::Damaged,
+                Err(error) => return core.refuse_all(ledger, &error),
+            };
+            core.resume(ledger, stored);
         };
         self.workers.run(Priority::Control, Box::new(job));
     }
 
     /// Lets waiting requests go on; `stored` is about the first.
-    fn resume(self: &Arc<Self>, ledger: LedgerId, mut stored: Stored) {
+    pub(crate) fn resume(self: &Arc<Self>, ledger: LedgerId, mut stored: Stored) {
         let mut refusals = Vec::new();
-        let mut look_up = None;
+        let mut question = None;
         {
             let mut guard = self.ledgers.lock(ledger);
             let slot = guard.slot();
             slot.busy = false;
             while let Some(waiting) = slot.waiting.pop_front() {
-                match self.admit(slot, waiting, stored) {
-                    After::Queued => {}
-                    After::Lookup(waiting) => {
-                        look_up = Some(entry_of(&waiting.request));
-                        slot.busy = true;
-                        slot.waiting.push_front(*waiting);
+                let after = self.admit(slot, waiting, stored);
+                match slot.wait_for(after) {
+                    Ok(asked) => {
+                        question = Some(asked);
                         break;
                     }
-                    after => refusals.push(after),
+                    Err(After::Queued) => {}
+                    Err(after) => refusals.push(after),
                 }
                 stored = Stored::NotLooked;
             }
@@ -294,8 +340,8 @@ impl Core {
         for after in refusals {
             self.end(after);
         }
-        if let Some(entry) = look_up {
-            self.look_up(ledger, entry);
+        if let Some(question) = question {
+            self.find_out(ledger, question);
         }
     }
 
@@ -344,7 +390,7 @@ fn item(
     }
 }
 
-fn add_record(ledger: LedgerId, token: aquifer_model::id::CreationToken, add: &AddEntry) -> Record {
+fn add_record(ledger: LedgerId, token: CreationToken, add: &AddEntry) -> Record {
     let kind = if add.recovery {
         RecordKind::RecoveryAdd(add.entry)
     } else {
@@ -379,6 +425,7 @@ fn compare(value: Option<&[u8]>, request: Option<&OrderedRequest>) -> Stored {
         return Stored::Absent;
     };
     let Some(OrderedRequest {
+        ledger,
         operation: OrderedOperation::Add(add),
         ..
     }) = request
@@ -391,5 +438,13 @@ fn compare(value: Option<&[u8]>, request: Option<&OrderedRequest>) -> Stored {
             && data.starts_with(&add.data.head)
             && data.ends_with(&add.data.body)
     });
-    if same { Stored::Same } else { Stored::Other }
+    // The same bytes in the head and in the data have the same digest, and that of an add was
+    // checked at the door: what is the same is intact.
+    if same {
+        Stored::Same
+    } else if entries::verified(*ledger, add.entry, value, Some(0)).is_ok() {
+        Stored::Other
+    } else {
+        Stored::Damaged
+    }
 }

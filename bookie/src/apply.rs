@@ -137,10 +137,10 @@ pub struct Applier {
     pub disk: SharedDisk,
     /// Ledgers whose space comes back.
     pub reclaimer: Arc<Reclaimer>,
-    /// Bytes since the last flush.
+    /// Bytes applied since somebody last looked how far RocksDB has flushed.
     pub unflushed_bytes: Arc<AtomicUsize>,
-    /// After so many, a flush is due.
-    pub flush_bytes: usize,
+    /// After so many, it is time to look.
+    pub look_bytes: usize,
     /// Wakes the thread that flushes.
     pub checkpointer: Arc<Bell>,
     /// Rung when the bookie stops without finishing.
@@ -169,7 +169,7 @@ impl Applier {
                 self.watchers.wake(changed);
             }
             let unflushed = self.unflushed_bytes.fetch_add(bytes, Ordering::AcqRel) + bytes;
-            if unflushed >= self.flush_bytes {
+            if unflushed >= self.look_bytes {
                 self.checkpointer.ring();
             }
         }

@@ -1,8 +1,8 @@
 //! The composition of a bookie: which part holds which other, and the threads. No decisions.
 
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize};
+use std::sync::{Arc, OnceLock};
 
 use aquifer_runtime::budget::ByteBudget;
 use aquifer_runtime::task::spawn_thread;
@@ -27,6 +27,7 @@ use crate::mode::Mode;
 use crate::open::Started;
 use crate::positions::Positions;
 use crate::reclaim::Reclaimer;
+use crate::scrub::Scrubber;
 use crate::store::Store;
 use crate::watchers::Watchers;
 use crate::workers::Workers;
@@ -95,7 +96,10 @@ pub(crate) fn start(
     // Before the first add, not a second after it.
     background.look_at_space();
     let core = Arc::new(Core {
-        id: started.bookie,
+        id: started.cookie.id,
+        cookie: Mutex::new(started.cookie),
+        disk: parts.deps.disk.clone(),
+        gate: OnceLock::new(),
         queue: Arc::clone(&parts.queue),
         applier: Arc::clone(&parts.apply_queue),
         ledgers: Arc::clone(&parts.ledgers),
@@ -113,6 +117,7 @@ pub(crate) fn start(
         limbo: started.limbo,
         accepted_loss: started.accepted_loss,
         background: Arc::clone(&background),
+        scrubber: Arc::new(Scrubber::new(&parts.config, &parts.store, &parts.metrics)),
         stop: Arc::clone(&parts.stop),
         threads: Mutex::new(Threads {
             lock: Some(started.lock),
@@ -163,8 +168,8 @@ impl Parts {
             disk: self.deps.disk.clone(),
             reclaimer: Arc::clone(&self.reclaimer),
             unflushed_bytes: Arc::clone(&self.unflushed_bytes),
-            // Before RocksDB's own limit, so that flushes are ours and the journal is trimmed.
-            flush_bytes: self.config.memtable_bytes / 8 * 7,
+            // About when RocksDB has flushed another memtable.
+            look_bytes: self.config.memtable_bytes,
             checkpointer: Arc::clone(&self.checkpointer),
             stop: Arc::clone(&self.stop),
         }
@@ -209,5 +214,9 @@ fn spawn_threads(
     threads.checkpointer = Some(spawn_thread("bookie-flush", body)?);
     let body = move || background.run_housekeeping();
     threads.housekeeper = Some(spawn_thread("bookie-house", body)?);
+    if core.scrubber.is_enabled() {
+        let scrubber = Arc::clone(&core.scrubber);
+        threads.scrubber = Some(spawn_thread("bookie-scrub", move || scrubber.run())?);
+    }
     Ok(())
 }

@@ -37,7 +37,7 @@ pub struct Background {
     pub(crate) reclaimer: Arc<Reclaimer>,
     pub(crate) apply_queue: Arc<ApplyQueue>,
     pub(crate) budgets: [ByteBudget; 2],
-    /// Bytes applied since the last flush.
+    /// Bytes applied since the last look at what is flushed.
     pub(crate) unflushed_bytes: Arc<AtomicUsize>,
     pub(crate) checkpointer: Arc<Bell>,
     pub(crate) housekeeper: Arc<Bell>,
@@ -67,15 +67,35 @@ impl Background {
             if self.is_stopping() {
                 break;
             }
+            self.look_at_flushed();
             let applied = self.positions.applied.get();
-            // Without a ring it has been quiet: flush once nothing has come since the last look.
-            if rang || applied == applied_before {
+            // RocksDB flushes full memtables by itself. What it has flushed so far is forced out
+            // where the journal has no other room, and once nothing has come since the last look.
+            let quiet = !rang && applied == applied_before;
+            if quiet || self.segments.is_exhausted() {
                 self.checkpoint();
             }
             applied_before = applied;
         }
         if self.flush_at_end.load(Ordering::Acquire) {
             self.checkpoint();
+        }
+    }
+
+    /// Trims the journal to what RocksDB has flushed by itself.
+    fn look_at_flushed(&self) {
+        self.unflushed_bytes.store(0, Ordering::Release);
+        match self.store.with(crate::store::Db::persisted) {
+            Ok(persisted) => self.flushed(persisted),
+            Err(error) => tracing::debug!(%error, "how far RocksDB has flushed is not known"),
+        }
+    }
+
+    /// RocksDB has flushed everything up to a commit.
+    fn flushed(&self, commit: u64) {
+        if commit > self.positions.flushed.get() {
+            self.positions.flushed.advance(commit);
+            self.segments.trim(commit);
         }
     }
 
@@ -89,8 +109,7 @@ impl Background {
         let started = self.clock.monotonic();
         match self.store.with(crate::store::Db::flush) {
             Ok(()) => {
-                self.positions.flushed.advance(applied);
-                self.segments.trim(applied);
+                self.flushed(applied);
                 let took = self.clock.monotonic().saturating_sub(started);
                 self.metrics.flushed(took);
                 let bytes = self.store.with(|db| Ok::<_, StoreError>(db.bytes()));

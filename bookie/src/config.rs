@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use aquifer_model::limits::ENTRY_BYTES_MAX;
 use serde::{Deserialize, Serialize};
 
+use crate::cookie;
 use crate::error::BookieOpenError;
 
 const MIB: usize = 1024 * 1024;
@@ -15,6 +16,12 @@ const COMMIT_OVERHEAD_BYTES: usize = 64 * 1024;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct BookieConfig {
+    /// The cluster that it is a bookie of; `None` inside a standalone server.
+    #[serde(skip)]
+    pub cluster: Option<String>,
+    /// Most bytes that it announces to have room for, where that is less than the disk has.
+    #[serde(skip)]
+    pub capacity_bytes: Option<u64>,
     /// Identity and lock.
     pub data_dir: PathBuf,
     /// Journal segments and the mark; best on a disk of its own.
@@ -39,7 +46,7 @@ pub struct BookieConfig {
     pub read_bytes_in_flight_max: usize,
     /// Threads that read RocksDB.
     pub read_threads: usize,
-    /// Size of a RocksDB memtable; there are at most two.
+    /// Size of a RocksDB memtable; there are at most four.
     pub memtable_bytes: usize,
     /// RocksDB's block cache.
     pub block_cache_bytes: usize,
@@ -59,6 +66,10 @@ pub struct BookieConfig {
     pub space_check_ms: u64,
     /// After so many quiet milliseconds what is in memory is flushed and freed.
     pub quiet_flush_ms: u64,
+    /// Bytes of stored entries that the scrubber checks in a second; 0: it does not run.
+    pub scrub_bytes_per_second: u64,
+    /// From the end of one pass of the scrubber to the beginning of the next, in milliseconds.
+    pub scrub_pause_ms: u64,
     /// End a limbo at start: what was lost is given up for good.
     #[serde(skip)]
     pub accept_loss: bool,
@@ -67,6 +78,8 @@ pub struct BookieConfig {
 impl Default for BookieConfig {
     fn default() -> Self {
         Self {
+            cluster: None,
+            capacity_bytes: None,
             data_dir: PathBuf::from("bookie"),
             journal_dir: PathBuf::from("bookie/journal"),
             ledger_dir: PathBuf::from("bookie/ledgers"),
@@ -79,7 +92,7 @@ impl Default for BookieConfig {
             control_bytes_in_flight_max: 8 * MIB,
             read_bytes_in_flight_max: 32 * MIB,
             read_threads: 2,
-            memtable_bytes: 32 * MIB,
+            memtable_bytes: 16 * MIB,
             block_cache_bytes: 8 * MIB,
             blob_bytes_min: 16 * 1024,
             open_files_max: 256,
@@ -88,6 +101,8 @@ impl Default for BookieConfig {
             writable_above_free_bytes: 512 << 20,
             space_check_ms: 1_000,
             quiet_flush_ms: 5_000,
+            scrub_bytes_per_second: 4 << 20,
+            scrub_pause_ms: 86_400_000,
             accept_loss: false,
         }
     }
@@ -108,6 +123,9 @@ impl BookieConfig {
 
     /// Checks the relations between the settings.
     pub(crate) fn validate(&self) -> Result<(), BookieOpenError> {
+        if let Some(cluster) = &self.cluster {
+            cookie::check_cluster(cluster)?;
+        }
         let largest_commit = self.commit_bytes_max.max(ENTRY_BYTES_MAX) + COMMIT_OVERHEAD_BYTES;
         let smallest_segment = self
             .journal_segment_bytes

@@ -2,7 +2,9 @@
 //!
 //! A missing or foreign cookie means a missing or swapped disk, which is undetected loss: the
 //! bookie refuses to start (I5). The cookie of the data directory says when the others are
-//! complete, so that a crash during the very first start is not taken for a loss.
+//! complete, so that a crash during the very first start is not taken for a loss. For a bookie of a
+//! cluster it also says whether the cluster knows it: until then it has served nobody, and its
+//! identity may still be written to metadata ([`crate::registration`]).
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -18,13 +20,56 @@ const FILE_NAME: &str = "COOKIE";
 const LOCK_NAME: &str = "LOCK";
 const FIRST_LINE: &str = "aquifer bookie cookie v1";
 
+/// Longest name of a cluster.
+const CLUSTER_BYTES_MAX: usize = 64;
+
 /// What a cookie says.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Cookie {
     /// The identity.
     pub id: BookieId,
-    /// In the data directory: whether all directories have been set up.
-    pub complete: bool,
+    /// The cluster that it belongs to; `None` for the storage of a standalone server.
+    pub cluster: Option<String>,
+    /// In the data directory: how far setting up has come.
+    pub setup: Setup,
+}
+
+/// How far the setup of a bookie has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Setup {
+    /// Not every directory has been set up.
+    New,
+    /// Everything is set up here, and metadata may not know this bookie yet.
+    Joining,
+    /// Done.
+    Complete,
+}
+
+impl Setup {
+    const ALL: [Setup; 3] = [Setup::New, Setup::Joining, Setup::Complete];
+
+    fn name(self) -> &'static str {
+        match self {
+            Setup::New => "new",
+            Setup::Joining => "joining",
+            Setup::Complete => "complete",
+        }
+    }
+}
+
+/// Checks the name of a cluster: it becomes part of keys, cookies and messages.
+///
+/// # Errors
+/// When it is empty, too long, or has other characters than letters, digits, `-`, `_` and `.`.
+pub fn check_cluster(name: &str) -> Result<(), BookieOpenError> {
+    let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    if name.is_empty() || name.len() > CLUSTER_BYTES_MAX || !name.chars().all(fits) {
+        return Err(BookieOpenError::Config(format!(
+            "{name:?} is no name of a cluster: give 1 to {CLUSTER_BYTES_MAX} letters, digits, '-', \
+             '_' or '.'"
+        )));
+    }
+    Ok(())
 }
 
 /// Wraps an error of a file operation with the path.
@@ -37,8 +82,10 @@ impl Cookie {
     /// The text of the cookie.
     #[must_use]
     pub fn encode(&self) -> String {
-        let state = if self.complete { "complete" } else { "new" };
-        let body = format!("{FIRST_LINE}\nid {}\nstate {state}\n", self.id);
+        let cluster = self.cluster.as_ref();
+        let cluster = cluster.map_or(String::new(), |name| format!("cluster {name}\n"));
+        let state = self.setup.name();
+        let body = format!("{FIRST_LINE}\nid {}\n{cluster}state {state}\n", self.id);
         format!("{body}crc32c {:08x}\n", crc32c::crc32c(body.as_bytes()))
     }
 
@@ -56,12 +103,14 @@ impl Cookie {
             return None;
         }
         let id = lines.next()?.strip_prefix("id ")?.parse().ok()?;
-        let complete = match lines.next()? {
-            "state complete" => true,
-            "state new" => false,
-            _ => return None,
-        };
-        Some(Cookie { id, complete })
+        let mut line = lines.next()?;
+        let cluster = line.strip_prefix("cluster ").map(str::to_owned);
+        if cluster.is_some() {
+            line = lines.next()?;
+        }
+        let state = line.strip_prefix("state ")?;
+        let setup = Setup::ALL.into_iter().find(|one| one.name() == state)?;
+        Some(Cookie { id, cluster, setup })
     }
 }
 
@@ -109,16 +158,18 @@ pub fn check(
             }
             let cookie = Cookie {
                 id: BookieId(rng.id16()),
-                complete: false,
+                cluster: config.cluster.clone(),
+                setup: Setup::New,
             };
             write(disk, &config.data_dir, &cookie)?;
             cookie
         }
     };
+    same_cluster(config, &cookie)?;
     for directory in others {
         match read(disk, directory)? {
             Some(other) if other.id == cookie.id => {}
-            None if !cookie.complete => {}
+            None if cookie.setup == Setup::New => {}
             Some(other) => {
                 let what = format!(
                     "it belongs to bookie {}, the data directory to {}",
@@ -135,21 +186,66 @@ pub fn check(
     Ok(cookie)
 }
 
-/// Everything of a new bookie is set up: writes the cookies of all directories.
+/// Whether the storage belongs to the cluster that it is opened for.
+fn same_cluster(config: &BookieConfig, cookie: &Cookie) -> Result<(), BookieOpenError> {
+    let what = match (&cookie.cluster, &config.cluster) {
+        (own, wanted) if own == wanted => return Ok(()),
+        (Some(own), Some(wanted)) => {
+            format!("it belongs to a bookie of cluster {own}, not of {wanted}")
+        }
+        (None, Some(wanted)) => {
+            format!("it belongs to a standalone server and cannot join cluster {wanted}")
+        }
+        (Some(own), None) => {
+            format!("it belongs to a bookie of cluster {own}, which is no standalone server")
+        }
+        // Covered by the first arm.
+        (None, None) => return Ok(()),
+    };
+    Err(BookieOpenError::Cluster {
+        path: path_in(&config.data_dir),
+        what,
+    })
+}
+
+/// Everything of a new bookie is set up here: writes the cookies of all directories. A bookie of
+/// a cluster joins it next.
 pub fn complete(
     disk: &dyn Disk,
     config: &BookieConfig,
     cookie: &Cookie,
-) -> Result<(), BookieOpenError> {
-    let complete = Cookie {
-        complete: true,
-        ..*cookie
+) -> Result<Cookie, BookieOpenError> {
+    let setup = match cookie.cluster {
+        Some(_) => Setup::Joining,
+        None => Setup::Complete,
     };
-    // The data directory comes last: it says that the others are complete.
+    advance(disk, config, cookie, setup)
+}
+
+/// The cluster's metadata knows this bookie: from now on it must.
+pub fn joined(
+    disk: &dyn Disk,
+    config: &BookieConfig,
+    cookie: &Cookie,
+) -> Result<Cookie, BookieOpenError> {
+    advance(disk, config, cookie, Setup::Complete)
+}
+
+fn advance(
+    disk: &dyn Disk,
+    config: &BookieConfig,
+    cookie: &Cookie,
+    setup: Setup,
+) -> Result<Cookie, BookieOpenError> {
+    let advanced = Cookie {
+        setup,
+        ..cookie.clone()
+    };
+    // The data directory comes last: it says that the others are there.
     for directory in [&config.journal_dir, &config.ledger_dir, &config.data_dir] {
-        write(disk, directory, &complete)?;
+        write(disk, directory, &advanced)?;
     }
-    Ok(())
+    Ok(advanced)
 }
 
 fn path_in(directory: &Path) -> PathBuf {
@@ -203,7 +299,53 @@ mod tests {
         complete(&disk, &config, &second).unwrap();
         let third = checked(&disk, 3).unwrap();
         assert_eq!(third.id, first.id);
-        assert!(third.complete);
+        assert_eq!(third.setup, Setup::Complete);
+    }
+
+    #[test]
+    fn a_bookie_of_a_cluster_is_complete_only_after_it_joined() {
+        let disk = SimDisk::new();
+        let config = |cluster: Option<&str>| BookieConfig {
+            cluster: cluster.map(str::to_owned),
+            ..BookieConfig::in_directory("/b")
+        };
+        let open = |cluster| check(&disk, &config(cluster), &SeededRng::new(1));
+        let ours = config(Some("ours"));
+        let new = open(Some("ours")).unwrap();
+        let joining = complete(&disk, &ours, &new).unwrap();
+        assert_eq!(open(Some("ours")).unwrap(), joining);
+        assert_eq!(joining.setup, Setup::Joining);
+        joined(&disk, &ours, &joining).unwrap();
+        let complete = open(Some("ours")).unwrap();
+        assert_eq!((complete.id, complete.setup), (new.id, Setup::Complete));
+        for other in [Some("theirs"), None] {
+            let error = open(other).unwrap_err();
+            assert!(matches!(error, BookieOpenError::Cluster { .. }), "{error}");
+            assert!(error.to_string().contains("cluster ours"), "{error}");
+        }
+    }
+
+    #[test]
+    fn storage_of_a_standalone_server_joins_no_cluster() {
+        let (disk, config) = (SimDisk::new(), BookieConfig::in_directory("/b"));
+        let new = checked(&disk, 1).unwrap();
+        complete(&disk, &config, &new).unwrap();
+        let config = BookieConfig {
+            cluster: Some("ours".to_owned()),
+            ..config
+        };
+        let error = check(&disk, &config, &SeededRng::new(1)).unwrap_err();
+        assert!(error.to_string().contains("standalone"), "{error}");
+    }
+
+    #[test]
+    fn a_cluster_has_a_plain_name() {
+        for good in ["a", "eu-1", "A_b.c"] {
+            assert!(check_cluster(good).is_ok(), "{good}");
+        }
+        for bad in ["", "a/b", "a b", "a\nstate complete", &"x".repeat(65)] {
+            assert!(check_cluster(bad).is_err(), "{bad}");
+        }
     }
 
     #[test]
@@ -232,7 +374,8 @@ mod tests {
             let foreign = fresh();
             let other = Cookie {
                 id: BookieId([9; 16]),
-                complete: true,
+                cluster: None,
+                setup: Setup::Complete,
             };
             foreign
                 .write_atomic(&path, other.encode().as_bytes())
@@ -254,6 +397,16 @@ mod tests {
         fn arbitrary_text_never_panics(text in ".{0,200}", bytes in prop::collection::vec(any::<u8>(), 0..200)) {
             let _ = Cookie::decode(text.as_bytes());
             let _ = Cookie::decode(&bytes);
+        }
+
+        #[test]
+        fn cookies_round_trip(
+            id in any::<[u8; 16]>(),
+            cluster in prop::option::of("[A-Za-z0-9_.-]{1,64}"),
+            setup in 0..3usize,
+        ) {
+            let cookie = Cookie { id: BookieId(id), cluster, setup: Setup::ALL[setup] };
+            prop_assert_eq!(Cookie::decode(cookie.encode().as_bytes()), Some(cookie));
         }
     }
 }

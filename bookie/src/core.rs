@@ -1,16 +1,20 @@
 //! What the threads of a bookie and its callers share.
 
-use std::sync::Arc;
+use std::io;
+use std::sync::{Arc, OnceLock};
 
 use aquifer_model::id::BookieId;
 use aquifer_model::storage::BookieError;
 use aquifer_runtime::budget::ByteBudget;
-use aquifer_runtime::disk::DiskLock;
+use aquifer_runtime::disk::{Disk, DiskLock, DiskSpace, RealDisk, SharedDisk};
 use parking_lot::Mutex;
 
 use crate::apply::ApplyQueue;
 use crate::background::Background;
 use crate::bell::Bell;
+use crate::cookie::{self, Cookie, Setup};
+use crate::error::BookieOpenError;
+use crate::gate::LedgerGate;
 use crate::journal::queue::JournalQueue;
 use crate::journal::segments::Segments;
 use crate::ledgers::LedgerTable;
@@ -19,6 +23,7 @@ use crate::mode::Mode;
 use crate::positions::Positions;
 use crate::reclaim::Reclaimer;
 use crate::report::{BookieStatusReport, LossReport};
+use crate::scrub::Scrubber;
 use crate::store::Store;
 use crate::watchers::Watchers;
 use crate::workers::Workers;
@@ -26,6 +31,10 @@ use crate::workers::Workers;
 /// A running bookie's parts.
 pub struct Core {
     pub(crate) id: BookieId,
+    pub(crate) cookie: Mutex<Cookie>,
+    pub(crate) disk: SharedDisk,
+    /// Asked before a ledger begins here; without one every ledger may.
+    pub(crate) gate: OnceLock<LedgerGate>,
     pub(crate) queue: Arc<JournalQueue>,
     pub(crate) applier: Arc<ApplyQueue>,
     pub(crate) ledgers: Arc<LedgerTable>,
@@ -44,6 +53,7 @@ pub struct Core {
     pub(crate) limbo: Option<LossReport>,
     pub(crate) accepted_loss: Option<LossReport>,
     pub(crate) background: Arc<Background>,
+    pub(crate) scrubber: Arc<Scrubber>,
     /// Rung to end an applier that RocksDB refuses.
     pub(crate) stop: Arc<Bell>,
     pub(crate) threads: Mutex<Threads>,
@@ -56,6 +66,7 @@ pub struct Threads {
     pub(crate) applier: Option<std::thread::JoinHandle<()>>,
     pub(crate) checkpointer: Option<std::thread::JoinHandle<()>>,
     pub(crate) housekeeper: Option<std::thread::JoinHandle<()>>,
+    pub(crate) scrubber: Option<std::thread::JoinHandle<()>>,
     pub(crate) lock: Option<DiskLock>,
 }
 
@@ -76,13 +87,46 @@ impl Core {
             flushed_commit: self.positions.flushed.get(),
             bytes_in_flight: u64::try_from(in_flight).unwrap_or(u64::MAX),
             store_bytes: store_bytes.unwrap_or(0),
+            scrub: self.scrubber.report(),
         }
+    }
+
+    /// Whether the cluster may not know this bookie yet.
+    pub(crate) fn is_joining(&self) -> bool {
+        self.cookie.lock().setup == Setup::Joining
+    }
+
+    /// The cluster knows this bookie. Blocks.
+    pub(crate) fn joined(&self) -> Result<(), BookieOpenError> {
+        let config = &self.background.config;
+        let mut cookie = self.cookie.lock();
+        *cookie = cookie::joined(&*self.disk, config, &cookie)?;
+        Ok(())
+    }
+
+    /// The room for ledgers, within what the configuration allows. Blocks.
+    pub(crate) fn space(&self) -> io::Result<DiskSpace> {
+        let config = &self.background.config;
+        let disk = Disk::space(&RealDisk, &config.ledger_dir)?;
+        let Some(capacity) = config.capacity_bytes else {
+            return Ok(disk);
+        };
+        let stored = self
+            .store
+            .with(|db| Ok::<_, crate::store::StoreError>(db.bytes()))
+            .unwrap_or(0);
+        Ok(DiskSpace {
+            total_bytes: disk.total_bytes.min(capacity),
+            available_bytes: disk.available_bytes.min(capacity.saturating_sub(stored)),
+        })
     }
 
     /// Finishes what was accepted, flushes, and ends the threads. Blocks.
     pub(crate) fn shutdown(&self) {
         self.mode.stop();
         let mut threads = self.threads.lock();
+        self.scrubber.stop();
+        join(threads.scrubber.take());
         self.queue.close(BookieError::ShuttingDown);
         join(threads.journal.take());
         self.stop.ring();
@@ -102,6 +146,7 @@ impl Drop for Core {
     /// Ends the threads without flushing: the journal has everything.
     fn drop(&mut self) {
         self.mode.stop();
+        self.scrubber.stop();
         self.queue.close(BookieError::ShuttingDown);
         self.stop.ring();
         self.applier.close();
@@ -110,6 +155,7 @@ impl Drop for Core {
         self.workers.close();
         // The directory is free for a successor only after the threads are gone.
         let threads = self.threads.get_mut();
+        join(threads.scrubber.take());
         join(threads.journal.take());
         join(threads.applier.take());
         join(threads.checkpointer.take());

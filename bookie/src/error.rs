@@ -4,6 +4,8 @@
 use std::io;
 use std::path::PathBuf;
 
+use aquifer_metadata::error::MetadataError;
+use aquifer_model::id::BookieId;
 use thiserror::Error;
 
 /// Why a bookie did not start. Every message says what to do.
@@ -33,6 +35,43 @@ pub enum BookieOpenError {
         /// What is wrong with it.
         what: String,
     },
+    /// The directory belongs to another cluster, or to none.
+    #[error("{}: {what}. Give it a directory of its own, or the right cluster", path.display())]
+    Cluster {
+        /// The cookie file.
+        path: PathBuf,
+        /// Whose it is.
+        what: String,
+    },
+    /// Metadata does not know this bookie although it should.
+    #[error(
+        "cluster {cluster} does not know bookie {bookie} any more: its cookie is missing from \
+         metadata. Either this is not the metadata that it joined (check the address and the name \
+         of the cluster, restore metadata), or the bookie was taken out for good: then start it \
+         with an empty directory, as another bookie"
+    )]
+    NotAMember {
+        /// The bookie.
+        bookie: BookieId,
+        /// The cluster.
+        cluster: String,
+    },
+    /// The cookie in metadata is not this bookie's.
+    #[error(
+        "the cookie of bookie {bookie} in the metadata of cluster {cluster} is not its own: {what}. \
+         Check the address of the metadata and the name of the cluster; nothing was changed"
+    )]
+    ForeignMember {
+        /// The bookie.
+        bookie: BookieId,
+        /// The cluster.
+        cluster: String,
+        /// What is wrong with it.
+        what: String,
+    },
+    /// Metadata could not be asked.
+    #[error("metadata: {0}")]
+    Metadata(#[from] MetadataError),
     /// A file operation failed.
     #[error("{}: {source}", path.display())]
     Io {

@@ -6,7 +6,8 @@
 //! Invariants:
 //! - After a fence was admitted no normal add is (I4).
 //! - A token other than the first is refused (H14); a tombstone refuses everything (H15).
-//! - An entry is admitted twice only with the same bytes (H14).
+//! - An entry is admitted twice only with the same bytes (H14), unless repair replaces one whose
+//!   digest is wrong.
 
 use std::collections::BTreeMap;
 
@@ -131,6 +132,8 @@ pub enum Stored {
     Same,
     /// It is there with other bytes.
     Other,
+    /// Something is there that is not what was written (I5).
+    Damaged,
 }
 
 /// Everything known about a ledger in memory.
@@ -184,6 +187,12 @@ impl LedgerState {
         &self.pending
     }
 
+    /// Whether an entry of it was ever let in here.
+    #[must_use]
+    pub fn has_entries(&self) -> bool {
+        self.highest.is_some()
+    }
+
     /// Whether RocksDB knows everything that this knows.
     #[must_use]
     pub fn is_idle(&self) -> bool {
@@ -227,7 +236,9 @@ impl LedgerState {
         }
         match stored {
             Stored::Same => Admission::Known,
-            Stored::Other => Admission::Refuse(BookieError::Conflict),
+            // Only repair overwrites, and only what is no entry any more: nothing is lost by that.
+            Stored::Damaged if add.recovery => Admission::Journal(self.meta_to_queue(token)),
+            Stored::Other | Stored::Damaged => Admission::Refuse(BookieError::Conflict),
             Stored::NotLooked if Some(add.entry) <= self.highest => Admission::Lookup,
             Stored::NotLooked | Stored::Absent => Admission::Journal(self.meta_to_queue(token)),
         }

@@ -32,8 +32,11 @@ pub struct Waiting {
 pub struct Slot {
     /// Its state; `None` until it is loaded.
     pub state: Option<LedgerState>,
-    /// A worker loads the state or looks up the entry of the first waiting request.
+    /// A worker loads the state or looks up the entry of the first waiting request, or the gate
+    /// is asked about it.
     pub busy: bool,
+    /// The gate has let the ledger begin here.
+    pub may_begin: bool,
     /// Requests behind the one that keeps the ledger busy, in order. Their permits bound them.
     pub waiting: VecDeque<Waiting>,
     used: u64,

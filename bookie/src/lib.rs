@@ -3,12 +3,14 @@
 //! An add is acknowledged after a group commit to the journal; entries reach RocksDB off the
 //! acknowledgement path, and the journal is trimmed to what RocksDB has flushed. Threads of this
 //! crate: one journal thread, one applier, one for checkpoints, one for housekeeping, and a small
-//! pool for reads. It knows ledgers and entries, never topics, and imports neither `ledger` nor
-//! `broker`.
+//! pool for reads, and one that scrubs. It knows ledgers and entries, never topics; only
+//! [`autorecovery`], which hosts repair, imports `ledger`.
 #![deny(missing_docs)]
 
+pub mod autorecovery;
 pub mod config;
 pub mod error;
+pub mod registration;
 pub mod report;
 pub mod service;
 
@@ -20,6 +22,7 @@ mod bell;
 mod bytes_at;
 mod cookie;
 mod core;
+mod gate;
 mod journal;
 mod ledger_state;
 mod ledgers;
@@ -30,6 +33,7 @@ mod open;
 mod positions;
 mod reads;
 mod reclaim;
+pub mod scrub;
 mod store;
 mod watchers;
 mod workers;
@@ -41,7 +45,7 @@ mod tests;
 
 use std::sync::Arc;
 
-use aquifer_model::id::BookieId;
+use aquifer_model::id::{BookieId, CreationToken, LedgerId};
 use aquifer_model::storage::{
     BookieResult, OrderedRequest, ReadBatch, ReadRange, ReplyCallback, TailState, TailWait,
 };
@@ -51,10 +55,13 @@ use aquifer_runtime::rng::SharedRng;
 use opentelemetry::metrics::Meter;
 
 pub use config::BookieConfig;
+pub use cookie::check_cluster;
 pub use error::BookieOpenError;
-pub use report::{BookieMode, BookieStatusReport, LedgerLoss, LossReport};
+pub use gate::{GateAnswer, LedgerGate};
+pub use report::{BookieMode, BookieStatusReport, LedgerLoss, LossReport, ScrubReport};
 
 use crate::core::Core;
+use crate::scrub::RepairHook;
 
 /// What a bookie takes from its surroundings.
 #[derive(Clone)]
@@ -117,6 +124,47 @@ impl Bookie {
         self.core.wait(wait).await
     }
 
+    /// The name of its cluster; empty inside a standalone server.
+    #[must_use]
+    pub fn cluster(&self) -> &str {
+        let cluster = self.core.background.config.cluster.as_deref();
+        cluster.unwrap_or_default()
+    }
+
+    /// Whether new ledgers may be placed here: it takes adds and nothing is in limbo.
+    #[must_use]
+    pub fn is_writable(&self) -> bool {
+        self.core.limbo.is_none() && self.core.mode.report() == BookieMode::Writable
+    }
+
+    /// Ledgers after one that are stored here and not deleted, in order, with their creation
+    /// tokens; empty at the end. What arrives meanwhile may be missing.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub async fn ledgers(
+        &self,
+        after: Option<LedgerId>,
+        max: usize,
+    ) -> BookieResult<Vec<(LedgerId, CreationToken)>> {
+        self.core.list_ledgers(after, max).await
+    }
+
+    /// Says who repairs damaged entries from now on.
+    pub fn on_damage(&self, repair: Arc<dyn RepairHook>) {
+        self.core.scrubber.set_hook(repair);
+    }
+
+    /// Serves nothing any more; [`Bookie::failed`] says why.
+    pub fn fail(&self, why: &str) {
+        self.core.mode.fail(why);
+    }
+
+    /// Refuses normal adds from now on, or no longer: the bookie is to become empty.
+    pub fn set_draining(&self, draining: bool) {
+        self.core.mode.set_draining(draining);
+    }
+
     /// What the bookie says about itself.
     #[must_use]
     pub fn status(&self) -> BookieStatusReport {
@@ -127,6 +175,13 @@ impl Bookie {
     #[must_use]
     pub fn accepted_loss(&self) -> Option<&LossReport> {
         self.core.accepted_loss.as_ref()
+    }
+
+    /// Sets who is asked before a ledger begins here; only the first call counts, and it belongs
+    /// before anything is served. Without one every ledger may begin.
+    pub fn guard(&self, gate: LedgerGate) {
+        // The first one stays: a gate that could be replaced could be removed.
+        let _ = self.core.gate.set(gate);
     }
 
     /// Waits until the bookie has failed for good (a sync failed) and says why. The process must

@@ -1,4 +1,4 @@
-//! Whether the bookie accepts adds: full disk, storage errors, failure for good, shutdown.
+//! Whether the bookie accepts adds: full disk, storage errors, draining, failure for good, shutdown.
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,6 +13,7 @@ use crate::report::BookieMode;
 #[derive(Debug)]
 pub struct Mode {
     full: AtomicBool,
+    draining: AtomicBool,
     storage_failed: AtomicBool,
     storage_error: Mutex<String>,
     failed: OnceLock<String>,
@@ -24,6 +25,7 @@ impl Default for Mode {
     fn default() -> Self {
         Self {
             full: AtomicBool::new(false),
+            draining: AtomicBool::new(false),
             storage_failed: AtomicBool::new(false),
             storage_error: Mutex::new(String::new()),
             failed: OnceLock::new(),
@@ -50,6 +52,9 @@ impl Mode {
         if self.full.load(Ordering::Acquire) {
             return Err(BookieError::ReadOnly("the disk is full".to_owned()));
         }
+        if self.draining.load(Ordering::Acquire) {
+            return Err(BookieError::ReadOnly("the bookie is draining".to_owned()));
+        }
         if self.storage_failed.load(Ordering::Acquire) {
             return Err(BookieError::ReadOnly(self.storage_error.lock().clone()));
         }
@@ -64,6 +69,13 @@ impl Mode {
             } else {
                 tracing::info!("bookie is writable again");
             }
+        }
+    }
+
+    /// An operator wants the bookie empty, or no longer.
+    pub fn set_draining(&self, draining: bool) {
+        if self.draining.swap(draining, Ordering::AcqRel) != draining {
+            tracing::info!(draining, "an operator has changed what this bookie takes");
         }
     }
 

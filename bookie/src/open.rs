@@ -6,14 +6,14 @@
 use std::io;
 use std::sync::Arc;
 
-use aquifer_model::id::{BookieId, LedgerId};
+use aquifer_model::id::LedgerId;
 use aquifer_runtime::disk::DiskLock;
 
 use crate::BookieDeps;
 use crate::apply::{ReplayError, Replayer};
 use crate::assemble;
 use crate::config::BookieConfig;
-use crate::cookie::{self, Cookie, io_error};
+use crate::cookie::{self, Cookie, Setup, io_error};
 use crate::core::Core;
 use crate::error::BookieOpenError;
 use crate::journal::commit::Records;
@@ -39,7 +39,7 @@ pub(crate) struct Replayed {
 
 /// Everything that start found out, for [`assemble`].
 pub(crate) struct Started {
-    pub(crate) bookie: BookieId,
+    pub(crate) cookie: Cookie,
     pub(crate) lock: DiskLock,
     pub(crate) db: Db,
     pub(crate) replayed: Replayed,
@@ -50,19 +50,20 @@ pub(crate) struct Started {
 pub(crate) fn open(config: BookieConfig, deps: &BookieDeps) -> Result<Arc<Core>, BookieOpenError> {
     config.validate()?;
     let lock = cookie::lock(&*deps.disk, &config)?;
-    let cookie = cookie::check(&*deps.disk, &config, &*deps.rng)?;
+    let mut cookie = cookie::check(&*deps.disk, &config, &*deps.rng)?;
     let store_error = store_error(&config);
-    let db = Db::open(&config, !cookie.complete).map_err(&store_error)?;
-    if !cookie.complete {
+    let is_new = cookie.setup == Setup::New;
+    let db = Db::open(&config, is_new).map_err(&store_error)?;
+    if is_new {
         Mark::create(&*deps.disk, &config.journal_dir, cookie.id)
             .map_err(io_error(&config.journal_dir))?;
-        cookie::complete(&*deps.disk, &config, &cookie)?;
+        cookie = cookie::complete(&*deps.disk, &config, &cookie)?;
     }
     let replayed = replay_journal(&config, deps, &cookie, &db)?;
     let (limbo, accepted_loss) =
         judge_loss(&config, &db, replayed.loss.as_ref()).map_err(&store_error)?;
     let started = Started {
-        bookie: cookie.id,
+        cookie,
         lock,
         db,
         replayed,

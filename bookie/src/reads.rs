@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use aquifer_model::id::{EntryId, LedgerId};
+use aquifer_model::id::{CreationToken, EntryId, LedgerId};
 use aquifer_model::limits::ENTRY_BYTES_MAX;
 use aquifer_model::storage::{
     AddEntry, BookieError, BookieResult, OrderedReply, ReadBatch, ReadRange, ReplyCallback,
@@ -122,6 +122,26 @@ impl Core {
         }
     }
 
+    pub(crate) async fn list_ledgers(
+        self: &Arc<Self>,
+        after: Option<LedgerId>,
+        max: usize,
+    ) -> BookieResult<Vec<(LedgerId, CreationToken)>> {
+        self.mode.check()?;
+        let (answer, answered) = oneshot::channel();
+        let core = Arc::clone(self);
+        let job = move || {
+            let found = core.store.with(|db| db.ledgers_after(after, max));
+            drop(core);
+            // A caller that went away needs no answer.
+            let _ = answer.send(found.map_err(BookieError::from));
+        };
+        self.workers.run(Priority::Read, Box::new(job));
+        let found = answered.await.unwrap_or(Err(BookieError::ShuttingDown))?;
+        let named = found.into_iter().map(|(ledger, meta)| (ledger, meta.token));
+        Ok(named.collect())
+    }
+
     /// The read half of a recovery read; the fence is synced.
     pub(crate) fn recovery_read(
         self: &Arc<Self>,
@@ -162,6 +182,8 @@ impl Core {
             Err(error) => {
                 if matches!(error, BookieError::Digest(_)) {
                     self.metrics.damaged();
+                    // An answer fails only for its first entry.
+                    self.scrubber.tell(range.ledger, range.first);
                 }
                 self.metrics.refused(error);
             }

@@ -40,6 +40,21 @@ pub struct LossReport {
     pub ledgers_not_listed: u64,
 }
 
+/// What the scrubber has seen since the start of the bookie.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct ScrubReport {
+    /// Passes over everything that came to their end.
+    pub passes: u64,
+    /// Entries whose digests were checked.
+    pub entries: u64,
+    /// Bytes of these.
+    pub bytes: u64,
+    /// Entries that were damaged, whether or not they were repaired since.
+    pub damaged: u64,
+    /// The ledger at which it is.
+    pub ledger: Option<LedgerId>,
+}
+
 /// A snapshot of a bookie's state.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BookieStatusReport {
@@ -61,4 +76,6 @@ pub struct BookieStatusReport {
     pub bytes_in_flight: u64,
     /// Bytes of RocksDB's files.
     pub store_bytes: u64,
+    /// What the scrubber has seen since the start.
+    pub scrub: ScrubReport,
 }

@@ -5,6 +5,7 @@ mod basic;
 mod crash;
 mod damage;
 mod full;
+mod scrub;
 
 use std::path::Path;
 use std::sync::mpsc::{Receiver, sync_channel};

@@ -114,7 +114,7 @@ impl BrokerApi for Broker {
         &self,
         ctx: &RequestContext,
         namespace: NamespaceName,
-        policies: NamespacePolicies,
+        policies: Option<NamespacePolicies>,
     ) -> ApiResult<()> {
         let span = span!("create_namespace", ctx, namespace = namespace);
         let work = self.make_namespace(&namespace, policies);

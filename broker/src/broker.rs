@@ -89,7 +89,7 @@ impl Broker {
         let id = BrokerId(deps.rng.id16());
         let store = Arc::clone(&deps.log.store);
         let namespaces = Namespaces::new(Arc::clone(&store), deps.tasks.clone());
-        namespaces.ensure_default().await?;
+        namespaces.ensure_default(config.default_policies()).await?;
         let shared = Arc::new(Shared {
             id,
             metrics: BrokerMetrics::new(&deps.meter),
@@ -110,6 +110,12 @@ impl Broker {
             topics: Topics::new(Arc::clone(&shared)),
             shared,
         }))
+    }
+
+    /// The identity of this broker, drawn at its start.
+    #[must_use]
+    pub fn id(&self) -> BrokerId {
+        self.shared.id
     }
 
     /// Stops: refuses new requests, finishes what is in flight, seals ledgers, and tells clients

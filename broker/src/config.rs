@@ -1,5 +1,7 @@
 //! Settings of the broker. Everything here is validated once, at start.
 
+use aquifer_model::policy::NamespacePolicies;
+use aquifer_model::quorum::Quorum;
 use serde::{Deserialize, Serialize};
 
 use crate::error::BrokerError;
@@ -31,6 +33,9 @@ pub struct BrokerConfig {
     pub dedup_snapshot_bytes: u64,
     /// A snapshot of producers' states is taken after this time when anything was published.
     pub dedup_snapshot_ms: u64,
+    /// Replication of namespaces that are created without policies.
+    #[serde(skip)]
+    pub default_quorum: Quorum,
 }
 
 impl Default for BrokerConfig {
@@ -47,11 +52,20 @@ impl Default for BrokerConfig {
             dedup_snapshot_entries: 20_000,
             dedup_snapshot_bytes: 256 << 20,
             dedup_snapshot_ms: 120 * 1000,
+            default_quorum: Quorum::SINGLE,
         }
     }
 }
 
 impl BrokerConfig {
+    /// The policies of a namespace that is created without any.
+    pub(crate) fn default_policies(&self) -> NamespacePolicies {
+        NamespacePolicies {
+            quorum: self.default_quorum,
+            ..NamespacePolicies::default()
+        }
+    }
+
     /// Checks what types cannot say.
     ///
     /// # Errors

@@ -16,6 +16,7 @@ mod broker;
 mod metrics;
 mod namespace;
 mod ownership;
+mod registration;
 mod topics;
 
 pub use broker::{Broker, BrokerDeps};

@@ -47,14 +47,17 @@ impl Namespaces {
     }
 
     /// Creates `public/default` unless it exists.
-    pub(crate) async fn ensure_default(&self) -> Result<(), BrokerError> {
+    pub(crate) async fn ensure_default(
+        &self,
+        policies: NamespacePolicies,
+    ) -> Result<(), BrokerError> {
         let namespace = NamespaceName::new(DEFAULT_TENANT, DEFAULT_NAMESPACE)
             .map_err(|error| BrokerError::Internal(error.to_string()))?;
         match self.create_tenant(DEFAULT_TENANT).await {
             Ok(()) | Err(BrokerError::AlreadyExists { .. }) => {}
             Err(error) => return Err(error),
         }
-        match self.create(&namespace, NamespacePolicies::default()).await {
+        match self.create(&namespace, policies).await {
             Ok(()) | Err(BrokerError::AlreadyExists { .. }) => Ok(()),
             Err(error) => Err(error),
         }

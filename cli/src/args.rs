@@ -1,6 +1,8 @@
 //! The command line, declared. Names and meanings here are a contract (design.md section 16):
 //! scripts rely on them, so flags may be added but not renamed.
 
+mod cluster;
+
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -10,6 +12,10 @@ use aquifer_model::topic::{
 };
 use aquifer_runtime::net::ListenAddress;
 use clap::{Args, Parser, Subcommand, ValueEnum};
+
+pub use cluster::{
+    BookieCommand, BookieToolArgs, DoctorArgs, LedgerArgs, LedgerCommand, SourceArgs, StateArg,
+};
 
 /// Where a broker listens unless told otherwise.
 pub const DEFAULT_URL: &str = "http://127.0.0.1:7650";
@@ -67,6 +73,12 @@ pub enum Command {
     Read(ReadArgs),
     /// Create, list, inspect and delete topics.
     Topic(TopicArgs),
+    /// List bookies, look at their identities, and take them out of service.
+    Bookie(BookieToolArgs),
+    /// Show, check, close and delete single ledgers.
+    Ledger(LedgerArgs),
+    /// Look at everything and say what needs a person; exit code 1 when something does.
+    Doctor(DoctorArgs),
     /// Measure this machine and a running server.
     Perf(PerfArgs),
 }
@@ -383,6 +395,17 @@ mod tests {
             "topic list",
             "topic stats t",
             "topic delete t --force",
+            "bookie list --data-dir d",
+            "bookie cookie 000102030405060708090a0b0c0d0e0f",
+            "bookie decommission 000102030405060708090a0b0c0d0e0f --repair-here",
+            "bookie decommission 000102030405060708090a0b0c0d0e0f --undo --output json",
+            "ledger list --state in-recovery --count 3",
+            "ledger list --bookie 000102030405060708090a0b0c0d0e0f",
+            "ledger inspect 7",
+            "ledger recover 7 --data-dir d",
+            "ledger delete 7 --force",
+            "ledger verify 7 8 --mark --rate 1000",
+            "doctor --data-dir d",
             "perf disk",
             "perf produce --topic t --size 10 --count 5 --window 7 --rate 100 --producers 2",
             "perf consume --seconds 3 --consumers 2",
@@ -407,6 +430,9 @@ mod tests {
             "consume t",
             "read t --from nowhere",
             "perf produce --count 1 --seconds 1",
+            "bookie decommission short",
+            "bookie decommission 000102030405060708090a0b0c0d0e0f --undo --no-wait",
+            "ledger inspect -1",
         ] {
             let words = std::iter::once("aquifer").chain(line.split(' '));
             let error = Cli::try_parse_from(words).map(|_| ()).unwrap_err();

@@ -1,6 +1,9 @@
 //! The tools: each is a program against the client SDK, one file each.
 
+pub mod bookie;
 pub mod consume;
+pub mod doctor;
+pub mod ledger;
 mod message;
 pub mod perf;
 pub mod produce;

@@ -39,6 +39,9 @@ const KEEPALIVE: Duration = Duration::from_secs(10);
 /// The settings of the transport.
 #[derive(Debug, Clone)]
 pub struct BookieClientConfig {
+    /// The cluster whose bookies these are: one of another cluster refuses. Empty for the bookie
+    /// of a standalone server.
+    pub cluster: String,
     /// How long a connection may take.
     pub connect_timeout: Duration,
     /// How long a read may take.
@@ -52,6 +55,7 @@ pub struct BookieClientConfig {
 impl Default for BookieClientConfig {
     fn default() -> Self {
         Self {
+            cluster: String::new(),
             connect_timeout: Duration::from_secs(5),
             read_timeout: Duration::from_secs(30),
             pending_bytes_max: 64 << 20,

@@ -109,7 +109,7 @@ impl LedgerInfo {
         }
     }
 
-    fn decode(id: LedgerId, stored: &Versioned) -> Result<LedgerInfo, LedgerError> {
+    pub(crate) fn decode(id: LedgerId, stored: &Versioned) -> Result<LedgerInfo, LedgerError> {
         let bad = |reason: &str| LedgerError::BadRecord(id.0, reason.to_owned());
         let ledger: v1::LedgerRecord = record::decode(stored)?;
         let quorum = Quorum::new(ledger.ensemble, ledger.write_quorum, ledger.ack_quorum)

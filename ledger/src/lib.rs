@@ -6,7 +6,9 @@
 #![deny(missing_docs)]
 
 pub mod bookie_client;
+pub mod bookie_directory;
 pub mod context;
+pub mod deletion;
 pub mod error;
 mod ledger_metadata;
 mod ledger_writer;
@@ -16,6 +18,7 @@ pub mod placement;
 mod reader;
 mod recover;
 pub mod recovery;
+pub mod replication;
 pub mod tail;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;

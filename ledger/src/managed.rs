@@ -23,7 +23,6 @@ mod tests;
 mod trim;
 mod types;
 
-pub use deletion::sweep_intents;
 pub use read::ReadPoint;
 pub use record::TopicRecordCell;
 pub use types::{

@@ -7,6 +7,7 @@
 //!
 //! [`metadata_contract!`]: crate::metadata_contract
 
+mod elections;
 mod sessions;
 mod transactions;
 mod watches;
@@ -25,6 +26,9 @@ use crate::error::MetadataResult;
 use crate::keys;
 use crate::store::{Expect, MetadataStore, Operation, Revision, Transaction, Versioned};
 
+pub use elections::{
+    a_leader_that_lost_its_session_is_followed, a_leader_that_resigns_is_followed,
+};
 pub use sessions::{
     a_closed_session_takes_its_keys_along, a_paused_session_is_lost_and_takes_its_keys_along,
     a_put_outside_makes_a_key_stay, no_key_of_a_session_survives_its_process,
@@ -81,6 +85,8 @@ macro_rules! metadata_contract {
             a_paused_session_is_lost_and_takes_its_keys_along,
             a_put_outside_makes_a_key_stay,
             no_key_of_a_session_survives_its_process,
+            a_leader_that_resigns_is_followed,
+            a_leader_that_lost_its_session_is_followed,
         );
     };
     ($factory:expr => $($check:ident),* $(,)?) => {$(

@@ -26,9 +26,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use aquifer_model::limits::{
-    METADATA_OPERATIONS_MAX, METADATA_PAGE_KEYS_MAX, METADATA_REQUEST_BYTES_MAX,
-};
+use aquifer_model::limits::METADATA_PAGE_KEYS_MAX;
 use aquifer_runtime::clock::SharedClock;
 use aquifer_runtime::disk::SharedDisk;
 use aquifer_runtime::task::{TaskGroup, spawn_thread};
@@ -39,10 +37,9 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use crate::error::{MetadataError, MetadataResult};
-use crate::keys;
+use crate::limits;
 use crate::store::{
-    Expect, MetadataStore, Operation, PageToken, Revision, ScanPage, Session, Transaction,
-    Versioned, Watch,
+    MetadataStore, PageToken, Revision, ScanPage, Session, Transaction, Versioned, Watch,
 };
 use engine::{Engine, Request, Work};
 use history::History;
@@ -51,8 +48,6 @@ use sessions::{EmbeddedSession, Sessions};
 
 /// Transactions that may wait for the store's thread; later callers wait for room.
 const QUEUED_MAX: usize = 1_024;
-/// What an operation or a guard costs on the wire besides key and value, roughly, in bytes.
-const OPERATION_OVERHEAD_BYTES: usize = 32;
 
 /// The settings of an embedded store.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -219,8 +214,7 @@ impl MetadataStore for EmbeddedStore {
     }
 
     async fn commit(&self, transaction: Transaction) -> MetadataResult<Revision> {
-        check_limits(&transaction)?;
-        keys::check_partition(&transaction)?;
+        limits::check(&transaction)?;
         self.shared.ask(Work::Commit(transaction)).await
     }
 
@@ -252,41 +246,4 @@ async fn blocking<T: Send + 'static>(
                 "the runtime shuts down".to_owned(),
             ))
         })
-}
-
-/// Checks the limits that etcd has too, so that what works here works there.
-fn check_limits(transaction: &Transaction) -> MetadataResult<()> {
-    let invalid = |reason: String| Err(MetadataError::Invalid(reason));
-    let operations = transaction.operations.len();
-    let conditional = transaction
-        .operations
-        .iter()
-        .filter(|operation| operation.expect() != Expect::Any)
-        .count();
-    let conditions = transaction.guards.len() + conditional;
-    if operations.max(conditions) > METADATA_OPERATIONS_MAX {
-        return invalid(format!(
-            "{operations} operations under {conditions} conditions: {METADATA_OPERATIONS_MAX} of each are allowed"
-        ));
-    }
-    let mut bytes = 0;
-    for guard in &transaction.guards {
-        bytes += guard.key.len() + OPERATION_OVERHEAD_BYTES;
-    }
-    let mut changed = std::collections::HashSet::with_capacity(operations);
-    for operation in &transaction.operations {
-        if !changed.insert(operation.key()) {
-            return invalid(format!("{} is changed twice", operation.key()));
-        }
-        bytes += operation.key().len() + OPERATION_OVERHEAD_BYTES;
-        if let Operation::Put { value, .. } = operation {
-            bytes += value.len();
-        }
-    }
-    if bytes > METADATA_REQUEST_BYTES_MAX {
-        return invalid(format!(
-            "{bytes} bytes: at most {METADATA_REQUEST_BYTES_MAX} are allowed in a transaction"
-        ));
-    }
-    Ok(())
 }

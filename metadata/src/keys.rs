@@ -64,10 +64,14 @@ pub enum Key {
     UnderReplicated(LedgerId),
     /// `g/ID`: a ledger that is being deleted.
     Deletion(LedgerId),
+    /// `ul/ID`: who repairs a ledger now (leased).
+    RepairLock(LedgerId),
     /// `ids/NAME`: a counter.
     IdRange(String),
     /// `clusters/NAME`: a peer for geo-replication.
     Cluster(String),
+    /// `leaders/NAME`: who leads what there must be one of (leased).
+    Leader(String),
 }
 
 /// A range of the 32-bit topic hash space, both ends included.
@@ -189,6 +193,14 @@ pub fn under_replicated(ledger: LedgerId) -> String {
 /// What begins the keys of under-replicated ledgers.
 pub const UNDER_REPLICATED_PREFIX: &str = "u/";
 
+/// Key of the lock of whoever repairs a ledger.
+pub fn repair_lock(ledger: LedgerId) -> String {
+    format!("{REPAIR_LOCKS_PREFIX}{:016}", ledger.0)
+}
+
+/// What begins the keys of repair locks.
+pub const REPAIR_LOCKS_PREFIX: &str = "ul/";
+
 /// Key of the intent to delete a ledger.
 pub fn deletion(ledger: LedgerId) -> String {
     format!("{DELETIONS_PREFIX}{:016}", ledger.0)
@@ -209,6 +221,23 @@ pub fn cluster(name: &str) -> String {
 
 /// What begins the keys of peer clusters.
 pub const CLUSTERS_PREFIX: &str = "clusters/";
+
+/// Key of the leader of an election.
+pub fn leader(election: &str) -> String {
+    format!("leaders/{}", escape(election))
+}
+
+/// The election of the auditor, who finds ledgers that lack replicas.
+pub const ELECTION_AUDITOR: &str = "auditor";
+
+/// What begins the keys that a store keeps for itself; it sorts after all others, and nobody else
+/// sees it.
+pub const INTERNAL_PREFIX: &str = "~";
+
+/// Key of the slot in which a process notes its commits in etcd; the lease tells processes apart.
+pub fn commit_slot(lease: u64, slot: u32) -> String {
+    format!("~/commits/{lease:016x}/{slot}")
+}
 
 /// The partition of everything in a namespace.
 pub fn partition_of_namespace(namespace: &NamespaceName) -> String {
@@ -247,8 +276,10 @@ pub fn partition_of(key: &str) -> MetadataResult<Partition<'_>> {
         | Key::Broker(_)
         | Key::Bookie(_)
         | Key::Cookie(_)
+        | Key::RepairLock(_)
         | Key::IdRange(_)
-        | Key::Cluster(_) => Partition::Named(CLUSTER_PARTITION.into()),
+        | Key::Cluster(_)
+        | Key::Leader(_) => Partition::Named(CLUSTER_PARTITION.into()),
     })
 }
 
@@ -292,8 +323,10 @@ impl fmt::Display for Key {
             Self::Schema(topic, version) => schema(topic, *version),
             Self::UnderReplicated(id) => under_replicated(*id),
             Self::Deletion(id) => deletion(*id),
+            Self::RepairLock(id) => repair_lock(*id),
             Self::IdRange(name) => id_range(name),
             Self::Cluster(name) => cluster(name),
+            Self::Leader(election) => leader(election),
         })
     }
 }
@@ -337,8 +370,10 @@ fn parse(text: &str) -> Option<Key> {
         }
         ["u", id] => Key::UnderReplicated(ledger_id(id)?),
         ["g", id] => Key::Deletion(ledger_id(id)?),
+        ["ul", id] => Key::RepairLock(ledger_id(id)?),
         ["ids", counter] => Key::IdRange(name(counter)?),
         ["clusters", cluster] => Key::Cluster(name(cluster)?),
+        ["leaders", election] => Key::Leader(name(election)?),
         _ => return None,
     })
 }

@@ -1,14 +1,18 @@
 //! Coordination: a versioned key-value store with transactions, watches and sessions, its keys and
 //! its records (design.md section 9). Two implementations, one contract: [`embedded`] for
-//! standalone, etcd for clusters.
+//! standalone, [`etcd`] for clusters.
 #![deny(missing_docs)]
 
 pub mod cache;
 #[cfg(any(test, feature = "contract-tests"))]
 pub mod contract;
+pub mod election;
 pub mod embedded;
 pub mod error;
+pub mod etcd;
 pub mod keys;
+pub mod lease;
+mod limits;
 pub mod record;
 pub mod scan;
 pub mod store;

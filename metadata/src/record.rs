@@ -56,6 +56,8 @@ records! {
     BrokerRecord = Broker / "broker",
     CookieRecord = Cookie / "cookie",
     BundleOwnerRecord = BundleOwner / "bundle owner",
+    UnderReplicatedRecord = UnderReplicated / "under-replicated ledger",
+    LockRecord = Lock / "lock",
 }
 
 /// The bytes to store for a record.

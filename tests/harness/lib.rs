@@ -5,8 +5,10 @@
 
 pub mod checker;
 pub mod data;
+pub mod etcd;
 pub mod fault;
 pub mod mount;
+pub mod proxy;
 pub mod server;
 pub mod wait;
 pub mod wire;

@@ -7,19 +7,22 @@ use crate::scan::SourceFile;
 const HOME: &str = "metadata/src/keys.rs";
 
 /// How the keys of the metadata store begin.
-const PREFIXES: [&str; 14] = [
+const PREFIXES: [&str; 17] = [
     "\"/aquifer/",
     "\"t/{",
     "\"l/{",
     "\"s/{",
     "\"u/{",
     "\"g/{",
+    "\"ul/{",
     "\"own/",
     "\"ids/",
     "\"brokers/",
     "\"bookies/",
     "\"cookies/",
     "\"clusters/",
+    "\"leaders/",
+    "\"~/",
     "\"rt/",
     "\"ledgers/{",
 ];

@@ -209,6 +209,13 @@ impl Segments {
         self.state.lock().ledger.needs_spare()
     }
 
+    /// Whether only a flush makes room: no segment waits, and none can be made.
+    pub fn is_exhausted(&self) -> bool {
+        let state = self.state.lock();
+        let full = state.ledger.total() >= self.segments_max || state.blocked.is_some();
+        full && state.ledger.needs_spare()
+    }
+
     /// The live segments, oldest first.
     pub fn live(&self) -> Vec<Arc<SegmentFile>> {
         let state = self.state.lock();

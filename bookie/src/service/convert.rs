@@ -25,10 +25,27 @@ pub(super) fn check_bookie(named: &[u8], here: BookieId) -> Result<(), Status> {
     match BookieId::try_from(named) {
         Ok(named) if named == here => Ok(()),
         Ok(named) => Err(Status::failed_precondition(format!(
-            "this is bookie {here}, not {named}"
+            "this is bookie {here}, not {named}: the address belongs to another now"
         ))),
         Err(error) => Err(Status::invalid_argument(error.to_string())),
     }
+}
+
+/// Whether a client belongs to the cluster of this bookie. Ledger ids of two clusters are the
+/// same numbers: one must never write into the other.
+pub(super) fn check_cluster(named: &str, here: &str) -> Result<(), Status> {
+    if named == here {
+        return Ok(());
+    }
+    let name = |cluster: &str| match cluster {
+        "" => "no cluster".to_owned(),
+        name => format!("cluster {name:?}"),
+    };
+    Err(Status::failed_precondition(format!(
+        "this bookie belongs to {}, the client to {}",
+        name(here),
+        name(named)
+    )))
 }
 
 fn ledger(id: u64) -> BookieResult<LedgerId> {
@@ -163,6 +180,22 @@ mod tests {
             {
                 prop_assert!(range.first <= range.last && range.bytes_max <= READ_BYTES_MAX);
             }
+        }
+    }
+
+    #[test]
+    fn a_client_of_another_cluster_or_bookie_is_told_so() {
+        let here = BookieId([1; 16]);
+        assert!(check_bookie(&here.0, here).is_ok());
+        let other = check_bookie(&[2; 16], here).unwrap_err();
+        assert_eq!(other.code(), tonic::Code::FailedPrecondition);
+        assert!(other.message().contains("belongs to another"), "{other}");
+        assert!(check_bookie(&[2; 15], here).is_err());
+        assert!(check_cluster("ours", "ours").is_ok() && check_cluster("", "").is_ok());
+        for (named, here) in [("theirs", "ours"), ("", "ours"), ("theirs", "")] {
+            let refused = check_cluster(named, here).unwrap_err();
+            assert_eq!(refused.code(), tonic::Code::FailedPrecondition);
+            assert!(refused.message().contains("cluster"), "{refused}");
         }
     }
 

@@ -124,6 +124,7 @@ fn open(bookie: &Bookie, open: Option<v1::OpenBookie>) -> Result<Bytes, Status> 
     if open.client_id.len() > CLIENT_ID_BYTES_MAX {
         return Err(Status::invalid_argument("the client id is too long"));
     }
+    convert::check_cluster(&open.cluster, bookie.cluster())?;
     convert::check_bookie(&open.bookie_id, bookie.id())?;
     Ok(open.client_id)
 }

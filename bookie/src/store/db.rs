@@ -6,7 +6,7 @@ use aquifer_model::id::{EntryId, LedgerId};
 use aquifer_runtime::disk::{Disk, OpenOptions, RealDisk};
 use rocksdb::{
     BottommostLevelCompaction, ColumnFamily, CompactOptions, DB, FlushOptions, ReadOptions,
-    WriteBatch, WriteOptions,
+    ReadTier, WriteBatch, WriteOptions,
 };
 use thiserror::Error;
 
@@ -93,7 +93,19 @@ impl Db {
 
     /// The last commit that RocksDB has.
     pub fn applied(&self) -> Result<u64, StoreError> {
-        match self.rocks.get(keys::APPLIED)? {
+        self.applied_in(ReadTier::All)
+    }
+
+    /// The last commit that is in files, whatever is in memory. All families are flushed up to the
+    /// same write, so everything up to this commit is durable (H1).
+    pub fn persisted(&self) -> Result<u64, StoreError> {
+        self.applied_in(ReadTier::Persisted)
+    }
+
+    fn applied_in(&self, tier: ReadTier) -> Result<u64, StoreError> {
+        let mut read = ReadOptions::default();
+        read.set_read_tier(tier);
+        match self.rocks.get_opt(keys::APPLIED, &read)? {
             None => Ok(0),
             Some(bytes) if bytes.len() == 8 => Ok(u64_at(&bytes, 0)),
             Some(_) => Err(StoreError::Damaged("the applied commit".to_owned())),
@@ -103,6 +115,54 @@ impl Db {
     /// The stored loss.
     pub fn loss(&self) -> Result<Option<Vec<u8>>, StoreError> {
         Ok(self.rocks.get(keys::LOSS)?)
+    }
+
+    /// Ledgers after one that are not deleted, with their tokens, `max` at most.
+    pub fn ledgers_after(
+        &self,
+        after: Option<LedgerId>,
+        max: usize,
+    ) -> Result<Vec<(LedgerId, LedgerMeta)>, StoreError> {
+        let mut iterator = self.rocks.raw_iterator_cf(self.family(keys::LEDGERS)?);
+        match after {
+            Some(after) => iterator.seek(keys::ledger_key(LedgerId(after.0.saturating_add(1)))),
+            None => iterator.seek_to_first(),
+        }
+        let mut found = Vec::new();
+        while found.len() < max
+            && let Some((key, value)) = iterator.item()
+        {
+            let ledger = keys::ledger_of(key)
+                .ok_or_else(|| StoreError::Damaged("a ledger's key".to_owned()))?;
+            let meta = LedgerMeta::decode(value)
+                .map_err(|error| StoreError::Damaged(format!("ledger {ledger}: {error}")))?;
+            if !meta.deleted {
+                found.push((ledger, meta));
+            }
+            iterator.next();
+        }
+        iterator.status()?;
+        Ok(found)
+    }
+
+    /// Up to where the scrubber had come: everything of smaller ledgers, and smaller entries of
+    /// this one, was checked.
+    pub fn scrubbed(&self) -> Result<Option<(LedgerId, EntryId)>, StoreError> {
+        let stored = self.rocks.get(keys::SCRUBBED)?;
+        // A position that cannot be read costs a pass from the beginning.
+        Ok(stored
+            .filter(|bytes| bytes.len() == 16)
+            .map(|bytes| (LedgerId(u64_at(&bytes, 0)), EntryId(u64_at(&bytes, 8)))))
+    }
+
+    /// Notes up to where the scrubber has come. It becomes durable with a later flush.
+    pub fn set_scrubbed(&self, (ledger, entry): (LedgerId, EntryId)) -> Result<(), StoreError> {
+        let mut bytes = [0; 16];
+        bytes[..8].copy_from_slice(&ledger.0.to_le_bytes());
+        bytes[8..].copy_from_slice(&entry.0.to_le_bytes());
+        let mut batch = self.batch();
+        batch.batch.put(keys::SCRUBBED, bytes);
+        batch.write()
     }
 
     /// Starts a batch.

@@ -112,8 +112,14 @@ pub fn read_range(
     loop {
         let stored = match iterator.item() {
             Some((key, value)) if keys::entry_of(key) == Some(next) => {
-                let entry = verified(range.ledger, next, value, range.prefix_bytes);
+                let mut entry = verified(range.ledger, next, value, range.prefix_bytes);
                 iterator.next();
+                // Repair is on its way to replace what is damaged.
+                if entry.is_err()
+                    && let Some(add) = pending.get(&next)
+                {
+                    entry = from_pending(range.ledger, add, range.prefix_bytes);
+                }
                 Some(entry)
             }
             _ => pending
@@ -140,4 +146,60 @@ pub fn read_range(
         next = next.next();
     }
     Ok(found)
+}
+
+/// What a look at stored entries found.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Checked {
+    /// Entries that are intact.
+    pub entries: u64,
+    /// Bytes of everything that was read.
+    pub bytes: usize,
+    /// Entries that are not, or that cannot be read.
+    pub damaged: Vec<EntryId>,
+    /// Where to go on; `None` at the end of the ledger.
+    pub next: Option<EntryId>,
+}
+
+/// Checks the digests of stored entries from `first` on, about `bytes_max` of them. Ends at an
+/// entry that cannot be read: which entries a damaged block holds is not known, so the one that
+/// would be next is named.
+pub fn check(
+    db: &Db,
+    ledger: LedgerId,
+    first: EntryId,
+    bytes_max: usize,
+) -> Result<Checked, StoreError> {
+    let mut read = ReadOptions::default();
+    read.set_iterate_upper_bound(keys::ledger_end(ledger));
+    read.fill_cache(false);
+    let family = db.family(keys::ENTRIES)?;
+    let mut iterator = db.rocks.raw_iterator_cf_opt(family, read);
+    iterator.seek(keys::entry_key(ledger, first));
+    let mut checked = Checked::default();
+    let mut next = first;
+    while let Some((key, value)) = iterator.item() {
+        let entry = keys::entry_of(key)
+            .ok_or_else(|| StoreError::Damaged("the key of an entry".to_owned()))?;
+        checked.bytes += value.len();
+        match verified(ledger, entry, value, Some(0)) {
+            Ok(_) => checked.entries += 1,
+            Err(_) => checked.damaged.push(entry),
+        }
+        next = entry.next();
+        if checked.bytes >= bytes_max {
+            checked.next = Some(next);
+            return Ok(checked);
+        }
+        iterator.next();
+    }
+    match iterator.status().map_err(StoreError::from) {
+        Ok(()) => {}
+        Err(StoreError::Damaged(_)) => {
+            checked.damaged.push(next);
+            checked.next = Some(next.next());
+        }
+        Err(error) => return Err(error),
+    }
+    Ok(checked)
 }

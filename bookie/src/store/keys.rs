@@ -11,6 +11,9 @@ pub const APPLIED: &[u8] = b"applied";
 /// In the default family: the loss that keeps ledgers in limbo.
 pub const LOSS: &[u8] = b"loss";
 
+/// In the default family: up to where the scrubber has come.
+pub const SCRUBBED: &[u8] = b"scrubbed";
+
 /// Key of an entry.
 #[must_use]
 pub fn entry_key(ledger: LedgerId, entry: EntryId) -> [u8; 16] {

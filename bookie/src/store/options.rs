@@ -23,7 +23,11 @@ pub fn database(config: &BookieConfig, create: bool, direct: bool) -> Options {
     options.set_use_direct_io_for_flush_and_compaction(direct);
     options.set_bytes_per_sync(MIB);
     options.set_max_open_files(i32::try_from(config.open_files_max).unwrap_or(i32::MAX));
-    options.set_max_background_jobs(2);
+    // RocksDB takes a quarter of these for flushes: two, so that one computes while the other
+    // waits for the disk. The rest is an upper bound for compactions, which move keys only.
+    options.set_max_background_jobs(8);
+    // Nobody else uses these files: what is read ahead is kept where it is bounded.
+    options.set_use_direct_reads(direct);
     options.set_avoid_unnecessary_blocking_io(true);
     options.set_skip_stats_update_on_db_open(true);
     options.set_max_manifest_file_size(16 << 20);
@@ -75,7 +79,8 @@ fn entries_family(config: &BookieConfig, cache: &Cache) -> Options {
     let mut options = Options::default();
     options.set_compression_type(DBCompressionType::None);
     options.set_write_buffer_size(config.memtable_bytes);
-    options.set_max_write_buffer_number(2);
+    // One is filled, two are flushed, and one gives them time to be.
+    options.set_max_write_buffer_number(4);
     options.set_target_file_size_base(64 * MIB);
     // Payloads above the bound stay out of the tree: compaction moves keys only. Blob collection
     // is off because entries are never overwritten; whole files go when their ledgers are deleted.

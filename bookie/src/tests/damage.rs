@@ -153,7 +153,7 @@ fn stale_commits_of_a_recycled_segment_do_not_replay() {
     }
 }
 
-fn files_with(directory: &Path, suffix: &str) -> Vec<std::path::PathBuf> {
+pub(super) fn files_with(directory: &Path, suffix: &str) -> Vec<std::path::PathBuf> {
     let mut files: Vec<_> = std::fs::read_dir(directory)
         .unwrap()
         .map(|entry| entry.unwrap().path())
@@ -163,7 +163,7 @@ fn files_with(directory: &Path, suffix: &str) -> Vec<std::path::PathBuf> {
     files
 }
 
-fn flip(path: &Path, at_part: f64) {
+pub(super) fn flip(path: &Path, at_part: f64) {
     let mut bytes = std::fs::read(path).unwrap();
     #[allow(
         clippy::cast_possible_truncation,

@@ -24,8 +24,9 @@ impl Broker {
     pub(super) async fn make_namespace(
         &self,
         namespace: &NamespaceName,
-        policies: NamespacePolicies,
+        policies: Option<NamespacePolicies>,
     ) -> Result<(), BrokerError> {
+        let policies = policies.unwrap_or_else(|| self.shared.config.default_policies());
         self.shared.namespaces.create(namespace, policies).await
     }
 

@@ -33,8 +33,13 @@ async fn policies_follow_what_another_broker_writes() {
     let store = store(&tasks).await;
     let here = Namespaces::new(Arc::clone(&store), tasks.clone());
     let there = Namespaces::new(Arc::clone(&store), tasks.clone());
-    here.ensure_default().await.unwrap();
-    there.ensure_default().await.unwrap();
+    here.ensure_default(NamespacePolicies::default())
+        .await
+        .unwrap();
+    there
+        .ensure_default(NamespacePolicies::default())
+        .await
+        .unwrap();
     let namespace: NamespaceName = "public/default".parse().unwrap();
     let mut policies = here.policies(&namespace).await.unwrap();
     assert!(policies.borrow().auto_create_topics);
@@ -70,7 +75,10 @@ async fn an_old_record_costs_one_resync() {
     let store = EmbeddedStore::open(path, options, disk.shared(), clock, &tasks).await;
     let store: Arc<dyn MetadataStore> = Arc::new(store.unwrap());
     let namespaces = Namespaces::new(Arc::clone(&store), tasks.clone());
-    namespaces.ensure_default().await.unwrap();
+    namespaces
+        .ensure_default(NamespacePolicies::default())
+        .await
+        .unwrap();
     let namespace: NamespaceName = "public/default".parse().unwrap();
     let (_, mut after) = namespaces.read(&namespace).await.unwrap();
     for tenant in ["a", "b", "c"] {

@@ -1,11 +1,13 @@
 //! Tenants, namespaces, topics: what exists, what is listed, what is refused with which advice.
 
+use aquifer_broker::BrokerConfig;
 use aquifer_model::policy::NamespacePolicies;
+use aquifer_model::quorum::Quorum;
 use aquifer_model::topic::NamespaceName;
 use aquifer_protocol_api::broker::{BrokerApi, PageRequest};
 use aquifer_protocol_api::error::ErrorKind;
 
-use crate::support::{Harness, ctx, default_namespace, kind, name, open};
+use crate::support::{Harness, config, ctx, default_namespace, kind, name, open};
 
 fn page(after: Option<String>, limit: usize) -> PageRequest {
     PageRequest { after, limit }
@@ -31,7 +33,7 @@ async fn unknown_tenants_and_namespaces_are_refused_with_advice() {
     );
     let policies = NamespacePolicies::default();
     let refused = broker
-        .create_namespace(&ctx(), namespace("nobody/none"), policies)
+        .create_namespace(&ctx(), namespace("nobody/none"), None)
         .await;
     assert_eq!(kind(&refused), Some(ErrorKind::NotFound));
     broker
@@ -41,10 +43,29 @@ async fn unknown_tenants_and_namespaces_are_refused_with_advice() {
     let again = broker.create_tenant(&ctx(), "acme".to_owned()).await;
     assert_eq!(kind(&again), Some(ErrorKind::AlreadyExists));
     broker
-        .create_namespace(&ctx(), namespace("acme/shop"), policies)
+        .create_namespace(&ctx(), namespace("acme/shop"), Some(policies))
         .await
         .unwrap();
     harness.producer("acme/shop/orders", "p").await;
+}
+
+#[tokio::test]
+async fn a_namespace_without_policies_gets_the_configured_quorum() {
+    let default_quorum = Quorum::new(3, 3, 2).unwrap();
+    let config = BrokerConfig {
+        default_quorum,
+        ..config()
+    };
+    let harness = Harness::start_with(config).await;
+    let broker = &harness.broker;
+    broker
+        .create_namespace(&ctx(), namespace("public/new"), None)
+        .await
+        .unwrap();
+    for name in ["public/default", "public/new"] {
+        let found = broker.get_namespace(&ctx(), namespace(name)).await.unwrap();
+        assert_eq!(found.quorum, default_quorum, "{name}");
+    }
 }
 
 #[tokio::test]
@@ -60,7 +81,7 @@ async fn lists_come_in_pages_and_miss_nothing() {
         for local in ["one", "two"] {
             let namespace = NamespaceName::new(tenant, local).unwrap();
             broker
-                .create_namespace(&ctx(), namespace.clone(), NamespacePolicies::default())
+                .create_namespace(&ctx(), namespace.clone(), None)
                 .await
                 .unwrap();
             for topic in ["x", "y", "z"] {

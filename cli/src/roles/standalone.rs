@@ -6,7 +6,7 @@
 //! itself has lost a task to a panic, and then the process ends too: it must not go on
 //! acknowledging.
 
-mod config;
+pub mod config;
 mod greeting;
 mod http;
 mod parts;

@@ -34,6 +34,7 @@ const REQUEST_BYTES: usize = 128;
 pub(super) struct Link {
     bookie: BookieId,
     client_id: Bytes,
+    cluster: String,
     bytes_max: usize,
     requests_max: usize,
     state: Mutex<State>,
@@ -73,6 +74,7 @@ impl Link {
         Link {
             bookie,
             client_id,
+            cluster: config.cluster.clone(),
             bytes_max: config.pending_bytes_max,
             requests_max: config.pending_requests_max,
             state: Mutex::new(State {
@@ -205,7 +207,7 @@ impl Link {
             open: Some(v1::OpenBookie {
                 version: PROTOCOL_VERSION,
                 bookie_id: Bytes::copy_from_slice(&self.bookie.0),
-                cluster: String::new(),
+                cluster: self.cluster.clone(),
                 client_id: self.client_id.clone(),
             }),
             requests: Vec::new(),

@@ -1,8 +1,8 @@
 //! Reads: the tail from memory, the rest in large ranges fetched ahead of the reader.
 //!
-//! A [`ReadPoint`] holds what was fetched for it. While one range is delivered the next is on its
-//! way, as long as the read-ahead budget of the process has room; without room a read fetches only
-//! what was asked for.
+//! A [`ReadPoint`] holds what was fetched for it. While one range is delivered the next ones are
+//! on their way, as long as the read-ahead budget of the process has room; without room a read
+//! fetches only what was asked for.
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -24,6 +24,8 @@ use crate::reader::{Wanted, read_range};
 
 /// Most entries of one fetch: small ones cost more than their bytes.
 const FETCH_ENTRIES_MAX: usize = 16 * 1024;
+/// Fetches of one reader on their way at once: while one waits for the disk, another computes.
+const FETCHES_MAX: usize = 2;
 /// Ledger records kept per log.
 const INFOS_MAX: usize = 64;
 
@@ -36,7 +38,8 @@ pub struct ReadPoint {
     /// The entry that begins at `index`, if the reader came there by reading.
     next: Option<Place>,
     ahead: VecDeque<Chunk>,
-    fetch: Option<Fetch>,
+    /// On their way, in the order of the log.
+    fetches: VecDeque<Fetch>,
     /// The last read was answered from `ahead`.
     is_ahead: bool,
 }
@@ -57,7 +60,11 @@ struct Chunk {
 
 #[derive(Debug)]
 struct Fetch {
+    /// Where it begins. The index is exact for the first of several; behind others it becomes so
+    /// when they are there.
     first: Place,
+    /// It ends before this entry, or earlier where entries are larger than expected.
+    end: EntryId,
     result: oneshot::Receiver<Result<Chunk, LogError>>,
 }
 
@@ -67,7 +74,7 @@ impl From<Index> for ReadPoint {
             index,
             next: None,
             ahead: VecDeque::new(),
-            fetch: None,
+            fetches: VecDeque::new(),
             is_ahead: false,
         }
     }
@@ -77,7 +84,40 @@ impl ReadPoint {
     /// Forgets what was read ahead, and with it the memory: for a reader that pauses.
     pub fn release(&mut self) {
         self.ahead.clear();
-        self.fetch = None;
+        self.fetches.clear();
+    }
+
+    /// Takes over what a fetch brought. Fetches behind it go on only where they follow.
+    fn accept(&mut self, chunk: Chunk) {
+        let after = chunk.entries.back().map(|last| Place {
+            index: last.head.end_index(),
+            ledger: last.ledger,
+            entry: last.entry.next(),
+        });
+        self.ahead.push_back(chunk);
+        match (self.fetches.front_mut(), after) {
+            (Some(next), Some(after))
+                if (next.first.ledger, next.first.entry) == (after.ledger, after.entry) =>
+            {
+                next.first.index = after.index;
+            }
+            _ => self.fetches.clear(),
+        }
+    }
+
+    /// Takes over the fetches that are done.
+    fn accept_ready(&mut self) {
+        while let Some(fetch) = self.fetches.front_mut() {
+            match fetch.result.try_recv() {
+                Ok(Ok(chunk)) => {
+                    self.fetches.pop_front();
+                    self.accept(chunk);
+                }
+                Err(oneshot::error::TryRecvError::Empty) => return,
+                // Tried again when it is needed, where its error is the reader's.
+                Ok(Err(_)) | Err(oneshot::error::TryRecvError::Closed) => self.fetches.clear(),
+            }
+        }
     }
 
     /// Gives back the last entries of a read that were of no use yet; `index` is what is wanted
@@ -261,17 +301,15 @@ impl LogInner {
             return Ok(found);
         }
         self.ctx.metrics.tail_misses.add(1, &[]);
-        if let Some(fetch) = &mut at.fetch {
-            let wanted = fetch.first.index == at.index;
-            let result = match wanted {
-                // Awaited in place: a caller that gives up here finds it again.
-                true => (&mut fetch.result).await.ok(),
-                false => None,
-            };
-            at.fetch = None;
+        if let Some(fetch) = at.fetches.front_mut()
+            && fetch.first.index == at.index
+        {
+            // Awaited in place: a caller that gives up here finds it again.
+            let result = (&mut fetch.result).await;
+            at.fetches.pop_front();
             // A failed fetch ahead is tried again below, where its error is the reader's.
-            if let Some(Ok(chunk)) = result {
-                at.ahead.push_back(chunk);
+            if let Ok(Ok(chunk)) = result {
+                at.accept(chunk);
                 if let Some(found) = self.read_cached(at, limits) {
                     return Ok(found);
                 }
@@ -291,7 +329,7 @@ impl LogInner {
         } else {
             limits.bytes_max
         };
-        let chunk = self.fetch(first, bytes, permit).await?;
+        let chunk = self.fetch(first, bytes, FETCH_ENTRIES_MAX, permit).await?;
         at.ahead.push_back(chunk);
         let found = at.take_ahead(limits);
         if found.is_empty() {
@@ -305,36 +343,65 @@ impl LogInner {
         Ok(found)
     }
 
-    /// Starts to fetch the next range, if the reader has come to less than one, the tail does not
-    /// have it, and there is room.
+    /// Starts to fetch the next ranges, if the reader has come to less than it may have ahead, the
+    /// tail does not have them, and there is room.
     fn fetch_ahead(&self, at: &mut ReadPoint) {
         let range = self.ctx.settings.read_ahead_range_bytes;
-        if let Some(fetch) = &mut at.fetch {
-            // Take it over as soon as it is here, so that the next one can start.
-            match fetch.result.try_recv() {
-                Ok(Ok(chunk)) => at.ahead.push_back(chunk),
-                Err(oneshot::error::TryRecvError::Empty) => return,
-                Ok(Err(_)) | Err(oneshot::error::TryRecvError::Closed) => {}
-            }
-            at.fetch = None;
+        at.accept_ready();
+        let (bytes, after) = at.ahead_end();
+        while at.fetches.len() < FETCHES_MAX
+            && bytes + at.fetches.len() * range < FETCHES_MAX * range
+        {
+            let next = match at.fetches.back() {
+                None => after.and_then(|first| self.plan_fetch(first)),
+                Some(last) => self.plan_fetch_behind(last),
+            };
+            let Some((first, entries)) = next else { return };
+            let Some(permit) = self.ctx.cache.read_ahead().try_acquire(range) else {
+                return;
+            };
+            let Some(me) = self.me.upgrade() else { return };
+            let (tell, result) = oneshot::channel();
+            self.spawn("read-ahead", async move {
+                // Whoever has dropped the reader needs no answer.
+                let _ = tell.send(me.fetch(first, range, entries, Some(permit)).await);
+            });
+            let end = EntryId(first.entry.0 + entries as u64);
+            at.fetches.push_back(Fetch { first, end, result });
         }
-        let (bytes, Some(first)) = at.ahead_end() else {
-            return;
-        };
+    }
+
+    /// How many entries the next fetch takes; nothing if the tail has them, or nobody yet.
+    fn plan_fetch(&self, first: Place) -> Option<(Place, usize)> {
         let in_tail = self.tail.first_index().is_some_and(|t| first.index >= t);
-        if bytes >= range || in_tail || first.index >= self.end() {
-            return;
+        if in_tail || first.index >= self.end() {
+            return None;
         }
-        let Some(permit) = self.ctx.cache.read_ahead().try_acquire(range) else {
-            return;
+        let (first, segment) = self.settle_place(first).ok()?;
+        Some((first, self.entries_of_range(first.entry, &segment)))
+    }
+
+    /// The same for a fetch behind one that is on its way, in the same ledger.
+    fn plan_fetch_behind(&self, last: &Fetch) -> Option<(Place, usize)> {
+        let first = Place {
+            entry: last.end,
+            ..last.first
         };
-        let Some(me) = self.me.upgrade() else { return };
-        let (tell, result) = oneshot::channel();
-        self.spawn("read-ahead", async move {
-            // Whoever has dropped the reader needs no answer.
-            let _ = tell.send(me.fetch(first, range, Some(permit)).await);
-        });
-        at.fetch = Some(Fetch { first, result });
+        let (settled, segment) = self.settle_place(first).ok()?;
+        // The index is a lower bound, so the tail may have it: then the fetch was of no use.
+        (settled == first).then(|| (first, self.entries_of_range(first.entry, &segment)))
+    }
+
+    /// Entries that a range most likely holds, with some room for larger ones, since a fetch that
+    /// ends early voids those behind it.
+    fn entries_of_range(&self, first: EntryId, segment: &Segment) -> usize {
+        let range = self.ctx.settings.read_ahead_range_bytes as u64;
+        let usual = (segment.bytes / segment.entries.max(1)).max(1);
+        let left = segment.entries.saturating_sub(first.0);
+        let entries = (range - range / 8).div_euclid(usual).clamp(1, left.max(1));
+        usize::try_from(entries)
+            .unwrap_or(FETCH_ENTRIES_MAX)
+            .min(FETCH_ENTRIES_MAX)
     }
 
     /// Reads entries from `first` on, of one ledger.
@@ -342,6 +409,7 @@ impl LogInner {
         &self,
         first: Place,
         bytes_max: usize,
+        entries_max: usize,
         permit: Option<BytePermit>,
     ) -> Result<Chunk, LogError> {
         let (first, segment) = self.settle_place(first)?;
@@ -351,7 +419,7 @@ impl LogInner {
             first: first.entry,
             last,
             bytes_max,
-            entries_max: FETCH_ENTRIES_MAX,
+            entries_max,
             prefix_bytes: None,
         };
         let stored = read_range(&self.ctx, &info, wanted).await?;

@@ -130,7 +130,7 @@ impl TopicRecordCell {
     }
 
     /// Deletes the topic with its ledgers. Close its logs before. Once this has returned, what a
-    /// crash leaves behind is finished by [`super::sweep_intents`].
+    /// crash leaves behind is finished by [`crate::deletion::sweep_intents`].
     ///
     /// # Errors
     /// When metadata cannot be changed.

@@ -218,6 +218,29 @@ impl TestBookies {
         });
     }
 
+    /// Forgets everything, as a bookie does whose disk was replaced.
+    pub fn wipe(&self, bookie: BookieId) {
+        self.with(bookie, |b| b.ledgers.clear());
+    }
+
+    /// Forgets one entry.
+    pub fn drop_entry(&self, bookie: BookieId, ledger: LedgerId, entry: EntryId) {
+        self.with(bookie, |b| {
+            if let Some(ledger) = b.ledgers.get_mut(&ledger) {
+                ledger.entries.remove(&entry);
+            }
+        });
+    }
+
+    /// What a bookie holds of an entry, if that is intact.
+    #[must_use]
+    pub fn intact(&self, bookie: BookieId, ledger: LedgerId, entry: EntryId) -> Option<Bytes> {
+        self.with(bookie, |b| {
+            let stored = b.ledgers.get(&ledger)?.entries.get(&entry)?;
+            stored.is_intact(ledger).then(|| stored.data.clone())
+        })
+    }
+
     /// The entries of a ledger on a bookie.
     #[must_use]
     pub fn entries(&self, bookie: BookieId, ledger: LedgerId) -> Vec<EntryId> {
@@ -361,6 +384,14 @@ impl TestBookie {
             bytes += stored.data.len();
             let mut stored = stored.clone();
             if let Some(prefix) = range.prefix_bytes {
+                // The bookie checks what nobody else can. A whole entry is left to its reader, as
+                // if it had been damaged on its way.
+                if !stored.is_intact(range.ledger) {
+                    if entries.is_empty() {
+                        return Err(BookieError::Digest("on the disk".to_owned()));
+                    }
+                    break;
+                }
                 stored.data = stored.data.slice(..prefix.min(stored.data.len()));
             }
             entries.push(stored);
@@ -389,6 +420,7 @@ impl StoredLedger {
         };
         if let Some(before) = self.entries.get(&add.entry)
             && *before != stored
+            && (before.is_intact(ledger) || !add.recovery)
         {
             return Err(BookieError::Conflict);
         }

@@ -13,8 +13,9 @@ use aquifer_metadata::store::{
 use async_trait::async_trait;
 use bytes::Bytes;
 use parking_lot::Mutex;
+use tokio::sync::watch;
 
-/// A store that keeps everything in memory. Watches and sessions are not there. Clones share it.
+/// A store that keeps everything in memory. Watches are not there. Clones share it.
 #[derive(Debug, Clone, Default)]
 pub struct MemoryStore {
     state: Arc<Mutex<State>>,
@@ -181,6 +182,68 @@ impl MetadataStore for MemoryStore {
     }
 
     async fn open_session(&self, _ttl: Duration) -> MetadataResult<Box<dyn Session>> {
-        missing("sessions")
+        self.state.lock().up()?;
+        Ok(Box::new(MemorySession {
+            state: Arc::clone(&self.state),
+            keys: Mutex::default(),
+            ended: watch::Sender::new(false),
+        }))
+    }
+}
+
+/// A session that lives until it is closed or dropped.
+struct MemorySession {
+    state: Arc<Mutex<State>>,
+    keys: Mutex<Vec<String>>,
+    ended: watch::Sender<bool>,
+}
+
+impl MemorySession {
+    fn end(&self) {
+        let mut state = self.state.lock();
+        for key in self.keys.lock().drain(..) {
+            state.values.remove(&key);
+        }
+        self.ended.send_replace(true);
+    }
+}
+
+#[async_trait]
+impl Session for MemorySession {
+    async fn put(&self, key: &str, value: Bytes, expect: Expect) -> MetadataResult<Revision> {
+        if *self.ended.borrow() {
+            return Err(MetadataError::SessionExpired);
+        }
+        let mut state = self.state.lock();
+        state.up()?;
+        state.check(key, expect)?;
+        state.revision += 1;
+        let revision = Revision(state.revision);
+        state.values.insert(key.to_owned(), (value, revision));
+        self.keys.lock().push(key.to_owned());
+        Ok(revision)
+    }
+
+    fn remaining(&self) -> Duration {
+        match *self.ended.borrow() {
+            true => Duration::ZERO,
+            false => Duration::MAX,
+        }
+    }
+
+    async fn lost(&self) {
+        // The sender lives as long as this session.
+        let _ = self.ended.subscribe().wait_for(|ended| *ended).await;
+    }
+
+    async fn close(&self) -> MetadataResult<()> {
+        self.end();
+        Ok(())
+    }
+}
+
+impl Drop for MemorySession {
+    fn drop(&mut self) {
+        self.end();
     }
 }

@@ -17,11 +17,10 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use super::Shared;
-use super::check_limits;
 use super::engine::Work;
 use crate::error::{MetadataError, MetadataResult};
-use crate::keys;
-use crate::store::{Expect, Operation, Revision, Session, Transaction};
+use crate::limits;
+use crate::store::{Expect, Operation, Revision, Session};
 
 /// Sessions that a process may have open. It needs one.
 const SESSIONS_MAX: usize = 1_024;
@@ -218,11 +217,7 @@ impl Session for EmbeddedSession {
             value,
             expect,
         };
-        keys::partition_of(key)?;
-        check_limits(&Transaction {
-            operations: vec![operation.clone()],
-            ..Transaction::default()
-        })?;
+        limits::check_one(&operation)?;
         if self.state.remaining().is_zero() {
             return Err(MetadataError::SessionExpired);
         }

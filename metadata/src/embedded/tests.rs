@@ -13,7 +13,8 @@ use bytes::Bytes;
 
 use super::*;
 use crate::contract::StoreFactory;
-use crate::store::WatchEvent;
+use crate::keys;
+use crate::store::{Expect, WatchEvent};
 
 const PATH: &str = "/data/metadata.redb";
 

@@ -54,6 +54,7 @@ fn any_key() -> impl Strategy<Value = Key> {
         (any_topic(), any::<u64>()).prop_map(|(t, v)| Key::Schema(t, v)),
         any_ledger().prop_map(Key::UnderReplicated),
         any_ledger().prop_map(Key::Deletion),
+        any_ledger().prop_map(Key::RepairLock),
         any_name().prop_map(Key::IdRange),
         any_name().prop_map(Key::Cluster),
     ]

@@ -47,12 +47,12 @@ pub trait BrokerApi: Send + Sync + 'static {
         ctx: &RequestContext,
         page: PageRequest,
     ) -> ApiResult<Page<String>>;
-    /// Creates a namespace.
+    /// Creates a namespace; without policies it gets those that the broker is configured with.
     async fn create_namespace(
         &self,
         ctx: &RequestContext,
         namespace: NamespaceName,
-        policies: NamespacePolicies,
+        policies: Option<NamespacePolicies>,
     ) -> ApiResult<()>;
     /// Reads the policies of a namespace.
     async fn get_namespace(

@@ -6,7 +6,8 @@ use aquifer_protocol_api::broker::{SubscriptionStats, TopicStats};
 use tonic::{Request, Response, Status, async_trait};
 
 use crate::convert::{
-    name, namespace, page, partitions, place, policies, tenant, topic, wire_subscription_type,
+    name, namespace, new_policies, page, partitions, place, policies, tenant, topic,
+    wire_subscription_type,
 };
 use crate::service::Service;
 
@@ -46,7 +47,7 @@ impl v1::admin_server::Admin for Service {
         self.unary("create_namespace", request, |broker, ctx, r| async move {
             let name = namespace(&r.namespace)?;
             broker
-                .create_namespace(&ctx, name, policies(r.policies)?)
+                .create_namespace(&ctx, name, new_policies(r.policies)?)
                 .await?;
             Ok(v1::CreateNamespaceResponse {})
         })

@@ -97,6 +97,13 @@ pub(crate) fn page(after: String, limit: u32) -> ApiResult<PageRequest> {
     })
 }
 
+/// Policies of a namespace that is created; absent ones are the broker's to choose.
+pub(crate) fn new_policies(policies: Option<v1::Policies>) -> ApiResult<Option<NamespacePolicies>> {
+    policies
+        .map(|given| self::policies(Some(given)))
+        .transpose()
+}
+
 pub(crate) fn policies(policies: Option<v1::Policies>) -> ApiResult<NamespacePolicies> {
     let Some(policies) = policies else {
         return Ok(NamespacePolicies::default());

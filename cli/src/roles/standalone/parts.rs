@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use aquifer_bookie::autorecovery::{self, AutorecoveryConfig};
 use aquifer_bookie::{Bookie, BookieDeps};
 use aquifer_broker::{Broker, BrokerDeps};
 use aquifer_ledger::context::{LogContext, LogSettings, LogShared};
@@ -116,6 +117,13 @@ impl Parts {
         report_loss(&bookie, out)?;
         let log = log_context(config, &seams, telemetry, &groups, &store, &bookie);
         quiet::give_back_when_quiet(log.cache.clone(), &groups.ledger);
+        // Nobody else has copies, so that there is nothing to repair from: only what concerns the
+        // bookie itself runs.
+        let hosted = AutorecoveryConfig {
+            enabled: false,
+            ..AutorecoveryConfig::default()
+        };
+        autorecovery::start(&bookie, &log, &hosted, &groups.ledger);
         let broker = start_broker(config, &seams, telemetry, &groups, log).await?;
         let health = Health::new(telemetry.clone(), bookie.clone());
         let http_address = http::serve(config.http.listen, health.clone(), &groups.http)

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::*;
+use crate::deletion::sweep_intents;
 use crate::testing::{Blow, Fuse};
 
 /// Everything that a log does, until the process dies or all is done.

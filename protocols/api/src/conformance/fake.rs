@@ -383,7 +383,7 @@ impl BrokerApi for FakeBroker {
         &self,
         _ctx: &RequestContext,
         _namespace: NamespaceName,
-        _policies: NamespacePolicies,
+        _policies: Option<NamespacePolicies>,
     ) -> ApiResult<()> {
         self.not_faked()
     }

@@ -1,0 +1,231 @@
+//! A bookie in its cluster: the permanent cookie in metadata, and the announcement under the
+//! process's lease (design.md sections 6 and 9).
+//!
+//! Invariants:
+//! - An identity that has served once is never written to metadata again: where its cookie is
+//!   missing, metadata was lost or the bookie was taken out, and both mean that it must not serve.
+//! - What is announced follows the bookie: read-only while it takes no adds or is in limbo.
+
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use aquifer_metadata::error::MetadataError;
+use aquifer_metadata::lease::Lease;
+use aquifer_metadata::store::{Expect, MetadataStore, Versioned};
+use aquifer_metadata::{keys, record};
+use aquifer_model::id::{BookieId, CreationToken, LedgerId};
+use aquifer_model::storage::{BookieError, BookieResult};
+use aquifer_proto::v1::{BookieRecord, CookieRecord, LedgerRecord, LedgerState};
+use aquifer_runtime::clock::{sleep, timeout};
+use aquifer_runtime::task::TaskGroup;
+use tokio::runtime::Handle;
+use tokio::sync::Semaphore;
+
+use crate::Bookie;
+use crate::error::BookieOpenError;
+
+/// Attempts to write the cookie when the outcome of one is not known.
+const ATTEMPTS_MAX: u32 = 10;
+/// How often the mode is looked at.
+const LOOK: Duration = Duration::from_secs(1);
+/// Free space is announced anew after so many looks, and only when it changed by a share.
+const SPACE_LOOKS: u32 = 30;
+const SPACE_CHANGE_SHARE: u64 = 100;
+
+/// Questions about new ledgers that metadata gets at once, and how long an answer may take.
+const QUESTIONS_MAX: usize = 64;
+const QUESTION_MAX: Duration = Duration::from_secs(5);
+
+/// What a bookie says about itself to the cluster.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Announcement {
+    /// Where clients reach it, `http://HOST:PORT`.
+    pub address: String,
+    /// Its failure domain; empty where unknown.
+    pub zone: String,
+}
+
+/// Makes sure that the cluster's metadata knows this bookie; a new one joins. Nothing may be
+/// served before.
+///
+/// # Errors
+/// `NotAMember` and `ForeignMember`; `Metadata` when the store cannot be asked.
+pub async fn join(bookie: &Bookie, store: &dyn MetadataStore) -> Result<(), BookieOpenError> {
+    let key = keys::cookie(bookie.id());
+    let mut last = MetadataError::Unavailable("the cookie could not be written".to_owned());
+    for _ in 0..ATTEMPTS_MAX {
+        if let Some(stored) = store.get(&key).await? {
+            is_own(bookie, &stored)?;
+            return joined(bookie).await;
+        }
+        if !bookie.core.is_joining() {
+            return Err(BookieOpenError::NotAMember {
+                bookie: bookie.id(),
+                cluster: bookie.cluster().to_owned(),
+            });
+        }
+        let value = record::encode(cookie(bookie));
+        let put = store.put(keys::CLUSTER_PARTITION, &key, value, Expect::Absent);
+        match put.await {
+            Ok(_) => {
+                tracing::info!(bookie = %bookie.id(), cluster = bookie.cluster(), "bookie joined");
+                return joined(bookie).await;
+            }
+            // Read back: an attempt whose outcome is not known may have been the one.
+            Err(error @ (MetadataError::Conflict { .. } | MetadataError::UnknownOutcome(_))) => {
+                last = error;
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Err(last.into())
+}
+
+/// From now on a ledger begins here only when metadata shows that its writer may (see
+/// [`LedgerGate`](crate::LedgerGate)). Must be called on a runtime.
+pub fn guard_new_ledgers(bookie: &Bookie, store: Arc<dyn MetadataStore>, tasks: &TaskGroup) {
+    let (id, tasks) = (bookie.id(), tasks.clone());
+    let turns = Arc::new(Semaphore::new(QUESTIONS_MAX));
+    // The question comes from a thread of the bookie, which belongs to no runtime.
+    let runtime = Handle::current();
+    bookie.guard(Box::new(move |ledger, token, answer| {
+        let (store, turns) = (Arc::clone(&store), Arc::clone(&turns));
+        let _entered = runtime.enter();
+        tasks.spawn("ledger-gate", async move {
+            // The semaphore is never closed.
+            let _turn = turns.acquire().await;
+            answer.give(may_begin(&*store, id, ledger, token).await);
+        });
+    }));
+}
+
+/// Whether the ledger is open and its last fragment names this bookie.
+async fn may_begin(
+    store: &dyn MetadataStore,
+    here: BookieId,
+    ledger: LedgerId,
+    token: CreationToken,
+) -> BookieResult<()> {
+    let stored = match timeout(QUESTION_MAX, store.get(&keys::ledger(ledger))).await {
+        Ok(Ok(stored)) => stored,
+        // The writer has changed metadata a moment ago: it is back soon.
+        Ok(Err(_)) | Err(_) => return Err(BookieError::Overloaded),
+    };
+    let refused = |why: &str| Err(BookieError::Invalid(format!("ledger {ledger} {why}")));
+    let Some(stored) = stored else {
+        return refused("is not in the metadata of this cluster");
+    };
+    let record: LedgerRecord = match record::decode(&stored) {
+        Ok(record) => record,
+        Err(error) => return Err(BookieError::Invalid(error.to_string())),
+    };
+    if record.creation_token.as_ref() != token.0 {
+        return Err(BookieError::Token);
+    }
+    if record.state() != LedgerState::Open {
+        return Err(BookieError::Fenced);
+    }
+    let last = record.fragments.last();
+    match last {
+        Some(last) if last.bookies.iter().any(|id| id.as_ref() == here.0) => Ok(()),
+        _ => refused("has no place for new entries on this bookie"),
+    }
+}
+
+fn cookie(bookie: &Bookie) -> CookieRecord {
+    let config = &bookie.core.background.config;
+    let directories = [&config.data_dir, &config.journal_dir, &config.ledger_dir];
+    CookieRecord {
+        bookie_id: bookie.id().0.to_vec().into(),
+        cluster: bookie.cluster().to_owned(),
+        directories: directories.map(|path| path.display().to_string()).to_vec(),
+        draining: false,
+        decommissioned_ms: 0,
+    }
+}
+
+/// Whether a stored cookie is this bookie's. Where its directories are may change.
+fn is_own(bookie: &Bookie, stored: &Versioned) -> Result<(), BookieOpenError> {
+    let found: CookieRecord = record::decode(stored)?;
+    let what = if found.bookie_id.as_ref() != bookie.id().0 {
+        "it has another identity".to_owned()
+    } else if found.cluster != bookie.cluster() {
+        format!("it names cluster {}", found.cluster)
+    } else if found.decommissioned_ms > 0 {
+        "it is decommissioned, and never serves again".to_owned()
+    } else {
+        return Ok(());
+    };
+    Err(BookieOpenError::ForeignMember {
+        bookie: bookie.id(),
+        cluster: bookie.cluster().to_owned(),
+        what,
+    })
+}
+
+/// Notes on disk that metadata has the cookie.
+async fn joined(bookie: &Bookie) -> Result<(), BookieOpenError> {
+    if !bookie.core.is_joining() {
+        return Ok(());
+    }
+    let core = Arc::clone(&bookie.core);
+    let noted = tokio::task::spawn_blocking(move || core.joined()).await;
+    // A panic in there was logged; without the note the next start joins once more.
+    noted.unwrap_or(Ok(()))
+}
+
+/// Announces the bookie under the lease of its process, and keeps the announcement true until the
+/// group shuts down. Wait for [`Lease::announced`] to know that others can see it.
+pub async fn announce(
+    bookie: &Bookie,
+    announcement: Announcement,
+    lease: &Lease,
+    tasks: &TaskGroup,
+) {
+    let key = keys::bookie(bookie.id());
+    let mut now = BookieRecord {
+        address: announcement.address,
+        zone: announcement.zone,
+        ..BookieRecord::default()
+    };
+    look(bookie, &mut now, true).await;
+    lease.set(&key, record::encode(now.clone()));
+    let (bookie, lease, shutdown) = (bookie.clone(), lease.clone(), tasks.shutdown_token());
+    tasks.spawn("bookie-announce", async move {
+        let mut looks = 0;
+        loop {
+            tokio::select! {
+                () = shutdown.wait() => return,
+                () = sleep(LOOK) => {}
+            }
+            looks = (looks + 1) % SPACE_LOOKS;
+            if look(&bookie, &mut now, looks == 0).await {
+                lease.set(&key, record::encode(now.clone()));
+            }
+        }
+    });
+}
+
+/// Brings the record up to date; says whether it is worth a write. What is not stays as it was
+/// announced, so that small changes add up.
+async fn look(bookie: &Bookie, record: &mut BookieRecord, with_space: bool) -> bool {
+    let read_only = !bookie.is_writable();
+    let mut changed = std::mem::replace(&mut record.read_only, read_only) != read_only;
+    if with_space || changed {
+        let core = Arc::clone(&bookie.core);
+        let space = tokio::task::spawn_blocking(move || core.space()).await;
+        if let Ok(Ok(space)) = space {
+            let moved = space.available_bytes.abs_diff(record.free_bytes);
+            changed |= space.total_bytes != record.capacity_bytes;
+            changed |= moved > space.total_bytes / SPACE_CHANGE_SHARE;
+            if changed {
+                record.capacity_bytes = space.total_bytes;
+                record.free_bytes = space.available_bytes;
+            }
+        }
+    }
+    changed
+}

@@ -1,0 +1,245 @@
+//! The scrubber: reads everything that is stored, slowly and for ever, and checks its digests, so
+//! that damage is found while other replicas are whole.
+//!
+//! It changes nothing itself. What is damaged is counted and told to a [`RepairHook`]; repair
+//! writes through the journal like everybody else. It reads RocksDB only: what is still on its way
+//! there is checked when it has arrived.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use aquifer_model::id::{EntryId, LedgerId};
+use parking_lot::{Mutex, RwLock};
+
+use crate::bell::Bell;
+use crate::config::BookieConfig;
+use crate::metrics::BookieMetrics;
+use crate::report::ScrubReport;
+use crate::store::Store;
+use crate::store::entries::{self, Checked};
+
+/// Bytes that are checked at once.
+const STEP_BYTES: usize = 256 * 1024;
+/// Ledgers whose names are read at once.
+const PAGE_LEDGERS: usize = 256;
+/// What looking at a ledger costs at least, so that many empty ones do not make it a busy loop.
+const LEDGER_BYTES: usize = 4 * 1024;
+/// Entries in a row that cannot be read because the blocks around them are damaged, after which
+/// the rest of a ledger is left to the next pass.
+const DAMAGED_IN_A_ROW_MAX: u32 = 10_000;
+/// When the store does not answer.
+const RETRY: Duration = Duration::from_secs(10);
+/// The position is noted after so many bytes.
+const NOTE_BYTES: usize = 16 << 20;
+
+/// Repairs what is damaged.
+pub trait RepairHook: Send + Sync {
+    /// An entry of this bookie is damaged, or may be: where whole blocks are unreadable, entries
+    /// are named that do not exist. Must not block; what it drops is found again.
+    fn damaged(&self, ledger: LedgerId, entry: EntryId);
+}
+
+/// The scrubber, and the place where damage is told.
+pub struct Scrubber {
+    store: Arc<Store>,
+    metrics: Arc<BookieMetrics>,
+    bytes_per_second: u64,
+    pause: Duration,
+    bell: Bell,
+    stopping: AtomicBool,
+    report: Mutex<ScrubReport>,
+    hook: RwLock<Option<Arc<dyn RepairHook>>>,
+}
+
+impl Scrubber {
+    /// A scrubber that does not run yet.
+    #[must_use]
+    pub fn new(
+        config: &BookieConfig,
+        store: &Arc<Store>,
+        metrics: &Arc<BookieMetrics>,
+    ) -> Scrubber {
+        Scrubber {
+            store: Arc::clone(store),
+            metrics: Arc::clone(metrics),
+            bytes_per_second: config.scrub_bytes_per_second,
+            pause: Duration::from_millis(config.scrub_pause_ms),
+            bell: Bell::default(),
+            stopping: AtomicBool::new(false),
+            report: Mutex::default(),
+            hook: RwLock::new(None),
+        }
+    }
+
+    /// Whether it is to run at all.
+    #[must_use]
+    pub fn is_enabled(&self) -> bool {
+        self.bytes_per_second > 0
+    }
+
+    /// What it has seen.
+    #[must_use]
+    pub fn report(&self) -> ScrubReport {
+        *self.report.lock()
+    }
+
+    /// Says who repairs.
+    pub fn set_hook(&self, hook: Arc<dyn RepairHook>) {
+        *self.hook.write() = Some(hook);
+    }
+
+    /// Somebody has found a damaged entry.
+    pub fn tell(&self, ledger: LedgerId, entry: EntryId) {
+        let hook = self.hook.read().clone();
+        if let Some(hook) = hook {
+            hook.damaged(ledger, entry);
+        }
+    }
+
+    /// Ends the thread.
+    pub fn stop(&self) {
+        self.stopping.store(true, Ordering::Release);
+        self.bell.ring();
+    }
+
+    fn is_stopping(&self) -> bool {
+        self.stopping.load(Ordering::Acquire)
+    }
+
+    /// Sleeps, unless the bookie stops: a ring that an earlier sleep has taken must not be missed.
+    fn sleep(&self, pause: Duration) {
+        if !self.is_stopping() {
+            self.bell.wait(pause);
+        }
+    }
+
+    /// The thread.
+    pub fn run(&self) {
+        let found = self.store.with(|db| db.scrubbed());
+        let mut at = found.unwrap_or_else(|error| {
+            tracing::warn!(%error, "the scrubber begins anew");
+            None
+        });
+        while !self.is_stopping() {
+            if !self.pass(at.take()) {
+                return;
+            }
+            self.report.lock().passes += 1;
+            self.metrics.scrub_passes.add(1, &[]);
+            self.note((LedgerId(0), EntryId::FIRST));
+            self.sleep(self.pause);
+        }
+    }
+
+    /// Checks everything from a place on. `false` when the bookie stops.
+    fn pass(&self, from: Option<(LedgerId, EntryId)>) -> bool {
+        // The ledger at which the last run was is looked at again, from the entry on.
+        let mut after = from.and_then(|(ledger, _)| ledger.0.checked_sub(1).map(LedgerId));
+        let mut first = from.map_or(EntryId::FIRST, |(_, entry)| entry);
+        let mut unnoted = 0;
+        loop {
+            let listed = self.store.with(|db| db.ledgers_after(after, PAGE_LEDGERS));
+            let ledgers = match listed {
+                Ok(ledgers) => ledgers,
+                Err(error) => {
+                    tracing::warn!(%error, "the scrubber cannot list ledgers, trying again");
+                    self.sleep(RETRY);
+                    if self.is_stopping() {
+                        return false;
+                    }
+                    continue;
+                }
+            };
+            if ledgers.is_empty() {
+                return true;
+            }
+            for (ledger, _) in ledgers {
+                // Only the first ledger may begin in its middle.
+                let begin = match from {
+                    Some((at, _)) if at == ledger => std::mem::replace(&mut first, EntryId::FIRST),
+                    _ => EntryId::FIRST,
+                };
+                if !self.ledger(ledger, begin, &mut unnoted) {
+                    return false;
+                }
+                after = Some(ledger);
+            }
+        }
+    }
+
+    /// Checks a ledger from an entry on. `false` when the bookie stops.
+    fn ledger(&self, ledger: LedgerId, first: EntryId, unnoted: &mut usize) -> bool {
+        self.report.lock().ledger = Some(ledger);
+        let mut next = first;
+        let mut in_a_row = 0;
+        loop {
+            if self.is_stopping() {
+                self.note((ledger, next));
+                return false;
+            }
+            let checked = self
+                .store
+                .with(|db| entries::check(db, ledger, next, STEP_BYTES));
+            let checked = match checked {
+                Ok(checked) => checked,
+                Err(error) => {
+                    tracing::warn!(%ledger, %error, "the scrubber cannot read, trying again");
+                    self.sleep(RETRY);
+                    continue;
+                }
+            };
+            self.count(ledger, &checked);
+            let cost = checked.bytes + LEDGER_BYTES;
+            *unnoted += cost;
+            self.rest(cost);
+            match (checked.next, checked.entries) {
+                (None, _) => break,
+                (Some(after), 0) if !checked.damaged.is_empty() => {
+                    in_a_row += 1;
+                    if in_a_row > DAMAGED_IN_A_ROW_MAX {
+                        break;
+                    }
+                    next = after;
+                }
+                (Some(after), _) => {
+                    in_a_row = 0;
+                    next = after;
+                }
+            }
+            if *unnoted >= NOTE_BYTES {
+                *unnoted = 0;
+                self.note((ledger, next));
+            }
+        }
+        true
+    }
+
+    fn count(&self, ledger: LedgerId, checked: &Checked) {
+        {
+            let mut report = self.report.lock();
+            report.entries += checked.entries;
+            report.bytes += checked.bytes as u64;
+            report.damaged += checked.damaged.len() as u64;
+        }
+        self.metrics.scrubbed_entries.add(checked.entries, &[]);
+        self.metrics.scrubbed_bytes.add(checked.bytes as u64, &[]);
+        for entry in &checked.damaged {
+            tracing::error!(%ledger, %entry, "stored entry is damaged");
+            self.metrics.scrub_damaged.add(1, &[]);
+            self.tell(ledger, *entry);
+        }
+    }
+
+    fn rest(&self, bytes: usize) {
+        let nanos = bytes as u128 * 1_000_000_000 / u128::from(self.bytes_per_second.max(1));
+        let pause = Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX));
+        self.sleep(pause);
+    }
+
+    fn note(&self, at: (LedgerId, EntryId)) {
+        if let Err(error) = self.store.with(|db| db.set_scrubbed(at)) {
+            tracing::debug!(%error, "the scrubber's position is not noted");
+        }
+    }
+}

@@ -1,0 +1,239 @@
+//! The scrubber finds what is damaged; repair replaces it through the journal, and nothing else.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+use super::damage::{files_with, flip};
+use super::*;
+use crate::scrub::RepairHook;
+
+#[derive(Default)]
+struct Found(Mutex<BTreeSet<(u64, u64)>>);
+
+impl RepairHook for Found {
+    fn damaged(&self, ledger: LedgerId, entry: EntryId) {
+        self.0.lock().insert((ledger.0, entry.0));
+    }
+}
+
+fn scrubbing(directory: &Path) -> BookieConfig {
+    BookieConfig {
+        scrub_bytes_per_second: 1 << 40,
+        scrub_pause_ms: 1,
+        ..config(directory)
+    }
+}
+
+fn quiet(directory: &Path) -> BookieConfig {
+    BookieConfig {
+        scrub_bytes_per_second: 0,
+        ..config(directory)
+    }
+}
+
+/// Puts a value into RocksDB that is not what was written, as a bad memory module would.
+fn damage(bookie: &Bookie, ledger: u64, entry: u64) {
+    let key = (LedgerId(ledger), EntryId(entry));
+    let damaged = bookie.core.store.with(|db| {
+        let mut value = db.entry(key.0, key.1)?.expect("it is stored");
+        *value.last_mut().unwrap() ^= 1;
+        let mut batch = db.batch();
+        batch.put_entry(key.0, key.1, &value)?;
+        batch.write()
+    });
+    damaged.unwrap();
+}
+
+fn filled(bookie: &Bookie, ledgers: u64, entries: u64, len: usize) {
+    for ledger in 1..=ledgers {
+        for entry in 0..entries {
+            done(ask(bookie, add_request(ledger, entry, len)));
+        }
+    }
+    settle(bookie);
+}
+
+#[test]
+fn the_scrubber_finds_exactly_what_is_damaged() {
+    let directory = tempfile::tempdir().unwrap();
+    let bookie = open(&quiet(directory.path()));
+    filled(&bookie, 5, 30, 20_000);
+    let expected = BTreeSet::from([(1, 0), (3, 17), (3, 18), (5, 29)]);
+    for (ledger, entry) in &expected {
+        damage(&bookie, *ledger, *entry);
+    }
+    shutdown(&bookie);
+    drop(bookie);
+    let bookie = open(&scrubbing(directory.path()));
+    let found = Arc::new(Found::default());
+    bookie.on_damage(found.clone());
+    eventually("two passes", || bookie.status().scrub.passes >= 2);
+    assert_eq!(*found.0.lock(), expected);
+    let scrub = bookie.status().scrub;
+    assert!(scrub.damaged >= 4 && scrub.entries >= 146, "{scrub:?}");
+    shutdown(&bookie);
+}
+
+#[test]
+fn damaged_files_are_found_and_what_is_whole_is_not_suspected() {
+    for (len, suffix) in [(6_000, ".sst"), (40_000, ".blob")] {
+        let directory = tempfile::tempdir().unwrap();
+        let bookie = open(&quiet(directory.path()));
+        filled(&bookie, 2, 20, len);
+        shutdown(&bookie);
+        drop(bookie);
+        let rocksdb = scrubbing(directory.path()).ledger_dir.join("rocksdb");
+        let largest = files_with(&rocksdb, suffix)
+            .into_iter()
+            .max_by_key(|path| path.metadata().unwrap().len())
+            .unwrap();
+        flip(&largest, 0.4);
+        let bookie = open(&scrubbing(directory.path()));
+        let found = Arc::new(Found::default());
+        bookie.on_damage(found.clone());
+        let passes = bookie.status().scrub.passes;
+        eventually("passes", || bookie.status().scrub.passes >= passes + 2);
+        let found = found.0.lock().clone();
+        let mut damaged = BTreeSet::new();
+        for ledger in 1..=2 {
+            for entry in 0..20 {
+                match read_one(&bookie, ledger, entry) {
+                    Ok(_) => expect(&bookie, ledger, entry, len),
+                    Err(_) => drop(damaged.insert((ledger, entry))),
+                }
+            }
+        }
+        assert!(!damaged.is_empty());
+        assert!(
+            found.is_superset(&damaged),
+            "{suffix}: {found:?} {damaged:?}"
+        );
+        assert!(
+            found.len() <= damaged.len() + 1,
+            "{suffix}: {found:?} {damaged:?}"
+        );
+        shutdown(&bookie);
+    }
+}
+
+#[test]
+fn repair_replaces_a_damaged_entry_through_the_journal_and_no_other() {
+    let directory = tempfile::tempdir().unwrap();
+    let bookie = open(&quiet(directory.path()));
+    for len in [100, 30_000] {
+        let ledger = len as u64;
+        for entry in 0..3 {
+            done(ask(&bookie, add_request(ledger, entry, len)));
+        }
+        settle(&bookie);
+        damage(&bookie, ledger, 1);
+        assert!(matches!(
+            read_one(&bookie, ledger, 1),
+            Err(BookieError::Digest(_))
+        ));
+        // A writer does not overwrite, whatever is there, and repair does not overwrite what is
+        // whole.
+        let normal = ask(&bookie, add_request(ledger, 1, len));
+        assert_eq!(normal, Err(BookieError::Conflict));
+        let mut other = add(ledger, 2, len + 1);
+        other.recovery = true;
+        let other = ask(&bookie, request(ledger, OrderedOperation::Add(other)));
+        assert_eq!(other, Err(BookieError::Conflict));
+        // Readable at once, and no other bytes for it from then on.
+        done(ask(&bookie, recovery_add(ledger, 1, len)));
+        expect(&bookie, ledger, 1, len);
+        let mut twice = add(ledger, 1, len + 1);
+        twice.recovery = true;
+        let twice = ask(&bookie, request(ledger, OrderedOperation::Add(twice)));
+        assert_eq!(twice, Err(BookieError::Conflict));
+        (0..3).for_each(|entry| expect(&bookie, ledger, entry, len));
+    }
+    shutdown(&bookie);
+    drop(bookie);
+    let bookie = open(&quiet(directory.path()));
+    for len in [100, 30_000] {
+        (0..3).for_each(|entry| expect(&bookie, len as u64, entry, len));
+    }
+}
+
+#[test]
+fn a_reader_that_meets_damage_tells_of_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let bookie = open(&quiet(directory.path()));
+    filled(&bookie, 1, 5, 100);
+    let found = Arc::new(Found::default());
+    bookie.on_damage(found.clone());
+    damage(&bookie, 1, 3);
+    assert_eq!(read(&bookie, range(1, 0, 4)).unwrap().entries.len(), 3);
+    assert!(read_one(&bookie, 1, 3).is_err());
+    assert_eq!(*found.0.lock(), BTreeSet::from([(1, 3)]));
+}
+
+/// A bookie that is restarted often still comes to the end of a pass.
+#[test]
+fn the_position_survives_a_restart() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut slow = quiet(directory.path());
+    let bookie = open(&slow);
+    filled(&bookie, 8, 4, 20_000);
+    shutdown(&bookie);
+    drop(bookie);
+    // A step is at most a ledger, and takes a good while of this.
+    slow.scrub_bytes_per_second = 400_000;
+    let bookie = open(&slow);
+    eventually("some ledgers are checked", || {
+        bookie.status().scrub.ledger >= Some(LedgerId(3))
+    });
+    let before = bookie.status().scrub;
+    shutdown(&bookie);
+    drop(bookie);
+    let bookie = open(&slow);
+    eventually("it goes on", || bookie.status().scrub.ledger.is_some());
+    let after = bookie.status().scrub;
+    assert!(
+        before.passes > 0 || after.ledger >= before.ledger,
+        "{before:?} {after:?}"
+    );
+    shutdown(&bookie);
+}
+
+#[test]
+fn a_draining_bookie_takes_repair_and_nothing_new() {
+    let directory = tempfile::tempdir().unwrap();
+    let bookie = open(&quiet(directory.path()));
+    done(ask(&bookie, add_request(1, 0, 10)));
+    bookie.set_draining(true);
+    let refused = ask(&bookie, add_request(1, 1, 10));
+    assert!(
+        matches!(refused, Err(BookieError::ReadOnly(_))),
+        "{refused:?}"
+    );
+    done(ask(&bookie, recovery_add(2, 0, 10)));
+    done(ask(&bookie, request(1, OrderedOperation::Fence)));
+    expect(&bookie, 1, 0, 10);
+    bookie.set_draining(false);
+    done(ask(&bookie, add_request(3, 0, 10)));
+}
+
+#[test]
+fn stored_ledgers_are_listed_in_pages_without_the_deleted() {
+    let directory = tempfile::tempdir().unwrap();
+    let bookie = open(&quiet(directory.path()));
+    filled(&bookie, 5, 1, 10);
+    done(ask(&bookie, request(3, OrderedOperation::Delete)));
+    settle(&bookie);
+    let mut listed = Vec::new();
+    let mut after = None;
+    loop {
+        let page = block_on(bookie.ledgers(after, 2)).unwrap();
+        let Some((last, _)) = page.last() else {
+            break;
+        };
+        after = Some(*last);
+        listed.extend(page);
+    }
+    let expected = [1, 2, 4, 5].map(|n| (LedgerId(n), token(n)));
+    assert_eq!(listed, expected);
+}

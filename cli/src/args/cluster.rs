@@ -1,0 +1,146 @@
+//! Arguments of the tools for operators: bookies, ledgers, and the doctor.
+
+use std::path::PathBuf;
+
+use aquifer_model::id::{BookieId, LedgerId};
+use clap::{Args, Subcommand, ValueEnum};
+
+/// What a tool looks at.
+#[derive(Debug, Clone, Args)]
+pub struct SourceArgs {
+    /// The data directory of a standalone server that is stopped.
+    #[arg(
+        long,
+        global = true,
+        value_name = "DIR",
+        default_value = "aquifer-data"
+    )]
+    pub data_dir: PathBuf,
+
+    /// The configuration file of that server, if it has one.
+    #[arg(long, global = true, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+}
+
+/// Arguments of `aquifer bookie COMMAND`.
+#[derive(Debug, Args)]
+pub struct BookieToolArgs {
+    /// What to look at.
+    #[command(flatten)]
+    pub source: SourceArgs,
+    /// What to do with bookies.
+    #[command(subcommand)]
+    pub command: BookieCommand,
+}
+
+/// What to do with bookies.
+#[derive(Debug, Subcommand)]
+pub enum BookieCommand {
+    /// List bookies: those that are there, and those that hold ledgers and are not.
+    List,
+    /// Show the permanent record of a bookie's identity.
+    Cookie {
+        /// The bookie.
+        bookie: BookieId,
+    },
+    /// Move everything off a bookie, then remove it for good.
+    Decommission {
+        /// The bookie.
+        bookie: BookieId,
+        /// Return at once: the cluster's repair workers move its ledgers. Call again to finish.
+        #[arg(long, conflicts_with_all = ["repair_here", "undo"])]
+        no_wait: bool,
+        /// Copy in this process too, instead of leaving it to the bookies' repair workers.
+        #[arg(long, conflicts_with = "undo")]
+        repair_here: bool,
+        /// Take it back: the bookie may hold ledgers again.
+        #[arg(long)]
+        undo: bool,
+    },
+}
+
+/// Arguments of `aquifer ledger`.
+#[derive(Debug, Args)]
+pub struct LedgerArgs {
+    /// What to look at.
+    #[command(flatten)]
+    pub source: SourceArgs,
+    /// What to do with ledgers.
+    #[command(subcommand)]
+    pub command: LedgerCommand,
+}
+
+/// States of a ledger.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum StateArg {
+    /// It has a writer.
+    Open,
+    /// Somebody has begun to close it.
+    InRecovery,
+    /// It never changes again.
+    Closed,
+}
+
+/// What to do with ledgers.
+#[derive(Debug, Subcommand)]
+pub enum LedgerCommand {
+    /// List ledgers in order of their ids.
+    List {
+        /// Only those in this state.
+        #[arg(long, value_enum)]
+        state: Option<StateArg>,
+        /// Only those that name this bookie.
+        #[arg(long, value_name = "ID")]
+        bookie: Option<BookieId>,
+        /// End after so many.
+        #[arg(long, value_name = "N")]
+        count: Option<u64>,
+    },
+    /// Show everything that is known of a ledger.
+    Inspect {
+        /// The ledger.
+        #[arg(value_parser = ledger_id)]
+        ledger: LedgerId,
+    },
+    /// Close a ledger whose writer is gone. A writer that is still there is fenced.
+    Recover {
+        /// The ledger.
+        #[arg(value_parser = ledger_id)]
+        ledger: LedgerId,
+    },
+    /// Delete a ledger from all its bookies.
+    Delete {
+        /// The ledger.
+        #[arg(value_parser = ledger_id)]
+        ledger: LedgerId,
+        /// Also when a topic refers to it: that topic loses these messages.
+        #[arg(long)]
+        force: bool,
+    },
+    /// Read every replica of every entry; exit code 1 when one is missing or damaged.
+    Verify {
+        /// The ledgers; all without any.
+        #[arg(value_parser = ledger_id)]
+        ledgers: Vec<LedgerId>,
+        /// Mark what is not whole, so that it is repaired.
+        #[arg(long)]
+        mark: bool,
+        /// Read at most so many bytes a second.
+        #[arg(long, value_name = "BYTES", default_value_t = 64 << 20)]
+        rate: u64,
+    },
+}
+
+/// Arguments of `aquifer doctor`.
+#[derive(Debug, Args)]
+pub struct DoctorArgs {
+    /// What to look at.
+    #[command(flatten)]
+    pub source: SourceArgs,
+}
+
+fn ledger_id(text: &str) -> Result<LedgerId, String> {
+    let id: Result<u64, _> = text.parse();
+    id.map(LedgerId)
+        .map_err(|_| "a ledger is named by its number".to_owned())
+}

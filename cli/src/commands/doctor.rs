@@ -1,0 +1,153 @@
+//! `aquifer doctor`: looks at everything that metadata shows and says what needs a person.
+
+use aquifer_ledger::replication::{LedgerIndex, Members, inspect};
+use serde_json::json;
+
+use crate::args::DoctorArgs;
+use crate::cluster::{Cluster, failed};
+use crate::exit::CliError;
+use crate::output::Output;
+
+/// How bad something is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Level {
+    Fine,
+    Warning,
+    Problem,
+}
+
+/// One thing that was looked at.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Finding {
+    level: Level,
+    what: String,
+    advice: &'static str,
+}
+
+impl Finding {
+    fn fine(what: String) -> Finding {
+        Finding {
+            level: Level::Fine,
+            what,
+            advice: "",
+        }
+    }
+
+    fn new(level: Level, what: String, advice: &'static str) -> Finding {
+        Finding {
+            level,
+            what,
+            advice,
+        }
+    }
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// When metadata cannot be read, or something needs a person.
+pub async fn run(args: DoctorArgs, out: &Output) -> Result<(), CliError> {
+    let cluster = Cluster::open(&args.source).await?;
+    let findings = examine(&cluster).await;
+    cluster.close().await;
+    let findings = findings?;
+    for finding in &findings {
+        let level = match finding.level {
+            Level::Fine => "ok",
+            Level::Warning => "warning",
+            Level::Problem => "problem",
+        };
+        if out.is_json() {
+            out.object(&json!({
+                "level": level,
+                "message": finding.what,
+                "advice": finding.advice,
+            }))?;
+            continue;
+        }
+        out.line(format!("{level:<8} {}", finding.what))?;
+        if !finding.advice.is_empty() {
+            out.line(format!("         {}", finding.advice))?;
+        }
+    }
+    let problems = findings
+        .iter()
+        .filter(|finding| finding.level == Level::Problem)
+        .count();
+    match problems {
+        0 => Ok(()),
+        _ => Err(CliError::failed(format!("{problems} problems"))),
+    }
+}
+
+async fn examine(cluster: &Cluster) -> Result<Vec<Finding>, CliError> {
+    let store = cluster.store();
+    let index = LedgerIndex::scan(store)
+        .await
+        .map_err(|error| failed(&error))?;
+    let members = Members::load(store).await.map_err(|error| failed(&error))?;
+    let pending = inspect::pending(store)
+        .await
+        .map_err(|error| failed(&error))?;
+    let mut findings = vec![Finding::fine(format!(
+        "{} ledgers, {} of them not closed",
+        index.ledgers(),
+        index.not_closed()
+    ))];
+    findings.extend(index.damaged().iter().map(|damaged| {
+        let advice = "restore this record from a backup of the metadata";
+        Finding::new(
+            Level::Problem,
+            format!("unreadable record {damaged}"),
+            advice,
+        )
+    }));
+    findings.extend(bookies(&index, &members, cluster.is_standalone()));
+    if pending.marks > 0 {
+        let what = format!("{} ledgers wait for repair", pending.marks);
+        let advice = "it goes on by itself; see aquifer_repair_* in the bookies' metrics";
+        findings.push(Finding::new(Level::Warning, what, advice));
+    }
+    if pending.deletions > 0 {
+        let what = format!(
+            "{} ledgers wait for bookies to delete them",
+            pending.deletions
+        );
+        let advice = "bookies that are away do it when they return; decommission those that do not";
+        findings.push(Finding::new(Level::Warning, what, advice));
+    }
+    Ok(findings)
+}
+
+fn bookies(index: &LedgerIndex, members: &Members, standalone: bool) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    let registered = members.registered().len();
+    if !standalone {
+        findings.push(Finding::fine(format!("{registered} bookies are there")));
+    }
+    for bookie in index.bookies() {
+        // The bookie of a standalone server is part of it and announces itself to nobody.
+        if standalone || members.is_registered(bookie) {
+            continue;
+        }
+        let ledgers = index.count_of(bookie);
+        let what = format!("bookie {bookie} holds {ledgers} ledgers and is away");
+        let advice = "start it; if it is gone for good: aquifer bookie decommission";
+        findings.push(Finding::new(Level::Problem, what, advice));
+    }
+    for member in members.iter() {
+        let registration = member.registration.as_ref();
+        if registration.is_some_and(|registration| registration.read_only) {
+            let what = format!("bookie {} is read-only", member.id);
+            let advice = "make room on its disks, or look at its log";
+            findings.push(Finding::new(Level::Warning, what, advice));
+        }
+        if member.is_leaving() && !member.is_decommissioned() {
+            let ledgers = index.count_of(member.id);
+            let what = format!("bookie {} is draining, {ledgers} ledgers left", member.id);
+            let advice = "finish with: aquifer bookie decommission";
+            findings.push(Finding::new(Level::Warning, what, advice));
+        }
+    }
+    findings
+}

@@ -1,0 +1,381 @@
+//! Deletion of ledgers from bookies, on positive intents only.
+//!
+//! An intent (`g/ID`) names the bookies that are to delete a ledger and notes who has. Whoever is
+//! away when a ledger is deleted finds the intent when it returns; a decommissioned bookie is not
+//! waited for. Invariants:
+//! - A bookie is counted only after its tombstone is durable in its journal (H15).
+//! - The ledger's record goes with the intent, in one transaction, after everybody is counted: as
+//!   long as a bookie may still hold entries something says that they are to go.
+//! - An intent for single copies leaves the ledger's record in place but writes it anew, when it
+//!   begins and when it ends, so that a repair that counts on such a copy notices.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use aquifer_metadata::error::MetadataError;
+use aquifer_metadata::store::{
+    Expect, Guard, MetadataStore, Operation, Revision, Transaction, Versioned,
+};
+use aquifer_metadata::{keys, record};
+use aquifer_model::id::{BookieId, CreationToken, LedgerId};
+use aquifer_model::limits::METADATA_PAGE_KEYS_MAX;
+use aquifer_model::storage::{BookieError, OrderedOperation, OrderedRequest};
+use aquifer_proto::v1;
+use aquifer_runtime::clock;
+use bytes::Bytes;
+use tokio::sync::oneshot;
+
+use crate::context::LogContext;
+use crate::error::LedgerError;
+use crate::ledger_metadata::{self, LedgerInfo, commit_known};
+
+/// Attempts at an intent that others change at the same time: every bookie that it names may.
+const CONFLICTS_MAX: usize = 64;
+
+const NO_TOKEN: CreationToken = CreationToken([0; 16]);
+
+/// An intent as it is stored.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Intent {
+    pub(crate) ledger: LedgerId,
+    pub(crate) token: CreationToken,
+    pub(crate) bookies: BTreeSet<BookieId>,
+    pub(crate) acknowledged: BTreeSet<BookieId>,
+    pub(crate) home: String,
+    /// Only the copies of the named bookies go.
+    pub(crate) copies_only: bool,
+    revision: Revision,
+}
+
+/// What became of an intent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Progress {
+    /// It is carried out, and gone.
+    Done,
+    /// So many bookies have not acknowledged yet.
+    Waiting(usize),
+}
+
+impl Intent {
+    /// The intent to delete a ledger everywhere.
+    pub(crate) fn of(info: &LedgerInfo) -> Intent {
+        Intent {
+            ledger: info.id,
+            token: info.token,
+            bookies: info.bookies(),
+            acknowledged: BTreeSet::new(),
+            home: info.home.clone(),
+            copies_only: false,
+            revision: Revision(0),
+        }
+    }
+
+    /// The intent that one bookie deletes what it has of a ledger, which lives on, or which has
+    /// no record.
+    pub(crate) fn of_copy(
+        ledger: LedgerId,
+        token: CreationToken,
+        bookie: BookieId,
+        info: Option<&LedgerInfo>,
+    ) -> Intent {
+        Intent {
+            ledger,
+            token,
+            bookies: BTreeSet::from([bookie]),
+            acknowledged: BTreeSet::new(),
+            home: info.map(|info| info.home.clone()).unwrap_or_default(),
+            copies_only: info.is_some(),
+            revision: Revision(0),
+        }
+    }
+
+    /// The change that writes it.
+    pub(crate) fn put(&self, expect: Expect) -> Operation {
+        let ids = |set: &BTreeSet<BookieId>| -> Vec<Bytes> {
+            set.iter().map(|id| Bytes::copy_from_slice(&id.0)).collect()
+        };
+        Operation::Put {
+            key: keys::deletion(self.ledger),
+            value: record::encode(v1::DeletionIntent {
+                ledger_id: self.ledger.0,
+                bookies: ids(&self.bookies),
+                acknowledged: ids(&self.acknowledged),
+                creation_token: Bytes::copy_from_slice(&self.token.0),
+                home: self.home.clone(),
+                copies_only: self.copies_only,
+            }),
+            expect,
+        }
+    }
+
+    pub(crate) fn decode(stored: &Versioned) -> Result<Intent, LedgerError> {
+        let intent: v1::DeletionIntent = record::decode(stored)?;
+        let bad = |what: &str| {
+            LedgerError::BadRecord(intent.ledger_id, format!("its deletion intent: {what}"))
+        };
+        if keys::deletion(LedgerId(intent.ledger_id)) != stored.key {
+            return Err(bad("it names another ledger than its key"));
+        }
+        let ids = |list: &[Bytes]| -> Result<BTreeSet<BookieId>, LedgerError> {
+            let ids = list.iter().map(|id| BookieId::try_from(id.as_ref()));
+            let ids: Result<_, _> = ids.collect();
+            ids.map_err(|_| bad("a bookie id is malformed"))
+        };
+        Ok(Intent {
+            ledger: LedgerId(intent.ledger_id),
+            token: match intent.creation_token.as_ref() {
+                // Written by an earlier version: the ledger's record has it.
+                [] => NO_TOKEN,
+                token => CreationToken::try_from(token)
+                    .map_err(|_| bad("its creation token is malformed"))?,
+            },
+            bookies: ids(&intent.bookies)?,
+            acknowledged: ids(&intent.acknowledged)?,
+            home: intent.home.clone(),
+            copies_only: intent.copies_only,
+            revision: stored.revision,
+        })
+    }
+
+    fn waiting(&self) -> impl Iterator<Item = BookieId> + '_ {
+        self.bookies.difference(&self.acknowledged).copied()
+    }
+}
+
+/// Reads a ledger's intent.
+pub(crate) async fn load(
+    store: &dyn MetadataStore,
+    ledger: LedgerId,
+) -> Result<Option<Intent>, LedgerError> {
+    let stored = store.get(&keys::deletion(ledger)).await?;
+    stored.map(|stored| Intent::decode(&stored)).transpose()
+}
+
+/// Writes an intent for single copies; the ledger's record, if there is one, is written anew over
+/// the revision that was judged. `false` when it, or an intent of another, got in between.
+pub(crate) async fn begin_copy(
+    store: &dyn MetadataStore,
+    intent: &Intent,
+    judged: Option<&LedgerInfo>,
+) -> Result<bool, LedgerError> {
+    let mut guards = Vec::new();
+    let mut operations = vec![intent.put(Expect::Absent)];
+    match judged {
+        Some(info) => operations.push(info.put(Expect::Revision(info.revision))),
+        None => guards.push(Guard {
+            key: keys::ledger(intent.ledger),
+            expect: Expect::Absent,
+        }),
+    }
+    let transaction = Transaction {
+        partition: intent.home.clone(),
+        guards,
+        operations,
+    };
+    match commit_known(store, transaction).await {
+        Ok(_) => Ok(true),
+        Err(MetadataError::Conflict { .. }) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Counts bookies that have deleted their copies, durably; ends the intent after the last.
+pub(crate) async fn acknowledge(
+    store: &dyn MetadataStore,
+    ledger: LedgerId,
+    bookies: &BTreeSet<BookieId>,
+) -> Result<Progress, LedgerError> {
+    let mut unlucky = MetadataError::Unavailable("the intent keeps changing".to_owned());
+    for _ in 0..CONFLICTS_MAX {
+        let Some(mut intent) = load(store, ledger).await? else {
+            return Ok(Progress::Done);
+        };
+        let before = intent.acknowledged.len();
+        let named = bookies.intersection(&intent.bookies).copied();
+        intent.acknowledged.extend(named.collect::<Vec<_>>());
+        let mut waiting = 0;
+        for bookie in intent.waiting() {
+            waiting += usize::from(!is_decommissioned(store, bookie).await?);
+        }
+        let operations = match waiting {
+            0 => end(store, &intent).await?,
+            _ if intent.acknowledged.len() == before => return Ok(Progress::Waiting(waiting)),
+            _ => vec![intent.put(Expect::Revision(intent.revision))],
+        };
+        let transaction = Transaction {
+            partition: intent.home.clone(),
+            guards: Vec::new(),
+            operations,
+        };
+        match commit_known(store, transaction).await {
+            Ok(_) if waiting == 0 => return Ok(Progress::Done),
+            Ok(_) => return Ok(Progress::Waiting(waiting)),
+            Err(conflict @ MetadataError::Conflict { .. }) => unlucky = conflict,
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Err(unlucky.into())
+}
+
+/// What ends an intent that is carried out.
+async fn end(store: &dyn MetadataStore, intent: &Intent) -> Result<Vec<Operation>, LedgerError> {
+    let mut operations = vec![Operation::Delete {
+        key: keys::deletion(intent.ledger),
+        expect: Expect::Revision(intent.revision),
+    }];
+    if !intent.copies_only {
+        let gone = |key| Operation::Delete {
+            key,
+            expect: Expect::Any,
+        };
+        operations.push(gone(keys::ledger(intent.ledger)));
+        operations.push(gone(keys::under_replicated(intent.ledger)));
+    } else if let Some(info) = ledger_metadata::load(store, intent.ledger).await? {
+        operations.push(info.put(Expect::Revision(info.revision)));
+    }
+    Ok(operations)
+}
+
+async fn is_decommissioned(
+    store: &dyn MetadataStore,
+    bookie: BookieId,
+) -> Result<bool, LedgerError> {
+    let Some(stored) = store.get(&keys::cookie(bookie)).await? else {
+        // Nothing says that it is gone for good.
+        return Ok(false);
+    };
+    let cookie: v1::CookieRecord = record::decode(&stored)?;
+    Ok(cookie.decommissioned_ms > 0)
+}
+
+/// Asks every bookie of a ledger's intent that has not acknowledged, and counts those that do.
+pub(crate) async fn carry_out(
+    ctx: &Arc<LogContext>,
+    ledger: LedgerId,
+) -> Result<Progress, LedgerError> {
+    let Some(intent) = load(&*ctx.store, ledger).await? else {
+        return Ok(Progress::Done);
+    };
+    let asked: Vec<BookieId> = intent.waiting().collect();
+    let (progress, _) = carry_out_on(ctx, intent, &asked).await?;
+    Ok(progress)
+}
+
+/// Asks these bookies of an intent; returns its progress and how many of them have deleted.
+async fn carry_out_on(
+    ctx: &Arc<LogContext>,
+    mut intent: Intent,
+    bookies: &[BookieId],
+) -> Result<(Progress, usize), LedgerError> {
+    if intent.token == NO_TOKEN
+        && let Some(info) = ledger_metadata::load(&*ctx.store, intent.ledger).await?
+    {
+        intent.token = info.token;
+    }
+    let answers: Vec<_> = bookies
+        .iter()
+        .map(|bookie| (*bookie, ask_to_delete(ctx, *bookie, &intent)))
+        .collect();
+    let mut deleted = BTreeSet::new();
+    for (bookie, answer) in answers {
+        match clock::timeout(ctx.settings.request_timeout, answer).await {
+            // With another token it is another ledger, which is not ours to delete (H14).
+            Ok(Ok(
+                Ok(()) | Err(BookieError::NoSuchLedger | BookieError::Deleted | BookieError::Token),
+            )) => {
+                deleted.insert(bookie);
+            }
+            Ok(Ok(Err(error))) => {
+                tracing::debug!(%bookie, ledger = intent.ledger.0, %error, "copy is not deleted yet");
+            }
+            Ok(Err(_)) | Err(_) => {
+                tracing::debug!(%bookie, ledger = intent.ledger.0, "no answer to a deletion");
+            }
+        }
+    }
+    let progress = acknowledge(&*ctx.store, intent.ledger, &deleted).await?;
+    if progress == Progress::Done && !intent.copies_only {
+        ctx.metrics.ledgers_deleted.add(1, &[]);
+    }
+    Ok((progress, deleted.len()))
+}
+
+fn ask_to_delete(
+    ctx: &LogContext,
+    bookie: BookieId,
+    intent: &Intent,
+) -> oneshot::Receiver<Result<(), BookieError>> {
+    let (tell, answer) = oneshot::channel();
+    let request = OrderedRequest {
+        ledger: intent.ledger,
+        token: intent.token,
+        operation: OrderedOperation::Delete,
+    };
+    ctx.transport.submit(
+        bookie,
+        request,
+        Box::new(move |result| drop(tell.send(result.map(drop)))),
+    );
+    answer
+}
+
+/// Carries out every intent, as far as bookies answer: after a crash of whoever had begun. Returns
+/// how many are done for good.
+///
+/// # Errors
+/// When intents cannot be listed.
+pub async fn sweep_intents(ctx: &Arc<LogContext>) -> Result<usize, LedgerError> {
+    sweep(ctx, None).await
+}
+
+/// Carries out the intents that name one bookie, on that bookie alone: what it does when it
+/// returns, and now and then. Returns how many ledgers it acknowledged.
+///
+/// # Errors
+/// When intents cannot be listed.
+pub async fn sweep_intents_of(
+    ctx: &Arc<LogContext>,
+    bookie: BookieId,
+) -> Result<usize, LedgerError> {
+    sweep(ctx, Some(bookie)).await
+}
+
+async fn sweep(ctx: &Arc<LogContext>, only: Option<BookieId>) -> Result<usize, LedgerError> {
+    let (mut page, mut done) = (None, 0);
+    loop {
+        let prefix = keys::DELETIONS_PREFIX;
+        let found = ctx.store.scan(prefix, page, METADATA_PAGE_KEYS_MAX).await?;
+        for item in &found.items {
+            let intent = match Intent::decode(item) {
+                Ok(intent) => intent,
+                Err(error) => {
+                    tracing::error!(key = item.key, %error, "a deletion intent is unreadable");
+                    continue;
+                }
+            };
+            let waiting: Vec<BookieId> = intent
+                .waiting()
+                .filter(|bookie| only.is_none_or(|only| only == *bookie))
+                .collect();
+            if waiting.is_empty() && only.is_some() {
+                continue;
+            }
+            let ledger = intent.ledger;
+            match carry_out_on(ctx, intent, &waiting).await {
+                Ok((progress, deleted)) => {
+                    done += match only {
+                        Some(_) => deleted,
+                        None => usize::from(progress == Progress::Done),
+                    };
+                }
+                Err(error) => {
+                    tracing::warn!(ledger = ledger.0, %error, "ledger is not deleted yet");
+                }
+            }
+        }
+        page = found.next;
+        if page.is_none() {
+            return Ok(done);
+        }
+    }
+}

@@ -1,0 +1,308 @@
+//! The auditor: knows which ledgers are at which bookies, and marks those that lost one.
+//!
+//! There is one per cluster at a time; two at once only do the same twice. It never copies, swaps
+//! or deletes.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use aquifer_metadata::keys;
+use aquifer_model::id::{BookieId, LedgerId};
+use futures::StreamExt;
+
+use crate::context::LogContext;
+use crate::error::LedgerError;
+use crate::ledger_metadata::{self, LedgerState};
+use crate::replication::ReplicationConfig;
+use crate::replication::checks::CheckCycle;
+use crate::replication::index::{self, LedgerIndex};
+use crate::replication::losses::{LossPolicy, LossWatch};
+use crate::replication::marks::{self, Mark};
+use crate::replication::members::Members;
+use crate::replication::orphans::{OrphanAudit, OrphanReport};
+
+/// Marks that are written at once.
+const WRITES_AT_ONCE: usize = 16;
+/// From one scan to the next, while bookies are emptied, at least so many times its duration.
+const SCAN_REST: u32 = 10;
+
+/// What a pass found and did.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct AuditReport {
+    /// Ledger records, as of the last scan.
+    pub ledgers: u64,
+    /// Bookies that hold ledgers and are not registered.
+    pub away: usize,
+    /// Bookies whose ledgers are being moved: lost ones, and those that are to leave.
+    pub emptied: BTreeSet<BookieId>,
+    /// Ledgers that still name one of these.
+    pub remaining: u64,
+    /// Ledgers marked in this pass.
+    pub marked: u64,
+    /// Marks that wait for a worker.
+    pub waiting: u64,
+    /// Ledgers whose turn it was to be checked replica by replica, although nothing is known.
+    pub checked: u64,
+    /// Why lost bookies are not acted upon.
+    pub paused: Option<String>,
+    /// Whether this pass looked for ledgers without a topic.
+    pub orphans: Option<OrphanReport>,
+}
+
+type Marked = BTreeMap<LedgerId, BTreeSet<BookieId>>;
+
+/// The auditor's knowledge.
+pub struct Auditor {
+    ctx: Arc<LogContext>,
+    config: ReplicationConfig,
+    losses: LossWatch,
+    index: Option<(LedgerIndex, Duration)>,
+    scan_took: Duration,
+    checks: CheckCycle,
+    orphans: OrphanAudit,
+    orphans_at: Option<Duration>,
+    was_paused: bool,
+}
+
+impl Auditor {
+    /// An auditor that knows nothing yet: the grace of every absent bookie begins with it.
+    #[must_use]
+    pub fn new(ctx: Arc<LogContext>, config: ReplicationConfig) -> Auditor {
+        let losses = LossWatch::new(LossPolicy {
+            grace: Duration::from_millis(config.lost_after_ms),
+            bookies_max: config.lost_bookies_max,
+            percent_max: config.lost_percent_max,
+        });
+        Auditor {
+            orphans: OrphanAudit::new(Arc::clone(&ctx), &config),
+            checks: CheckCycle::new(config.check_cycle_ms),
+            ctx,
+            config,
+            losses,
+            index: None,
+            scan_took: Duration::ZERO,
+            orphans_at: None,
+            was_paused: false,
+        }
+    }
+
+    /// The ledgers by bookie, as of the last scan.
+    #[must_use]
+    pub fn index(&self) -> Option<&LedgerIndex> {
+        self.index.as_ref().map(|(index, _)| index)
+    }
+
+    /// Looks at everything once.
+    ///
+    /// # Errors
+    /// When metadata cannot be read; nothing is concluded from a part of it.
+    pub async fn pass(&mut self) -> Result<AuditReport, LedgerError> {
+        let now = self.ctx.clock.monotonic();
+        let every = Duration::from_millis(self.config.scan_ms);
+        let mut fresh = self.is_older(now, every);
+        if fresh {
+            self.scan(now).await?;
+        }
+        let members = Members::load(&*self.ctx.store).await?;
+        let mut report = self.judge(now, &members);
+        if !fresh && self.remaining(&report.emptied) > 0 {
+            // Ledgers were created, and others repaired, since the last scan. While they are, a
+            // tenth of the time is spent on scans at most.
+            fresh = self.is_older(now, self.scan_took * SCAN_REST);
+            if fresh {
+                self.scan(now).await?;
+                report = self.judge(now, &members);
+            }
+        }
+        report.remaining = self.remaining(&report.emptied);
+        let marked = self.marked().await?;
+        report.waiting = marked.len() as u64;
+        // By an older index what was just repaired would be marked again.
+        if fresh && report.remaining > 0 {
+            report.marked = self.mark(&members, &report, &marked).await?;
+            report.waiting += report.marked;
+        }
+        report.checked = self.doubt_some(now, &marked).await?;
+        report.orphans = self.look_for_orphans(now).await;
+        self.tell(&report);
+        Ok(report)
+    }
+
+    /// Whether the index is so old, or is not there yet.
+    fn is_older(&self, now: Duration, age: Duration) -> bool {
+        let at = self.index.as_ref().map(|(_, at)| *at);
+        at.is_none_or(|at| now.saturating_sub(at) >= age)
+    }
+
+    async fn scan(&mut self, now: Duration) -> Result<(), LedgerError> {
+        let began = self.ctx.clock.monotonic();
+        let index = LedgerIndex::scan(&*self.ctx.store).await?;
+        let took = self.ctx.clock.monotonic().saturating_sub(began);
+        let metrics = &self.ctx.metrics.repair;
+        metrics.scan_seconds.record(took.as_secs_f64(), &[]);
+        self.scan_took = took;
+        self.index = Some((index, now));
+        Ok(())
+    }
+
+    fn judge(&mut self, now: Duration, members: &Members) -> AuditReport {
+        let Some((index, _)) = &self.index else {
+            return AuditReport::default();
+        };
+        let leaving = members.leaving();
+        let holders: BTreeSet<BookieId> = index
+            .bookies()
+            .filter(|bookie| !leaving.contains(bookie))
+            .collect();
+        let verdict = self.losses.observe(now, &holders, &members.registered());
+        let mut emptied = verdict.lost;
+        emptied.extend(leaving);
+        AuditReport {
+            ledgers: index.ledgers(),
+            away: verdict.away,
+            emptied,
+            paused: verdict.paused,
+            ..AuditReport::default()
+        }
+    }
+
+    fn remaining(&self, emptied: &BTreeSet<BookieId>) -> u64 {
+        let Some((index, _)) = &self.index else {
+            return 0;
+        };
+        emptied.iter().map(|bookie| index.count_of(*bookie)).sum()
+    }
+
+    /// Ledgers that carry a mark, and the bookies that it calls lost.
+    async fn marked(&self) -> Result<Marked, LedgerError> {
+        let mut marked = Marked::new();
+        index::each(&*self.ctx.store, keys::UNDER_REPLICATED_PREFIX, |item| {
+            if let Ok(keys::Key::UnderReplicated(ledger)) = item.key.parse() {
+                let mark = Mark::decode(item).inspect_err(|error| {
+                    tracing::error!(key = item.key, %error, "a mark is unreadable");
+                });
+                marked.insert(ledger, mark.map(|mark| mark.lost).unwrap_or_default());
+            }
+            Ok(())
+        })
+        .await?;
+        Ok(marked)
+    }
+
+    /// Marks ledgers of the bookies that are to be emptied, as many as may wait at once.
+    async fn mark(
+        &self,
+        members: &Members,
+        report: &AuditReport,
+        marked: &Marked,
+    ) -> Result<u64, LedgerError> {
+        let Some((index, _)) = &self.index else {
+            return Ok(0);
+        };
+        let room = self.config.marks_max.saturating_sub(marked.len());
+        let mut chosen: BTreeSet<LedgerId> = BTreeSet::new();
+        for bookie in &report.emptied {
+            let says_so = |ledger: &LedgerId| {
+                let lost = marked.get(ledger);
+                lost.is_some_and(|lost| lost.contains(bookie))
+            };
+            let fresh = index.ledgers_of(*bookie).filter(|ledger| !says_so(ledger));
+            let room = room.saturating_sub(chosen.len());
+            chosen.extend(fresh.take(room));
+        }
+        let writes = chosen.into_iter().map(|ledger| {
+            let named = report.emptied.iter().copied();
+            let named: Vec<_> = named.filter(|b| index.names(ledger, *b)).collect();
+            let leaving = named.iter().all(|bookie| members.is_leaving(*bookie));
+            let reason = if leaving {
+                "a bookie is leaving"
+            } else {
+                "a bookie is lost"
+            };
+            self.mark_one(ledger, named, reason)
+        });
+        let mut written = 0;
+        let mut results = futures::stream::iter(writes).buffer_unordered(WRITES_AT_ONCE);
+        while let Some(result) = results.next().await {
+            written += u64::from(result?);
+        }
+        self.ctx.metrics.repair.marked_ledgers.add(written, &[]);
+        Ok(written)
+    }
+
+    async fn mark_one(
+        &self,
+        ledger: LedgerId,
+        bookies: Vec<BookieId>,
+        reason: &str,
+    ) -> Result<bool, LedgerError> {
+        let store = &*self.ctx.store;
+        let Some(info) = ledger_metadata::load(store, ledger).await? else {
+            return Ok(false);
+        };
+        let now_ms = self.ctx.clock.wall_ms();
+        let mark = Mark::new(ledger, &info.home, reason, now_ms).lost(bookies);
+        marks::write(store, &mark).await
+    }
+
+    /// Doubts the ledgers whose turn it is: a defect, or a loss that nobody noticed, would
+    /// otherwise be found by a reader, too late.
+    async fn doubt_some(&mut self, now: Duration, marked: &Marked) -> Result<u64, LedgerError> {
+        let Some((index, _)) = &self.index else {
+            return Ok(0);
+        };
+        let room = self.config.marks_max.saturating_sub(marked.len());
+        let mut doubted = 0;
+        for ledger in self.checks.due(now, index, room) {
+            let store = &*self.ctx.store;
+            let Some(info) = ledger_metadata::load(store, ledger).await? else {
+                continue;
+            };
+            // An open ledger is in its writer's care.
+            if !matches!(info.state, LedgerState::Closed(_)) {
+                continue;
+            }
+            let now_ms = self.ctx.clock.wall_ms();
+            let mark = Mark::new(ledger, &info.home, "its turn to be checked", now_ms);
+            marks::write(store, &mark.doubted(info.bookies())).await?;
+            doubted += 1;
+        }
+        Ok(doubted)
+    }
+
+    async fn look_for_orphans(&mut self, now: Duration) -> Option<OrphanReport> {
+        let every = Duration::from_millis(self.config.orphan_audit_ms);
+        let waited = self.orphans_at.map(|at| now.saturating_sub(at));
+        // Not first thing: a new leader has more urgent things to look at.
+        if every.is_zero() || waited.is_none_or(|waited| waited < every) {
+            self.orphans_at.get_or_insert(now);
+            return None;
+        }
+        self.orphans_at = Some(now);
+        match self.orphans.pass().await {
+            Ok(report) => Some(report),
+            Err(error) => {
+                tracing::warn!(%error, "the audit of unreferenced ledgers found nothing out");
+                None
+            }
+        }
+    }
+
+    fn tell(&mut self, report: &AuditReport) {
+        let metrics = &self.ctx.metrics.repair;
+        metrics.under_replicated.record(report.waiting, &[]);
+        metrics.bookies_away.record(report.away as u64, &[]);
+        let paused = report.paused.is_some();
+        metrics.paused.record(u64::from(paused), &[]);
+        if paused && !self.was_paused {
+            tracing::error!(
+                reason = report.paused,
+                "repair is paused: bring bookies back, or decommission those that are gone"
+            );
+        } else if self.was_paused && !paused {
+            tracing::info!("repair goes on");
+        }
+        self.was_paused = paused;
+    }
+}

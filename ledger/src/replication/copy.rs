@@ -1,0 +1,361 @@
+//! Copying entries between bookies at a bounded rate, and seeing what a bookie holds.
+//!
+//! Invariants:
+//! - Only entries whose digest matches are copied, and only a durable answer counts (I5).
+//! - A negative answer for an entry that the ledger has means that it is missing there, never that
+//!   it does not exist (H16).
+
+use std::time::Duration;
+
+use aquifer_model::entry::EntryData;
+use aquifer_model::id::{BookieId, EntryId};
+use aquifer_model::storage::{
+    AddEntry, BookieError, BookieResult, OrderedOperation, OrderedRequest, ReadRange, StoredEntry,
+};
+use aquifer_runtime::clock;
+use bytes::Bytes;
+use parking_lot::Mutex;
+use tokio::sync::oneshot;
+
+use crate::context::LogContext;
+use crate::error::LedgerError;
+use crate::ledger_metadata::LedgerInfo;
+use crate::replication::members::Members;
+
+/// Entry bytes on their way at once.
+const BATCH_BYTES: usize = 1 << 20;
+/// Entries on their way at once.
+const BATCH_ENTRIES: usize = 1_000;
+/// Pauses shorter than this are saved up.
+const PAUSE_MIN: Duration = Duration::from_millis(2);
+/// Resends to an overloaded bookie without progress.
+const OVERLOADED_MAX: usize = 200;
+
+/// A range of entries, both ends included.
+pub(crate) type Run = (EntryId, EntryId);
+
+/// Why a copy did not come about.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Trouble {
+    /// Every replica said that it has not, or has damaged, an entry that the ledger has.
+    Missing { entry: EntryId, last: BookieError },
+    /// Bookies did not answer; another attempt may succeed.
+    Blocked(String),
+    /// The bookie that was to get the entries refuses them for good.
+    Refused(BookieError),
+    /// The bookie that was to get the entries does not answer.
+    Silent(String),
+    /// The ledger or its record stands in the way.
+    Ledger(LedgerError),
+}
+
+impl From<LedgerError> for Trouble {
+    fn from(error: LedgerError) -> Trouble {
+        Trouble::Ledger(error)
+    }
+}
+
+impl std::fmt::Display for Trouble {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Trouble::Missing { entry, last } => {
+                write!(f, "no replica has entry {entry}: {last}")
+            }
+            Trouble::Blocked(why) | Trouble::Silent(why) => f.write_str(why),
+            Trouble::Refused(error) => write!(f, "a bookie refused the copy: {error}"),
+            Trouble::Ledger(error) => error.fmt(f),
+        }
+    }
+}
+
+/// Spreads bytes over time.
+#[derive(Debug)]
+pub(crate) struct Pace {
+    bytes_per_second: u64,
+    /// What is not slept yet, and when the last bytes were spent.
+    state: Mutex<(Duration, Duration)>,
+}
+
+impl Pace {
+    pub(crate) fn new(bytes_per_second: u64) -> Pace {
+        Pace {
+            bytes_per_second: bytes_per_second.max(1),
+            state: Mutex::new((Duration::ZERO, Duration::ZERO)),
+        }
+    }
+
+    /// Waits until so many bytes are within the rate.
+    pub(crate) async fn spend(&self, ctx: &LogContext, bytes: u64) {
+        let now = ctx.clock.monotonic();
+        let pause = {
+            let mut state = self.state.lock();
+            let elapsed = now.saturating_sub(state.1);
+            let nanos = u128::from(bytes) * 1_000_000_000 / u128::from(self.bytes_per_second);
+            let cost = Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX));
+            state.0 = state.0.saturating_sub(elapsed) + cost;
+            state.1 = now;
+            if state.0 < PAUSE_MIN {
+                return;
+            }
+            std::mem::take(&mut state.0)
+        };
+        clock::sleep(pause).await;
+        self.state.lock().1 = ctx.clock.monotonic();
+    }
+}
+
+/// Copies within one ledger.
+pub(crate) struct Copier<'a> {
+    pub(crate) ctx: &'a LogContext,
+    pub(crate) info: &'a LedgerInfo,
+    pub(crate) members: &'a Members,
+    pub(crate) pace: &'a Pace,
+}
+
+impl Copier<'_> {
+    /// The parts of `runs` that a bookie does not hold intact. With `prefix_only` everything
+    /// behind the first gap counts as missing: for a copy that was interrupted.
+    pub(crate) async fn gaps(
+        &self,
+        bookie: BookieId,
+        runs: impl Iterator<Item = Run>,
+        prefix_only: bool,
+    ) -> Result<Vec<Run>, Trouble> {
+        let mut gaps = Vec::new();
+        let mut length_before = None;
+        for (first, last) in runs {
+            let mut next = first;
+            while next <= last {
+                if prefix_only && !gaps.is_empty() {
+                    gaps.push((next, last));
+                    break;
+                }
+                let (intact, absent) = self.look(bookie, next, last).await?;
+                let Some(end) = intact else {
+                    let until = if absent { last } else { next };
+                    push_gap(&mut gaps, (next, until));
+                    next = until.next();
+                    continue;
+                };
+                // Whether these are the right numbers nobody has checked: they only pace.
+                let before = length_before.unwrap_or(end.ledger_length);
+                let bytes = end.ledger_length.saturating_sub(before);
+                length_before = Some(end.ledger_length);
+                self.pace.spend(self.ctx, bytes).await;
+                next = end.entry.next();
+            }
+        }
+        Ok(gaps)
+    }
+
+    /// Looks for entries from `first` on: the last of an unbroken sequence of intact ones, or none,
+    /// and then whether the bookie has nothing of the ledger at all.
+    async fn look(
+        &self,
+        bookie: BookieId,
+        first: EntryId,
+        last: EntryId,
+    ) -> Result<(Option<StoredEntry>, bool), Trouble> {
+        let range = ReadRange {
+            ledger: self.info.id,
+            first,
+            last,
+            bytes_max: BATCH_BYTES,
+            entries_max: BATCH_ENTRIES,
+            // The bookie verifies the whole entry all the same.
+            prefix_bytes: Some(1),
+        };
+        match self.read(bookie, range).await {
+            Ok(entries) => Ok((entries.into_iter().next_back(), false)),
+            Err(BookieError::NoSuchLedger | BookieError::Deleted | BookieError::Token) => {
+                Ok((None, true))
+            }
+            Err(
+                BookieError::NoSuchEntry
+                | BookieError::Digest(_)
+                | BookieError::Limbo
+                | BookieError::Io(_),
+            ) => Ok((None, false)),
+            Err(error) => Err(Trouble::Silent(format!("bookie {bookie}: {error}"))),
+        }
+    }
+
+    /// Copies entries to a bookie from whichever replica has them.
+    pub(crate) async fn copy(&self, runs: &[Run], to: BookieId) -> Result<(), Trouble> {
+        for (first, last) in runs {
+            let mut next = *first;
+            while next <= *last {
+                let entries = self.fetch((next, *last), to).await?;
+                let Some(end) = entries.last().map(|entry| entry.entry) else {
+                    return Err(Trouble::Blocked("a read returned nothing".to_owned()));
+                };
+                let bytes: usize = entries.iter().map(|entry| entry.data.len()).sum();
+                let metrics = &self.ctx.metrics.repair;
+                metrics.copied_entries.add(entries.len() as u64, &[]);
+                metrics.copied_bytes.add(bytes as u64, &[]);
+                self.store(entries, to).await?;
+                self.pace.spend(self.ctx, bytes as u64).await;
+                next = end.next();
+            }
+        }
+        Ok(())
+    }
+
+    /// Consecutive intact entries from the first on, from any replica but one.
+    async fn fetch(&self, (first, last): Run, not: BookieId) -> Result<Vec<StoredEntry>, Trouble> {
+        let (bookies, fragment_last) = self.info.fragment_of(first);
+        let range = ReadRange {
+            ledger: self.info.id,
+            first,
+            last: fragment_last.map_or(last, |end| end.min(last)),
+            bytes_max: BATCH_BYTES,
+            entries_max: BATCH_ENTRIES,
+            prefix_bytes: None,
+        };
+        let write_set = self.info.quorum.write_set(first.0);
+        let mut sources: Vec<BookieId> = write_set.map(|position| bookies[position]).collect();
+        sources.retain(|bookie| *bookie != not);
+        // Those that are away may answer all the same, but are asked when nobody else has it.
+        sources.sort_by_key(|bookie| !self.members.is_registered(*bookie));
+        let mut missing = BookieError::NoSuchEntry;
+        let mut blocked = None;
+        for bookie in sources {
+            match self.read(bookie, range).await {
+                Ok(entries) => return Ok(entries),
+                Err(error) if is_missing(&error) => missing = error,
+                Err(error) => blocked = Some(format!("bookie {bookie}: {error}")),
+            }
+        }
+        Err(match blocked {
+            Some(why) => Trouble::Blocked(why),
+            None => Trouble::Missing {
+                entry: first,
+                last: missing,
+            },
+        })
+    }
+
+    async fn read(&self, bookie: BookieId, range: ReadRange) -> BookieResult<Vec<StoredEntry>> {
+        let read = self.ctx.transport.read(bookie, range);
+        let batch = clock::timeout(self.ctx.settings.request_timeout, read)
+            .await
+            .unwrap_or(Err(BookieError::Timeout))?;
+        let mut entries = batch.entries;
+        let good = entries
+            .iter()
+            .zip(range.first.0..=range.last.0)
+            .take_while(|(entry, id)| {
+                let intact = range.prefix_bytes.is_some() || entry.is_intact(range.ledger);
+                entry.entry.0 == *id && intact
+            })
+            .count();
+        if good == 0 {
+            self.ctx.metrics.digest_failures.add(1, &[]);
+            return Err(BookieError::Digest(
+                "what was sent is not intact".to_owned(),
+            ));
+        }
+        entries.truncate(good);
+        Ok(entries)
+    }
+
+    /// Stores entries on a bookie, durably, whether or not the ledger is fenced there.
+    async fn store(&self, entries: Vec<StoredEntry>, to: BookieId) -> Result<(), Trouble> {
+        let mut left: Vec<AddEntry> = entries.into_iter().map(recovery_add).collect();
+        for _ in 0..OVERLOADED_MAX {
+            let sent: Vec<_> = left
+                .into_iter()
+                .map(|add| (add.clone(), self.submit(add, to)))
+                .collect();
+            left = Vec::new();
+            for (add, answer) in sent {
+                let answer = clock::timeout(self.ctx.settings.request_timeout, answer).await;
+                match answer {
+                    Ok(Ok(Ok(()))) => {}
+                    Ok(Ok(Err(BookieError::Overloaded))) => left.push(add),
+                    Ok(Ok(Err(error))) if is_final(&error) => return Err(Trouble::Refused(error)),
+                    Ok(Ok(Err(error))) => {
+                        return Err(Trouble::Silent(format!("bookie {to}: {error}")));
+                    }
+                    Ok(Err(_)) | Err(_) => {
+                        return Err(Trouble::Silent(format!("bookie {to} did not answer")));
+                    }
+                }
+            }
+            if left.is_empty() {
+                return Ok(());
+            }
+            let pause = self.ctx.settings.overload_backoff;
+            clock::sleep(self.ctx.rng.jitter(pause)).await;
+        }
+        Err(Trouble::Silent(format!("bookie {to} is overloaded")))
+    }
+
+    fn submit(&self, add: AddEntry, to: BookieId) -> oneshot::Receiver<BookieResult<()>> {
+        let (tell, answer) = oneshot::channel();
+        let request = OrderedRequest {
+            ledger: self.info.id,
+            token: self.info.token,
+            operation: OrderedOperation::Add(add),
+        };
+        let reply = Box::new(move |result: BookieResult<_>| drop(tell.send(result.map(drop))));
+        self.ctx.transport.submit(to, request, reply);
+        answer
+    }
+}
+
+/// A stored entry as repair writes it.
+fn recovery_add(stored: StoredEntry) -> AddEntry {
+    AddEntry {
+        entry: stored.entry,
+        last_add_confirmed: stored.last_add_confirmed,
+        ledger_length: stored.ledger_length,
+        digest: stored.digest,
+        recovery: true,
+        data: EntryData {
+            head: Bytes::new(),
+            body: stored.data,
+        },
+    }
+}
+
+fn push_gap(gaps: &mut Vec<Run>, gap: Run) {
+    match gaps.last_mut() {
+        Some(last) if last.1.next() == gap.0 => last.1 = gap.1,
+        _ => gaps.push(gap),
+    }
+}
+
+/// Whether an answer says that the replica has not the entry as it was written.
+fn is_missing(error: &BookieError) -> bool {
+    matches!(
+        error,
+        BookieError::NoSuchEntry
+            | BookieError::NoSuchLedger
+            | BookieError::Deleted
+            | BookieError::Token
+            | BookieError::Conflict
+            | BookieError::Digest(_)
+    )
+}
+
+/// Whether the bookie will answer the same the next time.
+fn is_final(error: &BookieError) -> bool {
+    match error {
+        BookieError::Deleted
+        | BookieError::Token
+        | BookieError::Conflict
+        | BookieError::Digest(_)
+        | BookieError::ReadOnly(_)
+        | BookieError::Fenced
+        | BookieError::Limbo
+        | BookieError::Io(_)
+        | BookieError::Invalid(_) => true,
+        BookieError::NoSuchLedger
+        | BookieError::NoSuchEntry
+        | BookieError::Overloaded
+        | BookieError::ShuttingDown
+        | BookieError::Unreachable(_)
+        | BookieError::Timeout => false,
+    }
+}

@@ -1,0 +1,120 @@
+//! Taking a bookie out of the cluster: nothing new, then nothing at all, then never again.
+//!
+//! 1. [`set_draining`]: its cookie says that it is to be empty. Nobody chooses it for new entries,
+//!    and the auditor marks its ledgers.
+//! 2. Workers copy what it holds; [`references`] says how many ledgers still name it.
+//! 3. [`retire`]: once no ledger names it, its cookie becomes a tombstone. The incarnation never
+//!    starts again, and deletions do not wait for it.
+
+use aquifer_metadata::error::MetadataError;
+use aquifer_metadata::store::{Expect, MetadataStore};
+use aquifer_metadata::{keys, record};
+use aquifer_model::id::BookieId;
+use aquifer_proto::v1;
+use bytes::Bytes;
+
+use crate::error::LedgerError;
+use crate::replication::index::LedgerIndex;
+
+/// Attempts at a cookie that others change at the same time.
+const CONFLICTS_MAX: usize = 16;
+
+/// Why a bookie is not retired.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Retired {
+    /// It is: its cookie is a tombstone.
+    Yes,
+    /// So many ledgers still name it.
+    Referenced(u64),
+    /// Records that cannot be read may name it.
+    Unknown(String),
+}
+
+/// Says that a bookie is to be emptied, or no longer. A bookie that has no cookie gets one, so
+/// that one which was lost before it was known can be emptied as well.
+///
+/// # Errors
+/// When metadata does not do it.
+pub async fn set_draining(
+    store: &dyn MetadataStore,
+    bookie: BookieId,
+    draining: bool,
+) -> Result<(), LedgerError> {
+    change(store, bookie, |cookie| cookie.draining = draining).await
+}
+
+/// How many ledgers name a bookie, and whether every record could be read.
+///
+/// # Errors
+/// When ledgers cannot be listed.
+pub async fn references(
+    store: &dyn MetadataStore,
+    bookie: BookieId,
+) -> Result<(u64, bool), LedgerError> {
+    let index = LedgerIndex::scan(store).await?;
+    Ok((index.count_of(bookie), index.is_complete()))
+}
+
+/// Makes a bookie's cookie a tombstone, if no ledger names it any more. It must have been draining
+/// for long enough that every writer knows.
+///
+/// # Errors
+/// When metadata does not do it.
+pub async fn retire(
+    store: &dyn MetadataStore,
+    bookie: BookieId,
+    now_ms: u64,
+) -> Result<Retired, LedgerError> {
+    let index = LedgerIndex::scan(store).await?;
+    if let Some(damaged) = index.damaged().first() {
+        return Ok(Retired::Unknown(damaged.clone()));
+    }
+    if index.count_of(bookie) > 0 {
+        return Ok(Retired::Referenced(index.count_of(bookie)));
+    }
+    change(store, bookie, |cookie| {
+        cookie.draining = true;
+        cookie.decommissioned_ms = now_ms.max(1);
+    })
+    .await?;
+    Ok(Retired::Yes)
+}
+
+async fn change(
+    store: &dyn MetadataStore,
+    bookie: BookieId,
+    change: impl Fn(&mut v1::CookieRecord),
+) -> Result<(), LedgerError> {
+    let key = keys::cookie(bookie);
+    let mut unlucky = MetadataError::Unavailable("the cookie keeps changing".to_owned());
+    for _ in 0..CONFLICTS_MAX {
+        let (before, expect) = match store.get(&key).await? {
+            None => (None, Expect::Absent),
+            Some(stored) => {
+                let cookie: v1::CookieRecord = record::decode(&stored)?;
+                (Some(cookie), Expect::Revision(stored.revision))
+            }
+        };
+        let mut cookie = before.clone().unwrap_or_else(|| v1::CookieRecord {
+            bookie_id: Bytes::copy_from_slice(&bookie.0),
+            ..v1::CookieRecord::default()
+        });
+        change(&mut cookie);
+        if before.as_ref() == Some(&cookie) {
+            return Ok(());
+        }
+        let value = record::encode(cookie);
+        match store
+            .put(keys::CLUSTER_PARTITION, &key, value, expect)
+            .await
+        {
+            Ok(_) => return Ok(()),
+            // Either way the next look shows what is there now.
+            Err(error @ (MetadataError::Conflict { .. } | MetadataError::UnknownOutcome(_))) => {
+                unlucky = error;
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Err(unlucky.into())
+}

@@ -1,0 +1,77 @@
+//! Repair of a single damaged entry, at once and in place: what a scrubber or a reader asks for.
+
+use std::sync::Arc;
+
+use aquifer_model::id::{BookieId, EntryId, LedgerId};
+
+use crate::context::LogContext;
+use crate::error::LedgerError;
+use crate::ledger_metadata::{self, LedgerState};
+use crate::replication::copy::{Copier, Pace};
+use crate::replication::marks::{self, Mark};
+use crate::replication::members::Members;
+
+/// What became of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum EntryRepair {
+    /// The entry is intact on the bookie.
+    Repaired,
+    /// It could not be repaired in place: the ledger is marked, and a worker looks after it.
+    Marked(String),
+    /// The ledger does not have the entry, or not on this bookie.
+    Irrelevant,
+}
+
+/// Replaces a bookie's damaged copy of an entry by that of another replica, or marks the ledger.
+///
+/// # Errors
+/// When metadata cannot be read or changed.
+pub async fn repair_entry(
+    ctx: &Arc<LogContext>,
+    bookie: BookieId,
+    ledger: LedgerId,
+    entry: EntryId,
+) -> Result<EntryRepair, LedgerError> {
+    let store = &*ctx.store;
+    let Some(info) = ledger_metadata::load(store, ledger).await? else {
+        return Ok(EntryRepair::Irrelevant);
+    };
+    let beyond = match info.state {
+        LedgerState::Closed(end) => Some(entry) > end.last_entry,
+        LedgerState::Open | LedgerState::InRecovery => false,
+    };
+    let (members, _) = info.fragment_of(entry);
+    let mut write_set = info.quorum.write_set(entry.0);
+    if beyond || !write_set.any(|position| members[position] == bookie) {
+        return Ok(EntryRepair::Irrelevant);
+    }
+    let members = Members::load(store).await?;
+    let pace = Pace::new(u64::MAX);
+    let copier = Copier {
+        ctx,
+        info: &info,
+        members: &members,
+        pace: &pace,
+    };
+    let only = [(entry, entry)];
+    let repaired = async {
+        copier.copy(&only, bookie).await?;
+        copier.gaps(bookie, only.into_iter(), false).await
+    };
+    let why = match repaired.await {
+        Ok(gaps) if gaps.is_empty() => {
+            tracing::info!(%ledger, %entry, %bookie, "damaged entry repaired");
+            return Ok(EntryRepair::Repaired);
+        }
+        Ok(_) => "what was written does not read back intact".to_owned(),
+        Err(trouble) => trouble.to_string(),
+    };
+    let mark = Mark::new(
+        ledger,
+        &info.home,
+        "a stored entry is damaged",
+        ctx.clock.wall_ms(),
+    );
+    marks::write(store, &mark.doubted([bookie])).await?;
+    Ok(EntryRepair::Marked(why))
+}

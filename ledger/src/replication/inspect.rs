@@ -1,0 +1,262 @@
+//! Ledgers for people: what their records say, what their replicas hold, and the repairs that an
+//! operator may ask for.
+
+use std::sync::Arc;
+
+use aquifer_metadata::keys::{self, Key};
+use aquifer_metadata::record;
+use aquifer_metadata::store::{Expect, Guard, MetadataStore, PageToken, Transaction};
+use aquifer_model::id::{BookieId, EntryId, LedgerId};
+use aquifer_model::quorum::Quorum;
+use aquifer_proto::v1;
+
+use crate::context::LogContext;
+use crate::deletion::{self, Intent, Progress};
+use crate::error::LedgerError;
+use crate::ledger_metadata::{self, LedgerInfo, LedgerState, commit_known};
+use crate::recover::close_by_recovery;
+use crate::replication::copy::{Copier, Pace, Trouble};
+use crate::replication::index;
+use crate::replication::members::Members;
+use crate::replication::plan;
+
+/// A ledger's record.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LedgerView {
+    /// The ledger.
+    pub ledger: LedgerId,
+    /// `open`, `in-recovery` or `closed`.
+    pub state: &'static str,
+    /// Its quorums.
+    pub quorum: Quorum,
+    /// The last entry of a closed ledger that has any.
+    pub last_entry: Option<EntryId>,
+    /// Bytes of a closed ledger.
+    pub length_bytes: u64,
+    /// First entry and members of each fragment, in order.
+    pub fragments: Vec<(EntryId, Vec<BookieId>)>,
+    /// The metadata partition of its topic.
+    pub home: String,
+    /// When it was created.
+    pub created_ms: u64,
+    /// How many recoveries have begun.
+    pub recovery_epoch: u64,
+}
+
+impl LedgerView {
+    fn of(info: &LedgerInfo) -> LedgerView {
+        let (state, end) = match info.state {
+            LedgerState::Open => ("open", None),
+            LedgerState::InRecovery => ("in-recovery", None),
+            LedgerState::Closed(end) => ("closed", Some(end)),
+        };
+        LedgerView {
+            ledger: info.id,
+            state,
+            quorum: info.quorum,
+            last_entry: end.and_then(|end| end.last_entry),
+            length_bytes: end.map_or(0, |end| end.length),
+            fragments: info
+                .fragments
+                .iter()
+                .map(|(first, members)| (*first, members.clone()))
+                .collect(),
+            home: info.home.clone(),
+            created_ms: info.created_ms,
+            recovery_epoch: info.recovery_epoch,
+        }
+    }
+}
+
+/// Reads one ledger's record.
+///
+/// # Errors
+/// When metadata cannot be read or the record is damaged.
+pub async fn view(
+    store: &dyn MetadataStore,
+    ledger: LedgerId,
+) -> Result<Option<LedgerView>, LedgerError> {
+    let info = ledger_metadata::load(store, ledger).await?;
+    Ok(info.as_ref().map(LedgerView::of))
+}
+
+/// A page of ledgers, and where the next begins. A damaged record is its key and the reason.
+pub type LedgerPage = (Vec<Result<LedgerView, String>>, Option<PageToken>);
+
+/// Reads a page of ledgers in order of ids.
+///
+/// # Errors
+/// When metadata cannot be read.
+pub async fn list(
+    store: &dyn MetadataStore,
+    page: Option<PageToken>,
+    limit: usize,
+) -> Result<LedgerPage, LedgerError> {
+    let found = store.scan(keys::LEDGERS_PREFIX, page, limit).await?;
+    let ledgers = found.items.iter().map(|item| {
+        let Ok(Key::Ledger(id)) = item.key.parse() else {
+            return Err(format!("{}: not the key of a ledger", item.key));
+        };
+        let info = LedgerInfo::decode(id, item);
+        info.as_ref()
+            .map(LedgerView::of)
+            .map_err(|error| format!("{}: {error}", item.key))
+    });
+    Ok((ledgers.collect(), found.next))
+}
+
+/// What one bookie holds of one position of a fragment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Replica {
+    /// First entry of the fragment.
+    pub fragment: EntryId,
+    /// The position.
+    pub position: usize,
+    /// Who is there.
+    pub bookie: BookieId,
+    /// Entries that it must have.
+    pub entries: u64,
+    /// Ranges of these that it has not, or has damaged; or why that is not known.
+    pub gaps: Result<Vec<(EntryId, EntryId)>, String>,
+}
+
+impl Replica {
+    /// How many entries are missing or damaged.
+    #[must_use]
+    pub fn missing(&self) -> u64 {
+        let gaps = self.gaps.as_deref().unwrap_or_default();
+        gaps.iter().map(|(from, to)| to.0 - from.0 + 1).sum()
+    }
+
+    /// Whether everything is there.
+    #[must_use]
+    pub fn is_intact(&self) -> bool {
+        self.gaps.as_ref().is_ok_and(Vec::is_empty)
+    }
+}
+
+/// Looks at every replica of every entry whose place is fixed: all of a closed ledger, and all but
+/// the last fragment of another.
+///
+/// # Errors
+/// When the ledger has no readable record.
+pub async fn verify(
+    ctx: &Arc<LogContext>,
+    ledger: LedgerId,
+    bytes_per_second: u64,
+) -> Result<Vec<Replica>, LedgerError> {
+    let info = ledger_metadata::load_existing(&*ctx.store, ledger).await?;
+    let members = Members::load(&*ctx.store).await?;
+    let pace = Pace::new(bytes_per_second);
+    let copier = Copier {
+        ctx,
+        info: &info,
+        members: &members,
+        pace: &pace,
+    };
+    let mut replicas = Vec::new();
+    for (first, last, bookies) in plan::extents(&info) {
+        for (position, bookie) in bookies.iter().enumerate() {
+            let runs = || {
+                let runs = last.map(|last| plan::runs(info.quorum, position, first, last));
+                runs.into_iter().flatten()
+            };
+            let gaps = copier.gaps(*bookie, runs(), false).await;
+            replicas.push(Replica {
+                fragment: first,
+                position,
+                bookie: *bookie,
+                entries: runs().map(|(from, to)| to.0 - from.0 + 1).sum(),
+                gaps: gaps.map_err(|trouble: Trouble| trouble.to_string()),
+            });
+        }
+    }
+    Ok(replicas)
+}
+
+/// The topic that refers to a ledger: a scan of all topics, for people who can wait.
+///
+/// # Errors
+/// When topics cannot be listed, or one is damaged.
+pub async fn topic_of(
+    store: &dyn MetadataStore,
+    ledger: LedgerId,
+) -> Result<Option<String>, LedgerError> {
+    let mut found = None;
+    index::each(store, keys::TENANTS_PREFIX, |item| {
+        let Ok(Key::Topic(topic)) = item.key.parse() else {
+            return Ok(());
+        };
+        let listed: v1::TopicRecord = record::decode(item)?;
+        let mut segments = listed.segments.iter().chain(&listed.cursor_segments);
+        if segments.any(|segment| segment.ledger_id == ledger.0) {
+            found = Some(topic.to_string());
+        }
+        Ok(())
+    })
+    .await?;
+    Ok(found)
+}
+
+/// What waits to be done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Pending {
+    /// Ledgers that are marked as under-replicated.
+    pub marks: u64,
+    /// Ledgers that some bookie has still to delete.
+    pub deletions: u64,
+}
+
+/// Counts what waits to be done.
+///
+/// # Errors
+/// When metadata cannot be read.
+pub async fn pending(store: &dyn MetadataStore) -> Result<Pending, LedgerError> {
+    let mut pending = Pending::default();
+    index::each(store, keys::UNDER_REPLICATED_PREFIX, |_| {
+        pending.marks += 1;
+        Ok(())
+    })
+    .await?;
+    index::each(store, keys::DELETIONS_PREFIX, |_| {
+        pending.deletions += 1;
+        Ok(())
+    })
+    .await?;
+    Ok(pending)
+}
+
+/// Closes an open ledger, as the next owner of its topic would: a writer that is still there finds
+/// itself fenced. Returns its record.
+///
+/// # Errors
+/// When too few bookies answer.
+pub async fn recover(ctx: &Arc<LogContext>, ledger: LedgerId) -> Result<LedgerView, LedgerError> {
+    let (info, _) = close_by_recovery(ctx, ledger, &[]).await?;
+    Ok(LedgerView::of(&info))
+}
+
+/// Deletes a ledger by intent, whether or not a topic refers to it. Returns how many bookies have
+/// still to do it; `None` when there is no such ledger.
+///
+/// # Errors
+/// When metadata does not do it, or the record changes meanwhile.
+pub async fn delete(ctx: &Arc<LogContext>, ledger: LedgerId) -> Result<Option<usize>, LedgerError> {
+    let store = &*ctx.store;
+    let Some(info) = ledger_metadata::load(store, ledger).await? else {
+        return Ok(None);
+    };
+    let transaction = Transaction {
+        partition: info.home.clone(),
+        guards: vec![Guard {
+            key: keys::ledger(ledger),
+            expect: Expect::Revision(info.revision),
+        }],
+        operations: vec![Intent::of(&info).put(Expect::Any)],
+    };
+    commit_known(store, transaction).await?;
+    Ok(Some(match deletion::carry_out(ctx, ledger).await? {
+        Progress::Done => 0,
+        Progress::Waiting(bookies) => bookies,
+    }))
+}

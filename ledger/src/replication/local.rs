@@ -1,0 +1,196 @@
+//! The slow audit of one bookie: what it stores, compared with the ledgers that there are.
+//!
+//! It finds copies that nothing refers to any more: of ledgers that are gone, and of ledgers that
+//! live without this bookie. It writes intents for them, never deletes by absence alone, and fails
+//! closed: if the records could not be read completely, if metadata seems to be older than the
+//! data (H14), or if too much looks superfluous, nothing happens.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use aquifer_metadata::store::Revision;
+use aquifer_metadata::{keys, record};
+use aquifer_model::id::{BookieId, CreationToken, LedgerId};
+use aquifer_proto::v1;
+
+use crate::context::LogContext;
+use crate::deletion::{self, Intent};
+use crate::error::LedgerError;
+use crate::ledger_metadata;
+use crate::replication::ReplicationConfig;
+use crate::replication::index::LedgerIndex;
+
+/// A ledger that a bookie stores and that is not deleted there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LocalLedger {
+    /// The ledger.
+    pub ledger: LedgerId,
+    /// The creation token that is stored with it.
+    pub token: CreationToken,
+}
+
+/// What a pass found and did.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct LocalReport {
+    /// Ledgers that the bookie stores.
+    pub stored: u64,
+    /// Those that nothing refers to here.
+    pub suspects: u64,
+    /// Those for which an intent was written.
+    pub intents: Vec<LedgerId>,
+}
+
+/// Remembers the suspects of the last pass.
+pub struct LocalAudit {
+    ctx: Arc<LogContext>,
+    bookie: BookieId,
+    suspects_max: usize,
+    /// With the revision of the ledger's record, where there is one.
+    suspects: BTreeMap<LedgerId, Option<Revision>>,
+}
+
+/// A pass that has read metadata and is shown what the bookie stores.
+pub struct LocalPass {
+    bookie: BookieId,
+    index: LedgerIndex,
+    stored: u64,
+    suspects_max: usize,
+    suspects: Vec<LocalLedger>,
+    count: u64,
+    /// Suspects of the pass before.
+    before: BTreeMap<LedgerId, Option<Revision>>,
+}
+
+impl LocalPass {
+    /// Takes a page of what is stored.
+    pub fn look_at(&mut self, page: &[LocalLedger]) {
+        self.stored += page.len() as u64;
+        for local in page {
+            if self.index.names(local.ledger, self.bookie) {
+                continue;
+            }
+            self.count += 1;
+            if self.suspects.len() < self.suspects_max {
+                self.suspects.push(*local);
+            }
+        }
+    }
+}
+
+impl LocalAudit {
+    /// An audit without suspects.
+    #[must_use]
+    pub fn new(ctx: Arc<LogContext>, bookie: BookieId, config: &ReplicationConfig) -> LocalAudit {
+        LocalAudit {
+            ctx,
+            bookie,
+            suspects_max: config.orphans_max,
+            suspects: BTreeMap::new(),
+        }
+    }
+
+    /// Reads metadata. Show the result everything that is stored, then [`LocalAudit::finish`] it.
+    /// Suspects of before are none any more if it is dropped instead.
+    ///
+    /// # Errors
+    /// When not every ledger record could be read.
+    pub async fn begin(&mut self) -> Result<LocalPass, LedgerError> {
+        let before = std::mem::take(&mut self.suspects);
+        let index = LedgerIndex::scan(&*self.ctx.store).await?;
+        if let Some(damaged) = index.damaged().first() {
+            let what = format!("not all ledger records are readable: {damaged}");
+            return Err(LedgerError::BadRecord(0, what));
+        }
+        Ok(LocalPass {
+            bookie: self.bookie,
+            index,
+            stored: 0,
+            suspects_max: self.suspects_max,
+            suspects: Vec::new(),
+            count: 0,
+            before,
+        })
+    }
+
+    /// Writes intents for what was a suspect in the pass before, too.
+    ///
+    /// # Errors
+    /// When anything could not be read or looks wrong.
+    pub async fn finish(&mut self, pass: LocalPass) -> Result<LocalReport, LedgerError> {
+        let mut report = LocalReport {
+            stored: pass.stored,
+            suspects: pass.count,
+            intents: Vec::new(),
+        };
+        self.check(&pass).await?;
+        for local in &pass.suspects {
+            if self.judge(*local, &pass.before).await? {
+                report.intents.push(local.ledger);
+            }
+        }
+        Ok(report)
+    }
+
+    /// Whether the suspects are plausible as a whole.
+    async fn check(&self, pass: &LocalPass) -> Result<(), LedgerError> {
+        let suspects = &pass.suspects;
+        if pass.count > self.suspects_max as u64 {
+            let first = suspects.first().map_or(0, |local| local.ledger.0);
+            let what = format!(
+                "{} of {} ledgers stored here do not belong here, which is more than {}: nothing \
+                 is deleted; is this the right cluster?",
+                pass.count, pass.stored, self.suspects_max
+            );
+            return Err(LedgerError::BadRecord(first, what));
+        }
+        let Some(highest) = suspects.iter().map(|local| local.ledger.0).max() else {
+            return Ok(());
+        };
+        let ids = keys::id_range(keys::IDS_LEDGER);
+        let next = match self.ctx.store.get(&ids).await? {
+            Some(stored) => record::decode::<v1::IdRangeRecord>(&stored)?.next,
+            None => 0,
+        };
+        if highest >= next {
+            let what = "metadata has never given out this id: it is older than the data, or of \
+                        another cluster; nothing is deleted";
+            return Err(LedgerError::BadRecord(highest, what.to_owned()));
+        }
+        Ok(())
+    }
+
+    /// Writes an intent for a suspect that was one before, and whose record is as it was then.
+    async fn judge(
+        &mut self,
+        local: LocalLedger,
+        before: &BTreeMap<LedgerId, Option<Revision>>,
+    ) -> Result<bool, LedgerError> {
+        let store = &*self.ctx.store;
+        if deletion::load(store, local.ledger).await?.is_some() {
+            return Ok(false);
+        }
+        let info = ledger_metadata::load(store, local.ledger).await?;
+        if let Some(info) = &info
+            && (info.bookies().contains(&self.bookie) || info.token != local.token)
+        {
+            // It has been put back; or another ledger has this id, which people must look at.
+            return Ok(false);
+        }
+        let seen = info.as_ref().map(|info| info.revision);
+        self.suspects.insert(local.ledger, seen);
+        if before.get(&local.ledger) != Some(&seen) {
+            return Ok(false);
+        }
+        let intent = Intent::of_copy(local.ledger, local.token, self.bookie, info.as_ref());
+        if !deletion::begin_copy(store, &intent, info.as_ref()).await? {
+            return Ok(false);
+        }
+        self.suspects.remove(&local.ledger);
+        self.ctx.metrics.repair.orphans.add(1, &[]);
+        tracing::info!(
+            ledger = local.ledger.0, lives = info.is_some(), bookie = %self.bookie,
+            "a copy that nothing refers to is deleted"
+        );
+        Ok(true)
+    }
+}

@@ -1,0 +1,173 @@
+//! Marks of ledgers that may lack replicas (`u/ID`): who writes one says why, and whoever repairs
+//! the ledger removes exactly the mark that it has read.
+
+use std::collections::BTreeSet;
+
+use aquifer_metadata::error::MetadataError;
+use aquifer_metadata::store::{Expect, MetadataStore, Operation, Revision, Transaction, Versioned};
+use aquifer_metadata::{keys, record};
+use aquifer_model::id::{BookieId, LedgerId};
+use aquifer_proto::v1;
+use bytes::Bytes;
+
+use crate::error::LedgerError;
+use crate::ledger_metadata::commit_known;
+
+/// Attempts at a mark that others change at the same time.
+const CONFLICTS_MAX: usize = 16;
+
+/// A mark.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mark {
+    /// The ledger.
+    pub ledger: LedgerId,
+    /// Bookies to replace, unless they are back: then what they hold is checked.
+    pub lost: BTreeSet<BookieId>,
+    /// Bookies whose copies may lack entries or be damaged.
+    pub doubted: BTreeSet<BookieId>,
+    /// Why.
+    pub reason: String,
+    /// When, by the clock of whoever wrote it.
+    pub marked_ms: u64,
+    /// The metadata partition of the ledger's topic.
+    pub home: String,
+    pub(crate) revision: Revision,
+}
+
+impl Mark {
+    /// A mark that is not written yet.
+    #[must_use]
+    pub fn new(ledger: LedgerId, home: &str, reason: &str, marked_ms: u64) -> Mark {
+        Mark {
+            ledger,
+            lost: BTreeSet::new(),
+            doubted: BTreeSet::new(),
+            reason: reason.to_owned(),
+            marked_ms,
+            home: home.to_owned(),
+            revision: Revision(0),
+        }
+    }
+
+    /// The same with bookies to replace.
+    #[must_use]
+    pub fn lost(mut self, bookies: impl IntoIterator<Item = BookieId>) -> Mark {
+        self.lost.extend(bookies);
+        self
+    }
+
+    /// The same with bookies to check.
+    #[must_use]
+    pub fn doubted(mut self, bookies: impl IntoIterator<Item = BookieId>) -> Mark {
+        self.doubted.extend(bookies);
+        self
+    }
+
+    /// The change that writes it, for a transaction that makes it necessary: a recovery that
+    /// closes with unconfirmed positions writes the mark together with the end (H16). It replaces
+    /// a mark that is there, whose bookies its caller has taken over with [`Mark::merge`].
+    #[must_use]
+    pub fn put(&self, expect: Expect) -> Operation {
+        let ids = |set: &BTreeSet<BookieId>| -> Vec<Bytes> {
+            set.iter().map(|id| Bytes::copy_from_slice(&id.0)).collect()
+        };
+        Operation::Put {
+            key: keys::under_replicated(self.ledger),
+            value: record::encode(v1::UnderReplicatedRecord {
+                ledger_id: self.ledger.0,
+                lost: ids(&self.lost),
+                doubted: ids(&self.doubted),
+                reason: self.reason.clone(),
+                marked_ms: self.marked_ms,
+                home: self.home.clone(),
+            }),
+            expect,
+        }
+    }
+
+    /// Adds what an earlier mark says; whether anything of this one was missing there.
+    pub fn merge(&mut self, earlier: &Mark) -> bool {
+        let news = !self.lost.is_subset(&earlier.lost) || !self.doubted.is_subset(&earlier.doubted);
+        self.lost.extend(&earlier.lost);
+        self.doubted.extend(&earlier.doubted);
+        if !news {
+            self.reason.clone_from(&earlier.reason);
+            self.marked_ms = earlier.marked_ms;
+        }
+        news
+    }
+
+    /// Reads a stored mark.
+    ///
+    /// # Errors
+    /// When it is damaged.
+    pub fn decode(stored: &Versioned) -> Result<Mark, LedgerError> {
+        let mark: v1::UnderReplicatedRecord = record::decode(stored)?;
+        let ids = |list: &[Bytes]| -> Result<BTreeSet<BookieId>, LedgerError> {
+            let ids: Result<_, _> = list.iter().map(|id| BookieId::try_from(&id[..])).collect();
+            ids.map_err(|_| {
+                let what = "its under-replication mark has a malformed bookie id";
+                LedgerError::BadRecord(mark.ledger_id, what.to_owned())
+            })
+        };
+        Ok(Mark {
+            ledger: LedgerId(mark.ledger_id),
+            lost: ids(&mark.lost)?,
+            doubted: ids(&mark.doubted)?,
+            reason: mark.reason.clone(),
+            marked_ms: mark.marked_ms,
+            home: mark.home.clone(),
+            revision: stored.revision,
+        })
+    }
+}
+
+/// Writes a mark, together with what an earlier one says. Returns whether it said anything new.
+///
+/// # Errors
+/// When metadata does not do it.
+pub async fn write(store: &dyn MetadataStore, mark: &Mark) -> Result<bool, LedgerError> {
+    let key = keys::under_replicated(mark.ledger);
+    let mut unlucky = MetadataError::Unavailable("the mark keeps changing".to_owned());
+    for _ in 0..CONFLICTS_MAX {
+        let mut mark = mark.clone();
+        let expect = match store.get(&key).await? {
+            None => Expect::Absent,
+            Some(stored) => {
+                if !mark.merge(&Mark::decode(&stored)?) {
+                    return Ok(false);
+                }
+                Expect::Revision(stored.revision)
+            }
+        };
+        let transaction = Transaction {
+            partition: mark.home.clone(),
+            guards: Vec::new(),
+            operations: vec![mark.put(expect)],
+        };
+        match commit_known(store, transaction).await {
+            Ok(_) => return Ok(true),
+            Err(conflict @ MetadataError::Conflict { .. }) => unlucky = conflict,
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Err(unlucky.into())
+}
+
+/// Removes a mark as it was read; `false` when somebody has written another since.
+pub(crate) async fn clear(store: &dyn MetadataStore, mark: &Mark) -> Result<bool, LedgerError> {
+    let transaction = Transaction {
+        partition: mark.home.clone(),
+        guards: Vec::new(),
+        operations: vec![Operation::Delete {
+            key: keys::under_replicated(mark.ledger),
+            expect: Expect::Revision(mark.revision),
+        }],
+    };
+    match commit_known(store, transaction).await {
+        Ok(_) => Ok(true),
+        // Gone, or another: either way this one is not there any more.
+        Err(MetadataError::Conflict { current, .. }) => Ok(current.is_none()),
+        Err(error) => Err(error.into()),
+    }
+}

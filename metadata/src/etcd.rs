@@ -1,0 +1,231 @@
+//! The store in etcd, which the processes of a cluster share.
+//!
+//! Everything is below one root, so that clusters may share an etcd. Invariants:
+//! - A commit is one transaction of etcd and applied at most once. Its answer is definite whenever
+//!   etcd can be asked again before the deadline; `UnknownOutcome` otherwise ([`slots`]).
+//! - Reads are linearizable; the pages of a scan are of one revision.
+//! - A watch brings every event after its revision once, in order, whatever connections, members
+//!   and leaders do, or it ends with a resync ([`watch`]).
+//! - A session is believed in for no longer than its time to live after a renewal was sent
+//!   ([`lease`]).
+//! - Every request has a deadline. What etcd sends is never trusted to be well formed.
+//!
+//! It must not hand out anything as a lock: a lease steers, conditions and fencing decide (I4).
+
+mod commit;
+mod config;
+mod endpoints;
+mod errors;
+mod lease;
+mod slots;
+mod space;
+mod watch;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use aquifer_model::limits::METADATA_PAGE_KEYS_MAX;
+use aquifer_runtime::clock::SharedClock;
+use aquifer_runtime::rng::SharedRng;
+use aquifer_runtime::task::TaskGroup;
+use async_trait::async_trait;
+use etcd_client::{Client, GetOptions};
+use tokio_util::sync::CancellationToken;
+
+use crate::error::{MetadataError, MetadataResult};
+use crate::limits;
+use crate::store::{
+    MetadataStore, PageToken, Revision, ScanPage, Session, Transaction, Versioned, Watch,
+};
+use commit::Request;
+pub use config::EtcdConfig;
+use endpoints::Endpoints;
+use errors::Failure;
+use lease::EtcdSession;
+use slots::Slots;
+use space::{Space, number, revision};
+use watch::EtcdWatch;
+
+/// A metadata store in etcd.
+#[derive(Debug)]
+pub struct EtcdStore {
+    shared: Arc<Shared>,
+}
+
+/// What the store, its sessions and its watches share.
+struct Shared {
+    space: Space,
+    endpoints: Arc<Endpoints>,
+    slots: Slots,
+    clock: SharedClock,
+    tasks: TaskGroup,
+    closed: CancellationToken,
+}
+
+impl std::fmt::Debug for Shared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Shared")
+            .field("space", &self.space)
+            .finish_non_exhaustive()
+    }
+}
+
+impl EtcdStore {
+    /// Connects to etcd and makes sure that it can be read.
+    ///
+    /// # Errors
+    /// `Invalid` when the settings are not usable or etcd refuses the user; `Unavailable` when no
+    /// member answers before the deadline of a request.
+    pub async fn connect(
+        config: &EtcdConfig,
+        clock: SharedClock,
+        rng: SharedRng,
+        tasks: &TaskGroup,
+    ) -> MetadataResult<Self> {
+        let endpoints = Endpoints::new(config, rng).await?;
+        let shared = Arc::new(Shared {
+            space: Space::new(&config.cluster),
+            endpoints: Arc::new(endpoints),
+            slots: Slots::new(),
+            clock,
+            tasks: tasks.clone(),
+            closed: CancellationToken::new(),
+        });
+        let store = Self { shared };
+        store.scan("", None, 1).await?;
+        Ok(store)
+    }
+
+    /// Closes the store: sessions are lost and expire unless they were closed before, watches
+    /// end, and whatever is asked later is `Unavailable`.
+    pub async fn close(&self) {
+        if !self.shared.closed.is_cancelled() {
+            self.shared.slots.revoke(&self.shared).await;
+        }
+        self.shared.closed.cancel();
+    }
+}
+
+impl Drop for EtcdStore {
+    fn drop(&mut self) {
+        self.shared.closed.cancel();
+    }
+}
+
+impl Shared {
+    fn ensure_open(&self) -> MetadataResult<()> {
+        if self.closed.is_cancelled() {
+            return Err(MetadataError::Unavailable("the store is closed".to_owned()));
+        }
+        Ok(())
+    }
+
+    /// Reads a page: from a key as etcd has it, at a revision or now.
+    async fn page(
+        &self,
+        mut from: Vec<u8>,
+        to: &[u8],
+        mut at: Option<Revision>,
+        mut limit: i64,
+    ) -> MetadataResult<ScanPage> {
+        loop {
+            let options = GetOptions::new()
+                .with_range(to)
+                .with_revision(at.map_or(0, number))
+                .with_limit(limit);
+            let get = |client: Client| {
+                let (from, options) = (from.clone(), options.clone());
+                async move { client.kv_client().get(from, Some(options)).await }
+            };
+            let mut answer = match self.endpoints.call("a scan", get).await {
+                Err(Failure::AnswerTooLarge) if limit > 1 => {
+                    limit /= 2;
+                    continue;
+                }
+                other => other?,
+            };
+            let Some(header) = answer.take_header() else {
+                return Err(no_header());
+            };
+            // The first page decides on the revision of all.
+            let snapshot = *at.get_or_insert(revision(header.revision()));
+            let more = answer.more();
+            let found = answer.take_kvs();
+            let last = found.last().map(|found| found.key().to_vec());
+            let items: Vec<Versioned> = found
+                .into_iter()
+                .filter_map(|found| self.space.item(found.0))
+                .collect();
+            let next = items.last().filter(|_| more).map(|item| PageToken {
+                after: item.key.clone(),
+                revision: snapshot,
+            });
+            if let Some(last) = last
+                && more
+                && items.is_empty()
+            {
+                // Foreign keys only: look behind them.
+                from = Space::after(last);
+                continue;
+            }
+            return Ok(ScanPage {
+                items,
+                next,
+                revision: snapshot,
+            });
+        }
+    }
+}
+
+fn no_header() -> MetadataError {
+    MetadataError::Unavailable("etcd answered without a header".to_owned())
+}
+
+#[async_trait]
+impl MetadataStore for EtcdStore {
+    async fn get(&self, key: &str) -> MetadataResult<Option<Versioned>> {
+        self.shared.ensure_open()?;
+        let full = self.shared.space.key(key);
+        let get = |client: Client| {
+            let full = full.clone();
+            async move { client.kv_client().get(full, None).await }
+        };
+        let mut answer = self.shared.endpoints.call("a read", get).await?;
+        let found = answer.take_kvs().into_iter().next();
+        Ok(found.and_then(|found| self.shared.space.item(found.0)))
+    }
+
+    async fn scan(
+        &self,
+        prefix: &str,
+        page: Option<PageToken>,
+        limit: usize,
+    ) -> MetadataResult<ScanPage> {
+        self.shared.ensure_open()?;
+        let (mut from, to) = self.shared.space.range(prefix);
+        let limit = limit.clamp(1, METADATA_PAGE_KEYS_MAX);
+        let limit = i64::try_from(limit).unwrap_or(1);
+        let at = page.as_ref().map(|page| page.revision);
+        if let Some(page) = page {
+            from = from.max(Space::after(self.shared.space.key(&page.after)));
+        }
+        self.shared.page(from, &to, at, limit).await
+    }
+
+    async fn commit(&self, transaction: Transaction) -> MetadataResult<Revision> {
+        limits::check(&transaction)?;
+        let request = Request::new(&self.shared.space, &transaction);
+        self.shared.commit(request).await
+    }
+
+    async fn watch(&self, prefix: &str, after: Revision) -> MetadataResult<Box<dyn Watch>> {
+        self.shared.ensure_open()?;
+        Ok(Box::new(EtcdWatch::start(&self.shared, prefix, after)))
+    }
+
+    async fn open_session(&self, ttl: Duration) -> MetadataResult<Box<dyn Session>> {
+        self.shared.ensure_open()?;
+        let session = EtcdSession::open(Arc::clone(&self.shared), ttl).await?;
+        Ok(Box::new(session))
+    }
+}

@@ -1,0 +1,326 @@
+//! Commits: one transaction of etcd each, tried until its outcome is known or the time is up.
+//!
+//! What is certain to have been refused is sent again. What may have been applied is settled
+//! first, by the slot that it carries ([`super::slots`]). Only a transaction that uses every
+//! place which etcd has for operations or conditions has none left for the slot: when its answer
+//! is lost, its outcome stays unknown.
+
+use std::sync::Arc;
+
+use aquifer_model::limits::METADATA_OPERATIONS_MAX;
+use aquifer_runtime::clock;
+use etcd_client::proto::PbTxnOpResponse;
+use etcd_client::{
+    Client, Compare, CompareOp, DeleteOptions, GetOptions, PutOptions, Txn, TxnOp, TxnResponse,
+};
+
+use super::Shared;
+use super::errors::Failure;
+use super::lease::Lease;
+use super::slots::{Settled, TakenSlot};
+use super::space::{Space, number, revision};
+use crate::error::{MetadataError, MetadataResult};
+use crate::limits;
+use crate::store::{Expect, Operation, Revision, Transaction};
+
+/// A transaction in etcd's terms.
+pub(super) struct Request {
+    compares: Vec<Compare>,
+    operations: Vec<TxnOp>,
+    /// What is compared, in the order in which a conflict is reported.
+    expected: Vec<(String, Vec<u8>, Expect)>,
+    /// The lease that the keys go with.
+    lease: Option<Arc<Lease>>,
+    /// Whether there is a place left for a slot.
+    has_slot: bool,
+}
+
+impl Request {
+    pub(super) fn new(space: &Space, transaction: &Transaction) -> Self {
+        let mut request = Self {
+            compares: Vec::new(),
+            operations: Vec::with_capacity(transaction.operations.len() + 1),
+            expected: Vec::new(),
+            lease: None,
+            has_slot: transaction.operations.len() < METADATA_OPERATIONS_MAX
+                && limits::conditions(transaction) < METADATA_OPERATIONS_MAX,
+        };
+        for guard in &transaction.guards {
+            request.expect(space, &guard.key, guard.expect);
+        }
+        for operation in &transaction.operations {
+            request.change(space, operation);
+        }
+        request
+    }
+
+    /// A put that goes with a session.
+    pub(super) fn of_session(space: &Space, operation: &Operation, lease: &Arc<Lease>) -> Self {
+        let mut request = Self::new(space, &Transaction::default());
+        request.lease = Some(Arc::clone(lease));
+        request.change(space, operation);
+        request
+    }
+
+    fn expect(&mut self, space: &Space, key: &str, expect: Expect) {
+        let full = space.key(key);
+        let wanted = match expect {
+            Expect::Any => return,
+            // etcd takes 0 for the revision of a key that does not exist.
+            Expect::Absent => 0,
+            // Nothing is ever written at revision 0, so nothing can be expected there.
+            Expect::Revision(Revision(0)) => i64::MAX,
+            Expect::Revision(revision) => number(revision),
+        };
+        let compare = Compare::mod_revision(full.clone(), CompareOp::Equal, wanted);
+        self.compares.push(compare);
+        self.expected.push((key.to_owned(), full, expect));
+    }
+
+    fn change(&mut self, space: &Space, operation: &Operation) {
+        self.expect(space, operation.key(), operation.expect());
+        let key = space.key(operation.key());
+        self.operations.push(match operation {
+            Operation::Put { value, .. } => {
+                let lease = self.lease.as_ref().map_or(0, |lease| lease.id());
+                let options = PutOptions::new().with_lease(lease);
+                TxnOp::put(key, value.as_ref(), Some(options))
+            }
+            Operation::Delete { .. } => TxnOp::delete(key, None::<DeleteOptions>),
+        });
+    }
+
+    /// The transaction with the slot's part, and reads that explain a refusal.
+    fn txn(&self, slot: Option<(Compare, TxnOp)>) -> Txn {
+        let (mut compares, mut operations) = (self.compares.clone(), self.operations.clone());
+        if let Some((compare, operation)) = slot {
+            compares.push(compare);
+            operations.push(operation);
+        }
+        let reads = self
+            .expected
+            .iter()
+            .map(|(_, key, _)| TxnOp::get(key.clone(), Some(GetOptions::new().with_keys_only())));
+        Txn::new()
+            .when(compares)
+            .and_then(operations)
+            .or_else(reads.collect::<Vec<_>>())
+    }
+
+    /// The first key that was not as expected, in the answer to a refused transaction.
+    fn conflict(&self, answer: &TxnResponse) -> Option<MetadataError> {
+        for ((key, _, expect), read) in self.expected.iter().zip(&answer.0.responses) {
+            let Some(PbTxnOpResponse::ResponseRange(range)) = &read.response else {
+                continue;
+            };
+            let current = range.kvs.first().map(|found| revision(found.mod_revision));
+            let as_expected = match expect {
+                Expect::Any => true,
+                Expect::Absent => current.is_none(),
+                Expect::Revision(wanted) => current == Some(*wanted),
+            };
+            if !as_expected {
+                return Some(MetadataError::Conflict {
+                    key: key.clone(),
+                    current,
+                });
+            }
+        }
+        None
+    }
+}
+
+/// A commit under way.
+struct Commit<'a> {
+    shared: &'a Arc<Shared>,
+    request: &'a Request,
+    slot: Option<TakenSlot>,
+    /// The transaction was sent and may have been applied.
+    unsettled: bool,
+    /// What went wrong last.
+    last: String,
+}
+
+impl Shared {
+    /// Makes the changes, or tells why not.
+    pub(super) async fn commit(self: &Arc<Self>, request: Request) -> MetadataResult<Revision> {
+        let mut commit = Commit {
+            shared: self,
+            request: &request,
+            slot: None,
+            unsettled: false,
+            last: "it did not answer".to_owned(),
+        };
+        let limit = self.endpoints.request_timeout();
+        match clock::timeout(limit, commit.run()).await {
+            Ok(result) => result,
+            Err(_) => {
+                let reason = format!("no result in {limit:?}: {}", commit.last);
+                Err(if commit.unsettled {
+                    MetadataError::UnknownOutcome(reason)
+                } else {
+                    MetadataError::Unavailable(reason)
+                })
+            }
+        }
+    }
+}
+
+impl Commit<'_> {
+    async fn run(&mut self) -> MetadataResult<Revision> {
+        let mut tries = 0;
+        loop {
+            if self.shared.closed.is_cancelled() {
+                return Err(MetadataError::Unavailable("the store is closed".to_owned()));
+            }
+            if self.request.has_slot
+                && let Some(settled) = self.prepare_slot().await?
+            {
+                return settled;
+            }
+            if let Some(lease) = &self.request.lease
+                && lease.is_lost()
+            {
+                return Err(MetadataError::SessionExpired);
+            }
+            let failure = match self.send().await {
+                Ok(answer) if answer.header().is_none() => {
+                    Failure::Unknown("etcd answered without a header".to_owned())
+                }
+                Ok(answer) => match self.read(&answer) {
+                    Some(result) => return result,
+                    None => Failure::Refused("the slot of the commit was gone".to_owned()),
+                },
+                Err(failure) => failure,
+            };
+            if let Some(result) = self.after(failure).await {
+                return result;
+            }
+            self.shared.endpoints.pause(&mut tries).await;
+        }
+    }
+
+    /// Gets a slot that is in no doubt. Returns the outcome of this commit when settling the
+    /// doubt has told it.
+    async fn prepare_slot(&mut self) -> MetadataResult<Option<MetadataResult<Revision>>> {
+        loop {
+            let slot = match &mut self.slot {
+                Some(slot) => slot,
+                empty => empty.insert(self.shared.slots.take(self.shared).await?),
+            };
+            if !slot.in_doubt() {
+                return Ok(None);
+            }
+            // Doubt that an earlier user of the slot has left is nobody's concern any more.
+            let settled = match slot.settle(self.shared).await {
+                Ok(settled) => settled,
+                Err(error) if self.unsettled => {
+                    return Err(MetadataError::UnknownOutcome(error.to_string()));
+                }
+                Err(error) => return Err(error),
+            };
+            let mine = std::mem::take(&mut self.unsettled);
+            match settled {
+                Settled::Applied(revision) if mine => return Ok(Some(Ok(revision))),
+                Settled::Lost if mine => {
+                    return Ok(Some(Err(MetadataError::UnknownOutcome(
+                        "the process was paused for so long that its slots expired".to_owned(),
+                    ))));
+                }
+                Settled::Lost => self.slot = None,
+                Settled::Applied(_) | Settled::NotApplied => return Ok(None),
+            }
+        }
+    }
+
+    async fn send(&mut self) -> Result<TxnResponse, Failure> {
+        let number = self.shared.slots.number();
+        let noted = self.slot.as_mut().map(|slot| slot.note(number));
+        let txn = self.request.txn(noted);
+        self.unsettled = true;
+        let ask = |client: Client| async move { client.kv_client().txn(txn).await };
+        let limit = self.shared.endpoints.attempt_timeout();
+        self.shared.endpoints.attempt(limit, ask).await
+    }
+
+    /// The result in an answer. `None` when only the slot was not as expected: nothing was done.
+    fn read(&mut self, answer: &TxnResponse) -> Option<MetadataResult<Revision>> {
+        let at = answer.header().map_or(0, |header| header.revision());
+        self.unsettled = false;
+        if answer.succeeded() {
+            if let Some(slot) = &mut self.slot {
+                slot.applied(at);
+            }
+            return Some(Ok(revision(at)));
+        }
+        if let Some(slot) = &mut self.slot {
+            slot.not_applied();
+        }
+        if let Some(conflict) = self.request.conflict(answer) {
+            return Some(Err(conflict));
+        }
+        match self.slot.take() {
+            Some(slot) => {
+                slot.lose();
+                None
+            }
+            None => Some(Err(MetadataError::Unavailable(
+                "etcd refused a transaction without a reason".to_owned(),
+            ))),
+        }
+    }
+
+    /// What a failure means for this commit; `None` to go on with it.
+    async fn after(&mut self, failure: Failure) -> Option<MetadataResult<Revision>> {
+        match failure {
+            Failure::Unknown(reason) => {
+                self.last.clone_from(&reason);
+                return if self.slot.is_some() {
+                    // Settled before the next try.
+                    None
+                } else {
+                    Some(Err(MetadataError::UnknownOutcome(reason)))
+                };
+            }
+            // Everything else was certainly not applied.
+            Failure::Refused(reason) | Failure::Login(reason) => {
+                self.refused();
+                self.last = reason;
+            }
+            Failure::NoLease => {
+                self.refused();
+                if let Some(result) = self.session_result().await {
+                    return Some(result);
+                }
+                if let Some(slot) = self.slot.take() {
+                    slot.lose();
+                }
+            }
+            final_failure @ (Failure::AnswerTooLarge | Failure::Final(_)) => {
+                self.refused();
+                return Some(Err(final_failure.into()));
+            }
+        }
+        None
+    }
+
+    fn refused(&mut self) {
+        self.unsettled = false;
+        if let Some(slot) = &mut self.slot {
+            slot.not_applied();
+        }
+    }
+
+    /// After etcd missed a lease: whether it was the session's.
+    async fn session_result(&self) -> Option<MetadataResult<Revision>> {
+        let lease = self.request.lease.as_ref()?;
+        match lease.is_gone(&self.shared.endpoints).await {
+            Ok(true) => {
+                lease.lose();
+                Some(Err(MetadataError::SessionExpired))
+            }
+            Ok(false) => None,
+            Err(error) => Some(Err(error)),
+        }
+    }
+}

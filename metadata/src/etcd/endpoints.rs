@@ -1,0 +1,222 @@
+//! The members of etcd and who is asked. All requests go to one member until it fails; then the
+//! next one is asked, and watches that hang on the failed one are told to move. Each member has a
+//! connection of its own, made on demand.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use aquifer_runtime::clock;
+use aquifer_runtime::rng::SharedRng;
+use etcd_client::{Client, ConnectOptions, Error};
+use tokio::sync::{OnceCell, watch};
+
+use super::config::EtcdConfig;
+use super::errors::{Failure, before_sending, classify};
+use crate::error::{MetadataError, MetadataResult};
+
+/// First and longest wait after every member was asked once in vain.
+const PAUSE_FIRST: Duration = Duration::from_millis(25);
+const PAUSE_MAX: Duration = Duration::from_secs(1);
+
+/// The members.
+pub(super) struct Endpoints {
+    list: Vec<Arc<Endpoint>>,
+    current: AtomicUsize,
+    options: ConnectOptions,
+    rng: SharedRng,
+    request_timeout: Duration,
+    attempt_timeout: Duration,
+}
+
+/// A member.
+pub(super) struct Endpoint {
+    url: String,
+    client: OnceCell<Client>,
+    /// How often it failed.
+    failures: watch::Sender<u64>,
+}
+
+impl std::fmt::Debug for Endpoints {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // The options hold the password.
+        f.write_str("Endpoints")
+    }
+}
+
+impl Endpoints {
+    pub(super) async fn new(config: &EtcdConfig, rng: SharedRng) -> MetadataResult<Self> {
+        let options = config.connect_options().await?;
+        let endpoint = |url: &String| {
+            Arc::new(Endpoint {
+                url: url.clone(),
+                client: OnceCell::new(),
+                failures: watch::Sender::new(0),
+            })
+        };
+        let list: Vec<_> = config.endpoints.iter().map(endpoint).collect();
+        let members = u64::try_from(list.len()).unwrap_or(1);
+        // Processes begin at different members, so that one does not get all the load.
+        let first = usize::try_from(rng.below(members)).unwrap_or(0);
+        Ok(Self {
+            list,
+            current: AtomicUsize::new(first),
+            options,
+            rng,
+            request_timeout: config.request_timeout(),
+            attempt_timeout: config.attempt_timeout(),
+        })
+    }
+
+    pub(super) fn request_timeout(&self) -> Duration {
+        self.request_timeout
+    }
+
+    pub(super) fn attempt_timeout(&self) -> Duration {
+        self.attempt_timeout
+    }
+
+    /// The member to ask, and its number.
+    fn current(&self) -> (usize, Arc<Endpoint>) {
+        let index = self.current.load(Ordering::SeqCst) % self.list.len();
+        (index, Arc::clone(&self.list[index]))
+    }
+
+    /// Asks the next member from now on, unless somebody has moved on already.
+    fn leave(&self, index: usize) {
+        let next = (index + 1) % self.list.len();
+        let moved = self
+            .current
+            .compare_exchange(index, next, Ordering::SeqCst, Ordering::SeqCst);
+        if moved.is_ok() {
+            self.list[index].failures.send_modify(|count| *count += 1);
+        }
+    }
+
+    /// Asks one member once. What failed before anything was sent is never `Unknown`.
+    pub(super) async fn attempt<T, F, Fut>(&self, limit: Duration, ask: F) -> Result<T, Failure>
+    where
+        F: FnOnce(Client) -> Fut,
+        Fut: Future<Output = Result<T, Error>>,
+    {
+        self.attempt_at(limit, ask).await.map(|(result, _)| result)
+    }
+
+    /// The same, and returns the member too.
+    pub(super) async fn attempt_at<T, F, Fut>(
+        &self,
+        limit: Duration,
+        ask: F,
+    ) -> Result<(T, Arc<Endpoint>), Failure>
+    where
+        F: FnOnce(Client) -> Fut,
+        Fut: Future<Output = Result<T, Error>>,
+    {
+        let (index, endpoint) = self.current();
+        let asked = self.ask(&endpoint, limit, ask).await;
+        if let Err(Failure::Refused(_) | Failure::Unknown(_)) = &asked {
+            self.leave(index);
+        }
+        Ok((asked?, endpoint))
+    }
+
+    async fn ask<T, F, Fut>(
+        &self,
+        endpoint: &Endpoint,
+        limit: Duration,
+        ask: F,
+    ) -> Result<T, Failure>
+    where
+        F: FnOnce(Client) -> Fut,
+        Fut: Future<Output = Result<T, Error>>,
+    {
+        let late = |what: &str| format!("etcd at {} did not {what} in {limit:?}", endpoint.url);
+        let client = clock::timeout(limit, endpoint.connect(&self.options))
+            .await
+            .unwrap_or_else(|_| Err(Failure::Refused(late("log in"))))?;
+        let asked = clock::timeout(limit, ask(client.clone())).await;
+        let failure = match asked {
+            Ok(Ok(result)) => return Ok(result),
+            Ok(Err(error)) => at(&endpoint.url, classify(&error)),
+            Err(_) => Failure::Unknown(late("answer")),
+        };
+        if let Failure::Login(reason) = failure {
+            return match clock::timeout(limit, client.refresh_token()).await {
+                Ok(Err(error)) => Err(at(&endpoint.url, before_sending(&error))),
+                Ok(Ok(())) => Err(Failure::Login(reason)),
+                Err(_) => Err(Failure::Refused(late("log in"))),
+            };
+        }
+        Err(failure)
+    }
+
+    /// Asks until there is an answer, for requests that may be repeated.
+    ///
+    /// # Errors
+    /// `Final`, `NoLease` or `AnswerTooLarge`; at the deadline `Final` with `Unavailable`.
+    pub(super) async fn call<T, F, Fut>(&self, what: &str, ask: F) -> Result<T, Failure>
+    where
+        F: Fn(Client) -> Fut,
+        Fut: Future<Output = Result<T, Error>>,
+    {
+        let mut last = "it did not answer".to_owned();
+        let answered = async {
+            let mut tries = 0;
+            loop {
+                match self.attempt(self.attempt_timeout, &ask).await {
+                    Err(
+                        Failure::Refused(reason)
+                        | Failure::Unknown(reason)
+                        | Failure::Login(reason),
+                    ) => last = reason,
+                    other => return other,
+                }
+                self.pause(&mut tries).await;
+            }
+        };
+        match clock::timeout(self.request_timeout, answered).await {
+            Ok(result) => result,
+            Err(_) => Err(Failure::Final(MetadataError::Unavailable(format!(
+                "{what}: no result in {:?}: {last}",
+                self.request_timeout
+            )))),
+        }
+    }
+
+    /// Waits before somebody is asked again; not at all while there are members left to ask.
+    pub(super) async fn pause(&self, tries: &mut u32) {
+        *tries += 1;
+        let members = u32::try_from(self.list.len()).unwrap_or(u32::MAX);
+        if !tries.is_multiple_of(members) {
+            return;
+        }
+        let rounds = (*tries / members).min(16);
+        let pause = PAUSE_FIRST.saturating_mul(1 << (rounds - 1).min(15));
+        clock::sleep(self.rng.jitter(pause.min(PAUSE_MAX))).await;
+    }
+}
+
+impl Endpoint {
+    /// The client of this member. Without a user this does not connect yet.
+    async fn connect(&self, options: &ConnectOptions) -> Result<&Client, Failure> {
+        let connect = || Client::connect([self.url.as_str()], Some(options.clone()));
+        let client = self.client.get_or_try_init(connect).await;
+        client.map_err(|error| at(&self.url, before_sending(&error)))
+    }
+
+    /// Changes when this member has failed somebody.
+    pub(super) fn failures(&self) -> watch::Receiver<u64> {
+        self.failures.subscribe()
+    }
+}
+
+/// Says where it happened.
+fn at(url: &str, failure: Failure) -> Failure {
+    let place = |reason: String| format!("{url}: {reason}");
+    match failure {
+        Failure::Refused(reason) => Failure::Refused(place(reason)),
+        Failure::Unknown(reason) => Failure::Unknown(place(reason)),
+        other => other,
+    }
+}

@@ -1,0 +1,251 @@
+//! Leases and the sessions on them. A lease is alive, as far as this process may believe, for its
+//! time to live after the last successful renewal was sent; etcd counts from when that arrived,
+//! so the process knows of the loss before others see the keys vanish. After a change of etcd's
+//! leader the keys may stay for longer, and a leader that was paused may confirm a renewal that
+//! its successor does not know: a lease steers, it never decides (I4).
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use aquifer_runtime::clock::{self, SharedClock};
+use async_trait::async_trait;
+use bytes::Bytes;
+use parking_lot::Mutex;
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+use super::Shared;
+use super::commit::Request;
+use super::endpoints::Endpoints;
+use super::errors::Failure;
+use crate::error::{MetadataError, MetadataResult};
+use crate::limits;
+use crate::store::{Expect, Operation, Revision, Session};
+
+/// Shortest time to live: the task that renews must get its turn.
+const TTL_MIN: Duration = Duration::from_secs(1);
+/// A lease is renewed so many times in its life.
+const RENEWALS: u32 = 3;
+/// Wait before a renewal that failed is tried again.
+const RETRY: Duration = Duration::from_millis(50);
+
+/// A lease of this process.
+pub(super) struct Lease {
+    id: i64,
+    ttl: Duration,
+    clock: SharedClock,
+    /// When the last successful renewal was sent.
+    renewed: Mutex<Duration>,
+    lost: CancellationToken,
+}
+
+impl std::fmt::Debug for Lease {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "lease {:016x}", self.id)
+    }
+}
+
+impl Lease {
+    /// Asks etcd for a lease.
+    pub(super) async fn grant(
+        endpoints: &Endpoints,
+        clock: &SharedClock,
+        ttl: Duration,
+    ) -> MetadataResult<Arc<Self>> {
+        if ttl < TTL_MIN {
+            return Err(MetadataError::Invalid(format!(
+                "a session of {ttl:?}: at least {TTL_MIN:?} are needed"
+            )));
+        }
+        // etcd counts whole seconds. It may give more than asked for, never less.
+        let seconds = ttl.as_secs() + u64::from(ttl.subsec_nanos() > 0);
+        let seconds = i64::try_from(seconds).unwrap_or(i64::MAX);
+        let grant = |client: etcd_client::Client| {
+            // Before anything is sent: the lease cannot end sooner than this says.
+            let sent = clock.monotonic();
+            async move {
+                let granted = client.lease_client().grant(seconds, None).await?;
+                Ok((granted.id(), granted.ttl(), sent))
+            }
+        };
+        let (id, granted, sent) = endpoints.call("opening a session", grant).await?;
+        let granted = Duration::from_secs(u64::try_from(granted).unwrap_or(0));
+        Ok(Arc::new(Self {
+            id,
+            ttl: ttl.min(granted),
+            clock: Arc::clone(clock),
+            renewed: Mutex::new(sent),
+            lost: CancellationToken::new(),
+        }))
+    }
+
+    pub(super) fn id(&self) -> i64 {
+        self.id
+    }
+
+    pub(super) fn remaining(&self) -> Duration {
+        if self.lost.is_cancelled() {
+            return Duration::ZERO;
+        }
+        let age = self.clock.monotonic().saturating_sub(*self.renewed.lock());
+        self.ttl.saturating_sub(age)
+    }
+
+    pub(super) fn is_lost(&self) -> bool {
+        self.remaining().is_zero()
+    }
+
+    pub(super) fn lose(&self) {
+        self.lost.cancel();
+    }
+
+    async fn renew(&self, endpoints: &Endpoints) -> Result<(), Failure> {
+        let limit = (self.ttl / (RENEWALS + 1)).min(endpoints.attempt_timeout());
+        let sent = self.clock.monotonic();
+        let renew = |client: etcd_client::Client| async move {
+            // A stream for each renewal: the member that is asked may be another one each time.
+            client.lease_client().keep_alive(self.id).await.map(drop)
+        };
+        endpoints.attempt(limit, renew).await?;
+        *self.renewed.lock() = sent;
+        Ok(())
+    }
+
+    /// Renews the lease until it is lost, or until `ended`.
+    pub(super) async fn keep(
+        self: Arc<Self>,
+        endpoints: Arc<Endpoints>,
+        ended: impl Future<Output = ()>,
+    ) {
+        tokio::pin!(ended);
+        let mut wait = self.ttl / RENEWALS;
+        loop {
+            let remaining = self.remaining();
+            if remaining.is_zero() {
+                self.lose();
+                return;
+            }
+            tokio::select! {
+                () = clock::sleep(wait.min(remaining)) => {}
+                () = self.lost.cancelled() => return,
+                () = &mut ended => return,
+            }
+            let remaining = self.remaining();
+            let renewed = tokio::select! {
+                renewed = clock::timeout(remaining, self.renew(&endpoints)) => renewed,
+                () = self.lost.cancelled() => return,
+                () = &mut ended => return,
+            };
+            wait = match renewed {
+                Ok(Ok(())) => self.ttl / RENEWALS,
+                Ok(Err(Failure::NoLease)) => {
+                    tracing::warn!(lease = ?self, "etcd has let a lease expire");
+                    self.lose();
+                    return;
+                }
+                Ok(Err(failure)) => {
+                    tracing::debug!(lease = ?self, ?failure, "a lease could not be renewed");
+                    RETRY
+                }
+                Err(_) => Duration::ZERO,
+            };
+        }
+    }
+
+    /// Gives the lease back. Its keys are gone when this succeeds.
+    pub(super) async fn revoke(&self, endpoints: &Endpoints) -> MetadataResult<()> {
+        self.lose();
+        let revoke = |client: etcd_client::Client| async move {
+            client.lease_client().revoke(self.id).await.map(drop)
+        };
+        match endpoints.call("closing a session", revoke).await {
+            Ok(()) | Err(Failure::NoLease) => Ok(()),
+            Err(failure) => Err(failure.into()),
+        }
+    }
+
+    /// Whether etcd has the lease no more.
+    pub(super) async fn is_gone(&self, endpoints: &Endpoints) -> MetadataResult<bool> {
+        let left = |client: etcd_client::Client| async move {
+            client.lease_client().time_to_live(self.id, None).await
+        };
+        match endpoints.call("looking at a session", left).await {
+            Ok(left) => Ok(left.ttl() <= 0),
+            Err(Failure::NoLease) => Ok(true),
+            Err(failure) => Err(failure.into()),
+        }
+    }
+}
+
+/// Ends the belief in a lease that nobody renews any more.
+struct LoseOnDrop(Arc<Lease>);
+
+impl Drop for LoseOnDrop {
+    fn drop(&mut self) {
+        self.0.lose();
+    }
+}
+
+/// A handle of a session. Dropping it lets the session expire.
+pub(super) struct EtcdSession {
+    shared: Arc<Shared>,
+    lease: Arc<Lease>,
+    _held: DropGuard,
+}
+
+impl EtcdSession {
+    /// Opens a session and starts to renew it. That goes on while the process shuts down, until
+    /// the session is closed: others shall not see it vanish while it drains.
+    pub(super) async fn open(shared: Arc<Shared>, ttl: Duration) -> MetadataResult<Self> {
+        let lease = Lease::grant(&shared.endpoints, &shared.clock, ttl).await?;
+        let dropped = CancellationToken::new();
+        let (closed, abandoned) = (shared.closed.clone(), dropped.clone());
+        let ended = async move {
+            tokio::select! {
+                () = closed.cancelled() => {}
+                () = abandoned.cancelled() => {}
+            }
+        };
+        let keep = Arc::clone(&lease).keep(Arc::clone(&shared.endpoints), ended);
+        let guard = LoseOnDrop(Arc::clone(&lease));
+        // The task ends with the session; nobody waits for its handle.
+        drop(shared.tasks.spawn("metadata-session", async move {
+            let _guard = guard;
+            keep.await;
+        }));
+        Ok(Self {
+            shared,
+            lease,
+            _held: dropped.drop_guard(),
+        })
+    }
+}
+
+#[async_trait]
+impl Session for EtcdSession {
+    async fn put(&self, key: &str, value: Bytes, expect: Expect) -> MetadataResult<Revision> {
+        let operation = Operation::Put {
+            key: key.to_owned(),
+            value,
+            expect,
+        };
+        limits::check_one(&operation)?;
+        if self.lease.is_lost() {
+            return Err(MetadataError::SessionExpired);
+        }
+        let request = Request::of_session(&self.shared.space, &operation, &self.lease);
+        self.shared.commit(request).await
+    }
+
+    fn remaining(&self) -> Duration {
+        self.lease.remaining()
+    }
+
+    async fn lost(&self) {
+        self.lease.lost.cancelled().await;
+    }
+
+    async fn close(&self) -> MetadataResult<()> {
+        self.lease.revoke(&self.shared.endpoints).await
+    }
+}

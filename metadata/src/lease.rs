@@ -1,0 +1,210 @@
+//! The one lease of a process, and the keys that say that it lives (design.md section 9).
+//!
+//! Invariants:
+//! - What was set is announced for as long as the process wants it: when the session is lost, a
+//!   new one is opened and everything is written again.
+//! - After [`Lease::close`] has returned, nothing is announced and nothing will be.
+//!
+//! A lease says that a process was alive a while ago and no more. Nothing may be decided by it
+//! that must not happen twice: fencing and epochs decide (I4).
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use aquifer_runtime::clock;
+use aquifer_runtime::rng::SharedRng;
+use aquifer_runtime::task::TaskGroup;
+use bytes::Bytes;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::error::{MetadataError, MetadataResult};
+use crate::store::{Expect, MetadataStore, Session};
+
+/// First and longest wait before the store is asked again.
+const RETRY_FIRST: Duration = Duration::from_millis(50);
+const RETRY_MAX: Duration = Duration::from_secs(5);
+
+/// The lease of a process. Clones share it; it ends with [`Lease::close`], or, without removing
+/// its keys before they expire, with its group.
+#[derive(Debug, Clone)]
+pub struct Lease {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    wanted: watch::Sender<Wanted>,
+    /// The version that is written under the session of now; `None` without one.
+    announced: watch::Sender<Option<u64>>,
+    closing: CancellationToken,
+    closed: CancellationToken,
+}
+
+#[derive(Debug, Default)]
+struct Wanted {
+    version: u64,
+    keys: BTreeMap<String, Bytes>,
+}
+
+impl Lease {
+    /// Starts to hold a lease, which expires when it was not renewed for `ttl`.
+    pub fn start(
+        store: Arc<dyn MetadataStore>,
+        ttl: Duration,
+        rng: SharedRng,
+        tasks: &TaskGroup,
+    ) -> Lease {
+        let shared = Arc::new(Shared {
+            wanted: watch::Sender::default(),
+            announced: watch::Sender::new(None),
+            closing: CancellationToken::new(),
+            closed: CancellationToken::new(),
+        });
+        let held = Arc::clone(&shared);
+        let shutdown = tasks.shutdown_token();
+        // The task ends with the lease or the group; nobody waits for its handle.
+        drop(tasks.spawn("metadata-lease", async move {
+            // However this ends: who waits for the end of the lease must not wait for ever.
+            let _closed = held.closed.clone().drop_guard();
+            tokio::select! {
+                () = held.hold(store.as_ref(), ttl, &rng) => {}
+                () = shutdown.wait() => {}
+            }
+        }));
+        Lease { shared }
+    }
+
+    /// Announces a value at a key from now on, instead of the former one.
+    pub fn set(&self, key: &str, value: Bytes) {
+        self.shared.wanted.send_if_modified(|wanted| {
+            if wanted.keys.get(key) == Some(&value) {
+                return false;
+            }
+            wanted.version += 1;
+            wanted.keys.insert(key.to_owned(), value);
+            true
+        });
+    }
+
+    /// Waits until everything that was set by now is in the store, under a session that lived
+    /// then. Returns at once when the lease is closed.
+    pub async fn announced(&self) {
+        let version = self.shared.wanted.borrow().version;
+        let mut announced = self.shared.announced.subscribe();
+        tokio::select! {
+            // The sender lives as long as this lease, so the wait ends only by the condition.
+            _ = announced.wait_for(|done| done.is_some_and(|done| done >= version)) => {}
+            () = self.shared.closed.cancelled() => {}
+        }
+    }
+
+    /// Ends the lease and removes its keys. When the store is away they expire later instead.
+    pub async fn close(&self) {
+        self.shared.closing.cancel();
+        self.shared.closed.cancelled().await;
+    }
+}
+
+impl Shared {
+    /// Holds one session after the other until the lease is closed.
+    async fn hold(&self, store: &dyn MetadataStore, ttl: Duration, rng: &SharedRng) {
+        let mut retry = RETRY_FIRST;
+        loop {
+            let opened = tokio::select! {
+                biased;
+                () = self.closing.cancelled() => return,
+                opened = store.open_session(ttl) => opened,
+            };
+            let lost = match opened {
+                Ok(session) => {
+                    let lost = tokio::select! {
+                        biased;
+                        () = self.closing.cancelled() => None,
+                        lost = self.announce(session.as_ref(), rng) => Some(lost),
+                    };
+                    self.announced.send_replace(None);
+                    let Some(lost) = lost else {
+                        close(session.as_ref()).await;
+                        return;
+                    };
+                    retry = RETRY_FIRST;
+                    lost
+                }
+                Err(error) => error,
+            };
+            tracing::warn!(%lost, "this process is not announced: opening another session");
+            tokio::select! {
+                biased;
+                () = self.closing.cancelled() => return,
+                () = clock::sleep(rng.jitter(retry)) => retry = (retry * 2).min(RETRY_MAX),
+            }
+        }
+    }
+
+    /// Keeps the store as it is wanted for as long as the session lives; returns how it ended.
+    async fn announce(&self, session: &dyn Session, rng: &SharedRng) -> MetadataError {
+        let mut wanted = self.wanted.subscribe();
+        let mut written = BTreeMap::new();
+        let mut retry = RETRY_FIRST;
+        loop {
+            let next = match self.write(session, &mut wanted, &mut written).await {
+                Ok(()) => {
+                    retry = RETRY_FIRST;
+                    None
+                }
+                Err(MetadataError::SessionExpired) => return MetadataError::SessionExpired,
+                Err(error) => {
+                    tracing::warn!(%error, "a key of this process is not announced yet");
+                    retry = (retry * 2).min(RETRY_MAX);
+                    Some(clock::sleep(rng.jitter(retry)))
+                }
+            };
+            let again = async {
+                match next {
+                    Some(pause) => pause.await,
+                    // An error means that the sender is gone, and then this task is, too.
+                    None => drop(wanted.changed().await),
+                }
+            };
+            tokio::select! {
+                () = session.lost() => return MetadataError::SessionExpired,
+                () = again => {}
+            }
+        }
+    }
+
+    /// Writes what is wanted and not written yet.
+    async fn write(
+        &self,
+        session: &dyn Session,
+        wanted: &mut watch::Receiver<Wanted>,
+        written: &mut BTreeMap<String, Bytes>,
+    ) -> MetadataResult<()> {
+        let (version, keys) = {
+            let wanted = wanted.borrow_and_update();
+            (wanted.version, wanted.keys.clone())
+        };
+        for (key, value) in keys {
+            if written.get(&key) != Some(&value) {
+                session.put(&key, value.clone(), Expect::Any).await?;
+                written.insert(key, value);
+            }
+        }
+        self.announced.send_replace(Some(version));
+        Ok(())
+    }
+}
+
+async fn close(session: &dyn Session) {
+    match session.close().await {
+        Ok(()) | Err(MetadataError::SessionExpired) => {}
+        Err(error) => {
+            tracing::warn!(%error, "the lease could not be ended: its keys expire by themselves");
+        }
+    }
+}
