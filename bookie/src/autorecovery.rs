@@ -8,10 +8,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use aquifer_ledger::context::LogContext;
+#[cfg(test)]
+use aquifer_ledger::deletion::sweep_intents_of;
 use aquifer_ledger::error::LedgerError;
 use aquifer_ledger::replication::{
     self, EntryRepair, LocalAudit, LocalLedger, LocalReport, ReplicationConfig, repair_entry,
 };
+#[cfg(test)]
+use aquifer_ledger::testing::{MemoryStore, TestWorld};
 use aquifer_ledger::transport::BookieTransport;
 use aquifer_metadata::error::MetadataResult;
 use aquifer_metadata::{keys, record};
@@ -28,6 +32,9 @@ use tokio::sync::mpsc;
 
 use crate::Bookie;
 use crate::scrub::RepairHook;
+
+#[cfg(test)]
+mod tests;
 
 /// Damaged entries that wait for their repair; what does not fit is found again.
 const DAMAGED_WAITING_MAX: usize = 1_024;
@@ -239,6 +246,7 @@ impl BookieTransport for SelfFirst {
         }
     }
 }
+<<<<<<< HEAD
 
 #[cfg(test)]
 mod tests {
@@ -480,3 +488,5 @@ mod tests {
         world.end().await;
     }
 }
+=======
+>>>>>>> main

@@ -30,6 +30,8 @@ const LEDGER_BYTES: usize = 4 * 1024;
 const DAMAGED_IN_A_ROW_MAX: u32 = 10_000;
 /// When the store does not answer.
 const RETRY: Duration = Duration::from_secs(10);
+/// How long it waits at first.
+const START_PAUSE_MAX: Duration = Duration::from_secs(60);
 /// The position is noted after so many bytes.
 const NOTE_BYTES: usize = 16 << 20;
 
@@ -116,6 +118,9 @@ impl Scrubber {
 
     /// The thread.
     pub fn run(&self) {
+        // A bookie that starts has more urgent things to do; and a process whose start fails
+        // should not end in the middle of a read.
+        self.sleep(self.pause.min(START_PAUSE_MAX));
         let found = self.store.with(|db| db.scrubbed());
         let mut at = found.unwrap_or_else(|error| {
             tracing::warn!(%error, "the scrubber begins anew");

@@ -396,6 +396,7 @@ mod tests {
             "topic stats t",
             "topic delete t --force",
             "bookie list --data-dir d",
+            "bookie list --metadata etcd://a:2379,b:2379 --cluster c",
             "bookie cookie 000102030405060708090a0b0c0d0e0f",
             "bookie decommission 000102030405060708090a0b0c0d0e0f --repair-here",
             "bookie decommission 000102030405060708090a0b0c0d0e0f --undo --output json",
@@ -433,6 +434,7 @@ mod tests {
             "bookie decommission short",
             "bookie decommission 000102030405060708090a0b0c0d0e0f --undo --no-wait",
             "ledger inspect -1",
+            "doctor --data-dir d --metadata etcd://a:1",
         ] {
             let words = std::iter::once("aquifer").chain(line.split(' '));
             let error = Cli::try_parse_from(words).map(|_| ()).unwrap_err();

@@ -11,8 +11,11 @@ use aquifer_ledger::error::LedgerError;
 use aquifer_ledger::managed::cache::EntryCache;
 use aquifer_ledger::metrics::LedgerMetrics;
 use aquifer_ledger::placement::{BookieInfo, Bookies};
+use aquifer_ledger::replication::Members;
+use aquifer_ledger::transport::BookieTransport;
 use aquifer_metadata::embedded::{EmbeddedOptions, EmbeddedStore};
 use aquifer_metadata::error::MetadataError;
+use aquifer_metadata::etcd::{EtcdConfig, EtcdStore};
 use aquifer_metadata::store::MetadataStore;
 use aquifer_runtime::clock::SystemClock;
 use aquifer_runtime::disk::{Disk, DiskLock, RealDisk};
@@ -24,6 +27,8 @@ use crate::args::{SourceArgs, StandaloneArgs};
 use crate::exit::{CliError, Exit};
 use crate::roles::standalone::config::StandaloneConfig;
 
+const PLAIN: &str = "etcd://";
+const TLS: &str = "etcds://";
 const CACHE_BYTES: usize = 1 << 20;
 const DRAIN: Duration = Duration::from_secs(5);
 
@@ -31,9 +36,18 @@ const DRAIN: Duration = Duration::from_secs(5);
 pub struct Cluster {
     /// Metadata, and the way to bookies.
     pub ctx: Arc<LogContext>,
-    store: Arc<EmbeddedStore>,
-    bookie: Bookie,
-    _lock: DiskLock,
+    opened: Opened,
+}
+
+enum Opened {
+    /// The directory of a standalone server that is stopped.
+    Directory {
+        store: Arc<EmbeddedStore>,
+        bookie: Bookie,
+        _lock: DiskLock,
+    },
+    /// A cluster that runs.
+    Etcd(Arc<EtcdStore>),
 }
 
 impl Cluster {
@@ -42,54 +56,16 @@ impl Cluster {
     /// # Errors
     /// When there is nothing there, or a server runs on it.
     pub async fn open(source: &SourceArgs) -> Result<Cluster, CliError> {
-        let args = StandaloneArgs {
-            data_dir: Some(source.data_dir.clone()),
-            config: source.config.clone(),
-            grpc_addr: None,
-            http_addr: None,
-            bookie_addr: None,
-            allow_remote: true,
-            accept_loss: false,
-            check_config: false,
-        };
-        let (config, _) = StandaloneConfig::load(&args)?;
-        let metadata = config.data_dir.join("metadata.redb");
-        if !metadata.exists() {
-            let shown = config.data_dir.display();
-            return Err(CliError::failed(format!("{shown} is no data directory"))
-                .advise("say where it is with --data-dir"));
-        }
-        let lock = lock(&config.data_dir)?;
         let logs = TelemetryConfig {
             log_filter: "warn".to_owned(),
             ..TelemetryConfig::default()
         };
         let telemetry =
             Telemetry::start(&logs).map_err(|error| CliError::failed(error.to_string()))?;
-        let tasks = TaskGroup::new("tool");
-        let (clock, disk) = (SystemClock::shared(), RealDisk::shared());
-        let options = EmbeddedOptions::default();
-        let opened = EmbeddedStore::open(metadata, options, disk, clock, &tasks).await;
-        let store = Arc::new(opened.map_err(|error| failed(&error.into()))?);
-        let mut settings = config.bookie;
-        settings.scrub_bytes_per_second = 0;
-        let deps = BookieDeps {
-            disk: RealDisk::shared(),
-            clock: SystemClock::shared(),
-            rng: SystemRng::shared(),
-            meter: telemetry.meter("aquifer_bookie"),
-        };
-        let opened = tokio::task::spawn_blocking(move || Bookie::open(settings, deps)).await;
-        let bookie = opened
-            .map_err(|error| CliError::failed(error.to_string()))?
-            .map_err(|error| CliError::failed(format!("the bookie does not start: {error}")))?;
-        let ctx = context(&telemetry, tasks, store.clone(), &bookie);
-        Ok(Cluster {
-            ctx,
-            store,
-            bookie,
-            _lock: lock,
-        })
+        match &source.metadata {
+            Some(metadata) => connect(metadata, &source.cluster, &telemetry).await,
+            None => open_directory(source, &telemetry).await,
+        }
     }
 
     /// Metadata.
@@ -99,36 +75,137 @@ impl Cluster {
 
     /// Whether its only bookie is part of a standalone server, which announces it to nobody.
     pub fn is_standalone(&self) -> bool {
-        true
+        matches!(self.opened, Opened::Directory { .. })
     }
 
     /// Finishes and flushes.
     pub async fn close(self) {
+        self.ctx.tasks.shutdown();
+        match &self.opened {
+            Opened::Directory { store, bookie, .. } => {
+                bookie.shutdown().await;
+                store.close().await;
+            }
+            Opened::Etcd(store) => store.close().await,
+        }
         self.ctx.tasks.drain(DRAIN).await;
-        self.bookie.shutdown().await;
-        self.store.close().await;
     }
+}
+
+/// Connects to a cluster, and to the bookies that are registered there now.
+async fn connect(
+    metadata: &str,
+    cluster: &str,
+    telemetry: &Telemetry,
+) -> Result<Cluster, CliError> {
+    let plain = metadata.strip_prefix(PLAIN).map(|hosts| ("http", hosts));
+    let tls = metadata.strip_prefix(TLS).map(|hosts| ("https", hosts));
+    let Some((scheme, hosts)) = plain.or(tls) else {
+        return Err(CliError::usage("--metadata names no metadata store")
+            .advise("give etcd://HOST:PORT[,HOST:PORT…]"));
+    };
+    let endpoints = hosts.split(',').map(|host| format!("{scheme}://{host}"));
+    let config = EtcdConfig::new(endpoints.collect(), cluster);
+    let tasks = TaskGroup::new("tool");
+    let (clock, rng) = (SystemClock::shared(), SystemRng::shared());
+    let connected = EtcdStore::connect(&config, clock, rng.clone(), &tasks).await;
+    let etcd = Arc::new(connected.map_err(|error| failed(&error.into()))?);
+    let reach = BookieClientConfig {
+        cluster: cluster.to_owned(),
+        ..BookieClientConfig::default()
+    };
+    let transport = GrpcTransport::new(reach, &*rng, tasks.clone());
+    let members = Members::load(&*etcd).await;
+    let mut known = Vec::new();
+    for member in members.map_err(|error| failed(&error))?.iter() {
+        let Some(registration) = &member.registration else {
+            continue;
+        };
+        if let Err(error) = transport.set_address(member.id, &registration.address) {
+            tracing::warn!(bookie = %member.id, %error, "bookie has no usable address");
+        }
+        known.push(BookieInfo {
+            id: member.id,
+            zone: registration.zone.clone(),
+            read_only: registration.read_only || member.is_leaving(),
+        });
+    }
+    let ctx = context(telemetry, tasks, etcd.clone(), Arc::new(transport), known);
+    Ok(Cluster {
+        ctx,
+        opened: Opened::Etcd(etcd),
+    })
+}
+
+/// Opens the data directory of a standalone server.
+async fn open_directory(source: &SourceArgs, telemetry: &Telemetry) -> Result<Cluster, CliError> {
+    let args = StandaloneArgs {
+        data_dir: Some(source.data_dir.clone()),
+        config: source.config.clone(),
+        grpc_addr: None,
+        http_addr: None,
+        bookie_addr: None,
+        allow_remote: true,
+        accept_loss: false,
+        check_config: false,
+    };
+    let (config, _) = StandaloneConfig::load(&args)?;
+    let metadata = config.data_dir.join("metadata.redb");
+    if !metadata.exists() {
+        let shown = config.data_dir.display();
+        return Err(CliError::failed(format!("{shown} is no data directory"))
+            .advise("say where it is with --data-dir, or name a cluster with --metadata"));
+    }
+    let lock = lock(&config.data_dir)?;
+    let tasks = TaskGroup::new("tool");
+    let (clock, disk) = (SystemClock::shared(), RealDisk::shared());
+    let options = EmbeddedOptions::default();
+    let opened = EmbeddedStore::open(metadata, options, disk, clock, &tasks).await;
+    let store = Arc::new(opened.map_err(|error| failed(&error.into()))?);
+    let mut settings = config.bookie;
+    settings.scrub_bytes_per_second = 0;
+    let deps = BookieDeps {
+        disk: RealDisk::shared(),
+        clock: SystemClock::shared(),
+        rng: SystemRng::shared(),
+        meter: telemetry.meter("aquifer_bookie"),
+    };
+    let opened = tokio::task::spawn_blocking(move || Bookie::open(settings, deps)).await;
+    let bookie = opened
+        .map_err(|error| CliError::failed(error.to_string()))?
+        .map_err(|error| CliError::failed(format!("the bookie does not start: {error}")))?;
+    let rng = SystemRng::shared();
+    let others = GrpcTransport::new(BookieClientConfig::default(), &*rng, tasks.clone());
+    let transport = autorecovery::transport(bookie.clone(), Arc::new(others));
+    let here = BookieInfo {
+        id: bookie.id(),
+        zone: String::new(),
+        read_only: false,
+    };
+    let ctx = context(telemetry, tasks, store.clone(), transport, vec![here]);
+    Ok(Cluster {
+        ctx,
+        opened: Opened::Directory {
+            store,
+            bookie,
+            _lock: lock,
+        },
+    })
 }
 
 fn context(
     telemetry: &Telemetry,
     tasks: TaskGroup,
     store: Arc<dyn MetadataStore>,
-    bookie: &Bookie,
+    transport: Arc<dyn BookieTransport>,
+    bookies: Vec<BookieInfo>,
 ) -> Arc<LogContext> {
-    let rng = SystemRng::shared();
-    let others = GrpcTransport::new(BookieClientConfig::default(), &*rng, tasks.clone());
-    let here = BookieInfo {
-        id: bookie.id(),
-        zone: String::new(),
-        read_only: false,
-    };
     Arc::new(LogContext {
         store,
-        transport: autorecovery::transport(bookie.clone(), Arc::new(others)),
-        bookies: Bookies::fixed(vec![here]),
+        transport,
+        bookies: Bookies::fixed(bookies),
         clock: SystemClock::shared(),
-        rng,
+        rng: SystemRng::shared(),
         cache: EntryCache::new(CACHE_BYTES, CACHE_BYTES),
         tasks,
         metrics: LedgerMetrics::new(&telemetry.meter("aquifer_ledger")),

@@ -38,12 +38,13 @@ pub use worker::{RepairWorker, Round};
 use std::sync::Arc;
 use std::time::Duration;
 
-use aquifer_metadata::store::{Expect, Session, Watch, WatchEvent};
-use aquifer_metadata::{keys, record};
-use aquifer_model::id::{BookieId, LedgerId};
-use aquifer_proto::v1;
+use aquifer_metadata::election::Election;
+use aquifer_metadata::keys;
+use aquifer_metadata::store::{Session, Watch, WatchEvent};
+use aquifer_model::id::BookieId;
 use aquifer_runtime::clock;
 use aquifer_runtime::task::ShutdownToken;
+use bytes::Bytes;
 use futures::FutureExt;
 use serde::{Deserialize, Serialize};
 
@@ -111,8 +112,6 @@ const SESSION_PAUSE: Duration = Duration::from_secs(2);
 /// From the first news to a look at all of them: changes come in crowds, and most are done by
 /// then by whoever began them.
 const SETTLE: Duration = Duration::from_secs(1);
-/// Ids of ledgers begin at 1: the lock of 0 is the auditor's.
-const AUDITOR: LedgerId = LedgerId(0);
 
 /// Runs a repair worker, and the auditor whenever no other process does, until shutdown is asked
 /// for: everything that `aquifer autorecovery` is, and that a bookie hosts by default. `holder`
@@ -159,31 +158,30 @@ async fn run_in_session(
         holder.to_owned(),
         shutdown.clone(),
     );
+    let election = Election::new(Arc::clone(&ctx.store), keys::ELECTION_AUDITOR);
+    // Two auditors at once, for a moment, only do the same twice.
     let auditor = async {
-        lead(session, &config, holder).await;
-        tracing::info!("this process audits replication now");
-        run_auditor(Arc::clone(ctx), config.clone(), shutdown.clone()).await;
+        loop {
+            let candidate = Bytes::copy_from_slice(holder.as_bytes());
+            let leadership = match election.campaign(Arc::clone(session), candidate).await {
+                Ok(leadership) => leadership,
+                Err(error) => {
+                    tracing::warn!(%error, "this process cannot become the auditor");
+                    return;
+                }
+            };
+            tracing::info!("this process audits replication now");
+            tokio::select! {
+                () = leadership.lost() => tracing::info!("another process audits replication"),
+                () = run_auditor(Arc::clone(ctx), config.clone(), shutdown.clone()) => return,
+            }
+        }
     };
     // Whatever is dropped half done is done again: every step may be repeated.
     tokio::select! {
         () = worker => {}
         () = auditor => {}
         () = session.lost() => {}
-    }
-}
-
-/// Waits until this process is the auditor, for as long as its session lives. Two auditors at
-/// once, for a moment, do the same twice.
-async fn lead(session: &Arc<dyn Session>, config: &ReplicationConfig, holder: &str) {
-    let key = keys::repair_lock(AUDITOR);
-    loop {
-        let value = record::encode(v1::LockRecord {
-            holder: holder.to_owned(),
-        });
-        if session.put(&key, value, Expect::Absent).await.is_ok() {
-            return;
-        }
-        clock::sleep(Duration::from_millis(config.audit_ms)).await;
     }
 }
 

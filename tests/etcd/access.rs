@@ -68,7 +68,7 @@ impl Guarded {
 
     async fn refused(&self, config: &EtcdConfig) -> MetadataError {
         match connect(config, &self.tasks).await {
-            Ok(_) => panic!("it is not allowed"),
+            Ok(_) => unreachable!("it is not allowed"),
             Err(error) => error,
         }
     }

@@ -36,7 +36,7 @@ impl Machine {
         let clock = Arc::clone(&self.clock) as SharedClock;
         let tasks = TaskGroup::new("test");
         let store = EtcdStore::connect(&config, clock, SystemRng::shared(), &tasks).await;
-        Arc::new(store.unwrap())
+        Arc::new(store.expect("etcd serves"))
     }
 }
 
@@ -44,7 +44,7 @@ impl Machine {
 impl StoreFactory for Machine {
     async fn create(&self) -> Arc<dyn MetadataStore> {
         let etcd = Etcd::start(EtcdOptions::members(self.members)).await;
-        let etcd = etcd.unwrap();
+        let etcd = etcd.expect("etcd starts");
         let urls = etcd.urls();
         *self.etcd.lock().await = Some(etcd);
         self.connect(urls).await
@@ -56,12 +56,12 @@ impl StoreFactory for Machine {
         let etcd = etcd.as_mut().expect("created before it is restarted");
         // etcd loses power too, all of it at once.
         for member in 0..etcd.len() {
-            etcd.kill(member).unwrap();
+            etcd.kill(member).expect("it runs");
         }
         for member in 0..etcd.len() {
-            etcd.restart(member).unwrap();
+            etcd.restart(member).expect("it was killed");
         }
-        etcd.healthy().await.unwrap();
+        etcd.healthy().await.expect("etcd starts again");
         self.connect(etcd.urls()).await
     }
 
@@ -71,10 +71,12 @@ impl StoreFactory for Machine {
 
     async fn compact(&self, store: &dyn MetadataStore) {
         // The latest change is always kept.
-        let latest = put(store, &key(0), "noise").await.unwrap();
+        let latest = put(store, &key(0), "noise").await;
+        let latest = latest.expect("a write without condition");
         let etcd = self.etcd.lock().await;
         let etcd = etcd.as_ref().expect("created before it is compacted");
-        etcd.ctl(&["compact", &latest.0.to_string()]).unwrap();
+        etcd.ctl(&["compact", &latest.0.to_string()])
+            .expect("etcd compacts");
     }
 }
 

@@ -71,7 +71,7 @@ pub fn text(value: &Bytes) -> String {
 pub async fn soon<F: Future>(what: &str, future: F) -> F::Output {
     match clock::timeout(PATIENCE, future).await {
         Ok(output) => output,
-        Err(_) => panic!("waited {PATIENCE:?} for {what}"),
+        Err(_) => unreachable!("waited {PATIENCE:?} for {what}"),
     }
 }
 
@@ -83,7 +83,7 @@ pub async fn next(watch: &mut dyn Watch) -> Brief {
     match soon("an event", watch.next()).await {
         Some(WatchEvent::Put(item)) => (item.key, Some(text(&item.value)), item.revision),
         Some(WatchEvent::Delete { key, revision }) => (key, None, revision),
-        other => panic!("an event was expected, not {other:?}"),
+        other => unreachable!("an event was expected, not {other:?}"),
     }
 }
 

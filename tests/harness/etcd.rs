@@ -36,11 +36,11 @@ impl Certificates {
         let made = Self {
             folder: folder.to_owned(),
         };
-        made.openssl(&format!(
+        made.openssl(
             "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 30 \
              -keyout ca.key -out ca.pem -subj /CN=test-authority \
-             -addext basicConstraints=critical,CA:TRUE -addext keyUsage=keyCertSign"
-        ))?;
+             -addext basicConstraints=critical,CA:TRUE -addext keyUsage=keyCertSign",
+        )?;
         for name in ["server", "client"] {
             fs::write(
                 folder.join("extensions"),

@@ -87,6 +87,7 @@ async fn a_new_bookie_joins_once_and_must_be_known_from_then_on() {
             bookie_id: bookie_id.0.to_vec().into(),
             cluster: cluster.to_owned(),
             directories: Vec::new(),
+            ..CookieRecord::default()
         });
         let put = store.put("", &keys::cookie(id), value, Expect::Any).await;
         put.unwrap();

@@ -182,6 +182,7 @@ fn the_position_survives_a_restart() {
     drop(bookie);
     // A step is at most a ledger, and takes a good while of this.
     slow.scrub_bytes_per_second = 400_000;
+    slow.scrub_pause_ms = 1;
     let bookie = open(&slow);
     eventually("some ledgers are checked", || {
         bookie.status().scrub.ledger >= Some(LedgerId(3))

@@ -8,7 +8,15 @@ use clap::{Args, Subcommand, ValueEnum};
 /// What a tool looks at.
 #[derive(Debug, Clone, Args)]
 pub struct SourceArgs {
-    /// The data directory of a standalone server that is stopped.
+    /// The metadata store of a cluster: etcd://HOST:PORT[,HOST:PORT…], or etcds:// for TLS.
+    #[arg(long, global = true, value_name = "URL", conflicts_with_all = ["data_dir", "config"])]
+    pub metadata: Option<String>,
+
+    /// The name of the cluster.
+    #[arg(long, global = true, value_name = "NAME", default_value = "aquifer")]
+    pub cluster: String,
+
+    /// Instead of a cluster: the data directory of a standalone server that is stopped.
     #[arg(
         long,
         global = true,

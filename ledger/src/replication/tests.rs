@@ -6,6 +6,7 @@ mod crash;
 mod deletions;
 mod history;
 mod repairs;
+mod running;
 
 use std::sync::Arc;
 use std::time::Duration;

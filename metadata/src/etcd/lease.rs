@@ -107,8 +107,22 @@ impl Lease {
             client.lease_client().keep_alive(self.id).await.map(drop)
         };
         endpoints.attempt(limit, renew).await?;
-        *self.renewed.lock() = sent;
-        Ok(())
+        if self.count_renewal(sent) {
+            Ok(())
+        } else {
+            Err(Failure::NoLease)
+        }
+    }
+
+    /// Counts a renewal that succeeded, unless the lease has expired here meanwhile: whoever was
+    /// told so must not be proved wrong.
+    fn count_renewal(&self, sent: Duration) -> bool {
+        let mut renewed = self.renewed.lock();
+        let in_time = self.clock.monotonic().saturating_sub(*renewed) < self.ttl;
+        if in_time {
+            *renewed = sent;
+        }
+        in_time
     }
 
     /// Renews the lease until it is lost, or until `ended`.
@@ -131,6 +145,9 @@ impl Lease {
                 () = &mut ended => return,
             }
             let remaining = self.remaining();
+            if remaining.is_zero() {
+                continue;
+            }
             let renewed = tokio::select! {
                 renewed = clock::timeout(remaining, self.renew(&endpoints)) => renewed,
                 () = self.lost.cancelled() => return,
@@ -139,7 +156,7 @@ impl Lease {
             wait = match renewed {
                 Ok(Ok(())) => self.ttl / RENEWALS,
                 Ok(Err(Failure::NoLease)) => {
-                    tracing::warn!(lease = ?self, "etcd has let a lease expire");
+                    tracing::warn!(lease = ?self, "a lease has expired");
                     self.lose();
                     return;
                 }
@@ -247,5 +264,35 @@ impl Session for EtcdSession {
 
     async fn close(&self) -> MetadataResult<()> {
         self.lease.revoke(&self.shared.endpoints).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use aquifer_runtime::clock::ManualClock;
+
+    use super::*;
+
+    #[test]
+    fn a_lease_counts_from_when_its_renewal_was_sent_and_never_comes_back() {
+        let clock = ManualClock::new(0);
+        let lease = Lease {
+            id: 1,
+            ttl: Duration::from_secs(6),
+            clock: Arc::clone(&clock) as SharedClock,
+            renewed: Mutex::new(Duration::ZERO),
+            lost: CancellationToken::new(),
+        };
+        clock.advance(Duration::from_secs(4));
+        let sent = Duration::from_secs(2);
+        assert!(lease.count_renewal(sent), "its answer came in time");
+        assert_eq!(lease.remaining(), Duration::from_secs(4));
+        clock.advance(Duration::from_secs(4));
+        assert!(lease.is_lost());
+        assert!(
+            !lease.count_renewal(Duration::from_secs(7)),
+            "it came too late"
+        );
+        assert!(lease.is_lost());
     }
 }
