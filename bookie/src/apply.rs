@@ -26,6 +26,7 @@ use crate::mode::Mode;
 use crate::positions::Positions;
 use crate::reclaim::Reclaimer;
 use crate::store::{Batch, Db, Store, StoreError};
+use crate::watchers::Watchers;
 
 /// Commits that one write to RocksDB takes, in bytes.
 const BATCH_BYTES_MAX: usize = 4 * 1024 * 1024;
@@ -124,6 +125,8 @@ pub struct Applier {
     pub store: Arc<Store>,
     /// To say that records arrived.
     pub ledgers: Arc<LedgerTable>,
+    /// To wake who waits for them.
+    pub watchers: Arc<Watchers>,
     /// How far things are.
     pub positions: Arc<Positions>,
     /// To report errors of RocksDB.
@@ -162,6 +165,8 @@ impl Applier {
                     }
                 }
                 self.ledgers.applied(&commit.records);
+                let changed = commit.records.iter().map(|record| record.ledger);
+                self.watchers.wake(changed);
             }
             let unflushed = self.unflushed_bytes.fetch_add(bytes, Ordering::AcqRel) + bytes;
             if unflushed >= self.look_bytes {

@@ -29,6 +29,7 @@ use crate::positions::Positions;
 use crate::reclaim::Reclaimer;
 use crate::scrub::Scrubber;
 use crate::store::Store;
+use crate::watchers::Watchers;
 use crate::workers::Workers;
 
 /// What several parts share.
@@ -43,6 +44,7 @@ struct Parts {
     mode: Arc<Mode>,
     metrics: Arc<BookieMetrics>,
     ledgers: Arc<LedgerTable>,
+    watchers: Arc<Watchers>,
     reclaimer: Arc<Reclaimer>,
     queue: Arc<JournalQueue>,
     apply_queue: Arc<ApplyQueue>,
@@ -71,6 +73,7 @@ pub(crate) fn start(
         metrics: Arc::new(BookieMetrics::new(&deps.meter)),
         ledgers: Arc::new(LedgerTable::new(config.ledgers_cached_max)),
         reclaimer: Arc::default(),
+        watchers: Arc::default(),
         queue: Arc::default(),
         apply_queue: Arc::default(),
         unflushed_bytes: Arc::default(),
@@ -106,6 +109,7 @@ pub(crate) fn start(
         mode: Arc::clone(&parts.mode),
         metrics: Arc::clone(&parts.metrics),
         reclaimer: Arc::clone(&parts.reclaimer),
+        watchers: Arc::clone(&parts.watchers),
         workers: Workers::new(parts.config.read_threads),
         adds: parts.adds.clone(),
         control: parts.control.clone(),
@@ -157,6 +161,7 @@ impl Parts {
             queue: Arc::clone(&self.apply_queue),
             store: Arc::clone(&self.store),
             ledgers: Arc::clone(&self.ledgers),
+            watchers: Arc::clone(&self.watchers),
             positions: Arc::clone(&self.positions),
             mode: Arc::clone(&self.mode),
             segments: Arc::clone(&self.segments),

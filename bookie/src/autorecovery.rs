@@ -20,7 +20,9 @@ use aquifer_ledger::transport::BookieTransport;
 use aquifer_metadata::error::MetadataResult;
 use aquifer_metadata::{keys, record};
 use aquifer_model::id::{BookieId, EntryId, LedgerId};
-use aquifer_model::storage::{BookieResult, OrderedRequest, ReadBatch, ReadRange, ReplyCallback};
+use aquifer_model::storage::{
+    BookieResult, OrderedRequest, ReadBatch, ReadRange, ReplyCallback, TailState, TailWait,
+};
 use aquifer_proto::v1::CookieRecord;
 use aquifer_runtime::clock;
 use aquifer_runtime::task::{ShutdownToken, TaskGroup};
@@ -235,4 +237,256 @@ impl BookieTransport for SelfFirst {
             self.others.read(bookie, range).await
         }
     }
+
+    async fn wait(&self, bookie: BookieId, wait: TailWait) -> BookieResult<TailState> {
+        if bookie == self.bookie.id() {
+            self.bookie.wait(wait).await
+        } else {
+            self.others.wait(bookie, wait).await
+        }
+    }
 }
+<<<<<<< HEAD
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use aquifer_ledger::testing::{MemoryStore, TestWorld};
+    use aquifer_metadata::store::{Expect, MetadataStore};
+    use aquifer_model::storage::{BookieError, OrderedOperation};
+    use aquifer_proto::v1;
+    use aquifer_runtime::disk::RealDisk;
+    use aquifer_runtime::rng::SeededRng;
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::BookieDeps;
+    use crate::tests::{
+        add_request, ask, config, deps, done, expect, range, read_one, recovery_add, settle, token,
+    };
+
+    const PATIENCE: Duration = Duration::from_secs(60);
+    const LEN: usize = 100;
+
+    struct Router(BTreeMap<BookieId, Bookie>);
+
+    #[async_trait]
+    impl BookieTransport for Router {
+        fn submit(&self, bookie: BookieId, request: OrderedRequest, reply: ReplyCallback) {
+            self.0[&bookie].submit(request, reply);
+        }
+
+        async fn read(&self, bookie: BookieId, range: ReadRange) -> BookieResult<ReadBatch> {
+            self.0[&bookie].read(range).await
+        }
+
+        async fn wait(&self, bookie: BookieId, wait: TailWait) -> BookieResult<TailState> {
+            self.0[&bookie].wait(wait).await
+        }
+    }
+
+    /// Three bookies with ledger 1, closed with five entries, in one process.
+    struct World {
+        bookies: Vec<Bookie>,
+        store: MemoryStore,
+        ctx: Arc<LogContext>,
+        tasks: TaskGroup,
+        _directory: tempfile::TempDir,
+    }
+
+    impl World {
+        async fn new() -> World {
+            let directory = tempfile::tempdir().unwrap();
+            let path = directory.path().to_owned();
+            let bookies: Vec<Bookie> = blocking(move || {
+                let filled = |n: u64| {
+                    let deps = BookieDeps {
+                        rng: SeededRng::shared(n),
+                        ..deps(RealDisk::shared())
+                    };
+                    let bookie = Bookie::open(config(&path.join(n.to_string())), deps).unwrap();
+                    for entry in 0..5 {
+                        done(ask(&bookie, add_request(1, entry, LEN)));
+                    }
+                    settle(&bookie);
+                    bookie
+                };
+                (1..=3).map(filled).collect()
+            })
+            .await;
+            let routes = bookies.iter().map(|b| (b.id(), b.clone())).collect();
+            let store = MemoryStore::default();
+            let ctx = TestWorld::new(0).process_with(
+                Arc::new(store.clone()),
+                Arc::new(Router(routes)),
+                TestWorld::settings(),
+            );
+            let world = World {
+                bookies,
+                store,
+                ctx,
+                tasks: TaskGroup::new("test"),
+                _directory: directory,
+            };
+            let fragment = v1::Fragment {
+                first_entry_id: 0,
+                bookies: world.ids(),
+            };
+            let ledger = v1::LedgerRecord {
+                ensemble: 3,
+                write_quorum: 3,
+                ack_quorum: 2,
+                state: v1::LedgerState::Closed.into(),
+                fragments: vec![fragment],
+                last_entry_id: Some(4),
+                length_bytes: 500,
+                creation_token: token(1).0.to_vec().into(),
+                ..v1::LedgerRecord::default()
+            };
+            world
+                .put(keys::ledger(LedgerId(1)), record::encode(ledger))
+                .await;
+            world
+        }
+
+        fn ids(&self) -> Vec<Bytes> {
+            let ids = self.bookies.iter().map(|b| b.id().0.to_vec().into());
+            ids.collect()
+        }
+
+        async fn put(&self, key: String, value: Bytes) {
+            let partition = keys::CLUSTER_PARTITION;
+            let put = self.store.put(partition, &key, value, Expect::Any).await;
+            put.unwrap();
+        }
+
+        fn start(&self, n: usize) {
+            let config = AutorecoveryConfig {
+                enabled: false,
+                deletions_poll_ms: 10,
+                ..AutorecoveryConfig::default()
+            };
+            start(&self.bookies[n], &self.ctx, &config, &self.tasks);
+        }
+
+        async fn end(self) {
+            self.tasks.drain(PATIENCE).await;
+            for bookie in &self.bookies {
+                bookie.shutdown().await;
+            }
+        }
+    }
+
+    async fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
+        let waited = clock::timeout(PATIENCE, async {
+            while !condition() {
+                clock::sleep(Duration::from_millis(5)).await;
+            }
+        });
+        assert!(waited.await.is_ok(), "never: {what}");
+    }
+
+    /// Asks from a thread that may block.
+    async fn blocking<T: Send + 'static>(ask: impl FnOnce() -> T + Send + 'static) -> T {
+        tokio::task::spawn_blocking(ask).await.unwrap()
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn what_a_reader_finds_damaged_comes_back_from_another_bookie() {
+        let world = World::new().await;
+        world.start(0);
+        let bookie = world.bookies[0].clone();
+        let damaged = bookie.core.store.with(|db| {
+            let mut value = db.entry(LedgerId(1), EntryId(2))?.expect("it is stored");
+            *value.last_mut().unwrap() ^= 1;
+            let mut batch = db.batch();
+            batch.put_entry(LedgerId(1), EntryId(2), &value)?;
+            batch.write()
+        });
+        damaged.unwrap();
+        let found = bookie.read(range(1, 2, 2)).await;
+        assert!(matches!(found, Err(BookieError::Digest(_))), "{found:?}");
+        let repaired = clock::timeout(PATIENCE, async {
+            while bookie.read(range(1, 2, 2)).await.is_err() {
+                clock::sleep(Duration::from_millis(5)).await;
+            }
+        });
+        assert!(repaired.await.is_ok(), "never repaired");
+        blocking(move || expect(&bookie, 1, 2, LEN)).await;
+        world.end().await;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_bookie_deletes_what_intents_say_and_obeys_its_cookie() {
+        let world = World::new().await;
+        let intent = v1::DeletionIntent {
+            ledger_id: 1,
+            bookies: world.ids(),
+            creation_token: token(1).0.to_vec().into(),
+            ..v1::DeletionIntent::default()
+        };
+        let key = keys::deletion(LedgerId(1));
+        world.put(key.clone(), record::encode(intent)).await;
+        let (first, id) = (world.bookies[0].clone(), world.bookies[0].id());
+        let cookie = |draining, decommissioned_ms| {
+            record::encode(CookieRecord {
+                draining,
+                decommissioned_ms,
+                ..CookieRecord::default()
+            })
+        };
+        world.put(keys::cookie(id), cookie(true, 0)).await;
+        (0..3).for_each(|n| world.start(n));
+        let store = world.store.clone();
+        eventually("everybody has deleted", || store.keys(&key).is_empty()).await;
+        assert!(store.keys(keys::LEDGERS_PREFIX).is_empty());
+        let gone = first.read(range(1, 0, 0)).await;
+        assert_eq!(gone, Err(BookieError::Deleted));
+        let bookie = first.clone();
+        let draining = blocking(move || {
+            done(ask(&bookie, recovery_add(2, 0, LEN)));
+            ask(&bookie, add_request(3, 0, LEN))
+        });
+        assert!(matches!(draining.await, Err(BookieError::ReadOnly(_))));
+        world.put(keys::cookie(id), cookie(true, 1)).await;
+        let why = clock::timeout(PATIENCE, first.failed()).await.unwrap();
+        assert!(why.contains("decommissioned"), "{why}");
+        world.end().await;
+    }
+
+    /// The bookie's own audit, from the listing of its store to the tombstone.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_copy_without_a_ledger_is_deleted_after_two_audits() {
+        let world = World::new().await;
+        let bookie = world.bookies[1].clone();
+        let stray = bookie.clone();
+        blocking(move || {
+            done(ask(&stray, add_request(7, 0, LEN)));
+            settle(&stray);
+        })
+        .await;
+        let ids = record::encode(v1::IdRangeRecord { next: 100 });
+        world.put(keys::id_range(keys::IDS_LEDGER), ids).await;
+        let config = ReplicationConfig::default();
+        let mut audit = LocalAudit::new(world.ctx.clone(), bookie.id(), &config);
+        let first = audit_once(&bookie, &mut audit).await.unwrap();
+        assert_eq!((first.stored, first.suspects), (2, 1));
+        assert!(first.intents.is_empty());
+        let second = audit_once(&bookie, &mut audit).await.unwrap();
+        assert_eq!(second.intents, [LedgerId(7)]);
+        let swept = aquifer_ledger::deletion::sweep_intents_of(&world.ctx, bookie.id()).await;
+        assert_eq!(swept, Ok(1));
+        let deleted = bookie.clone();
+        let ask_again = move || {
+            let fence = crate::tests::request(7, OrderedOperation::Fence);
+            (read_one(&deleted, 7, 0).err(), ask(&deleted, fence).err())
+        };
+        let gone = Some(BookieError::Deleted);
+        assert_eq!(blocking(ask_again).await, (gone.clone(), gone));
+        assert_eq!(bookie.ledgers(None, 10).await.unwrap().len(), 1);
+        world.end().await;
+    }
+}
+=======
+>>>>>>> main

@@ -25,6 +25,7 @@ use crate::reclaim::Reclaimer;
 use crate::report::{BookieStatusReport, LossReport};
 use crate::scrub::Scrubber;
 use crate::store::Store;
+use crate::watchers::Watchers;
 use crate::workers::Workers;
 
 /// A running bookie's parts.
@@ -43,6 +44,7 @@ pub struct Core {
     pub(crate) mode: Arc<Mode>,
     pub(crate) metrics: Arc<BookieMetrics>,
     pub(crate) reclaimer: Arc<Reclaimer>,
+    pub(crate) watchers: Arc<Watchers>,
     pub(crate) workers: Workers,
     pub(crate) adds: ByteBudget,
     pub(crate) control: ByteBudget,

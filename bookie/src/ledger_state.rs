@@ -26,7 +26,7 @@ const FLAG_DELETED: u8 = 2;
 const FLAG_LAC: u8 = 4;
 
 /// What is stored about a ledger besides its entries.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct LedgerMeta {
     /// The first token that was seen.
     pub token: CreationToken,
@@ -100,7 +100,7 @@ impl LedgerMeta {
 }
 
 /// An entry between admission and RocksDB.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Pending {
     /// Its place in the journal's queue.
     pub item: u64,
@@ -137,7 +137,7 @@ pub enum Stored {
 }
 
 /// Everything known about a ledger in memory.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 pub struct LedgerState {
     /// `None`: never seen here.
     meta: Option<LedgerMeta>,

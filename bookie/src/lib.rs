@@ -35,15 +35,20 @@ mod reads;
 mod reclaim;
 pub mod scrub;
 mod store;
+mod watchers;
 mod workers;
 
+#[cfg(feature = "testing")]
+pub mod testing;
 #[cfg(test)]
 mod tests;
 
 use std::sync::Arc;
 
 use aquifer_model::id::{BookieId, CreationToken, LedgerId};
-use aquifer_model::storage::{BookieResult, OrderedRequest, ReadBatch, ReadRange, ReplyCallback};
+use aquifer_model::storage::{
+    BookieResult, OrderedRequest, ReadBatch, ReadRange, ReplyCallback, TailState, TailWait,
+};
 use aquifer_runtime::clock::SharedClock;
 use aquifer_runtime::disk::SharedDisk;
 use aquifer_runtime::rng::SharedRng;
@@ -108,6 +113,15 @@ impl Bookie {
     /// [`BookieError`](aquifer_model::storage::BookieError).
     pub async fn read(&self, range: ReadRange) -> BookieResult<ReadBatch> {
         self.core.read(range).await
+    }
+
+    /// Waits for news of a ledger's end: a higher LAC, or a fence. Without any, answers after the
+    /// limit with what there is.
+    ///
+    /// # Errors
+    /// As [`Bookie::read`].
+    pub async fn wait(&self, wait: TailWait) -> BookieResult<TailState> {
+        self.core.wait(wait).await
     }
 
     /// The name of its cluster; empty inside a standalone server.

@@ -5,12 +5,15 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use aquifer_model::id::{CreationToken, EntryId, LedgerId};
 use aquifer_model::limits::ENTRY_BYTES_MAX;
 use aquifer_model::storage::{
     AddEntry, BookieError, BookieResult, OrderedReply, ReadBatch, ReadRange, ReplyCallback,
+    TailState, TailWait,
 };
+use aquifer_runtime::clock;
 use tokio::sync::oneshot;
 
 use crate::core::Core;
@@ -21,6 +24,8 @@ use crate::workers::Priority;
 
 /// The least that a read takes from its budget: what one scan holds besides the answer.
 const READ_BYTES_MIN: usize = 64 * 1024;
+/// Longest wait for news of a ledger.
+const WAIT_MAX: Duration = Duration::from_secs(60);
 /// Most entries of one answer.
 const READ_ENTRIES_MAX: usize = 64 * 1024;
 
@@ -62,6 +67,59 @@ impl Core {
         };
         self.workers.run(Priority::Read, Box::new(job));
         answered.await.unwrap_or(Err(BookieError::ShuttingDown))
+    }
+
+    /// Waits for a higher LAC than `wait.above`, or a fence.
+    pub(crate) async fn wait(self: &Arc<Self>, wait: TailWait) -> BookieResult<TailState> {
+        self.mode.check()?;
+        let watcher = self.watchers.watch(wait.ledger);
+        let watcher = watcher.ok_or(BookieError::Overloaded)?;
+        let news = async {
+            loop {
+                let woken = watcher.news.notified();
+                let tail = self.tail(wait.ledger).await?;
+                if tail.fenced || tail.last_add_confirmed > wait.above {
+                    return Ok(tail);
+                }
+                woken.await;
+            }
+        };
+        match clock::timeout(wait.limit.min(WAIT_MAX), news).await {
+            Ok(news) => news,
+            Err(_) => self.tail(wait.ledger).await,
+        }
+    }
+
+    /// What is known of a ledger's end: from memory, else from RocksDB.
+    async fn tail(self: &Arc<Self>, ledger: LedgerId) -> BookieResult<TailState> {
+        let known = self
+            .ledgers
+            .peek(ledger, |state| (state.meta().copied(), state.lac()));
+        let (meta, last_add_confirmed) = match known {
+            Some(known) => known,
+            None => {
+                let (answer, answered) = oneshot::channel();
+                let core = Arc::clone(self);
+                let job = move || {
+                    let loaded = core.store.with(|db| from_store(db, ledger));
+                    drop(core);
+                    // A caller that went away needs no answer.
+                    let _ = answer.send(loaded);
+                };
+                self.workers.run(Priority::Read, Box::new(job));
+                let loaded = answered.await.map_err(|_| BookieError::ShuttingDown)?;
+                let loaded = loaded.map_err(BookieError::from)?;
+                (loaded.meta, loaded.lac)
+            }
+        };
+        match meta {
+            None => Err(self.negative(BookieError::NoSuchLedger)),
+            Some(meta) if meta.deleted => Err(BookieError::Deleted),
+            Some(meta) => Ok(TailState {
+                last_add_confirmed,
+                fenced: meta.fenced,
+            }),
+        }
     }
 
     pub(crate) async fn list_ledgers(

@@ -9,6 +9,8 @@ mod clients;
 mod convert;
 mod ordered;
 mod status;
+#[cfg(test)]
+mod strangers;
 
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -16,7 +18,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use aquifer_model::limits::FRAME_BYTES_MAX;
-use aquifer_model::storage::{BookieError, BookieResult, ReadBatch, ReadRange};
+use aquifer_model::storage::{BookieError, BookieResult, ReadBatch, ReadRange, TailState};
 use aquifer_proto::v1;
 use aquifer_proto::v1::bookie_server::BookieServer;
 use aquifer_runtime::net::{self, ListenAddress, NetError};
@@ -116,6 +118,38 @@ impl v1::bookie_server::Bookie for Service {
         Ok(Response::new(Box::pin(futures::stream::unfold(
             state, read_next,
         ))))
+    }
+
+    async fn wait(
+        &self,
+        request: Request<v1::WaitRequest>,
+    ) -> Result<Response<v1::WaitReply>, Status> {
+        let request = request.into_inner();
+        convert::check_bookie(&request.bookie_id, self.bookie.id())?;
+        let wait = convert::tail_wait(&request)?;
+        let shutdown = self.tasks.shutdown_token();
+        let found = tokio::select! {
+            biased;
+            () = shutdown.wait() => Err(BookieError::ShuttingDown),
+            found = self.bookie.wait(wait) => found,
+        };
+        Ok(Response::new(wait_reply(found)))
+    }
+}
+
+fn wait_reply(found: BookieResult<TailState>) -> v1::WaitReply {
+    match found {
+        Ok(tail) => v1::WaitReply {
+            status: v1::BookieStatus::Ok.into(),
+            message: String::new(),
+            last_add_confirmed: tail.last_add_confirmed.map(|entry| entry.0),
+            fenced: tail.fenced,
+        },
+        Err(error) => v1::WaitReply {
+            status: status::code(&error).into(),
+            message: status::detail(&error),
+            ..v1::WaitReply::default()
+        },
     }
 }
 

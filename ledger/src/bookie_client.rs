@@ -17,7 +17,8 @@ use std::time::Duration;
 use aquifer_model::id::BookieId;
 use aquifer_model::limits::FRAME_BYTES_MAX;
 use aquifer_model::storage::{
-    BookieError, BookieResult, OrderedRequest, ReadBatch, ReadRange, ReplyCallback,
+    BookieError, BookieResult, OrderedRequest, ReadBatch, ReadRange, ReplyCallback, TailState,
+    TailWait,
 };
 use aquifer_proto::convert::bookie as wire;
 use aquifer_proto::v1::bookie_client::BookieClient;
@@ -149,6 +150,24 @@ impl BookieTransport for GrpcTransport {
         let finished = timeout(self.config.read_timeout, read).await;
         finished.unwrap_or(Err(BookieError::Timeout))
     }
+
+    async fn wait(&self, bookie: BookieId, news: TailWait) -> BookieResult<TailState> {
+        let channel = self.link(bookie)?.channel();
+        let request = wire::wire_wait(&news, Bytes::copy_from_slice(&bookie.0));
+        let limit = self.config.read_timeout.saturating_add(news.limit);
+        let finished = timeout(limit, wait(client(channel), request)).await;
+        finished.unwrap_or(Err(BookieError::Timeout))
+    }
+}
+
+/// Asks for news of a ledger's end.
+async fn wait(
+    mut client: BookieClient<Channel>,
+    request: aquifer_proto::v1::WaitRequest,
+) -> BookieResult<TailState> {
+    let answered = client.wait(request).await;
+    let reply = answered.map_err(|status| unreachable(&status))?;
+    wire::tail_state(reply.into_inner())
 }
 
 /// Collects the parts of an answer. An error behind the first entries ends the answer before it:

@@ -1,7 +1,7 @@
 //! What every ledger and topic log of a process shares.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use aquifer_metadata::store::MetadataStore;
@@ -53,6 +53,21 @@ pub struct LogSettings {
     pub overload_backoff: Duration,
     /// Rounds of such resends without any progress before the bookie counts as failed.
     pub overload_retries_max: u32,
+    /// How long the replacement of a failed bookie is put off while the others make ack quorums;
+    /// zero replaces it at once.
+    pub ensemble_change_delay: Duration,
+    /// Bytes of one ledger that are acknowledged and that a slower bookie still lacks; a bookie
+    /// that lacks more has failed.
+    pub kept_bytes_per_ledger_max: u64,
+    /// The same for all ledgers of the process together.
+    pub kept_bytes_max: u64,
+    /// How long a bookie that failed is passed over for new places.
+    pub quarantine: Duration,
+    /// Zones that every write set must span; zero and one ask for nothing.
+    pub zones_min: usize,
+    /// With too few bookies for a whole ensemble, new ledgers get a smaller one, down to the ack
+    /// quorum, instead of an error.
+    pub shrink_ensembles: bool,
     /// Recovery reads on their way at once.
     pub recovery_window_entries: u32,
     /// First pause between attempts to recover a ledger or to open one; doubles up to the last.
@@ -70,6 +85,12 @@ impl Default for LogSettings {
             read_ahead_range_bytes: 2 * 1024 * 1024,
             overload_backoff: Duration::from_millis(5),
             overload_retries_max: 1_000,
+            ensemble_change_delay: Duration::ZERO,
+            kept_bytes_per_ledger_max: 8 * 1024 * 1024,
+            kept_bytes_max: 64 * 1024 * 1024,
+            quarantine: Duration::from_secs(300),
+            zones_min: 0,
+            shrink_ensembles: true,
             recovery_window_entries: 64,
             retry_backoff_min: Duration::from_millis(20),
             retry_backoff_max: Duration::from_secs(5),
@@ -81,7 +102,9 @@ impl Default for LogSettings {
 #[derive(Debug, Default)]
 pub struct LogShared {
     pending_bytes: AtomicUsize,
+    kept_bytes: AtomicU64,
     pub(crate) ledger_ids: crate::ledger_metadata::LedgerIds,
+    pub(crate) read_latencies: crate::reader::ReadLatencies,
 }
 
 impl LogShared {
@@ -98,6 +121,14 @@ impl LogShared {
     /// Gives bytes back.
     pub(crate) fn release_pending(&self, bytes: usize) {
         self.pending_bytes.fetch_sub(bytes, Ordering::AcqRel);
+    }
+
+    /// Notes that a ledger keeps other bytes than before for slower bookies; returns the sum of all.
+    pub(crate) fn kept_changed(&self, before: u64, now: u64) -> u64 {
+        // Wrapping: the sum of all ledgers is never negative.
+        let change = now.wrapping_sub(before);
+        let all = self.kept_bytes.fetch_add(change, Ordering::AcqRel);
+        all.wrapping_add(change)
     }
 
     /// Bytes appended and not yet acknowledged, in all logs.

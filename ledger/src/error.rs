@@ -79,6 +79,14 @@ pub enum LedgerError {
         /// More about it.
         hint: &'static str,
     },
+    /// Too few zones for a new ensemble whose write sets must span several.
+    #[error("every write set must span {needed} zones, writable bookies are in: {zones}")]
+    TooFewZones {
+        /// How many zones are needed.
+        needed: usize,
+        /// Zones with writable bookies, and how many each has.
+        zones: String,
+    },
     /// Too few bookies answered to decide.
     #[error("too few bookies answered: {0}")]
     Undecided(BookieError),
@@ -112,7 +120,9 @@ impl From<LedgerError> for LogError {
                 ),
                 other => LogError::Unavailable(other.to_string()),
             },
-            LedgerError::TooFewBookies { .. } => LogError::StorageFull(error.to_string()),
+            LedgerError::TooFewBookies { .. } | LedgerError::TooFewZones { .. } => {
+                LogError::StorageFull(error.to_string())
+            }
             LedgerError::Unreadable { ref last, .. } => match last {
                 BookieError::NoSuchLedger
                 | BookieError::NoSuchEntry

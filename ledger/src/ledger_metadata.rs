@@ -134,10 +134,20 @@ impl LedgerInfo {
             if members.len() != quorum.ensemble() {
                 return Err(bad("a fragment has not E members"));
             }
-            fragments.insert(EntryId(fragment.first_entry_id), members);
+            // An ack quorum counts positions: one bookie at two of them would count twice (I1).
+            if members.iter().collect::<BTreeSet<_>>().len() != members.len() {
+                return Err(bad("a fragment names a bookie twice"));
+            }
+            let first = EntryId(fragment.first_entry_id);
+            if fragments.insert(first, members).is_some() {
+                return Err(bad("two fragments begin at the same entry"));
+            }
         }
         if fragments.first_key_value().map(|(first, _)| first.0) != Some(0) {
             return Err(bad("its fragments do not begin at entry 0"));
+        }
+        if ledger.last_entry_id == Some(u64::MAX) {
+            return Err(bad("its last entry has no successor"));
         }
         Ok(LedgerInfo {
             id,
@@ -302,3 +312,6 @@ impl LedgerIds {
         Some(LedgerId(reserved.0 - 1))
     }
 }
+
+#[cfg(test)]
+mod tests;

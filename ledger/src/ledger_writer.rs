@@ -4,11 +4,12 @@
 //! told. Each is drained by one thread at a time, without any lock held, so that adds reach a
 //! bookie's stream in the order of the machine's actions, and the owner hears of entries in order.
 
+mod change;
+
 use std::cell::Cell;
 use std::collections::VecDeque;
 use std::sync::{Arc, Weak};
 
-use aquifer_metadata::error::MetadataError;
 use aquifer_metadata::store::Guard;
 use aquifer_model::entry::EntryData;
 use aquifer_model::id::{BookieId, CreationToken, EntryId, LedgerId};
@@ -21,10 +22,13 @@ use tokio::runtime::Handle;
 
 use crate::context::LogContext;
 use crate::error::LedgerError;
-use crate::ledger_metadata::{self, LedgerInfo, LedgerState};
+use crate::ledger_metadata::LedgerInfo;
 use crate::writer::{
-    AddReply, LedgerEnd, PlannedAdd, StopReason, Writer, WriterAction, WriterEvent,
+    AddReply, LedgerEnd, PlannedAdd, StopReason, Writer, WriterAction, WriterEvent, WriterOptions,
 };
+
+/// How often in its timeout an add is looked at.
+const WATCH_ROUNDS: u32 = 8;
 
 thread_local! {
     /// Set while this thread hands entries to bookies for a caller of `append`, which must not
@@ -60,7 +64,7 @@ struct State {
     machine: Writer,
     /// The record as of the last change by this writer.
     info: LedgerInfo,
-    /// Data of unacknowledged adds, from the machine's first pending entry on.
+    /// Data of adds that some bookie lacks, from the machine's first kept entry on.
     adds: VecDeque<Add>,
     first: EntryId,
     outbox: VecDeque<Outgoing>,
@@ -70,6 +74,10 @@ struct State {
     /// A task watches for timeouts; it counts its rounds.
     watched: bool,
     round: u64,
+    /// The last LAC that bookies were told.
+    told: Option<EntryId>,
+    /// What this ledger has counted into the process's kept bytes.
+    kept_bytes: u64,
     last_errors: Vec<Option<BookieError>>,
 }
 
@@ -96,11 +104,15 @@ enum News {
 
 enum Chore {
     Retry,
+    ChangeLater {
+        again: bool,
+    },
     Change {
         first_entry: EntryId,
         failed: Vec<usize>,
     },
     Watch,
+    Shed,
 }
 
 impl LedgerWriter {
@@ -112,10 +124,15 @@ impl LedgerWriter {
         owner: Weak<dyn WriterOwner>,
     ) -> LedgerWriter {
         let (_, members) = info.last_fragment();
-        let retries = ctx.settings.overload_retries_max;
+        let settings = &ctx.settings;
+        let options = WriterOptions {
+            overload_retries_max: settings.overload_retries_max,
+            kept_bytes_max: settings.kept_bytes_per_ledger_max,
+            delay_changes: !settings.ensemble_change_delay.is_zero(),
+        };
         let state = State {
             last_errors: vec![None; members.len()],
-            machine: Writer::new(info.quorum, members, retries),
+            machine: Writer::new(info.quorum, members, options),
             adds: VecDeque::new(),
             first: EntryId::FIRST,
             outbox: VecDeque::new(),
@@ -124,6 +141,8 @@ impl LedgerWriter {
             telling: false,
             watched: false,
             round: 0,
+            told: None,
+            kept_bytes: 0,
             info: info.clone(),
         };
         LedgerWriter {
@@ -155,6 +174,7 @@ impl LedgerWriter {
         let state = &mut *guard;
         let mut actions = Vec::new();
         let planned = state.machine.add(data.len() as u64, &mut actions)?;
+        state.told = planned.last_add_confirmed;
         state.adds.push_back(Add {
             planned,
             data,
@@ -184,7 +204,9 @@ impl LedgerWriter {
         let mut state = self.inner.state.lock();
         state.adds.clear();
         state.outbox.clear();
-        state.machine.finish()
+        let end = state.machine.finish();
+        self.inner.count_kept(&mut state);
+        end
     }
 }
 
@@ -208,12 +230,11 @@ impl State {
                     bookie,
                     entry,
                 }),
-                WriterAction::Acknowledge { entry } => {
-                    self.adds.pop_front();
-                    self.first = entry.next();
-                    self.news.push_back(News::Added(entry));
-                }
+                WriterAction::Acknowledge { entry } => self.news.push_back(News::Added(entry)),
                 WriterAction::ScheduleRetry => chores.push(Chore::Retry),
+                WriterAction::ScheduleChange { again } => {
+                    chores.push(Chore::ChangeLater { again });
+                }
                 WriterAction::ChangeEnsemble {
                     first_entry,
                     failed,
@@ -236,6 +257,10 @@ impl State {
                 }
             }
         }
+        while self.first < self.machine.first_kept() {
+            self.adds.pop_front();
+            self.first = self.first.next();
+        }
         chores
     }
 }
@@ -247,13 +272,29 @@ impl Inner {
             let mut state = self.state.lock();
             let mut actions = Vec::new();
             state.machine.on(event, &mut actions);
-            state.apply(actions)
+            let mut chores = state.apply(actions);
+            if self.count_kept(&mut state) > self.ctx.settings.kept_bytes_max
+                && state.kept_bytes > 0
+            {
+                chores.push(Chore::Shed);
+            }
+            chores
         };
         for chore in chores {
             self.start(chore);
         }
         self.send();
         self.tell();
+    }
+
+    /// Keeps the process's count of kept bytes right; returns it, or 0 where nothing changed.
+    fn count_kept(&self, state: &mut State) -> u64 {
+        let now = state.machine.kept_bytes();
+        let before = std::mem::replace(&mut state.kept_bytes, now);
+        if before == now {
+            return 0;
+        }
+        self.ctx.shared.kept_changed(before, now)
     }
 
     fn send(self: &Arc<Self>) {
@@ -317,16 +358,10 @@ impl Inner {
     }
 
     fn replied(self: &Arc<Self>, to: Outgoing, result: BookieResult<OrderedReply>) {
-        let reply = match &result {
-            Ok(OrderedReply::Done { .. }) => AddReply::Stored,
-            Ok(OrderedReply::Entry(_)) => AddReply::Failed,
-            Err(BookieError::Fenced | BookieError::Deleted) => AddReply::Fenced,
-            Err(BookieError::Overloaded) => {
-                self.ctx.metrics.overload_resends.add(1, &[]);
-                AddReply::Overloaded
-            }
-            Err(_) => AddReply::Failed,
-        };
+        let reply = AddReply::of(&result);
+        if reply == AddReply::Overloaded {
+            self.ctx.metrics.overload_resends.add(1, &[]);
+        }
         if let Err(error) = result {
             self.state.lock().last_errors[to.position] = Some(error);
         }
@@ -379,6 +414,20 @@ impl Inner {
                 clock::sleep(inner.ctx.rng.jitter(pause)).await;
                 inner.on(WriterEvent::RetryDue);
             }),
+            Chore::ChangeLater { again } => self.spawn("ensemble-change-later", async move {
+                let settings = &inner.ctx.settings;
+                let pause = match again {
+                    true => inner.ctx.rng.jitter(settings.retry_backoff_max),
+                    false => settings.ensemble_change_delay,
+                };
+                let shutdown = inner.ctx.tasks.shutdown_token();
+                tokio::select! {
+                    biased;
+                    () = clock::sleep(pause) => inner.on(WriterEvent::ChangeDue),
+                    () = shutdown.wait() => {}
+                }
+            }),
+            Chore::Shed => self.on(WriterEvent::Shed),
             Chore::Change {
                 first_entry,
                 failed,
@@ -390,10 +439,10 @@ impl Inner {
         }
     }
 
-    /// Declares bookies failed that leave the oldest add unanswered for one to one and a half
-    /// times the timeout. Ends when nothing is pending.
+    /// Declares bookies failed that leave the oldest add unanswered for a little more than the
+    /// timeout. Ends when nothing is pending, and tells bookies the LAC that no add carried.
     async fn watch(self: Arc<Self>) {
-        let pause = self.ctx.settings.request_timeout / 2;
+        let pause = self.ctx.settings.request_timeout / WATCH_ROUNDS;
         let shutdown = self.ctx.tasks.shutdown_token();
         loop {
             // A stopping process does not wait for a watch over nothing.
@@ -404,6 +453,7 @@ impl Inner {
                 }
             };
             tokio::select! {
+                biased;
                 () = clock::sleep(pause) => {}
                 () = idle => {}
             }
@@ -413,9 +463,17 @@ impl Inner {
                 state.round += 1;
                 let Some(oldest) = state.adds.front() else {
                     state.watched = false;
+                    let confirmed = state.machine.confirmed().last_entry;
+                    let untold = confirmed.filter(|_| confirmed > state.told);
+                    state.told = state.told.max(confirmed);
+                    let members = state.machine.members().to_vec();
+                    drop(guard);
+                    if let Some(lac) = untold {
+                        self.tell_lac(&members, lac);
+                    }
                     return;
                 };
-                if state.round - oldest.round > 2 {
+                if state.round - oldest.round > u64::from(WATCH_ROUNDS) {
                     state.machine.laggards()
                 } else {
                     Vec::new()
@@ -433,48 +491,16 @@ impl Inner {
         }
     }
 
-    async fn change_ensemble(&self, first_entry: EntryId, failed: &[usize]) -> WriterEvent {
-        loop {
-            let mut info = self.state.lock().info.clone();
-            let (last_first, mut members) = info.last_fragment();
-            let beside: Vec<BookieId> = members.clone();
-            let chosen = self
-                .ctx
-                .bookies
-                .choose(failed.len(), &[], &beside, &*self.ctx.rng);
-            let Ok(chosen) = chosen else {
-                return WriterEvent::EnsembleChangeFailed;
+    /// Lets readers that do not own the ledger see its last entry while it is idle. Nothing
+    /// depends on it, so nobody listens to the answers.
+    fn tell_lac(&self, members: &[BookieId], lac: EntryId) {
+        for &bookie in members {
+            let request = OrderedRequest {
+                ledger: self.ledger,
+                token: self.token,
+                operation: OrderedOperation::WriteLac(lac),
             };
-            for (position, bookie) in failed.iter().zip(chosen) {
-                members[*position] = bookie;
-            }
-            info.fragments
-                .insert(first_entry.max(last_first), members.clone());
-            let store = &*self.ctx.store;
-            match ledger_metadata::replace(store, &mut info, &self.guards).await {
-                Ok(()) => {
-                    self.state.lock().info = info;
-                    return WriterEvent::EnsembleChanged { members };
-                }
-                Err(LedgerError::Metadata(MetadataError::Conflict { .. })) => {
-                    match ledger_metadata::load_existing(store, self.ledger).await {
-                        Ok(current) if current.state == LedgerState::Open => {
-                            self.state.lock().info = current;
-                        }
-                        Ok(_) | Err(LedgerError::BadRecord(..)) => return WriterEvent::Superseded,
-                        Err(_) => {}
-                    }
-                }
-                // Without metadata no change can be made; entries that need none go on (H8).
-                Err(LedgerError::Metadata(MetadataError::Unavailable(_))) => {}
-                Err(LedgerError::Fenced) => return WriterEvent::Superseded,
-                Err(_) => return WriterEvent::EnsembleChangeFailed,
-            }
-            if self.ctx.tasks.shutdown_token().is_shutdown() {
-                return WriterEvent::EnsembleChangeFailed;
-            }
-            let pause = self.ctx.settings.retry_backoff_min;
-            clock::sleep(self.ctx.rng.jitter(pause)).await;
+            self.ctx.transport.submit(bookie, request, Box::new(drop));
         }
     }
 }
@@ -482,7 +508,7 @@ impl Inner {
 type Ready = (Outgoing, PlannedAdd, EntryData, Option<u32>);
 
 impl State {
-    /// Everything to send, with its data. What was acknowledged meanwhile needs no send; what a
+    /// Everything to send, with its data. What was let go of meanwhile needs no send; what a
     /// bookie still lacks of it is repair's concern.
     fn take_batch(&mut self) -> Vec<Ready> {
         let outbox = std::mem::take(&mut self.outbox);

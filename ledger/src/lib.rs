@@ -15,12 +15,11 @@ mod ledger_writer;
 pub mod managed;
 pub mod metrics;
 pub mod placement;
-#[cfg(test)]
-mod protocol_model;
 mod reader;
 mod recover;
 pub mod recovery;
 pub mod replication;
+pub mod tail;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 pub mod transport;

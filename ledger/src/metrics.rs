@@ -33,6 +33,8 @@ pub struct LedgerMetrics {
     pub read_entries: Counter<u64>,
     /// Bytes read from bookies.
     pub read_bytes: Counter<u64>,
+    /// Reads sent to another replica because the first took longer than usual.
+    pub hedged_reads: Counter<u64>,
     /// Replies of bookies whose digest did not match.
     pub digest_failures: Counter<u64>,
     /// Reads served by the tail cache.
@@ -112,6 +114,7 @@ impl LedgerMetrics {
                 .build(),
             read_entries: counter("aquifer_ledger_read_entries_total"),
             read_bytes: counter("aquifer_ledger_read_bytes_total"),
+            hedged_reads: counter("aquifer_ledger_hedged_reads_total"),
             digest_failures: counter("aquifer_ledger_digest_failures_total"),
             tail_hits: counter("aquifer_ledger_tail_hits_total"),
             tail_misses: counter("aquifer_ledger_tail_misses_total"),

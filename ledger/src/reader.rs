@@ -1,10 +1,19 @@
-//! Reads of entries: every reply is checked, and the next replica is asked until one is good.
+//! Reads of entries: every reply is checked, and the next replica is asked until one is good, or
+//! beside one that takes longer than it usually does.
 //!
 //! It reads what its caller knows to be confirmed; it never finds out where a ledger ends.
+
+mod latency;
+
+use std::time::Duration;
 
 use aquifer_model::id::{BookieId, EntryId};
 use aquifer_model::storage::{BookieError, BookieResult, ReadBatch, ReadRange, StoredEntry};
 use aquifer_runtime::clock;
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
+
+pub(crate) use latency::ReadLatencies;
 
 use crate::context::LogContext;
 use crate::error::LedgerError;
@@ -50,22 +59,64 @@ pub(crate) async fn read_range(
         entries_max: wanted.entries_max.max(1),
         prefix_bytes: wanted.prefix_bytes,
     };
+    let mut replicas = replicas_of(ctx, info, members, wanted.first).into_iter();
     let mut worst = BookieError::NoSuchEntry;
-    for position in info.quorum.write_set(wanted.first.0) {
-        let bookie = members[position];
-        match ask(ctx, bookie, range).await {
-            Ok(entries) => return Ok(entries),
-            Err(error) => {
+    let mut asked = FuturesUnordered::new();
+    let mut hedge = Duration::ZERO;
+    loop {
+        if asked.is_empty() {
+            let Some(bookie) = replicas.next() else {
+                return Err(LedgerError::Unreadable {
+                    ledger: info.id.0,
+                    entry: wanted.first.0,
+                    last: worst,
+                });
+            };
+            hedge = ctx.shared.read_latencies.usual_max(bookie);
+            asked.push(ask(ctx, bookie, range));
+        }
+        let is_last = replicas.len() == 0;
+        let answer = tokio::select! {
+            biased;
+            answer = asked.next() => answer,
+            () = clock::sleep(hedge), if !is_last => None,
+        };
+        match answer {
+            Some((_, Ok(entries))) => return Ok(entries),
+            Some((bookie, Err(error))) => {
                 tracing::debug!(%bookie, ledger = info.id.0, entry = wanted.first.0, %error, "replica did not serve a read");
                 worst = worse(worst, error);
             }
+            // It takes longer than it usually does: another is asked too, and the first wins.
+            None => {
+                if let Some(bookie) = replicas.next() {
+                    ctx.metrics.hedged_reads.add(1, &[]);
+                    hedge = ctx.shared.read_latencies.usual_max(bookie);
+                    asked.push(ask(ctx, bookie, range));
+                }
+            }
         }
     }
-    Err(LedgerError::Unreadable {
-        ledger: info.id.0,
-        entry: wanted.first.0,
-        last: worst,
-    })
+}
+
+/// Who has an entry, in the order in which they are asked. Ledgers begin at different positions,
+/// so that all replicas serve reads; one ledger is read from the same, so that its reads are
+/// sequential there. Who failed lately comes last.
+fn replicas_of(
+    ctx: &LogContext,
+    info: &LedgerInfo,
+    members: &[BookieId],
+    entry: EntryId,
+) -> Vec<BookieId> {
+    let mut positions: Vec<usize> = info.quorum.write_set(entry.0).collect();
+    let ensemble = info.quorum.ensemble();
+    let first = usize::try_from(info.id.0 % ensemble as u64).unwrap_or(0);
+    positions.sort_by_key(|position| (position + ensemble - first) % ensemble);
+    let mut bookies: Vec<BookieId> = positions.into_iter().map(|p| members[p]).collect();
+    if bookies.len() > 1 {
+        bookies.sort_by_key(|bookie| ctx.bookies.is_quarantined(*bookie));
+    }
+    bookies
 }
 
 /// The answer that says more about whether the entry may still exist somewhere.
@@ -83,16 +134,23 @@ async fn ask(
     ctx: &LogContext,
     bookie: BookieId,
     range: ReadRange,
-) -> BookieResult<Vec<StoredEntry>> {
+) -> (BookieId, BookieResult<Vec<StoredEntry>>) {
+    let started = ctx.clock.monotonic();
     let read = ctx.transport.read(bookie, range);
     let batch = clock::timeout(ctx.settings.request_timeout, read)
         .await
-        .unwrap_or(Err(BookieError::Timeout))?;
-    let entries = check(batch, range).inspect_err(|_| ctx.metrics.digest_failures.add(1, &[]))?;
-    let bytes: usize = entries.iter().map(|entry| entry.data.len()).sum();
-    ctx.metrics.read_entries.add(entries.len() as u64, &[]);
-    ctx.metrics.read_bytes.add(bytes as u64, &[]);
-    Ok(entries)
+        .unwrap_or(Err(BookieError::Timeout));
+    let took = ctx.clock.monotonic().saturating_sub(started);
+    let entries = batch.and_then(|batch| {
+        check(batch, range).inspect_err(|_| ctx.metrics.digest_failures.add(1, &[]))
+    });
+    if let Ok(entries) = &entries {
+        ctx.shared.read_latencies.took(bookie, took);
+        let bytes: usize = entries.iter().map(|entry| entry.data.len()).sum();
+        ctx.metrics.read_entries.add(entries.len() as u64, &[]);
+        ctx.metrics.read_bytes.add(bytes as u64, &[]);
+    }
+    (bookie, entries)
 }
 
 /// The good entries at the beginning of a reply; an error if there is none.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use aquifer_metadata::error::MetadataError;
 use aquifer_metadata::store::Guard;
 use aquifer_model::entry::EntryData;
-use aquifer_model::id::{EntryId, LedgerId};
+use aquifer_model::id::{BookieId, EntryId, LedgerId};
 use aquifer_model::storage::{
     AddEntry, BookieError, BookieResult, OrderedOperation, OrderedReply, OrderedRequest,
     StoredEntry,
@@ -71,7 +71,11 @@ async fn claim_and_recover(
     guards: &[Guard],
 ) -> Result<LedgerEnd, LedgerError> {
     ledger_metadata::replace(&*ctx.store, info, guards).await?;
-    let (last_entry, length) = Run::new(ctx, info).run().await?;
+    let Found {
+        fragments,
+        last_entry,
+        length,
+    } = Run::new(ctx, info).run().await?;
     let length = match (last_entry, length) {
         (None, _) => 0,
         (Some(_), Some(length)) => length,
@@ -81,6 +85,8 @@ async fn claim_and_recover(
         }
     };
     let end = LedgerEnd { last_entry, length };
+    // Only now: until the ledger is closed, recoveries read what the writer's ensemble has.
+    info.fragments.extend(fragments);
     info.state = LedgerState::Closed(end);
     ledger_metadata::replace(&*ctx.store, info, guards).await?;
     Ok(end)
@@ -91,7 +97,14 @@ async fn claim_and_recover(
 enum Asked {
     Fence(usize),
     Read(usize, EntryId),
-    Write(usize, EntryId),
+    Write(usize, BookieId, EntryId),
+}
+
+/// Where the ledger ends.
+struct Found {
+    fragments: BTreeMap<EntryId, Vec<BookieId>>,
+    last_entry: Option<EntryId>,
+    length: Option<u64>,
 }
 
 type Answer = (Asked, BookieResult<OrderedReply>);
@@ -99,6 +112,8 @@ type Answer = (Asked, BookieResult<OrderedReply>);
 struct Run<'a> {
     ctx: &'a Arc<LogContext>,
     info: &'a LedgerInfo,
+    /// Where write-backs go.
+    members: Vec<BookieId>,
     machine: Recovery,
     actions: Vec<RecoveryAction>,
     answers: mpsc::Receiver<Answer>,
@@ -117,10 +132,11 @@ impl<'a> Run<'a> {
         let room =
             info.quorum.ensemble() * (1 + 4 * usize::try_from(window).unwrap_or(usize::MAX / 1024));
         let (answer, answers) = mpsc::channel(room);
-        let (machine, actions) = Recovery::start(info.quorum, members, floor, window);
+        let (machine, actions) = Recovery::start(info.quorum, members.clone(), floor, window);
         Run {
             ctx,
             info,
+            members,
             machine,
             actions,
             answers,
@@ -131,25 +147,43 @@ impl<'a> Run<'a> {
         }
     }
 
-    async fn run(mut self) -> Result<(Option<EntryId>, Option<u64>), LedgerError> {
+    async fn run(mut self) -> Result<Found, LedgerError> {
         loop {
             for action in std::mem::take(&mut self.actions) {
                 match action {
-                    RecoveryAction::Close { last_entry, length } => {
-                        return Ok((last_entry, length));
+                    RecoveryAction::Close {
+                        fragments,
+                        last_entry,
+                        length,
+                    } => {
+                        return Ok(Found {
+                            fragments,
+                            last_entry,
+                            length,
+                        });
                     }
                     RecoveryAction::Abort => {
                         let cause = self.trouble.take().unwrap_or(BookieError::Timeout);
                         return Err(LedgerError::Undecided(cause));
                     }
-                    RecoveryAction::Fence { position, .. } => self.ask(Asked::Fence(position)),
+                    RecoveryAction::Fence { position, bookie } => {
+                        self.ask(Asked::Fence(position), bookie);
+                    }
                     RecoveryAction::Read {
-                        position, entry, ..
-                    } => self.ask(Asked::Read(position, entry)),
+                        position,
+                        bookie,
+                        entry,
+                    } => self.ask(Asked::Read(position, entry), bookie),
                     RecoveryAction::Write {
-                        position, entry, ..
-                    } => self.ask(Asked::Write(position, entry)),
+                        position,
+                        bookie,
+                        entry,
+                    } => self.ask(Asked::Write(position, bookie, entry), bookie),
+                    RecoveryAction::Replace { failed } => self.replace(&failed),
                 }
+            }
+            if !self.actions.is_empty() {
+                continue;
             }
             let next = clock::timeout(self.ctx.settings.request_timeout, self.answers.recv());
             match next.await {
@@ -170,11 +204,37 @@ impl<'a> Run<'a> {
         }
     }
 
-    fn ask(&mut self, asked: Asked) {
-        let (position, operation) = match asked {
-            Asked::Fence(position) => (position, OrderedOperation::Fence),
-            Asked::Read(position, entry) => (position, OrderedOperation::RecoveryRead(entry)),
-            Asked::Write(position, entry) => {
+    /// Looks for other bookies that take write-backs; metadata learns of them with the close.
+    fn replace(&mut self, failed: &[usize]) {
+        let (bookies, settings) = (&self.ctx.bookies, &self.ctx.settings);
+        for &position in failed {
+            bookies.quarantine(self.members[position], settings.quarantine);
+        }
+        let chosen = bookies.replacements(
+            self.info.quorum,
+            settings.zones_min,
+            &self.members,
+            failed,
+            &*self.ctx.rng,
+        );
+        let event = match chosen {
+            Ok(members) => {
+                self.members.clone_from(&members);
+                RecoveryEvent::Replaced { members }
+            }
+            Err(error) => {
+                tracing::warn!(ledger = self.info.id.0, %error, "nobody takes the place of a bookie that failed in recovery");
+                RecoveryEvent::ReplaceFailed
+            }
+        };
+        self.machine.on(event, &mut self.actions);
+    }
+
+    fn ask(&mut self, asked: Asked, bookie: BookieId) {
+        let operation = match asked {
+            Asked::Fence(_) => OrderedOperation::Fence,
+            Asked::Read(_, entry) => OrderedOperation::RecoveryRead(entry),
+            Asked::Write(_, _, entry) => {
                 let Some(stored) = self.found.get(&entry) else {
                     return;
                 };
@@ -189,10 +249,9 @@ impl<'a> Run<'a> {
                         body: stored.data.clone(),
                     },
                 };
-                (position, OrderedOperation::Add(add))
+                OrderedOperation::Add(add)
             }
         };
-        let (_, members) = self.info.last_fragment();
         let request = OrderedRequest {
             ledger: self.info.id,
             token: self.info.token,
@@ -201,7 +260,7 @@ impl<'a> Run<'a> {
         let answer = self.answer.clone();
         self.outstanding.insert(asked);
         self.ctx.transport.submit(
-            members[position],
+            bookie,
             request,
             // A full or closed channel means that nobody waits for this answer any more, or that
             // the silence timeout will speak for it.
@@ -213,23 +272,16 @@ impl<'a> Run<'a> {
         let event = match asked {
             Asked::Fence(position) => RecoveryEvent::Fence {
                 position,
-                reply: match self.note(result) {
-                    Ok(OrderedReply::Done { last_add_confirmed }) => {
-                        FenceReply::Fenced(last_add_confirmed)
-                    }
-                    // Another ledger has this id there (H14): our entries never were there, nor
-                    // will be, because it refuses our token.
-                    Err(BookieError::Token) => FenceReply::Fenced(None),
-                    Ok(OrderedReply::Entry(_)) | Err(_) => FenceReply::Unknown,
-                },
+                reply: FenceReply::of(&self.note(result)),
             },
             Asked::Read(position, entry) => RecoveryEvent::Read {
                 position,
                 entry,
                 reply: self.read_reply(entry, result),
             },
-            Asked::Write(position, entry) => RecoveryEvent::Write {
+            Asked::Write(position, bookie, entry) => RecoveryEvent::Write {
                 position,
+                bookie,
                 entry,
                 stored: self.note(result).is_ok(),
             },
@@ -242,25 +294,20 @@ impl<'a> Run<'a> {
         entry: EntryId,
         result: BookieResult<OrderedReply>,
     ) -> RecoveryReadReply {
-        match self.note(result) {
-            Ok(OrderedReply::Entry(stored))
-                if stored.entry == entry && stored.is_intact(self.info.id) =>
-            {
-                let ledger_length = stored.ledger_length;
+        let result = self.note(result);
+        let reply = RecoveryReadReply::of(self.info.id, entry, &result);
+        match (reply, result) {
+            (RecoveryReadReply::Found { .. }, Ok(OrderedReply::Entry(stored))) => {
                 self.found.entry(entry).or_insert(stored);
-                RecoveryReadReply::Found { ledger_length }
             }
-            Ok(_) => {
+            (RecoveryReadReply::Unknown, Ok(_)) => {
                 self.ctx.metrics.digest_failures.add(1, &[]);
                 self.trouble
                     .get_or_insert_with(|| BookieError::Digest(format!("entry {entry}")));
-                RecoveryReadReply::Unknown
             }
-            Err(BookieError::NoSuchEntry | BookieError::NoSuchLedger | BookieError::Token) => {
-                RecoveryReadReply::Absent
-            }
-            Err(_) => RecoveryReadReply::Unknown,
+            _ => {}
         }
+        reply
     }
 
     /// Remembers why a bookie could not help; limbo says most about what to do.

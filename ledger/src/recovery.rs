@@ -7,11 +7,15 @@
 //! - An entry that any replica has is recovered; an entry counts as absent only after Qw−Qa+1
 //!   explicit negatives; anything else aborts. A guess would lose acknowledged entries (I2).
 //! - Recovered entries are on Qa bookies before the ledger is closed, without gaps (I3).
+//! - Reads go to the members that the last fragment had at the start, whatever happens to writes. A
+//!   bookie that fails a write-back is replaced for writes only, and metadata learns of it with the
+//!   close: whoever recovers after us must not read from bookies that got only a part.
 
 use std::collections::BTreeMap;
 
-use aquifer_model::id::{BookieId, EntryId};
+use aquifer_model::id::{BookieId, EntryId, LedgerId};
 use aquifer_model::quorum::Quorum;
+use aquifer_model::storage::{BookieError, BookieResult, OrderedReply};
 
 #[cfg(test)]
 mod tests;
@@ -39,11 +43,20 @@ pub enum RecoveryEvent {
     Write {
         /// Its position.
         position: usize,
+        /// Who was there.
+        bookie: BookieId,
         /// The entry.
         entry: EntryId,
         /// Whether it has the entry durably.
         stored: bool,
     },
+    /// Others were found for the positions of [`RecoveryAction::Replace`].
+    Replaced {
+        /// All members, by position.
+        members: Vec<BookieId>,
+    },
+    /// There are no others.
+    ReplaceFailed,
 }
 
 /// How a bookie answered a fence.
@@ -53,6 +66,22 @@ pub enum FenceReply {
     Fenced(Option<EntryId>),
     /// Anything else.
     Unknown,
+}
+
+impl FenceReply {
+    /// What a bookie's answer to a fence means to a recovery.
+    #[must_use]
+    pub fn of(result: &BookieResult<OrderedReply>) -> FenceReply {
+        match result {
+            Ok(OrderedReply::Done { last_add_confirmed }) => {
+                FenceReply::Fenced(*last_add_confirmed)
+            }
+            // Another ledger has this id there (H14): our entries never were there, nor will be,
+            // because it refuses our token.
+            Err(BookieError::Token) => FenceReply::Fenced(None),
+            Ok(OrderedReply::Entry(_)) | Err(_) => FenceReply::Unknown,
+        }
+    }
 }
 
 /// How a bookie answered a recovery read.
@@ -67,6 +96,31 @@ pub enum RecoveryReadReply {
     Absent,
     /// Anything else. Never a negative.
     Unknown,
+}
+
+impl RecoveryReadReply {
+    /// What a bookie's answer to a recovery read means: only proofs are negatives, and only what
+    /// was asked for, undamaged, is found.
+    #[must_use]
+    pub fn of(
+        ledger: LedgerId,
+        entry: EntryId,
+        result: &BookieResult<OrderedReply>,
+    ) -> RecoveryReadReply {
+        match result {
+            Ok(OrderedReply::Entry(stored))
+                if stored.entry == entry && stored.is_intact(ledger) =>
+            {
+                RecoveryReadReply::Found {
+                    ledger_length: stored.ledger_length,
+                }
+            }
+            Err(BookieError::NoSuchEntry | BookieError::NoSuchLedger | BookieError::Token) => {
+                RecoveryReadReply::Absent
+            }
+            Ok(_) | Err(_) => RecoveryReadReply::Unknown,
+        }
+    }
 }
 
 /// What the driver does next.
@@ -97,8 +151,15 @@ pub enum RecoveryAction {
         /// The entry.
         entry: EntryId,
     },
+    /// Find other bookies for these positions, without telling metadata.
+    Replace {
+        /// Positions that failed write-backs.
+        failed: Vec<usize>,
+    },
     /// Close the ledger in metadata, if this recoverer's epoch is still the newest.
     Close {
+        /// Fragments that replacements made, to be added to those that are known.
+        fragments: BTreeMap<EntryId, Vec<BookieId>>,
         /// The last entry, if there is any.
         last_entry: Option<EntryId>,
         /// Bytes of the ledger; `None` when the last entry was not read by this recovery, so the
@@ -113,13 +174,27 @@ type Positions = u16;
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 struct EntryRecovery {
-    /// Positions that have it durably, found or written back.
-    held: Positions,
+    /// Positions where a read found it.
+    found: Positions,
     absent: Positions,
     unknown: Positions,
-    write_failed: Positions,
+    /// Positions of the ensemble that is written to which have it durably.
+    held: Positions,
     ledger_length: Option<u64>,
     decided_absent: bool,
+}
+
+/// Where write-backs go.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Writing {
+    members: Vec<BookieId>,
+    /// Positions whose member is not the one that is read.
+    replaced: Positions,
+    /// Positions that failed and are not replaced.
+    failed: Positions,
+    /// Positions for which others are being looked for.
+    replacing: Positions,
+    fragments: BTreeMap<EntryId, Vec<BookieId>>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -130,7 +205,7 @@ enum Phase {
         last_add_confirmed: Option<EntryId>,
     },
     Reading {
-        /// Entries that are read, or found and not yet on Qa bookies.
+        /// Entries from the first that is not yet on Qa bookies.
         entries: BTreeMap<EntryId, EntryRecovery>,
         /// Everything below is found; the first whose fate is open.
         frontier: EntryId,
@@ -146,8 +221,9 @@ enum Phase {
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Recovery {
     quorum: Quorum,
-    /// Members of the last fragment: all reads and writes go there.
+    /// Members of the last fragment: all reads go there.
     members: Vec<BookieId>,
+    writing: Writing,
     /// First entry of the last fragment: the ledger ends at or behind the one before it.
     floor: EntryId,
     window_entries: u64,
@@ -183,6 +259,13 @@ impl Recovery {
             .collect();
         let recovery = Recovery {
             quorum,
+            writing: Writing {
+                members: members.clone(),
+                replaced: 0,
+                failed: 0,
+                replacing: 0,
+                fragments: BTreeMap::new(),
+            },
             members,
             floor,
             window_entries: u64::from(window_entries.max(1)),
@@ -199,6 +282,12 @@ impl Recovery {
     #[must_use]
     pub fn is_finished(&self) -> bool {
         self.phase == Phase::Finished
+    }
+
+    /// Fragments that replacements made so far.
+    #[must_use]
+    pub fn fragments(&self) -> &BTreeMap<EntryId, Vec<BookieId>> {
+        &self.writing.fragments
     }
 
     /// Whether the data of a found entry may still have to be written back.
@@ -224,9 +313,21 @@ impl Recovery {
             } => self.read(position, entry, reply, actions),
             RecoveryEvent::Write {
                 position,
+                bookie,
                 entry,
                 stored,
-            } => self.written(position, entry, stored, actions),
+            } => {
+                // Whoever was replaced has no say any more.
+                if self.writing.members.get(position) == Some(&bookie) {
+                    self.written(position, entry, stored, actions);
+                }
+            }
+            RecoveryEvent::Replaced { members } => self.replaced(members, actions),
+            RecoveryEvent::ReplaceFailed => {
+                if self.writing.replacing != 0 && !self.is_finished() {
+                    self.abort(actions);
+                }
+            }
         }
     }
 
@@ -279,7 +380,11 @@ impl Recovery {
         actions: &mut Vec<RecoveryAction>,
     ) {
         let negatives_needed = self.quorum.write() - self.quorum.ack() + 1;
-        let Phase::Reading { entries, .. } = &mut self.phase else {
+        let replaced = self.writing.replaced;
+        let Phase::Reading {
+            entries, frontier, ..
+        } = &mut self.phase
+        else {
             return;
         };
         let Some(state) = entries.get_mut(&entry) else {
@@ -287,13 +392,16 @@ impl Recovery {
         };
         match reply {
             RecoveryReadReply::Found { ledger_length } => {
-                state.held |= bit(position);
+                state.found |= bit(position);
+                if entry < *frontier {
+                    state.held |= bit(position) & !replaced;
+                }
                 state.ledger_length = Some(ledger_length);
             }
             RecoveryReadReply::Absent => state.absent |= bit(position),
             RecoveryReadReply::Unknown => state.unknown |= bit(position),
         }
-        if state.held == 0 && count(state.absent) >= negatives_needed {
+        if state.found == 0 && count(state.absent) >= negatives_needed {
             state.decided_absent = true;
         }
         self.advance(actions);
@@ -315,18 +423,75 @@ impl Recovery {
         if stored {
             state.held |= bit(position);
         } else {
-            state.write_failed |= bit(position);
-        }
-        if self.quorum.write() - count(state.write_failed & !state.held) < self.quorum.ack() {
-            return self.abort(actions);
+            self.writing.failed |= bit(position);
         }
         self.advance(actions);
     }
 
+    fn replaced(&mut self, members: Vec<BookieId>, actions: &mut Vec<RecoveryAction>) {
+        assert_eq!(
+            members.len(),
+            self.quorum.ensemble(),
+            "an ensemble has E members"
+        );
+        let Phase::Reading {
+            entries, frontier, ..
+        } = &mut self.phase
+        else {
+            return;
+        };
+        let replacing = std::mem::take(&mut self.writing.replacing);
+        self.writing.failed &= !replacing;
+        self.writing.replaced |= replacing;
+        // Nothing left the front while others were looked for, so everything that was found and
+        // is not finished lies in the new fragment.
+        let first = entries.keys().next().copied().unwrap_or(*frontier);
+        for (&entry, state) in entries.range_mut(..*frontier) {
+            state.held &= !replacing;
+            for position in self.quorum.write_set(entry.0) {
+                if replacing & bit(position) != 0 {
+                    actions.push(RecoveryAction::Write {
+                        position,
+                        bookie: members[position],
+                        entry,
+                    });
+                }
+            }
+        }
+        self.writing.fragments.insert(first, members.clone());
+        self.writing.members = members;
+        self.advance(actions);
+    }
+
+    /// Asks for other bookies when an entry cannot reach Qa where it is written.
+    fn replace_failed(&mut self, actions: &mut Vec<RecoveryAction>) {
+        let Phase::Reading {
+            entries, frontier, ..
+        } = &self.phase
+        else {
+            return;
+        };
+        let failed = self.writing.failed;
+        let is_stuck = entries.range(..*frontier).any(|(entry, state)| {
+            count(state.held | (self.write_set(*entry) & !failed)) < self.quorum.ack()
+        });
+        if is_stuck && self.writing.replacing == 0 {
+            self.writing.replacing = failed;
+            let failed = (0..self.quorum.ensemble()).filter(|&p| failed & bit(p) != 0);
+            actions.push(RecoveryAction::Replace {
+                failed: failed.collect(),
+            });
+        }
+    }
+
     /// Moves the frontier over what is found, asks for more, and closes when all is durable.
     fn advance(&mut self, actions: &mut Vec<RecoveryAction>) {
+        if self.advance_frontier(actions) {
+            return self.abort(actions);
+        }
+        self.replace_failed(actions);
         let (quorum, window) = (self.quorum, self.window_entries);
-        let members = &self.members;
+        let is_replacing = self.writing.replacing != 0;
         let Phase::Reading {
             entries,
             frontier,
@@ -337,33 +502,13 @@ impl Recovery {
         else {
             return;
         };
-        while !*ended && let Some(state) = entries.get(frontier) {
-            if state.decided_absent {
-                *ended = true;
-                entries.retain(|entry, _| *entry < *frontier);
-                break;
-            }
-            if state.held == 0 {
-                // All have answered, and neither found nor proved absent: never guess.
-                if count(state.absent | state.unknown) == quorum.write() {
-                    return self.abort(actions);
-                }
-                break;
-            }
-            *length = state.ledger_length;
-            for position in quorum.write_set(frontier.0) {
-                if state.held & bit(position) == 0 {
-                    actions.push(RecoveryAction::Write {
-                        position,
-                        bookie: members[position],
-                        entry: *frontier,
-                    });
-                }
-            }
-            *frontier = frontier.next();
+        while !is_replacing
+            && let Some(first) = entries.first_entry()
+            && first.key() < frontier
+            && count(first.get().held) >= quorum.ack()
+        {
+            first.remove();
         }
-        let done = *frontier;
-        entries.retain(|entry, state| *entry >= done || count(state.held) < quorum.ack());
         // Two windows bound what is read and what waits for its write-back together.
         let room = usize::try_from(window.saturating_mul(2)).unwrap_or(usize::MAX);
         while !*ended && unasked.0 < frontier.0 + window && entries.len() < room {
@@ -371,7 +516,7 @@ impl Recovery {
             for position in quorum.write_set(unasked.0) {
                 actions.push(RecoveryAction::Read {
                     position,
-                    bookie: members[position],
+                    bookie: self.members[position],
                     entry: *unasked,
                 });
             }
@@ -380,7 +525,50 @@ impl Recovery {
         if *ended && entries.is_empty() {
             let (last_entry, length) = (frontier.0.checked_sub(1).map(EntryId), *length);
             self.phase = Phase::Finished;
-            actions.push(RecoveryAction::Close { last_entry, length });
+            actions.push(RecoveryAction::Close {
+                fragments: std::mem::take(&mut self.writing.fragments),
+                last_entry,
+                length,
+            });
         }
+    }
+
+    /// Writes back what the frontier passes. Returns whether the fate of an entry cannot be told.
+    fn advance_frontier(&mut self, actions: &mut Vec<RecoveryAction>) -> bool {
+        let Phase::Reading {
+            entries,
+            frontier,
+            length,
+            ended,
+            ..
+        } = &mut self.phase
+        else {
+            return false;
+        };
+        let quorum = self.quorum;
+        while !*ended && let Some(state) = entries.get_mut(frontier) {
+            if state.decided_absent {
+                *ended = true;
+                entries.retain(|entry, _| *entry < *frontier);
+                break;
+            }
+            if state.found == 0 {
+                // All have answered, and neither found nor proved absent: never guess.
+                return count(state.absent | state.unknown) == quorum.write();
+            }
+            *length = state.ledger_length;
+            state.held = state.found & !self.writing.replaced;
+            for position in quorum.write_set(frontier.0) {
+                if (state.held | self.writing.failed) & bit(position) == 0 {
+                    actions.push(RecoveryAction::Write {
+                        position,
+                        bookie: self.writing.members[position],
+                        entry: *frontier,
+                    });
+                }
+            }
+            *frontier = frontier.next();
+        }
+        false
     }
 }

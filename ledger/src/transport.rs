@@ -1,7 +1,9 @@
 //! The way to bookies: gRPC between processes, a function call in standalone.
 
 use aquifer_model::id::BookieId;
-use aquifer_model::storage::{BookieResult, OrderedRequest, ReadBatch, ReadRange, ReplyCallback};
+use aquifer_model::storage::{
+    BookieResult, OrderedRequest, ReadBatch, ReadRange, ReplyCallback, TailState, TailWait,
+};
 use async_trait::async_trait;
 
 /// Carries requests to bookies and answers back. Implementations: `bookie_client` (gRPC), and the
@@ -16,4 +18,7 @@ pub trait BookieTransport: Send + Sync + 'static {
     /// Reads entries, outside the ordered stream. Every entry of the answer is digest-verified by
     /// the caller unless it asked for prefixes.
     async fn read(&self, bookie: BookieId, range: ReadRange) -> BookieResult<ReadBatch>;
+
+    /// Waits for news of a ledger's end, outside the ordered stream.
+    async fn wait(&self, bookie: BookieId, wait: TailWait) -> BookieResult<TailState>;
 }

@@ -5,8 +5,11 @@
 //! - An entry is acknowledged when Qa distinct positions of its write set have it durably and
 //!   every earlier entry is acknowledged (I1).
 //! - `Fenced` is terminal, and leaves the outcome of pending adds unknown (I4).
-//! - While an ensemble change is on its way, only positions that it leaves alone count (H8).
-//! - A refused add is sent again as the same entry with the same bytes, in order of entries.
+//! - A position that failed counts for nothing until it is replaced. Entries that the other
+//!   positions complete are acknowledged all the same, whether its replacement is put off, on its
+//!   way, or impossible for now (H8).
+//! - A refused add is sent again as the same entry with the same bytes, in order of entries; a
+//!   bookie that missed too much of what was acknowledged without it has failed.
 //!
 //! The payload stays with the driver: nothing here depends on it.
 
@@ -15,120 +18,19 @@ use std::collections::{BTreeMap, VecDeque};
 use aquifer_model::id::{BookieId, EntryId};
 use aquifer_model::quorum::Quorum;
 
+mod events;
 #[cfg(test)]
 mod tests;
 
-/// What happens to a writer.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub enum WriterEvent {
-    /// A bookie answered an add.
-    Reply {
-        /// Its position in the ensemble when the add was sent.
-        position: usize,
-        /// The bookie that was there.
-        bookie: BookieId,
-        /// The entry.
-        entry: EntryId,
-        /// The answer.
-        reply: AddReply,
-    },
-    /// The pause that [`WriterAction::ScheduleRetry`] asked for is over.
-    RetryDue,
-    /// Metadata has the new last fragment.
-    EnsembleChanged {
-        /// Its members, by position.
-        members: Vec<BookieId>,
-    },
-    /// No replacement, or metadata refused for another reason than a recovery.
-    EnsembleChangeFailed,
-    /// Metadata shows that a recovery has begun, or that the ledger is closed.
-    Superseded,
-}
-
-/// How a bookie answered an add.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum AddReply {
-    /// It has the entry durably.
-    Stored,
-    /// It refuses normal adds because of a fence, or the ledger is deleted.
-    Fenced,
-    /// It has too much to do; the entry is not stored.
-    Overloaded,
-    /// Anything else: whether it has the entry is unknown, and it cannot be relied on.
-    Failed,
-}
-
-/// What the driver does next, in this order.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub enum WriterAction {
-    /// Send the add of `entry` to `bookie`.
-    Send {
-        /// Position in the ensemble.
-        position: usize,
-        /// Who is there.
-        bookie: BookieId,
-        /// The entry.
-        entry: EntryId,
-    },
-    /// The entry is durable and is the new last-add-confirmed.
-    Acknowledge {
-        /// The entry.
-        entry: EntryId,
-    },
-    /// Send [`WriterEvent::RetryDue`] after a pause.
-    ScheduleRetry,
-    /// Find other bookies for these positions and change metadata: the fragment that begins at
-    /// `first_entry` replaces the last if that begins there too, else it is appended.
-    ChangeEnsemble {
-        /// Where the new fragment begins.
-        first_entry: EntryId,
-        /// Positions to replace.
-        failed: Vec<usize>,
-    },
-    /// The writer is finished: no more entries will be acknowledged.
-    Stop {
-        /// Why.
-        reason: StopReason,
-    },
-}
-
-/// Why a writer is finished.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum StopReason {
-    /// A recovery has taken over (I4).
-    Fenced,
-    /// The bookie at this position failed and could not be replaced.
-    Failed {
-        /// The position.
-        position: usize,
-    },
-}
-
-/// What an add carries besides its data.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct PlannedAdd {
-    /// Its number.
-    pub entry: EntryId,
-    /// The LAC to send along.
-    pub last_add_confirmed: Option<EntryId>,
-    /// Bytes of the ledger with it.
-    pub ledger_length: u64,
-}
-
-/// Where a ledger ends.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
-pub struct LedgerEnd {
-    /// The last entry, if there is any.
-    pub last_entry: Option<EntryId>,
-    /// Bytes up to and including it.
-    pub length: u64,
-}
+pub use events::{
+    AddReply, LedgerEnd, PlannedAdd, StopReason, WriterAction, WriterEvent, WriterOptions,
+};
 
 /// Positions of an ensemble as bits; E is at most 16.
 type Positions = u16;
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-struct PendingAdd {
+struct Add {
     ledger_length: u64,
     acked: Positions,
     /// Positions whose send waits for an overloaded bookie.
@@ -149,19 +51,25 @@ enum State {
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Writer {
     quorum: Quorum,
+    options: WriterOptions,
     fragments: BTreeMap<EntryId, Vec<BookieId>>,
-    /// Unacknowledged adds; the first is the entry after the LAC.
-    pending: VecDeque<PendingAdd>,
+    /// Adds that are not on their whole write set: first those that are acknowledged, which stay
+    /// for the slower bookies, then those that are not.
+    adds: VecDeque<Add>,
+    /// How many of them are acknowledged.
+    kept: usize,
+    /// Bytes of the ledger before them.
+    released_length: u64,
     confirmed: LedgerEnd,
     length: u64,
     state: State,
-    /// Failures that came while a change was on its way: the next change takes them.
-    failed_later: Positions,
+    /// Positions that failed and are not replaced.
+    failed: Positions,
+    change_scheduled: bool,
     /// Overloaded positions: adds to them wait for the retry.
     holding: Positions,
     retry_scheduled: bool,
     rounds_without_progress: Vec<u32>,
-    overload_retries_max: u32,
 }
 
 fn bit(position: usize) -> Positions {
@@ -172,6 +80,10 @@ fn bits(positions: Positions) -> impl Iterator<Item = usize> {
     (0..16).filter(move |&p| positions & bit(p) != 0)
 }
 
+fn count(positions: Positions) -> usize {
+    usize::try_from(positions.count_ones()).unwrap_or(0)
+}
+
 /// The first entry after the confirmed ones.
 fn after(last: Option<EntryId>) -> EntryId {
     last.map_or(EntryId::FIRST, EntryId::next)
@@ -180,7 +92,7 @@ fn after(last: Option<EntryId>) -> EntryId {
 impl Writer {
     /// The writer of a new, empty ledger whose only fragment has these members.
     #[must_use]
-    pub fn new(quorum: Quorum, members: Vec<BookieId>, overload_retries_max: u32) -> Writer {
+    pub fn new(quorum: Quorum, members: Vec<BookieId>, options: WriterOptions) -> Writer {
         assert_eq!(
             members.len(),
             quorum.ensemble(),
@@ -188,16 +100,19 @@ impl Writer {
         );
         Writer {
             quorum,
+            options,
             rounds_without_progress: vec![0; members.len()],
             fragments: BTreeMap::from([(EntryId::FIRST, members)]),
-            pending: VecDeque::new(),
+            adds: VecDeque::new(),
+            kept: 0,
+            released_length: 0,
             confirmed: LedgerEnd::default(),
             length: 0,
             state: State::Open,
-            failed_later: 0,
+            failed: 0,
+            change_scheduled: false,
             holding: 0,
             retry_scheduled: false,
-            overload_retries_max,
         }
     }
 
@@ -210,7 +125,28 @@ impl Writer {
     /// How many adds are not acknowledged.
     #[must_use]
     pub fn pending(&self) -> usize {
-        self.pending.len()
+        self.adds.len() - self.kept
+    }
+
+    /// Bytes of acknowledged entries that some bookie still lacks.
+    #[must_use]
+    pub fn kept_bytes(&self) -> u64 {
+        match self.kept {
+            0 => 0,
+            _ => self.confirmed.length - self.released_length,
+        }
+    }
+
+    /// The first entry whose data may still have to be sent.
+    #[must_use]
+    pub fn first_kept(&self) -> EntryId {
+        EntryId(self.first_pending().0 - self.kept as u64)
+    }
+
+    /// Whether it takes no more adds.
+    #[must_use]
+    pub fn is_finished(&self) -> bool {
+        self.state == State::Finished
     }
 
     /// Fragments: first entry and members by position.
@@ -219,18 +155,22 @@ impl Writer {
         &self.fragments
     }
 
-    /// Positions that have not stored the oldest pending add, with their bookies: who to blame
-    /// when it takes too long.
+    /// Positions that have not stored the oldest add, with their bookies: who to blame when it
+    /// takes too long.
     #[must_use]
     pub fn laggards(&self) -> Vec<(usize, BookieId)> {
-        let Some(oldest) = self.pending.front() else {
+        let Some(oldest) = self.adds.front() else {
             return Vec::new();
         };
-        let missing = self.write_set(self.first_pending()) & !oldest.acked & !oldest.held;
-        bits(missing).map(|p| (p, self.members()[p])).collect()
+        let lacking = self.write_set(self.first_kept()) & !oldest.acked & !oldest.held;
+        bits(lacking & !self.failed)
+            .map(|p| (p, self.members()[p]))
+            .collect()
     }
 
-    fn members(&self) -> &[BookieId] {
+    /// Members of the last fragment.
+    #[must_use]
+    pub fn members(&self) -> &[BookieId] {
         self.fragments
             .last_key_value()
             .map(|(_, members)| members.as_slice())
@@ -247,21 +187,27 @@ impl Writer {
             .fold(0, |set, p| set | bit(p))
     }
 
+    /// Whether every write set has an ack quorum without the failed positions.
+    fn has_quorum(&self) -> bool {
+        (0..self.quorum.ensemble() as u64)
+            .all(|entry| count(self.write_set(EntryId(entry)) & !self.failed) >= self.quorum.ack())
+    }
+
     /// Takes the next entry of `bytes` bytes; `None` once the writer is finished.
     pub fn add(&mut self, bytes: u64, actions: &mut Vec<WriterAction>) -> Option<PlannedAdd> {
         if self.state == State::Finished {
             return None;
         }
-        let entry = EntryId(self.first_pending().0 + self.pending.len() as u64);
+        let entry = EntryId(self.first_kept().0 + self.adds.len() as u64);
         self.length += bytes;
-        let set = self.write_set(entry);
+        let set = self.write_set(entry) & !self.failed;
         let held = set & self.holding;
-        self.pending.push_back(PendingAdd {
+        self.adds.push_back(Add {
             ledger_length: self.length,
             acked: 0,
             held,
         });
-        for position in bits(set & !held & !self.failed()) {
+        for position in bits(set & !held) {
             actions.push(self.send(position, entry));
         }
         Some(PlannedAdd {
@@ -279,17 +225,11 @@ impl Writer {
         }
     }
 
-    fn failed(&self) -> Positions {
-        match self.state {
-            State::Changing { failed, .. } => failed | self.failed_later,
-            State::Open | State::Finished => 0,
-        }
-    }
-
     /// Stops taking adds. Pending ones are forgotten: their outcome is up to a recovery.
     pub fn finish(&mut self) -> LedgerEnd {
         self.state = State::Finished;
-        self.pending.clear();
+        self.adds.clear();
+        self.kept = 0;
         self.confirmed
     }
 
@@ -309,17 +249,21 @@ impl Writer {
                 if reply == AddReply::Fenced {
                     self.stop(StopReason::Fenced, actions);
                 } else if self.members().get(position) == Some(&bookie)
-                    && self.failed() & bit(position) == 0
+                    && self.failed & bit(position) == 0
                 {
                     self.replied(position, entry, reply, actions);
                 }
             }
             WriterEvent::RetryDue => self.retry(actions),
-            WriterEvent::EnsembleChanged { members } => self.changed(members, actions),
-            WriterEvent::EnsembleChangeFailed => {
-                let position = bits(self.failed()).next().unwrap_or(0);
-                self.stop(StopReason::Failed { position }, actions);
+            WriterEvent::ChangeDue => {
+                self.change_scheduled = false;
+                if self.state == State::Open && self.failed != 0 {
+                    self.change(actions);
+                }
             }
+            WriterEvent::EnsembleChanged { members } => self.changed(members, actions),
+            WriterEvent::EnsembleChangeFailed => self.change_failed(actions),
+            WriterEvent::Shed => self.release(0, actions),
             WriterEvent::Superseded => self.stop(StopReason::Fenced, actions),
         }
     }
@@ -336,12 +280,12 @@ impl Writer {
         reply: AddReply,
         actions: &mut Vec<WriterAction>,
     ) {
-        let first = self.first_pending();
+        let first = self.first_kept();
         let add = entry
             .0
             .checked_sub(first.0)
             .and_then(|offset| usize::try_from(offset).ok())
-            .and_then(|offset| self.pending.get_mut(offset));
+            .and_then(|offset| self.adds.get_mut(offset));
         match (reply, add) {
             (AddReply::Stored, add) => {
                 self.rounds_without_progress[position] = 0;
@@ -357,26 +301,55 @@ impl Writer {
                     actions.push(WriterAction::ScheduleRetry);
                 }
             }
-            // Acknowledged without it: repair's concern, not the writer's.
-            (AddReply::Overloaded, None) => {}
-            (AddReply::Failed | AddReply::Fenced, _) => self.fail(position, actions),
+            // Too late: nobody has its data any more.
+            (AddReply::Overloaded, None) => self.fail(position, false, actions),
+            (AddReply::Refused, _) => self.fail(position, true, actions),
+            (AddReply::Failed | AddReply::Fenced, _) => self.fail(position, false, actions),
         }
     }
 
     fn acknowledge(&mut self, actions: &mut Vec<WriterAction>) {
-        let unreliable = self.failed();
-        while let Some(oldest) = self.pending.front() {
+        while let Some(oldest) = self.adds.get(self.kept) {
             let entry = self.first_pending();
-            let acks = (oldest.acked & self.write_set(entry) & !unreliable).count_ones();
-            if usize::try_from(acks).unwrap_or(0) < self.quorum.ack() {
+            let reliable = self.write_set(entry) & !self.failed;
+            if count(oldest.acked & reliable) < self.quorum.ack() {
                 break;
             }
             self.confirmed = LedgerEnd {
                 last_entry: Some(entry),
                 length: oldest.ledger_length,
             };
-            self.pending.pop_front();
+            self.kept += 1;
             actions.push(WriterAction::Acknowledge { entry });
+        }
+        self.release(self.options.kept_bytes_max, actions);
+    }
+
+    /// Lets go of what every bookie has that will get it, and of bookies that lack too much.
+    fn release(&mut self, kept_bytes_max: u64, actions: &mut Vec<WriterAction>) {
+        while self.kept > 0
+            && let Some(oldest) = self.adds.front()
+        {
+            let entry = self.first_kept();
+            // The replacement of a failed bookie gets what lies in its fragment.
+            let coming = match self.state {
+                State::Changing {
+                    failed,
+                    first_entry,
+                } if entry >= first_entry => failed,
+                _ => 0,
+            };
+            let lacking = self.write_set(entry) & (!oldest.acked & !self.failed | coming);
+            let over = self.kept_bytes() > kept_bytes_max;
+            if lacking != 0 && !over {
+                return;
+            }
+            self.released_length = oldest.ledger_length;
+            self.kept -= 1;
+            self.adds.pop_front();
+            for position in bits(lacking) {
+                self.fail(position, false, actions);
+            }
         }
     }
 
@@ -387,13 +360,13 @@ impl Writer {
         for position in bits(holding) {
             let rounds = &mut self.rounds_without_progress[position];
             *rounds += 1;
-            if *rounds > self.overload_retries_max {
+            if *rounds > self.options.overload_retries_max {
                 exhausted |= bit(position);
             }
         }
-        let first = self.first_pending();
-        let (mut resend, unusable) = (Vec::new(), self.failed() | exhausted);
-        for (offset, add) in self.pending.iter_mut().enumerate() {
+        let first = self.first_kept();
+        let (mut resend, unusable) = (Vec::new(), self.failed | exhausted);
+        for (offset, add) in self.adds.iter_mut().enumerate() {
             let held = std::mem::take(&mut add.held);
             let entry = EntryId(first.0 + offset as u64);
             resend.extend(bits(held & !unusable).map(|position| (position, entry)));
@@ -401,30 +374,81 @@ impl Writer {
         for (position, entry) in resend {
             actions.push(self.send(position, entry));
         }
-        for position in bits(exhausted & !self.failed()) {
-            self.fail(position, actions);
+        for position in bits(exhausted & !self.failed) {
+            self.fail(position, false, actions);
         }
     }
 
-    fn fail(&mut self, position: usize, actions: &mut Vec<WriterAction>) {
-        match self.state {
-            State::Open => self.change(bit(position), actions),
-            State::Changing { .. } => self.failed_later |= bit(position),
-            State::Finished => {}
+    fn fail(&mut self, position: usize, forced: bool, actions: &mut Vec<WriterAction>) {
+        if self.failed & bit(position) != 0 {
+            return;
+        }
+        self.failed |= bit(position);
+        self.holding &= !bit(position);
+        // A change that is on its way leaves this one to the next.
+        if self.state == State::Open {
+            self.decide(forced, actions);
+        }
+        self.release(self.options.kept_bytes_max, actions);
+    }
+
+    /// Changes the ensemble now, or later where that is asked for and harms nothing.
+    fn decide(&mut self, forced: bool, actions: &mut Vec<WriterAction>) {
+        if self.options.delay_changes && !forced && self.has_quorum() {
+            self.schedule_change(false, actions);
+        } else {
+            self.change(actions);
         }
     }
 
-    fn change(&mut self, failed: Positions, actions: &mut Vec<WriterAction>) {
-        let first_entry = self.first_pending();
+    fn schedule_change(&mut self, again: bool, actions: &mut Vec<WriterAction>) {
+        if !std::mem::replace(&mut self.change_scheduled, true) {
+            actions.push(WriterAction::ScheduleChange { again });
+        }
+    }
+
+    fn change(&mut self, actions: &mut Vec<WriterAction>) {
+        let first_entry = self.first_to_move();
         self.state = State::Changing {
-            failed,
+            failed: self.failed,
             first_entry,
         };
-        self.holding &= !failed;
         actions.push(WriterAction::ChangeEnsemble {
             first_entry,
-            failed: bits(failed).collect(),
+            failed: bits(self.failed).collect(),
         });
+    }
+
+    /// Where a new fragment begins: after the LAC, or at earlier entries that are still kept and
+    /// that an ack quorum of the other positions has. Those the replacements get as well.
+    fn first_to_move(&self) -> EntryId {
+        let last = self.fragments.last_key_value();
+        let floor = last.map_or(EntryId::FIRST, |(first, _)| *first);
+        let (mut first, kept) = (self.first_pending(), self.first_kept());
+        for (offset, add) in self.adds.iter().enumerate().take(self.kept).rev() {
+            let entry = EntryId(kept.0 + offset as u64);
+            let others = add.acked & self.write_set(entry) & !self.failed;
+            if entry < floor || count(others) < self.quorum.ack() {
+                break;
+            }
+            first = entry;
+        }
+        first
+    }
+
+    /// There is no replacement now: goes on without one while an ack quorum is left.
+    fn change_failed(&mut self, actions: &mut Vec<WriterAction>) {
+        if !matches!(self.state, State::Changing { .. }) {
+            return;
+        }
+        if self.has_quorum() {
+            self.state = State::Open;
+            self.schedule_change(true, actions);
+            self.release(self.options.kept_bytes_max, actions);
+        } else {
+            let position = bits(self.failed).next().unwrap_or(0);
+            self.stop(StopReason::Failed { position }, actions);
+        }
     }
 
     fn changed(&mut self, members: Vec<BookieId>, actions: &mut Vec<WriterAction>) {
@@ -441,16 +465,21 @@ impl Writer {
             "an ensemble has E members"
         );
         // Entries that unchanged positions completed meanwhile lie in the new fragment too, with
-        // the same members there (H8).
+        // the same members there (H8). Where their data is still here, the others get them now.
         self.fragments.insert(first_entry, members);
         self.state = State::Open;
-        let first = self.first_pending();
-        for offset in 0..self.pending.len() {
+        self.failed &= !failed;
+        let first = self.first_kept();
+        for offset in 0..self.adds.len() {
             let entry = EntryId(first.0 + offset as u64);
-            let replaced = failed & self.write_set(entry);
-            self.pending[offset].acked &= !failed;
-            self.pending[offset].held &= !failed;
-            for position in bits(replaced) {
+            if entry < first_entry {
+                // Nobody waits for them any more.
+                self.adds[offset].acked |= failed;
+                continue;
+            }
+            self.adds[offset].acked &= !failed;
+            self.adds[offset].held &= !failed;
+            for position in bits(failed & self.write_set(entry)) {
                 actions.push(self.send(position, entry));
             }
         }
@@ -458,9 +487,8 @@ impl Writer {
             self.rounds_without_progress[position] = 0;
         }
         self.acknowledge(actions);
-        let later = std::mem::take(&mut self.failed_later);
-        if later != 0 {
-            self.change(later, actions);
+        if self.failed != 0 && self.state == State::Open {
+            self.decide(false, actions);
         }
     }
 }

@@ -49,7 +49,7 @@ pub struct EntryHead {
 }
 
 /// An entry on its way: both parts shared, never joined on the hot path.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 pub struct EntryData {
     /// The broker's head, or empty where the whole entry is in `body`.
     pub head: Bytes,

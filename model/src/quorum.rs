@@ -74,6 +74,19 @@ impl Quorum {
         usize::from(self.ack)
     }
 
+    /// The same with at most `bookies` bookies: a smaller ensemble and write quorum, never a smaller
+    /// ack quorum. `None` when that leaves no ack quorum.
+    #[must_use]
+    pub fn within(self, bookies: usize) -> Option<Quorum> {
+        let ensemble = usize::from(self.ensemble).min(bookies);
+        let ensemble = u8::try_from(ensemble).unwrap_or(self.ensemble);
+        (ensemble >= self.ack).then_some(Quorum {
+            ensemble,
+            write: self.write.min(ensemble),
+            ack: self.ack,
+        })
+    }
+
     /// Positions of the ensemble that store `entry`: (entry + i) mod E for i in 0..Qw.
     pub fn write_set(self, entry: u64) -> impl Iterator<Item = usize> {
         let (ensemble, write) = (u64::from(self.ensemble), u64::from(self.write));

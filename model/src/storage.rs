@@ -1,6 +1,8 @@
 //! What a bookie is asked and what it answers, in plain types: the bookie, its gRPC edge and the
 //! ledger client share them without knowing each other.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use thiserror::Error;
 
@@ -9,7 +11,7 @@ use crate::id::{CreationToken, EntryId, LedgerId};
 
 /// A request of the ordered stream of one client to one bookie: requests for a ledger take effect
 /// in the order in which they were submitted (reference.md A5).
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct OrderedRequest {
     /// The ledger.
     pub ledger: LedgerId,
@@ -20,7 +22,7 @@ pub struct OrderedRequest {
 }
 
 /// What an ordered request asks for.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum OrderedOperation {
     /// Store an entry durably; idempotent for the same bytes.
     Add(AddEntry),
@@ -35,7 +37,7 @@ pub enum OrderedOperation {
 }
 
 /// One entry to store.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct AddEntry {
     /// Its number.
     pub entry: EntryId,
@@ -52,7 +54,7 @@ pub struct AddEntry {
 }
 
 /// An entry as a bookie holds it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct StoredEntry {
     /// Its number.
     pub entry: EntryId,
@@ -67,7 +69,7 @@ pub struct StoredEntry {
 }
 
 /// A successful answer to an ordered request.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum OrderedReply {
     /// The entry, fence, LAC or deletion is durable. For a fence: the highest LAC known here.
     Done {
@@ -104,10 +106,30 @@ pub struct ReadBatch {
     pub last_add_confirmed: Option<EntryId>,
 }
 
+/// What a reader that does not own a ledger waits for at a bookie.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TailWait {
+    /// The ledger.
+    pub ledger: LedgerId,
+    /// A higher LAC than this is news, or any at all; so is a fence.
+    pub above: Option<EntryId>,
+    /// The bookie answers after so long even without news.
+    pub limit: Duration,
+}
+
+/// What a bookie knows of the end of a ledger.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct TailState {
+    /// Highest LAC that it knows.
+    pub last_add_confirmed: Option<EntryId>,
+    /// Whether a recovery has begun.
+    pub fenced: bool,
+}
+
 /// Why a bookie, or the way to it, did not do what was asked. Only [`BookieError::NoSuchEntry`],
 /// [`BookieError::NoSuchLedger`] and [`BookieError::Deleted`] say that something is not there;
 /// every other error leaves that unknown (reference.md A4).
-#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Error)]
 pub enum BookieError {
     /// The index proves that the ledger was never here.
     #[error("no such ledger on this bookie")]

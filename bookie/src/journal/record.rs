@@ -23,7 +23,7 @@ const KIND_DELETE: u8 = 4;
 const KIND_RECOVERY_ADD: u8 = 5;
 
 /// What a record does to its ledger.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum RecordKind {
     /// An entry of the ledger's writer.
     Add(EntryId),

@@ -1,12 +1,14 @@
 //! Wire ↔ model of the storage service. What comes in is a stranger's bytes: it gives a request or
 //! an error, never a panic. The digest of an add is checked by the bookie itself.
 
+use std::time::Duration;
+
 use aquifer_model::entry::EntryData;
 use aquifer_model::id::{BookieId, CreationToken, EntryId, LEDGER_ID_MAX, LedgerId};
 use aquifer_model::limits::ENTRY_BYTES_MAX;
 use aquifer_model::storage::{
     AddEntry, BookieError, BookieResult, OrderedOperation, OrderedReply, OrderedRequest, ReadRange,
-    StoredEntry,
+    StoredEntry, TailWait,
 };
 use aquifer_proto::v1;
 use aquifer_proto::v1::ordered_request::Request as Kind;
@@ -108,6 +110,16 @@ pub(super) fn read_range(request: &v1::ReadRequest) -> Result<ReadRange, Status>
     })
 }
 
+/// What a wait asks for. Its limit is bounded where it is waited.
+pub(super) fn tail_wait(request: &v1::WaitRequest) -> Result<TailWait, Status> {
+    let ledger = ledger(request.ledger_id).map_err(|e| Status::invalid_argument(e.to_string()))?;
+    Ok(TailWait {
+        ledger,
+        above: request.above.map(EntryId),
+        limit: Duration::from_millis(u64::from(request.timeout_ms)),
+    })
+}
+
 /// What became of a request.
 pub(super) fn reply(request_id: u64, outcome: BookieResult<OrderedReply>) -> v1::OrderedReply {
     let mut reply = v1::OrderedReply {
@@ -159,6 +171,9 @@ mod tests {
             }
             if let Ok(one) = v1::OrderedRequest::decode(bytes.as_slice()) {
                 let _ = request(one);
+            }
+            if let Ok(wait) = v1::WaitRequest::decode(bytes.as_slice()) {
+                let _ = tail_wait(&wait);
             }
             if let Ok(read) = v1::ReadRequest::decode(bytes.as_slice())
                 && let Ok(range) = read_range(&read)

@@ -341,9 +341,17 @@ impl LogInner {
     }
 
     async fn new_ledger(&self) -> Result<LedgerInfo, LedgerError> {
-        let quorum = self.options.quorum;
         let rng = &*self.ctx.rng;
-        let members = self.ctx.bookies.choose(quorum.ensemble(), &[], &[], rng)?;
+        let settings = &self.ctx.settings;
+        let (quorum, members) = self.ctx.bookies.ensemble(
+            self.options.quorum,
+            settings.zones_min,
+            settings.shrink_ensembles,
+            rng,
+        )?;
+        if quorum != self.options.quorum {
+            tracing::warn!(%quorum, wanted = %self.options.quorum, "too few bookies: the new ledger has a smaller ensemble");
+        }
         Ok(LedgerInfo {
             id: self.ctx.shared.ledger_ids.next(&*self.ctx.store).await?,
             token: CreationToken(rng.id16()),
@@ -382,7 +390,13 @@ impl LogInner {
             let over = closing || self.ctx.tasks.shutdown_token().is_shutdown();
             if !trouble.is_retryable() || over {
                 tracing::warn!(ledger = ledger.0, error = %trouble, "ledger cannot be recovered, the log is closed");
-                return self.fail_pending(&trouble, Phase::Closed(trouble.clone()));
+                // What became of pending appends is not known: no error may promise that they are
+                // not stored.
+                let told = match trouble.is_retryable() {
+                    true => LogError::Closed,
+                    false => trouble,
+                };
+                return self.fail_pending(&told, Phase::Closed(told.clone()));
             }
             tracing::warn!(ledger = ledger.0, error = %trouble, "ledger recovery failed, trying again");
             clock::sleep(self.ctx.rng.jitter(backoff)).await;

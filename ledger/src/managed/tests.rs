@@ -1,6 +1,7 @@
 //! The topic log against bookies and metadata in memory.
 
 mod crash;
+mod ensembles;
 mod faults;
 mod reading;
 mod threads;

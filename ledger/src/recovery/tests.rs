@@ -7,7 +7,13 @@ struct Run {
     reads: Vec<(usize, u64)>,
     writes: Vec<(usize, u64)>,
     closed: Option<(Option<u64>, Option<u64>)>,
+    fragments: Vec<(u64, Vec<BookieId>)>,
+    replaces: Vec<Vec<usize>>,
     aborted: bool,
+}
+
+fn bookie(n: u8) -> BookieId {
+    BookieId([n; 16])
 }
 
 const FOUND: RecoveryReadReply = RecoveryReadReply::Found { ledger_length: 7 };
@@ -23,6 +29,8 @@ impl Run {
             reads: Vec::new(),
             writes: Vec::new(),
             closed: None,
+            fragments: Vec::new(),
+            replaces: Vec::new(),
             aborted: false,
         }
     }
@@ -39,8 +47,15 @@ impl Run {
                 RecoveryAction::Write {
                     position, entry, ..
                 } => self.writes.push((position, entry.0)),
-                RecoveryAction::Close { last_entry, length } => {
+                RecoveryAction::Replace { failed } => self.replaces.push(failed),
+                RecoveryAction::Close {
+                    fragments,
+                    last_entry,
+                    length,
+                } => {
                     self.closed = Some((last_entry.map(|entry| entry.0), length));
+                    let fragments = fragments.into_iter().map(|(first, m)| (first.0, m));
+                    self.fragments = fragments.collect();
                 }
                 RecoveryAction::Abort => self.aborted = true,
             }
@@ -60,9 +75,14 @@ impl Run {
         });
     }
 
-    fn written(&mut self, position: usize, entry: u64, stored: bool) {
+    fn written(&mut self, position: u8, entry: u64, stored: bool) {
+        self.written_by(position, bookie(position), entry, stored);
+    }
+
+    fn written_by(&mut self, position: u8, bookie: BookieId, entry: u64, stored: bool) {
         self.on(RecoveryEvent::Write {
-            position,
+            position: usize::from(position),
+            bookie,
             entry: EntryId(entry),
             stored,
         });
@@ -144,13 +164,63 @@ fn a_window_reads_ahead_but_stops_at_the_first_absent() {
 }
 
 #[test]
-fn failed_write_backs_that_leave_no_quorum_abort() {
+fn a_failed_write_back_is_replaced_in_memory_only() {
     let mut run = Run::new((3, 3, 2), 0, 1);
     run.fence(0, None);
     run.fence(1, None);
     run.read(0, 0, FOUND);
     run.written(1, 0, false);
-    assert!(!run.aborted);
+    assert_eq!(run.replaces, Vec::<Vec<usize>>::new(), "two are enough");
     run.written(2, 0, false);
+    assert_eq!(run.replaces, [vec![1, 2]]);
+    run.writes.clear();
+    let members = vec![bookie(0), bookie(8), bookie(9)];
+    run.on(RecoveryEvent::Replaced { members });
+    assert_eq!(run.writes, [(1, 0), (2, 0)]);
+    // Reads still go to the old members; whoever was replaced has no say about writes.
+    run.reads.clear();
+    run.written(1, 0, true);
+    for position in [0, 1] {
+        run.read(position, 1, RecoveryReadReply::Absent);
+    }
+    assert_eq!(run.closed, None, "entry 0 is on one bookie only");
+    run.written_by(1, bookie(8), 0, true);
+    assert_eq!(run.closed, Some((Some(0), Some(7))));
+    assert_eq!(run.fragments, [(0, vec![bookie(0), bookie(8), bookie(9)])]);
+}
+
+#[test]
+fn a_replacement_begins_a_fragment_behind_what_is_finished() {
+    let mut run = Run::new((2, 2, 2), 4, 1);
+    run.fence(0, None);
+    run.read(0, 4, FOUND);
+    run.written(1, 4, true);
+    run.read(0, 5, FOUND);
+    run.written(1, 5, false);
+    assert_eq!(run.replaces, [vec![1]]);
+    let members = vec![bookie(0), bookie(7)];
+    run.on(RecoveryEvent::Replaced { members });
+    run.written_by(1, bookie(7), 5, true);
+    // What the old member at a replaced position has does not count where nobody will look.
+    run.writes.clear();
+    run.read(1, 6, FOUND);
+    assert_eq!(run.writes, [(0, 6), (1, 6)]);
+    run.written(0, 6, true);
+    run.read(0, 7, RecoveryReadReply::Absent);
+    assert_eq!(run.closed, None);
+    run.written_by(1, bookie(7), 6, true);
+    assert_eq!(run.closed, Some((Some(6), Some(7))));
+    assert_eq!(run.fragments, [(5, vec![bookie(0), bookie(7)])]);
+}
+
+#[test]
+fn without_a_replacement_it_gives_up() {
+    let mut run = Run::new((3, 3, 2), 0, 1);
+    run.fence(0, None);
+    run.fence(1, None);
+    run.read(0, 0, FOUND);
+    run.written(1, 0, false);
+    run.written(2, 0, false);
+    run.on(RecoveryEvent::ReplaceFailed);
     assert!(run.aborted && run.closed.is_none());
 }

@@ -6,11 +6,13 @@ use std::sync::Arc;
 use aquifer_model::id::{BookieId, CreationToken, EntryId, LedgerId};
 use aquifer_model::storage::{
     AddEntry, BookieError, BookieResult, OrderedOperation, OrderedReply, OrderedRequest, ReadBatch,
-    ReadRange, ReplyCallback, StoredEntry,
+    ReadRange, ReplyCallback, StoredEntry, TailState, TailWait,
 };
+use aquifer_runtime::clock;
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
 use parking_lot::Mutex;
+use tokio::sync::Notify;
 
 use crate::placement::{BookieInfo, Bookies};
 use crate::transport::BookieTransport;
@@ -51,6 +53,8 @@ pub struct ReadCounts {
 pub struct TestBookies {
     bookies: Arc<BTreeMap<BookieId, Mutex<TestBookie>>>,
     reads: Arc<Mutex<ReadCounts>>,
+    /// Wakes whoever waits for news of a ledger.
+    changed: Arc<Notify>,
 }
 
 #[derive(Default)]
@@ -62,6 +66,7 @@ struct TestBookie {
     /// Answers wait here while they are held back.
     held_replies: Option<VecDeque<HeldReply>>,
     fail_next: VecDeque<BookieError>,
+    reads_stall: bool,
 }
 
 type HeldReply = (ReplyCallback, BookieResult<OrderedReply>);
@@ -83,6 +88,7 @@ impl TestBookies {
         TestBookies {
             bookies: Arc::new(bookies.collect()),
             reads: Arc::default(),
+            changed: Arc::default(),
         }
     }
 
@@ -99,6 +105,8 @@ impl TestBookies {
             id: *id,
             zone: String::new(),
             read_only: false,
+            free_bytes: 0,
+            capacity_bytes: 0,
         };
         Bookies::fixed(self.bookies.keys().map(info).collect())
     }
@@ -185,6 +193,11 @@ impl TestBookies {
         }
     }
 
+    /// Lets reads outside of the ordered stream wait for ever.
+    pub fn stall_reads(&self, bookie: BookieId, stall: bool) {
+        self.with(bookie, |b| b.reads_stall = stall);
+    }
+
     /// Fences a ledger everywhere, as a recovery does.
     pub fn fence(&self, ledger: LedgerId) {
         for bookie in self.bookies.values() {
@@ -268,6 +281,7 @@ impl TestBookies {
             }
             Some((reply, result))
         });
+        self.changed.notify_waiters();
         if let Some((reply, result)) = answer {
             reply(result);
         }
@@ -327,6 +341,21 @@ impl TestBookie {
         }
         Ok(OrderedReply::Done {
             last_add_confirmed: ledger.last_add_confirmed,
+        })
+    }
+
+    fn tail(&self, ledger: LedgerId) -> BookieResult<TailState> {
+        match self.mode {
+            Mode::Broken => return Err(BookieError::Io("broken".to_owned())),
+            Mode::Unreachable | Mode::Silent => {
+                return Err(BookieError::Unreachable("cut off".to_owned()));
+            }
+            Mode::Up | Mode::Overloaded | Mode::ReadOnly | Mode::Limbo => {}
+        }
+        let ledger = self.ledgers.get(&ledger).ok_or(BookieError::NoSuchLedger)?;
+        Ok(TailState {
+            last_add_confirmed: ledger.last_add_confirmed,
+            fenced: ledger.fenced,
         })
     }
 
@@ -423,6 +452,9 @@ impl BookieTransport for TestBookies {
         if !self.bookies.contains_key(&bookie) {
             return Err(BookieError::Unreachable("no such bookie".to_owned()));
         }
+        if self.with(bookie, |b| b.reads_stall) {
+            return std::future::pending().await;
+        }
         let batch = self.with(bookie, |b| b.read(range))?;
         let mut reads = self.reads.lock();
         reads.requests += 1;
@@ -432,5 +464,25 @@ impl BookieTransport for TestBookies {
             None => reads.entries += count,
         }
         Ok(batch)
+    }
+
+    async fn wait(&self, bookie: BookieId, wait: TailWait) -> BookieResult<TailState> {
+        if !self.bookies.contains_key(&bookie) {
+            return Err(BookieError::Unreachable("no such bookie".to_owned()));
+        }
+        let news = async {
+            loop {
+                let changed = self.changed.notified();
+                let tail = self.with(bookie, |b| b.tail(wait.ledger))?;
+                if tail.fenced || tail.last_add_confirmed > wait.above {
+                    return Ok(tail);
+                }
+                changed.await;
+            }
+        };
+        match clock::timeout(wait.limit, news).await {
+            Ok(news) => news,
+            Err(_) => self.with(bookie, |b| b.tail(wait.ledger)),
+        }
     }
 }

@@ -11,7 +11,9 @@ use aquifer_metadata::store::{
     MetadataStore, PageToken, Revision, ScanPage, Session, Transaction, Versioned, Watch,
 };
 use aquifer_model::id::BookieId;
-use aquifer_model::storage::{BookieResult, OrderedRequest, ReadBatch, ReadRange, ReplyCallback};
+use aquifer_model::storage::{
+    BookieResult, OrderedRequest, ReadBatch, ReadRange, ReplyCallback, TailState, TailWait,
+};
 use async_trait::async_trait;
 
 use crate::transport::BookieTransport;
@@ -104,6 +106,13 @@ impl BookieTransport for FusedTransport {
             return pending().await;
         }
         self.inner.read(bookie, range).await
+    }
+
+    async fn wait(&self, bookie: BookieId, wait: TailWait) -> BookieResult<TailState> {
+        if self.fuse.is_blown() {
+            return pending().await;
+        }
+        self.inner.wait(bookie, wait).await
     }
 }
 

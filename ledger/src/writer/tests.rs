@@ -8,10 +8,16 @@ fn bookie(n: u8) -> BookieId {
     BookieId([n; 16])
 }
 
-fn writer(quorum: (u32, u32, u32)) -> Writer {
+const OPTIONS: WriterOptions = WriterOptions {
+    overload_retries_max: 2,
+    kept_bytes_max: 1_000,
+    delay_changes: false,
+};
+
+fn writer(quorum: (u32, u32, u32), options: WriterOptions) -> Writer {
     let quorum = Quorum::new(quorum.0, quorum.1, quorum.2).unwrap();
     let members = (0_u8..).take(quorum.ensemble()).map(bookie).collect();
-    Writer::new(quorum, members, 2)
+    Writer::new(quorum, members, options)
 }
 
 /// A writer with everything it asked for.
@@ -21,17 +27,23 @@ struct Run {
     acknowledged: Vec<u64>,
     changes: Vec<(u64, Vec<usize>)>,
     retries: usize,
+    later: Vec<bool>,
     stopped: Option<StopReason>,
 }
 
 impl Run {
     fn new(quorum: (u32, u32, u32)) -> Run {
+        Run::with(quorum, OPTIONS)
+    }
+
+    fn with(quorum: (u32, u32, u32), options: WriterOptions) -> Run {
         Run {
-            writer: writer(quorum),
+            writer: writer(quorum, options),
             sent: Vec::new(),
             acknowledged: Vec::new(),
             changes: Vec::new(),
             retries: 0,
+            later: Vec::new(),
             stopped: None,
         }
     }
@@ -46,6 +58,7 @@ impl Run {
                 } => self.sent.push((position, bookie, entry.0)),
                 WriterAction::Acknowledge { entry } => self.acknowledged.push(entry.0),
                 WriterAction::ScheduleRetry => self.retries += 1,
+                WriterAction::ScheduleChange { again } => self.later.push(again),
                 WriterAction::ChangeEnsemble {
                     first_entry,
                     failed,
@@ -169,7 +182,8 @@ fn an_ensemble_change_uncounts_the_replaced_and_resends() {
     run.reply(1, 0, AddReply::Stored);
     run.reply(2, 1, AddReply::Stored);
     run.reply(2, 2, AddReply::Failed);
-    assert_eq!(run.changes, [(1, vec![2])]);
+    // Entry 0 is on a quorum of the others and not on the failed one: its replacement gets it.
+    assert_eq!(run.changes, [(0, vec![2])]);
     run.reply(0, 1, AddReply::Stored);
     assert_eq!(
         run.acknowledged,
@@ -184,10 +198,15 @@ fn an_ensemble_change_uncounts_the_replaced_and_resends() {
     run.sent.clear();
     let members = vec![bookie(0), bookie(1), bookie(9)];
     run.on(WriterEvent::EnsembleChanged { members });
-    assert_eq!(run.sent, [(2, bookie(9), 2)]);
+    assert_eq!(
+        run.sent,
+        [0, 1, 2].map(|entry| (2, bookie(9), entry)),
+        "all of them lie in the new fragment"
+    );
     assert_eq!(run.changes.last(), Some(&(2, vec![0])), "then the next");
     // The replaced bookie has no say any more.
     run.reply(2, 2, AddReply::Stored);
+    assert_eq!(run.writer.pending(), 1);
     run.reply(1, 2, AddReply::Stored);
     assert_eq!(run.acknowledged, [0, 1]);
     let members = vec![bookie(8), bookie(1), bookie(9)];
@@ -200,7 +219,100 @@ fn an_ensemble_change_uncounts_the_replaced_and_resends() {
     });
     assert_eq!(run.acknowledged, [0, 1, 2]);
     let firsts: Vec<u64> = run.writer.fragments().keys().map(|first| first.0).collect();
-    assert_eq!(firsts, [0, 1, 2]);
+    assert_eq!(firsts, [0, 2]);
+}
+
+#[test]
+fn entries_are_kept_until_the_slowest_has_them_and_a_bookie_that_lacks_too_much_has_failed() {
+    let mut run = Run::new((3, 3, 2));
+    for _ in 0..3 {
+        run.add();
+    }
+    run.reply(2, 0, AddReply::Overloaded);
+    for entry in 0..3 {
+        run.reply(0, entry, AddReply::Stored);
+        run.reply(1, entry, AddReply::Stored);
+    }
+    assert_eq!(run.acknowledged, [0, 1, 2]);
+    assert_eq!(run.writer.first_kept(), EntryId(0));
+    assert_eq!(run.writer.kept_bytes(), 30);
+    run.sent.clear();
+    run.on(WriterEvent::RetryDue);
+    assert_eq!(run.sent, [(2, bookie(2), 0)], "although it is acknowledged");
+    for entry in 0..2 {
+        run.reply(2, entry, AddReply::Stored);
+    }
+    assert_eq!(run.writer.first_kept(), EntryId(2));
+    assert_eq!(run.writer.laggards(), [(2, bookie(2))]);
+    for entry in 3..104 {
+        run.add();
+        run.reply(0, entry, AddReply::Stored);
+        run.reply(1, entry, AddReply::Stored);
+    }
+    assert_eq!(run.changes, [(3, vec![2])], "more than 1,000 bytes behind");
+    assert_eq!(run.acknowledged.len(), 104);
+}
+
+#[test]
+fn memory_that_is_short_gives_up_slower_bookies() {
+    let mut run = Run::new((3, 3, 2));
+    run.add();
+    run.reply(0, 0, AddReply::Stored);
+    run.reply(1, 0, AddReply::Stored);
+    run.on(WriterEvent::Shed);
+    assert_eq!(run.writer.kept_bytes(), 0);
+    assert_eq!(run.changes, [(1, vec![2])]);
+}
+
+#[test]
+fn without_a_replacement_it_goes_on_while_there_is_a_quorum_h8() {
+    let mut run = Run::new((3, 3, 2));
+    run.add();
+    run.reply(2, 0, AddReply::Failed);
+    run.on(WriterEvent::EnsembleChangeFailed);
+    assert_eq!((run.stopped, &run.later), (None, &vec![true]));
+    run.sent.clear();
+    run.add();
+    assert_eq!(run.sent, [(0, bookie(0), 1), (1, bookie(1), 1)]);
+    for entry in 0..2 {
+        run.reply(0, entry, AddReply::Stored);
+        run.reply(1, entry, AddReply::Stored);
+    }
+    assert_eq!(run.acknowledged, [0, 1]);
+    run.on(WriterEvent::ChangeDue);
+    assert_eq!(run.changes, [(0, vec![2]), (2, vec![2])]);
+    run.add();
+    run.reply(1, 2, AddReply::Failed);
+    run.on(WriterEvent::EnsembleChangeFailed);
+    assert_eq!(run.stopped, Some(StopReason::Failed { position: 1 }));
+}
+
+#[test]
+fn a_change_that_can_wait_is_put_off() {
+    let options = WriterOptions {
+        delay_changes: true,
+        ..OPTIONS
+    };
+    let mut run = Run::with((3, 3, 2), options);
+    run.add();
+    run.reply(2, 0, AddReply::Failed);
+    assert_eq!((run.changes.len(), &run.later), (0, &vec![false]));
+    run.reply(0, 0, AddReply::Stored);
+    run.reply(1, 0, AddReply::Stored);
+    assert_eq!(run.acknowledged, [0]);
+    run.on(WriterEvent::ChangeDue);
+    assert_eq!(run.changes, [(1, vec![2])]);
+
+    // Without a quorum, and after a refusal, it cannot wait.
+    for second in [AddReply::Failed, AddReply::Refused] {
+        let mut run = Run::with((3, 3, 2), options);
+        run.add();
+        if second == AddReply::Failed {
+            run.reply(2, 0, AddReply::Failed);
+        }
+        run.reply(1, 0, second);
+        assert_eq!(run.changes.len(), 1, "{second:?}");
+    }
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use aquifer_model::id::EntryId;
 use aquifer_model::storage::{
     BookieError, BookieResult, OrderedOperation, OrderedReply, OrderedRequest, ReadRange,
-    StoredEntry,
+    StoredEntry, TailState, TailWait,
 };
 use bytes::Bytes;
 
@@ -55,6 +55,29 @@ pub fn wire_read(range: &ReadRange, bookie_id: Bytes) -> v1::ReadRequest {
         prefix_bytes: range.prefix_bytes.map(size),
         bookie_id,
     }
+}
+
+/// A wait as it travels.
+#[must_use]
+pub fn wire_wait(wait: &TailWait, bookie_id: Bytes) -> v1::WaitRequest {
+    v1::WaitRequest {
+        ledger_id: wait.ledger.0,
+        above: wait.above.map(|entry| entry.0),
+        timeout_ms: u32::try_from(wait.limit.as_millis()).unwrap_or(u32::MAX),
+        bookie_id,
+    }
+}
+
+/// What a wait brought, from its reply.
+///
+/// # Errors
+/// What the bookie answered.
+pub fn tail_state(reply: v1::WaitReply) -> BookieResult<TailState> {
+    failure(reply.status(), reply.message)?;
+    Ok(TailState {
+        last_add_confirmed: reply.last_add_confirmed.map(EntryId),
+        fenced: reply.fenced,
+    })
 }
 
 /// What became of a request, from its reply.

@@ -175,6 +175,8 @@ fn storage(store: &Arc<EmbeddedStore>, bookie: &Bookie) -> Storage {
         id: bookie.id(),
         zone: String::new(),
         read_only: false,
+        free_bytes: 0,
+        capacity_bytes: 0,
     };
     Storage {
         store: store.clone(),

@@ -4,7 +4,8 @@ use aquifer_bookie::Bookie;
 use aquifer_ledger::transport::BookieTransport;
 use aquifer_model::id::BookieId;
 use aquifer_model::storage::{
-    BookieError, BookieResult, OrderedRequest, ReadBatch, ReadRange, ReplyCallback,
+    BookieError, BookieResult, OrderedRequest, ReadBatch, ReadRange, ReplyCallback, TailState,
+    TailWait,
 };
 use async_trait::async_trait;
 
@@ -37,6 +38,11 @@ impl BookieTransport for InProcess {
     async fn read(&self, bookie: BookieId, range: ReadRange) -> BookieResult<ReadBatch> {
         self.check(bookie)?;
         self.0.read(range).await
+    }
+
+    async fn wait(&self, bookie: BookieId, wait: TailWait) -> BookieResult<TailState> {
+        self.check(bookie)?;
+        self.0.wait(wait).await
     }
 }
 
@@ -121,6 +127,67 @@ mod tests {
         }
     }
 
+    fn wait(ledger: u64, above: u64, limit_ms: u64) -> TailWait {
+        TailWait {
+            ledger: LedgerId(ledger),
+            above: Some(EntryId(above)),
+            limit: Duration::from_millis(limit_ms),
+        }
+    }
+
+    fn tail(lac: u64, fenced: bool) -> BookieResult<TailState> {
+        Ok(TailState {
+            last_add_confirmed: Some(EntryId(lac)),
+            fenced,
+        })
+    }
+
+    /// Longer than any test.
+    const PATIENT_MS: u64 = 60_000;
+
+    /// News of the end come at once, when they come, or not.
+    async fn tells_of_the_end(transport: &dyn BookieTransport, to: BookieId, ledger: u64) {
+        let news = transport.wait(to, wait(ledger, 97, PATIENT_MS)).await;
+        assert_eq!(news, tail(98, false));
+        assert_eq!(
+            transport.wait(to, wait(ledger, 98, 1)).await,
+            tail(98, false)
+        );
+        let told = request(ledger, OrderedOperation::WriteLac(EntryId(99)));
+        let (news, told) = tokio::join!(
+            transport.wait(to, wait(ledger, 98, PATIENT_MS)),
+            answer(submit(transport, to, told))
+        );
+        assert!(told.is_ok());
+        assert_eq!(news, tail(99, false));
+    }
+
+    /// A fence wakes who waits, and ends what the writer may do; a deletion ends everything.
+    async fn fences_and_deletes(transport: &dyn BookieTransport, to: BookieId, ledger: u64) {
+        // One order: the add behind the fence is refused, the entry before it is seen (H3).
+        let before = submit(transport, to, add(ledger, 100, 10));
+        let read = OrderedOperation::RecoveryRead(EntryId(100));
+        let seen = submit(transport, to, request(ledger, read));
+        let fence = transport.wait(to, wait(ledger, 99, PATIENT_MS)).await;
+        assert_eq!(fence, tail(99, true));
+        let behind = submit(transport, to, add(ledger, 101, 10));
+        assert!(answer(before).await.is_ok());
+        let seen = answer(seen).await;
+        assert!(
+            matches!(&seen, Ok(OrderedReply::Entry(e)) if e.is_intact(LedgerId(ledger))),
+            "{seen:?}"
+        );
+        assert_eq!(answer(behind).await, Err(BookieError::Fenced));
+        let gone = submit(transport, to, request(ledger, OrderedOperation::Delete));
+        assert!(answer(gone).await.is_ok());
+        let late = answer(submit(transport, to, add(ledger, 102, 10))).await;
+        assert_eq!(late, Err(BookieError::Deleted));
+        let waited = transport.wait(to, wait(ledger, 99, PATIENT_MS)).await;
+        assert_eq!(waited, Err(BookieError::Deleted));
+        let deleted = transport.read(to, range(ledger, 0, 0)).await;
+        assert_eq!(deleted, Err(BookieError::Deleted));
+    }
+
     /// What every transport does.
     async fn contract(transport: &dyn BookieTransport, to: BookieId, ledger: u64) {
         let sizes = |entry: u64| if entry == 50 { 3 << 20 } else { 60_000 };
@@ -145,6 +212,12 @@ mod tests {
         };
         let few = transport.read(to, few).await.unwrap().entries;
         assert_eq!(few.iter().map(|e| e.data.len()).collect::<Vec<_>>(), [4; 3]);
+        tells_of_the_end(transport, to, ledger).await;
+        // Another ledger's token opens nothing (H14).
+        let mut stolen = add(ledger, 100, 10);
+        stolen.token = CreationToken([5; 16]);
+        let refused = answer(submit(transport, to, stolen)).await;
+        assert_eq!(refused, Err(BookieError::Token));
         // Errors arrive as what they are, with their detail said once.
         let absent = transport.read(to, range(ledger, 100, 100)).await;
         assert_eq!(absent, Err(BookieError::NoSuchEntry));
@@ -160,22 +233,7 @@ mod tests {
         assert_eq!(refused, Err(BookieError::Digest(said)));
         let conflict = answer(submit(transport, to, add(ledger, 7, 61_000))).await;
         assert_eq!(conflict, Err(BookieError::Conflict));
-        // One order: the add behind the fence is refused, the entry before it is seen (H3).
-        let before = submit(transport, to, add(ledger, 100, 10));
-        let read = OrderedOperation::RecoveryRead(EntryId(100));
-        let seen = submit(transport, to, request(ledger, read));
-        let behind = submit(transport, to, add(ledger, 101, 10));
-        assert!(answer(before).await.is_ok());
-        let seen = answer(seen).await;
-        assert!(
-            matches!(&seen, Ok(OrderedReply::Entry(e)) if e.is_intact(LedgerId(ledger))),
-            "{seen:?}"
-        );
-        assert_eq!(answer(behind).await, Err(BookieError::Fenced));
-        let gone = submit(transport, to, request(ledger, OrderedOperation::Delete));
-        assert!(answer(gone).await.is_ok());
-        let deleted = transport.read(to, range(ledger, 0, 0)).await;
-        assert_eq!(deleted, Err(BookieError::Deleted));
+        fences_and_deletes(transport, to, ledger).await;
         let stranger = BookieId([9; 16]);
         let refused = answer(submit(transport, stranger, add(ledger, 0, 1))).await;
         assert!(matches!(refused, Err(BookieError::Unreachable(_))));

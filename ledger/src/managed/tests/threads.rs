@@ -45,6 +45,14 @@ impl BookieTransport for Threaded {
     async fn read(&self, bookie: BookieId, range: ReadRange) -> BookieResult<ReadBatch> {
         self.bookies.read(bookie, range).await
     }
+
+    async fn wait(
+        &self,
+        bookie: BookieId,
+        wait: aquifer_model::storage::TailWait,
+    ) -> BookieResult<aquifer_model::storage::TailState> {
+        self.bookies.wait(bookie, wait).await
+    }
 }
 
 /// Looks, from inside the outcome of the last append of a ledger, at what the owner would do.

@@ -1,0 +1,95 @@
+//! Records from metadata are a stranger's bytes: each is a ledger, or an error that says why not.
+
+use bytes::Bytes;
+use proptest::prelude::*;
+use prost::Message;
+
+use super::*;
+
+const ID: LedgerId = LedgerId(5);
+
+fn stored(value: Bytes) -> Versioned {
+    Versioned {
+        key: keys::ledger(ID),
+        value,
+        revision: Revision(3),
+    }
+}
+
+fn good() -> v1::LedgerRecord {
+    let fragment = |first_entry_id: u64, bookies: [u8; 3]| v1::Fragment {
+        first_entry_id,
+        bookies: bookies.iter().map(|n| vec![*n; 16].into()).collect(),
+    };
+    v1::LedgerRecord {
+        ensemble: 3,
+        write_quorum: 3,
+        ack_quorum: 2,
+        state: v1::LedgerState::Closed.into(),
+        fragments: vec![fragment(0, [1, 2, 3]), fragment(7, [1, 4, 3])],
+        last_entry_id: Some(9),
+        length_bytes: 100,
+        creation_token: vec![8; 16].into(),
+        home: "public/default".to_owned(),
+        recovery_epoch: 1,
+        created_ms: 1,
+    }
+}
+
+#[test]
+fn a_record_comes_back_as_it_was_written() {
+    let value = record::encode(good());
+    let info = LedgerInfo::decode(ID, &stored(value.clone())).unwrap();
+    assert_eq!(record::encode(info.to_record()), value);
+    assert_eq!(info.fragment_of(EntryId(8)).0[1], BookieId([4; 16]));
+}
+
+#[test]
+fn what_is_wrong_with_a_record_is_said() {
+    type Spoil = fn(&mut v1::LedgerRecord);
+    let cases: [(Spoil, &str); 10] = [
+        (|r| r.ensemble = 2, "needs"),
+        (|r| r.ack_quorum = 0, "needs"),
+        (|r| r.state = 0, "no state"),
+        (|r| r.state = 77, "no state"),
+        (
+            |r| r.fragments[1].bookies[0] = vec![1; 15].into(),
+            "malformed",
+        ),
+        (|r| r.fragments[1].bookies[0] = vec![4; 16].into(), "twice"),
+        (|r| drop(r.fragments[1].bookies.pop()), "E members"),
+        (|r| r.fragments[1].first_entry_id = 0, "same entry"),
+        (|r| drop(r.fragments.remove(0)), "entry 0"),
+        (|r| r.creation_token = Bytes::new(), "token"),
+    ];
+    for (spoil, what) in cases {
+        let mut bad = good();
+        spoil(&mut bad);
+        let error = LedgerInfo::decode(ID, &stored(record::encode(bad))).unwrap_err();
+        assert!(matches!(error, LedgerError::BadRecord(5, _)), "{error:?}");
+        assert!(error.to_string().contains(what), "{error} names {what}");
+    }
+    let garbage = LedgerInfo::decode(ID, &stored(Bytes::from_static(b"garbage")));
+    assert!(garbage.is_err());
+}
+
+proptest! {
+    #[test]
+    fn arbitrary_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+        let _ = LedgerInfo::decode(ID, &stored(bytes.into()));
+    }
+
+    /// Flipped bytes give an error or a ledger whose parts can be used.
+    #[test]
+    fn damaged_records_never_panic(at in any::<prop::sample::Index>(), byte in any::<u8>()) {
+        let mut bytes = record::encode(good()).to_vec();
+        let at = at.index(bytes.len());
+        bytes[at] = byte;
+        if let Ok(info) = LedgerInfo::decode(ID, &stored(bytes.into())) {
+            let (members, _) = info.fragment_of(EntryId(3));
+            prop_assert_eq!(members.len(), info.quorum.ensemble());
+            prop_assert!(!info.bookies().is_empty());
+            prop_assert!(info.to_record().encoded_len() > 0);
+        }
+    }
+}

@@ -1,0 +1,69 @@
+//! Ensemble changes: other bookies for those that failed, and the record with them (I6).
+
+use aquifer_metadata::error::MetadataError;
+use aquifer_model::id::EntryId;
+use aquifer_runtime::clock;
+
+use super::Inner;
+use crate::error::LedgerError;
+use crate::ledger_metadata::{self, LedgerState};
+use crate::writer::WriterEvent;
+
+impl Inner {
+    /// Changes the record until that is done, of no use, or impossible.
+    pub(super) async fn change_ensemble(
+        &self,
+        first_entry: EntryId,
+        failed: &[usize],
+    ) -> WriterEvent {
+        loop {
+            let mut info = self.state.lock().info.clone();
+            let (last_first, members) = info.last_fragment();
+            let (bookies, settings) = (&self.ctx.bookies, &self.ctx.settings);
+            for &position in failed {
+                bookies.quarantine(members[position], settings.quarantine);
+            }
+            let chosen = bookies.replacements(
+                info.quorum,
+                settings.zones_min,
+                &members,
+                failed,
+                &*self.ctx.rng,
+            );
+            let members = match chosen {
+                Ok(members) => members,
+                Err(error) => {
+                    tracing::warn!(ledger = self.ledger.0, %error, "a bookie that failed is not replaced");
+                    return WriterEvent::EnsembleChangeFailed;
+                }
+            };
+            info.fragments
+                .insert(first_entry.max(last_first), members.clone());
+            let store = &*self.ctx.store;
+            match ledger_metadata::replace(store, &mut info, &self.guards).await {
+                Ok(()) => {
+                    self.state.lock().info = info;
+                    return WriterEvent::EnsembleChanged { members };
+                }
+                Err(LedgerError::Metadata(MetadataError::Conflict { .. })) => {
+                    match ledger_metadata::load_existing(store, self.ledger).await {
+                        Ok(current) if current.state == LedgerState::Open => {
+                            self.state.lock().info = current;
+                        }
+                        Ok(_) | Err(LedgerError::BadRecord(..)) => return WriterEvent::Superseded,
+                        Err(_) => {}
+                    }
+                }
+                // Without metadata no change can be made; entries that need none go on (H8).
+                Err(LedgerError::Metadata(MetadataError::Unavailable(_))) => {}
+                Err(LedgerError::Fenced) => return WriterEvent::Superseded,
+                Err(_) => return WriterEvent::EnsembleChangeFailed,
+            }
+            if self.ctx.tasks.shutdown_token().is_shutdown() {
+                return WriterEvent::EnsembleChangeFailed;
+            }
+            let pause = self.ctx.settings.retry_backoff_min;
+            clock::sleep(self.ctx.rng.jitter(pause)).await;
+        }
+    }
+}

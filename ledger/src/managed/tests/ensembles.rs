@@ -1,0 +1,178 @@
+//! Ledgers over several bookies: slow ones, failed ones, too few, and readers beside the owner.
+
+use std::time::Duration;
+
+use aquifer_model::id::EntryId;
+use aquifer_runtime::clock;
+
+use super::*;
+use crate::error::LedgerError;
+use crate::tail::{TailRead, TailReader};
+use crate::testing::Mode;
+
+fn three(entries: u64) -> LogOptions {
+    LogOptions {
+        quorum: Quorum::new(3, 3, 2).unwrap(),
+        ..options(entries)
+    }
+}
+
+/// Waits until a condition holds, in virtual time.
+async fn eventually(what: &str, holds: impl Fn() -> bool) {
+    for _ in 0..1_000 {
+        if holds() {
+            return;
+        }
+        clock::sleep(Duration::from_millis(50)).await;
+    }
+    panic!("{what} did not happen");
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_a_spare_bookie_it_goes_on_with_a_quorum_h8() {
+    let world = TestWorld::new(3);
+    let owner = Owner::open(world.process(), three(1_000)).await;
+    owner.append_all(0..3).await;
+    let lost = world.bookies.ids()[1];
+    world.bookies.set_mode(lost, Mode::Unreachable);
+    owner.append_all(3..20).await;
+    assert_eq!(
+        owner.log.stats().ledgers.len(),
+        1,
+        "the same ledger goes on"
+    );
+    // The next ledger has to do with two, and still keeps every entry twice.
+    owner.log.roll().await.unwrap();
+    owner.append_all(20..25).await;
+    let ledger = owner.log.stats().ledgers[1].ledger;
+    let holds = |bookie: &_| world.bookies.entries(*bookie, ledger).len() == 5;
+    eventually("two copies", || {
+        world.bookies.ids().iter().filter(|b| holds(b)).count() == 2
+    })
+    .await;
+    assert_eq!(bodies(&owner.read_all().await), expected(0..25));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_bookie_that_comes_back_late_takes_no_more_and_is_replaced() {
+    let world = TestWorld::new(4);
+    let owner = Owner::open(world.process(), three(1_000)).await;
+    owner.append_all(0..3).await;
+    let ledger = owner.log.stats().ledgers[0].ledger;
+    let member = |id: &_| !world.bookies.entries(*id, ledger).is_empty();
+    let members: Vec<_> = world.bookies.ids().into_iter().filter(member).collect();
+    // It takes requests and never answers: nobody waits for it, but it is noticed.
+    world.bookies.set_mode(members[2], Mode::Silent);
+    owner.append_all(3..10).await;
+    let spare = world
+        .bookies
+        .ids()
+        .into_iter()
+        .find(|id| !members.contains(id))
+        .unwrap();
+    eventually("a replacement", || {
+        world.bookies.entries(spare, ledger).len() >= 7
+    })
+    .await;
+    owner.append_all(10..12).await;
+    assert!(owner.ctx.bookies.is_quarantined(members[2]));
+    assert_eq!(bodies(&owner.read_all().await), expected(0..12));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_overloaded_bookie_gets_what_was_acknowledged_without_it() {
+    let world = TestWorld::new(3);
+    let owner = Owner::open(world.process(), three(1_000)).await;
+    let slow = world.bookies.ids()[2];
+    owner.append_all(0..1).await;
+    let ledger = owner.log.stats().ledgers[0].ledger;
+    world.bookies.set_mode(slow, Mode::Overloaded);
+    owner.append_all(1..10).await;
+    assert!(world.bookies.entries(slow, ledger).len() < 10);
+    world.bookies.set_mode(slow, Mode::Up);
+    eventually("ten entries", || {
+        world.bookies.entries(slow, ledger).len() == 10
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn recovery_replaces_a_bookie_that_cannot_be_written() {
+    let world = TestWorld::new(4);
+    let quorum = Quorum::new(3, 3, 3).unwrap();
+    let options = LogOptions {
+        quorum,
+        ..options(1_000)
+    };
+    let owner = Owner::open(world.process(), options).await;
+    owner.append_all(0..2).await;
+    let ledger = owner.log.stats().ledgers[0].ledger;
+    let member = |id: &_| !world.bookies.entries(*id, ledger).is_empty();
+    let members: Vec<_> = world.bookies.ids().into_iter().filter(member).collect();
+    // The last entry does not reach one of them, which is gone when it is recovered.
+    world.bookies.set_mode(members[2], Mode::Silent);
+    owner.append(2).unwrap();
+    world.bookies.set_mode(members[2], Mode::Unreachable);
+    let heir = Owner::open(world.process(), options).await;
+    assert_eq!(bodies(&heir.read_all().await), expected(0..3));
+    let spare = world
+        .bookies
+        .ids()
+        .into_iter()
+        .find(|id| !members.contains(id))
+        .unwrap();
+    assert_eq!(world.bookies.entries(spare, ledger), [EntryId(2)]);
+    heir.append_all(3..5).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_read_asks_another_replica_when_one_takes_too_long() {
+    let world = TestWorld::new(3);
+    let owner = Owner::open(world.process(), three(1_000)).await;
+    owner.append_all(0..10).await;
+    owner.log.close().await.unwrap();
+    for stuck in world.bookies.ids() {
+        let reader = Owner::open(world.process(), three(1_000)).await;
+        world.bookies.stall_reads(stuck, true);
+        let read = reader.read_all();
+        let read = clock::timeout(Duration::from_secs(1), read).await;
+        assert_eq!(
+            bodies(&read.expect("long before a timeout")),
+            expected(0..10)
+        );
+        world.bookies.stall_reads(stuck, false);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn somebody_else_follows_a_ledger_to_its_end() {
+    let world = TestWorld::new(3);
+    let owner = Owner::open(world.process(), three(1_000)).await;
+    owner.append_all(0..1).await;
+    let ledger = owner.log.stats().ledgers[0].ledger;
+    let mut tail = TailReader::open(world.process(), ledger, EntryId(0))
+        .await
+        .unwrap();
+    let (bytes, wait) = (1 << 20, Duration::from_secs(60));
+    let mut read = async |upto: u64| {
+        let mut seen = Vec::new();
+        while seen.last() != Some(&upto) {
+            match tail.next(bytes, 100, wait).await.unwrap() {
+                TailRead::Entries(entries) => seen.extend(entries.iter().map(|e| e.entry.0)),
+                other => panic!("{other:?} before {upto}"),
+            }
+        }
+        seen
+    };
+    // The last entry shows when the writer is idle: its LAC then travels alone.
+    assert_eq!(read(0).await, [0]);
+    owner.append_all(1..5).await;
+    assert_eq!(read(4).await, [1, 2, 3, 4]);
+    let quiet = tail.next(bytes, 100, Duration::from_secs(1)).await;
+    assert_eq!(quiet, Ok(TailRead::Nothing));
+    let heir = Owner::open(world.process(), three(1_000)).await;
+    assert_eq!(tail.next(bytes, 100, wait).await, Ok(TailRead::End));
+    heir.append_all(5..6).await;
+    let missing = TailReader::open(world.process(), LedgerId(77), EntryId(0)).await;
+    assert!(matches!(missing.err(), Some(LedgerError::BadRecord(77, _))));
+}

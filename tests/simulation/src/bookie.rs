@@ -1,0 +1,569 @@
+//! A bookie without threads and RocksDB: the real decisions of admission (`LedgerState`) and of
+//! replay (`Continuity`) over a model of the journal, the store behind it and their disk.
+//!
+//! Written, synced, applied and flushed are apart, because every one of them is where a bookie can
+//! die: a killed process leaves what was written, a power loss only what was synced or flushed.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use aquifer_bookie::testing::{
+    Admission, Continuity, FoundMark, LedgerMeta, LedgerState, RecordKind, Stored, Verdict,
+};
+use aquifer_model::id::{CreationToken, EntryId, LedgerId};
+use aquifer_model::storage::{
+    AddEntry, BookieError, BookieResult, OrderedOperation, OrderedReply, OrderedRequest, ReadBatch,
+    ReadRange, StoredEntry,
+};
+use bytes::Bytes;
+
+use crate::defect::Defect;
+
+/// How a bookie ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Crash {
+    /// The process is killed: what it has written stays.
+    Kill,
+    /// Power loss: what is not synced is gone.
+    Power,
+    /// Power loss on a disk that lied: the last synced commit is gone, and what was in its place
+    /// before is there.
+    LostWrite,
+    /// The disk is gone.
+    Wipe,
+}
+
+/// An answer, and whose it is.
+pub type Answered<T> = (T, BookieResult<OrderedReply>);
+
+/// The bookie. `T` says whose a request is.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct SimBookie<T> {
+    defect: Option<Defect>,
+    memory: BTreeMap<LedgerId, LedgerState>,
+    queue: VecDeque<Item<T>>,
+    /// Items of the commit that is written and not synced.
+    writing: Vec<Item<T>>,
+    last_item: u64,
+    store: Store,
+    disk: Disk,
+    limbo: bool,
+    gone: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Item<T> {
+    number: u64,
+    record: Option<Record>,
+    ticket: Option<T>,
+    answer: Answer,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+enum Answer {
+    Done(Option<EntryId>),
+    ReadBack(LedgerId, EntryId),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Record {
+    ledger: LedgerId,
+    token: CreationToken,
+    kind: RecordKind,
+    entry: Option<StoredEntry>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Commit {
+    generation: u64,
+    sequence: u64,
+    records: Vec<Record>,
+}
+
+/// RocksDB: what a crash leaves is `Disk::flushed`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
+struct Store {
+    applied: u64,
+    metas: BTreeMap<LedgerId, LedgerMeta>,
+    entries: BTreeMap<(LedgerId, EntryId), StoredEntry>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
+struct Disk {
+    /// Commits that are not trimmed.
+    journal: Vec<Commit>,
+    /// How many of them are synced.
+    synced: usize,
+    /// Commits of a former life, written to another file, that nobody has synced: only the defect
+    /// leaves any ([`Defect::ReplayServedUnsynced`]).
+    doubtful: Vec<Commit>,
+    /// What recycled segments still hold behind the end of the journal.
+    leftovers: VecDeque<Commit>,
+    /// What the last commit was written over.
+    overwritten: Option<Commit>,
+    generation: u64,
+    /// The last-synced mark.
+    mark: u64,
+    flushed: Store,
+}
+
+impl Store {
+    fn apply(&mut self, sequence: u64, records: &[Record]) {
+        for record in records {
+            let meta = self.metas.entry(record.ledger);
+            let meta = meta.or_insert_with(|| LedgerMeta::new(record.token));
+            meta.apply(record.kind);
+            if let Some(entry) = &record.entry {
+                let key = (record.ledger, entry.entry);
+                self.entries.insert(key, entry.clone());
+            }
+            if record.kind == RecordKind::Delete {
+                self.entries
+                    .retain(|(ledger, _), _| *ledger != record.ledger);
+            }
+        }
+        self.applied = sequence;
+    }
+
+    fn load(&self, ledger: LedgerId) -> LedgerState {
+        let all = (ledger, EntryId(0))..=(ledger, EntryId(u64::MAX));
+        let highest = self.entries.range(all.clone()).next_back();
+        let lac = self
+            .entries
+            .range(all)
+            .filter_map(|(_, e)| e.last_add_confirmed);
+        LedgerState::stored(
+            self.metas.get(&ledger).copied(),
+            highest.map(|((_, entry), _)| *entry),
+            lac.max(),
+        )
+    }
+}
+
+fn stored(add: &AddEntry) -> StoredEntry {
+    StoredEntry {
+        entry: add.entry,
+        last_add_confirmed: add.last_add_confirmed,
+        ledger_length: add.ledger_length,
+        digest: add.digest,
+        data: match (add.data.head.is_empty(), add.data.body.is_empty()) {
+            (true, _) => add.data.body.clone(),
+            (_, true) => add.data.head.clone(),
+            _ => Bytes::from([&add.data.head[..], &add.data.body[..]].concat()),
+        },
+    }
+}
+
+impl<T: Clone> SimBookie<T> {
+    /// A new bookie.
+    #[must_use]
+    pub fn new(defect: Option<Defect>) -> SimBookie<T> {
+        SimBookie {
+            defect,
+            memory: BTreeMap::new(),
+            queue: VecDeque::new(),
+            writing: Vec::new(),
+            last_item: 0,
+            store: Store::default(),
+            disk: Disk::default(),
+            limbo: false,
+            gone: false,
+        }
+    }
+
+    fn has(&self, defect: Defect) -> bool {
+        self.defect == Some(defect)
+    }
+
+    /// Whether it will never answer again.
+    #[must_use]
+    pub fn is_gone(&self) -> bool {
+        self.gone
+    }
+
+    /// Whether it knows that it lost something.
+    #[must_use]
+    pub fn is_in_limbo(&self) -> bool {
+        self.limbo
+    }
+
+    /// Whether anything waits for the journal.
+    #[must_use]
+    pub fn is_busy(&self) -> bool {
+        !self.queue.is_empty() || !self.writing.is_empty()
+    }
+
+    /// Whether a commit is written and not synced.
+    #[must_use]
+    pub fn is_writing(&self) -> bool {
+        !self.writing.is_empty()
+    }
+
+    /// Whether anything is not flushed.
+    #[must_use]
+    pub fn is_dirty(&self) -> bool {
+        self.store.applied > self.disk.flushed.applied
+    }
+
+    /// Whether power loss would leave the entry.
+    #[must_use]
+    pub fn is_durable(&self, ledger: LedgerId, entry: EntryId) -> bool {
+        let journaled = self.disk.journal[..self.disk.synced].iter();
+        !self.gone
+            && (self.disk.flushed.entries.contains_key(&(ledger, entry))
+                || journaled
+                    .flat_map(|commit| &commit.records)
+                    .any(|record| record.ledger == ledger && record.kind.entry() == Some(entry)))
+    }
+
+    /// Whether normal adds to a ledger are refused for good.
+    #[must_use]
+    pub fn is_fenced(&self, ledger: LedgerId) -> bool {
+        let stored = self.store.metas.get(&ledger);
+        stored.is_some_and(|meta| meta.fenced)
+    }
+
+    /// Tickets whose requests were taken and not answered.
+    pub fn tickets(&self) -> impl Iterator<Item = &T> {
+        let items = self.writing.iter().chain(&self.queue);
+        items.filter_map(|item| item.ticket.as_ref())
+    }
+
+    /// Nobody hears the answers to these any more.
+    pub fn forget(&mut self, who: impl Fn(&T) -> bool) {
+        for item in self.writing.iter_mut().chain(&mut self.queue) {
+            if item.ticket.as_ref().is_some_and(&who) {
+                item.ticket = None;
+            }
+        }
+    }
+
+    /// Takes a request: refuses it at once, or queues it.
+    pub fn submit(&mut self, request: OrderedRequest, ticket: T, out: &mut Vec<Answered<T>>) {
+        let OrderedRequest {
+            ledger,
+            token,
+            operation,
+        } = request;
+        let loaded = || self.store.load(ledger);
+        let state = self.memory.entry(ledger).or_insert_with(loaded);
+        let lac = state.lac();
+        let changed = match operation {
+            OrderedOperation::Add(add) => return self.add(ledger, token, add, ticket, out),
+            OrderedOperation::Fence => {
+                let kind = Some(RecordKind::Fence);
+                self.change(ledger, token, kind, Answer::Done(lac), ticket)
+            }
+            OrderedOperation::RecoveryRead(entry) => {
+                let kind =
+                    (!self.has(Defect::RecoveryReadDoesNotFence)).then_some(RecordKind::Fence);
+                if self.has(Defect::NegativeWhileQueued) {
+                    let answer = self.read_back(ledger, entry);
+                    out.push((ticket.clone(), answer));
+                }
+                let answer = Answer::ReadBack(ledger, entry);
+                self.change(ledger, token, kind, answer, ticket)
+            }
+            OrderedOperation::WriteLac(told) => {
+                let answer = Answer::Done(lac.max(Some(told)));
+                self.change(ledger, token, Some(RecordKind::Lac(told)), answer, ticket)
+            }
+            OrderedOperation::Delete => {
+                let kind = Some(RecordKind::Delete);
+                self.change(ledger, token, kind, Answer::Done(lac), ticket)
+            }
+        };
+        out.extend(changed);
+    }
+
+    fn add(
+        &mut self,
+        ledger: LedgerId,
+        token: CreationToken,
+        add: AddEntry,
+        ticket: T,
+        out: &mut Vec<Answered<T>>,
+    ) {
+        let Some(state) = self.memory.get_mut(&ledger) else {
+            return;
+        };
+        let admission = match state.check_add(token, &add, Stored::NotLooked, self.limbo) {
+            Admission::Lookup => {
+                let found = match self.store.entries.get(&(ledger, add.entry)) {
+                    None => Stored::Absent,
+                    Some(entry) if *entry == stored(&add) => Stored::Same,
+                    Some(_) => Stored::Other,
+                };
+                state.check_add(token, &add, found, self.limbo)
+            }
+            decided => decided,
+        };
+        let number = self.last_item + 1;
+        let (record, lac) = match admission {
+            Admission::Refuse(error) => return out.push((ticket, Err(error))),
+            Admission::Lookup => return out.push((ticket, Err(BookieError::Overloaded))),
+            Admission::Known => (None, state.lac()),
+            Admission::Journal(_) => {
+                let lac = state.lac().max(add.last_add_confirmed);
+                let kind = match add.recovery {
+                    true => RecordKind::RecoveryAdd(add.entry),
+                    false => RecordKind::Add(add.entry),
+                };
+                let record = Record {
+                    ledger,
+                    token,
+                    kind,
+                    entry: Some(stored(&add)),
+                };
+                state.added(token, add, number);
+                (Some(record), lac)
+            }
+        };
+        self.queue(record, ticket, Answer::Done(lac));
+    }
+
+    /// Queues a change of a ledger's record, or only a wait where it is so already.
+    fn change(
+        &mut self,
+        ledger: LedgerId,
+        token: CreationToken,
+        kind: Option<RecordKind>,
+        answer: Answer,
+        ticket: T,
+    ) -> Option<Answered<T>> {
+        let record = match (kind, self.memory.get_mut(&ledger)) {
+            (Some(kind), Some(state)) => match state.check_change(token, kind) {
+                Err(error) => return Some((ticket, Err(error))),
+                Ok(None) => None,
+                Ok(Some(meta)) => {
+                    state.changed(meta);
+                    Some(Record {
+                        ledger,
+                        token,
+                        kind,
+                        entry: None,
+                    })
+                }
+            },
+            _ => None,
+        };
+        let forgets = self.has(Defect::FenceNotDurable) && kind == Some(RecordKind::Fence);
+        self.queue(record.filter(|_| !forgets), ticket, answer);
+        None
+    }
+
+    fn queue(&mut self, record: Option<Record>, ticket: T, answer: Answer) {
+        self.last_item += 1;
+        self.queue.push_back(Item {
+            number: self.last_item,
+            record,
+            ticket: Some(ticket),
+            answer,
+        });
+    }
+
+    /// Writes everything that waits as one commit.
+    pub fn write(&mut self) {
+        if self.is_writing() || self.queue.is_empty() {
+            return;
+        }
+        self.writing = std::mem::take(&mut self.queue).into();
+        let records: Vec<Record> = self
+            .writing
+            .iter()
+            .filter_map(|i| i.record.clone())
+            .collect();
+        if records.is_empty() {
+            return;
+        }
+        let disk = &mut self.disk;
+        disk.overwritten = disk.leftovers.pop_front();
+        let last = disk.journal.last().map_or(0, |commit| commit.sequence);
+        disk.journal.push(Commit {
+            generation: disk.generation,
+            sequence: last.max(self.store.applied) + 1,
+            records,
+        });
+    }
+
+    /// Syncs what is written, applies it, and answers.
+    pub fn sync(&mut self, out: &mut Vec<Answered<T>>) {
+        let disk = &mut self.disk;
+        for commit in &disk.journal[disk.synced..] {
+            if commit.sequence > self.store.applied {
+                self.store.apply(commit.sequence, &commit.records);
+            }
+        }
+        disk.synced = disk.journal.len();
+        disk.mark = disk.mark.max(self.store.applied);
+        let items = std::mem::take(&mut self.writing);
+        for item in &items {
+            if let Some(record) = &item.record
+                && let Some(state) = self.memory.get_mut(&record.ledger)
+            {
+                state.applied(record.kind.entry(), item.number);
+            }
+        }
+        for item in items {
+            let Some(ticket) = item.ticket else {
+                continue;
+            };
+            let answer = match item.answer {
+                Answer::Done(last_add_confirmed) => Ok(OrderedReply::Done { last_add_confirmed }),
+                // It was answered early.
+                Answer::ReadBack(..) if self.has(Defect::NegativeWhileQueued) => continue,
+                Answer::ReadBack(ledger, entry) => self.read_back(ledger, entry),
+            };
+            out.push((ticket, answer));
+        }
+    }
+
+    /// The read half of a recovery read.
+    fn read_back(&self, ledger: LedgerId, entry: EntryId) -> BookieResult<OrderedReply> {
+        let range = ReadRange {
+            ledger,
+            first: entry,
+            last: entry,
+            bytes_max: usize::MAX,
+            entries_max: 1,
+            prefix_bytes: None,
+        };
+        let found = self.read(range)?.entries.pop();
+        found
+            .map(OrderedReply::Entry)
+            .ok_or(BookieError::NoSuchEntry)
+    }
+
+    /// Reads what is synced.
+    ///
+    /// # Errors
+    /// As a bookie does.
+    pub fn read(&self, range: ReadRange) -> BookieResult<ReadBatch> {
+        let negative = |error| match self.limbo {
+            true => Err(BookieError::Limbo),
+            false => Err(error),
+        };
+        let Some(meta) = self.store.metas.get(&range.ledger) else {
+            return negative(BookieError::NoSuchLedger);
+        };
+        if meta.deleted {
+            return Err(BookieError::Deleted);
+        }
+        let mut batch = ReadBatch {
+            entries: Vec::new(),
+            last_add_confirmed: self.store.load(range.ledger).lac(),
+        };
+        let (mut bytes, mut next) = (0, range.first);
+        while next <= range.last
+            && batch.entries.len() < range.entries_max
+            && let Some(entry) = self.store.entries.get(&(range.ledger, next))
+        {
+            bytes += entry.data.len();
+            if bytes > range.bytes_max && !batch.entries.is_empty() {
+                break;
+            }
+            let mut entry = entry.clone();
+            if let Some(prefix) = range.prefix_bytes {
+                entry.data = entry.data.slice(..prefix.min(entry.data.len()));
+            }
+            batch.entries.push(entry);
+            next = next.next();
+        }
+        match batch.entries.is_empty() {
+            true => negative(BookieError::NoSuchEntry),
+            false => Ok(batch),
+        }
+    }
+
+    /// Flushes what is applied and trims the journal to it. The trimmed segments are used again.
+    pub fn flush(&mut self) {
+        let forgets_fences = self.has(Defect::TrimBeforeAllFlushed);
+        let disk = &mut self.disk;
+        if forgets_fences {
+            disk.flushed.entries = self.store.entries.clone();
+            disk.flushed.applied = self.store.applied;
+        } else {
+            disk.flushed = self.store.clone();
+        }
+        disk.doubtful.clear();
+        // A segment that is being written is not trimmed.
+        if disk.synced == disk.journal.len() {
+            disk.leftovers.extend(disk.journal.drain(..));
+            disk.synced = 0;
+            disk.generation += 1;
+        }
+    }
+
+    /// Forgets what recycled segments hold: for checks in which no crash can bring it back.
+    pub fn forget_leftovers(&mut self) {
+        self.disk.leftovers.clear();
+        self.disk.overwritten = None;
+    }
+
+    /// Ends the process, and starts the next one on what is left.
+    pub fn crash(&mut self, crash: Crash) {
+        let disk = &mut self.disk;
+        match crash {
+            Crash::Kill => {}
+            Crash::Power => {
+                disk.journal.truncate(disk.synced);
+                disk.doubtful.clear();
+            }
+            Crash::LostWrite => {
+                disk.journal.truncate(disk.synced);
+                if disk.journal.pop().is_some() {
+                    disk.synced -= 1;
+                    if let Some(before) = disk.overwritten.take() {
+                        disk.leftovers.push_front(before);
+                    }
+                }
+            }
+            Crash::Wipe => {
+                *disk = Disk::default();
+                self.gone = !self.has(Defect::ForgottenBookieAnswers);
+            }
+        }
+        self.memory.clear();
+        self.queue.clear();
+        self.writing.clear();
+        self.replay();
+    }
+
+    fn replay(&mut self) {
+        let (takes_stale, unsynced) = (
+            self.has(Defect::StaleRecycledRecords),
+            self.has(Defect::ReplayServedUnsynced),
+        );
+        let disk = &mut self.disk;
+        let mut store = disk.flushed.clone();
+        let mut continuity = Continuity::new(store.applied);
+        for commit in disk.doubtful.iter().chain(&disk.journal) {
+            if continuity.found(commit.sequence) == Verdict::Apply {
+                store.apply(commit.sequence, &commit.records);
+            }
+        }
+        // Their checksums are right; what they belong to is over.
+        for commit in disk.leftovers.iter().filter(|_| takes_stale) {
+            let sequence = store.applied + 1;
+            if continuity.found(sequence) == Verdict::Apply {
+                store.apply(sequence, &commit.records);
+            }
+        }
+        let (last, loss) = continuity.finish(FoundMark::Synced(disk.mark));
+        store.applied = last;
+        if unsynced {
+            let doubtful = disk.journal.drain(disk.synced..);
+            disk.doubtful.extend(doubtful);
+        } else {
+            disk.synced = disk.journal.len();
+            disk.mark = last;
+        }
+        if loss.is_some() {
+            // The loss is made durable with everything that was found.
+            self.limbo = true;
+            disk.flushed = store.clone();
+            disk.journal.clear();
+            disk.synced = 0;
+        }
+        self.store = store;
+    }
+}

@@ -1,0 +1,139 @@
+//! Metadata with delays, outages and lost answers, over the store in memory.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use aquifer_ledger::testing::MemoryStore;
+use aquifer_metadata::error::{MetadataError, MetadataResult};
+use aquifer_metadata::store::{
+    MetadataStore, PageToken, Revision, ScanPage, Session, Transaction, Versioned, Watch,
+};
+use aquifer_runtime::clock::{SharedClock, sleep};
+use aquifer_runtime::rng::SharedRng;
+use async_trait::async_trait;
+use parking_lot::Mutex;
+
+use crate::cluster::history::History;
+use crate::cluster::net::Net;
+
+/// The store of the cluster.
+pub(super) struct SharedStore {
+    inner: MemoryStore,
+    rng: SharedRng,
+    clock: SharedClock,
+    history: Arc<History>,
+    away_until: Mutex<Duration>,
+}
+
+/// The store as a process sees it.
+struct Seen {
+    store: Arc<SharedStore>,
+    net: Arc<Net>,
+    process: u32,
+}
+
+impl SharedStore {
+    pub(super) fn new(
+        rng: SharedRng,
+        clock: SharedClock,
+        history: Arc<History>,
+    ) -> Arc<SharedStore> {
+        Arc::new(SharedStore {
+            inner: MemoryStore::default(),
+            rng,
+            clock,
+            history,
+            away_until: Mutex::default(),
+        })
+    }
+
+    pub(super) fn of_process(
+        self: &Arc<SharedStore>,
+        process: u32,
+        net: &Arc<Net>,
+    ) -> Arc<dyn MetadataStore> {
+        Arc::new(Seen {
+            store: Arc::clone(self),
+            net: Arc::clone(net),
+            process,
+        })
+    }
+
+    /// Nobody reaches it for so long.
+    pub(super) fn go_away(&self, pause: Duration) {
+        *self.away_until.lock() = self.clock.monotonic() + pause;
+    }
+
+    pub(super) fn heal(&self) {
+        *self.away_until.lock() = Duration::ZERO;
+    }
+
+    fn is_away(&self) -> bool {
+        self.clock.monotonic() < *self.away_until.lock()
+    }
+}
+
+impl Seen {
+    /// The way there: dead processes never arrive, frozen ones later.
+    async fn travel(&self) -> MetadataResult<()> {
+        sleep(Duration::from_millis(1 + self.store.rng.below(3))).await;
+        loop {
+            let (dead, frozen_until) = self.net.fate(self.process);
+            if dead {
+                return std::future::pending().await;
+            }
+            let now = self.store.clock.monotonic();
+            let frozen_until = Duration::from_micros(frozen_until);
+            if now >= frozen_until {
+                break;
+            }
+            sleep(frozen_until - now).await;
+        }
+        if self.store.is_away() {
+            return Err(MetadataError::Unavailable("simulated outage".to_owned()));
+        }
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl MetadataStore for Seen {
+    async fn get(&self, key: &str) -> MetadataResult<Option<Versioned>> {
+        self.travel().await?;
+        self.store.inner.get(key).await
+    }
+
+    async fn scan(
+        &self,
+        prefix: &str,
+        page: Option<PageToken>,
+        limit: usize,
+    ) -> MetadataResult<ScanPage> {
+        self.travel().await?;
+        self.store.inner.scan(prefix, page, limit).await
+    }
+
+    async fn commit(&self, transaction: Transaction) -> MetadataResult<Revision> {
+        self.travel().await?;
+        let revision = self.store.inner.commit(transaction.clone()).await?;
+        self.store.history.committed(&transaction);
+        self.net.note(("commit", revision.0));
+        let (lost, back) = (self.store.rng.below(25) == 0, 1 + self.store.rng.below(3));
+        sleep(Duration::from_millis(back)).await;
+        if self.net.fate(self.process).0 {
+            return std::future::pending().await;
+        }
+        if lost || self.store.is_away() {
+            return Err(MetadataError::UnknownOutcome("simulated".to_owned()));
+        }
+        Ok(revision)
+    }
+
+    async fn watch(&self, prefix: &str, after: Revision) -> MetadataResult<Box<dyn Watch>> {
+        self.store.inner.watch(prefix, after).await
+    }
+
+    async fn open_session(&self, ttl: Duration) -> MetadataResult<Box<dyn Session>> {
+        self.store.inner.open_session(ttl).await
+    }
+}

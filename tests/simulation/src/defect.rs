@@ -1,0 +1,43 @@
+//! Known defects, each of which can be put back (docs/specs/ledger-protocol.md). A check that does
+//! not find a defect that is there proves nothing by finding none.
+
+/// A defect of the protocol or of a bookie.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, clap::ValueEnum)]
+pub enum Defect {
+    /// Recovery reads do not fence (BK#2614).
+    RecoveryReadDoesNotFence,
+    /// Recovery may begin before the last fragment (BK#2615).
+    StartFloorMissing,
+    /// Replacements during recovery are written to metadata at once.
+    FragmentsPublishedInRecovery,
+    /// The writer acknowledges below the ack quorum (I1).
+    AckBeforeQuorum,
+    /// A fence is answered before it is durable (I4).
+    FenceNotDurable,
+    /// A bookie that lost its disk answers "no such entry" (I5).
+    ForgottenBookieAnswers,
+    /// The journal is trimmed when entries are flushed and fences are not (H1).
+    TrimBeforeAllFlushed,
+    /// What replay found is served before it is synced (H2).
+    ReplayServedUnsynced,
+    /// "No such entry" while an earlier add is in the journal's queue (H3).
+    NegativeWhileQueued,
+    /// Replay takes records of an earlier use of a segment (H5).
+    StaleRecycledRecords,
+}
+
+impl Defect {
+    /// All of them.
+    pub const ALL: [Defect; 10] = [
+        Defect::RecoveryReadDoesNotFence,
+        Defect::StartFloorMissing,
+        Defect::FragmentsPublishedInRecovery,
+        Defect::AckBeforeQuorum,
+        Defect::FenceNotDurable,
+        Defect::ForgottenBookieAnswers,
+        Defect::TrimBeforeAllFlushed,
+        Defect::ReplayServedUnsynced,
+        Defect::NegativeWhileQueued,
+        Defect::StaleRecycledRecords,
+    ];
+}

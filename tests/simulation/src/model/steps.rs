@@ -1,0 +1,108 @@
+//! What can happen in a world, and what cannot.
+
+use crate::bookie::Crash;
+use crate::model::settings::Setting;
+use crate::model::world::World;
+
+/// One thing that happens. Clients and bookies are numbered from 0; client 0 is the writer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Step {
+    /// The writer takes an entry.
+    Add,
+    /// A bookie takes the oldest request of a client.
+    Serve(u8, u8),
+    /// The same, and the request stays: it will arrive once more.
+    ServeTwice(u8, u8),
+    /// A client takes the oldest answer of a bookie.
+    Hear(u8, u8),
+    /// The link between them breaks.
+    Break(u8, u8),
+    /// The writer gives a position up, whose request is still on its way.
+    GiveUp(u8),
+    /// A bookie writes what waits for its journal.
+    Write(u8),
+    /// A bookie syncs what it has written.
+    Sync(u8),
+    /// A bookie flushes its store and trims its journal.
+    Flush(u8),
+    /// A bookie crashes and starts again.
+    Crash(u8, Crash),
+    /// Metadata takes the writer's change of the ensemble, or refuses it.
+    Change,
+    /// The writer hears what metadata made of it.
+    HearOfChange,
+    /// The writer's pause before a change is over.
+    ChangeDue,
+    /// The writer closes the ledger.
+    Close,
+    /// A recoverer begins, or begins again.
+    Recover(u8),
+}
+
+impl World {
+    /// Everything that may happen next.
+    #[must_use]
+    pub fn steps(&self, setting: &Setting) -> Vec<Step> {
+        if let Some((client, bookie)) = self.served_first(setting) {
+            return vec![Step::Serve(client, bookie)];
+        }
+        let mut steps = Vec::new();
+        if self.adds_left > 0 && !self.writer.is_finished() {
+            steps.push(Step::Add);
+        }
+        for (client, bookie) in self.links_with_requests() {
+            steps.push(Step::Serve(client, bookie));
+            if self.duplicates_left > 0 {
+                steps.push(Step::ServeTwice(client, bookie));
+            }
+        }
+        for (client, bookie) in self.links_with_answers() {
+            steps.push(Step::Hear(client, bookie));
+        }
+        if self.losses_left > 0 {
+            let links = self.links_in_use();
+            steps.extend(links.into_iter().map(|(c, b)| Step::Break(c, b)));
+            let late = self.writer.laggards();
+            steps.extend(late.into_iter().map(|(_, id)| Step::GiveUp(id.0[0] - 1)));
+        }
+        for (number, bookie) in (0..).zip(&self.bookies) {
+            if setting.journal {
+                if bookie.is_writing() {
+                    steps.push(Step::Sync(number));
+                } else if bookie.is_busy() {
+                    steps.push(Step::Write(number));
+                }
+                if bookie.is_dirty() && setting.crashes > 0 {
+                    steps.push(Step::Flush(number));
+                }
+            }
+            if self.crashes_left > 0 && !bookie.is_gone() {
+                let kinds = setting.kinds.iter();
+                steps.extend(kinds.map(|kind| Step::Crash(number, *kind)));
+            }
+        }
+        steps.extend(self.metadata_steps(setting));
+        steps
+    }
+
+    fn metadata_steps(&self, setting: &Setting) -> Vec<Step> {
+        let mut steps = Vec::new();
+        match &self.change {
+            Some(change) if change.made.is_none() => steps.push(Step::Change),
+            Some(_) => steps.push(Step::HearOfChange),
+            None => {}
+        }
+        if self.change_due {
+            steps.push(Step::ChangeDue);
+        }
+        let is_closed = self.closed_entries().is_some();
+        if setting.closes && !self.writer.is_finished() && self.change.is_none() {
+            steps.push(Step::Close);
+        }
+        if !is_closed {
+            let clients = (1..=setting.recoverers).filter(|client| self.may_recover(*client));
+            steps.extend(clients.map(Step::Recover));
+        }
+        steps
+    }
+}

@@ -1,0 +1,529 @@
+//! The state of a model, and what each step makes of it. The machines decide; this carries.
+
+mod faults;
+mod merge;
+mod recoverer;
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use aquifer_ledger::recovery::{FenceReply, Recovery, RecoveryEvent, RecoveryReadReply};
+use aquifer_ledger::writer::{AddReply, Writer, WriterAction, WriterEvent, WriterOptions};
+use aquifer_model::entry::EntryData;
+use aquifer_model::id::{BookieId, CreationToken, EntryId, LedgerId};
+use aquifer_model::quorum::Quorum;
+use aquifer_model::storage::{
+    AddEntry, BookieError, BookieResult, OrderedOperation, OrderedReply, OrderedRequest,
+};
+use bytes::Bytes;
+
+use crate::bookie::SimBookie;
+use crate::defect::Defect;
+use crate::model::settings::Setting;
+use crate::model::steps::Step;
+
+const LEDGER: LedgerId = LedgerId(1);
+const TOKEN: CreationToken = CreationToken([7; 16]);
+const WRITER: u8 = 0;
+
+/// Whose request it is, and what it was about.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Tag {
+    client: u8,
+    /// Counts the runs of a recoverer: answers to an earlier one are not for it.
+    run: u8,
+    about: About,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum About {
+    Add(usize, EntryId),
+    Fence(usize),
+    Read(usize, EntryId),
+    Write(usize, EntryId),
+}
+
+type Link = (u8, u8);
+type Answer = (Tag, BookieResult<OrderedReply>);
+
+/// The ledger's record.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Record {
+    version: u8,
+    state: RecordState,
+    fragments: BTreeMap<EntryId, Vec<BookieId>>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum RecordState {
+    Open,
+    InRecovery,
+    /// So many entries.
+    Closed(u64),
+}
+
+/// A change of the ensemble that the writer has asked for.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) struct Change {
+    first_entry: EntryId,
+    failed: Vec<usize>,
+    /// What metadata made of it.
+    pub(super) made: Option<WriterEvent>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Recoverer {
+    run: u8,
+    version: u8,
+    members: Vec<BookieId>,
+    machine: Recovery,
+}
+
+/// What an answer is to whoever hears it.
+enum Heard {
+    Writer(WriterEvent),
+    Recoverer(RecoveryEvent),
+}
+
+/// Everything there is.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct World {
+    pub(super) writer: Writer,
+    pub(super) adds_left: u8,
+    /// What the writer has sent, by entry.
+    sent: Vec<AddEntry>,
+    acked: u64,
+    /// The version of the record that the writer knows.
+    version: u8,
+    pub(super) change: Option<Change>,
+    pub(super) change_due: bool,
+    pub(super) bookies: Vec<SimBookie<Tag>>,
+    requests: BTreeMap<Link, VecDeque<(Tag, OrderedRequest)>>,
+    answers: BTreeMap<Link, VecDeque<Answer>>,
+    recoverers: Vec<Option<Recoverer>>,
+    record: Record,
+    pub(super) losses_left: u8,
+    pub(super) duplicates_left: u8,
+    pub(super) crashes_left: u8,
+    changes_left: u8,
+    /// Replicas that are gone or known to be incomplete.
+    lost: u8,
+    aborts: u8,
+}
+
+fn id_of(bookie: u8) -> BookieId {
+    BookieId([bookie + 1; 16])
+}
+
+fn number_of(id: BookieId) -> u8 {
+    id.0[0] - 1
+}
+
+impl World {
+    /// Before anything has happened.
+    #[must_use]
+    pub fn start(setting: &Setting) -> World {
+        let members: Vec<BookieId> = (0..).take(setting.quorum.ensemble()).map(id_of).collect();
+        let options = WriterOptions {
+            overload_retries_max: 3,
+            kept_bytes_max: u64::MAX,
+            delay_changes: setting.delay_changes,
+        };
+        let acks = match setting.defect {
+            Some(Defect::AckBeforeQuorum) => setting.quorum.ack() - 1,
+            _ => setting.quorum.ack(),
+        };
+        let sizes = [setting.quorum.ensemble(), setting.quorum.write(), acks];
+        let sizes = sizes.map(|size| u32::try_from(size).unwrap_or(u32::MAX));
+        let quorum = Quorum::new(sizes[0], sizes[1], sizes[2]);
+        let quorum = quorum.expect("a setting for this defect has an ack quorum above one");
+        World {
+            writer: Writer::new(quorum, members.clone(), options),
+            adds_left: setting.adds,
+            sent: Vec::new(),
+            acked: 0,
+            version: 0,
+            change: None,
+            change_due: false,
+            bookies: (0..setting.bookies)
+                .map(|_| SimBookie::new(setting.defect))
+                .collect(),
+            requests: BTreeMap::new(),
+            answers: BTreeMap::new(),
+            recoverers: vec![None; usize::from(setting.recoverers)],
+            record: Record {
+                version: 0,
+                state: RecordState::Open,
+                fragments: BTreeMap::from([(EntryId::FIRST, members)]),
+            },
+            losses_left: setting.losses,
+            duplicates_left: setting.duplicates,
+            crashes_left: setting.crashes,
+            changes_left: setting.changes,
+            lost: 0,
+            aborts: 0,
+        }
+    }
+
+    /// How many entries the closed ledger has.
+    #[must_use]
+    pub fn closed_entries(&self) -> Option<u64> {
+        match self.record.state {
+            RecordState::Closed(entries) => Some(entries),
+            RecordState::Open | RecordState::InRecovery => None,
+        }
+    }
+
+    /// How many entries are acknowledged.
+    #[must_use]
+    pub fn acknowledged(&self) -> u64 {
+        self.acked
+    }
+
+    /// How many fragments the record has.
+    #[must_use]
+    pub fn fragments(&self) -> usize {
+        self.record.fragments.len()
+    }
+
+    /// I1: what is acknowledged is durable on Qa bookies, but for those that were lost.
+    #[must_use]
+    pub fn acknowledged_is_durable(&self, setting: &Setting) -> bool {
+        (0..self.acked).all(|entry| self.has_copies(setting, 0..setting.bookies, entry))
+    }
+
+    /// I2, I3, I4: a closed ledger has all that was or ever will be acknowledged, where a reader
+    /// looks for it.
+    #[must_use]
+    pub fn closed_has_everything(&self, setting: &Setting) -> bool {
+        let Some(entries) = self.closed_entries() else {
+            return true;
+        };
+        self.acked <= entries
+            && (0..entries).all(|entry| {
+                let fragment = self.record.fragments.range(..=EntryId(entry)).next_back();
+                let members = fragment.map(|(_, members)| members.as_slice());
+                let set = setting.quorum.write_set(entry);
+                let set = set.map(|position| number_of(members.unwrap_or_default()[position]));
+                self.has_copies(setting, set, entry)
+            })
+    }
+
+    fn has_copies(&self, setting: &Setting, bookies: impl Iterator<Item = u8>, entry: u64) -> bool {
+        let has = |number: &u8| {
+            let bookie = &self.bookies[usize::from(*number)];
+            bookie.is_durable(LEDGER, EntryId(entry))
+        };
+        bookies.filter(has).count() + usize::from(self.lost) >= setting.quorum.ack()
+    }
+
+    /// A recovery gives up only when something was lost.
+    #[must_use]
+    pub fn recovery_decides(&self, setting: &Setting) -> bool {
+        let nothing_lost = self.losses_left == setting.losses
+            && self.crashes_left == setting.crashes
+            && self.lost == 0;
+        self.aborts == 0 || !nothing_lost
+    }
+
+    pub(super) fn links_with_requests(&self) -> Vec<Link> {
+        self.requests.keys().copied().collect()
+    }
+
+    pub(super) fn links_with_answers(&self) -> Vec<Link> {
+        self.answers.keys().copied().collect()
+    }
+
+    pub(super) fn links_in_use(&self) -> BTreeSet<Link> {
+        let mut links: BTreeSet<Link> = self
+            .requests
+            .keys()
+            .chain(self.answers.keys())
+            .copied()
+            .collect();
+        for (number, bookie) in (0..).zip(&self.bookies) {
+            links.extend(bookie.tickets().map(|tag| (tag.client, number)));
+        }
+        links
+    }
+
+    pub(super) fn may_recover(&self, client: u8) -> bool {
+        let recoverer = &self.recoverers[usize::from(client - 1)];
+        // One that gave up may begin again as often as others gave up before.
+        recoverer
+            .as_ref()
+            .is_none_or(|r| r.machine.is_finished() && self.aborts <= 2 && r.run < 2)
+    }
+
+    /// The world after a step; `None` where it is not possible.
+    #[must_use]
+    pub fn after(&self, setting: &Setting, step: Step) -> Option<World> {
+        let mut next = self.clone();
+        match step {
+            Step::Add => next.add()?,
+            Step::Serve(client, bookie) => next.serve(setting, client, bookie, false)?,
+            Step::ServeTwice(client, bookie) => {
+                next.duplicates_left = next.duplicates_left.checked_sub(1)?;
+                next.serve(setting, client, bookie, true)?;
+            }
+            Step::Hear(client, bookie) => next.hear(setting, client, bookie)?,
+            Step::Break(client, bookie) => {
+                next.losses_left = next.losses_left.checked_sub(1)?;
+                next.lose_link(client, bookie);
+            }
+            Step::GiveUp(bookie) => next.give_up(bookie)?,
+            Step::Write(bookie) => next.bookies[usize::from(bookie)].write(),
+            Step::Sync(bookie) => next.sync(bookie),
+            Step::Flush(bookie) => next.bookies[usize::from(bookie)].flush(),
+            Step::Crash(bookie, crash) => next.crash(bookie, crash)?,
+            Step::Change => next.change_record(setting)?,
+            Step::HearOfChange => {
+                let made = next.change.take()?.made?;
+                next.version = next.record.version;
+                next.tell_writer(made);
+            }
+            Step::ChangeDue => {
+                next.change_due = false;
+                next.tell_writer(WriterEvent::ChangeDue);
+            }
+            Step::Close => {
+                let end = next.writer.finish();
+                if next.record.state == RecordState::Open && next.record.version == next.version {
+                    let entries = end.last_entry.map_or(0, |last| last.0 + 1);
+                    next.record.state = RecordState::Closed(entries);
+                    next.record.version += 1;
+                }
+            }
+            Step::Recover(client) => next.begin_recovery(setting, client),
+        }
+        next.forget_what_changes_nothing();
+        next.requests.retain(|_, queue| !queue.is_empty());
+        next.answers.retain(|_, queue| !queue.is_empty());
+        Some(next)
+    }
+
+    fn add(&mut self) -> Option<()> {
+        self.adds_left = self.adds_left.checked_sub(1)?;
+        let mut actions = Vec::new();
+        let planned = self.writer.add(1, &mut actions)?;
+        let data = EntryData {
+            head: Bytes::new(),
+            body: Bytes::from_static(b"e"),
+        };
+        self.sent.push(AddEntry::new(
+            LEDGER,
+            planned.entry,
+            planned.last_add_confirmed,
+            planned.ledger_length,
+            data,
+        ));
+        self.write(actions);
+        Some(())
+    }
+
+    fn request(operation: OrderedOperation) -> OrderedRequest {
+        OrderedRequest {
+            ledger: LEDGER,
+            token: TOKEN,
+            operation,
+        }
+    }
+
+    fn send(&mut self, bookie: BookieId, tag: Tag, operation: OrderedOperation) {
+        let link = (tag.client, number_of(bookie));
+        if self.bookies[usize::from(link.1)].is_gone() {
+            let gone = Err(BookieError::Unreachable(String::new()));
+            self.answers.entry(link).or_default().push_back((tag, gone));
+        } else {
+            let request = (tag, World::request(operation));
+            self.requests.entry(link).or_default().push_back(request);
+        }
+    }
+
+    fn tell_writer(&mut self, event: WriterEvent) {
+        let mut actions = Vec::new();
+        self.writer.on(event, &mut actions);
+        self.write(actions);
+    }
+
+    fn write(&mut self, actions: Vec<WriterAction>) {
+        for action in actions {
+            match action {
+                WriterAction::Send {
+                    position,
+                    bookie,
+                    entry,
+                } => {
+                    let offset = usize::try_from(entry.0).unwrap_or(usize::MAX);
+                    let add = self.sent[offset].clone();
+                    let tag = Tag {
+                        client: WRITER,
+                        run: 0,
+                        about: About::Add(position, entry),
+                    };
+                    self.send(bookie, tag, OrderedOperation::Add(add));
+                }
+                WriterAction::Acknowledge { entry } => {
+                    assert_eq!(entry.0, self.acked, "acknowledged in order (I1)");
+                    self.acked += 1;
+                }
+                WriterAction::ChangeEnsemble {
+                    first_entry,
+                    failed,
+                } => {
+                    self.change = Some(Change {
+                        first_entry,
+                        failed,
+                        made: None,
+                    });
+                }
+                // Without a replacement there will be none: another attempt shows nothing new.
+                WriterAction::ScheduleChange { again } => self.change_due |= !again,
+                WriterAction::ScheduleRetry => {}
+                WriterAction::Stop { .. } => {
+                    self.change = None;
+                    self.change_due = false;
+                }
+            }
+        }
+    }
+
+    /// The lowest bookies that are no members take the failed positions.
+    fn replacements(&mut self, members: &[BookieId], failed: &[usize]) -> Option<Vec<BookieId>> {
+        self.changes_left = self.changes_left.checked_sub(1)?;
+        let mut changed = members.to_vec();
+        let mut spare = (0..)
+            .zip(&self.bookies)
+            .filter(|(number, bookie)| !bookie.is_gone() && !members.contains(&id_of(*number)))
+            .map(|(number, _)| id_of(number));
+        for &position in failed {
+            changed[position] = spare.next()?;
+        }
+        Some(changed)
+    }
+
+    fn change_record(&mut self, setting: &Setting) -> Option<()> {
+        let change = self.change.clone()?;
+        let made = if self.record.state != RecordState::Open || self.record.version != self.version
+        {
+            WriterEvent::Superseded
+        } else {
+            let members = self.writer.members().to_vec();
+            match self.replacements(&members, &change.failed) {
+                Some(members) => {
+                    self.record.version += 1;
+                    let fragment = (change.first_entry, members.clone());
+                    self.record.fragments.extend([fragment]);
+                    WriterEvent::EnsembleChanged { members }
+                }
+                None => WriterEvent::EnsembleChangeFailed,
+            }
+        };
+        debug_assert!(setting.changes >= self.changes_left);
+        self.change = Some(Change {
+            made: Some(made),
+            ..change
+        });
+        Some(())
+    }
+
+    fn serve(&mut self, setting: &Setting, client: u8, bookie: u8, twice: bool) -> Option<()> {
+        let queue = self.requests.get_mut(&(client, bookie))?;
+        let (tag, request) = match twice {
+            true => queue.front().cloned()?,
+            false => queue.pop_front()?,
+        };
+        let mut out = Vec::new();
+        let served = &mut self.bookies[usize::from(bookie)];
+        served.submit(request, tag, &mut out);
+        self.answer(bookie, out);
+        if !setting.journal {
+            self.bookies[usize::from(bookie)].write();
+            self.sync(bookie);
+            let served = &mut self.bookies[usize::from(bookie)];
+            served.flush();
+            served.forget_leftovers();
+        }
+        Some(())
+    }
+
+    fn sync(&mut self, bookie: u8) {
+        let mut out = Vec::new();
+        self.bookies[usize::from(bookie)].sync(&mut out);
+        self.answer(bookie, out);
+    }
+
+    fn answer(&mut self, bookie: u8, out: Vec<Answer>) {
+        for (tag, result) in out {
+            if self.listens(&tag) {
+                let queue = self.answers.entry((tag.client, bookie)).or_default();
+                queue.push_back((tag, result));
+            }
+        }
+    }
+
+    /// Whether anybody still waits for such an answer.
+    fn listens(&self, tag: &Tag) -> bool {
+        match tag.client {
+            WRITER => !self.writer.is_finished(),
+            client => self.recoverers[usize::from(client - 1)]
+                .as_ref()
+                .is_some_and(|r| r.run == tag.run && !r.machine.is_finished()),
+        }
+    }
+
+    fn hear(&mut self, setting: &Setting, client: u8, bookie: u8) -> Option<()> {
+        let (tag, result) = self.answers.get_mut(&(client, bookie))?.pop_front()?;
+        if !self.listens(&tag) {
+            return Some(());
+        }
+        match self.event_of(bookie, &tag, &result) {
+            Heard::Writer(event) => {
+                self.tell_writer(event);
+                self.forget_unheard(WRITER);
+            }
+            Heard::Recoverer(event) => self.tell_recoverer(setting, client, event),
+        }
+        Some(())
+    }
+
+    fn event_of(&self, bookie: u8, tag: &Tag, result: &BookieResult<OrderedReply>) -> Heard {
+        let bookie = id_of(bookie);
+        Heard::Recoverer(match tag.about {
+            About::Add(position, entry) => {
+                return Heard::Writer(WriterEvent::Reply {
+                    position,
+                    bookie,
+                    entry,
+                    reply: AddReply::of(result),
+                });
+            }
+            About::Fence(position) => RecoveryEvent::Fence {
+                position,
+                reply: FenceReply::of(result),
+            },
+            About::Read(position, entry) => RecoveryEvent::Read {
+                position,
+                entry,
+                reply: RecoveryReadReply::of(LEDGER, entry, result),
+            },
+            About::Write(position, entry) => RecoveryEvent::Write {
+                position,
+                bookie,
+                entry,
+                stored: result.is_ok(),
+            },
+        })
+    }
+
+    /// What nobody listens to any more is not under way either.
+    fn forget_unheard(&mut self, client: u8) {
+        let mut links: Vec<Link> = self.answers.keys().copied().collect();
+        links.retain(|(who, _)| *who == client);
+        for link in links {
+            let queue = self.answers.remove(&link).unwrap_or_default();
+            let heard = queue.into_iter().filter(|(tag, _)| self.listens(tag));
+            let heard: VecDeque<Answer> = heard.collect();
+            self.answers.insert(link, heard);
+        }
+    }
+}
