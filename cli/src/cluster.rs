@@ -128,6 +128,8 @@ async fn connect(
             id: member.id,
             zone: registration.zone.clone(),
             read_only: registration.read_only || member.is_leaving(),
+            free_bytes: registration.free_bytes,
+            capacity_bytes: registration.capacity_bytes,
         });
     }
     let ctx = context(telemetry, tasks, etcd.clone(), Arc::new(transport), known);
@@ -181,6 +183,8 @@ async fn open_directory(source: &SourceArgs, telemetry: &Telemetry) -> Result<Cl
         id: bookie.id(),
         zone: String::new(),
         read_only: false,
+        free_bytes: 0,
+        capacity_bytes: 0,
     };
     let ctx = context(telemetry, tasks, store.clone(), transport, vec![here]);
     Ok(Cluster {

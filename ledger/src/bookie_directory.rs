@@ -114,6 +114,8 @@ fn follow(
         id,
         zone: record.zone,
         read_only: record.read_only,
+        capacity_bytes: record.capacity_bytes,
+        free_bytes: record.free_bytes,
     });
     infos.collect()
 }
@@ -284,6 +286,8 @@ mod tests {
             id: id(1),
             zone: "east".to_owned(),
             read_only: false,
+            free_bytes: 0,
+            capacity_bytes: 0,
         };
         assert_eq!(*bookies.snapshot(), [first]);
         let unknown = error_of(&transport, id(2)).await;

@@ -29,6 +29,10 @@ impl BookieTransport for Router {
     async fn read(&self, bookie: BookieId, range: ReadRange) -> BookieResult<ReadBatch> {
         self.0[&bookie].read(range).await
     }
+
+    async fn wait(&self, bookie: BookieId, wait: TailWait) -> BookieResult<TailState> {
+        self.0[&bookie].wait(wait).await
+    }
 }
 
 /// Three bookies with ledger 1, closed with five entries, in one process.

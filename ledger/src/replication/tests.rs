@@ -163,6 +163,8 @@ impl Cluster {
             id,
             zone: String::new(),
             read_only: false,
+            free_bytes: 0,
+            capacity_bytes: 0,
         });
         self.ctx.bookies.replace(known.collect());
     }

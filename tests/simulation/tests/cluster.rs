@@ -45,10 +45,7 @@ fn the_same_seed_gives_the_same_trace() {
 /// Those that need a rarer schedule are found by the model check only.
 #[test]
 fn defects_of_bookies_show_within_few_seeds() {
-    for defect in [
-        Defect::TrimBeforeAllFlushed,
-        Defect::StaleRecycledRecords,
-    ] {
+    for defect in [Defect::TrimBeforeAllFlushed, Defect::StaleRecycledRecords] {
         let found = (0..20).find(|seed| {
             let options = Options {
                 seed: *seed,
