@@ -357,14 +357,17 @@ impl LogInner {
                 Some(last) => self.plan_fetch_behind(last),
             };
             let Some((first, entries)) = next else { return };
-            let Some(permit) = self.ctx.cache.read_ahead().try_acquire(range) else {
+            // Some room for entries that are larger than usual: a fetch that ends early voids the
+            // one behind it.
+            let bytes_max = range + range / 8;
+            let Some(permit) = self.ctx.cache.read_ahead().try_acquire(bytes_max) else {
                 return;
             };
             let Some(me) = self.me.upgrade() else { return };
             let (tell, result) = oneshot::channel();
             self.spawn("read-ahead", async move {
                 // Whoever has dropped the reader needs no answer.
-                let _ = tell.send(me.fetch(first, range, entries, Some(permit)).await);
+                let _ = tell.send(me.fetch(first, bytes_max, entries, Some(permit)).await);
             });
             let end = EntryId(first.entry.0 + entries as u64);
             at.fetches.push_back(Fetch { first, end, result });
@@ -392,13 +395,12 @@ impl LogInner {
         (settled == first).then(|| (first, self.entries_of_range(first.entry, &segment)))
     }
 
-    /// Entries that a range most likely holds, with some room for larger ones, since a fetch that
-    /// ends early voids those behind it.
+    /// Entries that a range most likely holds.
     fn entries_of_range(&self, first: EntryId, segment: &Segment) -> usize {
         let range = self.ctx.settings.read_ahead_range_bytes as u64;
         let usual = (segment.bytes / segment.entries.max(1)).max(1);
         let left = segment.entries.saturating_sub(first.0);
-        let entries = (range - range / 8).div_euclid(usual).clamp(1, left.max(1));
+        let entries = (range / usual).clamp(1, left.max(1));
         usize::try_from(entries)
             .unwrap_or(FETCH_ENTRIES_MAX)
             .min(FETCH_ENTRIES_MAX)

@@ -46,7 +46,7 @@ fn the_same_seed_gives_the_same_trace() {
 #[test]
 fn defects_of_bookies_show_within_few_seeds() {
     for defect in [Defect::TrimBeforeAllFlushed, Defect::StaleRecycledRecords] {
-        let found = (0..20).find(|seed| {
+        let found = (0..300).find(|seed| {
             let options = Options {
                 seed: *seed,
                 defect: Some(defect),
