@@ -55,7 +55,9 @@ impl Snapshots {
             .retain(|snapshot| now.saturating_sub(snapshot.used) < idle_max);
     }
 
-    fn take(&mut self, revision: Revision) -> Option<Snapshot> {
+    /// Takes a state that is not too old, whether the old ones were swept yet or not.
+    fn take(&mut self, revision: Revision, now: Duration) -> Option<Snapshot> {
+        self.expire(now);
         let at = self
             .kept
             .iter()
@@ -137,7 +139,7 @@ fn resume(
     revision: Revision,
     now: Duration,
 ) -> MetadataResult<Snapshot> {
-    if let Some(mut snapshot) = shared.snapshots.lock().take(revision) {
+    if let Some(mut snapshot) = shared.snapshots.lock().take(revision, now) {
         snapshot.used = now;
         return Ok(snapshot);
     }
