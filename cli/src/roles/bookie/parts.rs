@@ -63,13 +63,33 @@ impl Parts {
     /// Starts every part.
     ///
     /// # Errors
-    /// When one does not start; what had started before ends with the process.
+    /// When one does not start. The storage is then closed first: RocksDB must not be in use while
+    /// the process ends, or it aborts. What else had started ends with the process.
     pub async fn start(
         config: &BookieRoleConfig,
         telemetry: &Telemetry,
         out: &Output,
     ) -> Result<Parts, CliError> {
         let seams = Seams::real();
+        let bookie = open_bookie(&config.bookie, &seams, telemetry).await?;
+        let started = async {
+            report_loss(&bookie, out)?;
+            Parts::start_above(config, telemetry, &seams, bookie.clone()).await
+        };
+        let started = started.await;
+        if started.is_err() {
+            bookie.shutdown().await;
+        }
+        started
+    }
+
+    /// Starts what stands on storage.
+    async fn start_above(
+        config: &BookieRoleConfig,
+        telemetry: &Telemetry,
+        seams: &Seams,
+        bookie: Bookie,
+    ) -> Result<Parts, CliError> {
         let groups = Groups {
             announcement: TaskGroup::new("announcement"),
             autorecovery: TaskGroup::new("autorecovery"),
@@ -78,10 +98,8 @@ impl Parts {
             metadata: TaskGroup::new("metadata"),
             http: TaskGroup::new("http"),
         };
-        let bookie = open_bookie(&config.bookie, &seams, telemetry).await?;
-        report_loss(&bookie, out)?;
         let cluster = config.cluster_settings();
-        let membership = Membership::open(&cluster, &seams, &groups.metadata).await?;
+        let membership = Membership::open(&cluster, seams, &groups.metadata).await?;
         registration::join(&bookie, &*membership.store)
             .await
             .map_err(|error| part_failed("the bookie", &config.data_dir, &error))?;
@@ -101,7 +119,7 @@ impl Parts {
         let lease = &membership.lease;
         registration::announce(&bookie, announcement, lease, &groups.announcement).await;
         lease.announced().await;
-        host(config, &bookie, &membership, &seams, telemetry, &groups).await;
+        host(config, &bookie, &membership, seams, telemetry, &groups).await;
         Ok(Parts {
             bookie,
             bookie_address,

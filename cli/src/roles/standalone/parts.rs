@@ -78,7 +78,8 @@ impl Parts {
     /// Starts every part.
     ///
     /// # Errors
-    /// When one does not start; what had started before ends with the process.
+    /// When one does not start. The bookie is then closed first: RocksDB must not be in use while
+    /// the process ends, or it aborts. What else had started ends with the process.
     pub async fn start(
         config: &StandaloneConfig,
         telemetry: &Telemetry,
@@ -91,9 +92,28 @@ impl Parts {
             open_metadata(config, &seams, &groups.metadata),
             open_bookie(&config.bookie, &seams, telemetry),
         )?;
-        report_loss(&bookie, out)?;
+        let started = async {
+            report_loss(&bookie, out)?;
+            Parts::start_above(config, telemetry, &seams, groups, store, bookie.clone()).await
+        };
+        let started = started.await;
+        if started.is_err() {
+            bookie.shutdown().await;
+        }
+        started
+    }
+
+    /// Starts what stands on metadata and storage.
+    async fn start_above(
+        config: &StandaloneConfig,
+        telemetry: &Telemetry,
+        seams: &Seams,
+        groups: Groups,
+        store: Arc<EmbeddedStore>,
+        bookie: Bookie,
+    ) -> Result<Parts, CliError> {
         let storage = storage(&store, &bookie);
-        let log = serving::log_context(storage, &config.cache, &seams, telemetry, &groups.ledger);
+        let log = serving::log_context(storage, &config.cache, seams, telemetry, &groups.ledger);
         // Nobody else has copies, so that there is nothing to repair from: only what concerns the
         // bookie itself runs.
         let hosted = AutorecoveryConfig {
@@ -102,7 +122,7 @@ impl Parts {
         };
         autorecovery::start(&bookie, &log, &hosted, &groups.ledger);
         let broker =
-            serving::start_broker(&config.broker, log, &seams, telemetry, &groups.broker).await?;
+            serving::start_broker(&config.broker, log, seams, telemetry, &groups.broker).await?;
         let health = Health::new(telemetry.clone(), Some(bookie.clone()));
         let http_address = http::serve(config.http.listen, health.clone(), &groups.http).await?;
         let bookie_address = aquifer_bookie::service::serve(
@@ -114,7 +134,7 @@ impl Parts {
         .map_err(|error| CliError::failed(error.to_string()))?;
         let tasks = &groups.protocols;
         let url =
-            serving::serve_protocols(&config.protocols, &broker, &seams, telemetry, tasks).await?;
+            serving::serve_protocols(&config.protocols, &broker, seams, telemetry, tasks).await?;
         Ok(Parts {
             url,
             bookie_address,
