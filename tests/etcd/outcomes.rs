@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use anyhow::Result;
 use aquifer_harness::etcd::{Etcd, EtcdOptions};
 use aquifer_harness::proxy::{Flow, Proxy};
+use aquifer_harness::wait::until;
 use aquifer_metadata::error::{MetadataError, MetadataResult};
 use aquifer_metadata::keys;
 use aquifer_metadata::store::{Expect, MetadataStore, Operation, Revision, Transaction};
@@ -18,7 +19,7 @@ use crate::support::{config, connect, key, next, put, soon, value, watch};
 
 /// One etcd behind two doors, of which the first can be held shut.
 struct TwoDoors {
-    _etcd: Etcd,
+    etcd: Etcd,
     first: Proxy,
     second: Proxy,
     tasks: TaskGroup,
@@ -30,7 +31,7 @@ impl TwoDoors {
         Ok(Self {
             first: Proxy::start(etcd.address(0)).await?,
             second: Proxy::start(etcd.address(0)).await?,
-            _etcd: etcd,
+            etcd,
             tasks: TaskGroup::new("test"),
         })
     }
@@ -69,16 +70,17 @@ async fn a_commit_that_arrives_after_it_was_given_up_is_not_made_twice() -> Resu
     let store = store.as_ref();
     let start = put(store, &key(1), "before").await?;
     doors.first.requests(Flow::Hold);
-    let mut held = doors.first.held();
+    let held = doors.first.held();
     let made = put(store, &key(1), "once").await?;
     assert!(held.has_changed()?, "the first way was tried");
-    held.mark_unchanged();
     let last = put(store, &key(1), "last").await?;
     // Now the first try arrives, long after its sender has gone another way.
-    let mut answered = doors.first.answered();
-    answered.mark_unchanged();
-    doors.first.requests(Flow::Once);
-    soon("etcd to answer the late commit", answered.changed()).await?;
+    let applied = doors.etcd.applied(0).await?;
+    doors.first.requests(Flow::Uncancelled);
+    let late = until("etcd to apply the late commit", || async {
+        Ok((doors.etcd.applied(0).await? > applied).then_some(()))
+    });
+    late.await?;
     let end = put(store, &key(2), "end").await?;
     let mut events = watch(store, start).await?;
     let mut seen = Vec::new();

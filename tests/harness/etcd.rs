@@ -270,6 +270,18 @@ impl Etcd {
         .await
     }
 
+    /// How many proposals a member has applied, those without effect too.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    pub async fn applied(&self, number: usize) -> Result<u64> {
+        let metrics = http_get(self.members[number].metrics, "/metrics").await?;
+        let mut lines = metrics.lines();
+        let applied =
+            lines.find_map(|line| line.strip_prefix("etcd_server_proposals_applied_total "));
+        Ok(applied.context("etcd counts proposals")?.parse()?)
+    }
+
     /// Kills a member, as `kill -9` does.
     ///
     /// # Errors

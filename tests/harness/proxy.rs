@@ -1,5 +1,5 @@
-//! A TCP proxy that holds back what passes it, for faults that a process cannot be made to have:
-//! an answer that never arrives, a request that arrives long after its sender gave up.
+//! A proxy for HTTP/2 that holds back what passes it, for faults that a process cannot be made to
+//! have: an answer that never arrives, a request that arrives long after its sender gave up.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -20,8 +20,9 @@ pub enum Flow {
     Pass,
     /// They are kept, in order.
     Hold,
-    /// What is kept of one piece passes, and then they are kept again.
-    Once,
+    /// They pass, but the receiver does not learn what the sender has given up: as if that had
+    /// overtaken nothing. For requests only.
+    Uncancelled,
 }
 
 #[derive(Debug)]
@@ -137,14 +138,14 @@ async fn connection(client: TcpStream, state: Arc<State>, shutdown: ShutdownToke
         target_write,
         &state.requests,
         &state.held,
-        true,
+        Some(Frames::default()),
     );
     let answers = pass(
         target_read,
         client_write,
         &state.answers,
         &state.answered,
-        false,
+        None,
     );
     // A client that gives up does not take back what is kept for the target.
     let both = async { tokio::join!(requests, answers) };
@@ -155,35 +156,113 @@ async fn connection(client: TcpStream, state: Arc<State>, shutdown: ShutdownToke
     }
 }
 
+/// Passes bytes on, and counts pieces: of requests those that are kept, of answers all.
 async fn pass(
     mut from: OwnedReadHalf,
     mut to: OwnedWriteHalf,
     flow: &watch::Sender<Flow>,
     count: &watch::Sender<u64>,
-    count_held_only: bool,
+    mut frames: Option<Frames>,
 ) {
     let mut current = flow.subscribe();
     let mut piece = vec![0; 64 << 10];
     while let Ok(read) = from.read(&mut piece).await
         && read > 0
     {
-        if !count_held_only || *flow.borrow() == Flow::Hold {
+        if frames.is_none() || *flow.borrow() == Flow::Hold {
             count.send_modify(|count| *count += 1);
         }
         if current.wait_for(|flow| *flow != Flow::Hold).await.is_err() {
             return;
         }
-        flow.send_if_modified(|flow| {
-            let once = *flow == Flow::Once;
-            if once {
-                *flow = Flow::Hold;
-            }
-            once
-        });
-        if to.write_all(&piece[..read]).await.is_err() {
+        let passed = match &mut frames {
+            None => piece[..read].to_vec(),
+            Some(frames) => frames.read(&piece[..read], *flow.borrow() == Flow::Uncancelled),
+        };
+        if to.write_all(&passed).await.is_err() {
             return;
         }
     }
     // The other side learns of the end when everything before it has arrived.
     let _ = to.shutdown().await;
+}
+
+/// What a client says first on a connection.
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+const HEADER_BYTES: usize = 9;
+/// The type of a frame that cancels a stream.
+const RST_STREAM: u8 = 3;
+
+/// Finds the frames in what a client sends.
+#[derive(Debug, Default)]
+struct Frames {
+    preface_seen: usize,
+    /// The start of a frame's header.
+    header: Vec<u8>,
+    /// Bytes that are left of the frame, and whether they pass.
+    left: usize,
+    dropped: bool,
+}
+
+impl Frames {
+    /// What passes of a piece.
+    fn read(&mut self, mut piece: &[u8], drop_cancels: bool) -> Vec<u8> {
+        let mut passed = Vec::with_capacity(piece.len());
+        let preface = piece.len().min(PREFACE.len() - self.preface_seen);
+        passed.extend_from_slice(&piece[..preface]);
+        self.preface_seen += preface;
+        piece = &piece[preface..];
+        while !piece.is_empty() {
+            if self.left > 0 {
+                let (part, rest) = piece.split_at(self.left.min(piece.len()));
+                self.left -= part.len();
+                piece = rest;
+                if !self.dropped {
+                    passed.extend_from_slice(part);
+                }
+                continue;
+            }
+            let missing = HEADER_BYTES - self.header.len();
+            let (part, rest) = piece.split_at(missing.min(piece.len()));
+            self.header.extend_from_slice(part);
+            piece = rest;
+            if self.header.len() == HEADER_BYTES {
+                let header = std::mem::take(&mut self.header);
+                let length = [0, header[0], header[1], header[2]];
+                self.left = usize::try_from(u32::from_be_bytes(length)).unwrap_or(usize::MAX);
+                self.dropped = drop_cancels && header[3] == RST_STREAM;
+                if !self.dropped {
+                    passed.extend_from_slice(&header);
+                }
+            }
+        }
+        passed
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_cancels_are_dropped_however_the_bytes_are_cut() {
+        let frame = |kind: u8, body: &[u8]| {
+            let length = u8::try_from(body.len()).unwrap();
+            [&[0, 0, length, kind, 0, 0, 0, 0, 1], body].concat()
+        };
+        let request = [PREFACE, &frame(4, b""), &frame(1, b"headers")].concat();
+        let cancel = frame(RST_STREAM, b"\0\0\0\x08");
+        let rest = frame(0, b"data");
+        let all = [request.as_slice(), &cancel, &rest].concat();
+        for size in [1, 2, 7, 1000] {
+            let read = |drop_cancels: bool| {
+                let mut frames = Frames::default();
+                let pieces = all.chunks(size);
+                let passed = pieces.flat_map(|piece| frames.read(piece, drop_cancels));
+                passed.collect::<Vec<u8>>()
+            };
+            assert_eq!(read(false), all);
+            assert_eq!(read(true), [request.as_slice(), &rest].concat());
+        }
+    }
 }
