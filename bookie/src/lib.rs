@@ -38,6 +38,8 @@ mod store;
 mod watchers;
 mod workers;
 
+#[cfg(any(feature = "fuzzing", test))]
+pub mod fuzzing;
 #[cfg(feature = "testing")]
 pub mod testing;
 #[cfg(test)]
