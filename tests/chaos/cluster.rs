@@ -100,12 +100,12 @@ impl Cluster {
         Ok(())
     }
 
-    /// Gives the unlucky bookie an empty disk: another bookie, at the address of the lost one.
+    /// Gives a bookie an empty disk: it is another bookie now, at the address of the lost one.
     ///
     /// # Errors
     /// When its files cannot be removed.
-    pub fn lose_volume(&mut self) -> Result<()> {
-        let bookie = &mut self.bookies[UNLUCKY];
+    pub fn lose_volume(&mut self, at: usize) -> Result<()> {
+        let bookie = &mut self.bookies[at];
         bookie.node.kill()?;
         fs::remove_dir_all(data_dir(&bookie.mount))?;
         bookie.node.ended = 0;

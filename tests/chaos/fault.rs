@@ -62,6 +62,9 @@ pub enum Kind {
     EtcdOutage,
     /// F11: history is compacted under watches.
     Compact,
+    /// More than anybody promises: three disks are gone for good at once. Not one of [`ALL`]; a run
+    /// with it must end with a violation, which proves that loss is noticed.
+    LoseThreeVolumes,
 }
 
 /// All of them.
@@ -165,6 +168,7 @@ pub async fn inject(
         Kind::KillTwoBookies => 2,
         _ if kind.is_of_broker() || kind.is_of_etcd() => 0,
         Kind::FlipBits | Kind::LoseVolume | Kind::PowerLossOfAll => 0,
+        Kind::LoseThreeVolumes => 3,
         _ => 1,
     };
     for _ in 0..count {
@@ -257,7 +261,11 @@ fn of_bookies(cluster: &mut Cluster, rng: &dyn Rng, injected: &mut Injected) -> 
             cluster.bookies[first].node.kill()?;
             flip(cluster, rng)?;
         }
-        Kind::LoseVolume => cluster.lose_volume()?,
+        Kind::LoseVolume | Kind::LoseThreeVolumes => {
+            for at in &injected.bookies {
+                cluster.lose_volume(*at)?;
+            }
+        }
         Kind::PauseBookie => cluster.bookies[first].node.signal(Signal::STOP)?,
         Kind::Isolate | Kind::Flap | Kind::OneWay | Kind::Partial | Kind::LeaseExpiry => {
             injected.cuts = cuts(cluster, injected.kind, first, rng);
@@ -368,7 +376,8 @@ fn fill(cluster: &Cluster, at: usize) -> Result<PathBuf> {
     Ok(balloon)
 }
 
-/// Flips a bit in up to four files of the unlucky bookie.
+/// Flips a bit in up to four files of the unlucky bookie, where there is something: much of a journal
+/// is zeros that nobody reads.
 fn flip(cluster: &Cluster, rng: &dyn Rng) -> Result<()> {
     let folder = data_dir(&cluster.bookies[UNLUCKY].mount);
     let mut candidates = Vec::new();
@@ -379,10 +388,14 @@ fn flip(cluster: &Cluster, rng: &dyn Rng) -> Result<()> {
         let Some(path) = candidates.get(index(rng, candidates.len())) else {
             return Ok(());
         };
-        let bytes = path.metadata()?.len();
-        if bytes > 0 {
-            flip_bit(path, rng.below(bytes))?;
-            eprintln!("    flipped a bit in {}", path.display());
+        let bytes = std::fs::read(path)?;
+        let used: Vec<usize> = (0..64).map(|_| index(rng, bytes.len())).collect();
+        let used = used
+            .into_iter()
+            .find(|at| bytes.get(*at).is_some_and(|byte| *byte != 0));
+        if let Some(at) = used {
+            flip_bit(path, at as u64)?;
+            eprintln!("    flipped a bit in {} at {at}", path.display());
         }
     }
     Ok(())

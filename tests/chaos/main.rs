@@ -48,7 +48,8 @@ struct Args {
     /// How soon everybody must go on after a fault was healed.
     #[arg(long, default_value_t = 60)]
     heal_seconds: u64,
-    /// Only these faults, separated by commas, by their names (`KillBookie`).
+    /// Only these faults, separated by commas, by their names (`KillBookie`). `LoseThreeVolumes`
+    /// destroys more than is promised to survive: a run with it must find a violation.
     #[arg(long, value_delimiter = ',')]
     faults: Vec<String>,
     /// Where files go; a temporary folder otherwise. It is kept when something was violated.
@@ -89,7 +90,11 @@ async fn run(args: &Args) -> Result<()> {
         .unwrap_or_else(|| folder.path().to_owned());
     std::fs::create_dir_all(&path)?;
     let is_empty = std::fs::read_dir(&path)?.next().is_none();
-    ensure!(is_empty, "{} is not empty: every run has its own", path.display());
+    ensure!(
+        is_empty,
+        "{} is not empty: every run has its own",
+        path.display()
+    );
     let mut run = Run {
         rng: SeededRng::new(seed),
         deck: Vec::new(),
@@ -116,7 +121,7 @@ fn kinds(names: &[String]) -> Result<Vec<Kind>> {
         return Ok(fault::ALL.to_vec());
     }
     let find = |name: &String| {
-        let mut all = fault::ALL.into_iter();
+        let mut all = fault::ALL.into_iter().chain([Kind::LoseThreeVolumes]);
         let found = all.find(|kind| format!("{kind:?}").eq_ignore_ascii_case(name));
         found.with_context(|| format!("{name} is no fault; there are {:?}", fault::ALL))
     };
@@ -245,7 +250,7 @@ impl Run {
             cluster.revive()?;
             if cluster.bookies[cluster::UNLUCKY].node.ended >= ATTEMPTS {
                 *replaced += 1;
-                cluster.lose_volume()?;
+                cluster.lose_volume(cluster::UNLUCKY)?;
             }
             Ok(())
         });

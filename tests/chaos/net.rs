@@ -94,9 +94,11 @@ impl Network {
 
     /// A command on a host; it dies with this process.
     pub fn command(&self, host: u8, program: &Path) -> Command {
-        let mut command = Command::new("ip");
+        // `ip netns exec` would also give it mounts of its own, which keep file systems alive that
+        // are unmounted here.
+        let mut command = Command::new("nsenter");
         command
-            .args(["netns", "exec", &self.namespace(host)])
+            .arg(format!("--net=/var/run/netns/{}", self.namespace(host)))
             .args(["setpriv", "--pdeathsig", "KILL"])
             .arg(program);
         command
