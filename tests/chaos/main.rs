@@ -6,6 +6,7 @@
 mod audit;
 mod cluster;
 mod fault;
+mod measure;
 mod net;
 mod node;
 mod traffic;
@@ -58,6 +59,10 @@ struct Args {
     /// Ends with an error when fewer messages were acknowledged.
     #[arg(long, default_value_t = 1_000)]
     acknowledged_min: u64,
+    /// Instead: measure how long publishing pauses when a bookie is lost, and how fast so many bytes
+    /// get their lost copies back.
+    #[arg(long, value_name = "BYTES")]
+    measure: Option<u64>,
 }
 
 #[tokio::main]
@@ -104,7 +109,10 @@ async fn run(args: &Args) -> Result<()> {
         slowest_heal: Duration::ZERO,
         replaced: 0,
     };
-    let result = run.through(args, seed).await;
+    let result = match args.measure {
+        Some(bytes) => measure::run(&mut run.cluster, &run.rng, args.rate, bytes).await,
+        None => run.through(args, seed).await,
+    };
     drop(run);
     match &result {
         Ok(()) => folder.disable_cleanup(false),
