@@ -3,13 +3,16 @@
 //!
 //! - A bookie serves a request, and metadata takes a change, only right before something for which
 //!   it makes a difference that it has. Until then serving later leads to the same.
-//! - Where more may still go wrong, everything can happen that can where less may.
+//! - A request that arrives a second time, at once, and changes nothing leads nowhere else.
+//! - A writer that is stopped, or that loses a bookie once its record is not open any more, can do
+//!   nothing that one can not which never hears of it: it never hears of it.
 //! - When the ledger is closed, what its finished recoverers left on the way can only help.
+//! - Where more may still go wrong, everything can happen that can where less may.
 
 use crate::bookie::Crash;
 use crate::model::settings::Setting;
 use crate::model::steps::Step;
-use crate::model::world::World;
+use crate::model::world::{WRITER, World};
 
 /// Steps that are taken together, and where they lead.
 pub type Move = (Vec<Step>, World);
@@ -40,7 +43,10 @@ impl World {
             return moves.found;
         }
         for step in self.steps_of_clients(setting) {
-            moves.take(self, &[], step);
+            let is_vain = matches!(step, Step::GiveUp(_) | Step::Close | Step::ChangeDue);
+            if self.is_open() || !is_vain {
+                moves.take(self, &[], step);
+            }
         }
         if let Some(changed) = self.with_change(setting) {
             let first = [Step::Change];
@@ -65,7 +71,9 @@ impl World {
     /// The world when metadata has taken the change that it was asked for.
     fn with_change(&self, setting: &Setting) -> Option<World> {
         let waits = self.change.as_ref().is_some_and(|c| c.made.is_none());
-        waits.then(|| self.after(setting, Step::Change)).flatten()
+        (waits && self.is_open())
+            .then(|| self.after(setting, Step::Change))
+            .flatten()
     }
 }
 
@@ -83,18 +91,20 @@ impl Moves<'_> {
     /// last step's client.
     fn at(&mut self, world: &World, bookie: u8, served: &mut Vec<Step>) {
         let setting = self.setting;
-        let last = match served.last() {
-            Some(Step::Serve(client, _) | Step::ServeTwice(client, _)) => Some(*client),
-            _ => None,
+        let (last, fresh) = match served.as_slice() {
+            [.., Step::ServeTwice(..), Step::Serve(client, _)] => (Some(*client), 2),
+            [.., Step::Serve(client, _)] => (Some(*client), 1),
+            _ => (None, usize::MAX),
         };
         for client in 0..=setting.recoverers {
             let concerns = last.is_none_or(|last| last == client);
             // Older answers come first, whatever was served now.
             let answers = world.answers_on(client, bookie);
-            if concerns && answers > 0 && (last.is_none() || answers == 1) {
+            if concerns && answers > 0 && answers <= fresh {
                 self.take(world, served, Step::Hear(client, bookie));
             }
-            if concerns && world.losses_left > 0 && world.is_in_use(client, bookie) {
+            let may_break = client != WRITER || world.is_open();
+            if concerns && may_break && world.losses_left > 0 && world.is_in_use(client, bookie) {
                 self.take(world, served, Step::Break(client, bookie));
             }
         }
@@ -109,19 +119,23 @@ impl Moves<'_> {
             {
                 continue;
             }
-            let mut steps = vec![Step::Serve(client, bookie)];
-            // Where a fence is, a second time shows and changes nothing that the first has not.
-            let shows_twice = setting.recoverers > 1 || !world.is_fenced(bookie);
-            if world.duplicates_left > 0 && shows_twice {
-                steps.push(Step::ServeTwice(client, bookie));
+            let Some(once) = world.after(setting, Step::Serve(client, bookie)) else {
+                continue;
+            };
+            if let Some(twice) = world.served_twice(setting, client, bookie)
+                && twice.core() != once.core()
+            {
+                let steps = [
+                    Step::ServeTwice(client, bookie),
+                    Step::Serve(client, bookie),
+                ];
+                served.extend(steps);
+                self.at(&twice, bookie, served);
+                served.truncate(served.len() - steps.len());
             }
-            for step in steps {
-                if let Some(next) = world.after(setting, step) {
-                    served.push(step);
-                    self.at(&next, bookie, served);
-                    served.pop();
-                }
-            }
+            served.push(Step::Serve(client, bookie));
+            self.at(&once, bookie, served);
+            served.pop();
         }
     }
 }

@@ -25,7 +25,7 @@ use crate::model::steps::Step;
 
 const LEDGER: LedgerId = LedgerId(1);
 const TOKEN: CreationToken = CreationToken([7; 16]);
-const WRITER: u8 = 0;
+pub(super) const WRITER: u8 = 0;
 
 /// Whose request it is, and what it was about.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]

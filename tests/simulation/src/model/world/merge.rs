@@ -1,9 +1,14 @@
 //! Ways to visit fewer states without hiding anything (docs/specs/ledger-protocol.md).
 
-use aquifer_ledger::writer::Writer;
+use std::collections::VecDeque;
 
-use super::{Answer, Heard, LEDGER, Link, WRITER, World};
+use aquifer_ledger::writer::Writer;
+use aquifer_model::storage::BookieError;
+
+use super::{Answer, Heard, LEDGER, Link, RecordState, WRITER, World};
 use crate::model::part::{Fingerprint, Part};
+use crate::model::settings::Setting;
+use crate::model::steps::Step;
 
 impl World {
     /// An answer that means nothing to a machine now never will: it is taken at once, so that
@@ -54,9 +59,22 @@ impl World {
         recoverers.all(|r| r.as_ref().is_none_or(|r| r.machine.is_finished()))
     }
 
-    /// Once the ledger is closed and nobody recovers it, requests of recoverers only add copies
-    /// and fences, which make nothing worse: they never arrive.
+    /// Forgets what only helps, or only stops the writer: it never arrives.
+    ///
+    /// Once the ledger is closed and nobody recovers it, requests of recoverers only add copies and
+    /// fences. What the writer sends to a bookie with a fence is refused, whenever it arrives.
     pub(in crate::model) fn forget_leftovers(&mut self) {
+        let bookies = &self.bookies;
+        let is_fenced = |bookie: u8| bookies[usize::from(bookie)].is_fenced(LEDGER);
+        self.requests
+            .retain(|(client, bookie), _| *client != WRITER || !is_fenced(*bookie));
+        for ((client, _), queue) in &mut self.answers {
+            let is_fence = |(_, result): &Answer| matches!(result, Err(BookieError::Fenced));
+            if *client == WRITER && queue.iter().any(is_fence) {
+                queue.change().retain(|answer| !is_fence(answer));
+            }
+        }
+        self.answers.retain(|_, queue| !queue.is_empty());
         if self.closed_entries().is_some() && self.none_recovers() {
             self.requests.retain(|(client, _), _| *client == WRITER);
             self.answers.retain(|(client, _), _| *client == WRITER);
@@ -64,6 +82,33 @@ impl World {
                 *recoverer = Part::default();
             }
         }
+    }
+
+    /// Whether a change of the writer's may still be taken.
+    pub(in crate::model) fn is_open(&self) -> bool {
+        self.record.state == RecordState::Open
+    }
+
+    /// The world after a request has arrived twice, without a second answer that says the same.
+    pub(in crate::model) fn served_twice(
+        &self,
+        setting: &Setting,
+        client: u8,
+        bookie: u8,
+    ) -> Option<World> {
+        if self.duplicates_left == 0 {
+            return None;
+        }
+        let twice = self.after(setting, Step::ServeTwice(client, bookie))?;
+        let mut twice = twice.after(setting, Step::Serve(client, bookie))?;
+        let answers = twice.answers.get_mut(&(client, bookie));
+        if let Some(answers) = answers
+            && let [.., first, second] = Vec::from(VecDeque::clone(answers)).as_slice()
+            && first == second
+        {
+            answers.change().pop_back();
+        }
+        Some(twice)
     }
 
     pub(in crate::model) fn answers_on(&self, client: u8, bookie: u8) -> usize {
