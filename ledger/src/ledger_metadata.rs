@@ -14,6 +14,7 @@ use aquifer_model::quorum::Quorum;
 use aquifer_proto::v1;
 use aquifer_runtime::clock;
 use parking_lot::Mutex;
+use tokio::sync::Semaphore;
 
 use crate::error::LedgerError;
 use crate::replication::marks::{self, Mark};
@@ -307,15 +308,31 @@ async fn applied(
 }
 
 /// Ledger ids that this process has reserved.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct LedgerIds {
     /// The next id and the end of the range.
     reserved: Mutex<(u64, u64)>,
+    /// One reservation at a time: many topics that open together would only stand in each other's
+    /// way.
+    turn: Semaphore,
+}
+
+impl Default for LedgerIds {
+    fn default() -> LedgerIds {
+        LedgerIds {
+            reserved: Mutex::default(),
+            turn: Semaphore::new(1),
+        }
+    }
 }
 
 impl LedgerIds {
     /// An id that was never used and never will be again.
     pub(crate) async fn next(&self, store: &dyn MetadataStore) -> Result<LedgerId, LedgerError> {
+        if let Some(id) = self.take() {
+            return Ok(id);
+        }
+        let _turn = self.turn.acquire().await;
         if let Some(id) = self.take() {
             return Ok(id);
         }
@@ -341,7 +358,6 @@ impl LedgerIds {
                 .await
             {
                 Ok(_) => {
-                    // Another task may have reserved too; its rest is lost, not reused.
                     *self.reserved.lock() = (first + 1, next);
                     return Ok(LedgerId(first));
                 }
