@@ -144,7 +144,7 @@ impl LogInner {
         }
         let opened = turned.opened.map(|info| {
             let owner: std::sync::Weak<dyn WriterOwner> = self.me.clone();
-            let guards = self.cell.guards().to_vec();
+            let guards = self.cell.guards();
             self.ctx.metrics.ledgers_created.add(1, &[]);
             LedgerWriter::new(Arc::clone(&self.ctx), info, guards, owner)
         });
@@ -407,7 +407,7 @@ impl LogInner {
     async fn try_recover(&self, ledger: LedgerId) -> Result<Option<EntryId>, LogError> {
         // Fenced by a recovery, or by another owner? The epoch says (H10).
         self.cell.check_owner().await?;
-        let (_, end) = close_by_recovery(&self.ctx, ledger, self.cell.guards()).await?;
+        let (_, end) = close_by_recovery(&self.ctx, ledger, &self.cell.guards()).await?;
         let state = self.state.lock();
         let acked = state.segments.back().and_then(Segment::last_entry);
         let sent = state.pending.iter().filter_map(|p| p.entry).next_back();
