@@ -92,7 +92,14 @@ impl Members {
     /// Where a broker is reached, as far as it is known here.
     pub(crate) fn url(&self, broker: BrokerId) -> Option<String> {
         let found = self.cache.get(&keys::broker(broker))?;
-        parse(&found).map(|member| member.url)
+        parse(&found).and_then(|member| self.not_replaced(member))
+    }
+
+    /// A broker that was reached where this one is now was its predecessor: its announcement may
+    /// outlive it by a lease, but nobody has to wait for that.
+    fn not_replaced(&self, member: Member) -> Option<String> {
+        let is_predecessor = member.id != self.me && member.url == self.announced.lock().url;
+        (!is_predecessor).then_some(member.url)
     }
 
     /// Where a broker is reached, as metadata says now; `None` when it is gone.
@@ -101,14 +108,19 @@ impl Members {
         broker: BrokerId,
     ) -> Result<Option<String>, MetadataError> {
         let found = self.store.get(&keys::broker(broker)).await?;
-        Ok(found.as_ref().and_then(parse).map(|member| member.url))
+        let found = found.as_ref().and_then(parse);
+        Ok(found.and_then(|member| self.not_replaced(member)))
     }
 
     /// Who should get something, by its name: the same everywhere, and spread over all brokers but
     /// `without` and those that drain. `None` when nobody is left.
     pub(crate) fn choose(&self, what: &str, without: Option<BrokerId>) -> Option<Member> {
         let free = self.all().into_iter().filter(|member| {
-            !member.draining && Some(member.id) != without && !member.url.is_empty()
+            !member.draining
+                && Some(member.id) != without
+                && self
+                    .not_replaced(member.clone())
+                    .is_some_and(|url| !url.is_empty())
         });
         free.max_by_key(|member| rank(what, member.id))
     }

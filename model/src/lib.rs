@@ -6,6 +6,7 @@
 
 pub mod batch;
 pub mod bundle;
+pub mod checksum;
 pub mod entry;
 pub mod hash;
 pub mod id;

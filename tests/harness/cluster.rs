@@ -157,7 +157,19 @@ impl Cluster {
     /// # Errors
     /// When it does not run, or does not end.
     pub fn kill(&mut self, name: &str) -> Result<()> {
-        self.signal(name, Signal::KILL)?;
+        self.end(name, Signal::KILL)
+    }
+
+    /// SIGTERM, and waits until the process is gone.
+    ///
+    /// # Errors
+    /// When it does not run, or does not end.
+    pub fn terminate(&mut self, name: &str) -> Result<()> {
+        self.end(name, Signal::TERM)
+    }
+
+    fn end(&mut self, name: &str, signal: Signal) -> Result<()> {
+        self.signal(name, signal)?;
         // A process that the test started is the test's to wait for.
         if let Some(at) = self.again.iter().position(|(again, _)| again == name) {
             self.again.swap_remove(at).1.wait()?;

@@ -5,6 +5,7 @@ use proptest::prelude::*;
 use prost::Message;
 
 use super::*;
+use crate::testing::TestWorld;
 
 const ID: LedgerId = LedgerId(5);
 
@@ -91,5 +92,21 @@ proptest! {
             prop_assert!(!info.bookies().is_empty());
             prop_assert!(info.to_record().encoded_len() > 0);
         }
+    }
+}
+
+/// Two processes share the counter: whoever creates the next ledger of a topic, its id is above those
+/// of the ledgers before, so that positions rise along the topic.
+#[tokio::test]
+async fn ids_rise_along_a_topic_whoever_draws_them() {
+    let world = TestWorld::new(1);
+    let (one, other) = (world.process(), world.process());
+    let mut last = LedgerId(0);
+    for turn in 0..20 {
+        let process = if turn % 3 == 0 { &one } else { &other };
+        let ids = &process.shared.ledger_ids;
+        let id = ids.next(&*process.store, last).await.unwrap();
+        assert!(id > last, "{id} after {last}");
+        last = id;
     }
 }

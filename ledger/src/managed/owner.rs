@@ -241,7 +241,7 @@ impl LogInner {
         });
         loop {
             let mut opened = match plan.open_next {
-                true => Some(self.new_ledger().await?),
+                true => Some(self.new_ledger(&plan.known).await?),
                 false => None,
             };
             let mut operations = Vec::new();
@@ -340,7 +340,8 @@ impl LogInner {
         self.cell.update(operations, change).await
     }
 
-    async fn new_ledger(&self) -> Result<LedgerInfo, LedgerError> {
+    async fn new_ledger(&self, known: &[u64]) -> Result<LedgerInfo, LedgerError> {
+        let above = LedgerId(known.iter().copied().max().unwrap_or_default());
         let rng = &*self.ctx.rng;
         let settings = &self.ctx.settings;
         let (quorum, members) = self.ctx.bookies.ensemble(
@@ -353,7 +354,7 @@ impl LogInner {
             tracing::warn!(%quorum, wanted = %self.options.quorum, "too few bookies: the new ledger has a smaller ensemble");
         }
         Ok(LedgerInfo {
-            id: self.ctx.shared.ledger_ids.next(&*self.ctx.store).await?,
+            id: self.ctx.shared.ledger_ids.next(&*self.ctx.store, above).await?,
             token: CreationToken(rng.id16()),
             quorum,
             state: LedgerState::Open,

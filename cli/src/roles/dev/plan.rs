@@ -211,6 +211,7 @@ mod tests {
         Plan {
             data_dir: "/tmp/a cluster".into(),
             bookies,
+            brokers: 1,
             grpc_addr: ListenAddress::loopback_any_port(),
             aquifer: "/bin/aquifer".into(),
             etcd: "/bin/etcd".into(),
