@@ -18,7 +18,7 @@ use tokio::sync::Semaphore;
 
 use crate::context::LogContext;
 use crate::error::LogError;
-use crate::ledger_metadata::commit_known;
+use crate::ledger_metadata::{commit_in_doubt, commit_known};
 use crate::managed::deletion;
 
 /// `key_hash` of every topic that this build creates: murmur3-32 with seed 0.
@@ -207,6 +207,19 @@ impl TopicRecordCell {
     where
         F: Fn(&mut v1::TopicRecord) -> Result<(), LogError>,
     {
+        self.update_in_doubt(operations, change, &mut false).await
+    }
+
+    /// The same. After an error, `doubt` is set if the change may have been made all the same.
+    pub(crate) async fn update_in_doubt<F>(
+        &self,
+        operations: Vec<Operation>,
+        change: F,
+        doubt: &mut bool,
+    ) -> Result<Revision, LogError>
+    where
+        F: Fn(&mut v1::TopicRecord) -> Result<(), LogError>,
+    {
         let _turn = self.turn.acquire().await;
         let mut conflict = None;
         for _ in 0..CONFLICTS_MAX {
@@ -214,7 +227,8 @@ impl TopicRecordCell {
             change(&mut record)?;
             let mut all = vec![self.put(&record, Expect::Revision(revision))];
             all.extend(operations.iter().cloned());
-            match commit_known(&*self.ctx.store, self.transaction(all)).await {
+            let transaction = self.transaction(all);
+            match commit_in_doubt(&*self.ctx.store, transaction, doubt).await {
                 Ok(revision) => {
                     *self.current.lock() = (record, revision);
                     return Ok(revision);
