@@ -24,7 +24,7 @@ use crate::connect::Connect;
 use crate::exit::CliError;
 use crate::output::Output;
 
-/// Memory that was freed goes back to the system within a second (see `.cargo/config.toml`).
+/// Memory that was freed goes back to the system within five seconds (see `.cargo/config.toml`).
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
