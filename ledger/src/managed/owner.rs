@@ -408,7 +408,12 @@ impl LogInner {
             tracing::warn!(%quorum, wanted = %self.options.quorum, "too few bookies: the new ledger has a smaller ensemble");
         }
         Ok(LedgerInfo {
-            id: self.ctx.shared.ledger_ids.next(&*self.ctx.store, above).await?,
+            id: self
+                .ctx
+                .shared
+                .ledger_ids
+                .next(&*self.ctx.store, above)
+                .await?,
             token: CreationToken(rng.id16()),
             quorum,
             state: LedgerState::Open,
