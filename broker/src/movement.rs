@@ -9,6 +9,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use aquifer_metadata::error::MetadataError;
 use aquifer_metadata::keys::{self, BundleRange, Key};
 use aquifer_metadata::record;
 use aquifer_metadata::store::{Expect, Guard, Operation, Transaction, Versioned};
@@ -29,6 +30,8 @@ const SEALING_AT_ONCE: usize = 32;
 /// How long one topic may take to seal before others get their turn.
 const SEAL_MAX: Duration = Duration::from_secs(10);
 
+/// How long it may take until others know that this broker ends.
+const ANNOUNCE_MAX: Duration = Duration::from_secs(3);
 /// How long everything may take before the broker ends anyway.
 const DRAIN_MAX: Duration = Duration::from_secs(60);
 
@@ -175,7 +178,12 @@ pub(crate) async fn drain(topics: &Arc<Topics>) {
     let Some(cluster) = shared.ownership.cluster() else {
         return;
     };
-    cluster.members.announce_draining().await;
+    // Without metadata nothing can be moved: whoever takes over fences.
+    let announced = clock::timeout(ANNOUNCE_MAX, cluster.members.announce_draining());
+    if announced.await.is_err() {
+        tracing::warn!("metadata does not answer: bundles are not handed over");
+        return;
+    }
     for owned in shared.ownership.all().await {
         let Some(target) = cluster
             .members
@@ -186,8 +194,12 @@ pub(crate) async fn drain(topics: &Arc<Topics>) {
         };
         match move_to(topics, &owned.bundle, &target).await {
             Ok(()) => {}
+            Err(BrokerError::Metadata(MetadataError::Unavailable(why))) => {
+                tracing::warn!(why, "metadata does not answer: bundles are not handed over");
+                return;
+            }
             Err(error) => {
-                tracing::warn!(bundle = %owned.bundle, %error, "bundle is not handed over")
+                tracing::warn!(bundle = %owned.bundle, %error, "bundle is not handed over");
             }
         }
     }
