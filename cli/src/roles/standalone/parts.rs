@@ -122,7 +122,8 @@ impl Parts {
         };
         autorecovery::start(&bookie, &log, &hosted, &groups.ledger);
         let broker =
-            serving::start_broker(&config.broker, log, seams, telemetry, &groups.broker).await?;
+            serving::start_broker(&config.broker, log, seams, telemetry, &groups.broker, None)
+                .await?;
         let health = Health::new(telemetry.clone(), Some(bookie.clone()));
         let http_address = http::serve(config.http.listen, health.clone(), &groups.http).await?;
         let bookie_address = aquifer_bookie::service::serve(
