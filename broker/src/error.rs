@@ -211,11 +211,7 @@ impl From<BrokerError> for ApiError {
             BrokerError::Unloading(_) | BrokerError::BundlesChanged(_) => {
                 api(ErrorKind::Unavailable, "try again")
             }
-            BrokerError::Elsewhere { url, .. } => {
-                let mut redirect = api(ErrorKind::Redirect, "ask the broker that serves it");
-                redirect.redirect_url = Some(url);
-                redirect
-            }
+            BrokerError::Elsewhere { url, .. } => redirect(text, url),
             BrokerError::Deadline(_) => api(
                 ErrorKind::Timeout,
                 "look whether it was done, or try again with a later deadline",
@@ -227,6 +223,13 @@ impl From<BrokerError> for ApiError {
             }
         }
     }
+}
+
+fn redirect(text: String, url: String) -> ApiError {
+    let mut error =
+        ApiError::new(ErrorKind::Redirect, text).advise("ask the broker that serves it");
+    error.redirect_url = Some(url);
+    error
 }
 
 fn from_log(error: &LogError, text: String) -> ApiError {

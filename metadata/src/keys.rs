@@ -134,6 +134,9 @@ pub fn bundle_owner(namespace: &NamespaceName, range: BundleRange) -> String {
     format!("{}{range}", bundle_owners_prefix(namespace))
 }
 
+/// What begins the keys of the owners of all bundles.
+pub const OWNERS_PREFIX: &str = "own/";
+
 /// What begins the keys of the owners of a namespace's bundles.
 pub fn bundle_owners_prefix(namespace: &NamespaceName) -> String {
     namespace_prefix("own", namespace)
