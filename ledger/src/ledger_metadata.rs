@@ -327,13 +327,18 @@ impl Default for LedgerIds {
 }
 
 impl LedgerIds {
-    /// An id that was never used and never will be again.
-    pub(crate) async fn next(&self, store: &dyn MetadataStore) -> Result<LedgerId, LedgerError> {
-        if let Some(id) = self.take() {
+    /// An id that was never used and never will be again, above another one: positions of a topic
+    /// rise, whichever brokers have created its ledgers.
+    pub(crate) async fn next(
+        &self,
+        store: &dyn MetadataStore,
+        above: LedgerId,
+    ) -> Result<LedgerId, LedgerError> {
+        if let Some(id) = self.take(above) {
             return Ok(id);
         }
         let _turn = self.turn.acquire().await;
-        if let Some(id) = self.take() {
+        if let Some(id) = self.take(above) {
             return Ok(id);
         }
         let key = keys::id_range(keys::IDS_LEDGER);
@@ -371,9 +376,11 @@ impl LedgerIds {
         Err(last_error.into())
     }
 
-    fn take(&self) -> Option<LedgerId> {
+    /// The next of the range. Another process had `above` from the same counter, so a range that
+    /// begins below it is given up: a new one begins above everything that was ever handed out.
+    fn take(&self, above: LedgerId) -> Option<LedgerId> {
         let mut reserved = self.reserved.lock();
-        if reserved.0 >= reserved.1 {
+        if reserved.0 >= reserved.1 || reserved.0 <= above.0 {
             return None;
         }
         reserved.0 += 1;

@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use prost::Message;
 
 use super::*;
-use crate::testing::MemoryStore;
+use crate::testing::{MemoryStore, TestWorld};
 
 const ID: LedgerId = LedgerId(5);
 
@@ -133,8 +133,24 @@ impl MetadataStore for Slow {
 #[tokio::test]
 async fn a_thousand_ledgers_that_are_created_at_once_get_ids_of_few_ranges() {
     let (store, ids) = (Slow(MemoryStore::default()), LedgerIds::default());
-    let taken = futures::future::join_all((0..1_000).map(|_| ids.next(&store))).await;
+    let taken = futures::future::join_all((0..1_000).map(|_| ids.next(&store, LedgerId(0)))).await;
     let taken: Result<BTreeSet<_>, _> = taken.into_iter().collect();
     assert_eq!(taken.unwrap().len(), 1_000, "each gets its own");
     assert_eq!(store.0.commits(), 1_000_u64.div_ceil(IDS_RESERVED));
+}
+
+/// Two processes share the counter: whoever creates the next ledger of a topic, its id is above those
+/// of the ledgers before, so that positions rise along the topic.
+#[tokio::test]
+async fn ids_rise_along_a_topic_whoever_draws_them() {
+    let world = TestWorld::new(1);
+    let (one, other) = (world.process(), world.process());
+    let mut last = LedgerId(0);
+    for turn in 0..20 {
+        let process = if turn % 3 == 0 { &one } else { &other };
+        let ids = &process.shared.ledger_ids;
+        let id = ids.next(&*process.store, last).await.unwrap();
+        assert!(id > last, "{id} after {last}");
+        last = id;
+    }
 }

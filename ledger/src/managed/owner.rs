@@ -161,7 +161,7 @@ impl LogInner {
         }
         let opened = turned.opened.map(|info| {
             let owner: std::sync::Weak<dyn WriterOwner> = self.me.clone();
-            let guards = self.cell.guards().to_vec();
+            let guards = self.cell.guards();
             self.ctx.metrics.ledgers_created.add(1, &[]);
             LedgerWriter::new(Arc::clone(&self.ctx), info, guards, owner)
         });
@@ -258,7 +258,7 @@ impl LogInner {
         });
         loop {
             let mut opened = match plan.open_next {
-                true => Some(self.new_ledger().await?),
+                true => Some(self.new_ledger(&plan.known).await?),
                 false => None,
             };
             let mut operations = Vec::new();
@@ -394,7 +394,8 @@ impl LogInner {
         self.cell.update_in_doubt(operations, change, doubt).await
     }
 
-    async fn new_ledger(&self) -> Result<LedgerInfo, LedgerError> {
+    async fn new_ledger(&self, known: &[u64]) -> Result<LedgerInfo, LedgerError> {
+        let above = LedgerId(known.iter().copied().max().unwrap_or_default());
         let rng = &*self.ctx.rng;
         let settings = &self.ctx.settings;
         let (quorum, members) = self.ctx.bookies.ensemble(
@@ -407,7 +408,12 @@ impl LogInner {
             tracing::warn!(%quorum, wanted = %self.options.quorum, "too few bookies: the new ledger has a smaller ensemble");
         }
         Ok(LedgerInfo {
-            id: self.ctx.shared.ledger_ids.next(&*self.ctx.store).await?,
+            id: self
+                .ctx
+                .shared
+                .ledger_ids
+                .next(&*self.ctx.store, above)
+                .await?,
             token: CreationToken(rng.id16()),
             quorum,
             state: LedgerState::Open,
@@ -461,7 +467,7 @@ impl LogInner {
     async fn try_recover(&self, ledger: LedgerId) -> Result<Option<EntryId>, LogError> {
         // Fenced by a recovery, or by another owner? The epoch says (H10).
         self.cell.check_owner().await?;
-        let (_, end) = close_by_recovery(&self.ctx, ledger, self.cell.guards()).await?;
+        let (_, end) = close_by_recovery(&self.ctx, ledger, &self.cell.guards()).await?;
         let state = self.state.lock();
         let acked = state.segments.back().and_then(Segment::last_entry);
         let sent = state.pending.iter().filter_map(|p| p.entry).next_back();

@@ -77,14 +77,15 @@ impl Parts {
         let storage =
             serving::cluster_storage(name, &membership, &seams, transport, metadata).await;
         let log = serving::log_context(storage, &config.cache, &seams, telemetry, &groups.ledger);
+        let (lease, tasks) = (Some(membership.lease.clone()), &groups.broker);
         let broker =
-            serving::start_broker(&config.broker, log, &seams, telemetry, &groups.broker).await?;
+            serving::start_broker(&config.broker, log, &seams, telemetry, tasks, lease).await?;
         let health = Health::new(telemetry.clone(), None);
         let http_address = http::serve(config.http.listen, health.clone(), &groups.http).await?;
         let tasks = &groups.protocols;
         let url =
             serving::serve_protocols(&config.protocols, &broker, &seams, telemetry, tasks).await?;
-        broker.announce(&url, &membership.lease);
+        broker.announce(&url);
         membership.lease.announced().await;
         Ok(Parts {
             url,
@@ -109,6 +110,8 @@ impl process::Parts for Parts {
 
     async fn shutdown(&self) {
         let groups = &self.groups;
+        // While it still serves, so that clients learn where to go.
+        self.broker.hand_over().await;
         self.membership.withdraw().await;
         groups.protocols.drain(DRAIN).await;
         self.broker.shutdown().await;

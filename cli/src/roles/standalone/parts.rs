@@ -112,7 +112,7 @@ impl Parts {
         store: Arc<EmbeddedStore>,
         bookie: Bookie,
     ) -> Result<Parts, CliError> {
-        let storage = storage(&store, &bookie);
+        let storage = storage(&store, &bookie, &groups.ledger);
         let log = serving::log_context(storage, &config.cache, seams, telemetry, &groups.ledger);
         // Nobody else has copies, so that there is nothing to repair from: only what concerns the
         // bookie itself runs.
@@ -122,7 +122,8 @@ impl Parts {
         };
         autorecovery::start(&bookie, &log, &hosted, &groups.ledger);
         let broker =
-            serving::start_broker(&config.broker, log, seams, telemetry, &groups.broker).await?;
+            serving::start_broker(&config.broker, log, seams, telemetry, &groups.broker, None)
+                .await?;
         let health = Health::new(telemetry.clone(), Some(bookie.clone()));
         let http_address = http::serve(config.http.listen, health.clone(), &groups.http).await?;
         let bookie_address = aquifer_bookie::service::serve(
@@ -190,7 +191,7 @@ async fn open_metadata(
 }
 
 /// The one bookie of this process, called instead of connected to.
-fn storage(store: &Arc<EmbeddedStore>, bookie: &Bookie) -> Storage {
+fn storage(store: &Arc<EmbeddedStore>, bookie: &Bookie, tasks: &TaskGroup) -> Storage {
     let here = BookieInfo {
         id: bookie.id(),
         zone: String::new(),
@@ -200,7 +201,7 @@ fn storage(store: &Arc<EmbeddedStore>, bookie: &Bookie) -> Storage {
     };
     Storage {
         store: store.clone(),
-        transport: Arc::new(InProcess(bookie.clone())),
+        transport: Arc::new(InProcess::new(bookie.clone(), tasks)),
         bookies: Bookies::fixed(vec![here]),
     }
 }
