@@ -2,6 +2,7 @@
 
 mod faults;
 mod merge;
+mod properties;
 mod recoverer;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -18,7 +19,6 @@ use bytes::Bytes;
 
 use crate::bookie::SimBookie;
 use crate::defect::Defect;
-use crate::model::Outcome;
 use crate::model::part::Part;
 use crate::model::settings::Setting;
 use crate::model::steps::Step;
@@ -34,6 +34,8 @@ pub struct Tag {
     /// Counts the runs of a recoverer: answers to an earlier one are not for it.
     run: u8,
     about: About,
+    /// It arrives a second time: whether that is lost nobody learns.
+    again: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -192,71 +194,6 @@ impl World {
         self.record.fragments.len()
     }
 
-    /// How the ledger ended, if it has.
-    pub(super) fn outcome(&self) -> Option<Outcome> {
-        let closed = self.closed_entries()?;
-        let fragments = self.record.fragments.clone().into_iter().collect();
-        Some((self.acked, closed, fragments))
-    }
-
-    /// I1: what is acknowledged is durable on Qa bookies, but for those that were lost.
-    #[must_use]
-    pub fn acknowledged_is_durable(&self, setting: &Setting) -> bool {
-        (0..self.acked).all(|entry| self.has_copies(setting, 0..setting.bookies, entry))
-    }
-
-    /// I2, I3, I4: a closed ledger has all that was or ever will be acknowledged, where a reader
-    /// looks for it.
-    #[must_use]
-    pub fn closed_has_everything(&self, setting: &Setting) -> bool {
-        let Some(entries) = self.closed_entries() else {
-            return true;
-        };
-        self.acked <= entries
-            && (0..entries).all(|entry| {
-                let fragment = self.record.fragments.range(..=EntryId(entry)).next_back();
-                let members = fragment.map(|(_, members)| members.as_slice());
-                let set = setting.quorum.write_set(entry);
-                let set = set.map(|position| number_of(members.unwrap_or_default()[position]));
-                self.has_copies(setting, set, entry)
-            })
-    }
-
-    /// H16: of a closed ledger, who lacks what it should have is marked.
-    #[must_use]
-    pub fn thin_is_marked(&self, setting: &Setting) -> bool {
-        let Some(entries) = self.closed_entries().filter(|_| self.lost == 0) else {
-            return true;
-        };
-        (0..entries).all(|entry| {
-            let fragment = self.record.fragments.range(..=EntryId(entry)).next_back();
-            let members = fragment.map(|(_, members)| members.as_slice());
-            let set = setting.quorum.write_set(entry);
-            let mut set = set.map(|position| members.unwrap_or_default()[position]);
-            set.all(|id| {
-                let bookie = &self.bookies[usize::from(number_of(id))];
-                bookie.is_durable(LEDGER, EntryId(entry)) || self.record.doubted.contains(&id)
-            })
-        })
-    }
-
-    fn has_copies(&self, setting: &Setting, bookies: impl Iterator<Item = u8>, entry: u64) -> bool {
-        let has = |number: &u8| {
-            let bookie = &self.bookies[usize::from(*number)];
-            bookie.is_durable(LEDGER, EntryId(entry))
-        };
-        bookies.filter(has).count() + usize::from(self.lost) >= setting.quorum.ack()
-    }
-
-    /// A recovery gives up only when something was lost.
-    #[must_use]
-    pub fn recovery_decides(&self, setting: &Setting) -> bool {
-        let nothing_lost = self.losses_left == setting.losses
-            && self.crashes_left == setting.crashes
-            && self.lost == 0;
-        self.aborts == 0 || !nothing_lost
-    }
-
     pub(super) fn links_with_requests(&self) -> Vec<Link> {
         self.requests.keys().copied().collect()
     }
@@ -398,6 +335,7 @@ impl World {
                         client: WRITER,
                         run: 0,
                         about: About::Add(position, entry),
+                        again: false,
                     };
                     self.send(bookie, tag, OrderedOperation::Add(add));
                 }
@@ -469,7 +407,14 @@ impl World {
     fn serve(&mut self, setting: &Setting, client: u8, bookie: u8, twice: bool) -> Option<()> {
         let queue = self.requests.get_mut(&(client, bookie))?;
         let (tag, request) = match twice {
-            true => queue.front().cloned()?,
+            true => {
+                let (tag, _) = queue.change().front_mut()?;
+                let first = Tag {
+                    again: std::mem::replace(&mut tag.again, true),
+                    ..tag.clone()
+                };
+                (first, queue.front()?.1.clone())
+            }
             false => queue.change().pop_front()?,
         };
         let mut out = Vec::new();

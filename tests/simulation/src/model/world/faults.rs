@@ -28,7 +28,7 @@ impl World {
         let tags = tags.chain(requests.iter().map(|(tag, _)| tag));
         let unknown = || Err(BookieError::Unreachable(String::new()));
         let lost: VecDeque<Answer> = tags
-            .filter(|tag| self.listens(tag))
+            .filter(|tag| !tag.again && self.listens(tag))
             .map(|tag| (tag.clone(), unknown()))
             .collect();
         self.answers.insert(link, Part::new(lost));

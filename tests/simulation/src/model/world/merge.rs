@@ -104,7 +104,7 @@ impl World {
         let answers = twice.answers.get_mut(&(client, bookie));
         if let Some(answers) = answers
             && let [.., first, second] = Vec::from(VecDeque::clone(answers)).as_slice()
-            && first == second
+            && (first.0.about, &first.1) == (second.0.about, &second.1)
         {
             answers.change().pop_back();
         }

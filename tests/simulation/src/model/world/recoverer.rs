@@ -50,7 +50,12 @@ impl World {
         let slot = usize::from(client - 1);
         for action in actions {
             let run = self.recoverers[slot].as_ref().map_or(0, |r| r.run);
-            let tag = |about| Tag { client, run, about };
+            let tag = |about| Tag {
+                client,
+                run,
+                about,
+                again: false,
+            };
             match action {
                 RecoveryAction::Fence { position, bookie } => {
                     let tag = tag(About::Fence(position));
