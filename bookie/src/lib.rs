@@ -111,14 +111,12 @@ impl Bookie {
 
     /// The same, but an add for which there is no room now comes back instead of being answered
     /// `Overloaded`: give it to [`Bookie::submit_when_room`].
-    ///
-    /// # Errors
-    /// The request, which was not submitted.
+    #[must_use = "what comes back was not submitted"]
     pub fn try_submit(
         &self,
         request: OrderedRequest,
         reply: ReplyCallback,
-    ) -> Result<(), (OrderedRequest, ReplyCallback)> {
+    ) -> Option<(OrderedRequest, ReplyCallback)> {
         self.core.try_submit(request, reply)
     }
 
