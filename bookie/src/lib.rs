@@ -110,8 +110,8 @@ impl Bookie {
     }
 
     /// The same, but an add for which there is no room now comes back instead of being answered
-    /// `Overloaded`: give it to [`Bookie::submit_when_room`]. `None` when it was submitted.
-    #[must_use]
+    /// `Overloaded`: give it to [`Bookie::submit_when_room`].
+    #[must_use = "what comes back was not submitted"]
     pub fn try_submit(
         &self,
         request: OrderedRequest,
