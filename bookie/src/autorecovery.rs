@@ -18,6 +18,7 @@ use aquifer_ledger::replication::{
 use aquifer_ledger::testing::{MemoryStore, TestWorld};
 use aquifer_ledger::transport::BookieTransport;
 use aquifer_metadata::error::MetadataResult;
+use aquifer_metadata::lease::Lease;
 use aquifer_metadata::{keys, record};
 use aquifer_model::id::{BookieId, EntryId, LedgerId};
 use aquifer_model::storage::{
@@ -70,18 +71,21 @@ impl Default for AutorecoveryConfig {
 }
 
 /// Starts everything that a bookie hosts, until `tasks` shuts down. `ctx` must reach all bookies
-/// of the cluster, this one by [`transport`].
+/// of the cluster, this one by [`transport`]; without a lease of the process, which a standalone
+/// server has not, the cluster's ledgers are not repaired here.
 pub fn start(
     bookie: &Bookie,
     ctx: &Arc<LogContext>,
     config: &AutorecoveryConfig,
+    lease: Option<&Lease>,
     tasks: &TaskGroup,
 ) {
     let id = bookie.id();
     let shutdown = || tasks.shutdown_token();
-    if config.enabled {
+    if let Some(lease) = lease.filter(|_| config.enabled) {
         let replication = config.replication.clone();
-        let run = replication::run(Arc::clone(ctx), replication, id.to_string(), shutdown());
+        let (ctx, lease) = (Arc::clone(ctx), lease.clone());
+        let run = replication::run(ctx, replication, id.to_string(), lease, shutdown());
         tasks.spawn("replication", run);
     }
     let poll = Duration::from_millis(config.deletions_poll_ms);

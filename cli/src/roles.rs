@@ -3,6 +3,7 @@
 //! ([`settings`]), its bookie ([`storage`]), its broker ([`serving`]) and its way into a cluster
 //! ([`membership`]).
 
+pub mod autorecovery;
 pub mod bookie;
 pub mod broker;
 pub mod dev;

@@ -116,7 +116,7 @@ impl World {
             deletions_poll_ms: 10,
             ..AutorecoveryConfig::default()
         };
-        start(&self.bookies[n], &self.ctx, &config, &self.tasks);
+        start(&self.bookies[n], &self.ctx, &config, None, &self.tasks);
     }
 
     async fn end(self) {
