@@ -7,13 +7,13 @@ pub mod autorecovery;
 pub mod bookie;
 pub mod broker;
 pub mod dev;
+pub mod membership;
+pub mod settings;
 pub mod standalone;
+pub mod storage;
 
 mod http;
 mod loss;
-mod membership;
 mod process;
 mod quiet;
 mod serving;
-mod settings;
-mod storage;

@@ -20,8 +20,10 @@ mod local;
 mod losses;
 mod marks;
 mod members;
+mod news;
 mod orphans;
 mod plan;
+mod restore;
 mod share;
 #[cfg(test)]
 mod tests;
@@ -33,7 +35,9 @@ pub use index::LedgerIndex;
 pub use local::{LocalAudit, LocalLedger, LocalPass, LocalReport};
 pub use marks::{Mark, write as write_mark};
 pub use members::{Member, Members};
+pub use news::News;
 pub use orphans::{OrphanAudit, OrphanReport};
+pub use restore::{Restore, RestoreReport};
 pub use worker::{RepairWorker, Round};
 
 use std::sync::Arc;
@@ -42,12 +46,11 @@ use std::time::Duration;
 use aquifer_metadata::election::Election;
 use aquifer_metadata::keys;
 use aquifer_metadata::lease::Lease;
-use aquifer_metadata::store::{Session, Watch, WatchEvent};
+use aquifer_metadata::store::Session;
 use aquifer_model::id::BookieId;
 use aquifer_runtime::clock;
 use aquifer_runtime::task::ShutdownToken;
 use bytes::Bytes;
-use futures::FutureExt;
 use serde::{Deserialize, Serialize};
 
 use crate::context::LogContext;
@@ -128,9 +131,6 @@ impl ReplicationConfig {
 
 /// Before another session is looked for, or another candidacy is tried.
 const SESSION_PAUSE: Duration = Duration::from_secs(2);
-/// From the first news to a look at all of them: changes come in crowds, and most are done by
-/// then by whoever began them.
-const SETTLE: Duration = Duration::from_secs(1);
 
 /// Runs a repair worker, and the auditor whenever no other process does, until shutdown is asked
 /// for or the lease is closed: everything that `aquifer autorecovery` is, and that a bookie hosts
@@ -302,51 +302,6 @@ pub async fn run_deletions(
         tokio::select! {
             () = shutdown.wait() => return,
             () = news.wait(poll) => {}
-        }
-    }
-}
-
-/// Waits for changes below a prefix, or for time to pass where the store does not tell.
-struct News {
-    ctx: Arc<LogContext>,
-    prefix: &'static str,
-    watch: Option<Box<dyn Watch>>,
-}
-
-impl News {
-    fn of(ctx: &Arc<LogContext>, prefix: &'static str) -> News {
-        News {
-            ctx: Arc::clone(ctx),
-            prefix,
-            watch: None,
-        }
-    }
-
-    async fn wait(&mut self, at_most: Duration) {
-        if self.watch.is_none() {
-            // What happens between a round and this watch is found by the next poll.
-            let store = &self.ctx.store;
-            if let Ok(page) = store.scan(self.prefix, None, 1).await {
-                self.watch = store.watch(self.prefix, page.revision).await.ok();
-            }
-        }
-        let Some(watch) = &mut self.watch else {
-            return clock::sleep(at_most).await;
-        };
-        let next = clock::timeout(at_most, watch.next()).await;
-        if matches!(next, Ok(None | Some(WatchEvent::Resync))) {
-            self.watch = None;
-        }
-        if next.is_ok() {
-            clock::sleep(SETTLE).await;
-        }
-        // What came meanwhile is looked at together.
-        while let Some(watch) = &mut self.watch
-            && let Some(next) = watch.next().now_or_never()
-        {
-            if matches!(next, None | Some(WatchEvent::Resync)) {
-                self.watch = None;
-            }
         }
     }
 }

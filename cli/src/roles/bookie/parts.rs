@@ -100,7 +100,7 @@ impl Parts {
         };
         let cluster = config.cluster_settings();
         let membership = Membership::open(&cluster, seams, &groups.metadata).await?;
-        registration::join(&bookie, &*membership.store)
+        registration::join(&bookie, &*membership.store, seams.clock.wall_ms())
             .await
             .map_err(|error| part_failed("the bookie", &config.data_dir, &error))?;
         let store = Arc::clone(&membership.store);

@@ -72,8 +72,9 @@ async fn a_draining_bookie_is_emptied_and_then_retired() {
     let closed = cluster.closed(quorum(3, 3, 2), 10).await;
     let empty = cluster.closed(quorum(3, 3, 2), 0).await;
     let store = cluster.store();
+    let mut retirement = decommission::Retirement::new(cluster.ctx.clone(), bookie(1));
     assert_eq!(
-        decommission::retire(store, bookie(1), 1).await.unwrap(),
+        retirement.step().await.unwrap(),
         decommission::Retired::Referenced(2)
     );
     decommission::set_draining(store, bookie(1), true)
@@ -91,10 +92,24 @@ async fn a_draining_bookie_is_emptied_and_then_retired() {
         decommission::references(store, bookie(1)).await.unwrap(),
         (0, true)
     );
-    assert_eq!(
-        decommission::retire(store, bookie(1), 1).await.unwrap(),
-        decommission::Retired::Yes
-    );
+    // Somebody may choose it for as long as it is announced as writable, and a moment longer.
+    let mut step = async || retirement.step().await.unwrap();
+    assert_eq!(step().await, decommission::Retired::Announced);
+    cluster.pass_time(Duration::from_secs(60));
+    assert_eq!(step().await, decommission::Retired::Announced);
+    let hears = v1::BookieRecord {
+        read_only: true,
+        ..v1::BookieRecord::default()
+    };
+    put(&cluster, keys::bookie(bookie(1)), record::encode(hears)).await;
+    assert_eq!(step().await, decommission::Retired::Announced);
+    // A writer that had not heard creates a ledger there.
+    let late = cluster.open_on(quorum(1, 1, 1), vec![bookie(1)]).await;
+    cluster.pass_time(Duration::from_secs(60));
+    assert_eq!(step().await, decommission::Retired::Referenced(1));
+    cluster.close(&late).await;
+    cluster.repair_all().await;
+    assert_eq!(step().await, decommission::Retired::Yes);
     let members = Members::load(store).await.unwrap();
     assert!(members.get(bookie(1)).unwrap().is_decommissioned());
 }
