@@ -2,7 +2,7 @@
 //! there after a bookie or the broker is killed under load, and after everything was restarted.
 
 mod identity;
-mod load;
+pub mod load;
 
 use std::path::Path;
 
@@ -16,7 +16,7 @@ use aquifer_model::place::Place;
 use load::{Load, TOPIC};
 
 /// Receipts that a load must have before, during and after a fault to say anything.
-const ENOUGH: u64 = 2_000;
+pub const ENOUGH: u64 = 2_000;
 
 fn start(folder: &Path, arguments: &[&str]) -> Result<Cluster> {
     Cluster::start(&folder.join("cluster"), arguments)
@@ -47,7 +47,7 @@ async fn log_of(cluster: &Cluster) -> Result<Vec<Logged>> {
 }
 
 /// Ends the load, and checks what is there against what was acknowledged (I1, I7, I8).
-async fn check(cluster: &Cluster, load: Load) -> Result<()> {
+pub async fn check(cluster: &Cluster, load: Load) -> Result<()> {
     let acknowledged = load.finish().await?;
     let log = within("reading the log", log_of(cluster)).await?;
     nothing_lost(&acknowledged, &log)?;

@@ -1,0 +1,122 @@
+//! What operators do with a cluster of real processes: look at it, repair it, take bookies out, and
+//! what the tools say when something is wrong.
+
+mod access;
+mod autorecovery;
+mod decommission;
+mod garbage;
+mod ledgers;
+mod limbo;
+
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, ensure};
+use aquifer_harness::cluster::Cluster;
+use aquifer_harness::server::binary;
+use aquifer_harness::wait::until;
+use serde_json::Value;
+
+/// Open ledgers that lost a bookie are left to their writers for a second only.
+const SHORT_GRACE: (&str, &str) = (
+    "AQUIFER_AUTORECOVERY_REPLICATION_OPEN_LEDGER_GRACE_MS",
+    "1000",
+);
+
+/// What a tool did.
+#[derive(Debug)]
+struct Answer {
+    code: Option<i32>,
+    objects: Vec<Value>,
+    said: String,
+}
+
+impl Answer {
+    /// What it printed, if it succeeded.
+    fn ok(self) -> Result<Vec<Value>> {
+        ensure!(self.code == Some(0), "{:?}: {}", self.code, self.said);
+        Ok(self.objects)
+    }
+}
+
+/// The command of a tool on a cluster.
+fn command(cluster: &Cluster, words: &[&str]) -> Result<Command> {
+    let mut command = Command::new(binary());
+    command
+        .args(words)
+        .args(["--output", "json", "--cluster", "dev", "--metadata"])
+        .arg(cluster.metadata()?)
+        .stdin(Stdio::null());
+    Ok(command)
+}
+
+/// Runs a tool.
+fn run(mut command: Command) -> Result<Answer> {
+    let output = command.output()?;
+    let printed = String::from_utf8(output.stdout)?;
+    let objects = printed.lines().map(|line| {
+        serde_json::from_str(line).with_context(|| format!("{command:?} printed {line}"))
+    });
+    Ok(Answer {
+        code: output.status.code(),
+        objects: objects.collect::<Result<_>>()?,
+        said: String::from_utf8_lossy(&output.stderr).into_owned(),
+    })
+}
+
+/// Runs a tool on a cluster.
+fn tool(cluster: &Cluster, words: &[&str]) -> Result<Answer> {
+    run(command(cluster, words)?)
+}
+
+/// The identity of a bookie by the name of its process.
+fn id_of(cluster: &Cluster, name: &str) -> Result<String> {
+    let address = format!("http://{}", cluster.process(name)?.address);
+    let bookies = tool(cluster, &["bookie", "list"])?.ok()?;
+    let found = bookies.iter().find(|bookie| bookie["address"] == *address);
+    let found = found.with_context(|| format!("{address} in {bookies:?}"))?;
+    Ok(found["bookie"].as_str().context("a text")?.to_owned())
+}
+
+/// What `aquifer bookie list` says of a bookie.
+fn state_of(cluster: &Cluster, id: &str) -> Result<String> {
+    let bookies = tool(cluster, &["bookie", "list"])?.ok()?;
+    let found = bookies.iter().find(|bookie| bookie["bookie"] == *id);
+    let found = found.with_context(|| format!("{id} in {bookies:?}"))?;
+    Ok(found["state"].as_str().context("a text")?.to_owned())
+}
+
+async fn wait_for_state(cluster: &Cluster, id: &str, state: &str) -> Result<()> {
+    until(state, || async {
+        Ok((state_of(cluster, id)? == state).then_some(()))
+    })
+    .await
+}
+
+/// Waits until the doctor ends with a code and has said something.
+async fn wait_for_doctor(cluster: &Cluster, code: i32, said: &str) -> Result<()> {
+    let waited = until("what the doctor says", || async {
+        let answer = tool(cluster, &["doctor"])?;
+        let all: Vec<String> = answer.objects.iter().map(Value::to_string).collect();
+        Ok((answer.code == Some(code) && all.join("\n").contains(said)).then_some(()))
+    });
+    waited.await.with_context(|| format!("{code}: {said}"))
+}
+
+/// Waits until no ledger names a bookie.
+async fn wait_unnamed(cluster: &Cluster, id: &str) -> Result<()> {
+    until("no ledger to name the bookie", || async {
+        let named = tool(cluster, &["ledger", "list", "--bookie", id])?.ok()?;
+        Ok(named.is_empty().then_some(()))
+    })
+    .await
+}
+
+/// Waits until every replica of every closed ledger is whole.
+async fn wait_whole(cluster: &Cluster) -> Result<()> {
+    let waited = until("whole replicas", || async {
+        Ok((tool(cluster, &["ledger", "verify"])?.code == Some(0)).then_some(()))
+    });
+    waited
+        .await
+        .with_context(|| format!("{:?}", tool(cluster, &["ledger", "verify"])))
+}
