@@ -43,7 +43,9 @@ async fn a_bookie_that_lost_its_journal_is_restored_and_serves_again() -> Result
         "it notices"
     );
     until("the end of limbo", || async {
-        Ok(log(&cluster).contains("limbo ends").then_some(()))
+        Ok(log(&cluster)
+            .contains("limbo ends: everything")
+            .then_some(()))
     })
     .await
     .with_context(|| log(&cluster))?;

@@ -101,7 +101,12 @@ async fn a_draining_bookie_is_emptied_and_then_retired() {
         read_only: true,
         ..v1::BookieRecord::default()
     };
-    put(&cluster, keys::bookie(bookie(1)), record::encode(hears)).await;
+    let hears = Operation::Put {
+        key: keys::bookie(bookie(1)),
+        value: record::encode(hears),
+        expect: Expect::Any,
+    };
+    cluster.change(hears).await;
     assert_eq!(step().await, decommission::Retired::Announced);
     // A writer that had not heard creates a ledger there.
     let late = cluster.open_on(quorum(1, 1, 1), vec![bookie(1)]).await;
