@@ -3,7 +3,7 @@ SHELL := bash
 .DEFAULT_GOAL := help
 ENV := . tools/env.sh &&
 
-.PHONY: help run test build debug bench lint fmt docs tidy unit fuzz-smoke prerequisites
+.PHONY: help run test build debug bench lint fmt docs tidy unit chaos fuzz-smoke prerequisites
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 24
@@ -39,6 +39,9 @@ tidy: prerequisites ## crate directions, sizes and banned words
 
 fuzz-smoke: prerequisites ## every fuzz target for 30 s
 	@tools/fuzz.sh
+
+chaos: prerequisites ## real processes under faults for half an hour, as root (ARGS="--seconds 60 --seed 1")
+	@tools/chaos.sh $(ARGS)
 
 docs: prerequisites ## API documentation of every crate
 	@$(ENV) RUSTDOCFLAGS="-D warnings -A rustdoc::private_intra_doc_links" cargo doc --workspace --no-deps --locked

@@ -34,6 +34,10 @@ need_command protoc protobuf-compiler
 need_command etcd etcd-server
 need_command etcdctl etcd-client
 need_command openssl openssl
+# What the tests with faults use: namespaces, partitions, power cuts.
+need_command ip iproute2
+need_command nft nftables
+need_command mkfs.ext4 e2fsprogs
 
 # libclang is only looked for where tools/env.sh will look for it.
 libclang_major() {

@@ -63,6 +63,76 @@ pub fn nothing_lost(acknowledged: &[Acknowledged], log: &[Logged]) -> Result<()>
     Ok(())
 }
 
+/// When a message was sent and acknowledged, in microseconds of one clock, and where it went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Append {
+    /// Before it was handed to the SDK.
+    pub invoked_us: u64,
+    /// After its receipt arrived.
+    pub acknowledged_us: u64,
+    /// The index that the receipt says.
+    pub index: u64,
+}
+
+/// P2: the log holds nothing but what was sent, byte for byte. `sent` says what a producer sent under
+/// a sequence id, if it sent anything.
+///
+/// # Errors
+/// Names the first message that nobody sent.
+pub fn nothing_invented(log: &[Logged], sent: impl Fn(&str, u64) -> Option<Vec<u8>>) -> Result<()> {
+    for message in log {
+        let expected = sent(&message.producer, message.sequence_id);
+        ensure!(
+            expected.as_ref() == Some(&message.payload),
+            "nobody sent what is at index {}: {message:?}, sent was {expected:?}",
+            message.index
+        );
+    }
+    Ok(())
+}
+
+/// P4: appends are linearizable. One that began after another had been acknowledged is behind it.
+///
+/// # Errors
+/// Names the first pair that is not.
+pub fn appends_in_real_time(appends: &[Append]) -> Result<()> {
+    let mut begun: Vec<&Append> = appends.iter().collect();
+    begun.sort_unstable_by_key(|append| append.invoked_us);
+    let mut done = begun.clone();
+    done.sort_unstable_by_key(|append| append.acknowledged_us);
+    let (mut done, mut highest): (_, Option<&Append>) = (done.into_iter().peekable(), None);
+    for append in begun {
+        while let Some(before) = done.next_if(|done| done.acknowledged_us < append.invoked_us) {
+            if highest.is_none_or(|highest| highest.index < before.index) {
+                highest = Some(before);
+            }
+        }
+        if let Some(before) = highest {
+            ensure!(
+                append.index > before.index,
+                "{append:?} began after {before:?} had ended"
+            );
+        }
+    }
+    Ok(())
+}
+
+/// P8: every ledger is in exactly one topic's list, and once. `lists` are topics with their ledgers.
+///
+/// # Errors
+/// Names the first that is in two places.
+pub fn ledgers_in_one_list(lists: &[(String, Vec<u64>)]) -> Result<()> {
+    let mut owner = HashMap::new();
+    for (topic, ledgers) in lists {
+        for ledger in ledgers {
+            if let Some(other) = owner.insert(*ledger, topic) {
+                bail!("ledger {ledger} is listed by {other} and by {topic}");
+            }
+        }
+    }
+    Ok(())
+}
+
 /// I8: no (producer, sequence id) is stored twice.
 ///
 /// # Errors
@@ -200,6 +270,15 @@ mod tests {
         dense(&log).unwrap();
         readers_agree(&log, &log).unwrap();
         delivered_at_least_once(&log, &HashSet::from([0, 1, 2, 3])).unwrap();
+        nothing_invented(&log, |_, _| Some(vec![7])).unwrap();
+        let append = |invoked_us, acknowledged_us, index| Append {
+            invoked_us,
+            acknowledged_us,
+            index,
+        };
+        // Those that overlap may be in any order.
+        appends_in_real_time(&[append(0, 10, 1), append(5, 8, 0), append(11, 12, 2)]).unwrap();
+        ledgers_in_one_list(&[("a".to_owned(), vec![1, 2]), ("b".to_owned(), vec![3])]).unwrap();
     }
 
     #[test]
@@ -219,5 +298,16 @@ mod tests {
         gap.remove(1);
         assert!(dense(&gap).is_err());
         assert!(delivered_at_least_once(&log, &HashSet::from([0, 1, 3])).is_err());
+        assert!(nothing_invented(&log, |_, id| (id == 0).then(|| vec![7])).is_err());
+        assert!(nothing_invented(&other, |_, _| Some(vec![7])).is_err());
+        let append = |invoked_us, acknowledged_us, index| Append {
+            invoked_us,
+            acknowledged_us,
+            index,
+        };
+        let late = [append(0, 10, 1), append(20, 25, 0), append(2, 30, 2)];
+        assert!(appends_in_real_time(&late).is_err());
+        let lists = [("a".to_owned(), vec![1, 2]), ("b".to_owned(), vec![2])];
+        assert!(ledgers_in_one_list(&lists).is_err());
     }
 }

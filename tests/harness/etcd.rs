@@ -4,21 +4,16 @@
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use aquifer_runtime::clock;
 use aquifer_runtime::net::{ListenAddress, bind};
 use rustix::process::{Pid, Signal, kill_process};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
 
+use crate::http;
 use crate::wait::until;
 
 /// How often a cluster is begun anew because somebody else took a port of it.
 const STARTS_MAX: usize = 5;
-/// How long a member may take to answer whether it is well.
-const PROBE: Duration = Duration::from_secs(2);
 
 /// Certificates for the members and their clients, in one folder.
 #[derive(Debug, Clone)]
@@ -239,7 +234,9 @@ impl Etcd {
                     if let Some(status) = ended? {
                         bail!("etcd has ended with {status}");
                     }
-                    let answer = http_get(metrics, "/health").await.unwrap_or_default();
+                    let answer = http::get(&local(metrics), "/health")
+                        .await
+                        .unwrap_or_default();
                     Ok(answer.contains("\"health\":\"true\"").then_some(()))
                 }
             });
@@ -257,7 +254,9 @@ impl Etcd {
         let ports: Vec<u16> = self.members.iter().map(|member| member.metrics).collect();
         until("a leader of etcd", || async {
             for (number, port) in ports.iter().enumerate() {
-                let metrics = http_get(*port, "/metrics").await.unwrap_or_default();
+                let metrics = http::get(&local(*port), "/metrics")
+                    .await
+                    .unwrap_or_default();
                 if metrics
                     .lines()
                     .any(|line| line == "etcd_server_is_leader 1")
@@ -275,7 +274,7 @@ impl Etcd {
     /// # Errors
     /// When it does not answer.
     pub async fn applied(&self, number: usize) -> Result<u64> {
-        let metrics = http_get(self.members[number].metrics, "/metrics").await?;
+        let metrics = http::get(&local(self.members[number].metrics), "/metrics").await?;
         let mut lines = metrics.lines();
         let applied =
             lines.find_map(|line| line.strip_prefix("etcd_server_proposals_applied_total "));
@@ -394,14 +393,6 @@ async fn free_ports(count: usize) -> Result<Vec<u16>> {
     Ok(held.iter().map(|(_, address)| address.port()).collect())
 }
 
-async fn http_get(port: u16, path: &str) -> Result<String> {
-    let get = async {
-        let mut stream = TcpStream::connect(("127.0.0.1", port)).await?;
-        let request = format!("GET {path} HTTP/1.0\r\nHost: localhost\r\n\r\n");
-        stream.write_all(request.as_bytes()).await?;
-        let mut answer = Vec::new();
-        stream.read_to_end(&mut answer).await?;
-        Ok(String::from_utf8_lossy(&answer).into_owned())
-    };
-    clock::timeout(PROBE, get).await?
+fn local(port: u16) -> String {
+    format!("127.0.0.1:{port}")
 }

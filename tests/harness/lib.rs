@@ -8,6 +8,7 @@ pub mod cluster;
 pub mod data;
 pub mod etcd;
 pub mod fault;
+pub mod http;
 pub mod mount;
 pub mod proxy;
 pub mod server;

@@ -30,13 +30,16 @@ pub fn binary() -> &'static Path {
     })
 }
 
-/// Builds the binary in the profile and target directory of this very test.
+/// Builds the binary in the profile and target directory of this very program: of a test, which is
+/// in TARGET/PROFILE/deps, or of a tool, which is in TARGET/PROFILE.
 fn build() -> Result<PathBuf> {
     let this = std::env::current_exe()?;
-    let profile = this
-        .ancestors()
-        .nth(2)
-        .context("test binary is in TARGET/PROFILE/deps")?;
+    let folder = this.parent().context("a program is in a directory")?;
+    let profile = match folder.ends_with("deps") {
+        true => folder.parent(),
+        false => Some(folder),
+    };
+    let profile = profile.context("a directory of programs has a parent")?;
     let mut command = Command::new(env!("CARGO"));
     command.args([
         "build",

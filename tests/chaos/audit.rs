@@ -1,0 +1,256 @@
+//! After the last fault is healed: everything that must hold (reliability.md section 3).
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::process::Command;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use aquifer_client::Client;
+use aquifer_harness::checker::{
+    Logged, appends_in_real_time, dense, ledgers_in_one_list, nothing_invented, nothing_lost,
+    nothing_twice, producers_in_order, readers_agree,
+};
+use aquifer_harness::server::binary;
+use aquifer_metadata::etcd::{EtcdConfig, EtcdStore};
+use aquifer_metadata::store::{MetadataStore, Versioned};
+use aquifer_metadata::{keys, record};
+use aquifer_proto::v1::{LedgerRecord, TopicRecord};
+use aquifer_runtime::clock::{Clock, SystemClock, sleep};
+use aquifer_runtime::rng::SystemRng;
+use aquifer_runtime::task::TaskGroup;
+
+use crate::cluster::{Cluster, NAME};
+use crate::traffic::{History, TOPICS, crc, payload, read, topic};
+
+/// How long repair may take until every replica is whole again.
+const REPAIR: Duration = Duration::from_secs(300);
+/// How long a topic may take to load after the broker was replaced.
+const LOAD: Duration = Duration::from_secs(90);
+
+/// What the audit counted.
+#[derive(Debug, Default)]
+pub struct Counts {
+    /// Messages in the logs.
+    pub messages: u64,
+    /// Ledgers, of topics and cursors.
+    pub ledgers: u64,
+    /// Ensemble changes that their records show.
+    pub ensemble_changes: u64,
+    /// Recoveries that their records show.
+    pub recoveries: u64,
+    /// Replicas that were compared entry by entry.
+    pub replicas: u64,
+    /// Until all of them were whole.
+    pub repaired_after: Duration,
+}
+
+/// Checks everything.
+///
+/// # Errors
+/// Names the property that does not hold.
+pub async fn check(cluster: &mut Cluster, history: &History) -> Result<Counts> {
+    // Loading a topic closes its ledger, so that all of its entries are fixed and comparable; each
+    // of the two readers is served by another broker.
+    replace_broker(cluster)?;
+    let one = read_all(cluster).await.context("reading everything")?;
+    replace_broker(cluster)?;
+    let other = read_all(cluster)
+        .await
+        .context("reading everything again")?;
+    let mut counts = Counts::default();
+    for number in 0..TOPICS {
+        let context = || topic(number);
+        let log = &one[number];
+        readers_agree(log, &other[number])
+            .with_context(context)
+            .context("P3")?;
+        of_topic(log, history, number).with_context(context)?;
+        counts.messages += log.len() as u64;
+    }
+    replicas(cluster, &mut counts).await?;
+    metadata(cluster, &mut counts).await?;
+    for (name, log) in cluster.logs() {
+        ensure!(!log.contains("panicked at"), "{name} panicked, see its log");
+    }
+    Ok(counts)
+}
+
+fn replace_broker(cluster: &mut Cluster) -> Result<()> {
+    let (old, other) = (cluster.active, 1 - cluster.active);
+    cluster.brokers[old].kill()?;
+    cluster.active = other;
+    cluster.brokers[other].start(&cluster.network)
+}
+
+async fn read_all(cluster: &mut Cluster) -> Result<Vec<Vec<Logged>>> {
+    let client = cluster.client()?;
+    let mut logs = Vec::new();
+    for number in 0..TOPICS {
+        logs.push(read_patiently(cluster, &client, &topic(number)).await?);
+    }
+    Ok(logs)
+}
+
+/// Reads a topic; the broker may still be starting.
+async fn read_patiently(
+    cluster: &mut Cluster,
+    client: &Client,
+    topic: &str,
+) -> Result<Vec<Logged>> {
+    let started = SystemClock.monotonic();
+    loop {
+        match read(client, topic).await {
+            Ok(log) => return Ok(log),
+            Err(error) if SystemClock.monotonic() - started > LOAD => return Err(error),
+            Err(_) => cluster.revive()?,
+        }
+        sleep(Duration::from_millis(200)).await;
+    }
+}
+
+fn of_topic(log: &[Logged], history: &History, number: usize) -> Result<()> {
+    let produced = &history.produced[number];
+    let sent: BTreeMap<&str, u64> = produced.iter().map(|p| (p.name.as_str(), p.sent)).collect();
+    for producer in produced {
+        nothing_lost(&producer.acknowledged, log).context("P1")?;
+    }
+    nothing_invented(log, |producer, number| {
+        let sent = sent.get(producer).copied().unwrap_or_default();
+        (number < sent).then(|| payload(producer, number))
+    })
+    .context("P2")?;
+    let appends: Vec<_> = produced
+        .iter()
+        .flat_map(|p| p.appends.iter().copied())
+        .collect();
+    appends_in_real_time(&appends).context("P4")?;
+    producers_in_order(log).context("P5")?;
+    nothing_twice(log).context("P6")?;
+    dense(log).context("P7")?;
+    let digests: Vec<u32> = log.iter().map(|message| crc(&message.payload)).collect();
+    let seen = &history.seen[number];
+    let differs = seen.iter().zip(&digests).position(|(seen, is)| seen != is);
+    ensure!(
+        differs.is_none(),
+        "P3: the tail reader saw another message at index {differs:?}"
+    );
+    ensure!(
+        seen.len() <= digests.len(),
+        "P3: the tail reader saw more than there is"
+    );
+    Ok(())
+}
+
+/// P3, P16 and P17: each replica of each entry has the same bytes; what repair has to do for that
+/// comes to an end.
+async fn replicas(cluster: &mut Cluster, counts: &mut Counts) -> Result<()> {
+    let started = SystemClock.monotonic();
+    loop {
+        cluster.revive()?;
+        let output = Command::new(binary())
+            .args([
+                "ledger",
+                "verify",
+                "--mark",
+                "--output",
+                "json",
+                "--cluster",
+                NAME,
+            ])
+            .args(["--rate", "500000000", "--metadata", &cluster.metadata()])
+            .output()?;
+        counts.repaired_after = SystemClock.monotonic() - started;
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        if output.status.success() {
+            let last = said.lines().last().unwrap_or_default();
+            let summary: serde_json::Value = serde_json::from_str(last)?;
+            counts.replicas = summary["replicas"]
+                .as_u64()
+                .context("a number of replicas")?;
+            return Ok(());
+        }
+        if counts.repaired_after > REPAIR {
+            let errors = String::from_utf8_lossy(&output.stderr);
+            bail!("P16: replicas are not whole after {REPAIR:?}:\n{said}{errors}");
+        }
+        sleep(Duration::from_secs(1)).await;
+    }
+}
+
+/// P8, P16 and P17 of metadata: every ledger of a topic exists and is in one list, no other exists,
+/// and nothing is marked any more.
+async fn metadata(cluster: &mut Cluster, counts: &mut Counts) -> Result<()> {
+    let tasks = TaskGroup::new("audit");
+    let config = EtcdConfig::new(cluster.etcd_urls(), NAME);
+    let (clock, rng) = (SystemClock::shared(), SystemRng::shared());
+    let store = Arc::new(EtcdStore::connect(&config, clock, rng, &tasks).await?);
+    let started = SystemClock.monotonic();
+    loop {
+        let marks = scan(&*store, keys::UNDER_REPLICATED_PREFIX).await?;
+        if marks.is_empty() {
+            break;
+        }
+        ensure!(
+            SystemClock.monotonic() - started < REPAIR,
+            "P16: {} ledgers stay marked as under-replicated, first {}",
+            marks.len(),
+            marks[0].key
+        );
+        cluster.revive()?;
+        sleep(Duration::from_millis(500)).await;
+    }
+    let deleted = scan(&*store, keys::DELETIONS_PREFIX).await?;
+    let deleted: BTreeSet<&str> = deleted.iter().map(|item| number(&item.key)).collect();
+    let mut lists = Vec::new();
+    for item in scan(&*store, keys::TENANTS_PREFIX).await? {
+        let Ok(found) = record::decode::<TopicRecord>(&item) else {
+            continue; // a tenant or a namespace
+        };
+        let all = found.segments.iter().chain(&found.cursor_segments);
+        lists.push((
+            item.key.clone(),
+            all.map(|segment| segment.ledger_id).collect::<Vec<_>>(),
+        ));
+    }
+    ensure!(lists.len() >= TOPICS, "P17: only {} topics", lists.len());
+    ledgers_in_one_list(&lists).context("P8")?;
+    let mut listed: BTreeSet<u64> = lists
+        .iter()
+        .flat_map(|(_, ids)| ids.iter().copied())
+        .collect();
+    for item in scan(&*store, keys::LEDGERS_PREFIX).await? {
+        let id: u64 = number(&item.key).parse()?;
+        let found: LedgerRecord = record::decode(&item)?;
+        counts.ledgers += 1;
+        counts.ensemble_changes += (found.fragments.len() as u64).saturating_sub(1);
+        counts.recoveries += found.recovery_epoch;
+        ensure!(
+            listed.remove(&id) || deleted.contains(number(&item.key)),
+            "P17: ledger {id} belongs to no topic"
+        );
+    }
+    ensure!(
+        listed.is_empty(),
+        "P17: topics list ledgers that do not exist: {listed:?}"
+    );
+    store.close().await;
+    tasks.drain(Duration::from_secs(5)).await;
+    Ok(())
+}
+
+fn number(key: &str) -> &str {
+    key.rsplit('/').next().unwrap_or_default()
+}
+
+async fn scan(store: &dyn MetadataStore, prefix: &str) -> Result<Vec<Versioned>> {
+    let (mut found, mut page) = (Vec::new(), None);
+    loop {
+        let scanned = store.scan(prefix, page, 500).await?;
+        found.extend(scanned.items);
+        page = scanned.next;
+        if page.is_none() {
+            return Ok(found);
+        }
+    }
+}

@@ -1,0 +1,308 @@
+//! The cluster under test: three members of etcd, five bookies on file systems of their own, and two
+//! brokers of which one serves.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use aquifer_client::Client;
+use aquifer_harness::mount::Mount;
+
+use crate::net::Network;
+use crate::node::Node;
+
+/// The name of the cluster.
+pub const NAME: &str = "chaos";
+/// Members of etcd.
+pub const MEMBERS: usize = 3;
+/// Bookies.
+pub const BOOKIES: usize = 5;
+/// The only bookie whose data is ever damaged or lost for good: with an ack quorum of two, one copy
+/// may be lost of each entry, not two (I2).
+pub const UNLUCKY: usize = BOOKIES - 1;
+/// The size of a bookie's disk, which is a sparse file.
+const DISK_BYTES: u64 = 6 << 30;
+
+const ETCD_HOST: u8 = 11;
+const BOOKIE_HOST: u8 = 21;
+const BROKER_HOST: u8 = 31;
+
+/// A bookie and its disk.
+#[derive(Debug)]
+pub struct Disked {
+    /// The process.
+    pub node: Node,
+    /// The disk.
+    pub mount: Mount,
+}
+
+/// The cluster.
+#[derive(Debug)]
+pub struct Cluster {
+    /// etcd.
+    pub etcd: Vec<Node>,
+    /// Storage.
+    pub bookies: Vec<Disked>,
+    /// Brokers, one of which runs.
+    pub brokers: Vec<Node>,
+    /// Which one that is.
+    pub active: usize,
+    /// The network.
+    pub network: Network,
+    /// Processes that ended by themselves, and how often.
+    pub endings: BTreeMap<String, u32>,
+}
+
+impl Cluster {
+    /// Starts everything on files below `folder`.
+    ///
+    /// # Errors
+    /// When something cannot be made.
+    pub fn start(folder: &Path, aquifer: &Path) -> Result<Cluster> {
+        let logs = folder.join("logs");
+        fs::create_dir_all(&logs)?;
+        let mut network = Network::new()?;
+        let etcd = etcd(folder, &logs, &mut network)?;
+        let bookies = bookies(folder, &logs, aquifer, &mut network)?;
+        let brokers = brokers(folder, &logs, aquifer, &mut network)?;
+        let mut cluster = Cluster {
+            etcd,
+            bookies,
+            brokers,
+            active: 0,
+            network,
+            endings: BTreeMap::new(),
+        };
+        for node in &mut cluster.etcd {
+            node.start(&cluster.network)?;
+        }
+        for bookie in &mut cluster.bookies {
+            bookie.node.start(&cluster.network)?;
+        }
+        cluster.brokers[0].start(&cluster.network)?;
+        Ok(cluster)
+    }
+
+    /// Starts again what has ended by itself, as an orchestrator would: without waiting for it.
+    ///
+    /// # Errors
+    /// When the system refuses.
+    pub fn revive(&mut self) -> Result<()> {
+        let bookies = self.bookies.iter_mut().map(|bookie| &mut bookie.node);
+        let nodes = self.etcd.iter_mut().chain(bookies).chain(&mut self.brokers);
+        for node in nodes {
+            if let Some(how) = node.revive(&self.network)? {
+                eprintln!("    {how}");
+                *self.endings.entry(how).or_default() += 1;
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives a bookie an empty disk: it is another bookie now, at the address of the lost one.
+    ///
+    /// # Errors
+    /// When its files cannot be removed.
+    pub fn lose_volume(&mut self, at: usize) -> Result<()> {
+        let bookie = &mut self.bookies[at];
+        bookie.node.kill()?;
+        fs::remove_dir_all(data_dir(&bookie.mount))?;
+        bookie.node.ended = 0;
+        bookie.node.start(&self.network)
+    }
+
+    /// A client that knows both brokers.
+    ///
+    /// # Errors
+    /// When its settings are refused.
+    pub fn client(&self) -> Result<Client> {
+        let urls = self.brokers.iter().map(|node| self.url(node, 7650));
+        Ok(Client::builder().urls(urls).build()?)
+    }
+
+    /// The URLs of etcd's members.
+    pub fn etcd_urls(&self) -> Vec<String> {
+        self.etcd.iter().map(|node| self.url(node, 2379)).collect()
+    }
+
+    /// The same, as `--metadata` takes it.
+    pub fn metadata(&self) -> String {
+        metadata(&self.network)
+    }
+
+    fn url(&self, node: &Node, port: u16) -> String {
+        format!("http://{}:{port}", self.network.address(node.host))
+    }
+
+    /// Where an address of the cluster answers HTTP.
+    pub fn address(&self, node: &Node, port: u16) -> String {
+        format!("{}:{port}", self.network.address(node.host))
+    }
+
+    /// Everything that all processes have logged, one after the other, by name.
+    pub fn logs(&self) -> Vec<(String, String)> {
+        let bookies = self.bookies.iter().map(|bookie| &bookie.node);
+        let nodes = self.etcd.iter().chain(bookies).chain(&self.brokers);
+        nodes.map(|node| (node.name.clone(), node.text())).collect()
+    }
+}
+
+/// Where a bookie stores.
+pub fn data_dir(mount: &Mount) -> PathBuf {
+    mount.path().join("data")
+}
+
+fn metadata(network: &Network) -> String {
+    let members: Vec<String> = (ETCD_HOST..)
+        .take(MEMBERS)
+        .map(|host| format!("{}:2379", network.address(host)))
+        .collect();
+    format!("etcd://{}", members.join(","))
+}
+
+fn etcd(folder: &Path, logs: &Path, network: &mut Network) -> Result<Vec<Node>> {
+    let hosts = || (ETCD_HOST..).take(MEMBERS);
+    let cluster: Vec<String> = hosts()
+        .map(|host| format!("e{host}=http://{}:2380", network.address(host)))
+        .collect();
+    let program = which("etcd")?;
+    let mut nodes = Vec::new();
+    for host in hosts() {
+        network.add(host)?;
+        let url = |port: u16| format!("http://{}:{port}", network.address(host));
+        let name = format!("e{host}");
+        let data = folder.join(&name).display().to_string();
+        let arguments = [
+            ("--name", name.as_str()),
+            ("--data-dir", &data),
+            ("--listen-client-urls", &url(2379)),
+            ("--advertise-client-urls", &url(2379)),
+            ("--listen-peer-urls", &url(2380)),
+            ("--initial-advertise-peer-urls", &url(2380)),
+            ("--initial-cluster", &cluster.join(",")),
+            ("--initial-cluster-token", NAME),
+            ("--heartbeat-interval", "100"),
+            ("--election-timeout", "1000"),
+            ("--logger", "zap"),
+            ("--log-outputs", "stderr"),
+        ];
+        let arguments = arguments.iter().flat_map(|(name, value)| [name, value]);
+        let arguments = arguments.map(ToString::to_string).collect();
+        nodes.push(Node::new(&name, host, &program, arguments, logs));
+    }
+    Ok(nodes)
+}
+
+/// Everything that waits for hours in production happens within seconds here.
+const BOOKIE_CONFIG: &str = "
+[etcd]
+lease_ms = 3000
+[bookie]
+journal_segment_bytes = 16777216
+memtable_bytes = 4194304
+read_only_below_free_bytes = 67108864
+writable_above_free_bytes = 134217728
+quiet_flush_ms = 2000
+scrub_bytes_per_second = 33554432
+scrub_pause_ms = 5000
+[autorecovery]
+deletions_poll_ms = 2000
+local_audit_ms = 60000
+[autorecovery.replication]
+lost_after_ms = 12000
+open_ledger_grace_ms = 5000
+poll_ms = 1000
+audit_ms = 1000
+scan_ms = 20000
+check_cycle_ms = 60000
+orphan_audit_ms = 60000
+orphan_age_ms = 120000
+";
+
+fn role(
+    network: &mut Network,
+    folder: &Path,
+    host: u8,
+    name: &str,
+    config: &str,
+) -> Result<Vec<String>> {
+    network.add(host)?;
+    let file = folder.join(format!("{name}.toml"));
+    fs::write(&file, config)?;
+    let file = file.display().to_string();
+    let http = format!("{}:7680", network.address(host));
+    let metadata = metadata(network);
+    let arguments = [
+        "--output",
+        "json",
+        "--cluster",
+        NAME,
+        "--metadata",
+        &metadata,
+        "--http-addr",
+        &http,
+        "--config",
+        &file,
+        "--allow-remote",
+    ];
+    Ok(arguments.map(ToOwned::to_owned).to_vec())
+}
+
+fn bookies(
+    folder: &Path,
+    logs: &Path,
+    aquifer: &Path,
+    network: &mut Network,
+) -> Result<Vec<Disked>> {
+    let mut bookies = Vec::new();
+    for (number, host) in (BOOKIE_HOST..).take(BOOKIES).enumerate() {
+        let name = format!("bookie-{}", number + 1);
+        let own = folder.join(&name);
+        fs::create_dir_all(&own)?;
+        let mount = Mount::ext4(&own, DISK_BYTES)?;
+        let mut arguments = vec!["bookie".to_owned()];
+        arguments.extend(role(network, folder, host, &name, BOOKIE_CONFIG)?);
+        arguments.extend([
+            "--bookie-addr".to_owned(),
+            format!("{}:7651", network.address(host)),
+        ]);
+        arguments.extend([
+            "--data-dir".to_owned(),
+            data_dir(&mount).display().to_string(),
+        ]);
+        let node = Node::new(&name, host, aquifer, arguments, logs);
+        bookies.push(Disked { node, mount });
+    }
+    Ok(bookies)
+}
+
+fn brokers(folder: &Path, logs: &Path, aquifer: &Path, network: &mut Network) -> Result<Vec<Node>> {
+    let mut brokers = Vec::new();
+    for (number, host) in (BROKER_HOST..).take(2).enumerate() {
+        let name = format!("broker-{}", number + 1);
+        let mut arguments = vec!["broker".to_owned()];
+        arguments.extend(role(
+            network,
+            folder,
+            host,
+            &name,
+            "[etcd]\nlease_ms = 3000\n",
+        )?);
+        arguments.extend([
+            "--grpc-addr".to_owned(),
+            format!("{}:7650", network.address(host)),
+        ]);
+        brokers.push(Node::new(&name, host, aquifer, arguments, logs));
+    }
+    Ok(brokers)
+}
+
+fn which(program: &str) -> Result<PathBuf> {
+    let path = aquifer_runtime::config::env("PATH").unwrap_or_default();
+    let mut found = path
+        .split(':')
+        .map(|folder| Path::new(folder).join(program));
+    let found = found.find(|candidate| File::open(candidate).is_ok());
+    found.with_context(|| format!("{program} is missing: tools/prerequisites.sh installs it"))
+}

@@ -1,0 +1,456 @@
+//! What goes wrong: each fault is injected, held for a while, and healed.
+
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use aquifer_harness::fault::{files, flip_bit};
+use aquifer_runtime::clock::sleep;
+use aquifer_runtime::rng::Rng;
+use rustix::process::Signal;
+
+use crate::cluster::{BOOKIES, Cluster, MEMBERS, UNLUCKY, data_dir};
+use crate::net::{CLIENTS, Cut};
+use crate::traffic::Traffic;
+
+/// How long a takeover by the other broker may take.
+const TAKEOVER: Duration = Duration::from_secs(90);
+
+/// Kinds of faults (reliability.md section 2).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Kind {
+    /// F1: kill -9 of a bookie.
+    KillBookie,
+    /// F1: of two bookies at once.
+    KillTwoBookies,
+    /// F1: of the broker; the other one takes over.
+    KillBroker,
+    /// F1: of the leader of etcd.
+    KillEtcdLeader,
+    /// F2: power loss of a bookie: what was not synced is gone.
+    PowerLoss,
+    /// F2: of all bookies at once.
+    PowerLossOfAll,
+    /// F4: bits flip in files of the unlucky bookie.
+    FlipBits,
+    /// F4: the unlucky bookie's disk is gone for good; an empty one takes its place.
+    LoseVolume,
+    /// F5: a disk answers every request with EIO.
+    DiskError,
+    /// F5: a disk is full.
+    DiskFull,
+    /// F7: a bookie hears nobody, and nobody hears it.
+    Isolate,
+    /// F7: the broker is cut off from everybody but its clients.
+    IsolateBroker,
+    /// F7: one direction between a bookie and the broker.
+    OneWay,
+    /// F7: the broker and a bookie do not hear each other; all others hear both.
+    Partial,
+    /// F7: a bookie comes and goes.
+    Flap,
+    /// F9: a bookie is paused and goes on.
+    PauseBookie,
+    /// F9: the broker is paused for longer than its lease, another takes over, and it goes on.
+    StaleBroker,
+    /// F11: the leader of etcd is paused.
+    PauseEtcdLeader,
+    /// F11: a bookie does not reach etcd: its lease expires.
+    LeaseExpiry,
+    /// F11: etcd has no quorum for a while.
+    EtcdOutage,
+    /// F11: history is compacted under watches.
+    Compact,
+    /// More than anybody promises: three disks are gone for good at once. Not one of [`ALL`]; a run
+    /// with it must end with a violation, which proves that loss is noticed.
+    LoseThreeVolumes,
+}
+
+/// All of them.
+pub const ALL: [Kind; 21] = [
+    Kind::KillBookie,
+    Kind::KillTwoBookies,
+    Kind::KillBroker,
+    Kind::KillEtcdLeader,
+    Kind::PowerLoss,
+    Kind::PowerLossOfAll,
+    Kind::FlipBits,
+    Kind::LoseVolume,
+    Kind::DiskError,
+    Kind::DiskFull,
+    Kind::Isolate,
+    Kind::IsolateBroker,
+    Kind::OneWay,
+    Kind::Partial,
+    Kind::Flap,
+    Kind::PauseBookie,
+    Kind::StaleBroker,
+    Kind::PauseEtcdLeader,
+    Kind::LeaseExpiry,
+    Kind::EtcdOutage,
+    Kind::Compact,
+];
+
+/// What a fault keeps until it is healed.
+#[derive(Debug)]
+pub struct Injected {
+    kind: Kind,
+    bookies: Vec<usize>,
+    member: Option<usize>,
+    cuts: Vec<Cut>,
+    balloon: Option<PathBuf>,
+}
+
+impl Kind {
+    /// Whether it concerns the broker, of which there is one at a time.
+    pub fn is_of_broker(self) -> bool {
+        matches!(
+            self,
+            Kind::KillBroker | Kind::StaleBroker | Kind::IsolateBroker
+        )
+    }
+
+    /// Whether it concerns etcd.
+    pub fn is_of_etcd(self) -> bool {
+        matches!(
+            self,
+            Kind::KillEtcdLeader | Kind::PauseEtcdLeader | Kind::EtcdOutage | Kind::Compact
+        )
+    }
+
+    /// Whether it may happen together with another.
+    pub fn goes_with(self, other: Kind) -> bool {
+        let heavy = |kind| matches!(kind, Kind::PowerLossOfAll | Kind::KillTwoBookies);
+        let of_bookie = |kind: Kind| !kind.is_of_broker() && !kind.is_of_etcd();
+        // Nobody takes over while etcd is away.
+        let stale = |kind| kind == Kind::StaleBroker;
+        self != other
+            && !(self.is_of_broker() && other.is_of_broker())
+            && !(self.is_of_etcd() && other.is_of_etcd())
+            && !(heavy(self) && of_bookie(other) || heavy(other) && of_bookie(self))
+            && !(stale(self) || stale(other))
+    }
+}
+
+fn both_ways(one: u8, other: u8) -> [Cut; 2] {
+    [
+        Cut {
+            from: one,
+            to: other,
+        },
+        Cut {
+            from: other,
+            to: one,
+        },
+    ]
+}
+
+/// Injects a fault at nodes that `taken` does not have.
+///
+/// # Errors
+/// When a tool fails, or P16: nobody takes over from a paused broker.
+pub async fn inject(
+    kind: Kind,
+    cluster: &mut Cluster,
+    traffic: &Traffic,
+    rng: &dyn Rng,
+    taken: &mut Vec<usize>,
+) -> Result<Injected> {
+    let mut injected = Injected {
+        kind,
+        bookies: Vec::new(),
+        member: None,
+        cuts: Vec::new(),
+        balloon: None,
+    };
+    let count = match kind {
+        Kind::KillTwoBookies => 2,
+        _ if kind.is_of_broker() || kind.is_of_etcd() => 0,
+        Kind::FlipBits | Kind::LoseVolume | Kind::PowerLossOfAll => 0,
+        Kind::LoseThreeVolumes => 3,
+        _ => 1,
+    };
+    for _ in 0..count {
+        let free: Vec<usize> = (0..BOOKIES).filter(|at| !taken.contains(at)).collect();
+        let at = free[usize::try_from(rng.below(free.len() as u64)).unwrap_or_default()];
+        taken.push(at);
+        injected.bookies.push(at);
+    }
+    match kind {
+        Kind::FlipBits | Kind::LoseVolume => injected.bookies.push(UNLUCKY),
+        Kind::PowerLossOfAll => injected.bookies.extend(0..BOOKIES),
+        _ => {}
+    }
+    if kind.is_of_etcd() {
+        of_etcd(cluster, &mut injected).await?;
+    } else if kind.is_of_broker() {
+        of_broker(cluster, traffic, &mut injected).await?;
+    } else {
+        of_bookies(cluster, rng, &mut injected)?;
+    }
+    Ok(injected)
+}
+
+async fn of_etcd(cluster: &mut Cluster, injected: &mut Injected) -> Result<()> {
+    match injected.kind {
+        Kind::EtcdOutage => cluster
+            .etcd
+            .iter_mut()
+            .try_for_each(crate::node::Node::kill),
+        Kind::Compact => compact(cluster),
+        Kind::PauseEtcdLeader => {
+            let leader = leader(cluster).await?;
+            injected.member = Some(leader);
+            cluster.etcd[leader].signal(Signal::STOP)
+        }
+        _ => {
+            let leader = leader(cluster).await?;
+            injected.member = Some(leader);
+            cluster.etcd[leader].kill()
+        }
+    }
+}
+
+async fn of_broker(
+    cluster: &mut Cluster,
+    traffic: &Traffic,
+    injected: &mut Injected,
+) -> Result<()> {
+    let (old, other) = (cluster.active, 1 - cluster.active);
+    match injected.kind {
+        Kind::KillBroker => {
+            cluster.brokers[old].kill()?;
+            cluster.brokers[other].start(&cluster.network)?;
+            cluster.active = other;
+        }
+        Kind::StaleBroker => {
+            cluster.brokers[old].signal(Signal::STOP)?;
+            cluster.brokers[other].start(&cluster.network)?;
+            cluster.active = other;
+            let went_on = traffic.goes_on(TAKEOVER, || cluster.revive()).await;
+            // It believes that it owns everything, and may try whatever it had begun.
+            cluster.brokers[old].signal(Signal::CONT)?;
+            went_on.context("taking over from a paused broker")?;
+        }
+        _ => {
+            let broker = cluster.brokers[old].host;
+            let etcd = cluster.etcd.iter().map(|node| node.host);
+            let others = etcd.chain(cluster.bookies.iter().map(|bookie| bookie.node.host));
+            injected.cuts = others.flat_map(|host| both_ways(broker, host)).collect();
+            cluster.network.cut(&injected.cuts)?;
+        }
+    }
+    Ok(())
+}
+
+fn of_bookies(cluster: &mut Cluster, rng: &dyn Rng, injected: &mut Injected) -> Result<()> {
+    let first = injected.bookies[0];
+    match injected.kind {
+        Kind::PowerLoss | Kind::PowerLossOfAll => {
+            for at in &injected.bookies {
+                cluster.bookies[*at].mount.cut_power()?;
+            }
+            for at in &injected.bookies {
+                cluster.bookies[*at].node.kill()?;
+            }
+        }
+        Kind::DiskError => cluster.bookies[first].mount.cut_power()?,
+        Kind::DiskFull => injected.balloon = Some(fill(cluster, first)?),
+        Kind::FlipBits => {
+            cluster.bookies[first].node.kill()?;
+            flip(cluster, rng)?;
+        }
+        Kind::LoseVolume | Kind::LoseThreeVolumes => {
+            for at in &injected.bookies {
+                cluster.lose_volume(*at)?;
+            }
+        }
+        Kind::PauseBookie => cluster.bookies[first].node.signal(Signal::STOP)?,
+        Kind::Isolate | Kind::Flap | Kind::OneWay | Kind::Partial | Kind::LeaseExpiry => {
+            injected.cuts = cuts(cluster, injected.kind, first, rng);
+            cluster.network.cut(&injected.cuts)?;
+        }
+        _ => {
+            for at in &injected.bookies {
+                cluster.bookies[*at].node.kill()?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn cuts(cluster: &Cluster, kind: Kind, bookie: usize, rng: &dyn Rng) -> Vec<Cut> {
+    let host = |at: usize| cluster.bookies[at].node.host;
+    let (own, broker) = (host(bookie), cluster.brokers[cluster.active].host);
+    let etcd = cluster.etcd.iter().map(|node| node.host);
+    match kind {
+        Kind::OneWay if rng.below(2) == 0 => vec![Cut {
+            from: own,
+            to: broker,
+        }],
+        Kind::OneWay => vec![Cut {
+            from: broker,
+            to: own,
+        }],
+        Kind::Partial => both_ways(own, broker).to_vec(),
+        Kind::LeaseExpiry => etcd.flat_map(|host| both_ways(own, host)).collect(),
+        _ => {
+            let peers = (0..BOOKIES).filter(|at| *at != bookie).map(host);
+            let brokers = cluster.brokers.iter().map(|node| node.host);
+            let everybody = etcd.chain(peers).chain(brokers).chain([CLIENTS]);
+            everybody.flat_map(|host| both_ways(own, host)).collect()
+        }
+    }
+}
+
+/// Holds a fault.
+///
+/// # Errors
+/// When a tool fails.
+pub async fn hold(injected: &Injected, cluster: &mut Cluster, time: Duration) -> Result<()> {
+    if injected.kind != Kind::Flap {
+        sleep(time).await;
+        return Ok(());
+    }
+    const TURNS: u32 = 6;
+    for turn in 0..TURNS {
+        sleep(time / TURNS).await;
+        // An odd number of changes is left to what heals it: it ends cut, as it began.
+        match turn % 2 {
+            0 => cluster.network.mend(&injected.cuts)?,
+            _ => cluster.network.cut(&injected.cuts)?,
+        }
+    }
+    Ok(())
+}
+
+/// Ends a fault: what is dead starts again, what is cut is mended.
+///
+/// # Errors
+/// When a tool fails.
+pub fn heal(injected: Injected, cluster: &mut Cluster) -> Result<()> {
+    if !injected.cuts.is_empty() {
+        cluster.network.mend(&injected.cuts)?;
+    }
+    if let Some(balloon) = injected.balloon {
+        std::fs::remove_file(balloon)?;
+    }
+    match injected.kind {
+        Kind::EtcdOutage => {
+            for at in 0..MEMBERS {
+                cluster.etcd[at].start(&cluster.network)?;
+            }
+        }
+        Kind::StaleBroker => cluster.brokers[1 - cluster.active].kill()?,
+        Kind::PauseBookie => {
+            for at in &injected.bookies {
+                cluster.bookies[*at].node.signal(Signal::CONT)?;
+            }
+        }
+        Kind::PowerLoss | Kind::PowerLossOfAll | Kind::DiskError => {
+            for at in &injected.bookies {
+                let bookie = &mut cluster.bookies[*at];
+                bookie.node.kill()?;
+                bookie.mount.power_up()?;
+            }
+        }
+        _ => {}
+    }
+    if let Some(member) = injected.member {
+        cluster.etcd[member].signal(Signal::CONT)?;
+        cluster.etcd[member].start(&cluster.network)?;
+    }
+    for at in injected.bookies {
+        cluster.bookies[at].node.start(&cluster.network)?;
+    }
+    Ok(())
+}
+
+/// Fills a bookie's disk to the last block.
+fn fill(cluster: &Cluster, at: usize) -> Result<PathBuf> {
+    let mount = &cluster.bookies[at].mount;
+    let balloon = mount.path().join("balloon");
+    let bytes = mount.available()?.saturating_sub(1 << 20).to_string();
+    run("fallocate", &["-l", &bytes, &balloon.display().to_string()])?;
+    Ok(balloon)
+}
+
+/// Flips a bit in up to four files of the unlucky bookie, where there is something: much of a journal
+/// is zeros that nobody reads.
+fn flip(cluster: &Cluster, rng: &dyn Rng) -> Result<()> {
+    let folder = data_dir(&cluster.bookies[UNLUCKY].mount);
+    let mut candidates = Vec::new();
+    for suffix in [".sst", ".blob", ".aqj"] {
+        candidates.extend(files(&folder, suffix)?);
+    }
+    for _ in 0..4 {
+        let Some(path) = candidates.get(index(rng, candidates.len())) else {
+            return Ok(());
+        };
+        let bytes = std::fs::read(path)?;
+        let used: Vec<usize> = (0..64).map(|_| index(rng, bytes.len())).collect();
+        let used = used
+            .into_iter()
+            .find(|at| bytes.get(*at).is_some_and(|byte| *byte != 0));
+        if let Some(at) = used {
+            flip_bit(path, at as u64)?;
+            eprintln!("    flipped a bit in {} at {at}", path.display());
+        }
+    }
+    Ok(())
+}
+
+fn index(rng: &dyn Rng, count: usize) -> usize {
+    usize::try_from(rng.below((count as u64).max(1))).unwrap_or_default()
+}
+
+/// Which member leads; without one, the first that runs.
+async fn leader(cluster: &Cluster) -> Result<usize> {
+    for _ in 0..50 {
+        for (at, node) in cluster.etcd.iter().enumerate() {
+            let endpoint = cluster.address(node, 2379);
+            let status = etcdctl(&endpoint, &["endpoint", "status", "--write-out", "json"]);
+            let status: serde_json::Value = match status.map(|text| serde_json::from_str(&text)) {
+                Ok(Ok(status)) => status,
+                _ => continue,
+            };
+            let status = &status[0]["Status"];
+            if status["leader"].is_u64() && status["leader"] == status["header"]["member_id"] {
+                return Ok(at);
+            }
+        }
+        sleep(Duration::from_millis(100)).await;
+    }
+    Ok(0)
+}
+
+fn compact(cluster: &Cluster) -> Result<()> {
+    let endpoint = cluster.address(&cluster.etcd[0], 2379);
+    let status = etcdctl(&endpoint, &["endpoint", "status", "--write-out", "json"])?;
+    let status: serde_json::Value = serde_json::from_str(&status)?;
+    let revision = status[0]["Status"]["header"]["revision"]
+        .as_u64()
+        .context("a revision")?;
+    etcdctl(&endpoint, &["compact", &revision.to_string()]).map(|_| ())
+}
+
+fn etcdctl(endpoint: &str, arguments: &[&str]) -> Result<String> {
+    let output = Command::new("etcdctl")
+        .env("ETCDCTL_API", "3")
+        .args(["--endpoints", endpoint, "--command-timeout", "2s"])
+        .args(arguments)
+        .output()
+        .context("etcdctl cannot be run: tools/prerequisites.sh installs it")?;
+    let errors = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "etcdctl {arguments:?}: {errors}");
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+fn run(program: &str, arguments: &[&str]) -> Result<()> {
+    let output = Command::new(program).args(arguments).output();
+    let output = output.with_context(|| format!("{program} cannot be run"))?;
+    let errors = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "{program} {arguments:?}: {errors}");
+    Ok(())
+}

@@ -1,0 +1,305 @@
+//! Real processes under faults: three members of etcd, five bookies, two brokers, producers and
+//! readers; a seed decides what goes wrong, and afterwards everything that was promised is checked.
+//!
+//! Needs root, for namespaces, file systems and the power cut of one.
+
+mod audit;
+mod cluster;
+mod fault;
+mod measure;
+mod net;
+mod node;
+mod traffic;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use aquifer_harness::mount::is_privileged;
+use aquifer_harness::server::binary;
+use aquifer_runtime::clock::sleep;
+use aquifer_runtime::rng::{Rng, SeededRng, SystemRng};
+use clap::Parser;
+use serde_json::json;
+
+use cluster::Cluster;
+use fault::Kind;
+use traffic::Traffic;
+
+/// Real processes under faults, and the checkers of what must hold.
+#[derive(Debug, Parser)]
+struct Args {
+    /// How long faults go on, without the long outage and the audit.
+    #[arg(long, default_value_t = 60)]
+    seconds: u64,
+    /// In the middle, etcd is away for so long, while a bookie is killed and comes back.
+    #[arg(long, default_value_t = 0)]
+    outage_seconds: u64,
+    /// Decides what happens when; drawn when not given.
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Messages per second of all producers together.
+    #[arg(long, default_value_t = 600)]
+    rate: u64,
+    /// Longest time that a fault is held, in milliseconds.
+    #[arg(long, default_value_t = 8_000)]
+    hold_ms: u64,
+    /// How soon everybody must go on after a fault was healed.
+    #[arg(long, default_value_t = 60)]
+    heal_seconds: u64,
+    /// Only these faults, separated by commas, by their names (`KillBookie`). `LoseThreeVolumes`
+    /// destroys more than is promised to survive: a run with it must find a violation.
+    #[arg(long, value_delimiter = ',')]
+    faults: Vec<String>,
+    /// Where files go; a temporary folder otherwise. It is kept when something was violated.
+    #[arg(long)]
+    folder: Option<PathBuf>,
+    /// Ends with an error when fewer messages were acknowledged.
+    #[arg(long, default_value_t = 1_000)]
+    acknowledged_min: u64,
+    /// Instead: measure how long publishing pauses when a bookie is lost, and how fast so many bytes
+    /// get their lost copies back.
+    #[arg(long, value_name = "BYTES")]
+    measure: Option<u64>,
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let args = Args::parse();
+    if !is_privileged() {
+        eprintln!("skipped: namespaces and power cuts need root and loop devices");
+        return ExitCode::SUCCESS;
+    }
+    match run(&args).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("violated: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(args: &Args) -> Result<()> {
+    let seed = args
+        .seed
+        .unwrap_or_else(|| SystemRng::shared().next_u64() >> 16);
+    eprintln!("seed {seed}");
+    let mut folder = tempfile::tempdir()?;
+    // Kept unless everything went well.
+    folder.disable_cleanup(true);
+    let path = args
+        .folder
+        .clone()
+        .unwrap_or_else(|| folder.path().to_owned());
+    std::fs::create_dir_all(&path)?;
+    let is_empty = std::fs::read_dir(&path)?.next().is_none();
+    ensure!(
+        is_empty,
+        "{} is not empty: every run has its own",
+        path.display()
+    );
+    let mut run = Run {
+        rng: SeededRng::new(seed),
+        deck: Vec::new(),
+        kinds: kinds(&args.faults)?,
+        cluster: Cluster::start(&path, binary())?,
+        counts: BTreeMap::new(),
+        slowest_heal: Duration::ZERO,
+        replaced: 0,
+    };
+    let result = match args.measure {
+        Some(bytes) => measure::run(&mut run.cluster, &run.rng, args.rate, bytes).await,
+        None => run.through(args, seed).await,
+    };
+    drop(run);
+    match &result {
+        Ok(()) => folder.disable_cleanup(false),
+        Err(_) => eprintln!(
+            "what everybody logged is in {}",
+            path.join("logs").display()
+        ),
+    }
+    result
+}
+
+fn kinds(names: &[String]) -> Result<Vec<Kind>> {
+    if names.is_empty() {
+        return Ok(fault::ALL.to_vec());
+    }
+    let find = |name: &String| {
+        let mut all = fault::ALL.into_iter().chain([Kind::LoseThreeVolumes]);
+        let found = all.find(|kind| format!("{kind:?}").eq_ignore_ascii_case(name));
+        found.with_context(|| format!("{name} is no fault; there are {:?}", fault::ALL))
+    };
+    names.iter().map(find).collect()
+}
+
+struct Run {
+    rng: SeededRng,
+    kinds: Vec<Kind>,
+    /// Faults that have not had their turn: each comes as often as the others.
+    deck: Vec<Kind>,
+    cluster: Cluster,
+    counts: BTreeMap<String, u64>,
+    slowest_heal: Duration,
+    /// Bookies that damage kept from starting, and that were given up.
+    replaced: u64,
+}
+
+impl Run {
+    async fn through(&mut self, args: &Args, seed: u64) -> Result<()> {
+        let limit = Duration::from_secs(args.heal_seconds);
+        let traffic = Traffic::start(&self.cluster, args.rate)?;
+        self.settle(&traffic, Duration::from_secs(120))
+            .await
+            .context("at the start")?;
+        let started = traffic.now();
+        let length = Duration::from_secs(args.seconds);
+        let mut outage_left = args.outage_seconds > 0;
+        let mut acknowledged_in_outage = 0;
+        while traffic.now() - started < length || outage_left {
+            if outage_left && traffic.now() - started >= length / 2 {
+                outage_left = false;
+                acknowledged_in_outage = self.long_outage(args, &traffic).await?;
+                self.settle(&traffic, limit)
+                    .await
+                    .context("after the long outage")?;
+            }
+            self.round(args, &traffic, limit).await?;
+        }
+        let seconds = (traffic.now() - started).as_secs();
+        eprintln!("{} acknowledged; auditing", traffic.acknowledged());
+        self.settle(&traffic, limit).await?;
+        let acknowledged = traffic.acknowledged();
+        let history = traffic.finish(Duration::from_secs(120)).await?;
+        let counts = audit::check(&mut self.cluster, &history).await?;
+        let report = json!({
+            "seed": seed,
+            "seconds": seconds,
+            "acknowledged": acknowledged,
+            "acknowledged_in_long_outage": acknowledged_in_outage,
+            "messages": counts.messages,
+            "faults": self.counts.values().sum::<u64>(),
+            "faults_by_kind": self.counts,
+            "ledgers": counts.ledgers,
+            "ensemble_changes": counts.ensemble_changes,
+            "recoveries": counts.recoveries,
+            "replicas_compared": counts.replicas,
+            "repaired_after_ms": u64::try_from(counts.repaired_after.as_millis())?,
+            "slowest_heal_ms": u64::try_from(self.slowest_heal.as_millis())?,
+            "bookies_replaced": self.replaced,
+            "ended_by_themselves": self.cluster.endings,
+            "violations": 0,
+        });
+        println!("{report}");
+        ensure!(
+            counts.ensemble_changes > 0 && counts.recoveries > 0,
+            "void: no ensemble change, or no recovery"
+        );
+        ensure!(
+            acknowledged >= args.acknowledged_min,
+            "void: {acknowledged} acknowledged"
+        );
+        Ok(())
+    }
+
+    /// One or two faults at once, held and healed; then everybody must go on.
+    async fn round(&mut self, args: &Args, traffic: &Traffic, limit: Duration) -> Result<()> {
+        let mut kinds = vec![self.draw()];
+        if self.rng.below(3) == 0 {
+            let second = self.draw();
+            match kinds[0].goes_with(second) {
+                true => kinds.push(second),
+                false => self.deck.push(second),
+            }
+        }
+        // Those that need a certain bookie choose before those that take any.
+        kinds.sort_by_key(|kind| !matches!(kind, Kind::FlipBits | Kind::LoseVolume));
+        eprintln!("  {kinds:?}, {} acknowledged", traffic.acknowledged());
+        let mut taken = Vec::new();
+        if matches!(kinds[0], Kind::FlipBits | Kind::LoseVolume) {
+            taken.push(cluster::UNLUCKY);
+        }
+        let mut injected = Vec::new();
+        for kind in kinds {
+            *self.counts.entry(format!("{kind:?}")).or_default() += 1;
+            let rng = &self.rng;
+            let made = fault::inject(kind, &mut self.cluster, traffic, rng, &mut taken).await?;
+            injected.push(made);
+        }
+        for fault in &injected {
+            let time = Duration::from_millis(200 + self.rng.below(args.hold_ms.max(1)));
+            fault::hold(fault, &mut self.cluster, time).await?;
+        }
+        for fault in injected {
+            fault::heal(fault, &mut self.cluster)?;
+        }
+        self.settle(traffic, limit).await
+    }
+
+    fn draw(&mut self) -> Kind {
+        if self.deck.is_empty() {
+            self.deck.clone_from(&self.kinds);
+        }
+        let at = self.rng.below(self.deck.len() as u64);
+        self.deck
+            .swap_remove(usize::try_from(at).unwrap_or_default())
+    }
+
+    /// Waits until everybody goes on. A bookie that damage keeps from starting is given up after a
+    /// few attempts, as an operator would: another one takes its place.
+    async fn settle(&mut self, traffic: &Traffic, limit: Duration) -> Result<()> {
+        const ATTEMPTS: u32 = 5;
+        let cluster = &mut self.cluster;
+        let replaced = &mut self.replaced;
+        let took = traffic.goes_on(limit, || {
+            cluster.revive()?;
+            if cluster.bookies[cluster::UNLUCKY].node.ended >= ATTEMPTS {
+                *replaced += 1;
+                cluster.lose_volume(cluster::UNLUCKY)?;
+            }
+            Ok(())
+        });
+        self.slowest_heal = self.slowest_heal.max(took.await?);
+        Ok(())
+    }
+
+    /// H8: open topics keep serving while etcd is away and a bookie dies. Says how many messages
+    /// were acknowledged meanwhile.
+    async fn long_outage(&mut self, args: &Args, traffic: &Traffic) -> Result<u64> {
+        eprintln!("  etcd is away for {} s", args.outage_seconds);
+        let (mut taken, rng) = (Vec::new(), &self.rng);
+        let kind = Kind::EtcdOutage;
+        let outage = fault::inject(kind, &mut self.cluster, traffic, rng, &mut taken).await?;
+        let before = traffic.acknowledged();
+        let third = Duration::from_secs(args.outage_seconds) / 3;
+        sleep(third).await;
+        let bookie = usize::try_from(self.rng.below(cluster::BOOKIES as u64))?;
+        self.cluster.bookies[bookie].node.kill()?;
+        let at_kill = traffic.acknowledged();
+        sleep(third).await;
+        let after_kill = traffic.acknowledged();
+        self.cluster.bookies[bookie]
+            .node
+            .start(&self.cluster.network)?;
+        sleep(third).await;
+        let acknowledged = traffic.acknowledged() - before;
+        eprintln!(
+            "  {acknowledged} acknowledged meanwhile, {} with a bookie dead",
+            after_kill - at_kill
+        );
+        ensure!(
+            at_kill > before,
+            "H8: nothing was acknowledged while etcd was away"
+        );
+        ensure!(
+            after_kill > at_kill,
+            "H8: nothing was acknowledged while etcd and a bookie were away"
+        );
+        fault::heal(outage, &mut self.cluster)?;
+        *self.counts.entry("LongEtcdOutage".to_owned()).or_default() += 1;
+        Ok(acknowledged)
+    }
+}

@@ -1,0 +1,24 @@
+//! A short run of the chaos tool: real processes under faults, and the checkers. Longer runs are
+//! `make chaos`.
+
+use std::process::Command;
+
+use anyhow::{Result, ensure};
+use aquifer_harness::server::binary;
+
+/// What fits into a minute together with the start and the audit.
+const FAULTS: &str =
+    "KillBookie,KillBroker,PauseBookie,PowerLossOfAll,Partial,KillEtcdLeader,Compact";
+
+#[test]
+fn nothing_acknowledged_is_lost_in_a_short_run() -> Result<()> {
+    let output = Command::new(env!("CARGO_BIN_EXE_chaos"))
+        .env("AQUIFER_BIN", binary())
+        .args(["--seconds", "30", "--hold-ms", "2000", "--faults", FAULTS])
+        .args(["--acknowledged-min", "500"])
+        .output()?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "{said}");
+    eprintln!("{said}{}", String::from_utf8_lossy(&output.stdout));
+    Ok(())
+}
