@@ -212,7 +212,12 @@ impl Cluster {
             }
         })?;
         let greeting = receiver.recv_timeout(PATIENCE);
-        let greeting = greeting.with_context(|| format!("{name} did not start, see its log"))?;
+        let greeting = greeting.with_context(|| {
+            let log = self.log(name);
+            let lines: Vec<&str> = log.lines().collect();
+            let last = lines[lines.len().saturating_sub(20)..].join("\n");
+            format!("{name} did not start:\n{last}")
+        })?;
         ensure!(greeting.contains("ready_ms"), "{greeting}");
         Ok(())
     }

@@ -8,6 +8,7 @@ mod garbage;
 mod ledgers;
 mod limbo;
 
+use std::fs;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
@@ -70,11 +71,10 @@ fn tool(cluster: &Cluster, words: &[&str]) -> Result<Answer> {
 
 /// The identity of a bookie by the name of its process.
 fn id_of(cluster: &Cluster, name: &str) -> Result<String> {
-    let address = format!("http://{}", cluster.process(name)?.address);
-    let bookies = tool(cluster, &["bookie", "list"])?.ok()?;
-    let found = bookies.iter().find(|bookie| bookie["address"] == *address);
-    let found = found.with_context(|| format!("{address} in {bookies:?}"))?;
-    Ok(found["bookie"].as_str().context("a text")?.to_owned())
+    // Not by its address, which another may have had a moment ago.
+    let cookie = fs::read_to_string(cluster.directory(name).join("bookie/COOKIE"))?;
+    let id = cookie.lines().find_map(|line| line.strip_prefix("id "));
+    Ok(id.context("a cookie has an id")?.to_owned())
 }
 
 /// What `aquifer bookie list` says of a bookie.

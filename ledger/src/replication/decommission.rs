@@ -18,7 +18,9 @@ use bytes::Bytes;
 
 use crate::context::LogContext;
 use crate::error::LedgerError;
+use crate::ledger_metadata;
 use crate::replication::index::LedgerIndex;
+use crate::replication::marks::{self, Mark};
 use crate::replication::members::Members;
 
 /// How long writers may take to hear that a bookie is not announced as writable any more.
@@ -121,11 +123,26 @@ impl Retirement {
         })
         .await?;
         // A writer that stood still may have created one all the same: it is moved as well.
-        let (late, _) = references(store, self.bookie).await?;
-        match late {
+        match self.mark_late().await? {
             0 => Ok(Retired::Yes),
             late => Ok(Retired::Referenced(late)),
         }
+    }
+
+    /// Marks the ledgers that name a bookie which is a tombstone, for the repair workers.
+    async fn mark_late(&self) -> Result<u64, LedgerError> {
+        let store = &*self.ctx.store;
+        let index = LedgerIndex::scan(store).await?;
+        for ledger in index.ledgers_of(self.bookie) {
+            let Some(info) = ledger_metadata::load(store, ledger).await? else {
+                continue;
+            };
+            let now_ms = self.ctx.clock.wall_ms();
+            let reason = "it names a bookie that is decommissioned";
+            let mark = Mark::new(ledger, &info.home, reason, now_ms).lost([self.bookie]);
+            marks::write(store, &mark).await?;
+        }
+        Ok(index.count_of(self.bookie))
     }
 }
 

@@ -7,7 +7,7 @@ use anyhow::{Result, ensure};
 use aquifer_harness::cluster::Cluster;
 use aquifer_harness::wait::{until, within};
 
-use super::{SHORT_GRACE, id_of, state_of, tool, wait_unnamed, wait_whole};
+use super::{SHORT_GRACE, id_of, state_of, tool, wait_for_state, wait_unnamed, wait_whole};
 use crate::cluster::load::Load;
 use crate::cluster::{ENOUGH, check};
 
@@ -101,7 +101,7 @@ async fn a_lost_volume_is_repaired_away_and_the_new_one_joins() -> Result<()> {
     cluster.start_again("bookie-2")?;
     let new = id_of(&cluster, "bookie-2")?;
     ensure!(new != old, "another storage is another bookie");
-    ensure!(state_of(&cluster, &new)? == "writable");
+    wait_for_state(&cluster, &new, "writable").await?;
     wait_unnamed(&cluster, &old).await?;
     load.wait_acknowledged(load.acknowledged() + ENOUGH).await?;
     check(&cluster, load).await?;

@@ -66,6 +66,39 @@ async fn marks_are_written_in_bounded_numbers_and_all_come_in_the_end() {
     }
 }
 
+/// Between two scans lies an hour: a bookie's ledgers of that hour are not forgotten.
+#[tokio::test(start_paused = true)]
+async fn ledgers_that_are_younger_than_the_last_scan_are_marked_as_well() {
+    let mut cluster = Cluster::new(5).await;
+    cluster.config.scan_ms = 3_600_000;
+    let mut auditor = cluster.auditor();
+    assert_eq!(auditor.pass().await.unwrap().ledgers, 0);
+    let ledger = cluster.closed(quorum(3, 3, 2), 5).await;
+    cluster.lose(bookie(1)).await;
+    assert_eq!(auditor.pass().await.unwrap().away, 1);
+    let another = cluster.closed(quorum(3, 3, 2), 5).await;
+    cluster.pass_time(Duration::from_secs(600));
+    let report = auditor.pass().await.unwrap();
+    assert_eq!((report.ledgers, report.marked), (2, 1));
+    cluster.worker().await.round().await.unwrap();
+    cluster.assert_whole(ledger, 5).await;
+    // The same when an operator asks for it.
+    auditor.pass().await.unwrap();
+    decommission::set_draining(cluster.store(), bookie(3), true)
+        .await
+        .unwrap();
+    let third = cluster.closed(quorum(3, 3, 2), 5).await;
+    assert!(auditor.pass().await.unwrap().marked > 0);
+    for _ in 0..3 {
+        cluster.worker().await.round().await.unwrap();
+        auditor.pass().await.unwrap();
+    }
+    for ledger in [ledger, another, third] {
+        assert!(!cluster.info(ledger).await.bookies().contains(&bookie(3)));
+        cluster.assert_whole(ledger, 5).await;
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_draining_bookie_is_emptied_and_then_retired() {
     let cluster = Cluster::new(5).await;
