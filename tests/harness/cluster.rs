@@ -366,5 +366,10 @@ fn is_running(id: i32) -> bool {
     let state = stat
         .rsplit_once(") ")
         .and_then(|(_, rest)| rest.chars().next());
-    state.is_some_and(|state| state != 'Z' && state != 'X')
+    match state {
+        None | Some('X') => false,
+        // Its other threads may still be on their way out, and hold its files and locks.
+        Some('Z') => fs::read_dir(format!("/proc/{id}/task")).is_ok_and(|tasks| tasks.count() > 1),
+        Some(_) => true,
+    }
 }

@@ -77,6 +77,27 @@ fn id_of(cluster: &Cluster, name: &str) -> Result<String> {
     Ok(id.context("a cookie has an id")?.to_owned())
 }
 
+/// Name and identity of the bookie that holds most ledgers: this one is in use.
+fn fullest(cluster: &Cluster) -> Result<(String, String)> {
+    let bookies = tool(cluster, &["bookie", "list"])?.ok()?;
+    let found = bookies
+        .iter()
+        .max_by_key(|bookie| bookie["ledgers"].as_u64());
+    let id = found.and_then(|bookie| bookie["bookie"].as_str());
+    let id = id.with_context(|| format!("an identity in {bookies:?}"))?;
+    Ok((name_of(cluster, id)?, id.to_owned()))
+}
+
+/// The name of a bookie's process.
+fn name_of(cluster: &Cluster, id: &str) -> Result<String> {
+    let names = cluster.processes().iter().map(|process| &process.name);
+    let mut bookies = names.filter(|name| name.starts_with("bookie"));
+    let found = bookies.find(|name| id_of(cluster, name).is_ok_and(|found| found == id));
+    Ok(found
+        .with_context(|| format!("no process is {id}"))?
+        .clone())
+}
+
 /// What `aquifer bookie list` says of a bookie.
 fn state_of(cluster: &Cluster, id: &str) -> Result<String> {
     let bookies = tool(cluster, &["bookie", "list"])?.ok()?;

@@ -8,9 +8,7 @@ use aquifer_harness::server::aquifer;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
-use super::{
-    SHORT_GRACE, id_of, limbo::first_line, tool, wait_for_doctor, wait_unnamed, wait_whole,
-};
+use super::{SHORT_GRACE, fullest, limbo::first_line, wait_for_doctor, wait_unnamed, wait_whole};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_process_of_its_own_repairs_what_bookies_leave_to_it() -> Result<()> {
@@ -41,15 +39,9 @@ async fn a_process_of_its_own_repairs_what_bookies_leave_to_it() -> Result<()> {
     )
     .await?;
 
-    let ledgers = tool(&cluster, &["ledger", "list"])?.ok()?;
-    let victim = ledgers[0]["fragments"][0]["bookies"][0].clone();
-    let victim = victim.as_str().context("a text")?;
-    let names = ["bookie-1", "bookie-2", "bookie-3", "bookie-4"];
-    let process = names
-        .into_iter()
-        .find(|name| id_of(&cluster, name).is_ok_and(|id| id == victim));
-    cluster.kill(process.context("it runs")?)?;
-    wait_unnamed(&cluster, victim).await?;
+    let (process, victim) = fullest(&cluster)?;
+    cluster.kill(&process)?;
+    wait_unnamed(&cluster, &victim).await?;
     wait_whole(&cluster).await?;
     let read = aquifer(cluster.url(), &["read", "t"])?;
     ensure!(read.stdout == b"one\ntwo\n", "{read:?}");

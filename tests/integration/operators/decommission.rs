@@ -7,7 +7,9 @@ use anyhow::{Result, ensure};
 use aquifer_harness::cluster::Cluster;
 use aquifer_harness::wait::{until, within};
 
-use super::{SHORT_GRACE, id_of, state_of, tool, wait_for_state, wait_unnamed, wait_whole};
+use super::{
+    SHORT_GRACE, fullest, id_of, state_of, tool, wait_for_state, wait_unnamed, wait_whole,
+};
 use crate::cluster::load::Load;
 use crate::cluster::{ENOUGH, check};
 
@@ -18,22 +20,8 @@ async fn a_bookie_is_decommissioned_under_load() -> Result<()> {
     let mut cluster = Cluster::start_with(&data_dir, &["--bookies", "4"], &[SHORT_GRACE])?;
     let load = Load::start(&cluster)?;
     load.wait_acknowledged(ENOUGH).await?;
-    // The one that holds most: it has something to move.
-    let bookies = tool(&cluster, &["bookie", "list"])?.ok()?;
-    let fullest = bookies
-        .iter()
-        .max_by_key(|bookie| bookie["ledgers"].as_u64());
-    let leaving = fullest.map(|bookie| bookie["bookie"].clone());
-    let leaving = leaving
-        .as_ref()
-        .and_then(|id| id.as_str())
-        .unwrap_or_default();
-    let names = ["bookie-1", "bookie-2", "bookie-3", "bookie-4"];
-    let name = names
-        .into_iter()
-        .find(|name| id_of(&cluster, name).is_ok_and(|id| id == leaving));
-    let name = name.unwrap_or_default();
-
+    let (name, leaving) = fullest(&cluster)?;
+    let (name, leaving) = (&*name, &*leaving);
     let mut command = super::command(&cluster, &["bookie", "decommission", leaving])?;
     let command = command
         .stdout(Stdio::piped())
@@ -92,14 +80,11 @@ async fn a_lost_volume_is_repaired_away_and_the_new_one_joins() -> Result<()> {
     let mut cluster = Cluster::start_with(&data_dir, &["--bookies", "4"], &settings)?;
     let load = Load::start(&cluster)?;
     load.wait_acknowledged(ENOUGH).await?;
-    let old = id_of(&cluster, "bookie-2")?;
-    cluster.kill("bookie-2")?;
-    fs::rename(
-        cluster.directory("bookie-2"),
-        folder.path().join("broken-disk"),
-    )?;
-    cluster.start_again("bookie-2")?;
-    let new = id_of(&cluster, "bookie-2")?;
+    let (name, old) = fullest(&cluster)?;
+    cluster.kill(&name)?;
+    fs::rename(cluster.directory(&name), folder.path().join("broken-disk"))?;
+    cluster.start_again(&name)?;
+    let new = id_of(&cluster, &name)?;
     ensure!(new != old, "another storage is another bookie");
     wait_for_state(&cluster, &new, "writable").await?;
     wait_unnamed(&cluster, &old).await?;

@@ -9,7 +9,7 @@ use aquifer_harness::cluster::Cluster;
 use aquifer_harness::fault::files;
 use aquifer_harness::wait::until;
 
-use super::{SHORT_GRACE, id_of, tool, wait_for_doctor, wait_for_state, wait_whole};
+use super::{SHORT_GRACE, fullest, tool, wait_for_doctor, wait_for_state, wait_whole};
 use crate::cluster::load::Load;
 use crate::cluster::{ENOUGH, check};
 
@@ -28,19 +28,20 @@ async fn a_bookie_that_lost_its_journal_is_restored_and_serves_again() -> Result
     let mut cluster = Cluster::start_with(&data_dir, &["--bookies", "4"], &[SHORT_GRACE])?;
     let load = Load::start(&cluster)?;
     load.wait_acknowledged(ENOUGH).await?;
-    let victim = id_of(&cluster, "bookie-1")?;
-    cluster.kill("bookie-1")?;
+    let (name, victim) = fullest(&cluster)?;
+    cluster.kill(&name)?;
     // Every segment of the journal is gone, and with it what was not in RocksDB yet.
-    let segments = files(&cluster.directory("bookie-1"), ".aqj")?;
+    let segments = files(&cluster.directory(&name), ".aqj")?;
     ensure!(!segments.is_empty(), "there was a journal");
     for segment in segments {
         fs::remove_file(segment)?;
     }
-    cluster.start_again("bookie-1")?;
-    let log = |cluster: &Cluster| cluster.log("bookie-1");
+    cluster.start_again(&name)?;
+    let log = |cluster: &Cluster| cluster.log(&name);
+    let said = log(&cluster);
     ensure!(
-        log(&cluster).contains("journal lost synced data"),
-        "it notices"
+        said.contains("journal lost synced data"),
+        "it notices: {said}"
     );
     until("the end of limbo", || async {
         Ok(log(&cluster)
@@ -58,9 +59,9 @@ async fn a_bookie_that_lost_its_journal_is_restored_and_serves_again() -> Result
     let cookie = tool(&cluster, &["bookie", "cookie", &victim])?.ok()?;
     ensure!(cookie[0]["limbo_since_ms"] == 0, "{cookie:?}");
     // It does not come back with the next start.
-    cluster.kill("bookie-1")?;
+    cluster.kill(&name)?;
     let before = log(&cluster).matches("limbo").count();
-    cluster.start_again("bookie-1")?;
+    cluster.start_again(&name)?;
     wait_for_state(&cluster, &victim, "writable").await?;
     ensure!(
         log(&cluster).matches("limbo").count() == before,
