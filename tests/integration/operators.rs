@@ -17,11 +17,16 @@ use aquifer_harness::server::binary;
 use aquifer_harness::wait::until;
 use serde_json::Value;
 
-/// Open ledgers that lost a bookie are left to their writers for a second only.
-const SHORT_GRACE: (&str, &str) = (
-    "AQUIFER_AUTORECOVERY_REPLICATION_OPEN_LEDGER_GRACE_MS",
-    "1000",
-);
+/// Everything that repair waits for is short: this is about what happens, not about when.
+const QUICK: [(&str, &str); 4] = [
+    (
+        "AQUIFER_AUTORECOVERY_REPLICATION_OPEN_LEDGER_GRACE_MS",
+        "1000",
+    ),
+    ("AQUIFER_AUTORECOVERY_REPLICATION_POLL_MS", "500"),
+    ("AQUIFER_AUTORECOVERY_REPLICATION_AUDIT_MS", "500"),
+    ("AQUIFER_ETCD_LEASE_MS", "2500"),
+];
 
 /// What a tool did.
 #[derive(Debug)]

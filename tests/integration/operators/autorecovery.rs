@@ -8,14 +8,15 @@ use aquifer_harness::server::aquifer;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
-use super::{SHORT_GRACE, fullest, limbo::first_line, wait_for_doctor, wait_unnamed, wait_whole};
+use super::{QUICK, fullest, limbo::first_line, wait_for_doctor, wait_unnamed, wait_whole};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_process_of_its_own_repairs_what_bookies_leave_to_it() -> Result<()> {
     let folder = tempfile::tempdir()?;
     let data_dir = folder.path().join("cluster");
-    let off = ("AQUIFER_AUTORECOVERY_ENABLED", "false");
-    let mut cluster = Cluster::start_with(&data_dir, &["--bookies", "4"], &[off])?;
+    let mut environment = vec![("AQUIFER_AUTORECOVERY_ENABLED", "false")];
+    environment.extend(QUICK);
+    let mut cluster = Cluster::start_with(&data_dir, &["--bookies", "4"], &environment)?;
     let produced = aquifer(cluster.url(), &["produce", "t", "one", "two"])?;
     ensure!(produced.status.success(), "{produced:?}");
     wait_for_doctor(&cluster, 0, "0 processes repair ledgers, and none audits").await?;
@@ -28,7 +29,7 @@ async fn a_process_of_its_own_repairs_what_bookies_leave_to_it() -> Result<()> {
         "1s",
     ];
     let mut command = super::command(&cluster, &words)?;
-    command.env(SHORT_GRACE.0, SHORT_GRACE.1);
+    command.envs(QUICK);
     let mut repair = command.stdout(Stdio::piped()).spawn()?;
     let greeting: Value = serde_json::from_str(&first_line(&mut repair)?)?;
     let name = greeting["id"].as_str().context("a text")?.to_owned();

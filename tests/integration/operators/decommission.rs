@@ -7,9 +7,7 @@ use anyhow::{Result, ensure};
 use aquifer_harness::cluster::Cluster;
 use aquifer_harness::wait::{until, within};
 
-use super::{
-    SHORT_GRACE, fullest, id_of, state_of, tool, wait_for_state, wait_unnamed, wait_whole,
-};
+use super::{QUICK, fullest, id_of, state_of, tool, wait_for_state, wait_unnamed, wait_whole};
 use crate::cluster::load::Load;
 use crate::cluster::{ENOUGH, check};
 
@@ -17,7 +15,7 @@ use crate::cluster::{ENOUGH, check};
 async fn a_bookie_is_decommissioned_under_load() -> Result<()> {
     let folder = tempfile::tempdir()?;
     let data_dir = folder.path().join("cluster");
-    let mut cluster = Cluster::start_with(&data_dir, &["--bookies", "4"], &[SHORT_GRACE])?;
+    let mut cluster = Cluster::start_with(&data_dir, &["--bookies", "4"], &QUICK)?;
     let load = Load::start(&cluster)?;
     load.wait_acknowledged(ENOUGH).await?;
     let (name, leaving) = fullest(&cluster)?;
@@ -76,7 +74,7 @@ async fn a_lost_volume_is_repaired_away_and_the_new_one_joins() -> Result<()> {
     let folder = tempfile::tempdir()?;
     let data_dir = folder.path().join("cluster");
     let lost_after = ("AQUIFER_AUTORECOVERY_REPLICATION_LOST_AFTER_MS", "1000");
-    let settings = [SHORT_GRACE, lost_after];
+    let settings = [&QUICK[..], &[lost_after]].concat();
     let mut cluster = Cluster::start_with(&data_dir, &["--bookies", "4"], &settings)?;
     let load = Load::start(&cluster)?;
     load.wait_acknowledged(ENOUGH).await?;

@@ -7,7 +7,7 @@ use aquifer_harness::cluster::Cluster;
 use aquifer_harness::server::aquifer;
 use aquifer_harness::wait::{until, within};
 
-use super::{id_of, tool, wait_for_doctor, wait_for_state};
+use super::{QUICK, id_of, tool, wait_for_doctor, wait_for_state};
 
 fn publish(cluster: &Cluster, message: &str) -> Result<()> {
     let output = aquifer(cluster.url(), &["produce", "kept", message])?;
@@ -93,7 +93,7 @@ async fn ledgers_are_read_closed_verified_and_deleted_while_the_cluster_runs() -
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_doctor_tells_a_healthy_cluster_from_one_that_lost_a_bookie() -> Result<()> {
     let folder = tempfile::tempdir()?;
-    let mut cluster = Cluster::start(&folder.path().join("cluster"), &[])?;
+    let mut cluster = Cluster::start_with(&folder.path().join("cluster"), &[], &QUICK)?;
     publish(&cluster, "one")?;
     wait_for_doctor(&cluster, 0, "3 processes repair ledgers").await?;
     let victim = id_of(&cluster, "bookie-2")?;

@@ -9,7 +9,7 @@ use aquifer_harness::cluster::Cluster;
 use aquifer_harness::fault::files;
 use aquifer_harness::wait::until;
 
-use super::{SHORT_GRACE, fullest, tool, wait_for_doctor, wait_for_state, wait_whole};
+use super::{QUICK, fullest, tool, wait_for_doctor, wait_for_state, wait_whole};
 use crate::cluster::load::Load;
 use crate::cluster::{ENOUGH, check};
 
@@ -25,7 +25,7 @@ pub fn first_line(child: &mut Child) -> Result<String> {
 async fn a_bookie_that_lost_its_journal_is_restored_and_serves_again() -> Result<()> {
     let folder = tempfile::tempdir()?;
     let data_dir = folder.path().join("cluster");
-    let mut cluster = Cluster::start_with(&data_dir, &["--bookies", "4"], &[SHORT_GRACE])?;
+    let mut cluster = Cluster::start_with(&data_dir, &["--bookies", "4"], &QUICK)?;
     let load = Load::start(&cluster)?;
     load.wait_acknowledged(ENOUGH).await?;
     let (name, victim) = fullest(&cluster)?;
