@@ -14,6 +14,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     // Payloads stay slices of the frame they arrived in.
     tonic_prost_build::configure()
         .bytes(".")
+        .codec_path("crate::codec::RoomyCodec")
         .compile_fds(descriptors)?;
     Ok(())
 }

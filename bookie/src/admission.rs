@@ -23,7 +23,7 @@ use crate::store::{StoreError, entries};
 use crate::workers::Priority;
 
 /// What a request costs beyond its data, in bytes of the budget.
-const REQUEST_BYTES: usize = 256;
+pub(crate) const REQUEST_BYTES: usize = 256;
 
 /// What is left to do after a ledger's lock is released.
 enum After {
@@ -61,7 +61,18 @@ impl Slot {
 
 impl Core {
     pub(crate) fn submit(self: &Arc<Self>, request: OrderedRequest, reply: ReplyCallback) {
-        let permit = match self.let_in(&request) {
+        self.submit_into(None, request, reply);
+    }
+
+    /// Submits a request; `room` is what a normal add takes of the budget, if that was taken
+    /// already.
+    pub(crate) fn submit_into(
+        self: &Arc<Self>,
+        room: Option<BytePermit>,
+        request: OrderedRequest,
+        reply: ReplyCallback,
+    ) {
+        let permit = match self.let_in(&request, room) {
             Ok(permit) => permit,
             Err(error) => {
                 self.metrics.refused(&error);
@@ -106,7 +117,11 @@ impl Core {
     }
 
     /// Checks that need no ledger, and takes the budget.
-    fn let_in(&self, request: &OrderedRequest) -> BookieResult<BytePermit> {
+    fn let_in(
+        &self,
+        request: &OrderedRequest,
+        room: Option<BytePermit>,
+    ) -> BookieResult<BytePermit> {
         self.mode.check()?;
         if request.ledger.0 > LEDGER_ID_MAX {
             return Err(BookieError::Invalid("ledger id above 2^53 - 1".to_owned()));
@@ -133,8 +148,8 @@ impl Core {
             self.mode.check_add()?;
             &self.adds
         };
-        let permit = budget
-            .try_acquire(add.data.len() + REQUEST_BYTES)
+        let permit = room
+            .or_else(|| budget.try_acquire(add.data.len() + REQUEST_BYTES))
             .ok_or(BookieError::Overloaded)?;
         if !add.is_intact(request.ledger) {
             return Err(BookieError::Digest(format!(

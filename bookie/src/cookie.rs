@@ -9,6 +9,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use aquifer_model::checksum;
 use aquifer_model::id::BookieId;
 use aquifer_runtime::disk::{Disk, DiskLock};
 use aquifer_runtime::rng::Rng;
@@ -86,7 +87,7 @@ impl Cookie {
         let cluster = cluster.map_or(String::new(), |name| format!("cluster {name}\n"));
         let state = self.setup.name();
         let body = format!("{FIRST_LINE}\nid {}\n{cluster}state {state}\n", self.id);
-        format!("{body}crc32c {:08x}\n", crc32c::crc32c(body.as_bytes()))
+        format!("{body}crc32c {:08x}\n", checksum::crc32c(body.as_bytes()))
     }
 
     /// Reads a cookie.
@@ -95,7 +96,7 @@ impl Cookie {
         let text = std::str::from_utf8(text).ok()?;
         let (body, checksum) = text.split_at_checked(text.find("crc32c ")?)?;
         let checksum = checksum.strip_prefix("crc32c ")?.strip_suffix('\n')?;
-        if u32::from_str_radix(checksum, 16).ok()? != crc32c::crc32c(body.as_bytes()) {
+        if u32::from_str_radix(checksum, 16).ok()? != checksum::crc32c(body.as_bytes()) {
             return None;
         }
         let mut lines = body.lines();

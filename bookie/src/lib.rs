@@ -33,11 +33,14 @@ mod open;
 mod positions;
 mod reads;
 mod reclaim;
+mod room;
 pub mod scrub;
 mod store;
 mod watchers;
 mod workers;
 
+#[cfg(any(feature = "fuzzing", test))]
+pub mod fuzzing;
 #[cfg(feature = "testing")]
 pub mod testing;
 #[cfg(test)]
@@ -105,6 +108,25 @@ impl Bookie {
     /// returns.
     pub fn submit(&self, request: OrderedRequest, reply: ReplyCallback) {
         self.core.submit(request, reply);
+    }
+
+    /// The same, but an add for which there is no room now comes back instead of being answered
+    /// `Overloaded`: give it to [`Bookie::submit_when_room`].
+    ///
+    /// # Errors
+    /// The request, which was not submitted.
+    pub fn try_submit(
+        &self,
+        request: OrderedRequest,
+        reply: ReplyCallback,
+    ) -> Result<(), (OrderedRequest, ReplyCallback)> {
+        self.core.try_submit(request, reply)
+    }
+
+    /// Waits until there is room for a request, and submits it. A request that is refused for
+    /// another reason does not wait.
+    pub async fn submit_when_room(&self, request: OrderedRequest, reply: ReplyCallback) {
+        self.core.submit_when_room(request, reply).await;
     }
 
     /// Reads consecutive entries, every one verified by its digest.

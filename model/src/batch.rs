@@ -26,6 +26,7 @@ use thiserror::Error;
 
 pub use builder::BatchBuilder;
 
+use crate::checksum;
 use crate::entry::{u32_at, u64_at};
 use crate::limits::{
     BATCH_BYTES_MAX, BATCH_HEADER_BYTES_MAX, BATCH_MESSAGES_MAX, BATCH_UNCOMPRESSED_BYTES_MAX,
@@ -287,7 +288,7 @@ impl Batch {
     /// the bytes merely claim.
     pub fn parse(bytes: Bytes) -> Result<Batch, BatchError> {
         let [fields_len, table_len, count] = check_prefix(&bytes)?;
-        let (stored, computed) = (u32_at(&bytes, 4), crc32c::crc32c(&bytes[8..]));
+        let (stored, computed) = (u32_at(&bytes, 4), checksum::crc32c(&bytes[8..]));
         if stored != computed {
             return Err(BatchError::Checksum { stored, computed });
         }
@@ -493,7 +494,7 @@ fn encode_head(
 
 /// Sets the checksum of a batch that is complete otherwise.
 fn seal(batch: &mut [u8]) {
-    let checksum = crc32c::crc32c(&batch[8..]);
+    let checksum = checksum::crc32c(&batch[8..]);
     batch[4..8].copy_from_slice(&checksum.to_le_bytes());
 }
 

@@ -18,6 +18,7 @@
 use bytes::{BufMut, Bytes, BytesMut};
 use thiserror::Error;
 
+use crate::checksum;
 use crate::id::{Index, OwnerEpoch};
 
 /// Bytes of a head of this version.
@@ -136,7 +137,7 @@ impl EntryHead {
         out.put_u64_le(self.owner_epoch.0);
         out.put_u64_le(0);
         out.put_slice(&self.unknown[..head_len - HEAD_BYTES]);
-        let checksum = crc32c::crc32c(&out[8..]);
+        let checksum = checksum::crc32c(&out[8..]);
         out[4..8].copy_from_slice(&checksum.to_le_bytes());
         out.freeze()
     }
@@ -159,7 +160,7 @@ impl EntryHead {
                 available: bytes.len(),
             });
         }
-        let (stored, computed) = (u32_at(bytes, 4), crc32c::crc32c(&bytes[8..head_len]));
+        let (stored, computed) = (u32_at(bytes, 4), checksum::crc32c(&bytes[8..head_len]));
         if stored != computed {
             return Err(EntryError::Checksum { stored, computed });
         }

@@ -6,6 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use thiserror::Error;
 
+use crate::checksum;
 use crate::entry::EntryData;
 use crate::id::{CreationToken, EntryId, LedgerId};
 
@@ -200,8 +201,8 @@ pub fn digest(
     let lac = last_add_confirmed.map_or(u64::MAX, |lac| lac.0);
     prefix[16..24].copy_from_slice(&lac.to_le_bytes());
     prefix[24..].copy_from_slice(&ledger_length.to_le_bytes());
-    parts.iter().fold(crc32c::crc32c(&prefix), |crc, part| {
-        crc32c::crc32c_append(crc, part)
+    parts.iter().fold(checksum::crc32c(&prefix), |crc, part| {
+        checksum::crc32c_append(crc, part)
     })
 }
 

@@ -15,6 +15,7 @@ pub mod v1 {
     tonic::include_proto!("aquifer.v1");
 }
 
+pub mod codec;
 pub mod convert;
 
 /// The protocol version that this build speaks.

@@ -42,7 +42,7 @@ pub fn payload(producer: &str, number: u64) -> Vec<u8> {
 
 /// A digest of what was sent.
 pub fn crc(bytes: &[u8]) -> u32 {
-    crc32c::crc32c(bytes)
+    aquifer_model::checksum::crc32c(bytes)
 }
 
 /// What one producer knows.

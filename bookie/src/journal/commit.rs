@@ -4,6 +4,7 @@
 //! the commit, so that what an earlier use of a recycled segment left behind never passes for a
 //! commit of this one, and neither does a payload that imitates one: the salt is random.
 
+use aquifer_model::checksum;
 use aquifer_runtime::disk::{AlignedBuffer, BLOCK_BYTES};
 use parking_lot::Mutex;
 use std::sync::Arc;
@@ -76,7 +77,7 @@ impl CommitHead {
     #[must_use]
     pub fn is_intact(&self, bytes: &[u8]) -> bool {
         bytes.len() >= self.content_bytes()
-            && crc32c::crc32c(&bytes[8..self.content_bytes()]) == self.checksum
+            && checksum::crc32c(&bytes[8..self.content_bytes()]) == self.checksum
     }
 }
 
@@ -127,7 +128,7 @@ impl CommitBuilder {
         head[32..36].copy_from_slice(&records.to_le_bytes());
         head[36..40].copy_from_slice(&self.record_count.to_le_bytes());
         head[40..48].fill(0);
-        let checksum = crc32c::crc32c(&self.buffer.as_slice()[8..content]);
+        let checksum = checksum::crc32c(&self.buffer.as_slice()[8..content]);
         self.buffer.as_mut_slice()[4..8].copy_from_slice(&checksum.to_le_bytes());
         self.buffer.pad_to_block();
         self.buffer

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use aquifer_model::checksum;
 use aquifer_model::id::BookieId;
 use aquifer_runtime::disk::{Disk, DiskFile, OpenOptions};
 
@@ -89,7 +90,7 @@ fn encode(sequence: u64, bookie: BookieId) -> [u8; SLOT_CONTENT_BYTES] {
     bytes[..4].copy_from_slice(&MAGIC);
     bytes[8..16].copy_from_slice(&sequence.to_le_bytes());
     bytes[16..32].copy_from_slice(&bookie.0);
-    let checksum = crc32c::crc32c(&bytes[8..]);
+    let checksum = checksum::crc32c(&bytes[8..]);
     bytes[4..8].copy_from_slice(&checksum.to_le_bytes());
     bytes
 }
@@ -101,7 +102,7 @@ fn read_slots(content: &[u8], bookie: BookieId) -> FoundMark {
         .filter_map(|slot| {
             let bytes = slot.get(..SLOT_CONTENT_BYTES)?;
             let intact = bytes[..4] == MAGIC
-                && u32_at(bytes, 4) == crc32c::crc32c(&bytes[8..])
+                && u32_at(bytes, 4) == checksum::crc32c(&bytes[8..])
                 && bytes[16..32] == bookie.0;
             intact.then(|| u64_at(bytes, 8))
         })

@@ -4,6 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use aquifer_model::checksum;
 use aquifer_model::id::BookieId;
 use aquifer_runtime::disk::{AlignedBuffer, BLOCK_BYTES, Disk, DiskFile, OpenOptions};
 
@@ -51,7 +52,7 @@ impl SegmentHead {
         bytes[24..32].copy_from_slice(&self.segment.salt.to_le_bytes());
         bytes[32..40].copy_from_slice(&self.first_sequence.to_le_bytes());
         bytes[40..56].copy_from_slice(&self.bookie.0);
-        let checksum = crc32c::crc32c(&bytes[16..]);
+        let checksum = checksum::crc32c(&bytes[16..]);
         bytes[8..12].copy_from_slice(&checksum.to_le_bytes());
         let mut block = AlignedBuffer::with_capacity(BLOCK_BYTES);
         block.extend_from_slice(&bytes);
@@ -70,7 +71,7 @@ impl SegmentHead {
         }
         let intact = block[..8] == MAGIC
             && block[12..16] == [0; 4]
-            && u32_at(block, 8) == crc32c::crc32c(&block[16..HEAD_BYTES]);
+            && u32_at(block, 8) == checksum::crc32c(&block[16..HEAD_BYTES]);
         match BookieId::try_from(&block[40..56]) {
             Ok(bookie) if intact => FoundHead::Used(SegmentHead {
                 segment: SegmentUse {

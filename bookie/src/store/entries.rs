@@ -16,6 +16,12 @@ use crate::store::keys;
 
 /// How far ahead RocksDB reads in a scan that is longer than a few entries.
 const READAHEAD_BYTES: usize = 1024 * 1024;
+/// Entries of this size lie in blob files, of which an iterator reads each value by itself.
+const LARGE_BYTES: usize = 16 * 1024;
+/// What one read of several entries takes from the disk.
+const BATCH_BYTES: usize = 1024 * 1024;
+/// RocksDB reads at most 32 together.
+const BATCH_ENTRIES_MAX: usize = 32;
 
 /// Why an entry could not be returned.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -94,58 +100,163 @@ pub fn read_range(
     range: &ReadRange,
     pending: &BTreeMap<EntryId, AddEntry>,
 ) -> Result<Vec<StoredEntry>, EntryError> {
-    let mut found: Vec<StoredEntry> = Vec::new();
     if range.first > range.last || range.entries_max == 0 {
-        return Ok(found);
+        return Ok(Vec::new());
     }
-    let mut read = ReadOptions::default();
-    read.set_iterate_upper_bound(keys::ledger_end(range.ledger));
-    if range.bytes_max > READAHEAD_BYTES / 4 && range.prefix_bytes.is_none() {
-        read.set_readahead_size(READAHEAD_BYTES.min(range.bytes_max));
-        read.fill_cache(false);
+    let mut scan = Scan {
+        db,
+        range,
+        pending,
+        found: Vec::new(),
+        bytes: 0,
+        next: range.first,
+    };
+    match scan.one_by_one()? {
+        Ended::HereAreLarge => scan.many_at_once()?,
+        Ended::Done => {}
     }
-    let family = db.family(keys::ENTRIES)?;
-    let mut iterator = db.rocks.raw_iterator_cf_opt(family, read);
-    iterator.seek(keys::entry_key(range.ledger, range.first));
-    let mut next = range.first;
-    let mut bytes = 0;
-    loop {
-        let stored = match iterator.item() {
-            Some((key, value)) if keys::entry_of(key) == Some(next) => {
-                let mut entry = verified(range.ledger, next, value, range.prefix_bytes);
-                iterator.next();
-                // Repair is on its way to replace what is damaged.
-                if entry.is_err()
-                    && let Some(add) = pending.get(&next)
-                {
-                    entry = from_pending(range.ledger, add, range.prefix_bytes);
+    Ok(scan.found)
+}
+
+/// Why entries are not looked at one by one any more.
+enum Ended {
+    /// There is no more to read.
+    Done,
+    /// They are so large that each costs a read of the disk.
+    HereAreLarge,
+}
+
+/// A range that is being read.
+struct Scan<'a> {
+    db: &'a Db,
+    range: &'a ReadRange,
+    pending: &'a BTreeMap<EntryId, AddEntry>,
+    found: Vec<StoredEntry>,
+    bytes: usize,
+    next: EntryId,
+}
+
+impl Scan<'_> {
+    /// Follows an iterator: the way for small entries, which share blocks, and the one that proves
+    /// an absence.
+    fn one_by_one(&mut self) -> Result<Ended, EntryError> {
+        let mut read = ReadOptions::default();
+        read.set_iterate_upper_bound(keys::ledger_end(self.range.ledger));
+        if self.range.bytes_max > READAHEAD_BYTES / 4 && self.range.prefix_bytes.is_none() {
+            read.set_readahead_size(READAHEAD_BYTES.min(self.range.bytes_max));
+            read.fill_cache(false);
+        }
+        let family = self.db.family(keys::ENTRIES)?;
+        let mut iterator = self.db.rocks.raw_iterator_cf_opt(family, read);
+        iterator.seek(keys::entry_key(self.range.ledger, self.next));
+        loop {
+            let stored = match iterator.item() {
+                Some((key, value)) if keys::entry_of(key) == Some(self.next) => Some(value),
+                _ => None,
+            };
+            let is_stored = stored.is_some();
+            let entry = self.merged(stored);
+            let status = iterator.status().map_err(StoreError::from);
+            let (more, bytes) = match (entry, status) {
+                (Some(Ok(entry)), _) => {
+                    let bytes = entry.data.len();
+                    (self.take(entry), bytes)
                 }
-                Some(entry)
+                (None, Ok(())) => return Ok(Ended::Done),
+                (Some(Err(error)), _) => return self.fail(error),
+                (None, Err(error)) => return self.fail(error.into()),
+            };
+            if !more {
+                return Ok(Ended::Done);
             }
-            _ => pending
-                .get(&next)
-                .map(|add| from_pending(range.ledger, add, range.prefix_bytes)),
-        };
-        let status = iterator.status().map_err(StoreError::from);
-        let entry = match (stored, status) {
-            (Some(Ok(entry)), _) => entry,
-            (None, Ok(())) => break,
-            // What is wrong here is the answer to a later read that begins at this entry.
-            (Some(Err(_)), _) | (None, Err(_)) if !found.is_empty() => break,
-            (Some(Err(error)), _) => return Err(error),
-            (None, Err(error)) => return Err(error.into()),
-        };
-        bytes += entry.data.len();
-        if !found.is_empty() && bytes > range.bytes_max {
-            break;
+            if bytes >= LARGE_BYTES {
+                return Ok(Ended::HereAreLarge);
+            }
+            if is_stored {
+                iterator.next();
+            }
         }
-        found.push(entry);
-        if next == range.last || found.len() >= range.entries_max {
-            break;
-        }
-        next = next.next();
     }
-    Ok(found)
+
+    /// Looks entries up by their numbers, several with one read of the disk: those of a ledger
+    /// lie one behind the other in a blob file.
+    fn many_at_once(&mut self) -> Result<(), EntryError> {
+        let db = self.db;
+        let family = db.family(keys::ENTRIES)?;
+        loop {
+            let wanted = self.next_keys();
+            if wanted.is_empty() {
+                return Ok(());
+            }
+            // What the cache keeps of these are blocks of keys.
+            let values = db.rocks.batched_multi_get_cf(family, &wanted, true);
+            for value in values {
+                let entry = match value {
+                    Ok(value) => self.merged(value.as_deref()),
+                    Err(error) => Some(Err(StoreError::from(error).into())),
+                };
+                // Whatever ends the answer behind its first entry is found again by a read that
+                // begins there, and that one follows an iterator.
+                let Some(Ok(entry)) = entry else {
+                    return Ok(());
+                };
+                if !self.take(entry) {
+                    return Ok(());
+                }
+            }
+        }
+    }
+
+    /// The keys of entries that most likely fit, for one read.
+    fn next_keys(&self) -> Vec<[u8; 16]> {
+        let usual = (self.bytes / self.found.len().max(1)).max(1);
+        let left = self.range.bytes_max.saturating_sub(self.bytes);
+        let count = (left.min(BATCH_BYTES) / usual)
+            .min(self.range.entries_max - self.found.len())
+            .clamp(1, BATCH_ENTRIES_MAX);
+        let after = self.next.0.saturating_add(count as u64);
+        let end = after.min(self.range.last.0.saturating_add(1));
+        (self.next.0..end)
+            .map(|entry| keys::entry_key(self.range.ledger, EntryId(entry)))
+            .collect()
+    }
+
+    /// The next entry: as it is stored, or as it is on its way.
+    fn merged(&self, stored: Option<&[u8]>) -> Option<Result<StoredEntry, EntryError>> {
+        let (ledger, prefix) = (self.range.ledger, self.range.prefix_bytes);
+        let pending = || {
+            let add = self.pending.get(&self.next)?;
+            Some(from_pending(ledger, add, prefix))
+        };
+        match stored.map(|value| verified(ledger, self.next, value, prefix)) {
+            // Repair is on its way to replace what is damaged.
+            Some(Err(error)) => pending().or(Some(Err(error))),
+            Some(entry) => Some(entry),
+            None => pending(),
+        }
+    }
+
+    /// Takes an entry if it fits. Whether another may.
+    fn take(&mut self, entry: StoredEntry) -> bool {
+        self.bytes += entry.data.len();
+        if !self.found.is_empty() && self.bytes > self.range.bytes_max {
+            return false;
+        }
+        self.found.push(entry);
+        if self.next == self.range.last || self.found.len() >= self.range.entries_max {
+            return false;
+        }
+        self.next = self.next.next();
+        true
+    }
+
+    /// What is wrong behind the first entry is the answer to a later read that begins there.
+    fn fail(&self, error: EntryError) -> Result<Ended, EntryError> {
+        if self.found.is_empty() {
+            return Err(error);
+        }
+        Ok(Ended::Done)
+    }
 }
 
 /// What a look at stored entries found.

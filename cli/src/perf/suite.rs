@@ -2,6 +2,7 @@
 //! of its own in a directory of its own, every row beside its target and the disk calibration of
 //! the same run. `make bench` runs it.
 
+mod cluster;
 mod load;
 mod memory;
 mod quiet;
@@ -107,6 +108,7 @@ struct Results {
 /// A run in progress.
 struct Suite {
     quick: bool,
+    directory: PathBuf,
     calibration: Vec<Calibration>,
     server: Server,
     rows: Vec<Row>,
@@ -130,11 +132,12 @@ enum Part {
     CatchUp,
     Stalled,
     IdleMemory,
+    Cluster,
     Cold,
 }
 
 /// In this order: quiet ones first, and the one that restarts the server last.
-const PARTS: [(Part, &str); 12] = [
+const PARTS: [(Part, &str); 13] = [
     (Part::Start, "start"),
     (Part::Latency, "latency"),
     (Part::Publish, "publish"),
@@ -146,6 +149,7 @@ const PARTS: [(Part, &str); 12] = [
     (Part::CatchUp, "catch-up"),
     (Part::Stalled, "stalled"),
     (Part::IdleMemory, "idle-memory"),
+    (Part::Cluster, "cluster"),
     (Part::Cold, "cold"),
 ];
 
@@ -173,6 +177,7 @@ pub async fn run(args: SuiteArgs, out: &Output) -> Result<(), CliError> {
     let server = Server::start(&directory.path.join("data")).await?;
     let mut suite = Suite {
         quick: args.quick,
+        directory: directory.path.clone(),
         calibration,
         server,
         rows: Vec::new(),
@@ -229,6 +234,7 @@ impl Suite {
             Part::CatchUp => self.catch_up_while_publishing().await,
             Part::Stalled => self.stalled_consumer().await,
             Part::IdleMemory => self.idle_memory().await,
+            Part::Cluster => self.cluster().await,
             Part::Cold => self.cold_catch_up().await,
         }
     }

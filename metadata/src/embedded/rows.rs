@@ -2,6 +2,7 @@
 //! its own, because redb verifies pages only when it repairs or checks a file, and a value that
 //! changed at rest must not be taken for metadata.
 
+use aquifer_model::checksum;
 use bytes::Bytes;
 use redb::{
     Database, ReadTransaction, ReadableDatabase, ReadableTable, Table, TableDefinition,
@@ -34,11 +35,11 @@ pub(super) struct Stored {
 }
 
 fn checksum(key: &str, created: u64, modified: u64, session: u64, value: &[u8]) -> u32 {
-    let mut sum = crc32c::crc32c(key.as_bytes());
+    let mut sum = checksum::crc32c(key.as_bytes());
     for number in [created, modified, session] {
-        sum = crc32c::crc32c_append(sum, &number.to_le_bytes());
+        sum = checksum::crc32c_append(sum, &number.to_le_bytes());
     }
-    crc32c::crc32c_append(sum, value)
+    checksum::crc32c_append(sum, value)
 }
 
 fn decode(key: &str, row: Row<'_>) -> MetadataResult<Stored> {

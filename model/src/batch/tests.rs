@@ -113,7 +113,7 @@ proptest! {
         bytes.extend(u32::try_from(PREFIX_BYTES + body.len()).unwrap().to_le_bytes());
         lengths.iter().for_each(|length| bytes.extend(length.to_le_bytes()));
         bytes.extend(&body);
-        let checksum = crc32c::crc32c(&bytes[8..]);
+        let checksum = checksum::crc32c(&bytes[8..]);
         bytes[4..8].copy_from_slice(&checksum.to_le_bytes());
         if let Ok(batch) = Batch::parse(bytes.into()) {
             prop_assert_eq!(batch.rows().count(), batch.message_count() as usize);

@@ -11,10 +11,15 @@ use crate::perf::Until;
 use super::{Bound, MESSAGE_BYTES, Row, Suite, complete};
 
 impl Suite {
+    /// Waits until a server without load has flushed and given memory back. The same in a quick
+    /// run: less would say nothing.
+    pub(super) async fn quiet_down(&self) {
+        sleep(Duration::from_secs(15)).await;
+    }
+
     /// Resident memory of an idle server, after load.
     pub(super) async fn idle_memory(&mut self) -> Result<(), CliError> {
-        // The allocator returns memory a second after it was freed; flushes take longer.
-        sleep(Duration::from_secs(if self.quick { 3 } else { 15 })).await;
+        self.quiet_down().await;
         let usage = self.server.usage()?;
         self.rows.push(Row::new(
             "resident memory, idle after load",

@@ -158,12 +158,7 @@ impl Server {
     /// # Errors
     /// When it has ended.
     pub fn usage(&self) -> Result<Usage, CliError> {
-        let read = |name: &str| {
-            fs::read_to_string(format!("/proc/{}/{name}", self.child.id()))
-                .map_err(|error| CliError::failed(format!("the server is gone: {error}")))
-        };
-        parse_usage(&read("stat")?, &read("status")?)
-            .ok_or_else(|| CliError::failed("cannot read what the server uses"))
+        usage_of(self.child.id())
     }
 
     /// The sum of a metric over all its labels; 0 for a counter that has not counted yet.
@@ -190,6 +185,19 @@ impl Drop for Server {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// What a process uses.
+///
+/// # Errors
+/// When it has ended.
+pub fn usage_of(pid: u32) -> Result<Usage, CliError> {
+    let read = |name: &str| {
+        fs::read_to_string(format!("/proc/{pid}/{name}"))
+            .map_err(|error| CliError::failed(format!("the server is gone: {error}")))
+    };
+    parse_usage(&read("stat")?, &read("status")?)
+        .ok_or_else(|| CliError::failed("cannot read what the server uses"))
 }
 
 async fn free_address() -> Result<String, CliError> {

@@ -113,7 +113,7 @@ impl Parts {
         store: Arc<EmbeddedStore>,
         bookie: Bookie,
     ) -> Result<Parts, CliError> {
-        let storage = storage(&store, &bookie);
+        let storage = storage(&store, &bookie, &groups.ledger);
         let (cache, ledger) = (&config.cache, LedgerSettings::default());
         let log = serving::log_context(storage, cache, &ledger, seams, telemetry, &groups.ledger);
         // Nobody else has copies, so that there is nothing to repair from: only what concerns the
@@ -189,7 +189,7 @@ async fn open_metadata(
 }
 
 /// The one bookie of this process, called instead of connected to.
-fn storage(store: &Arc<EmbeddedStore>, bookie: &Bookie) -> Storage {
+fn storage(store: &Arc<EmbeddedStore>, bookie: &Bookie, tasks: &TaskGroup) -> Storage {
     let here = BookieInfo {
         id: bookie.id(),
         zone: String::new(),
@@ -199,7 +199,7 @@ fn storage(store: &Arc<EmbeddedStore>, bookie: &Bookie) -> Storage {
     };
     Storage {
         store: store.clone(),
-        transport: Arc::new(InProcess(bookie.clone())),
+        transport: Arc::new(InProcess::new(bookie.clone(), tasks)),
         bookies: Bookies::fixed(vec![here]),
     }
 }

@@ -21,10 +21,14 @@ use super::*;
 type Answer = oneshot::Receiver<BookieResult<OrderedReply>>;
 
 fn bookie(directory: &std::path::Path) -> Bookie {
+    bookie_with(BookieConfig::in_directory(directory))
+}
+
+fn bookie_with(config: BookieConfig) -> Bookie {
     let config = BookieConfig {
         read_only_below_free_bytes: 0,
         writable_above_free_bytes: 1,
-        ..BookieConfig::in_directory(directory)
+        ..config
     };
     let deps = BookieDeps {
         disk: RealDisk::shared(),
@@ -198,8 +202,8 @@ async fn in_process_and_over_grpc_a_bookie_is_the_same() {
     let directory = tempfile::tempdir().unwrap();
     let bookie = bookie(directory.path());
     let id = bookie.id();
-    contract(&InProcess(bookie.clone()), id, 1).await;
     let (server, client) = (TaskGroup::new("server"), TaskGroup::new("client"));
+    contract(&InProcess::new(bookie.clone(), &client), id, 1).await;
     let listen = ListenAddress::loopback_any_port();
     let bound = aquifer_bookie::service::serve(bookie.clone(), listen, &server).await;
     let url = format!("http://{}", bound.unwrap());
@@ -231,5 +235,45 @@ async fn in_process_and_over_grpc_a_bookie_is_the_same() {
     assert!(reached, "the stream comes back by itself");
     client.drain(Duration::from_secs(10)).await;
     again.drain(Duration::from_secs(10)).await;
+    bookie.shutdown().await;
+}
+
+#[tokio::test]
+async fn adds_wait_for_room_in_order_instead_of_being_refused() {
+    let directory = tempfile::tempdir().unwrap();
+    // Room for three of them.
+    let bookie = bookie_with(BookieConfig {
+        bytes_in_flight_max: 64 * 1024,
+        ..BookieConfig::in_directory(directory.path())
+    });
+    let id = bookie.id();
+    let tasks = TaskGroup::new("test");
+    let transport = InProcess::new(bookie.clone(), &tasks);
+    let order = Arc::new(Mutex::new(Vec::new()));
+    let mut answers = Vec::new();
+    let adds = (0..200).map(|entry| add(1, entry, 20_000));
+    // What comes behind them is not overtaken by it: the fence refuses none of them.
+    let requests = adds.chain([request(1, OrderedOperation::Fence)]);
+    for (number, request) in requests.enumerate() {
+        let (sender, answer) = oneshot::channel();
+        let order = Arc::clone(&order);
+        let reply = Box::new(move |outcome| {
+            order.lock().push(number);
+            let _ = sender.send(outcome);
+        });
+        transport.submit(id, request, reply);
+        answers.push(answer);
+    }
+    for pending in answers {
+        let outcome = answer(pending).await;
+        assert!(
+            matches!(outcome, Ok(OrderedReply::Done { .. })),
+            "{outcome:?}"
+        );
+    }
+    assert_eq!(*order.lock(), (0..=200).collect::<Vec<_>>());
+    let refused = answer(submit(&transport, id, add(1, 200, 10))).await;
+    assert_eq!(refused, Err(BookieError::Fenced));
+    tasks.drain(Duration::from_secs(10)).await;
     bookie.shutdown().await;
 }

@@ -1,0 +1,67 @@
+//! Adds that wait for room instead of being refused: for callers in this process, who can keep
+//! what waits. Whoever is refused as `Overloaded` comes back after a pause, and the journal idles
+//! meanwhile.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use aquifer_model::storage::{OrderedOperation, OrderedRequest, ReplyCallback};
+use aquifer_runtime::budget::BytePermit;
+use aquifer_runtime::clock;
+
+use crate::admission::REQUEST_BYTES;
+use crate::core::Core;
+
+/// How often a wait for room looks whether adds are taken at all: a store that fails gives no
+/// room back, and its refusal must not wait for that.
+const LOOK: Duration = Duration::from_millis(50);
+
+/// Bytes of the budget that a normal add takes; nothing for other requests, which have their own.
+fn room_of(request: &OrderedRequest) -> Option<usize> {
+    match &request.operation {
+        OrderedOperation::Add(add) if !add.recovery => Some(add.data.len() + REQUEST_BYTES),
+        _ => None,
+    }
+}
+
+impl Core {
+    /// Submits a request, unless it is an add for which there is no room now: that comes back.
+    pub(crate) fn try_submit(
+        self: &Arc<Self>,
+        request: OrderedRequest,
+        reply: ReplyCallback,
+    ) -> Result<(), (OrderedRequest, ReplyCallback)> {
+        let room = match room_of(&request).filter(|_| self.mode.check_add().is_ok()) {
+            Some(bytes) => match self.adds.try_acquire(bytes) {
+                Some(room) => Some(room),
+                None => return Err((request, reply)),
+            },
+            None => None,
+        };
+        self.submit_into(room, request, reply);
+        Ok(())
+    }
+
+    /// Submits a request, an add once there is room for it. What is refused for another reason
+    /// is refused at once.
+    pub(crate) async fn submit_when_room(
+        self: &Arc<Self>,
+        request: OrderedRequest,
+        reply: ReplyCallback,
+    ) {
+        let room = match room_of(&request) {
+            Some(bytes) => self.wait_for_room(bytes).await,
+            None => None,
+        };
+        self.submit_into(room, request, reply);
+    }
+
+    async fn wait_for_room(&self, bytes: usize) -> Option<BytePermit> {
+        while self.mode.check().is_ok() && self.mode.check_add().is_ok() {
+            if let Ok(room) = clock::timeout(LOOK, self.adds.acquire(bytes)).await {
+                return Some(room);
+            }
+        }
+        None
+    }
+}
