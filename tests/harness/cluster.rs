@@ -228,15 +228,17 @@ impl Cluster {
     /// When a process is left, or `aquifer dev` did not end with exit code 0.
     pub fn stop(&mut self) -> Result<()> {
         let dev = self.dev.as_ref().context("it is not running")?;
-        kill_process(pid(i32::try_from(dev.id())?)?, Signal::TERM)?;
-        let status = self.wait_exit()?;
-        ensure!(status.success(), "aquifer dev ended with {status}");
+        let dev = pid(i32::try_from(dev.id())?)?;
+        // First those that `aquifer dev` does not know: without its etcd they end slowly.
         for (name, mut child) in std::mem::take(&mut self.again) {
             let id = i32::try_from(child.id())?;
             kill_process(pid(id)?, Signal::TERM)?;
             let status = child.wait()?;
             ensure!(status.success(), "{name} ended with {status}");
         }
+        kill_process(dev, Signal::TERM)?;
+        let status = self.wait_exit()?;
+        ensure!(status.success(), "aquifer dev ended with {status}");
         self.check_gone()
     }
 

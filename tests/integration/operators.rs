@@ -25,7 +25,7 @@ const QUICK: [(&str, &str); 4] = [
     ),
     ("AQUIFER_AUTORECOVERY_REPLICATION_POLL_MS", "500"),
     ("AQUIFER_AUTORECOVERY_REPLICATION_AUDIT_MS", "500"),
-    ("AQUIFER_ETCD_LEASE_MS", "2500"),
+    ("AQUIFER_ETCD_LEASE_MS", "4000"),
 ];
 
 /// What a tool did.
@@ -130,19 +130,37 @@ async fn wait_for_doctor(cluster: &Cluster, code: i32, said: &str) -> Result<()>
 
 /// Waits until no ledger names a bookie.
 async fn wait_unnamed(cluster: &Cluster, id: &str) -> Result<()> {
-    until("no ledger to name the bookie", || async {
+    let waited = until("no ledger to name the bookie", || async {
         let named = tool(cluster, &["ledger", "list", "--bookie", id])?.ok()?;
         Ok(named.is_empty().then_some(()))
-    })
-    .await
+    });
+    waited.await.with_context(|| repair_log(cluster))
 }
 
-/// Waits until every replica of every closed ledger is whole.
+/// Waits until every replica of every fragment that is not written any more is whole. What an ack
+/// quorum has left thin is marked when it is found, for the repair workers.
 async fn wait_whole(cluster: &Cluster) -> Result<()> {
+    let verify = ["ledger", "verify", "--mark"];
     let waited = until("whole replicas", || async {
-        Ok((tool(cluster, &["ledger", "verify"])?.code == Some(0)).then_some(()))
+        Ok((tool(cluster, &verify)?.code == Some(0)).then_some(()))
     });
-    waited
-        .await
-        .with_context(|| format!("{:?}", tool(cluster, &["ledger", "verify"])))
+    let waited = waited.await;
+    waited.with_context(|| format!("{:?}\n{}", tool(cluster, &verify), repair_log(cluster)))
+}
+
+/// What bookies have logged about repair, for a test that waited in vain.
+fn repair_log(cluster: &Cluster) -> String {
+    let mut lines = Vec::new();
+    for process in cluster.processes() {
+        let log = cluster.log(&process.name);
+        let said = log.lines().filter(|line| {
+            let parts = ["WARN", "ERROR", "replication", "recover"];
+            parts.iter().any(|part| line.contains(part))
+        });
+        let said: Vec<&str> = said.collect();
+        lines.push(format!("== {}", process.name));
+        let last = &said[said.len().saturating_sub(30)..];
+        lines.extend(last.iter().map(ToString::to_string));
+    }
+    lines.join("\n")
 }
