@@ -2,20 +2,22 @@
 //! here, then it goes to the file of its kind.
 
 mod admin;
+mod bundles;
 mod consume;
 mod produce;
 mod topics;
 
 use std::future::Future;
 
-use aquifer_model::id::Index;
+use aquifer_model::bundle::BundleRange;
+use aquifer_model::id::{BrokerId, Index};
 use aquifer_model::limits::{BATCH_BYTES_MAX, MESSAGE_BYTES_MAX};
 use aquifer_model::place::Place;
 use aquifer_model::policy::NamespacePolicies;
 use aquifer_model::topic::{NamespaceName, SubscriptionName, TopicName};
 use aquifer_protocol_api::broker::{
-    ApiResult, BrokerApi, BrokerIdentity, ConsumerSession, OpenProducer, Page, PageRequest,
-    ProducerSession, Subscribe, TopicDescription, TopicStats,
+    ApiResult, BrokerApi, BrokerIdentity, BrokerInfo, BundleInfo, ConsumerSession, OpenProducer,
+    Page, PageRequest, ProducerSession, Subscribe, TopicDescription, TopicStats,
 };
 use aquifer_protocol_api::context::RequestContext;
 use aquifer_protocol_api::error::ApiError;
@@ -240,5 +242,49 @@ impl BrokerApi for Broker {
         );
         let work = self.move_subscription(&topic, &subscription, place);
         self.serve(ctx, "seek_subscription", span, work).await
+    }
+    async fn list_brokers(&self, ctx: &RequestContext) -> ApiResult<Vec<BrokerInfo>> {
+        let span = span!("list_brokers", ctx);
+        let work = async { Ok(self.brokers()) };
+        self.serve(ctx, "list_brokers", span, work).await
+    }
+
+    async fn list_bundles(
+        &self,
+        ctx: &RequestContext,
+        namespace: NamespaceName,
+    ) -> ApiResult<Vec<BundleInfo>> {
+        let span = span!("list_bundles", ctx, namespace = namespace);
+        self.serve(ctx, "list_bundles", span, self.bundles(&namespace))
+            .await
+    }
+
+    async fn transfer_bundle(
+        &self,
+        ctx: &RequestContext,
+        namespace: NamespaceName,
+        bundle: BundleRange,
+        broker: Option<BrokerId>,
+    ) -> ApiResult<BrokerInfo> {
+        let span = span!(
+            "transfer_bundle",
+            ctx,
+            namespace = namespace,
+            bundle = bundle
+        );
+        let work = self.transfer(namespace, bundle, broker);
+        self.serve(ctx, "transfer_bundle", span, work).await
+    }
+
+    async fn split_bundle(
+        &self,
+        ctx: &RequestContext,
+        namespace: NamespaceName,
+        bundle: BundleRange,
+        at: Option<u32>,
+    ) -> ApiResult<[BundleRange; 2]> {
+        let span = span!("split_bundle", ctx, namespace = namespace, bundle = bundle);
+        let work = self.split(namespace, bundle, at);
+        self.serve(ctx, "split_bundle", span, work).await
     }
 }

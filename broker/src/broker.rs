@@ -5,7 +5,11 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use aquifer_ledger::context::LogContext;
+use aquifer_metadata::cache::PrefixCache;
+use aquifer_metadata::lease::Lease;
+use aquifer_metadata::store::MetadataStore;
 use aquifer_model::id::BrokerId;
+use aquifer_model::topic::TopicName;
 use aquifer_runtime::budget::ByteBudget;
 use aquifer_runtime::clock::SharedClock;
 use aquifer_runtime::rng::SharedRng;
@@ -14,11 +18,15 @@ use opentelemetry::metrics::Meter;
 
 use crate::config::BrokerConfig;
 use crate::error::BrokerError;
+use crate::members::Members;
 use crate::metrics::BrokerMetrics;
+use crate::movement;
 use crate::namespace::Namespaces;
-use crate::ownership::Ownership;
+use crate::ownership::{Cluster, OWNERS_MAX, OWNERS_PREFIX, Owned, Ownership};
 use crate::topics::Topics;
 
+/// Times that a request looks at the bundles of a namespace anew.
+const BUNDLES_ATTEMPTS_MAX: u32 = 5;
 /// How long a shutdown waits for topics to seal their ledgers.
 const SHUTDOWN_DEADLINE: Duration = Duration::from_secs(30);
 
@@ -34,6 +42,8 @@ pub struct BrokerDeps {
     pub meter: Meter,
     /// The group that all tasks of the broker belong to.
     pub tasks: TaskGroup,
+    /// The lease of the process, when there may be other brokers.
+    pub lease: Option<Lease>,
 }
 
 /// What all parts of a broker share.
@@ -59,6 +69,22 @@ impl Shared {
     /// A number that no other object of this broker has.
     pub(crate) fn next_id(&self) -> u64 {
         self.next_id.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// What this broker may do with a topic: owning its bundle, which it acquires if nobody does.
+    pub(crate) async fn own(&self, topic: &TopicName) -> Result<Owned, BrokerError> {
+        let mut attempts = 0;
+        loop {
+            let bundles = self.namespaces.bundles(topic.namespace()).await?;
+            let owned = self.ownership.ensure(&bundles.of(topic), &bundles).await;
+            match owned {
+                Err(BrokerError::BundlesChanged(_)) if attempts < BUNDLES_ATTEMPTS_MAX => {
+                    attempts += 1;
+                    self.namespaces.forget(topic.namespace());
+                }
+                owned => return owned,
+            }
+        }
     }
 
     /// Refuses when the broker goes away.
@@ -88,15 +114,20 @@ impl Broker {
         config.validate()?;
         let id = BrokerId(deps.rng.id16());
         let store = Arc::clone(&deps.log.store);
-        let namespaces = Namespaces::new(Arc::clone(&store), deps.tasks.clone());
+        let bundles = config.namespace_bundles;
+        let namespaces = Namespaces::new(Arc::clone(&store), deps.tasks.clone(), bundles);
         namespaces.ensure_default(config.default_policies()).await?;
+        let cluster = match deps.lease {
+            Some(lease) => Some(join(&store, id, lease, &deps.rng, &deps.tasks).await),
+            None => None,
+        };
         let shared = Arc::new(Shared {
             id,
             metrics: BrokerMetrics::new(&deps.meter),
             publish_budget: ByteBudget::new(config.publish_bytes_in_flight_max),
             read_budget: ByteBudget::new(config.read_bytes_in_flight_max),
             namespaces,
-            ownership: Ownership::new(store, id),
+            ownership: Ownership::new(store, id, cluster),
             log: deps.log,
             clock: deps.clock,
             rng: deps.rng,
@@ -106,16 +137,24 @@ impl Broker {
             config,
         });
         tracing::info!(broker = %id, cluster = shared.config.cluster, "broker started");
-        Ok(Arc::new(Broker {
-            topics: Topics::new(Arc::clone(&shared)),
-            shared,
-        }))
+        let topics = Topics::new(Arc::clone(&shared));
+        if shared.ownership.cluster().is_some() {
+            movement::start(&topics);
+        }
+        Ok(Arc::new(Broker { shared, topics }))
     }
 
     /// The identity of this broker, drawn at its start.
     #[must_use]
     pub fn id(&self) -> BrokerId {
         self.shared.id
+    }
+
+    /// Gives everything that it owns to the other brokers of its cluster, while it serves still:
+    /// clients of each topic are told where to go when its ledgers are sealed. Without another broker
+    /// nothing happens.
+    pub async fn hand_over(&self) {
+        movement::drain(&self.topics).await;
     }
 
     /// Stops: refuses new requests, finishes what is in flight, seals ledgers, and tells clients
@@ -128,4 +167,20 @@ impl Broker {
         }
         tracing::info!(broker = %self.shared.id, "broker stopped");
     }
+}
+
+/// Begins to follow who else is there and who owns what; waits until it is known.
+async fn join(
+    store: &Arc<dyn MetadataStore>,
+    me: BrokerId,
+    lease: Lease,
+    rng: &SharedRng,
+    tasks: &TaskGroup,
+) -> Cluster {
+    let members = Members::start(Arc::clone(store), me, lease, Arc::clone(rng), tasks);
+    let (store, rng) = (Arc::clone(store), Arc::clone(rng));
+    let owners = PrefixCache::start(store, OWNERS_PREFIX, OWNERS_MAX, rng, tasks);
+    members.ready().await;
+    owners.ready().await;
+    Cluster { members, owners }
 }

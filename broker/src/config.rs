@@ -4,6 +4,7 @@ use aquifer_model::policy::NamespacePolicies;
 use aquifer_model::quorum::Quorum;
 use serde::{Deserialize, Serialize};
 
+use crate::bundles::BUNDLES_MAX;
 use crate::error::BrokerError;
 
 /// Settings of a broker.
@@ -33,6 +34,8 @@ pub struct BrokerConfig {
     pub dedup_snapshot_bytes: u64,
     /// A snapshot of producers' states is taken after this time when anything was published.
     pub dedup_snapshot_ms: u64,
+    /// Bundles of a namespace that is created: the units in which topics are spread over brokers.
+    pub namespace_bundles: u32,
     /// Replication of namespaces that are created without policies.
     #[serde(skip)]
     pub default_quorum: Quorum,
@@ -52,6 +55,7 @@ impl Default for BrokerConfig {
             dedup_snapshot_entries: 20_000,
             dedup_snapshot_bytes: 256 << 20,
             dedup_snapshot_ms: 120 * 1000,
+            namespace_bundles: 16,
             default_quorum: Quorum::SINGLE,
         }
     }
@@ -90,11 +94,18 @@ impl BrokerConfig {
             ("dedup_snapshot_entries", self.dedup_snapshot_entries),
             ("dedup_snapshot_bytes", self.dedup_snapshot_bytes),
             ("dedup_snapshot_ms", self.dedup_snapshot_ms),
+            ("namespace_bundles", self.namespace_bundles.into()),
         ];
         for (name, value) in positive {
             if value == 0 {
                 return Err(BrokerError::Config(format!("{name} is 0: give at least 1")));
             }
+        }
+        if self.namespace_bundles as usize > BUNDLES_MAX {
+            return Err(BrokerError::Config(format!(
+                "namespace_bundles is {}: give at most {BUNDLES_MAX}",
+                self.namespace_bundles
+            )));
         }
         if self.cluster.is_empty() {
             return Err(BrokerError::Config(

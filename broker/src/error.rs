@@ -94,6 +94,17 @@ pub enum BrokerError {
     /// A client does not take what it is sent.
     #[error("the client does not read what it asked for")]
     SlowClient,
+    /// Another broker serves it.
+    #[error("{what} is served by {url}")]
+    Elsewhere {
+        /// The bundle.
+        what: String,
+        /// Where the other broker is.
+        url: String,
+    },
+    /// What this broker knew of the bundles of a namespace is old.
+    #[error("the bundles of {0} have changed")]
+    BundlesChanged(String),
     /// The broker, or the topic on it, is going away.
     #[error("{0}")]
     Unloading(String),
@@ -197,7 +208,14 @@ impl From<BrokerError> for ApiError {
                 ErrorKind::Unavailable,
                 "read events as fast as credit is granted, and open a new session",
             ),
-            BrokerError::Unloading(_) => api(ErrorKind::Unavailable, "try again"),
+            BrokerError::Unloading(_) | BrokerError::BundlesChanged(_) => {
+                api(ErrorKind::Unavailable, "try again")
+            }
+            BrokerError::Elsewhere { url, .. } => {
+                let mut redirect = api(ErrorKind::Redirect, "ask the broker that serves it");
+                redirect.redirect_url = Some(url);
+                redirect
+            }
             BrokerError::Deadline(_) => api(
                 ErrorKind::Timeout,
                 "look whether it was done, or try again with a later deadline",

@@ -13,7 +13,10 @@ pub mod topic;
 
 mod api;
 mod broker;
+mod bundles;
+mod members;
 mod metrics;
+mod movement;
 mod namespace;
 mod ownership;
 mod registration;

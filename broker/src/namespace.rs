@@ -12,7 +12,7 @@ use std::time::Duration;
 use aquifer_metadata::error::MetadataError;
 use aquifer_metadata::keys;
 use aquifer_metadata::record;
-use aquifer_metadata::store::{Expect, MetadataStore, Revision, WatchEvent};
+use aquifer_metadata::store::{Expect, MetadataStore, Revision, Versioned, WatchEvent};
 use aquifer_model::policy::NamespacePolicies;
 use aquifer_model::topic::{DEFAULT_NAMESPACE, DEFAULT_TENANT, NamespaceName};
 use aquifer_proto::v1::{NamespaceRecord, TenantRecord};
@@ -21,6 +21,7 @@ use aquifer_runtime::task::TaskGroup;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
+use crate::bundles::Bundles;
 use crate::error::BrokerError;
 
 /// How long a broken watch waits before it is begun anew.
@@ -30,14 +31,26 @@ const WATCH_RETRY: Duration = Duration::from_secs(1);
 pub(crate) struct Namespaces {
     store: Arc<dyn MetadataStore>,
     tasks: TaskGroup,
-    cached: Arc<Mutex<HashMap<NamespaceName, watch::Receiver<NamespacePolicies>>>>,
+    /// Bundles of a namespace that is created.
+    bundles: u32,
+    cached: Cache,
 }
 
+/// A namespace that is in use.
+#[derive(Clone)]
+struct Cached {
+    policies: watch::Receiver<NamespacePolicies>,
+    bundles: watch::Receiver<Bundles>,
+}
+
+type Cache = Arc<Mutex<HashMap<NamespaceName, Cached>>>;
+
 impl Namespaces {
-    pub(crate) fn new(store: Arc<dyn MetadataStore>, tasks: TaskGroup) -> Namespaces {
+    pub(crate) fn new(store: Arc<dyn MetadataStore>, tasks: TaskGroup, bundles: u32) -> Namespaces {
         Namespaces {
             store,
             tasks,
+            bundles,
             cached: Arc::default(),
         }
     }
@@ -94,7 +107,12 @@ impl Namespaces {
             return Err(no_tenant(namespace.tenant()));
         }
         match self
-            .write(namespace, policies, Vec::new(), Expect::Absent)
+            .write(
+                namespace,
+                policies,
+                Bundles::even(self.bundles),
+                Expect::Absent,
+            )
             .await
         {
             Ok(_) => Ok(()),
@@ -164,20 +182,46 @@ impl Namespaces {
         &self,
         namespace: &NamespaceName,
     ) -> Result<watch::Receiver<NamespacePolicies>, BrokerError> {
-        if let Some(receiver) = self.cached.lock().get(namespace) {
-            return Ok(receiver.clone());
+        Ok(self.cached(namespace).await?.policies)
+    }
+
+    /// The bundles of a namespace, as this broker knows them.
+    pub(crate) async fn bundles(&self, namespace: &NamespaceName) -> Result<Bundles, BrokerError> {
+        Ok(self.cached(namespace).await?.bundles.borrow().clone())
+    }
+
+    /// The namespace's record as metadata has it now.
+    pub(crate) async fn record(
+        &self,
+        namespace: &NamespaceName,
+    ) -> Result<(NamespaceRecord, Bundles), BrokerError> {
+        let (record, revision) = self.read(namespace).await?;
+        let bundles = bundles_of(namespace, &record, revision)?;
+        Ok((record, bundles))
+    }
+
+    /// Forgets what is known of a namespace: the next request reads it anew.
+    pub(crate) fn forget(&self, namespace: &NamespaceName) {
+        self.cached.lock().remove(namespace);
+    }
+
+    async fn cached(&self, namespace: &NamespaceName) -> Result<Cached, BrokerError> {
+        if let Some(cached) = self.cached.lock().get(namespace) {
+            return Ok(cached.clone());
         }
         let (record, revision) = self.read(namespace).await?;
-        let (sender, receiver) = watch::channel(policies_of(namespace, record)?);
+        let bundles = bundles_of(namespace, &record, revision)?;
+        let (bundles_sender, bundles) = watch::channel(bundles);
+        let (sender, policies) = watch::channel(policies_of(namespace, record)?);
         let watcher = Watcher {
             store: Arc::clone(&self.store),
             namespace: namespace.clone(),
             cached: Arc::clone(&self.cached),
             sender,
+            bundles: bundles_sender,
         };
-        self.cached
-            .lock()
-            .insert(namespace.clone(), receiver.clone());
+        let cached = Cached { policies, bundles };
+        self.cached.lock().insert(namespace.clone(), cached.clone());
         let token = self.tasks.shutdown_token();
         self.tasks.spawn("namespace-watch", async move {
             tokio::select! {
@@ -185,7 +229,7 @@ impl Namespaces {
                 () = token.wait() => {}
             }
         });
-        Ok(receiver)
+        Ok(cached)
     }
 
     /// The policies of a namespace as metadata has them now.
@@ -230,12 +274,26 @@ fn policies_of(
     NamespacePolicies::try_from(policies).map_err(|error| damaged(error.to_string()))
 }
 
-/// Keeps the cached policies of one namespace current until nobody uses them.
+fn bundles_of(
+    namespace: &NamespaceName,
+    record: &NamespaceRecord,
+    revision: Revision,
+) -> Result<Bundles, BrokerError> {
+    Bundles::new(&record.bundle_boundaries, revision).map_err(|reason| {
+        BrokerError::Metadata(MetadataError::Damaged {
+            key: keys::namespace(namespace),
+            reason,
+        })
+    })
+}
+
+/// Keeps what is cached of one namespace current until nobody uses it.
 struct Watcher {
     store: Arc<dyn MetadataStore>,
     namespace: NamespaceName,
-    cached: Arc<Mutex<HashMap<NamespaceName, watch::Receiver<NamespacePolicies>>>>,
+    cached: Cache,
     sender: watch::Sender<NamespacePolicies>,
+    bundles: watch::Sender<Bundles>,
 }
 
 impl Watcher {
@@ -254,7 +312,7 @@ impl Watcher {
         let mut cached = self.cached.lock();
         let own = cached
             .get(&self.namespace)
-            .is_some_and(|receiver| receiver.same_channel(&self.sender.subscribe()));
+            .is_some_and(|cached| cached.policies.same_channel(&self.sender.subscribe()));
         if own {
             cached.remove(&self.namespace);
         }
@@ -272,9 +330,7 @@ impl Watcher {
             match event {
                 Some(WatchEvent::Put(versioned)) if versioned.key == key => {
                     *after = versioned.revision;
-                    let record = record::decode(&versioned)?;
-                    self.sender
-                        .send_replace(policies_of(&self.namespace, record)?);
+                    self.show(&versioned)?;
                 }
                 Some(WatchEvent::Delete { key: gone, .. }) if gone == key => return Ok(false),
                 Some(WatchEvent::Put(_) | WatchEvent::Delete { .. }) => {}
@@ -293,11 +349,18 @@ impl Watcher {
         let Some(versioned) = page.items.first().filter(|item| item.key == key) else {
             return Ok(false);
         };
-        let record = record::decode(versioned)?;
-        self.sender
-            .send_replace(policies_of(&self.namespace, record)?);
+        self.show(versioned)?;
         *after = page.revision;
         Ok(true)
+    }
+
+    fn show(&self, versioned: &Versioned) -> Result<(), BrokerError> {
+        let record: NamespaceRecord = record::decode(versioned)?;
+        let bundles = bundles_of(&self.namespace, &record, versioned.revision)?;
+        self.bundles.send_replace(bundles);
+        self.sender
+            .send_replace(policies_of(&self.namespace, record)?);
+        Ok(())
     }
 }
 

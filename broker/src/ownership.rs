@@ -1,109 +1,207 @@
-//! Ownership of bundles. For now one bundle covers a namespace, and whoever is asked for a topic
-//! takes it: a broker acquires the next epoch by compare-and-swap when it first needs a namespace.
-//! Every metadata change of the write path then carries the epoch as a guard (design.md section
-//! 9), so a former owner can change nothing, whatever it believes (I4).
+//! Ownership of bundles. Whoever is asked for a topic looks who owns its bundle: this broker, which
+//! serves it; another one that lives, to which it points; or nobody, and then it gives the bundle to
+//! one of those that live. All of that is compare-and-swap of one record with an epoch that rises.
 //!
-//! A broker's id is random per start, so a restart never inherits an epoch.
+//! Every metadata change of the write path carries the record's revision as a guard (design.md section
+//! 9), so a former owner can change nothing, whatever it believes (I4). A broker's id is random per
+//! start, so a restart never inherits an epoch.
+//!
+//! Without a cluster there is nobody else: what another process owned is taken over at once.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use aquifer_metadata::cache::PrefixCache;
 use aquifer_metadata::error::MetadataError;
-use aquifer_metadata::keys::{self, BundleRange};
+use aquifer_metadata::keys;
 use aquifer_metadata::record;
-use aquifer_metadata::store::{Expect, Guard, MetadataStore};
+use aquifer_metadata::store::{
+    Expect, Guard, MetadataStore, Operation, Revision, Transaction, Versioned,
+};
 use aquifer_model::id::{BrokerId, OwnerEpoch};
-use aquifer_model::topic::NamespaceName;
 use aquifer_proto::v1::BundleOwnerRecord;
 use parking_lot::Mutex;
 
+use crate::bundles::{Bundle, Bundles};
 use crate::error::BrokerError;
-
-/// The one bundle of a namespace.
-const WHOLE: BundleRange = BundleRange {
-    first: 0,
-    last: u32::MAX,
-};
+use crate::members::Members;
 
 /// How often an acquisition is tried again when others change the record at the same time.
 const ATTEMPTS_MAX: u32 = 10;
+/// Bundles that a cluster may have.
+pub(crate) const OWNERS_MAX: usize = 1_000_000;
+/// What begins the keys of all owners.
+pub(crate) const OWNERS_PREFIX: &str = "own/";
 
 /// What owning a bundle gives.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Owned {
+    pub(crate) bundle: Bundle,
     /// The owner's epoch.
     pub(crate) epoch: OwnerEpoch,
     /// Holds as long as nobody has taken over.
     pub(crate) guard: Guard,
+    /// Who handed it over, and may be sealing its ledgers still.
+    pub(crate) source: Option<BrokerId>,
 }
+
+impl Owned {
+    /// The revision that the guard compares.
+    pub(crate) fn revision(&self) -> Revision {
+        match self.guard.expect {
+            Expect::Revision(revision) => revision,
+            Expect::Any | Expect::Absent => Revision(0),
+        }
+    }
+}
+
+/// The other brokers, and who owns what as far as this one knows.
+pub(crate) struct Cluster {
+    pub(crate) members: Members,
+    pub(crate) owners: PrefixCache,
+}
+
+type Cell = Arc<tokio::sync::Mutex<Option<Owned>>>;
 
 /// The bundles that this broker owns.
 pub(crate) struct Ownership {
     store: Arc<dyn MetadataStore>,
     broker: BrokerId,
-    /// One cell per namespace: single-flight without a lock across namespaces.
-    owned: Mutex<HashMap<NamespaceName, Arc<tokio::sync::Mutex<Option<Owned>>>>>,
+    cluster: Option<Cluster>,
+    /// One cell per bundle: single-flight without a lock across bundles.
+    owned: Mutex<HashMap<Bundle, Cell>>,
+}
+
+/// Whose a bundle is after a look at its record.
+enum Found {
+    Mine(Owned),
+    Of(String),
 }
 
 impl Ownership {
-    pub(crate) fn new(store: Arc<dyn MetadataStore>, broker: BrokerId) -> Ownership {
+    pub(crate) fn new(
+        store: Arc<dyn MetadataStore>,
+        broker: BrokerId,
+        cluster: Option<Cluster>,
+    ) -> Ownership {
         Ownership {
             store,
             broker,
+            cluster,
             owned: Mutex::new(HashMap::new()),
         }
     }
 
-    /// The epoch of the namespace's bundle; acquires it on first use.
-    pub(crate) async fn ensure(&self, namespace: &NamespaceName) -> Result<Owned, BrokerError> {
-        let cell = self.cell(namespace);
+    /// The other brokers, if there can be any.
+    pub(crate) fn cluster(&self) -> Option<&Cluster> {
+        self.cluster.as_ref()
+    }
+
+    pub(crate) fn store(&self) -> &Arc<dyn MetadataStore> {
+        &self.store
+    }
+
+    /// What this broker may do in the bundle; acquires a bundle that nobody owns.
+    ///
+    /// # Errors
+    /// [`BrokerError::Elsewhere`] when another broker owns it; [`BrokerError::BundlesChanged`] when
+    /// the namespace has other bundles by now.
+    pub(crate) async fn ensure(
+        &self,
+        bundle: &Bundle,
+        bundles: &Bundles,
+    ) -> Result<Owned, BrokerError> {
+        let cell = self.cell(bundle);
         let mut owned = cell.lock().await;
         if let Some(owned) = owned.as_ref() {
             return Ok(owned.clone());
         }
-        let acquired = self.acquire(namespace).await?;
-        tracing::info!(%namespace, epoch = acquired.epoch.0, "bundle acquired");
-        *owned = Some(acquired.clone());
-        Ok(acquired)
+        if let Some(url) = self.known_elsewhere(bundle) {
+            return Err(elsewhere(bundle, url));
+        }
+        match self.acquire(bundle, bundles).await? {
+            Found::Of(url) => Err(elsewhere(bundle, url)),
+            Found::Mine(acquired) => {
+                tracing::info!(%bundle, epoch = acquired.epoch.0, "bundle acquired");
+                *owned = Some(acquired.clone());
+                Ok(acquired)
+            }
+        }
     }
 
-    /// Forgets an ownership that turned out to be lost; the next use acquires it anew.
-    pub(crate) async fn lost(&self, namespace: &NamespaceName, epoch: OwnerEpoch) {
-        let cell = self.cell(namespace);
+    /// Forgets an ownership that turned out to be lost; the next use looks anew.
+    pub(crate) async fn lost(&self, lost: &Owned) {
+        let cell = self.cell(&lost.bundle);
         let mut owned = cell.lock().await;
-        if owned.as_ref().is_some_and(|owned| owned.epoch == epoch) {
-            tracing::warn!(%namespace, epoch = epoch.0, "bundle ownership lost");
+        if owned
+            .as_ref()
+            .is_some_and(|owned| owned.epoch == lost.epoch)
+        {
+            tracing::warn!(bundle = %lost.bundle, epoch = lost.epoch.0, "bundle ownership lost");
             *owned = None;
         }
     }
 
-    fn cell(&self, namespace: &NamespaceName) -> Arc<tokio::sync::Mutex<Option<Owned>>> {
-        Arc::clone(self.owned.lock().entry(namespace.clone()).or_default())
+    /// Takes over what a split has made of an owned bundle.
+    pub(crate) async fn rebound(&self, owned: Owned) {
+        let cell = self.cell(&owned.bundle);
+        *cell.lock().await = Some(owned);
     }
 
-    async fn acquire(&self, namespace: &NamespaceName) -> Result<Owned, BrokerError> {
-        let key = keys::bundle_owner(namespace, WHOLE);
-        let partition = keys::partition_of_namespace(namespace);
+    /// The bundles that this broker owns, as far as it knows.
+    pub(crate) async fn all(&self) -> Vec<Owned> {
+        let cells: Vec<Cell> = self.owned.lock().values().cloned().collect();
+        let mut all = Vec::new();
+        for cell in cells {
+            all.extend(cell.lock().await.clone());
+        }
+        all
+    }
+
+    fn cell(&self, bundle: &Bundle) -> Cell {
+        Arc::clone(self.owned.lock().entry(bundle.clone()).or_default())
+    }
+
+    /// Where another broker serves a bundle, as far as this one knows without asking anybody.
+    fn known_elsewhere(&self, bundle: &Bundle) -> Option<String> {
+        let cluster = self.cluster.as_ref()?;
+        let found = cluster.owners.get(&key(bundle))?;
+        let record: BundleOwnerRecord = record::decode(&found).ok()?;
+        let owner = broker_id(&record.broker_id)?;
+        (owner != self.broker).then(|| cluster.members.url(owner))?
+    }
+
+    async fn acquire(&self, bundle: &Bundle, bundles: &Bundles) -> Result<Found, BrokerError> {
         let mut last = MetadataError::Unavailable("the bundle's owner keeps changing".to_owned());
         for _ in 0..ATTEMPTS_MAX {
-            let current = self.store.get(&key).await?;
+            let current = self.store.get(&key(bundle)).await?;
             let (epoch, expect) = match &current {
                 None => (1, Expect::Absent),
                 Some(versioned) => {
                     let record: BundleOwnerRecord = record::decode(versioned)?;
-                    if let Some(revision) = self.mine(&record, versioned.revision) {
-                        return Ok(owned(key, record.epoch, revision));
+                    if let Some(found) = self.served(bundle, versioned, &record).await? {
+                        return Ok(found);
                     }
                     (record.epoch + 1, Expect::Revision(versioned.revision))
                 }
             };
-            let value = record::encode(BundleOwnerRecord {
-                broker_id: self.broker.0.to_vec().into(),
+            let (target, url) = self.choose(bundle);
+            let record = BundleOwnerRecord {
+                broker_id: target.0.to_vec().into(),
                 epoch,
-                state: "owned".to_owned(),
-            });
-            match self.store.put(&partition, &key, value, expect).await {
-                Ok(revision) => return Ok(owned(key, epoch, revision)),
+                state: OWNED.to_owned(),
+                ..BundleOwnerRecord::default()
+            };
+            match self.write(bundle, bundles, record, expect).await {
+                Ok(revision) if target == self.broker => {
+                    return Ok(Found::Mine(owned(bundle, epoch, revision, None)));
+                }
+                Ok(_) => return Ok(Found::Of(url)),
+                Err(MetadataError::Conflict { key, .. })
+                    if key == keys::namespace(&bundle.namespace) =>
+                {
+                    return Err(BrokerError::BundlesChanged(bundle.namespace.to_string()));
+                }
                 // Either somebody else was first, or our own write was made after all: read back.
                 Err(
                     error @ (MetadataError::Conflict { .. } | MetadataError::UnknownOutcome(_)),
@@ -116,18 +214,94 @@ impl Ownership {
         Err(last.into())
     }
 
-    /// A record that this process wrote is still its own, with the epoch that it wrote.
-    fn mine<R>(&self, record: &BundleOwnerRecord, revision: R) -> Option<R> {
-        (record.broker_id.as_ref() == self.broker.0).then_some(revision)
+    /// Who serves a bundle by its record: this broker, or another one that lives.
+    async fn served(
+        &self,
+        bundle: &Bundle,
+        versioned: &Versioned,
+        record: &BundleOwnerRecord,
+    ) -> Result<Option<Found>, BrokerError> {
+        if record.broker_id.as_ref() == self.broker.0 {
+            // Written by this process, or by whoever gave the bundle to it.
+            let source = broker_id(&record.source_id);
+            let mine = owned(bundle, record.epoch, versioned.revision, source);
+            return Ok(Some(Found::Mine(mine)));
+        }
+        let (Some(cluster), Some(owner)) = (&self.cluster, broker_id(&record.broker_id)) else {
+            return Ok(None);
+        };
+        let url = cluster.members.current_url(owner).await?;
+        Ok(url.map(Found::Of))
+    }
+
+    /// Who gets a bundle that nobody serves.
+    fn choose(&self, bundle: &Bundle) -> (BrokerId, String) {
+        let cluster = self.cluster.as_ref();
+        let chosen = cluster.and_then(|c| c.members.choose(&bundle.to_string(), None));
+        match chosen {
+            Some(member) => (member.id, member.url),
+            // Nobody is announced yet, this broker included.
+            None => (self.broker, String::new()),
+        }
+    }
+
+    /// Writes a bundle's owner, while the namespace has these bundles.
+    async fn write(
+        &self,
+        bundle: &Bundle,
+        bundles: &Bundles,
+        record: BundleOwnerRecord,
+        expect: Expect,
+    ) -> Result<Revision, MetadataError> {
+        let transaction = Transaction {
+            partition: keys::partition_of_namespace(&bundle.namespace),
+            guards: vec![Guard {
+                key: keys::namespace(&bundle.namespace),
+                expect: Expect::Revision(bundles.revision),
+            }],
+            operations: vec![Operation::Put {
+                key: key(bundle),
+                value: record::encode(record),
+                expect,
+            }],
+        };
+        self.store.commit(transaction).await
     }
 }
 
-fn owned(key: String, epoch: u64, revision: aquifer_metadata::store::Revision) -> Owned {
+/// The state of every record for now.
+pub(crate) const OWNED: &str = "owned";
+
+/// The key of a bundle's owner.
+pub(crate) fn key(bundle: &Bundle) -> String {
+    keys::bundle_owner(&bundle.namespace, bundle.range)
+}
+
+/// A broker's id from a record, if there is one.
+pub(crate) fn broker_id(bytes: &[u8]) -> Option<BrokerId> {
+    bytes.try_into().ok().map(BrokerId)
+}
+
+pub(crate) fn elsewhere(bundle: &Bundle, url: String) -> BrokerError {
+    BrokerError::Elsewhere {
+        what: bundle.to_string(),
+        url,
+    }
+}
+
+pub(crate) fn owned(
+    bundle: &Bundle,
+    epoch: u64,
+    revision: Revision,
+    source: Option<BrokerId>,
+) -> Owned {
     Owned {
+        bundle: bundle.clone(),
         epoch: OwnerEpoch(epoch),
         guard: Guard {
-            key,
+            key: key(bundle),
             expect: Expect::Revision(revision),
         },
+        source,
     }
 }

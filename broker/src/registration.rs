@@ -2,19 +2,14 @@
 //!
 //! It only says who lives and where: who owns a bundle is decided by its epoch (I4).
 
-use aquifer_metadata::lease::Lease;
-use aquifer_metadata::{keys, record};
-use aquifer_proto::v1::BrokerRecord;
-
 use crate::broker::Broker;
 
 impl Broker {
-    /// Announces where clients reach this broker, for as long as the lease is held.
-    pub fn announce(&self, url: &str, lease: &Lease) {
-        let announced = BrokerRecord {
-            url: url.to_owned(),
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-        };
-        lease.set(&keys::broker(self.id()), record::encode(announced));
+    /// Announces where clients reach this broker, for as long as the lease of its cluster is held.
+    /// Without a cluster there is nobody to tell.
+    pub fn announce(&self, url: &str) {
+        if let Some(cluster) = self.shared.ownership.cluster() {
+            cluster.members.announce(url);
+        }
     }
 }

@@ -25,7 +25,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use aquifer_ledger::error::LogError;
-use aquifer_ledger::managed::TopicLog;
+use aquifer_ledger::managed::{TopicLog, TopicRecordCell};
 use aquifer_model::id::{OwnerEpoch, TopicIncarnation};
 use aquifer_model::policy::NamespacePolicies;
 use aquifer_model::topic::TopicName;
@@ -59,6 +59,7 @@ pub(crate) struct Topic {
     name: TopicName,
     incarnation: TopicIncarnation,
     owned: Owned,
+    cell: Arc<TopicRecordCell>,
     policies: watch::Receiver<NamespacePolicies>,
     mailbox: Mailbox,
     log: TopicLog,
@@ -192,11 +193,35 @@ impl Topic {
                 self.seek_subscription(&name, place, reply);
             }
             Event::Delete { force, reply } => self.delete(force, reply),
+            Event::Rebound(owned) => self.rebind(owned),
+            Event::Moved { owned, url } => self.moved_away(owned, url),
             Event::Shutdown => self.end(
                 BrokerError::Unloading("this broker is shutting down".to_owned()),
                 true,
             ),
         }
+    }
+
+    /// The bundle's record was written anew, and this broker may go on as before.
+    fn rebind(&mut self, owned: Owned) {
+        self.cell.set_guards(vec![owned.guard.clone()]);
+        self.owned = owned;
+    }
+
+    /// Another broker owns the bundle now. One to which it was handed over waits until the ledgers
+    /// are sealed; one that took it over does not, and fences.
+    fn moved_away(&mut self, sealing: Option<Owned>, url: String) {
+        let is_sealing = sealing.is_some();
+        if let Some(owned) = sealing {
+            // For sealing only: nothing else begins after the end has begun.
+            self.cell.set_guards(vec![owned.guard]);
+        }
+        let what = self.name.to_string();
+        let error = match url.is_empty() {
+            true => BrokerError::Unloading(format!("{what} is moving to another broker")),
+            false => BrokerError::Elsewhere { what, url },
+        };
+        self.end(error, is_sealing);
     }
 
     fn delete(&mut self, force: bool, reply: event::Reply<()>) {
@@ -276,10 +301,7 @@ impl Topic {
         self.fail_producers(&ending.error);
         self.fail_consumers(&ending.error);
         if ending.fenced {
-            self.shared
-                .ownership
-                .lost(self.name.namespace(), self.epoch())
-                .await;
+            self.shared.ownership.lost(&self.owned).await;
             return;
         }
         for log in [&self.log, self.cursors.log()] {

@@ -13,10 +13,13 @@ use parking_lot::Mutex;
 use tokio::sync::{oneshot, watch};
 
 use crate::broker::Shared;
+use crate::bundles::Bundle;
 use crate::error::BrokerError;
 use crate::topic::event::{Event, Mailbox};
 use crate::topic::load;
 
+/// How often it is looked whether topics are left.
+const EMPTY_TICK: Duration = Duration::from_millis(20);
 /// Times that a request follows a topic that goes away under it.
 const ATTEMPTS_MAX: u32 = 5;
 
@@ -265,6 +268,39 @@ impl Topics {
         self.map.lock().len()
     }
 
+    /// The loaded topics of a bundle, those that are just being loaded included: the latter are waited
+    /// for.
+    pub(crate) async fn of_bundle(&self, bundle: &Bundle) -> Vec<TopicHandle> {
+        let (mut found, mut waiting) = (Vec::new(), Vec::new());
+        for (name, slot) in &*self.map.lock() {
+            match slot {
+                _ if !bundle.contains(name) => {}
+                Slot::Loaded(handle) => found.push(handle.clone()),
+                Slot::Loading(loading) => waiting.push(loading.clone()),
+                Slot::Deleting(_) => {}
+            }
+        }
+        for mut loading in waiting {
+            if let Ok(outcome) = loading.wait_for(Option::is_some).await
+                && let Some(Ok(handle)) = &*outcome
+            {
+                found.push(handle.clone());
+            }
+        }
+        found
+    }
+
+    /// Waits until no topic is left, for so long at most.
+    pub(crate) async fn wait_empty(&self, deadline: Duration) {
+        let started = self.shared.clock.monotonic();
+        while !self.map.lock().is_empty() {
+            if self.shared.clock.monotonic().saturating_sub(started) > deadline {
+                return;
+            }
+            clock::sleep(EMPTY_TICK).await;
+        }
+    }
+
     fn handles(&self) -> Vec<TopicHandle> {
         let map = self.map.lock();
         map.values()
@@ -294,5 +330,6 @@ impl Topics {
 }
 
 async fn create_first(shared: &Arc<Shared>, name: &TopicName) -> Result<(), BrokerError> {
-    load::record(shared, name, true).await.map(|_| ())
+    let owned = shared.own(name).await?;
+    load::record(shared, name, true, &owned).await.map(|_| ())
 }

@@ -1,6 +1,7 @@
 //! The command line, declared. Names and meanings here are a contract (design.md section 16):
 //! scripts rely on them, so flags may be added but not renamed.
 
+mod brokers;
 mod cluster;
 mod roles;
 
@@ -13,6 +14,7 @@ use aquifer_model::topic::{
 };
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+pub use brokers::{BrokersArgs, BrokersCommand};
 pub use cluster::{BookieCommand, DoctorArgs, LedgerArgs, LedgerCommand, SourceArgs, StateArg};
 #[cfg(test)]
 pub use roles::ClusterArgs;
@@ -85,6 +87,8 @@ pub enum Command {
     Read(ReadArgs),
     /// Create, list, inspect and delete topics.
     Topic(TopicArgs),
+    /// Show brokers and bundles of a running cluster, and move bundles between brokers.
+    Cluster(BrokersArgs),
     /// Show, check, close and delete single ledgers.
     Ledger(LedgerArgs),
     /// Look at everything and say what needs a person; exit code 1 when something does.

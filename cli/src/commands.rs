@@ -1,6 +1,7 @@
 //! The tools: each is a program against the client SDK, one file each.
 
 pub mod bookie;
+pub mod brokers;
 pub mod consume;
 pub mod doctor;
 pub mod ledger;

@@ -24,7 +24,7 @@ use crate::connect::Connect;
 use crate::exit::CliError;
 use crate::output::Output;
 
-/// Memory that was freed goes back to the system within a second (see `.cargo/config.toml`).
+/// Memory that was freed goes back to the system within five seconds (see `.cargo/config.toml`).
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
@@ -70,6 +70,7 @@ fn run(cli: Cli, began: Duration, out: &Output) -> Result<(), CliError> {
             Command::Consume(args) => commands::consume::run(args, &connect, out).await,
             Command::Read(args) => commands::read::run(args, &connect, out).await,
             Command::Topic(args) => commands::topic::run(args, &connect, out).await,
+            Command::Cluster(args) => commands::brokers::run(args, &connect, out).await,
             Command::Ledger(args) => commands::ledger::run(args, out).await,
             Command::Doctor(args) => commands::doctor::run(args, out).await,
             Command::Perf(args) => commands::perf::run(args, &connect, out).await,

@@ -14,7 +14,7 @@ use tonic::transport::Channel;
 
 use crate::client::Context;
 use crate::consumer::SubscriptionType;
-use crate::error::{ClientError, Result};
+use crate::error::{ClientError, ErrorKind, Result};
 use crate::lookup::unary;
 use crate::retry::Deadline;
 
@@ -38,8 +38,34 @@ pub struct TopicDescription {
     pub partitions: u32,
 }
 
-/// Statistics of a topic; sums over the partitions of a partitioned one.
+/// A broker of the cluster.
 #[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BrokerInfo {
+    /// Its id, drawn at its start.
+    pub broker: String,
+    /// Where clients reach it.
+    pub url: String,
+    /// What it runs.
+    pub version: String,
+    /// Whether it is about to end.
+    pub draining: bool,
+}
+
+/// A bundle: a range of a namespace's topics by hash, the unit that brokers own.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BundleInfo {
+    /// Its hashes, as other calls take them.
+    pub bundle: String,
+    /// Who owns it; `None` when nobody has used it yet.
+    pub broker: Option<String>,
+    /// Where the owner is; `None` when it is gone.
+    pub url: Option<String>,
+    /// The owner's epoch.
+    pub epoch: u64,
+}
+
+/// Statistics of a topic; sums over the partitions of a partitioned one.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct TopicStats {
     /// Its full name.
     pub topic: String,
@@ -112,6 +138,36 @@ pub struct SubscriptionStats {
     pub durable: bool,
     /// Acknowledged islands above the mark.
     pub acknowledged_ranges: u64,
+}
+
+impl TopicStats {
+    /// Adds a partition's figures to those of its topic.
+    fn add(&mut self, part: TopicStats) {
+        self.first_index.0 += part.first_index.0;
+        self.end_index.0 += part.end_index.0;
+        self.stored_bytes += part.stored_bytes;
+        self.entries += part.entries;
+        self.ledgers.extend(part.ledgers);
+        self.messages_in += part.messages_in;
+        self.bytes_in += part.bytes_in;
+        self.messages_out += part.messages_out;
+        self.bytes_out += part.bytes_out;
+        self.producers.extend(part.producers);
+        for subscription in part.subscriptions {
+            let mut known = self.subscriptions.iter_mut();
+            let known = known.find(|known| known.durable && known.name == subscription.name);
+            match known {
+                Some(known) if subscription.durable => {
+                    known.mark_delete_index.0 += subscription.mark_delete_index.0;
+                    known.backlog_messages += subscription.backlog_messages;
+                    known.unacknowledged_messages += subscription.unacknowledged_messages;
+                    known.acknowledged_ranges += subscription.acknowledged_ranges;
+                    known.consumers.extend(subscription.consumers);
+                }
+                Some(_) | None => self.subscriptions.push(subscription),
+            }
+        }
+    }
 }
 
 impl Admin {
@@ -327,27 +383,62 @@ impl Admin {
         }
     }
 
-    /// Statistics of a topic, or of one partition.
+    /// Statistics of a topic, or of one partition. Those of a partitioned topic are asked of every
+    /// partition, wherever it is served, and added up.
     ///
     /// # Errors
     /// `NotFound`, `Invalid` for its name, and what every call may answer.
     pub async fn topic_stats(&self, topic: &str) -> Result<TopicStats> {
-        let topic = topic.parse::<TopicName>()?;
+        let name = topic.parse::<TopicName>()?;
         let deadline = Deadline::after(self.context.operation_timeout);
-        topic_stats(&self.context, &topic, deadline)
-            .await
-            .map(TopicStats::from)
+        let partitions = self.partitions_of(&name).await?;
+        if partitions == 0 {
+            let stats = topic_stats(&self.context, &name, deadline).await?;
+            return Ok(TopicStats::from(stats));
+        }
+        let mut sum = TopicStats {
+            topic: name.to_string(),
+            partitions,
+            ..TopicStats::default()
+        };
+        for number in 0..partitions {
+            let part = name.partition_name(number);
+            let stats = topic_stats(&self.context, &part, deadline).await?;
+            sum.add(TopicStats::from(stats));
+        }
+        Ok(sum)
+    }
+
+    /// How many partitions a topic has; 0 when it is not partitioned.
+    async fn partitions_of(&self, topic: &TopicName) -> Result<u32> {
+        if topic.partition().is_some() {
+            return Ok(0);
+        }
+        let described = self.describe_topic(&topic.to_string()).await?;
+        Ok(described.partitions)
     }
 
     /// Deletes a topic, all its partitions, subscriptions and messages. Without `force` only when
-    /// no producer or consumer is connected.
+    /// no producer or consumer is connected. The partitions go first, each where it is served: a
+    /// topic that is left without some of them is deleted by the next attempt.
     ///
     /// # Errors
     /// `NotFound`, `Busy` when it is in use, `Invalid` for its name, and what every call may
     /// answer.
     pub async fn delete_topic(&self, topic: &str, force: bool) -> Result<()> {
+        let name = topic.parse::<TopicName>()?;
+        for number in 0..self.partitions_of(&name).await? {
+            match self.delete_one(&name.partition_name(number), force).await {
+                Err(error) if error.kind() == ErrorKind::NotFound => {}
+                deleted => deleted?,
+            }
+        }
+        self.delete_one(&name, force).await
+    }
+
+    async fn delete_one(&self, topic: &TopicName, force: bool) -> Result<()> {
         let request = v1::DeleteTopicRequest {
-            topic: topic.parse::<TopicName>()?.to_string(),
+            topic: topic.to_string(),
             force,
         };
         self.call("deleting the topic", false, move |mut client: Client| {
@@ -410,6 +501,97 @@ impl Admin {
         )
         .await
         .map(|answer| Index(answer.index))
+    }
+
+    /// The brokers of the cluster; a standalone server is its only one.
+    ///
+    /// # Errors
+    /// What every call may answer.
+    pub async fn list_brokers(&self) -> Result<Vec<BrokerInfo>> {
+        let answer = self
+            .call("listing brokers", true, |mut client: Client| async move {
+                client.list_brokers(v1::ListBrokersRequest {}).await
+            })
+            .await?;
+        let brokers = answer.brokers.into_iter().map(|broker| BrokerInfo {
+            broker: broker.broker,
+            url: broker.url,
+            version: broker.version,
+            draining: broker.draining,
+        });
+        Ok(brokers.collect())
+    }
+
+    /// The bundles of a namespace, in order, and who owns them.
+    ///
+    /// # Errors
+    /// `NotFound` for the namespace, `Invalid` for its name, and what every call may answer.
+    pub async fn list_bundles(&self, namespace: &str) -> Result<Vec<BundleInfo>> {
+        let request = v1::ListBundlesRequest {
+            namespace: namespace.parse::<NamespaceName>()?.to_string(),
+        };
+        let answer = self
+            .call("listing bundles", true, move |mut client: Client| {
+                let request = request.clone();
+                async move { client.list_bundles(request).await }
+            })
+            .await?;
+        let bundles = answer.bundles.into_iter().map(|bundle| BundleInfo {
+            bundle: bundle.bundle,
+            broker: Some(bundle.broker).filter(|id| !id.is_empty()),
+            url: Some(bundle.url).filter(|url| !url.is_empty()),
+            epoch: bundle.epoch,
+        });
+        Ok(bundles.collect())
+    }
+
+    /// Moves a bundle to a broker, or to any other one; answers its id and URL.
+    ///
+    /// # Errors
+    /// `NotFound` for the bundle or the broker, `Invalid` for a name, and what every call may answer.
+    pub async fn transfer_bundle(
+        &self,
+        namespace: &str,
+        bundle: &str,
+        broker: Option<&str>,
+    ) -> Result<(String, String)> {
+        let request = v1::TransferBundleRequest {
+            namespace: namespace.parse::<NamespaceName>()?.to_string(),
+            bundle: bundle.to_owned(),
+            broker: broker.unwrap_or_default().to_owned(),
+        };
+        let answer = self
+            .call("moving the bundle", false, move |mut client: Client| {
+                let request = request.clone();
+                async move { client.transfer_bundle(request).await }
+            })
+            .await?;
+        Ok((answer.broker, answer.url))
+    }
+
+    /// Splits a bundle in front of a hash, or in its middle; answers the parts, which stay where they
+    /// are.
+    ///
+    /// # Errors
+    /// `NotFound` for the bundle, `Invalid` where it cannot be split, and what every call may answer.
+    pub async fn split_bundle(
+        &self,
+        namespace: &str,
+        bundle: &str,
+        at: Option<u32>,
+    ) -> Result<Vec<String>> {
+        let request = v1::SplitBundleRequest {
+            namespace: namespace.parse::<NamespaceName>()?.to_string(),
+            bundle: bundle.to_owned(),
+            at,
+        };
+        let answer = self
+            .call("splitting the bundle", false, move |mut client: Client| {
+                let request = request.clone();
+                async move { client.split_bundle(request).await }
+            })
+            .await?;
+        Ok(answer.bundles)
     }
 
     async fn call<T, F, Fut>(&self, what: &'static str, idempotent: bool, call: F) -> Result<T>

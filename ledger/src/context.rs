@@ -61,6 +61,9 @@ pub struct LogSettings {
     pub kept_bytes_per_ledger_max: u64,
     /// The same for all ledgers of the process together.
     pub kept_bytes_max: u64,
+    /// How long a ledger that is to be closed waits for slower bookies to have everything too. Who
+    /// is later is marked for repair (H16).
+    pub close_wait: Duration,
     /// How long a bookie that failed is passed over for new places.
     pub quarantine: Duration,
     /// Zones that every write set must span; zero and one ask for nothing.
@@ -88,6 +91,7 @@ impl Default for LogSettings {
             ensemble_change_delay: Duration::ZERO,
             kept_bytes_per_ledger_max: 8 * 1024 * 1024,
             kept_bytes_max: 64 * 1024 * 1024,
+            close_wait: Duration::from_millis(50),
             quarantine: Duration::from_secs(300),
             zones_min: 0,
             shrink_ensembles: true,

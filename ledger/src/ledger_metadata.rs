@@ -14,8 +14,10 @@ use aquifer_model::quorum::Quorum;
 use aquifer_proto::v1;
 use aquifer_runtime::clock;
 use parking_lot::Mutex;
+use tokio::sync::Semaphore;
 
 use crate::error::LedgerError;
+use crate::replication::marks::{self, Mark};
 use crate::writer::LedgerEnd;
 
 /// Ids reserved at once; what a process does not use is lost, which 2^53 can afford.
@@ -191,10 +193,20 @@ pub(crate) async fn replace(
     info: &mut LedgerInfo,
     guards: &[Guard],
 ) -> Result<(), LedgerError> {
+    let operations = vec![info.put(Expect::Revision(info.revision))];
+    change(store, info, guards, operations).await
+}
+
+async fn change(
+    store: &dyn MetadataStore,
+    info: &mut LedgerInfo,
+    guards: &[Guard],
+    operations: Vec<Operation>,
+) -> Result<(), LedgerError> {
     let transaction = Transaction {
         partition: info.home.clone(),
         guards: guards.to_vec(),
-        operations: vec![info.put(Expect::Revision(info.revision))],
+        operations,
     };
     match commit_known(store, transaction).await {
         Ok(revision) => {
@@ -208,11 +220,52 @@ pub(crate) async fn replace(
     }
 }
 
+/// Writes a record that says CLOSED, and with it a mark of the bookies that may lack entries, so
+/// that nothing stays thin for longer than repair takes (H16).
+pub(crate) async fn close(
+    store: &dyn MetadataStore,
+    info: &mut LedgerInfo,
+    guards: &[Guard],
+    doubted: Option<&Mark>,
+) -> Result<(), LedgerError> {
+    let mut unlucky = MetadataError::Unavailable("the mark keeps changing".to_owned());
+    for _ in 0..CONFLICTS_MAX {
+        let mut operations = vec![info.put(Expect::Revision(info.revision))];
+        if let Some(mark) = doubted {
+            operations.push(marks::put_merged(store, mark).await?);
+        }
+        match change(store, info, guards, operations).await {
+            Err(LedgerError::Metadata(conflict @ MetadataError::Conflict { .. }))
+                if is_about_mark(&conflict, info.id) =>
+            {
+                unlucky = conflict;
+            }
+            result => return result,
+        }
+    }
+    Err(unlucky.into())
+}
+
+/// Whether a conflict says no more than that the ledger was marked meanwhile.
+fn is_about_mark(error: &MetadataError, ledger: LedgerId) -> bool {
+    matches!(error, MetadataError::Conflict { key, .. } if *key == keys::under_replicated(ledger))
+}
+
 /// Commits, and finds out what happened when the store does not say: the same compare-and-swap is
 /// repeated until it succeeds or its conflict shows whether the first attempt was applied.
 pub(crate) async fn commit_known(
     store: &dyn MetadataStore,
     transaction: Transaction,
+) -> MetadataResult<Revision> {
+    commit_in_doubt(store, transaction, &mut false).await
+}
+
+/// The same. After an error, `doubt` is set if it may have been applied all the same, and changed by
+/// somebody else since: the conflict that tells of the second hides the first.
+pub(crate) async fn commit_in_doubt(
+    store: &dyn MetadataStore,
+    transaction: Transaction,
+    doubt: &mut bool,
 ) -> MetadataResult<Revision> {
     let mut unknown = false;
     loop {
@@ -222,7 +275,7 @@ pub(crate) async fn commit_known(
                     reason,
                     "metadata change has an unknown outcome, asking again"
                 );
-                unknown = true;
+                (unknown, *doubt) = (true, true);
             }
             Err(MetadataError::Unavailable(_)) if unknown => {}
             Err(conflict @ MetadataError::Conflict { .. }) if unknown => {
@@ -255,16 +308,37 @@ async fn applied(
 }
 
 /// Ledger ids that this process has reserved.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct LedgerIds {
     /// The next id and the end of the range.
     reserved: Mutex<(u64, u64)>,
+    /// One reservation at a time: many topics that open together would only stand in each other's
+    /// way.
+    turn: Semaphore,
+}
+
+impl Default for LedgerIds {
+    fn default() -> LedgerIds {
+        LedgerIds {
+            reserved: Mutex::default(),
+            turn: Semaphore::new(1),
+        }
+    }
 }
 
 impl LedgerIds {
-    /// An id that was never used and never will be again.
-    pub(crate) async fn next(&self, store: &dyn MetadataStore) -> Result<LedgerId, LedgerError> {
-        if let Some(id) = self.take() {
+    /// An id that was never used and never will be again, above another one: positions of a topic
+    /// rise, whichever brokers have created its ledgers.
+    pub(crate) async fn next(
+        &self,
+        store: &dyn MetadataStore,
+        above: LedgerId,
+    ) -> Result<LedgerId, LedgerError> {
+        if let Some(id) = self.take(above) {
+            return Ok(id);
+        }
+        let _turn = self.turn.acquire().await;
+        if let Some(id) = self.take(above) {
             return Ok(id);
         }
         let key = keys::id_range(keys::IDS_LEDGER);
@@ -289,7 +363,6 @@ impl LedgerIds {
                 .await
             {
                 Ok(_) => {
-                    // Another task may have reserved too; its rest is lost, not reused.
                     *self.reserved.lock() = (first + 1, next);
                     return Ok(LedgerId(first));
                 }
@@ -303,9 +376,11 @@ impl LedgerIds {
         Err(last_error.into())
     }
 
-    fn take(&self) -> Option<LedgerId> {
+    /// The next of the range. Another process had `above` from the same counter, so a range that
+    /// begins below it is given up: a new one begins above everything that was ever handed out.
+    fn take(&self, above: LedgerId) -> Option<LedgerId> {
         let mut reserved = self.reserved.lock();
-        if reserved.0 >= reserved.1 {
+        if reserved.0 >= reserved.1 || reserved.0 <= above.0 {
             return None;
         }
         reserved.0 += 1;

@@ -7,8 +7,9 @@
 mod change;
 
 use std::cell::Cell;
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use aquifer_metadata::store::Guard;
 use aquifer_model::entry::EntryData;
@@ -19,6 +20,7 @@ use aquifer_model::storage::{
 use aquifer_runtime::clock;
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
+use tokio::sync::Notify;
 
 use crate::context::LogContext;
 use crate::error::LedgerError;
@@ -58,6 +60,8 @@ struct Inner {
     guards: Vec<Guard>,
     owner: Weak<dyn WriterOwner>,
     state: Mutex<State>,
+    /// Told when no acknowledged entry is kept for slower bookies any more.
+    settled: Notify,
 }
 
 struct State {
@@ -153,6 +157,7 @@ impl LedgerWriter {
                 guards,
                 owner,
                 state: Mutex::new(state),
+                settled: Notify::new(),
                 ctx,
             }),
         }
@@ -197,6 +202,33 @@ impl LedgerWriter {
         let nested = SENDING.replace(true);
         self.inner.send();
         SENDING.set(nested);
+    }
+
+    /// Waits until every bookie that is to get an acknowledged entry has it, but not for long: who
+    /// is late then is left to repair.
+    pub(crate) async fn settle(&self, limit: Duration) {
+        let settled = async {
+            loop {
+                let changed = self.inner.settled.notified();
+                if self.inner.state.lock().machine.kept() == 0 {
+                    return;
+                }
+                changed.await;
+            }
+        };
+        // Whether it was in time, `unconfirmed` tells.
+        let _ = clock::timeout(limit, settled).await;
+    }
+
+    /// Bookies of the ledger that may lack acknowledged entries (H16).
+    pub(crate) fn unconfirmed(&self, info: &LedgerInfo) -> BTreeSet<BookieId> {
+        let unconfirmed = self.inner.state.lock().machine.unconfirmed();
+        let (_, last) = info.last_fragment();
+        let mut bookies = unconfirmed.bookies;
+        bookies.extend(unconfirmed.positions.iter().map(|&p| last[p]));
+        let named = info.bookies();
+        bookies.retain(|bookie| named.contains(bookie));
+        bookies
     }
 
     /// Stops without telling the owner, and says up to where entries are acknowledged.
@@ -268,7 +300,7 @@ impl State {
 impl Inner {
     /// Gives the machine an event and carries out what follows.
     fn on(self: &Arc<Self>, event: WriterEvent) {
-        let chores = {
+        let (chores, is_settled) = {
             let mut state = self.state.lock();
             let mut actions = Vec::new();
             state.machine.on(event, &mut actions);
@@ -278,8 +310,11 @@ impl Inner {
             {
                 chores.push(Chore::Shed);
             }
-            chores
+            (chores, state.machine.kept() == 0)
         };
+        if is_settled {
+            self.settled.notify_one();
+        }
         for chore in chores {
             self.start(chore);
         }

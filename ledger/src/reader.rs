@@ -142,7 +142,8 @@ async fn ask(
         .unwrap_or(Err(BookieError::Timeout));
     let took = ctx.clock.monotonic().saturating_sub(started);
     let entries = batch.and_then(|batch| {
-        check(batch, range).inspect_err(|_| ctx.metrics.digest_failures.add(1, &[]))
+        let is_checked = ctx.transport.checks_reads();
+        check(batch, range, is_checked).inspect_err(|_| ctx.metrics.digest_failures.add(1, &[]))
     });
     if let Ok(entries) = &entries {
         ctx.shared.read_latencies.took(bookie, took);
@@ -154,13 +155,15 @@ async fn ask(
 }
 
 /// The good entries at the beginning of a reply; an error if there is none.
-fn check(batch: ReadBatch, range: ReadRange) -> BookieResult<Vec<StoredEntry>> {
+fn check(batch: ReadBatch, range: ReadRange, is_checked: bool) -> BookieResult<Vec<StoredEntry>> {
+    // A prefix has no digest of its own.
+    let is_checked = is_checked || range.prefix_bytes.is_some();
     let mut entries = batch.entries;
     let good = entries
         .iter()
         .zip(range.first.0..=range.last.0)
         .take_while(|(entry, id)| {
-            entry.entry.0 == *id && (range.prefix_bytes.is_some() || entry.is_intact(range.ledger))
+            entry.entry.0 == *id && (is_checked || entry.is_intact(range.ledger))
         })
         .count();
     if good == 0 {

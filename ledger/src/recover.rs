@@ -19,6 +19,7 @@ use crate::error::LedgerError;
 use crate::ledger_metadata::{self, LedgerInfo, LedgerState};
 use crate::reader::{self, Wanted};
 use crate::recovery::{FenceReply, Recovery, RecoveryAction, RecoveryEvent, RecoveryReadReply};
+use crate::replication::marks::Mark;
 use crate::writer::LedgerEnd;
 
 /// Times that a rival recoverer may be ahead of us in one call.
@@ -88,8 +89,20 @@ async fn claim_and_recover(
     // Only now: until the ledger is closed, recoveries read what the writer's ensemble has.
     info.fragments.extend(fragments);
     info.state = LedgerState::Closed(end);
-    ledger_metadata::replace(&*ctx.store, info, guards).await?;
+    let doubted = doubted_after_recovery(ctx, info, end);
+    ledger_metadata::close(&*ctx.store, info, guards, doubted.as_ref()).await?;
     Ok(end)
+}
+
+/// Nobody knows any more which bookies the former writer has waited for: where an acknowledged
+/// entry need not be at all of its places, each of them is looked at (H16).
+fn doubted_after_recovery(ctx: &LogContext, info: &LedgerInfo, end: LedgerEnd) -> Option<Mark> {
+    let may_be_thin = info.quorum.ack() < info.quorum.write() && end.last_entry.is_some();
+    may_be_thin.then(|| {
+        let now_ms = ctx.clock.wall_ms();
+        let reason = "recovered: copies may be missing";
+        Mark::new(info.id, &info.home, reason, now_ms).doubted(info.bookies())
+    })
 }
 
 /// A request on its way.

@@ -18,7 +18,7 @@ mod index;
 pub mod inspect;
 mod local;
 mod losses;
-mod marks;
+pub(crate) mod marks;
 mod members;
 mod news;
 mod orphans;

@@ -16,8 +16,15 @@ pub trait BookieTransport: Send + Sync + 'static {
     fn submit(&self, bookie: BookieId, request: OrderedRequest, reply: ReplyCallback);
 
     /// Reads entries, outside the ordered stream. Every entry of the answer is digest-verified by
-    /// the caller unless it asked for prefixes.
+    /// the caller unless it asked for prefixes, or [`checks_reads`](Self::checks_reads) says that
+    /// it was.
     async fn read(&self, bookie: BookieId, range: ReadRange) -> BookieResult<ReadBatch>;
+
+    /// Whether the entries of every answer to [`read`](Self::read) were digest-verified in this
+    /// process, so that the caller need not. Not what comes over a wire.
+    fn checks_reads(&self) -> bool {
+        false
+    }
 
     /// Waits for news of a ledger's end, outside the ordered stream.
     async fn wait(&self, bookie: BookieId, wait: TailWait) -> BookieResult<TailState>;

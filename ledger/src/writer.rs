@@ -13,7 +13,7 @@
 //!
 //! The payload stays with the driver: nothing here depends on it.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use aquifer_model::id::{BookieId, EntryId};
 use aquifer_model::quorum::Quorum;
@@ -21,10 +21,12 @@ use aquifer_model::quorum::Quorum;
 mod events;
 #[cfg(test)]
 mod tests;
+mod thin;
 
 pub use events::{
     AddReply, LedgerEnd, PlannedAdd, StopReason, WriterAction, WriterEvent, WriterOptions,
 };
+pub use thin::Unconfirmed;
 
 /// Positions of an ensemble as bits; E is at most 16.
 type Positions = u16;
@@ -70,6 +72,10 @@ pub struct Writer {
     holding: Positions,
     retry_scheduled: bool,
     rounds_without_progress: Vec<u32>,
+    /// Bookies that may lack acknowledged entries which nobody sends them any more (H16).
+    thin: BTreeSet<BookieId>,
+    /// Positions whose next bookie will lack some.
+    thin_next: Positions,
 }
 
 fn bit(position: usize) -> Positions {
@@ -113,6 +119,8 @@ impl Writer {
             change_scheduled: false,
             holding: 0,
             retry_scheduled: false,
+            thin: BTreeSet::new(),
+            thin_next: 0,
         }
     }
 
@@ -126,6 +134,12 @@ impl Writer {
     #[must_use]
     pub fn pending(&self) -> usize {
         self.adds.len() - self.kept
+    }
+
+    /// How many acknowledged entries are kept for bookies that lack them.
+    #[must_use]
+    pub fn kept(&self) -> usize {
+        self.kept
     }
 
     /// Bytes of acknowledged entries that some bookie still lacks.
@@ -331,20 +345,15 @@ impl Writer {
             && let Some(oldest) = self.adds.front()
         {
             let entry = self.first_kept();
-            // The replacement of a failed bookie gets what lies in its fragment.
-            let coming = match self.state {
-                State::Changing {
-                    failed,
-                    first_entry,
-                } if entry >= first_entry => failed,
-                _ => 0,
-            };
+            let coming = self.coming(entry);
             let lacking = self.write_set(entry) & (!oldest.acked & !self.failed | coming);
             let over = self.kept_bytes() > kept_bytes_max;
             if lacking != 0 && !over {
                 return;
             }
             self.released_length = oldest.ledger_length;
+            let acked = oldest.acked;
+            self.leave_thin(entry, acked);
             self.kept -= 1;
             self.adds.pop_front();
             for position in bits(lacking) {
@@ -466,6 +475,7 @@ impl Writer {
         );
         // Entries that unchanged positions completed meanwhile lie in the new fragment too, with
         // the same members there (H8). Where their data is still here, the others get them now.
+        self.leave_replaced(failed, first_entry, &members);
         self.fragments.insert(first_entry, members);
         self.state = State::Open;
         self.failed &= !failed;

@@ -15,6 +15,7 @@ use std::borrow::Cow;
 use std::fmt;
 use std::str::FromStr;
 
+pub use aquifer_model::bundle::BundleRange;
 use aquifer_model::id::{BookieId, BrokerId, LEDGER_ID_MAX, LedgerId};
 use aquifer_model::topic::{NamespaceName, TopicName};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
@@ -74,15 +75,6 @@ pub enum Key {
     Cluster(String),
     /// `leaders/NAME`: who leads what there must be one of (leased).
     Leader(String),
-}
-
-/// A range of the 32-bit topic hash space, both ends included.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct BundleRange {
-    /// First hash.
-    pub first: u32,
-    /// Last hash, not below the first.
-    pub last: u32,
 }
 
 /// Which transactions a key may take part in.
@@ -314,12 +306,6 @@ pub fn check_partition(transaction: &Transaction) -> MetadataResult<()> {
     Ok(())
 }
 
-impl fmt::Display for BundleRange {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:08x}-{:08x}", self.first, self.last)
-    }
-}
-
 impl fmt::Display for Key {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&match self {
@@ -372,7 +358,7 @@ fn parse(text: &str) -> Option<Key> {
         ["t", tenant, namespace, "t", topic] => Key::Topic(topic_name(tenant, namespace, topic)?),
         ["l", id] => Key::Ledger(ledger_id(id)?),
         ["own", tenant, namespace, range] => {
-            Key::BundleOwner(namespace_name(tenant, namespace)?, bundle_range(range)?)
+            Key::BundleOwner(namespace_name(tenant, namespace)?, range.parse().ok()?)
         }
         ["brokers", id] => Key::Broker(id.parse().ok()?),
         ["bookies", id] => Key::Bookie(id.parse().ok()?),
@@ -407,13 +393,6 @@ fn topic_name(tenant: &str, namespace: &str, topic: &str) -> Option<TopicName> {
 fn ledger_id(digits: &str) -> Option<LedgerId> {
     let id: u64 = digits.parse().ok()?;
     (id <= LEDGER_ID_MAX).then_some(LedgerId(id))
-}
-
-fn bundle_range(text: &str) -> Option<BundleRange> {
-    let (first, last) = text.split_once('-')?;
-    let first = u32::from_str_radix(first, 16).ok()?;
-    let last = u32::from_str_radix(last, 16).ok()?;
-    (first <= last).then_some(BundleRange { first, last })
 }
 
 fn namespace_prefix(family: &str, namespace: &NamespaceName) -> String {

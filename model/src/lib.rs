@@ -5,6 +5,7 @@
 #![deny(missing_docs)]
 
 pub mod batch;
+pub mod bundle;
 pub mod checksum;
 pub mod entry;
 pub mod hash;

@@ -92,7 +92,9 @@ impl Telemetry {
         let span_layer = tracing_opentelemetry::layer()
             .with_tracer(traces.tracer("aquifer"))
             .with_location(false)
-            .with_threads(false);
+            .with_threads(false)
+            // A stream's span is entered at each of its polls, which may be one per message.
+            .with_tracked_inactivity(false);
         let log_layer = match config.log_format {
             LogFormat::Text => tracing_subscriber::fmt::layer()
                 .with_writer(std::io::stderr)

@@ -175,7 +175,19 @@ impl Cluster {
     /// # Errors
     /// When it does not run, or does not end.
     pub fn kill(&mut self, name: &str) -> Result<()> {
-        self.signal(name, Signal::KILL)?;
+        self.end(name, Signal::KILL)
+    }
+
+    /// SIGTERM, and waits until the process is gone.
+    ///
+    /// # Errors
+    /// When it does not run, or does not end.
+    pub fn terminate(&mut self, name: &str) -> Result<()> {
+        self.end(name, Signal::TERM)
+    }
+
+    fn end(&mut self, name: &str, signal: Signal) -> Result<()> {
+        self.signal(name, signal)?;
         // A process that the test started is the test's to wait for.
         if let Some(at) = self.again.iter().position(|(again, _)| again == name) {
             self.again.swap_remove(at).1.wait()?;
@@ -227,14 +239,24 @@ impl Cluster {
     /// # Errors
     /// When a process is left, or `aquifer dev` did not end with exit code 0.
     pub fn stop(&mut self) -> Result<()> {
+        // Brokers first: they hand over what they own, which needs all the others.
+        let again = std::mem::take(&mut self.again);
+        let (brokers, again) = again
+            .into_iter()
+            .partition(|(name, _)| name.starts_with("broker"));
+        self.again = again;
+        end_all(brokers)?;
         let dev = self.dev.as_ref().context("it is not running")?;
         let dev = pid(i32::try_from(dev.id())?)?;
-        // First those that `aquifer dev` does not know: without its etcd they end slowly.
-        for (name, mut child) in std::mem::take(&mut self.again) {
-            let id = i32::try_from(child.id())?;
-            kill_process(pid(id)?, Signal::TERM)?;
-            let status = child.wait()?;
-            ensure!(status.success(), "{name} ended with {status}");
+        if !self.again.is_empty() {
+            // Bookies that `aquifer dev` does not know end before its etcd, or they end slowly, and
+            // after its brokers.
+            let brokers = self.processes.iter().filter(|p| p.role == "broker");
+            for broker in brokers.filter(|broker| is_running(broker.pid)) {
+                kill_process(pid(broker.pid)?, Signal::TERM)?;
+                wait_gone(broker.pid)?;
+            }
+            end_all(std::mem::take(&mut self.again))?;
         }
         kill_process(dev, Signal::TERM)?;
         let status = self.wait_exit()?;
@@ -343,6 +365,18 @@ impl Drop for Cluster {
             let _ = child.wait();
         }
     }
+}
+
+/// SIGTERM to all of them; waits for their ends.
+fn end_all(children: Vec<(String, Child)>) -> Result<()> {
+    for (_, child) in &children {
+        kill_process(pid(i32::try_from(child.id())?)?, Signal::TERM)?;
+    }
+    for (name, mut child) in children {
+        let status = child.wait()?;
+        ensure!(status.success(), "{name} ended with {status}");
+    }
+    Ok(())
 }
 
 fn pid(id: i32) -> Result<Pid> {

@@ -1,6 +1,7 @@
 //! A cluster of real processes on this machine: etcd, bookies, a broker. What is acknowledged is
 //! there after a bookie or the broker is killed under load, and after everything was restarted.
 
+mod brokers;
 mod identity;
 pub mod load;
 
@@ -30,8 +31,8 @@ fn run(cluster: &Cluster, words: &[&str]) -> Result<String> {
 }
 
 /// The topic as a reader sees it.
-async fn log_of(cluster: &Cluster) -> Result<Vec<Logged>> {
-    let reader = cluster.client()?.reader(TOPIC).start(Place::Earliest);
+async fn log_of(cluster: &Cluster, topic: &str) -> Result<Vec<Logged>> {
+    let reader = cluster.client()?.reader(topic).start(Place::Earliest);
     let reader = reader.open().await?;
     let mut log = Vec::new();
     while let Some(message) = reader.next_available().await? {
@@ -49,7 +50,7 @@ async fn log_of(cluster: &Cluster) -> Result<Vec<Logged>> {
 /// Ends the load, and checks what is there against what was acknowledged (I1, I7, I8).
 pub async fn check(cluster: &Cluster, load: Load) -> Result<()> {
     let acknowledged = load.finish().await?;
-    let log = within("reading the log", log_of(cluster)).await?;
+    let log = within("reading the log", log_of(cluster, TOPIC)).await?;
     nothing_lost(&acknowledged, &log)?;
     nothing_twice(&log)?;
     producers_in_order(&log)?;

@@ -20,6 +20,7 @@ use aquifer_protocol_api::broker::{Page, PageRequest, TopicDescription, TopicSta
 use crate::broker::Broker;
 use crate::error::BrokerError;
 use crate::namespace::listing::{Listed, Lister, parse};
+use crate::ownership::Owned;
 use crate::topic::event::Event;
 use crate::topic::load::{self, no_topic};
 
@@ -43,9 +44,10 @@ impl Broker {
         }
         self.create_record(topic, partitions).await?;
         for number in 0..partitions {
-            // One that is not reached is created when it is first used.
+            // One that is not reached, or is another broker's, is created when it is first used.
             match self.create_record(&topic.partition_name(number), 0).await {
-                Ok(()) | Err(BrokerError::AlreadyExists { .. }) => {}
+                Ok(()) | Err(BrokerError::AlreadyExists { .. } | BrokerError::Elsewhere { .. }) => {
+                }
                 Err(error) => return Err(error),
             }
         }
@@ -56,26 +58,22 @@ impl Broker {
     async fn create_record(&self, topic: &TopicName, partitions: u32) -> Result<(), BrokerError> {
         // Says which of tenant and namespace is missing.
         self.shared.namespaces.policies(topic.namespace()).await?;
-        let owned = self.shared.ownership.ensure(topic.namespace()).await?;
+        let owned = self.shared.own(topic).await?;
         let ctx = Arc::clone(&self.shared.log);
-        match TopicRecordCell::create(ctx, topic, partitions, vec![owned.guard]).await {
+        let guards = vec![owned.guard.clone()];
+        match TopicRecordCell::create(ctx, topic, partitions, guards).await {
             Ok(_) => Ok(()),
             Err(LogError::AlreadyExists) => Err(BrokerError::AlreadyExists {
                 what: "topic",
                 name: topic.to_string(),
             }),
-            Err(error) => Err(self.lost_if_fenced(topic, owned.epoch, error).await),
+            Err(error) => Err(self.lost_if_fenced(&owned, error).await),
         }
     }
 
-    async fn lost_if_fenced(
-        &self,
-        topic: &TopicName,
-        epoch: aquifer_model::id::OwnerEpoch,
-        error: LogError,
-    ) -> BrokerError {
+    async fn lost_if_fenced(&self, owned: &Owned, error: LogError) -> BrokerError {
         if error == LogError::Fenced {
-            self.shared.ownership.lost(topic.namespace(), epoch).await;
+            self.shared.ownership.lost(owned).await;
         }
         error.into()
     }
@@ -85,7 +83,16 @@ impl Broker {
         topic: TopicName,
         create: bool,
     ) -> Result<TopicDescription, BrokerError> {
-        let cell = load::record(&self.shared, &topic, create).await?;
+        // Anybody may look; only the owner creates.
+        self.shared.namespaces.policies(topic.namespace()).await?;
+        let ctx = Arc::clone(&self.shared.log);
+        let cell = match TopicRecordCell::load(ctx, &topic, Vec::new()).await? {
+            Some(cell) => cell,
+            None => {
+                let owned = self.shared.own(&topic).await?;
+                load::record(&self.shared, &topic, create, &owned).await?
+            }
+        };
         Ok(TopicDescription {
             topic,
             partitions: cell.record().partitions,
@@ -151,12 +158,8 @@ impl Broker {
         topic: &TopicName,
         force: bool,
     ) -> Result<(), BrokerError> {
-        if topic.partition().is_some() {
-            return Err(BrokerError::invalid(
-                format!("{topic} is a partition"),
-                "delete the partitioned topic as a whole",
-            ));
-        }
+        // Another owner is to be asked before anything happens.
+        self.shared.own(topic).await?;
         let (partitions, parts) = self.parts(topic).await?;
         // Keeps the base name away too, so that partitions are not made anew meanwhile.
         let mut guards = Vec::new();
@@ -178,13 +181,18 @@ impl Broker {
     }
 
     async fn delete_record(&self, topic: &TopicName) -> Result<(), BrokerError> {
-        let owned = self.shared.ownership.ensure(topic.namespace()).await?;
-        let ctx = Arc::clone(&self.shared.log);
-        let cell = TopicRecordCell::load(ctx, topic, vec![owned.guard]).await?;
+        let ctx = || Arc::clone(&self.shared.log);
+        // Of a partition that is gone nobody has to be the owner.
+        let found = TopicRecordCell::load(ctx(), topic, Vec::new()).await?;
+        if found.is_none() {
+            return Ok(());
+        }
+        let owned = self.shared.own(topic).await?;
+        let cell = TopicRecordCell::load(ctx(), topic, vec![owned.guard.clone()]).await?;
         let Some(cell) = cell else { return Ok(()) };
         match cell.delete().await {
             Ok(()) => Ok(()),
-            Err(error) => Err(self.lost_if_fenced(topic, owned.epoch, error).await),
+            Err(error) => Err(self.lost_if_fenced(&owned, error).await),
         }
     }
 }

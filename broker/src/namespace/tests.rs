@@ -31,8 +31,8 @@ async fn store(tasks: &TaskGroup) -> Arc<dyn MetadataStore> {
 async fn policies_follow_what_another_broker_writes() {
     let tasks = TaskGroup::new("test");
     let store = store(&tasks).await;
-    let here = Namespaces::new(Arc::clone(&store), tasks.clone());
-    let there = Namespaces::new(Arc::clone(&store), tasks.clone());
+    let here = Namespaces::new(Arc::clone(&store), tasks.clone(), 4);
+    let there = Namespaces::new(Arc::clone(&store), tasks.clone(), 4);
     here.ensure_default(NamespacePolicies::default())
         .await
         .unwrap();
@@ -74,7 +74,7 @@ async fn an_old_record_costs_one_resync() {
     let clock = SystemClock::shared();
     let store = EmbeddedStore::open(path, options, disk.shared(), clock, &tasks).await;
     let store: Arc<dyn MetadataStore> = Arc::new(store.unwrap());
-    let namespaces = Namespaces::new(Arc::clone(&store), tasks.clone());
+    let namespaces = Namespaces::new(Arc::clone(&store), tasks.clone(), 4);
     namespaces
         .ensure_default(NamespacePolicies::default())
         .await
@@ -91,6 +91,7 @@ async fn an_old_record_costs_one_resync() {
         namespace,
         cached: Arc::default(),
         sender,
+        bundles: watch::channel(Bundles::new(&[], Revision(0)).unwrap()).0,
     };
     assert!(watcher.follow(&mut after).await.unwrap());
     assert!(after >= newest.revision, "the next watch begins after it");
@@ -103,7 +104,7 @@ async fn an_old_record_costs_one_resync() {
 async fn lists_jump_over_what_lies_between_and_go_on_by_name() {
     let tasks = TaskGroup::new("test");
     let store = store(&tasks).await;
-    let namespaces = Namespaces::new(Arc::clone(&store), tasks.clone());
+    let namespaces = Namespaces::new(Arc::clone(&store), tasks.clone(), 4);
     for tenant in ["a", "a-b", "ab", "b"] {
         namespaces.create_tenant(tenant).await.unwrap();
         for local in ["x", "y", "z"] {

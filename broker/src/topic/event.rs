@@ -20,6 +20,7 @@ use parking_lot::Mutex;
 use tokio::sync::{Notify, mpsc, oneshot};
 
 use crate::error::BrokerError;
+use crate::ownership::Owned;
 use crate::subscription::ConsumerId;
 
 /// Events that may wait in a topic's mailbox.
@@ -104,6 +105,11 @@ pub(crate) enum Event {
     },
     /// The topic is to be deleted: end, unless clients are connected and it is not forced.
     Delete { force: bool, reply: Reply<()> },
+    /// The bundle was split: this is the topic's part of it.
+    Rebound(Owned),
+    /// Another broker owns the bundle. With `owned` it was handed over, and the topic's ledgers may
+    /// be sealed under that.
+    Moved { owned: Option<Owned>, url: String },
     /// The broker goes away.
     Shutdown,
 }

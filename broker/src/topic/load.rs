@@ -7,6 +7,7 @@ use std::time::Duration;
 use aquifer_ledger::error::LogError;
 use aquifer_ledger::managed::{LogKind, LogOptions, TopicLog, TopicRecordCell};
 use aquifer_model::topic::TopicName;
+use aquifer_runtime::clock;
 use tokio::sync::watch;
 
 use crate::broker::Shared;
@@ -22,6 +23,10 @@ use crate::topic::retention::Trimming;
 use crate::topic::{Counters, Topic};
 use crate::topics::{TopicHandle, Topics};
 
+/// How long a new owner waits for the old one to seal a topic's ledgers, and how often it looks.
+const HAND_OVER_MAX: Duration = Duration::from_secs(2);
+const HAND_OVER_TICK: Duration = Duration::from_millis(10);
+
 /// Loads a topic and starts its task.
 pub(crate) async fn load(
     topics: &Arc<Topics>,
@@ -32,11 +37,11 @@ pub(crate) async fn load(
     let started = shared.clock.monotonic();
     // A namespace that does not exist is owned by nobody.
     shared.namespaces.policies(name.namespace()).await?;
-    let owned = shared.ownership.ensure(name.namespace()).await?;
+    let owned = shared.own(name).await?;
     let outcome = load_owned(topics, name, create, owned.clone()).await;
     if let Err(BrokerError::Log(LogError::Fenced)) = &outcome {
         // The next request acquires ownership anew, or learns that it cannot.
-        shared.ownership.lost(name.namespace(), owned.epoch).await;
+        shared.ownership.lost(&owned).await;
     }
     let took = shared.clock.monotonic().saturating_sub(started);
     shared
@@ -54,7 +59,10 @@ async fn load_owned(
 ) -> Result<TopicHandle, BrokerError> {
     let shared = Arc::clone(topics.shared());
     let policies = shared.namespaces.policies(name.namespace()).await?;
-    let cell = record(&shared, name, create).await?;
+    let cell = record(&shared, name, create, &owned).await?;
+    if owned.source.is_some() {
+        wait_sealed(&shared, &cell).await?;
+    }
     if cell.record().partitions > 0 {
         return Err(partitioned(name, cell.record().partitions));
     }
@@ -82,6 +90,7 @@ async fn load_owned(
         name: name.clone(),
         incarnation: cell.incarnation(),
         owned,
+        cell,
         policies,
         mailbox: mailbox.clone(),
         publishing,
@@ -121,15 +130,29 @@ fn restore(
     (subscriptions, publishing)
 }
 
+/// Waits until the broker that handed the bundle over has sealed the topic's ledgers. One that does
+/// not, in time, is fenced.
+async fn wait_sealed(shared: &Shared, cell: &TopicRecordCell) -> Result<(), BrokerError> {
+    let started = shared.clock.monotonic();
+    while !cell.is_sealed().await? {
+        if shared.clock.monotonic().saturating_sub(started) > HAND_OVER_MAX {
+            tracing::warn!(topic = %cell.topic(), "the former owner does not seal it: it is fenced");
+            break;
+        }
+        clock::sleep(HAND_OVER_TICK).await;
+    }
+    Ok(())
+}
+
 /// The record of a topic that exists, or that may be created now.
 pub(crate) async fn record(
     shared: &Arc<Shared>,
     name: &TopicName,
     create: bool,
+    owned: &Owned,
 ) -> Result<Arc<TopicRecordCell>, BrokerError> {
     let policies = shared.namespaces.policies(name.namespace()).await?;
-    let owned = shared.ownership.ensure(name.namespace()).await?;
-    let guards = vec![owned.guard];
+    let guards = vec![owned.guard.clone()];
     let ctx = || Arc::clone(&shared.log);
     if let Some(cell) = TopicRecordCell::load(ctx(), name, guards.clone()).await? {
         return Ok(cell);

@@ -93,6 +93,7 @@ impl Harness {
             rng: SystemRng::shared(),
             meter: Telemetry::for_tests().meter("broker"),
             tasks: tasks.clone(),
+            lease: None,
         };
         let broker = Broker::new(config.clone(), deps).await.unwrap();
         Harness {

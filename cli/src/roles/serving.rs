@@ -11,6 +11,7 @@ use aquifer_ledger::managed::cache::EntryCache;
 use aquifer_ledger::metrics::LedgerMetrics;
 use aquifer_ledger::placement::Bookies;
 use aquifer_ledger::transport::BookieTransport;
+use aquifer_metadata::lease::Lease;
 use aquifer_metadata::store::MetadataStore;
 use aquifer_protocol_api::broker::BrokerApi;
 use aquifer_protocol_registry::ProtocolsConfig;
@@ -94,7 +95,7 @@ pub fn log_context(
     Arc::new(log)
 }
 
-/// Starts the broker.
+/// Starts the broker; with a lease, as one of a cluster.
 ///
 /// # Errors
 /// When it does not start.
@@ -104,8 +105,10 @@ pub async fn start_broker(
     seams: &Seams,
     telemetry: &Telemetry,
     tasks: &TaskGroup,
+    lease: Option<Lease>,
 ) -> Result<Arc<Broker>, CliError> {
     let deps = BrokerDeps {
+        lease,
         log,
         clock: Arc::clone(&seams.clock),
         rng: Arc::clone(&seams.rng),

@@ -378,4 +378,8 @@ not_scripted! {
     list_topics: ListTopicsRequest -> ListTopicsResponse,
     delete_subscription: DeleteSubscriptionRequest -> DeleteSubscriptionResponse,
     seek_subscription: SeekSubscriptionRequest -> SeekSubscriptionResponse,
+    list_brokers: ListBrokersRequest -> ListBrokersResponse,
+    list_bundles: ListBundlesRequest -> ListBundlesResponse,
+    transfer_bundle: TransferBundleRequest -> TransferBundleResponse,
+    split_bundle: SplitBundleRequest -> SplitBundleResponse,
 }

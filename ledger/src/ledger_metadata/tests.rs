@@ -1,10 +1,13 @@
 //! Records from metadata are a stranger's bytes: each is a ledger, or an error that says why not.
 
+use aquifer_metadata::store::{PageToken, ScanPage, Session, Watch};
+use async_trait::async_trait;
 use bytes::Bytes;
 use proptest::prelude::*;
 use prost::Message;
 
 use super::*;
+use crate::testing::{MemoryStore, TestWorld};
 
 const ID: LedgerId = LedgerId(5);
 
@@ -91,5 +94,63 @@ proptest! {
             prop_assert!(!info.bookies().is_empty());
             prop_assert!(info.to_record().encoded_len() > 0);
         }
+    }
+}
+
+/// A store whose answers take a turn of the runtime, so that tasks meet in it.
+struct Slow(MemoryStore);
+
+#[async_trait]
+impl MetadataStore for Slow {
+    async fn get(&self, key: &str) -> MetadataResult<Option<Versioned>> {
+        tokio::task::yield_now().await;
+        self.0.get(key).await
+    }
+
+    async fn scan(
+        &self,
+        prefix: &str,
+        page: Option<PageToken>,
+        limit: usize,
+    ) -> MetadataResult<ScanPage> {
+        self.0.scan(prefix, page, limit).await
+    }
+
+    async fn commit(&self, transaction: Transaction) -> MetadataResult<Revision> {
+        tokio::task::yield_now().await;
+        self.0.commit(transaction).await
+    }
+
+    async fn watch(&self, prefix: &str, after: Revision) -> MetadataResult<Box<dyn Watch>> {
+        self.0.watch(prefix, after).await
+    }
+
+    async fn open_session(&self, ttl: Duration) -> MetadataResult<Box<dyn Session>> {
+        self.0.open_session(ttl).await
+    }
+}
+
+#[tokio::test]
+async fn a_thousand_ledgers_that_are_created_at_once_get_ids_of_few_ranges() {
+    let (store, ids) = (Slow(MemoryStore::default()), LedgerIds::default());
+    let taken = futures::future::join_all((0..1_000).map(|_| ids.next(&store, LedgerId(0)))).await;
+    let taken: Result<BTreeSet<_>, _> = taken.into_iter().collect();
+    assert_eq!(taken.unwrap().len(), 1_000, "each gets its own");
+    assert_eq!(store.0.commits(), 1_000_u64.div_ceil(IDS_RESERVED));
+}
+
+/// Two processes share the counter: whoever creates the next ledger of a topic, its id is above those
+/// of the ledgers before, so that positions rise along the topic.
+#[tokio::test]
+async fn ids_rise_along_a_topic_whoever_draws_them() {
+    let world = TestWorld::new(1);
+    let (one, other) = (world.process(), world.process());
+    let mut last = LedgerId(0);
+    for turn in 0..20 {
+        let process = if turn % 3 == 0 { &one } else { &other };
+        let ids = &process.shared.ledger_ids;
+        let id = ids.next(&*process.store, last).await.unwrap();
+        assert!(id > last, "{id} after {last}");
+        last = id;
     }
 }

@@ -152,7 +152,7 @@ async fn closed(
     }
     let mut backoff = ctx.settings.retry_backoff_min;
     for _ in 1..ATTEMPTS {
-        match close_by_recovery(ctx, segment.ledger, cell.guards()).await {
+        match close_by_recovery(ctx, segment.ledger, &cell.guards()).await {
             Ok(done) => return Ok(done),
             Err(error) => {
                 let error = LogError::from(error);
@@ -165,5 +165,5 @@ async fn closed(
         clock::sleep(ctx.rng.jitter(backoff)).await;
         backoff = (backoff * 2).min(ctx.settings.retry_backoff_max);
     }
-    Ok(close_by_recovery(ctx, segment.ledger, cell.guards()).await?)
+    Ok(close_by_recovery(ctx, segment.ledger, &cell.guards()).await?)
 }

@@ -17,6 +17,7 @@ use crate::managed::deletion;
 use crate::managed::state::{Current, LogInner, Phase, Segment, SegmentStatus, State};
 use crate::managed::types::LogKind;
 use crate::recover::close_by_recovery;
+use crate::replication::marks::{self, Mark};
 use crate::writer::LedgerEnd;
 
 /// What the owner task does next.
@@ -126,16 +127,32 @@ impl LogInner {
             rest(&mut state);
             return;
         }
-        match self.change_metadata(&plan).await {
+        if let Some(writer) = &plan.writer {
+            writer.settle(self.ctx.settings.close_wait).await;
+        }
+        let mut doubt = false;
+        match self.change_metadata(&plan, &mut doubt).await {
             Ok(turned) => self.turned(&plan, turned),
+            Err(TurnError::Log(LogError::Fenced)) => self.turn_failed(LogError::Fenced),
+            // The ledger may be closed, and another owner may go on behind its end without a fence:
+            // from here on nothing is acknowledged before that is known (I4).
+            Err(TurnError::Log(error)) if doubt && plan.writer.is_some() => {
+                tracing::warn!(%error, "whether the ledger was closed is not known");
+                self.find_end(error);
+            }
             Err(TurnError::Superseded) => {
-                let mut state = self.state.lock();
                 let closed = "a recovery has closed the ledger".to_owned();
-                state.failure = Some(LogError::Unavailable(closed));
-                state.phase = Phase::Recovering;
+                self.find_end(LogError::Unavailable(closed));
             }
             Err(TurnError::Log(error)) => self.turn_failed(error),
         }
+    }
+
+    /// The current ledger takes no more entries; a recovery says where it ends.
+    fn find_end(&self, because: LogError) {
+        let mut state = self.state.lock();
+        state.failure = Some(because);
+        state.phase = Phase::Recovering;
     }
 
     fn turned(&self, plan: &Turn, turned: Turned) {
@@ -144,7 +161,7 @@ impl LogInner {
         }
         let opened = turned.opened.map(|info| {
             let owner: std::sync::Weak<dyn WriterOwner> = self.me.clone();
-            let guards = self.cell.guards().to_vec();
+            let guards = self.cell.guards();
             self.ctx.metrics.ledgers_created.add(1, &[]);
             LedgerWriter::new(Arc::clone(&self.ctx), info, guards, owner)
         });
@@ -226,7 +243,7 @@ impl LogInner {
     }
 
     /// Seals and opens in one transaction (design.md section 9).
-    async fn change_metadata(&self, plan: &Turn) -> Result<Turned, TurnError> {
+    async fn change_metadata(&self, plan: &Turn, doubt: &mut bool) -> Result<Turned, TurnError> {
         let mut ending_info = match (&plan.ending, &plan.writer) {
             (Some(_), Some(writer)) => Some(writer.info()),
             (Some(segment), None) => {
@@ -241,17 +258,18 @@ impl LogInner {
         });
         loop {
             let mut opened = match plan.open_next {
-                true => Some(self.new_ledger().await?),
+                true => Some(self.new_ledger(&plan.known).await?),
                 false => None,
             };
             let mut operations = Vec::new();
             if let (Some(segment), Some(info)) = (&plan.ending, &mut ending_info) {
-                if plan.writer.is_some() {
+                if let Some(writer) = &plan.writer {
                     info.state = LedgerState::Closed(LedgerEnd {
                         last_entry: segment.last_entry(),
                         length: segment.bytes,
                     });
                     operations.push(info.put(Expect::Revision(info.revision)));
+                    operations.extend(self.mark_thin(writer, info, segment).await?);
                 }
                 if ending_removed {
                     operations.push(deletion::intent(info));
@@ -260,7 +278,7 @@ impl LogInner {
             operations.extend(opened.iter().map(|info| info.put(Expect::Absent)));
             let new = opened.as_ref().map(|info| info.id);
             match self
-                .change_record(plan, operations, ending_removed, new)
+                .change_record(plan, operations, ending_removed, new, doubt)
                 .await
             {
                 Ok(revision) => {
@@ -275,27 +293,62 @@ impl LogInner {
                         opened,
                     });
                 }
-                Err(LogError::Metadata(MetadataError::Conflict { key, current })) => {
-                    if new.is_some_and(|id| keys::ledger(id) == key) {
-                        // Somebody used an id of ours: metadata has lost its tail (H14).
-                        tracing::warn!(key, "ledger id was in use, taking another");
-                        continue;
-                    }
-                    let Some(info) = ending_info.as_mut().filter(|i| keys::ledger(i.id) == key)
-                    else {
-                        let conflict = MetadataError::Conflict { key, current };
-                        return Err(TurnError::Log(conflict.into()));
-                    };
-                    let id = info.id;
-                    *info = ledger_metadata::load_existing(&*self.ctx.store, id).await?;
-                    // An ensemble change of our own writer, or somebody else's recovery.
-                    if plan.writer.is_some() && info.state != LedgerState::Open {
-                        return Err(TurnError::Superseded);
-                    }
+                Err(LogError::Metadata(conflict @ MetadataError::Conflict { .. })) => {
+                    let ending = ending_info.as_mut();
+                    self.after_conflict(plan, conflict, new, ending).await?;
                 }
                 Err(error) => return Err(TurnError::Log(error)),
             }
         }
+    }
+
+    /// Learns what is different now, for another attempt.
+    async fn after_conflict(
+        &self,
+        plan: &Turn,
+        conflict: MetadataError,
+        new: Option<LedgerId>,
+        ending: Option<&mut LedgerInfo>,
+    ) -> Result<(), TurnError> {
+        let is_about = |wanted: String| match &conflict {
+            MetadataError::Conflict { key, .. } => *key == wanted,
+            _ => false,
+        };
+        if let Some(id) = new.filter(|id| is_about(keys::ledger(*id))) {
+            // Somebody used an id of ours: metadata has lost its tail (H14).
+            tracing::warn!(ledger = id.0, "ledger id was in use, taking another");
+            return Ok(());
+        }
+        match ending {
+            Some(info) if is_about(keys::under_replicated(info.id)) => Ok(()),
+            Some(info) if is_about(keys::ledger(info.id)) => {
+                *info = ledger_metadata::load_existing(&*self.ctx.store, info.id).await?;
+                // An ensemble change of our own writer, or somebody else's recovery.
+                match plan.writer.is_some() && info.state != LedgerState::Open {
+                    true => Err(TurnError::Superseded),
+                    false => Ok(()),
+                }
+            }
+            _ => Err(TurnError::Log(conflict.into())),
+        }
+    }
+
+    /// The mark of bookies that may lack entries of a ledger that its writer closes (H16).
+    async fn mark_thin(
+        &self,
+        writer: &LedgerWriter,
+        info: &LedgerInfo,
+        segment: &Segment,
+    ) -> Result<Option<Operation>, LedgerError> {
+        let doubted = writer.unconfirmed(info);
+        if segment.entries == 0 || doubted.is_empty() {
+            return Ok(None);
+        }
+        let now_ms = self.ctx.clock.wall_ms();
+        let reason = "closed before every copy was confirmed";
+        let mark = Mark::new(info.id, &info.home, reason, now_ms).doubted(doubted);
+        let put = marks::put_merged(&*self.ctx.store, &mark).await?;
+        Ok(Some(put))
     }
 
     async fn change_record(
@@ -304,6 +357,7 @@ impl LogInner {
         operations: Vec<Operation>,
         ending_removed: bool,
         new: Option<LedgerId>,
+        doubt: &mut bool,
     ) -> Result<aquifer_metadata::store::Revision, LogError> {
         let change = |record: &mut aquifer_proto::v1::TopicRecord| {
             let segments = self.segments_of(record);
@@ -337,10 +391,11 @@ impl LogInner {
             }
             Ok(())
         };
-        self.cell.update(operations, change).await
+        self.cell.update_in_doubt(operations, change, doubt).await
     }
 
-    async fn new_ledger(&self) -> Result<LedgerInfo, LedgerError> {
+    async fn new_ledger(&self, known: &[u64]) -> Result<LedgerInfo, LedgerError> {
+        let above = LedgerId(known.iter().copied().max().unwrap_or_default());
         let rng = &*self.ctx.rng;
         let settings = &self.ctx.settings;
         let (quorum, members) = self.ctx.bookies.ensemble(
@@ -353,7 +408,12 @@ impl LogInner {
             tracing::warn!(%quorum, wanted = %self.options.quorum, "too few bookies: the new ledger has a smaller ensemble");
         }
         Ok(LedgerInfo {
-            id: self.ctx.shared.ledger_ids.next(&*self.ctx.store).await?,
+            id: self
+                .ctx
+                .shared
+                .ledger_ids
+                .next(&*self.ctx.store, above)
+                .await?,
             token: CreationToken(rng.id16()),
             quorum,
             state: LedgerState::Open,
@@ -407,7 +467,7 @@ impl LogInner {
     async fn try_recover(&self, ledger: LedgerId) -> Result<Option<EntryId>, LogError> {
         // Fenced by a recovery, or by another owner? The epoch says (H10).
         self.cell.check_owner().await?;
-        let (_, end) = close_by_recovery(&self.ctx, ledger, self.cell.guards()).await?;
+        let (_, end) = close_by_recovery(&self.ctx, ledger, &self.cell.guards()).await?;
         let state = self.state.lock();
         let acked = state.segments.back().and_then(Segment::last_entry);
         let sent = state.pending.iter().filter_map(|p| p.entry).next_back();

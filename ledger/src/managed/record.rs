@@ -18,7 +18,7 @@ use tokio::sync::Semaphore;
 
 use crate::context::LogContext;
 use crate::error::LogError;
-use crate::ledger_metadata::commit_known;
+use crate::ledger_metadata::{commit_in_doubt, commit_known};
 use crate::managed::deletion;
 
 /// `key_hash` of every topic that this build creates: murmur3-32 with seed 0.
@@ -33,7 +33,7 @@ pub struct TopicRecordCell {
     topic: TopicName,
     key: String,
     partition: String,
-    guards: Vec<Guard>,
+    guards: Mutex<Vec<Guard>>,
     incarnation: TopicIncarnation,
     current: Mutex<(v1::TopicRecord, Revision)>,
     /// One change at a time, so that this process never conflicts with itself.
@@ -104,7 +104,7 @@ impl TopicRecordCell {
             topic: topic.clone(),
             key: keys::topic(topic),
             partition: keys::partition_of_topic(topic),
-            guards,
+            guards: Mutex::new(guards),
             incarnation,
             current: Mutex::new((record, revision)),
             turn: Semaphore::new(1),
@@ -142,8 +142,25 @@ impl TopicRecordCell {
         &self.ctx
     }
 
-    pub(crate) fn guards(&self) -> &[Guard] {
-        &self.guards
+    pub(crate) fn guards(&self) -> Vec<Guard> {
+        self.guards.lock().clone()
+    }
+
+    /// Every later change compares these instead: the owner's right to change the topic is the same,
+    /// but what shows it in metadata was written anew.
+    pub fn set_guards(&self, guards: Vec<Guard>) {
+        *self.guards.lock() = guards;
+    }
+
+    /// Whether no ledger of the topic is open, as metadata says now: nobody has to be fenced.
+    ///
+    /// # Errors
+    /// When metadata cannot be read.
+    pub async fn is_sealed(&self) -> Result<bool, LogError> {
+        self.reload().await?;
+        let current = self.current.lock();
+        let mut last = [current.0.segments.last(), current.0.cursor_segments.last()].into_iter();
+        Ok(last.all(|segment| segment.is_none_or(|segment| segment.sealed)))
     }
 
     pub(crate) fn partition(&self) -> &str {
@@ -161,7 +178,7 @@ impl TopicRecordCell {
     fn transaction(&self, operations: Vec<Operation>) -> Transaction {
         Transaction {
             partition: self.partition.clone(),
-            guards: self.guards.clone(),
+            guards: self.guards(),
             operations,
         }
     }
@@ -169,7 +186,7 @@ impl TopicRecordCell {
     /// What a failed change means to the owner.
     fn explain(&self, error: MetadataError) -> LogError {
         match &error {
-            MetadataError::Conflict { key, .. } if self.guards.iter().any(|g| g.key == *key) => {
+            MetadataError::Conflict { key, .. } if self.guards().iter().any(|g| g.key == *key) => {
                 LogError::Fenced
             }
             _ => LogError::Metadata(error),
@@ -190,6 +207,19 @@ impl TopicRecordCell {
     where
         F: Fn(&mut v1::TopicRecord) -> Result<(), LogError>,
     {
+        self.update_in_doubt(operations, change, &mut false).await
+    }
+
+    /// The same. After an error, `doubt` is set if the change may have been made all the same.
+    pub(crate) async fn update_in_doubt<F>(
+        &self,
+        operations: Vec<Operation>,
+        change: F,
+        doubt: &mut bool,
+    ) -> Result<Revision, LogError>
+    where
+        F: Fn(&mut v1::TopicRecord) -> Result<(), LogError>,
+    {
         let _turn = self.turn.acquire().await;
         let mut conflict = None;
         for _ in 0..CONFLICTS_MAX {
@@ -197,7 +227,8 @@ impl TopicRecordCell {
             change(&mut record)?;
             let mut all = vec![self.put(&record, Expect::Revision(revision))];
             all.extend(operations.iter().cloned());
-            match commit_known(&*self.ctx.store, self.transaction(all)).await {
+            let transaction = self.transaction(all);
+            match commit_in_doubt(&*self.ctx.store, transaction, doubt).await {
                 Ok(revision) => {
                     *self.current.lock() = (record, revision);
                     return Ok(revision);
@@ -244,7 +275,7 @@ impl TopicRecordCell {
 
     /// Whether the guards still hold and the topic still lives: who is fenced asks this (H10).
     pub(crate) async fn check_owner(&self) -> Result<(), LogError> {
-        for guard in &self.guards {
+        for guard in self.guards() {
             let found = self.ctx.store.get(&guard.key).await?;
             let holds = match guard.expect {
                 Expect::Any => true,

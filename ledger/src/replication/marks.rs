@@ -122,6 +122,29 @@ impl Mark {
     }
 }
 
+/// The change that writes a mark together with what an earlier one says.
+pub(crate) async fn put_merged(
+    store: &dyn MetadataStore,
+    mark: &Mark,
+) -> Result<Operation, LedgerError> {
+    let stored = store.get(&keys::under_replicated(mark.ledger)).await?;
+    let Some(stored) = stored else {
+        return Ok(mark.put(Expect::Absent));
+    };
+    let mut merged = mark.clone();
+    merged.merge(&Mark::decode(&stored)?);
+    Ok(merged.put(Expect::Revision(stored.revision)))
+}
+
+/// Reads the mark of a ledger.
+pub(crate) async fn load(
+    store: &dyn MetadataStore,
+    ledger: LedgerId,
+) -> Result<Option<Mark>, LedgerError> {
+    let stored = store.get(&keys::under_replicated(ledger)).await?;
+    stored.map(|stored| Mark::decode(&stored)).transpose()
+}
+
 /// Writes a mark, together with what an earlier one says. Returns whether it said anything new.
 ///
 /// # Errors

@@ -178,7 +178,13 @@ impl Cluster {
 
     pub(super) async fn open_on(&self, quorum: Quorum, members: Vec<BookieId>) -> Open {
         let mut info = LedgerInfo {
-            id: self.ctx.shared.ledger_ids.next(self.store()).await.unwrap(),
+            id: self
+                .ctx
+                .shared
+                .ledger_ids
+                .next(self.store(), LedgerId(0))
+                .await
+                .unwrap(),
             token: CreationToken(self.ctx.rng.id16()),
             quorum,
             state: LedgerState::Open,

@@ -230,17 +230,22 @@ impl RepairWorker {
         let members = Arc::clone(&self.members.0);
         let mut done: BTreeSet<Work> = BTreeSet::new();
         let mut failed = None;
+        let mut mark = mark.clone();
         loop {
             let info = ledger_metadata::load(&*ctx.store, mark.ledger).await?;
             let intent = deletion::load(&*ctx.store, mark.ledger).await?;
             let goes = intent.is_some_and(|intent| !intent.copies_only);
             let Some(mut info) = info.filter(|_| !goes) else {
-                marks::clear(&*ctx.store, mark).await?;
+                marks::clear(&*ctx.store, &mark).await?;
                 return Ok(Outcome::Repaired);
             };
-            let plan = plan::plan(&info, mark, &members);
+            let plan = plan::plan(&info, &mark, &members);
             if plan.recover && self.writer_had_time(&info) {
                 close_by_recovery(&ctx, info.id, &[]).await?;
+                // It says whom to doubt (H16).
+                if let Some(marked) = marks::load(&*ctx.store, mark.ledger).await? {
+                    mark = marked;
+                }
                 continue;
             }
             let next = plan.work.iter().find(|work| !done.contains(*work));
@@ -256,7 +261,7 @@ impl RepairWorker {
                 Some(why) => Outcome::Failed(why),
                 None if plan.recover || plan.wait => Outcome::Waiting,
                 None => {
-                    if !marks::clear(&*ctx.store, mark).await? {
+                    if !marks::clear(&*ctx.store, &mark).await? {
                         // Somebody knows of more to do.
                         return Ok(Outcome::Waiting);
                     }

@@ -27,6 +27,8 @@ struct State {
     revision: u64,
     commits: u64,
     unavailable: bool,
+    /// Operations that succeed before every other fails.
+    operations_left: Option<u32>,
     lost_answers: u32,
     seeds: u64,
 }
@@ -34,7 +36,15 @@ struct State {
 impl MemoryStore {
     /// From now on every operation fails, or works again.
     pub fn set_unavailable(&self, unavailable: bool) {
-        self.state.lock().unavailable = unavailable;
+        let mut state = self.state.lock();
+        state.unavailable = unavailable;
+        state.operations_left = None;
+    }
+
+    /// The next `count` operations are answered; those behind them fail, until it is available
+    /// again.
+    pub fn set_unavailable_after(&self, count: u32) {
+        self.state.lock().operations_left = Some(count);
     }
 
     /// The next `count` commits are applied but answered with `UnknownOutcome`.
@@ -82,7 +92,9 @@ impl State {
         })
     }
 
-    fn up(&self) -> MetadataResult<()> {
+    fn up(&mut self) -> MetadataResult<()> {
+        self.unavailable |= self.operations_left == Some(0);
+        self.operations_left = self.operations_left.map(|left| left.saturating_sub(1));
         if self.unavailable {
             return Err(MetadataError::Unavailable("switched off".to_owned()));
         }
@@ -98,7 +110,7 @@ fn missing<T>(what: &str) -> MetadataResult<T> {
 #[async_trait]
 impl MetadataStore for MemoryStore {
     async fn get(&self, key: &str) -> MetadataResult<Option<Versioned>> {
-        let state = self.state.lock();
+        let mut state = self.state.lock();
         state.up()?;
         let found = state.values.get(key);
         Ok(found.map(|(value, revision)| Versioned {
@@ -114,7 +126,7 @@ impl MetadataStore for MemoryStore {
         page: Option<PageToken>,
         limit: usize,
     ) -> MetadataResult<ScanPage> {
-        let state = self.state.lock();
+        let mut state = self.state.lock();
         state.up()?;
         let after = page.map(|page| page.after).unwrap_or_default();
         let mut items: Vec<Versioned> = state

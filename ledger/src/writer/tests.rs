@@ -324,6 +324,49 @@ fn a_recovery_seen_in_metadata_stops_the_writer() {
     assert_eq!(run.stopped, Some(StopReason::Fenced));
 }
 
+/// H16: whoever may lack something acknowledged is named, until it has said that it has it.
+#[test]
+fn it_knows_who_may_lack_what_is_acknowledged_h16() {
+    let mut run = Run::new((3, 3, 2));
+    let named = |run: &Run| run.writer.unconfirmed();
+    run.add();
+    run.reply(0, 0, AddReply::Stored);
+    run.reply(1, 0, AddReply::Stored);
+    assert_eq!(named(&run).bookies, [bookie(2)].into());
+    assert_eq!(named(&run).positions, [2]);
+    run.reply(2, 0, AddReply::Stored);
+    assert_eq!(named(&run), Unconfirmed::default());
+    // It fails, and another takes its place from the next entry on.
+    run.add();
+    run.reply(2, 1, AddReply::Failed);
+    run.reply(0, 1, AddReply::Stored);
+    run.reply(1, 1, AddReply::Stored);
+    let members = vec![bookie(0), bookie(1), bookie(9)];
+    run.on(WriterEvent::EnsembleChanged { members });
+    assert_eq!(run.changes, [(1, vec![2])]);
+    assert_eq!(
+        named(&run).bookies,
+        [bookie(9)].into(),
+        "2 has all it should"
+    );
+    run.on(WriterEvent::Reply {
+        position: 2,
+        bookie: bookie(9),
+        entry: EntryId(1),
+        reply: AddReply::Stored,
+    });
+    assert_eq!(named(&run), Unconfirmed::default());
+    // What is let go of stays thin, whatever comes later.
+    run.add();
+    run.reply(0, 2, AddReply::Stored);
+    run.reply(1, 2, AddReply::Stored);
+    run.on(WriterEvent::Shed);
+    assert_eq!(named(&run).bookies, [bookie(9)].into());
+    let members = vec![bookie(0), bookie(1), bookie(8)];
+    run.on(WriterEvent::EnsembleChanged { members });
+    assert_eq!(named(&run).bookies, [bookie(9)].into());
+}
+
 proptest! {
     /// Whatever bookies answer: what is acknowledged is a prefix, each entry once, and has Qa
     /// stored answers from bookies that are in its ensemble when it is acknowledged.

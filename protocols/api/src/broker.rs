@@ -1,5 +1,6 @@
 //! What the broker offers to wire protocols.
 
+use aquifer_model::bundle::BundleRange;
 use aquifer_model::id::{
     BrokerId, EntryId, Index, LedgerId, OwnerEpoch, ProducerInstance, SeekEpoch, TopicIncarnation,
 };
@@ -122,6 +123,59 @@ pub trait BrokerApi: Send + Sync + 'static {
         subscription: SubscriptionName,
         place: Place,
     ) -> ApiResult<Index>;
+
+    /// The brokers that are announced; a standalone server is its only one.
+    async fn list_brokers(&self, ctx: &RequestContext) -> ApiResult<Vec<BrokerInfo>>;
+    /// The bundles of a namespace, in order, and who owns them.
+    async fn list_bundles(
+        &self,
+        ctx: &RequestContext,
+        namespace: NamespaceName,
+    ) -> ApiResult<Vec<BundleInfo>>;
+    /// Moves a bundle to a broker, or to any other; answers who it is.
+    async fn transfer_bundle(
+        &self,
+        ctx: &RequestContext,
+        namespace: NamespaceName,
+        bundle: BundleRange,
+        broker: Option<BrokerId>,
+    ) -> ApiResult<BrokerInfo>;
+    /// Splits a bundle in front of a hash, or in its middle; both parts stay where they are.
+    async fn split_bundle(
+        &self,
+        ctx: &RequestContext,
+        namespace: NamespaceName,
+        bundle: BundleRange,
+        at: Option<u32>,
+    ) -> ApiResult<[BundleRange; 2]>;
+}
+
+/// A broker of the cluster.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BrokerInfo {
+    /// Random per process start.
+    pub broker: BrokerId,
+    /// Where clients reach it; empty for a standalone server.
+    pub url: String,
+    /// What it runs.
+    pub version: String,
+    /// Whether it is about to end.
+    pub draining: bool,
+    /// Whether it is the one that answers.
+    pub is_self: bool,
+}
+
+/// A bundle: a range of a namespace's topics, by hash.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BundleInfo {
+    /// Its hashes.
+    pub range: BundleRange,
+    /// Who owns it; `None` when nobody has used it yet.
+    pub broker: Option<BrokerId>,
+    /// Where the owner is; `None` when it is gone.
+    pub url: Option<String>,
+    /// The owner's epoch.
+    pub epoch: u64,
 }
 
 /// Who a broker is and what it accepts.

@@ -2,12 +2,12 @@
 
 use aquifer_model::topic::SubscriptionName;
 use aquifer_proto::v1;
-use aquifer_protocol_api::broker::{SubscriptionStats, TopicStats};
+use aquifer_protocol_api::broker::{BrokerInfo, SubscriptionStats, TopicStats};
 use tonic::{Request, Response, Status, async_trait};
 
 use crate::convert::{
-    name, namespace, new_policies, page, partitions, place, policies, tenant, topic,
-    wire_subscription_type,
+    bundle, name, namespace, new_policies, optional_broker, page, partitions, place, policies,
+    tenant, topic, wire_subscription_type,
 };
 use crate::service::Service;
 
@@ -205,6 +205,79 @@ impl v1::admin_server::Admin for Service {
             Ok(v1::SeekSubscriptionResponse { index: index.0 })
         })
         .await
+    }
+
+    async fn list_brokers(
+        &self,
+        request: Request<v1::ListBrokersRequest>,
+    ) -> Answer<v1::ListBrokersResponse> {
+        self.unary("list_brokers", request, |broker, ctx, _| async move {
+            let brokers = broker.list_brokers(&ctx).await?;
+            let brokers = brokers.into_iter().map(wire_broker).collect();
+            Ok(v1::ListBrokersResponse { brokers })
+        })
+        .await
+    }
+
+    async fn list_bundles(
+        &self,
+        request: Request<v1::ListBundlesRequest>,
+    ) -> Answer<v1::ListBundlesResponse> {
+        self.unary("list_bundles", request, |broker, ctx, r| async move {
+            let bundles = broker.list_bundles(&ctx, namespace(&r.namespace)?).await?;
+            let bundles = bundles.into_iter().map(|bundle| v1::BundleInfo {
+                bundle: bundle.range.to_string(),
+                broker: bundle.broker.map_or_else(String::new, |id| id.to_string()),
+                url: bundle.url.unwrap_or_default(),
+                epoch: bundle.epoch,
+            });
+            Ok(v1::ListBundlesResponse {
+                bundles: bundles.collect(),
+            })
+        })
+        .await
+    }
+
+    async fn transfer_bundle(
+        &self,
+        request: Request<v1::TransferBundleRequest>,
+    ) -> Answer<v1::TransferBundleResponse> {
+        self.unary("transfer_bundle", request, |broker, ctx, r| async move {
+            let (namespace, range) = (namespace(&r.namespace)?, bundle(&r.bundle)?);
+            let target = optional_broker(&r.broker)?;
+            let chosen = broker
+                .transfer_bundle(&ctx, namespace, range, target)
+                .await?;
+            Ok(v1::TransferBundleResponse {
+                broker: chosen.broker.to_string(),
+                url: chosen.url,
+            })
+        })
+        .await
+    }
+
+    async fn split_bundle(
+        &self,
+        request: Request<v1::SplitBundleRequest>,
+    ) -> Answer<v1::SplitBundleResponse> {
+        self.unary("split_bundle", request, |broker, ctx, r| async move {
+            let (namespace, range) = (namespace(&r.namespace)?, bundle(&r.bundle)?);
+            let parts = broker.split_bundle(&ctx, namespace, range, r.at).await?;
+            Ok(v1::SplitBundleResponse {
+                bundles: parts.iter().map(ToString::to_string).collect(),
+            })
+        })
+        .await
+    }
+}
+
+fn wire_broker(broker: BrokerInfo) -> v1::BrokerInfo {
+    v1::BrokerInfo {
+        broker: broker.broker.to_string(),
+        url: broker.url,
+        version: broker.version,
+        draining: broker.draining,
+        self_: broker.is_self,
     }
 }
 

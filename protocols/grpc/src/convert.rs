@@ -1,7 +1,8 @@
 //! Wire → port, for what several requests share. Everything here takes bytes of a stranger:
 //! it answers with a typed error and never panics.
 
-use aquifer_model::id::Index;
+use aquifer_model::bundle::{BundleRange, ParseBundleError};
+use aquifer_model::id::{BrokerId, Index};
 use aquifer_model::limits::{METADATA_PAGE_KEYS_MAX, PARTITIONS_MAX};
 use aquifer_model::place::Place;
 use aquifer_model::policy::NamespacePolicies;
@@ -44,6 +45,21 @@ pub(crate) fn topic(text: &str) -> ApiResult<TopicName> {
 
 pub(crate) fn namespace(text: &str) -> ApiResult<NamespaceName> {
     name(text)
+}
+
+pub(crate) fn bundle(text: &str) -> ApiResult<BundleRange> {
+    text.parse()
+        .map_err(|error: ParseBundleError| invalid(error.to_string()))
+}
+
+/// The id of a broker, which may be left out.
+pub(crate) fn optional_broker(text: &str) -> ApiResult<Option<BrokerId>> {
+    if text.is_empty() {
+        return Ok(None);
+    }
+    let id = text.parse::<BrokerId>();
+    id.map(Some)
+        .map_err(|error| invalid(format!("no broker: {error}")))
 }
 
 /// The model has no type for a tenant alone; its rules are those of a namespace's tenant.

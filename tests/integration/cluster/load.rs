@@ -36,13 +36,18 @@ pub struct Load {
 impl Load {
     /// Begins to publish.
     pub fn start(cluster: &Cluster) -> Result<Load> {
+        Load::on(cluster, &vec![TOPIC.to_owned(); PRODUCERS])
+    }
+
+    /// Begins to publish with one producer for each of these; `load-N` is the one of the Nth.
+    pub fn on(cluster: &Cluster, topics: &[String]) -> Result<Load> {
         let (shared, tasks) = (Arc::new(Shared::default()), TaskGroup::new("load"));
         let mut producers = Vec::new();
-        for number in 0..PRODUCERS {
+        for (number, topic) in topics.iter().enumerate() {
             let (client, shared) = (cluster.client()?, Arc::clone(&shared));
-            let name = format!("load-{number}");
+            let (name, topic) = (format!("load-{number}"), topic.clone());
             producers.push(tasks.spawn("producer", async move {
-                produce(client, &name, &shared).await.context(name)
+                produce(client, &topic, &name, &shared).await.context(name)
             }));
         }
         Ok(Load { shared, producers })
@@ -75,8 +80,13 @@ impl Load {
     }
 }
 
-async fn produce(client: Client, name: &str, shared: &Shared) -> Result<Vec<Acknowledged>> {
-    let producer = client.producer(TOPIC).name(name).send_timeout(None);
+async fn produce(
+    client: Client,
+    topic: &str,
+    name: &str,
+    shared: &Shared,
+) -> Result<Vec<Acknowledged>> {
+    let producer = client.producer(topic).name(name).send_timeout(None);
     let producer = producer.open().await?;
     let (mut pending, mut acknowledged) = (VecDeque::new(), Vec::new());
     for number in 0.. {

@@ -493,10 +493,20 @@ impl<T: Clone> SimBookie<T> {
         }
     }
 
-    /// Forgets what recycled segments hold: for checks in which no crash can bring it back.
-    pub fn forget_leftovers(&mut self) {
-        self.disk.leftovers.clear();
-        self.disk.overwritten = None;
+    /// Flushes, and forgets how it came to what it holds: for checks in which every request is
+    /// durable when it is served, and no crash can bring back what recycled segments hold. Numbers
+    /// of items and commits are only compared with each other, so they may begin again.
+    pub fn settle(&mut self) {
+        self.flush();
+        let disk = &mut self.disk;
+        disk.leftovers.clear();
+        disk.overwritten = None;
+        (disk.generation, disk.mark) = (0, 0);
+        (disk.flushed.applied, self.store.applied, self.last_item) = (0, 0, 0);
+        // What memory knows no better than the store is loaded again when it is needed.
+        let store = &self.store;
+        self.memory
+            .retain(|ledger, state| store.load(*ledger) != *state);
     }
 
     /// Ends the process, and starts the next one on what is left.

@@ -4,13 +4,14 @@
 //!
 //! Owners of a topic follow each other: some close cleanly, some crash, some go on as if nothing
 //! had happened while the next one takes over. Faults come at random; after the last one everything
-//! heals, and a last owner reads what there is.
+//! heals, a last owner reads what there is, and repair makes thin ledgers whole.
 
 mod faults;
 mod history;
 mod net;
 mod node;
 mod owner;
+mod repair;
 mod store;
 
 use std::sync::Arc;
@@ -58,6 +59,8 @@ pub struct Report {
     pub closed: u64,
     /// Faults.
     pub faults: u64,
+    /// Ledgers that were thin when they were closed, and repaired at the end.
+    pub repaired: u64,
     /// Events of bookies and network.
     pub events: u64,
     /// Hash over all events and outcomes.
@@ -155,6 +158,7 @@ async fn simulate(options: Options) -> Report {
         SeededRng::shared(seeds[1]),
         Arc::clone(&clock),
         Arc::clone(&history),
+        options.defect,
     );
     let tasks = TaskGroup::new("simulation");
     let cluster = Arc::new(Cluster {
@@ -187,6 +191,7 @@ async fn simulate(options: Options) -> Report {
                 .violation("an owner's task panicked".to_owned());
         }
     }
+    repair::run(&cluster).await;
     let (events, trace) = cluster.net.trace();
     if let Some(panic) = cluster.tasks.failed() {
         cluster.history.violation(panic);

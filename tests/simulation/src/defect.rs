@@ -24,11 +24,15 @@ pub enum Defect {
     NegativeWhileQueued,
     /// Replay takes records of an earlier use of a segment (H5).
     StaleRecycledRecords,
+    /// A writer closes without saying which bookies may lack entries (H16).
+    ThinLedgerNotMarked,
+    /// Repair takes a thin replica's "no such entry" for absence (H16).
+    NegativeTakenForAbsence,
 }
 
 impl Defect {
-    /// All of them.
-    pub const ALL: [Defect; 10] = [
+    /// Those that the model check finds; the others are found by the simulation.
+    pub const IN_MODEL: [Defect; 11] = [
         Defect::RecoveryReadDoesNotFence,
         Defect::StartFloorMissing,
         Defect::FragmentsPublishedInRecovery,
@@ -39,5 +43,6 @@ impl Defect {
         Defect::ReplayServedUnsynced,
         Defect::NegativeWhileQueued,
         Defect::StaleRecycledRecords,
+        Defect::ThinLedgerNotMarked,
     ];
 }

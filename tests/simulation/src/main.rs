@@ -5,9 +5,10 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
+use aquifer_runtime::clock::{Clock, SystemClock};
 use aquifer_simulation::cluster::{self, Options, Report};
 use aquifer_simulation::defect::Defect;
-use aquifer_simulation::model::Setting;
+use aquifer_simulation::model::{Schedules, Setting};
 use clap::{Parser, Subcommand};
 
 #[derive(Debug, Parser)]
@@ -29,6 +30,9 @@ enum Command {
         /// Only settings whose name contains this.
         #[arg(long)]
         only: Option<String>,
+        /// Without leaving out schedules that lead to the same; much slower.
+        #[arg(long)]
+        every_schedule: bool,
     },
     /// Runs seeds of the simulated cluster.
     Seeds {
@@ -49,7 +53,11 @@ enum Command {
 
 fn main() -> anyhow::Result<()> {
     match Arguments::parse().command {
-        Command::Model { large, only } => model(large, only.as_deref()),
+        Command::Model {
+            large,
+            only,
+            every_schedule,
+        } => model(large, only.as_deref(), every_schedule),
         Command::Seeds {
             seeds,
             first,
@@ -59,8 +67,13 @@ fn main() -> anyhow::Result<()> {
     }
 }
 
-fn model(large: bool, only: Option<&str>) -> anyhow::Result<()> {
+fn model(large: bool, only: Option<&str>, every_schedule: bool) -> anyhow::Result<()> {
+    let schedules = match every_schedule {
+        true => Schedules::Every,
+        false => Schedules::Reduced,
+    };
     let mut settings = Setting::small();
+    settings.extend(Setting::medium());
     if large {
         settings.extend(Setting::large());
     }
@@ -68,8 +81,16 @@ fn model(large: bool, only: Option<&str>) -> anyhow::Result<()> {
         if only.is_some_and(|only| !name.contains(only)) {
             continue;
         }
-        match setting.visit_all_deep() {
-            Ok(seen) => println!("{name}: {} states, depth {}", seen.states, seen.depth),
+        let started = SystemClock.monotonic();
+        let seen = setting.search_and_tell(schedules, &|states| {
+            eprint!("\r{name}: {} million states", states / 1_000_000);
+        });
+        let seconds = (SystemClock.monotonic() - started).as_secs_f64();
+        match seen {
+            Ok(seen) => println!(
+                "{name}: {} states, depth {}, {seconds:.1} s",
+                seen.states, seen.depth
+            ),
             Err(violation) => bail!("{name}: {violation}"),
         }
     }

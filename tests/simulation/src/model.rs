@@ -5,12 +5,19 @@
 //! that breaks loses what is on it, and its client learns that it does not know. A bookie that
 //! crashes breaks its links and starts again at once.
 
+mod moves;
+mod part;
+mod search;
 mod settings;
 mod steps;
 mod world;
 
+use std::collections::BTreeSet;
+
+use aquifer_model::id::{BookieId, EntryId};
 use stateright::{Checker, HasDiscoveries, Model, Property};
 
+pub use search::Schedules;
 pub use settings::Setting;
 pub use steps::Step;
 pub use world::World;
@@ -32,50 +39,66 @@ impl Model for Setting {
     }
 
     fn properties(&self) -> Vec<Property<Self>> {
-        let mut properties = vec![
-            Property::always("I1", |setting: &Setting, world: &World| {
-                world.acknowledged_is_durable(setting)
-            }),
-            Property::always("I2-I4", |setting: &Setting, world: &World| {
-                world.closed_has_everything(setting)
-            }),
-            Property::always("recovery decides", |setting: &Setting, world: &World| {
-                world.recovery_decides(setting)
-            }),
-        ];
+        let always = PROPERTIES.into_iter();
+        let mut properties: Vec<_> = always
+            .map(|(name, holds)| Property::always(name, holds))
+            .collect();
         if self.defect.is_none() {
-            properties.extend(self.reached());
+            let reached = self.must_be_reached().into_iter();
+            properties.extend(reached.map(|(name, reached)| Property::sometimes(name, reached)));
         }
         properties
     }
 }
 
+/// Whether something holds in a state.
+type Condition = fn(&Setting, &World) -> bool;
+
+/// What holds in every state.
+const PROPERTIES: [(&str, Condition); 4] = [
+    ("I1", |setting, world| {
+        world.acknowledged_is_durable(setting)
+    }),
+    ("I2-I4", |setting, world| {
+        world.closed_has_everything(setting)
+    }),
+    ("H16", |setting, world| world.thin_is_marked(setting)),
+    ("recovery decides", |setting, world| {
+        world.recovery_decides(setting)
+    }),
+];
+
+impl World {
+    /// The property that does not hold here.
+    fn violated(&self, setting: &Setting) -> Option<&'static str> {
+        let mut properties = PROPERTIES.iter();
+        let broken = properties.find(|(_, holds)| !holds(setting, self));
+        broken.map(|(name, _)| *name)
+    }
+}
+
 impl Setting {
     /// What some schedule must reach, or the setting shows nothing.
-    fn reached(&self) -> Vec<Property<Self>> {
-        let mut reached = vec![
-            Property::sometimes("closed with all", |setting: &Setting, world: &World| {
+    fn must_be_reached(&self) -> Vec<(&'static str, Condition)> {
+        let mut reached: Vec<(&'static str, Condition)> = vec![
+            ("closed with all", |setting, world| {
                 world.closed_entries() == Some(u64::from(setting.adds))
             }),
-            Property::sometimes("closed empty", |_: &Setting, world: &World| {
-                world.closed_entries() == Some(0)
-            }),
-            Property::sometimes("closed above the acknowledged", |_, world: &World| {
-                world
-                    .closed_entries()
-                    .is_some_and(|n| n > world.acknowledged())
+            ("closed empty", |_, world| world.closed_entries() == Some(0)),
+            ("closed above the acknowledged", |_, world| {
+                let closed = world.closed_entries();
+                closed.is_some_and(|entries| entries > world.acknowledged())
             }),
         ];
         if self.changes > 0 && self.adds > 1 {
-            reached.push(Property::sometimes(
-                "ensemble changed",
-                |_, world: &World| world.fragments() > 1 && world.closed_entries() > Some(1),
-            ));
+            reached.push(("ensemble changed", |_, world| {
+                world.fragments() > 1 && world.closed_entries() > Some(1)
+            }));
         }
         reached
     }
 
-    /// Visits every state.
+    /// Visits every state with Stateright, which knows nothing of reductions and fingerprints.
     ///
     /// # Errors
     /// The first violation, with the steps that lead to it.
@@ -86,45 +109,25 @@ impl Setting {
             .finish_when(HasDiscoveries::AnyFailures);
         judge(&checker.spawn_bfs().join())
     }
-
-    /// The same in another order, which takes less memory: the depth is that of the longest path.
-    ///
-    /// # Errors
-    /// The first violation, with the steps that lead to it.
-    pub fn visit_all_deep(self) -> Result<Visited, String> {
-        let checker = self
-            .checker()
-            .threads(2)
-            .finish_when(HasDiscoveries::AnyFailures);
-        judge(&checker.spawn_dfs().join())
-    }
 }
 
 fn judge(checker: &impl Checker<Setting>) -> Result<Visited, String> {
-    let names: Vec<&'static str> = self_names(checker.model());
     let found = checker.discoveries();
     for (name, path) in &found {
-        if names.contains(name) {
+        if PROPERTIES.iter().any(|(property, _)| property == name) {
             return Err(describe(name, &path.clone().into_actions()));
         }
     }
-    for property in checker.model().reached() {
-        if checker.model().defect.is_none() && !found.contains_key(property.name) {
-            return Err(format!("no schedule reaches: {}", property.name));
+    for (name, _) in checker.model().must_be_reached() {
+        if checker.model().defect.is_none() && !found.contains_key(name) {
+            return Err(format!("no schedule reaches: {name}"));
         }
     }
     Ok(Visited {
         states: checker.unique_state_count(),
         depth: checker.max_depth(),
+        outcomes: BTreeSet::new(),
     })
-}
-
-fn self_names(setting: &Setting) -> Vec<&'static str> {
-    let always = setting.properties().into_iter();
-    always
-        .filter(|p| matches!(p.expectation, stateright::Expectation::Always))
-        .map(|p| p.name)
-        .collect()
 }
 
 fn describe(name: &str, steps: &[Step]) -> String {
@@ -132,11 +135,16 @@ fn describe(name: &str, steps: &[Step]) -> String {
     format!("{name} does not hold after {}", steps.join(", "))
 }
 
+/// How a ledger can end: entries acknowledged, entries in the closed ledger, and its fragments.
+pub type Outcome = (u64, u64, Vec<(EntryId, Vec<BookieId>)>);
+
 /// What a visit of every state saw.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Visited {
     /// Different states.
     pub states: usize,
     /// Steps of the longest path to a new one.
     pub depth: usize,
+    /// Of all closed ledgers; only [`Setting::search`] notes them.
+    pub outcomes: BTreeSet<Outcome>,
 }

@@ -26,11 +26,13 @@ fn seeds_keep_the_invariants() {
         sum.closed += report.closed;
         sum.faults += report.faults;
         sum.events += report.events;
+        sum.repaired += report.repaired;
     }
     println!("{SEEDS} seeds: {sum:?}");
     // Otherwise it has shown nothing.
     assert!(sum.acknowledged > SEEDS * 50, "{sum:?}");
     assert!(sum.recoveries > SEEDS && sum.changes > SEEDS, "{sum:?}");
+    assert!(sum.repaired > SEEDS, "{sum:?}");
 }
 
 #[test]
@@ -45,7 +47,12 @@ fn the_same_seed_gives_the_same_trace() {
 /// Those that need a rarer schedule are found by the model check only.
 #[test]
 fn defects_of_bookies_show_within_few_seeds() {
-    for defect in [Defect::TrimBeforeAllFlushed, Defect::StaleRecycledRecords] {
+    for defect in [
+        Defect::TrimBeforeAllFlushed,
+        Defect::StaleRecycledRecords,
+        Defect::ThinLedgerNotMarked,
+        Defect::NegativeTakenForAbsence,
+    ] {
         let found = (0..300).find(|seed| {
             let options = Options {
                 seed: *seed,

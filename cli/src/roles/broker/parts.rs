@@ -78,14 +78,15 @@ impl Parts {
             serving::cluster_storage(name, &membership, &seams, transport, metadata).await;
         let (cache, ledger) = (&config.cache, &config.ledger);
         let log = serving::log_context(storage, cache, ledger, &seams, telemetry, &groups.ledger);
+        let (lease, tasks) = (Some(membership.lease.clone()), &groups.broker);
         let broker =
-            serving::start_broker(&config.broker, log, &seams, telemetry, &groups.broker).await?;
+            serving::start_broker(&config.broker, log, &seams, telemetry, tasks, lease).await?;
         let health = Health::new(telemetry.clone(), None);
         let http_address = http::serve(config.http.listen, health.clone(), &groups.http).await?;
         let tasks = &groups.protocols;
         let url =
             serving::serve_protocols(&config.protocols, &broker, &seams, telemetry, tasks).await?;
-        broker.announce(&url, &membership.lease);
+        broker.announce(&url);
         membership.lease.announced().await;
         Ok(Parts {
             url,
@@ -110,6 +111,8 @@ impl process::Parts for Parts {
 
     async fn shutdown(&self) {
         let groups = &self.groups;
+        // While it still serves, so that clients learn where to go.
+        self.broker.hand_over().await;
         self.membership.withdraw().await;
         groups.protocols.drain(DRAIN).await;
         self.broker.shutdown().await;

@@ -58,10 +58,11 @@ pub struct Child {
 }
 
 impl Cluster {
-    /// Where clients connect.
+    /// Where clients connect: the brokers, separated by commas.
     pub fn url(&self) -> String {
-        let broker = self.children.iter().find(|c| c.spec.role == Role::Broker);
-        broker.map_or(String::new(), |child| child.spec.address.clone())
+        let brokers = self.children.iter().filter(|c| c.spec.role == Role::Broker);
+        let urls: Vec<&str> = brokers.map(|child| child.spec.address.as_str()).collect();
+        urls.join(",")
     }
 
     /// The processes.
@@ -79,9 +80,10 @@ impl Cluster {
             CliError::failed(format!("cannot create {}: {error}", logs.display()))
         })?;
         let ports = free_addresses(wanted(&plan)).await?;
-        let [client, peer, grpc, http, bookies @ ..] = ports.as_slice() else {
+        let [client, peer, others @ ..] = ports.as_slice() else {
             return Err(CliError::failed("there are too few free ports"));
         };
+        let (brokers, bookies) = others.split_at(2 * usize::from(plan.brokers));
         let started = self.launch(&plan, plan.etcd(*client, *peer))?;
         self.children[started].healthy(*client).await?;
         let first = self.children.len();
@@ -89,8 +91,12 @@ impl Cluster {
             self.launch(&plan, plan.bookie(number, *client, ports[0], ports[1]))?;
         }
         try_join_all(self.children[first..].iter_mut().map(Child::ready)).await?;
-        let broker = self.launch(&plan, plan.broker(*client, *grpc, *http))?;
-        self.children[broker].ready().await
+        let first = self.children.len();
+        for (number, ports) in (1..).zip(brokers.chunks_exact(2)) {
+            self.launch(&plan, plan.broker(number, *client, ports[0], ports[1]))?;
+        }
+        try_join_all(self.children[first..].iter_mut().map(Child::ready)).await?;
+        Ok(())
     }
 
     fn launch(&mut self, plan: &Plan, spec: Spec) -> Result<usize, CliError> {
@@ -153,11 +159,12 @@ impl Cluster {
     }
 }
 
-/// The addresses of all processes: etcd's two, the broker's two, and two for each bookie.
+/// The addresses of all processes: etcd's two, and two for each broker and each bookie.
 fn wanted(plan: &Plan) -> Vec<ListenAddress> {
     let any = ListenAddress::loopback_any_port();
     let mut wanted = vec![any, any, plan.grpc_addr, any];
-    wanted.resize(wanted.len() + 2 * usize::from(plan.bookies), any);
+    let more = usize::from(plan.brokers.saturating_sub(1)) + usize::from(plan.bookies);
+    wanted.resize(wanted.len() + 2 * more, any);
     wanted
 }
 

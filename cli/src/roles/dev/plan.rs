@@ -19,7 +19,9 @@ pub struct Plan {
     pub data_dir: PathBuf,
     /// How many bookies.
     pub bookies: u16,
-    /// Where the broker listens.
+    /// How many brokers.
+    pub brokers: u16,
+    /// Where the first broker listens.
     pub grpc_addr: ListenAddress,
     /// This program.
     pub aquifer: PathBuf,
@@ -73,20 +75,13 @@ impl Plan {
         if args.bookies == 0 || args.brokers == 0 {
             return Err(CliError::usage("a cluster needs a bookie and a broker"));
         }
-        if args.brokers > 1 {
-            return Err(CliError::usage(format!(
-                "{} brokers are not possible yet: unimplemented until brokers share ownership \
-                 (issue 5)",
-                args.brokers
-            ))
-            .advise("start one broker; it owns every topic"));
-        }
         let failed = |error| CliError::failed(format!("cannot find this program: {error}"));
         let absolute = std::path::absolute(&args.data_dir)
             .map_err(|error| CliError::usage(format!("--data-dir: {error}")))?;
         Ok(Plan {
             data_dir: absolute,
             bookies: args.bookies,
+            brokers: args.brokers,
             grpc_addr: args.grpc_addr,
             aquifer: std::env::current_exe().map_err(failed)?,
             etcd: etcd::find()?,
@@ -125,14 +120,20 @@ impl Plan {
         }
     }
 
-    /// The broker.
-    pub fn broker(&self, etcd: SocketAddr, grpc: SocketAddr, http: SocketAddr) -> Spec {
+    /// A broker, numbered from 1.
+    pub fn broker(
+        &self,
+        number: u16,
+        etcd: SocketAddr,
+        grpc: SocketAddr,
+        http: SocketAddr,
+    ) -> Spec {
         let mut arguments = self.role("broker", etcd, http);
         arguments.extend(["--grpc-addr".to_owned(), grpc.to_string()]);
         arguments.extend(["--quorum".to_owned(), self.quorum().to_owned()]);
         Spec {
             role: Role::Broker,
-            name: "broker-1".to_owned(),
+            name: format!("broker-{number}"),
             address: format!("http://{grpc}"),
             program: self.aquifer.clone(),
             arguments,
@@ -210,6 +211,7 @@ mod tests {
         Plan {
             data_dir: "/tmp/a cluster".into(),
             bookies,
+            brokers: 1,
             grpc_addr: ListenAddress::loopback_any_port(),
             aquifer: "/bin/aquifer".into(),
             etcd: "/bin/etcd".into(),

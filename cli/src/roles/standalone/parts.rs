@@ -121,7 +121,8 @@ impl Parts {
         let hosted = AutorecoveryConfig::default();
         autorecovery::start(&bookie, &log, &hosted, None, &groups.ledger);
         let broker =
-            serving::start_broker(&config.broker, log, seams, telemetry, &groups.broker).await?;
+            serving::start_broker(&config.broker, log, seams, telemetry, &groups.broker, None)
+                .await?;
         let health = Health::new(telemetry.clone(), Some(bookie.clone()));
         let http_address = http::serve(config.http.listen, health.clone(), &groups.http).await?;
         let bookie_address = aquifer_bookie::service::serve(

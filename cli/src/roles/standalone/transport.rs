@@ -117,6 +117,11 @@ impl BookieTransport for InProcess {
         self.held.wake.notify_one();
     }
 
+    fn checks_reads(&self) -> bool {
+        // The bookie has just compared every digest, and nothing lies between it and the reader.
+        true
+    }
+
     async fn read(&self, bookie: BookieId, range: ReadRange) -> BookieResult<ReadBatch> {
         self.check(bookie)?;
         self.bookie.read(range).await

@@ -2,11 +2,12 @@
 
 use std::time::Duration;
 
-use aquifer_model::id::EntryId;
+use aquifer_model::id::{BookieId, EntryId, LedgerId};
 use aquifer_runtime::clock;
 
 use super::*;
 use crate::error::LedgerError;
+use crate::replication::marks;
 use crate::tail::{TailRead, TailReader};
 use crate::testing::Mode;
 
@@ -175,4 +176,45 @@ async fn somebody_else_follows_a_ledger_to_its_end() {
     heir.append_all(5..6).await;
     let missing = TailReader::open(world.process(), LedgerId(77), EntryId(0)).await;
     assert!(matches!(missing.err(), Some(LedgerError::BadRecord(77, _))));
+}
+
+/// The bookies that the mark of a ledger names.
+async fn doubted(world: &TestWorld, ledger: LedgerId) -> Vec<BookieId> {
+    let mark = marks::load(&world.store, ledger).await.unwrap();
+    mark.map_or(Vec::new(), |mark| mark.doubted.into_iter().collect())
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_ledger_that_is_closed_with_a_bookie_behind_is_marked_h16() {
+    let world = TestWorld::new(3);
+    let owner = Owner::open(world.process(), three(1_000)).await;
+    owner.append_all(0..3).await;
+    let ids = world.bookies.ids();
+    let first = owner.log.stats().ledgers[0].ledger;
+    owner.log.roll().await.unwrap();
+    assert_eq!(doubted(&world, first).await, [], "all have everything");
+    owner.append_all(3..5).await;
+    let second = owner.log.stats().ledgers[1].ledger;
+    world.bookies.hold(ids[1]);
+    owner.append_all(5..8).await;
+    owner.log.roll().await.unwrap();
+    assert_eq!(doubted(&world, second).await, [ids[1]]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_recovered_ledger_is_marked_where_copies_may_be_missing_h16() {
+    let world = TestWorld::new(3);
+    let quorums = [three(1_000), options(1_000)];
+    for (owners, options) in (1..).zip(quorums) {
+        let lost = Owner::open(world.process(), options).await;
+        lost.append_all(0..3).await;
+        let ledger = lost.log.stats().ledgers.last().unwrap().ledger;
+        let heir = Owner::open(world.process(), options).await;
+        assert_eq!(bodies(&heir.read_all().await).len(), 3 * owners);
+        let marked = doubted(&world, ledger).await.len();
+        let thin = options.quorum.ack() < options.quorum.write();
+        assert_eq!(marked, if thin { 3 } else { 0 });
+        // The next one begins with a ledger of its own.
+        drop((lost, heir));
+    }
 }

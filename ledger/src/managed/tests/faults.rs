@@ -354,3 +354,33 @@ async fn an_id_that_a_bookie_knows_for_another_ledger_is_given_up_h14() {
     let left = world.bookies.ledgers(world.bookies.ids()[0]);
     assert_eq!(left.len(), 3, "the old ledgers are not ours to delete");
 }
+
+/// The rollover is applied, its answer is lost, and before the owner learns of it somebody else
+/// takes over and metadata is away. The new owner has no reason to fence a ledger that is closed.
+#[tokio::test(start_paused = true)]
+async fn nothing_is_acknowledged_behind_a_close_of_unknown_outcome_i4() {
+    let world = TestWorld::new(1);
+    let guards = vec![take_over(&world, 1).await];
+    let old = Owner::try_open(world.process(), options(2), guards).await;
+    let old = old.unwrap();
+    old.append_all(0..2).await;
+    world.store.lose_answers(1);
+    let commits = world.store.commits();
+    old.append(2).unwrap();
+    while world.store.commits() == commits {
+        tokio::task::yield_now().await;
+    }
+    let guards = vec![take_over(&world, 2).await];
+    let new = Owner::try_open(world.process(), options(2), guards).await;
+    let new = new.unwrap();
+    new.append_all(3..4).await;
+    // The second attempt conflicts, and what is in metadata instead can still be seen.
+    world.store.set_unavailable_after(2);
+    tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+    world.store.set_unavailable(false);
+    let outcomes = old.collected.wait_for(3).await;
+    let (tag, outcome) = &outcomes[2];
+    assert_eq!((*tag, outcome), (2, &Err(LogError::Fenced)));
+    let stored = [expected(0..2), expected(3..4)].concat();
+    assert_eq!(bodies(&new.read_all().await), stored);
+}

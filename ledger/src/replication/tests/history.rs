@@ -160,7 +160,12 @@ proptest! {
 
     #[test]
     fn every_acknowledged_entry_has_its_copies_again(
-        shape in prop_oneof![Just((3, 3, 2)), Just((5, 3, 2)), Just((4, 3, 2))],
+        shape in prop_oneof![
+            Just((3, 3, 2)),
+            Just((5, 3, 2)),
+            Just((4, 3, 2)),
+            Just((4, 2, 2)),
+        ],
         steps in prop::collection::vec(any_step(), 1..25),
     ) {
         let runtime = tokio::runtime::Builder::new_current_thread()

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use aquifer_model::bundle::BundleRange;
 use aquifer_model::id::{
     BrokerId, EntryId, Index, LedgerId, OwnerEpoch, SeekEpoch, TopicIncarnation,
 };
@@ -17,8 +18,8 @@ use parking_lot::Mutex;
 use tokio::sync::{mpsc, watch};
 
 use crate::broker::{
-    Acknowledge, ApiResult, BrokerApi, BrokerIdentity, ConsumerEvent, ConsumerPort,
-    ConsumerSession, Delivery, NegativeAcknowledge, OpenProducer, Page, PageRequest,
+    Acknowledge, ApiResult, BrokerApi, BrokerIdentity, BrokerInfo, BundleInfo, ConsumerEvent,
+    ConsumerPort, ConsumerSession, Delivery, NegativeAcknowledge, OpenProducer, Page, PageRequest,
     ProducerOpened, ProducerPort, ProducerSession, PublishFrame, Receipt, StoredAt, Subscribe,
     Subscribed, TopicDescription, TopicStats,
 };
@@ -479,5 +480,36 @@ impl BrokerApi for FakeBroker {
     ) -> ApiResult<Index> {
         self.called(&topic)?;
         Ok(Index(0))
+    }
+    async fn list_brokers(&self, _ctx: &RequestContext) -> ApiResult<Vec<BrokerInfo>> {
+        self.not_faked()
+    }
+
+    async fn list_bundles(
+        &self,
+        _ctx: &RequestContext,
+        _namespace: NamespaceName,
+    ) -> ApiResult<Vec<BundleInfo>> {
+        self.not_faked()
+    }
+
+    async fn transfer_bundle(
+        &self,
+        _ctx: &RequestContext,
+        _namespace: NamespaceName,
+        _bundle: BundleRange,
+        _broker: Option<BrokerId>,
+    ) -> ApiResult<BrokerInfo> {
+        self.not_faked()
+    }
+
+    async fn split_bundle(
+        &self,
+        _ctx: &RequestContext,
+        _namespace: NamespaceName,
+        _bundle: BundleRange,
+        _at: Option<u32>,
+    ) -> ApiResult<[BundleRange; 2]> {
+        self.not_faked()
     }
 }

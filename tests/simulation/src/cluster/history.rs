@@ -79,6 +79,14 @@ impl History {
         self.state.lock().report.faults += 1;
     }
 
+    pub(super) fn repaired(&self, ledgers: usize) {
+        self.state.lock().report.repaired += ledgers as u64;
+    }
+
+    pub(super) fn has_lost_replicas(&self) -> bool {
+        self.state.lock().lost > 0
+    }
+
     /// Whether one more replica may be lost for good, which is then counted (I2).
     pub(super) fn may_lose_replica(&self) -> bool {
         let mut state = self.state.lock();

@@ -142,6 +142,13 @@ impl Net {
         (state.dead.contains(&process), frozen)
     }
 
+    /// Whether a bookie has an entry durably.
+    pub(super) fn has(&self, number: u8, ledger: LedgerId, entry: EntryId) -> bool {
+        let state = self.state.lock();
+        let node = state.nodes.get(usize::from(number));
+        node.is_some_and(|node| node.bookie.is_durable(ledger, entry))
+    }
+
     /// How many bookies have an entry durably.
     pub(super) fn copies(&self, ledger: LedgerId, entry: EntryId) -> usize {
         let state = self.state.lock();
@@ -386,7 +393,7 @@ impl State {
             Event::Read(pair, range, answer) => {
                 let node = &self.nodes[usize::from(pair.1)];
                 let result = match node.up && !node.bookie.is_gone() {
-                    true => node.bookie.read(range),
+                    true => node.read(range),
                     false => Err(BookieError::Unreachable("down".to_owned())),
                 };
                 let back = at + net.delay(node.slow_until > at);

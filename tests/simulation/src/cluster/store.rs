@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use aquifer_ledger::testing::MemoryStore;
 use aquifer_metadata::error::{MetadataError, MetadataResult};
+use aquifer_metadata::keys;
 use aquifer_metadata::store::{
-    MetadataStore, PageToken, Revision, ScanPage, Session, Transaction, Versioned, Watch,
+    MetadataStore, Operation, PageToken, Revision, ScanPage, Session, Transaction, Versioned, Watch,
 };
 use aquifer_runtime::clock::{SharedClock, sleep};
 use aquifer_runtime::rng::SharedRng;
@@ -15,6 +16,7 @@ use parking_lot::Mutex;
 
 use crate::cluster::history::History;
 use crate::cluster::net::Net;
+use crate::defect::Defect;
 
 /// The store of the cluster.
 pub(super) struct SharedStore {
@@ -22,6 +24,7 @@ pub(super) struct SharedStore {
     rng: SharedRng,
     clock: SharedClock,
     history: Arc<History>,
+    defect: Option<Defect>,
     away_until: Mutex<Duration>,
 }
 
@@ -37,12 +40,14 @@ impl SharedStore {
         rng: SharedRng,
         clock: SharedClock,
         history: Arc<History>,
+        defect: Option<Defect>,
     ) -> Arc<SharedStore> {
         Arc::new(SharedStore {
             inner: MemoryStore::default(),
             rng,
             clock,
             history,
+            defect,
             away_until: Mutex::default(),
         })
     }
@@ -113,7 +118,12 @@ impl MetadataStore for Seen {
         self.store.inner.scan(prefix, page, limit).await
     }
 
-    async fn commit(&self, transaction: Transaction) -> MetadataResult<Revision> {
+    async fn commit(&self, mut transaction: Transaction) -> MetadataResult<Revision> {
+        if self.store.defect == Some(Defect::ThinLedgerNotMarked) {
+            let is_mark = |key: &str| key.starts_with(keys::UNDER_REPLICATED_PREFIX);
+            let operations = &mut transaction.operations;
+            operations.retain(|o| !matches!(o, Operation::Put { key, .. } if is_mark(key)));
+        }
         self.travel().await?;
         let revision = self.store.inner.commit(transaction.clone()).await?;
         self.store.history.committed(&transaction);

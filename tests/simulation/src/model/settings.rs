@@ -104,14 +104,10 @@ impl Setting {
         ]
     }
 
-    /// Settings that take minutes to hours.
+    /// Larger settings that every change is checked with too, by a reduced search.
     #[must_use]
-    pub fn large() -> Vec<(&'static str, Setting)> {
-        let three_entries = Setting {
-            bookies: 3,
-            changes: 1,
-            ..Setting::quiet(2, 2, 2, 3)
-        };
+    pub fn medium() -> Vec<(&'static str, Setting)> {
+        let three_entries = Setting::three_entries_and_a_change();
         vec![
             (
                 "three entries, a change, a crash",
@@ -124,15 +120,70 @@ impl Setting {
                 "three entries, a change, a loss",
                 Setting {
                     losses: 1,
-                    ..three_entries.clone()
+                    ..three_entries
                 },
             ),
             (
-                "three entries, a change, a crash, a loss, a duplicate",
+                "two entries, a change, a crash, a loss, a duplicate",
+                Setting {
+                    adds: 2,
+                    ..Setting::with_all_faults()
+                },
+            ),
+            ("E3 Qw3 Qa2, two entries", Setting::quiet(3, 3, 2, 2)),
+            (
+                "E3 Qw3 Qa2, a loss, closing",
                 Setting {
                     losses: 1,
-                    duplicates: 1,
+                    closes: true,
+                    ..Setting::quiet(3, 3, 2, 1)
+                },
+            ),
+        ]
+    }
+
+    /// Three bookies, one of which takes the place of another.
+    fn three_entries_and_a_change() -> Setting {
+        Setting {
+            bookies: 3,
+            changes: 1,
+            ..Setting::quiet(2, 2, 2, 3)
+        }
+    }
+
+    /// The same, and everything that can go wrong goes wrong once.
+    fn with_all_faults() -> Setting {
+        Setting {
+            losses: 1,
+            duplicates: 1,
+            crashes: 1,
+            ..Setting::three_entries_and_a_change()
+        }
+    }
+
+    /// Settings that take minutes to hours.
+    #[must_use]
+    pub fn large() -> Vec<(&'static str, Setting)> {
+        let three_entries = Setting::three_entries_and_a_change();
+        let three_copies = Setting::quiet(3, 3, 2, 3);
+        vec![
+            (
+                "three entries, a change, a crash, a loss, a duplicate",
+                Setting::with_all_faults(),
+            ),
+            (
+                "two recoverers, a change, a loss",
+                Setting {
+                    defect: None,
+                    ..Setting::finds(Defect::FragmentsPublishedInRecovery)
+                },
+            ),
+            (
+                "three entries, a change, a lost disk, a loss",
+                Setting {
+                    losses: 1,
                     crashes: 1,
+                    kinds: vec![Crash::Wipe],
                     ..three_entries
                 },
             ),
@@ -146,22 +197,24 @@ impl Setting {
                     ..Setting::quiet(2, 2, 1, 3)
                 },
             ),
+            ("E3 Qw3 Qa2, three entries", three_copies.clone()),
             (
-                "two recoverers, a change, a loss",
+                "E3 Qw3 Qa2, three entries, a crash",
                 Setting {
-                    defect: None,
-                    ..Setting::finds(Defect::FragmentsPublishedInRecovery)
+                    crashes: 1,
+                    ..three_copies.clone()
                 },
             ),
             (
-                "E3 Qw3 Qa2, a loss, closing",
+                "E3 Qw3 Qa2 and a spare bookie, two entries, a change, a crash",
                 Setting {
-                    losses: 1,
-                    closes: true,
-                    ..Setting::quiet(3, 3, 2, 1)
+                    bookies: 4,
+                    changes: 1,
+                    crashes: 1,
+                    adds: 2,
+                    ..three_copies
                 },
             ),
-            ("E3 Qw3 Qa2, two entries", Setting::quiet(3, 3, 2, 2)),
         ]
     }
 
@@ -210,6 +263,11 @@ impl Setting {
             Defect::NegativeWhileQueued => Setting {
                 journal: true,
                 ..Setting::quiet(2, 2, 2, 1)
+            },
+            // Repair is not in the model.
+            Defect::ThinLedgerNotMarked | Defect::NegativeTakenForAbsence => Setting {
+                closes: true,
+                ..Setting::quiet(3, 3, 2, 1)
             },
             Defect::StaleRecycledRecords => Setting {
                 crashes: 1,

@@ -43,13 +43,7 @@ impl World {
     /// Everything that may happen next.
     #[must_use]
     pub fn steps(&self, setting: &Setting) -> Vec<Step> {
-        if let Some((client, bookie)) = self.served_first(setting) {
-            return vec![Step::Serve(client, bookie)];
-        }
         let mut steps = Vec::new();
-        if self.adds_left > 0 && !self.writer.is_finished() {
-            steps.push(Step::Add);
-        }
         for (client, bookie) in self.links_with_requests() {
             steps.push(Step::Serve(client, bookie));
             if self.duplicates_left > 0 {
@@ -62,8 +56,6 @@ impl World {
         if self.losses_left > 0 {
             let links = self.links_in_use();
             steps.extend(links.into_iter().map(|(c, b)| Step::Break(c, b)));
-            let late = self.writer.laggards();
-            steps.extend(late.into_iter().map(|(_, id)| Step::GiveUp(id.0[0] - 1)));
         }
         for (number, bookie) in (0..).zip(&self.bookies) {
             if setting.journal {
@@ -81,28 +73,42 @@ impl World {
                 steps.extend(kinds.map(|kind| Step::Crash(number, *kind)));
             }
         }
-        steps.extend(self.metadata_steps(setting));
+        if self.change.as_ref().is_some_and(|c| c.made.is_none()) {
+            steps.push(Step::Change);
+        }
+        steps.extend(self.steps_of_clients(setting));
         steps
     }
 
-    fn metadata_steps(&self, setting: &Setting) -> Vec<Step> {
+    /// What clients may do by themselves.
+    pub(super) fn steps_of_clients(&self, setting: &Setting) -> Vec<Step> {
         let mut steps = Vec::new();
-        match &self.change {
-            Some(change) if change.made.is_none() => steps.push(Step::Change),
-            Some(_) => steps.push(Step::HearOfChange),
-            None => {}
+        if self.adds_left > 0 && !self.writer.is_finished() {
+            steps.push(Step::Add);
+        }
+        if self.losses_left > 0 {
+            let late = self.writer.laggards();
+            steps.extend(late.into_iter().map(|(_, id)| Step::GiveUp(id.0[0] - 1)));
+        }
+        if self.change.as_ref().is_some_and(|c| c.made.is_some()) {
+            steps.push(Step::HearOfChange);
         }
         if self.change_due {
             steps.push(Step::ChangeDue);
         }
-        let is_closed = self.closed_entries().is_some();
         if setting.closes && !self.writer.is_finished() && self.change.is_none() {
             steps.push(Step::Close);
         }
-        if !is_closed {
-            let clients = (1..=setting.recoverers).filter(|client| self.may_recover(*client));
-            steps.extend(clients.map(Step::Recover));
-        }
+        steps.extend(self.recoveries(setting));
         steps
+    }
+
+    /// Recoveries that may begin.
+    pub(super) fn recoveries(&self, setting: &Setting) -> Vec<Step> {
+        if self.closed_entries().is_some() {
+            return Vec::new();
+        }
+        let clients = (1..=setting.recoverers).filter(|client| self.may_recover(*client));
+        clients.map(Step::Recover).collect()
     }
 }

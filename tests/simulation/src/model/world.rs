@@ -18,12 +18,14 @@ use bytes::Bytes;
 
 use crate::bookie::SimBookie;
 use crate::defect::Defect;
+use crate::model::Outcome;
+use crate::model::part::Part;
 use crate::model::settings::Setting;
 use crate::model::steps::Step;
 
 const LEDGER: LedgerId = LedgerId(1);
 const TOKEN: CreationToken = CreationToken([7; 16]);
-const WRITER: u8 = 0;
+pub(super) const WRITER: u8 = 0;
 
 /// Whose request it is, and what it was about.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -44,6 +46,8 @@ enum About {
 
 type Link = (u8, u8);
 type Answer = (Tag, BookieResult<OrderedReply>);
+/// What is on its way between clients and bookies, in order; no link has an empty queue.
+type Queues<T> = BTreeMap<Link, Part<VecDeque<T>>>;
 
 /// The ledger's record.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -51,6 +55,8 @@ struct Record {
     version: u8,
     state: RecordState,
     fragments: BTreeMap<EntryId, Vec<BookieId>>,
+    /// Bookies that the ledger's mark names (H16).
+    doubted: BTreeSet<BookieId>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -87,20 +93,20 @@ enum Heard {
 /// Everything there is.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct World {
-    pub(super) writer: Writer,
+    pub(super) writer: Part<Writer>,
     pub(super) adds_left: u8,
     /// What the writer has sent, by entry.
-    sent: Vec<AddEntry>,
+    sent: Part<Vec<AddEntry>>,
     acked: u64,
     /// The version of the record that the writer knows.
     version: u8,
     pub(super) change: Option<Change>,
     pub(super) change_due: bool,
-    pub(super) bookies: Vec<SimBookie<Tag>>,
-    requests: BTreeMap<Link, VecDeque<(Tag, OrderedRequest)>>,
-    answers: BTreeMap<Link, VecDeque<Answer>>,
-    recoverers: Vec<Option<Recoverer>>,
-    record: Record,
+    pub(super) bookies: Vec<Part<SimBookie<Tag>>>,
+    requests: Queues<(Tag, OrderedRequest)>,
+    answers: Queues<Answer>,
+    recoverers: Vec<Part<Option<Recoverer>>>,
+    record: Part<Record>,
     pub(super) losses_left: u8,
     pub(super) duplicates_left: u8,
     pub(super) crashes_left: u8,
@@ -137,24 +143,25 @@ impl World {
         let quorum = Quorum::new(sizes[0], sizes[1], sizes[2]);
         let quorum = quorum.expect("a setting for this defect has an ack quorum above one");
         World {
-            writer: Writer::new(quorum, members.clone(), options),
+            writer: Part::new(Writer::new(quorum, members.clone(), options)),
             adds_left: setting.adds,
-            sent: Vec::new(),
+            sent: Part::default(),
             acked: 0,
             version: 0,
             change: None,
             change_due: false,
             bookies: (0..setting.bookies)
-                .map(|_| SimBookie::new(setting.defect))
+                .map(|_| Part::new(SimBookie::new(setting.defect)))
                 .collect(),
             requests: BTreeMap::new(),
             answers: BTreeMap::new(),
-            recoverers: vec![None; usize::from(setting.recoverers)],
-            record: Record {
+            recoverers: vec![Part::default(); usize::from(setting.recoverers)],
+            record: Part::new(Record {
                 version: 0,
                 state: RecordState::Open,
                 fragments: BTreeMap::from([(EntryId::FIRST, members)]),
-            },
+                doubted: BTreeSet::new(),
+            }),
             losses_left: setting.losses,
             duplicates_left: setting.duplicates,
             crashes_left: setting.crashes,
@@ -185,6 +192,13 @@ impl World {
         self.record.fragments.len()
     }
 
+    /// How the ledger ended, if it has.
+    pub(super) fn outcome(&self) -> Option<Outcome> {
+        let closed = self.closed_entries()?;
+        let fragments = self.record.fragments.clone().into_iter().collect();
+        Some((self.acked, closed, fragments))
+    }
+
     /// I1: what is acknowledged is durable on Qa bookies, but for those that were lost.
     #[must_use]
     pub fn acknowledged_is_durable(&self, setting: &Setting) -> bool {
@@ -206,6 +220,24 @@ impl World {
                 let set = set.map(|position| number_of(members.unwrap_or_default()[position]));
                 self.has_copies(setting, set, entry)
             })
+    }
+
+    /// H16: of a closed ledger, who lacks what it should have is marked.
+    #[must_use]
+    pub fn thin_is_marked(&self, setting: &Setting) -> bool {
+        let Some(entries) = self.closed_entries().filter(|_| self.lost == 0) else {
+            return true;
+        };
+        (0..entries).all(|entry| {
+            let fragment = self.record.fragments.range(..=EntryId(entry)).next_back();
+            let members = fragment.map(|(_, members)| members.as_slice());
+            let set = setting.quorum.write_set(entry);
+            let mut set = set.map(|position| members.unwrap_or_default()[position]);
+            set.all(|id| {
+                let bookie = &self.bookies[usize::from(number_of(id))];
+                bookie.is_durable(LEDGER, EntryId(entry)) || self.record.doubted.contains(&id)
+            })
+        })
     }
 
     fn has_copies(&self, setting: &Setting, bookies: impl Iterator<Item = u8>, entry: u64) -> bool {
@@ -271,9 +303,9 @@ impl World {
                 next.lose_link(client, bookie);
             }
             Step::GiveUp(bookie) => next.give_up(bookie)?,
-            Step::Write(bookie) => next.bookies[usize::from(bookie)].write(),
+            Step::Write(bookie) => next.bookie(bookie).write(),
             Step::Sync(bookie) => next.sync(bookie),
-            Step::Flush(bookie) => next.bookies[usize::from(bookie)].flush(),
+            Step::Flush(bookie) => next.bookie(bookie).flush(),
             Step::Crash(bookie, crash) => next.crash(bookie, crash)?,
             Step::Change => next.change_record(setting)?,
             Step::HearOfChange => {
@@ -286,11 +318,16 @@ impl World {
                 next.tell_writer(WriterEvent::ChangeDue);
             }
             Step::Close => {
-                let end = next.writer.finish();
+                let unconfirmed = next.writer.unconfirmed();
+                let end = next.writer.change().finish();
                 if next.record.state == RecordState::Open && next.record.version == next.version {
                     let entries = end.last_entry.map_or(0, |last| last.0 + 1);
-                    next.record.state = RecordState::Closed(entries);
-                    next.record.version += 1;
+                    let record = next.record.change();
+                    record.state = RecordState::Closed(entries);
+                    record.version += 1;
+                    if setting.defect != Some(Defect::ThinLedgerNotMarked) {
+                        record.doubted = unconfirmed.bookies;
+                    }
                 }
             }
             Step::Recover(client) => next.begin_recovery(setting, client),
@@ -304,12 +341,12 @@ impl World {
     fn add(&mut self) -> Option<()> {
         self.adds_left = self.adds_left.checked_sub(1)?;
         let mut actions = Vec::new();
-        let planned = self.writer.add(1, &mut actions)?;
+        let planned = self.writer.change().add(1, &mut actions)?;
         let data = EntryData {
             head: Bytes::new(),
             body: Bytes::from_static(b"e"),
         };
-        self.sent.push(AddEntry::new(
+        self.sent.change().push(AddEntry::new(
             LEDGER,
             planned.entry,
             planned.last_add_confirmed,
@@ -332,16 +369,18 @@ impl World {
         let link = (tag.client, number_of(bookie));
         if self.bookies[usize::from(link.1)].is_gone() {
             let gone = Err(BookieError::Unreachable(String::new()));
-            self.answers.entry(link).or_default().push_back((tag, gone));
+            let answers = self.answers.entry(link).or_default();
+            answers.change().push_back((tag, gone));
         } else {
             let request = (tag, World::request(operation));
-            self.requests.entry(link).or_default().push_back(request);
+            let requests = self.requests.entry(link).or_default();
+            requests.change().push_back(request);
         }
     }
 
     fn tell_writer(&mut self, event: WriterEvent) {
         let mut actions = Vec::new();
-        self.writer.on(event, &mut actions);
+        self.writer.change().on(event, &mut actions);
         self.write(actions);
     }
 
@@ -410,9 +449,10 @@ impl World {
             let members = self.writer.members().to_vec();
             match self.replacements(&members, &change.failed) {
                 Some(members) => {
-                    self.record.version += 1;
+                    let record = self.record.change();
+                    record.version += 1;
                     let fragment = (change.first_entry, members.clone());
-                    self.record.fragments.extend([fragment]);
+                    record.fragments.extend([fragment]);
                     WriterEvent::EnsembleChanged { members }
                 }
                 None => WriterEvent::EnsembleChangeFailed,
@@ -430,25 +470,26 @@ impl World {
         let queue = self.requests.get_mut(&(client, bookie))?;
         let (tag, request) = match twice {
             true => queue.front().cloned()?,
-            false => queue.pop_front()?,
+            false => queue.change().pop_front()?,
         };
         let mut out = Vec::new();
-        let served = &mut self.bookies[usize::from(bookie)];
-        served.submit(request, tag, &mut out);
+        self.bookie(bookie).submit(request, tag, &mut out);
         self.answer(bookie, out);
         if !setting.journal {
-            self.bookies[usize::from(bookie)].write();
+            self.bookie(bookie).write();
             self.sync(bookie);
-            let served = &mut self.bookies[usize::from(bookie)];
-            served.flush();
-            served.forget_leftovers();
+            self.bookie(bookie).settle();
         }
         Some(())
     }
 
+    fn bookie(&mut self, bookie: u8) -> &mut SimBookie<Tag> {
+        self.bookies[usize::from(bookie)].change()
+    }
+
     fn sync(&mut self, bookie: u8) {
         let mut out = Vec::new();
-        self.bookies[usize::from(bookie)].sync(&mut out);
+        self.bookie(bookie).sync(&mut out);
         self.answer(bookie, out);
     }
 
@@ -456,7 +497,7 @@ impl World {
         for (tag, result) in out {
             if self.listens(&tag) {
                 let queue = self.answers.entry((tag.client, bookie)).or_default();
-                queue.push_back((tag, result));
+                queue.change().push_back((tag, result));
             }
         }
     }
@@ -472,7 +513,11 @@ impl World {
     }
 
     fn hear(&mut self, setting: &Setting, client: u8, bookie: u8) -> Option<()> {
-        let (tag, result) = self.answers.get_mut(&(client, bookie))?.pop_front()?;
+        let (tag, result) = self
+            .answers
+            .get_mut(&(client, bookie))?
+            .change()
+            .pop_front()?;
         if !self.listens(&tag) {
             return Some(());
         }
@@ -521,9 +566,9 @@ impl World {
         links.retain(|(who, _)| *who == client);
         for link in links {
             let queue = self.answers.remove(&link).unwrap_or_default();
-            let heard = queue.into_iter().filter(|(tag, _)| self.listens(tag));
-            let heard: VecDeque<Answer> = heard.collect();
-            self.answers.insert(link, heard);
+            let heard = queue.iter().filter(|(tag, _)| self.listens(tag));
+            let heard: VecDeque<Answer> = heard.cloned().collect();
+            self.answers.insert(link, Part::new(heard));
         }
     }
 }

@@ -7,6 +7,7 @@ use aquifer_model::storage::BookieError;
 
 use super::{Answer, Tag, World, number_of};
 use crate::bookie::Crash;
+use crate::model::part::Part;
 
 impl World {
     /// Everything between a client and a bookie is lost; the client learns that it does not know.
@@ -14,23 +15,23 @@ impl World {
         let link = (client, bookie);
         let answers = self.answers.remove(&link).unwrap_or_default();
         let requests = self.requests.remove(&link).unwrap_or_default();
-        let node = &mut self.bookies[usize::from(bookie)];
+        let node = &self.bookies[usize::from(bookie)];
         let taken: Vec<Tag> = node
             .tickets()
             .filter(|t| t.client == client)
             .cloned()
             .collect();
-        node.forget(|tag| tag.client == client);
-        let tags = answers.into_iter().map(|(tag, _)| tag);
-        let tags = tags
-            .chain(taken)
-            .chain(requests.into_iter().map(|(tag, _)| tag));
+        if !taken.is_empty() {
+            self.bookie(bookie).forget(|tag| tag.client == client);
+        }
+        let tags = answers.iter().map(|(tag, _)| tag).chain(&taken);
+        let tags = tags.chain(requests.iter().map(|(tag, _)| tag));
         let unknown = || Err(BookieError::Unreachable(String::new()));
         let lost: VecDeque<Answer> = tags
             .filter(|tag| self.listens(tag))
-            .map(|tag| (tag, unknown()))
+            .map(|tag| (tag.clone(), unknown()))
             .collect();
-        self.answers.insert(link, lost);
+        self.answers.insert(link, Part::new(lost));
     }
 
     pub(super) fn give_up(&mut self, bookie: u8) -> Option<()> {
@@ -52,7 +53,7 @@ impl World {
         for client in 0..=u8::try_from(self.recoverers.len()).unwrap_or(u8::MAX) {
             self.lose_link(client, bookie);
         }
-        self.bookies[usize::from(bookie)].crash(crash);
+        self.bookie(bookie).crash(crash);
         if matches!(crash, Crash::LostWrite | Crash::Wipe) {
             self.lost += 1;
         }

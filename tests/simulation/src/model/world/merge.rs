@@ -1,11 +1,14 @@
-//! Two ways to visit fewer states without hiding anything.
+//! Ways to visit fewer states without hiding anything (docs/specs/ledger-protocol.md).
 
 use std::collections::VecDeque;
 
-use aquifer_model::storage::{OrderedOperation, OrderedRequest};
+use aquifer_ledger::writer::Writer;
+use aquifer_model::storage::BookieError;
 
-use super::{Answer, Heard, LEDGER, Link, World};
+use super::{Answer, Heard, LEDGER, Link, RecordState, WRITER, World};
+use crate::model::part::{Fingerprint, Part};
 use crate::model::settings::Setting;
+use crate::model::steps::Step;
 
 impl World {
     /// An answer that means nothing to a machine now never will: it is taken at once, so that
@@ -13,10 +16,10 @@ impl World {
     pub(super) fn forget_what_changes_nothing(&mut self) {
         let links: Vec<Link> = self.answers.keys().copied().collect();
         for link in links {
-            while let Some(answer) = self.answers.get(&link).and_then(VecDeque::front)
+            while let Some(answer) = self.answers.get(&link).and_then(|queue| queue.front())
                 && !self.matters(link.1, answer)
             {
-                self.answers.entry(link).or_default().pop_front();
+                self.answers.entry(link).or_default().change().pop_front();
             }
         }
     }
@@ -27,13 +30,13 @@ impl World {
         }
         match self.event_of(bookie, tag, result) {
             Heard::Writer(event) => {
-                let (mut machine, mut actions) = (self.writer.clone(), Vec::new());
+                let (mut machine, mut actions) = (Writer::clone(&self.writer), Vec::new());
                 machine.on(event, &mut actions);
-                !actions.is_empty() || machine != self.writer
+                !actions.is_empty() || machine != *self.writer
             }
             Heard::Recoverer(event) => {
                 let slot = usize::from(tag.client - 1);
-                let Some(recoverer) = &self.recoverers[slot] else {
+                let Some(recoverer) = &*self.recoverers[slot] else {
                     return false;
                 };
                 let (mut machine, mut actions) = (recoverer.machine.clone(), Vec::new());
@@ -42,29 +45,126 @@ impl World {
             }
         }
     }
+}
 
-    /// The oldest request of a link that can be served before anything else without hiding
-    /// anything: all faults have happened, and it reads from, or is refused by, a bookie that is
-    /// fenced, where nothing that it sees can change any more.
-    pub(in crate::model) fn served_first(&self, setting: &Setting) -> Option<Link> {
-        let faults_left = self.losses_left + self.duplicates_left + self.crashes_left;
-        if faults_left > 0 || setting.journal || setting.defect.is_some() || setting.recoverers > 1
-        {
+/// For searches that take the moves of `model/moves.rs`.
+impl World {
+    /// Nothing that may still happen can break a property.
+    pub(in crate::model) fn is_over(&self) -> bool {
+        self.closed_entries().is_some() && self.writer.is_finished() && self.none_recovers()
+    }
+
+    fn none_recovers(&self) -> bool {
+        let mut recoverers = self.recoverers.iter();
+        recoverers.all(|r| r.as_ref().is_none_or(|r| r.machine.is_finished()))
+    }
+
+    /// Forgets what only helps, or only stops the writer: it never arrives.
+    ///
+    /// Once the ledger is closed and nobody recovers it, requests of recoverers only add copies and
+    /// fences. What the writer sends to a bookie with a fence is refused, whenever it arrives.
+    pub(in crate::model) fn forget_leftovers(&mut self) {
+        let bookies = &self.bookies;
+        let is_fenced = |bookie: u8| bookies[usize::from(bookie)].is_fenced(LEDGER);
+        self.requests
+            .retain(|(client, bookie), _| *client != WRITER || !is_fenced(*bookie));
+        for ((client, _), queue) in &mut self.answers {
+            let is_fence = |(_, result): &Answer| matches!(result, Err(BookieError::Fenced));
+            if *client == WRITER && queue.iter().any(is_fence) {
+                queue.change().retain(|answer| !is_fence(answer));
+            }
+        }
+        self.answers.retain(|_, queue| !queue.is_empty());
+        if self.closed_entries().is_some() && self.none_recovers() {
+            self.requests.retain(|(client, _), _| *client == WRITER);
+            self.answers.retain(|(client, _), _| *client == WRITER);
+            for recoverer in &mut self.recoverers {
+                *recoverer = Part::default();
+            }
+        }
+    }
+
+    /// Whether a change of the writer's may still be taken.
+    pub(in crate::model) fn is_open(&self) -> bool {
+        self.record.state == RecordState::Open
+    }
+
+    /// The world after a request has arrived twice, without a second answer that says the same.
+    pub(in crate::model) fn served_twice(
+        &self,
+        setting: &Setting,
+        client: u8,
+        bookie: u8,
+    ) -> Option<World> {
+        if self.duplicates_left == 0 {
             return None;
         }
-        let is_free = |(_, bookie): &Link, request: &OrderedRequest| {
-            self.bookies[usize::from(*bookie)].is_fenced(LEDGER)
-                && match &request.operation {
-                    OrderedOperation::Add(add) => !add.recovery,
-                    OrderedOperation::Fence | OrderedOperation::RecoveryRead(_) => true,
-                    OrderedOperation::WriteLac(_) | OrderedOperation::Delete => false,
-                }
-        };
-        let mut heads = self
-            .requests
-            .iter()
-            .filter_map(|(link, queue)| Some((link, queue.front()?)));
-        let found = heads.find(|(link, (_, request))| is_free(link, request));
-        found.map(|(link, _)| *link)
+        let twice = self.after(setting, Step::ServeTwice(client, bookie))?;
+        let mut twice = twice.after(setting, Step::Serve(client, bookie))?;
+        let answers = twice.answers.get_mut(&(client, bookie));
+        if let Some(answers) = answers
+            && let [.., first, second] = Vec::from(VecDeque::clone(answers)).as_slice()
+            && first == second
+        {
+            answers.change().pop_back();
+        }
+        Some(twice)
+    }
+
+    pub(in crate::model) fn answers_on(&self, client: u8, bookie: u8) -> usize {
+        let queue = self.answers.get(&(client, bookie));
+        queue.map_or(0, |queue| queue.len())
+    }
+
+    pub(in crate::model) fn has_request(&self, client: u8, bookie: u8) -> bool {
+        self.requests.contains_key(&(client, bookie))
+    }
+
+    pub(in crate::model) fn is_in_use(&self, client: u8, bookie: u8) -> bool {
+        self.answers_on(client, bookie) > 0 || self.has_request(client, bookie)
+    }
+
+    /// Whether requests of two clients at a bookie have the same effect in either order: the
+    /// writer's are refused by a fence, for which all that others do is the same.
+    pub(in crate::model) fn commute(&self, bookie: u8, one: u8, other: u8) -> bool {
+        (one == WRITER || other == WRITER) && self.is_fenced(bookie)
+    }
+
+    pub(in crate::model) fn is_fenced(&self, bookie: u8) -> bool {
+        self.bookies[usize::from(bookie)].is_fenced(LEDGER)
+    }
+
+    /// Everything but what may still go wrong.
+    pub(in crate::model) fn core(&self) -> Fingerprint {
+        let World {
+            writer,
+            adds_left,
+            sent,
+            acked,
+            version,
+            change,
+            change_due,
+            bookies,
+            requests,
+            answers,
+            recoverers,
+            record,
+            losses_left: _,
+            duplicates_left: _,
+            crashes_left: _,
+            changes_left,
+            lost,
+            aborts,
+        } = self;
+        Fingerprint::of(&(
+            (writer, adds_left, sent, acked, version, change, change_due),
+            (bookies, requests, answers, recoverers, record),
+            (changes_left, lost, aborts),
+        ))
+    }
+
+    /// How often what may still go wrong.
+    pub(in crate::model) fn faults_left(&self) -> [u8; 3] {
+        [self.losses_left, self.duplicates_left, self.crashes_left]
     }
 }

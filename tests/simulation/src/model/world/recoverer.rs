@@ -8,14 +8,16 @@ use aquifer_model::storage::{AddEntry, OrderedOperation};
 
 use super::{About, RecordState, Recoverer, Tag, World};
 use crate::defect::Defect;
+use crate::model::part::Part;
 use crate::model::settings::Setting;
 
 impl World {
     pub(super) fn begin_recovery(&mut self, setting: &Setting, client: u8) {
         let slot = usize::from(client - 1);
         let run = self.recoverers[slot].as_ref().map_or(0, |r| r.run + 1);
-        self.record.version += 1;
-        self.record.state = RecordState::InRecovery;
+        let record = self.record.change();
+        record.version += 1;
+        record.state = RecordState::InRecovery;
         let last = self.record.fragments.last_key_value();
         let (floor, members) = last
             .map(|(first, members)| (*first, members.clone()))
@@ -26,17 +28,17 @@ impl World {
         };
         let (machine, actions) =
             Recovery::start(setting.quorum, members.clone(), floor, setting.window);
-        self.recoverers[slot] = Some(Recoverer {
+        self.recoverers[slot] = Part::new(Some(Recoverer {
             run,
             version: self.record.version,
             members,
             machine,
-        });
+        }));
         self.recover(setting, client, actions);
     }
 
     pub(super) fn tell_recoverer(&mut self, setting: &Setting, client: u8, event: RecoveryEvent) {
-        let Some(recoverer) = &mut self.recoverers[usize::from(client - 1)] else {
+        let Some(recoverer) = self.recoverers[usize::from(client - 1)].change() else {
             return;
         };
         let mut actions = Vec::new();
@@ -80,7 +82,7 @@ impl World {
                     fragments,
                     last_entry,
                     ..
-                } => self.close(client, fragments, last_entry),
+                } => self.close(setting, client, fragments, last_entry),
                 RecoveryAction::Abort => {
                     self.aborts += 1;
                     self.forget_unheard(client);
@@ -104,25 +106,27 @@ impl World {
             RecoveryEvent::Replaced { members } => Some(members.clone()),
             _ => None,
         };
-        if let Some(recoverer) = &mut self.recoverers[usize::from(client - 1)]
+        if let Some(recoverer) = self.recoverers[usize::from(client - 1)].change()
             && let Some(members) = changed
         {
             recoverer.members = members;
         }
         self.tell_recoverer(setting, client, event);
         if setting.defect == Some(Defect::FragmentsPublishedInRecovery)
-            && let Some(recoverer) = &mut self.recoverers[usize::from(client - 1)]
+            && let Some(recoverer) = self.recoverers[usize::from(client - 1)].change()
             && recoverer.version == self.record.version
         {
             let made = recoverer.machine.fragments().clone();
-            self.record.fragments.extend(made);
-            self.record.version += 1;
-            recoverer.version = self.record.version;
+            let record = self.record.change();
+            record.fragments.extend(made);
+            record.version += 1;
+            recoverer.version = record.version;
         }
     }
 
     fn close(
         &mut self,
+        setting: &Setting,
         client: u8,
         fragments: BTreeMap<EntryId, Vec<BookieId>>,
         last_entry: Option<EntryId>,
@@ -132,9 +136,13 @@ impl World {
             .map(|r| r.version);
         if self.record.state == RecordState::InRecovery && version == Some(self.record.version) {
             let entries = last_entry.map_or(0, |last| last.0 + 1);
-            self.record.state = RecordState::Closed(entries);
-            self.record.fragments.extend(fragments);
-            self.record.version += 1;
+            let record = self.record.change();
+            record.state = RecordState::Closed(entries);
+            record.fragments.extend(fragments);
+            record.version += 1;
+            if setting.quorum.ack() < setting.quorum.write() {
+                record.doubted = record.fragments.values().flatten().copied().collect();
+            }
         }
         self.forget_unheard(client);
     }

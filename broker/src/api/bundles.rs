@@ -1,0 +1,74 @@
+//! Brokers and bundles, as operators see and move them.
+
+use aquifer_model::bundle::BundleRange;
+use aquifer_model::id::BrokerId;
+use aquifer_model::topic::NamespaceName;
+use aquifer_protocol_api::broker::{BrokerInfo, BundleInfo};
+
+use crate::broker::Broker;
+use crate::bundles::Bundle;
+use crate::error::BrokerError;
+use crate::members::Member;
+use crate::movement;
+
+impl Broker {
+    pub(super) fn brokers(&self) -> Vec<BrokerInfo> {
+        let Some(cluster) = self.shared.ownership.cluster() else {
+            return vec![BrokerInfo {
+                broker: self.shared.id,
+                url: String::new(),
+                version: env!("CARGO_PKG_VERSION").to_owned(),
+                draining: false,
+                is_self: true,
+            }];
+        };
+        let all = cluster.members.all().into_iter();
+        all.map(|member| self.info(member)).collect()
+    }
+
+    fn info(&self, member: Member) -> BrokerInfo {
+        BrokerInfo {
+            is_self: member.id == self.shared.id,
+            broker: member.id,
+            url: member.url,
+            version: member.version,
+            draining: member.draining,
+        }
+    }
+
+    pub(super) async fn bundles(
+        &self,
+        namespace: &NamespaceName,
+    ) -> Result<Vec<BundleInfo>, BrokerError> {
+        let views = movement::list(&self.topics, namespace).await?;
+        let info = |view: movement::BundleView| BundleInfo {
+            range: view.bundle.range,
+            broker: view.owner,
+            url: view.url,
+            epoch: view.epoch,
+        };
+        Ok(views.into_iter().map(info).collect())
+    }
+
+    pub(super) async fn transfer(
+        &self,
+        namespace: NamespaceName,
+        range: BundleRange,
+        target: Option<BrokerId>,
+    ) -> Result<BrokerInfo, BrokerError> {
+        let bundle = Bundle { namespace, range };
+        let chosen = movement::transfer(&self.topics, &bundle, target).await?;
+        Ok(self.info(chosen))
+    }
+
+    pub(super) async fn split(
+        &self,
+        namespace: NamespaceName,
+        range: BundleRange,
+        at: Option<u32>,
+    ) -> Result<[BundleRange; 2], BrokerError> {
+        let bundle = Bundle { namespace, range };
+        let parts = movement::split(&self.topics, &bundle, at).await?;
+        Ok(parts.map(|part| part.range))
+    }
+}

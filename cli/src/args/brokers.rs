@@ -1,0 +1,63 @@
+//! Arguments of `aquifer cluster`.
+
+use aquifer_model::bundle::BundleRange;
+use aquifer_model::topic::NamespaceName;
+use clap::{Args, Subcommand};
+
+/// Arguments of `aquifer cluster`.
+#[derive(Debug, Args)]
+pub struct BrokersArgs {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: BrokersCommand,
+}
+
+/// What to do with brokers and bundles.
+#[derive(Debug, Subcommand)]
+pub enum BrokersCommand {
+    /// Show the brokers, and how many bundles of the namespace each of them owns.
+    Status {
+        /// The namespace, TENANT/NAMESPACE.
+        #[arg(default_value = "public/default")]
+        namespace: NamespaceName,
+    },
+    /// List the brokers.
+    Brokers,
+    /// List the bundles of a namespace, and who owns them.
+    Bundles {
+        /// The namespace, TENANT/NAMESPACE.
+        #[arg(default_value = "public/default")]
+        namespace: NamespaceName,
+    },
+    /// Move a bundle away from its broker, to any other.
+    Unload {
+        /// The namespace, TENANT/NAMESPACE.
+        namespace: NamespaceName,
+        /// The bundle, FIRST-LAST as `bundles` lists it; all of the namespace when left out.
+        bundle: Option<BundleRange>,
+    },
+    /// Move a bundle to a certain broker.
+    Transfer {
+        /// The namespace, TENANT/NAMESPACE.
+        namespace: NamespaceName,
+        /// The bundle, FIRST-LAST as `bundles` lists it.
+        bundle: BundleRange,
+        /// The broker, by its id as `brokers` lists it.
+        #[arg(long, value_name = "ID")]
+        to: String,
+    },
+    /// Split a bundle in two; both stay where they are.
+    Split {
+        /// The namespace, TENANT/NAMESPACE.
+        namespace: NamespaceName,
+        /// The bundle, FIRST-LAST as `bundles` lists it.
+        bundle: BundleRange,
+        /// In front of this hash, eight hexadecimal digits; in the middle when left out.
+        #[arg(long, value_name = "HASH", value_parser = hash)]
+        at: Option<u32>,
+    },
+}
+
+fn hash(text: &str) -> Result<u32, String> {
+    u32::from_str_radix(text, 16).map_err(|_| format!("{text} is no hexadecimal number"))
+}

@@ -1,0 +1,184 @@
+//! `aquifer cluster`: shows brokers and bundles, and moves bundles.
+
+use std::collections::BTreeMap;
+
+use aquifer_client::admin::{Admin, BundleInfo};
+use serde_json::{Value, json};
+
+use crate::args::{BrokersArgs, BrokersCommand};
+use crate::connect::Connect;
+use crate::exit::CliError;
+use crate::output::{Output, Table};
+
+/// Runs the command.
+///
+/// # Errors
+/// When the broker refuses it or cannot be reached.
+pub async fn run(args: BrokersArgs, connect: &Connect, out: &Output) -> Result<(), CliError> {
+    let client = connect.client()?;
+    client.connect().await?;
+    let admin = client.admin();
+    match args.command {
+        BrokersCommand::Status { namespace } => status(&admin, &namespace.to_string(), out).await,
+        BrokersCommand::Brokers => brokers(&admin, out).await,
+        BrokersCommand::Bundles { namespace } => {
+            let bundles = admin.list_bundles(&namespace.to_string()).await?;
+            show_bundles(&bundles, out)
+        }
+        BrokersCommand::Unload { namespace, bundle } => {
+            let namespace = namespace.to_string();
+            let bundles = match bundle {
+                Some(bundle) => vec![bundle.to_string()],
+                None => {
+                    let all = admin.list_bundles(&namespace).await?.into_iter();
+                    // What nobody owns has nothing to move.
+                    all.filter(|b| b.broker.is_some())
+                        .map(|b| b.bundle)
+                        .collect()
+                }
+            };
+            let mut table = Table::new(["bundle", "moves to", "url"]);
+            for bundle in bundles {
+                transfer(&admin, &namespace, &bundle, None, &mut table, out).await?;
+            }
+            shown(&table, out)
+        }
+        BrokersCommand::Transfer {
+            namespace,
+            bundle,
+            to,
+        } => {
+            let mut table = Table::new(["bundle", "moves to", "url"]);
+            let (namespace, bundle) = (namespace.to_string(), bundle.to_string());
+            transfer(&admin, &namespace, &bundle, Some(&to), &mut table, out).await?;
+            shown(&table, out)
+        }
+        BrokersCommand::Split {
+            namespace,
+            bundle,
+            at,
+        } => {
+            let (namespace, bundle) = (namespace.to_string(), bundle.to_string());
+            let parts = admin.split_bundle(&namespace, &bundle, at).await?;
+            match out.is_json() {
+                true => out.object(&json!({"namespace": namespace, "bundles": parts})),
+                false => out.line(format!("{bundle} is {} now", parts.join(" and "))),
+            }
+        }
+    }
+}
+
+async fn transfer(
+    admin: &Admin,
+    namespace: &str,
+    bundle: &str,
+    to: Option<&str>,
+    table: &mut Table,
+    out: &Output,
+) -> Result<(), CliError> {
+    let (broker, url) = admin.transfer_bundle(namespace, bundle, to).await?;
+    if out.is_json() {
+        let object =
+            json!({"namespace": namespace, "bundle": bundle, "broker": broker, "url": url});
+        return out.object(&object);
+    }
+    table.row([bundle.to_owned(), broker, url]);
+    Ok(())
+}
+
+async fn brokers(admin: &Admin, out: &Output) -> Result<(), CliError> {
+    let mut table = Table::new(["broker", "url", "version", "state"]);
+    for broker in admin.list_brokers().await? {
+        if out.is_json() {
+            out.object(&json!({
+                "broker": broker.broker,
+                "url": broker.url,
+                "version": broker.version,
+                "draining": broker.draining,
+            }))?;
+        } else {
+            let state = if broker.draining {
+                "draining"
+            } else {
+                "serving"
+            };
+            table.row([broker.broker, broker.url, broker.version, state.to_owned()]);
+        }
+    }
+    shown(&table, out)
+}
+
+fn show_bundles(bundles: &[BundleInfo], out: &Output) -> Result<(), CliError> {
+    let mut table = Table::new(["bundle", "broker", "url", "epoch"]);
+    for bundle in bundles {
+        if out.is_json() {
+            out.object(&json!({
+                "bundle": bundle.bundle,
+                "broker": bundle.broker,
+                "url": bundle.url,
+                "epoch": bundle.epoch,
+            }))?;
+            continue;
+        }
+        let gone = if bundle.broker.is_some() { "gone" } else { "-" };
+        table.row([
+            bundle.bundle.clone(),
+            bundle.broker.clone().unwrap_or_else(|| "nobody".to_owned()),
+            bundle.url.clone().unwrap_or_else(|| gone.to_owned()),
+            bundle.epoch.to_string(),
+        ]);
+    }
+    shown(&table, out)
+}
+
+async fn status(admin: &Admin, namespace: &str, out: &Output) -> Result<(), CliError> {
+    let brokers = admin.list_brokers().await?;
+    let bundles = admin.list_bundles(namespace).await?;
+    let mut owned: BTreeMap<&str, u64> = BTreeMap::new();
+    let (mut unowned, mut orphaned) = (0u64, 0u64);
+    for bundle in &bundles {
+        match (&bundle.broker, &bundle.url) {
+            (Some(broker), Some(_)) => *owned.entry(broker).or_default() += 1,
+            (Some(_), None) => orphaned += 1,
+            (None, _) => unowned += 1,
+        }
+    }
+    let count = |id: &str| owned.get(id).copied().unwrap_or_default();
+    if out.is_json() {
+        let brokers: Vec<Value> = brokers
+            .iter()
+            .map(|broker| {
+                json!({
+                    "broker": broker.broker,
+                    "url": broker.url,
+                    "draining": broker.draining,
+                    "bundles": count(&broker.broker),
+                })
+            })
+            .collect();
+        return out.object(&json!({
+            "namespace": namespace,
+            "brokers": brokers,
+            "bundles": bundles.len(),
+            "never_used": unowned,
+            "owner_gone": orphaned,
+        }));
+    }
+    out.line(format!(
+        "{namespace}: {} bundles, {unowned} never used, {orphaned} whose broker is gone",
+        bundles.len()
+    ))?;
+    let mut table = Table::new(["broker", "url", "bundles"]);
+    for broker in &brokers {
+        let bundles = count(&broker.broker).to_string();
+        table.row([broker.broker.clone(), broker.url.clone(), bundles]);
+    }
+    shown(&table, out)
+}
+
+fn shown(table: &Table, out: &Output) -> Result<(), CliError> {
+    match out.is_json() {
+        true => Ok(()),
+        false => out.table(table),
+    }
+}

@@ -1,0 +1,81 @@
+//! Which bookies may lack entries that are acknowledged: what repair must look at when the ledger
+//! is closed (H16).
+
+use std::collections::BTreeSet;
+
+use aquifer_model::id::{BookieId, EntryId};
+
+use super::{Positions, State, Writer, bits};
+
+/// Who may lack acknowledged entries.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
+pub struct Unconfirmed {
+    /// Bookies.
+    pub bookies: BTreeSet<BookieId>,
+    /// Positions of the last fragment, whoever is there: a change may be on its way.
+    pub positions: Vec<usize>,
+}
+
+impl Writer {
+    /// Bookies and positions for which it is not certain that they have everything acknowledged
+    /// that they should. What a finished writer says here is too little.
+    #[must_use]
+    pub fn unconfirmed(&self) -> Unconfirmed {
+        let mut positions = self.thin_next;
+        let first = self.first_kept();
+        for (offset, add) in self.adds.iter().enumerate().take(self.kept) {
+            let entry = EntryId(first.0 + offset as u64);
+            positions |= self.write_set(entry) & (!add.acked | self.coming(entry));
+        }
+        let mut bookies = self.thin.clone();
+        bookies.extend(bits(positions).map(|position| self.members()[position]));
+        Unconfirmed {
+            bookies,
+            positions: bits(positions).collect(),
+        }
+    }
+
+    /// Positions whose next bookie gets the entry, because it lies in its fragment.
+    pub(super) fn coming(&self, entry: EntryId) -> Positions {
+        match self.state {
+            State::Changing {
+                failed,
+                first_entry,
+            } if entry >= first_entry => failed,
+            _ => 0,
+        }
+    }
+
+    /// An acknowledged entry is let go of: whoever has not got it will not get it from here.
+    pub(super) fn leave_thin(&mut self, entry: EntryId, acked: Positions) {
+        let (set, coming) = (self.write_set(entry), self.coming(entry));
+        self.thin_next |= set & coming;
+        let lacking = bits(set & !acked & !coming).map(|position| self.members()[position]);
+        let lacking: Vec<BookieId> = lacking.collect();
+        self.thin.extend(lacking);
+    }
+
+    /// Bookies are replaced from an entry on: what they lack before it stays with them, and who
+    /// comes lacks what was let go of meanwhile.
+    pub(super) fn leave_replaced(
+        &mut self,
+        replaced: Positions,
+        first_entry: EntryId,
+        members: &[BookieId],
+    ) {
+        let first = self.first_kept();
+        let mut stays = self.thin_next;
+        for (offset, add) in self.adds.iter().enumerate().take(self.kept) {
+            let entry = EntryId(first.0 + offset as u64);
+            if entry < first_entry {
+                stays |= self.write_set(entry) & replaced & !add.acked;
+            }
+        }
+        let old = bits(stays).map(|position| self.members()[position]);
+        let old: Vec<BookieId> = old.collect();
+        self.thin.extend(old);
+        self.thin
+            .extend(bits(self.thin_next).map(|position| members[position]));
+        self.thin_next = 0;
+    }
+}

@@ -1,0 +1,61 @@
+//! What processes and files of a cluster take.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, ensure};
+use aquifer_harness::cluster::Cluster;
+use aquifer_runtime::clock::{Clock, SystemClock};
+use aquifer_runtime::config::env;
+use aquifer_runtime::rng::{Rng, SystemRng};
+use rustix::process::{Pid, test_kill_process};
+
+/// A directory that nobody uses.
+pub fn directory() -> Result<PathBuf> {
+    let parent = env("AQUIFER_MEASURE_DIR").map_or_else(std::env::temp_dir, PathBuf::from);
+    let directory = parent.join(format!("aquifer-ledgers-{:x}", SystemRng.next_u64()));
+    fs::create_dir_all(&directory)?;
+    Ok(directory)
+}
+
+/// Where etcd is.
+pub fn etcd(cluster: &Cluster) -> Result<String> {
+    let mut processes = cluster.processes().iter();
+    let etcd = processes.find(|process| process.role == "etcd");
+    Ok(etcd.context("a cluster has etcd")?.address.clone())
+}
+
+/// Memory of a process.
+pub fn resident_bytes(pid: i32) -> Result<u64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = status.lines().find(|line| line.starts_with("VmRSS:"));
+    let kib = line.and_then(|line| line.split_whitespace().nth(1));
+    Ok(kib.context("VmRSS")?.parse::<u64>()? * 1024)
+}
+
+/// Bytes of all files below a directory.
+pub fn size_of(directory: &Path) -> Result<u64> {
+    let mut sum = 0;
+    for entry in fs::read_dir(directory)? {
+        let entry = entry?;
+        // A file may be removed between the two.
+        sum += match entry.metadata() {
+            Ok(metadata) if metadata.is_dir() => size_of(&entry.path())?,
+            Ok(metadata) => metadata.len(),
+            Err(_) => 0,
+        };
+    }
+    Ok(sum)
+}
+
+/// Waits until a process has ended.
+pub fn wait_gone(pid: i32) -> Result<()> {
+    let pid = Pid::from_raw(pid).context("a process id is not 0")?;
+    let began = SystemClock.monotonic();
+    while test_kill_process(pid).is_ok() {
+        let waited = SystemClock.monotonic() - began;
+        ensure!(waited.as_secs() < 60, "it does not end");
+        std::thread::yield_now();
+    }
+    Ok(())
+}

@@ -1,0 +1,120 @@
+//! Repair after everything has healed: what was thin when a ledger was closed is whole again,
+//! because whoever closed it has left a mark (I2, H16).
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use aquifer_ledger::error::LedgerError;
+use aquifer_ledger::replication::{RepairWorker, ReplicationConfig};
+use aquifer_metadata::error::MetadataError;
+use aquifer_metadata::store::{Expect, MetadataStore, Versioned};
+use aquifer_metadata::{keys, record, scan};
+use aquifer_model::id::{BookieId, EntryId, LedgerId};
+use aquifer_model::quorum::Quorum;
+use aquifer_proto::v1;
+use aquifer_runtime::clock::{sleep, timeout};
+
+use crate::cluster::{Cluster, node, number_of};
+
+/// Virtual time in which a healed cluster must be whole again.
+const REPAIRED_WITHIN: Duration = Duration::from_secs(600);
+const LEDGERS_MAX: usize = 100_000;
+
+/// Runs repair until no mark is left, then looks at every copy of every closed ledger.
+pub(super) async fn run(cluster: &Arc<Cluster>) {
+    // Whoever has lost a disk is found by the auditor, whose grace is longer than a run.
+    if cluster.history.has_lost_replicas() {
+        return;
+    }
+    let done = match timeout(REPAIRED_WITHIN, repair(cluster)).await {
+        Ok(Ok(())) => check(cluster).await,
+        Ok(Err(error)) => Err(error),
+        Err(_) => Err(LedgerError::BadRecord(0, "marks stay for ever".to_owned())),
+    };
+    if let Err(error) = done {
+        let what = format!("H16: thin ledgers are not repaired: {error}");
+        cluster.history.violation(what);
+    }
+}
+
+async fn repair(cluster: &Arc<Cluster>) -> Result<(), LedgerError> {
+    let (_, context) = cluster.process();
+    for number in 0..cluster.shape.bookies {
+        register(&*context.store, node::id_of(number)).await?;
+    }
+    let session = context.store.open_session(REPAIRED_WITHIN).await?;
+    let config = ReplicationConfig {
+        repair_bytes_per_second: u64::MAX,
+        open_ledger_grace_ms: 0,
+        ..ReplicationConfig::default()
+    };
+    let mut worker = RepairWorker::new(context, session.into(), &config, "simulation".to_owned());
+    loop {
+        let round = worker.round().await?;
+        cluster.history.repaired(round.repaired);
+        if round.marked == 0 {
+            return Ok(());
+        }
+        sleep(Duration::from_secs(1)).await;
+    }
+}
+
+async fn register(store: &dyn MetadataStore, bookie: BookieId) -> Result<(), LedgerError> {
+    let (key, value) = (
+        keys::bookie(bookie),
+        record::encode(v1::BookieRecord::default()),
+    );
+    while store.get(&key).await?.is_none() {
+        let put = store.put(keys::CLUSTER_PARTITION, &key, value.clone(), Expect::Absent);
+        match put.await {
+            Ok(_) | Err(MetadataError::UnknownOutcome(_)) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
+}
+
+async fn check(cluster: &Arc<Cluster>) -> Result<(), LedgerError> {
+    let (_, context) = cluster.process();
+    let (ledgers, _) = scan::all(&*context.store, keys::LEDGERS_PREFIX, LEDGERS_MAX).await?;
+    for stored in &ledgers {
+        let Ok(keys::Key::Ledger(id)) = stored.key.parse() else {
+            continue;
+        };
+        // What is being deleted has lost copies already.
+        if context.store.get(&keys::deletion(id)).await?.is_none()
+            && let Some(thin) = thin_entry(cluster, id, stored)?
+        {
+            let what = format!("H16: entry {id}:{thin} is closed, repaired and still thin");
+            cluster.history.violation(what);
+        }
+    }
+    Ok(())
+}
+
+/// The first entry of a closed ledger that some bookie lacks which should have it.
+fn thin_entry(
+    cluster: &Cluster,
+    id: LedgerId,
+    stored: &Versioned,
+) -> Result<Option<EntryId>, LedgerError> {
+    let ledger: v1::LedgerRecord = record::decode(stored)?;
+    let quorum = Quorum::new(ledger.ensemble, ledger.write_quorum, ledger.ack_quorum)
+        .map_err(|error| LedgerError::BadRecord(id.0, error.to_string()))?;
+    let Some(last) = ledger.last_entry_id else {
+        return Ok(None);
+    };
+    let is_whole = |entry: u64| {
+        let mut fragments = ledger.fragments.iter().rev();
+        let fragment = fragments.find(|fragment| fragment.first_entry_id <= entry);
+        let bookies = fragment.map(|fragment| fragment.bookies.as_slice());
+        let bookies = bookies.unwrap_or_default();
+        quorum.write_set(entry).all(|position| {
+            let bookie = bookies.get(position);
+            let bookie = bookie.and_then(|bytes| BookieId::try_from(&bytes[..]).ok());
+            bookie.is_some_and(|bookie| cluster.net.has(number_of(bookie), id, EntryId(entry)))
+        })
+    };
+    let thin = (0..=last).find(|entry| !is_whole(*entry));
+    Ok(thin.map(EntryId))
+}
