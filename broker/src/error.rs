@@ -290,6 +290,11 @@ fn from_metadata(error: &MetadataError, text: String) -> ApiError {
             Outcome::NotApplied,
             "report this with the broker's log",
         ),
+        MetadataError::Denied(_) => (
+            ErrorKind::Internal,
+            Outcome::NotApplied,
+            "let the broker's user read and write the keys of its cluster in the metadata store",
+        ),
         MetadataError::Damaged { .. } => (
             ErrorKind::DataLoss,
             Outcome::NotApplied,
