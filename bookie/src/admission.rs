@@ -170,7 +170,7 @@ impl Core {
         let begins = !slot.may_begin && !state.has_entries() && self.gate.get().is_some();
         let admission = match &waiting.request.operation {
             OrderedOperation::Add(add) => {
-                match state.check_add(token, add, stored, self.limbo.is_some()) {
+                match state.check_add(token, add, stored, self.limbo.is_on()) {
                     Admission::Lookup => return After::Lookup(Box::new(waiting)),
                     Admission::Journal(_) if begins && !add.recovery => {
                         return After::Ask(Box::new(waiting));

@@ -22,6 +22,7 @@ use crate::journal::mark::Mark;
 use crate::journal::queue::JournalQueue;
 use crate::journal::segments::Segments;
 use crate::ledgers::LedgerTable;
+use crate::loss::Limbo;
 use crate::metrics::BookieMetrics;
 use crate::mode::Mode;
 use crate::open::Started;
@@ -114,7 +115,7 @@ pub(crate) fn start(
         adds: parts.adds.clone(),
         control: parts.control.clone(),
         reads: ByteBudget::new(parts.config.read_bytes_in_flight_max),
-        limbo: started.limbo,
+        limbo: Limbo::new(started.limbo),
         accepted_loss: started.accepted_loss,
         background: Arc::clone(&background),
         scrubber: Arc::new(Scrubber::new(&parts.config, &parts.store, &parts.metrics)),

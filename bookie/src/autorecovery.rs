@@ -12,12 +12,14 @@ use aquifer_ledger::context::LogContext;
 use aquifer_ledger::deletion::sweep_intents_of;
 use aquifer_ledger::error::LedgerError;
 use aquifer_ledger::replication::{
-    self, EntryRepair, LocalAudit, LocalLedger, LocalReport, ReplicationConfig, repair_entry,
+    self, EntryRepair, LocalAudit, LocalLedger, LocalReport, News, ReplicationConfig, Restore,
+    RestoreReport, repair_entry,
 };
 #[cfg(test)]
 use aquifer_ledger::testing::{MemoryStore, TestWorld};
 use aquifer_ledger::transport::BookieTransport;
 use aquifer_metadata::error::MetadataResult;
+use aquifer_metadata::lease::Lease;
 use aquifer_metadata::{keys, record};
 use aquifer_model::id::{BookieId, EntryId, LedgerId};
 use aquifer_model::storage::{
@@ -31,6 +33,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
 use crate::Bookie;
+use crate::registration;
 use crate::scrub::RepairHook;
 
 #[cfg(test)]
@@ -38,7 +41,9 @@ mod tests;
 
 /// Damaged entries that wait for their repair; what does not fit is found again.
 const DAMAGED_WAITING_MAX: usize = 1_024;
-/// How often the cookie is looked at.
+/// Between two looks at what a bookie in limbo lacks.
+const RESTORE_PAUSE: Duration = Duration::from_secs(2);
+/// How often the cookie is looked at when nothing tells of a change.
 const COOKIE_LOOK: Duration = Duration::from_secs(5);
 /// Ledgers that are listed at once.
 const PAGE_LEDGERS: usize = 1_000;
@@ -70,18 +75,21 @@ impl Default for AutorecoveryConfig {
 }
 
 /// Starts everything that a bookie hosts, until `tasks` shuts down. `ctx` must reach all bookies
-/// of the cluster, this one by [`transport`].
+/// of the cluster, this one by [`transport`]; without a lease of the process, which a standalone
+/// server has not, the cluster's ledgers are not repaired here.
 pub fn start(
     bookie: &Bookie,
     ctx: &Arc<LogContext>,
     config: &AutorecoveryConfig,
+    lease: Option<&Lease>,
     tasks: &TaskGroup,
 ) {
     let id = bookie.id();
     let shutdown = || tasks.shutdown_token();
-    if config.enabled {
+    if let Some(lease) = lease.filter(|_| config.enabled) {
         let replication = config.replication.clone();
-        let run = replication::run(Arc::clone(ctx), replication, id.to_string(), shutdown());
+        let (ctx, lease) = (Arc::clone(ctx), lease.clone());
+        let run = replication::run(ctx, replication, id.to_string(), lease, shutdown());
         tasks.spawn("replication", run);
     }
     let poll = Duration::from_millis(config.deletions_poll_ms);
@@ -91,14 +99,83 @@ pub fn start(
     tasks.spawn("bookie-audit", audit);
     let wishes = obey_for_ever(bookie.clone(), Arc::clone(ctx), shutdown());
     tasks.spawn("bookie-draining", wishes);
+    if lease.is_some() && bookie.status().limbo.is_some() {
+        let replication = config.replication.clone();
+        let restore = restore(bookie.clone(), Arc::clone(ctx), replication, shutdown());
+        tasks.spawn("bookie-restore", restore);
+    }
     let (damaged, found) = mpsc::channel(DAMAGED_WAITING_MAX);
     bookie.on_damage(Arc::new(Queue(damaged)));
     let repair = repair_for_ever(id, Arc::clone(ctx), found, shutdown());
     tasks.spawn("bookie-scrub-repair", repair);
 }
 
+/// Gets what the bookie lost from others, and ends its limbo when nothing is missing.
+async fn restore(
+    bookie: Bookie,
+    ctx: Arc<LogContext>,
+    config: ReplicationConfig,
+    shutdown: ShutdownToken,
+) {
+    let mut restore = Restore::new(Arc::clone(&ctx), bookie.id(), &config);
+    let mut before = RestoreReport::default();
+    loop {
+        let ended = tokio::select! {
+            () = shutdown.wait() => return,
+            ended = restore_once(&bookie, &ctx, &mut restore, &mut before) => ended,
+        };
+        match ended {
+            Ok(true) => return,
+            Ok(false) => {}
+            Err(error) => tracing::warn!(%error, "this bookie is not restored yet, trying again"),
+        }
+        tokio::select! {
+            () = shutdown.wait() => return,
+            () = clock::sleep(RESTORE_PAUSE) => {}
+        }
+    }
+}
+
+/// Restores what can be restored now; says whether limbo is over.
+async fn restore_once(
+    bookie: &Bookie,
+    ctx: &LogContext,
+    restore: &mut Restore,
+    before: &mut RestoreReport,
+) -> Result<bool, LedgerError> {
+    let report = restore.pass(&stored(bookie).await?).await?;
+    if !report.is_complete() {
+        if report != *before {
+            tracing::warn!(?report, "this bookie stays in limbo");
+        }
+        *before = report;
+        return Ok(false);
+    }
+    bookie.end_limbo().await.map_err(LedgerError::Undecided)?;
+    if let Err(error) = registration::restored(bookie, &*ctx.store).await {
+        tracing::warn!(%error, "metadata does not know yet that this bookie is restored");
+    }
+    Ok(true)
+}
+
+/// Everything that the bookie stores.
+async fn stored(bookie: &Bookie) -> Result<Vec<LocalLedger>, LedgerError> {
+    let (mut all, mut after) = (Vec::new(), None);
+    loop {
+        let page = bookie.ledgers(after, PAGE_LEDGERS).await;
+        let page = page.map_err(LedgerError::Undecided)?;
+        let Some((last, _)) = page.last() else {
+            return Ok(all);
+        };
+        after = Some(*last);
+        let page = page.into_iter();
+        all.extend(page.map(|(ledger, token)| LocalLedger { ledger, token }));
+    }
+}
+
 /// Follows what operators have written into this bookie's cookie.
 async fn obey_for_ever(bookie: Bookie, ctx: Arc<LogContext>, shutdown: ShutdownToken) {
+    let mut news = News::of(&ctx, &keys::cookie(bookie.id()));
     loop {
         match cookie(&ctx, bookie.id()).await {
             Ok(Some(cookie)) if cookie.decommissioned_ms > 0 => {
@@ -112,7 +189,7 @@ async fn obey_for_ever(bookie: Bookie, ctx: Arc<LogContext>, shutdown: ShutdownT
         }
         tokio::select! {
             () = shutdown.wait() => return,
-            () = clock::sleep(COOKIE_LOOK) => {}
+            () = news.wait(COOKIE_LOOK) => {}
         }
     }
 }

@@ -18,13 +18,14 @@ use crate::gate::LedgerGate;
 use crate::journal::queue::JournalQueue;
 use crate::journal::segments::Segments;
 use crate::ledgers::LedgerTable;
+use crate::loss::Limbo;
 use crate::metrics::BookieMetrics;
 use crate::mode::Mode;
 use crate::positions::Positions;
 use crate::reclaim::Reclaimer;
 use crate::report::{BookieStatusReport, LossReport};
 use crate::scrub::Scrubber;
-use crate::store::Store;
+use crate::store::{Store, StoreError};
 use crate::watchers::Watchers;
 use crate::workers::Workers;
 
@@ -50,7 +51,7 @@ pub struct Core {
     pub(crate) control: ByteBudget,
     pub(crate) reads: ByteBudget,
     /// The loss that keeps every ledger in limbo.
-    pub(crate) limbo: Option<LossReport>,
+    pub(crate) limbo: Limbo,
     pub(crate) accepted_loss: Option<LossReport>,
     pub(crate) background: Arc<Background>,
     pub(crate) scrubber: Arc<Scrubber>,
@@ -74,12 +75,10 @@ impl Core {
     pub(crate) fn status(&self) -> BookieStatusReport {
         let (journal_live_bytes, journal_bytes) = self.segments.bytes();
         let in_flight = self.adds.used_bytes() + self.control.used_bytes();
-        let store_bytes = self
-            .store
-            .with(|db| Ok::<_, crate::store::StoreError>(db.bytes()));
+        let store_bytes = self.store.with(|db| Ok::<_, StoreError>(db.bytes()));
         BookieStatusReport {
             mode: self.mode.report(),
-            limbo: self.limbo.clone(),
+            limbo: self.limbo.report(),
             journal_live_bytes,
             journal_bytes,
             synced_commit: self.positions.synced.get(),
@@ -104,6 +103,20 @@ impl Core {
         Ok(())
     }
 
+    /// Ends limbo: what was lost is here again, or nobody needs it. Blocks.
+    pub(crate) fn end_limbo(&self) -> Result<(), StoreError> {
+        self.store.with(|db| {
+            let mut batch = db.batch();
+            batch.set_loss(None);
+            batch.write()?;
+            db.flush()
+        })?;
+        self.limbo.end();
+        self.metrics.limbo.record(0, &[]);
+        tracing::info!("limbo ends: everything that this bookie must hold is here");
+        Ok(())
+    }
+
     /// The room for ledgers, within what the configuration allows. Blocks.
     pub(crate) fn space(&self) -> io::Result<DiskSpace> {
         let config = &self.background.config;
@@ -113,7 +126,7 @@ impl Core {
         };
         let stored = self
             .store
-            .with(|db| Ok::<_, crate::store::StoreError>(db.bytes()))
+            .with(|db| Ok::<_, StoreError>(db.bytes()))
             .unwrap_or(0);
         Ok(DiskSpace {
             total_bytes: disk.total_bytes.min(capacity),

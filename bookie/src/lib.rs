@@ -50,7 +50,8 @@ use std::sync::Arc;
 
 use aquifer_model::id::{BookieId, CreationToken, LedgerId};
 use aquifer_model::storage::{
-    BookieResult, OrderedRequest, ReadBatch, ReadRange, ReplyCallback, TailState, TailWait,
+    BookieError, BookieResult, OrderedRequest, ReadBatch, ReadRange, ReplyCallback, TailState,
+    TailWait,
 };
 use aquifer_runtime::clock::SharedClock;
 use aquifer_runtime::disk::SharedDisk;
@@ -111,14 +112,12 @@ impl Bookie {
 
     /// The same, but an add for which there is no room now comes back instead of being answered
     /// `Overloaded`: give it to [`Bookie::submit_when_room`].
-    ///
-    /// # Errors
-    /// The request, which was not submitted.
+    #[must_use = "what comes back was not submitted"]
     pub fn try_submit(
         &self,
         request: OrderedRequest,
         reply: ReplyCallback,
-    ) -> Result<(), (OrderedRequest, ReplyCallback)> {
+    ) -> Option<(OrderedRequest, ReplyCallback)> {
         self.core.try_submit(request, reply)
     }
 
@@ -156,7 +155,7 @@ impl Bookie {
     /// Whether new ledgers may be placed here: it takes adds and nothing is in limbo.
     #[must_use]
     pub fn is_writable(&self) -> bool {
-        self.core.limbo.is_none() && self.core.mode.report() == BookieMode::Writable
+        !self.core.limbo.is_on() && self.core.mode.report() == BookieMode::Writable
     }
 
     /// Ledgers after one that are stored here and not deleted, in order, with their creation
@@ -191,6 +190,20 @@ impl Bookie {
     #[must_use]
     pub fn status(&self) -> BookieStatusReport {
         self.core.status()
+    }
+
+    /// Ends limbo: the caller has made sure that nothing is missing that anybody needs, and that
+    /// every ledger that is not open is fenced here.
+    ///
+    /// # Errors
+    /// When that cannot be stored; limbo lasts then.
+    pub async fn end_limbo(&self) -> BookieResult<()> {
+        let core = Arc::clone(&self.core);
+        let ended = tokio::task::spawn_blocking(move || core.end_limbo()).await;
+        match ended {
+            Ok(ended) => ended.map_err(BookieError::from),
+            Err(error) => Err(BookieError::Io(error.to_string())),
+        }
     }
 
     /// The loss that was accepted at this start because the configuration said so.

@@ -4,7 +4,10 @@
 //! Every ledger is affected, listed or not, because what was lost may have been the only trace
 //! of one, or its fence. A tombstone stands: it is positive proof.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use aquifer_model::id::LedgerId;
+use parking_lot::Mutex;
 
 use crate::bytes_at::u64_at;
 use crate::journal::replay::Loss;
@@ -17,6 +20,39 @@ const HEAD_BYTES: usize = 17;
 const LISTED_MAX: usize = 1_000;
 /// Longest reason that is stored.
 const REASON_BYTES_MAX: usize = 4096;
+
+/// Whether a bookie is in limbo, and why.
+pub struct Limbo {
+    on: AtomicBool,
+    report: Mutex<Option<LossReport>>,
+}
+
+impl Limbo {
+    /// Limbo because of a loss, or none.
+    #[must_use]
+    pub fn new(report: Option<LossReport>) -> Limbo {
+        Limbo {
+            on: AtomicBool::new(report.is_some()),
+            report: Mutex::new(report),
+        }
+    }
+
+    /// Whether it lasts.
+    pub fn is_on(&self) -> bool {
+        self.on.load(Ordering::Acquire)
+    }
+
+    /// The loss.
+    pub fn report(&self) -> Option<LossReport> {
+        self.report.lock().clone()
+    }
+
+    /// It is over; that is stored.
+    pub fn end(&self) {
+        self.report.lock().take();
+        self.on.store(false, Ordering::Release);
+    }
+}
 
 /// The stored bytes of a loss.
 #[must_use]

@@ -244,7 +244,7 @@ impl Core {
     }
 
     fn negative(&self, error: BookieError) -> BookieError {
-        if self.limbo.is_some() {
+        if self.limbo.is_on() {
             BookieError::Limbo
         } else {
             error

@@ -49,17 +49,33 @@ pub struct Announcement {
 }
 
 /// Makes sure that the cluster's metadata knows this bookie; a new one joins. Nothing may be
-/// served before.
+/// served before. `now_ms` is when, for people, should the bookie be in limbo.
 ///
 /// # Errors
 /// `NotAMember` and `ForeignMember`; `Metadata` when the store cannot be asked.
-pub async fn join(bookie: &Bookie, store: &dyn MetadataStore) -> Result<(), BookieOpenError> {
+pub async fn join(
+    bookie: &Bookie,
+    store: &dyn MetadataStore,
+    now_ms: u64,
+) -> Result<(), BookieOpenError> {
     let key = keys::cookie(bookie.id());
     let mut last = MetadataError::Unavailable("the cookie could not be written".to_owned());
     for _ in 0..ATTEMPTS_MAX {
         if let Some(stored) = store.get(&key).await? {
-            is_own(bookie, &stored)?;
-            return joined(bookie).await;
+            let mut cookie = is_own(bookie, &stored)?;
+            let in_limbo = bookie.core.limbo.is_on();
+            if !in_limbo && cookie.limbo_since_ms == 0 {
+                return joined(bookie).await;
+            }
+            // Written anew at each start in limbo: what others do with this bookie is in doubt
+            // if it was begun before.
+            cookie.limbo_since_ms = if in_limbo { now_ms.max(1) } else { 0 };
+            let expect = Expect::Revision(stored.revision);
+            match write(store, &key, cookie, expect).await {
+                Ok(()) => return joined(bookie).await,
+                Err(error) => last = retry(error)?,
+            }
+            continue;
         }
         if !bookie.core.is_joining() {
             return Err(BookieOpenError::NotAMember {
@@ -67,21 +83,42 @@ pub async fn join(bookie: &Bookie, store: &dyn MetadataStore) -> Result<(), Book
                 cluster: bookie.cluster().to_owned(),
             });
         }
-        let value = record::encode(cookie(bookie));
-        let put = store.put(keys::CLUSTER_PARTITION, &key, value, Expect::Absent);
-        match put.await {
-            Ok(_) => {
+        match write(store, &key, cookie(bookie), Expect::Absent).await {
+            Ok(()) => {
                 tracing::info!(bookie = %bookie.id(), cluster = bookie.cluster(), "bookie joined");
                 return joined(bookie).await;
             }
-            // Read back: an attempt whose outcome is not known may have been the one.
-            Err(error @ (MetadataError::Conflict { .. } | MetadataError::UnknownOutcome(_))) => {
-                last = error;
-            }
-            Err(error) => return Err(error.into()),
+            Err(error) => last = retry(error)?,
         }
     }
     Err(last.into())
+}
+
+/// Says in the cluster's metadata that limbo is over. If it fails, the next start says it.
+///
+/// # Errors
+/// When metadata does not do it.
+pub async fn restored(bookie: &Bookie, store: &dyn MetadataStore) -> Result<(), BookieOpenError> {
+    join(bookie, store, 0).await
+}
+
+async fn write(
+    store: &dyn MetadataStore,
+    key: &str,
+    cookie: CookieRecord,
+    expect: Expect,
+) -> Result<(), MetadataError> {
+    let value = record::encode(cookie);
+    let put = store.put(keys::CLUSTER_PARTITION, key, value, expect);
+    put.await.map(drop)
+}
+
+/// Whether to read back and try again: an attempt whose outcome is not known may have been the one.
+fn retry(error: MetadataError) -> Result<MetadataError, MetadataError> {
+    match error {
+        MetadataError::Conflict { .. } | MetadataError::UnknownOutcome(_) => Ok(error),
+        error => Err(error),
+    }
 }
 
 /// From now on a ledger begins here only when metadata shows that its writer may (see
@@ -102,18 +139,30 @@ pub fn guard_new_ledgers(bookie: &Bookie, store: Arc<dyn MetadataStore>, tasks: 
     }));
 }
 
-/// Whether the ledger is open and its last fragment names this bookie.
+/// Whether the ledger is open, its last fragment names this bookie, and nobody wants the bookie
+/// empty: a writer may have chosen it before it heard of that.
 async fn may_begin(
     store: &dyn MetadataStore,
     here: BookieId,
     ledger: LedgerId,
     token: CreationToken,
 ) -> BookieResult<()> {
-    let stored = match timeout(QUESTION_MAX, store.get(&keys::ledger(ledger))).await {
-        Ok(Ok(stored)) => stored,
+    let (record, cookie) = (keys::ledger(ledger), keys::cookie(here));
+    let both = async { tokio::join!(store.get(&record), store.get(&cookie)) };
+    let (stored, cookie) = match timeout(QUESTION_MAX, both).await {
+        Ok((Ok(stored), Ok(cookie))) => (stored, cookie),
         // The writer has changed metadata a moment ago: it is back soon.
-        Ok(Err(_)) | Err(_) => return Err(BookieError::Overloaded),
+        Ok(_) | Err(_) => return Err(BookieError::Overloaded),
     };
+    if let Some(cookie) = cookie {
+        match record::decode::<CookieRecord>(&cookie) {
+            Ok(cookie) if cookie.draining || cookie.decommissioned_ms > 0 => {
+                return Err(BookieError::ReadOnly("the bookie is draining".to_owned()));
+            }
+            Ok(_) => {}
+            Err(error) => return Err(BookieError::Invalid(error.to_string())),
+        }
+    }
     let refused = |why: &str| Err(BookieError::Invalid(format!("ledger {ledger} {why}")));
     let Some(stored) = stored else {
         return refused("is not in the metadata of this cluster");
@@ -144,11 +193,12 @@ fn cookie(bookie: &Bookie) -> CookieRecord {
         directories: directories.map(|path| path.display().to_string()).to_vec(),
         draining: false,
         decommissioned_ms: 0,
+        limbo_since_ms: 0,
     }
 }
 
 /// Whether a stored cookie is this bookie's. Where its directories are may change.
-fn is_own(bookie: &Bookie, stored: &Versioned) -> Result<(), BookieOpenError> {
+fn is_own(bookie: &Bookie, stored: &Versioned) -> Result<CookieRecord, BookieOpenError> {
     let found: CookieRecord = record::decode(stored)?;
     let what = if found.bookie_id.as_ref() != bookie.id().0 {
         "it has another identity".to_owned()
@@ -157,7 +207,7 @@ fn is_own(bookie: &Bookie, stored: &Versioned) -> Result<(), BookieOpenError> {
     } else if found.decommissioned_ms > 0 {
         "it is decommissioned, and never serves again".to_owned()
     } else {
-        return Ok(());
+        return Ok(found);
     };
     Err(BookieOpenError::ForeignMember {
         bookie: bookie.id(),

@@ -30,16 +30,16 @@ impl Core {
         self: &Arc<Self>,
         request: OrderedRequest,
         reply: ReplyCallback,
-    ) -> Result<(), (OrderedRequest, ReplyCallback)> {
+    ) -> Option<(OrderedRequest, ReplyCallback)> {
         let room = match room_of(&request).filter(|_| self.mode.check_add().is_ok()) {
             Some(bytes) => match self.adds.try_acquire(bytes) {
                 Some(room) => Some(room),
-                None => return Err((request, reply)),
+                None => return Some((request, reply)),
             },
             None => None,
         };
         self.submit_into(room, request, reply);
-        Ok(())
+        None
     }
 
     /// Submits a request, an add once there is room for it. What is refused for another reason

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use aquifer_ledger::context::LogContext;
 use aquifer_metadata::cache::PrefixCache;
+use aquifer_metadata::keys;
 use aquifer_metadata::lease::Lease;
 use aquifer_metadata::store::MetadataStore;
 use aquifer_model::id::BrokerId;
@@ -22,7 +23,7 @@ use crate::members::Members;
 use crate::metrics::BrokerMetrics;
 use crate::movement;
 use crate::namespace::Namespaces;
-use crate::ownership::{Cluster, OWNERS_MAX, OWNERS_PREFIX, Owned, Ownership};
+use crate::ownership::{Cluster, OWNERS_MAX, Owned, Ownership};
 use crate::topics::Topics;
 
 /// Times that a request looks at the bundles of a namespace anew.
@@ -179,7 +180,7 @@ async fn join(
 ) -> Cluster {
     let members = Members::start(Arc::clone(store), me, lease, Arc::clone(rng), tasks);
     let (store, rng) = (Arc::clone(store), Arc::clone(rng));
-    let owners = PrefixCache::start(store, OWNERS_PREFIX, OWNERS_MAX, rng, tasks);
+    let owners = PrefixCache::start(store, keys::OWNERS_PREFIX, OWNERS_MAX, rng, tasks);
     members.ready().await;
     owners.ready().await;
     Cluster { members, owners }

@@ -211,11 +211,7 @@ impl From<BrokerError> for ApiError {
             BrokerError::Unloading(_) | BrokerError::BundlesChanged(_) => {
                 api(ErrorKind::Unavailable, "try again")
             }
-            BrokerError::Elsewhere { url, .. } => {
-                let mut redirect = api(ErrorKind::Redirect, "ask the broker that serves it");
-                redirect.redirect_url = Some(url);
-                redirect
-            }
+            BrokerError::Elsewhere { url, .. } => redirect(text, url),
             BrokerError::Deadline(_) => api(
                 ErrorKind::Timeout,
                 "look whether it was done, or try again with a later deadline",
@@ -227,6 +223,13 @@ impl From<BrokerError> for ApiError {
             }
         }
     }
+}
+
+fn redirect(text: String, url: String) -> ApiError {
+    let mut error =
+        ApiError::new(ErrorKind::Redirect, text).advise("ask the broker that serves it");
+    error.redirect_url = Some(url);
+    error
 }
 
 fn from_log(error: &LogError, text: String) -> ApiError {
@@ -286,6 +289,11 @@ fn from_metadata(error: &MetadataError, text: String) -> ApiError {
             ErrorKind::Internal,
             Outcome::NotApplied,
             "report this with the broker's log",
+        ),
+        MetadataError::Denied(_) => (
+            ErrorKind::Internal,
+            Outcome::NotApplied,
+            "let the broker's user read and write the keys of its cluster in the metadata store",
         ),
         MetadataError::Damaged { .. } => (
             ErrorKind::DataLoss,

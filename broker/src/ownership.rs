@@ -30,8 +30,6 @@ use crate::members::Members;
 const ATTEMPTS_MAX: u32 = 10;
 /// Bundles that a cluster may have.
 pub(crate) const OWNERS_MAX: usize = 1_000_000;
-/// What begins the keys of all owners.
-pub(crate) const OWNERS_PREFIX: &str = "own/";
 
 /// What owning a bundle gives.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -18,7 +18,7 @@ pub use brokers::{BrokersArgs, BrokersCommand};
 pub use cluster::{BookieCommand, DoctorArgs, LedgerArgs, LedgerCommand, SourceArgs, StateArg};
 #[cfg(test)]
 pub use roles::ClusterArgs;
-pub use roles::{BookieArgs, BrokerArgs, DevArgs, DevChildArgs, StandaloneArgs};
+pub use roles::{AutorecoveryArgs, BookieArgs, BrokerArgs, DevArgs, DevChildArgs, StandaloneArgs};
 
 /// Where a broker listens unless told otherwise.
 pub const DEFAULT_URL: &str = "http://127.0.0.1:7650";
@@ -72,6 +72,8 @@ pub enum Command {
     Bookie(Box<BookieArgs>),
     /// Run a broker, which serves topics, as a part of a cluster.
     Broker(BrokerArgs),
+    /// Run a repair worker and a candidate for the auditor, beside or instead of those in bookies.
+    Autorecovery(AutorecoveryArgs),
     /// Run a cluster on this machine: etcd, bookies and brokers as processes of their own.
     Dev(DevArgs),
     /// Become another program that ends with the process that started it.

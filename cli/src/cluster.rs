@@ -15,20 +15,22 @@ use aquifer_ledger::replication::Members;
 use aquifer_ledger::transport::BookieTransport;
 use aquifer_metadata::embedded::{EmbeddedOptions, EmbeddedStore};
 use aquifer_metadata::error::MetadataError;
-use aquifer_metadata::etcd::{EtcdConfig, EtcdStore};
+use aquifer_metadata::etcd::EtcdStore;
 use aquifer_metadata::store::MetadataStore;
 use aquifer_runtime::clock::SystemClock;
 use aquifer_runtime::disk::{Disk, DiskLock, RealDisk};
 use aquifer_runtime::rng::SystemRng;
 use aquifer_runtime::task::TaskGroup;
 use aquifer_runtime::telemetry::{Telemetry, TelemetryConfig};
+use serde::{Deserialize, Serialize};
 
 use crate::args::{SourceArgs, StandaloneArgs};
 use crate::exit::{CliError, Exit};
+use crate::roles::membership;
+use crate::roles::settings::{self, ClusterSettings, DEFAULT_CLUSTER, EtcdSettings};
 use crate::roles::standalone::config::StandaloneConfig;
+use crate::roles::storage::Seams;
 
-const PLAIN: &str = "etcd://";
-const TLS: &str = "etcds://";
 const CACHE_BYTES: usize = 1 << 20;
 const DRAIN: Duration = Duration::from_secs(5);
 
@@ -62,8 +64,8 @@ impl Cluster {
         };
         let telemetry =
             Telemetry::start(&logs).map_err(|error| CliError::failed(error.to_string()))?;
-        match &source.metadata {
-            Some(metadata) => connect(metadata, &source.cluster, &telemetry).await,
+        match named_cluster(source)? {
+            Some(cluster) => connect(&cluster, &telemetry).await,
             None => open_directory(source, &telemetry).await,
         }
     }
@@ -92,29 +94,50 @@ impl Cluster {
     }
 }
 
-/// Connects to a cluster, and to the bookies that are registered there now.
-async fn connect(
-    metadata: &str,
-    cluster: &str,
-    telemetry: &Telemetry,
-) -> Result<Cluster, CliError> {
-    let plain = metadata.strip_prefix(PLAIN).map(|hosts| ("http", hosts));
-    let tls = metadata.strip_prefix(TLS).map(|hosts| ("https", hosts));
-    let Some((scheme, hosts)) = plain.or(tls) else {
-        return Err(CliError::usage("--metadata names no metadata store")
-            .advise("give etcd://HOST:PORT[,HOST:PORT…]"));
+/// What the tools take from the configuration of a server of the cluster.
+#[derive(Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+struct ToolConfig {
+    cluster: String,
+    metadata: String,
+    etcd: EtcdSettings,
+}
+
+/// The cluster that is named by flags, the file or the environment; `None` when it is a directory.
+fn named_cluster(source: &SourceArgs) -> Result<Option<ClusterSettings>, CliError> {
+    if source.data_dir.is_some() {
+        return Ok(None);
+    }
+    // The file is a server's, most of which means nothing here.
+    let (config, _) = settings::load::<ToolConfig>(source.config.as_deref())?;
+    let metadata = source.metadata.clone().unwrap_or(config.metadata);
+    if metadata.is_empty() {
+        return Ok(None);
+    }
+    let name = source.cluster.clone().unwrap_or(config.cluster);
+    let name = if name.is_empty() {
+        DEFAULT_CLUSTER.to_owned()
+    } else {
+        name
     };
-    let endpoints = hosts.split(',').map(|host| format!("{scheme}://{host}"));
-    let config = EtcdConfig::new(endpoints.collect(), cluster);
-    let tasks = TaskGroup::new("tool");
-    let (clock, rng) = (SystemClock::shared(), SystemRng::shared());
-    let connected = EtcdStore::connect(&config, clock, rng.clone(), &tasks).await;
-    let etcd = Arc::new(connected.map_err(|error| failed(&error.into()))?);
+    let cluster = ClusterSettings {
+        name,
+        metadata,
+        etcd: config.etcd,
+    };
+    membership::check(&cluster)?;
+    Ok(Some(cluster))
+}
+
+/// Connects to a cluster, and to the bookies that are registered there now.
+async fn connect(cluster: &ClusterSettings, telemetry: &Telemetry) -> Result<Cluster, CliError> {
+    let (seams, tasks) = (Seams::real(), TaskGroup::new("tool"));
+    let etcd = membership::connect(cluster, &seams, &tasks).await?;
     let reach = BookieClientConfig {
-        cluster: cluster.to_owned(),
+        cluster: cluster.name.clone(),
         ..BookieClientConfig::default()
     };
-    let transport = GrpcTransport::new(reach, &*rng, tasks.clone());
+    let transport = GrpcTransport::new(reach, &*seams.rng, tasks.clone());
     let members = Members::load(&*etcd).await;
     let mut known = Vec::new();
     for member in members.map_err(|error| failed(&error))?.iter() {
@@ -123,6 +146,7 @@ async fn connect(
         };
         if let Err(error) = transport.set_address(member.id, &registration.address) {
             tracing::warn!(bookie = %member.id, %error, "bookie has no usable address");
+            continue;
         }
         known.push(BookieInfo {
             id: member.id,
@@ -142,7 +166,7 @@ async fn connect(
 /// Opens the data directory of a standalone server.
 async fn open_directory(source: &SourceArgs, telemetry: &Telemetry) -> Result<Cluster, CliError> {
     let args = StandaloneArgs {
-        data_dir: Some(source.data_dir.clone()),
+        data_dir: source.data_dir.clone(),
         config: source.config.clone(),
         grpc_addr: None,
         http_addr: None,
@@ -235,7 +259,7 @@ pub fn failed(error: &LedgerError) -> CliError {
     let exit = match error {
         LedgerError::Metadata(MetadataError::Unavailable(_)) => Exit::CannotConnect,
         LedgerError::Metadata(MetadataError::UnknownOutcome(_)) => Exit::TimedOut,
-        LedgerError::Fenced => Exit::Refused,
+        LedgerError::Metadata(MetadataError::Denied(_)) | LedgerError::Fenced => Exit::Refused,
         _ => Exit::Failed,
     };
     CliError::new(exit, error.to_string())

@@ -63,6 +63,7 @@ fn run(cli: Cli, began: Duration, out: &Output) -> Result<(), CliError> {
                 None => roles::bookie::run(*args, began, out).await,
             },
             Command::Broker(args) => roles::broker::run(args, began, out).await,
+            Command::Autorecovery(args) => roles::autorecovery::run(args, began, out).await,
             Command::Dev(args) => roles::dev::run(args, began, out).await,
             Command::DevChild(args) => roles::dev::child::run(args),
             Command::Produce(args) => commands::produce::run(args, &connect, out).await,

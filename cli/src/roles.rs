@@ -3,16 +3,17 @@
 //! ([`settings`]), its bookie ([`storage`]), its broker ([`serving`]) and its way into a cluster
 //! ([`membership`]).
 
+pub mod autorecovery;
 pub mod bookie;
 pub mod broker;
 pub mod dev;
+pub mod membership;
+pub mod settings;
 pub mod standalone;
+pub mod storage;
 
 mod http;
 mod loss;
-mod membership;
 mod process;
 mod quiet;
 mod serving;
-mod settings;
-mod storage;

@@ -28,7 +28,7 @@ fn the_configuration_is_layered_and_hides_secrets() {
         ("AQUIFER_ETCD_USER", "me"),
         ("AQUIFER_ETCD_PASSWORD", "hunter2"),
     ];
-    for role in ["bookie", "broker"] {
+    for role in ["bookie", "broker", "autorecovery"] {
         let words = [role, "--check-config", "--output", "json", "--cluster", "c"];
         let (code, printed, said) = run(&words, &environment);
         assert_eq!(code, Some(0), "{said}");
@@ -51,12 +51,9 @@ fn the_configuration_is_layered_and_hides_secrets() {
 fn what_cannot_work_is_refused_with_the_contracts_exit_codes() {
     let folder = tempfile::tempdir().unwrap();
     let data_dir = folder.path().display().to_string();
-    let (code, _, said) = run(&["dev", "--brokers", "2", "--data-dir", &data_dir], &[]);
+    let (code, _, said) = run(&["dev", "--brokers", "0", "--data-dir", &data_dir], &[]);
     assert_eq!(code, Some(2));
-    assert!(
-        said.contains("unimplemented until brokers share ownership"),
-        "{said}"
-    );
+    assert!(said.contains("a bookie and a broker"), "{said}");
     let nowhere = [("PATH", "/nowhere")];
     let (code, _, said) = run(&["dev", "--data-dir", &data_dir], &nowhere);
     assert_eq!(code, Some(1));

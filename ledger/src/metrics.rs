@@ -66,6 +66,8 @@ pub struct RepairMetrics {
     pub bookies_away: Gauge<u64>,
     /// 1 while repair is paused because too many bookies are away.
     pub paused: Gauge<u64>,
+    /// Bytes a second that this process may read for repair now.
+    pub rate: Gauge<u64>,
     /// Seconds that a scan of all ledger records took.
     pub scan_seconds: Histogram<f64>,
     /// Ledgers without a topic, or copies without a ledger, that are to be deleted.
@@ -86,6 +88,7 @@ impl RepairMetrics {
             under_replicated: gauge("aquifer_repair_under_replicated_ledgers"),
             bookies_away: gauge("aquifer_repair_bookies_away"),
             paused: gauge("aquifer_repair_paused"),
+            rate: gauge("aquifer_repair_rate_bytes_per_second"),
             scan_seconds: meter.f64_histogram("aquifer_repair_scan_seconds").build(),
             orphans: counter("aquifer_repair_orphans_total"),
         }

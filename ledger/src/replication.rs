@@ -20,8 +20,11 @@ mod local;
 mod losses;
 pub(crate) mod marks;
 mod members;
+mod news;
 mod orphans;
 mod plan;
+mod restore;
+mod share;
 #[cfg(test)]
 mod tests;
 mod worker;
@@ -32,7 +35,9 @@ pub use index::LedgerIndex;
 pub use local::{LocalAudit, LocalLedger, LocalPass, LocalReport};
 pub use marks::{Mark, write as write_mark};
 pub use members::{Member, Members};
+pub use news::News;
 pub use orphans::{OrphanAudit, OrphanReport};
+pub use restore::{Restore, RestoreReport};
 pub use worker::{RepairWorker, Round};
 
 use std::sync::Arc;
@@ -40,12 +45,12 @@ use std::time::Duration;
 
 use aquifer_metadata::election::Election;
 use aquifer_metadata::keys;
-use aquifer_metadata::store::{Session, Watch, WatchEvent};
+use aquifer_metadata::lease::Lease;
+use aquifer_metadata::store::Session;
 use aquifer_model::id::BookieId;
 use aquifer_runtime::clock;
 use aquifer_runtime::task::ShutdownToken;
 use bytes::Bytes;
-use futures::FutureExt;
 use serde::{Deserialize, Serialize};
 
 use crate::context::LogContext;
@@ -61,8 +66,8 @@ pub struct ReplicationConfig {
     pub lost_bookies_max: usize,
     /// With a larger share of the bookies than this away at once nothing is copied, in percent.
     pub lost_percent_max: usize,
-    /// Bytes a second that one worker reads for repair and checks. Every bookie hosts a worker by
-    /// default.
+    /// Bytes a second that repair and checks read in the whole cluster: the workers that live share
+    /// them evenly.
     pub repair_bytes_per_second: u64,
     /// How long an open ledger that lost a bookie is left to its writer, in milliseconds.
     pub open_ledger_grace_ms: u64,
@@ -105,37 +110,48 @@ impl Default for ReplicationConfig {
     }
 }
 
-/// How long locks outlive a process that dies with them.
-const SESSION_TTL: Duration = Duration::from_secs(15);
-/// Before another session is opened.
+impl ReplicationConfig {
+    /// Checks that everything makes progress.
+    ///
+    /// # Errors
+    /// What is wrong, for people.
+    pub fn check(&self) -> Result<(), String> {
+        let positive = [
+            ("repair_bytes_per_second", self.repair_bytes_per_second),
+            ("poll_ms", self.poll_ms),
+            ("audit_ms", self.audit_ms),
+            ("marks_max", self.marks_max as u64),
+        ];
+        let zero = positive.iter().find(|(_, value)| *value == 0);
+        zero.map_or(Ok(()), |(name, _)| {
+            Err(format!("autorecovery.replication.{name} must not be 0"))
+        })
+    }
+}
+
+/// Before another session is looked for, or another candidacy is tried.
 const SESSION_PAUSE: Duration = Duration::from_secs(2);
-/// From the first news to a look at all of them: changes come in crowds, and most are done by
-/// then by whoever began them.
-const SETTLE: Duration = Duration::from_secs(1);
 
 /// Runs a repair worker, and the auditor whenever no other process does, until shutdown is asked
-/// for: everything that `aquifer autorecovery` is, and that a bookie hosts by default. `holder`
-/// names this process in locks.
+/// for or the lease is closed: everything that `aquifer autorecovery` is, and that a bookie hosts
+/// by default. Locks live as long as sessions of `lease`, the one of the process; `holder` names
+/// this process in them, and no other may have the same name.
 pub async fn run(
     ctx: Arc<LogContext>,
     config: ReplicationConfig,
     holder: String,
+    lease: Lease,
     shutdown: ShutdownToken,
 ) {
     while !shutdown.is_shutdown() {
-        let opened = tokio::select! {
+        let session = tokio::select! {
             () = shutdown.wait() => return,
-            opened = ctx.store.open_session(SESSION_TTL) => opened,
+            session = lease.session() => session,
         };
-        match opened {
-            Ok(session) => {
-                let session: Arc<dyn Session> = session.into();
-                run_in_session(&ctx, &session, &config, &holder, &shutdown).await;
-                // If this fails its keys expire.
-                drop(session.close().await);
-            }
-            Err(error) => tracing::warn!(%error, "no session for repair, trying again"),
-        }
+        let Some(session) = session else {
+            return;
+        };
+        run_in_session(&ctx, &session, &config, &holder, &shutdown).await;
         tokio::select! {
             () = shutdown.wait() => return,
             () = clock::sleep(SESSION_PAUSE) => {}
@@ -143,6 +159,8 @@ pub async fn run(
     }
 }
 
+/// Runs both until shutdown is asked for or the session is lost. Neither may end the other: locks
+/// of a repair that is dropped half done stay until the session ends.
 async fn run_in_session(
     ctx: &Arc<LogContext>,
     session: &Arc<dyn Session>,
@@ -150,7 +168,6 @@ async fn run_in_session(
     holder: &str,
     shutdown: &ShutdownToken,
 ) {
-    let (config, shutdown) = (config.clone(), shutdown.clone());
     let worker = run_worker(
         Arc::clone(ctx),
         Arc::clone(session),
@@ -158,23 +175,10 @@ async fn run_in_session(
         holder.to_owned(),
         shutdown.clone(),
     );
-    let election = Election::new(Arc::clone(&ctx.store), keys::ELECTION_AUDITOR);
-    // Two auditors at once, for a moment, only do the same twice.
     let auditor = async {
         loop {
-            let candidate = Bytes::copy_from_slice(holder.as_bytes());
-            let leadership = match election.campaign(Arc::clone(session), candidate).await {
-                Ok(leadership) => leadership,
-                Err(error) => {
-                    tracing::warn!(%error, "this process cannot become the auditor");
-                    return;
-                }
-            };
-            tracing::info!("this process audits replication now");
-            tokio::select! {
-                () = leadership.lost() => tracing::info!("another process audits replication"),
-                () = run_auditor(Arc::clone(ctx), config.clone(), shutdown.clone()) => return,
-            }
+            audit_when_elected(ctx, session, config, holder, shutdown).await;
+            clock::sleep(SESSION_PAUSE).await;
         }
     };
     // Whatever is dropped half done is done again: every step may be repeated.
@@ -182,6 +186,31 @@ async fn run_in_session(
         () = worker => {}
         () = auditor => {}
         () = session.lost() => {}
+    }
+}
+
+/// Waits until this process is the auditor, and audits for as long as it is. Two auditors at once,
+/// for a moment, only do the same twice.
+async fn audit_when_elected(
+    ctx: &Arc<LogContext>,
+    session: &Arc<dyn Session>,
+    config: &ReplicationConfig,
+    holder: &str,
+    shutdown: &ShutdownToken,
+) {
+    let election = Election::new(Arc::clone(&ctx.store), keys::ELECTION_AUDITOR);
+    let candidate = Bytes::copy_from_slice(holder.as_bytes());
+    let leadership = match election.campaign(Arc::clone(session), candidate).await {
+        Ok(leadership) => leadership,
+        Err(error) => {
+            tracing::warn!(%error, "this process cannot become the auditor, trying again");
+            return;
+        }
+    };
+    tracing::info!("this process audits replication now");
+    tokio::select! {
+        () = leadership.lost() => tracing::info!("another process audits replication"),
+        () = run_auditor(Arc::clone(ctx), config.clone(), shutdown.clone()) => {}
     }
 }
 
@@ -194,12 +223,26 @@ pub async fn run_worker(
     shutdown: ShutdownToken,
 ) {
     let poll = Duration::from_millis(config.poll_ms);
+    let worker = RepairWorker::new(Arc::clone(&ctx), Arc::clone(&session), &config, holder);
+    let share = worker.share();
+    tokio::select! {
+        () = share.keep() => {}
+        () = session.lost() => {}
+        () = repair_marked(ctx, worker, poll, shutdown) => {}
+    }
+}
+
+/// Takes marks, round by round, until shutdown is asked for.
+async fn repair_marked(
+    ctx: Arc<LogContext>,
+    mut worker: RepairWorker,
+    poll: Duration,
+    shutdown: ShutdownToken,
+) {
     let mut news = News::of(&ctx, keys::UNDER_REPLICATED_PREFIX);
-    let mut worker = RepairWorker::new(Arc::clone(&ctx), Arc::clone(&session), &config, holder);
     loop {
         let round = tokio::select! {
             () = shutdown.wait() => return,
-            () = session.lost() => return,
             round = worker.round() => round,
         };
         match round {
@@ -209,7 +252,6 @@ pub async fn run_worker(
         }
         tokio::select! {
             () = shutdown.wait() => return,
-            () = session.lost() => return,
             () = news.wait(poll) => {}
         }
     }
@@ -260,51 +302,6 @@ pub async fn run_deletions(
         tokio::select! {
             () = shutdown.wait() => return,
             () = news.wait(poll) => {}
-        }
-    }
-}
-
-/// Waits for changes below a prefix, or for time to pass where the store does not tell.
-struct News {
-    ctx: Arc<LogContext>,
-    prefix: &'static str,
-    watch: Option<Box<dyn Watch>>,
-}
-
-impl News {
-    fn of(ctx: &Arc<LogContext>, prefix: &'static str) -> News {
-        News {
-            ctx: Arc::clone(ctx),
-            prefix,
-            watch: None,
-        }
-    }
-
-    async fn wait(&mut self, at_most: Duration) {
-        if self.watch.is_none() {
-            // What happens between a round and this watch is found by the next poll.
-            let store = &self.ctx.store;
-            if let Ok(page) = store.scan(self.prefix, None, 1).await {
-                self.watch = store.watch(self.prefix, page.revision).await.ok();
-            }
-        }
-        let Some(watch) = &mut self.watch else {
-            return clock::sleep(at_most).await;
-        };
-        let next = clock::timeout(at_most, watch.next()).await;
-        if matches!(next, Ok(None | Some(WatchEvent::Resync))) {
-            self.watch = None;
-        }
-        if next.is_ok() {
-            clock::sleep(SETTLE).await;
-        }
-        // What came meanwhile is looked at together.
-        while let Some(watch) = &mut self.watch
-            && let Some(next) = watch.next().now_or_never()
-        {
-            if matches!(next, None | Some(WatchEvent::Resync)) {
-                self.watch = None;
-            }
         }
     }
 }

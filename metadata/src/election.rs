@@ -299,6 +299,7 @@ impl Retry {
             }
             MetadataError::Conflict { .. }
             | MetadataError::Invalid(_)
+            | MetadataError::Denied(_)
             | MetadataError::Damaged { .. }
             | MetadataError::SessionExpired => Err(error),
         }

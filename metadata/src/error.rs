@@ -18,6 +18,9 @@ pub enum MetadataError {
     /// The request breaks a limit or a rule of the store; retrying is of no use.
     #[error("bad metadata request: {0}")]
     Invalid(String),
+    /// The store does not let this process in, or not do this.
+    #[error("metadata store refuses: {0}")]
+    Denied(String),
     /// A stored value is not what its key promises.
     #[error("damaged metadata at {key}: {reason}")]
     Damaged {

@@ -67,6 +67,8 @@ pub enum Key {
     Deletion(LedgerId),
     /// `ul/ID`: who repairs a ledger now (leased).
     RepairLock(LedgerId),
+    /// `workers/NAME`: a process that repairs ledgers (leased).
+    RepairWorker(String),
     /// `ids/NAME`: a counter.
     IdRange(String),
     /// `clusters/NAME`: a peer for geo-replication.
@@ -134,6 +136,9 @@ pub fn bundle_owner(namespace: &NamespaceName, range: BundleRange) -> String {
     format!("{}{range}", bundle_owners_prefix(namespace))
 }
 
+/// What begins the keys of the owners of all bundles.
+pub const OWNERS_PREFIX: &str = "own/";
+
 /// What begins the keys of the owners of a namespace's bundles.
 pub fn bundle_owners_prefix(namespace: &NamespaceName) -> String {
     namespace_prefix("own", namespace)
@@ -192,6 +197,14 @@ pub fn repair_lock(ledger: LedgerId) -> String {
 
 /// What begins the keys of repair locks.
 pub const REPAIR_LOCKS_PREFIX: &str = "ul/";
+
+/// Key of a process that repairs ledgers.
+pub fn repair_worker(name: &str) -> String {
+    format!("{REPAIR_WORKERS_PREFIX}{}", escape(name))
+}
+
+/// What begins the keys of processes that repair ledgers.
+pub const REPAIR_WORKERS_PREFIX: &str = "workers/";
 
 /// Key of the intent to delete a ledger.
 pub fn deletion(ledger: LedgerId) -> String {
@@ -269,6 +282,7 @@ pub fn partition_of(key: &str) -> MetadataResult<Partition<'_>> {
         | Key::Bookie(_)
         | Key::Cookie(_)
         | Key::RepairLock(_)
+        | Key::RepairWorker(_)
         | Key::IdRange(_)
         | Key::Cluster(_)
         | Key::Leader(_) => Partition::Named(CLUSTER_PARTITION.into()),
@@ -310,6 +324,7 @@ impl fmt::Display for Key {
             Self::UnderReplicated(id) => under_replicated(*id),
             Self::Deletion(id) => deletion(*id),
             Self::RepairLock(id) => repair_lock(*id),
+            Self::RepairWorker(name) => repair_worker(name),
             Self::IdRange(name) => id_range(name),
             Self::Cluster(name) => cluster(name),
             Self::Leader(election) => leader(election),
@@ -357,6 +372,7 @@ fn parse(text: &str) -> Option<Key> {
         ["u", id] => Key::UnderReplicated(ledger_id(id)?),
         ["g", id] => Key::Deletion(ledger_id(id)?),
         ["ul", id] => Key::RepairLock(ledger_id(id)?),
+        ["workers", worker] => Key::RepairWorker(name(worker)?),
         ["ids", counter] => Key::IdRange(name(counter)?),
         ["clusters", cluster] => Key::Cluster(name(cluster)?),
         ["leaders", election] => Key::Leader(name(election)?),

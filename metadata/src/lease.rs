@@ -12,6 +12,7 @@
 mod tests;
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -39,10 +40,21 @@ pub struct Lease {
 #[derive(Debug)]
 struct Shared {
     wanted: watch::Sender<Wanted>,
+    /// The session of now.
+    session: watch::Sender<Current>,
     /// The version that is written under the session of now; `None` without one.
     announced: watch::Sender<Option<u64>>,
     closing: CancellationToken,
     closed: CancellationToken,
+}
+
+#[derive(Clone, Default)]
+struct Current(Option<Arc<dyn Session>>);
+
+impl fmt::Debug for Current {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Current").field(&self.0.is_some()).finish()
+    }
 }
 
 #[derive(Debug, Default)]
@@ -61,6 +73,7 @@ impl Lease {
     ) -> Lease {
         let shared = Arc::new(Shared {
             wanted: watch::Sender::default(),
+            session: watch::Sender::default(),
             announced: watch::Sender::new(None),
             closing: CancellationToken::new(),
             closed: CancellationToken::new(),
@@ -103,6 +116,19 @@ impl Lease {
         }
     }
 
+    /// The session of now, for locks and elections, which are lost with it; waits for one.
+    /// `None` once the lease is closed. It is the lease's: nobody else closes it.
+    pub async fn session(&self) -> Option<Arc<dyn Session>> {
+        let mut session = self.shared.session.subscribe();
+        tokio::select! {
+            biased;
+            () = self.shared.closing.cancelled() => None,
+            () = self.shared.closed.cancelled() => None,
+            // The sender lives as long as this lease, so the wait ends only by the condition.
+            now = session.wait_for(|now| now.0.is_some()) => now.ok().and_then(|now| now.0.clone()),
+        }
+    }
+
     /// Ends the lease and removes its keys. When the store is away they expire later instead.
     pub async fn close(&self) {
         self.shared.closing.cancel();
@@ -122,12 +148,16 @@ impl Shared {
             };
             let lost = match opened {
                 Ok(session) => {
+                    let session: Arc<dyn Session> = session.into();
+                    self.session
+                        .send_replace(Current(Some(Arc::clone(&session))));
                     let lost = tokio::select! {
                         biased;
                         () = self.closing.cancelled() => None,
                         lost = self.announce(session.as_ref(), rng) => Some(lost),
                     };
                     self.announced.send_replace(None);
+                    self.session.send_replace(Current::default());
                     let Some(lost) = lost else {
                         close(session.as_ref()).await;
                         return;

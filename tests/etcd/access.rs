@@ -110,11 +110,15 @@ async fn what_does_not_fit_is_said_clearly() -> Result<()> {
         let fits = matches!(&error, MetadataError::Invalid(text) if text.contains(part));
         assert!(fits, "{error:?} does not say {part:?}");
     };
+    let denied = |error: MetadataError, part: &str| {
+        let fits = matches!(&error, MetadataError::Denied(text) if text.contains(part));
+        assert!(fits, "{error:?} does not say {part:?}");
+    };
     let wrong_password = EtcdConfig {
         password: Some(Secret::new("wrong")),
         ..short.clone()
     };
-    invalid(
+    denied(
         guarded.refused(&wrong_password).await,
         "wrong user or password",
     );
@@ -123,12 +127,12 @@ async fn what_does_not_fit_is_said_clearly() -> Result<()> {
         password: None,
         ..short.clone()
     };
-    invalid(guarded.refused(&no_user).await, "allowed");
+    denied(guarded.refused(&no_user).await, "allowed");
     let other_cluster = EtcdConfig {
         cluster: "other".to_owned(),
         ..short.clone()
     };
-    invalid(guarded.refused(&other_cluster).await, "allowed");
+    denied(guarded.refused(&other_cluster).await, "allowed");
 
     let unavailable = |error: MetadataError, part: &str| {
         let fits = matches!(&error, MetadataError::Unavailable(text) if text.contains(part));
@@ -180,7 +184,7 @@ async fn a_user_for_an_etcd_without_users_is_refused() -> Result<()> {
     };
     let refused = connect(&config, &tasks).await.map(|_| ());
     assert!(
-        matches!(&refused, Err(MetadataError::Invalid(text)) if text.contains("authentication off")),
+        matches!(&refused, Err(MetadataError::Denied(text)) if text.contains("authentication off")),
         "{refused:?}"
     );
     Ok(())

@@ -36,6 +36,7 @@ pub struct Process {
 pub struct Cluster {
     data_dir: PathBuf,
     arguments: Vec<String>,
+    environment: Vec<(String, String)>,
     dev: Option<Child>,
     url: String,
     processes: Vec<Process>,
@@ -49,9 +50,25 @@ impl Cluster {
     /// # Errors
     /// When it does not become ready.
     pub fn start(data_dir: &Path, arguments: &[&str]) -> Result<Cluster> {
+        Cluster::start_with(data_dir, arguments, &[])
+    }
+
+    /// The same with an environment, which every process gets: how roles are configured.
+    ///
+    /// # Errors
+    /// When it does not become ready.
+    pub fn start_with(
+        data_dir: &Path,
+        arguments: &[&str],
+        environment: &[(&str, &str)],
+    ) -> Result<Cluster> {
+        let environment = environment.iter();
         let mut cluster = Cluster {
             data_dir: data_dir.to_owned(),
             arguments: arguments.iter().map(ToString::to_string).collect(),
+            environment: environment
+                .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
+                .collect(),
             dev: None,
             url: String::new(),
             processes: Vec::new(),
@@ -72,6 +89,7 @@ impl Cluster {
             .args(["dev", "--output", "json", "--grpc-addr", "127.0.0.1:0"])
             .args(["--data-dir".as_ref(), self.data_dir.as_os_str()])
             .args(&self.arguments)
+            .envs(self.environment.iter().cloned())
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(File::options().create(true).append(true).open(&log)?)
@@ -186,6 +204,7 @@ impl Cluster {
         let log = self.data_dir.join("logs").join(format!("{name}.log"));
         let mut child = Command::new("sh")
             .args(["-c", &format!("exec {command}")])
+            .envs(self.environment.iter().cloned())
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(File::options().create(true).append(true).open(&log)?)
@@ -205,7 +224,12 @@ impl Cluster {
             }
         })?;
         let greeting = receiver.recv_timeout(PATIENCE);
-        let greeting = greeting.with_context(|| format!("{name} did not start, see its log"))?;
+        let greeting = greeting.with_context(|| {
+            let log = self.log(name);
+            let lines: Vec<&str> = log.lines().collect();
+            let last = lines[lines.len().saturating_sub(20)..].join("\n");
+            format!("{name} did not start:\n{last}")
+        })?;
         ensure!(greeting.contains("ready_ms"), "{greeting}");
         Ok(())
     }
@@ -223,10 +247,20 @@ impl Cluster {
         self.again = again;
         end_all(brokers)?;
         let dev = self.dev.as_ref().context("it is not running")?;
-        kill_process(pid(i32::try_from(dev.id())?)?, Signal::TERM)?;
+        let dev = pid(i32::try_from(dev.id())?)?;
+        if !self.again.is_empty() {
+            // Bookies that `aquifer dev` does not know end before its etcd, or they end slowly, and
+            // after its brokers.
+            let brokers = self.processes.iter().filter(|p| p.role == "broker");
+            for broker in brokers.filter(|broker| is_running(broker.pid)) {
+                kill_process(pid(broker.pid)?, Signal::TERM)?;
+                wait_gone(broker.pid)?;
+            }
+            end_all(std::mem::take(&mut self.again))?;
+        }
+        kill_process(dev, Signal::TERM)?;
         let status = self.wait_exit()?;
         ensure!(status.success(), "aquifer dev ended with {status}");
-        end_all(std::mem::take(&mut self.again))?;
         self.check_gone()
     }
 
@@ -265,6 +299,37 @@ impl Cluster {
             }
             pause();
         }
+    }
+
+    /// Where its metadata is, as the arguments of tools name it.
+    ///
+    /// # Errors
+    /// When there is no etcd.
+    pub fn metadata(&self) -> Result<String> {
+        let etcd = &self.process("etcd")?.address;
+        Ok(etcd.replace("http://", "etcd://"))
+    }
+
+    /// Runs etcdctl on its etcd and returns what it prints.
+    ///
+    /// # Errors
+    /// When it is missing or fails.
+    pub fn etcdctl(&self, arguments: &[&str]) -> Result<String> {
+        let output = Command::new("etcdctl")
+            .env("ETCDCTL_API", "3")
+            .arg(format!("--endpoints={}", self.process("etcd")?.address))
+            .args(arguments)
+            .output()
+            .context("etcdctl cannot be run: tools/prerequisites.sh installs it")?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "etcdctl {arguments:?}: {said}");
+        Ok(String::from_utf8(output.stdout)?)
+    }
+
+    /// Where a process keeps its data.
+    #[must_use]
+    pub fn directory(&self, name: &str) -> PathBuf {
+        self.data_dir.join(name)
     }
 
     /// Everything that a process logged.
@@ -337,5 +402,10 @@ fn is_running(id: i32) -> bool {
     let state = stat
         .rsplit_once(") ")
         .and_then(|(_, rest)| rest.chars().next());
-    state.is_some_and(|state| state != 'Z' && state != 'X')
+    match state {
+        None | Some('X') => false,
+        // Its other threads may still be on their way out, and hold its files and locks.
+        Some('Z') => fs::read_dir(format!("/proc/{id}/task")).is_ok_and(|tasks| tasks.count() > 1),
+        Some(_) => true,
+    }
 }

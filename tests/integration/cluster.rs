@@ -3,7 +3,7 @@
 
 mod brokers;
 mod identity;
-mod load;
+pub mod load;
 
 use std::path::Path;
 
@@ -17,7 +17,7 @@ use aquifer_model::place::Place;
 use load::{Load, TOPIC};
 
 /// Receipts that a load must have before, during and after a fault to say anything.
-const ENOUGH: u64 = 2_000;
+pub const ENOUGH: u64 = 2_000;
 
 fn start(folder: &Path, arguments: &[&str]) -> Result<Cluster> {
     Cluster::start(&folder.join("cluster"), arguments)
@@ -48,7 +48,7 @@ async fn log_of(cluster: &Cluster, topic: &str) -> Result<Vec<Logged>> {
 }
 
 /// Ends the load, and checks what is there against what was acknowledged (I1, I7, I8).
-async fn check(cluster: &Cluster, load: Load) -> Result<()> {
+pub async fn check(cluster: &Cluster, load: Load) -> Result<()> {
     let acknowledged = load.finish().await?;
     let log = within("reading the log", log_of(cluster, TOPIC)).await?;
     nothing_lost(&acknowledged, &log)?;

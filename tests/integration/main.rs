@@ -5,6 +5,7 @@ mod cluster;
 mod commands;
 mod damage;
 mod disk_space;
+mod operators;
 mod sdk;
 mod survival;
 mod wire;

@@ -9,6 +9,8 @@ use aquifer_runtime::disk::RealDisk;
 use aquifer_runtime::rng::SeededRng;
 use bytes::Bytes;
 
+mod restore;
+
 use super::*;
 use crate::BookieDeps;
 use crate::tests::{
@@ -64,6 +66,10 @@ impl World {
             (1..=3).map(filled).collect()
         })
         .await;
+        World::of(bookies, directory).await
+    }
+
+    async fn of(bookies: Vec<Bookie>, directory: tempfile::TempDir) -> World {
         let routes = bookies.iter().map(|b| (b.id(), b.clone())).collect();
         let store = MemoryStore::default();
         let ctx = TestWorld::new(0).process_with(
@@ -78,25 +84,34 @@ impl World {
             tasks: TaskGroup::new("test"),
             _directory: directory,
         };
-        let fragment = v1::Fragment {
-            first_entry_id: 0,
-            bookies: world.ids(),
+        world.record(1, v1::LedgerState::Closed, &[]).await;
+        world
+    }
+
+    /// Writes the record of a ledger with entries 0 to 4 on all bookies; `last` are the members of
+    /// a fragment behind these.
+    async fn record(&self, ledger: u64, state: v1::LedgerState, last: &[Bytes]) {
+        let fragment = |first_entry_id, bookies| v1::Fragment {
+            first_entry_id,
+            bookies,
         };
-        let ledger = v1::LedgerRecord {
+        let mut fragments = vec![fragment(0, self.ids())];
+        if !last.is_empty() {
+            fragments.push(fragment(5, last.to_vec()));
+        }
+        let closed = state == v1::LedgerState::Closed;
+        let record = record::encode(v1::LedgerRecord {
             ensemble: 3,
             write_quorum: 3,
             ack_quorum: 2,
-            state: v1::LedgerState::Closed.into(),
-            fragments: vec![fragment],
-            last_entry_id: Some(4),
-            length_bytes: 500,
-            creation_token: token(1).0.to_vec().into(),
+            state: state.into(),
+            fragments,
+            last_entry_id: closed.then_some(4),
+            length_bytes: if closed { 500 } else { 0 },
+            creation_token: token(ledger).0.to_vec().into(),
             ..v1::LedgerRecord::default()
-        };
-        world
-            .put(keys::ledger(LedgerId(1)), record::encode(ledger))
-            .await;
-        world
+        });
+        self.put(keys::ledger(LedgerId(ledger)), record).await;
     }
 
     fn ids(&self) -> Vec<Bytes> {
@@ -116,7 +131,7 @@ impl World {
             deletions_poll_ms: 10,
             ..AutorecoveryConfig::default()
         };
-        start(&self.bookies[n], &self.ctx, &config, &self.tasks);
+        start(&self.bookies[n], &self.ctx, &config, None, &self.tasks);
     }
 
     async fn end(self) {

@@ -56,7 +56,7 @@ async fn a_new_bookie_joins_once_and_must_be_known_from_then_on() {
     let store = store(&tasks).await;
     let bookie = open(folder.path());
     let id = bookie.id();
-    join(&bookie, &*store).await.unwrap();
+    join(&bookie, &*store, 1).await.unwrap();
     let stored = store.get(&keys::cookie(id)).await.unwrap().unwrap();
     let cookie: CookieRecord = record::decode(&stored).unwrap();
     assert_eq!(cookie.cluster, "test");
@@ -65,13 +65,13 @@ async fn a_new_bookie_joins_once_and_must_be_known_from_then_on() {
 
     // It starts again, and nothing is written.
     let bookie = open(folder.path());
-    join(&bookie, &*store).await.unwrap();
+    join(&bookie, &*store, 1).await.unwrap();
     let again = store.get(&keys::cookie(id)).await.unwrap().unwrap();
     assert_eq!(again.revision, stored.revision);
 
     // The metadata of another cluster, or restored from before: refused, and not written to (I5).
     let other = self::store(&tasks).await;
-    let error = join(&bookie, &*other).await.unwrap_err();
+    let error = join(&bookie, &*other, 1).await.unwrap_err();
     assert!(
         matches!(error, BookieOpenError::NotAMember { .. }),
         "{error}"
@@ -91,7 +91,7 @@ async fn a_new_bookie_joins_once_and_must_be_known_from_then_on() {
         });
         let put = store.put("", &keys::cookie(id), value, Expect::Any).await;
         put.unwrap();
-        let error = join(&bookie, &*store).await.unwrap_err();
+        let error = join(&bookie, &*store, 1).await.unwrap_err();
         assert!(
             matches!(error, BookieOpenError::ForeignMember { .. }),
             "{error}"
@@ -100,7 +100,7 @@ async fn a_new_bookie_joins_once_and_must_be_known_from_then_on() {
     }
     let (key, garbage) = (keys::cookie(id), Bytes::from_static(b"?"));
     store.put("", &key, garbage, Expect::Any).await.unwrap();
-    let error = join(&bookie, &*store).await.unwrap_err();
+    let error = join(&bookie, &*store, 1).await.unwrap_err();
     assert!(error.to_string().contains("damaged"), "{error}");
     bookie.shutdown().await;
 }
@@ -116,12 +116,12 @@ async fn a_join_that_was_cut_off_is_repeated_and_another_directory_is_another_bo
     drop(bookie);
     let bookie = open(folder.path());
     assert_eq!(bookie.id(), id);
-    join(&bookie, &*store).await.unwrap();
+    join(&bookie, &*store, 1).await.unwrap();
     bookie.shutdown().await;
     let other = tempfile::tempdir().unwrap();
     let other = open(other.path());
     assert_ne!(other.id(), id);
-    join(&other, &*store).await.unwrap();
+    join(&other, &*store, 1).await.unwrap();
     other.shutdown().await;
 }
 
@@ -130,7 +130,7 @@ async fn what_is_announced_follows_the_bookie_and_goes_with_the_lease() {
     let (folder, tasks) = (tempfile::tempdir().unwrap(), TaskGroup::new("test"));
     let store = store(&tasks).await;
     let bookie = open(folder.path());
-    join(&bookie, &*store).await.unwrap();
+    join(&bookie, &*store, 1).await.unwrap();
     let lease = Lease::start(
         Arc::clone(&store),
         Duration::from_secs(10),
@@ -247,6 +247,26 @@ async fn a_ledger_begins_here_only_when_metadata_has_a_place_for_it() {
     // A refusal is not for ever.
     write(2, LedgerState::Open, &here, TOKEN).await;
     assert!(ask(&bookie, 2, add(2, 7, false)).await.is_ok());
+
+    // Whoever chose it before it was to become empty is told so, whatever it has heard itself.
+    write(7, LedgerState::Open, &here, TOKEN).await;
+    write(8, LedgerState::Open, &here, TOKEN).await;
+    let draining = async |draining| {
+        let cookie = CookieRecord {
+            draining,
+            ..CookieRecord::default()
+        };
+        let (key, value) = (keys::cookie(bookie.id()), record::encode(cookie));
+        store.put("", &key, value, Expect::Any).await.unwrap();
+    };
+    draining(true).await;
+    let refused = ask(&bookie, 7, add(7, 7, false)).await;
+    assert!(
+        matches!(refused, Err(BookieError::ReadOnly(_))),
+        "{refused:?}"
+    );
+    draining(false).await;
+    assert!(ask(&bookie, 8, add(8, 7, false)).await.is_ok());
     bookie.shutdown().await;
 }
 

@@ -9,23 +9,21 @@ use clap::{Args, Subcommand, ValueEnum};
 #[derive(Debug, Clone, Args)]
 pub struct SourceArgs {
     /// The metadata store of a cluster: etcd://HOST:PORT[,HOST:PORT…], or etcds:// for TLS.
-    #[arg(long, global = true, value_name = "URL", conflicts_with_all = ["data_dir", "config"])]
+    /// AQUIFER_METADATA; user, password and TLS files are in the section `etcd` of the
+    /// configuration, as for servers.
+    #[arg(long, global = true, value_name = "URL", conflicts_with = "data_dir")]
     pub metadata: Option<String>,
 
-    /// The name of the cluster.
-    #[arg(long, global = true, value_name = "NAME", default_value = "aquifer")]
-    pub cluster: String,
+    /// The name of the cluster [default: aquifer].
+    #[arg(long, global = true, value_name = "NAME")]
+    pub cluster: Option<String>,
 
-    /// Instead of a cluster: the data directory of a standalone server that is stopped.
-    #[arg(
-        long,
-        global = true,
-        value_name = "DIR",
-        default_value = "aquifer-data"
-    )]
-    pub data_dir: PathBuf,
+    /// The data directory of a standalone server that is stopped, where no cluster is named
+    /// [default: ./aquifer-data].
+    #[arg(long, global = true, value_name = "DIR")]
+    pub data_dir: Option<PathBuf>,
 
-    /// The configuration file of that server, if it has one.
+    /// The configuration file of a server of the cluster, or of the standalone server.
     #[arg(long, global = true, value_name = "FILE")]
     pub config: Option<PathBuf>,
 }
@@ -119,6 +117,21 @@ pub enum LedgerCommand {
         /// The ledger.
         #[arg(value_parser = ledger_id)]
         ledger: LedgerId,
+    },
+    /// Read the entries of a ledger, also of one that is still written, as far as they are confirmed.
+    Read {
+        /// The ledger.
+        #[arg(value_parser = ledger_id)]
+        ledger: LedgerId,
+        /// First entry.
+        #[arg(long, value_name = "ENTRY", default_value_t = 0)]
+        from: u64,
+        /// End after so many entries.
+        #[arg(long, value_name = "N")]
+        count: Option<u64>,
+        /// Wait for more, until the ledger is closed.
+        #[arg(long)]
+        follow: bool,
     },
     /// Close a ledger whose writer is gone. A writer that is still there is fenced.
     Recover {

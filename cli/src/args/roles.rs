@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use aquifer_model::quorum::Quorum;
 use aquifer_runtime::net::ListenAddress;
@@ -107,6 +108,10 @@ pub struct BookieArgs {
     #[arg(long)]
     pub accept_loss: bool,
 
+    /// Leave the repair of the cluster's ledgers to others: `aquifer autorecovery`, other bookies.
+    #[arg(long)]
+    pub no_autorecovery: bool,
+
     #[command(flatten)]
     pub cluster: ClusterArgs,
 }
@@ -130,6 +135,34 @@ pub struct BrokerArgs {
     /// namespaces that say nothing else [default: 3,3,2].
     #[arg(long, value_name = "E,Qw,Qa", value_parser = quorum)]
     pub quorum: Option<Quorum>,
+
+    /// Zones that the copies of every entry must be in [default: as many as there are, if possible].
+    #[arg(long, value_name = "N")]
+    pub zones_min: Option<usize>,
+
+    /// How long a bookie that failed is waited for while the others make ack quorums [default: 0s].
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    pub ensemble_change_delay: Option<Duration>,
+
+    #[command(flatten)]
+    pub cluster: ClusterArgs,
+}
+
+/// Arguments of `aquifer autorecovery`.
+#[derive(Debug, Default, Args)]
+pub struct AutorecoveryArgs {
+    /// Address of health checks and metrics [default: 127.0.0.1:7682]; port 0 takes a free one.
+    #[arg(long, value_name = "A:P")]
+    pub http_addr: Option<ListenAddress>,
+
+    /// Bytes a second that all repair of the cluster may read together [default: 32 MiB]; say the
+    /// same to every process that repairs.
+    #[arg(long, value_name = "BYTES")]
+    pub repair_rate: Option<u64>,
+
+    /// How long a bookie may be away before its ledgers are copied to others [default: 10m].
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    pub lost_after: Option<Duration>,
 
     #[command(flatten)]
     pub cluster: ClusterArgs,

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use aquifer_ledger::replication::decommission::{self, Retired};
+use aquifer_ledger::replication::decommission::{self, Retired, Retirement};
 use aquifer_ledger::replication::{
     Auditor, LedgerIndex, Member, Members, RepairWorker, ReplicationConfig,
 };
@@ -16,7 +16,7 @@ use crate::exit::CliError;
 use crate::output::{Output, Table};
 
 /// How often a decommission looks how far it is.
-const LOOK: Duration = Duration::from_secs(2);
+const LOOK: Duration = Duration::from_secs(1);
 /// How long the locks of this process outlive it.
 const SESSION_TTL: Duration = Duration::from_secs(15);
 
@@ -52,6 +52,7 @@ fn state(member: Option<&Member>) -> &'static str {
         _ if member.is_decommissioned() => "decommissioned",
         Some(_) if member.is_leaving() => "draining",
         None if member.is_leaving() => "away, draining",
+        Some(_) if member.is_in_limbo() => "limbo",
         Some(registration) if registration.read_only => "read-only",
         Some(_) => "writable",
         None => "away",
@@ -123,6 +124,7 @@ async fn cookie(cluster: &Cluster, bookie: BookieId, out: &Output) -> Result<(),
             "directories": cookie.directories,
             "draining": cookie.draining,
             "decommissioned_ms": cookie.decommissioned_ms,
+            "limbo_since_ms": cookie.limbo_since_ms,
         }));
     }
     out.line(format!("bookie       {bookie}"))?;
@@ -168,12 +170,11 @@ async fn decommission(
         true => Some(Here::start(cluster).await?),
         false => None,
     };
-    let progress = out.progress("ledgers", Some(total));
+    let mut retirement = Retirement::new(cluster.ctx.clone(), bookie);
+    let progress = out.progress("ledgers moved", Some(total));
     let mut left = total;
     loop {
-        let now_ms = cluster.ctx.clock.wall_ms();
-        let retired = decommission::retire(cluster.store(), bookie, now_ms).await;
-        match retired.map_err(|e| failed(&e))? {
+        match retirement.step().await.map_err(|e| failed(&e))? {
             Retired::Yes => {
                 drop(progress);
                 return report(out, bookie, "decommissioned", 0);
@@ -181,19 +182,25 @@ async fn decommission(
             Retired::Unknown(damaged) => {
                 return Err(CliError::failed(format!(
                     "a ledger record cannot be read, and may name the bookie: {damaged}"
-                )));
+                ))
+                .advise("restore that record; the bookie stays as it is, draining"));
             }
             Retired::Referenced(ledgers) => {
                 progress.add(left.saturating_sub(ledgers));
                 left = ledgers;
+            }
+            // Nothing names it now; whoever does not know yet that it leaves may still choose it.
+            Retired::Announced => {
+                progress.add(left);
+                left = 0;
             }
         }
         if no_wait {
             return report(out, bookie, "draining", left);
         }
         match &mut here {
-            Some(here) => here.work().await?,
-            None => clock::sleep(LOOK).await,
+            Some(here) if left > 0 => here.work().await?,
+            _ => clock::sleep(LOOK).await,
         }
     }
 }

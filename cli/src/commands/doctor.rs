@@ -102,7 +102,17 @@ async fn examine(cluster: &Cluster) -> Result<Vec<Finding>, CliError> {
             advice,
         )
     }));
+    let unreadable = members.damaged().iter().chain(&pending.damaged);
+    findings.extend(unreadable.map(|damaged| {
+        let advice = "remove it if it is nobody's; a bookie announces itself anew when it restarts";
+        let what = format!("unreadable record {damaged}");
+        Finding::new(Level::Problem, what, advice)
+    }));
     findings.extend(bookies(&index, &members, cluster.is_standalone()));
+    if !cluster.is_standalone() {
+        findings.extend(silent(cluster, &members).await);
+        findings.push(repair(pending.workers, pending.auditor.as_deref()));
+    }
     if pending.marks > 0 {
         let what = format!("{} ledgers wait for repair", pending.marks);
         let advice = "it goes on by itself; see aquifer_repair_* in the bookies' metrics";
@@ -117,6 +127,33 @@ async fn examine(cluster: &Cluster) -> Result<Vec<Finding>, CliError> {
         findings.push(Finding::new(Level::Warning, what, advice));
     }
     Ok(findings)
+}
+
+/// Bookies that are announced and do not answer.
+async fn silent(cluster: &Cluster, members: &Members) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    for bookie in members.registered() {
+        let Err(why) = inspect::ping(&cluster.ctx, bookie).await else {
+            continue;
+        };
+        let what = format!("bookie {bookie} is announced and does not answer: {why}");
+        let advice = "look whether its process runs, at its log, and at the network";
+        findings.push(Finding::new(Level::Problem, what, advice));
+    }
+    findings
+}
+
+fn repair(workers: u64, auditor: Option<&str>) -> Finding {
+    match auditor {
+        Some(auditor) if workers > 0 => Finding::fine(format!(
+            "{workers} processes repair ledgers, {auditor} audits"
+        )),
+        _ => {
+            let what = format!("{workers} processes repair ledgers, and none audits");
+            let advice = "start bookies without --no-autorecovery, or aquifer autorecovery";
+            Finding::new(Level::Warning, what, advice)
+        }
+    }
 }
 
 fn bookies(index: &LedgerIndex, members: &Members, standalone: bool) -> Vec<Finding> {
@@ -137,7 +174,12 @@ fn bookies(index: &LedgerIndex, members: &Members, standalone: bool) -> Vec<Find
     }
     for member in members.iter() {
         let registration = member.registration.as_ref();
-        if registration.is_some_and(|registration| registration.read_only) {
+        if member.is_in_limbo() && registration.is_some() {
+            let what = format!("bookie {} is in limbo: it lost synced data", member.id);
+            let advice =
+                "it is restored from other copies by itself; see its log when that takes long";
+            findings.push(Finding::new(Level::Warning, what, advice));
+        } else if registration.is_some_and(|registration| registration.read_only) {
             let what = format!("bookie {} is read-only", member.id);
             let advice = "make room on its disks, or look at its log";
             findings.push(Finding::new(Level::Warning, what, advice));

@@ -1,4 +1,6 @@
-//! `aquifer ledger`: shows, checks, closes and deletes single ledgers.
+//! `aquifer ledger`: shows, reads, checks, closes and deletes single ledgers.
+
+mod read;
 
 use aquifer_ledger::replication::inspect::{self, LedgerView, Replica};
 use aquifer_ledger::replication::{Mark, write_mark};
@@ -35,6 +37,20 @@ pub async fn run(args: LedgerArgs, out: &Output) -> Result<(), CliError> {
             list(&cluster, wanted, count.unwrap_or(u64::MAX), out).await
         }
         LedgerCommand::Inspect { ledger } => inspect_one(&cluster, ledger, out).await,
+        LedgerCommand::Read {
+            ledger,
+            from,
+            count,
+            follow,
+        } => {
+            let wanted = read::Wanted {
+                ledger,
+                from,
+                count,
+                follow,
+            };
+            read::read(&cluster, &wanted, out).await
+        }
         LedgerCommand::Recover { ledger } => recover(&cluster, ledger, out).await,
         LedgerCommand::Delete { ledger, force } => delete(&cluster, ledger, force, out).await,
         LedgerCommand::Verify {

@@ -42,8 +42,14 @@ impl Health {
     }
 
     fn healthy(&self) -> Result<String, String> {
-        match self.bookie.as_ref().map(|bookie| bookie.status().mode) {
-            None | Some(BookieMode::Writable) => Ok("ok\n".to_owned()),
+        let status = self.bookie.as_ref().map(Bookie::status);
+        let limbo = status.as_ref().is_some_and(|status| status.limbo.is_some());
+        match status.map(|status| status.mode) {
+            None | Some(BookieMode::Writable) if !limbo => Ok("ok\n".to_owned()),
+            // What is there is served, and others have the rest.
+            None | Some(BookieMode::Writable) => {
+                Ok("ok, storage is in limbo: it lost synced data\n".to_owned())
+            }
             // Reads are served, and publishing resumes by itself when space returns.
             Some(BookieMode::ReadOnly(reason)) => {
                 Ok(format!("ok, storage is read-only: {reason}\n"))

@@ -21,11 +21,14 @@ pub fn report_loss(bookie: &Bookie, out: &Output) -> Result<(), CliError> {
         for line in loss_lines(&loss) {
             tracing::error!(loss = line, "data may be lost");
         }
-        out.note(
-            "warning: the journal has lost synced data; every ledger is in limbo: what is there \
-             is served, and nothing is said to be absent.\n\
-             Restore the files, or restart with --accept-loss to give up what is missing.",
-        );
+        let what = "warning: the journal has lost synced data; every ledger is in limbo: what is \
+                    there is served, and nothing is said to be absent.";
+        let advice = if bookie.cluster().is_empty() {
+            "Restore the files, or restart with --accept-loss to give up what is missing."
+        } else {
+            "What is missing is copied from other bookies; limbo ends when everything is here."
+        };
+        out.note(&format!("{what}\n{advice}"));
     }
     Ok(())
 }

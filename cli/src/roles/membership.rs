@@ -44,9 +44,7 @@ impl Membership {
         seams: &Seams,
         tasks: &TaskGroup,
     ) -> Result<Membership, CliError> {
-        let password = password(&cluster.etcd, &*seams.disk)?;
-        let config = etcd_config(cluster, password)?;
-        let etcd = open_etcd(config, seams, tasks).await?;
+        let etcd = connect(cluster, seams, tasks).await?;
         let store: Arc<dyn MetadataStore> = etcd.clone();
         let ttl = Duration::from_millis(cluster.etcd.lease_ms);
         let lease = Lease::start(Arc::clone(&store), ttl, Arc::clone(&seams.rng), tasks);
@@ -67,12 +65,17 @@ impl Membership {
     }
 }
 
-/// Connects to etcd.
-async fn open_etcd(
-    config: EtcdConfig,
+/// Connects to the metadata store, and to no more: for tools, which announce nothing.
+///
+/// # Errors
+/// When the settings are wrong, or the store does not answer or does not let it in.
+pub async fn connect(
+    cluster: &ClusterSettings,
     seams: &Seams,
     tasks: &TaskGroup,
 ) -> Result<Arc<EtcdStore>, CliError> {
+    let password = password(&cluster.etcd, &*seams.disk)?;
+    let config = etcd_config(cluster, password)?;
     let (clock, rng) = (Arc::clone(&seams.clock), Arc::clone(&seams.rng));
     match EtcdStore::connect(&config, clock, rng, tasks).await {
         Ok(store) => Ok(Arc::new(store)),
@@ -81,6 +84,13 @@ async fn open_etcd(
             let message = format!("etcd cannot be reached at {tried}: {error}");
             Err(CliError::new(Exit::CannotConnect, message)
                 .advise("start etcd, or say where it is with --metadata; `aquifer dev` starts one"))
+        }
+        Err(error @ MetadataError::Denied(_)) => {
+            let message = format!("etcd does not let this process in: {error}");
+            Err(CliError::new(Exit::Refused, message).advise(
+                "say who it is with AQUIFER_ETCD_USER and AQUIFER_ETCD_PASSWORD, or with etcd.user \
+                 and etcd.password_file in the file of --config",
+            ))
         }
         Err(error) => Err(CliError::failed(error.to_string())),
     }

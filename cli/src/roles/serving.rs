@@ -6,7 +6,7 @@ use std::sync::Arc;
 use aquifer_broker::{Broker, BrokerConfig, BrokerDeps};
 use aquifer_ledger::bookie_client::{BookieClientConfig, GrpcTransport};
 use aquifer_ledger::bookie_directory::BookieDirectory;
-use aquifer_ledger::context::{LogContext, LogSettings, LogShared};
+use aquifer_ledger::context::{LogContext, LogShared};
 use aquifer_ledger::managed::cache::EntryCache;
 use aquifer_ledger::metrics::LedgerMetrics;
 use aquifer_ledger::placement::Bookies;
@@ -21,7 +21,7 @@ use aquifer_runtime::telemetry::Telemetry;
 use crate::exit::CliError;
 use crate::roles::membership::Membership;
 use crate::roles::quiet;
-use crate::roles::settings::CacheConfig;
+use crate::roles::settings::{CacheConfig, LedgerSettings};
 use crate::roles::storage::Seams;
 
 /// The way to ledgers.
@@ -61,10 +61,20 @@ pub async fn cluster_storage(
     }
 }
 
+/// The cache of a process that reads everything once, so that one would be of no use to it.
+pub fn no_cache() -> CacheConfig {
+    CacheConfig {
+        tail_bytes: 0,
+        read_ahead_bytes: 0,
+        ..CacheConfig::default()
+    }
+}
+
 /// What every log of the process shares.
 pub fn log_context(
     storage: Storage,
     cache: &CacheConfig,
+    ledger: &LedgerSettings,
     seams: &Seams,
     telemetry: &Telemetry,
     tasks: &TaskGroup,
@@ -78,7 +88,7 @@ pub fn log_context(
         cache: EntryCache::new(cache.tail_bytes, cache.read_ahead_bytes),
         tasks: tasks.clone(),
         metrics: LedgerMetrics::new(&telemetry.meter("aquifer_ledger")),
-        settings: LogSettings::default(),
+        settings: ledger.log_settings(),
         shared: LogShared::default(),
     };
     quiet::give_back_when_quiet(log.cache.clone(), tasks);

@@ -2,8 +2,10 @@
 //! (`AQUIFER_SECTION_KEY`), then the flags. Each part gets its own section.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use aquifer_bookie::BookieConfig;
+use aquifer_ledger::context::LogSettings;
 use aquifer_model::quorum::Quorum;
 use aquifer_runtime::config::{self, Secret};
 use aquifer_runtime::net::ListenAddress;
@@ -67,6 +69,75 @@ impl Default for CacheConfig {
             tail_bytes: 32 << 20,
             read_ahead_bytes: 32 << 20,
             metadata_bytes: 4 << 20,
+        }
+    }
+}
+
+/// How ledgers are written.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct LedgerSettings {
+    /// How long the replacement of a bookie that failed is put off while the others make ack
+    /// quorums, in milliseconds; 0 replaces it at once.
+    pub ensemble_change_delay_ms: u64,
+    /// Bytes of one ledger that are acknowledged and that a slower bookie still lacks; a bookie that
+    /// lacks more has failed.
+    pub kept_bytes_per_ledger_max: u64,
+    /// The same for all ledgers of the process together.
+    pub kept_bytes_max: u64,
+    /// How long a bookie that failed is passed over for new places, in milliseconds.
+    pub quarantine_ms: u64,
+    /// Zones that the copies of every entry must be in; 0 and 1 ask for nothing.
+    pub zones_min: usize,
+    /// With too few bookies for a whole ensemble, new ledgers get a smaller one, down to the ack
+    /// quorum, instead of an error.
+    pub shrink_ensembles: bool,
+}
+
+impl Default for LedgerSettings {
+    fn default() -> LedgerSettings {
+        let log = LogSettings::default();
+        let ms = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+        LedgerSettings {
+            ensemble_change_delay_ms: ms(log.ensemble_change_delay),
+            kept_bytes_per_ledger_max: log.kept_bytes_per_ledger_max,
+            kept_bytes_max: log.kept_bytes_max,
+            quarantine_ms: ms(log.quarantine),
+            zones_min: log.zones_min,
+            shrink_ensembles: log.shrink_ensembles,
+        }
+    }
+}
+
+impl LedgerSettings {
+    /// Checks the relations that must hold, for ledgers of this quorum.
+    ///
+    /// # Errors
+    /// Exit code 2.
+    pub fn check(&self, quorum: Quorum) -> Result<(), CliError> {
+        let wrong = if self.zones_min > quorum.write() {
+            "ledger.zones_min is more than an entry has copies (quorum.write)"
+        } else if self.kept_bytes_per_ledger_max == 0 {
+            "ledger.kept_bytes_per_ledger_max must not be 0: every bookie that is not the fastest \
+             would have failed"
+        } else if self.kept_bytes_max < self.kept_bytes_per_ledger_max {
+            "ledger.kept_bytes_max must be at least ledger.kept_bytes_per_ledger_max"
+        } else {
+            return Ok(());
+        };
+        Err(CliError::usage(wrong))
+    }
+
+    /// In the terms of the ledger crate.
+    pub fn log_settings(&self) -> LogSettings {
+        LogSettings {
+            ensemble_change_delay: Duration::from_millis(self.ensemble_change_delay_ms),
+            kept_bytes_per_ledger_max: self.kept_bytes_per_ledger_max,
+            kept_bytes_max: self.kept_bytes_max,
+            quarantine: Duration::from_millis(self.quarantine_ms),
+            zones_min: self.zones_min,
+            shrink_ensembles: self.shrink_ensembles,
+            ..LogSettings::default()
         }
     }
 }

@@ -50,6 +50,12 @@ pub struct AuditReport {
     pub orphans: Option<OrphanReport>,
 }
 
+/// Whether an operator waits for a bookie to become empty.
+fn is_any_draining(members: &Members) -> bool {
+    let mut members = members.iter();
+    members.any(|member| member.is_leaving() && !member.is_decommissioned())
+}
+
 type Marked = BTreeMap<LedgerId, BTreeSet<BookieId>>;
 
 /// The auditor's knowledge.
@@ -59,6 +65,8 @@ pub struct Auditor {
     losses: LossWatch,
     index: Option<(LedgerIndex, Duration)>,
     scan_took: Duration,
+    /// The bookies that were registered, and those that were to be emptied, at the last scan.
+    scanned_with: Option<(BTreeSet<BookieId>, BTreeSet<BookieId>)>,
     checks: CheckCycle,
     orphans: OrphanAudit,
     orphans_at: Option<Duration>,
@@ -82,6 +90,7 @@ impl Auditor {
             losses,
             index: None,
             scan_took: Duration::ZERO,
+            scanned_with: None,
             orphans_at: None,
             was_paused: false,
         }
@@ -106,7 +115,8 @@ impl Auditor {
         }
         let members = Members::load(&*self.ctx.store).await?;
         let mut report = self.judge(now, &members);
-        if !fresh && self.remaining(&report.emptied) > 0 {
+        let stirs = self.bookies_change(&members, &report) || is_any_draining(&members);
+        if !fresh && (stirs || self.remaining(&report.emptied) > 0) {
             // Ledgers were created, and others repaired, since the last scan. While they are, a
             // tenth of the time is spent on scans at most.
             fresh = self.is_older(now, self.scan_took * SCAN_REST);
@@ -114,6 +124,9 @@ impl Auditor {
                 self.scan(now).await?;
                 report = self.judge(now, &members);
             }
+        }
+        if fresh {
+            self.scanned_with = Some((members.registered(), report.emptied.clone()));
         }
         report.remaining = self.remaining(&report.emptied);
         let marked = self.marked().await?;
@@ -127,6 +140,15 @@ impl Auditor {
         report.orphans = self.look_for_orphans(now).await;
         self.tell(&report);
         Ok(report)
+    }
+
+    /// Whether other bookies are there, or are to be emptied, than when ledgers were scanned last:
+    /// what these hold since then only another scan tells.
+    fn bookies_change(&self, members: &Members, report: &AuditReport) -> bool {
+        let then = self.scanned_with.as_ref();
+        then.is_none_or(|(registered, emptied)| {
+            *registered != members.registered() || *emptied != report.emptied
+        })
     }
 
     /// Whether the index is so old, or is not there yet.

@@ -5,6 +5,7 @@
 //! - A negative answer for an entry that the ledger has means that it is missing there, never that
 //!   it does not exist (H16).
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use aquifer_model::entry::EntryData;
@@ -71,7 +72,7 @@ impl std::fmt::Display for Trouble {
 /// Spreads bytes over time.
 #[derive(Debug)]
 pub(crate) struct Pace {
-    bytes_per_second: u64,
+    bytes_per_second: AtomicU64,
     /// What is not slept yet, and when the last bytes were spent.
     state: Mutex<(Duration, Duration)>,
 }
@@ -79,9 +80,20 @@ pub(crate) struct Pace {
 impl Pace {
     pub(crate) fn new(bytes_per_second: u64) -> Pace {
         Pace {
-            bytes_per_second: bytes_per_second.max(1),
+            bytes_per_second: AtomicU64::new(bytes_per_second.max(1)),
             state: Mutex::new((Duration::ZERO, Duration::ZERO)),
         }
+    }
+
+    /// The rate of now.
+    pub(crate) fn bytes_per_second(&self) -> u64 {
+        self.bytes_per_second.load(Ordering::Relaxed)
+    }
+
+    /// From now on, so many bytes a second.
+    pub(crate) fn set_rate(&self, bytes_per_second: u64) {
+        let rate = bytes_per_second.max(1);
+        self.bytes_per_second.store(rate, Ordering::Relaxed);
     }
 
     /// Waits until so many bytes are within the rate.
@@ -90,7 +102,8 @@ impl Pace {
         let pause = {
             let mut state = self.state.lock();
             let elapsed = now.saturating_sub(state.1);
-            let nanos = u128::from(bytes) * 1_000_000_000 / u128::from(self.bytes_per_second);
+            let rate = u128::from(self.bytes_per_second());
+            let nanos = u128::from(bytes) * 1_000_000_000 / rate;
             let cost = Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX));
             state.0 = state.0.saturating_sub(elapsed) + cost;
             state.1 = now;

@@ -2,13 +2,16 @@
 //! operator may ask for.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use aquifer_metadata::keys::{self, Key};
 use aquifer_metadata::record;
 use aquifer_metadata::store::{Expect, Guard, MetadataStore, PageToken, Transaction};
-use aquifer_model::id::{BookieId, EntryId, LedgerId};
+use aquifer_model::id::{BookieId, EntryId, LEDGER_ID_MAX, LedgerId};
 use aquifer_model::quorum::Quorum;
+use aquifer_model::storage::{BookieError, ReadRange};
 use aquifer_proto::v1;
+use aquifer_runtime::clock;
 
 use crate::context::LogContext;
 use crate::deletion::{self, Intent, Progress};
@@ -17,8 +20,14 @@ use crate::ledger_metadata::{self, LedgerInfo, LedgerState, commit_known};
 use crate::recover::close_by_recovery;
 use crate::replication::copy::{Copier, Pace, Trouble};
 use crate::replication::index;
+use crate::replication::marks::Mark;
 use crate::replication::members::Members;
 use crate::replication::plan;
+
+/// How long a bookie may take to answer whether it is there.
+const PING: Duration = Duration::from_secs(3);
+/// Unreadable values that are named.
+const DAMAGED_LISTED_MAX: usize = 100;
 
 /// A ledger's record.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -203,12 +212,18 @@ pub async fn topic_of(
 }
 
 /// What waits to be done.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Pending {
     /// Ledgers that are marked as under-replicated.
     pub marks: u64,
     /// Ledgers that some bookie has still to delete.
     pub deletions: u64,
+    /// Marks and intents that cannot be read.
+    pub damaged: Vec<String>,
+    /// Processes that repair ledgers.
+    pub workers: u64,
+    /// Who audits.
+    pub auditor: Option<String>,
 }
 
 /// Counts what waits to be done.
@@ -217,17 +232,60 @@ pub struct Pending {
 /// When metadata cannot be read.
 pub async fn pending(store: &dyn MetadataStore) -> Result<Pending, LedgerError> {
     let mut pending = Pending::default();
-    index::each(store, keys::UNDER_REPLICATED_PREFIX, |_| {
-        pending.marks += 1;
+    let mut damaged = Vec::new();
+    let mut note = |key: &str, error: LedgerError| {
+        if damaged.len() < DAMAGED_LISTED_MAX {
+            damaged.push(format!("{key}: {error}"));
+        }
+    };
+    index::each(store, keys::UNDER_REPLICATED_PREFIX, |item| {
+        match Mark::decode(item) {
+            Ok(_) => pending.marks += 1,
+            Err(error) => note(&item.key, error),
+        }
         Ok(())
     })
     .await?;
-    index::each(store, keys::DELETIONS_PREFIX, |_| {
-        pending.deletions += 1;
+    index::each(store, keys::DELETIONS_PREFIX, |item| {
+        match Intent::decode(item) {
+            Ok(_) => pending.deletions += 1,
+            Err(error) => note(&item.key, error),
+        }
         Ok(())
     })
     .await?;
+    index::each(store, keys::REPAIR_WORKERS_PREFIX, |_| {
+        pending.workers += 1;
+        Ok(())
+    })
+    .await?;
+    let auditor = store.get(&keys::leader(keys::ELECTION_AUDITOR)).await?;
+    pending.auditor = auditor.map(|found| String::from_utf8_lossy(&found.value).into_owned());
+    pending.damaged = damaged;
     Ok(pending)
+}
+
+/// Asks a bookie anything; what it answers does not matter.
+///
+/// # Errors
+/// Why there was no answer.
+pub async fn ping(ctx: &LogContext, bookie: BookieId) -> Result<(), String> {
+    let range = ReadRange {
+        ledger: LedgerId(LEDGER_ID_MAX),
+        first: EntryId::FIRST,
+        last: EntryId::FIRST,
+        bytes_max: 1,
+        entries_max: 1,
+        prefix_bytes: Some(1),
+    };
+    let read = ctx.transport.read(bookie, range);
+    match clock::timeout(PING, read).await {
+        Ok(Err(error @ (BookieError::Unreachable(_) | BookieError::Timeout))) => {
+            Err(error.to_string())
+        }
+        Ok(_) => Ok(()),
+        Err(_) => Err(format!("no answer within {PING:?}")),
+    }
 }
 
 /// Closes an open ledger, as the next owner of its topic would: a writer that is still there finds

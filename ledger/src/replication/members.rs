@@ -2,7 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use aquifer_metadata::store::MetadataStore;
+use aquifer_metadata::record::Record;
+use aquifer_metadata::store::{MetadataStore, Versioned};
 use aquifer_metadata::{keys, record, scan};
 use aquifer_model::id::BookieId;
 use aquifer_proto::v1;
@@ -11,6 +12,9 @@ use crate::error::LedgerError;
 
 /// More bookies than a cluster has.
 const BOOKIES_MAX: usize = 10_000;
+
+/// Unreadable keys and values that are remembered.
+const DAMAGED_LISTED_MAX: usize = 100;
 
 /// A bookie as metadata shows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -31,6 +35,13 @@ impl Member {
         self.cookie.as_ref().is_some_and(leaving)
     }
 
+    /// Whether it lost synced data, and is not restored yet.
+    #[must_use]
+    pub fn is_in_limbo(&self) -> bool {
+        let cookie = self.cookie.as_ref();
+        cookie.is_some_and(|cookie| cookie.limbo_since_ms > 0)
+    }
+
     /// Whether this incarnation is gone for good.
     #[must_use]
     pub fn is_decommissioned(&self) -> bool {
@@ -43,29 +54,58 @@ impl Member {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Members {
     all: BTreeMap<BookieId, Member>,
+    damaged: Vec<String>,
 }
 
 impl Members {
-    /// Reads registrations and cookies.
+    /// Reads registrations and cookies. One that cannot be read does not end it: who is registered
+    /// is there, whatever it says; a cookie asks for nothing.
     ///
     /// # Errors
-    /// When they cannot be listed or one is damaged.
+    /// When they cannot be listed.
     pub async fn load(store: &dyn MetadataStore) -> Result<Members, LedgerError> {
         let mut members = Members::default();
         let (cookies, _) = scan::all(store, keys::COOKIES_PREFIX, BOOKIES_MAX).await?;
         for item in &cookies {
-            if let Ok(keys::Key::Cookie(id)) = item.key.parse() {
-                members.entry(id).cookie = Some(record::decode(item)?);
+            match item.key.parse() {
+                Ok(keys::Key::Cookie(id)) => {
+                    members.entry(id).cookie = members.readable(item);
+                }
+                _ => members.note(&item.key, "not the key of a cookie"),
             }
         }
         // After the cookies: a bookie that starts meanwhile must not appear to be without one.
         let (registered, _) = scan::all(store, keys::BOOKIES_PREFIX, BOOKIES_MAX).await?;
         for item in &registered {
-            if let Ok(keys::Key::Bookie(id)) = item.key.parse() {
-                members.entry(id).registration = Some(record::decode(item)?);
+            match item.key.parse() {
+                Ok(keys::Key::Bookie(id)) => {
+                    let registration = members.readable(item);
+                    members.entry(id).registration = Some(registration.unwrap_or_default());
+                }
+                _ => members.note(&item.key, "not the key of a bookie"),
             }
         }
         Ok(members)
+    }
+
+    fn readable<R: Record>(&mut self, item: &Versioned) -> Option<R> {
+        let decoded = record::decode(item);
+        decoded
+            .map_err(|error| self.note(&item.key, &error.to_string()))
+            .ok()
+    }
+
+    fn note(&mut self, key: &str, what: &str) {
+        tracing::error!(key, what, "what metadata says of a bookie is unreadable");
+        if self.damaged.len() < DAMAGED_LISTED_MAX {
+            self.damaged.push(format!("{key}: {what}"));
+        }
+    }
+
+    /// What could not be read, the first of it.
+    #[must_use]
+    pub fn damaged(&self) -> &[String] {
+        &self.damaged
     }
 
     fn entry(&mut self, id: BookieId) -> &mut Member {

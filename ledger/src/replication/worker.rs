@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use aquifer_metadata::error::MetadataError;
 use aquifer_metadata::keys;
-use aquifer_metadata::store::{Expect, Guard, Session, Transaction};
+use aquifer_metadata::store::{Expect, Guard, Revision, Session, Transaction};
 use aquifer_metadata::{record, store::Operation};
 use aquifer_model::id::{BookieId, EntryId, LedgerId};
 use aquifer_model::limits::METADATA_PAGE_KEYS_MAX;
@@ -21,10 +21,11 @@ use crate::error::LedgerError;
 use crate::ledger_metadata::{self, LedgerInfo};
 use crate::recover::close_by_recovery;
 use crate::replication::ReplicationConfig;
-use crate::replication::copy::{Copier, Pace, Run, Trouble};
+use crate::replication::copy::{Copier, Run, Trouble};
 use crate::replication::marks::{self, Mark};
 use crate::replication::members::Members;
 use crate::replication::plan::{self, Care, Work};
+use crate::replication::share::Share;
 
 /// Times that a record may change under one repair before it is left for the next round.
 const CONFLICTS_MAX: usize = 16;
@@ -65,7 +66,7 @@ pub struct RepairWorker {
     ctx: Arc<LogContext>,
     session: Arc<dyn Session>,
     open_grace: Duration,
-    pace: Pace,
+    share: Arc<Share>,
     holder: String,
     /// Who there is, and when that was read.
     members: (Arc<Members>, Duration),
@@ -84,11 +85,17 @@ impl RepairWorker {
         config: &ReplicationConfig,
         holder: String,
     ) -> RepairWorker {
+        let share = Share::new(
+            Arc::clone(&ctx),
+            Arc::clone(&session),
+            holder.clone(),
+            config.repair_bytes_per_second,
+        );
         RepairWorker {
             ctx,
             session,
             open_grace: Duration::from_millis(config.open_ledger_grace_ms),
-            pace: Pace::new(config.repair_bytes_per_second),
+            share: Arc::new(share),
             holder,
             members: (Arc::default(), Duration::ZERO),
             open: BTreeMap::new(),
@@ -96,11 +103,17 @@ impl RepairWorker {
         }
     }
 
+    /// Its share in the cluster's rate, which whoever runs it for long keeps up to date.
+    pub(crate) fn share(&self) -> Arc<Share> {
+        Arc::clone(&self.share)
+    }
+
     /// Takes every mark once.
     ///
     /// # Errors
     /// When marks or bookies cannot be listed. What fails at a single ledger is counted.
     pub async fn round(&mut self) -> Result<Round, LedgerError> {
+        self.share.take().await?;
         self.load_members().await?;
         let mut round = Round::default();
         let mut seen = BTreeSet::new();
@@ -342,6 +355,7 @@ impl RepairWorker {
                 }
             };
             place = Some(to);
+            let before = self.cookie_revision(to).await?;
             match self.bring(info, members, work, to).await {
                 Err(trouble @ (Trouble::Refused(_) | Trouble::Silent(_))) => {
                     tracing::debug!(bookie = %to, ledger = info.id.0, %trouble, "bookie does not take a copy");
@@ -352,7 +366,13 @@ impl RepairWorker {
                 copied => copied?,
             }
             match self.swap(info, work, to).await? {
-                Swap::Done => return Ok(()),
+                Swap::Done if self.cookie_revision(to).await? == before => return Ok(()),
+                Swap::Done => {
+                    // It lost something, or was asked to leave, after it was chosen.
+                    self.doubt(info, to).await?;
+                    let why = format!("bookie {to} has changed while it got a copy");
+                    return Err(Trouble::Blocked(why));
+                }
                 Swap::Again => {}
                 Swap::Unfit => {
                     unfit.push(to);
@@ -379,6 +399,20 @@ impl RepairWorker {
         let copier = self.copier(info, members);
         let gaps = copier.gaps(to, runs_of(info, work), true).await?;
         copier.copy(&gaps, to).await
+    }
+
+    /// Tells whether a bookie that takes a copy is as it was when the copy began: a cookie is
+    /// written anew whenever its bookie lost data or shall leave.
+    async fn cookie_revision(&self, bookie: BookieId) -> Result<Option<Revision>, LedgerError> {
+        let stored = self.ctx.store.get(&keys::cookie(bookie)).await?;
+        Ok(stored.map(|stored| stored.revision))
+    }
+
+    async fn doubt(&self, info: &LedgerInfo, bookie: BookieId) -> Result<(), LedgerError> {
+        let now_ms = self.ctx.clock.wall_ms();
+        let reason = "a bookie changed while it got a copy";
+        let mark = Mark::new(info.id, &info.home, reason, now_ms).doubted([bookie]);
+        marks::write(&*self.ctx.store, &mark).await.map(drop)
     }
 
     fn choose(&self, unfit: &[BookieId], beside: &[BookieId]) -> Result<BookieId, Trouble> {
@@ -433,7 +467,7 @@ impl RepairWorker {
             ctx: &self.ctx,
             info,
             members,
-            pace: &self.pace,
+            pace: self.share.pace(),
         }
     }
 }

@@ -130,7 +130,7 @@ fn invalid(text: &str) -> Failure {
 }
 
 fn refuse(text: &str, advice: &str) -> Failure {
-    Failure::Final(MetadataError::Invalid(format!("{advice} ({text})")))
+    Failure::Final(MetadataError::Denied(format!("{advice} ({text})")))
 }
 
 fn unavailable(text: &str, advice: &str) -> Failure {

@@ -55,6 +55,7 @@ fn any_key() -> impl Strategy<Value = Key> {
         any_ledger().prop_map(Key::UnderReplicated),
         any_ledger().prop_map(Key::Deletion),
         any_ledger().prop_map(Key::RepairLock),
+        any_name().prop_map(Key::RepairWorker),
         any_name().prop_map(Key::IdRange),
         any_name().prop_map(Key::Cluster),
     ]

@@ -122,3 +122,27 @@ async fn a_group_that_ends_lets_nobody_wait() {
     soon(lease.announced()).await;
     soon(lease.close()).await;
 }
+
+#[tokio::test]
+async fn locks_go_with_the_session_of_the_lease() {
+    let world = World::new().await;
+    let lease = world.lease();
+    let first = soon(lease.session()).await.expect("it is open");
+    let lock = keys::leader("test");
+    let value = Bytes::from_static(b"me");
+    first.put(&lock, value, Expect::Absent).await.unwrap();
+    world.clock.advance(TTL * 2);
+    soon(first.lost()).await;
+    // Another session follows, and what was locked under the first is free.
+    loop {
+        let next = soon(lease.session()).await.expect("it is open");
+        let value = Bytes::from_static(b"again");
+        if next.put(&lock, value, Expect::Absent).await.is_ok() {
+            break;
+        }
+        tokio::task::yield_now().await;
+    }
+    soon(lease.close()).await;
+    assert!(lease.session().await.is_none());
+    assert_eq!(world.store.get(&lock).await.unwrap(), None);
+}

@@ -86,6 +86,8 @@ impl BookieRoleConfig {
         ];
         check_loopback(config.allow_remote, &listeners)?;
         membership::check(&config.cluster_settings())?;
+        let replication = &config.autorecovery.replication;
+        replication.check().map_err(CliError::usage)?;
         Ok((config, unknown))
     }
 
@@ -115,6 +117,7 @@ impl BookieRoleConfig {
         }
         self.allow_remote |= args.cluster.allow_remote;
         self.bookie.accept_loss = args.accept_loss;
+        self.autorecovery.enabled &= !args.no_autorecovery;
         self.bookie.cluster = Some(self.cluster.clone());
         self.bookie.capacity_bytes = (self.capacity_bytes > 0).then_some(self.capacity_bytes);
         settings::place_bookie(&mut self.bookie, &self.data_dir);
@@ -147,6 +150,7 @@ mod tests {
             data_dir: Some("d".into()),
             capacity: Some(7),
             accept_loss: true,
+            no_autorecovery: true,
             cluster: ClusterArgs {
                 cluster: Some(cluster.to_owned()),
                 config: Some(file.path().to_owned()),
@@ -160,6 +164,7 @@ mod tests {
         let bookie = &config.bookie;
         assert_eq!(bookie.cluster.as_deref(), Some("from-flag"));
         assert_eq!((bookie.capacity_bytes, bookie.accept_loss), (Some(7), true));
+        assert!(!config.autorecovery.enabled);
         assert_eq!(bookie.data_dir, PathBuf::from("d/bookie"));
         assert_eq!(config.etcd.password.expose(), "hunter2");
         assert!(BookieRoleConfig::load(&args("no/name")).is_err());

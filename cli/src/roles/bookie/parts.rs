@@ -18,7 +18,7 @@ use crate::roles::loss::report_loss;
 use crate::roles::membership::Membership;
 use crate::roles::process::{self, ANSWERS_DRAIN, DRAIN};
 use crate::roles::serving::{self, Storage};
-use crate::roles::settings::{self, CacheConfig};
+use crate::roles::settings::{self, LedgerSettings};
 use crate::roles::storage::{Seams, open_bookie, part_failed};
 
 /// Task groups, in the order in which they stop.
@@ -100,7 +100,7 @@ impl Parts {
         };
         let cluster = config.cluster_settings();
         let membership = Membership::open(&cluster, seams, &groups.metadata).await?;
-        registration::join(&bookie, &*membership.store)
+        registration::join(&bookie, &*membership.store, seams.clock.wall_ms())
             .await
             .map_err(|error| part_failed("the bookie", &config.data_dir, &error))?;
         let store = Arc::clone(&membership.store);
@@ -148,15 +148,11 @@ async fn host(
         transport: autorecovery::transport(bookie.clone(), storage.transport),
         ..storage
     };
-    // Repair reads everything once: a cache would be of no use to it.
-    let cache = CacheConfig {
-        tail_bytes: 0,
-        read_ahead_bytes: 0,
-        ..CacheConfig::default()
-    };
     let tasks = &groups.autorecovery;
-    let ctx = serving::log_context(storage, &cache, seams, telemetry, tasks);
-    autorecovery::start(bookie, &ctx, &config.autorecovery, tasks);
+    let (cache, ledger) = (serving::no_cache(), LedgerSettings::default());
+    let ctx = serving::log_context(storage, &cache, &ledger, seams, telemetry, tasks);
+    let lease = Some(&membership.lease);
+    autorecovery::start(bookie, &ctx, &config.autorecovery, lease, tasks);
 }
 
 #[async_trait]

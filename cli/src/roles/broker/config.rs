@@ -10,7 +10,7 @@ use crate::exit::CliError;
 use crate::roles::membership;
 use crate::roles::settings::{
     self, CacheConfig, ClusterSettings, DEFAULT_CLUSTER, DEFAULT_METADATA, EtcdSettings,
-    ListenConfig, QuorumSettings, check_loopback,
+    LedgerSettings, ListenConfig, QuorumSettings, check_loopback,
 };
 
 const HTTP_PORT: u16 = 7680;
@@ -29,6 +29,8 @@ pub struct BrokerRoleConfig {
     pub etcd: EtcdSettings,
     /// Replication in namespaces that say nothing else.
     pub quorum: QuorumSettings,
+    /// How ledgers are written.
+    pub ledger: LedgerSettings,
     /// Memory for entries.
     pub cache: CacheConfig,
     /// Health checks and metrics.
@@ -49,6 +51,7 @@ impl Default for BrokerRoleConfig {
             metadata: DEFAULT_METADATA.to_owned(),
             etcd: EtcdSettings::default(),
             quorum: QuorumSettings::default(),
+            ledger: LedgerSettings::default(),
             cache: CacheConfig::default(),
             http: ListenConfig::on_port(HTTP_PORT),
             broker: BrokerConfig::default(),
@@ -99,6 +102,13 @@ impl BrokerRoleConfig {
                 ack: size(quorum.ack()),
             };
         }
+        if let Some(zones) = args.zones_min {
+            self.ledger.zones_min = zones;
+        }
+        if let Some(delay) = args.ensemble_change_delay {
+            let delay_ms = u64::try_from(delay.as_millis()).unwrap_or(u64::MAX);
+            self.ledger.ensemble_change_delay_ms = delay_ms;
+        }
         self.allow_remote |= args.cluster.allow_remote;
         self.broker.cluster.clone_from(&self.cluster);
         self.broker.default_quorum = self.quorum.quorum()?;
@@ -110,6 +120,7 @@ impl BrokerRoleConfig {
         self.broker
             .validate()
             .map_err(|error| CliError::usage(error.to_string()))?;
+        self.ledger.check(self.broker.default_quorum)?;
         let mut listeners = self.protocols.listeners();
         listeners.push(("http", self.http.listen));
         check_loopback(self.allow_remote, &listeners)?;
@@ -133,6 +144,7 @@ impl BrokerRoleConfig {
 #[cfg(test)]
 mod tests {
     use std::io::Write;
+    use std::time::Duration;
 
     use aquifer_model::quorum::Quorum;
 
@@ -163,6 +175,32 @@ mod tests {
         assert_eq!((from_file.topic_idle_ms, &*from_file.cluster), (7, "c"));
         let flag = with_file(true, Some(quorum(5, 4, 2)));
         assert_eq!(flag.default_quorum, quorum(5, 4, 2));
+    }
+
+    #[test]
+    fn how_ledgers_are_written_is_layered_and_checked() {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        file.write_all(b"[ledger]\nquarantine_ms = 5\nzones_min = 2\nshrink_ensembles = false\n")
+            .unwrap();
+        let load = |zones: Option<usize>| {
+            let args = BrokerArgs {
+                zones_min: zones,
+                ensemble_change_delay: Some(Duration::from_secs(2)),
+                cluster: ClusterArgs {
+                    config: Some(file.path().to_owned()),
+                    ..ClusterArgs::default()
+                },
+                ..BrokerArgs::default()
+            };
+            BrokerRoleConfig::load(&args).map(|(config, _)| config.ledger.log_settings())
+        };
+        let settings = load(None).unwrap();
+        assert_eq!((settings.zones_min, settings.shrink_ensembles), (2, false));
+        assert_eq!(settings.quarantine, Duration::from_millis(5));
+        assert_eq!(settings.ensemble_change_delay, Duration::from_secs(2));
+        assert_eq!(load(Some(3)).unwrap().zones_min, 3);
+        let error = load(Some(4)).map(|_| ()).unwrap_err();
+        assert!(error.to_string().contains("zones_min"), "{error}");
     }
 
     #[test]

@@ -76,7 +76,8 @@ impl Parts {
         let (transport, metadata) = (&groups.transport, &groups.metadata);
         let storage =
             serving::cluster_storage(name, &membership, &seams, transport, metadata).await;
-        let log = serving::log_context(storage, &config.cache, &seams, telemetry, &groups.ledger);
+        let (cache, ledger) = (&config.cache, &config.ledger);
+        let log = serving::log_context(storage, cache, ledger, &seams, telemetry, &groups.ledger);
         let (lease, tasks) = (Some(membership.lease.clone()), &groups.broker);
         let broker =
             serving::start_broker(&config.broker, log, &seams, telemetry, tasks, lease).await?;

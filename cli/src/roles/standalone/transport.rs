@@ -102,7 +102,7 @@ impl BookieTransport for InProcess {
                 return;
             }
         }
-        let Err(waits) = self.bookie.try_submit(request, reply) else {
+        let Some(waits) = self.bookie.try_submit(request, reply) else {
             return;
         };
         let mut state = self.held.state.lock();

@@ -66,14 +66,48 @@ async fn marks_are_written_in_bounded_numbers_and_all_come_in_the_end() {
     }
 }
 
+/// Between two scans lies an hour: a bookie's ledgers of that hour are not forgotten.
+#[tokio::test(start_paused = true)]
+async fn ledgers_that_are_younger_than_the_last_scan_are_marked_as_well() {
+    let mut cluster = Cluster::new(5).await;
+    cluster.config.scan_ms = 3_600_000;
+    let mut auditor = cluster.auditor();
+    assert_eq!(auditor.pass().await.unwrap().ledgers, 0);
+    let ledger = cluster.closed(quorum(3, 3, 2), 5).await;
+    cluster.lose(bookie(1)).await;
+    assert_eq!(auditor.pass().await.unwrap().away, 1);
+    let another = cluster.closed(quorum(3, 3, 2), 5).await;
+    cluster.pass_time(Duration::from_secs(600));
+    let report = auditor.pass().await.unwrap();
+    assert_eq!((report.ledgers, report.marked), (2, 1));
+    cluster.worker().await.round().await.unwrap();
+    cluster.assert_whole(ledger, 5).await;
+    // The same when an operator asks for it.
+    auditor.pass().await.unwrap();
+    decommission::set_draining(cluster.store(), bookie(3), true)
+        .await
+        .unwrap();
+    let third = cluster.closed(quorum(3, 3, 2), 5).await;
+    assert!(auditor.pass().await.unwrap().marked > 0);
+    for _ in 0..3 {
+        cluster.worker().await.round().await.unwrap();
+        auditor.pass().await.unwrap();
+    }
+    for ledger in [ledger, another, third] {
+        assert!(!cluster.info(ledger).await.bookies().contains(&bookie(3)));
+        cluster.assert_whole(ledger, 5).await;
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_draining_bookie_is_emptied_and_then_retired() {
     let cluster = Cluster::new(5).await;
     let closed = cluster.closed(quorum(3, 3, 2), 10).await;
     let empty = cluster.closed(quorum(3, 3, 2), 0).await;
     let store = cluster.store();
+    let mut retirement = decommission::Retirement::new(cluster.ctx.clone(), bookie(1));
     assert_eq!(
-        decommission::retire(store, bookie(1), 1).await.unwrap(),
+        retirement.step().await.unwrap(),
         decommission::Retired::Referenced(2)
     );
     decommission::set_draining(store, bookie(1), true)
@@ -91,10 +125,29 @@ async fn a_draining_bookie_is_emptied_and_then_retired() {
         decommission::references(store, bookie(1)).await.unwrap(),
         (0, true)
     );
-    assert_eq!(
-        decommission::retire(store, bookie(1), 1).await.unwrap(),
-        decommission::Retired::Yes
-    );
+    // Somebody may choose it for as long as it is announced as writable, and a moment longer.
+    let mut step = async || retirement.step().await.unwrap();
+    assert_eq!(step().await, decommission::Retired::Announced);
+    cluster.pass_time(Duration::from_secs(60));
+    assert_eq!(step().await, decommission::Retired::Announced);
+    let hears = v1::BookieRecord {
+        read_only: true,
+        ..v1::BookieRecord::default()
+    };
+    let hears = Operation::Put {
+        key: keys::bookie(bookie(1)),
+        value: record::encode(hears),
+        expect: Expect::Any,
+    };
+    cluster.change(hears).await;
+    assert_eq!(step().await, decommission::Retired::Announced);
+    // A writer that had not heard creates a ledger there.
+    let late = cluster.open_on(quorum(1, 1, 1), vec![bookie(1)]).await;
+    cluster.pass_time(Duration::from_secs(60));
+    assert_eq!(step().await, decommission::Retired::Referenced(1));
+    cluster.close(&late).await;
+    cluster.repair_all().await;
+    assert_eq!(step().await, decommission::Retired::Yes);
     let members = Members::load(store).await.unwrap();
     assert!(members.get(bookie(1)).unwrap().is_decommissioned());
 }

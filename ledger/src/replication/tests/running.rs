@@ -1,6 +1,7 @@
 //! The tasks that a process runs, on a store with sessions and watches: one audits, all repair.
 
 use aquifer_metadata::embedded::{EmbeddedOptions, EmbeddedStore};
+use aquifer_metadata::scan;
 use aquifer_runtime::clock::SystemClock;
 use aquifer_runtime::disk::RealDisk;
 use aquifer_runtime::task::TaskGroup;
@@ -16,6 +17,47 @@ async fn no_ledger_names(cluster: &Cluster, ledger: LedgerId, bookie: BookieId) 
         }
     });
     assert!(waited.await.is_ok(), "never repaired");
+}
+
+/// Waits until there are so many keys below a prefix.
+async fn eventually_keys(cluster: &Cluster, prefix: &str, count: usize) {
+    let waited = clock::timeout(PATIENCE, async {
+        while scan::all(cluster.store(), prefix, 100)
+            .await
+            .unwrap()
+            .0
+            .len()
+            != count
+        {
+            clock::sleep(Duration::from_millis(5)).await;
+        }
+    });
+    assert!(waited.await.is_ok(), "never {count} keys below {prefix}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn workers_share_the_rate_of_the_cluster() {
+    let mut cluster = Cluster::new(3).await;
+    cluster.config.repair_bytes_per_second = 900;
+    let mut workers = Vec::new();
+    for (name, share) in [("one", 900), ("two", 450), ("three", 300)] {
+        let session = cluster.session().await;
+        let (ctx, config) = (cluster.ctx.clone(), &cluster.config);
+        let mut worker = RepairWorker::new(ctx, session.clone(), config, name.to_owned());
+        worker.round().await.unwrap();
+        assert_eq!(worker.share().pace().bytes_per_second(), share);
+        workers.push((worker, session));
+    }
+    // The first learns of the others while it is at work, and of the end of one.
+    let share = workers[0].0.share();
+    let keep = share.keep();
+    tokio::pin!(keep);
+    let step = Duration::from_secs(10);
+    assert!(clock::timeout(step, &mut keep).await.is_err());
+    assert_eq!(share.pace().bytes_per_second(), 300);
+    workers[2].1.close().await.unwrap();
+    assert!(clock::timeout(step, &mut keep).await.is_err());
+    assert_eq!(share.pace().bytes_per_second(), 450);
 }
 
 #[tokio::test]
@@ -52,19 +94,29 @@ async fn another_process_takes_over_when_the_auditor_ends() {
         let group = TaskGroup::new(name);
         let (ctx, config) = (cluster.ctx.clone(), cluster.config.clone());
         let shutdown = group.shutdown_token();
-        group.spawn("replication", run(ctx, config, name.to_owned(), shutdown));
-        group
+        let ttl = Duration::from_secs(6);
+        let lease = Lease::start(ctx.store.clone(), ttl, ctx.rng.clone(), &group);
+        group.spawn(
+            "replication",
+            run(ctx, config, name.to_owned(), lease.clone(), shutdown),
+        );
+        (group, lease)
     });
+    eventually_keys(&cluster, keys::REPAIR_WORKERS_PREFIX, 2).await;
     cluster.lose(bookie(1)).await;
     no_ledger_names(&cluster, ledger, bookie(1)).await;
     let key = keys::leader(keys::ELECTION_AUDITOR);
     let leader = cluster.store().get(&key).await.unwrap();
     let leader = leader.expect("somebody audits").value;
     let first = usize::from(leader == "two");
-    assert_eq!(processes[first].drain(PATIENCE).await, 0);
+    // What it holds goes with the lease of its process, as at the end of one.
+    processes[first].1.close().await;
+    eventually_keys(&cluster, keys::REPAIR_WORKERS_PREFIX, 1).await;
+    assert_eq!(processes[first].0.drain(PATIENCE).await, 0);
     cluster.lose(bookie(2)).await;
     no_ledger_names(&cluster, ledger, bookie(2)).await;
     cluster.assert_whole(ledger, 10).await;
-    assert_eq!(processes[1 - first].drain(PATIENCE).await, 0);
+    processes[1 - first].1.close().await;
+    assert_eq!(processes[1 - first].0.drain(PATIENCE).await, 0);
     tasks.drain(PATIENCE).await;
 }

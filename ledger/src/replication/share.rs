@@ -1,0 +1,85 @@
+//! The share of one repair worker in the rate of the whole cluster.
+//!
+//! Workers announce themselves under their sessions, and each takes the rate divided by how many
+//! there are. So the sum stays within the rate, but for the moment until a new one is noticed; a
+//! worker that died stops counting when its session ends.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use aquifer_metadata::store::{Expect, Session};
+use aquifer_metadata::{keys, record, scan};
+use aquifer_proto::v1;
+use aquifer_runtime::clock;
+
+use crate::context::LogContext;
+use crate::error::LedgerError;
+use crate::replication::copy::Pace;
+
+/// More workers than a cluster has.
+const WORKERS_MAX: usize = 10_000;
+/// How often it is looked how many workers there are.
+const LOOK: Duration = Duration::from_secs(2);
+
+/// A worker among others.
+pub(crate) struct Share {
+    ctx: Arc<LogContext>,
+    session: Arc<dyn Session>,
+    holder: String,
+    bytes_per_second: u64,
+    pace: Arc<Pace>,
+    announced: AtomicBool,
+}
+
+impl Share {
+    /// A worker that is not announced yet, with the whole rate until it was.
+    pub(crate) fn new(
+        ctx: Arc<LogContext>,
+        session: Arc<dyn Session>,
+        holder: String,
+        bytes_per_second: u64,
+    ) -> Share {
+        Share {
+            ctx,
+            session,
+            holder,
+            bytes_per_second,
+            pace: Arc::new(Pace::new(bytes_per_second)),
+            announced: AtomicBool::new(false),
+        }
+    }
+
+    /// What it may read now.
+    pub(crate) fn pace(&self) -> &Pace {
+        &self.pace
+    }
+
+    /// Announces the worker if need be, and takes its share among those that are there.
+    pub(crate) async fn take(&self) -> Result<(), LedgerError> {
+        if !self.announced.load(Ordering::Relaxed) {
+            let key = keys::repair_worker(&self.holder);
+            let value = record::encode(v1::LockRecord {
+                holder: self.holder.clone(),
+            });
+            self.session.put(&key, value, Expect::Any).await?;
+            self.announced.store(true, Ordering::Relaxed);
+        }
+        let prefix = keys::REPAIR_WORKERS_PREFIX;
+        let (workers, _) = scan::all(&*self.ctx.store, prefix, WORKERS_MAX).await?;
+        let share = self.bytes_per_second / workers.len().max(1) as u64;
+        self.pace.set_rate(share);
+        self.ctx.metrics.repair.rate.record(share, &[]);
+        Ok(())
+    }
+
+    /// Takes it again and again: a large ledger is copied for longer than others stay away.
+    pub(crate) async fn keep(&self) {
+        loop {
+            if let Err(error) = self.take().await {
+                tracing::debug!(%error, "the number of repair workers is not known");
+            }
+            clock::sleep(LOOK).await;
+        }
+    }
+}
