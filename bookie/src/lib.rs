@@ -131,7 +131,7 @@ impl Bookie {
     ///
     /// # Errors
     /// Only `NoSuchLedger`, `NoSuchEntry` and `Deleted` are negatives; see
-    /// [`BookieError`](aquifer_model::storage::BookieError).
+    /// [`BookieError`].
     pub async fn read(&self, range: ReadRange) -> BookieResult<ReadBatch> {
         self.core.read(range).await
     }

@@ -68,8 +68,8 @@ struct Args {
 #[tokio::main]
 async fn main() -> ExitCode {
     let args = Args::parse();
-    if !is_privileged() {
-        eprintln!("skipped: namespaces and power cuts need root and loop devices");
+    if !is_privileged() || !net::is_possible() {
+        eprintln!("skipped: power cuts and partitions need root, loop devices and namespaces");
         return ExitCode::SUCCESS;
     }
     match run(&args).await {

@@ -29,6 +29,21 @@ pub struct Network {
     cuts: BTreeMap<Cut, u32>,
 }
 
+/// Whether this system lets us have such a network: some containers do not.
+pub fn is_possible() -> bool {
+    let (bridge, space) = ("aqprobe", format!("aqprobe{}", std::process::id()));
+    let made = ip(&["netns", "add", &space])
+        .and_then(|()| ip(&["netns", "exec", &space, "nft", "list", "ruleset"]))
+        .and_then(|()| {
+            ip(&["-n", &space, "link", "add", bridge, "type", "bridge"])?;
+            ip(&[
+                "-n", &space, "link", "add", "aqp0", "type", "veth", "peer", "name", "aqp1",
+            ])
+        });
+    let _ = ip(&["netns", "del", &space]);
+    made.is_ok()
+}
+
 impl Network {
     /// Builds the bridge.
     ///
