@@ -143,6 +143,8 @@ async fn closed(ledgers: usize) -> Result<()> {
         topics * LEDGERS_PER_TOPIC
     );
     report(&cluster, &directory, "right after")?;
+    processes::compact(&url)?;
+    report(&cluster, &directory, "with etcd compacted")?;
     audit(&context).await?;
     for bookie in ["bookie-1", "bookie-2"] {
         let pid = cluster.process(bookie)?.pid;
@@ -172,9 +174,9 @@ fn report(cluster: &Cluster, directory: &std::path::Path, when: &str) -> Result<
         }
     }
     println!(
-        "{when}: resident {}; etcd's files {} MiB, a bookie's {} MiB",
+        "{when}: resident {}; etcd's database {} MiB, a bookie's files {} MiB",
         bookies.join(", "),
-        processes::size_of(&directory.join("etcd"))? >> 20,
+        processes::size_of(&directory.join("etcd/member/snap"))? >> 20,
         processes::size_of(&directory.join("bookie-1"))? >> 20,
     );
     Ok(())

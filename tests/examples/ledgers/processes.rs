@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 use aquifer_harness::cluster::Cluster;
@@ -9,6 +10,7 @@ use aquifer_runtime::clock::{Clock, SystemClock};
 use aquifer_runtime::config::env;
 use aquifer_runtime::rng::{Rng, SystemRng};
 use rustix::process::{Pid, test_kill_process};
+use serde_json::Value;
 
 /// A directory that nobody uses.
 pub fn directory() -> Result<PathBuf> {
@@ -57,5 +59,25 @@ pub fn wait_gone(pid: i32) -> Result<()> {
         ensure!(waited.as_secs() < 60, "it does not end");
         std::thread::yield_now();
     }
+    Ok(())
+}
+
+/// Lets etcd forget all but the present, and gives back what that took.
+pub fn compact(etcd: &str) -> Result<()> {
+    let run = |arguments: &[&str]| -> Result<Value> {
+        let output = Command::new("etcdctl")
+            .env("ETCDCTL_API", "3")
+            .args(["--endpoints", etcd, "--command-timeout", "60s"])
+            .args(arguments)
+            .output()?;
+        let told = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "etcdctl {arguments:?}: {told}");
+        Ok(serde_json::from_slice(&output.stdout).unwrap_or_default())
+    };
+    let status = run(&["endpoint", "status", "--write-out", "json"])?;
+    let revision = status[0]["Status"]["header"]["revision"].as_u64();
+    let revision = revision.context("a revision")?.to_string();
+    run(&["compact", "--physical", &revision])?;
+    run(&["defrag"])?;
     Ok(())
 }
