@@ -92,14 +92,17 @@ impl Members {
     /// Where a broker is reached, as far as it is known here.
     pub(crate) fn url(&self, broker: BrokerId) -> Option<String> {
         let found = self.cache.get(&keys::broker(broker))?;
-        parse(&found).and_then(|member| self.not_replaced(member))
+        self.not_replaced(parse(&found)?)
     }
 
     /// A broker that was reached where this one is now was its predecessor: its announcement may
     /// outlive it by a lease, but nobody has to wait for that.
+    fn is_replaced(&self, member: &Member) -> bool {
+        member.id != self.me && member.url == self.announced.lock().url
+    }
+
     fn not_replaced(&self, member: Member) -> Option<String> {
-        let is_predecessor = member.id != self.me && member.url == self.announced.lock().url;
-        (!is_predecessor).then_some(member.url)
+        (!self.is_replaced(&member)).then_some(member.url)
     }
 
     /// Where a broker is reached, as metadata says now; `None` when it is gone.
@@ -118,9 +121,8 @@ impl Members {
         let free = self.all().into_iter().filter(|member| {
             !member.draining
                 && Some(member.id) != without
-                && self
-                    .not_replaced(member.clone())
-                    .is_some_and(|url| !url.is_empty())
+                && !member.url.is_empty()
+                && !self.is_replaced(member)
         });
         free.max_by_key(|member| rank(what, member.id))
     }

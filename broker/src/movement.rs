@@ -204,9 +204,6 @@ pub(crate) async fn drain(topics: &Arc<Topics>) {
         }
     }
     // The watch that sees these moves ends the topics; it is over when none of them is left.
-    for owned in shared.ownership.all().await {
-        look(topics, cluster, owned).await;
-    }
     topics.wait_empty(DRAIN_MAX).await;
 }
 

@@ -11,6 +11,7 @@ use aquifer_harness::checker::{
     Logged, appends_in_real_time, dense, ledgers_in_one_list, nothing_invented, nothing_lost,
     nothing_twice, producers_in_order, readers_agree,
 };
+use aquifer_harness::log;
 use aquifer_harness::server::binary;
 use aquifer_metadata::etcd::{EtcdConfig, EtcdStore};
 use aquifer_metadata::store::{MetadataStore, Versioned};
@@ -21,7 +22,7 @@ use aquifer_runtime::rng::SystemRng;
 use aquifer_runtime::task::TaskGroup;
 
 use crate::cluster::{Cluster, NAME};
-use crate::traffic::{History, TOPICS, crc, payload, read, topic};
+use crate::traffic::{History, TOPICS, crc, payload, topic};
 
 /// How long repair may take until every replica is whole again.
 const REPAIR: Duration = Duration::from_secs(300);
@@ -100,7 +101,7 @@ async fn read_patiently(
 ) -> Result<Vec<Logged>> {
     let started = SystemClock.monotonic();
     loop {
-        match read(client, topic).await {
+        match log::read(client, topic).await {
             Ok(log) => return Ok(log),
             Err(error) if SystemClock.monotonic() - started > LOAD => return Err(error),
             Err(_) => cluster.revive()?,

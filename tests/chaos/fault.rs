@@ -4,7 +4,8 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
+use aquifer_harness::command::run;
 use aquifer_harness::fault::{files, flip_bit};
 use aquifer_runtime::clock::sleep;
 use aquifer_runtime::rng::Rng;
@@ -372,7 +373,7 @@ fn fill(cluster: &Cluster, at: usize) -> Result<PathBuf> {
     let mount = &cluster.bookies[at].mount;
     let balloon = mount.path().join("balloon");
     let bytes = mount.available()?.saturating_sub(1 << 20).to_string();
-    run("fallocate", &["-l", &bytes, &balloon.display().to_string()])?;
+    run(Command::new("fallocate").args(["-l", &bytes]).arg(&balloon))?;
     Ok(balloon)
 }
 
@@ -436,21 +437,10 @@ fn compact(cluster: &Cluster) -> Result<()> {
 }
 
 fn etcdctl(endpoint: &str, arguments: &[&str]) -> Result<String> {
-    let output = Command::new("etcdctl")
+    let mut command = Command::new("etcdctl");
+    command
         .env("ETCDCTL_API", "3")
         .args(["--endpoints", endpoint, "--command-timeout", "2s"])
-        .args(arguments)
-        .output()
-        .context("etcdctl cannot be run: tools/prerequisites.sh installs it")?;
-    let errors = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "etcdctl {arguments:?}: {errors}");
-    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
-}
-
-fn run(program: &str, arguments: &[&str]) -> Result<()> {
-    let output = Command::new(program).args(arguments).output();
-    let output = output.with_context(|| format!("{program} cannot be run"))?;
-    let errors = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "{program} {arguments:?}: {errors}");
-    Ok(())
+        .args(arguments);
+    run(&mut command)
 }

@@ -8,6 +8,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
+use aquifer_harness::command::run;
 
 /// Where clients are: outside of every namespace.
 pub const CLIENTS: u8 = 1;
@@ -221,15 +222,5 @@ fn sweep() {
 }
 
 fn ip(arguments: &[&str]) -> Result<()> {
-    let output = Command::new("ip")
-        .args(arguments)
-        .output()
-        .context("ip cannot be run")?;
-    let errors = String::from_utf8_lossy(&output.stderr);
-    ensure!(
-        output.status.success(),
-        "ip {}: {errors}",
-        arguments.join(" ")
-    );
-    Ok(())
+    run(Command::new("ip").args(arguments)).map(drop)
 }

@@ -5,8 +5,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use aquifer_client::{Client, Message, PendingSend, ReceivedMessage};
-use aquifer_harness::checker::{Acknowledged, Append, Logged};
+use aquifer_client::{Client, Message, PendingSend};
+use aquifer_harness::checker::{Acknowledged, Append};
 use aquifer_model::id::Index;
 use aquifer_model::place::Place;
 use aquifer_runtime::clock::{SharedClock, SystemClock, sleep};
@@ -407,28 +407,5 @@ async fn follow(
             }
         }
         sleep(Duration::from_millis(100)).await;
-    }
-}
-
-/// Reads a topic from its beginning to its end.
-///
-/// # Errors
-/// Every one: nothing disturbs it.
-pub async fn read(client: &Client, topic: &str) -> Result<Vec<Logged>> {
-    let reader = client.reader(topic).start(Place::Earliest).open().await?;
-    let mut log = Vec::new();
-    while let Some(message) = reader.next_available().await? {
-        log.push(logged(message));
-    }
-    Ok(log)
-}
-
-fn logged(message: ReceivedMessage) -> Logged {
-    Logged {
-        producer: message.producer_name.to_string(),
-        sequence_id: message.sequence_id,
-        payload: message.payload.to_vec(),
-        position: message.position,
-        index: message.index.0,
     }
 }

@@ -9,6 +9,7 @@ use anyhow::{Context, Result, bail, ensure};
 use aquifer_runtime::net::{ListenAddress, bind};
 use rustix::process::{Pid, Signal, kill_process};
 
+use crate::command::{missing, run};
 use crate::http;
 use crate::wait::until;
 
@@ -362,26 +363,6 @@ impl Drop for Etcd {
             let _ = self.kill(number);
         }
     }
-}
-
-fn missing(program: &'static str) -> impl Fn(std::io::Error) -> anyhow::Error {
-    move |error| {
-        anyhow::anyhow!("{program} cannot be run ({error}): tools/prerequisites.sh installs it")
-    }
-}
-
-fn run(command: &mut Command) -> Result<String> {
-    let program = match command.get_program().to_str() {
-        Some("openssl") => "openssl",
-        _ => "etcdctl",
-    };
-    let output = command.output().map_err(missing(program))?;
-    ensure!(
-        output.status.success(),
-        "{command:?}: {}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
 /// Ports that were free a moment ago.

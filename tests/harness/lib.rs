@@ -5,10 +5,12 @@
 
 pub mod checker;
 pub mod cluster;
+pub mod command;
 pub mod data;
 pub mod etcd;
 pub mod fault;
 pub mod http;
+pub mod log;
 pub mod mount;
 pub mod proxy;
 pub mod server;

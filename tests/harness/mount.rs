@@ -4,7 +4,9 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result};
+
+use crate::command;
 
 /// Whether this process may mount; tests that need it say so and end when it may not.
 #[must_use]
@@ -125,11 +127,5 @@ fn text(path: &Path) -> Result<&str> {
 }
 
 fn run(program: &str, arguments: &[&str]) -> Result<()> {
-    let output = match Command::new(program).args(arguments).output() {
-        Ok(output) => output,
-        Err(error) => bail!("{program}: {error}"),
-    };
-    let errors = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "{program} {arguments:?}: {errors}");
-    Ok(())
+    command::run(Command::new(program).args(arguments)).map(drop)
 }

@@ -8,11 +8,13 @@ pub mod load;
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
-use aquifer_harness::checker::{Logged, dense, nothing_lost, nothing_twice, producers_in_order};
+use aquifer_harness::checker::{
+    Acknowledged, dense, nothing_lost, nothing_twice, producers_in_order,
+};
 use aquifer_harness::cluster::Cluster;
+use aquifer_harness::log;
 use aquifer_harness::server::aquifer;
 use aquifer_harness::wait::{until, within};
-use aquifer_model::place::Place;
 
 use load::{Load, TOPIC};
 
@@ -30,33 +32,27 @@ fn run(cluster: &Cluster, words: &[&str]) -> Result<String> {
     Ok(String::from_utf8(output.stdout)?)
 }
 
-/// The topic as a reader sees it.
-async fn log_of(cluster: &Cluster, topic: &str) -> Result<Vec<Logged>> {
-    let reader = cluster.client()?.reader(topic).start(Place::Earliest);
-    let reader = reader.open().await?;
-    let mut log = Vec::new();
-    while let Some(message) = reader.next_available().await? {
-        log.push(Logged {
-            producer: message.producer_name.to_string(),
-            sequence_id: message.sequence_id,
-            payload: message.payload.to_vec(),
-            position: message.position,
-            index: message.index.0,
-        });
-    }
-    Ok(log)
-}
-
-/// Ends the load, and checks what is there against what was acknowledged (I1, I7, I8).
+/// Ends the load, and checks what is there.
 pub async fn check(cluster: &Cluster, load: Load) -> Result<()> {
     let acknowledged = load.finish().await?;
-    let log = within("reading the log", log_of(cluster, TOPIC)).await?;
-    nothing_lost(&acknowledged, &log)?;
+    check_topic(cluster, TOPIC, &acknowledged).await?;
+    eprintln!("{} acknowledged messages are there", acknowledged.len());
+    Ok(())
+}
+
+/// Checks what is in a topic against what was acknowledged (I1, I7, I8).
+async fn check_topic(cluster: &Cluster, topic: &str, acknowledged: &[Acknowledged]) -> Result<()> {
+    let client = cluster.client()?;
+    let log = within("reading the log", log::read(&client, topic)).await?;
+    nothing_lost(acknowledged, &log)?;
     nothing_twice(&log)?;
     producers_in_order(&log)?;
     dense(&log)?;
-    ensure!(log.len() == acknowledged.len(), "{} in the log", log.len());
-    eprintln!("{} acknowledged messages are there", acknowledged.len());
+    ensure!(
+        log.len() == acknowledged.len(),
+        "{} in the log of {topic}",
+        log.len()
+    );
     Ok(())
 }
 

@@ -14,7 +14,7 @@ use crate::exit::CliError;
 use crate::output::Output;
 use crate::roles::autorecovery::config::AutorecoveryRoleConfig;
 use crate::roles::autorecovery::parts::Parts;
-use crate::roles::process::{self, Parts as _, Signals};
+use crate::roles::process::{self, Signals};
 
 /// Repairs until it is told to end. `began` is when the process did.
 pub async fn run(args: AutorecoveryArgs, began: Duration, out: &Output) -> Result<(), CliError> {
@@ -25,12 +25,8 @@ pub async fn run(args: AutorecoveryArgs, began: Duration, out: &Output) -> Resul
     let mut signals = Signals::listen()?;
     let telemetry = process::start_telemetry(&config.telemetry, &unknown)?;
     let start = Parts::start(&config, &telemetry);
-    let parts = signals.or_start(start).await?;
-    parts.set_serving(true);
-    greet(&config, &parts, process::ready_ms(began), out)?;
-    let ended = process::serve(&parts, &mut signals).await;
-    telemetry.shutdown();
-    ended
+    let greet = |parts: &Parts| greet(&config, parts, process::ready_ms(began), out);
+    process::live(start, greet, &mut signals, &telemetry).await
 }
 
 fn greet(

@@ -15,7 +15,7 @@ use crate::exit::CliError;
 use crate::output::Output;
 use crate::roles::bookie::config::BookieRoleConfig;
 use crate::roles::bookie::parts::Parts;
-use crate::roles::process::{self, Parts as _, Signals};
+use crate::roles::process::{self, Signals};
 
 /// Runs a bookie until it is told to end. `began` is when the process did.
 pub async fn run(args: BookieArgs, began: Duration, out: &Output) -> Result<(), CliError> {
@@ -27,11 +27,8 @@ pub async fn run(args: BookieArgs, began: Duration, out: &Output) -> Result<(), 
     let telemetry = process::start_telemetry(&config.telemetry, &unknown)?;
     let lock = process::lock_data_dir(&config.data_dir)?;
     let start = Parts::start(&config, &telemetry, out);
-    let parts = signals.or_start(start).await?;
-    parts.set_serving(true);
-    greet(&config, &parts, process::ready_ms(began), out)?;
-    let ended = process::serve(&parts, &mut signals).await;
-    telemetry.shutdown();
+    let greet = |parts: &Parts| greet(&config, parts, process::ready_ms(began), out);
+    let ended = process::live(start, greet, &mut signals, &telemetry).await;
     drop(lock);
     ended
 }

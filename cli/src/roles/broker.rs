@@ -1,5 +1,5 @@
-//! A broker of a cluster: it owns every topic that it is asked for, and stores nothing itself. Only
-//! wiring is here.
+//! A broker of a cluster: it serves the topics of the bundles that it owns, and stores nothing itself.
+//! Only wiring is here.
 
 mod config;
 mod parts;
@@ -13,7 +13,7 @@ use crate::exit::CliError;
 use crate::output::Output;
 use crate::roles::broker::config::BrokerRoleConfig;
 use crate::roles::broker::parts::Parts;
-use crate::roles::process::{self, Parts as _, Signals};
+use crate::roles::process::{self, Signals};
 
 /// Runs a broker until it is told to end. `began` is when the process did.
 pub async fn run(args: BrokerArgs, began: Duration, out: &Output) -> Result<(), CliError> {
@@ -24,12 +24,8 @@ pub async fn run(args: BrokerArgs, began: Duration, out: &Output) -> Result<(), 
     let mut signals = Signals::listen()?;
     let telemetry = process::start_telemetry(&config.telemetry, &unknown)?;
     let start = Parts::start(&config, &telemetry);
-    let parts = signals.or_start(start).await?;
-    parts.set_serving(true);
-    greet(&config, &parts, process::ready_ms(began), out)?;
-    let ended = process::serve(&parts, &mut signals).await;
-    telemetry.shutdown();
-    ended
+    let greet = |parts: &Parts| greet(&config, parts, process::ready_ms(began), out);
+    process::live(start, greet, &mut signals, &telemetry).await
 }
 
 fn greet(

@@ -101,6 +101,25 @@ pub fn ready_ms(began: Duration) -> u64 {
     u64::try_from(took.as_millis()).unwrap_or(u64::MAX)
 }
 
+/// The life of a role between its start and its end: waits until its parts serve, greets, serves
+/// until it is told to end, and stops.
+///
+/// # Errors
+/// When it does not start, a part failed, or a second signal cut the stop short.
+pub async fn live<P: Parts>(
+    start: impl Future<Output = Result<P, CliError>>,
+    greet: impl FnOnce(&P) -> Result<(), CliError>,
+    signals: &mut Signals,
+    telemetry: &Telemetry,
+) -> Result<(), CliError> {
+    let parts = signals.or_start(start).await?;
+    parts.set_serving(true);
+    greet(&parts)?;
+    let ended = serve(&parts, signals).await;
+    telemetry.shutdown();
+    ended
+}
+
 /// Serves until the process is told to end or a part fails, then stops every part.
 ///
 /// # Errors

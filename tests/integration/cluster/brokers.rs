@@ -4,13 +4,11 @@
 use std::collections::BTreeSet;
 
 use anyhow::{Context, Result, ensure};
-use aquifer_harness::checker::{dense, nothing_lost, nothing_twice, producers_in_order};
 use aquifer_harness::cluster::Cluster;
-use aquifer_harness::wait::within;
 use serde_json::Value;
 
 use super::load::Load;
-use super::{log_of, run, start};
+use super::{check_topic, run, start};
 
 const NAMESPACE: &str = "public/default";
 const BROKERS: [&str; 3] = ["broker-1", "broker-2", "broker-3"];
@@ -131,17 +129,7 @@ async fn check(cluster: &Cluster, load: Load) -> Result<()> {
             .filter(|sent| sent.producer == name)
             .cloned();
         let sent: Vec<_> = sent.collect();
-        let log = within("reading the log", log_of(cluster, topic)).await?;
-        nothing_lost(&sent, &log).with_context(|| topic.clone())?;
-        nothing_twice(&log)?;
-        producers_in_order(&log)?;
-        dense(&log)?;
-        ensure!(
-            log.len() == sent.len(),
-            "{topic} has {} for {}",
-            log.len(),
-            sent.len()
-        );
+        check_topic(cluster, topic, &sent).await.context(name)?;
     }
     Ok(())
 }

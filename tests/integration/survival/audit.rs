@@ -1,14 +1,14 @@
 //! The authoritative log, read twice, against the history.
 
 use anyhow::{Result, ensure};
-use aquifer_client::{Message, ReceivedMessage, SubscriptionType};
+use aquifer_client::{Message, SubscriptionType};
 use aquifer_harness::checker::{
     Logged, delivered_at_least_once, dense, nothing_lost, nothing_twice, producers_in_order,
     readers_agree,
 };
+use aquifer_harness::log;
 use aquifer_harness::server::Server;
 use aquifer_harness::wait::within;
-use aquifer_model::place::Place;
 
 use super::traffic::{History, SUBSCRIPTION, TOPIC};
 
@@ -39,27 +39,7 @@ pub async fn check(server: &mut Server, history: History) -> Result<()> {
 }
 
 async fn read(server: &Server) -> Result<Vec<Logged>> {
-    let reader = server
-        .client()?
-        .reader(TOPIC)
-        .start(Place::Earliest)
-        .open()
-        .await?;
-    let mut log = Vec::new();
-    while let Some(message) = reader.next_available().await? {
-        log.push(logged(message));
-    }
-    Ok(log)
-}
-
-fn logged(message: ReceivedMessage) -> Logged {
-    Logged {
-        producer: message.producer_name.to_string(),
-        sequence_id: message.sequence_id,
-        payload: message.payload.to_vec(),
-        position: message.position,
-        index: message.index.0,
-    }
+    log::read(&server.client()?, TOPIC).await
 }
 
 /// After the restart nothing is left to deliver: a message published now is the first to arrive.

@@ -68,22 +68,6 @@ fn every_known_defect_is_found_when_it_is_put_back() {
             Ok(seen) => panic!("{defect:?} is not found in {} states", seen.states),
             Err(violation) => println!("{defect:?}: {violation}"),
         }
-        let sound = Setting {
-            defect: None,
-            recoverers: Setting::finds(defect).recoverers.min(1),
-            ..Setting::finds(defect)
-        };
-        let seen = sound.search(Schedules::Reduced);
-        let seen = seen.unwrap_or_else(|violation| panic!("without {defect:?}: {violation}"));
-        println!("  without it: {} states, depth {}", seen.states, seen.depth);
-    }
-}
-
-/// The reduction hides no defect: minutes, and so not part of every run.
-#[test]
-#[ignore = "takes minutes: cargo test -p aquifer-simulation --test model -- --ignored"]
-fn every_known_defect_is_found_among_reduced_schedules() {
-    for defect in Defect::IN_MODEL {
         // With two recoverers there are too many states for every test run (`model --large`), and
         // going deep first finds nothing soon.
         if Setting::finds(defect).recoverers == 1 {
@@ -92,5 +76,13 @@ fn every_known_defect_is_found_among_reduced_schedules() {
                 Err(violation) => println!("{defect:?}, reduced: {violation}"),
             }
         }
+        let sound = Setting {
+            defect: None,
+            recoverers: Setting::finds(defect).recoverers.min(1),
+            ..Setting::finds(defect)
+        };
+        let seen = sound.search(Schedules::Reduced);
+        let seen = seen.unwrap_or_else(|violation| panic!("without {defect:?}: {violation}"));
+        println!("  without it: {} states, depth {}", seen.states, seen.depth);
     }
 }
