@@ -86,3 +86,14 @@ fn every_known_defect_is_found_when_it_is_put_back() {
         println!("  without it: {} states, depth {}", seen.states, seen.depth);
     }
 }
+
+/// The thread that finds a violation once left the other waiting for work, for ever.
+#[test]
+fn a_search_that_finds_something_ends_for_both_threads() {
+    for _ in 0..2_000 {
+        for defect in [Defect::AckBeforeQuorum, Defect::FenceNotDurable] {
+            let found = Setting::finds(defect).search(Schedules::Reduced);
+            assert!(found.is_err(), "{defect:?} is not found");
+        }
+    }
+}

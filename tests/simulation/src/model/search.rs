@@ -193,6 +193,7 @@ impl Search<'_> {
     }
 
     fn work(&self) {
+        let _end = WakesAtEnd(self);
         let mut open = Vec::new();
         while self.refill(&mut open) {
             while let Some(Open { world, way, depth }) = open.pop() {
@@ -293,6 +294,23 @@ impl Search<'_> {
             self.changed.notify_one();
         }
         true
+    }
+}
+
+/// A thread that leaves, with a violation or in a panic, lets no other wait for what it would have
+/// shared.
+struct WakesAtEnd<'s, 'a>(&'s Search<'a>);
+
+impl Drop for WakesAtEnd<'_, '_> {
+    fn drop(&mut self) {
+        let mut shared = self.0.shared.lock();
+        if std::thread::panicking() {
+            shared
+                .violation
+                .get_or_insert_with(|| "a thread of the search panicked".to_owned());
+            self.0.hungry.store(true, Ordering::Relaxed);
+        }
+        self.0.changed.notify_all();
     }
 }
 
