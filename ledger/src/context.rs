@@ -71,6 +71,8 @@ pub struct LogSettings {
     /// With too few bookies for a whole ensemble, new ledgers get a smaller one, down to the ack
     /// quorum, instead of an error.
     pub shrink_ensembles: bool,
+    /// How often a ledger with a smaller ensemble looks whether bookies for a whole one are back.
+    pub widen_pause: Duration,
     /// Recovery reads on their way at once.
     pub recovery_window_entries: u32,
     /// First pause between attempts to recover a ledger or to open one; doubles up to the last.
@@ -95,6 +97,7 @@ impl Default for LogSettings {
             quarantine: Duration::from_secs(300),
             zones_min: 0,
             shrink_ensembles: true,
+            widen_pause: Duration::from_secs(1),
             recovery_window_entries: 64,
             retry_backoff_min: Duration::from_millis(20),
             retry_backoff_max: Duration::from_secs(5),

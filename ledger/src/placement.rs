@@ -90,6 +90,12 @@ impl Bookies {
         Arc::clone(&self.shared.known.read())
     }
 
+    /// How many take new entries now.
+    #[must_use]
+    pub fn writable(&self) -> usize {
+        self.snapshot().iter().filter(|b| !b.read_only).count()
+    }
+
     /// Passes a bookie over for so long, where others can take its place.
     pub fn quarantine(&self, bookie: BookieId, pause: Duration) {
         let now = self.shared.clock.monotonic();

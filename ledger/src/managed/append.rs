@@ -61,7 +61,7 @@ impl LogInner {
             since: now,
             entry: None,
         });
-        if state.phase == Phase::Ready && state.is_due(&self.options.rollover, now) {
+        if state.phase == Phase::Ready && self.is_over(state, now) {
             state.phase = Phase::Turning;
         }
         let mut writer = None;

@@ -159,6 +159,8 @@ impl LogInner {
         if let Some(writer) = &plan.writer {
             writer.finish();
         }
+        let is_smaller = |info: &LedgerInfo| info.quorum != self.options.quorum;
+        let is_smaller = turned.opened.as_ref().is_some_and(is_smaller);
         let opened = turned.opened.map(|info| {
             let owner: std::sync::Weak<dyn WriterOwner> = self.me.clone();
             let guards = self.cell.guards();
@@ -189,9 +191,10 @@ impl LogInner {
                     opened: now,
                     entries_sent: 0,
                     bytes_sent: 0,
+                    widen_at: is_smaller.then(|| now + self.ctx.settings.widen_pause),
                 });
                 // What waits may be more than one ledger takes.
-                while !state.is_due(&self.options.rollover, now) && state.send_next() {}
+                while !self.is_over(state, now) && state.send_next() {}
             }
             rest(state);
         }

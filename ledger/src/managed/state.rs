@@ -129,6 +129,8 @@ pub(crate) struct Current {
     pub(crate) opened: Duration,
     pub(crate) entries_sent: u64,
     pub(crate) bytes_sent: u64,
+    /// When to look for the bookies that it lacks; `None` for an ensemble as asked for.
+    pub(crate) widen_at: Option<Duration>,
 }
 
 /// An append without an outcome.
@@ -218,16 +220,20 @@ impl Segment {
 
 impl State {
     /// Whether the current ledger has had enough.
-    pub(crate) fn is_due(&self, rollover: &Rollover, now: Duration) -> bool {
-        let Some(current) = &self.current else {
+    fn is_due(&self, rollover: &Rollover, now: Duration) -> bool {
+        let Some(current) = self.current_that_may_end(now) else {
             return false;
         };
-        if current.entries_sent == 0 || self.roll_at.is_some_and(|at| now < at) {
-            return false;
-        }
         current.bytes_sent >= rollover.size_bytes
             || current.entries_sent >= rollover.entries
             || now.saturating_sub(current.opened) >= Duration::from_millis(rollover.age_ms)
+    }
+
+    /// The open ledger, if it has entries and no rollover is being put off.
+    fn current_that_may_end(&self, now: Duration) -> Option<&Current> {
+        let put_off = self.roll_at.is_some_and(|at| now < at);
+        let current = self.current.as_ref();
+        current.filter(|current| current.entries_sent > 0 && !put_off)
     }
 
     /// Hands the oldest waiting append to the current ledger; false when there is none or the
@@ -255,6 +261,23 @@ impl State {
 }
 
 impl LogInner {
+    /// Whether the current ledger is to make room for another: it has had enough, or its ensemble
+    /// is smaller than asked for and bookies for a whole one are there again. Until it does, one
+    /// bookie less than promised may be lost.
+    pub(crate) fn is_over(&self, state: &mut State, now: Duration) -> bool {
+        if state.is_due(&self.options.rollover, now) {
+            return true;
+        }
+        let current = state.current_that_may_end(now);
+        if current.is_none_or(|c| c.widen_at.is_none_or(|at| now < at)) {
+            return false;
+        }
+        if let Some(current) = &mut state.current {
+            current.widen_at = Some(now + self.ctx.settings.widen_pause);
+        }
+        self.ctx.bookies.writable() >= self.options.quorum.ensemble()
+    }
+
     /// Starts a task that outlives the caller, from any thread.
     pub(crate) fn spawn(
         &self,

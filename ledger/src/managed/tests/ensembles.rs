@@ -55,6 +55,31 @@ async fn without_a_spare_bookie_it_goes_on_with_a_quorum_h8() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_ledger_with_a_smaller_ensemble_ends_when_bookies_are_back() {
+    let world = TestWorld::new(3);
+    let clock = world.clock.clone().unwrap();
+    let process = world.process();
+    let all = process.bookies.snapshot();
+    process.bookies.replace(all[..2].to_vec());
+    let owner = Owner::open(process, three(1_000)).await;
+    owner.append_all(0..3).await;
+    clock.advance(Duration::from_secs(5));
+    owner.append_all(3..6).await;
+    assert_eq!(owner.log.stats().ledgers.len(), 1, "there is no third");
+    owner.ctx.bookies.replace(all.to_vec());
+    clock.advance(Duration::from_secs(5));
+    owner.append_all(6..9).await;
+    let ledgers = owner.log.stats().ledgers;
+    assert_eq!(ledgers.len(), 2, "another ledger has three copies");
+    let holds = |bookie: &_| world.bookies.entries(*bookie, ledgers[1].ledger).len() == 3;
+    eventually("three copies", || world.bookies.ids().iter().all(holds)).await;
+    clock.advance(Duration::from_secs(5));
+    owner.append_all(9..12).await;
+    assert_eq!(owner.log.stats().ledgers.len(), 2, "and goes on");
+    assert_eq!(bodies(&owner.read_all().await), expected(0..12));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_bookie_that_comes_back_late_takes_no_more_and_is_replaced() {
     let world = TestWorld::new(4);
     let owner = Owner::open(world.process(), three(1_000)).await;
