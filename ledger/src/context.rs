@@ -1,7 +1,7 @@
 //! What every ledger and topic log of a process shares.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use aquifer_metadata::store::MetadataStore;
@@ -71,7 +71,7 @@ pub struct LogSettings {
     /// With too few bookies for a whole ensemble, new ledgers get a smaller one, down to the ack
     /// quorum, instead of an error.
     pub shrink_ensembles: bool,
-    /// How often a ledger with a smaller ensemble looks whether bookies for a whole one are back.
+    /// How often a ledger that lacks bookies looks whether they are back.
     pub widen_pause: Duration,
     /// Recovery reads on their way at once.
     pub recovery_window_entries: u32,
@@ -110,6 +110,9 @@ impl Default for LogSettings {
 pub struct LogShared {
     pending_bytes: AtomicUsize,
     kept_bytes: AtomicU64,
+    metadata_is_away: AtomicBool,
+    /// Somebody asks whether it is back.
+    is_looked_for: AtomicBool,
     pub(crate) ledger_ids: crate::ledger_metadata::LedgerIds,
     pub(crate) read_latencies: crate::reader::ReadLatencies,
 }
@@ -128,6 +131,26 @@ impl LogShared {
     /// Gives bytes back.
     pub(crate) fn release_pending(&self, bytes: usize) {
         self.pending_bytes.fetch_sub(bytes, Ordering::AcqRel);
+    }
+
+    /// Whether metadata did not answer when it was last asked for a rollover.
+    pub(crate) fn metadata_is_away(&self) -> bool {
+        self.metadata_is_away.load(Ordering::Acquire)
+    }
+
+    /// Notes whether metadata answered.
+    pub(crate) fn found_metadata(&self, found: bool) {
+        self.metadata_is_away.store(!found, Ordering::Release);
+    }
+
+    /// Whether the caller is to ask for metadata, since nobody else does.
+    pub(crate) fn begin_to_look(&self) -> bool {
+        !self.is_looked_for.swap(true, Ordering::AcqRel)
+    }
+
+    /// The caller has an answer.
+    pub(crate) fn end_to_look(&self) {
+        self.is_looked_for.store(false, Ordering::Release);
     }
 
     /// Notes that a ledger keeps other bytes than before for slower bookies; returns the sum of all.

@@ -11,9 +11,9 @@ use std::collections::{BTreeSet, VecDeque};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use aquifer_metadata::store::Guard;
 use aquifer_model::entry::EntryData;
 use aquifer_model::id::{BookieId, CreationToken, EntryId, LedgerId};
+use aquifer_model::quorum::Quorum;
 use aquifer_model::storage::{
     AddEntry, BookieError, BookieResult, OrderedOperation, OrderedReply, OrderedRequest,
 };
@@ -24,6 +24,7 @@ use tokio::sync::Notify;
 
 use crate::context::LogContext;
 use crate::error::LedgerError;
+use crate::guards::Guards;
 use crate::ledger_metadata::LedgerInfo;
 use crate::writer::{
     AddReply, LedgerEnd, PlannedAdd, StopReason, Writer, WriterAction, WriterEvent, WriterOptions,
@@ -57,7 +58,7 @@ struct Inner {
     runtime: Handle,
     ledger: LedgerId,
     token: CreationToken,
-    guards: Vec<Guard>,
+    guards: Guards,
     owner: Weak<dyn WriterOwner>,
     state: Mutex<State>,
     /// Told when no acknowledged entry is kept for slower bookies any more.
@@ -124,7 +125,7 @@ impl LedgerWriter {
     pub(crate) fn new(
         ctx: Arc<LogContext>,
         info: LedgerInfo,
-        guards: Vec<Guard>,
+        guards: Guards,
         owner: Weak<dyn WriterOwner>,
     ) -> LedgerWriter {
         let (_, members) = info.last_fragment();
@@ -171,6 +172,16 @@ impl LedgerWriter {
     /// The record as this writer left it.
     pub(crate) fn info(&self) -> LedgerInfo {
         self.inner.state.lock().info.clone()
+    }
+
+    /// How many bookies have its entries.
+    pub(crate) fn quorum(&self) -> Quorum {
+        self.inner.state.lock().info.quorum
+    }
+
+    /// Whether a bookie of the ensemble has failed and none has taken its place.
+    pub(crate) fn lacks_bookies(&self) -> bool {
+        self.inner.state.lock().machine.lacks_bookies()
     }
 
     /// Queues an entry; [`LedgerWriter::flush`] sends it. `None` once the writer is finished.

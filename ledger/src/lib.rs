@@ -10,6 +10,7 @@ pub mod bookie_directory;
 pub mod context;
 pub mod deletion;
 pub mod error;
+mod guards;
 mod ledger_metadata;
 mod ledger_writer;
 pub mod managed;

@@ -17,6 +17,7 @@ mod open;
 mod owner;
 mod read;
 mod record;
+mod rollover;
 mod state;
 #[cfg(test)]
 mod tests;

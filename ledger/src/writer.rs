@@ -201,6 +201,12 @@ impl Writer {
             .fold(0, |set, p| set | bit(p))
     }
 
+    /// Whether positions failed and are not replaced.
+    #[must_use]
+    pub fn lacks_bookies(&self) -> bool {
+        self.failed != 0
+    }
+
     /// Whether every write set has an ack quorum without the failed positions.
     fn has_quorum(&self) -> bool {
         (0..self.quorum.ensemble() as u64)

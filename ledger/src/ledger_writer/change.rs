@@ -40,7 +40,8 @@ impl Inner {
             info.fragments
                 .insert(first_entry.max(last_first), members.clone());
             let store = &*self.ctx.store;
-            match ledger_metadata::replace(store, &mut info, &self.guards).await {
+            let guards = self.guards.now();
+            match ledger_metadata::replace(store, &mut info, &guards).await {
                 Ok(()) => {
                     self.state.lock().info = info;
                     return WriterEvent::EnsembleChanged { members };
@@ -56,6 +57,8 @@ impl Inner {
                 }
                 // Without metadata no change can be made; entries that need none go on (H8).
                 Err(LedgerError::Metadata(MetadataError::Unavailable(_))) => {}
+                // The owner is the same still, only its guards were written anew meanwhile.
+                Err(LedgerError::Fenced) if guards != self.guards.now() => {}
                 Err(LedgerError::Fenced) => return WriterEvent::Superseded,
                 Err(_) => return WriterEvent::EnsembleChangeFailed,
             }

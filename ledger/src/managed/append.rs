@@ -62,7 +62,7 @@ impl LogInner {
             entry: None,
         });
         if state.phase == Phase::Ready && self.is_over(state, now) {
-            state.phase = Phase::Turning;
+            self.begin_rollover(state, now);
         }
         let mut writer = None;
         match state.phase {

@@ -7,6 +7,8 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use aquifer_metadata::error::MetadataError;
+use aquifer_metadata::keys;
 use aquifer_metadata::store::{Expect, Operation};
 use aquifer_model::id::LedgerId;
 use aquifer_model::limits::METADATA_OPERATIONS_MAX;
@@ -17,12 +19,31 @@ use crate::error::LogError;
 use crate::ledger_metadata::{self, LedgerInfo};
 use crate::managed::record::TopicRecordCell;
 
-/// Intents in one change of a topic record, which takes some operations itself.
-const INTENTS_PER_CHANGE: usize = METADATA_OPERATIONS_MAX - 8;
+/// Intents in one change of a topic record, which takes some operations itself; each takes two.
+const INTENTS_PER_CHANGE: usize = (METADATA_OPERATIONS_MAX - 8) / 2;
+/// Attempts when repair changes the records of the ledgers at the same time.
+const CONFLICTS_MAX: u32 = 32;
 
-/// The change that writes the intent to delete a ledger.
+/// The change that writes the intent to delete a ledger which changes in the same transaction.
 pub(crate) fn intent(info: &LedgerInfo) -> Operation {
     Intent::of(info).put(Expect::Any)
+}
+
+/// The changes that write the intent to delete a ledger whose record is still as it was read: else
+/// the intent might not name all bookies that have it. The intent comes first, since it shows whether
+/// a change of unknown outcome was made.
+pub(crate) fn intent_for(info: &LedgerInfo) -> [Operation; 2] {
+    [intent(info), info.put(Expect::Revision(info.revision))]
+}
+
+/// Whether a change failed because the record of a ledger had been changed.
+pub(crate) fn is_about_ledger(error: &LogError) -> bool {
+    match error {
+        LogError::Metadata(MetadataError::Conflict { key, .. }) => {
+            key.starts_with(keys::LEDGERS_PREFIX)
+        }
+        _ => false,
+    }
 }
 
 /// Deletes ledgers whose intents are written, whatever becomes of the caller. Bookies that do not
@@ -50,38 +71,52 @@ pub(crate) fn delete_in_background(ctx: &Arc<LogContext>, ledgers: Vec<LedgerId>
 
 /// Deletes a topic: its record and all its ledgers.
 pub(crate) async fn delete_topic(cell: &TopicRecordCell) -> Result<(), LogError> {
-    let ctx = cell.ctx();
+    let mut attempts = 0;
     loop {
-        let record = cell.record();
-        let ids: BTreeSet<u64> = record
-            .segments
-            .iter()
-            .chain(&record.cursor_segments)
-            .map(|segment| segment.ledger_id)
-            .collect();
-        let batch: Vec<u64> = ids.iter().copied().take(INTENTS_PER_CHANGE).collect();
-        let mut intents = Vec::with_capacity(batch.len());
-        for id in &batch {
-            // A ledger without a record is nowhere to be deleted.
-            if let Some(info) = ledger_metadata::load(&*ctx.store, LedgerId(*id)).await? {
-                intents.push(intent(&info));
+        match delete_some(cell).await {
+            Ok(true) => return Ok(()),
+            Ok(false) => attempts = 0,
+            Err(error) => {
+                attempts += 1;
+                if attempts >= CONFLICTS_MAX || !is_about_ledger(&error) {
+                    return Err(error);
+                }
             }
         }
-        let last = batch.len() == ids.len();
-        if last {
-            cell.remove(intents).await?;
-        } else {
-            cell.update(intents, |record| {
-                record.segments.retain(|s| !batch.contains(&s.ledger_id));
-                let cursors = &mut record.cursor_segments;
-                cursors.retain(|s| !batch.contains(&s.ledger_id));
-                Ok(())
-            })
-            .await?;
-        }
-        delete_in_background(ctx, batch.into_iter().map(LedgerId).collect());
-        if last {
-            return Ok(());
+    }
+}
+
+/// Deletes as many ledgers of a topic as fit into one change, the record with the last; says whether
+/// these were all.
+async fn delete_some(cell: &TopicRecordCell) -> Result<bool, LogError> {
+    let ctx = cell.ctx();
+    let record = cell.record();
+    let ids: BTreeSet<u64> = record
+        .segments
+        .iter()
+        .chain(&record.cursor_segments)
+        .map(|segment| segment.ledger_id)
+        .collect();
+    let batch: Vec<u64> = ids.iter().copied().take(INTENTS_PER_CHANGE).collect();
+    let mut intents = Vec::with_capacity(2 * batch.len());
+    for id in &batch {
+        // A ledger without a record is nowhere to be deleted.
+        if let Some(info) = ledger_metadata::load(&*ctx.store, LedgerId(*id)).await? {
+            intents.extend(intent_for(&info));
         }
     }
+    let last = batch.len() == ids.len();
+    if last {
+        cell.remove(intents).await?;
+    } else {
+        cell.update(intents, |record| {
+            record.segments.retain(|s| !batch.contains(&s.ledger_id));
+            let cursors = &mut record.cursor_segments;
+            cursors.retain(|s| !batch.contains(&s.ledger_id));
+            Ok(())
+        })
+        .await?;
+    }
+    delete_in_background(ctx, batch.into_iter().map(LedgerId).collect());
+    Ok(last)
 }

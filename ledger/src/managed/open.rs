@@ -68,6 +68,7 @@ pub(crate) async fn open(
         reopen_at: None,
         reopen_backoff: ctx.settings.retry_backoff_min,
         roll_at: None,
+        widened: 0,
         closing: false,
         owned: false,
         sealed: Ok(()),

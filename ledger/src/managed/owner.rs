@@ -38,6 +38,8 @@ struct Turn {
     /// Its writer, if it is still open.
     writer: Option<LedgerWriter>,
     open_next: bool,
+    /// The current ledger can go on as well.
+    may_wait: bool,
     first_index: Index,
     /// Ledgers of the log as this process knows them.
     known: Vec<u64>,
@@ -117,6 +119,7 @@ impl LogInner {
                     .cloned(),
                 writer: state.current.as_ref().map(|c| c.writer.clone()),
                 open_next: !state.pending.is_empty(),
+                may_wait: !state.closing && state.waiting_for_seal.is_empty(),
                 first_index: state.acked.index,
                 known: state.segments.iter().map(|s| s.ledger.0).collect(),
             }
@@ -126,6 +129,12 @@ impl LogInner {
             state.sealed = Ok(());
             rest(&mut state);
             return;
+        }
+        if plan.writer.is_some()
+            && plan.may_wait
+            && let Err(error) = self.reach_metadata().await
+        {
+            return self.turn_failed(error);
         }
         if let Some(writer) = &plan.writer {
             writer.settle(self.ctx.settings.close_wait).await;
@@ -159,11 +168,9 @@ impl LogInner {
         if let Some(writer) = &plan.writer {
             writer.finish();
         }
-        let is_smaller = |info: &LedgerInfo| info.quorum != self.options.quorum;
-        let is_smaller = turned.opened.as_ref().is_some_and(is_smaller);
         let opened = turned.opened.map(|info| {
             let owner: std::sync::Weak<dyn WriterOwner> = self.me.clone();
-            let guards = self.cell.guards();
+            let guards = self.cell.shared_guards();
             self.ctx.metrics.ledgers_created.add(1, &[]);
             LedgerWriter::new(Arc::clone(&self.ctx), info, guards, owner)
         });
@@ -191,7 +198,8 @@ impl LogInner {
                     opened: now,
                     entries_sent: 0,
                     bytes_sent: 0,
-                    widen_at: is_smaller.then(|| now + self.ctx.settings.widen_pause),
+                    look_at: self.first_look(state, now),
+                    lacked: false,
                 });
                 // What waits may be more than one ledger takes.
                 while !self.is_over(state, now) && state.send_next() {}
@@ -223,8 +231,7 @@ impl LogInner {
             {
                 let mut guard = self.state.lock();
                 let state = &mut *guard;
-                // Limits are soft while metadata is away (H8).
-                state.roll_at = Some(now + self.ctx.settings.retry_backoff_max);
+                self.put_off_rollover(state, now);
                 if state.phase == Phase::Turning {
                     while state.send_next() {}
                     state.phase = Phase::Ready;
@@ -378,15 +385,16 @@ impl LogInner {
             if let (Some(ending), Some(last)) = (&plan.ending, segments.last_mut()) {
                 *last = ending.sealed_record();
             }
-            if ending_removed {
-                segments.pop();
-            }
+            let removed = ending_removed.then(|| segments.pop()).flatten();
             if let Some(id) = new {
                 segments.push(aquifer_proto::v1::SegmentRecord {
                     ledger_id: id.0,
                     first_index: plan.first_index.0,
                     ..Default::default()
                 });
+            }
+            if self.kind == LogKind::Messages {
+                note_removed(record, removed);
             }
             // With no segment left, this is all that says where the log ends.
             if self.kind == LogKind::Messages && record.segments.is_empty() {
@@ -398,7 +406,12 @@ impl LogInner {
     }
 
     async fn new_ledger(&self, known: &[u64]) -> Result<LedgerInfo, LedgerError> {
-        let above = LedgerId(known.iter().copied().max().unwrap_or_default());
+        // Positions rise along a topic, those included that were trimmed (I5).
+        let removed = match self.kind {
+            LogKind::Messages => self.cell.record().last_ledger_id,
+            LogKind::Cursors => 0, // its last segment stays
+        };
+        let above = LedgerId(known.iter().copied().max().unwrap_or_default().max(removed));
         let rng = &*self.ctx.rng;
         let settings = &self.ctx.settings;
         let (quorum, members) = self.ctx.bookies.ensemble(
@@ -504,6 +517,16 @@ impl LogInner {
         };
         let gone = || LogError::Unavailable("the process is shutting down".to_owned());
         answer.await.unwrap_or_else(|_| Err(gone()))
+    }
+}
+
+/// Keeps the highest id of ledgers that the record does not list any more.
+pub(super) fn note_removed(
+    record: &mut aquifer_proto::v1::TopicRecord,
+    removed: impl IntoIterator<Item = aquifer_proto::v1::SegmentRecord>,
+) {
+    for segment in removed {
+        record.last_ledger_id = record.last_ledger_id.max(segment.ledger_id);
     }
 }
 

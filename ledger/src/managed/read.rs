@@ -244,22 +244,6 @@ pub(crate) async fn head_at(
     }
 }
 
-/// The first head that can be read of some entries: damage hides only what it hit.
-async fn readable_head(
-    ctx: &LogContext,
-    info: &LedgerInfo,
-    entries: Range<u64>,
-) -> Result<Option<(u64, EntryHead)>, LogError> {
-    for entry in entries {
-        match head_at(ctx, info, EntryId(entry)).await {
-            Ok(head) => return Ok(Some((entry, head))),
-            Err(LogError::Damaged(_)) => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(None)
-}
-
 impl LogInner {
     pub(crate) fn first(&self) -> Index {
         self.state.lock().first
@@ -416,7 +400,6 @@ impl LogInner {
     ) -> Result<Chunk, LogError> {
         let (first, segment) = self.settle_place(first)?;
         let last = segment.last_entry().unwrap_or(first.entry);
-        let info = self.info(segment.ledger).await?;
         let wanted = Wanted {
             first: first.entry,
             last,
@@ -424,7 +407,13 @@ impl LogInner {
             entries_max,
             prefix_bytes: None,
         };
-        let stored = read_range(&self.ctx, &info, wanted).await?;
+        let mut info = self.info(segment.ledger).await?;
+        let stored = loop {
+            match read_range(&self.ctx, &info, wanted).await {
+                Ok(stored) => break stored,
+                Err(error) => info = self.newer(&info, error.into()).await?,
+            }
+        };
         let mut entries = VecDeque::with_capacity(stored.len());
         let mut expected = None;
         for stored in &stored {
@@ -482,11 +471,11 @@ impl LogInner {
             None => self.search(at.index).await?,
         };
         let (place, segment) = self.settle_place(place)?;
-        let info = self.info(segment.ledger).await?;
         let mut from = place.entry.0;
         at.next = None;
-        while let Some((entry, head)) =
-            readable_head(&self.ctx, &info, from..segment.entries).await?
+        while let Some((entry, head)) = self
+            .readable_head(segment.ledger, from..segment.entries)
+            .await?
         {
             if head.base_index > at.index {
                 at.index = head.base_index;
@@ -530,16 +519,54 @@ impl LogInner {
         segment: &Segment,
         before: impl Fn(&EntryHead) -> bool,
     ) -> Result<EntryId, LogError> {
-        let info = self.info(segment.ledger).await?;
         let (mut low, mut high) = (0, segment.entries);
         while high - low > 1 {
             let middle = low + (high - low) / 2;
-            match readable_head(&self.ctx, &info, middle..high).await? {
+            match self.readable_head(segment.ledger, middle..high).await? {
                 Some((entry, head)) if before(&head) => low = entry,
                 _ => high = middle,
             }
         }
         Ok(EntryId(low))
+    }
+
+    /// The first head that can be read of some entries: damage hides only what it hit.
+    async fn readable_head(
+        &self,
+        ledger: LedgerId,
+        entries: Range<u64>,
+    ) -> Result<Option<(u64, EntryHead)>, LogError> {
+        for entry in entries {
+            match self.head_at(ledger, EntryId(entry)).await {
+                Ok(head) => return Ok(Some((entry, head))),
+                Err(LogError::Damaged(_)) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(None)
+    }
+
+    async fn head_at(&self, ledger: LedgerId, entry: EntryId) -> Result<EntryHead, LogError> {
+        let mut info = self.info(ledger).await?;
+        loop {
+            match head_at(&self.ctx, &info, entry).await {
+                Ok(head) => return Ok(head),
+                Err(error) => info = self.newer(&info, error).await?,
+            }
+        }
+    }
+
+    /// A newer record than that with which a read failed, or the error: repair may have replaced
+    /// every bookie that the one in memory names.
+    async fn newer(&self, info: &LedgerInfo, error: LogError) -> Result<Arc<LedgerInfo>, LogError> {
+        let may_help = matches!(error, LogError::Damaged(_) | LogError::Unavailable(_));
+        if !may_help || self.infos.lock().remove(&info.id).is_none() {
+            return Err(error); // it was read just now, or is the writer's
+        }
+        match self.info(info.id).await {
+            Ok(now) if now.revision != info.revision => Ok(now),
+            Ok(_) | Err(_) => Err(error),
+        }
     }
 
     /// The record of one of the log's ledgers, from memory if it was used lately.

@@ -18,6 +18,7 @@ use tokio::sync::Semaphore;
 
 use crate::context::LogContext;
 use crate::error::LogError;
+use crate::guards::Guards;
 use crate::ledger_metadata::{commit_in_doubt, commit_known};
 use crate::managed::deletion;
 
@@ -33,7 +34,7 @@ pub struct TopicRecordCell {
     topic: TopicName,
     key: String,
     partition: String,
-    guards: Mutex<Vec<Guard>>,
+    guards: Guards,
     incarnation: TopicIncarnation,
     current: Mutex<(v1::TopicRecord, Revision)>,
     /// One change at a time, so that this process never conflicts with itself.
@@ -104,7 +105,7 @@ impl TopicRecordCell {
             topic: topic.clone(),
             key: keys::topic(topic),
             partition: keys::partition_of_topic(topic),
-            guards: Mutex::new(guards),
+            guards: Guards::new(guards),
             incarnation,
             current: Mutex::new((record, revision)),
             turn: Semaphore::new(1),
@@ -143,13 +144,18 @@ impl TopicRecordCell {
     }
 
     pub(crate) fn guards(&self) -> Vec<Guard> {
-        self.guards.lock().clone()
+        self.guards.now()
+    }
+
+    /// The same, as they will be whenever they are asked for.
+    pub(crate) fn shared_guards(&self) -> Guards {
+        self.guards.clone()
     }
 
     /// Every later change compares these instead: the owner's right to change the topic is the same,
     /// but what shows it in metadata was written anew.
     pub fn set_guards(&self, guards: Vec<Guard>) {
-        *self.guards.lock() = guards;
+        self.guards.set(guards);
     }
 
     /// Whether no ledger of the topic is open, as metadata says now: nobody has to be fenced.

@@ -83,6 +83,8 @@ pub(crate) struct State {
     pub(crate) reopen_backoff: Duration,
     /// No rollover before this, after one failed for want of metadata (H8).
     pub(crate) roll_at: Option<Duration>,
+    /// Ledgers in a row that were given up for want of bookies.
+    pub(crate) widened: u32,
     pub(crate) closing: bool,
     /// The owner task runs.
     pub(crate) owned: bool,
@@ -129,8 +131,9 @@ pub(crate) struct Current {
     pub(crate) opened: Duration,
     pub(crate) entries_sent: u64,
     pub(crate) bytes_sent: u64,
-    /// When to look for the bookies that it lacks; `None` for an ensemble as asked for.
-    pub(crate) widen_at: Option<Duration>,
+    /// When to look next whether it lacks bookies, and whether it did at the last look.
+    pub(crate) look_at: Duration,
+    pub(crate) lacked: bool,
 }
 
 /// An append without an outcome.
@@ -218,6 +221,9 @@ impl Segment {
     }
 }
 
+/// How often the pause between such ledgers is doubled.
+const WIDEN_DOUBLINGS_MAX: u32 = 8;
+
 impl State {
     /// Whether the current ledger has had enough.
     fn is_due(&self, rollover: &Rollover, now: Duration) -> bool {
@@ -261,21 +267,50 @@ impl State {
 }
 
 impl LogInner {
-    /// Whether the current ledger is to make room for another: it has had enough, or its ensemble
-    /// is smaller than asked for and bookies for a whole one are there again. Until it does, one
-    /// bookie less than promised may be lost.
+    /// Whether the current ledger is to make room for another: it has had enough, or it lacks
+    /// bookies that are there again.
     pub(crate) fn is_over(&self, state: &mut State, now: Duration) -> bool {
-        if state.is_due(&self.options.rollover, now) {
-            return true;
-        }
-        let current = state.current_that_may_end(now);
-        if current.is_none_or(|c| c.widen_at.is_none_or(|at| now < at)) {
+        state.is_due(&self.options.rollover, now)
+            || (state
+                .current_that_may_end(now)
+                .is_some_and(|current| now >= current.look_at)
+                && self.may_be_whole(state, now))
+    }
+
+    /// Whether another ledger would get the bookies that this one lacks, because its ensemble was
+    /// made smaller or because one failed that nobody could replace. Until then it bears the loss
+    /// of one bookie less. Looked at now and then, less often after each ledger that was given up
+    /// for that: a bookie may be announced and yet out of reach.
+    fn may_be_whole(&self, state: &mut State, now: Duration) -> bool {
+        let pause = self.widen_pause(state);
+        let Some(current) = &mut state.current else {
             return false;
+        };
+        let wanted = self.options.quorum;
+        let lacks = current.writer.quorum() != wanted || current.writer.lacks_bookies();
+        current.look_at = now + self.ctx.rng.jitter(pause);
+        let lacked = std::mem::replace(&mut current.lacked, lacks);
+        match (lacks, lacked) {
+            (false, _) => state.widened = 0,
+            (true, false) => {} // a replacement may be on its way
+            (true, true) if self.ctx.bookies.writable() >= wanted.ensemble() => {
+                state.widened += 1;
+                return true;
+            }
+            (true, true) => {}
         }
-        if let Some(current) = &mut state.current {
-            current.widen_at = Some(now + self.ctx.settings.widen_pause);
-        }
-        self.ctx.bookies.writable() >= self.options.quorum.ensemble()
+        false
+    }
+
+    fn widen_pause(&self, state: &State) -> Duration {
+        let settings = &self.ctx.settings;
+        let first = settings.widen_pause.max(settings.ensemble_change_delay);
+        first.saturating_mul(1 << state.widened.min(WIDEN_DOUBLINGS_MAX))
+    }
+
+    /// When to look first whether a new ledger lacks bookies.
+    pub(crate) fn first_look(&self, state: &State, now: Duration) -> Duration {
+        now + self.ctx.rng.jitter(self.widen_pause(state))
     }
 
     /// Starts a task that outlives the caller, from any thread.

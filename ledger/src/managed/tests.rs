@@ -448,3 +448,52 @@ pub(super) async fn take_over(world: &TestWorld, epoch: u64) -> Guard {
         key,
     }
 }
+
+/// H8: a rollover that is due while metadata is away stops nobody.
+#[tokio::test(start_paused = true)]
+async fn appends_go_on_when_a_rollover_is_due_and_metadata_is_away() {
+    let world = TestWorld::new(1);
+    let clock = world.clock.clone().unwrap();
+    let owner = Owner::open(world.process(), options(5)).await;
+    owner.append_all(0..5).await;
+    // A change would be made, and nobody would say so.
+    world.store.lose_answers(u32::MAX);
+    world.store.set_unavailable(true);
+    let commits = world.store.commits();
+    for tag in 5..20 {
+        owner.append_all(tag..tag + 1).await;
+        clock.advance(std::time::Duration::from_secs(10));
+    }
+    assert_eq!(owner.log.stats().ledgers.len(), 1);
+    world.store.set_unavailable(false);
+    assert_eq!(world.store.commits(), commits, "nothing was left to chance");
+    world.store.lose_answers(0);
+    for tag in 20..24 {
+        owner.append_all(tag..tag + 1).await;
+        clock.advance(std::time::Duration::from_secs(10));
+        tokio::task::yield_now().await;
+    }
+    assert!(owner.log.stats().ledgers.len() > 1, "it rolls again");
+    assert_eq!(bodies(&owner.read_all().await), expected(0..24));
+}
+
+/// I5: positions rise along a topic, those included that were trimmed.
+#[tokio::test]
+async fn ledger_ids_rise_above_those_that_were_trimmed() {
+    let world = TestWorld::new(1);
+    // Its range of ids is the lowest.
+    let low = world.process();
+    let ids = &low.shared.ledger_ids;
+    ids.next(&world.store, LedgerId(0)).await.unwrap();
+    let high = Owner::open(world.process(), options(5)).await;
+    high.append_all(0..5).await;
+    let before = high.log.stats().ledgers[0].ledger;
+    high.log.roll().await.unwrap();
+    high.log.trim(high.log.end(), KEEP_NOTHING).await.unwrap();
+    high.log.close().await.unwrap();
+    assert_eq!(high.cell.record().segments, []);
+    let heir = Owner::open(low, options(5)).await;
+    heir.append_all(5..6).await;
+    let after = heir.log.stats().ledgers[0].ledger;
+    assert!(after > before, "{after:?} after {before:?}");
+}

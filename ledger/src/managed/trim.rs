@@ -6,12 +6,16 @@ use aquifer_model::id::{Index, LedgerId};
 use aquifer_model::policy::Retention;
 
 use crate::error::LogError;
+use crate::ledger_metadata;
 use crate::managed::deletion;
+use crate::managed::owner::note_removed;
 use crate::managed::state::{LogInner, Phase, SegmentStatus, State};
 use crate::managed::types::LogKind;
 
 /// Segments that one transaction removes, within the store's limit of operations.
-const SEGMENTS_PER_CHANGE: usize = 100;
+const SEGMENTS_PER_CHANGE: usize = 50;
+/// Attempts when repair changes the records of their ledgers at the same time.
+const CONFLICTS_MAX: u32 = 32;
 
 impl LogInner {
     pub(crate) async fn trim(&self, below: Index, retention: Retention) -> Result<Index, LogError> {
@@ -23,7 +27,13 @@ impl LogInner {
             if goners.is_empty() {
                 return Ok(self.first());
             }
-            self.remove(&goners).await?;
+            let mut attempts = 0;
+            while let Err(error) = self.remove(&goners).await {
+                attempts += 1;
+                if attempts >= CONFLICTS_MAX || !deletion::is_about_ledger(&error) {
+                    return Err(error);
+                }
+            }
         }
     }
 
@@ -68,9 +78,11 @@ impl LogInner {
 
     /// Takes segments off the record and notes that their ledgers are to be deleted, at once.
     async fn remove(&self, goners: &[LedgerId]) -> Result<(), LogError> {
-        let mut intents = Vec::with_capacity(goners.len());
+        let mut intents = Vec::with_capacity(2 * goners.len());
         for ledger in goners {
-            intents.push(deletion::intent(&*self.info(*ledger).await?));
+            // What this process remembers may name bookies that repair has replaced since.
+            let info = ledger_metadata::load_existing(&*self.ctx.store, *ledger).await?;
+            intents.extend(deletion::intent_for(&info));
         }
         let ids: Vec<u64> = goners.iter().map(|ledger| ledger.0).collect();
         let end = self.end();
@@ -81,8 +93,9 @@ impl LogInner {
                 if front.ne(ids.iter().copied()) {
                     return Err(LogError::Fenced);
                 }
-                segments.drain(..ids.len());
+                let removed: Vec<_> = segments.drain(..ids.len()).collect();
                 if self.kind == LogKind::Messages {
+                    note_removed(record, removed);
                     let first = record.segments.first().map_or(end.0, |s| s.first_index);
                     record.trimmed_index = record.trimmed_index.max(first);
                 }

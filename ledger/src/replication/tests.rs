@@ -203,7 +203,12 @@ impl Cluster {
         let id = info.id;
         let heard = Arc::new(Heard::default());
         let owner: Arc<dyn WriterOwner> = heard.clone();
-        let writer = LedgerWriter::new(self.ctx.clone(), info, Vec::new(), Arc::downgrade(&owner));
+        let writer = LedgerWriter::new(
+            self.ctx.clone(),
+            info,
+            crate::guards::Guards::default(),
+            Arc::downgrade(&owner),
+        );
         Open {
             id,
             writer,

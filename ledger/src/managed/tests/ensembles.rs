@@ -243,3 +243,73 @@ async fn a_recovered_ledger_is_marked_where_copies_may_be_missing_h16() {
         drop((lost, heir));
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_ledger_whose_bookie_nobody_could_replace_ends_when_it_is_back() {
+    let world = TestWorld::new(3);
+    let clock = world.clock.clone().unwrap();
+    let owner = Owner::open(world.process(), three(1_000)).await;
+    owner.append_all(0..3).await;
+    let lost = world.bookies.ids()[1];
+    world.bookies.set_mode(lost, Mode::Unreachable);
+    let all = owner.ctx.bookies.snapshot();
+    let others = all.iter().filter(|b| b.id != lost).cloned().collect();
+    owner.ctx.bookies.replace(others);
+    owner.append_all(3..5).await;
+    for tag in 5..10 {
+        clock.advance(Duration::from_secs(5));
+        owner.append_all(tag..tag + 1).await;
+    }
+    assert_eq!(owner.log.stats().ledgers.len(), 1, "there is no third");
+
+    world.bookies.set_mode(lost, Mode::Up);
+    owner.ctx.bookies.replace(all.to_vec());
+    for tag in 10..12 {
+        clock.advance(Duration::from_secs(5));
+        owner.append_all(tag..tag + 1).await;
+    }
+    let ledgers = owner.log.stats().ledgers;
+    assert_eq!(ledgers.len(), 2);
+    let holds = |bookie: &_| !world.bookies.entries(*bookie, ledgers[1].ledger).is_empty();
+    eventually("three copies", || world.bookies.ids().iter().all(holds)).await;
+    assert_eq!(bodies(&owner.read_all().await), expected(0..12));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_bookie_that_is_announced_and_out_of_reach_costs_few_ledgers() {
+    let world = TestWorld::new(3);
+    let clock = world.clock.clone().unwrap();
+    let owner = Owner::open(world.process(), three(1_000)).await;
+    world
+        .bookies
+        .set_mode(world.bookies.ids()[1], Mode::Unreachable);
+    for tag in 0..240 {
+        clock.advance(Duration::from_millis(500));
+        owner.append_all(tag..tag + 1).await;
+        // A bookie that failed is noticed.
+        clock::sleep(Duration::from_millis(1)).await;
+    }
+    let ledgers = owner.log.stats().ledgers.len();
+    assert!((2..10).contains(&ledgers), "{ledgers} in two minutes");
+    assert_eq!(bodies(&owner.read_all().await), expected(0..240));
+}
+
+#[tokio::test(start_paused = true)]
+async fn guards_that_are_written_anew_hinder_no_ensemble_change() {
+    let world = TestWorld::new(4);
+    let guard = take_over(&world, 1).await;
+    let owner = Owner::try_open(world.process(), three(1_000), vec![guard]).await;
+    let owner = owner.unwrap();
+    owner.append_all(0..3).await;
+    let ledger = owner.log.stats().ledgers[0].ledger;
+    let holds = |id: &_| !world.bookies.entries(*id, ledger).is_empty();
+    // As when its bundle was split: the same owner, another revision.
+    let anew = take_over(&world, 2).await;
+    owner.cell.set_guards(vec![anew]);
+    let member = world.bookies.ids().into_iter().find(holds).unwrap();
+    world.bookies.set_mode(member, Mode::Unreachable);
+    owner.append_all(3..10).await;
+    eventually("a replacement", || world.bookies.ids().iter().all(holds)).await;
+    owner.append_all(10..12).await;
+    assert_eq!(owner.log.stats().ledgers.len(), 1, "one ledger");
+}

@@ -6,6 +6,7 @@ use aquifer_model::id::EntryId;
 use aquifer_model::position::Position;
 
 use super::*;
+use crate::ledger_metadata;
 use crate::managed::cache::EntryCache;
 
 #[tokio::test(start_paused = true)]
@@ -207,4 +208,38 @@ async fn damage_is_an_error_alone_and_repaired_by_another_replica_i5() {
         let beyond = heir.log.read(&mut at, LIMITS).await.unwrap();
         assert_eq!(bodies(&beyond), expected(3..5), "and what is behind it");
     }
+}
+
+/// Repair may replace all bookies of a ledger while a log that has read from it stays loaded.
+#[tokio::test(start_paused = true)]
+async fn a_record_that_changed_since_it_was_read_is_read_again() {
+    let world = TestWorld::new(6);
+    let options = LogOptions {
+        quorum: Quorum::new(3, 3, 2).unwrap(),
+        ..options(5)
+    };
+    let owner = Owner::open(world.process(), options).await;
+    owner.append_all(0..10).await;
+    let ledger = owner.log.stats().ledgers[0].ledger;
+    let guards: &[Guard] = &[];
+    let mut info = ledger_metadata::load_existing(&world.store, ledger)
+        .await
+        .unwrap();
+    let right = info.fragments.clone();
+    let others: Vec<_> = world.bookies.ids();
+    let others = others
+        .into_iter()
+        .filter(|b| !right[&EntryId::FIRST].contains(b));
+    info.fragments = [(EntryId::FIRST, others.collect())].into();
+    ledger_metadata::replace(&world.store, &mut info, guards)
+        .await
+        .unwrap();
+    let heir = Owner::open(world.process(), options).await;
+    let mut at = ReadPoint::from(Index(0));
+    assert!(heir.log.read(&mut at, LIMITS).await.is_err());
+    info.fragments = right;
+    ledger_metadata::replace(&world.store, &mut info, guards)
+        .await
+        .unwrap();
+    assert_eq!(bodies(&heir.read_all().await), expected(0..10));
 }
