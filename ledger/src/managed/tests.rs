@@ -456,18 +456,13 @@ async fn appends_go_on_when_a_rollover_is_due_and_metadata_is_away() {
     let clock = world.clock.clone().unwrap();
     let owner = Owner::open(world.process(), options(5)).await;
     owner.append_all(0..5).await;
-    // A change would be made, and nobody would say so.
-    world.store.lose_answers(u32::MAX);
-    world.store.set_unavailable(true);
-    let commits = world.store.commits();
+    world.store.set_silent(true);
     for tag in 5..20 {
         owner.append_all(tag..tag + 1).await;
         clock.advance(std::time::Duration::from_secs(10));
     }
     assert_eq!(owner.log.stats().ledgers.len(), 1);
-    world.store.set_unavailable(false);
-    assert_eq!(world.store.commits(), commits, "nothing was left to chance");
-    world.store.lose_answers(0);
+    world.store.set_silent(false);
     for tag in 20..24 {
         owner.append_all(tag..tag + 1).await;
         clock.advance(std::time::Duration::from_secs(10));

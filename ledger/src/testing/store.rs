@@ -27,6 +27,7 @@ struct State {
     revision: u64,
     commits: u64,
     unavailable: bool,
+    silent: bool,
     /// Operations that succeed before every other fails.
     operations_left: Option<u32>,
     lost_answers: u32,
@@ -39,6 +40,12 @@ impl MemoryStore {
         let mut state = self.state.lock();
         state.unavailable = unavailable;
         state.operations_left = None;
+    }
+
+    /// From now on nothing reaches it and nobody can know, as behind a partition; or everything does
+    /// again.
+    pub fn set_silent(&self, silent: bool) {
+        self.state.lock().silent = silent;
     }
 
     /// The next `count` operations are answered; those behind them fail, until it is available
@@ -95,7 +102,7 @@ impl State {
     fn up(&mut self) -> MetadataResult<()> {
         self.unavailable |= self.operations_left == Some(0);
         self.operations_left = self.operations_left.map(|left| left.saturating_sub(1));
-        if self.unavailable {
+        if self.unavailable || self.silent {
             return Err(MetadataError::Unavailable("switched off".to_owned()));
         }
         Ok(())
@@ -158,6 +165,9 @@ impl MetadataStore for MemoryStore {
     async fn commit(&self, transaction: Transaction) -> MetadataResult<Revision> {
         keys::check_partition(&transaction)?;
         let mut state = self.state.lock();
+        if state.silent {
+            return Err(MetadataError::UnknownOutcome("no answer".to_owned()));
+        }
         state.up()?;
         for guard in &transaction.guards {
             state.check(&guard.key, guard.expect)?;
