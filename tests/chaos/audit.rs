@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::process::Command;
-use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -13,15 +12,14 @@ use aquifer_harness::checker::{
 };
 use aquifer_harness::log;
 use aquifer_harness::server::binary;
-use aquifer_metadata::etcd::{EtcdConfig, EtcdStore};
 use aquifer_metadata::store::{MetadataStore, Versioned};
 use aquifer_metadata::{keys, record};
 use aquifer_proto::v1::{LedgerRecord, TopicRecord};
 use aquifer_runtime::clock::{Clock, SystemClock, sleep};
-use aquifer_runtime::rng::SystemRng;
 use aquifer_runtime::task::TaskGroup;
 
 use crate::cluster::{Cluster, NAME};
+use crate::policy;
 use crate::traffic::{History, TOPICS, crc, payload, topic};
 
 /// How long repair may take until every replica is whole again.
@@ -183,9 +181,7 @@ async fn replicas(cluster: &mut Cluster, counts: &mut Counts) -> Result<()> {
 /// and nothing is marked any more.
 async fn metadata(cluster: &mut Cluster, counts: &mut Counts) -> Result<()> {
     let tasks = TaskGroup::new("audit");
-    let config = EtcdConfig::new(cluster.etcd_urls(), NAME);
-    let (clock, rng) = (SystemClock::shared(), SystemRng::shared());
-    let store = Arc::new(EtcdStore::connect(&config, clock, rng, &tasks).await?);
+    let store = policy::metadata(cluster, &tasks).await?;
     let started = SystemClock.monotonic();
     loop {
         let marks = scan(&*store, keys::UNDER_REPLICATED_PREFIX).await?;
