@@ -18,7 +18,8 @@ use aquifer_proto::v1::{LedgerRecord, TopicRecord};
 use aquifer_runtime::clock::{Clock, SystemClock, sleep};
 use aquifer_runtime::task::TaskGroup;
 
-use crate::cluster::{Cluster, NAME};
+use crate::cluster::{BROKERS, Cluster, NAME};
+use crate::consumers::publish_last;
 use crate::policy;
 use crate::traffic::{History, TOPICS, crc, payload, topic};
 
@@ -40,6 +41,10 @@ pub struct Counts {
     pub recoveries: u64,
     /// Replicas that were compared entry by entry.
     pub replicas: u64,
+    /// Messages that subscriptions got, the same one each time that it came.
+    pub deliveries: u64,
+    /// Deliveries to one consumer of what was acknowledged by another.
+    pub late_deliveries: u64,
     /// Until all of them were whole.
     pub repaired_after: Duration,
 }
@@ -51,9 +56,9 @@ pub struct Counts {
 pub async fn check(cluster: &mut Cluster, history: &History) -> Result<Counts> {
     // Loading a topic closes its ledger, so that all of its entries are fixed and comparable; each
     // of the two readers is served by another broker.
-    replace_broker(cluster)?;
+    cluster.replace_brokers([0])?;
     let one = read_all(cluster).await.context("reading everything")?;
-    replace_broker(cluster)?;
+    cluster.replace_brokers([1])?;
     let other = read_all(cluster)
         .await
         .context("reading everything again")?;
@@ -67,19 +72,19 @@ pub async fn check(cluster: &mut Cluster, history: &History) -> Result<Counts> {
         of_topic(log, history, number).with_context(context)?;
         counts.messages += log.len() as u64;
     }
+    cluster.replace_brokers(0..BROKERS)?;
+    subscriptions(cluster, history, &one).await?;
+    for subscription in &history.subscriptions {
+        let received = subscription.received.lock().expect("no holder panics");
+        counts.deliveries += received.deliveries;
+        counts.late_deliveries += received.late;
+    }
     replicas(cluster, &mut counts).await?;
     metadata(cluster, &mut counts).await?;
     for (name, log) in cluster.logs() {
         ensure!(!log.contains("panicked at"), "{name} panicked, see its log");
     }
     Ok(counts)
-}
-
-fn replace_broker(cluster: &mut Cluster) -> Result<()> {
-    let (old, other) = (cluster.active, 1 - cluster.active);
-    cluster.brokers[old].kill()?;
-    cluster.active = other;
-    cluster.brokers[other].start(&cluster.network)
 }
 
 async fn read_all(cluster: &mut Cluster) -> Result<Vec<Vec<Logged>>> {
@@ -106,6 +111,30 @@ async fn read_patiently(
         }
         sleep(Duration::from_millis(200)).await;
     }
+}
+
+/// P9: what was acknowledged does not come again, now that other brokers have the subscriptions.
+async fn subscriptions(
+    cluster: &mut Cluster,
+    history: &History,
+    logs: &[Vec<Logged>],
+) -> Result<()> {
+    let client = cluster.client()?;
+    for (number, log) in logs.iter().enumerate() {
+        let name = topic(number);
+        let published = publish_last(&client, &name);
+        let published = aquifer_runtime::clock::timeout(LOAD, published).await;
+        published.context("P16: nothing is published")??;
+        let of_topic = history.subscriptions.iter();
+        for subscription in of_topic.filter(|s| s.topic == name) {
+            let drained = subscription.is_drained(&client, log.len() as u64);
+            let drained = aquifer_runtime::clock::timeout(LOAD, drained).await;
+            drained
+                .context("P16: nothing comes")?
+                .with_context(|| format!("{} of {}", subscription.name(), subscription.topic))?;
+        }
+    }
+    Ok(())
 }
 
 fn of_topic(log: &[Logged], history: &History, number: usize) -> Result<()> {

@@ -1,5 +1,5 @@
-//! The cluster under test: three members of etcd, five bookies on file systems of their own, and two
-//! brokers of which one serves.
+//! The cluster under test: three members of etcd, five bookies on file systems of their own, and
+//! three brokers.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -16,6 +16,8 @@ use crate::node::Node;
 pub const NAME: &str = "chaos";
 /// Members of etcd.
 pub const MEMBERS: usize = 3;
+/// Brokers.
+pub const BROKERS: usize = 3;
 /// Bookies.
 pub const BOOKIES: usize = 5;
 /// The only bookie whose data is ever damaged or lost for good: with an ack quorum of two, one copy
@@ -44,10 +46,8 @@ pub struct Cluster {
     pub etcd: Vec<Node>,
     /// Storage.
     pub bookies: Vec<Disked>,
-    /// Brokers, one of which runs.
+    /// Brokers.
     pub brokers: Vec<Node>,
-    /// Which one that is.
-    pub active: usize,
     /// The network.
     pub network: Network,
     /// Processes that ended by themselves, and how often.
@@ -70,7 +70,6 @@ impl Cluster {
             etcd,
             bookies,
             brokers,
-            active: 0,
             network,
             endings: BTreeMap::new(),
         };
@@ -80,7 +79,9 @@ impl Cluster {
         for bookie in &mut cluster.bookies {
             bookie.node.start(&cluster.network)?;
         }
-        cluster.brokers[0].start(&cluster.network)?;
+        for broker in &mut cluster.brokers {
+            broker.start(&cluster.network)?;
+        }
         Ok(cluster)
     }
 
@@ -112,7 +113,19 @@ impl Cluster {
         bookie.node.start(&self.network)
     }
 
-    /// A client that knows both brokers.
+    /// Kills all brokers, and starts some of them.
+    ///
+    /// # Errors
+    /// When the system refuses.
+    pub fn replace_brokers(&mut self, with: impl IntoIterator<Item = usize>) -> Result<()> {
+        self.brokers.iter_mut().try_for_each(Node::kill)?;
+        for at in with {
+            self.brokers[at].start(&self.network)?;
+        }
+        Ok(())
+    }
+
+    /// A client that knows all brokers.
     ///
     /// # Errors
     /// When its settings are refused.
@@ -279,7 +292,7 @@ fn bookies(
 
 fn brokers(folder: &Path, logs: &Path, aquifer: &Path, network: &mut Network) -> Result<Vec<Node>> {
     let mut brokers = Vec::new();
-    for (number, host) in (BROKER_HOST..).take(2).enumerate() {
+    for (number, host) in (BROKER_HOST..).take(BROKERS).enumerate() {
         let name = format!("broker-{}", number + 1);
         let mut arguments = vec!["broker".to_owned()];
         arguments.extend(role(

@@ -11,12 +11,15 @@ use aquifer_runtime::clock::sleep;
 use aquifer_runtime::rng::Rng;
 use rustix::process::Signal;
 
-use crate::cluster::{BOOKIES, Cluster, MEMBERS, UNLUCKY, data_dir};
+use crate::cluster::{BOOKIES, BROKERS, Cluster, MEMBERS, UNLUCKY, data_dir};
 use crate::net::{CLIENTS, Cut};
 use crate::traffic::Traffic;
 
-/// How long a takeover by the other broker may take.
+/// How long a takeover by other brokers may take.
 const TAKEOVER: Duration = Duration::from_secs(90);
+/// How long a broker may take to hand everything over and to end.
+const DRAIN: Duration = Duration::from_secs(90);
+const NAMESPACE: &str = "public/default";
 
 /// Kinds of faults (reliability.md section 2).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -25,8 +28,14 @@ pub enum Kind {
     KillBookie,
     /// F1: of two bookies at once.
     KillTwoBookies,
-    /// F1: of the broker; the other one takes over.
+    /// F1: of a broker; the others take over.
     KillBroker,
+    /// F1: of two brokers at once.
+    KillTwoBrokers,
+    /// A broker is asked to end, and hands over.
+    DrainBroker,
+    /// Bundles move from one broker to another.
+    MoveBundles,
     /// F1: of the leader of etcd.
     KillEtcdLeader,
     /// F2: power loss of a bookie: what was not synced is gone.
@@ -43,17 +52,17 @@ pub enum Kind {
     DiskFull,
     /// F7: a bookie hears nobody, and nobody hears it.
     Isolate,
-    /// F7: the broker is cut off from everybody but its clients.
+    /// F7: a broker is cut off from everybody but its clients.
     IsolateBroker,
-    /// F7: one direction between a bookie and the broker.
+    /// F7: one direction between a bookie and a broker.
     OneWay,
-    /// F7: the broker and a bookie do not hear each other; all others hear both.
+    /// F7: a broker and a bookie do not hear each other; all others hear both.
     Partial,
     /// F7: a bookie comes and goes.
     Flap,
     /// F9: a bookie is paused and goes on.
     PauseBookie,
-    /// F9: the broker is paused for longer than its lease, another takes over, and it goes on.
+    /// F9: a broker is paused for longer than its lease, others take over, and it goes on.
     StaleBroker,
     /// F11: the leader of etcd is paused.
     PauseEtcdLeader,
@@ -69,10 +78,13 @@ pub enum Kind {
 }
 
 /// All of them.
-pub const ALL: [Kind; 21] = [
+pub const ALL: [Kind; 24] = [
     Kind::KillBookie,
     Kind::KillTwoBookies,
     Kind::KillBroker,
+    Kind::KillTwoBrokers,
+    Kind::DrainBroker,
+    Kind::MoveBundles,
     Kind::KillEtcdLeader,
     Kind::PowerLoss,
     Kind::PowerLossOfAll,
@@ -98,17 +110,23 @@ pub const ALL: [Kind; 21] = [
 pub struct Injected {
     kind: Kind,
     bookies: Vec<usize>,
+    brokers: Vec<usize>,
     member: Option<usize>,
     cuts: Vec<Cut>,
     balloon: Option<PathBuf>,
 }
 
 impl Kind {
-    /// Whether it concerns the broker, of which there is one at a time.
+    /// Whether it concerns brokers.
     pub fn is_of_broker(self) -> bool {
         matches!(
             self,
-            Kind::KillBroker | Kind::StaleBroker | Kind::IsolateBroker
+            Kind::KillBroker
+                | Kind::KillTwoBrokers
+                | Kind::DrainBroker
+                | Kind::MoveBundles
+                | Kind::StaleBroker
+                | Kind::IsolateBroker
         )
     }
 
@@ -161,6 +179,7 @@ pub async fn inject(
     let mut injected = Injected {
         kind,
         bookies: Vec::new(),
+        brokers: some_brokers(kind, rng),
         member: None,
         cuts: Vec::new(),
         balloon: None,
@@ -186,7 +205,7 @@ pub async fn inject(
     if kind.is_of_etcd() {
         of_etcd(cluster, &mut injected).await?;
     } else if kind.is_of_broker() {
-        of_broker(cluster, traffic, &mut injected).await?;
+        of_brokers(cluster, traffic, rng, &mut injected).await?;
     } else {
         of_bookies(cluster, rng, &mut injected)?;
     }
@@ -213,36 +232,66 @@ async fn of_etcd(cluster: &mut Cluster, injected: &mut Injected) -> Result<()> {
     }
 }
 
-async fn of_broker(
+/// Brokers that a fault concerns, the first of which a bookie may be cut off from.
+fn some_brokers(kind: Kind, rng: &dyn Rng) -> Vec<usize> {
+    let first = index(rng, BROKERS);
+    match kind {
+        Kind::KillTwoBrokers => vec![first, (first + 1) % BROKERS],
+        _ => vec![first],
+    }
+}
+
+async fn of_brokers(
     cluster: &mut Cluster,
     traffic: &Traffic,
+    rng: &dyn Rng,
     injected: &mut Injected,
 ) -> Result<()> {
-    let (old, other) = (cluster.active, 1 - cluster.active);
+    let first = injected.brokers[0];
     match injected.kind {
-        Kind::KillBroker => {
-            cluster.brokers[old].kill()?;
-            cluster.brokers[other].start(&cluster.network)?;
-            cluster.active = other;
+        Kind::KillBroker | Kind::KillTwoBrokers => {
+            for at in &injected.brokers {
+                cluster.brokers[*at].kill()?;
+            }
         }
+        Kind::DrainBroker => cluster.brokers[first].terminate()?,
+        Kind::MoveBundles => move_bundles(cluster, rng).await,
         Kind::StaleBroker => {
-            cluster.brokers[old].signal(Signal::STOP)?;
-            cluster.brokers[other].start(&cluster.network)?;
-            cluster.active = other;
+            cluster.brokers[first].signal(Signal::STOP)?;
             let went_on = traffic.goes_on(TAKEOVER, || cluster.revive()).await;
-            // It believes that it owns everything, and may try whatever it had begun.
-            cluster.brokers[old].signal(Signal::CONT)?;
+            // It believes that it owns what it owned, and may try whatever it had begun.
+            cluster.brokers[first].signal(Signal::CONT)?;
             went_on.context("taking over from a paused broker")?;
         }
         _ => {
-            let broker = cluster.brokers[old].host;
+            let broker = cluster.brokers[first].host;
             let etcd = cluster.etcd.iter().map(|node| node.host);
             let others = etcd.chain(cluster.bookies.iter().map(|bookie| bookie.node.host));
+            let peers = (0..BROKERS).filter(|at| *at != first);
+            let others = others.chain(peers.map(|at| cluster.brokers[at].host));
             injected.cuts = others.flat_map(|host| both_ways(broker, host)).collect();
             cluster.network.cut(&injected.cuts)?;
         }
     }
     Ok(())
+}
+
+/// Moves about half of the bundles that somebody owns. Another fault may be in its way.
+async fn move_bundles(cluster: &Cluster, rng: &dyn Rng) {
+    let moved = async {
+        let admin = cluster.client()?.admin().clone();
+        for bundle in admin.list_bundles(NAMESPACE).await? {
+            if bundle.broker.is_some() && rng.below(2) == 0 {
+                admin
+                    .transfer_bundle(NAMESPACE, &bundle.bundle, None)
+                    .await?;
+            }
+        }
+        anyhow::Ok(())
+    };
+    if let Err(error) = moved.await {
+        eprintln!("    bundles do not move now: {error:#}");
+    }
 }
 
 fn of_bookies(cluster: &mut Cluster, rng: &dyn Rng, injected: &mut Injected) -> Result<()> {
@@ -269,7 +318,7 @@ fn of_bookies(cluster: &mut Cluster, rng: &dyn Rng, injected: &mut Injected) -> 
         }
         Kind::PauseBookie => cluster.bookies[first].node.signal(Signal::STOP)?,
         Kind::Isolate | Kind::Flap | Kind::OneWay | Kind::Partial | Kind::LeaseExpiry => {
-            injected.cuts = cuts(cluster, injected.kind, first, rng);
+            injected.cuts = cuts(cluster, injected, first, rng);
             cluster.network.cut(&injected.cuts)?;
         }
         _ => {
@@ -281,9 +330,10 @@ fn of_bookies(cluster: &mut Cluster, rng: &dyn Rng, injected: &mut Injected) -> 
     Ok(())
 }
 
-fn cuts(cluster: &Cluster, kind: Kind, bookie: usize, rng: &dyn Rng) -> Vec<Cut> {
+fn cuts(cluster: &Cluster, injected: &Injected, bookie: usize, rng: &dyn Rng) -> Vec<Cut> {
+    let kind = injected.kind;
     let host = |at: usize| cluster.bookies[at].node.host;
-    let (own, broker) = (host(bookie), cluster.brokers[cluster.active].host);
+    let (own, broker) = (host(bookie), cluster.brokers[injected.brokers[0]].host);
     let etcd = cluster.etcd.iter().map(|node| node.host);
     match kind {
         Kind::OneWay if rng.below(2) == 0 => vec![Cut {
@@ -330,7 +380,7 @@ pub async fn hold(injected: &Injected, cluster: &mut Cluster, time: Duration) ->
 ///
 /// # Errors
 /// When a tool fails.
-pub fn heal(injected: Injected, cluster: &mut Cluster) -> Result<()> {
+pub async fn heal(injected: Injected, cluster: &mut Cluster) -> Result<()> {
     if !injected.cuts.is_empty() {
         cluster.network.mend(&injected.cuts)?;
     }
@@ -343,7 +393,11 @@ pub fn heal(injected: Injected, cluster: &mut Cluster) -> Result<()> {
                 cluster.etcd[at].start(&cluster.network)?;
             }
         }
-        Kind::StaleBroker => cluster.brokers[1 - cluster.active].kill()?,
+        Kind::DrainBroker => {
+            cluster.brokers[injected.brokers[0]]
+                .wait_ended(DRAIN)
+                .await?
+        }
         Kind::PauseBookie => {
             for at in &injected.bookies {
                 cluster.bookies[*at].node.signal(Signal::CONT)?;
@@ -364,6 +418,9 @@ pub fn heal(injected: Injected, cluster: &mut Cluster) -> Result<()> {
     }
     for at in injected.bookies {
         cluster.bookies[at].node.start(&cluster.network)?;
+    }
+    for at in injected.brokers {
+        cluster.brokers[at].start(&cluster.network)?;
     }
     Ok(())
 }

@@ -1,10 +1,11 @@
-//! Real processes under faults: three members of etcd, five bookies, two brokers, producers and
-//! readers; a seed decides what goes wrong, and afterwards everything that was promised is checked.
+//! Real processes under faults: three members of etcd, five bookies, three brokers, producers, readers
+//! and consumers; a seed decides what goes wrong, and afterwards everything that was promised is checked.
 //!
 //! Needs root, for namespaces, file systems and the power cut of one.
 
 mod audit;
 mod cluster;
+mod consumers;
 mod fault;
 mod measure;
 mod net;
@@ -188,6 +189,8 @@ impl Run {
             "messages": counts.messages,
             "faults": self.counts.values().sum::<u64>(),
             "faults_by_kind": self.counts,
+            "deliveries": counts.deliveries,
+            "late_deliveries": counts.late_deliveries,
             "ledgers": counts.ledgers,
             "ensemble_changes": counts.ensemble_changes,
             "recoveries": counts.recoveries,
@@ -239,7 +242,7 @@ impl Run {
             fault::hold(fault, &mut self.cluster, time).await?;
         }
         for fault in injected {
-            fault::heal(fault, &mut self.cluster)?;
+            fault::heal(fault, &mut self.cluster).await?;
         }
         self.settle(traffic, limit).await
     }
@@ -308,7 +311,7 @@ impl Run {
         everybody
             .await
             .context("H8: etcd is away, the bookie is back")?;
-        fault::heal(outage, &mut self.cluster)?;
+        fault::heal(outage, &mut self.cluster).await?;
         *self.counts.entry("LongEtcdOutage".to_owned()).or_default() += 1;
         Ok(acknowledged)
     }

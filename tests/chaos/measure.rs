@@ -12,7 +12,7 @@ use aquifer_runtime::clock::{Clock, SystemClock, sleep};
 use aquifer_runtime::rng::SeededRng;
 use serde_json::json;
 
-use crate::cluster::{BOOKIES, Cluster, NAME};
+use crate::cluster::{BOOKIES, BROKERS, Cluster, NAME};
 use crate::fault::{self, Kind};
 use crate::traffic::Traffic;
 
@@ -73,7 +73,7 @@ async fn pauses(
         let found = take_gaps(traffic);
         hit += u64::from(found.iter().any(|gap| *gap > Duration::from_millis(100)));
         gaps.extend(found);
-        fault::heal(injected, cluster)?;
+        fault::heal(injected, cluster).await?;
         traffic.goes_on(LIMIT, || cluster.revive()).await?;
     }
     gaps.sort_unstable();
@@ -105,10 +105,7 @@ async fn replace_copies(cluster: &mut Cluster, bulk_bytes: u64) -> Result<serde_
     publish_bulk(cluster, bulk_bytes).await?;
     let published = SystemClock.monotonic() - started;
     // The ledger that is open is repaired as well, once it is closed: another broker closes it.
-    let other = 1 - cluster.active;
-    cluster.brokers[cluster.active].kill()?;
-    cluster.brokers[other].start(&cluster.network)?;
-    cluster.active = other;
+    cluster.replace_brokers(0..BROKERS)?;
     let lost = fullest(cluster)?;
     let id = incarnation(cluster, lost)?;
     let before = copied(cluster, lost).await?;

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 use std::time::Duration;
 
-use anyhow::{Context, Result};
-use aquifer_runtime::clock::{Clock, SystemClock};
+use anyhow::{Context, Result, ensure};
+use aquifer_runtime::clock::{Clock, SystemClock, sleep};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::net::Network;
@@ -102,6 +102,36 @@ impl Node {
         if let Some(mut child) = self.child.take() {
             child.kill()?;
             child.wait()?;
+        }
+        Ok(())
+    }
+
+    /// Asks it to end; it stays away until it is started.
+    ///
+    /// # Errors
+    /// When the system refuses.
+    pub fn terminate(&mut self) -> Result<()> {
+        self.wanted = false;
+        self.signal(Signal::TERM)
+    }
+
+    /// Waits until it has ended.
+    ///
+    /// # Errors
+    /// P16: when it does not.
+    pub async fn wait_ended(&mut self, limit: Duration) -> Result<()> {
+        let started = SystemClock.monotonic();
+        while let Some(child) = &mut self.child {
+            if child.try_wait()?.is_some() {
+                self.child = None;
+            } else {
+                ensure!(
+                    SystemClock.monotonic() - started < limit,
+                    "P16: {} does not end within {limit:?}",
+                    self.name
+                );
+                sleep(Duration::from_millis(20)).await;
+            }
         }
         Ok(())
     }

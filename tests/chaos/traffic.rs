@@ -14,6 +14,7 @@ use aquifer_runtime::task::{TaskGroup, TaskHandle};
 use tokio::sync::mpsc;
 
 use crate::cluster::Cluster;
+use crate::consumers::{KINDS, Received, Subscription};
 
 /// Topics that are written and read at once.
 pub const TOPICS: usize = 3;
@@ -77,7 +78,8 @@ impl Pulse {
         Arc::new(pulse)
     }
 
-    fn beat(&self, now: Duration) {
+    /// Something went on.
+    pub fn beat(&self, now: Duration) {
         let now = micros(now);
         let gap = now.saturating_sub(self.last_us.swap(now, Ordering::SeqCst));
         self.longest_gap_us.fetch_max(gap, Ordering::SeqCst);
@@ -105,26 +107,47 @@ fn micros(time: Duration) -> u64 {
     u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }
 
+/// What all of them share.
 #[derive(Debug)]
-struct Shared {
+pub struct Shared {
     clock: SharedClock,
+    /// Nothing more is published.
     stop: AtomicBool,
+    /// Nothing more is consumed.
+    over: AtomicBool,
     /// Between two sends of a producer.
     pace: Duration,
     failures: Mutex<Vec<String>>,
 }
 
-/// Running producers and readers.
+impl Shared {
+    /// The clock of the run.
+    pub fn now(&self) -> Duration {
+        self.clock.monotonic()
+    }
+
+    /// Whether consumers are to end.
+    pub fn is_over(&self) -> bool {
+        self.over.load(Ordering::SeqCst)
+    }
+}
+
+/// Running producers, readers and consumers.
 pub struct Traffic {
     shared: Arc<Shared>,
     producers: Vec<TaskHandle<Result<Produced>>>,
     readers: Vec<TaskHandle<Result<()>>>,
+    consumers: Vec<TaskHandle<Result<()>>>,
+    client: Client,
+    subscriptions: Vec<Subscription>,
     /// Digests that each topic's reader saw, by index.
     seen: Vec<Arc<Mutex<Vec<u32>>>>,
     /// Of every producer.
     pub producing: Vec<Arc<Pulse>>,
     /// Of every reader.
     pub reading: Vec<Arc<Pulse>>,
+    /// Of every subscription.
+    consuming: Vec<Arc<Pulse>>,
 }
 
 /// What happened, for the checkers.
@@ -134,6 +157,8 @@ pub struct History {
     pub produced: Vec<Vec<Produced>>,
     /// Digests that each topic's tail reader saw, by index.
     pub seen: Vec<Vec<u32>>,
+    /// What was consumed.
+    pub subscriptions: Vec<Subscription>,
 }
 
 impl Traffic {
@@ -146,6 +171,7 @@ impl Traffic {
         let shared = Arc::new(Shared {
             clock: SystemClock::shared(),
             stop: AtomicBool::new(false),
+            over: AtomicBool::new(false),
             pace: Duration::from_micros(1_000_000 / per_producer.max(1)),
             failures: Mutex::default(),
         });
@@ -154,9 +180,13 @@ impl Traffic {
             shared: Arc::clone(&shared),
             producers: Vec::new(),
             readers: Vec::new(),
+            consumers: Vec::new(),
+            client: cluster.client()?,
+            subscriptions: Vec::new(),
             seen: Vec::new(),
             producing: Vec::new(),
             reading: Vec::new(),
+            consuming: Vec::new(),
         };
         for number in 0..TOPICS * PRODUCERS {
             let (client, shared) = (cluster.client()?, Arc::clone(&shared));
@@ -181,6 +211,26 @@ impl Traffic {
                 noted(&shared, &name, read)
             }));
         }
+        for (number, (kind, count)) in (0..TOPICS).flat_map(|n| KINDS.map(|kind| (n, kind))) {
+            let subscription = Subscription {
+                topic: topic(number),
+                kind,
+                received: Arc::default(),
+            };
+            let name = format!("{} subscription {number}", subscription.name());
+            let pulse = Pulse::new(name.clone(), shared.clock.monotonic());
+            traffic.consuming.push(Arc::clone(&pulse));
+            traffic.subscriptions.push(subscription.clone());
+            for _ in 0..count {
+                let (client, shared) = (cluster.client()?, Arc::clone(&shared));
+                let (name, pulse) = (name.clone(), Arc::clone(&pulse));
+                let subscription = subscription.clone();
+                traffic.consumers.push(tasks.spawn("consumer", async move {
+                    let consumed = subscription.consume(client, &shared, &pulse).await;
+                    noted(&shared, &name, consumed)
+                }));
+            }
+        }
         Ok(traffic)
     }
 
@@ -204,7 +254,7 @@ impl Traffic {
         Ok(())
     }
 
-    /// Waits until every producer and every reader has gone on since now; says how long it took.
+    /// Waits until every producer, reader and subscription has gone on since now; says how long it took.
     ///
     /// # Errors
     /// P16: names those that have not within `limit`.
@@ -213,7 +263,8 @@ impl Traffic {
         limit: Duration,
         mut meanwhile: impl FnMut() -> Result<()>,
     ) -> Result<Duration> {
-        let all: Vec<&Arc<Pulse>> = self.producing.iter().chain(&self.reading).collect();
+        let all = self.producing.iter().chain(&self.reading);
+        let all: Vec<&Arc<Pulse>> = all.chain(&self.consuming).collect();
         let before: Vec<u64> = all.iter().map(|pulse| pulse.count()).collect();
         let started = self.now();
         loop {
@@ -236,7 +287,7 @@ impl Traffic {
         }
     }
 
-    /// Stops publishing, waits for every receipt and for the readers to reach the end.
+    /// Stops publishing, waits for every receipt and for readers and subscriptions to reach the end.
     ///
     /// # Errors
     /// What a producer or reader ran into, or that they do not end.
@@ -269,6 +320,21 @@ impl Traffic {
         for reader in &self.readers {
             reader.abort();
         }
+        for (at, subscription) in self.subscriptions.iter().enumerate() {
+            let highest = produced[at / KINDS.len()]
+                .iter()
+                .flat_map(|p| &p.acknowledged)
+                .map(|a| a.index);
+            let end_index = highest.max().map_or(0, |highest| highest + 1);
+            let in_time = || self.shared.now() < end;
+            wait_drained(subscription, &self.client, end_index, in_time).await?;
+        }
+        self.shared.over.store(true, Ordering::SeqCst);
+        for consumer in self.consumers {
+            let left = end.saturating_sub(self.shared.clock.monotonic());
+            let ended = aquifer_runtime::clock::timeout(left, consumer).await;
+            ended.context("P16: a consumer does not end")???;
+        }
         let failures = self.shared.failures.lock().expect("no holder panics");
         ensure!(failures.is_empty(), "{}", failures.join("\n"));
         let seen = self.seen.iter();
@@ -276,7 +342,40 @@ impl Traffic {
         Ok(History {
             produced,
             seen: seen.collect(),
+            subscriptions: self.subscriptions,
         })
+    }
+}
+
+/// P9: waits until a subscription was given everything, and its cursor says so.
+async fn wait_drained(
+    subscription: &Subscription,
+    client: &Client,
+    end_index: u64,
+    in_time: impl Fn() -> bool,
+) -> Result<()> {
+    loop {
+        let received = {
+            let received: &Received = &subscription.received.lock().expect("no holder panics");
+            received.all_below()
+        };
+        // The broker may be on its way back.
+        let stats = client.admin().topic_stats(&subscription.topic).await;
+        let cursor = stats.ok().and_then(|stats| {
+            let mut found = stats.subscriptions.into_iter();
+            found.find(|found| found.name == subscription.name())
+        });
+        let acknowledged = cursor.map_or(0, |cursor| cursor.mark_delete_index.0);
+        if received >= end_index && acknowledged >= end_index {
+            return Ok(());
+        }
+        ensure!(
+            in_time(),
+            "P9: the {} subscription of {} has {received} of {end_index}, and acknowledged {acknowledged}",
+            subscription.name(),
+            subscription.topic
+        );
+        sleep(Duration::from_millis(50)).await;
     }
 }
 
