@@ -1,0 +1,180 @@
+//! Measures what clients notice when a broker goes away, on real processes of this machine (etcd,
+//! three bookies and three brokers that `aquifer dev` starts): one broker owns all topics and is
+//! killed; another owns them and is asked to end; then every broker is restarted in turn. Prints one
+//! JSON object; ends with an error when something acknowledged is lost, out of order or stored twice.
+//!
+//! ```text
+//! cargo run --release -p aquifer-tests --example failover -- [TOPICS [PACE_MS]]
+//! ```
+//!
+//! Each topic has a producer that sends a message, waits for its receipt, and sends the next after
+//! the pace. What a topic was away for is the longest that one of its sends took. Load is not balanced
+//! meanwhile, so that one broker owns everything. `AQUIFER_BIN` names another binary than the one of
+//! this build.
+
+#[path = "failover/load.rs"]
+mod load;
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use aquifer_client::Client;
+use aquifer_harness::checker::{dense, nothing_lost, nothing_twice, producers_in_order};
+use aquifer_harness::cluster::Cluster;
+use aquifer_harness::log;
+use aquifer_runtime::clock::{Clock, SystemClock, sleep};
+use serde_json::{Value, json};
+
+use load::Load;
+
+const TOPICS: usize = 1_000;
+const PACE_MS: u64 = 250;
+const NAMESPACE: &str = "public/default";
+const BROKERS: [&str; 3] = ["broker-1", "broker-2", "broker-3"];
+/// Until what a phase has changed is over.
+const QUIET: Duration = Duration::from_secs(10);
+/// How long every topic may take to go on.
+const LIMIT: Duration = Duration::from_secs(120);
+
+fn main() -> Result<()> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let given = |at: usize| arguments.get(at).map(String::as_str);
+    let topics = given(0).map_or(Ok(TOPICS), str::parse)?;
+    let pace = given(1).map_or(Ok(PACE_MS), str::parse)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()?;
+    runtime.block_on(measure(topics, Duration::from_millis(pace)))
+}
+
+async fn measure(topics: usize, pace: Duration) -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let off = [("AQUIFER_BROKER_BALANCE_ENABLED", "false")];
+    let dev = ["--brokers", "3"];
+    let mut cluster = Cluster::start_with(&folder.path().join("cluster"), &dev, &off)?;
+    let client = client(&cluster)?;
+    let load = Load::start(&client, topics, pace);
+    load.everybody_goes_on(LIMIT).await?;
+    eprintln!("{topics} topics are open");
+
+    let quiet = phase(&load, async { Ok(()) }).await?;
+    own_all(&cluster, &client, "broker-1").await?;
+    load.everybody_goes_on(LIMIT).await?;
+    sleep(QUIET).await;
+    let killed = phase(&load, async { cluster.kill("broker-1") }).await?;
+    cluster.start_again("broker-1")?;
+    own_all(&cluster, &client, "broker-2").await?;
+    load.everybody_goes_on(LIMIT).await?;
+    sleep(QUIET).await;
+    let drained = phase(&load, async { cluster.terminate("broker-2") }).await?;
+    cluster.start_again("broker-2")?;
+    let restarted = phase(&load, async {
+        for broker in BROKERS {
+            cluster.terminate(broker)?;
+            cluster.start_again(broker)?;
+        }
+        Ok(())
+    })
+    .await?;
+
+    let histories = load.stop().await?;
+    let acknowledged: usize = histories.iter().map(Vec::len).sum();
+    check(&client, &histories).await?;
+    let result = json!({
+        "topics": topics,
+        "pace_ms": u64::try_from(pace.as_millis())?,
+        "nothing_happens": quiet,
+        "owner_of_all_killed": killed,
+        "owner_of_all_drained": drained,
+        "rolling_restart_of_brokers": restarted,
+        "acknowledged": acknowledged,
+        "lost": 0,
+        "stored_twice": 0,
+    });
+    println!("{result:#}");
+    cluster.stop()?;
+    cluster.check_logs()
+}
+
+/// A client that knows every broker.
+fn client(cluster: &Cluster) -> Result<Client> {
+    let mut urls = Vec::new();
+    for broker in BROKERS {
+        urls.push(format!("http://{}", cluster.process(broker)?.address));
+    }
+    Ok(Client::builder().urls(urls).build()?)
+}
+
+/// Moves every bundle to a broker.
+async fn own_all(cluster: &Cluster, client: &Client, name: &str) -> Result<()> {
+    let address = &cluster.process(name)?.address;
+    let admin = client.admin();
+    let brokers = admin.list_brokers().await?;
+    let owner = brokers.iter().find(|broker| broker.url.contains(address));
+    let owner = &owner
+        .with_context(|| format!("{name} is announced"))?
+        .broker;
+    for bundle in admin.list_bundles(NAMESPACE).await? {
+        if bundle.broker.as_ref() != Some(owner) {
+            admin
+                .transfer_bundle(NAMESPACE, &bundle.bundle, Some(owner))
+                .await?;
+        }
+    }
+    Ok(())
+}
+
+/// Does something, waits until every topic has gone on and all is quiet again, and says how long
+/// sends took meanwhile.
+async fn phase(load: &Load, happens: impl Future<Output = Result<()>>) -> Result<Value> {
+    load.forget();
+    let (began, acknowledged) = (SystemClock.monotonic(), load.acknowledged());
+    happens.await?;
+    load.everybody_goes_on(LIMIT).await?;
+    sleep(QUIET).await;
+    let acknowledged = load.acknowledged() - acknowledged;
+    let (mut longest, mut all) = load.latencies();
+    ensure!(!all.is_empty(), "nothing was sent");
+    let result = json!({
+        "seconds": (SystemClock.monotonic() - began).as_secs(),
+        "acknowledged": acknowledged,
+        "failed": 0,
+        "longest_send_of_a_topic_ms": percentiles(&mut longest),
+        "send_ms": percentiles(&mut all),
+    });
+    eprintln!("{result}");
+    Ok(result)
+}
+
+fn percentiles(micros: &mut [u64]) -> Value {
+    micros.sort_unstable();
+    let at = |per_mille: usize| {
+        let at = (micros.len() * per_mille / 1_000).min(micros.len().saturating_sub(1));
+        micros.get(at).map_or(0.0, |us| {
+            (f64::from(u32::try_from(*us).unwrap_or(u32::MAX)) / 10.0).round() / 100.0
+        })
+    };
+    json!({"p50": at(500), "p99": at(990), "p999": at(999), "max": at(1_000)})
+}
+
+/// P1, P5, P6 and P7 of every topic.
+async fn check(client: &Client, histories: &[Vec<load::Acknowledged>]) -> Result<()> {
+    for (number, acknowledged) in histories.iter().enumerate() {
+        let topic = load::topic(number);
+        let read = log::read(client, &topic)
+            .await
+            .with_context(|| topic.clone())?;
+        let checked = nothing_lost(acknowledged, &read)
+            .and_then(|()| nothing_twice(&read))
+            .and_then(|()| producers_in_order(&read))
+            .and_then(|()| dense(&read));
+        checked.with_context(|| topic.clone())?;
+        ensure!(
+            read.len() == acknowledged.len(),
+            "{topic}: {} stored, {} acknowledged",
+            read.len(),
+            acknowledged.len()
+        );
+    }
+    Ok(())
+}
