@@ -1,6 +1,7 @@
 //! Losses of every kind, and what becomes of the ledgers.
 
 use super::*;
+use crate::replication::worker::Outcome;
 use aquifer_model::storage::BookieError;
 
 #[tokio::test(start_paused = true)]
@@ -106,6 +107,46 @@ async fn a_negative_below_the_end_is_missing_and_never_absent() {
     assert_eq!(worker.round().await.unwrap().repaired, 1);
     cluster.assert_whole(ledger, 10).await;
     assert_eq!(cluster.info(ledger).await.fragments, before);
+}
+
+/// I2: what nobody has does not keep thin what others have.
+#[tokio::test(start_paused = true)]
+async fn an_entry_that_nobody_has_stops_no_repair_of_those_behind_it() {
+    let cluster = Cluster::new(3).await;
+    let bookies = &cluster.world.bookies;
+    let ledger = cluster.closed(quorum(3, 3, 2), 10).await;
+    for n in 1..=2 {
+        bookies.corrupt(bookie(n), ledger, EntryId(5));
+    }
+    for entry in 5..10 {
+        bookies.drop_entry(bookie(3), ledger, EntryId(entry));
+    }
+    let held = |n: u8| -> Vec<u64> {
+        let intact = |entry: &u64| bookies.intact(bookie(n), ledger, EntryId(*entry)).is_some();
+        (0..10).filter(intact).collect()
+    };
+    assert_eq!(held(3), [0, 1, 2, 3, 4]);
+    let mark = Mark::new(ledger, HOME, "test", 0).doubted([bookie(3)]);
+    cluster.mark(mark.clone()).await;
+    let mut worker = cluster.worker().await;
+    let round = worker.round().await.unwrap();
+    assert_eq!((round.repaired, round.failed), (0, 1));
+    assert_eq!(held(3), [0, 1, 2, 3, 4, 6, 7, 8, 9]);
+    assert_eq!(cluster.marks().len(), 1);
+    let Outcome::Failed(why) = worker.repair(&mark).await.unwrap() else {
+        panic!("entry 5 is nowhere");
+    };
+    assert!(why.contains("entry 5:"), "{why}");
+
+    // The same for a bookie in limbo, which stays in it.
+    for entry in 6..10 {
+        bookies.drop_entry(bookie(3), ledger, EntryId(entry));
+    }
+    let mut restore = Restore::new(cluster.ctx.clone(), bookie(3), &cluster.config);
+    let report = restore.pass(&[]).await.unwrap();
+    assert!(!report.is_complete());
+    assert!(report.failed[0].contains("entry 5:"), "{report:?}");
+    assert_eq!(held(3), [0, 1, 2, 3, 4, 6, 7, 8, 9]);
 }
 
 #[tokio::test(start_paused = true)]
