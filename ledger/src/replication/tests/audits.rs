@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::*;
+use crate::recover::close_by_recovery;
 use aquifer_model::topic::TopicName;
 
 #[tokio::test(start_paused = true)]
@@ -279,6 +280,71 @@ async fn every_ledger_is_checked_once_in_a_cycle() {
     }
     assert_eq!(cluster.info(open.id).await.state, LedgerState::Open);
     assert!(cluster.marks().is_empty());
+}
+
+async fn mark_of(cluster: &Cluster, ledger: LedgerId) -> Mark {
+    let mark = marks::load(cluster.store(), ledger).await;
+    mark.unwrap().expect("it is marked")
+}
+
+/// A mark that nobody can read stops neither the auditor nor a recovery (H16): it may have named
+/// any bookie of its ledger.
+#[tokio::test(start_paused = true)]
+async fn an_unreadable_mark_is_replaced_and_in_nobodys_way() {
+    let cluster = Cluster::new(4).await;
+    let mut ledgers = Vec::new();
+    for _ in 0..20 {
+        ledgers.push(cluster.closed(quorum(3, 3, 2), 1).await);
+    }
+    let garbage = Bytes::from_static(b"\x08\x01garbage");
+    put(
+        &cluster,
+        keys::under_replicated(ledgers[4]),
+        garbage.clone(),
+    )
+    .await;
+    cluster.lose(bookie(1)).await;
+    let mut auditor = cluster.auditor();
+    auditor.pass().await.unwrap();
+    cluster.pass_time(Duration::from_millis(cluster.config.lost_after_ms));
+    let report = auditor.pass().await.unwrap();
+    assert_eq!((report.marked, report.failed), (20, 0));
+    let all: BTreeSet<BookieId> = (1..=3).map(bookie).collect();
+    for (n, ledger) in ledgers.iter().enumerate() {
+        let mark = mark_of(&cluster, *ledger).await;
+        assert_eq!(mark.lost, BTreeSet::from([bookie(1)]), "{ledger}");
+        assert_eq!(mark.doubted == all, n == 4, "{ledger}");
+    }
+    cluster.register(bookie(1)).await;
+
+    let mut open = cluster.open(quorum(3, 3, 2)).await;
+    assert_eq!(open.append(3).await, None);
+    put(&cluster, keys::under_replicated(open.id), garbage).await;
+    cluster.lose(bookie(2)).await;
+    close_by_recovery(&cluster.ctx, open.id, &[]).await.unwrap();
+    let info = cluster.info(open.id).await;
+    assert!(matches!(info.state, LedgerState::Closed(_)));
+    assert!(mark_of(&cluster, open.id).await.doubted.is_superset(&all));
+}
+
+/// What is wrong with one ledger's record keeps no other from being checked.
+#[tokio::test(start_paused = true)]
+async fn one_ledger_that_cannot_be_marked_is_counted_and_the_others_are_marked() {
+    let mut cluster = Cluster::new(3).await;
+    cluster.config.scan_ms = u64::MAX;
+    cluster.config.check_cycle_ms = 1_000;
+    let mut ledgers = Vec::new();
+    for _ in 0..3 {
+        ledgers.push(cluster.closed(quorum(3, 3, 2), 1).await);
+    }
+    let mut auditor = cluster.auditor();
+    assert_eq!(auditor.pass().await.unwrap().ledgers, 3);
+    let garbage = Bytes::from_static(b"\x08\x01garbage");
+    put(&cluster, keys::ledger(ledgers[0]), garbage).await;
+    cluster.pass_time(Duration::from_secs(1));
+    let report = auditor.pass().await.unwrap();
+    assert_eq!((report.checked, report.failed), (2, 1));
+    assert_eq!(cluster.marks().len(), 2);
 }
 
 #[tokio::test(start_paused = true)]
