@@ -246,6 +246,32 @@ async fn a_locked_ledger_is_left_to_whoever_has_the_lock() {
     );
 }
 
+/// A lock that could not be removed, or whose answer was lost, holds its own worker up no longer
+/// than until its next round.
+#[tokio::test(start_paused = true)]
+async fn a_worker_takes_over_a_lock_that_it_has_left_behind() {
+    let cluster = Cluster::new(4).await;
+    let store = &cluster.world.store;
+    let ledger = cluster.closed(quorum(3, 3, 2), 3).await;
+    let mark = Mark::new(ledger, HOME, "test", 0).doubted([bookie(2)]);
+    let locks = || store.keys(keys::REPAIR_LOCKS_PREFIX).len();
+    let mut worker = cluster.worker().await;
+    cluster.mark(mark.clone()).await;
+    store.fail_deletion(keys::REPAIR_LOCKS_PREFIX);
+    assert_eq!(worker.round().await.unwrap().repaired, 1);
+    assert_eq!(locks(), 1, "nobody has removed it");
+    cluster.mark(mark.clone()).await;
+    assert_eq!(worker.round().await.unwrap().repaired, 1);
+    assert_eq!(locks(), 0);
+
+    cluster.mark(mark).await;
+    store.lose_answers(1);
+    assert!(worker.round().await.is_err());
+    assert_eq!(locks(), 1, "it was put all the same");
+    assert_eq!(worker.round().await.unwrap().repaired, 1);
+    assert_eq!(locks(), 0);
+}
+
 #[tokio::test(start_paused = true)]
 async fn without_a_spare_bookie_the_mark_stays_until_there_is_one() {
     let cluster = Cluster::new(3).await;
