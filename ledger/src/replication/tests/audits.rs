@@ -348,6 +348,40 @@ async fn one_ledger_that_cannot_be_marked_is_counted_and_the_others_are_marked()
 }
 
 #[tokio::test(start_paused = true)]
+async fn ledgers_without_a_place_to_go_are_counted() {
+    let cluster = Cluster::new(4).await;
+    let ledger = cluster.closed(quorum(3, 3, 2), 3).await;
+    cluster.closed(quorum(2, 2, 2), 3).await;
+    let outlook = |stuck, writable| room::Outlook {
+        ledgers: 2,
+        stuck,
+        ensemble: if stuck == 0 { 0 } else { 3 },
+        writable,
+    };
+    let leave = async || room::of_bookie(cluster.store(), bookie(1)).await.unwrap();
+    assert_eq!(leave().await, outlook(0, 3));
+    cluster.lose(bookie(4)).await;
+    assert_eq!(leave().await, outlook(1, 2));
+    // Nobody knows this one.
+    let stranger = room::of_bookie(cluster.store(), bookie(9)).await.unwrap();
+    assert_eq!((stranger.ledgers, stranger.stuck), (0, 0));
+
+    let marked = async || {
+        let members = Members::load(cluster.store()).await.unwrap();
+        let outlook = room::of_marks(cluster.store(), &members).await.unwrap();
+        (outlook.ledgers, outlook.stuck, outlook.ensemble)
+    };
+    assert_eq!(marked().await, (0, 0, 0));
+    let mark = Mark::new(ledger, HOME, "test", 0).lost([bookie(1)]);
+    cluster.mark(mark).await;
+    assert_eq!(marked().await, (0, 0, 0), "it is there");
+    cluster.lose(bookie(1)).await;
+    assert_eq!(marked().await, (1, 1, 3));
+    cluster.register(bookie(4)).await;
+    assert_eq!(marked().await, (1, 0, 0));
+}
+
+#[tokio::test(start_paused = true)]
 async fn verify_says_what_is_missing_where() {
     let cluster = Cluster::new(4).await;
     let ledger = cluster.closed(quorum(3, 3, 2), 10).await;
