@@ -1,5 +1,6 @@
 //! The composition of a bookie: which part holds which other, and the threads. No decisions.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::sync::{Arc, OnceLock};
@@ -154,6 +155,7 @@ impl Parts {
             tail,
             starved: false,
             doubtful_until: 0,
+            left_metas: BTreeMap::new(),
         }
     }
 

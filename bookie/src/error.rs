@@ -8,17 +8,14 @@ use aquifer_metadata::error::MetadataError;
 use aquifer_model::id::BookieId;
 use thiserror::Error;
 
-/// Why a bookie did not start. Every message says what to do.
+/// Why a bookie did not start; [`BookieOpenError::advice`] says what to do.
 #[derive(Debug, Error)]
 pub enum BookieOpenError {
     /// Settings that contradict each other.
     #[error("bookie configuration: {0}")]
     Config(String),
     /// Another process has the directory.
-    #[error(
-        "{} is in use by another process: stop it, or give this one a directory of its own",
-        path.display()
-    )]
+    #[error("{} is in use by another process", path.display())]
     Locked {
         /// The directory.
         path: PathBuf,
@@ -26,7 +23,7 @@ pub enum BookieOpenError {
     /// A directory belongs to another bookie, or lost its cookie.
     #[error(
         "{}: {what}. A directory that is missing or swapped means lost data, so the bookie does \
-         not start. Mount the right directories; never copy or delete a cookie",
+         not start",
         path.display()
     )]
     Cookie {
@@ -36,7 +33,7 @@ pub enum BookieOpenError {
         what: String,
     },
     /// The directory belongs to another cluster, or to none.
-    #[error("{}: {what}. Give it a directory of its own, or the right cluster", path.display())]
+    #[error("{}: {what}", path.display())]
     Cluster {
         /// The cookie file.
         path: PathBuf,
@@ -46,9 +43,7 @@ pub enum BookieOpenError {
     /// Metadata does not know this bookie although it should.
     #[error(
         "cluster {cluster} does not know bookie {bookie} any more: its cookie is missing from \
-         metadata. Either this is not the metadata that it joined (check the address and the name \
-         of the cluster, restore metadata), or the bookie was taken out for good: then start it \
-         with an empty directory, as another bookie"
+         metadata"
     )]
     NotAMember {
         /// The bookie.
@@ -58,8 +53,7 @@ pub enum BookieOpenError {
     },
     /// The cookie in metadata is not this bookie's.
     #[error(
-        "the cookie of bookie {bookie} in the metadata of cluster {cluster} is not its own: {what}. \
-         Check the address of the metadata and the name of the cluster; nothing was changed"
+        "the cookie of bookie {bookie} in the metadata of cluster {cluster} is not its own: {what}"
     )]
     ForeignMember {
         /// The bookie.
@@ -81,11 +75,7 @@ pub enum BookieOpenError {
         source: io::Error,
     },
     /// RocksDB refused to open its files, or to read or write them during start.
-    #[error(
-        "the ledger store in {} cannot be opened: {message}. If files are damaged or missing, \
-         restore them; with replicas elsewhere, start with an empty directory and let them repair",
-        path.display()
-    )]
+    #[error("the ledger store in {} cannot be opened: {message}", path.display())]
     Store {
         /// The directory.
         path: PathBuf,
@@ -93,11 +83,86 @@ pub enum BookieOpenError {
         message: String,
     },
     /// Bytes of a format that this build does not know.
-    #[error("{}: {what}: was it written by a later version? Use that version", path.display())]
+    #[error("{}: {what}", path.display())]
     Format {
         /// The file.
         path: PathBuf,
         /// What is wrong.
         what: String,
     },
+}
+
+impl BookieOpenError {
+    /// What a person can do about it. Only in a cluster have others copies: elsewhere nobody is
+    /// told to begin with an empty directory.
+    #[must_use]
+    pub fn advice(&self, in_cluster: bool) -> &'static str {
+        match self {
+            BookieOpenError::Config(_) => {
+                "correct the configuration; --check-config shows what it comes to"
+            }
+            BookieOpenError::Locked { .. } => {
+                "stop that process, or give this one a directory of its own"
+            }
+            BookieOpenError::Cookie { .. } if in_cluster => {
+                "mount the right directories; never copy or delete a cookie. If a disk is lost for \
+                 good, start the bookie with an empty directory: it is then a new bookie, and \
+                 repair restores its copies from others; decommission the old id"
+            }
+            BookieOpenError::Cookie { .. } => {
+                "mount the right directories; never copy or delete a cookie"
+            }
+            BookieOpenError::Cluster { .. } => {
+                "give it a directory of its own, or the right cluster"
+            }
+            BookieOpenError::NotAMember { .. } => {
+                "either this is not the metadata that it joined: check the address and the name of \
+                 the cluster, or restore metadata; or the bookie was taken out for good: then start \
+                 it with an empty directory, as another bookie"
+            }
+            BookieOpenError::ForeignMember { .. } => {
+                "check the address of the metadata and the name of the cluster; nothing was changed"
+            }
+            BookieOpenError::Metadata(_) => "see whether the metadata store answers; try again",
+            BookieOpenError::Io { .. } => {
+                "see whether the disk is mounted, has room, and lets this process write there"
+            }
+            BookieOpenError::Store { .. } if in_cluster => {
+                "restore its files; or start the bookie with an empty directory: it is then a new \
+                 bookie, and repair restores its copies from others; decommission the old id"
+            }
+            BookieOpenError::Store { .. } => {
+                "restore its files from a copy of the whole data directory; nobody else has them"
+            }
+            BookieOpenError::Format { .. } => {
+                "if a later version wrote it, use that version; if it is damaged, restore it"
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Data that nobody else has is not given up on a tool's advice.
+    #[test]
+    fn only_a_cluster_is_told_to_begin_with_an_empty_directory() {
+        let path = || PathBuf::from("x");
+        let damaged = [
+            BookieOpenError::Store {
+                path: path(),
+                message: "bad".to_owned(),
+            },
+            BookieOpenError::Cookie {
+                path: path(),
+                what: "bad".to_owned(),
+            },
+        ];
+        for error in damaged {
+            assert!(error.advice(true).contains("empty directory"), "{error}");
+            assert!(!error.advice(false).contains("empty"), "{error}");
+            assert!(!error.advice(false).is_empty(), "{error}");
+        }
+    }
 }

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use aquifer_bookie::{Bookie, BookieDeps, autorecovery};
+use aquifer_bookie::{Bookie, autorecovery};
 use aquifer_ledger::bookie_client::{BookieClientConfig, GrpcTransport};
 use aquifer_ledger::context::{LogContext, LogSettings, LogShared};
 use aquifer_ledger::error::LedgerError;
@@ -29,7 +29,7 @@ use crate::exit::{CliError, Exit};
 use crate::roles::membership;
 use crate::roles::settings::{self, ClusterSettings, DEFAULT_CLUSTER, EtcdSettings};
 use crate::roles::standalone::config::StandaloneConfig;
-use crate::roles::storage::Seams;
+use crate::roles::storage::{Seams, open_bookie};
 
 const CACHE_BYTES: usize = 1 << 20;
 const DRAIN: Duration = Duration::from_secs(5);
@@ -190,16 +190,7 @@ async fn open_directory(source: &SourceArgs, telemetry: &Telemetry) -> Result<Cl
     let store = Arc::new(opened.map_err(|error| failed(&error.into()))?);
     let mut settings = config.bookie;
     settings.scrub_bytes_per_second = 0;
-    let deps = BookieDeps {
-        disk: RealDisk::shared(),
-        clock: SystemClock::shared(),
-        rng: SystemRng::shared(),
-        meter: telemetry.meter("aquifer_bookie"),
-    };
-    let opened = tokio::task::spawn_blocking(move || Bookie::open(settings, deps)).await;
-    let bookie = opened
-        .map_err(|error| CliError::failed(error.to_string()))?
-        .map_err(|error| CliError::failed(format!("the bookie does not start: {error}")))?;
+    let bookie = open_bookie(&settings, &Seams::real(), telemetry).await?;
     let rng = SystemRng::shared();
     let others = GrpcTransport::new(BookieClientConfig::default(), &*rng, tasks.clone());
     let transport = autorecovery::transport(bookie.clone(), Arc::new(others));

@@ -24,6 +24,7 @@ mod news;
 mod orphans;
 mod plan;
 mod restore;
+pub mod room;
 mod share;
 #[cfg(test)]
 mod tests;

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail, ensure};
 use aquifer_client::{ErrorKind, Message};
 use aquifer_harness::fault::{files, find, flip_bit, truncate};
-use aquifer_harness::server::{Server, ServerOptions};
+use aquifer_harness::server::{Server, ServerOptions, aquifer};
 use aquifer_harness::wait::within;
 use aquifer_model::place::Place;
 
@@ -222,6 +222,31 @@ async fn a_flipped_bit_in_an_sst_file_is_told() -> Result<()> {
 #[tokio::test]
 async fn a_flipped_bit_in_a_blob_file_is_told() -> Result<()> {
     damaged_store(".blob", 60_000).await
+}
+
+/// A store that does not open: nobody else has what is in it, and nobody is told to give it up.
+#[tokio::test]
+async fn a_store_with_a_missing_file_does_not_start_and_says_what_to_do() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let mut server = Server::start(&folder.path().join("data"), ServerOptions::default()).await?;
+    publish(&server, "victim", 10).await?;
+    server.stop()?;
+    let current = files(server.data_dir(), "CURRENT")?;
+    ensure!(current.len() == 1, "{current:?}");
+    std::fs::remove_file(&current[0])?;
+    let Err(error) = server.restart() else {
+        bail!("it started without a file of its store");
+    };
+    let text = format!("{error:#}");
+    ensure!(text.contains("restore its files"), "{text}");
+    ensure!(!text.contains("empty directory"), "{text}");
+    let data_dir = server.data_dir().display().to_string();
+    let list = ["ledger", "list", "--data-dir", &data_dir];
+    let output = aquifer("http://127.0.0.1:1", &list)?;
+    let text = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.code() == Some(1), "{output:?}");
+    ensure!(text.contains("restore its files"), "{text}");
+    Ok(())
 }
 
 #[tokio::test]

@@ -6,7 +6,10 @@
 //!   is answered with success ever again, because nobody knows what is on the disk.
 //! - A wait succeeds only if nothing that it may have waited for was refused (I1, I4): it stands
 //!   for a record of somebody else that was on its way when it was admitted.
+//! - The ledger record that a refused item carried goes with the next of that ledger which was
+//!   admitted behind it: entries without a ledger record would be denied (I5).
 
+use std::collections::BTreeMap;
 use std::io;
 use std::ops::Range;
 use std::sync::Arc;
@@ -28,6 +31,7 @@ use crate::journal::queue::{Class, Item, JournalQueue};
 use crate::journal::record::{RECORD_HEAD_BYTES, Record};
 use crate::journal::segment::{FIRST_COMMIT_OFFSET, SegmentFile, SegmentHead};
 use crate::journal::segments::Segments;
+use crate::ledger_state::LedgerMeta;
 use crate::ledgers::LedgerTable;
 use crate::metrics::BookieMetrics;
 use crate::mode::Mode;
@@ -77,6 +81,9 @@ pub struct JournalThread {
     pub starved: bool,
     /// Waits up to this item may be for a record that was refused.
     pub doubtful_until: u64,
+    /// Ledger records of refused items, and the last item that counts on them. No more than there
+    /// were items in the queue.
+    pub left_metas: BTreeMap<LedgerId, (LedgerMeta, u64)>,
 }
 
 /// Where the journal goes on.
@@ -113,14 +120,18 @@ impl JournalThread {
     }
 
     fn serve(&mut self, items: Vec<Item>) -> Result<(), (io::Error, Vec<Item>)> {
-        let items = self.without_doubtful(items);
+        let mut items = self.without_doubtful(items);
+        self.forget_metas(&items);
         if items.iter().all(|item| item.record.is_none()) {
             // Only waits: what they wait for is synced, because this thread did it.
             self.finish(items);
             return Ok(());
         }
         match self.make_room(&items) {
-            Ok(true) => self.write(items),
+            Ok(true) => {
+                self.hand_on_metas(&mut items);
+                self.write(items)
+            }
             Ok(false) => {
                 let (normal, control): (Vec<Item>, Vec<Item>) = items
                     .into_iter()
@@ -145,6 +156,26 @@ impl JournalThread {
             item.completion.run(Err(self.no_room()));
         }
         others
+    }
+
+    /// Forgets the ledger records that nobody who is still to come counts on.
+    fn forget_metas(&mut self, items: &[Item]) {
+        if let Some(first) = items.first() {
+            self.left_metas
+                .retain(|_, (_, until)| first.number <= *until);
+        }
+    }
+
+    /// Gives the ledger records of refused items to the next records of these ledgers.
+    fn hand_on_metas(&mut self, items: &mut [Item]) {
+        for item in items {
+            let Some(record) = &item.record else {
+                continue;
+            };
+            let left = self.left_metas.remove(&record.ledger);
+            let left = left.filter(|(_, until)| item.number <= *until);
+            item.meta = item.meta.or(left.map(|(meta, _)| meta));
+        }
     }
 
     /// Makes sure that the current segment has room, rolling if need be. `false`: there is none.
@@ -281,6 +312,10 @@ impl JournalThread {
         // Whoever is admitted from now on does not find these records on their way any more.
         self.doubtful_until = self.queue.last_number();
         for item in items {
+            if let (Some(record), Some(meta)) = (&item.record, item.meta) {
+                let left = (meta, self.doubtful_until);
+                self.left_metas.insert(record.ledger, left);
+            }
             item.completion.run(Err(self.no_room()));
         }
     }
@@ -314,7 +349,7 @@ fn committed(
     record: &Record,
     place: &Range<usize>,
     number: u64,
-    meta: Option<crate::ledger_state::LedgerMeta>,
+    meta: Option<LedgerMeta>,
     permit: Option<BytePermit>,
 ) -> CommittedRecord {
     let ledger: LedgerId = record.ledger;

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::BookieMode;
+use crate::ledger_state::LedgerState;
 
 /// I13: bytes in flight are bounded; over the bound adds are refused at once, and fences and
 /// reads have shares of their own.
@@ -190,4 +191,48 @@ fn refused_adds_do_not_use_up_the_reserve() {
     assert_eq!(synced(), before);
     done(ask(&bookie, request(1, OrderedOperation::Fence)));
     stall.end();
+}
+
+/// I5: an add that is refused takes its ledger's record along, on which an add that was admitted
+/// behind it counts. What that one acknowledged is found although nothing is in memory any more.
+#[test]
+fn a_refused_add_leaves_its_ledger_record_to_the_next() {
+    let mut machine = super::crash::Machine::new();
+    machine.config.journal_segments_max = 2;
+    machine.config.commit_bytes_max = 4_096;
+    let bookie = machine.boot();
+    eventually("the second segment", || !bookie.core.segments.needs_spare());
+    done(ask(&bookie, add_request(1, 0, 10)));
+    // Known to be new, because it cannot be looked up while the database stands still.
+    bookie.core.ledgers.lock(LedgerId(2)).slot().state = Some(LedgerState::default());
+    let stall = Stall::begin(&bookie);
+    let refused = |entry| ask(&bookie, add_request(1, entry, 200_000)).is_err();
+    (1..200)
+        .find(|entry| refused(*entry))
+        .expect("the journal has only two segments");
+    // The journal's thread answers: while it does, both adds are queued, in commits of their own.
+    let (hold, held) = sync_channel::<()>(0);
+    let (release, released) = sync_channel::<()>(0);
+    let answer_slowly = move |_| {
+        hold.send(()).unwrap();
+        let _ = released.recv();
+    };
+    bookie.submit(request(1, OrderedOperation::Fence), Box::new(answer_slowly));
+    held.recv().unwrap();
+    let queued = bookie.core.queue.last_number();
+    let large = start(&bookie, add_request(2, 0, 200_000));
+    let small = start(&bookie, add_request(2, 1, 10));
+    eventually("both are queued", || {
+        bookie.core.queue.last_number() == queued + 2
+    });
+    release.send(()).unwrap();
+    assert_eq!(answer(&large), Err(BookieError::Overloaded));
+    done(answer(&small));
+    stall.end();
+    eventually("applied", || {
+        let status = bookie.status();
+        status.applied_commit == status.synced_commit
+    });
+    bookie.core.ledgers.lock(LedgerId(2)).forget();
+    expect(&bookie, 2, 1, 10);
 }

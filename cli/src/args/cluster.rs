@@ -55,6 +55,9 @@ pub enum BookieCommand {
         /// Copy in this process too, instead of leaving it to the bookies' repair workers.
         #[arg(long, conflicts_with = "undo")]
         repair_here: bool,
+        /// Begin although some of its ledgers have no bookie to go to yet.
+        #[arg(long, conflicts_with = "undo")]
+        force: bool,
         /// Take it back: the bookie may hold ledgers again.
         #[arg(long)]
         undo: bool,

@@ -1,24 +1,18 @@
 //! `aquifer bookie list|cookie|decommission`: looks after the bookies of a cluster.
 
-use std::time::Duration;
+mod decommission;
 
-use aquifer_ledger::replication::decommission::{self, Retired, Retirement};
-use aquifer_ledger::replication::{
-    Auditor, LedgerIndex, Member, Members, RepairWorker, ReplicationConfig,
-};
+use aquifer_ledger::replication::{LedgerIndex, Member, Members};
 use aquifer_model::id::BookieId;
-use aquifer_runtime::clock;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::args::BookieCommand;
 use crate::cluster::{Cluster, failed};
 use crate::exit::CliError;
 use crate::output::{Output, Table};
 
-/// How often a decommission looks how far it is.
-const LOOK: Duration = Duration::from_secs(1);
-/// How long the locks of this process outlive it.
-const SESSION_TTL: Duration = Duration::from_secs(15);
+/// What to do when there is no such bookie.
+const LIST: &str = "aquifer bookie list shows those that there are";
 
 /// Runs the command.
 ///
@@ -30,14 +24,22 @@ pub async fn run(command: BookieCommand, out: &Output) -> Result<(), CliError> {
         BookieCommand::List { .. } => list(&cluster, out).await,
         BookieCommand::Cookie { bookie, .. } => cookie(&cluster, bookie, out).await,
         BookieCommand::Decommission { bookie, undo, .. } if undo => {
-            undo_decommission(&cluster, bookie, out).await
+            decommission::undo(&cluster, bookie, out).await
         }
         BookieCommand::Decommission {
             bookie,
             no_wait,
             repair_here,
+            force,
             ..
-        } => decommission(&cluster, bookie, no_wait, repair_here, out).await,
+        } => {
+            let how = decommission::How {
+                no_wait,
+                repair_here,
+                force,
+            };
+            decommission::run(&cluster, bookie, how, out).await
+        }
     };
     cluster.close().await;
     result
@@ -115,7 +117,7 @@ async fn cookie(cluster: &Cluster, bookie: BookieId, out: &Output) -> Result<(),
         .map_err(|e| failed(&e))?;
     let cookie = members.get(bookie).and_then(|member| member.cookie.clone());
     let Some(cookie) = cookie else {
-        return Err(CliError::failed(format!("bookie {bookie} has no cookie")));
+        return Err(CliError::failed(format!("bookie {bookie} has no cookie")).advise(LIST));
     };
     if out.is_json() {
         return out.object(&json!({
@@ -131,131 +133,4 @@ async fn cookie(cluster: &Cluster, bookie: BookieId, out: &Output) -> Result<(),
     out.line(format!("cluster      {}", cookie.cluster))?;
     out.line(format!("directories  {}", cookie.directories.join(", ")))?;
     out.line(format!("state        {}", state(members.get(bookie))))
-}
-
-async fn undo_decommission(
-    cluster: &Cluster,
-    bookie: BookieId,
-    out: &Output,
-) -> Result<(), CliError> {
-    let members = Members::load(cluster.store())
-        .await
-        .map_err(|e| failed(&e))?;
-    if members.get(bookie).is_some_and(Member::is_decommissioned) {
-        return Err(
-            CliError::failed(format!("bookie {bookie} is decommissioned for good"))
-                .advise("start it with an empty directory: then it is another bookie"),
-        );
-    }
-    decommission::set_draining(cluster.store(), bookie, false)
-        .await
-        .map_err(|e| failed(&e))?;
-    report(out, bookie, "in use again", 0)
-}
-
-async fn decommission(
-    cluster: &Cluster,
-    bookie: BookieId,
-    no_wait: bool,
-    repair_here: bool,
-    out: &Output,
-) -> Result<(), CliError> {
-    decommission::set_draining(cluster.store(), bookie, true)
-        .await
-        .map_err(|e| failed(&e))?;
-    let (total, _) = decommission::references(cluster.store(), bookie)
-        .await
-        .map_err(|e| failed(&e))?;
-    let mut here = match repair_here {
-        true => Some(Here::start(cluster).await?),
-        false => None,
-    };
-    let mut retirement = Retirement::new(cluster.ctx.clone(), bookie);
-    let progress = out.progress("ledgers moved", Some(total));
-    let mut left = total;
-    loop {
-        match retirement.step().await.map_err(|e| failed(&e))? {
-            Retired::Yes => {
-                drop(progress);
-                return report(out, bookie, "decommissioned", 0);
-            }
-            Retired::Unknown(damaged) => {
-                return Err(CliError::failed(format!(
-                    "a ledger record cannot be read, and may name the bookie: {damaged}"
-                ))
-                .advise("restore that record; the bookie stays as it is, draining"));
-            }
-            Retired::Referenced(ledgers) => {
-                progress.add(left.saturating_sub(ledgers));
-                left = ledgers;
-            }
-            // Nothing names it now; whoever does not know yet that it leaves may still choose it.
-            Retired::Announced => {
-                progress.add(left);
-                left = 0;
-            }
-        }
-        if no_wait {
-            return report(out, bookie, "draining", left);
-        }
-        match &mut here {
-            Some(here) if left > 0 => here.work().await?,
-            _ => clock::sleep(LOOK).await,
-        }
-    }
-}
-
-/// An auditor and a worker in this process.
-struct Here {
-    auditor: Auditor,
-    worker: RepairWorker,
-}
-
-impl Here {
-    async fn start(cluster: &Cluster) -> Result<Here, CliError> {
-        let ctx = &cluster.ctx;
-        let config = ReplicationConfig {
-            // Only what is asked for: losses are left to the cluster's auditor.
-            lost_after_ms: u64::MAX,
-            check_cycle_ms: 0,
-            orphan_audit_ms: 0,
-            ..ReplicationConfig::default()
-        };
-        let session = ctx.store.open_session(SESSION_TTL).await;
-        let session = session.map_err(|error| failed(&error.into()))?;
-        let holder = format!(
-            "aquifer bookie decommission, process {}",
-            std::process::id()
-        );
-        Ok(Here {
-            auditor: Auditor::new(ctx.clone(), config.clone()),
-            worker: RepairWorker::new(ctx.clone(), session.into(), &config, holder),
-        })
-    }
-
-    async fn work(&mut self) -> Result<(), CliError> {
-        self.auditor.pass().await.map_err(|e| failed(&e))?;
-        let round = self.worker.round().await.map_err(|e| failed(&e))?;
-        if round.repaired == 0 {
-            clock::sleep(LOOK).await;
-        }
-        Ok(())
-    }
-}
-
-fn report(out: &Output, bookie: BookieId, state: &str, left: u64) -> Result<(), CliError> {
-    if out.is_json() {
-        let object: Value = json!({
-            "bookie": bookie.to_string(),
-            "state": state,
-            "ledgers": left,
-        });
-        return out.object(&object);
-    }
-    match left {
-        0 => out.line(format!("bookie {bookie} is {state}")),
-        _ => out.line(format!(
-            "bookie {bookie} is {state}: {left} ledgers to move"
-        )),
-    }
 }

@@ -1,5 +1,6 @@
 //! `aquifer doctor`: looks at everything that metadata shows and says what needs a person.
 
+use aquifer_ledger::replication::room::{self, Outlook};
 use aquifer_ledger::replication::{LedgerIndex, Members, inspect};
 use serde_json::json;
 
@@ -112,6 +113,8 @@ async fn examine(cluster: &Cluster) -> Result<Vec<Finding>, CliError> {
     if !cluster.is_standalone() {
         findings.extend(silent(cluster, &members).await);
         findings.push(repair(pending.workers, pending.auditor.as_deref()));
+        let outlook = room::of_marks(store, &members).await;
+        findings.extend(nowhere_to_go(&outlook.map_err(|error| failed(&error))?));
     }
     if pending.marks > 0 {
         let what = format!("{} ledgers wait for repair", pending.marks);
@@ -154,6 +157,22 @@ fn repair(workers: u64, auditor: Option<&str>) -> Finding {
             Finding::new(Level::Warning, what, advice)
         }
     }
+}
+
+/// Ledgers that lost a bookie, or are to leave one, while there is none to take its place.
+fn nowhere_to_go(outlook: &Outlook) -> Option<Finding> {
+    let Outlook {
+        stuck,
+        ensemble,
+        writable,
+        ..
+    } = outlook;
+    let what = format!(
+        "{stuck} ledgers cannot be repaired: they have up to {ensemble} bookies each, and \
+         {writable} are writable"
+    );
+    let advice = "start another bookie, or bring back those that are away or read-only";
+    (*stuck > 0).then(|| Finding::new(Level::Problem, what, advice))
 }
 
 fn bookies(index: &LedgerIndex, members: &Members, standalone: bool) -> Vec<Finding> {

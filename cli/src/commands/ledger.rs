@@ -63,6 +63,11 @@ pub async fn run(args: LedgerArgs, out: &Output) -> Result<(), CliError> {
     result
 }
 
+fn no_ledger(ledger: LedgerId) -> CliError {
+    CliError::failed(format!("there is no ledger {ledger}"))
+        .advise("aquifer ledger list shows those that there are; a deleted one never comes back")
+}
+
 fn state_name(state: StateArg) -> &'static str {
     match state {
         StateArg::Open => "open",
@@ -187,7 +192,7 @@ async fn list(
 async fn inspect_one(cluster: &Cluster, ledger: LedgerId, out: &Output) -> Result<(), CliError> {
     let view = inspect::view(cluster.store(), ledger).await;
     let Some(view) = view.map_err(|error| failed(&error))? else {
-        return Err(CliError::failed(format!("there is no ledger {ledger}")));
+        return Err(no_ledger(ledger));
     };
     let topic = inspect::topic_of(cluster.store(), ledger).await;
     let topic = topic.map_err(|error| failed(&error))?;
@@ -244,7 +249,7 @@ async fn delete(
     }
     let deleted = inspect::delete(&cluster.ctx, ledger).await;
     let Some(waiting) = deleted.map_err(|error| failed(&error))? else {
-        return Err(CliError::failed(format!("there is no ledger {ledger}")));
+        return Err(no_ledger(ledger));
     };
     if out.is_json() {
         return out.object(&json!({"ledger": ledger.0, "bookies_waiting": waiting}));
@@ -257,77 +262,139 @@ async fn delete(
     }
 }
 
+/// What `verify` has found so far.
+struct Verified {
+    replicas: usize,
+    bad: usize,
+    /// Ledgers that could not be looked at, unreadable records included.
+    failed: u64,
+    table: Table,
+}
+
+impl Verified {
+    fn new() -> Verified {
+        let columns = [
+            "ledger",
+            "from entry",
+            "bookie",
+            "entries",
+            "missing",
+            "why",
+        ];
+        Verified {
+            replicas: 0,
+            bad: 0,
+            failed: 0,
+            table: Table::new(columns),
+        }
+    }
+
+    fn thin(&mut self, ledger: LedgerId, replica: &Replica, out: &Output) -> Result<(), CliError> {
+        let why = replica.gaps.as_ref().err();
+        if out.is_json() {
+            return out.object(&json!({
+                "ledger": ledger.0,
+                "first_entry": replica.fragment.0,
+                "bookie": replica.bookie.to_string(),
+                "entries": replica.entries,
+                "missing": replica.missing(),
+                "error": why,
+            }));
+        }
+        self.table.row([
+            ledger.to_string(),
+            replica.fragment.to_string(),
+            replica.bookie.to_string(),
+            replica.entries.to_string(),
+            replica.missing().to_string(),
+            why.cloned().unwrap_or_default(),
+        ]);
+        Ok(())
+    }
+
+    /// What is wrong with one ledger ends nothing; metadata that does not answer ends everything.
+    fn failed(&mut self, ledger: LedgerId, error: CliError, out: &Output) -> Result<(), CliError> {
+        if error.exit() != Exit::Failed {
+            return Err(error);
+        }
+        self.failed += 1;
+        let why = error.to_string();
+        if out.is_json() {
+            return out.object(&json!({"ledger": ledger.0, "error": why}));
+        }
+        let unknown = || "-".to_owned();
+        let row = [
+            ledger.to_string(),
+            unknown(),
+            unknown(),
+            unknown(),
+            unknown(),
+            why,
+        ];
+        self.table.row(row);
+        Ok(())
+    }
+
+    /// Says it all, and fails unless everything is whole.
+    fn report(&self, out: &Output) -> Result<(), CliError> {
+        let replicas = self.replicas;
+        if self.bad == 0 && self.failed == 0 {
+            return match out.is_json() {
+                true => out.object(&json!({"replicas": replicas, "missing": 0})),
+                false => out.line(format!("{replicas} replicas are whole")),
+            };
+        }
+        if !out.is_json() {
+            out.table(&self.table)?;
+        }
+        Err(CliError::failed(format!(
+            "{} of {replicas} replicas are not whole, {} ledgers could not be looked at",
+            self.bad, self.failed
+        )))
+    }
+}
+
 async fn verify(
     cluster: &Cluster,
-    mut ledgers: Vec<LedgerId>,
+    named: Vec<LedgerId>,
     mark: bool,
     rate: u64,
     out: &Output,
 ) -> Result<(), CliError> {
-    let mut unreadable = 0;
-    if ledgers.is_empty() {
-        unreadable = for_each(cluster, out, |view| {
+    let mut verified = Verified::new();
+    let all = named.is_empty();
+    let mut ledgers = named;
+    if all {
+        verified.failed = for_each(cluster, out, |view| {
             ledgers.push(view.ledger);
             Ok(true)
         })
         .await?;
     }
     let progress = out.progress("ledgers", Some(ledgers.len() as u64));
-    let mut table = Table::new([
-        "ledger",
-        "from entry",
-        "bookie",
-        "entries",
-        "missing",
-        "why",
-    ]);
-    let (mut replicas, mut bad) = (0, 0);
     for ledger in ledgers {
-        let found = inspect::verify(&cluster.ctx, ledger, rate).await;
-        let found = found.map_err(|error| failed(&error))?;
-        let thin: Vec<&Replica> = found.iter().filter(|r| !r.is_intact()).collect();
-        replicas += found.len();
-        bad += thin.len();
-        for replica in &thin {
-            let why = replica.gaps.as_ref().err().cloned().unwrap_or_default();
-            if out.is_json() {
-                out.object(&json!({
-                    "ledger": ledger.0,
-                    "first_entry": replica.fragment.0,
-                    "bookie": replica.bookie.to_string(),
-                    "entries": replica.entries,
-                    "missing": replica.missing(),
-                    "error": replica.gaps.as_ref().err(),
-                }))?;
-            } else {
-                table.row([
-                    ledger.to_string(),
-                    replica.fragment.to_string(),
-                    replica.bookie.to_string(),
-                    replica.entries.to_string(),
-                    replica.missing().to_string(),
-                    why,
-                ]);
+        match inspect::verify(&cluster.ctx, ledger, rate).await {
+            Ok(Some(found)) => {
+                verified.replicas += found.len();
+                let thin: Vec<&Replica> = found.iter().filter(|r| !r.is_intact()).collect();
+                verified.bad += thin.len();
+                for replica in &thin {
+                    verified.thin(ledger, replica, out)?;
+                }
+                if mark && !thin.is_empty() {
+                    let marked = mark_thin(cluster, ledger, &thin).await;
+                    marked.or_else(|error| verified.failed(ledger, error, out))?;
+                }
             }
-        }
-        if mark && !thin.is_empty() {
-            mark_thin(cluster, ledger, &thin).await?;
+            // It was deleted since it was listed.
+            Ok(None) if all => {}
+            Ok(None) => verified.failed(ledger, no_ledger(ledger), out)?,
+            Err(error) => verified.failed(ledger, failed(&error), out)?,
         }
         progress.add(1);
     }
     drop(progress);
-    if !out.is_json() && bad > 0 {
-        out.table(&table)?;
-    }
-    if bad + usize::try_from(unreadable).unwrap_or(usize::MAX) > 0 {
-        return Err(CliError::failed(format!(
-            "{bad} of {replicas} replicas are not whole, {unreadable} records are unreadable"
-        )));
-    }
-    if out.is_json() {
-        return out.object(&json!({"replicas": replicas, "missing": 0}));
-    }
-    out.line(format!("{replicas} replicas are whole"))
+    verified.report(out)
 }
 
 async fn mark_thin(cluster: &Cluster, ledger: LedgerId, thin: &[&Replica]) -> Result<(), CliError> {

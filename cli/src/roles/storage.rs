@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use aquifer_bookie::{Bookie, BookieConfig, BookieDeps};
+use aquifer_bookie::{Bookie, BookieConfig, BookieDeps, BookieOpenError};
 use aquifer_runtime::clock::{SharedClock, SystemClock};
 use aquifer_runtime::disk::{RealDisk, SharedDisk};
 use aquifer_runtime::rng::{SharedRng, SystemRng};
@@ -51,9 +51,15 @@ pub async fn open_bookie(
     let opened = tokio::task::spawn_blocking(move || Bookie::open(settings, deps)).await;
     match opened {
         Ok(Ok(bookie)) => Ok(bookie),
-        Ok(Err(error)) => Err(part_failed("the bookie", &config.data_dir, &error)),
+        Ok(Err(error)) => Err(bookie_failed(config, &error)),
         Err(error) => Err(part_failed("the bookie", &config.data_dir, &error)),
     }
+}
+
+/// Why a bookie did not start, and what to do.
+pub fn bookie_failed(config: &BookieConfig, error: &BookieOpenError) -> CliError {
+    let advice = error.advice(config.cluster.is_some());
+    part_failed("the bookie", &config.data_dir, error).advise(advice)
 }
 
 /// Why a part did not start, with every cause.

@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use aquifer_metadata::error::MetadataError;
 use aquifer_metadata::keys;
 use aquifer_model::id::{BookieId, LedgerId};
 use futures::StreamExt;
@@ -40,6 +41,8 @@ pub struct AuditReport {
     pub remaining: u64,
     /// Ledgers marked in this pass.
     pub marked: u64,
+    /// Ledgers that should have been marked in this pass, and could not be.
+    pub failed: u64,
     /// Marks that wait for a worker.
     pub waiting: u64,
     /// Ledgers whose turn it was to be checked replica by replica, although nothing is known.
@@ -54,6 +57,26 @@ pub struct AuditReport {
 fn is_any_draining(members: &Members) -> bool {
     let mut members = members.iter();
     members.any(|member| member.is_leaving() && !member.is_decommissioned())
+}
+
+/// What came of one ledger; `None` if what failed is the ledger's own, which must not keep the others
+/// from being marked.
+fn of_one_ledger<T>(
+    ledger: LedgerId,
+    result: Result<T, LedgerError>,
+) -> Result<Option<T>, LedgerError> {
+    match result {
+        Ok(done) => Ok(Some(done)),
+        Err(LedgerError::Metadata(
+            error @ (MetadataError::Unavailable(_)
+            | MetadataError::Denied(_)
+            | MetadataError::SessionExpired),
+        )) => Err(error.into()),
+        Err(error) => {
+            tracing::error!(%ledger, %error, "a ledger cannot be marked");
+            Ok(None)
+        }
+    }
 }
 
 type Marked = BTreeMap<LedgerId, BTreeSet<BookieId>>;
@@ -133,10 +156,10 @@ impl Auditor {
         report.waiting = marked.len() as u64;
         // By an older index what was just repaired would be marked again.
         if fresh && report.remaining > 0 {
-            report.marked = self.mark(&members, &report, &marked).await?;
+            self.mark(&members, &mut report, &marked).await?;
             report.waiting += report.marked;
         }
-        report.checked = self.doubt_some(now, &marked).await?;
+        self.doubt_some(now, &mut report, &marked).await?;
         report.orphans = self.look_for_orphans(now).await;
         self.tell(&report);
         Ok(report)
@@ -216,11 +239,11 @@ impl Auditor {
     async fn mark(
         &self,
         members: &Members,
-        report: &AuditReport,
+        report: &mut AuditReport,
         marked: &Marked,
-    ) -> Result<u64, LedgerError> {
+    ) -> Result<(), LedgerError> {
         let Some((index, _)) = &self.index else {
-            return Ok(0);
+            return Ok(());
         };
         let room = self.config.marks_max.saturating_sub(marked.len());
         let mut chosen: BTreeSet<LedgerId> = BTreeSet::new();
@@ -233,8 +256,9 @@ impl Auditor {
             let room = room.saturating_sub(chosen.len());
             chosen.extend(fresh.take(room));
         }
+        let emptied = &report.emptied;
         let writes = chosen.into_iter().map(|ledger| {
-            let named = report.emptied.iter().copied();
+            let named = emptied.iter().copied();
             let named: Vec<_> = named.filter(|b| index.names(ledger, *b)).collect();
             let leaving = named.iter().all(|bookie| members.is_leaving(*bookie));
             let reason = if leaving {
@@ -242,15 +266,21 @@ impl Auditor {
             } else {
                 "a bookie is lost"
             };
-            self.mark_one(ledger, named, reason)
+            async move { (ledger, self.mark_one(ledger, named, reason).await) }
         });
-        let mut written = 0;
+        let (mut written, mut failed) = (0, 0);
         let mut results = futures::stream::iter(writes).buffer_unordered(WRITES_AT_ONCE);
-        while let Some(result) = results.next().await {
-            written += u64::from(result?);
+        while let Some((ledger, result)) = results.next().await {
+            match of_one_ledger(ledger, result)? {
+                Some(news) => written += u64::from(news),
+                None => failed += 1,
+            }
         }
+        drop(results);
         self.ctx.metrics.repair.marked_ledgers.add(written, &[]);
-        Ok(written)
+        report.marked = written;
+        report.failed += failed;
+        Ok(())
     }
 
     async fn mark_one(
@@ -270,27 +300,38 @@ impl Auditor {
 
     /// Doubts the ledgers whose turn it is: a defect, or a loss that nobody noticed, would
     /// otherwise be found by a reader, too late.
-    async fn doubt_some(&mut self, now: Duration, marked: &Marked) -> Result<u64, LedgerError> {
+    async fn doubt_some(
+        &mut self,
+        now: Duration,
+        report: &mut AuditReport,
+        marked: &Marked,
+    ) -> Result<(), LedgerError> {
         let Some((index, _)) = &self.index else {
-            return Ok(0);
+            return Ok(());
         };
         let room = self.config.marks_max.saturating_sub(marked.len());
-        let mut doubted = 0;
         for ledger in self.checks.due(now, index, room) {
-            let store = &*self.ctx.store;
-            let Some(info) = ledger_metadata::load(store, ledger).await? else {
-                continue;
-            };
-            // An open ledger is in its writer's care.
-            if !matches!(info.state, LedgerState::Closed(_)) {
-                continue;
+            match of_one_ledger(ledger, self.doubt_one(ledger).await)? {
+                Some(doubted) => report.checked += u64::from(doubted),
+                None => report.failed += 1,
             }
-            let now_ms = self.ctx.clock.wall_ms();
-            let mark = Mark::new(ledger, &info.home, "its turn to be checked", now_ms);
-            marks::write(store, &mark.doubted(info.bookies())).await?;
-            doubted += 1;
         }
-        Ok(doubted)
+        Ok(())
+    }
+
+    async fn doubt_one(&self, ledger: LedgerId) -> Result<bool, LedgerError> {
+        let store = &*self.ctx.store;
+        let Some(info) = ledger_metadata::load(store, ledger).await? else {
+            return Ok(false);
+        };
+        // An open ledger is in its writer's care.
+        if !matches!(info.state, LedgerState::Closed(_)) {
+            return Ok(false);
+        }
+        let now_ms = self.ctx.clock.wall_ms();
+        let mark = Mark::new(ledger, &info.home, "its turn to be checked", now_ms);
+        marks::write(store, &mark.doubted(info.bookies())).await?;
+        Ok(true)
     }
 
     async fn look_for_orphans(&mut self, now: Duration) -> Option<OrphanReport> {

@@ -193,23 +193,54 @@ impl Copier<'_> {
         }
     }
 
-    /// Copies entries to a bookie from whichever replica has them.
+    /// Copies entries to a bookie from whichever replica has them. One that none has ends it.
     pub(crate) async fn copy(&self, runs: &[Run], to: BookieId) -> Result<(), Trouble> {
+        for run in runs {
+            self.copy_run(*run, to).await?;
+        }
+        Ok(())
+    }
+
+    /// The same, but an entry that no replica has does not keep those behind it thin (I2): the
+    /// first such entry is the error once everything else is copied.
+    pub(crate) async fn copy_what_there_is(
+        &self,
+        runs: &[Run],
+        to: BookieId,
+    ) -> Result<(), Trouble> {
+        let mut missing = None;
         for (first, last) in runs {
             let mut next = *first;
             while next <= *last {
-                let entries = self.fetch((next, *last), to).await?;
-                let Some(end) = entries.last().map(|entry| entry.entry) else {
-                    return Err(Trouble::Blocked("a read returned nothing".to_owned()));
-                };
-                let bytes: usize = entries.iter().map(|entry| entry.data.len()).sum();
-                let metrics = &self.ctx.metrics.repair;
-                metrics.copied_entries.add(entries.len() as u64, &[]);
-                metrics.copied_bytes.add(bytes as u64, &[]);
-                self.store(entries, to).await?;
-                self.pace.spend(self.ctx, bytes as u64).await;
-                next = end.next();
+                match self.copy_run((next, *last), to).await {
+                    Err(Trouble::Missing { entry, last }) => {
+                        next = entry.next();
+                        missing.get_or_insert(Trouble::Missing { entry, last });
+                    }
+                    copied => {
+                        copied?;
+                        break;
+                    }
+                }
             }
+        }
+        missing.map_or(Ok(()), Err)
+    }
+
+    async fn copy_run(&self, (first, last): Run, to: BookieId) -> Result<(), Trouble> {
+        let mut next = first;
+        while next <= last {
+            let entries = self.fetch((next, last), to).await?;
+            let Some(end) = entries.last().map(|entry| entry.entry) else {
+                return Err(Trouble::Blocked("a read returned nothing".to_owned()));
+            };
+            let bytes: usize = entries.iter().map(|entry| entry.data.len()).sum();
+            let metrics = &self.ctx.metrics.repair;
+            metrics.copied_entries.add(entries.len() as u64, &[]);
+            metrics.copied_bytes.add(bytes as u64, &[]);
+            self.store(entries, to).await?;
+            self.pace.spend(self.ctx, bytes as u64).await;
+            next = end.next();
         }
         Ok(())
     }

@@ -145,30 +145,55 @@ impl Replica {
 }
 
 /// Looks at every replica of every entry whose place is fixed: all of a closed ledger, and all but
-/// the last fragment of another. A ledger that is being deleted has none that anybody misses.
+/// the last fragment of another. A ledger that is being deleted has none that anybody misses;
+/// `None` when there is no such ledger, or none any more.
 ///
 /// # Errors
-/// When the ledger has no readable record.
+/// When metadata cannot be read, or the ledger's record is damaged.
 pub async fn verify(
     ctx: &Arc<LogContext>,
     ledger: LedgerId,
     bytes_per_second: u64,
-) -> Result<Vec<Replica>, LedgerError> {
-    let intent = deletion::load(&*ctx.store, ledger).await?;
-    if intent.is_some_and(|intent| !intent.copies_only) {
-        return Ok(Vec::new());
+) -> Result<Option<Vec<Replica>>, LedgerError> {
+    let Some(info) = ledger_metadata::load(&*ctx.store, ledger).await? else {
+        return Ok(None);
+    };
+    let replicas = match is_going(ctx, ledger).await? {
+        true => Vec::new(),
+        false => replicas(ctx, &info, bytes_per_second).await?,
+    };
+    if replicas.iter().all(Replica::is_intact) {
+        return Ok(Some(replicas));
     }
-    let info = ledger_metadata::load_existing(&*ctx.store, ledger).await?;
+    // What is missing may have been deleted meanwhile.
+    Ok(match ledger_metadata::load(&*ctx.store, ledger).await? {
+        None => None,
+        Some(_) if is_going(ctx, ledger).await? => Some(Vec::new()),
+        Some(_) => Some(replicas),
+    })
+}
+
+/// Whether all of a ledger is being deleted.
+async fn is_going(ctx: &LogContext, ledger: LedgerId) -> Result<bool, LedgerError> {
+    let intent = deletion::load(&*ctx.store, ledger).await?;
+    Ok(intent.is_some_and(|intent| !intent.copies_only))
+}
+
+async fn replicas(
+    ctx: &Arc<LogContext>,
+    info: &LedgerInfo,
+    bytes_per_second: u64,
+) -> Result<Vec<Replica>, LedgerError> {
     let members = Members::load(&*ctx.store).await?;
     let pace = Pace::new(bytes_per_second);
     let copier = Copier {
         ctx,
-        info: &info,
+        info,
         members: &members,
         pace: &pace,
     };
     let mut replicas = Vec::new();
-    for (first, last, bookies) in plan::extents(&info) {
+    for (first, last, bookies) in plan::extents(info) {
         for (position, bookie) in bookies.iter().enumerate() {
             let runs = || {
                 let runs = last.map(|last| plan::runs(info.quorum, position, first, last));

@@ -3,7 +3,8 @@
 //! It finds copies that nothing refers to any more: of ledgers that are gone, and of ledgers that
 //! live without this bookie. It writes intents for them, never deletes by absence alone, and fails
 //! closed: if the records could not be read completely, if metadata seems to be older than the
-//! data (H14), or if too much looks superfluous, nothing happens.
+//! data (H14), or if too many ledgers have no record, nothing happens. A record with the same token
+//! that names others proves by itself that a copy is superfluous: of these a pass takes so many.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -55,8 +56,12 @@ pub struct LocalPass {
     index: LedgerIndex,
     stored: u64,
     suspects_max: usize,
-    suspects: Vec<LocalLedger>,
-    count: u64,
+    /// Ledgers without a record, the first of them, and how many there are.
+    unknown: Vec<LocalLedger>,
+    unknown_count: u64,
+    /// Ledgers whose record names others, the first of them, and how many there are.
+    moved: Vec<LocalLedger>,
+    moved_count: u64,
     /// Suspects of the pass before.
     before: BTreeMap<LedgerId, Option<Revision>>,
 }
@@ -69,11 +74,19 @@ impl LocalPass {
             if self.index.names(local.ledger, self.bookie) {
                 continue;
             }
-            self.count += 1;
-            if self.suspects.len() < self.suspects_max {
-                self.suspects.push(*local);
+            let (suspects, count) = match self.index.contains(local.ledger) {
+                true => (&mut self.moved, &mut self.moved_count),
+                false => (&mut self.unknown, &mut self.unknown_count),
+            };
+            *count += 1;
+            if suspects.len() < self.suspects_max {
+                suspects.push(*local);
             }
         }
+    }
+
+    fn suspects(&self) -> impl Iterator<Item = &LocalLedger> {
+        self.moved.iter().chain(&self.unknown)
     }
 }
 
@@ -106,8 +119,10 @@ impl LocalAudit {
             index,
             stored: 0,
             suspects_max: self.suspects_max,
-            suspects: Vec::new(),
-            count: 0,
+            unknown: Vec::new(),
+            unknown_count: 0,
+            moved: Vec::new(),
+            moved_count: 0,
             before,
         })
     }
@@ -119,11 +134,11 @@ impl LocalAudit {
     pub async fn finish(&mut self, pass: LocalPass) -> Result<LocalReport, LedgerError> {
         let mut report = LocalReport {
             stored: pass.stored,
-            suspects: pass.count,
+            suspects: pass.unknown_count + pass.moved_count,
             intents: Vec::new(),
         };
         self.check(&pass).await?;
-        for local in &pass.suspects {
+        for local in pass.suspects() {
             if self.judge(*local, &pass.before).await? {
                 report.intents.push(local.ledger);
             }
@@ -133,17 +148,16 @@ impl LocalAudit {
 
     /// Whether the suspects are plausible as a whole.
     async fn check(&self, pass: &LocalPass) -> Result<(), LedgerError> {
-        let suspects = &pass.suspects;
-        if pass.count > self.suspects_max as u64 {
-            let first = suspects.first().map_or(0, |local| local.ledger.0);
+        if pass.unknown_count > self.suspects_max as u64 {
+            let first = pass.unknown.first().map_or(0, |local| local.ledger.0);
             let what = format!(
-                "{} of {} ledgers stored here do not belong here, which is more than {}: nothing \
-                 is deleted; is this the right cluster?",
-                pass.count, pass.stored, self.suspects_max
+                "{} of {} ledgers stored here have no record, which is more than {}: nothing is \
+                 deleted; is this the right cluster?",
+                pass.unknown_count, pass.stored, self.suspects_max
             );
             return Err(LedgerError::BadRecord(first, what));
         }
-        let Some(highest) = suspects.iter().map(|local| local.ledger.0).max() else {
+        let Some(highest) = pass.suspects().map(|local| local.ledger.0).max() else {
             return Ok(());
         };
         let ids = keys::id_range(keys::IDS_LEDGER);

@@ -1,5 +1,6 @@
 //! Marks of ledgers that may lack replicas (`u/ID`): who writes one says why, and whoever repairs
-//! the ledger removes exactly the mark that it has read.
+//! the ledger removes exactly the mark that it has read. One that cannot be read stands in nobody's
+//! way: whoever marks the ledger replaces it, and doubts every bookie that it may have named.
 
 use std::collections::BTreeSet;
 
@@ -11,7 +12,7 @@ use aquifer_proto::v1;
 use bytes::Bytes;
 
 use crate::error::LedgerError;
-use crate::ledger_metadata::commit_known;
+use crate::ledger_metadata::{self, LedgerInfo, commit_known};
 
 /// Attempts at a mark that others change at the same time.
 const CONFLICTS_MAX: usize = 16;
@@ -132,8 +133,27 @@ pub(crate) async fn put_merged(
         return Ok(mark.put(Expect::Absent));
     };
     let mut merged = mark.clone();
-    merged.merge(&Mark::decode(&stored)?);
+    merge_stored(store, &mut merged, &stored).await?;
     Ok(merged.put(Expect::Revision(stored.revision)))
+}
+
+/// Adds what the stored mark of the same ledger says; whether anything of this one was missing
+/// there. What an unreadable one said may have been about any bookie of the ledger.
+async fn merge_stored(
+    store: &dyn MetadataStore,
+    mark: &mut Mark,
+    stored: &Versioned,
+) -> Result<bool, LedgerError> {
+    match Mark::decode(stored) {
+        Ok(earlier) => Ok(mark.merge(&earlier)),
+        Err(error) => {
+            tracing::error!(key = stored.key, %error, "an unreadable mark is replaced");
+            let info = ledger_metadata::load(store, mark.ledger).await?;
+            let bookies = info.iter().flat_map(LedgerInfo::bookies);
+            mark.doubted.extend(bookies);
+            Ok(true)
+        }
+    }
 }
 
 /// Reads the mark of a ledger.
@@ -157,7 +177,7 @@ pub async fn write(store: &dyn MetadataStore, mark: &Mark) -> Result<bool, Ledge
         let expect = match store.get(&key).await? {
             None => Expect::Absent,
             Some(stored) => {
-                if !mark.merge(&Mark::decode(&stored)?) {
+                if !merge_stored(store, &mut mark, &stored).await? {
                     return Ok(false);
                 }
                 Expect::Revision(stored.revision)

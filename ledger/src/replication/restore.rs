@@ -188,7 +188,8 @@ impl Restore {
         }
     }
 
-    /// Gets what the bookie lacks of the fragments whose extent is fixed.
+    /// Gets what the bookie lacks of the fragments whose extent is fixed. An entry that nobody has
+    /// is the error in the end, when everything else is here.
     async fn complete(&self, info: &LedgerInfo, members: &Members) -> Result<(), Trouble> {
         let copier = Copier {
             ctx: &self.ctx,
@@ -196,6 +197,7 @@ impl Restore {
             members,
             pace: &self.pace,
         };
+        let mut missing = None;
         for (first, last, bookies) in plan::extents(info) {
             let Some(last) = last else {
                 continue;
@@ -207,7 +209,13 @@ impl Restore {
                 if gaps.is_empty() {
                     continue;
                 }
-                copier.copy(&gaps, self.bookie).await?;
+                match copier.copy_what_there_is(&gaps, self.bookie).await {
+                    Err(trouble @ Trouble::Missing { .. }) => {
+                        missing.get_or_insert(trouble);
+                        continue;
+                    }
+                    copied => copied?,
+                }
                 let again = copier.gaps(self.bookie, gaps.into_iter(), false).await?;
                 if let Some((entry, _)) = again.first() {
                     let why = format!("entry {entry} was written and is not there");
@@ -215,7 +223,7 @@ impl Restore {
                 }
             }
         }
-        Ok(())
+        missing.map_or(Ok(()), Err)
     }
 
     async fn fence_stored(

@@ -77,7 +77,8 @@ pub struct RepairWorker {
 }
 
 impl RepairWorker {
-    /// A worker whose locks live as long as `session`; `holder` is what they show to people.
+    /// A worker whose locks live as long as `session`. `holder` names it in them: no other worker
+    /// that may live at the same time has the same name.
     #[must_use]
     pub fn new(
         ctx: Arc<LogContext>,
@@ -196,13 +197,22 @@ impl RepairWorker {
         Ok(())
     }
 
-    /// Takes the lock of a ledger; `None` when somebody else has it.
+    /// Takes the lock of a ledger; `None` when somebody else has it. One of this holder, which
+    /// repairs one ledger at a time, is left over: an answer was lost, or it could not be removed.
     async fn lock(&self, ledger: LedgerId) -> Result<Option<Operation>, LedgerError> {
         let key = keys::repair_lock(ledger);
         let value = record::encode(v1::LockRecord {
             holder: self.holder.clone(),
         });
-        match self.session.put(&key, value, Expect::Absent).await {
+        let mut locked = self.session.put(&key, value.clone(), Expect::Absent).await;
+        if matches!(locked, Err(MetadataError::Conflict { .. }))
+            && let Some(left) = self.ctx.store.get(&key).await?
+            && left.value == value
+        {
+            let expect = Expect::Revision(left.revision);
+            locked = self.session.put(&key, value, expect).await;
+        }
+        match locked {
             Ok(revision) => Ok(Some(Operation::Delete {
                 key,
                 expect: Expect::Revision(revision),
@@ -218,7 +228,7 @@ impl RepairWorker {
             guards: Vec::new(),
             operations: vec![unlock],
         };
-        // If this fails the lock goes with the session.
+        // If this fails the next round of this worker takes it over, or it goes with the session.
         if let Err(error) = self.ctx.store.commit(transaction).await {
             tracing::debug!(ledger = mark.ledger.0, %error, "repair lock is not removed");
         }
@@ -312,7 +322,7 @@ impl RepairWorker {
             if gaps.is_empty() {
                 return Ok(());
             }
-            match copier.copy(&gaps, work.bookie).await {
+            match copier.copy_what_there_is(&gaps, work.bookie).await {
                 Ok(()) => {
                     let again = copier.gaps(work.bookie, gaps.into_iter(), false).await?;
                     !again.is_empty()
@@ -398,6 +408,7 @@ impl RepairWorker {
     ) -> Result<(), Trouble> {
         let copier = self.copier(info, members);
         let gaps = copier.gaps(to, runs_of(info, work), true).await?;
+        // Without a missing entry the place is not given away (H16), so the rest would be of no use.
         copier.copy(&gaps, to).await
     }
 

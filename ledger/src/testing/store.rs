@@ -31,6 +31,8 @@ struct State {
     /// Operations that succeed before every other fails.
     operations_left: Option<u32>,
     lost_answers: u32,
+    /// Deletions of keys that begin like this fail once.
+    undeletable: Option<String>,
     seeds: u64,
 }
 
@@ -54,7 +56,12 @@ impl MemoryStore {
         self.state.lock().operations_left = Some(count);
     }
 
-    /// The next `count` commits are applied but answered with `UnknownOutcome`.
+    /// The next commit that deletes a key which begins with `prefix` fails.
+    pub fn fail_deletion(&self, prefix: &str) {
+        self.state.lock().undeletable = Some(prefix.to_owned());
+    }
+
+    /// The next `count` changes are applied but answered with `UnknownOutcome`.
     pub fn lose_answers(&self, count: u32) {
         self.state.lock().lost_answers = count;
     }
@@ -106,6 +113,26 @@ impl State {
             return Err(MetadataError::Unavailable("switched off".to_owned()));
         }
         Ok(())
+    }
+
+    fn deletable(&mut self, operations: &[Operation]) -> MetadataResult<()> {
+        let fails = |operation: &Operation| match (operation, &self.undeletable) {
+            (Operation::Delete { key, .. }, Some(prefix)) => key.starts_with(prefix),
+            _ => false,
+        };
+        if operations.iter().any(fails) {
+            self.undeletable = None;
+            return Err(MetadataError::Unavailable("it stays".to_owned()));
+        }
+        Ok(())
+    }
+
+    fn answer(&mut self, revision: Revision) -> MetadataResult<Revision> {
+        if self.lost_answers > 0 {
+            self.lost_answers -= 1;
+            return Err(MetadataError::UnknownOutcome("answer lost".to_owned()));
+        }
+        Ok(revision)
     }
 }
 
@@ -169,6 +196,7 @@ impl MetadataStore for MemoryStore {
             return Err(MetadataError::UnknownOutcome("no answer".to_owned()));
         }
         state.up()?;
+        state.deletable(&transaction.operations)?;
         for guard in &transaction.guards {
             state.check(&guard.key, guard.expect)?;
         }
@@ -192,11 +220,7 @@ impl MetadataStore for MemoryStore {
                 }
             }
         }
-        if state.lost_answers > 0 {
-            state.lost_answers -= 1;
-            return Err(MetadataError::UnknownOutcome("answer lost".to_owned()));
-        }
-        Ok(revision)
+        state.answer(revision)
     }
 
     async fn watch(&self, _prefix: &str, _after: Revision) -> MetadataResult<Box<dyn Watch>> {
@@ -243,7 +267,7 @@ impl Session for MemorySession {
         let revision = Revision(state.revision);
         state.values.insert(key.to_owned(), (value, revision));
         self.keys.lock().push(key.to_owned());
-        Ok(revision)
+        state.answer(revision)
     }
 
     fn remaining(&self) -> Duration {

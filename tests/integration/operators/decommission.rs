@@ -5,9 +5,13 @@ use std::process::Stdio;
 
 use anyhow::{Result, ensure};
 use aquifer_harness::cluster::Cluster;
+use aquifer_harness::server::aquifer;
 use aquifer_harness::wait::{until, within};
 
-use super::{QUICK, fullest, id_of, state_of, tool, wait_for_state, wait_unnamed, wait_whole};
+use super::{
+    QUICK, fullest, id_of, state_of, tool, wait_for_doctor, wait_for_state, wait_unnamed,
+    wait_whole,
+};
 use crate::cluster::load::Load;
 use crate::cluster::{ENOUGH, check};
 
@@ -67,6 +71,44 @@ async fn a_bookie_is_decommissioned_under_load() -> Result<()> {
         .unwrap_err();
     ensure!(cluster.log(name).contains("decommissioned"), "{error}");
     Ok(())
+}
+
+/// A decommission that could never end is not begun by accident, nor one of an id that nobody has.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_bookie_whose_ledgers_have_nowhere_to_go_is_not_decommissioned_by_accident() -> Result<()>
+{
+    let folder = tempfile::tempdir()?;
+    let mut cluster = Cluster::start_with(&folder.path().join("cluster"), &[], &QUICK)?;
+    let produced = aquifer(cluster.url(), &["produce", "kept", "one"])?;
+    ensure!(produced.status.success(), "{produced:?}");
+    let bookie = id_of(&cluster, "bookie-1")?;
+    let refused = tool(&cluster, &["bookie", "decommission", &bookie])?;
+    ensure!(refused.code == Some(5), "{refused:?}");
+    for part in ["nowhere to go", "start another bookie"] {
+        ensure!(refused.said.contains(part), "{refused:?}");
+    }
+    ensure!(state_of(&cluster, &bookie)? == "writable");
+
+    let nobody = "00".repeat(16);
+    for words in [
+        &["bookie", "decommission", &nobody][..],
+        &["bookie", "decommission", &nobody, "--undo"],
+        &["bookie", "cookie", &nobody],
+    ] {
+        let refused = tool(&cluster, words)?;
+        ensure!(refused.code == Some(1), "{refused:?}");
+        ensure!(refused.said.contains("aquifer bookie list"), "{refused:?}");
+    }
+    ensure!(tool(&cluster, &["bookie", "list"])?.ok()?.len() == 3);
+
+    let begun = ["bookie", "decommission", &bookie, "--force", "--no-wait"];
+    tool(&cluster, &begun)?.ok()?;
+    wait_for_state(&cluster, &bookie, "draining").await?;
+    wait_for_doctor(&cluster, 1, "cannot be repaired").await?;
+    tool(&cluster, &["bookie", "decommission", &bookie, "--undo"])?.ok()?;
+    wait_for_state(&cluster, &bookie, "writable").await?;
+    cluster.stop()?;
+    cluster.check_logs()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -7,7 +7,7 @@ use aquifer_harness::cluster::Cluster;
 use aquifer_harness::server::aquifer;
 use aquifer_harness::wait::{until, within};
 
-use super::{QUICK, id_of, tool, wait_for_doctor, wait_for_state};
+use super::{QUICK, id_of, tool, wait_for_doctor, wait_for_state, wait_whole};
 
 fn publish(cluster: &Cluster, message: &str) -> Result<()> {
     let output = aquifer(cluster.url(), &["produce", "kept", message])?;
@@ -84,8 +84,19 @@ async fn ledgers_are_read_closed_verified_and_deleted_while_the_cluster_runs() -
         gone.code == Some(1) && gone.said.contains("no ledger"),
         "{gone:?}"
     );
+    ensure!(gone.said.contains("aquifer ledger list"), "{gone:?}");
     let gone = tool(&cluster, &["ledger", "read", &ledger])?;
     ensure!(gone.code == Some(1), "{gone:?}");
+    // One that is gone is told, and keeps no other from being looked at.
+    let (other, _) = ledger_of(&cluster, "kept")?;
+    let gone = tool(&cluster, &["ledger", "verify", &ledger, &other])?;
+    ensure!(gone.code == Some(1), "{gone:?}");
+    ensure!(gone.said.contains("1 ledgers could not"), "{gone:?}");
+    ensure!(
+        gone.objects[0]["error"] == *format!("there is no ledger {ledger}"),
+        "{gone:?}"
+    );
+    wait_whole(&cluster).await?;
     cluster.stop()?;
     cluster.check_logs()
 }

@@ -19,7 +19,7 @@ use crate::roles::membership::Membership;
 use crate::roles::process::{self, ANSWERS_DRAIN, DRAIN};
 use crate::roles::serving::{self, Storage};
 use crate::roles::settings::{self, LedgerSettings};
-use crate::roles::storage::{Seams, open_bookie, part_failed};
+use crate::roles::storage::{Seams, bookie_failed, open_bookie};
 
 /// Task groups, in the order in which they stop.
 struct Groups {
@@ -102,7 +102,7 @@ impl Parts {
         let membership = Membership::open(&cluster, seams, &groups.metadata).await?;
         registration::join(&bookie, &*membership.store, seams.clock.wall_ms())
             .await
-            .map_err(|error| part_failed("the bookie", &config.data_dir, &error))?;
+            .map_err(|error| bookie_failed(&config.bookie, &error))?;
         let store = Arc::clone(&membership.store);
         registration::guard_new_ledgers(&bookie, store, &groups.announcement);
         let health = Health::new(telemetry.clone(), Some(bookie.clone()));

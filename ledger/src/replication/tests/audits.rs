@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::*;
+use crate::recover::close_by_recovery;
 use aquifer_model::topic::TopicName;
 
 #[tokio::test(start_paused = true)]
@@ -281,6 +282,105 @@ async fn every_ledger_is_checked_once_in_a_cycle() {
     assert!(cluster.marks().is_empty());
 }
 
+async fn mark_of(cluster: &Cluster, ledger: LedgerId) -> Mark {
+    let mark = marks::load(cluster.store(), ledger).await;
+    mark.unwrap().expect("it is marked")
+}
+
+/// A mark that nobody can read stops neither the auditor nor a recovery (H16): it may have named
+/// any bookie of its ledger.
+#[tokio::test(start_paused = true)]
+async fn an_unreadable_mark_is_replaced_and_in_nobodys_way() {
+    let cluster = Cluster::new(4).await;
+    let mut ledgers = Vec::new();
+    for _ in 0..20 {
+        ledgers.push(cluster.closed(quorum(3, 3, 2), 1).await);
+    }
+    let garbage = Bytes::from_static(b"\x08\x01garbage");
+    put(
+        &cluster,
+        keys::under_replicated(ledgers[4]),
+        garbage.clone(),
+    )
+    .await;
+    cluster.lose(bookie(1)).await;
+    let mut auditor = cluster.auditor();
+    auditor.pass().await.unwrap();
+    cluster.pass_time(Duration::from_millis(cluster.config.lost_after_ms));
+    let report = auditor.pass().await.unwrap();
+    assert_eq!((report.marked, report.failed), (20, 0));
+    let all: BTreeSet<BookieId> = (1..=3).map(bookie).collect();
+    for (n, ledger) in ledgers.iter().enumerate() {
+        let mark = mark_of(&cluster, *ledger).await;
+        assert_eq!(mark.lost, BTreeSet::from([bookie(1)]), "{ledger}");
+        assert_eq!(mark.doubted == all, n == 4, "{ledger}");
+    }
+    cluster.register(bookie(1)).await;
+
+    let mut open = cluster.open(quorum(3, 3, 2)).await;
+    assert_eq!(open.append(3).await, None);
+    put(&cluster, keys::under_replicated(open.id), garbage).await;
+    cluster.lose(bookie(2)).await;
+    close_by_recovery(&cluster.ctx, open.id, &[]).await.unwrap();
+    let info = cluster.info(open.id).await;
+    assert!(matches!(info.state, LedgerState::Closed(_)));
+    assert!(mark_of(&cluster, open.id).await.doubted.is_superset(&all));
+}
+
+/// What is wrong with one ledger's record keeps no other from being checked.
+#[tokio::test(start_paused = true)]
+async fn one_ledger_that_cannot_be_marked_is_counted_and_the_others_are_marked() {
+    let mut cluster = Cluster::new(3).await;
+    cluster.config.scan_ms = u64::MAX;
+    cluster.config.check_cycle_ms = 1_000;
+    let mut ledgers = Vec::new();
+    for _ in 0..3 {
+        ledgers.push(cluster.closed(quorum(3, 3, 2), 1).await);
+    }
+    let mut auditor = cluster.auditor();
+    assert_eq!(auditor.pass().await.unwrap().ledgers, 3);
+    let garbage = Bytes::from_static(b"\x08\x01garbage");
+    put(&cluster, keys::ledger(ledgers[0]), garbage).await;
+    cluster.pass_time(Duration::from_secs(1));
+    let report = auditor.pass().await.unwrap();
+    assert_eq!((report.checked, report.failed), (2, 1));
+    assert_eq!(cluster.marks().len(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn ledgers_without_a_place_to_go_are_counted() {
+    let cluster = Cluster::new(4).await;
+    let ledger = cluster.closed(quorum(3, 3, 2), 3).await;
+    cluster.closed(quorum(2, 2, 2), 3).await;
+    let outlook = |stuck, writable| room::Outlook {
+        ledgers: 2,
+        stuck,
+        ensemble: if stuck == 0 { 0 } else { 3 },
+        writable,
+    };
+    let leave = async || room::of_bookie(cluster.store(), bookie(1)).await.unwrap();
+    assert_eq!(leave().await, outlook(0, 3));
+    cluster.lose(bookie(4)).await;
+    assert_eq!(leave().await, outlook(1, 2));
+    // Nobody knows this one.
+    let stranger = room::of_bookie(cluster.store(), bookie(9)).await.unwrap();
+    assert_eq!((stranger.ledgers, stranger.stuck), (0, 0));
+
+    let marked = async || {
+        let members = Members::load(cluster.store()).await.unwrap();
+        let outlook = room::of_marks(cluster.store(), &members).await.unwrap();
+        (outlook.ledgers, outlook.stuck, outlook.ensemble)
+    };
+    assert_eq!(marked().await, (0, 0, 0));
+    let mark = Mark::new(ledger, HOME, "test", 0).lost([bookie(1)]);
+    cluster.mark(mark).await;
+    assert_eq!(marked().await, (0, 0, 0), "it is there");
+    cluster.lose(bookie(1)).await;
+    assert_eq!(marked().await, (1, 1, 3));
+    cluster.register(bookie(4)).await;
+    assert_eq!(marked().await, (1, 0, 0));
+}
+
 #[tokio::test(start_paused = true)]
 async fn verify_says_what_is_missing_where() {
     let cluster = Cluster::new(4).await;
@@ -289,12 +389,17 @@ async fn verify_says_what_is_missing_where() {
     bookies.drop_entry(bookie(2), ledger, EntryId(4));
     bookies.corrupt(bookie(2), ledger, EntryId(5));
     cluster.lose(bookie(3)).await;
-    let replicas = inspect::verify(&cluster.ctx, ledger, u64::MAX)
-        .await
-        .unwrap();
+    let verify = async |ledger| inspect::verify(&cluster.ctx, ledger, u64::MAX).await;
+    let replicas = verify(ledger).await.unwrap().unwrap();
     assert_eq!(replicas.len(), 3);
     assert!(replicas[0].is_intact());
     assert_eq!(replicas[1].gaps, Ok(vec![(EntryId(4), EntryId(5))]));
     assert_eq!((replicas[1].missing(), replicas[1].entries), (2, 10));
     assert!(replicas[2].gaps.is_err() && !replicas[2].is_intact());
+    // It is trimmed between its listing and its turn: there is nothing to look at any more.
+    inspect::delete(&cluster.ctx, ledger).await.unwrap();
+    assert_eq!(verify(ledger).await, Ok(Some(Vec::new())), "3 is away");
+    cluster.register(bookie(3)).await;
+    deletion::sweep_intents(&cluster.ctx).await.unwrap();
+    assert_eq!(verify(ledger).await, Ok(None));
 }

@@ -111,6 +111,48 @@ async fn copies_that_nothing_refers_to_go_after_two_passes() {
     cluster.assert_whole(kept, 3).await;
 }
 
+/// A bookie that was away while more was moved off it than may look wrong gets its space back.
+#[tokio::test(start_paused = true)]
+async fn any_number_of_moved_ledgers_goes_but_not_of_those_without_a_record() {
+    let mut cluster = Cluster::new(4).await;
+    cluster.config.orphans_max = 1;
+    let mut moved = Vec::new();
+    for _ in 0..3 {
+        moved.push(cluster.closed(quorum(3, 3, 2), 3).await);
+    }
+    cluster.lose(bookie(1)).await;
+    for ledger in &moved {
+        let mark = Mark::new(*ledger, HOME, "test", 0);
+        cluster.mark(mark.lost([bookie(1)])).await;
+    }
+    assert_eq!(cluster.worker().await.round().await.unwrap().repaired, 3);
+    cluster.register(bookie(1)).await;
+    let mut audit = LocalAudit::new(cluster.ctx.clone(), bookie(1), &cluster.config);
+    for left in (0..3).rev() {
+        let first = pass(&cluster, &mut audit, 1).await.unwrap();
+        assert_eq!((first.suspects, first.intents.len()), (left + 1, 0));
+        let second = pass(&cluster, &mut audit, 1).await.unwrap();
+        assert_eq!(second.intents.len(), 1);
+        sweep_intents_of(&cluster.ctx, bookie(1)).await.unwrap();
+        let stored = cluster.world.bookies.ledgers(bookie(1)).len();
+        assert_eq!(stored as u64, left);
+    }
+    for ledger in moved {
+        cluster.assert_whole(ledger, 3).await;
+    }
+
+    for _ in 0..3 {
+        let ledger = cluster.closed(quorum(3, 3, 2), 3).await;
+        let (key, expect) = (keys::ledger(ledger), Expect::Any);
+        cluster.change(Operation::Delete { key, expect }).await;
+    }
+    for _ in 0..3 {
+        let error = pass(&cluster, &mut audit, 1).await.unwrap_err();
+        assert!(error.to_string().contains("no record"), "{error}");
+    }
+    assert_eq!(cluster.world.bookies.ledgers(bookie(1)).len(), 3);
+}
+
 /// H14: metadata that was restored from a backup does not know the newest ledgers.
 #[tokio::test(start_paused = true)]
 async fn metadata_older_than_the_data_deletes_nothing() {

@@ -1,6 +1,7 @@
 //! Losses of every kind, and what becomes of the ledgers.
 
 use super::*;
+use crate::replication::worker::Outcome;
 use aquifer_model::storage::BookieError;
 
 #[tokio::test(start_paused = true)]
@@ -108,6 +109,46 @@ async fn a_negative_below_the_end_is_missing_and_never_absent() {
     assert_eq!(cluster.info(ledger).await.fragments, before);
 }
 
+/// I2: what nobody has does not keep thin what others have.
+#[tokio::test(start_paused = true)]
+async fn an_entry_that_nobody_has_stops_no_repair_of_those_behind_it() {
+    let cluster = Cluster::new(3).await;
+    let bookies = &cluster.world.bookies;
+    let ledger = cluster.closed(quorum(3, 3, 2), 10).await;
+    for n in 1..=2 {
+        bookies.corrupt(bookie(n), ledger, EntryId(5));
+    }
+    for entry in 5..10 {
+        bookies.drop_entry(bookie(3), ledger, EntryId(entry));
+    }
+    let held = |n: u8| -> Vec<u64> {
+        let intact = |entry: &u64| bookies.intact(bookie(n), ledger, EntryId(*entry)).is_some();
+        (0..10).filter(intact).collect()
+    };
+    assert_eq!(held(3), [0, 1, 2, 3, 4]);
+    let mark = Mark::new(ledger, HOME, "test", 0).doubted([bookie(3)]);
+    cluster.mark(mark.clone()).await;
+    let mut worker = cluster.worker().await;
+    let round = worker.round().await.unwrap();
+    assert_eq!((round.repaired, round.failed), (0, 1));
+    assert_eq!(held(3), [0, 1, 2, 3, 4, 6, 7, 8, 9]);
+    assert_eq!(cluster.marks().len(), 1);
+    let Outcome::Failed(why) = worker.repair(&mark).await.unwrap() else {
+        panic!("entry 5 is nowhere");
+    };
+    assert!(why.contains("entry 5:"), "{why}");
+
+    // The same for a bookie in limbo, which stays in it.
+    for entry in 6..10 {
+        bookies.drop_entry(bookie(3), ledger, EntryId(entry));
+    }
+    let mut restore = Restore::new(cluster.ctx.clone(), bookie(3), &cluster.config);
+    let report = restore.pass(&[]).await.unwrap();
+    assert!(!report.is_complete());
+    assert!(report.failed[0].contains("entry 5:"), "{report:?}");
+    assert_eq!(held(3), [0, 1, 2, 3, 4, 6, 7, 8, 9]);
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_bookie_that_refuses_the_repair_is_replaced() {
     let cluster = Cluster::new(5).await;
@@ -203,6 +244,32 @@ async fn a_locked_ledger_is_left_to_whoever_has_the_lock() {
             .keys(keys::REPAIR_LOCKS_PREFIX)
             .is_empty()
     );
+}
+
+/// A lock that could not be removed, or whose answer was lost, holds its own worker up no longer
+/// than until its next round.
+#[tokio::test(start_paused = true)]
+async fn a_worker_takes_over_a_lock_that_it_has_left_behind() {
+    let cluster = Cluster::new(4).await;
+    let store = &cluster.world.store;
+    let ledger = cluster.closed(quorum(3, 3, 2), 3).await;
+    let mark = Mark::new(ledger, HOME, "test", 0).doubted([bookie(2)]);
+    let locks = || store.keys(keys::REPAIR_LOCKS_PREFIX).len();
+    let mut worker = cluster.worker().await;
+    cluster.mark(mark.clone()).await;
+    store.fail_deletion(keys::REPAIR_LOCKS_PREFIX);
+    assert_eq!(worker.round().await.unwrap().repaired, 1);
+    assert_eq!(locks(), 1, "nobody has removed it");
+    cluster.mark(mark.clone()).await;
+    assert_eq!(worker.round().await.unwrap().repaired, 1);
+    assert_eq!(locks(), 0);
+
+    cluster.mark(mark).await;
+    store.lose_answers(1);
+    assert!(worker.round().await.is_err());
+    assert_eq!(locks(), 1, "it was put all the same");
+    assert_eq!(worker.round().await.unwrap().repaired, 1);
+    assert_eq!(locks(), 0);
 }
 
 #[tokio::test(start_paused = true)]
