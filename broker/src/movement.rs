@@ -240,18 +240,52 @@ pub(crate) async fn transfer(
     Ok(chosen)
 }
 
+/// Moves a bundle of a certain broker to another one; `false` when it is not that one's any more.
+///
+/// # Errors
+/// When metadata does not answer, or the record changes at the same time.
+pub(crate) async fn move_from(
+    topics: &Arc<Topics>,
+    bundle: &Bundle,
+    from: BrokerId,
+    target: &Member,
+) -> Result<bool, BrokerError> {
+    let store = topics.shared().ownership.store();
+    // Without a record, the bundle may be none any more.
+    let Some(found) = store.get(&ownership::key(bundle)).await? else {
+        return Ok(false);
+    };
+    let record: BundleOwnerRecord = record::decode(&found)?;
+    if broker_id(&record.broker_id) != Some(from) {
+        return Ok(false);
+    }
+    let expect = Expect::Revision(found.revision);
+    write_move(topics, bundle, target, record, expect).await?;
+    Ok(true)
+}
+
 async fn move_to(
     topics: &Arc<Topics>,
     bundle: &Bundle,
     target: &Member,
 ) -> Result<(), BrokerError> {
-    let shared = topics.shared();
-    let key = ownership::key(bundle);
-    let current = shared.ownership.store().get(&key).await?;
-    let (record, expect) = match &current {
+    let store = topics.shared().ownership.store();
+    let (record, expect) = match &store.get(&ownership::key(bundle)).await? {
         None => (BundleOwnerRecord::default(), Expect::Absent),
         Some(found) => (record::decode(found)?, Expect::Revision(found.revision)),
     };
+    write_move(topics, bundle, target, record, expect).await
+}
+
+async fn write_move(
+    topics: &Arc<Topics>,
+    bundle: &Bundle,
+    target: &Member,
+    record: BundleOwnerRecord,
+    expect: Expect,
+) -> Result<(), BrokerError> {
+    let shared = topics.shared();
+    let key = ownership::key(bundle);
     let moved = BundleOwnerRecord {
         broker_id: target.id.0.to_vec().into(),
         epoch: record.epoch + 1,

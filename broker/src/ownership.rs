@@ -161,7 +161,7 @@ impl Ownership {
     }
 
     /// Where another broker serves a bundle, as far as this one knows without asking anybody.
-    fn known_elsewhere(&self, bundle: &Bundle) -> Option<String> {
+    pub(crate) fn known_elsewhere(&self, bundle: &Bundle) -> Option<String> {
         let cluster = self.cluster.as_ref()?;
         let found = cluster.owners.get(&key(bundle))?;
         let record: BundleOwnerRecord = record::decode(&found).ok()?;
