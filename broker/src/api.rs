@@ -292,7 +292,7 @@ impl BrokerApi for Broker {
 
     async fn load_report(&self, ctx: &RequestContext) -> ApiResult<LoadReport> {
         let span = span!("load_report", ctx);
-        let work = async { Ok(balance::report(&self.shared)) };
-        self.serve(ctx, "load_report", span, work).await
+        self.serve(ctx, "load_report", span, balance::report(&self.shared))
+            .await
     }
 }

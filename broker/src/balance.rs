@@ -83,26 +83,45 @@ pub(crate) fn start(topics: &Arc<Topics>, lease: Option<Lease>) {
 }
 
 /// Reads the counters of all topics, period by period.
-async fn measure(topics: &Topics) {
+async fn measure(topics: &Arc<Topics>) {
     let shared = topics.shared();
     loop {
         let owned = shared.ownership.all().await;
-        let (now, samples) = (shared.clock.monotonic(), topics.samples());
-        shared.meter.lock().observe(now, samples, &owned);
+        let topics = Arc::clone(topics);
+        let observed = aside(move || {
+            let shared = topics.shared();
+            let (now, samples) = (shared.clock.monotonic(), topics.samples());
+            shared.meter.lock().observe(now, samples, &owned);
+        });
+        if let Err(error) = observed.await {
+            tracing::error!(%error, "load cannot be measured");
+        }
         clock::sleep(shared.config.balance.period()).await;
     }
 }
 
+/// Does what takes longer the more topics or bundles there are, where nobody waits behind it.
+async fn aside<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, BrokerError> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.map_err(|error| BrokerError::Internal(error.to_string()))
+}
+
 /// The load of this broker as it was last measured.
-pub(crate) fn report(shared: &Shared) -> LoadReport {
-    let meter = shared.meter.lock();
-    let (total, bundles) = meter.bundles();
-    LoadReport {
-        broker: shared.id,
-        window_ms: millis(meter.measured()),
-        total,
-        bundles,
-    }
+pub(crate) async fn report(shared: &Arc<Shared>) -> Result<LoadReport, BrokerError> {
+    let shared = Arc::clone(shared);
+    let report = aside(move || {
+        let meter = shared.meter.lock();
+        let (total, bundles) = meter.bundles();
+        LoadReport {
+            broker: shared.id,
+            window_ms: millis(meter.measured()),
+            total,
+            bundles,
+        }
+    });
+    report.await
 }
 
 /// The hash that halves the load of a bundle, if its owner knows one.
@@ -169,12 +188,19 @@ async fn round(
     };
     let members = cluster.members.serving();
     let found = ask(shared, reports, &members).await;
-    let plan = planner.round(shared.clock.monotonic(), &found);
+    let (known, now) = (found.len(), shared.clock.monotonic());
+    let mut planning = std::mem::replace(planner, Planner::new(shared.config.balance.clone()));
+    let planned = aside(move || {
+        let plan = planning.round(now, &found);
+        (planning, plan)
+    });
+    let (planned, plan) = planned.await?;
+    *planner = planned;
     shared.metrics.balance_spread.record(plan.spread, &[]);
     tracing::debug!(
         spread = plan.spread,
         brokers = members.len(),
-        reports = found.len(),
+        reports = known,
         "loads were compared"
     );
     for split in &plan.splits {
@@ -205,7 +231,7 @@ async fn ask(
         let tasks = shared.tasks.clone();
         asked.push(tasks.spawn("load-report", async move {
             if id == shared.id {
-                return Some(report(&shared));
+                return report(&shared).await.ok();
             }
             match clock::timeout(REPORT_MAX, reports.report(&url)).await {
                 // Another one than expected is its successor at the same address.

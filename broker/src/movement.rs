@@ -95,7 +95,10 @@ async fn look(topics: &Arc<Topics>, cluster: &Cluster, owned: Owned) {
         },
         ..owned.clone()
     });
-    topics.shared().ownership.lost(&owned).await;
+    match sealing {
+        Some(_) => topics.shared().ownership.given_up(&owned).await,
+        None => topics.shared().ownership.lost(&owned).await,
+    }
     let (topics, bundle) = (Arc::clone(topics), owned.bundle);
     let shared = Arc::clone(topics.shared());
     shared.tasks.spawn("bundle-hand-over", async move {
@@ -149,7 +152,7 @@ async fn split_seen(topics: &Arc<Topics>, cluster: &Cluster, before: &Owned) {
     for part in &parts {
         ownership.rebound(part.clone()).await;
     }
-    ownership.lost(before).await;
+    ownership.given_up(before).await;
     for part in parts {
         for handle in topics.of_bundle(&part.bundle).await {
             handle.mailbox.urgent(Event::Rebound(part.clone()));

@@ -14,10 +14,11 @@ mod tests;
 
 mod round;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use aquifer_model::bundle::BundleRange;
 use aquifer_model::id::BrokerId;
 use aquifer_model::load::{Load, LoadReport};
 
@@ -79,10 +80,8 @@ struct Trend {
 #[derive(Debug)]
 struct Moved {
     at: Duration,
-    bundle: Bundle,
     to: BrokerId,
     load: Load,
-    share: f64,
 }
 
 /// The planner.
@@ -91,8 +90,12 @@ pub(crate) struct Planner {
     config: Arc<BalanceConfig>,
     measure: Measure,
     trends: BTreeMap<BrokerId, Trend>,
-    moves: Vec<Moved>,
-    splits: Vec<(Duration, Bundle)>,
+    /// What has moved and stays where it is: none of these covers another.
+    moves: BTreeMap<Bundle, Moved>,
+    /// What share of the load moved when, in the last minute.
+    spent: Vec<(Duration, f64)>,
+    /// What was split, and whose parts are not to be split yet.
+    splits: BTreeMap<Bundle, Duration>,
 }
 
 impl Measure {
@@ -110,8 +113,9 @@ impl Planner {
             config: Arc::new(config),
             measure: Measure::Units,
             trends: BTreeMap::new(),
-            moves: Vec::new(),
-            splits: Vec::new(),
+            moves: BTreeMap::new(),
+            spent: Vec::new(),
+            splits: BTreeMap::new(),
         }
     }
 
@@ -120,7 +124,8 @@ impl Planner {
         self.forget(now);
         self.choose_measure(reports);
         let places = self.places(now, reports);
-        let left = self.budget_left(now);
+        let used: f64 = self.spent.iter().map(|(_, share)| share).sum();
+        let left = (budget(&self.config) - used).max(0.0);
         let mut round = Round::new(Arc::clone(&self.config), self.measure, places, left);
         round.split_what_is_too_large();
         if round.mean > 0.0 && reports.len() > 1 {
@@ -133,26 +138,27 @@ impl Planner {
 
     /// A move was made.
     pub(crate) fn moved(&mut self, now: Duration, made: &Move) {
-        self.moves.push(Moved {
+        self.spent.push((now, made.share));
+        let moved = Moved {
             at: now,
-            bundle: made.bundle.clone(),
             to: made.to,
             load: made.load,
-            share: made.share,
-        });
+        };
+        self.moves.insert(made.bundle.clone(), moved);
     }
 
     /// A bundle was split.
     pub(crate) fn split(&mut self, now: Duration, bundle: &Bundle) {
-        self.splits.push((now, bundle.clone()));
+        self.splits.insert(bundle.clone(), now);
     }
 
     fn forget(&mut self, now: Duration) {
-        let keep = self.config.cooldown().max(MINUTE).max(self.config.window());
-        self.moves
-            .retain(|moved| now.saturating_sub(moved.at) < keep);
+        let age = |at| now.saturating_sub(at);
+        let keep = self.config.cooldown();
+        self.moves.retain(|_, moved| age(moved.at) < keep);
+        self.spent.retain(|(at, _)| age(*at) < MINUTE);
         let keep = self.config.split_cooldown();
-        self.splits.retain(|(at, _)| now.saturating_sub(*at) < keep);
+        self.splits.retain(|_, at| age(*at) < keep);
     }
 
     fn choose_measure(&mut self, reports: &[LoadReport]) {
@@ -167,63 +173,42 @@ impl Planner {
         }
     }
 
-    /// What may move in this round, as a share of the whole load.
-    fn budget_left(&self, now: Duration) -> f64 {
-        let recent = self.moves.iter();
-        let recent = recent.filter(|moved| now.saturating_sub(moved.at) < MINUTE);
-        let used: f64 = recent.map(|moved| moved.share).sum();
-        (budget(&self.config) - used).max(0.0)
-    }
-
     /// Where load is. A bundle that has just moved counts at its new owner with what it had: rates
     /// that were measured while its clients found their way say little.
     fn places(&self, now: Duration, reports: &[LoadReport]) -> Vec<Place> {
-        let is_there = |broker| reports.iter().any(|report| report.broker == broker);
+        let there: BTreeSet<BrokerId> = reports.iter().map(|report| report.broker).collect();
         let window = self.config.window();
-        let settling: Vec<&Moved> = self
-            .moves
-            .iter()
-            .filter(|moved| now.saturating_sub(moved.at) < window && is_there(moved.to))
-            .collect();
+        let settles =
+            |moved: &Moved| now.saturating_sub(moved.at) < window && there.contains(&moved.to);
+        let mut arriving: BTreeMap<BrokerId, f64> = BTreeMap::new();
+        for moved in self.moves.values().filter(|moved| settles(moved)) {
+            *arriving.entry(moved.to).or_default() += self.measure.weight(&moved.load);
+        }
         let place = |report: &LoadReport| {
-            let arriving = settling.iter().filter(|moved| moved.to == report.broker);
-            let arriving: f64 = arriving.map(|m| self.measure.weight(&m.load)).sum();
-            let candidates = report.bundles.iter().map(|reported| {
+            let candidates = report.bundles.iter().filter_map(|reported| {
                 let bundle = Bundle {
                     namespace: reported.namespace.clone(),
                     range: reported.range,
                 };
+                let moved = covering(&self.moves, &bundle);
+                if moved.is_some_and(settles) {
+                    return None;
+                }
                 let age = reported.handed_over_ms.map(Duration::from_millis);
-                let cools = age.is_some_and(|age| age < self.config.cooldown())
-                    || self.is_cooling(now, &bundle);
-                Candidate {
+                let cools = age.is_some_and(|age| age < self.config.cooldown());
+                Some(Candidate {
                     weight: self.measure.weight(&reported.load),
                     load: reported.load,
                     split_at: reported.split_at,
-                    cools,
-                    splits: self.was_split(&bundle),
+                    cools: cools || moved.is_some(),
+                    splits: covering(&self.splits, &bundle).is_some(),
                     bundle,
-                }
+                })
             });
-            let settled =
-                |found: &Candidate| !settling.iter().any(|m| m.bundle.covers(&found.bundle));
-            Place::new(
-                report.broker,
-                arriving,
-                candidates.filter(settled).collect(),
-            )
+            let arriving = arriving.get(&report.broker).copied().unwrap_or_default();
+            Place::new(report.broker, arriving, candidates.collect())
         };
         reports.iter().map(place).collect()
-    }
-
-    fn is_cooling(&self, now: Duration, bundle: &Bundle) -> bool {
-        let cooldown = self.config.cooldown();
-        let mut moves = self.moves.iter();
-        moves.any(|moved| now.saturating_sub(moved.at) < cooldown && moved.bundle.covers(bundle))
-    }
-
-    fn was_split(&self, bundle: &Bundle) -> bool {
-        self.splits.iter().any(|(_, whole)| whole.covers(bundle))
     }
 
     fn follow_trends(&mut self, round: &Round) {
@@ -305,6 +290,19 @@ impl Planner {
             }
         }
     }
+}
+
+/// What is known of a bundle or of the one that it is a part of, where none covers another.
+fn covering<'a, T>(known: &'a BTreeMap<Bundle, T>, bundle: &Bundle) -> Option<&'a T> {
+    let last = Bundle {
+        namespace: bundle.namespace.clone(),
+        range: BundleRange {
+            first: bundle.range.first,
+            last: u32::MAX,
+        },
+    };
+    let (found, what) = known.range(..=last).next_back()?;
+    found.covers(bundle).then_some(what)
 }
 
 /// The share of the whole load that may move in a minute.

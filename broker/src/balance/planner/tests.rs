@@ -1,6 +1,5 @@
 //! A cluster that does at once what the planner decides.
 
-use aquifer_metadata::keys::BundleRange;
 use aquifer_model::load::BundleLoad;
 use aquifer_runtime::rng::{Rng, SeededRng};
 use proptest::prelude::*;
