@@ -5,7 +5,8 @@
 //!
 //! Invariants:
 //! - A bundle that moved, and every part of it, stays where it is for the cooldown.
-//! - In any minute at most the configured share of the whole load moves.
+//! - In any minute at most the configured share of the whole load moves; a leader that is new does not
+//!   know what its predecessor has used of that.
 //! - A move leaves its two brokers closer to each other than they were, by what is known of their load,
 //!   so that with steady load moves come to an end.
 
