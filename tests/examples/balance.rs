@@ -6,6 +6,8 @@
 //! cargo run --release -p aquifer-tests --example balance -- [TOPICS [MESSAGES_PER_SECOND [PHASE_SECONDS]]]
 //! ```
 //!
+//! Load is balanced while topics are opened, too: the first phase begins when all of them are.
+//!
 //! The load of a broker is what is published to the topics whose bundles it owns by the rates that
 //! this program has chosen, so that what brokers measure themselves is not asked. `AQUIFER_BIN` names
 //! another binary than the one of this build.
@@ -89,14 +91,14 @@ async fn follow(watch: &mut Watch, load: &Load, name: &str, phase: Duration) -> 
             break;
         }
         let spread = watch.look().await?;
-        let seconds = at.as_secs_f64();
+        let seconds = (at.as_secs_f64() * 10.0).round() / 10.0;
         if spread <= TARGET {
             good = good.or(Some(seconds));
         } else {
             last_bad = Some(seconds);
         }
         eprintln!("{name} {seconds:.0} s: {spread:.3}");
-        spreads.push(json!([seconds.round(), (spread * 1000.0).round() / 1000.0]));
+        spreads.push(json!([seconds, (spread * 1000.0).round() / 1000.0]));
         sleep(LOOK).await;
     }
     Ok(json!({
