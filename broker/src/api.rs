@@ -12,6 +12,7 @@ use std::future::Future;
 use aquifer_model::bundle::BundleRange;
 use aquifer_model::id::{BrokerId, Index};
 use aquifer_model::limits::{BATCH_BYTES_MAX, MESSAGE_BYTES_MAX};
+use aquifer_model::load::LoadReport;
 use aquifer_model::place::Place;
 use aquifer_model::policy::NamespacePolicies;
 use aquifer_model::topic::{NamespaceName, SubscriptionName, TopicName};
@@ -25,6 +26,7 @@ use aquifer_runtime::clock;
 use async_trait::async_trait;
 use tracing::{Instrument, Span, info_span};
 
+use crate::balance;
 use crate::broker::Broker;
 use crate::error::BrokerError;
 
@@ -286,5 +288,11 @@ impl BrokerApi for Broker {
         let span = span!("split_bundle", ctx, namespace = namespace, bundle = bundle);
         let work = self.split(namespace, bundle, at);
         self.serve(ctx, "split_bundle", span, work).await
+    }
+
+    async fn load_report(&self, ctx: &RequestContext) -> ApiResult<LoadReport> {
+        let span = span!("load_report", ctx);
+        self.serve(ctx, "load_report", span, balance::report(&self.shared))
+            .await
     }
 }

@@ -16,9 +16,12 @@ use aquifer_runtime::clock::SharedClock;
 use aquifer_runtime::rng::SharedRng;
 use aquifer_runtime::task::TaskGroup;
 use opentelemetry::metrics::Meter;
+use parking_lot::Mutex;
 
+use crate::balance::{self, LoadReports};
 use crate::config::BrokerConfig;
 use crate::error::BrokerError;
+use crate::load::LoadMeter;
 use crate::members::Members;
 use crate::metrics::BrokerMetrics;
 use crate::movement;
@@ -45,6 +48,8 @@ pub struct BrokerDeps {
     pub tasks: TaskGroup,
     /// The lease of the process, when there may be other brokers.
     pub lease: Option<Lease>,
+    /// The way to the load of other brokers; without one, this broker does not balance it.
+    pub reports: Option<Arc<dyn LoadReports>>,
 }
 
 /// What all parts of a broker share.
@@ -62,6 +67,8 @@ pub(crate) struct Shared {
     pub(crate) read_budget: ByteBudget,
     pub(crate) namespaces: Namespaces,
     pub(crate) ownership: Ownership,
+    pub(crate) meter: Mutex<LoadMeter>,
+    pub(crate) reports: Option<Arc<dyn LoadReports>>,
     closing: AtomicBool,
     next_id: AtomicU64,
 }
@@ -118,7 +125,7 @@ impl Broker {
         let bundles = config.namespace_bundles;
         let namespaces = Namespaces::new(Arc::clone(&store), deps.tasks.clone(), bundles);
         namespaces.ensure_default(config.default_policies()).await?;
-        let cluster = match deps.lease {
+        let cluster = match deps.lease.clone() {
             Some(lease) => Some(join(&store, id, lease, &deps.rng, &deps.tasks).await),
             None => None,
         };
@@ -129,6 +136,8 @@ impl Broker {
             read_budget: ByteBudget::new(config.read_bytes_in_flight_max),
             namespaces,
             ownership: Ownership::new(store, id, cluster),
+            meter: Mutex::new(LoadMeter::new(config.balance.window())),
+            reports: deps.reports,
             log: deps.log,
             clock: deps.clock,
             rng: deps.rng,
@@ -142,6 +151,7 @@ impl Broker {
         if shared.ownership.cluster().is_some() {
             movement::start(&topics);
         }
+        balance::start(&topics, deps.lease);
         Ok(Arc::new(Broker { shared, topics }))
     }
 

@@ -4,6 +4,7 @@ use aquifer_model::policy::NamespacePolicies;
 use aquifer_model::quorum::Quorum;
 use serde::{Deserialize, Serialize};
 
+use crate::balance::config::BalanceConfig;
 use crate::bundles::BUNDLES_MAX;
 use crate::error::BrokerError;
 
@@ -36,6 +37,8 @@ pub struct BrokerConfig {
     pub dedup_snapshot_ms: u64,
     /// Bundles of a namespace that is created: the units in which topics are spread over brokers.
     pub namespace_bundles: u32,
+    /// How load is balanced between brokers.
+    pub balance: BalanceConfig,
     /// Replication of namespaces that are created without policies.
     #[serde(skip)]
     pub default_quorum: Quorum,
@@ -56,6 +59,7 @@ impl Default for BrokerConfig {
             dedup_snapshot_bytes: 256 << 20,
             dedup_snapshot_ms: 120 * 1000,
             namespace_bundles: 16,
+            balance: BalanceConfig::default(),
             default_quorum: Quorum::SINGLE,
         }
     }
@@ -112,6 +116,6 @@ impl BrokerConfig {
                 "cluster is empty: give it a name".to_owned(),
             ));
         }
-        Ok(())
+        self.balance.validate()
     }
 }

@@ -12,8 +12,10 @@ pub mod subscription;
 pub mod topic;
 
 mod api;
+mod balance;
 mod broker;
 mod bundles;
+mod load;
 mod members;
 mod metrics;
 mod movement;
@@ -22,6 +24,8 @@ mod ownership;
 mod registration;
 mod topics;
 
+pub use balance::config::BalanceConfig;
+pub use balance::{LoadReports, NoReport};
 pub use broker::{Broker, BrokerDeps};
 pub use config::BrokerConfig;
 pub use error::BrokerError;

@@ -118,13 +118,18 @@ impl Members {
     /// Who should get something, by its name: the same everywhere, and spread over all brokers but
     /// `without` and those that drain. `None` when nobody is left.
     pub(crate) fn choose(&self, what: &str, without: Option<BrokerId>) -> Option<Member> {
-        let free = self.all().into_iter().filter(|member| {
-            !member.draining
-                && Some(member.id) != without
-                && !member.url.is_empty()
-                && !self.is_replaced(member)
+        let free = self.serving().into_iter();
+        free.filter(|member| Some(member.id) != without)
+            .max_by_key(|member| rank(what, member.id))
+    }
+
+    /// All that may get something: who drains, or does not serve yet, gets nothing.
+    pub(crate) fn serving(&self) -> Vec<Member> {
+        let mut all = self.all();
+        all.retain(|member| {
+            !member.draining && !member.url.is_empty() && !self.is_replaced(member)
         });
-        free.max_by_key(|member| rank(what, member.id))
+        all
     }
 }
 

@@ -2,7 +2,7 @@
 
 use aquifer_protocol_api::error::ErrorKind;
 use opentelemetry::KeyValue;
-use opentelemetry::metrics::{Counter, Histogram, Meter, UpDownCounter};
+use opentelemetry::metrics::{Counter, Gauge, Histogram, Meter, UpDownCounter};
 
 /// The instruments.
 pub(crate) struct BrokerMetrics {
@@ -19,6 +19,12 @@ pub(crate) struct BrokerMetrics {
     pub(crate) cursor_records: Counter<u64>,
     pub(crate) cursor_failures: Counter<u64>,
     pub(crate) append_failures: Counter<u64>,
+    /// Bundles that this broker moved to balance load, while it led.
+    pub(crate) balance_moves: Counter<u64>,
+    /// Bundles that it split.
+    pub(crate) balance_splits: Counter<u64>,
+    /// The highest load of a broker as a multiple of the mean; 0 where nobody leads.
+    pub(crate) balance_spread: Gauge<f64>,
     errors: Counter<u64>,
 }
 
@@ -50,6 +56,11 @@ impl BrokerMetrics {
             cursor_records: counter("aquifer_broker_cursor_records_total"),
             cursor_failures: counter("aquifer_broker_cursor_append_failures_total"),
             append_failures: counter("aquifer_broker_append_failures_total"),
+            balance_moves: counter("aquifer_broker_balance_moves_total"),
+            balance_splits: counter("aquifer_broker_balance_splits_total"),
+            balance_spread: meter
+                .f64_gauge("aquifer_broker_balance_spread_ratio")
+                .build(),
             errors: counter("aquifer_broker_request_errors_total"),
         }
     }

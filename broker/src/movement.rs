@@ -95,7 +95,10 @@ async fn look(topics: &Arc<Topics>, cluster: &Cluster, owned: Owned) {
         },
         ..owned.clone()
     });
-    topics.shared().ownership.lost(&owned).await;
+    match sealing {
+        Some(_) => topics.shared().ownership.given_up(&owned).await,
+        None => topics.shared().ownership.lost(&owned).await,
+    }
     let (topics, bundle) = (Arc::clone(topics), owned.bundle);
     let shared = Arc::clone(topics.shared());
     shared.tasks.spawn("bundle-hand-over", async move {
@@ -149,7 +152,7 @@ async fn split_seen(topics: &Arc<Topics>, cluster: &Cluster, before: &Owned) {
     for part in &parts {
         ownership.rebound(part.clone()).await;
     }
-    ownership.lost(before).await;
+    ownership.given_up(before).await;
     for part in parts {
         for handle in topics.of_bundle(&part.bundle).await {
             handle.mailbox.urgent(Event::Rebound(part.clone()));
@@ -240,18 +243,52 @@ pub(crate) async fn transfer(
     Ok(chosen)
 }
 
+/// Moves a bundle of a certain broker to another one; `false` when it is not that one's any more.
+///
+/// # Errors
+/// When metadata does not answer, or the record changes at the same time.
+pub(crate) async fn move_from(
+    topics: &Arc<Topics>,
+    bundle: &Bundle,
+    from: BrokerId,
+    target: &Member,
+) -> Result<bool, BrokerError> {
+    let store = topics.shared().ownership.store();
+    // Without a record, the bundle may be none any more.
+    let Some(found) = store.get(&ownership::key(bundle)).await? else {
+        return Ok(false);
+    };
+    let record: BundleOwnerRecord = record::decode(&found)?;
+    if broker_id(&record.broker_id) != Some(from) {
+        return Ok(false);
+    }
+    let expect = Expect::Revision(found.revision);
+    write_move(topics, bundle, target, record, expect).await?;
+    Ok(true)
+}
+
 async fn move_to(
     topics: &Arc<Topics>,
     bundle: &Bundle,
     target: &Member,
 ) -> Result<(), BrokerError> {
-    let shared = topics.shared();
-    let key = ownership::key(bundle);
-    let current = shared.ownership.store().get(&key).await?;
-    let (record, expect) = match &current {
+    let store = topics.shared().ownership.store();
+    let (record, expect) = match &store.get(&ownership::key(bundle)).await? {
         None => (BundleOwnerRecord::default(), Expect::Absent),
         Some(found) => (record::decode(found)?, Expect::Revision(found.revision)),
     };
+    write_move(topics, bundle, target, record, expect).await
+}
+
+async fn write_move(
+    topics: &Arc<Topics>,
+    bundle: &Bundle,
+    target: &Member,
+    record: BundleOwnerRecord,
+    expect: Expect,
+) -> Result<(), BrokerError> {
+    let shared = topics.shared();
+    let key = ownership::key(bundle);
     let moved = BundleOwnerRecord {
         broker_id: target.id.0.to_vec().into(),
         epoch: record.epoch + 1,

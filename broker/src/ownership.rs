@@ -129,15 +129,21 @@ impl Ownership {
 
     /// Forgets an ownership that turned out to be lost; the next use looks anew.
     pub(crate) async fn lost(&self, lost: &Owned) {
+        if self.forget(lost).await {
+            tracing::warn!(bundle = %lost.bundle, epoch = lost.epoch.0, "bundle ownership lost");
+        }
+    }
+
+    /// Forgets an ownership that was handed over, or split into others.
+    pub(crate) async fn given_up(&self, given: &Owned) {
+        self.forget(given).await;
+    }
+
+    async fn forget(&self, lost: &Owned) -> bool {
         let cell = self.cell(&lost.bundle);
         let mut owned = cell.lock().await;
-        if owned
-            .as_ref()
-            .is_some_and(|owned| owned.epoch == lost.epoch)
-        {
-            tracing::warn!(bundle = %lost.bundle, epoch = lost.epoch.0, "bundle ownership lost");
-            *owned = None;
-        }
+        let is_same = |owned: &Owned| owned.epoch == lost.epoch;
+        owned.take_if(|owned| is_same(owned)).is_some()
     }
 
     /// Takes over what a split has made of an owned bundle.
@@ -161,7 +167,7 @@ impl Ownership {
     }
 
     /// Where another broker serves a bundle, as far as this one knows without asking anybody.
-    fn known_elsewhere(&self, bundle: &Bundle) -> Option<String> {
+    pub(crate) fn known_elsewhere(&self, bundle: &Bundle) -> Option<String> {
         let cluster = self.cluster.as_ref()?;
         let found = cluster.owners.get(&key(bundle))?;
         let record: BundleOwnerRecord = record::decode(&found).ok()?;

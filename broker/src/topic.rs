@@ -34,6 +34,7 @@ use tokio::sync::watch;
 
 use crate::broker::Shared;
 use crate::error::{BrokerError, topic_survives};
+use crate::load::TopicCounters;
 use crate::ownership::Owned;
 use crate::topic::consume::Subscriptions;
 use crate::topic::cursors::Cursors;
@@ -67,20 +68,11 @@ pub(crate) struct Topic {
     subscriptions: Subscriptions,
     cursors: Cursors,
     trimming: Trimming,
-    counters: Counters,
+    counters: Arc<TopicCounters>,
     ending: Option<Ending>,
     /// When a client was last seen, on the monotonic clock.
     last_used: Duration,
     next_housekeeping: Duration,
-}
-
-/// What happened since the topic was loaded.
-#[derive(Debug, Default)]
-struct Counters {
-    messages_in: u64,
-    bytes_in: u64,
-    messages_out: u64,
-    bytes_out: u64,
 }
 
 /// Why and until when a topic is ending.

@@ -13,8 +13,9 @@ use parking_lot::Mutex;
 use tokio::sync::{oneshot, watch};
 
 use crate::broker::Shared;
-use crate::bundles::Bundle;
+use crate::bundles::{Bundle, topic_hash};
 use crate::error::BrokerError;
+use crate::load::{Sample, TopicCounters};
 use crate::topic::event::{Event, Mailbox};
 use crate::topic::load;
 
@@ -40,6 +41,8 @@ pub(crate) struct TopicHandle {
     pub(crate) id: u64,
     /// Where its requests go.
     pub(crate) mailbox: Mailbox,
+    /// Its load.
+    pub(crate) counters: Arc<TopicCounters>,
     /// Closes when the object has ended and closed its logs.
     pub(crate) ended: watch::Receiver<()>,
 }
@@ -299,6 +302,22 @@ impl Topics {
             }
             clock::sleep(EMPTY_TICK).await;
         }
+    }
+
+    /// What the loaded topics have counted.
+    pub(crate) fn samples(&self) -> Vec<Sample> {
+        let map = self.map.lock();
+        let samples = map.iter().filter_map(|(name, slot)| match slot {
+            Slot::Loaded(handle) => Some(Sample {
+                id: handle.id,
+                namespace: name.namespace().clone(),
+                hash: topic_hash(name),
+                loaded: handle.counters.loaded(),
+                counted: handle.counters.now(),
+            }),
+            Slot::Loading(_) | Slot::Deleting(_) => None,
+        });
+        samples.collect()
     }
 
     fn handles(&self) -> Vec<TopicHandle> {

@@ -29,4 +29,13 @@ impl Connect {
             .operation_timeout(self.timeout);
         Ok(builder.build()?)
     }
+
+    /// A client of one broker that was named by another.
+    ///
+    /// # Errors
+    /// When its address is no URL.
+    pub fn to(&self, url: &str) -> Result<Client, CliError> {
+        let builder = Client::builder().url(url).operation_timeout(self.timeout);
+        Ok(builder.build()?)
+    }
 }

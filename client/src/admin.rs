@@ -3,6 +3,7 @@
 //! Reads are retried after any retryable failure, changes only when they were certainly not
 //! applied; all within the client's operation timeout.
 
+mod load;
 mod stats;
 
 use std::sync::Arc;
@@ -466,8 +467,8 @@ impl Admin {
         Ok((answer.broker, answer.url))
     }
 
-    /// Splits a bundle in front of a hash, or in its middle; answers the parts, which stay where they
-    /// are.
+    /// Splits a bundle in front of a hash, or where that halves its load as far as its owner knows, or
+    /// in its middle; answers the parts, which stay where they are.
     ///
     /// # Errors
     /// `NotFound` for the bundle, `Invalid` where it cannot be split, and what every call may answer.

@@ -235,6 +235,9 @@ pub fn leader(election: &str) -> String {
 /// The election of the auditor, who finds ledgers that lack replicas.
 pub const ELECTION_AUDITOR: &str = "auditor";
 
+/// The election of the broker that balances load between brokers.
+pub const ELECTION_BALANCER: &str = "balancer";
+
 /// What begins the keys that a store keeps for itself; it sorts after all others, and nobody else
 /// sees it.
 pub const INTERNAL_PREFIX: &str = "~";

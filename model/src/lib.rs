@@ -11,6 +11,7 @@ pub mod entry;
 pub mod hash;
 pub mod id;
 pub mod limits;
+pub mod load;
 pub mod place;
 pub mod policy;
 pub mod position;

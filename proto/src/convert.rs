@@ -1,6 +1,7 @@
 //! Wire ↔ model, in one place.
 
 pub mod bookie;
+pub mod load;
 
 use aquifer_model::policy::{NamespacePolicies, Retention, Rollover};
 use aquifer_model::quorum::{Quorum, QuorumError};

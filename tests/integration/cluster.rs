@@ -1,6 +1,7 @@
 //! A cluster of real processes on this machine: etcd, bookies, a broker. What is acknowledged is
 //! there after a bookie or the broker is killed under load, and after everything was restarted.
 
+mod balance;
 mod brokers;
 mod identity;
 pub mod load;

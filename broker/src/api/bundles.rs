@@ -5,6 +5,7 @@ use aquifer_model::id::BrokerId;
 use aquifer_model::topic::NamespaceName;
 use aquifer_protocol_api::broker::{BrokerInfo, BundleInfo};
 
+use crate::balance;
 use crate::broker::Broker;
 use crate::bundles::Bundle;
 use crate::error::BrokerError;
@@ -68,6 +69,10 @@ impl Broker {
         at: Option<u32>,
     ) -> Result<[BundleRange; 2], BrokerError> {
         let bundle = Bundle { namespace, range };
+        let at = match at {
+            Some(at) => Some(at),
+            None => balance::split_at(&self.topics, &bundle).await,
+        };
         let parts = movement::split(&self.topics, &bundle, at).await?;
         Ok(parts.map(|part| part.range))
     }

@@ -344,6 +344,7 @@ impl Topic {
             return;
         }
         self.shared.metrics.consumers.add(-1, &[]);
+        self.counters.session_closed();
         self.last_used = self.now();
         let Some(slot) = self.subscriptions.get_mut(id) else {
             return;

@@ -12,15 +12,16 @@ use tokio::sync::watch;
 
 use crate::broker::Shared;
 use crate::error::BrokerError;
+use crate::load::TopicCounters;
 use crate::ownership::Owned;
 use crate::subscription::SubscriptionSpec;
+use crate::topic::Topic;
 use crate::topic::consume::Subscriptions;
 use crate::topic::cursors::Cursors;
 use crate::topic::event::mailbox;
 use crate::topic::publish::{Publishing, SinceSnapshot};
 use crate::topic::recovery::{self, Recovered};
 use crate::topic::retention::Trimming;
-use crate::topic::{Counters, Topic};
 use crate::topics::{TopicHandle, Topics};
 
 /// How long a new owner waits for the old one to seal a topic's ledgers, and how often it looks.
@@ -84,6 +85,7 @@ async fn load_owned(
     let (ended_sender, ended) = watch::channel(());
     let cursors = Cursors::new(cursor_log, &mailbox, recovered.dedup_index, now);
     let (subscriptions, publishing) = restore(recovered, &log, &mailbox);
+    let counters = Arc::new(TopicCounters::new(now));
     let topic = Topic {
         topics: Arc::clone(topics),
         id,
@@ -98,14 +100,19 @@ async fn load_owned(
         cursors,
         log,
         trimming: Trimming::default(),
-        counters: Counters::default(),
+        counters: Arc::clone(&counters),
         ending: None,
         last_used: now,
         next_housekeeping: now + Duration::from_millis(shared.config.housekeeping_ms),
         shared: Arc::clone(&shared),
     };
     shared.tasks.spawn("topic", topic.run(inbox, ended_sender));
-    Ok(TopicHandle { id, mailbox, ended })
+    Ok(TopicHandle {
+        id,
+        mailbox,
+        counters,
+        ended,
+    })
 }
 
 fn restore(

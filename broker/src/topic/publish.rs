@@ -293,8 +293,7 @@ impl Topic {
         publishing.since_snapshot.entries += 1;
         publishing.since_snapshot.bytes += append.bytes;
         publishing.advanced = true;
-        self.counters.messages_in += messages;
-        self.counters.bytes_in += append.bytes;
+        self.counters.published(messages, append.bytes);
         let metrics = &self.shared.metrics;
         metrics.messages_in.add(messages, &[]);
         metrics.bytes_in.add(append.bytes, &[]);
@@ -409,6 +408,7 @@ impl Topic {
             last.send(Err(error));
         }
         self.shared.metrics.producers.add(-1, &[]);
+        self.counters.session_closed();
         self.last_used = self.now();
     }
 

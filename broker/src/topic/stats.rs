@@ -7,6 +7,7 @@ use crate::topic::Topic;
 impl Topic {
     pub(super) fn stats(&self) -> TopicStats {
         let log = self.log.stats();
+        let counted = self.counters.now();
         let ledgers = log.ledgers.iter().map(|ledger| LedgerStats {
             ledger: ledger.ledger,
             first_index: ledger.first_index,
@@ -27,10 +28,10 @@ impl Topic {
                 .iter()
                 .map(|slot| slot.state.stats(log.end))
                 .collect(),
-            messages_in: self.counters.messages_in,
-            bytes_in: self.counters.bytes_in,
-            messages_out: self.counters.messages_out,
-            bytes_out: self.counters.bytes_out,
+            messages_in: counted.messages_in,
+            bytes_in: counted.bytes_in,
+            messages_out: counted.messages_out,
+            bytes_out: counted.bytes_out,
         }
     }
 }

@@ -6,6 +6,7 @@
 )]
 
 mod admin;
+mod balance;
 mod consume;
 mod cursors;
 mod faults;

@@ -52,7 +52,8 @@ pub enum BrokersCommand {
         namespace: NamespaceName,
         /// The bundle, FIRST-LAST as `bundles` lists it.
         bundle: BundleRange,
-        /// In front of this hash, eight hexadecimal digits; in the middle when left out.
+        /// In front of this hash, eight hexadecimal digits; where it halves the load when left out, or
+        /// in the middle when nobody knows.
         #[arg(long, value_name = "HASH", value_parser = hash)]
         at: Option<u32>,
     },

@@ -1,8 +1,11 @@
 //! `aquifer cluster`: shows brokers and bundles, and moves bundles.
 
+mod load;
+
 use std::collections::BTreeMap;
 
 use aquifer_client::admin::{Admin, BundleInfo};
+use aquifer_model::load::LoadReport;
 use serde_json::{Value, json};
 
 use crate::args::{BrokersArgs, BrokersCommand};
@@ -20,10 +23,12 @@ pub async fn run(args: BrokersArgs, connect: &Connect, out: &Output) -> Result<(
     let admin = client.admin();
     match args.command {
         BrokersCommand::Status { namespace } => status(&admin, &namespace.to_string(), out).await,
-        BrokersCommand::Brokers => brokers(&admin, out).await,
+        BrokersCommand::Brokers => brokers(&admin, connect, out).await,
         BrokersCommand::Bundles { namespace } => {
-            let bundles = admin.list_bundles(&namespace.to_string()).await?;
-            show_bundles(&bundles, out)
+            let namespace = namespace.to_string();
+            let bundles = admin.list_bundles(&namespace).await?;
+            let reports = load::reports(connect, &admin.list_brokers().await?).await;
+            show_bundles(&namespace, &bundles, &reports, out)
         }
         BrokersCommand::Unload { namespace, bundle } => {
             let namespace = namespace.to_string();
@@ -86,46 +91,115 @@ async fn transfer(
     Ok(())
 }
 
-async fn brokers(admin: &Admin, out: &Output) -> Result<(), CliError> {
-    let mut table = Table::new(["broker", "url", "version", "state"]);
-    for broker in admin.list_brokers().await? {
+async fn brokers(admin: &Admin, connect: &Connect, out: &Output) -> Result<(), CliError> {
+    let [units, messages_in, messages_out, bytes, topics, sessions] = load::COLUMNS;
+    let mut table = Table::new([
+        "broker",
+        "url",
+        "version",
+        "state",
+        "bundles",
+        units,
+        messages_in,
+        messages_out,
+        bytes,
+        topics,
+        sessions,
+    ]);
+    let brokers = admin.list_brokers().await?;
+    let reports = load::reports(connect, &brokers).await;
+    for broker in brokers {
+        let report = reports.get(&broker.broker);
+        let load = report.map(|report| &report.total);
+        let bundles = report.map(|report| report.bundles.len());
         if out.is_json() {
             out.object(&json!({
                 "broker": broker.broker,
                 "url": broker.url,
                 "version": broker.version,
                 "draining": broker.draining,
+                "bundles": bundles,
+                "load": load::object(load),
             }))?;
-        } else {
-            let state = if broker.draining {
-                "draining"
-            } else {
-                "serving"
-            };
-            table.row([broker.broker, broker.url, broker.version, state.to_owned()]);
+            continue;
         }
+        let state = if broker.draining {
+            "draining"
+        } else {
+            "serving"
+        };
+        let bundles = bundles.map_or_else(|| "-".to_owned(), |count| count.to_string());
+        let [units, messages_in, messages_out, bytes, topics, sessions] = load::cells(load);
+        table.row([
+            broker.broker,
+            broker.url,
+            broker.version,
+            state.to_owned(),
+            bundles,
+            units,
+            messages_in,
+            messages_out,
+            bytes,
+            topics,
+            sessions,
+        ]);
     }
     shown(&table, out)
 }
 
-fn show_bundles(bundles: &[BundleInfo], out: &Output) -> Result<(), CliError> {
-    let mut table = Table::new(["bundle", "broker", "url", "epoch"]);
+fn show_bundles(
+    namespace: &str,
+    bundles: &[BundleInfo],
+    reports: &BTreeMap<String, LoadReport>,
+    out: &Output,
+) -> Result<(), CliError> {
+    let [units, messages_in, messages_out, bytes, topics, sessions] = load::COLUMNS;
+    let mut table = Table::new([
+        "bundle",
+        "broker",
+        "url",
+        "epoch",
+        units,
+        messages_in,
+        messages_out,
+        bytes,
+        topics,
+        sessions,
+    ]);
+    let load_of = |bundle: &BundleInfo| {
+        let report = reports.get(bundle.broker.as_ref()?)?;
+        let mut all = report.bundles.iter();
+        let found = all.find(|reported| {
+            reported.namespace.to_string() == namespace
+                && reported.range.to_string() == bundle.bundle
+        });
+        found.map(|reported| &reported.load)
+    };
     for bundle in bundles {
+        let load = load_of(bundle);
         if out.is_json() {
             out.object(&json!({
                 "bundle": bundle.bundle,
                 "broker": bundle.broker,
                 "url": bundle.url,
                 "epoch": bundle.epoch,
+                "load": load::object(load),
             }))?;
             continue;
         }
         let gone = if bundle.broker.is_some() { "gone" } else { "-" };
+        let [units, messages_in, messages_out, bytes, topics, sessions] = load::cells(load);
         table.row([
             bundle.bundle.clone(),
             bundle.broker.clone().unwrap_or_else(|| "nobody".to_owned()),
             bundle.url.clone().unwrap_or_else(|| gone.to_owned()),
             bundle.epoch.to_string(),
+            units,
+            messages_in,
+            messages_out,
+            bytes,
+            topics,
+            sessions,
         ]);
     }
     shown(&table, out)

@@ -3,6 +3,7 @@
 
 mod config;
 mod parts;
+mod reports;
 
 use std::time::Duration;
 

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use aquifer_broker::{Broker, BrokerConfig, BrokerDeps};
+use aquifer_broker::{Broker, BrokerConfig, BrokerDeps, LoadReports};
 use aquifer_ledger::bookie_client::{BookieClientConfig, GrpcTransport};
 use aquifer_ledger::bookie_directory::BookieDirectory;
 use aquifer_ledger::context::{LogContext, LogShared};
@@ -95,7 +95,7 @@ pub fn log_context(
     Arc::new(log)
 }
 
-/// Starts the broker; with a lease, as one of a cluster.
+/// Starts the broker; with a lease and a way to the load of others, as one of a cluster.
 ///
 /// # Errors
 /// When it does not start.
@@ -105,10 +105,12 @@ pub async fn start_broker(
     seams: &Seams,
     telemetry: &Telemetry,
     tasks: &TaskGroup,
-    lease: Option<Lease>,
+    cluster: Option<(Lease, Arc<dyn LoadReports>)>,
 ) -> Result<Arc<Broker>, CliError> {
+    let (lease, reports) = cluster.unzip();
     let deps = BrokerDeps {
         lease,
+        reports,
         log,
         clock: Arc::clone(&seams.clock),
         rng: Arc::clone(&seams.rng),

@@ -382,4 +382,5 @@ not_scripted! {
     list_bundles: ListBundlesRequest -> ListBundlesResponse,
     transfer_bundle: TransferBundleRequest -> TransferBundleResponse,
     split_bundle: SplitBundleRequest -> SplitBundleResponse,
+    load_report: LoadReportRequest -> LoadReportResponse,
 }

@@ -4,6 +4,7 @@ use aquifer_model::bundle::BundleRange;
 use aquifer_model::id::{
     BrokerId, EntryId, Index, LedgerId, OwnerEpoch, ProducerInstance, SeekEpoch, TopicIncarnation,
 };
+use aquifer_model::load::LoadReport;
 use aquifer_model::place::Place;
 use aquifer_model::policy::NamespacePolicies;
 use aquifer_model::topic::{
@@ -140,7 +141,8 @@ pub trait BrokerApi: Send + Sync + 'static {
         bundle: BundleRange,
         broker: Option<BrokerId>,
     ) -> ApiResult<BrokerInfo>;
-    /// Splits a bundle in front of a hash, or in its middle; both parts stay where they are.
+    /// Splits a bundle in front of a hash, or where that halves its load as far as its owner knows, or
+    /// in its middle; both parts stay where they are.
     async fn split_bundle(
         &self,
         ctx: &RequestContext,
@@ -148,6 +150,8 @@ pub trait BrokerApi: Send + Sync + 'static {
         bundle: BundleRange,
         at: Option<u32>,
     ) -> ApiResult<[BundleRange; 2]>;
+    /// The load of this broker.
+    async fn load_report(&self, ctx: &RequestContext) -> ApiResult<LoadReport>;
 }
 
 /// A broker of the cluster.

@@ -269,6 +269,16 @@ impl v1::admin_server::Admin for Service {
         })
         .await
     }
+
+    async fn load_report(
+        &self,
+        request: Request<v1::LoadReportRequest>,
+    ) -> Answer<v1::LoadReportResponse> {
+        self.unary("load_report", request, |broker, ctx, _| async move {
+            Ok(broker.load_report(&ctx).await?.into())
+        })
+        .await
+    }
 }
 
 fn wire_broker(broker: BrokerInfo) -> v1::BrokerInfo {

@@ -8,7 +8,7 @@ use aquifer_harness::cluster::Cluster;
 use serde_json::Value;
 
 use super::load::Load;
-use super::{check_topic, run, start};
+use super::{check_topic, run};
 
 const NAMESPACE: &str = "public/default";
 const BROKERS: [&str; 3] = ["broker-1", "broker-2", "broker-3"];
@@ -23,7 +23,7 @@ fn topics() -> Vec<String> {
 }
 
 /// What a command prints, an object a line.
-fn objects(cluster: &Cluster, words: &[&str]) -> Result<Vec<Value>> {
+pub fn objects(cluster: &Cluster, words: &[&str]) -> Result<Vec<Value>> {
     let mut all = vec!["--output", "json"];
     all.extend(words);
     let printed = run(cluster, &all)?;
@@ -52,7 +52,10 @@ fn brokers(cluster: &Cluster) -> Result<BTreeSet<String>> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn bundles_move_and_brokers_come_and_go_under_load() -> Result<()> {
     let folder = tempfile::tempdir()?;
-    let mut cluster = start(folder.path(), &["--brokers", "3"])?;
+    // What an operator moves here shall stay where it was moved to.
+    let environment = [("AQUIFER_BROKER_BALANCE_ENABLED", "false")];
+    let data_dir = folder.path().join("cluster");
+    let mut cluster = Cluster::start_with(&data_dir, &["--brokers", "3"], &environment)?;
     ensure!(brokers(&cluster)?.len() == 3, "three brokers are announced");
     let load = Load::on(&cluster, &topics())?;
     let more = || load.wait_acknowledged(load.acknowledged() + ENOUGH);

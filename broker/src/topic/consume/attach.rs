@@ -193,6 +193,7 @@ impl Topic {
         };
         self.notify(id, &notices);
         self.shared.metrics.consumers.add(1, &[]);
+        self.counters.session_opened();
         self.last_used = self.now();
         Ok(ConsumerSession {
             opened,

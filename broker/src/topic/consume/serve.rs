@@ -152,8 +152,7 @@ impl Topic {
             slot.state.credit(consumer, granted_messages, granted_bytes);
             self.watch_consumer(id, consumer);
         }
-        self.counters.messages_out += messages;
-        self.counters.bytes_out += bytes;
+        self.counters.delivered(messages, bytes);
         self.shared.metrics.messages_out.add(messages, &[]);
         self.shared.metrics.bytes_out.add(bytes, &[]);
     }

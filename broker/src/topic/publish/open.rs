@@ -189,6 +189,7 @@ impl Topic {
         tracing::debug!(topic = %self.name, producer = %session.name, epoch = session.epoch, "producer opened");
         self.publishing.sessions.insert(session_id, session);
         self.shared.metrics.producers.add(1, &[]);
+        self.counters.session_opened();
         self.last_used = self.now();
         Ok(ProducerSession {
             opened,

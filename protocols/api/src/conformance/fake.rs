@@ -9,6 +9,7 @@ use aquifer_model::id::{
     BrokerId, EntryId, Index, LedgerId, OwnerEpoch, SeekEpoch, TopicIncarnation,
 };
 use aquifer_model::limits::{BATCH_BYTES_MAX, MESSAGE_BYTES_MAX};
+use aquifer_model::load::LoadReport;
 use aquifer_model::place::Place;
 use aquifer_model::policy::NamespacePolicies;
 use aquifer_model::topic::{NamespaceName, ProducerName, SubscriptionName, TopicName};
@@ -510,6 +511,10 @@ impl BrokerApi for FakeBroker {
         _bundle: BundleRange,
         _at: Option<u32>,
     ) -> ApiResult<[BundleRange; 2]> {
+        self.not_faked()
+    }
+
+    async fn load_report(&self, _ctx: &RequestContext) -> ApiResult<LoadReport> {
         self.not_faked()
     }
 }

@@ -1,0 +1,304 @@
+//! The balance of load between brokers. Every broker measures its own load and reports it when it is
+//! asked; one of them is elected, asks all others round by round, lets the planner decide, and moves
+//! bundles as an operator would (`movement`).
+//!
+//! Invariants:
+//! - Nothing is decided by an election or a report that must not happen twice: a move is a
+//!   compare-and-swap of the bundle's record as its reported owner's, so that a leader who believes in
+//!   it for too long, or on old reports, does no more than one move too many (I4).
+//! - No wire protocol is spoken here: the way to other brokers is given ([`LoadReports`]).
+
+pub(crate) mod config;
+
+mod planner;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use aquifer_metadata::election::Election;
+use aquifer_metadata::error::MetadataError;
+use aquifer_metadata::keys;
+use aquifer_metadata::lease::Lease;
+use aquifer_metadata::store::Session;
+use aquifer_model::load::LoadReport;
+use aquifer_runtime::clock;
+use async_trait::async_trait;
+use bytes::Bytes;
+use thiserror::Error;
+
+use crate::balance::planner::{Move, Planner, Split};
+use crate::broker::Shared;
+use crate::bundles::Bundle;
+use crate::error::BrokerError;
+use crate::load::millis;
+use crate::members::Member;
+use crate::movement;
+use crate::topics::Topics;
+
+/// How long a broker may take to report; one that takes longer is not counted in this round.
+const REPORT_MAX: Duration = Duration::from_secs(3);
+/// How long it takes until an election is tried again that ended with an error.
+const AGAIN: Duration = Duration::from_secs(1);
+
+/// The way to the load of other brokers.
+#[async_trait]
+pub trait LoadReports: Send + Sync + 'static {
+    /// Asks the broker that clients reach at this URL.
+    ///
+    /// # Errors
+    /// When it does not answer, or not in a way that is understood.
+    async fn report(&self, url: &str) -> Result<LoadReport, NoReport>;
+}
+
+/// Why there is no report of a broker.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[error("no load report: {0}")]
+pub struct NoReport(pub String);
+
+/// Begins to measure, and to balance where others can be asked.
+pub(crate) fn start(topics: &Arc<Topics>, lease: Option<Lease>) {
+    let shared = topics.shared();
+    let token = shared.tasks.shutdown_token();
+    let measured = Arc::clone(topics);
+    shared.tasks.spawn("load-meter", async move {
+        tokio::select! {
+            () = token.wait() => {}
+            () = measure(&measured) => {}
+        }
+    });
+    let (Some(lease), Some(reports)) = (lease, shared.reports.clone()) else {
+        return;
+    };
+    if !shared.config.balance.enabled {
+        return;
+    }
+    let token = shared.tasks.shutdown_token();
+    let balanced = Arc::clone(topics);
+    shared.tasks.spawn("balance", async move {
+        tokio::select! {
+            () = token.wait() => {}
+            () = campaign(&balanced, &lease, &reports) => {}
+        }
+    });
+}
+
+/// Reads the counters of all topics, period by period.
+async fn measure(topics: &Arc<Topics>) {
+    let shared = topics.shared();
+    loop {
+        let owned = shared.ownership.all().await;
+        let topics = Arc::clone(topics);
+        let observed = aside(move || {
+            let shared = topics.shared();
+            let (now, samples) = (shared.clock.monotonic(), topics.samples());
+            shared.meter.lock().observe(now, samples, &owned);
+        });
+        if let Err(error) = observed.await {
+            tracing::error!(%error, "load cannot be measured");
+        }
+        clock::sleep(shared.config.balance.period()).await;
+    }
+}
+
+/// Does what takes longer the more topics or bundles there are, where nobody waits behind it.
+async fn aside<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, BrokerError> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.map_err(|error| BrokerError::Internal(error.to_string()))
+}
+
+/// The load of this broker as it was last measured.
+pub(crate) async fn report(shared: &Arc<Shared>) -> Result<LoadReport, BrokerError> {
+    let shared = Arc::clone(shared);
+    let report = aside(move || {
+        let meter = shared.meter.lock();
+        let (total, bundles) = meter.bundles();
+        LoadReport {
+            broker: shared.id,
+            window_ms: millis(meter.measured()),
+            total,
+            bundles,
+        }
+    });
+    report.await
+}
+
+/// The hash that halves the load of a bundle, if its owner knows one.
+pub(crate) async fn split_at(topics: &Topics, bundle: &Bundle) -> Option<u32> {
+    let shared = topics.shared();
+    let owner = shared.ownership.known_elsewhere(bundle);
+    let (Some(url), Some(reports)) = (owner, &shared.reports) else {
+        return shared.meter.lock().split_at(bundle);
+    };
+    let report = clock::timeout(REPORT_MAX, reports.report(&url)).await;
+    let mut bundles = report.ok()?.ok()?.bundles.into_iter();
+    let found = bundles.find(|b| b.namespace == bundle.namespace && b.range == bundle.range);
+    found?.split_at
+}
+
+/// Leads whenever this broker is elected, until its lease ends.
+async fn campaign(topics: &Arc<Topics>, lease: &Lease, reports: &Arc<dyn LoadReports>) {
+    while let Some(session) = lease.session().await {
+        lead(topics, session, reports).await;
+        clock::sleep(topics.shared().rng.jitter(AGAIN)).await;
+    }
+}
+
+async fn lead(topics: &Arc<Topics>, session: Arc<dyn Session>, reports: &Arc<dyn LoadReports>) {
+    let shared = topics.shared();
+    let store = Arc::clone(shared.ownership.store());
+    let election = Election::new(store, keys::ELECTION_BALANCER);
+    let candidate = Bytes::from(shared.id.to_string());
+    let leadership = match election.campaign(session, candidate).await {
+        Ok(leadership) => leadership,
+        Err(error) => {
+            tracing::debug!(%error, "this broker cannot lead the balance, trying again");
+            return;
+        }
+    };
+    tracing::info!("this broker balances load now");
+    tokio::select! {
+        () = leadership.lost() => tracing::info!("this broker does not balance load any more"),
+        () = rounds(topics, reports) => {}
+    }
+    shared.metrics.balance_spread.record(0.0, &[]);
+}
+
+async fn rounds(topics: &Arc<Topics>, reports: &Arc<dyn LoadReports>) {
+    let config = &topics.shared().config.balance;
+    let mut planner = Planner::new(config.clone());
+    loop {
+        clock::sleep(config.period()).await;
+        if let Err(error) = round(topics, reports, &mut planner).await {
+            tracing::warn!(%error, "load is not balanced in this round");
+        }
+    }
+}
+
+/// Asks everybody, decides, and does it.
+async fn round(
+    topics: &Arc<Topics>,
+    reports: &Arc<dyn LoadReports>,
+    planner: &mut Planner,
+) -> Result<(), BrokerError> {
+    let shared = topics.shared();
+    let Some(cluster) = shared.ownership.cluster() else {
+        return Ok(());
+    };
+    let members = cluster.members.serving();
+    let found = ask(shared, reports, &members).await;
+    let (known, now) = (found.len(), shared.clock.monotonic());
+    let mut planning = std::mem::replace(planner, Planner::new(shared.config.balance.clone()));
+    let planned = aside(move || {
+        let plan = planning.round(now, &found);
+        (planning, plan)
+    });
+    let (planned, plan) = planned.await?;
+    *planner = planned;
+    shared.metrics.balance_spread.record(plan.spread, &[]);
+    tracing::debug!(
+        spread = plan.spread,
+        brokers = members.len(),
+        reports = known,
+        "loads were compared"
+    );
+    for split in &plan.splits {
+        // Whatever comes of it, it is not tried again at once.
+        planner.split(shared.clock.monotonic(), &split.bundle);
+        make_split(topics, split).await?;
+    }
+    for wanted in &plan.moves {
+        let target = members.iter().find(|member| member.id == wanted.to);
+        let Some(target) = target else { continue };
+        if make_move(topics, wanted, target, plan.spread).await? {
+            planner.moved(shared.clock.monotonic(), wanted);
+        }
+    }
+    Ok(())
+}
+
+/// The reports of all that answer in time and know what they say.
+async fn ask(
+    shared: &Arc<Shared>,
+    reports: &Arc<dyn LoadReports>,
+    members: &[Member],
+) -> Vec<LoadReport> {
+    let mut asked = Vec::new();
+    for member in members {
+        let (shared, reports) = (Arc::clone(shared), Arc::clone(reports));
+        let (id, url) = (member.id, member.url.clone());
+        let tasks = shared.tasks.clone();
+        asked.push(tasks.spawn("load-report", async move {
+            if id == shared.id {
+                return report(&shared).await.ok();
+            }
+            match clock::timeout(REPORT_MAX, reports.report(&url)).await {
+                // Another one than expected is its successor at the same address.
+                Ok(Ok(report)) => (report.broker == id).then_some(report),
+                Ok(Err(error)) => {
+                    tracing::debug!(url, %error, "a broker does not report its load");
+                    None
+                }
+                Err(_) => {
+                    tracing::debug!(url, "a broker does not report its load in time");
+                    None
+                }
+            }
+        }));
+    }
+    let mut found = Vec::new();
+    for answer in asked {
+        found.extend(answer.await.ok().flatten());
+    }
+    // Who owns something and has not measured it yet would seem idle.
+    found.retain(|report| report.window_ms > 0 || report.bundles.is_empty());
+    found
+}
+
+async fn make_move(
+    topics: &Arc<Topics>,
+    wanted: &Move,
+    target: &Member,
+    spread: f64,
+) -> Result<bool, BrokerError> {
+    let bundle = &wanted.bundle;
+    match movement::move_from(topics, bundle, wanted.from, target).await {
+        Ok(true) => {
+            topics.shared().metrics.balance_moves.add(1, &[]);
+            tracing::info!(
+                %bundle, from = %wanted.from, to = %wanted.to, units = wanted.load.units(),
+                topics = wanted.load.topics, share = wanted.share, spread,
+                "bundle moves to balance load"
+            );
+            Ok(true)
+        }
+        Ok(false) | Err(BrokerError::Metadata(MetadataError::Conflict { .. })) => {
+            tracing::debug!(%bundle, "a bundle that was to move has another owner by now");
+            Ok(false)
+        }
+        // It may have moved: for the planner it has.
+        Err(BrokerError::Metadata(MetadataError::UnknownOutcome(why))) => {
+            tracing::warn!(%bundle, why, "a bundle may have moved to balance load");
+            Ok(true)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+async fn make_split(topics: &Arc<Topics>, split: &Split) -> Result<(), BrokerError> {
+    let bundle = &split.bundle;
+    match movement::split(topics, bundle, Some(split.at)).await {
+        Ok(_) => {
+            topics.shared().metrics.balance_splits.add(1, &[]);
+            let at = format!("{:08x}", split.at);
+            tracing::info!(%bundle, at, why = split.why, "bundle is split to balance load");
+            Ok(())
+        }
+        Err(error @ BrokerError::Metadata(MetadataError::Unavailable(_))) => Err(error),
+        Err(error) => {
+            tracing::info!(%bundle, %error, "a bundle was not split to balance load");
+            Ok(())
+        }
+    }
+}
