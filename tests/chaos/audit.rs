@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::process::Command;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -12,13 +13,14 @@ use aquifer_harness::checker::{
 };
 use aquifer_harness::log;
 use aquifer_harness::server::binary;
+use aquifer_metadata::etcd::EtcdStore;
 use aquifer_metadata::store::{MetadataStore, Versioned};
 use aquifer_metadata::{keys, record};
 use aquifer_proto::v1::{LedgerRecord, TopicRecord};
 use aquifer_runtime::clock::{Clock, SystemClock, sleep};
 use aquifer_runtime::task::TaskGroup;
 
-use crate::cluster::{BROKERS, Cluster, NAME};
+use crate::cluster::{BROKERS, Cluster, NAME, UNLUCKY};
 use crate::consumers::publish_last;
 use crate::policy;
 use crate::traffic::{History, TOPICS, crc, payload, topic};
@@ -204,6 +206,50 @@ async fn replicas(cluster: &mut Cluster, counts: &mut Counts) -> Result<()> {
         }
         sleep(Duration::from_secs(1)).await;
     }
+}
+
+/// P16: waits until no ledger names a bookie whose disk was lost. The next disk may be lost only
+/// then: with an ack quorum of two, one copy of a ledger may be away for good at a time (I2).
+///
+/// # Errors
+/// When repair does not come to an end.
+pub async fn losses_are_repaired(cluster: &mut Cluster) -> Result<()> {
+    let tasks = TaskGroup::new("losses");
+    let store = policy::metadata(cluster, &tasks).await?;
+    let started = SystemClock.monotonic();
+    let mut named = lost_and_named(cluster, &store).await;
+    while !matches!(named, Ok(None)) {
+        ensure!(
+            SystemClock.monotonic() - started < REPAIR,
+            "P16: a lost disk is not replaced after {REPAIR:?}: {named:?}"
+        );
+        cluster.revive()?;
+        sleep(Duration::from_millis(500)).await;
+        named = lost_and_named(cluster, &store).await;
+    }
+    store.close().await;
+    tasks.drain(Duration::from_secs(5)).await;
+    Ok(())
+}
+
+/// A ledger that names a bookie which is gone for good.
+async fn lost_and_named(cluster: &Cluster, store: &Arc<EtcdStore>) -> Result<Option<u64>> {
+    let log = cluster.bookies[UNLUCKY].node.text();
+    let ids = log.split("\"id\":\"").skip(1);
+    let mut ids: Vec<&str> = ids.filter_map(|rest| rest.split('"').next()).collect();
+    let now = ids.pop();
+    ids.retain(|id| Some(*id) != now);
+    for item in scan(&**store, keys::LEDGERS_PREFIX).await? {
+        let found: LedgerRecord = record::decode(&item)?;
+        let members = found.fragments.iter().flat_map(|f| &f.bookies);
+        for member in members {
+            let id: String = member.iter().map(|byte| format!("{byte:02x}")).collect();
+            if ids.contains(&id.as_str()) {
+                return Ok(Some(number(&item.key).parse()?));
+            }
+        }
+    }
+    Ok(None)
 }
 
 /// P8, P16 and P17 of metadata: every ledger of a topic exists and is in one list, no other exists,

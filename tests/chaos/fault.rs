@@ -385,7 +385,10 @@ pub async fn heal(injected: Injected, cluster: &mut Cluster) -> Result<()> {
         cluster.network.mend(&injected.cuts)?;
     }
     if let Some(balloon) = injected.balloon {
-        std::fs::remove_file(balloon)?;
+        std::fs::remove_file(&balloon)?;
+        // A power cut soon after would bring it back.
+        let folder = balloon.parent().context("a balloon is in a folder")?;
+        std::fs::File::open(folder)?.sync_all()?;
     }
     match injected.kind {
         Kind::EtcdOutage => {

@@ -229,6 +229,7 @@ impl Run {
         let mut taken = Vec::new();
         if matches!(kinds[0], Kind::FlipBits | Kind::LoseVolume) {
             taken.push(cluster::UNLUCKY);
+            audit::losses_are_repaired(&mut self.cluster).await?;
         }
         let mut injected = Vec::new();
         for kind in kinds {
