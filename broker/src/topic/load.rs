@@ -75,10 +75,13 @@ async fn load_owned(
             owner_epoch: owned.epoch,
         }
     };
-    let open = |kind| TopicLog::open(Arc::clone(&shared.log), Arc::clone(&cell), kind, options);
-    let log = open(LogKind::Messages).await?;
-    let cursor_log = open(LogKind::Cursors).await?;
-    let recovered = recovery::recover(&log, &cursor_log).await?;
+    let (log, cursor_log, recovered) = loop {
+        match open(&shared, &cell, options).await {
+            // A former owner that seals may have trimmed what the record named a moment ago.
+            Err(BrokerError::Log(LogError::Damaged(_))) if cell.refresh().await? => {}
+            opened => break opened?,
+        }
+    };
     let id = shared.next_id();
     let now = shared.clock.monotonic();
     let (mailbox, inbox) = mailbox();
@@ -113,6 +116,19 @@ async fn load_owned(
         counters,
         ended,
     })
+}
+
+/// Opens the logs of a topic, and reads what they remember.
+async fn open(
+    shared: &Shared,
+    cell: &Arc<TopicRecordCell>,
+    options: LogOptions,
+) -> Result<(TopicLog, TopicLog, Recovered), BrokerError> {
+    let open = |kind| TopicLog::open(Arc::clone(&shared.log), Arc::clone(cell), kind, options);
+    let log = open(LogKind::Messages).await?;
+    let cursor_log = open(LogKind::Cursors).await?;
+    let recovered = recovery::recover(&log, &cursor_log).await?;
+    Ok((log, cursor_log, recovered))
 }
 
 fn restore(

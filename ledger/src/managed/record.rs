@@ -265,6 +265,15 @@ impl TopicRecordCell {
         result.map(drop).map_err(|error| self.explain(error))
     }
 
+    /// Reads the record again; says whether somebody else had changed it.
+    ///
+    /// # Errors
+    /// [`LogError::Fenced`] when the topic is gone; when metadata cannot be read.
+    pub async fn refresh(&self) -> Result<bool, LogError> {
+        let _turn = self.turn.acquire().await;
+        self.reload().await
+    }
+
     /// Reads the record again; returns whether it had changed.
     async fn reload(&self) -> Result<bool, LogError> {
         let stored = self.ctx.store.get(&self.key).await?;

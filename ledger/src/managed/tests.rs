@@ -492,3 +492,30 @@ async fn ledger_ids_rise_above_those_that_were_trimmed() {
     let after = heir.log.stats().ledgers[0].ledger;
     assert!(after > before, "{after:?} after {before:?}");
 }
+
+/// A former owner that seals may trim at the same time: the new one begins again by what is there.
+#[tokio::test]
+async fn a_record_that_names_what_was_trimmed_is_read_anew() {
+    let world = TestWorld::new(1);
+    let old = Owner::open(world.process(), options(2)).await;
+    for tags in [0..2, 2..4, 4..6] {
+        old.append_all(tags).await;
+    }
+    let ctx = world.process();
+    let cell = TopicRecordCell::load(ctx.clone(), &topic(), Vec::new()).await;
+    let cell = cell.unwrap().unwrap();
+    let second = old.log.stats().ledgers[1].first_index;
+    assert_eq!(old.log.trim(second, KEEP_NOTHING).await, Ok(second));
+    old.log.close().await.unwrap();
+    old.ctx.tasks.drain(std::time::Duration::from_secs(5)).await;
+
+    let open = || TopicLog::open(ctx.clone(), cell.clone(), LogKind::Messages, options(2));
+    let log = open().await.unwrap();
+    let mut at = ReadPoint::from(Index(0));
+    let read = log.read(&mut at, LIMITS).await;
+    assert!(matches!(read, Err(LogError::Damaged(_))), "{read:?}");
+    assert_eq!(cell.refresh().await, Ok(true));
+    let log = open().await.unwrap();
+    assert_eq!(bodies(&read_from(&log, log.first()).await), expected(2..6));
+    assert_eq!(cell.refresh().await, Ok(false));
+}
