@@ -239,8 +239,12 @@ async fn lost_and_named(cluster: &Cluster, store: &Arc<EtcdStore>) -> Result<Opt
     let mut ids: Vec<&str> = ids.filter_map(|rest| rest.split('"').next()).collect();
     let now = ids.pop();
     ids.retain(|id| Some(*id) != now);
-    for item in scan(&**store, keys::LEDGERS_PREFIX).await? {
-        let found: LedgerRecord = record::decode(&item)?;
+    let deleted = scan(&**store, keys::DELETIONS_PREFIX).await?;
+    let deleted: BTreeSet<&str> = deleted.iter().map(|item| number(&item.key)).collect();
+    let ledgers = scan(&**store, keys::LEDGERS_PREFIX).await?;
+    // The deletion of a ledger waits for a bookie that is gone until that is decommissioned.
+    for item in ledgers.iter().filter(|l| !deleted.contains(number(&l.key))) {
+        let found: LedgerRecord = record::decode(item)?;
         let members = found.fragments.iter().flat_map(|f| &f.bookies);
         for member in members {
             let id: String = member.iter().map(|byte| format!("{byte:02x}")).collect();
