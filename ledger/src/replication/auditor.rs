@@ -87,6 +87,7 @@ pub struct Auditor {
     config: ReplicationConfig,
     losses: LossWatch,
     index: Option<(LedgerIndex, Duration)>,
+    deleting: BTreeSet<LedgerId>,
     scan_took: Duration,
     /// The bookies that were registered, and those that were to be emptied, at the last scan.
     scanned_with: Option<(BTreeSet<BookieId>, BTreeSet<BookieId>)>,
@@ -112,6 +113,7 @@ impl Auditor {
             config,
             losses,
             index: None,
+            deleting: BTreeSet::new(),
             scan_took: Duration::ZERO,
             scanned_with: None,
             orphans_at: None,
@@ -183,6 +185,7 @@ impl Auditor {
     async fn scan(&mut self, now: Duration) -> Result<(), LedgerError> {
         let began = self.ctx.clock.monotonic();
         let index = LedgerIndex::scan(&*self.ctx.store).await?;
+        self.deleting = self.deletions().await?;
         let took = self.ctx.clock.monotonic().saturating_sub(began);
         let metrics = &self.ctx.metrics.repair;
         metrics.scan_seconds.record(took.as_secs_f64(), &[]);
@@ -216,7 +219,28 @@ impl Auditor {
         let Some((index, _)) = &self.index else {
             return 0;
         };
-        emptied.iter().map(|bookie| index.count_of(*bookie)).sum()
+        let left = emptied.iter().map(|bookie| {
+            let deleting = self.deleting.iter();
+            let deleting = deleting.filter(|ledger| index.names(**ledger, *bookie));
+            index
+                .count_of(*bookie)
+                .saturating_sub(deleting.count() as u64)
+        });
+        left.sum()
+    }
+
+    /// Ledgers that are being deleted. Their records may stay for as long as a bookie that had them
+    /// is away; nobody gives them another.
+    async fn deletions(&self) -> Result<BTreeSet<LedgerId>, LedgerError> {
+        let mut deleting = BTreeSet::new();
+        index::each(&*self.ctx.store, keys::DELETIONS_PREFIX, |item| {
+            if let Ok(keys::Key::Deletion(ledger)) = item.key.parse() {
+                deleting.insert(ledger);
+            }
+            Ok(())
+        })
+        .await?;
+        Ok(deleting)
     }
 
     /// Ledgers that carry a mark, and the bookies that it calls lost.
@@ -252,7 +276,8 @@ impl Auditor {
                 let lost = marked.get(ledger);
                 lost.is_some_and(|lost| lost.contains(bookie))
             };
-            let fresh = index.ledgers_of(*bookie).filter(|ledger| !says_so(ledger));
+            let fresh = index.ledgers_of(*bookie);
+            let fresh = fresh.filter(|ledger| !self.deleting.contains(ledger) && !says_so(ledger));
             let room = room.saturating_sub(chosen.len());
             chosen.extend(fresh.take(room));
         }

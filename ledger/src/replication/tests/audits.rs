@@ -403,3 +403,25 @@ async fn verify_says_what_is_missing_where() {
     deletion::sweep_intents(&cluster.ctx).await.unwrap();
     assert_eq!(verify(ledger).await, Ok(None));
 }
+
+/// Its record stays until the bookie that is away has deleted it, which may be never.
+#[tokio::test(start_paused = true)]
+async fn a_ledger_that_is_being_deleted_is_not_marked() {
+    let cluster = Cluster::new(4).await;
+    let deleted = cluster.closed(quorum(4, 4, 2), 2).await;
+    let kept = cluster.closed(quorum(3, 3, 2), 2).await;
+    cluster.lose(bookie(1)).await;
+    inspect::delete(&cluster.ctx, deleted).await.unwrap();
+    let mut auditor = cluster.auditor();
+    auditor.pass().await.unwrap();
+    cluster.pass_time(Duration::from_secs(600));
+    for _ in 0..3 {
+        auditor.pass().await.unwrap();
+        cluster.repair_all().await;
+    }
+    let report = auditor.pass().await.unwrap();
+    assert_eq!((report.ledgers, report.remaining, report.marked), (2, 0, 0));
+    assert_eq!(report.emptied, [bookie(1)].into());
+    assert!(cluster.marks().is_empty());
+    cluster.assert_whole(kept, 2).await;
+}
