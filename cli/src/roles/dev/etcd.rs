@@ -40,7 +40,7 @@ pub fn arguments(directory: &Path, client: SocketAddr, peer: SocketAddr) -> Vec<
     let (client, peer) = (format!("http://{client}"), format!("http://{peer}"));
     let directory = directory.to_string_lossy();
     let members = format!("dev={peer}");
-    let pairs: [(&str, &str); 10] = [
+    let pairs: [(&str, &str); 11] = [
         ("--name", "dev"),
         ("--data-dir", &directory),
         ("--listen-client-urls", &client),
@@ -48,8 +48,10 @@ pub fn arguments(directory: &Path, client: SocketAddr, peer: SocketAddr) -> Vec<
         ("--listen-peer-urls", &peer),
         ("--initial-advertise-peer-urls", &peer),
         ("--initial-cluster", &members),
-        ("--auto-compaction-mode", "periodic"),
-        ("--auto-compaction-retention", "1h"),
+        // By number, not by time: an hour of many ledgers would fill any quota.
+        ("--auto-compaction-mode", "revision"),
+        ("--auto-compaction-retention", "20000"),
+        ("--quota-backend-bytes", "8589934592"),
         ("--log-level", "warn"),
     ];
     let words = pairs.into_iter().flat_map(|(flag, value)| [flag, value]);
