@@ -112,18 +112,23 @@ fn a_bookie_without_a_place_for_its_ledgers_is_not_retired() {
     let (code, _, said) = tool(&data_dir, &["bookie", "cookie", &bookie]);
     assert_eq!(code, Some(1), "a standalone server has none: {said}");
     let decommission = ["bookie", "decommission", &bookie, "--no-wait"];
-    let (code, state, said) = tool(&data_dir, &decommission);
+    let (code, _, said) = tool(&data_dir, &decommission);
+    assert_eq!(code, Some(5), "there is no other bookie: {said}");
+    let (code, state, said) = tool(&data_dir, &[&decommission[..], &["--force"]].concat());
     assert_eq!(code, Some(0), "{said}");
     assert_eq!(state[0]["state"], "draining");
     assert_eq!(state[0]["ledgers"], 1);
     let (code, state, said) = tool(&data_dir, &["bookie", "decommission", &bookie, "--undo"]);
     assert_eq!(code, Some(0), "{said}");
     assert_eq!(state[0]["state"], "in use again");
-    // Nobody holds anything of it: gone for good.
+    // Nobody has ever heard of it.
     let stranger = "000102030405060708090a0b0c0d0e0f";
-    let (code, state, said) = tool(&data_dir, &["bookie", "decommission", stranger]);
-    assert_eq!(code, Some(0), "{said}");
-    assert_eq!(state[0]["state"], "decommissioned");
-    let (code, _, said) = tool(&data_dir, &["bookie", "decommission", stranger, "--undo"]);
-    assert_eq!(code, Some(1), "{said}");
+    for arguments in [
+        &["bookie", "decommission", stranger][..],
+        &["bookie", "decommission", stranger, "--undo"],
+    ] {
+        let (code, _, said) = tool(&data_dir, arguments);
+        assert_eq!(code, Some(1), "{said}");
+        assert!(said.contains("advice"), "{said}");
+    }
 }
