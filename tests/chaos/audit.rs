@@ -208,8 +208,8 @@ async fn replicas(cluster: &mut Cluster, counts: &mut Counts) -> Result<()> {
     }
 }
 
-/// P16: waits until no ledger names a bookie whose disk was lost. The next disk may be lost only
-/// then: with an ack quorum of two, one copy of a ledger may be away for good at a time (I2).
+/// P16: gives up the bookies whose disks were lost, as an operator would, and waits until no ledger
+/// names them. The next disk may be lost only then: with an ack quorum of two, one copy of a ledger may be away for good at a time (I2).
 ///
 /// # Errors
 /// When repair does not come to an end.
@@ -217,6 +217,18 @@ pub async fn losses_are_repaired(cluster: &mut Cluster) -> Result<()> {
     let tasks = TaskGroup::new("losses");
     let store = policy::metadata(cluster, &tasks).await?;
     let started = SystemClock.monotonic();
+    for id in lost(cluster) {
+        // It may be decommissioned already.
+        let output = Command::new(binary())
+            .args(["bookie", "decommission", &id, "--no-wait", "--force"])
+            .args(["--cluster", NAME, "--metadata", &cluster.metadata()])
+            .output()?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        ensure!(
+            output.status.success() || said.contains("decommissioned"),
+            "{said}"
+        );
+    }
     let mut named = lost_and_named(cluster, &store).await;
     while !matches!(named, Ok(None)) {
         ensure!(
@@ -232,13 +244,19 @@ pub async fn losses_are_repaired(cluster: &mut Cluster) -> Result<()> {
     Ok(())
 }
 
-/// A ledger that names a bookie which is gone for good.
-async fn lost_and_named(cluster: &Cluster, store: &Arc<EtcdStore>) -> Result<Option<u64>> {
+/// The bookies that are gone for good, by what they printed when they started.
+fn lost(cluster: &Cluster) -> BTreeSet<String> {
     let log = cluster.bookies[UNLUCKY].node.text();
     let ids = log.split("\"id\":\"").skip(1);
     let mut ids: Vec<&str> = ids.filter_map(|rest| rest.split('"').next()).collect();
     let now = ids.pop();
     ids.retain(|id| Some(*id) != now);
+    ids.into_iter().map(str::to_owned).collect()
+}
+
+/// A ledger that names a bookie which is gone for good.
+async fn lost_and_named(cluster: &Cluster, store: &Arc<EtcdStore>) -> Result<Option<u64>> {
+    let ids = lost(cluster);
     let deleted = scan(&**store, keys::DELETIONS_PREFIX).await?;
     let deleted: BTreeSet<&str> = deleted.iter().map(|item| number(&item.key)).collect();
     let ledgers = scan(&**store, keys::LEDGERS_PREFIX).await?;
@@ -248,7 +266,7 @@ async fn lost_and_named(cluster: &Cluster, store: &Arc<EtcdStore>) -> Result<Opt
         let members = found.fragments.iter().flat_map(|f| &f.bookies);
         for member in members {
             let id: String = member.iter().map(|byte| format!("{byte:02x}")).collect();
-            if ids.contains(&id.as_str()) {
+            if ids.contains(&id) {
                 return Ok(Some(number(&item.key).parse()?));
             }
         }

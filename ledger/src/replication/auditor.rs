@@ -201,7 +201,7 @@ impl Auditor {
         let leaving = members.leaving();
         let holders: BTreeSet<BookieId> = index
             .bookies()
-            .filter(|bookie| !leaving.contains(bookie))
+            .filter(|bookie| !leaving.contains(bookie) && self.left_on(index, *bookie) > 0)
             .collect();
         let verdict = self.losses.observe(now, &holders, &members.registered());
         let mut emptied = verdict.lost;
@@ -219,14 +219,16 @@ impl Auditor {
         let Some((index, _)) = &self.index else {
             return 0;
         };
-        let left = emptied.iter().map(|bookie| {
-            let deleting = self.deleting.iter();
-            let deleting = deleting.filter(|ledger| index.names(**ledger, *bookie));
-            index
-                .count_of(*bookie)
-                .saturating_sub(deleting.count() as u64)
-        });
-        left.sum()
+        emptied.iter().map(|b| self.left_on(index, *b)).sum()
+    }
+
+    /// Ledgers of a bookie, without those that are being deleted.
+    fn left_on(&self, index: &LedgerIndex, bookie: BookieId) -> u64 {
+        let deleting = self.deleting.iter();
+        let deleting = deleting.filter(|ledger| index.names(**ledger, bookie));
+        index
+            .count_of(bookie)
+            .saturating_sub(deleting.count() as u64)
     }
 
     /// Ledgers that are being deleted. Their records may stay for as long as a bookie that had them
