@@ -220,13 +220,17 @@ pub(crate) fn eventually(what: &str, condition: impl Fn() -> bool) {
 /// it is dropped, so a crash is simulated by going on with the copy.
 pub(crate) fn copy_directory(from: &Path, to: &Path) {
     std::fs::create_dir_all(to).unwrap();
-    let mut entries: Vec<_> = std::fs::read_dir(from)
-        .unwrap()
-        .map(|entry| entry.unwrap())
-        .collect();
-    // The manifest names files that exist already, so it is copied before them.
-    entries.sort_by_key(|entry| !entry.file_name().to_str().unwrap().starts_with("MANIFEST"));
-    for entry in entries {
+    // The manifest names files that exist already, so it is copied before they are even listed.
+    copy_entries(from, to, |name| name.starts_with("MANIFEST"));
+    copy_entries(from, to, |name| !name.starts_with("MANIFEST"));
+}
+
+fn copy_entries(from: &Path, to: &Path, which: impl Fn(&str) -> bool) {
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        if !which(entry.file_name().to_str().unwrap()) {
+            continue;
+        }
         let target = to.join(entry.file_name());
         if entry.file_type().unwrap().is_dir() {
             copy_directory(&entry.path(), &target);

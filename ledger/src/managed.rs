@@ -12,6 +12,7 @@
 mod append;
 pub mod cache;
 mod deletion;
+mod info;
 mod locate;
 mod open;
 mod owner;

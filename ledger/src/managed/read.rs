@@ -17,7 +17,7 @@ use tokio::sync::oneshot;
 
 use crate::context::LogContext;
 use crate::error::LogError;
-use crate::ledger_metadata::{self, LedgerInfo};
+use crate::ledger_metadata::LedgerInfo;
 use crate::managed::state::{LogInner, Segment};
 use crate::managed::types::{LogEntry, ReadLimits};
 use crate::reader::{Wanted, read_range};
@@ -26,8 +26,6 @@ use crate::reader::{Wanted, read_range};
 const FETCH_ENTRIES_MAX: usize = 16 * 1024;
 /// Fetches of one reader on their way at once: while one waits for the disk, another computes.
 const FETCHES_MAX: usize = 2;
-/// Ledger records kept per log.
-const INFOS_MAX: usize = 64;
 
 /// Where a reader is. It remembers the entry, so that reading on needs no search, and holds what
 /// was read ahead: keep one per reader and hand it to every read.
@@ -544,56 +542,5 @@ impl LogInner {
             }
         }
         Ok(None)
-    }
-
-    async fn head_at(&self, ledger: LedgerId, entry: EntryId) -> Result<EntryHead, LogError> {
-        let mut info = self.info(ledger).await?;
-        loop {
-            match head_at(&self.ctx, &info, entry).await {
-                Ok(head) => return Ok(head),
-                Err(error) => info = self.newer(&info, error).await?,
-            }
-        }
-    }
-
-    /// A newer record than that with which a read failed, or the error: repair may have replaced
-    /// every bookie that the one in memory names.
-    async fn newer(&self, info: &LedgerInfo, error: LogError) -> Result<Arc<LedgerInfo>, LogError> {
-        let may_help = matches!(error, LogError::Damaged(_) | LogError::Unavailable(_));
-        if !may_help || self.infos.lock().remove(&info.id).is_none() {
-            return Err(error); // it was read just now, or is the writer's
-        }
-        match self.info(info.id).await {
-            Ok(now) if now.revision != info.revision => Ok(now),
-            Ok(_) | Err(_) => Err(error),
-        }
-    }
-
-    /// The record of one of the log's ledgers, from memory if it was used lately.
-    pub(crate) async fn info(&self, ledger: LedgerId) -> Result<Arc<LedgerInfo>, LogError> {
-        let open = {
-            let state = self.state.lock();
-            let current = state.current.as_ref();
-            current
-                .filter(|c| c.writer.ledger() == ledger)
-                .map(|c| c.writer.clone())
-        };
-        // The writer knows of ensemble changes first.
-        if let Some(writer) = open {
-            return Ok(Arc::new(writer.info()));
-        }
-        if let Some(info) = self.infos.lock().get(&ledger) {
-            return Ok(Arc::clone(info));
-        }
-        let info = Arc::new(ledger_metadata::load_existing(&*self.ctx.store, ledger).await?);
-        // What is still open in the record may get other fragments.
-        if matches!(info.state, ledger_metadata::LedgerState::Closed(_)) {
-            let mut infos = self.infos.lock();
-            if infos.len() >= INFOS_MAX {
-                infos.pop_first();
-            }
-            infos.insert(ledger, Arc::clone(&info));
-        }
-        Ok(info)
     }
 }

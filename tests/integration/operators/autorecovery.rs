@@ -54,7 +54,12 @@ async fn a_process_of_its_own_repairs_what_bookies_leave_to_it() -> Result<()> {
     ensure!(status.success(), "{status}");
     let left = cluster.etcdctl(&["get", "--prefix", "--keys-only", "/aquifer/v1/dev/workers/"])?;
     ensure!(left.trim().is_empty(), "{left}");
-    let left = cluster.etcdctl(&["get", "--prefix", "--keys-only", "/aquifer/v1/dev/leaders/"])?;
+    let left = cluster.etcdctl(&[
+        "get",
+        "--prefix",
+        "--keys-only",
+        "/aquifer/v1/dev/leaders/auditor",
+    ])?;
     ensure!(left.trim().is_empty(), "{left}");
     cluster.check_logs()
 }
