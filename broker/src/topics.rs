@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use aquifer_model::id::TopicIncarnation;
 use aquifer_model::topic::TopicName;
 use aquifer_runtime::clock;
 use parking_lot::Mutex;
@@ -39,6 +40,8 @@ enum Slot {
 pub(crate) struct TopicHandle {
     /// Tells objects of the same name apart.
     pub(crate) id: u64,
+    /// Which life of its name it is.
+    pub(crate) incarnation: TopicIncarnation,
     /// Where its requests go.
     pub(crate) mailbox: Mailbox,
     /// Its load.
@@ -168,6 +171,14 @@ impl Topics {
         let mut map = self.map.lock();
         if matches!(map.get(name), Some(Slot::Loaded(handle)) if handle.id == id) {
             map.remove(name);
+        }
+    }
+
+    /// Which life of its name a topic is, if it is loaded.
+    pub(crate) fn incarnation_of(&self, name: &TopicName) -> Option<TopicIncarnation> {
+        match self.map.lock().get(name) {
+            Some(Slot::Loaded(handle)) => Some(handle.incarnation),
+            _ => None,
         }
     }
 

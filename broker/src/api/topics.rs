@@ -85,10 +85,25 @@ impl Broker {
     ) -> Result<TopicDescription, BrokerError> {
         // Anybody may look; only the owner creates.
         self.shared.namespaces.policies(topic.namespace()).await?;
+        // What is served here is known without metadata, so that clients of open topics may come
+        // and go while it is away (H8). A partitioned topic is never loaded.
+        if let Some(incarnation) = self.topics.incarnation_of(&topic) {
+            return Ok(TopicDescription {
+                topic,
+                partitions: 0,
+                incarnation,
+            });
+        }
         let ctx = Arc::clone(&self.shared.log);
-        let cell = match TopicRecordCell::load(ctx, &topic, Vec::new()).await? {
-            Some(cell) => cell,
-            None => {
+        let cell = match TopicRecordCell::load(ctx, &topic, Vec::new()).await {
+            Ok(Some(cell)) => cell,
+            // Its owner may know, and where that is needs no metadata.
+            Err(error) if error.is_retryable() => {
+                self.shared.own(&topic).await?;
+                return Err(error.into());
+            }
+            Err(error) => return Err(error.into()),
+            Ok(None) => {
                 let owned = self.shared.own(&topic).await?;
                 load::record(&self.shared, &topic, create, &owned).await?
             }

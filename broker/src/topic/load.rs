@@ -89,11 +89,12 @@ async fn load_owned(
     let cursors = Cursors::new(cursor_log, &mailbox, recovered.dedup_index, now);
     let (subscriptions, publishing) = restore(recovered, &log, &mailbox);
     let counters = Arc::new(TopicCounters::new(now));
+    let incarnation = cell.incarnation();
     let topic = Topic {
         topics: Arc::clone(topics),
         id,
         name: name.clone(),
-        incarnation: cell.incarnation(),
+        incarnation,
         owned,
         cell,
         policies,
@@ -112,6 +113,7 @@ async fn load_owned(
     shared.tasks.spawn("topic", topic.run(inbox, ended_sender));
     Ok(TopicHandle {
         id,
+        incarnation,
         mailbox,
         counters,
         ended,

@@ -2,10 +2,10 @@
 
 use aquifer_ledger::testing::Mode;
 use aquifer_model::place::Place;
-use aquifer_protocol_api::broker::OpenProducer;
+use aquifer_protocol_api::broker::{BrokerApi, OpenProducer};
 use aquifer_protocol_api::error::ErrorKind;
 
-use crate::support::{Harness, kind, open, until};
+use crate::support::{Harness, ctx, kind, name, open, until};
 
 #[tokio::test]
 async fn a_full_store_refuses_to_publish_and_goes_on_when_there_is_space() {
@@ -65,6 +65,20 @@ async fn metadata_that_is_away_stops_changes_and_not_traffic() {
     producer.publish(&["a"]).await;
     harness.world.store.set_unavailable(true);
     producer.publish(&["b"]).await;
+    // Clients of a topic that is served may come and go.
+    let described = harness
+        .broker
+        .describe_topic(&ctx(), name("orders"), false)
+        .await;
+    assert_eq!(described.unwrap().partitions, 0);
+    assert!(
+        harness
+            .try_producer(open("orders", "another"))
+            .await
+            .is_ok()
+    );
+    let mut reader = harness.reader("orders", Place::Earliest).await;
+    assert_eq!(reader.take_payloads(2).await, ["a", "b"]);
     let unknown = harness.try_producer(open("elsewhere", "p")).await;
     assert_eq!(kind(&unknown), Some(ErrorKind::Unavailable));
     harness.world.store.set_unavailable(false);
