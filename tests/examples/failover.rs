@@ -100,7 +100,7 @@ async fn measure(topics: usize, pace: Duration) -> Result<()> {
 fn client(cluster: &Cluster) -> Result<Client> {
     let mut urls = Vec::new();
     for broker in BROKERS {
-        urls.push(format!("http://{}", cluster.process(broker)?.address));
+        urls.push(cluster.process(broker)?.address.clone());
     }
     Ok(Client::builder().urls(urls).build()?)
 }
@@ -110,7 +110,7 @@ async fn own_all(cluster: &Cluster, client: &Client, name: &str) -> Result<()> {
     let address = &cluster.process(name)?.address;
     let admin = client.admin();
     let brokers = admin.list_brokers().await?;
-    let owner = brokers.iter().find(|broker| broker.url.contains(address));
+    let owner = brokers.iter().find(|broker| broker.url == *address);
     let owner = &owner
         .with_context(|| format!("{name} is announced"))?
         .broker;
