@@ -92,20 +92,8 @@ async fn transfer(
 }
 
 async fn brokers(admin: &Admin, connect: &Connect, out: &Output) -> Result<(), CliError> {
-    let [units, messages_in, messages_out, bytes, topics, sessions] = load::COLUMNS;
-    let mut table = Table::new([
-        "broker",
-        "url",
-        "version",
-        "state",
-        "bundles",
-        units,
-        messages_in,
-        messages_out,
-        bytes,
-        topics,
-        sessions,
-    ]);
+    let own = ["broker", "url", "version", "state", "bundles"];
+    let mut table = Table::new(own.into_iter().chain(load::COLUMNS));
     let brokers = admin.list_brokers().await?;
     let reports = load::reports(connect, &brokers).await;
     for broker in brokers {
@@ -129,20 +117,14 @@ async fn brokers(admin: &Admin, connect: &Connect, out: &Output) -> Result<(), C
             "serving"
         };
         let bundles = bundles.map_or_else(|| "-".to_owned(), |count| count.to_string());
-        let [units, messages_in, messages_out, bytes, topics, sessions] = load::cells(load);
-        table.row([
+        let own = [
             broker.broker,
             broker.url,
             broker.version,
             state.to_owned(),
             bundles,
-            units,
-            messages_in,
-            messages_out,
-            bytes,
-            topics,
-            sessions,
-        ]);
+        ];
+        table.row(own.into_iter().chain(load::cells(load)));
     }
     shown(&table, out)
 }
@@ -153,19 +135,8 @@ fn show_bundles(
     reports: &BTreeMap<String, LoadReport>,
     out: &Output,
 ) -> Result<(), CliError> {
-    let [units, messages_in, messages_out, bytes, topics, sessions] = load::COLUMNS;
-    let mut table = Table::new([
-        "bundle",
-        "broker",
-        "url",
-        "epoch",
-        units,
-        messages_in,
-        messages_out,
-        bytes,
-        topics,
-        sessions,
-    ]);
+    let own = ["bundle", "broker", "url", "epoch"];
+    let mut table = Table::new(own.into_iter().chain(load::COLUMNS));
     let load_of = |bundle: &BundleInfo| {
         let report = reports.get(bundle.broker.as_ref()?)?;
         let mut all = report.bundles.iter();
@@ -188,19 +159,13 @@ fn show_bundles(
             continue;
         }
         let gone = if bundle.broker.is_some() { "gone" } else { "-" };
-        let [units, messages_in, messages_out, bytes, topics, sessions] = load::cells(load);
-        table.row([
+        let own = [
             bundle.bundle.clone(),
             bundle.broker.clone().unwrap_or_else(|| "nobody".to_owned()),
             bundle.url.clone().unwrap_or_else(|| gone.to_owned()),
             bundle.epoch.to_string(),
-            units,
-            messages_in,
-            messages_out,
-            bytes,
-            topics,
-            sessions,
-        ]);
+        ];
+        table.row(own.into_iter().chain(load::cells(load)));
     }
     shown(&table, out)
 }

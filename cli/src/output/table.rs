@@ -9,16 +9,16 @@ pub struct Table {
 
 impl Table {
     /// An empty table with these columns.
-    pub fn new<const N: usize>(header: [&str; N]) -> Table {
+    pub fn new<'a>(header: impl IntoIterator<Item = &'a str>) -> Table {
         Table {
-            header: header.iter().map(|cell| (*cell).to_owned()).collect(),
+            header: header.into_iter().map(str::to_owned).collect(),
             rows: Vec::new(),
         }
     }
 
     /// Adds a row.
-    pub fn row<const N: usize>(&mut self, cells: [String; N]) {
-        self.rows.push(cells.into());
+    pub fn row(&mut self, cells: impl IntoIterator<Item = String>) {
+        self.rows.push(cells.into_iter().collect());
     }
 
     /// The lines to print; a table without rows is its header.

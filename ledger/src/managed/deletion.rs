@@ -36,8 +36,22 @@ pub(crate) fn intent_for(info: &LedgerInfo) -> [Operation; 2] {
     [intent(info), info.put(Expect::Revision(info.revision))]
 }
 
+/// Makes a change that compares the records of ledgers, again when repair has changed one meanwhile.
+pub(crate) async fn again_after_repairs<T, F>(change: impl Fn() -> F) -> Result<T, LogError>
+where
+    F: Future<Output = Result<T, LogError>>,
+{
+    let mut attempts = 1;
+    loop {
+        match change().await {
+            Err(error) if attempts < CONFLICTS_MAX && is_about_ledger(&error) => attempts += 1,
+            outcome => return outcome,
+        }
+    }
+}
+
 /// Whether a change failed because the record of a ledger had been changed.
-pub(crate) fn is_about_ledger(error: &LogError) -> bool {
+fn is_about_ledger(error: &LogError) -> bool {
     match error {
         LogError::Metadata(MetadataError::Conflict { key, .. }) => {
             key.starts_with(keys::LEDGERS_PREFIX)
@@ -71,19 +85,8 @@ pub(crate) fn delete_in_background(ctx: &Arc<LogContext>, ledgers: Vec<LedgerId>
 
 /// Deletes a topic: its record and all its ledgers.
 pub(crate) async fn delete_topic(cell: &TopicRecordCell) -> Result<(), LogError> {
-    let mut attempts = 0;
-    loop {
-        match delete_some(cell).await {
-            Ok(true) => return Ok(()),
-            Ok(false) => attempts = 0,
-            Err(error) => {
-                attempts += 1;
-                if attempts >= CONFLICTS_MAX || !is_about_ledger(&error) {
-                    return Err(error);
-                }
-            }
-        }
-    }
+    while !again_after_repairs(|| delete_some(cell)).await? {}
+    Ok(())
 }
 
 /// Deletes as many ledgers of a topic as fit into one change, the record with the last; says whether

@@ -282,7 +282,10 @@ impl LogInner {
                     operations.extend(self.mark_thin(writer, info, segment).await?);
                 }
                 if ending_removed {
-                    operations.push(deletion::intent(info));
+                    match &plan.writer {
+                        Some(_) => operations.push(deletion::intent(info)),
+                        None => operations.extend(deletion::intent_for(info)),
+                    }
                 }
             }
             operations.extend(opened.iter().map(|info| info.put(Expect::Absent)));

@@ -14,8 +14,6 @@ use crate::managed::types::LogKind;
 
 /// Segments that one transaction removes, within the store's limit of operations.
 const SEGMENTS_PER_CHANGE: usize = 50;
-/// Attempts when repair changes the records of their ledgers at the same time.
-const CONFLICTS_MAX: u32 = 32;
 
 impl LogInner {
     pub(crate) async fn trim(&self, below: Index, retention: Retention) -> Result<Index, LogError> {
@@ -27,13 +25,7 @@ impl LogInner {
             if goners.is_empty() {
                 return Ok(self.first());
             }
-            let mut attempts = 0;
-            while let Err(error) = self.remove(&goners).await {
-                attempts += 1;
-                if attempts >= CONFLICTS_MAX || !deletion::is_about_ledger(&error) {
-                    return Err(error);
-                }
-            }
+            deletion::again_after_repairs(|| self.remove(&goners)).await?;
         }
     }
 
