@@ -19,9 +19,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use aquifer_client::Client;
-use aquifer_harness::checker::{dense, nothing_lost, nothing_twice, producers_in_order};
 use aquifer_harness::cluster::Cluster;
-use aquifer_harness::log;
 use aquifer_runtime::clock::{Clock, SystemClock, sleep};
 use serde_json::{Value, json};
 
@@ -79,7 +77,7 @@ async fn measure(topics: usize, pace: Duration) -> Result<()> {
 
     let histories = load.stop().await?;
     let acknowledged: usize = histories.iter().map(Vec::len).sum();
-    check(&client, &histories).await?;
+    load::check(&client, &histories).await?;
     let result = json!({
         "topics": topics,
         "pace_ms": u64::try_from(pace.as_millis())?,
@@ -139,42 +137,9 @@ async fn phase(load: &Load, happens: impl Future<Output = Result<()>>) -> Result
         "seconds": (SystemClock.monotonic() - began).as_secs(),
         "acknowledged": acknowledged,
         "failed": 0,
-        "longest_send_of_a_topic_ms": percentiles(&mut longest),
-        "send_ms": percentiles(&mut all),
+        "longest_send_of_a_topic_ms": load::percentiles(&mut longest),
+        "send_ms": load::percentiles(&mut all),
     });
     eprintln!("{result}");
     Ok(result)
-}
-
-fn percentiles(micros: &mut [u64]) -> Value {
-    micros.sort_unstable();
-    let at = |per_mille: usize| {
-        let at = (micros.len() * per_mille / 1_000).min(micros.len().saturating_sub(1));
-        micros.get(at).map_or(0.0, |us| {
-            (f64::from(u32::try_from(*us).unwrap_or(u32::MAX)) / 10.0).round() / 100.0
-        })
-    };
-    json!({"p50": at(500), "p99": at(990), "p999": at(999), "max": at(1_000)})
-}
-
-/// P1, P5, P6 and P7 of every topic.
-async fn check(client: &Client, histories: &[Vec<load::Acknowledged>]) -> Result<()> {
-    for (number, acknowledged) in histories.iter().enumerate() {
-        let topic = load::topic(number);
-        let read = log::read(client, &topic)
-            .await
-            .with_context(|| topic.clone())?;
-        let checked = nothing_lost(acknowledged, &read)
-            .and_then(|()| nothing_twice(&read))
-            .and_then(|()| producers_in_order(&read))
-            .and_then(|()| dense(&read));
-        checked.with_context(|| topic.clone())?;
-        ensure!(
-            read.len() == acknowledged.len(),
-            "{topic}: {} stored, {} acknowledged",
-            read.len(),
-            acknowledged.len()
-        );
-    }
-    Ok(())
 }

@@ -12,8 +12,6 @@
 
 #[path = "ledgers/logs.rs"]
 mod logs;
-#[path = "ledgers/processes.rs"]
-mod processes;
 
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
@@ -22,6 +20,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use aquifer_harness::cluster::Cluster;
+use aquifer_harness::processes;
 use aquifer_ledger::context::LogContext;
 use aquifer_ledger::replication::{Auditor, ReplicationConfig};
 use aquifer_runtime::clock::{Clock, SystemClock};

@@ -27,6 +27,8 @@ pub struct Process {
     pub pid: i32,
     /// Where it is reached.
     pub address: String,
+    /// Where it answers health checks and metrics.
+    pub http: String,
     /// How it is started again.
     pub command: String,
 }
@@ -125,6 +127,7 @@ impl Cluster {
                 name: text(&process["name"])?,
                 pid: i32::try_from(pid)?,
                 address: text(&process["address"])?,
+                http: text(&process["http"])?,
                 command: text(&process["command"])?,
             })
         };

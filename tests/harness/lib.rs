@@ -12,6 +12,7 @@ pub mod fault;
 pub mod http;
 pub mod log;
 pub mod mount;
+pub mod processes;
 pub mod proxy;
 pub mod server;
 pub mod wait;

@@ -2,6 +2,8 @@
 
 use opentelemetry::metrics::Meter;
 
+use crate::clock::{Clock, SystemClock};
+
 /// Registers the gauges of the process; they live as long as the provider of the meter.
 pub(super) fn register(meter: &Meter) {
     meter
@@ -22,6 +24,12 @@ pub(super) fn register(meter: &Meter) {
                 counter.observe(time.as_secs_f64(), &[]);
             }
         })
+        .build();
+    let started_ms = SystemClock.wall_ms();
+    meter
+        .u64_observable_gauge("aquifer_process_start_time_ms")
+        .with_description("When the process started, in milliseconds since 1970")
+        .with_callback(move |gauge| gauge.observe(started_ms, &[]))
         .build();
     meter
         .u64_observable_gauge("aquifer_process_open_fds")

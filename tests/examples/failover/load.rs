@@ -4,11 +4,14 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use aquifer_client::{Client, Message};
 pub use aquifer_harness::checker::Acknowledged;
+use aquifer_harness::checker::{dense, nothing_lost, nothing_twice, producers_in_order};
+use aquifer_harness::log;
 use aquifer_runtime::clock::{Clock, SystemClock, sleep};
 use aquifer_runtime::task::{TaskGroup, TaskHandle};
+use serde_json::{Value, json};
 
 /// The name of a topic.
 pub fn topic(number: usize) -> String {
@@ -143,4 +146,37 @@ async fn produce(
         sleep(pace).await;
     }
     Ok(acknowledged)
+}
+
+/// Of microseconds, in milliseconds.
+pub fn percentiles(micros: &mut [u64]) -> Value {
+    micros.sort_unstable();
+    let at = |per_mille: usize| {
+        let at = (micros.len() * per_mille / 1_000).min(micros.len().saturating_sub(1));
+        micros.get(at).map_or(0.0, |us| {
+            (f64::from(u32::try_from(*us).unwrap_or(u32::MAX)) / 10.0).round() / 100.0
+        })
+    };
+    json!({"p50": at(500), "p99": at(990), "p999": at(999), "max": at(1_000)})
+}
+
+/// P1, P5, P6 and P7 of every topic.
+pub async fn check(client: &Client, histories: &[Vec<Acknowledged>]) -> Result<()> {
+    for (number, acknowledged) in histories.iter().enumerate() {
+        let topic = topic(number);
+        let read = log::read(client, &topic).await;
+        let read = read.with_context(|| topic.clone())?;
+        let checked = nothing_lost(acknowledged, &read)
+            .and_then(|()| nothing_twice(&read))
+            .and_then(|()| producers_in_order(&read))
+            .and_then(|()| dense(&read));
+        checked.with_context(|| topic.clone())?;
+        ensure!(
+            read.len() == acknowledged.len(),
+            "{topic}: {} stored, {} acknowledged",
+            read.len(),
+            acknowledged.len()
+        );
+    }
+    Ok(())
 }

@@ -33,6 +33,7 @@ impl Greeting<'_> {
                     "name": child.spec.name,
                     "pid": child.pid(),
                     "address": child.spec.address,
+                    "http": child.spec.http,
                     "command": child.spec.command(),
                 })
             });

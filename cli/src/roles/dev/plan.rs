@@ -60,6 +60,8 @@ pub struct Spec {
     pub name: String,
     /// Where it is reached.
     pub address: String,
+    /// Where it answers health checks and metrics.
+    pub http: SocketAddr,
     /// The program.
     pub program: PathBuf,
     /// Its arguments.
@@ -99,6 +101,7 @@ impl Plan {
             role: Role::Etcd,
             name: "etcd".to_owned(),
             address: format!("http://{client}"),
+            http: client,
             program: self.etcd.clone(),
             arguments: etcd::arguments(&self.data_dir.join("etcd"), client, peer),
         }
@@ -115,6 +118,7 @@ impl Plan {
             role: Role::Bookie,
             name,
             address: api.to_string(),
+            http,
             program: self.aquifer.clone(),
             arguments,
         }
@@ -135,6 +139,7 @@ impl Plan {
             role: Role::Broker,
             name: format!("broker-{number}"),
             address: format!("http://{grpc}"),
+            http,
             program: self.aquifer.clone(),
             arguments,
         }
