@@ -24,14 +24,15 @@ use aquifer_harness::server::binary;
 use aquifer_runtime::clock::sleep;
 use aquifer_runtime::rng::{Rng, SeededRng, SystemRng};
 use clap::Parser;
+use rustix::process::Signal;
 use serde_json::json;
 
 use cluster::Cluster;
 use fault::Kind;
 use traffic::Traffic;
 
-/// After a fault was healed, until every ensemble is as large as asked for.
-const WIDENED: Duration = Duration::from_secs(10);
+/// How long a broker is paused in the long outage: past its lease.
+const PAUSED: Duration = Duration::from_secs(10);
 
 /// Real processes under faults, and the checkers of what must hold.
 #[derive(Debug, Parser)]
@@ -39,7 +40,8 @@ struct Args {
     /// How long faults go on, without the long outage and the audit.
     #[arg(long, default_value_t = 60)]
     seconds: u64,
-    /// In the middle, etcd is away for so long, while a bookie is killed and comes back.
+    /// In the middle, etcd is away for so long, while a bookie is killed and comes back, and a broker
+    /// is paused for longer than its lease.
     #[arg(long, default_value_t = 0)]
     outage_seconds: u64,
     /// Decides what happens when; drawn when not given.
@@ -165,10 +167,13 @@ impl Run {
         let length = Duration::from_secs(args.seconds);
         let mut outage_left = args.outage_seconds > 0;
         let mut acknowledged_in_outage = 0;
-        while traffic.now() - started < length || outage_left {
+        let mut outage = Duration::ZERO;
+        while traffic.now() - started < length + outage || outage_left {
             if outage_left && traffic.now() - started >= length / 2 {
                 outage_left = false;
+                let began = traffic.now();
                 acknowledged_in_outage = self.long_outage(args, &traffic).await?;
+                outage = traffic.now() - began;
                 self.settle(&traffic, limit)
                     .await
                     .context("after the long outage")?;
@@ -275,12 +280,10 @@ impl Run {
         Ok(())
     }
 
-    /// H8: open topics keep serving while etcd is away and a bookie dies. Says how many messages
-    /// were acknowledged meanwhile.
+    /// H8: open topics keep serving while etcd is away, a bookie dies, and a broker is paused. Says how
+    /// many messages were acknowledged meanwhile.
     async fn long_outage(&mut self, args: &Args, traffic: &Traffic) -> Result<u64> {
-        // Ledgers that were opened while bookies were away have smaller ensembles, which bear the
-        // loss of no other bookie; they are given up for whole ones soon after.
-        sleep(WIDENED).await;
+        audit::ensembles_are_whole(&mut self.cluster).await?;
         let limit = Duration::from_secs(args.heal_seconds);
         self.settle(traffic, limit).await?;
         eprintln!("  etcd is away for {} s", args.outage_seconds);
@@ -297,6 +300,12 @@ impl Run {
         let at_kill = traffic.acknowledged();
         let everybody = traffic.goes_on(limit, || Ok(()));
         everybody.await.context("H8: etcd and a bookie are away")?;
+        let broker = usize::try_from(self.rng.below(cluster::BROKERS as u64))?;
+        self.cluster.brokers[broker].signal(Signal::STOP)?;
+        sleep(PAUSED).await;
+        self.cluster.brokers[broker].signal(Signal::CONT)?;
+        let everybody = traffic.goes_on(limit, || Ok(()));
+        everybody.await.context("H8: a broker was paused")?;
         sleep(third).await;
         let after_kill = traffic.acknowledged();
         self.cluster.bookies[bookie]
