@@ -115,6 +115,8 @@ impl Core {
         match meta {
             None => Err(self.negative(BookieError::NoSuchLedger)),
             Some(meta) if meta.deleted => Err(BookieError::Deleted),
+            // "Not fenced" is a negative, too: the fence may be what was lost.
+            Some(meta) if !meta.fenced && self.limbo.is_on() => Err(BookieError::Limbo),
             Some(meta) => Ok(TailState {
                 last_add_confirmed,
                 fenced: meta.fenced,

@@ -79,6 +79,11 @@ impl Members {
             .set(&keys::broker(self.me), record::encode(announced.clone()));
     }
 
+    /// The session of this process's lease, while that is certainly alive.
+    pub(crate) fn session(&self) -> Option<u64> {
+        self.lease.held()
+    }
+
     /// Waits until the brokers were read for the first time.
     pub(crate) async fn ready(&self) {
         self.cache.ready().await;

@@ -167,8 +167,12 @@ fn part_of(before: &Owned, item: &Versioned, me: BrokerId) -> Option<Owned> {
     let bundle = Bundle { namespace, range };
     let record: BundleOwnerRecord = record::decode(item).ok()?;
     let from_me = broker_id(&record.source_id) == Some(me) && record.source_epoch == before.epoch.0;
-    (before.bundle.covers(&bundle) && from_me && broker_id(&record.broker_id) == Some(me))
-        .then(|| owned(&bundle, record.epoch, item.revision, None))
+    (before.bundle.covers(&bundle) && from_me && broker_id(&record.broker_id) == Some(me)).then(
+        || Owned {
+            session: before.session,
+            ..owned(&bundle, record.epoch, item.revision, None)
+        },
+    )
 }
 
 fn size(range: BundleRange) -> u64 {

@@ -10,6 +10,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use aquifer_metadata::cache::PrefixCache;
 use aquifer_metadata::error::MetadataError;
@@ -20,6 +21,7 @@ use aquifer_metadata::store::{
 };
 use aquifer_model::id::{BrokerId, OwnerEpoch};
 use aquifer_proto::v1::BundleOwnerRecord;
+use aquifer_runtime::clock;
 use parking_lot::Mutex;
 
 use crate::bundles::{Bundle, Bundles};
@@ -28,6 +30,8 @@ use crate::members::Members;
 
 /// How often an acquisition is tried again when others change the record at the same time.
 const ATTEMPTS_MAX: u32 = 10;
+/// How long metadata is waited for where something else can answer, too.
+const CONFIRM_MAX: Duration = Duration::from_secs(1);
 /// Bundles that a cluster may have.
 pub(crate) const OWNERS_MAX: usize = 1_000_000;
 
@@ -41,6 +45,8 @@ pub(crate) struct Owned {
     pub(crate) guard: Guard,
     /// Who handed it over, and may be sealing its ledgers still.
     pub(crate) source: Option<BrokerId>,
+    /// The session of the process's lease under which this was known.
+    pub(crate) session: Option<u64>,
 }
 
 impl Owned {
@@ -117,14 +123,51 @@ impl Ownership {
         if let Some(url) = self.known_elsewhere(bundle) {
             return Err(elsewhere(bundle, url));
         }
+        let session = self.session();
         match self.acquire(bundle, bundles).await? {
             Found::Of(url) => Err(elsewhere(bundle, url)),
             Found::Mine(acquired) => {
+                let acquired = Owned {
+                    session,
+                    ..acquired
+                };
                 tracing::info!(%bundle, epoch = acquired.epoch.0, "bundle acquired");
                 *owned = Some(acquired.clone());
                 Ok(acquired)
             }
         }
+    }
+
+    fn session(&self) -> Option<u64> {
+        self.cluster.as_ref()?.members.session()
+    }
+
+    /// Whether nobody else can own the bundle meanwhile: the lease under which it was known is held
+    /// still, or there are no other brokers. What an operator moves is not meant.
+    pub(crate) fn is_certain(&self, owned: &Owned) -> bool {
+        self.cluster.is_none() || owned.session.is_some() && owned.session == self.session()
+    }
+
+    /// Asks metadata whether this broker owns a bundle still, and answers under which session that is
+    /// certain from now on; `None` when it cannot be known.
+    pub(crate) async fn confirm(&self, owned: &Owned) -> Option<u64> {
+        let session = self.session()?;
+        let cell = self.cell(&owned.bundle);
+        // One asks for all topics of a bundle.
+        let mut known = cell.lock().await;
+        let mut known = known.as_mut().filter(|k| k.revision() == owned.revision());
+        if known.as_ref().is_some_and(|k| k.session == Some(session)) {
+            return Some(session);
+        }
+        let asked = self.store.get(&owned.guard.key);
+        let found = clock::timeout(CONFIRM_MAX, asked).await.ok()?.ok()??;
+        if found.revision != owned.revision() {
+            return None;
+        }
+        if let Some(known) = &mut known {
+            known.session = Some(session);
+        }
+        Some(session)
     }
 
     /// Forgets an ownership that turned out to be lost; the next use looks anew.
@@ -307,5 +350,6 @@ pub(crate) fn owned(
             expect: Expect::Revision(revision),
         },
         source,
+        session: None,
     }
 }

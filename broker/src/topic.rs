@@ -20,6 +20,7 @@ mod recovery;
 mod retention;
 mod seek;
 mod stats;
+mod tenure;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -41,6 +42,7 @@ use crate::topic::cursors::Cursors;
 use crate::topic::event::{Event, Inbox, Mailbox};
 use crate::topic::publish::Publishing;
 use crate::topic::retention::Trimming;
+use crate::topic::tenure::Tenure;
 use crate::topics::Topics;
 
 /// Events handled before ready subscriptions get their turn.
@@ -68,6 +70,7 @@ pub(crate) struct Topic {
     subscriptions: Subscriptions,
     cursors: Cursors,
     trimming: Trimming,
+    tenure: Tenure,
     counters: Arc<TopicCounters>,
     ending: Option<Ending>,
     /// When a client was last seen, on the monotonic clock.
@@ -184,6 +187,7 @@ impl Topic {
             Event::SeekSubscription { name, place, reply } => {
                 self.seek_subscription(&name, place, reply);
             }
+            Event::Tenure(asked) => self.tenure_asked(asked),
             Event::Delete { force, reply } => self.delete(force, reply),
             Event::Rebound(owned) => self.rebind(owned),
             Event::Moved { owned, url } => self.moved_away(owned, url),

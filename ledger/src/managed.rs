@@ -16,6 +16,7 @@ mod info;
 mod locate;
 mod open;
 mod owner;
+mod probe;
 mod read;
 mod record;
 mod rollover;
@@ -25,6 +26,7 @@ mod tests;
 mod trim;
 mod types;
 
+pub use probe::Fence;
 pub use read::ReadPoint;
 pub use record::TopicRecordCell;
 pub use types::{
@@ -79,6 +81,18 @@ impl TopicLog {
     /// reset what it derived from the failed appends (H7).
     pub fn resume(&self) {
         self.inner.resume();
+    }
+
+    /// Asks bookies whether somebody has taken over the ledger that this log writes to (H9).
+    pub async fn probe_fence(&self) -> Fence {
+        self.inner.probe_fence().await
+    }
+
+    /// Whether a former owner had left the last ledger open when this was opened: it may not know yet
+    /// that it is none any more.
+    #[must_use]
+    pub fn was_taken_over(&self) -> bool {
+        self.inner.taken_over
     }
 
     /// Index of the first message that is kept.

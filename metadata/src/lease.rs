@@ -6,7 +6,8 @@
 //! - After [`Lease::close`] has returned, nothing is announced and nothing will be.
 //!
 //! A lease says that a process was alive a while ago and no more. Nothing may be decided by it
-//! that must not happen twice: fencing and epochs decide (I4).
+//! that must not happen twice: fencing and epochs decide (I4). What the process itself may go by is
+//! [`Lease::held`].
 
 #[cfg(test)]
 mod tests;
@@ -48,8 +49,9 @@ struct Shared {
     closed: CancellationToken,
 }
 
+/// A session and its number; numbers rise.
 #[derive(Clone, Default)]
-struct Current(Option<Arc<dyn Session>>);
+struct Current(Option<(u64, Arc<dyn Session>)>);
 
 impl fmt::Debug for Current {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -125,8 +127,19 @@ impl Lease {
             () = self.shared.closing.cancelled() => None,
             () = self.shared.closed.cancelled() => None,
             // The sender lives as long as this lease, so the wait ends only by the condition.
-            now = session.wait_for(|now| now.0.is_some()) => now.ok().and_then(|now| now.0.clone()),
+            now = session.wait_for(|now| now.0.is_some()) => {
+                now.ok().and_then(|now| now.0.clone()).map(|(_, session)| session)
+            }
         }
+    }
+
+    /// The number of the session of now, if that is certainly alive still. As long as this says the
+    /// same, nobody has taken the process for gone in between.
+    #[must_use]
+    pub fn held(&self) -> Option<u64> {
+        let now = self.shared.session.borrow();
+        let (number, session) = now.0.as_ref()?;
+        (!session.remaining().is_zero()).then_some(*number)
     }
 
     /// Ends the lease and removes its keys. When the store is away they expire later instead.
@@ -140,6 +153,7 @@ impl Shared {
     /// Holds one session after the other until the lease is closed.
     async fn hold(&self, store: &dyn MetadataStore, ttl: Duration, rng: &SharedRng) {
         let mut retry = RETRY_FIRST;
+        let mut number = 0;
         loop {
             let opened = tokio::select! {
                 biased;
@@ -149,8 +163,9 @@ impl Shared {
             let lost = match opened {
                 Ok(session) => {
                     let session: Arc<dyn Session> = session.into();
-                    self.session
-                        .send_replace(Current(Some(Arc::clone(&session))));
+                    number += 1;
+                    let current = Current(Some((number, Arc::clone(&session))));
+                    self.session.send_replace(current);
                     let lost = tokio::select! {
                         biased;
                         () = self.closing.cancelled() => None,

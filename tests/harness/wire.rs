@@ -5,9 +5,9 @@ use aquifer_model::batch::{self, BatchFields, MessageRecord, MessageRow};
 use aquifer_proto::PROTOCOL_VERSION;
 use aquifer_proto::v1::broker_client::BrokerClient;
 use aquifer_proto::v1::{
-    ConsumeRequest, ConsumeResponse, ErrorDetail, OpenProducer, ProduceRequest, ProduceResponse,
-    PublishFrame, PublishFrames, Receipt, Subscribe, consume_request, consume_response,
-    produce_request, produce_response,
+    ConsumeRequest, ConsumeResponse, Credit, ErrorDetail, OpenProducer, ProduceRequest,
+    ProduceResponse, PublishFrame, PublishFrames, Receipt, Subscribe, consume_request,
+    consume_response, produce_request, produce_response,
 };
 use bytes::{Bytes, BytesMut};
 use tokio::sync::mpsc;
@@ -173,6 +173,56 @@ pub async fn subscribe(url: &str, subscribe: Subscribe) -> Result<Result<Consume
         .into_inner();
     let first = within("a reply", async { Ok(replies.message().await) }).await?;
     Ok(first.and_then(|reply| reply.ok_or_else(|| Status::aborted("ended without a reply"))))
+}
+
+/// A consume stream, message by message.
+pub struct RawConsumer {
+    requests: mpsc::Sender<ConsumeRequest>,
+    responses: Streaming<ConsumeResponse>,
+}
+
+impl RawConsumer {
+    /// A stream that has subscribed; the answer to that is still to come.
+    ///
+    /// # Errors
+    /// When there is no connection.
+    pub async fn open(url: &str, subscribe: Subscribe) -> Result<RawConsumer> {
+        let mut client = connect(url).await?;
+        let (requests, receiver) = mpsc::channel(4);
+        let request = consume_request::Request::Subscribe(subscribe);
+        let request = Some(request);
+        requests.send(ConsumeRequest { request }).await?;
+        let responses = client.consume(ReceiverStream::new(receiver)).await?;
+        Ok(RawConsumer {
+            requests,
+            responses: responses.into_inner(),
+        })
+    }
+
+    /// Grants credit for so many messages since the beginning, and for as many bytes as one likes.
+    ///
+    /// # Errors
+    /// When the stream has ended.
+    pub async fn grant(&self, messages_total: u64) -> Result<()> {
+        let credit = Credit {
+            messages_total,
+            bytes_total: u64::MAX,
+        };
+        let request = Some(consume_request::Request::Credit(credit));
+        Ok(self.requests.send(ConsumeRequest { request }).await?)
+    }
+
+    /// What comes next; `None` when the stream has ended, with a last message or without.
+    ///
+    /// # Errors
+    /// When nothing comes.
+    pub async fn next(&mut self) -> Result<Option<consume_response::Response>> {
+        let next = within("a reply", async { Ok(self.responses.message().await) }).await?;
+        Ok(match next {
+            Ok(reply) => reply.and_then(|reply| reply.response),
+            Err(_) => None,
+        })
+    }
 }
 
 /// The error of a consume reply, if it is one.

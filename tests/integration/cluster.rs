@@ -5,6 +5,7 @@ mod balance;
 mod brokers;
 mod identity;
 pub mod load;
+mod tenure;
 
 use std::path::Path;
 

@@ -22,6 +22,7 @@ use tokio::sync::{Notify, mpsc, oneshot};
 use crate::error::BrokerError;
 use crate::ownership::Owned;
 use crate::subscription::ConsumerId;
+use crate::topic::tenure::Asked;
 
 /// Events that may wait in a topic's mailbox.
 const MAILBOX_EVENTS: usize = 256;
@@ -103,6 +104,8 @@ pub(crate) enum Event {
         place: Place,
         reply: Reply<Index>,
     },
+    /// It was asked whether the topic is this broker's still.
+    Tenure(Asked),
     /// The topic is to be deleted: end, unless clients are connected and it is not forced.
     Delete { force: bool, reply: Reply<()> },
     /// The bundle was split: this is the topic's part of it.

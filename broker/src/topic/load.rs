@@ -22,6 +22,7 @@ use crate::topic::event::mailbox;
 use crate::topic::publish::{Publishing, SinceSnapshot};
 use crate::topic::recovery::{self, Recovered};
 use crate::topic::retention::Trimming;
+use crate::topic::tenure::Tenure;
 use crate::topics::{TopicHandle, Topics};
 
 /// How long a new owner waits for the old one to seal a topic's ledgers, and how often it looks.
@@ -86,8 +87,14 @@ async fn load_owned(
     let now = shared.clock.monotonic();
     let (mailbox, inbox) = mailbox();
     let (ended_sender, ended) = watch::channel(());
+    let cursor_log_taken_over = cursor_log.was_taken_over();
     let cursors = Cursors::new(cursor_log, &mailbox, recovered.dedup_index, now);
     let (subscriptions, publishing) = restore(recovered, &log, &mailbox);
+    let taken_over = log.was_taken_over() || cursor_log_taken_over;
+    let tenure = match shared.ownership.cluster() {
+        Some(_) if taken_over => Tenure::after_takeover(now),
+        Some(_) | None => Tenure::default(),
+    };
     let counters = Arc::new(TopicCounters::new(now));
     let incarnation = cell.incarnation();
     let topic = Topic {
@@ -104,6 +111,7 @@ async fn load_owned(
         cursors,
         log,
         trimming: Trimming::default(),
+        tenure,
         counters: Arc::clone(&counters),
         ending: None,
         last_used: now,

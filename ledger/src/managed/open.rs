@@ -41,10 +41,12 @@ pub(crate) async fn open(
     };
     let mut segments: VecDeque<Segment> = stored.iter().map(Segment::from_record).collect();
     check(&segments)?;
+    let mut taken_over = false;
     let earlier_ms = segments.iter().rev().nth(1).map_or(0, |s| s.last_time_ms);
     if let Some(last) = segments.back_mut()
         && last.status == SegmentStatus::Open
     {
+        taken_over = true;
         finish_last(&ctx, &cell, last).await?;
     }
     let end = segments.back().map_or(Index(trimmed), |s| s.end_index);
@@ -78,6 +80,7 @@ pub(crate) async fn open(
         me: me.clone(),
         kind,
         options,
+        taken_over,
         runtime: Handle::current(),
         state: Mutex::new(state),
         end: watch::Sender::new(end),

@@ -31,6 +31,8 @@ pub(crate) struct LogInner {
     pub(crate) cell: Arc<TopicRecordCell>,
     pub(crate) kind: LogKind,
     pub(crate) options: LogOptions,
+    /// The last ledger was open when the log was opened.
+    pub(crate) taken_over: bool,
     pub(crate) runtime: Handle,
     pub(crate) state: Mutex<State>,
     /// Index after the last acknowledged message; set after its entry is in the tail.

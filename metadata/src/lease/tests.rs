@@ -146,3 +146,27 @@ async fn locks_go_with_the_session_of_the_lease() {
     assert!(lease.session().await.is_none());
     assert_eq!(world.store.get(&lock).await.unwrap(), None);
 }
+
+#[tokio::test]
+async fn what_is_held_ends_with_its_session_and_the_next_has_another_number() {
+    let world = World::new().await;
+    let lease = world.lease();
+    lease.set(&world.key, Bytes::from_static(b"here"));
+    soon(lease.announced()).await;
+    let first = lease.held();
+    assert!(first.is_some());
+    // Nobody renews while time jumps: from here on the store may have given the process up.
+    world.clock.advance(TTL * 2);
+    assert_ne!(lease.held(), first);
+    let again = soon(async {
+        loop {
+            match lease.held() {
+                Some(number) => return Some(number),
+                None => clock::sleep(Duration::from_millis(1)).await,
+            }
+        }
+    });
+    assert!(again.await > first);
+    lease.close().await;
+    assert_eq!(lease.held(), None);
+}

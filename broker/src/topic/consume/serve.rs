@@ -43,6 +43,12 @@ impl Topic {
             let Some(read) = slot.state.next_read() else {
                 return;
             };
+            if !self.may_deliver(id) {
+                return;
+            }
+            let Some(slot) = self.subscriptions.slots.get_mut(&id) else {
+                return;
+            };
             if read.from >= self.log.end() {
                 // The outcome that moves the end is an event that comes after this one.
                 self.subscriptions.at_end.insert(id);
@@ -115,10 +121,18 @@ impl Topic {
 
     fn deliver(&mut self, id: SubscriptionId, read: &NextRead, entries: &[LogEntry]) {
         let epoch = self.epoch();
+        // The read may have taken long, and so may this process (H9).
+        let may_deliver = self.may_deliver(id);
         let Some(slot) = self.subscriptions.slots.get_mut(&id) else {
             return;
         };
         if slot.held > 0 {
+            return;
+        }
+        if !may_deliver {
+            if let Some(point) = &mut slot.point {
+                point.unread(read.from, entries);
+            }
             return;
         }
         let deliveries = slot.state.deliver(read, entries);
