@@ -72,7 +72,7 @@ impl Client {
     /// # Errors
     /// [`ClientError::Connect`] when no address answers, after one try of each.
     pub async fn connect(&self) -> Result<()> {
-        self.context.pool.any().await.map(|_| ())
+        self.context.pool.any(0).await.map(|_| ())
     }
 
     /// Prepares a producer for a topic, given as `topic` or `tenant/namespace/topic`.

@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use aquifer_model::limits::FRAME_BYTES_MAX;
@@ -23,8 +23,8 @@ const CONNECTION_WINDOW_BYTES: u32 = 32 * 1024 * 1024;
 /// Largest HTTP/2 frame that we accept.
 const HTTP2_FRAME_BYTES: u32 = 256 * 1024;
 /// A dead peer is noticed after this without traffic, plus [`KEEP_ALIVE_TIMEOUT`].
-const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(10);
-const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(5);
+const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(4);
+const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(4);
 /// Longest wait for one address, so that a dead one does not use up the time of the others.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Addresses that redirects may add to the pool.
@@ -33,16 +33,28 @@ const ADDRESSES_MAX: usize = 10_000;
 /// The connections of a client.
 pub(crate) struct Pool {
     bootstrap: Vec<Arc<str>>,
+    /// Which of them is asked first: one that answered when others before it did not.
+    preferred: AtomicUsize,
     connect_timeout: Duration,
     /// A broker has answered once.
     was_connected: AtomicBool,
     slots: parking_lot::Mutex<HashMap<Arc<str>, Arc<Slot>>>,
 }
 
-/// One address; the lock makes concurrent users share one attempt.
+/// One address. Concurrent users share one attempt, and its failure: one that does not answer costs
+/// them one timeout together, not one after the other.
 #[derive(Default)]
 struct Slot {
-    live: Mutex<Option<Connection>>,
+    live: Mutex<Live>,
+    /// Attempts that have ended.
+    attempts: AtomicU64,
+}
+
+#[derive(Default)]
+struct Live {
+    connection: Option<Connection>,
+    /// How the last attempt failed.
+    error: Option<ClientError>,
 }
 
 /// A connection whose handshake is done.
@@ -62,25 +74,37 @@ impl Pool {
             .collect::<Result<Vec<_>>>()?;
         Ok(Pool {
             bootstrap,
+            preferred: AtomicUsize::new(0),
             connect_timeout: timeout.min(CONNECT_TIMEOUT),
             was_connected: AtomicBool::new(false),
             slots: parking_lot::Mutex::new(HashMap::new()),
         })
     }
 
-    /// A connection to any of the addresses that the client was given, in their order.
-    pub(crate) async fn any(&self) -> Result<Connection> {
+    /// A connection to any of the addresses that the client was given. `skip` makes the attempts of
+    /// one operation begin at different ones: a broker that answers may still not be able to serve.
+    pub(crate) async fn any(&self, skip: usize) -> Result<Connection> {
+        let count = self.bootstrap.len();
+        let first = self.preferred.load(Ordering::Relaxed).wrapping_add(skip);
         let mut tried = Vec::new();
-        for url in &self.bootstrap {
-            match self.open(Arc::clone(url)).await {
-                Ok(connection) => return Ok(connection),
+        let mut refused = None;
+        for at in 0..count {
+            let at = first.wrapping_add(at) % count;
+            match self.open(Arc::clone(&self.bootstrap[at])).await {
+                Ok(connection) => {
+                    if !tried.is_empty() {
+                        self.preferred.store(at, Ordering::Relaxed);
+                    }
+                    return Ok(connection);
+                }
                 Err(ClientError::Connect { tried: reason }) => tried.push(reason),
-                Err(other) => return Err(other),
+                // It says what is wrong with us; another one may see it differently.
+                Err(other) => refused = refused.or(Some(other)),
             }
         }
-        Err(ClientError::Connect {
+        Err(refused.unwrap_or_else(|| ClientError::Connect {
             tried: tried.join("; "),
-        })
+        }))
     }
 
     /// A connection to the broker that a redirect named.
@@ -100,10 +124,11 @@ impl Pool {
         let Some(slot) = slot else { return };
         let mut live = slot.live.lock().await;
         if live
+            .connection
             .as_ref()
             .is_some_and(|current| Arc::ptr_eq(&current.token, &connection.token))
         {
-            *live = None;
+            live.connection = None;
         }
     }
 
@@ -115,14 +140,31 @@ impl Pool {
             }
             Arc::clone(slots.entry(Arc::clone(&url)).or_default())
         };
+        let before = slot.attempts.load(Ordering::Acquire);
         let mut live = slot.live.lock().await;
-        if let Some(connection) = live.as_ref() {
+        if let Some(connection) = &live.connection {
             return Ok(connection.clone());
         }
-        let connection = dial(&url, self.connect_timeout).await?;
-        *live = Some(connection.clone());
-        self.was_connected.store(true, Ordering::Relaxed);
-        Ok(connection)
+        // Somebody tried while this one waited.
+        if slot.attempts.load(Ordering::Acquire) != before
+            && let Some(error) = &live.error
+        {
+            return Err(error.clone());
+        }
+        let dialed = dial(&url, self.connect_timeout).await;
+        slot.attempts.fetch_add(1, Ordering::Release);
+        match dialed {
+            Ok(connection) => {
+                live.connection = Some(connection.clone());
+                live.error = None;
+                self.was_connected.store(true, Ordering::Relaxed);
+                Ok(connection)
+            }
+            Err(error) => {
+                live.error = Some(error.clone());
+                Err(error)
+            }
+        }
     }
 }
 
@@ -245,6 +287,8 @@ fn source_text(error: &dyn std::error::Error) -> String {
 
 #[cfg(test)]
 mod tests {
+    use aquifer_runtime::net::{ListenAddress, bind};
+
     use super::*;
 
     #[test]
@@ -262,8 +306,43 @@ mod tests {
         // Port 1 on loopback: nobody listens there.
         let urls = ["127.0.0.1:1".to_owned(), "http://127.0.0.1:1".to_owned()];
         let pool = Pool::new(&urls, Duration::from_secs(5)).unwrap();
-        let error = pool.any().await.map(|_| ()).unwrap_err().to_string();
+        let error = pool.any(0).await.map(|_| ()).unwrap_err().to_string();
         assert_eq!(error.matches("http://127.0.0.1:1").count(), 2, "{error}");
+    }
+
+    /// A broker that is paused takes connections and says nothing.
+    #[tokio::test]
+    async fn an_address_that_does_not_answer_costs_all_who_wait_one_timeout_together() {
+        let any_port = ListenAddress::loopback_any_port();
+        let (silent, address) = bind(any_port).await.unwrap();
+        let pool = Pool::new(&[address.to_string()], Duration::from_millis(300)).unwrap();
+        let attempts = AtomicU64::new(0);
+        let accept = async {
+            let mut open = Vec::new();
+            loop {
+                open.push(silent.accept().await.unwrap());
+                attempts.fetch_add(1, Ordering::Relaxed);
+            }
+        };
+        let all = futures::future::join_all((0..50).map(|_| pool.any(0)));
+        let all = tokio::select! {
+            all = all => all,
+            () = accept => unreachable!("it goes on"),
+        };
+        assert!(all.iter().all(Result::is_err));
+        assert_eq!(attempts.load(Ordering::Relaxed), 1);
+    }
+
+    #[tokio::test]
+    async fn one_that_answers_is_asked_first_from_then_on() {
+        let urls = ["127.0.0.1:1".to_owned(), "127.0.0.1:2".to_owned()];
+        let pool = Pool::new(&urls, Duration::from_secs(5)).unwrap();
+        let first = |text: &str| text.find("127.0.0.1:1") < text.find("127.0.0.1:2");
+        let error = async |skip| pool.any(skip).await.map(|_| ()).unwrap_err().to_string();
+        assert!(first(&error(0).await));
+        assert!(!first(&error(1).await), "an attempt may begin elsewhere");
+        pool.preferred.store(1, Ordering::Relaxed);
+        assert!(!first(&error(0).await));
     }
 
     #[test]

@@ -100,6 +100,8 @@ where
 #[derive(Debug, Default)]
 pub(crate) struct Target {
     redirect: Option<String>,
+    /// Attempts that led nowhere: the next one begins at another address.
+    failures: usize,
     /// Redirects in a row; a cycle of brokers that point at each other must not spin.
     hops: u32,
 }
@@ -116,9 +118,13 @@ impl Target {
                     self.redirect = Some(url);
                     Ok(connection)
                 }
-                Err(_) => context.pool.any().await,
+                Err(_) => {
+                    // Whoever names a broker that is gone would name it again.
+                    self.failures += 1;
+                    context.pool.any(self.failures).await
+                }
             },
-            None => context.pool.any().await,
+            None => context.pool.any(self.failures).await,
         }
     }
 
@@ -131,6 +137,7 @@ impl Target {
         if url.is_none() {
             self.redirect = None;
             self.hops = 0;
+            self.failures += 1;
             return false;
         }
         self.redirect = url;
@@ -141,6 +148,7 @@ impl Target {
     /// The redirect led to a broker that serves.
     pub(crate) fn settled(&mut self) {
         self.hops = 0;
+        self.failures = 0;
     }
 }
 

@@ -55,7 +55,6 @@ pub(crate) struct OpenBatch {
 #[derive(Debug)]
 struct SealedBatch {
     bytes: Bytes,
-    lowest: u64,
     highest: u64,
     outcome: Arc<BatchOutcome>,
     cost: Cost,
@@ -348,7 +347,6 @@ impl Queue {
             (None, Ok(bytes)) => {
                 self.sealed.push_back(SealedBatch {
                     bytes,
-                    lowest: batch.lowest,
                     highest: batch.highest,
                     outcome: batch.outcome,
                     cost: batch.cost,
@@ -403,12 +401,6 @@ impl Queue {
             }));
         }
         (settled, self.stream.take())
-    }
-
-    /// Sequence ids of the oldest batch that a broker may have stored.
-    pub(crate) fn oldest_sent(&self) -> Option<u64> {
-        let oldest = self.sealed.front().filter(|batch| batch.was_sent);
-        oldest.map(|batch| batch.lowest)
     }
 
     /// A session, or an attempt to open one, has failed and another follows. When the broker

@@ -10,7 +10,6 @@ use tonic::Streaming;
 
 use super::frames::{Frames, wake};
 use super::partition::Partition;
-use crate::admin::Admin;
 use crate::connection::{Connection, from_status};
 use crate::error::{ClientError, ErrorKind, Outcome, Result};
 use crate::lookup::Target;
@@ -62,7 +61,9 @@ async fn establish(partition: &Arc<Partition>, target: &mut Target) -> Result<Li
         Err(error) => return Err(forget_broken(partition, &connection, error).await),
     };
     partition.identify(&opened)?;
-    let stored = stored_up_to(partition, &opened).await;
+    // Where the broker does not deduplicate, what it has stored is settled although nobody
+    // acknowledged it. Where it does, sending it again answers its positions.
+    let stored = opened.last_sequence_id.filter(|_| !opened.deduplication);
     let (settled, waker) = partition.queue().opened(session, stored);
     partition.announce(settled);
     wake(waker);
@@ -116,21 +117,6 @@ fn ended(what: &'static str) -> ClientError {
         reason: "the broker ended the stream".to_owned(),
         outcome: Outcome::Unknown,
     }
-}
-
-/// Up to which sequence id batches are settled although nobody acknowledged them: only where the
-/// broker does not deduplicate. Where it does, sending them again answers their positions.
-async fn stored_up_to(partition: &Partition, opened: &v1::ProducerOpened) -> Option<u64> {
-    let stored = opened.last_sequence_id?;
-    let oldest = partition.queue().oldest_sent()?;
-    if oldest > stored {
-        return None;
-    }
-    let admin = Admin::new(Arc::clone(&partition.context));
-    let namespace = partition.topic.namespace().to_string();
-    // When it cannot be told, deduplication is on: that is the default.
-    let policies = admin.get_namespace(&namespace).await.ok()?;
-    (!policies.deduplication).then_some(stored)
 }
 
 /// The next stream needs another connection when this one broke.

@@ -40,7 +40,6 @@ struct Service {
 pub struct Settings {
     pub partitions: AtomicU32,
     pub end_index: AtomicU64,
-    pub without_deduplication: std::sync::atomic::AtomicBool,
 }
 
 /// The running fake.
@@ -120,12 +119,18 @@ impl Produce {
     }
 
     pub async fn opened(&self, last_sequence_id: Option<u64>) {
+        self.opened_where(last_sequence_id, true).await;
+    }
+
+    /// The same where deduplication is on or off.
+    pub async fn opened_where(&self, last_sequence_id: Option<u64>, deduplication: bool) {
         let opened = v1::ProducerOpened {
             producer_name: "drawn".to_owned(),
             last_sequence_id,
             topic_incarnation: Bytes::from_static(&[7; 16]),
             owner_epoch: 1,
             batch_bytes_max: 1 << 20,
+            deduplication,
         };
         self.answer(v1::produce_response::Response::Opened(opened))
             .await;
@@ -343,20 +348,6 @@ macro_rules! not_scripted {
                 }))
             }
 
-            async fn get_namespace(
-                &self,
-                _: Request<v1::GetNamespaceRequest>,
-            ) -> Result<Response<v1::GetNamespaceResponse>, Status> {
-                let without = &self.settings.without_deduplication;
-                let policies = aquifer_model::policy::NamespacePolicies {
-                    deduplication: !without.load(Ordering::SeqCst),
-                    ..Default::default()
-                };
-                Ok(Response::new(v1::GetNamespaceResponse {
-                    policies: Some(policies.into()),
-                }))
-            }
-
             $(async fn $method(
                 &self,
                 _: Request<v1::$request>,
@@ -371,6 +362,7 @@ not_scripted! {
     create_tenant: CreateTenantRequest -> CreateTenantResponse,
     list_tenants: ListTenantsRequest -> ListTenantsResponse,
     create_namespace: CreateNamespaceRequest -> CreateNamespaceResponse,
+    get_namespace: GetNamespaceRequest -> GetNamespaceResponse,
     update_namespace: UpdateNamespaceRequest -> UpdateNamespaceResponse,
     list_namespaces: ListNamespacesRequest -> ListNamespacesResponse,
     create_topic: CreateTopicRequest -> CreateTopicResponse,

@@ -139,8 +139,6 @@ async fn after_an_error_everything_unacknowledged_is_sent_again_in_order() {
 #[tokio::test]
 async fn without_deduplication_stored_batches_are_settled_by_their_ids() {
     let fake = Fake::start().await;
-    let flag = &fake.settings.without_deduplication;
-    flag.store(true, std::sync::atomic::Ordering::SeqCst);
     let (producer, mut stream) = open(&fake, Batching::disabled()).await;
     let first = producer.enqueue(Message::new("0")).await.unwrap();
     let second = producer.enqueue(Message::new("1")).await.unwrap();
@@ -148,7 +146,7 @@ async fn without_deduplication_stored_batches_are_settled_by_their_ids() {
     drop(stream);
     let mut stream = fake.produce().await;
     stream.open().await;
-    stream.opened(Some(0)).await;
+    stream.opened_where(Some(0), false).await;
     assert_eq!(
         first.await.unwrap().index,
         None,

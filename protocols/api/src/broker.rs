@@ -236,6 +236,8 @@ pub struct ProducerOpened {
     pub owner_epoch: OwnerEpoch,
     /// Largest batch, in bytes.
     pub batch_bytes_max: u64,
+    /// What is sent again is stored once.
+    pub deduplication: bool,
 }
 
 /// Where a protocol puts the frames of a producer.

@@ -223,6 +223,7 @@ fn wire_opened(opened: ProducerOpened) -> v1::ProducerOpened {
         topic_incarnation: opened.incarnation.0.to_vec().into(),
         owner_epoch: opened.owner_epoch.0,
         batch_bytes_max: opened.batch_bytes_max,
+        deduplication: opened.deduplication,
     }
 }
 

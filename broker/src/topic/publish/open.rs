@@ -162,6 +162,7 @@ impl Topic {
             incarnation: self.incarnation,
             owner_epoch: self.epoch(),
             batch_bytes_max: BATCH_BYTES_MAX as u64,
+            deduplication: self.policies.borrow().deduplication,
         };
         let port = Port {
             shared: Arc::clone(&self.shared),

@@ -328,6 +328,7 @@ impl BrokerApi for FakeBroker {
                 incarnation: LIFE,
                 owner_epoch: OwnerEpoch(1),
                 batch_bytes_max: self.identity().batch_bytes_max,
+                deduplication: true,
             },
             port: Box::new(FakeProducer {
                 broker: self.clone(),
