@@ -1,8 +1,10 @@
 //! The share of one repair worker in the rate of the whole cluster.
 //!
-//! Workers announce themselves under their sessions, and each takes the rate divided by how many
-//! there are. So the sum stays within the rate, but for the moment until a new one is noticed; a
-//! worker that died stops counting when its session ends.
+//! Each takes the rate divided by how many repair a ledger now, which their locks tell: one large ledger
+//! is copied at the whole rate while the others have nothing to do. So the sum stays within the rate, but
+//! for the moment until a new one is noticed; a worker that died stops counting when its session ends.
+//!
+//! Workers also announce themselves, for whoever wants to know how many there are.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -19,7 +21,7 @@ use crate::replication::copy::Pace;
 
 /// More workers than a cluster has.
 const WORKERS_MAX: usize = 10_000;
-/// How often it is looked how many workers there are.
+/// How often it is looked how many workers repair something.
 const LOOK: Duration = Duration::from_secs(2);
 
 /// A worker among others.
@@ -55,7 +57,7 @@ impl Share {
         &self.pace
     }
 
-    /// Announces the worker if need be, and takes its share among those that are there.
+    /// Announces the worker if need be, and takes its share among those that repair something.
     pub(crate) async fn take(&self) -> Result<(), LedgerError> {
         if !self.announced.load(Ordering::Relaxed) {
             let key = keys::repair_worker(&self.holder);
@@ -65,9 +67,14 @@ impl Share {
             self.session.put(&key, value, Expect::Any).await?;
             self.announced.store(true, Ordering::Relaxed);
         }
-        let prefix = keys::REPAIR_WORKERS_PREFIX;
-        let (workers, _) = scan::all(&*self.ctx.store, prefix, WORKERS_MAX).await?;
-        let share = self.bytes_per_second / workers.len().max(1) as u64;
+        let prefix = keys::REPAIR_LOCKS_PREFIX;
+        let (locks, _) = scan::all(&*self.ctx.store, prefix, WORKERS_MAX).await?;
+        // One that cannot be read is somebody's all the same.
+        let is_mine = |lock: v1::LockRecord| lock.holder == self.holder;
+        let others = locks
+            .iter()
+            .filter(|lock| !record::decode(lock).is_ok_and(is_mine));
+        let share = self.bytes_per_second / (others.count() as u64 + 1);
         self.pace.set_rate(share);
         self.ctx.metrics.repair.rate.record(share, &[]);
         Ok(())
@@ -77,7 +84,7 @@ impl Share {
     pub(crate) async fn keep(&self) {
         loop {
             if let Err(error) = self.take().await {
-                tracing::debug!(%error, "the number of repair workers is not known");
+                tracing::debug!(%error, "who else repairs something is not known");
             }
             clock::sleep(LOOK).await;
         }

@@ -6,6 +6,10 @@ use aquifer_runtime::clock::SystemClock;
 use aquifer_runtime::disk::RealDisk;
 use aquifer_runtime::task::TaskGroup;
 
+use aquifer_metadata::record;
+use aquifer_metadata::store::Expect;
+use aquifer_proto::v1::LockRecord;
+
 use super::*;
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -40,15 +44,21 @@ async fn workers_share_the_rate_of_the_cluster() {
     let mut cluster = Cluster::new(3).await;
     cluster.config.repair_bytes_per_second = 900;
     let mut workers = Vec::new();
-    for (name, share) in [("one", 900), ("two", 450), ("three", 300)] {
+    for (number, name) in ["one", "two", "three"].into_iter().enumerate() {
         let session = cluster.session().await;
         let (ctx, config) = (cluster.ctx.clone(), &cluster.config);
         let mut worker = RepairWorker::new(ctx, session.clone(), config, name.to_owned());
         worker.round().await.unwrap();
-        assert_eq!(worker.share().pace().bytes_per_second(), share);
-        workers.push((worker, session));
+        // The others have nothing to do.
+        assert_eq!(worker.share().pace().bytes_per_second(), 900);
+        workers.push((worker, session, keys::repair_lock(LedgerId(number as u64))));
     }
-    // The first learns of the others while it is at work, and of the end of one.
+    // The first learns that the others repair something, too, and of the end of one.
+    for (name, (_, session, lock)) in ["one", "two", "three"].into_iter().zip(&workers) {
+        let holder = name.to_owned();
+        let value = record::encode(LockRecord { holder });
+        session.put(lock, value, Expect::Absent).await.unwrap();
+    }
     let share = workers[0].0.share();
     let keep = share.keep();
     tokio::pin!(keep);
