@@ -83,7 +83,7 @@ wait_for() { # WHAT COMMAND…
 
 is_another() { # ROLE HTTP BEFORE
   local now
-  now="$(started "$2")"
+  now="$(started "$2")" || true
   [ -n "$now" ] && [ "$now" != "$3" ] && is_ready "$1" "$2"
 }
 
@@ -93,14 +93,14 @@ bookies="$(writable_bookies)"
 say "$bookies bookies are writable"
 
 count=0
-while read -r role name http command; do
+while read -r role name http command || [ -n "$role" ]; do
   case "$role" in
     '' | \#*) continue ;;
     bookie | broker | etcd) ;;
     *) echo "$inventory: $role is no role" >&2; exit 2 ;;
   esac
   [ -n "$command" ] || { echo "$inventory: $name has no command" >&2; exit 2; }
-  before="$(started "$http")"
+  before="$(started "$http")" || true
   [ -n "$before" ] || { say "stopped: $name does not answer at $http" >&2; exit 1; }
   began=$SECONDS
   # What the command reads is not the inventory.

@@ -17,6 +17,7 @@ use aquifer_runtime::rng::SharedRng;
 use aquifer_runtime::task::TaskGroup;
 use opentelemetry::metrics::Meter;
 use parking_lot::Mutex;
+use tokio::sync::Semaphore;
 
 use crate::balance::{self, LoadReports};
 use crate::config::BrokerConfig;
@@ -67,6 +68,8 @@ pub(crate) struct Shared {
     pub(crate) read_budget: ByteBudget,
     pub(crate) namespaces: Namespaces,
     pub(crate) ownership: Ownership,
+    /// Turns of topics that seal their ledgers for another broker.
+    pub(crate) sealing: Semaphore,
     pub(crate) meter: Mutex<LoadMeter>,
     pub(crate) reports: Option<Arc<dyn LoadReports>>,
     closing: AtomicBool,
@@ -135,7 +138,8 @@ impl Broker {
             publish_budget: ByteBudget::new(config.publish_bytes_in_flight_max),
             read_budget: ByteBudget::new(config.read_bytes_in_flight_max),
             namespaces,
-            ownership: Ownership::new(store, id, cluster),
+            ownership: Ownership::new(store, Arc::clone(&deps.clock), id, cluster),
+            sealing: Semaphore::new(movement::SEALING_AT_ONCE),
             meter: Mutex::new(LoadMeter::new(config.balance.window())),
             reports: deps.reports,
             log: deps.log,

@@ -22,6 +22,8 @@ pub struct BrokerConfig {
     pub producer_frames_in_flight_max: usize,
     /// Bytes of deliveries that one consumer's session may hold before its client takes them.
     pub consumer_queue_bytes_max: usize,
+    /// Topics that are loaded at once; others wait, those with most clients in front.
+    pub topic_loads_max: usize,
     /// A topic without clients for so long is unloaded.
     pub topic_idle_ms: u64,
     /// How often trimming and idleness are looked at.
@@ -52,6 +54,7 @@ impl Default for BrokerConfig {
             read_bytes_in_flight_max: 32 << 20,
             producer_frames_in_flight_max: 1024,
             consumer_queue_bytes_max: 8 << 20,
+            topic_loads_max: 128,
             topic_idle_ms: 5 * 60 * 1000,
             housekeeping_ms: 30 * 1000,
             cursor_log_bytes_max: 8 << 20,
@@ -92,6 +95,7 @@ impl BrokerConfig {
                 "consumer_queue_bytes_max",
                 self.consumer_queue_bytes_max as u64,
             ),
+            ("topic_loads_max", self.topic_loads_max as u64),
             ("topic_idle_ms", self.topic_idle_ms),
             ("housekeeping_ms", self.housekeeping_ms),
             ("cursor_log_bytes_max", self.cursor_log_bytes_max),

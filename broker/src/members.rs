@@ -3,6 +3,7 @@
 //! Who is announced is alive, or was a moment ago: it steers who gets what, and decides nothing (I4).
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use aquifer_metadata::cache::PrefixCache;
 use aquifer_metadata::error::MetadataError;
@@ -77,6 +78,11 @@ impl Members {
         change(&mut announced);
         self.lease
             .set(&keys::broker(self.me), record::encode(announced.clone()));
+    }
+
+    /// How long the lease of a broker lasts without being renewed.
+    pub(crate) fn lease_time(&self) -> Duration {
+        self.lease.time()
     }
 
     /// The session of this process's lease, while that is certainly alive.

@@ -17,18 +17,23 @@ use aquifer_model::id::BrokerId;
 use aquifer_model::topic::NamespaceName;
 use aquifer_proto::v1::BundleOwnerRecord;
 use aquifer_runtime::clock;
+use futures::future::join_all;
 
 use crate::bundles::{Bundle, Bundles, middle};
 use crate::error::BrokerError;
 use crate::members::Member;
 use crate::ownership::{self, Cluster, OWNED, Owned, broker_id, owned};
 use crate::topic::event::Event;
-use crate::topics::{TopicHandle, Topics};
+use crate::topics::{Loading, TopicHandle, Topics};
 
-/// Topics of a bundle that seal their ledgers at once: each is away only for as long as its own takes.
-const SEALING_AT_ONCE: usize = 32;
+/// Topics of all bundles that seal their ledgers at once: each is away for as long as its own takes, and
+/// the new owner opens one before the next are there.
+pub(crate) const SEALING_AT_ONCE: usize = 8;
 /// How long one topic may take to seal before others get their turn.
 const SEAL_MAX: Duration = Duration::from_secs(10);
+
+/// How long a topic that is being loaded is waited for.
+const LOAD_MAX: Duration = Duration::from_secs(30);
 
 /// How long it may take until others know that this broker ends.
 const ANNOUNCE_MAX: Duration = Duration::from_secs(3);
@@ -106,32 +111,41 @@ async fn look(topics: &Arc<Topics>, cluster: &Cluster, owned: Owned) {
     });
 }
 
-/// Ends the topics of a bundle that is another broker's; a few at a time when their ledgers are to be
-/// sealed, all at once otherwise.
+/// Ends the topics of a bundle that is another broker's; a few at a time, over all bundles, when their
+/// ledgers are to be sealed, all at once otherwise.
 async fn give_away(topics: &Topics, bundle: &Bundle, sealing: Option<Owned>, url: &str) {
-    let handles = topics.of_bundle(bundle).await;
-    let count = handles.len();
-    let at_once = match sealing {
-        Some(_) => SEALING_AT_ONCE,
-        None => count.max(1),
+    let (handles, loading) = topics.of_bundle(bundle);
+    let count = handles.len() + loading.len();
+    let tell = |handle: &TopicHandle| {
+        handle.mailbox.urgent(Event::Moved {
+            owned: sealing.clone(),
+            url: url.to_owned(),
+        });
     };
-    for some in handles.chunks(at_once) {
-        for handle in some {
-            handle.mailbox.urgent(Event::Moved {
-                owned: sealing.clone(),
-                url: url.to_owned(),
-            });
-        }
-        let ended = async {
-            for handle in some {
-                TopicHandle::wait_ended(handle).await;
-            }
+    let end = async |handle: &TopicHandle| {
+        // The semaphore is never closed.
+        let _turn = match sealing {
+            Some(_) => topics.shared().sealing.acquire().await.ok(),
+            None => None,
         };
-        if clock::timeout(SEAL_MAX, ended).await.is_err() {
-            tracing::warn!(%bundle, "topics that move do not end in time");
+        tell(handle);
+        if clock::timeout(SEAL_MAX, handle.wait_ended()).await.is_err() {
+            tracing::warn!(%bundle, "a topic that moves does not end in time");
         }
+    };
+    join_all(handles.iter().map(end)).await;
+    for handle in loaded(loading).await {
+        tell(&handle);
     }
     tracing::info!(%bundle, topics = count, to = url, handed_over = sealing.is_some(), "bundle moved away");
+}
+
+/// Waits for topics that are being loaded. One whose load hangs finds out by its guard.
+async fn loaded(loading: Vec<Loading>) -> Vec<TopicHandle> {
+    let all = loading.into_iter();
+    let all = all.map(|loading| clock::timeout(LOAD_MAX, loading.loaded()));
+    let all = join_all(all).await.into_iter();
+    all.filter_map(|loaded| loaded.ok().flatten()).collect()
 }
 
 /// The record of a bundle is gone: it was split, and its parts say who owns them. They may appear one
@@ -154,9 +168,15 @@ async fn split_seen(topics: &Arc<Topics>, cluster: &Cluster, before: &Owned) {
     }
     ownership.given_up(before).await;
     for part in parts {
-        for handle in topics.of_bundle(&part.bundle).await {
+        let (handles, loading) = topics.of_bundle(&part.bundle);
+        for handle in handles {
             handle.mailbox.urgent(Event::Rebound(part.clone()));
         }
+        topics.shared().tasks.spawn("bundle-split", async move {
+            for handle in loaded(loading).await {
+                handle.mailbox.urgent(Event::Rebound(part.clone()));
+            }
+        });
     }
 }
 
@@ -170,6 +190,7 @@ fn part_of(before: &Owned, item: &Versioned, me: BrokerId) -> Option<Owned> {
     (before.bundle.covers(&bundle) && from_me && broker_id(&record.broker_id) == Some(me)).then(
         || Owned {
             session: before.session,
+            since: before.since,
             ..owned(&bundle, record.epoch, item.revision, None)
         },
     )

@@ -21,7 +21,7 @@ use aquifer_metadata::store::{
 };
 use aquifer_model::id::{BrokerId, OwnerEpoch};
 use aquifer_proto::v1::BundleOwnerRecord;
-use aquifer_runtime::clock;
+use aquifer_runtime::clock::{self, SharedClock};
 use parking_lot::Mutex;
 
 use crate::bundles::{Bundle, Bundles};
@@ -47,6 +47,8 @@ pub(crate) struct Owned {
     pub(crate) source: Option<BrokerId>,
     /// The session of the process's lease under which this was known.
     pub(crate) session: Option<u64>,
+    /// When this broker came to know it, on the monotonic clock.
+    pub(crate) since: Duration,
 }
 
 impl Owned {
@@ -70,6 +72,7 @@ type Cell = Arc<tokio::sync::Mutex<Option<Owned>>>;
 /// The bundles that this broker owns.
 pub(crate) struct Ownership {
     store: Arc<dyn MetadataStore>,
+    clock: SharedClock,
     broker: BrokerId,
     cluster: Option<Cluster>,
     /// One cell per bundle: single-flight without a lock across bundles.
@@ -85,11 +88,13 @@ enum Found {
 impl Ownership {
     pub(crate) fn new(
         store: Arc<dyn MetadataStore>,
+        clock: SharedClock,
         broker: BrokerId,
         cluster: Option<Cluster>,
     ) -> Ownership {
         Ownership {
             store,
+            clock,
             broker,
             cluster,
             owned: Mutex::new(HashMap::new()),
@@ -129,6 +134,7 @@ impl Ownership {
             Found::Mine(acquired) => {
                 let acquired = Owned {
                     session,
+                    since: self.clock.monotonic(),
                     ..acquired
                 };
                 tracing::info!(%bundle, epoch = acquired.epoch.0, "bundle acquired");
@@ -143,9 +149,15 @@ impl Ownership {
     }
 
     /// Whether nobody else can own the bundle meanwhile: the lease under which it was known is held
-    /// still, or there are no other brokers. What an operator moves is not meant.
+    /// still, or there are no other brokers. Moves are not meant: the owner hears of them.
     pub(crate) fn is_certain(&self, owned: &Owned) -> bool {
         self.cluster.is_none() || owned.session.is_some() && owned.session == self.session()
+    }
+
+    /// Whether a broker is there, as far as this one knows.
+    pub(crate) fn is_announced(&self, broker: BrokerId) -> bool {
+        let cluster = self.cluster.as_ref();
+        cluster.is_some_and(|cluster| cluster.members.url(broker).is_some())
     }
 
     /// Asks metadata whether this broker owns a bundle still, and answers under which session that is
@@ -153,10 +165,12 @@ impl Ownership {
     pub(crate) async fn confirm(&self, owned: &Owned) -> Option<u64> {
         let session = self.session()?;
         let cell = self.cell(&owned.bundle);
-        // One asks for all topics of a bundle.
-        let mut known = cell.lock().await;
-        let mut known = known.as_mut().filter(|k| k.revision() == owned.revision());
-        if known.as_ref().is_some_and(|k| k.session == Some(session)) {
+        let is_same = |known: &&mut Owned| known.revision() == owned.revision();
+        // Another topic of the bundle may have asked. Who holds the lock acquires it anew.
+        if let Ok(mut known) = cell.try_lock()
+            && let Some(known) = known.as_mut().filter(is_same)
+            && known.session == Some(session)
+        {
             return Some(session);
         }
         let asked = self.store.get(&owned.guard.key);
@@ -164,7 +178,9 @@ impl Ownership {
         if found.revision != owned.revision() {
             return None;
         }
-        if let Some(known) = &mut known {
+        if let Ok(mut known) = cell.try_lock()
+            && let Some(known) = known.as_mut().filter(is_same)
+        {
             known.session = Some(session);
         }
         Some(session)
@@ -351,5 +367,6 @@ pub(crate) fn owned(
         },
         source,
         session: None,
+        since: Duration::ZERO,
     }
 }

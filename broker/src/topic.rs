@@ -62,6 +62,9 @@ pub(crate) struct Topic {
     name: TopicName,
     incarnation: TopicIncarnation,
     owned: Owned,
+    /// The epoch that deliveries carry: that of when the topic was loaded. A split raises the epoch of
+    /// the bundle, not that of sessions which go on; whoever owns the topic next has a higher one.
+    epoch: OwnerEpoch,
     cell: Arc<TopicRecordCell>,
     policies: watch::Receiver<NamespacePolicies>,
     mailbox: Mailbox,
@@ -91,7 +94,7 @@ struct Ending {
 
 impl Topic {
     fn epoch(&self) -> OwnerEpoch {
-        self.owned.epoch
+        self.epoch
     }
 
     fn now(&self) -> Duration {

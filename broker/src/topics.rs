@@ -3,6 +3,8 @@
 //! Invariants: at most one object per topic name exists at a time, so that a topic is opened only
 //! after its former object has closed; a failed object is never repaired, only replaced.
 
+mod queue;
+
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,6 +21,7 @@ use crate::error::BrokerError;
 use crate::load::{Sample, TopicCounters};
 use crate::topic::event::{Event, Mailbox};
 use crate::topic::load;
+use crate::topics::queue::LoadQueue;
 
 /// How often it is looked whether topics are left.
 const EMPTY_TICK: Duration = Duration::from_millis(20);
@@ -58,6 +61,17 @@ impl TopicHandle {
     }
 }
 
+/// A topic that is being loaded.
+pub(crate) struct Loading(watch::Receiver<Option<Result<TopicHandle, BrokerError>>>);
+
+impl Loading {
+    /// Waits for the topic; `None` when it could not be loaded.
+    pub(crate) async fn loaded(mut self) -> Option<TopicHandle> {
+        let outcome = self.0.wait_for(Option::is_some).await.ok()?;
+        outcome.as_ref()?.as_ref().ok().cloned()
+    }
+}
+
 /// Keeps a topic from being loaded while it is deleted.
 pub(crate) struct DeleteGuard {
     topics: Arc<Topics>,
@@ -75,6 +89,7 @@ impl Drop for DeleteGuard {
 pub(crate) struct Topics {
     shared: Arc<Shared>,
     map: Mutex<HashMap<TopicName, Slot>>,
+    loads: Arc<LoadQueue>,
 }
 
 /// What a look into the map says to do.
@@ -88,6 +103,7 @@ enum Step {
 impl Topics {
     pub(crate) fn new(shared: Arc<Shared>) -> Arc<Topics> {
         Arc::new(Topics {
+            loads: LoadQueue::new(shared.config.topic_loads_max),
             shared,
             map: Mutex::new(HashMap::new()),
         })
@@ -131,7 +147,10 @@ impl Topics {
     fn step(self: &Arc<Self>, name: &TopicName, create: bool) -> Step {
         let mut map = self.map.lock();
         match map.get(name) {
-            Some(Slot::Loading(loading)) => Step::WaitLoaded(loading.clone()),
+            Some(Slot::Loading(loading)) => {
+                self.loads.wanted(name);
+                Step::WaitLoaded(loading.clone())
+            }
             Some(Slot::Deleting(over)) => Step::WaitDeleted(over.clone()),
             Some(Slot::Loaded(handle)) if handle.mailbox.is_closed() => {
                 Step::WaitEnded(handle.clone())
@@ -144,7 +163,9 @@ impl Topics {
                 // The load belongs to nobody's request: a caller that goes away leaves it running
                 // for the next one.
                 self.shared.tasks.spawn("topic-load", async move {
+                    let turn = topics.loads.turn(&name).await;
                     let outcome = load::load(&topics, &name, create).await;
+                    drop(turn);
                     topics.loaded(&name, &outcome);
                     sender.send_replace(Some(outcome));
                 });
@@ -282,26 +303,18 @@ impl Topics {
         self.map.lock().len()
     }
 
-    /// The loaded topics of a bundle, those that are just being loaded included: the latter are waited
-    /// for.
-    pub(crate) async fn of_bundle(&self, bundle: &Bundle) -> Vec<TopicHandle> {
-        let (mut found, mut waiting) = (Vec::new(), Vec::new());
+    /// The loaded topics of a bundle, and those that are just being loaded.
+    pub(crate) fn of_bundle(&self, bundle: &Bundle) -> (Vec<TopicHandle>, Vec<Loading>) {
+        let (mut loaded, mut loading) = (Vec::new(), Vec::new());
         for (name, slot) in &*self.map.lock() {
             match slot {
                 _ if !bundle.contains(name) => {}
-                Slot::Loaded(handle) => found.push(handle.clone()),
-                Slot::Loading(loading) => waiting.push(loading.clone()),
+                Slot::Loaded(handle) => loaded.push(handle.clone()),
+                Slot::Loading(outcome) => loading.push(Loading(outcome.clone())),
                 Slot::Deleting(_) => {}
             }
         }
-        for mut loading in waiting {
-            if let Ok(outcome) = loading.wait_for(Option::is_some).await
-                && let Some(Ok(handle)) = &*outcome
-            {
-                found.push(handle.clone());
-            }
-        }
-        found
+        (loaded, loading)
     }
 
     /// Waits until no topic is left, for so long at most.

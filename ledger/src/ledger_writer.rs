@@ -179,6 +179,14 @@ impl LedgerWriter {
         self.inner.state.lock().info.quorum
     }
 
+    /// The members of the last fragment, without those that failed and may have been replaced.
+    pub(crate) fn members(&self) -> Vec<Option<BookieId>> {
+        let state = self.inner.state.lock();
+        let (_, members) = state.info.last_fragment();
+        let kept = |(position, bookie)| (!state.machine.has_failed(position)).then_some(bookie);
+        members.into_iter().enumerate().map(kept).collect()
+    }
+
     /// Whether a bookie of the ensemble has failed and none has taken its place.
     pub(crate) fn lacks_bookies(&self) -> bool {
         self.inner.state.lock().machine.lacks_bookies()

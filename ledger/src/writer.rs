@@ -201,6 +201,12 @@ impl Writer {
             .fold(0, |set, p| set | bit(p))
     }
 
+    /// Whether a position failed and is not known to be replaced.
+    #[must_use]
+    pub fn has_failed(&self, position: usize) -> bool {
+        self.failed & bit(position) != 0
+    }
+
     /// Whether positions failed and are not replaced.
     #[must_use]
     pub fn lacks_bookies(&self) -> bool {

@@ -40,6 +40,7 @@ pub struct Lease {
 
 #[derive(Debug)]
 struct Shared {
+    ttl: Duration,
     wanted: watch::Sender<Wanted>,
     /// The session of now.
     session: watch::Sender<Current>,
@@ -74,6 +75,7 @@ impl Lease {
         tasks: &TaskGroup,
     ) -> Lease {
         let shared = Arc::new(Shared {
+            ttl,
             wanted: watch::Sender::default(),
             session: watch::Sender::default(),
             announced: watch::Sender::new(None),
@@ -87,7 +89,7 @@ impl Lease {
             // However this ends: who waits for the end of the lease must not wait for ever.
             let _closed = held.closed.clone().drop_guard();
             tokio::select! {
-                () = held.hold(store.as_ref(), ttl, &rng) => {}
+                () = held.hold(store.as_ref(), &rng) => {}
                 () = shutdown.wait() => {}
             }
         }));
@@ -133,10 +135,20 @@ impl Lease {
         }
     }
 
-    /// The number of the session of now, if that is certainly alive still. As long as this says the
-    /// same, nobody has taken the process for gone in between.
+    /// How long it lasts without being renewed.
+    #[must_use]
+    pub fn time(&self) -> Duration {
+        self.shared.ttl
+    }
+
+    /// The number of the session of now, if that is certainly alive still and the process is announced
+    /// under it. As long as this says the same, nobody has taken the process for gone in between.
     #[must_use]
     pub fn held(&self) -> Option<u64> {
+        let announced = self.shared.announced.borrow().unwrap_or_default();
+        if announced == 0 {
+            return None; // nothing was set, or it is not written yet
+        }
         let now = self.shared.session.borrow();
         let (number, session) = now.0.as_ref()?;
         (!session.remaining().is_zero()).then_some(*number)
@@ -151,14 +163,14 @@ impl Lease {
 
 impl Shared {
     /// Holds one session after the other until the lease is closed.
-    async fn hold(&self, store: &dyn MetadataStore, ttl: Duration, rng: &SharedRng) {
+    async fn hold(&self, store: &dyn MetadataStore, rng: &SharedRng) {
         let mut retry = RETRY_FIRST;
         let mut number = 0;
         loop {
             let opened = tokio::select! {
                 biased;
                 () = self.closing.cancelled() => return,
-                opened = store.open_session(ttl) => opened,
+                opened = store.open_session(self.ttl) => opened,
             };
             let lost = match opened {
                 Ok(session) => {

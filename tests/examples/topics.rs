@@ -88,9 +88,9 @@ async fn measure(topics: usize, active: usize, rate: f64) -> Result<()> {
 
     let idle_writes = writes_per_second(&etcd, sleep(WATCHED)).await?;
     let load = Load::start(&client, active.min(topics), rate).await?;
-    let mut lookups = Vec::new();
+    let (mut lookups, mut failed) = (Vec::new(), 0);
     let began = load.counts();
-    let watched = async { lookups = look_up(&admin, topics).await };
+    let watched = async { (lookups, failed) = look_up(&admin, topics).await };
     let load_writes = writes_per_second(&etcd, watched).await?;
     let counted = load.counts().since(began);
     eprintln!("under load: {load_writes} writes/s, {counted:?}");
@@ -118,6 +118,7 @@ async fn measure(topics: usize, active: usize, rate: f64) -> Result<()> {
             "acknowledged_by_consumers": counted.acknowledged / WATCHED.as_secs(),
         },
         "lookup_ms_under_load": percentiles(&mut lookups),
+        "lookups_failed": failed,
         "served_after_owner_of_all_was_killed": served,
         "after_failover": after_failover,
     });
@@ -191,8 +192,8 @@ where
     }))
 }
 
-/// Looks topics up at random, so many a second; says how long each took.
-async fn look_up(admin: &Admin, topics: usize) -> Vec<Duration> {
+/// Looks topics up at random, so many a second; says how long each took, and how many failed.
+async fn look_up(admin: &Admin, topics: usize) -> (Vec<Duration>, usize) {
     let began = SystemClock.monotonic();
     let pause = Duration::from_secs(1) / LOOKUPS_PER_SECOND;
     let count = LOOKUPS_PER_SECOND * u32::try_from(WATCHED.as_secs()).unwrap_or(u32::MAX);
@@ -208,7 +209,9 @@ async fn look_up(admin: &Admin, topics: usize) -> Vec<Duration> {
         }
     };
     let all = stream::iter((0..count).map(one)).buffer_unordered(AT_ONCE);
-    all.filter_map(std::future::ready).collect().await
+    let all: Vec<Option<Duration>> = all.collect().await;
+    let failed = all.iter().filter(|took| took.is_none()).count();
+    (all.into_iter().flatten().collect(), failed)
 }
 
 /// Transactions per second that etcd makes while something goes on.

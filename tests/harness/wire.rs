@@ -212,16 +212,14 @@ impl RawConsumer {
         Ok(self.requests.send(ConsumeRequest { request }).await?)
     }
 
-    /// What comes next; `None` when the stream has ended, with a last message or without.
+    /// What comes next; `None` when the stream has ended.
     ///
     /// # Errors
-    /// When nothing comes.
+    /// When nothing comes, or the connection fails.
     pub async fn next(&mut self) -> Result<Option<consume_response::Response>> {
-        let next = within("a reply", async { Ok(self.responses.message().await) }).await?;
-        Ok(match next {
-            Ok(reply) => reply.and_then(|reply| reply.response),
-            Err(_) => None,
-        })
+        let next = async { Ok(self.responses.message().await?) };
+        let reply = within("a reply", next).await?;
+        Ok(reply.and_then(|reply| reply.response))
     }
 }
 

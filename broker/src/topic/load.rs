@@ -25,6 +25,8 @@ use crate::topic::retention::Trimming;
 use crate::topic::tenure::Tenure;
 use crate::topics::{TopicHandle, Topics};
 
+/// How long one step of a load may take: whoever waits tries again, and others get their turn.
+const STEP_MAX: Duration = Duration::from_secs(30);
 /// How long a new owner waits for the old one to seal a topic's ledgers, and how often it looks.
 const HAND_OVER_MAX: Duration = Duration::from_secs(2);
 const HAND_OVER_TICK: Duration = Duration::from_millis(10);
@@ -38,8 +40,11 @@ pub(crate) async fn load(
     let shared = topics.shared();
     let started = shared.clock.monotonic();
     // A namespace that does not exist is owned by nobody.
-    shared.namespaces.policies(name.namespace()).await?;
-    let owned = shared.own(name).await?;
+    let owned = async {
+        shared.namespaces.policies(name.namespace()).await?;
+        shared.own(name).await
+    };
+    let owned = step("acquiring the topic's bundle", owned).await?;
     let outcome = load_owned(topics, name, create, owned.clone()).await;
     if let Err(BrokerError::Log(LogError::Fenced)) = &outcome {
         // The next request acquires ownership anew, or learns that it cannot.
@@ -61,10 +66,9 @@ async fn load_owned(
 ) -> Result<TopicHandle, BrokerError> {
     let shared = Arc::clone(topics.shared());
     let policies = shared.namespaces.policies(name.namespace()).await?;
-    let cell = record(&shared, name, create, &owned).await?;
-    if owned.source.is_some() {
-        wait_sealed(&shared, &cell).await?;
-    }
+    let cell = record(&shared, name, create, &owned);
+    let cell = step("reading the topic's record", cell).await?;
+    let sealed = wait_sealed(&shared, &cell, &owned).await?;
     if cell.record().partitions > 0 {
         return Err(partitioned(name, cell.record().partitions));
     }
@@ -77,7 +81,8 @@ async fn load_owned(
         }
     };
     let (log, cursor_log, recovered) = loop {
-        match open(&shared, &cell, options).await {
+        let opened = open(&shared, &cell, options);
+        match step("opening the topic's ledgers", opened).await {
             // A former owner that seals may have trimmed what the record named a moment ago.
             Err(BrokerError::Log(LogError::Damaged(_))) if cell.refresh().await? => {}
             opened => break opened?,
@@ -91,10 +96,7 @@ async fn load_owned(
     let cursors = Cursors::new(cursor_log, &mailbox, recovered.dedup_index, now);
     let (subscriptions, publishing) = restore(recovered, &log, &mailbox);
     let taken_over = log.was_taken_over() || cursor_log_taken_over;
-    let tenure = match shared.ownership.cluster() {
-        Some(_) if taken_over => Tenure::after_takeover(now),
-        Some(_) | None => Tenure::default(),
-    };
+    let tenure = tenure(&shared, taken_over, sealed, now);
     let counters = Arc::new(TopicCounters::new(now));
     let incarnation = cell.incarnation();
     let topic = Topic {
@@ -102,6 +104,7 @@ async fn load_owned(
         id,
         name: name.clone(),
         incarnation,
+        epoch: owned.epoch,
         owned,
         cell,
         policies,
@@ -128,6 +131,26 @@ async fn load_owned(
     })
 }
 
+fn tenure(shared: &Shared, taken_over: bool, sealed: Sealed, now: Duration) -> Tenure {
+    let cluster = shared.ownership.cluster().filter(|_| taken_over);
+    cluster.map_or_else(Tenure::default, |cluster| {
+        // Who lives and holds a lease may not have heard of the move yet.
+        let stalled = sealed == Sealed::NotYet;
+        let lease = stalled.then(|| cluster.members.lease_time());
+        Tenure::after_takeover(now, lease.unwrap_or_default())
+    })
+}
+
+/// Gives a step of a load its time. One that is given up is as one of a broker that died: whoever loads
+/// the topic next finishes it.
+async fn step<T>(
+    what: &'static str,
+    step: impl Future<Output = Result<T, BrokerError>>,
+) -> Result<T, BrokerError> {
+    let done = clock::timeout(STEP_MAX, step).await;
+    done.unwrap_or(Err(BrokerError::Deadline(what)))
+}
+
 /// Opens the logs of a topic, and reads what they remember.
 async fn open(
     shared: &Shared,
@@ -135,8 +158,7 @@ async fn open(
     options: LogOptions,
 ) -> Result<(TopicLog, TopicLog, Recovered), BrokerError> {
     let open = |kind| TopicLog::open(Arc::clone(&shared.log), Arc::clone(cell), kind, options);
-    let log = open(LogKind::Messages).await?;
-    let cursor_log = open(LogKind::Cursors).await?;
+    let (log, cursor_log) = tokio::try_join!(open(LogKind::Messages), open(LogKind::Cursors))?;
     let recovered = recovery::recover(&log, &cursor_log).await?;
     Ok((log, cursor_log, recovered))
 }
@@ -165,16 +187,37 @@ fn restore(
 
 /// Waits until the broker that handed the bundle over has sealed the topic's ledgers. One that does
 /// not, in time, is fenced.
-async fn wait_sealed(shared: &Shared, cell: &TopicRecordCell) -> Result<(), BrokerError> {
-    let started = shared.clock.monotonic();
-    while !cell.is_sealed().await? {
-        if shared.clock.monotonic().saturating_sub(started) > HAND_OVER_MAX {
-            tracing::warn!(topic = %cell.topic(), "the former owner does not seal it: it is fenced");
-            break;
+async fn wait_sealed(
+    shared: &Shared,
+    cell: &TopicRecordCell,
+    owned: &Owned,
+) -> Result<Sealed, BrokerError> {
+    let Some(source) = owned.source else {
+        return Ok(Sealed::Nobody);
+    };
+    let end = owned.since + HAND_OVER_MAX;
+    while shared.clock.monotonic() < end {
+        if cell.is_sealed().await? {
+            return Ok(Sealed::Yes);
+        }
+        // One that is gone seals nothing any more.
+        if !shared.ownership.is_announced(source) {
+            return Ok(Sealed::Nobody);
         }
         clock::sleep(HAND_OVER_TICK).await;
     }
-    Ok(())
+    Ok(Sealed::NotYet)
+}
+
+/// What became of the wait for a former owner that hands a topic over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Sealed {
+    /// Nobody hands it over.
+    Nobody,
+    /// It has sealed the ledgers, or there was nothing to seal.
+    Yes,
+    /// It lives and does not do it in time.
+    NotYet,
 }
 
 /// The record of a topic that exists, or that may be created now.

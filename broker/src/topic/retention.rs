@@ -58,6 +58,9 @@ impl Topic {
             // One ledger: the log may still seal it for its age.
             None => covered,
         };
+        if stats.ledgers.is_empty() {
+            return;
+        }
         let retention = self.policies.borrow().retention;
         self.trimming.running = true;
         let (log, mailbox) = (self.log.clone(), self.mailbox.clone());

@@ -3,11 +3,12 @@
 //! client that knows the new owner; this keeps it from all others.
 //!
 //! While the lease is held under which the ownership was known, nobody takes over but by a move, which
-//! the owner sees. Without that lease it is metadata that tells, or, when that is away, a probe: as long as
+//! the owner sees, unless it stalls for so long that the new owner has waited for its lease. Without that lease it is metadata that tells, or, when that is away, a probe: as long as
 //! the open ledgers of the topic are not fenced, nobody has taken over, which is good for a moment. A
 //! new owner that had to fence waits for longer than that moment before its first delivery.
 //!
-//! Readers leave no acknowledgements behind: nothing of this concerns them.
+//! Without a lease, without metadata and without an open ledger nothing can be shown, and a backlog is not
+//! delivered until one of them is back. Readers leave no acknowledgements behind: nothing of this concerns them.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -26,8 +27,9 @@ use crate::topic::event::{Event, SubscriptionId};
 const PROBE_VALID: Duration = Duration::from_secs(1);
 /// What a new owner waits: longer, since no two clocks run alike.
 const TAKEOVER_WAIT: Duration = Duration::from_millis(1_200);
-/// Until it is asked again.
-const RETRY: Duration = Duration::from_millis(200);
+/// First and longest pause until it is asked again.
+const RETRY_MIN: Duration = Duration::from_millis(200);
+const RETRY_MAX: Duration = Duration::from_secs(3);
 
 /// How far this owner is known to be the only one.
 #[derive(Debug, Default)]
@@ -38,6 +40,8 @@ pub(super) struct Tenure {
     probed_until: Duration,
     /// Somebody asks.
     asking: bool,
+    /// The pause after the last answer that said nothing.
+    pause: Duration,
     /// Subscriptions that wait for the answer.
     held: BTreeSet<SubscriptionId>,
 }
@@ -51,10 +55,11 @@ pub(crate) enum Asked {
 }
 
 impl Tenure {
-    /// Of an owner whose predecessor may not know of it yet.
-    pub(super) fn after_takeover(now: Duration) -> Tenure {
+    /// Of an owner whose predecessor may not know of it yet: what a probe of that one showed is over
+    /// soon, and so is its lease, if it is believed to hold one.
+    pub(super) fn after_takeover(now: Duration, lease: Duration) -> Tenure {
         Tenure {
-            not_before: now + TAKEOVER_WAIT,
+            not_before: now + TAKEOVER_WAIT.max(lease),
             ..Tenure::default()
         }
     }
@@ -89,12 +94,13 @@ impl Topic {
     fn ask_tenure(&self, wait: Duration) {
         let (shared, mailbox) = (Arc::clone(&self.shared), self.mailbox.clone());
         let owned = self.owned.clone();
+        let pause = (self.tenure.pause * 2).clamp(RETRY_MIN, RETRY_MAX);
         let logs = [self.cursors.log().clone(), self.log.clone()];
         self.shared.tasks.spawn("topic-tenure", async move {
             clock::sleep(wait).await;
             let asked = ask(&shared, &owned, &logs).await;
             if matches!(asked, Asked::Probed(Fence::Unknown, _)) {
-                clock::sleep(RETRY).await;
+                clock::sleep(pause).await;
             }
             // A topic that is gone does not care.
             let _ = mailbox.send(Event::Tenure(asked)).await;
@@ -103,6 +109,10 @@ impl Topic {
 
     pub(super) fn tenure_asked(&mut self, asked: Asked) {
         self.tenure.asking = false;
+        self.tenure.pause = match asked {
+            Asked::Probed(Fence::Unknown, _) => (self.tenure.pause * 2).clamp(RETRY_MIN, RETRY_MAX),
+            Asked::Confirmed(_) | Asked::Probed(..) => Duration::ZERO,
+        };
         match asked {
             Asked::Confirmed(session) => self.owned.session = Some(session),
             Asked::Probed(Fence::None, at) => self.tenure.probed_until = at + PROBE_VALID,

@@ -9,6 +9,7 @@ use aquifer_ledger::testing::TestWorld;
 use aquifer_metadata::embedded::{EmbeddedOptions, EmbeddedStore};
 use aquifer_metadata::lease::Lease;
 use aquifer_metadata::store::MetadataStore;
+use aquifer_model::bundle::BundleRange;
 use aquifer_model::load::LoadReport;
 use aquifer_protocol_api::broker::{BrokerApi, OpenProducer, ProducerSession, PublishFrame};
 use aquifer_protocol_api::error::ErrorKind;
@@ -20,7 +21,7 @@ use aquifer_runtime::telemetry::Telemetry;
 use async_trait::async_trait;
 use parking_lot::Mutex;
 
-use crate::support::{batch, ctx, default_namespace, eventually, open, soon};
+use crate::support::{Consumer, batch, ctx, default_namespace, eventually, open, soon, subscribe};
 
 const TTL: Duration = Duration::from_secs(6);
 const BUNDLES: u32 = 16;
@@ -265,4 +266,33 @@ async fn a_split_without_a_hash_halves_the_load_whoever_is_asked() {
         .broker
         .split_bundle(&context, default_namespace(), whole, None);
     assert_eq!(again.await.unwrap_err().kind, ErrorKind::NotFound);
+}
+
+/// Sessions go on over a split, and what they were given before it counts when it is acknowledged.
+#[tokio::test]
+async fn acknowledgements_count_over_a_split_i9() {
+    let cluster = Cluster::new(config(1)).await;
+    let member = cluster.join("a").await;
+    let topics = topics()[..1].to_vec();
+    cluster.publish(&member, &topics).await;
+    let context = ctx();
+    let session = member
+        .broker
+        .subscribe(&context, subscribe(&topics[0], "s"));
+    let mut consumer = Consumer::new(soon("a consumer", session).await.unwrap());
+    let before = consumer.take(1).await[0].0;
+    let whole = BundleRange {
+        first: 0,
+        last: u32::MAX,
+    };
+    let half = Some(1 << 31);
+    let split = member
+        .broker
+        .split_bundle(&context, default_namespace(), whole, half);
+    soon("a split", split).await.unwrap();
+    // The owner knows of it once it publishes under the new record.
+    cluster.publish(&member, &topics).await;
+    let after = consumer.take(1).await[0].0;
+    soon("a receipt", consumer.acknowledge(&[before], None)).await;
+    soon("a receipt", consumer.acknowledge(&[after], None)).await;
 }

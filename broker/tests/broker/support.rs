@@ -331,7 +331,7 @@ pub struct Consumer {
 }
 
 impl Consumer {
-    fn new(session: ConsumerSession) -> Consumer {
+    pub fn new(session: ConsumerSession) -> Consumer {
         Consumer {
             seek_epoch: session.opened.seek_epoch,
             opened: session.opened,

@@ -3,6 +3,9 @@
 //!
 //! Whoever takes over first fences a bookie of every ack quorum of every write set. As long as all
 //! bookies of one ack quorum say that the ledger is not fenced, that was not done when they were asked.
+//! Bookies that failed do not count: they may have been replaced in metadata without an answer, and then
+//! others are fenced instead of them. Neither does a ledger that is being closed: whoever takes over
+//! may find it closed, and has nothing to fence.
 
 use std::time::Duration;
 
@@ -12,7 +15,7 @@ use aquifer_runtime::clock;
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 
-use crate::managed::state::LogInner;
+use crate::managed::state::{LogInner, Phase};
 
 /// How long bookies are waited for: what they prove is good for little longer.
 const ANSWER_MAX: Duration = Duration::from_millis(500);
@@ -32,22 +35,26 @@ impl LogInner {
     pub(crate) async fn probe_fence(&self) -> Fence {
         let current = {
             let state = self.state.lock();
-            state.current.as_ref().map(|c| c.writer.info())
+            let current = state.current.as_ref();
+            current
+                .filter(|_| state.phase == Phase::Ready)
+                .map(|c| c.writer.clone())
         };
-        let Some(info) = current else {
+        let Some(writer) = current else {
             return Fence::Unknown;
         };
-        let (_, members) = info.last_fragment();
+        let (members, quorum) = (writer.members(), writer.quorum());
         let wait = TailWait {
-            ledger: info.id,
+            ledger: writer.ledger(),
             above: None,
             limit: Duration::ZERO,
         };
         let mut asked: FuturesUnordered<_> = members
             .iter()
             .enumerate()
+            .filter_map(|(position, bookie)| bookie.map(|bookie| (position, bookie)))
             .map(|(position, bookie)| async move {
-                (position, self.ctx.transport.wait(*bookie, wait).await)
+                (position, self.ctx.transport.wait(bookie, wait).await)
             })
             .collect();
         let mut unfenced = vec![false; members.len()];
@@ -59,14 +66,22 @@ impl LogInner {
                     // Neither yes nor no.
                     Err(_) => {}
                 }
-                if is_open(info.quorum, &unfenced) {
+                if is_open(quorum, &unfenced) {
                     return Fence::None;
                 }
             }
             Fence::Unknown
         };
         let answered = clock::timeout(ANSWER_MAX, answers).await;
-        answered.unwrap_or(Fence::Unknown)
+        let answered = answered.unwrap_or(Fence::Unknown);
+        // What has begun meanwhile began before the last answer.
+        let state = self.state.lock();
+        let current = state.current.as_ref().map(|c| c.writer.ledger());
+        let same = state.phase == Phase::Ready && current == Some(writer.ledger());
+        match answered {
+            Fence::None if !same => Fence::Unknown,
+            answered => answered,
+        }
     }
 }
 

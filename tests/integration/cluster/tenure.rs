@@ -68,8 +68,9 @@ async fn a_paused_owner_delivers_nothing_that_was_acknowledged_elsewhere_h9() ->
                 let index = some.deliveries.first().map(|delivery| delivery.base_index);
                 bail!("I9: index {index:?} is delivered, which was acknowledged at the next owner");
             }
-            Some(Response::Error(_)) | None => break,
+            Some(Response::Error(_)) => break,
             Some(_) => {}
+            None => bail!("the stream ended without a word"),
         }
     }
     cluster.signal("etcd", Signal::CONT)?;

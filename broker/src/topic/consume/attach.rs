@@ -186,7 +186,7 @@ impl Topic {
         slot.consumers.insert(consumer, outbox);
         let opened = Subscribed {
             incarnation: self.incarnation,
-            owner_epoch: self.owned.epoch,
+            owner_epoch: self.epoch,
             seek_epoch: slot.state.seek_epoch(),
             start: slot.state.start(),
             end: self.log.end(),

@@ -43,17 +43,17 @@ impl Topic {
             let Some(read) = slot.state.next_read() else {
                 return;
             };
+            if read.from >= self.log.end() {
+                // The outcome that moves the end is an event that comes after this one.
+                self.subscriptions.at_end.insert(id);
+                return;
+            }
             if !self.may_deliver(id) {
                 return;
             }
             let Some(slot) = self.subscriptions.slots.get_mut(&id) else {
                 return;
             };
-            if read.from >= self.log.end() {
-                // The outcome that moves the end is an event that comes after this one.
-                self.subscriptions.at_end.insert(id);
-                return;
-            }
             // A jump to elsewhere drops what was read ahead; one within it does not.
             let mut point = slot.point.take().unwrap_or(ReadPoint::from(read.from));
             point.index = read.from;
