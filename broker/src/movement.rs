@@ -28,7 +28,10 @@ use crate::topics::{Loading, TopicHandle, Topics};
 
 /// Topics of all bundles that seal their ledgers at once: each is away for as long as its own takes, and
 /// the new owner opens one before the next are there.
-pub(crate) const SEALING_AT_ONCE: usize = 8;
+pub(crate) const SEALING_AT_ONCE: usize = 4;
+/// How long a topic with clients keeps its turn at least: they come to the new owner meanwhile, which has
+/// more to do for each than this one has, and would have them wait if all came at once.
+const TURN_MIN: Duration = Duration::from_millis(20);
 /// How long one topic may take to seal before others get their turn.
 const SEAL_MAX: Duration = Duration::from_secs(10);
 
@@ -124,14 +127,21 @@ async fn give_away(topics: &Topics, bundle: &Bundle, sealing: Option<Owned>, url
     };
     let end = async |handle: &TopicHandle| {
         // The semaphore is never closed.
-        let _turn = match sealing {
+        let turn = match sealing {
             Some(_) => topics.shared().sealing.acquire().await.ok(),
             None => None,
         };
+        let least = match &turn {
+            Some(_) if handle.counters.now().sessions > 0 => TURN_MIN,
+            Some(_) | None => Duration::ZERO,
+        };
+        let least = clock::sleep(least);
         tell(handle);
         if clock::timeout(SEAL_MAX, handle.wait_ended()).await.is_err() {
             tracing::warn!(%bundle, "a topic that moves does not end in time");
         }
+        least.await;
+        drop(turn);
     };
     join_all(handles.iter().map(end)).await;
     for handle in loaded(loading).await {

@@ -14,8 +14,11 @@ use crate::journal::record::ValueHead;
 use crate::store::db::{Db, StoreError};
 use crate::store::keys;
 
-/// How far ahead RocksDB reads in a scan that is longer than a few entries.
+/// How far ahead RocksDB reads in a long scan: as much at once in every file that the ledger lies in.
 const READAHEAD_BYTES: usize = 1024 * 1024;
+/// What a long scan is, in entries. In a shorter one most of what is read ahead would belong to other
+/// ledgers; RocksDB then reads ahead little by little.
+const READAHEAD_ENTRIES_MIN: u64 = 1024;
 /// Entries of this size lie in blob files, of which an iterator reads each value by itself.
 const LARGE_BYTES: usize = 16 * 1024;
 /// What one read of several entries takes from the disk.
@@ -142,7 +145,11 @@ impl Scan<'_> {
     fn one_by_one(&mut self) -> Result<Ended, EntryError> {
         let mut read = ReadOptions::default();
         read.set_iterate_upper_bound(keys::ledger_end(self.range.ledger));
-        if self.range.bytes_max > READAHEAD_BYTES / 4 && self.range.prefix_bytes.is_none() {
+        let wanted = (self.range.last.0 - self.range.first.0)
+            .saturating_add(1)
+            .min(self.range.entries_max as u64);
+        let is_long = wanted >= READAHEAD_ENTRIES_MIN && self.range.prefix_bytes.is_none();
+        if is_long && self.range.bytes_max > READAHEAD_BYTES / 4 {
             read.set_readahead_size(READAHEAD_BYTES.min(self.range.bytes_max));
             read.fill_cache(false);
         }
