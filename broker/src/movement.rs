@@ -41,7 +41,7 @@ const LOAD_MAX: Duration = Duration::from_secs(30);
 /// How long it may take until others know that this broker ends.
 const ANNOUNCE_MAX: Duration = Duration::from_secs(3);
 /// How long everything may take before the broker ends anyway.
-const DRAIN_MAX: Duration = Duration::from_secs(60);
+pub(crate) const DRAIN_MAX: Duration = Duration::from_secs(60);
 
 /// A bundle as an operator sees it.
 #[derive(Debug, Clone, PartialEq, Eq)]

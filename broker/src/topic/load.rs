@@ -13,6 +13,7 @@ use tokio::sync::watch;
 use crate::broker::Shared;
 use crate::error::BrokerError;
 use crate::load::TopicCounters;
+use crate::movement::DRAIN_MAX;
 use crate::ownership::Owned;
 use crate::subscription::SubscriptionSpec;
 use crate::topic::Topic;
@@ -195,8 +196,12 @@ async fn wait_sealed(
     let Some(source) = owned.source else {
         return Ok(Sealed::Nobody);
     };
-    let end = owned.since + HAND_OVER_MAX;
-    while shared.clock.monotonic() < end {
+    let started = shared.clock.monotonic();
+    // By then everything was handed over long ago: what is open was left open by this broker.
+    if started > owned.since + DRAIN_MAX {
+        return Ok(Sealed::Nobody);
+    }
+    while shared.clock.monotonic() < started + HAND_OVER_MAX {
         if cell.is_sealed().await? {
             return Ok(Sealed::Yes);
         }
