@@ -47,7 +47,8 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// Starts a cluster on `data_dir` and waits until it serves.
+    /// Starts a cluster on `data_dir`, with one broker unless arguments say otherwise, and waits until
+    /// it serves.
     ///
     /// # Errors
     /// When it does not become ready.
@@ -87,9 +88,12 @@ impl Cluster {
     pub fn restart(&mut self) -> Result<()> {
         ensure!(self.dev.is_none(), "it is running");
         let log = self.data_dir.with_extension("dev.log");
+        let named = self.arguments.iter().any(|word| word == "--brokers");
+        let brokers: &[&str] = if named { &[] } else { &["--brokers", "1"] };
         let mut child = Command::new(binary())
             .args(["dev", "--output", "json", "--grpc-addr", "127.0.0.1:0"])
             .args(["--data-dir".as_ref(), self.data_dir.as_os_str()])
+            .args(brokers)
             .args(&self.arguments)
             .envs(self.environment.iter().cloned())
             .stdin(Stdio::null())

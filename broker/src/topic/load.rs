@@ -211,6 +211,7 @@ async fn wait_sealed(
         }
         clock::sleep(HAND_OVER_TICK).await;
     }
+    tracing::warn!(topic = %cell.topic(), "the former owner does not seal it: it is fenced");
     Ok(Sealed::NotYet)
 }
 

@@ -176,14 +176,14 @@ pub struct DevArgs {
     pub bookies: u16,
 
     /// How many brokers.
-    #[arg(long, value_name = "N", default_value_t = 1)]
+    #[arg(long, value_name = "N", default_value_t = 3)]
     pub brokers: u16,
 
     /// Where everything is stored; what is there is used again.
     #[arg(long, value_name = "DIR", default_value = "aquifer-dev")]
     pub data_dir: PathBuf,
 
-    /// Address of the broker; port 0 takes a free one. Everything else is on free ports.
+    /// Address of the first broker; port 0 takes a free one. Everything else is on free ports.
     #[arg(long, value_name = "A:P", default_value = "127.0.0.1:7650")]
     pub grpc_addr: ListenAddress,
 

@@ -51,7 +51,8 @@ impl Cluster {
         };
         let program = std::env::current_exe().map_err(|e| failed(&e))?;
         let mut dev = Command::new(program)
-            .args(["--output", "json", "dev", "--grpc-addr", "127.0.0.1:0"])
+            .args(["--output", "json", "dev", "--brokers", "1"])
+            .args(["--grpc-addr", "127.0.0.1:0"])
             .args(["--bookies", &BOOKIES.to_string(), "--data-dir"])
             .arg(data_dir)
             .stdin(Stdio::null())

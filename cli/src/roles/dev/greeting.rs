@@ -56,7 +56,8 @@ impl Greeting<'_> {
             table.row([child.spec.name.clone(), pid, child.spec.address.clone()]);
         }
         out.table(&table)?;
-        let option = if url == DEFAULT_URL {
+        // Any of the brokers will do, and the first may be where clients look anyway.
+        let option = if url.split(',').next() == Some(DEFAULT_URL) {
             String::new()
         } else {
             format!(" --url {url}")
