@@ -8,4 +8,5 @@ mod disk_space;
 mod operators;
 mod sdk;
 mod survival;
+mod traces;
 mod wire;
