@@ -9,7 +9,7 @@
 # bookies, then brokers, then members of etcd is a good one. Words are separated by blanks:
 #
 #   ROLE     NAME   HTTP             COMMAND
-#   bookie   b1     10.0.0.7:7680    ssh 10.0.0.7 systemctl restart aquifer-bookie
+#   bookie   b1     10.0.0.7:7681    ssh 10.0.0.7 systemctl restart aquifer-bookie
 #   broker   x1     10.0.0.9:7680    ssh 10.0.0.9 systemctl restart aquifer-broker
 #   etcd     e1     10.0.0.3:2379    ssh 10.0.0.3 systemctl restart etcd
 #

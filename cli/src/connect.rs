@@ -19,6 +19,11 @@ impl Connect {
         Connect { urls, timeout }
     }
 
+    /// How long one operation may take.
+    pub fn timeout(&self) -> Duration {
+        self.timeout
+    }
+
     /// A client of these brokers. Nothing is connected yet.
     ///
     /// # Errors

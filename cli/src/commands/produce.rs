@@ -36,7 +36,8 @@ pub async fn run(args: ProduceArgs, connect: &Connect, out: &Output) -> Result<(
     client.connect().await?;
     let mut builder = client
         .producer(&args.topic.to_string())
-        .compression(compression(args.compression));
+        .compression(compression(args.compression))
+        .send_timeout(Some(connect.timeout()));
     if let Some(name) = &args.producer_name {
         builder = builder.name(name.as_str());
     }
