@@ -16,7 +16,7 @@ use aquifer_harness::server::binary;
 use aquifer_metadata::etcd::EtcdStore;
 use aquifer_metadata::store::{MetadataStore, Versioned};
 use aquifer_metadata::{keys, record};
-use aquifer_proto::v1::{LedgerRecord, LedgerState, TopicRecord};
+use aquifer_proto::v1::{LedgerRecord, LedgerState, TopicRecord, UnderReplicatedRecord};
 use aquifer_runtime::clock::{Clock, SystemClock, sleep};
 use aquifer_runtime::task::TaskGroup;
 
@@ -313,9 +313,15 @@ async fn lost_and_named(cluster: &Cluster, store: &Arc<EtcdStore>) -> Result<Opt
 async fn metadata(cluster: &mut Cluster, counts: &mut Counts) -> Result<()> {
     let tasks = TaskGroup::new("audit");
     let store = policy::metadata(cluster, &tasks).await?;
-    let started = SystemClock.monotonic();
+    let (started, now_ms) = (SystemClock.monotonic(), SystemClock.wall_ms());
     loop {
-        let marks = scan(&*store, keys::UNDER_REPLICATED_PREFIX).await?;
+        // Every ledger is checked once a minute, for which it is marked, too: what counts is that no
+        // mark stays.
+        let mut marks = scan(&*store, keys::UNDER_REPLICATED_PREFIX).await?;
+        marks.retain(|item| {
+            let mark = record::decode::<UnderReplicatedRecord>(item);
+            !mark.is_ok_and(|mark| mark.marked_ms >= now_ms)
+        });
         if marks.is_empty() {
             break;
         }
