@@ -125,6 +125,13 @@ async fn give_away(topics: &Topics, bundle: &Bundle, sealing: Option<Owned>, url
             url: url.to_owned(),
         });
     };
+    // What they change until their turn comes, they change under the record of now: else a topic that
+    // trims meanwhile would take itself for fenced, and be away until it is fenced in fact.
+    if let Some(owned) = &sealing {
+        for handle in &handles {
+            handle.mailbox.urgent(Event::Rebound(owned.clone()));
+        }
+    }
     let end = async |handle: &TopicHandle| {
         // The semaphore is never closed.
         let turn = match sealing {
