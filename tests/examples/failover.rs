@@ -17,7 +17,7 @@ mod load;
 
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use aquifer_client::Client;
 use aquifer_harness::cluster::Cluster;
 use aquifer_runtime::clock::{Clock, SystemClock, sleep};
@@ -56,12 +56,16 @@ async fn measure(topics: usize, pace: Duration) -> Result<()> {
     eprintln!("{topics} topics are open");
 
     let quiet = phase(&load, async { Ok(()) }).await?;
-    own_all(&cluster, &client, "broker-1").await?;
+    cluster
+        .give_all(&client.admin(), NAMESPACE, "broker-1")
+        .await?;
     load.everybody_goes_on(LIMIT).await?;
     sleep(QUIET).await;
     let killed = phase(&load, async { cluster.kill("broker-1") }).await?;
     cluster.start_again("broker-1")?;
-    own_all(&cluster, &client, "broker-2").await?;
+    cluster
+        .give_all(&client.admin(), NAMESPACE, "broker-2")
+        .await?;
     load.everybody_goes_on(LIMIT).await?;
     sleep(QUIET).await;
     let drained = phase(&load, async { cluster.terminate("broker-2") }).await?;
@@ -101,25 +105,6 @@ fn client(cluster: &Cluster) -> Result<Client> {
         urls.push(cluster.process(broker)?.address.clone());
     }
     Ok(Client::builder().urls(urls).build()?)
-}
-
-/// Moves every bundle to a broker.
-async fn own_all(cluster: &Cluster, client: &Client, name: &str) -> Result<()> {
-    let address = &cluster.process(name)?.address;
-    let admin = client.admin();
-    let brokers = admin.list_brokers().await?;
-    let owner = brokers.iter().find(|broker| broker.url == *address);
-    let owner = &owner
-        .with_context(|| format!("{name} is announced"))?
-        .broker;
-    for bundle in admin.list_bundles(NAMESPACE).await? {
-        if bundle.broker.as_ref() != Some(owner) {
-            admin
-                .transfer_bundle(NAMESPACE, &bundle.bundle, Some(owner))
-                .await?;
-        }
-    }
-    Ok(())
 }
 
 /// Does something, waits until every topic has gone on and all is quiet again, and says how long

@@ -81,7 +81,7 @@ async fn measure(topics: usize, active: usize, rate: f64) -> Result<()> {
     let after_creation = sizes(&cluster, &etcd)?;
     eprintln!("created: {created} {after_creation}");
 
-    own_all(&cluster, &admin, "broker-1").await?;
+    cluster.give_all(&admin, NAMESPACE, "broker-1").await?;
     let loaded = load_all(&admin, topics).await.context("loading topics")?;
     let after_loading = sizes(&cluster, &etcd)?;
     eprintln!("loaded: {loaded} {after_loading}");
@@ -137,24 +137,6 @@ fn client(cluster: &Cluster) -> Result<Client> {
     Ok(builder
         .operation_timeout(Duration::from_secs(300))
         .build()?)
-}
-
-/// Moves every bundle to a broker.
-async fn own_all(cluster: &Cluster, admin: &Admin, name: &str) -> Result<()> {
-    let address = &cluster.process(name)?.address;
-    let brokers = admin.list_brokers().await?;
-    let owner = brokers.iter().find(|broker| broker.url == *address);
-    let owner = &owner
-        .with_context(|| format!("{name} is announced"))?
-        .broker;
-    for bundle in admin.list_bundles(NAMESPACE).await? {
-        if bundle.broker.as_ref() != Some(owner) {
-            admin
-                .transfer_bundle(NAMESPACE, &bundle.bundle, Some(owner))
-                .await?;
-        }
-    }
-    Ok(())
 }
 
 /// Asks every topic for its state, which loads it.

@@ -8,6 +8,7 @@ use std::sync::mpsc::{RecvTimeoutError, sync_channel};
 
 use anyhow::{Context, Result, bail, ensure};
 use aquifer_client::Client;
+use aquifer_client::admin::Admin;
 use aquifer_runtime::clock::{Clock, SystemClock};
 use aquifer_runtime::task::spawn_thread;
 use rustix::process::{Pid, Signal, kill_process};
@@ -306,6 +307,27 @@ impl Cluster {
             }
             pause();
         }
+    }
+
+    /// Moves every bundle of a namespace to a broker.
+    ///
+    /// # Errors
+    /// When the broker is not announced, or a bundle does not move.
+    pub async fn give_all(&self, admin: &Admin, namespace: &str, name: &str) -> Result<()> {
+        let address = &self.process(name)?.address;
+        let brokers = admin.list_brokers().await?;
+        let owner = brokers.iter().find(|broker| broker.url == *address);
+        let owner = &owner
+            .with_context(|| format!("{name} is announced"))?
+            .broker;
+        for bundle in admin.list_bundles(namespace).await? {
+            if bundle.broker.as_ref() != Some(owner) {
+                admin
+                    .transfer_bundle(namespace, &bundle.bundle, Some(owner))
+                    .await?;
+            }
+        }
+        Ok(())
     }
 
     /// Where its metadata is, as the arguments of tools name it.
