@@ -91,10 +91,11 @@ impl Topic {
         may
     }
 
-    fn ask_tenure(&self, wait: Duration) {
+    fn ask_tenure(&mut self, wait: Duration) {
         let (shared, mailbox) = (Arc::clone(&self.shared), self.mailbox.clone());
         let owned = self.owned.clone();
         let pause = (self.tenure.pause * 2).clamp(RETRY_MIN, RETRY_MAX);
+        self.tenure.pause = pause;
         let logs = [self.cursors.log().clone(), self.log.clone()];
         self.shared.tasks.spawn("topic-tenure", async move {
             clock::sleep(wait).await;
@@ -109,10 +110,9 @@ impl Topic {
 
     pub(super) fn tenure_asked(&mut self, asked: Asked) {
         self.tenure.asking = false;
-        self.tenure.pause = match asked {
-            Asked::Probed(Fence::Unknown, _) => (self.tenure.pause * 2).clamp(RETRY_MIN, RETRY_MAX),
-            Asked::Confirmed(_) | Asked::Probed(..) => Duration::ZERO,
-        };
+        if !matches!(asked, Asked::Probed(Fence::Unknown, _)) {
+            self.tenure.pause = Duration::ZERO;
+        }
         match asked {
             Asked::Confirmed(session) => self.owned.session = Some(session),
             Asked::Probed(Fence::None, at) => self.tenure.probed_until = at + PROBE_VALID,

@@ -15,6 +15,7 @@ use aquifer_runtime::clock;
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 
+use crate::ledger_writer::LedgerWriter;
 use crate::managed::state::{LogInner, Phase};
 
 /// How long bookies are waited for: what they prove is good for little longer.
@@ -33,14 +34,7 @@ pub enum Fence {
 
 impl LogInner {
     pub(crate) async fn probe_fence(&self) -> Fence {
-        let current = {
-            let state = self.state.lock();
-            let current = state.current.as_ref();
-            current
-                .filter(|_| state.phase == Phase::Ready)
-                .map(|c| c.writer.clone())
-        };
-        let Some(writer) = current else {
+        let Some(writer) = self.open_ledger() else {
             return Fence::Unknown;
         };
         let (members, quorum) = (writer.members(), writer.quorum());
@@ -75,13 +69,19 @@ impl LogInner {
         let answered = clock::timeout(ANSWER_MAX, answers).await;
         let answered = answered.unwrap_or(Fence::Unknown);
         // What has begun meanwhile began before the last answer.
-        let state = self.state.lock();
-        let current = state.current.as_ref().map(|c| c.writer.ledger());
-        let same = state.phase == Phase::Ready && current == Some(writer.ledger());
+        let now = self.open_ledger().map(|now| now.ledger());
         match answered {
-            Fence::None if !same => Fence::Unknown,
+            Fence::None if now != Some(writer.ledger()) => Fence::Unknown,
             answered => answered,
         }
+    }
+
+    /// The writer of the ledger that takes entries, unless that is about to end.
+    fn open_ledger(&self) -> Option<LedgerWriter> {
+        let state = self.state.lock();
+        let current = state.current.as_ref();
+        let current = current.filter(|_| state.phase == Phase::Ready)?;
+        Some(current.writer.clone())
     }
 }
 

@@ -1,14 +1,12 @@
 //! The tasks that a process runs, on a store with sessions and watches: one audits, all repair.
 
 use aquifer_metadata::embedded::{EmbeddedOptions, EmbeddedStore};
-use aquifer_metadata::scan;
+use aquifer_metadata::store::Expect;
+use aquifer_metadata::{record, scan};
+use aquifer_proto::v1::LockRecord;
 use aquifer_runtime::clock::SystemClock;
 use aquifer_runtime::disk::RealDisk;
 use aquifer_runtime::task::TaskGroup;
-
-use aquifer_metadata::record;
-use aquifer_metadata::store::Expect;
-use aquifer_proto::v1::LockRecord;
 
 use super::*;
 
