@@ -441,6 +441,10 @@ fn fill(cluster: &Cluster, at: usize) -> Result<PathBuf> {
 /// is zeros that nobody reads.
 fn flip(cluster: &Cluster, rng: &dyn Rng) -> Result<()> {
     let folder = data_dir(&cluster.bookies[UNLUCKY].mount);
+    if !folder.exists() {
+        // The fault beside this one took the disk a moment ago.
+        return Ok(());
+    }
     let mut candidates = Vec::new();
     for suffix in [".sst", ".blob", ".aqj"] {
         candidates.extend(files(&folder, suffix)?);
