@@ -4,6 +4,7 @@
 mod brokers;
 mod cluster;
 mod roles;
+mod tenancy;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -19,6 +20,10 @@ pub use cluster::{BookieCommand, DoctorArgs, LedgerArgs, LedgerCommand, SourceAr
 #[cfg(test)]
 pub use roles::ClusterArgs;
 pub use roles::{AutorecoveryArgs, BookieArgs, BrokerArgs, DevArgs, DevChildArgs, StandaloneArgs};
+pub use tenancy::{
+    NamespaceArgs, NamespaceCommand, PolicyArgs, SubscriptionArgs, SubscriptionCommand, TenantArgs,
+    TenantCommand,
+};
 
 /// Where a broker listens unless told otherwise.
 pub const DEFAULT_URL: &str = "http://127.0.0.1:7650";
@@ -87,6 +92,12 @@ pub enum Command {
     Read(ReadArgs),
     /// Create, list, inspect and delete topics.
     Topic(TopicArgs),
+    /// Create, list, move and delete subscriptions.
+    Subscription(SubscriptionArgs),
+    /// Create and list tenants, which own namespaces.
+    Tenant(TenantArgs),
+    /// Create and list namespaces, show and change their policies: replication, retention and more.
+    Namespace(NamespaceArgs),
     /// Show brokers and bundles of a running cluster, and move bundles between brokers.
     Cluster(BrokersArgs),
     /// Show, check, close and delete single ledgers.
@@ -378,6 +389,16 @@ mod tests {
             "topic list",
             "topic stats t",
             "topic delete t --force",
+            "subscription create t s --from latest",
+            "subscription list t",
+            "subscription seek t s @1769860800000",
+            "subscription delete t s --force",
+            "tenant create acme",
+            "tenant list",
+            "namespace create acme/shop --quorum 3,3,2 --retention-time forever",
+            "namespace list acme",
+            "namespace show",
+            "namespace update acme/shop --retention-size 10GiB --rollover-time 1h --deduplication false",
             "bookie list --data-dir d",
             "bookie list --metadata etcd://a:2379,b:2379 --cluster c",
             "bookie cookie 000102030405060708090a0b0c0d0e0f",
@@ -417,6 +438,9 @@ mod tests {
             "consume t",
             "read t --from nowhere",
             "perf produce --count 1 --seconds 1",
+            "namespace create acme",
+            "namespace update acme/shop --retention-size 10GB",
+            "subscription seek t s nowhere",
             "bookie decommission short",
             "bookie decommission 000102030405060708090a0b0c0d0e0f --undo --no-wait",
             "ledger inspect -1",

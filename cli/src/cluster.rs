@@ -139,8 +139,16 @@ async fn connect(cluster: &ClusterSettings, telemetry: &Telemetry) -> Result<Clu
     };
     let transport = GrpcTransport::new(reach, &*seams.rng, tasks.clone());
     let members = Members::load(&*etcd).await;
+    let members = members.map_err(|error| failed(&error))?;
+    if members.iter().next().is_none() && members.damaged().is_empty() {
+        etcd.close().await;
+        let message = format!("no bookie ever joined a cluster {} there", cluster.name);
+        return Err(
+            CliError::failed(message).advise("say which cluster with --cluster or AQUIFER_CLUSTER")
+        );
+    }
     let mut known = Vec::new();
-    for member in members.map_err(|error| failed(&error))?.iter() {
+    for member in members.iter() {
         let Some(registration) = &member.registration else {
             continue;
         };

@@ -1,4 +1,4 @@
-//! The tools: each is a program against the client SDK, one file each.
+//! The tools: each is a program against the client SDK, a file for each or for two that belong together.
 
 pub mod bookie;
 pub mod brokers;
@@ -9,4 +9,6 @@ mod message;
 pub mod perf;
 pub mod produce;
 pub mod read;
+pub mod subscription;
+pub mod tenancy;
 pub mod topic;

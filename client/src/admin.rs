@@ -5,13 +5,12 @@
 
 mod load;
 mod stats;
+mod subscriptions;
 
 use std::sync::Arc;
 
-use aquifer_model::id::Index;
-use aquifer_model::place::Place;
 use aquifer_model::policy::NamespacePolicies;
-use aquifer_model::topic::{NamespaceName, SubscriptionName, TopicName};
+use aquifer_model::topic::{NamespaceName, TopicName};
 use aquifer_proto::v1;
 use tonic::transport::Channel;
 
@@ -116,7 +115,8 @@ impl Admin {
         }
     }
 
-    /// Creates a namespace, given as `tenant/namespace`.
+    /// Creates a namespace, given as `tenant/namespace`. Without policies it has the defaults of the
+    /// cluster, whose replication suits it.
     ///
     /// # Errors
     /// `AlreadyExists`, `NotFound` for its tenant, `Invalid` for its name, and what every call may
@@ -124,11 +124,11 @@ impl Admin {
     pub async fn create_namespace(
         &self,
         namespace: &str,
-        policies: NamespacePolicies,
+        policies: Option<NamespacePolicies>,
     ) -> Result<()> {
         let request = v1::CreateNamespaceRequest {
             namespace: namespace.parse::<NamespaceName>()?.to_string(),
-            policies: Some(policies.into()),
+            policies: policies.map(Into::into),
         };
         self.call(
             "creating the namespace",
@@ -345,60 +345,6 @@ impl Admin {
         })
         .await
         .map(|_| ())
-    }
-
-    /// Deletes a subscription. Without `force` only when nobody is connected to it.
-    ///
-    /// # Errors
-    /// `NotFound`, `Busy` when it is in use, `Invalid` for a name, and what every call may answer.
-    pub async fn delete_subscription(
-        &self,
-        topic: &str,
-        subscription: &str,
-        force: bool,
-    ) -> Result<()> {
-        let request = v1::DeleteSubscriptionRequest {
-            topic: topic.parse::<TopicName>()?.to_string(),
-            subscription: SubscriptionName::new(subscription)?.to_string(),
-            force,
-        };
-        self.call(
-            "deleting the subscription",
-            false,
-            move |mut client: Client| {
-                let request = request.clone();
-                async move { client.delete_subscription(request).await }
-            },
-        )
-        .await
-        .map(|_| ())
-    }
-
-    /// Moves a subscription; its consumers continue from there. Answers the new mark-delete index.
-    ///
-    /// # Errors
-    /// `NotFound`, `Invalid` for a name, and what every call may answer.
-    pub async fn seek_subscription(
-        &self,
-        topic: &str,
-        subscription: &str,
-        place: Place,
-    ) -> Result<Index> {
-        let request = v1::SeekSubscriptionRequest {
-            topic: topic.parse::<TopicName>()?.to_string(),
-            subscription: SubscriptionName::new(subscription)?.to_string(),
-            place: place.to_string(),
-        };
-        self.call(
-            "moving the subscription",
-            true,
-            move |mut client: Client| {
-                let request = request.clone();
-                async move { client.seek_subscription(request).await }
-            },
-        )
-        .await
-        .map(|answer| Index(answer.index))
     }
 
     /// The brokers of the cluster; a standalone server is its only one.

@@ -234,6 +234,75 @@ async fn topics_are_looked_after() -> Result<()> {
 }
 
 #[tokio::test]
+async fn tenants_namespaces_and_subscriptions_are_looked_after() -> Result<()> {
+    let (_folder, mut server) = server().await?;
+    let refused = |line: &str| -> Result<(Option<i32>, String)> {
+        let words: Vec<&str> = line.split(' ').collect();
+        let output = aquifer(&server.url(), &words)?;
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        Ok((output.status.code(), said))
+    };
+    run(&server, "tenant create acme")?;
+    assert_eq!(run(&server, "tenant list")?, b"acme\npublic\n");
+    let created = run_json(
+        &server,
+        "namespace create acme/shop --retention-time forever --rollover-entries 500",
+    )?;
+    assert_eq!(created[0]["retention_ms"], Value::Null);
+    assert_eq!(created[0]["rollover_entries"], 500);
+    // What is not given is as before.
+    let change = "namespace update acme/shop --retention-time 12h --retention-size 1GiB";
+    run(&server, change)?;
+    let shown = run_json(&server, "namespace show acme/shop")?;
+    assert_eq!(shown[0]["retention_ms"], 12 * 3_600_000);
+    assert_eq!(shown[0]["retention_bytes"], 1 << 30);
+    assert_eq!(shown[0]["rollover_entries"], 500);
+    assert_eq!(run(&server, "namespace list acme")?, b"acme/shop\n");
+    let (code, said) = refused("namespace create acme/shop")?;
+    ensure!(code == Some(1) && said.contains("exists"), "{said}");
+    let (code, said) = refused("namespace create nobody/shop")?;
+    ensure!(code == Some(1) && said.contains("nobody"), "{said}");
+    let (code, said) = refused("namespace update acme/shop")?;
+    ensure!(code == Some(2) && said.contains("--help"), "{said}");
+
+    // A subscription that is there before its first consumer misses nothing; its name is taken.
+    for (topic, partitions) in [("acme/shop/orders", 0), ("acme/shop/parts", 3)] {
+        run(
+            &server,
+            &format!("topic create {topic} --partitions {partitions}"),
+        )?;
+        run(&server, &format!("subscription create {topic} billing"))?;
+        let (code, said) = refused(&format!("subscription create {topic} billing"))?;
+        ensure!(code == Some(1) && said.contains("already"), "{said}");
+        run(&server, &format!("produce {topic} a b c"))?;
+        let consume = format!("consume {topic} --subscription billing");
+        let taken = run(&server, &consume)?;
+        assert_eq!(taken.len(), 6, "{topic}");
+        run(
+            &server,
+            &format!("subscription seek {topic} billing earliest"),
+        )?;
+        let listed = run_json(&server, &format!("subscription list {topic}"))?;
+        assert_eq!(field(&listed, "name"), ["billing"], "{topic}");
+        assert_eq!(field(&listed, "backlog_messages"), [3], "{topic}");
+        assert_eq!(run(&server, &consume)?.len(), 6, "{topic}");
+        run(&server, &format!("subscription delete {topic} billing"))?;
+        assert!(run_json(&server, &format!("subscription list {topic}"))?.is_empty());
+        let (code, said) = refused(&format!("subscription delete {topic} billing"))?;
+        ensure!(code == Some(1) && said.contains("billing"), "{said}");
+    }
+    let (code, said) = refused("subscription seek acme/shop/parts billing 7")?;
+    ensure!(code == Some(1) && said.contains("one partition"), "{said}");
+
+    // A standalone server owns what is used, and is where it was asked.
+    let status = run_json(&server, "cluster status acme/shop")?;
+    assert_eq!(status[0]["owner_gone"], 0);
+    let bundles = String::from_utf8(run(&server, "cluster bundles acme/shop")?)?;
+    ensure!(!bundles.contains("gone"), "{bundles}");
+    server.stop()
+}
+
+#[tokio::test]
 async fn failures_have_the_contracts_exit_codes() -> Result<()> {
     let (_folder, mut server) = server().await?;
     let url = server.url();

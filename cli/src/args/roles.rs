@@ -203,7 +203,8 @@ pub struct DevChildArgs {
     pub command: Vec<OsString>,
 }
 
-fn quorum(text: &str) -> Result<Quorum, String> {
+/// Three numbers that make a quorum.
+pub(super) fn quorum(text: &str) -> Result<Quorum, String> {
     let numbers: Result<Vec<u32>, _> = text.split(',').map(str::parse).collect();
     match numbers.as_deref() {
         Ok([ensemble, write, ack]) => {

@@ -4,7 +4,7 @@ mod load;
 
 use std::collections::BTreeMap;
 
-use aquifer_client::admin::{Admin, BundleInfo};
+use aquifer_client::admin::{Admin, BrokerInfo, BundleInfo};
 use aquifer_model::load::LoadReport;
 use serde_json::{Value, json};
 
@@ -27,8 +27,9 @@ pub async fn run(args: BrokersArgs, connect: &Connect, out: &Output) -> Result<(
         BrokersCommand::Bundles { namespace } => {
             let namespace = namespace.to_string();
             let bundles = admin.list_bundles(&namespace).await?;
-            let reports = load::reports(connect, &admin.list_brokers().await?).await;
-            show_bundles(&namespace, &bundles, &reports, out)
+            let brokers = admin.list_brokers().await?;
+            let reports = load::reports(connect, &brokers).await;
+            show_bundles(&namespace, &bundles, &brokers, &reports, out)
         }
         BrokersCommand::Unload { namespace, bundle } => {
             let namespace = namespace.to_string();
@@ -92,7 +93,7 @@ async fn transfer(
 }
 
 async fn brokers(admin: &Admin, connect: &Connect, out: &Output) -> Result<(), CliError> {
-    let own = ["broker", "url", "version", "state", "bundles"];
+    let own = ["broker", "url", "version", "state", "loaded bundles"];
     let mut table = Table::new(own.into_iter().chain(load::COLUMNS));
     let brokers = admin.list_brokers().await?;
     let reports = load::reports(connect, &brokers).await;
@@ -106,7 +107,7 @@ async fn brokers(admin: &Admin, connect: &Connect, out: &Output) -> Result<(), C
                 "url": broker.url,
                 "version": broker.version,
                 "draining": broker.draining,
-                "bundles": bundles,
+                "loaded_bundles": bundles,
                 "load": load::object(load),
             }))?;
             continue;
@@ -119,7 +120,7 @@ async fn brokers(admin: &Admin, connect: &Connect, out: &Output) -> Result<(), C
         let bundles = bundles.map_or_else(|| "-".to_owned(), |count| count.to_string());
         let own = [
             broker.broker,
-            broker.url,
+            shown_url(broker.url),
             broker.version,
             state.to_owned(),
             bundles,
@@ -132,6 +133,7 @@ async fn brokers(admin: &Admin, connect: &Connect, out: &Output) -> Result<(), C
 fn show_bundles(
     namespace: &str,
     bundles: &[BundleInfo],
+    brokers: &[BrokerInfo],
     reports: &BTreeMap<String, LoadReport>,
     out: &Output,
 ) -> Result<(), CliError> {
@@ -158,11 +160,15 @@ fn show_bundles(
             }))?;
             continue;
         }
-        let gone = if bundle.broker.is_some() { "gone" } else { "-" };
+        let url = match &bundle.broker {
+            None => "-".to_owned(),
+            Some(broker) if is_gone(broker, brokers) => "gone".to_owned(),
+            Some(_) => shown_url(bundle.url.clone().unwrap_or_default()),
+        };
         let own = [
             bundle.bundle.clone(),
             bundle.broker.clone().unwrap_or_else(|| "nobody".to_owned()),
-            bundle.url.clone().unwrap_or_else(|| gone.to_owned()),
+            url,
             bundle.epoch.to_string(),
         ];
         table.row(own.into_iter().chain(load::cells(load)));
@@ -176,10 +182,10 @@ async fn status(admin: &Admin, namespace: &str, out: &Output) -> Result<(), CliE
     let mut owned: BTreeMap<&str, u64> = BTreeMap::new();
     let (mut unowned, mut orphaned) = (0u64, 0u64);
     for bundle in &bundles {
-        match (&bundle.broker, &bundle.url) {
-            (Some(broker), Some(_)) => *owned.entry(broker).or_default() += 1,
-            (Some(_), None) => orphaned += 1,
-            (None, _) => unowned += 1,
+        match &bundle.broker {
+            Some(broker) if is_gone(broker, &brokers) => orphaned += 1,
+            Some(broker) => *owned.entry(broker).or_default() += 1,
+            None => unowned += 1,
         }
     }
     let count = |id: &str| owned.get(id).copied().unwrap_or_default();
@@ -210,9 +216,25 @@ async fn status(admin: &Admin, namespace: &str, out: &Output) -> Result<(), CliE
     let mut table = Table::new(["broker", "url", "bundles"]);
     for broker in &brokers {
         let bundles = count(&broker.broker).to_string();
-        table.row([broker.broker.clone(), broker.url.clone(), bundles]);
+        table.row([
+            broker.broker.clone(),
+            shown_url(broker.url.clone()),
+            bundles,
+        ]);
     }
     shown(&table, out)
+}
+
+fn is_gone(broker: &str, brokers: &[BrokerInfo]) -> bool {
+    brokers.iter().all(|known| known.broker != broker)
+}
+
+/// A standalone server is where it was asked, and has no other address.
+fn shown_url(url: String) -> String {
+    match url.is_empty() {
+        true => "standalone".to_owned(),
+        false => url,
+    }
 }
 
 fn shown(table: &Table, out: &Output) -> Result<(), CliError> {

@@ -266,6 +266,8 @@ async fn delete(
 struct Verified {
     replicas: usize,
     bad: usize,
+    /// Ledgers that are written, whose last fragments were not looked at.
+    not_closed: u64,
     /// Ledgers that could not be looked at, unreadable records included.
     failed: u64,
     table: Table,
@@ -284,6 +286,7 @@ impl Verified {
         Verified {
             replicas: 0,
             bad: 0,
+            not_closed: 0,
             failed: 0,
             table: Table::new(columns),
         }
@@ -337,11 +340,19 @@ impl Verified {
 
     /// Says it all, and fails unless everything is whole.
     fn report(&self, out: &Output) -> Result<(), CliError> {
-        let replicas = self.replicas;
+        let (replicas, not_closed) = (self.replicas, self.not_closed);
         if self.bad == 0 && self.failed == 0 {
             return match out.is_json() {
-                true => out.object(&json!({"replicas": replicas, "missing": 0})),
-                false => out.line(format!("{replicas} replicas are whole")),
+                true => out.object(&json!({
+                    "replicas": replicas,
+                    "missing": 0,
+                    "ledgers_not_closed": not_closed,
+                })),
+                false if not_closed == 0 => out.line(format!("{replicas} replicas are whole")),
+                false => out.line(format!(
+                    "{replicas} replicas are whole; {not_closed} ledgers are not closed, and what \
+                     they wrote since their bookies last changed was not looked at"
+                )),
             };
         }
         if !out.is_json() {
@@ -375,8 +386,10 @@ async fn verify(
     for ledger in ledgers {
         match inspect::verify(&cluster.ctx, ledger, rate).await {
             Ok(Some(found)) => {
-                verified.replicas += found.len();
-                let thin: Vec<&Replica> = found.iter().filter(|r| !r.is_intact()).collect();
+                verified.replicas += found.replicas.len();
+                verified.not_closed += u64::from(!found.is_closed);
+                let all = found.replicas.iter();
+                let thin: Vec<&Replica> = all.filter(|replica| !replica.is_intact()).collect();
                 verified.bad += thin.len();
                 for replica in &thin {
                     verified.thin(ledger, replica, out)?;

@@ -1,10 +1,10 @@
 //! `aquifer topic`: creates, lists, inspects and deletes topics.
 
-use aquifer_client::SubscriptionType;
-use aquifer_client::admin::{SubscriptionStats, TopicStats};
+use aquifer_client::admin::TopicStats;
 use serde_json::{Value, json};
 
 use crate::args::{TopicArgs, TopicCommand};
+use crate::commands::subscription;
 use crate::connect::Connect;
 use crate::exit::CliError;
 use crate::output::{Output, Table};
@@ -88,7 +88,7 @@ fn stats_object(stats: &TopicStats) -> Value {
     let subscriptions: Vec<Value> = stats
         .subscriptions
         .iter()
-        .map(subscription_object)
+        .map(subscription::object)
         .collect();
     json!({
         "topic": stats.topic,
@@ -105,19 +105,6 @@ fn stats_object(stats: &TopicStats) -> Value {
         "ledgers": ledgers,
         "producers": producers,
         "subscriptions": subscriptions,
-    })
-}
-
-fn subscription_object(subscription: &SubscriptionStats) -> Value {
-    json!({
-        "name": subscription.name,
-        "type": type_name(subscription.kind),
-        "durable": subscription.durable,
-        "mark_delete_index": subscription.mark_delete_index.0,
-        "backlog_messages": subscription.backlog_messages,
-        "unacknowledged_messages": subscription.unacknowledged_messages,
-        "acknowledged_ranges": subscription.acknowledged_ranges,
-        "consumers": subscription.consumers,
     })
 }
 
@@ -180,37 +167,10 @@ fn print_subscriptions(out: &Output, stats: &TopicStats) -> Result<(), CliError>
     if stats.subscriptions.is_empty() {
         return Ok(());
     }
-    let mut table = Table::new([
-        "subscription",
-        "type",
-        "mark-delete",
-        "backlog",
-        "unacknowledged",
-        "consumers",
-    ]);
-    for subscription in &stats.subscriptions {
-        table.row([
-            subscription.name.clone(),
-            type_name(subscription.kind).to_owned(),
-            subscription.mark_delete_index.to_string(),
-            subscription.backlog_messages.to_string(),
-            subscription.unacknowledged_messages.to_string(),
-            subscription.consumers.len().to_string(),
-        ]);
-    }
-    section(out, &table)
+    section(out, &subscription::table(&stats.subscriptions))
 }
 
 fn section(out: &Output, table: &Table) -> Result<(), CliError> {
     out.line("")?;
     out.table(table)
-}
-
-fn type_name(kind: SubscriptionType) -> &'static str {
-    match kind {
-        SubscriptionType::Exclusive => "exclusive",
-        SubscriptionType::Shared => "shared",
-        SubscriptionType::Failover => "failover",
-        SubscriptionType::KeyShared => "key-shared",
-    }
 }

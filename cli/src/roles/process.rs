@@ -133,7 +133,7 @@ pub async fn serve(parts: &impl Parts, signals: &mut Signals) -> Result<(), CliE
         reason = parts.failed() => {
             tracing::error!(reason, "a part of the server failed");
             Err(CliError::failed(format!("the server failed: {reason}"))
-                .advise("what was acknowledged is on disk; start it again to see what is there"))
+                .advise("nothing that was acknowledged is lost by that; its log says what led to it"))
         }
     };
     parts.set_serving(false);

@@ -144,6 +144,16 @@ impl Replica {
     }
 }
 
+/// What was found of a ledger.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Verified {
+    /// Its replicas whose entries cannot change any more.
+    pub replicas: Vec<Replica>,
+    /// Whether those are all: more can be written to a ledger that is not closed, and the entries of
+    /// its last fragment are not looked at.
+    pub is_closed: bool,
+}
+
 /// Looks at every replica of every entry whose place is fixed: all of a closed ledger, and all but
 /// the last fragment of another. A ledger that is being deleted has none that anybody misses;
 /// `None` when there is no such ledger, or none any more.
@@ -154,22 +164,28 @@ pub async fn verify(
     ctx: &Arc<LogContext>,
     ledger: LedgerId,
     bytes_per_second: u64,
-) -> Result<Option<Vec<Replica>>, LedgerError> {
+) -> Result<Option<Verified>, LedgerError> {
     let Some(info) = ledger_metadata::load(&*ctx.store, ledger).await? else {
         return Ok(None);
+    };
+    let found = |replicas| {
+        Some(Verified {
+            replicas,
+            is_closed: matches!(info.state, LedgerState::Closed { .. }),
+        })
     };
     let replicas = match is_going(ctx, ledger).await? {
         true => Vec::new(),
         false => replicas(ctx, &info, bytes_per_second).await?,
     };
     if replicas.iter().all(Replica::is_intact) {
-        return Ok(Some(replicas));
+        return Ok(found(replicas));
     }
     // What is missing may have been deleted meanwhile.
     Ok(match ledger_metadata::load(&*ctx.store, ledger).await? {
         None => None,
-        Some(_) if is_going(ctx, ledger).await? => Some(Vec::new()),
-        Some(_) => Some(replicas),
+        Some(_) if is_going(ctx, ledger).await? => found(Vec::new()),
+        Some(_) => found(replicas),
     })
 }
 

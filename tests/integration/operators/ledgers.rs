@@ -107,6 +107,15 @@ async fn the_doctor_tells_a_healthy_cluster_from_one_that_lost_a_bookie() -> Res
     let mut cluster = Cluster::start_with(&folder.path().join("cluster"), &[], &QUICK)?;
     publish(&cluster, "one")?;
     wait_for_doctor(&cluster, 0, "3 processes repair ledgers").await?;
+    // A cluster that nobody joined is not a healthy one.
+    let metadata = cluster.metadata()?;
+    let nobodys = ["doctor", "--metadata", &metadata, "--cluster", "nobodys"];
+    let asked = aquifer(cluster.url(), &nobodys)?;
+    let said = String::from_utf8_lossy(&asked.stderr);
+    ensure!(
+        asked.status.code() == Some(1) && said.contains("nobodys") && said.contains("--cluster"),
+        "{asked:?}"
+    );
     let victim = id_of(&cluster, "bookie-2")?;
     cluster.kill("bookie-2")?;
     // As long as its lease lasts it is announced, and the doctor tries.
