@@ -56,10 +56,12 @@ pub struct LogSettings {
     /// How long the replacement of a failed bookie is put off while the others make ack quorums;
     /// zero replaces it at once.
     pub ensemble_change_delay: Duration,
-    /// Bytes of one ledger that are acknowledged and that a slower bookie still lacks; a bookie
-    /// that lacks more has failed.
+    /// Bytes of one ledger that are acknowledged and that a slower bookie still lacks. Beyond,
+    /// acknowledgements wait for it, and it has failed when it has not stored the oldest of them
+    /// after a quarter of `request_timeout`.
     pub kept_bytes_per_ledger_max: u64,
-    /// The same for all ledgers of the process together.
+    /// The same for all ledgers of the process together; beyond, nothing is kept for slower
+    /// bookies, and they have failed.
     pub kept_bytes_max: u64,
     /// How long a ledger that is to be closed waits for slower bookies to have everything too. Who
     /// is later is marked for repair (H16).

@@ -32,6 +32,9 @@ use crate::writer::{
 
 /// How often in its timeout an add is looked at.
 const WATCH_ROUNDS: u32 = 8;
+/// After so many of these looks a bookie for which acknowledgements wait has failed. It slows the
+/// ledger down that long, which one that is behind for a moment does not need.
+const LAG_ROUNDS: u32 = 1;
 
 thread_local! {
     /// Set while this thread hands entries to bookies for a caller of `append`, which must not
@@ -118,6 +121,8 @@ enum Chore {
     },
     Watch,
     Shed,
+    /// These have not answered in time.
+    Late(Vec<(usize, BookieId)>),
 }
 
 impl LedgerWriter {
@@ -262,6 +267,16 @@ impl LedgerWriter {
 }
 
 impl State {
+    /// Bookies for which acknowledgements wait, and which had the oldest add for long enough.
+    fn holding_back_for_long(&self) -> Vec<(usize, BookieId)> {
+        match self.adds.front() {
+            Some(oldest) if self.round - oldest.round > u64::from(LAG_ROUNDS) => {
+                self.machine.holding_back()
+            }
+            Some(_) | None => Vec::new(),
+        }
+    }
+
     fn add_of(&mut self, entry: EntryId) -> Option<&mut Add> {
         let offset = entry.0.checked_sub(self.first.0)?;
         self.adds.get_mut(usize::try_from(offset).ok()?)
@@ -328,6 +343,10 @@ impl Inner {
                 && state.kept_bytes > 0
             {
                 chores.push(Chore::Shed);
+            }
+            let late = state.holding_back_for_long();
+            if !late.is_empty() {
+                chores.push(Chore::Late(late));
             }
             (chores, state.machine.kept() == 0)
         };
@@ -482,6 +501,7 @@ impl Inner {
                 }
             }),
             Chore::Shed => self.on(WriterEvent::Shed),
+            Chore::Late(late) => self.give_up(late),
             Chore::Change {
                 first_entry,
                 failed,
@@ -530,18 +550,23 @@ impl Inner {
                 if state.round - oldest.round > u64::from(WATCH_ROUNDS) {
                     state.machine.laggards()
                 } else {
-                    Vec::new()
+                    state.holding_back_for_long()
                 }
             };
-            for (position, bookie) in late {
-                let entry = self.state.lock().first;
-                let to = Outgoing {
-                    position,
-                    bookie,
-                    entry,
-                };
-                self.replied(to, Err(BookieError::Timeout));
-            }
+            self.give_up(late);
+        }
+    }
+
+    /// Bookies that have not answered the oldest add in time.
+    fn give_up(self: &Arc<Self>, late: Vec<(usize, BookieId)>) {
+        for (position, bookie) in late {
+            let entry = self.state.lock().first;
+            let to = Outgoing {
+                position,
+                bookie,
+                entry,
+            };
+            self.replied(to, Err(BookieError::Timeout));
         }
     }
 

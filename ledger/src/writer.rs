@@ -8,8 +8,10 @@
 //! - A position that failed counts for nothing until it is replaced. Entries that the other
 //!   positions complete are acknowledged all the same, whether its replacement is put off, on its
 //!   way, or impossible for now (H8).
-//! - A refused add is sent again as the same entry with the same bytes, in order of entries; a
-//!   bookie that missed too much of what was acknowledged without it has failed.
+//! - A refused add is sent again as the same entry with the same bytes, in order of entries.
+//! - What is acknowledged and lacks a bookie that has not failed is bounded: beyond the bound
+//!   acknowledgements wait for that bookie, so that one that is slower for a moment slows the ledger
+//!   down instead of being replaced. How long they wait is for the driver to say.
 //!
 //! The payload stays with the driver: nothing here depends on it.
 
@@ -182,6 +184,40 @@ impl Writer {
             .collect()
     }
 
+    /// Positions for which acknowledgements wait, with their bookies: too much that is acknowledged
+    /// lacks them.
+    #[must_use]
+    pub fn holding_back(&self) -> Vec<(usize, BookieId)> {
+        match self.adds.get(self.kept) {
+            Some(next) if self.is_complete(next) && self.must_wait(next) => bits(self.lagging())
+                .map(|position| (position, self.members()[position]))
+                .collect(),
+            Some(_) | None => Vec::new(),
+        }
+    }
+
+    /// Positions that have not failed and lack the oldest acknowledged entry.
+    fn lagging(&self) -> Positions {
+        match self.adds.front() {
+            Some(oldest) if self.kept > 0 => {
+                self.write_set(self.first_kept()) & !oldest.acked & !self.failed
+            }
+            Some(_) | None => 0,
+        }
+    }
+
+    /// Whether the next add to be acknowledged has its ack quorum.
+    fn is_complete(&self, next: &Add) -> bool {
+        let reliable = self.write_set(self.first_pending()) & !self.failed;
+        count(next.acked & reliable) >= self.quorum.ack()
+    }
+
+    /// Whether acknowledging it would leave too much that a bookie lacks which still can get it.
+    fn must_wait(&self, next: &Add) -> bool {
+        next.ledger_length - self.released_length > self.options.kept_bytes_max
+            && self.lagging() != 0
+    }
+
     /// Members of the last fragment.
     #[must_use]
     pub fn members(&self) -> &[BookieId] {
@@ -289,7 +325,7 @@ impl Writer {
             }
             WriterEvent::EnsembleChanged { members } => self.changed(members, actions),
             WriterEvent::EnsembleChangeFailed => self.change_failed(actions),
-            WriterEvent::Shed => self.release(0, actions),
+            WriterEvent::Shed => self.shed(actions),
             WriterEvent::Superseded => self.stop(StopReason::Fenced, actions),
         }
     }
@@ -334,44 +370,63 @@ impl Writer {
         }
     }
 
+    /// Acknowledges what can be, and lets go of what every bookie has that will get it; in turns,
+    /// since each may make room for the other.
     fn acknowledge(&mut self, actions: &mut Vec<WriterAction>) {
-        while let Some(oldest) = self.adds.get(self.kept) {
-            let entry = self.first_pending();
-            let reliable = self.write_set(entry) & !self.failed;
-            if count(oldest.acked & reliable) < self.quorum.ack() {
-                break;
+        self.release();
+        loop {
+            while let Some(next) = self.adds.get(self.kept)
+                && self.is_complete(next)
+                && !self.must_wait(next)
+            {
+                let entry = self.first_pending();
+                self.confirmed = LedgerEnd {
+                    last_entry: Some(entry),
+                    length: next.ledger_length,
+                };
+                self.kept += 1;
+                actions.push(WriterAction::Acknowledge { entry });
             }
-            self.confirmed = LedgerEnd {
-                last_entry: Some(entry),
-                length: oldest.ledger_length,
-            };
-            self.kept += 1;
-            actions.push(WriterAction::Acknowledge { entry });
-        }
-        self.release(self.options.kept_bytes_max, actions);
-    }
-
-    /// Lets go of what every bookie has that will get it, and of bookies that lack too much.
-    fn release(&mut self, kept_bytes_max: u64, actions: &mut Vec<WriterAction>) {
-        while self.kept > 0
-            && let Some(oldest) = self.adds.front()
-        {
-            let entry = self.first_kept();
-            let coming = self.coming(entry);
-            let lacking = self.write_set(entry) & (!oldest.acked & !self.failed | coming);
-            let over = self.kept_bytes() > kept_bytes_max;
-            if lacking != 0 && !over {
+            if !self.release() {
                 return;
             }
+        }
+    }
+
+    /// Lets go of the oldest kept entries that nobody will get any more, and beyond the bound of those
+    /// that only a replacement would get; says whether there were any.
+    fn release(&mut self) -> bool {
+        let before = self.kept;
+        while self.kept > 0 && self.lagging() == 0 {
+            let over = self.kept_bytes() > self.options.kept_bytes_max;
+            let entry = self.first_kept();
+            if self.coming(entry) & self.write_set(entry) != 0 && !over {
+                break;
+            }
+            self.let_go();
+        }
+        self.kept < before
+    }
+
+    fn let_go(&mut self) {
+        let entry = self.first_kept();
+        if let Some(oldest) = self.adds.pop_front() {
             self.released_length = oldest.ledger_length;
-            let acked = oldest.acked;
-            self.leave_thin(entry, acked);
             self.kept -= 1;
-            self.adds.pop_front();
-            for position in bits(lacking) {
+            self.leave_thin(entry, oldest.acked);
+        }
+    }
+
+    /// Lets go of everything acknowledged, and of the bookies that lack any of it.
+    fn shed(&mut self, actions: &mut Vec<WriterAction>) {
+        while self.kept > 0 {
+            let lagging = self.lagging();
+            self.let_go();
+            for position in bits(lagging) {
                 self.fail(position, false, actions);
             }
         }
+        self.acknowledge(actions);
     }
 
     fn retry(&mut self, actions: &mut Vec<WriterAction>) {
@@ -410,7 +465,7 @@ impl Writer {
         if self.state == State::Open {
             self.decide(forced, actions);
         }
-        self.release(self.options.kept_bytes_max, actions);
+        self.acknowledge(actions);
     }
 
     /// Changes the ensemble now, or later where that is asked for and harms nothing.
@@ -465,7 +520,7 @@ impl Writer {
         if self.has_quorum() {
             self.state = State::Open;
             self.schedule_change(true, actions);
-            self.release(self.options.kept_bytes_max, actions);
+            self.acknowledge(actions);
         } else {
             let position = bits(self.failed).next().unwrap_or(0);
             self.stop(StopReason::Failed { position }, actions);

@@ -80,10 +80,10 @@ pub struct LedgerSettings {
     /// How long the replacement of a bookie that failed is put off while the others make ack
     /// quorums, in milliseconds; 0 replaces it at once.
     pub ensemble_change_delay_ms: u64,
-    /// Bytes of one ledger that are acknowledged and that a slower bookie still lacks; a bookie that
-    /// lacks more has failed.
+    /// Bytes of one ledger that are acknowledged and that a slower bookie still lacks; beyond,
+    /// acknowledgements wait for it, up to a quarter of the timeout of an add.
     pub kept_bytes_per_ledger_max: u64,
-    /// The same for all ledgers of the process together.
+    /// The same for all ledgers of the process together; beyond, the slower bookies have failed.
     pub kept_bytes_max: u64,
     /// How long a bookie that failed is passed over for new places, in milliseconds.
     pub quarantine_ms: u64,

@@ -141,7 +141,8 @@ pub struct LedgerEnd {
 pub struct WriterOptions {
     /// Rounds of resends to an overloaded bookie without any progress before it has failed.
     pub overload_retries_max: u32,
-    /// Bytes of acknowledged entries that some bookie still lacks; beyond, it has failed.
+    /// Bytes of acknowledged entries that some bookie still lacks; beyond, acknowledgements wait
+    /// for it.
     pub kept_bytes_max: u64,
     /// A failed bookie is replaced only after a pause, while the others make ack quorums.
     pub delay_changes: bool,

@@ -223,7 +223,7 @@ fn an_ensemble_change_uncounts_the_replaced_and_resends() {
 }
 
 #[test]
-fn entries_are_kept_until_the_slowest_has_them_and_a_bookie_that_lacks_too_much_has_failed() {
+fn entries_are_kept_until_the_slowest_has_them_and_beyond_a_bound_acknowledgements_wait_for_it() {
     let mut run = Run::new((3, 3, 2));
     for _ in 0..3 {
         run.add();
@@ -249,8 +249,41 @@ fn entries_are_kept_until_the_slowest_has_them_and_a_bookie_that_lacks_too_much_
         run.reply(0, entry, AddReply::Stored);
         run.reply(1, entry, AddReply::Stored);
     }
-    assert_eq!(run.changes, [(3, vec![2])], "more than 1,000 bytes behind");
+    // Entries 2 to 101 are 1,000 bytes.
+    assert_eq!(run.acknowledged.len(), 102);
+    assert_eq!(run.writer.kept_bytes(), 1_000);
+    assert_eq!(run.writer.holding_back(), [(2, bookie(2))]);
+    assert_eq!(
+        run.changes,
+        [],
+        "it is slower, and may be as good as the others"
+    );
+    run.reply(2, 2, AddReply::Stored);
+    assert_eq!(run.acknowledged.len(), 103, "one came, one may go");
+    for entry in 3..104 {
+        run.reply(2, entry, AddReply::Stored);
+    }
     assert_eq!(run.acknowledged.len(), 104);
+    assert_eq!((run.writer.kept(), run.writer.holding_back()), (0, vec![]));
+}
+
+#[test]
+fn when_the_bookie_that_is_waited_for_fails_nothing_waits_any_more() {
+    let mut run = Run::new((3, 3, 2));
+    for entry in 0..150 {
+        run.add();
+        run.reply(0, entry, AddReply::Stored);
+        run.reply(1, entry, AddReply::Stored);
+    }
+    assert_eq!(run.acknowledged.len(), 100);
+    run.reply(2, 0, AddReply::Failed);
+    assert_eq!(run.acknowledged.len(), 150);
+    assert_eq!(
+        run.changes,
+        [(0, vec![2])],
+        "its replacement gets all that is kept"
+    );
+    assert_eq!(run.writer.holding_back(), []);
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! Ledgers over several bookies: slow ones, failed ones, too few, and readers beside the owner.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use aquifer_model::id::{BookieId, EntryId, LedgerId};
@@ -103,6 +104,72 @@ async fn a_bookie_that_comes_back_late_takes_no_more_and_is_replaced() {
     owner.append_all(10..12).await;
     assert!(owner.ctx.bookies.is_quarantined(members[2]));
     assert_eq!(bodies(&owner.read_all().await), expected(0..12));
+}
+
+/// A process that keeps little for slower bookies, and its ledger with three of four bookies.
+async fn keeps_little(world: &TestWorld) -> (Owner, Vec<BookieId>) {
+    let mut settings = TestWorld::settings();
+    settings.kept_bytes_per_ledger_max = 1_000;
+    settings.request_timeout = Duration::from_secs(10);
+    let (store, transport) = (world.store.clone(), world.bookies.clone());
+    let process = world.process_with(Arc::new(store), Arc::new(transport), settings);
+    let owner = Owner::open(process, three(1_000)).await;
+    owner.append_all(0..1).await;
+    let ledger = owner.log.stats().ledgers[0].ledger;
+    let member = |id: &BookieId| !world.bookies.entries(*id, ledger).is_empty();
+    let members = world.bookies.ids().into_iter().filter(member).collect();
+    (owner, members)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_bookie_that_is_behind_slows_the_ledger_down_and_stays() {
+    let world = TestWorld::new(4);
+    let (owner, members) = keeps_little(&world).await;
+    for round in 0..20 {
+        world.bookies.hold(members[2]);
+        for tag in 0..10 {
+            let append = owner.append_bytes(1 + round * 10 + tag, Bytes::from(vec![7; 400]));
+            append.unwrap();
+        }
+        clock::sleep(Duration::from_millis(400)).await;
+        let done = owner.collected.so_far().len() as u64;
+        assert!(
+            done < 1 + (round + 1) * 10,
+            "more is kept than may be: {done}"
+        );
+        world.bookies.release(members[2]);
+        owner
+            .collected
+            .wait_for(1 + (round as usize + 1) * 10)
+            .await;
+    }
+    assert_eq!(owner.log.stats().ledgers.len(), 1);
+    let info = owner.log.stats().ledgers[0].ledger;
+    assert_eq!(
+        world.bookies.entries(members[2], info).len(),
+        201,
+        "it has all"
+    );
+    assert!(!owner.ctx.bookies.is_quarantined(members[2]));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_silent_bookie_is_waited_for_a_quarter_of_the_timeout() {
+    let world = TestWorld::new(4);
+    let (owner, members) = keeps_little(&world).await;
+    world.bookies.set_mode(members[2], Mode::Silent);
+    let started = tokio::time::Instant::now();
+    for tag in 1..21 {
+        owner.append_bytes(tag, Bytes::from(vec![7; 400])).unwrap();
+    }
+    owner.collected.wait_for(21).await;
+    let waited = started.elapsed();
+    assert!(
+        waited <= Duration::from_millis(2_600),
+        "{waited:?} of virtual time"
+    );
+    assert!(owner.ctx.bookies.is_quarantined(members[2]));
+    assert_eq!(owner.read_all().await.len(), 21);
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,0 +1,105 @@
+//! Subscriptions, as an operator changes them.
+
+use aquifer_model::id::Index;
+use aquifer_model::place::Place;
+use aquifer_model::topic::{SubscriptionName, TopicName};
+use aquifer_proto::v1;
+
+use crate::admin::{Admin, Client};
+use crate::error::{ClientError, ErrorKind, Result};
+
+impl Admin {
+    /// Deletes a subscription, of every partition of a partitioned topic. Without `force` only when
+    /// nobody is connected to it. One that is left in some partitions is deleted by the next attempt.
+    ///
+    /// # Errors
+    /// `NotFound`, `Busy` when it is in use, `Invalid` for a name, and what every call may answer.
+    pub async fn delete_subscription(
+        &self,
+        topic: &str,
+        subscription: &str,
+        force: bool,
+    ) -> Result<()> {
+        let topic = topic.parse::<TopicName>()?;
+        let subscription = SubscriptionName::new(subscription)?;
+        let parts = self.parts_of(&topic).await?;
+        let (count, mut unknown) = (parts.len(), 0);
+        for part in parts {
+            match self.delete_in(&part, &subscription, force).await {
+                Err(error) if error.kind() == ErrorKind::NotFound && unknown + 1 < count => {
+                    unknown += 1;
+                }
+                deleted => deleted?,
+            }
+        }
+        Ok(())
+    }
+
+    async fn delete_in(
+        &self,
+        topic: &TopicName,
+        subscription: &SubscriptionName,
+        force: bool,
+    ) -> Result<()> {
+        let request = v1::DeleteSubscriptionRequest {
+            topic: topic.to_string(),
+            subscription: subscription.to_string(),
+            force,
+        };
+        let call = move |mut client: Client| {
+            let request = request.clone();
+            async move { client.delete_subscription(request).await }
+        };
+        let deleted = self.call("deleting the subscription", false, call).await;
+        deleted.map(|_| ())
+    }
+
+    /// Moves a subscription; its consumers continue from there. Answers the new mark-delete index,
+    /// summed over the partitions of a partitioned topic, whose subscriptions only move to `earliest`,
+    /// `latest` or a time.
+    ///
+    /// # Errors
+    /// `NotFound`, `Invalid` for a name and for an index or position in a partitioned topic, and what
+    /// every call may answer.
+    pub async fn seek_subscription(
+        &self,
+        topic: &str,
+        subscription: &str,
+        place: Place,
+    ) -> Result<Index> {
+        let topic = topic.parse::<TopicName>()?;
+        let subscription = SubscriptionName::new(subscription)?;
+        let parts = self.parts_of(&topic).await?;
+        if parts.len() > 1 && matches!(place, Place::Index(_) | Place::Position(_)) {
+            return Err(ClientError::Invalid(format!(
+                "{place} is a place in one partition: seek in {}, or to a time",
+                topic.partition_name(0)
+            )));
+        }
+        let mut sum = Index(0);
+        for part in parts {
+            let request = v1::SeekSubscriptionRequest {
+                topic: part.to_string(),
+                subscription: subscription.to_string(),
+                place: place.to_string(),
+            };
+            let call = move |mut client: Client| {
+                let request = request.clone();
+                async move { client.seek_subscription(request).await }
+            };
+            let moved = self.call("moving the subscription", true, call).await?;
+            sum.0 += moved.index;
+        }
+        Ok(sum)
+    }
+
+    /// The topics that hold the messages of a topic: its partitions, or itself.
+    async fn parts_of(&self, topic: &TopicName) -> Result<Vec<TopicName>> {
+        Ok(match self.partitions_of(topic).await? {
+            0 => vec![topic.clone()],
+            partitions => (0..partitions)
+                .map(|number| topic.partition_name(number))
+                .collect(),
+        })
+    }
+}
