@@ -160,11 +160,11 @@ impl Topic {
 
     fn handle(&mut self, event: Event) {
         match event {
-            Event::OpenProducer { request, reply } => self.open_producer(request, reply),
+            Event::OpenProducer { request, reply } => self.open_producer(*request, reply),
             Event::Publish { session, frames } => self.publish(session, frames),
             Event::ProducerGone(session) => self.producer_gone(session),
             Event::Appended { tag, outcome } => self.appended(tag, outcome),
-            Event::Subscribe { request, reply } => self.subscribe(request, reply),
+            Event::Subscribe { request, reply } => self.subscribe(*request, reply),
             Event::Consumer {
                 subscription,
                 consumer,
@@ -174,8 +174,8 @@ impl Topic {
                 self.consumer_gone(subscription, consumer);
             }
             Event::Drained(subscription, consumer) => self.drained(subscription, consumer),
-            Event::Read(done) => self.read_done(done),
-            Event::Located { purpose, result } => self.located(purpose, result),
+            Event::Read(done) => self.read_done(*done),
+            Event::Located { purpose, result } => self.located(*purpose, result),
             Event::CursorAppended { tag, outcome } => self.cursor_appended(tag, outcome),
             Event::CursorRetry => self.cursor_retry(),
             Event::CursorRolled(result) => self.cursor_rolled(result),
@@ -192,8 +192,8 @@ impl Topic {
             }
             Event::Tenure(asked) => self.tenure_asked(asked),
             Event::Delete { force, reply } => self.delete(force, reply),
-            Event::Rebound(owned) => self.rebind(owned),
-            Event::Moved { owned, url } => self.moved_away(owned, url),
+            Event::Rebound(owned) => self.rebind(*owned),
+            Event::Moved { owned, url } => self.moved_away(owned.map(|owned| *owned), url),
             Event::Shutdown => self.end(
                 BrokerError::Unloading("this broker is shutting down".to_owned()),
                 true,

@@ -15,7 +15,7 @@ impl Broker {
         self.topics
             .ask(&topic, request.incarnation.is_none(), |reply| {
                 Event::Subscribe {
-                    request: request.clone(),
+                    request: Box::new(request.clone()),
                     reply,
                 }
             })

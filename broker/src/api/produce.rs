@@ -16,7 +16,7 @@ impl Broker {
         self.topics
             .ask(&topic, request.incarnation.is_none(), |reply| {
                 Event::OpenProducer {
-                    request: request.clone(),
+                    request: Box::new(request.clone()),
                     reply,
                 }
             })

@@ -36,7 +36,8 @@ impl ConsumerPort for Port {
     }
 
     async fn acknowledge(&mut self, acknowledge: Acknowledge) -> ApiResult<()> {
-        self.send(ConsumerRequest::Acknowledge(acknowledge)).await
+        self.send(ConsumerRequest::Acknowledge(Box::new(acknowledge)))
+            .await
     }
 
     async fn negative_acknowledge(&mut self, negative: NegativeAcknowledge) -> ApiResult<()> {

@@ -38,11 +38,12 @@ pub(crate) struct SessionId(pub(crate) u64);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct SubscriptionId(pub(crate) u64);
 
-/// Everything that a topic reacts to.
+/// Everything that a topic reacts to. The mailbox of every loaded topic has room for 32 of them, so
+/// that what is large and rare is in a box.
 pub(crate) enum Event {
     /// A producer asks for a session.
     OpenProducer {
-        request: OpenProducer,
+        request: Box<OpenProducer>,
         reply: Reply<ProducerSession>,
     },
     /// Frames of a session, in order.
@@ -59,7 +60,7 @@ pub(crate) enum Event {
     },
     /// A consumer or reader asks for a session.
     Subscribe {
-        request: Subscribe,
+        request: Box<Subscribe>,
         reply: Reply<ConsumerSession>,
     },
     /// A request of a consumer.
@@ -73,10 +74,10 @@ pub(crate) enum Event {
     /// A consumer has taken much of what was queued for it.
     Drained(SubscriptionId, ConsumerId),
     /// A read of a backlog is done.
-    Read(ReadDone),
+    Read(Box<ReadDone>),
     /// A place was found.
     Located {
-        purpose: LocatePurpose,
+        purpose: Box<LocatePurpose>,
         result: Result<Index, LogError>,
     },
     /// Outcome of an append to the cursor log.
@@ -109,10 +110,13 @@ pub(crate) enum Event {
     /// The topic is to be deleted: end, unless clients are connected and it is not forced.
     Delete { force: bool, reply: Reply<()> },
     /// The bundle was split: this is the topic's part of it.
-    Rebound(Owned),
+    Rebound(Box<Owned>),
     /// Another broker owns the bundle. With `owned` it was handed over, and the topic's ledgers may
     /// be sealed under that.
-    Moved { owned: Option<Owned>, url: String },
+    Moved {
+        owned: Option<Box<Owned>>,
+        url: String,
+    },
     /// The broker goes away.
     Shutdown,
 }
@@ -122,7 +126,7 @@ pub(crate) enum ConsumerRequest {
     /// Totals granted since the session began.
     Credit { messages: u64, bytes: u64 },
     /// An acknowledgement.
-    Acknowledge(Acknowledge),
+    Acknowledge(Box<Acknowledge>),
     /// A wish for redelivery.
     NegativeAcknowledge(NegativeAcknowledge),
     /// A wish to move.
@@ -260,5 +264,16 @@ struct CursorSink(Arc<Urgent>);
 impl AppendSink for CursorSink {
     fn appended(&self, tag: u64, outcome: Result<Appended, LogError>) {
         self.0.push(Event::CursorAppended { tag, outcome });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// 32 of them are a block of the mailbox, which every loaded topic has.
+    #[test]
+    fn an_event_takes_little_room() {
+        assert!(size_of::<Event>() <= 72, "{}", size_of::<Event>());
     }
 }

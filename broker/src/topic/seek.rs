@@ -42,6 +42,7 @@ impl Topic {
         self.shared.tasks.spawn("topic-locate", async move {
             let result = log.locate(place).await;
             // A topic that is gone has refused its requesters.
+            let purpose = Box::new(purpose);
             let _ = mailbox.send(Event::Located { purpose, result }).await;
         });
     }

@@ -92,7 +92,7 @@ impl Topic {
                 _bytes: bytes,
             };
             // A topic that is gone does not care.
-            let _ = mailbox.send(Event::Read(done)).await;
+            let _ = mailbox.send(Event::Read(Box::new(done))).await;
         });
     }
 
