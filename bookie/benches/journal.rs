@@ -148,6 +148,7 @@ async fn read_back(bookie: &Bookie, ledger: u64, size: usize) {
     while bytes < 1 << 30 {
         let range = ReadRange {
             ledger: LedgerId(ledger),
+            token: None,
             first: EntryId(next),
             last: EntryId(u64::MAX - 1),
             bytes_max: 4 << 20,

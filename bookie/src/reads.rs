@@ -77,7 +77,7 @@ impl Core {
         let news = async {
             loop {
                 let woken = watcher.news.notified();
-                let tail = self.tail(wait.ledger).await?;
+                let tail = self.tail(wait).await?;
                 if tail.fenced || tail.last_add_confirmed > wait.above {
                     return Ok(tail);
                 }
@@ -86,12 +86,13 @@ impl Core {
         };
         match clock::timeout(wait.limit.min(WAIT_MAX), news).await {
             Ok(news) => news,
-            Err(_) => self.tail(wait.ledger).await,
+            Err(_) => self.tail(wait).await,
         }
     }
 
     /// What is known of a ledger's end: from memory, else from RocksDB.
-    async fn tail(self: &Arc<Self>, ledger: LedgerId) -> BookieResult<TailState> {
+    async fn tail(self: &Arc<Self>, wait: TailWait) -> BookieResult<TailState> {
+        let ledger = wait.ledger;
         let known = self
             .ledgers
             .peek(ledger, |state| (state.meta().copied(), state.lac()));
@@ -114,6 +115,9 @@ impl Core {
         };
         match meta {
             None => Err(self.negative(BookieError::NoSuchLedger)),
+            Some(meta) if wait.token.is_some_and(|token| token != meta.token) => {
+                Err(BookieError::Token)
+            }
             Some(meta) if meta.deleted => Err(BookieError::Deleted),
             // "Not fenced" is a negative, too: the fence may be what was lost.
             Some(meta) if !meta.fenced && self.limbo.is_on() => Err(BookieError::Limbo),
@@ -155,6 +159,7 @@ impl Core {
         let job = move || {
             let range = ReadRange {
                 ledger,
+                token: None,
                 first: entry,
                 last: entry,
                 bytes_max: ENTRY_BYTES_MAX,
@@ -204,6 +209,9 @@ impl Core {
             let Some(meta) = memory.meta else {
                 return Err(self.negative(BookieError::NoSuchLedger));
             };
+            if range.token.is_some_and(|token| token != meta.token) {
+                return Err(BookieError::Token);
+            }
             if meta.deleted {
                 return Err(BookieError::Deleted);
             }

@@ -217,6 +217,7 @@ mod tests {
     fn a_range_is_read_in_parts_until_its_end_or_a_bound() {
         let range = ReadRange {
             ledger: LedgerId(1),
+            token: None,
             first: EntryId(0),
             last: EntryId(9),
             bytes_max: 100,

@@ -165,6 +165,7 @@ pub(crate) fn block_on<F: Future>(future: F) -> F::Output {
 pub(crate) fn range(ledger: u64, first: u64, last: u64) -> ReadRange {
     ReadRange {
         ledger: LedgerId(ledger),
+        token: None,
         first: EntryId(first),
         last: EntryId(last),
         bytes_max: 64 * MIB,

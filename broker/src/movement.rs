@@ -129,7 +129,9 @@ async fn give_away(topics: &Topics, bundle: &Bundle, sealing: Option<Owned>, url
     // trims meanwhile would take itself for fenced, and be away until it is fenced in fact.
     if let Some(owned) = &sealing {
         for handle in &handles {
-            handle.mailbox.urgent(Event::Rebound(Box::new(owned.clone())));
+            handle
+                .mailbox
+                .urgent(Event::Rebound(Box::new(owned.clone())));
         }
     }
     let end = async |handle: &TopicHandle| {
@@ -187,11 +189,15 @@ async fn split_seen(topics: &Arc<Topics>, cluster: &Cluster, before: &Owned) {
     for part in parts {
         let (handles, loading) = topics.of_bundle(&part.bundle);
         for handle in handles {
-            handle.mailbox.urgent(Event::Rebound(Box::new(part.clone())));
+            handle
+                .mailbox
+                .urgent(Event::Rebound(Box::new(part.clone())));
         }
         topics.shared().tasks.spawn("bundle-split", async move {
             for handle in loaded(loading).await {
-                handle.mailbox.urgent(Event::Rebound(Box::new(part.clone())));
+                handle
+                    .mailbox
+                    .urgent(Event::Rebound(Box::new(part.clone())));
             }
         });
     }

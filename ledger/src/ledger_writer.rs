@@ -174,6 +174,11 @@ impl LedgerWriter {
         self.inner.ledger
     }
 
+    /// The creation token of the ledger.
+    pub(crate) fn token(&self) -> CreationToken {
+        self.inner.token
+    }
+
     /// The record as this writer left it.
     pub(crate) fn info(&self) -> LedgerInfo {
         self.inner.state.lock().info.clone()

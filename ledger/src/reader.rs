@@ -53,6 +53,7 @@ pub(crate) async fn read_range(
     let last = fragment_last.map_or(wanted.last, |end| wanted.last.min(end));
     let range = ReadRange {
         ledger: info.id,
+        token: Some(info.token),
         first: wanted.first,
         last,
         bytes_max: wanted.bytes_max,

@@ -118,6 +118,7 @@ impl TailReader {
     async fn news(&self, limit: Duration) -> Option<TailState> {
         let wait = TailWait {
             ledger: self.info.id,
+            token: Some(self.info.token),
             above: self.next.0.checked_sub(1).map(EntryId),
             limit,
         };

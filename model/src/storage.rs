@@ -86,6 +86,9 @@ pub enum OrderedReply {
 pub struct ReadRange {
     /// The ledger.
     pub ledger: LedgerId,
+    /// Its creation token: a bookie that has another ledger of that id answers
+    /// [`BookieError::Token`]. `None` takes any, for who has compared it already.
+    pub token: Option<CreationToken>,
     /// First entry wanted.
     pub first: EntryId,
     /// Last entry wanted.
@@ -112,6 +115,8 @@ pub struct ReadBatch {
 pub struct TailWait {
     /// The ledger.
     pub ledger: LedgerId,
+    /// Its creation token, as in a [`ReadRange`].
+    pub token: Option<CreationToken>,
     /// A higher LAC than this is news, or any at all; so is a fence.
     pub above: Option<EntryId>,
     /// The bookie answers after so long even without news.

@@ -21,6 +21,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use aquifer_harness::cluster::Cluster;
+use aquifer_harness::figures::argument;
 use aquifer_runtime::clock::{Clock, SystemClock, sleep};
 use serde_json::{Value, json};
 
@@ -35,11 +36,9 @@ const LOOK: Duration = Duration::from_secs(2);
 const TARGET: f64 = 1.3;
 
 fn main() -> Result<()> {
-    let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let given = |at: usize| arguments.get(at).map(String::as_str);
-    let topics = given(0).map_or(Ok(TOPICS), str::parse)?;
-    let rate = given(1).map_or(Ok(MESSAGES_PER_SECOND), str::parse)?;
-    let seconds = given(2).map_or(Ok(PHASE_SECONDS), str::parse)?;
+    let topics = argument(0, TOPICS)?;
+    let rate = argument(1, MESSAGES_PER_SECOND)?;
+    let seconds = argument(2, PHASE_SECONDS)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()?;

@@ -16,10 +16,10 @@ mod logs;
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
-use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use aquifer_harness::cluster::Cluster;
+use aquifer_harness::figures::percentile;
 use aquifer_harness::processes;
 use aquifer_ledger::context::LogContext;
 use aquifer_ledger::replication::{Auditor, ReplicationConfig};
@@ -103,19 +103,13 @@ async fn recovery(topics: usize) -> Result<()> {
         "recovery of ledgers with {ENTRIES} entries, E3 Qw3 Qa2, their writer killed: alone p50 \
          {:.1?}, longest {:.1?}; {rest} more, {AT_ONCE} at once: {all:.2?} in all, p50 {:.1?}, \
          p99 {:.1?} each",
-        percentile(&mut alone, 50),
-        percentile(&mut alone, 100),
-        percentile(&mut each, 50),
-        percentile(&mut each, 99),
+        percentile(&mut alone, 500),
+        percentile(&mut alone, 1_000),
+        percentile(&mut each, 500),
+        percentile(&mut each, 990),
     );
     cluster.stop()?;
     Ok(std::fs::remove_dir_all(directory)?)
-}
-
-fn percentile(of: &mut [Duration], percent: usize) -> Duration {
-    of.sort_unstable();
-    let at = (of.len() * percent / 100).min(of.len().saturating_sub(1));
-    of.get(at).copied().unwrap_or_default()
 }
 
 async fn closed(ledgers: usize) -> Result<()> {

@@ -20,6 +20,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use aquifer_harness::cluster::Cluster;
+use aquifer_harness::figures::{argument, percentiles};
 use aquifer_harness::server::binary;
 use aquifer_runtime::clock::{Clock, SystemClock, sleep};
 use serde_json::json;
@@ -35,10 +36,8 @@ const LIMIT: Duration = Duration::from_secs(120);
 const QUIET: Duration = Duration::from_secs(5);
 
 fn main() -> Result<()> {
-    let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let given = |at: usize| arguments.get(at).map(String::as_str);
-    let topics = given(0).map_or(Ok(TOPICS), str::parse)?;
-    let pace = given(1).map_or(Ok(PACE_MS), str::parse)?;
+    let topics = argument(0, TOPICS)?;
+    let pace = argument(1, PACE_MS)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()?;
@@ -74,8 +73,8 @@ async fn measure(topics: usize, pace: Duration) -> Result<()> {
         "seconds": seconds,
         "acknowledged": acknowledged,
         "failed": 0,
-        "longest_send_of_a_topic_ms": load::percentiles(&mut longest),
-        "send_ms": load::percentiles(&mut all),
+        "longest_send_of_a_topic_ms": percentiles(&mut longest),
+        "send_ms": percentiles(&mut all),
     });
     println!("{result:#}");
     cluster.stop()

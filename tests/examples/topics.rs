@@ -20,6 +20,7 @@ use anyhow::{Context, Result};
 use aquifer_client::Client;
 use aquifer_client::admin::Admin;
 use aquifer_harness::cluster::Cluster;
+use aquifer_harness::figures::{argument, percentiles, rounded};
 use aquifer_harness::processes;
 use aquifer_runtime::clock::{Clock, SystemClock, sleep};
 use aquifer_runtime::rng::{Rng, SystemRng};
@@ -42,11 +43,9 @@ const LOOKUPS_PER_SECOND: u32 = 200;
 const IDLE_MS: &str = "300000";
 
 fn main() -> Result<()> {
-    let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let given = |at: usize| arguments.get(at).map(String::as_str);
-    let topics = given(0).map_or(Ok(TOPICS), str::parse)?;
-    let active = given(1).map_or(Ok(ACTIVE), str::parse)?;
-    let rate = given(2).map_or(Ok(MESSAGES_PER_SECOND), str::parse)?;
+    let topics = argument(0, TOPICS)?;
+    let active = argument(1, ACTIVE)?;
+    let rate = argument(2, MESSAGES_PER_SECOND)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()?;
@@ -220,17 +219,4 @@ fn sizes(cluster: &Cluster, etcd: &str) -> Result<Value> {
     sizes.insert("etcd_mib".to_owned(), (status.bytes >> 20).into());
     sizes.insert("etcd_revision".to_owned(), status.revision.into());
     Ok(sizes.into())
-}
-
-fn percentiles(of: &mut [Duration]) -> Value {
-    of.sort_unstable();
-    let at = |per_mille: usize| {
-        let at = (of.len() * per_mille / 1_000).min(of.len().saturating_sub(1));
-        of.get(at).map(|took| rounded(took.as_secs_f64() * 1_000.0))
-    };
-    json!({"count": of.len(), "p50": at(500), "p99": at(990), "p999": at(999)})
-}
-
-fn rounded(value: f64) -> f64 {
-    (value * 100.0).round() / 100.0
 }

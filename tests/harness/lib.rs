@@ -9,6 +9,7 @@ pub mod command;
 pub mod data;
 pub mod etcd;
 pub mod fault;
+pub mod figures;
 pub mod http;
 pub mod log;
 pub mod mount;

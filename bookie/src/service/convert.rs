@@ -93,6 +93,13 @@ fn add_entry(add: v1::AddEntry) -> BookieResult<AddEntry> {
     })
 }
 
+/// The token that a read compares; absent in one that takes any ledger of that id.
+fn known_token(bytes: &[u8]) -> Result<Option<CreationToken>, Status> {
+    let token = (!bytes.is_empty()).then(|| CreationToken::try_from(bytes));
+    let token = token.transpose();
+    token.map_err(|error| Status::invalid_argument(error.to_string()))
+}
+
 /// What a read asks for, within bounds.
 pub(super) fn read_range(request: &v1::ReadRequest) -> Result<ReadRange, Status> {
     let size = |n: u32, max: usize| usize::try_from(n).unwrap_or(max).clamp(1, max);
@@ -102,6 +109,7 @@ pub(super) fn read_range(request: &v1::ReadRequest) -> Result<ReadRange, Status>
     }
     Ok(ReadRange {
         ledger,
+        token: known_token(&request.creation_token)?,
         first: EntryId(request.first_entry_id),
         last: EntryId(request.last_entry_id),
         bytes_max: size(request.bytes_max, READ_BYTES_MAX),
@@ -115,6 +123,7 @@ pub(super) fn tail_wait(request: &v1::WaitRequest) -> Result<TailWait, Status> {
     let ledger = ledger(request.ledger_id).map_err(|e| Status::invalid_argument(e.to_string()))?;
     Ok(TailWait {
         ledger,
+        token: known_token(&request.creation_token)?,
         above: request.above.map(EntryId),
         limit: Duration::from_millis(u64::from(request.timeout_ms)),
     })

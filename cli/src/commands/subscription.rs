@@ -1,7 +1,8 @@
 //! `aquifer subscription`: creates, lists, moves and deletes subscriptions.
 
 use aquifer_client::admin::{SubscriptionStats, TopicStats};
-use aquifer_client::{ErrorKind, SubscriptionType};
+use aquifer_client::{Client, ErrorKind, SubscriptionType};
+use aquifer_model::place::Place;
 use serde_json::{Value, json};
 
 use crate::args::{SubscriptionArgs, SubscriptionCommand};
@@ -24,19 +25,7 @@ pub async fn run(args: SubscriptionArgs, connect: &Connect, out: &Output) -> Res
             from,
         } => {
             let (topic, subscription) = (topic.to_string(), subscription.to_string());
-            match admin.topic_stats(&topic).await {
-                Ok(stats) if has(&stats, &subscription) => {
-                    let text = format!("{topic} has a subscription {subscription} already");
-                    let advice = "move it with: aquifer subscription seek";
-                    return Err(CliError::failed(text).advise(advice));
-                }
-                Err(error) if error.kind() != ErrorKind::NotFound => return Err(error.into()),
-                Ok(_) | Err(_) => {}
-            }
-            // A consumer that closes at once: what it was sent meanwhile is given to the next one.
-            let consumer = client.consumer(&topic, &subscription);
-            let consumer = consumer.kind(SubscriptionType::Shared).start(from);
-            consumer.open().await?.close().await?;
+            create(&client, &topic, &subscription, from).await?;
             match out.is_json() {
                 true => out.object(&json!({"topic": topic, "subscription": subscription})),
                 false => out.line(format!("{topic} has the subscription {subscription}")),
@@ -86,6 +75,28 @@ pub async fn run(args: SubscriptionArgs, connect: &Connect, out: &Output) -> Res
             }
         }
     }
+}
+
+/// Creates a subscription, unless there is one of that name.
+async fn create(
+    client: &Client,
+    topic: &str,
+    subscription: &str,
+    from: Place,
+) -> Result<(), CliError> {
+    match client.admin().topic_stats(topic).await {
+        Ok(stats) if has(&stats, subscription) => {
+            let text = format!("{topic} has a subscription {subscription} already");
+            let advice = "move it with: aquifer subscription seek";
+            return Err(CliError::failed(text).advise(advice));
+        }
+        Err(error) if error.kind() != ErrorKind::NotFound => return Err(error.into()),
+        Ok(_) | Err(_) => {}
+    }
+    // A consumer that closes at once: what it was sent meanwhile is given to the next one.
+    let consumer = client.consumer(topic, subscription);
+    let consumer = consumer.kind(SubscriptionType::Shared).start(from);
+    Ok(consumer.open().await?.close().await?)
 }
 
 fn has(stats: &TopicStats, subscription: &str) -> bool {

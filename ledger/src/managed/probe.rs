@@ -40,6 +40,7 @@ impl LogInner {
         let (members, quorum) = (writer.members(), writer.quorum());
         let wait = TailWait {
             ledger: writer.ledger(),
+            token: Some(writer.token()),
             above: None,
             limit: Duration::ZERO,
         };

@@ -171,6 +171,7 @@ impl Copier<'_> {
     ) -> Result<(Option<StoredEntry>, bool), Trouble> {
         let range = ReadRange {
             ledger: self.info.id,
+            token: Some(self.info.token),
             first,
             last,
             bytes_max: BATCH_BYTES,
@@ -250,6 +251,7 @@ impl Copier<'_> {
         let (bookies, fragment_last) = self.info.fragment_of(first);
         let range = ReadRange {
             ledger: self.info.id,
+            token: Some(self.info.token),
             first,
             last: fragment_last.map_or(last, |end| end.min(last)),
             bytes_max: BATCH_BYTES,

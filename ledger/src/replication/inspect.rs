@@ -313,6 +313,7 @@ pub async fn pending(store: &dyn MetadataStore) -> Result<Pending, LedgerError> 
 pub async fn ping(ctx: &LogContext, bookie: BookieId) -> Result<(), String> {
     let range = ReadRange {
         ledger: LedgerId(LEDGER_ID_MAX),
+        token: None,
         first: EntryId::FIRST,
         last: EntryId::FIRST,
         bytes_max: 1,

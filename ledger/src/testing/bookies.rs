@@ -80,6 +80,15 @@ struct StoredLedger {
     entries: BTreeMap<EntryId, StoredEntry>,
 }
 
+impl StoredLedger {
+    fn compare(&self, token: Option<CreationToken>) -> BookieResult<()> {
+        match (self.token, token) {
+            (Some(own), Some(asked)) if own != asked => Err(BookieError::Token),
+            _ => Ok(()),
+        }
+    }
+}
+
 impl TestBookies {
     /// So many bookies.
     #[must_use]
@@ -344,7 +353,7 @@ impl TestBookie {
         })
     }
 
-    fn tail(&self, ledger: LedgerId) -> BookieResult<TailState> {
+    fn tail(&self, wait: TailWait) -> BookieResult<TailState> {
         match self.mode {
             Mode::Broken => return Err(BookieError::Io("broken".to_owned())),
             Mode::Unreachable | Mode::Silent => {
@@ -352,7 +361,11 @@ impl TestBookie {
             }
             Mode::Up | Mode::Overloaded | Mode::ReadOnly | Mode::Limbo => {}
         }
-        let ledger = self.ledgers.get(&ledger).ok_or(BookieError::NoSuchLedger)?;
+        let ledger = self
+            .ledgers
+            .get(&wait.ledger)
+            .ok_or(BookieError::NoSuchLedger)?;
+        ledger.compare(wait.token)?;
         Ok(TailState {
             last_add_confirmed: ledger.last_add_confirmed,
             fenced: ledger.fenced,
@@ -372,6 +385,7 @@ impl TestBookie {
             _ => BookieError::NoSuchEntry,
         };
         let ledger = self.ledgers.get(&range.ledger).ok_or(absent.clone())?;
+        ledger.compare(range.token)?;
         let mut bytes = 0;
         let mut entries = Vec::new();
         for (id, (entry, stored)) in
@@ -473,7 +487,7 @@ impl BookieTransport for TestBookies {
         let news = async {
             loop {
                 let changed = self.changed.notified();
-                let tail = self.with(bookie, |b| b.tail(wait.ledger))?;
+                let tail = self.with(bookie, |b| b.tail(wait))?;
                 if tail.fenced || tail.last_add_confirmed > wait.above {
                     return Ok(tail);
                 }
@@ -482,7 +496,7 @@ impl BookieTransport for TestBookies {
         };
         match clock::timeout(wait.limit, news).await {
             Ok(news) => news,
-            Err(_) => self.with(bookie, |b| b.tail(wait.ledger)),
+            Err(_) => self.with(bookie, |b| b.tail(wait)),
         }
     }
 }

@@ -1,6 +1,6 @@
 //! The storage service as its clients see it: requests to the wire, answers from it.
 
-use aquifer_model::id::EntryId;
+use aquifer_model::id::{CreationToken, EntryId};
 use aquifer_model::storage::{
     BookieError, BookieResult, OrderedOperation, OrderedReply, OrderedRequest, ReadRange,
     StoredEntry, TailState, TailWait,
@@ -54,6 +54,7 @@ pub fn wire_read(range: &ReadRange, bookie_id: Bytes) -> v1::ReadRequest {
         entries_max: size(range.entries_max),
         prefix_bytes: range.prefix_bytes.map(size),
         bookie_id,
+        creation_token: wire_token(range.token),
     }
 }
 
@@ -65,7 +66,12 @@ pub fn wire_wait(wait: &TailWait, bookie_id: Bytes) -> v1::WaitRequest {
         above: wait.above.map(|entry| entry.0),
         timeout_ms: u32::try_from(wait.limit.as_millis()).unwrap_or(u32::MAX),
         bookie_id,
+        creation_token: wire_token(wait.token),
     }
+}
+
+fn wire_token(token: Option<CreationToken>) -> Bytes {
+    token.map_or_else(Bytes::new, |token| Bytes::copy_from_slice(&token.0))
 }
 
 /// What a wait brought, from its reply.

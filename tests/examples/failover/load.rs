@@ -11,7 +11,6 @@ use aquifer_harness::checker::{dense, nothing_lost, nothing_twice, producers_in_
 use aquifer_harness::log;
 use aquifer_runtime::clock::{Clock, SystemClock, sleep};
 use aquifer_runtime::task::{TaskGroup, TaskHandle};
-use serde_json::{Value, json};
 
 /// The name of a topic.
 pub fn topic(number: usize) -> String {
@@ -22,7 +21,7 @@ pub fn topic(number: usize) -> String {
 struct Topic {
     acknowledged: AtomicU64,
     /// How long its sends took, in microseconds, since that was last forgotten.
-    latencies: Mutex<Vec<u64>>,
+    latencies: Mutex<Vec<Duration>>,
 }
 
 /// Running producers.
@@ -88,8 +87,8 @@ impl Load {
         }
     }
 
-    /// The longest send of every topic, and all sends, in microseconds.
-    pub fn latencies(&self) -> (Vec<u64>, Vec<u64>) {
+    /// The longest send of every topic, and all sends.
+    pub fn latencies(&self) -> (Vec<Duration>, Vec<Duration>) {
         let (mut longest, mut all) = (Vec::new(), Vec::new());
         for topic in &self.topics {
             let latencies = topic.latencies.lock().expect("no holder panics");
@@ -133,7 +132,6 @@ async fn produce(
         let began = SystemClock.monotonic();
         let receipt = producer.send(message).await?;
         let took = SystemClock.monotonic() - began;
-        let took = u64::try_from(took.as_micros())?;
         seen.latencies.lock().expect("no holder panics").push(took);
         seen.acknowledged.fetch_add(1, Ordering::SeqCst);
         acknowledged.push(Acknowledged {
@@ -146,18 +144,6 @@ async fn produce(
         sleep(pace).await;
     }
     Ok(acknowledged)
-}
-
-/// Of microseconds, in milliseconds.
-pub fn percentiles(micros: &mut [u64]) -> Value {
-    micros.sort_unstable();
-    let at = |per_mille: usize| {
-        let at = (micros.len() * per_mille / 1_000).min(micros.len().saturating_sub(1));
-        micros.get(at).map_or(0.0, |us| {
-            (f64::from(u32::try_from(*us).unwrap_or(u32::MAX)) / 10.0).round() / 100.0
-        })
-    };
-    json!({"p50": at(500), "p99": at(990), "p999": at(999), "max": at(1_000)})
 }
 
 /// P1, P5, P6 and P7 of every topic.

@@ -421,6 +421,7 @@ impl<T: Clone> SimBookie<T> {
     fn read_back(&self, ledger: LedgerId, entry: EntryId) -> BookieResult<OrderedReply> {
         let range = ReadRange {
             ledger,
+            token: None,
             first: entry,
             last: entry,
             bytes_max: usize::MAX,
@@ -445,6 +446,9 @@ impl<T: Clone> SimBookie<T> {
         let Some(meta) = self.store.metas.get(&range.ledger) else {
             return negative(BookieError::NoSuchLedger);
         };
+        if range.token.is_some_and(|token| token != meta.token) {
+            return Err(BookieError::Token);
+        }
         if meta.deleted {
             return Err(BookieError::Deleted);
         }

@@ -75,6 +75,7 @@ async fn answer(answer: Answer) -> BookieResult<OrderedReply> {
 fn range(ledger: u64, first: u64, last: u64) -> ReadRange {
     ReadRange {
         ledger: LedgerId(ledger),
+        token: None,
         first: EntryId(first),
         last: EntryId(last),
         bytes_max: 64 << 20,
@@ -86,6 +87,7 @@ fn range(ledger: u64, first: u64, last: u64) -> ReadRange {
 fn wait(ledger: u64, above: u64, limit_ms: u64) -> TailWait {
     TailWait {
         ledger: LedgerId(ledger),
+        token: None,
         above: Some(EntryId(above)),
         limit: Duration::from_millis(limit_ms),
     }
@@ -174,6 +176,15 @@ async fn contract(transport: &dyn BookieTransport, to: BookieId, ledger: u64) {
     stolen.token = CreationToken([5; 16]);
     let refused = answer(submit(transport, to, stolen)).await;
     assert_eq!(refused, Err(BookieError::Token));
+    let mut stolen = range(ledger, 0, 9);
+    assert_eq!(stolen.token.replace(CreationToken([5; 16])), None);
+    let refused = transport.read(to, stolen).await;
+    assert_eq!(refused.map(|_| ()), Err(BookieError::Token));
+    let mut stolen = wait(ledger, 0, 10);
+    stolen.token = Some(CreationToken([5; 16]));
+    assert_eq!(transport.wait(to, stolen).await, Err(BookieError::Token));
+    stolen.token = Some(CreationToken([4; 16]));
+    assert!(transport.wait(to, stolen).await.is_ok());
     // Errors arrive as what they are, with their detail said once.
     let absent = transport.read(to, range(ledger, 100, 100)).await;
     assert_eq!(absent, Err(BookieError::NoSuchEntry));
