@@ -74,7 +74,7 @@ impl Db {
         let direct = supports_direct_io(&path);
         let cache = options::cache(config);
         let rocks = DB::open_cf_descriptors(
-            &options::database(config, create, direct),
+            &options::database(config, create, direct)?,
             &path,
             options::families(config, &cache),
         )?;

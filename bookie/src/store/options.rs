@@ -1,17 +1,24 @@
 //! The settings of RocksDB: those that worked in measurements, with their reasons.
 
 use rocksdb::{
-    BlockBasedOptions, Cache, ChecksumType, ColumnFamilyDescriptor, DBCompressionType, LogLevel,
-    Options,
+    BlockBasedOptions, Cache, ChecksumType, ColumnFamilyDescriptor, DBCompressionType, Env, Error,
+    LogLevel, Options,
 };
 
 use crate::config::BookieConfig;
 use crate::store::keys;
 
 const MIB: u64 = 1024 * 1024;
+/// Two flush, and one removes files that nobody needs any more: the pool for flushes does both, and
+/// the files of a large ledger take a file system a second.
+const FLUSH_THREADS: i32 = 3;
+/// Memtables of a family: one is filled, two are flushed, and one gives them time to be.
+const MEMTABLES_MAX: i32 = 3;
 
 /// Options of the database.
-pub fn database(config: &BookieConfig, create: bool, direct: bool) -> Options {
+pub fn database(config: &BookieConfig, create: bool, direct: bool) -> Result<Options, Error> {
+    let mut env = Env::new()?;
+    env.set_high_priority_background_threads(FLUSH_THREADS);
     let mut options = Options::default();
     // Only a new bookie creates: an empty store in the place of a lost one would be silence.
     options.create_if_missing(create);
@@ -23,6 +30,7 @@ pub fn database(config: &BookieConfig, create: bool, direct: bool) -> Options {
     options.set_use_direct_io_for_flush_and_compaction(direct);
     options.set_bytes_per_sync(MIB);
     options.set_max_open_files(i32::try_from(config.open_files_max).unwrap_or(i32::MAX));
+    options.set_env(&env);
     // RocksDB takes a quarter of these for flushes: two, so that one computes while the other
     // waits for the disk. The rest is an upper bound for compactions, which move keys only.
     options.set_max_background_jobs(8);
@@ -37,7 +45,7 @@ pub fn database(config: &BookieConfig, create: bool, direct: bool) -> Options {
     options.set_log_level(LogLevel::Warn);
     options.set_keep_log_file_num(2);
     options.set_max_log_file_size(1 << 20);
-    options
+    Ok(options)
 }
 
 /// The column families.
@@ -69,6 +77,9 @@ fn small_family(cache: &Cache) -> Options {
     let mut options = Options::default();
     options.set_compression_type(DBCompressionType::None);
     options.set_write_buffer_size(4 << 20);
+    // A flush takes the memtables of all families, so the family with the fewest decides how many can
+    // wait for it before writes stop.
+    options.set_max_write_buffer_number(MEMTABLES_MAX);
     let mut table = table(cache);
     table.set_bloom_filter(10.0, false);
     options.set_block_based_table_factory(&table);
@@ -79,8 +90,7 @@ fn entries_family(config: &BookieConfig, cache: &Cache) -> Options {
     let mut options = Options::default();
     options.set_compression_type(DBCompressionType::None);
     options.set_write_buffer_size(config.memtable_bytes);
-    // One is filled, two are flushed, and one gives them time to be.
-    options.set_max_write_buffer_number(4);
+    options.set_max_write_buffer_number(MEMTABLES_MAX);
     options.set_target_file_size_base(64 * MIB);
     // Payloads above the bound stay out of the tree: compaction moves keys only. Blob collection
     // is off because entries are never overwritten; whole files go when their ledgers are deleted.

@@ -16,6 +16,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use aquifer_client::{Client, Compression};
+use aquifer_runtime::clock::sleep;
 use serde::Serialize;
 
 use crate::args::SuiteArgs;
@@ -28,6 +29,8 @@ use super::publish::{PublishLoad, Published};
 use super::stamp::Payload;
 use super::{DURABILITY, Until, round};
 
+/// Until the files of a topic that was deleted are gone.
+const REMOVAL: Duration = Duration::from_secs(4);
 /// Payload bytes of every message here.
 const MESSAGE_BYTES: usize = 1024;
 
@@ -252,9 +255,15 @@ impl Suite {
         format!("perf-suite-{}", self.topics)
     }
 
-    /// Deletes a topic, so that a run does not need the sum of all its parts in space.
-    async fn remove(&self, client: &Client, topic: &str) -> Result<(), CliError> {
-        Ok(client.admin().delete_topic(topic, true).await?)
+    /// Deletes topics, so that a run does not need the sum of all its parts in space, and waits until
+    /// their files are gone: where the file system discards what they took, the disk is slow
+    /// meanwhile, and what is measured next is not that.
+    async fn remove(&self, client: &Client, topics: &[String]) -> Result<(), CliError> {
+        for topic in topics {
+            client.admin().delete_topic(topic, true).await?;
+        }
+        sleep(REMOVAL).await;
+        Ok(())
     }
 
     fn messages(&self, full: u64) -> Until {
@@ -309,7 +318,7 @@ impl Suite {
         let topic = self.topic();
         let load = self.load(&topic, self.messages(3_000_000), 10_000);
         let published = complete(load.run(&client, |_| ()).await?)?;
-        self.remove(&client, &topic).await?;
+        self.remove(&client, &[topic]).await?;
         let rate = per_second(&published);
         self.alone = Some(rate);
         Ok(rate)

@@ -131,7 +131,7 @@ impl Suite {
         complete(warm_up.run(&client, |_| ()).await?)?;
         let load = self.load(&topic, self.messages(2_000_000), 10_000);
         let published = complete(load.run(&client, |_| ()).await?)?;
-        self.remove(&client, &topic).await?;
+        self.remove(&client, &[topic]).await?;
         drop(client);
         self.rows.push(cluster_rate(&published, alone));
 
@@ -157,7 +157,7 @@ impl Suite {
         load.rate = Some(1_000.0);
         load.stamped = true;
         let done = e2e::run(client, &load, &topic, 1, |_| ()).await?;
-        self.remove(client, &topic).await?;
+        self.remove(client, &[topic]).await?;
         let latency = done.all.latencies.summary();
         let row = Row::new(
             "cluster: end-to-end latency at 1,000 msg/s, p99",

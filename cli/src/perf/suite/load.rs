@@ -29,7 +29,7 @@ impl Suite {
         complete(warm_up.run(&client, |_| ()).await?)?;
         let load = self.load(&topic, self.messages(3_000_000), 1_000);
         let published = complete(load.run(&client, |_| ()).await?)?;
-        self.remove(&client, &topic).await?;
+        self.remove(&client, &[topic]).await?;
         let disk = self.disk_bytes_per_second() * 0.25 / MESSAGE_BYTES as f64;
         let row = Row::new(
             "publish, 1,000 outstanding",
@@ -61,7 +61,7 @@ impl Suite {
         let count = published.counted.messages;
         let received = self.consume_all(&client, &topic, count).await?;
         let after = self.server.usage()?;
-        self.remove(&client, &topic).await?;
+        self.remove(&client, &[topic]).await?;
 
         let disk = self.disk_bytes_per_second() * 0.4;
         self.rows.push(Row::new(
@@ -105,7 +105,7 @@ impl Suite {
         load.stamped = true;
         let done = e2e::run(&client, &load, &topic, 1, |_| ()).await?;
         complete(done.published)?;
-        self.remove(&client, &topic).await?;
+        self.remove(&client, &[topic]).await?;
         let both = done.all.counted.messages as f64 / done.all.counted.elapsed.as_secs_f64();
         let row = Row::new(
             "publish and tail consume together",
@@ -130,7 +130,7 @@ impl Suite {
         let read_before = self.server.metric(STORAGE_READS).await?;
         let done = e2e::run(&client, &load, &topic, 10, |_| ()).await?;
         let read = self.server.metric(STORAGE_READS).await? - read_before;
-        self.remove(&client, &topic).await?;
+        self.remove(&client, &[topic]).await?;
         let elapsed = done.published.counted.elapsed.as_secs_f64();
         let kept_up = done.all.counted.messages.saturating_sub(done.lag_at_end);
         let row = Row::new(
@@ -176,7 +176,7 @@ impl Suite {
                 let mut load = self.load(&topic, Until::Elapsed(self.seconds(8)), 200_000);
                 load.rate = Some(rate);
                 let published = complete(load.run(&client, |_| ()).await?)?;
-                self.remove(&client, &topic).await?;
+                self.remove(&client, &[topic]).await?;
                 runs.push(published.latencies.percentile_us(99.9) / 1e3);
                 reached = per_second(&published);
             }
@@ -197,9 +197,7 @@ impl Suite {
         let mut load = self.load(&base, self.messages(3_000_000), 10);
         load.topics.clone_from(&topics);
         let published = complete(load.run(&client, |_| ()).await?)?;
-        for topic in &topics {
-            self.remove(&client, topic).await?;
-        }
+        self.remove(&client, &topics).await?;
         let rate = per_second(&published);
         let row = Row::new(
             "1,000 topics written at once",
@@ -242,8 +240,7 @@ impl Suite {
         let (published, read) = futures::join!(publishing, reading);
         let published = complete(published?)?;
         let read = read?;
-        self.remove(&client, &old).await?;
-        self.remove(&client, &new).await?;
+        self.remove(&client, &[old, new]).await?;
         let rate = per_second(&published);
         let row = Row::new(
             "publish while catching up",

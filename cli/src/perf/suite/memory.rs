@@ -46,7 +46,7 @@ impl Suite {
         consumer.receive().await?;
         reader.next().await?;
         drop((consumer, reader));
-        self.remove(&client, &topic).await?;
+        self.remove(&client, &[topic]).await?;
         let row = Row::new(
             "resident memory, a consumer and a reader stalled under full publish load",
             peak / 1e6,
@@ -73,7 +73,7 @@ impl Suite {
         let received = self
             .consume_all(&client, &topic, published.counted.messages)
             .await?;
-        self.remove(&client, &topic).await?;
+        self.remove(&client, &[topic]).await?;
         let bytes = received.counted.messages as f64 * MESSAGE_BYTES as f64;
         let row = Row::new(
             "catch-up read, cold cache",

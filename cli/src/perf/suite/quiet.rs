@@ -34,7 +34,7 @@ impl Suite {
         load.rate = Some(1_000.0);
         load.stamped = true;
         let done = e2e::run(&client, &load, &topic, 1, |_| ()).await?;
-        self.remove(&client, &topic).await?;
+        self.remove(&client, &[topic]).await?;
         let latency = done.all.latencies.summary();
         let sync_ms = self.disk_sync_ms();
         let row = Row::new(
