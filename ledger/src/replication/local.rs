@@ -4,7 +4,9 @@
 //! live without this bookie. It writes intents for them, never deletes by absence alone, and fails
 //! closed: if the records could not be read completely, if metadata seems to be older than the
 //! data (H14), or if too many ledgers have no record, nothing happens. A record with the same token
-//! that names others proves by itself that a copy is superfluous: of these a pass takes so many.
+//! that names others proves by itself that a copy is superfluous: of these a pass takes so many. What a
+//! repair copies to a bookie is named by no record before it is complete: a ledger that is being
+//! repaired is left alone, however long that takes.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -188,6 +190,10 @@ impl LocalAudit {
             && (info.bookies().contains(&self.bookie) || info.token != local.token)
         {
             // It has been put back; or another ledger has this id, which people must look at.
+            return Ok(false);
+        }
+        let lock = keys::repair_lock(local.ledger);
+        if store.get(&lock).await?.is_some() {
             return Ok(false);
         }
         let seen = info.as_ref().map(|info| info.revision);

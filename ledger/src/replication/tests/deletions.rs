@@ -111,6 +111,37 @@ async fn copies_that_nothing_refers_to_go_after_two_passes() {
     cluster.assert_whole(kept, 3).await;
 }
 
+/// The copy of a large ledger takes longer than two passes; until it is complete no record names its
+/// bookie. Deleting it again and again kept such ledgers from ever being repaired.
+#[tokio::test(start_paused = true)]
+async fn what_a_repair_is_copying_is_not_superfluous() {
+    let cluster = Cluster::new(4).await;
+    let ledger = cluster.closed(quorum(3, 3, 2), 3).await;
+    cluster.lose(bookie(1)).await;
+    let mark = Mark::new(ledger, HOME, "test", 0).lost([bookie(1)]);
+    cluster.mark(mark).await;
+    assert_eq!(cluster.worker().await.round().await.unwrap().repaired, 1);
+    cluster.register(bookie(1)).await;
+    // To the audit it is as if the repair were copying to the first bookie.
+    let repair = cluster.session().await;
+    let (lock, value) = (
+        keys::repair_lock(ledger),
+        record::encode(v1::LockRecord::default()),
+    );
+    repair.put(&lock, value, Expect::Absent).await.unwrap();
+    let mut audit = LocalAudit::new(cluster.ctx.clone(), bookie(1), &cluster.config);
+    for _ in 0..3 {
+        let during = pass(&cluster, &mut audit, 1).await.unwrap();
+        assert_eq!((during.suspects, during.intents.len()), (1, 0));
+    }
+    repair.close().await.unwrap();
+    assert_eq!(pass(&cluster, &mut audit, 1).await.unwrap().intents, []);
+    assert_eq!(
+        pass(&cluster, &mut audit, 1).await.unwrap().intents,
+        [ledger]
+    );
+}
+
 /// A bookie that was away while more was moved off it than may look wrong gets its space back.
 #[tokio::test(start_paused = true)]
 async fn any_number_of_moved_ledgers_goes_but_not_of_those_without_a_record() {
