@@ -57,8 +57,8 @@ pub struct LogSettings {
     /// zero replaces it at once.
     pub ensemble_change_delay: Duration,
     /// Bytes of one ledger that are acknowledged and that a slower bookie still lacks. Beyond,
-    /// acknowledgements wait for it, and it has failed when it has not stored the oldest of them
-    /// after a quarter of `request_timeout`.
+    /// acknowledgements wait for it, and it has failed when they do so for a quarter of
+    /// `request_timeout`, or when it has been silent for half of it.
     pub kept_bytes_per_ledger_max: u64,
     /// The same for all ledgers of the process together; beyond, nothing is kept for slower
     /// bookies, and they have failed.

@@ -32,9 +32,11 @@ use crate::writer::{
 
 /// How often in its timeout an add is looked at.
 const WATCH_ROUNDS: u32 = 8;
-/// After so many of these looks a bookie for which acknowledgements wait has failed. It slows the
-/// ledger down that long, which one that is behind for a moment does not need.
-const LAG_ROUNDS: u32 = 1;
+/// After so many of these looks a bookie for which acknowledgements wait all the time has failed: it
+/// slows the ledger down that long, and no longer.
+const LAG_ROUNDS: u64 = 1;
+/// One that has not answered for so many of them is waited for no more: it is not slow, it is silent.
+const SILENT_ROUNDS: u64 = 4;
 
 thread_local! {
     /// Set while this thread hands entries to bookies for a caller of `append`, which must not
@@ -82,6 +84,10 @@ struct State {
     /// A task watches for timeouts; it counts its rounds.
     watched: bool,
     round: u64,
+    /// The round in which acknowledgements began to wait for a bookie, if they do.
+    held_since: Option<u64>,
+    /// Somebody waits for the end of the ledger: acknowledgements wait for nobody.
+    hurried: bool,
     /// The last LAC that bookies were told.
     told: Option<EntryId>,
     /// What this ledger has counted into the process's kept bytes.
@@ -94,7 +100,7 @@ struct Add {
     data: EntryData,
     /// Computed when it is first sent, outside the lock.
     digest: Option<u32>,
-    /// Round of the watcher in which it was added.
+    /// Round of the watcher in which it was added, or last got another bookie.
     round: u64,
 }
 
@@ -151,6 +157,8 @@ impl LedgerWriter {
             telling: false,
             watched: false,
             round: 0,
+            held_since: None,
+            hurried: false,
             told: None,
             kept_bytes: 0,
             info: info.clone(),
@@ -260,6 +268,19 @@ impl LedgerWriter {
         bookies
     }
 
+    /// Somebody waits for the end of the ledger, so that acknowledgements wait for no bookie that is
+    /// behind from now on: what it lacks is left to repair.
+    pub(crate) fn hurry(&self) {
+        let is_held = {
+            let mut state = self.inner.state.lock();
+            state.hurried = true;
+            state.held_since.is_some()
+        };
+        if is_held {
+            self.inner.on(WriterEvent::Shed);
+        }
+    }
+
     /// Stops without telling the owner, and says up to where entries are acknowledged.
     pub(crate) fn finish(&self) -> LedgerEnd {
         let mut state = self.inner.state.lock();
@@ -272,13 +293,24 @@ impl LedgerWriter {
 }
 
 impl State {
-    /// Bookies for which acknowledgements wait, and which had the oldest add for long enough.
-    fn holding_back_for_long(&self) -> Vec<(usize, BookieId)> {
-        match self.adds.front() {
-            Some(oldest) if self.round - oldest.round > u64::from(LAG_ROUNDS) => {
-                self.machine.holding_back()
-            }
-            Some(_) | None => Vec::new(),
+    /// Bookies that acknowledgements wait for no longer.
+    fn held_back_for_long(&mut self) -> Vec<(usize, BookieId)> {
+        let holding = self.machine.holding_back();
+        if holding.is_empty() {
+            self.held_since = None;
+            return holding;
+        }
+        let since = *self.held_since.get_or_insert(self.round);
+        let oldest = self.adds.front().map_or(self.round, |oldest| oldest.round);
+        let late = self.round - since > LAG_ROUNDS || self.round - oldest > SILENT_ROUNDS;
+        if late { holding } else { Vec::new() }
+    }
+
+    /// Bookies have taken the places of others: nobody has waited for them yet.
+    fn wait_anew(&mut self) {
+        self.held_since = None;
+        for add in &mut self.adds {
+            add.round = self.round;
         }
     }
 
@@ -342,6 +374,9 @@ impl Inner {
         let (chores, is_settled) = {
             let mut state = self.state.lock();
             let mut actions = Vec::new();
+            if matches!(event, WriterEvent::EnsembleChanged { .. }) {
+                state.wait_anew();
+            }
             state.machine.on(event, &mut actions);
             let mut chores = state.apply(actions);
             if self.count_kept(&mut state) > self.ctx.settings.kept_bytes_max
@@ -349,9 +384,11 @@ impl Inner {
             {
                 chores.push(Chore::Shed);
             }
-            let late = state.holding_back_for_long();
+            let late = state.held_back_for_long();
             if !late.is_empty() {
                 chores.push(Chore::Late(late));
+            } else if state.hurried && state.held_since.is_some() {
+                chores.push(Chore::Shed);
             }
             (chores, state.machine.kept() == 0)
         };
@@ -555,7 +592,7 @@ impl Inner {
                 if state.round - oldest.round > u64::from(WATCH_ROUNDS) {
                     state.machine.laggards()
                 } else {
-                    state.holding_back_for_long()
+                    state.held_back_for_long()
                 }
             };
             self.give_up(late);

@@ -125,7 +125,10 @@ fn worse(a: BookieError, b: BookieError) -> BookieError {
     let definite = |error: &BookieError| {
         matches!(
             error,
-            BookieError::NoSuchEntry | BookieError::NoSuchLedger | BookieError::Deleted
+            BookieError::NoSuchEntry
+                | BookieError::NoSuchLedger
+                | BookieError::Deleted
+                | BookieError::Token
         )
     };
     if definite(&b) && !definite(&a) { a } else { b }

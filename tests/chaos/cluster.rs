@@ -59,12 +59,12 @@ impl Cluster {
     ///
     /// # Errors
     /// When something cannot be made.
-    pub fn start(folder: &Path, aquifer: &Path) -> Result<Cluster> {
+    pub fn start(folder: &Path, aquifer: &Path, bookie_config: &str) -> Result<Cluster> {
         let logs = folder.join("logs");
         fs::create_dir_all(&logs)?;
         let mut network = Network::new()?;
         let etcd = etcd(folder, &logs, &mut network)?;
-        let bookies = bookies(folder, &logs, aquifer, &mut network)?;
+        let bookies = bookies(folder, &logs, aquifer, bookie_config, &mut network)?;
         let brokers = brokers(folder, &logs, aquifer, &mut network)?;
         let mut cluster = Cluster {
             etcd,
@@ -208,7 +208,7 @@ fn etcd(folder: &Path, logs: &Path, network: &mut Network) -> Result<Vec<Node>> 
 }
 
 /// Everything that waits for hours in production happens within seconds here.
-const BOOKIE_CONFIG: &str = "
+pub const BOOKIE_CONFIG: &str = "
 [etcd]
 lease_ms = 3000
 [bookie]
@@ -266,6 +266,7 @@ fn bookies(
     folder: &Path,
     logs: &Path,
     aquifer: &Path,
+    config: &str,
     network: &mut Network,
 ) -> Result<Vec<Disked>> {
     let mut bookies = Vec::new();
@@ -275,7 +276,7 @@ fn bookies(
         fs::create_dir_all(&own)?;
         let mount = Mount::ext4(&own, DISK_BYTES)?;
         let mut arguments = vec!["bookie".to_owned()];
-        arguments.extend(role(network, folder, host, &name, BOOKIE_CONFIG)?);
+        arguments.extend(role(network, folder, host, &name, config)?);
         arguments.extend([
             "--bookie-addr".to_owned(),
             format!("{}:7651", network.address(host)),

@@ -107,11 +107,15 @@ async fn run(args: &Args) -> Result<()> {
         "{} is not empty: every run has its own",
         path.display()
     );
+    let config = match args.measure {
+        Some(_) => measure::bookie_config(),
+        None => cluster::BOOKIE_CONFIG.to_owned(),
+    };
     let mut run = Run {
         rng: SeededRng::new(seed),
         deck: Vec::new(),
         kinds: kinds(&args.faults)?,
-        cluster: Cluster::start(&path, binary())?,
+        cluster: Cluster::start(&path, binary(), &config)?,
         counts: BTreeMap::new(),
         slowest_heal: Duration::ZERO,
         replaced: 0,

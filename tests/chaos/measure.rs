@@ -12,7 +12,7 @@ use aquifer_runtime::clock::{Clock, SystemClock, sleep};
 use aquifer_runtime::rng::SeededRng;
 use serde_json::json;
 
-use crate::cluster::{BOOKIES, BROKERS, Cluster, NAME};
+use crate::cluster::{BOOKIE_CONFIG, BOOKIES, BROKERS, Cluster, NAME};
 use crate::fault::{self, Kind};
 use crate::traffic::Traffic;
 
@@ -31,6 +31,14 @@ const BULK_WINDOW: usize = 256;
 /// How long repair of the bulk may take.
 const REPAIR: Duration = Duration::from_secs(300);
 const COPIED: &str = "aquifer_repair_copied_bytes_total";
+
+/// Bookies that look through everything once a minute have no rate left for copies; and it is to be
+/// seen what the machine can do, not what a cluster is allowed to by default (32 MiB a second).
+pub fn bookie_config() -> String {
+    let checks = ("check_cycle_ms = 60000", "check_cycle_ms = 0");
+    let rate = "repair_bytes_per_second = 268435456\n";
+    BOOKIE_CONFIG.replace(checks.0, checks.1) + rate
+}
 
 /// Measures, and prints one JSON object.
 ///

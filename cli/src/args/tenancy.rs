@@ -23,6 +23,7 @@ pub enum TenantCommand {
     /// Create a tenant.
     Create {
         /// The tenant.
+        #[arg(value_parser = tenant)]
         tenant: String,
     },
     /// List the tenants.
@@ -51,7 +52,7 @@ pub enum NamespaceCommand {
     /// List the namespaces of a tenant.
     List {
         /// The tenant.
-        #[arg(default_value = "public")]
+        #[arg(default_value = "public", value_parser = tenant)]
         tenant: String,
     },
     /// Show the policies of a namespace.
@@ -94,15 +95,15 @@ pub struct PolicyArgs {
     pub auto_create_topics: Option<bool>,
 
     /// Begin another ledger at so many bytes.
-    #[arg(long, value_name = "BYTES", value_parser = size)]
+    #[arg(long, value_name = "BYTES", value_parser = positive_size)]
     pub rollover_size: Option<u64>,
 
     /// Begin another ledger at this age.
-    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "DURATION", value_parser = positive_time)]
     pub rollover_time: Option<Duration>,
 
     /// Begin another ledger at so many entries.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub rollover_entries: Option<u64>,
 }
 
@@ -170,6 +171,28 @@ pub enum SubscriptionCommand {
         #[arg(long)]
         force: bool,
     },
+}
+
+/// The name of a tenant, by the rules of those that have namespaces.
+fn tenant(text: &str) -> Result<String, String> {
+    let checked = NamespaceName::new(text, "default");
+    checked.map_err(|error| error.to_string())?;
+    Ok(text.to_owned())
+}
+
+fn positive_size(text: &str) -> Result<u64, String> {
+    match size(text)? {
+        0 => Err("it is at least one byte".to_owned()),
+        size => Ok(size),
+    }
+}
+
+fn positive_time(text: &str) -> Result<Duration, String> {
+    let time = humantime::parse_duration(text).map_err(|error| error.to_string())?;
+    match time.as_millis() {
+        0 => Err("it is at least a millisecond".to_owned()),
+        _ => Ok(time),
+    }
 }
 
 fn retention_time(text: &str) -> Result<Bound, String> {

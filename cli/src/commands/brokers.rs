@@ -162,7 +162,7 @@ fn show_bundles(
         }
         let url = match &bundle.broker {
             None => "-".to_owned(),
-            Some(broker) if is_gone(broker, brokers) => "gone".to_owned(),
+            Some(_) if is_orphaned(bundle, brokers) => "gone".to_owned(),
             Some(_) => shown_url(bundle.url.clone().unwrap_or_default()),
         };
         let own = [
@@ -183,7 +183,7 @@ async fn status(admin: &Admin, namespace: &str, out: &Output) -> Result<(), CliE
     let (mut unowned, mut orphaned) = (0u64, 0u64);
     for bundle in &bundles {
         match &bundle.broker {
-            Some(broker) if is_gone(broker, &brokers) => orphaned += 1,
+            Some(_) if is_orphaned(bundle, &brokers) => orphaned += 1,
             Some(broker) => *owned.entry(broker).or_default() += 1,
             None => unowned += 1,
         }
@@ -225,8 +225,10 @@ async fn status(admin: &Admin, namespace: &str, out: &Output) -> Result<(), CliE
     shown(&table, out)
 }
 
-fn is_gone(broker: &str, brokers: &[BrokerInfo]) -> bool {
-    brokers.iter().all(|known| known.broker != broker)
+/// Whether the owner of a bundle is gone. That of a standalone server has no address, and is there.
+fn is_orphaned(bundle: &BundleInfo, brokers: &[BrokerInfo]) -> bool {
+    let is_owner = |known: &BrokerInfo| Some(&known.broker) == bundle.broker.as_ref();
+    bundle.url.is_none() && !brokers.iter().any(is_owner)
 }
 
 /// A standalone server is where it was asked, and has no other address.

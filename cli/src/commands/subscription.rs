@@ -3,6 +3,7 @@
 use aquifer_client::admin::{SubscriptionStats, TopicStats};
 use aquifer_client::{Client, ErrorKind, SubscriptionType};
 use aquifer_model::place::Place;
+use aquifer_model::topic::TopicName;
 use serde_json::{Value, json};
 
 use crate::args::{SubscriptionArgs, SubscriptionCommand};
@@ -24,8 +25,9 @@ pub async fn run(args: SubscriptionArgs, connect: &Connect, out: &Output) -> Res
             subscription,
             from,
         } => {
-            let (topic, subscription) = (topic.to_string(), subscription.to_string());
+            let subscription = subscription.to_string();
             create(&client, &topic, &subscription, from).await?;
+            let topic = topic.to_string();
             match out.is_json() {
                 true => out.object(&json!({"topic": topic, "subscription": subscription})),
                 false => out.line(format!("{topic} has the subscription {subscription}")),
@@ -77,24 +79,43 @@ pub async fn run(args: SubscriptionArgs, connect: &Connect, out: &Output) -> Res
     }
 }
 
-/// Creates a subscription, unless there is one of that name.
+/// Creates a subscription, unless there is one of that name: in every partition of a partitioned topic,
+/// so that what was created in part is completed.
 async fn create(
     client: &Client,
-    topic: &str,
+    topic: &TopicName,
     subscription: &str,
     from: Place,
 ) -> Result<(), CliError> {
-    match client.admin().topic_stats(topic).await {
-        Ok(stats) if has(&stats, subscription) => {
-            let text = format!("{topic} has a subscription {subscription} already");
-            let advice = "move it with: aquifer subscription seek";
-            return Err(CliError::failed(text).advise(advice));
+    let admin = client.admin();
+    let partitions = match admin.describe_topic(&topic.to_string()).await {
+        Ok(described) => described.partitions,
+        Err(error) if error.kind() == ErrorKind::NotFound => 0,
+        Err(error) => return Err(error.into()),
+    };
+    let parts = match partitions {
+        0 => vec![topic.clone()],
+        some => (0..some).map(|part| topic.partition_name(part)).collect(),
+    };
+    if partitions > 1 && matches!(from, Place::Index(_) | Place::Position(_)) {
+        let text = format!("{from} is a place in one partition: give a time, earliest or latest");
+        return Err(CliError::usage(text));
+    }
+    let mut missing = 0;
+    for part in &parts {
+        match admin.topic_stats(&part.to_string()).await {
+            Ok(stats) => missing += usize::from(!has(&stats, subscription)),
+            Err(error) if error.kind() == ErrorKind::NotFound => missing += 1,
+            Err(error) => return Err(error.into()),
         }
-        Err(error) if error.kind() != ErrorKind::NotFound => return Err(error.into()),
-        Ok(_) | Err(_) => {}
+    }
+    if missing == 0 {
+        let text = format!("{topic} has a subscription {subscription} already");
+        let advice = "move it with: aquifer subscription seek";
+        return Err(CliError::failed(text).advise(advice));
     }
     // A consumer that closes at once: what it was sent meanwhile is given to the next one.
-    let consumer = client.consumer(topic, subscription);
+    let consumer = client.consumer(&topic.to_string(), subscription);
     let consumer = consumer.kind(SubscriptionType::Shared).start(from);
     Ok(consumer.open().await?.close().await?)
 }

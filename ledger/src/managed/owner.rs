@@ -516,6 +516,11 @@ impl LogInner {
             let (tell, answer) = oneshot::channel();
             state.waiting_for_seal.push(tell);
             self.own(state);
+            let writer = state.current.as_ref().map(|current| current.writer.clone());
+            drop(guard);
+            if let Some(writer) = writer {
+                writer.hurry();
+            }
             answer
         };
         let gone = || LogError::Unavailable("the process is shutting down".to_owned());

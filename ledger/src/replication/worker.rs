@@ -127,17 +127,22 @@ impl RepairWorker {
             // Workers that begin at different ledgers seldom meet.
             let turn = self.ctx.rng.below(items.len().max(1) as u64);
             items.rotate_left(usize::try_from(turn).unwrap_or(0));
+            let mut marks = Vec::new();
             for item in &items {
-                let mark = match Mark::decode(item) {
-                    Ok(mark) => mark,
+                match Mark::decode(item) {
+                    Ok(mark) => marks.push(mark),
                     Err(error) => {
                         tracing::error!(key = item.key, %error, "a mark is unreadable");
                         round.failed += 1;
-                        continue;
                     }
-                };
+                }
+            }
+            // Copies that are lost come before copies that are only to be looked at, which may be of
+            // every ledger.
+            marks.sort_by_key(|mark| mark.lost.is_empty());
+            for mark in &marks {
                 seen.insert(mark.ledger);
-                self.take(&mark, &mut round).await?;
+                self.take(mark, &mut round).await?;
             }
             page = found.next;
             if page.is_none() {
@@ -258,7 +263,8 @@ impl RepairWorker {
                 }
                 continue;
             }
-            let next = plan.work.iter().find(|work| !done.contains(*work));
+            let left = plan.work.iter().filter(|work| !done.contains(*work));
+            let next = left.min_by_key(|work| work.care != Care::Replace);
             if let Some(work) = next {
                 done.insert(*work);
                 if let Err(trouble) = self.attend(&mut info, &members, *work).await {

@@ -168,6 +168,59 @@ async fn a_silent_bookie_is_waited_for_a_quarter_of_the_timeout() {
     assert_eq!(owner.read_all().await.len(), 21);
 }
 
+/// Whoever takes the place of a lost bookie gets what is kept, some of it old, and time to store it.
+#[tokio::test(start_paused = true)]
+async fn a_replacement_is_waited_for_from_when_it_came() {
+    let world = TestWorld::new(4);
+    let (owner, members) = keeps_little(&world).await;
+    let spare = world.bookies.ids();
+    let spare = *spare.iter().find(|id| !members.contains(id)).unwrap();
+    world.store.set_unavailable(true);
+    world.bookies.set_mode(members[2], Mode::Unreachable);
+    world.bookies.hold(spare);
+    for tag in 1..6 {
+        owner.append_bytes(tag, Bytes::from(vec![7; 400])).unwrap();
+    }
+    owner.collected.wait_for(6).await;
+    // What is kept for the replacement grows old, since metadata is away.
+    clock::sleep(Duration::from_secs(60)).await;
+    world.store.set_unavailable(false);
+    eventually("a replacement", || world.bookies.held(spare) > 0).await;
+    for tag in 6..26 {
+        owner.append_bytes(tag, Bytes::from(vec![7; 400])).unwrap();
+    }
+    clock::sleep(Duration::from_millis(400)).await;
+    assert!(
+        owner.collected.so_far().len() < 26,
+        "too much would be kept"
+    );
+    world.bookies.release(spare);
+    owner.collected.wait_for(26).await;
+    assert!(!owner.ctx.bookies.is_quarantined(spare));
+    let ledger = owner.log.stats().ledgers[0].ledger;
+    assert!(world.bookies.entries(spare, ledger).len() >= 20);
+}
+
+/// H16: what the bookie lacks is for repair.
+#[tokio::test(start_paused = true)]
+async fn a_ledger_that_is_sealed_waits_for_no_bookie_that_is_behind() {
+    let world = TestWorld::new(3);
+    let (owner, members) = keeps_little(&world).await;
+    let ledger = owner.log.stats().ledgers[0].ledger;
+    world.bookies.hold(members[2]);
+    for tag in 1..21 {
+        owner.append_bytes(tag, Bytes::from(vec![7; 400])).unwrap();
+    }
+    clock::sleep(Duration::from_millis(50)).await;
+    assert!(owner.collected.so_far().len() < 21);
+    let started = tokio::time::Instant::now();
+    owner.log.roll().await.unwrap();
+    let took = started.elapsed();
+    assert!(took < Duration::from_secs(1), "{took:?} of virtual time");
+    assert_eq!(owner.collected.so_far().len(), 21);
+    assert_eq!(doubted(&world, ledger).await, [members[2]]);
+}
+
 #[tokio::test(start_paused = true)]
 async fn an_overloaded_bookie_gets_what_was_acknowledged_without_it() {
     let world = TestWorld::new(3);
