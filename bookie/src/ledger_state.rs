@@ -55,6 +55,18 @@ impl LedgerMeta {
         }
     }
 
+    /// Whether this is the ledger that somebody means, whose token it is if given, and lives.
+    ///
+    /// # Errors
+    /// `Token` for another ledger of that id, `Deleted`.
+    pub fn check(&self, token: Option<CreationToken>) -> Result<(), BookieError> {
+        match token {
+            Some(token) if self.token != token => Err(BookieError::Token),
+            _ if self.deleted => Err(BookieError::Deleted),
+            _ => Ok(()),
+        }
+    }
+
     /// What a record of the journal makes of it.
     pub fn apply(&mut self, kind: RecordKind) {
         match kind {
@@ -200,11 +212,7 @@ impl LedgerState {
     }
 
     fn check(&self, token: CreationToken) -> Result<(), BookieError> {
-        match &self.meta {
-            Some(meta) if meta.token != token => Err(BookieError::Token),
-            Some(meta) if meta.deleted => Err(BookieError::Deleted),
-            _ => Ok(()),
-        }
+        self.meta.map_or(Ok(()), |meta| meta.check(Some(token)))
     }
 
     /// Decides about an add. `limbo`: this bookie may have lost a fence of the ledger.

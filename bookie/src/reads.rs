@@ -113,19 +113,16 @@ impl Core {
                 (loaded.meta, loaded.lac)
             }
         };
-        match meta {
-            None => Err(self.negative(BookieError::NoSuchLedger)),
-            Some(meta) if wait.token.is_some_and(|token| token != meta.token) => {
-                Err(BookieError::Token)
-            }
-            Some(meta) if meta.deleted => Err(BookieError::Deleted),
-            // "Not fenced" is a negative, too: the fence may be what was lost.
-            Some(meta) if !meta.fenced && self.limbo.is_on() => Err(BookieError::Limbo),
-            Some(meta) => Ok(TailState {
-                last_add_confirmed,
-                fenced: meta.fenced,
-            }),
+        let meta = meta.ok_or_else(|| self.negative(BookieError::NoSuchLedger))?;
+        meta.check(wait.token)?;
+        // "Not fenced" is a negative, too: the fence may be what was lost.
+        if !meta.fenced && self.limbo.is_on() {
+            return Err(BookieError::Limbo);
         }
+        Ok(TailState {
+            last_add_confirmed,
+            fenced: meta.fenced,
+        })
     }
 
     pub(crate) async fn list_ledgers(
@@ -209,12 +206,7 @@ impl Core {
             let Some(meta) = memory.meta else {
                 return Err(self.negative(BookieError::NoSuchLedger));
             };
-            if range.token.is_some_and(|token| token != meta.token) {
-                return Err(BookieError::Token);
-            }
-            if meta.deleted {
-                return Err(BookieError::Deleted);
-            }
+            meta.check(range.token)?;
             let entries = entries::read_range(db, range, &memory.pending).map_err(|error| {
                 tracing::error!(
                     ledger = %range.ledger, entry = %range.first, ?error, "entry cannot be read"

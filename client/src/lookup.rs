@@ -35,17 +35,17 @@ pub(crate) async fn partitions(
         },
     )
     .await?;
-    if answer.partitions == 0 {
-        return Ok(vec![Arc::new(topic.clone())]);
+    let parts = parts(topic, answer.partitions)?;
+    Ok(parts.into_iter().map(Arc::new).collect())
+}
+
+/// The parts of a topic that a broker says to have so many partitions.
+pub(crate) fn parts(topic: &TopicName, partitions: u32) -> Result<Vec<TopicName>> {
+    if partitions > aquifer_model::limits::PARTITIONS_MAX {
+        let what = format!("a topic of {partitions} partitions");
+        return Err(ClientError::Protocol(what));
     }
-    if answer.partitions > aquifer_model::limits::PARTITIONS_MAX {
-        return Err(ClientError::Protocol(format!(
-            "a topic of {} partitions",
-            answer.partitions
-        )));
-    }
-    let name = |number| Arc::new(topic.partition_name(number));
-    Ok((0..answer.partitions).map(name).collect())
+    Ok(topic.parts(partitions))
 }
 
 /// A unary call, tried again while that is safe: an `idempotent` one after any retryable failure,

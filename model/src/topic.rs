@@ -226,6 +226,18 @@ impl TopicName {
         }
     }
 
+    /// The topics that hold the messages of this one, of which there are so many partitions: those, or
+    /// itself when there are none.
+    #[must_use]
+    pub fn parts(&self, partitions: u32) -> Vec<TopicName> {
+        match partitions {
+            0 => vec![self.clone()],
+            some => (0..some)
+                .map(|number| self.partition_name(number))
+                .collect(),
+        }
+    }
+
     fn split_partition(&self) -> Result<Option<(&str, u32)>, NameError> {
         let Some((base, digits)) = self.name.rsplit_once("-partition-") else {
             return Ok(None);
@@ -365,6 +377,8 @@ mod tests {
         assert_eq!(third.partition(), Some(3));
         assert_eq!(third.base(), base);
         assert_eq!(base.partition(), None);
+        assert_eq!(base.parts(4)[3], third);
+        assert_eq!(base.parts(0), std::slice::from_ref(&base));
         assert_eq!(
             "x-partition-".parse::<TopicName>().unwrap().partition(),
             None

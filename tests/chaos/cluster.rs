@@ -228,10 +228,11 @@ open_ledger_grace_ms = 5000
 poll_ms = 1000
 audit_ms = 1000
 scan_ms = 20000
-check_cycle_ms = 60000
 orphan_audit_ms = 60000
 orphan_age_ms = 120000
 ";
+/// And every ledger is checked once a minute.
+pub const CHECKS: &str = "check_cycle_ms = 60000\n";
 
 fn role(
     network: &mut Network,

@@ -107,10 +107,11 @@ async fn run(args: &Args) -> Result<()> {
         "{} is not empty: every run has its own",
         path.display()
     );
-    let config = match args.measure {
-        Some(_) => measure::bookie_config(),
-        None => cluster::BOOKIE_CONFIG.to_owned(),
+    let repair = match args.measure {
+        Some(_) => measure::REPAIR_CONFIG,
+        None => cluster::CHECKS,
     };
+    let config = cluster::BOOKIE_CONFIG.to_owned() + repair;
     let mut run = Run {
         rng: SeededRng::new(seed),
         deck: Vec::new(),

@@ -12,7 +12,7 @@ use aquifer_runtime::clock::{Clock, SystemClock, sleep};
 use aquifer_runtime::rng::SeededRng;
 use serde_json::json;
 
-use crate::cluster::{BOOKIE_CONFIG, BOOKIES, BROKERS, Cluster, NAME};
+use crate::cluster::{BOOKIES, BROKERS, Cluster, NAME};
 use crate::fault::{self, Kind};
 use crate::traffic::Traffic;
 
@@ -34,11 +34,7 @@ const COPIED: &str = "aquifer_repair_copied_bytes_total";
 
 /// Bookies that look through everything once a minute have no rate left for copies; and it is to be
 /// seen what the machine can do, not what a cluster is allowed to by default (32 MiB a second).
-pub fn bookie_config() -> String {
-    let checks = ("check_cycle_ms = 60000", "check_cycle_ms = 0");
-    let rate = "repair_bytes_per_second = 268435456\n";
-    BOOKIE_CONFIG.replace(checks.0, checks.1) + rate
-}
+pub const REPAIR_CONFIG: &str = "check_cycle_ms = 0\nrepair_bytes_per_second = 268435456\n";
 
 /// Measures, and prints one JSON object.
 ///

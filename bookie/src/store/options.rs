@@ -12,7 +12,8 @@ const MIB: u64 = 1024 * 1024;
 /// Two flush, and one removes files that nobody needs any more: the pool for flushes does both, and
 /// the files of a large ledger take a file system a second.
 const FLUSH_THREADS: i32 = 3;
-/// Memtables of a family: one is filled, two are flushed, and one gives them time to be.
+/// Full memtables of a family at which writes stop until one is flushed. With more than three RocksDB
+/// slows writes down before it stops them, to far less than a flush takes in.
 const MEMTABLES_MAX: i32 = 3;
 
 /// Options of the database.

@@ -148,11 +148,7 @@ impl Broker {
                 return Err(no_topic(topic));
             }
         };
-        let parts = match partitions {
-            0 => vec![topic.clone()],
-            partitions => (0..partitions).map(|n| topic.partition_name(n)).collect(),
-        };
-        Ok((partitions, parts))
+        Ok((partitions, topic.parts(partitions)))
     }
 
     pub(super) async fn stats_of(&self, topic: &TopicName) -> Result<TopicStats, BrokerError> {

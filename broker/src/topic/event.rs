@@ -39,7 +39,7 @@ pub(crate) struct SessionId(pub(crate) u64);
 pub(crate) struct SubscriptionId(pub(crate) u64);
 
 /// Everything that a topic reacts to. The mailbox of every loaded topic has room for 32 of them, so
-/// that what is large and rare is in a box.
+/// that what is large is in a box.
 pub(crate) enum Event {
     /// A producer asks for a session.
     OpenProducer {

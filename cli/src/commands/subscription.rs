@@ -88,16 +88,12 @@ async fn create(
     from: Place,
 ) -> Result<(), CliError> {
     let admin = client.admin();
-    let partitions = match admin.describe_topic(&topic.to_string()).await {
-        Ok(described) => described.partitions,
-        Err(error) if error.kind() == ErrorKind::NotFound => 0,
+    let parts = match admin.parts_of(topic).await {
+        Ok(parts) => parts,
+        Err(error) if error.kind() == ErrorKind::NotFound => vec![topic.clone()],
         Err(error) => return Err(error.into()),
     };
-    let parts = match partitions {
-        0 => vec![topic.clone()],
-        some => (0..some).map(|part| topic.partition_name(part)).collect(),
-    };
-    if partitions > 1 && matches!(from, Place::Index(_) | Place::Position(_)) {
+    if parts.len() > 1 && matches!(from, Place::Index(_) | Place::Position(_)) {
         let text = format!("{from} is a place in one partition: give a time, earliest or latest");
         return Err(CliError::usage(text));
     }

@@ -48,17 +48,21 @@ pub async fn namespace(
         } => {
             let namespace = namespace.to_string();
             admin.create_namespace(&namespace, None).await?;
-            change(&admin, &namespace, &policies)
+            let policies = change(&admin, &namespace, &policies)
                 .await
                 .map_err(|error| {
                     error.context(format!("{namespace} is created, with default policies"))
                 })?;
-            show(&admin, &namespace, out).await
+            show(&namespace, policies, out)
         }
         NamespaceCommand::List { tenant } => {
             list("namespace", admin.list_namespaces(&tenant).await?, out)
         }
-        NamespaceCommand::Show { namespace } => show(&admin, &namespace.to_string(), out).await,
+        NamespaceCommand::Show { namespace } => {
+            let namespace = namespace.to_string();
+            let policies = admin.get_namespace(&namespace).await?;
+            show(&namespace, policies, out)
+        }
         NamespaceCommand::Update {
             namespace,
             policies,
@@ -68,8 +72,8 @@ pub async fn namespace(
                 return Err(CliError::usage(text));
             }
             let namespace = namespace.to_string();
-            change(&admin, &namespace, &policies).await?;
-            show(&admin, &namespace, out).await
+            let policies = change(&admin, &namespace, &policies).await?;
+            show(&namespace, policies, out)
         }
     }
 }
@@ -84,13 +88,18 @@ fn list(what: &'static str, names: Vec<String>, out: &Output) -> Result<(), CliE
     Ok(())
 }
 
-async fn change(admin: &Admin, namespace: &str, args: &PolicyArgs) -> Result<(), CliError> {
+/// Changes what is given; answers what is so now.
+async fn change(
+    admin: &Admin,
+    namespace: &str,
+    args: &PolicyArgs,
+) -> Result<NamespacePolicies, CliError> {
     let before = admin.get_namespace(namespace).await?;
     let after = changed(before, args);
     if after != before {
         admin.update_namespace(namespace, after).await?;
     }
-    Ok(())
+    Ok(after)
 }
 
 fn changed(mut policies: NamespacePolicies, args: &PolicyArgs) -> NamespacePolicies {
@@ -114,8 +123,7 @@ fn changed(mut policies: NamespacePolicies, args: &PolicyArgs) -> NamespacePolic
     policies
 }
 
-async fn show(admin: &Admin, namespace: &str, out: &Output) -> Result<(), CliError> {
-    let policies = admin.get_namespace(namespace).await?;
+fn show(namespace: &str, policies: NamespacePolicies, out: &Output) -> Result<(), CliError> {
     let NamespacePolicies {
         quorum,
         retention,

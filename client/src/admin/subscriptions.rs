@@ -7,6 +7,7 @@ use aquifer_proto::v1;
 
 use crate::admin::{Admin, Client};
 use crate::error::{ClientError, ErrorKind, Result};
+use crate::lookup::parts;
 
 impl Admin {
     /// Deletes a subscription, of every partition of a partitioned topic. Without `force` only when
@@ -22,9 +23,9 @@ impl Admin {
     ) -> Result<()> {
         let topic = topic.parse::<TopicName>()?;
         let subscription = SubscriptionName::new(subscription)?;
-        let parts = self.parts_of(&topic).await?;
-        let (count, mut unknown) = (parts.len(), 0);
-        for part in parts {
+        let all = self.parts_of(&topic).await?;
+        let (count, mut unknown) = (all.len(), 0);
+        for part in all {
             match self.delete_in(&part, &subscription, force).await {
                 Err(error) if error.kind() == ErrorKind::NotFound && unknown + 1 < count => {
                     unknown += 1;
@@ -69,15 +70,15 @@ impl Admin {
     ) -> Result<Index> {
         let topic = topic.parse::<TopicName>()?;
         let subscription = SubscriptionName::new(subscription)?;
-        let parts = self.parts_of(&topic).await?;
-        if parts.len() > 1 && matches!(place, Place::Index(_) | Place::Position(_)) {
+        let all = self.parts_of(&topic).await?;
+        if all.len() > 1 && matches!(place, Place::Index(_) | Place::Position(_)) {
             return Err(ClientError::Invalid(format!(
                 "{place} is a place in one partition: seek in {}, or to a time",
                 topic.partition_name(0)
             )));
         }
         let mut sum = Index(0);
-        for part in parts {
+        for part in all {
             let request = v1::SeekSubscriptionRequest {
                 topic: part.to_string(),
                 subscription: subscription.to_string(),
@@ -94,12 +95,10 @@ impl Admin {
     }
 
     /// The topics that hold the messages of a topic: its partitions, or itself.
-    async fn parts_of(&self, topic: &TopicName) -> Result<Vec<TopicName>> {
-        Ok(match self.partitions_of(topic).await? {
-            0 => vec![topic.clone()],
-            partitions => (0..partitions)
-                .map(|number| topic.partition_name(number))
-                .collect(),
-        })
+    ///
+    /// # Errors
+    /// `NotFound`, and what every call may answer.
+    pub async fn parts_of(&self, topic: &TopicName) -> Result<Vec<TopicName>> {
+        parts(topic, self.partitions_of(topic).await?)
     }
 }

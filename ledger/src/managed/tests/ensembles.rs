@@ -140,9 +140,9 @@ async fn a_bookie_that_is_behind_slows_the_ledger_down_and_stays() {
         owner.collected.wait_for(all).await;
     }
     assert_eq!(owner.log.stats().ledgers.len(), 1);
-    let info = owner.log.stats().ledgers[0].ledger;
+    let ledger = owner.log.stats().ledgers[0].ledger;
     assert_eq!(
-        world.bookies.entries(members[2], info).len(),
+        world.bookies.entries(members[2], ledger).len(),
         201,
         "it has all"
     );
