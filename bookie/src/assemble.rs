@@ -30,7 +30,7 @@ use crate::open::Started;
 use crate::positions::Positions;
 use crate::reclaim::Reclaimer;
 use crate::scrub::Scrubber;
-use crate::store::Store;
+use crate::store::{self, Store};
 use crate::watchers::Watchers;
 use crate::workers::Workers;
 
@@ -74,7 +74,7 @@ pub(crate) fn start(
         mode: Arc::default(),
         metrics: Arc::new(BookieMetrics::new(&deps.meter)),
         ledgers: Arc::new(LedgerTable::new(config.ledgers_cached_max)),
-        reclaimer: Arc::default(),
+        reclaimer: Arc::new(Reclaimer::new(store::removal(&config))),
         watchers: Arc::default(),
         queue: Arc::default(),
         apply_queue: Arc::default(),

@@ -122,7 +122,7 @@ impl Background {
             }
         }
         if !self.is_stopping() {
-            self.reclaimer.start(&self.store, &self.mode);
+            self.reclaimer.start(&self.store, &self.mode, &self.metrics);
         }
     }
 

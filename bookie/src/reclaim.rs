@@ -3,24 +3,46 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use aquifer_model::id::LedgerId;
 use aquifer_runtime::task::spawn_thread;
 use parking_lot::Mutex;
 
+use crate::bell::Bell;
+use crate::metrics::BookieMetrics;
 use crate::mode::Mode;
+use crate::store::removal::PacedRemoval;
 use crate::store::{Db, Store};
 
 /// Deleted ledgers whose space is to be reclaimed. Forgetting one at a restart costs space until
 /// compaction comes by, nothing else.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Reclaimer {
     waiting: Mutex<BTreeSet<LedgerId>>,
+    /// A flush has taken their deletions to RocksDB's files.
+    due: AtomicBool,
+    /// Of the thread that runs; nobody else uses it.
+    removal: Mutex<PacedRemoval>,
     running: AtomicBool,
     stopping: AtomicBool,
+    stop: Bell,
 }
 
 impl Reclaimer {
+    /// A reclaimer of files that are removed as `removal` has it.
+    #[must_use]
+    pub fn new(removal: PacedRemoval) -> Reclaimer {
+        Reclaimer {
+            waiting: Mutex::default(),
+            due: AtomicBool::default(),
+            removal: Mutex::new(removal),
+            running: AtomicBool::default(),
+            stopping: AtomicBool::default(),
+            stop: Bell::default(),
+        }
+    }
+
     /// A ledger was deleted.
     pub fn add(&self, ledger: LedgerId) {
         self.waiting.lock().insert(ledger);
@@ -29,16 +51,31 @@ impl Reclaimer {
     /// Starts no further compaction.
     pub fn stop(&self) {
         self.stopping.store(true, Ordering::Release);
+        self.stop.ring();
     }
 
-    /// Reclaims on a thread of its own, unless there is nothing or one runs already.
-    pub fn start(self: &Arc<Self>, store: &Arc<Store>, mode: &Arc<Mode>) {
-        if self.waiting.lock().is_empty() || self.running.swap(true, Ordering::AcqRel) {
+    /// RocksDB was flushed: reclaims on a thread of its own, unless there is nothing to reclaim.
+    pub fn start(
+        self: &Arc<Self>,
+        store: &Arc<Store>,
+        mode: &Arc<Mode>,
+        metrics: &Arc<BookieMetrics>,
+    ) {
+        let is_due = !self.waiting.lock().is_empty();
+        if is_due {
+            self.due.store(true, Ordering::Release);
+        }
+        if self.running.swap(true, Ordering::AcqRel) {
             return;
         }
-        let (reclaimer, store, mode) = (Arc::clone(self), Arc::clone(store), Arc::clone(mode));
+        if !is_due && self.removal.lock().is_empty() {
+            self.running.store(false, Ordering::Release);
+            return;
+        }
+        let reclaimer = Arc::clone(self);
+        let (store, mode, metrics) = (Arc::clone(store), Arc::clone(mode), Arc::clone(metrics));
         let started = spawn_thread("bookie-reclaim", move || {
-            reclaimer.run(&store, &mode);
+            reclaimer.run(&store, &mode, &metrics);
             reclaimer.running.store(false, Ordering::Release);
         });
         if let Err(error) = started {
@@ -47,7 +84,32 @@ impl Reclaimer {
         }
     }
 
-    fn run(&self, store: &Store, mode: &Mode) {
+    fn run(&self, store: &Store, mode: &Mode, metrics: &BookieMetrics) {
+        let mut removal = self.removal.lock();
+        while !self.stopping.load(Ordering::Acquire) {
+            if self.due.swap(false, Ordering::AcqRel) {
+                self.reclaim(store, mode, &mut removal);
+            }
+            let pause = removal.step(mode.is_full()).unwrap_or_else(|error| {
+                tracing::warn!(%error, "files of deleted ledgers are not removed little by little");
+                Some(Duration::from_secs(1))
+            });
+            metrics.removing_bytes.record(removal.bytes(), &[]);
+            match pause {
+                None if self.due.load(Ordering::Acquire) => {}
+                None => return,
+                Some(pause) => _ = self.stop.wait(pause),
+            }
+        }
+    }
+
+    fn reclaim(&self, store: &Store, mode: &Mode, removal: &mut PacedRemoval) {
+        // A full disk needs the space at once.
+        if !mode.is_full()
+            && let Err(error) = removal.keep()
+        {
+            tracing::debug!(%error, "files of deleted ledgers are removed at once");
+        }
         while let Some(ledger) = self.next() {
             if let Err(error) = store.with(|db| db.reclaim(ledger)) {
                 tracing::warn!(%ledger, %error, "space of a deleted ledger is not reclaimed");

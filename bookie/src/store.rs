@@ -8,12 +8,20 @@ pub mod db;
 pub mod entries;
 pub mod keys;
 mod options;
+pub mod removal;
 
 use parking_lot::RwLock;
 
 use crate::config::BookieConfig;
 
 pub use db::{Batch, Db, StoreError};
+use removal::PacedRemoval;
+
+/// Paced removal of the files of a bookie's database.
+#[must_use]
+pub fn removal(config: &BookieConfig) -> PacedRemoval {
+    PacedRemoval::new(db::directory(config), config.ledger_dir.join("removed"))
+}
 
 /// The database and its users.
 pub struct Store {

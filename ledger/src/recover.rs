@@ -35,10 +35,20 @@ pub(crate) async fn close_by_recovery(
     ledger: LedgerId,
     guards: &[Guard],
 ) -> Result<(LedgerInfo, LedgerEnd), LedgerError> {
+    let info = ledger_metadata::load_existing(&*ctx.store, ledger).await?;
+    close_known(ctx, info, guards).await
+}
+
+/// The same for a ledger whose record the caller has just read.
+pub(crate) async fn close_known(
+    ctx: &Arc<LogContext>,
+    mut info: LedgerInfo,
+    guards: &[Guard],
+) -> Result<(LedgerInfo, LedgerEnd), LedgerError> {
+    let ledger = info.id;
     let started = ctx.clock.monotonic();
     let mut rival = MetadataError::Unavailable("another recovery is in progress".to_owned());
     for _ in 0..RIVALS_MAX {
-        let mut info = ledger_metadata::load_existing(&*ctx.store, ledger).await?;
         if let LedgerState::Closed(end) = info.state {
             return Ok((info, end));
         }
@@ -48,6 +58,7 @@ pub(crate) async fn close_by_recovery(
             Err(LedgerError::Metadata(conflict @ MetadataError::Conflict { .. })) => {
                 rival = conflict;
                 clock::sleep(ctx.rng.jitter(ctx.settings.retry_backoff_min)).await;
+                info = ledger_metadata::load_existing(&*ctx.store, ledger).await?;
             }
             Ok(end) => {
                 let seconds = (ctx.clock.monotonic() - started).as_secs_f64();

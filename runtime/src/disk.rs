@@ -26,7 +26,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 pub use aligned::{AlignedBuffer, BLOCK_BYTES};
-pub use real::RealDisk;
+pub use real::{FileNames, RealDisk};
 pub use sim::{FaultKind, SECTOR_BYTES, SimDisk};
 
 /// How to open a file. It is always opened for reading and writing.

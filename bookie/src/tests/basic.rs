@@ -242,8 +242,12 @@ fn space_of_deleted_ledgers_comes_back() {
         }
         eventually("the space comes back", || {
             let status = bookie.status();
-
             status.store_bytes < 3_500_000
+        });
+        // Of blob files the second names go last.
+        eventually("no file is left that is only to be removed", || {
+            let left = std::fs::read_dir(config.ledger_dir.join("removed")).unwrap();
+            left.count() == 0
         });
         for entry in 0..entries {
             expect(&bookie, 1, entry, len);

@@ -66,7 +66,7 @@ pub struct CacheConfig {
 impl Default for CacheConfig {
     fn default() -> CacheConfig {
         CacheConfig {
-            tail_bytes: 32 << 20,
+            tail_bytes: 18 << 20,
             read_ahead_bytes: 32 << 20,
             metadata_bytes: 4 << 20,
         }

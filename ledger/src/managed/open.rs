@@ -17,7 +17,7 @@ use crate::managed::record::TopicRecordCell;
 use crate::managed::state::{LogInner, LogTip, Phase, Segment, SegmentStatus, State};
 use crate::managed::types::{LogKind, LogOptions};
 use crate::reader::{Wanted, read_range};
-use crate::recover::close_by_recovery;
+use crate::recover::{close_by_recovery, close_known};
 use crate::writer::LedgerEnd;
 
 /// Attempts to recover the last ledger before the caller hears of trouble.
@@ -154,20 +154,22 @@ async fn closed(
     if let LedgerState::Closed(end) = info.state {
         return Ok((info, end));
     }
+    let mut known = Some(info);
+    let mut attempt = 1;
     let mut backoff = ctx.settings.retry_backoff_min;
-    for _ in 1..ATTEMPTS {
-        match close_by_recovery(ctx, segment.ledger, &cell.guards()).await {
-            Ok(done) => return Ok(done),
-            Err(error) => {
-                let error = LogError::from(error);
-                if !error.is_retryable() {
-                    return Err(error);
-                }
+    loop {
+        let closed = match known.take() {
+            Some(info) => close_known(ctx, info, &cell.guards()).await,
+            None => close_by_recovery(ctx, segment.ledger, &cell.guards()).await,
+        };
+        match closed.map_err(LogError::from) {
+            Err(error) if error.is_retryable() && attempt < ATTEMPTS => {
                 tracing::warn!(ledger = segment.ledger.0, %error, "recovery on opening failed, trying again");
             }
+            done => return done,
         }
         clock::sleep(ctx.rng.jitter(backoff)).await;
         backoff = (backoff * 2).min(ctx.settings.retry_backoff_max);
+        attempt += 1;
     }
-    Ok(close_by_recovery(ctx, segment.ledger, &cell.guards()).await?)
 }

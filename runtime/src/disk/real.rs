@@ -2,7 +2,7 @@
 
 use std::fs::{File, TryLockError};
 use std::io;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -19,6 +19,30 @@ impl RealDisk {
     pub fn shared() -> SharedDisk {
         Arc::new(Self)
     }
+
+    /// Gives a file a second name on the same file system. `AlreadyExists` when there is a file of
+    /// that name.
+    pub fn link(&self, file: &Path, name: &Path) -> io::Result<()> {
+        std::fs::hard_link(file, name)
+    }
+
+    /// How many names a file has, and its size.
+    pub fn names(&self, path: &Path) -> io::Result<FileNames> {
+        let metadata = std::fs::symlink_metadata(path)?;
+        Ok(FileNames {
+            count: metadata.nlink(),
+            bytes: metadata.len(),
+        })
+    }
+}
+
+/// What keeps a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FileNames {
+    /// Its names in all directories of the file system.
+    pub count: u64,
+    /// Its size in bytes.
+    pub bytes: u64,
 }
 
 #[derive(Debug)]

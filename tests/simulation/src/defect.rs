@@ -26,13 +26,15 @@ pub enum Defect {
     StaleRecycledRecords,
     /// A writer closes without saying which bookies may lack entries (H16).
     ThinLedgerNotMarked,
+    /// A writer acknowledges although a bookie that can still get them lacks more than its bound.
+    KeptBeyondBound,
     /// Repair takes a thin replica's "no such entry" for absence (H16).
     NegativeTakenForAbsence,
 }
 
 impl Defect {
     /// Those that the model check finds; the others are found by the simulation.
-    pub const IN_MODEL: [Defect; 11] = [
+    pub const IN_MODEL: [Defect; 12] = [
         Defect::RecoveryReadDoesNotFence,
         Defect::StartFloorMissing,
         Defect::FragmentsPublishedInRecovery,
@@ -44,5 +46,6 @@ impl Defect {
         Defect::NegativeWhileQueued,
         Defect::StaleRecycledRecords,
         Defect::ThinLedgerNotMarked,
+        Defect::KeptBeyondBound,
     ];
 }

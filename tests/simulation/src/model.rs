@@ -55,7 +55,7 @@ impl Model for Setting {
 type Condition = fn(&Setting, &World) -> bool;
 
 /// What holds in every state.
-const PROPERTIES: [(&str, Condition); 4] = [
+const PROPERTIES: [(&str, Condition); 5] = [
     ("I1", |setting, world| {
         world.acknowledged_is_durable(setting)
     }),
@@ -63,6 +63,9 @@ const PROPERTIES: [(&str, Condition); 4] = [
         world.closed_has_everything(setting)
     }),
     ("H16", |setting, world| world.thin_is_marked(setting)),
+    ("bound of kept bytes", |setting, world| {
+        world.bound_holds(setting)
+    }),
     ("recovery decides", |setting, world| {
         world.recovery_decides(setting)
     }),

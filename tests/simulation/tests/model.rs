@@ -48,7 +48,18 @@ fn reduced_schedules_end_in_all_the_ways_in_which_all_schedules_do() {
         recoverers: 2,
         ..spare
     };
-    settings.extend([("crash", crash), ("twice", twice), ("rivals", rivals)]);
+    let held_back = Setting {
+        kept_bytes_max: 1,
+        losses: 1,
+        sheds: 1,
+        ..Setting::quiet(2, 2, 1, 2)
+    };
+    settings.extend([
+        ("crash", crash),
+        ("twice", twice),
+        ("rivals", rivals),
+        ("held back", held_back),
+    ]);
     for (name, setting) in settings {
         let visit = |schedules| match setting.search(schedules) {
             Ok(seen) => seen,

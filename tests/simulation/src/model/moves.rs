@@ -43,7 +43,12 @@ impl World {
             return moves.found;
         }
         for step in self.steps_of_clients(setting) {
-            let is_vain = matches!(step, Step::GiveUp(_) | Step::Close | Step::ChangeDue);
+            let is_vain = match step {
+                // Acknowledgements that wait for a bookie do not wait for one that is lost.
+                Step::GiveUp(_) | Step::Shed => !setting.holds_back(),
+                Step::Close | Step::ChangeDue => true,
+                _ => false,
+            };
             if self.is_open() || !is_vain {
                 moves.take(self, &[], step);
             }
@@ -103,7 +108,7 @@ impl Moves<'_> {
             if concerns && answers > 0 && answers <= fresh {
                 self.take(world, served, Step::Hear(client, bookie));
             }
-            let may_break = client != WRITER || world.is_open();
+            let may_break = client != WRITER || world.is_open() || setting.holds_back();
             if concerns && may_break && world.losses_left > 0 && world.is_in_use(client, bookie) {
                 self.take(world, served, Step::Break(client, bookie));
             }

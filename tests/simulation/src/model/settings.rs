@@ -26,6 +26,11 @@ pub struct Setting {
     pub changes: u8,
     /// A failed bookie is replaced only after a pause.
     pub delay_changes: bool,
+    /// Acknowledged bytes that a bookie may lack, of entries of one byte: beyond, acknowledgements
+    /// wait for it.
+    pub kept_bytes_max: u64,
+    /// How often memory is short, so that nothing is kept for slower bookies.
+    pub sheds: u8,
     /// Crashes in all.
     pub crashes: u8,
     /// How bookies may crash.
@@ -44,6 +49,12 @@ fn quorum(ensemble: u32, write: u32, ack: u32) -> Quorum {
 }
 
 impl Setting {
+    /// Whether acknowledgements may wait for a bookie that is behind.
+    #[must_use]
+    pub fn holds_back(&self) -> bool {
+        self.kept_bytes_max < u64::from(self.adds)
+    }
+
     /// Nothing goes wrong.
     #[must_use]
     pub fn quiet(ensemble: u32, write: u32, ack: u32, adds: u8) -> Setting {
@@ -57,6 +68,8 @@ impl Setting {
             duplicates: 0,
             changes: 0,
             delay_changes: false,
+            kept_bytes_max: u64::MAX,
+            sheds: 0,
             crashes: 0,
             kinds: vec![Crash::Power],
             journal: false,
@@ -132,6 +145,24 @@ impl Setting {
             ),
             ("E3 Qw3 Qa2, two entries", Setting::quiet(3, 3, 2, 2)),
             (
+                "E3 Qw3 Qa2, two entries of which one may be lacked, a loss",
+                Setting {
+                    kept_bytes_max: 1,
+                    losses: 1,
+                    ..Setting::quiet(3, 3, 2, 2)
+                },
+            ),
+            (
+                "E2 Qw2 Qa1, three entries of which one may be lacked, a change, a shortage",
+                Setting {
+                    bookies: 3,
+                    changes: 1,
+                    kept_bytes_max: 1,
+                    sheds: 1,
+                    ..Setting::quiet(2, 2, 1, 3)
+                },
+            ),
+            (
                 "E3 Qw3 Qa2, a loss, closing",
                 Setting {
                     losses: 1,
@@ -197,6 +228,17 @@ impl Setting {
                     ..Setting::quiet(2, 2, 1, 3)
                 },
             ),
+            (
+                "E2 Qw2 Qa1, three entries of which one may be lacked, a change, a crash, a loss",
+                Setting {
+                    bookies: 3,
+                    changes: 1,
+                    crashes: 1,
+                    losses: 1,
+                    kept_bytes_max: 1,
+                    ..Setting::quiet(2, 2, 1, 3)
+                },
+            ),
             ("E3 Qw3 Qa2, three entries", three_copies.clone()),
             (
                 "E3 Qw3 Qa2, three entries, a crash",
@@ -239,6 +281,10 @@ impl Setting {
                 changes: 1,
                 recoverers: 2,
                 ..Setting::quiet(2, 2, 2, 1)
+            },
+            Defect::KeptBeyondBound => Setting {
+                kept_bytes_max: 1,
+                ..Setting::quiet(2, 2, 1, 2)
             },
             Defect::FenceNotDurable => Setting {
                 crashes: 1,

@@ -19,6 +19,8 @@ pub enum Step {
     Break(u8, u8),
     /// The writer gives a position up, whose request is still on its way.
     GiveUp(u8),
+    /// Memory is short: the writer keeps nothing for slower bookies.
+    Shed,
     /// A bookie writes what waits for its journal.
     Write(u8),
     /// A bookie syncs what it has written.
@@ -89,6 +91,9 @@ impl World {
         if self.losses_left > 0 {
             let late = self.writer.laggards();
             steps.extend(late.into_iter().map(|(_, id)| Step::GiveUp(id.0[0] - 1)));
+        }
+        if self.sheds_left > 0 && self.writer.kept() > 0 && !self.writer.is_finished() {
+            steps.push(Step::Shed);
         }
         if self.change.as_ref().is_some_and(|c| c.made.is_some()) {
             steps.push(Step::HearOfChange);

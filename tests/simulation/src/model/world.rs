@@ -112,6 +112,7 @@ pub struct World {
     pub(super) losses_left: u8,
     pub(super) duplicates_left: u8,
     pub(super) crashes_left: u8,
+    pub(super) sheds_left: u8,
     changes_left: u8,
     /// Replicas that are gone or known to be incomplete.
     lost: u8,
@@ -133,7 +134,10 @@ impl World {
         let members: Vec<BookieId> = (0..).take(setting.quorum.ensemble()).map(id_of).collect();
         let options = WriterOptions {
             overload_retries_max: 3,
-            kept_bytes_max: u64::MAX,
+            kept_bytes_max: match setting.defect {
+                Some(Defect::KeptBeyondBound) => u64::MAX,
+                _ => setting.kept_bytes_max,
+            },
             delay_changes: setting.delay_changes,
         };
         let acks = match setting.defect {
@@ -167,6 +171,7 @@ impl World {
             losses_left: setting.losses,
             duplicates_left: setting.duplicates,
             crashes_left: setting.crashes,
+            sheds_left: setting.sheds,
             changes_left: setting.changes,
             lost: 0,
             aborts: 0,
@@ -240,6 +245,10 @@ impl World {
                 next.lose_link(client, bookie);
             }
             Step::GiveUp(bookie) => next.give_up(bookie)?,
+            Step::Shed => {
+                next.sheds_left = next.sheds_left.checked_sub(1)?;
+                next.tell_writer(WriterEvent::Shed);
+            }
             Step::Write(bookie) => next.bookie(bookie).write(),
             Step::Sync(bookie) => next.sync(bookie),
             Step::Flush(bookie) => next.bookie(bookie).flush(),

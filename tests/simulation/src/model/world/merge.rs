@@ -152,6 +152,7 @@ impl World {
             losses_left: _,
             duplicates_left: _,
             crashes_left: _,
+            sheds_left,
             changes_left,
             lost,
             aborts,
@@ -159,7 +160,7 @@ impl World {
         Fingerprint::of(&(
             (writer, adds_left, sent, acked, version, change, change_due),
             (bookies, requests, answers, recoverers, record),
-            (changes_left, lost, aborts),
+            (sheds_left, changes_left, lost, aborts),
         ))
     }
 

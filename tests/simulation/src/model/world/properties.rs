@@ -63,6 +63,12 @@ impl World {
         bookies.filter(has).count() + usize::from(self.lost) >= setting.quorum.ack()
     }
 
+    /// What is acknowledged and lacks a bookie that can still get it stays within its bound.
+    #[must_use]
+    pub fn bound_holds(&self, setting: &Setting) -> bool {
+        self.writer.is_finished() || self.writer.kept_bytes() <= setting.kept_bytes_max
+    }
+
     /// A recovery gives up only when something was lost.
     #[must_use]
     pub fn recovery_decides(&self, setting: &Setting) -> bool {

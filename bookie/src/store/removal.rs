@@ -1,0 +1,292 @@
+//! Gives the blocks of files that RocksDB removed back to the file system little by little. A file
+//! system that discards blocks makes everybody's syncs wait while it frees a large file, and
+//! RocksDB removes those of a deleted ledger all at once.
+//!
+//! Before RocksDB may remove blob files each gets a second name. Its own removal then frees nothing;
+//! when only the second name is left the file is cut shorter step by step.
+//!
+//! Invariant: a file is cut only when RocksDB's name for it is gone and no other name is left, so
+//! never one that RocksDB, or a copy by links, still has. RocksDB removes a file only after its
+//! manifest, synced, does without it.
+
+use std::collections::VecDeque;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use aquifer_runtime::disk::{Disk, OpenOptions, RealDisk};
+
+/// What one step frees.
+const STEP_BYTES: u64 = 8 << 20;
+/// Whatever is to be freed is freed within about this time.
+const ALL_WITHIN: Duration = Duration::from_secs(10);
+const PAUSE_MAX: Duration = Duration::from_millis(100);
+/// The pause before it is looked again whether RocksDB still has a file.
+const LOOK_AGAIN: Duration = Duration::from_millis(250);
+/// So many looks after its second name a file that RocksDB still has will stay.
+const LOOKS_MAX: u32 = 20;
+/// Files that get a second name at a time. Of a larger store the others go at once.
+const NAMES_MAX: usize = 4_096;
+const BLOBS: &str = "blob";
+
+/// Files with a second name.
+#[derive(Debug)]
+pub struct PacedRemoval {
+    /// Where RocksDB has its names.
+    store: PathBuf,
+    /// Where the second names are.
+    directory: PathBuf,
+    /// Those that RocksDB may still have.
+    named: Vec<PathBuf>,
+    looks: u32,
+    /// Those that only the second name keeps, with the bytes that are left of each.
+    leaving: VecDeque<(PathBuf, u64)>,
+}
+
+impl PacedRemoval {
+    /// Takes over what a process before this one left in `directory`, which is on the file system
+    /// of `store`.
+    #[must_use]
+    pub fn new(store: PathBuf, directory: PathBuf) -> PacedRemoval {
+        // A directory that is not there, or cannot be read, has nothing to take over.
+        let named = RealDisk.list(&directory).unwrap_or_default();
+        PacedRemoval {
+            store,
+            directory,
+            named,
+            looks: 0,
+            leaving: VecDeque::new(),
+        }
+    }
+
+    /// Whether there is nothing to do.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.named.is_empty() && self.leaving.is_empty()
+    }
+
+    /// Bytes that are still to be freed.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.leaving.iter().map(|(_, bytes)| bytes).sum()
+    }
+
+    /// Gives every blob file a second name, before RocksDB is asked to remove some.
+    ///
+    /// # Errors
+    /// When the file system refuses, for example because it has no second names. RocksDB's
+    /// removals then free at once whatever got none.
+    pub fn keep(&mut self) -> io::Result<()> {
+        RealDisk.create_dir_all(&self.directory)?;
+        self.looks = 0;
+        for path in RealDisk.list(&self.store)? {
+            if self.named.len() >= NAMES_MAX {
+                break;
+            }
+            let Some(name) = path.file_name().filter(|_| is_blob(&path)) else {
+                continue;
+            };
+            let second = self.directory.join(name);
+            match RealDisk.link(&path, &second) {
+                Ok(()) => self.named.push(second),
+                // It has one, or RocksDB has just removed it.
+                Err(error) if is_settled(&error) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    /// Frees a little, or with `at_once` everything. Returns how long to wait until the next
+    /// step, `None` when nothing is left to do.
+    ///
+    /// # Errors
+    /// When the file system refuses; the file is then left to whoever opens the bookie next.
+    pub fn step(&mut self, at_once: bool) -> io::Result<Option<Duration>> {
+        if at_once {
+            self.look(true)?;
+            while let Some((path, _)) = self.leaving.pop_front() {
+                remove(&path)?;
+            }
+        } else if self.leaving.is_empty() {
+            self.look(self.looks >= LOOKS_MAX)?;
+        } else if let Some((path, bytes)) = self.leaving.pop_front() {
+            if bytes > STEP_BYTES {
+                cut(&path, bytes - STEP_BYTES)?;
+                self.leaving.push_front((path, bytes - STEP_BYTES));
+            } else {
+                remove(&path)?;
+            }
+        }
+        Ok(self.pause())
+    }
+
+    fn pause(&self) -> Option<Duration> {
+        if self.is_empty() {
+            return None;
+        }
+        let steps = u32::try_from(self.bytes().div_ceil(STEP_BYTES)).unwrap_or(u32::MAX);
+        Some(match ALL_WITHIN.checked_div(steps) {
+            Some(pause) => pause.min(PAUSE_MAX),
+            None => LOOK_AGAIN,
+        })
+    }
+
+    /// Looks which files RocksDB has removed. With `last` the others lose their second name.
+    fn look(&mut self, last: bool) -> io::Result<()> {
+        self.looks = self.looks.saturating_add(1);
+        let mut stay = Vec::new();
+        for path in std::mem::take(&mut self.named) {
+            let names = match RealDisk.names(&path) {
+                Ok(names) => names,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                Err(error) => return Err(error),
+            };
+            let is_stored = match path.file_name() {
+                Some(name) => RealDisk.exists(&self.store.join(name))?,
+                None => true,
+            };
+            match names.count {
+                1 if !is_stored => self.leaving.push_back((path, names.bytes)),
+                _ if last => remove(&path)?,
+                _ => stay.push(path),
+            }
+        }
+        self.named = stay;
+        Ok(())
+    }
+}
+
+fn is_blob(path: &Path) -> bool {
+    path.extension().is_some_and(|extension| extension == BLOBS)
+}
+
+fn is_settled(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::AlreadyExists | io::ErrorKind::NotFound
+    )
+}
+
+fn cut(path: &Path, bytes: u64) -> io::Result<()> {
+    let file = RealDisk.open(path, OpenOptions::default())?;
+    file.set_len(bytes)
+}
+
+fn remove(path: &Path) -> io::Result<()> {
+    match RealDisk.remove(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+
+    struct Place {
+        directory: tempfile::TempDir,
+    }
+
+    impl Place {
+        fn new() -> Place {
+            let directory = tempfile::tempdir().unwrap();
+            fs::create_dir(directory.path().join("store")).unwrap();
+            Place { directory }
+        }
+
+        fn removal(&self) -> PacedRemoval {
+            let path = self.directory.path();
+            PacedRemoval::new(path.join("store"), path.join("removed"))
+        }
+
+        fn stored(&self, name: &str) -> PathBuf {
+            self.directory.path().join("store").join(name)
+        }
+
+        fn second(&self, name: &str) -> PathBuf {
+            self.directory.path().join("removed").join(name)
+        }
+
+        fn write(&self, name: &str, bytes: u64) {
+            let file = fs::File::create(self.stored(name)).unwrap();
+            file.set_len(bytes).unwrap();
+        }
+    }
+
+    fn len(path: &Path) -> u64 {
+        fs::metadata(path).unwrap().len()
+    }
+
+    #[test]
+    fn a_removed_file_gets_shorter_and_then_goes() {
+        let place = Place::new();
+        place.write("1.blob", 3 * STEP_BYTES - 1);
+        place.write("2.blob", STEP_BYTES);
+        place.write("3.sst", STEP_BYTES);
+        let mut removal = place.removal();
+        removal.keep().unwrap();
+        fs::remove_file(place.stored("1.blob")).unwrap();
+        assert!(removal.step(false).unwrap().is_some());
+        assert_eq!(removal.bytes(), 3 * STEP_BYTES - 1);
+        assert!(removal.step(false).unwrap().is_some());
+        assert_eq!(len(&place.second("1.blob")), 2 * STEP_BYTES - 1);
+        removal.step(false).unwrap();
+        removal.step(false).unwrap();
+        assert!(!place.second("1.blob").exists());
+        assert_eq!(removal.bytes(), 0);
+        // What RocksDB keeps is whole, and loses its second name in the end.
+        let mut steps = 0;
+        while removal.step(false).unwrap().is_some() {
+            steps += 1;
+            assert!(steps < 100, "it never ends");
+        }
+        assert_eq!(len(&place.stored("2.blob")), STEP_BYTES);
+        assert!(!place.second("2.blob").exists());
+        assert_eq!(len(&place.stored("3.sst")), STEP_BYTES);
+        assert!(removal.is_empty());
+    }
+
+    /// A copy by links (a backup) is a name like any other.
+    #[test]
+    fn a_file_that_somebody_else_links_is_not_cut() {
+        let place = Place::new();
+        place.write("1.blob", 4 * STEP_BYTES);
+        let backup = place.directory.path().join("backup");
+        fs::hard_link(place.stored("1.blob"), &backup).unwrap();
+        let mut removal = place.removal();
+        removal.keep().unwrap();
+        fs::remove_file(place.stored("1.blob")).unwrap();
+        while removal.step(false).unwrap().is_some() {}
+        assert_eq!(len(&backup), 4 * STEP_BYTES);
+        assert!(!place.second("1.blob").exists());
+    }
+
+    #[test]
+    fn what_a_process_left_is_taken_over_and_a_full_disk_hurries() {
+        let place = Place::new();
+        place.write("1.blob", 4 * STEP_BYTES);
+        place.write("2.blob", 4 * STEP_BYTES);
+        place.removal().keep().unwrap();
+        fs::remove_file(place.stored("1.blob")).unwrap();
+        let mut removal = place.removal();
+        assert_eq!(removal.step(true).unwrap(), None);
+        assert!(!place.second("1.blob").exists());
+        assert!(!place.second("2.blob").exists());
+        assert_eq!(len(&place.stored("2.blob")), 4 * STEP_BYTES);
+    }
+
+    #[test]
+    fn the_more_there_is_the_shorter_the_pauses() {
+        let place = Place::new();
+        let mut removal = place.removal();
+        assert_eq!(removal.pause(), None);
+        removal.leaving.push_back((PathBuf::new(), STEP_BYTES));
+        assert_eq!(removal.pause(), Some(PAUSE_MAX));
+        removal
+            .leaving
+            .push_back((PathBuf::new(), 999 * STEP_BYTES));
+        assert_eq!(removal.pause(), Some(Duration::from_millis(10)));
+    }
+}
