@@ -103,6 +103,8 @@ impl Background {
         // Read before the flush begins: everything up to here is in the memtables it takes (H1).
         let applied = self.positions.applied.get();
         if applied <= self.positions.flushed.get() {
+            // A process before this one may have left something.
+            self.reclaim();
             return;
         }
         self.unflushed_bytes.store(0, Ordering::Release);
@@ -121,6 +123,10 @@ impl Background {
                 self.apply_queue.probe();
             }
         }
+        self.reclaim();
+    }
+
+    fn reclaim(&self) {
         if !self.is_stopping() {
             self.reclaimer.start(&self.store, &self.mode, &self.metrics);
         }

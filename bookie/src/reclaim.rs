@@ -15,6 +15,9 @@ use crate::mode::Mode;
 use crate::store::removal::PacedRemoval;
 use crate::store::{Db, Store};
 
+/// The pause after the file system has refused.
+const AFTER_ERROR: Duration = Duration::from_secs(1);
+
 /// Deleted ledgers whose space is to be reclaimed. Forgetting one at a restart costs space until
 /// compaction comes by, nothing else.
 #[derive(Debug)]
@@ -54,7 +57,8 @@ impl Reclaimer {
         self.stop.ring();
     }
 
-    /// RocksDB was flushed: reclaims on a thread of its own, unless there is nothing to reclaim.
+    /// RocksDB was flushed, or nothing is there to flush: reclaims on a thread of its own, unless
+    /// there is nothing to reclaim.
     pub fn start(
         self: &Arc<Self>,
         store: &Arc<Store>,
@@ -75,8 +79,15 @@ impl Reclaimer {
         let reclaimer = Arc::clone(self);
         let (store, mode, metrics) = (Arc::clone(store), Arc::clone(mode), Arc::clone(metrics));
         let started = spawn_thread("bookie-reclaim", move || {
-            reclaimer.run(&store, &mode, &metrics);
-            reclaimer.running.store(false, Ordering::Release);
+            loop {
+                reclaimer.run(&store, &mode, &metrics);
+                reclaimer.running.store(false, Ordering::Release);
+                // Who saw it running a moment ago left the work to this thread.
+                let is_due = reclaimer.due.load(Ordering::Acquire) && !reclaimer.is_stopping();
+                if !is_due || reclaimer.running.swap(true, Ordering::AcqRel) {
+                    return;
+                }
+            }
         });
         if let Err(error) = started {
             tracing::warn!(%error, "space of deleted ledgers is not reclaimed now");
@@ -84,18 +95,17 @@ impl Reclaimer {
         }
     }
 
+    fn is_stopping(&self) -> bool {
+        self.stopping.load(Ordering::Acquire)
+    }
+
     fn run(&self, store: &Store, mode: &Mode, metrics: &BookieMetrics) {
         let mut removal = self.removal.lock();
-        while !self.stopping.load(Ordering::Acquire) {
+        while !self.is_stopping() {
             if self.due.swap(false, Ordering::AcqRel) {
-                self.reclaim(store, mode, &mut removal);
+                self.reclaim(store, mode, metrics, &mut removal);
             }
-            let pause = removal.step(mode.is_full()).unwrap_or_else(|error| {
-                tracing::warn!(%error, "files of deleted ledgers are not removed little by little");
-                Some(Duration::from_secs(1))
-            });
-            metrics.removing_bytes.record(removal.bytes(), &[]);
-            match pause {
+            match step(&mut removal, mode, metrics) {
                 None if self.due.load(Ordering::Acquire) => {}
                 None => return,
                 Some(pause) => _ = self.stop.wait(pause),
@@ -103,7 +113,13 @@ impl Reclaimer {
         }
     }
 
-    fn reclaim(&self, store: &Store, mode: &Mode, removal: &mut PacedRemoval) {
+    fn reclaim(
+        &self,
+        store: &Store,
+        mode: &Mode,
+        metrics: &BookieMetrics,
+        removal: &mut PacedRemoval,
+    ) {
         // A full disk needs the space at once.
         if !mode.is_full()
             && let Err(error) = removal.keep()
@@ -114,9 +130,18 @@ impl Reclaimer {
             if let Err(error) = store.with(|db| db.reclaim(ledger)) {
                 tracing::warn!(%ledger, %error, "space of a deleted ledger is not reclaimed");
             }
+            // Each compaction takes its time; what it freed need not wait for the others.
+            removal.look_on();
+            step(removal, mode, metrics);
         }
-        // Rewriting needs space before it gives some back.
-        if !self.stopping.load(Ordering::Acquire)
+        // Rewriting needs space before it gives some back, so what is free comes back first.
+        while !self.is_stopping()
+            && removal.bytes() > 0
+            && let Some(pause) = step(removal, mode, metrics)
+        {
+            self.stop.wait(pause);
+        }
+        if !self.is_stopping()
             && !mode.is_full()
             && let Err(error) = store.with(Db::collect_blobs)
         {
@@ -125,9 +150,20 @@ impl Reclaimer {
     }
 
     fn next(&self) -> Option<LedgerId> {
-        if self.stopping.load(Ordering::Acquire) {
+        if self.is_stopping() {
             return None;
         }
         self.waiting.lock().pop_first()
     }
+}
+
+/// Frees a little of what was removed. Returns how long to wait before the next time, `None` when
+/// nothing is left.
+fn step(removal: &mut PacedRemoval, mode: &Mode, metrics: &BookieMetrics) -> Option<Duration> {
+    let pause = removal.step(mode.is_full()).unwrap_or_else(|error| {
+        tracing::warn!(%error, "files of deleted ledgers are not removed now");
+        Some(AFTER_ERROR)
+    });
+    metrics.removing_bytes.record(removal.bytes(), &[]);
+    pause
 }

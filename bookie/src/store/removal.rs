@@ -18,7 +18,7 @@ use aquifer_runtime::disk::{Disk, OpenOptions, RealDisk};
 
 /// What one step frees.
 const STEP_BYTES: u64 = 8 << 20;
-/// Whatever is to be freed is freed within about this time.
+/// What RocksDB has removed by now is freed within about this time.
 const ALL_WITHIN: Duration = Duration::from_secs(10);
 const PAUSE_MAX: Duration = Duration::from_millis(100);
 /// The pause before it is looked again whether RocksDB still has a file.
@@ -41,6 +41,8 @@ pub struct PacedRemoval {
     looks: u32,
     /// Those that only the second name keeps, with the bytes that are left of each.
     leaving: VecDeque<(PathBuf, u64)>,
+    /// Between two steps, since it is known what is to be freed.
+    pause: Duration,
 }
 
 impl PacedRemoval {
@@ -56,6 +58,7 @@ impl PacedRemoval {
             named,
             looks: 0,
             leaving: VecDeque::new(),
+            pause: PAUSE_MAX,
         }
     }
 
@@ -89,83 +92,122 @@ impl PacedRemoval {
             let second = self.directory.join(name);
             match RealDisk.link(&path, &second) {
                 Ok(()) => self.named.push(second),
-                // It has one, or RocksDB has just removed it.
-                Err(error) if is_settled(&error) => {}
+                // RocksDB has just removed it.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => self.adopt(second),
                 Err(error) => return Err(error),
             }
         }
         Ok(())
+    }
+
+    /// RocksDB may be about to remove more.
+    pub fn look_on(&mut self) {
+        self.looks = 0;
+    }
+
+    /// A file has a second name already; it may be one that an error made us forget.
+    fn adopt(&mut self, second: PathBuf) {
+        if !self.named.contains(&second) && self.leaving.iter().all(|(path, _)| *path != second) {
+            self.named.push(second);
+        }
     }
 
     /// Frees a little, or with `at_once` everything. Returns how long to wait until the next
     /// step, `None` when nothing is left to do.
     ///
     /// # Errors
-    /// When the file system refuses; the file is then left to whoever opens the bookie next.
+    /// When the file system refuses; the next step tries again.
     pub fn step(&mut self, at_once: bool) -> io::Result<Option<Duration>> {
         if at_once {
             self.look(true)?;
-            while let Some((path, _)) = self.leaving.pop_front() {
-                remove(&path)?;
-            }
+            while self.free(u64::MAX)? {}
         } else if self.leaving.is_empty() {
             self.look(self.looks >= LOOKS_MAX)?;
-        } else if let Some((path, bytes)) = self.leaving.pop_front() {
-            if bytes > STEP_BYTES {
-                cut(&path, bytes - STEP_BYTES)?;
-                self.leaving.push_front((path, bytes - STEP_BYTES));
-            } else {
-                remove(&path)?;
-            }
+        } else {
+            self.free(STEP_BYTES)?;
         }
         Ok(self.pause())
     }
 
-    fn pause(&self) -> Option<Duration> {
-        if self.is_empty() {
-            return None;
+    /// Frees so many bytes of the first file that leaves; says whether there was one.
+    fn free(&mut self, bytes: u64) -> io::Result<bool> {
+        let Some((path, left)) = self.leaving.front_mut() else {
+            return Ok(false);
+        };
+        if *left > bytes {
+            cut(path, *left - bytes)?;
+            *left -= bytes;
+        } else {
+            remove(path)?;
+            self.leaving.pop_front();
         }
-        let steps = u32::try_from(self.bytes().div_ceil(STEP_BYTES)).unwrap_or(u32::MAX);
-        Some(match ALL_WITHIN.checked_div(steps) {
-            Some(pause) => pause.min(PAUSE_MAX),
-            None => LOOK_AGAIN,
-        })
+        Ok(true)
+    }
+
+    fn pause(&self) -> Option<Duration> {
+        match (self.named.is_empty(), self.leaving.is_empty()) {
+            (true, true) => None,
+            (false, true) => Some(LOOK_AGAIN),
+            (_, false) => Some(self.pause),
+        }
     }
 
     /// Looks which files RocksDB has removed. With `last` the others lose their second name.
     fn look(&mut self, last: bool) -> io::Result<()> {
         self.looks = self.looks.saturating_add(1);
-        let mut stay = Vec::new();
+        let (mut stay, mut failed) = (Vec::new(), None);
         for path in std::mem::take(&mut self.named) {
-            let names = match RealDisk.names(&path) {
-                Ok(names) => names,
-                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-                Err(error) => return Err(error),
-            };
-            let is_stored = match path.file_name() {
-                Some(name) => RealDisk.exists(&self.store.join(name))?,
-                None => true,
-            };
-            match names.count {
-                1 if !is_stored => self.leaving.push_back((path, names.bytes)),
-                _ if last => remove(&path)?,
-                _ => stay.push(path),
+            match self.look_at(&path, last) {
+                Ok(Whose::Leaving(bytes)) => self.leaving.push_back((path, bytes)),
+                Ok(Whose::Stored) => stay.push(path),
+                Ok(Whose::Nobodys) => {}
+                Err(error) => {
+                    failed.get_or_insert(error);
+                    stay.push(path);
+                }
             }
         }
         self.named = stay;
-        Ok(())
+        let steps = u32::try_from(self.bytes().div_ceil(STEP_BYTES)).unwrap_or(u32::MAX);
+        let pause = ALL_WITHIN.checked_div(steps);
+        self.pause = pause.unwrap_or(PAUSE_MAX).min(PAUSE_MAX);
+        failed.map_or(Ok(()), Err)
     }
+
+    fn look_at(&self, path: &Path, last: bool) -> io::Result<Whose> {
+        let names = match RealDisk.names(path) {
+            Ok(names) => names,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Whose::Nobodys),
+            Err(error) => return Err(error),
+        };
+        let is_stored = match path.file_name() {
+            Some(name) => RealDisk.exists(&self.store.join(name))?,
+            None => true,
+        };
+        if names.count == 1 && !is_stored {
+            return Ok(Whose::Leaving(names.bytes));
+        }
+        if last {
+            remove(path)?;
+            return Ok(Whose::Nobodys);
+        }
+        Ok(Whose::Stored)
+    }
+}
+
+/// Who has a file.
+enum Whose {
+    /// Only the second name, and this many bytes.
+    Leaving(u64),
+    /// RocksDB, or a copy by links.
+    Stored,
+    /// There is no second name any more.
+    Nobodys,
 }
 
 fn is_blob(path: &Path) -> bool {
     path.extension().is_some_and(|extension| extension == BLOBS)
-}
-
-fn is_settled(error: &io::Error) -> bool {
-    matches!(
-        error.kind(),
-        io::ErrorKind::AlreadyExists | io::ErrorKind::NotFound
-    )
 }
 
 fn cut(path: &Path, bytes: u64) -> io::Result<()> {
@@ -280,13 +322,47 @@ mod tests {
     #[test]
     fn the_more_there_is_the_shorter_the_pauses() {
         let place = Place::new();
+        place.write("1.blob", STEP_BYTES);
         let mut removal = place.removal();
         assert_eq!(removal.pause(), None);
-        removal.leaving.push_back((PathBuf::new(), STEP_BYTES));
-        assert_eq!(removal.pause(), Some(PAUSE_MAX));
-        removal
-            .leaving
-            .push_back((PathBuf::new(), 999 * STEP_BYTES));
-        assert_eq!(removal.pause(), Some(Duration::from_millis(10)));
+        removal.keep().unwrap();
+        assert_eq!(removal.pause(), Some(LOOK_AGAIN));
+        fs::remove_file(place.stored("1.blob")).unwrap();
+        assert_eq!(removal.step(false).unwrap(), Some(PAUSE_MAX));
+        assert_eq!(removal.step(false).unwrap(), None);
+        place.write("2.blob", 1_000 * STEP_BYTES);
+        removal.keep().unwrap();
+        fs::remove_file(place.stored("2.blob")).unwrap();
+        assert_eq!(removal.step(false).unwrap(), Some(ALL_WITHIN / 1_000));
+        assert_eq!(removal.step(false).unwrap(), Some(ALL_WITHIN / 1_000));
+    }
+
+    /// An error costs nothing but time: what could not be cut is cut later, and names that were
+    /// forgotten are found again.
+    #[test]
+    fn an_error_forgets_no_file() {
+        let place = Place::new();
+        place.write("1.blob", 2 * STEP_BYTES);
+        place.write("2.blob", STEP_BYTES);
+        let mut removal = place.removal();
+        removal.keep().unwrap();
+        fs::remove_file(place.stored("1.blob")).unwrap();
+        // A directory in the place of a file cannot be cut.
+        let aside = place.directory.path().join("aside");
+        removal.step(false).unwrap();
+        fs::rename(place.second("1.blob"), &aside).unwrap();
+        fs::create_dir(place.second("1.blob")).unwrap();
+        removal.step(false).unwrap_err();
+        assert_eq!(removal.bytes(), 2 * STEP_BYTES);
+        fs::remove_dir(place.second("1.blob")).unwrap();
+        fs::rename(&aside, place.second("1.blob")).unwrap();
+        removal.step(false).unwrap();
+        assert_eq!(len(&place.second("1.blob")), STEP_BYTES);
+        // Another process, or an error, left a second name that this one does not know.
+        removal.named.clear();
+        removal.keep().unwrap();
+        assert_eq!(removal.named, [place.second("2.blob")]);
+        removal.keep().unwrap();
+        assert_eq!(removal.named.len(), 1);
     }
 }

@@ -256,6 +256,23 @@ fn space_of_deleted_ledgers_comes_back() {
     }
 }
 
+/// What a process left half removed goes although nobody writes to the next one.
+#[test]
+fn files_that_were_left_half_removed_go() {
+    let directory = tempfile::tempdir().unwrap();
+    let config = BookieConfig {
+        quiet_flush_ms: 20,
+        ..config(directory.path())
+    };
+    shutdown(&open(&config));
+    let left = config.ledger_dir.join("removed/000001.blob");
+    std::fs::create_dir_all(left.parent().unwrap()).unwrap();
+    std::fs::write(&left, [0; 4096]).unwrap();
+    let bookie = open(&config);
+    eventually("it goes", || !left.exists());
+    shutdown(&bookie);
+}
+
 #[test]
 fn explicit_lac_is_remembered() {
     let directory = tempfile::tempdir().unwrap();

@@ -50,8 +50,8 @@ fn reduced_schedules_end_in_all_the_ways_in_which_all_schedules_do() {
     };
     let held_back = Setting {
         kept_bytes_max: 1,
+        crashes: 1,
         losses: 1,
-        sheds: 1,
         ..Setting::quiet(2, 2, 1, 2)
     };
     settings.extend([

@@ -85,7 +85,7 @@ impl World {
 impl Moves<'_> {
     fn take(&mut self, world: &World, before: &[Step], step: Step) -> Option<()> {
         let mut next = world.after(self.setting, step)?;
-        next.forget_leftovers();
+        next.forget_leftovers(self.setting);
         let mut steps = before.to_vec();
         steps.push(step);
         self.found.push((steps, next));

@@ -145,14 +145,6 @@ impl Setting {
             ),
             ("E3 Qw3 Qa2, two entries", Setting::quiet(3, 3, 2, 2)),
             (
-                "E3 Qw3 Qa2, two entries of which one may be lacked, a loss",
-                Setting {
-                    kept_bytes_max: 1,
-                    losses: 1,
-                    ..Setting::quiet(3, 3, 2, 2)
-                },
-            ),
-            (
                 "E2 Qw2 Qa1, three entries of which one may be lacked, a change, a shortage",
                 Setting {
                     bookies: 3,
@@ -160,6 +152,15 @@ impl Setting {
                     kept_bytes_max: 1,
                     sheds: 1,
                     ..Setting::quiet(2, 2, 1, 3)
+                },
+            ),
+            (
+                "E2 Qw2 Qa1, two entries of which one may be lacked, a crash, a loss",
+                Setting {
+                    kept_bytes_max: 1,
+                    crashes: 1,
+                    losses: 1,
+                    ..Setting::quiet(2, 2, 1, 2)
                 },
             ),
             (
@@ -229,14 +230,11 @@ impl Setting {
                 },
             ),
             (
-                "E2 Qw2 Qa1, three entries of which one may be lacked, a change, a crash, a loss",
+                "E3 Qw3 Qa2, two entries of which one may be lacked, a loss",
                 Setting {
-                    bookies: 3,
-                    changes: 1,
-                    crashes: 1,
-                    losses: 1,
                     kept_bytes_max: 1,
-                    ..Setting::quiet(2, 2, 1, 3)
+                    losses: 1,
+                    ..Setting::quiet(3, 3, 2, 2)
                 },
             ),
             ("E3 Qw3 Qa2, three entries", three_copies.clone()),

@@ -62,15 +62,18 @@ impl World {
     /// Forgets what only helps, or only stops the writer: it never arrives.
     ///
     /// Once the ledger is closed and nobody recovers it, requests of recoverers only add copies and
-    /// fences. What the writer sends to a bookie with a fence is refused, whenever it arrives.
-    pub(in crate::model) fn forget_leftovers(&mut self) {
+    /// fences. What the writer sends to a bookie with a fence is refused, whenever it arrives; only
+    /// where acknowledgements may wait for that bookie is losing it another thing.
+    pub(in crate::model) fn forget_leftovers(&mut self, setting: &Setting) {
         let bookies = &self.bookies;
-        let is_fenced = |bookie: u8| bookies[usize::from(bookie)].is_fenced(LEDGER);
+        let is_fenced =
+            |bookie: u8| !setting.holds_back() && bookies[usize::from(bookie)].is_fenced(LEDGER);
         self.requests
             .retain(|(client, bookie), _| *client != WRITER || !is_fenced(*bookie));
         for ((client, _), queue) in &mut self.answers {
             let is_fence = |(_, result): &Answer| matches!(result, Err(BookieError::Fenced));
-            if *client == WRITER && queue.iter().any(is_fence) {
+            let is_vain = *client == WRITER && !setting.holds_back();
+            if is_vain && queue.iter().any(is_fence) {
                 queue.change().retain(|answer| !is_fence(answer));
             }
         }
