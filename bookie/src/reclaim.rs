@@ -101,11 +101,20 @@ impl Reclaimer {
 
     fn run(&self, store: &Store, mode: &Mode, metrics: &BookieMetrics) {
         let mut removal = self.removal.lock();
+        let mut collect = false;
         while !self.is_stopping() {
             if self.due.swap(false, Ordering::AcqRel) {
                 self.reclaim(store, mode, metrics, &mut removal);
+                collect = true;
             }
-            match step(&mut removal, mode, metrics) {
+            let pause = step(&mut removal, mode, metrics);
+            // Rewriting needs space before it gives some back, so what is free comes back first.
+            if collect && removal.bytes() == 0 {
+                collect = false;
+                self.collect(store, mode);
+                continue;
+            }
+            match pause {
                 None if self.due.load(Ordering::Acquire) => {}
                 None => return,
                 Some(pause) => _ = self.stop.wait(pause),
@@ -134,13 +143,9 @@ impl Reclaimer {
             removal.look_on();
             step(removal, mode, metrics);
         }
-        // Rewriting needs space before it gives some back, so what is free comes back first.
-        while !self.is_stopping()
-            && removal.bytes() > 0
-            && let Some(pause) = step(removal, mode, metrics)
-        {
-            self.stop.wait(pause);
-        }
+    }
+
+    fn collect(&self, store: &Store, mode: &Mode) {
         if !self.is_stopping()
             && !mode.is_full()
             && let Err(error) = store.with(Db::collect_blobs)
