@@ -80,6 +80,9 @@ pub enum BrokerError {
         /// The batch's.
         got: String,
     },
+    /// A batch names another producer object than its session, or none.
+    #[error("batch of another producer instance than that of its session")]
+    ProducerInstance,
     /// Some of a batch's sequence ids are stored and some are not.
     #[error("sequence ids {lowest} to {highest} are stored in part")]
     PartialDuplicate {
@@ -195,9 +198,9 @@ impl From<BrokerError> for ApiError {
                 ErrorKind::InvalidArgument,
                 "number frames from 1 per session, without gaps",
             ),
-            BrokerError::ProducerName { .. } => api(
+            BrokerError::ProducerName { .. } | BrokerError::ProducerInstance => api(
                 ErrorKind::InvalidArgument,
-                "put the name that the broker answered into every batch",
+                "put the name that the broker answered, and the instance, into every batch",
             ),
             BrokerError::PartialDuplicate { .. } => api(
                 ErrorKind::InvalidArgument,

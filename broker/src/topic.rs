@@ -324,6 +324,7 @@ impl Topic {
         if self.publishing.is_used() || self.subscriptions.has_consumers() {
             self.last_used = now;
         }
+        self.publishing.dedup.forget_drawn(now);
         self.maybe_snapshot();
         self.trim();
         let idle = now.saturating_sub(self.last_used);

@@ -46,7 +46,7 @@ pub use client::{Client, ClientBuilder};
 pub use consumer::{Consumer, ConsumerBuilder, PendingAck, SubscriptionType};
 pub use error::{ClientError, ErrorKind, Outcome};
 pub use message::{Message, ReceivedMessage, SendReceipt};
-pub use producer::{Batching, PendingSend, Producer, ProducerBuilder};
+pub use producer::{Batching, PendingSend, Producer, ProducerBuilder, StoredBefore};
 pub use reader::{Reader, ReaderBuilder};
 
 pub use aquifer_model::batch::Compression;

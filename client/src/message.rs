@@ -57,7 +57,8 @@ impl Message {
 
     /// The application's own sequence id, greater than that of the producer's message before;
     /// gaps are allowed. With deduplication on, a message whose id the topic has already stored
-    /// for this producer name is acknowledged as a duplicate and not stored again.
+    /// for this producer name is acknowledged as a duplicate and not stored again. For that a
+    /// message without a key goes to a partition by its id: 256 ids, then the next partition.
     #[must_use]
     pub fn sequence_id(mut self, id: u64) -> Message {
         self.sequence_id = Some(id);

@@ -17,6 +17,7 @@ use std::task::{Context as TaskContext, Poll};
 use std::time::Duration;
 
 use aquifer_model::batch::Compression;
+use aquifer_model::id::Index;
 use aquifer_model::limits::{BATCH_MESSAGES_MAX, MESSAGE_BYTES_MAX};
 use aquifer_model::position::Position;
 use aquifer_model::topic::{ProducerName, TopicName};
@@ -111,6 +112,7 @@ impl ProducerBuilder {
                 send_timeout: Some(DEFAULT_SEND_TIMEOUT),
                 take_over: false,
                 initial_sequence_id: None,
+                skip_stored: false,
             },
         }
     }
@@ -172,6 +174,16 @@ impl ProducerBuilder {
     #[must_use]
     pub fn initial_sequence_id(mut self, id: u64) -> ProducerBuilder {
         self.settings.initial_sequence_id = Some(id);
+        self
+    }
+
+    /// A message whose given [`sequence_id`](Message::sequence_id) is not above what
+    /// earlier producers of the name have stored is answered as a duplicate at once, and not sent:
+    /// for going through a source again after a crash. Default no: it is sent, and the broker
+    /// answers where it is.
+    #[must_use]
+    pub fn skip_stored(mut self, skip: bool) -> ProducerBuilder {
+        self.settings.skip_stored = skip;
         self
     }
 
@@ -280,7 +292,8 @@ impl Producer {
             let partition = partitions.get(at).map(|handle| &handle.partition);
             partition.is_some_and(|partition| partition.queue().is_filling())
         };
-        let number = self.inner.router.route(key, partitions.len(), is_filling);
+        let router = &self.inner.router;
+        let number = router.route(key, message.sequence_id, partitions.len(), is_filling);
         let handle = partitions
             .get(number)
             .ok_or_else(|| ClientError::closed("producer"))?;
@@ -330,6 +343,14 @@ impl Producer {
         &self.inner.name
     }
 
+    /// What the name had stored when the producer was opened, in the partitions that have some of it.
+    #[must_use]
+    pub fn stored_before(&self) -> Vec<StoredBefore> {
+        let partitions = self.inner.partitions.iter();
+        let stored = partitions.filter_map(|handle| handle.partition.stored_before());
+        stored.collect()
+    }
+
     /// The sequence id of the newest message: the last one accepted, or else the highest that the
     /// broker had stored for this name when the producer was opened. Of a partitioned topic, the
     /// highest of all partitions.
@@ -339,6 +360,18 @@ impl Producer {
         let last = partitions.map(|handle| handle.partition.queue().last_sequence_id());
         last.max().flatten()
     }
+}
+
+/// What earlier producers of a name have stored in a partition.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoredBefore {
+    /// The topic or partition.
+    pub topic: TopicName,
+    /// The highest sequence id.
+    pub sequence_id: u64,
+    /// The message with that id is here or shortly behind, in the same batch; `None` when the
+    /// broker does not know.
+    pub index: Option<Index>,
 }
 
 /// A message on its way. Await it to know that the message is stored, durably.

@@ -28,6 +28,7 @@ pub use builder::BatchBuilder;
 
 use crate::checksum;
 use crate::entry::{u32_at, u64_at};
+use crate::id::ProducerInstance;
 use crate::limits::{
     BATCH_BYTES_MAX, BATCH_HEADER_BYTES_MAX, BATCH_MESSAGES_MAX, BATCH_UNCOMPRESSED_BYTES_MAX,
     KEY_BYTES_MAX, PROPERTIES_MAX,
@@ -75,6 +76,9 @@ impl Compression {
 pub struct BatchFields {
     /// Name of the producer; empty only in batches that no producer stream carried.
     pub producer_name: Bytes,
+    /// The producer object that sent it: where the broker's memory of a name's last instance comes
+    /// from when the topic is loaded anew (H20). Absent like the name.
+    pub producer_instance: Option<ProducerInstance>,
     /// Sequence id of the first message.
     pub lowest_sequence_id: u64,
     /// Sequence id of the last message.
@@ -177,6 +181,7 @@ mod tag {
     pub const REPLICATION_ORIGIN: u16 = 10;
     pub const TRANSACTION_ID: u16 = 11;
     pub const ENCRYPTION: u16 = 12;
+    pub const PRODUCER_INSTANCE: u16 = 13;
 }
 
 impl BatchFields {
@@ -187,6 +192,9 @@ impl BatchFields {
             out.put_slice(value);
         };
         put(tag::PRODUCER_NAME, &self.producer_name);
+        if let Some(instance) = &self.producer_instance {
+            put(tag::PRODUCER_INSTANCE, &instance.0);
+        }
         put(tag::LOWEST_SEQUENCE, &self.lowest_sequence_id.to_le_bytes());
         put(
             tag::HIGHEST_SEQUENCE,
@@ -247,6 +255,10 @@ impl BatchFields {
         };
         match tag {
             tag::PRODUCER_NAME => self.producer_name = value,
+            tag::PRODUCER_INSTANCE => match ProducerInstance::try_from(value.as_ref()) {
+                Ok(instance) => self.producer_instance = Some(instance),
+                Err(_) => return Err(BatchError::Field(tag)),
+            },
             tag::LOWEST_SEQUENCE => self.lowest_sequence_id = u64_of(&value)?,
             tag::HIGHEST_SEQUENCE => self.highest_sequence_id = u64_of(&value)?,
             tag::PUBLISH_TIME => self.publish_time_ms = u64_of(&value)?,

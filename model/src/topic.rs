@@ -328,6 +328,30 @@ client_name! {
     ConsumerName = "consumer name",
 }
 
+/// What names that a broker draws begin with; 32 hexadecimal digits follow.
+const DRAWN_PREFIX: &str = "p-";
+
+impl ProducerName {
+    /// A name for a producer that did not ask for one. Sixteen random bytes: unique for ever, so
+    /// that nobody inherits another's sequence ids.
+    #[must_use]
+    pub fn drawn(random: [u8; 16]) -> ProducerName {
+        let name = random.iter().fold(DRAWN_PREFIX.to_owned(), |name, byte| {
+            format!("{name}{byte:02x}")
+        });
+        ProducerName(name.into())
+    }
+
+    /// Whether the name has the form of a drawn one. It serves one producer object: deduplication
+    /// forgets it soon after that is gone.
+    #[must_use]
+    pub fn is_drawn(&self) -> bool {
+        let digit = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
+        let random = self.0.strip_prefix(DRAWN_PREFIX);
+        random.is_some_and(|random| random.len() == 32 && random.bytes().all(digit))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -2,6 +2,7 @@
 
 use anyhow::{Context, Result, bail};
 use aquifer_model::batch::{self, BatchFields, MessageRecord, MessageRow};
+use aquifer_model::id::ProducerInstance;
 use aquifer_proto::PROTOCOL_VERSION;
 use aquifer_proto::v1::broker_client::BrokerClient;
 use aquifer_proto::v1::{
@@ -16,6 +17,9 @@ use tonic::transport::Channel;
 use tonic::{Status, Streaming};
 
 use crate::wait::within;
+
+/// The producer object that this is.
+const INSTANCE: ProducerInstance = ProducerInstance([7; 16]);
 
 /// A produce stream, message by message.
 pub struct RawProducer {
@@ -146,7 +150,7 @@ pub fn open_request(topic: &str, name: &str) -> ProduceRequest {
         version: PROTOCOL_VERSION,
         topic: topic.to_owned(),
         producer_name: name.to_owned(),
-        instance: Bytes::from_static(&[7; 16]),
+        instance: Bytes::from_static(&INSTANCE.0),
         ..OpenProducer::default()
     };
     ProduceRequest {
@@ -245,6 +249,7 @@ pub fn batch(producer: &str, sequence_id: u64, payload: &[u8]) -> Result<Bytes> 
     let size_bytes = u32::try_from(record.encode(&mut block))?;
     let fields = BatchFields {
         producer_name: Bytes::copy_from_slice(producer.as_bytes()),
+        producer_instance: Some(INSTANCE),
         lowest_sequence_id: sequence_id,
         highest_sequence_id: sequence_id,
         uncompressed_bytes: size_bytes,

@@ -6,17 +6,39 @@
 //! would be swallowed (H7). Marks of a batch are its lowest and highest id, and a batch keeps its
 //! composition for ever, so anything that overlaps in part is refused by name.
 //!
+//! A name also knows the producer object that had it last (H20). One that comes back after another
+//! has used the name is refused: its unsent batches carry ids that the other has used meanwhile, and
+//! would look like duplicates. After a crash the objects are those of the stored batches: who opened
+//! the name and stored nothing has left nothing to be mistaken for.
+//!
 //! Bounded by forgetting the names that were longest idle; a connected one, or one with an append
-//! on its way, is never forgotten. A pure table: the topic's owner decides what to answer.
+//! on its way, is never forgotten. Names that the broker drew serve one object each: they have a
+//! bound of their own, so that they push out no others, and are forgotten a grace after it is gone.
+//! A pure table: the topic's owner decides what to answer.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::Duration;
 
-use aquifer_model::id::{EntryId, Index, LedgerId};
-use aquifer_model::limits::{DEDUP_PRODUCERS_MAX, DEDUP_WINDOW_MAX};
+use aquifer_model::id::{EntryId, Index, LedgerId, ProducerInstance};
+use aquifer_model::limits::{DEDUP_DRAWN_IDLE_MAX, DEDUP_PRODUCERS_MAX, DEDUP_WINDOW_MAX};
 use aquifer_model::topic::{NameError, ProducerName};
 use aquifer_proto::v1;
 use aquifer_protocol_api::broker::StoredAt;
 use aquifer_protocol_api::error::{ApiError, ErrorKind};
+use bytes::Bytes;
+
+/// How long a drawn name is remembered after its producer is gone, at least; twice as long at most.
+/// A producer that comes back later than that has given up its messages long ago.
+pub const DRAWN_GRACE: Duration = Duration::from_secs(600);
+
+/// A producer object, as it opened a name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Opener {
+    /// The object.
+    pub instance: ProducerInstance,
+    /// Counts its sessions.
+    pub epoch: u64,
+}
 
 /// The sequence ids of a batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -61,6 +83,8 @@ struct Producer {
     /// Sessions that are open.
     connected: u32,
     last_active_ms: u64,
+    /// Who opened the name last, or stored under it; `None` when a snapshot does not say.
+    last: Option<Opener>,
     /// Key in the order of the idle; meaningful while idle.
     idle_since: u64,
     /// Latest batches, oldest first.
@@ -93,45 +117,55 @@ impl Producer {
 #[derive(Debug, Clone)]
 pub struct DedupTable {
     producers: BTreeMap<ProducerName, Producer>,
-    /// Idle names, the longest idle first.
+    /// Idle names that somebody chose, the longest idle first.
     idle: BTreeSet<(u64, ProducerName)>,
+    /// Idle names that the broker drew, the longest idle first.
+    drawn_idle: BTreeSet<(u64, ProducerName)>,
+    /// How many names are drawn.
+    drawn: usize,
+    /// Batches in all windows together.
+    batches: usize,
     /// Counts the times a name became idle.
     ticks: u64,
+    /// When drawn names were last forgotten, on the monotonic clock, and the ticks by then.
+    drawn_mark: (Duration, u64),
     producers_max: usize,
+    drawn_idle_max: usize,
 }
 
 impl Default for DedupTable {
     fn default() -> DedupTable {
-        DedupTable::with_capacity_max(DEDUP_PRODUCERS_MAX)
+        DedupTable::with_capacity_max(DEDUP_PRODUCERS_MAX, DEDUP_DRAWN_IDLE_MAX)
     }
 }
 
 impl DedupTable {
-    /// An empty table that remembers at most so many names.
+    /// An empty table that remembers at most so many names, and so many drawn ones that are idle.
     #[must_use]
-    pub fn with_capacity_max(producers_max: usize) -> DedupTable {
+    pub fn with_capacity_max(producers_max: usize, drawn_idle_max: usize) -> DedupTable {
         DedupTable {
             producers: BTreeMap::new(),
             idle: BTreeSet::new(),
+            drawn_idle: BTreeSet::new(),
+            drawn: 0,
+            batches: 0,
             ticks: 0,
+            drawn_mark: (Duration::ZERO, 0),
             producers_max,
+            drawn_idle_max,
         }
     }
 
     /// The table of a snapshot. The log behind the snapshot is to be repeated through
-    /// [`DedupTable::persisted`].
+    /// [`DedupTable::replayed`].
     ///
     /// # Errors
     /// When a name is none.
     pub fn restore(states: &[v1::ProducerState]) -> Result<DedupTable, NameError> {
-        DedupTable::restore_with_capacity_max(states, DEDUP_PRODUCERS_MAX)
+        DedupTable::default().restored(states)
     }
 
-    fn restore_with_capacity_max(
-        states: &[v1::ProducerState],
-        producers_max: usize,
-    ) -> Result<DedupTable, NameError> {
-        let mut table = DedupTable::with_capacity_max(producers_max);
+    fn restored(mut self, states: &[v1::ProducerState]) -> Result<DedupTable, NameError> {
         let mut states: Vec<&v1::ProducerState> = states.iter().collect();
         states.sort_by_key(|state| state.last_active_ms);
         for state in states {
@@ -141,14 +175,15 @@ impl DedupTable {
                 persisted: Some(state.highest_sequence_id),
                 pushed: Some(state.highest_sequence_id),
                 last_active_ms: state.last_active_ms,
+                last: decode_opener(state),
                 window: state.window[newest..].iter().map(decode_stored).collect(),
                 ..Producer::default()
             };
-            table.make_room();
-            table.producers.insert(name.clone(), producer);
-            table.settle(&name);
+            self.batches += producer.window.len();
+            *self.entry(&name) = producer;
+            self.settle(&name);
         }
-        Ok(table)
+        Ok(self)
     }
 
     /// What to store: the persisted marks and windows.
@@ -160,18 +195,35 @@ impl DedupTable {
                 highest_sequence_id: producer.persisted?,
                 last_active_ms: producer.last_active_ms,
                 window: producer.window.iter().map(encode_stored).collect(),
+                instance: producer
+                    .last
+                    .map_or_else(Bytes::new, |last| Bytes::copy_from_slice(&last.instance.0)),
+                epoch: producer.last.map_or(0, |last| last.epoch),
             })
         };
         self.producers.iter().filter_map(persisted).collect()
+    }
+
+    /// Whether an opener may have a name: not when another has had it since this one, `returning`,
+    /// had it last, nor when it is an earlier session of the last one.
+    #[must_use]
+    pub fn admits(&self, name: &ProducerName, opener: Opener, returning: bool) -> bool {
+        let last = self.producers.get(name).and_then(|producer| producer.last);
+        match last {
+            Some(last) if last.instance == opener.instance => last.epoch <= opener.epoch,
+            Some(_) => !returning,
+            None => true,
+        }
     }
 
     /// Notes that a producer opened: its name is not forgotten until [`DedupTable::disconnect`].
     ///
     /// # Errors
     /// When every name that is remembered is in use.
-    pub fn connect(&mut self, name: &ProducerName) -> Result<(), ApiError> {
+    pub fn connect(&mut self, name: &ProducerName, opener: Opener) -> Result<(), ApiError> {
         if !self.producers.contains_key(name)
-            && self.producers.len() >= self.producers_max
+            && !name.is_drawn()
+            && self.producers.len() - self.drawn >= self.producers_max
             && self.idle.is_empty()
         {
             return Err(ApiError::new(
@@ -179,7 +231,9 @@ impl DedupTable {
                 format!("the topic has {} producers already", self.producers_max),
             ));
         }
-        self.entry(name).connected += 1;
+        let producer = self.entry(name);
+        producer.connected += 1;
+        producer.last = Some(opener);
         Ok(())
     }
 
@@ -221,8 +275,23 @@ impl DedupTable {
         producer.in_flight += 1;
     }
 
-    /// Notes that a batch is durable, in log order: one that was pushed, or, while a topic is
-    /// loaded, one that the log holds.
+    /// Notes a batch that the log holds, in log order, while a topic is loaded.
+    pub fn replayed(
+        &mut self,
+        name: &ProducerName,
+        instance: Option<ProducerInstance>,
+        range: SequenceRange,
+        at: StoredAt,
+        now_ms: u64,
+    ) {
+        let producer = self.entry(name);
+        if producer.last.map(|last| last.instance) != instance {
+            producer.last = instance.map(|instance| Opener { instance, epoch: 0 });
+        }
+        self.persisted(name, range, at, now_ms);
+    }
+
+    /// Notes that a batch that was pushed is durable, in log order.
     pub fn persisted(
         &mut self,
         name: &ProducerName,
@@ -236,10 +305,12 @@ impl DedupTable {
         if producer.persisted < Some(range.highest) {
             producer.persisted = Some(range.highest);
             producer.pushed = producer.pushed.max(producer.persisted);
-            if producer.window.len() == DEDUP_WINDOW_MAX {
+            let is_full = producer.window.len() == DEDUP_WINDOW_MAX;
+            if is_full {
                 producer.window.pop_front();
             }
             producer.window.push_back(Stored { range, at });
+            self.batches += usize::from(!is_full);
         }
         self.settle(name);
     }
@@ -265,6 +336,12 @@ impl DedupTable {
         self.producers.get(name)?.persisted
     }
 
+    /// Index of the first message of the batch that ends with it.
+    #[must_use]
+    pub fn last_index(&self, name: &ProducerName) -> Option<Index> {
+        Some(self.producers.get(name)?.window.back()?.at.base_index)
+    }
+
     /// Whether a batch of that name is on its way: opening the name waits until none is.
     #[must_use]
     pub fn has_in_flight(&self, name: &ProducerName) -> bool {
@@ -279,43 +356,104 @@ impl DedupTable {
         self.producers.len()
     }
 
+    /// How many batches are remembered, of all names together.
+    #[must_use]
+    pub fn batches(&self) -> usize {
+        self.batches
+    }
+
     /// Whether none is.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.producers.is_empty()
     }
 
+    /// Forgets drawn names whose producers went away a grace ago. To be called from time to time.
+    pub fn forget_drawn(&mut self, now: Duration) {
+        let (marked_at, ticks) = self.drawn_mark;
+        if now.saturating_sub(marked_at) < DRAWN_GRACE {
+            return;
+        }
+        self.drawn_mark = (now, self.ticks);
+        while self
+            .drawn_idle
+            .first()
+            .is_some_and(|(since, _)| *since <= ticks)
+        {
+            self.forget_first_drawn();
+        }
+    }
+
     /// The state of a name, made if there is none, and not idle until it is settled.
     fn entry(&mut self, name: &ProducerName) -> &mut Producer {
         match self.producers.get(name) {
-            Some(producer) => {
-                self.idle.remove(&(producer.idle_since, name.clone()));
+            Some(producer) if producer.is_idle() => {
+                let key = (producer.idle_since, name.clone());
+                self.idle_of(name).remove(&key);
             }
-            None => self.make_room(),
+            Some(_) => {}
+            None => {
+                self.make_room(name);
+                self.drawn += usize::from(name.is_drawn());
+            }
         }
         self.producers.entry(name.clone()).or_default()
     }
 
-    /// Puts a name last among the idle if nothing uses it.
-    fn settle(&mut self, name: &ProducerName) {
-        if let Some(producer) = self.producers.get_mut(name) {
-            self.idle.remove(&(producer.idle_since, name.clone()));
-            if producer.is_idle() {
-                self.ticks += 1;
-                producer.idle_since = self.ticks;
-                self.idle.insert((self.ticks, name.clone()));
-            }
+    fn idle_of(&mut self, name: &ProducerName) -> &mut BTreeSet<(u64, ProducerName)> {
+        match name.is_drawn() {
+            true => &mut self.drawn_idle,
+            false => &mut self.idle,
         }
     }
 
-    /// Forgets the longest idle name when the table is full.
-    fn make_room(&mut self) {
-        if self.producers.len() >= self.producers_max
-            && let Some((_, forgotten)) = self.idle.pop_first()
-        {
-            self.producers.remove(&forgotten);
+    /// Puts a name last among the idle if nothing uses it.
+    fn settle(&mut self, name: &ProducerName) {
+        let Some(producer) = self.producers.get_mut(name).filter(|one| one.is_idle()) else {
+            return;
+        };
+        let before = (producer.idle_since, name.clone());
+        self.ticks += 1;
+        producer.idle_since = self.ticks;
+        let now = (self.ticks, name.clone());
+        let idle = self.idle_of(name);
+        idle.remove(&before);
+        idle.insert(now);
+        while self.drawn_idle.len() > self.drawn_idle_max {
+            self.forget_first_drawn();
         }
     }
+
+    fn forget_first_drawn(&mut self) {
+        if let Some((_, forgotten)) = self.drawn_idle.pop_first() {
+            self.drawn -= 1;
+            self.forget(&forgotten);
+        }
+    }
+
+    fn forget(&mut self, name: &ProducerName) {
+        if let Some(producer) = self.producers.remove(name) {
+            self.batches -= producer.window.len();
+        }
+    }
+
+    /// Forgets the longest idle name when a chosen one comes and they are too many.
+    fn make_room(&mut self, name: &ProducerName) {
+        if !name.is_drawn()
+            && self.producers.len() - self.drawn >= self.producers_max
+            && let Some((_, forgotten)) = self.idle.pop_first()
+        {
+            self.forget(&forgotten);
+        }
+    }
+}
+
+fn decode_opener(state: &v1::ProducerState) -> Option<Opener> {
+    let instance = ProducerInstance::try_from(state.instance.as_ref()).ok()?;
+    Some(Opener {
+        instance,
+        epoch: state.epoch,
+    })
 }
 
 fn encode_stored(stored: &Stored) -> v1::StoredRange {

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use aquifer_model::batch::Batch;
+use aquifer_model::id::ProducerInstance;
 use aquifer_model::topic::ProducerName;
 use aquifer_protocol_api::broker::{ApiResult, ProducerPort, PublishFrame, Receipt};
 use aquifer_protocol_api::error::ApiError;
@@ -28,6 +29,7 @@ pub(super) struct Port {
     pub(super) shared: Arc<Shared>,
     pub(super) session: SessionId,
     pub(super) name: ProducerName,
+    pub(super) instance: ProducerInstance,
     pub(super) next_number: u64,
     pub(super) receipts: mpsc::Sender<ApiResult<Receipt>>,
     pub(super) mailbox: Mailbox,
@@ -92,7 +94,7 @@ impl Port {
         let expected = self.next_number;
         self.next_number += 1;
         let batch = if frame.number == expected {
-            check_batch(frame.batch, &self.name)
+            check_batch(frame.batch, &self.name, self.instance)
         } else {
             Err(BrokerError::FrameNumber {
                 expected,
@@ -109,7 +111,11 @@ impl Port {
     }
 }
 
-fn check_batch(bytes: Bytes, name: &ProducerName) -> Result<Batch, BrokerError> {
+fn check_batch(
+    bytes: Bytes,
+    name: &ProducerName,
+    instance: ProducerInstance,
+) -> Result<Batch, BrokerError> {
     let batch = Batch::parse(bytes)?;
     let fields = batch.fields();
     if fields.producer_name != name.as_str().as_bytes() {
@@ -117,6 +123,9 @@ fn check_batch(bytes: Bytes, name: &ProducerName) -> Result<Batch, BrokerError> 
             expected: name.to_string(),
             got: String::from_utf8_lossy(&fields.producer_name).into_owned(),
         });
+    }
+    if fields.producer_instance != Some(instance) {
+        return Err(BrokerError::ProducerInstance);
     }
     Ok(batch)
 }

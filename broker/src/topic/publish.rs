@@ -23,19 +23,18 @@ use aquifer_ledger::error::LogError;
 use aquifer_ledger::managed::{Append, AppendSink, Appended};
 use aquifer_model::batch::Batch;
 use aquifer_model::entry::FORMAT_NATIVE;
-use aquifer_model::id::{Index, ProducerInstance};
-use aquifer_model::limits::PRODUCERS_PER_TOPIC_MAX;
+use aquifer_model::id::Index;
 use aquifer_model::topic::ProducerName;
 use aquifer_protocol_api::broker::{
     ApiResult, OpenProducer, ProducerSession, ProducerStats, Receipt, StoredAt,
 };
-use aquifer_protocol_api::error::{ApiError, ErrorKind};
+use aquifer_protocol_api::error::{ApiError, ErrorKind, Outcome};
 use aquifer_runtime::budget::BytePermit;
 use tokio::sync::mpsc;
 
 use crate::error::BrokerError;
 use crate::topic::Topic;
-use crate::topic::dedup::{DedupTable, SequenceRange, Verdict};
+use crate::topic::dedup::{DedupTable, Opener, SequenceRange, Verdict};
 use crate::topic::event::{Frame, Mailbox, Reply, SessionId};
 
 /// What the topic knows of its producers.
@@ -44,9 +43,6 @@ pub(super) struct Publishing {
     pub(super) dedup: DedupTable,
     sessions: BTreeMap<SessionId, Session>,
     names: HashMap<ProducerName, SessionId>,
-    /// The newest epoch of an instance that had the name, so that a delayed open of an older one
-    /// is refused. Cleared of names without a session when it grows too large.
-    epochs: HashMap<ProducerName, (ProducerInstance, u64)>,
     /// Requests that wait until nothing of their name is in flight.
     opening: Vec<(OpenProducer, Reply<ProducerSession>)>,
     /// Appends without outcome, in order.
@@ -81,8 +77,7 @@ struct Session {
     stalled: VecDeque<Frame>,
     /// Ends the session when everything pending is answered; frames are dropped from then on.
     doom: Option<ApiError>,
-    instance: ProducerInstance,
-    epoch: u64,
+    opener: Opener,
 }
 
 /// A frame that is not answered.
@@ -119,7 +114,6 @@ impl Publishing {
             dedup,
             sessions: BTreeMap::new(),
             names: HashMap::new(),
-            epochs: HashMap::new(),
             opening: Vec::new(),
             in_flight: VecDeque::new(),
             failed: false,
@@ -154,14 +148,6 @@ impl Publishing {
             last_sequence_id: self.dedup.last_sequence_id(&session.name),
         };
         self.sessions.values().map(stats).collect()
-    }
-
-    fn remember_epoch(&mut self, name: &ProducerName, instance: ProducerInstance, epoch: u64) {
-        if self.epochs.len() >= 2 * PRODUCERS_PER_TOPIC_MAX {
-            let names = &self.names;
-            self.epochs.retain(|name, _| names.contains_key(name));
-        }
-        self.epochs.insert(name.clone(), (instance, epoch));
     }
 }
 
@@ -389,7 +375,18 @@ impl Topic {
 
     /// Ends a session now; its pending frames get no receipts.
     fn fail_session(&mut self, id: SessionId, error: &BrokerError) {
-        self.close_session(id, Some(error.clone().into()));
+        let mut last: ApiError = error.clone().into();
+        // What is on its way may be stored all the same. A failed log says so itself.
+        let undecided = |session: &Session| {
+            let on_its_way = |pending: &Pending| matches!(pending.answer, Answer::Append(_));
+            session.pending.iter().any(on_its_way)
+        };
+        if !matches!(error, BrokerError::Log(_))
+            && self.publishing.sessions.get(&id).is_some_and(undecided)
+        {
+            last = last.outcome(Outcome::Unknown);
+        }
+        self.close_session(id, Some(last));
     }
 
     fn close_session(&mut self, id: SessionId, error: Option<ApiError>) {

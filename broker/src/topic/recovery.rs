@@ -121,9 +121,10 @@ fn repeat(entry: LogEntry, recovered: &mut Recovered) -> Result<(), BrokerError>
         lowest: fields.lowest_sequence_id,
         highest: fields.highest_sequence_id,
     };
+    let instance = fields.producer_instance;
     recovered
         .dedup
-        .persisted(&name, range, at, entry.head.broker_time_ms);
+        .replayed(&name, instance, range, at, entry.head.broker_time_ms);
     Ok(())
 }
 

@@ -1,9 +1,11 @@
 //! Who may produce under a name.
 
+use aquifer_model::place::Place;
+use aquifer_model::policy::NamespacePolicies;
 use aquifer_protocol_api::broker::OpenProducer;
-use aquifer_protocol_api::error::ErrorKind;
+use aquifer_protocol_api::error::{ErrorKind, Outcome};
 
-use crate::support::{Harness, ctx, instance, kind, open, soon};
+use crate::support::{Harness, ctx, instance, kind, known, open, soon};
 use aquifer_protocol_api::broker::BrokerApi;
 
 #[tokio::test]
@@ -115,4 +117,160 @@ async fn drawn_names_are_unique() {
     let one = harness.try_producer(anonymous.clone()).await.unwrap();
     let two = harness.try_producer(anonymous).await.unwrap();
     assert_ne!(one.opened.name, two.opened.name);
+}
+
+/// How a topic comes to its next owner.
+#[derive(Debug, Clone, Copy)]
+enum Next {
+    Stays,
+    HandedOver,
+    TakenOver,
+}
+
+/// H20: `p` of the first object has stored a message and gone away; another object stores under the
+/// name. The first comes back with a message of its own under the other's id.
+async fn superseded(deduplication: bool, next: Next) {
+    let harness = Harness::start().await;
+    harness
+        .set_policies(NamespacePolicies {
+            deduplication,
+            ..NamespacePolicies::default()
+        })
+        .await;
+    let mut first = harness.producer("orders", "p").await;
+    first.publish(&["m0"]).await;
+    let incarnation = first.opened.incarnation;
+    drop(first);
+    let rival = OpenProducer {
+        instance: instance(2),
+        ..open("orders", "p")
+    };
+    let mut second = crate::support::eventually("the name to be free", || async {
+        harness.try_producer(rival.clone()).await.ok()
+    })
+    .await;
+    second.publish(&["mb"]).await;
+    drop(second);
+    let harness = match next {
+        Next::Stays => harness,
+        Next::HandedOver => harness.restart().await,
+        Next::TakenOver => harness.rival().await,
+    };
+    let back = OpenProducer {
+        epoch: 1,
+        ..open("orders", "p")
+    };
+    let back = known(incarnation, back);
+    let refused = harness.try_producer(back).await;
+    assert_eq!(kind(&refused), Some(ErrorKind::Fenced), "{next:?}");
+    // Whoever had it last may come back, and so may a newcomer.
+    let rival = OpenProducer { epoch: 1, ..rival };
+    let last = harness.try_producer(known(incarnation, rival)).await;
+    assert_eq!(last.unwrap().opened.last_sequence_id, Some(1));
+    let fresh = OpenProducer {
+        instance: instance(3),
+        take_over: true,
+        ..open("orders", "p")
+    };
+    let mut fresh = harness.try_producer(fresh).await.unwrap();
+    assert!(!fresh.publish(&["mc"]).await.duplicate);
+    let mut reader = harness.reader("orders", Place::Earliest).await;
+    assert_eq!(reader.take_payloads(3).await, ["m0", "mb", "mc"]);
+}
+
+#[tokio::test]
+async fn who_comes_back_after_another_had_its_name_is_fenced_h20() {
+    for deduplication in [true, false] {
+        superseded(deduplication, Next::Stays).await;
+    }
+}
+
+#[tokio::test]
+async fn the_last_instance_of_a_name_is_known_after_a_hand_over_h20() {
+    for deduplication in [true, false] {
+        superseded(deduplication, Next::HandedOver).await;
+    }
+}
+
+#[tokio::test]
+async fn the_last_instance_of_a_name_is_known_after_a_crash_h20() {
+    for deduplication in [true, false] {
+        superseded(deduplication, Next::TakenOver).await;
+    }
+}
+
+/// What the log remembers of a name is whose batches it holds.
+#[tokio::test]
+async fn a_batch_of_another_instance_is_refused_h20() {
+    let harness = Harness::start().await;
+    let rival = OpenProducer {
+        instance: instance(2),
+        ..open("orders", "p")
+    };
+    let mut second = harness.try_producer(rival).await.unwrap();
+    let foreign = crate::support::batch("p", 0, &["x"]);
+    second.send_batch(foreign).await.unwrap();
+    assert_eq!(second.error().await.kind, ErrorKind::InvalidArgument);
+}
+
+/// M14: a name that nobody chose pushes out no chosen one.
+#[tokio::test]
+async fn any_number_of_drawn_names_forget_no_named_producer() {
+    let harness = Harness::start().await;
+    let mut named = harness.producer("orders", "p").await;
+    let stored = named.publish(&["a"]).await;
+    drop(named);
+    let anonymous = OpenProducer {
+        name: None,
+        ..open("orders", "p")
+    };
+    for _ in 0..=aquifer_model::limits::DEDUP_PRODUCERS_MAX {
+        let session = harness.try_producer(anonymous.clone()).await.unwrap();
+        assert!(session.opened.name.is_drawn());
+    }
+    let again = OpenProducer {
+        epoch: 1,
+        ..open("orders", "p")
+    };
+    let mut named = harness.try_producer(again).await.unwrap();
+    assert_eq!(named.opened.last_sequence_id, Some(0));
+    let again = crate::support::batch("p", 0, &["a"]);
+    named.send_batch(again).await.unwrap();
+    let receipt = named.receipt().await.unwrap();
+    assert!(receipt.duplicate);
+    assert_eq!(receipt.stored, stored.stored);
+}
+
+/// Who loses its name with messages on their way does not know what became of them.
+#[tokio::test]
+async fn a_fenced_producer_is_not_told_that_what_is_on_its_way_is_not_stored() {
+    let harness = Harness::start().await;
+    let bookie = harness.world.bookies.ids()[0];
+    let mut first = harness.producer("orders", "p").await;
+    first.publish(&["a"]).await;
+    harness.world.bookies.hold(bookie);
+    first.send(&["b"]).await;
+    crate::support::until("the add to be on its way", || async {
+        harness.world.bookies.held(bookie) > 0
+    })
+    .await;
+    let context = ctx();
+    let taking = OpenProducer {
+        instance: instance(2),
+        take_over: true,
+        ..open("orders", "p")
+    };
+    let opening = harness.broker.open_producer(&context, taking);
+    let told = async {
+        let error = first.error().await;
+        harness.world.bookies.release(bookie);
+        error
+    };
+    let (second, error) = soon("the take-over", async { tokio::join!(opening, told) }).await;
+    assert_eq!(
+        (error.kind, error.outcome),
+        (ErrorKind::Fenced, Outcome::Unknown)
+    );
+    // And this one was stored.
+    assert_eq!(second.unwrap().opened.last_sequence_id, Some(1));
 }

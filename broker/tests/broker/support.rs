@@ -118,8 +118,10 @@ impl Harness {
 
     pub async fn try_producer(&self, open: OpenProducer) -> ApiResult<Producer> {
         let context = ctx();
+        let instance = open.instance;
         let session = self.broker.open_producer(&context, open);
-        soon("a producer", session).await.map(Producer::new)
+        let session = soon("a producer", session).await?;
+        Ok(Producer::new(session, instance))
     }
 
     pub async fn producer(&self, topic: &str, name: &str) -> Producer {
@@ -224,8 +226,13 @@ pub fn subscribe(topic: &str, subscription: &str) -> Subscribe {
     }
 }
 
-/// A batch with these payloads, the first of which has the sequence id `lowest`.
+/// A batch of the first instance with these payloads, the first of which has the sequence id
+/// `lowest`.
 pub fn batch(producer: &str, lowest: u64, payloads: &[&str]) -> Bytes {
+    batch_of(instance(1), producer, lowest, payloads)
+}
+
+fn batch_of(instance: ProducerInstance, producer: &str, lowest: u64, payloads: &[&str]) -> Bytes {
     let mut block = BytesMut::new();
     let mut rows = Vec::new();
     for (delta, payload) in payloads.iter().enumerate() {
@@ -241,6 +248,7 @@ pub fn batch(producer: &str, lowest: u64, payloads: &[&str]) -> Bytes {
     }
     let fields = BatchFields {
         producer_name: Bytes::copy_from_slice(producer.as_bytes()),
+        producer_instance: Some(instance),
         lowest_sequence_id: lowest,
         highest_sequence_id: lowest + payloads.len() as u64 - 1,
         uncompressed_bytes: u32::try_from(block.len()).unwrap(),
@@ -268,13 +276,15 @@ pub struct Producer {
     pub opened: ProducerOpened,
     pub port: Box<dyn ProducerPort>,
     pub receipts: mpsc::Receiver<ApiResult<Receipt>>,
+    instance: ProducerInstance,
     next_frame: u64,
     pub next_sequence: u64,
 }
 
 impl Producer {
-    fn new(session: ProducerSession) -> Producer {
+    fn new(session: ProducerSession, instance: ProducerInstance) -> Producer {
         Producer {
+            instance,
             next_sequence: session.opened.last_sequence_id.map_or(0, |id| id + 1),
             opened: session.opened,
             port: session.port,
@@ -285,7 +295,8 @@ impl Producer {
 
     /// Sends a batch with the next sequence ids.
     pub async fn send(&mut self, payloads: &[&str]) {
-        let batch = batch(self.opened.name.as_str(), self.next_sequence, payloads);
+        let name = self.opened.name.as_str();
+        let batch = batch_of(self.instance, name, self.next_sequence, payloads);
         self.next_sequence += payloads.len() as u64;
         self.send_batch(batch).await.unwrap();
     }

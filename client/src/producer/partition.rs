@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use aquifer_model::batch::Compression;
-use aquifer_model::id::TopicIncarnation;
+use aquifer_model::id::{Index, ProducerInstance, TopicIncarnation};
 use aquifer_model::topic::TopicName;
 use aquifer_proto::{PROTOCOL_VERSION, v1};
 use aquifer_runtime::task::TaskHandle;
@@ -17,7 +17,7 @@ use tokio::time::Instant;
 use super::frames::wake;
 use super::queue::{Accepted, OpenBatch, Queue, Settled};
 use super::room::{Cost, Room};
-use super::{Batching, session};
+use super::{Batching, StoredBefore, session};
 use crate::client::Context;
 use crate::error::{ClientError, Outcome, Result};
 use crate::message::Message;
@@ -35,6 +35,7 @@ pub(crate) struct Settings {
     pub(crate) send_timeout: Option<Duration>,
     pub(crate) take_over: bool,
     pub(crate) initial_sequence_id: Option<u64>,
+    pub(crate) skip_stored: bool,
 }
 
 /// What the first opening decided, for all sessions.
@@ -43,6 +44,8 @@ pub(crate) struct Identity {
     pub(crate) name: String,
     name_bytes: Bytes,
     incarnation: TopicIncarnation,
+    /// What earlier producers of the name have stored.
+    stored: Option<StoredBefore>,
 }
 
 /// A producer on one topic or partition.
@@ -52,7 +55,7 @@ pub(crate) struct Partition {
     settings: Settings,
     queue: Mutex<Queue>,
     room: Room,
-    instance: Bytes,
+    instance: ProducerInstance,
     /// Counts the openings of this instance.
     epoch: AtomicU64,
     identity: OnceLock<Identity>,
@@ -74,7 +77,7 @@ impl Partition {
                 Arc::clone(&context.memory),
                 context.memory_limit_bytes,
             ),
-            instance: Bytes::copy_from_slice(&context.rng.id16()),
+            instance: ProducerInstance(context.rng.id16()),
             epoch: AtomicU64::new(0),
             identity: OnceLock::new(),
             ended: Settle::default(),
@@ -95,6 +98,11 @@ impl Partition {
         self.identity.get().map_or("", |identity| &identity.name)
     }
 
+    /// What earlier producers of the name have stored.
+    pub(crate) fn stored_before(&self) -> Option<StoredBefore> {
+        self.identity.get()?.stored.clone()
+    }
+
     /// The request that opens the next session.
     pub(crate) fn open_request(&self) -> v1::OpenProducer {
         let identity = self.identity.get();
@@ -103,7 +111,7 @@ impl Partition {
             version: PROTOCOL_VERSION,
             topic: self.topic.to_string(),
             producer_name: identity.map_or(asked, |identity| identity.name.clone()),
-            instance: self.instance.clone(),
+            instance: Bytes::copy_from_slice(&self.instance.0),
             epoch: self.epoch.fetch_add(1, Ordering::Relaxed),
             // Only the application takes over; a reconnect must not fence whoever did meanwhile.
             take_over: self.settings.take_over && identity.is_none(),
@@ -126,12 +134,22 @@ impl Partition {
             name: opened.producer_name.clone(),
             name_bytes: Bytes::copy_from_slice(opened.producer_name.as_bytes()),
             incarnation,
+            stored: opened.last_sequence_id.map(|sequence_id| StoredBefore {
+                topic: (*self.topic).clone(),
+                sequence_id,
+                index: opened.last_index.map(Index),
+            }),
         });
         Ok(())
     }
 
     /// Accepts a message; waits only for room.
     pub(crate) async fn enqueue(&self, message: &Message) -> Result<Accepted> {
+        if let Some(id) = message.sequence_id.filter(|_| self.settings.skip_stored)
+            && let Some(skipped) = self.queue().skip(id)?
+        {
+            return Ok(skipped);
+        }
         let cost = self.room.cost(message.size_bytes());
         if !self.room.try_take(cost) {
             // What fills the room may be a batch that waits for company.
@@ -160,7 +178,12 @@ impl Partition {
     pub(crate) fn seal(&self, session: u64, mut batch: OpenBatch) {
         let now_ms = self.context.clock.wall_ms();
         let bytes = match self.identity.get() {
-            Some(identity) => batch.encode(&identity.name_bytes, now_ms, self.settings.compression),
+            Some(identity) => batch.encode(
+                &identity.name_bytes,
+                self.instance,
+                now_ms,
+                self.settings.compression,
+            ),
             None => Err(ClientError::closed("producer")),
         };
         let (settled, waker) = self.queue().sealed(session, batch, bytes);

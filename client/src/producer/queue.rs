@@ -243,6 +243,26 @@ impl Queue {
         })
     }
 
+    /// Answers a message that an earlier producer of the name has stored, instead of taking it.
+    pub(crate) fn skip(&mut self, id: u64) -> Result<Option<Accepted>> {
+        if Some(id) > self.stored_before {
+            return Ok(None);
+        }
+        let sequence_id = self.assign(Some(id))?;
+        self.last_assigned = Some(sequence_id);
+        let outcome = Arc::new(BatchOutcome::default());
+        outcome.set(Ok(Stored {
+            at: None,
+            duplicate: true,
+        }));
+        Ok(Some(Accepted {
+            outcome,
+            slot: 0,
+            sequence_id,
+            wake: None,
+        }))
+    }
+
     fn assign(&self, given: Option<u64>) -> Result<u64> {
         match (given, self.last_assigned) {
             (Some(id), Some(last)) if id <= last => Err(ClientError::Invalid(format!(
@@ -387,19 +407,24 @@ impl Queue {
             return (Vec::new(), None);
         }
         self.is_ready = true;
-        let mut settled = Vec::new();
-        let is_stored = |batch: &SealedBatch| batch.was_sent && Some(batch.highest) <= stored_up_to;
-        while self.sealed.front().is_some_and(is_stored) {
-            let stored = Stored {
+        // Only ids above those that earlier producers of the name stored tell whose is stored. What
+        // was sent before a batch that is stored is stored, too.
+        let is_stored = |batch: &SealedBatch| {
+            batch.was_sent
+                && Some(batch.highest) > self.stored_before
+                && Some(batch.highest) <= stored_up_to
+        };
+        let stored = self.sealed.iter().rposition(is_stored);
+        let stored = stored.map_or(0, |newest| newest + 1);
+        let settled = self.sealed.drain(..stored).map(|batch| Settled {
+            outcome: batch.outcome,
+            result: Ok(Stored {
                 at: None,
                 duplicate: false,
-            };
-            settled.extend(self.sealed.pop_front().map(|batch| Settled {
-                outcome: batch.outcome,
-                result: Ok(stored),
-                cost: batch.cost,
-            }));
-        }
+            }),
+            cost: batch.cost,
+        });
+        let settled = settled.collect();
         (settled, self.stream.take())
     }
 
@@ -530,9 +555,11 @@ impl Queue {
             sealing.failed = Some(error.clone());
         }
         let sealed = self.sealed.drain(..).map(|batch| {
-            let outcome = match batch.was_sent {
-                true => error.outcome(),
-                false => Outcome::NotApplied,
+            // What the error says is about frames of this session.
+            let outcome = match (batch.was_sent, batch.in_doubt) {
+                (true, true) => Outcome::Unknown,
+                (true, false) => error.outcome(),
+                (false, _) => Outcome::NotApplied,
             };
             Settled {
                 outcome: batch.outcome,

@@ -131,6 +131,7 @@ impl Produce {
             owner_epoch: 1,
             batch_bytes_max: 1 << 20,
             deduplication,
+            last_index: None,
         };
         self.answer(v1::produce_response::Response::Opened(opened))
             .await;

@@ -4,6 +4,7 @@ use proptest::prelude::*;
 fn fields() -> BatchFields {
     BatchFields {
         producer_name: Bytes::from_static(b"p"),
+        producer_instance: Some(ProducerInstance([3; 16])),
         lowest_sequence_id: 7,
         highest_sequence_id: 8,
         publish_time_ms: 1_700_000_000_000,

@@ -230,6 +230,8 @@ pub struct ProducerOpened {
     pub name: ProducerName,
     /// Highest persisted sequence id of the name.
     pub last_sequence_id: Option<u64>,
+    /// Index of the first message of the batch that ends with that id.
+    pub last_index: Option<Index>,
     /// The topic's life.
     pub incarnation: TopicIncarnation,
     /// The owner's epoch.

@@ -224,6 +224,7 @@ fn wire_opened(opened: ProducerOpened) -> v1::ProducerOpened {
         owner_epoch: opened.owner_epoch.0,
         batch_bytes_max: opened.batch_bytes_max,
         deduplication: opened.deduplication,
+        last_index: opened.last_index.map(|index| index.0),
     }
 }
 

@@ -4,6 +4,8 @@ use proptest::prelude::*;
 
 use super::*;
 
+mod names;
+
 fn name(number: usize) -> ProducerName {
     ProducerName::new(&format!("producer-{number}")).expect("a valid name")
 }
@@ -18,6 +20,17 @@ fn at(entry: u64) -> StoredAt {
         entry: EntryId(entry),
         base_index: Index(entry * 10),
     }
+}
+
+fn opener(epoch: u64) -> Opener {
+    Opener {
+        instance: ProducerInstance([1; 16]),
+        epoch,
+    }
+}
+
+fn drawn(number: u8) -> ProducerName {
+    ProducerName::drawn([number; 16])
 }
 
 fn store(table: &mut DedupTable, name: &ProducerName, range: SequenceRange, entry: u64) {
@@ -163,7 +176,7 @@ impl World {
         for (entry, (producer, batch)) in self.log.iter().enumerate().skip(*from) {
             let time = entry as u64;
             self.table
-                .persisted(&name(*producer), *batch, at(time), time);
+                .replayed(&name(*producer), None, *batch, at(time), time);
         }
     }
 
@@ -211,6 +224,9 @@ proptest! {
         let mut world = World::default();
         for step in steps {
             world.run(step);
+            let batches = |producer: &Producer| producer.window.len();
+            let table = &world.table;
+            prop_assert_eq!(table.batches(), table.producers.values().map(batches).sum::<usize>());
         }
     }
 }
@@ -274,27 +290,36 @@ fn positions_are_remembered_for_the_window_only() {
 
 #[test]
 fn the_longest_idle_name_is_forgotten_and_a_used_one_never() {
-    let mut table = DedupTable::with_capacity_max(3);
+    let mut table = DedupTable::with_capacity_max(3, 0);
     for number in 0..3 {
-        table.connect(&name(number)).expect("there is room");
+        table
+            .connect(&name(number), opener(0))
+            .expect("there is room");
         store(&mut table, &name(number), range(0, 0), 0);
     }
-    assert!(table.connect(&name(3)).is_err(), "every name is in use");
+    assert!(
+        table.connect(&name(3), opener(0)).is_err(),
+        "every name is in use"
+    );
     // 1 is idle first, then 0; 1 comes back and leaves again, so 0 is the longest idle.
     table.disconnect(&name(1));
     table.disconnect(&name(0));
-    table.connect(&name(1)).expect("known");
+    table.connect(&name(1), opener(0)).expect("known");
     table.disconnect(&name(1));
-    table.connect(&name(3)).expect("0 can be forgotten");
+    table
+        .connect(&name(3), opener(0))
+        .expect("0 can be forgotten");
     assert_eq!(table.len(), 3);
     assert_eq!(table.last_sequence_id(&name(0)), None);
     assert_eq!(table.last_sequence_id(&name(1)), Some(0));
     assert_eq!(table.last_sequence_id(&name(2)), Some(0));
     // A closed producer with an append on its way is in use, too.
     table.pushed(&name(1), range(1, 1));
-    assert!(table.connect(&name(4)).is_err());
+    assert!(table.connect(&name(4), opener(0)).is_err());
     table.persisted(&name(1), range(1, 1), at(1), 1);
-    table.connect(&name(4)).expect("1 can be forgotten");
+    table
+        .connect(&name(4), opener(0))
+        .expect("1 can be forgotten");
 }
 
 #[test]
@@ -304,7 +329,9 @@ fn restoring_too_many_keeps_the_latest() {
         store(&mut table, &name(number), range(7, 7), number as u64);
     }
     let states = table.snapshot();
-    let restored = DedupTable::restore_with_capacity_max(&states, 2).expect("valid");
+    let restored = DedupTable::with_capacity_max(2, 0)
+        .restored(&states)
+        .expect("valid");
     let kept: Vec<usize> = (0..5)
         .filter(|number| restored.last_sequence_id(&name(*number)).is_some())
         .collect();
@@ -314,4 +341,86 @@ fn restoring_too_many_keeps_the_latest() {
         DedupTable::restore(&[bad]).is_err(),
         "a name cannot be empty"
     );
+}
+
+/// H20: whoever had a name before another is not let in again; the last one is, whatever was
+/// restored in between.
+#[test]
+fn the_last_opener_of_a_name_is_remembered_h20() {
+    let (mut table, producer) = (DedupTable::default(), name(0));
+    let other = Opener {
+        instance: ProducerInstance([2; 16]),
+        epoch: 0,
+    };
+    assert!(table.admits(&producer, opener(0), true), "nobody had it");
+    table.connect(&producer, opener(3)).expect("there is room");
+    store(&mut table, &producer, range(0, 0), 0);
+    assert!(table.admits(&producer, opener(3), true));
+    assert!(
+        !table.admits(&producer, opener(2), true),
+        "an older session"
+    );
+    assert!(!table.admits(&producer, other, true));
+    assert!(table.admits(&producer, other, false), "a new one may");
+    let restored = DedupTable::restore(&table.snapshot()).expect("a snapshot is valid");
+    assert!(!restored.admits(&producer, opener(2), true));
+    assert!(!restored.admits(&producer, other, true));
+    let mut replayed = restored;
+    let stored = Some(other.instance);
+    replayed.replayed(&producer, stored, range(1, 1), at(1), 1);
+    assert!(!replayed.admits(&producer, opener(4), true));
+    assert!(replayed.admits(&producer, other, true));
+}
+
+/// M14: names that nobody chose come in any number, and no chosen one is forgotten for them.
+#[test]
+fn drawn_names_push_out_no_others() {
+    let mut table = DedupTable::with_capacity_max(2, 3);
+    for number in 0..2 {
+        store(&mut table, &name(number), range(0, 7), 0);
+    }
+    for number in 0..100 {
+        table.connect(&drawn(number), opener(0)).expect("always");
+        store(&mut table, &drawn(number), range(0, 0), 0);
+        table.disconnect(&drawn(number));
+    }
+    assert_eq!(table.last_sequence_id(&name(0)), Some(7));
+    assert_eq!(table.last_sequence_id(&name(1)), Some(7));
+    assert_eq!(table.len(), 2 + 3);
+    assert_eq!(table.last_sequence_id(&drawn(96)), None);
+    assert_eq!(table.last_sequence_id(&drawn(97)), Some(0));
+    // Nor do chosen ones push out a drawn one in its grace.
+    table
+        .connect(&name(2), opener(0))
+        .expect("0 can be forgotten");
+    assert_eq!(table.last_sequence_id(&name(0)), None);
+    assert_eq!(table.len(), 2 + 3);
+    assert_eq!(
+        table.batches(),
+        1 + 3,
+        "those of what is forgotten do not count"
+    );
+}
+
+#[test]
+fn a_drawn_name_is_forgotten_a_grace_after_its_producer() {
+    let mut table = DedupTable::default();
+    let start = Duration::from_secs(1_000_000);
+    table.forget_drawn(start);
+    for number in 0..2 {
+        table.connect(&drawn(number), opener(0)).expect("always");
+        store(&mut table, &drawn(number), range(0, 0), 0);
+    }
+    store(&mut table, &name(0), range(0, 0), 0);
+    table.disconnect(&drawn(0));
+    table.forget_drawn(start + DRAWN_GRACE - Duration::from_secs(1));
+    table.forget_drawn(start + DRAWN_GRACE);
+    assert_eq!(table.len(), 3, "its grace is not over for certain");
+    table.forget_drawn(start + 2 * DRAWN_GRACE - Duration::from_secs(1));
+    assert_eq!(table.len(), 3);
+    table.forget_drawn(start + 2 * DRAWN_GRACE);
+    assert_eq!(table.last_sequence_id(&drawn(0)), None);
+    assert_eq!(table.last_sequence_id(&drawn(1)), Some(0), "connected");
+    table.forget_drawn(start + 9 * DRAWN_GRACE);
+    assert_eq!(table.last_sequence_id(&name(0)), Some(0), "chosen");
 }

@@ -14,6 +14,7 @@ use tokio::sync::mpsc;
 
 use crate::error::BrokerError;
 use crate::topic::Topic;
+use crate::topic::dedup::Opener;
 use crate::topic::event::{Reply, SessionId};
 use crate::topic::producer::Port;
 use crate::topic::publish::Session;
@@ -35,13 +36,7 @@ impl Topic {
         let mut request = request;
         let name = match request.name.take() {
             Some(name) => name,
-            None => match self.draw_name() {
-                Ok(name) => name,
-                Err(error) => {
-                    let _ = reply.send(Err(error));
-                    return;
-                }
-            },
+            None => ProducerName::drawn(self.shared.rng.id16()),
         };
         if let Err(error) = self.claim_name(&name, &request) {
             let _ = reply.send(Err(error));
@@ -73,27 +68,19 @@ impl Topic {
         Ok(())
     }
 
-    fn draw_name(&self) -> Result<ProducerName, BrokerError> {
-        // Sixteen random bytes: unique for ever, so that nobody inherits another's sequence ids.
-        let text = self
-            .shared
-            .rng
-            .id16()
-            .iter()
-            .fold("p-".to_owned(), |text, byte| format!("{text}{byte:02x}"));
-        ProducerName::new(&text).map_err(|error| BrokerError::Internal(error.to_string()))
-    }
-
     /// Decides who has a name (design.md section 8); whoever loses it is told.
     fn claim_name(
         &mut self,
         name: &ProducerName,
         request: &OpenProducer,
     ) -> Result<(), BrokerError> {
-        if let Some((instance, epoch)) = self.publishing.epochs.get(name)
-            && *instance == request.instance
-            && *epoch > request.epoch
-        {
+        let opener = Opener {
+            instance: request.instance,
+            epoch: request.epoch,
+        };
+        // Who knows the topic's life has had the name before.
+        let returning = request.incarnation.is_some();
+        if !(self.publishing.dedup).admits(name, opener, returning) {
             return Err(BrokerError::ProducerFenced(name.to_string()));
         }
         let waiting = self
@@ -114,7 +101,7 @@ impl Topic {
         let Some(session) = self.publishing.sessions.get(&session_id) else {
             return Ok(());
         };
-        let foreign = session.instance != request.instance;
+        let foreign = session.opener.instance != request.instance;
         if foreign && !session.receipts.is_closed() && !request.take_over {
             return Err(BrokerError::ProducerBusy(name.to_string()));
         }
@@ -149,7 +136,11 @@ impl Topic {
         let name = request
             .name
             .ok_or_else(|| BrokerError::Internal("a producer without a name".to_owned()))?;
-        self.publishing.dedup.connect(&name)?;
+        let opener = Opener {
+            instance: request.instance,
+            epoch: request.epoch,
+        };
+        self.publishing.dedup.connect(&name, opener)?;
         let session_id = SessionId(self.publishing.next_session);
         self.publishing.next_session += 1;
         let places = self.shared.config.producer_frames_in_flight_max;
@@ -159,6 +150,7 @@ impl Topic {
         let opened = ProducerOpened {
             name: name.clone(),
             last_sequence_id: self.publishing.dedup.last_sequence_id(&name),
+            last_index: self.publishing.dedup.last_index(&name),
             incarnation: self.incarnation,
             owner_epoch: self.epoch(),
             batch_bytes_max: BATCH_BYTES_MAX as u64,
@@ -168,13 +160,12 @@ impl Topic {
             shared: Arc::clone(&self.shared),
             session: session_id,
             name: name.clone(),
+            instance: opener.instance,
             next_number: 1,
             receipts: receipts.clone(),
             mailbox: self.mailbox.clone(),
             closed: Arc::clone(&closed),
         };
-        self.publishing
-            .remember_epoch(&name, request.instance, request.epoch);
         self.publishing.names.insert(name.clone(), session_id);
         let session = Session {
             name,
@@ -184,10 +175,9 @@ impl Topic {
             pending: VecDeque::new(),
             stalled: VecDeque::new(),
             doom: None,
-            instance: request.instance,
-            epoch: request.epoch,
+            opener,
         };
-        tracing::debug!(topic = %self.name, producer = %session.name, epoch = session.epoch, "producer opened");
+        tracing::debug!(topic = %self.name, producer = %session.name, epoch = opener.epoch, "producer opened");
         self.publishing.sessions.insert(session_id, session);
         self.shared.metrics.producers.add(1, &[]);
         self.counters.session_opened();

@@ -4,6 +4,7 @@ use aquifer_model::batch::{
     BatchBuilder, BatchFields, Compression, FLAG_HAS_EVENT_TIME, FLAG_HAS_KEY, MessageRow,
 };
 use aquifer_model::hash::key_hash;
+use aquifer_model::id::ProducerInstance;
 use bytes::{Bytes, BytesMut};
 
 use super::OpenBatch;
@@ -16,6 +17,7 @@ impl OpenBatch {
     pub(crate) fn encode(
         &mut self,
         producer_name: &Bytes,
+        producer_instance: ProducerInstance,
         publish_time_ms: u64,
         compression: Compression,
     ) -> Result<Bytes> {
@@ -23,6 +25,7 @@ impl OpenBatch {
         let packed = compress(compression, payload);
         let fields = BatchFields {
             producer_name: producer_name.clone(),
+            producer_instance: Some(producer_instance),
             lowest_sequence_id: self.lowest,
             highest_sequence_id: self.highest,
             publish_time_ms,

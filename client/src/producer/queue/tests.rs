@@ -1,8 +1,11 @@
 use aquifer_model::batch::{Batch, Compression};
+use aquifer_model::id::ProducerInstance;
 use futures::FutureExt;
 use proptest::prelude::*;
 
 use super::*;
+
+const INSTANCE: ProducerInstance = ProducerInstance([1; 16]);
 
 fn cost() -> Cost {
     Cost {
@@ -26,7 +29,7 @@ fn pull(queue: &mut Queue, session: u64, now: Instant) -> Vec<(u64, Bytes)> {
             Next::Frame(number, bytes) => frames.push((number, bytes)),
             Next::Seal(mut batch) => {
                 let name = Bytes::from_static(b"p");
-                let bytes = batch.encode(&name, 7, Compression::None);
+                let bytes = batch.encode(&name, INSTANCE, 7, Compression::None);
                 assert!(queue.sealed(session, *batch, bytes).0.is_none());
             }
             Next::WaitUntil(_) | Next::Wait | Next::End => return frames,
@@ -221,7 +224,7 @@ fn nothing_overtakes_a_batch_that_is_being_sealed() {
     let new = begin(&mut queue);
     assert!(matches!(queue.next(old, now, Waker::noop()), Next::End));
     assert!(pull(&mut queue, new, now).is_empty());
-    let bytes = batch.encode(&Bytes::from_static(b"p"), 7, Compression::None);
+    let bytes = batch.encode(&Bytes::from_static(b"p"), INSTANCE, 7, Compression::None);
     let (_, waker) = queue.sealed(old, *batch, bytes);
     assert!(waker.is_some(), "the new session's stream is told");
     let first_ids: Vec<u64> = pull(&mut queue, new, now)
@@ -249,7 +252,7 @@ fn a_failure_takes_everything_along() {
     };
     let (settled, _) = queue.fail(&error, false);
     assert_eq!(settled.len(), 3);
-    let bytes = sealing.encode(&Bytes::from_static(b"p"), 7, Compression::None);
+    let bytes = sealing.encode(&Bytes::from_static(b"p"), INSTANCE, 7, Compression::None);
     let (last, _) = queue.sealed(session, *sealing, bytes);
     let all = settled.into_iter().chain(last);
     let released: u32 = all
@@ -351,7 +354,7 @@ proptest! {
         let Next::Seal(mut batch) = queue.next(session, now, Waker::noop()) else {
             panic!("nothing is in flight, so it goes at once");
         };
-        let batch = batch.encode(&Bytes::from_static(b"p"), 7, compression).unwrap();
+        let batch = batch.encode(&Bytes::from_static(b"p"), INSTANCE, 7, compression).unwrap();
         let delivery = v1::Delivery { base_index: 500, batch, ..v1::Delivery::default() };
         let delivered = crate::batch::Delivered::parse(delivery).unwrap();
         let topic = Arc::new("t".parse().unwrap());
@@ -402,7 +405,7 @@ fn a_refused_batch_is_as_if_it_had_never_been_sent() {
         let mut session = begin(&mut queue);
         append(&mut queue, 0, now);
         if let Next::Seal(mut batch) = queue.next(session, now, Waker::noop()) {
-            let bytes = batch.encode(&Bytes::from_static(b"p"), 7, Compression::None);
+            let bytes = batch.encode(&Bytes::from_static(b"p"), INSTANCE, 7, Compression::None);
             queue.sealed(session, *batch, bytes);
         }
         for failure in failures {
@@ -426,4 +429,68 @@ fn a_refused_batch_is_as_if_it_had_never_been_sent() {
         let error = result.unwrap().unwrap_err();
         assert_eq!(error.outcome(), outcome, "{error}");
     }
+}
+
+/// H20: an id that an earlier producer of the name stored says nothing about this one's message.
+#[test]
+fn without_deduplication_only_own_ids_are_taken_for_stored() {
+    let mut queue = Queue::new(Batching::disabled(), None);
+    let now = Instant::now();
+    queue.begin(Some(10), None).unwrap();
+    let session = begin(&mut queue);
+    let send = |queue: &mut Queue, id: u64| {
+        let message = Message::new("x").sequence_id(id);
+        queue.append(&message, cost(), || now).unwrap().outcome
+    };
+    let below = send(&mut queue, 5);
+    assert_eq!(pull(&mut queue, session, now).len(), 1);
+    let (session, _) = queue.begin_session();
+    let (settled, _) = queue.opened(session, Some(10));
+    assert!(settled.is_empty(), "nobody knows");
+    assert_eq!(
+        pull(&mut queue, session, now).len(),
+        1,
+        "so it is sent again"
+    );
+    // What was sent before something that is stored is stored.
+    let above = send(&mut queue, 11);
+    let behind = send(&mut queue, 12);
+    assert_eq!(pull(&mut queue, session, now).len(), 2);
+    let (session, _) = queue.begin_session();
+    let (settled, _) = queue.opened(session, Some(11));
+    let outcomes: Vec<_> = settled.iter().map(|one| &one.outcome).collect();
+    assert_eq!(outcomes.len(), 2);
+    assert!(Arc::ptr_eq(outcomes[0], &below) && Arc::ptr_eq(outcomes[1], &above));
+    assert!(settled.iter().all(|one| one.result.is_ok()));
+    let again = pull(&mut queue, session, now);
+    assert_eq!(again.len(), 1);
+    drop(behind);
+}
+
+/// A later session's error says nothing about what an earlier one left open.
+#[test]
+fn what_an_earlier_session_sent_is_unknown_when_the_name_is_lost() {
+    let mut queue = Queue::new(Batching::disabled(), None);
+    let now = Instant::now();
+    let session = begin(&mut queue);
+    append(&mut queue, 0, now);
+    assert_eq!(pull(&mut queue, session, now).len(), 1);
+    append(&mut queue, 1, now);
+    let cut = ClientError::Connection {
+        what: "sending",
+        reason: "cut".to_owned(),
+        outcome: Outcome::Unknown,
+    };
+    queue.interrupted(&cut);
+    queue.begin_session();
+    let fenced: ClientError = v1::ErrorDetail {
+        code: v1::ErrorCode::Fenced.into(),
+        ..v1::ErrorDetail::default()
+    }
+    .into();
+    let fenced = fenced.with_outcome(Outcome::NotApplied);
+    let (settled, _) = queue.fail(&fenced, true);
+    let outcome = |settled: &Settled| settled.result.as_ref().unwrap_err().outcome();
+    let outcomes: Vec<_> = settled.iter().map(outcome).collect();
+    assert_eq!(outcomes, [Outcome::Unknown, Outcome::NotApplied]);
 }

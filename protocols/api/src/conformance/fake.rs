@@ -325,6 +325,7 @@ impl BrokerApi for FakeBroker {
             opened: ProducerOpened {
                 name: request.name.unwrap_or_else(drawn),
                 last_sequence_id: None,
+                last_index: None,
                 incarnation: LIFE,
                 owner_epoch: OwnerEpoch(1),
                 batch_bytes_max: self.identity().batch_bytes_max,
