@@ -20,6 +20,13 @@ const SNAPSHOT_ENTRIES_MIN: u64 = 1_000;
 /// Least time between two snapshots, however much is published.
 const SNAPSHOT_PAUSE: Duration = Duration::from_secs(1);
 
+/// What snapshots may cost a topic: so many bytes a second, however often one is due.
+const SNAPSHOT_BYTES_PER_SECOND: u64 = 1 << 20;
+
+/// Bytes of a producer, and of one of its batches, in a snapshot; about.
+const PRODUCER_BYTES: u64 = 96;
+const BATCH_BYTES: u64 = 32;
+
 /// What is known of trimming.
 #[derive(Debug, Default)]
 pub(super) struct Trimming {
@@ -104,7 +111,8 @@ impl Topic {
         let producers = u64::try_from(self.publishing.dedup.len()).unwrap_or(u64::MAX);
         let many = since.entries >= config.dedup_snapshot_entries.max(producers)
             || since.bytes >= config.dedup_snapshot_bytes;
-        if old || (many && age >= SNAPSHOT_PAUSE) {
+        let batches = u64::try_from(self.publishing.dedup.batches()).unwrap_or(u64::MAX);
+        if old || (many && age >= snapshot_pause(producers, batches)) {
             self.cursors.want_snapshot();
         }
     }
@@ -126,5 +134,36 @@ impl Topic {
             producers: self.publishing.dedup.snapshot(),
             dedup_index: self.publishing.persisted_end,
         }
+    }
+}
+
+/// Least time between two snapshots of so many producers with so many batches.
+fn snapshot_pause(producers: u64, batches: u64) -> Duration {
+    let producers = producers.saturating_mul(PRODUCER_BYTES);
+    let bytes = producers.saturating_add(batches.saturating_mul(BATCH_BYTES));
+    SNAPSHOT_PAUSE.max(Duration::from_secs(bytes / SNAPSHOT_BYTES_PER_SECOND))
+}
+
+#[cfg(test)]
+mod tests {
+    use aquifer_model::limits::{DEDUP_PRODUCERS_MAX, DEDUP_WINDOW_MAX};
+
+    use super::*;
+
+    /// A snapshot of everything that may be remembered costs no more a second than a small one.
+    #[test]
+    fn large_snapshots_are_rare() {
+        assert_eq!(snapshot_pause(1, 64), SNAPSHOT_PAUSE);
+        let producers = DEDUP_PRODUCERS_MAX as u64;
+        let batches = producers * DEDUP_WINDOW_MAX as u64;
+        let bytes = producers * PRODUCER_BYTES + batches * BATCH_BYTES;
+        let pause = snapshot_pause(producers, batches);
+        assert!(
+            bytes / pause.as_secs() <= SNAPSHOT_BYTES_PER_SECOND + SNAPSHOT_BYTES_PER_SECOND / 8
+        );
+        assert!(
+            pause < Duration::from_secs(60),
+            "{pause:?}: replay stays short"
+        );
     }
 }
