@@ -49,6 +49,8 @@ pub struct Counts {
     pub deliveries: u64,
     /// Deliveries to one consumer of what was acknowledged by another.
     pub late_deliveries: u64,
+    /// Consumers that were opened, one after the other.
+    pub consumers: u64,
     /// Until all of them were whole.
     pub repaired_after: Duration,
 }
@@ -79,9 +81,10 @@ pub async fn check(cluster: &mut Cluster, history: &History) -> Result<Counts> {
     cluster.replace_brokers(0..BROKERS)?;
     subscriptions(cluster, history, &one).await?;
     for subscription in &history.subscriptions {
-        let received = subscription.received.lock().expect("no holder panics");
-        counts.deliveries += received.deliveries;
-        counts.late_deliveries += received.late;
+        let found = subscription.check()?;
+        counts.deliveries += found.deliveries;
+        counts.late_deliveries += found.late;
+        counts.consumers += found.consumers;
     }
     replicas(cluster, &mut counts).await?;
     metadata(cluster, &mut counts).await?;

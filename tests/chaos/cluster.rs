@@ -5,10 +5,11 @@ use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use aquifer_client::Client;
 use aquifer_harness::mount::Mount;
 
+use crate::consumers::{name_of, processes};
 use crate::net::Network;
 use crate::node::Node;
 
@@ -29,6 +30,7 @@ const DISK_BYTES: u64 = 6 << 30;
 const ETCD_HOST: u8 = 11;
 const BOOKIE_HOST: u8 = 21;
 const BROKER_HOST: u8 = 31;
+const CONSUMER_HOST: u8 = 41;
 
 /// A bookie and its disk.
 #[derive(Debug)]
@@ -48,8 +50,11 @@ pub struct Cluster {
     pub bookies: Vec<Disked>,
     /// Brokers.
     pub brokers: Vec<Node>,
+    /// Processes that consume.
+    pub consumers: Vec<Node>,
     /// The network.
     pub network: Network,
+    folder: PathBuf,
     /// Processes that ended by themselves, and how often.
     pub endings: BTreeMap<String, u32>,
 }
@@ -66,11 +71,14 @@ impl Cluster {
         let etcd = etcd(folder, &logs, &mut network)?;
         let bookies = bookies(folder, &logs, aquifer, bookie_config, &mut network)?;
         let brokers = brokers(folder, &logs, aquifer, &mut network)?;
+        let consumers = consumers(folder, &logs, &brokers, &mut network)?;
         let mut cluster = Cluster {
             etcd,
             bookies,
             brokers,
+            consumers,
             network,
+            folder: folder.to_owned(),
             endings: BTreeMap::new(),
         };
         for node in &mut cluster.etcd {
@@ -92,6 +100,12 @@ impl Cluster {
     pub fn revive(&mut self) -> Result<()> {
         let bookies = self.bookies.iter_mut().map(|bookie| &mut bookie.node);
         let nodes = self.etcd.iter_mut().chain(bookies).chain(&mut self.brokers);
+        for consumer in &mut self.consumers {
+            // Only a violation ends it: what is to be tried again it tries again.
+            if let Some(how) = consumer.revive(&self.network)? {
+                bail!("{how}: {}", consumer.text());
+            }
+        }
         for node in nodes {
             if let Some(how) = node.revive(&self.network)? {
                 eprintln!("    {how}");
@@ -99,6 +113,28 @@ impl Cluster {
             }
         }
         Ok(())
+    }
+
+    /// Starts the processes that consume.
+    ///
+    /// # Errors
+    /// When the system refuses.
+    pub fn start_consumers(&mut self) -> Result<()> {
+        let mut all = self.consumers.iter_mut();
+        all.try_for_each(|node| node.start(&self.network))
+    }
+
+    /// Ends them.
+    ///
+    /// # Errors
+    /// When the system refuses.
+    pub fn kill_consumers(&mut self) -> Result<()> {
+        self.consumers.iter_mut().try_for_each(Node::kill)
+    }
+
+    /// Where the files of this run are.
+    pub fn folder(&self) -> &Path {
+        &self.folder
     }
 
     /// Gives a bookie an empty disk: it is another bookie now, at the address of the lost one.
@@ -311,6 +347,31 @@ fn brokers(folder: &Path, logs: &Path, aquifer: &Path, network: &mut Network) ->
         brokers.push(Node::new(&name, host, aquifer, arguments, logs));
     }
     Ok(brokers)
+}
+
+fn consumers(
+    folder: &Path,
+    logs: &Path,
+    brokers: &[Node],
+    network: &mut Network,
+) -> Result<Vec<Node>> {
+    let program = std::env::current_exe()?;
+    let url = |node: &Node| format!("http://{}:7650", network.address(node.host));
+    let urls: Vec<String> = brokers.iter().map(url).collect();
+    let mut nodes = Vec::new();
+    for (host, (kind, name)) in (CONSUMER_HOST..).zip(processes()) {
+        network.add(host)?;
+        let arguments = [
+            ("--urls", urls.join(",")),
+            ("--kind", name_of(kind.into())),
+            ("--name", name.clone()),
+            ("--folder", folder.display().to_string()),
+        ];
+        let arguments = arguments.into_iter().flat_map(|(k, v)| [k.to_owned(), v]);
+        let arguments = std::iter::once("consume".to_owned()).chain(arguments);
+        nodes.push(Node::new(&name, host, &program, arguments.collect(), logs));
+    }
+    Ok(nodes)
 }
 
 fn which(program: &str) -> Result<PathBuf> {

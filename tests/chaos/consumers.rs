@@ -1,185 +1,158 @@
 //! Subscriptions that are consumed through every fault: one exclusive, one with a stand-by, and one
-//! that three consumers share. Consumers of the last two die now and then.
+//! that three consumers share; by processes on hosts of their own ([`crate::consuming`]), which are
+//! killed, paused and cut off like the servers.
 
-use std::collections::HashSet;
+use std::fs::File;
+use std::io::{Read as _, Seek as _, SeekFrom};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use aquifer_client::{
-    Client, ClientError, Consumer, ErrorKind, Message, ReceivedMessage, SubscriptionType,
-};
-use aquifer_model::id::Index;
-use aquifer_model::place::Place;
+use aquifer_client::{Client, Message, SubscriptionType};
+use aquifer_harness::deliveries::{Counts, Event, Parser, What, check};
 use aquifer_runtime::clock::sleep;
-use aquifer_runtime::rng::{Rng, SystemRng};
+use clap::ValueEnum;
 
-use crate::traffic::{Pulse, Shared};
+use crate::consuming::{file, open};
+use crate::traffic::topic;
 
 /// How a subscription is consumed.
-pub const KINDS: [(SubscriptionType, usize); 3] = [
-    (SubscriptionType::Exclusive, 1),
-    (SubscriptionType::Failover, 2),
-    (SubscriptionType::Shared, 3),
-];
-const BATCH: usize = 200;
-const WAIT: Duration = Duration::from_millis(200);
-/// Messages after which a consumer that is not alone may die.
-const LIFE_MIN: u64 = 2_000;
-const LIFE_SPREAD: u64 = 10_000;
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Kind {
+    /// One consumer.
+    Exclusive,
+    /// One consumer, and one that stands by.
+    Failover,
+    /// Three consumers.
+    Shared,
+}
 
-/// What a subscription was given, by its consumers together.
+impl From<Kind> for SubscriptionType {
+    fn from(kind: Kind) -> SubscriptionType {
+        match kind {
+            Kind::Exclusive => SubscriptionType::Exclusive,
+            Kind::Failover => SubscriptionType::Failover,
+            Kind::Shared => SubscriptionType::Shared,
+        }
+    }
+}
+
+/// Each kind with its number of processes.
+pub const KINDS: [(Kind, usize); 3] =
+    [(Kind::Exclusive, 1), (Kind::Failover, 2), (Kind::Shared, 3)];
+
+/// The processes: kind and name.
+pub fn processes() -> impl Iterator<Item = (Kind, String)> {
+    KINDS.into_iter().flat_map(|(kind, count)| {
+        (1..=count).map(move |number| (kind, format!("{}-{number}", name_of(kind.into()))))
+    })
+}
+
+/// The name of the subscription that is consumed so.
+pub fn name_of(kind: SubscriptionType) -> String {
+    format!("{kind:?}").to_lowercase()
+}
+
+/// What is known of a subscription while it is consumed.
 #[derive(Debug, Default)]
-pub struct Received {
+struct Received {
     /// By index.
     seen: Vec<bool>,
-    /// Distinct messages.
-    pub count: u64,
-    /// Deliveries.
-    pub deliveries: u64,
-    /// Messages whose acknowledgement was confirmed.
-    confirmed: HashSet<u64>,
-    /// Deliveries of such messages to another consumer, which may have had them in its queue.
-    pub late: u64,
+    /// Everything below was received.
+    all_below: usize,
+    events: Vec<Event>,
 }
 
-impl Received {
-    /// Messages from the first on that were all received.
-    pub fn all_below(&self) -> u64 {
-        let gap = self.seen.iter().position(|seen| !seen);
-        gap.unwrap_or(self.seen.len()) as u64
-    }
-
-    fn note(&mut self, index: u64, in_order: bool) -> Result<()> {
-        self.deliveries += 1;
-        self.late += u64::from(self.confirmed.contains(&index));
-        let at = usize::try_from(index)?;
-        if self.seen.get(at) == Some(&true) {
-            return Ok(());
-        }
-        // P10: who is served in order skips nothing: what is new is the next.
-        ensure!(
-            !in_order || at == self.seen.len(),
-            "P10: index {index} after {} messages",
-            self.seen.len()
-        );
-        if self.seen.len() <= at {
-            self.seen.resize(at + 1, false);
-        }
-        self.seen[at] = true;
-        self.count += 1;
-        Ok(())
-    }
-}
-
-/// A subscription of a topic.
-#[derive(Debug, Clone)]
+/// A subscription of a topic, and the files of the processes that consume it.
+#[derive(Debug)]
 pub struct Subscription {
     /// The topic.
     pub topic: String,
     /// How it is consumed.
-    pub kind: SubscriptionType,
-    /// What it was given.
-    pub received: Arc<Mutex<Received>>,
+    pub kind: Kind,
+    received: Mutex<Received>,
+    files: Mutex<Vec<Followed>>,
+}
+
+/// A file of events, as far as it was read.
+#[derive(Debug)]
+struct Followed {
+    path: PathBuf,
+    offset: u64,
+    parser: Parser,
 }
 
 impl Subscription {
+    /// The subscription of this kind of a topic. `folder` has the files.
+    pub fn new(number: usize, kind: Kind, folder: &std::path::Path) -> Arc<Subscription> {
+        let own = processes().filter(|(other, _)| *other == kind);
+        let files = own.enumerate().map(|(at, (_, process))| Followed {
+            path: file(folder, &process, number),
+            offset: 0,
+            parser: Parser::new(u32::try_from(at).unwrap_or_default() << 24),
+        });
+        Arc::new(Subscription {
+            topic: topic(number),
+            kind,
+            received: Mutex::default(),
+            files: Mutex::new(files.collect()),
+        })
+    }
+
     /// Its name.
     pub fn name(&self) -> String {
-        format!("{:?}", self.kind).to_lowercase()
+        name_of(self.kind.into())
     }
 
-    fn with<T>(&self, change: impl FnOnce(&mut Received) -> T) -> T {
-        change(&mut self.received.lock().expect("no holder panics"))
-    }
-
-    async fn open(&self, client: &Client) -> Result<Option<Consumer>> {
-        let builder = client
-            .consumer(&self.topic, &self.name())
-            .kind(self.kind)
-            .start(Place::Index(Index(0)));
-        match builder.open().await {
-            Ok(consumer) => Ok(Some(consumer)),
-            Err(error) if passes(&error) => Ok(None),
-            Err(error) => Err(error).context("opening a consumer"),
-        }
-    }
-
-    /// Consumes with one consumer after the other, until the run ends.
-    pub async fn consume(&self, client: Client, shared: &Shared, pulse: &Pulse) -> Result<()> {
-        let rng = SystemRng::shared();
-        while !shared.is_over() {
-            let Some(consumer) = self.open(&client).await? else {
-                sleep(Duration::from_millis(100)).await;
-                continue;
-            };
-            let life = match self.kind {
-                SubscriptionType::Exclusive => u64::MAX,
-                _ => LIFE_MIN + rng.below(LIFE_SPREAD),
-            };
-            let mut own = HashSet::new();
-            let mut received = 0;
-            while received < life && !shared.is_over() {
-                match self.some(&consumer, &mut own, &*rng).await? {
-                    Some(count) => received += count,
-                    None => break,
-                }
-                pulse.beat(shared.now());
+    /// Reads what the processes have written since; says whether messages came.
+    ///
+    /// # Errors
+    /// When a file cannot be read.
+    pub fn follow(&self) -> Result<bool> {
+        let mut came = false;
+        for followed in self.files.lock().expect("no holder panics").iter_mut() {
+            for event in followed.read()? {
+                came |= event.what == What::Received;
+                self.note(event)?;
             }
         }
+        Ok(came)
+    }
+
+    fn note(&self, event: Event) -> Result<()> {
+        let received: &mut Received = &mut self.received.lock().expect("no holder panics");
+        if event.what == What::Received {
+            for (first, last) in &event.ranges {
+                let (first, end) = (usize::try_from(*first)?, usize::try_from(*last)? + 1);
+                if received.seen.len() < end {
+                    received.seen.resize(end, false);
+                }
+                received.seen[first..end].fill(true);
+            }
+            while received.seen.get(received.all_below) == Some(&true) {
+                received.all_below += 1;
+            }
+        }
+        received.events.push(event);
         Ok(())
     }
 
-    /// Receives and acknowledges some messages; `None` when another consumer is needed.
-    async fn some(
-        &self,
-        consumer: &Consumer,
-        own: &mut HashSet<u64>,
-        rng: &dyn Rng,
-    ) -> Result<Option<u64>> {
-        let batch = match consumer.receive_batch(BATCH, WAIT).await {
-            Ok(batch) => batch,
-            Err(error) if passes(&error) => return Ok(None),
-            Err(error) => return Err(error).context("receiving"),
-        };
-        if batch.is_empty() {
-            return Ok(Some(0));
-        }
-        for message in &batch {
-            let index = message.index.0;
-            // I9: what was confirmed to a consumer does not come to it again.
-            ensure!(
-                !own.contains(&index),
-                "I9: index {index} came to the {} consumer whose acknowledgement of it was confirmed",
-                self.name()
-            );
-            self.with(|received| received.note(index, self.kind != SubscriptionType::Shared))?;
-        }
-        if self.kind == SubscriptionType::Shared && rng.below(50) == 0 {
-            batch.iter().for_each(|message| consumer.nack(message));
-            return Ok(Some(0));
-        }
-        match self.acknowledge(consumer, &batch).await {
-            Ok(()) => {
-                let indexes = || batch.iter().map(|message| message.index.0);
-                own.extend(indexes());
-                self.with(|received| received.confirmed.extend(indexes()));
-            }
-            Err(error) if passes(&error) => {}
-            Err(error) => return Err(error).context("acknowledging"),
-        }
-        Ok(Some(batch.len() as u64))
+    /// Messages from the first on that were all received.
+    pub fn all_below(&self) -> u64 {
+        self.received.lock().expect("no holder panics").all_below as u64
     }
 
-    async fn acknowledge(
-        &self,
-        consumer: &Consumer,
-        batch: &[ReceivedMessage],
-    ) -> Result<(), ClientError> {
-        match (self.kind, batch.last()) {
-            (SubscriptionType::Exclusive, Some(last)) => consumer.ack_cumulative(last).await,
-            _ => consumer.ack_all(batch).await,
-        }
+    /// Checks everything that its consumers wrote down.
+    ///
+    /// # Errors
+    /// I9 or P10, with the message.
+    pub fn check(&self) -> Result<Counts> {
+        self.follow()?;
+        let received: &mut Received = &mut self.received.lock().expect("no holder panics");
+        let events = std::mem::take(&mut received.events);
+        check(events, self.kind != Kind::Shared)
+            .with_context(|| format!("{} of {}", self.name(), self.topic))
     }
 
     /// After everything was consumed, and the brokers were replaced: the message that is published
@@ -189,7 +162,7 @@ impl Subscription {
     /// Says what came instead.
     pub async fn is_drained(&self, client: &Client, end: u64) -> Result<()> {
         let consumer = loop {
-            match self.open(client).await? {
+            match open(client, &self.topic, self.kind.into()).await? {
                 Some(consumer) => break consumer,
                 None => sleep(Duration::from_millis(100)).await,
             }
@@ -204,6 +177,26 @@ impl Subscription {
     }
 }
 
+impl Followed {
+    /// Events of whole lines that came since.
+    fn read(&mut self) -> Result<Vec<Event>> {
+        let Ok(mut opened) = File::open(&self.path) else {
+            return Ok(Vec::new()); // its process has not begun
+        };
+        opened.seek(SeekFrom::Start(self.offset))?;
+        let mut text = String::new();
+        opened.read_to_string(&mut text)?;
+        let whole = text.rfind('\n').map_or(0, |at| at + 1);
+        self.offset += whole as u64;
+        let mut events = Vec::new();
+        for line in text[..whole].lines() {
+            let event = self.parser.parse(line);
+            events.extend(event.with_context(|| self.path.display().to_string())?);
+        }
+        Ok(events)
+    }
+}
+
 /// Publishes one message behind everything; brokers may be starting.
 pub async fn publish_last(client: &Client, topic: &str) -> Result<()> {
     let producer = loop {
@@ -215,9 +208,4 @@ pub async fn publish_last(client: &Client, topic: &str) -> Result<()> {
     };
     producer.send(Message::new("the last one")).await?;
     Ok(())
-}
-
-/// Whether another attempt may do: the former session of a consumer may be there still.
-fn passes(error: &ClientError) -> bool {
-    error.is_retryable() || error.kind() == ErrorKind::Busy
 }

@@ -19,6 +19,8 @@ use crate::traffic::Traffic;
 const TAKEOVER: Duration = Duration::from_secs(90);
 /// How long a broker may take to hand everything over and to end.
 const DRAIN: Duration = Duration::from_secs(90);
+/// How long a consumer is unheard of at least: its connections notice within 8 s.
+const UNHEARD: Duration = Duration::from_secs(9);
 const NAMESPACE: &str = "public/default";
 
 /// Kinds of faults (reliability.md section 2).
@@ -64,6 +66,12 @@ pub enum Kind {
     PauseBookie,
     /// F9: a broker is paused for longer than its lease, others take over, and it goes on.
     StaleBroker,
+    /// F1: kill -9 of a process that consumes.
+    KillConsumer,
+    /// F9: one is paused, for longer than the keepalive of its connections at times.
+    PauseConsumer,
+    /// F7: one is cut off from all brokers, without hearing of it.
+    CutConsumer,
     /// F11: the leader of etcd is paused.
     PauseEtcdLeader,
     /// F11: a bookie does not reach etcd: its lease expires.
@@ -78,7 +86,7 @@ pub enum Kind {
 }
 
 /// All of them.
-pub const ALL: [Kind; 24] = [
+pub const ALL: [Kind; 27] = [
     Kind::KillBookie,
     Kind::KillTwoBookies,
     Kind::KillBroker,
@@ -99,6 +107,9 @@ pub const ALL: [Kind; 24] = [
     Kind::Flap,
     Kind::PauseBookie,
     Kind::StaleBroker,
+    Kind::KillConsumer,
+    Kind::PauseConsumer,
+    Kind::CutConsumer,
     Kind::PauseEtcdLeader,
     Kind::LeaseExpiry,
     Kind::EtcdOutage,
@@ -111,6 +122,7 @@ pub struct Injected {
     kind: Kind,
     bookies: Vec<usize>,
     brokers: Vec<usize>,
+    consumer: Option<usize>,
     member: Option<usize>,
     cuts: Vec<Cut>,
     balloon: Option<PathBuf>,
@@ -138,13 +150,27 @@ impl Kind {
         )
     }
 
+    /// Whether it concerns a process that consumes.
+    pub fn is_of_consumer(self) -> bool {
+        matches!(
+            self,
+            Kind::KillConsumer | Kind::PauseConsumer | Kind::CutConsumer
+        )
+    }
+
+    /// Whether it concerns bookies.
+    pub fn is_of_bookie(self) -> bool {
+        !self.is_of_broker() && !self.is_of_etcd() && !self.is_of_consumer()
+    }
+
     /// Whether it may happen together with another.
     pub fn goes_with(self, other: Kind) -> bool {
         let heavy = |kind| matches!(kind, Kind::PowerLossOfAll | Kind::KillTwoBookies);
-        let of_bookie = |kind: Kind| !kind.is_of_broker() && !kind.is_of_etcd();
+        let of_bookie = Kind::is_of_bookie;
         // Nobody takes over while etcd is away.
         let stale = |kind| kind == Kind::StaleBroker;
         self != other
+            && !(self.is_of_consumer() && other.is_of_consumer())
             && !(self.is_of_broker() && other.is_of_broker())
             && !(self.is_of_etcd() && other.is_of_etcd())
             && !(heavy(self) && of_bookie(other) || heavy(other) && of_bookie(self))
@@ -180,13 +206,14 @@ pub async fn inject(
         kind,
         bookies: Vec::new(),
         brokers: some_brokers(kind, rng),
+        consumer: None,
         member: None,
         cuts: Vec::new(),
         balloon: None,
     };
     let count = match kind {
         Kind::KillTwoBookies => 2,
-        _ if kind.is_of_broker() || kind.is_of_etcd() => 0,
+        _ if !kind.is_of_bookie() => 0,
         Kind::FlipBits | Kind::LoseVolume | Kind::PowerLossOfAll => 0,
         Kind::LoseThreeVolumes => 3,
         _ => 1,
@@ -204,6 +231,8 @@ pub async fn inject(
     }
     if kind.is_of_etcd() {
         of_etcd(cluster, &mut injected).await?;
+    } else if kind.is_of_consumer() {
+        of_consumers(cluster, rng, &mut injected)?;
     } else if kind.is_of_broker() {
         of_brokers(cluster, traffic, rng, &mut injected).await?;
     } else {
@@ -294,6 +323,21 @@ async fn move_bundles(cluster: &Cluster, rng: &dyn Rng) {
     }
 }
 
+fn of_consumers(cluster: &mut Cluster, rng: &dyn Rng, injected: &mut Injected) -> Result<()> {
+    let at = index(rng, cluster.consumers.len());
+    injected.consumer = Some(at);
+    match injected.kind {
+        Kind::KillConsumer => cluster.consumers[at].kill(),
+        Kind::PauseConsumer => cluster.consumers[at].signal(Signal::STOP),
+        _ => {
+            let own = cluster.consumers[at].host;
+            let brokers = cluster.brokers.iter().map(|node| node.host);
+            injected.cuts = brokers.flat_map(|host| both_ways(own, host)).collect();
+            cluster.network.cut(&injected.cuts)
+        }
+    }
+}
+
 fn of_bookies(cluster: &mut Cluster, rng: &dyn Rng, injected: &mut Injected) -> Result<()> {
     let first = injected.bookies[0];
     match injected.kind {
@@ -360,6 +404,10 @@ fn cuts(cluster: &Cluster, injected: &Injected, bookie: usize, rng: &dyn Rng) ->
 /// # Errors
 /// When a tool fails.
 pub async fn hold(injected: &Injected, cluster: &mut Cluster, time: Duration) -> Result<()> {
+    let time = match injected.kind {
+        Kind::PauseConsumer | Kind::CutConsumer => time + UNHEARD,
+        _ => time,
+    };
     if injected.kind != Kind::Flap {
         sleep(time).await;
         return Ok(());
@@ -418,6 +466,10 @@ pub async fn heal(injected: Injected, cluster: &mut Cluster) -> Result<()> {
     if let Some(member) = injected.member {
         cluster.etcd[member].signal(Signal::CONT)?;
         cluster.etcd[member].start(&cluster.network)?;
+    }
+    if let Some(at) = injected.consumer {
+        cluster.consumers[at].signal(Signal::CONT)?;
+        cluster.consumers[at].start(&cluster.network)?;
     }
     for at in injected.bookies {
         cluster.bookies[at].node.start(&cluster.network)?;

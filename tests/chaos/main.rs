@@ -1,11 +1,13 @@
 //! Real processes under faults: three members of etcd, five bookies, three brokers, producers, readers
-//! and consumers; a seed decides what goes wrong, and afterwards everything that was promised is checked.
+//! and consumers, which are processes, too; a seed decides what goes wrong, and afterwards everything that was promised is checked.
 //!
 //! Needs root, for namespaces, file systems and the power cut of one.
 
 mod audit;
 mod cluster;
 mod consumers;
+mod consuming;
+mod crowd;
 mod fault;
 mod measure;
 mod net;
@@ -36,7 +38,10 @@ const PAUSED: Duration = Duration::from_secs(10);
 
 /// Real processes under faults, and the checkers of what must hold.
 #[derive(Debug, Parser)]
+#[command(args_conflicts_with_subcommands = true)]
 struct Args {
+    #[command(subcommand)]
+    part: Option<Part>,
     /// How long faults go on, without the long outage and the audit.
     #[arg(long, default_value_t = 60)]
     seconds: u64,
@@ -66,15 +71,32 @@ struct Args {
     /// Ends with an error when fewer messages were acknowledged.
     #[arg(long, default_value_t = 1_000)]
     acknowledged_min: u64,
+    /// So many topics more, each with a slow producer and a consumer that acknowledges, while new
+    /// consumers come and go: what is confirmed must not come again when brokers hand them over.
+    #[arg(long, default_value_t = 0)]
+    crowd: usize,
     /// Instead: measure how long publishing pauses when a bookie is lost, and how fast so many bytes
     /// get their lost copies back.
     #[arg(long, value_name = "BYTES")]
     measure: Option<u64>,
 }
 
+/// A process that the run starts.
+#[derive(Debug, clap::Subcommand)]
+enum Part {
+    /// Consumes a subscription of every topic until it is killed.
+    #[command(hide = true)]
+    Consume(consuming::Consuming),
+}
+
 #[tokio::main]
 async fn main() -> ExitCode {
     let args = Args::parse();
+    if let Some(Part::Consume(consuming)) = &args.part {
+        let ended = consuming::run(consuming).await;
+        eprintln!("ended: {ended:?}");
+        return ExitCode::FAILURE;
+    }
     if !is_privileged() || !net::is_possible() {
         eprintln!("skipped: power cuts and partitions need root, loop devices and namespaces");
         return ExitCode::SUCCESS;
@@ -164,7 +186,7 @@ impl Run {
     async fn through(&mut self, args: &Args, seed: u64) -> Result<()> {
         let limit = Duration::from_secs(args.heal_seconds);
         policy::set(&mut self.cluster).await?;
-        let traffic = Traffic::start(&self.cluster, args.rate)?;
+        let traffic = Traffic::start(&mut self.cluster, args.rate, args.crowd)?;
         self.settle(&traffic, Duration::from_secs(120))
             .await
             .context("at the start")?;
@@ -190,6 +212,7 @@ impl Run {
         self.settle(&traffic, limit).await?;
         let acknowledged = traffic.acknowledged();
         let history = traffic.finish(Duration::from_secs(120)).await?;
+        self.cluster.kill_consumers()?;
         let counts = audit::check(&mut self.cluster, &history).await?;
         let report = json!({
             "seed": seed,
@@ -201,6 +224,8 @@ impl Run {
             "faults_by_kind": self.counts,
             "deliveries": counts.deliveries,
             "late_deliveries": counts.late_deliveries,
+            "consumers": counts.consumers,
+            "crowd": history.crowd.map(crowd::CrowdCounts::to_json),
             "ledgers": counts.ledgers,
             "ensemble_changes": counts.ensemble_changes,
             "recoveries": counts.recoveries,

@@ -14,7 +14,8 @@ use aquifer_runtime::task::{TaskGroup, TaskHandle};
 use tokio::sync::mpsc;
 
 use crate::cluster::Cluster;
-use crate::consumers::{KINDS, Received, Subscription};
+use crate::consumers::{KINDS, Subscription};
+use crate::crowd::{Crowd, CrowdCounts};
 
 /// Topics that are written and read at once.
 pub const TOPICS: usize = 3;
@@ -113,23 +114,9 @@ pub struct Shared {
     clock: SharedClock,
     /// Nothing more is published.
     stop: AtomicBool,
-    /// Nothing more is consumed.
-    over: AtomicBool,
     /// Between two sends of a producer.
     pace: Duration,
     failures: Mutex<Vec<String>>,
-}
-
-impl Shared {
-    /// The clock of the run.
-    pub fn now(&self) -> Duration {
-        self.clock.monotonic()
-    }
-
-    /// Whether consumers are to end.
-    pub fn is_over(&self) -> bool {
-        self.over.load(Ordering::SeqCst)
-    }
 }
 
 /// Running producers, readers and consumers.
@@ -137,9 +124,10 @@ pub struct Traffic {
     shared: Arc<Shared>,
     producers: Vec<TaskHandle<Result<Produced>>>,
     readers: Vec<TaskHandle<Result<()>>>,
-    consumers: Vec<TaskHandle<Result<()>>>,
     client: Client,
-    subscriptions: Vec<Subscription>,
+    subscriptions: Vec<Arc<Subscription>>,
+    followers: Vec<TaskHandle<Result<()>>>,
+    crowd: Option<Crowd>,
     /// Digests that each topic's reader saw, by index.
     seen: Vec<Arc<Mutex<Vec<u32>>>>,
     /// Of every producer.
@@ -158,20 +146,22 @@ pub struct History {
     /// Digests that each topic's tail reader saw, by index.
     pub seen: Vec<Vec<u32>>,
     /// What was consumed.
-    pub subscriptions: Vec<Subscription>,
+    pub subscriptions: Vec<Arc<Subscription>>,
+    /// What the crowd saw, where there was one.
+    pub crowd: Option<CrowdCounts>,
 }
 
 impl Traffic {
-    /// Begins.
+    /// Begins; starts the processes that consume. `crowd` topics more are written and consumed slowly.
     ///
     /// # Errors
-    /// When a client cannot be made.
-    pub fn start(cluster: &Cluster, messages_per_second: u64) -> Result<Traffic> {
+    /// When a client cannot be made, or a process cannot be started.
+    pub fn start(cluster: &mut Cluster, messages_per_second: u64, crowd: usize) -> Result<Traffic> {
+        cluster.start_consumers()?;
         let per_producer = messages_per_second.max(1) / (TOPICS * PRODUCERS) as u64;
         let shared = Arc::new(Shared {
             clock: SystemClock::shared(),
             stop: AtomicBool::new(false),
-            over: AtomicBool::new(false),
             pace: Duration::from_micros(1_000_000 / per_producer.max(1)),
             failures: Mutex::default(),
         });
@@ -180,9 +170,12 @@ impl Traffic {
             shared: Arc::clone(&shared),
             producers: Vec::new(),
             readers: Vec::new(),
-            consumers: Vec::new(),
             client: cluster.client()?,
             subscriptions: Vec::new(),
+            followers: Vec::new(),
+            crowd: (crowd > 0)
+                .then(|| Crowd::start(cluster, crowd))
+                .transpose()?,
             seen: Vec::new(),
             producing: Vec::new(),
             reading: Vec::new(),
@@ -211,25 +204,23 @@ impl Traffic {
                 noted(&shared, &name, read)
             }));
         }
-        for (number, (kind, count)) in (0..TOPICS).flat_map(|n| KINDS.map(|kind| (n, kind))) {
-            let subscription = Subscription {
-                topic: topic(number),
-                kind,
-                received: Arc::default(),
-            };
+        for (number, (kind, _)) in (0..TOPICS).flat_map(|n| KINDS.map(|kind| (n, kind))) {
+            let subscription = Subscription::new(number, kind, cluster.folder());
             let name = format!("{} subscription {number}", subscription.name());
+            traffic.subscriptions.push(Arc::clone(&subscription));
             let pulse = Pulse::new(name.clone(), shared.clock.monotonic());
             traffic.consuming.push(Arc::clone(&pulse));
-            traffic.subscriptions.push(subscription.clone());
-            for _ in 0..count {
-                let (client, shared) = (cluster.client()?, Arc::clone(&shared));
-                let (name, pulse) = (name.clone(), Arc::clone(&pulse));
-                let subscription = subscription.clone();
-                traffic.consumers.push(tasks.spawn("consumer", async move {
-                    let consumed = subscription.consume(client, &shared, &pulse).await;
-                    noted(&shared, &name, consumed)
-                }));
-            }
+            let shared = Arc::clone(&shared);
+            traffic.followers.push(tasks.spawn("follower", async move {
+                loop {
+                    match subscription.follow() {
+                        Ok(true) => pulse.beat(shared.clock.monotonic()),
+                        Ok(false) => {}
+                        Err(error) => return noted(&shared, &name, Err(error)),
+                    }
+                    sleep(Duration::from_millis(50)).await;
+                }
+            }));
         }
         Ok(traffic)
     }
@@ -251,7 +242,7 @@ impl Traffic {
     pub fn check(&self) -> Result<()> {
         let failures = self.shared.failures.lock().expect("no holder panics");
         ensure!(failures.is_empty(), "{}", failures.join("\n"));
-        Ok(())
+        self.crowd.as_ref().map_or(Ok(()), Crowd::check)
     }
 
     /// Waits until every producer, reader and subscription has gone on since now; says how long it took.
@@ -326,15 +317,16 @@ impl Traffic {
                 .flat_map(|p| &p.acknowledged)
                 .map(|a| a.index);
             let end_index = highest.max().map_or(0, |highest| highest + 1);
-            let in_time = || self.shared.now() < end;
+            let in_time = || self.shared.clock.monotonic() < end;
             wait_drained(subscription, &self.client, end_index, in_time).await?;
         }
-        self.shared.over.store(true, Ordering::SeqCst);
-        for consumer in self.consumers {
-            let left = end.saturating_sub(self.shared.clock.monotonic());
-            let ended = aquifer_runtime::clock::timeout(left, consumer).await;
-            ended.context("P16: a consumer does not end")???;
+        for follower in &self.followers {
+            follower.abort();
         }
+        let crowd = match self.crowd {
+            Some(crowd) => Some(crowd.finish(limit).await?),
+            None => None,
+        };
         let failures = self.shared.failures.lock().expect("no holder panics");
         ensure!(failures.is_empty(), "{}", failures.join("\n"));
         let seen = self.seen.iter();
@@ -343,6 +335,7 @@ impl Traffic {
             produced,
             seen: seen.collect(),
             subscriptions: self.subscriptions,
+            crowd,
         })
     }
 }
@@ -355,10 +348,7 @@ async fn wait_drained(
     in_time: impl Fn() -> bool,
 ) -> Result<()> {
     loop {
-        let received = {
-            let received: &Received = &subscription.received.lock().expect("no holder panics");
-            received.all_below()
-        };
+        let received = subscription.all_below();
         // The broker may be on its way back.
         let stats = client.admin().topic_stats(&subscription.topic).await;
         let cursor = stats.ok().and_then(|stats| {

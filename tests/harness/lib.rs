@@ -7,6 +7,7 @@ pub mod checker;
 pub mod cluster;
 pub mod command;
 pub mod data;
+pub mod deliveries;
 pub mod etcd;
 pub mod fault;
 pub mod figures;

@@ -7,7 +7,7 @@ use anyhow::{Result, ensure};
 use aquifer_harness::server::binary;
 
 /// What fits into a minute together with the start and the audit.
-const FAULTS: &str = "KillBookie,KillBroker,MoveBundles,PauseBookie,PowerLossOfAll,Partial,KillEtcdLeader,DrainBroker";
+const FAULTS: &str = "KillBookie,KillBroker,MoveBundles,PauseBookie,PowerLossOfAll,Partial,KillEtcdLeader,DrainBroker,CutConsumer,KillConsumer";
 
 #[test]
 fn nothing_acknowledged_is_lost_in_a_short_run() -> Result<()> {
