@@ -23,7 +23,8 @@ use aquifer_metadata::lease::Lease;
 use aquifer_metadata::{keys, record};
 use aquifer_model::id::{BookieId, EntryId, LedgerId};
 use aquifer_model::storage::{
-    BookieResult, OrderedRequest, ReadBatch, ReadRange, ReplyCallback, TailState, TailWait,
+    BookieResult, OrderedRequest, Presence, PresenceRange, ReadBatch, ReadRange, ReplyCallback,
+    TailState, TailWait,
 };
 use aquifer_proto::v1::CookieRecord;
 use aquifer_runtime::clock;
@@ -312,6 +313,14 @@ impl BookieTransport for SelfFirst {
             self.bookie.read(range).await
         } else {
             self.others.read(bookie, range).await
+        }
+    }
+
+    async fn has(&self, bookie: BookieId, range: PresenceRange) -> BookieResult<Presence> {
+        if bookie == self.bookie.id() {
+            self.bookie.has(range).await
+        } else {
+            self.others.has(bookie, range).await
         }
     }
 

@@ -50,8 +50,8 @@ use std::sync::Arc;
 
 use aquifer_model::id::{BookieId, CreationToken, LedgerId};
 use aquifer_model::storage::{
-    BookieError, BookieResult, OrderedRequest, ReadBatch, ReadRange, ReplyCallback, TailState,
-    TailWait,
+    BookieError, BookieResult, OrderedRequest, Presence, PresenceRange, ReadBatch, ReadRange,
+    ReplyCallback, TailState, TailWait,
 };
 use aquifer_runtime::clock::SharedClock;
 use aquifer_runtime::disk::SharedDisk;
@@ -134,6 +134,15 @@ impl Bookie {
     /// [`BookieError`].
     pub async fn read(&self, range: ReadRange) -> BookieResult<ReadBatch> {
         self.core.read(range).await
+    }
+
+    /// Says which entries are here durably, by their keys: their bytes are left to the scrubber. What is
+    /// not named is only not known to be here.
+    ///
+    /// # Errors
+    /// `Deleted` and `Token` say that nothing of the ledger is here; see [`BookieError`].
+    pub async fn has(&self, range: PresenceRange) -> BookieResult<Presence> {
+        self.core.has(range).await
     }
 
     /// Waits for news of a ledger's end: a higher LAC, or a fence. Without any, answers after the

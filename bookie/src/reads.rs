@@ -3,15 +3,15 @@
 //! Invariants: only synced entries are returned; what is acknowledged is returned at once,
 //! whether or not RocksDB has it yet; in limbo no negative is given (I5).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use aquifer_model::id::{CreationToken, EntryId, LedgerId};
 use aquifer_model::limits::ENTRY_BYTES_MAX;
 use aquifer_model::storage::{
-    AddEntry, BookieError, BookieResult, OrderedReply, ReadBatch, ReadRange, ReplyCallback,
-    TailState, TailWait,
+    AddEntry, BookieError, BookieResult, OrderedReply, Presence, PresenceRange, ReadBatch,
+    ReadRange, ReplyCallback, TailState, TailWait,
 };
 use aquifer_runtime::clock;
 use tokio::sync::oneshot;
@@ -19,11 +19,13 @@ use tokio::sync::oneshot;
 use crate::core::Core;
 use crate::ledger_state::LedgerMeta;
 use crate::store::entries::{self, EntryError};
-use crate::store::{Db, StoreError};
+use crate::store::{Db, StoreError, presence};
 use crate::workers::Priority;
 
 /// The least that a read takes from its budget: what one scan holds besides the answer.
 const READ_BYTES_MIN: usize = 64 * 1024;
+/// What a look for entries takes from the same budget.
+const HAS_BYTES: usize = 64 * 1024;
 /// Longest wait for news of a ledger.
 const WAIT_MAX: Duration = Duration::from_secs(60);
 /// Most entries of one answer.
@@ -58,15 +60,64 @@ impl Core {
         let (answer, answered) = oneshot::channel();
         let core = Arc::clone(self);
         let job = move || {
-            let result = core.read_now(&range);
+            // Whoever has gone away keeps nobody else from the disk.
+            let result = (!answer.is_closed()).then(|| core.read_now(&range));
             drop(permit);
             // Whoever has the answer may close the bookie.
             drop(core);
-            // A caller that went away needs no answer.
-            let _ = answer.send(result);
+            if let Some(result) = result {
+                // A caller that went away needs no answer.
+                let _ = answer.send(result);
+            }
         };
         self.workers.run(Priority::Read, Box::new(job));
         answered.await.unwrap_or(Err(BookieError::ShuttingDown))
+    }
+
+    /// Says which entries are here, without reading them all.
+    pub(crate) async fn has(self: &Arc<Self>, range: PresenceRange) -> BookieResult<Presence> {
+        self.mode.check()?;
+        if range.first > range.last || range.last.0 == u64::MAX {
+            return Err(BookieError::Invalid("the range of entries".to_owned()));
+        }
+        let permit = self.reads.acquire(HAS_BYTES).await;
+        let (answer, answered) = oneshot::channel();
+        let core = Arc::clone(self);
+        let job = move || {
+            // Whoever has gone away keeps nobody else from the disk.
+            let result = (!answer.is_closed()).then(|| core.has_now(&range));
+            drop(permit);
+            drop(core);
+            if let Some(result) = result {
+                // A caller that went away needs no answer.
+                let _ = answer.send(result);
+            }
+        };
+        self.workers.run(Priority::Read, Box::new(job));
+        answered.await.unwrap_or(Err(BookieError::ShuttingDown))
+    }
+
+    fn has_now(&self, range: &PresenceRange) -> BookieResult<Presence> {
+        // Memory first: an entry leaves it only after RocksDB has it.
+        let memory = self.ledgers.peek(range.ledger, |state| {
+            let synced = self.positions.synced_item.get();
+            let pending = state.pending().range(range.first..=range.last);
+            let synced = pending.filter(|(_, pending)| pending.item <= synced);
+            let entries: BTreeSet<EntryId> = synced.map(|(entry, _)| *entry).collect();
+            (state.meta().copied(), entries)
+        });
+        self.store.with(|db| {
+            let (meta, pending) = match memory {
+                Some(memory) => memory,
+                None => (from_store(db, range.ledger)?.meta, BTreeSet::new()),
+            };
+            let Some(meta) = meta else {
+                // Which proves nothing, as in limbo.
+                return Ok(Presence::nothing_until(range.last));
+            };
+            meta.check(range.token)?;
+            Ok(presence::find(db, range, &pending)?)
+        })
     }
 
     /// Waits for a higher LAC than `wait.above`, or a fence.

@@ -120,6 +120,17 @@ impl v1::bookie_server::Bookie for Service {
         ))))
     }
 
+    async fn has(
+        &self,
+        request: Request<v1::HasRequest>,
+    ) -> Result<Response<v1::HasReply>, Status> {
+        let request = request.into_inner();
+        convert::check_bookie(&request.bookie_id, self.bookie.id())?;
+        let range = convert::presence_range(&request)?;
+        let found = self.bookie.has(range).await;
+        Ok(Response::new(convert::has_reply(found)))
+    }
+
     async fn wait(
         &self,
         request: Request<v1::WaitRequest>,

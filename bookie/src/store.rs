@@ -8,6 +8,7 @@ pub mod db;
 pub mod entries;
 pub mod keys;
 mod options;
+pub mod presence;
 pub mod removal;
 
 use parking_lot::RwLock;

@@ -5,6 +5,7 @@ mod basic;
 mod crash;
 mod damage;
 mod full;
+mod presence;
 mod scrub;
 
 use std::path::Path;

@@ -295,7 +295,9 @@ async fn make_split(topics: &Arc<Topics>, split: &Split) -> Result<(), BrokerErr
             tracing::info!(%bundle, at, why = split.why, "bundle is split to balance load");
             Ok(())
         }
-        Err(error @ BrokerError::Metadata(MetadataError::Unavailable(_))) => Err(error),
+        Err(
+            error @ BrokerError::Metadata(MetadataError::Unavailable(_) | MetadataError::Full(_)),
+        ) => Err(error),
         Err(error) => {
             tracing::info!(%bundle, %error, "a bundle was not split to balance load");
             Ok(())

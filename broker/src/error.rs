@@ -138,13 +138,34 @@ impl BrokerError {
     }
 }
 
+/// What to do when metadata is full.
+const MAKE_ROOM: &str = "make room in the metadata store: docs/operations.md says how, and nothing has to \
+     be deleted for it";
+
+impl BrokerError {
+    /// The same for whoever is to create something: waiting for room in metadata is of no use to them.
+    pub(crate) fn of_creation(self) -> BrokerError {
+        let text = self.to_string();
+        match self {
+            BrokerError::Metadata(MetadataError::Full(_))
+            | BrokerError::Log(LogError::Metadata(MetadataError::Full(_))) => {
+                let error = ApiError::new(ErrorKind::QuotaExceeded, text).advise(MAKE_ROOM);
+                BrokerError::Api(error.outcome(Outcome::NotApplied))
+            }
+            other => other,
+        }
+    }
+}
+
 /// Whether a topic goes on after this, or is destroyed and loaded anew.
 pub(crate) fn topic_survives(error: &LogError) -> bool {
     match error {
         LogError::Overloaded | LogError::StorageFull(_) | LogError::Unavailable(_) => true,
-        LogError::Metadata(MetadataError::Unavailable(_) | MetadataError::UnknownOutcome(_)) => {
-            true
-        }
+        LogError::Metadata(
+            MetadataError::Unavailable(_)
+            | MetadataError::UnknownOutcome(_)
+            | MetadataError::Full(_),
+        ) => true,
         LogError::Fenced
         | LogError::Closed
         | LogError::AlreadyExists
@@ -245,7 +266,8 @@ fn from_log(error: &LogError, text: String) -> ApiError {
         LogError::StorageFull(_) => (
             ErrorKind::StorageFull,
             Outcome::NotApplied,
-            "free disk space or add bookies; it goes on by itself then",
+            "free disk space, add bookies, or make room in metadata, whatever the message says; it goes \
+             on by itself then",
         ),
         LogError::Unavailable(_) => (ErrorKind::Unavailable, Outcome::Unknown, "try again"),
         // Another owner has taken over: whoever asks again reaches it, or this one under a new
@@ -308,6 +330,7 @@ fn from_metadata(error: &MetadataError, text: String) -> ApiError {
             Outcome::NotApplied,
             "try again when the metadata store answers",
         ),
+        MetadataError::Full(_) => (ErrorKind::StorageFull, Outcome::NotApplied, MAKE_ROOM),
         MetadataError::UnknownOutcome(_) => (
             ErrorKind::Unavailable,
             Outcome::Unknown,

@@ -245,7 +245,9 @@ pub(crate) async fn drain(topics: &Arc<Topics>) {
         };
         match move_to(topics, &owned.bundle, &target).await {
             Ok(()) => {}
-            Err(BrokerError::Metadata(MetadataError::Unavailable(why))) => {
+            Err(BrokerError::Metadata(
+                MetadataError::Unavailable(why) | MetadataError::Full(why),
+            )) => {
                 tracing::warn!(why, "metadata does not answer: bundles are not handed over");
                 return;
             }

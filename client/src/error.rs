@@ -225,10 +225,21 @@ impl ClientError {
     pub(crate) fn remember(&self, last: &mut Option<ClientError>) {
         match self {
             ClientError::Timeout { last: None, .. } if last.is_some() => {}
+            // Where it led says more.
+            ClientError::Broker(error) if error.redirect_url.is_some() && last.is_some() => {}
             ClientError::Timeout {
                 last: Some(cause), ..
             } => *last = Some((**cause).clone()),
             other => *last = Some(other.clone()),
+        }
+    }
+
+    /// What to tell when there is no time for another attempt: where brokers point at each other, why the
+    /// one that a redirect led to did not do it.
+    pub(crate) fn or_cause(self, cause: Option<ClientError>) -> ClientError {
+        match (&self, cause) {
+            (ClientError::Broker(error), Some(cause)) if error.redirect_url.is_some() => cause,
+            _ => self,
         }
     }
 

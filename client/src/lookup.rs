@@ -80,14 +80,14 @@ where
         };
         let error = match deadline.limit(what, attempt).await {
             Ok(answer) => return Ok(answer),
-            Err(error) => error.because_of(last.take()),
+            Err(error) => error.because_of(last.clone()),
         };
         let safe = idempotent || error.outcome() == crate::error::Outcome::NotApplied;
         let patient = !context.pool.is_hopeless(&error);
         let delay = backoff.delay();
         let in_time = tokio::time::Instant::now() + delay < deadline.at();
         if !(error.is_retryable() && safe && patient && in_time) {
-            return Err(error);
+            return Err(error.or_cause(last));
         }
         error.remember(&mut last);
         if !target.follow(&error) {

@@ -17,8 +17,8 @@ use std::time::Duration;
 use aquifer_model::id::BookieId;
 use aquifer_model::limits::FRAME_BYTES_MAX;
 use aquifer_model::storage::{
-    BookieError, BookieResult, OrderedRequest, ReadBatch, ReadRange, ReplyCallback, TailState,
-    TailWait,
+    BookieError, BookieResult, OrderedRequest, Presence, PresenceRange, ReadBatch, ReadRange,
+    ReplyCallback, TailState, TailWait,
 };
 use aquifer_proto::convert::bookie as wire;
 use aquifer_proto::v1::bookie_client::BookieClient;
@@ -151,6 +151,14 @@ impl BookieTransport for GrpcTransport {
         finished.unwrap_or(Err(BookieError::Timeout))
     }
 
+    async fn has(&self, bookie: BookieId, range: PresenceRange) -> BookieResult<Presence> {
+        let channel = self.link(bookie)?.channel();
+        let request = wire::wire_has(&range, Bytes::copy_from_slice(&bookie.0));
+        let has = has(client(channel), request, range);
+        let finished = timeout(self.config.read_timeout, has).await;
+        finished.unwrap_or(Err(BookieError::Timeout))
+    }
+
     async fn wait(&self, bookie: BookieId, news: TailWait) -> BookieResult<TailState> {
         let channel = self.link(bookie)?.channel();
         let request = wire::wire_wait(&news, Bytes::copy_from_slice(&bookie.0));
@@ -158,6 +166,17 @@ impl BookieTransport for GrpcTransport {
         let finished = timeout(limit, wait(client(channel), request)).await;
         finished.unwrap_or(Err(BookieError::Timeout))
     }
+}
+
+/// Asks which entries of a range there are.
+async fn has(
+    mut client: BookieClient<Channel>,
+    request: aquifer_proto::v1::HasRequest,
+    range: PresenceRange,
+) -> BookieResult<Presence> {
+    let answered = client.has(request).await;
+    let reply = answered.map_err(|status| unreachable(&status))?;
+    wire::presence(reply.into_inner(), &range)
 }
 
 /// Asks for news of a ledger's end.

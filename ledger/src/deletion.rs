@@ -28,6 +28,7 @@ use tokio::sync::oneshot;
 use crate::context::LogContext;
 use crate::error::LedgerError;
 use crate::ledger_metadata::{self, LedgerInfo, commit_known};
+use crate::replication::index;
 
 /// Attempts at an intent that others change at the same time: every bookie that it names may.
 const CONFLICTS_MAX: usize = 64;
@@ -137,6 +138,22 @@ impl Intent {
         })
     }
 
+    /// Whether a bookie is to delete what it has, or has just done so.
+    pub(crate) fn names(&self, bookie: BookieId) -> bool {
+        self.bookies.contains(&bookie)
+    }
+
+    /// What a change expects that counts on the intent as it was read.
+    pub(crate) fn expect(&self) -> Expect {
+        Expect::Revision(self.revision)
+    }
+
+    /// Whether it is about all of the ledger of that record: with another token it is about one that had
+    /// the same id before (H14).
+    pub(crate) fn deletes(&self, info: &LedgerInfo) -> bool {
+        !self.copies_only && (self.token == NO_TOKEN || self.token == info.token)
+    }
+
     fn waiting(&self) -> impl Iterator<Item = BookieId> + '_ {
         self.bookies.difference(&self.acknowledged).copied()
     }
@@ -149,6 +166,55 @@ pub(crate) async fn load(
 ) -> Result<Option<Intent>, LedgerError> {
     let stored = store.get(&keys::deletion(ledger)).await?;
     stored.map(|stored| Intent::decode(&stored)).transpose()
+}
+
+/// The ledgers that are being deleted everywhere: nobody reads them, and nobody needs their copies.
+/// One whose intent cannot be read is not counted.
+pub(crate) async fn going(store: &dyn MetadataStore) -> Result<BTreeSet<LedgerId>, LedgerError> {
+    let mut going = BTreeSet::new();
+    index::each(store, keys::DELETIONS_PREFIX, |item| {
+        match Intent::decode(item) {
+            // A ledger that had no record then has another one of the same id by now, if any (H14).
+            Ok(intent) if intent.copies_only || intent.home.is_empty() => {}
+            Ok(intent) => {
+                going.insert(intent.ledger);
+            }
+            Err(error) => {
+                tracing::error!(key = item.key, %error, "a deletion intent is unreadable");
+            }
+        }
+        Ok(())
+    })
+    .await?;
+    Ok(going)
+}
+
+/// Ends the intents that wait only for bookies that are gone for good: whoever else was named has
+/// acknowledged already, and looks at them no more. Returns how many they were.
+pub(crate) async fn finish_without(
+    store: &dyn MetadataStore,
+    gone: impl Fn(BookieId) -> bool,
+) -> Result<usize, LedgerError> {
+    let mut left = Vec::new();
+    index::each(store, keys::DELETIONS_PREFIX, |item| {
+        if let Ok(intent) = Intent::decode(item)
+            && intent.waiting().all(&gone)
+        {
+            left.push(intent.ledger);
+        }
+        Ok(())
+    })
+    .await?;
+    let mut finished = 0;
+    for ledger in left {
+        match acknowledge(store, ledger, &BTreeSet::new()).await {
+            Ok(progress) => finished += usize::from(progress == Progress::Done),
+            Err(error) => {
+                tracing::warn!(%ledger, %error, "a deletion that waits for nobody does not end");
+            }
+        }
+    }
+    Ok(finished)
 }
 
 /// Writes an intent for single copies; the ledger's record, if there is one, is written anew over
@@ -223,17 +289,31 @@ async fn end(store: &dyn MetadataStore, intent: &Intent) -> Result<Vec<Operation
         key: keys::deletion(intent.ledger),
         expect: Expect::Revision(intent.revision),
     }];
-    if !intent.copies_only {
-        let gone = |key| Operation::Delete {
-            key,
-            expect: Expect::Any,
-        };
-        operations.push(gone(keys::ledger(intent.ledger)));
-        operations.push(gone(keys::under_replicated(intent.ledger)));
-    } else if let Some(info) = ledger_metadata::load(store, intent.ledger).await? {
-        operations.push(info.put(Expect::Revision(info.revision)));
+    let Some(info) = ledger_metadata::load(store, intent.ledger).await? else {
+        if !intent.copies_only {
+            operations.push(forget_mark(intent.ledger));
+        }
+        return Ok(operations);
+    };
+    let as_it_is = Expect::Revision(info.revision);
+    if intent.deletes(&info) {
+        operations.push(Operation::Delete {
+            key: keys::ledger(intent.ledger),
+            expect: as_it_is,
+        });
+        operations.push(forget_mark(intent.ledger));
+    } else if intent.copies_only {
+        operations.push(info.put(as_it_is));
     }
     Ok(operations)
+}
+
+/// A mark of a ledger that is no more says nothing.
+fn forget_mark(ledger: LedgerId) -> Operation {
+    Operation::Delete {
+        key: keys::under_replicated(ledger),
+        expect: Expect::Any,
+    }
 }
 
 async fn is_decommissioned(

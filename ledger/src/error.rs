@@ -47,7 +47,9 @@ impl LogError {
             LogError::Overloaded | LogError::StorageFull(_) | LogError::Unavailable(_) => true,
             LogError::Metadata(error) => matches!(
                 error,
-                MetadataError::Unavailable(_) | MetadataError::UnknownOutcome(_)
+                MetadataError::Unavailable(_)
+                    | MetadataError::UnknownOutcome(_)
+                    | MetadataError::Full(_)
             ),
             LogError::Fenced
             | LogError::Closed
@@ -126,11 +128,12 @@ impl From<LedgerError> for LogError {
             LedgerError::Unreadable { ref last, .. } => match last {
                 BookieError::NoSuchLedger
                 | BookieError::NoSuchEntry
-                | BookieError::Deleted
                 | BookieError::Token
                 | BookieError::Conflict
                 | BookieError::Digest(_) => LogError::Damaged(error.to_string()),
                 BookieError::Limbo => LogError::Limbo(error.to_string()),
+                // It was trimmed a moment ago: whoever looks again finds the first index that is left.
+                BookieError::Deleted => LogError::Unavailable(error.to_string()),
                 _ => LogError::Unavailable(error.to_string()),
             },
             LedgerError::BadRecord(..) => LogError::Damaged(error.to_string()),

@@ -277,7 +277,7 @@ pub(crate) async fn commit_in_doubt(
                 );
                 (unknown, *doubt) = (true, true);
             }
-            Err(MetadataError::Unavailable(_)) if unknown => {}
+            Err(MetadataError::Unavailable(_) | MetadataError::Full(_)) if unknown => {}
             Err(conflict @ MetadataError::Conflict { .. }) if unknown => {
                 match applied(store, &transaction).await {
                     Ok(Some(revision)) => return Ok(revision),

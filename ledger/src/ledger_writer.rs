@@ -8,7 +8,7 @@ mod change;
 mod patience;
 
 use std::cell::Cell;
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -250,15 +250,19 @@ impl LedgerWriter {
         let _ = clock::timeout(limit, settled).await;
     }
 
-    /// Bookies of the ledger that may lack acknowledged entries (H16).
-    pub(crate) fn unconfirmed(&self, info: &LedgerInfo) -> BTreeSet<BookieId> {
+    /// Bookies of the ledger that may lack acknowledged entries, and from which on (H16).
+    pub(crate) fn unconfirmed(&self, info: &LedgerInfo) -> BTreeMap<BookieId, EntryId> {
         let unconfirmed = self.inner.state.lock().machine.unconfirmed();
         let (_, last) = info.last_fragment();
         let mut bookies = unconfirmed.bookies;
         bookies.extend(unconfirmed.positions.iter().map(|&p| last[p]));
         let named = info.bookies();
         bookies.retain(|bookie| named.contains(bookie));
-        bookies
+        let from = |bookie: BookieId| match unconfirmed.recent.contains(&bookie) {
+            true => (bookie, unconfirmed.first),
+            false => (bookie, EntryId::FIRST),
+        };
+        bookies.into_iter().map(from).collect()
     }
 
     /// Somebody waits for the end of the ledger, so that acknowledgements wait for no bookie that is

@@ -62,6 +62,10 @@ pub struct RepairMetrics {
     pub swapped_positions: Counter<u64>,
     /// Ledgers that carry a mark now.
     pub under_replicated: Gauge<u64>,
+    /// What metadata takes of its quota.
+    pub metadata_used_bytes: Gauge<u64>,
+    /// That quota.
+    pub metadata_quota_bytes: Gauge<u64>,
     /// Bookies that hold ledgers and are not registered.
     pub bookies_away: Gauge<u64>,
     /// 1 while repair is paused because too many bookies are away.
@@ -86,6 +90,8 @@ impl RepairMetrics {
             copied_bytes: counter("aquifer_repair_copied_bytes_total"),
             swapped_positions: counter("aquifer_repair_swapped_positions_total"),
             under_replicated: gauge("aquifer_repair_under_replicated_ledgers"),
+            metadata_used_bytes: gauge("aquifer_metadata_used_bytes"),
+            metadata_quota_bytes: gauge("aquifer_metadata_quota_bytes"),
             bookies_away: gauge("aquifer_repair_bookies_away"),
             paused: gauge("aquifer_repair_paused"),
             rate: gauge("aquifer_repair_rate_bytes_per_second"),

@@ -131,7 +131,13 @@ fn worse(a: BookieError, b: BookieError) -> BookieError {
                 | BookieError::Token
         )
     };
-    if definite(&b) && !definite(&a) { a } else { b }
+    // A tombstone explains why others have nothing.
+    let explains = a == BookieError::Deleted && definite(&b);
+    if explains || definite(&b) && !definite(&a) {
+        a
+    } else {
+        b
+    }
 }
 
 async fn ask(

@@ -106,13 +106,15 @@ async fn claim_and_recover(
 }
 
 /// Nobody knows any more which bookies the former writer has waited for: where an acknowledged
-/// entry need not be at all of its places, each of them is looked at (H16).
+/// entry need not be at all of its places, each of them is asked what it has (H16).
 fn doubted_after_recovery(ctx: &LogContext, info: &LedgerInfo, end: LedgerEnd) -> Option<Mark> {
     let may_be_thin = info.quorum.ack() < info.quorum.write() && end.last_entry.is_some();
     may_be_thin.then(|| {
         let now_ms = ctx.clock.wall_ms();
         let reason = "recovered: copies may be missing";
-        Mark::new(info.id, &info.home, reason, now_ms).doubted(info.bookies())
+        let all = info.bookies().into_iter();
+        let mark = Mark::new(info.id, &info.home, reason, now_ms);
+        mark.thin(all.map(|bookie| (bookie, EntryId::FIRST)))
     })
 }
 

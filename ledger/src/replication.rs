@@ -14,7 +14,7 @@ mod checks;
 mod copy;
 pub mod decommission;
 mod entry;
-mod index;
+pub(crate) mod index;
 pub mod inspect;
 mod local;
 mod losses;

@@ -2,7 +2,8 @@
 
 use aquifer_model::id::BookieId;
 use aquifer_model::storage::{
-    BookieResult, OrderedRequest, ReadBatch, ReadRange, ReplyCallback, TailState, TailWait,
+    BookieResult, OrderedRequest, Presence, PresenceRange, ReadBatch, ReadRange, ReplyCallback,
+    TailState, TailWait,
 };
 use async_trait::async_trait;
 
@@ -19,6 +20,9 @@ pub trait BookieTransport: Send + Sync + 'static {
     /// the caller unless it asked for prefixes, or [`checks_reads`](Self::checks_reads) says that
     /// it was.
     async fn read(&self, bookie: BookieId, range: ReadRange) -> BookieResult<ReadBatch>;
+
+    /// Asks which entries a bookie holds, outside the ordered stream.
+    async fn has(&self, bookie: BookieId, range: PresenceRange) -> BookieResult<Presence>;
 
     /// Whether the entries of every answer to [`read`](Self::read) were digest-verified in this
     /// process, so that the caller need not. Not what comes over a wire.

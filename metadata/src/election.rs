@@ -291,7 +291,9 @@ impl Retry {
     /// Waits, or returns an error that waiting does not cure.
     async fn after(&mut self, error: MetadataError) -> MetadataResult<()> {
         match error {
-            MetadataError::Unavailable(_) | MetadataError::UnknownOutcome(_) => {
+            MetadataError::Unavailable(_)
+            | MetadataError::UnknownOutcome(_)
+            | MetadataError::Full(_) => {
                 tracing::debug!(%error, "an election waits for the store");
                 clock::sleep(self.0).await;
                 self.0 = (self.0 * 2).min(RETRY_MAX);

@@ -32,6 +32,9 @@ pub enum MetadataError {
     /// The store cannot be reached or written; nothing was changed.
     #[error("metadata store is unavailable: {0}")]
     Unavailable(String),
+    /// The store has no room for it; nothing was changed. Retry when there is room again.
+    #[error("metadata is full: {0}")]
+    Full(String),
     /// The store did not answer; the change may have been made.
     #[error("metadata store did not answer, the change may have been made: {0}")]
     UnknownOutcome(String),

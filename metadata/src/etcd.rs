@@ -17,6 +17,7 @@ mod config;
 mod endpoints;
 mod errors;
 mod lease;
+mod room;
 mod slots;
 mod space;
 mod watch;
@@ -35,13 +36,14 @@ use tokio_util::sync::CancellationToken;
 use crate::error::{MetadataError, MetadataResult};
 use crate::limits;
 use crate::store::{
-    MetadataStore, PageToken, Revision, ScanPage, Session, Transaction, Versioned, Watch,
+    MetadataStore, PageToken, Revision, ScanPage, Session, Transaction, Usage, Versioned, Watch,
 };
 use commit::Request;
 pub use config::EtcdConfig;
 use endpoints::Endpoints;
 use errors::Failure;
 use lease::EtcdSession;
+use room::RoomWatch;
 use slots::Slots;
 use space::{Space, number, revision};
 use watch::EtcdWatch;
@@ -58,6 +60,9 @@ struct Shared {
     endpoints: Arc<Endpoints>,
     slots: Slots,
     clock: SharedClock,
+    room: RoomWatch,
+    /// etcd's quota, where it does not say so itself.
+    quota_bytes: u64,
     tasks: TaskGroup,
     closed: CancellationToken,
 }
@@ -88,11 +93,16 @@ impl EtcdStore {
             endpoints: Arc::new(endpoints),
             slots: Slots::new(),
             clock,
+            room: RoomWatch::default(),
+            quota_bytes: config.quota_bytes,
             tasks: tasks.clone(),
             closed: CancellationToken::new(),
         });
         let store = Self { shared };
         store.scan("", None, 1).await?;
+        store.shared.look_for_room().await;
+        let watched = Arc::clone(&store.shared);
+        drop(tasks.spawn("etcd-room", room::watch(watched)));
         Ok(store)
     }
 
@@ -215,7 +225,15 @@ impl MetadataStore for EtcdStore {
     async fn commit(&self, transaction: Transaction) -> MetadataResult<Revision> {
         limits::check(&transaction)?;
         let request = Request::new(&self.shared.space, &transaction);
-        self.shared.commit(request).await
+        let result = self.shared.commit(request).await;
+        if matches!(result, Err(MetadataError::Full(_))) {
+            self.shared.room.refused();
+        }
+        result
+    }
+
+    fn usage(&self) -> Option<Usage> {
+        self.shared.room.usage()
     }
 
     async fn watch(&self, prefix: &str, after: Revision) -> MetadataResult<Box<dyn Watch>> {

@@ -152,6 +152,57 @@ pub trait Session: Send + Sync {
     async fn close(&self) -> MetadataResult<()>;
 }
 
+/// How much of its room a store uses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Usage {
+    /// What is stored, history included.
+    pub used_bytes: u64,
+    /// With more than this the store takes no change at all.
+    pub quota_bytes: u64,
+    /// Whether it takes none now.
+    pub refuses: bool,
+}
+
+/// What there is room for. Everything that removes keys, or is needed to read what is stored, has room
+/// until the store itself takes no more.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Room {
+    /// Whatever comes.
+    Enough,
+    /// Nothing that can wait, or that somebody can do without; and why.
+    Low(String),
+    /// Nothing new at all; and why.
+    Full(String),
+}
+
+/// With so much of the quota used nothing new is begun that can wait.
+const LOW_PERCENT: u64 = 80;
+/// With so much of it nothing new is begun.
+const FULL_PERCENT: u64 = 90;
+
+impl Usage {
+    /// What there is room for.
+    #[must_use]
+    pub fn room(&self) -> Room {
+        const MIB: u64 = 1 << 20;
+        let percent = self.used_bytes.saturating_mul(100) / self.quota_bytes.max(1);
+        let text = || {
+            format!(
+                "{} of {} MiB are used: compact and defragment etcd, or raise its quota \
+                 (--quota-backend-bytes)",
+                self.used_bytes / MIB,
+                self.quota_bytes / MIB
+            )
+        };
+        match percent {
+            _ if self.refuses => Room::Full(text()),
+            0..LOW_PERCENT => Room::Enough,
+            LOW_PERCENT..FULL_PERCENT => Room::Low(text()),
+            _ => Room::Full(text()),
+        }
+    }
+}
+
 /// A versioned key-value store. Implementations: `embedded`, `etcd`.
 #[async_trait]
 pub trait MetadataStore: Send + Sync + 'static {
@@ -173,6 +224,12 @@ pub trait MetadataStore: Send + Sync + 'static {
     /// `Conflict` names the first key that was not as expected; `UnknownOutcome` means that the
     /// caller must read back before it goes on.
     async fn commit(&self, transaction: Transaction) -> MetadataResult<Revision>;
+
+    /// How much of its room it uses, as of a moment ago; `None` where there is no bound, or none is
+    /// known.
+    fn usage(&self) -> Option<Usage> {
+        None
+    }
 
     /// Watches the keys that begin with `prefix` for changes after `after`.
     async fn watch(&self, prefix: &str, after: Revision) -> MetadataResult<Box<dyn Watch>>;

@@ -110,6 +110,60 @@ pub struct ReadBatch {
     pub last_add_confirmed: Option<EntryId>,
 }
 
+/// Asks which of the entries `first..=last` a bookie holds, by its index: their bytes are not verified.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PresenceRange {
+    /// The ledger.
+    pub ledger: LedgerId,
+    /// Its creation token, as in a [`ReadRange`].
+    pub token: Option<CreationToken>,
+    /// First entry that is looked for.
+    pub first: EntryId,
+    /// Last entry that is looked for.
+    pub last: EntryId,
+}
+
+/// Which entries a bookie holds. What is not named proves nothing: the bookie may be in limbo.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Presence {
+    /// Ranges of entries that are stored durably, in order, both ends included.
+    pub runs: Vec<(EntryId, EntryId)>,
+    /// The last entry that was looked for: the bookie ends where it has done enough for one request.
+    pub until: EntryId,
+    /// About how many bytes it read for that.
+    pub bytes: u64,
+}
+
+impl Presence {
+    /// Nothing was found up to an entry.
+    #[must_use]
+    pub fn nothing_until(until: EntryId) -> Presence {
+        Presence {
+            runs: Vec::new(),
+            until,
+            bytes: 0,
+        }
+    }
+
+    /// Ranges from an entry up to [`Presence::until`] that are not named.
+    pub fn gaps_from(&self, first: EntryId) -> impl Iterator<Item = (EntryId, EntryId)> + '_ {
+        let behind = self.until.next();
+        let ends = self.runs.iter().map(|run| run.1.next());
+        let begins = self.runs.iter().map(|run| run.0).chain([behind]);
+        let between = [first].into_iter().chain(ends).zip(begins);
+        let some = between.filter(|(from, to)| from < to);
+        some.map(|(from, to)| (from, EntryId(to.0 - 1)))
+    }
+
+    /// Takes note of an entry that is there, behind those that were noted before.
+    pub fn add(&mut self, entry: EntryId) {
+        match self.runs.last_mut() {
+            Some(last) if last.1.next() == entry => last.1 = entry,
+            _ => self.runs.push((entry, entry)),
+        }
+    }
+}
+
 /// What a reader that does not own a ledger waits for at a bookie.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TailWait {

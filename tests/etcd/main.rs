@@ -5,5 +5,6 @@ mod access;
 mod contract;
 mod outcomes;
 mod sessions;
+mod space;
 mod support;
 mod watches;

@@ -32,6 +32,10 @@ impl BookieTransport for Router {
         self.0[&bookie].read(range).await
     }
 
+    async fn has(&self, bookie: BookieId, range: PresenceRange) -> BookieResult<Presence> {
+        self.0[&bookie].has(range).await
+    }
+
     async fn wait(&self, bookie: BookieId, wait: TailWait) -> BookieResult<TailState> {
         self.0[&bookie].wait(wait).await
     }

@@ -7,8 +7,8 @@ use aquifer_model::entry::EntryData;
 use aquifer_model::id::{BookieId, CreationToken, EntryId, LEDGER_ID_MAX, LedgerId};
 use aquifer_model::limits::ENTRY_BYTES_MAX;
 use aquifer_model::storage::{
-    AddEntry, BookieError, BookieResult, OrderedOperation, OrderedReply, OrderedRequest, ReadRange,
-    StoredEntry, TailWait,
+    AddEntry, BookieError, BookieResult, OrderedOperation, OrderedReply, OrderedRequest, Presence,
+    PresenceRange, ReadRange, StoredEntry, TailWait,
 };
 use aquifer_proto::v1;
 use aquifer_proto::v1::ordered_request::Request as Kind;
@@ -118,6 +118,42 @@ pub(super) fn read_range(request: &v1::ReadRequest) -> Result<ReadRange, Status>
     })
 }
 
+/// Which entries a client asks for.
+pub(super) fn presence_range(request: &v1::HasRequest) -> Result<PresenceRange, Status> {
+    let ledger = ledger(request.ledger_id).map_err(|e| Status::invalid_argument(e.to_string()))?;
+    Ok(PresenceRange {
+        ledger,
+        token: known_token(&request.creation_token)?,
+        first: EntryId(request.first_entry_id),
+        last: EntryId(request.last_entry_id),
+    })
+}
+
+/// Which entries there are.
+pub(super) fn has_reply(found: BookieResult<Presence>) -> v1::HasReply {
+    match found {
+        Ok(found) => v1::HasReply {
+            status: v1::BookieStatus::Ok.into(),
+            message: String::new(),
+            runs: found
+                .runs
+                .iter()
+                .map(|(first, last)| v1::EntryRange {
+                    first_entry_id: first.0,
+                    last_entry_id: last.0,
+                })
+                .collect(),
+            until_entry_id: found.until.0,
+            read_bytes: found.bytes,
+        },
+        Err(error) => v1::HasReply {
+            status: status::code(&error).into(),
+            message: status::detail(&error),
+            ..v1::HasReply::default()
+        },
+    }
+}
+
 /// What a wait asks for. Its limit is bounded where it is waited.
 pub(super) fn tail_wait(request: &v1::WaitRequest) -> Result<TailWait, Status> {
     let ledger = ledger(request.ledger_id).map_err(|e| Status::invalid_argument(e.to_string()))?;
@@ -183,6 +219,9 @@ mod tests {
             }
             if let Ok(wait) = v1::WaitRequest::decode(bytes.as_slice()) {
                 let _ = tail_wait(&wait);
+            }
+            if let Ok(has) = v1::HasRequest::decode(bytes.as_slice()) {
+                let _ = presence_range(&has);
             }
             if let Ok(read) = v1::ReadRequest::decode(bytes.as_slice())
                 && let Ok(range) = read_range(&read)

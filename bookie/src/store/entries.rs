@@ -23,6 +23,9 @@ const READAHEAD_ENTRIES_MIN: u64 = 1024;
 const LARGE_BYTES: usize = 16 * 1024;
 /// What one read of several entries takes from the disk.
 const BATCH_BYTES: usize = 1024 * 1024;
+/// What one read takes from the disk for an answer that has only the beginnings of entries: the rest of
+/// them counts for nobody else, and all the same others wait for it.
+const STORED_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// RocksDB reads at most 32 together.
 const BATCH_ENTRIES_MAX: usize = 32;
 
@@ -112,6 +115,7 @@ pub fn read_range(
         pending,
         found: Vec::new(),
         bytes: 0,
+        stored_bytes: 0,
         next: range.first,
     };
     match scan.one_by_one()? {
@@ -136,6 +140,8 @@ struct Scan<'a> {
     pending: &'a BTreeMap<EntryId, AddEntry>,
     found: Vec<StoredEntry>,
     bytes: usize,
+    /// Bytes of whole entries, whatever is kept of them.
+    stored_bytes: usize,
     next: EntryId,
 }
 
@@ -162,12 +168,13 @@ impl Scan<'_> {
                 _ => None,
             };
             let is_stored = stored.is_some();
+            let stored_bytes = stored.map_or(0, <[u8]>::len);
             let entry = self.merged(stored);
             let status = iterator.status().map_err(StoreError::from);
             let (more, bytes) = match (entry, status) {
                 (Some(Ok(entry)), _) => {
                     let bytes = entry.data.len();
-                    (self.take(entry), bytes)
+                    (self.take(entry, stored_bytes), bytes)
                 }
                 (None, Ok(())) => return Ok(Ended::Done),
                 (Some(Err(error)), _) => return self.fail(error),
@@ -176,7 +183,8 @@ impl Scan<'_> {
             if !more {
                 return Ok(Ended::Done);
             }
-            if bytes >= LARGE_BYTES {
+            // Of whole entries several are read at once; of beginnings each is let go of before the next.
+            if bytes >= LARGE_BYTES && self.range.prefix_bytes.is_none() {
                 return Ok(Ended::HereAreLarge);
             }
             if is_stored {
@@ -198,6 +206,9 @@ impl Scan<'_> {
             // What the cache keeps of these are blocks of keys.
             let values = db.rocks.batched_multi_get_cf(family, &wanted, true);
             for value in values {
+                let stored_bytes = value
+                    .as_ref()
+                    .map_or(0, |value| value.as_deref().map_or(0, <[u8]>::len));
                 let entry = match value {
                     Ok(value) => self.merged(value.as_deref()),
                     Err(error) => Some(Err(StoreError::from(error).into())),
@@ -207,7 +218,7 @@ impl Scan<'_> {
                 let Some(Ok(entry)) = entry else {
                     return Ok(());
                 };
-                if !self.take(entry) {
+                if !self.take(entry, stored_bytes) {
                     return Ok(());
                 }
             }
@@ -244,8 +255,9 @@ impl Scan<'_> {
     }
 
     /// Takes an entry if it fits. Whether another may.
-    fn take(&mut self, entry: StoredEntry) -> bool {
+    fn take(&mut self, entry: StoredEntry, stored_bytes: usize) -> bool {
         self.bytes += entry.data.len();
+        self.stored_bytes += stored_bytes;
         if !self.found.is_empty() && self.bytes > self.range.bytes_max {
             return false;
         }
@@ -254,7 +266,7 @@ impl Scan<'_> {
             return false;
         }
         self.next = self.next.next();
-        true
+        self.range.prefix_bytes.is_none() || self.stored_bytes < STORED_BYTES_MAX
     }
 
     /// What is wrong behind the first entry is the answer to a later read that begins there.

@@ -42,13 +42,14 @@ impl Broker {
                 "ask for fewer partitions",
             ));
         }
-        self.create_record(topic, partitions).await?;
+        let created = self.create_record(topic, partitions).await;
+        created.map_err(BrokerError::of_creation)?;
         for number in 0..partitions {
             // One that is not reached, or is another broker's, is created when it is first used.
             match self.create_record(&topic.partition_name(number), 0).await {
                 Ok(()) | Err(BrokerError::AlreadyExists { .. } | BrokerError::Elsewhere { .. }) => {
                 }
-                Err(error) => return Err(error),
+                Err(error) => return Err(error.of_creation()),
             }
         }
         tracing::info!(%topic, partitions, "topic created");

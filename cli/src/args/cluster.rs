@@ -58,6 +58,9 @@ pub enum BookieCommand {
         /// Begin although some of its ledgers have no bookie to go to yet.
         #[arg(long, conflicts_with = "undo")]
         force: bool,
+        /// Also when it is away, and no other bookie has some of its entries: give these up.
+        #[arg(long, conflicts_with_all = ["no_wait", "undo"])]
+        accept_loss: bool,
         /// Take it back: the bookie may hold ledgers again.
         #[arg(long)]
         undo: bool,

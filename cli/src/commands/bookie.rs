@@ -31,12 +31,14 @@ pub async fn run(command: BookieCommand, out: &Output) -> Result<(), CliError> {
             no_wait,
             repair_here,
             force,
+            accept_loss,
             ..
         } => {
             let how = decommission::How {
                 no_wait,
                 repair_here,
                 force,
+                accept_loss,
             };
             decommission::run(&cluster, bookie, how, out).await
         }

@@ -1,7 +1,8 @@
 //! `aquifer doctor`: looks at everything that metadata shows and says what needs a person.
 
 use aquifer_ledger::replication::room::{self, Outlook};
-use aquifer_ledger::replication::{LedgerIndex, Members, inspect};
+use aquifer_ledger::replication::{LedgerIndex, Member, Members, inspect};
+use aquifer_metadata::store::{Room, Usage};
 use serde_json::json;
 
 use crate::args::DoctorArgs;
@@ -116,6 +117,7 @@ async fn examine(cluster: &Cluster) -> Result<Vec<Finding>, CliError> {
         let outlook = room::of_marks(store, &members).await;
         findings.extend(nowhere_to_go(&outlook.map_err(|error| failed(&error))?));
     }
+    findings.extend(store.usage().map(room_of_metadata));
     if pending.marks > 0 {
         let what = format!("{} ledgers wait for repair", pending.marks);
         let advice = "it goes on by itself; see aquifer_repair_* in the bookies' metrics";
@@ -130,6 +132,24 @@ async fn examine(cluster: &Cluster) -> Result<Vec<Finding>, CliError> {
         findings.push(Finding::new(Level::Warning, what, advice));
     }
     Ok(findings)
+}
+
+/// Whether metadata has room for what is to come.
+fn room_of_metadata(usage: Usage) -> Finding {
+    let advice =
+        "compact and defragment etcd, or raise its quota: docs/operations.md, When etcd is full";
+    match usage.room() {
+        Room::Enough => Finding::fine(format!(
+            "metadata uses {} of {} MiB",
+            usage.used_bytes >> 20,
+            usage.quota_bytes >> 20
+        )),
+        Room::Low(why) => {
+            let what = format!("metadata is nearly full, nothing new is begun: {why}");
+            Finding::new(Level::Problem, what, advice)
+        }
+        Room::Full(why) => Finding::new(Level::Problem, format!("metadata is full: {why}"), advice),
+    }
 }
 
 /// Bookies that are announced and do not answer.
@@ -184,6 +204,10 @@ fn bookies(index: &LedgerIndex, members: &Members, standalone: bool) -> Vec<Find
     for bookie in index.bookies() {
         // The bookie of a standalone server is part of it and announces itself to nobody.
         if standalone || members.is_registered(bookie) {
+            continue;
+        }
+        // What still names it is being deleted, and waits for others.
+        if members.get(bookie).is_some_and(Member::is_decommissioned) {
             continue;
         }
         let ledgers = index.count_of(bookie);

@@ -56,7 +56,9 @@ impl Inner {
                     }
                 }
                 // Without metadata no change can be made; entries that need none go on (H8).
-                Err(LedgerError::Metadata(MetadataError::Unavailable(_))) => {}
+                Err(LedgerError::Metadata(
+                    MetadataError::Unavailable(_) | MetadataError::Full(_),
+                )) => {}
                 // The owner is the same still, only its guards were written anew meanwhile.
                 Err(LedgerError::Fenced) if guards != self.guards.now() => {}
                 Err(LedgerError::Fenced) => return WriterEvent::Superseded,

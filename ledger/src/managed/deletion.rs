@@ -11,7 +11,7 @@ use aquifer_metadata::error::MetadataError;
 use aquifer_metadata::keys;
 use aquifer_metadata::store::{Expect, Operation};
 use aquifer_model::id::LedgerId;
-use aquifer_model::limits::METADATA_OPERATIONS_MAX;
+use aquifer_model::limits::{METADATA_OPERATIONS_MAX, METADATA_REQUEST_BYTES_MAX};
 
 use crate::context::LogContext;
 use crate::deletion::{self, Intent, Progress};
@@ -21,6 +21,10 @@ use crate::managed::record::TopicRecordCell;
 
 /// Intents in one change of a topic record, which takes some operations itself; each takes two.
 const INTENTS_PER_CHANGE: usize = (METADATA_OPERATIONS_MAX - 8) / 2;
+/// What a change takes besides the topic's record and the intents.
+const CHANGE_BYTES: usize = 16 << 10;
+/// What an operation takes besides its value: its key, and the conditions.
+const OPERATION_BYTES: usize = 600;
 /// Attempts when repair changes the records of the ledgers at the same time.
 const CONFLICTS_MAX: u32 = 32;
 
@@ -34,6 +38,41 @@ pub(crate) fn intent(info: &LedgerInfo) -> Operation {
 /// a change of unknown outcome was made.
 pub(crate) fn intent_for(info: &LedgerInfo) -> [Operation; 2] {
     [intent(info), info.put(Expect::Revision(info.revision))]
+}
+
+/// The changes that write the intents to delete the first of some ledgers, as many as fit into one change
+/// of the topic's record beside it, and how many ledgers these are. One without a record is nowhere to
+/// be deleted.
+pub(crate) async fn intents_that_fit(
+    cell: &TopicRecordCell,
+    ledgers: impl Iterator<Item = LedgerId>,
+) -> Result<(Vec<Operation>, usize), LogError> {
+    let (record_bytes, _) = cell.size();
+    let mut room = METADATA_REQUEST_BYTES_MAX.saturating_sub(record_bytes + CHANGE_BYTES);
+    let (mut all, mut taken) = (Vec::new(), 0);
+    for ledger in ledgers.take(INTENTS_PER_CHANGE) {
+        let info = ledger_metadata::load(&*cell.ctx().store, ledger).await?;
+        let intents = info.iter().flat_map(intent_for);
+        let intents: Vec<Operation> = intents.collect();
+        let bytes: usize = intents.iter().map(bytes_of).sum();
+        // Whether a single one fits the store says.
+        if bytes > room && taken > 0 {
+            break;
+        }
+        room = room.saturating_sub(bytes);
+        all.extend(intents);
+        taken += 1;
+    }
+    Ok((all, taken))
+}
+
+/// About what an operation takes of a request.
+fn bytes_of(operation: &Operation) -> usize {
+    let value = match operation {
+        Operation::Put { value, .. } => value.len(),
+        Operation::Delete { .. } => 0,
+    };
+    value + OPERATION_BYTES
 }
 
 /// Makes a change that compares the records of ledgers, again when repair has changed one meanwhile.
@@ -100,14 +139,9 @@ async fn delete_some(cell: &TopicRecordCell) -> Result<bool, LogError> {
         .chain(&record.cursor_segments)
         .map(|segment| segment.ledger_id)
         .collect();
-    let batch: Vec<u64> = ids.iter().copied().take(INTENTS_PER_CHANGE).collect();
-    let mut intents = Vec::with_capacity(2 * batch.len());
-    for id in &batch {
-        // A ledger without a record is nowhere to be deleted.
-        if let Some(info) = ledger_metadata::load(&*ctx.store, LedgerId(*id)).await? {
-            intents.extend(intent_for(&info));
-        }
-    }
+    let ledgers = ids.iter().copied().map(LedgerId);
+    let (intents, taken) = intents_that_fit(cell, ledgers).await?;
+    let batch: Vec<u64> = ids.iter().copied().take(taken).collect();
     let last = batch.len() == ids.len();
     if last {
         cell.remove(intents).await?;

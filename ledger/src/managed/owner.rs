@@ -17,7 +17,6 @@ use crate::managed::deletion;
 use crate::managed::state::{Current, LogInner, Phase, Segment, SegmentStatus, State};
 use crate::managed::types::LogKind;
 use crate::recover::close_by_recovery;
-use crate::replication::marks::{self, Mark};
 use crate::writer::LedgerEnd;
 
 /// What the owner task does next.
@@ -136,6 +135,12 @@ impl LogInner {
         {
             return self.turn_failed(error);
         }
+        let goes_on = plan.writer.is_some() && plan.may_wait;
+        if (plan.open_next || goes_on)
+            && let Err(error) = self.find_room(goes_on)
+        {
+            return self.turn_failed(error);
+        }
         if let Some(writer) = &plan.writer {
             writer.settle(self.ctx.settings.close_wait).await;
         }
@@ -152,6 +157,9 @@ impl LogInner {
             Err(TurnError::Superseded) => {
                 let closed = "a recovery has closed the ledger".to_owned();
                 self.find_end(LogError::Unavailable(closed));
+            }
+            Err(TurnError::Log(LogError::Metadata(MetadataError::Full(why)))) => {
+                self.turn_failed(LogError::StorageFull(format!("metadata is full: {why}")));
             }
             Err(TurnError::Log(error)) => self.turn_failed(error),
         }
@@ -344,24 +352,6 @@ impl LogInner {
             }
             _ => Err(TurnError::Log(conflict.into())),
         }
-    }
-
-    /// The mark of bookies that may lack entries of a ledger that its writer closes (H16).
-    async fn mark_thin(
-        &self,
-        writer: &LedgerWriter,
-        info: &LedgerInfo,
-        segment: &Segment,
-    ) -> Result<Option<Operation>, LedgerError> {
-        let doubted = writer.unconfirmed(info);
-        if segment.entries == 0 || doubted.is_empty() {
-            return Ok(None);
-        }
-        let now_ms = self.ctx.clock.wall_ms();
-        let reason = "closed before every copy was confirmed";
-        let mark = Mark::new(info.id, &info.home, reason, now_ms).doubted(doubted);
-        let put = marks::put_merged(&*self.ctx.store, &mark).await?;
-        Ok(Some(put))
     }
 
     async fn change_record(

@@ -8,7 +8,7 @@
 use std::sync::Arc;
 
 use aquifer_metadata::error::MetadataError;
-use aquifer_metadata::store::{Expect, Guard, Operation, Revision, Transaction, Versioned};
+use aquifer_metadata::store::{Expect, Guard, Operation, Revision, Room, Transaction, Versioned};
 use aquifer_metadata::{keys, record};
 use aquifer_model::id::TopicIncarnation;
 use aquifer_model::topic::TopicName;
@@ -70,6 +70,9 @@ impl TopicRecordCell {
         partitions: u32,
         guards: Vec<Guard>,
     ) -> Result<Arc<TopicRecordCell>, LogError> {
+        if let Some(Room::Low(why) | Room::Full(why)) = ctx.store.usage().map(|u| u.room()) {
+            return Err(MetadataError::Full(why).into());
+        }
         let incarnation = TopicIncarnation(ctx.rng.id16());
         let record = v1::TopicRecord {
             incarnation: incarnation.0.to_vec().into(),
@@ -122,6 +125,13 @@ impl TopicRecordCell {
     #[must_use]
     pub fn record(&self) -> v1::TopicRecord {
         self.current.lock().0.clone()
+    }
+
+    /// How many bytes the record has, and how many ledgers it lists.
+    pub(crate) fn size(&self) -> (usize, usize) {
+        let record = self.record();
+        let ledgers = record.segments.len() + record.cursor_segments.len();
+        (record::encode(record).len(), ledgers)
     }
 
     /// Which life of the topic's name this is.

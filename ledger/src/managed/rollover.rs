@@ -8,13 +8,24 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use aquifer_metadata::store::{Operation, Room};
+use aquifer_model::limits::METADATA_REQUEST_BYTES_MAX;
 use aquifer_runtime::clock;
 
-use crate::error::LogError;
-use crate::managed::state::{LogInner, Phase, State};
+use crate::error::{LedgerError, LogError};
+use crate::ledger_metadata::LedgerInfo;
+use crate::ledger_writer::LedgerWriter;
+use crate::managed::state::{LogInner, Phase, Segment, State};
+use crate::replication::marks::{self, Mark};
 
 /// How long metadata may take to answer a read before it counts as away.
 const REACH_MAX: Duration = Duration::from_secs(1);
+
+/// Bytes of a topic's record up to which it takes ledgers: what else is in the same change has to fit into
+/// one request, too.
+const RECORD_BYTES_MAX: usize = METADATA_REQUEST_BYTES_MAX - (64 << 10);
+/// What of it is kept for ledgers after failovers.
+const RECORD_BYTES_KEPT: usize = 448 << 10;
 
 impl LogInner {
     /// The current ledger is to make room for another.
@@ -31,6 +42,47 @@ impl LogInner {
     pub(crate) fn put_off_rollover(&self, state: &mut State, now: Duration) {
         let pause = self.ctx.settings.retry_backoff_max;
         state.roll_at = Some(now + self.ctx.rng.jitter(pause));
+    }
+
+    /// Whether metadata has room for another ledger of the log. Room is kept for logs that have no ledger
+    /// to go on with: they are what a failover leaves.
+    pub(crate) fn find_room(&self, may_wait: bool) -> Result<(), LogError> {
+        let full = |why| Err(LogError::StorageFull(format!("metadata is full: {why}")));
+        match self.ctx.store.usage().map(|usage| usage.room()) {
+            Some(Room::Full(why)) => return full(why),
+            Some(Room::Low(why)) if may_wait => return full(why),
+            Some(Room::Enough | Room::Low(_)) | None => {}
+        }
+        let (bytes, ledgers) = self.cell.size();
+        let bound = match may_wait {
+            true => RECORD_BYTES_MAX - RECORD_BYTES_KEPT,
+            false => RECORD_BYTES_MAX,
+        };
+        if bytes > bound {
+            return full(format!(
+                "the record of the topic has {bytes} bytes, for its {ledgers} ledgers; with larger \
+                 ledgers, or a retention that removes some, it takes others again"
+            ));
+        }
+        Ok(())
+    }
+
+    /// The mark of bookies that may lack entries of a ledger that its writer closes (H16).
+    pub(super) async fn mark_thin(
+        &self,
+        writer: &LedgerWriter,
+        info: &LedgerInfo,
+        segment: &Segment,
+    ) -> Result<Option<Operation>, LedgerError> {
+        let thin = writer.unconfirmed(info);
+        if segment.entries == 0 || thin.is_empty() {
+            return Ok(None);
+        }
+        let now_ms = self.ctx.clock.wall_ms();
+        let reason = "closed before every copy was confirmed";
+        let mark = Mark::new(info.id, &info.home, reason, now_ms).thin(thin);
+        let put = marks::put_merged(&*self.ctx.store, &mark).await?;
+        Ok(Some(put))
     }
 
     /// Whether metadata answers soon. That this is not the owner any more is an answer: the change

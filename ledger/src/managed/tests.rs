@@ -3,6 +3,7 @@
 mod crash;
 mod ensembles;
 mod faults;
+mod full;
 mod reading;
 mod threads;
 

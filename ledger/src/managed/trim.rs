@@ -6,13 +6,12 @@ use aquifer_model::id::{Index, LedgerId};
 use aquifer_model::policy::Retention;
 
 use crate::error::LogError;
-use crate::ledger_metadata;
 use crate::managed::deletion;
 use crate::managed::owner::note_removed;
 use crate::managed::state::{LogInner, Phase, SegmentStatus, State};
 use crate::managed::types::LogKind;
 
-/// Segments that one transaction removes, within the store's limit of operations.
+/// Segments that one transaction removes, at most.
 const SEGMENTS_PER_CHANGE: usize = 50;
 
 impl LogInner {
@@ -70,12 +69,10 @@ impl LogInner {
 
     /// Takes segments off the record and notes that their ledgers are to be deleted, at once.
     async fn remove(&self, goners: &[LedgerId]) -> Result<(), LogError> {
-        let mut intents = Vec::with_capacity(2 * goners.len());
-        for ledger in goners {
-            // What this process remembers may name bookies that repair has replaced since.
-            let info = ledger_metadata::load_existing(&*self.ctx.store, *ledger).await?;
-            intents.extend(deletion::intent_for(&info));
-        }
+        // What this process remembers may name bookies that repair has replaced since.
+        let ledgers = goners.iter().copied();
+        let (intents, taken) = deletion::intents_that_fit(&self.cell, ledgers).await?;
+        let goners = &goners[..taken];
         let ids: Vec<u64> = goners.iter().map(|ledger| ledger.0).collect();
         let end = self.end();
         self.cell

@@ -9,10 +9,12 @@ use std::time::Duration;
 
 use aquifer_metadata::error::MetadataError;
 use aquifer_metadata::keys;
-use aquifer_model::id::{BookieId, LedgerId};
+use aquifer_model::id::{BookieId, EntryId, LedgerId};
+use aquifer_model::limits::METADATA_PAGE_KEYS_MAX;
 use futures::StreamExt;
 
 use crate::context::LogContext;
+use crate::deletion;
 use crate::error::LedgerError;
 use crate::ledger_metadata::{self, LedgerState};
 use crate::replication::ReplicationConfig;
@@ -20,11 +22,13 @@ use crate::replication::checks::CheckCycle;
 use crate::replication::index::{self, LedgerIndex};
 use crate::replication::losses::{LossPolicy, LossWatch};
 use crate::replication::marks::{self, Mark};
-use crate::replication::members::Members;
+use crate::replication::members::{Member, Members};
 use crate::replication::orphans::{OrphanAudit, OrphanReport};
 
 /// Marks that are written at once.
 const WRITES_AT_ONCE: usize = 16;
+/// How old the knowledge of many marks may be.
+const MARKS_AGE_MAX: Duration = Duration::from_secs(60);
 /// From one scan to the next, while bookies are emptied, at least so many times its duration.
 const SCAN_REST: u32 = 10;
 
@@ -70,6 +74,7 @@ fn of_one_ledger<T>(
         Err(LedgerError::Metadata(
             error @ (MetadataError::Unavailable(_)
             | MetadataError::Denied(_)
+            | MetadataError::Full(_)
             | MetadataError::SessionExpired),
         )) => Err(error.into()),
         Err(error) => {
@@ -87,6 +92,7 @@ pub struct Auditor {
     config: ReplicationConfig,
     losses: LossWatch,
     index: Option<(LedgerIndex, Duration)>,
+    marked: Option<(Arc<Marked>, Duration)>,
     deleting: BTreeSet<LedgerId>,
     scan_took: Duration,
     /// The bookies that were registered, and those that were to be emptied, at the last scan.
@@ -113,6 +119,7 @@ impl Auditor {
             config,
             losses,
             index: None,
+            marked: None,
             deleting: BTreeSet::new(),
             scan_took: Duration::ZERO,
             scanned_with: None,
@@ -139,6 +146,10 @@ impl Auditor {
             self.scan(now).await?;
         }
         let members = Members::load(&*self.ctx.store).await?;
+        if fresh {
+            let is_gone = |id| members.get(id).is_some_and(Member::is_decommissioned);
+            deletion::finish_without(&*self.ctx.store, is_gone).await?;
+        }
         let mut report = self.judge(now, &members);
         let stirs = self.bookies_change(&members, &report) || is_any_draining(&members);
         if !fresh && (stirs || self.remaining(&report.emptied) > 0) {
@@ -154,10 +165,11 @@ impl Auditor {
             self.scanned_with = Some((members.registered(), report.emptied.clone()));
         }
         report.remaining = self.remaining(&report.emptied);
-        let marked = self.marked().await?;
+        let writes_marks = fresh && report.remaining > 0;
+        let marked = self.marked(now, writes_marks).await?;
         report.waiting = marked.len() as u64;
         // By an older index what was just repaired would be marked again.
-        if fresh && report.remaining > 0 {
+        if writes_marks {
             self.mark(&members, &mut report, &marked).await?;
             report.waiting += report.marked;
         }
@@ -185,7 +197,9 @@ impl Auditor {
     async fn scan(&mut self, now: Duration) -> Result<(), LedgerError> {
         let began = self.ctx.clock.monotonic();
         let index = LedgerIndex::scan(&*self.ctx.store).await?;
-        self.deleting = self.deletions().await?;
+        // Their records may stay for as long as a bookie that had them is away; nobody gives them
+        // another.
+        self.deleting = deletion::going(&*self.ctx.store).await?;
         let took = self.ctx.clock.monotonic().saturating_sub(began);
         let metrics = &self.ctx.metrics.repair;
         metrics.scan_seconds.record(took.as_secs_f64(), &[]);
@@ -231,22 +245,16 @@ impl Auditor {
             .saturating_sub(deleting.count() as u64)
     }
 
-    /// Ledgers that are being deleted. Their records may stay for as long as a bookie that had them
-    /// is away; nobody gives them another.
-    async fn deletions(&self) -> Result<BTreeSet<LedgerId>, LedgerError> {
-        let mut deleting = BTreeSet::new();
-        index::each(&*self.ctx.store, keys::DELETIONS_PREFIX, |item| {
-            if let Ok(keys::Key::Deletion(ledger)) = item.key.parse() {
-                deleting.insert(ledger);
-            }
-            Ok(())
-        })
-        .await?;
-        Ok(deleting)
-    }
-
-    /// Ledgers that carry a mark, and the bookies that it calls lost.
-    async fn marked(&self) -> Result<Marked, LedgerError> {
+    /// Ledgers that carry a mark, and the bookies that it calls lost. Many marks are read again only when
+    /// others are to be written, or after a while.
+    async fn marked(&mut self, now: Duration, exact: bool) -> Result<Arc<Marked>, LedgerError> {
+        if let Some((marked, at)) = &self.marked
+            && !exact
+            && marked.len() >= METADATA_PAGE_KEYS_MAX
+            && now.saturating_sub(*at) < MARKS_AGE_MAX
+        {
+            return Ok(Arc::clone(marked));
+        }
         let mut marked = Marked::new();
         index::each(&*self.ctx.store, keys::UNDER_REPLICATED_PREFIX, |item| {
             if let Ok(keys::Key::UnderReplicated(ledger)) = item.key.parse() {
@@ -258,6 +266,8 @@ impl Auditor {
             Ok(())
         })
         .await?;
+        let marked = Arc::new(marked);
+        self.marked = Some((Arc::clone(&marked), now));
         Ok(marked)
     }
 
@@ -357,7 +367,10 @@ impl Auditor {
         }
         let now_ms = self.ctx.clock.wall_ms();
         let mark = Mark::new(ledger, &info.home, "its turn to be checked", now_ms);
-        marks::write(store, &mark.doubted(info.bookies())).await?;
+        // Their bytes the scrubbers of the bookies look at.
+        let all = info.bookies().into_iter();
+        let mark = mark.thin(all.map(|bookie| (bookie, EntryId::FIRST)));
+        marks::write(store, &mark).await?;
         Ok(true)
     }
 
@@ -382,6 +395,10 @@ impl Auditor {
     fn tell(&mut self, report: &AuditReport) {
         let metrics = &self.ctx.metrics.repair;
         metrics.under_replicated.record(report.waiting, &[]);
+        if let Some(usage) = self.ctx.store.usage() {
+            metrics.metadata_used_bytes.record(usage.used_bytes, &[]);
+            metrics.metadata_quota_bytes.record(usage.quota_bytes, &[]);
+        }
         metrics.bookies_away.record(report.away as u64, &[]);
         let paused = report.paused.is_some();
         metrics.paused.record(u64::from(paused), &[]);

@@ -5,13 +5,15 @@
 //! - A negative answer for an entry that the ledger has means that it is missing there, never that
 //!   it does not exist (H16).
 
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use aquifer_model::entry::EntryData;
 use aquifer_model::id::{BookieId, EntryId};
 use aquifer_model::storage::{
-    AddEntry, BookieError, BookieResult, OrderedOperation, OrderedRequest, ReadRange, StoredEntry,
+    AddEntry, BookieError, BookieResult, OrderedOperation, OrderedRequest, Presence, PresenceRange,
+    ReadRange, StoredEntry,
 };
 use aquifer_runtime::clock;
 use bytes::Bytes;
@@ -38,7 +40,7 @@ pub(crate) type Run = (EntryId, EntryId);
 /// Why a copy did not come about.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Trouble {
-    /// Every replica said that it has not, or has damaged, an entry that the ledger has.
+    /// Every replica said that it has not, or has damaged, an entry that the ledger has, or is lost.
     Missing { entry: EntryId, last: BookieError },
     /// Bookies did not answer; another attempt may succeed.
     Blocked(String),
@@ -65,6 +67,41 @@ impl std::fmt::Display for Trouble {
             Trouble::Blocked(why) | Trouble::Silent(why) => f.write_str(why),
             Trouble::Refused(error) => write!(f, "a bookie refused the copy: {error}"),
             Trouble::Ledger(error) => error.fmt(f),
+        }
+    }
+}
+
+/// How closely a copy is looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Depth {
+    /// Whether the entries are there.
+    Keys,
+    /// Whether they are intact: every byte is read.
+    Bytes,
+}
+
+/// Entries that no replica has, in order, among those that were to be copied.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(crate) struct Holes {
+    pub(crate) runs: Vec<Run>,
+    /// What was said of the first of them.
+    why: Option<BookieError>,
+}
+
+impl Holes {
+    fn add(&mut self, run: Run, why: BookieError) {
+        push_gap(&mut self.runs, run);
+        self.why.get_or_insert(why);
+    }
+
+    /// The first of them as an error, if there are any.
+    pub(crate) fn check(&self) -> Result<(), Trouble> {
+        match (self.runs.first(), &self.why) {
+            (Some((entry, _)), Some(why)) => Err(Trouble::Missing {
+                entry: *entry,
+                last: why.clone(),
+            }),
+            _ => Ok(()),
         }
     }
 }
@@ -119,23 +156,44 @@ impl Pace {
 
 /// Copies within one ledger.
 pub(crate) struct Copier<'a> {
-    pub(crate) ctx: &'a LogContext,
-    pub(crate) info: &'a LedgerInfo,
-    pub(crate) members: &'a Members,
-    pub(crate) pace: &'a Pace,
+    ctx: &'a LogContext,
+    info: &'a LedgerInfo,
+    members: &'a Members,
+    /// Bookies that are lost, unless they are registered again: their silence keeps nobody waiting.
+    lost: &'a BTreeSet<BookieId>,
+    pace: &'a Pace,
+    /// Those of them that were asked once and did not answer.
+    silent: Mutex<BTreeSet<BookieId>>,
 }
 
-impl Copier<'_> {
-    /// The parts of `runs` that a bookie does not hold intact. With `prefix_only` everything
-    /// behind the first gap counts as missing: for a copy that was interrupted.
+impl<'a> Copier<'a> {
+    pub(crate) fn new(
+        ctx: &'a LogContext,
+        info: &'a LedgerInfo,
+        members: &'a Members,
+        lost: &'a BTreeSet<BookieId>,
+        pace: &'a Pace,
+    ) -> Copier<'a> {
+        Copier {
+            ctx,
+            info,
+            members,
+            lost,
+            pace,
+            silent: Mutex::default(),
+        }
+    }
+
+    /// The parts of `runs` that a bookie does not hold. With `prefix_only` everything behind the first gap
+    /// counts as missing: for a copy that was interrupted.
     pub(crate) async fn gaps(
         &self,
         bookie: BookieId,
         runs: impl Iterator<Item = Run>,
+        depth: Depth,
         prefix_only: bool,
     ) -> Result<Vec<Run>, Trouble> {
         let mut gaps = Vec::new();
-        let mut length_before = None;
         for (first, last) in runs {
             let mut next = first;
             while next <= last {
@@ -143,32 +201,51 @@ impl Copier<'_> {
                     gaps.push((next, last));
                     break;
                 }
-                let (intact, absent) = self.look(bookie, next, last).await?;
-                let Some(end) = intact else {
-                    let until = if absent { last } else { next };
-                    push_gap(&mut gaps, (next, until));
-                    next = until.next();
-                    continue;
+                let found = match depth {
+                    Depth::Keys => self.look(bookie, next, last).await?,
+                    Depth::Bytes => self.read_through(bookie, next, last).await?,
                 };
-                // Whether these are the right numbers nobody has checked: they only pace.
-                let before = length_before.unwrap_or(end.ledger_length);
-                let bytes = end.ledger_length.saturating_sub(before);
-                length_before = Some(end.ledger_length);
-                self.pace.spend(self.ctx, bytes).await;
-                next = end.entry.next();
+                for gap in found.gaps_from(next) {
+                    push_gap(&mut gaps, gap);
+                }
+                self.pace.spend(self.ctx, found.bytes).await;
+                next = found.until.next();
             }
         }
         Ok(gaps)
     }
 
-    /// Looks for entries from `first` on: the last of an unbroken sequence of intact ones, or none,
-    /// and then whether the bookie has nothing of the ledger at all.
+    /// Asks which entries from `first` on a bookie has: their bytes are left to its scrubber.
     async fn look(
         &self,
         bookie: BookieId,
         first: EntryId,
         last: EntryId,
-    ) -> Result<(Option<StoredEntry>, bool), Trouble> {
+    ) -> Result<Presence, Trouble> {
+        let range = PresenceRange {
+            ledger: self.info.id,
+            token: Some(self.info.token),
+            first,
+            last,
+        };
+        let has = self.ctx.transport.has(bookie, range);
+        let answer = clock::timeout(self.ctx.settings.request_timeout, has).await;
+        match answer.unwrap_or(Err(BookieError::Timeout)) {
+            // Whatever it says, this comes to an end.
+            Ok(found) if found.until >= first => Ok(found),
+            Ok(_) => Ok(Presence::nothing_until(first)),
+            Err(error) => nothing_after(&error, first, last)
+                .ok_or_else(|| Trouble::Silent(format!("bookie {bookie}: {error}"))),
+        }
+    }
+
+    /// Looks for an unbroken sequence of intact entries from `first` on. The bookie reads them whole.
+    async fn read_through(
+        &self,
+        bookie: BookieId,
+        first: EntryId,
+        last: EntryId,
+    ) -> Result<Presence, Trouble> {
         let range = ReadRange {
             ledger: self.info.id,
             token: Some(self.info.token),
@@ -180,43 +257,38 @@ impl Copier<'_> {
             prefix_bytes: Some(1),
         };
         match self.read(bookie, range).await {
-            Ok(entries) => Ok((entries.into_iter().next_back(), false)),
-            Err(BookieError::NoSuchLedger | BookieError::Deleted | BookieError::Token) => {
-                Ok((None, true))
+            Ok(entries) => {
+                let length = |entry: Option<&StoredEntry>| entry.map_or(0, |e| e.ledger_length);
+                let end = entries.last().map_or(first, |entry| entry.entry);
+                // Whether these are the right numbers nobody has checked: they only pace. How long the
+                // first of them is they do not tell, unless it is the first of all.
+                let before = match first {
+                    EntryId::FIRST => 0,
+                    _ => length(entries.first()),
+                };
+                Ok(Presence {
+                    runs: vec![(first, end)],
+                    until: end,
+                    bytes: length(entries.last()).saturating_sub(before),
+                })
             }
-            Err(
-                BookieError::NoSuchEntry
-                | BookieError::Digest(_)
-                | BookieError::Limbo
-                | BookieError::Io(_),
-            ) => Ok((None, false)),
-            Err(error) => Err(Trouble::Silent(format!("bookie {bookie}: {error}"))),
+            Err(error) => nothing_after(&error, first, last)
+                .ok_or_else(|| Trouble::Silent(format!("bookie {bookie}: {error}"))),
         }
     }
 
-    /// Copies entries to a bookie from whichever replica has them. One that none has ends it.
-    pub(crate) async fn copy(&self, runs: &[Run], to: BookieId) -> Result<(), Trouble> {
-        for run in runs {
-            self.copy_run(*run, to).await?;
-        }
-        Ok(())
-    }
-
-    /// The same, but an entry that no replica has does not keep those behind it thin (I2): the
-    /// first such entry is the error once everything else is copied.
-    pub(crate) async fn copy_what_there_is(
-        &self,
-        runs: &[Run],
-        to: BookieId,
-    ) -> Result<(), Trouble> {
-        let mut missing = None;
+    /// Copies entries to a bookie from whichever replica has them. An entry that no replica has does
+    /// not keep those behind it thin (I2): such entries are returned when everything else is copied.
+    pub(crate) async fn copy(&self, runs: &[Run], to: BookieId) -> Result<Holes, Trouble> {
+        let mut holes = Holes::default();
         for (first, last) in runs {
             let mut next = *first;
             while next <= *last {
                 match self.copy_run((next, *last), to).await {
-                    Err(Trouble::Missing { entry, last }) => {
-                        next = entry.next();
-                        missing.get_or_insert(Trouble::Missing { entry, last });
+                    Err(Trouble::Missing { entry, last: why }) => {
+                        let until = self.hole_until(entry, *last, &why);
+                        holes.add((entry, until), why);
+                        next = until.next();
                     }
                     copied => {
                         copied?;
@@ -225,13 +297,58 @@ impl Copier<'_> {
                 }
             }
         }
-        missing.map_or(Ok(()), Err)
+        Ok(holes)
+    }
+
+    /// Which of these entries no replica has, without copying anything; `None` as soon as one has any.
+    pub(crate) async fn lost_by_all(
+        &self,
+        runs: impl Iterator<Item = Run>,
+    ) -> Result<Option<Holes>, Trouble> {
+        let mut holes = Holes::default();
+        for (first, last) in runs {
+            let mut next = first;
+            while next <= last {
+                match self.fetch((next, next), None).await {
+                    Ok(_) => return Ok(None),
+                    // A disk may work again.
+                    Err(Trouble::Missing {
+                        last: BookieError::Io(_),
+                        ..
+                    }) => return Ok(None),
+                    Err(Trouble::Missing { entry, last: why }) => {
+                        let until = self.hole_until(entry, last, &why);
+                        holes.add((entry, until), why);
+                        next = until.next();
+                    }
+                    Err(trouble) => return Err(trouble),
+                }
+            }
+        }
+        Ok(Some(holes))
+    }
+
+    /// Where a hole ends that is known to begin at an entry: where all of the same bookies have
+    /// nothing of the ledger, they have not the next entries either.
+    fn hole_until(&self, entry: EntryId, last: EntryId, why: &BookieError) -> EntryId {
+        let quorum = self.info.quorum;
+        let everywhere = quorum.ensemble() == quorum.write();
+        match why {
+            BookieError::NoSuchLedger if everywhere => last,
+            _ => entry,
+        }
+    }
+
+    /// Whether a bookie is lost, and not merely silent.
+    fn is_lost(&self, bookie: BookieId) -> bool {
+        let named = self.lost.contains(&bookie) || self.members.is_leaving(bookie);
+        named && !self.members.is_registered(bookie)
     }
 
     async fn copy_run(&self, (first, last): Run, to: BookieId) -> Result<(), Trouble> {
         let mut next = first;
         while next <= last {
-            let entries = self.fetch((next, last), to).await?;
+            let entries = self.fetch((next, last), Some(to)).await?;
             let Some(end) = entries.last().map(|entry| entry.entry) else {
                 return Err(Trouble::Blocked("a read returned nothing".to_owned()));
             };
@@ -247,7 +364,11 @@ impl Copier<'_> {
     }
 
     /// Consecutive intact entries from the first on, from any replica but one.
-    async fn fetch(&self, (first, last): Run, not: BookieId) -> Result<Vec<StoredEntry>, Trouble> {
+    async fn fetch(
+        &self,
+        (first, last): Run,
+        not: Option<BookieId>,
+    ) -> Result<Vec<StoredEntry>, Trouble> {
         let (bookies, fragment_last) = self.info.fragment_of(first);
         let range = ReadRange {
             ledger: self.info.id,
@@ -260,15 +381,24 @@ impl Copier<'_> {
         };
         let write_set = self.info.quorum.write_set(first.0);
         let mut sources: Vec<BookieId> = write_set.map(|position| bookies[position]).collect();
-        sources.retain(|bookie| *bookie != not);
+        sources.retain(|bookie| Some(*bookie) != not && !self.silent.lock().contains(bookie));
         // Those that are away may answer all the same, but are asked when nobody else has it.
         sources.sort_by_key(|bookie| !self.members.is_registered(*bookie));
-        let mut missing = BookieError::NoSuchEntry;
-        let mut blocked = None;
+        // That nothing of the ledger is anywhere is said only when all say so.
+        let mut missing = BookieError::NoSuchLedger;
+        let (mut unclear, mut blocked) = (None, None);
         for bookie in sources {
             match self.read(bookie, range).await {
                 Ok(entries) => return Ok(entries),
+                Err(error) if has_nothing(&error) => {}
                 Err(error) if is_missing(&error) => missing = error,
+                // It has lost it, or cannot read it now: whatever is behind it is copied all the same.
+                Err(error @ (BookieError::Limbo | BookieError::Io(_))) => unclear = Some(error),
+                // What a lost bookie had is lost as far as anybody knows, and waiting for it would
+                // keep thin what others have.
+                Err(_) if self.is_lost(bookie) => {
+                    self.silent.lock().insert(bookie);
+                }
                 Err(error) => blocked = Some(format!("bookie {bookie}: {error}")),
             }
         }
@@ -276,7 +406,7 @@ impl Copier<'_> {
             Some(why) => Trouble::Blocked(why),
             None => Trouble::Missing {
                 entry: first,
-                last: missing,
+                last: unclear.unwrap_or(missing),
             },
         })
     }
@@ -350,6 +480,18 @@ impl Copier<'_> {
     }
 }
 
+/// What an error says of what a bookie has from an entry on, if it says anything.
+fn nothing_after(error: &BookieError, first: EntryId, last: EntryId) -> Option<Presence> {
+    match error {
+        _ if has_nothing(error) => Some(Presence::nothing_until(last)),
+        BookieError::NoSuchEntry
+        | BookieError::Digest(_)
+        | BookieError::Limbo
+        | BookieError::Io(_) => Some(Presence::nothing_until(first)),
+        _ => None,
+    }
+}
+
 /// A stored entry as repair writes it.
 fn recovery_add(stored: StoredEntry) -> AddEntry {
     AddEntry {
@@ -382,6 +524,14 @@ fn is_missing(error: &BookieError) -> bool {
             | BookieError::Token
             | BookieError::Conflict
             | BookieError::Digest(_)
+    )
+}
+
+/// Whether an answer says that the replica has nothing of the ledger.
+fn has_nothing(error: &BookieError) -> bool {
+    matches!(
+        error,
+        BookieError::NoSuchLedger | BookieError::Deleted | BookieError::Token
     )
 }
 

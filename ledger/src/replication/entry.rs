@@ -1,5 +1,6 @@
 //! Repair of a single damaged entry, at once and in place: what a scrubber or a reader asks for.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use aquifer_model::id::{BookieId, EntryId, LedgerId};
@@ -7,7 +8,7 @@ use aquifer_model::id::{BookieId, EntryId, LedgerId};
 use crate::context::LogContext;
 use crate::error::LedgerError;
 use crate::ledger_metadata::{self, LedgerState};
-use crate::replication::copy::{Copier, Pace};
+use crate::replication::copy::{Copier, Depth, Pace};
 use crate::replication::marks::{self, Mark};
 use crate::replication::members::Members;
 
@@ -46,17 +47,14 @@ pub async fn repair_entry(
         return Ok(EntryRepair::Irrelevant);
     }
     let members = Members::load(store).await?;
-    let pace = Pace::new(u64::MAX);
-    let copier = Copier {
-        ctx,
-        info: &info,
-        members: &members,
-        pace: &pace,
-    };
+    let (nobody, pace) = (BTreeSet::new(), Pace::new(u64::MAX));
+    let copier = Copier::new(ctx, &info, &members, &nobody, &pace);
     let only = [(entry, entry)];
     let repaired = async {
-        copier.copy(&only, bookie).await?;
-        copier.gaps(bookie, only.into_iter(), false).await
+        copier.copy(&only, bookie).await?.check()?;
+        copier
+            .gaps(bookie, only.into_iter(), Depth::Bytes, false)
+            .await
     };
     let why = match repaired.await {
         Ok(gaps) if gaps.is_empty() => {

@@ -1,6 +1,7 @@
 //! Ledgers for people: what their records say, what their replicas hold, and the repairs that an
 //! operator may ask for.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,7 +19,7 @@ use crate::deletion::{self, Intent, Progress};
 use crate::error::LedgerError;
 use crate::ledger_metadata::{self, LedgerInfo, LedgerState, commit_known};
 use crate::recover::close_by_recovery;
-use crate::replication::copy::{Copier, Pace, Trouble};
+use crate::replication::copy::{Copier, Depth, Pace, Trouble};
 use crate::replication::index;
 use crate::replication::marks::Mark;
 use crate::replication::members::Members;
@@ -174,7 +175,7 @@ pub async fn verify(
             is_closed: matches!(info.state, LedgerState::Closed { .. }),
         })
     };
-    let replicas = match is_going(ctx, ledger).await? {
+    let replicas = match is_going(ctx, &info).await? {
         true => Vec::new(),
         false => replicas(ctx, &info, bytes_per_second).await?,
     };
@@ -184,15 +185,15 @@ pub async fn verify(
     // What is missing may have been deleted meanwhile.
     Ok(match ledger_metadata::load(&*ctx.store, ledger).await? {
         None => None,
-        Some(_) if is_going(ctx, ledger).await? => found(Vec::new()),
+        Some(now) if is_going(ctx, &now).await? => found(Vec::new()),
         Some(_) => found(replicas),
     })
 }
 
 /// Whether all of a ledger is being deleted.
-async fn is_going(ctx: &LogContext, ledger: LedgerId) -> Result<bool, LedgerError> {
-    let intent = deletion::load(&*ctx.store, ledger).await?;
-    Ok(intent.is_some_and(|intent| !intent.copies_only))
+async fn is_going(ctx: &LogContext, info: &LedgerInfo) -> Result<bool, LedgerError> {
+    let intent = deletion::load(&*ctx.store, info.id).await?;
+    Ok(intent.is_some_and(|intent| intent.deletes(info)))
 }
 
 async fn replicas(
@@ -201,13 +202,8 @@ async fn replicas(
     bytes_per_second: u64,
 ) -> Result<Vec<Replica>, LedgerError> {
     let members = Members::load(&*ctx.store).await?;
-    let pace = Pace::new(bytes_per_second);
-    let copier = Copier {
-        ctx,
-        info,
-        members: &members,
-        pace: &pace,
-    };
+    let (nobody, pace) = (BTreeSet::new(), Pace::new(bytes_per_second));
+    let copier = Copier::new(ctx, info, &members, &nobody, &pace);
     let mut replicas = Vec::new();
     for (first, last, bookies) in plan::extents(info) {
         for (position, bookie) in bookies.iter().enumerate() {
@@ -215,7 +211,7 @@ async fn replicas(
                 let runs = last.map(|last| plan::runs(info.quorum, position, first, last));
                 runs.into_iter().flatten()
             };
-            let gaps = copier.gaps(*bookie, runs(), false).await;
+            let gaps = copier.gaps(*bookie, runs(), Depth::Bytes, false).await;
             replicas.push(Replica {
                 fragment: first,
                 position,

@@ -2,12 +2,12 @@
 //! the ledger removes exactly the mark that it has read. One that cannot be read stands in nobody's
 //! way: whoever marks the ledger replaces it, and doubts every bookie that it may have named.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use aquifer_metadata::error::MetadataError;
 use aquifer_metadata::store::{Expect, MetadataStore, Operation, Revision, Transaction, Versioned};
 use aquifer_metadata::{keys, record};
-use aquifer_model::id::{BookieId, LedgerId};
+use aquifer_model::id::{BookieId, EntryId, LedgerId};
 use aquifer_proto::v1;
 use bytes::Bytes;
 
@@ -24,8 +24,10 @@ pub struct Mark {
     pub ledger: LedgerId,
     /// Bookies to replace, unless they are back: then what they hold is checked.
     pub lost: BTreeSet<BookieId>,
-    /// Bookies whose copies may lack entries or be damaged.
+    /// Bookies whose copies may be damaged: every byte is read.
     pub doubted: BTreeSet<BookieId>,
+    /// Bookies whose copies may lack entries from so many on: only their index is asked.
+    pub thin: BTreeMap<BookieId, EntryId>,
     /// Why.
     pub reason: String,
     /// When, by the clock of whoever wrote it.
@@ -43,6 +45,7 @@ impl Mark {
             ledger,
             lost: BTreeSet::new(),
             doubted: BTreeSet::new(),
+            thin: BTreeMap::new(),
             reason: reason.to_owned(),
             marked_ms,
             home: home.to_owned(),
@@ -57,7 +60,21 @@ impl Mark {
         self
     }
 
-    /// The same with bookies to check.
+    /// The same with bookies that may lack entries from some on.
+    #[must_use]
+    pub fn thin(mut self, bookies: impl IntoIterator<Item = (BookieId, EntryId)>) -> Mark {
+        for (bookie, first) in bookies {
+            self.lacks(bookie, first);
+        }
+        self
+    }
+
+    fn lacks(&mut self, bookie: BookieId, first: EntryId) {
+        let known = self.thin.entry(bookie).or_insert(first);
+        *known = first.min(*known);
+    }
+
+    /// The same with bookies whose bytes are to be checked.
     #[must_use]
     pub fn doubted(mut self, bookies: impl IntoIterator<Item = BookieId>) -> Mark {
         self.doubted.extend(bookies);
@@ -81,6 +98,14 @@ impl Mark {
                 reason: self.reason.clone(),
                 marked_ms: self.marked_ms,
                 home: self.home.clone(),
+                thin: self
+                    .thin
+                    .iter()
+                    .map(|(bookie, first)| v1::ThinCopy {
+                        bookie: Bytes::copy_from_slice(&bookie.0),
+                        first_entry_id: first.0,
+                    })
+                    .collect(),
             }),
             expect,
         }
@@ -88,9 +113,17 @@ impl Mark {
 
     /// Adds what an earlier mark says; whether anything of this one was missing there.
     pub fn merge(&mut self, earlier: &Mark) -> bool {
-        let news = !self.lost.is_subset(&earlier.lost) || !self.doubted.is_subset(&earlier.doubted);
+        let is_new = |(bookie, first): (&BookieId, &EntryId)| {
+            earlier.thin.get(bookie).is_none_or(|known| first < known)
+        };
+        let news = !self.lost.is_subset(&earlier.lost)
+            || !self.doubted.is_subset(&earlier.doubted)
+            || self.thin.iter().any(is_new);
         self.lost.extend(&earlier.lost);
         self.doubted.extend(&earlier.doubted);
+        for (bookie, first) in &earlier.thin {
+            self.lacks(*bookie, *first);
+        }
         if !news {
             self.reason.clone_from(&earlier.reason);
             self.marked_ms = earlier.marked_ms;
@@ -104,17 +137,23 @@ impl Mark {
     /// When it is damaged.
     pub fn decode(stored: &Versioned) -> Result<Mark, LedgerError> {
         let mark: v1::UnderReplicatedRecord = record::decode(stored)?;
-        let ids = |list: &[Bytes]| -> Result<BTreeSet<BookieId>, LedgerError> {
-            let ids: Result<_, _> = list.iter().map(|id| BookieId::try_from(&id[..])).collect();
-            ids.map_err(|_| {
+        let id = |bytes: &Bytes| {
+            BookieId::try_from(&bytes[..]).map_err(|_| {
                 let what = "its under-replication mark has a malformed bookie id";
                 LedgerError::BadRecord(mark.ledger_id, what.to_owned())
             })
         };
+        let ids = |list: &[Bytes]| -> Result<BTreeSet<BookieId>, LedgerError> {
+            list.iter().map(id).collect()
+        };
+        let thin = mark.thin.iter();
+        let thin = thin.map(|copy| Ok((id(&copy.bookie)?, EntryId(copy.first_entry_id))));
+        let thin: Result<BTreeMap<BookieId, EntryId>, LedgerError> = thin.collect();
         Ok(Mark {
             ledger: LedgerId(mark.ledger_id),
             lost: ids(&mark.lost)?,
             doubted: ids(&mark.doubted)?,
+            thin: thin?,
             reason: mark.reason.clone(),
             marked_ms: mark.marked_ms,
             home: mark.home.clone(),
@@ -163,6 +202,16 @@ pub(crate) async fn load(
 ) -> Result<Option<Mark>, LedgerError> {
     let stored = store.get(&keys::under_replicated(ledger)).await?;
     stored.map(|stored| Mark::decode(&stored)).transpose()
+}
+
+/// The bookies that the mark of a ledger calls lost. One that cannot be read names none.
+pub(crate) async fn lost_of(
+    store: &dyn MetadataStore,
+    ledger: LedgerId,
+) -> Result<BTreeSet<BookieId>, LedgerError> {
+    let stored = store.get(&keys::under_replicated(ledger)).await?;
+    let mark = stored.and_then(|stored| Mark::decode(&stored).ok());
+    Ok(mark.map(|mark| mark.lost).unwrap_or_default())
 }
 
 /// Writes a mark, together with what an earlier one says. Returns whether it said anything new.

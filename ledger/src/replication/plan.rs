@@ -1,17 +1,20 @@
 //! What a marked ledger needs: pure decisions from its record, its mark and who is there.
 
+use std::collections::BTreeMap;
+
 use aquifer_model::id::{BookieId, EntryId};
 use aquifer_model::quorum::Quorum;
 
 use crate::ledger_metadata::{LedgerInfo, LedgerState};
+use crate::replication::copy::{Depth, Run};
 use crate::replication::marks::Mark;
 use crate::replication::members::Members;
 
 /// What is wrong with a position of a fragment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Care {
-    /// Its bookie is there; see what it holds, and complete that.
-    Verify,
+    /// Its bookie is there; see so closely what it holds from an entry on, and complete that.
+    Verify(Depth, EntryId),
     /// Its bookie is lost or leaving; copy to another and swap.
     Replace,
 }
@@ -29,6 +32,29 @@ pub(crate) struct Work {
     pub(crate) bookie: BookieId,
     /// What is to be done.
     pub(crate) care: Care,
+}
+
+impl Work {
+    /// What the position stores of its fragment.
+    pub(crate) fn runs(&self, info: &LedgerInfo) -> impl Iterator<Item = Run> + use<> {
+        self.runs_from(info, EntryId::FIRST)
+    }
+
+    /// What of that is in doubt.
+    pub(crate) fn doubtful(&self, info: &LedgerInfo) -> impl Iterator<Item = Run> + use<> {
+        match self.care {
+            Care::Verify(_, from) => self.runs_from(info, from),
+            Care::Replace => self.runs_from(info, EntryId::FIRST),
+        }
+    }
+
+    fn runs_from(&self, info: &LedgerInfo, from: EntryId) -> impl Iterator<Item = Run> + use<> {
+        let (quorum, position) = (info.quorum, self.position);
+        let first = self.first.max(from);
+        let last = self.last.filter(|last| first <= *last);
+        let found = last.map(|last| runs(quorum, position, first, last));
+        found.into_iter().flatten()
+    }
 }
 
 /// Everything that a ledger needs.
@@ -51,14 +77,22 @@ enum Judgement {
 
 fn judge(bookie: BookieId, mark: &Mark, members: &Members) -> Judgement {
     let registered = members.is_registered(bookie);
-    if members.is_leaving(bookie) || (mark.lost.contains(&bookie) && !registered) {
-        Judgement::Needs(Care::Replace)
-    } else if mark.lost.contains(&bookie) || (mark.doubted.contains(&bookie) && registered) {
-        Judgement::Needs(Care::Verify)
-    } else if mark.doubted.contains(&bookie) {
-        Judgement::Wait
-    } else {
-        Judgement::Trust
+    let lost = mark.lost.contains(&bookie);
+    if members.is_leaving(bookie) || (lost && !registered) {
+        return Judgement::Needs(Care::Replace);
+    }
+    let thin_from = match lost {
+        true => Some(EntryId::FIRST),
+        false => mark.thin.get(&bookie).copied(),
+    };
+    let care = match (mark.doubted.contains(&bookie), thin_from) {
+        (true, _) => Care::Verify(Depth::Bytes, EntryId::FIRST),
+        (false, Some(first)) => Care::Verify(Depth::Keys, first),
+        (false, None) => return Judgement::Trust,
+    };
+    match registered {
+        true => Judgement::Needs(care),
+        false => Judgement::Wait,
     }
 }
 
@@ -79,8 +113,8 @@ pub(crate) fn plan(info: &LedgerInfo, mark: &Mark, members: &Members) -> Plan {
                 }),
                 Judgement::Needs(Care::Replace) => plan.recover = true,
                 // It is back, and its writer knows what it has acknowledged since.
-                Judgement::Needs(Care::Verify) if mark.lost.contains(bookie) => {}
-                Judgement::Needs(Care::Verify) => plan.wait = true,
+                Judgement::Needs(Care::Verify(..)) if mark.lost.contains(bookie) => {}
+                Judgement::Needs(Care::Verify(..)) => plan.wait = true,
             }
         }
     }
@@ -158,6 +192,70 @@ pub(crate) fn runs(
         next = end.checked_add(1).filter(|next| *next <= last.0);
         Some((EntryId(begin), EntryId(end)))
     })
+}
+
+/// Fragments that one repair of a position makes of one, at most: a fragment is kept in the ledger's
+/// record, which has a bound.
+const HOLES_MAX: usize = 32;
+
+/// The fragments of a ledger once a bookie has taken over what a position stores, but for entries
+/// that nobody has: there the bookie that is lost keeps its place, because it may come back with them
+/// (H16). `None` when that changes nothing, because nobody has anything.
+pub(crate) fn split(
+    info: &LedgerInfo,
+    work: &Work,
+    to: BookieId,
+    holes: &[(EntryId, EntryId)],
+) -> Option<BTreeMap<EntryId, Vec<BookieId>>> {
+    let current = info.fragments.get(&work.first)?;
+    let mut taken = current.clone();
+    *taken.get_mut(work.position)? = to;
+    let mut fragments = info.fragments.clone();
+    fragments.remove(&work.first);
+    let mut next = work.first;
+    for (from, until) in coarse(holes) {
+        if next < from {
+            fragments.insert(next, taken.clone());
+        }
+        fragments.insert(from, current.clone());
+        next = until.next();
+    }
+    if next == work.first || work.last.is_some_and(|last| next <= last) {
+        fragments.insert(next, taken.clone());
+    }
+    if matches!(info.state, LedgerState::Closed(_)) {
+        join(&mut fragments);
+    }
+    (fragments != info.fragments).then_some(fragments)
+}
+
+/// Makes one of neighbours with the same members. Only of a closed ledger: the last fragment of
+/// another is known by where it begins.
+fn join(fragments: &mut BTreeMap<EntryId, Vec<BookieId>>) {
+    let mut before = None;
+    fragments.retain(|_, members| {
+        let differs = before.as_ref() != Some(members);
+        before = Some(members.clone());
+        differs
+    });
+}
+
+/// So few holes that a record can tell them apart: what lies between those that are nearest to each
+/// other is taken for a part of them.
+fn coarse(holes: &[(EntryId, EntryId)]) -> Vec<(EntryId, EntryId)> {
+    let between = |pair: &[(EntryId, EntryId)]| pair[1].0.0 - pair[0].1.0;
+    let mut distances: Vec<u64> = holes.windows(2).map(between).collect();
+    distances.sort_unstable_by(|one, other| other.cmp(one));
+    // Nothing is as near as 0.
+    let near = distances.get(HOLES_MAX - 1).copied().unwrap_or(0);
+    let mut found: Vec<(EntryId, EntryId)> = Vec::new();
+    for hole in holes {
+        match found.last_mut() {
+            Some(last) if hole.0.0 - last.1.0 <= near => last.1 = hole.1,
+            _ => found.push(*hole),
+        }
+    }
+    found
 }
 
 #[cfg(test)]

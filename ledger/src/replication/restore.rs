@@ -29,9 +29,10 @@ use crate::error::LedgerError;
 use crate::ledger_metadata::{self, LedgerInfo, LedgerState};
 use crate::recover::close_by_recovery;
 use crate::replication::ReplicationConfig;
-use crate::replication::copy::{Copier, Pace, Trouble};
+use crate::replication::copy::{Copier, Depth, Pace, Trouble};
 use crate::replication::index::LedgerIndex;
 use crate::replication::local::LocalLedger;
+use crate::replication::marks;
 use crate::replication::members::Members;
 use crate::replication::plan;
 
@@ -150,7 +151,7 @@ impl Restore {
             return self.fence_stored(ledger, token).await;
         }
         let intent = deletion::load(&*store, ledger).await?;
-        if intent.is_none_or(|intent| intent.copies_only) {
+        if intent.is_none_or(|intent| !intent.deletes(&info)) {
             if self.is_written_here(&info) {
                 if !self.writer_had_time(&info) {
                     return Ok(Found::Waiting);
@@ -191,12 +192,8 @@ impl Restore {
     /// Gets what the bookie lacks of the fragments whose extent is fixed. An entry that nobody has
     /// is the error in the end, when everything else is here.
     async fn complete(&self, info: &LedgerInfo, members: &Members) -> Result<(), Trouble> {
-        let copier = Copier {
-            ctx: &self.ctx,
-            info,
-            members,
-            pace: &self.pace,
-        };
+        let lost = marks::lost_of(&*self.ctx.store, info.id).await?;
+        let copier = Copier::new(&self.ctx, info, members, &lost, &self.pace);
         let mut missing = None;
         for (first, last, bookies) in plan::extents(info) {
             let Some(last) = last else {
@@ -205,18 +202,18 @@ impl Restore {
             let here = bookies.iter().enumerate();
             for (position, _) in here.filter(|(_, bookie)| **bookie == self.bookie) {
                 let runs = plan::runs(info.quorum, position, first, last);
-                let gaps = copier.gaps(self.bookie, runs, false).await?;
+                let gaps = copier.gaps(self.bookie, runs, Depth::Keys, false).await?;
                 if gaps.is_empty() {
                     continue;
                 }
-                match copier.copy_what_there_is(&gaps, self.bookie).await {
-                    Err(trouble @ Trouble::Missing { .. }) => {
-                        missing.get_or_insert(trouble);
-                        continue;
-                    }
-                    copied => copied?,
+                let holes = copier.copy(&gaps, self.bookie).await?;
+                if let Err(trouble) = holes.check() {
+                    missing.get_or_insert(trouble);
+                    continue;
                 }
-                let again = copier.gaps(self.bookie, gaps.into_iter(), false).await?;
+                let again = copier
+                    .gaps(self.bookie, gaps.into_iter(), Depth::Keys, false)
+                    .await?;
                 if let Some((entry, _)) = again.first() {
                     let why = format!("entry {entry} was written and is not there");
                     return Err(Trouble::Blocked(why));

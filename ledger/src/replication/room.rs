@@ -6,6 +6,7 @@ use aquifer_metadata::keys::{self, Key};
 use aquifer_metadata::store::MetadataStore;
 use aquifer_model::id::BookieId;
 
+use crate::deletion;
 use crate::error::LedgerError;
 use crate::ledger_metadata::LedgerInfo;
 use crate::replication::index;
@@ -61,7 +62,8 @@ fn is_writable(member: &Member) -> bool {
     !member.is_leaving() && registration.is_some_and(|registration| !registration.read_only)
 }
 
-/// The ledgers of one bookie, were they to leave it now. Records that cannot be read are left out.
+/// The ledgers of one bookie, were they to leave it now. Records that cannot be read are left out, and
+/// so are ledgers that are being deleted.
 ///
 /// # Errors
 /// When metadata cannot be read.
@@ -71,8 +73,10 @@ pub async fn of_bookie(
 ) -> Result<Outlook, LedgerError> {
     let members = Members::load(store).await?;
     let mut outlook = Outlook::new(&members, Some(bookie));
+    let going = deletion::going(store).await?;
     index::each(store, keys::LEDGERS_PREFIX, |item| {
         if let Ok(Key::Ledger(id)) = item.key.parse()
+            && !going.contains(&id)
             && let Ok(info) = LedgerInfo::decode(id, item)
         {
             outlook.add(&info, &members, |member| member == bookie);

@@ -5,6 +5,8 @@ mod audits;
 mod crash;
 mod deletions;
 mod history;
+mod holes;
+mod looks;
 mod repairs;
 mod running;
 
@@ -126,8 +128,12 @@ impl Cluster {
     }
 
     async fn change(&self, operation: Operation) {
+        self.change_at(keys::CLUSTER_PARTITION, operation).await;
+    }
+
+    pub(super) async fn change_at(&self, partition: &str, operation: Operation) {
         let transaction = Transaction {
-            partition: keys::CLUSTER_PARTITION.to_owned(),
+            partition: partition.to_owned(),
             guards: Vec::new(),
             operations: vec![operation],
         };

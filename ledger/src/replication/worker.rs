@@ -21,9 +21,9 @@ use crate::error::LedgerError;
 use crate::ledger_metadata::{self, LedgerInfo};
 use crate::recover::close_by_recovery;
 use crate::replication::ReplicationConfig;
-use crate::replication::copy::{Copier, Run, Trouble};
+use crate::replication::copy::{Copier, Depth, Holes, Trouble};
 use crate::replication::marks::{self, Mark};
-use crate::replication::members::Members;
+use crate::replication::members::{Member, Members};
 use crate::replication::plan::{self, Care, Work};
 use crate::replication::share::Share;
 
@@ -33,9 +33,29 @@ const CONFLICTS_MAX: usize = 16;
 const PLACES_MAX: usize = 8;
 /// How old the knowledge of bookies may be that a repair begins with.
 const MEMBERS_AGE_MAX: Duration = Duration::from_secs(5);
+/// How long a round may look at copies that are not known to be lost.
+const ROUND_LONG: Duration = Duration::from_secs(60);
 /// First and longest pause before a ledger that could not be repaired is tried again.
 const RETRY_FIRST: Duration = Duration::from_secs(5);
 const RETRY_MAX: Duration = Duration::from_secs(300);
+
+/// Which marks come first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Urgency {
+    /// Copies are lost.
+    Lost,
+    /// Copies are to be looked at.
+    Other,
+}
+
+impl Urgency {
+    fn of(mark: &Mark) -> Urgency {
+        match mark.lost.is_empty() {
+            true => Urgency::Other,
+            false => Urgency::Lost,
+        }
+    }
+}
 
 /// What a round over the marks came to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -109,7 +129,9 @@ impl RepairWorker {
         Arc::clone(&self.share)
     }
 
-    /// Takes every mark once.
+    /// Takes every mark once: first those of ledgers that have lost a copy, then those of ledgers that are
+    /// only to be looked at, which may be all that there are. Ends early when the latter take long, so
+    /// that the next round finds what was lost meanwhile.
     ///
     /// # Errors
     /// When marks or bookies cannot be listed. What fails at a single ledger is counted.
@@ -118,6 +140,27 @@ impl RepairWorker {
         self.load_members().await?;
         let mut round = Round::default();
         let mut seen = BTreeSet::new();
+        self.take_marks(Urgency::Lost, &mut round, &mut seen)
+            .await?;
+        let all = self
+            .take_marks(Urgency::Other, &mut round, &mut seen)
+            .await?;
+        if all {
+            self.open.retain(|ledger, _| seen.contains(ledger));
+            self.put_off.retain(|ledger, _| seen.contains(ledger));
+        }
+        round.marked = seen.len();
+        Ok(round)
+    }
+
+    /// Takes the marks of one kind, page by page; whether it came to the end of them.
+    async fn take_marks(
+        &mut self,
+        urgency: Urgency,
+        round: &mut Round,
+        seen: &mut BTreeSet<LedgerId>,
+    ) -> Result<bool, LedgerError> {
+        let began = self.ctx.clock.monotonic();
         let mut page = None;
         loop {
             let prefix = keys::UNDER_REPLICATED_PREFIX;
@@ -127,32 +170,31 @@ impl RepairWorker {
             // Workers that begin at different ledgers seldom meet.
             let turn = self.ctx.rng.below(items.len().max(1) as u64);
             items.rotate_left(usize::try_from(turn).unwrap_or(0));
-            let mut marks = Vec::new();
             for item in &items {
                 match Mark::decode(item) {
-                    Ok(mark) => marks.push(mark),
-                    Err(error) => {
+                    Ok(mark) if Urgency::of(&mark) == urgency => {
+                        let now = self.ctx.clock.monotonic();
+                        let long = now.saturating_sub(began) >= ROUND_LONG;
+                        if urgency == Urgency::Other && long {
+                            return Ok(false);
+                        }
+                        // One that was taken as lost is not taken again.
+                        if seen.insert(mark.ledger) {
+                            self.take(&mark, round).await?;
+                        }
+                    }
+                    Err(error) if urgency == Urgency::Other => {
                         tracing::error!(key = item.key, %error, "a mark is unreadable");
                         round.failed += 1;
                     }
+                    Ok(_) | Err(_) => {}
                 }
-            }
-            // Copies that are lost come before copies that are only to be looked at, which may be of
-            // every ledger.
-            marks.sort_by_key(|mark| mark.lost.is_empty());
-            for mark in &marks {
-                seen.insert(mark.ledger);
-                self.take(mark, &mut round).await?;
             }
             page = found.next;
             if page.is_none() {
-                break;
+                return Ok(true);
             }
         }
-        self.open.retain(|ledger, _| seen.contains(ledger));
-        self.put_off.retain(|ledger, _| seen.contains(ledger));
-        round.marked = seen.len();
-        Ok(round)
     }
 
     async fn take(&mut self, mark: &Mark, round: &mut Round) -> Result<(), LedgerError> {
@@ -249,8 +291,8 @@ impl RepairWorker {
         loop {
             let info = ledger_metadata::load(&*ctx.store, mark.ledger).await?;
             let intent = deletion::load(&*ctx.store, mark.ledger).await?;
-            let goes = intent.is_some_and(|intent| !intent.copies_only);
-            let Some(mut info) = info.filter(|_| !goes) else {
+            let stays = |info: &LedgerInfo| intent.as_ref().is_none_or(|i| !i.deletes(info));
+            let Some(mut info) = info.filter(stays) else {
                 marks::clear(&*ctx.store, &mark).await?;
                 return Ok(Outcome::Repaired);
             };
@@ -267,7 +309,7 @@ impl RepairWorker {
             let next = left.min_by_key(|work| work.care != Care::Replace);
             if let Some(work) = next {
                 done.insert(*work);
-                if let Err(trouble) = self.attend(&mut info, &members, *work).await {
+                if let Err(trouble) = self.attend(&mut info, &members, &mark.lost, *work).await {
                     tracing::debug!(ledger = info.id.0, ?work, %trouble, "position is not repaired");
                     failed = Some(trouble.to_string());
                 }
@@ -307,11 +349,12 @@ impl RepairWorker {
         &self,
         info: &mut LedgerInfo,
         members: &Members,
+        lost: &BTreeSet<BookieId>,
         work: Work,
     ) -> Result<(), Trouble> {
         match work.care {
-            Care::Verify => self.complete(info, members, work).await,
-            Care::Replace => self.replace(info, members, work).await,
+            Care::Verify(depth, _) => self.complete(info, members, lost, work, depth).await,
+            Care::Replace => self.replace(info, members, lost, work).await,
         }
     }
 
@@ -320,17 +363,24 @@ impl RepairWorker {
         &self,
         info: &mut LedgerInfo,
         members: &Members,
+        lost: &BTreeSet<BookieId>,
         work: Work,
+        depth: Depth,
     ) -> Result<(), Trouble> {
         let refused = {
-            let copier = self.copier(info, members);
-            let gaps = copier.gaps(work.bookie, runs_of(info, work), false).await?;
+            let copier = self.copier(info, members, lost);
+            let gaps = copier
+                .gaps(work.bookie, work.doubtful(info), depth, false)
+                .await?;
             if gaps.is_empty() {
                 return Ok(());
             }
-            match copier.copy_what_there_is(&gaps, work.bookie).await {
-                Ok(()) => {
-                    let again = copier.gaps(work.bookie, gaps.into_iter(), false).await?;
+            match copier.copy(&gaps, work.bookie).await {
+                Ok(holes) => {
+                    holes.check()?;
+                    let again = copier
+                        .gaps(work.bookie, gaps.into_iter(), depth, false)
+                        .await?;
                     !again.is_empty()
                 }
                 Err(Trouble::Refused(_)) => true,
@@ -339,16 +389,18 @@ impl RepairWorker {
         };
         if refused {
             tracing::warn!(bookie = %work.bookie, ledger = info.id.0, "bookie cannot keep its copy: another takes its place");
-            return self.replace(info, members, work).await;
+            return self.replace(info, members, lost, work).await;
         }
         Ok(())
     }
 
-    /// Copies a position to another bookie and swaps it in the record.
+    /// Copies a position to another bookie and swaps it in the record, but for entries that no replica
+    /// has: these stay where they are named until a mark is all that waits for them.
     async fn replace(
         &self,
         info: &mut LedgerInfo,
         members: &Members,
+        lost: &BTreeSet<BookieId>,
         work: Work,
     ) -> Result<(), Trouble> {
         let mut unfit: Vec<BookieId> = members.leaving().into_iter().collect();
@@ -362,34 +414,40 @@ impl RepairWorker {
             }
             let to = match place.filter(|place| !current.contains(place)) {
                 Some(place) => place,
-                None => {
-                    places += 1;
-                    if places > PLACES_MAX {
-                        return Err(Trouble::Blocked("no bookie takes the copy".to_owned()));
-                    }
-                    self.choose(&unfit, &current)?
+                None if places == PLACES_MAX => {
+                    return Err(Trouble::Blocked("no bookie takes the copy".to_owned()));
                 }
+                None => self.choose(&unfit, &current)?,
             };
+            places += usize::from(place != Some(to));
             place = Some(to);
             let before = self.cookie_revision(to).await?;
-            match self.bring(info, members, work, to).await {
+            let holes = match self.bring(info, members, lost, work, to).await {
                 Err(trouble @ (Trouble::Refused(_) | Trouble::Silent(_))) => {
                     tracing::debug!(bookie = %to, ledger = info.id.0, %trouble, "bookie does not take a copy");
                     unfit.push(to);
                     place = None;
                     continue;
                 }
-                copied => copied?,
-            }
-            match self.swap(info, work, to).await? {
-                Swap::Done if self.cookie_revision(to).await? == before => return Ok(()),
+                brought => brought?,
+            };
+            // Nobody who is gone for good comes back with anything.
+            let gone = members.get(work.bookie);
+            let kept = match gone.is_some_and(Member::is_decommissioned) {
+                true => &[][..],
+                false => &holes.runs[..],
+            };
+            let Some(fragments) = plan::split(info, &work, to, kept) else {
+                return holes.check();
+            };
+            let doubted = kept.len() < holes.runs.len();
+            match self.swap(info, work, to, fragments).await? {
                 Swap::Done => {
-                    // It lost something, or was asked to leave, after it was chosen.
-                    self.doubt(info, to).await?;
-                    let why = format!("bookie {to} has changed while it got a copy");
-                    return Err(Trouble::Blocked(why));
+                    self.look_back(info, to, before, doubted).await?;
+                    return holes.check();
                 }
                 Swap::Again => {}
+                Swap::Gone => return Ok(()),
                 Swap::Unfit => {
                     unfit.push(to);
                     place = None;
@@ -404,17 +462,38 @@ impl RepairWorker {
         }
     }
 
-    /// Copies to a bookie what a position stores and it does not hold yet.
+    /// Doubts a bookie that has a place now, when it is not what it was when it was chosen, or is known to
+    /// lack something.
+    async fn look_back(
+        &self,
+        info: &LedgerInfo,
+        to: BookieId,
+        before: Option<Revision>,
+        lacks: bool,
+    ) -> Result<(), Trouble> {
+        let changed = self.cookie_revision(to).await? != before;
+        if changed || lacks {
+            self.doubt(info, to).await?;
+        }
+        if changed {
+            // It lost something, or was asked to leave, after it was chosen.
+            let why = format!("bookie {to} has changed while it got a copy");
+            return Err(Trouble::Blocked(why));
+        }
+        Ok(())
+    }
+
+    /// Copies to a bookie what a position stores and it does not hold yet. Returns what nobody has.
     async fn bring(
         &self,
         info: &LedgerInfo,
         members: &Members,
+        lost: &BTreeSet<BookieId>,
         work: Work,
         to: BookieId,
-    ) -> Result<(), Trouble> {
-        let copier = self.copier(info, members);
-        let gaps = copier.gaps(to, runs_of(info, work), true).await?;
-        // Without a missing entry the place is not given away (H16), so the rest would be of no use.
+    ) -> Result<Holes, Trouble> {
+        let copier = self.copier(info, members, lost);
+        let gaps = copier.gaps(to, work.runs(info), Depth::Keys, true).await?;
         copier.copy(&gaps, to).await
     }
 
@@ -428,7 +507,8 @@ impl RepairWorker {
     async fn doubt(&self, info: &LedgerInfo, bookie: BookieId) -> Result<(), LedgerError> {
         let now_ms = self.ctx.clock.wall_ms();
         let reason = "a bookie changed while it got a copy";
-        let mark = Mark::new(info.id, &info.home, reason, now_ms).doubted([bookie]);
+        let mark = Mark::new(info.id, &info.home, reason, now_ms);
+        let mark = mark.thin([(bookie, EntryId::FIRST)]);
         marks::write(&*self.ctx.store, &mark).await.map(drop)
     }
 
@@ -442,24 +522,31 @@ impl RepairWorker {
         chosen.first().copied().ok_or_else(none)
     }
 
-    /// Puts a bookie in the place of another, unless a deletion is in progress: the copy could be
-    /// what is being deleted.
+    /// Writes a record in which a bookie has the place of another, unless a deletion names it: the copy
+    /// could be what is being deleted.
     async fn swap(
         &self,
         info: &mut LedgerInfo,
         work: Work,
         to: BookieId,
+        fragments: BTreeMap<EntryId, Vec<BookieId>>,
     ) -> Result<Swap, LedgerError> {
-        let mut changed = info.clone();
-        let Some(members) = changed.fragments.get_mut(&work.first) else {
-            return Ok(Swap::Again);
+        let mut changed = LedgerInfo {
+            fragments,
+            ..info.clone()
         };
-        members[work.position] = to;
-        let no_intent = Guard {
+        // An intent for the copies of others may wait for a bookie that is away, for ever.
+        let intent = deletion::load(&*self.ctx.store, info.id).await?;
+        match &intent {
+            Some(intent) if intent.deletes(info) => return Ok(Swap::Gone),
+            Some(intent) if intent.names(to) => return Ok(Swap::Unfit),
+            _ => {}
+        }
+        let as_it_was = Guard {
             key: keys::deletion(info.id),
-            expect: Expect::Absent,
+            expect: intent.map_or(Expect::Absent, |intent| intent.expect()),
         };
-        match ledger_metadata::replace(&*self.ctx.store, &mut changed, &[no_intent]).await {
+        match ledger_metadata::replace(&*self.ctx.store, &mut changed, &[as_it_was]).await {
             Ok(()) => {
                 self.ctx.metrics.repair.swapped_positions.add(1, &[]);
                 tracing::info!(
@@ -469,37 +556,28 @@ impl RepairWorker {
                 *info = changed;
                 Ok(Swap::Done)
             }
-            Err(LedgerError::Metadata(MetadataError::Conflict { .. })) => Ok(Swap::Again),
-            Err(LedgerError::Fenced) => {
-                let intent = deletion::load(&*self.ctx.store, info.id).await?;
-                let unfit = intent.is_some_and(|intent| intent.bookies.contains(&to));
-                Ok(if unfit { Swap::Unfit } else { Swap::Again })
+            // Somebody has changed it, or has begun to delete something: the next attempt sees what.
+            Err(LedgerError::Metadata(MetadataError::Conflict { .. }) | LedgerError::Fenced) => {
+                Ok(Swap::Again)
             }
             Err(error) => Err(error),
         }
     }
 
-    fn copier<'a>(&'a self, info: &'a LedgerInfo, members: &'a Members) -> Copier<'a> {
-        Copier {
-            ctx: &self.ctx,
-            info,
-            members,
-            pace: self.share.pace(),
-        }
+    fn copier<'a>(
+        &'a self,
+        info: &'a LedgerInfo,
+        members: &'a Members,
+        lost: &'a BTreeSet<BookieId>,
+    ) -> Copier<'a> {
+        Copier::new(&self.ctx, info, members, lost, self.share.pace())
     }
 }
 
 enum Swap {
     Done,
     Again,
+    /// The ledger is being deleted.
+    Gone,
     Unfit,
-}
-
-/// What a position stores of its fragment.
-fn runs_of(info: &LedgerInfo, work: Work) -> impl Iterator<Item = Run> + use<> {
-    let quorum = info.quorum;
-    let runs = work
-        .last
-        .map(|last| plan::runs(quorum, work.position, work.first, last));
-    runs.into_iter().flatten()
 }

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use aquifer_model::id::{BookieId, CreationToken, EntryId, LedgerId};
 use aquifer_model::storage::{
-    AddEntry, BookieError, BookieResult, OrderedOperation, OrderedReply, OrderedRequest, ReadBatch,
-    ReadRange, ReplyCallback, StoredEntry, TailState, TailWait,
+    AddEntry, BookieError, BookieResult, OrderedOperation, OrderedReply, OrderedRequest, Presence,
+    PresenceRange, ReadBatch, ReadRange, ReplyCallback, StoredEntry, TailState, TailWait,
 };
 use aquifer_runtime::clock;
 use async_trait::async_trait;
@@ -16,6 +16,9 @@ use tokio::sync::Notify;
 
 use crate::placement::{BookieInfo, Bookies};
 use crate::transport::BookieTransport;
+
+/// What a bookie reads for one question what it has.
+const HAS_BYTES_MAX: u64 = 1_000;
 
 /// How a bookie behaves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -46,6 +49,8 @@ pub struct ReadCounts {
     pub entries: u64,
     /// Entries of which only the beginning was returned.
     pub prefixes: u64,
+    /// Requests for what is there, without bytes.
+    pub looks: u64,
 }
 
 /// Bookies `[1; 16]`, `[2; 16]` and so on. Clones share them.
@@ -372,6 +377,30 @@ impl TestBookie {
         })
     }
 
+    fn has(&mut self, range: PresenceRange) -> BookieResult<Presence> {
+        match self.mode {
+            Mode::Broken => return Err(BookieError::Io("broken".to_owned())),
+            Mode::Unreachable | Mode::Silent => {
+                return Err(BookieError::Unreachable("cut off".to_owned()));
+            }
+            Mode::Up | Mode::Overloaded | Mode::ReadOnly | Mode::Limbo => {}
+        }
+        let mut presence = Presence::nothing_until(range.last);
+        let Some(ledger) = self.ledgers.get(&range.ledger) else {
+            return Ok(presence);
+        };
+        ledger.compare(range.token)?;
+        for (entry, stored) in ledger.entries.range(range.first..=range.last) {
+            if presence.bytes >= HAS_BYTES_MAX {
+                presence.until = EntryId(entry.0 - 1);
+                break;
+            }
+            presence.bytes += stored.data.len() as u64;
+            presence.add(*entry);
+        }
+        Ok(presence)
+    }
+
     fn read(&mut self, range: ReadRange) -> BookieResult<ReadBatch> {
         match self.mode {
             Mode::Broken => return Err(BookieError::Io("broken".to_owned())),
@@ -478,6 +507,18 @@ impl BookieTransport for TestBookies {
             None => reads.entries += count,
         }
         Ok(batch)
+    }
+
+    async fn has(&self, bookie: BookieId, range: PresenceRange) -> BookieResult<Presence> {
+        if !self.bookies.contains_key(&bookie) {
+            return Err(BookieError::Unreachable("no such bookie".to_owned()));
+        }
+        if self.with(bookie, |b| b.reads_stall) {
+            return std::future::pending().await;
+        }
+        let presence = self.with(bookie, |b| b.has(range))?;
+        self.reads.lock().looks += 1;
+        Ok(presence)
     }
 
     async fn wait(&self, bookie: BookieId, wait: TailWait) -> BookieResult<TailState> {

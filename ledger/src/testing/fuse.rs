@@ -8,11 +8,12 @@ use std::time::Duration;
 
 use aquifer_metadata::error::MetadataResult;
 use aquifer_metadata::store::{
-    MetadataStore, PageToken, Revision, ScanPage, Session, Transaction, Versioned, Watch,
+    MetadataStore, PageToken, Revision, ScanPage, Session, Transaction, Usage, Versioned, Watch,
 };
 use aquifer_model::id::BookieId;
 use aquifer_model::storage::{
-    BookieResult, OrderedRequest, ReadBatch, ReadRange, ReplyCallback, TailState, TailWait,
+    BookieResult, OrderedRequest, Presence, PresenceRange, ReadBatch, ReadRange, ReplyCallback,
+    TailState, TailWait,
 };
 use async_trait::async_trait;
 
@@ -108,6 +109,13 @@ impl BookieTransport for FusedTransport {
         self.inner.read(bookie, range).await
     }
 
+    async fn has(&self, bookie: BookieId, range: PresenceRange) -> BookieResult<Presence> {
+        if self.fuse.is_blown() {
+            return pending().await;
+        }
+        self.inner.has(bookie, range).await
+    }
+
     async fn wait(&self, bookie: BookieId, wait: TailWait) -> BookieResult<TailState> {
         if self.fuse.is_blown() {
             return pending().await;
@@ -150,6 +158,10 @@ impl MetadataStore for FusedStore {
             (Fate::Dies, Blow::Before) | (Fate::Dead, _) => {}
         }
         pending().await
+    }
+
+    fn usage(&self) -> Option<Usage> {
+        self.inner.usage()
     }
 
     async fn watch(&self, prefix: &str, after: Revision) -> MetadataResult<Box<dyn Watch>> {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use aquifer_metadata::error::{MetadataError, MetadataResult};
 use aquifer_metadata::keys;
 use aquifer_metadata::store::{
-    Expect, MetadataStore, Operation, PageToken, Revision, ScanPage, Session, Transaction,
+    Expect, MetadataStore, Operation, PageToken, Revision, ScanPage, Session, Transaction, Usage,
     Versioned, Watch,
 };
 use async_trait::async_trait;
@@ -34,6 +34,7 @@ struct State {
     /// Deletions of keys that begin like this fail once.
     undeletable: Option<String>,
     seeds: u64,
+    usage: Option<Usage>,
 }
 
 impl MemoryStore {
@@ -59,6 +60,11 @@ impl MemoryStore {
     /// The next commit that deletes a key which begins with `prefix` fails.
     pub fn fail_deletion(&self, prefix: &str) {
         self.state.lock().undeletable = Some(prefix.to_owned());
+    }
+
+    /// How much of its room it says to use.
+    pub fn set_usage(&self, usage: Option<Usage>) {
+        self.state.lock().usage = usage;
     }
 
     /// The next `count` changes are applied but answered with `UnknownOutcome`.
@@ -104,6 +110,13 @@ impl State {
             key: key.to_owned(),
             current,
         })
+    }
+
+    fn room(&self) -> MetadataResult<()> {
+        match self.usage {
+            Some(usage) if usage.refuses => Err(MetadataError::Full("switched off".to_owned())),
+            _ => Ok(()),
+        }
     }
 
     fn up(&mut self) -> MetadataResult<()> {
@@ -196,6 +209,7 @@ impl MetadataStore for MemoryStore {
             return Err(MetadataError::UnknownOutcome("no answer".to_owned()));
         }
         state.up()?;
+        state.room()?;
         state.deletable(&transaction.operations)?;
         for guard in &transaction.guards {
             state.check(&guard.key, guard.expect)?;
@@ -221,6 +235,10 @@ impl MetadataStore for MemoryStore {
             }
         }
         state.answer(revision)
+    }
+
+    fn usage(&self) -> Option<Usage> {
+        self.state.lock().usage
     }
 
     async fn watch(&self, _prefix: &str, _after: Revision) -> MetadataResult<Box<dyn Watch>> {

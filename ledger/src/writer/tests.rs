@@ -362,13 +362,14 @@ fn a_recovery_seen_in_metadata_stops_the_writer() {
 fn it_knows_who_may_lack_what_is_acknowledged_h16() {
     let mut run = Run::new((3, 3, 2));
     let named = |run: &Run| run.writer.unconfirmed();
+    let everybody = |run: &Run| named(run).bookies.len() + named(run).positions.len();
     run.add();
     run.reply(0, 0, AddReply::Stored);
     run.reply(1, 0, AddReply::Stored);
     assert_eq!(named(&run).bookies, [bookie(2)].into());
     assert_eq!(named(&run).positions, [2]);
     run.reply(2, 0, AddReply::Stored);
-    assert_eq!(named(&run), Unconfirmed::default());
+    assert_eq!(everybody(&run), 0);
     // It fails, and another takes its place from the next entry on.
     run.add();
     run.reply(2, 1, AddReply::Failed);
@@ -382,19 +383,23 @@ fn it_knows_who_may_lack_what_is_acknowledged_h16() {
         [bookie(9)].into(),
         "2 has all it should"
     );
+    // What it lacks begins where nothing is let go of yet.
+    assert_eq!(named(&run).recent, [bookie(9)].into());
+    assert_eq!(named(&run).first, EntryId(1));
     run.on(WriterEvent::Reply {
         position: 2,
         bookie: bookie(9),
         entry: EntryId(1),
         reply: AddReply::Stored,
     });
-    assert_eq!(named(&run), Unconfirmed::default());
+    assert_eq!(everybody(&run), 0);
     // What is let go of stays thin, whatever comes later.
     run.add();
     run.reply(0, 2, AddReply::Stored);
     run.reply(1, 2, AddReply::Stored);
     run.on(WriterEvent::Shed);
     assert_eq!(named(&run).bookies, [bookie(9)].into());
+    assert_eq!(named(&run).recent, [].into(), "it lacks what is let go of");
     let members = vec![bookie(0), bookie(1), bookie(8)];
     run.on(WriterEvent::EnsembleChanged { members });
     assert_eq!(named(&run).bookies, [bookie(9)].into());

@@ -8,12 +8,16 @@ use aquifer_model::id::{BookieId, EntryId};
 use super::{Positions, State, Writer, bits};
 
 /// Who may lack acknowledged entries.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Unconfirmed {
     /// Bookies.
     pub bookies: BTreeSet<BookieId>,
     /// Positions of the last fragment, whoever is there: a change may be on its way.
     pub positions: Vec<usize>,
+    /// Those of them that lack nothing before [`Unconfirmed::first`].
+    pub recent: BTreeSet<BookieId>,
+    /// The first entry that was not let go of yet.
+    pub first: EntryId,
 }
 
 impl Writer {
@@ -29,9 +33,14 @@ impl Writer {
         }
         let mut bookies = self.thin.clone();
         bookies.extend(bits(positions).map(|position| self.members()[position]));
+        // Whoever comes to a place that is being changed may lack what was let go of meanwhile.
+        let recent = bookies.iter().copied();
+        let recent = recent.filter(|bookie| self.thin_next == 0 && !self.thin.contains(bookie));
         Unconfirmed {
+            recent: recent.collect(),
             bookies,
             positions: bits(positions).collect(),
+            first,
         }
     }
 

@@ -40,6 +40,8 @@ pub struct EtcdConfig {
     pub request_timeout_ms: u64,
     /// How long one member may take to answer before another is asked.
     pub attempt_timeout_ms: u64,
+    /// What `--quota-backend-bytes` of etcd says, for versions that do not tell (before 3.6).
+    pub quota_bytes: u64,
 }
 
 impl Default for EtcdConfig {
@@ -55,6 +57,8 @@ impl Default for EtcdConfig {
             server_name: None,
             request_timeout_ms: 10_000,
             attempt_timeout_ms: 2_000,
+            // etcd's default.
+            quota_bytes: 2 << 30,
         }
     }
 }

@@ -101,10 +101,9 @@ const KNOWN: [(&str, Meaning); 18] = [
         unavailable(text, "the snapshot is of another etcd: begin the scan anew")
     }),
     ("database space exceeded", |text| {
-        unavailable(
-            text,
-            "etcd is full: compact, defragment and disarm its alarm",
-        )
+        Failure::Final(MetadataError::Full(format!(
+            "etcd takes no more: compact, defragment and disarm its alarm, or raise its quota ({text})"
+        )))
     }),
     ("corrupt cluster", |text| {
         unavailable(
@@ -226,7 +225,7 @@ mod tests {
         let login = "etcdserver: authentication failed, invalid user ID or password";
         assert!(text(Code::InvalidArgument, login).contains("wrong user or password"));
         let full = "etcdserver: mvcc: database space exceeded";
-        assert!(text(Code::ResourceExhausted, full).contains("etcd is full"));
+        assert!(text(Code::ResourceExhausted, full).contains("metadata is full"));
         let gone = "etcdserver: mvcc: required revision has been compacted";
         assert!(matches!(
             MetadataError::from(of(Code::OutOfRange, gone)),

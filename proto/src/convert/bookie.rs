@@ -2,8 +2,8 @@
 
 use aquifer_model::id::{CreationToken, EntryId};
 use aquifer_model::storage::{
-    BookieError, BookieResult, OrderedOperation, OrderedReply, OrderedRequest, ReadRange,
-    StoredEntry, TailState, TailWait,
+    BookieError, BookieResult, OrderedOperation, OrderedReply, OrderedRequest, Presence,
+    PresenceRange, ReadRange, StoredEntry, TailState, TailWait,
 };
 use bytes::Bytes;
 
@@ -56,6 +56,43 @@ pub fn wire_read(range: &ReadRange, bookie_id: Bytes) -> v1::ReadRequest {
         bookie_id,
         creation_token: wire_token(range.token),
     }
+}
+
+/// A question for entries as it travels.
+#[must_use]
+pub fn wire_has(range: &PresenceRange, bookie_id: Bytes) -> v1::HasRequest {
+    v1::HasRequest {
+        ledger_id: range.ledger.0,
+        first_entry_id: range.first.0,
+        last_entry_id: range.last.0,
+        bookie_id,
+        creation_token: wire_token(range.token),
+    }
+}
+
+/// Which entries of a range a bookie has, from its reply.
+///
+/// # Errors
+/// What the bookie answered, or that its answer is none to this question.
+pub fn presence(reply: v1::HasReply, range: &PresenceRange) -> BookieResult<Presence> {
+    failure(reply.status(), reply.message)?;
+    let until = EntryId(reply.until_entry_id);
+    let runs = reply.runs.iter();
+    let runs = runs.map(|run| (EntryId(run.first_entry_id), EntryId(run.last_entry_id)));
+    let runs: Vec<(EntryId, EntryId)> = runs.collect();
+    let ordered = runs.windows(2).all(|pair| pair[0].1 < pair[1].0);
+    let within =
+        |run: &(EntryId, EntryId)| range.first <= run.0 && run.0 <= run.1 && run.1 <= until;
+    let answers = range.first <= until && until <= range.last;
+    if !answers || !ordered || !runs.iter().all(within) {
+        let what = "the bookie answered about other entries than those asked for";
+        return Err(BookieError::Io(what.to_owned()));
+    }
+    Ok(Presence {
+        runs,
+        until,
+        bytes: reply.read_bytes,
+    })
 }
 
 /// A wait as it travels.

@@ -4,6 +4,8 @@
 //! Written, synced, applied and flushed are apart, because every one of them is where a bookie can
 //! die: a killed process leaves what was written, a power loss only what was synced or flushed.
 
+mod reads;
+
 use std::collections::{BTreeMap, VecDeque};
 
 use aquifer_bookie::testing::{
@@ -11,8 +13,8 @@ use aquifer_bookie::testing::{
 };
 use aquifer_model::id::{CreationToken, EntryId, LedgerId};
 use aquifer_model::storage::{
-    AddEntry, BookieError, BookieResult, OrderedOperation, OrderedReply, OrderedRequest, ReadBatch,
-    ReadRange, StoredEntry,
+    AddEntry, BookieError, BookieResult, OrderedOperation, OrderedReply, OrderedRequest, ReadRange,
+    StoredEntry,
 };
 use bytes::Bytes;
 
@@ -432,50 +434,6 @@ impl<T: Clone> SimBookie<T> {
         found
             .map(OrderedReply::Entry)
             .ok_or(BookieError::NoSuchEntry)
-    }
-
-    /// Reads what is synced.
-    ///
-    /// # Errors
-    /// As a bookie does.
-    pub fn read(&self, range: ReadRange) -> BookieResult<ReadBatch> {
-        let negative = |error| match self.limbo {
-            true => Err(BookieError::Limbo),
-            false => Err(error),
-        };
-        let Some(meta) = self.store.metas.get(&range.ledger) else {
-            return negative(BookieError::NoSuchLedger);
-        };
-        if range.token.is_some_and(|token| token != meta.token) {
-            return Err(BookieError::Token);
-        }
-        if meta.deleted {
-            return Err(BookieError::Deleted);
-        }
-        let mut batch = ReadBatch {
-            entries: Vec::new(),
-            last_add_confirmed: self.store.load(range.ledger).lac(),
-        };
-        let (mut bytes, mut next) = (0, range.first);
-        while next <= range.last
-            && batch.entries.len() < range.entries_max
-            && let Some(entry) = self.store.entries.get(&(range.ledger, next))
-        {
-            bytes += entry.data.len();
-            if bytes > range.bytes_max && !batch.entries.is_empty() {
-                break;
-            }
-            let mut entry = entry.clone();
-            if let Some(prefix) = range.prefix_bytes {
-                entry.data = entry.data.slice(..prefix.min(entry.data.len()));
-            }
-            batch.entries.push(entry);
-            next = next.next();
-        }
-        match batch.entries.is_empty() {
-            true => negative(BookieError::NoSuchEntry),
-            false => Ok(batch),
-        }
     }
 
     /// Flushes what is applied and trims the journal to it. The trimmed segments are used again.

@@ -8,6 +8,7 @@
 
 mod faults;
 mod history;
+mod loss;
 mod net;
 mod node;
 mod owner;

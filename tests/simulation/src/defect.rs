@@ -30,6 +30,8 @@ pub enum Defect {
     KeptBeyondBound,
     /// Repair takes a thin replica's "no such entry" for absence (H16).
     NegativeTakenForAbsence,
+    /// Repair gives up a position of which it cannot copy one entry, and with it those behind it.
+    RepairStopsAtHole,
 }
 
 impl Defect {

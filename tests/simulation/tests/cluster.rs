@@ -52,6 +52,7 @@ fn defects_of_bookies_show_within_few_seeds() {
         Defect::StaleRecycledRecords,
         Defect::ThinLedgerNotMarked,
         Defect::NegativeTakenForAbsence,
+        Defect::RepairStopsAtHole,
     ] {
         let found = (0..300).find(|seed| {
             let options = Options {

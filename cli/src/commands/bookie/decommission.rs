@@ -1,12 +1,13 @@
 //! `aquifer bookie decommission`: empties a bookie and retires it, and says why that takes long.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
-use aquifer_ledger::replication::decommission::{self, Retired, Retirement};
+use aquifer_ledger::replication::decommission::{self, Lost, Retired, Retirement};
 use aquifer_ledger::replication::inspect::{self, Pending};
 use aquifer_ledger::replication::room::{self, Outlook};
 use aquifer_ledger::replication::{Auditor, Member, Members, RepairWorker, ReplicationConfig};
-use aquifer_model::id::BookieId;
+use aquifer_model::id::{BookieId, LedgerId};
 use aquifer_runtime::clock;
 use serde_json::{Value, json};
 
@@ -19,6 +20,8 @@ use crate::output::Output;
 const LOOK: Duration = Duration::from_secs(1);
 /// How long nothing may happen before it says what it waits for.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// Ranges of lost entries that are printed.
+const LOST_LISTED_MAX: usize = 1_000;
 /// How long the locks of this process outlive it.
 const SESSION_TTL: Duration = Duration::from_secs(15);
 
@@ -42,7 +45,7 @@ pub async fn undo(cluster: &Cluster, bookie: BookieId, out: &Output) -> Result<(
     decommission::set_draining(cluster.store(), bookie, false)
         .await
         .map_err(|e| failed(&e))?;
-    report(out, bookie, "in use again", 0)
+    report(out, bookie, "in use again", 0, &[])
 }
 
 /// How it is to be done.
@@ -54,6 +57,8 @@ pub struct How {
     pub repair_here: bool,
     /// Also when its ledgers have nowhere to go now.
     pub force: bool,
+    /// Also when it is away and nobody else has some of its entries.
+    pub accept_loss: bool,
 }
 
 /// Moves everything off a bookie, and removes it for good.
@@ -84,7 +89,8 @@ pub async fn run(
         true => Some(Here::start(cluster).await?),
         false => None,
     };
-    let mut retirement = Retirement::new(cluster.ctx.clone(), bookie);
+    let retirement = Retirement::new(cluster.ctx.clone(), bookie);
+    let mut retirement = retirement.accept_loss(how.accept_loss);
     let progress = out.progress("ledgers moved", Some(outlook.ledgers));
     let mut left = outlook.ledgers;
     let mut patience = Patience::new(cluster.ctx.clock.monotonic(), left);
@@ -92,7 +98,8 @@ pub async fn run(
         let now_left = match retirement.step().await.map_err(|e| failed(&e))? {
             Retired::Yes => {
                 drop(progress);
-                return report(out, bookie, "decommissioned", 0);
+                let lost: Vec<Lost> = retirement.lost().copied().collect();
+                return report(out, bookie, "decommissioned", 0, &lost);
             }
             Retired::Unknown(damaged) => {
                 return Err(CliError::failed(format!(
@@ -100,6 +107,12 @@ pub async fn run(
                 ))
                 .advise("restore that record; the bookie stays as it is, draining"));
             }
+            Retired::LastHope(lost) if !how.no_wait => {
+                drop(progress);
+                tell_lost(out, &lost)?;
+                return Err(last_hope(bookie, &lost));
+            }
+            Retired::LastHope(lost) => ledgers_of(&lost),
             Retired::Referenced(ledgers) => ledgers,
             // Nothing names it now; whoever does not know yet that it leaves may still choose it.
             Retired::Announced => 0,
@@ -107,7 +120,7 @@ pub async fn run(
         progress.add(left.saturating_sub(now_left));
         left = now_left;
         if how.no_wait {
-            return report(out, bookie, "draining", left);
+            return report(out, bookie, "draining", left, &[]);
         }
         if patience.is_over(cluster.ctx.clock.monotonic(), left) {
             out.note(&explain(cluster, bookie, left).await?);
@@ -136,6 +149,50 @@ fn nowhere_to_go(bookie: BookieId, outlook: &Outlook) -> CliError {
     );
     CliError::new(Exit::Refused, message)
         .advise("start another bookie first; or begin now, and wait for one, with --force")
+}
+
+fn ledgers_of(lost: &[Lost]) -> u64 {
+    let ledgers: BTreeSet<LedgerId> = lost.iter().map(|lost| lost.ledger).collect();
+    ledgers.len() as u64
+}
+
+fn entries_of(lost: &[Lost]) -> u64 {
+    lost.iter().map(|lost| lost.last.0 - lost.first.0 + 1).sum()
+}
+
+/// Says which entries nobody has, the first of them one by one.
+fn tell_lost(out: &Output, lost: &[Lost]) -> Result<(), CliError> {
+    for lost in lost.iter().take(LOST_LISTED_MAX) {
+        let Lost {
+            ledger,
+            first,
+            last,
+        } = lost;
+        if out.is_json() {
+            out.object(&json!({
+                "state": "lost",
+                "ledger": ledger.0,
+                "first_entry": first.0,
+                "last_entry": last.0,
+            }))?;
+        } else {
+            out.line(format!("lost: ledger {ledger}, entries {first} to {last}"))?;
+        }
+    }
+    if lost.len() > LOST_LISTED_MAX {
+        out.note("more are lost: aquifer ledger verify lists those of a ledger");
+    }
+    Ok(())
+}
+
+fn last_hope(bookie: BookieId, lost: &[Lost]) -> CliError {
+    let (entries, ledgers) = (entries_of(lost), ledgers_of(lost));
+    let message = format!(
+        "everything that other bookies have is moved; {entries} entries of {ledgers} ledgers are \
+         nowhere else, and bookie {bookie} is away, so that it cannot be asked for them"
+    );
+    CliError::new(Exit::Refused, message)
+        .advise("start it again, and call this again; or give these entries up with --accept-loss")
 }
 
 /// Notices that nothing happens.
@@ -234,17 +291,29 @@ impl Here {
     }
 }
 
-fn report(out: &Output, bookie: BookieId, state: &str, left: u64) -> Result<(), CliError> {
+fn report(
+    out: &Output,
+    bookie: BookieId,
+    state: &str,
+    left: u64,
+    lost: &[Lost],
+) -> Result<(), CliError> {
+    tell_lost(out, lost)?;
     if out.is_json() {
         let object: Value = json!({
             "bookie": bookie.to_string(),
             "state": state,
             "ledgers": left,
+            "lost_entries": entries_of(lost),
         });
         return out.object(&object);
     }
-    match left {
-        0 => out.line(format!("bookie {bookie} is {state}")),
+    match (left, entries_of(lost)) {
+        (0, 0) => out.line(format!("bookie {bookie} is {state}")),
+        (0, entries) => out.line(format!(
+            "bookie {bookie} is {state}: {entries} entries of {} ledgers are lost",
+            ledgers_of(lost)
+        )),
         _ => out.line(format!(
             "bookie {bookie} is {state}: {left} ledgers to move"
         )),

@@ -10,8 +10,8 @@ use aquifer_bookie::Bookie;
 use aquifer_ledger::transport::BookieTransport;
 use aquifer_model::id::BookieId;
 use aquifer_model::storage::{
-    BookieError, BookieResult, OrderedRequest, ReadBatch, ReadRange, ReplyCallback, TailState,
-    TailWait,
+    BookieError, BookieResult, OrderedRequest, Presence, PresenceRange, ReadBatch, ReadRange,
+    ReplyCallback, TailState, TailWait,
 };
 use aquifer_runtime::task::TaskGroup;
 use async_trait::async_trait;
@@ -125,6 +125,11 @@ impl BookieTransport for InProcess {
     async fn read(&self, bookie: BookieId, range: ReadRange) -> BookieResult<ReadBatch> {
         self.check(bookie)?;
         self.bookie.read(range).await
+    }
+
+    async fn has(&self, bookie: BookieId, range: PresenceRange) -> BookieResult<Presence> {
+        self.check(bookie)?;
+        self.bookie.has(range).await
     }
 
     async fn wait(&self, bookie: BookieId, wait: TailWait) -> BookieResult<TailState> {

@@ -322,7 +322,7 @@ async fn somebody_else_follows_a_ledger_to_its_end() {
 /// The bookies that the mark of a ledger names.
 async fn doubted(world: &TestWorld, ledger: LedgerId) -> Vec<BookieId> {
     let mark = marks::load(&world.store, ledger).await.unwrap();
-    mark.map_or(Vec::new(), |mark| mark.doubted.into_iter().collect())
+    mark.map_or(Vec::new(), |mark| mark.thin.into_keys().collect())
 }
 
 #[tokio::test(start_paused = true)]

@@ -46,6 +46,14 @@ impl BookieTransport for Threaded {
         self.bookies.read(bookie, range).await
     }
 
+    async fn has(
+        &self,
+        bookie: BookieId,
+        range: aquifer_model::storage::PresenceRange,
+    ) -> BookieResult<aquifer_model::storage::Presence> {
+        self.bookies.has(bookie, range).await
+    }
+
     async fn wait(
         &self,
         bookie: BookieId,

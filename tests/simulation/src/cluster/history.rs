@@ -30,6 +30,8 @@ struct State {
     acked: BTreeMap<u64, u64>,
     /// Replicas that are gone or incomplete for good.
     lost: usize,
+    /// Whether a bookie is gone for good whose places others take.
+    moves: bool,
 }
 
 #[derive(Default)]
@@ -93,6 +95,11 @@ impl History {
         let may = state.lost + 1 < self.quorum.ack();
         state.lost += usize::from(may);
         may
+    }
+
+    /// From now on repair moves the copies of closed ledgers.
+    pub(super) fn copies_move(&self) {
+        self.state.lock().moves = true;
     }
 
     pub(super) fn report(&self, events: u64, trace: u64) -> Report {
@@ -230,6 +237,14 @@ impl State {
         let Some(old) = old else {
             return;
         };
+        let is_moved = self.moves
+            && v1::LedgerRecord {
+                fragments: new.fragments.clone(),
+                ..old.clone()
+            } == new;
+        if is_moved {
+            return;
+        }
         let problem = match (old.state(), new.state()) {
             (v1::LedgerState::Closed, _) if old != new => Some("a closed ledger changed (I3)"),
             (v1::LedgerState::InRecovery, v1::LedgerState::Open) => {

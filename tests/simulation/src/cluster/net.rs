@@ -4,26 +4,27 @@
 //! pairs overtake each other. A link that breaks answers everything on it as unreachable, and what
 //! was on its way over it never arrives.
 
+mod transport;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
 use aquifer_ledger::transport::BookieTransport;
-use aquifer_model::id::{BookieId, EntryId, LedgerId};
+use aquifer_model::id::{EntryId, LedgerId};
 use aquifer_model::storage::{
-    BookieError, BookieResult, OrderedReply, OrderedRequest, ReadBatch, ReadRange, ReplyCallback,
-    TailState, TailWait,
+    BookieError, BookieResult, OrderedReply, OrderedRequest, Presence, PresenceRange, ReadBatch,
+    ReadRange, ReplyCallback,
 };
 use aquifer_runtime::clock::{SharedClock, sleep};
 use aquifer_runtime::rng::SharedRng;
-use async_trait::async_trait;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, oneshot};
 
 use crate::bookie::{Answered, Crash};
 use crate::cluster::node::Node;
-use crate::cluster::number_of;
 use crate::defect::Defect;
+use transport::Transport;
 
 /// Process, bookie, epoch of the link, request.
 pub(super) type Ticket = (u32, u8, u64, u64);
@@ -33,6 +34,7 @@ enum Event {
     Deliver(Ticket, OrderedRequest),
     Answer(Ticket, BookieResult<OrderedReply>),
     Read(Pair, ReadRange, oneshot::Sender<BookieResult<ReadBatch>>),
+    Has(Pair, PresenceRange, oneshot::Sender<BookieResult<Presence>>),
     ReadAnswer(
         Pair,
         BookieResult<ReadBatch>,
@@ -365,7 +367,7 @@ impl State {
                 let node = self.nodes[usize::from(ticket.1)].paused_until;
                 self.blocked((ticket.0, ticket.1), true).max(node)
             }
-            Event::Read(pair, ..) => {
+            Event::Read(pair, ..) | Event::Has(pair, ..) => {
                 let node = self.nodes[usize::from(pair.1)].paused_until;
                 self.blocked(*pair, true).max(node)
             }
@@ -398,6 +400,16 @@ impl State {
                 };
                 let back = at + net.delay(node.slow_until > at);
                 self.plan(back, Event::ReadAnswer(pair, result, answer));
+            }
+            Event::Has(pair, range, answer) => {
+                let node = &self.nodes[usize::from(pair.1)];
+                let result = match node.up && !node.bookie.is_gone() {
+                    true => node.has(range),
+                    false => Err(BookieError::Unreachable("down".to_owned())),
+                };
+                (at, pair, &result).hash(&mut self.trace);
+                // Whoever gave up does not need it.
+                let _ = answer.send(result);
             }
             Event::ReadAnswer(pair, result, answer) => {
                 let entries = result.as_ref().map_or(0, |batch| batch.entries.len());
@@ -502,43 +514,5 @@ impl State {
             link.answers_until = back;
             self.plan(back, Event::Answer(ticket, result));
         }
-    }
-}
-
-struct Transport {
-    net: Arc<Net>,
-    process: u32,
-}
-
-#[async_trait]
-impl BookieTransport for Transport {
-    fn submit(&self, bookie: BookieId, request: OrderedRequest, reply: ReplyCallback) {
-        self.net
-            .submit((self.process, number_of(bookie)), request, reply);
-    }
-
-    async fn read(&self, bookie: BookieId, range: ReadRange) -> BookieResult<ReadBatch> {
-        let (answer, answered) = oneshot::channel();
-        let pair = (self.process, number_of(bookie));
-        {
-            let now = self.net.now();
-            let mut state = self.net.state.lock();
-            let at = now + self.net.delay(false);
-            if usize::from(pair.1) >= state.nodes.len() {
-                return Err(BookieError::Unreachable("no such bookie".to_owned()));
-            }
-            state.plan(at, Event::Read(pair, range, answer));
-        }
-        self.net.wake.notify_one();
-        match answered.await {
-            Ok(result) => result,
-            // A dead process hears nothing.
-            Err(_) => std::future::pending().await,
-        }
-    }
-    async fn wait(&self, _bookie: BookieId, _wait: TailWait) -> BookieResult<TailState> {
-        Err(BookieError::Invalid(
-            "owners read what they have acknowledged".to_owned(),
-        ))
     }
 }

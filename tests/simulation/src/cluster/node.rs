@@ -1,10 +1,10 @@
 //! A bookie in the cluster: its machine, and whether it runs.
 
-use aquifer_model::id::{BookieId, EntryId};
+use aquifer_model::id::BookieId;
 use aquifer_model::storage::{
-    BookieError, BookieResult, OrderedOperation, OrderedRequest, ReadBatch, ReadRange, StoredEntry,
+    BookieError, BookieResult, OrderedOperation, OrderedRequest, Presence, PresenceRange,
+    ReadBatch, ReadRange,
 };
-use bytes::Bytes;
 
 use crate::bookie::SimBookie;
 use crate::cluster::net::Ticket;
@@ -49,17 +49,18 @@ impl Node {
 
     /// Answers a read.
     pub(super) fn read(&self, range: ReadRange) -> BookieResult<ReadBatch> {
-        match self.bookie.read(range) {
-            // Repair asks so whether a bookie has what it should: it wants hardly any bytes. The
-            // answer is as if it took a negative for the absence of the entries.
-            Err(BookieError::NoSuchEntry)
-                if self.defect == Some(Defect::NegativeTakenForAbsence)
-                    && range.prefix_bytes == Some(1) =>
-            {
-                Ok(nothing_to_miss(&range))
-            }
-            result => result,
+        self.bookie.read(range)
+    }
+
+    /// Says which entries are there.
+    pub(super) fn has(&self, range: PresenceRange) -> BookieResult<Presence> {
+        let mut presence = self.bookie.present(range)?;
+        // Repair asks so whether a bookie has what it should. The answer is as if it took a negative
+        // for the absence of the entries.
+        if self.defect == Some(Defect::NegativeTakenForAbsence) {
+            presence.runs = vec![(range.first, presence.until)];
         }
+        Ok(presence)
     }
 
     /// What the door of a bookie refuses before any ledger is looked at.
@@ -86,20 +87,5 @@ impl Node {
         self.paused_until = 0;
         self.commit_planned = false;
         self.flush_planned = false;
-    }
-}
-
-fn nothing_to_miss(range: &ReadRange) -> ReadBatch {
-    let entries = (range.first.0..=range.last.0).take(range.entries_max);
-    let entry = |id| StoredEntry {
-        entry: EntryId(id),
-        last_add_confirmed: None,
-        ledger_length: 0,
-        digest: 0,
-        data: Bytes::new(),
-    };
-    ReadBatch {
-        entries: entries.map(entry).collect(),
-        last_add_confirmed: None,
     }
 }

@@ -14,7 +14,7 @@ use aquifer_model::quorum::Quorum;
 use aquifer_proto::v1;
 use aquifer_runtime::clock::{sleep, timeout};
 
-use crate::cluster::{Cluster, node, number_of};
+use crate::cluster::{Cluster, loss, node, number_of};
 
 /// Virtual time in which a healed cluster must be whole again.
 const REPAIRED_WITHIN: Duration = Duration::from_secs(600);
@@ -27,7 +27,10 @@ pub(super) async fn run(cluster: &Arc<Cluster>) {
         return;
     }
     let done = match timeout(REPAIRED_WITHIN, repair(cluster)).await {
-        Ok(Ok(())) => check(cluster).await,
+        Ok(Ok(())) => match check(cluster).await {
+            Ok(()) => loss::run(cluster).await,
+            checked => checked,
+        },
         Ok(Err(error)) => Err(error),
         Err(_) => Err(LedgerError::BadRecord(0, "marks stay for ever".to_owned())),
     };
@@ -37,18 +40,25 @@ pub(super) async fn run(cluster: &Arc<Cluster>) {
     }
 }
 
-async fn repair(cluster: &Arc<Cluster>) -> Result<(), LedgerError> {
+/// A worker that repairs at once, and as fast as it can.
+pub(super) async fn worker(cluster: &Arc<Cluster>) -> Result<RepairWorker, LedgerError> {
     let (_, context) = cluster.process();
-    for number in 0..cluster.shape.bookies {
-        register(&*context.store, node::id_of(number)).await?;
-    }
     let session = context.store.open_session(REPAIRED_WITHIN).await?;
     let config = ReplicationConfig {
         repair_bytes_per_second: u64::MAX,
         open_ledger_grace_ms: 0,
         ..ReplicationConfig::default()
     };
-    let mut worker = RepairWorker::new(context, session.into(), &config, "simulation".to_owned());
+    let holder = format!("simulation {}", cluster.rng.next_u64());
+    Ok(RepairWorker::new(context, session.into(), &config, holder))
+}
+
+async fn repair(cluster: &Arc<Cluster>) -> Result<(), LedgerError> {
+    let (_, context) = cluster.process();
+    for number in 0..cluster.shape.bookies {
+        register(&*context.store, node::id_of(number)).await?;
+    }
+    let mut worker = worker(cluster).await?;
     loop {
         let round = worker.round().await?;
         cluster.history.repaired(round.repaired);
@@ -83,7 +93,7 @@ async fn check(cluster: &Arc<Cluster>) -> Result<(), LedgerError> {
         };
         // What is being deleted has lost copies already.
         if context.store.get(&keys::deletion(id)).await?.is_none()
-            && let Some(thin) = thin_entry(cluster, id, stored)?
+            && let Some(thin) = thin_entry(cluster, id, stored, None)?
         {
             let what = format!("H16: entry {id}:{thin} is closed, repaired and still thin");
             cluster.history.violation(what);
@@ -92,11 +102,12 @@ async fn check(cluster: &Arc<Cluster>) -> Result<(), LedgerError> {
     Ok(())
 }
 
-/// The first entry of a closed ledger that some bookie lacks which should have it.
-fn thin_entry(
+/// The first entry of a closed ledger, but for one, that some bookie lacks which should have it.
+pub(super) fn thin_entry(
     cluster: &Cluster,
     id: LedgerId,
     stored: &Versioned,
+    but: Option<EntryId>,
 ) -> Result<Option<EntryId>, LedgerError> {
     let ledger: v1::LedgerRecord = record::decode(stored)?;
     let quorum = Quorum::new(ledger.ensemble, ledger.write_quorum, ledger.ack_quorum)
@@ -115,6 +126,7 @@ fn thin_entry(
             bookie.is_some_and(|bookie| cluster.net.has(number_of(bookie), id, EntryId(entry)))
         })
     };
-    let thin = (0..=last).find(|entry| !is_whole(*entry));
+    let mut entries = (0..=last).filter(|entry| Some(EntryId(*entry)) != but);
+    let thin = entries.find(|entry| !is_whole(*entry));
     Ok(thin.map(EntryId))
 }

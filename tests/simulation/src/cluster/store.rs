@@ -5,10 +5,11 @@ use std::time::Duration;
 
 use aquifer_ledger::testing::MemoryStore;
 use aquifer_metadata::error::{MetadataError, MetadataResult};
-use aquifer_metadata::keys;
 use aquifer_metadata::store::{
     MetadataStore, Operation, PageToken, Revision, ScanPage, Session, Transaction, Versioned, Watch,
 };
+use aquifer_metadata::{keys, record};
+use aquifer_proto::v1;
 use aquifer_runtime::clock::{SharedClock, sleep};
 use aquifer_runtime::rng::SharedRng;
 use async_trait::async_trait;
@@ -79,6 +80,30 @@ impl SharedStore {
 }
 
 impl Seen {
+    /// Whether a change moves a part of a fragment of a closed ledger, and leaves the rest where it is.
+    async fn splits_closed_ledger(&self, transaction: &Transaction) -> MetadataResult<bool> {
+        for operation in &transaction.operations {
+            let Operation::Put { key, value, .. } = operation else {
+                continue;
+            };
+            let former = self.store.inner.get(key).await?;
+            let Some(former) = former.filter(|_| key.starts_with(keys::LEDGERS_PREFIX)) else {
+                continue;
+            };
+            let new = Versioned {
+                value: value.clone(),
+                ..former.clone()
+            };
+            let (former, new): (v1::LedgerRecord, v1::LedgerRecord) =
+                (record::decode(&former)?, record::decode(&new)?);
+            let closed = former.state() == v1::LedgerState::Closed;
+            if closed && new.fragments.len() > former.fragments.len() {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
     /// The way there: dead processes never arrive, frozen ones later.
     async fn travel(&self) -> MetadataResult<()> {
         sleep(Duration::from_millis(1 + self.store.rng.below(3))).await;
@@ -125,6 +150,11 @@ impl MetadataStore for Seen {
             operations.retain(|o| !matches!(o, Operation::Put { key, .. } if is_mark(key)));
         }
         self.travel().await?;
+        if self.store.defect == Some(Defect::RepairStopsAtHole)
+            && self.splits_closed_ledger(&transaction).await?
+        {
+            return Err(MetadataError::Unavailable("the defect".to_owned()));
+        }
         let revision = self.store.inner.commit(transaction.clone()).await?;
         self.store.history.committed(&transaction);
         self.net.note(("commit", revision.0));

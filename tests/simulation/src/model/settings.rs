@@ -309,7 +309,9 @@ impl Setting {
                 ..Setting::quiet(2, 2, 2, 1)
             },
             // Repair is not in the model.
-            Defect::ThinLedgerNotMarked | Defect::NegativeTakenForAbsence => Setting {
+            Defect::ThinLedgerNotMarked
+            | Defect::NegativeTakenForAbsence
+            | Defect::RepairStopsAtHole => Setting {
                 closes: true,
                 ..Setting::quiet(3, 3, 2, 1)
             },
