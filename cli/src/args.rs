@@ -118,7 +118,8 @@ pub struct ProduceArgs {
     #[arg(value_name = "MESSAGE")]
     pub messages: Vec<String>,
 
-    /// Publish the lines of a file.
+    /// Publish the lines of a file. With --producer-name the command may be repeated: it stores
+    /// what an earlier run, of which either side may have crashed, has not.
     #[arg(long, value_name = "PATH", conflicts_with = "messages")]
     pub file: Option<PathBuf>,
 
@@ -134,9 +135,21 @@ pub struct ProduceArgs {
     #[arg(long, value_name = "/a/b", group = "key_source")]
     pub key_pointer: Option<String>,
 
-    /// Name of the producer, for deduplication across runs.
+    /// Name of the producer. With --file, the sequence id of a line is its number, and lines that
+    /// the name has stored are not stored again; use one name per file. Otherwise the messages get
+    /// the ids after the highest stored one, and a second run stores them again.
     #[arg(long, value_name = "NAME")]
     pub producer_name: Option<ProducerName>,
+
+    /// Sequence id of the first line of --file: to store another file under the same name, behind
+    /// what is there. Give the same again to resume. Default 0.
+    #[arg(long, value_name = "ID", requires_all = ["file", "producer_name"])]
+    pub sequence_from: Option<u64>,
+
+    /// Resume without comparing the newest stored message with its line, for instance because
+    /// retention has deleted it.
+    #[arg(long, requires_all = ["file", "producer_name"])]
+    pub no_check: bool,
 
     /// A property of every message; may be given several times.
     #[arg(long = "property", value_name = "k=v", value_parser = key_value)]

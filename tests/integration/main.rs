@@ -6,6 +6,7 @@ mod commands;
 mod damage;
 mod disk_space;
 mod operators;
+mod producers;
 mod sdk;
 mod survival;
 mod traces;

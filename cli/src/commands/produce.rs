@@ -3,12 +3,16 @@
 
 mod input;
 mod keys;
+mod resume;
 
 use std::time::Duration;
 
-use aquifer_client::{Compression, Message, PendingSend, Producer, SendReceipt};
+use aquifer_client::{
+    Compression, ErrorKind, Message, PendingSend, Producer, ProducerBuilder, SendReceipt,
+};
 use aquifer_runtime::clock::{Clock, SystemClock, sleep};
 use bytes::Bytes;
+use futures::FutureExt;
 use serde_json::json;
 use tokio::sync::mpsc;
 
@@ -19,9 +23,13 @@ use crate::output::{Output, Progress};
 
 use self::input::Input;
 use self::keys::{KeySource, Keyed};
+use self::resume::Resume;
 
 /// Messages that may wait for their acknowledgement, or to be printed.
 const PENDING_MAX: usize = 65_536;
+/// How long a producer waits for its name, and how often it asks.
+const BUSY_MAX: Duration = Duration::from_secs(5);
+const BUSY_PAUSE: Duration = Duration::from_millis(100);
 
 /// Runs the command.
 ///
@@ -30,18 +38,25 @@ const PENDING_MAX: usize = 65_536;
 pub async fn run(args: ProduceArgs, connect: &Connect, out: &Output) -> Result<(), CliError> {
     let keys = KeySource::new(args.key, args.key_column, args.key_pointer)?;
     let total = (!args.messages.is_empty()).then_some(args.messages.len());
-    let input = Input::open(args.messages, args.file.as_deref()).await?;
+    let file = args.file.as_deref();
+    let is_named = args.producer_name.is_some();
+    let resume = Resume::new(file, is_named, args.sequence_from, !args.no_check)?;
+    let input = Input::open(args.messages, file).await?;
 
     let client = connect.client()?;
     client.connect().await?;
     let mut builder = client
         .producer(&args.topic.to_string())
         .compression(compression(args.compression))
+        .skip_stored(true)
         .send_timeout(Some(connect.timeout()));
     if let Some(name) = &args.producer_name {
         builder = builder.name(name.as_str());
     }
-    let producer = builder.open().await?;
+    let producer = open(builder, connect).await?;
+    if let Some(resume) = &resume {
+        resume.check(&client, &producer, keys.clone()).await?;
+    }
 
     let progress = out.progress(
         "messages",
@@ -51,6 +66,7 @@ pub async fn run(args: ProduceArgs, connect: &Connect, out: &Output) -> Result<(
     let feed = Feed {
         input,
         keys,
+        resume,
         properties: args.properties,
         pace: args.rate.map(Pace::new).transpose()?,
         producer: &producer,
@@ -61,6 +77,19 @@ pub async fn run(args: ProduceArgs, connect: &Connect, out: &Output) -> Result<(
     drop(progress);
     producer.close().await?;
     summary.print(out, &args.topic.to_string())
+}
+
+/// Opens the producer. A run that was killed a moment ago may still have the name.
+async fn open(builder: ProducerBuilder, connect: &Connect) -> Result<Producer, CliError> {
+    let until = SystemClock.monotonic() + connect.timeout().min(BUSY_MAX);
+    loop {
+        match builder.clone().open().await {
+            Err(error) if error.kind() == ErrorKind::Busy && SystemClock.monotonic() < until => {
+                sleep(BUSY_PAUSE).await;
+            }
+            opened => return Ok(opened?),
+        }
+    }
 }
 
 /// How a compression is called by the SDK.
@@ -98,6 +127,7 @@ async fn together(
 struct Feed<'a> {
     input: Input,
     keys: KeySource,
+    resume: Option<Resume>,
     properties: Vec<(String, String)>,
     pace: Option<Pace>,
     producer: &'a Producer,
@@ -124,10 +154,17 @@ impl Feed<'_> {
                     return Err(CliError::failed(message));
                 }
             };
-            if let Some(pace) = &mut self.pace {
+            let mut message = self.message(payload, key);
+            if let Some(resume) = &self.resume {
+                message = message.sequence_id(resume.sequence_id(line - 1)?);
+            }
+            let mut sent = self.producer.enqueue(message).await?;
+            // What was stored before costs nobody anything.
+            if let Some(pace) = &mut self.pace
+                && !is_there_before(&mut sent)
+            {
                 pace.wait().await;
             }
-            let sent = self.producer.enqueue(self.message(payload, key)).await?;
             if self.pending.send(sent).await.is_err() {
                 // The printer has failed and says why.
                 break;
@@ -146,6 +183,12 @@ impl Feed<'_> {
         }
         message
     }
+}
+
+/// Whether it is known already that an earlier run has stored the message.
+fn is_there_before(sent: &mut PendingSend) -> bool {
+    let outcome = sent.now_or_never();
+    outcome.is_some_and(|outcome| outcome.is_ok_and(|receipt| receipt.duplicate))
 }
 
 /// At most so many messages a second, evenly spread.

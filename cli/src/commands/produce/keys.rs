@@ -6,7 +6,7 @@ use serde_json::Value;
 use crate::exit::CliError;
 
 /// A source of keys.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub enum KeySource {
     /// No keys.
     None,
