@@ -204,10 +204,12 @@ impl Engine {
         if let Some(error) = &self.broken {
             return Err(error.clone());
         }
-        let mut database = self.shared.database.write();
-        if database.is_some() {
+        // Only this thread opens the file. Asking for the write lock to see that it is open would
+        // let every commit wait for the scans that run.
+        if self.shared.database.read().is_some() {
             return Ok(());
         }
+        let mut database = self.shared.database.write();
         if self.file.sync_failed() {
             let error = MetadataError::Unavailable(
                 "the disk failed to sync the metadata store: replace it or restart".to_owned(),

@@ -196,6 +196,30 @@ async fn transactions_that_share_a_commit_keep_revisions_of_their_own() {
     assert_eq!(revisions.len(), names.len());
 }
 
+/// A scan holds the file for as long as it reads; commits go on beside it.
+#[tokio::test]
+async fn commits_do_not_wait_for_scans() {
+    let machine = Machine::new();
+    let store = machine.open().await.unwrap();
+    let (hold, held) = std::sync::mpsc::sync_channel::<()>(0);
+    let (release, released) = std::sync::mpsc::sync_channel::<()>(0);
+    let shared = Arc::clone(&store.shared);
+    let scan = aquifer_runtime::task::spawn_thread("scan", move || {
+        let _reads = shared.database.read();
+        hold.send(()).unwrap();
+        // Dropped: the test has failed.
+        let _ = released.recv();
+    })
+    .unwrap();
+    held.recv().unwrap();
+    let key = keys::cluster("1");
+    let committed = put(&store, &key, "x");
+    let committed = aquifer_runtime::clock::timeout(Duration::from_secs(30), committed).await;
+    drop(release);
+    scan.join().unwrap();
+    committed.expect("the commit waits for the scan").unwrap();
+}
+
 #[tokio::test]
 async fn a_store_in_a_real_file_opens_again() {
     let directory = tempfile::tempdir().unwrap();
