@@ -3,7 +3,7 @@
 //!
 //! Zones are a preference, unless a minimum is asked for: then every write set spans so many, or
 //! there is an error that says what is missing. Quarantine is a preference only: a bookie that
-//! failed lately is better than none.
+//! failed lately, or has no room left, is better than none.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -38,6 +38,14 @@ pub struct BookieInfo {
     pub free_bytes: u64,
     /// Bytes that its disks have in all; 0 where unknown.
     pub capacity_bytes: u64,
+}
+
+impl BookieInfo {
+    /// Whether it has used up what it may have. It takes what it is given all the same, so it is
+    /// better than none.
+    fn has_no_room(&self) -> bool {
+        self.capacity_bytes > 0 && self.free_bytes < WEIGHT_BYTES
+    }
 }
 
 /// The bookies known to this process; clones share the set.
@@ -190,7 +198,7 @@ impl Bookies {
         known
             .iter()
             .filter(|b| !b.read_only && !without(&b.id))
-            .partition(|b| !self.is_quarantined(b.id))
+            .partition(|b| !self.is_quarantined(b.id) && !b.has_no_room())
     }
 
     fn fill(

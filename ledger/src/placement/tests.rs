@@ -124,6 +124,27 @@ fn a_quarantined_bookie_is_passed_over_until_it_is_needed_or_time_is_up() {
     assert!(!bookies.is_quarantined(suspect));
 }
 
+/// A bookie over its capacity gets nothing more while others have room, by chance neither.
+#[test]
+fn a_bookie_without_room_is_passed_over_until_it_is_needed() {
+    let mut infos: Vec<BookieInfo> = (1..=3).map(|n| bookie(n, "", false)).collect();
+    for info in &mut infos {
+        info.capacity_bytes = 1 << 40;
+        info.free_bytes = 2 << 20;
+    }
+    infos[1].free_bytes = 0;
+    let bookies = Bookies::fixed(infos);
+    let over = BookieId([2; 16]);
+    let rng = SeededRng::new(3);
+    for _ in 0..200 {
+        let (_, members) = bookies.ensemble(quorum(2, 2, 2), 0, false, &rng).unwrap();
+        assert!(!members.contains(&over));
+        assert!(!bookies.choose(2, &[], &[], &rng).unwrap().contains(&over));
+    }
+    let (_, members) = bookies.ensemble(quorum(3, 3, 2), 0, false, &rng).unwrap();
+    assert!(members.contains(&over), "better than none");
+}
+
 #[test]
 fn a_zone_that_is_only_in_quarantine_is_used_where_zones_are_enforced() {
     let infos = vec![
