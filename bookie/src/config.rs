@@ -11,6 +11,8 @@ use crate::error::BookieOpenError;
 const MIB: usize = 1024 * 1024;
 /// What a commit holds beyond the data of its largest entry: heads and padding.
 const COMMIT_OVERHEAD_BYTES: usize = 64 * 1024;
+/// The format counts the bytes of a commit with 32 bits; this leaves room.
+const COMMIT_BYTES_MAX: usize = 1024 * MIB;
 
 /// The settings of a bookie. Directories are created when they do not exist.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -62,6 +64,9 @@ pub struct BookieConfig {
     pub read_only_below_free_bytes: u64,
     /// Above this much free space they are accepted again.
     pub writable_above_free_bytes: u64,
+    /// Room that is kept back, as a file, for cursors, deletions and a start on a disk that
+    /// somebody else has filled, in bytes; 0: none.
+    pub reserve_bytes: usize,
     /// How often free space is looked at, in milliseconds.
     pub space_check_ms: u64,
     /// After so many quiet milliseconds what is in memory is flushed and freed.
@@ -99,6 +104,7 @@ impl Default for BookieConfig {
             ledgers_cached_max: 16 * 1024,
             read_only_below_free_bytes: 256 << 20,
             writable_above_free_bytes: 512 << 20,
+            reserve_bytes: 32 * MIB,
             space_check_ms: 1_000,
             quiet_flush_ms: 2_000,
             scrub_bytes_per_second: 4 << 20,
@@ -126,15 +132,22 @@ impl BookieConfig {
         if let Some(cluster) = &self.cluster {
             cookie::check_cluster(cluster)?;
         }
-        let largest_commit = self.commit_bytes_max.max(ENTRY_BYTES_MAX) + COMMIT_OVERHEAD_BYTES;
+        let largest_commit = self
+            .commit_bytes_max
+            .max(ENTRY_BYTES_MAX)
+            .saturating_add(COMMIT_OVERHEAD_BYTES);
         let smallest_segment = self
             .journal_segment_bytes
             .min(self.journal_first_segment_bytes);
         let rules = [
             (
-                smallest_segment >= largest_commit + self.journal_reserve_bytes,
+                smallest_segment >= largest_commit.saturating_add(self.journal_reserve_bytes),
                 "a journal segment must hold the largest commit and the reserve: \
                  raise journal_first_segment_bytes and journal_segment_bytes",
+            ),
+            (
+                self.commit_bytes_max <= COMMIT_BYTES_MAX,
+                "commit_bytes_max must be at most 1 GiB: lower it",
             ),
             (
                 self.journal_segments_max >= 2,

@@ -7,7 +7,7 @@ use std::io;
 use std::sync::Arc;
 
 use aquifer_model::id::LedgerId;
-use aquifer_runtime::disk::DiskLock;
+use aquifer_runtime::disk::{BLOCK_BYTES, DiskLock};
 
 use crate::BookieDeps;
 use crate::apply::{ReplayError, Replayer};
@@ -49,6 +49,7 @@ pub(crate) struct Started {
 
 pub(crate) fn open(config: BookieConfig, deps: &BookieDeps) -> Result<Arc<Core>, BookieOpenError> {
     config.validate()?;
+    crate::Bookie::make_room(&config);
     let lock = cookie::lock(&*deps.disk, &config)?;
     let mut cookie = cookie::check(&*deps.disk, &config, &*deps.rng)?;
     let store_error = store_error(&config);
@@ -75,9 +76,15 @@ pub(crate) fn open(config: BookieConfig, deps: &BookieDeps) -> Result<Arc<Core>,
 
 fn store_error(config: &BookieConfig) -> impl Fn(StoreError) -> BookieOpenError + use<> {
     let path = config.ledger_dir.clone();
-    move |error| BookieOpenError::Store {
-        path: path.clone(),
-        message: error.to_string(),
+    move |error| match error {
+        StoreError::Full(message) => BookieOpenError::Full {
+            path: path.clone(),
+            message,
+        },
+        error => BookieOpenError::Store {
+            path: path.clone(),
+            message: error.to_string(),
+        },
     }
 }
 
@@ -130,9 +137,13 @@ fn replay_journal(
         config.journal_segments_max,
         inventory.last_number,
     );
-    let spare = inventory.spare.into_iter();
-    spare.for_each(|file| segments.add_spare(file));
-    let tail = arrange(&segments, scanned, flushed, last, is_new_loss);
+    let bytes_min = smallest_segment(config);
+    for file in inventory.spare {
+        let added = segments.add_found(file, bytes_min);
+        added.map_err(journal_error)?;
+    }
+    let tail = arrange(&segments, scanned, (flushed, last, is_new_loss), bytes_min);
+    let tail = tail.map_err(journal_error)?;
     if tail.current.is_none() && segments.needs_spare() {
         let bytes = config.journal_first_segment_bytes;
         segments.create(bytes).map_err(journal_error)?;
@@ -204,10 +215,9 @@ fn store_loss(db: &Db, loss: Option<&Loss>, last: u64) -> Result<(), StoreError>
 fn arrange(
     segments: &Segments,
     scanned: Vec<ScannedSegment>,
-    flushed: u64,
-    last: u64,
-    is_new_loss: bool,
-) -> Tail {
+    (flushed, last, is_new_loss): (u64, u64, bool),
+    bytes_min: u64,
+) -> io::Result<Tail> {
     let mut tail = Tail {
         current: None,
         offset: 0,
@@ -226,10 +236,18 @@ fn arrange(
         } else if segment.last_sequence > flushed {
             segments.add_live(segment.file, segment.last_sequence);
         } else {
-            segments.add_spare(segment.file);
+            segments.add_found(segment.file, bytes_min)?;
         }
     }
-    tail
+    Ok(tail)
+}
+
+/// The bytes of the smallest segment that these settings create.
+fn smallest_segment(config: &BookieConfig) -> u64 {
+    let bytes = config
+        .journal_segment_bytes
+        .min(config.journal_first_segment_bytes);
+    u64::try_from(bytes / BLOCK_BYTES * BLOCK_BYTES).unwrap_or(u64::MAX)
 }
 
 /// Decides between limbo and going on without what was lost.

@@ -9,7 +9,6 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
-use aquifer_model::limits::ENTRY_BYTES_MAX;
 use aquifer_runtime::disk::{AlignedBuffer, BLOCK_BYTES, Disk, DiskFile, OpenOptions};
 
 use crate::journal::commit::{CommitHead, Records, SegmentUse};
@@ -18,9 +17,6 @@ use crate::journal::segment::{FIRST_COMMIT_OFFSET, FoundHead, SegmentFile, Segme
 
 /// Bytes that the search for a later commit reads at once.
 const SEARCH_BYTES: usize = 1024 * 1024;
-/// No commit is longer: a head that says otherwise is damaged.
-const COMMIT_BYTES_MAX: usize = 64 * 1024 * 1024;
-const _: () = assert!(ENTRY_BYTES_MAX < COMMIT_BYTES_MAX);
 
 /// Commits that were synced and are gone.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -242,6 +238,11 @@ fn read_commit(
     let Some(head) = candidate(&bytes[..read], segment, at_least) else {
         return Ok(None);
     };
+    // A commit lies within its segment: a head that says otherwise is damaged.
+    let end = offset.saturating_add(u64_of(head.content_bytes()));
+    if end > file.len()? {
+        return Ok(None);
+    }
     bytes.resize(head.content_bytes(), 0);
     let read = read_up_to(file, offset, bytes)?;
     bytes.truncate(read);
@@ -290,11 +291,7 @@ fn search(
 }
 
 fn candidate(block: &[u8], segment: SegmentUse, at_least: u64) -> Option<CommitHead> {
-    CommitHead::parse(block).filter(|head| {
-        head.segment == segment
-            && head.sequence >= at_least
-            && head.content_bytes() <= COMMIT_BYTES_MAX
-    })
+    CommitHead::parse(block).filter(|head| head.segment == segment && head.sequence >= at_least)
 }
 
 fn read_up_to(file: &dyn DiskFile, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {

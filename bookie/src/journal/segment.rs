@@ -159,7 +159,8 @@ impl SegmentFile {
     }
 }
 
-fn zeroed(disk: &dyn Disk, path: &Path, bytes: usize) -> io::Result<Arc<dyn DiskFile>> {
+/// Creates a file of zeros, written and synced.
+pub(crate) fn zeroed(disk: &dyn Disk, path: &Path, bytes: usize) -> io::Result<Arc<dyn DiskFile>> {
     let options = OpenOptions {
         create: true,
         direct: true,

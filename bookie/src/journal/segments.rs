@@ -82,6 +82,9 @@ impl SegmentLedger {
     }
 }
 
+/// Segments without which a journal cannot go on: one is written while the other is flushed.
+const SEGMENTS_MIN: usize = 2;
+
 /// The segments of a journal.
 #[derive(Debug)]
 pub struct Segments {
@@ -98,6 +101,8 @@ struct State {
     ledger: SegmentLedger,
     files: Vec<Arc<SegmentFile>>,
     last_number: u64,
+    /// The disk is full: no more segments than it takes to go on.
+    frugal: bool,
     /// Why no segment could be prepared last time.
     blocked: Option<String>,
 }
@@ -134,6 +139,17 @@ impl Segments {
         self.changed.notify_all();
     }
 
+    /// Adds a segment of a process before this one that may be used, or removes it when it is
+    /// shorter than the settings ask for: a crash cut its creation short, or it is of other
+    /// settings. A commit might not fit, and it would count as one of those that there may be.
+    pub fn add_found(&self, file: Arc<SegmentFile>, bytes_min: u64) -> io::Result<()> {
+        if file.bytes >= bytes_min {
+            self.add_spare(file);
+            return Ok(());
+        }
+        self.disk.remove(&file.path)
+    }
+
     /// Adds a segment with commits up to `last`.
     pub fn add_live(&self, file: Arc<SegmentFile>, last: u64) {
         let mut state = self.state.lock();
@@ -161,15 +177,17 @@ impl Segments {
         }
     }
 
-    /// Prepares the next segment when there is none and one more is allowed.
-    pub fn prepare(&self) -> io::Result<bool> {
+    /// Prepares the next segment when there is none and one more is allowed. On a full disk two
+    /// must do: the room has better uses.
+    pub fn prepare(&self, disk_is_full: bool) -> io::Result<bool> {
         {
-            let state = self.state.lock();
+            let mut state = self.state.lock();
             if !state.ledger.needs_spare() {
                 return Ok(false);
             }
+            state.frugal = disk_is_full;
             // A flush will free one: those who wait for it go on waiting.
-            if state.ledger.total() >= self.segments_max {
+            if state.ledger.total() >= self.most(&state) {
                 return Ok(false);
             }
         }
@@ -212,8 +230,16 @@ impl Segments {
     /// Whether only a flush makes room: no segment waits, and none can be made.
     pub fn is_exhausted(&self) -> bool {
         let state = self.state.lock();
-        let full = state.ledger.total() >= self.segments_max || state.blocked.is_some();
+        let full = state.ledger.total() >= self.most(&state) || state.blocked.is_some();
         full && state.ledger.needs_spare()
+    }
+
+    fn most(&self, state: &State) -> usize {
+        if state.frugal {
+            self.segments_max.min(SEGMENTS_MIN)
+        } else {
+            self.segments_max
+        }
     }
 
     /// The live segments, oldest first.

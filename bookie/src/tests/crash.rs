@@ -240,3 +240,67 @@ fn a_first_start_that_crashes_can_be_repeated() {
         assert!(failed || after > 3, "{after}");
     }
 }
+
+/// A crash while a segment is created leaves one that is too short for the largest commit: it is
+/// no segment.
+#[test]
+fn a_segment_that_was_cut_short_is_not_used() {
+    let mut machine = Machine::new();
+    let bookie = machine.boot();
+    done(ask(&bookie, add_request(1, 0, 10)));
+    machine.kill(bookie);
+    let short = machine.config.journal_dir.join("segment-00000077.aqj");
+    machine.disk.write_atomic(&short, &[0; 8192]).unwrap();
+    let bookie = machine.boot();
+    assert!(!machine.disk.exists(&short).unwrap());
+    expect(&bookie, 1, 0, 10);
+    done(ask(&bookie, add_request(1, 1, 10)));
+}
+
+/// What may be written is found again: a commit is as large as the settings allow, whatever that is.
+#[test]
+fn a_commit_above_64_mib_is_replayed() {
+    let mut machine = Machine::new();
+    machine.config.commit_bytes_max = 80 * MIB;
+    // Only the journal has it.
+    machine.config.memtable_bytes = 256 * MIB;
+    machine.config.bytes_in_flight_max = 96 * MIB;
+    machine.config.journal_first_segment_bytes = 88 * MIB;
+    machine.config.journal_segment_bytes = 88 * MIB;
+    machine.config.journal_segments_max = 2;
+    let bookie = machine.boot();
+    done(ask(&bookie, add_request(1, 0, 10)));
+    // The journal's thread answers: until it goes on, everything waits for one commit.
+    let (hold, held) = sync_channel::<()>(0);
+    let (release, released) = sync_channel::<()>(0);
+    let answer_slowly = move |_| {
+        hold.send(()).unwrap();
+        let _ = released.recv();
+    };
+    bookie.submit(request(2, OrderedOperation::Fence), Box::new(answer_slowly));
+    held.recv().unwrap();
+    let replies: Vec<_> = (1..=68)
+        .map(|entry| start(&bookie, add_request(1, entry, MIB)))
+        .collect();
+    let before = bookie.status().synced_commit;
+    release.send(()).unwrap();
+    for reply in &replies {
+        done(answer(reply));
+    }
+    assert_eq!(bookie.status().synced_commit, before + 1, "one commit");
+    machine.kill(bookie);
+    let bookie = machine.boot();
+    assert_eq!(bookie.status().limbo, None);
+    expect(&bookie, 1, 68, MIB);
+    let config = BookieConfig {
+        commit_bytes_max: 2048 * MIB,
+        journal_first_segment_bytes: 4096 * MIB,
+        journal_segment_bytes: 4096 * MIB,
+        ..machine.config.clone()
+    };
+    let refused = Bookie::open(config, deps(machine.disk.shared()));
+    let Err(BookieOpenError::Config(why)) = refused else {
+        panic!("a commit of 2 GiB is more than the format holds");
+    };
+    assert!(why.contains("commit_bytes_max"), "{why}");
+}
