@@ -20,7 +20,11 @@ use crate::metrics::BookieMetrics;
 use crate::mode::Mode;
 use crate::positions::Positions;
 use crate::reclaim::Reclaimer;
+use crate::reserve::Reserve;
 use crate::store::{Store, StoreError};
+
+/// Quiet times that deletions wait for a flush that comes by itself.
+const DELETIONS_PATIENCE: u32 = 5;
 
 /// What both threads share.
 pub struct Background {
@@ -35,6 +39,7 @@ pub struct Background {
     pub(crate) mode: Arc<Mode>,
     pub(crate) metrics: Arc<BookieMetrics>,
     pub(crate) reclaimer: Arc<Reclaimer>,
+    pub(crate) reserve: Reserve,
     pub(crate) apply_queue: Arc<ApplyQueue>,
     pub(crate) budgets: [ByteBudget; 2],
     /// Bytes applied since the last look at what is flushed.
@@ -62,6 +67,7 @@ impl Background {
     pub fn run_checkpoints(&self) {
         let quiet = Duration::from_millis(self.config.quiet_flush_ms);
         let mut applied_before = 0;
+        let mut deletions_since = None;
         loop {
             let rang = self.checkpointer.wait(quiet);
             if self.is_stopping() {
@@ -70,9 +76,11 @@ impl Background {
             self.look_at_flushed();
             let applied = self.positions.applied.get();
             // RocksDB flushes full memtables by itself. What it has flushed so far is forced out
-            // where the journal has no other room, and once nothing has come since the last look.
-            let quiet = !rang && applied == applied_before;
-            if quiet || self.segments.is_exhausted() {
+            // where the journal has no other room, once nothing has come since the last look, and
+            // when deletions have waited for so long that too little comes to fill a memtable.
+            let is_quiet = !rang && applied == applied_before;
+            let overdue = self.deletions_wait(quiet, &mut deletions_since);
+            if is_quiet || overdue || self.segments.is_exhausted() {
                 self.checkpoint();
             }
             applied_before = applied;
@@ -82,11 +90,37 @@ impl Background {
         }
     }
 
+    /// Whether deletions have waited for a flush for long enough.
+    fn deletions_wait(&self, quiet: Duration, since: &mut Option<Duration>) -> bool {
+        if !self.reclaimer.needs_flush() {
+            *since = None;
+            return false;
+        }
+        let now = self.clock.monotonic();
+        let patience = if self.mode.is_full() {
+            quiet
+        } else {
+            quiet * DELETIONS_PATIENCE
+        };
+        let overdue = now.saturating_sub(*since.get_or_insert(now)) >= patience;
+        if overdue {
+            *since = None;
+        }
+        overdue
+    }
+
     /// Trims the journal to what RocksDB has flushed by itself.
     fn look_at_flushed(&self) {
         self.unflushed_bytes.store(0, Ordering::Release);
+        let bytes = self.store.with(|db| Ok::<_, StoreError>(db.bytes()));
+        if let Ok(bytes) = bytes {
+            self.metrics.store_bytes.record(bytes, &[]);
+        }
         match self.store.with(crate::store::Db::persisted) {
-            Ok(persisted) => self.flushed(persisted),
+            Ok(persisted) => {
+                self.flushed(persisted);
+                self.reclaim();
+            }
             Err(error) => tracing::debug!(%error, "how far RocksDB has flushed is not known"),
         }
     }
@@ -114,8 +148,6 @@ impl Background {
                 self.flushed(applied);
                 let took = self.clock.monotonic().saturating_sub(started);
                 self.metrics.flushed(took);
-                let bytes = self.store.with(|db| Ok::<_, StoreError>(db.bytes()));
-                self.metrics.store_bytes.record(bytes.unwrap_or(0), &[]);
             }
             Err(error) => {
                 self.mode.storage_failed(&error.to_string());
@@ -128,7 +160,9 @@ impl Background {
 
     fn reclaim(&self) {
         if !self.is_stopping() {
-            self.reclaimer.start(&self.store, &self.mode, &self.metrics);
+            let flushed = self.positions.flushed.get();
+            self.reclaimer
+                .start(flushed, &self.store, &self.mode, &self.metrics);
         }
     }
 
@@ -145,6 +179,7 @@ impl Background {
             let synced = self.positions.synced.get();
             if synced == synced_before {
                 self.pool.clear();
+                self.make_reserve();
             }
             synced_before = synced;
             self.housekeeper.wait(every);
@@ -167,7 +202,7 @@ impl Background {
         if !self.segments.needs_spare() {
             return;
         }
-        match self.segments.prepare() {
+        match self.segments.prepare(self.mode.is_full()) {
             Ok(true) => {}
             // All are in use: a flush frees some.
             Ok(false) => self.checkpointer.ring(),
@@ -178,9 +213,28 @@ impl Background {
         }
     }
 
-    /// Compares free space with the two marks.
-    pub fn look_at_space(&self) {
-        let free = [
+    /// Uses the reserve when the disk is full.
+    fn look_at_reserve(&self) {
+        if self.mode.is_full() && self.reserve.give_up_if_needed() {
+            // That is room for what waits.
+            self.apply_queue.probe();
+        }
+    }
+
+    /// Makes the reserve when there is room for everything and nothing to do.
+    fn make_reserve(&self) {
+        let bytes = u64::try_from(self.config.reserve_bytes).unwrap_or(u64::MAX);
+        let enough = self.config.writable_above_free_bytes.saturating_add(bytes);
+        if self.free().is_some_and(|free| free >= enough)
+            && let Err(error) = self.reserve.make()
+        {
+            tracing::debug!(%error, "no room is kept back for a full disk");
+        }
+    }
+
+    /// What is free on the fuller of the two disks.
+    fn free(&self) -> Option<u64> {
+        [
             (&self.disk, &self.config.journal_dir),
             (&RealDisk::shared(), &self.config.ledger_dir),
         ]
@@ -189,8 +243,12 @@ impl Background {
             let space = Disk::space(&**disk, path);
             space.ok().map(|space| space.available_bytes)
         })
-        .min();
-        let Some(free) = free else { return };
+        .min()
+    }
+
+    /// Compares free space with the two marks.
+    pub fn look_at_space(&self) {
+        let Some(free) = self.free() else { return };
         if free < self.config.read_only_below_free_bytes {
             self.mode.set_full(true);
         } else if free >= self.config.writable_above_free_bytes && self.mode.is_full() {
@@ -198,6 +256,7 @@ impl Background {
             // Whatever a full disk stopped may go on.
             self.apply_queue.probe();
         }
+        self.look_at_reserve();
         let (live, _) = self.segments.bytes();
         let in_flight: usize = self.budgets.iter().map(ByteBudget::used_bytes).sum();
         self.metrics

@@ -1,30 +1,47 @@
 //! Gives the space of deleted ledgers back, in the background and a few ledgers at a time.
+//!
+//! A ledger's turn comes when the commit of its deletion is in RocksDB's files, however much else
+//! is written meanwhile. On a full disk it is done within the room that is left.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use aquifer_model::id::LedgerId;
+use aquifer_runtime::disk::{Disk, RealDisk};
 use aquifer_runtime::task::spawn_thread;
 use parking_lot::Mutex;
 
 use crate::bell::Bell;
 use crate::metrics::BookieMetrics;
 use crate::mode::Mode;
+use crate::store::Store;
 use crate::store::removal::PacedRemoval;
-use crate::store::{Db, Store};
+use crate::store::space::Collected;
 
 /// The pause after the file system has refused.
 const AFTER_ERROR: Duration = Duration::from_secs(1);
+/// The pause after there was no room for rewriting.
+const AFTER_NO_ROOM: Duration = Duration::from_secs(5);
+/// The ledgers that are looked at together.
+const LEDGERS_MAX: usize = 1_024;
+/// The share of free space that rewriting may take at a time.
+const ROOM_SHARE: u64 = 4;
 
 /// Deleted ledgers whose space is to be reclaimed. Forgetting one at a restart costs space until
 /// compaction comes by, nothing else.
 #[derive(Debug)]
 pub struct Reclaimer {
-    waiting: Mutex<BTreeSet<LedgerId>>,
-    /// A flush has taken their deletions to RocksDB's files.
-    due: AtomicBool,
+    /// With the commit of each one's deletion.
+    waiting: Mutex<BTreeMap<LedgerId, u64>>,
+    /// The last commit that is in RocksDB's files.
+    flushed: AtomicU64,
+    /// There may be garbage in shared files; also in those that a process before this one left.
+    collect: AtomicBool,
+    /// The file system whose room counts.
+    directory: PathBuf,
     /// Of the thread that runs; nobody else uses it.
     removal: Mutex<PacedRemoval>,
     running: AtomicBool,
@@ -33,12 +50,14 @@ pub struct Reclaimer {
 }
 
 impl Reclaimer {
-    /// A reclaimer of files that are removed as `removal` has it.
+    /// A reclaimer of files in `directory` that are removed as `removal` has it.
     #[must_use]
-    pub fn new(removal: PacedRemoval) -> Reclaimer {
+    pub fn new(directory: PathBuf, removal: PacedRemoval) -> Reclaimer {
         Reclaimer {
             waiting: Mutex::default(),
-            due: AtomicBool::default(),
+            flushed: AtomicU64::new(0),
+            collect: AtomicBool::new(true),
+            directory,
             removal: Mutex::new(removal),
             running: AtomicBool::default(),
             stopping: AtomicBool::default(),
@@ -46,9 +65,15 @@ impl Reclaimer {
         }
     }
 
-    /// A ledger was deleted.
-    pub fn add(&self, ledger: LedgerId) {
-        self.waiting.lock().insert(ledger);
+    /// A ledger was deleted with this commit.
+    pub fn add(&self, ledger: LedgerId, commit: u64) {
+        self.waiting.lock().insert(ledger, commit);
+    }
+
+    /// Whether a deletion waits for a flush.
+    pub fn needs_flush(&self) -> bool {
+        let flushed = self.flushed.load(Ordering::Acquire);
+        self.waiting.lock().values().any(|commit| *commit > flushed)
     }
 
     /// Starts no further compaction.
@@ -57,22 +82,21 @@ impl Reclaimer {
         self.stop.ring();
     }
 
-    /// RocksDB was flushed, or nothing is there to flush: reclaims on a thread of its own, unless
+    /// RocksDB's files have everything up to this commit: reclaims on a thread of its own, unless
     /// there is nothing to reclaim.
     pub fn start(
         self: &Arc<Self>,
+        flushed: u64,
         store: &Arc<Store>,
         mode: &Arc<Mode>,
         metrics: &Arc<BookieMetrics>,
     ) {
-        let is_due = !self.waiting.lock().is_empty();
-        if is_due {
-            self.due.store(true, Ordering::Release);
-        }
+        self.flushed.fetch_max(flushed, Ordering::AcqRel);
         if self.running.swap(true, Ordering::AcqRel) {
             return;
         }
-        if !is_due && self.removal.lock().is_empty() {
+        let collect = self.collect.load(Ordering::Acquire);
+        if !self.is_due() && !collect && self.removal.lock().is_empty() {
             self.running.store(false, Ordering::Release);
             return;
         }
@@ -83,7 +107,7 @@ impl Reclaimer {
                 reclaimer.run(&store, &mode, &metrics);
                 reclaimer.running.store(false, Ordering::Release);
                 // Who saw it running a moment ago left the work to this thread.
-                let is_due = reclaimer.due.load(Ordering::Acquire) && !reclaimer.is_stopping();
+                let is_due = reclaimer.is_due() && !reclaimer.is_stopping();
                 if !is_due || reclaimer.running.swap(true, Ordering::AcqRel) {
                     return;
                 }
@@ -95,27 +119,36 @@ impl Reclaimer {
         }
     }
 
+    /// Whether a flush has taken a deletion to RocksDB's files.
+    fn is_due(&self) -> bool {
+        let flushed = self.flushed.load(Ordering::Acquire);
+        self.waiting
+            .lock()
+            .values()
+            .any(|commit| *commit <= flushed)
+    }
+
     fn is_stopping(&self) -> bool {
         self.stopping.load(Ordering::Acquire)
     }
 
     fn run(&self, store: &Store, mode: &Mode, metrics: &BookieMetrics) {
         let mut removal = self.removal.lock();
-        let mut collect = false;
         while !self.is_stopping() {
-            if self.due.swap(false, Ordering::AcqRel) {
+            if self.is_due() {
                 self.reclaim(store, mode, metrics, &mut removal);
-                collect = true;
+                self.collect.store(true, Ordering::Release);
             }
             let pause = step(&mut removal, mode, metrics);
             // Rewriting needs space before it gives some back, so what is free comes back first.
-            if collect && removal.bytes() == 0 {
-                collect = false;
-                self.collect(store, mode);
+            if self.collect.load(Ordering::Acquire)
+                && removal.bytes() == 0
+                && self.collect(store, mode, &mut removal)
+            {
                 continue;
             }
             match pause {
-                None if self.due.load(Ordering::Acquire) => {}
+                None if self.is_due() => {}
                 None => return,
                 Some(pause) => _ = self.stop.wait(pause),
             }
@@ -129,36 +162,83 @@ impl Reclaimer {
         metrics: &BookieMetrics,
         removal: &mut PacedRemoval,
     ) {
-        // A full disk needs the space at once.
-        if !mode.is_full()
-            && let Err(error) = removal.keep()
-        {
-            tracing::debug!(%error, "files of deleted ledgers are removed at once");
-        }
-        while let Some(ledger) = self.next() {
-            if let Err(error) = store.with(|db| db.reclaim(ledger)) {
-                tracing::warn!(%ledger, %error, "space of a deleted ledger is not reclaimed");
+        keep(removal, mode);
+        loop {
+            let ledgers = self.next();
+            if ledgers.is_empty() {
+                return;
             }
+            let room = mode.is_full().then(|| self.room());
+            let done = store.with(|db| db.reclaim(&ledgers, room));
+            let count = match done {
+                Ok(count) => count.max(1),
+                Err(error) => {
+                    let ledger = ledgers[0];
+                    tracing::warn!(%ledger, %error, "space of a deleted ledger is not reclaimed");
+                    1
+                }
+            };
+            let mut waiting = self.waiting.lock();
+            ledgers
+                .iter()
+                .take(count)
+                .for_each(|ledger| _ = waiting.remove(ledger));
+            drop(waiting);
             // Each compaction takes its time; what it freed need not wait for the others.
             removal.look_on();
             step(removal, mode, metrics);
         }
     }
 
-    fn collect(&self, store: &Store, mode: &Mode) {
-        if !self.is_stopping()
-            && !mode.is_full()
-            && let Err(error) = store.with(Db::collect_blobs)
-        {
-            tracing::warn!(%error, "garbage in blob files is not collected");
+    /// Collects a little of the garbage in shared files. Whether there may be more at once.
+    fn collect(&self, store: &Store, mode: &Mode, removal: &mut PacedRemoval) -> bool {
+        let collected = store.with(|db| db.collect_blobs(self.room(), || keep(removal, mode)));
+        match collected {
+            Ok(Collected::Some) => {
+                removal.look_on();
+                true
+            }
+            Ok(Collected::Nothing) => {
+                self.collect.store(false, Ordering::Release);
+                false
+            }
+            // It stays due: the next start of this thread tries again.
+            Ok(Collected::NoRoom) => {
+                self.stop.wait(AFTER_NO_ROOM);
+                false
+            }
+            Err(error) => {
+                tracing::warn!(%error, "garbage in blob files is not collected now");
+                self.stop.wait(AFTER_NO_ROOM);
+                false
+            }
         }
     }
 
-    fn next(&self) -> Option<LedgerId> {
+    /// Bytes that a rewrite may take: what is free must last for everything else, too.
+    fn room(&self) -> u64 {
+        let space = Disk::space(&RealDisk, &self.directory);
+        space.map_or(0, |space| space.available_bytes / ROOM_SHARE)
+    }
+
+    /// Ledgers whose turn it is, in order.
+    fn next(&self) -> Vec<LedgerId> {
         if self.is_stopping() {
-            return None;
+            return Vec::new();
         }
-        self.waiting.lock().pop_first()
+        let flushed = self.flushed.load(Ordering::Acquire);
+        let waiting = self.waiting.lock();
+        let due = waiting.iter().filter(|(_, commit)| **commit <= flushed);
+        due.map(|(ledger, _)| *ledger).take(LEDGERS_MAX).collect()
+    }
+}
+
+/// Gives files second names, so that they go little by little. A full disk needs the space at once.
+fn keep(removal: &mut PacedRemoval, mode: &Mode) {
+    if !mode.is_full()
+        && let Err(error) = removal.keep()
+    {
+        tracing::debug!(%error, "files of deleted ledgers are removed at once");
     }
 }
 

@@ -7,9 +7,11 @@
 pub mod db;
 pub mod entries;
 pub mod keys;
+mod layout;
 mod options;
 pub mod presence;
 pub mod removal;
+pub mod space;
 
 use parking_lot::RwLock;
 

@@ -1,13 +1,10 @@
-//! RocksDB itself: batches, point reads, flush, space.
+//! RocksDB itself: batches, point reads, flush.
 
 use std::path::{Path, PathBuf};
 
 use aquifer_model::id::{EntryId, LedgerId};
 use aquifer_runtime::disk::{Disk, OpenOptions, RealDisk};
-use rocksdb::{
-    BottommostLevelCompaction, ColumnFamily, CompactOptions, DB, FlushOptions, ReadOptions,
-    ReadTier, WriteBatch, WriteOptions,
-};
+use rocksdb::{ColumnFamily, DB, FlushOptions, ReadOptions, ReadTier, WriteBatch, WriteOptions};
 use thiserror::Error;
 
 use crate::bytes_at::u64_at;
@@ -25,20 +22,36 @@ pub enum StoreError {
     /// Bytes that are not what should be there.
     #[error("ledger store is damaged: {0}")]
     Damaged(String),
+    /// The disk has no room.
+    #[error("the disk is full: {0}")]
+    Full(String),
     /// It is closed, or could not be opened again after an error.
     #[error("ledger store is closed: {0}")]
     Closed(String),
 }
+
+/// What the operating system says of a disk, or of a share of it, that is used up.
+const NO_ROOM: [&str; 2] = ["No space left on device", "Disk quota exceeded"];
 
 impl From<rocksdb::Error> for StoreError {
     fn from(error: rocksdb::Error) -> StoreError {
         // Damaged bytes stay damaged: whoever asks again gets the same, so it is told apart.
         match error.kind() {
             rocksdb::ErrorKind::Corruption => StoreError::Damaged(error.into_string()),
+            // RocksDB's library keeps the kind to itself.
+            _ if NO_ROOM.iter().any(|words| error.as_ref().contains(words)) => {
+                StoreError::Full(error.into_string())
+            }
             _ => StoreError::Rocks(error.into_string()),
         }
     }
 }
+
+/// Records of ledgers that one call looks at.
+const RECORDS_MAX: usize = 4_096;
+
+/// Ledgers with their records, and up to where was looked if there are more.
+pub type LedgersPage = (Vec<(LedgerId, LedgerMeta)>, Option<LedgerId>);
 
 /// An open database.
 pub struct Db {
@@ -123,15 +136,36 @@ impl Db {
         after: Option<LedgerId>,
         max: usize,
     ) -> Result<Vec<(LedgerId, LedgerMeta)>, StoreError> {
+        let mut after = after;
+        loop {
+            let (found, looked) = self.some_ledgers_after(after, max)?;
+            if !found.is_empty() || looked.is_none() {
+                return Ok(found);
+            }
+            after = looked;
+        }
+    }
+
+    /// The same, of a bounded number of records: deleted ones are many, and whoever calls this
+    /// may keep others waiting. Also the last that was looked at, unless it was the last of all.
+    pub fn some_ledgers_after(
+        &self,
+        after: Option<LedgerId>,
+        max: usize,
+    ) -> Result<LedgersPage, StoreError> {
         let mut iterator = self.rocks.raw_iterator_cf(self.family(keys::LEDGERS)?);
         match after {
             Some(after) => iterator.seek(keys::ledger_key(LedgerId(after.0.saturating_add(1)))),
             None => iterator.seek_to_first(),
         }
-        let mut found = Vec::new();
+        let (mut found, mut looked, mut count) = (Vec::new(), None, 0);
         while found.len() < max
             && let Some((key, value)) = iterator.item()
         {
+            if count >= RECORDS_MAX {
+                return Ok((found, looked));
+            }
+            count += 1;
             let ledger = keys::ledger_of(key)
                 .ok_or_else(|| StoreError::Damaged("a ledger's key".to_owned()))?;
             let meta = LedgerMeta::decode(value)
@@ -139,10 +173,12 @@ impl Db {
             if !meta.deleted {
                 found.push((ledger, meta));
             }
+            looked = Some(ledger);
             iterator.next();
         }
         iterator.status()?;
-        Ok(found)
+        let more = found.len() >= max;
+        Ok((found, looked.filter(|_| more)))
     }
 
     /// Up to where the scrubber had come: everything of smaller ledgers, and smaller entries of
@@ -260,62 +296,10 @@ impl Db {
         Ok(iterator.status()?)
     }
 
-    /// Reclaims the space of deleted ledgers. Compaction of the range, not deletion of files,
-    /// because only compaction tells RocksDB which blobs are garbage; with the payloads in blob
-    /// files it reads little more than keys.
-    pub fn reclaim(&self, ledger: LedgerId) -> Result<(), StoreError> {
-        let from = keys::entry_key(ledger, EntryId::FIRST);
-        let to = keys::ledger_end(ledger);
-        self.rocks
-            .compact_range_cf(self.family(keys::ENTRIES)?, Some(from), Some(to));
-        Ok(())
-    }
-
-    /// Rewrites blob files when at least half of their bytes belong to deleted ledgers: a file
-    /// that a long-lived ledger shares with deleted ones does not go away by itself (H17). So a
-    /// byte is rewritten at most for each byte that comes back.
-    pub fn collect_blobs(&self) -> Result<(), StoreError> {
-        let family = self.family(keys::ENTRIES)?;
-        let value = |name: &str| -> Result<u64, StoreError> {
-            let value = self.rocks.property_int_value_cf(family, name)?;
-            Ok(value.unwrap_or(0))
-        };
-        let all = value("rocksdb.live-blob-file-size")?;
-        let garbage = value("rocksdb.live-blob-file-garbage-size")?;
-        if garbage == 0 || garbage < all / 2 {
-            return Ok(());
-        }
-        let collect = |on: &str| {
-            let options = [
-                ("enable_blob_garbage_collection", on),
-                ("blob_garbage_collection_age_cutoff", "1.0"),
-            ];
-            self.rocks.set_options_cf(family, &options)
-        };
-        collect("true")?;
-        let mut compact = CompactOptions::default();
-        compact.set_bottommost_level_compaction(BottommostLevelCompaction::Force);
-        self.rocks
-            .compact_range_cf_opt(family, None::<&[u8]>, None::<&[u8]>, &compact);
-        Ok(collect("false")?)
-    }
-
     /// Keeps files that are not needed any more, so that a test can copy a consistent state.
     #[cfg(test)]
     pub fn keep_files(&self) -> Result<(), StoreError> {
         Ok(self.rocks.disable_file_deletions()?)
-    }
-
-    /// Bytes of the files.
-    pub fn bytes(&self) -> u64 {
-        let Ok(entries) = self.family(keys::ENTRIES) else {
-            return 0;
-        };
-        let value = |name: &str| {
-            let value = self.rocks.property_int_value_cf(entries, name);
-            value.ok().flatten().unwrap_or(0)
-        };
-        value("rocksdb.total-sst-files-size") + value("rocksdb.total-blob-file-size")
     }
 }
 

@@ -212,50 +212,6 @@ fn a_deleted_ledger_stays_deleted() {
     }
 }
 
-/// H17: the space of deleted ledgers comes back, of small entries and of blobs, although a
-/// long-lived ledger was written between them.
-#[test]
-fn space_of_deleted_ledgers_comes_back() {
-    for len in [1_000, 40_000] {
-        let directory = tempfile::tempdir().unwrap();
-        let config = BookieConfig {
-            memtable_bytes: MIB,
-            quiet_flush_ms: 20,
-            ..config(directory.path())
-        };
-        let bookie = open(&config);
-        let entries = u64::try_from(8 * MIB / len / 4).unwrap();
-        for entry in 0..entries {
-            let replies: Vec<_> = (1..=4)
-                .map(|ledger| start(&bookie, add_request(ledger, entry, len)))
-                .collect();
-            for reply in &replies {
-                done(answer(reply));
-            }
-        }
-        eventually("everything is flushed", || {
-            let status = bookie.status();
-            status.flushed_commit == status.synced_commit && status.store_bytes > 7_000_000
-        });
-        for ledger in 2..=4 {
-            done(ask(&bookie, request(ledger, OrderedOperation::Delete)));
-        }
-        eventually("the space comes back", || {
-            let status = bookie.status();
-            status.store_bytes < 3_500_000
-        });
-        // Of blob files the second names go last.
-        eventually("no file is left that is only to be removed", || {
-            let left = std::fs::read_dir(config.ledger_dir.join("removed")).unwrap();
-            left.count() == 0
-        });
-        for entry in 0..entries {
-            expect(&bookie, 1, entry, len);
-        }
-        shutdown(&bookie);
-    }
-}
-
 /// What a process left half removed goes although nobody writes to the next one.
 #[test]
 fn files_that_were_left_half_removed_go() {
