@@ -30,6 +30,8 @@ use crate::watchers::Watchers;
 
 /// Commits that one write to RocksDB takes, in bytes.
 const BATCH_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// Commits that wait in the buffers that they were written from, which may be much larger.
+const BUFFERS_MAX: usize = 16;
 /// Ledger records that replay remembers.
 const REPLAY_LEDGERS_MAX: usize = 65_536;
 const RETRY_FIRST: Duration = Duration::from_millis(100);
@@ -77,10 +79,27 @@ struct QueueState {
 }
 
 impl ApplyQueue {
-    /// Adds a commit.
-    pub fn push(&self, commit: Committed) {
+    /// Adds a commit. While RocksDB takes nothing, commits wait here in no more memory than their
+    /// permits account for.
+    pub fn push(&self, mut commit: Committed) {
+        if self.state.lock().commits.len() >= BUFFERS_MAX {
+            let ends = commit.records.iter().map(|record| record.value.end);
+            let len = ends.max().unwrap_or(0);
+            commit.block.compact(len);
+        }
         self.state.lock().commits.push_back(commit);
         self.wake.notify_one();
+    }
+
+    /// The memory of the commits that wait.
+    #[cfg(test)]
+    pub fn held_bytes(&self) -> usize {
+        let state = self.state.lock();
+        state
+            .commits
+            .iter()
+            .map(|commit| commit.block.held_bytes())
+            .sum()
     }
 
     /// Makes the applier write something, to notice errors and to recover from them.
@@ -161,7 +180,7 @@ impl Applier {
             for commit in commits {
                 for record in &commit.records {
                     if record.kind == RecordKind::Delete {
-                        self.reclaimer.add(record.ledger);
+                        self.reclaimer.add(record.ledger, commit.sequence);
                     }
                 }
                 self.ledgers.applied(&commit.records);

@@ -8,10 +8,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use aquifer_model::id::{CreationToken, EntryId, LedgerId};
-use aquifer_model::limits::ENTRY_BYTES_MAX;
 use aquifer_model::storage::{
-    AddEntry, BookieError, BookieResult, OrderedReply, Presence, PresenceRange, ReadBatch,
-    ReadRange, ReplyCallback, TailState, TailWait,
+    AddEntry, BookieError, BookieResult, Presence, PresenceRange, ReadBatch, ReadRange, TailState,
+    TailWait,
 };
 use aquifer_runtime::clock;
 use tokio::sync::oneshot;
@@ -42,7 +41,9 @@ impl From<StoreError> for BookieError {
     fn from(error: StoreError) -> BookieError {
         match error {
             StoreError::Damaged(_) => BookieError::Digest(error.to_string()),
-            StoreError::Rocks(_) | StoreError::Closed(_) => BookieError::Io(error.to_string()),
+            StoreError::Rocks(_) | StoreError::Full(_) | StoreError::Closed(_) => {
+                BookieError::Io(error.to_string())
+            }
         }
     }
 }
@@ -182,48 +183,28 @@ impl Core {
         max: usize,
     ) -> BookieResult<Vec<(LedgerId, CreationToken)>> {
         self.mode.check()?;
-        let (answer, answered) = oneshot::channel();
-        let core = Arc::clone(self);
-        let job = move || {
-            let found = core.store.with(|db| db.ledgers_after(after, max));
-            drop(core);
-            // A caller that went away needs no answer.
-            let _ = answer.send(found.map_err(BookieError::from));
-        };
-        self.workers.run(Priority::Read, Box::new(job));
-        let found = answered.await.unwrap_or(Err(BookieError::ShuttingDown))?;
+        let (mut found, mut after) = (Vec::new(), after);
+        // A job of bounded length at a time: reads and the loading of ledgers share its threads.
+        loop {
+            let (answer, answered) = oneshot::channel();
+            let core = Arc::clone(self);
+            let left = max - found.len();
+            let job = move || {
+                let page = core.store.with(|db| db.some_ledgers_after(after, left));
+                drop(core);
+                // A caller that went away needs no answer.
+                let _ = answer.send(page.map_err(BookieError::from));
+            };
+            self.workers.run(Priority::Read, Box::new(job));
+            let (page, looked) = answered.await.unwrap_or(Err(BookieError::ShuttingDown))?;
+            found.extend(page);
+            if looked.is_none() || found.len() >= max {
+                break;
+            }
+            after = looked;
+        }
         let named = found.into_iter().map(|(ledger, meta)| (ledger, meta.token));
         Ok(named.collect())
-    }
-
-    /// The read half of a recovery read; the fence is synced.
-    pub(crate) fn recovery_read(
-        self: &Arc<Self>,
-        ledger: LedgerId,
-        entry: EntryId,
-        reply: ReplyCallback,
-    ) {
-        let core = Arc::clone(self);
-        let job = move || {
-            let range = ReadRange {
-                ledger,
-                token: None,
-                first: entry,
-                last: entry,
-                bytes_max: ENTRY_BYTES_MAX,
-                entries_max: 1,
-                prefix_bytes: None,
-            };
-            let result = core.read_now(&range);
-            drop(core);
-            reply(result.and_then(|batch| {
-                let entry = batch.entries.into_iter().next();
-                entry
-                    .map(OrderedReply::Entry)
-                    .ok_or(BookieError::NoSuchEntry)
-            }));
-        };
-        self.workers.run(Priority::Control, Box::new(job));
     }
 
     /// Reads on the calling thread.

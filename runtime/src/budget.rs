@@ -28,7 +28,7 @@ struct Inner {
 pub struct BytePermit {
     inner: Arc<Inner>,
     bytes: usize,
-    _units: OwnedSemaphorePermit,
+    units: OwnedSemaphorePermit,
 }
 
 impl ByteBudget {
@@ -103,7 +103,7 @@ impl Inner {
         BytePermit {
             inner: Arc::clone(self),
             bytes,
-            _units: units,
+            units,
         }
     }
 }
@@ -112,6 +112,18 @@ impl BytePermit {
     /// How many bytes this permit holds.
     pub fn bytes(&self) -> usize {
         self.bytes
+    }
+
+    /// Gives back what is above `bytes`.
+    pub fn shrink_to(&mut self, bytes: usize) {
+        let (bytes, units) = self.inner.clamp(bytes.min(self.bytes));
+        let kept = usize::try_from(units).unwrap_or(usize::MAX);
+        let surplus = self.units.num_permits().saturating_sub(kept);
+        drop(self.units.split(surplus));
+        self.inner
+            .used_bytes
+            .fetch_sub(self.bytes - bytes, Ordering::Relaxed);
+        self.bytes = bytes;
     }
 }
 
@@ -131,6 +143,23 @@ mod tests {
     use std::task::{Context, Poll};
 
     use super::*;
+
+    #[test]
+    fn a_permit_gives_back_what_it_does_not_need() {
+        for capacity in [1_000, 1 << 40] {
+            let budget = ByteBudget::new(capacity);
+            let mut permit = budget.try_acquire(capacity).unwrap();
+            assert!(budget.try_acquire(1).is_none());
+            permit.shrink_to(capacity / 4);
+            assert_eq!(budget.used_bytes(), capacity / 4);
+            permit.shrink_to(capacity);
+            assert_eq!(permit.bytes(), capacity / 4);
+            let rest = budget.try_acquire(capacity / 2).unwrap();
+            drop((permit, rest));
+            assert_eq!(budget.used_bytes(), 0);
+            assert!(budget.try_acquire(capacity).is_some());
+        }
+    }
 
     #[tokio::test]
     async fn permits_bound_the_bytes_in_use() {

@@ -181,12 +181,18 @@ pub struct BlockPool {
     free: Mutex<Vec<AlignedBuffer>>,
 }
 
-/// The bytes of a commit; they go back to the pool on drop.
+/// The bytes of a commit; a buffer goes back to the pool when it is not needed any more.
 #[derive(Debug)]
 pub struct Block {
-    /// There until drop.
-    buffer: Option<AlignedBuffer>,
+    bytes: BlockBytes,
     pool: Arc<BlockPool>,
+}
+
+#[derive(Debug)]
+enum BlockBytes {
+    Buffer(AlignedBuffer),
+    /// As many as there are, for a commit that waits for long.
+    Own(Box<[u8]>),
 }
 
 impl BlockPool {
@@ -208,6 +214,19 @@ impl BlockPool {
         }
     }
 
+    fn give_back(&self, buffer: AlignedBuffer) {
+        let mut free = self.free.lock();
+        if free.len() < POOLED_MAX {
+            free.push(buffer);
+            return;
+        }
+        // Large ones are worth more.
+        let smallest = free.iter_mut().min_by_key(|buffer| buffer.capacity());
+        if let Some(smallest) = smallest.filter(|s| s.capacity() < buffer.capacity()) {
+            *smallest = buffer;
+        }
+    }
+
     /// Frees what waits.
     pub fn clear(&self) {
         self.free.lock().clear();
@@ -219,7 +238,7 @@ impl Block {
     #[must_use]
     pub fn new(buffer: AlignedBuffer, pool: &Arc<BlockPool>) -> Block {
         Block {
-            buffer: Some(buffer),
+            bytes: BlockBytes::Buffer(buffer),
             pool: Arc::clone(pool),
         }
     }
@@ -227,25 +246,40 @@ impl Block {
     /// The bytes.
     #[must_use]
     pub fn bytes(&self) -> &[u8] {
-        self.buffer.as_ref().map_or(&[], AlignedBuffer::as_slice)
+        match &self.bytes {
+            BlockBytes::Buffer(buffer) => buffer.as_slice(),
+            BlockBytes::Own(bytes) => bytes,
+        }
+    }
+
+    /// What it takes in memory.
+    #[cfg(test)]
+    pub fn held_bytes(&self) -> usize {
+        match &self.bytes {
+            BlockBytes::Buffer(buffer) => buffer.capacity(),
+            BlockBytes::Own(bytes) => bytes.len(),
+        }
+    }
+
+    /// Takes from now on no more memory than the first `len` of its bytes, which are all that is
+    /// needed still.
+    pub fn compact(&mut self, len: usize) {
+        let bytes = self.bytes();
+        let own: Box<[u8]> = bytes[..len.min(bytes.len())].into();
+        self.put(BlockBytes::Own(own));
+    }
+
+    /// Takes other bytes and gives the buffer back.
+    fn put(&mut self, bytes: BlockBytes) {
+        if let BlockBytes::Buffer(buffer) = std::mem::replace(&mut self.bytes, bytes) {
+            self.pool.give_back(buffer);
+        }
     }
 }
 
 impl Drop for Block {
     fn drop(&mut self) {
-        let Some(buffer) = self.buffer.take() else {
-            return;
-        };
-        let mut free = self.pool.free.lock();
-        if free.len() < POOLED_MAX {
-            free.push(buffer);
-            return;
-        }
-        // Large ones are worth more.
-        let smallest = free.iter_mut().min_by_key(|buffer| buffer.capacity());
-        if let Some(smallest) = smallest.filter(|s| s.capacity() < buffer.capacity()) {
-            *smallest = buffer;
-        }
+        self.put(BlockBytes::Own(Box::default()));
     }
 }
 
