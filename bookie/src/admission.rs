@@ -145,7 +145,7 @@ impl Core {
         let budget = if add.recovery {
             &self.control
         } else {
-            self.mode.check_add()?;
+            self.mode.check_class(add.reserve)?;
             &self.adds
         };
         let permit = room
@@ -196,8 +196,13 @@ impl Core {
             }
             OrderedOperation::RecoveryRead(entry) => {
                 let core = Arc::clone(self);
+                // It waits behind its fence as well.
+                let Some(waits) = self.control.try_acquire(REQUEST_BYTES) else {
+                    let answer = Completion::Reply(reply, done(None));
+                    return After::Refuse(answer, BookieError::Overloaded);
+                };
                 let answer = Completion::Run(Box::new(move |synced| match synced {
-                    Ok(()) => core.recovery_read(ledger, entry, reply),
+                    Ok(()) => core.recovery_read(ledger, entry, waits, reply),
                     Err(error) => reply(Err(error)),
                 }));
                 self.change(state, ledger, token, RecordKind::Fence, permit, answer)

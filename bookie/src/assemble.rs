@@ -10,6 +10,7 @@ use aquifer_runtime::task::spawn_thread;
 use parking_lot::Mutex;
 
 use crate::BookieDeps;
+use crate::answers::Answers;
 use crate::apply::{Applier, ApplyQueue};
 use crate::background::Background;
 use crate::bell::Bell;
@@ -29,6 +30,7 @@ use crate::mode::Mode;
 use crate::open::Started;
 use crate::positions::Positions;
 use crate::reclaim::Reclaimer;
+use crate::reserve::Reserve;
 use crate::scrub::Scrubber;
 use crate::store::{self, Store};
 use crate::watchers::Watchers;
@@ -74,7 +76,10 @@ pub(crate) fn start(
         mode: Arc::default(),
         metrics: Arc::new(BookieMetrics::new(&deps.meter)),
         ledgers: Arc::new(LedgerTable::new(config.ledgers_cached_max)),
-        reclaimer: Arc::new(Reclaimer::new(store::removal(&config))),
+        reclaimer: Arc::new(Reclaimer::new(
+            config.ledger_dir.clone(),
+            store::removal(&config),
+        )),
         watchers: Arc::default(),
         queue: Arc::default(),
         apply_queue: Arc::default(),
@@ -91,7 +96,8 @@ pub(crate) fn start(
     parts.positions.applied.advance(replayed.tail.last_sequence);
     parts.positions.flushed.advance(replayed.flushed);
     let deleted = replayed.deleted.into_iter();
-    deleted.for_each(|ledger| parts.reclaimer.add(ledger));
+    let last = replayed.tail.last_sequence;
+    deleted.for_each(|ledger| parts.reclaimer.add(ledger, last));
     let in_limbo = u64::from(started.limbo.is_some());
     parts.metrics.limbo.record(in_limbo, &[]);
     let background = Arc::new(parts.background());
@@ -116,6 +122,7 @@ pub(crate) fn start(
         adds: parts.adds.clone(),
         control: parts.control.clone(),
         reads: ByteBudget::new(parts.config.read_bytes_in_flight_max),
+        answers: Answers::new(parts.config.read_bytes_in_flight_max),
         limbo: Limbo::new(started.limbo),
         accepted_loss: started.accepted_loss,
         background: Arc::clone(&background),
@@ -191,6 +198,7 @@ impl Parts {
             mode: Arc::clone(&self.mode),
             metrics: Arc::clone(&self.metrics),
             reclaimer: Arc::clone(&self.reclaimer),
+            reserve: Reserve::new(&self.config),
             apply_queue: Arc::clone(&self.apply_queue),
             budgets: [self.adds.clone(), self.control.clone()],
             unflushed_bytes: Arc::clone(&self.unflushed_bytes),

@@ -76,7 +76,13 @@ pub fn check_cluster(name: &str) -> Result<(), BookieOpenError> {
 /// Wraps an error of a file operation with the path.
 pub fn io_error(path: &Path) -> impl FnOnce(io::Error) -> BookieOpenError {
     let path = path.to_owned();
-    move |source| BookieOpenError::Io { path, source }
+    move |source| match source.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => BookieOpenError::Full {
+            path,
+            message: source.to_string(),
+        },
+        _ => BookieOpenError::Io { path, source },
+    }
 }
 
 impl Cookie {

@@ -9,6 +9,7 @@ use aquifer_runtime::budget::ByteBudget;
 use aquifer_runtime::disk::{Disk, DiskLock, DiskSpace, RealDisk, SharedDisk};
 use parking_lot::Mutex;
 
+use crate::answers::Answers;
 use crate::apply::ApplyQueue;
 use crate::background::Background;
 use crate::bell::Bell;
@@ -50,6 +51,7 @@ pub struct Core {
     pub(crate) adds: ByteBudget,
     pub(crate) control: ByteBudget,
     pub(crate) reads: ByteBudget,
+    pub(crate) answers: Answers,
     /// The loss that keeps every ledger in limbo.
     pub(crate) limbo: Limbo,
     pub(crate) accepted_loss: Option<LossReport>,

@@ -74,6 +74,14 @@ pub enum BookieOpenError {
         /// What the operating system said.
         source: io::Error,
     },
+    /// There is no room to start in. Nothing is damaged.
+    #[error("{}: the disk is full, and a start needs a little room: {message}", path.display())]
+    Full {
+        /// The directory.
+        path: PathBuf,
+        /// What the operating system or RocksDB said.
+        message: String,
+    },
     /// RocksDB refused to open its files, or to read or write them during start.
     #[error("the ledger store in {} cannot be opened: {message}", path.display())]
     Store {
@@ -126,6 +134,11 @@ impl BookieOpenError {
             BookieOpenError::Metadata(_) => "see whether the metadata store answers; try again",
             BookieOpenError::Io { .. } => {
                 "see whether the disk is mounted, has room, and lets this process write there"
+            }
+            BookieOpenError::Full { .. } => {
+                "nothing is damaged or lost: free some 64 MiB on that file system (logs, files of \
+                 other programs, never files of this directory) or enlarge it, and start again; \
+                 then delete topics to make room"
             }
             BookieOpenError::Store { .. } if in_cluster => {
                 "restore its files; or start the bookie with an empty directory: it is then a new \

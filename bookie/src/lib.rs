@@ -15,6 +15,7 @@ pub mod report;
 pub mod service;
 
 mod admission;
+mod answers;
 mod apply;
 mod assemble;
 mod background;
@@ -33,6 +34,7 @@ mod open;
 mod positions;
 mod reads;
 mod reclaim;
+mod reserve;
 mod room;
 pub mod scrub;
 mod store;
@@ -58,6 +60,7 @@ use aquifer_runtime::disk::SharedDisk;
 use aquifer_runtime::rng::SharedRng;
 use opentelemetry::metrics::Meter;
 
+pub use answers::uncounted;
 pub use config::BookieConfig;
 pub use cookie::check_cluster;
 pub use error::BookieOpenError;
@@ -95,6 +98,12 @@ impl Bookie {
     /// When the directories are locked, foreign, damaged or unreadable.
     pub fn open(config: BookieConfig, deps: BookieDeps) -> Result<Bookie, BookieOpenError> {
         open::open(config, &deps).map(|core| Bookie { core })
+    }
+
+    /// Gives up the room that a bookie keeps back when its disk has next to no other: before
+    /// anything on that disk is opened for a start.
+    pub fn make_room(config: &BookieConfig) {
+        reserve::Reserve::new(config).give_up_if_needed();
     }
 
     /// The identity of this bookie's storage.

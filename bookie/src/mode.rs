@@ -49,7 +49,12 @@ impl Mode {
 
     /// Whether a normal add is taken.
     pub fn check_add(&self) -> Result<(), BookieError> {
-        if self.full.load(Ordering::Acquire) {
+        self.check_class(false)
+    }
+
+    /// The same; adds that may use the reserve of a full disk are taken until storage fails.
+    pub fn check_class(&self, reserve: bool) -> Result<(), BookieError> {
+        if !reserve && self.full.load(Ordering::Acquire) {
             return Err(BookieError::ReadOnly("the disk is full".to_owned()));
         }
         if self.draining.load(Ordering::Acquire) {

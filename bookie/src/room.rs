@@ -16,10 +16,13 @@ use crate::core::Core;
 /// room back, and its refusal must not wait for that.
 const LOOK: Duration = Duration::from_millis(50);
 
-/// Bytes of the budget that a normal add takes; nothing for other requests, which have their own.
-fn room_of(request: &OrderedRequest) -> Option<usize> {
+/// Bytes of the budget that a normal add takes, and whether it may use the reserve of a full disk;
+/// nothing for other requests, which have their own.
+fn room_of(request: &OrderedRequest) -> Option<(usize, bool)> {
     match &request.operation {
-        OrderedOperation::Add(add) if !add.recovery => Some(add.data.len() + REQUEST_BYTES),
+        OrderedOperation::Add(add) if !add.recovery => {
+            Some((add.data.len() + REQUEST_BYTES, add.reserve))
+        }
         _ => None,
     }
 }
@@ -31,8 +34,9 @@ impl Core {
         request: OrderedRequest,
         reply: ReplyCallback,
     ) -> Option<(OrderedRequest, ReplyCallback)> {
-        let room = match room_of(&request).filter(|_| self.mode.check_add().is_ok()) {
-            Some(bytes) => match self.adds.try_acquire(bytes) {
+        let taken = |(_, reserve): &(usize, bool)| self.mode.check_class(*reserve).is_ok();
+        let room = match room_of(&request).filter(taken) {
+            Some((bytes, _)) => match self.adds.try_acquire(bytes) {
                 Some(room) => Some(room),
                 None => return Some((request, reply)),
             },
@@ -50,14 +54,14 @@ impl Core {
         reply: ReplyCallback,
     ) {
         let room = match room_of(&request) {
-            Some(bytes) => self.wait_for_room(bytes).await,
+            Some((bytes, reserve)) => self.wait_for_room(bytes, reserve).await,
             None => None,
         };
         self.submit_into(room, request, reply);
     }
 
-    async fn wait_for_room(&self, bytes: usize) -> Option<BytePermit> {
-        while self.mode.check().is_ok() && self.mode.check_add().is_ok() {
+    async fn wait_for_room(&self, bytes: usize, reserve: bool) -> Option<BytePermit> {
+        while self.mode.check().is_ok() && self.mode.check_class(reserve).is_ok() {
             if let Ok(room) = clock::timeout(LOOK, self.adds.acquire(bytes)).await {
                 return Some(room);
             }

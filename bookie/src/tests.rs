@@ -7,6 +7,7 @@ mod damage;
 mod full;
 mod presence;
 mod scrub;
+mod space;
 
 use std::path::Path;
 use std::sync::mpsc::{Receiver, sync_channel};
@@ -35,6 +36,7 @@ pub(crate) fn config(directory: &Path) -> BookieConfig {
         journal_segment_bytes: 8 * MIB,
         read_only_below_free_bytes: 0,
         writable_above_free_bytes: 1,
+        reserve_bytes: 0,
         quiet_flush_ms: 600_000,
         ..BookieConfig::in_directory(directory)
     }

@@ -27,6 +27,7 @@ use crate::context::LogContext;
 use crate::error::LedgerError;
 use crate::guards::Guards;
 use crate::ledger_metadata::LedgerInfo;
+use crate::managed::LogKind;
 use crate::writer::{
     AddReply, LedgerEnd, PlannedAdd, StopReason, Writer, WriterAction, WriterEvent, WriterOptions,
 };
@@ -56,6 +57,8 @@ struct Inner {
     runtime: Handle,
     ledger: LedgerId,
     token: CreationToken,
+    /// Whether its entries may use the room that full bookies keep back.
+    reserve: bool,
     guards: Guards,
     owner: Weak<dyn WriterOwner>,
     state: Mutex<State>,
@@ -131,6 +134,7 @@ impl LedgerWriter {
         info: LedgerInfo,
         guards: Guards,
         owner: Weak<dyn WriterOwner>,
+        kind: LogKind,
     ) -> LedgerWriter {
         let (_, members) = info.last_fragment();
         let settings = &ctx.settings;
@@ -161,6 +165,7 @@ impl LedgerWriter {
                 runtime: Handle::current(),
                 ledger: info.id,
                 token: info.token,
+                reserve: kind.uses_reserve(),
                 guards,
                 owner,
                 state: Mutex::new(state),
@@ -424,14 +429,19 @@ impl Inner {
 
     fn add_entry(&self, planned: PlannedAdd, data: EntryData, digest: Option<u32>) -> AddEntry {
         let lac = planned.last_add_confirmed;
+        let reserve = self.reserve;
         match digest {
-            None => AddEntry::new(self.ledger, planned.entry, lac, planned.ledger_length, data),
+            None => AddEntry {
+                reserve,
+                ..AddEntry::new(self.ledger, planned.entry, lac, planned.ledger_length, data)
+            },
             Some(digest) => AddEntry {
                 entry: planned.entry,
                 last_add_confirmed: lac,
                 ledger_length: planned.ledger_length,
                 digest,
                 recovery: false,
+                reserve,
                 data,
             },
         }

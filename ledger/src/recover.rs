@@ -270,6 +270,7 @@ impl<'a> Run<'a> {
                     ledger_length: stored.ledger_length,
                     digest: stored.digest,
                     recovery: true,
+                    reserve: false,
                     data: EntryData {
                         head: bytes::Bytes::new(),
                         body: stored.data.clone(),

@@ -50,6 +50,8 @@ pub struct AddEntry {
     pub digest: u32,
     /// Accepted although the ledger is fenced: written by recovery or repair.
     pub recovery: bool,
+    /// May use the room that a full disk keeps back: an entry of a cursor log.
+    pub reserve: bool,
     /// Head and body.
     pub data: EntryData,
 }
@@ -283,6 +285,7 @@ impl AddEntry {
             ledger_length,
             digest,
             recovery: false,
+            reserve: false,
             data,
         }
     }

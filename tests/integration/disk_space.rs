@@ -116,6 +116,126 @@ async fn a_full_disk_pauses_publishing_and_nothing_else() -> Result<()> {
     server.check_logs()
 }
 
+/// Somebody else fills the disk to the last byte at once: what subscriptions acknowledge, seeks,
+/// their creation and deletion, deleting topics and a restart go on from what was kept back.
+#[tokio::test]
+async fn on_a_disk_without_any_space_consuming_and_deleting_go_on() -> Result<()> {
+    if !is_privileged() {
+        eprintln!("skipped: a disk of its own needs root and loop devices");
+        return Ok(());
+    }
+    let folder = tempfile::tempdir()?;
+    let mount = Mount::ext4(folder.path(), 1024 * MIB)?;
+    let data = mount.path().join("data");
+    let mut server = Server::start(&data, options(folder.path())).await?;
+    let first = producer(&server).await?;
+    for _ in 0..300 {
+        first.send(Message::new(vec![7; 1000])).await?;
+    }
+    drop(first);
+    let admin = server.client()?.admin();
+    admin.create_topic("other", 0).await?;
+    let reserve = until("the reserve to be made", || async {
+        let found = find(&data, "RESERVE")?;
+        Ok(found.filter(|path| fs::metadata(path).is_ok_and(|file| file.len() >= 32 * MIB)))
+    })
+    .await?;
+    fill_up(&mount)?;
+    until("the reserve to be given up", || async {
+        Ok((!reserve.exists()).then_some(()))
+    })
+    .await?;
+    consume(&server, "full", "during").await?;
+    admin.delete_subscription("full", "during", true).await?;
+    admin.delete_topic("other", true).await?;
+
+    // Whatever was running is gone; the disk is as full as it was.
+    server.kill()?;
+    server.restart()?;
+    consume(&server, "full", "after").await?;
+    let admin = server.client()?.admin();
+    admin.delete_topic("full", true).await?;
+    server.stop()?;
+    server.check_logs()
+}
+
+/// A start on a disk without any space, the reserve included, says what to do: nothing is lost.
+#[tokio::test]
+async fn a_start_without_any_space_says_so_and_nothing_is_lost() -> Result<()> {
+    if !is_privileged() {
+        eprintln!("skipped: a disk of its own needs root and loop devices");
+        return Ok(());
+    }
+    let folder = tempfile::tempdir()?;
+    let mount = Mount::ext4(folder.path(), 1024 * MIB)?;
+    let data = mount.path().join("data");
+    let mut server = Server::start(&data, options(folder.path())).await?;
+    producer(&server).await?.send(Message::new("kept")).await?;
+    server.stop()?;
+    if let Some(reserve) = find(&data, "RESERVE")? {
+        fs::remove_file(reserve)?;
+    }
+    let filled = fill_up(&mount)?;
+    match server.restart() {
+        Ok(()) => ensure!(count(&server, "full").await? == 1, "it serves what it has"),
+        Err(error) => {
+            let text = format!("{error:#}");
+            ensure!(text.contains("disk is full"), "it must say why: {text}");
+            ensure!(text.contains("free some"), "it must say what to do: {text}");
+            ensure!(!text.contains("copy"), "nothing is to be restored: {text}");
+        }
+    }
+    fs::remove_file(&filled)?;
+    server.restart()?;
+    ensure!(count(&server, "full").await? == 1, "the message is there");
+    server.stop()?;
+    server.check_logs()
+}
+
+/// Takes every byte that there is, those that are kept for root included.
+fn fill_up(mount: &Mount) -> Result<std::path::PathBuf> {
+    let path = mount.path().join("filled");
+    fill(&path, mount.available()?)?;
+    let mut rest = File::options().append(true).open(&path)?;
+    for piece in [1 << 20, 4096] {
+        let zeros = vec![0; piece];
+        while std::io::Write::write_all(&mut rest, &zeros).is_ok() {}
+    }
+    Ok(path)
+}
+
+/// Receives and acknowledges everything, seeks back, and does half of it again.
+async fn consume(server: &Server, topic: &str, subscription: &str) -> Result<()> {
+    let client = server.client()?;
+    let consumer = client.consumer(topic, subscription).start(Place::Earliest);
+    let consumer = consumer.open().await?;
+    for round in [300, 150] {
+        for _ in 0..round {
+            let message = consumer.receive().await?;
+            consumer.ack(&message).await?;
+        }
+        consumer.seek(Place::Earliest).await?;
+    }
+    consumer.close().await?;
+    Ok(())
+}
+
+/// The file of this name somewhere in a directory.
+fn find(directory: &std::path::Path, name: &str) -> Result<Option<std::path::PathBuf>> {
+    for entry in fs::read_dir(directory)? {
+        let path = entry?.path();
+        if path.file_name().is_some_and(|found| found == name) {
+            return Ok(Some(path));
+        }
+        if path.is_dir()
+            && let Some(found) = find(&path, name)?
+        {
+            return Ok(Some(found));
+        }
+    }
+    Ok(None)
+}
+
 #[tokio::test]
 async fn a_read_only_disk_is_refused_at_the_start_and_its_data_is_there_afterwards() -> Result<()> {
     if !is_privileged() {

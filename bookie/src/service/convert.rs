@@ -86,6 +86,7 @@ fn add_entry(add: v1::AddEntry) -> BookieResult<AddEntry> {
         ledger_length: add.ledger_length,
         digest: add.digest,
         recovery: add.recovery,
+        reserve: add.reserve,
         data: EntryData {
             head: add.head,
             body: add.body,
@@ -264,6 +265,7 @@ mod tests {
                 ledger_length: 99,
                 digest: add.digest,
                 recovery: false,
+                reserve: false,
                 head: data.head,
                 body: data.body,
             })),

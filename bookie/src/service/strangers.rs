@@ -108,6 +108,7 @@ fn entry(ledger: u64, entry: u64) -> Kind {
         ledger_length: add.ledger_length,
         digest: add.digest,
         recovery: false,
+        reserve: false,
         head: add.data.head,
         body: add.data.body,
     })

@@ -173,6 +173,103 @@ fn a_repeated_add_is_refused_with_the_copy_that_it_waits_for() {
     stall.end();
 }
 
+/// I13: while RocksDB takes nothing, commits wait in the memory that their permits account for,
+/// however small they are.
+#[test]
+fn what_waits_for_a_stalled_database_is_bounded() {
+    let bookie = super::crash::Machine::new().boot();
+    done(ask(&bookie, add_request(1, 0, 10)));
+    let stall = Stall::begin(&bookie);
+    for entry in 1..1_000 {
+        // One by one, so that each is a commit of its own.
+        done(ask(&bookie, add_request(1, entry, 10)));
+    }
+    let held = bookie.core.applier.held_bytes();
+    assert!(held < 4 * MIB, "{held} bytes wait");
+    assert!(bookie.core.positions.applied.get() + 900 < bookie.core.positions.synced.get());
+    stall.end();
+    eventually("applied", || bookie.status().bytes_in_flight == 0);
+    for entry in [1, 500, 999] {
+        expect(&bookie, 1, entry, 10);
+    }
+}
+
+/// I13: entries that were read for recoveries and that nobody takes are bounded together; the next
+/// are read when some were taken.
+#[test]
+fn answers_that_nobody_takes_are_bounded() {
+    let directory = tempfile::tempdir().unwrap();
+    let config = BookieConfig {
+        read_bytes_in_flight_max: 8 * MIB,
+        bytes_in_flight_max: 64 * MIB,
+        ..config(directory.path())
+    };
+    let bookie = open(&config);
+    for entry in 0..24 {
+        done(ask(&bookie, add_request(1, entry, MIB)));
+    }
+    let replies: Vec<_> = (0..24)
+        .map(|entry| {
+            let read = OrderedOperation::RecoveryRead(EntryId(entry));
+            start(&bookie, request(1, read))
+        })
+        .collect();
+    let mut taken = Vec::new();
+    for reply in &replies[..3] {
+        taken.push(answer(reply).unwrap());
+    }
+    // The fences of all of them are synced before this is answered.
+    done(ask(&bookie, request(1, OrderedOperation::Fence)));
+    let held = bookie.core.answer_bytes();
+    assert!(held <= 8 * MIB, "{held} bytes of answers");
+    assert!(
+        replies[23].try_recv().is_err(),
+        "read although there is no room"
+    );
+    drop(taken);
+    for reply in &replies[3..] {
+        let entry = answer(reply).unwrap();
+        assert!(matches!(entry, OrderedReply::Entry(_)), "{entry:?}");
+    }
+    drop(replies);
+    eventually("everything is given back", || {
+        bookie.core.answer_bytes() == 0
+    });
+}
+
+/// A disk that is full for messages still takes what subscriptions acknowledge, until the reserve
+/// is used up, too.
+#[test]
+fn a_full_disk_takes_entries_of_cursor_logs() {
+    let directory = tempfile::tempdir().unwrap();
+    let full = BookieConfig {
+        read_only_below_free_bytes: u64::MAX - 1,
+        writable_above_free_bytes: u64::MAX,
+        ..config(directory.path())
+    };
+    let cursor = |entry| {
+        let add = AddEntry {
+            reserve: true,
+            ..add(2, entry, 10)
+        };
+        request(2, OrderedOperation::Add(add))
+    };
+    let bookie = open(&full);
+    let refused = ask(&bookie, add_request(1, 0, 10));
+    assert!(
+        matches!(refused, Err(BookieError::ReadOnly(_))),
+        "{refused:?}"
+    );
+    done(ask(&bookie, cursor(0)));
+    expect(&bookie, 2, 0, 10);
+    bookie.core.mode.storage_failed("the disk is full");
+    let Err(BookieError::ReadOnly(why)) = ask(&bookie, cursor(1)) else {
+        panic!("nothing is left to store it");
+    };
+    assert!(why.contains("disk"), "{why}");
+    done(ask(&bookie, request(2, OrderedOperation::Delete)));
+}
+
 /// Adds that are refused take nothing of the reserve, however many they are: fences still work.
 #[test]
 fn refused_adds_do_not_use_up_the_reserve() {

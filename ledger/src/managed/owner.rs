@@ -180,7 +180,7 @@ impl LogInner {
             let owner: std::sync::Weak<dyn WriterOwner> = self.me.clone();
             let guards = self.cell.shared_guards();
             self.ctx.metrics.ledgers_created.add(1, &[]);
-            LedgerWriter::new(Arc::clone(&self.ctx), info, guards, owner)
+            LedgerWriter::new(Arc::clone(&self.ctx), info, guards, owner, self.kind)
         });
         let now = self.ctx.clock.monotonic();
         {

@@ -17,6 +17,15 @@ pub enum LogKind {
     Cursors,
 }
 
+impl LogKind {
+    /// Whether its entries may use the room that a full bookie keeps back: consuming goes on while
+    /// publishing waits for space.
+    #[must_use]
+    pub fn uses_reserve(self) -> bool {
+        self == LogKind::Cursors
+    }
+}
+
 /// How a log writes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LogOptions {

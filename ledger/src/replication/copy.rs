@@ -500,6 +500,7 @@ fn recovery_add(stored: StoredEntry) -> AddEntry {
         ledger_length: stored.ledger_length,
         digest: stored.digest,
         recovery: true,
+        reserve: false,
         data: EntryData {
             head: Bytes::new(),
             body: stored.data,

@@ -214,6 +214,7 @@ impl Cluster {
             info,
             crate::guards::Guards::default(),
             Arc::downgrade(&owner),
+            crate::managed::LogKind::Messages,
         );
         Open {
             id,

@@ -21,6 +21,7 @@ pub fn wire_request(request_id: u64, request: OrderedRequest) -> v1::OrderedRequ
             ledger_length: add.ledger_length,
             digest: add.digest,
             recovery: add.recovery,
+            reserve: add.reserve,
             head: add.data.head,
             body: add.data.body,
         }),

@@ -88,6 +88,7 @@ impl Parts {
     ) -> Result<Parts, CliError> {
         let seams = Seams::real();
         let groups = Groups::new();
+        Bookie::make_room(&config.bookie);
         // The two that read files start side by side: most of the start is waiting for the disk.
         let (store, bookie) = tokio::try_join!(
             open_metadata(config, &seams, &groups.metadata),

@@ -10,8 +10,8 @@ use aquifer_bookie::Bookie;
 use aquifer_ledger::transport::BookieTransport;
 use aquifer_model::id::BookieId;
 use aquifer_model::storage::{
-    BookieError, BookieResult, OrderedRequest, Presence, PresenceRange, ReadBatch, ReadRange,
-    ReplyCallback, TailState, TailWait,
+    BookieError, BookieResult, OrderedOperation, OrderedRequest, Presence, PresenceRange,
+    ReadBatch, ReadRange, ReplyCallback, TailState, TailWait,
 };
 use aquifer_runtime::task::TaskGroup;
 use async_trait::async_trait;
@@ -95,6 +95,14 @@ impl BookieTransport for InProcess {
             reply(Err(error));
             return;
         }
+        let reply: ReplyCallback = match &request.operation {
+            // A recovery keeps what it has read until it has read all: that is not an answer that
+            // waits to be taken.
+            OrderedOperation::RecoveryRead(_) => {
+                Box::new(move |result| reply(aquifer_bookie::uncounted(result)))
+            }
+            _ => reply,
+        };
         {
             let mut state = self.held.state.lock();
             if state.holding {
