@@ -177,7 +177,10 @@ async fn a_start_without_any_space_says_so_and_nothing_is_lost() -> Result<()> {
     }
     let filled = fill_up(&mount)?;
     match server.restart() {
-        Ok(()) => ensure!(count(&server, "full").await? == 1, "it serves what it has"),
+        Ok(()) => {
+            ensure!(count(&server, "full").await? == 1, "it serves what it has");
+            server.stop()?;
+        }
         Err(error) => {
             let text = format!("{error:#}");
             ensure!(text.contains("disk is full"), "it must say why: {text}");
