@@ -20,6 +20,7 @@ mod probe;
 mod read;
 mod record;
 mod rollover;
+mod search;
 mod state;
 #[cfg(test)]
 mod tests;

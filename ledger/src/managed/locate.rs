@@ -43,6 +43,17 @@ impl LogInner {
 
     /// The first message whose broker time is not before `ms`; times never go back (H13).
     async fn locate_time(&self, ms: u64) -> Result<Index, LogError> {
+        loop {
+            let first = self.first();
+            match self.try_locate_time(ms).await {
+                // A trim took away what was looked into: the log begins behind it now.
+                Err(_) if self.first() > first => {}
+                located => return located,
+            }
+        }
+    }
+
+    async fn try_locate_time(&self, ms: u64) -> Result<Index, LogError> {
         let segment = {
             let state = self.state.lock();
             let mut segments = state.segments.iter();

@@ -5,7 +5,6 @@
 //! fetches only what was asked for.
 
 use std::collections::VecDeque;
-use std::ops::Range;
 use std::sync::Arc;
 
 use aquifer_model::entry::{EntryData, EntryError, EntryHead, HEAD_BYTES, HEAD_BYTES_MAX};
@@ -34,7 +33,7 @@ pub struct ReadPoint {
     /// The next index that is wanted. Setting it is a seek.
     pub index: Index,
     /// The entry that begins at `index`, if the reader came there by reading.
-    next: Option<Place>,
+    pub(super) next: Option<Place>,
     ahead: VecDeque<Chunk>,
     /// On their way, in the order of the log.
     fetches: VecDeque<Fetch>,
@@ -43,10 +42,10 @@ pub struct ReadPoint {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Place {
-    index: Index,
-    ledger: LedgerId,
-    entry: EntryId,
+pub(super) struct Place {
+    pub(super) index: Index,
+    pub(super) ledger: LedgerId,
+    pub(super) entry: EntryId,
 }
 
 /// Entries of one fetch, and the share of the budget that they hold.
@@ -278,34 +277,55 @@ impl LogInner {
         at: &mut ReadPoint,
         limits: ReadLimits,
     ) -> Result<Vec<LogEntry>, LogError> {
-        at.index = at.index.max(self.first());
-        if let Some(found) = self.read_cached(at, limits) {
-            return Ok(found);
-        }
-        self.ctx.metrics.tail_misses.add(1, &[]);
-        if let Some(fetch) = at.fetches.front_mut()
-            && fetch.first.index == at.index
-        {
-            // Awaited in place: a caller that gives up here finds it again.
-            let result = (&mut fetch.result).await;
-            at.fetches.pop_front();
-            // A failed fetch ahead is tried again below, where its error is the reader's.
-            if let Ok(Ok(chunk)) = result {
-                at.accept(chunk);
-                if let Some(found) = self.read_cached(at, limits) {
-                    return Ok(found);
-                }
+        loop {
+            at.index = at.index.max(self.first());
+            if let Some(found) = self.read_cached(at, limits) {
+                return Ok(found);
             }
+            self.ctx.metrics.tail_misses.add(1, &[]);
+            if let Some(found) = self.await_fetch(at, limits).await {
+                return Ok(found);
+            }
+            at.release();
+            let read = self.read_at(at, limits).await;
+            // What a trim took away under the read is no damage: the log begins behind it now.
+            if read.is_err() && at.index < self.first() {
+                continue;
+            }
+            return read;
         }
-        at.release();
-        let sequential = at.next.filter(|next| next.index == at.index);
-        let first = match sequential {
-            Some(next) => next,
+    }
+
+    /// Waits for the fetch that has what is wanted, if one is on its way.
+    async fn await_fetch(&self, at: &mut ReadPoint, limits: ReadLimits) -> Option<Vec<LogEntry>> {
+        let fetch = at.fetches.front_mut()?;
+        if fetch.first.index != at.index {
+            return None;
+        }
+        // Awaited in place: a caller that gives up here finds it again.
+        let result = (&mut fetch.result).await;
+        at.fetches.pop_front();
+        // A failed fetch ahead is tried again, where its error is the reader's.
+        match result {
+            Ok(Ok(chunk)) => at.accept(chunk),
+            Ok(Err(_)) | Err(_) => return None,
+        }
+        self.read_cached(at, limits)
+    }
+
+    async fn read_at(
+        &self,
+        at: &mut ReadPoint,
+        limits: ReadLimits,
+    ) -> Result<Vec<LogEntry>, LogError> {
+        let known = self.known_place(at);
+        let first = match known {
+            Some(place) => place,
             None => self.search(at.index).await?,
         };
         let range = self.ctx.settings.read_ahead_range_bytes;
         // A jump may be for this one place only; who reads on gets large ranges.
-        let permit = sequential.and_then(|_| self.ctx.cache.read_ahead().try_acquire(range));
+        let permit = known.and_then(|_| self.ctx.cache.read_ahead().try_acquire(range));
         let bytes = if permit.is_some() {
             range.max(limits.bytes_max)
         } else {
@@ -362,7 +382,7 @@ impl LogInner {
         if in_tail || first.index >= self.end() {
             return None;
         }
-        let (first, segment) = self.settle_place(first).ok()?;
+        let (first, segment) = self.settle_place(first)?;
         Some((first, self.entries_of_range(first.entry, &segment)))
     }
 
@@ -372,7 +392,7 @@ impl LogInner {
             entry: last.end,
             ..last.first
         };
-        let (settled, segment) = self.settle_place(first).ok()?;
+        let (settled, segment) = self.settle_place(first)?;
         // The index is a lower bound, so the tail may have it: then the fetch was of no use.
         (settled == first).then(|| (first, self.entries_of_range(first.entry, &segment)))
     }
@@ -396,7 +416,7 @@ impl LogInner {
         entries_max: usize,
         permit: Option<BytePermit>,
     ) -> Result<Chunk, LogError> {
-        let (first, segment) = self.settle_place(first)?;
+        let (first, segment) = self.settled(first)?;
         let last = segment.last_entry().unwrap_or(first.entry);
         let wanted = Wanted {
             first: first.entry,
@@ -431,116 +451,5 @@ impl LogInner {
             entries,
             _permit: permit,
         })
-    }
-
-    /// The place and its segment; a place behind the last entry of a ledger is the beginning of
-    /// the next.
-    fn settle_place(&self, place: Place) -> Result<(Place, Segment), LogError> {
-        let state = self.state.lock();
-        let at = state
-            .segments
-            .iter()
-            .position(|segment| segment.ledger == place.ledger);
-        let trimmed = || LogError::Unavailable(format!("index {} was trimmed", place.index));
-        let at = at.ok_or_else(trimmed)?;
-        let segment = &state.segments[at];
-        if place.entry.0 < segment.entries {
-            return Ok((place, segment.clone()));
-        }
-        let next = state
-            .segments
-            .range(at + 1..)
-            .find(|segment| segment.entries > 0);
-        let next = next.ok_or_else(|| {
-            LogError::Damaged(format!("nothing follows entry {} of the log", place.entry))
-        })?;
-        let place = Place {
-            ledger: next.ledger,
-            entry: EntryId::FIRST,
-            ..place
-        };
-        Ok((place, next.clone()))
-    }
-
-    pub(crate) async fn skip_damaged(&self, at: &mut ReadPoint) -> Result<Index, LogError> {
-        at.release();
-        let place = match at.next.filter(|next| next.index == at.index) {
-            Some(next) => next,
-            None => self.search(at.index).await?,
-        };
-        let (place, segment) = self.settle_place(place)?;
-        let mut from = place.entry.0;
-        at.next = None;
-        while let Some((entry, head)) = self
-            .readable_head(segment.ledger, from..segment.entries)
-            .await?
-        {
-            if head.base_index > at.index {
-                at.index = head.base_index;
-                let entry = EntryId(entry);
-                at.next = Some(Place {
-                    index: at.index,
-                    ledger: segment.ledger,
-                    entry,
-                });
-                return Ok(at.index);
-            }
-            from = entry + 1;
-        }
-        at.index = segment.end_index.min(self.end()).max(at.index);
-        Ok(at.index)
-    }
-
-    /// Finds the entry that holds an index, reading heads only.
-    async fn search(&self, index: Index) -> Result<Place, LogError> {
-        let segment = {
-            let state = self.state.lock();
-            let at = state.segments.partition_point(|s| s.end_index <= index);
-            state.segments.get(at).cloned()
-        };
-        let segment =
-            segment.ok_or_else(|| LogError::Damaged(format!("no ledger holds index {index}")))?;
-        let entry = self
-            .search_segment(&segment, |head| head.base_index <= index)
-            .await?;
-        Ok(Place {
-            index,
-            ledger: segment.ledger,
-            entry,
-        })
-    }
-
-    /// The last entry of a segment for whose head `before` holds, which it does for a beginning
-    /// of the segment; the first if for none.
-    pub(crate) async fn search_segment(
-        &self,
-        segment: &Segment,
-        before: impl Fn(&EntryHead) -> bool,
-    ) -> Result<EntryId, LogError> {
-        let (mut low, mut high) = (0, segment.entries);
-        while high - low > 1 {
-            let middle = low + (high - low) / 2;
-            match self.readable_head(segment.ledger, middle..high).await? {
-                Some((entry, head)) if before(&head) => low = entry,
-                _ => high = middle,
-            }
-        }
-        Ok(EntryId(low))
-    }
-
-    /// The first head that can be read of some entries: damage hides only what it hit.
-    async fn readable_head(
-        &self,
-        ledger: LedgerId,
-        entries: Range<u64>,
-    ) -> Result<Option<(u64, EntryHead)>, LogError> {
-        for entry in entries {
-            match self.head_at(ledger, EntryId(entry)).await {
-                Ok(head) => return Ok(Some((entry, head))),
-                Err(LogError::Damaged(_)) => {}
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(None)
     }
 }

@@ -243,3 +243,52 @@ async fn a_record_that_changed_since_it_was_read_is_read_again() {
         .unwrap();
     assert_eq!(bodies(&heir.read_all().await), expected(0..10));
 }
+
+/// H19: the place that a reader came to by reading names a ledger that is trimmed then.
+#[tokio::test(start_paused = true)]
+async fn a_reader_at_the_end_of_a_trimmed_ledger_goes_on_h19() {
+    let world = TestWorld::new(1);
+    let owner = Owner::open(world.process(), options(5)).await;
+    owner.append_all(0..5).await;
+    owner.ctx.cache.shrink_tail(0);
+    let mut at = ReadPoint::from(Index(0));
+    while at.index < owner.log.end() {
+        assert!(!owner.log.read(&mut at, LIMITS).await.unwrap().is_empty());
+    }
+    owner.append_all(5..10).await;
+    let nothing = Retention {
+        time_ms: Some(0),
+        size_bytes: Some(0),
+    };
+    assert_eq!(owner.log.trim(at.index, nothing).await, Ok(at.index));
+    owner.ctx.cache.shrink_tail(0);
+    let found = owner.log.read(&mut at, LIMITS).await.unwrap();
+    assert_eq!(bodies(&found), expected(5..10));
+}
+
+/// H19: a trim under a search or a read moves the reader up; nobody is told of damage.
+#[tokio::test(start_paused = true)]
+async fn a_trim_under_a_read_is_no_damage_h19() {
+    let world = TestWorld::new(1);
+    let owner = Owner::open(world.process(), options(5)).await;
+    owner.append_all(0..10).await;
+    owner.ctx.cache.shrink_tail(0);
+    let bookie = world.bookies.ids()[0];
+    let (log, middle) = (&owner.log, owner.log.stats().ledgers[1].first_index);
+    let nothing = Retention {
+        time_ms: Some(0),
+        size_bytes: Some(0),
+    };
+    world.bookies.stall_reads(bookie, true);
+    let mut at = ReadPoint::from(Index(3));
+    let reading = log.read(&mut at, LIMITS);
+    let by_time = log.locate(Place::TimeMs(1_700_000_000_000 - 5));
+    let trimming = async {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        assert_eq!(log.trim(middle, nothing).await, Ok(middle));
+        world.bookies.stall_reads(bookie, false);
+    };
+    let (found, located, ()) = tokio::join!(reading, by_time, trimming);
+    assert_eq!(bodies(&found.unwrap()), expected(5..10));
+    assert!(located.unwrap() <= middle);
+}

@@ -1,0 +1,142 @@
+//! From an index to the entry that holds it.
+//!
+//! Invariant (H19): a place that names a ledger which is not part of the log any more is no place.
+//! Whoever holds one searches by index again; a trim is never told as damage or as something to wait for.
+
+use std::ops::Range;
+
+use aquifer_model::entry::EntryHead;
+use aquifer_model::id::{EntryId, Index, LedgerId};
+
+use crate::error::LogError;
+use crate::managed::read::{Place, ReadPoint};
+use crate::managed::state::{LogInner, Segment};
+
+impl LogInner {
+    /// Where a reader came to by reading, if that is still part of the log.
+    pub(super) fn known_place(&self, at: &ReadPoint) -> Option<Place> {
+        let next = at.next.filter(|next| next.index == at.index)?;
+        self.settle_place(next).map(|(place, _)| place)
+    }
+
+    /// The place and its segment; a place behind the last entry of a ledger is the beginning of
+    /// the next. Nothing when its ledger was trimmed, or nothing follows.
+    pub(super) fn settle_place(&self, place: Place) -> Option<(Place, Segment)> {
+        let state = self.state.lock();
+        let at = state
+            .segments
+            .iter()
+            .position(|segment| segment.ledger == place.ledger)?;
+        let segment = &state.segments[at];
+        if place.entry.0 < segment.entries {
+            return Some((place, segment.clone()));
+        }
+        let next = state
+            .segments
+            .range(at + 1..)
+            .find(|segment| segment.entries > 0)?;
+        let place = Place {
+            ledger: next.ledger,
+            entry: EntryId::FIRST,
+            ..place
+        };
+        Some((place, next.clone()))
+    }
+
+    /// The same where there must be something: else it was trimmed a moment ago.
+    pub(super) fn settled(&self, place: Place) -> Result<(Place, Segment), LogError> {
+        let trimmed = || LogError::Unavailable(format!("index {} was trimmed", place.index));
+        self.settle_place(place).ok_or_else(trimmed)
+    }
+
+    /// Whether a ledger is part of the log.
+    fn holds(&self, ledger: LedgerId) -> bool {
+        let state = self.state.lock();
+        state.segments.iter().any(|s| s.ledger == ledger)
+    }
+
+    pub(crate) async fn skip_damaged(&self, at: &mut ReadPoint) -> Result<Index, LogError> {
+        at.release();
+        at.index = at.index.max(self.first());
+        let place = match self.known_place(at) {
+            Some(place) => place,
+            None => self.search(at.index).await?,
+        };
+        let (place, segment) = self.settled(place)?;
+        let mut from = place.entry.0;
+        at.next = None;
+        while let Some((entry, head)) = self
+            .readable_head(segment.ledger, from..segment.entries)
+            .await?
+        {
+            if head.base_index > at.index {
+                at.index = head.base_index;
+                let entry = EntryId(entry);
+                at.next = Some(Place {
+                    index: at.index,
+                    ledger: segment.ledger,
+                    entry,
+                });
+                return Ok(at.index);
+            }
+            from = entry + 1;
+        }
+        at.index = segment.end_index.min(self.end()).max(at.index);
+        Ok(at.index)
+    }
+
+    /// Finds the entry that holds an index, reading heads only.
+    pub(super) async fn search(&self, index: Index) -> Result<Place, LogError> {
+        let segment = {
+            let state = self.state.lock();
+            let at = state.segments.partition_point(|s| s.end_index <= index);
+            state.segments.get(at).cloned()
+        };
+        let segment =
+            segment.ok_or_else(|| LogError::Damaged(format!("no ledger holds index {index}")))?;
+        let entry = self
+            .search_segment(&segment, |head| head.base_index <= index)
+            .await?;
+        Ok(Place {
+            index,
+            ledger: segment.ledger,
+            entry,
+        })
+    }
+
+    /// The last entry of a segment for whose head `before` holds, which it does for a beginning
+    /// of the segment; the first if for none.
+    pub(crate) async fn search_segment(
+        &self,
+        segment: &Segment,
+        before: impl Fn(&EntryHead) -> bool,
+    ) -> Result<EntryId, LogError> {
+        let (mut low, mut high) = (0, segment.entries);
+        while high - low > 1 {
+            let middle = low + (high - low) / 2;
+            match self.readable_head(segment.ledger, middle..high).await? {
+                Some((entry, head)) if before(&head) => low = entry,
+                _ => high = middle,
+            }
+        }
+        Ok(EntryId(low))
+    }
+
+    /// The first head that can be read of some entries: damage hides only what it hit.
+    async fn readable_head(
+        &self,
+        ledger: LedgerId,
+        entries: Range<u64>,
+    ) -> Result<Option<(u64, EntryHead)>, LogError> {
+        for entry in entries {
+            match self.head_at(ledger, EntryId(entry)).await {
+                Ok(head) => return Ok(Some((entry, head))),
+                // No entry of a ledger that was trimmed can be read, and none is damaged.
+                Err(LogError::Damaged(_)) if self.holds(ledger) => {}
+                Err(LogError::Damaged(reason)) => return Err(LogError::Unavailable(reason)),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(None)
+    }
+}
