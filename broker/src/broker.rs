@@ -28,6 +28,7 @@ use crate::metrics::BrokerMetrics;
 use crate::movement;
 use crate::namespace::Namespaces;
 use crate::ownership::{Cluster, OWNERS_MAX, Owned, Ownership};
+use crate::sweep;
 use crate::topics::Topics;
 
 /// Times that a request looks at the bundles of a namespace anew.
@@ -156,6 +157,7 @@ impl Broker {
             movement::start(&topics);
         }
         balance::start(&topics, deps.lease);
+        sweep::start(&topics);
         Ok(Arc::new(Broker { shared, topics }))
     }
 

@@ -22,6 +22,7 @@ mod movement;
 mod namespace;
 mod ownership;
 mod registration;
+mod sweep;
 mod topics;
 
 pub use balance::config::BalanceConfig;

@@ -258,7 +258,7 @@ fn no_tenant(tenant: &str) -> BrokerError {
     }
 }
 
-fn policies_of(
+pub(crate) fn policies_of(
     namespace: &NamespaceName,
     record: NamespaceRecord,
 ) -> Result<NamespacePolicies, BrokerError> {
@@ -274,7 +274,7 @@ fn policies_of(
     NamespacePolicies::try_from(policies).map_err(|error| damaged(error.to_string()))
 }
 
-fn bundles_of(
+pub(crate) fn bundles_of(
     namespace: &NamespaceName,
     record: &NamespaceRecord,
     revision: Revision,

@@ -27,7 +27,7 @@ use std::time::Duration;
 
 use aquifer_ledger::error::LogError;
 use aquifer_ledger::managed::{TopicLog, TopicRecordCell};
-use aquifer_model::id::{OwnerEpoch, TopicIncarnation};
+use aquifer_model::id::{Index, OwnerEpoch, TopicIncarnation};
 use aquifer_model::policy::NamespacePolicies;
 use aquifer_model::topic::TopicName;
 use aquifer_runtime::clock;
@@ -79,6 +79,8 @@ pub(crate) struct Topic {
     /// When a client was last seen, on the monotonic clock.
     last_used: Duration,
     next_housekeeping: Duration,
+    /// Where the log began when that was last looked at.
+    log_begins_at: Index,
 }
 
 /// Why and until when a topic is ending.
@@ -180,6 +182,7 @@ impl Topic {
             Event::CursorRetry => self.cursor_retry(),
             Event::CursorRolled(result) => self.cursor_rolled(result),
             Event::Trimmed(result) => self.trimmed(result),
+            Event::Trim(reply) => self.trim_visit(reply),
             Event::Stats(reply) => {
                 // A requester that went away needs no answer; so everywhere below.
                 let _ = reply.send(Ok(self.stats()));
@@ -303,15 +306,20 @@ impl Topic {
             self.shared.ownership.lost(&self.owned).await;
             return;
         }
+        let mut sealed = 0;
         for log in [&self.log, self.cursors.log()] {
             match clock::timeout(END_DEADLINE, log.close()).await {
-                Ok(Ok(())) => {}
+                Ok(Ok(())) => sealed += 1,
                 // Whoever opens the topic next recovers the ledger.
                 Ok(Err(error)) => {
                     tracing::debug!(topic = %self.name, %error, "ledger was not sealed");
                 }
                 Err(_) => tracing::debug!(topic = %self.name, "ledger was not sealed in time"),
             }
+        }
+        if sealed == 2 && ending.graceful {
+            let (revision, limit) = (self.cell.revision(), self.trim_limit());
+            self.topics.rests().note(&self.name, revision, limit);
         }
         tracing::debug!(topic = %self.name, "topic unloaded");
     }
@@ -328,7 +336,7 @@ impl Topic {
         self.maybe_snapshot();
         self.trim();
         let idle = now.saturating_sub(self.last_used);
-        if idle >= Duration::from_millis(self.shared.config.topic_idle_ms)
+        if idle >= self.idle_max()
             && self.publishing.is_quiet()
             && self.cursors.is_quiet()
             && !self.subscriptions.is_waiting()

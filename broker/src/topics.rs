@@ -19,6 +19,7 @@ use crate::broker::Shared;
 use crate::bundles::{Bundle, topic_hash};
 use crate::error::BrokerError;
 use crate::load::{Sample, TopicCounters};
+use crate::sweep::Rests;
 use crate::topic::event::{Event, Mailbox};
 use crate::topic::load;
 use crate::topics::queue::LoadQueue;
@@ -90,6 +91,8 @@ pub(crate) struct Topics {
     shared: Arc<Shared>,
     map: Mutex<HashMap<TopicName, Slot>>,
     loads: Arc<LoadQueue>,
+    /// What topics were left with that were unloaded.
+    rests: Rests,
 }
 
 /// What a look into the map says to do.
@@ -104,6 +107,7 @@ impl Topics {
     pub(crate) fn new(shared: Arc<Shared>) -> Arc<Topics> {
         Arc::new(Topics {
             loads: LoadQueue::new(shared.config.topic_loads_max),
+            rests: Rests::default(),
             shared,
             map: Mutex::new(HashMap::new()),
         })
@@ -193,6 +197,16 @@ impl Topics {
         if matches!(map.get(name), Some(Slot::Loaded(handle)) if handle.id == id) {
             map.remove(name);
         }
+    }
+
+    /// What topics were left with that were unloaded.
+    pub(crate) fn rests(&self) -> &Rests {
+        &self.rests
+    }
+
+    /// Whether a topic is loaded, or being loaded or deleted.
+    pub(crate) fn is_there(&self, name: &TopicName) -> bool {
+        self.map.lock().contains_key(name)
     }
 
     /// Which life of its name a topic is, if it is loaded.

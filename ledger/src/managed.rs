@@ -30,6 +30,7 @@ mod types;
 pub use probe::Fence;
 pub use read::ReadPoint;
 pub use record::TopicRecordCell;
+pub use trim::{TrimDue, first_due_on_record};
 pub use types::{
     Append, AppendSink, Appended, LedgerStat, LogEntry, LogKind, LogOptions, LogStats, ReadLimits,
 };
@@ -151,8 +152,20 @@ impl TopicLog {
         self.inner.locate(place).await
     }
 
-    /// Deletes whole sealed segments that end at or below `below` and are beyond both bounds of
-    /// `retention`; seals a current ledger that is over its age. Returns the new first index.
+    /// What [`TopicLog::trim`] would delete; nothing when it would delete nothing.
+    #[must_use]
+    pub fn trim_due(&self, below: Index, retention: Retention) -> Option<TrimDue> {
+        self.inner.trim_due(below, retention)
+    }
+
+    /// Whether [`TopicLog::trim`] would seal the current ledger.
+    #[must_use]
+    pub fn wants_seal(&self, below: Index, retention: Retention) -> bool {
+        self.inner.wants_seal(below, retention)
+    }
+
+    /// Deletes whole segments that end at or below `below` and are beyond both bounds of
+    /// `retention`; seals a current ledger that is over its age, or that is in the way of that. Returns the new first index.
     ///
     /// # Errors
     /// When metadata cannot be changed; nothing is deleted then.

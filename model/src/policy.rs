@@ -15,6 +15,18 @@ pub struct Retention {
     pub size_bytes: Option<u64>,
 }
 
+impl Retention {
+    /// Whether a segment may go whose last message is of `last_time_ms`, when so many newer bytes are
+    /// kept.
+    #[must_use]
+    pub fn lets_go(&self, last_time_ms: u64, kept_bytes: u64, now_ms: u64) -> bool {
+        let (Some(time_ms), Some(size_bytes)) = (self.time_ms, self.size_bytes) else {
+            return false;
+        };
+        last_time_ms.saturating_add(time_ms) <= now_ms && kept_bytes >= size_bytes
+    }
+}
+
 impl Default for Retention {
     fn default() -> Retention {
         Retention {

@@ -7,6 +7,7 @@ mod damage;
 mod disk_space;
 mod operators;
 mod producers;
+mod retention;
 mod sdk;
 mod survival;
 mod traces;

@@ -93,7 +93,8 @@ impl Lister<'_> {
         }
     }
 
-    async fn scan(
+    /// Some keys behind one, in the newest state.
+    pub(crate) async fn scan(
         &self,
         after: Option<&str>,
         limit: usize,

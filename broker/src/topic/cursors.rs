@@ -288,7 +288,13 @@ impl Topic {
                 self.cursors.bytes = 0;
                 self.cursors.snapshot_wanted = true;
             }
-            Err(error) => self.cursors_failed(&error),
+            Err(error @ (LogError::Fenced | LogError::Closed)) => self.broken(&error),
+            // The ledger goes on, and is looked at again when as much was written.
+            Err(error) => {
+                tracing::warn!(topic = %self.name, %error, "cursor log was not rolled");
+                self.cursors.phase = Phase::Idle;
+                self.cursors.bytes = 0;
+            }
         }
     }
 
@@ -375,6 +381,7 @@ impl Topic {
         }
         self.cursors.pause = RETRY_MIN;
         self.cursors.bytes += group.bytes;
+        let is_snapshot = group.snapshot.is_some();
         if let Some(snapshot) = group.snapshot {
             self.cursors.dedup_index = snapshot.dedup_index;
             self.cursors.snapshot_bytes = group.bytes;
@@ -382,6 +389,9 @@ impl Topic {
         }
         for change in group.changes {
             self.apply(change.effect);
+        }
+        if is_snapshot {
+            self.snapshot_done();
         }
         self.trim_if_due();
     }

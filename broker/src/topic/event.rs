@@ -91,6 +91,8 @@ pub(crate) enum Event {
     CursorRolled(Result<(), LogError>),
     /// The message log was trimmed, or could not be.
     Trimmed(Result<Index, LogError>),
+    /// The topic is to be trimmed as far as policy allows; the answer says that it was.
+    Trim(Reply<()>),
     /// Somebody asks for statistics.
     Stats(Reply<TopicStats>),
     /// A subscription is to be deleted.

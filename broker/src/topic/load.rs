@@ -95,6 +95,7 @@ async fn load_owned(
     let (ended_sender, ended) = watch::channel(());
     let cursor_log_taken_over = cursor_log.was_taken_over();
     let cursors = Cursors::new(cursor_log, &mailbox, recovered.dedup_index, now);
+    let log_begins_at = log.first();
     let (subscriptions, publishing) = restore(recovered, &log, &mailbox);
     let taken_over = log.was_taken_over() || cursor_log_taken_over;
     let tenure = tenure(&shared, taken_over, sealed, now);
@@ -114,10 +115,11 @@ async fn load_owned(
         subscriptions,
         cursors,
         log,
-        trimming: Trimming::default(),
+        trimming: Trimming::new(now),
         tenure,
         counters: Arc::clone(&counters),
         ending: None,
+        log_begins_at,
         last_used: now,
         next_housekeeping: now + Duration::from_millis(shared.config.housekeeping_ms),
         shared: Arc::clone(&shared),

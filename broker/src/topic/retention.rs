@@ -3,15 +3,19 @@
 //! Invariants (H11, I10): what is not acknowledged durably by every durable subscription stays; so
 //! does what is not yet in a durable snapshot of the producers' states. A topic is loaded only with
 //! its cursors recovered, so "no subscriptions" here means that there are none.
+//!
+//! What is due depends on policy, acknowledgements and time, on nothing else: a snapshot, the seal of a
+//! ledger that nobody writes to, and the load of a topic that nobody uses (`sweep.rs`) follow from that.
 
 use std::time::Duration;
 
 use aquifer_ledger::error::LogError;
 use aquifer_model::id::Index;
 
+use crate::error::BrokerError;
 use crate::topic::Topic;
 use crate::topic::cursors::SnapshotContents;
-use crate::topic::event::Event;
+use crate::topic::event::{Event, Reply};
 
 /// Entries since the last snapshot above which one is taken by time, or before unloading; fewer are
 /// replayed in no time.
@@ -28,17 +32,39 @@ const PRODUCER_BYTES: u64 = 96;
 const BATCH_BYTES: u64 = 32;
 
 /// What is known of trimming.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Trimming {
     /// A trim is on its way.
     running: bool,
-    /// The end of the oldest sealed ledger: nothing can be trimmed before the marks pass it.
+    /// The end of the first segment that policy lets go: nothing is trimmed before the marks pass it.
     due_at: Option<Index>,
+    /// A snapshot was asked for by what is due, and when that was last.
+    asked: bool,
+    asked_at: Option<Duration>,
+    /// Who wants to know when nothing is left to be done.
+    visitors: Vec<Reply<()>>,
+    /// The topic was loaded at that time, and if for a visit, it goes when that is over.
+    loaded_at: Duration,
+    visited: bool,
+}
+
+impl Trimming {
+    pub(super) fn new(loaded_at: Duration) -> Trimming {
+        Trimming {
+            running: false,
+            due_at: None,
+            asked: false,
+            asked_at: None,
+            visitors: Vec::new(),
+            loaded_at,
+            visited: false,
+        }
+    }
 }
 
 impl Topic {
     /// The index below which nobody needs anything any more.
-    fn trim_limit(&self) -> Index {
+    pub(super) fn trim_limit(&self) -> Index {
         self.subscriptions
             .iter()
             .filter(|slot| slot.state.is_durable())
@@ -46,44 +72,58 @@ impl Topic {
             .fold(self.publishing.persisted_end, Index::min)
     }
 
-    /// Trims aside what retention allows; asks for a snapshot of the producers when only its age
-    /// is in the way.
+    /// Trims aside what retention allows. What policy lets go and a snapshot of the producers does not
+    /// cover yet waits for one, which is asked for at once: not for more messages.
     pub(super) fn trim(&mut self) {
         if self.trimming.running || self.ending.is_some() {
             return;
         }
-        let stats = self.log.stats();
-        self.trimming.due_at = stats.ledgers.get(1).map(|ledger| ledger.first_index);
-        let limit = self.trim_limit();
-        let covered = limit.min(self.cursors.dedup_index);
-        let below = match self.trimming.due_at {
-            Some(end) if end > covered && end <= limit => {
-                self.cursors.want_snapshot();
-                return;
-            }
-            Some(_) => covered,
-            // One ledger: the log may still seal it for its age.
-            None => covered,
-        };
-        if stats.ledgers.is_empty() {
-            return;
-        }
         let retention = self.policies.borrow().retention;
-        self.trimming.running = true;
-        let (log, mailbox) = (self.log.clone(), self.mailbox.clone());
-        self.shared.tasks.spawn("topic-trim", async move {
-            let result = log.trim(below, retention).await;
-            // A topic that is gone does not care.
-            let _ = mailbox.send(Event::Trimmed(result)).await;
-        });
+        let all = self.log.trim_due(Index(u64::MAX), retention);
+        self.trimming.due_at = all.map(|due| due.first_end);
+        let limit = self.trim_limit();
+        let due = self.log.trim_due(limit, retention);
+        let covered = limit.min(self.cursors.dedup_index);
+        if due.is_some_and(|due| due.end > covered) {
+            self.ask_for_snapshot();
+        }
+        let is_covered = due.is_some_and(|due| due.first_end <= covered);
+        if is_covered || self.log.wants_seal(covered, retention) {
+            self.trimming.running = true;
+            let (log, mailbox) = (self.log.clone(), self.mailbox.clone());
+            self.shared.tasks.spawn("topic-trim", async move {
+                let result = log.trim(covered, retention).await;
+                // A topic that is gone does not care.
+                let _ = mailbox.send(Event::Trimmed(result)).await;
+            });
+        } else if due.is_none() {
+            self.visit_over(&Ok(()));
+        }
     }
 
-    /// Trims when the marks have passed the oldest sealed ledger.
+    /// A topic whose ledgers are small would have a snapshot for each: some wait for the next look.
+    fn ask_for_snapshot(&mut self) {
+        let now = self.now();
+        let (last, pause) = (self.trimming.asked_at, self.snapshot_pause());
+        if last.is_none_or(|last| now.saturating_sub(last) >= pause) {
+            self.trimming.asked_at = Some(now);
+            self.trimming.asked = true;
+            self.cursors.want_snapshot();
+        }
+    }
+
+    /// A snapshot is durable.
+    pub(super) fn snapshot_done(&mut self) {
+        if std::mem::take(&mut self.trimming.asked) {
+            self.trim();
+        }
+    }
+
+    /// Trims when the marks have passed what policy lets go.
     pub(super) fn trim_if_due(&mut self) {
         if let Some(end) = self.trimming.due_at
             && end <= self.trim_limit()
         {
-            // Retention may forbid it; then the next look is at the next housekeeping.
             self.trimming.due_at = None;
             self.trim();
         }
@@ -92,11 +132,52 @@ impl Topic {
     pub(super) fn trimmed(&mut self, result: Result<Index, LogError>) {
         self.trimming.running = false;
         match result {
-            Ok(first) => self.subscriptions.trimmed(first),
+            Ok(first) => {
+                let before = self.log_begins_at;
+                self.log_begins_at = first;
+                self.subscriptions.trimmed(first);
+                if first > before {
+                    self.trim(); // there may be more
+                } else {
+                    self.visit_over(&Ok(()));
+                }
+            }
+            // Nothing of that is a reason to end a topic which serves, but that it has another owner.
             Err(error) => {
                 tracing::warn!(topic = %self.name, %error, "topic was not trimmed, trying again later");
-                self.survives(&error);
+                self.visit_over(&Err(error.clone().into()));
+                if matches!(error, LogError::Fenced) {
+                    self.broken(&error);
+                }
             }
+        }
+    }
+
+    /// Somebody wants the topic to be trimmed as far as policy allows. If nobody has used it since it
+    /// was loaded, it goes then.
+    pub(super) fn trim_visit(&mut self, reply: Reply<()>) {
+        if let Some(ending) = &self.ending {
+            let _ = reply.send(Err(ending.error.clone()));
+            return;
+        }
+        self.trimming.visited = true;
+        self.trimming.visitors.push(reply);
+        self.trim();
+    }
+
+    fn visit_over(&mut self, result: &Result<(), BrokerError>) {
+        for visitor in std::mem::take(&mut self.trimming.visitors) {
+            let _ = visitor.send(result.clone());
+            self.next_housekeeping = self.now();
+        }
+    }
+
+    /// How long the topic stays without clients.
+    pub(super) fn idle_max(&self) -> Duration {
+        let is_visit = self.trimming.visited && self.trimming.visitors.is_empty();
+        match is_visit && self.last_used == self.trimming.loaded_at {
+            true => Duration::ZERO,
+            false => Duration::from_millis(self.shared.config.topic_idle_ms),
         }
     }
 
@@ -111,10 +192,15 @@ impl Topic {
         let producers = u64::try_from(self.publishing.dedup.len()).unwrap_or(u64::MAX);
         let many = since.entries >= config.dedup_snapshot_entries.max(producers)
             || since.bytes >= config.dedup_snapshot_bytes;
-        let batches = u64::try_from(self.publishing.dedup.batches()).unwrap_or(u64::MAX);
-        if old || (many && age >= snapshot_pause(producers, batches)) {
+        if old || (many && age >= self.snapshot_pause()) {
             self.cursors.want_snapshot();
         }
+    }
+
+    fn snapshot_pause(&self) -> Duration {
+        let count = |of: usize| u64::try_from(of).unwrap_or(u64::MAX);
+        let dedup = &self.publishing.dedup;
+        snapshot_pause(count(dedup.len()), count(dedup.batches()))
     }
 
     /// Before the topic ends: spares the next load a long replay.

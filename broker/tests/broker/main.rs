@@ -13,4 +13,5 @@ mod faults;
 mod lifecycle;
 mod producers;
 mod publish;
+mod retention;
 mod support;

@@ -134,6 +134,12 @@ impl TopicRecordCell {
         (record::encode(record).len(), ledgers)
     }
 
+    /// The revision of that.
+    #[must_use]
+    pub fn revision(&self) -> Revision {
+        self.current.lock().1
+    }
+
     /// Which life of the topic's name this is.
     #[must_use]
     pub fn incarnation(&self) -> TopicIncarnation {

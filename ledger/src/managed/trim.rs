@@ -2,21 +2,68 @@
 
 use std::time::Duration;
 
+use aquifer_metadata::store::MetadataStore;
 use aquifer_model::id::{Index, LedgerId};
 use aquifer_model::policy::Retention;
+use aquifer_proto::v1;
 
 use crate::error::LogError;
+use crate::ledger_metadata;
 use crate::managed::deletion;
 use crate::managed::owner::note_removed;
-use crate::managed::state::{LogInner, Phase, SegmentStatus, State};
+use crate::managed::state::{LogInner, Phase, Segment, SegmentStatus, State};
 use crate::managed::types::LogKind;
 
 /// Segments that one transaction removes, at most.
 const SEGMENTS_PER_CHANGE: usize = 50;
 
+/// An open ledger whose messages have all had their time is sealed for trimming, but not before it is
+/// this old: a topic with a message now and then would begin a ledger for each. A shorter age of the
+/// rollover policy goes first.
+const SEAL_AGE_MIN: Duration = Duration::from_secs(60);
+
+/// What policy lets a trim delete now: from the front, whole segments.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TrimDue {
+    /// The end of the first segment.
+    pub first_end: Index,
+    /// The end of the last one.
+    pub end: Index,
+}
+
+/// The same as far as the record of a topic tells that is not loaded: where its first segment ends if
+/// that is due. One that nobody has sealed ends nobody knows where; it is due if it is old enough to
+/// have messages that are.
+///
+/// # Errors
+/// When the record of a ledger cannot be read.
+pub async fn first_due_on_record(
+    store: &dyn MetadataStore,
+    record: &v1::TopicRecord,
+    retention: Retention,
+    now_ms: u64,
+) -> Result<Option<Index>, LogError> {
+    let Some(first) = record.segments.first() else {
+        return Ok(None);
+    };
+    let kept = record.segments.iter().skip(1).map(|s| s.bytes).sum();
+    if first.sealed {
+        let is_due = retention.lets_go(first.last_time_ms, kept, now_ms);
+        return Ok(is_due.then_some(Index(first.end_index)));
+    }
+    let created_ms = match ledger_metadata::load(store, LedgerId(first.ledger_id)).await? {
+        Some(info) => info.created_ms,
+        None => 0,
+    };
+    let is_due = retention.lets_go(created_ms, kept, now_ms);
+    Ok(is_due.then_some(Index(first.first_index)))
+}
+
 impl LogInner {
     pub(crate) async fn trim(&self, below: Index, retention: Retention) -> Result<Index, LogError> {
-        if self.wants_seal() {
+        if self.wants_seal(below, retention) {
+            // A seal that metadata does not answer would hold back appends.
+            self.reach_metadata().await?;
             self.seal(false).await?;
         }
         loop {
@@ -28,43 +75,87 @@ impl LogInner {
         }
     }
 
-    /// An old current ledger is sealed even if nothing is appended any more, and one that a
-    /// recovery has closed is noted as sealed: else neither could ever go.
-    fn wants_seal(&self) -> bool {
-        let now = self.ctx.clock.monotonic();
+    pub(crate) fn trim_due(&self, below: Index, retention: Retention) -> Option<TrimDue> {
         let state = self.state.lock();
-        let last = state.segments.back().map(|segment| segment.status);
+        let seal = self.may_seal(&state);
+        let mut due = self
+            .expired(&state, below, retention)
+            .take_while(|s| s.status == SegmentStatus::Sealed || seal)
+            .map(|segment| segment.end_index);
+        let first_end = due.next()?;
+        Some(TrimDue {
+            first_end,
+            end: due.last().unwrap_or(first_end),
+        })
+    }
+
+    pub(crate) fn wants_seal(&self, below: Index, retention: Retention) -> bool {
+        let state = self.state.lock();
+        let Some(last) = state.segments.back() else {
+            return false;
+        };
+        // Old ledgers do not stay open, trimmed or not.
+        let is_old = state.phase == Phase::Idle || self.is_over_age(&state);
+        let segments = state.segments.len();
+        last.status != SegmentStatus::Sealed
+            && self.may_seal(&state)
+            && (is_old || self.expired(&state, below, retention).count() == segments)
+    }
+
+    /// Whether the last ledger may be sealed though nothing is appended: one that a recovery has
+    /// closed, and one that has been open for long. Else neither could ever go.
+    fn may_seal(&self, state: &State) -> bool {
         match state.phase {
-            Phase::Ready => state.current.as_ref().is_some_and(|current| {
-                let age = Duration::from_millis(self.options.rollover.age_ms);
-                current.entries_sent > 0 && now.saturating_sub(current.opened) >= age
-            }),
-            Phase::Idle => last == Some(SegmentStatus::Closed),
+            Phase::Ready => self.is_over_age(state) || self.age(state) >= Some(SEAL_AGE_MIN),
+            Phase::Idle => {
+                let last = state.segments.back().map(|segment| segment.status);
+                last == Some(SegmentStatus::Closed)
+            }
             Phase::Turning | Phase::Recovering | Phase::Suspended | Phase::Closed(_) => false,
         }
     }
 
-    fn goners(&self, below: Index, retention: Retention) -> Vec<LedgerId> {
-        let (Some(time_ms), Some(size_bytes)) = (retention.time_ms, retention.size_bytes) else {
-            return Vec::new();
-        };
+    fn is_over_age(&self, state: &State) -> bool {
+        let age_max = Duration::from_millis(self.options.rollover.age_ms);
+        self.age(state) >= Some(age_max)
+    }
+
+    /// Age of the open ledger, if it has entries.
+    fn age(&self, state: &State) -> Option<Duration> {
+        let current = state.current.as_ref()?;
+        let now = self.ctx.clock.monotonic();
+        (current.entries_sent > 0).then(|| now.saturating_sub(current.opened))
+    }
+
+    /// The segments at the front that nobody needs and no bound of the policy keeps.
+    fn expired<'a>(
+        &self,
+        state: &'a State,
+        below: Index,
+        retention: Retention,
+    ) -> impl Iterator<Item = &'a Segment> {
         let now_ms = self.ctx.clock.wall_ms();
-        let state = self.state.lock();
         let mut kept: u64 = state.segments.iter().map(|segment| segment.bytes).sum();
         // The end of the cursor log is written nowhere but in its last segment.
         let spare = match self.kind {
             LogKind::Messages => state.segments.len(),
             LogKind::Cursors => state.segments.len().saturating_sub(1),
         };
-        let goes = |segment: &&crate::managed::state::Segment| {
-            kept = kept.saturating_sub(segment.bytes);
-            segment.status == SegmentStatus::Sealed
-                && segment.end_index <= below
-                && segment.last_time_ms.saturating_add(time_ms) <= now_ms
-                && kept >= size_bytes
-        };
-        let candidates = state.segments.iter().take(spare.min(SEGMENTS_PER_CHANGE));
-        candidates.take_while(goes).map(|s| s.ledger).collect()
+        state
+            .segments
+            .iter()
+            .take(spare)
+            .take_while(move |segment| {
+                kept = kept.saturating_sub(segment.bytes);
+                segment.end_index <= below && retention.lets_go(segment.last_time_ms, kept, now_ms)
+            })
+    }
+
+    fn goners(&self, below: Index, retention: Retention) -> Vec<LedgerId> {
+        let state = self.state.lock();
+        let expired = self.expired(&state, below, retention);
+        let sealed = expired.take_while(|segment| segment.status == SegmentStatus::Sealed);
+        sealed.take(SEGMENTS_PER_CHANGE).map(|s| s.ledger).collect()
     }
 
     /// Takes segments off the record and notes that their ledgers are to be deleted, at once.

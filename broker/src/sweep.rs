@@ -1,0 +1,212 @@
+//! Retention of topics that are not loaded: data goes when policy says so, whether somebody uses its
+//! topic or not.
+//!
+//! A walk over the records of all topics, a page at a time and at a bounded rate, finds those whose first
+//! ledger has had its time. Such a topic is loaded for a visit, by whoever owns its bundle, trims itself as any
+//! loaded one does, and goes again. What it left behind because a subscription needs it is remembered, so that
+//! a backlog costs no load at each round. Nothing is written for a topic that has nothing to trim.
+//!
+//! It knows of no owner but by asking: a bundle that nobody owns gets one like for any other request.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use aquifer_ledger::managed::first_due_on_record;
+use aquifer_metadata::keys::{self, Key};
+use aquifer_metadata::record;
+use aquifer_metadata::store::{Revision, Versioned};
+use aquifer_model::id::Index;
+use aquifer_model::policy::NamespacePolicies;
+use aquifer_model::topic::{NamespaceName, TopicName};
+use aquifer_proto::v1::{NamespaceRecord, TopicRecord};
+use aquifer_runtime::clock;
+use futures::StreamExt;
+use parking_lot::Mutex;
+
+use crate::broker::Shared;
+use crate::bundles::Bundles;
+use crate::error::BrokerError;
+use crate::namespace::listing::{Lister, parse};
+use crate::namespace::{bundles_of, policies_of};
+use crate::topic::event::Event;
+use crate::topics::Topics;
+
+/// Records read at once, and the pause between two such reads: 1,280 topics a second at most.
+const PAGE_RECORDS: usize = 32;
+const PAGE_PAUSE: Duration = Duration::from_millis(25);
+/// Between two rounds passes this many times what the round took, and one housekeeping at least: a
+/// walk over many topics is no steady load.
+const ROUND_PAUSE_FACTOR: u32 = 4;
+/// Topics visited at once.
+const VISITS_AT_ONCE: usize = 4;
+/// How long a visit may take; the next round comes again.
+const VISIT_MAX: Duration = Duration::from_secs(60);
+/// Topics whose rest is remembered: some 4 MiB.
+const RESTS_MAX: usize = 65_536;
+
+/// What unloaded topics were left with.
+#[derive(Default)]
+pub(crate) struct Rests {
+    known: Mutex<HashMap<u64, Rest>>,
+}
+
+/// As long as the record has this revision, nothing at or above `limit` may be trimmed.
+#[derive(Clone, Copy)]
+struct Rest {
+    revision: Revision,
+    limit: Index,
+}
+
+impl Rests {
+    /// A topic is unloaded, its logs closed in order.
+    pub(crate) fn note(&self, topic: &TopicName, revision: Revision, limit: Index) {
+        let mut known = self.known.lock();
+        let key = number(topic);
+        // Any other makes room: what is forgotten costs a visit.
+        if known.len() >= RESTS_MAX
+            && !known.contains_key(&key)
+            && let Some(other) = known.keys().next().copied()
+        {
+            known.remove(&other);
+        }
+        known.insert(key, Rest { revision, limit });
+    }
+
+    /// Whether it is known that a subscription needs what ends at `end`.
+    fn keeps(&self, topic: &TopicName, revision: Revision, end: Index) -> bool {
+        let known = self.known.lock();
+        let rest = known.get(&number(topic));
+        rest.is_some_and(|rest| rest.revision == revision && end > rest.limit)
+    }
+}
+
+/// Stands for a topic's name.
+fn number(topic: &TopicName) -> u64 {
+    use std::hash::{Hash, Hasher};
+    let mut hasher = std::collections::hash_map::DefaultHasher::new();
+    topic.hash(&mut hasher);
+    hasher.finish()
+}
+
+/// Starts to walk.
+pub(crate) fn start(topics: &Arc<Topics>) {
+    let topics = Arc::clone(topics);
+    let shared = Arc::clone(topics.shared());
+    let token = shared.tasks.shutdown_token();
+    shared.tasks.spawn("retention-sweep", async move {
+        tokio::select! {
+            () = rounds(&topics) => {}
+            () = token.wait() => {}
+        }
+    });
+}
+
+async fn rounds(topics: &Arc<Topics>) {
+    let shared = topics.shared();
+    let pause_min = Duration::from_millis(shared.config.housekeeping_ms);
+    let mut pause = pause_min;
+    loop {
+        clock::sleep(shared.rng.jitter(pause)).await;
+        let started = shared.clock.monotonic();
+        if let Err(error) = round(topics).await {
+            tracing::warn!(%error, "retention of topics that are not loaded is looked at later");
+        }
+        let took = shared.clock.monotonic().saturating_sub(started);
+        pause = pause_min.max(took * ROUND_PAUSE_FACTOR);
+    }
+}
+
+/// The namespace whose topics are being read.
+struct Current {
+    name: NamespaceName,
+    policies: NamespacePolicies,
+    bundles: Bundles,
+}
+
+async fn round(topics: &Arc<Topics>) -> Result<(), BrokerError> {
+    let shared = topics.shared();
+    let lister = Lister {
+        store: shared.namespaces.store().as_ref(),
+        prefix: keys::TENANTS_PREFIX.to_owned(),
+    };
+    let mut current: Option<Current> = None;
+    let mut after: Option<String> = None;
+    loop {
+        let page = lister.scan(after.as_deref(), PAGE_RECORDS).await?;
+        let Some(last) = page.items.last() else {
+            return Ok(());
+        };
+        after = Some(last.key.clone());
+        let mut due = Vec::new();
+        for versioned in &page.items {
+            match look(shared, topics, &mut current, versioned).await {
+                Ok(Some(topic)) => due.push(topic),
+                Ok(None) => {}
+                // One record that cannot be read is no reason to leave out all behind it.
+                Err(error) => {
+                    tracing::debug!(key = versioned.key, %error, "no look at retention");
+                }
+            }
+        }
+        futures::stream::iter(due)
+            .for_each_concurrent(VISITS_AT_ONCE, |topic| visit(topics, topic))
+            .await;
+        if page.next.is_none() {
+            return Ok(());
+        }
+        clock::sleep(PAGE_PAUSE).await;
+    }
+}
+
+/// The topic of a record if it is to be visited. A namespace comes before its topics.
+async fn look(
+    shared: &Arc<Shared>,
+    topics: &Topics,
+    current: &mut Option<Current>,
+    versioned: &Versioned,
+) -> Result<Option<TopicName>, BrokerError> {
+    let topic = match parse(versioned)? {
+        Key::Namespace(name) => {
+            *current = None;
+            let record: NamespaceRecord = record::decode(versioned)?;
+            *current = Some(Current {
+                bundles: bundles_of(&name, &record, versioned.revision)?,
+                policies: policies_of(&name, record)?,
+                name,
+            });
+            return Ok(None);
+        }
+        Key::Topic(topic) => topic,
+        _ => return Ok(None),
+    };
+    let Some(namespace) = current.as_ref().filter(|c| c.name == *topic.namespace()) else {
+        return Ok(None);
+    };
+    // What is loaded looks after itself, here or at another broker.
+    if topics.is_there(&topic) {
+        return Ok(None);
+    }
+    let bundle = namespace.bundles.of(&topic);
+    if shared.ownership.known_elsewhere(&bundle).is_some() {
+        return Ok(None);
+    }
+    let record: TopicRecord = record::decode(versioned)?;
+    let store = shared.namespaces.store().as_ref();
+    let (retention, now_ms) = (namespace.policies.retention, shared.clock.wall_ms());
+    let due = first_due_on_record(store, &record, retention, now_ms).await?;
+    let rests = topics.rests();
+    Ok(due
+        .filter(|end| !rests.keeps(&topic, versioned.revision, *end))
+        .map(|_| topic))
+}
+
+async fn visit(topics: &Arc<Topics>, topic: TopicName) {
+    let visited = topics.ask(&topic, false, Event::Trim);
+    match clock::timeout(VISIT_MAX, visited).await {
+        // Another owner looks after it, or it is gone.
+        Ok(Ok(()) | Err(BrokerError::Elsewhere { .. } | BrokerError::NotFound { .. })) => {}
+        Ok(Err(error)) => tracing::debug!(%topic, %error, "topic was not trimmed"),
+        Err(_) => tracing::debug!(%topic, "topic was not trimmed in time"),
+    }
+}
