@@ -61,6 +61,8 @@ pub struct SubscriptionSpec {
     pub durable: bool,
     /// Where it stands.
     pub cursor: CursorState,
+    /// Below this index an earlier load of the topic may have delivered.
+    pub delivered: Index,
     /// When it was created, ms since the Unix epoch.
     pub created_ms: u64,
 }
@@ -166,8 +168,10 @@ pub struct Subscription {
     created_ms: u64,
     cursor: CursorState,
     durable_mark_delete: Index,
-    /// The first message that was never delivered in this seek epoch by this owner.
+    /// The first message that was never delivered in this seek epoch by this object.
     read: u64,
+    /// What lies below may have been delivered before the topic was loaded, by the same owner.
+    earlier: u64,
     pending: Pending,
     replay: Replay,
     policy: Policy,
@@ -192,6 +196,7 @@ impl Subscription {
             cursor: spec.cursor,
             durable_mark_delete: mark_delete,
             read: mark_delete.0,
+            earlier: spec.delivered.0,
             pending: Pending::default(),
             replay: Replay::default(),
             policy: policy_of(kind),
@@ -353,6 +358,7 @@ impl Subscription {
             index
         };
         self.read = index.0;
+        self.earlier = 0;
         self.pending.clear();
         self.replay.clear();
         let everybody: Vec<ConsumerId> = self.consumers.keys().copied().collect();

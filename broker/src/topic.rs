@@ -177,6 +177,7 @@ impl Topic {
             }
             Event::Drained(subscription, consumer) => self.drained(subscription, consumer),
             Event::Read(done) => self.read_done(*done),
+            Event::ReadRetry(subscription) => self.read_retry(subscription),
             Event::Located { purpose, result } => self.located(*purpose, result),
             Event::CursorAppended { tag, outcome } => self.cursor_appended(tag, outcome),
             Event::CursorRetry => self.cursor_retry(),

@@ -17,9 +17,9 @@ use thiserror::Error;
 
 /// Indexes beyond this exist in damaged records only; sums below it cannot overflow.
 pub const INDEX_MAX: u64 = 1 << 62;
-/// Widest single range that a record may acknowledge. Far above what can be unacknowledged at once,
-/// and small enough that a damaged record costs little.
-const RANGE_WIDTH_MAX: u64 = 1 << 32;
+/// Widest single range that an acknowledgement, and so a record, may have. Far above what can be
+/// unacknowledged at once, and small enough that a damaged record costs little.
+pub(crate) const RANGE_WIDTH_MAX: u64 = 1 << 32;
 /// Bitmap containers cover this many indexes; ranges are inserted container by container.
 const CONTAINER_WIDTH: u64 = 1 << 16;
 /// Acknowledgements between two compressions of the bitmap: bounds what is not compressed.

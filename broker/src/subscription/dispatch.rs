@@ -14,6 +14,7 @@ use aquifer_model::limits::{
 use aquifer_protocol_api::broker::{Acknowledge, Delivery, IndexRange, StoredAt, SubscriptionType};
 use aquifer_protocol_api::error::{ApiError, ErrorKind};
 
+use super::cursor::RANGE_WIDTH_MAX;
 use super::failover::Switch;
 use super::pending::{Held, Pending};
 use super::{Attach, Consumer, ConsumerId, Notice, Policy, Subscription};
@@ -70,6 +71,15 @@ impl Subscription {
                 "a Shared subscription has no order to acknowledge cumulatively".to_owned(),
             );
         }
+        let is_wide =
+            |range: &&IndexRange| range.last.0.saturating_sub(range.first.0) >= RANGE_WIDTH_MAX;
+        if let Some(wide) = ack.individual.iter().find(is_wide) {
+            // Replay would refuse it.
+            return refuse(
+                ErrorKind::TooLarge,
+                format!("range {} to {} is too wide for one", wide.first, wide.last),
+            );
+        }
         if let Some(bad) = ack.individual.iter().find(|range| range.first > range.last) {
             return refuse(
                 ErrorKind::InvalidArgument,
@@ -80,7 +90,8 @@ impl Subscription {
             );
         }
         let lasts = ack.individual.iter().map(|range| range.last);
-        match lasts.chain(ack.cumulative).find(|last| last.0 >= self.read) {
+        let delivered = self.read.max(self.earlier);
+        match lasts.chain(ack.cumulative).find(|last| last.0 >= delivered) {
             Some(last) => refuse(
                 ErrorKind::InvalidArgument,
                 format!("message {last} was never delivered, so it cannot be acknowledged"),
@@ -117,13 +128,16 @@ impl Subscription {
         self.replay.add(given_up);
     }
 
-    /// Takes out what of `range` is held or waits; says whether that was anything.
+    /// Takes out what of `range` is held or waits; says whether that was anything, or whether some of
+    /// it is yet to be read: then it was delivered before the topic was loaded.
     pub(super) fn settle(&mut self, range: Range<u64>) -> bool {
         let held = self.pending.take(range.clone());
         for (_, held) in &held {
             self.wake(held.consumer);
         }
-        self.replay.remove(range) > 0 || !held.is_empty()
+        let unread = range.start.max(self.read)..range.end;
+        let earlier = !unread.is_empty() && !self.cursor.unacknowledged(unread).is_empty();
+        self.replay.remove(range) > 0 || !held.is_empty() || earlier
     }
 
     /// Gives a consumer that may have got room its turns.

@@ -1,7 +1,7 @@
 //! What is delivered and not yet acknowledged, and by whom it is held.
 //!
-//! A message is in here or in the replay set, never in both. The counters per consumer are derived
-//! from the ranges and nothing else, so that the caps cannot drift from what is really held
+//! A message is in here or in the replay set, never in both. The counters per consumer are those of
+//! its ranges and nothing else, so that the caps cannot drift from what is really held
 //! (reference.md C4). The caps themselves are the subscription's: it stops dispatching at them.
 
 use std::collections::BTreeMap;
@@ -21,7 +21,8 @@ pub(crate) struct Held {
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Pending {
     ranges: RangeMap<Held>,
-    held: BTreeMap<ConsumerId, u64>,
+    /// The same by consumer, so that what concerns one costs in proportion to what it holds.
+    held: BTreeMap<ConsumerId, RangeMap<u32>>,
 }
 
 impl Pending {
@@ -32,19 +33,27 @@ impl Pending {
 
     /// Messages that `consumer` holds.
     pub(crate) fn held_by(&self, consumer: ConsumerId) -> u64 {
-        self.held.get(&consumer).copied().unwrap_or(0)
+        self.held.get(&consumer).map_or(0, RangeMap::total)
     }
 
     /// Notes a delivery.
     pub(crate) fn add(&mut self, range: Range<u64>, held: Held) {
-        *self.held.entry(held.consumer).or_default() += range.end - range.start;
+        let own = self.held.entry(held.consumer).or_default();
+        own.insert(range.clone(), held.redeliveries);
         self.ranges.insert(range, held);
     }
 
     /// Takes out what of `range` anybody holds.
     pub(crate) fn take(&mut self, range: Range<u64>) -> Vec<(Range<u64>, Held)> {
         let taken = self.ranges.take(range, |_| true);
-        self.uncount(&taken);
+        for (part, held) in &taken {
+            if let Some(own) = self.held.get_mut(&held.consumer) {
+                own.take(part.clone(), |_| true);
+                if own.total() == 0 {
+                    self.held.remove(&held.consumer);
+                }
+            }
+        }
         taken
     }
 
@@ -54,25 +63,23 @@ impl Pending {
         range: Range<u64>,
         consumer: ConsumerId,
     ) -> Vec<(Range<u64>, Held)> {
-        let taken = self.ranges.take(range, |held| held.consumer == consumer);
-        self.uncount(&taken);
-        taken
+        let Some(own) = self.held.get_mut(&consumer) else {
+            return Vec::new();
+        };
+        let taken = own.take(range, |_| true);
+        if own.total() == 0 {
+            self.held.remove(&consumer);
+        }
+        let mut parts = Vec::with_capacity(taken.len());
+        for (part, _) in taken {
+            parts.extend(self.ranges.take(part, |held| held.consumer == consumer));
+        }
+        parts
     }
 
     /// Forgets everything.
     pub(crate) fn clear(&mut self) {
         self.ranges.clear();
         self.held.clear();
-    }
-
-    fn uncount(&mut self, taken: &[(Range<u64>, Held)]) {
-        for (range, held) in taken {
-            if let Some(count) = self.held.get_mut(&held.consumer) {
-                *count -= range.end - range.start;
-                if *count == 0 {
-                    self.held.remove(&held.consumer);
-                }
-            }
-        }
     }
 }

@@ -23,10 +23,11 @@ impl Shared {
         }
     }
 
-    /// Forgets a consumer.
+    /// Forgets a consumer. Its place in the ring goes when its turn comes, since it has no room then,
+    /// or when there are more such places than others: thousands may leave at once.
     pub(crate) fn detach(&mut self, consumer: ConsumerId) {
-        if self.queued.remove(&consumer) {
-            self.ring.retain(|member| *member != consumer);
+        if self.queued.remove(&consumer) && self.ring.len() > 2 * self.queued.len() {
+            self.ring.retain(|member| self.queued.contains(member));
         }
     }
 
@@ -44,6 +45,7 @@ impl Shared {
 
     /// Everybody who may have room.
     pub(crate) fn waiting(&self) -> impl Iterator<Item = ConsumerId> + '_ {
-        self.ring.iter().copied()
+        let ring = self.ring.iter().copied();
+        ring.filter(|consumer| self.queued.contains(consumer))
     }
 }

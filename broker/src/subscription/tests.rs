@@ -46,6 +46,7 @@ fn subscription(kind: SubscriptionType) -> Subscription {
         kind,
         durable: true,
         cursor: CursorState::new(Index(0)),
+        delivered: Index(0),
         created_ms: 0,
     })
 }
@@ -391,6 +392,7 @@ fn a_reader_marks_what_it_was_given() {
         kind: SubscriptionType::Shared,
         durable: false,
         cursor: CursorState::new(Index(4)),
+        delivered: Index(0),
         created_ms: 0,
     });
     assert_eq!(s.kind(), SubscriptionType::Exclusive);
@@ -461,6 +463,7 @@ fn a_recovered_subscription_skips_what_is_acknowledged() {
         kind: SubscriptionType::Shared,
         durable: true,
         cursor: CursorState::decode(&state).expect("what was encoded decodes"),
+        delivered: Index(0),
         created_ms: state.created_ms,
     });
     assert_eq!(recovered.start(), Index(3));

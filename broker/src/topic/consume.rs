@@ -2,13 +2,15 @@
 //! each subscription, reads for it, hands out what it says.
 //!
 //! Invariants: a subscription has at most one read aside at a time, so that a slow one costs a
-//! bounded amount and delays nobody; what the tail cache holds is served at once and shared by all;
+//! bounded amount and delays nobody; a read that fails is tried again here, and no consumer hears of it
+//! but of what is damaged; what the tail cache holds is served at once and shared by all;
 //! nothing is delivered between a seek and the moment it is durable.
 
 mod attach;
 mod serve;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::time::Duration;
 
 use aquifer_ledger::managed::ReadPoint;
 use aquifer_model::id::{Index, TopicIncarnation};
@@ -24,6 +26,10 @@ use crate::topic::Topic;
 use crate::topic::cursors::Effect;
 use crate::topic::event::{ConsumerRequest, LocatePurpose, Reply, SubscriptionId};
 use crate::topic::outbox::Outbox;
+
+/// First and longest pause after a read that storage did not answer.
+const READ_RETRY_MIN: Duration = Duration::from_millis(50);
+const READ_RETRY_MAX: Duration = Duration::from_secs(5);
 
 /// The subscriptions and readers of a topic.
 #[derive(Default)]
@@ -48,6 +54,10 @@ pub(super) struct Slot {
     point: Option<ReadPoint>,
     /// A read is aside, for this.
     reading: Option<NextRead>,
+    /// A read failed, and a timer runs until the next.
+    pausing: bool,
+    /// How long after the next failure.
+    pause: Duration,
     /// Seeks that are not durable yet, and a creation or deletion likewise: nothing is delivered.
     pub(super) held: u32,
     queued: bool,
@@ -62,6 +72,8 @@ impl Slot {
             consumers: BTreeMap::new(),
             point: None,
             reading: None,
+            pausing: false,
+            pause: READ_RETRY_MIN,
             held: 0,
             queued: false,
             deleting: false,

@@ -75,6 +75,8 @@ pub(crate) enum Event {
     Drained(SubscriptionId, ConsumerId),
     /// A read of a backlog is done.
     Read(Box<ReadDone>),
+    /// A read of a backlog that failed may be tried again.
+    ReadRetry(SubscriptionId),
     /// A place was found.
     Located {
         purpose: Box<LocatePurpose>,

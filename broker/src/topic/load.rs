@@ -178,6 +178,7 @@ fn restore(
             kind: known.kind,
             durable: true,
             cursor: known.cursor,
+            delivered: log.end(),
             created_ms: known.created_ms,
         };
         subscriptions.recovered(name, spec);

@@ -1,11 +1,12 @@
 //! Storage that fails, owners that were replaced.
 
 use aquifer_ledger::testing::Mode;
+use aquifer_model::id::Index;
 use aquifer_model::place::Place;
-use aquifer_protocol_api::broker::{BrokerApi, OpenProducer};
+use aquifer_protocol_api::broker::{BrokerApi, OpenProducer, Subscribe, SubscriptionType};
 use aquifer_protocol_api::error::ErrorKind;
 
-use crate::support::{Harness, ctx, kind, name, open, until};
+use crate::support::{Harness, ctx, kind, name, open, subscribe, until};
 
 #[tokio::test]
 async fn a_full_store_refuses_to_publish_and_goes_on_when_there_is_space() {
@@ -118,4 +119,63 @@ async fn a_batch_that_a_lost_bookie_may_have_is_stored_once_i8() {
     harness.publish_at_last("orders", "p", &["c"]).await;
     let mut reader = harness.reader("orders", Place::Earliest).await;
     assert_eq!(reader.take_payloads(3).await, ["a", "b", "c"]);
+}
+
+/// M6: what storage does not answer now it may answer soon; no consumer can do more about it.
+#[tokio::test]
+async fn a_read_that_fails_is_tried_again_and_nobody_is_disconnected() {
+    let harness = Harness::start().await;
+    let mut producer = harness.producer("orders", "p").await;
+    producer.publish(&["a", "b"]).await;
+    drop(producer);
+    // Nothing is in memory after this.
+    let harness = harness.restart().await;
+    let shared = Subscribe {
+        kind: SubscriptionType::Shared,
+        ..subscribe("orders", "s")
+    };
+    let mut one = harness.try_subscribe(shared.clone()).await.unwrap();
+    let mut two = harness.try_subscribe(shared).await.unwrap();
+    let mut reader = harness.reader("orders", Place::Earliest).await;
+    harness.world.bookies.set_all(Mode::Unreachable);
+    let before = harness.world.bookies.reads().failed;
+    one.grant(1).await;
+    reader.grant(2).await;
+    until("some reads to fail", || async {
+        harness.world.bookies.reads().failed >= before + 4
+    })
+    .await;
+    harness.world.bookies.set_all(Mode::Up);
+    assert_eq!(one.take_payloads(2).await, ["a", "b"]);
+    assert_eq!(reader.take_payloads(2).await, ["a", "b"]);
+    // It was delivered to nobody before, and the other is there still.
+    drop(one);
+    two.grant(10).await;
+    assert_eq!(two.take_payloads(2).await, ["a", "b"]);
+}
+
+/// The owner is the same, its epoch too: what it had delivered is known to the client.
+#[tokio::test]
+async fn what_was_delivered_before_a_topic_was_loaded_anew_can_be_acknowledged() {
+    let mut config = crate::support::config();
+    config.topic_idle_ms = 1;
+    let harness = Harness::start_with(config).await;
+    let mut producer = harness.producer("orders", "p").await;
+    producer.publish(&["a", "b", "c"]).await;
+    let mut consumer = harness.consumer("orders", "s").await;
+    consumer.take(3).await;
+    let late = consumer.ack(&[], Some(1));
+    drop((producer, consumer));
+    until("the topic to be unloaded", || async {
+        tokio::time::sleep(std::time::Duration::from_millis(120)).await;
+        harness.stats("orders").await.messages_in == 0
+    })
+    .await;
+    let mut consumer = harness.consumer("orders", "s").await;
+    assert_eq!(late.owner_epoch, consumer.opened.owner_epoch);
+    consumer.port.acknowledge(late.clone()).await.unwrap();
+    consumer.confirmed(late.request_id).await;
+    let stats = harness.stats("orders").await;
+    assert_eq!(stats.subscriptions[0].mark_delete, Index(2));
+    assert_eq!(consumer.take_payloads(1).await, ["c"]);
 }

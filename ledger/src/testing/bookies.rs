@@ -51,6 +51,8 @@ pub struct ReadCounts {
     pub prefixes: u64,
     /// Requests for what is there, without bytes.
     pub looks: u64,
+    /// Requests that a bookie refused, or that did not reach it.
+    pub failed: u64,
 }
 
 /// Bookies `[1; 16]`, `[2; 16]` and so on. Clones share them.
@@ -498,8 +500,9 @@ impl BookieTransport for TestBookies {
         if self.with(bookie, |b| b.reads_stall) {
             return std::future::pending().await;
         }
-        let batch = self.with(bookie, |b| b.read(range))?;
+        let read = self.with(bookie, |b| b.read(range));
         let mut reads = self.reads.lock();
+        let batch = read.inspect_err(|_| reads.failed += 1)?;
         reads.requests += 1;
         let count = batch.entries.len() as u64;
         match range.prefix_bytes {

@@ -117,6 +117,7 @@ impl World {
             kind,
             durable: true,
             cursor: CursorState::new(Index(start)),
+            delivered: Index(0),
             created_ms: 0,
         };
         let subscription = Subscription::new(spec);
@@ -464,6 +465,7 @@ impl World {
             kind: recovered.kind,
             durable: true,
             cursor: recovered.cursor,
+            delivered: Index(0),
             created_ms: recovered.created_ms,
         });
         self.consumers.clear();

@@ -93,6 +93,7 @@ impl Topic {
                 kind: SubscriptionType::Exclusive,
                 durable: false,
                 cursor: CursorState::new(start),
+                delivered: Index(0),
                 created_ms: self.shared.clock.wall_ms(),
             }));
         let session = self.attach(id, request);
@@ -134,6 +135,7 @@ impl Topic {
             kind,
             durable: true,
             cursor: CursorState::new(start),
+            delivered: Index(0),
             created_ms: self.shared.clock.wall_ms(),
         });
         let delta = crate::cursor_log::created(state.state());

@@ -7,10 +7,11 @@ use std::sync::Arc;
 use aquifer_ledger::error::LogError;
 use aquifer_ledger::managed::{LogEntry, ReadLimits, ReadPoint};
 use aquifer_protocol_api::broker::{ConsumerEvent, Delivery};
+use aquifer_runtime::clock;
 
-use crate::error::BrokerError;
 use crate::subscription::{ConsumerId, NextRead};
 use crate::topic::Topic;
+use crate::topic::consume::{READ_RETRY_MAX, READ_RETRY_MIN};
 use crate::topic::event::{Event, ReadDone, SubscriptionId};
 use crate::topic::outbox::messages_of;
 
@@ -37,7 +38,7 @@ impl Topic {
             let Some(slot) = self.subscriptions.slots.get_mut(&id) else {
                 return;
             };
-            if slot.held > 0 || slot.reading.is_some() || self.ending.is_some() {
+            if slot.held > 0 || slot.reading.is_some() || slot.pausing || self.ending.is_some() {
                 return;
             }
             let Some(read) = slot.state.next_read() else {
@@ -106,17 +107,47 @@ impl Topic {
         };
         slot.point = Some(done.point);
         match done.result {
-            Ok(entries) => self.deliver(id, &read, &entries),
-            Err(error) => {
-                tracing::warn!(topic = %self.name, %error, "reading for a subscription failed");
-                // Only those who wait for these entries fail; others may be served from elsewhere.
-                self.fail_consumers_of(id, &BrokerError::Log(error.clone()));
-                if matches!(error, LogError::Fenced) {
-                    self.broken(&error);
-                }
+            Ok(entries) => {
+                slot.pause = READ_RETRY_MIN;
+                self.deliver(id, &read, &entries);
+                self.subscriptions.wake(id);
             }
+            Err(LogError::Fenced) => self.broken(&LogError::Fenced),
+            Err(error) => self.read_again_later(id, &error),
         }
-        self.subscriptions.wake(id);
+    }
+
+    /// Storage may answer later; consumers can do nothing about it that this could not.
+    fn read_again_later(&mut self, id: SubscriptionId, error: &LogError) {
+        let Some(slot) = self.subscriptions.get_mut(id) else {
+            return;
+        };
+        let pause = slot.pause;
+        if pause == READ_RETRY_MIN || pause == READ_RETRY_MAX {
+            let subscription = slot.state.name();
+            tracing::warn!(topic = %self.name, subscription, %error, "reading for a subscription failed, trying again");
+        }
+        slot.pausing = true;
+        slot.pause = (pause * 2).min(READ_RETRY_MAX);
+        self.shared.metrics.read_failures.add(1, &[]);
+        let pause = self.shared.rng.jitter(pause);
+        let mailbox = self.mailbox.clone();
+        let token = self.shared.tasks.shutdown_token();
+        self.shared.tasks.spawn("read-retry", async move {
+            tokio::select! {
+                () = clock::sleep(pause) => {}
+                () = token.wait() => {}
+            }
+            // A topic that is gone does not care.
+            let _ = mailbox.send(Event::ReadRetry(id)).await;
+        });
+    }
+
+    pub(in crate::topic) fn read_retry(&mut self, id: SubscriptionId) {
+        if let Some(slot) = self.subscriptions.get_mut(id) {
+            slot.pausing = false;
+            self.subscriptions.wake(id);
+        }
     }
 
     fn deliver(&mut self, id: SubscriptionId, read: &NextRead, entries: &[LogEntry]) {
