@@ -39,14 +39,14 @@ use crate::load::TopicCounters;
 use crate::ownership::Owned;
 use crate::topic::consume::Subscriptions;
 use crate::topic::cursors::Cursors;
-use crate::topic::event::{Event, Inbox, Mailbox};
+use crate::topic::event::{EVENT_WORK, Event, Inbox, Mailbox};
 use crate::topic::publish::Publishing;
 use crate::topic::retention::Trimming;
 use crate::topic::tenure::Tenure;
 use crate::topics::Topics;
 
-/// Events handled before ready subscriptions get their turn.
-const EVENTS_PER_TURN: usize = 64;
+/// Work of events that is done before ready subscriptions get their turn, as 64 small ones have.
+const WORK_PER_TURN: usize = 64 * EVENT_WORK;
 /// Subscriptions served before new events get their turn.
 const SUBSCRIPTIONS_PER_TURN: usize = 64;
 /// How long an ending topic waits for what is in flight.
@@ -146,9 +146,13 @@ impl Topic {
         for event in inbox.urgent.take() {
             self.handle(event);
         }
-        for _ in 0..EVENTS_PER_TURN {
+        let mut work = 0;
+        while work < WORK_PER_TURN {
             match inbox.receiver.try_recv() {
-                Ok(event) => self.handle(event),
+                Ok(event) => {
+                    work += event.work();
+                    self.handle(event);
+                }
                 Err(_) => break,
             }
         }

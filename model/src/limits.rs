@@ -58,7 +58,7 @@ pub const UNACKED_PER_CONSUMER_MAX: u64 = 50_000;
 /// Messages of one Shared subscription that may be delivered and unacknowledged at once.
 pub const UNACKED_PER_SUBSCRIPTION_MAX: u64 = 200_000;
 /// Ranges of single messages in one acknowledgement.
-pub const ACK_RANGES_MAX: usize = 65_536;
+pub const ACK_RANGES_MAX: usize = 1_024;
 /// Latest batches of a producer whose positions are remembered to answer duplicates.
 pub const DEDUP_WINDOW_MAX: usize = 64;
 /// Part of a cursor snapshot in the cursor log, in bytes.

@@ -12,6 +12,7 @@ mod serve;
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::time::Duration;
 
+use aquifer_ledger::error::LogError;
 use aquifer_ledger::managed::ReadPoint;
 use aquifer_model::id::{Index, TopicIncarnation};
 use aquifer_model::topic::SubscriptionName;
@@ -216,6 +217,11 @@ impl Topic {
                 out.grant(messages, bytes);
                 let (messages, bytes) = out.credit();
                 slot.state.credit(consumer, messages, bytes);
+            }
+            ConsumerRequest::Acknowledge(_) | ConsumerRequest::Seek { .. }
+                if self.cursors.is_full() =>
+            {
+                self.fail_consumer(id, consumer, BrokerError::Log(LogError::Overloaded).into());
             }
             ConsumerRequest::Acknowledge(ack) => {
                 let request_id = ack.request_id;

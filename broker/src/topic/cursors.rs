@@ -32,6 +32,9 @@ use crate::topic::seek::Mover;
 
 /// Changes that go into one group.
 const GROUP_CHANGES_MAX: usize = 4096;
+/// Changes that may wait, each counted with its ranges. While the log cannot be written the peer that
+/// sends more must wait, and comes back later.
+const WAITING_MAX: usize = 256 * 1024;
 /// First and longest pause after a failed append.
 const RETRY_MIN: Duration = Duration::from_millis(20);
 const RETRY_MAX: Duration = Duration::from_secs(5);
@@ -69,6 +72,16 @@ struct Change {
     effect: Effect,
 }
 
+impl Change {
+    fn weight(&self) -> usize {
+        let ranges = match &self.effect {
+            Effect::Acknowledged { delta, .. } => delta.individual.len(),
+            _ => 0,
+        };
+        1 + ranges
+    }
+}
+
 /// A group on its way.
 struct Group {
     changes: Vec<Change>,
@@ -102,6 +115,8 @@ pub(super) struct Cursors {
     log: TopicLog,
     sink: Arc<dyn AppendSink>,
     waiting: VecDeque<Change>,
+    /// How much that is, in changes and ranges.
+    waiting_weight: usize,
     phase: Phase,
     pause: Duration,
     next_tag: u64,
@@ -136,6 +151,7 @@ impl Cursors {
         Cursors {
             sink: mailbox.cursor_sink(),
             waiting: VecDeque::new(),
+            waiting_weight: 0,
             phase: Phase::Idle,
             pause: RETRY_MIN,
             next_tag: 1,
@@ -160,16 +176,28 @@ impl Cursors {
 
     /// Queues a change; `effect` follows when it is durable.
     pub(super) fn log_change(&mut self, delta: CursorDelta, effect: Effect) {
-        self.waiting.push_back(Change {
+        self.push(Change {
             delta: Some(delta),
             effect,
         });
     }
 
+    /// Whether more than enough waits already.
+    pub(super) fn is_full(&self) -> bool {
+        self.waiting_weight >= WAITING_MAX
+    }
+
+    fn push(&mut self, change: Change) {
+        self.waiting_weight += change.weight();
+        self.waiting.push_back(change);
+    }
+
     /// Has `effect` follow everything that is on its way; gives it back when nothing is.
     pub(super) fn after_pending(&mut self, effect: Effect) -> Option<Effect> {
         match &mut self.phase {
-            Phase::Writing(group) if self.waiting.is_empty() => {
+            Phase::Writing(group)
+                if self.waiting.is_empty() && group.changes.len() < GROUP_CHANGES_MAX =>
+            {
                 group.changes.push(Change {
                     delta: None,
                     effect,
@@ -180,7 +208,7 @@ impl Cursors {
                 Some(effect)
             }
             _ => {
-                self.waiting.push_back(Change {
+                self.push(Change {
                     delta: None,
                     effect,
                 });
@@ -231,13 +259,16 @@ impl Cursors {
 
     fn take_group(&mut self) -> Vec<Change> {
         let count = self.waiting.len().min(GROUP_CHANGES_MAX);
-        self.waiting.drain(..count).collect()
+        let group: Vec<Change> = self.waiting.drain(..count).collect();
+        self.waiting_weight -= group.iter().map(Change::weight).sum::<usize>();
+        group
     }
 
     /// Puts the changes of a failed group back in front. Repeating some that were stored changes
     /// nothing: replayed in order they add up to the same state.
     fn put_back(&mut self, changes: Vec<Change>) {
         for change in changes.into_iter().rev() {
+            self.waiting_weight += change.weight();
             self.waiting.push_front(change);
         }
     }

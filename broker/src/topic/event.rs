@@ -125,6 +125,26 @@ pub(crate) enum Event {
     Shutdown,
 }
 
+/// The work of a small event, in ranges of an acknowledgement.
+pub(crate) const EVENT_WORK: usize = 16;
+
+impl Event {
+    /// How much work it is, so that what peers choose to send decides how many are handled in a turn,
+    /// not how long a turn is.
+    pub(crate) fn work(&self) -> usize {
+        let more = match self {
+            Event::Publish { frames, .. } => frames.len(),
+            Event::Consumer { request, .. } => match request {
+                ConsumerRequest::Acknowledge(ack) => ack.individual.len(),
+                ConsumerRequest::NegativeAcknowledge(negative) => negative.ranges.len(),
+                ConsumerRequest::Credit { .. } | ConsumerRequest::Seek { .. } => 0,
+            },
+            _ => 0,
+        };
+        EVENT_WORK + more
+    }
+}
+
 /// What a consumer asks for.
 pub(crate) enum ConsumerRequest {
     /// Totals granted since the session began.

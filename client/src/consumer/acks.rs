@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use aquifer_model::id::{OwnerEpoch, SeekEpoch};
+use aquifer_model::limits::ACK_RANGES_MAX;
 use aquifer_proto::v1;
 use tokio::time::Instant;
 
@@ -17,9 +18,6 @@ use crate::settle::Settle;
 
 /// The shared outcome of acknowledgements that travel together.
 pub(crate) type AckOutcome = Settle<Result<()>>;
-
-/// Ranges in one request.
-const RANGES_MAX: usize = 8_192;
 
 /// A set of indexes as ranges that neither touch nor overlap.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
@@ -44,6 +42,14 @@ impl Ranges {
             .checked_add(1)
             .and_then(|next| self.by_first.remove(&next));
         self.by_first.insert(first, after.unwrap_or(index));
+    }
+
+    /// Keeps the first `count` ranges and answers the others.
+    pub(crate) fn split_off(&mut self, count: usize) -> Ranges {
+        let first = self.by_first.keys().nth(count).copied();
+        Ranges {
+            by_first: first.map_or_else(BTreeMap::new, |first| self.by_first.split_off(&first)),
+        }
     }
 
     /// The first index from `index` on that is not in the set.
@@ -119,7 +125,7 @@ impl Acks {
         let fits = self
             .waiting
             .back()
-            .is_some_and(|group| group.epochs == epochs && group.individual.len() < RANGES_MAX);
+            .is_some_and(|group| group.epochs == epochs && group.individual.len() < ACK_RANGES_MAX);
         if !fits {
             self.waiting.push_back(Group {
                 epochs,

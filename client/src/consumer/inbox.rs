@@ -15,6 +15,7 @@ use std::task::Waker;
 use std::time::Duration;
 
 use aquifer_model::id::{Index, OwnerEpoch, SeekEpoch};
+use aquifer_model::limits::ACK_RANGES_MAX;
 use aquifer_model::place::Place;
 use aquifer_model::topic::TopicName;
 use aquifer_proto::v1;
@@ -542,10 +543,12 @@ impl Inbox {
             return Some(Some(Request::Acknowledge(ack)));
         }
         if self.nacks.len() > 0 {
-            let mut ranges = std::mem::take(&mut self.nacks).to_wire();
+            let rest = self.nacks.split_off(ACK_RANGES_MAX);
+            let mut ranges = std::mem::replace(&mut self.nacks, rest).to_wire();
             if self.order.is_some() {
                 // All that is void here, since the message itself may be acknowledged meanwhile.
                 ranges.truncate(1);
+                self.nacks = Ranges::default();
                 for range in &mut ranges {
                     range.last = range.last.max(self.arrived.saturating_sub(1));
                 }

@@ -3,7 +3,7 @@
 
 use aquifer_model::bundle::{BundleRange, ParseBundleError};
 use aquifer_model::id::{BrokerId, Index};
-use aquifer_model::limits::{METADATA_PAGE_KEYS_MAX, PARTITIONS_MAX};
+use aquifer_model::limits::{ACK_RANGES_MAX, METADATA_PAGE_KEYS_MAX, PARTITIONS_MAX};
 use aquifer_model::place::Place;
 use aquifer_model::policy::NamespacePolicies;
 use aquifer_model::topic::{DEFAULT_NAMESPACE, NameError, NamespaceName, TopicName};
@@ -11,8 +11,6 @@ use aquifer_proto::{PROTOCOL_VERSION, v1};
 use aquifer_protocol_api::broker::{ApiResult, IndexRange, PageRequest, SubscriptionType};
 use aquifer_protocol_api::error::{ApiError, ErrorKind};
 
-/// Ranges in one acknowledgement: as many as a batch can have messages.
-pub(crate) const RANGES_MAX: usize = 65_536;
 /// Items of a page when the client does not say.
 const PAGE_ITEMS_DEFAULT: usize = 100;
 /// Longest page token.
@@ -148,8 +146,8 @@ pub(crate) fn wire_subscription_type(kind: SubscriptionType) -> v1::Subscription
 }
 
 pub(crate) fn ranges(ranges: &[v1::IndexRange]) -> ApiResult<Vec<IndexRange>> {
-    if ranges.len() > RANGES_MAX {
-        let message = format!("{} ranges: at most {RANGES_MAX} at once", ranges.len());
+    if ranges.len() > ACK_RANGES_MAX {
+        let message = format!("{} ranges: at most {ACK_RANGES_MAX} at once", ranges.len());
         return Err(ApiError::new(ErrorKind::TooLarge, message));
     }
     ranges

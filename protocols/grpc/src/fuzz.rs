@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use prost::Message;
 
 use crate::consume::{ConsumerRequest, consumer_request, subscribe};
-use crate::convert::{self, RANGES_MAX, page, partitions, place, policies, subscription_type};
+use crate::convert::{self, page, partitions, place, policies, subscription_type};
 use crate::produce::{open_producer, publish_frames};
 
 fn push_through(bytes: &[u8]) {
@@ -24,7 +24,7 @@ fn push_through(bytes: &[u8]) {
             let _ = subscribe(request);
         }
         if let Ok(ConsumerRequest::Acknowledge(acknowledge)) = consumer_request(request) {
-            assert!(acknowledge.individual.len() <= RANGES_MAX);
+            assert!(acknowledge.individual.len() <= ACK_RANGES_MAX);
             assert!(acknowledge.individual.iter().all(|r| r.first <= r.last));
         }
     }
