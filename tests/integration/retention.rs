@@ -48,7 +48,9 @@ async fn a_topic_that_nobody_uses_is_trimmed() -> Result<()> {
         .await?;
     let producer = client.producer("public/short/topic").open().await?;
     for number in 0..25 {
-        producer.send(Message::new(format!("event-{number}"))).await?;
+        producer
+            .send(Message::new(format!("event-{number}")))
+            .await?;
     }
     producer.close().await?;
     let http = server.http();
