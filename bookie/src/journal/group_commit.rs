@@ -323,7 +323,8 @@ impl JournalThread {
     }
 
     fn no_room(&self) -> BookieError {
-        match self.mode.check_add() {
+        // An add that came so far on a full disk may use the reserve: it may come again.
+        match self.mode.check_class(true) {
             Err(error) => error,
             Ok(()) => BookieError::Overloaded,
         }
