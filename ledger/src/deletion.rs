@@ -168,6 +168,14 @@ pub(crate) async fn load(
     stored.map(|stored| Intent::decode(&stored)).transpose()
 }
 
+/// The bookies that are to delete what they have of a ledger: nothing of it is placed there. An intent
+/// that is written later changes the ledger's record, so that whoever was not told does not come through.
+pub(crate) async fn named(store: &dyn MetadataStore, ledger: LedgerId) -> Vec<BookieId> {
+    // One that cannot be read is not carried out either.
+    let intent = load(store, ledger).await.ok().flatten();
+    intent.map_or_else(Vec::new, |intent| intent.bookies.into_iter().collect())
+}
+
 /// The ledgers that are being deleted everywhere: nobody reads them, and nobody needs their copies.
 /// One whose intent cannot be read is not counted.
 pub(crate) async fn going(store: &dyn MetadataStore) -> Result<BTreeSet<LedgerId>, LedgerError> {

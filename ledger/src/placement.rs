@@ -183,11 +183,28 @@ impl Bookies {
         failed: &[usize],
         rng: &dyn Rng,
     ) -> Result<Vec<BookieId>, LedgerError> {
+        self.replacements_without(quorum, zones_min, members, failed, &[], rng)
+    }
+
+    /// The same, without bookies that must not get anything of this ledger.
+    ///
+    /// # Errors
+    /// As [`Bookies::replacements`].
+    pub fn replacements_without(
+        &self,
+        quorum: Quorum,
+        zones_min: usize,
+        members: &[BookieId],
+        failed: &[usize],
+        without: &[BookieId],
+        rng: &dyn Rng,
+    ) -> Result<Vec<BookieId>, LedgerError> {
         let known = self.snapshot();
         let kept = members.iter().enumerate();
         let kept = kept.map(|(position, id)| (!failed.contains(&position)).then_some(*id));
         let kept = kept.collect();
-        self.fill(&known, quorum, zones_min, kept, members, rng)
+        let exclude = [members, without].concat();
+        self.fill(&known, quorum, zones_min, kept, &exclude, rng)
     }
 
     fn candidates<'a>(

@@ -15,6 +15,7 @@ use aquifer_runtime::clock;
 use tokio::sync::mpsc;
 
 use crate::context::LogContext;
+use crate::deletion;
 use crate::error::LedgerError;
 use crate::ledger_metadata::{self, LedgerInfo, LedgerState};
 use crate::reader::{self, Wanted};
@@ -83,11 +84,12 @@ async fn claim_and_recover(
     guards: &[Guard],
 ) -> Result<LedgerEnd, LedgerError> {
     ledger_metadata::replace(&*ctx.store, info, guards).await?;
+    let without = deletion::named(&*ctx.store, info.id).await;
     let Found {
         fragments,
         last_entry,
         length,
-    } = Run::new(ctx, info).run().await?;
+    } = Run::new(ctx, info, without).run().await?;
     let length = match (last_entry, length) {
         (None, _) => 0,
         (Some(_), Some(length)) => length,
@@ -140,6 +142,8 @@ struct Run<'a> {
     info: &'a LedgerInfo,
     /// Where write-backs go.
     members: Vec<BookieId>,
+    /// Where they must not go.
+    without: Vec<BookieId>,
     machine: Recovery,
     actions: Vec<RecoveryAction>,
     answers: mpsc::Receiver<Answer>,
@@ -150,7 +154,7 @@ struct Run<'a> {
 }
 
 impl<'a> Run<'a> {
-    fn new(ctx: &'a Arc<LogContext>, info: &'a LedgerInfo) -> Run<'a> {
+    fn new(ctx: &'a Arc<LogContext>, info: &'a LedgerInfo, without: Vec<BookieId>) -> Run<'a> {
         let (floor, members) = info.last_fragment();
         let window = ctx.settings.recovery_window_entries.max(1);
         // Room for every request that can be on its way: a read and a write of each entry of the
@@ -163,6 +167,7 @@ impl<'a> Run<'a> {
             ctx,
             info,
             members,
+            without,
             machine,
             actions,
             answers,
@@ -236,11 +241,12 @@ impl<'a> Run<'a> {
         for &position in failed {
             bookies.quarantine(self.members[position], settings.quarantine);
         }
-        let chosen = bookies.replacements(
+        let chosen = bookies.replacements_without(
             self.info.quorum,
             settings.zones_min,
             &self.members,
             failed,
+            &self.without,
             &*self.ctx.rng,
         );
         let event = match chosen {

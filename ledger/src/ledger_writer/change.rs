@@ -5,6 +5,7 @@ use aquifer_model::id::EntryId;
 use aquifer_runtime::clock;
 
 use super::Inner;
+use crate::deletion;
 use crate::error::LedgerError;
 use crate::ledger_metadata::{self, LedgerState};
 use crate::writer::WriterEvent;
@@ -23,11 +24,13 @@ impl Inner {
             for &position in failed {
                 bookies.quarantine(members[position], settings.quarantine);
             }
-            let chosen = bookies.replacements(
+            let without = deletion::named(&*self.ctx.store, self.ledger).await;
+            let chosen = bookies.replacements_without(
                 info.quorum,
                 settings.zones_min,
                 &members,
                 failed,
+                &without,
                 &*self.ctx.rng,
             );
             let members = match chosen {

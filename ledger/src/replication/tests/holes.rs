@@ -316,3 +316,34 @@ async fn an_intent_of_a_former_ledger_leaves_the_new_one_alone() {
     assert_eq!(cluster.info(ledger).await.bookies().len(), 3);
     assert_eq!(cluster.marks().len(), 1);
 }
+
+/// Storage 13: a writer, or a recovery, gives no place to a bookie that an intent tells to delete what it
+/// has of the ledger.
+#[tokio::test(start_paused = true)]
+async fn a_bookie_that_is_to_delete_its_copy_is_no_replacement() {
+    for by_recovery in [false, true] {
+        // Whoever is chosen is chosen at random.
+        for _ in 0..8 {
+            let cluster = Cluster::new(5).await;
+            let mut ledger = cluster.open(quorum(3, 3, 2)).await;
+            assert_eq!(ledger.append(3).await, None);
+            let info = cluster.info(ledger.id).await;
+            let intent = deletion::Intent::of_copy(ledger.id, info.token, bookie(4), Some(&info));
+            let begun = deletion::begin_copy(cluster.store(), &intent, Some(&info)).await;
+            assert!(begun.unwrap());
+            cluster.world.bookies.set_mode(bookie(2), Mode::Broken);
+            if by_recovery {
+                let closed = crate::recover::close_by_recovery(&cluster.ctx, ledger.id, &[]);
+                closed.await.unwrap();
+            } else {
+                assert_eq!(ledger.append(3).await, None);
+                eventually("another has its place", || {
+                    !ledger.writer.info().last_fragment().1.contains(&bookie(2))
+                })
+                .await;
+            }
+            let bookies = cluster.info(ledger.id).await.bookies();
+            assert!(!bookies.contains(&bookie(4)), "by recovery: {by_recovery}");
+        }
+    }
+}
