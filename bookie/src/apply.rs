@@ -17,7 +17,7 @@ use parking_lot::{Condvar, Mutex};
 
 use crate::bell::Bell;
 use crate::journal::commit::{Block, Records};
-use crate::journal::record::RecordKind;
+use crate::journal::record::{RecordKind, RecordRef};
 use crate::journal::replay::{self, Continuity};
 use crate::journal::segments::Segments;
 use crate::ledger_state::LedgerMeta;
@@ -306,11 +306,10 @@ impl Replayer {
         }
         let mut batch = db.batch();
         for record in records {
-            let stored = match self.metas.get(&record.ledger) {
-                Some(meta) => *meta,
-                None => db.meta(record.ledger)?,
+            let (stored, mut meta) = match self.metas.get(&record.ledger) {
+                Some(meta) => (*meta, meta.unwrap_or(LedgerMeta::new(record.token))),
+                None => stored_meta(db, &record)?,
             };
-            let mut meta = stored.unwrap_or(LedgerMeta::new(record.token));
             put_record(&mut batch, record.ledger, record.kind, record.value)?;
             meta.apply(record.kind);
             if stored != Some(meta) {
@@ -324,6 +323,28 @@ impl Replayer {
         }
         batch.set_applied(sequence);
         batch.write()
+    }
+}
+
+/// The stored record of a ledger, and what is known of it when a record of the journal comes: one
+/// that is damaged may have said that the ledger is fenced.
+fn stored_meta(
+    db: &Db,
+    record: &RecordRef<'_>,
+) -> Result<(Option<LedgerMeta>, LedgerMeta), StoreError> {
+    let new = LedgerMeta::new(record.token);
+    match db.meta(record.ledger) {
+        Ok(stored) => Ok((stored, stored.unwrap_or(new))),
+        Err(error @ StoreError::Damaged(_)) => {
+            let ledger = record.ledger;
+            tracing::error!(%ledger, %error, "the record of a ledger cannot be read");
+            let fenced = LedgerMeta {
+                fenced: true,
+                ..new
+            };
+            Ok((None, fenced))
+        }
+        Err(error) => Err(error),
     }
 }
 

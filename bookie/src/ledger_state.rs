@@ -148,6 +148,37 @@ pub enum Stored {
     Damaged,
 }
 
+/// How far a ledger goes on this bookie.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum End {
+    /// Entries above it, or all, are certainly not stored.
+    Known(Option<EntryId>),
+    /// What is stored last cannot be read: any entry may be there.
+    Unknown,
+}
+
+impl Default for End {
+    fn default() -> End {
+        End::Known(None)
+    }
+}
+
+impl End {
+    fn may_have(self, entry: EntryId) -> bool {
+        match self {
+            End::Known(highest) => Some(entry) <= highest,
+            End::Unknown => true,
+        }
+    }
+
+    fn with(self, entry: EntryId) -> End {
+        match self {
+            End::Known(highest) => End::Known(highest.max(Some(entry))),
+            End::Unknown => End::Unknown,
+        }
+    }
+}
+
 /// Everything known about a ledger in memory.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 pub struct LedgerState {
@@ -155,8 +186,10 @@ pub struct LedgerState {
     meta: Option<LedgerMeta>,
     /// Whether `meta` is stored, or on its way.
     meta_queued: bool,
-    /// Entries above it are certainly not stored.
-    highest: Option<EntryId>,
+    /// The stored record cannot be read: token, fence and tombstone are not known until one is
+    /// written anew.
+    record_lost: bool,
+    end: End,
     /// The highest LAC that anything carried.
     lac: Option<EntryId>,
     pending: BTreeMap<EntryId, Pending>,
@@ -167,18 +200,31 @@ pub struct LedgerState {
 impl LedgerState {
     /// A ledger as RocksDB knows it.
     #[must_use]
-    pub fn stored(
-        meta: Option<LedgerMeta>,
-        highest: Option<EntryId>,
-        lac: Option<EntryId>,
-    ) -> LedgerState {
+    pub fn stored(meta: Option<LedgerMeta>, end: End, lac: Option<EntryId>) -> LedgerState {
         LedgerState {
             meta_queued: meta.is_some(),
             lac: lac.max(meta.and_then(|meta| meta.lac)),
             meta,
-            highest,
+            end,
             ..LedgerState::default()
         }
+    }
+
+    /// A ledger whose record is damaged. It may have been fenced, so it takes no normal add, and
+    /// the record that the next change writes says that it is fenced (I4, I5).
+    #[must_use]
+    pub fn without_record() -> LedgerState {
+        LedgerState {
+            record_lost: true,
+            end: End::Unknown,
+            ..LedgerState::default()
+        }
+    }
+
+    /// Whether its record is damaged: then nothing is said to be absent.
+    #[must_use]
+    pub fn is_record_lost(&self) -> bool {
+        self.record_lost && self.meta.is_none()
     }
 
     /// The ledger's record.
@@ -199,10 +245,10 @@ impl LedgerState {
         &self.pending
     }
 
-    /// Whether an entry of it was ever let in here.
+    /// Whether an entry of it was certainly let in here.
     #[must_use]
     pub fn has_entries(&self) -> bool {
-        self.highest.is_some()
+        matches!(self.end, End::Known(Some(_)))
     }
 
     /// Whether RocksDB knows everything that this knows.
@@ -231,7 +277,7 @@ impl LedgerState {
             if self.meta.is_some_and(|meta| meta.fenced) {
                 return Admission::Refuse(BookieError::Fenced);
             }
-            if limbo {
+            if limbo || self.is_record_lost() {
                 return Admission::Refuse(BookieError::Limbo);
             }
         }
@@ -247,16 +293,16 @@ impl LedgerState {
             // Only repair overwrites, and only what is no entry any more: nothing is lost by that.
             Stored::Damaged if add.recovery => Admission::Journal(self.meta_to_queue(token)),
             Stored::Other | Stored::Damaged => Admission::Refuse(BookieError::Conflict),
-            Stored::NotLooked if Some(add.entry) <= self.highest => Admission::Lookup,
+            Stored::NotLooked if self.end.may_have(add.entry) => Admission::Lookup,
             Stored::NotLooked | Stored::Absent => Admission::Journal(self.meta_to_queue(token)),
         }
     }
 
     /// The add was queued as `item`.
     pub fn added(&mut self, token: CreationToken, add: AddEntry, item: u64) {
-        self.meta.get_or_insert(LedgerMeta::new(token));
+        self.meta = Some(self.meta_or_new(token));
         self.meta_queued = true;
-        self.highest = self.highest.max(Some(add.entry));
+        self.end = self.end.with(add.entry);
         self.lac = self.lac.max(add.last_add_confirmed);
         self.unapplied += 1;
         self.pending.insert(add.entry, Pending { item, add });
@@ -276,7 +322,7 @@ impl LedgerState {
             Err(BookieError::Deleted) if kind == RecordKind::Delete => {}
             checked => checked?,
         }
-        let mut changed = self.meta.unwrap_or(LedgerMeta::new(token));
+        let mut changed = self.meta_or_new(token);
         changed.apply(kind);
         let is_so = self.meta == Some(changed) && self.meta_queued;
         Ok((!is_so).then_some(changed))
@@ -312,7 +358,14 @@ impl LedgerState {
     }
 
     fn meta_to_queue(&self, token: CreationToken) -> Option<LedgerMeta> {
-        (!self.meta_queued).then(|| self.meta.unwrap_or(LedgerMeta::new(token)))
+        (!self.meta_queued).then(|| self.meta_or_new(token))
+    }
+
+    fn meta_or_new(&self, token: CreationToken) -> LedgerMeta {
+        self.meta.unwrap_or(LedgerMeta {
+            fenced: self.record_lost,
+            ..LedgerMeta::new(token)
+        })
     }
 }
 

@@ -16,7 +16,7 @@ use aquifer_runtime::clock;
 use tokio::sync::oneshot;
 
 use crate::core::Core;
-use crate::ledger_state::LedgerMeta;
+use crate::ledger_state::{LedgerMeta, LedgerState};
 use crate::store::entries::{self, EntryError};
 use crate::store::{Db, StoreError, presence};
 use crate::workers::Priority;
@@ -33,8 +33,30 @@ const READ_ENTRIES_MAX: usize = 64 * 1024;
 /// What memory says about a ledger.
 struct InMemory {
     meta: Option<LedgerMeta>,
+    /// Its record is damaged: what is there is served, and nothing is said to be absent.
+    record_lost: bool,
     lac: Option<EntryId>,
     pending: BTreeMap<EntryId, AddEntry>,
+}
+
+/// Why a read failed.
+enum ReadError {
+    /// The entry that it began with is damaged.
+    Damaged(BookieError),
+    /// Something else.
+    Other(BookieError),
+}
+
+impl From<StoreError> for ReadError {
+    fn from(error: StoreError) -> ReadError {
+        ReadError::Other(error.into())
+    }
+}
+
+impl From<BookieError> for ReadError {
+    fn from(error: BookieError) -> ReadError {
+        ReadError::Other(error)
+    }
 }
 
 impl From<StoreError> for BookieError {
@@ -147,24 +169,27 @@ impl Core {
         let ledger = wait.ledger;
         let known = self
             .ledgers
-            .peek(ledger, |state| (state.meta().copied(), state.lac()));
-        let (meta, last_add_confirmed) = match known {
+            .peek(ledger, |state| known_of(state, BTreeMap::new()));
+        let known = match known {
             Some(known) => known,
             None => {
                 let (answer, answered) = oneshot::channel();
                 let core = Arc::clone(self);
                 let job = move || {
-                    let loaded = core.store.with(|db| from_store(db, ledger));
+                    let loaded = core.store.with(|db| db.load(ledger));
                     drop(core);
                     // A caller that went away needs no answer.
                     let _ = answer.send(loaded);
                 };
                 self.workers.run(Priority::Read, Box::new(job));
                 let loaded = answered.await.map_err(|_| BookieError::ShuttingDown)?;
-                let loaded = loaded.map_err(BookieError::from)?;
-                (loaded.meta, loaded.lac)
+                known_of(&loaded.map_err(BookieError::from)?, BTreeMap::new())
             }
         };
+        if known.record_lost {
+            return Err(BookieError::Limbo);
+        }
+        let meta = known.meta;
         let meta = meta.ok_or_else(|| self.negative(BookieError::NoSuchLedger))?;
         meta.check(wait.token)?;
         // "Not fenced" is a negative, too: the fence may be what was lost.
@@ -172,7 +197,7 @@ impl Core {
             return Err(BookieError::Limbo);
         }
         Ok(TailState {
-            last_add_confirmed,
+            last_add_confirmed: known.lac,
             fenced: meta.fenced,
         })
     }
@@ -209,25 +234,25 @@ impl Core {
 
     /// Reads on the calling thread.
     pub(crate) fn read_now(&self, range: &ReadRange) -> BookieResult<ReadBatch> {
-        let result = self.read_range(range);
-        match &result {
+        let error = match self.read_range(range) {
             Ok(batch) => {
                 let bytes = batch.entries.iter().map(|entry| entry.data.len()).sum();
                 self.metrics.read(batch.entries.len(), bytes);
+                return Ok(batch);
             }
-            Err(error) => {
-                if matches!(error, BookieError::Digest(_)) {
-                    self.metrics.damaged();
-                    // An answer fails only for its first entry.
-                    self.scrubber.tell(range.ledger, range.first);
-                }
-                self.metrics.refused(error);
+            Err(ReadError::Damaged(error)) => {
+                self.metrics.damaged();
+                // An answer fails only for its first entry.
+                self.scrubber.tell(range.ledger, range.first);
+                error
             }
-        }
-        result
+            Err(ReadError::Other(error)) => error,
+        };
+        self.metrics.refused(&error);
+        Err(error)
     }
 
-    fn read_range(&self, range: &ReadRange) -> BookieResult<ReadBatch> {
+    fn read_range(&self, range: &ReadRange) -> Result<ReadBatch, ReadError> {
         // Memory first: an entry leaves it only after RocksDB has it.
         let memory = self.in_memory(range);
         self.store.with(|db| {
@@ -235,25 +260,34 @@ impl Core {
                 Some(memory) => memory,
                 None => from_store(db, range.ledger)?,
             };
-            let Some(meta) = memory.meta else {
-                return Err(self.negative(BookieError::NoSuchLedger));
-            };
-            meta.check(range.token)?;
+            match memory.meta {
+                Some(meta) => meta.check(range.token)?,
+                None if memory.record_lost => {}
+                None => return Err(self.negative(BookieError::NoSuchLedger).into()),
+            }
             let entries = entries::read_range(db, range, &memory.pending).map_err(|error| {
                 tracing::error!(
                     ledger = %range.ledger, entry = %range.first, ?error, "entry cannot be read"
                 );
                 match error {
+                    EntryError::Store(error @ StoreError::Damaged(_)) => {
+                        ReadError::Damaged(error.into())
+                    }
                     EntryError::Store(error) => error.into(),
-                    EntryError::Digest(what) => BookieError::Digest(what),
+                    EntryError::Digest(what) => ReadError::Damaged(BookieError::Digest(what)),
                 }
             })?;
             if entries.is_empty() {
-                return Err(self.negative(BookieError::NoSuchEntry));
+                return Err(ReadError::Other(if memory.record_lost {
+                    BookieError::Limbo
+                } else {
+                    self.negative(BookieError::NoSuchEntry)
+                }));
             }
+            let carried = entries.iter().filter_map(|entry| entry.last_add_confirmed);
             Ok(ReadBatch {
+                last_add_confirmed: memory.lac.max(carried.max()),
                 entries,
-                last_add_confirmed: memory.lac,
             })
         })
     }
@@ -269,11 +303,7 @@ impl Core {
                 .take(range.entries_max)
                 .map(|(entry, pending)| (*entry, pending.add.clone()))
                 .collect();
-            InMemory {
-                meta: state.meta().copied(),
-                lac: state.lac(),
-                pending,
-            }
+            known_of(state, pending)
         })
     }
 
@@ -286,11 +316,27 @@ impl Core {
     }
 }
 
-fn from_store(db: &Db, ledger: LedgerId) -> Result<InMemory, StoreError> {
-    let state = db.load(ledger)?;
-    Ok(InMemory {
+fn known_of(state: &LedgerState, pending: BTreeMap<EntryId, AddEntry>) -> InMemory {
+    InMemory {
         meta: state.meta().copied(),
+        record_lost: state.is_record_lost(),
         lac: state.lac(),
+        pending,
+    }
+}
+
+/// What a read must know of a ledger that is not in memory: its record, and nothing of its entries.
+/// The answer carries the LAC of the entries that it has.
+fn from_store(db: &Db, ledger: LedgerId) -> Result<InMemory, StoreError> {
+    let (meta, record_lost) = match db.meta(ledger) {
+        Ok(meta) => (meta, false),
+        Err(StoreError::Damaged(_)) => (None, true),
+        Err(error) => return Err(error),
+    };
+    Ok(InMemory {
+        lac: meta.and_then(|meta| meta.lac),
+        meta,
+        record_lost,
         pending: BTreeMap::new(),
     })
 }

@@ -17,7 +17,7 @@ use crate::config::BookieConfig;
 use crate::metrics::BookieMetrics;
 use crate::report::ScrubReport;
 use crate::store::Store;
-use crate::store::entries::{self, Checked};
+use crate::store::check::{Checked, Place, check};
 
 /// Bytes that are checked at once.
 const STEP_BYTES: usize = 256 * 1024;
@@ -25,11 +25,10 @@ const STEP_BYTES: usize = 256 * 1024;
 const PAGE_LEDGERS: usize = 256;
 /// What looking at a ledger costs at least, so that many empty ones do not make it a busy loop.
 const LEDGER_BYTES: usize = 4 * 1024;
-/// Entries in a row that cannot be read because the blocks around them are damaged, after which
-/// the rest of a ledger is left to the next pass.
-const DAMAGED_IN_A_ROW_MAX: u32 = 10_000;
 /// When the store does not answer.
 const RETRY: Duration = Duration::from_secs(10);
+/// So often in a row at one ledger, after which it is left to the next pass.
+const RETRIES_MAX: u32 = 6;
 /// How long it waits at first.
 const START_PAUSE_MAX: Duration = Duration::from_secs(60);
 /// The position is noted after so many bytes.
@@ -176,48 +175,41 @@ impl Scrubber {
     /// Checks a ledger from an entry on. `false` when the bookie stops.
     fn ledger(&self, ledger: LedgerId, first: EntryId, unnoted: &mut usize) -> bool {
         self.report.lock().ledger = Some(ledger);
-        let mut next = first;
-        let mut in_a_row = 0;
+        let mut next = Place::at(first);
+        let mut retries = 0;
         loop {
             if self.is_stopping() {
-                self.note((ledger, next));
+                self.note((ledger, next.entry));
                 return false;
             }
-            let checked = self
-                .store
-                .with(|db| entries::check(db, ledger, next, STEP_BYTES));
+            let checked = self.store.with(|db| check(db, ledger, next, STEP_BYTES));
             let checked = match checked {
                 Ok(checked) => checked,
-                Err(error) => {
+                Err(error) if retries < RETRIES_MAX => {
+                    retries += 1;
                     tracing::warn!(%ledger, %error, "the scrubber cannot read, trying again");
                     self.sleep(RETRY);
                     continue;
                 }
+                Err(error) => {
+                    tracing::error!(%ledger, %error, "the scrubber leaves a ledger for now");
+                    return true;
+                }
             };
+            retries = 0;
             self.count(ledger, &checked);
             let cost = checked.bytes + LEDGER_BYTES;
             *unnoted += cost;
             self.rest(cost);
-            match (checked.next, checked.entries) {
-                (None, _) => break,
-                (Some(after), 0) if !checked.damaged.is_empty() => {
-                    in_a_row += 1;
-                    if in_a_row > DAMAGED_IN_A_ROW_MAX {
-                        break;
-                    }
-                    next = after;
-                }
-                (Some(after), _) => {
-                    in_a_row = 0;
-                    next = after;
-                }
-            }
+            let Some(after) = checked.next else {
+                return true;
+            };
+            next = after;
             if *unnoted >= NOTE_BYTES {
                 *unnoted = 0;
-                self.note((ledger, next));
+                self.note((ledger, next.entry));
             }
         }
-        true
     }
 
     fn count(&self, ledger: LedgerId, checked: &Checked) {

@@ -4,12 +4,14 @@
 //! The database can be closed and opened again under its users after a background error: they
 //! wait meanwhile, because a store without what was in its memtables must not answer.
 
+pub mod check;
 pub mod db;
 pub mod entries;
 pub mod keys;
 mod layout;
 mod options;
 pub mod presence;
+mod records;
 pub mod removal;
 pub mod space;
 

@@ -3,4 +3,4 @@
 
 pub use crate::journal::record::RecordKind;
 pub use crate::journal::replay::{Continuity, FoundMark, Loss, Verdict};
-pub use crate::ledger_state::{Admission, LedgerMeta, LedgerState, Pending, Stored};
+pub use crate::ledger_state::{Admission, End, LedgerMeta, LedgerState, Pending, Stored};

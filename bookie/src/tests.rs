@@ -6,6 +6,7 @@ mod crash;
 mod damage;
 mod full;
 mod presence;
+mod rot;
 mod scrub;
 mod space;
 

@@ -108,7 +108,7 @@ pub struct ReadRange {
 pub struct ReadBatch {
     /// The entries, in order, without gaps. Empty never stands for success.
     pub entries: Vec<StoredEntry>,
-    /// Highest LAC that the bookie knows for the ledger.
+    /// The highest LAC that these entries carry, or a higher one that the bookie knows of.
     pub last_add_confirmed: Option<EntryId>,
 }
 

@@ -161,7 +161,7 @@ proptest! {
             if state.is_idle() && world.meta.is_some() {
                 prop_assert!(world.queue.is_empty());
                 let highest = world.stored.keys().next_back().map(|entry| EntryId(*entry));
-                let reloaded = LedgerState::stored(world.meta, highest, None);
+                let reloaded = LedgerState::stored(world.meta, End::Known(highest), None);
                 if let (Some(now), Some(then)) = (state.meta(), reloaded.meta()) {
                     prop_assert_eq!(now, then);
                 }

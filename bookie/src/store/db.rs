@@ -10,7 +10,7 @@ use thiserror::Error;
 use crate::bytes_at::u64_at;
 use crate::config::BookieConfig;
 use crate::journal::record::ValueHead;
-use crate::ledger_state::{LedgerMeta, LedgerState};
+use crate::ledger_state::{End, LedgerMeta, LedgerState};
 use crate::store::{keys, options};
 
 /// What RocksDB, or what it holds, refused.
@@ -19,7 +19,7 @@ pub enum StoreError {
     /// RocksDB said so.
     #[error("RocksDB: {0}")]
     Rocks(String),
-    /// Bytes that are not what should be there.
+    /// Bytes that are not what should be there, or that the disk does not give back.
     #[error("ledger store is damaged: {0}")]
     Damaged(String),
     /// The disk has no room.
@@ -42,16 +42,33 @@ impl From<rocksdb::Error> for StoreError {
             _ if NO_ROOM.iter().any(|words| error.as_ref().contains(words)) => {
                 StoreError::Full(error.into_string())
             }
+            rocksdb::ErrorKind::IOError if is_unreadable(error.as_ref()) => {
+                StoreError::Damaged(error.into_string())
+            }
             _ => StoreError::Rocks(error.into_string()),
         }
     }
 }
 
-/// Records of ledgers that one call looks at.
-const RECORDS_MAX: usize = 4_096;
-
 /// Ledgers with their records, and up to where was looked if there are more.
 pub type LedgersPage = (Vec<(LedgerId, LedgerMeta)>, Option<LedgerId>);
+
+/// Whether an I/O error says that a stored place cannot be read: a bad sector, a checksum of the
+/// file system, a file that is gone. Everything else, such as too few file handles, passes.
+fn is_unreadable(message: &str) -> bool {
+    // As RocksDB words them.
+    const READING: [&str; 3] = ["While pread", "read failed", "for random read"];
+    // EIO, ENOENT, EUCLEAN, EBADMSG, ENODATA.
+    const GONE: [&str; 5] = [
+        "Input/output error",
+        "No such file or directory",
+        "Structure needs cleaning",
+        "Bad message",
+        "No data available",
+    ];
+    let has = |parts: &[&str]| parts.iter().any(|part| message.contains(part));
+    has(&READING) && has(&GONE)
+}
 
 /// An open database.
 pub struct Db {
@@ -130,57 +147,6 @@ impl Db {
         Ok(self.rocks.get(keys::LOSS)?)
     }
 
-    /// Ledgers after one that are not deleted, with their tokens, `max` at most.
-    pub fn ledgers_after(
-        &self,
-        after: Option<LedgerId>,
-        max: usize,
-    ) -> Result<Vec<(LedgerId, LedgerMeta)>, StoreError> {
-        let mut after = after;
-        loop {
-            let (found, looked) = self.some_ledgers_after(after, max)?;
-            if !found.is_empty() || looked.is_none() {
-                return Ok(found);
-            }
-            after = looked;
-        }
-    }
-
-    /// The same, of a bounded number of records: deleted ones are many, and whoever calls this
-    /// may keep others waiting. Also the last that was looked at, unless it was the last of all.
-    pub fn some_ledgers_after(
-        &self,
-        after: Option<LedgerId>,
-        max: usize,
-    ) -> Result<LedgersPage, StoreError> {
-        let mut iterator = self.rocks.raw_iterator_cf(self.family(keys::LEDGERS)?);
-        match after {
-            Some(after) => iterator.seek(keys::ledger_key(LedgerId(after.0.saturating_add(1)))),
-            None => iterator.seek_to_first(),
-        }
-        let (mut found, mut looked, mut count) = (Vec::new(), None, 0);
-        while found.len() < max
-            && let Some((key, value)) = iterator.item()
-        {
-            if count >= RECORDS_MAX {
-                return Ok((found, looked));
-            }
-            count += 1;
-            let ledger = keys::ledger_of(key)
-                .ok_or_else(|| StoreError::Damaged("a ledger's key".to_owned()))?;
-            let meta = LedgerMeta::decode(value)
-                .map_err(|error| StoreError::Damaged(format!("ledger {ledger}: {error}")))?;
-            if !meta.deleted {
-                found.push((ledger, meta));
-            }
-            looked = Some(ledger);
-            iterator.next();
-        }
-        iterator.status()?;
-        let more = found.len() >= max;
-        Ok((found, looked.filter(|_| more)))
-    }
-
     /// Up to where the scrubber had come: everything of smaller ledgers, and smaller entries of
     /// this one, was checked.
     pub fn scrubbed(&self) -> Result<Option<(LedgerId, EntryId)>, StoreError> {
@@ -242,14 +208,29 @@ impl Db {
             .transpose()
     }
 
-    /// Everything that decisions about a ledger need.
+    /// Everything that decisions about a ledger need. Damage makes it know less, and nothing else:
+    /// a ledger can be fenced, repaired and deleted whatever of it cannot be read.
     pub fn load(&self, ledger: LedgerId) -> Result<LedgerState, StoreError> {
-        let meta = self.meta(ledger)?;
-        let (highest, lac) = match meta {
-            Some(meta) if !meta.deleted => self.last_entry(ledger)?,
-            _ => (None, None),
+        let meta = match self.meta(ledger) {
+            Ok(meta) => meta,
+            Err(error @ StoreError::Damaged(_)) => {
+                tracing::error!(%ledger, %error, "the record of a ledger cannot be read");
+                return Ok(LedgerState::without_record());
+            }
+            Err(error) => return Err(error),
         };
-        Ok(LedgerState::stored(meta, highest, lac))
+        let (end, lac) = match meta {
+            Some(meta) if !meta.deleted => match self.last_entry(ledger) {
+                Ok((last, lac)) => (End::Known(last), lac),
+                Err(error @ StoreError::Damaged(_)) => {
+                    tracing::error!(%ledger, %error, "the end of a ledger cannot be read");
+                    (End::Unknown, None)
+                }
+                Err(error) => return Err(error),
+            },
+            _ => (End::Known(None), None),
+        };
+        Ok(LedgerState::stored(meta, end, lac))
     }
 
     /// The last entry of a ledger and the LAC that it carried.
@@ -276,24 +257,6 @@ impl Db {
     pub fn entry(&self, ledger: LedgerId, entry: EntryId) -> Result<Option<Vec<u8>>, StoreError> {
         let key = keys::entry_key(ledger, entry);
         Ok(self.rocks.get_cf(self.family(keys::ENTRIES)?, key)?)
-    }
-
-    /// Calls `each` for every ledger record.
-    pub fn for_each_ledger(
-        &self,
-        each: &mut dyn FnMut(LedgerId, LedgerMeta),
-    ) -> Result<(), StoreError> {
-        let mut iterator = self.rocks.raw_iterator_cf(self.family(keys::LEDGERS)?);
-        iterator.seek_to_first();
-        while let Some((key, value)) = iterator.item() {
-            let ledger = keys::ledger_of(key)
-                .ok_or_else(|| StoreError::Damaged("a ledger's key".to_owned()))?;
-            let meta = LedgerMeta::decode(value)
-                .map_err(|error| StoreError::Damaged(format!("ledger {ledger}: {error}")))?;
-            each(ledger, meta);
-            iterator.next();
-        }
-        Ok(iterator.status()?)
     }
 
     /// Keeps files that are not needed any more, so that a test can copy a consistent state.
@@ -370,4 +333,27 @@ fn supports_direct_io(directory: &Path) -> bool {
     // Best effort: an empty probe file harms nobody.
     let _ = RealDisk.remove(&probe);
     direct
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_place_that_cannot_be_read_is_told_from_errors_that_pass() {
+        let unreadable = [
+            "IO error: While pread offset 4096 len 5: /x/000012.sst: Input/output error",
+            "IO error: While pread offset 0 len 9: /x/000012.blob: Structure needs cleaning",
+            "IO error: No such file or directory: While open a file for random read: \
+             /x/000012.blob: No such file or directory",
+        ];
+        assert!(unreadable.into_iter().all(is_unreadable));
+        let others = [
+            "IO error: While open a file for random read: /x/000012.blob: Too many open files",
+            "IO error: No space left on device: While appending to file: /x/000013.sst: No space \
+             left on device",
+            "IO error: While fdatasync: /x/000013.sst: Input/output error",
+        ];
+        assert!(!others.into_iter().any(is_unreadable));
+    }
 }

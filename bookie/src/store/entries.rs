@@ -119,7 +119,8 @@ pub fn read_range(
         next: range.first,
     };
     match scan.one_by_one()? {
-        Ended::HereAreLarge => scan.many_at_once()?,
+        Ended::HereAreLarge => scan.by_number(BATCH_ENTRIES_MAX)?,
+        Ended::DamageIsNear => scan.by_number(1)?,
         Ended::Done => {}
     }
     Ok(scan.found)
@@ -131,6 +132,9 @@ enum Ended {
     Done,
     /// They are so large that each costs a read of the disk.
     HereAreLarge,
+    /// The iterator cannot go on. Where a block is damaged, an entry that repair has written anew is
+    /// found by its number only.
+    DamageIsNear,
 }
 
 /// A range that is being read.
@@ -178,6 +182,7 @@ impl Scan<'_> {
                 }
                 (None, Ok(())) => return Ok(Ended::Done),
                 (Some(Err(error)), _) => return self.fail(error),
+                (None, Err(StoreError::Damaged(_))) => return Ok(Ended::DamageIsNear),
                 (None, Err(error)) => return self.fail(error.into()),
             };
             if !more {
@@ -195,14 +200,11 @@ impl Scan<'_> {
 
     /// Looks entries up by their numbers, several with one read of the disk: those of a ledger
     /// lie one behind the other in a blob file.
-    fn many_at_once(&mut self) -> Result<(), EntryError> {
+    fn by_number(&mut self, at_once: usize) -> Result<(), EntryError> {
         let db = self.db;
         let family = db.family(keys::ENTRIES)?;
         loop {
-            let wanted = self.next_keys();
-            if wanted.is_empty() {
-                return Ok(());
-            }
+            let wanted = self.next_keys(at_once);
             // What the cache keeps of these are blocks of keys.
             let values = db.rocks.batched_multi_get_cf(family, &wanted, true);
             for value in values {
@@ -211,27 +213,30 @@ impl Scan<'_> {
                     .map_or(0, |value| value.as_deref().map_or(0, <[u8]>::len));
                 let entry = match value {
                     Ok(value) => self.merged(value.as_deref()),
-                    Err(error) => Some(Err(StoreError::from(error).into())),
+                    Err(error) => self
+                        .merged(None)
+                        .or(Some(Err(StoreError::from(error).into()))),
                 };
-                // Whatever ends the answer behind its first entry is found again by a read that
-                // begins there, and that one follows an iterator.
-                let Some(Ok(entry)) = entry else {
-                    return Ok(());
-                };
-                if !self.take(entry, stored_bytes) {
-                    return Ok(());
+                match entry {
+                    Some(Ok(entry)) => {
+                        if !self.take(entry, stored_bytes) {
+                            return Ok(());
+                        }
+                    }
+                    Some(Err(error)) => return self.fail(error).map(drop),
+                    None => return Ok(()),
                 }
             }
         }
     }
 
-    /// The keys of entries that most likely fit, for one read.
-    fn next_keys(&self) -> Vec<[u8; 16]> {
+    /// The keys of entries that most likely fit, for one read: at least one.
+    fn next_keys(&self, at_once: usize) -> Vec<[u8; 16]> {
         let usual = (self.bytes / self.found.len().max(1)).max(1);
         let left = self.range.bytes_max.saturating_sub(self.bytes);
         let count = (left.min(BATCH_BYTES) / usual)
             .min(self.range.entries_max - self.found.len())
-            .clamp(1, BATCH_ENTRIES_MAX);
+            .clamp(1, at_once);
         let after = self.next.0.saturating_add(count as u64);
         let end = after.min(self.range.last.0.saturating_add(1));
         (self.next.0..end)
@@ -276,60 +281,4 @@ impl Scan<'_> {
         }
         Ok(Ended::Done)
     }
-}
-
-/// What a look at stored entries found.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Checked {
-    /// Entries that are intact.
-    pub entries: u64,
-    /// Bytes of everything that was read.
-    pub bytes: usize,
-    /// Entries that are not, or that cannot be read.
-    pub damaged: Vec<EntryId>,
-    /// Where to go on; `None` at the end of the ledger.
-    pub next: Option<EntryId>,
-}
-
-/// Checks the digests of stored entries from `first` on, about `bytes_max` of them. Ends at an
-/// entry that cannot be read: which entries a damaged block holds is not known, so the one that
-/// would be next is named.
-pub fn check(
-    db: &Db,
-    ledger: LedgerId,
-    first: EntryId,
-    bytes_max: usize,
-) -> Result<Checked, StoreError> {
-    let mut read = ReadOptions::default();
-    read.set_iterate_upper_bound(keys::ledger_end(ledger));
-    read.fill_cache(false);
-    let family = db.family(keys::ENTRIES)?;
-    let mut iterator = db.rocks.raw_iterator_cf_opt(family, read);
-    iterator.seek(keys::entry_key(ledger, first));
-    let mut checked = Checked::default();
-    let mut next = first;
-    while let Some((key, value)) = iterator.item() {
-        let entry = keys::entry_of(key)
-            .ok_or_else(|| StoreError::Damaged("the key of an entry".to_owned()))?;
-        checked.bytes += value.len();
-        match verified(ledger, entry, value, Some(0)) {
-            Ok(_) => checked.entries += 1,
-            Err(_) => checked.damaged.push(entry),
-        }
-        next = entry.next();
-        if checked.bytes >= bytes_max {
-            checked.next = Some(next);
-            return Ok(checked);
-        }
-        iterator.next();
-    }
-    match iterator.status().map_err(StoreError::from) {
-        Ok(()) => {}
-        Err(StoreError::Damaged(_)) => {
-            checked.damaged.push(next);
-            checked.next = Some(next.next());
-        }
-        Err(error) => return Err(error),
-    }
-    Ok(checked)
 }

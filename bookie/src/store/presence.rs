@@ -103,6 +103,21 @@ impl Look<'_> {
         })
     }
 
+    /// Looks the next entry up by its number: beside a damaged block only that finds what repair has
+    /// written anew. Whether it says anything.
+    fn by_number(&mut self) -> Result<bool, StoreError> {
+        match self.db.entry(self.range.ledger, self.next) {
+            Ok(Some(value)) => self.take(self.next, value.len() as u64),
+            Ok(None) => self.skip_to(self.next.next()),
+            Err(StoreError::Damaged(_)) if self.pending.contains(&self.next) => {
+                self.skip_to(self.next.next());
+            }
+            Err(StoreError::Damaged(_)) => return Ok(false),
+            Err(error) => return Err(error),
+        }
+        Ok(true)
+    }
+
     /// Follows an iterator for as long as values are small; whether it came to a large one.
     fn follow(&mut self, fills_cache: bool) -> Result<bool, StoreError> {
         let mut read = ReadOptions::default();
@@ -117,6 +132,7 @@ impl Look<'_> {
             let Some((entry, bytes)) = item else {
                 match iterator.status().map_err(StoreError::from) {
                     Ok(()) => self.skip_to(self.range.last.next()),
+                    Err(StoreError::Damaged(_)) if self.by_number()? => {}
                     Err(error) if self.next == self.range.first => return Err(error),
                     // Whoever asks on from here hears of it.
                     Err(_) => self.left = 0,

@@ -9,7 +9,7 @@ mod reads;
 use std::collections::{BTreeMap, VecDeque};
 
 use aquifer_bookie::testing::{
-    Admission, Continuity, FoundMark, LedgerMeta, LedgerState, RecordKind, Stored, Verdict,
+    Admission, Continuity, End, FoundMark, LedgerMeta, LedgerState, RecordKind, Stored, Verdict,
 };
 use aquifer_model::id::{CreationToken, EntryId, LedgerId};
 use aquifer_model::storage::{
@@ -135,7 +135,7 @@ impl Store {
             .filter_map(|(_, e)| e.last_add_confirmed);
         LedgerState::stored(
             self.metas.get(&ledger).copied(),
-            highest.map(|((_, entry), _)| *entry),
+            End::Known(highest.map(|((_, entry), _)| *entry)),
             lac.max(),
         )
     }

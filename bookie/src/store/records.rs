@@ -1,0 +1,134 @@
+//! The list of ledgers: their records in order, past those that cannot be read.
+
+use aquifer_model::id::{LEDGER_ID_MAX, LedgerId};
+use rocksdb::DBRawIterator;
+
+use crate::ledger_state::LedgerMeta;
+use crate::store::db::{Db, LedgersPage, StoreError};
+use crate::store::keys;
+
+/// Records of ledgers that one call looks at.
+const RECORDS_MAX: usize = 4_096;
+
+impl Db {
+    /// Ledgers after one that are not deleted, with their tokens, `max` at most: those whose records
+    /// can be read.
+    pub fn ledgers_after(
+        &self,
+        after: Option<LedgerId>,
+        max: usize,
+    ) -> Result<Vec<(LedgerId, LedgerMeta)>, StoreError> {
+        let mut after = after;
+        loop {
+            let (found, looked) = self.some_ledgers_after(after, max)?;
+            if !found.is_empty() || looked.is_none() {
+                return Ok(found);
+            }
+            after = looked;
+        }
+    }
+
+    /// The same, of a bounded number of records: deleted ones are many, and whoever calls this
+    /// may keep others waiting. Also the last that was looked at, unless it was the last of all.
+    pub fn some_ledgers_after(
+        &self,
+        after: Option<LedgerId>,
+        max: usize,
+    ) -> Result<LedgersPage, StoreError> {
+        let first = after.map_or(0, |after| after.0.saturating_add(1));
+        let (mut found, mut looked, mut count, mut more) = (Vec::new(), None, 0, false);
+        self.ledgers_from(first, &mut |ledger, meta| {
+            looked = Some(ledger);
+            count += 1;
+            if !meta.deleted {
+                found.push((ledger, meta));
+            }
+            more = found.len() >= max || count >= RECORDS_MAX;
+            !more
+        })?;
+        Ok((found, looked.filter(|_| more)))
+    }
+
+    /// Calls `each` for ledger records from a number on, until it says that it has enough. Records
+    /// that cannot be read are left out: their ledgers are told apart when somebody asks for them.
+    fn ledgers_from(
+        &self,
+        first: u64,
+        each: &mut dyn FnMut(LedgerId, LedgerMeta) -> bool,
+    ) -> Result<(), StoreError> {
+        let mut iterator = self.rocks.raw_iterator_cf(self.family(keys::LEDGERS)?);
+        let mut next = first;
+        loop {
+            iterator.seek(keys::ledger_key(LedgerId(next)));
+            while let Some((key, value)) = iterator.item() {
+                let ledger = keys::ledger_of(key)
+                    .ok_or_else(|| StoreError::Damaged("a ledger's key".to_owned()))?;
+                next = ledger.0.saturating_add(1);
+                match LedgerMeta::decode(value) {
+                    Ok(meta) if !each(ledger, meta) => return Ok(()),
+                    Ok(_) => {}
+                    Err(error) => tracing::error!(%ledger, %error, "a ledger is not listed"),
+                }
+                iterator.next();
+            }
+            match iterator.status().map_err(StoreError::from) {
+                Ok(()) => return Ok(()),
+                Err(error @ StoreError::Damaged(_)) => {
+                    tracing::error!(first = next, %error, "some ledgers are not listed");
+                }
+                Err(error) => return Err(error),
+            }
+            match readable_behind(&mut iterator, next)? {
+                Some(readable) => next = readable,
+                None => return Ok(()),
+            }
+        }
+    }
+
+    /// Calls `each` for every ledger record that can be read.
+    pub fn for_each_ledger(
+        &self,
+        each: &mut dyn FnMut(LedgerId, LedgerMeta),
+    ) -> Result<(), StoreError> {
+        self.ledgers_from(0, &mut |ledger, meta| {
+            each(ledger, meta);
+            true
+        })
+    }
+}
+
+/// The first ledger number behind one that cannot be read at which reading goes on: damage
+/// covers a range of keys without a gap.
+fn readable_behind(
+    iterator: &mut DBRawIterator<'_>,
+    unreadable: u64,
+) -> Result<Option<u64>, StoreError> {
+    let mut is_readable = |at: u64| {
+        iterator.seek(keys::ledger_key(LedgerId(at)));
+        match iterator.status().map_err(StoreError::from) {
+            Ok(()) => Ok(true),
+            Err(StoreError::Damaged(_)) => Ok(false),
+            Err(error) => Err(error),
+        }
+    };
+    let (mut bad, mut step) = (unreadable, 1);
+    let mut good = loop {
+        let at = bad.saturating_add(step).min(LEDGER_ID_MAX + 1);
+        if is_readable(at)? {
+            break at;
+        }
+        if at > LEDGER_ID_MAX {
+            return Ok(None);
+        }
+        (bad, step) = (at, step * 2);
+    };
+    while good - bad > 1 {
+        let middle = bad + (good - bad) / 2;
+        if is_readable(middle)? {
+            good = middle;
+        } else {
+            bad = middle;
+        }
+    }
+    Ok(Some(good))
+}
