@@ -5,8 +5,9 @@ use std::io;
 use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::sync::{Arc, OnceLock};
 
+use aquifer_model::storage::BookieError;
 use aquifer_runtime::budget::ByteBudget;
-use aquifer_runtime::task::spawn_thread;
+use aquifer_runtime::task::spawn_vital_thread;
 use parking_lot::Mutex;
 
 use crate::BookieDeps;
@@ -118,7 +119,7 @@ pub(crate) fn start(
         metrics: Arc::clone(&parts.metrics),
         reclaimer: Arc::clone(&parts.reclaimer),
         watchers: Arc::clone(&parts.watchers),
-        workers: Workers::new(parts.config.read_threads),
+        workers: Workers::new(parts.config.read_threads, &parts.mode),
         adds: parts.adds.clone(),
         control: parts.control.clone(),
         reads: ByteBudget::new(parts.config.read_bytes_in_flight_max),
@@ -218,16 +219,33 @@ fn spawn_threads(
     background: Arc<Background>,
 ) -> io::Result<()> {
     let mut threads = core.threads.lock();
-    threads.journal = Some(spawn_thread("bookie-journal", move || journal.run())?);
-    threads.applier = Some(spawn_thread("bookie-apply", move || applier.run())?);
     let checkpoints = Arc::clone(&background);
+    threads.journal = Some(vital(core, "bookie-journal", move || journal.run())?);
+    threads.applier = Some(vital(core, "bookie-apply", move || applier.run())?);
     let body = move || checkpoints.run_checkpoints();
-    threads.checkpointer = Some(spawn_thread("bookie-flush", body)?);
+    threads.checkpointer = Some(vital(core, "bookie-flush", body)?);
     let body = move || background.run_housekeeping();
-    threads.housekeeper = Some(spawn_thread("bookie-house", body)?);
+    threads.housekeeper = Some(vital(core, "bookie-house", body)?);
     if core.scrubber.is_enabled() {
         let scrubber = Arc::clone(&core.scrubber);
-        threads.scrubber = Some(spawn_thread("bookie-scrub", move || scrubber.run())?);
+        threads.scrubber = Some(vital(core, "bookie-scrub", move || scrubber.run())?);
     }
     Ok(())
+}
+
+/// Starts a thread without which the bookie must not go on: its panic is a failure of the bookie, and
+/// what waits for the journal is answered.
+fn vital(
+    core: &Core,
+    name: &str,
+    body: impl FnOnce() + Send + 'static,
+) -> io::Result<std::thread::JoinHandle<()>> {
+    let (mode, queue) = (Arc::clone(&core.mode), Arc::clone(&core.queue));
+    spawn_vital_thread(name, body, move |why| {
+        mode.fail(why);
+        let error = BookieError::Io(why.to_owned());
+        for item in queue.abandon(error.clone()) {
+            item.completion.run(Err(error.clone()));
+        }
+    })
 }

@@ -139,8 +139,8 @@ impl Core {
     /// Finishes what was accepted, flushes, and ends the threads. Blocks.
     pub(crate) fn shutdown(&self) {
         self.mode.stop();
-        let mut threads = self.threads.lock();
         self.scrubber.stop();
+        let mut threads = self.threads.lock();
         join(threads.scrubber.take());
         self.queue.close(BookieError::ShuttingDown);
         join(threads.journal.take());
@@ -151,15 +151,13 @@ impl Core {
         self.background.stop(true);
         join(threads.checkpointer.take());
         join(threads.housekeeper.take());
-        self.workers.close();
-        self.store.close();
-        threads.lock.take();
+        self.close_store(&mut threads);
     }
-}
 
-impl Drop for Core {
-    /// Ends the threads without flushing: the journal has everything.
-    fn drop(&mut self) {
+    /// Ends the threads without flushing: the journal has everything. Blocks. When it returns, no
+    /// thread of the bookie or of its database is left, so that the process may end (a thread of
+    /// the bookie that has dropped the last reference to it excepted).
+    pub(crate) fn halt(&self) {
         self.mode.stop();
         self.scrubber.stop();
         self.queue.close(BookieError::ShuttingDown);
@@ -167,14 +165,29 @@ impl Drop for Core {
         self.applier.close();
         self.reclaimer.stop();
         self.background.stop(false);
-        self.workers.close();
-        // The directory is free for a successor only after the threads are gone.
-        let threads = self.threads.get_mut();
+        let mut threads = self.threads.lock();
         join(threads.scrubber.take());
         join(threads.journal.take());
         join(threads.applier.take());
         join(threads.checkpointer.take());
         join(threads.housekeeper.take());
+        self.close_store(&mut threads);
+    }
+
+    /// Ends whoever uses the database, then the database: a compaction of the whole of it is
+    /// cancelled and not waited for.
+    fn close_store(&self, threads: &mut Threads) {
+        self.store.cancel();
+        self.workers.close().into_iter().map(Some).for_each(join);
+        join(self.reclaimer.take_thread());
+        self.store.close();
+        threads.lock.take();
+    }
+}
+
+impl Drop for Core {
+    fn drop(&mut self) {
+        self.halt();
     }
 }
 

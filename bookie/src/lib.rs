@@ -84,10 +84,22 @@ pub struct BookieDeps {
 }
 
 /// A running bookie. Clones share it; it stops with [`Bookie::shutdown`], or, without flushing,
-/// when the last clone is dropped.
+/// when the last clone is dropped. Both return when its threads are gone.
 #[derive(Clone)]
 pub struct Bookie {
     core: Arc<Core>,
+    /// Behind the core, so that its drop is the last thing that a clone does.
+    _running: Arc<Running>,
+}
+
+/// Stops the bookie with its last clone: jobs that still run have references to the core, too, and
+/// are waited for.
+struct Running(Arc<Core>);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.0.halt();
+    }
 }
 
 impl Bookie {
@@ -97,7 +109,9 @@ impl Bookie {
     /// # Errors
     /// When the directories are locked, foreign, damaged or unreadable.
     pub fn open(config: BookieConfig, deps: BookieDeps) -> Result<Bookie, BookieOpenError> {
-        open::open(config, &deps).map(|core| Bookie { core })
+        let core = open::open(config, &deps)?;
+        let _running = Arc::new(Running(Arc::clone(&core)));
+        Ok(Bookie { core, _running })
     }
 
     /// Gives up the room that a bookie keeps back when its disk has next to no other: before

@@ -7,11 +7,12 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use aquifer_model::id::LedgerId;
 use aquifer_runtime::disk::{Disk, RealDisk};
-use aquifer_runtime::task::spawn_thread;
+use aquifer_runtime::task::spawn_vital_thread;
 use parking_lot::Mutex;
 
 use crate::bell::Bell;
@@ -47,6 +48,8 @@ pub struct Reclaimer {
     running: AtomicBool,
     stopping: AtomicBool,
     stop: Bell,
+    /// The last thread that ran.
+    thread: Mutex<Option<JoinHandle<()>>>,
 }
 
 impl Reclaimer {
@@ -62,6 +65,7 @@ impl Reclaimer {
             running: AtomicBool::default(),
             stopping: AtomicBool::default(),
             stop: Bell::default(),
+            thread: Mutex::default(),
         }
     }
 
@@ -102,7 +106,9 @@ impl Reclaimer {
         }
         let reclaimer = Arc::clone(self);
         let (store, mode, metrics) = (Arc::clone(store), Arc::clone(mode), Arc::clone(metrics));
-        let started = spawn_thread("bookie-reclaim", move || {
+        let failing = Arc::clone(&mode);
+        let on_panic = move |why: &str| failing.fail(why);
+        let body = move || {
             loop {
                 reclaimer.run(&store, &mode, &metrics);
                 reclaimer.running.store(false, Ordering::Release);
@@ -112,11 +118,24 @@ impl Reclaimer {
                     return;
                 }
             }
-        });
-        if let Err(error) = started {
-            tracing::warn!(%error, "space of deleted ledgers is not reclaimed now");
-            self.running.store(false, Ordering::Release);
+        };
+        // One thread at a time runs, so the one before has nothing left to do but to end.
+        let before = self.take_thread();
+        if before.is_some_and(|thread| thread.join().is_err()) {
+            tracing::warn!("the thread that reclaims space had panicked");
         }
+        match spawn_vital_thread("bookie-reclaim", body, on_panic) {
+            Ok(thread) => *self.thread.lock() = Some(thread),
+            Err(error) => {
+                tracing::warn!(%error, "space of deleted ledgers is not reclaimed now");
+                self.running.store(false, Ordering::Release);
+            }
+        }
+    }
+
+    /// The thread that ran last, to be joined.
+    pub fn take_thread(&self) -> Option<JoinHandle<()>> {
+        self.thread.lock().take()
     }
 
     /// Whether a flush has taken a deletion to RocksDB's files.

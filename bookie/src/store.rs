@@ -61,12 +61,21 @@ impl Store {
         &self,
         reapply: impl FnOnce(&Db) -> Result<(), StoreError>,
     ) -> Result<(), StoreError> {
+        // A compaction that runs has the database until it ends.
+        self.cancel();
         let mut slot = self.db.write();
         drop(slot.take());
         let db = Db::open(&self.config, false)?;
         reapply(&db)?;
         *slot = Some(db);
         Ok(())
+    }
+
+    /// Ends compactions that run and lets no other begin: what follows is the end of the database.
+    pub fn cancel(&self) {
+        if let Some(db) = &*self.db.read() {
+            db.cancel();
+        }
     }
 
     /// Closes the database for good.

@@ -4,6 +4,7 @@
 mod basic;
 mod crash;
 mod damage;
+mod ends;
 mod full;
 mod presence;
 mod rot;

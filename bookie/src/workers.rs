@@ -5,8 +5,10 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use aquifer_runtime::task::spawn_thread;
+use aquifer_runtime::task::spawn_vital_thread;
 use parking_lot::{Condvar, Mutex};
+
+use crate::mode::Mode;
 
 /// Work for the pool.
 pub type Job = Box<dyn FnOnce() + Send>;
@@ -23,7 +25,10 @@ pub enum Priority {
 /// The pool. Threads start when there is work for them.
 pub struct Workers {
     shared: Arc<Shared>,
+    mode: Arc<Mode>,
     threads_max: usize,
+    /// Those that were started, until they are joined.
+    threads: Mutex<Vec<std::thread::JoinHandle<()>>>,
 }
 
 struct Shared {
@@ -43,8 +48,10 @@ struct State {
 impl Workers {
     /// A pool of at most so many threads.
     #[must_use]
-    pub fn new(threads_max: usize) -> Workers {
+    pub fn new(threads_max: usize, mode: &Arc<Mode>) -> Workers {
         Workers {
+            mode: Arc::clone(mode),
+            threads: Mutex::default(),
             shared: Arc::new(Shared {
                 state: Mutex::default(),
                 wake: Condvar::new(),
@@ -63,19 +70,18 @@ impl Workers {
         let queued = state.control.len() + state.reads.len();
         if state.idle < queued && state.threads < self.threads_max {
             state.threads += 1;
-            let shared = Arc::clone(&self.shared);
-            if let Err(error) = spawn_thread("bookie-read", move || shared.work()) {
-                tracing::warn!(%error, "no thread for reads");
-                state.threads -= 1;
-                if state.threads == 0
-                    && let Some(job) = state
-                        .control
-                        .pop_front()
-                        .or_else(|| state.reads.pop_front())
-                {
-                    drop(state);
-                    job();
-                    return;
+            match self.start_thread() {
+                Ok(thread) => self.threads.lock().push(thread),
+                Err(error) => {
+                    tracing::warn!(%error, "no thread for reads");
+                    state.threads -= 1;
+                    if state.threads == 0
+                        && let Some(job) = state.next()
+                    {
+                        drop(state);
+                        job();
+                        return;
+                    }
                 }
             }
         }
@@ -83,10 +89,27 @@ impl Workers {
         self.shared.wake.notify_one();
     }
 
-    /// Ends the threads after what is queued.
-    pub fn close(&self) {
+    fn start_thread(&self) -> std::io::Result<std::thread::JoinHandle<()>> {
+        let (shared, mode) = (Arc::clone(&self.shared), Arc::clone(&self.mode));
+        // A job that panics leaves its ledger busy for ever.
+        let on_panic = move |why: &str| mode.fail(why);
+        spawn_vital_thread("bookie-read", move || shared.work(), on_panic)
+    }
+
+    /// Ends the threads after what is queued, and gives them to be joined: a thread that has used
+    /// RocksDB must be gone before the process ends, because its thread-local state is destroyed
+    /// with locks that the end of a process destroys, too.
+    #[must_use = "the threads must be joined"]
+    pub fn close(&self) -> Vec<std::thread::JoinHandle<()>> {
         self.shared.state.lock().closed = true;
         self.shared.wake.notify_all();
+        std::mem::take(&mut *self.threads.lock())
+    }
+}
+
+impl State {
+    fn next(&mut self) -> Option<Job> {
+        self.control.pop_front().or_else(|| self.reads.pop_front())
     }
 }
 
@@ -96,11 +119,7 @@ impl Shared {
             let job = {
                 let mut state = self.state.lock();
                 loop {
-                    let job = state
-                        .control
-                        .pop_front()
-                        .or_else(|| state.reads.pop_front());
-                    if let Some(job) = job {
+                    if let Some(job) = state.next() {
                         break job;
                     }
                     if state.closed {

@@ -30,6 +30,9 @@ static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 /// Threads that run tasks. Two saturate a disk; the journal and RocksDB have their own.
 const WORKER_THREADS: usize = 2;
+/// How long threads that have used RocksDB may take to end before the process does: what they have
+/// of it is destroyed with locks that do not outlive `main`.
+const THREADS_END: Duration = Duration::from_secs(10);
 
 fn main() -> ExitCode {
     let began = SystemClock.monotonic();
@@ -55,6 +58,10 @@ fn run(cli: Cli, began: Duration, out: &Output) -> Result<(), CliError> {
         .build()
         .map_err(|error| CliError::failed(format!("cannot start the runtime: {error}")))?;
     let connect = Connect::new(cli.url, cli.timeout);
+    let has_storage = matches!(
+        cli.command,
+        Command::Standalone(_) | Command::Bookie(_) | Command::Ledger(_) | Command::Doctor(_)
+    );
     let result = runtime.block_on(async {
         match cli.command {
             Command::Standalone(args) => roles::standalone::run(args, began, out).await,
@@ -79,7 +86,11 @@ fn run(cli: Cli, began: Duration, out: &Output) -> Result<(), CliError> {
             Command::Perf(args) => commands::perf::run(args, &connect, out).await,
         }
     });
-    // A thread that is blocked on a terminal or a disk must not keep the process from ending.
-    runtime.shutdown_background();
+    if has_storage {
+        runtime.shutdown_timeout(THREADS_END);
+    } else {
+        // A thread that is blocked on a terminal must not keep the process from ending.
+        runtime.shutdown_background();
+    }
     result
 }

@@ -29,7 +29,7 @@ use std::time::Duration;
 use aquifer_model::limits::METADATA_PAGE_KEYS_MAX;
 use aquifer_runtime::clock::SharedClock;
 use aquifer_runtime::disk::SharedDisk;
-use aquifer_runtime::task::{TaskGroup, spawn_thread};
+use aquifer_runtime::task::{TaskGroup, spawn_vital_thread};
 use async_trait::async_trait;
 use parking_lot::{Mutex, RwLock};
 use redb::Database;
@@ -132,7 +132,10 @@ impl EmbeddedStore {
         });
         // The thread must not keep the queue open by a sender of its own: it holds the parts.
         let engine = Engine::new(Arc::clone(&shared), file, revision);
-        spawn_thread("aquifer-metadata", move || engine.run(queue))
+        let group = tasks.clone();
+        // Its queue is gone with the thread: nothing that needs metadata goes on.
+        let on_panic = move |why: &str| group.fail(why);
+        spawn_vital_thread("aquifer-metadata", move || engine.run(queue), on_panic)
             .map_err(|error| MetadataError::Unavailable(format!("no thread: {error}")))?;
         // The task needs no handle: it ends when the store is closed.
         drop(tasks.spawn(

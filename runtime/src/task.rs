@@ -117,9 +117,18 @@ impl TaskGroup {
         self.inner.token.cancel();
     }
 
-    /// The first panic of a task of this group, if there was one.
+    /// The first failure of this group, such as the panic of a task, if there was one.
     pub fn failed(&self) -> Option<String> {
         self.inner.failed.lock().clone()
+    }
+
+    /// Shuts the group down because something that its tasks rely on failed.
+    pub fn fail(&self, why: &str) {
+        tracing::error!(group = self.name(), why, "a task group failed");
+        let mut failed = self.inner.failed.lock();
+        failed.get_or_insert_with(|| why.to_owned());
+        drop(failed);
+        self.shutdown();
     }
 
     /// How many tasks run now.
@@ -241,6 +250,27 @@ where
                 }
             },
         )
+}
+
+/// Starts a thread that others rely on: when it panics, `on_panic` is told on it, so that whoever
+/// waits for the thread fails instead of waiting for ever.
+pub fn spawn_vital_thread<F>(
+    name: &str,
+    body: F,
+    on_panic: impl FnOnce(&str) + Send + 'static,
+) -> io::Result<std::thread::JoinHandle<()>>
+where
+    F: FnOnce() + Send + 'static,
+{
+    let thread = name.to_owned();
+    spawn_thread(name, move || {
+        let ended = std::panic::catch_unwind(AssertUnwindSafe(body));
+        if let Err(panic) = ended {
+            let message = panic_message(&*panic);
+            on_panic(&format!("thread {thread} panicked: {message}"));
+            std::panic::resume_unwind(panic);
+        }
+    })
 }
 
 fn panic_message(panic: &(dyn Any + Send)) -> String {

@@ -259,6 +259,18 @@ impl Db {
         Ok(self.rocks.get_cf(self.family(keys::ENTRIES)?, key)?)
     }
 
+    /// Cancels what runs in the background. Nothing is flushed or compacted any more.
+    pub fn cancel(&self) {
+        self.rocks.cancel_all_background_work(false);
+    }
+
+    /// How many compactions run.
+    #[cfg(test)]
+    pub fn compactions(&self) -> Result<u64, StoreError> {
+        let running = "rocksdb.num-running-compactions";
+        Ok(self.rocks.property_int_value(running)?.unwrap_or(0))
+    }
+
     /// Keeps files that are not needed any more, so that a test can copy a consistent state.
     #[cfg(test)]
     pub fn keep_files(&self) -> Result<(), StoreError> {
