@@ -16,6 +16,7 @@ use aquifer_runtime::disk::SharedDisk;
 use parking_lot::{Condvar, Mutex};
 
 use crate::bell::Bell;
+use crate::damage::Damage;
 use crate::journal::commit::{Block, Records};
 use crate::journal::record::{RecordKind, RecordRef};
 use crate::journal::replay::{self, Continuity};
@@ -36,6 +37,9 @@ const BUFFERS_MAX: usize = 16;
 const REPLAY_LEDGERS_MAX: usize = 65_536;
 const RETRY_FIRST: Duration = Duration::from_millis(100);
 const RETRY_MAX: Duration = Duration::from_secs(2);
+/// A database that works after it was opened again, and then fails again, is believed so often; after
+/// that a person has to look.
+const REOPENED_MAX: u32 = 5;
 
 /// A synced commit on its way to RocksDB.
 pub struct Committed {
@@ -150,6 +154,10 @@ pub struct Applier {
     pub positions: Arc<Positions>,
     /// To report errors of RocksDB.
     pub mode: Arc<Mode>,
+    /// To report damaged files of it.
+    pub damage: Arc<Damage>,
+    /// How often it was opened again and worked.
+    pub reopened: u32,
     /// To read the journal again after RocksDB was opened again.
     pub segments: Arc<Segments>,
     /// The disk of the journal.
@@ -168,7 +176,7 @@ pub struct Applier {
 
 impl Applier {
     /// Runs until the queue is closed and empty.
-    pub fn run(self) {
+    pub fn run(mut self) {
         while let Some(commits) = self.queue.take() {
             if !self.apply_until_done(&commits) {
                 return;
@@ -195,17 +203,36 @@ impl Applier {
     }
 
     /// Writes, and on errors waits, and opens RocksDB again. `false` when the bookie stops.
-    fn apply_until_done(&self, commits: &[Committed]) -> bool {
+    fn apply_until_done(&mut self, commits: &[Committed]) -> bool {
         let mut wait = RETRY_FIRST;
         let mut attempts = 0;
+        let mut reopened = false;
+        let mut was_full = false;
+        let mut damaged = None;
         loop {
-            let written = self.store.with(|db| self.write(db, commits));
-            match written {
+            match self.store.with(|db| self.write(db, commits)) {
                 Ok(()) => {
+                    self.reopened += u32::from(reopened && !was_full);
+                    if self.reopened > REOPENED_MAX {
+                        self.mode.storage_damaged("RocksDB failed again and again");
+                    }
                     self.mode.storage_recovered();
                     return true;
                 }
-                Err(error) => self.mode.storage_failed(&error.to_string()),
+                Err(StoreError::Damaged(what)) => {
+                    self.mode.storage_failed(&what);
+                    // Compactions have met it, and would again: from now on there are none.
+                    if !self.store.is_damaged() {
+                        self.mode.storage_damaged(&what);
+                        self.store.set_damaged();
+                        attempts += 1;
+                    }
+                    damaged = Some(what);
+                }
+                Err(error) => {
+                    was_full |= matches!(error, StoreError::Full(_));
+                    self.mode.storage_failed(&error.to_string());
+                }
             }
             if self.stop.wait(wait) {
                 return false;
@@ -214,13 +241,30 @@ impl Applier {
             attempts += 1;
             // RocksDB recovers by itself from some errors. Opening it again recovers from the
             // others, and is of no use while the disk is full.
-            if attempts > 1
-                && !self.mode.is_full()
-                && let Err(error) = self.store.reopen(|db| self.reapply(db))
-            {
-                self.mode.storage_failed(&error.to_string());
+            if attempts > 1 && !self.mode.is_full() {
+                match self.open_again(damaged.as_deref()) {
+                    Ok(()) => reopened = true,
+                    Err(error) => self.mode.storage_failed(&error.to_string()),
+                }
             }
         }
+    }
+
+    /// Opens RocksDB again. When files of it are damaged it finds out which these are.
+    fn open_again(&self, damaged: Option<&str>) -> Result<(), StoreError> {
+        self.store.reopen(|db| self.reapply(db))?;
+        let Some(what) = damaged else {
+            return Ok(());
+        };
+        let known = self.damage.report();
+        let report = self.store.with(|db| {
+            let report = db.look_at_damage(known, Some(what))?;
+            db.set_damage(Some(&report))?;
+            Ok::<_, StoreError>(report)
+        })?;
+        self.mode.storage_damaged(&report.to_string());
+        self.damage.found(report);
+        Ok(())
     }
 
     fn write(&self, db: &Db, commits: &[Committed]) -> Result<(), StoreError> {
@@ -332,17 +376,15 @@ fn stored_meta(
     db: &Db,
     record: &RecordRef<'_>,
 ) -> Result<(Option<LedgerMeta>, LedgerMeta), StoreError> {
-    let new = LedgerMeta::new(record.token);
     match db.meta(record.ledger) {
-        Ok(stored) => Ok((stored, stored.unwrap_or(new))),
+        Ok(stored) => {
+            let known = stored.unwrap_or(LedgerMeta::new(record.token));
+            Ok((stored, known.of(record.token)))
+        }
         Err(error @ StoreError::Damaged(_)) => {
             let ledger = record.ledger;
             tracing::error!(%ledger, %error, "the record of a ledger cannot be read");
-            let fenced = LedgerMeta {
-                fenced: true,
-                ..new
-            };
-            Ok((None, fenced))
+            Ok((None, LedgerMeta::lost().of(record.token)))
         }
         Err(error) => Err(error),
     }

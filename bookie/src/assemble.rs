@@ -18,6 +18,7 @@ use crate::bell::Bell;
 use crate::config::BookieConfig;
 use crate::cookie::io_error;
 use crate::core::{Core, Threads};
+use crate::damage::Damage;
 use crate::error::BookieOpenError;
 use crate::journal::commit::BlockPool;
 use crate::journal::group_commit::{JournalThread, Tail};
@@ -47,6 +48,7 @@ struct Parts {
     pool: Arc<BlockPool>,
     positions: Arc<Positions>,
     mode: Arc<Mode>,
+    damage: Arc<Damage>,
     metrics: Arc<BookieMetrics>,
     ledgers: Arc<LedgerTable>,
     watchers: Arc<Watchers>,
@@ -75,6 +77,7 @@ pub(crate) fn start(
         pool: Arc::default(),
         positions: Arc::default(),
         mode: Arc::default(),
+        damage: Arc::new(Damage::new(started.damage)),
         metrics: Arc::new(BookieMetrics::new(&deps.meter)),
         ledgers: Arc::new(LedgerTable::new(config.ledgers_cached_max)),
         reclaimer: Arc::new(Reclaimer::new(
@@ -99,6 +102,7 @@ pub(crate) fn start(
     let deleted = replayed.deleted.into_iter();
     let last = replayed.tail.last_sequence;
     deleted.for_each(|ledger| parts.reclaimer.add(ledger, last));
+    parts.say_damage();
     let in_limbo = u64::from(started.limbo.is_some());
     parts.metrics.limbo.record(in_limbo, &[]);
     let background = Arc::new(parts.background());
@@ -125,7 +129,9 @@ pub(crate) fn start(
         reads: ByteBudget::new(parts.config.read_bytes_in_flight_max),
         answers: Answers::new(parts.config.read_bytes_in_flight_max),
         limbo: Limbo::new(started.limbo),
+        damage: Arc::clone(&parts.damage),
         accepted_loss: started.accepted_loss,
+        set_aside: started.set_aside,
         background: Arc::clone(&background),
         scrubber: Arc::new(Scrubber::new(&parts.config, &parts.store, &parts.metrics)),
         stop: Arc::clone(&parts.stop),
@@ -141,6 +147,12 @@ pub(crate) fn start(
 }
 
 impl Parts {
+    fn say_damage(&self) {
+        if let Some(damage) = self.damage.report() {
+            self.mode.storage_damaged(&damage.to_string());
+        }
+    }
+
     fn journal(&self, bookie: aquifer_model::id::BookieId, tail: Tail) -> JournalThread {
         let reserve_bytes = u64::try_from(self.config.journal_reserve_bytes);
         JournalThread {
@@ -175,6 +187,8 @@ impl Parts {
             watchers: Arc::clone(&self.watchers),
             positions: Arc::clone(&self.positions),
             mode: Arc::clone(&self.mode),
+            damage: Arc::clone(&self.damage),
+            reopened: 0,
             segments: Arc::clone(&self.segments),
             disk: self.deps.disk.clone(),
             reclaimer: Arc::clone(&self.reclaimer),

@@ -12,8 +12,8 @@ use aquifer_ledger::context::LogContext;
 use aquifer_ledger::deletion::sweep_intents_of;
 use aquifer_ledger::error::LedgerError;
 use aquifer_ledger::replication::{
-    self, EntryRepair, LocalAudit, LocalLedger, LocalReport, News, ReplicationConfig, Restore,
-    RestoreReport, repair_entry,
+    self, EntryRepair, LedgerIndex, LocalAudit, LocalLedger, LocalReport, News, ReplicationConfig,
+    Restore, RestoreReport, doubt_ledger, repair_entry,
 };
 #[cfg(test)]
 use aquifer_ledger::testing::{MemoryStore, TestWorld};
@@ -33,9 +33,9 @@ use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
-use crate::Bookie;
 use crate::registration;
 use crate::scrub::RepairHook;
+use crate::{Bookie, DamageReport};
 
 #[cfg(test)]
 mod tests;
@@ -105,6 +105,8 @@ pub fn start(
         let restore = restore(bookie.clone(), Arc::clone(ctx), replication, shutdown());
         tasks.spawn("bookie-restore", restore);
     }
+    let damage = look_at_damage(bookie.clone(), Arc::clone(ctx), lease.is_some(), shutdown());
+    tasks.spawn("bookie-damage", damage);
     let (damaged, found) = mpsc::channel(DAMAGED_WAITING_MAX);
     bookie.on_damage(Arc::new(Queue(damaged)));
     let repair = repair_for_ever(id, Arc::clone(ctx), found, shutdown());
@@ -234,6 +236,81 @@ async fn repair_for_ever(
             }
         }
     }
+}
+
+/// Does what damaged files of the ledger store make necessary, whenever more of them are known: in a
+/// cluster the ledgers that they touch are marked, so that others look after the copies; alone, a
+/// person is told what is lost.
+async fn look_at_damage(
+    bookie: Bookie,
+    ctx: Arc<LogContext>,
+    has_others: bool,
+    shutdown: ShutdownToken,
+) {
+    let mut before = None;
+    loop {
+        let report = tokio::select! {
+            () = shutdown.wait() => return,
+            report = bookie.damaged(before.as_ref()) => report,
+        };
+        let looked = async {
+            if has_others {
+                doubt(&bookie, &ctx, &report).await
+            } else {
+                tell_of_damage(&bookie, &report).await
+            }
+        };
+        let looked = tokio::select! {
+            () = shutdown.wait() => return,
+            looked = looked => looked,
+        };
+        match looked {
+            Ok(()) => before = Some(report),
+            Err(error) => {
+                tracing::warn!(%error, "what is damaged is not dealt with yet, trying again");
+                tokio::select! {
+                    () = shutdown.wait() => return,
+                    () = clock::sleep(RESTORE_PAUSE) => {}
+                }
+            }
+        }
+    }
+}
+
+/// Marks every ledger of which the damaged files may have something.
+async fn doubt(
+    bookie: &Bookie,
+    ctx: &LogContext,
+    report: &DamageReport,
+) -> Result<(), LedgerError> {
+    let why = "a file of the ledger store is damaged";
+    let index = LedgerIndex::scan(&*ctx.store).await?;
+    let mut marked = 0;
+    for ledger in index.ledgers_of(bookie.id()) {
+        if report.touches(ledger) {
+            let is_here = doubt_ledger(ctx, bookie.id(), ledger, why).await?;
+            marked += u64::from(is_here);
+        }
+    }
+    tracing::error!(%report, marked, "the copies of these ledgers on this bookie are in doubt");
+    Ok(())
+}
+
+/// Says which entries cannot be read.
+async fn tell_of_damage(bookie: &Bookie, report: &DamageReport) -> Result<(), LedgerError> {
+    let mut lost = 0;
+    for local in stored(bookie).await? {
+        if !report.touches(local.ledger) {
+            continue;
+        }
+        let ranges = bookie.unreadable(local.ledger).await;
+        for (first, last) in ranges.map_err(LedgerError::Undecided)? {
+            lost += 1;
+            tracing::error!(ledger = %local.ledger, %first, %last, "entries cannot be read");
+        }
+    }
+    tracing::error!(%report, lost, "the ledger store has damaged files: see the operations guide");
+    Ok(())
 }
 
 async fn audit_for_ever(

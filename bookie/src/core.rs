@@ -14,6 +14,7 @@ use crate::apply::ApplyQueue;
 use crate::background::Background;
 use crate::bell::Bell;
 use crate::cookie::{self, Cookie, Setup};
+use crate::damage::Damage;
 use crate::error::BookieOpenError;
 use crate::gate::LedgerGate;
 use crate::journal::queue::JournalQueue;
@@ -24,7 +25,7 @@ use crate::metrics::BookieMetrics;
 use crate::mode::Mode;
 use crate::positions::Positions;
 use crate::reclaim::Reclaimer;
-use crate::report::{BookieStatusReport, LossReport};
+use crate::report::{BookieStatusReport, LossReport, SetAsideReport};
 use crate::scrub::Scrubber;
 use crate::store::{Store, StoreError};
 use crate::watchers::Watchers;
@@ -54,7 +55,9 @@ pub struct Core {
     pub(crate) answers: Answers,
     /// The loss that keeps every ledger in limbo.
     pub(crate) limbo: Limbo,
+    pub(crate) damage: Arc<Damage>,
     pub(crate) accepted_loss: Option<LossReport>,
+    pub(crate) set_aside: Option<SetAsideReport>,
     pub(crate) background: Arc<Background>,
     pub(crate) scrubber: Arc<Scrubber>,
     /// Rung to end an applier that RocksDB refuses.
@@ -81,6 +84,7 @@ impl Core {
         BookieStatusReport {
             mode: self.mode.report(),
             limbo: self.limbo.report(),
+            damage: self.damage.report(),
             journal_live_bytes,
             journal_bytes,
             synced_commit: self.positions.synced.get(),

@@ -145,7 +145,8 @@ impl BookieOpenError {
                  bookie, and repair restores its copies from others; decommission the old id"
             }
             BookieOpenError::Store { .. } => {
-                "restore its files from a copy of the whole data directory; nobody else has them"
+                "restore its files from a copy of the whole data directory; nobody else has them. If \
+                 a single file is missing and there is no copy, --accept-loss goes on without it"
             }
             BookieOpenError::Format { .. } => {
                 "if a later version wrote it, use that version; if it is damaged, restore it"

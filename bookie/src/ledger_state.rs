@@ -21,6 +21,8 @@ use crate::journal::record::RecordKind;
 /// Bytes of a stored [`LedgerMeta`].
 pub const META_BYTES: usize = 32;
 const META_VERSION: u8 = 1;
+/// In the place of a token that was lost with its record: the ledger is whichever is meant.
+pub const TOKEN_LOST: CreationToken = CreationToken([0xff; 16]);
 const FLAG_FENCED: u8 = 1;
 const FLAG_DELETED: u8 = 2;
 const FLAG_LAC: u8 = 4;
@@ -61,9 +63,30 @@ impl LedgerMeta {
     /// `Token` for another ledger of that id, `Deleted`.
     pub fn check(&self, token: Option<CreationToken>) -> Result<(), BookieError> {
         match token {
-            Some(token) if self.token != token => Err(BookieError::Token),
+            Some(token) if self.token != token && self.token != TOKEN_LOST => {
+                Err(BookieError::Token)
+            }
             _ if self.deleted => Err(BookieError::Deleted),
             _ => Ok(()),
+        }
+    }
+
+    /// A ledger whose record is lost: it may have been fenced.
+    #[must_use]
+    pub fn lost() -> LedgerMeta {
+        LedgerMeta {
+            fenced: true,
+            ..LedgerMeta::new(TOKEN_LOST)
+        }
+    }
+
+    /// The same, of the ledger that somebody means whose token was checked.
+    #[must_use]
+    pub fn of(self, token: CreationToken) -> LedgerMeta {
+        if self.token == TOKEN_LOST {
+            LedgerMeta { token, ..self }
+        } else {
+            self
         }
     }
 
@@ -362,10 +385,12 @@ impl LedgerState {
     }
 
     fn meta_or_new(&self, token: CreationToken) -> LedgerMeta {
-        self.meta.unwrap_or(LedgerMeta {
-            fenced: self.record_lost,
-            ..LedgerMeta::new(token)
-        })
+        let unknown = if self.record_lost {
+            LedgerMeta::lost()
+        } else {
+            LedgerMeta::new(token)
+        };
+        self.meta.unwrap_or(unknown).of(token)
     }
 }
 

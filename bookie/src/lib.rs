@@ -23,6 +23,7 @@ mod bell;
 mod bytes_at;
 mod cookie;
 mod core;
+mod damage;
 mod gate;
 mod journal;
 mod ledger_state;
@@ -50,7 +51,7 @@ mod tests;
 
 use std::sync::Arc;
 
-use aquifer_model::id::{BookieId, CreationToken, LedgerId};
+use aquifer_model::id::{BookieId, CreationToken, EntryId, LedgerId};
 use aquifer_model::storage::{
     BookieError, BookieResult, OrderedRequest, Presence, PresenceRange, ReadBatch, ReadRange,
     ReplyCallback, TailState, TailWait,
@@ -65,7 +66,10 @@ pub use config::BookieConfig;
 pub use cookie::check_cluster;
 pub use error::BookieOpenError;
 pub use gate::{GateAnswer, LedgerGate};
-pub use report::{BookieMode, BookieStatusReport, LedgerLoss, LossReport, ScrubReport};
+pub use report::{
+    BookieMode, BookieStatusReport, DamageReport, DamagedFile, LedgerLoss, LossReport, LostEntries,
+    ScrubReport, SetAsideReport,
+};
 
 use crate::core::Core;
 use crate::scrub::RepairHook;
@@ -110,8 +114,10 @@ impl Bookie {
     /// When the directories are locked, foreign, damaged or unreadable.
     pub fn open(config: BookieConfig, deps: BookieDeps) -> Result<Bookie, BookieOpenError> {
         let core = open::open(config, &deps)?;
-        let _running = Arc::new(Running(Arc::clone(&core)));
-        Ok(Bookie { core, _running })
+        Ok(Bookie {
+            _running: Arc::new(Running(Arc::clone(&core))),
+            core,
+        })
     }
 
     /// Gives up the room that a bookie keeps back when its disk has next to no other: before
@@ -208,6 +214,21 @@ impl Bookie {
         self.core.scrubber.set_hook(repair);
     }
 
+    /// Waits until something else than `before` is known of damaged files of the ledger store, and
+    /// says what.
+    pub async fn damaged(&self, before: Option<&DamageReport>) -> DamageReport {
+        self.core.damage.wait(before).await
+    }
+
+    /// Reads everything that is stored of a ledger and names the entries that cannot be read, as
+    /// ranges: where a whole block is damaged, numbers are named that may not exist.
+    ///
+    /// # Errors
+    /// When the store cannot be read for another reason.
+    pub async fn unreadable(&self, ledger: LedgerId) -> BookieResult<Vec<(EntryId, EntryId)>> {
+        self.core.unreadable(ledger).await
+    }
+
     /// Serves nothing any more; [`Bookie::failed`] says why.
     pub fn fail(&self, why: &str) {
         self.core.mode.fail(why);
@@ -242,6 +263,12 @@ impl Bookie {
     #[must_use]
     pub fn accepted_loss(&self) -> Option<&LossReport> {
         self.core.accepted_loss.as_ref()
+    }
+
+    /// The damaged files that were set aside at this start.
+    #[must_use]
+    pub fn set_aside(&self) -> Option<&SetAsideReport> {
+        self.core.set_aside.as_ref()
     }
 
     /// Sets who is asked before a ledger begins here; only the first call counts, and it belongs

@@ -1,7 +1,19 @@
-//! Whether the bookie accepts adds: full disk, storage errors, draining, failure for good, shutdown.
+//! Whether the bookie accepts adds: one machine, whose states may hold at the same time.
+//!
+//! | state | entered by | left by |
+//! |---|---|---|
+//! | `Full` | housekeeping, below a mark of free space | housekeeping, above a higher one |
+//! | `Draining` | the bookie's cookie, which an operator changes | the same |
+//! | `Failing` | whoever RocksDB refuses a write or a flush | the applier, by a write that succeeds |
+//! | `Damaged` | whoever learns that files of RocksDB are damaged | nobody in this process: only a start that sets these files aside |
+//! | failed | a sync that failed, a thread that panicked, the end of the identity | nobody |
+//! | stopping | the end of the process | nobody |
+//!
+//! In none of them the bookie is writable. Reads, fences, recovery adds and deletions are served in
+//! the first four.
 
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
 use aquifer_model::storage::BookieError;
 use parking_lot::Mutex;
@@ -9,13 +21,26 @@ use tokio::sync::watch;
 
 use crate::report::BookieMode;
 
+/// Why normal adds are refused although requests are served, as bits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Cause {
+    Full = 1,
+    Draining = 2,
+    Failing = 4,
+    Damaged = 8,
+}
+
+impl Cause {
+    /// The one to name first stands first.
+    const ALL: [Cause; 4] = [Cause::Damaged, Cause::Full, Cause::Draining, Cause::Failing];
+}
+
 /// The mode of a bookie.
 #[derive(Debug)]
 pub struct Mode {
-    full: AtomicBool,
-    draining: AtomicBool,
-    storage_failed: AtomicBool,
-    storage_error: Mutex<String>,
+    causes: AtomicU8,
+    failing: Mutex<String>,
+    damaged: Mutex<String>,
     failed: OnceLock<String>,
     failure: watch::Sender<Option<String>>,
     stopping: AtomicBool,
@@ -24,10 +49,9 @@ pub struct Mode {
 impl Default for Mode {
     fn default() -> Self {
         Self {
-            full: AtomicBool::new(false),
-            draining: AtomicBool::new(false),
-            storage_failed: AtomicBool::new(false),
-            storage_error: Mutex::new(String::new()),
+            causes: AtomicU8::new(0),
+            failing: Mutex::new(String::new()),
+            damaged: Mutex::new(String::new()),
             failed: OnceLock::new(),
             failure: watch::Sender::new(None),
             stopping: AtomicBool::new(false),
@@ -54,55 +78,79 @@ impl Mode {
 
     /// The same; adds that may use the reserve of a full disk are taken until storage fails.
     pub fn check_class(&self, reserve: bool) -> Result<(), BookieError> {
-        if !reserve && self.full.load(Ordering::Acquire) {
-            return Err(BookieError::ReadOnly("the disk is full".to_owned()));
+        let passed = if reserve { Cause::Full as u8 } else { 0 };
+        let causes = self.causes.load(Ordering::Acquire) & !passed;
+        if causes == 0 {
+            return Ok(());
         }
-        if self.draining.load(Ordering::Acquire) {
-            return Err(BookieError::ReadOnly("the bookie is draining".to_owned()));
-        }
-        if self.storage_failed.load(Ordering::Acquire) {
-            return Err(BookieError::ReadOnly(self.storage_error.lock().clone()));
-        }
-        Ok(())
+        let first = Cause::ALL.into_iter().find(|c| causes & *c as u8 != 0);
+        Err(BookieError::ReadOnly(match first {
+            Some(Cause::Damaged) => self.damaged.lock().clone(),
+            Some(Cause::Draining) => "the bookie is draining".to_owned(),
+            Some(Cause::Failing) => self.failing.lock().clone(),
+            Some(Cause::Full) | None => "the disk is full".to_owned(),
+        }))
+    }
+
+    /// Enters or leaves a state; whether it was in the other one.
+    fn set(&self, cause: Cause, on: bool) -> bool {
+        let bit = cause as u8;
+        let before = if on {
+            self.causes.fetch_or(bit, Ordering::AcqRel)
+        } else {
+            self.causes.fetch_and(!bit, Ordering::AcqRel)
+        };
+        (before & bit != 0) != on
+    }
+
+    fn is(&self, cause: Cause) -> bool {
+        self.causes.load(Ordering::Acquire) & cause as u8 != 0
     }
 
     /// Free space fell below the lower mark or rose above the upper one.
     pub fn set_full(&self, full: bool) {
-        if self.full.swap(full, Ordering::AcqRel) != full {
+        if self.set(Cause::Full, full) {
             if full {
                 tracing::warn!("bookie is read-only: the disk is full");
             } else {
-                tracing::info!("bookie is writable again");
+                tracing::info!("the disk has room again");
             }
         }
     }
 
     /// An operator wants the bookie empty, or no longer.
     pub fn set_draining(&self, draining: bool) {
-        if self.draining.swap(draining, Ordering::AcqRel) != draining {
+        if self.set(Cause::Draining, draining) {
             tracing::info!(draining, "an operator has changed what this bookie takes");
         }
     }
 
     /// Whether free space is below the mark.
     pub fn is_full(&self) -> bool {
-        self.full.load(Ordering::Acquire)
+        self.is(Cause::Full)
     }
 
     /// RocksDB refuses writes or flushes.
     pub fn storage_failed(&self, error: &str) {
-        let mut kept = self.storage_error.lock();
-        error.clone_into(&mut kept);
-        drop(kept);
-        if !self.storage_failed.swap(true, Ordering::AcqRel) {
+        error.clone_into(&mut self.failing.lock());
+        if self.set(Cause::Failing, true) {
             tracing::error!(error, "bookie is read-only: the ledger store failed");
         }
     }
 
     /// RocksDB works again.
     pub fn storage_recovered(&self) {
-        if self.storage_failed.swap(false, Ordering::AcqRel) {
+        if self.is(Cause::Failing) && self.set(Cause::Failing, false) {
             tracing::info!("the ledger store works again");
+        }
+    }
+
+    /// Files of RocksDB are damaged: it takes no normal add any more until a start without them.
+    pub fn storage_damaged(&self, what: &str) {
+        let what = format!("files of the ledger store are damaged: {what}");
+        self.damaged.lock().clone_from(&what);
+        if self.set(Cause::Damaged, true) {
+            tracing::error!(what, "bookie is read-only until it is started without them");
         }
     }
 
@@ -148,5 +196,29 @@ impl Mode {
             Err(BookieError::ReadOnly(why)) => BookieMode::ReadOnly(why),
             _ => BookieMode::Writable,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_state_is_left_by_whoever_may_and_the_others_stay() {
+        let mode = Mode::default();
+        assert_eq!(mode.report(), BookieMode::Writable);
+        mode.set_full(true);
+        mode.storage_failed("no");
+        mode.storage_damaged("000012.sst");
+        mode.set_draining(true);
+        mode.set_full(false);
+        mode.storage_recovered();
+        mode.set_draining(false);
+        let why = match mode.report() {
+            BookieMode::ReadOnly(why) => why,
+            other => panic!("{other:?}"),
+        };
+        assert!(why.contains("000012.sst"), "{why}");
+        assert!(mode.check().is_ok() && !mode.is_full());
     }
 }

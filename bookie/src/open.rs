@@ -23,8 +23,11 @@ use crate::journal::replay::{self, Continuity, Loss, ScannedSegment};
 use crate::journal::segment::{SegmentFile, SegmentHead};
 use crate::journal::segments::Segments;
 use crate::loss;
-use crate::report::LossReport;
-use crate::store::{Db, StoreError};
+use crate::report::{DamageReport, LossReport, SetAsideReport};
+use crate::store::{self, Db, StoreError, files, set_aside};
+
+/// Files that one start sets aside one after the other.
+const SET_ASIDE_MAX: usize = 32;
 
 /// What replay leaves behind.
 pub(crate) struct Replayed {
@@ -45,6 +48,8 @@ pub(crate) struct Started {
     pub(crate) replayed: Replayed,
     pub(crate) limbo: Option<LossReport>,
     pub(crate) accepted_loss: Option<LossReport>,
+    pub(crate) damage: Option<DamageReport>,
+    pub(crate) set_aside: Option<SetAsideReport>,
 }
 
 pub(crate) fn open(config: BookieConfig, deps: &BookieDeps) -> Result<Arc<Core>, BookieOpenError> {
@@ -54,15 +59,18 @@ pub(crate) fn open(config: BookieConfig, deps: &BookieDeps) -> Result<Arc<Core>,
     let mut cookie = cookie::check(&*deps.disk, &config, &*deps.rng)?;
     let store_error = store_error(&config);
     let is_new = cookie.setup == Setup::New;
-    let db = Db::open(&config, is_new).map_err(&store_error)?;
+    let opened = open_store(&config, is_new).map_err(&store_error)?;
+    let (db, damage, set_aside) = (opened.db, opened.damage, opened.set_aside);
     if is_new {
         Mark::create(&*deps.disk, &config.journal_dir, cookie.id)
             .map_err(io_error(&config.journal_dir))?;
         cookie = cookie::complete(&*deps.disk, &config, &cookie)?;
     }
     let replayed = replay_journal(&config, deps, &cookie, &db)?;
+    // What was set aside just now, others may still have.
+    let accepts = config.accept_loss && !(config.cluster.is_some() && set_aside.is_some());
     let (limbo, accepted_loss) =
-        judge_loss(&config, &db, replayed.loss.as_ref()).map_err(&store_error)?;
+        judge_loss(&db, replayed.loss.as_ref(), accepts).map_err(&store_error)?;
     let started = Started {
         cookie,
         lock,
@@ -70,8 +78,103 @@ pub(crate) fn open(config: BookieConfig, deps: &BookieDeps) -> Result<Arc<Core>,
         replayed,
         limbo,
         accepted_loss,
+        damage,
+        set_aside,
     };
     assemble::start(config, deps, started)
+}
+
+/// RocksDB as a start finds it.
+struct OpenedStore {
+    db: Db,
+    /// Files that stop compactions; what can be read of them is served.
+    damage: Option<DamageReport>,
+    set_aside: Option<SetAsideReport>,
+}
+
+/// Opens RocksDB. Files that are damaged stay where they are until somebody accepts the loss; one
+/// that cannot be opened at all is set aside at once, which is limbo, because it hides what is whole.
+fn open_store(config: &BookieConfig, is_new: bool) -> Result<OpenedStore, StoreError> {
+    let mut set_aside = None;
+    for _ in 0..SET_ASIDE_MAX {
+        if let Some(report) = set_aside::begun(config) {
+            let outcome = set_aside::finish(config, report)?;
+            tracing::warn!(?outcome, "damaged files of the ledger store were set aside");
+            set_aside = Some(outcome);
+        }
+        let known = match Db::open(config, is_new) {
+            Ok(db) => match db.damage() {
+                Ok(None) => {
+                    return Ok(OpenedStore {
+                        db,
+                        damage: None,
+                        set_aside,
+                    });
+                }
+                Ok(Some(known)) => Ok(known),
+                Err(StoreError::Damaged(what)) => Err(what),
+                Err(error) => return Err(error),
+            },
+            // Only where a table file is named: without the others nothing is known of what the
+            // database has. One that is missing may be found again.
+            Err(StoreError::Damaged(what)) if may_lack(config, &what) => Err(what),
+            Err(error) => return Err(error),
+        };
+        let db = Db::open_damaged(config)?;
+        match known {
+            Err(what) => lose_file(config, db, &what)?,
+            Ok(known) => {
+                let report = db.look_at_damage(Some(known), None)?;
+                if !config.accept_loss {
+                    return Ok(OpenedStore {
+                        db,
+                        damage: Some(report),
+                        set_aside,
+                    });
+                }
+                if config.cluster.is_some() {
+                    lose(&db, &report)?;
+                }
+                drop(db);
+                set_aside::begin(config, &report)?;
+            }
+        }
+    }
+    Err(StoreError::Damaged("too many of its files".to_owned()))
+}
+
+/// Sets a file aside of which nothing can be read.
+fn lose_file(config: &BookieConfig, db: Db, what: &str) -> Result<(), StoreError> {
+    let report = db.look_at_damage(None, Some(what))?;
+    lose(&db, &report)?;
+    set_aside::drop_files(config, db, &report)
+}
+
+/// Notes that what damaged files had is lost.
+fn lose(db: &Db, report: &DamageReport) -> Result<(), StoreError> {
+    let known = match db.loss() {
+        Ok(stored) => stored.map(|bytes| loss::decode(&bytes)),
+        Err(StoreError::Damaged(_)) => Some(loss::decode(&[])),
+        Err(error) => return Err(error),
+    };
+    let reason = format!("damaged files of the ledger store were set aside: {report}");
+    tracing::error!(reason, "limbo");
+    let lost = Loss {
+        first: 0,
+        last: 0,
+        reason,
+    };
+    let all = loss::merge(known, Some(lost));
+    let mut batch = db.batch();
+    batch.set_loss(all.as_ref().map(loss::encode).as_deref());
+    batch.write()?;
+    db.flush()
+}
+
+/// Whether the start may go on without the table file that an error names.
+fn may_lack(config: &BookieConfig, error: &str) -> bool {
+    let path = files::named(error).map(|name| store::directory(config).join(name));
+    path.is_some_and(|path| path.exists() || config.accept_loss)
 }
 
 fn store_error(config: &BookieConfig) -> impl Fn(StoreError) -> BookieOpenError + use<> {
@@ -99,7 +202,13 @@ fn replay_journal(
     let journal_error = |error| io_error(&config.journal_dir)(error);
     let mark = Mark::read(disk, &config.journal_dir, cookie.id).map_err(journal_error)?;
     let inventory = replay::inventory(disk, &config.journal_dir).map_err(journal_error)?;
-    let mut flushed = db.applied().map_err(store_error(config))?;
+    // What is not known is not assumed: without this number commits seem to be missing, and that is
+    // limbo.
+    let known = |error| match error {
+        StoreError::Damaged(_) if db.is_damaged() => Ok(0),
+        error => Err(error),
+    };
+    let mut flushed = db.applied().or_else(known).map_err(store_error(config))?;
     let mut continuity = Continuity::new(flushed);
     let mut replayer = Replayer::default();
     let mut scanned = Vec::new();
@@ -118,8 +227,11 @@ fn replay_journal(
         tracing::info!(records = replayer.records, "journal replayed");
     }
     let (last, found_loss) = continuity.finish(mark);
-    let stored_loss = db.loss().map_err(store_error(config))?;
-    let stored_loss = stored_loss.map(|bytes| loss::decode(&bytes));
+    let stored_loss = match db.loss() {
+        Ok(stored) => stored.map(|bytes| loss::decode(&bytes)),
+        Err(StoreError::Damaged(_)) if db.is_damaged() => Some(loss::decode(&[])),
+        Err(error) => return Err(store_error(config)(error)),
+    };
     let is_new_loss = found_loss.is_some();
     let all_loss = loss::merge(stored_loss, found_loss);
     if is_new_loss {
@@ -252,15 +364,15 @@ fn smallest_segment(config: &BookieConfig) -> u64 {
 
 /// Decides between limbo and going on without what was lost.
 fn judge_loss(
-    config: &BookieConfig,
     db: &Db,
     loss: Option<&Loss>,
+    accepts: bool,
 ) -> Result<(Option<LossReport>, Option<LossReport>), StoreError> {
     let Some(loss) = loss else {
         return Ok((None, None));
     };
     let report = loss::report(db, loss)?;
-    if !config.accept_loss {
+    if !accepts {
         tracing::error!(
             reason = loss.reason,
             ledgers = report.ledgers.len(),

@@ -16,7 +16,8 @@ use aquifer_runtime::clock;
 use tokio::sync::oneshot;
 
 use crate::core::Core;
-use crate::ledger_state::{LedgerMeta, LedgerState};
+use crate::ledger_state::{LedgerMeta, LedgerState, TOKEN_LOST};
+use crate::store::check::{Place, check};
 use crate::store::entries::{self, EntryError};
 use crate::store::{Db, StoreError, presence};
 use crate::workers::Priority;
@@ -25,6 +26,8 @@ use crate::workers::Priority;
 const READ_BYTES_MIN: usize = 64 * 1024;
 /// What a look for entries takes from the same budget.
 const HAS_BYTES: usize = 64 * 1024;
+/// What one job reads of a ledger whose entries are all looked at.
+const CHECK_BYTES: usize = 1024 * 1024;
 /// Longest wait for news of a ledger.
 const WAIT_MAX: Duration = Duration::from_secs(60);
 /// Most entries of one answer.
@@ -132,7 +135,12 @@ impl Core {
         self.store.with(|db| {
             let (meta, pending) = match memory {
                 Some(memory) => memory,
-                None => (from_store(db, range.ledger)?.meta, BTreeSet::new()),
+                None => {
+                    let known = from_store(db, range.ledger)?;
+                    // What is there is there, whatever its record said.
+                    let lost = known.record_lost.then(LedgerMeta::lost);
+                    (known.meta.or(lost), BTreeSet::new())
+                }
             };
             let Some(meta) = meta else {
                 // Which proves nothing, as in limbo.
@@ -228,8 +236,42 @@ impl Core {
             }
             after = looked;
         }
-        let named = found.into_iter().map(|(ledger, meta)| (ledger, meta.token));
+        // One whose token is lost cannot be compared with anything.
+        let known = found
+            .into_iter()
+            .filter(|(_, meta)| meta.token != TOKEN_LOST);
+        let named = known.map(|(ledger, meta)| (ledger, meta.token));
         Ok(named.collect())
+    }
+
+    /// The entries of a ledger that cannot be read, as ranges.
+    pub(crate) async fn unreadable(
+        self: &Arc<Self>,
+        ledger: LedgerId,
+    ) -> BookieResult<Vec<(EntryId, EntryId)>> {
+        let mut ranges: Vec<(EntryId, EntryId)> = Vec::new();
+        let mut next = Some(Place::at(EntryId::FIRST));
+        while let Some(place) = next {
+            self.mode.check()?;
+            let (answer, answered) = oneshot::channel();
+            let core = Arc::clone(self);
+            let job = move || {
+                let checked = core.store.with(|db| check(db, ledger, place, CHECK_BYTES));
+                drop(core);
+                // A caller that went away needs no answer.
+                let _ = answer.send(checked.map_err(BookieError::from));
+            };
+            self.workers.run(Priority::Read, Box::new(job));
+            let checked = answered.await.unwrap_or(Err(BookieError::ShuttingDown))?;
+            for entry in checked.damaged {
+                match ranges.last_mut() {
+                    Some((_, last)) if last.next() == entry => *last = entry,
+                    _ => ranges.push((entry, entry)),
+                }
+            }
+            next = checked.next;
+        }
+        Ok(ranges)
     }
 
     /// Reads on the calling thread.
@@ -262,7 +304,8 @@ impl Core {
             };
             match memory.meta {
                 Some(meta) => meta.check(range.token)?,
-                None if memory.record_lost => {}
+                // What was lost may have been the record.
+                None if memory.record_lost || self.limbo.is_on() => {}
                 None => return Err(self.negative(BookieError::NoSuchLedger).into()),
             }
             let entries = entries::read_range(db, range, &memory.pending).map_err(|error| {

@@ -24,8 +24,8 @@ use aquifer_runtime::task::TaskGroup;
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 
-use crate::Bookie;
 use crate::error::BookieOpenError;
+use crate::{Bookie, BookieMode};
 
 /// Attempts to write the cookie when the outcome of one is not known.
 const ATTEMPTS_MAX: u32 = 10;
@@ -263,7 +263,13 @@ pub async fn announce(
 /// announced, so that small changes add up.
 async fn look(bookie: &Bookie, record: &mut BookieRecord, with_space: bool) -> bool {
     let read_only = !bookie.is_writable();
+    let reason = match bookie.status().mode {
+        BookieMode::ReadOnly(why) | BookieMode::Failed(why) => why,
+        BookieMode::Writable => String::new(),
+    };
     let mut changed = std::mem::replace(&mut record.read_only, read_only) != read_only;
+    changed |= record.read_only_reason != reason;
+    record.read_only_reason = reason;
     if with_space || changed {
         let core = Arc::clone(&bookie.core);
         let space = tokio::task::spawn_blocking(move || core.space()).await;

@@ -1,5 +1,8 @@
 //! What a bookie says about itself: its mode, its limbo, its journal.
 
+use std::fmt;
+use std::path::PathBuf;
+
 use aquifer_model::id::{EntryId, LedgerId};
 
 /// Whether normal adds are accepted.
@@ -40,6 +43,82 @@ pub struct LossReport {
     pub ledgers_not_listed: u64,
 }
 
+/// A damaged file of the ledger store.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DamagedFile {
+    /// Its name; empty where that is not known.
+    pub name: String,
+    /// The first ledger of which it may have something.
+    pub first: LedgerId,
+    /// The last one.
+    pub last: LedgerId,
+    /// What was found.
+    pub what: String,
+}
+
+/// Damaged files of the ledger store, which keep the bookie from taking normal adds until a start
+/// sets them aside. What can be read of them is served.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct DamageReport {
+    /// The files.
+    pub files: Vec<DamagedFile>,
+}
+
+/// Entries that were lost with a file of the ledger store.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LostEntries {
+    /// The ledger.
+    pub ledger: LedgerId,
+    /// The first one.
+    pub first: EntryId,
+    /// The last one.
+    pub last: EntryId,
+}
+
+/// Damaged files that are not part of the ledger store any more.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SetAsideReport {
+    /// The files.
+    pub files: Vec<DamagedFile>,
+    /// Where they are kept.
+    pub directory: PathBuf,
+    /// What could not be read of them, as ranges of numbers, not all of which need exist.
+    pub lost: Vec<LostEntries>,
+    /// Ranges beyond those listed.
+    pub lost_not_listed: u64,
+}
+
+impl fmt::Display for DamageReport {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.files.is_empty() {
+            return out.write_str("which ones is not known");
+        }
+        for (at, file) in self.files.iter().enumerate() {
+            let (between, first, last) = (if at > 0 { "; " } else { "" }, file.first, file.last);
+            let name = if file.name.is_empty() {
+                "a file"
+            } else {
+                &file.name
+            };
+            write!(
+                out,
+                "{between}{name} (ledgers {first} to {last}): {}",
+                file.what
+            )?;
+        }
+        Ok(())
+    }
+}
+
+impl DamageReport {
+    /// Whether one of the files may have something of a ledger.
+    #[must_use]
+    pub fn touches(&self, ledger: LedgerId) -> bool {
+        let mut files = self.files.iter();
+        self.files.is_empty() || files.any(|file| (file.first..=file.last).contains(&ledger))
+    }
+}
+
 /// What the scrubber has seen since the start of the bookie.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct ScrubReport {
@@ -62,6 +141,8 @@ pub struct BookieStatusReport {
     pub mode: BookieMode,
     /// The loss that keeps ledgers in limbo, when there is one.
     pub limbo: Option<LossReport>,
+    /// Damaged files of the ledger store, when there are any.
+    pub damage: Option<DamageReport>,
     /// Bytes of journal segments that are not trimmed yet.
     pub journal_live_bytes: u64,
     /// Bytes of all journal segments.

@@ -7,19 +7,24 @@
 pub mod check;
 pub mod db;
 pub mod entries;
+pub mod files;
 pub mod keys;
 mod layout;
+mod manifest;
 mod options;
 pub mod presence;
 mod records;
 pub mod removal;
+pub mod set_aside;
 pub mod space;
+
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::RwLock;
 
 use crate::config::BookieConfig;
 
-pub use db::{Batch, Db, StoreError};
+pub use db::{Batch, Db, StoreError, directory};
 use removal::PacedRemoval;
 
 /// Paced removal of the files of a bookie's database.
@@ -31,6 +36,8 @@ pub fn removal(config: &BookieConfig) -> PacedRemoval {
 /// The database and its users.
 pub struct Store {
     config: BookieConfig,
+    /// Files of the database are damaged: it is opened so that it serves what is whole.
+    damaged: AtomicBool,
     db: RwLock<Option<Db>>,
 }
 
@@ -40,6 +47,7 @@ impl Store {
     pub fn new(config: BookieConfig, db: Db) -> Store {
         Store {
             config,
+            damaged: AtomicBool::new(db.is_damaged()),
             db: RwLock::new(Some(db)),
         }
     }
@@ -55,6 +63,17 @@ impl Store {
         }
     }
 
+    /// From now on the database is opened so that damaged files do not stop it. Until it is opened
+    /// again, they do.
+    pub fn set_damaged(&self) {
+        self.damaged.store(true, Ordering::Release);
+    }
+
+    /// Whether it is opened so.
+    pub fn is_damaged(&self) -> bool {
+        self.damaged.load(Ordering::Acquire)
+    }
+
     /// Closes the database, opens it again and lets `reapply` bring back what was not flushed,
     /// before anybody else uses it.
     pub fn reopen(
@@ -65,7 +84,11 @@ impl Store {
         self.cancel();
         let mut slot = self.db.write();
         drop(slot.take());
-        let db = Db::open(&self.config, false)?;
+        let db = if self.is_damaged() {
+            Db::open_damaged(&self.config)?
+        } else {
+            Db::open(&self.config, false)?
+        };
         reapply(&db)?;
         *slot = Some(db);
         Ok(())

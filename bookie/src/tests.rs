@@ -5,6 +5,7 @@ mod basic;
 mod crash;
 mod damage;
 mod ends;
+mod files;
 mod full;
 mod presence;
 mod rot;

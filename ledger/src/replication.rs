@@ -31,7 +31,7 @@ mod tests;
 mod worker;
 
 pub use auditor::{AuditReport, Auditor};
-pub use entry::{EntryRepair, repair_entry};
+pub use entry::{EntryRepair, doubt_ledger, repair_entry};
 pub use index::LedgerIndex;
 pub use local::{LocalAudit, LocalLedger, LocalPass, LocalReport};
 pub use marks::{Mark, write as write_mark};

@@ -63,46 +63,56 @@ pub fn check(
     from: Place,
     bytes_max: usize,
 ) -> Result<Checked, StoreError> {
+    let mut checked = Checked::default();
+    checked.next = step(db, ledger, from, bytes_max, &mut |entry, value| {
+        checked.bytes += value.map_or(0, <[u8]>::len);
+        match value.map(|value| verified(ledger, entry, value, Some(0))) {
+            Some(Ok(_)) => checked.entries += 1,
+            Some(Err(_)) | None => checked.damaged.push(entry),
+        }
+    })?;
+    Ok(checked)
+}
+
+/// Shows what is stored of a ledger from a place on, about `bytes_max` of it: the value of each
+/// entry, or nothing where it cannot be read. Returns where to go on.
+pub fn step(
+    db: &Db,
+    ledger: LedgerId,
+    from: Place,
+    bytes_max: usize,
+    show: &mut dyn FnMut(EntryId, Option<&[u8]>),
+) -> Result<Option<Place>, StoreError> {
     let mut read = ReadOptions::default();
     read.set_iterate_upper_bound(keys::ledger_end(ledger));
     read.fill_cache(false);
     let family = db.family(keys::ENTRIES)?;
     let mut iterator = db.rocks.raw_iterator_cf_opt(family, read);
     iterator.seek(keys::entry_key(ledger, from.entry));
-    let mut checked = Checked::default();
-    let mut next = from;
+    let (mut next, mut bytes) = (from, 0);
     while let Some((key, value)) = iterator.item() {
         let entry = keys::entry_of(key)
             .ok_or_else(|| StoreError::Damaged("the key of an entry".to_owned()))?;
-        look(&mut checked, ledger, entry, value);
+        show(entry, Some(value));
+        bytes += value.len();
         next = Place::at(entry.next());
-        if checked.bytes >= bytes_max {
-            checked.next = Some(next);
-            return Ok(checked);
+        if bytes >= bytes_max {
+            return Ok(Some(next));
         }
         iterator.next();
     }
     match iterator.status().map_err(StoreError::from) {
-        Ok(()) => return Ok(checked),
+        Ok(()) => return Ok(None),
         Err(StoreError::Damaged(_)) => {}
         Err(error) => return Err(error),
     }
     // Repair writes an entry anew beside its damaged block, and there only its number finds it.
     match db.entry(ledger, next.entry) {
-        Ok(Some(value)) => look(&mut checked, ledger, next.entry, &value),
+        Ok(Some(value)) => show(next.entry, Some(&value)),
         // Nothing of that number: proven.
         Ok(None) => {}
-        Err(StoreError::Damaged(_)) => checked.damaged.push(next.entry),
+        Err(StoreError::Damaged(_)) => show(next.entry, None),
         Err(error) => return Err(error),
     }
-    checked.next = next.behind();
-    Ok(checked)
-}
-
-fn look(checked: &mut Checked, ledger: LedgerId, entry: EntryId, value: &[u8]) {
-    checked.bytes += value.len();
-    match verified(ledger, entry, value, Some(0)) {
-        Ok(_) => checked.entries += 1,
-        Err(_) => checked.damaged.push(entry),
-    }
+    Ok(next.behind())
 }

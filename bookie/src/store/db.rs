@@ -73,6 +73,8 @@ fn is_unreadable(message: &str) -> bool {
 /// An open database.
 pub struct Db {
     pub(super) rocks: DB,
+    /// No compaction runs: one of its files is damaged.
+    is_damaged: bool,
 }
 
 /// Changes that RocksDB takes as one.
@@ -90,6 +92,37 @@ pub fn directory(config: &BookieConfig) -> PathBuf {
 impl Db {
     /// Opens the database; `create` only for a new bookie.
     pub fn open(config: &BookieConfig, create: bool) -> Result<Db, StoreError> {
+        Db::open_as(config, create, None)
+    }
+
+    /// Opens a database some of whose files are damaged: it serves what is whole and takes writes,
+    /// and nothing is compacted.
+    pub fn open_damaged(config: &BookieConfig) -> Result<Db, StoreError> {
+        match Db::open_as(config, false, Some(true)) {
+            // A file that cannot even be opened stops the other way.
+            Err(StoreError::Damaged(_)) => Db::open_as(config, false, Some(false)),
+            opened => opened,
+        }
+    }
+
+    /// Opens a copy of the database in another directory, to be read.
+    pub(super) fn open_copy(config: &BookieConfig, path: &Path) -> Result<Db, StoreError> {
+        let mut database = options::database(config, false, supports_direct_io(path))?;
+        database.set_paranoid_checks(false);
+        let families = options::families(config, &options::cache(config), false);
+        let rocks = DB::open_cf_descriptors_read_only(&database, path, families, false)?;
+        Ok(Db {
+            rocks,
+            is_damaged: true,
+        })
+    }
+
+    /// `damaged`: that it is, and whether RocksDB is to look at its files when it opens.
+    fn open_as(
+        config: &BookieConfig,
+        create: bool,
+        damaged: Option<bool>,
+    ) -> Result<Db, StoreError> {
         let path = directory(config);
         if create {
             RealDisk
@@ -103,16 +136,24 @@ impl Db {
         }
         let direct = supports_direct_io(&path);
         let cache = options::cache(config);
-        let rocks = DB::open_cf_descriptors(
-            &options::database(config, create, direct)?,
-            &path,
-            options::families(config, &cache),
-        )?;
-        let db = Db { rocks };
+        let mut database = options::database(config, create, direct)?;
+        database.set_paranoid_checks(damaged.unwrap_or(true));
+        let families = options::families(config, &cache, damaged.is_none());
+        let rocks = DB::open_cf_descriptors(&database, &path, families)?;
+        let db = Db {
+            rocks,
+            is_damaged: damaged.is_some(),
+        };
         // Every later use of the families relies on this.
         db.family(keys::ENTRIES)?;
         db.family(keys::LEDGERS)?;
         Ok(db)
+    }
+
+    /// Whether it was opened although files are damaged.
+    #[must_use]
+    pub fn is_damaged(&self) -> bool {
+        self.is_damaged
     }
 
     pub(super) fn family(&self, name: &str) -> Result<&ColumnFamily, StoreError> {
@@ -309,6 +350,19 @@ impl Batch<'_> {
             keys::ledger_end(ledger),
         );
         Ok(())
+    }
+
+    /// Stores something that the database says about itself.
+    pub(super) fn put_position(&mut self, key: &[u8], value: &[u8]) {
+        self.batch.put(key, value);
+    }
+
+    /// Stores which files are damaged, or that none is any more.
+    pub fn set_damage(&mut self, damage: Option<&[u8]>) {
+        match damage {
+            Some(damage) => self.batch.put(keys::DAMAGE, damage),
+            None => self.batch.delete(keys::DAMAGE),
+        }
     }
 
     /// Notes that everything up to this commit is in.

@@ -10,7 +10,8 @@ pub const LEDGERS: &str = "ledgers";
 pub const APPLIED: &[u8] = b"applied";
 /// In the default family: the loss that keeps ledgers in limbo.
 pub const LOSS: &[u8] = b"loss";
-
+/// In the default family: the files that are damaged.
+pub const DAMAGE: &[u8] = b"damage";
 /// In the default family: up to where the scrubber has come.
 pub const SCRUBBED: &[u8] = b"scrubbed";
 

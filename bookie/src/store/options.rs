@@ -49,14 +49,23 @@ pub fn database(config: &BookieConfig, create: bool, direct: bool) -> Result<Opt
     Ok(options)
 }
 
-/// The column families.
-pub fn families(config: &BookieConfig, cache: &Cache) -> Vec<ColumnFamilyDescriptor> {
-    let small = || ColumnFamilyDescriptor::new("default", small_family(cache));
-    vec![
-        small(),
-        ColumnFamilyDescriptor::new(keys::LEDGERS, small_family(cache)),
-        ColumnFamilyDescriptor::new(keys::ENTRIES, entries_family(config, cache)),
-    ]
+/// The column families. With `compacts` off they are never compacted by themselves, and writes do not
+/// wait for that either.
+pub fn families(
+    config: &BookieConfig,
+    cache: &Cache,
+    compacts: bool,
+) -> Vec<ColumnFamilyDescriptor> {
+    let families = [
+        ("default", small_family(cache)),
+        (keys::LEDGERS, small_family(cache)),
+        (keys::ENTRIES, entries_family(config, cache)),
+    ];
+    let families = families.into_iter().map(|(name, mut options)| {
+        options.set_disable_auto_compactions(!compacts);
+        ColumnFamilyDescriptor::new(name, options)
+    });
+    families.collect()
 }
 
 /// The block cache that all families share.

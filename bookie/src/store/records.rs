@@ -1,6 +1,6 @@
 //! The list of ledgers: their records in order, past those that cannot be read.
 
-use aquifer_model::id::{LEDGER_ID_MAX, LedgerId};
+use aquifer_model::id::{EntryId, LEDGER_ID_MAX, LedgerId};
 use rocksdb::DBRawIterator;
 
 use crate::ledger_state::LedgerMeta;
@@ -9,6 +9,8 @@ use crate::store::keys;
 
 /// Records of ledgers that one call looks at.
 const RECORDS_MAX: usize = 4_096;
+/// Ledger numbers in one damaged stretch that are looked at one by one.
+const HIDDEN_MAX: usize = 100_000;
 
 impl Db {
     /// Ledgers after one that are not deleted, with their tokens, `max` at most: those whose records
@@ -51,7 +53,7 @@ impl Db {
 
     /// Calls `each` for ledger records from a number on, until it says that it has enough. Records
     /// that cannot be read are left out: their ledgers are told apart when somebody asks for them.
-    fn ledgers_from(
+    pub(super) fn ledgers_from(
         &self,
         first: u64,
         each: &mut dyn FnMut(LedgerId, LedgerMeta) -> bool,
@@ -78,7 +80,7 @@ impl Db {
                 }
                 Err(error) => return Err(error),
             }
-            match readable_behind(&mut iterator, next)? {
+            match readable_behind(&mut iterator, next, &|at| keys::ledger_key(at).to_vec())? {
                 Some(readable) => next = readable,
                 None => return Ok(()),
             }
@@ -95,16 +97,56 @@ impl Db {
             true
         })
     }
+
+    /// The ledgers from `first` to `last` that have entries, whatever their records say.
+    pub fn ledgers_with_entries(
+        &self,
+        first: LedgerId,
+        last: LedgerId,
+    ) -> Result<Vec<LedgerId>, StoreError> {
+        let mut iterator = self.rocks.raw_iterator_cf(self.family(keys::ENTRIES)?);
+        let key = |ledger| keys::entry_key(ledger, EntryId::FIRST).to_vec();
+        let mut found = Vec::new();
+        let mut next = first.0;
+        while next <= last.0 {
+            iterator.seek(key(LedgerId(next)));
+            let ledger = iterator
+                .key()
+                .and_then(|key| keys::ledger_of(key.get(..8)?));
+            next = match (ledger, iterator.status().map_err(StoreError::from)) {
+                (Some(ledger), Ok(())) if ledger <= last => {
+                    found.push(ledger);
+                    ledger.0.saturating_add(1)
+                }
+                (_, Ok(())) => break,
+                (_, Err(StoreError::Damaged(_))) => {
+                    // The one that cannot be read may have entries, and so may those behind it.
+                    found.push(LedgerId(next));
+                    match readable_behind(&mut iterator, next, &key)? {
+                        Some(readable) => {
+                            let hidden = next.saturating_add(1)..readable;
+                            found.extend(hidden.take(HIDDEN_MAX).map(LedgerId));
+                            readable
+                        }
+                        None => break,
+                    }
+                }
+                (_, Err(error)) => return Err(error),
+            };
+        }
+        Ok(found)
+    }
 }
 
-/// The first ledger number behind one that cannot be read at which reading goes on: damage
-/// covers a range of keys without a gap.
+/// The first ledger number behind one that cannot be read at which reading goes on: damage covers a
+/// range of keys without a gap.
 fn readable_behind(
     iterator: &mut DBRawIterator<'_>,
     unreadable: u64,
+    key: &dyn Fn(LedgerId) -> Vec<u8>,
 ) -> Result<Option<u64>, StoreError> {
     let mut is_readable = |at: u64| {
-        iterator.seek(keys::ledger_key(LedgerId(at)));
+        iterator.seek(key(LedgerId(at)));
         match iterator.status().map_err(StoreError::from) {
             Ok(()) => Ok(true),
             Err(StoreError::Damaged(_)) => Ok(false),

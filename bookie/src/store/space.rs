@@ -154,6 +154,10 @@ impl Db {
     /// Compacts a range, with `all` also what lies at the bottom already. The library says
     /// nothing of an error; RocksDB counts them.
     fn compact(&self, (from, to): (&[u8], &[u8]), all: bool) -> Result<(), StoreError> {
+        // A compaction that met a damaged file would stop writes.
+        if self.is_damaged() {
+            return Ok(());
+        }
         let mut options = CompactOptions::default();
         // Compactions of what is being written go on beside it.
         options.set_exclusive_manual_compaction(false);

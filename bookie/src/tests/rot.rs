@@ -20,20 +20,20 @@ impl RepairHook for Told {
     }
 }
 
-fn quiet(directory: &Path) -> BookieConfig {
+pub(super) fn quiet(directory: &Path) -> BookieConfig {
     BookieConfig {
         scrub_bytes_per_second: 0,
         ..config(directory)
     }
 }
 
-fn stop(bookie: Bookie) {
+pub(super) fn stop(bookie: Bookie) {
     shutdown(&bookie);
     drop(bookie);
 }
 
 /// Flips a bit in the file of RocksDB that holds these bytes, at their end.
-fn flip_bytes(config: &BookieConfig, suffix: &str, bytes: &[u8]) {
+pub(super) fn flip_bytes(config: &BookieConfig, suffix: &str, bytes: &[u8]) {
     for path in files_with(&config.ledger_dir.join("rocksdb"), suffix) {
         let mut stored = std::fs::read(&path).unwrap();
         let found = stored.windows(bytes.len()).position(|part| part == bytes);
@@ -46,7 +46,7 @@ fn flip_bytes(config: &BookieConfig, suffix: &str, bytes: &[u8]) {
     panic!("no {suffix} file has these bytes");
 }
 
-fn flip_entry(config: &BookieConfig, suffix: &str, ledger: u64, entry: u64) {
+pub(super) fn flip_entry(config: &BookieConfig, suffix: &str, ledger: u64, entry: u64) {
     flip_bytes(config, suffix, &data(ledger, entry, 64).head);
 }
 

@@ -33,7 +33,7 @@ pub struct StandaloneArgs {
     #[arg(long)]
     pub allow_remote: bool,
 
-    /// Give up data that a crash may have lost: ends limbo and prints what is missing.
+    /// Give up data that is lost: ends limbo, sets damaged files aside, and prints what is missing.
     #[arg(long)]
     pub accept_loss: bool,
 
@@ -104,7 +104,7 @@ pub struct BookieArgs {
     #[arg(long, value_name = "BYTES")]
     pub capacity: Option<u64>,
 
-    /// Give up data that a crash may have lost: ends limbo and prints what is missing.
+    /// Give up data that is lost: ends limbo, sets damaged files aside, and prints what is missing.
     #[arg(long)]
     pub accept_loss: bool,
 

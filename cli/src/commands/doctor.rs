@@ -222,9 +222,11 @@ fn bookies(index: &LedgerIndex, members: &Members, standalone: bool) -> Vec<Find
             let advice =
                 "it is restored from other copies by itself; see its log when that takes long";
             findings.push(Finding::new(Level::Warning, what, advice));
-        } else if registration.is_some_and(|registration| registration.read_only) {
-            let what = format!("bookie {} is read-only", member.id);
-            let advice = "make room on its disks, or look at its log";
+        } else if let Some(record) = registration.filter(|record| record.read_only) {
+            let why = &record.read_only_reason;
+            let what = format!("bookie {} is read-only: {why}", member.id);
+            let advice = "make room on its disks, or look at its log; docs/operations.md says what \
+                          to do about damaged files";
             findings.push(Finding::new(Level::Warning, what, advice));
         }
         if member.is_leaving() && !member.is_decommissioned() {

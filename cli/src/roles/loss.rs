@@ -1,6 +1,6 @@
 //! What a bookie says of a loss when it starts: what was given up, or what is in danger.
 
-use aquifer_bookie::{Bookie, LossReport};
+use aquifer_bookie::{Bookie, LossReport, SetAsideReport};
 use serde_json::json;
 
 use crate::exit::CliError;
@@ -17,12 +17,34 @@ pub fn report_loss(bookie: &Bookie, out: &Output) -> Result<(), CliError> {
         }
         print_loss(loss, out)?;
     }
-    if let Some(loss) = bookie.status().limbo {
+    if let Some(aside) = bookie.set_aside() {
+        for line in aside_lines(aside) {
+            tracing::warn!(aside = line, "damaged files set aside");
+        }
+        print_aside(aside, out)?;
+    }
+    let status = bookie.status();
+    if let Some(damage) = status.damage {
+        let what = format!(
+            "warning: files of the ledger store are damaged, so nothing new is stored: {damage}."
+        );
+        let advice = if bookie.cluster().is_empty() {
+            "What can be read is served; the log says what cannot. Restore the files of the whole \
+             data directory from a copy, or restart with --accept-loss: the damaged files are then \
+             set aside, and what cannot be read of them is given up."
+        } else {
+            "What can be read is served, and the ledgers concerned are marked for repair. Look at \
+             the disk; then either decommission this bookie, or restart it with --accept-loss: the \
+             damaged files are then set aside, and what they had is copied from other bookies."
+        };
+        out.note(&format!("{what}\n{advice}"));
+    }
+    if let Some(loss) = status.limbo {
         for line in loss_lines(&loss) {
             tracing::error!(loss = line, "data may be lost");
         }
-        let what = "warning: the journal has lost synced data; every ledger is in limbo: what is \
-                    there is served, and nothing is said to be absent.";
+        let what = "warning: storage has lost synced data; every ledger is in limbo: what is there \
+                    is served, and nothing is said to be absent.";
         let advice = if bookie.cluster().is_empty() {
             "Restore the files, or restart with --accept-loss to give up what is missing."
         } else {
@@ -58,12 +80,68 @@ fn print_loss(loss: &LossReport, out: &Output) -> Result<(), CliError> {
     out.flush()
 }
 
+/// Prints what became of damaged files.
+fn print_aside(aside: &SetAsideReport, out: &Output) -> Result<(), CliError> {
+    if out.is_json() {
+        let files = aside.files.iter().map(|file| {
+            json!({
+                "name": file.name,
+                "first_ledger": file.first.0,
+                "last_ledger": file.last.0,
+                "what": file.what,
+            })
+        });
+        let lost = aside.lost.iter().map(|lost| {
+            json!({
+                "ledger": lost.ledger.0,
+                "first_entry": lost.first.0,
+                "last_entry": lost.last.0,
+            })
+        });
+        out.object(&json!({"set_aside": {
+            "directory": aside.directory.display().to_string(),
+            "files": files.collect::<Vec<_>>(),
+            "lost": lost.collect::<Vec<_>>(),
+            "lost_not_listed": aside.lost_not_listed,
+        }}))?;
+        return out.flush();
+    }
+    for line in aside_lines(aside) {
+        out.line(line)?;
+    }
+    out.flush()
+}
+
+/// Says what could not be read of files that were set aside.
+fn aside_lines(aside: &SetAsideReport) -> Vec<String> {
+    let directory = aside.directory.display();
+    let mut lines = Vec::new();
+    for file in &aside.files {
+        let (name, what) = (&file.name, &file.what);
+        lines.push(format!("{name} was set aside into {directory}: {what}"));
+    }
+    for lost in &aside.lost {
+        let (ledger, first, last) = (lost.ledger, lost.first, lost.last);
+        lines.push(format!(
+            "  ledger {ledger}: entries {first} to {last} could not be read"
+        ));
+    }
+    if aside.lost_not_listed > 0 {
+        lines.push(format!("  and {} more ranges", aside.lost_not_listed));
+    }
+    lines
+}
+
 /// Says what a loss touches; also for the warning while it is not accepted.
 fn loss_lines(loss: &LossReport) -> Vec<String> {
-    let mut lines = vec![format!(
-        "journal commits {} to {} are missing: {}",
-        loss.first_commit, loss.last_commit, loss.reason
-    )];
+    let mut lines = vec![match loss.last_commit {
+        // Nothing of the journal is missing.
+        0 => loss.reason.clone(),
+        last => format!(
+            "journal commits {} to {last} are missing: {}",
+            loss.first_commit, loss.reason
+        ),
+    }];
     for ledger in &loss.ledgers {
         let kept = match ledger.last_entry {
             Some(last) => format!("entries after {last} may be missing"),

@@ -73,3 +73,26 @@ pub async fn repair_entry(
     marks::write(store, &mark.doubted([bookie])).await?;
     Ok(EntryRepair::Marked(why))
 }
+
+/// Marks a ledger of which a bookie's copy may be damaged, so that a worker looks after it; whether
+/// the bookie has a place in it at all.
+///
+/// # Errors
+/// When metadata cannot be read or changed.
+pub async fn doubt_ledger(
+    ctx: &LogContext,
+    bookie: BookieId,
+    ledger: LedgerId,
+    why: &str,
+) -> Result<bool, LedgerError> {
+    let store = &*ctx.store;
+    let Some(info) = ledger_metadata::load(store, ledger).await? else {
+        return Ok(false);
+    };
+    if !info.bookies().contains(&bookie) {
+        return Ok(false);
+    }
+    let mark = Mark::new(ledger, &info.home, why, ctx.clock.wall_ms());
+    marks::write(store, &mark.doubted([bookie])).await?;
+    Ok(true)
+}
