@@ -1,7 +1,7 @@
 //! Whatever bytes a stranger sends, decoding and converting them gives a request or a typed error,
 //! never a panic, and what is accepted obeys the bounds.
 
-use aquifer_model::limits::{METADATA_PAGE_KEYS_MAX, PARTITIONS_MAX};
+use aquifer_model::limits::{ACK_RANGES_MAX, METADATA_PAGE_KEYS_MAX, PARTITIONS_MAX};
 use aquifer_proto::v1;
 use proptest::prelude::*;
 use prost::Message;
