@@ -55,6 +55,9 @@ pub enum BrokerError {
     /// A newer producer has taken the name.
     #[error("producer {0} was replaced by a newer one of its name")]
     ProducerFenced(String),
+    /// A newer session of the same consumer is there.
+    #[error("a newer session of this consumer has replaced this one")]
+    ConsumerReplaced,
     /// The client knows another life of the topic.
     #[error("topic {0} was deleted and created again")]
     Incarnation(String),
@@ -206,6 +209,10 @@ impl From<BrokerError> for ApiError {
             BrokerError::ProducerFenced(_) => api(
                 ErrorKind::Fenced,
                 "stop this producer: another one goes on under its name",
+            ),
+            BrokerError::ConsumerReplaced => api(
+                ErrorKind::Fenced,
+                "let this session go: the consumer goes on in its newer one",
             ),
             BrokerError::Incarnation(_) => api(
                 ErrorKind::Incarnation,

@@ -30,6 +30,14 @@ impl Backoff {
         self.next = FIRST_DELAY;
     }
 
+    /// A session has ended: only one that was good for a while counts as a success, so that one
+    /// that fails whenever it is opened is not opened a hundred times a second.
+    pub(crate) fn session_lasted(&mut self, lasted: Duration) {
+        if lasted >= LARGEST_DELAY {
+            self.reset();
+        }
+    }
+
     /// The wait before the next attempt.
     pub(crate) fn delay(&mut self) -> Duration {
         let delay = self.rng.jitter(self.next);
@@ -105,6 +113,18 @@ mod tests {
         assert!(delays.iter().all(|delay| *delay <= LARGEST_DELAY));
         assert!(delays[19] >= LARGEST_DELAY / 2);
         backoff.reset();
+        assert!(backoff.delay() <= FIRST_DELAY);
+    }
+
+    #[test]
+    fn sessions_that_end_at_once_are_opened_ever_more_slowly() {
+        let mut backoff = Backoff::new(SeededRng::shared(1));
+        for _ in 0..20 {
+            backoff.delay();
+            backoff.session_lasted(Duration::from_millis(100));
+        }
+        assert!(backoff.delay() >= LARGEST_DELAY / 2);
+        backoff.session_lasted(LARGEST_DELAY);
         assert!(backoff.delay() <= FIRST_DELAY);
     }
 

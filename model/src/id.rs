@@ -130,6 +130,9 @@ random_id! {
     TopicIncarnation,
     /// One producer object of an application; tells a reconnect from a rival of the same name.
     ProducerInstance,
+    /// One consumer object of an application on one topic or partition; tells a reconnect from a
+    /// rival.
+    ConsumerInstance,
 }
 
 fn parse_hex16(text: &str) -> Option<[u8; 16]> {

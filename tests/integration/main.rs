@@ -3,6 +3,7 @@
 mod chaos;
 mod cluster;
 mod commands;
+mod cut_off;
 mod damage;
 mod disk_space;
 mod operators;

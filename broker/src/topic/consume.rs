@@ -7,6 +7,7 @@
 //! nothing is delivered between a seek and the moment it is durable.
 
 mod attach;
+mod instances;
 mod serve;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
@@ -19,6 +20,7 @@ use aquifer_model::topic::SubscriptionName;
 use aquifer_protocol_api::broker::{ConsumerEvent, ConsumerSession, Subscribe};
 use aquifer_protocol_api::error::ApiError;
 
+use self::instances::Instances;
 use crate::error::BrokerError;
 use crate::subscription::{
     AckOutcome, ConsumerId, NextRead, Notice, Subscription, SubscriptionSpec,
@@ -45,6 +47,7 @@ pub(super) struct Subscriptions {
     at_end: BTreeSet<SubscriptionId>,
     next_id: u64,
     next_consumer: u64,
+    instances: Instances,
 }
 
 /// One subscription with its clients.
@@ -278,7 +281,11 @@ impl Topic {
                     }
                 }
             }
-            AckOutcome::Invalid(error) => self.fail_consumer(id, consumer, error),
+            // Only this request is wrong: what else the session does goes on.
+            AckOutcome::Invalid(error) => {
+                let refused = ConsumerEvent::AcknowledgeRefused { request_id, error };
+                self.tell(id, consumer, refused);
+            }
         }
     }
 
@@ -361,6 +368,7 @@ impl Topic {
         if slot.consumers.remove(&consumer).is_none() {
             return;
         }
+        self.subscriptions.instances.ended(consumer);
         self.shared.metrics.consumers.add(-1, &[]);
         self.counters.session_closed();
         self.last_used = self.now();

@@ -213,6 +213,8 @@ fn bytes_of(event: &ConsumerEvent) -> u64 {
             deliveries.iter().map(|d| d.batch.len() as u64).sum()
         }
         ConsumerEvent::Confirmed { .. }
+        | ConsumerEvent::AcknowledgeRefused { .. }
+        | ConsumerEvent::SeekRefused { .. }
         | ConsumerEvent::SeekDone { .. }
         | ConsumerEvent::Active(_)
         | ConsumerEvent::Failed(_) => 0,

@@ -71,8 +71,11 @@ impl Topic {
                 Ok(index) => {
                     self.move_to(subscription, index, Mover::Consumer(consumer, request_id));
                 }
+                // The subscription stays where it is, and so do its consumers.
                 Err(error) => {
-                    self.tell(subscription, consumer, ConsumerEvent::Failed(error.into()))
+                    let error = error.into();
+                    let refused = ConsumerEvent::SeekRefused { request_id, error };
+                    self.tell(subscription, consumer, refused);
                 }
             },
             LocatePurpose::AdminSeek {

@@ -1,6 +1,6 @@
 //! Delivery: who gets what, how fast, and from where.
 
-use aquifer_model::id::Index;
+use aquifer_model::id::{ConsumerInstance, Index};
 use aquifer_model::place::Place;
 use aquifer_protocol_api::broker::{
     BrokerApi, ConsumerEvent, IndexRange, NegativeAcknowledge, Subscribe, SubscriptionType,
@@ -222,4 +222,97 @@ async fn deleting_a_subscription_ends_it_for_good() {
     assert_eq!(kind(&delete(true).await), Some(ErrorKind::NotFound));
     let harness = harness.restart().await;
     assert!(harness.stats("orders").await.subscriptions.is_empty());
+}
+
+/// A client that lost its connection, which the broker has not noticed yet, comes back: it does not
+/// wait for itself, and what it held comes to it again.
+#[tokio::test]
+async fn a_consumer_that_comes_back_replaces_its_own_session_at_once() {
+    let harness = Harness::start().await;
+    let mut producer = harness.producer("orders", "p").await;
+    producer.publish(&["a"]).await;
+    for kind_of in [
+        SubscriptionType::Exclusive,
+        SubscriptionType::Failover,
+        SubscriptionType::Shared,
+    ] {
+        let session = |number, epoch| Subscribe {
+            kind: kind_of,
+            instance: Some(ConsumerInstance([number; 16])),
+            epoch,
+            ..subscribe("orders", &format!("{kind_of:?}"))
+        };
+        let mut cut_off = harness.try_subscribe(session(1, 1)).await.unwrap();
+        assert_eq!(cut_off.take_payloads(1).await, ["a"]);
+        let mut back = harness.try_subscribe(session(1, 2)).await.unwrap();
+        assert_eq!(cut_off.error().await.kind, ErrorKind::Fenced);
+        assert_eq!(back.take_payloads(1).await, ["a"], "{kind_of:?}");
+        // What it asked for before it came back arrives late.
+        let late = harness.try_subscribe(session(1, 1)).await;
+        assert_eq!(kind(&late), Some(ErrorKind::Fenced));
+        let rival = harness.try_subscribe(session(2, 9)).await;
+        let refused =
+            (kind_of == SubscriptionType::Exclusive).then_some(ErrorKind::FailedPrecondition);
+        assert_eq!(kind(&rival), refused);
+        back.acknowledge(&[0], None).await;
+    }
+}
+
+/// A reader's sessions are subscriptions of their own: the one before must not stay behind.
+#[tokio::test]
+async fn a_reader_that_comes_back_replaces_its_own_session_at_once() {
+    let harness = Harness::start().await;
+    let session = |epoch| Subscribe {
+        subscription: None,
+        instance: Some(ConsumerInstance([1; 16])),
+        epoch,
+        ..subscribe("orders", "unused")
+    };
+    let mut cut_off = harness.try_subscribe(session(1)).await.unwrap();
+    let _back = harness.try_subscribe(session(2)).await.unwrap();
+    assert_eq!(cut_off.error().await.kind, ErrorKind::Fenced);
+    assert_eq!(harness.stats("orders").await.subscriptions.len(), 1);
+}
+
+/// What is wrong with one request is its own answer: the session, its other requests and what it
+/// holds stay as they are.
+#[tokio::test]
+async fn a_refused_request_does_not_end_its_session() {
+    let harness = Harness::start().await;
+    for (topic, subscription) in [("one", Some("s".parse().unwrap())), ("two", None)] {
+        let mut producer = harness.producer(topic, "p").await;
+        producer.publish(&["a"]).await;
+        let request = Subscribe {
+            subscription,
+            ..subscribe(topic, "unused")
+        };
+        let mut consumer = harness.try_subscribe(request).await.unwrap();
+        assert_eq!(consumer.take_payloads(1).await, ["a"]);
+        let never_delivered = consumer.ack(&[7], None);
+        let sent = never_delivered.request_id;
+        consumer.port.acknowledge(never_delivered).await.unwrap();
+        match consumer.event().await {
+            ConsumerEvent::AcknowledgeRefused { request_id, error } => {
+                assert_eq!((request_id, error.kind), (sent, ErrorKind::InvalidArgument));
+            }
+            other => panic!("{other:?}"),
+        }
+        consumer
+            .port
+            .seek(9, "77:3".parse().unwrap())
+            .await
+            .unwrap();
+        match consumer.event().await {
+            ConsumerEvent::SeekRefused { request_id, error } => {
+                assert_eq!((request_id, error.kind), (9, ErrorKind::InvalidArgument));
+            }
+            other => panic!("{other:?}"),
+        }
+        producer.publish(&["b"]).await;
+        assert_eq!(consumer.take_payloads(1).await, ["b"]);
+        consumer.acknowledge(&[0, 1], None).await;
+        assert_eq!(consumer.seek(Place::Earliest).await, Index(0));
+        producer.publish(&["c"]).await;
+        assert_eq!(consumer.take_payloads(3).await, ["a", "b", "c"]);
+    }
 }

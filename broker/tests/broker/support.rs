@@ -223,6 +223,8 @@ pub fn subscribe(topic: &str, subscription: &str) -> Subscribe {
         start: Place::Earliest,
         incarnation: None,
         priority: 0,
+        instance: None,
+        epoch: 0,
     }
 }
 

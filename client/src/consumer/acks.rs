@@ -169,7 +169,7 @@ impl Acks {
         self.under_way.is_none() && !self.waiting.is_empty()
     }
 
-    /// The broker has made a request, and all before it, durable.
+    /// The broker has made a request, and all before it, durable, or refused it.
     pub(crate) fn confirmed(&mut self, request_id: u64) -> Option<Arc<AckOutcome>> {
         let (_, group) = self.under_way.take_if(|(id, _)| *id <= request_id)?;
         Some(group.outcome)
@@ -199,11 +199,6 @@ impl Acks {
                 false
             }
         });
-    }
-
-    /// Takes what is under way, because the broker has refused it.
-    pub(crate) fn refused(&mut self) -> Option<Arc<AckOutcome>> {
-        self.under_way.take().map(|(_, group)| group.outcome)
     }
 
     /// When the oldest one was made.

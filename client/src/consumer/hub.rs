@@ -7,12 +7,11 @@ use std::sync::Arc;
 use std::task::Waker;
 use std::time::Duration;
 
-use aquifer_model::id::Index;
+use aquifer_model::id::{ConsumerInstance, Index};
 use aquifer_model::place::Place;
 use aquifer_model::topic::TopicName;
 use aquifer_proto::{PROTOCOL_VERSION, v1};
 use aquifer_runtime::task::TaskHandle;
-use bytes::Bytes;
 use futures::StreamExt;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
@@ -25,7 +24,7 @@ use super::session;
 use crate::client::Context;
 use crate::error::{ClientError, Outcome, Result};
 use crate::message::ReceivedMessage;
-use crate::retry::Deadline;
+use crate::retry::{Backoff, Deadline};
 use crate::settle::Settle;
 
 /// Partitions that are opened at once.
@@ -101,7 +100,8 @@ impl Handle {
             v1::SubscriptionType::Exclusive | v1::SubscriptionType::Failover
         );
         let inboxes = inboxes.map(|(at, topic)| {
-            let inbox = Inbox::new(topic, at, is_reader, queue);
+            let instance = ConsumerInstance(context.rng.id16());
+            let inbox = Inbox::new(topic, at, is_reader, instance, queue);
             match keeps_order && !is_reader {
                 true => inbox.keeping_order(),
                 false => inbox,
@@ -180,24 +180,20 @@ impl Hub {
     }
 
     /// The request that subscribes a partition's next session.
-    pub(crate) fn subscribe_request(&self, partition: usize) -> v1::Subscribe {
-        let (topic, start, incarnation): (String, Option<Place>, Option<Bytes>) =
-            self.with(partition, |inbox| {
-                (
-                    inbox.topic().to_string(),
-                    inbox.resume_at(),
-                    inbox.incarnation(),
-                )
-            });
+    pub(crate) fn subscribe_request(&self, partition: usize, session: u64) -> v1::Subscribe {
+        let state = self.state.lock();
+        let inbox = &state.inboxes[partition];
         v1::Subscribe {
             version: PROTOCOL_VERSION,
-            topic,
+            topic: inbox.topic().to_string(),
             subscription: self.settings.subscription.clone(),
             r#type: self.settings.kind.into(),
             consumer_name: self.settings.name.clone(),
-            start: start.unwrap_or(self.settings.start).to_string(),
-            topic_incarnation: incarnation,
+            start: inbox.resume_at().unwrap_or(self.settings.start).to_string(),
+            topic_incarnation: inbox.incarnation(),
             priority: self.settings.priority,
+            instance: inbox.instance().0.to_vec().into(),
+            epoch: session,
         }
     }
 
@@ -297,6 +293,7 @@ impl Hub {
         const WHAT: &str = "seeking";
         let mut ours = None;
         let seek = async {
+            let mut backoff = Backoff::new(Arc::clone(&self.context.rng));
             loop {
                 if let Some(error) = self.failed() {
                     return Err(error.with_outcome(Outcome::NotApplied));
@@ -305,7 +302,10 @@ impl Hub {
                     Ok((outcome, waker)) => {
                         wake(waker);
                         let outcome = Arc::clone(ours.insert(outcome));
-                        return outcome.wait().await.clone();
+                        match outcome.wait().await {
+                            Err(refusal) if refusal.is_retryable() => backoff.wait().await,
+                            done => return done.clone(),
+                        }
                     }
                     Err(earlier) => {
                         earlier.wait().await;

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::task::Waker;
 use std::time::Duration;
 
-use aquifer_model::id::{Index, OwnerEpoch, SeekEpoch};
+use aquifer_model::id::{ConsumerInstance, Index, OwnerEpoch, SeekEpoch};
 use aquifer_model::limits::ACK_RANGES_MAX;
 use aquifer_model::place::Place;
 use aquifer_model::topic::TopicName;
@@ -66,6 +66,8 @@ pub(crate) struct Inbox {
     partition: usize,
     /// A reader: not durable, its place is kept here.
     is_reader: bool,
+    /// This object on its partition, so that the broker knows its sessions from a rival's.
+    instance: ConsumerInstance,
     session: u64,
     is_subscribed: bool,
     is_active: bool,
@@ -100,12 +102,14 @@ impl Inbox {
         topic: Arc<TopicName>,
         partition: usize,
         is_reader: bool,
+        instance: ConsumerInstance,
         queue: Amount,
     ) -> Inbox {
         Inbox {
             topic,
             partition,
             is_reader,
+            instance,
             session: 0,
             is_subscribed: false,
             is_active: false,
@@ -169,17 +173,16 @@ impl Inbox {
     }
 
     /// Where the next session begins, if not where the application said first.
-    pub(crate) fn resume_at(&mut self) -> Option<Place> {
-        if !self.is_reader {
-            return None;
-        }
-        match &mut self.seek {
-            Some(seek) => {
-                seek.is_sent = true;
-                Some(seek.place)
-            }
-            None => self.next.map(|next| Place::Index(Index(next))),
-        }
+    pub(crate) fn resume_at(&self) -> Option<Place> {
+        // A seek under way is sent again in the session: a place that the topic does not have must
+        // not keep the reader from coming back.
+        let next = self.next.filter(|_| self.is_reader)?;
+        Some(Place::Index(Index(next)))
+    }
+
+    /// What tells the broker which older session the next one replaces.
+    pub(crate) fn instance(&self) -> ConsumerInstance {
+        self.instance
     }
 
     /// The topic's life that earlier sessions knew.
@@ -202,10 +205,6 @@ impl Inbox {
             // Each session of a reader is a subscription of its own, with epochs of its own.
             self.seek_epoch = SeekEpoch(answer.seek_epoch);
             let start = answer.start_index;
-            if let Some(seek) = self.seek.take_if(|seek| seek.is_sent) {
-                self.next = Some(start);
-                seek.outcome.set(Ok(Index(start)));
-            }
             // What was trimmed meanwhile cannot be read; what was read is not repeated.
             let next = self.next.map_or(start, |next| next.max(start));
             self.next = Some(next);
@@ -458,12 +457,12 @@ impl Inbox {
         self.begin_session().1
     }
 
-    pub(crate) fn confirmed(&mut self, session: u64, request_id: u64) -> Option<Waker> {
+    pub(crate) fn confirmed(&mut self, session: u64, answer: v1::Confirmed) -> Option<Waker> {
         if session != self.session {
             return None;
         }
-        if let Some(outcome) = self.acks.confirmed(request_id) {
-            outcome.set(Ok(()));
+        if let Some(outcome) = self.acks.confirmed(answer.request_id) {
+            outcome.set(answer.error.map_or(Ok(()), |detail| Err(detail.into())));
         }
         self.acks.is_due().then(|| self.stream.take()).flatten()
     }

@@ -57,7 +57,7 @@ async fn establish(hub: &Arc<Hub>, partition: usize, target: &mut Target) -> Res
         session = begun;
         waker
     });
-    let subscribe = hub.subscribe_request(partition);
+    let subscribe = hub.subscribe_request(partition, session);
     let requests = Requests::new(Arc::clone(hub), partition, session, subscribe);
     let subscribed = async {
         let response = connection.broker().consume(requests).await;
@@ -130,7 +130,7 @@ async fn forget_broken(hub: &Hub, connection: &Connection, error: ClientError) -
 fn is_worth_retrying(error: &ClientError, while_opening: bool, waited_in_vain: bool) -> bool {
     match error.kind() {
         ErrorKind::Busy => error.is_retryable() || !waited_in_vain,
-        // A request was refused, an acknowledgement for instance: the rest may be fine.
+        // Refused requests have answers of their own: something was damaged on its way.
         ErrorKind::Invalid => !while_opening,
         // On the way; what is damaged in storage stays so.
         ErrorKind::Damaged => !waited_in_vain && error.code() != Some(v1::ErrorCode::DataLoss),
@@ -148,7 +148,9 @@ pub(crate) async fn drive(hub: Arc<Hub>, partition: usize, live: Live, mut targe
         let while_opening = live.is_none();
         let ended = match live.take() {
             Some(session) => {
-                let error = serve(&hub, partition, session, &mut backoff).await;
+                let began = tokio::time::Instant::now();
+                let error = serve(&hub, partition, session).await;
+                backoff.session_lasted(began.elapsed());
                 patience = Deadline::after(timeout);
                 error
             }
@@ -174,11 +176,6 @@ pub(crate) async fn drive(hub: Arc<Hub>, partition: usize, live: Live, mut targe
             break;
         }
         hub.update(partition, |inbox| {
-            if error.kind() == ErrorKind::Invalid
-                && let Some(outcome) = inbox.acks().refused()
-            {
-                outcome.set(Err(error.clone()));
-            }
             // What has arrived is delivered again: to this consumer, or to another.
             inbox.interrupted(&error)
         });
@@ -203,12 +200,7 @@ async fn with_expiry<F: Future>(hub: &Hub, partition: usize, future: F) -> F::Ou
 }
 
 /// Takes what the broker sends until the stream ends; `None` when it ended because we closed it.
-async fn serve(
-    hub: &Hub,
-    partition: usize,
-    mut live: Live,
-    backoff: &mut Backoff,
-) -> Option<ClientError> {
+async fn serve(hub: &Hub, partition: usize, mut live: Live) -> Option<ClientError> {
     const WHAT: &str = "receiving";
     let session = live.session;
     loop {
@@ -219,13 +211,10 @@ async fn serve(
                 ClientError::Protocol("the stream was subscribed twice".to_owned())
             }
             Ok(Some(response)) => {
-                backoff.reset();
                 hub.update(partition, |inbox| match response {
                     Response::Deliveries(deliveries) => inbox.deliver(session, deliveries),
-                    Response::Confirmed(confirmed) => {
-                        inbox.confirmed(session, confirmed.request_id)
-                    }
-                    Response::SeekDone(done) => inbox.seek_done(session, &done),
+                    Response::Confirmed(confirmed) => inbox.confirmed(session, confirmed),
+                    Response::SeekDone(done) => inbox.seek_done(session, done),
                     Response::Active(active) => {
                         inbox.set_active(session, active.active);
                         None

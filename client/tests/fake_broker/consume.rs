@@ -55,7 +55,10 @@ async fn texts(consumer: &Consumer, count: usize) -> Vec<String> {
 
 async fn confirm(stream: &Consume, request_id: u64) {
     stream
-        .answer(Response::Confirmed(v1::Confirmed { request_id }))
+        .answer(Response::Confirmed(v1::Confirmed {
+            request_id,
+            error: None,
+        }))
         .await;
 }
 
@@ -205,6 +208,7 @@ async fn a_seek_drops_older_deliveries_and_acknowledgements() {
             request_id: request.request_id,
             seek_epoch: 1,
             index: 0,
+            error: None,
         };
         stream.answer(Response::SeekDone(done)).await;
         stream.deliver(1, 0, vec![delivery(103, 1)]).await;
@@ -354,4 +358,68 @@ async fn close_waits_for_acknowledgements() {
         consumer.receive().await.unwrap_err().kind(),
         ErrorKind::Closed
     );
+}
+
+/// The broker learns that a session is the successor of an older one.
+#[tokio::test]
+async fn sessions_of_a_consumer_share_an_instance_and_count_up() {
+    let fake = Fake::start().await;
+    let client = fake.client();
+    let accept = async {
+        let mut stream = fake.consume().await;
+        let first = stream.subscribed(subscribed(1, 0, 0)).await;
+        drop(stream);
+        let mut stream = fake.consume().await;
+        (first, stream.subscribed(subscribed(1, 0, 0)).await)
+    };
+    let (_consumer, (first, second)) = futures::join!(client.consumer("t", "s").open(), accept);
+    assert_eq!(first.instance.len(), 16);
+    assert_eq!(second.instance, first.instance);
+    assert!(second.epoch > first.epoch);
+}
+
+/// A refused request is told to whoever made it, and the session goes on.
+#[tokio::test]
+async fn refusals_concern_their_own_request_only() {
+    let fake = Fake::start().await;
+    let (consumer, mut stream) = open(&fake).await;
+    stream.deliver(1, 0, vec![delivery(0, 2)]).await;
+    let (first, second) = (
+        consumer.receive().await.unwrap(),
+        consumer.receive().await.unwrap(),
+    );
+    let error = || Some(crate::fake::detail(ErrorCode::InvalidArgument, false));
+
+    let pending = consumer.ack(&first);
+    let request = stream.until(acknowledge).await;
+    let seek = async {
+        let seek = stream.until(|request| match request {
+            Request::Seek(seek) => Some(seek.request_id),
+            _ => None,
+        });
+        let refused = v1::SeekDone {
+            request_id: seek.await,
+            error: error(),
+            ..v1::SeekDone::default()
+        };
+        stream.answer(Response::SeekDone(refused)).await;
+    };
+    let place = "7:3".parse().unwrap();
+    let (sought, ()) = futures::join!(consumer.seek(place), seek);
+    assert_eq!(sought.unwrap_err().kind(), ErrorKind::Invalid);
+    confirm(&stream, request.request_id).await;
+    pending.await.unwrap();
+
+    let pending = consumer.ack(&second);
+    let request_id = stream.until(acknowledge).await.request_id;
+    let refused = v1::Confirmed {
+        request_id,
+        error: error(),
+    };
+    stream.answer(Response::Confirmed(refused)).await;
+    assert_eq!(pending.await.unwrap_err().kind(), ErrorKind::Invalid);
+    let pending = consumer.ack(&second);
+    let again = stream.until(acknowledge).await.request_id;
+    confirm(&stream, again).await;
+    pending.await.unwrap();
 }

@@ -2,12 +2,12 @@
 
 use std::sync::atomic::Ordering;
 
-use aquifer_client::{Index, Place, Reader};
+use aquifer_client::{ErrorKind, Index, Place, Reader};
 use aquifer_proto::v1;
 use aquifer_proto::v1::consume_request::Request;
 use aquifer_proto::v1::consume_response::Response;
 
-use crate::fake::{Consume, Fake, delivery, subscribed};
+use crate::fake::{Consume, Fake, delivery, detail, subscribed};
 
 async fn open(fake: &Fake, start: Place, end: u64) -> (Reader, Consume) {
     let client = fake.client();
@@ -20,6 +20,13 @@ async fn open(fake: &Fake, start: Place, end: u64) -> (Reader, Consume) {
     };
     let (reader, stream) = futures::join!(client.reader("t").start(start).open(), accept);
     (reader.unwrap(), stream)
+}
+
+fn seek_of(request: Request) -> Option<(u64, String)> {
+    match request {
+        Request::Seek(seek) => Some((seek.request_id, seek.place)),
+        _ => None,
+    }
 }
 
 async fn index(reader: &Reader) -> u64 {
@@ -87,6 +94,7 @@ async fn a_seek_continues_elsewhere() {
             request_id,
             seek_epoch: 1,
             index: 4,
+            error: None,
         };
         stream.answer(Response::SeekDone(done)).await;
         stream.deliver(1, 1, vec![delivery(3, 3)]).await;
@@ -96,7 +104,7 @@ async fn a_seek_continues_elsewhere() {
     assert_eq!((index(&reader).await, index(&reader).await), (4, 5));
 }
 
-/// A seek that the connection lost is part of the next subscription.
+/// A seek that the connection lost is sent again.
 #[tokio::test]
 async fn a_seek_survives_a_reconnect() {
     let fake = Fake::start().await;
@@ -107,12 +115,51 @@ async fn a_seek_survives_a_reconnect() {
             .await;
         drop(stream);
         let mut stream = fake.consume().await;
-        let request = stream.subscribed(subscribed(1, 7, 9)).await;
-        assert_eq!(request.start, "7");
-        stream.deliver(1, 0, vec![delivery(6, 3)]).await;
+        let request = stream.subscribed(subscribed(1, 0, 9)).await;
+        assert_eq!(request.start, "0", "it comes back to where it was");
+        let (request_id, place) = stream.until(seek_of).await;
+        assert_eq!(place, "7");
+        let done = v1::SeekDone {
+            request_id,
+            seek_epoch: 1,
+            index: 7,
+            error: None,
+        };
+        stream.answer(Response::SeekDone(done)).await;
+        stream.deliver(1, 1, vec![delivery(6, 3)]).await;
         stream
     };
     let (place, _stream) = futures::join!(reader.seek(Place::Index(Index(7))), seek);
     assert_eq!(place.unwrap(), Index(7));
     assert_eq!((index(&reader).await, index(&reader).await), (7, 8));
+}
+
+/// A place that the topic does not have is the seek's error and nothing else's, also when the
+/// connection is lost before it is answered.
+#[tokio::test]
+async fn a_refused_seek_leaves_the_reader_where_it_is() {
+    let fake = Fake::start().await;
+    let (reader, mut stream) = open(&fake, Place::Earliest, 9).await;
+    stream.deliver(1, 0, vec![delivery(0, 2)]).await;
+    assert_eq!(index(&reader).await, 0);
+    let seek = async {
+        stream.until(seek_of).await;
+        drop(stream);
+        let mut stream = fake.consume().await;
+        let request = stream.subscribed(subscribed(1, 1, 9)).await;
+        assert_eq!(request.start, "1");
+        let (request_id, place) = stream.until(seek_of).await;
+        assert_eq!(place, "7:3");
+        let refused = v1::SeekDone {
+            request_id,
+            error: Some(detail(v1::ErrorCode::InvalidArgument, false)),
+            ..v1::SeekDone::default()
+        };
+        stream.answer(Response::SeekDone(refused)).await;
+        stream.deliver(1, 0, vec![delivery(0, 2)]).await;
+        stream
+    };
+    let (sought, _stream) = futures::join!(reader.seek("7:3".parse().unwrap()), seek);
+    assert_eq!(sought.unwrap_err().kind(), ErrorKind::Invalid);
+    assert_eq!(index(&reader).await, 1);
 }

@@ -2,7 +2,8 @@
 
 use aquifer_model::bundle::BundleRange;
 use aquifer_model::id::{
-    BrokerId, EntryId, Index, LedgerId, OwnerEpoch, ProducerInstance, SeekEpoch, TopicIncarnation,
+    BrokerId, ConsumerInstance, EntryId, Index, LedgerId, OwnerEpoch, ProducerInstance, SeekEpoch,
+    TopicIncarnation,
 };
 use aquifer_model::load::LoadReport;
 use aquifer_model::place::Place;
@@ -314,6 +315,11 @@ pub struct Subscribe {
     pub incarnation: Option<TopicIncarnation>,
     /// Lower is served first (Failover).
     pub priority: i32,
+    /// The consumer object; a newer epoch of it replaces its older session at once. `None`: this
+    /// session replaces none.
+    pub instance: Option<ConsumerInstance>,
+    /// Counts the sessions of the instance; an older one is fenced.
+    pub epoch: u64,
 }
 
 /// An open consumer. Dropping `port` or `events` closes it; what it had is redelivered.
@@ -348,11 +354,13 @@ pub trait ConsumerPort: Send {
     /// one message of them per message that it does not skip, and the bytes of its batch; so does
     /// a redelivery, and one that a seek made void on its way. The last entry may exceed them.
     async fn credit(&mut self, messages_total: u64, bytes_total: u64) -> ApiResult<()>;
-    /// Acknowledges; with a request id, [`ConsumerEvent::Confirmed`] follows when it is durable.
+    /// Acknowledges; with a request id, [`ConsumerEvent::Confirmed`] follows when it is durable. A
+    /// refused one is answered with [`ConsumerEvent::AcknowledgeRefused`], and the session goes on.
     async fn acknowledge(&mut self, acknowledge: Acknowledge) -> ApiResult<()>;
     /// Asks for redelivery.
     async fn negative_acknowledge(&mut self, negative: NegativeAcknowledge) -> ApiResult<()>;
-    /// Moves the subscription; [`ConsumerEvent::SeekDone`] follows.
+    /// Moves the subscription; [`ConsumerEvent::SeekDone`] follows, or
+    /// [`ConsumerEvent::SeekRefused`], after which the session goes on.
     async fn seek(&mut self, request_id: u64, place: Place) -> ApiResult<()>;
 }
 
@@ -407,6 +415,20 @@ pub enum ConsumerEvent {
     Confirmed {
         /// Its id.
         request_id: u64,
+    },
+    /// The acknowledgement with this id was refused and has changed nothing.
+    AcknowledgeRefused {
+        /// Its id, 0 included.
+        request_id: u64,
+        /// Why.
+        error: ApiError,
+    },
+    /// The seek with this id was refused and has changed nothing.
+    SeekRefused {
+        /// Its id.
+        request_id: u64,
+        /// Why.
+        error: ApiError,
     },
     /// The seek with this id is durable; deliveries of older seek epochs are void.
     SeekDone {

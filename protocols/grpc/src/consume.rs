@@ -4,7 +4,7 @@
 mod frames;
 
 use aquifer_model::id::Index;
-use aquifer_model::id::{OwnerEpoch, SeekEpoch, TopicIncarnation};
+use aquifer_model::id::{ConsumerInstance, OwnerEpoch, SeekEpoch, TopicIncarnation};
 use aquifer_proto::v1;
 use aquifer_proto::v1::consume_request::Request as Kind;
 use aquifer_proto::v1::consume_response::Response as Answer;
@@ -13,6 +13,7 @@ use aquifer_protocol_api::broker::{
     NegativeAcknowledge, Subscribe, Subscribed, SubscriptionType,
 };
 use aquifer_protocol_api::context::RequestContext;
+use aquifer_protocol_api::error::ApiError;
 use aquifer_runtime::clock::timeout;
 use aquifer_runtime::task::ShutdownToken;
 use tokio::sync::mpsc;
@@ -24,6 +25,7 @@ use crate::convert::{
 };
 use crate::metrics::{Flow, Metrics};
 use crate::service::Service;
+use crate::status;
 use crate::stream::{self, End, empty_request};
 
 type Out = mpsc::Sender<v1::ConsumeResponse>;
@@ -65,7 +67,7 @@ async fn session(
     let shutdown = service.tasks.shutdown_token();
     // Both ways at once: a peer that does not read must not keep its acknowledgements from us.
     let end = tokio::select! {
-        end = requests(port, &mut inbound, shutdown, &service.metrics) => end,
+        end = requests(port, &mut inbound, out, shutdown, &service.metrics) => end,
         end = deliver(&mut frames, out, &service.metrics) => return Err(end),
     };
     if let End::Done = end {
@@ -81,6 +83,7 @@ async fn session(
 async fn requests(
     mut port: Box<dyn ConsumerPort>,
     inbound: &mut Streaming<v1::ConsumeRequest>,
+    out: &Out,
     shutdown: ShutdownToken,
     metrics: &Metrics,
 ) -> End {
@@ -96,14 +99,24 @@ async fn requests(
             Err(end) => return end,
         };
         metrics.frame(Flow::ConsumeIn, 0);
+        let request = match consumer_request(request) {
+            Ok(request) => request,
+            Err(Refusal::Session(error)) => return error.into(),
+            Err(Refusal::Request(refused)) => {
+                if let Err(end) = stream::reply(out, answer(refused)).await {
+                    return end;
+                }
+                continue;
+            }
+        };
         if let Err(error) = apply(&mut *port, request).await {
             return error.into();
         }
     }
 }
 
-async fn apply(port: &mut dyn ConsumerPort, request: v1::ConsumeRequest) -> ApiResult<()> {
-    match consumer_request(request)? {
+async fn apply(port: &mut dyn ConsumerPort, request: ConsumerRequest) -> ApiResult<()> {
+    match request {
         ConsumerRequest::Credit { messages, bytes } => port.credit(messages, bytes).await,
         ConsumerRequest::Acknowledge(acknowledge) => port.acknowledge(acknowledge).await,
         ConsumerRequest::Negative(negative) => port.negative_acknowledge(negative).await,
@@ -128,9 +141,14 @@ async fn deliver(frames: &mut Frames, out: &Out, metrics: &Metrics) -> End {
                     deliveries: deliveries.into_iter().map(wire_delivery).collect(),
                 })
             }
-            ConsumerEvent::Confirmed { request_id } => {
-                Answer::Confirmed(v1::Confirmed { request_id })
+            ConsumerEvent::Confirmed { request_id } => Answer::Confirmed(v1::Confirmed {
+                request_id,
+                error: None,
+            }),
+            ConsumerEvent::AcknowledgeRefused { request_id, error } => {
+                acknowledge_refused(request_id, &error)
             }
+            ConsumerEvent::SeekRefused { request_id, error } => seek_refused(request_id, &error),
             ConsumerEvent::SeekDone {
                 request_id,
                 seek_epoch,
@@ -139,6 +157,7 @@ async fn deliver(frames: &mut Frames, out: &Out, metrics: &Metrics) -> End {
                 request_id,
                 seek_epoch: seek_epoch.0,
                 index: index.0,
+                error: None,
             }),
             ConsumerEvent::Active(active) => Answer::Active(v1::Active { active }),
             ConsumerEvent::Failed(error) => return error.into(),
@@ -165,7 +184,37 @@ pub(crate) enum ConsumerRequest {
     },
 }
 
-pub(crate) fn consumer_request(request: v1::ConsumeRequest) -> ApiResult<ConsumerRequest> {
+/// Why a request goes no further.
+#[derive(Debug)]
+pub(crate) enum Refusal {
+    /// What it asks for is wrong: this is its answer, and the session goes on.
+    Request(Answer),
+    /// The peer does not speak the protocol: nothing that it says can be relied on.
+    Session(ApiError),
+}
+
+impl From<ApiError> for Refusal {
+    fn from(error: ApiError) -> Refusal {
+        Refusal::Session(error)
+    }
+}
+
+fn acknowledge_refused(request_id: u64, error: &ApiError) -> Answer {
+    Answer::Confirmed(v1::Confirmed {
+        request_id,
+        error: Some(status::detail(error)),
+    })
+}
+
+fn seek_refused(request_id: u64, error: &ApiError) -> Answer {
+    Answer::SeekDone(v1::SeekDone {
+        request_id,
+        error: Some(status::detail(error)),
+        ..v1::SeekDone::default()
+    })
+}
+
+pub(crate) fn consumer_request(request: v1::ConsumeRequest) -> Result<ConsumerRequest, Refusal> {
     match request.request {
         Some(Kind::Credit(credit)) => Ok(ConsumerRequest::Credit {
             messages: credit.messages_total,
@@ -176,21 +225,26 @@ pub(crate) fn consumer_request(request: v1::ConsumeRequest) -> ApiResult<Consume
             owner_epoch: OwnerEpoch(acknowledge.owner_epoch),
             seek_epoch: SeekEpoch(acknowledge.seek_epoch),
             cumulative: acknowledge.cumulative.map(Index),
-            individual: ranges(&acknowledge.individual)?,
+            individual: ranges(&acknowledge.individual).map_err(|error| {
+                Refusal::Request(acknowledge_refused(acknowledge.request_id, &error))
+            })?,
         })),
         Some(Kind::NegativeAcknowledge(negative)) => {
             Ok(ConsumerRequest::Negative(NegativeAcknowledge {
                 owner_epoch: OwnerEpoch(negative.owner_epoch),
                 seek_epoch: SeekEpoch(negative.seek_epoch),
-                ranges: ranges(&negative.ranges)?,
+                // Nothing is owed to a wish; its sender is told all the same.
+                ranges: ranges(&negative.ranges)
+                    .map_err(|error| Refusal::Request(acknowledge_refused(0, &error)))?,
             }))
         }
         Some(Kind::Seek(seek)) => Ok(ConsumerRequest::Seek {
             request_id: seek.request_id,
-            to: place(&seek.place)?,
+            to: place(&seek.place)
+                .map_err(|error| Refusal::Request(seek_refused(seek.request_id, &error)))?,
         }),
-        Some(Kind::Subscribe(_)) => Err(invalid("this stream is subscribed already")),
-        None => Err(empty_request()),
+        Some(Kind::Subscribe(_)) => Err(invalid("this stream is subscribed already").into()),
+        None => Err(empty_request().into()),
     }
 }
 
@@ -213,6 +267,11 @@ pub(crate) fn subscribe(request: v1::Subscribe) -> ApiResult<Subscribe> {
             .map(|bytes| id16::<TopicIncarnation>("the topic incarnation", bytes))
             .transpose()?,
         priority: request.priority,
+        instance: match request.instance.is_empty() {
+            true => None,
+            false => Some(id16::<ConsumerInstance>("the instance", &request.instance)?),
+        },
+        epoch: request.epoch,
     })
 }
 

@@ -93,6 +93,7 @@ fn plausible() -> impl Strategy<Value = Vec<u8>> {
             subscription: two.clone(),
             r#type: code,
             start: two.clone(),
+            instance: bytes.clone().into(),
             ..v1::Subscribe::default()
         };
         let acknowledge = v1::Acknowledge {

@@ -10,6 +10,7 @@ use std::time::Duration;
 use aquifer_model::limits::FRAME_BYTES_MAX;
 use aquifer_proto::v1;
 use aquifer_proto::v1::consume_request::Request as Consume;
+use aquifer_proto::v1::consume_response::Response as Consumed;
 use aquifer_proto::v1::produce_request::Request as Produce;
 use aquifer_protocol_api::conformance::{ConformanceClient, FakeBroker, check_all};
 use aquifer_protocol_api::error::ErrorKind;
@@ -178,7 +179,28 @@ async fn wrong_requests_of_a_consumer_end_its_stream_with_a_typed_error() {
         change(&mut subscribe);
         vec![Some(Consume::Subscribe(subscribe))]
     };
+    for (requests, kind) in [
+        (subscribes(|s| s.version = 0), ErrorKind::UnsupportedVersion),
+        (subscribes(|s| s.r#type = 0), ErrorKind::InvalidArgument),
+        (subscribes(|s| s.r#type = -7), ErrorKind::InvalidArgument),
+        (
+            subscribes(|s| s.start = "x".repeat(1 << 20)),
+            ErrorKind::InvalidArgument,
+        ),
+        (vec![subscribe(), subscribe()], ErrorKind::InvalidArgument),
+    ] {
+        assert_eq!(client.consume_error(requests, true).await, kind);
+    }
+    served.broker.wait_until_no_sessions().await;
+    assert_eq!(served.tasks.failed(), None);
+}
+
+/// A request that is wrong in itself is refused with its id, and the session goes on.
+#[tokio::test]
+async fn a_refused_request_does_not_end_its_session() {
+    let served = serve(|_| {}).await;
     let backwards = v1::Acknowledge {
+        request_id: 5,
         individual: vec![v1::IndexRange { first: 2, last: 1 }],
         ..v1::Acknowledge::default()
     };
@@ -190,32 +212,42 @@ async fn wrong_requests_of_a_consumer_end_its_stream_with_a_typed_error() {
         request_id: 1,
         place: "nowhere".to_owned(),
     };
-    for (requests, kind) in [
-        (subscribes(|s| s.version = 0), ErrorKind::UnsupportedVersion),
-        (subscribes(|s| s.r#type = 0), ErrorKind::InvalidArgument),
-        (subscribes(|s| s.r#type = -7), ErrorKind::InvalidArgument),
-        (
-            subscribes(|s| s.start = "x".repeat(1 << 20)),
-            ErrorKind::InvalidArgument,
-        ),
-        (vec![subscribe(), subscribe()], ErrorKind::InvalidArgument),
-        (
-            vec![subscribe(), Some(Consume::Acknowledge(backwards))],
-            ErrorKind::InvalidArgument,
-        ),
-        (
-            vec![subscribe(), Some(Consume::NegativeAcknowledge(many))],
-            ErrorKind::TooLarge,
-        ),
-        (
-            vec![subscribe(), Some(Consume::Seek(nowhere))],
-            ErrorKind::InvalidArgument,
-        ),
-    ] {
-        assert_eq!(client.consume_error(requests, true).await, kind);
+    let good = v1::Acknowledge {
+        request_id: 6,
+        ..v1::Acknowledge::default()
+    };
+    let requests = vec![
+        Consume::Subscribe(raw::subscribe("t", "s")),
+        Consume::Acknowledge(backwards),
+        Consume::NegativeAcknowledge(many),
+        Consume::Seek(nowhere),
+        Consume::Acknowledge(good),
+    ];
+    let answers = served.client.consume_answers(requests, 5);
+    let answers = timeout(HANG, answers).await.unwrap();
+    let mut told = Vec::new();
+    for answer in answers {
+        told.push(match answer {
+            Consumed::Subscribed(_) => "subscribed".to_owned(),
+            Consumed::Confirmed(v1::Confirmed { request_id, error }) => {
+                format!("ack {request_id} {:?}", error.map(|error| error.code()))
+            }
+            Consumed::SeekDone(v1::SeekDone {
+                request_id, error, ..
+            }) => format!("seek {request_id} {:?}", error.map(|error| error.code())),
+            other => panic!("{other:?}"),
+        });
     }
-    served.broker.wait_until_no_sessions().await;
-    assert_eq!(served.tasks.failed(), None);
+    // What the door refuses and what the broker answers take two ways.
+    told.sort();
+    let expected = [
+        "ack 0 Some(TooLarge)",
+        "ack 5 Some(InvalidArgument)",
+        "ack 6 None",
+        "seek 1 Some(InvalidArgument)",
+        "subscribed",
+    ];
+    assert_eq!(told, expected);
 }
 
 /// Also what fails before any handler of ours runs has its detail.

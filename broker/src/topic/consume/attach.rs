@@ -168,6 +168,7 @@ impl Topic {
         for (subscription, consumer) in self.subscriptions.dead_consumers_of(id) {
             self.consumer_gone(subscription, consumer);
         }
+        self.replace_own_session(request)?;
         self.subscriptions.next_consumer += 1;
         let consumer = ConsumerId(self.subscriptions.next_consumer);
         let slot = self
@@ -186,6 +187,7 @@ impl Topic {
         })?;
         let (outbox, events) = Outbox::new(self.shared.config.consumer_queue_bytes_max);
         slot.consumers.insert(consumer, outbox);
+        self.subscriptions.instances.begun(request, id, consumer);
         let opened = Subscribed {
             incarnation: self.incarnation,
             owner_epoch: self.epoch,

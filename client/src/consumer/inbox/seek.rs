@@ -21,14 +21,21 @@ pub(super) struct PendingSeek {
 
 impl Inbox {
     /// The broker has moved the subscription, for us or for somebody else (id 0).
-    pub(crate) fn seek_done(&mut self, session: u64, done: &v1::SeekDone) -> Option<Waker> {
+    pub(crate) fn seek_done(&mut self, session: u64, done: v1::SeekDone) -> Option<Waker> {
         if session != self.session {
+            return None;
+        }
+        let ours = |seek: &mut PendingSeek| seek.is_sent && seek.request_id == done.request_id;
+        if let Some(refusal) = done.error {
+            // Everything stays where it is.
+            if let Some(seek) = self.seek.take_if(ours) {
+                seek.outcome.set(Err(refusal.into()));
+            }
             return None;
         }
         self.advance_seek_epoch(SeekEpoch(done.seek_epoch));
         self.next = Some(done.index);
         self.arrived = done.index;
-        let ours = |seek: &mut PendingSeek| seek.is_sent && seek.request_id == done.request_id;
         if let Some(seek) = self.seek.take_if(ours) {
             seek.outcome.set(Ok(Index(done.index)));
         }

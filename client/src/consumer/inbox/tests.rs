@@ -37,7 +37,8 @@ fn inbox(is_reader: bool) -> Inbox {
         messages: 100,
         bytes: 1 << 20,
     };
-    Inbox::new(Arc::new(topic), 0, is_reader, queue)
+    let instance = ConsumerInstance([1; 16]);
+    Inbox::new(Arc::new(topic), 0, is_reader, instance, queue)
 }
 
 fn subscribe(inbox: &mut Inbox, start_index: u64) -> u64 {
@@ -153,8 +154,9 @@ fn somebody_elses_seek_moves_this_consumer_too() {
         request_id: 0,
         seek_epoch: 3,
         index: 0,
+        error: None,
     };
-    inbox.seek_done(session, &done);
+    inbox.seek_done(session, done);
     assert_eq!(indexes(&mut inbox), [0; 0]);
     inbox.deliver(session, deliveries(1, 3, &[(0, 1)]));
     assert_eq!(indexes(&mut inbox), [0]);

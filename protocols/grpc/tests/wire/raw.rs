@@ -155,6 +155,19 @@ impl RawClient {
         }
     }
 
+    /// The first answers to these requests.
+    pub async fn consume_answers(&self, requests: Vec<Consume>, count: usize) -> Vec<Consumed> {
+        let requests = requests.into_iter().map(Some).collect();
+        let (_open, mut answers) = self.consumer(requests).await.unwrap();
+        let mut all = Vec::new();
+        while all.len() < count {
+            let answer = answers.message().await.unwrap();
+            let answer = answer.expect("the session goes on");
+            all.push(answer.response.expect("of a kind that is known"));
+        }
+        all
+    }
+
     async fn call(&self, path: &'static str, message: Vec<u8>) -> Result<(), Refusal> {
         let mut client = tonic::client::Grpc::new(self.channel.clone());
         client.ready().await.unwrap();
