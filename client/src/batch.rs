@@ -13,15 +13,18 @@ use bytes::Bytes;
 
 use crate::compression::decompress;
 use crate::error::ClientError;
-use crate::message::{Origin, ReceivedMessage};
+use crate::message::{Damaged, Origin, ReceivedMessage};
 
-/// One delivered entry whose checksum is right, not yet decompressed.
+/// One delivered entry, not yet decompressed.
 #[derive(Debug)]
 pub(crate) struct Delivered {
-    batch: Batch,
+    /// Its bytes where their checksum is right, otherwise what is wrong.
+    batch: Result<Batch, String>,
     ledger: LedgerId,
     entry: EntryId,
     base_index: u64,
+    /// Index after the last message.
+    end: u64,
     broker_time_ms: u64,
     redelivery_count: u32,
     /// In order, not overlapping.
@@ -32,18 +35,23 @@ pub(crate) struct Delivered {
 
 impl Delivered {
     /// Verifies an entry without decompressing it.
-    pub(crate) fn parse(delivery: v1::Delivery) -> Result<Delivered, ClientError> {
-        let damaged = |reason: String| ClientError::Damaged {
-            ledger: delivery.ledger_id,
-            entry: delivery.entry_id,
-            reason,
+    pub(crate) fn parse(delivery: v1::Delivery) -> Delivered {
+        let batch = Batch::parse(delivery.batch).map_err(|error| error.to_string());
+        let told = u64::from(delivery.message_count);
+        // What cannot be read has the extent that the broker tells.
+        let count = match &batch {
+            Ok(batch) => u64::from(batch.message_count()),
+            Err(_) => told.max(1),
         };
-        let batch =
-            Batch::parse(delivery.batch.clone()).map_err(|error| damaged(error.to_string()))?;
-        let count = u64::from(batch.message_count());
-        if delivery.base_index.checked_add(count).is_none() {
-            return Err(damaged(format!("its index is {}", delivery.base_index)));
-        }
+        let batch = match batch {
+            Ok(_) if told != 0 && told != count => {
+                Err(format!("it has {count} messages, its entry says {told}"))
+            }
+            Ok(_) if delivery.base_index.checked_add(count).is_none() => {
+                Err(format!("its index is {}", delivery.base_index))
+            }
+            other => other,
+        };
         let mut skip = delivery.skip;
         skip.sort_unstable_by_key(|range| range.first);
         let mut delivered = Delivered {
@@ -51,45 +59,62 @@ impl Delivered {
             ledger: LedgerId(delivery.ledger_id),
             entry: EntryId(delivery.entry_id),
             base_index: delivery.base_index,
+            end: delivery.base_index.saturating_add(count.max(told)),
             broker_time_ms: delivery.broker_time_ms,
             redelivery_count: delivery.redelivery_count,
             skip,
             wanted: 0,
         };
         delivered.count_wanted();
-        Ok(delivered)
+        delivered
+    }
+
+    /// What storage cannot give.
+    pub(crate) fn missing(gap: v1::Gap) -> Delivered {
+        let mut missing = Delivered {
+            batch: Err(gap.reason),
+            ledger: LedgerId(gap.ledger_id),
+            entry: EntryId(gap.entry_id),
+            base_index: gap.first_index,
+            end: gap.last_index.max(gap.first_index).saturating_add(1),
+            broker_time_ms: 0,
+            redelivery_count: 0,
+            skip: Vec::new(),
+            wanted: 0,
+        };
+        missing.count_wanted();
+        missing
     }
 
     fn count_wanted(&mut self) {
+        self.wanted = self.wanted_ranges().map(|(first, end)| end - first).sum();
+    }
+
+    /// What is not skipped, as first index and index after the last one.
+    fn wanted_ranges(&self) -> impl Iterator<Item = (u64, u64)> + '_ {
         let mut at = self.base_index;
-        let mut skipped = 0;
-        for range in &self.skip {
-            let first = range.first.max(at);
+        let behind = v1::IndexRange {
+            first: self.end,
+            last: self.end,
+        };
+        let skip = self.skip.iter().copied().chain([behind]);
+        skip.filter_map(move |range| {
+            let wanted = (at, range.first.min(self.end));
             // Exclusive, so that a range up to the largest number does not overflow.
-            let end = range.last.saturating_add(1).min(self.end());
-            if first < end {
-                skipped += end - first;
-                at = end;
-            }
-        }
-        self.wanted = u64::from(self.batch.message_count()) - skipped;
+            at = at.max(range.last.saturating_add(1));
+            (wanted.0 < wanted.1).then_some(wanted)
+        })
     }
 
     /// Index after the last message.
     pub(crate) fn end(&self) -> u64 {
-        self.base_index + u64::from(self.batch.message_count())
+        self.end
     }
 
     /// Index of the first message that is not skipped.
     pub(crate) fn first_wanted(&self) -> u64 {
-        let mut first = self.base_index;
-        for range in &self.skip {
-            if range.first > first {
-                break;
-            }
-            first = first.max(range.last.saturating_add(1));
-        }
-        first
+        let mut wanted = self.wanted_ranges();
+        wanted.next().map_or(self.end, |(first, _)| first)
     }
 
     /// Leaves out what lies below an index.
@@ -105,38 +130,46 @@ impl Delivered {
         self.wanted
     }
 
-    fn damaged(&self, reason: impl Into<String>) -> ClientError {
-        ClientError::Damaged {
+    /// The messages in some ranges cannot be read.
+    fn damaged(
+        &self,
+        topic: &Arc<TopicName>,
+        origin: Origin,
+        ranges: impl IntoIterator<Item = (u64, u64)>,
+        reason: impl Into<String>,
+    ) -> ClientError {
+        let inclusive = |(first, end): (u64, u64)| (Index(first), Index(end.saturating_sub(1)));
+        let ranges: Vec<_> = ranges.into_iter().map(inclusive).collect();
+        ClientError::Damaged(Box::new(Damaged {
+            topic: Arc::clone(topic),
             ledger: self.ledger.0,
             entry: self.entry.0,
+            first_index: ranges
+                .first()
+                .map_or(Index(self.base_index), |range| range.0),
+            last_index: ranges
+                .last()
+                .map_or(Index(self.base_index), |range| range.1),
             reason: reason.into(),
-        }
+            ranges,
+            origin,
+        }))
     }
 
     /// Decompresses it, ready to hand out messages.
     pub(crate) fn open(
-        self,
+        mut self,
         topic: &Arc<TopicName>,
         origin: Origin,
     ) -> Result<Messages, ClientError> {
-        let fields = self.batch.fields();
-        let size = fields.uncompressed_bytes as usize;
-        let block = decompress(fields.compression, self.batch.payload(), size)
-            .map_err(|reason| self.damaged(reason))?;
-        // Saturating is exact enough: a sum that saturates cannot match a block of memory.
-        let rows = self.batch.rows();
-        let total = rows.fold(0usize, |sum, row| {
-            sum.saturating_add(row.size_bytes as usize)
-        });
-        if total != block.len() {
-            return Err(self.damaged(format!(
-                "its rows add up to {total} bytes, its block has {}",
-                block.len()
-            )));
-        }
-        let producer_name = String::from_utf8_lossy(&fields.producer_name).into();
+        let opened = std::mem::replace(&mut self.batch, Err(String::new())).and_then(unpack);
+        let (batch, block) =
+            opened.map_err(|reason| self.damaged(topic, origin, self.wanted_ranges(), reason))?;
+        let producer_name = String::from_utf8_lossy(&batch.fields().producer_name).into();
         Ok(Messages {
+            block_bytes: block.len(),
             block,
+            batch,
             producer_name,
             topic: Arc::clone(topic),
             origin,
@@ -148,12 +181,33 @@ impl Delivered {
     }
 }
 
+/// A batch with its uncompressed block, whose size its rows add up to.
+fn unpack(batch: Batch) -> Result<(Batch, Bytes), String> {
+    let fields = batch.fields();
+    let size = fields.uncompressed_bytes as usize;
+    let block = decompress(fields.compression, batch.payload(), size)?;
+    // Saturating is exact enough: a sum that saturates cannot match a block of memory.
+    let total = batch.rows().fold(0usize, |sum, row| {
+        sum.saturating_add(row.size_bytes as usize)
+    });
+    if total != block.len() {
+        return Err(format!(
+            "its rows add up to {total} bytes, its block has {}",
+            block.len()
+        ));
+    }
+    Ok((batch, block))
+}
+
 /// The messages of one entry, taken one by one.
 #[derive(Debug)]
 pub(crate) struct Messages {
     delivered: Delivered,
+    batch: Batch,
     /// What is left of the uncompressed block.
     block: Bytes,
+    /// All of it, which every message keeps alive.
+    block_bytes: usize,
     producer_name: Arc<str>,
     topic: Arc<TopicName>,
     origin: Origin,
@@ -165,11 +219,12 @@ pub(crate) struct Messages {
 }
 
 impl Messages {
-    /// The next message that is not skipped; `None` at the end. After an error nothing follows.
-    pub(crate) fn next(&mut self) -> Option<Result<ReceivedMessage, ClientError>> {
+    /// The next message that is not skipped, with its index; `None` at the end. Where one is
+    /// malformed, the others follow.
+    pub(crate) fn next(&mut self) -> Option<(u64, Result<ReceivedMessage, ClientError>)> {
         while self.left > 0 {
             let number = self.next_row;
-            let row = self.delivered.batch.row(number)?;
+            let row = self.batch.row(number)?;
             self.next_row += 1;
             // The rows add up to the block, so this never cuts beyond its end.
             let record = self.block.split_to(row.size_bytes as usize);
@@ -177,9 +232,8 @@ impl Messages {
             if self.is_skipped(index) {
                 continue;
             }
-            let message = self.message(number, index, row, record);
-            self.left = if message.is_ok() { self.left - 1 } else { 0 };
-            return Some(message);
+            self.left -= 1;
+            return Some((index, self.message(number, index, row, record)));
         }
         None
     }
@@ -210,9 +264,11 @@ impl Messages {
         record: Bytes,
     ) -> Result<ReceivedMessage, ClientError> {
         let delivered = &self.delivered;
-        let record = MessageRecord::decode(record)
-            .map_err(|error| delivered.damaged(format!("message {number}: {error}")))?;
-        let fields: &BatchFields = delivered.batch.fields();
+        let record = MessageRecord::decode(record).map_err(|error| {
+            let reason = format!("message {number}: {error}");
+            delivered.damaged(&self.topic, self.origin, [(index, index + 1)], reason)
+        })?;
+        let fields: &BatchFields = self.batch.fields();
         let text = |bytes: &Bytes| String::from_utf8_lossy(bytes).into_owned();
         let properties = record.properties.iter();
         Ok(ReceivedMessage {
@@ -237,6 +293,7 @@ impl Messages {
             redelivery_count: delivered.redelivery_count,
             topic: Arc::clone(&self.topic),
             origin: self.origin,
+            block_bytes: self.block_bytes,
         })
     }
 }

@@ -17,7 +17,8 @@ use std::sync::Arc;
 use std::task::{Context as TaskContext, Poll};
 use std::time::Duration;
 
-use aquifer_model::id::Index;
+use aquifer_model::id::{EntryId, Index, LedgerId};
+use aquifer_model::limits::ACK_RANGES_MAX;
 use aquifer_model::place::Place;
 use aquifer_model::topic::{ConsumerName, SubscriptionName, TopicName};
 use aquifer_proto::v1;
@@ -25,9 +26,9 @@ use aquifer_proto::v1;
 use crate::client::Context;
 use crate::error::{ClientError, Result};
 use crate::lookup;
-use crate::message::ReceivedMessage;
+use crate::message::{Damaged, ReceivedMessage};
 use crate::retry::Deadline;
-use acks::{AckOutcome, settled};
+use acks::{AckOutcome, Acknowledged, settled};
 pub(crate) use credit::Amount;
 use hub::{Handle, Settings};
 
@@ -122,8 +123,8 @@ impl ConsumerBuilder {
         self
     }
 
-    /// Bytes, as stored, that may wait in memory, beyond which at most one batch is taken.
-    /// Default 8 MiB.
+    /// Bytes that may wait in memory, packed as they came, beyond which at most one batch is taken;
+    /// and, unpacked, that [`receive_batch`](Consumer::receive_batch) gives at once. Default 8 MiB.
     #[must_use]
     pub fn queue_bytes(mut self, bytes: usize) -> ConsumerBuilder {
         self.settings.queue.bytes = bytes as u64;
@@ -193,8 +194,9 @@ impl Consumer {
     /// Waits for the next message. Dropping the future loses nothing; several tasks may receive.
     ///
     /// # Errors
-    /// `Damaged` for a batch that cannot be read, which stays unacknowledged while the messages
-    /// after it follow; every other error has ended the consumer: `Fenced` when the topic was
+    /// [`Damaged`](ClientError::Damaged) for messages that cannot be read, which stay unacknowledged
+    /// until [`ack_damaged`](Self::ack_damaged) while those after them follow; every other error
+    /// has ended the consumer: `Fenced` when the topic was
     /// deleted, `Busy` when another consumer got the subscription while this one was away,
     /// `Refused`, `NotFound`, `Closed`.
     pub async fn receive(&self) -> Result<ReceivedMessage> {
@@ -202,7 +204,9 @@ impl Consumer {
     }
 
     /// Waits for at least one message, but no longer than `max_wait`, and takes up to `max` of
-    /// those that are there. Empty when the time passed.
+    /// those that are there, as long as their batches, unpacked, are smaller than
+    /// [`queue_bytes`](ConsumerBuilder::queue_bytes): one batch may exceed it. Empty when the time
+    /// passed.
     ///
     /// # Errors
     /// Those of [`receive`](Self::receive); messages that came before the error are given first.
@@ -219,12 +223,17 @@ impl Consumer {
         let Ok(first) = first else {
             return Ok(messages);
         };
-        messages.push(first?);
-        while messages.len() < max {
-            match self.handle.hub.try_take_message() {
-                Some(message) => messages.push(message),
-                None => break,
-            }
+        let first = first?;
+        let bytes_max = self.handle.hub.settings.queue.bytes;
+        let mut held = Held::default();
+        held.add(&first);
+        messages.push(first);
+        while messages.len() < max && held.bytes < bytes_max {
+            let Some(message) = self.handle.hub.try_take_message() else {
+                break;
+            };
+            held.add(&message);
+            messages.push(message);
         }
         Ok(messages)
     }
@@ -233,30 +242,54 @@ impl Consumer {
     /// it is durable and the message is never delivered again. Acknowledgements that are made
     /// while others are under way travel together.
     pub fn ack(&self, message: &ReceivedMessage) -> PendingAck {
-        PendingAck::new(self.handle.hub.ack(message, false))
+        let what = Acknowledged::One(message.index.0);
+        PendingAck::new(self.handle.hub.ack(message.origin, what))
     }
 
-    /// Acknowledges messages and waits until that is durable.
+    /// Passes over messages that cannot be read: they count as acknowledged and do not come again.
+    pub fn ack_damaged(&self, damaged: &Damaged) -> PendingAck {
+        let mut outcome = settled(Ok(()));
+        // Confirmed in order: the last one stands for all.
+        for ranges in damaged.ranges.chunks(ACK_RANGES_MAX) {
+            let what = Acknowledged::Ranges(ranges);
+            outcome = self.handle.hub.ack(damaged.origin, what);
+        }
+        PendingAck::new(outcome)
+    }
+
+    /// Asks for redelivery of messages that could not be read: on their way to this consumer they
+    /// may have been damaged, storage may have been repaired.
+    pub fn nack_damaged(&self, damaged: &Damaged) {
+        for (first, last) in &damaged.ranges {
+            self.handle.hub.nack(damaged.origin, (first.0, last.0));
+        }
+    }
+
+    /// Acknowledges messages and waits until that is durable. Those of an error may have been
+    /// acknowledged or not: [`ack_each`](Self::ack_each) tells.
     ///
     /// # Errors
     /// Those of [`PendingAck`], the first one.
     pub async fn ack_all(&self, messages: &[ReceivedMessage]) -> Result<()> {
-        let mut pending: Vec<Arc<AckOutcome>> = Vec::new();
-        for message in messages {
-            let outcome = self.handle.hub.ack(message, false);
-            // Most share one outcome: those of a partition that travel together.
-            if !pending
-                .iter()
-                .rev()
-                .any(|known| Arc::ptr_eq(known, &outcome))
-            {
-                pending.push(outcome);
-            }
-        }
+        let outcomes = self.ack_each(messages).await;
+        outcomes.into_iter().collect()
+    }
+
+    /// Acknowledges messages, waits until it is known what became of each, and tells, in their
+    /// order. Where a retryable error came back the message is delivered again, here or to another
+    /// consumer, unless the acknowledgement was durable and only its confirmation was lost.
+    pub async fn ack_each(&self, messages: &[ReceivedMessage]) -> Vec<Result<()>> {
+        let ack = |message: &ReceivedMessage| {
+            let what = Acknowledged::One(message.index.0);
+            self.handle.hub.ack(message.origin, what)
+        };
+        // All are on their way before the first is waited for, so that they travel together.
+        let pending: Vec<Arc<AckOutcome>> = messages.iter().map(ack).collect();
+        let mut outcomes = Vec::with_capacity(pending.len());
         for outcome in pending {
-            outcome.wait().await.clone()?;
+            outcomes.push(outcome.wait().await.clone());
         }
-        Ok(())
+        outcomes
     }
 
     /// Acknowledges a message and everything before it on its partition; not for Shared and
@@ -268,13 +301,14 @@ impl Consumer {
             let text = "a shared subscription has no order to acknowledge cumulatively: use ack";
             return PendingAck::new(settled(Err(ClientError::Invalid(text.to_owned()))));
         }
-        PendingAck::new(hub.ack(message, true))
+        PendingAck::new(hub.ack(message.origin, Acknowledged::UpTo(message.index.0)))
     }
 
     /// Asks for redelivery of a message, to this consumer or another. With Exclusive and Failover
     /// everything after it is delivered again too, so that the order holds.
     pub fn nack(&self, message: &ReceivedMessage) {
-        self.handle.hub.nack(message);
+        let range = (message.index.0, message.index.0);
+        self.handle.hub.nack(message.origin, range);
     }
 
     /// Moves the subscription, on all partitions of the topic, and drops what waits in memory.
@@ -301,6 +335,24 @@ impl Consumer {
     /// `Timeout` when the broker does not let go in time; the consumer is closed either way.
     pub async fn close(&self) -> Result<()> {
         self.handle.hub.close().await
+    }
+}
+
+/// What the messages of a receive keep in memory: batches, each counted once.
+#[derive(Default)]
+struct Held {
+    bytes: u64,
+    last: Option<(usize, LedgerId, EntryId)>,
+}
+
+impl Held {
+    fn add(&mut self, message: &ReceivedMessage) {
+        let (partition, at) = (message.origin.partition, message.position);
+        let batch = Some((partition, at.ledger, at.entry));
+        if self.last != batch {
+            self.last = batch;
+            self.bytes += message.block_bytes as u64;
+        }
     }
 }
 

@@ -8,6 +8,8 @@ use aquifer_model::topic::NameError;
 use aquifer_proto::v1;
 use thiserror::Error;
 
+use crate::message::Damaged;
+
 /// Result of every call of the SDK.
 pub type Result<T> = std::result::Result<T, ClientError>;
 
@@ -112,16 +114,10 @@ pub enum ClientError {
         /// What may have become of it.
         outcome: Outcome,
     },
-    /// A batch that cannot be read. The message stays unacknowledged.
-    #[error("batch {ledger}:{entry} cannot be read: {reason}")]
-    Damaged {
-        /// Ledger that holds it.
-        ledger: u64,
-        /// Entry within the ledger.
-        entry: u64,
-        /// What is wrong with it.
-        reason: String,
-    },
+    /// Messages that cannot be read. Others follow; a consumer decides with
+    /// [`Consumer::ack_damaged`](crate::Consumer::ack_damaged) to go on without these for good.
+    #[error("{0}")]
+    Damaged(Box<Damaged>),
     /// The broker sent what the protocol does not allow.
     #[error("the broker broke the protocol: {0}; client and broker may not fit together")]
     Protocol(String),
@@ -267,7 +263,7 @@ impl ClientError {
             | ClientError::TooLarge { .. } => ErrorKind::Invalid,
             ClientError::Broker(error) => error.kind(),
             ClientError::Connection { .. } => ErrorKind::Unavailable,
-            ClientError::Damaged { .. } => ErrorKind::Damaged,
+            ClientError::Damaged(_) => ErrorKind::Damaged,
             ClientError::Protocol(_) => ErrorKind::Internal,
             ClientError::Stale => ErrorKind::Busy,
             ClientError::Closed { .. } => ErrorKind::Closed,

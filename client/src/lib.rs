@@ -45,7 +45,7 @@ pub use admin::Admin;
 pub use client::{Client, ClientBuilder};
 pub use consumer::{Consumer, ConsumerBuilder, PendingAck, SubscriptionType};
 pub use error::{ClientError, ErrorKind, Outcome};
-pub use message::{Message, ReceivedMessage, SendReceipt};
+pub use message::{Damaged, Message, ReceivedMessage, SendReceipt};
 pub use producer::{Batching, PendingSend, Producer, ProducerBuilder, StoredBefore};
 pub use reader::{Reader, ReaderBuilder};
 

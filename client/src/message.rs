@@ -1,5 +1,6 @@
 //! What applications send and receive.
 
+use std::fmt;
 use std::sync::Arc;
 
 use aquifer_model::batch::MessageRecord;
@@ -142,6 +143,56 @@ pub struct ReceivedMessage {
     /// The topic, or partition, that it came from.
     pub topic: Arc<TopicName>,
     pub(crate) origin: Origin,
+    /// Bytes of the unpacked batch that the parts share and keep alive.
+    pub(crate) block_bytes: usize,
+}
+
+/// Messages that were delivered and cannot be read: their bytes are damaged, or storage does not
+/// have them any more. They stay unacknowledged until [`Consumer::ack_damaged`] passes them over.
+///
+/// [`Consumer::ack_damaged`]: crate::Consumer::ack_damaged
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Damaged {
+    /// The topic, or partition, that holds them.
+    pub topic: Arc<TopicName>,
+    /// Ledger of the entry.
+    pub ledger: u64,
+    /// The entry, or the first of several.
+    pub entry: u64,
+    /// Index of the first of them.
+    pub first_index: Index,
+    /// Index of the last of them.
+    pub last_index: Index,
+    /// What is wrong.
+    pub reason: String,
+    /// Those of them that were delivered to this consumer, inclusive.
+    pub(crate) ranges: Vec<(Index, Index)>,
+    pub(crate) origin: Origin,
+}
+
+impl Damaged {
+    /// How many messages they are.
+    #[must_use]
+    pub fn messages(&self) -> u64 {
+        let counts = self.ranges.iter().map(|(first, last)| last.0 - first.0);
+        counts.fold(0, |sum, more| sum.saturating_add(more).saturating_add(1))
+    }
+}
+
+impl fmt::Display for Damaged {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (topic, first, last) = (&self.topic, self.first_index, self.last_index);
+        match first == last {
+            true => write!(f, "message {first}")?,
+            false => write!(f, "messages {first} to {last}")?,
+        }
+        let (ledger, entry, reason) = (self.ledger, self.entry, &self.reason);
+        write!(
+            f,
+            " of {topic} (entry {ledger}:{entry}) cannot be read: {reason}"
+        )
+    }
 }
 
 /// Which delivery a message came with: an acknowledgement must name it (H9, H12).

@@ -87,7 +87,7 @@ impl Reader {
     /// Waits for the next message. Dropping the future loses nothing.
     ///
     /// # Errors
-    /// `Damaged` for a batch that cannot be read, after which the next one follows; every other
+    /// `Damaged` for messages that cannot be read, after which the next ones follow; every other
     /// error has ended the reader: `Fenced` when the topic was deleted, `Refused`, `NotFound`,
     /// `Closed`.
     pub async fn next(&self) -> Result<ReceivedMessage> {

@@ -247,6 +247,7 @@ impl Subscription {
             broker_time_ms: entry.head.broker_time_ms,
             redelivery_count,
             skip,
+            message_count: entry.head.message_count,
             batch: entry.body.clone(),
         }
     }

@@ -212,7 +212,8 @@ fn bytes_of(event: &ConsumerEvent) -> u64 {
         ConsumerEvent::Deliveries { deliveries, .. } => {
             deliveries.iter().map(|d| d.batch.len() as u64).sum()
         }
-        ConsumerEvent::Confirmed { .. }
+        ConsumerEvent::Gap { .. }
+        | ConsumerEvent::Confirmed { .. }
         | ConsumerEvent::AcknowledgeRefused { .. }
         | ConsumerEvent::SeekRefused { .. }
         | ConsumerEvent::SeekDone { .. }

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use aquifer_model::id::{OwnerEpoch, SeekEpoch};
+use aquifer_model::id::{Index, OwnerEpoch, SeekEpoch};
 use aquifer_model::limits::ACK_RANGES_MAX;
 use aquifer_proto::v1;
 use tokio::time::Instant;
@@ -27,21 +27,23 @@ pub(crate) struct Ranges {
 }
 
 impl Ranges {
-    pub(crate) fn insert(&mut self, index: u64) {
-        let before = self.by_first.range_mut(..=index).next_back();
-        let mut first = index;
-        if let Some((start, last)) = before {
-            if *last >= index {
+    /// Adds everything from `first` to `last`, inclusive.
+    pub(crate) fn insert(&mut self, first: u64, last: u64) {
+        let (mut first, mut last) = (first, last);
+        if let Some((&start, &end)) = self.by_first.range(..=first).next_back()
+            && end.saturating_add(1) >= first
+        {
+            if end >= last {
                 return;
             }
-            if *last + 1 == index {
-                first = *start;
-            }
+            first = start;
         }
-        let after = index
-            .checked_add(1)
-            .and_then(|next| self.by_first.remove(&next));
-        self.by_first.insert(first, after.unwrap_or(index));
+        while let Some((&start, &end)) = self.by_first.range(first..=last.saturating_add(1)).next()
+        {
+            self.by_first.remove(&start);
+            last = last.max(end);
+        }
+        self.by_first.insert(first, last);
     }
 
     /// Keeps the first `count` ranges and answers the others.
@@ -86,6 +88,17 @@ impl Ranges {
     }
 }
 
+/// What is acknowledged.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Acknowledged<'a> {
+    /// One message.
+    One(u64),
+    /// A message and everything before it.
+    UpTo(u64),
+    /// Everything in these ranges, inclusive.
+    Ranges(&'a [(Index, Index)]),
+}
+
 /// The epochs of the deliveries that are acknowledged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Epochs {
@@ -103,6 +116,17 @@ struct Group {
     made_at: Instant,
 }
 
+impl Group {
+    fn has_room_for(&self, what: Acknowledged<'_>) -> bool {
+        let more = match what {
+            Acknowledged::One(_) => 1,
+            Acknowledged::UpTo(_) => 0,
+            Acknowledged::Ranges(ranges) => ranges.len(),
+        };
+        self.individual.len() + more <= ACK_RANGES_MAX
+    }
+}
+
 /// What waits to be acknowledged on one partition. Bounded by what was delivered.
 #[derive(Debug, Default)]
 pub(crate) struct Acks {
@@ -114,18 +138,17 @@ pub(crate) struct Acks {
 }
 
 impl Acks {
-    /// Adds one message, or everything up to it.
+    /// Adds an acknowledgement to those that wait.
     pub(crate) fn add(
         &mut self,
         epochs: Epochs,
-        index: u64,
-        cumulative: bool,
+        what: Acknowledged<'_>,
         now: Instant,
     ) -> Arc<AckOutcome> {
         let fits = self
             .waiting
             .back()
-            .is_some_and(|group| group.epochs == epochs && group.individual.len() < ACK_RANGES_MAX);
+            .is_some_and(|group| group.epochs == epochs && group.has_room_for(what));
         if !fits {
             self.waiting.push_back(Group {
                 epochs,
@@ -139,9 +162,14 @@ impl Acks {
             .waiting
             .back_mut()
             .expect("one was pushed where none fitted");
-        match cumulative {
-            true => group.cumulative = group.cumulative.max(Some(index)),
-            false => group.individual.insert(index),
+        match what {
+            Acknowledged::UpTo(index) => group.cumulative = group.cumulative.max(Some(index)),
+            Acknowledged::One(index) => group.individual.insert(index, index),
+            Acknowledged::Ranges(ranges) => {
+                for (first, last) in ranges {
+                    group.individual.insert(first.0, last.0);
+                }
+            }
         }
         Arc::clone(&group.outcome)
     }
@@ -273,19 +301,19 @@ mod tests {
     proptest! {
         #[test]
         fn ranges_hold_exactly_what_was_inserted(
-            indexes in proptest::collection::vec(0u64..60, 0..100),
+            inserted in proptest::collection::vec((0u64..60, 0u64..8), 0..40),
         ) {
             let (mut ranges, mut set) = (Ranges::default(), BTreeSet::new());
-            for index in indexes {
-                ranges.insert(index);
-                set.insert(index);
+            for (first, more) in inserted {
+                ranges.insert(first, first + more);
+                set.extend(first..=first + more);
             }
             let wire = ranges.to_wire();
             let held: Vec<u64> = wire.iter().flat_map(|range| range.first..=range.last).collect();
             prop_assert_eq!(&held, &set.into_iter().collect::<Vec<_>>());
             prop_assert!(wire.windows(2).all(|pair| pair[0].last + 1 < pair[1].first));
             let held: BTreeSet<u64> = held.into_iter().collect();
-            for index in 0..62 {
+            for index in 0..70 {
                 let gap = (index..).find(|at| !held.contains(at));
                 prop_assert_eq!(Some(ranges.gap_from(index)), gap);
             }
@@ -305,7 +333,7 @@ mod tests {
     }
 
     fn add(acks: &mut Acks, seek: u64, index: u64) -> Arc<AckOutcome> {
-        acks.add(epochs(3, seek), index, false, Instant::now())
+        acks.add(epochs(3, seek), Acknowledged::One(index), Instant::now())
     }
 
     fn ranges(request: &v1::Acknowledge) -> Vec<(u64, u64)> {
@@ -321,7 +349,7 @@ mod tests {
         assert_eq!((request.request_id, request.owner_epoch), (1, 3));
         assert_eq!(ranges(&request), [(5, 5)]);
         let later: Vec<_> = [6, 8, 7, 20].map(|index| add(&mut acks, 0, index)).into();
-        acks.add(epochs(3, 0), 4, true, Instant::now());
+        acks.add(epochs(3, 0), Acknowledged::UpTo(4), Instant::now());
         assert!(acks.next().is_none(), "one at a time");
         acks.confirmed(1).unwrap().set(Ok(()));
         assert_eq!(first.wait().now_or_never(), Some(&Ok(())));
@@ -376,7 +404,7 @@ mod tests {
         let limit = Duration::from_secs(30);
         assert!(acks.expired(limit, Instant::now()).is_empty());
         let later = Instant::now() + limit;
-        acks.add(epochs(3, 0), 2, false, later);
+        acks.add(epochs(3, 0), Acknowledged::One(2), later);
         assert_eq!(acks.expired(limit, later).len(), 1);
         assert!(acks.is_due(), "the next may go");
     }

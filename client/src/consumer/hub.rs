@@ -17,13 +17,13 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use super::acks::{AckOutcome, settled};
+use super::acks::{AckOutcome, Acknowledged, settled};
 use super::credit::Amount;
 use super::inbox::Inbox;
 use super::session;
 use crate::client::Context;
 use crate::error::{ClientError, Outcome, Result};
-use crate::message::ReceivedMessage;
+use crate::message::{Origin, ReceivedMessage};
 use crate::retry::{Backoff, Deadline};
 use crate::settle::Settle;
 
@@ -254,16 +254,16 @@ impl Hub {
         }
     }
 
-    /// Acknowledges a message, or everything up to it on its partition.
-    pub(crate) fn ack(&self, message: &ReceivedMessage, cumulative: bool) -> Arc<AckOutcome> {
+    /// Acknowledges something of a delivery.
+    pub(crate) fn ack(&self, origin: Origin, what: Acknowledged<'_>) -> Arc<AckOutcome> {
         let (outcome, waker) = {
             let mut state = self.state.lock();
             if let Some(error) = &state.failed {
                 let error = error.clone().with_outcome(Outcome::NotApplied);
                 return settled(Err(error));
             }
-            match state.inboxes.get_mut(message.origin.partition) {
-                Some(inbox) => inbox.ack(message, cumulative, Instant::now()),
+            match state.inboxes.get_mut(origin.partition) {
+                Some(inbox) => inbox.ack(origin, what, Instant::now()),
                 None => (settled(Err(foreign())), None),
             }
         };
@@ -271,12 +271,12 @@ impl Hub {
         outcome
     }
 
-    /// Asks for redelivery of a message.
-    pub(crate) fn nack(&self, message: &ReceivedMessage) {
+    /// Asks for redelivery of a range.
+    pub(crate) fn nack(&self, origin: Origin, range: (u64, u64)) {
         let waker = {
             let mut state = self.state.lock();
-            let inbox = state.inboxes.get_mut(message.origin.partition);
-            inbox.and_then(|inbox| inbox.nack(message, Instant::now()))
+            let inbox = state.inboxes.get_mut(origin.partition);
+            inbox.and_then(|inbox| inbox.nack(origin, range, Instant::now()))
         };
         wake(waker);
     }

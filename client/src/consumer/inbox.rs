@@ -24,7 +24,7 @@ use tokio::time::Instant;
 
 use self::order::Order;
 use self::seek::PendingSeek;
-use super::acks::{AckOutcome, Acks, Epochs, Ranges, settled, void};
+use super::acks::{AckOutcome, Acknowledged, Acks, Epochs, Ranges, settled, void};
 use super::credit::{Amount, Credit};
 use crate::batch::{Delivered, Messages};
 use crate::error::{ClientError, Outcome, Result};
@@ -37,7 +37,7 @@ pub(crate) type SeekOutcome = Settle<Result<Index>>;
 /// One entry that has arrived.
 #[derive(Debug)]
 struct Entry {
-    parsed: Result<Delivered>,
+    delivered: Delivered,
     origin: Origin,
     /// What it cost of the credit.
     cost: Amount,
@@ -253,52 +253,74 @@ impl Inbox {
             owner_epoch: OwnerEpoch(deliveries.owner_epoch),
             seek_epoch: SeekEpoch(deliveries.seek_epoch),
         };
+        let is_stale = self.take_epochs(origin);
+        for delivery in deliveries.deliveries {
+            let bytes = delivery.batch.len() as u64;
+            let delivered = Delivered::parse(delivery);
+            // The broker counts what it did not skip; what a reader has seen already is left out
+            // on top of that.
+            let messages = delivered.wanted();
+            self.arrive(delivered, origin, Amount { messages, bytes }, is_stale);
+        }
+        self.wake_for_credit()
+    }
+
+    /// The broker tells what storage cannot give.
+    pub(crate) fn gap(&mut self, session: u64, gap: v1::Gap) -> Option<Waker> {
+        if session != self.session {
+            return None;
+        }
+        let origin = Origin {
+            partition: self.partition,
+            owner_epoch: OwnerEpoch(gap.owner_epoch),
+            seek_epoch: SeekEpoch(gap.seek_epoch),
+        };
+        let is_stale = self.take_epochs(origin);
+        let cost = Amount {
+            messages: 1,
+            bytes: 0,
+        };
+        self.arrive(Delivered::missing(gap), origin, cost, is_stale);
+        self.wake_for_credit()
+    }
+
+    /// Notes the epochs of what has arrived; says whether it is of an older one.
+    fn take_epochs(&mut self, origin: Origin) -> bool {
         let is_stale = origin.owner_epoch < self.owner_epoch || origin.seek_epoch < self.seek_epoch;
         self.take_owner_epoch(origin.owner_epoch);
         self.advance_seek_epoch(origin.seek_epoch);
-        for delivery in deliveries.deliveries {
-            let bytes = delivery.batch.len() as u64;
-            let after_first = delivery.base_index.saturating_add(1);
-            let mut parsed = Delivered::parse(delivery);
-            // The broker counts what it did not skip; what a reader has seen already is left out
-            // on top of that.
-            let messages = parsed.as_ref().map_or(1, Delivered::wanted);
-            let cost = Amount { messages, bytes };
-            if is_stale {
-                self.credit.consume(messages, bytes);
-                continue;
-            }
-            let end = parsed.as_ref().map_or(after_first, Delivered::end);
-            if let (true, Ok(delivered)) = (self.is_reader, &mut parsed) {
-                delivered.skip_below(self.arrived);
-            }
-            let first = parsed
-                .as_ref()
-                .map_or(after_first - 1, Delivered::first_wanted);
-            self.arrived = match &mut self.order {
-                // The order goes back where something is delivered again.
-                Some(_) => end,
-                None => self.arrived.max(end),
-            };
-            if self
-                .order
-                .as_mut()
-                .is_some_and(|order| order.is_void(first))
-            {
-                // Sent before the broker knew of the nack: it comes again, behind that message.
-                self.credit.consume(messages, bytes);
-                continue;
-            }
-            self.entries.push_back(Entry {
-                parsed,
-                origin,
-                cost,
-                first,
-                end,
-                void_from: u64::MAX,
-            });
+        is_stale
+    }
+
+    fn arrive(&mut self, mut delivered: Delivered, origin: Origin, cost: Amount, is_stale: bool) {
+        if is_stale {
+            self.credit.consume(cost.messages, cost.bytes);
+            return;
         }
-        self.wake_for_credit()
+        let end = delivered.end();
+        if self.is_reader {
+            delivered.skip_below(self.arrived);
+        }
+        let first = delivered.first_wanted();
+        self.arrived = match &mut self.order {
+            // The order goes back where something is delivered again.
+            Some(_) => end,
+            None => self.arrived.max(end),
+        };
+        let order = self.order.as_mut();
+        if order.is_some_and(|order| order.is_void(first)) {
+            // Sent before the broker knew of the nack: it comes again, behind that message.
+            self.credit.consume(cost.messages, cost.bytes);
+            return;
+        }
+        self.entries.push_back(Entry {
+            delivered,
+            origin,
+            cost,
+            first,
+            end,
+            void_from: u64::MAX,
+        });
     }
 
     /// The next message for the application.
@@ -308,20 +330,16 @@ impl Inbox {
                 let taken = current.messages.next();
                 let left = current.messages.left();
                 match taken {
-                    Some(Ok(message)) if message.index.0 >= current.void_from => {
+                    Some((index, _)) if index >= current.void_from => {
                         self.finish_current(left + 1);
                     }
-                    Some(Ok(message)) => {
+                    Some((index, taken)) => {
                         self.credit.consume(1, 0);
-                        self.next = Some(message.index.0 + 1);
+                        self.next = Some(index + 1);
                         if left == 0 {
                             self.finish_current(0);
                         }
-                        return Some(Ok(message));
-                    }
-                    Some(Err(error)) => {
-                        self.finish_current(left);
-                        return Some(Err(error));
+                        return Some(taken);
                     }
                     None => self.finish_current(left),
                 }
@@ -331,14 +349,18 @@ impl Inbox {
                 self.credit.consume(entry.cost.messages, entry.cost.bytes);
                 continue;
             }
-            let opened = entry.parsed.and_then(|delivered| {
-                // Messages that only we leave out are not handed out one by one.
-                let skipped = entry.cost.messages.saturating_sub(delivered.wanted());
-                self.credit.consume(skipped, 0);
-                delivered.open(&self.topic, entry.origin)
-            });
-            match opened {
+            let wanted = entry.delivered.wanted();
+            if wanted == 0 && self.is_reader {
+                // It has seen all of it.
+                self.credit.consume(entry.cost.messages, entry.cost.bytes);
+                self.next = Some(entry.end);
+                continue;
+            }
+            match entry.delivered.open(&self.topic, entry.origin) {
                 Ok(messages) => {
+                    // Messages that only we leave out are not handed out one by one.
+                    let skipped = entry.cost.messages.saturating_sub(wanted);
+                    self.credit.consume(skipped, 0);
                     self.current = Some(Current {
                         messages,
                         origin: entry.origin,
@@ -399,38 +421,40 @@ impl Inbox {
         self.acks.void_but(self.epochs());
     }
 
-    /// Acknowledges a message, or everything up to it.
+    /// Acknowledges something of a delivery.
     pub(crate) fn ack(
         &mut self,
-        message: &ReceivedMessage,
-        cumulative: bool,
+        origin: Origin,
+        what: Acknowledged<'_>,
         now: Instant,
     ) -> (Arc<AckOutcome>, Option<Waker>) {
         let of = Epochs {
-            owner: message.origin.owner_epoch,
-            seek: message.origin.seek_epoch,
+            owner: origin.owner_epoch,
+            seek: origin.seek_epoch,
         };
         if of != self.epochs() {
             let error = void(of, self.epochs(), Outcome::NotApplied);
             return (settled(Err(error)), None);
         }
-        let index = message.index.0;
-        let outcome = self.acks.add(of, index, cumulative, now);
+        let outcome = self.acks.add(of, what, now);
         if let Some(order) = &mut self.order {
-            order.acknowledged(index, cumulative);
+            order.acknowledged(what);
         }
         let wake = self.is_subscribed && self.acks.is_due();
         (outcome, wake.then(|| self.stream.take()).flatten())
     }
 
-    /// Asks for redelivery of a message.
-    pub(crate) fn nack(&mut self, message: &ReceivedMessage, now: Instant) -> Option<Waker> {
+    /// Asks for redelivery of everything from `index` to `last`.
+    pub(crate) fn nack(
+        &mut self,
+        origin: Origin,
+        (index, last): (u64, u64),
+        now: Instant,
+    ) -> Option<Waker> {
         // What an earlier session delivered is delivered again without asking.
-        let origin = &message.origin;
         if origin.seek_epoch != self.seek_epoch || !self.is_subscribed {
             return None;
         }
-        let index = message.index.0;
         if let Some(order) = &mut self.order {
             if index >= self.arrived || !order.nack(index, now) {
                 return None;
@@ -443,7 +467,7 @@ impl Inbox {
                 current.void_from = current.void_from.min(index);
             }
         }
-        self.nacks.insert(index);
+        self.nacks.insert(index, last);
         self.stream.take()
     }
 

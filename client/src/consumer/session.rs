@@ -215,6 +215,7 @@ async fn serve(hub: &Hub, partition: usize, mut live: Live) -> Option<ClientErro
                     Response::Deliveries(deliveries) => inbox.deliver(session, deliveries),
                     Response::Confirmed(confirmed) => inbox.confirmed(session, confirmed),
                     Response::SeekDone(done) => inbox.seek_done(session, done),
+                    Response::Gap(gap) => inbox.gap(session, gap),
                     Response::Active(active) => {
                         inbox.set_active(session, active.active);
                         None

@@ -245,7 +245,7 @@ async fn negative_acknowledgements_name_the_messages() {
 #[tokio::test]
 async fn a_malformed_batch_is_a_typed_error() {
     let fake = Fake::start().await;
-    let (consumer, stream) = open(&fake).await;
+    let (consumer, mut stream) = open(&fake).await;
     let mut flipped = delivery(0, 2);
     let mut bytes = flipped.batch.to_vec();
     let last = bytes.len() - 1;
@@ -258,11 +258,19 @@ async fn a_malformed_batch_is_a_typed_error() {
     stream
         .deliver(1, 0, vec![flipped, short, absurd, delivery(4, 1)])
         .await;
+    let mut damaged = Vec::new();
     for _ in 0..3 {
-        let error = consumer.receive().await.unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::Damaged, "{error}");
+        match consumer.receive().await.unwrap_err() {
+            ClientError::Damaged(told) => damaged.push(told),
+            other => panic!("{other}"),
+        }
     }
     assert_eq!(texts(&consumer, 1).await, ["4"]);
+    let pending = consumer.ack_damaged(&damaged[0]);
+    let request = stream.until(acknowledge).await;
+    assert_eq!(ranges(&request), [(0, 1)]);
+    confirm(&stream, request.request_id).await;
+    pending.await.unwrap();
 }
 
 #[tokio::test]
@@ -281,6 +289,78 @@ async fn receive_batch_takes_what_is_there_and_keeps_an_error_for_later() {
     assert_eq!(consumer.receive_batch(9, wait).await.unwrap().len(), 1);
     assert!(consumer.receive_batch(9, wait).await.is_err());
     assert_eq!(consumer.receive_batch(9, wait).await.unwrap().len(), 1);
+}
+
+/// I13: however well batches are packed, what is given at once is bounded as it is unpacked.
+#[tokio::test]
+async fn receive_batch_counts_what_messages_hold() {
+    let fake = Fake::start().await;
+    let client = fake.client();
+    let accept = async {
+        let mut stream = fake.consume().await;
+        stream.subscribed(subscribed(1, 0, 0)).await;
+        stream
+    };
+    let builder = client.consumer("t", "s").queue_bytes(1_000);
+    let (consumer, stream) = futures::join!(builder.open(), accept);
+    let consumer = consumer.unwrap();
+    let deliveries = (0..50).map(|at| delivery(at * 10, 10));
+    let one = delivery(0, 10);
+    let unpacked = aquifer_model::batch::Batch::parse(one.batch).unwrap();
+    let unpacked = u64::from(unpacked.fields().uncompressed_bytes);
+    stream.deliver(1, 0, deliveries.collect()).await;
+    let (mut total, wait) = (0, Duration::from_secs(3600));
+    while total < 500 {
+        let batch = consumer.receive_batch(1_000, wait).await.unwrap();
+        let batches: std::collections::BTreeSet<_> =
+            batch.iter().map(|message| message.position.entry).collect();
+        assert!(batches.len() as u64 * unpacked < 1_000 + unpacked * 2);
+        total += batch.len();
+    }
+}
+
+/// What became of each is told: some acknowledgements come back, others are durable.
+#[tokio::test]
+async fn ack_each_says_which_came_back() {
+    let fake = Fake::start().await;
+    fake.settings.partitions.store(2, Ordering::SeqCst);
+    let client = fake.client();
+    let accept = async {
+        let mut streams = Vec::new();
+        for _ in 0..2 {
+            let mut stream = fake.consume().await;
+            let request = stream.subscribed(subscribed(1, 0, 0)).await;
+            streams.push((request.topic, stream));
+        }
+        streams.sort_by(|a, b| a.0.cmp(&b.0));
+        streams
+    };
+    let (consumer, mut streams) = futures::join!(client.consumer("t", "s").open(), accept);
+    let consumer = consumer.unwrap();
+    for (_, stream) in &streams {
+        stream.deliver(1, 0, vec![delivery(0, 1)]).await;
+    }
+    let messages = [
+        consumer.receive().await.unwrap(),
+        consumer.receive().await.unwrap(),
+    ];
+    let serve = async {
+        let request = streams[1].1.until(acknowledge).await;
+        confirm(&streams[1].1, request.request_id).await;
+        let (_, lost) = streams.remove(0);
+        drop(lost);
+        // Another owner: it will deliver the message again.
+        let mut stream = fake.consume().await;
+        stream.subscribed(subscribed(2, 0, 1)).await;
+        stream
+    };
+    let (outcomes, _stream) = futures::join!(consumer.ack_each(&messages), serve);
+    for (message, outcome) in messages.iter().zip(outcomes) {
+        match message.topic.partition() {
+            Some(1) => assert_eq!(outcome, Ok(())),
+            _ => assert!(outcome.unwrap_err().is_retryable()),
+        }
+    }
 }
 
 #[tokio::test]

@@ -117,6 +117,15 @@ pub trait BrokerApi: Send + Sync + 'static {
         subscription: SubscriptionName,
         force: bool,
     ) -> ApiResult<()>;
+    /// Creates a subscription that begins at a place, without a consumer, and the topic if the
+    /// namespace allows that. Answers where it begins.
+    async fn create_subscription(
+        &self,
+        ctx: &RequestContext,
+        topic: TopicName,
+        subscription: SubscriptionName,
+        place: Place,
+    ) -> ApiResult<Index>;
     /// Moves a subscription; its consumers are told and continue from there.
     async fn seek_subscription(
         &self,
@@ -411,6 +420,17 @@ pub enum ConsumerEvent {
         /// Entries in order.
         deliveries: Vec<Delivery>,
     },
+    /// Messages that storage cannot give, in their place of the order and held like a delivery:
+    /// acknowledged, they are passed over for good; negatively acknowledged, or in a later session,
+    /// reading them is tried again. Uses one message of credit and no bytes.
+    Gap {
+        /// The owner's epoch.
+        owner_epoch: OwnerEpoch,
+        /// The subscription's seek epoch.
+        seek_epoch: SeekEpoch,
+        /// What is missing.
+        gap: Gap,
+    },
     /// The acknowledgement with this id is durable.
     Confirmed {
         /// Its id.
@@ -456,8 +476,23 @@ pub struct Delivery {
     pub redelivery_count: u32,
     /// Messages of the batch that are not for this consumer.
     pub skip: Vec<IndexRange>,
+    /// Messages of the entry, by its head: tells the indexes of a batch that cannot be read.
+    pub message_count: u32,
     /// The batch as the producer sent it.
     pub batch: Bytes,
+}
+
+/// Messages that storage cannot give.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Gap {
+    /// Their indexes.
+    pub range: IndexRange,
+    /// The ledger that should have them.
+    pub ledger: LedgerId,
+    /// The first entry concerned.
+    pub entry: EntryId,
+    /// What is wrong.
+    pub reason: String,
 }
 
 /// A page of a list.

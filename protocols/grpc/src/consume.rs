@@ -3,6 +3,8 @@
 
 mod frames;
 
+use std::pin::pin;
+
 use aquifer_model::id::Index;
 use aquifer_model::id::{ConsumerInstance, OwnerEpoch, SeekEpoch, TopicIncarnation};
 use aquifer_proto::v1;
@@ -66,15 +68,15 @@ async fn session(
     let mut frames = Frames::new(events);
     let shutdown = service.tasks.shutdown_token();
     // Both ways at once: a peer that does not read must not keep its acknowledgements from us.
+    let mut delivering = pin!(deliver(&mut frames, out, &service.metrics));
     let end = tokio::select! {
         end = requests(port, &mut inbound, out, shutdown, &service.metrics) => end,
-        end = deliver(&mut frames, out, &service.metrics) => return Err(end),
+        end = &mut delivering => return Err(end),
     };
     if let End::Done = end {
-        // The port is dropped and the broker closes the session; what it had queued, such as
-        // confirmations, is still told.
-        let rest = deliver(&mut frames, out, &service.metrics);
-        let _ = timeout(service.config.drain_timeout(), rest).await;
+        // The port is dropped and the broker closes the session behind what was asked for; the
+        // answers to that, and what is at hand, are still told.
+        let _ = timeout(service.config.drain_timeout(), delivering).await;
     }
     Err(end)
 }
@@ -103,7 +105,7 @@ async fn requests(
             Ok(request) => request,
             Err(Refusal::Session(error)) => return error.into(),
             Err(Refusal::Request(refused)) => {
-                if let Err(end) = stream::reply(out, answer(refused)).await {
+                if let Err(end) = stream::reply(out, answer(*refused)).await {
                     return end;
                 }
                 continue;
@@ -141,6 +143,19 @@ async fn deliver(frames: &mut Frames, out: &Out, metrics: &Metrics) -> End {
                     deliveries: deliveries.into_iter().map(wire_delivery).collect(),
                 })
             }
+            ConsumerEvent::Gap {
+                owner_epoch,
+                seek_epoch,
+                gap,
+            } => Answer::Gap(v1::Gap {
+                owner_epoch: owner_epoch.0,
+                seek_epoch: seek_epoch.0,
+                first_index: gap.range.first.0,
+                last_index: gap.range.last.0,
+                ledger_id: gap.ledger.0,
+                entry_id: gap.entry.0,
+                reason: status::shortened(&gap.reason),
+            }),
             ConsumerEvent::Confirmed { request_id } => Answer::Confirmed(v1::Confirmed {
                 request_id,
                 error: None,
@@ -188,7 +203,7 @@ pub(crate) enum ConsumerRequest {
 #[derive(Debug)]
 pub(crate) enum Refusal {
     /// What it asks for is wrong: this is its answer, and the session goes on.
-    Request(Answer),
+    Request(Box<Answer>),
     /// The peer does not speak the protocol: nothing that it says can be relied on.
     Session(ApiError),
 }
@@ -226,7 +241,10 @@ pub(crate) fn consumer_request(request: v1::ConsumeRequest) -> Result<ConsumerRe
             seek_epoch: SeekEpoch(acknowledge.seek_epoch),
             cumulative: acknowledge.cumulative.map(Index),
             individual: ranges(&acknowledge.individual).map_err(|error| {
-                Refusal::Request(acknowledge_refused(acknowledge.request_id, &error))
+                Refusal::Request(Box::new(acknowledge_refused(
+                    acknowledge.request_id,
+                    &error,
+                )))
             })?,
         })),
         Some(Kind::NegativeAcknowledge(negative)) => {
@@ -235,13 +253,14 @@ pub(crate) fn consumer_request(request: v1::ConsumeRequest) -> Result<ConsumerRe
                 seek_epoch: SeekEpoch(negative.seek_epoch),
                 // Nothing is owed to a wish; its sender is told all the same.
                 ranges: ranges(&negative.ranges)
-                    .map_err(|error| Refusal::Request(acknowledge_refused(0, &error)))?,
+                    .map_err(|error| Refusal::Request(Box::new(acknowledge_refused(0, &error))))?,
             }))
         }
         Some(Kind::Seek(seek)) => Ok(ConsumerRequest::Seek {
             request_id: seek.request_id,
-            to: place(&seek.place)
-                .map_err(|error| Refusal::Request(seek_refused(seek.request_id, &error)))?,
+            to: place(&seek.place).map_err(|error| {
+                Refusal::Request(Box::new(seek_refused(seek.request_id, &error)))
+            })?,
         }),
         Some(Kind::Subscribe(_)) => Err(invalid("this stream is subscribed already").into()),
         None => Err(empty_request().into()),
@@ -293,6 +312,7 @@ fn wire_delivery(delivery: Delivery) -> v1::Delivery {
         broker_time_ms: delivery.broker_time_ms,
         redelivery_count: delivery.redelivery_count,
         skip: delivery.skip.into_iter().map(wire_range).collect(),
+        message_count: delivery.message_count,
         batch: delivery.batch,
     }
 }

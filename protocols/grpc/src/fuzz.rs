@@ -51,6 +51,9 @@ fn admin(bytes: &[u8]) {
                 || request.partitions > PARTITIONS_MAX
         );
     }
+    if let Ok(request) = v1::CreateSubscriptionRequest::decode(bytes) {
+        let _ = place(&request.place);
+    }
     if let Ok(request) = v1::SeekSubscriptionRequest::decode(bytes) {
         let _ = place(&request.place);
     }
@@ -84,7 +87,7 @@ fn plausible() -> impl Strategy<Value = Vec<u8>> {
             topic: one.clone(),
             producer_name: two.clone(),
             instance: bytes.clone().into(),
-            topic_incarnation: Some(bytes.into()),
+            topic_incarnation: Some(bytes.clone().into()),
             ..v1::OpenProducer::default()
         };
         let subscribe = v1::Subscribe {
@@ -93,7 +96,7 @@ fn plausible() -> impl Strategy<Value = Vec<u8>> {
             subscription: two.clone(),
             r#type: code,
             start: two.clone(),
-            instance: bytes.clone().into(),
+            instance: bytes.into(),
             ..v1::Subscribe::default()
         };
         let acknowledge = v1::Acknowledge {

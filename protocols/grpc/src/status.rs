@@ -107,7 +107,7 @@ fn undetailed(status: &Status) -> ApiError {
     receive_error(status).unwrap_or_else(|| ApiError::new(ErrorKind::Internal, status.message()))
 }
 
-fn shortened(text: &str) -> String {
+pub(crate) fn shortened(text: &str) -> String {
     let mut end = text.len().min(TEXT_BYTES_MAX);
     while !text.is_char_boundary(end) {
         end -= 1;

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::consumer::acks::Ranges;
+use crate::consumer::acks::{Acknowledged, Ranges};
 
 /// See the module.
 #[derive(Debug, Default)]
@@ -27,12 +27,19 @@ impl Order {
         self.awaited = None;
     }
 
-    pub(super) fn acknowledged(&mut self, index: u64, cumulative: bool) {
-        if !cumulative {
-            self.acknowledged.insert(index);
-        } else if index >= self.acknowledged_below {
-            self.acknowledged_below = index.saturating_add(1);
-            self.acknowledged.remove_up_to(index);
+    pub(super) fn acknowledged(&mut self, what: Acknowledged<'_>) {
+        match what {
+            Acknowledged::One(index) => self.acknowledged.insert(index, index),
+            Acknowledged::Ranges(ranges) => {
+                for (first, last) in ranges {
+                    self.acknowledged.insert(first.0, last.0);
+                }
+            }
+            Acknowledged::UpTo(index) if index >= self.acknowledged_below => {
+                self.acknowledged_below = index.saturating_add(1);
+                self.acknowledged.remove_up_to(index);
+            }
+            Acknowledged::UpTo(_) => {}
         }
     }
 

@@ -1,8 +1,9 @@
-use aquifer_model::batch::{BatchFields, MessageRecord, MessageRow, encode};
+use aquifer_model::batch::{BatchFields, Compression, MessageRecord, MessageRow, encode};
 use bytes::BytesMut;
 use proptest::prelude::*;
 
 use super::*;
+use crate::message::Damaged;
 
 fn delivery(base_index: u64, count: u64) -> v1::Delivery {
     let mut payload = BytesMut::new();
@@ -18,6 +19,7 @@ fn delivery(base_index: u64, count: u64) -> v1::Delivery {
     };
     v1::Delivery {
         base_index,
+        message_count: u32::try_from(count).unwrap(),
         batch: encode(&fields, &rows, &payload).unwrap(),
         ..v1::Delivery::default()
     }
@@ -50,6 +52,16 @@ fn subscribe(inbox: &mut Inbox, start_index: u64) -> u64 {
     };
     inbox.subscribed(session, &answer);
     session
+}
+
+fn ack(inbox: &mut Inbox, message: &ReceivedMessage) -> (Arc<AckOutcome>, Option<Waker>) {
+    let what = Acknowledged::One(message.index.0);
+    inbox.ack(message.origin, what, Instant::now())
+}
+
+fn nack(inbox: &mut Inbox, message: &ReceivedMessage) {
+    let range = (message.index.0, message.index.0);
+    inbox.nack(message.origin, range, Instant::now());
 }
 
 fn indexes(inbox: &mut Inbox) -> Vec<u64> {
@@ -93,9 +105,133 @@ fn no_credit_leaks() {
         messages: 100,
         bytes: 1 << 20,
     });
-    // 3 + 2 of the first, 1 of the old owner, 2 of 3, 3 of the old seek epoch, 1 for the damaged.
-    expected.consume(12, bytes);
+    // 3 + 2 of the first, 1 of the old owner, 2 of 3, 3 of the old seek epoch, 2 damaged.
+    expected.consume(13, bytes);
     assert_eq!(format!("{:?}", inbox.credit), format!("{expected:?}"));
+}
+
+fn damaged(taken: Option<Result<ReceivedMessage>>) -> Damaged {
+    match taken {
+        Some(Err(ClientError::Damaged(damaged))) => *damaged,
+        other => panic!("not damaged: {other:?}"),
+    }
+}
+
+fn acknowledged(inbox: &mut Inbox, damaged: &Damaged) -> Vec<(u64, u64)> {
+    let what = Acknowledged::Ranges(&damaged.ranges);
+    drop(inbox.ack(damaged.origin, what, Instant::now()));
+    let request = inbox.acks().next().unwrap();
+    let ranges = request.individual.iter();
+    ranges.map(|range| (range.first, range.last)).collect()
+}
+
+/// A block that does not unpack, and bytes whose checksum is wrong: both name what is missing, can
+/// be acknowledged, and do not stop what follows.
+#[test]
+fn what_cannot_be_read_can_be_passed_over() {
+    let mut inbox = inbox(false);
+    let session = subscribe(&mut inbox, 0);
+    let fields = BatchFields {
+        compression: Compression::Lz4,
+        uncompressed_bytes: 1_000,
+        ..BatchFields::default()
+    };
+    let rows = [MessageRow {
+        size_bytes: 250,
+        ..MessageRow::default()
+    }; 4];
+    let mut all = deliveries(1, 0, &[(0, 1), (1, 4), (5, 3), (8, 1)]);
+    all.deliveries[1].batch = encode(&fields, &rows, &[0xee; 100]).unwrap();
+    all.deliveries[1].skip = vec![v1::IndexRange { first: 2, last: 2 }];
+    all.deliveries[2].batch = all.deliveries[2].batch.slice(..30);
+    inbox.deliver(session, all);
+    let first = inbox.take().unwrap().unwrap();
+    assert_eq!(first.index, Index(0));
+    let unpacked = damaged(inbox.take());
+    assert_eq!(
+        (unpacked.first_index, unpacked.last_index),
+        (Index(1), Index(4))
+    );
+    assert_eq!(unpacked.messages(), 3, "one is not for us");
+    let short = damaged(inbox.take());
+    assert_eq!((short.first_index, short.last_index), (Index(5), Index(7)));
+    assert_eq!(indexes(&mut inbox), [8]);
+    assert_eq!(acknowledged(&mut inbox, &unpacked), [(1, 1), (3, 4)]);
+    inbox.confirmed(session, confirmed(1));
+    assert_eq!(acknowledged(&mut inbox, &short), [(5, 7)]);
+}
+
+fn confirmed(request_id: u64) -> v1::Confirmed {
+    v1::Confirmed {
+        request_id,
+        error: None,
+    }
+}
+
+/// One record that is malformed does not take the rest of its batch with it.
+#[test]
+fn a_malformed_message_is_the_only_one_that_is_missing() {
+    let mut inbox = inbox(false);
+    let session = subscribe(&mut inbox, 0);
+    let mut payload = BytesMut::new();
+    let mut rows = Vec::new();
+    for number in 0..3_u64 {
+        let size = match number {
+            1 => {
+                payload.extend_from_slice(&[0xff; 9]);
+                9
+            }
+            _ => MessageRecord::default().encode(&mut payload),
+        };
+        rows.push(MessageRow {
+            size_bytes: u32::try_from(size).unwrap(),
+            ..MessageRow::default()
+        });
+    }
+    let fields = BatchFields {
+        uncompressed_bytes: u32::try_from(payload.len()).unwrap(),
+        ..BatchFields::default()
+    };
+    let mut all = deliveries(1, 0, &[(10, 3), (13, 1)]);
+    all.deliveries[0].batch = encode(&fields, &rows, &payload).unwrap();
+    inbox.deliver(session, all);
+    assert_eq!(inbox.take().unwrap().unwrap().index, Index(10));
+    let bad = damaged(inbox.take());
+    assert_eq!((bad.first_index, bad.messages()), (Index(11), 1));
+    assert_eq!(indexes(&mut inbox), [12, 13]);
+}
+
+/// What storage cannot give comes in its place of the order, costs one message of credit, and is
+/// not told twice to a reader.
+#[test]
+fn gaps_come_in_their_place() {
+    for is_reader in [false, true] {
+        let mut inbox = inbox(is_reader);
+        let session = subscribe(&mut inbox, 0);
+        let gap = || v1::Gap {
+            owner_epoch: 1,
+            first_index: 2,
+            last_index: 1_000_001,
+            reason: "gone".to_owned(),
+            ..v1::Gap::default()
+        };
+        inbox.deliver(session, deliveries(1, 0, &[(0, 2)]));
+        inbox.gap(session, gap());
+        inbox.deliver(session, deliveries(1, 0, &[(1_000_002, 1)]));
+        assert_eq!(inbox.take().unwrap().unwrap().index, Index(0));
+        assert_eq!(inbox.take().unwrap().unwrap().index, Index(1));
+        let missing = damaged(inbox.take());
+        assert_eq!(missing.messages(), 1_000_000);
+        assert_eq!(inbox.take().unwrap().unwrap().index, Index(1_000_002));
+        let used = format!("{:?}", inbox.credit);
+        assert!(used.contains("consumed: Amount { messages: 4,"), "{used}");
+        if is_reader {
+            inbox.gap(session, gap());
+            assert_eq!(indexes(&mut inbox), [0; 0]);
+        } else {
+            assert_eq!(acknowledged(&mut inbox, &missing), [(2, 1_000_001)]);
+        }
+    }
 }
 
 proptest! {
@@ -160,7 +296,7 @@ fn somebody_elses_seek_moves_this_consumer_too() {
     assert_eq!(indexes(&mut inbox), [0; 0]);
     inbox.deliver(session, deliveries(1, 3, &[(0, 1)]));
     assert_eq!(indexes(&mut inbox), [0]);
-    let (outcome, _) = inbox.ack(&before, false, Instant::now());
+    let (outcome, _) = ack(&mut inbox, &before);
     let mut cx = std::task::Context::from_waker(Waker::noop());
     let result = outcome.poll(&mut None, &mut cx);
     assert_eq!(result, std::task::Poll::Ready(&Err(ClientError::Stale)));
@@ -170,7 +306,7 @@ fn somebody_elses_seek_moves_this_consumer_too() {
 fn nack_next(inbox: &mut Inbox, expected: u64) {
     let message = inbox.take().unwrap().unwrap();
     assert_eq!(message.index, Index(expected));
-    inbox.nack(&message, Instant::now());
+    nack(inbox, &message);
 }
 
 /// After a nack where the order counts, neither what waits nor what is on its way is handed out
@@ -210,7 +346,7 @@ fn an_earlier_nack_wins_over_one_that_is_under_way() {
     inbox.deliver(session, deliveries(1, 0, &[(0, 1), (1, 1), (2, 1)]));
     let first = inbox.take().unwrap().unwrap();
     nack_next(&mut inbox, 1);
-    inbox.nack(&first, Instant::now());
+    nack(&mut inbox, &first);
     inbox.deliver(session, deliveries(1, 0, &[(1, 1), (2, 1)]));
     assert_eq!(
         indexes(&mut inbox),
@@ -227,12 +363,17 @@ fn a_nack_of_what_was_acknowledged_stops_nothing() {
     let session = subscribe(&mut inbox, 0);
     inbox.deliver(session, deliveries(1, 0, &[(0, 2), (2, 2)]));
     let done = inbox.take().unwrap().unwrap();
-    drop(inbox.ack(&done, false, Instant::now()));
-    inbox.nack(&done, Instant::now());
+    drop(ack(&mut inbox, &done));
+    nack(&mut inbox, &done);
     nack_next(&mut inbox, 1);
     // Acknowledged after all: the broker has nothing to deliver again but what follows.
-    drop(inbox.acks.add(inbox.epochs(), 1, true, Instant::now()));
-    inbox.order.as_mut().unwrap().acknowledged(1, true);
+    let what = Acknowledged::UpTo(1);
+    drop(inbox.acks.add(inbox.epochs(), what, Instant::now()));
+    inbox
+        .order
+        .as_mut()
+        .unwrap()
+        .acknowledged(Acknowledged::UpTo(1));
     inbox.deliver(session, deliveries(1, 0, &[(2, 2)]));
     assert_eq!(indexes(&mut inbox), [2, 3]);
 }

@@ -356,11 +356,11 @@ proptest! {
         };
         let batch = batch.encode(&Bytes::from_static(b"p"), INSTANCE, 7, compression).unwrap();
         let delivery = v1::Delivery { base_index: 500, batch, ..v1::Delivery::default() };
-        let delivered = crate::batch::Delivered::parse(delivery).unwrap();
+        let delivered = crate::batch::Delivered::parse(delivery);
         let topic = Arc::new("t".parse().unwrap());
         let mut unpacked = delivered.open(&topic, crate::message::Origin::default()).unwrap();
         for (at, sent) in messages.iter().enumerate() {
-            let received = unpacked.next().unwrap().unwrap();
+            let received = unpacked.next().unwrap().1.unwrap();
             prop_assert_eq!(received.index, Index(500 + at as u64));
             prop_assert_eq!(received.sequence_id, 100 + at as u64);
             prop_assert_eq!(&received.payload, &sent.record.value);

@@ -264,6 +264,7 @@ impl ConsumerPort for FakeConsumer {
                 broker_time_ms: 0,
                 redelivery_count: 0,
                 skip: Vec::new(),
+                message_count: 1,
                 batch: batch.clone(),
             };
             numbered.map(delivery).collect()
@@ -474,6 +475,16 @@ impl BrokerApi for FakeBroker {
         self.called(&topic)
     }
 
+    async fn create_subscription(
+        &self,
+        _ctx: &RequestContext,
+        topic: TopicName,
+        _subscription: SubscriptionName,
+        _place: Place,
+    ) -> ApiResult<Index> {
+        self.called(&topic)?;
+        Ok(Index(0))
+    }
     async fn seek_subscription(
         &self,
         _ctx: &RequestContext,

@@ -116,6 +116,7 @@ mod tests {
             broker_time_ms: 0,
             redelivery_count: 0,
             skip: Vec::new(),
+            message_count: 1,
             batch: Bytes::from(vec![0; bytes]),
         };
         ConsumerEvent::Deliveries {

@@ -273,6 +273,7 @@ fn delivery(delivery: v1::Delivery) -> Delivery {
         broker_time_ms: delivery.broker_time_ms,
         redelivery_count: delivery.redelivery_count,
         skip: Vec::new(),
+        message_count: delivery.message_count,
         batch: delivery.batch,
     }
 }
