@@ -229,6 +229,23 @@ impl BrokerApi for Broker {
         self.serve(ctx, "delete_subscription", span, work).await
     }
 
+    async fn create_subscription(
+        &self,
+        ctx: &RequestContext,
+        topic: TopicName,
+        subscription: SubscriptionName,
+        place: Place,
+    ) -> ApiResult<Index> {
+        let span = span!(
+            "create_subscription",
+            ctx,
+            topic = topic,
+            subscription = subscription
+        );
+        let work = self.new_subscription(&topic, &subscription, place);
+        self.serve(ctx, "create_subscription", span, work).await
+    }
+
     async fn seek_subscription(
         &self,
         ctx: &RequestContext,

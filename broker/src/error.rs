@@ -210,10 +210,7 @@ impl From<BrokerError> for ApiError {
                 ErrorKind::Fenced,
                 "stop this producer: another one goes on under its name",
             ),
-            BrokerError::ConsumerReplaced => api(
-                ErrorKind::Fenced,
-                "let this session go: the consumer goes on in its newer one",
-            ),
+            BrokerError::ConsumerReplaced => api(ErrorKind::Fenced, "its newer session goes on"),
             BrokerError::Incarnation(_) => api(
                 ErrorKind::Incarnation,
                 "open a new producer, consumer or reader: positions and sequence ids began anew",

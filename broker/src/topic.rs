@@ -10,6 +10,7 @@ pub mod dedup;
 pub(crate) mod event;
 pub(crate) mod load;
 
+mod closing;
 mod consume;
 mod consumer;
 mod cursors;
@@ -37,6 +38,7 @@ use crate::broker::Shared;
 use crate::error::{BrokerError, topic_survives};
 use crate::load::TopicCounters;
 use crate::ownership::Owned;
+use crate::topic::closing::Closing;
 use crate::topic::consume::Subscriptions;
 use crate::topic::cursors::Cursors;
 use crate::topic::event::{EVENT_WORK, Event, Inbox, Mailbox};
@@ -71,6 +73,7 @@ pub(crate) struct Topic {
     log: TopicLog,
     publishing: Publishing,
     subscriptions: Subscriptions,
+    closing: Closing,
     cursors: Cursors,
     trimming: Trimming,
     tenure: Tenure,
@@ -128,7 +131,7 @@ impl Topic {
                 () = inbox.urgent.wait() => {}
                 event = inbox.receiver.recv() => {
                     if let Some(event) = event {
-                        self.handle(event);
+                        self.handle_next(event);
                     }
                 }
                 () = token.wait(), if self.ending.is_none() => self.handle(Event::Shutdown),
@@ -144,14 +147,20 @@ impl Topic {
     /// Handles what waits, then lets ready subscriptions deliver.
     fn turn(&mut self, inbox: &mut Inbox) {
         for event in inbox.urgent.take() {
-            self.handle(event);
+            match event {
+                Event::ConsumerGone(id, consumer) => {
+                    self.closing.behind(inbox.receiver.len(), id, consumer);
+                }
+                event => self.handle(event),
+            }
         }
+        self.close_consumers();
         let mut work = 0;
         while work < WORK_PER_TURN {
             match inbox.receiver.try_recv() {
                 Ok(event) => {
                     work += event.work();
-                    self.handle(event);
+                    self.handle_next(event);
                 }
                 Err(_) => break,
             }
@@ -164,20 +173,33 @@ impl Topic {
         }
     }
 
+    /// Handles an event of the mailbox, and what waited for it.
+    fn handle_next(&mut self, event: Event) {
+        self.handle(event);
+        self.closing.handled();
+        self.close_consumers();
+    }
+
+    fn close_consumers(&mut self) {
+        while let Some((id, consumer)) = self.closing.due() {
+            self.consumer_closed(id, consumer);
+        }
+    }
+
     fn handle(&mut self, event: Event) {
         match event {
             Event::OpenProducer { request, reply } => self.open_producer(*request, reply),
             Event::Publish { session, frames } => self.publish(session, frames),
             Event::ProducerGone(session) => self.producer_gone(session),
             Event::Appended { tag, outcome } => self.appended(tag, outcome),
-            Event::Subscribe { request, reply } => self.subscribe(*request, reply),
+            Event::Subscribe { request, reply } => self.subscribe(request, reply),
             Event::Consumer {
                 subscription,
                 consumer,
                 request,
             } => self.consumer_request(subscription, consumer, request),
             Event::ConsumerGone(subscription, consumer) => {
-                self.consumer_gone(subscription, consumer);
+                self.consumer_closed(subscription, consumer);
             }
             Event::Drained(subscription, consumer) => self.drained(subscription, consumer),
             Event::Read(done) => self.read_done(*done),
@@ -194,6 +216,9 @@ impl Topic {
             }
             Event::DeleteSubscription { name, force, reply } => {
                 self.delete_subscription(&name, force, reply);
+            }
+            Event::CreateSubscription { name, place, reply } => {
+                self.new_subscription(name, place, reply);
             }
             Event::SeekSubscription { name, place, reply } => {
                 self.seek_subscription(&name, place, reply);

@@ -216,6 +216,32 @@ impl RawConsumer {
         Ok(self.requests.send(ConsumeRequest { request }).await?)
     }
 
+    /// Sends a request.
+    ///
+    /// # Errors
+    /// When the stream has ended.
+    pub async fn ask(&self, request: consume_request::Request) -> Result<()> {
+        let request = Some(request);
+        Ok(self.requests.send(ConsumeRequest { request }).await?)
+    }
+
+    /// Closes this side, and returns what still comes until the other is closed.
+    ///
+    /// # Errors
+    /// When the other side does not end, or the connection fails.
+    pub async fn close(self) -> Result<Vec<consume_response::Response>> {
+        let mut responses = self.responses;
+        drop(self.requests);
+        let rest = async {
+            let mut rest = Vec::new();
+            while let Some(reply) = responses.message().await? {
+                rest.extend(reply.response);
+            }
+            Ok(rest)
+        };
+        within("the end of the stream", rest).await
+    }
+
     /// What comes next; `None` when the stream has ended.
     ///
     /// # Errors

@@ -3,11 +3,14 @@
 use anyhow::{Result, bail, ensure};
 use aquifer_harness::server::{Server, ServerOptions};
 use aquifer_harness::wire::{
-    self, RawProducer, Reply, batch, consume_error, open_request, subscribe,
+    self, RawConsumer, RawProducer, Reply, batch, consume_error, open_request, subscribe,
 };
 use aquifer_model::limits::{BATCH_BYTES_MAX, FRAME_BYTES_MAX, MESSAGE_BYTES_MAX};
 use aquifer_proto::PROTOCOL_VERSION;
-use aquifer_proto::v1::{ErrorCode, ErrorDetail, Outcome, Subscribe};
+use aquifer_proto::v1;
+use aquifer_proto::v1::{
+    ErrorCode, ErrorDetail, Outcome, Subscribe, consume_request, consume_response,
+};
 use bytes::Bytes;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -286,4 +289,65 @@ async fn garbage_on_the_sockets_harms_nobody() -> Result<()> {
     let _: Client = server.client()?;
     let _ = wire::connect(&server.url()).await?;
     still_serves(&mut server).await
+}
+
+/// A client that does not wait for confirmations: fifty acknowledgements that ask for none, and its
+/// side closed at once. The last one asks, and is told.
+#[tokio::test]
+async fn acknowledgements_right_before_a_half_close_count() -> Result<()> {
+    const MESSAGES: u64 = 50;
+    let (_folder, mut server) = server().await?;
+    let client = server.client()?;
+    let producer = client.producer("t").open().await?;
+    for number in 0..MESSAGES {
+        producer.send(Message::new(number.to_string())).await?;
+    }
+    for round in 0..10 {
+        let request = Subscribe {
+            version: PROTOCOL_VERSION,
+            topic: "t".to_owned(),
+            subscription: format!("s{round}"),
+            r#type: v1::SubscriptionType::Exclusive.into(),
+            start: "earliest".to_owned(),
+            ..Subscribe::default()
+        };
+        let mut raw = RawConsumer::open(&server.url(), request).await?;
+        raw.grant(MESSAGES).await?;
+        let (mut received, mut owner_epoch) = (0, 0);
+        while received < MESSAGES {
+            if let Some(consume_response::Response::Deliveries(some)) = raw.next().await? {
+                owner_epoch = some.owner_epoch;
+                received += some
+                    .deliveries
+                    .iter()
+                    .map(|d| u64::from(d.message_count))
+                    .sum::<u64>();
+            }
+        }
+        for index in 0..MESSAGES {
+            let acknowledge = v1::Acknowledge {
+                request_id: if index + 1 == MESSAGES { 7 } else { 0 },
+                owner_epoch,
+                individual: vec![v1::IndexRange {
+                    first: index,
+                    last: index,
+                }],
+                ..v1::Acknowledge::default()
+            };
+            raw.ask(consume_request::Request::Acknowledge(acknowledge))
+                .await?;
+        }
+        let rest = raw.close().await?;
+        let confirmed = |response: &consume_response::Response| match response {
+            consume_response::Response::Confirmed(confirmed) => Some(confirmed.request_id),
+            _ => None,
+        };
+        let confirmed: Vec<u64> = rest.iter().filter_map(confirmed).collect();
+        ensure!(confirmed == [7], "round {round}: {confirmed:?}");
+    }
+    for subscription in client.admin().topic_stats("t").await?.subscriptions {
+        ensure!(subscription.backlog_messages == 0, "{subscription:?}");
+    }
+    server.stop()?;
+    server.check_logs()
 }

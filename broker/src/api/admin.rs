@@ -87,6 +87,21 @@ impl Broker {
             .await
     }
 
+    pub(super) async fn new_subscription(
+        &self,
+        topic: &TopicName,
+        subscription: &SubscriptionName,
+        place: Place,
+    ) -> Result<Index, BrokerError> {
+        self.topics
+            .ask(topic, true, |reply| Event::CreateSubscription {
+                name: subscription.clone(),
+                place,
+                reply,
+            })
+            .await
+    }
+
     pub(super) async fn move_subscription(
         &self,
         topic: &TopicName,

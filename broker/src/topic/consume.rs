@@ -40,7 +40,7 @@ pub(super) struct Subscriptions {
     slots: BTreeMap<SubscriptionId, Slot>,
     names: HashMap<SubscriptionName, SubscriptionId>,
     /// Names that are being created, with who waits for them.
-    creating: HashMap<SubscriptionName, Vec<(Subscribe, Reply<ConsumerSession>)>>,
+    creating: HashMap<SubscriptionName, Vec<Waiting>>,
     /// To be served in this or a later turn, in order.
     ready: VecDeque<SubscriptionId>,
     /// At the end of the log, waiting for new messages.
@@ -48,6 +48,24 @@ pub(super) struct Subscriptions {
     next_id: u64,
     next_consumer: u64,
     instances: Instances,
+}
+
+/// Who waits for a subscription that is being created.
+enum Waiting {
+    /// A consumer that is to be attached.
+    Consumer(Box<Subscribe>, Reply<ConsumerSession>),
+    /// An administrator.
+    Admin(Reply<Index>),
+}
+
+impl Waiting {
+    fn refuse(self, error: &BrokerError) {
+        // Whoever went away needs no answer.
+        match self {
+            Waiting::Consumer(_, reply) => drop(reply.send(Err(error.clone()))),
+            Waiting::Admin(reply) => drop(reply.send(Err(error.clone()))),
+        }
+    }
 }
 
 /// One subscription with its clients.
@@ -170,9 +188,7 @@ impl Subscriptions {
 
     pub(super) fn refuse_waiting(&mut self, error: &BrokerError) {
         for (_, waiting) in std::mem::take(&mut self.creating) {
-            for (_, reply) in waiting {
-                let _ = reply.send(Err(error.clone()));
-            }
+            waiting.into_iter().for_each(|who| who.refuse(error));
         }
     }
 }
@@ -358,6 +374,26 @@ impl Topic {
         let consumers: Vec<ConsumerId> = slot.consumers.keys().copied().collect();
         for consumer in consumers {
             self.fail_consumer(id, consumer, error.clone().into());
+        }
+    }
+
+    /// A client has closed its session: what it holds is free at once, and what it asked for is still
+    /// answered.
+    pub(super) fn consumer_closed(&mut self, id: SubscriptionId, consumer: ConsumerId) {
+        let Some(slot) = self.subscriptions.get_mut(id) else {
+            return;
+        };
+        if !slot.consumers.contains_key(&consumer) {
+            return;
+        }
+        if slot.state.is_durable() {
+            let notices = slot.state.detach(consumer);
+            self.notify(id, &notices);
+            self.subscriptions.wake(id);
+        }
+        let effect = Effect::Closed(id, consumer);
+        if let Some(effect) = self.cursors.after_pending(effect) {
+            self.apply(effect);
         }
     }
 

@@ -62,6 +62,8 @@ pub(super) enum Effect {
         index: Index,
         mover: Mover,
     },
+    /// A session was closed, and all that it asked for is answered.
+    Closed(SubscriptionId, ConsumerId),
     /// A subscription is gone.
     Deleted(SubscriptionId, Reply<()>),
 }
@@ -494,6 +496,7 @@ impl Topic {
                 index,
                 mover,
             } => self.moved(id, epoch, index, mover),
+            Effect::Closed(id, consumer) => self.consumer_gone(id, consumer),
             Effect::Deleted(id, reply) => self.subscription_deleted(id, reply),
         }
     }

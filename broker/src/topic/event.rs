@@ -103,6 +103,12 @@ pub(crate) enum Event {
         force: bool,
         reply: Reply<()>,
     },
+    /// A subscription is to be created by an administrator.
+    CreateSubscription {
+        name: SubscriptionName,
+        place: Place,
+        reply: Reply<Index>,
+    },
     /// A subscription is to be moved by an administrator.
     SeekSubscription {
         name: SubscriptionName,
@@ -179,7 +185,7 @@ pub(crate) struct ReadDone {
 /// What a place is looked up for.
 pub(crate) enum LocatePurpose {
     /// A reader begins there.
-    Reader(Subscribe, Reply<ConsumerSession>),
+    Reader(Box<Subscribe>, Reply<ConsumerSession>),
     /// A subscription begins there; the requests wait under its name.
     Create(SubscriptionName),
     /// A consumer moves its subscription.

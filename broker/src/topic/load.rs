@@ -17,6 +17,7 @@ use crate::movement::DRAIN_MAX;
 use crate::ownership::Owned;
 use crate::subscription::SubscriptionSpec;
 use crate::topic::Topic;
+use crate::topic::closing::Closing;
 use crate::topic::consume::Subscriptions;
 use crate::topic::cursors::Cursors;
 use crate::topic::event::mailbox;
@@ -113,6 +114,7 @@ async fn load_owned(
         mailbox: mailbox.clone(),
         publishing,
         subscriptions,
+        closing: Closing::default(),
         cursors,
         log,
         trimming: Trimming::new(now),

@@ -4,9 +4,12 @@ use aquifer_ledger::testing::Mode;
 use aquifer_model::id::Index;
 use aquifer_model::place::Place;
 use aquifer_model::policy::{NamespacePolicies, Retention, Rollover};
-use aquifer_protocol_api::broker::{BrokerApi, ConsumerEvent, Subscribe, SubscriptionType};
+use aquifer_protocol_api::broker::{
+    Acknowledge, BrokerApi, ConsumerEvent, Subscribe, SubscriptionType,
+};
+use aquifer_protocol_api::error::ErrorKind;
 
-use crate::support::{Harness, ctx, name, subscribe, until};
+use crate::support::{Harness, ctx, kind, name, soon, subscribe, until};
 
 #[tokio::test]
 async fn what_was_confirmed_is_not_delivered_again_i9() {
@@ -264,4 +267,78 @@ async fn the_cursor_log_is_rolled_and_trimmed_and_still_adds_up_i9() {
         .map(|n| format!("m{n}"))
         .collect();
     assert_eq!(consumer.take_payloads(67).await, expected);
+}
+
+/// A client may acknowledge and close at once: what it acknowledged counts, and the confirmations
+/// that it asked for still come.
+#[tokio::test]
+async fn acknowledgements_right_before_an_orderly_close_count() {
+    let harness = Harness::start().await;
+    let mut producer = harness.producer("orders", "p").await;
+    let payloads: Vec<String> = (0..50).map(|number| number.to_string()).collect();
+    for payload in &payloads {
+        producer.publish(&[payload]).await;
+    }
+    let mut consumer = harness.consumer("orders", "s").await;
+    consumer.take(50).await;
+    for index in 0..49 {
+        let ack = Acknowledge {
+            request_id: 0,
+            ..consumer.ack(&[index], None)
+        };
+        consumer.port.acknowledge(ack).await.unwrap();
+    }
+    let last = consumer.ack(&[49], None);
+    let last_id = last.request_id;
+    consumer.port.acknowledge(last).await.unwrap();
+    drop(consumer.port);
+    let mut told = Vec::new();
+    while let Some(event) = soon("the rest", consumer.events.recv()).await {
+        told.push(event);
+    }
+    let request_id = last_id;
+    assert_eq!(told, [ConsumerEvent::Confirmed { request_id }]);
+    let harness = harness.restart().await;
+    let stats = harness.stats("orders").await;
+    assert_eq!(stats.subscriptions[0].backlog_messages, 0);
+}
+
+/// Creating a subscription records its place and nothing else: whoever consumes first decides how
+/// it is shared, and nothing was delivered to anybody before.
+#[tokio::test]
+async fn a_subscription_can_be_created_without_a_consumer() {
+    let harness = Harness::start().await;
+    let mut producer = harness.producer("orders", "p").await;
+    producer.publish(&["a", "b", "c"]).await;
+    let create = |topic: &str, place: &str| {
+        let (topic, place) = (name(topic), place.parse().unwrap());
+        let broker = &harness.broker;
+        async move {
+            let name = "s".parse().unwrap();
+            broker.create_subscription(&ctx(), topic, name, place).await
+        }
+    };
+    assert_eq!(create("orders", "1").await, Ok(Index(1)));
+    let again = create("orders", "latest").await;
+    assert_eq!(kind(&again), Some(ErrorKind::AlreadyExists));
+    let nowhere = create("other", "77:3").await;
+    assert_eq!(kind(&nowhere), Some(ErrorKind::InvalidArgument));
+    assert!(harness.stats("other").await.subscriptions.is_empty());
+
+    let harness = harness.restart().await;
+    let stats = harness.stats("orders").await;
+    assert_eq!(stats.subscriptions[0].backlog_messages, 2);
+    let failover = Subscribe {
+        kind: SubscriptionType::Failover,
+        ..subscribe("orders", "s")
+    };
+    let mut consumer = harness.try_subscribe(failover).await.unwrap();
+    assert_eq!(consumer.event().await, ConsumerEvent::Active(true));
+    consumer.grant(10).await;
+    match consumer.event().await {
+        ConsumerEvent::Deliveries { deliveries, .. } => {
+            assert_eq!(deliveries[0].redelivery_count, 0);
+        }
+        other => panic!("{other:?}"),
+    }
 }

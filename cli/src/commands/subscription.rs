@@ -1,9 +1,7 @@
 //! `aquifer subscription`: creates, lists, moves and deletes subscriptions.
 
-use aquifer_client::admin::{SubscriptionStats, TopicStats};
-use aquifer_client::{Client, ErrorKind, SubscriptionType};
-use aquifer_model::place::Place;
-use aquifer_model::topic::TopicName;
+use aquifer_client::admin::SubscriptionStats;
+use aquifer_client::{ClientError, ErrorKind, SubscriptionType};
 use serde_json::{Value, json};
 
 use crate::args::{SubscriptionArgs, SubscriptionCommand};
@@ -25,11 +23,17 @@ pub async fn run(args: SubscriptionArgs, connect: &Connect, out: &Output) -> Res
             subscription,
             from,
         } => {
-            let subscription = subscription.to_string();
-            create(&client, &topic, &subscription, from).await?;
-            let topic = topic.to_string();
+            let (topic, subscription) = (topic.to_string(), subscription.to_string());
+            let created = admin.create_subscription(&topic, &subscription, from);
+            let index = created
+                .await
+                .map_err(|error| exists(error, &topic, &subscription))?;
             match out.is_json() {
-                true => out.object(&json!({"topic": topic, "subscription": subscription})),
+                true => out.object(&json!({
+                    "topic": topic,
+                    "subscription": subscription,
+                    "mark_delete_index": index.0,
+                })),
                 false => out.line(format!("{topic} has the subscription {subscription}")),
             }
         }
@@ -79,46 +83,15 @@ pub async fn run(args: SubscriptionArgs, connect: &Connect, out: &Output) -> Res
     }
 }
 
-/// Creates a subscription, unless there is one of that name: in every partition of a partitioned topic,
-/// so that what was created in part is completed.
-async fn create(
-    client: &Client,
-    topic: &TopicName,
-    subscription: &str,
-    from: Place,
-) -> Result<(), CliError> {
-    let admin = client.admin();
-    let parts = match admin.parts_of(topic).await {
-        Ok(parts) => parts,
-        Err(error) if error.kind() == ErrorKind::NotFound => vec![topic.clone()],
-        Err(error) => return Err(error.into()),
-    };
-    if parts.len() > 1 && matches!(from, Place::Index(_) | Place::Position(_)) {
-        let text = format!("{from} is a place in one partition: give a time, earliest or latest");
-        return Err(CliError::usage(text));
-    }
-    let mut missing = 0;
-    for part in &parts {
-        match admin.topic_stats(&part.to_string()).await {
-            Ok(stats) => missing += usize::from(!has(&stats, subscription)),
-            Err(error) if error.kind() == ErrorKind::NotFound => missing += 1,
-            Err(error) => return Err(error.into()),
+/// The failure to create a subscription, with what to do about one that is there.
+fn exists(error: ClientError, topic: &str, subscription: &str) -> CliError {
+    match error.kind() {
+        ErrorKind::AlreadyExists => {
+            let text = format!("{topic} has a subscription {subscription} already");
+            CliError::failed(text).advise("move it with: aquifer subscription seek")
         }
+        _ => CliError::from(error),
     }
-    if missing == 0 {
-        let text = format!("{topic} has a subscription {subscription} already");
-        let advice = "move it with: aquifer subscription seek";
-        return Err(CliError::failed(text).advise(advice));
-    }
-    // A consumer that closes at once: what it was sent meanwhile is given to the next one.
-    let consumer = client.consumer(&topic.to_string(), subscription);
-    let consumer = consumer.kind(SubscriptionType::Shared).start(from);
-    Ok(consumer.open().await?.close().await?)
-}
-
-fn has(stats: &TopicStats, subscription: &str) -> bool {
-    let mut all = stats.subscriptions.iter();
-    all.any(|known| known.durable && known.name == subscription)
 }
 
 /// A subscription as one JSON object.

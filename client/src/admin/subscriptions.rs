@@ -7,7 +7,8 @@ use aquifer_proto::v1;
 
 use crate::admin::{Admin, Client};
 use crate::error::{ClientError, ErrorKind, Result};
-use crate::lookup::parts;
+use crate::lookup::{partitions, parts};
+use crate::retry::Deadline;
 
 impl Admin {
     /// Deletes a subscription, of every partition of a partitioned topic. Without `force` only when
@@ -55,6 +56,48 @@ impl Admin {
         deleted.map(|_| ())
     }
 
+    /// Creates a subscription that nobody consumes from yet, so that it misses nothing, in every
+    /// partition of a partitioned topic; what exists in part is completed. Creates the topic if the
+    /// namespace allows that. Whoever consumes first decides how it is shared. Answers where it begins,
+    /// summed over the partitions that it was created in.
+    ///
+    /// # Errors
+    /// `AlreadyExists`, `Invalid` for a name, a place that the topic does not have, and an index or
+    /// position in a partitioned topic, and what every call may answer.
+    pub async fn create_subscription(
+        &self,
+        topic: &str,
+        subscription: &str,
+        place: Place,
+    ) -> Result<Index> {
+        let topic = topic.parse::<TopicName>()?;
+        let subscription = SubscriptionName::new(subscription)?;
+        let deadline = Deadline::after(self.context.operation_timeout);
+        let all = partitions(&self.context, &topic, deadline).await?;
+        in_one_partition(&topic, all.len(), place)?;
+        let (mut sum, mut existing) = (Index(0), 0);
+        let count = all.len();
+        for part in all {
+            let request = v1::CreateSubscriptionRequest {
+                topic: part.to_string(),
+                subscription: subscription.to_string(),
+                place: place.to_string(),
+            };
+            let call = move |mut client: Client| {
+                let request = request.clone();
+                async move { client.create_subscription(request).await }
+            };
+            match self.call("creating the subscription", false, call).await {
+                Ok(created) => sum.0 = sum.0.saturating_add(created.index),
+                Err(error) if error.kind() == ErrorKind::AlreadyExists && existing + 1 < count => {
+                    existing += 1;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(sum)
+    }
+
     /// Moves a subscription; its consumers continue from there. Answers the new mark-delete index,
     /// summed over the partitions of a partitioned topic, whose subscriptions only move to `earliest`,
     /// `latest` or a time.
@@ -71,12 +114,7 @@ impl Admin {
         let topic = topic.parse::<TopicName>()?;
         let subscription = SubscriptionName::new(subscription)?;
         let all = self.parts_of(&topic).await?;
-        if all.len() > 1 && matches!(place, Place::Index(_) | Place::Position(_)) {
-            return Err(ClientError::Invalid(format!(
-                "{place} is a place in one partition: seek in {}, or to a time",
-                topic.partition_name(0)
-            )));
-        }
+        in_one_partition(&topic, all.len(), place)?;
         let mut sum = Index(0);
         for part in all {
             let request = v1::SeekSubscriptionRequest {
@@ -101,4 +139,15 @@ impl Admin {
     pub async fn parts_of(&self, topic: &TopicName) -> Result<Vec<TopicName>> {
         parts(topic, self.partitions_of(topic).await?)
     }
+}
+
+/// An index or position means nothing in several partitions.
+fn in_one_partition(topic: &TopicName, partitions: usize, place: Place) -> Result<()> {
+    if partitions > 1 && matches!(place, Place::Index(_) | Place::Position(_)) {
+        return Err(ClientError::Invalid(format!(
+            "{place} is a place in one partition: name {}, or give a time, earliest or latest",
+            topic.partition_name(0)
+        )));
+    }
+    Ok(())
 }

@@ -282,6 +282,7 @@ pub fn delivery(base_index: u64, count: u64) -> v1::Delivery {
         entry_id: base_index,
         base_index,
         broker_time_ms: 1,
+        message_count: u32::try_from(count).unwrap(),
         batch: aquifer_model::batch::encode(&fields, &rows, &payload).unwrap(),
         ..v1::Delivery::default()
     }
@@ -370,6 +371,7 @@ not_scripted! {
     delete_topic: DeleteTopicRequest -> DeleteTopicResponse,
     list_topics: ListTopicsRequest -> ListTopicsResponse,
     delete_subscription: DeleteSubscriptionRequest -> DeleteSubscriptionResponse,
+    create_subscription: CreateSubscriptionRequest -> CreateSubscriptionResponse,
     seek_subscription: SeekSubscriptionRequest -> SeekSubscriptionResponse,
     list_brokers: ListBrokersRequest -> ListBrokersResponse,
     list_bundles: ListBundlesRequest -> ListBundlesResponse,

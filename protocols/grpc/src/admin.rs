@@ -192,6 +192,25 @@ impl v1::admin_server::Admin for Service {
         .await
     }
 
+    async fn create_subscription(
+        &self,
+        request: Request<v1::CreateSubscriptionRequest>,
+    ) -> Answer<v1::CreateSubscriptionResponse> {
+        self.unary(
+            "create_subscription",
+            request,
+            |broker, ctx, r| async move {
+                let subscription: SubscriptionName = name(&r.subscription)?;
+                let (topic, place) = (topic(&r.topic)?, place(&r.place)?);
+                let index = broker
+                    .create_subscription(&ctx, topic, subscription, place)
+                    .await?;
+                Ok(v1::CreateSubscriptionResponse { index: index.0 })
+            },
+        )
+        .await
+    }
+
     async fn seek_subscription(
         &self,
         request: Request<v1::SeekSubscriptionRequest>,

@@ -3,6 +3,7 @@
 
 use aquifer_model::id::Index;
 use aquifer_model::limits::SUBSCRIPTIONS_PER_TOPIC_MAX;
+use aquifer_model::place::Place;
 use aquifer_model::topic::SubscriptionName;
 use aquifer_protocol_api::broker::{ConsumerSession, Subscribe, Subscribed, SubscriptionType};
 use aquifer_protocol_api::error::{ApiError, ErrorKind};
@@ -11,6 +12,7 @@ use crate::error::BrokerError;
 use crate::subscription::cursor::CursorState;
 use crate::subscription::{Attach, ConsumerId, Subscription, SubscriptionSpec};
 use crate::topic::Topic;
+use crate::topic::consume::Waiting;
 use crate::topic::consumer::Port;
 use crate::topic::cursors::Effect;
 use crate::topic::event::{LocatePurpose, Reply, SubscriptionId};
@@ -19,7 +21,7 @@ use crate::topic::outbox::Outbox;
 impl Topic {
     pub(in crate::topic) fn subscribe(
         &mut self,
-        request: Subscribe,
+        request: Box<Subscribe>,
         reply: Reply<ConsumerSession>,
     ) {
         let checked = match &self.ending {
@@ -39,15 +41,11 @@ impl Topic {
             return;
         }
         if let Some(waiting) = self.subscriptions.creating.get_mut(&name) {
-            waiting.push((request, reply));
+            waiting.push(Waiting::Consumer(request, reply));
             return;
         }
-        let count = self.subscriptions.slots.len() + self.subscriptions.creating.len();
-        if count >= SUBSCRIPTIONS_PER_TOPIC_MAX {
-            let _ = reply.send(Err(BrokerError::Quota {
-                what: "the number of subscriptions of a topic",
-                max: SUBSCRIPTIONS_PER_TOPIC_MAX,
-            }));
+        if let Err(error) = self.check_subscription_count() {
+            let _ = reply.send(Err(error));
             return;
         }
         if request.kind == SubscriptionType::KeyShared {
@@ -63,8 +61,47 @@ impl Topic {
         let start = request.start;
         self.subscriptions
             .creating
-            .insert(name.clone(), vec![(request, reply)]);
+            .insert(name.clone(), vec![Waiting::Consumer(request, reply)]);
         self.locate(start, LocatePurpose::Create(name));
+    }
+
+    /// An administrator wants a subscription to exist: only its place is recorded, and whoever
+    /// consumes first decides how it is shared.
+    pub(in crate::topic) fn new_subscription(
+        &mut self,
+        name: SubscriptionName,
+        place: Place,
+        reply: Reply<Index>,
+    ) {
+        let subscriptions = &self.subscriptions;
+        let is_there =
+            subscriptions.by_name(&name).is_some() || subscriptions.creating.contains_key(&name);
+        let checked = match &self.ending {
+            Some(ending) => Err(ending.error.clone()),
+            None if is_there => Err(BrokerError::AlreadyExists {
+                what: "subscription",
+                name: name.to_string(),
+            }),
+            None => self.check_subscription_count(),
+        };
+        if let Err(error) = checked {
+            let _ = reply.send(Err(error));
+            return;
+        }
+        let waiting = vec![Waiting::Admin(reply)];
+        self.subscriptions.creating.insert(name.clone(), waiting);
+        self.locate(place, LocatePurpose::Create(name));
+    }
+
+    fn check_subscription_count(&self) -> Result<(), BrokerError> {
+        let count = self.subscriptions.slots.len() + self.subscriptions.creating.len();
+        match count >= SUBSCRIPTIONS_PER_TOPIC_MAX {
+            true => Err(BrokerError::Quota {
+                what: "the number of subscriptions of a topic",
+                max: SUBSCRIPTIONS_PER_TOPIC_MAX,
+            }),
+            false => Ok(()),
+        }
     }
 
     /// A reader's place is known: nothing of it is durable.
@@ -113,14 +150,9 @@ impl Topic {
             Ok(start) if self.subscriptions.creating.contains_key(&name) => start,
             Ok(_) => return,
             Err(error) => {
-                for (_, reply) in self
-                    .subscriptions
-                    .creating
-                    .remove(&name)
-                    .unwrap_or_default()
-                {
-                    let _ = reply.send(Err(error.clone()));
-                }
+                let waiting = self.subscriptions.creating.remove(&name);
+                let waiting = waiting.unwrap_or_default().into_iter();
+                waiting.for_each(|who| who.refuse(&error));
                 return;
             }
         };
@@ -128,8 +160,11 @@ impl Topic {
             .subscriptions
             .creating
             .get(&name)
-            .and_then(|waiting| waiting.first())
-            .map_or(SubscriptionType::Exclusive, |(request, _)| request.kind);
+            .and_then(|waiting| match waiting.first()? {
+                Waiting::Consumer(request, _) => Some(request.kind),
+                Waiting::Admin(_) => None,
+            })
+            .unwrap_or(SubscriptionType::Exclusive);
         let state = Subscription::new(SubscriptionSpec {
             name: name.to_string(),
             kind,
@@ -150,12 +185,18 @@ impl Topic {
 
     /// The creation is durable.
     pub(in crate::topic) fn created(&mut self, id: SubscriptionId, name: &SubscriptionName) {
-        if let Some(slot) = self.subscriptions.get_mut(id) {
-            slot.held -= 1;
-        }
-        for (request, reply) in self.subscriptions.creating.remove(name).unwrap_or_default() {
-            if !reply.is_closed() {
-                let _ = reply.send(self.attach(id, &request));
+        let Some(slot) = self.subscriptions.get_mut(id) else {
+            return;
+        };
+        slot.held -= 1;
+        let start = slot.state.mark_delete();
+        for who in self.subscriptions.creating.remove(name).unwrap_or_default() {
+            match who {
+                Waiting::Consumer(request, reply) if !reply.is_closed() => {
+                    let _ = reply.send(self.attach(id, &request));
+                }
+                Waiting::Consumer(..) => {}
+                Waiting::Admin(reply) => drop(reply.send(Ok(start))),
             }
         }
     }
