@@ -48,7 +48,7 @@ pub struct Cli {
     pub output: Format,
 
     /// How long one operation may take, retries included.
-    #[arg(long, global = true, value_parser = humantime::parse_duration, default_value = "30s")]
+    #[arg(long, global = true, value_parser = time_limit, default_value = "30s")]
     pub timeout: Duration,
 
     /// What to do.
@@ -189,7 +189,7 @@ pub struct ConsumeArgs {
     #[arg(long = "type", value_enum, default_value_t = SubscriptionTypeArg::Exclusive)]
     pub kind: SubscriptionTypeArg,
 
-    /// Where a new subscription begins.
+    /// Where a new subscription begins; times are `broker_time` of the JSON output.
     #[arg(long, default_value = "earliest", value_name = "PLACE")]
     pub from: Place,
 
@@ -204,6 +204,20 @@ pub struct ConsumeArgs {
     /// Name of this consumer, for statistics.
     #[arg(long, value_name = "NAME")]
     pub consumer_name: Option<ConsumerName>,
+
+    /// What to do with messages that cannot be read: report them on standard error, acknowledge
+    /// them and go on, with exit code 1 in the end; or end, leaving them unacknowledged.
+    #[arg(long, value_enum, default_value_t = OnDamageArg::Skip)]
+    pub on_damage: OnDamageArg,
+}
+
+/// What to do with messages that cannot be read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum OnDamageArg {
+    /// Report them and go on behind them.
+    Skip,
+    /// End.
+    Stop,
 }
 
 /// How the consumers of a subscription share its messages.
@@ -225,7 +239,8 @@ pub struct ReadArgs {
     /// The topic.
     pub topic: TopicName,
 
-    /// Where to begin: earliest, latest, an index, a position L:E, a time or @milliseconds.
+    /// Where to begin: earliest, latest, an index, a position L:E, a time or @milliseconds. Times are
+    /// those at which the broker took messages: `broker_time` of the JSON output.
     #[arg(long, default_value = "earliest", value_name = "PLACE")]
     pub from: Place,
 
@@ -236,6 +251,11 @@ pub struct ReadArgs {
     /// Wait for more at the end of the topic.
     #[arg(long)]
     pub follow: bool,
+
+    /// What to do with messages that cannot be read: report them on standard error and go on, with
+    /// exit code 1 in the end; or end.
+    #[arg(long, value_enum, default_value_t = OnDamageArg::Skip)]
+    pub on_damage: OnDamageArg,
 }
 
 /// Arguments of `aquifer topic`.
@@ -364,6 +384,15 @@ pub struct LoadArgs {
     pub compression: CompressionArg,
 }
 
+/// How long an operation may take: something.
+fn time_limit(text: &str) -> Result<Duration, String> {
+    match humantime::parse_duration(text) {
+        Ok(Duration::ZERO) => Err("give a time above zero, such as 30s".to_owned()),
+        Ok(limit) => Ok(limit),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
 fn key_value(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
         Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
@@ -397,7 +426,7 @@ mod tests {
             "produce persistent://public/default/t --key-pointer /a/b",
             "consume t --subscription s --type key-shared --from latest --count 3 --follow",
             "read t --from 7:3 --follow --url http://a:1,http://b:2 --output json",
-            "read t --from 2026-01-31T12:00:00Z",
+            "read t --from 2026-01-31T12:00:00Z --on-damage stop",
             "--output json topic create t --partitions 4",
             "topic list",
             "topic stats t",
@@ -450,6 +479,8 @@ mod tests {
             "produce t m --property novalue",
             "consume t",
             "read t --from nowhere",
+            "read t --timeout 0s",
+            "topic list --timeout soon",
             "perf produce --count 1 --seconds 1",
             "namespace create acme",
             "namespace create acme/shop --rollover-entries 0",

@@ -27,12 +27,14 @@ impl Connect {
     /// A client of these brokers. Nothing is connected yet.
     ///
     /// # Errors
-    /// When an address is no URL.
+    /// When an address is no URL, or another setting wrong.
     pub fn client(&self) -> Result<Client, CliError> {
         let builder = Client::builder()
             .urls(&self.urls)
             .operation_timeout(self.timeout);
-        Ok(builder.build()?)
+        builder
+            .build()
+            .map_err(|error| CliError::usage(error.to_string()))
     }
 
     /// A client of one broker that was named by another.

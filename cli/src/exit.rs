@@ -106,7 +106,9 @@ impl CliError {
 impl From<ClientError> for CliError {
     fn from(error: ClientError) -> CliError {
         let exit = match (&error, error.kind()) {
-            (ClientError::Url { .. } | ClientError::Name(_), _) => Exit::Usage,
+            (ClientError::Url { .. } | ClientError::Name(_) | ClientError::Invalid(_), _) => {
+                Exit::Usage
+            }
             (_, ErrorKind::Connect) => Exit::CannotConnect,
             (_, ErrorKind::Timeout) => Exit::TimedOut,
             (_, ErrorKind::Refused | ErrorKind::Fenced) => Exit::Refused,

@@ -11,9 +11,10 @@ use tokio::sync::Semaphore;
 use crate::admin::Admin;
 use crate::connection::Pool;
 use crate::consumer::ConsumerBuilder;
-use crate::error::{ClientError, Result};
+use crate::error::{ClientError, Outcome, Result};
 use crate::producer::ProducerBuilder;
 use crate::reader::ReaderBuilder;
+use crate::retry::{Backoff, Deadline};
 
 /// Where a standalone broker listens unless told otherwise.
 pub const DEFAULT_URL: &str = "http://127.0.0.1:7650";
@@ -70,9 +71,25 @@ impl Client {
     /// everything connects by itself.
     ///
     /// # Errors
-    /// [`ClientError::Connect`] when no address answers, after one try of each.
+    /// [`ClientError::Connect`] when nobody listens at any address, after one try of each;
+    /// [`ClientError::Timeout`] when somebody does and says nothing for the operation timeout.
     pub async fn connect(&self) -> Result<()> {
-        self.context.pool.any(0).await.map(|_| ())
+        let deadline = Deadline::after(self.context.operation_timeout);
+        let mut backoff = Backoff::new(Arc::clone(&self.context.rng));
+        let mut last = None;
+        loop {
+            let attempt = async { self.context.pool.any(0).await.map(|_| ()) };
+            let error = match deadline.limit("connecting", attempt).await {
+                Ok(()) => return Ok(()),
+                Err(error) => error.because_of(last.take()),
+            };
+            let is_silent = matches!(error, ClientError::Timeout { .. });
+            if !is_silent || deadline.has_passed() {
+                return Err(error.with_outcome(Outcome::NotApplied));
+            }
+            error.remember(&mut last);
+            backoff.wait().await;
+        }
     }
 
     /// Prepares a producer for a topic, given as `topic` or `tenant/namespace/topic`.

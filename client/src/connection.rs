@@ -87,7 +87,8 @@ impl Pool {
         let count = self.bootstrap.len();
         let first = self.preferred.load(Ordering::Relaxed).wrapping_add(skip);
         let mut tried = Vec::new();
-        let mut refused = None;
+        // What says more than that nobody is there: a broker that is silent, or refuses us.
+        let (mut silent, mut refused) = (None, None);
         for at in 0..count {
             let at = first.wrapping_add(at) % count;
             match self.open(Arc::clone(&self.bootstrap[at])).await {
@@ -98,11 +99,12 @@ impl Pool {
                     return Ok(connection);
                 }
                 Err(ClientError::Connect { tried: reason }) => tried.push(reason),
+                Err(error @ ClientError::Timeout { .. }) => silent = silent.or(Some(error)),
                 // It says what is wrong with us; another one may see it differently.
                 Err(other) => refused = refused.or(Some(other)),
             }
         }
-        Err(refused.unwrap_or_else(|| ClientError::Connect {
+        Err(refused.or(silent).unwrap_or_else(|| ClientError::Connect {
             tried: tried.join("; "),
         }))
     }
@@ -234,10 +236,11 @@ async fn dial(url: &Arc<str>, timeout: Duration) -> Result<Connection> {
         client: concat!("aquifer-rust/", env!("CARGO_PKG_VERSION")).to_owned(),
     };
     let handshake = async { Ok(connection.broker().handshake(request).await) };
+    // Somebody takes connections and says nothing: paused, or stuck, but not absent.
     let answer = crate::retry::Deadline::after(timeout)
-        .limit("handshake", handshake)
+        .limit("the handshake", handshake)
         .await
-        .map_err(|error| refused(error.to_string()))?;
+        .map_err(|error| error.with_outcome(Outcome::NotApplied))?;
     let response = match answer {
         Ok(response) => response.into_inner(),
         Err(status) => match from_status("handshake", &status) {

@@ -86,8 +86,16 @@ where
         let patient = !context.pool.is_hopeless(&error);
         let delay = backoff.delay();
         let in_time = tokio::time::Instant::now() + delay < deadline.at();
-        if !(error.is_retryable() && safe && patient && in_time) {
+        if !(error.is_retryable() && safe && patient) {
             return Err(error.or_cause(last));
+        }
+        if !in_time {
+            // Whatever the last attempt met, it is the time that is over.
+            let over = deadline.error(what, error.outcome());
+            return Err(match error.or_cause(last) {
+                timeout @ ClientError::Timeout { .. } => timeout,
+                other => over.because_of(Some(other)),
+            });
         }
         error.remember(&mut last);
         if !target.follow(&error) {

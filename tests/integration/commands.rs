@@ -7,6 +7,7 @@ use std::process::{Command, Output, Stdio};
 
 use anyhow::{Context, Result, ensure};
 use aquifer_harness::server::{Server, ServerOptions, aquifer, binary};
+use rustix::process::Signal;
 use serde_json::Value;
 
 async fn server() -> Result<(tempfile::TempDir, Server)> {
@@ -292,7 +293,7 @@ async fn tenants_namespaces_and_subscriptions_are_looked_after() -> Result<()> {
         ensure!(code == Some(1) && said.contains("billing"), "{said}");
     }
     let (code, said) = refused("subscription seek acme/shop/parts billing 7")?;
-    ensure!(code == Some(1) && said.contains("one partition"), "{said}");
+    ensure!(code == Some(2) && said.contains("one partition"), "{said}");
 
     // A standalone server owns what is used, and is where it was asked.
     let status = run_json(&server, "cluster status acme/shop")?;
@@ -321,11 +322,22 @@ async fn failures_have_the_contracts_exit_codes() -> Result<()> {
         &["produce", "t", "m", "--key-pointer", "no-slash"],
         &["read", "t", "--from", "nowhere"],
         &["perf", "produce", "--seconds", "0"],
+        &["read", "t", "--timeout", "0s"],
         &["nonsense"],
     ] {
         assert_eq!(code(&url, words)?, Some(2), "{words:?}");
     }
     assert_eq!(code("no url", &["read", "t"])?, Some(2));
+    // A server that is paused takes connections and says nothing, for longer than one attempt waits.
+    server.signal(Signal::STOP)?;
+    for words in [
+        &["read", "twice", "--timeout", "7s"][..],
+        &["topic", "stats", "twice", "--timeout", "1s"],
+        &["produce", "twice", "m", "--timeout", "1s"],
+    ] {
+        assert_eq!(code(&url, words)?, Some(4), "{words:?}");
+    }
+    server.signal(Signal::CONT)?;
     // Nothing listens on the port of a server that has ended.
     server.stop()?;
     assert_eq!(code(&url, &["read", "t"])?, Some(3));

@@ -36,7 +36,9 @@ async fn a_consumer_that_was_cut_off_goes_on_by_another_way() -> Result<()> {
     dead.answers(Flow::Hold);
     producer.send(Message::new("after")).await?;
     for (kind, consumer) in &consumers {
-        let again = receive(consumer).await.with_context(|| format!("{kind:?}"))?;
+        let again = receive(consumer)
+            .await
+            .with_context(|| format!("{kind:?}"))?;
         ensure!(again == "before", "what it held comes to it again: {again}");
         ensure!(receive(consumer).await? == "after", "{kind:?}");
     }

@@ -6,6 +6,7 @@ mod commands;
 mod cut_off;
 mod damage;
 mod disk_space;
+mod follow;
 mod operators;
 mod producers;
 mod retention;

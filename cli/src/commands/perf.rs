@@ -178,6 +178,7 @@ async fn consume(load: &Load, out: &Output) -> Result<(), CliError> {
         None => wanted.saturating_sub(received.counted.messages),
     };
     let mut counted = received.counted;
+    let missing = missing.max(counted.errors);
     counted.errors = missing;
     let size = usize::try_from(received.bytes / counted.messages.max(1)).unwrap_or(usize::MAX);
     Report::new(&counted, size, &received.latencies).print(out, "consume")?;

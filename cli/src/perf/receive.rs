@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use aquifer_client::{Client, Consumer, Place, ReceivedMessage, SubscriptionType};
+use aquifer_client::{Client, ClientError, Consumer, Place, ReceivedMessage, SubscriptionType};
 use aquifer_runtime::clock::{Clock, SystemClock};
 use aquifer_runtime::rng::{Rng, SystemRng};
 use aquifer_runtime::task::{TaskGroup, TaskHandle};
@@ -190,6 +190,15 @@ impl Received {
     }
 }
 
+/// A measurement goes on through what passes: a server that restarts delivers again what it had not
+/// made durable, and that counts as received again.
+fn ride_out(outcome: Result<(), ClientError>) -> Result<(), CliError> {
+    match outcome {
+        Err(error) if !error.is_retryable() && error != ClientError::Stale => Err(error.into()),
+        _ => Ok(()),
+    }
+}
+
 /// One consumer.
 struct Receiver {
     consumer: Consumer,
@@ -205,7 +214,15 @@ impl Receiver {
         let mut acknowledging = None;
         while !self.is_over() {
             let asked = SystemClock.monotonic();
-            let batch = self.consumer.receive_batch(BATCH_MESSAGES, LOOK).await?;
+            let batch = match self.consumer.receive_batch(BATCH_MESSAGES, LOOK).await {
+                Ok(batch) => batch,
+                Err(ClientError::Damaged(damaged)) => {
+                    self.received.counted.errors += damaged.messages();
+                    ride_out(self.consumer.ack_damaged(&damaged).await)?;
+                    continue;
+                }
+                Err(error) => return Err(error.into()),
+            };
             let Some(last) = batch.last() else {
                 continue;
             };
@@ -218,16 +235,18 @@ impl Receiver {
                 // One acknowledgement is on its way while the next batch is received.
                 let next = self.consumer.ack_cumulative(last);
                 if let Some(previous) = acknowledging.replace(next) {
-                    previous.await?;
+                    ride_out(previous.await)?;
                 }
             } else {
-                self.consumer.ack_all(&batch).await?;
+                for outcome in self.consumer.ack_each(&batch).await {
+                    ride_out(outcome)?;
+                }
             }
         }
         if let Some(last) = acknowledging {
-            last.await?;
+            ride_out(last.await)?;
         }
-        self.consumer.close().await?;
+        ride_out(self.consumer.close().await)?;
         Ok(self.received)
     }
 
