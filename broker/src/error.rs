@@ -164,6 +164,8 @@ impl BrokerError {
 pub(crate) fn topic_survives(error: &LogError) -> bool {
     match error {
         LogError::Overloaded | LogError::StorageFull(_) | LogError::Unavailable(_) => true,
+        // It ends in order.
+        LogError::HandedOver => true,
         LogError::Metadata(
             MetadataError::Unavailable(_)
             | MetadataError::UnknownOutcome(_)
@@ -280,6 +282,11 @@ fn from_log(error: &LogError, text: String) -> ApiError {
             ErrorKind::Unavailable,
             Outcome::Unknown,
             "try again: the topic is being taken over",
+        ),
+        LogError::HandedOver => (
+            ErrorKind::Unavailable,
+            Outcome::NotApplied,
+            "try again: the topic moves to another broker",
         ),
         LogError::AlreadyExists => (
             ErrorKind::AlreadyExists,

@@ -2,9 +2,19 @@
 //!
 //! A move is one compare-and-swap of the bundle's record, by anybody. It names the new owner, and the
 //! old one with its epoch as the source. The source sees it, and seals the ledgers of its topics one
-//! after the other, under the record's new revision (H18: it may seal, and no more); a topic's clients
-//! are told where to go when its own ledgers are sealed, and the new owner waits for that for a
+//! after the other, under the record's new revision (H18, H21: it may seal, and no more); a topic's
+//! clients are told where to go when its own ledgers are sealed, and the new owner waits for that for a
 //! moment, so that nobody has to be fenced. When the source does nothing, fencing decides (I4).
+//!
+//! Who may do what with a topic meanwhile:
+//!
+//! | owner | new sessions | publish, acknowledge | open a ledger | deliver to subscriptions |
+//! |---|---|---|---|---|
+//! | new, waits | wait | - | - | - |
+//! | old, before its turn | refused | into ledgers that are open | no | for a moment, then by probes |
+//! | old, sealing | refused | what is in flight | no | no |
+//! | new, found all sealed | yes | yes | yes | yes |
+//! | new, had to fence | yes | yes | yes | after the old one's lease |
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,11 +29,13 @@ use aquifer_proto::v1::BundleOwnerRecord;
 use aquifer_runtime::clock;
 use futures::future::join_all;
 
+use crate::broker::Shared;
 use crate::bundles::{Bundle, Bundles, middle};
 use crate::error::BrokerError;
 use crate::members::Member;
 use crate::ownership::{self, Cluster, OWNED, Owned, broker_id, owned};
 use crate::topic::event::Event;
+use crate::topic::tenure::Departure;
 use crate::topics::{Loading, TopicHandle, Topics};
 
 /// Topics of all bundles that seal their ledgers at once: each is away for as long as its own takes, and
@@ -107,56 +119,49 @@ async fn look(topics: &Arc<Topics>, cluster: &Cluster, owned: Owned) {
         Some(_) => topics.shared().ownership.given_up(&owned).await,
         None => topics.shared().ownership.lost(&owned).await,
     }
-    let (topics, bundle) = (Arc::clone(topics), owned.bundle);
+    let departure = Arc::new(Departure {
+        sealing,
+        url: url.unwrap_or_default(),
+    });
+    // Before anything else may begin with them.
+    let leaving = topics.leave(&owned.bundle, &departure);
     let shared = Arc::clone(topics.shared());
+    let sealing = Arc::clone(&shared);
     shared.tasks.spawn("bundle-hand-over", async move {
-        give_away(&topics, &bundle, sealing, &url.unwrap_or_default()).await;
+        give_away(&sealing, &owned.bundle, &departure, leaving).await;
     });
 }
 
 /// Ends the topics of a bundle that is another broker's; a few at a time, over all bundles, when their
 /// ledgers are to be sealed, all at once otherwise.
-async fn give_away(topics: &Topics, bundle: &Bundle, sealing: Option<Owned>, url: &str) {
-    let (handles, loading) = topics.of_bundle(bundle);
-    let count = handles.len() + loading.len();
-    let tell = |handle: &TopicHandle| {
-        handle.mailbox.urgent(Event::Moved {
-            owned: sealing.clone().map(Box::new),
-            url: url.to_owned(),
-        });
-    };
-    // What they change until their turn comes, they change under the record of now: else a topic that
-    // trims meanwhile would take itself for fenced, and be away until it is fenced in fact.
-    if let Some(owned) = &sealing {
-        for handle in &handles {
-            handle
-                .mailbox
-                .urgent(Event::Rebound(Box::new(owned.clone())));
-        }
-    }
+async fn give_away(
+    shared: &Shared,
+    bundle: &Bundle,
+    departure: &Arc<Departure>,
+    leaving: Vec<TopicHandle>,
+) {
+    let is_sealing = departure.sealing.is_some();
     let end = async |handle: &TopicHandle| {
         // The semaphore is never closed.
-        let turn = match sealing {
-            Some(_) => topics.shared().sealing.acquire().await.ok(),
-            None => None,
+        let turn = match is_sealing {
+            true => shared.sealing.acquire().await.ok(),
+            false => None,
         };
         let least = match &turn {
             Some(_) if handle.counters.now().sessions > 0 => TURN_MIN,
             Some(_) | None => Duration::ZERO,
         };
         let least = clock::sleep(least);
-        tell(handle);
+        handle.mailbox.urgent(Event::Moved(Arc::clone(departure)));
         if clock::timeout(SEAL_MAX, handle.wait_ended()).await.is_err() {
             tracing::warn!(%bundle, "a topic that moves does not end in time");
         }
         least.await;
         drop(turn);
     };
-    join_all(handles.iter().map(end)).await;
-    for handle in loaded(loading).await {
-        tell(&handle);
-    }
-    tracing::info!(%bundle, topics = count, to = url, handed_over = sealing.is_some(), "bundle moved away");
+    join_all(leaving.iter().map(end)).await;
+    let (topics, to) = (leaving.len(), &departure.url);
+    tracing::info!(%bundle, topics, to, handed_over = is_sealing, "bundle moved away");
 }
 
 /// Waits for topics that are being loaded. One whose load hangs finds out by its guard.

@@ -21,7 +21,7 @@ mod recovery;
 mod retention;
 mod seek;
 mod stats;
-mod tenure;
+pub(crate) mod tenure;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -44,7 +44,7 @@ use crate::topic::cursors::Cursors;
 use crate::topic::event::{EVENT_WORK, Event, Inbox, Mailbox};
 use crate::topic::publish::Publishing;
 use crate::topic::retention::Trimming;
-use crate::topic::tenure::Tenure;
+use crate::topic::tenure::{Departure, Tenure};
 use crate::topics::Topics;
 
 /// Work of events that is done before ready subscriptions get their turn, as 64 small ones have.
@@ -77,6 +77,8 @@ pub(crate) struct Topic {
     cursors: Cursors,
     trimming: Trimming,
     tenure: Tenure,
+    /// Where it goes, once another broker owns the bundle.
+    departure: Option<Arc<Departure>>,
     counters: Arc<TopicCounters>,
     ending: Option<Ending>,
     /// When a client was last seen, on the monotonic clock.
@@ -226,7 +228,8 @@ impl Topic {
             Event::Tenure(asked) => self.tenure_asked(asked),
             Event::Delete { force, reply } => self.delete(force, reply),
             Event::Rebound(owned) => self.rebind(*owned),
-            Event::Moved { owned, url } => self.moved_away(owned.map(|owned| *owned), url),
+            Event::HandedOver(departure) => self.hand_over(departure),
+            Event::Moved(departure) => self.moved_away(departure),
             Event::Shutdown => self.end(
                 BrokerError::Unloading("this broker is shutting down".to_owned()),
                 true,
@@ -240,23 +243,18 @@ impl Topic {
         self.owned = owned;
     }
 
-    /// Another broker owns the bundle now. One to which it was handed over waits until the ledgers
-    /// are sealed; one that took it over does not, and fences.
-    fn moved_away(&mut self, sealing: Option<Owned>, url: String) {
-        let is_sealing = sealing.is_some();
-        if let Some(owned) = sealing {
-            // For sealing only: nothing else begins after the end has begun.
-            self.cell.set_guards(vec![owned.guard]);
-        }
-        let what = self.name.to_string();
-        let error = match url.is_empty() {
-            true => BrokerError::Unloading(format!("{what} is moving to another broker")),
-            false => BrokerError::Elsewhere { what, url },
-        };
-        self.end(error, is_sealing);
+    /// Why no session begins here, if none does.
+    fn refusal(&self) -> Option<BrokerError> {
+        let leaving = || self.departure.as_ref().map(|d| d.error(&self.name));
+        let ending = self.ending.as_ref().map(|ending| ending.error.clone());
+        ending.or_else(leaving)
     }
 
     fn delete(&mut self, force: bool, reply: event::Reply<()>) {
+        if let Some(error) = self.departure.as_ref().map(|d| d.error(&self.name)) {
+            let _ = reply.send(Err(error));
+            return;
+        }
         self.drop_dead_sessions();
         if !force && (self.publishing.is_used() || self.subscriptions.has_consumers()) {
             let _ = reply.send(Err(BrokerError::InUse(self.name.to_string())));
@@ -294,7 +292,8 @@ impl Topic {
     /// Ends a topic whose log cannot go on; the next request loads it anew.
     fn broken(&mut self, error: &LogError) {
         tracing::warn!(topic = %self.name, %error, "topic is given up and will be loaded anew");
-        self.end(BrokerError::Log(error.clone()), false);
+        let leaving = self.departure.as_ref().map(|d| d.error(&self.name));
+        self.end(leaving.unwrap_or(BrokerError::Log(error.clone())), false);
         if let Some(ending) = &mut self.ending
             && matches!(error, LogError::Fenced)
         {
@@ -307,6 +306,8 @@ impl Topic {
         let survives = topic_survives(error);
         if !survives {
             self.broken(error);
+        } else if *error == LogError::HandedOver {
+            self.leave();
         }
         survives
     }

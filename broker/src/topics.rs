@@ -6,7 +6,7 @@
 mod queue;
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use aquifer_model::id::TopicIncarnation;
@@ -22,6 +22,7 @@ use crate::load::{Sample, TopicCounters};
 use crate::sweep::Rests;
 use crate::topic::event::{Event, Mailbox};
 use crate::topic::load;
+use crate::topic::tenure::Departure;
 use crate::topics::queue::LoadQueue;
 
 /// How often it is looked whether topics are left.
@@ -29,10 +30,13 @@ const EMPTY_TICK: Duration = Duration::from_millis(20);
 /// Times that a request follows a topic that goes away under it.
 const ATTEMPTS_MAX: u32 = 5;
 
+/// What comes of a load.
+type Outcome = watch::Receiver<Option<Result<TopicHandle, BrokerError>>>;
+
 /// What of a topic is there.
 enum Slot {
-    /// It is being loaded; the outcome comes here.
-    Loading(watch::Receiver<Option<Result<TopicHandle, BrokerError>>>),
+    /// It is being loaded; the outcome comes here. It ends at once if its bundle has moved meanwhile.
+    Loading(Outcome, Option<Arc<Departure>>),
     /// It serves, or is going away.
     Loaded(TopicHandle),
     /// Somebody deletes it; the channel closes when that is over.
@@ -50,11 +54,28 @@ pub(crate) struct TopicHandle {
     pub(crate) mailbox: Mailbox,
     /// Its load.
     pub(crate) counters: Arc<TopicCounters>,
+    /// Set when another broker owns the bundle: no session begins here any more.
+    pub(crate) departure: Arc<OnceLock<Arc<Departure>>>,
     /// Closes when the object has ended and closed its logs.
     pub(crate) ended: watch::Receiver<()>,
 }
 
 impl TopicHandle {
+    fn is_leaving(&self) -> bool {
+        self.departure.get().is_some()
+    }
+
+    /// Has it leave: in its turn when its ledgers are to be sealed, at once otherwise.
+    fn leave(&self, departure: &Arc<Departure>, in_turn: bool) {
+        // The first departure decides; the topic is told of each.
+        let _ = self.departure.set(Arc::clone(departure));
+        let departure = Arc::clone(departure);
+        self.mailbox.urgent(match in_turn {
+            true => Event::HandedOver(departure),
+            false => Event::Moved(departure),
+        });
+    }
+
     /// Waits until the object is gone.
     pub(crate) async fn wait_ended(&self) {
         let mut ended = self.ended.clone();
@@ -63,7 +84,7 @@ impl TopicHandle {
 }
 
 /// A topic that is being loaded.
-pub(crate) struct Loading(watch::Receiver<Option<Result<TopicHandle, BrokerError>>>);
+pub(crate) struct Loading(Outcome);
 
 impl Loading {
     /// Waits for the topic; `None` when it could not be loaded.
@@ -98,7 +119,9 @@ pub(crate) struct Topics {
 /// What a look into the map says to do.
 enum Step {
     Use(TopicHandle),
-    WaitLoaded(watch::Receiver<Option<Result<TopicHandle, BrokerError>>>),
+    WaitLoaded(Outcome),
+    /// Its bundle is another broker's.
+    Leaves(TopicHandle),
     WaitDeleted(watch::Receiver<()>),
     WaitEnded(TopicHandle),
 }
@@ -129,6 +152,9 @@ impl Topics {
                         Err(_) => None,
                     };
                     match loaded {
+                        Some(Ok(handle)) if handle.is_leaving() => {
+                            self.gone_from(name, &handle).await?;
+                        }
                         Some(Ok(handle)) => return Ok(handle),
                         // A load on behalf of somebody who may not create says "not found".
                         Some(Err(BrokerError::NotFound { .. })) if create => {
@@ -142,19 +168,28 @@ impl Topics {
                         }
                     }
                 }
+                Step::Leaves(handle) => self.gone_from(name, &handle).await?,
                 Step::WaitDeleted(mut over) => while over.changed().await.is_ok() {},
                 Step::WaitEnded(handle) => handle.wait_ended().await,
             }
         }
     }
 
+    /// Says where a topic is served that leaves. When that is here again, waits for the former object.
+    async fn gone_from(&self, name: &TopicName, handle: &TopicHandle) -> Result<(), BrokerError> {
+        self.shared.own(name).await?;
+        handle.wait_ended().await;
+        Ok(())
+    }
+
     fn step(self: &Arc<Self>, name: &TopicName, create: bool) -> Step {
         let mut map = self.map.lock();
         match map.get(name) {
-            Some(Slot::Loading(loading)) => {
+            Some(Slot::Loading(loading, _)) => {
                 self.loads.wanted(name);
                 Step::WaitLoaded(loading.clone())
             }
+            Some(Slot::Loaded(handle)) if handle.is_leaving() => Step::Leaves(handle.clone()),
             Some(Slot::Deleting(over)) => Step::WaitDeleted(over.clone()),
             Some(Slot::Loaded(handle)) if handle.mailbox.is_closed() => {
                 Step::WaitEnded(handle.clone())
@@ -162,7 +197,7 @@ impl Topics {
             Some(Slot::Loaded(handle)) => Step::Use(handle.clone()),
             None => {
                 let (sender, receiver) = watch::channel(None);
-                map.insert(name.clone(), Slot::Loading(receiver.clone()));
+                map.insert(name.clone(), Slot::Loading(receiver.clone(), None));
                 let (topics, name) = (Arc::clone(self), name.clone());
                 // The load belongs to nobody's request: a caller that goes away leaves it running
                 // for the next one.
@@ -182,7 +217,10 @@ impl Topics {
         let mut map = self.map.lock();
         match outcome {
             Ok(handle) => {
-                map.insert(name.clone(), Slot::Loaded(handle.clone()));
+                let slot = map.insert(name.clone(), Slot::Loaded(handle.clone()));
+                if let Some(Slot::Loading(_, Some(departure))) = slot {
+                    handle.leave(&departure, false);
+                }
             }
             Err(error) => {
                 tracing::debug!(topic = %name, %error, "topic was not loaded");
@@ -257,7 +295,7 @@ impl Topics {
                         map.insert(name.clone(), Slot::Deleting(receiver));
                         None
                     }
-                    Some(Slot::Loading(loading)) => Some(Step::WaitLoaded(loading.clone())),
+                    Some(Slot::Loading(loading, _)) => Some(Step::WaitLoaded(loading.clone())),
                     Some(Slot::Deleting(over)) => Some(Step::WaitDeleted(over.clone())),
                     Some(Slot::Loaded(handle)) if handle.mailbox.is_closed() => {
                         Some(Step::WaitEnded(handle.clone()))
@@ -291,7 +329,7 @@ impl Topics {
                     let _ = loading.wait_for(Option::is_some).await;
                 }
                 Some(Step::WaitDeleted(mut over)) => while over.changed().await.is_ok() {},
-                Some(Step::WaitEnded(handle)) => handle.wait_ended().await,
+                Some(Step::WaitEnded(handle) | Step::Leaves(handle)) => handle.wait_ended().await,
             }
         }
     }
@@ -306,7 +344,9 @@ impl Topics {
                         let _ = loading.wait_for(Option::is_some).await;
                     }
                     Step::WaitDeleted(mut over) => while over.changed().await.is_ok() {},
-                    Step::Use(handle) | Step::WaitEnded(handle) => handle.wait_ended().await,
+                    Step::Use(handle) | Step::WaitEnded(handle) | Step::Leaves(handle) => {
+                        handle.wait_ended().await;
+                    }
                 }
             }
         };
@@ -317,6 +357,24 @@ impl Topics {
         self.map.lock().len()
     }
 
+    /// Has the topics of a bundle leave that is another broker's. From here on no session begins with
+    /// them. Returns those that are loaded; those that are being loaded end by themselves.
+    pub(crate) fn leave(&self, bundle: &Bundle, departure: &Arc<Departure>) -> Vec<TopicHandle> {
+        let mut leaving = Vec::new();
+        for (name, slot) in &mut *self.map.lock() {
+            match slot {
+                _ if !bundle.contains(name) => {}
+                Slot::Loaded(handle) => {
+                    handle.leave(departure, departure.sealing.is_some());
+                    leaving.push(handle.clone());
+                }
+                Slot::Loading(_, leaves) => *leaves = Some(Arc::clone(departure)),
+                Slot::Deleting(_) => {}
+            }
+        }
+        leaving
+    }
+
     /// The loaded topics of a bundle, and those that are just being loaded.
     pub(crate) fn of_bundle(&self, bundle: &Bundle) -> (Vec<TopicHandle>, Vec<Loading>) {
         let (mut loaded, mut loading) = (Vec::new(), Vec::new());
@@ -324,7 +382,7 @@ impl Topics {
             match slot {
                 _ if !bundle.contains(name) => {}
                 Slot::Loaded(handle) => loaded.push(handle.clone()),
-                Slot::Loading(outcome) => loading.push(Loading(outcome.clone())),
+                Slot::Loading(outcome, _) => loading.push(Loading(outcome.clone())),
                 Slot::Deleting(_) => {}
             }
         }
@@ -353,7 +411,7 @@ impl Topics {
                 loaded: handle.counters.loaded(),
                 counted: handle.counters.now(),
             }),
-            Slot::Loading(_) | Slot::Deleting(_) => None,
+            Slot::Loading(..) | Slot::Deleting(_) => None,
         });
         samples.collect()
     }
@@ -363,7 +421,7 @@ impl Topics {
         map.values()
             .filter_map(|slot| match slot {
                 Slot::Loaded(handle) => Some(handle.clone()),
-                Slot::Loading(_) | Slot::Deleting(_) => None,
+                Slot::Loading(..) | Slot::Deleting(_) => None,
             })
             .collect()
     }
@@ -371,7 +429,7 @@ impl Topics {
     fn any(&self) -> Option<Step> {
         let map = self.map.lock();
         map.values().next().map(|slot| match slot {
-            Slot::Loading(loading) => Step::WaitLoaded(loading.clone()),
+            Slot::Loading(loading, _) => Step::WaitLoaded(loading.clone()),
             Slot::Deleting(over) => Step::WaitDeleted(over.clone()),
             Slot::Loaded(handle) => {
                 // One that was being loaded when the others were told.

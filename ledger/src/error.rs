@@ -19,6 +19,10 @@ pub enum LogError {
     /// Another owner has taken over. Never retry here; what was pending may be stored.
     #[error("another owner has taken over this topic")]
     Fenced,
+    /// Another owner is to take over, and no ledger is opened here any more. Nothing was stored; ask
+    /// the new owner.
+    #[error("another owner is taking over this topic")]
+    HandedOver,
     /// The log was closed.
     #[error("the topic log is closed")]
     Closed,
@@ -52,6 +56,7 @@ impl LogError {
                     | MetadataError::Full(_)
             ),
             LogError::Fenced
+            | LogError::HandedOver
             | LogError::Closed
             | LogError::AlreadyExists
             | LogError::Damaged(_)

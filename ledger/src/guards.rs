@@ -10,18 +10,43 @@ use parking_lot::Mutex;
 /// record and the writers of its ledgers share them: with the former ones a writer would take itself
 /// for fenced.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Guards(Arc<Mutex<Vec<Guard>>>);
+pub(crate) struct Guards(Arc<Mutex<Right>>);
+
+/// What an owner may change, and what shows that.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Right {
+    pub(crate) guards: Vec<Guard>,
+    /// The topic is handed over: what is open may be sealed and what is old trimmed, and no ledger is
+    /// opened any more (H21).
+    pub(crate) sealing_only: bool,
+}
 
 impl Guards {
     pub(crate) fn new(guards: Vec<Guard>) -> Guards {
-        Guards(Arc::new(Mutex::new(guards)))
+        Guards(Arc::new(Mutex::new(Right {
+            guards,
+            sealing_only: false,
+        })))
     }
 
     pub(crate) fn now(&self) -> Vec<Guard> {
+        self.0.lock().guards.clone()
+    }
+
+    /// The guards together with what they are good for: a change that is allowed is made under these
+    /// and no others.
+    pub(crate) fn right(&self) -> Right {
         self.0.lock().clone()
     }
 
     pub(crate) fn set(&self, guards: Vec<Guard>) {
-        *self.0.lock() = guards;
+        self.0.lock().guards = guards;
+    }
+
+    pub(crate) fn hand_over(&self, guards: Vec<Guard>) {
+        *self.0.lock() = Right {
+            guards,
+            sealing_only: true,
+        };
     }
 }

@@ -90,6 +90,12 @@ impl TopicLog {
         self.inner.probe_fence().await
     }
 
+    /// Whether a ledger is open that whoever takes over has to fence.
+    #[must_use]
+    pub fn is_open(&self) -> bool {
+        self.inner.is_open()
+    }
+
     /// Whether a former owner had left the last ledger open when this was opened: it may not know yet
     /// that it is none any more.
     #[must_use]

@@ -259,6 +259,13 @@ impl Cursors {
         sent.ok_or_else(|| LogError::Invalid("a group without records".to_owned()))
     }
 
+    /// What waits is not made durable here any more: nobody is told that it was.
+    fn give_up(&mut self) {
+        self.waiting.clear();
+        self.snapshot_wanted = false;
+        self.phase = Phase::Idle;
+    }
+
     fn take_group(&mut self) -> Vec<Change> {
         let count = self.waiting.len().min(GROUP_CHANGES_MAX);
         let group: Vec<Change> = self.waiting.drain(..count).collect();
@@ -292,7 +299,7 @@ impl Topic {
             let rolled_at = config
                 .cursor_log_bytes_max
                 .max(4 * self.cursors.snapshot_bytes);
-            if self.cursors.bytes > rolled_at {
+            if self.cursors.bytes > rolled_at && self.departure.is_none() {
                 self.roll_cursors();
             } else if self.cursors.snapshot_wanted {
                 self.write_snapshot();
@@ -433,7 +440,10 @@ impl Topic {
     fn cursors_failed(&mut self, error: &LogError) {
         self.shared.metrics.cursor_failures.add(1, &[]);
         self.cursors.phase = Phase::Pausing;
-        if !self.survives(error) {
+        if *error == LogError::HandedOver {
+            self.cursors.give_up();
+        }
+        if !self.survives(error) || *error == LogError::HandedOver {
             return;
         }
         tracing::warn!(topic = %self.name, %error, "cursor log could not be written, trying again");

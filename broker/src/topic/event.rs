@@ -22,7 +22,7 @@ use tokio::sync::{Notify, mpsc, oneshot};
 use crate::error::BrokerError;
 use crate::ownership::Owned;
 use crate::subscription::ConsumerId;
-use crate::topic::tenure::Asked;
+use crate::topic::tenure::{Asked, Departure};
 
 /// Events that may wait in a topic's mailbox.
 const MAILBOX_EVENTS: usize = 256;
@@ -121,12 +121,10 @@ pub(crate) enum Event {
     Delete { force: bool, reply: Reply<()> },
     /// The bundle was split: this is the topic's part of it.
     Rebound(Box<Owned>),
-    /// Another broker owns the bundle. With `owned` it was handed over, and the topic's ledgers may
-    /// be sealed under that.
-    Moved {
-        owned: Option<Box<Owned>>,
-        url: String,
-    },
+    /// Another broker owns the bundle now, and the topic waits for its turn to be sealed.
+    HandedOver(Arc<Departure>),
+    /// Another broker owns the bundle now, and the topic ends.
+    Moved(Arc<Departure>),
     /// The broker goes away.
     Shutdown,
 }

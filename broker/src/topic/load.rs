@@ -119,6 +119,7 @@ async fn load_owned(
         log,
         trimming: Trimming::new(now),
         tenure,
+        departure: None,
         counters: Arc::clone(&counters),
         ending: None,
         log_begins_at,
@@ -132,6 +133,7 @@ async fn load_owned(
         incarnation,
         mailbox,
         counters,
+        departure: Arc::default(),
         ended,
     })
 }

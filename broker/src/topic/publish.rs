@@ -309,7 +309,11 @@ impl Topic {
             tracing::warn!(topic = %self.name, %error, "append failed, producers are told to retry");
             self.shared.metrics.append_failures.add(1, &[]);
             self.publishing.failed = true;
-            self.fail_producers(&BrokerError::Log(error.clone()));
+            let told = match error {
+                LogError::HandedOver => self.refusal(),
+                _ => None,
+            };
+            self.fail_producers(&told.unwrap_or(BrokerError::Log(error.clone())));
         }
         self.survives(error);
     }

@@ -1,163 +1,16 @@
-//! Brokers of a cluster that share metadata and bookies in memory, and are asked for their load.
+//! Brokers of a cluster that share load: who joins gets its share, and bundles are split.
 
-use std::collections::{BTreeMap, HashMap};
-use std::sync::{Arc, Weak};
-use std::time::Duration;
+use std::collections::BTreeMap;
 
-use aquifer_broker::{BalanceConfig, Broker, BrokerConfig, BrokerDeps, LoadReports, NoReport};
-use aquifer_ledger::testing::TestWorld;
-use aquifer_metadata::embedded::{EmbeddedOptions, EmbeddedStore};
-use aquifer_metadata::lease::Lease;
-use aquifer_metadata::store::MetadataStore;
 use aquifer_model::bundle::BundleRange;
-use aquifer_model::load::LoadReport;
-use aquifer_protocol_api::broker::{BrokerApi, OpenProducer, ProducerSession, PublishFrame};
+use aquifer_protocol_api::broker::BrokerApi;
 use aquifer_protocol_api::error::ErrorKind;
-use aquifer_runtime::clock::SystemClock;
-use aquifer_runtime::disk::{Disk, SimDisk};
-use aquifer_runtime::rng::SystemRng;
-use aquifer_runtime::task::TaskGroup;
-use aquifer_runtime::telemetry::Telemetry;
-use async_trait::async_trait;
-use parking_lot::Mutex;
 
-use crate::support::{Consumer, batch, ctx, default_namespace, eventually, open, soon, subscribe};
+use crate::cluster::{Cluster, Member, config};
+use crate::support::{Consumer, ctx, default_namespace, eventually, soon, subscribe};
 
-const TTL: Duration = Duration::from_secs(6);
 const BUNDLES: u32 = 16;
 const TOPICS: usize = 60;
-
-/// The way from one broker to the others; one that is removed does not answer.
-#[derive(Default)]
-struct Reports {
-    brokers: Mutex<HashMap<String, Weak<Broker>>>,
-}
-
-#[async_trait]
-impl LoadReports for Reports {
-    async fn report(&self, url: &str) -> Result<LoadReport, NoReport> {
-        let found = self.brokers.lock().get(url).and_then(Weak::upgrade);
-        let broker = found.ok_or_else(|| NoReport(format!("nobody is at {url}")))?;
-        let report = broker.load_report(&ctx()).await;
-        report.map_err(|error| NoReport(error.to_string()))
-    }
-}
-
-struct Cluster {
-    world: TestWorld,
-    store: Arc<dyn MetadataStore>,
-    reports: Arc<Reports>,
-    tasks: TaskGroup,
-    config: BrokerConfig,
-}
-
-struct Member {
-    broker: Arc<Broker>,
-    lease: Lease,
-    url: String,
-}
-
-fn config(bundles: u32) -> BrokerConfig {
-    BrokerConfig {
-        namespace_bundles: bundles,
-        balance: BalanceConfig {
-            period_ms: 100,
-            window_ms: 1_000,
-            moved_percent_per_minute_max: 100,
-            ..BalanceConfig::default()
-        },
-        ..crate::support::config()
-    }
-}
-
-impl Cluster {
-    async fn new(config: BrokerConfig) -> Cluster {
-        let disk = SimDisk::new();
-        disk.create_dir_all("/data".as_ref()).unwrap();
-        let tasks = TaskGroup::new("cluster");
-        let store = EmbeddedStore::open(
-            "/data/metadata.redb".into(),
-            EmbeddedOptions::default(),
-            disk.shared(),
-            SystemClock::shared(),
-            &tasks,
-        );
-        let mut world = TestWorld::new(1);
-        world.clock = None;
-        Cluster {
-            world,
-            store: Arc::new(store.await.unwrap()),
-            reports: Arc::default(),
-            tasks,
-            config,
-        }
-    }
-
-    async fn join(&self, name: &str) -> Member {
-        let transport = Arc::new(self.world.bookies.clone());
-        let settings = TestWorld::settings();
-        let log = self
-            .world
-            .process_with(Arc::clone(&self.store), transport, settings);
-        let rng = SystemRng::shared();
-        let lease = Lease::start(Arc::clone(&self.store), TTL, Arc::clone(&rng), &self.tasks);
-        let deps = BrokerDeps {
-            clock: Arc::clone(&log.clock),
-            log,
-            rng,
-            meter: Telemetry::for_tests().meter("broker"),
-            tasks: TaskGroup::new("broker"),
-            lease: Some(lease.clone()),
-            reports: Some(self.reports.clone()),
-        };
-        let broker = Broker::new(self.config.clone(), deps).await.unwrap();
-        let url = format!("http://{name}");
-        let reached = Arc::downgrade(&broker);
-        self.reports.brokers.lock().insert(url.clone(), reached);
-        broker.announce(&url);
-        soon("the announcement", lease.announced()).await;
-        Member { broker, lease, url }
-    }
-
-    /// A producer of a topic, found as a client finds it, and where.
-    async fn producer(&self, first: &Member, topic: &str) -> (String, ProducerSession) {
-        let found = async {
-            let (mut url, mut epoch) = (first.url.clone(), 0);
-            loop {
-                epoch += 1;
-                let request = OpenProducer {
-                    epoch,
-                    ..open(topic, "p")
-                };
-                let broker = self.reports.brokers.lock().get(&url).cloned();
-                let broker = broker.and_then(|broker| broker.upgrade()).unwrap();
-                match broker.open_producer(&ctx(), request).await {
-                    Ok(session) => return (url, session),
-                    Err(error) => url = error.redirect_url.unwrap_or(url),
-                }
-                tokio::time::sleep(Duration::from_millis(5)).await;
-            }
-        };
-        soon("a producer", found).await
-    }
-
-    /// A message in each topic. The sessions end, the topics stay loaded.
-    async fn publish(&self, at: &Member, topics: &[String]) {
-        for topic in topics {
-            let (_, mut session) = self.producer(at, topic).await;
-            let last = session.opened.last_sequence_id;
-            let frame = PublishFrame {
-                number: 1,
-                batch: batch("p", last.map_or(0, |last| last + 1), &["a message"]),
-            };
-            session.port.publish(vec![frame]).await.unwrap();
-            soon("a receipt", session.receipts.recv())
-                .await
-                .unwrap()
-                .unwrap();
-        }
-    }
-}
 
 fn topics() -> Vec<String> {
     (0..TOPICS)

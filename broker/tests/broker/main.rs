@@ -7,9 +7,11 @@
 
 mod admin;
 mod balance;
+mod cluster;
 mod consume;
 mod cursors;
 mod faults;
+mod hand_over;
 mod lifecycle;
 mod producers;
 mod publish;

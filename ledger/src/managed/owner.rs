@@ -395,7 +395,10 @@ impl LogInner {
             }
             Ok(())
         };
-        self.cell.update_in_doubt(operations, change, doubt).await
+        let opens = new.is_some();
+        self.cell
+            .update_in_doubt(operations, change, opens, doubt)
+            .await
     }
 
     async fn new_ledger(&self, known: &[u64]) -> Result<LedgerInfo, LedgerError> {
@@ -476,6 +479,13 @@ impl LogInner {
     async fn try_recover(&self, ledger: LedgerId) -> Result<Option<EntryId>, LogError> {
         // Fenced by a recovery, or by another owner? The epoch says (H10).
         self.cell.check_owner().await?;
+        // Handed over, the recovery is the new owner's, whose guard is the same (H21).
+        if self.cell.is_handed_over() {
+            let info = ledger_metadata::load_existing(&*self.ctx.store, ledger).await?;
+            if info.state == LedgerState::InRecovery {
+                return Err(LogError::Fenced);
+            }
+        }
         let (_, end) = close_by_recovery(&self.ctx, ledger, &self.cell.guards()).await?;
         let state = self.state.lock();
         let acked = state.segments.back().and_then(Segment::last_entry);

@@ -33,6 +33,11 @@ pub enum Fence {
 }
 
 impl LogInner {
+    /// Whether the log writes to a ledger that is not about to end.
+    pub(crate) fn is_open(&self) -> bool {
+        self.open_ledger().is_some()
+    }
+
     pub(crate) async fn probe_fence(&self) -> Fence {
         let Some(writer) = self.open_ledger() else {
             return Fence::Unknown;

@@ -174,6 +174,19 @@ impl TopicRecordCell {
         self.guards.set(guards);
     }
 
+    /// Another owner is to take the topic over. Later changes compare these, and are those that it
+    /// waits for: what is open is sealed, what is old is trimmed. No ledger is opened any more, so that
+    /// whoever finds all of them closed knows that nothing is acknowledged here any more (H21).
+    pub fn hand_over(&self, guards: Vec<Guard>) {
+        self.guards.hand_over(guards);
+    }
+
+    /// Whether that has happened.
+    #[must_use]
+    pub fn is_handed_over(&self) -> bool {
+        self.guards.right().sealing_only
+    }
+
     /// Whether no ledger of the topic is open, as metadata says now: nobody has to be fenced.
     ///
     /// # Errors
@@ -198,9 +211,13 @@ impl TopicRecordCell {
     }
 
     fn transaction(&self, operations: Vec<Operation>) -> Transaction {
+        self.guarded(self.guards(), operations)
+    }
+
+    fn guarded(&self, guards: Vec<Guard>, operations: Vec<Operation>) -> Transaction {
         Transaction {
             partition: self.partition.clone(),
-            guards: self.guards(),
+            guards,
             operations,
         }
     }
@@ -229,14 +246,20 @@ impl TopicRecordCell {
     where
         F: Fn(&mut v1::TopicRecord) -> Result<(), LogError>,
     {
-        self.update_in_doubt(operations, change, &mut false).await
+        self.update_in_doubt(operations, change, false, &mut false)
+            .await
     }
 
-    /// The same. After an error, `doubt` is set if the change may have been made all the same.
+    /// The same, for a change that opens a ledger too. After an error, `doubt` is set if the change may
+    /// have been made all the same.
+    ///
+    /// # Errors
+    /// [`LogError::HandedOver`] for a change that opens a ledger when the topic is handed over.
     pub(crate) async fn update_in_doubt<F>(
         &self,
         operations: Vec<Operation>,
         change: F,
+        opens: bool,
         doubt: &mut bool,
     ) -> Result<Revision, LogError>
     where
@@ -246,10 +269,14 @@ impl TopicRecordCell {
         let mut conflict = None;
         for _ in 0..CONFLICTS_MAX {
             let (mut record, revision) = self.current.lock().clone();
+            let right = self.guards.right();
+            if opens && right.sealing_only {
+                return Err(LogError::HandedOver);
+            }
             change(&mut record)?;
             let mut all = vec![self.put(&record, Expect::Revision(revision))];
             all.extend(operations.iter().cloned());
-            let transaction = self.transaction(all);
+            let transaction = self.guarded(right.guards, all);
             match commit_in_doubt(&*self.ctx.store, transaction, doubt).await {
                 Ok(revision) => {
                     *self.current.lock() = (record, revision);

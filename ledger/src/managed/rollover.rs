@@ -30,7 +30,10 @@ const RECORD_BYTES_KEPT: usize = 448 << 10;
 impl LogInner {
     /// The current ledger is to make room for another.
     pub(crate) fn begin_rollover(&self, state: &mut State, now: Duration) {
-        if self.ctx.shared.metadata_is_away() {
+        // What is handed over ends soon, and gets no other ledger.
+        if self.cell.is_handed_over() {
+            self.put_off_rollover(state, now);
+        } else if self.ctx.shared.metadata_is_away() {
             self.put_off_rollover(state, now);
             self.look_for_metadata();
         } else {

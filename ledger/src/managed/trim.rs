@@ -105,6 +105,10 @@ impl LogInner {
     /// Whether the last ledger may be sealed though nothing is appended: one that a recovery has
     /// closed, and one that has been open for long. Else neither could ever go.
     fn may_seal(&self, state: &State) -> bool {
+        // What is handed over is sealed in its turn, and would take nothing any more until then.
+        if self.cell.is_handed_over() {
+            return false;
+        }
         match state.phase {
             Phase::Ready => self.is_over_age(state) || self.age(state) >= Some(SEAL_AGE_MIN),
             Phase::Idle => {

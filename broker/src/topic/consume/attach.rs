@@ -24,8 +24,8 @@ impl Topic {
         request: Box<Subscribe>,
         reply: Reply<ConsumerSession>,
     ) {
-        let checked = match &self.ending {
-            Some(ending) => Err(ending.error.clone()),
+        let checked = match self.refusal() {
+            Some(error) => Err(error),
             None => self.check_incarnation(request.incarnation),
         };
         if let Err(error) = checked {
@@ -111,8 +111,8 @@ impl Topic {
         request: &Subscribe,
         reply: Reply<ConsumerSession>,
     ) {
-        if let Some(ending) = &self.ending {
-            let _ = reply.send(Err(ending.error.clone()));
+        if let Some(error) = self.refusal() {
+            let _ = reply.send(Err(error));
             return;
         }
         let count = self.subscriptions.slots.len();

@@ -25,10 +25,9 @@ impl Topic {
         request: OpenProducer,
         reply: Reply<ProducerSession>,
     ) {
-        let refusal = match &self.ending {
-            Some(ending) => Some(ending.error.clone()),
-            None => self.check_open_producer(&request).err(),
-        };
+        let refusal = self
+            .refusal()
+            .or_else(|| self.check_open_producer(&request).err());
         if let Some(error) = refusal {
             let _ = reply.send(Err(error));
             return;

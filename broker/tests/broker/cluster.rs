@@ -1,0 +1,254 @@
+//! Brokers of a cluster in memory, which share metadata and bookies.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use aquifer_broker::{BalanceConfig, Broker, BrokerConfig, BrokerDeps, LoadReports, NoReport};
+use aquifer_ledger::testing::TestWorld;
+use aquifer_metadata::embedded::{EmbeddedOptions, EmbeddedStore};
+use aquifer_metadata::error::MetadataResult;
+use aquifer_metadata::lease::Lease;
+use aquifer_metadata::store::{
+    MetadataStore, Operation, PageToken, Revision, ScanPage, Session, Transaction, Versioned, Watch,
+};
+use aquifer_model::bundle::BundleRange;
+use aquifer_model::hash::key_hash;
+use aquifer_model::load::LoadReport;
+use aquifer_protocol_api::broker::{BrokerApi, OpenProducer, ProducerSession, PublishFrame};
+use aquifer_runtime::clock::SystemClock;
+use aquifer_runtime::disk::{Disk, SimDisk};
+use aquifer_runtime::rng::SystemRng;
+use aquifer_runtime::task::TaskGroup;
+use aquifer_runtime::telemetry::Telemetry;
+use async_trait::async_trait;
+use parking_lot::Mutex;
+use tokio::sync::watch;
+
+use crate::support::{batch, ctx, default_namespace, eventually, name, open, soon};
+
+const TTL: Duration = Duration::from_secs(6);
+
+/// The way from one broker to the others; one that is removed does not answer.
+#[derive(Default)]
+pub struct Reports {
+    pub brokers: Mutex<HashMap<String, Weak<Broker>>>,
+}
+
+#[async_trait]
+impl LoadReports for Reports {
+    async fn report(&self, url: &str) -> Result<LoadReport, NoReport> {
+        let found = self.brokers.lock().get(url).and_then(Weak::upgrade);
+        let broker = found.ok_or_else(|| NoReport(format!("nobody is at {url}")))?;
+        let report = broker.load_report(&ctx()).await;
+        report.map_err(|error| NoReport(error.to_string()))
+    }
+}
+
+pub struct Cluster {
+    pub world: TestWorld,
+    pub store: Arc<dyn MetadataStore>,
+    pub reports: Arc<Reports>,
+    tasks: TaskGroup,
+    config: BrokerConfig,
+}
+
+pub struct Member {
+    pub broker: Arc<Broker>,
+    pub lease: Lease,
+    pub url: String,
+}
+
+pub fn config(bundles: u32) -> BrokerConfig {
+    BrokerConfig {
+        namespace_bundles: bundles,
+        balance: BalanceConfig {
+            period_ms: 100,
+            window_ms: 1_000,
+            moved_percent_per_minute_max: 100,
+            ..BalanceConfig::default()
+        },
+        ..crate::support::config()
+    }
+}
+
+impl Cluster {
+    pub async fn new(config: BrokerConfig) -> Cluster {
+        let disk = SimDisk::new();
+        disk.create_dir_all("/data".as_ref()).unwrap();
+        let tasks = TaskGroup::new("cluster");
+        let store = EmbeddedStore::open(
+            "/data/metadata.redb".into(),
+            EmbeddedOptions::default(),
+            disk.shared(),
+            SystemClock::shared(),
+            &tasks,
+        );
+        let mut world = TestWorld::new(1);
+        world.clock = None;
+        Cluster {
+            world,
+            store: Arc::new(store.await.unwrap()),
+            reports: Arc::default(),
+            tasks,
+            config,
+        }
+    }
+
+    pub async fn join(&self, name: &str) -> Member {
+        self.join_over(name, Arc::clone(&self.store)).await
+    }
+
+    /// A broker that reaches metadata through this store.
+    pub async fn join_over(&self, name: &str, store: Arc<dyn MetadataStore>) -> Member {
+        let transport = Arc::new(self.world.bookies.clone());
+        let settings = TestWorld::settings();
+        let log = self.world.process_with(store, transport, settings);
+        let rng = SystemRng::shared();
+        let lease = Lease::start(Arc::clone(&self.store), TTL, Arc::clone(&rng), &self.tasks);
+        let deps = BrokerDeps {
+            clock: Arc::clone(&log.clock),
+            log,
+            rng,
+            meter: Telemetry::for_tests().meter("broker"),
+            tasks: TaskGroup::new("broker"),
+            lease: Some(lease.clone()),
+            reports: Some(self.reports.clone()),
+        };
+        let broker = Broker::new(self.config.clone(), deps).await.unwrap();
+        let url = format!("http://{name}");
+        let reached = Arc::downgrade(&broker);
+        self.reports.brokers.lock().insert(url.clone(), reached);
+        broker.announce(&url);
+        soon("the announcement", lease.announced()).await;
+        Member { broker, lease, url }
+    }
+
+    /// A producer of a topic, found as a client finds it, and where.
+    pub async fn producer(&self, first: &Member, topic: &str) -> (String, ProducerSession) {
+        let found = async {
+            let (mut url, mut epoch) = (first.url.clone(), 0);
+            loop {
+                epoch += 1;
+                let request = OpenProducer {
+                    epoch,
+                    ..open(topic, "p")
+                };
+                let broker = self.reports.brokers.lock().get(&url).cloned();
+                let broker = broker.and_then(|broker| broker.upgrade()).unwrap();
+                match broker.open_producer(&ctx(), request).await {
+                    Ok(session) => return (url, session),
+                    Err(error) => url = error.redirect_url.unwrap_or(url),
+                }
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        soon("a producer", found).await
+    }
+
+    /// A message in each topic. The sessions end, the topics stay loaded.
+    pub async fn publish(&self, at: &Member, topics: &[String]) {
+        for topic in topics {
+            let (_, mut session) = self.producer(at, topic).await;
+            let last = session.opened.last_sequence_id;
+            let frame = PublishFrame {
+                number: 1,
+                batch: batch("p", last.map_or(0, |last| last + 1), &["a message"]),
+            };
+            session.port.publish(vec![frame]).await.unwrap();
+            soon("a receipt", session.receipts.recv())
+                .await
+                .unwrap()
+                .unwrap();
+        }
+    }
+
+    /// The bundle that a topic is in.
+    pub async fn bundle_of(&self, asked: &Member, topic: &str) -> BundleRange {
+        let hash = key_hash(name(topic).name().as_bytes());
+        let bundles = asked.broker.list_bundles(&ctx(), default_namespace()).await;
+        let mut ranges = bundles.unwrap().into_iter().map(|bundle| bundle.range);
+        let found = ranges.find(|range| (range.first..=range.last).contains(&hash));
+        found.unwrap()
+    }
+
+    /// Gives a bundle to a broker.
+    pub async fn transfer(&self, bundle: BundleRange, from: &Member, to: &Member) {
+        let (context, target) = (ctx(), Some(to.broker.id()));
+        let moved = from
+            .broker
+            .transfer_bundle(&context, default_namespace(), bundle, target);
+        soon("a transfer", moved).await.unwrap();
+    }
+}
+
+/// Metadata that keeps changes waiting whose keys contain what a test says.
+pub struct HeldStore {
+    inner: Arc<dyn MetadataStore>,
+    held: watch::Sender<Option<&'static str>>,
+    waiting: AtomicUsize,
+}
+
+impl HeldStore {
+    pub fn over(inner: &Arc<dyn MetadataStore>) -> Arc<HeldStore> {
+        Arc::new(HeldStore {
+            inner: Arc::clone(inner),
+            held: watch::Sender::new(None),
+            waiting: AtomicUsize::new(0),
+        })
+    }
+
+    /// Holds changes of keys that contain this, or lets all go.
+    pub fn hold(&self, part: Option<&'static str>) {
+        self.held.send_replace(part);
+    }
+
+    /// Waits until so many changes wait.
+    pub async fn holds(&self, count: usize) {
+        eventually("changes to be held", || async {
+            (self.waiting.load(Ordering::SeqCst) >= count).then_some(())
+        })
+        .await;
+    }
+}
+
+#[async_trait]
+impl MetadataStore for HeldStore {
+    async fn get(&self, key: &str) -> MetadataResult<Option<Versioned>> {
+        self.inner.get(key).await
+    }
+
+    async fn scan(
+        &self,
+        prefix: &str,
+        page: Option<PageToken>,
+        limit: usize,
+    ) -> MetadataResult<ScanPage> {
+        self.inner.scan(prefix, page, limit).await
+    }
+
+    async fn commit(&self, transaction: Transaction) -> MetadataResult<Revision> {
+        let is_of = |part: &str| {
+            transaction.operations.iter().any(|operation| {
+                let (Operation::Put { key, .. } | Operation::Delete { key, .. }) = operation;
+                key.contains(part)
+            })
+        };
+        let is_free = |held: &Option<&'static str>| !held.is_some_and(is_of);
+        let mut held = self.held.subscribe();
+        if !is_free(&held.borrow_and_update()) {
+            self.waiting.fetch_add(1, Ordering::SeqCst);
+            held.wait_for(is_free).await.unwrap();
+        }
+        self.inner.commit(transaction).await
+    }
+
+    async fn watch(&self, prefix: &str, after: Revision) -> MetadataResult<Box<dyn Watch>> {
+        self.inner.watch(prefix, after).await
+    }
+
+    async fn open_session(&self, ttl: Duration) -> MetadataResult<Box<dyn Session>> {
+        self.inner.open_session(ttl).await
+    }
+}

@@ -1,0 +1,201 @@
+//! Bundles that are handed over while their topics wait for their turn to be sealed (H21).
+
+use std::sync::Arc;
+
+use aquifer_broker::{BalanceConfig, BrokerConfig};
+use aquifer_model::bundle::BundleRange;
+use aquifer_protocol_api::broker::{
+    BrokerApi, ConsumerEvent, ConsumerPort as _, Subscribe, SubscriptionType,
+};
+use aquifer_protocol_api::error::{ApiError, ErrorKind};
+
+use crate::cluster::{Cluster, HeldStore, Member, config};
+use crate::support::{Consumer, ctx, eventually, open, soon, subscribe};
+
+const VICTIM: &str = "waiting";
+/// Topics of one bundle that seal their ledgers at once.
+const AT_ONCE: usize = 4;
+
+/// Two brokers. The old owner of a bundle hands it over, and has no turn for its topics: as many as
+/// have one hang.
+struct HandOver {
+    cluster: Cluster,
+    held: Arc<HeldStore>,
+    old: Member,
+    new: Member,
+    /// Their sessions stay open.
+    blockers: Vec<String>,
+    blocking: BundleRange,
+    waiting: BundleRange,
+}
+
+impl HandOver {
+    /// Everything is the new owner's at first, and what it has written is sealed by the old one's turn.
+    async fn prepare() -> HandOver {
+        let cluster = Cluster::new(BrokerConfig {
+            balance: BalanceConfig {
+                enabled: false,
+                ..BalanceConfig::default()
+            },
+            ..config(16)
+        })
+        .await;
+        let new = cluster.join("new").await;
+        let held = HeldStore::over(&cluster.store);
+        let waiting = cluster.bundle_of(&new, VICTIM).await;
+        let (mut blockers, mut blocking) = (Vec::new(), None);
+        for number in 0.. {
+            let topic = format!("blocker-{number}");
+            let bundle = cluster.bundle_of(&new, &topic).await;
+            if bundle != waiting && *blocking.get_or_insert(bundle) == bundle {
+                blockers.push(topic);
+            }
+            if blockers.len() == AT_ONCE {
+                break;
+            }
+        }
+        let blocking = blocking.unwrap();
+        cluster.publish(&new, &[VICTIM.to_owned()]).await;
+        let subscribed = attach(&new, shared()).await.unwrap();
+        drop(subscribed);
+        let old = cluster.join_over("old", held.clone()).await;
+        cluster.transfer(blocking, &new, &old).await;
+        cluster.transfer(waiting, &new, &old).await;
+        HandOver {
+            cluster,
+            held,
+            old,
+            new,
+            blockers,
+            blocking,
+            waiting,
+        }
+    }
+
+    /// Hands the topic over; the old owner has no turn for it.
+    async fn begin(&self) {
+        self.cluster.publish(&self.old, &self.blockers).await;
+        self.held.hold(Some("blocker"));
+        let (old, new) = (&self.old, &self.new);
+        self.cluster.transfer(self.blocking, old, new).await;
+        self.held.holds(AT_ONCE).await;
+        self.cluster.transfer(self.waiting, old, new).await;
+    }
+}
+
+fn shared() -> Subscribe {
+    Subscribe {
+        kind: SubscriptionType::Shared,
+        ..subscribe(VICTIM, "s")
+    }
+}
+
+async fn attach(member: &Member, request: Subscribe) -> Result<Consumer, ApiError> {
+    let context = ctx();
+    let session = member.broker.subscribe(&context, request);
+    soon("a consumer", session).await.map(Consumer::new)
+}
+
+/// A consumer of the old owner, once that has the topic.
+async fn attach_at_last(member: &Member) -> Consumer {
+    eventually("a consumer", || async {
+        attach(member, shared()).await.ok()
+    })
+    .await
+}
+
+/// Acknowledges, and asserts that nobody says that this counts.
+async fn is_not_confirmed(consumer: &mut Consumer, index: u64) {
+    let acknowledge = consumer.ack(&[index], None);
+    let id = acknowledge.request_id;
+    if consumer.port.acknowledge(acknowledge).await.is_err() {
+        return; // the session had ended by then
+    }
+    loop {
+        match consumer.event().await {
+            ConsumerEvent::Confirmed { request_id } => assert_ne!(request_id, id, "confirmed"),
+            ConsumerEvent::Failed(_) => return,
+            _ => {}
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_owner_confirms_nothing_after_the_next_one_has_fenced_h21() {
+    let world = HandOver::prepare().await;
+    let mut before = attach_at_last(&world.old).await;
+    world
+        .cluster
+        .publish(&world.old, &[VICTIM.to_owned()])
+        .await;
+    let taken = before.take(2).await;
+    before.acknowledge(&[taken[0].0], None).await;
+    world.begin().await;
+    // Nobody seals the topic: the new owner fences it.
+    let mut after = attach(&world.new, shared()).await.unwrap();
+    is_not_confirmed(&mut before, taken[1].0).await;
+    // What was confirmed before stays so.
+    assert_eq!(after.take(1).await, taken[1..]);
+    after.acknowledge(&[taken[1].0], None).await;
+    world.held.hold(None);
+}
+
+#[tokio::test]
+async fn an_owner_without_an_open_ledger_opens_none_after_the_hand_over_h21() {
+    let world = HandOver::prepare().await;
+    let mut before = attach_at_last(&world.old).await;
+    let taken = before.take(1).await;
+    world.begin().await;
+    // Everything is sealed: the new owner need not wait.
+    let mut after = attach(&world.new, shared()).await.unwrap();
+    assert_eq!(after.take(1).await, taken);
+    is_not_confirmed(&mut before, taken[0].0).await;
+    after.acknowledge(&[taken[0].0], None).await;
+    world.held.hold(None);
+}
+
+#[tokio::test]
+async fn sessions_go_on_and_none_begins_until_the_turn_to_seal_comes_h21() {
+    let world = HandOver::prepare().await;
+    let mut before = attach_at_last(&world.old).await;
+    world
+        .cluster
+        .publish(&world.old, &[VICTIM.to_owned()])
+        .await;
+    let taken = before.take(2).await;
+    before.acknowledge(&[taken[0].0], None).await;
+    world.begin().await;
+    let (old, new) = (&world.old, &world.new);
+    eventually("the old owner to refuse a session", || async {
+        let error = attach(old, shared()).await.err()?;
+        assert_eq!(error.kind, ErrorKind::Redirect, "{error}");
+        assert_eq!(error.redirect_url.as_ref(), Some(&new.url));
+        Some(())
+    })
+    .await;
+    // With the ledgers that are open it goes on.
+    before.acknowledge(&[taken[1].0], None).await;
+    let context = ctx();
+    let refused = world
+        .old
+        .broker
+        .open_producer(&context, open(VICTIM, "other"));
+    let refused = soon("an answer", refused).await.err().unwrap();
+    assert_eq!(refused.kind, ErrorKind::Redirect, "{refused}");
+    let stats = world
+        .old
+        .broker
+        .topic_stats(&context, VICTIM.parse().unwrap());
+    let refused = soon("an answer", stats).await.unwrap_err();
+    assert_eq!(refused.kind, ErrorKind::Redirect, "{refused}");
+    // Its turn comes: the session ends, and what it was told counts at the new owner.
+    world.held.hold(None);
+    let error = before.error().await;
+    assert_eq!(error.redirect_url.as_ref(), Some(&world.new.url), "{error}");
+    let mut after = attach_at_last(&world.new).await;
+    world
+        .cluster
+        .publish(&world.new, &[VICTIM.to_owned()])
+        .await;
+    assert!(after.take(1).await[0].0 > taken[1].0);
+}
