@@ -14,7 +14,7 @@ use aquifer_model::id::{BrokerId, Index};
 use aquifer_model::limits::{BATCH_BYTES_MAX, MESSAGE_BYTES_MAX};
 use aquifer_model::load::LoadReport;
 use aquifer_model::place::Place;
-use aquifer_model::policy::NamespacePolicies;
+use aquifer_model::policy::{NamespacePolicies, PolicyChanges};
 use aquifer_model::topic::{NamespaceName, SubscriptionName, TopicName};
 use aquifer_protocol_api::broker::{
     ApiResult, BrokerApi, BrokerIdentity, BrokerInfo, BundleInfo, ConsumerSession, OpenProducer,
@@ -118,8 +118,8 @@ impl BrokerApi for Broker {
         &self,
         ctx: &RequestContext,
         namespace: NamespaceName,
-        policies: Option<NamespacePolicies>,
-    ) -> ApiResult<()> {
+        policies: PolicyChanges,
+    ) -> ApiResult<NamespacePolicies> {
         let span = span!("create_namespace", ctx, namespace = namespace);
         let work = self.make_namespace(&namespace, policies);
         self.serve(ctx, "create_namespace", span, work).await
@@ -139,10 +139,10 @@ impl BrokerApi for Broker {
         &self,
         ctx: &RequestContext,
         namespace: NamespaceName,
-        policies: NamespacePolicies,
-    ) -> ApiResult<()> {
+        changes: PolicyChanges,
+    ) -> ApiResult<NamespacePolicies> {
         let span = span!("update_namespace", ctx, namespace = namespace);
-        let work = self.shared.namespaces.update(&namespace, policies);
+        let work = self.change_namespace(&namespace, changes);
         self.serve(ctx, "update_namespace", span, work).await
     }
 

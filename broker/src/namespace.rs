@@ -13,7 +13,7 @@ use aquifer_metadata::error::MetadataError;
 use aquifer_metadata::keys;
 use aquifer_metadata::record;
 use aquifer_metadata::store::{Expect, MetadataStore, Revision, Versioned, WatchEvent};
-use aquifer_model::policy::NamespacePolicies;
+use aquifer_model::policy::{NamespacePolicies, PolicyChanges};
 use aquifer_model::topic::{DEFAULT_NAMESPACE, DEFAULT_TENANT, NamespaceName};
 use aquifer_proto::v1::{NamespaceRecord, TenantRecord};
 use aquifer_runtime::clock;
@@ -24,6 +24,8 @@ use tokio::sync::watch;
 use crate::bundles::Bundles;
 use crate::error::BrokerError;
 
+/// How often a change is made anew when others change the record at the same time.
+const ATTEMPTS_MAX: u32 = 32;
 /// How long a broken watch waits before it is begun anew.
 const WATCH_RETRY: Duration = Duration::from_secs(1);
 
@@ -124,18 +126,36 @@ impl Namespaces {
         }
     }
 
+    /// Changes policies; what others change at the same time stays changed.
     pub(crate) async fn update(
         &self,
         namespace: &NamespaceName,
-        policies: NamespacePolicies,
-    ) -> Result<(), BrokerError> {
-        let (record, revision) = self.read(namespace).await?;
-        let boundaries = record.bundle_boundaries;
-        self.write(namespace, policies, boundaries, Expect::Revision(revision))
-            .await?;
-        // The watch brings it as well; this makes it visible to the caller's next request.
-        self.cached.lock().remove(namespace);
-        Ok(())
+        changes: PolicyChanges,
+    ) -> Result<NamespacePolicies, BrokerError> {
+        let mut last = MetadataError::Unavailable("the namespace keeps changing".to_owned());
+        for _ in 0..ATTEMPTS_MAX {
+            let (record, revision) = self.read(namespace).await?;
+            let boundaries = record.bundle_boundaries.clone();
+            let before = policies_of(namespace, record)?;
+            let after = changes.apply(before);
+            if after == before {
+                return Ok(after);
+            }
+            let expect = Expect::Revision(revision);
+            match self.write(namespace, after, boundaries, expect).await {
+                Ok(_) => {
+                    // The watch brings it as well; this makes it visible to the caller's next request.
+                    self.cached.lock().remove(namespace);
+                    return Ok(after);
+                }
+                // Another change was first, or it was our own: what is there now says.
+                Err(
+                    error @ (MetadataError::Conflict { .. } | MetadataError::UnknownOutcome(_)),
+                ) => last = error,
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Err(last.into())
     }
 
     async fn write(

@@ -9,7 +9,7 @@ mod subscriptions;
 
 use std::sync::Arc;
 
-use aquifer_model::policy::NamespacePolicies;
+use aquifer_model::policy::{NamespacePolicies, PolicyChanges};
 use aquifer_model::topic::{NamespaceName, TopicName};
 use aquifer_proto::v1;
 use tonic::transport::Channel;
@@ -115,8 +115,8 @@ impl Admin {
         }
     }
 
-    /// Creates a namespace, given as `tenant/namespace`. Without policies it has the defaults of the
-    /// cluster, whose replication suits it.
+    /// Creates a namespace, given as `tenant/namespace`, with these policies at once. What is not given
+    /// is as the cluster has it by default, whose replication suits it. Answers the policies.
     ///
     /// # Errors
     /// `AlreadyExists`, `NotFound` for its tenant, `Invalid` for its name, and what every call may
@@ -124,22 +124,23 @@ impl Admin {
     pub async fn create_namespace(
         &self,
         namespace: &str,
-        policies: Option<NamespacePolicies>,
-    ) -> Result<()> {
+        policies: PolicyChanges,
+    ) -> Result<NamespacePolicies> {
         let request = v1::CreateNamespaceRequest {
             namespace: namespace.parse::<NamespaceName>()?.to_string(),
-            policies: policies.map(Into::into),
+            policies: Some(policies.into()),
         };
-        self.call(
-            "creating the namespace",
-            false,
-            move |mut client: Client| {
-                let request = request.clone();
-                async move { client.create_namespace(request).await }
-            },
-        )
-        .await
-        .map(|_| ())
+        let answer = self
+            .call(
+                "creating the namespace",
+                false,
+                move |mut client: Client| {
+                    let request = request.clone();
+                    async move { client.create_namespace(request).await }
+                },
+            )
+            .await?;
+        policies_of(answer.policies)
     }
 
     /// The policies of a namespace.
@@ -156,32 +157,30 @@ impl Admin {
                 async move { client.get_namespace(request).await }
             })
             .await?;
-        let policies = answer
-            .policies
-            .ok_or_else(|| ClientError::Protocol("a namespace without policies".to_owned()))?;
-        NamespacePolicies::try_from(policies)
-            .map_err(|error| ClientError::Protocol(error.to_string()))
+        policies_of(answer.policies)
     }
 
-    /// Replaces the policies of a namespace.
+    /// Changes policies of a namespace; what is not given stays, whoever changes it at the same time.
+    /// Answers the policies.
     ///
     /// # Errors
-    /// `NotFound`, `Invalid` for its name, and what every call may answer.
+    /// `NotFound`, `Invalid` for its name or when nothing is to change, and what every call may answer.
     pub async fn update_namespace(
         &self,
         namespace: &str,
-        policies: NamespacePolicies,
-    ) -> Result<()> {
+        changes: PolicyChanges,
+    ) -> Result<NamespacePolicies> {
         let request = v1::UpdateNamespaceRequest {
             namespace: namespace.parse::<NamespaceName>()?.to_string(),
-            policies: Some(policies.into()),
+            policies: Some(changes.into()),
         };
-        self.call("changing the namespace", true, move |mut client: Client| {
-            let request = request.clone();
-            async move { client.update_namespace(request).await }
-        })
-        .await
-        .map(|_| ())
+        let answer = self
+            .call("changing the namespace", true, move |mut client: Client| {
+                let request = request.clone();
+                async move { client.update_namespace(request).await }
+            })
+            .await?;
+        policies_of(answer.policies)
     }
 
     /// Every namespace of a tenant as `tenant/namespace`, in name order.
@@ -471,4 +470,10 @@ pub(crate) async fn topic_stats(
         },
     )
     .await
+}
+
+fn policies_of(policies: Option<v1::Policies>) -> Result<NamespacePolicies> {
+    let policies =
+        policies.ok_or_else(|| ClientError::Protocol("a namespace without policies".to_owned()))?;
+    NamespacePolicies::try_from(policies).map_err(|error| ClientError::Protocol(error.to_string()))
 }

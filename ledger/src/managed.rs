@@ -39,7 +39,7 @@ use std::sync::Arc;
 
 use aquifer_model::id::Index;
 use aquifer_model::place::Place;
-use aquifer_model::policy::Retention;
+use aquifer_model::policy::{NamespacePolicies, Retention};
 use tokio::sync::watch;
 
 use crate::context::LogContext;
@@ -66,6 +66,12 @@ impl TopicLog {
     ) -> Result<TopicLog, LogError> {
         let inner = open::open(ctx, cell, kind, options).await?;
         Ok(TopicLog { inner })
+    }
+
+    /// Takes quorum and rollover from here from now on, as they are whenever they are needed: a changed
+    /// quorum ends the current ledger with the next append.
+    pub fn follow(&self, policies: watch::Receiver<NamespacePolicies>) {
+        self.inner.follow(policies);
     }
 
     /// Appends an entry: assigns its base index, writes the broker's head with a broker time of at

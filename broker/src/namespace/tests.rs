@@ -48,7 +48,7 @@ async fn policies_follow_what_another_broker_writes() {
             auto_create_topics,
             ..NamespacePolicies::default()
         };
-        there.update(&namespace, changed).await.unwrap();
+        there.update(&namespace, changed.into()).await.unwrap();
         let seen = policies.wait_for(|now| *now == changed);
         clock::timeout(Duration::from_secs(30), seen)
             .await

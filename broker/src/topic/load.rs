@@ -90,6 +90,9 @@ async fn load_owned(
             opened => break opened?,
         }
     };
+    for log in [&log, &cursor_log] {
+        log.follow(policies.clone());
+    }
     let id = shared.next_id();
     let now = shared.clock.monotonic();
     let (mailbox, inbox) = mailbox();

@@ -1,13 +1,15 @@
 //! Tenants, namespaces, topics: what exists, what is listed, what is refused with which advice.
 
 use aquifer_broker::BrokerConfig;
-use aquifer_model::policy::NamespacePolicies;
+use aquifer_model::policy::{Bound, NamespacePolicies, PolicyChanges, Rollover};
 use aquifer_model::quorum::Quorum;
 use aquifer_model::topic::NamespaceName;
 use aquifer_protocol_api::broker::{BrokerApi, PageRequest};
 use aquifer_protocol_api::error::ErrorKind;
 
-use crate::support::{Harness, config, ctx, default_namespace, kind, name, open};
+use futures::future::join_all;
+
+use crate::support::{Harness, config, ctx, default_namespace, kind, name, open, soon};
 
 fn page(after: Option<String>, limit: usize) -> PageRequest {
     PageRequest { after, limit }
@@ -33,7 +35,7 @@ async fn unknown_tenants_and_namespaces_are_refused_with_advice() {
     );
     let policies = NamespacePolicies::default();
     let refused = broker
-        .create_namespace(&ctx(), namespace("nobody/none"), None)
+        .create_namespace(&ctx(), namespace("nobody/none"), PolicyChanges::default())
         .await;
     assert_eq!(kind(&refused), Some(ErrorKind::NotFound));
     broker
@@ -43,7 +45,7 @@ async fn unknown_tenants_and_namespaces_are_refused_with_advice() {
     let again = broker.create_tenant(&ctx(), "acme".to_owned()).await;
     assert_eq!(kind(&again), Some(ErrorKind::AlreadyExists));
     broker
-        .create_namespace(&ctx(), namespace("acme/shop"), Some(policies))
+        .create_namespace(&ctx(), namespace("acme/shop"), policies.into())
         .await
         .unwrap();
     harness.producer("acme/shop/orders", "p").await;
@@ -59,7 +61,7 @@ async fn a_namespace_without_policies_gets_the_configured_quorum() {
     let harness = Harness::start_with(config).await;
     let broker = &harness.broker;
     broker
-        .create_namespace(&ctx(), namespace("public/new"), None)
+        .create_namespace(&ctx(), namespace("public/new"), PolicyChanges::default())
         .await
         .unwrap();
     for name in ["public/default", "public/new"] {
@@ -81,7 +83,7 @@ async fn lists_come_in_pages_and_miss_nothing() {
         for local in ["one", "two"] {
             let namespace = NamespaceName::new(tenant, local).unwrap();
             broker
-                .create_namespace(&ctx(), namespace.clone(), None)
+                .create_namespace(&ctx(), namespace.clone(), PolicyChanges::default())
                 .await
                 .unwrap();
             for topic in ["x", "y", "z"] {
@@ -146,6 +148,99 @@ async fn policies_can_be_changed_and_forbid_creation() {
         .await
         .unwrap();
     harness.producer("orders", "p").await;
+}
+
+#[tokio::test]
+async fn changes_of_policies_at_once_are_all_made() {
+    let harness = Harness::start().await;
+    let there = harness.rival().await;
+    for round in 1..=10 {
+        let given = [
+            PolicyChanges {
+                retention_ms: Some(Bound::Limit(round)),
+                ..PolicyChanges::default()
+            },
+            PolicyChanges {
+                rollover_entries: Some(round),
+                ..PolicyChanges::default()
+            },
+            PolicyChanges {
+                rollover_ms: Some(round),
+                ..PolicyChanges::default()
+            },
+        ];
+        let brokers = [&harness.broker, &there.broker, &harness.broker];
+        let changed = brokers.into_iter().zip(given).map(async |(broker, given)| {
+            let changed = broker.update_namespace(&ctx(), default_namespace(), given);
+            changed.await.unwrap();
+        });
+        join_all(changed).await;
+        let now = harness.broker.get_namespace(&ctx(), default_namespace());
+        let now = now.await.unwrap();
+        let Rollover {
+            entries, age_ms, ..
+        } = now.rollover;
+        assert_eq!(
+            (now.retention.time_ms, entries, age_ms),
+            (Some(round), round, round)
+        );
+        // Nobody gave these.
+        let standard = NamespacePolicies::default();
+        assert_eq!(now.retention.size_bytes, standard.retention.size_bytes);
+    }
+}
+
+#[tokio::test]
+async fn a_change_of_no_policy_is_refused_and_changes_nothing() {
+    let default_quorum = Quorum::new(3, 3, 2).unwrap();
+    let config = BrokerConfig {
+        default_quorum,
+        ..config()
+    };
+    let harness = Harness::start_with(config).await;
+    let broker = &harness.broker;
+    let nothing = PolicyChanges::default();
+    let refused = broker
+        .update_namespace(&ctx(), default_namespace(), nothing)
+        .await;
+    assert_eq!(kind(&refused), Some(ErrorKind::InvalidArgument));
+    let found = broker.get_namespace(&ctx(), default_namespace()).await;
+    assert_eq!(found.unwrap().quorum, default_quorum);
+    // What a namespace is created with is there at once, on top of the defaults.
+    let given = PolicyChanges {
+        deduplication: Some(false),
+        ..PolicyChanges::default()
+    };
+    let created = broker
+        .create_namespace(&ctx(), namespace("public/new"), given)
+        .await
+        .unwrap();
+    assert_eq!(
+        (created.quorum, created.deduplication),
+        (default_quorum, false)
+    );
+}
+
+#[tokio::test]
+async fn policies_reach_a_topic_in_use() {
+    let harness = Harness::start().await;
+    let mut producer = harness.producer("orders", "p").await;
+    producer.publish(&["a"]).await;
+    let mut policies = NamespacePolicies::default();
+    policies.rollover.entries = 1;
+    harness.set_policies(policies).await;
+    soon("a ledger for each entry", async {
+        let mut ledgers = 0;
+        loop {
+            producer.publish(&["b"]).await;
+            let now = harness.stats("orders").await.ledgers.len();
+            if now > ledgers && ledgers > 1 {
+                return;
+            }
+            ledgers = now;
+        }
+    })
+    .await;
 }
 
 #[tokio::test]

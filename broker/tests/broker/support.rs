@@ -181,7 +181,7 @@ impl Harness {
 
     pub async fn set_policies(&self, policies: NamespacePolicies) {
         self.broker
-            .update_namespace(&ctx(), default_namespace(), policies)
+            .update_namespace(&ctx(), default_namespace(), policies.into())
             .await
             .unwrap();
     }

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use aquifer_model::place::Place;
+use aquifer_model::policy::Bound;
 use aquifer_model::quorum::Quorum;
 use aquifer_model::topic::{NamespaceName, SubscriptionName, TopicName};
 use clap::{Args, Subcommand};
@@ -105,25 +106,6 @@ pub struct PolicyArgs {
     /// Begin another ledger at so many entries.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub rollover_entries: Option<u64>,
-}
-
-/// How much of something is kept.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Bound {
-    /// All of it.
-    Unbounded,
-    /// So many bytes, or milliseconds.
-    Limit(u64),
-}
-
-impl Bound {
-    /// The limit, if there is one.
-    pub fn limit(self) -> Option<u64> {
-        match self {
-            Bound::Unbounded => None,
-            Bound::Limit(limit) => Some(limit),
-        }
-    }
 }
 
 /// Arguments of `aquifer subscription`.

@@ -1,7 +1,6 @@
 //! `aquifer tenant` and `aquifer namespace`: who may use the cluster, and by which policies.
 
-use aquifer_client::admin::Admin;
-use aquifer_model::policy::NamespacePolicies;
+use aquifer_model::policy::{NamespacePolicies, PolicyChanges};
 use serde_json::json;
 
 use crate::args::{NamespaceArgs, NamespaceCommand, PolicyArgs, TenantArgs, TenantCommand};
@@ -47,12 +46,9 @@ pub async fn namespace(
             policies,
         } => {
             let namespace = namespace.to_string();
-            admin.create_namespace(&namespace, None).await?;
-            let policies = change(&admin, &namespace, &policies)
-                .await
-                .map_err(|error| {
-                    error.context(format!("{namespace} is created, with default policies"))
-                })?;
+            let policies = admin
+                .create_namespace(&namespace, changes(&policies))
+                .await?;
             show(&namespace, policies, out)
         }
         NamespaceCommand::List { tenant } => {
@@ -72,7 +68,9 @@ pub async fn namespace(
                 return Err(CliError::usage(text));
             }
             let namespace = namespace.to_string();
-            let policies = change(&admin, &namespace, &policies).await?;
+            let policies = admin
+                .update_namespace(&namespace, changes(&policies))
+                .await?;
             show(&namespace, policies, out)
         }
     }
@@ -88,39 +86,20 @@ fn list(what: &'static str, names: Vec<String>, out: &Output) -> Result<(), CliE
     Ok(())
 }
 
-/// Changes what is given; answers what is so now.
-async fn change(
-    admin: &Admin,
-    namespace: &str,
-    args: &PolicyArgs,
-) -> Result<NamespacePolicies, CliError> {
-    let before = admin.get_namespace(namespace).await?;
-    let after = changed(before, args);
-    if after != before {
-        admin.update_namespace(namespace, after).await?;
+/// What is given: only that changes.
+fn changes(args: &PolicyArgs) -> PolicyChanges {
+    PolicyChanges {
+        quorum: args.quorum,
+        retention_ms: args.retention_time,
+        retention_bytes: args.retention_size,
+        rollover_bytes: args.rollover_size,
+        rollover_ms: args
+            .rollover_time
+            .map(|age| u64::try_from(age.as_millis()).unwrap_or(u64::MAX)),
+        rollover_entries: args.rollover_entries,
+        deduplication: args.deduplication,
+        auto_create_topics: args.auto_create_topics,
     }
-    Ok(after)
-}
-
-fn changed(mut policies: NamespacePolicies, args: &PolicyArgs) -> NamespacePolicies {
-    let (retention, rollover) = (&mut policies.retention, &mut policies.rollover);
-    if let Some(time) = args.retention_time {
-        retention.time_ms = time.limit();
-    }
-    if let Some(size) = args.retention_size {
-        retention.size_bytes = size.limit();
-    }
-    rollover.size_bytes = args.rollover_size.unwrap_or(rollover.size_bytes);
-    rollover.entries = args.rollover_entries.unwrap_or(rollover.entries);
-    if let Some(age) = args.rollover_time {
-        rollover.age_ms = u64::try_from(age.as_millis()).unwrap_or(u64::MAX);
-    }
-    policies.quorum = args.quorum.unwrap_or(policies.quorum);
-    policies.deduplication = args.deduplication.unwrap_or(policies.deduplication);
-    policies.auto_create_topics = args
-        .auto_create_topics
-        .unwrap_or(policies.auto_create_topics);
-    policies
 }
 
 fn show(namespace: &str, policies: NamespacePolicies, out: &Output) -> Result<(), CliError> {

@@ -1,7 +1,7 @@
 //! Opening a log: where it ends, and if need be the recovery of its last ledger.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use aquifer_model::entry::EntryHead;
 use aquifer_model::id::{EntryId, Index};
@@ -80,6 +80,7 @@ pub(crate) async fn open(
         me: me.clone(),
         kind,
         options,
+        policies: OnceLock::new(),
         taken_over,
         runtime: Handle::current(),
         state: Mutex::new(state),

@@ -7,6 +7,7 @@ use aquifer_metadata::error::MetadataError;
 use aquifer_metadata::keys;
 use aquifer_metadata::store::{Expect, Operation};
 use aquifer_model::id::{CreationToken, EntryId, Index, LedgerId};
+use aquifer_model::quorum::Quorum;
 use aquifer_runtime::clock;
 use tokio::sync::oneshot;
 
@@ -40,6 +41,8 @@ struct Turn {
     /// The current ledger can go on as well.
     may_wait: bool,
     first_index: Index,
+    /// Of the ledger to open.
+    quorum: Quorum,
     /// Ledgers of the log as this process knows them.
     known: Vec<u64>,
 }
@@ -120,6 +123,7 @@ impl LogInner {
                 open_next: !state.pending.is_empty(),
                 may_wait: !state.closing && state.waiting_for_seal.is_empty(),
                 first_index: state.acked.index,
+                quorum: self.quorum(),
                 known: state.segments.iter().map(|s| s.ledger.0).collect(),
             }
         };
@@ -203,6 +207,7 @@ impl LogInner {
                 state.first = first_of(state);
                 state.current = Some(Current {
                     writer: writer.clone(),
+                    wanted: plan.quorum,
                     opened: now,
                     entries_sent: 0,
                     bytes_sent: 0,
@@ -276,7 +281,7 @@ impl LogInner {
         });
         loop {
             let mut opened = match plan.open_next {
-                true => Some(self.new_ledger(&plan.known).await?),
+                true => Some(self.new_ledger(&plan.known, plan.quorum).await?),
                 false => None,
             };
             let mut operations = Vec::new();
@@ -401,7 +406,7 @@ impl LogInner {
             .await
     }
 
-    async fn new_ledger(&self, known: &[u64]) -> Result<LedgerInfo, LedgerError> {
+    async fn new_ledger(&self, known: &[u64], wanted: Quorum) -> Result<LedgerInfo, LedgerError> {
         // Positions rise along a topic, those included that were trimmed (I5).
         let removed = match self.kind {
             LogKind::Messages => self.cell.record().last_ledger_id,
@@ -411,13 +416,13 @@ impl LogInner {
         let rng = &*self.ctx.rng;
         let settings = &self.ctx.settings;
         let (quorum, members) = self.ctx.bookies.ensemble(
-            self.options.quorum,
+            wanted,
             settings.zones_min,
             settings.shrink_ensembles,
             rng,
         )?;
-        if quorum != self.options.quorum {
-            tracing::warn!(%quorum, wanted = %self.options.quorum, "too few bookies: the new ledger has a smaller ensemble");
+        if quorum != wanted {
+            tracing::warn!(%quorum, %wanted, "too few bookies: the new ledger has a smaller ensemble");
         }
         Ok(LedgerInfo {
             id: self

@@ -3,12 +3,13 @@
 //! Lock order: this state, then a ledger writer's. A writer calls its owner with no lock held.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
 use aquifer_model::entry::{EntryData, EntryHead};
 use aquifer_model::id::{EntryId, Index, LedgerId};
-use aquifer_model::policy::Rollover;
+use aquifer_model::policy::{NamespacePolicies, Rollover};
+use aquifer_model::quorum::Quorum;
 use aquifer_proto::v1;
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -31,6 +32,8 @@ pub(crate) struct LogInner {
     pub(crate) cell: Arc<TopicRecordCell>,
     pub(crate) kind: LogKind,
     pub(crate) options: LogOptions,
+    /// Has the policies of now, once the log follows them.
+    pub(crate) policies: OnceLock<watch::Receiver<NamespacePolicies>>,
     /// The last ledger was open when the log was opened.
     pub(crate) taken_over: bool,
     pub(crate) runtime: Handle,
@@ -130,6 +133,8 @@ pub(crate) enum SegmentStatus {
 /// The open ledger.
 pub(crate) struct Current {
     pub(crate) writer: LedgerWriter,
+    /// The quorum that was to be had when it was opened.
+    pub(crate) wanted: Quorum,
     pub(crate) opened: Duration,
     pub(crate) entries_sent: u64,
     pub(crate) bytes_sent: u64,
@@ -228,11 +233,12 @@ const WIDEN_DOUBLINGS_MAX: u32 = 8;
 
 impl State {
     /// Whether the current ledger has had enough.
-    fn is_due(&self, rollover: &Rollover, now: Duration) -> bool {
+    fn is_due(&self, rollover: Rollover, quorum: Quorum, now: Duration) -> bool {
         let Some(current) = self.current_that_may_end(now) else {
             return false;
         };
-        current.bytes_sent >= rollover.size_bytes
+        current.wanted != quorum
+            || current.bytes_sent >= rollover.size_bytes
             || current.entries_sent >= rollover.entries
             || now.saturating_sub(current.opened) >= Duration::from_millis(rollover.age_ms)
     }
@@ -269,10 +275,30 @@ impl State {
 }
 
 impl LogInner {
+    pub(crate) fn follow(&self, policies: watch::Receiver<NamespacePolicies>) {
+        // A log has one namespace, for good.
+        let _ = self.policies.set(policies);
+    }
+
+    /// The quorum of new ledgers, as the policies say now.
+    pub(crate) fn quorum(&self) -> Quorum {
+        let now = self.policies.get().map(|policies| policies.borrow().quorum);
+        now.unwrap_or(self.options.quorum)
+    }
+
+    /// When the current ledger has had enough, as the policies say now.
+    pub(crate) fn rollover(&self) -> Rollover {
+        let now = self
+            .policies
+            .get()
+            .map(|policies| policies.borrow().rollover);
+        now.unwrap_or(self.options.rollover)
+    }
+
     /// Whether the current ledger is to make room for another: it has had enough, or it lacks
     /// bookies that are there again.
     pub(crate) fn is_over(&self, state: &mut State, now: Duration) -> bool {
-        state.is_due(&self.options.rollover, now)
+        state.is_due(self.rollover(), self.quorum(), now)
             || (state
                 .current_that_may_end(now)
                 .is_some_and(|current| now >= current.look_at)
@@ -288,7 +314,7 @@ impl LogInner {
         let Some(current) = &mut state.current else {
             return false;
         };
-        let wanted = self.options.quorum;
+        let wanted = self.quorum();
         let lacks = current.writer.quorum() != wanted || current.writer.lacks_bookies();
         current.look_at = now + self.ctx.rng.jitter(pause);
         let lacked = std::mem::replace(&mut current.lacked, lacks);

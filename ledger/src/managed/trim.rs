@@ -120,7 +120,7 @@ impl LogInner {
     }
 
     fn is_over_age(&self, state: &State) -> bool {
-        let age_max = Duration::from_millis(self.options.rollover.age_ms);
+        let age_max = Duration::from_millis(self.rollover().age_ms);
         self.age(state) >= Some(age_max)
     }
 

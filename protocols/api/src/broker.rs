@@ -7,7 +7,7 @@ use aquifer_model::id::{
 };
 use aquifer_model::load::LoadReport;
 use aquifer_model::place::Place;
-use aquifer_model::policy::NamespacePolicies;
+use aquifer_model::policy::{NamespacePolicies, PolicyChanges};
 use aquifer_model::topic::{
     ConsumerName, NamespaceName, ProducerName, SubscriptionName, TopicName,
 };
@@ -50,26 +50,28 @@ pub trait BrokerApi: Send + Sync + 'static {
         ctx: &RequestContext,
         page: PageRequest,
     ) -> ApiResult<Page<String>>;
-    /// Creates a namespace; without policies it gets those that the broker is configured with.
+    /// Creates a namespace with these policies at once; what is not given is as the broker is
+    /// configured. Answers the policies.
     async fn create_namespace(
         &self,
         ctx: &RequestContext,
         namespace: NamespaceName,
-        policies: Option<NamespacePolicies>,
-    ) -> ApiResult<()>;
+        policies: PolicyChanges,
+    ) -> ApiResult<NamespacePolicies>;
     /// Reads the policies of a namespace.
     async fn get_namespace(
         &self,
         ctx: &RequestContext,
         namespace: NamespaceName,
     ) -> ApiResult<NamespacePolicies>;
-    /// Replaces the policies of a namespace.
+    /// Changes policies of a namespace; what is not given stays, whoever changes it at the same time.
+    /// Answers the policies.
     async fn update_namespace(
         &self,
         ctx: &RequestContext,
         namespace: NamespaceName,
-        policies: NamespacePolicies,
-    ) -> ApiResult<()>;
+        changes: PolicyChanges,
+    ) -> ApiResult<NamespacePolicies>;
     /// Lists the namespaces of a tenant in name order.
     async fn list_namespaces(
         &self,

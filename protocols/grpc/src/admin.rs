@@ -6,8 +6,8 @@ use aquifer_protocol_api::broker::{BrokerInfo, SubscriptionStats, TopicStats};
 use tonic::{Request, Response, Status, async_trait};
 
 use crate::convert::{
-    bundle, name, namespace, new_policies, optional_broker, page, partitions, place, policies,
-    tenant, topic, wire_subscription_type,
+    bundle, name, namespace, optional_broker, page, partitions, place, policy_changes, tenant,
+    topic, wire_subscription_type,
 };
 use crate::service::Service;
 
@@ -46,10 +46,11 @@ impl v1::admin_server::Admin for Service {
     ) -> Answer<v1::CreateNamespaceResponse> {
         self.unary("create_namespace", request, |broker, ctx, r| async move {
             let name = namespace(&r.namespace)?;
-            broker
-                .create_namespace(&ctx, name, new_policies(r.policies)?)
-                .await?;
-            Ok(v1::CreateNamespaceResponse {})
+            let given = policy_changes(r.policies.unwrap_or_default())?;
+            let policies = broker.create_namespace(&ctx, name, given).await?;
+            Ok(v1::CreateNamespaceResponse {
+                policies: Some(policies.into()),
+            })
         })
         .await
     }
@@ -73,10 +74,11 @@ impl v1::admin_server::Admin for Service {
     ) -> Answer<v1::UpdateNamespaceResponse> {
         self.unary("update_namespace", request, |broker, ctx, r| async move {
             let name = namespace(&r.namespace)?;
-            broker
-                .update_namespace(&ctx, name, policies(r.policies)?)
-                .await?;
-            Ok(v1::UpdateNamespaceResponse {})
+            let changes = policy_changes(r.policies.unwrap_or_default())?;
+            let policies = broker.update_namespace(&ctx, name, changes).await?;
+            Ok(v1::UpdateNamespaceResponse {
+                policies: Some(policies.into()),
+            })
         })
         .await
     }

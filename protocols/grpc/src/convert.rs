@@ -5,7 +5,7 @@ use aquifer_model::bundle::{BundleRange, ParseBundleError};
 use aquifer_model::id::{BrokerId, Index};
 use aquifer_model::limits::{ACK_RANGES_MAX, METADATA_PAGE_KEYS_MAX, PARTITIONS_MAX};
 use aquifer_model::place::Place;
-use aquifer_model::policy::NamespacePolicies;
+use aquifer_model::policy::PolicyChanges;
 use aquifer_model::topic::{DEFAULT_NAMESPACE, NameError, NamespaceName, TopicName};
 use aquifer_proto::{PROTOCOL_VERSION, v1};
 use aquifer_protocol_api::broker::{ApiResult, IndexRange, PageRequest, SubscriptionType};
@@ -111,18 +111,8 @@ pub(crate) fn page(after: String, limit: u32) -> ApiResult<PageRequest> {
     })
 }
 
-/// Policies of a namespace that is created; absent ones are the broker's to choose.
-pub(crate) fn new_policies(policies: Option<v1::Policies>) -> ApiResult<Option<NamespacePolicies>> {
-    policies
-        .map(|given| self::policies(Some(given)))
-        .transpose()
-}
-
-pub(crate) fn policies(policies: Option<v1::Policies>) -> ApiResult<NamespacePolicies> {
-    let Some(policies) = policies else {
-        return Ok(NamespacePolicies::default());
-    };
-    NamespacePolicies::try_from(policies).map_err(|error| invalid(error.to_string()))
+pub(crate) fn policy_changes(changes: v1::PolicyChanges) -> ApiResult<PolicyChanges> {
+    PolicyChanges::try_from(changes).map_err(invalid)
 }
 
 pub(crate) fn subscription_type(code: i32) -> ApiResult<SubscriptionType> {

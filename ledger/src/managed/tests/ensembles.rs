@@ -429,3 +429,30 @@ async fn guards_that_are_written_anew_hinder_no_ensemble_change() {
     owner.append_all(10..12).await;
     assert_eq!(owner.log.stats().ledgers.len(), 1, "one ledger");
 }
+
+/// M3: policies reach a log that is open, at its next append.
+#[tokio::test(start_paused = true)]
+async fn a_log_follows_the_policies_of_its_namespace() {
+    let world = TestWorld::new(3);
+    let owner = Owner::open(world.process(), options(1_000)).await;
+    let mut policies = NamespacePolicies::default();
+    let (changed, follows) = watch::channel(policies);
+    owner.log.follow(follows);
+    owner.append_all(0..3).await;
+    // Another bound of ledgers.
+    policies.rollover.entries = 4;
+    changed.send_replace(policies);
+    owner.append_all(3..6).await;
+    assert_eq!(owner.log.stats().ledgers.len(), 2);
+    // More copies: of what is written from now on.
+    policies.rollover.entries = 1_000;
+    policies.quorum = Quorum::new(3, 3, 2).unwrap();
+    changed.send_replace(policies);
+    owner.append_all(6..9).await;
+    let ledgers = owner.log.stats().ledgers;
+    assert_eq!(ledgers.len(), 3);
+    let newest = ledgers[2].ledger;
+    let holds = |id: &_| !world.bookies.entries(*id, newest).is_empty();
+    eventually("three copies", || world.bookies.ids().iter().all(holds)).await;
+    assert_eq!(bodies(&owner.read_all().await), expected(0..9));
+}

@@ -11,7 +11,7 @@ use aquifer_model::id::{
 use aquifer_model::limits::{BATCH_BYTES_MAX, MESSAGE_BYTES_MAX};
 use aquifer_model::load::LoadReport;
 use aquifer_model::place::Place;
-use aquifer_model::policy::NamespacePolicies;
+use aquifer_model::policy::{NamespacePolicies, PolicyChanges};
 use aquifer_model::topic::{NamespaceName, ProducerName, SubscriptionName, TopicName};
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -388,8 +388,8 @@ impl BrokerApi for FakeBroker {
         &self,
         _ctx: &RequestContext,
         _namespace: NamespaceName,
-        _policies: Option<NamespacePolicies>,
-    ) -> ApiResult<()> {
+        _policies: PolicyChanges,
+    ) -> ApiResult<NamespacePolicies> {
         self.not_faked()
     }
 
@@ -405,8 +405,8 @@ impl BrokerApi for FakeBroker {
         &self,
         _ctx: &RequestContext,
         _namespace: NamespaceName,
-        _policies: NamespacePolicies,
-    ) -> ApiResult<()> {
+        _changes: PolicyChanges,
+    ) -> ApiResult<NamespacePolicies> {
         self.not_faked()
     }
 
