@@ -17,8 +17,8 @@ use aquifer_model::place::Place;
 use aquifer_model::policy::{NamespacePolicies, PolicyChanges};
 use aquifer_model::topic::{NamespaceName, SubscriptionName, TopicName};
 use aquifer_protocol_api::broker::{
-    ApiResult, BrokerApi, BrokerIdentity, BrokerInfo, BundleInfo, ConsumerSession, OpenProducer,
-    Page, PageRequest, ProducerSession, Subscribe, TopicDescription, TopicStats,
+    ApiResult, BrokerApi, BrokerIdentity, BrokerInfo, BundleInfo, ConsumerSession, Deletion,
+    OpenProducer, Page, PageRequest, ProducerSession, Subscribe, TopicDescription, TopicStats,
 };
 use aquifer_protocol_api::context::RequestContext;
 use aquifer_protocol_api::error::ApiError;
@@ -188,10 +188,10 @@ impl BrokerApi for Broker {
         &self,
         ctx: &RequestContext,
         topic: TopicName,
-        force: bool,
+        how: Deletion,
     ) -> ApiResult<()> {
         let span = span!("delete_topic", ctx, topic = topic);
-        self.serve(ctx, "delete_topic", span, self.remove_topic(&topic, force))
+        self.serve(ctx, "delete_topic", span, self.remove_topic(&topic, how))
             .await
     }
 

@@ -6,7 +6,7 @@
 //! - Nothing is decided by an election or a report that must not happen twice: a move is a
 //!   compare-and-swap of the bundle's record as its reported owner's, so that a leader who believes in
 //!   it for too long, or on old reports, does no more than one move too many (I4).
-//! - No wire protocol is spoken here: the way to other brokers is given ([`LoadReports`]).
+//! - No wire protocol is spoken here: the way to other brokers is given ([`Peers`]).
 
 pub(crate) mod config;
 
@@ -22,9 +22,7 @@ use aquifer_metadata::lease::Lease;
 use aquifer_metadata::store::Session;
 use aquifer_model::load::LoadReport;
 use aquifer_runtime::clock;
-use async_trait::async_trait;
 use bytes::Bytes;
-use thiserror::Error;
 
 use crate::balance::planner::{Move, Planner, Split};
 use crate::broker::Shared;
@@ -33,27 +31,13 @@ use crate::error::BrokerError;
 use crate::load::millis;
 use crate::members::Member;
 use crate::movement;
+use crate::peers::Peers;
 use crate::topics::Topics;
 
 /// How long a broker may take to report; one that takes longer is not counted in this round.
 const REPORT_MAX: Duration = Duration::from_secs(3);
 /// How long it takes until an election is tried again that ended with an error.
 const AGAIN: Duration = Duration::from_secs(1);
-
-/// The way to the load of other brokers.
-#[async_trait]
-pub trait LoadReports: Send + Sync + 'static {
-    /// Asks the broker that clients reach at this URL.
-    ///
-    /// # Errors
-    /// When it does not answer, or not in a way that is understood.
-    async fn report(&self, url: &str) -> Result<LoadReport, NoReport>;
-}
-
-/// Why there is no report of a broker.
-#[derive(Debug, Clone, PartialEq, Eq, Error)]
-#[error("no load report: {0}")]
-pub struct NoReport(pub String);
 
 /// Begins to measure, and to balance where others can be asked.
 pub(crate) fn start(topics: &Arc<Topics>, lease: Option<Lease>) {
@@ -66,7 +50,7 @@ pub(crate) fn start(topics: &Arc<Topics>, lease: Option<Lease>) {
             () = measure(&measured) => {}
         }
     });
-    let (Some(lease), Some(reports)) = (lease, shared.reports.clone()) else {
+    let (Some(lease), Some(peers)) = (lease, shared.peers.clone()) else {
         return;
     };
     if !shared.config.balance.enabled {
@@ -77,7 +61,7 @@ pub(crate) fn start(topics: &Arc<Topics>, lease: Option<Lease>) {
     shared.tasks.spawn("balance", async move {
         tokio::select! {
             () = token.wait() => {}
-            () = campaign(&balanced, &lease, &reports) => {}
+            () = campaign(&balanced, &lease, &peers) => {}
         }
     });
 }
@@ -128,24 +112,24 @@ pub(crate) async fn report(shared: &Arc<Shared>) -> Result<LoadReport, BrokerErr
 pub(crate) async fn split_at(topics: &Topics, bundle: &Bundle) -> Option<u32> {
     let shared = topics.shared();
     let owner = shared.ownership.known_elsewhere(bundle);
-    let (Some(url), Some(reports)) = (owner, &shared.reports) else {
+    let (Some(url), Some(peers)) = (owner, &shared.peers) else {
         return shared.meter.lock().split_at(bundle);
     };
-    let report = clock::timeout(REPORT_MAX, reports.report(&url)).await;
+    let report = clock::timeout(REPORT_MAX, peers.report(&url)).await;
     let mut bundles = report.ok()?.ok()?.bundles.into_iter();
     let found = bundles.find(|b| b.namespace == bundle.namespace && b.range == bundle.range);
     found?.split_at
 }
 
 /// Leads whenever this broker is elected, until its lease ends.
-async fn campaign(topics: &Arc<Topics>, lease: &Lease, reports: &Arc<dyn LoadReports>) {
+async fn campaign(topics: &Arc<Topics>, lease: &Lease, peers: &Arc<dyn Peers>) {
     while let Some(session) = lease.session().await {
-        lead(topics, session, reports).await;
+        lead(topics, session, peers).await;
         clock::sleep(topics.shared().rng.jitter(AGAIN)).await;
     }
 }
 
-async fn lead(topics: &Arc<Topics>, session: Arc<dyn Session>, reports: &Arc<dyn LoadReports>) {
+async fn lead(topics: &Arc<Topics>, session: Arc<dyn Session>, peers: &Arc<dyn Peers>) {
     let shared = topics.shared();
     let store = Arc::clone(shared.ownership.store());
     let election = Election::new(store, keys::ELECTION_BALANCER);
@@ -160,17 +144,17 @@ async fn lead(topics: &Arc<Topics>, session: Arc<dyn Session>, reports: &Arc<dyn
     tracing::info!("this broker balances load now");
     tokio::select! {
         () = leadership.lost() => tracing::info!("this broker does not balance load any more"),
-        () = rounds(topics, reports) => {}
+        () = rounds(topics, peers) => {}
     }
     shared.metrics.balance_spread.record(0.0, &[]);
 }
 
-async fn rounds(topics: &Arc<Topics>, reports: &Arc<dyn LoadReports>) {
+async fn rounds(topics: &Arc<Topics>, peers: &Arc<dyn Peers>) {
     let config = &topics.shared().config.balance;
     let mut planner = Planner::new(config.clone());
     loop {
         clock::sleep(config.period()).await;
-        if let Err(error) = round(topics, reports, &mut planner).await {
+        if let Err(error) = round(topics, peers, &mut planner).await {
             tracing::warn!(%error, "load is not balanced in this round");
         }
     }
@@ -179,7 +163,7 @@ async fn rounds(topics: &Arc<Topics>, reports: &Arc<dyn LoadReports>) {
 /// Asks everybody, decides, and does it.
 async fn round(
     topics: &Arc<Topics>,
-    reports: &Arc<dyn LoadReports>,
+    peers: &Arc<dyn Peers>,
     planner: &mut Planner,
 ) -> Result<(), BrokerError> {
     let shared = topics.shared();
@@ -187,7 +171,7 @@ async fn round(
         return Ok(());
     };
     let members = cluster.members.serving();
-    let found = ask(shared, reports, &members).await;
+    let found = ask(shared, peers, &members).await;
     let (known, now) = (found.len(), shared.clock.monotonic());
     let mut planning = std::mem::replace(planner, Planner::new(shared.config.balance.clone()));
     let planned = aside(move || {
@@ -219,21 +203,17 @@ async fn round(
 }
 
 /// The reports of all that answer in time and know what they say.
-async fn ask(
-    shared: &Arc<Shared>,
-    reports: &Arc<dyn LoadReports>,
-    members: &[Member],
-) -> Vec<LoadReport> {
+async fn ask(shared: &Arc<Shared>, peers: &Arc<dyn Peers>, members: &[Member]) -> Vec<LoadReport> {
     let mut asked = Vec::new();
     for member in members {
-        let (shared, reports) = (Arc::clone(shared), Arc::clone(reports));
+        let (shared, peers) = (Arc::clone(shared), Arc::clone(peers));
         let (id, url) = (member.id, member.url.clone());
         let tasks = shared.tasks.clone();
         asked.push(tasks.spawn("load-report", async move {
             if id == shared.id {
                 return report(&shared).await.ok();
             }
-            match clock::timeout(REPORT_MAX, reports.report(&url)).await {
+            match clock::timeout(REPORT_MAX, peers.report(&url)).await {
                 // Another one than expected is its successor at the same address.
                 Ok(Ok(report)) => (report.broker == id).then_some(report),
                 Ok(Err(error)) => {

@@ -19,7 +19,7 @@ use opentelemetry::metrics::Meter;
 use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 
-use crate::balance::{self, LoadReports};
+use crate::balance;
 use crate::config::BrokerConfig;
 use crate::error::BrokerError;
 use crate::load::LoadMeter;
@@ -29,6 +29,7 @@ use crate::movement;
 use crate::namespace::Namespaces;
 use crate::ownership::{Cluster, OWNERS_MAX, Owned, Ownership};
 use crate::sweep;
+use crate::peers::Peers;
 use crate::topics::Topics;
 
 /// Times that a request looks at the bundles of a namespace anew.
@@ -50,8 +51,8 @@ pub struct BrokerDeps {
     pub tasks: TaskGroup,
     /// The lease of the process, when there may be other brokers.
     pub lease: Option<Lease>,
-    /// The way to the load of other brokers; without one, this broker does not balance it.
-    pub reports: Option<Arc<dyn LoadReports>>,
+    /// The way to other brokers, when there may be some.
+    pub peers: Option<Arc<dyn Peers>>,
 }
 
 /// What all parts of a broker share.
@@ -72,7 +73,7 @@ pub(crate) struct Shared {
     /// Turns of topics that seal their ledgers for another broker.
     pub(crate) sealing: Semaphore,
     pub(crate) meter: Mutex<LoadMeter>,
-    pub(crate) reports: Option<Arc<dyn LoadReports>>,
+    pub(crate) peers: Option<Arc<dyn Peers>>,
     closing: AtomicBool,
     next_id: AtomicU64,
 }
@@ -97,6 +98,12 @@ impl Shared {
                 owned => return owned,
             }
         }
+    }
+
+    /// The way to other brokers.
+    pub(crate) fn peers(&self) -> Result<&Arc<dyn Peers>, BrokerError> {
+        let none = || BrokerError::Internal("another broker of a standalone server".to_owned());
+        self.peers.as_ref().ok_or_else(none)
     }
 
     /// Refuses when the broker goes away.
@@ -142,7 +149,7 @@ impl Broker {
             ownership: Ownership::new(store, Arc::clone(&deps.clock), id, cluster),
             sealing: Semaphore::new(movement::SEALING_AT_ONCE),
             meter: Mutex::new(LoadMeter::new(config.balance.window())),
-            reports: deps.reports,
+            peers: deps.peers,
             log: deps.log,
             clock: deps.clock,
             rng: deps.rng,

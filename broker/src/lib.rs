@@ -21,12 +21,13 @@ mod metrics;
 mod movement;
 mod namespace;
 mod ownership;
+mod peers;
 mod registration;
 mod sweep;
 mod topics;
 
 pub use balance::config::BalanceConfig;
-pub use balance::{LoadReports, NoReport};
 pub use broker::{Broker, BrokerDeps};
 pub use config::BrokerConfig;
 pub use error::BrokerError;
+pub use peers::{NoReport, Peers};

@@ -3,6 +3,7 @@
 //! Invariants: at most one object per topic name exists at a time, so that a topic is opened only
 //! after its former object has closed; a failed object is never repaired, only replaced.
 
+pub(crate) mod deletion;
 mod queue;
 
 use std::collections::HashMap;
@@ -23,6 +24,7 @@ use crate::sweep::Rests;
 use crate::topic::event::{Event, Mailbox};
 use crate::topic::load;
 use crate::topic::tenure::Departure;
+use crate::topics::deletion::Deletions;
 use crate::topics::queue::LoadQueue;
 
 /// How often it is looked whether topics are left.
@@ -114,6 +116,7 @@ pub(crate) struct Topics {
     loads: Arc<LoadQueue>,
     /// What topics were left with that were unloaded.
     rests: Rests,
+    deletions: Deletions,
 }
 
 /// What a look into the map says to do.
@@ -133,6 +136,7 @@ impl Topics {
             rests: Rests::default(),
             shared,
             map: Mutex::new(HashMap::new()),
+            deletions: Deletions::default(),
         })
     }
 

@@ -15,7 +15,7 @@ use aquifer_proto::v1;
 use tonic::transport::Channel;
 
 use crate::client::Context;
-use crate::error::{ClientError, ErrorKind, Result};
+use crate::error::{ClientError, Result};
 use crate::lookup::unary;
 use crate::retry::Deadline;
 
@@ -280,65 +280,43 @@ impl Admin {
         }
     }
 
-    /// Statistics of a topic, or of one partition. Those of a partitioned topic are asked of every
-    /// partition, wherever it is served, and added up.
+    /// Statistics of a topic, or of one partition; sums over the partitions of a partitioned one.
     ///
     /// # Errors
     /// `NotFound`, `Invalid` for its name, and what every call may answer.
     pub async fn topic_stats(&self, topic: &str) -> Result<TopicStats> {
         let name = topic.parse::<TopicName>()?;
         let deadline = Deadline::after(self.context.operation_timeout);
-        let partitions = self.partitions_of(&name).await?;
-        if partitions == 0 {
-            let stats = topic_stats(&self.context, &name, deadline).await?;
-            return Ok(TopicStats::from(stats));
-        }
-        let mut sum = TopicStats {
-            topic: name.to_string(),
-            partitions,
-            ..TopicStats::default()
-        };
-        for number in 0..partitions {
-            let part = name.partition_name(number);
-            let stats = topic_stats(&self.context, &part, deadline).await?;
-            sum.add(TopicStats::from(stats));
-        }
-        Ok(sum)
-    }
-
-    /// How many partitions a topic has; 0 when it is not partitioned.
-    async fn partitions_of(&self, topic: &TopicName) -> Result<u32> {
-        if topic.partition().is_some() {
-            return Ok(0);
-        }
-        let described = self.describe_topic(&topic.to_string()).await?;
-        Ok(described.partitions)
+        let stats = topic_stats(&self.context, &name, deadline).await?;
+        Ok(TopicStats::from(stats))
     }
 
     /// Deletes a topic, all its partitions, subscriptions and messages. Without `force` only when
-    /// no producer or consumer is connected. The partitions go first, each where it is served: a
-    /// topic that is left without some of them is deleted by the next attempt.
+    /// no producer or consumer is connected. What a failure leaves of it is gone for users, and is
+    /// deleted by the next attempt. A partition is not deleted alone.
     ///
     /// # Errors
     /// `NotFound`, `Busy` when it is in use, `Invalid` for its name, and what every call may
     /// answer.
     pub async fn delete_topic(&self, topic: &str, force: bool) -> Result<()> {
-        let name = topic.parse::<TopicName>()?;
-        for number in 0..self.partitions_of(&name).await? {
-            match self.delete_one(&name.partition_name(number), force).await {
-                Err(error) if error.kind() == ErrorKind::NotFound => {}
-                deleted => deleted?,
-            }
-        }
-        self.delete_one(&name, force).await
+        self.delete(topic, force, false).await
     }
 
-    async fn delete_one(&self, topic: &TopicName, force: bool) -> Result<()> {
+    /// Whether no producer or consumer of a topic is connected.
+    ///
+    /// # Errors
+    /// `Busy` when one is, and what [`delete_topic`](Self::delete_topic) may answer.
+    pub async fn check_unused(&self, topic: &str) -> Result<()> {
+        self.delete(topic, false, true).await
+    }
+
+    async fn delete(&self, topic: &str, force: bool, check: bool) -> Result<()> {
         let request = v1::DeleteTopicRequest {
-            topic: topic.to_string(),
+            topic: topic.parse::<TopicName>()?.to_string(),
             force,
+            check,
         };
-        self.call("deleting the topic", false, move |mut client: Client| {
+        self.call("deleting the topic", check, move |mut client: Client| {
             let request = request.clone();
             async move { client.delete_topic(request).await }
         })

@@ -226,6 +226,15 @@ impl TopicName {
         }
     }
 
+    /// The same, if that is a name: the suffix counts as well.
+    ///
+    /// # Errors
+    /// When the name is too long with the suffix.
+    pub fn checked_partition_name(&self, number: u32) -> Result<TopicName, NameError> {
+        let name = self.partition_name(number).name;
+        TopicName::new(self.namespace.clone(), &name)
+    }
+
     /// The topics that hold the messages of this one, of which there are so many partitions: those, or
     /// itself when there are none.
     #[must_use]

@@ -1,10 +1,12 @@
 //! Administration of topics, partitioned and not.
 //!
 //! A partitioned topic is a record that says how many partitions there are; it stores nothing. It
-//! is created before its partitions and deleted after them, so that a crash in between leaves
-//! something that can be completed or deleted again, and never partitions of a former life.
+//! is created before its partitions and deleted after them (`topics/deletion.rs`), so that a crash in
+//! between leaves something that can be completed or deleted again, and never partitions of a former
+//! life. Whichever broker is asked asks the owners of the partitions.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use aquifer_ledger::error::LogError;
 use aquifer_ledger::managed::TopicRecordCell;
@@ -15,7 +17,11 @@ use aquifer_model::id::TopicIncarnation;
 use aquifer_model::limits::PARTITIONS_MAX;
 use aquifer_model::topic::{NamespaceName, TopicName};
 use aquifer_proto::v1::TopicRecord;
-use aquifer_protocol_api::broker::{Page, PageRequest, TopicDescription, TopicStats};
+use aquifer_protocol_api::broker::{Deletion, Page, PageRequest, TopicDescription, TopicStats};
+use aquifer_protocol_api::error::{ApiError, ErrorKind};
+use aquifer_runtime::clock;
+use futures::StreamExt;
+use parking_lot::Mutex;
 
 use crate::broker::Broker;
 use crate::error::BrokerError;
@@ -23,6 +29,11 @@ use crate::namespace::listing::{Listed, Lister, parse};
 use crate::ownership::Owned;
 use crate::topic::event::Event;
 use crate::topic::load::{self, no_topic};
+use crate::topics::deletion::PARTS_AT_ONCE;
+
+/// How often the owner of a partition is looked for anew, and the pause before.
+const HOPS_MAX: u32 = 20;
+const HOP_PAUSE: Duration = Duration::from_millis(50);
 
 impl Broker {
     pub(super) async fn make_topic(
@@ -42,18 +53,55 @@ impl Broker {
                 "ask for fewer partitions",
             ));
         }
-        let created = self.create_record(topic, partitions).await;
-        created.map_err(BrokerError::of_creation)?;
-        for number in 0..partitions {
-            // One that is not reached, or is another broker's, is created when it is first used.
-            match self.create_record(&topic.partition_name(number), 0).await {
-                Ok(()) | Err(BrokerError::AlreadyExists { .. } | BrokerError::Elsewhere { .. }) => {
-                }
-                Err(error) => return Err(error.of_creation()),
+        if let Some(last) = partitions.checked_sub(1) {
+            topic.checked_partition_name(last).map_err(|error| {
+                BrokerError::invalid(
+                    format!("the name is too long for a topic of {partitions} partitions: {error}"),
+                    "choose a shorter name: the suffix -partition-N counts as well",
+                )
+            })?;
+        }
+        match self.create_record(topic, partitions).await {
+            // One that is being deleted makes room first.
+            Err(BrokerError::AlreadyExists { what, name }) => {
+                let room = self.make_room(topic).await?;
+                room.ok_or(BrokerError::AlreadyExists { what, name })?;
+                let created = self.create_record(topic, partitions).await;
+                created.map_err(BrokerError::of_creation)?;
             }
+            created => created.map_err(BrokerError::of_creation)?,
+        }
+        let parts = futures::stream::iter(topic.parts(partitions)).map(|part| async move {
+            // One that is not reached, or is another broker's, is created when it is first used.
+            if let Err(error) = self.create_partition(&part).await {
+                tracing::debug!(topic = %part, %error, "partition is created later");
+            }
+        });
+        if partitions > 0 {
+            let () = parts.buffer_unordered(PARTS_AT_ONCE).collect().await;
         }
         tracing::info!(%topic, partitions, "topic created");
         Ok(())
+    }
+
+    /// Finishes the deletion of a topic of this name, if there is one.
+    async fn make_room(&self, topic: &TopicName) -> Result<Option<()>, BrokerError> {
+        let ctx = Arc::clone(&self.shared.log);
+        let found = TopicRecordCell::load(ctx, topic, Vec::new()).await?;
+        if found.is_some_and(|cell| !cell.record().deleting) {
+            return Ok(None);
+        }
+        match self.topics.delete(topic, true).await {
+            Ok(()) | Err(BrokerError::NotFound { .. }) => Ok(Some(())),
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn create_partition(&self, part: &TopicName) -> Result<(), BrokerError> {
+        let owned = self.shared.own(part).await?;
+        load::record(&self.shared, part, true, &owned)
+            .await
+            .map(drop)
     }
 
     async fn create_record(&self, topic: &TopicName, partitions: u32) -> Result<(), BrokerError> {
@@ -97,6 +145,14 @@ impl Broker {
         }
         let ctx = Arc::clone(&self.shared.log);
         let cell = match TopicRecordCell::load(ctx, &topic, Vec::new()).await {
+            Ok(Some(cell)) if cell.record().deleting => {
+                let gone = self.being_deleted(&topic);
+                // Whoever would create it may do so when it is gone.
+                return Err(match create {
+                    true => BrokerError::Unloading(gone.to_string()),
+                    false => gone,
+                });
+            }
             Ok(Some(cell)) => cell,
             // Its owner may know, and where that is needs no metadata.
             Err(error) if error.is_retryable() => {
@@ -135,82 +191,125 @@ impl Broker {
                 Some(keys::topic(&topic))
             }
         };
-        lister.page(&page, after, look_topic).await
+        let deleting = Mutex::new(Vec::new());
+        let look = |versioned: &Versioned| look_topic(versioned, &deleting);
+        let found = lister.page(&page, after, look).await?;
+        for topic in deleting.into_inner() {
+            self.topics.resume_deletion(&topic);
+        }
+        Ok(found)
     }
 
-    /// The partitions of a topic, or the topic itself.
-    async fn parts(&self, topic: &TopicName) -> Result<(u32, Vec<TopicName>), BrokerError> {
+    pub(super) async fn stats_of(&self, topic: &TopicName) -> Result<TopicStats, BrokerError> {
         let ctx = Arc::clone(&self.shared.log);
         let partitions = match TopicRecordCell::load(ctx, topic, Vec::new()).await? {
+            Some(cell) if cell.record().deleting => return Err(self.being_deleted(topic)),
             Some(cell) => cell.record().partitions,
-            None if topic.partition().is_some() => 0,
+            None if topic.partition().is_some() => {
+                // Nobody has used it yet, if its topic has it.
+                load::check_partition(&self.shared, topic).await?;
+                return Ok(TopicStats::default());
+            }
             None => {
                 self.shared.namespaces.policies(topic.namespace()).await?;
                 return Err(no_topic(topic));
             }
         };
-        Ok((partitions, topic.parts(partitions)))
-    }
-
-    pub(super) async fn stats_of(&self, topic: &TopicName) -> Result<TopicStats, BrokerError> {
-        let (partitions, parts) = self.parts(topic).await?;
+        if partitions == 0 {
+            return self.topics.ask(topic, false, Event::Stats).await;
+        }
         let mut sum = TopicStats {
             partitions,
             ..TopicStats::default()
         };
-        for part in parts {
-            let stats = self.topics.ask(&part, false, Event::Stats).await?;
-            add(&mut sum, stats);
+        let parts = (0..partitions).filter_map(|number| topic.checked_partition_name(number).ok());
+        let parts = futures::stream::iter(parts);
+        let mut parts = parts
+            .map(|part| self.stats_of_part(part))
+            .buffered(PARTS_AT_ONCE);
+        while let Some(stats) = parts.next().await {
+            add(&mut sum, stats?);
         }
         Ok(sum)
+    }
+
+    /// Statistics of a partition, wherever it is served.
+    async fn stats_of_part(&self, part: TopicName) -> Result<TopicStats, BrokerError> {
+        let mut hops = 0;
+        loop {
+            let url = match self.topics.ask(&part, false, Event::Stats).await {
+                // Nobody has used it yet.
+                Err(BrokerError::NotFound { .. }) => return Ok(TopicStats::default()),
+                Err(BrokerError::Elsewhere { url, .. }) => url,
+                answer => return answer,
+            };
+            match self.shared.peers()?.topic_stats(&url, &part).await {
+                Ok(stats) => return Ok(stats),
+                Err(error) if error.kind == ErrorKind::NotFound => {
+                    return Ok(TopicStats::default());
+                }
+                // It moves meanwhile.
+                Err(error) if error.kind.is_retryable() && hops < HOPS_MAX => hops += 1,
+                Err(error) => return Err(last_word(error).into()),
+            }
+            clock::sleep(HOP_PAUSE).await;
+        }
     }
 
     pub(super) async fn remove_topic(
         &self,
         topic: &TopicName,
-        force: bool,
+        how: Deletion,
     ) -> Result<(), BrokerError> {
-        // Another owner is to be asked before anything happens.
-        self.shared.own(topic).await?;
-        let (partitions, parts) = self.parts(topic).await?;
-        // Keeps the base name away too, so that partitions are not made anew meanwhile.
-        let mut guards = Vec::new();
-        if partitions > 0 {
-            guards.push(self.topics.begin_delete(topic, force).await?);
+        self.shared.namespaces.policies(topic.namespace()).await?;
+        if topic.partition().is_some() && how != Deletion::Check {
+            return self.remove_partition(topic).await;
         }
-        for part in &parts {
-            guards.push(self.topics.begin_delete(part, force).await?);
+        match how {
+            Deletion::Check => self.topics.check_unused(topic).await,
+            Deletion::IfUnused => self.topics.delete(topic, false).await,
+            Deletion::Force => self.topics.delete(topic, true).await,
         }
-        for part in &parts {
-            self.delete_record(part).await?;
-        }
-        if partitions > 0 {
-            self.delete_record(topic).await?;
-        }
-        drop(guards);
-        tracing::info!(%topic, partitions, "topic deleted");
-        Ok(())
     }
 
-    async fn delete_record(&self, topic: &TopicName) -> Result<(), BrokerError> {
-        let ctx = || Arc::clone(&self.shared.log);
-        // Of a partition that is gone nobody has to be the owner.
-        let found = TopicRecordCell::load(ctx(), topic, Vec::new()).await?;
-        if found.is_none() {
-            return Ok(());
+    /// Deletes a partition of a topic that is being deleted, or is gone.
+    async fn remove_partition(&self, part: &TopicName) -> Result<(), BrokerError> {
+        let (base, ctx) = (part.base(), Arc::clone(&self.shared.log));
+        let base_record = TopicRecordCell::load(ctx, &base, Vec::new()).await?;
+        let base_record = base_record.map(|cell| cell.record());
+        let is_kept = base_record.is_some_and(|record| {
+            !record.deleting && part.partition().is_some_and(|n| n < record.partitions)
+        });
+        if is_kept {
+            return Err(BrokerError::invalid(
+                format!("{part} is a partition of {base}, which would lose its messages"),
+                format!("delete {base} with all its partitions, or let retention trim them"),
+            ));
         }
-        let owned = self.shared.own(topic).await?;
-        let cell = TopicRecordCell::load(ctx(), topic, vec![owned.guard.clone()]).await?;
-        let Some(cell) = cell else { return Ok(()) };
-        match cell.delete().await {
-            Ok(()) => Ok(()),
-            Err(error) => Err(self.lost_if_fenced(&owned, error).await),
-        }
+        self.topics.delete_one(part, true).await
+    }
+
+    /// What is said of a topic that is being deleted, which goes on thereby.
+    fn being_deleted(&self, topic: &TopicName) -> BrokerError {
+        self.topics.resume_deletion(topic);
+        BrokerError::Deleted(topic.to_string())
+    }
+}
+
+/// An error that a user sees, who can ask nobody else.
+fn last_word(error: ApiError) -> ApiError {
+    match error.kind {
+        ErrorKind::Redirect => ApiError::new(ErrorKind::Unavailable, error.message)
+            .advise("try again: the topic is moving between brokers"),
+        _ => error,
     }
 }
 
 /// What a key means to a list of topics: partitions are not listed apart.
-fn look_topic(versioned: &Versioned) -> Result<Listed<TopicDescription>, BrokerError> {
+fn look_topic(
+    versioned: &Versioned,
+    deleting: &Mutex<Vec<TopicName>>,
+) -> Result<Listed<TopicDescription>, BrokerError> {
     let Key::Topic(topic) = parse(versioned)? else {
         return Ok(Listed::Skip);
     };
@@ -218,6 +317,10 @@ fn look_topic(versioned: &Versioned) -> Result<Listed<TopicDescription>, BrokerE
         return Ok(Listed::Skip);
     }
     let record: TopicRecord = record::decode(versioned)?;
+    if record.deleting {
+        deleting.lock().push(topic);
+        return Ok(Listed::Skip);
+    }
     let incarnation = TopicIncarnation::try_from(record.incarnation.as_ref()).map_err(|error| {
         aquifer_metadata::error::MetadataError::Damaged {
             key: versioned.key.clone(),

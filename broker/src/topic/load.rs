@@ -246,15 +246,27 @@ pub(crate) async fn record(
     let policies = shared.namespaces.policies(name.namespace()).await?;
     let guards = vec![owned.guard.clone()];
     let ctx = || Arc::clone(&shared.log);
+    // A partition of a topic that is gone, or being deleted, is gone with it.
+    let base = match name.partition() {
+        Some(_) => Some(check_partition(shared, name).await?),
+        None => None,
+    };
     if let Some(cell) = TopicRecordCell::load(ctx(), name, guards.clone()).await? {
-        return Ok(cell);
+        return match cell.record().deleting {
+            true => Err(BrokerError::Deleted(name.to_string())),
+            false => Ok(cell),
+        };
     }
-    if let Some(partition) = name.partition() {
-        check_partition(shared, name, partition).await?;
-    } else if !create || !policies.borrow().auto_create_topics {
+    // What is only looked at is never created.
+    let is_allowed = base.is_some() || policies.borrow().auto_create_topics;
+    if !create || !is_allowed {
         return Err(no_topic(name));
     }
-    match TopicRecordCell::create(ctx(), name, 0, guards.clone()).await {
+    let created = match &base {
+        Some(base) => TopicRecordCell::create_partition(ctx(), name, guards.clone(), base).await,
+        None => TopicRecordCell::create(ctx(), name, 0, guards.clone()).await,
+    };
+    match created {
         Ok(cell) => {
             tracing::info!(topic = %name, "topic created");
             Ok(cell)
@@ -267,32 +279,37 @@ pub(crate) async fn record(
 }
 
 /// A partition exists if its partitioned topic says so, whether its own record was written yet or
-/// not; it is never created for itself.
-async fn check_partition(
+/// not; it is never created for itself. Answers the record of the topic.
+pub(crate) async fn check_partition(
     shared: &Arc<Shared>,
     name: &TopicName,
-    partition: u32,
-) -> Result<(), BrokerError> {
+) -> Result<Arc<TopicRecordCell>, BrokerError> {
     let base = name.base();
     let cell = TopicRecordCell::load(Arc::clone(&shared.log), &base, Vec::new()).await?;
-    match cell.map(|cell| cell.record().partitions) {
-        Some(partitions) if partition < partitions => Ok(()),
-        Some(0) => Err(BrokerError::invalid(
-            format!("{base} is not partitioned, so it has no partition {partition}"),
-            "use the topic itself",
-        )),
-        Some(partitions) => Err(BrokerError::NotFound {
-            what: "partition",
-            name: name.to_string(),
-            advice: format!("{base} has partitions 0 to {}", partitions - 1),
-        }),
-        None => Err(BrokerError::NotFound {
+    let Some(cell) = cell else {
+        return Err(BrokerError::NotFound {
             what: "partitioned topic",
             name: base.to_string(),
             advice: "create the topic with partitions first; names that end in -partition-N are \
                      kept for them"
                 .to_owned(),
-        }),
+        });
+    };
+    let record = cell.record();
+    match record.partitions {
+        _ if record.deleting => Err(BrokerError::Deleted(name.to_string())),
+        0 => Err(BrokerError::invalid(
+            format!("{base} is not partitioned, so it has no partition"),
+            "use the topic itself",
+        )),
+        partitions if name.partition().is_none_or(|number| number >= partitions) => {
+            Err(BrokerError::NotFound {
+                what: "partition",
+                name: name.to_string(),
+                advice: format!("{base} has partitions 0 to {}", partitions - 1),
+            })
+        }
+        _ => Ok(cell),
     }
 }
 

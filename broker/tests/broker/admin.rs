@@ -4,7 +4,7 @@ use aquifer_broker::BrokerConfig;
 use aquifer_model::policy::{Bound, NamespacePolicies, PolicyChanges, Rollover};
 use aquifer_model::quorum::Quorum;
 use aquifer_model::topic::NamespaceName;
-use aquifer_protocol_api::broker::{BrokerApi, PageRequest};
+use aquifer_protocol_api::broker::{BrokerApi, Deletion, PageRequest};
 use aquifer_protocol_api::error::ErrorKind;
 
 use futures::future::join_all;
@@ -281,7 +281,10 @@ async fn a_partitioned_topic_is_served_by_its_partitions() {
         .await
         .unwrap();
     assert_eq!(listed.items.len(), 1);
-    broker.delete_topic(&ctx(), orders(), true).await.unwrap();
+    broker
+        .delete_topic(&ctx(), orders(), Deletion::Force)
+        .await
+        .unwrap();
     let gone = broker.describe_topic(&ctx(), orders(), false).await;
     assert_eq!(kind(&gone), Some(ErrorKind::NotFound));
     let gone = harness.try_producer(open("orders-partition-0", "p")).await;

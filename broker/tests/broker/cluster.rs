@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use aquifer_broker::{BalanceConfig, Broker, BrokerConfig, BrokerDeps, LoadReports, NoReport};
+use aquifer_broker::{BalanceConfig, Broker, BrokerConfig, BrokerDeps, NoReport, Peers};
 use aquifer_ledger::testing::TestWorld;
 use aquifer_metadata::embedded::{EmbeddedOptions, EmbeddedStore};
 use aquifer_metadata::error::MetadataResult;
@@ -16,7 +16,11 @@ use aquifer_metadata::store::{
 use aquifer_model::bundle::BundleRange;
 use aquifer_model::hash::key_hash;
 use aquifer_model::load::LoadReport;
-use aquifer_protocol_api::broker::{BrokerApi, OpenProducer, ProducerSession, PublishFrame};
+use aquifer_model::topic::TopicName;
+use aquifer_protocol_api::broker::{
+    ApiResult, BrokerApi, Deletion, OpenProducer, ProducerSession, PublishFrame, TopicStats,
+};
+use aquifer_protocol_api::error::{ApiError, ErrorKind};
 use aquifer_runtime::clock::SystemClock;
 use aquifer_runtime::disk::{Disk, SimDisk};
 use aquifer_runtime::rng::SystemRng;
@@ -36,20 +40,35 @@ pub struct Reports {
     pub brokers: Mutex<HashMap<String, Weak<Broker>>>,
 }
 
+impl Reports {
+    fn at(&self, url: &str) -> ApiResult<Arc<Broker>> {
+        let found = self.brokers.lock().get(url).and_then(Weak::upgrade);
+        found.ok_or_else(|| ApiError::new(ErrorKind::Unavailable, format!("nobody is at {url}")))
+    }
+}
+
 #[async_trait]
-impl LoadReports for Reports {
+impl Peers for Reports {
     async fn report(&self, url: &str) -> Result<LoadReport, NoReport> {
         let found = self.brokers.lock().get(url).and_then(Weak::upgrade);
         let broker = found.ok_or_else(|| NoReport(format!("nobody is at {url}")))?;
         let report = broker.load_report(&ctx()).await;
         report.map_err(|error| NoReport(error.to_string()))
     }
+
+    async fn topic_stats(&self, url: &str, topic: &TopicName) -> ApiResult<TopicStats> {
+        self.at(url)?.topic_stats(&ctx(), topic.clone()).await
+    }
+
+    async fn delete_topic(&self, url: &str, topic: &TopicName, how: Deletion) -> ApiResult<()> {
+        self.at(url)?.delete_topic(&ctx(), topic.clone(), how).await
+    }
 }
 
 pub struct Cluster {
     pub world: TestWorld,
     pub store: Arc<dyn MetadataStore>,
-    pub reports: Arc<Reports>,
+    pub peers: Arc<Reports>,
     tasks: TaskGroup,
     config: BrokerConfig,
 }
@@ -90,7 +109,7 @@ impl Cluster {
         Cluster {
             world,
             store: Arc::new(store.await.unwrap()),
-            reports: Arc::default(),
+            peers: Arc::default(),
             tasks,
             config,
         }
@@ -114,12 +133,12 @@ impl Cluster {
             meter: Telemetry::for_tests().meter("broker"),
             tasks: TaskGroup::new("broker"),
             lease: Some(lease.clone()),
-            reports: Some(self.reports.clone()),
+            peers: Some(self.peers.clone()),
         };
         let broker = Broker::new(self.config.clone(), deps).await.unwrap();
         let url = format!("http://{name}");
         let reached = Arc::downgrade(&broker);
-        self.reports.brokers.lock().insert(url.clone(), reached);
+        self.peers.brokers.lock().insert(url.clone(), reached);
         broker.announce(&url);
         soon("the announcement", lease.announced()).await;
         Member { broker, lease, url }
@@ -135,7 +154,7 @@ impl Cluster {
                     epoch,
                     ..open(topic, "p")
                 };
-                let broker = self.reports.brokers.lock().get(&url).cloned();
+                let broker = self.peers.brokers.lock().get(&url).cloned();
                 let broker = broker.and_then(|broker| broker.upgrade()).unwrap();
                 match broker.open_producer(&ctx(), request).await {
                     Ok(session) => return (url, session),

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use aquifer_model::id::Index;
 use aquifer_model::place::Place;
-use aquifer_protocol_api::broker::{BrokerApi, OpenProducer};
+use aquifer_protocol_api::broker::{BrokerApi, Deletion, OpenProducer};
 use aquifer_protocol_api::error::ErrorKind;
 
 use crate::support::{Harness, ctx, instance, kind, known, name, open, soon, until};
@@ -70,7 +70,12 @@ async fn deletion_needs_force_while_clients_are_there_and_begins_another_life() 
     let life = producer.opened.incarnation;
     let delete = |force| {
         let broker = &harness.broker;
-        async move { broker.delete_topic(&ctx(), name("orders"), force).await }
+        let how = if force {
+            Deletion::Force
+        } else {
+            Deletion::IfUnused
+        };
+        async move { broker.delete_topic(&ctx(), name("orders"), how).await }
     };
     assert_eq!(
         kind(&delete(false).await),

@@ -94,7 +94,7 @@ impl Harness {
             meter: Telemetry::for_tests().meter("broker"),
             tasks: tasks.clone(),
             lease: None,
-            reports: None,
+            peers: None,
         };
         let broker = Broker::new(config.clone(), deps).await.unwrap();
         Harness {

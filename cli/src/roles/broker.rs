@@ -3,7 +3,7 @@
 
 mod config;
 mod parts;
-mod reports;
+mod peers;
 
 use std::time::Duration;
 

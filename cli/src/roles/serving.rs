@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use aquifer_broker::{Broker, BrokerConfig, BrokerDeps, LoadReports};
+use aquifer_broker::{Broker, BrokerConfig, BrokerDeps, Peers};
 use aquifer_ledger::bookie_client::{BookieClientConfig, GrpcTransport};
 use aquifer_ledger::bookie_directory::BookieDirectory;
 use aquifer_ledger::context::{LogContext, LogShared};
@@ -105,12 +105,12 @@ pub async fn start_broker(
     seams: &Seams,
     telemetry: &Telemetry,
     tasks: &TaskGroup,
-    cluster: Option<(Lease, Arc<dyn LoadReports>)>,
+    cluster: Option<(Lease, Arc<dyn Peers>)>,
 ) -> Result<Arc<Broker>, CliError> {
-    let (lease, reports) = cluster.unzip();
+    let (lease, peers) = cluster.unzip();
     let deps = BrokerDeps {
         lease,
-        reports,
+        peers,
         log,
         clock: Arc::clone(&seams.clock),
         rng: Arc::clone(&seams.rng),

@@ -81,36 +81,6 @@ pub struct SubscriptionStats {
     pub acknowledged_ranges: u64,
 }
 
-impl TopicStats {
-    /// Adds a partition's figures to those of its topic.
-    pub(super) fn add(&mut self, part: TopicStats) {
-        self.first_index.0 += part.first_index.0;
-        self.end_index.0 += part.end_index.0;
-        self.stored_bytes += part.stored_bytes;
-        self.entries += part.entries;
-        self.ledgers.extend(part.ledgers);
-        self.messages_in += part.messages_in;
-        self.bytes_in += part.bytes_in;
-        self.messages_out += part.messages_out;
-        self.bytes_out += part.bytes_out;
-        self.producers.extend(part.producers);
-        for subscription in part.subscriptions {
-            let mut known = self.subscriptions.iter_mut();
-            let known = known.find(|known| known.durable && known.name == subscription.name);
-            match known {
-                Some(known) if subscription.durable => {
-                    known.mark_delete_index.0 += subscription.mark_delete_index.0;
-                    known.backlog_messages += subscription.backlog_messages;
-                    known.unacknowledged_messages += subscription.unacknowledged_messages;
-                    known.acknowledged_ranges += subscription.acknowledged_ranges;
-                    known.consumers.extend(subscription.consumers);
-                }
-                Some(_) | None => self.subscriptions.push(subscription),
-            }
-        }
-    }
-}
-
 impl From<v1::TopicStatsResponse> for TopicStats {
     fn from(stats: v1::TopicStatsResponse) -> TopicStats {
         let ledger = |ledger: v1::LedgerStats| LedgerStats {

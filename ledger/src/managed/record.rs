@@ -70,6 +70,33 @@ impl TopicRecordCell {
         partitions: u32,
         guards: Vec<Guard>,
     ) -> Result<Arc<TopicRecordCell>, LogError> {
+        TopicRecordCell::create_while(ctx, topic, partitions, guards, None).await
+    }
+
+    /// Creates a partition, if its topic is still as it was when it allowed that.
+    ///
+    /// # Errors
+    /// As for any topic; a `Conflict` when the topic has changed.
+    pub async fn create_partition(
+        ctx: Arc<LogContext>,
+        topic: &TopicName,
+        guards: Vec<Guard>,
+        of: &TopicRecordCell,
+    ) -> Result<Arc<TopicRecordCell>, LogError> {
+        let unchanged = Guard {
+            key: of.key.clone(),
+            expect: Expect::Revision(of.current.lock().1),
+        };
+        TopicRecordCell::create_while(ctx, topic, 0, guards, Some(unchanged)).await
+    }
+
+    async fn create_while(
+        ctx: Arc<LogContext>,
+        topic: &TopicName,
+        partitions: u32,
+        guards: Vec<Guard>,
+        holds: Option<Guard>,
+    ) -> Result<Arc<TopicRecordCell>, LogError> {
         if let Some(Room::Low(why) | Room::Full(why)) = ctx.store.usage().map(|u| u.room()) {
             return Err(MetadataError::Full(why).into());
         }
@@ -83,7 +110,9 @@ impl TopicRecordCell {
         let mut cell =
             TopicRecordCell::new(ctx, topic, guards, incarnation, record.clone(), Revision(0));
         let put = cell.put(&record, Expect::Absent);
-        match commit_known(&*cell.ctx.store, cell.transaction(vec![put])).await {
+        let mut transaction = cell.transaction(vec![put]);
+        transaction.guards.extend(holds);
+        match commit_known(&*cell.ctx.store, transaction).await {
             Ok(revision) => {
                 cell.current = Mutex::new((record, revision));
                 Ok(Arc::new(cell))
@@ -144,6 +173,19 @@ impl TopicRecordCell {
     #[must_use]
     pub fn incarnation(&self) -> TopicIncarnation {
         self.incarnation
+    }
+
+    /// Notes that a partitioned topic is being deleted: from now on it has no partitions but those that
+    /// are there, which are deleted next.
+    ///
+    /// # Errors
+    /// When metadata cannot be changed.
+    pub async fn mark_deleting(&self) -> Result<(), LogError> {
+        let mark = |record: &mut v1::TopicRecord| {
+            record.deleting = true;
+            Ok(())
+        };
+        self.update(Vec::new(), mark).await.map(drop)
     }
 
     /// Deletes the topic with its ledgers. Close its logs before. Once this has returned, what a

@@ -94,13 +94,13 @@ pub trait BrokerApi: Send + Sync + 'static {
         topic: TopicName,
         create: bool,
     ) -> ApiResult<TopicDescription>;
-    /// Deletes a topic, all its partitions, subscriptions and data. Without `force` only when no
-    /// producer or consumer is connected.
+    /// Deletes a topic, all its partitions, subscriptions and data, wherever they are served. A
+    /// partition alone is not deleted, unless its topic is gone.
     async fn delete_topic(
         &self,
         ctx: &RequestContext,
         topic: TopicName,
-        force: bool,
+        how: Deletion,
     ) -> ApiResult<()>;
     /// Lists the topics of a namespace in name order; partitions are not listed apart.
     async fn list_topics(
@@ -524,6 +524,17 @@ pub struct TopicDescription {
     pub partitions: u32,
     /// Its life.
     pub incarnation: TopicIncarnation,
+}
+
+/// How a topic is deleted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Deletion {
+    /// Unless clients are connected.
+    IfUnused,
+    /// Although clients are connected.
+    Force,
+    /// Not at all: it is only asked whether clients are connected.
+    Check,
 }
 
 /// Statistics of a topic.

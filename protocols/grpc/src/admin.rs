@@ -2,7 +2,7 @@
 
 use aquifer_model::topic::SubscriptionName;
 use aquifer_proto::v1;
-use aquifer_protocol_api::broker::{BrokerInfo, SubscriptionStats, TopicStats};
+use aquifer_protocol_api::broker::{BrokerInfo, Deletion, SubscriptionStats, TopicStats};
 use tonic::{Request, Response, Status, async_trait};
 
 use crate::convert::{
@@ -136,7 +136,12 @@ impl v1::admin_server::Admin for Service {
         request: Request<v1::DeleteTopicRequest>,
     ) -> Answer<v1::DeleteTopicResponse> {
         self.unary("delete_topic", request, |broker, ctx, r| async move {
-            broker.delete_topic(&ctx, topic(&r.topic)?, r.force).await?;
+            let how = match (r.check, r.force) {
+                (true, _) => Deletion::Check,
+                (false, true) => Deletion::Force,
+                (false, false) => Deletion::IfUnused,
+            };
+            broker.delete_topic(&ctx, topic(&r.topic)?, how).await?;
             Ok(v1::DeleteTopicResponse {})
         })
         .await

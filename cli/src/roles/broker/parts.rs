@@ -3,14 +3,14 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use aquifer_broker::{Broker, LoadReports};
+use aquifer_broker::{Broker, Peers};
 use aquifer_runtime::task::TaskGroup;
 use aquifer_runtime::telemetry::Telemetry;
 use async_trait::async_trait;
 
 use crate::exit::CliError;
 use crate::roles::broker::config::BrokerRoleConfig;
-use crate::roles::broker::reports::GrpcReports;
+use crate::roles::broker::peers::GrpcPeers;
 use crate::roles::http::{self, Health};
 use crate::roles::membership::Membership;
 use crate::roles::process::{self, ANSWERS_DRAIN, DRAIN};
@@ -79,8 +79,8 @@ impl Parts {
             serving::cluster_storage(name, &membership, &seams, transport, metadata).await;
         let (cache, ledger) = (&config.cache, &config.ledger);
         let log = serving::log_context(storage, cache, ledger, &seams, telemetry, &groups.ledger);
-        let reports: Arc<dyn LoadReports> = Arc::new(GrpcReports::new(&groups.transport));
-        let (others, tasks) = ((membership.lease.clone(), reports), &groups.broker);
+        let peers: Arc<dyn Peers> = Arc::new(GrpcPeers::new(&groups.transport));
+        let (others, tasks) = ((membership.lease.clone(), peers), &groups.broker);
         let broker =
             serving::start_broker(&config.broker, log, &seams, telemetry, tasks, Some(others))
                 .await?;

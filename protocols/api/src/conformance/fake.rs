@@ -20,9 +20,9 @@ use tokio::sync::{mpsc, watch};
 
 use crate::broker::{
     Acknowledge, ApiResult, BrokerApi, BrokerIdentity, BrokerInfo, BundleInfo, ConsumerEvent,
-    ConsumerPort, ConsumerSession, Delivery, NegativeAcknowledge, OpenProducer, Page, PageRequest,
-    ProducerOpened, ProducerPort, ProducerSession, PublishFrame, Receipt, StoredAt, Subscribe,
-    Subscribed, TopicDescription, TopicStats,
+    ConsumerPort, ConsumerSession, Deletion, Delivery, NegativeAcknowledge, OpenProducer, Page,
+    PageRequest, ProducerOpened, ProducerPort, ProducerSession, PublishFrame, Receipt, StoredAt,
+    Subscribe, Subscribed, TopicDescription, TopicStats,
 };
 use crate::context::RequestContext;
 use crate::error::{ApiError, ErrorKind, Outcome};
@@ -446,7 +446,7 @@ impl BrokerApi for FakeBroker {
         &self,
         _ctx: &RequestContext,
         topic: TopicName,
-        _force: bool,
+        _how: Deletion,
     ) -> ApiResult<()> {
         self.called(&topic)
     }

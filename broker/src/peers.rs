@@ -1,0 +1,34 @@
+//! The way to the other brokers of a cluster. No wire protocol is spoken here: it is given.
+
+use aquifer_model::load::LoadReport;
+use aquifer_model::topic::TopicName;
+use aquifer_protocol_api::broker::{ApiResult, Deletion, TopicStats};
+use async_trait::async_trait;
+use thiserror::Error;
+
+/// Asks the broker that clients reach at a URL, as a client would.
+#[async_trait]
+pub trait Peers: Send + Sync + 'static {
+    /// Its load.
+    ///
+    /// # Errors
+    /// When it does not answer, or not in a way that is understood.
+    async fn report(&self, url: &str) -> Result<LoadReport, NoReport>;
+
+    /// Statistics of a topic or partition that it serves.
+    ///
+    /// # Errors
+    /// What it answers; `Unavailable` when it does not.
+    async fn topic_stats(&self, url: &str, topic: &TopicName) -> ApiResult<TopicStats>;
+
+    /// Deletes a topic or partition that it serves.
+    ///
+    /// # Errors
+    /// What it answers; `Unavailable` when it does not.
+    async fn delete_topic(&self, url: &str, topic: &TopicName, how: Deletion) -> ApiResult<()>;
+}
+
+/// Why there is no report of a broker.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[error("no load report: {0}")]
+pub struct NoReport(pub String);

@@ -1,0 +1,322 @@
+//! Deletion of topics, on behalf of whoever asks any broker for it.
+//!
+//! A partitioned topic is marked first. From then on it is gone for users: it is neither described nor
+//! listed, and none of its partitions is created or loaded any more, wherever (creating one compares
+//! the topic's record). Then its partitions are deleted, each by its owner, then the record. A deletion
+//! belongs to nobody's request: it goes on when the request ends, whoever asks for the same waits for
+//! it, and when its broker ends, the next who comes upon the mark has it finished.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use aquifer_ledger::error::LogError;
+use aquifer_ledger::managed::TopicRecordCell;
+use aquifer_model::topic::TopicName;
+use aquifer_protocol_api::broker::Deletion;
+use aquifer_protocol_api::error::{ApiError, ErrorKind, Outcome};
+use aquifer_runtime::clock;
+use futures::StreamExt;
+use parking_lot::Mutex;
+use tokio::sync::{oneshot, watch};
+
+use crate::error::BrokerError;
+use crate::topic::event::Event;
+use crate::topic::load::no_topic;
+use crate::topics::{Slot, Topics};
+
+/// Partitions that are deleted, or asked for something, at once.
+pub(crate) const PARTS_AT_ONCE: usize = 32;
+/// How often the deletion of a partition is tried.
+const ATTEMPTS_MAX: u32 = 8;
+/// First and longest pause before it is tried again.
+const RETRY_MIN: Duration = Duration::from_millis(50);
+const RETRY_MAX: Duration = Duration::from_secs(2);
+/// Deletions that somebody else began which this broker has finished at a time.
+const RESUMED_MAX: usize = 64;
+
+type Answer = watch::Receiver<Option<Result<(), BrokerError>>>;
+
+/// The deletions that run.
+#[derive(Default)]
+pub(super) struct Deletions(Mutex<HashMap<(TopicName, How), Answer>>);
+
+/// What kind of deletion runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum How {
+    IfUnused,
+    Force,
+    /// Wherever the topic is served.
+    Resume,
+}
+
+impl Topics {
+    /// Deletes a topic, partitioned or not, that this broker owns.
+    ///
+    /// # Errors
+    /// `NotFound`, `InUse`, `Elsewhere`; what metadata and other brokers say. What was begun by then
+    /// goes on with the next call.
+    pub(crate) async fn delete(
+        self: &Arc<Self>,
+        topic: &TopicName,
+        force: bool,
+    ) -> Result<(), BrokerError> {
+        let how = if force { How::Force } else { How::IfUnused };
+        let mut answer = self.begin_deletion(topic, how);
+        let gone = || BrokerError::Unloading("the deletion was given up".to_owned());
+        let answer = answer.wait_for(Option::is_some).await;
+        let answer = answer.map_or(None, |answer| answer.clone());
+        answer.unwrap_or_else(|| Err(gone()))
+    }
+
+    /// Has a deletion finished that somebody has begun.
+    pub(crate) fn resume_deletion(self: &Arc<Self>, topic: &TopicName) {
+        let running = self.deletions.0.lock();
+        let resumed = running.keys().filter(|(_, how)| *how == How::Resume);
+        if resumed.count() < RESUMED_MAX {
+            drop(running);
+            drop(self.begin_deletion(topic, How::Resume));
+        }
+    }
+
+    fn begin_deletion(self: &Arc<Self>, topic: &TopicName, how: How) -> Answer {
+        let key = (topic.clone(), how);
+        let mut running = self.deletions.0.lock();
+        if let Some(answer) = running.get(&key) {
+            return answer.clone();
+        }
+        let (sender, answer) = watch::channel(None);
+        running.insert(key.clone(), answer.clone());
+        let topics = Arc::clone(self);
+        self.shared.tasks.spawn("topic-delete", async move {
+            let (topic, how) = &key;
+            let outcome = match how {
+                How::IfUnused => topics.delete_now(topic, false).await,
+                How::Force => topics.delete_now(topic, true).await,
+                How::Resume => topics.delete_wherever(topic).await,
+            };
+            if let Err(error) = &outcome {
+                tracing::debug!(%topic, %error, "topic is not deleted");
+            }
+            topics.deletions.0.lock().remove(&key);
+            sender.send_replace(Some(outcome));
+        });
+        answer
+    }
+
+    async fn delete_wherever(self: &Arc<Self>, topic: &TopicName) -> Result<(), BrokerError> {
+        match self.delete_now(topic, true).await {
+            Err(BrokerError::Elsewhere { url, .. }) => {
+                self.ask_peer(&url, topic, Deletion::Force).await
+            }
+            done => done,
+        }
+    }
+
+    async fn ask_peer(
+        &self,
+        url: &str,
+        topic: &TopicName,
+        how: Deletion,
+    ) -> Result<(), BrokerError> {
+        let peers = self.shared.peers()?;
+        match peers.delete_topic(url, topic, how).await {
+            Err(error) if error.kind == ErrorKind::NotFound => Ok(()),
+            done => Ok(done?),
+        }
+    }
+
+    async fn delete_now(
+        self: &Arc<Self>,
+        topic: &TopicName,
+        force: bool,
+    ) -> Result<(), BrokerError> {
+        // Another owner is to be asked before anything happens.
+        let owned = self.shared.own(topic).await?;
+        let guards = vec![owned.guard.clone()];
+        let ctx = Arc::clone(&self.shared.log);
+        let Some(cell) = TopicRecordCell::load(ctx, topic, guards).await? else {
+            return Err(no_topic(topic));
+        };
+        let record = cell.record();
+        if record.partitions == 0 {
+            self.delete_one(topic, force).await?;
+            tracing::info!(%topic, "topic deleted");
+            return Ok(());
+        }
+        if !record.deleting {
+            if !force {
+                self.check_parts(topic, record.partitions).await?;
+            }
+            if let Err(error) = cell.mark_deleting().await {
+                if error == LogError::Fenced {
+                    self.shared.ownership.lost(&owned).await;
+                }
+                return Err(error.into());
+            }
+        }
+        let each = self.each_part(topic, record.partitions, |topics, part| async move {
+            topics.delete_part(&part).await
+        });
+        each.await
+            .map_err(|(part, error)| unfinished(&part, error))?;
+        self.delete_one(topic, true).await?;
+        tracing::info!(%topic, partitions = record.partitions, "topic deleted");
+        Ok(())
+    }
+
+    /// Does something with every partition, a bounded number at once; answers the first failure after
+    /// all are done.
+    async fn each_part<F, Fut>(
+        self: &Arc<Self>,
+        topic: &TopicName,
+        partitions: u32,
+        work: F,
+    ) -> Result<(), (TopicName, BrokerError)>
+    where
+        F: Fn(Arc<Topics>, TopicName) -> Fut,
+        Fut: Future<Output = Result<(), BrokerError>>,
+    {
+        // A name that is too long with its suffix is nobody's: such a partition never was.
+        let parts = (0..partitions).filter_map(|number| topic.checked_partition_name(number).ok());
+        let done = futures::stream::iter(parts).map(|part| {
+            let done = work(Arc::clone(self), part.clone());
+            async move { done.await.map_err(|error| (part, error)) }
+        });
+        let mut done = done.buffer_unordered(PARTS_AT_ONCE);
+        let mut failed = Ok(());
+        while let Some(outcome) = done.next().await {
+            failed = failed.and(outcome);
+        }
+        failed
+    }
+
+    /// Deletes a partition wherever it is served.
+    async fn delete_part(self: &Arc<Self>, part: &TopicName) -> Result<(), BrokerError> {
+        let mut pause = RETRY_MIN;
+        for attempt in 1.. {
+            let outcome = match self.delete_one(part, true).await {
+                Err(BrokerError::Elsewhere { url, .. }) => {
+                    self.ask_peer(&url, part, Deletion::Force).await
+                }
+                outcome => outcome,
+            };
+            match outcome {
+                Err(error) if attempt < ATTEMPTS_MAX && is_retryable(&error) => {
+                    tracing::debug!(topic = %part, %error, "partition is not deleted, trying again");
+                }
+                outcome => return outcome,
+            }
+            clock::sleep(self.shared.rng.jitter(pause)).await;
+            pause = (pause * 2).min(RETRY_MAX);
+        }
+        Ok(())
+    }
+
+    /// Deletes a topic that stores something itself, or the record of one that does not any more.
+    pub(crate) async fn delete_one(
+        self: &Arc<Self>,
+        topic: &TopicName,
+        force: bool,
+    ) -> Result<(), BrokerError> {
+        let ctx = || Arc::clone(&self.shared.log);
+        // Of a partition that was never used nobody has to be the owner.
+        if TopicRecordCell::load(ctx(), topic, Vec::new())
+            .await?
+            .is_none()
+        {
+            return Ok(());
+        }
+        let owned = self.shared.own(topic).await?;
+        let _away = self.begin_delete(topic, force).await?;
+        let guards = vec![owned.guard.clone()];
+        let Some(cell) = TopicRecordCell::load(ctx(), topic, guards).await? else {
+            return Ok(());
+        };
+        let deleted = cell.delete().await;
+        if deleted == Err(LogError::Fenced) {
+            self.shared.ownership.lost(&owned).await;
+        }
+        Ok(deleted?)
+    }
+
+    /// Whether no client is connected to any part of a topic.
+    ///
+    /// # Errors
+    /// `InUse`, or what keeps this from being known.
+    pub(crate) async fn check_unused(
+        self: &Arc<Self>,
+        topic: &TopicName,
+    ) -> Result<(), BrokerError> {
+        let ctx = Arc::clone(&self.shared.log);
+        let cell = TopicRecordCell::load(ctx, topic, Vec::new()).await?;
+        match cell.map(|cell| cell.record().partitions) {
+            Some(0) => self.check_one(topic).await,
+            Some(partitions) => self.check_parts(topic, partitions).await,
+            None if topic.partition().is_some() => Ok(()),
+            None => Err(no_topic(topic)),
+        }
+    }
+
+    async fn check_parts(
+        self: &Arc<Self>,
+        topic: &TopicName,
+        partitions: u32,
+    ) -> Result<(), BrokerError> {
+        let each = self.each_part(topic, partitions, |topics, part| async move {
+            match topics.check_one(&part).await {
+                Err(BrokerError::Elsewhere { url, .. }) => {
+                    topics.ask_peer(&url, &part, Deletion::Check).await
+                }
+                known => known,
+            }
+        });
+        each.await.map_err(|(_, error)| error)
+    }
+
+    async fn check_one(self: &Arc<Self>, topic: &TopicName) -> Result<(), BrokerError> {
+        let ctx = Arc::clone(&self.shared.log);
+        let found = TopicRecordCell::load(ctx, topic, Vec::new()).await?;
+        if found.is_none() {
+            return Ok(());
+        }
+        self.shared.own(topic).await?;
+        // One that is not loaded has no clients.
+        let loaded = match self.map.lock().get(topic) {
+            Some(Slot::Loaded(handle)) => handle.clone(),
+            _ => return Ok(()),
+        };
+        let (reply, answer) = oneshot::channel();
+        loaded.mailbox.send(Event::Stats(reply)).await?;
+        let Ok(Ok(stats)) = answer.await else {
+            return Ok(()); // it has ended
+        };
+        let has_consumers = stats.subscriptions.iter().any(|s| !s.consumers.is_empty());
+        match has_consumers || !stats.producers.is_empty() {
+            true => Err(BrokerError::InUse(topic.base().to_string())),
+            false => Ok(()),
+        }
+    }
+}
+
+fn is_retryable(error: &BrokerError) -> bool {
+    ApiError::from(error.clone()).kind.is_retryable()
+}
+
+/// The last word about a deletion that could not be finished: never whom else to ask.
+fn unfinished(part: &TopicName, error: BrokerError) -> BrokerError {
+    let error = ApiError::from(error);
+    let kind = match error.kind {
+        ErrorKind::Redirect => ErrorKind::Unavailable,
+        kind => kind,
+    };
+    let text = format!(
+        "{} is being deleted, {part} is there still: {error}",
+        part.base()
+    );
+    let advice = "delete it again: that goes on where this ended";
+    ApiError::new(kind, text)
+        .advise(advice)
+        .outcome(Outcome::Unknown)
+        .into()
+}

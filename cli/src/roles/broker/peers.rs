@@ -1,0 +1,169 @@
+//! The other brokers of the cluster, asked as any client may ask them.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use aquifer_broker::{NoReport, Peers};
+use aquifer_client::admin;
+use aquifer_client::{Client, ClientError, ErrorKind as Kind, Outcome as Known, SubscriptionType};
+use aquifer_model::load::LoadReport;
+use aquifer_model::topic::{ConsumerName, ProducerName, TopicName};
+use aquifer_protocol_api::broker::{
+    self, ApiResult, Deletion, LedgerStats, ProducerStats, SubscriptionStats, TopicStats,
+};
+use aquifer_protocol_api::error::{ApiError, ErrorKind, Outcome};
+use aquifer_runtime::clock;
+use aquifer_runtime::task::TaskGroup;
+use async_trait::async_trait;
+use parking_lot::Mutex;
+
+/// How long a broker may take to report its load.
+const REPORT_MAX: Duration = Duration::from_secs(2);
+/// How long it may take for anything else.
+const ANSWER_MAX: Duration = Duration::from_secs(30);
+/// Brokers to which a connection is kept; those that are gone are not told apart.
+const CLIENTS_MAX: usize = 1_000;
+
+/// The way to the brokers of a cluster.
+pub struct GrpcPeers {
+    tasks: TaskGroup,
+    clients: Mutex<HashMap<String, Client>>,
+}
+
+impl GrpcPeers {
+    /// Connects to nobody yet.
+    pub fn new(tasks: &TaskGroup) -> GrpcPeers {
+        GrpcPeers {
+            tasks: tasks.clone(),
+            clients: Mutex::default(),
+        }
+    }
+
+    fn client(&self, url: &str) -> Result<Client, ClientError> {
+        let mut clients = self.clients.lock();
+        if let Some(client) = clients.get(url) {
+            return Ok(client.clone());
+        }
+        if clients.len() >= CLIENTS_MAX {
+            clients.clear();
+        }
+        let client = Client::builder().url(url).operation_timeout(ANSWER_MAX);
+        let client = client.tasks(self.tasks.clone()).build()?;
+        clients.insert(url.to_owned(), client.clone());
+        Ok(client)
+    }
+}
+
+#[async_trait]
+impl Peers for GrpcPeers {
+    async fn report(&self, url: &str) -> Result<LoadReport, NoReport> {
+        let asked = async { self.client(url)?.admin().load_report().await };
+        match clock::timeout(REPORT_MAX, asked).await {
+            Ok(report) => report.map_err(|error| NoReport(error.to_string())),
+            Err(_) => Err(NoReport("it does not answer in time".to_owned())),
+        }
+    }
+
+    async fn topic_stats(&self, url: &str, topic: &TopicName) -> ApiResult<TopicStats> {
+        let admin = self.client(url).map_err(failed)?.admin();
+        let stats = admin.topic_stats(&topic.to_string()).await;
+        known(stats.map_err(failed)?)
+    }
+
+    async fn delete_topic(&self, url: &str, topic: &TopicName, how: Deletion) -> ApiResult<()> {
+        let admin = self.client(url).map_err(failed)?.admin();
+        let topic = topic.to_string();
+        let done = match how {
+            Deletion::Check => admin.check_unused(&topic).await,
+            Deletion::IfUnused => admin.delete_topic(&topic, false).await,
+            Deletion::Force => admin.delete_topic(&topic, true).await,
+        };
+        done.map_err(failed)
+    }
+}
+
+/// What the failure of a request to another broker means to whoever asked this one.
+fn failed(error: ClientError) -> ApiError {
+    let kind = match error.kind() {
+        Kind::Invalid => ErrorKind::InvalidArgument,
+        Kind::NotFound => ErrorKind::NotFound,
+        Kind::AlreadyExists => ErrorKind::AlreadyExists,
+        Kind::Busy => ErrorKind::FailedPrecondition,
+        Kind::Refused => ErrorKind::PermissionDenied,
+        Kind::Fenced => ErrorKind::Fenced,
+        Kind::Timeout => ErrorKind::Timeout,
+        Kind::Damaged => ErrorKind::DataLoss,
+        Kind::Connect | Kind::Unavailable | Kind::Closed => ErrorKind::Unavailable,
+        Kind::Internal => ErrorKind::Internal,
+    };
+    let outcome = match error.outcome() {
+        Known::NotApplied => Outcome::NotApplied,
+        Known::Applied => Outcome::Applied,
+        Known::Unknown => Outcome::Unknown,
+    };
+    ApiError::new(kind, error.to_string()).outcome(outcome)
+}
+
+/// The statistics as a broker has them.
+fn known(stats: admin::TopicStats) -> ApiResult<TopicStats> {
+    let ledgers = stats.ledgers.into_iter().map(|ledger| LedgerStats {
+        ledger: ledger.ledger,
+        first_index: ledger.first_index,
+        entries: ledger.entries,
+        bytes: ledger.bytes,
+        state: match ledger.state.as_str() {
+            "open" => "open",
+            _ => "closed",
+        },
+    });
+    let mut producers = Vec::with_capacity(stats.producers.len());
+    for producer in stats.producers {
+        producers.push(ProducerStats {
+            name: ProducerName::new(&producer.name).map_err(misunderstood)?,
+            last_sequence_id: producer.last_sequence_id,
+        });
+    }
+    let mut subscriptions = Vec::with_capacity(stats.subscriptions.len());
+    for subscription in stats.subscriptions {
+        subscriptions.push(SubscriptionStats {
+            name: subscription.name,
+            kind: kind(subscription.kind),
+            mark_delete: subscription.mark_delete_index,
+            backlog_messages: subscription.backlog_messages,
+            unacknowledged_messages: subscription.unacknowledged_messages,
+            consumers: subscription.consumers,
+            durable: subscription.durable,
+            acknowledged_ranges: subscription.acknowledged_ranges,
+        });
+    }
+    Ok(TopicStats {
+        partitions: stats.partitions,
+        first_index: stats.first_index,
+        end_index: stats.end_index,
+        stored_bytes: stats.stored_bytes,
+        entries: stats.entries,
+        ledgers: ledgers.collect(),
+        producers,
+        subscriptions,
+        messages_in: stats.messages_in,
+        bytes_in: stats.bytes_in,
+        messages_out: stats.messages_out,
+        bytes_out: stats.bytes_out,
+    })
+}
+
+fn kind(kind: SubscriptionType) -> broker::SubscriptionType {
+    match kind {
+        SubscriptionType::Exclusive => broker::SubscriptionType::Exclusive,
+        SubscriptionType::Shared => broker::SubscriptionType::Shared,
+        SubscriptionType::Failover => broker::SubscriptionType::Failover,
+        SubscriptionType::KeyShared => broker::SubscriptionType::KeyShared,
+    }
+}
+
+fn misunderstood(error: aquifer_model::topic::NameError) -> ApiError {
+    ApiError::new(
+        ErrorKind::Internal,
+        format!("statistics of another broker: {error}"),
+    )
+}
