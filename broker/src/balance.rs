@@ -70,7 +70,7 @@ pub(crate) fn start(topics: &Arc<Topics>, lease: Option<Lease>) {
 async fn measure(topics: &Arc<Topics>) {
     let shared = topics.shared();
     loop {
-        let owned = shared.ownership.all().await;
+        let owned = shared.ownership.all();
         let topics = Arc::clone(topics);
         let observed = aside(move || {
             let shared = topics.shared();

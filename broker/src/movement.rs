@@ -81,17 +81,17 @@ pub(crate) fn start(topics: &Arc<Topics>) {
                 changed = changes.changed() => if changed.is_err() { return },
             }
             changes.borrow_and_update();
-            for owned in topics.shared().ownership.all().await {
-                look(&topics, cluster, owned).await;
+            for owned in topics.shared().ownership.all() {
+                look(&topics, cluster, owned);
             }
         }
     });
 }
 
 /// Looks whether an ownership is still what metadata says.
-async fn look(topics: &Arc<Topics>, cluster: &Cluster, owned: Owned) {
+fn look(topics: &Arc<Topics>, cluster: &Cluster, owned: Owned) {
     let Some(now) = cluster.owners.get(&owned.guard.key) else {
-        split_seen(topics, cluster, &owned).await;
+        split_seen(topics, cluster, &owned);
         return;
     };
     if now.revision <= owned.revision() {
@@ -116,8 +116,8 @@ async fn look(topics: &Arc<Topics>, cluster: &Cluster, owned: Owned) {
         ..owned.clone()
     });
     match sealing {
-        Some(_) => topics.shared().ownership.given_up(&owned).await,
-        None => topics.shared().ownership.lost(&owned).await,
+        Some(_) => topics.shared().ownership.given_up(&owned),
+        None => topics.shared().ownership.lost(&owned),
     }
     let departure = Arc::new(Departure {
         sealing,
@@ -174,7 +174,7 @@ async fn loaded(loading: Vec<Loading>) -> Vec<TopicHandle> {
 
 /// The record of a bundle is gone: it was split, and its parts say who owns them. They may appear one
 /// after the other; until all are there, nothing happens.
-async fn split_seen(topics: &Arc<Topics>, cluster: &Cluster, before: &Owned) {
+fn split_seen(topics: &Arc<Topics>, cluster: &Cluster, before: &Owned) {
     let prefix = keys::bundle_owners_prefix(&before.bundle.namespace);
     let items = cluster.owners.items();
     let parts: Vec<Owned> = items
@@ -188,9 +188,9 @@ async fn split_seen(topics: &Arc<Topics>, cluster: &Cluster, before: &Owned) {
     }
     let ownership = &topics.shared().ownership;
     for part in &parts {
-        ownership.rebound(part.clone()).await;
+        ownership.rebound(part.clone());
     }
-    ownership.given_up(before).await;
+    ownership.given_up(before);
     for part in parts {
         let (handles, loading) = topics.of_bundle(&part.bundle);
         for handle in handles {
@@ -240,7 +240,7 @@ pub(crate) async fn drain(topics: &Arc<Topics>) {
         tracing::warn!("metadata does not answer: bundles are not handed over");
         return;
     }
-    for owned in shared.ownership.all().await {
+    for owned in shared.ownership.all() {
         let Some(target) = cluster
             .members
             .choose(&owned.bundle.to_string(), Some(shared.id))

@@ -67,7 +67,13 @@ pub(crate) struct Cluster {
     pub(crate) owners: PrefixCache,
 }
 
-type Cell = Arc<tokio::sync::Mutex<Option<Owned>>>;
+/// What is known of one bundle.
+#[derive(Default)]
+struct Cell {
+    /// Held while metadata is asked: one at a time, whatever that takes. Nobody else waits for it.
+    acquiring: tokio::sync::Mutex<()>,
+    owned: Mutex<Option<Owned>>,
+}
 
 /// The bundles that this broker owns.
 pub(crate) struct Ownership {
@@ -76,7 +82,7 @@ pub(crate) struct Ownership {
     broker: BrokerId,
     cluster: Option<Cluster>,
     /// One cell per bundle: single-flight without a lock across bundles.
-    owned: Mutex<HashMap<Bundle, Cell>>,
+    owned: Mutex<HashMap<Bundle, Arc<Cell>>>,
 }
 
 /// Whose a bundle is after a look at its record.
@@ -121,9 +127,12 @@ impl Ownership {
         bundles: &Bundles,
     ) -> Result<Owned, BrokerError> {
         let cell = self.cell(bundle);
-        let mut owned = cell.lock().await;
-        if let Some(owned) = owned.as_ref() {
-            return Ok(owned.clone());
+        if let Some(owned) = cell.owned.lock().clone() {
+            return Ok(owned);
+        }
+        let _one = cell.acquiring.lock().await;
+        if let Some(owned) = cell.owned.lock().clone() {
+            return Ok(owned);
         }
         if let Some(url) = self.known_elsewhere(bundle) {
             return Err(elsewhere(bundle, url));
@@ -137,11 +146,24 @@ impl Ownership {
                     since: self.clock.monotonic(),
                     ..acquired
                 };
+                *cell.owned.lock() = Some(acquired.clone());
+                // A move that was seen before it stood there was seen in vain.
+                if self.is_known_newer(&acquired) {
+                    self.forget(&acquired);
+                    let moved = "the bundle moves at the same time".to_owned();
+                    return Err(MetadataError::Unavailable(moved).into());
+                }
                 tracing::info!(%bundle, epoch = acquired.epoch.0, "bundle acquired");
-                *owned = Some(acquired.clone());
                 Ok(acquired)
             }
         }
+    }
+
+    /// Whether the record of a bundle was seen to have been written since.
+    fn is_known_newer(&self, owned: &Owned) -> bool {
+        let cluster = self.cluster.as_ref();
+        let known = cluster.and_then(|cluster| cluster.owners.get(&owned.guard.key));
+        known.is_some_and(|known| known.revision > owned.revision())
     }
 
     fn session(&self) -> Option<u64> {
@@ -166,11 +188,9 @@ impl Ownership {
         let session = self.session()?;
         let cell = self.cell(&owned.bundle);
         let is_same = |known: &&mut Owned| known.revision() == owned.revision();
-        // Another topic of the bundle may have asked. Who holds the lock acquires it anew.
-        if let Ok(mut known) = cell.try_lock()
-            && let Some(known) = known.as_mut().filter(is_same)
-            && known.session == Some(session)
-        {
+        // Another topic of the bundle may have asked.
+        let known = cell.owned.lock().as_mut().filter(is_same).cloned();
+        if known.is_some_and(|known| known.session == Some(session)) {
             return Some(session);
         }
         let asked = self.store.get(&owned.guard.key);
@@ -178,50 +198,44 @@ impl Ownership {
         if found.revision != owned.revision() {
             return None;
         }
-        if let Ok(mut known) = cell.try_lock()
-            && let Some(known) = known.as_mut().filter(is_same)
-        {
+        if let Some(known) = cell.owned.lock().as_mut().filter(is_same) {
             known.session = Some(session);
         }
         Some(session)
     }
 
     /// Forgets an ownership that turned out to be lost; the next use looks anew.
-    pub(crate) async fn lost(&self, lost: &Owned) {
-        if self.forget(lost).await {
+    pub(crate) fn lost(&self, lost: &Owned) {
+        if self.forget(lost) {
             tracing::warn!(bundle = %lost.bundle, epoch = lost.epoch.0, "bundle ownership lost");
         }
     }
 
     /// Forgets an ownership that was handed over, or split into others.
-    pub(crate) async fn given_up(&self, given: &Owned) {
-        self.forget(given).await;
+    pub(crate) fn given_up(&self, given: &Owned) {
+        self.forget(given);
     }
 
-    async fn forget(&self, lost: &Owned) -> bool {
+    fn forget(&self, lost: &Owned) -> bool {
         let cell = self.cell(&lost.bundle);
-        let mut owned = cell.lock().await;
-        let is_same = |owned: &Owned| owned.epoch == lost.epoch;
-        owned.take_if(|owned| is_same(owned)).is_some()
+        let mut owned = cell.owned.lock();
+        owned.take_if(|owned| owned.epoch == lost.epoch).is_some()
     }
 
     /// Takes over what a split has made of an owned bundle.
-    pub(crate) async fn rebound(&self, owned: Owned) {
-        let cell = self.cell(&owned.bundle);
-        *cell.lock().await = Some(owned);
+    pub(crate) fn rebound(&self, owned: Owned) {
+        *self.cell(&owned.bundle).owned.lock() = Some(owned);
     }
 
-    /// The bundles that this broker owns, as far as it knows.
-    pub(crate) async fn all(&self) -> Vec<Owned> {
-        let cells: Vec<Cell> = self.owned.lock().values().cloned().collect();
-        let mut all = Vec::new();
-        for cell in cells {
-            all.extend(cell.lock().await.clone());
-        }
-        all
+    /// The bundles that this broker owns, as far as it knows. One that is being acquired is none yet:
+    /// nobody waits for that here.
+    pub(crate) fn all(&self) -> Vec<Owned> {
+        let cells: Vec<Arc<Cell>> = self.owned.lock().values().cloned().collect();
+        let owned = cells.iter().filter_map(|cell| cell.owned.lock().clone());
+        owned.collect()
     }
 
-    fn cell(&self, bundle: &Bundle) -> Cell {
+    fn cell(&self, bundle: &Bundle) -> Arc<Cell> {
         Arc::clone(self.owned.lock().entry(bundle.clone()).or_default())
     }
 

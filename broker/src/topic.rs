@@ -334,7 +334,7 @@ impl Topic {
         self.fail_producers(&ending.error);
         self.fail_consumers(&ending.error);
         if ending.fenced {
-            self.shared.ownership.lost(&self.owned).await;
+            self.shared.ownership.lost(&self.owned);
             return;
         }
         let mut sealed = 0;

@@ -116,13 +116,13 @@ impl Broker {
                 what: "topic",
                 name: topic.to_string(),
             }),
-            Err(error) => Err(self.lost_if_fenced(&owned, error).await),
+            Err(error) => Err(self.lost_if_fenced(&owned, error)),
         }
     }
 
-    async fn lost_if_fenced(&self, owned: &Owned, error: LogError) -> BrokerError {
+    fn lost_if_fenced(&self, owned: &Owned, error: LogError) -> BrokerError {
         if error == LogError::Fenced {
-            self.shared.ownership.lost(owned).await;
+            self.shared.ownership.lost(owned);
         }
         error.into()
     }

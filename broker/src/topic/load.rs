@@ -50,7 +50,7 @@ pub(crate) async fn load(
     let outcome = load_owned(topics, name, create, owned.clone()).await;
     if let Err(BrokerError::Log(LogError::Fenced)) = &outcome {
         // The next request acquires ownership anew, or learns that it cannot.
-        shared.ownership.lost(&owned).await;
+        shared.ownership.lost(&owned);
     }
     let took = shared.clock.monotonic().saturating_sub(started);
     shared

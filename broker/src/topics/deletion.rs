@@ -150,7 +150,7 @@ impl Topics {
             }
             if let Err(error) = cell.mark_deleting().await {
                 if error == LogError::Fenced {
-                    self.shared.ownership.lost(&owned).await;
+                    self.shared.ownership.lost(&owned);
                 }
                 return Err(error.into());
             }
@@ -235,7 +235,7 @@ impl Topics {
         };
         let deleted = cell.delete().await;
         if deleted == Err(LogError::Fenced) {
-            self.shared.ownership.lost(&owned).await;
+            self.shared.ownership.lost(&owned);
         }
         Ok(deleted?)
     }

@@ -4,6 +4,8 @@ use std::sync::Arc;
 
 use aquifer_broker::{BalanceConfig, BrokerConfig};
 use aquifer_model::bundle::BundleRange;
+use aquifer_model::policy::PolicyChanges;
+use aquifer_model::topic::NamespaceName;
 use aquifer_protocol_api::broker::{
     BrokerApi, ConsumerEvent, ConsumerPort as _, Subscribe, SubscriptionType,
 };
@@ -198,4 +200,38 @@ async fn sessions_go_on_and_none_begins_until_the_turn_to_seal_comes_h21() {
         .publish(&world.new, &[VICTIM.to_owned()])
         .await;
     assert!(after.take(1).await[0].0 > taken[1].0);
+}
+
+/// L9: metadata that does not answer for one bundle keeps nobody from seeing that another has moved.
+#[tokio::test]
+async fn a_move_is_seen_while_another_bundle_is_being_acquired() {
+    let world = HandOver::prepare().await;
+    drop(attach_at_last(&world.old).await);
+    let (old, new) = (&world.old, &world.new);
+    let context = ctx();
+    let fresh: NamespaceName = "public/fresh".parse().unwrap();
+    let made = old
+        .broker
+        .create_namespace(&context, fresh, PolicyChanges::default());
+    soon("a namespace", made).await.unwrap();
+    world.held.hold(Some("public/fresh"));
+    let acquires = old
+        .broker
+        .open_producer(&context, open("public/fresh/topic", "p"));
+    let moves = async {
+        world.held.holds(1).await;
+        world.cluster.transfer(world.waiting, old, new).await;
+        eventually("the move to be seen", || async {
+            let error = attach(old, shared()).await.err()?;
+            (error.kind == ErrorKind::Redirect).then_some(())
+        })
+        .await;
+        world.held.hold(None);
+    };
+    let (acquired, ()) = tokio::join!(acquires, moves);
+    let found = acquired.map(drop).map_err(|error| error.kind);
+    assert!(
+        matches!(found, Ok(()) | Err(ErrorKind::Redirect)),
+        "{found:?}"
+    );
 }

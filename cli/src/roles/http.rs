@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use aquifer_bookie::{Bookie, BookieMode};
+use aquifer_metadata::lease::Lease;
 use aquifer_runtime::net::{self, ListenAddress};
 use aquifer_runtime::task::TaskGroup;
 use aquifer_runtime::telemetry::Telemetry;
@@ -22,6 +23,8 @@ use crate::exit::CliError;
 pub struct Health {
     telemetry: Telemetry,
     bookie: Option<Bookie>,
+    /// Under which the process serves, where others can take over from it.
+    lease: Option<Lease>,
     serving: Arc<AtomicBool>,
 }
 
@@ -32,7 +35,17 @@ impl Health {
         Health {
             telemetry,
             bookie,
+            lease: None,
             serving: Arc::new(AtomicBool::new(false)),
+        }
+    }
+
+    /// The same, and not ready without this lease: others may have taken over, and whoever comes here
+    /// can open nothing.
+    pub fn under(self, lease: Lease) -> Health {
+        Health {
+            lease: Some(lease),
+            ..self
         }
     }
 
@@ -61,6 +74,13 @@ impl Health {
     fn ready(&self) -> Result<String, String> {
         if !self.serving.load(Ordering::Acquire) {
             return Err("not serving: starting or shutting down\n".to_owned());
+        }
+        if self
+            .lease
+            .as_ref()
+            .is_some_and(|lease| lease.held().is_none())
+        {
+            return Err("not serving: it holds no lease in the metadata store\n".to_owned());
         }
         self.healthy()
     }
@@ -113,5 +133,42 @@ fn answer(state: Result<String, String>) -> Response {
     match state {
         Ok(text) => (StatusCode::OK, text).into_response(),
         Err(text) => (StatusCode::SERVICE_UNAVAILABLE, text).into_response(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use aquifer_metadata::embedded::{EmbeddedOptions, EmbeddedStore};
+    use aquifer_runtime::clock::{self, SystemClock};
+    use aquifer_runtime::disk::{Disk, SimDisk};
+    use aquifer_runtime::rng::SystemRng;
+
+    use super::*;
+
+    /// L8: a broker without a lease serves nobody who is new.
+    #[tokio::test]
+    async fn a_broker_is_ready_while_it_holds_its_lease() {
+        let disk = SimDisk::new();
+        disk.create_dir_all("/data".as_ref()).unwrap();
+        let tasks = TaskGroup::new("test");
+        let path = "/data/metadata.redb".into();
+        let clock = SystemClock::shared();
+        let options = EmbeddedOptions::default();
+        let store = EmbeddedStore::open(path, options, disk.shared(), clock, &tasks);
+        let store = Arc::new(store.await.unwrap());
+        let ttl = Duration::from_secs(30);
+        let lease = Lease::start(store, ttl, SystemRng::shared(), &tasks);
+        let health = Health::new(Telemetry::for_tests(), None).under(lease.clone());
+        health.set_serving(true);
+        assert!(health.ready().is_err(), "nothing is announced");
+        assert!(health.healthy().is_ok());
+        lease.set("brokers/00000000000000000000000000000001", "x".into());
+        let announced = clock::timeout(Duration::from_secs(30), lease.announced());
+        announced.await.unwrap();
+        assert_eq!(health.ready(), Ok("ok\n".to_owned()));
+        lease.close().await;
+        assert!(health.ready().is_err(), "the lease is gone");
     }
 }

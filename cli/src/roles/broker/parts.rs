@@ -84,7 +84,7 @@ impl Parts {
         let broker =
             serving::start_broker(&config.broker, log, &seams, telemetry, tasks, Some(others))
                 .await?;
-        let health = Health::new(telemetry.clone(), None);
+        let health = Health::new(telemetry.clone(), None).under(membership.lease.clone());
         let http_address = http::serve(config.http.listen, health.clone(), &groups.http).await?;
         let tasks = &groups.protocols;
         let url =
