@@ -1,17 +1,22 @@
 //! Measures what clients notice when a broker goes away, on real processes of this machine (etcd,
 //! three bookies and three brokers that `aquifer dev` starts): one broker owns all topics and is
 //! killed; another owns them and is asked to end; then every broker is restarted in turn. Prints one
-//! JSON object; ends with an error when something acknowledged is lost, out of order or stored twice.
+//! JSON object; ends with an error when something acknowledged is lost, out of order or stored twice,
+//! or when a message comes again after its acknowledgement was confirmed (I9).
 //!
 //! ```text
 //! cargo run --release -p aquifer-tests --example failover -- [TOPICS [PACE_MS]]
 //! ```
 //!
 //! Each topic has a producer that sends a message, waits for its receipt, and sends the next after
-//! the pace. What a topic was away for is the longest that one of its sends took. Load is not balanced
+//! the pace, and a consumer of a shared subscription that waits for the confirmation of each of its
+//! acknowledgements; while something happens, further consumers come. What a topic was away for is the
+//! longest that one of its sends took. Load is not balanced
 //! meanwhile, so that one broker owns everything. `AQUIFER_BIN` names another binary than the one of
 //! this build.
 
+#[path = "failover/consumers.rs"]
+mod consumers;
 #[path = "failover/load.rs"]
 mod load;
 
@@ -24,12 +29,15 @@ use aquifer_harness::figures::{argument, percentiles};
 use aquifer_runtime::clock::{Clock, SystemClock, sleep};
 use serde_json::{Value, json};
 
+use consumers::Consumers;
 use load::Load;
 
 const TOPICS: usize = 1_000;
 const PACE_MS: u64 = 250;
 const NAMESPACE: &str = "public/default";
 const BROKERS: [&str; 3] = ["broker-1", "broker-2", "broker-3"];
+/// How often another consumer comes while something happens.
+const NEWCOMER: Duration = Duration::from_millis(25);
 /// Until what a phase has changed is over.
 const QUIET: Duration = Duration::from_secs(10);
 /// How long every topic may take to go on.
@@ -52,6 +60,8 @@ async fn measure(topics: usize, pace: Duration) -> Result<()> {
     let client = client(&cluster)?;
     let load = Load::start(&client, topics, pace);
     load.everybody_goes_on(LIMIT).await?;
+    let consumers = Consumers::start(&client, topics);
+    let come = || consumers.newcomers(client.clone(), NEWCOMER);
     eprintln!("{topics} topics are open");
 
     let quiet = phase(&load, async { Ok(()) }).await?;
@@ -60,16 +70,33 @@ async fn measure(topics: usize, pace: Duration) -> Result<()> {
         .await?;
     load.everybody_goes_on(LIMIT).await?;
     sleep(QUIET).await;
-    let killed = phase(&load, async { cluster.kill("broker-1") }).await?;
+    let killed = phase(&load, async {
+        let _come = come();
+        cluster.kill("broker-1")?;
+        load.everybody_goes_on(LIMIT).await
+    })
+    .await?;
     cluster.start_again("broker-1")?;
     cluster
         .give_all(&client.admin(), NAMESPACE, "broker-2")
         .await?;
     load.everybody_goes_on(LIMIT).await?;
     sleep(QUIET).await;
-    let drained = phase(&load, async { cluster.terminate("broker-2") }).await?;
+    let drained = phase(&load, async {
+        let _come = come();
+        cluster.terminate("broker-2")
+    })
+    .await?;
     cluster.start_again("broker-2")?;
+    let given = phase(&load, async {
+        let _come = come();
+        let admin = client.admin();
+        cluster.give_all(&admin, NAMESPACE, "broker-3").await?;
+        load.everybody_goes_on(LIMIT).await
+    })
+    .await?;
     let restarted = phase(&load, async {
+        let _come = come();
         for broker in BROKERS {
             cluster.terminate(broker)?;
             cluster.start_again(broker)?;
@@ -81,18 +108,26 @@ async fn measure(topics: usize, pace: Duration) -> Result<()> {
     let histories = load.stop().await?;
     let acknowledged: usize = histories.iter().map(Vec::len).sum();
     load::check(&client, &histories).await?;
+    let acknowledgements = consumers.figures();
+    let again = consumers.stop().await?;
     let result = json!({
         "topics": topics,
         "pace_ms": u64::try_from(pace.as_millis())?,
         "nothing_happens": quiet,
         "owner_of_all_killed": killed,
         "owner_of_all_drained": drained,
+        "owner_of_all_gives_all": given,
         "rolling_restart_of_brokers": restarted,
+        "acknowledgements": acknowledgements,
         "acknowledged": acknowledged,
         "lost": 0,
         "stored_twice": 0,
     });
     println!("{result:#}");
+    ensure!(
+        again == 0,
+        "I9: {again} messages came again after their acknowledgement was confirmed"
+    );
     cluster.stop()?;
     cluster.check_logs()
 }
