@@ -13,6 +13,7 @@ mod cursors;
 mod faults;
 mod hand_over;
 mod lifecycle;
+mod partitions;
 mod producers;
 mod publish;
 mod retention;
