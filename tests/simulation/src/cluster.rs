@@ -2,8 +2,8 @@
 //! placement, over simulated bookies, disks, network and metadata. A seed decides everything, so
 //! that the same seed gives the same trace.
 //!
-//! Owners of a topic follow each other: some close cleanly, some crash, some go on as if nothing
-//! had happened while the next one takes over. Faults come at random; after the last one everything
+//! Owners of a topic follow each other: some close cleanly, some crash, some hand it over and go on
+//! with the ledger that is open, some go on as if nothing had happened while the next one takes over. Faults come at random; after the last one everything
 //! heals, a last owner reads what there is, and repair makes thin ledgers whole.
 
 mod faults;
@@ -121,6 +121,7 @@ impl Shape {
 /// Everything that the parts of a run share.
 struct Cluster {
     shape: Shape,
+    defect: Option<Defect>,
     rng: SharedRng,
     clock: SharedClock,
     net: Arc<Net>,
@@ -164,6 +165,7 @@ async fn simulate(options: Options) -> Report {
     let tasks = TaskGroup::new("simulation");
     let cluster = Arc::new(Cluster {
         shape,
+        defect: options.defect,
         rng,
         clock,
         net,

@@ -32,6 +32,8 @@ pub enum Defect {
     NegativeTakenForAbsence,
     /// Repair gives up a position of which it cannot copy one entry, and with it those behind it.
     RepairStopsAtHole,
+    /// An owner that hands a topic over opens ledgers still (H21).
+    OpensAfterHandOver,
 }
 
 impl Defect {

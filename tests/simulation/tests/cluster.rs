@@ -53,6 +53,7 @@ fn defects_of_bookies_show_within_few_seeds() {
         Defect::ThinLedgerNotMarked,
         Defect::NegativeTakenForAbsence,
         Defect::RepairStopsAtHole,
+        Defect::OpensAfterHandOver,
     ] {
         let found = (0..300).find(|seed| {
             let options = Options {

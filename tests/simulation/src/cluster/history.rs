@@ -41,6 +41,8 @@ struct Topic {
     refused: BTreeMap<u64, String>,
     /// What the last owner saw, in order.
     seen: Vec<(u64, LedgerId, EntryId)>,
+    /// The highest epoch of an owner that has opened it.
+    opened: u64,
 }
 
 /// The body of an append.
@@ -111,8 +113,24 @@ impl History {
     }
 
     /// An append was acknowledged, and so many bookies have it durably now.
-    pub(super) fn acknowledged(&self, topic: u8, tag: u64, at: Appended, copies: usize) {
+    pub(super) fn acknowledged(
+        &self,
+        topic: u8,
+        epoch: u64,
+        tag: u64,
+        at: Appended,
+        copies: usize,
+    ) {
         let mut state = self.state.lock();
+        let history = state.topics.entry(topic).or_default();
+        // Whoever has opened the topic knows everything that former owners have acknowledged, and will.
+        if epoch < history.opened && !history.seen.contains(&(tag, at.ledger, at.entry)) {
+            let opened = history.opened;
+            state.violation(format!(
+                "H21: topic {topic}, {tag} was acknowledged as {}:{} by owner {epoch}, owner {opened} does not know it",
+                at.ledger, at.entry
+            ));
+        }
         state.report.acknowledged += 1;
         let needed = state.ledgers.get(&at.ledger.0).map_or(0, |ledger| {
             usize::try_from(ledger.ack_quorum).unwrap_or(usize::MAX)
@@ -176,7 +194,7 @@ impl History {
     }
 
     /// An owner has read a topic from its beginning to its end.
-    pub(super) fn seen(&self, topic: u8, entries: &[LogEntry]) {
+    pub(super) fn seen(&self, topic: u8, epoch: u64, entries: &[LogEntry]) {
         let mut state = self.state.lock();
         let mut problems = Vec::new();
         let history = state.topics.entry(topic).or_default();
@@ -222,6 +240,7 @@ impl History {
             ));
         }
         history.seen = seen;
+        history.opened = history.opened.max(epoch);
         for problem in problems {
             state.violation(problem);
         }

@@ -22,6 +22,7 @@ use bytes::Bytes;
 use crate::cluster::Cluster;
 use crate::cluster::history::{self, History};
 use crate::cluster::net::Net;
+use crate::defect::Defect;
 
 const LIMITS: ReadLimits = ReadLimits {
     bytes_max: 1024,
@@ -39,10 +40,13 @@ enum End {
     Stays,
     /// The same, after it stood still.
     Freezes,
+    /// It hears of the next one, goes on with the ledger that is open, and closes it at last.
+    HandsOver,
 }
 
 struct Sink {
     topic: u8,
+    epoch: u64,
     process: u32,
     net: Arc<Net>,
     history: Arc<History>,
@@ -57,7 +61,8 @@ impl AppendSink for Sink {
         match outcome {
             Ok(at) => {
                 let copies = self.net.copies(at.ledger, at.entry);
-                self.history.acknowledged(self.topic, tag, at, copies);
+                let (topic, epoch) = (self.topic, self.epoch);
+                self.history.acknowledged(topic, epoch, tag, at, copies);
             }
             // These leave open what became of it.
             Err(
@@ -72,6 +77,9 @@ struct Owner {
     topic: u8,
     process: u32,
     context: Arc<LogContext>,
+    cell: Arc<TopicRecordCell>,
+    /// What shows that it is the owner.
+    guard: Guard,
     log: TopicLog,
     sink: Arc<dyn AppendSink>,
     cluster: Arc<Cluster>,
@@ -149,7 +157,8 @@ impl Owner {
         let name: TopicName = format!("public/namespace-{topic}/topic")
             .parse()
             .map_err(|error| LogError::Invalid(format!("{error:?}")))?;
-        let guards = vec![claim(context, &name, epoch).await?];
+        let guard = claim(context, &name, epoch).await?;
+        let guards = vec![guard.clone()];
         let loaded = TopicRecordCell::load(Arc::clone(context), &name, guards.clone()).await?;
         let cell = match loaded {
             Some(cell) => cell,
@@ -163,14 +172,18 @@ impl Owner {
             },
             owner_epoch: OwnerEpoch(epoch),
         };
-        let log = TopicLog::open(Arc::clone(context), cell, LogKind::Messages, options).await?;
+        let (ctx, kind) = (Arc::clone(context), LogKind::Messages);
+        let log = TopicLog::open(ctx, Arc::clone(&cell), kind, options).await?;
         let owner = Owner {
             topic,
             process,
             context: Arc::clone(context),
+            cell,
+            guard,
             log,
             sink: Arc::new(Sink {
                 topic,
+                epoch,
                 process,
                 net: Arc::clone(&cluster.net),
                 history: Arc::clone(&cluster.history),
@@ -178,7 +191,7 @@ impl Owner {
             cluster: Arc::clone(cluster),
         };
         let entries = owner.read_all().await?;
-        cluster.history.seen(topic, &entries);
+        cluster.history.seen(topic, epoch, &entries);
         Ok(owner)
     }
 
@@ -208,10 +221,11 @@ impl Owner {
         let cluster = Arc::clone(&self.cluster);
         let alone_until = cluster.now() + cluster.between(200, 6_000);
         let next_tag = self.append_until(first_tag, alone_until).await;
-        let end = match cluster.rng.below(5) {
+        let end = match cluster.rng.below(7) {
             0 => End::Closes,
             1 => End::Stays,
             2 => End::Freezes,
+            3 | 4 => End::HandsOver,
             _ => End::Dies,
         };
         cluster.net.note((self.topic, end));
@@ -222,6 +236,14 @@ impl Owner {
                 self.die();
             }
             End::Dies => self.die(),
+            End::HandsOver => {
+                let until = cluster.now() + cluster.between(1_000, 8_000);
+                let rest = async move {
+                    self.hand_over(next_tag, until).await;
+                    self.die();
+                };
+                drop(cluster.tasks.spawn("former owner", rest));
+            }
             End::Stays | End::Freezes => {
                 if end == End::Freezes {
                     let pause = cluster.between(300, 4_000);
@@ -237,6 +259,34 @@ impl Owner {
                 drop(cluster.tasks.spawn("former owner", rest));
             }
         }
+    }
+
+    /// Goes on until it hears of the next owner, and for a while after that; then its turn comes.
+    async fn hand_over(&self, first_tag: u64, until: Duration) {
+        let mut tag = first_tag;
+        while !self.cell.is_handed_over() && self.cluster.now() < until {
+            let found = self.context.store.get(&self.guard.key).await;
+            if let Ok(Some(found)) = found
+                && Expect::Revision(found.revision) != self.guard.expect
+            {
+                let now = Guard {
+                    expect: Expect::Revision(found.revision),
+                    ..self.guard.clone()
+                };
+                match self.cluster.defect {
+                    Some(Defect::OpensAfterHandOver) => {
+                        self.cell.set_guards(vec![now]);
+                        break;
+                    }
+                    _ => self.cell.hand_over(vec![now]),
+                }
+            }
+            let soon = self.cluster.now() + self.cluster.between(1, 50);
+            tag = self.append_until(tag, soon).await;
+        }
+        self.append_until(tag, until).await;
+        // What cannot be closed is recovered by the next owner.
+        drop(timeout(Duration::from_secs(5), self.log.close()).await);
     }
 
     fn die(&self) {
