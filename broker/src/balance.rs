@@ -76,6 +76,9 @@ async fn measure(topics: &Arc<Topics>) {
             let shared = topics.shared();
             let (now, samples) = (shared.clock.monotonic(), topics.samples());
             shared.meter.lock().observe(now, samples, &owned);
+            let (backlog, max) = topics.backlog();
+            shared.metrics.backlog.record(backlog, &[]);
+            shared.metrics.backlog_max.record(max, &[]);
         });
         if let Err(error) = observed.await {
             tracing::error!(%error, "load cannot be measured");

@@ -28,8 +28,8 @@ use crate::metrics::BrokerMetrics;
 use crate::movement;
 use crate::namespace::Namespaces;
 use crate::ownership::{Cluster, OWNERS_MAX, Owned, Ownership};
-use crate::sweep;
 use crate::peers::Peers;
+use crate::sweep;
 use crate::topics::Topics;
 
 /// Times that a request looks at the bundles of a namespace anew.

@@ -33,6 +33,9 @@ pub(crate) struct TopicCounters {
     bytes_out: AtomicU64,
     opened: AtomicU64,
     closed: AtomicU64,
+    /// Of its durable subscriptions together, and of the one that is furthest behind.
+    backlog: AtomicU64,
+    backlog_max: AtomicU64,
 }
 
 /// The counters of a moment.
@@ -66,6 +69,18 @@ impl TopicCounters {
     pub(crate) fn delivered(&self, messages: u64, bytes: u64) {
         self.messages_out.fetch_add(messages, Ordering::Relaxed);
         self.bytes_out.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// Notes how far behind its subscriptions are.
+    pub(crate) fn set_backlog(&self, all: u64, max: u64) {
+        self.backlog.store(all, Ordering::Relaxed);
+        self.backlog_max.store(max, Ordering::Relaxed);
+    }
+
+    /// Messages that its subscriptions have not acknowledged, and the most of one subscription.
+    pub(crate) fn backlog(&self) -> (u64, u64) {
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        (read(&self.backlog), read(&self.backlog_max))
     }
 
     pub(crate) fn session_opened(&self) {

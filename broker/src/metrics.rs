@@ -26,6 +26,10 @@ pub(crate) struct BrokerMetrics {
     pub(crate) balance_splits: Counter<u64>,
     /// The highest load of a broker as a multiple of the mean; 0 where nobody leads.
     pub(crate) balance_spread: Gauge<f64>,
+    /// Messages that subscriptions of loaded topics have not acknowledged.
+    pub(crate) backlog: Gauge<u64>,
+    /// The most of one subscription.
+    pub(crate) backlog_max: Gauge<u64>,
     errors: Counter<u64>,
 }
 
@@ -62,6 +66,10 @@ impl BrokerMetrics {
             balance_splits: counter("aquifer_broker_balance_splits_total"),
             balance_spread: meter
                 .f64_gauge("aquifer_broker_balance_spread_ratio")
+                .build(),
+            backlog: meter.u64_gauge("aquifer_broker_backlog_messages").build(),
+            backlog_max: meter
+                .u64_gauge("aquifer_broker_backlog_messages_max")
                 .build(),
             errors: counter("aquifer_broker_request_errors_total"),
         }

@@ -224,7 +224,8 @@ impl Ownership {
 
     /// Takes over what a split has made of an owned bundle.
     pub(crate) fn rebound(&self, owned: Owned) {
-        *self.cell(&owned.bundle).owned.lock() = Some(owned);
+        let cell = self.cell(&owned.bundle);
+        *cell.owned.lock() = Some(owned);
     }
 
     /// The bundles that this broker owns, as far as it knows. One that is being acquired is none yet:

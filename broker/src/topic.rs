@@ -364,6 +364,7 @@ impl Topic {
             self.last_used = now;
         }
         self.publishing.dedup.forget_drawn(now);
+        self.note_backlog();
         self.maybe_snapshot();
         self.trim();
         let idle = now.saturating_sub(self.last_used);
@@ -377,6 +378,18 @@ impl Topic {
                 true,
             );
         }
+    }
+
+    /// For the metrics, which nobody has to load a topic for.
+    fn note_backlog(&self) {
+        let end = self.log.end();
+        let durable = self.subscriptions.iter();
+        let durable = durable.filter(|slot| slot.state.is_durable());
+        let (all, max) = durable.fold((0u64, 0u64), |(all, max), slot| {
+            let backlog = slot.state.backlog(end);
+            (all.saturating_add(backlog), max.max(backlog))
+        });
+        self.counters.set_backlog(all, max);
     }
 
     /// Closes sessions whose clients took their ends away without saying so.

@@ -287,8 +287,17 @@ impl Admin {
     pub async fn topic_stats(&self, topic: &str) -> Result<TopicStats> {
         let name = topic.parse::<TopicName>()?;
         let deadline = Deadline::after(self.context.operation_timeout);
-        let stats = topic_stats(&self.context, &name, deadline).await?;
+        let stats = topic_stats(&self.context, &name, false, deadline).await?;
         Ok(TopicStats::from(stats))
+    }
+
+    /// How many partitions a topic has; 0 when it is not partitioned.
+    async fn partitions_of(&self, topic: &TopicName) -> Result<u32> {
+        if topic.partition().is_some() {
+            return Ok(0);
+        }
+        let described = self.describe_topic(&topic.to_string()).await?;
+        Ok(described.partitions)
     }
 
     /// Deletes a topic, all its partitions, subscriptions and messages. Without `force` only when
@@ -428,14 +437,16 @@ impl Admin {
     }
 }
 
-/// Statistics as they come, for whoever needs the end of a topic.
+/// Statistics as they come; `brief` for whoever needs the end of a topic only.
 pub(crate) async fn topic_stats(
     context: &Context,
     topic: &TopicName,
+    brief: bool,
     deadline: Deadline,
 ) -> Result<v1::TopicStatsResponse> {
     let request = v1::TopicStatsRequest {
         topic: topic.to_string(),
+        brief,
     };
     unary(
         context,

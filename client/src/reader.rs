@@ -174,5 +174,5 @@ impl Reader {
 async fn stats(hub: &Hub, partition: usize) -> Result<v1::TopicStatsResponse> {
     let topic = hub.with(partition, |inbox| Arc::clone(inbox.topic()));
     let deadline = Deadline::after(hub.context.operation_timeout);
-    topic_stats(&hub.context, &topic, deadline).await
+    topic_stats(&hub.context, &topic, true, deadline).await
 }

@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use aquifer_ledger::error::LogError;
 use aquifer_ledger::managed::{LogKind, LogOptions, TopicLog, TopicRecordCell};
+use aquifer_model::id::OwnerEpoch;
+use aquifer_model::policy::NamespacePolicies;
 use aquifer_model::topic::TopicName;
 use aquifer_runtime::clock;
 use tokio::sync::watch;
@@ -74,25 +76,14 @@ async fn load_owned(
     if cell.record().partitions > 0 {
         return Err(partitioned(name, cell.record().partitions));
     }
-    let options = {
-        let policies = policies.borrow();
-        LogOptions {
-            quorum: policies.quorum,
-            rollover: policies.rollover,
-            owner_epoch: owned.epoch,
-        }
-    };
     let (log, cursor_log, recovered) = loop {
-        let opened = open(&shared, &cell, options);
+        let opened = open(&shared, &cell, owned.epoch, &policies);
         match step("opening the topic's ledgers", opened).await {
             // A former owner that seals may have trimmed what the record named a moment ago.
             Err(BrokerError::Log(LogError::Damaged(_))) if cell.refresh().await? => {}
             opened => break opened?,
         }
     };
-    for log in [&log, &cursor_log] {
-        log.follow(policies.clone());
-    }
     let id = shared.next_id();
     let now = shared.clock.monotonic();
     let (mailbox, inbox) = mailbox();
@@ -165,10 +156,22 @@ async fn step<T>(
 async fn open(
     shared: &Shared,
     cell: &Arc<TopicRecordCell>,
-    options: LogOptions,
+    owner_epoch: OwnerEpoch,
+    policies: &watch::Receiver<NamespacePolicies>,
 ) -> Result<(TopicLog, TopicLog, Recovered), BrokerError> {
+    let options = {
+        let now = policies.borrow();
+        LogOptions {
+            quorum: now.quorum,
+            rollover: now.rollover,
+            owner_epoch,
+        }
+    };
     let open = |kind| TopicLog::open(Arc::clone(&shared.log), Arc::clone(cell), kind, options);
     let (log, cursor_log) = tokio::try_join!(open(LogKind::Messages), open(LogKind::Cursors))?;
+    for log in [&log, &cursor_log] {
+        log.follow(policies.clone());
+    }
     let recovered = recovery::recover(&log, &cursor_log).await?;
     Ok((log, cursor_log, recovered))
 }

@@ -171,11 +171,13 @@ async fn changes_of_policies_at_once_are_all_made() {
         ];
         let brokers = [&harness.broker, &there.broker, &harness.broker];
         let changed = brokers.into_iter().zip(given).map(async |(broker, given)| {
-            let changed = broker.update_namespace(&ctx(), default_namespace(), given);
+            let context = ctx();
+            let changed = broker.update_namespace(&context, default_namespace(), given);
             changed.await.unwrap();
         });
         join_all(changed).await;
-        let now = harness.broker.get_namespace(&ctx(), default_namespace());
+        let context = ctx();
+        let now = harness.broker.get_namespace(&context, default_namespace());
         let now = now.await.unwrap();
         let Rollover {
             entries, age_ms, ..

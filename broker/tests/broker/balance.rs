@@ -72,7 +72,7 @@ async fn a_broker_that_does_not_answer_is_left_alone() {
     let first = cluster.join("a").await;
     cluster.publish(&first, &topics()).await;
     let second = cluster.join("b").await;
-    cluster.reports.brokers.lock().remove(&second.url);
+    cluster.peers.brokers.lock().remove(&second.url);
     let third = cluster.join("c").await;
     // By then the leader has seen both brokers, with and without a report, more than once.
     gets_its_share(&third, &[&first, &third]).await;

@@ -6,9 +6,7 @@ use aquifer_broker::{BalanceConfig, BrokerConfig};
 use aquifer_model::bundle::BundleRange;
 use aquifer_model::policy::PolicyChanges;
 use aquifer_model::topic::NamespaceName;
-use aquifer_protocol_api::broker::{
-    BrokerApi, ConsumerEvent, ConsumerPort as _, Subscribe, SubscriptionType,
-};
+use aquifer_protocol_api::broker::{BrokerApi, ConsumerEvent, Subscribe, SubscriptionType};
 use aquifer_protocol_api::error::{ApiError, ErrorKind};
 
 use crate::cluster::{Cluster, HeldStore, Member, config};

@@ -205,7 +205,8 @@ async fn a_deletion_that_was_cut_off_is_finished_c7() {
     );
     let session = at_owner(&members, |at| {
         let request = open(&parts("looked-at")[0], "late");
-        async {
+        let members = &members;
+        async move {
             members[at]
                 .broker
                 .open_producer(&ctx(), request)
@@ -288,7 +289,8 @@ async fn the_suffix_of_partitions_counts_for_the_length_of_a_name_l1() {
     let expect = Expect::Revision(found.revision);
     let store = &harness.world.store;
     store.put(&partition, &key, value, expect).await.unwrap();
-    let deleted = broker.delete_topic(&ctx(), name(&long), Deletion::Force);
+    let context = ctx();
+    let deleted = broker.delete_topic(&context, name(&long), Deletion::Force);
     soon("a deletion", deleted).await.unwrap();
     assert!(harness.world.store.keys("t/public/default/t/").is_empty());
 }

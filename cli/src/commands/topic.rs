@@ -102,6 +102,7 @@ fn stats_object(stats: &TopicStats) -> Value {
         "bytes_in": stats.bytes_in,
         "messages_out": stats.messages_out,
         "bytes_out": stats.bytes_out,
+        "shortened": stats.shortened,
         "ledgers": ledgers,
         "producers": producers,
         "subscriptions": subscriptions,
@@ -128,6 +129,9 @@ fn print_stats(out: &Output, stats: &TopicStats) -> Result<(), CliError> {
         "since load {} messages in, {} out",
         stats.messages_in, stats.messages_out
     ))?;
+    if stats.shortened {
+        out.line("the lists below are shortened")?;
+    }
     print_ledgers(out, stats)?;
     print_producers(out, stats)?;
     print_subscriptions(out, stats)

@@ -34,6 +34,8 @@ pub struct TopicStats {
     pub messages_out: u64,
     /// Bytes delivered since the topic was loaded.
     pub bytes_out: u64,
+    /// The lists were too long: the newest ledgers and some of the rest are here.
+    pub shortened: bool,
 }
 
 /// A ledger of a topic.
@@ -108,6 +110,7 @@ impl From<v1::TopicStatsResponse> for TopicStats {
             bytes_in: stats.bytes_in,
             messages_out: stats.messages_out,
             bytes_out: stats.bytes_out,
+            shortened: stats.shortened,
         }
     }
 }
