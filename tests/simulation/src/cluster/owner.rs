@@ -172,8 +172,14 @@ impl Owner {
             },
             owner_epoch: OwnerEpoch(epoch),
         };
-        let (ctx, kind) = (Arc::clone(context), LogKind::Messages);
-        let log = TopicLog::open(ctx, Arc::clone(&cell), kind, options).await?;
+        let log = loop {
+            let (ctx, kind) = (Arc::clone(context), LogKind::Messages);
+            match TopicLog::open(ctx, Arc::clone(&cell), kind, options).await {
+                // A former owner that seals may have removed an empty ledger a moment ago.
+                Err(LogError::Damaged(_)) if cell.refresh().await? => {}
+                opened => break opened?,
+            }
+        };
         let owner = Owner {
             topic,
             process,
