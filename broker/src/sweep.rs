@@ -4,7 +4,8 @@
 //! A walk over the records of all topics, a page at a time and at a bounded rate, finds those whose first
 //! ledger has had its time. Such a topic is loaded for a visit, by whoever owns its bundle, trims itself as any
 //! loaded one does, and goes again. What it left behind because a subscription needs it is remembered, so that
-//! a backlog costs no load at each round. Nothing is written for a topic that has nothing to trim.
+//! a backlog costs no load at each round. Nothing is written for a topic that has nothing to trim. A
+//! deletion that somebody has left unfinished goes on.
 //!
 //! It knows of no owner but by asking: a bundle that nobody owns gets one like for any other request.
 
@@ -162,7 +163,7 @@ async fn round(topics: &Arc<Topics>) -> Result<(), BrokerError> {
 /// The topic of a record if it is to be visited. A namespace comes before its topics.
 async fn look(
     shared: &Arc<Shared>,
-    topics: &Topics,
+    topics: &Arc<Topics>,
     current: &mut Option<Current>,
     versioned: &Versioned,
 ) -> Result<Option<TopicName>, BrokerError> {
@@ -192,6 +193,10 @@ async fn look(
         return Ok(None);
     }
     let record: TopicRecord = record::decode(versioned)?;
+    if record.deleting {
+        topics.resume_deletion(&topic);
+        return Ok(None);
+    }
     let store = shared.namespaces.store().as_ref();
     let (retention, now_ms) = (namespace.policies.retention, shared.clock.wall_ms());
     let due = first_due_on_record(store, &record, retention, now_ms).await?;

@@ -44,7 +44,7 @@ async fn a_topic_that_nobody_uses_is_trimmed() -> Result<()> {
     let client = server.client()?;
     let admin = client.admin();
     admin
-        .create_namespace("public/short", Some(policies(3_600_000)))
+        .create_namespace("public/short", policies(3_600_000).into())
         .await?;
     let producer = client.producer("public/short/topic").open().await?;
     for number in 0..25 {
@@ -59,7 +59,9 @@ async fn a_topic_that_nobody_uses_is_trimmed() -> Result<()> {
         Ok((loaded().await? < 0.5).then_some(()))
     })
     .await?;
-    admin.update_namespace("public/short", policies(1)).await?;
+    admin
+        .update_namespace("public/short", policies(1).into())
+        .await?;
     let deleted = || metric(&http, "aquifer_ledger_deleted_total");
     until("its three ledgers to be deleted", || async {
         Ok((deleted().await? > 2.5).then_some(()))

@@ -263,30 +263,13 @@ impl Broker {
     ) -> Result<(), BrokerError> {
         self.shared.namespaces.policies(topic.namespace()).await?;
         if topic.partition().is_some() && how != Deletion::Check {
-            return self.remove_partition(topic).await;
+            return self.topics.delete_partition(topic).await;
         }
         match how {
             Deletion::Check => self.topics.check_unused(topic).await,
             Deletion::IfUnused => self.topics.delete(topic, false).await,
             Deletion::Force => self.topics.delete(topic, true).await,
         }
-    }
-
-    /// Deletes a partition of a topic that is being deleted, or is gone.
-    async fn remove_partition(&self, part: &TopicName) -> Result<(), BrokerError> {
-        let (base, ctx) = (part.base(), Arc::clone(&self.shared.log));
-        let base_record = TopicRecordCell::load(ctx, &base, Vec::new()).await?;
-        let base_record = base_record.map(|cell| cell.record());
-        let is_kept = base_record.is_some_and(|record| {
-            !record.deleting && part.partition().is_some_and(|n| n < record.partitions)
-        });
-        if is_kept {
-            return Err(BrokerError::invalid(
-                format!("{part} is a partition of {base}, which would lose its messages"),
-                format!("delete {base} with all its partitions, or let retention trim them"),
-            ));
-        }
-        self.topics.delete_one(part, true).await
     }
 
     /// What is said of a topic that is being deleted, which goes on thereby.

@@ -4,7 +4,7 @@
 //! listed, and none of its partitions is created or loaded any more, wherever (creating one compares
 //! the topic's record). Then its partitions are deleted, each by its owner, then the record. A deletion
 //! belongs to nobody's request: it goes on when the request ends, whoever asks for the same waits for
-//! it, and when its broker ends, the next who comes upon the mark has it finished.
+//! it, and when its broker ends, whoever comes upon the mark has it finished, the sweep at the latest.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -12,6 +12,8 @@ use std::time::Duration;
 
 use aquifer_ledger::error::LogError;
 use aquifer_ledger::managed::TopicRecordCell;
+use aquifer_metadata::keys;
+use aquifer_metadata::store::{Expect, Guard};
 use aquifer_model::topic::TopicName;
 use aquifer_protocol_api::broker::Deletion;
 use aquifer_protocol_api::error::{ApiError, ErrorKind, Outcome};
@@ -140,7 +142,7 @@ impl Topics {
         };
         let record = cell.record();
         if record.partitions == 0 {
-            self.delete_one(topic, force).await?;
+            self.delete_one(topic, force, None).await?;
             tracing::info!(%topic, "topic deleted");
             return Ok(());
         }
@@ -160,7 +162,15 @@ impl Topics {
         });
         each.await
             .map_err(|(part, error)| unfinished(&part, error))?;
-        self.delete_one(topic, true).await?;
+        let _away = self.begin_delete(topic, true).await?;
+        if let Err(error) = cell.delete().await {
+            // Whoever else deletes it may have been first; one that was created since stays.
+            let ctx = Arc::clone(&self.shared.log);
+            let now = TopicRecordCell::load(ctx, topic, Vec::new()).await?;
+            if now.is_some_and(|now| now.incarnation() == cell.incarnation()) {
+                return Err(error.into());
+            }
+        }
         tracing::info!(%topic, partitions = record.partitions, "topic deleted");
         Ok(())
     }
@@ -195,7 +205,7 @@ impl Topics {
     async fn delete_part(self: &Arc<Self>, part: &TopicName) -> Result<(), BrokerError> {
         let mut pause = RETRY_MIN;
         for attempt in 1.. {
-            let outcome = match self.delete_one(part, true).await {
+            let outcome = match self.delete_partition(part).await {
                 Err(BrokerError::Elsewhere { url, .. }) => {
                     self.ask_peer(&url, part, Deletion::Force).await
                 }
@@ -213,11 +223,38 @@ impl Topics {
         Ok(())
     }
 
-    /// Deletes a topic that stores something itself, or the record of one that does not any more.
-    pub(crate) async fn delete_one(
+    /// Deletes a partition of a topic that is being deleted, or is gone, and none of a topic that was
+    /// created again meanwhile.
+    pub(crate) async fn delete_partition(
+        self: &Arc<Self>,
+        part: &TopicName,
+    ) -> Result<(), BrokerError> {
+        let (base, ctx) = (part.base(), Arc::clone(&self.shared.log));
+        let found = TopicRecordCell::load(ctx, &base, Vec::new()).await?;
+        let is_kept = |cell: &Arc<TopicRecordCell>| {
+            let record = cell.record();
+            !record.deleting && part.partition().is_some_and(|n| n < record.partitions)
+        };
+        if found.as_ref().is_some_and(is_kept) {
+            return Err(BrokerError::invalid(
+                format!("{part} is a partition of {base}, which would lose its messages"),
+                format!("delete {base} with all its partitions, or let retention trim them"),
+            ));
+        }
+        let absent = Guard {
+            key: keys::topic(&base),
+            expect: Expect::Absent,
+        };
+        let unchanged = found.map_or(absent, |cell| cell.unchanged());
+        self.delete_one(part, true, Some(unchanged)).await
+    }
+
+    /// Deletes a topic that stores something itself, while something holds.
+    async fn delete_one(
         self: &Arc<Self>,
         topic: &TopicName,
         force: bool,
+        holds: Option<Guard>,
     ) -> Result<(), BrokerError> {
         let ctx = || Arc::clone(&self.shared.log);
         // Of a partition that was never used nobody has to be the owner.
@@ -229,7 +266,7 @@ impl Topics {
         }
         let owned = self.shared.own(topic).await?;
         let _away = self.begin_delete(topic, force).await?;
-        let guards = vec![owned.guard.clone()];
+        let guards = [owned.guard.clone()].into_iter().chain(holds).collect();
         let Some(cell) = TopicRecordCell::load(ctx(), topic, guards).await? else {
             return Ok(());
         };

@@ -83,11 +83,7 @@ impl TopicRecordCell {
         guards: Vec<Guard>,
         of: &TopicRecordCell,
     ) -> Result<Arc<TopicRecordCell>, LogError> {
-        let unchanged = Guard {
-            key: of.key.clone(),
-            expect: Expect::Revision(of.current.lock().1),
-        };
-        TopicRecordCell::create_while(ctx, topic, 0, guards, Some(unchanged)).await
+        TopicRecordCell::create_while(ctx, topic, 0, guards, Some(of.unchanged())).await
     }
 
     async fn create_while(
@@ -173,6 +169,15 @@ impl TopicRecordCell {
     #[must_use]
     pub fn incarnation(&self) -> TopicIncarnation {
         self.incarnation
+    }
+
+    /// Holds as long as the record is as this process knows it.
+    #[must_use]
+    pub fn unchanged(&self) -> Guard {
+        Guard {
+            key: self.key.clone(),
+            expect: Expect::Revision(self.current.lock().1),
+        }
     }
 
     /// Notes that a partitioned topic is being deleted: from now on it has no partitions but those that
