@@ -308,10 +308,11 @@ impl Setting {
                 journal: true,
                 ..Setting::quiet(2, 2, 2, 1)
             },
-            // Repair is not in the model.
+            // Repair and owners of topics are not in the model.
             Defect::ThinLedgerNotMarked
             | Defect::NegativeTakenForAbsence
-            | Defect::RepairStopsAtHole => Setting {
+            | Defect::RepairStopsAtHole
+            | Defect::OpensAfterHandOver => Setting {
                 closes: true,
                 ..Setting::quiet(3, 3, 2, 1)
             },
