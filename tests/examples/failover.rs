@@ -65,11 +65,7 @@ async fn measure(topics: usize, pace: Duration) -> Result<()> {
     eprintln!("{topics} topics are open");
 
     let quiet = phase(&load, async { Ok(()) }).await?;
-    cluster
-        .give_all(&client.admin(), NAMESPACE, "broker-1")
-        .await?;
-    load.everybody_goes_on(LIMIT).await?;
-    sleep(QUIET).await;
+    owns_all(&cluster, &client, &load, "broker-1").await?;
     let killed = phase(&load, async {
         let _come = come();
         cluster.kill("broker-1")?;
@@ -77,11 +73,7 @@ async fn measure(topics: usize, pace: Duration) -> Result<()> {
     })
     .await?;
     cluster.start_again("broker-1")?;
-    cluster
-        .give_all(&client.admin(), NAMESPACE, "broker-2")
-        .await?;
-    load.everybody_goes_on(LIMIT).await?;
-    sleep(QUIET).await;
+    owns_all(&cluster, &client, &load, "broker-2").await?;
     let drained = phase(&load, async {
         let _come = come();
         cluster.terminate("broker-2")
@@ -90,9 +82,7 @@ async fn measure(topics: usize, pace: Duration) -> Result<()> {
     cluster.start_again("broker-2")?;
     let given = phase(&load, async {
         let _come = come();
-        let admin = client.admin();
-        cluster.give_all(&admin, NAMESPACE, "broker-3").await?;
-        load.everybody_goes_on(LIMIT).await
+        give_all(&cluster, &client, &load, "broker-3").await
     })
     .await?;
     let restarted = phase(&load, async {
@@ -130,6 +120,20 @@ async fn measure(topics: usize, pace: Duration) -> Result<()> {
     );
     cluster.stop()?;
     cluster.check_logs()
+}
+
+/// Gives everything to a broker, and waits until all is quiet again.
+async fn owns_all(cluster: &Cluster, client: &Client, load: &Load, broker: &str) -> Result<()> {
+    give_all(cluster, client, load, broker).await?;
+    sleep(QUIET).await;
+    Ok(())
+}
+
+/// Gives everything to a broker, and waits until every topic goes on.
+async fn give_all(cluster: &Cluster, client: &Client, load: &Load, broker: &str) -> Result<()> {
+    let admin = client.admin();
+    cluster.give_all(&admin, NAMESPACE, broker).await?;
+    load.everybody_goes_on(LIMIT).await
 }
 
 /// A client that knows every broker.

@@ -141,6 +141,8 @@ mod tests {
     use std::time::Duration;
 
     use aquifer_metadata::embedded::{EmbeddedOptions, EmbeddedStore};
+    use aquifer_metadata::keys;
+    use aquifer_model::id::BrokerId;
     use aquifer_runtime::clock::{self, SystemClock};
     use aquifer_runtime::disk::{Disk, SimDisk};
     use aquifer_runtime::rng::SystemRng;
@@ -164,7 +166,7 @@ mod tests {
         health.set_serving(true);
         assert!(health.ready().is_err(), "nothing is announced");
         assert!(health.healthy().is_ok());
-        lease.set("brokers/00000000000000000000000000000001", "x".into());
+        lease.set(&keys::broker(BrokerId([1; 16])), "x".into());
         let announced = clock::timeout(Duration::from_secs(30), lease.announced());
         announced.await.unwrap();
         assert_eq!(health.ready(), Ok("ok\n".to_owned()));
