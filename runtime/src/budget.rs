@@ -1,214 +1,422 @@
-//! Byte budgets: what a component may hold in memory at once (I13). Acquiring waits in first-come
-//! order, so that a large request is not starved by small ones.
+//! Byte budgets: what a component may hold in memory at once (I13). Budgets form a tree: a child
+//! takes its bytes from its parent as well, so the root bounds the sum.
+//!
+//! No child can starve the others, however long it keeps what it has: it may hold at most
+//! [`SHARE`] times what it leaves free, so that n children which give nothing back leave
+//! `1 / (1 + n * SHARE)` of the capacity to the rest. A child that holds nothing may take
+//! whatever is free. What nobody needs is borrowed without a reservation.
+//!
+//! Acquiring waits in first-come order within a child, and in turns between children. A large
+//! request that no moment has room for collects bytes as they come back, and leaves
+//! `1 / COLLECT_FLOOR` of the capacity to small ones meanwhile: it is not starved, nor are they.
 
+use std::collections::{HashMap, VecDeque};
+use std::future::Future;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll, Waker};
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use parking_lot::{Mutex, MutexGuard};
+
+/// A child may hold this many times the bytes that its parent has free.
+const SHARE: usize = 2;
+/// A request that collects leaves this part of the root's capacity free.
+const COLLECT_FLOOR: usize = 16;
 
 /// A bounded number of bytes, shared by its clones.
 #[derive(Debug, Clone)]
 pub struct ByteBudget {
-    inner: Arc<Inner>,
-}
-
-#[derive(Debug)]
-struct Inner {
-    semaphore: Arc<Semaphore>,
-    capacity_bytes: usize,
-    used_bytes: AtomicUsize,
-    /// The semaphore counts at most `u32::MAX` units at once; a unit is `1 << unit_shift` bytes.
-    unit_shift: u32,
-    units: u32,
+    node: Arc<Node>,
 }
 
 /// Bytes taken from a budget, given back on drop.
 #[derive(Debug)]
 #[must_use = "the bytes are given back when the permit is dropped"]
 pub struct BytePermit {
-    inner: Arc<Inner>,
+    node: Arc<Node>,
     bytes: usize,
-    units: OwnedSemaphorePermit,
+}
+
+#[derive(Debug)]
+struct Node {
+    id: u64,
+    capacity_bytes: usize,
+    /// Changed only while the tree is locked.
+    used_bytes: AtomicUsize,
+    parent: Option<Arc<Node>>,
+    tree: Arc<Mutex<Tree>>,
+}
+
+/// Who waits in a tree.
+#[derive(Debug, Default)]
+struct Tree {
+    waiters: HashMap<u64, Waiter>,
+    queues: HashMap<u64, Queue>,
+    /// Nodes with a queue, in the order of their turns.
+    turns: VecDeque<u64>,
+    /// The request that collects. There is one at a time: two could wait for each other.
+    collector: Option<u64>,
+    next_id: u64,
+}
+
+/// The requests of one node that wait, oldest first.
+#[derive(Debug)]
+struct Queue {
+    node: Arc<Node>,
+    tickets: VecDeque<u64>,
+}
+
+#[derive(Debug)]
+struct Waiter {
+    bytes: usize,
+    /// What was collected so far; everything once the request is granted.
+    have: usize,
+    granted: bool,
+    waker: Option<Waker>,
 }
 
 impl ByteBudget {
     /// A budget of `capacity_bytes`.
+    #[must_use]
     pub fn new(capacity_bytes: usize) -> Self {
-        let mut unit_shift = 0;
-        let units = loop {
-            match u32::try_from(capacity_bytes >> unit_shift) {
-                Ok(units) => break units,
-                Err(_) => unit_shift += 1,
-            }
-        };
-        let permits = usize::try_from(units)
-            .unwrap_or(Semaphore::MAX_PERMITS)
-            .min(Semaphore::MAX_PERMITS);
         Self {
-            inner: Arc::new(Inner {
-                semaphore: Arc::new(Semaphore::new(permits)),
+            node: Arc::new(Node {
+                id: 0,
                 capacity_bytes,
                 used_bytes: AtomicUsize::new(0),
-                unit_shift,
-                units,
+                parent: None,
+                tree: Arc::new(Mutex::new(Tree {
+                    next_id: 1,
+                    ..Tree::default()
+                })),
+            }),
+        }
+    }
+
+    /// A part of this budget: holds at most `capacity_bytes`, and no more than its share.
+    #[must_use]
+    pub fn child(&self, capacity_bytes: usize) -> ByteBudget {
+        let tree = Arc::clone(&self.node.tree);
+        let id = tree.lock().draw_id();
+        Self {
+            node: Arc::new(Node {
+                id,
+                capacity_bytes: capacity_bytes.min(self.node.capacity_bytes),
+                used_bytes: AtomicUsize::new(0),
+                parent: Some(Arc::clone(&self.node)),
+                tree,
             }),
         }
     }
 
     /// Waits until the bytes are free and takes them. A request above the capacity takes the
     /// whole capacity: it runs alone instead of never.
-    pub async fn acquire(&self, bytes: usize) -> BytePermit {
-        let (bytes, units) = self.inner.clamp(bytes);
-        let permit = Arc::clone(&self.inner.semaphore)
-            .acquire_many_owned(units)
-            .await
-            .expect("the semaphore of a budget is never closed");
-        self.inner.permit(bytes, permit)
+    pub fn acquire(&self, bytes: usize) -> Acquire {
+        Acquire {
+            node: Arc::clone(&self.node),
+            bytes: bytes.min(self.node.capacity_bytes),
+            ticket: None,
+        }
     }
 
-    /// Takes the bytes when they are free now and nobody waits for them.
+    /// Takes the bytes when they are free now and nobody of this budget waits for some.
+    #[must_use]
     pub fn try_acquire(&self, bytes: usize) -> Option<BytePermit> {
-        let (bytes, units) = self.inner.clamp(bytes);
-        let permit = Arc::clone(&self.inner.semaphore)
-            .try_acquire_many_owned(units)
-            .ok()?;
-        Some(self.inner.permit(bytes, permit))
+        let bytes = bytes.min(self.node.capacity_bytes);
+        let tree = self.node.tree.lock();
+        tree.try_take(&self.node, bytes)
+            .then(|| self.node.permit(bytes))
     }
 
-    /// Bytes that permits hold now.
+    /// Bytes that permits hold now, and requests that collect.
+    #[must_use]
     pub fn used_bytes(&self) -> usize {
-        self.inner.used_bytes.load(Ordering::Relaxed)
+        self.node.used()
     }
 
     /// Bytes that the permits may hold together.
+    #[must_use]
     pub fn capacity_bytes(&self) -> usize {
-        self.inner.capacity_bytes
+        self.node.capacity_bytes
+    }
+
+    /// Bytes that this budget may take now.
+    #[must_use]
+    pub fn room_bytes(&self) -> usize {
+        let _tree = self.node.tree.lock();
+        self.node.room(0)
     }
 }
 
-impl Inner {
-    /// The bytes a request really takes, and its units, rounded up.
-    fn clamp(&self, bytes: usize) -> (usize, u32) {
-        let bytes = bytes.min(self.capacity_bytes);
-        let mask = (1_usize << self.unit_shift) - 1;
-        let units = (bytes >> self.unit_shift) + usize::from(bytes & mask != 0);
-        (
-            bytes,
-            u32::try_from(units).unwrap_or(self.units).min(self.units),
-        )
+impl Node {
+    fn used(&self) -> usize {
+        self.used_bytes.load(Ordering::Relaxed)
     }
 
-    fn permit(self: &Arc<Self>, bytes: usize, units: OwnedSemaphorePermit) -> BytePermit {
-        self.used_bytes.fetch_add(bytes, Ordering::Relaxed);
+    /// How much more the node may take. `collected` of what it holds belongs to a request that
+    /// has not been granted, and does not count against its share.
+    fn room(&self, collected: usize) -> usize {
+        let used = self.used();
+        let own = self.capacity_bytes.saturating_sub(used);
+        let Some(parent) = &self.parent else {
+            return own;
+        };
+        let free = parent.room(collected);
+        let held = used.saturating_sub(collected);
+        if held == 0 {
+            return own.min(free);
+        }
+        let share = free.saturating_mul(SHARE).saturating_sub(held);
+        own.min(free).min(share)
+    }
+
+    fn path(&self) -> impl Iterator<Item = &Node> {
+        std::iter::successors(Some(self), |node| node.parent.as_deref())
+    }
+
+    fn root_free(&self) -> (usize, usize) {
+        let root = self.path().last().unwrap_or(self);
+        let free = root.capacity_bytes.saturating_sub(root.used());
+        (free, root.capacity_bytes)
+    }
+
+    /// The tree is locked.
+    fn take(&self, bytes: usize) {
+        for node in self.path() {
+            node.used_bytes.fetch_add(bytes, Ordering::Relaxed);
+        }
+    }
+
+    /// The tree is locked.
+    fn give(&self, bytes: usize) {
+        for node in self.path() {
+            node.used_bytes.fetch_sub(bytes, Ordering::Relaxed);
+        }
+    }
+
+    fn permit(self: &Arc<Self>, bytes: usize) -> BytePermit {
         BytePermit {
-            inner: Arc::clone(self),
+            node: Arc::clone(self),
             bytes,
-            units,
+        }
+    }
+
+    /// Gives bytes back and lets those who wait for them go on.
+    fn release(&self, bytes: usize) {
+        if bytes == 0 {
+            return;
+        }
+        let tree = self.tree.lock();
+        self.give(bytes);
+        wake(tree);
+    }
+}
+
+impl Tree {
+    fn draw_id(&mut self) -> u64 {
+        let id = self.next_id;
+        self.next_id += 1;
+        id
+    }
+
+    fn try_take(&self, node: &Node, bytes: usize) -> bool {
+        let free = !self.queues.contains_key(&node.id) && bytes <= node.room(0);
+        if free {
+            node.take(bytes);
+        }
+        free
+    }
+
+    fn enqueue(&mut self, node: &Arc<Node>, bytes: usize, waker: Waker) -> u64 {
+        let ticket = self.draw_id();
+        let waiter = Waiter {
+            bytes,
+            have: 0,
+            granted: false,
+            waker: Some(waker),
+        };
+        self.waiters.insert(ticket, waiter);
+        let turns = &mut self.turns;
+        let queue = self.queues.entry(node.id).or_insert_with(|| {
+            turns.push_back(node.id);
+            Queue {
+                node: Arc::clone(node),
+                tickets: VecDeque::new(),
+            }
+        });
+        queue.tickets.push_back(ticket);
+        ticket
+    }
+
+    /// Removes a request; says what it held.
+    fn forget(&mut self, node: &Node, ticket: u64) -> usize {
+        if let Some(queue) = self.queues.get_mut(&node.id) {
+            queue.tickets.retain(|other| *other != ticket);
+            if queue.tickets.is_empty() {
+                self.queues.remove(&node.id);
+                self.turns.retain(|id| *id != node.id);
+            }
+        }
+        if self.collector == Some(ticket) {
+            self.collector = None;
+        }
+        self.waiters.remove(&ticket).map_or(0, |waiter| waiter.have)
+    }
+
+    /// Grants what there is room for, one request a node and turn, until nothing fits.
+    fn grant(&mut self, wakers: &mut Vec<Waker>) {
+        let mut idle = 0;
+        while idle < self.turns.len() {
+            let Some(id) = self.turns.pop_front() else {
+                return;
+            };
+            self.turns.push_back(id);
+            match self.grant_first(id) {
+                Some(waker) => {
+                    idle = 0;
+                    wakers.extend(waker);
+                }
+                None => idle += 1,
+            }
+        }
+    }
+
+    /// Grants the oldest request of a node if it fits; otherwise it may collect, if no other does.
+    fn grant_first(&mut self, id: u64) -> Option<Option<Waker>> {
+        let queue = self.queues.get_mut(&id)?;
+        let node = Arc::clone(&queue.node);
+        let ticket = *queue.tickets.front()?;
+        let waiter = self.waiters.get_mut(&ticket)?;
+        let missing = waiter.bytes - waiter.have;
+        if missing > node.room(waiter.have) {
+            let nothing_else = node.used() == waiter.have;
+            if nothing_else && *self.collector.get_or_insert(ticket) == ticket {
+                let (free, capacity) = node.root_free();
+                let spare = free.saturating_sub(capacity / COLLECT_FLOOR);
+                let part = spare.min(missing).min(node.room(waiter.have));
+                waiter.have += part;
+                node.take(part);
+            }
+            return None;
+        }
+        node.take(missing);
+        waiter.have = waiter.bytes;
+        waiter.granted = true;
+        if self.collector == Some(ticket) {
+            self.collector = None;
+        }
+        let waker = waiter.waker.take();
+        queue.tickets.pop_front();
+        if queue.tickets.is_empty() {
+            self.queues.remove(&id);
+            self.turns.retain(|other| *other != id);
+        }
+        Some(waker)
+    }
+}
+
+/// Lets those go on who can, once the tree is not locked any more.
+fn wake(mut tree: MutexGuard<'_, Tree>) {
+    let mut wakers = Vec::new();
+    if !tree.turns.is_empty() {
+        tree.grant(&mut wakers);
+    }
+    drop(tree);
+    for waker in wakers {
+        waker.wake();
+    }
+}
+
+/// Waits for bytes of a budget. Dropped, it waits no longer and holds nothing.
+#[derive(Debug)]
+#[must_use = "nothing is acquired until it is awaited"]
+pub struct Acquire {
+    node: Arc<Node>,
+    bytes: usize,
+    ticket: Option<u64>,
+}
+
+impl Future for Acquire {
+    type Output = BytePermit;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<BytePermit> {
+        let node = Arc::clone(&self.node);
+        let mut tree = node.tree.lock();
+        let Some(ticket) = self.ticket else {
+            if tree.try_take(&node, self.bytes) {
+                return Poll::Ready(node.permit(self.bytes));
+            }
+            self.ticket = Some(tree.enqueue(&node, self.bytes, context.waker().clone()));
+            // What it cannot have at once it may begin to collect.
+            wake(tree);
+            return Poll::Pending;
+        };
+        let Some(waiter) = tree.waiters.get_mut(&ticket) else {
+            return Poll::Pending;
+        };
+        if waiter.granted {
+            tree.waiters.remove(&ticket);
+            self.ticket = None;
+            return Poll::Ready(node.permit(self.bytes));
+        }
+        waiter.waker = Some(context.waker().clone());
+        Poll::Pending
+    }
+}
+
+impl Drop for Acquire {
+    fn drop(&mut self) {
+        if let Some(ticket) = self.ticket {
+            let mut tree = self.node.tree.lock();
+            let held = tree.forget(&self.node, ticket);
+            self.node.give(held);
+            // Also without bytes: it may have stood in front of others.
+            wake(tree);
         }
     }
 }
 
 impl BytePermit {
     /// How many bytes this permit holds.
+    #[must_use]
     pub fn bytes(&self) -> usize {
         self.bytes
     }
 
-    /// Gives back what is above `bytes`.
+    /// Takes up to `bytes` out of this permit into one of its own.
+    pub fn split(&mut self, bytes: usize) -> BytePermit {
+        let bytes = bytes.min(self.bytes);
+        self.bytes -= bytes;
+        self.node.permit(bytes)
+    }
+
+    /// Gives back what exceeds `bytes`.
     pub fn shrink_to(&mut self, bytes: usize) {
-        let (bytes, units) = self.inner.clamp(bytes.min(self.bytes));
-        let kept = usize::try_from(units).unwrap_or(usize::MAX);
-        let surplus = self.units.num_permits().saturating_sub(kept);
-        drop(self.units.split(surplus));
-        self.inner
-            .used_bytes
-            .fetch_sub(self.bytes - bytes, Ordering::Relaxed);
-        self.bytes = bytes;
+        drop(self.split(self.bytes.saturating_sub(bytes)));
+    }
+
+    /// Moves the bytes to another budget of the same tree, which keeps its bounds by refusing the
+    /// next request instead of this one. The sum does not change.
+    pub fn move_to(&mut self, budget: &ByteBudget) {
+        assert!(
+            Arc::ptr_eq(&self.node.tree, &budget.node.tree),
+            "bytes move within a tree"
+        );
+        let tree = Arc::clone(&self.node.tree);
+        let tree = tree.lock();
+        budget.node.take(self.bytes);
+        self.node.give(self.bytes);
+        self.node = Arc::clone(&budget.node);
+        wake(tree);
     }
 }
 
 impl Drop for BytePermit {
     fn drop(&mut self) {
-        self.inner
-            .used_bytes
-            .fetch_sub(self.bytes, Ordering::Relaxed);
+        self.node.release(self.bytes);
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use futures::FutureExt;
-    use futures::task::noop_waker;
-    use std::pin::pin;
-    use std::task::{Context, Poll};
-
-    use super::*;
-
-    #[test]
-    fn a_permit_gives_back_what_it_does_not_need() {
-        for capacity in [1_000, 1 << 40] {
-            let budget = ByteBudget::new(capacity);
-            let mut permit = budget.try_acquire(capacity).unwrap();
-            assert!(budget.try_acquire(1).is_none());
-            permit.shrink_to(capacity / 4);
-            assert_eq!(budget.used_bytes(), capacity / 4);
-            permit.shrink_to(capacity);
-            assert_eq!(permit.bytes(), capacity / 4);
-            let rest = budget.try_acquire(capacity / 2).unwrap();
-            drop((permit, rest));
-            assert_eq!(budget.used_bytes(), 0);
-            assert!(budget.try_acquire(capacity).is_some());
-        }
-    }
-
-    #[tokio::test]
-    async fn permits_bound_the_bytes_in_use() {
-        let budget = ByteBudget::new(100);
-        let first = budget.acquire(60).await;
-        assert!(budget.try_acquire(41).is_none());
-        let second = budget.try_acquire(40).expect("40 bytes are free");
-        assert_eq!(budget.used_bytes(), 100);
-        drop(first);
-        assert_eq!(budget.used_bytes(), 40);
-        assert_eq!(second.bytes(), 40);
-    }
-
-    #[tokio::test]
-    async fn a_request_above_the_capacity_runs_alone() {
-        let budget = ByteBudget::new(10);
-        let all = budget.acquire(1_000).await;
-        assert_eq!(all.bytes(), 10);
-        assert!(budget.try_acquire(1).is_none());
-        drop(all);
-        assert_eq!(budget.used_bytes(), 0);
-    }
-
-    #[tokio::test]
-    async fn waiting_is_first_come_first_served() {
-        let budget = ByteBudget::new(10);
-        let held = budget.acquire(6).await;
-        let waker = noop_waker();
-        let mut context = Context::from_waker(&waker);
-        let mut large = pin!(budget.acquire(8));
-        assert!(large.as_mut().poll(&mut context).is_pending());
-        let mut small = pin!(budget.acquire(1));
-        assert!(
-            small.as_mut().poll(&mut context).is_pending(),
-            "a small request must not overtake a large one"
-        );
-        drop(held);
-        assert!(matches!(large.as_mut().poll(&mut context), Poll::Ready(_)));
-        assert!(small.now_or_never().is_some());
-    }
-
-    #[tokio::test]
-    async fn budgets_above_four_gibibytes_work() {
-        let capacity = 64_usize << 30;
-        let budget = ByteBudget::new(capacity);
-        let half = budget.acquire(capacity / 2).await;
-        assert!(budget.try_acquire(capacity / 2 + (1 << 20)).is_none());
-        let rest = budget.try_acquire(capacity / 2 - (1 << 20));
-        assert!(rest.is_some());
-        drop(half);
-    }
-}
+mod tests;
