@@ -1,7 +1,14 @@
 //! Compiles the .proto files without `protoc`: protox parses them, tonic-prost-build generates.
+//! Beside the messages goes what one costs to decode (src/shape.rs).
 
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
 use std::path::Path;
 
+#[allow(
+    clippy::disallowed_methods,
+    reason = "cargo tells a build script where to write in its environment"
+)]
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let root = Path::new("proto");
     let names = ["error", "broker", "admin", "bookie", "metadata"];
@@ -11,10 +18,88 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         .collect();
     println!("cargo:rerun-if-changed=proto");
     let descriptors = protox::compile(&files, [root])?;
+    let mut requests = BTreeSet::new();
+    let mut shapes = BTreeMap::new();
+    for file in &descriptors.file {
+        for method in file.service.iter().flat_map(|service| &service.method) {
+            requests.insert(short(method.input_type()));
+        }
+        for message in &file.message_type {
+            let fields = message.field.iter().filter_map(|field| {
+                let repeated = field.label.is_some_and(|label| label == REPEATED);
+                let kind = field.r#type.unwrap_or_default();
+                shape_of_field(field.number(), kind, short(field.type_name()), repeated)
+            });
+            shapes.insert(message.name().to_owned(), fields.collect::<Vec<_>>());
+        }
+    }
+    let code = shapes_code(&shapes, &requests)?;
+    let out = std::env::var("OUT_DIR")?;
+    std::fs::write(Path::new(&out).join("shapes.rs"), code)?;
     // Payloads stay slices of the frame they arrived in.
     tonic_prost_build::configure()
         .bytes(".")
         .codec_path("crate::codec::RoomyCodec")
         .compile_fds(descriptors)?;
     Ok(())
+}
+
+// descriptor.proto, FieldDescriptorProto.
+const REPEATED: i32 = 3;
+const TYPE_STRING: i32 = 9;
+const TYPE_MESSAGE: i32 = 11;
+const TYPE_BYTES: i32 = 12;
+
+fn short(name: &str) -> String {
+    name.rsplit('.').next().unwrap_or(name).to_owned()
+}
+
+/// What counts of a field: its elements if it repeats, and what is inside of a message.
+fn shape_of_field(number: i32, kind: i32, message: String, repeated: bool) -> Option<String> {
+    let element = match kind {
+        TYPE_MESSAGE => format!("size_of::<v1::{message}>()"),
+        // The text lies in an allocation of its own.
+        TYPE_STRING => "2 * size_of::<String>()".to_owned(),
+        TYPE_BYTES => "size_of::<bytes::Bytes>()".to_owned(),
+        // Numbers take eight bytes at most.
+        _ => "size_of::<u64>()".to_owned(),
+    };
+    let inside = match kind {
+        TYPE_MESSAGE => format!("Some(<v1::{message} as Shaped>::SHAPE)"),
+        _ => "None".to_owned(),
+    };
+    if !repeated && kind != TYPE_MESSAGE {
+        return None;
+    }
+    let element = if repeated { element } else { "0".to_owned() };
+    let packed = repeated && ![TYPE_MESSAGE, TYPE_STRING, TYPE_BYTES].contains(&kind);
+    Some(format!(
+        "Field {{ number: {number}, element_bytes: {element}, packed: {packed}, inside: {inside} }}"
+    ))
+}
+
+fn shapes_code(
+    shapes: &BTreeMap<String, Vec<String>>,
+    requests: &BTreeSet<String>,
+) -> Result<String, std::fmt::Error> {
+    let mut code = String::new();
+    for (message, fields) in shapes {
+        let is_request = requests.contains(message);
+        let max = match is_request {
+            true => "REQUEST_ELEMENT_BYTES_MAX",
+            false => "RESPONSE_ELEMENT_BYTES_MAX",
+        };
+        writeln!(code, "impl Shaped for v1::{message} {{")?;
+        writeln!(code, "    const ELEMENT_BYTES_MAX: usize = {max};")?;
+        writeln!(code, "    const IS_REQUEST: bool = {is_request};")?;
+        writeln!(
+            code,
+            "    const SHAPE: &'static Shape = &Shape {{ fields: &["
+        )?;
+        for field in fields {
+            writeln!(code, "        {field},")?;
+        }
+        writeln!(code, "    ] }};\n}}")?;
+    }
+    Ok(code)
 }

@@ -4,7 +4,7 @@
 //! The format is described in `docs/formats.md`. Values come from disk or from another process:
 //! decoding never panics, and whatever is not exactly a record of the wanted kind is `Damaged`.
 
-use aquifer_proto::v1;
+use aquifer_proto::{shape, v1};
 use bytes::Bytes;
 use prost::Message;
 
@@ -86,6 +86,8 @@ pub fn decode_bytes<R: Record>(key: &str, bytes: &[u8]) -> MetadataResult<R> {
         key: key.to_owned(),
         reason,
     };
+    // A store that several may write to: what a value costs is known before it is decoded.
+    shape::check::<v1::MetadataValue>(bytes).map_err(|error| damaged(error.to_string()))?;
     let value = v1::MetadataValue::decode(bytes)
         .map_err(|error| damaged(format!("not a metadata value: {error}")))?;
     match value.format_version {

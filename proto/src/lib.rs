@@ -17,6 +17,7 @@ pub mod v1 {
 
 pub mod codec;
 pub mod convert;
+pub mod shape;
 
 /// The protocol version that this build speaks.
 pub const PROTOCOL_VERSION: u32 = 1;
