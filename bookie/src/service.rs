@@ -7,6 +7,7 @@
 
 mod clients;
 mod convert;
+mod inbound;
 mod ordered;
 mod status;
 #[cfg(test)]
@@ -27,11 +28,13 @@ use futures::Stream;
 use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
 use tonic::{Request, Response, Status, Streaming, async_trait};
+use tower::util::MapRequestLayer;
 
 use crate::Bookie;
 use clients::Clients;
+use inbound::Gate;
 
-const STREAM_WINDOW_BYTES: u32 = 4 << 20;
+const STREAM_WINDOW_BYTES: u32 = 2 << 20;
 const CONNECTION_WINDOW_BYTES: u32 = 16 << 20;
 const HTTP2_FRAME_BYTES: u32 = 1 << 20;
 const HEADER_LIST_BYTES_MAX: u32 = 16 << 10;
@@ -58,6 +61,7 @@ pub async fn serve(
         clients: Arc::default(),
         tasks: tasks.clone(),
     };
+    let gate = Gate::new();
     let router = Server::builder()
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
@@ -67,6 +71,7 @@ pub async fn serve(
         .http2_max_pending_accept_reset_streams(Some(RESET_STREAMS_MAX))
         .http2_keepalive_interval(Some(KEEPALIVE))
         .http2_keepalive_timeout(Some(KEEPALIVE))
+        .layer(MapRequestLayer::new(move |request| gate.admit(request)))
         .add_service(BookieServer::new(service).max_decoding_message_size(FRAME_BYTES_MAX));
     let incoming = TcpIncoming::from(listener)
         .with_nodelay(Some(true))

@@ -140,11 +140,23 @@ impl Broker {
             Some(lease) => Some(join(&store, id, lease, &deps.rng, &deps.tasks).await),
             None => None,
         };
+        // Below what the logs take together, which cursors need a part of.
+        let of_logs = deps.log.settings.pending_bytes_max / 4 * 3;
+        let publish_bytes = config.publish_bytes_in_flight_max.min(of_logs);
+        let publish_budget = ByteBudget::new(publish_bytes);
+        let read_budget = ByteBudget::new(config.read_bytes_in_flight_max);
+        let budgets = [
+            ("aquifer_broker_publish_bytes", &publish_budget),
+            ("aquifer_broker_delivery_bytes", &read_budget),
+        ];
+        for (name, budget) in budgets {
+            BrokerMetrics::watch_budget(&deps.meter, name, budget);
+        }
         let shared = Arc::new(Shared {
             id,
             metrics: BrokerMetrics::new(&deps.meter),
-            publish_budget: ByteBudget::new(config.publish_bytes_in_flight_max),
-            read_budget: ByteBudget::new(config.read_bytes_in_flight_max),
+            publish_budget,
+            read_budget,
             namespaces,
             ownership: Ownership::new(store, Arc::clone(&deps.clock), id, cluster),
             sealing: Semaphore::new(movement::SEALING_AT_ONCE),

@@ -14,9 +14,11 @@ use crate::error::BrokerError;
 pub struct BrokerConfig {
     /// Name of the cluster.
     pub cluster: String,
-    /// Bytes of published batches that may wait for storage, over all producers.
+    /// Bytes of published batches that may be read from producers and wait for storage, over all
+    /// topics: one that gets no answers from storage leaves a share to the others.
     pub publish_bytes_in_flight_max: usize,
-    /// Bytes that reads of backlogs may hold, over all subscriptions.
+    /// Bytes of deliveries, from the read to the client's transport, over all topics and
+    /// subscriptions: clients that do not read leave a share to the others.
     pub read_bytes_in_flight_max: usize,
     /// Frames of one producer that may wait for storage.
     pub producer_frames_in_flight_max: usize,
@@ -51,7 +53,7 @@ impl Default for BrokerConfig {
         BrokerConfig {
             cluster: "standalone".to_owned(),
             publish_bytes_in_flight_max: 32 << 20,
-            read_bytes_in_flight_max: 32 << 20,
+            read_bytes_in_flight_max: 64 << 20,
             producer_frames_in_flight_max: 1024,
             consumer_queue_bytes_max: 8 << 20,
             topic_loads_max: 128,
@@ -86,6 +88,10 @@ impl BrokerConfig {
             (
                 "publish_bytes_in_flight_max",
                 self.publish_bytes_in_flight_max as u64,
+            ),
+            (
+                "read_bytes_in_flight_max",
+                self.read_bytes_in_flight_max as u64,
             ),
             (
                 "producer_frames_in_flight_max",

@@ -1,6 +1,7 @@
 //! Metrics of the broker. Labels are bounded: never a topic, subscription or producer name.
 
 use aquifer_protocol_api::error::ErrorKind;
+use aquifer_runtime::budget::ByteBudget;
 use opentelemetry::KeyValue;
 use opentelemetry::metrics::{Counter, Gauge, Histogram, Meter, UpDownCounter};
 
@@ -73,6 +74,18 @@ impl BrokerMetrics {
                 .build(),
             errors: counter("aquifer_broker_request_errors_total"),
         }
+    }
+
+    /// Shows what permits of a budget hold.
+    pub(crate) fn watch_budget(meter: &Meter, name: &'static str, budget: &ByteBudget) {
+        let budget = budget.clone();
+        meter
+            .u64_observable_gauge(name)
+            .with_callback(move |observer| {
+                let used = u64::try_from(budget.used_bytes()).unwrap_or(u64::MAX);
+                observer.observe(used, &[]);
+            })
+            .build();
     }
 
     /// Counts a request that failed.

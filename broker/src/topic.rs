@@ -40,6 +40,7 @@ use crate::load::TopicCounters;
 use crate::ownership::Owned;
 use crate::topic::closing::Closing;
 use crate::topic::consume::Subscriptions;
+use crate::topic::consume::room::Rooms;
 use crate::topic::cursors::Cursors;
 use crate::topic::event::{EVENT_WORK, Event, Inbox, Mailbox};
 use crate::topic::publish::Publishing;
@@ -80,6 +81,7 @@ pub(crate) struct Topic {
     /// Where it goes, once another broker owns the bundle.
     departure: Option<Arc<Departure>>,
     counters: Arc<TopicCounters>,
+    rooms: Rooms,
     ending: Option<Ending>,
     /// When a client was last seen, on the monotonic clock.
     last_used: Duration,
@@ -204,6 +206,7 @@ impl Topic {
                 self.consumer_closed(subscription, consumer);
             }
             Event::Drained(subscription, consumer) => self.drained(subscription, consumer),
+            Event::Room(subscription, room) => self.room_came(subscription, room),
             Event::Read(done) => self.read_done(*done),
             Event::ReadRetry(subscription) => self.read_retry(subscription),
             Event::Located { purpose, result } => self.located(*purpose, result),

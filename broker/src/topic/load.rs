@@ -21,6 +21,7 @@ use crate::subscription::SubscriptionSpec;
 use crate::topic::Topic;
 use crate::topic::closing::Closing;
 use crate::topic::consume::Subscriptions;
+use crate::topic::consume::room::Rooms;
 use crate::topic::cursors::Cursors;
 use crate::topic::event::mailbox;
 use crate::topic::publish::{Publishing, SinceSnapshot};
@@ -115,6 +116,7 @@ async fn load_owned(
         tenure,
         departure: None,
         counters: Arc::clone(&counters),
+        rooms: Rooms::new(&shared),
         ending: None,
         log_begins_at,
         last_used: now,

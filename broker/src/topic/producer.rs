@@ -14,7 +14,7 @@ use aquifer_model::id::ProducerInstance;
 use aquifer_model::topic::ProducerName;
 use aquifer_protocol_api::broker::{ApiResult, ProducerPort, PublishFrame, Receipt};
 use aquifer_protocol_api::error::ApiError;
-use aquifer_runtime::budget::BytePermit;
+use aquifer_runtime::budget::{ByteBudget, BytePermit};
 use async_trait::async_trait;
 use bytes::Bytes;
 use tokio::sync::mpsc;
@@ -23,6 +23,10 @@ use tokio::sync::mpsc::error::TrySendError;
 use crate::broker::Shared;
 use crate::error::BrokerError;
 use crate::topic::event::{Event, Frame, Mailbox, SessionId};
+
+/// What a frame takes besides its batch while it waits for storage: its places here and in the
+/// log, and the head that is written in front of it.
+const FRAME_BYTES: usize = 512;
 
 /// The client's end.
 pub(super) struct Port {
@@ -34,6 +38,9 @@ pub(super) struct Port {
     pub(super) receipts: mpsc::Sender<ApiResult<Receipt>>,
     pub(super) mailbox: Mailbox,
     pub(super) closed: Arc<AtomicBool>,
+    pub(super) budget: ByteBudget,
+    /// Bytes that came with the frames at hand.
+    pub(super) held: Option<BytePermit>,
 }
 
 type Permit = mpsc::OwnedPermit<ApiResult<Receipt>>;
@@ -53,6 +60,17 @@ impl ProducerPort for Port {
         }
         self.hand_over(&mut checked).await
     }
+
+    async fn publish_held(
+        &mut self,
+        frames: Vec<PublishFrame>,
+        held: Option<BytePermit>,
+    ) -> ApiResult<()> {
+        self.held = held;
+        let published = self.publish(frames).await;
+        self.held = None;
+        published
+    }
 }
 
 impl Port {
@@ -70,13 +88,20 @@ impl Port {
         }
     }
 
-    async fn room(&self, bytes: usize, checked: &mut Vec<Frame>) -> ApiResult<BytePermit> {
-        let budget = &self.shared.publish_budget;
-        if let Some(permit) = budget.try_acquire(bytes) {
+    async fn room(&mut self, bytes: usize, checked: &mut Vec<Frame>) -> ApiResult<BytePermit> {
+        let bytes = bytes + FRAME_BYTES;
+        if let Some(held) = &mut self.held
+            && held.bytes() >= bytes
+        {
+            return Ok(held.split(bytes));
+        }
+        // Nobody waits for bytes while holding some that wait for nothing.
+        self.held = None;
+        if let Some(permit) = self.budget.try_acquire(bytes) {
             return Ok(permit);
         }
         self.hand_over(checked).await?;
-        Ok(budget.acquire(bytes).await)
+        Ok(self.budget.acquire(bytes).await)
     }
 
     async fn hand_over(&self, checked: &mut Vec<Frame>) -> ApiResult<()> {

@@ -11,6 +11,7 @@ use aquifer_model::policy::{NamespacePolicies, PolicyChanges};
 use aquifer_model::topic::{
     ConsumerName, NamespaceName, ProducerName, SubscriptionName, TopicName,
 };
+use aquifer_runtime::budget::{ByteBudget, BytePermit};
 use async_trait::async_trait;
 use bytes::Bytes;
 use tokio::sync::mpsc;
@@ -233,6 +234,9 @@ pub struct ProducerSession {
     /// Receipts in frame order; an error is the last item. Its capacity covers every frame that may
     /// be in flight, so the broker never waits for a slow client here.
     pub receipts: mpsc::Receiver<ApiResult<Receipt>>,
+    /// What frames take their bytes from. A handler that takes them here before it reads a frame
+    /// hands them over with it: then nothing is in memory that no budget counts.
+    pub room: Option<ByteBudget>,
 }
 
 /// What the broker decided about a producer.
@@ -263,6 +267,20 @@ pub trait ProducerPort: Send {
     /// # Errors
     /// When the producer is closed.
     async fn publish(&mut self, frames: Vec<PublishFrame>) -> ApiResult<()>;
+
+    /// The same with bytes that were taken from [`ProducerSession::room`] for these frames; they
+    /// are used first.
+    ///
+    /// # Errors
+    /// As [`ProducerPort::publish`].
+    async fn publish_held(
+        &mut self,
+        frames: Vec<PublishFrame>,
+        held: Option<BytePermit>,
+    ) -> ApiResult<()> {
+        drop(held);
+        self.publish(frames).await
+    }
 }
 
 /// One batch on its way in.
@@ -482,6 +500,8 @@ pub struct Delivery {
     pub message_count: u32,
     /// The batch as the producer sent it.
     pub batch: Bytes,
+    /// What it holds of the broker's budget until it is on its way to the client.
+    pub held: Held,
 }
 
 /// Messages that storage cannot give.
@@ -496,6 +516,39 @@ pub struct Gap {
     /// What is wrong.
     pub reason: String,
 }
+
+/// Bytes of a budget that something holds: no part of what it is.
+#[derive(Debug, Default)]
+pub struct Held(Option<BytePermit>);
+
+impl Held {
+    /// Takes it out, to be kept elsewhere.
+    #[must_use]
+    pub fn take(&mut self) -> Held {
+        Held(self.0.take())
+    }
+}
+
+impl From<BytePermit> for Held {
+    fn from(permit: BytePermit) -> Held {
+        Held(Some(permit))
+    }
+}
+
+impl Clone for Held {
+    /// The copy holds nothing: it shares the bytes of the original.
+    fn clone(&self) -> Held {
+        Held(None)
+    }
+}
+
+impl PartialEq for Held {
+    fn eq(&self, _: &Held) -> bool {
+        true
+    }
+}
+
+impl Eq for Held {}
 
 /// A page of a list.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]

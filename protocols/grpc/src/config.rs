@@ -24,6 +24,11 @@ pub struct GrpcConfig {
     pub streams_per_connection_max: u32,
     /// Streams at once on all connections; more are answered with `Overloaded`.
     pub streams_max: usize,
+    /// Bytes of requests that may be read at once, and as many again that wait for that; batches
+    /// of open producers count in `broker.publish_bytes_in_flight_max` instead.
+    pub inbound_bytes_max: usize,
+    /// Unary calls at once; more are answered with `Overloaded`.
+    pub calls_max: usize,
     /// HTTP/2 window of a stream: what a peer may send before it is read.
     pub stream_window_bytes: u32,
     /// HTTP/2 window of a connection, shared by its streams.
@@ -34,6 +39,8 @@ pub struct GrpcConfig {
     pub header_list_bytes_max: u32,
     /// A new connection must send its first byte, and a new stream its first message, within this.
     pub handshake_timeout_ms: u64,
+    /// A request message that was begun must be complete within this.
+    pub message_timeout_ms: u64,
     /// A quiet peer is asked for a sign of life this often.
     pub keepalive_interval_ms: u64,
     /// A peer that has not answered for this long is gone.
@@ -53,13 +60,16 @@ impl Default for GrpcConfig {
             connections_max: 4096,
             streams_per_connection_max: 4096,
             streams_max: 65_536,
-            stream_window_bytes: 4 << 20,
-            connection_window_bytes: 16 << 20,
-            http2_frame_bytes: 1 << 20,
+            inbound_bytes_max: 32 << 20,
+            calls_max: 4096,
+            stream_window_bytes: 256 << 10,
+            connection_window_bytes: 8 << 20,
+            http2_frame_bytes: 64 << 10,
             header_list_bytes_max: 16 << 10,
             handshake_timeout_ms: 10_000,
-            keepalive_interval_ms: 20_000,
-            keepalive_timeout_ms: 20_000,
+            message_timeout_ms: 30_000,
+            keepalive_interval_ms: 10_000,
+            keepalive_timeout_ms: 10_000,
             request_timeout_ms: 30_000,
             drain_timeout_ms: 5_000,
         }
@@ -86,6 +96,10 @@ impl GrpcConfig {
         within("streams_max", count(self.streams_max), 1, 10_000_000)?;
         let streams = u64::from(self.streams_per_connection_max);
         within("streams_per_connection_max", streams, 1, 1_000_000)?;
+        within("calls_max", count(self.calls_max), 1, 1_000_000)?;
+        // A message and what decoding it takes must fit.
+        let inbound = count(self.inbound_bytes_max);
+        within("inbound_bytes_max", inbound, 8 << 20, 1 << 40)?;
         // RFC 9113 bounds windows by 2^31 - 1 and frames by 2^24 - 1.
         let window = u64::from(self.stream_window_bytes);
         within("stream_window_bytes", window, 65_535, (1 << 31) - 1)?;
@@ -97,6 +111,7 @@ impl GrpcConfig {
         within("header_list_bytes_max", headers, 4_096, 1 << 20)?;
         for (name, ms) in [
             ("handshake_timeout_ms", self.handshake_timeout_ms),
+            ("message_timeout_ms", self.message_timeout_ms),
             ("keepalive_interval_ms", self.keepalive_interval_ms),
             ("keepalive_timeout_ms", self.keepalive_timeout_ms),
             ("request_timeout_ms", self.request_timeout_ms),
@@ -116,6 +131,10 @@ impl GrpcConfig {
 
     pub(crate) fn handshake_timeout(&self) -> Duration {
         Duration::from_millis(self.handshake_timeout_ms)
+    }
+
+    pub(crate) fn message_timeout(&self) -> Duration {
+        Duration::from_millis(self.message_timeout_ms)
     }
 
     pub(crate) fn keepalive_interval(&self) -> Duration {
@@ -160,6 +179,7 @@ mod tests {
             assert!(message.contains(name), "{message}");
         };
         check(|c| c.connections_max = 0, "connections_max");
+        check(|c| c.inbound_bytes_max = 1, "inbound_bytes_max");
         check(|c| c.stream_window_bytes = 1, "stream_window_bytes");
         check(|c| c.connection_window_bytes = 70_000, "connection_window");
         check(|c| c.http2_frame_bytes = u32::MAX, "http2_frame_bytes");

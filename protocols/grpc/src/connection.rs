@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use aquifer_runtime::budget::ByteBudget;
 use aquifer_runtime::clock::{SharedClock, sleep};
 use futures::Stream;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -18,6 +19,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tonic::transport::server::{Connected, TcpConnectInfo};
 
 use crate::config::GrpcConfig;
+use crate::inbound::{Gate, Peer};
 use crate::metrics::{Metrics, Open};
 
 /// How long to wait when the process has no file descriptor left for a connection.
@@ -27,6 +29,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 pub(crate) fn accept(
     listener: TcpListener,
     config: &GrpcConfig,
+    gate: Gate,
     clock: SharedClock,
     metrics: Metrics,
 ) -> impl Stream<Item = io::Result<Connection>> + Send + use<> {
@@ -37,10 +40,10 @@ pub(crate) fn accept(
         first_byte: config.handshake_timeout(),
         silence: config.idle_timeout(),
     };
-    let acceptor = (listener, slots, clock, metrics);
+    let acceptor = (listener, slots, gate, clock, metrics);
     futures::stream::unfold(
         acceptor,
-        move |(listener, slots, clock, metrics)| async move {
+        move |(listener, slots, gate, clock, metrics)| async move {
             let connection = loop {
                 let (stream, peer) = match listener.accept().await {
                     Ok(accepted) => accepted,
@@ -58,10 +61,11 @@ pub(crate) fn accept(
                 // Without this, small receipts wait for the peer's delayed acknowledgement.
                 if stream.set_nodelay(true).is_ok() {
                     let open = metrics.connection();
-                    break Connection::new(stream, peer, deadlines, clock.clone(), (slot, open));
+                    let share = (gate.connection(), slot, open);
+                    break Connection::new(stream, peer, deadlines, clock.clone(), share);
                 }
             };
-            Some((Ok(connection), (listener, slots, clock, metrics)))
+            Some((Ok(connection), (listener, slots, gate, clock, metrics)))
         },
     )
 }
@@ -82,6 +86,8 @@ pub(crate) struct Connection {
     deadline: Duration,
     /// Wakes at, or before, the deadline: it is re-armed only when it fires, not on every read.
     alarm: Pin<Box<dyn Future<Output = ()> + Send>>,
+    /// What its requests may hold while they are read.
+    room: ByteBudget,
     _counted: (OwnedSemaphorePermit, Open),
 }
 
@@ -91,7 +97,7 @@ impl Connection {
         peer: SocketAddr,
         deadlines: Deadlines,
         clock: SharedClock,
-        counted: (OwnedSemaphorePermit, Open),
+        (room, slot, open): (ByteBudget, OwnedSemaphorePermit, Open),
     ) -> Connection {
         Connection {
             stream,
@@ -100,7 +106,8 @@ impl Connection {
             clock,
             silence: deadlines.silence,
             alarm: Box::pin(sleep(deadlines.first_byte)),
-            _counted: counted,
+            room,
+            _counted: (slot, open),
         }
     }
 
@@ -164,12 +171,15 @@ impl AsyncWrite for Connection {
 }
 
 impl Connected for Connection {
-    type ConnectInfo = TcpConnectInfo;
+    type ConnectInfo = Peer;
 
-    fn connect_info(&self) -> TcpConnectInfo {
-        TcpConnectInfo {
-            local_addr: self.stream.local_addr().ok(),
-            remote_addr: Some(self.peer),
+    fn connect_info(&self) -> Peer {
+        Peer {
+            tcp: TcpConnectInfo {
+                local_addr: self.stream.local_addr().ok(),
+                remote_addr: Some(self.peer),
+            },
+            room: self.room.clone(),
         }
     }
 }

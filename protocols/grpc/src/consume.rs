@@ -18,7 +18,6 @@ use aquifer_protocol_api::context::RequestContext;
 use aquifer_protocol_api::error::ApiError;
 use aquifer_runtime::clock::timeout;
 use aquifer_runtime::task::ShutdownToken;
-use tokio::sync::mpsc;
 use tonic::Streaming;
 
 use crate::consume::frames::Frames;
@@ -30,7 +29,7 @@ use crate::service::Service;
 use crate::status;
 use crate::stream::{self, End, empty_request};
 
-type Out = mpsc::Sender<v1::ConsumeResponse>;
+type Out = stream::Out<v1::ConsumeResponse>;
 
 /// Serves a stream to its end.
 pub(crate) async fn serve(
@@ -129,12 +128,15 @@ async fn apply(port: &mut dyn ConsumerPort, request: ConsumerRequest) -> ApiResu
 /// Sends what the broker has, until it has no more or the peer is gone.
 async fn deliver(frames: &mut Frames, out: &Out, metrics: &Metrics) -> End {
     while let Some(event) = frames.next().await {
+        let mut holding = Vec::new();
         let response = match event {
             ConsumerEvent::Deliveries {
                 owner_epoch,
                 seek_epoch,
-                deliveries,
+                mut deliveries,
             } => {
+                let held = deliveries.iter_mut().map(|delivery| delivery.held.take());
+                holding = held.collect();
                 let bytes = deliveries.iter().map(|delivery| delivery.batch.len()).sum();
                 metrics.frame(Flow::ConsumeOut, bytes);
                 Answer::Deliveries(v1::Deliveries {
@@ -177,7 +179,7 @@ async fn deliver(frames: &mut Frames, out: &Out, metrics: &Metrics) -> End {
             ConsumerEvent::Active(active) => Answer::Active(v1::Active { active }),
             ConsumerEvent::Failed(error) => return error.into(),
         };
-        if let Err(end) = stream::reply(out, answer(response)).await {
+        if let Err(end) = stream::reply_holding(out, answer(response), holding).await {
             return end;
         }
     }

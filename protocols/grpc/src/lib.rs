@@ -3,8 +3,9 @@
 //!
 //! A handler parses, calls once and converts; it decides nothing about topics. What it owns is the
 //! wire: versions, limits, deadlines, and that a peer which sends nonsense, too much, or nothing
-//! at all gets a typed error and cannot grow this process's memory (I13): every stream holds at
-//! most one request and two replies, everything beyond waits in HTTP/2 windows.
+//! at all gets a typed error and cannot grow this process's memory (I13): requests are read as
+//! budgets allow (`inbound.rs`), replies keep the bytes of their deliveries until they are sent,
+//! and everything beyond waits in HTTP/2 windows.
 #![deny(missing_docs)]
 
 mod admin;
@@ -15,6 +16,7 @@ mod context;
 mod convert;
 #[cfg(test)]
 mod fuzz;
+mod inbound;
 mod metrics;
 mod produce;
 mod service;
@@ -25,7 +27,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use aquifer_model::limits::FRAME_BYTES_MAX;
+use aquifer_model::limits::{FRAME_BYTES_MAX, UNARY_REQUEST_BYTES_MAX};
 use aquifer_proto::v1::admin_server::AdminServer;
 use aquifer_proto::v1::broker_server::BrokerServer;
 use aquifer_protocol_api::broker::BrokerApi;
@@ -38,9 +40,10 @@ use async_trait::async_trait;
 use opentelemetry::metrics::Meter;
 use tonic::body::Body;
 use tonic::transport::Server;
-use tower::util::MapResponseLayer;
+use tower::util::{MapRequestLayer, MapResponseLayer};
 
 use crate::config::GrpcConfig;
+use crate::inbound::Gate;
 use crate::metrics::Metrics;
 use crate::service::Service;
 
@@ -131,14 +134,20 @@ impl ProtocolHandler for GrpcHandler {
         let broker_server =
             BrokerServer::new(service.clone()).max_decoding_message_size(FRAME_BYTES_MAX);
         let admin_server =
-            AdminServer::new(service.clone()).max_decoding_message_size(FRAME_BYTES_MAX);
+            AdminServer::new(service.clone()).max_decoding_message_size(UNARY_REQUEST_BYTES_MAX);
+        let gate = Gate::new(&self.config);
+        let way_in = gate.clone();
+        self.metrics.watch_inbound(move || way_in.used_bytes());
+        let way_in = gate.clone();
         let router = self
             .server()
             .layer(MapResponseLayer::new(status::complete::<Body>))
+            .layer(MapRequestLayer::new(move |request| way_in.admit(request)))
             .add_service(broker_server)
             .add_service(admin_server);
         let clock = self.clock.clone();
-        let incoming = connection::accept(listener, &self.config, clock, self.metrics.clone());
+        let incoming =
+            connection::accept(listener, &self.config, gate, clock, self.metrics.clone());
         let shutdown = tasks.shutdown_token();
         let stopping = tasks.shutdown_token();
         tasks.spawn("grpc-server", async move {

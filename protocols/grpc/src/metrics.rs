@@ -9,6 +9,7 @@ use crate::status::codes;
 /// The instruments.
 #[derive(Debug, Clone)]
 pub(crate) struct Metrics {
+    meter: Meter,
     connections: UpDownCounter<i64>,
     connections_refused: Counter<u64>,
     streams: UpDownCounter<i64>,
@@ -61,6 +62,7 @@ impl Drop for Open {
 impl Metrics {
     pub(crate) fn new(meter: &Meter) -> Metrics {
         Metrics {
+            meter: meter.clone(),
             connections: meter
                 .i64_up_down_counter("aquifer_grpc_connections_open")
                 .build(),
@@ -80,6 +82,18 @@ impl Metrics {
                 .with_boundaries(vec![0.001, 0.005, 0.02, 0.1, 0.5, 2.0, 10.0])
                 .build(),
         }
+    }
+
+    /// Shows what requests hold while they are read.
+    pub(crate) fn watch_inbound(&self, used_bytes: impl Fn() -> usize + Send + Sync + 'static) {
+        let gauge = self
+            .meter
+            .u64_observable_gauge("aquifer_grpc_inbound_bytes");
+        gauge
+            .with_callback(move |observer| {
+                observer.observe(u64::try_from(used_bytes()).unwrap_or(u64::MAX), &[]);
+            })
+            .build();
     }
 
     pub(crate) fn connection(&self) -> Open {

@@ -17,7 +17,9 @@ use aquifer_protocol_api::broker::{
 use aquifer_protocol_api::context::RequestContext;
 use aquifer_protocol_api::error::{ApiError, ErrorKind, Outcome};
 use aquifer_runtime::clock::sleep;
+use aquifer_runtime::inbound::Inbound;
 use aquifer_runtime::task::ShutdownToken;
+use bytes::Bytes;
 use futures::FutureExt;
 use futures::future::Fuse;
 use tokio::sync::mpsc;
@@ -31,15 +33,16 @@ use crate::stream::{self, End, empty_request};
 /// Receipts in one reply.
 const RECEIPTS_PER_REPLY_MAX: usize = 4096;
 
-type Out = mpsc::Sender<v1::ProduceResponse>;
+/// What the peer sends, and what that holds.
+pub(crate) struct Requests {
+    pub(crate) messages: Streaming<v1::ProduceRequest>,
+    pub(crate) bytes: Inbound,
+}
+
+type Out = stream::Out<v1::ProduceResponse>;
 
 /// Serves a stream to its end.
-pub(crate) async fn serve(
-    service: &Service,
-    ctx: &RequestContext,
-    inbound: Streaming<v1::ProduceRequest>,
-    out: Out,
-) {
+pub(crate) async fn serve(service: &Service, ctx: &RequestContext, inbound: Requests, out: Out) {
     let result = session(service, ctx, inbound, &out).await;
     if let Some(detail) = service.last_words(result) {
         let last = answer(Answer::Error(detail));
@@ -50,10 +53,10 @@ pub(crate) async fn serve(
 async fn session(
     service: &Service,
     ctx: &RequestContext,
-    mut inbound: Streaming<v1::ProduceRequest>,
+    mut inbound: Requests,
     out: &Out,
 ) -> Result<(), End> {
-    let first = stream::first(&mut inbound, &service.config, "open").await?;
+    let first = stream::first(&mut inbound.messages, &service.config, "open").await?;
     let Some(Kind::Open(open)) = first.request else {
         return Err(stream::missing("open"));
     };
@@ -64,7 +67,12 @@ async fn session(
         opened,
         port,
         receipts,
+        room,
     } = session;
+    if let Some(room) = room {
+        // From here on messages are read as the topic has room for them.
+        inbound.bytes.read_into(room);
+    }
     stream::reply(out, answer(Answer::Opened(wire_opened(opened)))).await?;
     let frames = AtomicU64::new(0);
     let shutdown = service.tasks.shutdown_token();
@@ -76,7 +84,7 @@ async fn session(
 /// it. Counts the frames that the broker took or may have taken.
 async fn publish(
     mut port: Box<dyn ProducerPort>,
-    mut inbound: Streaming<v1::ProduceRequest>,
+    mut inbound: Requests,
     handed_over: &AtomicU64,
     shutdown: ShutdownToken,
     metrics: &Metrics,
@@ -85,7 +93,7 @@ async fn publish(
         let next = tokio::select! {
             biased;
             () = shutdown.wait() => break End::Failed(stream::stopping()),
-            next = stream::next(&mut inbound) => next,
+            next = stream::next(&mut inbound.messages) => next,
         };
         let frames = match next {
             Ok(Some(request)) => publish_frames(request),
@@ -96,16 +104,31 @@ async fn publish(
             Ok(frames) => frames,
             Err(error) => break error.into(),
         };
+        let (held, message_bytes) = inbound.bytes.take();
         let bytes = frames.iter().map(|frame| frame.batch.len()).sum();
         metrics.frame(Flow::ProduceIn, bytes);
+        let frames = match bytes < message_bytes / 2 {
+            true => apart(frames),
+            false => frames,
+        };
         let count = u64::try_from(frames.len()).unwrap_or(u64::MAX);
         handed_over.fetch_add(count, Ordering::Relaxed);
-        if let Err(error) = port.publish(frames).await {
+        if let Err(error) = port.publish_held(frames, held).await {
             break error.into();
         }
     };
     // The port goes back alive: dropping it would close the session before its last receipts.
     (end, port)
+}
+
+/// Batches are slices of the message that they came in. Where most of that is something else,
+/// they get memory of their own, so that what keeps a batch keeps no more than that.
+fn apart(frames: Vec<PublishFrame>) -> Vec<PublishFrame> {
+    let apart = |frame: PublishFrame| PublishFrame {
+        batch: Bytes::copy_from_slice(&frame.batch),
+        ..frame
+    };
+    frames.into_iter().map(apart).collect()
 }
 
 /// Publishes and answers at once. After publishing has ended, waits for the receipts of what was
@@ -119,6 +142,12 @@ async fn exchange(
 ) -> Result<(), End> {
     let mut publishing = pin!(publishing.fuse());
     let mut drained = pin!(Fuse::terminated());
+    let shutdown = service.tasks.shutdown_token();
+    // A peer that takes no receipts does not see this, nor does it hold up the end of the process.
+    let mut given_up = pin!(async {
+        shutdown.wait().await;
+        sleep(service.config.drain_timeout()).await;
+    });
     let mut ended = None;
     let mut answered = 0_u64;
     let mut ready = Vec::new();
@@ -132,7 +161,10 @@ async fn exchange(
                 if count == 0 {
                     return Err(closed_early(ended));
                 }
-                answered += answer_receipts(&mut ready, out, &service.metrics).await?;
+                tokio::select! {
+                    sent = answer_receipts(&mut ready, out, &service.metrics) => answered += sent?,
+                    () = &mut given_up => return Err(End::Gone),
+                }
             }
             () = out.closed() => return Err(End::Gone),
             result = &mut publishing => {

@@ -11,6 +11,7 @@ use aquifer_protocol_api::broker::{ApiResult, BrokerApi};
 use aquifer_protocol_api::context::RequestContext;
 use aquifer_protocol_api::error::{ApiError, ErrorKind, Outcome};
 use aquifer_runtime::clock::{SharedClock, timeout};
+use aquifer_runtime::inbound::Inbound;
 use aquifer_runtime::task::TaskGroup;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tonic::{Request, Response, Status, Streaming, async_trait};
@@ -101,6 +102,8 @@ impl Service {
         F: Future<Output = ApiResult<R>>,
     {
         let _running = self.begin();
+        // What the request holds is held until it is answered.
+        let _inbound = request.extensions().get::<Inbound>().cloned();
         let began = self.clock.monotonic();
         let longest = self.config.request_timeout();
         let ctx = context::of(&request, began, Some(longest));
@@ -170,6 +173,7 @@ fn late(limit: Duration) -> ApiError {
 fn shake_hands(
     broker: &dyn BrokerApi,
     request: &v1::HandshakeRequest,
+    streams_per_connection_max: u32,
 ) -> ApiResult<v1::HandshakeResponse> {
     if !(request.version_min..=request.version_max).contains(&PROTOCOL_VERSION) {
         let v1::HandshakeRequest {
@@ -196,6 +200,7 @@ fn shake_hands(
         broker_id: identity.broker.0.to_vec().into(),
         message_bytes_max: identity.message_bytes_max,
         batch_bytes_max: identity.batch_bytes_max,
+        streams_per_connection_max,
     })
 }
 
@@ -205,9 +210,10 @@ impl v1::broker_server::Broker for Service {
         &self,
         request: Request<v1::HandshakeRequest>,
     ) -> Result<Response<v1::HandshakeResponse>, Status> {
+        let streams = self.config.streams_per_connection_max;
         self.unary("handshake", request, |broker, _, request| async move {
             tracing::debug!(client = %request.client.escape_default(), "handshake");
-            shake_hands(&*broker, &request)
+            shake_hands(&*broker, &request, streams)
         })
         .await
     }
@@ -223,7 +229,12 @@ impl v1::broker_server::Broker for Service {
         let span = self.span("produce", &ctx);
         let (out, body) = stream::replies();
         let service = self.clone();
-        let inbound = request.into_inner();
+        let bytes = request.extensions().get::<Inbound>().cloned();
+        let bytes = bytes.ok_or_else(|| Status::internal("the request came past the gate"))?;
+        let inbound = produce::Requests {
+            messages: request.into_inner(),
+            bytes,
+        };
         let work = async move {
             produce::serve(&service, &ctx, inbound, out).await;
             drop(admitted);

@@ -66,8 +66,22 @@ pub(crate) fn status(error: &ApiError) -> Status {
     Status::with_metadata(codes(error.kind).1, message, metadata)
 }
 
+/// An error that was put into a status here, such as a refusal to read more of a request.
+fn of_ours(status: &Status) -> Option<ApiError> {
+    let trailer = status.metadata().get_bin(ERROR_TRAILER)?;
+    let detail = v1::ErrorDetail::decode(trailer.to_bytes().ok()?).ok()?;
+    let code = detail.code();
+    let kind = ErrorKind::ALL
+        .into_iter()
+        .find(|kind| codes(*kind).0 == code)?;
+    Some(ApiError::new(kind, detail.message).advise(detail.advice))
+}
+
 /// What went wrong while a request message was received, if the peer is still there to be told.
 pub(crate) fn receive_error(status: &Status) -> Option<ApiError> {
+    if let Some(error) = of_ours(status) {
+        return Some(error);
+    }
     match status.code() {
         Code::OutOfRange | Code::ResourceExhausted => Some(
             ApiError::new(ErrorKind::TooLarge, status.message())

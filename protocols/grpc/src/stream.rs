@@ -1,12 +1,13 @@
 //! What produce and consume streams share: the first message, the way out, and how they end.
 
 use std::pin::Pin;
+use std::task::{Context, Poll};
 
+use aquifer_protocol_api::broker::Held;
 use aquifer_protocol_api::error::{ApiError, ErrorKind};
 use aquifer_runtime::clock::timeout;
-use futures::{Stream, StreamExt};
+use futures::Stream;
 use tokio::sync::mpsc;
-use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
 
 use crate::config::GrpcConfig;
@@ -15,8 +16,35 @@ use crate::status::receive_error;
 /// Replies that wait for a peer to read them; each is bounded by the largest frame.
 const REPLIES_MAX: usize = 2;
 
-/// The body of a streaming answer.
-pub(crate) type Replies<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+/// What a reply holds of the broker's budgets.
+pub(crate) type Holding = Vec<Held>;
+
+/// The way of replies to the peer.
+pub(crate) type Out<T> = mpsc::Sender<(T, Holding)>;
+
+/// The body of a streaming answer. A reply keeps what it holds until the next one is asked for:
+/// HTTP/2 asks when the peer has taken so much that there is room for more.
+pub(crate) struct Replies<T> {
+    receiver: mpsc::Receiver<(T, Holding)>,
+    /// Of the reply that was handed over last.
+    holding: Holding,
+}
+
+impl<T> Stream for Replies<T> {
+    type Item = Result<T, Status>;
+
+    fn poll_next(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<T, Status>>> {
+        self.holding.clear();
+        self.receiver.poll_recv(context).map(|reply| {
+            let (reply, holding) = reply?;
+            self.holding = holding;
+            Some(Ok(reply))
+        })
+    }
+}
 
 /// Why a stream is over.
 #[derive(Debug)]
@@ -36,19 +64,29 @@ impl From<ApiError> for End {
 }
 
 /// A bounded way to the peer, and the body that drains it.
-pub(crate) fn replies<T: Send + 'static>() -> (mpsc::Sender<T>, Replies<T>) {
+pub(crate) fn replies<T>() -> (Out<T>, Replies<T>) {
     let (sender, receiver) = mpsc::channel(REPLIES_MAX);
-    (sender, Box::pin(ReceiverStream::new(receiver).map(Ok)))
+    let holding = Vec::new();
+    (sender, Replies { receiver, holding })
 }
 
 /// Sends a reply, waiting while the peer does not read.
-pub(crate) async fn reply<T>(out: &mpsc::Sender<T>, message: T) -> Result<(), End> {
-    out.send(message).await.map_err(|_| End::Gone)
+pub(crate) async fn reply<T>(out: &Out<T>, message: T) -> Result<(), End> {
+    reply_holding(out, message, Vec::new()).await
+}
+
+/// The same for a reply that holds something.
+pub(crate) async fn reply_holding<T>(
+    out: &Out<T>,
+    message: T,
+    holding: Holding,
+) -> Result<(), End> {
+    out.send((message, holding)).await.map_err(|_| End::Gone)
 }
 
 /// Sends the last reply of a stream, unless the peer does not take it for so long.
-pub(crate) async fn last_reply<T>(out: &mpsc::Sender<T>, message: T, config: &GrpcConfig) {
-    let _ = timeout(config.drain_timeout(), out.send(message)).await;
+pub(crate) async fn last_reply<T>(out: &Out<T>, message: T, config: &GrpcConfig) {
+    let _ = timeout(config.drain_timeout(), reply(out, message)).await;
 }
 
 /// The next request; `None` when the peer will send no more.

@@ -309,6 +309,60 @@ async fn a_frozen_peer_does_not_delay_a_shutdown() {
     );
 }
 
+/// L11: a peer that takes no receipts kept its stream from seeing that the server stops.
+#[tokio::test]
+async fn a_peer_that_takes_no_receipts_does_not_delay_a_shutdown() {
+    const BATCHES: u64 = 200;
+    let served = serve(|config| config.drain_timeout_ms = 200).await;
+    let deaf = RawClient::connect_with_window(served.address, 100).await;
+    let _held = deaf.publish_blindly("t", BATCHES).await;
+    let some = served.broker.wait_until_stored("t", 10);
+    timeout(HANG, some).await.unwrap();
+    assert_eq!(
+        served.tasks.drain(HANG).await,
+        0,
+        "nothing had to be aborted"
+    );
+}
+
+/// H4: what is read of requests is bounded, and what never ends is given up.
+#[tokio::test]
+async fn requests_that_never_end_hold_a_bounded_amount_for_a_bounded_time() {
+    let served = serve(|config| config.message_timeout_ms = 500).await;
+    let used = || {
+        let metrics = served.telemetry.render_metrics();
+        let line = metrics
+            .lines()
+            .find(|line| line.starts_with("aquifer_grpc_inbound_bytes"));
+        let value = line.and_then(|line| line.rsplit(' ').next());
+        value.map_or(0, |value| value.parse::<usize>().unwrap())
+    };
+    let most = 2 * GrpcConfig::default().inbound_bytes_max;
+    let begin = || served.client.begin_and_stay(FRAME_BYTES_MAX - 10, 1 << 20);
+    let all = async {
+        let begun = futures::future::join_all((0..100).map(|_| begin()));
+        let mut begun = std::pin::pin!(begun);
+        let mut seen = 0;
+        loop {
+            tokio::select! {
+                refused = &mut begun => return (refused, seen),
+                () = aquifer_runtime::clock::sleep(Duration::from_millis(5)) => {
+                    assert!(used() <= most, "{} bytes are held", used());
+                    seen = seen.max(used());
+                }
+            }
+        }
+    };
+    let (refused, seen) = timeout(HANG, all).await.unwrap();
+    assert!(seen > 0, "something was held");
+    let told = |kind: &ErrorKind| matches!(kind, ErrorKind::Timeout | ErrorKind::Overloaded);
+    assert!(refused.iter().all(told), "{refused:?}");
+    assert_eq!(used(), 0);
+    // The connection serves on.
+    let published = served.client.publish("t", vec![Bytes::from_static(b"x")]);
+    assert_eq!(timeout(HANG, published).await.unwrap().unwrap().len(), 1);
+}
+
 #[tokio::test]
 async fn a_silent_connection_is_closed() {
     let served = serve(|config| config.handshake_timeout_ms = 100).await;

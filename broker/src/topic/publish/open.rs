@@ -164,6 +164,8 @@ impl Topic {
             receipts: receipts.clone(),
             mailbox: self.mailbox.clone(),
             closed: Arc::clone(&closed),
+            budget: self.rooms.publish.clone(),
+            held: None,
         };
         self.publishing.names.insert(name.clone(), session_id);
         let session = Session {
@@ -185,6 +187,7 @@ impl Topic {
             opened,
             port: Box::new(port),
             receipts: receiver,
+            room: Some(self.rooms.publish.clone()),
         })
     }
 }

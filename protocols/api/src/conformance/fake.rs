@@ -266,6 +266,7 @@ impl ConsumerPort for FakeConsumer {
                 skip: Vec::new(),
                 message_count: 1,
                 batch: batch.clone(),
+                held: crate::broker::Held::default(),
             };
             numbered.map(delivery).collect()
         });
@@ -340,6 +341,7 @@ impl BrokerApi for FakeBroker {
                 _session: Session::open(&self.sessions),
             }),
             receipts,
+            room: None,
         })
     }
 

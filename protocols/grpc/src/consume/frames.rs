@@ -7,7 +7,7 @@ use tokio::sync::mpsc;
 
 /// Where a reply is full: large enough to carry many batches at once, small enough that a peer
 /// which does not read holds little (I13). One delivery may be larger and then travels alone.
-const REPLY_BYTES: usize = 512 * 1024;
+const REPLY_BYTES: usize = 256 * 1024;
 /// Deliveries in one reply, whatever their size.
 const REPLY_DELIVERIES_MAX: usize = 1024;
 /// What a delivery costs on the wire besides its batch, roughly; each skipped range likewise.
@@ -101,7 +101,7 @@ impl Room {
 #[cfg(test)]
 mod tests {
     use aquifer_model::id::{EntryId, Index, LedgerId};
-    use aquifer_protocol_api::broker::StoredAt;
+    use aquifer_protocol_api::broker::{Held, StoredAt};
     use bytes::Bytes;
 
     use super::*;
@@ -118,6 +118,7 @@ mod tests {
             skip: Vec::new(),
             message_count: 1,
             batch: Bytes::from(vec![0; bytes]),
+            held: Held::default(),
         };
         ConsumerEvent::Deliveries {
             owner_epoch: OwnerEpoch(epoch),

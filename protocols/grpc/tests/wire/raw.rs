@@ -1,10 +1,17 @@
 //! A client of the native protocol without any cleverness.
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on must fail")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test that cannot go on must fail"
+)]
 
 use std::net::SocketAddr;
+use std::pin::Pin;
+use std::task::{Context, Poll};
 
 use aquifer_model::id::{EntryId, Index, LedgerId};
 use aquifer_model::limits::FRAME_BYTES_MAX;
+use aquifer_proto::codec::RoomyCodec;
 use aquifer_proto::v1::admin_client::AdminClient;
 use aquifer_proto::v1::broker_client::BrokerClient;
 use aquifer_proto::v1::consume_request::Request as Consume;
@@ -12,15 +19,18 @@ use aquifer_proto::v1::consume_response::Response as Consumed;
 use aquifer_proto::v1::produce_request::Request as Produce;
 use aquifer_proto::v1::produce_response::Response as Produced;
 use aquifer_proto::{ERROR_TRAILER, v1};
-use aquifer_protocol_api::broker::{Delivery, Receipt, StoredAt};
+use aquifer_protocol_api::broker::{Delivery, Held, Receipt, StoredAt};
 use aquifer_protocol_api::conformance::{ConformanceClient, Refusal};
 use aquifer_protocol_api::error::{ErrorKind, Outcome};
 use async_trait::async_trait;
 use bytes::{Buf, BufMut, Bytes};
+use http_body::{Body as HttpBody, Frame};
 use prost::Message;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::codec::{DecodeBuf, EncodeBuf};
+use tonic::body::Body;
+use tonic::codec::{Codec as _, DecodeBuf, EncodeBuf};
+use tonic::codegen::{Service, http};
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Status, Streaming};
 
@@ -61,6 +71,14 @@ pub fn subscribe(topic: &str, subscription: &str) -> v1::Subscribe {
 impl RawClient {
     pub async fn connect(address: SocketAddr) -> RawClient {
         let endpoint = Endpoint::from_shared(format!("http://{address}")).unwrap();
+        let channel = endpoint.connect().await.unwrap();
+        RawClient { channel }
+    }
+
+    /// A client that lets the server send only so much before it has read it.
+    pub async fn connect_with_window(address: SocketAddr, bytes: u32) -> RawClient {
+        let endpoint = Endpoint::from_shared(format!("http://{address}")).unwrap();
+        let endpoint = endpoint.initial_stream_window_size(bytes);
         let channel = endpoint.connect().await.unwrap();
         RawClient { channel }
     }
@@ -168,6 +186,34 @@ impl RawClient {
         all
     }
 
+    /// Announces a message of `announced` bytes on a produce stream, sends `sent` of it, and waits
+    /// for the error that ends it.
+    pub async fn begin_and_stay(&self, announced: usize, sent: usize) -> ErrorKind {
+        let mut channel = self.channel.clone();
+        std::future::poll_fn(|context| {
+            Service::<http::Request<Body>>::poll_ready(&mut channel, context)
+        })
+        .await
+        .unwrap();
+        let mut bytes = vec![0];
+        bytes.extend(u32::try_from(announced).unwrap().to_be_bytes());
+        bytes.resize(5 + sent, 0x12);
+        let stays = Stays(Some(bytes.into()));
+        let request = http::Request::post("http://server/aquifer.v1.Broker/Produce")
+            .header("content-type", "application/grpc")
+            .header("te", "trailers")
+            .body(Body::new(stays))
+            .unwrap();
+        let answer = channel.call(request).await.unwrap();
+        let decoder = RoomyCodec::<(), v1::ProduceResponse>::default().decoder();
+        let status = answer.status();
+        let mut answers = Streaming::new_response(decoder, answer.into_body(), status, None, None);
+        match answers.message().await.unwrap().unwrap().response {
+            Some(Produced::Error(detail)) => kind(detail.code()),
+            other => panic!("an error was due: {other:?}"),
+        }
+    }
+
     async fn call(&self, path: &'static str, message: Vec<u8>) -> Result<(), Refusal> {
         let mut client = tonic::client::Grpc::new(self.channel.clone());
         client.ready().await.unwrap();
@@ -187,6 +233,23 @@ impl RawClient {
     pub async fn call_unknown_method(&self) -> Result<(), Refusal> {
         self.call("/aquifer.v1.Admin/DrainTheOcean", Vec::new())
             .await
+    }
+
+    /// A producer that publishes batches one by one and reads no answers until it is dropped.
+    pub async fn publish_blindly(&self, topic: &str, batches: u64) -> impl Drop + use<> {
+        let frames = (1..=batches).map(|number| v1::PublishFrame {
+            number,
+            batch: Bytes::from_static(b"x"),
+        });
+        let publish = |frame| {
+            Some(Produce::Publish(v1::PublishFrames {
+                frames: vec![frame],
+            }))
+        };
+        let open = Some(Produce::Open(open(topic)));
+        let requests = std::iter::once(open).chain(frames.map(publish));
+        let (sender, answers) = self.produce(requests.collect()).await.unwrap();
+        Held(sender, answers)
     }
 
     /// An open producer that does nothing until it is dropped.
@@ -275,6 +338,7 @@ fn delivery(delivery: v1::Delivery) -> Delivery {
         skip: Vec::new(),
         message_count: delivery.message_count,
         batch: delivery.batch,
+        held: Held::default(),
     }
 }
 
@@ -374,6 +438,24 @@ impl ConformanceClient for RawClient {
             .create_topic(v1::CreateTopicRequest { topic, partitions })
             .await;
         answer.map(|_| ()).map_err(|status| unary(&status))
+    }
+}
+
+/// A body that neither goes on nor ends.
+struct Stays(Option<Bytes>);
+
+impl HttpBody for Stays {
+    type Data = Bytes;
+    type Error = std::convert::Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+        match self.0.take() {
+            Some(bytes) => Poll::Ready(Some(Ok(Frame::data(bytes)))),
+            None => Poll::Pending,
+        }
     }
 }
 

@@ -1,0 +1,111 @@
+//! Puts what peers send under budgets, before anything of it is decoded (I13): every request body
+//! is read through `aquifer_runtime::inbound`. Each connection has a share of its own, so that one
+//! peer which sends beginnings and no ends leaves room to the others.
+
+use std::sync::Arc;
+
+use aquifer_model::limits::{FRAME_BYTES_MAX, UNARY_REQUEST_BYTES_MAX};
+use aquifer_proto::shape::request_element_bytes;
+use aquifer_protocol_api::error::{ApiError, ErrorKind};
+use aquifer_runtime::budget::ByteBudget;
+use aquifer_runtime::inbound::{
+    BodyError, InboundBody, InboundBudgets, InboundError, InboundLimits,
+};
+use tokio::sync::Semaphore;
+use tonic::body::Body;
+use tonic::codegen::http::Request;
+use tonic::transport::server::TcpConnectInfo;
+
+use crate::config::GrpcConfig;
+use crate::status;
+
+/// Methods whose requests are streams.
+const STREAMS: [&str; 2] = ["/aquifer.v1.Broker/Produce", "/aquifer.v1.Broker/Consume"];
+
+/// What is known of a connection.
+#[derive(Debug, Clone)]
+pub(crate) struct Peer {
+    pub(crate) tcp: TcpConnectInfo,
+    pub(crate) room: ByteBudget,
+}
+
+/// The way in for all requests of a server.
+#[derive(Clone)]
+pub(crate) struct Gate {
+    budgets: InboundBudgets,
+    stream: InboundLimits,
+    unary: InboundLimits,
+}
+
+impl Gate {
+    pub(crate) fn new(config: &GrpcConfig) -> Gate {
+        let stream = InboundLimits {
+            message_bytes_max: FRAME_BYTES_MAX,
+            message_timeout: config.message_timeout(),
+            unary: false,
+            decoded_bytes: request_element_bytes,
+        };
+        let calls = config.calls_max.min(Semaphore::MAX_PERMITS);
+        Gate {
+            budgets: InboundBudgets {
+                room: ByteBudget::new(config.inbound_bytes_max),
+                waiting: ByteBudget::new(config.inbound_bytes_max),
+                calls: Arc::new(Semaphore::new(calls)),
+            },
+            stream,
+            unary: InboundLimits {
+                message_bytes_max: UNARY_REQUEST_BYTES_MAX,
+                unary: true,
+                ..stream
+            },
+        }
+    }
+
+    /// The share of a new connection.
+    pub(crate) fn connection(&self) -> ByteBudget {
+        self.budgets.room.child(usize::MAX)
+    }
+
+    /// What messages hold while they are read, and what waits for that.
+    pub(crate) fn used_bytes(&self) -> usize {
+        self.budgets.room.used_bytes() + self.budgets.waiting.used_bytes()
+    }
+
+    /// Puts a request's body behind the gate.
+    pub(crate) fn admit(&self, mut request: Request<Body>) -> Request<Body> {
+        let mut budgets = self.budgets.clone();
+        if let Some(peer) = request.extensions_mut().remove::<Peer>() {
+            budgets.room = peer.room;
+            request.extensions_mut().insert(peer.tcp);
+        }
+        let limits = match STREAMS.contains(&request.uri().path()) {
+            true => self.stream,
+            false => self.unary,
+        };
+        let mut handle = None;
+        let mut request = request.map(|body| {
+            let (body, inbound) = InboundBody::new(body, limits, budgets, refuse);
+            handle = Some(inbound);
+            Body::new(body)
+        });
+        if let Some(inbound) = handle {
+            request.extensions_mut().insert(inbound);
+        }
+        request
+    }
+}
+
+fn refuse(error: InboundError) -> BodyError {
+    let text = error.to_string();
+    let error = match error {
+        InboundError::TooLarge { .. } => {
+            ApiError::new(ErrorKind::TooLarge, text).advise("send smaller messages or batches")
+        }
+        InboundError::Late(_) => ApiError::new(ErrorKind::Timeout, text)
+            .advise("send a message at once when it is begun"),
+        InboundError::Overloaded => {
+            ApiError::new(ErrorKind::Overloaded, text).advise("retry later, or send less at once")
+        }
+    };
+    Box::new(status::status(&error))
+}
