@@ -249,6 +249,7 @@ impl Subscription {
             skip,
             message_count: entry.head.message_count,
             batch: entry.body.clone(),
+            held: Default::default(),
         }
     }
 }

@@ -8,6 +8,7 @@
 
 mod attach;
 mod instances;
+pub(super) mod room;
 mod serve;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
@@ -19,6 +20,7 @@ use aquifer_model::id::{Index, TopicIncarnation};
 use aquifer_model::topic::SubscriptionName;
 use aquifer_protocol_api::broker::{ConsumerEvent, ConsumerSession, Subscribe};
 use aquifer_protocol_api::error::ApiError;
+use aquifer_runtime::budget::{ByteBudget, BytePermit};
 
 use self::instances::Instances;
 use crate::error::BrokerError;
@@ -80,6 +82,13 @@ pub(super) struct Slot {
     pausing: bool,
     /// How long after the next failure.
     pause: Duration,
+    /// What its deliveries take their bytes from, once there are some.
+    budget: Option<ByteBudget>,
+    /// Room that it has waited for.
+    room: Option<BytePermit>,
+    awaits_room: bool,
+    /// What the last entry cost that was larger than expected.
+    entry_bytes: usize,
     /// Seeks that are not durable yet, and a creation or deletion likewise: nothing is delivered.
     pub(super) held: u32,
     queued: bool,
@@ -96,6 +105,10 @@ impl Slot {
             reading: None,
             pausing: false,
             pause: READ_RETRY_MIN,
+            budget: None,
+            room: None,
+            awaits_room: false,
+            entry_bytes: 0,
             held: 0,
             queued: false,
             deleting: false,

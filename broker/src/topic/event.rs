@@ -73,6 +73,8 @@ pub(crate) enum Event {
     ConsumerGone(SubscriptionId, ConsumerId),
     /// A consumer has taken much of what was queued for it.
     Drained(SubscriptionId, ConsumerId),
+    /// A subscription that waited for room has some.
+    Room(SubscriptionId, BytePermit),
     /// A read of a backlog is done.
     Read(Box<ReadDone>),
     /// A read of a backlog that failed may be tried again.
@@ -176,8 +178,8 @@ pub(crate) struct ReadDone {
     pub(crate) subscription: SubscriptionId,
     pub(crate) point: ReadPoint,
     pub(crate) result: Result<Vec<LogEntry>, LogError>,
-    /// Held until the entries are handed out.
-    pub(crate) _bytes: BytePermit,
+    /// Goes with the entries when they are handed out.
+    pub(crate) room: BytePermit,
 }
 
 /// What a place is looked up for.
@@ -244,6 +246,11 @@ impl Mailbox {
     /// Never waits.
     pub(crate) fn urgent(&self, event: Event) {
         self.urgent.push(event);
+    }
+
+    /// Waits until the owner has stopped listening.
+    pub(crate) async fn closed(&self) {
+        self.sender.closed().await;
     }
 
     /// Whether the owner has stopped listening.

@@ -2,13 +2,15 @@
 //! for what does not fit at the moment.
 //!
 //! The owner never waits here. What bounds the queue is credit: a consumer's subscription is told
-//! of no more byte credit than there is room for, whatever the client grants, so a client that
-//! grants much and reads nothing holds a bounded amount (I13) and delays nobody else.
+//! of no more byte credit than there is room for, in its own queue and in the budget of all
+//! deliveries, whatever the client grants, so a client that grants much and reads nothing holds a
+//! bounded amount (I13) and delays nobody else.
 
 use std::collections::VecDeque;
 
 use aquifer_protocol_api::broker::{ConsumerEvent, Delivery};
 use aquifer_protocol_api::error::ApiError;
+use aquifer_runtime::budget::ByteBudget;
 use aquifer_runtime::task::TaskGroup;
 use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::TrySendError;
@@ -20,7 +22,9 @@ use crate::topic::event::{Event, Mailbox, SubscriptionId};
 const CHANNEL_EVENTS: usize = 64;
 /// Events that may wait behind the channel; deliveries are joined, so these are confirmations that
 /// a client asks for and does not read.
-const QUEUED_EVENTS_MAX: usize = 16_384;
+const QUEUED_EVENTS_MAX: usize = 2_048;
+/// Credit that a consumer is told of at once: it is told of more with what it is sent.
+const AHEAD_BYTES_MAX: u64 = 1 << 20;
 
 /// One consumer's way out.
 pub(super) struct Outbox {
@@ -39,10 +43,15 @@ pub(super) struct Outbox {
     /// Bytes that were delivered, as credit counts them.
     used_bytes: u64,
     bytes_max: u64,
+    /// What deliveries of the subscription take their bytes from.
+    budget: ByteBudget,
 }
 
 impl Outbox {
-    pub(super) fn new(bytes_max: usize) -> (Outbox, mpsc::Receiver<ConsumerEvent>) {
+    pub(super) fn new(
+        bytes_max: usize,
+        budget: ByteBudget,
+    ) -> (Outbox, mpsc::Receiver<ConsumerEvent>) {
         let (sender, receiver) = mpsc::channel(CHANNEL_EVENTS + 1);
         let last = sender.clone().try_reserve_owned().ok();
         let outbox = Outbox {
@@ -56,6 +65,7 @@ impl Outbox {
             granted: (0, 0),
             used_bytes: 0,
             bytes_max: u64::try_from(bytes_max).unwrap_or(u64::MAX),
+            budget,
         };
         (outbox, receiver)
     }
@@ -78,11 +88,22 @@ impl Outbox {
     /// The totals that the subscription may use: what was granted, and no more bytes than fit.
     pub(super) fn credit(&mut self) -> (u64, u64) {
         self.look();
-        let room = self
-            .bytes_max
-            .saturating_sub(self.queue_bytes + self.in_channel_bytes);
-        let bytes = self.granted.1.min(self.used_bytes.saturating_add(room));
-        (self.granted.0, bytes)
+        let bytes = self.used_bytes.saturating_add(self.ahead());
+        (self.granted.0, self.granted.1.min(bytes))
+    }
+
+    /// Bytes on their way to the client, as far as this knows.
+    fn piled(&self) -> u64 {
+        self.queue_bytes + self.in_channel_bytes
+    }
+
+    /// Bytes that the client may be sent beyond what is on its way. One that has read everything
+    /// may always have an entry, which waits for its turn in the budget.
+    fn ahead(&self) -> u64 {
+        let piled = self.piled();
+        let own = self.bytes_max.saturating_sub(piled).min(AHEAD_BYTES_MAX);
+        let shared = u64::try_from(self.budget.room_bytes()).unwrap_or(u64::MAX);
+        own.min(shared.max(u64::from(piled == 0)))
     }
 
     /// Whether somebody has to notice when the client has read on: something waits, or so much is
@@ -90,8 +111,9 @@ impl Outbox {
     /// next delivery looks again.
     pub(super) fn is_throttled(&mut self) -> bool {
         let (_, bytes) = self.credit();
-        let piled = self.queue_bytes + self.in_channel_bytes;
-        !self.queue.is_empty() || (bytes < self.granted.1 && piled > self.bytes_max / 2)
+        let (piled, ahead) = (self.piled(), self.ahead());
+        let stopped = piled > self.bytes_max / 2 || (piled > 0 && ahead == 0);
+        !self.queue.is_empty() || (bytes < self.granted.1 && stopped)
     }
 
     pub(super) fn push(&mut self, event: ConsumerEvent) {

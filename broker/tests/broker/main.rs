@@ -7,6 +7,7 @@
 
 mod admin;
 mod balance;
+mod budgets;
 mod cluster;
 mod consume;
 mod cursors;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use aquifer_broker::{Broker, BrokerConfig, BrokerDeps};
+use aquifer_ledger::context::LogSettings;
 use aquifer_ledger::testing::TestWorld;
 use aquifer_model::batch::{self, BatchFields, MessageRecord, MessageRow};
 use aquifer_model::id::{Index, ProducerInstance, TopicIncarnation};
@@ -85,8 +86,18 @@ impl Harness {
     }
 
     pub async fn in_world(world: TestWorld, config: BrokerConfig) -> Harness {
+        Harness::with_settings(world, config, TestWorld::settings()).await
+    }
+
+    /// The same with other settings of logs.
+    pub async fn with_settings(
+        world: TestWorld,
+        config: BrokerConfig,
+        settings: LogSettings,
+    ) -> Harness {
         let tasks = TaskGroup::new("broker");
-        let log = world.process();
+        let store = Arc::new(world.store.clone());
+        let log = world.process_with(store, Arc::new(world.bookies.clone()), settings);
         let deps = BrokerDeps {
             clock: Arc::clone(&log.clock),
             log,

@@ -210,6 +210,9 @@ impl Topic {
             self.consumer_gone(subscription, consumer);
         }
         self.replace_own_session(request)?;
+        let budget = self
+            .budget_of(id)
+            .unwrap_or_else(|| self.rooms.deliveries.clone());
         self.subscriptions.next_consumer += 1;
         let consumer = ConsumerId(self.subscriptions.next_consumer);
         let slot = self
@@ -226,7 +229,7 @@ impl Topic {
             name: request.consumer.clone(),
             priority: request.priority,
         })?;
-        let (outbox, events) = Outbox::new(self.shared.config.consumer_queue_bytes_max);
+        let (outbox, events) = Outbox::new(self.shared.config.consumer_queue_bytes_max, budget);
         slot.consumers.insert(consumer, outbox);
         self.subscriptions.instances.begun(request, id, consumer);
         let opened = Subscribed {

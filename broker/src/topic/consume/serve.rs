@@ -1,16 +1,16 @@
 //! Serving: reads for a subscription what its state machine asks for, from memory at once or from
 //! bookies aside, and hands out what it says.
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
-
 use aquifer_ledger::error::LogError;
 use aquifer_ledger::managed::{LogEntry, ReadLimits, ReadPoint};
 use aquifer_protocol_api::broker::{ConsumerEvent, Delivery};
+use aquifer_runtime::budget::BytePermit;
 use aquifer_runtime::clock;
+use std::collections::BTreeMap;
 
 use crate::subscription::{ConsumerId, NextRead};
 use crate::topic::Topic;
+use crate::topic::consume::room::{fitting, held_by};
 use crate::topic::consume::{READ_RETRY_MAX, READ_RETRY_MIN};
 use crate::topic::event::{Event, ReadDone, SubscriptionId};
 use crate::topic::outbox::messages_of;
@@ -38,6 +38,7 @@ impl Topic {
             let Some(slot) = self.subscriptions.slots.get_mut(&id) else {
                 return;
             };
+            let waited = slot.room.take();
             if slot.held > 0 || slot.reading.is_some() || slot.pausing || self.ending.is_some() {
                 return;
             }
@@ -52,13 +53,16 @@ impl Topic {
             if !self.may_deliver(id) {
                 return;
             }
+            let Some(room) = waited.or_else(|| self.room_for(id, &read)) else {
+                return;
+            };
             let Some(slot) = self.subscriptions.slots.get_mut(&id) else {
                 return;
             };
             // A jump to elsewhere drops what was read ahead; one within it does not.
             let mut point = slot.point.take().unwrap_or(ReadPoint::from(read.from));
             point.index = read.from;
-            let limits = limits(&read);
+            let limits = limits(&read, &room);
             match self.log.read_cached(&mut point, limits) {
                 Some(entries) if entries.is_empty() => {
                     slot.point = Some(point);
@@ -67,11 +71,11 @@ impl Topic {
                 }
                 Some(entries) => {
                     slot.point = Some(point);
-                    self.deliver(id, &read, &entries);
+                    self.deliver(id, &read, &entries, room);
                 }
                 None => {
                     slot.reading = Some(read);
-                    self.read_aside(id, read, point);
+                    self.read_aside(id, read, point, room);
                     return;
                 }
             }
@@ -79,18 +83,22 @@ impl Topic {
         self.subscriptions.wake(id);
     }
 
-    fn read_aside(&self, id: SubscriptionId, read: NextRead, mut point: ReadPoint) {
+    fn read_aside(
+        &self,
+        id: SubscriptionId,
+        read: NextRead,
+        mut point: ReadPoint,
+        room: BytePermit,
+    ) {
         let (log, mailbox) = (self.log.clone(), self.mailbox.clone());
-        let shared = Arc::clone(&self.shared);
         self.shared.tasks.spawn("topic-read", async move {
-            let limits = limits(&read);
-            let bytes = shared.read_budget.acquire(limits.bytes_max).await;
+            let limits = limits(&read, &room);
             let result = log.read(&mut point, limits).await;
             let done = ReadDone {
                 subscription: id,
                 point,
                 result,
-                _bytes: bytes,
+                room,
             };
             // A topic that is gone does not care.
             let _ = mailbox.send(Event::Read(Box::new(done))).await;
@@ -109,7 +117,7 @@ impl Topic {
         match done.result {
             Ok(entries) => {
                 slot.pause = READ_RETRY_MIN;
-                self.deliver(id, &read, &entries);
+                self.deliver(id, &read, &entries, done.room);
                 self.subscriptions.wake(id);
             }
             Err(LogError::Fenced) => self.broken(&LogError::Fenced),
@@ -150,7 +158,20 @@ impl Topic {
         }
     }
 
-    fn deliver(&mut self, id: SubscriptionId, read: &NextRead, entries: &[LogEntry]) {
+    /// Hands out entries that were read, as far as there is room for them.
+    fn deliver(
+        &mut self,
+        id: SubscriptionId,
+        read: &NextRead,
+        entries: &[LogEntry],
+        mut room: BytePermit,
+    ) {
+        let mut fits = fitting(entries, room.bytes());
+        if let (0, Some(first)) = (fits, entries.first())
+            && self.room_for_first(id, &mut room, first)
+        {
+            fits = fitting(entries, room.bytes());
+        }
         let epoch = self.epoch();
         // The read may have taken long, and so may this process (H9).
         let may_deliver = self.may_deliver(id);
@@ -166,17 +187,24 @@ impl Topic {
             }
             return;
         }
-        let deliveries = slot.state.deliver(read, entries);
+        if fits > 0 {
+            slot.entry_bytes = 0;
+        }
+        let deliveries = slot.state.deliver(read, &entries[..fits]);
         let seek_epoch = slot.state.seek_epoch();
         // What exceeds the credit is wanted as soon as there is more.
         let wanted = slot.state.start();
         let left = entries.partition_point(|entry| entry.head.end_index() <= wanted);
         if let Some(point) = &mut slot.point {
             point.unread(wanted, &entries[left..]);
+            if slot.awaits_room {
+                point.release();
+            }
         }
         let mut by_consumer: BTreeMap<ConsumerId, Vec<Delivery>> = BTreeMap::new();
         let (mut messages, mut bytes) = (0, 0);
-        for (consumer, delivery) in deliveries {
+        for (consumer, mut delivery) in deliveries {
+            delivery.held = room.split(held_by(&delivery)).into();
             messages += messages_of(&delivery);
             bytes += delivery.batch.len() as u64;
             by_consumer.entry(consumer).or_default().push(delivery);
@@ -203,9 +231,9 @@ impl Topic {
     }
 }
 
-fn limits(read: &NextRead) -> ReadLimits {
+fn limits(read: &NextRead, room: &BytePermit) -> ReadLimits {
     ReadLimits {
-        bytes_max: read.bytes_max,
+        bytes_max: read.bytes_max.min(room.bytes()).max(1),
         entries_max: read.entries_max.max(1),
     }
 }
