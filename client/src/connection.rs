@@ -1,5 +1,8 @@
-//! One HTTP/2 connection per broker address, made when it is first needed and made anew after a
-//! failure. A connection counts only after the handshake of versions and features.
+//! The connections to each broker address, made when they are first needed and made anew after a
+//! failure. The first one counts only after the handshake of versions and features; more are made
+//! as streams need them (`lanes.rs`).
+
+mod lanes;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -15,6 +18,9 @@ use tokio::sync::Mutex;
 use tonic::transport::{Channel, Endpoint};
 
 use crate::error::{ClientError, Outcome, Result};
+
+use lanes::Lanes;
+pub(crate) use lanes::{Kind, Slot as StreamSlot};
 
 /// Bytes that may be under way before the peer must say that it has read some.
 const WINDOW_BYTES: u32 = 4 * 1024 * 1024;
@@ -62,6 +68,8 @@ struct Live {
 pub(crate) struct Connection {
     url: Arc<str>,
     channel: Channel,
+    timeout: Duration,
+    lanes: Arc<Lanes>,
     /// Tells this connection from a later one to the same address.
     token: Arc<()>,
 }
@@ -171,11 +179,14 @@ impl Pool {
 }
 
 impl Connection {
-    /// The data plane over this connection.
-    pub(crate) fn broker(&self) -> BrokerClient<Channel> {
-        BrokerClient::new(self.channel.clone())
+    /// The data plane for one stream, whose place must be kept as long as the stream is.
+    pub(crate) async fn stream(&self, kind: Kind) -> Result<(BrokerClient<Channel>, StreamSlot)> {
+        let dial = || connect(&self.url, self.timeout);
+        let (channel, slot) = self.lanes.take(kind, dial).await?;
+        let client = BrokerClient::new(channel)
             .max_decoding_message_size(FRAME_BYTES_MAX)
-            .max_encoding_message_size(FRAME_BYTES_MAX)
+            .max_encoding_message_size(FRAME_BYTES_MAX);
+        Ok((client, slot))
     }
 
     /// The control plane over this connection.
@@ -206,10 +217,14 @@ fn normalize(url: &str) -> Result<Arc<str>> {
     Ok(full.trim_end_matches('/').into())
 }
 
-async fn dial(url: &Arc<str>, timeout: Duration) -> Result<Connection> {
-    let refused = |reason: String| ClientError::Connect {
+fn refused(url: &str, reason: String) -> ClientError {
+    ClientError::Connect {
         tried: format!("{url}: {reason}"),
-    };
+    }
+}
+
+async fn connect(url: &str, timeout: Duration) -> Result<Channel> {
+    let refused = |reason| refused(url, reason);
     let endpoint = Endpoint::from_shared(url.to_string())
         .map_err(|error| refused(error.to_string()))?
         .connect_timeout(timeout)
@@ -220,22 +235,23 @@ async fn dial(url: &Arc<str>, timeout: Duration) -> Result<Connection> {
         .http2_keep_alive_interval(KEEP_ALIVE_INTERVAL)
         .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
         .keep_alive_while_idle(true);
-    let channel = endpoint
+    endpoint
         .connect()
         .await
-        .map_err(|error| refused(source_text(&error)))?;
-    let connection = Connection {
-        url: Arc::clone(url),
-        channel,
-        token: Arc::new(()),
-    };
+        .map_err(|error| refused(source_text(&error)))
+}
+
+async fn dial(url: &Arc<str>, timeout: Duration) -> Result<Connection> {
+    let refused = |reason| refused(url, reason);
+    let channel = connect(url, timeout).await?;
     let request = v1::HandshakeRequest {
         version_min: PROTOCOL_VERSION,
         version_max: PROTOCOL_VERSION,
         features: Vec::new(),
         client: concat!("aquifer-rust/", env!("CARGO_PKG_VERSION")).to_owned(),
     };
-    let handshake = async { Ok(connection.broker().handshake(request).await) };
+    let mut client = BrokerClient::new(channel.clone());
+    let handshake = async { Ok(client.handshake(request).await) };
     // Somebody takes connections and says nothing: paused, or stuck, but not absent.
     let answer = crate::retry::Deadline::after(timeout)
         .limit("the handshake", handshake)
@@ -254,7 +270,16 @@ async fn dial(url: &Arc<str>, timeout: Duration) -> Result<Connection> {
             response.version
         )));
     }
-    Ok(connection)
+    Ok(Connection {
+        url: Arc::clone(url),
+        lanes: Arc::new(Lanes::new(
+            channel.clone(),
+            response.streams_per_connection_max,
+        )),
+        channel,
+        timeout,
+        token: Arc::new(()),
+    })
 }
 
 /// What a failed call means: the broker's own words where it left some, the transport's otherwise.

@@ -6,17 +6,21 @@ use std::time::Duration;
 use aquifer_model::id::Index;
 use aquifer_model::place::Place;
 use aquifer_proto::v1;
+use futures::{StreamExt, TryStreamExt};
 
 use crate::admin::topic_stats;
 use crate::client::Context;
 use crate::consumer::hub::{Handle, Hub, Settings};
 use crate::consumer::{default_queue, open};
-use crate::error::Result;
+use crate::error::{ClientError, Result};
 use crate::message::ReceivedMessage;
 use crate::retry::Deadline;
 
 /// How often [`Reader::next_available`] looks whether what it waits for was trimmed away.
 const TRIM_CHECK: Duration = Duration::from_secs(1);
+
+/// Partitions that are asked for their end at once.
+const CALLS_AT_ONCE: usize = 32;
 
 /// Prepares a [`Reader`].
 #[derive(Clone)]
@@ -134,9 +138,11 @@ impl Reader {
             hub.with(at, |inbox| {
                 inbox.set_bounds(stats.first_index, stats.end_index)
             });
-            Ok(())
+            Ok::<(), ClientError>(())
         });
-        futures::future::try_join_all(partitions).await.map(|_| ())
+        let mut answers = futures::stream::iter(partitions).buffer_unordered(CALLS_AT_ONCE);
+        while answers.try_next().await?.is_some() {}
+        Ok(())
     }
 
     /// The index after the newest message now; of a partitioned topic, the sum over its
@@ -147,9 +153,11 @@ impl Reader {
     pub async fn end_index(&self) -> Result<Index> {
         let hub = &self.handle.hub;
         let partitions = (0..hub.partitions()).map(|at| stats(hub, at));
-        let all = futures::future::try_join_all(partitions).await?;
-        let ends = all.iter().map(|stats| stats.end_index);
-        Ok(Index(ends.fold(0, u64::saturating_add)))
+        let answers = futures::stream::iter(partitions).buffer_unordered(CALLS_AT_ONCE);
+        let sum = answers.try_fold(0_u64, |sum, stats| {
+            std::future::ready(Ok(sum.saturating_add(stats.end_index)))
+        });
+        sum.await.map(Index)
     }
 
     /// Moves the reader, on all partitions of the topic, and drops what waits in memory. Answers

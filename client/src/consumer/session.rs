@@ -8,7 +8,7 @@ use tonic::Streaming;
 
 use super::hub::Hub;
 use super::requests::Requests;
-use crate::connection::{Connection, from_status};
+use crate::connection::{Connection, Kind, StreamSlot, from_status};
 use crate::error::{ClientError, ErrorKind, Outcome, Result};
 use crate::lookup::Target;
 use crate::retry::{Backoff, Deadline};
@@ -18,6 +18,7 @@ pub(crate) struct Live {
     connection: Connection,
     responses: Streaming<v1::ConsumeResponse>,
     session: u64,
+    _slot: StreamSlot,
 }
 
 /// Opens the first session. What the application must decide fails at once: no broker, or a
@@ -60,12 +61,13 @@ async fn establish(hub: &Arc<Hub>, partition: usize, target: &mut Target) -> Res
     let subscribe = hub.subscribe_request(partition, session);
     let requests = Requests::new(Arc::clone(hub), partition, session, subscribe);
     let subscribed = async {
-        let response = connection.broker().consume(requests).await;
+        let (mut client, slot) = connection.stream(Kind::Consume).await?;
+        let response = client.consume(requests).await;
         let mut responses = response
             .map_err(|status| from_status(WHAT, &status))?
             .into_inner();
         match next(&mut responses, WHAT).await? {
-            Some(Response::Subscribed(answer)) => Ok((responses, answer)),
+            Some(Response::Subscribed(answer)) => Ok((slot, responses, answer)),
             Some(Response::Error(detail)) => Err(detail.into()),
             Some(_) => Err(ClientError::Protocol(
                 "an answer before the subscription".to_owned(),
@@ -73,7 +75,7 @@ async fn establish(hub: &Arc<Hub>, partition: usize, target: &mut Target) -> Res
             None => Err(ended(WHAT)),
         }
     };
-    let (responses, answer) = match subscribed.await {
+    let (slot, responses, answer) = match subscribed.await {
         Ok(subscribed) => subscribed,
         Err(error) => return Err(forget_broken(hub, &connection, error).await),
     };
@@ -90,6 +92,7 @@ async fn establish(hub: &Arc<Hub>, partition: usize, target: &mut Target) -> Res
         connection,
         responses,
         session,
+        _slot: slot,
     })
 }
 

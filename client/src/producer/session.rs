@@ -10,7 +10,7 @@ use tonic::Streaming;
 
 use super::frames::{Frames, wake};
 use super::partition::Partition;
-use crate::connection::{Connection, from_status};
+use crate::connection::{Connection, Kind, StreamSlot, from_status};
 use crate::error::{ClientError, ErrorKind, Outcome, Result};
 use crate::lookup::Target;
 use crate::retry::{Backoff, Deadline};
@@ -23,6 +23,7 @@ pub(crate) struct Live {
     connection: Connection,
     responses: Streaming<v1::ProduceResponse>,
     session: u64,
+    _slot: StreamSlot,
 }
 
 /// Opens the first session. What the application must decide fails at once: no broker, a rival
@@ -56,7 +57,7 @@ async fn establish(partition: &Arc<Partition>, target: &mut Target) -> Result<Li
     wake(waker);
     let frames = Frames::new(Arc::clone(partition), session, partition.open_request());
     let result = handshake(&connection, frames).await;
-    let (responses, opened) = match result {
+    let (slot, responses, opened) = match result {
         Ok(answer) => answer,
         Err(error) => return Err(forget_broken(partition, &connection, error).await),
     };
@@ -72,20 +73,26 @@ async fn establish(partition: &Arc<Partition>, target: &mut Target) -> Result<Li
         connection,
         responses,
         session,
+        _slot: slot,
     })
 }
 
 async fn handshake(
     connection: &Connection,
     frames: Frames,
-) -> Result<(Streaming<v1::ProduceResponse>, v1::ProducerOpened)> {
+) -> Result<(
+    StreamSlot,
+    Streaming<v1::ProduceResponse>,
+    v1::ProducerOpened,
+)> {
     const WHAT: &str = "opening the producer";
-    let response = connection.broker().produce(frames).await;
+    let (mut client, slot) = connection.stream(Kind::Produce).await?;
+    let response = client.produce(frames).await;
     let mut responses = response
         .map_err(|status| from_status(WHAT, &status))?
         .into_inner();
     match next(&mut responses, WHAT).await? {
-        Some(Response::Opened(opened)) => Ok((responses, opened)),
+        Some(Response::Opened(opened)) => Ok((slot, responses, opened)),
         Some(Response::Error(detail)) => Err(detail.into()),
         Some(Response::Receipts(_)) => Err(ClientError::Protocol(
             "a receipt before the producer was open".to_owned(),

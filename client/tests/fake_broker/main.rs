@@ -7,5 +7,6 @@
 
 mod consume;
 mod fake;
+mod held;
 mod produce;
 mod read;
