@@ -14,6 +14,7 @@ pub mod storage;
 
 mod http;
 mod loss;
+mod open_files;
 mod process;
 mod quiet;
 mod serving;

@@ -14,6 +14,7 @@ use crate::exit::CliError;
 use crate::output::Output;
 use crate::roles::autorecovery::config::AutorecoveryRoleConfig;
 use crate::roles::autorecovery::parts::Parts;
+use crate::roles::open_files;
 use crate::roles::process::{self, Signals};
 
 /// Repairs until it is told to end. `began` is when the process did.
@@ -24,6 +25,7 @@ pub async fn run(args: AutorecoveryArgs, began: Duration, out: &Output) -> Resul
     }
     let mut signals = Signals::listen()?;
     let telemetry = process::start_telemetry(&config.telemetry, &unknown)?;
+    open_files::check(0);
     let start = Parts::start(&config, &telemetry);
     let greet = |parts: &Parts| greet(&config, parts, process::ready_ms(began), out);
     process::live(start, greet, &mut signals, &telemetry).await

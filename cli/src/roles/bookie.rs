@@ -15,6 +15,7 @@ use crate::exit::CliError;
 use crate::output::Output;
 use crate::roles::bookie::config::BookieRoleConfig;
 use crate::roles::bookie::parts::Parts;
+use crate::roles::open_files;
 use crate::roles::process::{self, Signals};
 
 /// Runs a bookie until it is told to end. `began` is when the process did.
@@ -25,6 +26,7 @@ pub async fn run(args: BookieArgs, began: Duration, out: &Output) -> Result<(), 
     }
     let mut signals = Signals::listen()?;
     let telemetry = process::start_telemetry(&config.telemetry, &unknown)?;
+    open_files::check(config.bookie.open_files_max.into());
     let lock = process::lock_data_dir(&config.data_dir)?;
     let start = Parts::start(&config, &telemetry, out);
     let greet = |parts: &Parts| greet(&config, parts, process::ready_ms(began), out);

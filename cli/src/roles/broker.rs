@@ -14,16 +14,18 @@ use crate::exit::CliError;
 use crate::output::Output;
 use crate::roles::broker::config::BrokerRoleConfig;
 use crate::roles::broker::parts::Parts;
+use crate::roles::open_files;
 use crate::roles::process::{self, Signals};
 
 /// Runs a broker until it is told to end. `began` is when the process did.
 pub async fn run(args: BrokerArgs, began: Duration, out: &Output) -> Result<(), CliError> {
-    let (config, unknown) = BrokerRoleConfig::load(&args)?;
+    let (mut config, unknown) = BrokerRoleConfig::load(&args)?;
     if args.cluster.check_config {
         return process::check_config(&config, &unknown, out);
     }
     let mut signals = Signals::listen()?;
     let telemetry = process::start_telemetry(&config.telemetry, &unknown)?;
+    open_files::prepare(&mut config.protocols, 0);
     let start = Parts::start(&config, &telemetry);
     let greet = |parts: &Parts| greet(&config, parts, process::ready_ms(began), out);
     process::live(start, greet, &mut signals, &telemetry).await

@@ -1,6 +1,8 @@
 //! Health checks and metrics: `/healthz` (the process works), `/readyz` (it serves), `/metrics`
 //! (Prometheus).
 
+pub mod bounded;
+
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -17,6 +19,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 
 use crate::exit::CliError;
+use crate::roles::http::bounded::Bounded;
 
 /// What the answers are made of.
 #[derive(Clone)]
@@ -105,7 +108,7 @@ pub async fn serve(
     let shutdown = tasks.shutdown_token();
     tasks.spawn("http", async move {
         let stop = async move { shutdown.wait().await };
-        let served = axum::serve(listener, router).with_graceful_shutdown(stop);
+        let served = axum::serve(Bounded::new(listener), router).with_graceful_shutdown(stop);
         if let Err(error) = served.await {
             tracing::error!(%error, "the HTTP server failed");
         }

@@ -16,6 +16,7 @@ use std::time::Duration;
 use crate::args::StandaloneArgs;
 use crate::exit::CliError;
 use crate::output::Output;
+use crate::roles::open_files;
 use crate::roles::process::{self, Parts as _, Signals};
 use crate::roles::standalone::config::StandaloneConfig;
 use crate::roles::standalone::greeting::Greeting;
@@ -23,12 +24,14 @@ use crate::roles::standalone::parts::Parts;
 
 /// Runs a server until it is told to end. `began` is when the process did.
 pub async fn run(args: StandaloneArgs, began: Duration, out: &Output) -> Result<(), CliError> {
-    let (config, unknown) = StandaloneConfig::load(&args)?;
+    let (mut config, unknown) = StandaloneConfig::load(&args)?;
     if args.check_config {
         return process::check_config(&config, &unknown, out);
     }
     let mut signals = Signals::listen()?;
     let telemetry = process::start_telemetry(&config.telemetry, &unknown)?;
+    let files = config.bookie.open_files_max.into();
+    open_files::prepare(&mut config.protocols, files);
     let lock = process::lock_data_dir(&config.data_dir)?;
     let parts = Parts::start(&config, &telemetry, out).await?;
     let greeting = Greeting {
