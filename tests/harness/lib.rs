@@ -3,6 +3,7 @@
 //!
 //! Tests wait on conditions, never on time alone; every wait has a deadline that fails the test.
 
+pub mod abuse;
 pub mod checker;
 pub mod cluster;
 pub mod command;

@@ -300,12 +300,24 @@ impl Server {
     /// # Errors
     /// When it is not running.
     pub fn resident_bytes(&self) -> Result<u64> {
+        self.memory("VmRSS:")
+    }
+
+    /// The most resident memory since the process began, in bytes.
+    ///
+    /// # Errors
+    /// When it is not running.
+    pub fn peak_resident_bytes(&self) -> Result<u64> {
+        self.memory("VmHWM:")
+    }
+
+    fn memory(&self, what: &str) -> Result<u64> {
         let pid = self.pid()?.as_raw_nonzero();
         let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
         let line = status
             .lines()
-            .find(|line| line.starts_with("VmRSS:"))
-            .context("VmRSS")?;
+            .find(|line| line.starts_with(what))
+            .context("the kernel does not say")?;
         let kib: u64 = line
             .split_whitespace()
             .nth(1)

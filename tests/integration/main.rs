@@ -1,5 +1,6 @@
 //! Integration tests: real server processes, real sockets, real files. One file per behaviour.
 
+mod abuse;
 mod chaos;
 mod cluster;
 mod commands;
