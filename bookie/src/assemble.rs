@@ -80,10 +80,7 @@ pub(crate) fn start(
         damage: Arc::new(Damage::new(started.damage)),
         metrics: Arc::new(BookieMetrics::new(&deps.meter)),
         ledgers: Arc::new(LedgerTable::new(config.ledgers_cached_max)),
-        reclaimer: Arc::new(Reclaimer::new(
-            config.ledger_dir.clone(),
-            store::removal(&config),
-        )),
+        reclaimer: reclaimer(&config),
         watchers: Arc::default(),
         queue: Arc::default(),
         apply_queue: Arc::default(),
@@ -96,13 +93,10 @@ pub(crate) fn start(
         deps: deps.clone(),
         config,
     };
-    parts.positions.synced.advance(replayed.tail.last_sequence);
-    parts.positions.applied.advance(replayed.tail.last_sequence);
-    parts.positions.flushed.advance(replayed.flushed);
-    let deleted = replayed.deleted.into_iter();
-    let last = replayed.tail.last_sequence;
-    deleted.for_each(|ledger| parts.reclaimer.add(ledger, last));
-    parts.say_damage();
+    parts.begin_at(replayed.tail.last_sequence, replayed.flushed);
+    for ledger in replayed.deleted {
+        parts.reclaimer.add(ledger, replayed.tail.last_sequence);
+    }
     let in_limbo = u64::from(started.limbo.is_some());
     parts.metrics.limbo.record(in_limbo, &[]);
     let background = Arc::new(parts.background());
@@ -146,8 +140,17 @@ pub(crate) fn start(
     Ok(core)
 }
 
+fn reclaimer(config: &BookieConfig) -> Arc<Reclaimer> {
+    let removal = store::removal(config);
+    Arc::new(Reclaimer::new(config.ledger_dir.clone(), removal))
+}
+
 impl Parts {
-    fn say_damage(&self) {
+    /// The bookie goes on where replay has come to, with what is known of its files.
+    fn begin_at(&self, last: u64, flushed: u64) {
+        self.positions.synced.advance(last);
+        self.positions.applied.advance(last);
+        self.positions.flushed.advance(flushed);
         if let Some(damage) = self.damage.report() {
             self.mode.storage_damaged(&damage.to_string());
         }

@@ -202,13 +202,8 @@ fn replay_journal(
     let journal_error = |error| io_error(&config.journal_dir)(error);
     let mark = Mark::read(disk, &config.journal_dir, cookie.id).map_err(journal_error)?;
     let inventory = replay::inventory(disk, &config.journal_dir).map_err(journal_error)?;
-    // What is not known is not assumed: without this number commits seem to be missing, and that is
-    // limbo.
-    let known = |error| match error {
-        StoreError::Damaged(_) if db.is_damaged() => Ok(0),
-        error => Err(error),
-    };
-    let mut flushed = db.applied().or_else(known).map_err(store_error(config))?;
+    let (applied, stored_loss) = stored_positions(db).map_err(store_error(config))?;
+    let mut flushed = applied;
     let mut continuity = Continuity::new(flushed);
     let mut replayer = Replayer::default();
     let mut scanned = Vec::new();
@@ -227,11 +222,6 @@ fn replay_journal(
         tracing::info!(records = replayer.records, "journal replayed");
     }
     let (last, found_loss) = continuity.finish(mark);
-    let stored_loss = match db.loss() {
-        Ok(stored) => stored.map(|bytes| loss::decode(&bytes)),
-        Err(StoreError::Damaged(_)) if db.is_damaged() => Some(loss::decode(&[])),
-        Err(error) => return Err(store_error(config)(error)),
-    };
     let is_new_loss = found_loss.is_some();
     let all_loss = loss::merge(stored_loss, found_loss);
     if is_new_loss {
@@ -272,6 +262,22 @@ fn replay_journal(
         deleted: replayer.deleted,
         loss: all_loss,
     })
+}
+
+/// The last commit that RocksDB has, and the loss that is stored there. What cannot be read is not
+/// assumed: commits then seem to be missing, and that is limbo.
+fn stored_positions(db: &Db) -> Result<(u64, Option<Loss>), StoreError> {
+    let unknown = |error| match error {
+        StoreError::Damaged(_) if db.is_damaged() => Ok(0),
+        error => Err(error),
+    };
+    let applied = db.applied().or_else(unknown)?;
+    let loss = match db.loss() {
+        Ok(stored) => stored.map(|bytes| loss::decode(&bytes)),
+        Err(StoreError::Damaged(_)) if db.is_damaged() => Some(loss::decode(&[])),
+        Err(error) => return Err(error),
+    };
+    Ok((applied, loss))
 }
 
 /// Replays one segment.

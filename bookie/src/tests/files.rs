@@ -27,6 +27,22 @@ fn is_read_only(bookie: &Bookie) -> bool {
     matches!(bookie.status().mode, BookieMode::ReadOnly(_))
 }
 
+/// Writes until a compaction has met the damage.
+fn meet(bookie: &Bookie) {
+    let next = std::cell::Cell::new(15);
+    eventually("a compaction meets it", || {
+        // Another file each time, until there are enough for a compaction.
+        let entry = next.replace(next.get() + 1);
+        done(ask(bookie, request(100 + entry, OrderedOperation::Fence)));
+        for ledger in [1, 2] {
+            // Refused once it is read-only.
+            let _ = ask(bookie, add_request(ledger, entry, LEN));
+        }
+        bookie.core.background.checkpoint();
+        bookie.status().damage.is_some()
+    });
+}
+
 /// H17: a damaged block that a compaction meets makes the bookie read-only once and for good, with
 /// everything else served, until a start sets the file aside; what can be read of it is kept.
 #[test]
@@ -40,18 +56,7 @@ fn a_block_that_stops_compactions_is_read_only_until_it_is_set_aside() {
     flip_entry(&config, ".sst", 1, 1);
 
     let bookie = open(&config);
-    let next = std::cell::Cell::new(15);
-    eventually("a compaction meets it", || {
-        // Another file each time, until there are enough for a compaction.
-        let entry = next.replace(next.get() + 1);
-        done(ask(&bookie, request(100 + entry, OrderedOperation::Fence)));
-        for ledger in [1, 2] {
-            // Refused once it is read-only.
-            let _ = ask(&bookie, add_request(ledger, entry, LEN));
-        }
-        bookie.core.background.checkpoint();
-        bookie.status().damage.is_some()
-    });
+    meet(&bookie);
     let damage = bookie.status().damage.unwrap();
     assert_eq!(damage.files.len(), 1);
     assert!(damage.touches(LedgerId(1)) && damage.touches(LedgerId(2)));
