@@ -7,7 +7,7 @@ mod raw;
 use std::sync::Arc;
 use std::time::Duration;
 
-use aquifer_model::limits::FRAME_BYTES_MAX;
+use aquifer_model::limits::{ACK_RANGES_MAX, FRAME_BYTES_MAX};
 use aquifer_proto::v1;
 use aquifer_proto::v1::consume_request::Request as Consume;
 use aquifer_proto::v1::consume_response::Response as Consumed;
@@ -205,7 +205,7 @@ async fn a_refused_request_does_not_end_its_session() {
         ..v1::Acknowledge::default()
     };
     let many = v1::NegativeAcknowledge {
-        ranges: vec![v1::IndexRange::default(); 65_537],
+        ranges: vec![v1::IndexRange::default(); ACK_RANGES_MAX + 1],
         ..v1::NegativeAcknowledge::default()
     };
     let nowhere = v1::Seek {
