@@ -5,7 +5,7 @@ use aquifer_client::Message;
 use aquifer_harness::http::metric;
 use aquifer_harness::server::{Server, ServerOptions};
 use aquifer_harness::wait::until;
-use aquifer_model::policy::{NamespacePolicies, Retention, Rollover};
+use aquifer_model::policy::{Bound, PolicyChanges};
 
 fn options() -> ServerOptions {
     let environment = [
@@ -20,18 +20,11 @@ fn options() -> ServerOptions {
     }
 }
 
-fn policies(retention_ms: u64) -> NamespacePolicies {
-    NamespacePolicies {
-        retention: Retention {
-            time_ms: Some(retention_ms),
-            size_bytes: Some(0),
-        },
-        rollover: Rollover {
-            entries: 10,
-            age_ms: 500,
-            ..Rollover::default()
-        },
-        ..NamespacePolicies::default()
+fn retention(ms: u64) -> PolicyChanges {
+    PolicyChanges {
+        retention_ms: Some(Bound::Limit(ms)),
+        retention_bytes: Some(Bound::Limit(0)),
+        ..PolicyChanges::default()
     }
 }
 
@@ -43,6 +36,11 @@ async fn a_topic_that_nobody_uses_is_trimmed() -> Result<()> {
     let mut server = Server::start(&folder.path().join("data"), options()).await?;
     let client = server.client()?;
     let admin = client.admin();
+    let policies = PolicyChanges {
+        rollover_entries: Some(10),
+        rollover_ms: Some(500),
+        ..retention(3_600_000)
+    };
     admin
         .create_namespace("public/short", policies(3_600_000).into())
         .await?;
