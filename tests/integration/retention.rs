@@ -41,9 +41,7 @@ async fn a_topic_that_nobody_uses_is_trimmed() -> Result<()> {
         rollover_ms: Some(500),
         ..retention(3_600_000)
     };
-    admin
-        .create_namespace("public/short", policies(3_600_000).into())
-        .await?;
+    admin.create_namespace("public/short", policies).await?;
     let producer = client.producer("public/short/topic").open().await?;
     for number in 0..25 {
         producer
@@ -57,9 +55,7 @@ async fn a_topic_that_nobody_uses_is_trimmed() -> Result<()> {
         Ok((loaded().await? < 0.5).then_some(()))
     })
     .await?;
-    admin
-        .update_namespace("public/short", policies(1).into())
-        .await?;
+    admin.update_namespace("public/short", retention(1)).await?;
     let deleted = || metric(&http, "aquifer_ledger_deleted_total");
     until("its three ledgers to be deleted", || async {
         Ok((deleted().await? > 2.5).then_some(()))
