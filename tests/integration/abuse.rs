@@ -232,7 +232,8 @@ async fn consumers_that_do_not_read_share_one_budget_and_leave_a_part_to_the_oth
             paused_here.push(paused(channel, "backlog").await?);
         }
     }
-    let delivery_bytes = || http::metric(&server.http(), "aquifer_broker_delivery_bytes");
+    let address = server.http();
+    let delivery_bytes = || http::metric(&address, "aquifer_broker_delivery_bytes");
     until("the paused ones to hold something", || async {
         Ok((delivery_bytes().await? > 10.0 * 1024.0 * 1024.0).then_some(()))
     })

@@ -1,6 +1,5 @@
 //! I13: what is shared has a bound, and whoever keeps its part leaves one to the others.
 
-use std::pin::pin;
 use std::task::Poll;
 use std::time::Duration;
 
@@ -69,8 +68,9 @@ async fn a_topic_whose_storage_stalls_does_not_stop_the_others() {
         for _ in 0..64 {
             stalled.send(&[&payload]).await;
         }
+        stalled
     };
-    let mut filling = pin!(filling);
+    let mut filling = Box::pin(filling);
     until_held_back(filling.as_mut()).await;
     assert!(harness.world.bookies.held(bookie) > 0);
     for _ in 0..20 {
@@ -78,7 +78,7 @@ async fn a_topic_whose_storage_stalls_does_not_stop_the_others() {
         moving.publish(&[&payload]).await;
     }
     harness.world.bookies.release(bookie);
-    soon("the rest", filling).await;
+    let mut stalled = soon("the rest", filling).await;
     for _ in 0..64 {
         stalled.receipt().await.unwrap();
     }
@@ -95,11 +95,12 @@ async fn a_busy_topic_of_small_batches_is_slowed_and_not_refused() {
         for _ in 0..BATCHES {
             producer.send(&["x"]).await;
         }
+        producer
     };
-    let mut sending = pin!(sending);
+    let mut sending = Box::pin(sending);
     until_held_back(sending.as_mut()).await;
     harness.world.bookies.release(bookie);
-    soon("the rest", sending).await;
+    let mut producer = soon("the rest", sending).await;
     for _ in 0..BATCHES {
         producer.receipt().await.unwrap();
     }

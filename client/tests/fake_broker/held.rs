@@ -59,7 +59,10 @@ async fn producers_that_are_held_back_do_not_hold_back_acknowledgements() {
                 })
                 .await;
             stream
-                .answer(Response::Confirmed(v1::Confirmed { request_id }))
+                .answer(Response::Confirmed(v1::Confirmed {
+                    request_id,
+                    error: None,
+                }))
                 .await;
             acknowledged.await.unwrap();
         };

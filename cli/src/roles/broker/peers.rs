@@ -7,7 +7,7 @@ use aquifer_broker::{NoReport, Peers};
 use aquifer_client::admin;
 use aquifer_client::{Client, ClientError, ErrorKind as Kind, Outcome as Known, SubscriptionType};
 use aquifer_model::load::LoadReport;
-use aquifer_model::topic::{ConsumerName, ProducerName, TopicName};
+use aquifer_model::topic::{ProducerName, TopicName};
 use aquifer_protocol_api::broker::{
     self, ApiResult, Deletion, LedgerStats, ProducerStats, SubscriptionStats, TopicStats,
 };

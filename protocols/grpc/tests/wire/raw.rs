@@ -249,7 +249,7 @@ impl RawClient {
         let open = Some(Produce::Open(open(topic)));
         let requests = std::iter::once(open).chain(frames.map(publish));
         let (sender, answers) = self.produce(requests.collect()).await.unwrap();
-        Held(sender, answers)
+        OpenStream(sender, answers)
     }
 
     /// An open producer that does nothing until it is dropped.
@@ -259,16 +259,16 @@ impl RawClient {
             .await
             .unwrap();
         assert!(answers.message().await.unwrap().is_some());
-        Held(sender, answers)
+        OpenStream(sender, answers)
     }
 }
 
-struct Held(
+struct OpenStream(
     #[allow(dead_code, reason = "keeps the stream open")] mpsc::Sender<v1::ProduceRequest>,
     #[allow(dead_code, reason = "keeps the stream open")] Streaming<v1::ProduceResponse>,
 );
 
-impl Drop for Held {
+impl Drop for OpenStream {
     fn drop(&mut self) {}
 }
 
