@@ -9,7 +9,8 @@ use aquifer_protocol_api::error::ErrorKind;
 
 use futures::future::join_all;
 
-use crate::support::{Harness, config, ctx, default_namespace, kind, name, open, soon};
+use crate::cluster::Cluster;
+use crate::support::{Harness, config, ctx, default_namespace, eventually, kind, name, open, soon};
 
 fn page(after: Option<String>, limit: usize) -> PageRequest {
     PageRequest { after, limit }
@@ -225,22 +226,23 @@ async fn a_change_of_no_policy_is_refused_and_changes_nothing() {
 
 #[tokio::test]
 async fn policies_reach_a_topic_in_use() {
-    let harness = Harness::start().await;
-    let mut producer = harness.producer("orders", "p").await;
-    producer.publish(&["a"]).await;
-    let mut policies = NamespacePolicies::default();
-    policies.rollover.entries = 1;
-    harness.set_policies(policies).await;
-    soon("a ledger for each entry", async {
-        let mut ledgers = 0;
-        loop {
-            producer.publish(&["b"]).await;
-            let now = harness.stats("orders").await.ledgers.len();
-            if now > ledgers && ledgers > 1 {
-                return;
-            }
-            ledgers = now;
-        }
+    let cluster = Cluster::new(crate::cluster::config(1)).await;
+    let member = cluster.join("a").await;
+    let topics = ["orders".to_owned()];
+    cluster.publish(&member, &topics).await;
+    let given = PolicyChanges {
+        rollover_entries: Some(1),
+        ..PolicyChanges::default()
+    };
+    let context = ctx();
+    let changed = member
+        .broker
+        .update_namespace(&context, default_namespace(), given);
+    soon("a change", changed).await.unwrap();
+    eventually("a ledger for each entry", || async {
+        cluster.publish(&member, &topics).await;
+        let stats = member.broker.topic_stats(&ctx(), name("orders")).await;
+        (stats.unwrap().ledgers.len() > 2).then_some(())
     })
     .await;
 }
