@@ -43,6 +43,8 @@ pub(crate) struct Namespaces {
 struct Cached {
     policies: watch::Receiver<NamespacePolicies>,
     bundles: watch::Receiver<Bundles>,
+    /// Shows policies to whoever holds a receiver.
+    show: Arc<watch::Sender<NamespacePolicies>>,
 }
 
 type Cache = Arc<Mutex<HashMap<NamespaceName, Cached>>>;
@@ -145,7 +147,9 @@ impl Namespaces {
             match self.write(namespace, after, boundaries, expect).await {
                 Ok(_) => {
                     // The watch brings it as well; this makes it visible to the caller's next request.
-                    self.cached.lock().remove(namespace);
+                    if let Some(cached) = self.cached.lock().get(namespace) {
+                        cached.show.send_replace(after);
+                    }
                     return Ok(after);
                 }
                 // Another change was first, or it was our own: what is there now says.
@@ -232,15 +236,20 @@ impl Namespaces {
         let (record, revision) = self.read(namespace).await?;
         let bundles = bundles_of(namespace, &record, revision)?;
         let (bundles_sender, bundles) = watch::channel(bundles);
-        let (sender, policies) = watch::channel(policies_of(namespace, record)?);
+        let (show, policies) = watch::channel(policies_of(namespace, record)?);
+        let show = Arc::new(show);
         let watcher = Watcher {
             store: Arc::clone(&self.store),
             namespace: namespace.clone(),
             cached: Arc::clone(&self.cached),
-            sender,
+            sender: Arc::clone(&show),
             bundles: bundles_sender,
         };
-        let cached = Cached { policies, bundles };
+        let cached = Cached {
+            policies,
+            bundles,
+            show,
+        };
         self.cached.lock().insert(namespace.clone(), cached.clone());
         let token = self.tasks.shutdown_token();
         self.tasks.spawn("namespace-watch", async move {
@@ -312,7 +321,7 @@ struct Watcher {
     store: Arc<dyn MetadataStore>,
     namespace: NamespaceName,
     cached: Cache,
-    sender: watch::Sender<NamespacePolicies>,
+    sender: Arc<watch::Sender<NamespacePolicies>>,
     bundles: watch::Sender<Bundles>,
 }
 

@@ -90,7 +90,7 @@ async fn an_old_record_costs_one_resync() {
         store,
         namespace,
         cached: Arc::default(),
-        sender,
+        sender: Arc::new(sender),
         bundles: watch::channel(Bundles::new(&[], Revision(0)).unwrap()).0,
     };
     assert!(watcher.follow(&mut after).await.unwrap());
