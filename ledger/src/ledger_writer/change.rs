@@ -1,7 +1,7 @@
 //! Ensemble changes: other bookies for those that failed, and the record with them (I6).
 
 use aquifer_metadata::error::MetadataError;
-use aquifer_model::id::EntryId;
+use aquifer_model::id::{BookieId, EntryId};
 use aquifer_runtime::clock;
 
 use super::Inner;
@@ -24,15 +24,21 @@ impl Inner {
             for &position in failed {
                 bookies.quarantine(members[position], settings.quarantine);
             }
-            let without = deletion::named(&*self.ctx.store, self.ledger).await;
-            let chosen = bookies.replacements_without(
-                info.quorum,
-                settings.zones_min,
-                &members,
-                failed,
-                &without,
-                &*self.ctx.rng,
-            );
+            let choose = |without: &[BookieId]| {
+                bookies.replacements_without(
+                    info.quorum,
+                    settings.zones_min,
+                    &members,
+                    failed,
+                    without,
+                    &*self.ctx.rng,
+                )
+            };
+            // Where nobody can take the place, no metadata is asked (H8).
+            let chosen = match choose(&[]) {
+                Ok(_) => choose(&deletion::named(&*self.ctx.store, self.ledger).await),
+                Err(error) => Err(error),
+            };
             let members = match chosen {
                 Ok(members) => members,
                 Err(error) => {
