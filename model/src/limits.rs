@@ -20,8 +20,9 @@ pub const ENTRY_BYTES_MAX: usize = BATCH_BYTES_MAX + 4096;
 /// Largest gRPC message on any stream, in bytes: an entry, and the ranges of a batch that are not
 /// for its consumer, at worst every second message.
 pub const FRAME_BYTES_MAX: usize = ENTRY_BYTES_MAX + 1024 * 1024;
-/// Largest unary request, in bytes: names, policies, ranges of entries.
-pub const UNARY_REQUEST_BYTES_MAX: usize = 64 * 1024;
+/// Largest unary request, in bytes: names, policies, ranges of entries. Well above the longest
+/// names, so that one that is too long is refused as what it is.
+pub const UNARY_REQUEST_BYTES_MAX: usize = 128 * 1024;
 /// Memory of the elements of repeated fields in one request, in bytes: what decoding takes besides
 /// the bytes of the message.
 pub const REQUEST_ELEMENT_BYTES_MAX: usize = 256 * 1024;
