@@ -71,15 +71,6 @@ impl Subscription {
                 "a Shared subscription has no order to acknowledge cumulatively".to_owned(),
             );
         }
-        let is_wide =
-            |range: &&IndexRange| range.last.0.saturating_sub(range.first.0) >= RANGE_WIDTH_MAX;
-        if let Some(wide) = ack.individual.iter().find(is_wide) {
-            // Replay would refuse it.
-            return refuse(
-                ErrorKind::TooLarge,
-                format!("range {} to {} is too wide for one", wide.first, wide.last),
-            );
-        }
         if let Some(bad) = ack.individual.iter().find(|range| range.first > range.last) {
             return refuse(
                 ErrorKind::InvalidArgument,
@@ -91,10 +82,18 @@ impl Subscription {
         }
         let lasts = ack.individual.iter().map(|range| range.last);
         let delivered = self.read.max(self.earlier);
-        match lasts.chain(ack.cumulative).find(|last| last.0 >= delivered) {
-            Some(last) => refuse(
+        if let Some(last) = lasts.chain(ack.cumulative).find(|last| last.0 >= delivered) {
+            return refuse(
                 ErrorKind::InvalidArgument,
                 format!("message {last} was never delivered, so it cannot be acknowledged"),
+            );
+        }
+        // Replay would refuse it.
+        let is_wide = |range: &&IndexRange| range.last.0 - range.first.0 >= RANGE_WIDTH_MAX;
+        match ack.individual.iter().find(is_wide) {
+            Some(wide) => refuse(
+                ErrorKind::TooLarge,
+                format!("range {} to {} is too wide for one", wide.first, wide.last),
             ),
             None => Ok(()),
         }

@@ -340,6 +340,37 @@ fn what_was_never_delivered_cannot_be_acknowledged() {
     );
 }
 
+/// What replay refuses must never be logged: the topic would not load again (L2).
+#[test]
+fn a_range_that_replay_would_refuse_is_refused_when_it_comes() {
+    let mut s = Subscription::new(SubscriptionSpec {
+        name: "s".to_owned(),
+        kind: SubscriptionType::Shared,
+        durable: true,
+        cursor: CursorState::new(Index(0)),
+        delivered: Index(1 << 40),
+        created_ms: 0,
+    });
+    attach(&mut s, A, 0);
+    let outcome = s.acknowledge(A, &acks(None, &[(5, 5 + (1 << 32))]), EPOCH);
+    assert!(
+        matches!(&outcome, AckOutcome::Invalid(e) if e.kind == ErrorKind::TooLarge),
+        "{outcome:?}"
+    );
+    let logged = v1::AckDelta {
+        individual: vec![v1::IndexRange {
+            first: 5,
+            last: 5 + (1 << 32),
+        }],
+        ..v1::AckDelta::default()
+    };
+    assert!(
+        CursorState::new(Index(0))
+            .apply_acknowledged(&logged)
+            .is_err()
+    );
+}
+
 /// I9, H11: trimming may go by what is durable only.
 #[test]
 fn the_durable_mark_follows_confirmations() {
