@@ -126,6 +126,8 @@ impl Core {
         match result {
             Ok(entry) => {
                 let held = held(entry, permit, core);
+                // The entry was smaller than any may be: there is room for the next.
+                self.read_for_recovery();
                 // Whoever has the answer may close the bookie.
                 drop(self);
                 reply(Ok(OrderedReply::Entry(held)));

@@ -177,7 +177,8 @@ fn a_repeated_add_is_refused_with_the_copy_that_it_waits_for() {
 /// however small they are.
 #[test]
 fn what_waits_for_a_stalled_database_is_bounded() {
-    let bookie = super::crash::Machine::new().boot();
+    let machine = super::crash::Machine::new();
+    let bookie = machine.boot();
     done(ask(&bookie, add_request(1, 0, 10)));
     let stall = Stall::begin(&bookie);
     for entry in 1..1_000 {
