@@ -135,7 +135,7 @@ impl Topic {
                 () = inbox.urgent.wait() => {}
                 event = inbox.receiver.recv() => {
                     if let Some(event) = event {
-                        self.handle_next(event);
+                        self.handle(event);
                     }
                 }
                 () = token.wait(), if self.ending.is_none() => self.handle(Event::Shutdown),
@@ -151,20 +151,14 @@ impl Topic {
     /// Handles what waits, then lets ready subscriptions deliver.
     fn turn(&mut self, inbox: &mut Inbox) {
         for event in inbox.urgent.take() {
-            match event {
-                Event::ConsumerGone(id, consumer) => {
-                    self.closing.behind(inbox.receiver.len(), id, consumer);
-                }
-                event => self.handle(event),
-            }
+            self.handle(event);
         }
-        self.close_consumers();
         let mut work = 0;
         while work < WORK_PER_TURN {
             match inbox.receiver.try_recv() {
                 Ok(event) => {
                     work += event.work();
-                    self.handle_next(event);
+                    self.handle(event);
                 }
                 Err(_) => break,
             }
@@ -174,19 +168,6 @@ impl Topic {
         self.write_cursors();
         if self.now() >= self.next_housekeeping {
             self.housekeeping();
-        }
-    }
-
-    /// Handles an event of the mailbox, and what waited for it.
-    fn handle_next(&mut self, event: Event) {
-        self.handle(event);
-        self.closing.handled();
-        self.close_consumers();
-    }
-
-    fn close_consumers(&mut self) {
-        while let Some((id, consumer)) = self.closing.due() {
-            self.consumer_closed(id, consumer);
         }
     }
 
@@ -201,9 +182,16 @@ impl Topic {
                 subscription,
                 consumer,
                 request,
-            } => self.consumer_request(subscription, consumer, request),
-            Event::ConsumerGone(subscription, consumer) => {
-                self.consumer_closed(subscription, consumer);
+            } => {
+                self.consumer_request(subscription, consumer, request);
+                if let Some(subscription) = self.closing.handled(consumer) {
+                    self.consumer_closed(subscription, consumer);
+                }
+            }
+            Event::ConsumerGone(subscription, consumer, sent) => {
+                if self.closing.behind(subscription, consumer, sent) {
+                    self.consumer_closed(subscription, consumer);
+                }
             }
             Event::Drained(subscription, consumer) => self.drained(subscription, consumer),
             Event::Room(subscription, room) => self.room_came(subscription, room),

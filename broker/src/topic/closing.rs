@@ -1,41 +1,43 @@
 //! Consumer sessions that their clients have closed. The notice comes through the urgent queue, which
 //! never waits; it takes effect behind the requests that the client had put into the mailbox before,
-//! so that acknowledgements right before an orderly close count.
+//! so that acknowledgements right before an orderly close count, and before whatever comes after it.
 
-use std::collections::VecDeque;
+use std::collections::HashMap;
 
 use crate::subscription::ConsumerId;
 use crate::topic::event::SubscriptionId;
 
-/// See the module.
+/// See the module. Has an entry for each session whose client has asked for something and not closed
+/// it.
 #[derive(Default)]
 pub(super) struct Closing {
-    /// Events of the mailbox that were handled since the topic was loaded.
-    handled: u64,
-    /// Sessions in the order of their notices, with the event that each waits for.
-    waiting: VecDeque<(u64, SubscriptionId, ConsumerId)>,
+    /// Requests of a session that were handled.
+    handled: HashMap<ConsumerId, u64>,
+    /// Closed sessions, with the number of requests that go before.
+    waiting: HashMap<ConsumerId, (SubscriptionId, u64)>,
 }
 
 impl Closing {
-    /// A session is closed while `queued` events wait in the mailbox.
-    pub(super) fn behind(&mut self, queued: usize, id: SubscriptionId, consumer: ConsumerId) {
-        let queued = u64::try_from(queued).unwrap_or(u64::MAX);
-        let due = self.handled.saturating_add(queued);
-        self.waiting.push_back((due, id, consumer));
+    /// A session is closed behind so many requests. True when they have all been handled.
+    pub(super) fn behind(&mut self, id: SubscriptionId, consumer: ConsumerId, sent: u64) -> bool {
+        if self.handled.get(&consumer).copied().unwrap_or(0) >= sent {
+            self.handled.remove(&consumer);
+            return true;
+        }
+        self.waiting.insert(consumer, (id, sent));
+        false
     }
 
-    /// An event of the mailbox was handled.
-    pub(super) fn handled(&mut self) {
-        self.handled += 1;
-    }
-
-    /// A session whose requests have all been handled.
-    pub(super) fn due(&mut self) -> Option<(SubscriptionId, ConsumerId)> {
-        let (due, _, _) = self.waiting.front()?;
-        if *due > self.handled {
+    /// A request was handled. Answers the subscription of its session when that is to be closed now.
+    pub(super) fn handled(&mut self, consumer: ConsumerId) -> Option<SubscriptionId> {
+        let handled = self.handled.entry(consumer).or_insert(0);
+        *handled += 1;
+        let (id, sent) = *self.waiting.get(&consumer)?;
+        if *handled < sent {
             return None;
         }
-        let (_, id, consumer) = self.waiting.pop_front()?;
-        Some((id, consumer))
+        self.handled.remove(&consumer);
+        self.waiting.remove(&consumer);
+        Some(id)
     }
 }

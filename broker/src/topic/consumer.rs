@@ -12,16 +12,20 @@ pub(super) struct Port {
     pub(super) subscription: SubscriptionId,
     pub(super) consumer: ConsumerId,
     pub(super) mailbox: Mailbox,
+    /// Requests in the mailbox, or handled.
+    pub(super) sent: u64,
 }
 
 impl Port {
-    async fn send(&self, request: ConsumerRequest) -> ApiResult<()> {
+    async fn send(&mut self, request: ConsumerRequest) -> ApiResult<()> {
         let event = Event::Consumer {
             subscription: self.subscription,
             consumer: self.consumer,
             request,
         };
-        Ok(self.mailbox.send(event).await?)
+        self.mailbox.send(event).await?;
+        self.sent += 1;
+        Ok(())
     }
 }
 
@@ -52,7 +56,7 @@ impl ConsumerPort for Port {
 
 impl Drop for Port {
     fn drop(&mut self) {
-        self.mailbox
-            .urgent(Event::ConsumerGone(self.subscription, self.consumer));
+        let gone = Event::ConsumerGone(self.subscription, self.consumer, self.sent);
+        self.mailbox.urgent(gone);
     }
 }

@@ -69,8 +69,8 @@ pub(crate) enum Event {
         consumer: ConsumerId,
         request: ConsumerRequest,
     },
-    /// The client of a consumer session is gone.
-    ConsumerGone(SubscriptionId, ConsumerId),
+    /// The client of a consumer session is gone, after so many requests.
+    ConsumerGone(SubscriptionId, ConsumerId, u64),
     /// A consumer has taken much of what was queued for it.
     Drained(SubscriptionId, ConsumerId),
     /// A subscription that waited for room has some.

@@ -231,26 +231,27 @@ async fn a_consumer_that_comes_back_replaces_its_own_session_at_once() {
     let harness = Harness::start().await;
     let mut producer = harness.producer("orders", "p").await;
     producer.publish(&["a"]).await;
-    for kind_of in [
-        SubscriptionType::Exclusive,
-        SubscriptionType::Failover,
-        SubscriptionType::Shared,
+    for (own, kind_of) in [
+        (1, SubscriptionType::Exclusive),
+        (3, SubscriptionType::Failover),
+        (5, SubscriptionType::Shared),
     ] {
+        // An instance has one session on a topic, whatever it is subscribed to.
         let session = |number, epoch| Subscribe {
             kind: kind_of,
             instance: Some(ConsumerInstance([number; 16])),
             epoch,
             ..subscribe("orders", &format!("{kind_of:?}"))
         };
-        let mut cut_off = harness.try_subscribe(session(1, 1)).await.unwrap();
+        let mut cut_off = harness.try_subscribe(session(own, 1)).await.unwrap();
         assert_eq!(cut_off.take_payloads(1).await, ["a"]);
-        let mut back = harness.try_subscribe(session(1, 2)).await.unwrap();
+        let mut back = harness.try_subscribe(session(own, 2)).await.unwrap();
         assert_eq!(cut_off.error().await.kind, ErrorKind::Fenced);
         assert_eq!(back.take_payloads(1).await, ["a"], "{kind_of:?}");
         // What it asked for before it came back arrives late.
-        let late = harness.try_subscribe(session(1, 1)).await;
+        let late = harness.try_subscribe(session(own, 1)).await;
         assert_eq!(kind(&late), Some(ErrorKind::Fenced));
-        let rival = harness.try_subscribe(session(2, 9)).await;
+        let rival = harness.try_subscribe(session(own + 1, 9)).await;
         let refused =
             (kind_of == SubscriptionType::Exclusive).then_some(ErrorKind::FailedPrecondition);
         assert_eq!(kind(&rival), refused);
@@ -315,4 +316,22 @@ async fn a_refused_request_does_not_end_its_session() {
         producer.publish(&["c"]).await;
         assert_eq!(consumer.take_payloads(3).await, ["a", "b", "c"]);
     }
+}
+
+/// A client that closes and opens again does not meet itself: its end takes effect before what it
+/// asks for next, though not before what it asked for until then.
+#[tokio::test]
+async fn a_subscription_is_free_when_its_consumer_has_closed() {
+    let harness = Harness::start().await;
+    let mut producer = harness.producer("orders", "p").await;
+    for payload in ["a", "b"] {
+        producer.publish(&[payload]).await;
+    }
+    let mut consumer = harness.consumer("orders", "s").await;
+    assert_eq!(consumer.take_payloads(2).await, ["a", "b"]);
+    let ack = consumer.ack(&[0], None);
+    consumer.port.acknowledge(ack).await.unwrap();
+    drop(consumer);
+    let mut consumer = harness.consumer("orders", "s").await;
+    assert_eq!(consumer.take_payloads(1).await, ["b"]);
 }

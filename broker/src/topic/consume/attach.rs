@@ -249,6 +249,7 @@ impl Topic {
                 subscription: id,
                 consumer,
                 mailbox: self.mailbox.clone(),
+                sent: 0,
             }),
             events,
         })
