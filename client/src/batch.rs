@@ -52,14 +52,17 @@ impl Delivered {
             }
             other => other,
         };
+        // What has no place below the largest index is told at the last one.
+        let extent = count.max(told);
+        let base_index = delivery.base_index.min(u64::MAX - extent);
         let mut skip = delivery.skip;
         skip.sort_unstable_by_key(|range| range.first);
         let mut delivered = Delivered {
             batch,
             ledger: LedgerId(delivery.ledger_id),
             entry: EntryId(delivery.entry_id),
-            base_index: delivery.base_index,
-            end: delivery.base_index.saturating_add(count.max(told)),
+            base_index,
+            end: base_index + extent,
             broker_time_ms: delivery.broker_time_ms,
             redelivery_count: delivery.redelivery_count,
             skip,
@@ -75,7 +78,7 @@ impl Delivered {
             batch: Err(gap.reason),
             ledger: LedgerId(gap.ledger_id),
             entry: EntryId(gap.entry_id),
-            base_index: gap.first_index,
+            base_index: gap.first_index.min(u64::MAX - 1),
             end: gap.last_index.max(gap.first_index).saturating_add(1),
             broker_time_ms: 0,
             redelivery_count: 0,

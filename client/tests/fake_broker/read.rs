@@ -149,7 +149,7 @@ async fn a_refused_seek_leaves_the_reader_where_it_is() {
         let request = stream.subscribed(subscribed(1, 1, 9)).await;
         assert_eq!(request.start, "1");
         let (request_id, place) = stream.until(seek_of).await;
-        assert_eq!(place, "7:3");
+        assert_eq!(place, "7:3:0");
         let refused = v1::SeekDone {
             request_id,
             error: Some(detail(v1::ErrorCode::InvalidArgument, false)),
