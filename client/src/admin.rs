@@ -75,7 +75,7 @@ impl Admin {
     /// Creates a tenant.
     ///
     /// # Errors
-    /// [`ErrorKind::AlreadyExists`], or what every call may
+    /// [`crate::ErrorKind::AlreadyExists`], or what every call may
     /// answer: cannot connect, timed out, refused, unavailable.
     pub async fn create_tenant(&self, tenant: &str) -> Result<()> {
         let request = v1::CreateTenantRequest {
