@@ -97,6 +97,7 @@ async fn messages_go_in_and_come_out_as_the_contract_says() -> Result<()> {
     assert_eq!(
         keys_of(&read[0]),
         [
+            "broker_time",
             "event_time",
             "index",
             "key",
@@ -114,6 +115,10 @@ async fn messages_go_in_and_come_out_as_the_contract_says() -> Result<()> {
     assert_eq!(field(&read, "position"), field(&receipts, "position"));
     assert_eq!(field(&read, "sequence_id"), field(&receipts, "sequence_id"));
     assert_eq!(read[0]["properties"]["a"], "b");
+
+    // The broker's time is the one to seek by (C2).
+    let from = format!("read t --from @{}", read[0]["broker_time"]);
+    assert_eq!(field(&run_json(&server, &from)?, "payload"), ["one", "two"]);
 
     // Any place will do, and text is the payload and nothing else.
     assert_eq!(run(&server, "read t --from 1")?, b"two\n");
