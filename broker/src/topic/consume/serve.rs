@@ -8,6 +8,7 @@ use aquifer_runtime::budget::BytePermit;
 use aquifer_runtime::clock;
 use std::collections::BTreeMap;
 
+use crate::error::BrokerError;
 use crate::subscription::{ConsumerId, NextRead};
 use crate::topic::Topic;
 use crate::topic::consume::room::{fitting, held_by};
@@ -121,6 +122,13 @@ impl Topic {
                 self.subscriptions.wake(id);
             }
             Err(LogError::Fenced) => self.broken(&LogError::Fenced),
+            // What is damaged stays so: whoever waits for it is told, and may go on behind it.
+            Err(error @ (LogError::Damaged(_) | LogError::Limbo(_))) => {
+                tracing::warn!(topic = %self.name, %error, "reading for a subscription failed");
+                self.shared.metrics.read_failures.add(1, &[]);
+                self.fail_consumers_of(id, &BrokerError::Log(error));
+                self.subscriptions.wake(id);
+            }
             Err(error) => self.read_again_later(id, &error),
         }
     }
