@@ -1,10 +1,12 @@
 //! Byte budgets: what a component may hold in memory at once (I13). Budgets form a tree: a child
 //! takes its bytes from its parent as well, so the root bounds the sum.
 //!
-//! No child can starve the others, however long it keeps what it has: it may hold at most
-//! [`SHARE`] times what it leaves free, so that n children which give nothing back leave
-//! `1 / (1 + n * SHARE)` of the capacity to the rest. A child that holds nothing may take
-//! whatever is free. What nobody needs is borrowed without a reservation.
+//! What nobody needs is borrowed without a reservation, but no child can starve the others,
+//! however long it keeps what it has: what it takes it takes only while it holds at most [`SHARE`]
+//! times what it leaves free, and the last [`RESERVE`]th of the root is for children that hold
+//! nothing and want little ([`SMALL`]). So any number of children that keep what they have, one
+//! small request each beside, leave the others one such request at a time: slow, but never stopped,
+//! until those requests alone fill the reserve.
 //!
 //! Acquiring waits in first-come order within a child, and in turns between children. A large
 //! request that no moment has room for collects bytes as they come back, and leaves
@@ -21,6 +23,10 @@ use parking_lot::{Mutex, MutexGuard};
 
 /// A child may hold this many times the bytes that its parent has free.
 const SHARE: usize = 2;
+/// This part of the root is for small requests of children that hold nothing.
+const RESERVE: usize = 4;
+/// A request is small up to this part of the root's capacity.
+const SMALL: usize = 256;
 /// A request that collects leaves this part of the root's capacity free.
 const COLLECT_FLOOR: usize = 16;
 
@@ -154,31 +160,62 @@ impl Node {
         self.used_bytes.load(Ordering::Relaxed)
     }
 
-    /// How much more the node may take. `collected` of what it holds belongs to a request that
-    /// has not been granted, and does not count against its share.
+    /// How much more the node may take beside what it holds. `collected` of that belongs to a
+    /// request that has not been granted, and does not count against its share.
     fn room(&self, collected: usize) -> usize {
         let used = self.used();
         let own = self.capacity_bytes.saturating_sub(used);
         let Some(parent) = &self.parent else {
             return own;
         };
-        let free = parent.room(collected);
+        let free = parent.room_for_children(collected);
         let held = used.saturating_sub(collected);
-        if held == 0 {
-            return own.min(free);
+        let share = free.saturating_mul(SHARE).saturating_sub(held) / (1 + SHARE);
+        own.min(share)
+    }
+
+    fn room_for_children(&self, collected: usize) -> usize {
+        let room = self.room(collected);
+        match self.parent {
+            Some(_) => room,
+            None => room.saturating_sub(self.reserve()),
         }
-        let share = free.saturating_mul(SHARE).saturating_sub(held);
-        own.min(free).min(share)
+    }
+
+    /// How much a request of `bytes` that has `collected` a part of itself may take now: one of a
+    /// node that holds nothing else may have whatever is free.
+    fn limit(&self, bytes: usize, collected: usize) -> usize {
+        let Some(_) = &self.parent else {
+            return self.room(collected);
+        };
+        if self.used() > collected {
+            return self.room(collected);
+        }
+        let root = self.root();
+        let kept = match bytes {
+            small if small <= root.capacity_bytes / SMALL => 0,
+            large if large > root.capacity_bytes - root.reserve() => 0,
+            _ => root.reserve(),
+        };
+        let free = |node: &Node| node.capacity_bytes.saturating_sub(node.used());
+        let own = self.path().map(free).min().unwrap_or(0);
+        own.min(free(root).saturating_sub(kept))
+    }
+
+    /// Of the root.
+    fn reserve(&self) -> usize {
+        match self.capacity_bytes / SMALL {
+            0 => 0,
+            _ => self.capacity_bytes / RESERVE,
+        }
     }
 
     fn path(&self) -> impl Iterator<Item = &Node> {
         std::iter::successors(Some(self), |node| node.parent.as_deref())
     }
 
-    fn root_free(&self) -> (usize, usize) {
-        let root = self.path().last().unwrap_or(self);
-        let free = root.capacity_bytes.saturating_sub(root.used());
-        (free, root.capacity_bytes)
+    fn root(&self) -> &Node {
+        self.path().last().unwrap_or(self)
     }
 
     /// The tree is locked.
@@ -221,7 +258,7 @@ impl Tree {
     }
 
     fn try_take(&self, node: &Node, bytes: usize) -> bool {
-        let free = !self.queues.contains_key(&node.id) && bytes <= node.room(0);
+        let free = !self.queues.contains_key(&node.id) && bytes <= node.limit(bytes, 0);
         if free {
             node.take(bytes);
         }
@@ -289,12 +326,12 @@ impl Tree {
         let ticket = *queue.tickets.front()?;
         let waiter = self.waiters.get_mut(&ticket)?;
         let missing = waiter.bytes - waiter.have;
-        if missing > node.room(waiter.have) {
+        let limit = node.limit(waiter.bytes, waiter.have);
+        if missing > limit {
             let nothing_else = node.used() == waiter.have;
             if nothing_else && *self.collector.get_or_insert(ticket) == ticket {
-                let (free, capacity) = node.root_free();
-                let spare = free.saturating_sub(capacity / COLLECT_FLOOR);
-                let part = spare.min(missing).min(node.room(waiter.have));
+                let floor = node.root().capacity_bytes / COLLECT_FLOOR;
+                let part = limit.saturating_sub(floor).min(missing);
                 waiter.have += part;
                 node.take(part);
             }
