@@ -18,7 +18,8 @@ use aquifer_model::policy::{NamespacePolicies, PolicyChanges};
 use aquifer_model::topic::{NamespaceName, SubscriptionName, TopicName};
 use aquifer_protocol_api::broker::{
     ApiResult, BrokerApi, BrokerIdentity, BrokerInfo, BundleInfo, ConsumerSession, Deletion,
-    OpenProducer, Page, PageRequest, ProducerSession, Subscribe, TopicDescription, TopicStats,
+    IndexRange, OpenProducer, Page, PageRequest, ProducerSession, Subscribe, SubscriptionReset,
+    TopicDescription, TopicStats,
 };
 use aquifer_protocol_api::context::RequestContext;
 use aquifer_protocol_api::error::ApiError;
@@ -261,6 +262,33 @@ impl BrokerApi for Broker {
         );
         let work = self.move_subscription(&topic, &subscription, place);
         self.serve(ctx, "seek_subscription", span, work).await
+    }
+
+    async fn skip_messages(
+        &self,
+        ctx: &RequestContext,
+        topic: TopicName,
+        subscription: SubscriptionName,
+        range: Option<IndexRange>,
+    ) -> ApiResult<Vec<IndexRange>> {
+        let span = span!(
+            "skip_messages",
+            ctx,
+            topic = topic,
+            subscription = subscription
+        );
+        let work = self.give_up(&topic, &subscription, range);
+        self.serve(ctx, "skip_messages", span, work).await
+    }
+
+    async fn reset_subscriptions(
+        &self,
+        ctx: &RequestContext,
+        topic: TopicName,
+    ) -> ApiResult<Vec<SubscriptionReset>> {
+        let span = span!("reset_subscriptions", ctx, topic = topic);
+        let work = self.reset(&topic);
+        self.serve(ctx, "reset_subscriptions", span, work).await
     }
     async fn list_brokers(&self, ctx: &RequestContext) -> ApiResult<Vec<BrokerInfo>> {
         let span = span!("list_brokers", ctx);

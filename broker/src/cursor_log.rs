@@ -102,6 +102,17 @@ pub struct CursorLogState {
     pub snapshot_at: Option<Index>,
 }
 
+/// What of a cursor log is not whole.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Losses {
+    /// The first damage.
+    pub reason: String,
+    /// Whether the state begins with a complete snapshot.
+    pub has_snapshot: bool,
+    /// Subscriptions of which only changes were found.
+    pub nameless: BTreeSet<SubscriptionName>,
+}
+
 /// A subscription comes to be.
 #[must_use]
 pub fn created(state: v1::SubscriptionState) -> v1::CursorDelta {
@@ -291,6 +302,8 @@ pub struct Replay {
     snapshot_at: Option<Index>,
     state: Accumulated,
     building: Option<Building>,
+    /// Why something before here is missing that no snapshot behind it makes good.
+    lost: Option<String>,
 }
 
 /// A snapshot whose last part was not seen yet.
@@ -327,6 +340,43 @@ impl Replay {
             }
             None => Err(damaged("neither snapshot nor changes".to_owned())),
         }
+    }
+
+    /// Some records cannot be read. What is whole of the rest counts; a complete snapshot behind them
+    /// makes everything good.
+    pub fn lost(&mut self, reason: String) {
+        self.building = None;
+        self.lost.get_or_insert(reason);
+    }
+
+    /// The state after the last record, as far as the log is whole, and what is not.
+    #[must_use]
+    pub fn finish_with_losses(self) -> (CursorLogState, Option<Losses>) {
+        let begins = self.first.filter(|first| *first > Index(0));
+        let no_snapshot = match (self.snapshot_at, begins) {
+            (None, Some(first)) => Some(CursorLogError::NoSnapshot { first }.to_string()),
+            _ => None,
+        };
+        let orphan = self.state.orphan.map(|(index, subscription)| {
+            CursorLogError::Orphan {
+                index,
+                subscription,
+            }
+            .to_string()
+        });
+        let reason = self.lost.or(no_snapshot).or(orphan);
+        let losses = reason.map(|reason| Losses {
+            reason,
+            has_snapshot: self.snapshot_at.is_some(),
+            nameless: self.state.orphans,
+        });
+        let state = CursorLogState {
+            subscriptions: self.state.subscriptions,
+            producers: self.state.producers,
+            dedup_index: self.state.dedup_index,
+            snapshot_at: self.snapshot_at,
+        };
+        (state, losses)
     }
 
     /// The state after the last record.
@@ -382,6 +432,7 @@ impl Replay {
             return Ok(());
         }
         self.snapshot_at = Some(building.at);
+        self.lost = None;
         self.state = building.state;
         for (index, delta) in building.since {
             self.state.change(index, &delta)?;
@@ -398,6 +449,8 @@ struct Accumulated {
     deleted: BTreeSet<String>,
     /// The first change of a subscription that is not there.
     orphan: Option<(Index, String)>,
+    /// Names of all such subscriptions.
+    orphans: BTreeSet<SubscriptionName>,
     producers: Vec<v1::ProducerState>,
     dedup_index: Index,
 }
@@ -431,11 +484,13 @@ impl Accumulated {
         match &delta.change {
             Some(Change::Created(state)) => {
                 self.deleted.remove(&delta.subscription);
+                self.orphans.remove(&name);
                 self.subscriptions
                     .insert(name, recover(state).map_err(bad)?);
             }
             Some(Change::Deleted(_)) => {
                 self.subscriptions.remove(&name);
+                self.orphans.remove(&name);
                 self.deleted.insert(delta.subscription.clone());
             }
             Some(Change::Acknowledged(ack)) => {
@@ -464,8 +519,9 @@ impl Accumulated {
         name: &SubscriptionName,
     ) -> Option<&mut RecoveredSubscription> {
         let known = self.subscriptions.get_mut(name);
-        if known.is_none() && self.orphan.is_none() && !self.deleted.contains(name.as_str()) {
-            self.orphan = Some((index, name.to_string()));
+        if known.is_none() && !self.deleted.contains(name.as_str()) {
+            self.orphan.get_or_insert((index, name.to_string()));
+            self.orphans.insert(name.clone());
         }
         known
     }

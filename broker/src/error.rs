@@ -61,6 +61,9 @@ pub enum BrokerError {
     /// The client knows another life of the topic.
     #[error("topic {0} was deleted and created again")]
     Incarnation(String),
+    /// The record of a subscription is damaged.
+    #[error("what subscription {0} has acknowledged is damaged in storage, and known in part")]
+    Uncertain(String),
     /// The topic is gone under its clients.
     #[error("topic {0} was deleted")]
     Deleted(String),
@@ -200,10 +203,7 @@ impl From<BrokerError> for ApiError {
                 ErrorKind::FailedPrecondition,
                 "close its producers and consumers first, or force it",
             ),
-            BrokerError::Quota { .. } => api(
-                ErrorKind::QuotaExceeded,
-                "close what is not needed any more",
-            ),
+            BrokerError::Quota { .. } => api(ErrorKind::QuotaExceeded, "close what is not needed"),
             BrokerError::ProducerBusy(_) => api(
                 ErrorKind::ProducerBusy,
                 "choose another name, or ask to take over",
@@ -217,10 +217,8 @@ impl From<BrokerError> for ApiError {
                 ErrorKind::Incarnation,
                 "open a new producer, consumer or reader: positions and sequence ids began anew",
             ),
-            BrokerError::Deleted(_) => api(
-                ErrorKind::NotFound,
-                "create the topic again if it is still needed",
-            ),
+            BrokerError::Uncertain(_) => uncertain(text),
+            BrokerError::Deleted(_) => api(ErrorKind::NotFound, "create it again if it is needed"),
             BrokerError::FrameNumber { .. } => api(
                 ErrorKind::InvalidArgument,
                 "number frames from 1 per session, without gaps",
@@ -260,6 +258,12 @@ fn redirect(text: String, url: String) -> ApiError {
         ApiError::new(ErrorKind::Redirect, text).advise("ask the broker that serves it");
     error.redirect_url = Some(url);
     error
+}
+
+fn uncertain(text: String) -> ApiError {
+    let advice = "let it go on from what is known with `aquifer subscription reset TOPIC`, which says what may be \
+                  delivered again; readers and other subscriptions are served meanwhile";
+    ApiError::new(ErrorKind::DataLoss, text).advise(advice)
 }
 
 fn from_log(error: &LogError, text: String) -> ApiError {

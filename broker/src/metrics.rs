@@ -20,6 +20,8 @@ pub(crate) struct BrokerMetrics {
     pub(crate) cursor_records: Counter<u64>,
     pub(crate) cursor_failures: Counter<u64>,
     pub(crate) read_failures: Counter<u64>,
+    pub(crate) damaged_messages: Counter<u64>,
+    pub(crate) damaged_cursor_logs: Counter<u64>,
     pub(crate) append_failures: Counter<u64>,
     /// Bundles that this broker moved to balance load, while it led.
     pub(crate) balance_moves: Counter<u64>,
@@ -62,6 +64,8 @@ impl BrokerMetrics {
             cursor_records: counter("aquifer_broker_cursor_records_total"),
             cursor_failures: counter("aquifer_broker_cursor_append_failures_total"),
             read_failures: counter("aquifer_broker_read_failures_total"),
+            damaged_messages: counter("aquifer_broker_damaged_messages_total"),
+            damaged_cursor_logs: counter("aquifer_broker_damaged_cursor_logs_total"),
             append_failures: counter("aquifer_broker_append_failures_total"),
             balance_moves: counter("aquifer_broker_balance_moves_total"),
             balance_splits: counter("aquifer_broker_balance_splits_total"),

@@ -17,6 +17,7 @@ mod consumer;
 mod dispatch;
 mod exclusive;
 mod failover;
+mod gaps;
 mod pending;
 mod ranges;
 mod redelivery;
@@ -38,6 +39,7 @@ use self::cursor::CursorState;
 use self::exclusive::Exclusive;
 use self::failover::{Failover, Switch};
 use self::pending::Pending;
+use self::ranges::RangeMap;
 use self::redelivery::Replay;
 use self::shared::Shared;
 
@@ -174,6 +176,8 @@ pub struct Subscription {
     earlier: u64,
     pending: Pending,
     replay: Replay,
+    /// Of all these, what storage could not give when it was read last.
+    damaged: RangeMap<()>,
     policy: Policy,
     consumers: BTreeMap<ConsumerId, Consumer>,
 }
@@ -199,6 +203,7 @@ impl Subscription {
             earlier: spec.delivered.0,
             pending: Pending::default(),
             replay: Replay::default(),
+            damaged: RangeMap::default(),
             policy: policy_of(kind),
             consumers: BTreeMap::new(),
         }
@@ -361,6 +366,7 @@ impl Subscription {
         self.earlier = 0;
         self.pending.clear();
         self.replay.clear();
+        self.damaged.clear();
         let everybody: Vec<ConsumerId> = self.consumers.keys().copied().collect();
         for consumer in everybody {
             self.wake(consumer);
@@ -522,6 +528,7 @@ impl Subscription {
             mark_delete: self.cursor.mark_delete(),
             backlog_messages: self.backlog(end),
             unacknowledged_messages: self.pending.total(),
+            damaged_messages: self.damaged.total(),
             consumers: self.consumers.values().map(name).collect(),
             durable: self.durable,
             acknowledged_ranges: self.cursor.acknowledged_ranges(),

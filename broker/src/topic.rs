@@ -18,6 +18,7 @@ mod outbox;
 mod producer;
 mod publish;
 mod recovery;
+mod reset;
 mod retention;
 mod seek;
 mod stats;
@@ -31,10 +32,12 @@ use aquifer_ledger::managed::{TopicLog, TopicRecordCell};
 use aquifer_model::id::{Index, OwnerEpoch, TopicIncarnation};
 use aquifer_model::policy::NamespacePolicies;
 use aquifer_model::topic::TopicName;
+use aquifer_protocol_api::broker::SubscriptionReset;
 use aquifer_runtime::clock;
 use tokio::sync::watch;
 
 use crate::broker::Shared;
+use crate::cursor_log::Losses;
 use crate::error::{BrokerError, topic_survives};
 use crate::load::TopicCounters;
 use crate::ownership::Owned;
@@ -42,7 +45,7 @@ use crate::topic::closing::Closing;
 use crate::topic::consume::Subscriptions;
 use crate::topic::consume::room::Rooms;
 use crate::topic::cursors::Cursors;
-use crate::topic::event::{EVENT_WORK, Event, Inbox, Mailbox};
+use crate::topic::event::{EVENT_WORK, Event, Inbox, Mailbox, Reply};
 use crate::topic::publish::Publishing;
 use crate::topic::retention::Trimming;
 use crate::topic::tenure::{Departure, Tenure};
@@ -88,6 +91,11 @@ pub(crate) struct Topic {
     next_housekeeping: Duration,
     /// Where the log began when that was last looked at.
     log_begins_at: Index,
+    /// What of the subscriptions and producers may be missing. Until it is accepted nothing is trimmed, no
+    /// snapshot hides it, and the subscriptions concerned wait.
+    losses: Option<Losses>,
+    /// Who waits for that to be durable, and what they are told.
+    resets: Vec<(Reply<Vec<SubscriptionReset>>, Vec<SubscriptionReset>)>,
 }
 
 /// Why and until when a topic is ending.
@@ -216,6 +224,8 @@ impl Topic {
             Event::SeekSubscription { name, place, reply } => {
                 self.seek_subscription(&name, place, reply);
             }
+            Event::ResetCursors(reply) => self.reset_cursors(reply),
+            Event::Skip { name, range, reply } => self.skip(&name, range, reply),
             Event::Tenure(asked) => self.tenure_asked(asked),
             Event::Delete { force, reply } => self.delete(force, reply),
             Event::Rebound(owned) => self.rebind(*owned),
@@ -340,7 +350,11 @@ impl Topic {
             }
         }
         if sealed == 2 && ending.graceful {
-            let (revision, limit) = (self.cell.revision(), self.trim_limit());
+            let limit = match self.losses {
+                Some(_) => Index(0),
+                None => self.trim_limit(),
+            };
+            let revision = self.cell.revision();
             self.topics.rests().note(&self.name, revision, limit);
         }
         tracing::debug!(topic = %self.name, "topic unloaded");

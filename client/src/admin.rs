@@ -20,6 +20,7 @@ use crate::lookup::unary;
 use crate::retry::Deadline;
 
 pub use stats::{LedgerStats, ProducerStats, SubscriptionStats, TopicStats};
+pub use subscriptions::SubscriptionReset;
 
 type Client = v1::admin_client::AdminClient<Channel>;
 

@@ -32,7 +32,8 @@ pub use read::ReadPoint;
 pub use record::TopicRecordCell;
 pub use trim::{TrimDue, first_due_on_record};
 pub use types::{
-    Append, AppendSink, Appended, LedgerStat, LogEntry, LogKind, LogOptions, LogStats, ReadLimits,
+    Append, AppendSink, Appended, Damage, LedgerStat, LogEntry, LogKind, LogOptions, LogStats,
+    ReadLimits,
 };
 
 use std::sync::Arc;
@@ -148,11 +149,11 @@ impl TopicLog {
     }
 
     /// Moves a point that [`TopicLog::read`] calls damaged to the next message that can be read, or
-    /// to the end, and returns its index. For a caller that must go on and says what it left out.
+    /// to the end, and returns what lies between. For a caller that goes on and says what it left out.
     ///
     /// # Errors
     /// When the log cannot be read for other reasons than damage.
-    pub async fn skip_damaged(&self, at: &mut ReadPoint) -> Result<Index, LogError> {
+    pub async fn skip_damaged(&self, at: &mut ReadPoint) -> Result<Damage, LogError> {
         self.inner.skip_damaged(at).await
     }
 

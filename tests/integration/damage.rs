@@ -1,6 +1,7 @@
 //! Flipped bytes and cut files (I2, I5, H4, H6): what is read is right or an error, a log never
 //! just ends early, and `--accept-loss` is the way on.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -210,8 +211,40 @@ async fn damaged_store(suffix: &str, bytes: usize) -> Result<()> {
         .await?
         .send(Message::new("more"))
         .await?;
+    what_is_damaged_is_given_up_on_command(&server.url())?;
     server.stop()?;
     server.check_logs()
+}
+
+/// C5: a subscription stops in front of what is damaged, and a command lets it go on behind it.
+fn what_is_damaged_is_given_up_on_command(url: &str) -> Result<()> {
+    let create = ["subscription", "create", "victim", "s", "--from=earliest"];
+    ensure!(aquifer(url, &create)?.status.success(), "no subscription");
+    let mut indexes = BTreeSet::new();
+    let mut consume = |on_damage: &str| -> Result<Option<i32>> {
+        let consume = ["--output=json", "consume", "victim", "--subscription=s"];
+        let output = aquifer(url, &[&consume[..], &["--on-damage", on_damage]].concat())?;
+        for line in output.stdout.split(|byte| *byte == b'\n') {
+            if !line.is_empty() {
+                let message: serde_json::Value = serde_json::from_slice(line)?;
+                indexes.extend(message["index"].as_u64());
+            }
+        }
+        Ok(output.status.code())
+    };
+    ensure!(consume("stop")? == Some(1), "it must end with an error");
+    let skip = ["--output=json", "subscription", "skip", "victim", "s"];
+    let skipped: serde_json::Value = serde_json::from_slice(&aquifer(url, &skip)?.stdout)?;
+    ensure!(consume("stop")? == Some(0), "nothing is in the way");
+    let ranges = skipped["skipped"].as_array().context("ranges")?;
+    ensure!(!ranges.is_empty(), "{skipped}");
+    for range in ranges {
+        let end = |name: &str| range[name].as_u64().context("an index");
+        indexes.extend(end("first_index")?..=end("last_index")?);
+    }
+    let all = u64::try_from(MESSAGES)?;
+    ensure!(indexes == (0..=all).collect(), "{indexes:?}");
+    Ok(())
 }
 
 #[tokio::test]

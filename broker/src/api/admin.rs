@@ -5,7 +5,7 @@ use aquifer_model::id::Index;
 use aquifer_model::place::Place;
 use aquifer_model::policy::{NamespacePolicies, PolicyChanges};
 use aquifer_model::topic::{NamespaceName, SubscriptionName, TopicName};
-use aquifer_protocol_api::broker::{Page, PageRequest};
+use aquifer_protocol_api::broker::{IndexRange, Page, PageRequest, SubscriptionReset};
 
 use crate::broker::Broker;
 use crate::error::BrokerError;
@@ -130,5 +130,27 @@ impl Broker {
                 reply,
             })
             .await
+    }
+
+    pub(super) async fn give_up(
+        &self,
+        topic: &TopicName,
+        subscription: &SubscriptionName,
+        range: Option<IndexRange>,
+    ) -> Result<Vec<IndexRange>, BrokerError> {
+        self.topics
+            .ask(topic, false, |reply| Event::Skip {
+                name: subscription.clone(),
+                range,
+                reply,
+            })
+            .await
+    }
+
+    pub(super) async fn reset(
+        &self,
+        topic: &TopicName,
+    ) -> Result<Vec<SubscriptionReset>, BrokerError> {
+        self.topics.ask(topic, false, Event::ResetCursors).await
     }
 }

@@ -341,6 +341,7 @@ fn add(sum: &mut TopicStats, stats: TopicStats) {
                 known.mark_delete.0 += subscription.mark_delete.0;
                 known.backlog_messages += subscription.backlog_messages;
                 known.unacknowledged_messages += subscription.unacknowledged_messages;
+                known.damaged_messages += subscription.damaged_messages;
                 known.acknowledged_ranges += subscription.acknowledged_ranges;
                 known.consumers.extend(subscription.consumers);
             }

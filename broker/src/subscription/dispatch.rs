@@ -134,6 +134,7 @@ impl Subscription {
         for (_, held) in &held {
             self.wake(held.consumer);
         }
+        self.damaged.take(range.clone(), |()| true);
         let unread = range.start.max(self.read)..range.end;
         let earlier = !unread.is_empty() && !self.cursor.unacknowledged(unread).is_empty();
         self.replay.remove(range) > 0 || !held.is_empty() || earlier
@@ -155,7 +156,7 @@ impl Subscription {
     /// Whether the cap on unacknowledged messages of a Shared subscription allows new ones.
     pub(super) fn may_dispatch_new(&self) -> bool {
         self.keeps_order()
-            || self.pending.total() + self.replay.total() < UNACKED_PER_SUBSCRIPTION_MAX
+            || self.pending.counted() + self.replay.total() < UNACKED_PER_SUBSCRIPTION_MAX
     }
 
     /// Messages and bytes that can be delivered now; `None` when nobody has room.
@@ -220,9 +221,11 @@ impl Subscription {
             redelivery_count = redelivery_count.max(*redeliveries);
             if self.durable {
                 self.replay.remove(part.clone());
+                self.damaged.take(part.clone(), |()| true);
                 let held = Held {
                     consumer,
                     redeliveries: *redeliveries,
+                    damaged: false,
                 };
                 self.pending.add(part.clone(), held);
             }

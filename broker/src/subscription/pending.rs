@@ -15,6 +15,9 @@ use super::ranges::RangeMap;
 pub(crate) struct Held {
     pub(crate) consumer: ConsumerId,
     pub(crate) redeliveries: u32,
+    /// The consumer was told that storage cannot give it. The caps do not count it: one entry may
+    /// have more messages than they allow, and nobody works on them.
+    pub(crate) damaged: bool,
 }
 
 /// Messages delivered and not acknowledged.
@@ -22,7 +25,14 @@ pub(crate) struct Held {
 pub(crate) struct Pending {
     ranges: RangeMap<Held>,
     /// The same by consumer, so that what concerns one costs in proportion to what it holds.
-    held: BTreeMap<ConsumerId, RangeMap<u32>>,
+    held: BTreeMap<ConsumerId, Own>,
+    damaged: u64,
+}
+
+#[derive(Debug, Clone, Default)]
+struct Own {
+    ranges: RangeMap<Held>,
+    damaged: u64,
 }
 
 impl Pending {
@@ -31,15 +41,25 @@ impl Pending {
         self.ranges.total()
     }
 
-    /// Messages that `consumer` holds.
+    /// Those of them that the caps count.
+    pub(crate) fn counted(&self) -> u64 {
+        self.ranges.total() - self.damaged
+    }
+
+    /// Messages that `consumer` holds, as the caps count them.
     pub(crate) fn held_by(&self, consumer: ConsumerId) -> u64 {
-        self.held.get(&consumer).map_or(0, RangeMap::total)
+        let own = self.held.get(&consumer);
+        own.map_or(0, |own| own.ranges.total() - own.damaged)
     }
 
     /// Notes a delivery.
     pub(crate) fn add(&mut self, range: Range<u64>, held: Held) {
         let own = self.held.entry(held.consumer).or_default();
-        own.insert(range.clone(), held.redeliveries);
+        if held.damaged {
+            own.damaged += range.end - range.start;
+            self.damaged += range.end - range.start;
+        }
+        own.ranges.insert(range.clone(), held);
         self.ranges.insert(range, held);
     }
 
@@ -48,11 +68,9 @@ impl Pending {
         let taken = self.ranges.take(range, |_| true);
         for (part, held) in &taken {
             if let Some(own) = self.held.get_mut(&held.consumer) {
-                own.take(part.clone(), |_| true);
-                if own.total() == 0 {
-                    self.held.remove(&held.consumer);
-                }
+                own.ranges.take(part.clone(), |_| true);
             }
+            self.uncount(part, *held);
         }
         taken
     }
@@ -66,20 +84,30 @@ impl Pending {
         let Some(own) = self.held.get_mut(&consumer) else {
             return Vec::new();
         };
-        let taken = own.take(range, |_| true);
-        if own.total() == 0 {
-            self.held.remove(&consumer);
+        let taken = own.ranges.take(range, |_| true);
+        for (part, held) in &taken {
+            self.ranges.take(part.clone(), |_| true);
+            self.uncount(part, *held);
         }
-        let mut parts = Vec::with_capacity(taken.len());
-        for (part, _) in taken {
-            parts.extend(self.ranges.take(part, |held| held.consumer == consumer));
-        }
-        parts
+        taken
     }
 
     /// Forgets everything.
     pub(crate) fn clear(&mut self) {
-        self.ranges.clear();
-        self.held.clear();
+        *self = Pending::default();
+    }
+
+    fn uncount(&mut self, part: &Range<u64>, held: Held) {
+        let damaged = match held.damaged {
+            true => part.end - part.start,
+            false => 0,
+        };
+        self.damaged -= damaged;
+        if let Some(own) = self.held.get_mut(&held.consumer) {
+            own.damaged -= damaged;
+            if own.ranges.total() == 0 {
+                self.held.remove(&held.consumer);
+            }
+        }
     }
 }

@@ -30,6 +30,11 @@ impl<V: Copy + PartialEq> RangeMap<V> {
         self.total
     }
 
+    /// How many ranges.
+    pub(crate) fn len(&self) -> usize {
+        self.ranges.len()
+    }
+
     /// The first range.
     pub(crate) fn first(&self) -> Option<Range<u64>> {
         self.ranges

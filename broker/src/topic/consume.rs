@@ -94,6 +94,8 @@ pub(super) struct Slot {
     queued: bool,
     /// It is being deleted: nobody attaches any more.
     pub(super) deleting: bool,
+    /// What it has acknowledged is not known for sure: nobody attaches before somebody has decided.
+    pub(super) is_uncertain: bool,
 }
 
 impl Slot {
@@ -112,15 +114,29 @@ impl Slot {
             held: 0,
             queued: false,
             deleting: false,
+            is_uncertain: false,
         }
     }
 }
 
 impl Subscriptions {
     /// Takes in a subscription that was recovered.
-    pub(super) fn recovered(&mut self, name: SubscriptionName, spec: SubscriptionSpec) {
+    pub(super) fn recovered(
+        &mut self,
+        name: SubscriptionName,
+        spec: SubscriptionSpec,
+        is_uncertain: bool,
+    ) {
         let id = self.insert(Subscription::new(spec));
         self.names.insert(name, id);
+        if let Some(slot) = self.slots.get_mut(&id) {
+            slot.is_uncertain = is_uncertain;
+        }
+    }
+
+    /// All of them.
+    pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Slot> {
+        self.slots.values_mut()
     }
 
     fn insert(&mut self, state: Subscription) -> SubscriptionId {

@@ -19,7 +19,7 @@ use aquifer_model::id::{Index, SeekEpoch};
 use aquifer_model::policy::Retention;
 use aquifer_model::topic::SubscriptionName;
 use aquifer_proto::v1::{CursorDelta, ProducerState, SubscriptionState};
-use aquifer_protocol_api::broker::ConsumerEvent;
+use aquifer_protocol_api::broker::{ConsumerEvent, IndexRange};
 use aquifer_runtime::clock;
 use bytes::Bytes;
 
@@ -64,6 +64,12 @@ pub(super) enum Effect {
     },
     /// A session was closed, and all that it asked for is answered.
     Closed(SubscriptionId, ConsumerId),
+    /// Messages are given up.
+    Skipped {
+        id: SubscriptionId,
+        delta: AckDelta,
+        reply: Reply<Vec<IndexRange>>,
+    },
     /// A subscription is gone.
     Deleted(SubscriptionId, Reply<()>),
 }
@@ -170,6 +176,12 @@ impl Cursors {
 
     pub(super) fn log(&self) -> &TopicLog {
         &self.log
+    }
+
+    /// Begins a new ledger with a snapshot, so that everything before it can go.
+    pub(super) fn begin_anew(&mut self) {
+        self.bytes = u64::MAX;
+        self.snapshot_wanted = true;
     }
 
     pub(super) fn is_quiet(&self) -> bool {
@@ -299,9 +311,11 @@ impl Topic {
             let rolled_at = config
                 .cursor_log_bytes_max
                 .max(4 * self.cursors.snapshot_bytes);
-            if self.cursors.bytes > rolled_at && self.departure.is_none() {
+            // Behind a snapshot nobody would see what is lost.
+            let is_whole = self.losses.is_none();
+            if is_whole && self.cursors.bytes > rolled_at && self.departure.is_none() {
                 self.roll_cursors();
-            } else if self.cursors.snapshot_wanted {
+            } else if is_whole && self.cursors.snapshot_wanted {
                 self.write_snapshot();
             } else if self.cursors.waiting.is_empty() {
                 return;
@@ -420,7 +434,7 @@ impl Topic {
             return;
         }
         self.cursors.pause = RETRY_MIN;
-        self.cursors.bytes += group.bytes;
+        self.cursors.bytes = self.cursors.bytes.saturating_add(group.bytes);
         let is_snapshot = group.snapshot.is_some();
         if let Some(snapshot) = group.snapshot {
             self.cursors.dedup_index = snapshot.dedup_index;
@@ -507,6 +521,12 @@ impl Topic {
                 mover,
             } => self.moved(id, epoch, index, mover),
             Effect::Closed(id, consumer) => self.consumer_gone(id, consumer),
+            Effect::Skipped { id, delta, reply } => {
+                if let Some(slot) = self.subscriptions.get_mut(id) {
+                    slot.state.confirm(&delta);
+                }
+                let _ = reply.send(Ok(delta.individual));
+            }
             Effect::Deleted(id, reply) => self.subscription_deleted(id, reply),
         }
     }

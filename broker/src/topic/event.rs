@@ -6,14 +6,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use aquifer_ledger::error::LogError;
-use aquifer_ledger::managed::{AppendSink, Appended, LogEntry, ReadPoint};
+use aquifer_ledger::managed::{AppendSink, Appended, Damage, LogEntry, ReadPoint};
 use aquifer_model::batch::Batch;
 use aquifer_model::id::Index;
 use aquifer_model::place::Place;
 use aquifer_model::topic::SubscriptionName;
 use aquifer_protocol_api::broker::{
-    Acknowledge, ApiResult, ConsumerSession, NegativeAcknowledge, OpenProducer, ProducerSession,
-    Receipt, Subscribe, TopicStats,
+    Acknowledge, ApiResult, ConsumerSession, IndexRange, NegativeAcknowledge, OpenProducer,
+    ProducerSession, Receipt, Subscribe, SubscriptionReset, TopicStats,
 };
 use aquifer_runtime::budget::BytePermit;
 use parking_lot::Mutex;
@@ -117,6 +117,14 @@ pub(crate) enum Event {
         place: Place,
         reply: Reply<Index>,
     },
+    /// Subscriptions whose record is damaged go on from what is whole.
+    ResetCursors(Reply<Vec<SubscriptionReset>>),
+    /// Messages are given up for a subscription: those of a range, or what is damaged.
+    Skip {
+        name: SubscriptionName,
+        range: Option<IndexRange>,
+        reply: Reply<Vec<IndexRange>>,
+    },
     /// It was asked whether the topic is this broker's still.
     Tenure(Asked),
     /// The topic is to be deleted: end, unless clients are connected and it is not forced.
@@ -177,9 +185,17 @@ pub(crate) struct Frame {
 pub(crate) struct ReadDone {
     pub(crate) subscription: SubscriptionId,
     pub(crate) point: ReadPoint,
-    pub(crate) result: Result<Vec<LogEntry>, LogError>,
+    pub(crate) result: Result<Found, LogError>,
     /// Goes with the entries when they are handed out.
     pub(crate) room: BytePermit,
+}
+
+/// What a read found.
+pub(crate) enum Found {
+    /// Entries, in order.
+    Entries(Vec<LogEntry>),
+    /// Where it was to begin, no copy has what was written.
+    Damaged(Damage, String),
 }
 
 /// What a place is looked up for.

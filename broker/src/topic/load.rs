@@ -13,6 +13,7 @@ use aquifer_runtime::clock;
 use tokio::sync::watch;
 
 use crate::broker::Shared;
+use crate::cursor_log::Losses;
 use crate::error::BrokerError;
 use crate::load::TopicCounters;
 use crate::movement::DRAIN_MAX;
@@ -91,7 +92,7 @@ async fn load_owned(
     let (ended_sender, ended) = watch::channel(());
     let cursor_log_taken_over = cursor_log.was_taken_over();
     let cursors = Cursors::new(cursor_log, &mailbox, recovered.dedup_index, now);
-    let log_begins_at = log.first();
+    let (losses, log_begins_at) = (told(&shared, name, &recovered), log.first());
     let (subscriptions, publishing) = restore(recovered, &log, &mailbox);
     let taken_over = log.was_taken_over() || cursor_log_taken_over;
     let tenure = tenure(&shared, taken_over, sealed, now);
@@ -119,6 +120,8 @@ async fn load_owned(
         rooms: Rooms::new(&shared),
         ending: None,
         log_begins_at,
+        losses,
+        resets: Vec::new(),
         last_used: now,
         next_housekeeping: now + Duration::from_millis(shared.config.housekeeping_ms),
         shared: Arc::clone(&shared),
@@ -132,6 +135,15 @@ async fn load_owned(
         departure: Arc::default(),
         ended,
     })
+}
+
+/// What the cursor log has lost, after it was told to operators.
+fn told(shared: &Shared, name: &TopicName, recovered: &Recovered) -> Option<Losses> {
+    let losses = recovered.losses.clone()?;
+    shared.metrics.damaged_cursor_logs.add(1, &[]);
+    let reason = &losses.reason;
+    tracing::error!(topic = %name, reason, "the record of subscriptions is damaged: they wait for `aquifer subscription reset`, messages are served");
+    Some(losses)
 }
 
 fn tenure(shared: &Shared, taken_over: bool, sealed: Sealed, now: Duration) -> Tenure {
@@ -193,7 +205,7 @@ fn restore(
             delivered: log.end(),
             created_ms: known.created_ms,
         };
-        subscriptions.recovered(name, spec);
+        subscriptions.recovered(name, spec, recovered.losses.is_some());
     }
     let mut publishing = Publishing::new(mailbox, recovered.dedup, log.end());
     let (entries, bytes) = recovered.repeated;

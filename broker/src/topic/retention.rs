@@ -78,6 +78,10 @@ impl Topic {
         if self.trimming.running || self.ending.is_some() {
             return;
         }
+        // A subscription may be missing that needs it.
+        if self.losses.is_some() {
+            return self.visit_over(&Ok(()));
+        }
         let retention = self.policies.borrow().retention;
         let all = self.log.trim_due(Index(u64::MAX), retention);
         self.trimming.due_at = all.map(|due| due.first_end);
@@ -114,6 +118,7 @@ impl Topic {
 
     /// A snapshot is durable.
     pub(super) fn snapshot_done(&mut self) {
+        self.reset_done();
         if std::mem::take(&mut self.trimming.asked) {
             self.trim();
         }

@@ -8,7 +8,7 @@ use aquifer_ledger::error::LogError;
 use aquifer_model::id::{Index, SeekEpoch};
 use aquifer_model::place::Place;
 use aquifer_model::topic::SubscriptionName;
-use aquifer_protocol_api::broker::ConsumerEvent;
+use aquifer_protocol_api::broker::{ConsumerEvent, IndexRange};
 
 use crate::cursor_log;
 use crate::error::BrokerError;
@@ -172,6 +172,36 @@ impl Topic {
                 let _ = reply.send(Err(error));
             }
         }
+    }
+
+    /// Gives messages up: those of a range, or what is known to be damaged.
+    pub(super) fn skip(
+        &mut self,
+        name: &SubscriptionName,
+        range: Option<IndexRange>,
+        reply: Reply<Vec<IndexRange>>,
+    ) {
+        let id = match self.find_subscription(name) {
+            Ok(id) => id,
+            Err(error) => {
+                let _ = reply.send(Err(error));
+                return;
+            }
+        };
+        let end = self.log.end();
+        let Some(slot) = self.subscriptions.get_mut(id) else {
+            return;
+        };
+        let delta = slot.state.skip(range, end);
+        if delta.individual.is_empty() {
+            let _ = reply.send(Ok(Vec::new()));
+            return;
+        }
+        tracing::warn!(topic = %self.name, subscription = %name, ranges = ?delta.individual, "messages are skipped on command");
+        let logged = cursor_log::acknowledged(slot.state.name(), &delta);
+        let effect = Effect::Skipped { id, delta, reply };
+        self.cursors.log_change(logged, effect);
+        self.subscriptions.wake(id);
     }
 
     pub(super) fn delete_subscription(

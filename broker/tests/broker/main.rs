@@ -11,6 +11,7 @@ mod budgets;
 mod cluster;
 mod consume;
 mod cursors;
+mod damage;
 mod faults;
 mod hand_over;
 mod lifecycle;

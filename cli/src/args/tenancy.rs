@@ -143,6 +143,24 @@ pub enum SubscriptionCommand {
         /// Where to: earliest, latest, an index, a position L:E, a time or @milliseconds.
         place: Place,
     },
+    /// Give up messages that storage cannot give, as if they had been acknowledged.
+    Skip {
+        /// The topic, or one partition.
+        topic: TopicName,
+        /// The subscription.
+        subscription: SubscriptionName,
+        /// From this index on; otherwise what was found damaged when it was read last.
+        #[arg(long, requires = "last", value_name = "INDEX")]
+        first: Option<u64>,
+        /// Up to this index, which is given up too.
+        #[arg(long, requires = "first", value_name = "INDEX")]
+        last: Option<u64>,
+    },
+    /// Let subscriptions go on whose record is damaged, from what of it is whole.
+    Reset {
+        /// The topic, or one partition.
+        topic: TopicName,
+    },
     /// Delete a subscription; what only it kept can be trimmed then.
     Delete {
         /// The topic.

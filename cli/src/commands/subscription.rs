@@ -1,7 +1,8 @@
 //! `aquifer subscription`: creates, lists, moves and deletes subscriptions.
 
-use aquifer_client::admin::SubscriptionStats;
+use aquifer_client::admin::{Admin, SubscriptionStats};
 use aquifer_client::{ClientError, ErrorKind, SubscriptionType};
+use aquifer_model::id::Index;
 use serde_json::{Value, json};
 
 use crate::args::{SubscriptionArgs, SubscriptionCommand};
@@ -28,14 +29,8 @@ pub async fn run(args: SubscriptionArgs, connect: &Connect, out: &Output) -> Res
             let index = created
                 .await
                 .map_err(|error| exists(error, &topic, &subscription))?;
-            match out.is_json() {
-                true => out.object(&json!({
-                    "topic": topic,
-                    "subscription": subscription,
-                    "mark_delete_index": index.0,
-                })),
-                false => out.line(format!("{topic} has the subscription {subscription}")),
-            }
+            let text = format!("{topic} has the subscription {subscription}");
+            placed(&topic, &subscription, index, text, out)
         }
         SubscriptionCommand::List { topic } => {
             let stats = admin.topic_stats(&topic.to_string()).await?;
@@ -54,15 +49,19 @@ pub async fn run(args: SubscriptionArgs, connect: &Connect, out: &Output) -> Res
             let index = admin
                 .seek_subscription(&topic, &subscription, place)
                 .await?;
-            match out.is_json() {
-                true => out.object(&json!({
-                    "topic": topic,
-                    "subscription": subscription,
-                    "mark_delete_index": index.0,
-                })),
-                false => out.line(format!("{subscription} continues at index {index}")),
-            }
+            let text = format!("{subscription} continues at index {index}");
+            placed(&topic, &subscription, index, text, out)
         }
+        SubscriptionCommand::Skip {
+            topic,
+            subscription,
+            first,
+            last,
+        } => {
+            let (topic, subscription) = (topic.to_string(), subscription.to_string());
+            skip(&admin, &topic, &subscription, first.zip(last), out).await
+        }
+        SubscriptionCommand::Reset { topic } => reset(&admin, &topic.to_string(), out).await,
         SubscriptionCommand::Delete {
             topic,
             subscription,
@@ -71,14 +70,7 @@ pub async fn run(args: SubscriptionArgs, connect: &Connect, out: &Output) -> Res
             let (topic, subscription) = (topic.to_string(), subscription.to_string());
             let deleted = admin.delete_subscription(&topic, &subscription, force);
             deleted.await?;
-            match out.is_json() {
-                true => out.object(&json!({
-                    "topic": topic,
-                    "subscription": subscription,
-                    "deleted": true,
-                })),
-                false => out.line(format!("deleted {subscription} of {topic}")),
-            }
+            gone(&topic, &subscription, out)
         }
     }
 }
@@ -94,6 +86,96 @@ fn exists(error: ClientError, topic: &str, subscription: &str) -> CliError {
     }
 }
 
+fn gone(topic: &str, subscription: &str, out: &Output) -> Result<(), CliError> {
+    match out.is_json() {
+        true => out.object(&json!({
+            "topic": topic,
+            "subscription": subscription,
+            "deleted": true,
+        })),
+        false => out.line(format!("deleted {subscription} of {topic}")),
+    }
+}
+
+/// Where a subscription stands now.
+fn placed(
+    topic: &str,
+    subscription: &str,
+    index: Index,
+    text: String,
+    out: &Output,
+) -> Result<(), CliError> {
+    match out.is_json() {
+        true => out.object(&json!({
+            "topic": topic,
+            "subscription": subscription,
+            "mark_delete_index": index.0,
+        })),
+        false => out.line(text),
+    }
+}
+
+async fn skip(
+    admin: &Admin,
+    topic: &str,
+    subscription: &str,
+    range: Option<(u64, u64)>,
+    out: &Output,
+) -> Result<(), CliError> {
+    let range = range.map(|(first, last)| (Index(first), Index(last)));
+    let skipped = admin.skip_messages(topic, subscription, range).await?;
+    if out.is_json() {
+        let ranges: Vec<Value> = skipped
+            .iter()
+            .map(|(first, last)| json!({"first_index": first.0, "last_index": last.0}))
+            .collect();
+        return out.object(&json!({
+            "topic": topic,
+            "subscription": subscription,
+            "skipped": ranges,
+        }));
+    }
+    if skipped.is_empty() {
+        return out.line(format!(
+            "{subscription} skips nothing: no damage was found yet that it waits for"
+        ));
+    }
+    for (first, last) in skipped {
+        out.line(format!("{subscription} skips indexes {first} to {last}"))?;
+    }
+    Ok(())
+}
+
+async fn reset(admin: &Admin, topic: &str, out: &Output) -> Result<(), CliError> {
+    let reset = admin.reset_subscriptions(topic).await?;
+    if reset.is_empty() && !out.is_json() {
+        return out.line(format!(
+            "nothing to reset: what {topic} has of its subscriptions is whole"
+        ));
+    }
+    for one in reset {
+        let (name, index, count) = (&one.name, one.mark_delete_index, one.repeated_messages);
+        if out.is_json() {
+            out.object(&json!({
+                "topic": topic,
+                "subscription": name,
+                "mark_delete_index": index.0,
+                "repeated_messages": count,
+                "name_only": one.name_only,
+            }))?;
+            continue;
+        }
+        let from = match one.name_only {
+            true => "the first message that is kept, since nothing else is known of it,",
+            false => "what is known of it,",
+        };
+        out.line(format!(
+            "{name} goes on from {from} index {index}: {count} messages are delivered from there, some perhaps again"
+        ))?;
+    }
+    Ok(())
+}
+
 /// A subscription as one JSON object.
 pub(super) fn object(subscription: &SubscriptionStats) -> Value {
     json!({
@@ -103,6 +185,7 @@ pub(super) fn object(subscription: &SubscriptionStats) -> Value {
         "mark_delete_index": subscription.mark_delete_index.0,
         "backlog_messages": subscription.backlog_messages,
         "unacknowledged_messages": subscription.unacknowledged_messages,
+        "damaged_messages": subscription.damaged_messages,
         "acknowledged_ranges": subscription.acknowledged_ranges,
         "consumers": subscription.consumers,
     })

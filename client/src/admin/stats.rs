@@ -81,6 +81,8 @@ pub struct SubscriptionStats {
     pub durable: bool,
     /// Acknowledged islands above the mark.
     pub acknowledged_ranges: u64,
+    /// Messages that storage could not give, and that nobody has acknowledged or skipped.
+    pub damaged_messages: u64,
 }
 
 impl From<v1::TopicStatsResponse> for TopicStats {
@@ -134,6 +136,7 @@ impl From<v1::SubscriptionStats> for SubscriptionStats {
             consumers: stats.consumers,
             durable: stats.durable,
             acknowledged_ranges: stats.acknowledged_ranges,
+            damaged_messages: stats.damaged_messages,
         }
     }
 }

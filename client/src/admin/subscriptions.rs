@@ -10,6 +10,19 @@ use crate::error::{ClientError, ErrorKind, Result};
 use crate::lookup::{partitions, parts};
 use crate::retry::Deadline;
 
+/// From where a subscription goes on whose record was damaged.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SubscriptionReset {
+    /// The subscription.
+    pub name: String,
+    /// The first message that is not acknowledged, as far as is known.
+    pub mark_delete_index: Index,
+    /// Messages that are delivered from there on; some of them may have been acknowledged.
+    pub repeated_messages: u64,
+    /// Nothing was known but its name: it goes on from the first message that is kept.
+    pub name_only: bool,
+}
+
 impl Admin {
     /// Deletes a subscription, of every partition of a partitioned topic. Without `force` only when
     /// nobody is connected to it. One that is left in some partitions is deleted by the next attempt.
@@ -130,6 +143,61 @@ impl Admin {
             sum.0 += moved.index;
         }
         Ok(sum)
+    }
+
+    /// Gives up, in one topic or partition, messages that storage cannot give, so that a subscription
+    /// does not wait for them: those of `range`, both ends included, or those that were found damaged
+    /// when they were read last. Answers which.
+    ///
+    /// # Errors
+    /// `NotFound`, `Invalid` for a name or a range, and what every call may answer.
+    pub async fn skip_messages(
+        &self,
+        topic: &str,
+        subscription: &str,
+        range: Option<(Index, Index)>,
+    ) -> Result<Vec<(Index, Index)>> {
+        let topic = topic.parse::<TopicName>()?;
+        let request = v1::SkipMessagesRequest {
+            topic: topic.to_string(),
+            subscription: SubscriptionName::new(subscription)?.to_string(),
+            first_index: range.map(|(first, _)| first.0),
+            last_index: range.map(|(_, last)| last.0),
+        };
+        let call = move |mut client: Client| {
+            let request = request.clone();
+            async move { client.skip_messages(request).await }
+        };
+        let answer = self.call("skipping messages", true, call).await?;
+        let skipped = answer.skipped.into_iter();
+        Ok(skipped
+            .map(|range| (Index(range.first_index), Index(range.last_index)))
+            .collect())
+    }
+
+    /// Lets the subscriptions of one topic or partition go on whose record is damaged, from what of it
+    /// is whole. Nothing is answered when nothing is damaged.
+    ///
+    /// # Errors
+    /// `NotFound`, `Invalid` for a name, and what every call may answer.
+    pub async fn reset_subscriptions(&self, topic: &str) -> Result<Vec<SubscriptionReset>> {
+        let topic = topic.parse::<TopicName>()?.to_string();
+        let call = move |mut client: Client| {
+            let request = v1::ResetSubscriptionsRequest {
+                topic: topic.clone(),
+            };
+            async move { client.reset_subscriptions(request).await }
+        };
+        let answer = self.call("resetting subscriptions", false, call).await?;
+        let reset = answer.subscriptions.into_iter();
+        Ok(reset
+            .map(|reset| SubscriptionReset {
+                name: reset.subscription,
+                mark_delete_index: Index(reset.mark_delete_index),
+                repeated_messages: reset.repeated_messages,
+                name_only: reset.name_only,
+            })
+            .collect())
     }
 
     /// The topics that hold the messages of a topic: its partitions, or itself.

@@ -373,6 +373,8 @@ not_scripted! {
     delete_subscription: DeleteSubscriptionRequest -> DeleteSubscriptionResponse,
     create_subscription: CreateSubscriptionRequest -> CreateSubscriptionResponse,
     seek_subscription: SeekSubscriptionRequest -> SeekSubscriptionResponse,
+    skip_messages: SkipMessagesRequest -> SkipMessagesResponse,
+    reset_subscriptions: ResetSubscriptionsRequest -> ResetSubscriptionsResponse,
     list_brokers: ListBrokersRequest -> ListBrokersResponse,
     list_bundles: ListBundlesRequest -> ListBundlesResponse,
     transfer_bundle: TransferBundleRequest -> TransferBundleResponse,

@@ -11,6 +11,7 @@ use aquifer_model::id::{EntryId, Index, LedgerId};
 use crate::error::LogError;
 use crate::managed::read::{Place, ReadPoint};
 use crate::managed::state::{LogInner, Segment};
+use crate::managed::types::Damage;
 
 impl LogInner {
     /// Where a reader came to by reading, if that is still part of the log.
@@ -55,7 +56,7 @@ impl LogInner {
         state.segments.iter().any(|s| s.ledger == ledger)
     }
 
-    pub(crate) async fn skip_damaged(&self, at: &mut ReadPoint) -> Result<Index, LogError> {
+    pub(crate) async fn skip_damaged(&self, at: &mut ReadPoint) -> Result<Damage, LogError> {
         at.release();
         at.index = at.index.max(self.first());
         let place = match self.known_place(at) {
@@ -64,6 +65,12 @@ impl LogInner {
         };
         let (place, segment) = self.settled(place)?;
         let mut from = place.entry.0;
+        let damage = |end| Damage {
+            from: place.index,
+            end,
+            ledger: place.ledger,
+            entry: place.entry,
+        };
         at.next = None;
         while let Some((entry, head)) = self
             .readable_head(segment.ledger, from..segment.entries)
@@ -77,12 +84,12 @@ impl LogInner {
                     ledger: segment.ledger,
                     entry,
                 });
-                return Ok(at.index);
+                return Ok(damage(at.index));
             }
             from = entry + 1;
         }
         at.index = segment.end_index.min(self.end()).max(at.index);
-        Ok(at.index)
+        Ok(damage(at.index))
     }
 
     /// Finds the entry that holds an index, reading heads only.

@@ -93,6 +93,19 @@ impl LogEntry {
     }
 }
 
+/// Entries that no copy has as they were written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Damage {
+    /// The message that was wanted.
+    pub from: Index,
+    /// Index of the next message that can be read, or the end of the ledger.
+    pub end: Index,
+    /// The ledger.
+    pub ledger: LedgerId,
+    /// The first entry of it that is damaged.
+    pub entry: EntryId,
+}
+
 /// Bounds of one read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ReadLimits {

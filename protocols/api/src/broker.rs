@@ -138,6 +138,24 @@ pub trait BrokerApi: Send + Sync + 'static {
         place: Place,
     ) -> ApiResult<Index>;
 
+    /// Gives messages up for a subscription as if they had been acknowledged, durably: those of a range,
+    /// or, without one, those of which storage could not give any when it was read last. Answers which;
+    /// at most 1,024 ranges at once.
+    async fn skip_messages(
+        &self,
+        ctx: &RequestContext,
+        topic: TopicName,
+        subscription: SubscriptionName,
+        range: Option<IndexRange>,
+    ) -> ApiResult<Vec<IndexRange>>;
+    /// Lets the subscriptions of a topic whose record of them is damaged go on from what is whole.
+    /// Answers from where each goes on; nothing when nothing is damaged.
+    async fn reset_subscriptions(
+        &self,
+        ctx: &RequestContext,
+        topic: TopicName,
+    ) -> ApiResult<Vec<SubscriptionReset>>;
+
     /// The brokers that are announced; a standalone server is its only one.
     async fn list_brokers(&self, ctx: &RequestContext) -> ApiResult<Vec<BrokerInfo>>;
     /// The bundles of a namespace, in order, and who owns them.
@@ -643,6 +661,19 @@ pub struct ProducerStats {
     pub last_sequence_id: Option<u64>,
 }
 
+/// From where a subscription goes on whose record was damaged.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SubscriptionReset {
+    /// The subscription.
+    pub name: String,
+    /// The first message that is not acknowledged, as far as is known.
+    pub mark_delete: Index,
+    /// Messages that are delivered from there on; some of them may have been acknowledged.
+    pub repeated_messages: u64,
+    /// Nothing was known but its name: it goes on from the first message that is kept.
+    pub name_only: bool,
+}
+
 /// A subscription or reader.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SubscriptionStats {
@@ -656,6 +687,8 @@ pub struct SubscriptionStats {
     pub backlog_messages: u64,
     /// Messages delivered and waiting for their acknowledgement.
     pub unacknowledged_messages: u64,
+    /// Messages that storage could not give, and that nobody has acknowledged or skipped.
+    pub damaged_messages: u64,
     /// Names of the connected consumers.
     pub consumers: Vec<String>,
     /// Whether it outlives its consumers.

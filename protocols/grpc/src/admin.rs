@@ -2,13 +2,15 @@
 
 use aquifer_model::topic::SubscriptionName;
 use aquifer_proto::v1;
-use aquifer_protocol_api::broker::{BrokerInfo, Deletion, SubscriptionStats, TopicStats};
+use aquifer_protocol_api::broker::{
+    BrokerInfo, Deletion, IndexRange, SubscriptionReset, SubscriptionStats, TopicStats,
+};
 use prost::Message as _;
 use tonic::{Request, Response, Status, async_trait};
 
 use crate::convert::{
-    bundle, name, namespace, optional_broker, page, partitions, place, policy_changes, tenant,
-    topic, wire_subscription_type,
+    bundle, invalid, name, namespace, optional_broker, page, partitions, place, policy_changes,
+    ranges, tenant, topic, wire_subscription_type,
 };
 use crate::service::Service;
 
@@ -241,6 +243,57 @@ impl v1::admin_server::Admin for Service {
         .await
     }
 
+    async fn skip_messages(
+        &self,
+        request: Request<v1::SkipMessagesRequest>,
+    ) -> Answer<v1::SkipMessagesResponse> {
+        self.unary("skip_messages", request, |broker, ctx, r| async move {
+            let subscription: SubscriptionName = name(&r.subscription)?;
+            let topic = topic(&r.topic)?;
+            let range = match (r.first_index, r.last_index) {
+                (None, None) => None,
+                (Some(first), Some(last)) => {
+                    ranges(&[v1::IndexRange { first, last }])?.first().copied()
+                }
+                _ => return Err(invalid("give both ends of the range, or neither")),
+            };
+            let skipped = broker
+                .skip_messages(&ctx, topic, subscription, range)
+                .await?;
+            let wire = |range: IndexRange| v1::SkippedRange {
+                first_index: range.first.0,
+                last_index: range.last.0,
+            };
+            Ok(v1::SkipMessagesResponse {
+                skipped: skipped.into_iter().map(wire).collect(),
+            })
+        })
+        .await
+    }
+
+    async fn reset_subscriptions(
+        &self,
+        request: Request<v1::ResetSubscriptionsRequest>,
+    ) -> Answer<v1::ResetSubscriptionsResponse> {
+        self.unary(
+            "reset_subscriptions",
+            request,
+            |broker, ctx, r| async move {
+                let reset = broker.reset_subscriptions(&ctx, topic(&r.topic)?).await?;
+                let wire = |reset: SubscriptionReset| v1::SubscriptionReset {
+                    subscription: reset.name,
+                    mark_delete_index: reset.mark_delete.0,
+                    repeated_messages: reset.repeated_messages,
+                    name_only: reset.name_only,
+                };
+                Ok(v1::ResetSubscriptionsResponse {
+                    subscriptions: reset.into_iter().map(wire).collect(),
+                })
+            },
+        )
+        .await
+    }
+
     async fn list_brokers(
         &self,
         request: Request<v1::ListBrokersRequest>,
@@ -400,6 +453,7 @@ fn wire_subscription(subscription: SubscriptionStats) -> v1::SubscriptionStats {
         consumers: subscription.consumers,
         durable: subscription.durable,
         acknowledged_ranges: subscription.acknowledged_ranges,
+        damaged_messages: subscription.damaged_messages,
     }
 }
 

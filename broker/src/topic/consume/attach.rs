@@ -8,6 +8,7 @@ use aquifer_model::topic::SubscriptionName;
 use aquifer_protocol_api::broker::{ConsumerSession, Subscribe, Subscribed, SubscriptionType};
 use aquifer_protocol_api::error::{ApiError, ErrorKind};
 
+use crate::cursor_log::Losses;
 use crate::error::BrokerError;
 use crate::subscription::cursor::CursorState;
 use crate::subscription::{Attach, ConsumerId, Subscription, SubscriptionSpec};
@@ -38,6 +39,12 @@ impl Topic {
         };
         if let Some(id) = self.subscriptions.by_name(&name) {
             let _ = reply.send(self.attach(id, &request));
+            return;
+        }
+        // It may be one of those that are missing.
+        let is_known = |losses: &Losses| losses.nameless.contains(&name);
+        if self.losses.as_ref().is_some_and(is_known) {
+            let _ = reply.send(Err(BrokerError::Uncertain(name.to_string())));
             return;
         }
         if let Some(waiting) = self.subscriptions.creating.get_mut(&name) {
@@ -223,6 +230,9 @@ impl Topic {
             .ok_or_else(|| {
                 BrokerError::Unloading("the subscription is being deleted".to_owned())
             })?;
+        if slot.is_uncertain {
+            return Err(BrokerError::Uncertain(slot.state.name().to_owned()));
+        }
         let notices = slot.state.attach(Attach {
             consumer,
             kind: request.kind,

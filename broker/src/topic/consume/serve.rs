@@ -2,8 +2,10 @@
 //! bookies aside, and hands out what it says.
 
 use aquifer_ledger::error::LogError;
-use aquifer_ledger::managed::{LogEntry, ReadLimits, ReadPoint};
-use aquifer_protocol_api::broker::{ConsumerEvent, Delivery};
+use aquifer_ledger::managed::{Damage, LogEntry, ReadLimits, ReadPoint, TopicLog};
+use aquifer_model::entry::FORMAT_NATIVE;
+use aquifer_model::id::Index;
+use aquifer_protocol_api::broker::{ConsumerEvent, Delivery, Gap};
 use aquifer_runtime::budget::BytePermit;
 use aquifer_runtime::clock;
 use std::collections::BTreeMap;
@@ -13,7 +15,7 @@ use crate::subscription::{ConsumerId, NextRead};
 use crate::topic::Topic;
 use crate::topic::consume::room::{fitting, held_by};
 use crate::topic::consume::{READ_RETRY_MAX, READ_RETRY_MIN};
-use crate::topic::event::{Event, ReadDone, SubscriptionId};
+use crate::topic::event::{Event, Found, ReadDone, SubscriptionId};
 use crate::topic::outbox::messages_of;
 
 /// Rounds of reading and delivering that one subscription gets in a turn.
@@ -94,7 +96,7 @@ impl Topic {
         let (log, mailbox) = (self.log.clone(), self.mailbox.clone());
         self.shared.tasks.spawn("topic-read", async move {
             let limits = limits(&read, &room);
-            let result = log.read(&mut point, limits).await;
+            let result = read_or_damage(&log, &mut point, limits).await;
             let done = ReadDone {
                 subscription: id,
                 point,
@@ -116,9 +118,12 @@ impl Topic {
         };
         slot.point = Some(done.point);
         match done.result {
-            Ok(entries) => {
+            Ok(found) => {
                 slot.pause = READ_RETRY_MIN;
-                self.deliver(id, &read, &entries, done.room);
+                match found {
+                    Found::Entries(entries) => self.deliver(id, &read, &entries, done.room),
+                    Found::Damaged(damage, reason) => self.deliver_gap(id, &read, damage, reason),
+                }
                 self.subscriptions.wake(id);
             }
             Err(LogError::Fenced) => self.broken(&LogError::Fenced),
@@ -166,6 +171,44 @@ impl Topic {
         }
     }
 
+    /// Tells a consumer what storage cannot give. Everything else goes on.
+    fn deliver_gap(&mut self, id: SubscriptionId, read: &NextRead, damage: Damage, reason: String) {
+        let owner_epoch = self.epoch();
+        if !self.may_deliver(id) {
+            return;
+        }
+        let Some(slot) = self.subscriptions.slots.get_mut(&id) else {
+            return;
+        };
+        if slot.held > 0 {
+            return;
+        }
+        let before = slot.state.damaged_messages();
+        let seek_epoch = slot.state.seek_epoch();
+        let told = slot.state.deliver_gap(read, damage.from..damage.end);
+        let Some((consumer, range)) = told else {
+            return;
+        };
+        let new = slot.state.damaged_messages() - before;
+        self.shared.metrics.damaged_messages.add(new, &[]);
+        let subscription = slot.state.name();
+        tracing::error!(topic = %self.name, subscription, first = %range.first, last = %range.last, ledger = %damage.ledger, entry = %damage.entry, reason, "messages cannot be delivered");
+        if let Some(out) = slot.consumers.get_mut(&consumer) {
+            let gap = Gap {
+                range,
+                ledger: damage.ledger,
+                entry: damage.entry,
+                reason,
+            };
+            out.push(ConsumerEvent::Gap {
+                owner_epoch,
+                seek_epoch,
+                gap,
+            });
+            self.watch_consumer(id, consumer);
+        }
+    }
+
     /// Hands out entries that were read, as far as there is room for them.
     fn deliver(
         &mut self,
@@ -195,6 +238,16 @@ impl Topic {
             }
             return;
         }
+        if let Some((damage, reason)) = unknown_format(read.from, entries) {
+            if let Some(point) = &mut slot.point {
+                point.unread(damage.end, &entries[1..]);
+            }
+            return self.deliver_gap(id, read, damage, reason);
+        }
+        let known = entries
+            .iter()
+            .take_while(|e| e.head.format == FORMAT_NATIVE);
+        let fits = fits.min(known.count());
         if fits > 0 {
             slot.entry_bytes = 0;
         }
@@ -236,6 +289,42 @@ impl Topic {
         self.counters.delivered(messages, bytes);
         self.shared.metrics.messages_out.add(messages, &[]);
         self.shared.metrics.bytes_out.add(bytes, &[]);
+    }
+}
+
+/// What the first entry withholds from native consumers, when a later version wrote it.
+fn unknown_format(from: Index, entries: &[LogEntry]) -> Option<(Damage, String)> {
+    let entry = entries.first()?;
+    let format = entry.head.format;
+    if format == FORMAT_NATIVE {
+        return None;
+    }
+    let damage = Damage {
+        from: from.max(entry.head.base_index),
+        end: entry.head.end_index(),
+        ledger: entry.ledger,
+        entry: entry.entry,
+    };
+    let reason = format!("it has format {format}, which this version does not know");
+    Some((damage, reason))
+}
+
+/// Reads; where damage is in the way, finds out how far it goes.
+async fn read_or_damage(
+    log: &TopicLog,
+    point: &mut ReadPoint,
+    limits: ReadLimits,
+) -> Result<Found, LogError> {
+    match log.read(point, limits).await {
+        Ok(entries) => Ok(Found::Entries(entries)),
+        Err(LogError::Damaged(reason)) => {
+            let damage = log.skip_damaged(point).await?;
+            match damage.end > damage.from {
+                true => Ok(Found::Damaged(damage, reason)),
+                false => Err(LogError::Damaged(reason)),
+            }
+        }
+        Err(error) => Err(error),
     }
 }
 

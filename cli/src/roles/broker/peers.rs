@@ -134,6 +134,7 @@ fn known(stats: admin::TopicStats) -> ApiResult<TopicStats> {
             consumers: subscription.consumers,
             durable: subscription.durable,
             acknowledged_ranges: subscription.acknowledged_ranges,
+            damaged_messages: subscription.damaged_messages,
         });
     }
     Ok(TopicStats {

@@ -20,9 +20,9 @@ use tokio::sync::{mpsc, watch};
 
 use crate::broker::{
     Acknowledge, ApiResult, BrokerApi, BrokerIdentity, BrokerInfo, BundleInfo, ConsumerEvent,
-    ConsumerPort, ConsumerSession, Deletion, Delivery, NegativeAcknowledge, OpenProducer, Page,
-    PageRequest, ProducerOpened, ProducerPort, ProducerSession, PublishFrame, Receipt, StoredAt,
-    Subscribe, Subscribed, TopicDescription, TopicStats,
+    ConsumerPort, ConsumerSession, Deletion, Delivery, IndexRange, NegativeAcknowledge,
+    OpenProducer, Page, PageRequest, ProducerOpened, ProducerPort, ProducerSession, PublishFrame,
+    Receipt, StoredAt, Subscribe, Subscribed, SubscriptionReset, TopicDescription, TopicStats,
 };
 use crate::context::RequestContext;
 use crate::error::{ApiError, ErrorKind, Outcome};
@@ -497,6 +497,25 @@ impl BrokerApi for FakeBroker {
         self.called(&topic)?;
         Ok(Index(0))
     }
+
+    async fn skip_messages(
+        &self,
+        _ctx: &RequestContext,
+        _topic: TopicName,
+        _subscription: SubscriptionName,
+        _range: Option<IndexRange>,
+    ) -> ApiResult<Vec<IndexRange>> {
+        self.not_faked()
+    }
+
+    async fn reset_subscriptions(
+        &self,
+        _ctx: &RequestContext,
+        _topic: TopicName,
+    ) -> ApiResult<Vec<SubscriptionReset>> {
+        self.not_faked()
+    }
+
     async fn list_brokers(&self, _ctx: &RequestContext) -> ApiResult<Vec<BrokerInfo>> {
         self.not_faked()
     }

@@ -1,0 +1,227 @@
+//! Damage in storage: what is whole is served, what is not is told, and both go on.
+
+use aquifer_ledger::testing::TestWorld;
+use aquifer_metadata::keys;
+use aquifer_metadata::store::MetadataStore;
+use aquifer_model::id::{EntryId, Index, LedgerId};
+use aquifer_model::place::Place;
+use aquifer_protocol_api::broker::{
+    BrokerApi, ConsumerEvent, IndexRange, NegativeAcknowledge, Subscribe, SubscriptionType,
+};
+use aquifer_protocol_api::error::ErrorKind;
+
+use crate::support::{Consumer, Harness, ctx, kind, name, subscribe, until};
+
+fn range(first: u64, last: u64) -> IndexRange {
+    IndexRange {
+        first: Index(first),
+        last: Index(last),
+    }
+}
+
+/// Ten messages, an entry each, of which 3 and 6 are damaged; nothing is in memory.
+async fn damaged() -> Harness {
+    let harness = Harness::start().await;
+    let mut producer = harness.producer("orders", "p").await;
+    for number in 0..10 {
+        producer.publish(&[&format!("m{number}")]).await;
+    }
+    let ledger = harness.stats("orders").await.ledgers[0].ledger;
+    drop(producer);
+    let harness = harness.restart().await;
+    let bookie = harness.world.bookies.ids()[0];
+    for entry in [3, 6] {
+        harness
+            .world
+            .bookies
+            .corrupt(bookie, ledger, EntryId(entry));
+    }
+    harness
+}
+
+/// What comes until nothing is missing: messages, and gaps.
+async fn everything(consumer: &mut Consumer, count: usize) -> (Vec<u64>, Vec<IndexRange>) {
+    consumer.grant(100).await;
+    let (mut indexes, mut gaps) = (Vec::new(), Vec::new());
+    while indexes.len() + gaps.len() < count {
+        match consumer.event().await {
+            ConsumerEvent::Deliveries { deliveries, .. } => {
+                indexes.extend(deliveries.iter().map(|d| d.at.base_index.0));
+            }
+            ConsumerEvent::Gap { gap, .. } => gaps.push(gap.range),
+            ConsumerEvent::Active(_) => {}
+            other => panic!("expected messages or gaps, got {other:?}"),
+        }
+    }
+    (indexes, gaps)
+}
+
+#[tokio::test]
+async fn damage_is_told_in_its_place_and_everything_else_comes() {
+    let harness = damaged().await;
+    for kind in [
+        SubscriptionType::Exclusive,
+        SubscriptionType::Failover,
+        SubscriptionType::Shared,
+    ] {
+        let request = Subscribe {
+            kind,
+            ..subscribe("orders", &format!("{kind:?}"))
+        };
+        let mut consumer = harness.try_subscribe(request).await.unwrap();
+        let (indexes, gaps) = everything(&mut consumer, 10).await;
+        assert_eq!(indexes, [0, 1, 2, 4, 5, 7, 8, 9]);
+        assert_eq!(gaps, [range(3, 3), range(6, 6)]);
+        // Nobody has given the damaged ones up: the mark stays in front of them.
+        for index in [0, 1, 2, 4, 5, 7, 8, 9] {
+            consumer.acknowledge(&[index], None).await;
+        }
+        let stats = harness.stats("orders").await;
+        let own = stats
+            .subscriptions
+            .iter()
+            .find(|s| s.durable && s.name == format!("{kind:?}"));
+        let own = own.unwrap();
+        assert_eq!((own.mark_delete, own.backlog_messages), (Index(3), 2));
+        assert_eq!(own.damaged_messages, 2);
+    }
+    let mut reader = harness.reader("orders", Place::Index(Index(2))).await;
+    let (indexes, gaps) = everything(&mut reader, 8).await;
+    assert_eq!(indexes, [2, 4, 5, 7, 8, 9]);
+    assert_eq!(gaps.len(), 2);
+}
+
+#[tokio::test]
+async fn damage_is_acknowledged_skipped_and_tried_again() {
+    let harness = damaged().await;
+    let shared = Subscribe {
+        kind: SubscriptionType::Shared,
+        ..subscribe("orders", "s")
+    };
+    let mut consumer = harness.try_subscribe(shared.clone()).await.unwrap();
+    everything(&mut consumer, 10).await;
+    for index in [0, 1, 2, 4, 5, 7, 8] {
+        consumer.acknowledge(&[index], None).await;
+    }
+    // A consumer may give up what it was told of, as it may want it to be read again.
+    consumer.acknowledge(&[3], None).await;
+    let again = NegativeAcknowledge {
+        owner_epoch: consumer.opened.owner_epoch,
+        seek_epoch: consumer.seek_epoch,
+        ranges: vec![range(6, 6)],
+    };
+    consumer.port.negative_acknowledge(again).await.unwrap();
+    let (_, gaps) = everything(&mut consumer, 1).await;
+    assert_eq!(gaps, [range(6, 6)]);
+    let skip = |range| {
+        let broker = &harness.broker;
+        async move {
+            broker
+                .skip_messages(&ctx(), name("orders"), "s".parse().unwrap(), range)
+                .await
+                .unwrap()
+        }
+    };
+    assert_eq!(skip(None).await, [range(6, 6)]);
+    assert_eq!(skip(None).await, []);
+    assert_eq!(skip(Some(range(8, 100))).await, [range(9, 9)]);
+    let harness = harness.restart().await;
+    let stats = harness.stats("orders").await;
+    assert_eq!(
+        stats.subscriptions[0].mark_delete,
+        Index(10),
+        "single ones are remembered"
+    );
+}
+
+/// The ledgers of a topic's cursor log, oldest first.
+async fn cursor_ledgers(world: &TestWorld) -> Vec<LedgerId> {
+    let stored = world
+        .store
+        .get(&keys::topic(&name("orders")))
+        .await
+        .unwrap();
+    let record: aquifer_proto::v1::TopicRecord =
+        aquifer_metadata::record::decode(&stored.unwrap()).unwrap();
+    let ids = record.cursor_segments.iter().map(|s| LedgerId(s.ledger_id));
+    ids.collect()
+}
+
+/// Two subscriptions with acknowledgements; the record of the first is damaged, the second's creation too.
+async fn damaged_cursors() -> Harness {
+    let harness = Harness::start().await;
+    let mut producer = harness.producer("orders", "p").await;
+    for number in 0..6 {
+        producer.publish(&[&format!("m{number}")]).await;
+    }
+    let mut one = harness.consumer("orders", "one").await;
+    one.take(6).await;
+    one.acknowledge(&[], Some(1)).await;
+    one.acknowledge(&[], Some(3)).await;
+    let mut two = harness.consumer("orders", "two").await;
+    two.take(2).await;
+    two.acknowledge(&[], Some(0)).await;
+    drop((producer, one, two));
+    let harness = harness.restart().await;
+    let ledger = cursor_ledgers(&harness.world).await[0];
+    let bookie = harness.world.bookies.ids()[0];
+    // Records: creation of one, its two acknowledgements, creation of two, its acknowledgement.
+    for entry in [2, 3] {
+        harness
+            .world
+            .bookies
+            .corrupt(bookie, ledger, EntryId(entry));
+    }
+    harness
+}
+
+#[tokio::test]
+async fn a_damaged_cursor_log_leaves_messages_readable_and_writable() {
+    let harness = damaged_cursors().await;
+    let mut producer = harness.producer("orders", "p").await;
+    assert_eq!(producer.opened.last_sequence_id, Some(5));
+    producer.publish(&["m6"]).await;
+    let mut reader = harness.reader("orders", Place::Earliest).await;
+    assert_eq!(reader.take_payloads(7).await.len(), 7);
+    let mut new = harness.consumer("orders", "new").await;
+    assert_eq!(new.take_payloads(7).await.len(), 7);
+    new.acknowledge(&[], Some(4)).await;
+    for waiting in ["one", "two"] {
+        let refused = harness.try_subscribe(subscribe("orders", waiting)).await;
+        assert_eq!(kind(&refused), Some(ErrorKind::DataLoss), "{waiting}");
+    }
+    let reset = || async {
+        let broker = &harness.broker;
+        broker
+            .reset_subscriptions(&ctx(), name("orders"))
+            .await
+            .unwrap()
+    };
+    let account = reset().await;
+    let told: Vec<_> = account
+        .iter()
+        .map(|r| (&*r.name, r.mark_delete.0, r.repeated_messages, r.name_only))
+        .collect();
+    assert_eq!(told, [("one", 2, 5, false), ("two", 0, 7, true)]);
+    assert_eq!(reset().await, []);
+    let mut one = harness.consumer("orders", "one").await;
+    assert_eq!(one.take(1).await, [(2, "m2".to_owned())]);
+    let mut two = harness.consumer("orders", "two").await;
+    assert_eq!(two.take(1).await, [(0, "m0".to_owned())]);
+    drop((one, two, new, producer, reader));
+    // What was accepted is whole from then on.
+    let harness = harness.restart().await;
+    assert_eq!(reset_of(&harness).await, 0);
+    let mut new = harness.consumer("orders", "new").await;
+    assert_eq!(new.take(1).await, [(5, "m5".to_owned())]);
+    until("the damaged ledger to be deleted", || async {
+        cursor_ledgers(&harness.world).await.len() <= 2
+    })
+    .await;
+}
+
+async fn reset_of(harness: &Harness) -> usize {
+    let broker = &harness.broker;
+    let reset = broker.reset_subscriptions(&ctx(), name("orders")).await;
+    reset.unwrap().len()
+}
