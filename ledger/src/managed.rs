@@ -17,6 +17,7 @@ mod locate;
 mod open;
 mod owner;
 mod probe;
+mod ranges;
 mod read;
 mod record;
 mod rollover;

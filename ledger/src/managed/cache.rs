@@ -2,19 +2,26 @@
 //!
 //! The tail is one queue in the order of insertion over all logs: who was appended first goes
 //! first. Read-ahead has its own budget and never enters the tail, so that catching up cannot
-//! evict it. Lock order: the queue, then one log's entries.
+//! evict it. A part of that budget may be taken by ranges that a reader has left for others close
+//! behind it; they go, oldest first, when a fetch that a reader waits for needs the bytes.
+//!
+//! Lock order: the queue, then one log's entries. What is kept comes before the budget.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Weak};
 
-use aquifer_model::id::Index;
-use aquifer_runtime::budget::ByteBudget;
+use aquifer_model::id::{EntryId, Index, LedgerId};
+use aquifer_runtime::budget::{ByteBudget, BytePermit};
 use parking_lot::Mutex;
 
+use crate::managed::ranges::Range;
 use crate::managed::types::{LogEntry, ReadLimits};
 
 /// What an entry costs besides its bytes: queue slots, handles, head.
 const OVERHEAD_BYTES: usize = 256;
+/// Most ranges that are kept for readers behind, and the part of the read-ahead budget for them.
+const KEPT_RANGES_MAX: usize = 64;
+const KEPT_SHARE: usize = 2;
 
 /// One per process: the newest acknowledged entries of all logs within one budget, and a separate
 /// budget for read-ahead, so that catching up never evicts the tail. Clones share it.
@@ -28,6 +35,8 @@ struct Shared {
     tail_bytes_max: usize,
     queue: Mutex<Queue>,
     read_ahead: ByteBudget,
+    /// Ranges that readers have left for others, oldest first.
+    kept: Mutex<VecDeque<Arc<Range>>>,
 }
 
 #[derive(Debug, Default)]
@@ -57,6 +66,7 @@ impl EntryCache {
                 tail_bytes_max,
                 queue: Mutex::default(),
                 read_ahead: ByteBudget::new(read_ahead_bytes_max),
+                kept: Mutex::default(),
             }),
         }
     }
@@ -86,9 +96,59 @@ impl EntryCache {
     }
 
     /// Evicts the oldest entries until the tail takes at most `bytes`: how a process that went
-    /// idle gives memory back.
+    /// idle gives memory back. What is kept for readers behind goes too.
     pub fn shrink_tail(&self, bytes: usize) {
         self.shared.queue.lock().shrink(bytes);
+        self.shared.kept.lock().clear();
+    }
+
+    /// Takes bytes for a fetch ahead, if there is room.
+    pub(crate) fn try_read_ahead(&self, bytes: usize) -> Option<BytePermit> {
+        // A budget of nothing grants every request, since it cuts it to nothing.
+        let read_ahead = Some(&self.shared.read_ahead).filter(|b| b.capacity_bytes() > 0);
+        read_ahead?.try_acquire(bytes)
+    }
+
+    /// Takes bytes for a fetch that a reader waits for, in place of the oldest kept ranges if need
+    /// be.
+    pub(crate) fn take_read_ahead(&self, bytes: usize) -> Option<BytePermit> {
+        loop {
+            if let Some(permit) = self.try_read_ahead(bytes) {
+                return Some(permit);
+            }
+            let mut kept = self.shared.kept.lock();
+            // One that a reader holds too gives nothing back.
+            let oldest = kept
+                .iter()
+                .position(|range| Arc::strong_count(range) == 1)?;
+            kept.remove(oldest);
+        }
+    }
+
+    /// Bytes that kept ranges may take, and how far ahead of a reader they are of use to it.
+    pub(crate) fn kept_bytes_max(&self) -> usize {
+        self.shared.read_ahead.capacity_bytes() / KEPT_SHARE
+    }
+
+    /// Keeps a range, in place of the oldest ones if there are too many.
+    pub(crate) fn keep(&self, range: Arc<Range>) {
+        let mut kept = self.shared.kept.lock();
+        if kept.iter().any(|other| Arc::ptr_eq(other, &range)) {
+            return;
+        }
+        kept.push_back(range);
+        let mut bytes: usize = kept.iter().map(|range| range.counted_bytes()).sum();
+        while kept.len() > KEPT_RANGES_MAX || bytes > self.kept_bytes_max() {
+            let Some(oldest) = kept.pop_front() else {
+                return;
+            };
+            bytes -= oldest.counted_bytes();
+        }
+    }
+
+    /// Lets go of kept ranges that are wanted no more.
+    pub(crate) fn keep_only(&self, is_wanted: impl Fn(&Range) -> bool) {
+        self.shared.kept.lock().retain(|range| is_wanted(range));
     }
 
     pub(crate) fn tail(&self) -> LogTail {
@@ -151,8 +211,15 @@ impl LogTail {
         (!found.is_empty()).then_some(found)
     }
 
+    /// The ledger and number of the oldest entry here.
+    pub(crate) fn first_entry(&self) -> Option<(LedgerId, EntryId)> {
+        let entries = self.entries.lock();
+        entries.front().map(|entry| (entry.ledger, entry.entry))
+    }
+
     /// Index of the oldest entry here.
-    pub(crate) fn first_index(&self) -> Option<Index> {
+    #[cfg(test)]
+    fn first_index(&self) -> Option<Index> {
         self.entries
             .lock()
             .front()
@@ -163,7 +230,7 @@ impl LogTail {
 #[cfg(test)]
 mod tests {
     use aquifer_model::entry::{EntryHead, FORMAT_NATIVE, HEAD_BYTES};
-    use aquifer_model::id::{EntryId, LedgerId, OwnerEpoch};
+    use aquifer_model::id::OwnerEpoch;
     use bytes::Bytes;
 
     use super::*;

@@ -13,6 +13,7 @@ use tokio::sync::{Notify, watch};
 use crate::context::LogContext;
 use crate::error::LogError;
 use crate::ledger_metadata::{self, LedgerInfo, LedgerState};
+use crate::managed::ranges::RangeIndex;
 use crate::managed::record::TopicRecordCell;
 use crate::managed::state::{LogInner, LogTip, Phase, Segment, SegmentStatus, State};
 use crate::managed::types::{LogKind, LogOptions};
@@ -86,6 +87,7 @@ pub(crate) async fn open(
         state: Mutex::new(state),
         end: watch::Sender::new(end),
         tail: ctx.cache.tail(),
+        ranges: RangeIndex::new(ctx.cache.clone()),
         drained: Notify::new(),
         infos: Mutex::new(BTreeMap::new()),
         cell,

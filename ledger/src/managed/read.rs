@@ -1,8 +1,12 @@
-//! Reads: the tail from memory, the rest in large ranges fetched ahead of the reader.
+//! Reads: the tail from memory, the rest in large ranges fetched ahead of the readers.
 //!
-//! A [`ReadPoint`] holds what was fetched for it. While one range is delivered the next ones are
-//! on their way, as long as the read-ahead budget of the process has room; without room a read
-//! fetches only what was asked for.
+//! A [`ReadPoint`] holds the ranges around its place, shared with the readers near it. While one is
+//! delivered the next ones are on their way, as long as the read-ahead budget of the process has
+//! room; without room a read fetches only what was asked for.
+//!
+//! A fetch is a task of its own: the reader that began it may go away, those that joined it are
+//! answered. An error reaches every reader that waits; a fetch ahead that failed is tried again by
+//! the reader that needs it.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -12,11 +16,11 @@ use aquifer_model::id::{EntryId, Index, LedgerId};
 use aquifer_model::storage::StoredEntry;
 use aquifer_runtime::budget::BytePermit;
 use bytes::Bytes;
-use tokio::sync::oneshot;
 
 use crate::context::LogContext;
 use crate::error::LogError;
 use crate::ledger_metadata::LedgerInfo;
+use crate::managed::ranges::{Begin, Fetching, Plan, Range, RangeIndex, ReaderSeat};
 use crate::managed::state::{LogInner, Segment};
 use crate::managed::types::{LogEntry, ReadLimits};
 use crate::reader::{Wanted, read_range};
@@ -34,11 +38,10 @@ pub struct ReadPoint {
     pub index: Index,
     /// The entry that begins at `index`, if the reader came there by reading.
     pub(super) next: Option<Place>,
-    ahead: VecDeque<Chunk>,
-    /// On their way, in the order of the log.
-    fetches: VecDeque<Fetch>,
-    /// The last read was answered from `ahead`.
-    is_ahead: bool,
+    /// In the order of the log, from the one that the last read took from on.
+    ranges: VecDeque<Arc<Range>>,
+    /// Set while the reader uses ranges.
+    seat: Option<ReaderSeat>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,31 +51,13 @@ pub(super) struct Place {
     pub(super) entry: EntryId,
 }
 
-/// Entries of one fetch, and the share of the budget that they hold.
-#[derive(Debug)]
-struct Chunk {
-    entries: VecDeque<LogEntry>,
-    _permit: Option<BytePermit>,
-}
-
-#[derive(Debug)]
-struct Fetch {
-    /// Where it begins. The index is exact for the first of several; behind others it becomes so
-    /// when they are there.
-    first: Place,
-    /// It ends before this entry, or earlier where entries are larger than expected.
-    end: EntryId,
-    result: oneshot::Receiver<Result<Chunk, LogError>>,
-}
-
 impl From<Index> for ReadPoint {
     fn from(index: Index) -> ReadPoint {
         ReadPoint {
             index,
             next: None,
-            ahead: VecDeque::new(),
-            fetches: VecDeque::new(),
-            is_ahead: false,
+            ranges: VecDeque::new(),
+            seat: None,
         }
     }
 }
@@ -80,40 +65,9 @@ impl From<Index> for ReadPoint {
 impl ReadPoint {
     /// Forgets what was read ahead, and with it the memory: for a reader that pauses.
     pub fn release(&mut self) {
-        self.ahead.clear();
-        self.fetches.clear();
-    }
-
-    /// Takes over what a fetch brought. Fetches behind it go on only where they follow.
-    fn accept(&mut self, chunk: Chunk) {
-        let after = chunk.entries.back().map(|last| Place {
-            index: last.head.end_index(),
-            ledger: last.ledger,
-            entry: last.entry.next(),
-        });
-        self.ahead.push_back(chunk);
-        match (self.fetches.front_mut(), after) {
-            (Some(next), Some(after))
-                if (next.first.ledger, next.first.entry) == (after.ledger, after.entry) =>
-            {
-                next.first.index = after.index;
-            }
-            _ => self.fetches.clear(),
-        }
-    }
-
-    /// Takes over the fetches that are done.
-    fn accept_ready(&mut self) {
-        while let Some(fetch) = self.fetches.front_mut() {
-            match fetch.result.try_recv() {
-                Ok(Ok(chunk)) => {
-                    self.fetches.pop_front();
-                    self.accept(chunk);
-                }
-                Err(oneshot::error::TryRecvError::Empty) => return,
-                // Tried again when it is needed, where its error is the reader's.
-                Ok(Err(_)) | Err(oneshot::error::TryRecvError::Closed) => self.fetches.clear(),
-            }
+        let held = std::mem::take(&mut self.ranges);
+        if let Some(seat) = self.seat.take() {
+            seat.leave(held);
         }
     }
 
@@ -123,6 +77,8 @@ impl ReadPoint {
         let Some(first) = entries.first().filter(|f| f.head.base_index <= index) else {
             return;
         };
+        // The ranges that they came from stay until the next read. What the tail has is found
+        // there, or by its place.
         self.index = index;
         if index == first.head.base_index {
             self.next = Some(Place {
@@ -130,20 +86,6 @@ impl ReadPoint {
                 ledger: first.ledger,
                 entry: first.entry,
             });
-        }
-        // What the tail has needs no keeping: it is found there, or by its place.
-        if self.is_ahead {
-            match self.ahead.front_mut() {
-                Some(chunk) => {
-                    for entry in entries.iter().rev() {
-                        chunk.entries.push_front(entry.clone());
-                    }
-                }
-                None => self.ahead.push_back(Chunk {
-                    entries: entries.iter().cloned().collect(),
-                    _permit: None,
-                }),
-            }
         }
     }
 
@@ -158,46 +100,56 @@ impl ReadPoint {
         }
     }
 
-    /// Delivers from what was read ahead; drops it if the reader has moved elsewhere.
+    /// Lets the other readers of the log see where this one is.
+    fn take_seat(&mut self, ranges: &Arc<RangeIndex>) {
+        let at = self.index;
+        self.seat.get_or_insert_with(|| ReaderSeat::new(ranges, at));
+    }
+
+    /// Delivers from the ranges that are there; drops them if the reader has moved elsewhere.
     fn take_ahead(&mut self, limits: ReadLimits) -> Vec<LogEntry> {
-        let mut taken = Vec::new();
-        let mut bytes = 0;
-        while let Some(chunk) = self.ahead.front_mut() {
-            let Some(entry) = chunk.entries.front() else {
-                self.ahead.pop_front();
-                continue;
-            };
-            if taken.is_empty() {
-                if entry.head.end_index() <= self.index {
-                    chunk.entries.pop_front();
-                    continue;
+        self.drop_passed();
+        let mut taken: Vec<LogEntry> = Vec::new();
+        let (mut wanted, mut bytes) = (self.index, 0);
+        for loaded in self.ranges.iter().map_while(|range| range.loaded()) {
+            for entry in &loaded.entries[loaded.position(wanted)..] {
+                let is_full =
+                    taken.len() >= limits.entries_max || bytes + entry.bytes() > limits.bytes_max;
+                if entry.head.base_index > wanted || is_full && !taken.is_empty() {
+                    return taken;
                 }
-                if entry.head.base_index > self.index {
-                    self.release();
-                    break;
-                }
-            } else if taken.len() >= limits.entries_max || bytes + entry.bytes() > limits.bytes_max
-            {
-                break;
+                bytes += entry.bytes();
+                wanted = entry.head.end_index();
+                taken.push(entry.clone());
             }
-            bytes += entry.bytes();
-            taken.extend(chunk.entries.pop_front());
         }
-        // A chunk that is empty now goes with the next read: what was taken may come back.
-        self.is_ahead = !taken.is_empty();
         taken
     }
 
-    /// Bytes read ahead, and the entry after them.
-    fn ahead_end(&self) -> (usize, Option<Place>) {
-        let entries = || self.ahead.iter().flat_map(|chunk| &chunk.entries);
-        let last = self.ahead.iter().rev().find_map(|c| c.entries.back());
-        let after = last.map(|last| Place {
-            index: last.head.end_index(),
-            ledger: last.ledger,
-            entry: last.entry.next(),
-        });
-        (entries().map(LogEntry::bytes).sum(), after.or(self.next))
+    fn drop_passed(&mut self) {
+        let mut passed = Vec::new();
+        while let Some(loaded) = self.ranges.front().and_then(|range| range.loaded()) {
+            if loaded.first_index > self.index {
+                passed.extend(self.ranges.drain(..));
+            } else if loaded.end_index <= self.index {
+                passed.extend(self.ranges.pop_front());
+            } else {
+                break;
+            }
+        }
+        if let Some(seat) = &self.seat {
+            seat.advance(self.index, passed);
+        }
+    }
+
+    /// The fetch that brings what is wanted, if the reader has joined it.
+    fn on_its_way(&self, known: Option<Place>) -> Option<Arc<Range>> {
+        let front = self.ranges.front().filter(|range| range.is_on_its_way())?;
+        let is_wanted = match front.begin() {
+            Begin::Index(index) => index == self.index,
+            Begin::Place(..) => known.is_some_and(|place| front.covers(place)),
+        };
+        is_wanted.then(|| Arc::clone(front))
     }
 }
 
@@ -286,8 +238,7 @@ impl LogInner {
             if let Some(found) = self.await_fetch(at, limits).await {
                 return Ok(found);
             }
-            at.release();
-            let read = self.read_at(at, limits).await;
+            let read = self.read_behind_tail(at, limits).await;
             // What a trim took away under the read is no damage: the log begins behind it now.
             if read.is_err() && at.index < self.first() {
                 continue;
@@ -296,126 +247,196 @@ impl LogInner {
         }
     }
 
-    /// Waits for the fetch that has what is wanted, if one is on its way.
+    /// Waits for the fetch ahead that has what is wanted, if one is on its way.
     async fn await_fetch(&self, at: &mut ReadPoint, limits: ReadLimits) -> Option<Vec<LogEntry>> {
-        let fetch = at.fetches.front_mut()?;
-        if fetch.first.index != at.index {
-            return None;
-        }
-        // Awaited in place: a caller that gives up here finds it again.
-        let result = (&mut fetch.result).await;
-        at.fetches.pop_front();
-        // A failed fetch ahead is tried again, where its error is the reader's.
-        match result {
-            Ok(Ok(chunk)) => at.accept(chunk),
-            Ok(Err(_)) | Err(_) => return None,
-        }
+        let range = at.on_its_way(self.known_place(at))?;
+        // It stays with the reader: a caller that gives up here finds it again. A failed fetch
+        // ahead is tried again, where its error is the reader's.
+        range.wait().await.ok()?;
         self.read_cached(at, limits)
     }
 
-    async fn read_at(
+    async fn read_behind_tail(
         &self,
         at: &mut ReadPoint,
         limits: ReadLimits,
     ) -> Result<Vec<LogEntry>, LogError> {
-        let known = self.known_place(at);
-        let first = match known {
-            Some(place) => place,
-            None => self.search(at.index).await?,
-        };
-        let range = self.ctx.settings.read_ahead_range_bytes;
-        // A jump may be for this one place only; who reads on gets large ranges.
-        let permit = known.and_then(|_| self.ctx.cache.read_ahead().try_acquire(range));
-        let bytes = if permit.is_some() {
-            range.max(limits.bytes_max)
-        } else {
-            limits.bytes_max
-        };
-        let chunk = self.fetch(first, bytes, FETCH_ENTRIES_MAX, permit).await?;
-        at.ahead.push_back(chunk);
-        let found = at.take_ahead(limits);
-        if found.is_empty() {
-            return Err(LogError::Damaged(format!(
-                "no entry holds index {}",
-                at.index
-            )));
+        // What is held behind a gap is joined again once the gap is filled.
+        let _held = at.ranges.clone();
+        loop {
+            at.take_seat(&self.ranges);
+            let (range, known) = self.join_or_fetch(at, limits);
+            at.ranges = VecDeque::from([Arc::clone(&range)]);
+            range.wait().await?;
+            let found = at.take_ahead(limits);
+            if !found.is_empty() {
+                at.advance(&found);
+                self.fetch_ahead(at);
+                return Ok(found);
+            }
+            // A range that was joined may end earlier than it was planned; then this reader goes on
+            // from where it is. One that has the entry and not the index cannot help any more.
+            if known.is_none_or(|place| range.covers(place)) {
+                return Err(LogError::Damaged(format!(
+                    "no entry holds index {}",
+                    at.index
+                )));
+            }
         }
-        at.advance(&found);
-        self.fetch_ahead(at);
-        Ok(found)
     }
 
-    /// Starts to fetch the next ranges, if the reader has come to less than it may have ahead, the
-    /// tail does not have them, and there is room.
+    /// The range that has or brings what is wanted, and where that is, if it is known.
+    fn join_or_fetch(&self, at: &ReadPoint, limits: ReadLimits) -> (Arc<Range>, Option<Place>) {
+        let next = at.next.filter(|next| next.index == at.index);
+        let known = next.and_then(|next| self.settle_place(next));
+        let place = known.as_ref().map(|(place, _)| *place);
+        if let Some(range) = place.and_then(|place| self.ranges.join(place)) {
+            return (range, place);
+        }
+        let (range, plan) = match known {
+            Some((first, segment)) => {
+                let permit = self.ctx.cache.take_read_ahead(self.fetch_bytes_max());
+                let plan = match permit {
+                    Some(permit) => self.plan_ahead(first.entry, &segment, permit),
+                    None => self.plan(first.entry, &segment, limits.bytes_max),
+                };
+                self.ranges.join_or_begin(first, plan)
+            }
+            // A jump may be for this one place only; who reads on gets large ranges.
+            None => {
+                let plan = Plan {
+                    entries: FETCH_ENTRIES_MAX,
+                    bytes_max: limits.bytes_max,
+                    permit: None,
+                };
+                self.ranges.join_or_search(at.index, plan)
+            }
+        };
+        if let Some(plan) = plan {
+            self.start_fetch(Arc::clone(&range), plan);
+        }
+        (range, place)
+    }
+
+    /// Joins or starts the fetches of the next ranges, if the reader has come to less than it may
+    /// have ahead, the tail does not have them, and there is room.
     fn fetch_ahead(&self, at: &mut ReadPoint) {
-        let range = self.ctx.settings.read_ahead_range_bytes;
-        at.accept_ready();
-        let (bytes, after) = at.ahead_end();
-        while at.fetches.len() < FETCHES_MAX
-            && bytes + at.fetches.len() * range < FETCHES_MAX * range
-        {
-            let next = match at.fetches.back() {
-                None => after.and_then(|first| self.plan_fetch(first)),
-                Some(last) => self.plan_fetch_behind(last),
+        at.take_seat(&self.ranges);
+        let range_bytes = self.ctx.settings.read_ahead_range_bytes;
+        let held = std::mem::take(&mut at.ranges);
+        let (mut bytes, mut fetches, mut after) = (0, 0, at.next);
+        let mut held_ahead = held.iter().peekable();
+        // What this read took may come back.
+        while let Some(range) = held_ahead.next_if(|range| {
+            let loaded = range.loaded();
+            loaded.is_some_and(|loaded| loaded.end_index <= at.index)
+        }) {
+            at.ranges.push_back(Arc::clone(range));
+        }
+        while let Some(place) = after {
+            let next = match held_ahead.next() {
+                // It is tried again when it is needed.
+                Some(failed) if failed.has_failed() => {
+                    at.ranges.push_back(Arc::clone(failed));
+                    return;
+                }
+                Some(range) if self.continues(range, place) => Some(Arc::clone(range)),
+                _ if fetches >= FETCHES_MAX
+                    || bytes + fetches * range_bytes >= FETCHES_MAX * range_bytes =>
+                {
+                    None
+                }
+                _ => self.join_or_fetch_ahead(place),
             };
-            let Some((first, entries)) = next else { return };
-            // Some room for entries that are larger than usual: a fetch that ends early voids the
-            // one behind it.
-            let bytes_max = range + range / 8;
-            let Some(permit) = self.ctx.cache.read_ahead().try_acquire(bytes_max) else {
-                return;
-            };
-            let Some(me) = self.me.upgrade() else { return };
-            let (tell, result) = oneshot::channel();
-            self.spawn("read-ahead", async move {
-                // Whoever has dropped the reader needs no answer.
-                let _ = tell.send(me.fetch(first, bytes_max, entries, Some(permit)).await);
-            });
-            let end = EntryId(first.entry.0 + entries as u64);
-            at.fetches.push_back(Fetch { first, end, result });
+            let Some(range) = next else { return };
+            match range.loaded() {
+                Some(loaded) => bytes += loaded.bytes_behind(at.index),
+                None => fetches += 1,
+            }
+            after = range.after();
+            at.ranges.push_back(range);
         }
     }
 
-    /// How many entries the next fetch takes; nothing if the tail has them, or nobody yet.
-    fn plan_fetch(&self, first: Place) -> Option<(Place, usize)> {
-        let in_tail = self.tail.first_index().is_some_and(|t| first.index >= t);
-        if in_tail || first.index >= self.end() {
+    /// Whether a range has what is at a place, or at the beginning of the next ledger if the place
+    /// is the end of one.
+    fn continues(&self, range: &Range, place: Place) -> bool {
+        let settled = || self.settle_place(place);
+        range.covers(place) || settled().is_some_and(|(place, _)| range.covers(place))
+    }
+
+    /// The next range; none if the tail has it, or it does not exist, or there is no room.
+    fn join_or_fetch_ahead(&self, place: Place) -> Option<Arc<Range>> {
+        let (first, segment) = self.settle_place(place)?;
+        let in_tail = |tail| (first.ledger, first.entry) >= tail;
+        if self.tail.first_entry().is_some_and(in_tail) {
             return None;
         }
-        let (first, segment) = self.settle_place(first)?;
-        Some((first, self.entries_of_range(first.entry, &segment)))
+        if let Some(range) = self.ranges.join(first) {
+            // Readers wait for the others, and hold no more than one each.
+            return range.is_counted().then_some(range);
+        }
+        let permit = self.ctx.cache.try_read_ahead(self.fetch_bytes_max())?;
+        let plan = self.plan_ahead(first.entry, &segment, permit);
+        let (range, plan) = self.ranges.join_or_begin(first, plan);
+        if let Some(plan) = plan {
+            self.start_fetch(Arc::clone(&range), plan);
+        }
+        Some(range)
     }
 
-    /// The same for a fetch behind one that is on its way, in the same ledger.
-    fn plan_fetch_behind(&self, last: &Fetch) -> Option<(Place, usize)> {
-        let first = Place {
-            entry: last.end,
-            ..last.first
-        };
-        let (settled, segment) = self.settle_place(first)?;
-        // The index is a lower bound, so the tail may have it: then the fetch was of no use.
-        (settled == first).then(|| (first, self.entries_of_range(first.entry, &segment)))
+    /// Some room for entries that are larger than usual: a fetch that ends early leaves a gap.
+    fn fetch_bytes_max(&self) -> usize {
+        let range = self.ctx.settings.read_ahead_range_bytes;
+        range + range / 8
     }
 
-    /// Entries that a range most likely holds.
-    fn entries_of_range(&self, first: EntryId, segment: &Segment) -> usize {
-        let range = self.ctx.settings.read_ahead_range_bytes as u64;
+    /// A fetch of one large range.
+    fn plan_ahead(&self, first: EntryId, segment: &Segment, permit: BytePermit) -> Plan {
+        let range = self.ctx.settings.read_ahead_range_bytes;
+        Plan {
+            bytes_max: self.fetch_bytes_max(),
+            permit: Some(permit),
+            ..self.plan(first, segment, range)
+        }
+    }
+
+    /// A fetch of the entries that so many bytes most likely are.
+    fn plan(&self, first: EntryId, segment: &Segment, bytes_max: usize) -> Plan {
         let usual = (segment.bytes / segment.entries.max(1)).max(1);
         let left = segment.entries.saturating_sub(first.0);
-        let entries = (range / usual).clamp(1, left.max(1));
-        usize::try_from(entries)
-            .unwrap_or(FETCH_ENTRIES_MAX)
-            .min(FETCH_ENTRIES_MAX)
+        let entries = (bytes_max as u64 / usual).clamp(1, left.max(1));
+        Plan {
+            entries: usize::try_from(entries)
+                .unwrap_or(FETCH_ENTRIES_MAX)
+                .min(FETCH_ENTRIES_MAX),
+            bytes_max,
+            permit: None,
+        }
     }
 
-    /// Reads entries from `first` on, of one ledger.
+    /// Fetches a range in a task of its own.
+    fn start_fetch(&self, range: Arc<Range>, plan: Plan) {
+        let begin = range.begin();
+        let fetching = Fetching::new(range);
+        let Some(me) = self.me.upgrade() else { return };
+        self.spawn("read-range", async move {
+            let read = me.fetch(begin, plan.entries, plan.bytes_max).await;
+            fetching.end(read, plan.permit);
+        });
+    }
+
+    /// Reads entries of one ledger.
     async fn fetch(
         &self,
-        first: Place,
-        bytes_max: usize,
+        begin: Begin,
         entries_max: usize,
-        permit: Option<BytePermit>,
-    ) -> Result<Chunk, LogError> {
+        bytes_max: usize,
+    ) -> Result<Vec<LogEntry>, LogError> {
+        let first = match begin {
+            Begin::Index(index) => self.search(index).await?,
+            Begin::Place(first, _) => first,
+        };
         let (first, segment) = self.settled(first)?;
         let last = segment.last_entry().unwrap_or(first.entry);
         let wanted = Wanted {
@@ -432,7 +453,7 @@ impl LogInner {
                 Err(error) => info = self.newer(&info, error.into()).await?,
             }
         };
-        let mut entries = VecDeque::with_capacity(stored.len());
+        let mut entries = Vec::with_capacity(stored.len());
         let mut expected = None;
         for stored in &stored {
             let (head, body) = split(&info, stored)?;
@@ -440,16 +461,13 @@ impl LogInner {
                 return Err(damaged(&info, stored.entry, "its index does not follow"));
             }
             expected = Some(head.end_index());
-            entries.push_back(LogEntry {
+            entries.push(LogEntry {
                 ledger: info.id,
                 entry: stored.entry,
                 head,
                 body,
             });
         }
-        Ok(Chunk {
-            entries,
-            _permit: permit,
-        })
+        Ok(entries)
     }
 }

@@ -21,6 +21,7 @@ use crate::error::LogError;
 use crate::ledger_metadata::LedgerInfo;
 use crate::ledger_writer::LedgerWriter;
 use crate::managed::cache::LogTail;
+use crate::managed::ranges::RangeIndex;
 use crate::managed::record::TopicRecordCell;
 use crate::managed::types::{AppendSink, LogKind, LogOptions};
 
@@ -41,6 +42,8 @@ pub(crate) struct LogInner {
     /// Index after the last acknowledged message; set after its entry is in the tail.
     pub(crate) end: watch::Sender<Index>,
     pub(crate) tail: LogTail,
+    /// What readers behind the tail have fetched.
+    pub(crate) ranges: Arc<RangeIndex>,
     /// Wakes the owner task when the current ledger has nothing pending any more, or has stopped.
     pub(crate) drained: Notify,
     /// Records of ledgers that were read lately.

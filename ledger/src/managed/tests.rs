@@ -5,6 +5,7 @@ mod ensembles;
 mod faults;
 mod full;
 mod reading;
+mod sharing;
 mod threads;
 
 use std::sync::Arc;

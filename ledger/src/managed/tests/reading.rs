@@ -77,7 +77,7 @@ async fn a_read_may_begin_inside_any_entry() {
 }
 
 /// A log with a tail cache that is much smaller than its backlog.
-async fn with_backlog(world: &TestWorld, entries: u64) -> Owner {
+pub(super) async fn with_backlog(world: &TestWorld, entries: u64) -> Owner {
     let mut ctx = world.process();
     Arc::get_mut(&mut ctx).unwrap().cache = EntryCache::new(100_000, 512 * 1024);
     let owner = Owner::open(ctx, options(1_000_000)).await;
@@ -122,8 +122,8 @@ async fn readers_get_along_without_room_for_read_ahead() {
     drop(taken);
     // Stalled readers hold what they fetched, and never more than the budget.
     let mut stalled = Vec::new();
-    for _ in 0..40 {
-        let mut at = ReadPoint::from(Index(0));
+    for reader in 0..40 {
+        let mut at = ReadPoint::from(Index(reader * 10));
         for _ in 0..3 {
             owner.log.read(&mut at, LIMITS).await.unwrap();
         }
