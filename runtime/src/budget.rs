@@ -4,7 +4,7 @@
 //! What nobody needs is borrowed without a reservation, but no child can starve the others,
 //! however long it keeps what it has: what it takes it takes only while it holds at most [`SHARE`]
 //! times what it leaves free, and the last [`RESERVE`]th of the root is for children that hold
-//! nothing and want little ([`SMALL`]). So any number of children that keep what they have, one
+//! nothing, half of it for those that want little ([`SMALL`]). So any number of children that keep what they have, one
 //! small request each beside, leave the others one such request at a time: slow, but never stopped,
 //! until those requests alone fill the reserve.
 //!
@@ -195,7 +195,7 @@ impl Node {
         let kept = match bytes {
             small if small <= root.capacity_bytes / SMALL => 0,
             large if large > root.capacity_bytes - root.reserve() => 0,
-            _ => root.reserve(),
+            _ => root.reserve() / 2,
         };
         let free = |node: &Node| node.capacity_bytes.saturating_sub(node.used());
         let own = self.path().map(free).min().unwrap_or(0);
