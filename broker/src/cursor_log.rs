@@ -111,6 +111,8 @@ pub struct Losses {
     pub has_snapshot: bool,
     /// Subscriptions of which only changes were found.
     pub nameless: BTreeSet<SubscriptionName>,
+    /// Subscriptions that were created behind everything that is lost.
+    pub certain: BTreeSet<SubscriptionName>,
 }
 
 /// A subscription comes to be.
@@ -346,6 +348,7 @@ impl Replay {
     /// makes everything good.
     pub fn lost(&mut self, reason: String) {
         self.building = None;
+        self.state.created.clear();
         self.lost.get_or_insert(reason);
     }
 
@@ -369,6 +372,7 @@ impl Replay {
             reason,
             has_snapshot: self.snapshot_at.is_some(),
             nameless: self.state.orphans,
+            certain: self.state.created,
         });
         let state = CursorLogState {
             subscriptions: self.state.subscriptions,
@@ -451,6 +455,8 @@ struct Accumulated {
     orphan: Option<(Index, String)>,
     /// Names of all such subscriptions.
     orphans: BTreeSet<SubscriptionName>,
+    /// Subscriptions whose creation was found, behind what is lost.
+    created: BTreeSet<SubscriptionName>,
     producers: Vec<v1::ProducerState>,
     dedup_index: Index,
 }
@@ -483,14 +489,16 @@ impl Accumulated {
         let bad = |source| cursor_error(index, &delta.subscription, source);
         match &delta.change {
             Some(Change::Created(state)) => {
+                let state = recover(state).map_err(bad)?;
                 self.deleted.remove(&delta.subscription);
                 self.orphans.remove(&name);
-                self.subscriptions
-                    .insert(name, recover(state).map_err(bad)?);
+                self.created.insert(name.clone());
+                self.subscriptions.insert(name, state);
             }
             Some(Change::Deleted(_)) => {
                 self.subscriptions.remove(&name);
                 self.orphans.remove(&name);
+                self.created.remove(&name);
                 self.deleted.insert(delta.subscription.clone());
             }
             Some(Change::Acknowledged(ack)) => {

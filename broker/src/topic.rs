@@ -321,7 +321,7 @@ impl Topic {
         let Some(ending) = &self.ending else {
             return false;
         };
-        let quiet = self.publishing.is_quiet() && self.cursors.is_quiet();
+        let quiet = self.publishing.is_quiet() && self.cursors.is_quiet(self.losses.is_none());
         !ending.graceful || quiet || self.now() >= ending.deadline
     }
 
@@ -375,7 +375,7 @@ impl Topic {
         let idle = now.saturating_sub(self.last_used);
         if idle >= self.idle_max()
             && self.publishing.is_quiet()
-            && self.cursors.is_quiet()
+            && self.cursors.is_quiet(self.losses.is_none())
             && !self.subscriptions.is_waiting()
         {
             self.end(

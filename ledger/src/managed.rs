@@ -33,8 +33,8 @@ pub use read::ReadPoint;
 pub use record::TopicRecordCell;
 pub use trim::{TrimDue, first_due_on_record};
 pub use types::{
-    Append, AppendSink, Appended, Damage, LedgerStat, LogEntry, LogKind, LogOptions, LogStats,
-    ReadLimits,
+    Append, AppendSink, Appended, Damage, Found, LedgerStat, LogEntry, LogKind, LogOptions,
+    LogStats, ReadLimits,
 };
 
 use std::sync::Arc;
@@ -149,13 +149,17 @@ impl TopicLog {
         self.inner.read(at, limits).await
     }
 
-    /// Moves a point that [`TopicLog::read`] calls damaged to the next message that can be read, or
-    /// to the end, and returns what lies between. For a caller that goes on and says what it left out.
+    /// Reads like [`TopicLog::read`]. Where no copy has what was written, says how far that goes and
+    /// moves the point behind it: for a caller that goes on and tells what is left out.
     ///
     /// # Errors
     /// When the log cannot be read for other reasons than damage.
-    pub async fn skip_damaged(&self, at: &mut ReadPoint) -> Result<Damage, LogError> {
-        self.inner.skip_damaged(at).await
+    pub async fn read_or_skip(
+        &self,
+        at: &mut ReadPoint,
+        limits: ReadLimits,
+    ) -> Result<Found, LogError> {
+        self.inner.read_or_skip(at, limits).await
     }
 
     /// The index of a place, between [`TopicLog::first`] and [`TopicLog::end`].

@@ -59,6 +59,9 @@ pub struct CursorState {
     uncompressed: u64,
 }
 
+/// Moves of a subscription that a damaged record may have lost.
+const LOST_MOVES_MAX: u64 = 1 << 32;
+
 impl CursorState {
     /// A cursor that has acknowledged everything below `start`.
     #[must_use]
@@ -70,6 +73,14 @@ impl CursorState {
             seek_epoch: SeekEpoch::default(),
             uncompressed: 0,
         }
+    }
+
+    /// The same with a seek epoch above any that a consumer may know: moves may be lost with the rest,
+    /// and consumers take no deliveries of an epoch older than theirs.
+    #[must_use]
+    pub fn after_loss(mut self) -> CursorState {
+        self.seek_epoch = SeekEpoch(self.seek_epoch.0.saturating_add(LOST_MOVES_MAX));
+        self
     }
 
     /// The first index that is not acknowledged.

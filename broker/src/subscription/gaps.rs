@@ -30,7 +30,7 @@ impl Subscription {
             self.trimmed(gap.start);
         }
         let window = gap.start.0..gap.end.0;
-        if !self.continues_at(window.start) || self.damaged.len() >= DAMAGED_RANGES_MAX {
+        if !self.continues_at(window.start) || !self.may_note_damage(&window) {
             return None;
         }
         let wanted = self.wanted(&window);
@@ -77,7 +77,7 @@ impl Subscription {
             Some(range) => {
                 let first = range.first.0.max(self.cursor.mark_delete().0);
                 let end = range.last.0.saturating_add(1).min(end.0);
-                Vec::from_iter([(first..end.min(first + RANGE_WIDTH_MAX), ())])
+                Vec::from_iter([(first..end.min(first.saturating_add(RANGE_WIDTH_MAX)), ())])
             }
             None => self.damaged.overlap(0..u64::MAX),
         };
@@ -100,6 +100,23 @@ impl Subscription {
             individual,
             mark_delete: self.cursor.mark_delete(),
         }
+    }
+
+    /// Whether there is room to note that a window is damaged; what is known to be is told again.
+    fn may_note_damage(&self, window: &Range<u64>) -> bool {
+        let is_known = || !self.damaged.overlap(window.clone()).is_empty();
+        self.damaged.len() < DAMAGED_RANGES_MAX || is_known()
+    }
+
+    /// Whether delivery has to stop in front of more damage.
+    #[must_use]
+    pub fn is_full_of_damage(&self) -> bool {
+        self.damaged.len() >= DAMAGED_RANGES_MAX
+    }
+
+    /// Raises the seek epoch above any that a consumer may know from before the record was damaged.
+    pub fn after_loss(&mut self) {
+        self.cursor = self.cursor.clone().after_loss();
     }
 
     /// Messages that storage could not give and nobody has acknowledged.

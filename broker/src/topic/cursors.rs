@@ -184,8 +184,10 @@ impl Cursors {
         self.snapshot_wanted = true;
     }
 
-    pub(super) fn is_quiet(&self) -> bool {
-        matches!(self.phase, Phase::Idle) && self.waiting.is_empty() && !self.snapshot_wanted
+    /// Whether nothing is on its way, and no snapshot wanted that may be written.
+    pub(super) fn is_quiet(&self, may_snapshot: bool) -> bool {
+        let wanted = may_snapshot && self.snapshot_wanted;
+        matches!(self.phase, Phase::Idle) && self.waiting.is_empty() && !wanted
     }
 
     /// Queues a change; `effect` follows when it is durable.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use aquifer_ledger::error::LogError;
-use aquifer_ledger::managed::{AppendSink, Appended, Damage, LogEntry, ReadPoint};
+use aquifer_ledger::managed::{AppendSink, Appended, Found, ReadPoint};
 use aquifer_model::batch::Batch;
 use aquifer_model::id::Index;
 use aquifer_model::place::Place;
@@ -188,14 +188,6 @@ pub(crate) struct ReadDone {
     pub(crate) result: Result<Found, LogError>,
     /// Goes with the entries when they are handed out.
     pub(crate) room: BytePermit,
-}
-
-/// What a read found.
-pub(crate) enum Found {
-    /// Entries, in order.
-    Entries(Vec<LogEntry>),
-    /// Where it was to begin, no copy has what was written.
-    Damaged(Damage, String),
 }
 
 /// What a place is looked up for.

@@ -83,7 +83,11 @@ async fn load_owned(
         match step("opening the topic's ledgers", opened).await {
             // A former owner that seals may have trimmed what the record named a moment ago.
             Err(BrokerError::Log(LogError::Damaged(_))) if cell.refresh().await? => {}
-            opened => break opened?,
+            opened => {
+                if let Some(opened) = opened? {
+                    break opened;
+                }
+            }
         }
     };
     let id = shared.next_id();
@@ -172,7 +176,7 @@ async fn open(
     cell: &Arc<TopicRecordCell>,
     owner_epoch: OwnerEpoch,
     policies: &watch::Receiver<NamespacePolicies>,
-) -> Result<(TopicLog, TopicLog, Recovered), BrokerError> {
+) -> Result<Option<(TopicLog, TopicLog, Recovered)>, BrokerError> {
     let options = {
         let now = policies.borrow();
         LogOptions {
@@ -186,8 +190,8 @@ async fn open(
     for log in [&log, &cursor_log] {
         log.follow(policies.clone());
     }
-    let recovered = recovery::recover(&log, &cursor_log).await?;
-    Ok((log, cursor_log, recovered))
+    let recovered = recovery::recover(cell, &log, &cursor_log).await?;
+    Ok(recovered.map(|recovered| (log, cursor_log, recovered)))
 }
 
 fn restore(
@@ -196,6 +200,7 @@ fn restore(
     mailbox: &crate::topic::event::Mailbox,
 ) -> (Subscriptions, Publishing) {
     let mut subscriptions = Subscriptions::default();
+    let losses = recovered.losses.as_ref();
     for (name, known) in recovered.subscriptions {
         let spec = SubscriptionSpec {
             name: name.to_string(),
@@ -205,7 +210,8 @@ fn restore(
             delivered: log.end(),
             created_ms: known.created_ms,
         };
-        subscriptions.recovered(name, spec, recovered.losses.is_some());
+        let is_uncertain = losses.is_some_and(|losses| !losses.certain.contains(&name));
+        subscriptions.recovered(name, spec, is_uncertain);
     }
     let mut publishing = Publishing::new(mailbox, recovered.dedup, log.end());
     let (entries, bytes) = recovered.repeated;

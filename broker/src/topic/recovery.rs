@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use aquifer_ledger::error::LogError;
-use aquifer_ledger::managed::{LogEntry, ReadLimits, ReadPoint, TopicLog};
+use aquifer_ledger::managed::{Found, LogEntry, ReadLimits, ReadPoint, TopicLog, TopicRecordCell};
 use aquifer_model::batch::Batch;
 use aquifer_model::entry::{FORMAT_CURSOR, FORMAT_NATIVE};
 use aquifer_model::id::Index;
@@ -36,16 +36,27 @@ pub(super) struct Recovered {
     pub(super) losses: Option<Losses>,
 }
 
+/// What the logs say; nothing when they were opened from a record that has changed since.
 pub(super) async fn recover(
+    cell: &TopicRecordCell,
     messages: &TopicLog,
     cursors: &TopicLog,
-) -> Result<Recovered, BrokerError> {
-    let (state, losses) = replay_cursors(cursors).await?;
+) -> Result<Option<Recovered>, BrokerError> {
+    let Some((state, losses)) = replay_cursors(cell, cursors).await? else {
+        return Ok(None);
+    };
     let dedup = DedupTable::restore(&state.producers)
         .map_err(|error| damaged(format!("a producer of the cursor log: {error}")))?;
+    // No snapshot is written over what is lost, however much is published.
     let dedup_index = match &losses {
-        Some(losses) if !losses.has_snapshot => recent(messages, state.dedup_index),
-        Some(_) | None => state.dedup_index,
+        Some(_) => {
+            let ledgers = messages.stats().ledgers;
+            let sizes = ledgers.iter().rev().map(|l| (l.first_index, l.bytes));
+            state
+                .dedup_index
+                .max(first_of_newest(sizes, messages.end()))
+        }
+        None => state.dedup_index,
     };
     let mut recovered = Recovered {
         subscriptions: state.subscriptions,
@@ -54,43 +65,51 @@ pub(super) async fn recover(
         repeated: (0, 0),
         losses,
     };
-    repeat_messages(messages, &mut recovered).await?;
-    Ok(recovered)
+    repeat_messages(cell, messages, &mut recovered)
+        .await
+        .map(|is_current| is_current.then_some(recovered))
 }
 
-/// Where deduplication begins when no snapshot says it: what is older than this is not repeated, since
-/// a load that reads a whole topic would never end.
-fn recent(messages: &TopicLog, index: Index) -> Index {
-    let mut bytes = 0;
-    let ledgers = messages.stats().ledgers;
-    let recent = ledgers.iter().rev().take_while(|ledger| {
-        bytes += ledger.bytes;
-        bytes <= REPEATED_BYTES_MAX
-    });
-    let first = recent.last().map_or(messages.end(), |l| l.first_index);
-    index.max(first)
+/// Where deduplication begins when no new snapshot says it: what is older than this is not repeated,
+/// since a load that reads a whole topic would never end. `ledgers` are first index and size of each,
+/// newest first.
+fn first_of_newest(ledgers: impl Iterator<Item = (Index, u64)>, end: Index) -> Index {
+    let (mut left, mut first) = (REPEATED_BYTES_MAX, end.0);
+    for (begins, bytes) in ledgers {
+        if bytes > left {
+            let count = u128::from(first.saturating_sub(begins.0));
+            let part = count * u128::from(left) / u128::from(bytes);
+            first -= u64::try_from(part).unwrap_or(0);
+            break;
+        }
+        left -= bytes;
+        first = begins.0;
+    }
+    Index(first)
 }
 
 /// Adds the cursor log up. What of it is damaged is left out and told: the messages of the topic are
 /// there whether its subscriptions are or not.
-async fn replay_cursors(log: &TopicLog) -> Result<(CursorLogState, Option<Losses>), BrokerError> {
+async fn replay_cursors(
+    cell: &TopicRecordCell,
+    log: &TopicLog,
+) -> Result<Option<(CursorLogState, Option<Losses>)>, BrokerError> {
     let mut replay = Replay::default();
     let mut at = ReadPoint::from(log.first());
+    let mut is_current = false;
     loop {
-        let entries = match log.read(&mut at, LIMITS).await {
-            Ok(entries) => entries,
-            Err(LogError::Damaged(reason)) => {
-                let damage = log.skip_damaged(&mut at).await?;
-                if damage.end <= damage.from {
-                    return Err(damaged(reason));
-                }
+        let entries = match log.read_or_skip(&mut at, LIMITS).await? {
+            Found::Entries(entries) => entries,
+            // A former owner that seals may have trimmed it a moment ago.
+            Found::Damaged(..) if !is_current && cell.refresh().await? => return Ok(None),
+            Found::Damaged(_, reason) => {
+                is_current = true;
                 replay.lost(reason);
                 continue;
             }
-            Err(error) => return Err(error.into()),
         };
         if entries.is_empty() {
-            return Ok(replay.finish_with_losses());
+            return Ok(Some(replay.finish_with_losses()));
         }
         for entry in entries {
             let (index, format) = (entry.head.base_index, entry.head.format);
@@ -107,21 +126,27 @@ async fn replay_cursors(log: &TopicLog) -> Result<(CursorLogState, Option<Losses
     }
 }
 
-async fn repeat_messages(log: &TopicLog, recovered: &mut Recovered) -> Result<(), BrokerError> {
+/// Answers whether the record that the log was opened from is still the topic's.
+async fn repeat_messages(
+    cell: &TopicRecordCell,
+    log: &TopicLog,
+    recovered: &mut Recovered,
+) -> Result<bool, BrokerError> {
     let from = recovered.dedup_index.max(log.first());
     let mut at = ReadPoint::from(from);
+    let mut is_current = false;
     // Within an entry there is no place to begin: the snapshot ends between entries.
     while at.index < log.end() {
-        let entries = match log.read(&mut at, LIMITS).await {
-            Ok(entries) => entries,
+        let entries = match log.read_or_skip(&mut at, LIMITS).await? {
+            Found::Entries(entries) => entries,
+            Found::Damaged(..) if !is_current && cell.refresh().await? => return Ok(false),
             // Who reads it is told. What is lost is lost for deduplication too, and everything
             // else of the topic goes on.
-            Err(LogError::Damaged(reason)) => {
-                let damage = log.skip_damaged(&mut at).await?;
+            Found::Damaged(damage, reason) => {
+                is_current = true;
                 tracing::error!(?damage, reason, "messages are damaged: left out");
                 continue;
             }
-            Err(error) => return Err(error.into()),
         };
         if entries.is_empty() {
             break;
@@ -130,7 +155,7 @@ async fn repeat_messages(log: &TopicLog, recovered: &mut Recovered) -> Result<()
             repeat(entry, recovered);
         }
     }
-    Ok(())
+    Ok(true)
 }
 
 fn repeat(entry: LogEntry, recovered: &mut Recovered) {
@@ -170,4 +195,23 @@ fn repeat(entry: LogEntry, recovered: &mut Recovered) {
 
 fn damaged(reason: String) -> BrokerError {
     BrokerError::Log(LogError::Damaged(reason))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_newest_part_is_repeated_however_large_ledgers_are() {
+        const MAX: u64 = REPEATED_BYTES_MAX;
+        let first = |ledgers: &[(u64, u64)]| {
+            let sizes = ledgers.iter().rev().map(|(i, b)| (Index(*i), *b));
+            first_of_newest(sizes, Index(10_000)).0
+        };
+        assert_eq!(first(&[]), 10_000);
+        assert_eq!(first(&[(100, MAX)]), 100);
+        assert_eq!(first(&[(0, 4 * MAX)]), 7_500);
+        assert_eq!(first(&[(0, 4 * MAX), (8_000, MAX / 2)]), 7_000);
+        assert_eq!(first(&[(0, MAX), (8_000, 0)]), 0);
+    }
 }

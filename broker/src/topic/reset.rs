@@ -27,6 +27,7 @@ impl Topic {
         let mut account = Vec::new();
         for slot in self.subscriptions.iter_mut().filter(|s| s.is_uncertain) {
             slot.is_uncertain = false;
+            slot.state.after_loss();
             account.push(SubscriptionReset {
                 name: slot.state.name().to_owned(),
                 mark_delete: slot.state.mark_delete(),
@@ -50,7 +51,7 @@ impl Topic {
                 // Whoever attaches first decides.
                 kind: SubscriptionType::Exclusive,
                 durable: true,
-                cursor: CursorState::new(first),
+                cursor: CursorState::new(first).after_loss(),
                 delivered: Index(0),
                 created_ms: self.shared.clock.wall_ms(),
             };

@@ -36,7 +36,9 @@ impl LogInner {
         error: LogError,
     ) -> Result<Arc<LedgerInfo>, LogError> {
         let may_help = matches!(error, LogError::Damaged(_) | LogError::Unavailable(_));
-        if !may_help || self.infos.lock().remove(&info.id).is_none() {
+        let was_kept = self.infos.lock().remove(&info.id).is_some();
+        // Another read that failed with the record of a closed ledger may have removed it before.
+        if !may_help || !(was_kept || matches!(info.state, LedgerState::Closed(_))) {
             return Err(error); // it was read just now, or is the writer's
         }
         match self.info(info.id).await {

@@ -265,9 +265,14 @@ impl LogInner {
         let _held = at.ranges.clone();
         loop {
             at.take_seat(&self.ranges);
-            let (range, known) = self.join_or_fetch(at, limits);
+            let (range, known, is_own) = self.join_or_fetch(at, limits);
             at.ranges = VecDeque::from([Arc::clone(&range)]);
-            range.wait().await?;
+            match range.wait().await {
+                Ok(_) => {}
+                // What is damaged may be what another reader began with; nobody joins it any more.
+                Err(LogError::Damaged(_)) if !is_own => continue,
+                Err(error) => return Err(error),
+            }
             let found = at.take_ahead(limits);
             if !found.is_empty() {
                 at.advance(&found);
@@ -285,13 +290,18 @@ impl LogInner {
         }
     }
 
-    /// The range that has or brings what is wanted, and where that is, if it is known.
-    fn join_or_fetch(&self, at: &ReadPoint, limits: ReadLimits) -> (Arc<Range>, Option<Place>) {
+    /// The range that has or brings what is wanted, where that is, if it is known, and whether the
+    /// fetch was begun for this reader.
+    fn join_or_fetch(
+        &self,
+        at: &ReadPoint,
+        limits: ReadLimits,
+    ) -> (Arc<Range>, Option<Place>, bool) {
         let next = at.next.filter(|next| next.index == at.index);
         let known = next.and_then(|next| self.settle_place(next));
         let place = known.as_ref().map(|(place, _)| *place);
         if let Some(range) = place.and_then(|place| self.ranges.join(place)) {
-            return (range, place);
+            return (range, place, false);
         }
         let (range, plan) = match known {
             Some((first, segment)) => {
@@ -312,10 +322,11 @@ impl LogInner {
                 self.ranges.join_or_search(at.index, plan)
             }
         };
+        let is_own = plan.is_some();
         if let Some(plan) = plan {
             self.start_fetch(Arc::clone(&range), plan);
         }
-        (range, place)
+        (range, place, is_own)
     }
 
     /// Joins or starts the fetches of the next ranges, if the reader has come to less than it may
@@ -456,9 +467,14 @@ impl LogInner {
         let mut entries = Vec::with_capacity(stored.len());
         let mut expected = None;
         for stored in &stored {
-            let (head, body) = split(&info, stored)?;
+            // What is wrong with a later entry is told to whoever wants that one.
+            let (head, body) = match split(&info, stored) {
+                Ok(entry) => entry,
+                Err(error) if entries.is_empty() => return Err(error),
+                Err(_) => break,
+            };
             if expected.is_some_and(|index| index != head.base_index) {
-                return Err(damaged(&info, stored.entry, "its index does not follow"));
+                break;
             }
             expected = Some(head.end_index());
             entries.push(LogEntry {

@@ -4,14 +4,19 @@
 //! Whoever holds one searches by index again; a trim is never told as damage or as something to wait for.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use aquifer_model::entry::EntryHead;
 use aquifer_model::id::{EntryId, Index, LedgerId};
 
 use crate::error::LogError;
-use crate::managed::read::{Place, ReadPoint};
+use crate::managed::read::{Place, ReadPoint, split};
 use crate::managed::state::{LogInner, Segment};
-use crate::managed::types::Damage;
+use crate::managed::types::{Damage, Found, ReadLimits};
+use crate::reader::{Wanted, read_range};
+
+/// Reads of what is called damaged and can be read after all: another reader's fetch may have failed.
+const READS_MAX: usize = 3;
 
 impl LogInner {
     /// Where a reader came to by reading, if that is still part of the log.
@@ -56,7 +61,29 @@ impl LogInner {
         state.segments.iter().any(|s| s.ledger == ledger)
     }
 
-    pub(crate) async fn skip_damaged(&self, at: &mut ReadPoint) -> Result<Damage, LogError> {
+    pub(crate) async fn read_or_skip(
+        self: &Arc<Self>,
+        at: &mut ReadPoint,
+        limits: ReadLimits,
+    ) -> Result<Found, LogError> {
+        let mut last = String::new();
+        for _ in 0..READS_MAX {
+            match self.read(at, limits).await {
+                Ok(entries) => return Ok(Found::Entries(entries)),
+                Err(LogError::Damaged(reason)) => last = reason,
+                Err(error) => return Err(error),
+            }
+            let damage = self.skip_damaged(at).await?;
+            if damage.end > damage.from {
+                return Ok(Found::Damaged(damage, last));
+            }
+        }
+        Err(LogError::Unavailable(last))
+    }
+
+    /// Moves behind what is damaged, to the next entry that can be read; nowhere if the one that is
+    /// wanted can be read after all.
+    async fn skip_damaged(&self, at: &mut ReadPoint) -> Result<Damage, LogError> {
         at.release();
         at.index = at.index.max(self.first());
         let place = match self.known_place(at) {
@@ -72,6 +99,13 @@ impl LogInner {
             entry: place.entry,
         };
         at.next = None;
+        if self.is_whole(place, at.index).await? {
+            at.next = Some(Place {
+                index: at.index,
+                ..place
+            });
+            return Ok(damage(place.index));
+        }
         while let Some((entry, head)) = self
             .readable_head(segment.ledger, from..segment.entries)
             .await?
@@ -90,6 +124,27 @@ impl LogInner {
         }
         at.index = segment.end_index.min(self.end()).max(at.index);
         Ok(damage(at.index))
+    }
+
+    /// Whether the entry at a place holds an index and can be read, all of it.
+    async fn is_whole(&self, place: Place, index: Index) -> Result<bool, LogError> {
+        let mut info = match self.info(place.ledger).await {
+            Ok(info) => info,
+            Err(LogError::Damaged(_)) => return Ok(false),
+            Err(error) => return Err(error),
+        };
+        loop {
+            let read = read_range(&self.ctx, &info, Wanted::one(place.entry)).await;
+            let read = read.map_err(LogError::from);
+            match read.and_then(|stored| split(&info, &stored[0])) {
+                Ok((head, _)) => return Ok(head.base_index <= index && index < head.end_index()),
+                Err(error) => match self.newer(&info, error).await {
+                    Ok(newer) => info = newer,
+                    Err(LogError::Damaged(_)) => return Ok(false),
+                    Err(error) => return Err(error),
+                },
+            }
+        }
     }
 
     /// Finds the entry that holds an index, reading heads only.

@@ -106,6 +106,15 @@ pub struct Damage {
     pub entry: EntryId,
 }
 
+/// What a read found.
+#[derive(Debug)]
+pub enum Found {
+    /// Entries, in order.
+    Entries(Vec<LogEntry>),
+    /// Where it was to begin, no copy has what was written; and why.
+    Damaged(Damage, String),
+}
+
 /// Bounds of one read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ReadLimits {

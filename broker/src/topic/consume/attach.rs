@@ -42,8 +42,7 @@ impl Topic {
             return;
         }
         // It may be one of those that are missing.
-        let is_known = |losses: &Losses| losses.nameless.contains(&name);
-        if self.losses.as_ref().is_some_and(is_known) {
+        if self.is_nameless(&name) {
             let _ = reply.send(Err(BrokerError::Uncertain(name.to_string())));
             return;
         }
@@ -65,7 +64,12 @@ impl Topic {
             let _ = reply.send(Err(error.into()));
             return;
         }
-        let start = request.start;
+        let mut start = request.start;
+        if self.losses.is_some() && start != Place::Earliest {
+            // It may have been there, and left no trace: then it has a backlog, which is not lost.
+            tracing::warn!(topic = %self.name, subscription = %name, "begins at the first message, since subscriptions may be missing");
+            start = Place::Earliest;
+        }
         self.subscriptions
             .creating
             .insert(name.clone(), vec![Waiting::Consumer(request, reply)]);
@@ -89,6 +93,7 @@ impl Topic {
                 what: "subscription",
                 name: name.to_string(),
             }),
+            None if self.is_nameless(&name) => Err(BrokerError::Uncertain(name.to_string())),
             None => self.check_subscription_count(),
         };
         if let Err(error) = checked {
@@ -98,6 +103,12 @@ impl Topic {
         let waiting = vec![Waiting::Admin(reply)];
         self.subscriptions.creating.insert(name.clone(), waiting);
         self.locate(place, LocatePurpose::Create(name));
+    }
+
+    /// Whether only changes of such a subscription were found in a damaged cursor log.
+    fn is_nameless(&self, name: &SubscriptionName) -> bool {
+        let has_it = |losses: &Losses| losses.nameless.contains(name);
+        self.losses.as_ref().is_some_and(has_it)
     }
 
     fn check_subscription_count(&self) -> Result<(), BrokerError> {
@@ -176,7 +187,10 @@ impl Topic {
             name: name.to_string(),
             kind,
             durable: true,
-            cursor: CursorState::new(start),
+            cursor: match self.losses {
+                Some(_) => CursorState::new(start).after_loss(),
+                None => CursorState::new(start),
+            },
             delivered: Index(0),
             created_ms: self.shared.clock.wall_ms(),
         });

@@ -2,20 +2,21 @@
 //! bookies aside, and hands out what it says.
 
 use aquifer_ledger::error::LogError;
-use aquifer_ledger::managed::{Damage, LogEntry, ReadLimits, ReadPoint, TopicLog};
+use aquifer_ledger::managed::{Damage, Found, LogEntry, ReadLimits, ReadPoint};
 use aquifer_model::entry::FORMAT_NATIVE;
 use aquifer_model::id::Index;
 use aquifer_protocol_api::broker::{ConsumerEvent, Delivery, Gap};
 use aquifer_runtime::budget::BytePermit;
 use aquifer_runtime::clock;
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use crate::error::BrokerError;
 use crate::subscription::{ConsumerId, NextRead};
 use crate::topic::Topic;
 use crate::topic::consume::room::{fitting, held_by};
 use crate::topic::consume::{READ_RETRY_MAX, READ_RETRY_MIN};
-use crate::topic::event::{Event, Found, ReadDone, SubscriptionId};
+use crate::topic::event::{Event, ReadDone, SubscriptionId};
 use crate::topic::outbox::messages_of;
 
 /// Rounds of reading and delivering that one subscription gets in a turn.
@@ -96,7 +97,7 @@ impl Topic {
         let (log, mailbox) = (self.log.clone(), self.mailbox.clone());
         self.shared.tasks.spawn("topic-read", async move {
             let limits = limits(&read, &room);
-            let result = read_or_damage(&log, &mut point, limits).await;
+            let result = log.read_or_skip(&mut point, limits).await;
             let done = ReadDone {
                 subscription: id,
                 point,
@@ -148,9 +149,16 @@ impl Topic {
             let subscription = slot.state.name();
             tracing::warn!(topic = %self.name, subscription, %error, "reading for a subscription failed, trying again");
         }
-        slot.pausing = true;
         slot.pause = (pause * 2).min(READ_RETRY_MAX);
         self.shared.metrics.read_failures.add(1, &[]);
+        self.read_later(id, pause);
+    }
+
+    fn read_later(&mut self, id: SubscriptionId, pause: Duration) {
+        let Some(slot) = self.subscriptions.get_mut(id) else {
+            return;
+        };
+        slot.pausing = true;
         let pause = self.shared.rng.jitter(pause);
         let mailbox = self.mailbox.clone();
         let token = self.shared.tasks.shutdown_token();
@@ -187,9 +195,12 @@ impl Topic {
         let seek_epoch = slot.state.seek_epoch();
         let told = slot.state.deliver_gap(read, damage.from..damage.end);
         let Some((consumer, range)) = told else {
+            if slot.state.is_full_of_damage() {
+                self.read_later(id, READ_RETRY_MAX);
+            }
             return;
         };
-        let new = slot.state.damaged_messages() - before;
+        let new = slot.state.damaged_messages().saturating_sub(before);
         self.shared.metrics.damaged_messages.add(new, &[]);
         let subscription = slot.state.name();
         tracing::error!(topic = %self.name, subscription, first = %range.first, last = %range.last, ledger = %damage.ledger, entry = %damage.entry, reason, "messages cannot be delivered");
@@ -307,25 +318,6 @@ fn unknown_format(from: Index, entries: &[LogEntry]) -> Option<(Damage, String)>
     };
     let reason = format!("it has format {format}, which this version does not know");
     Some((damage, reason))
-}
-
-/// Reads; where damage is in the way, finds out how far it goes.
-async fn read_or_damage(
-    log: &TopicLog,
-    point: &mut ReadPoint,
-    limits: ReadLimits,
-) -> Result<Found, LogError> {
-    match log.read(point, limits).await {
-        Ok(entries) => Ok(Found::Entries(entries)),
-        Err(LogError::Damaged(reason)) => {
-            let damage = log.skip_damaged(point).await?;
-            match damage.end > damage.from {
-                true => Ok(Found::Damaged(damage, reason)),
-                false => Err(LogError::Damaged(reason)),
-            }
-        }
-        Err(error) => Err(error),
-    }
 }
 
 fn limits(read: &NextRead, room: &BytePermit) -> ReadLimits {

@@ -5,7 +5,7 @@ mod interleaving;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use aquifer_model::id::BookieId;
+use aquifer_model::id::{BookieId, EntryId};
 use aquifer_model::storage::{
     BookieResult, OrderedRequest, Presence, PresenceRange, ReadBatch, ReadRange, ReplyCallback,
     TailState, TailWait,
@@ -384,4 +384,49 @@ async fn readers_that_stall_at_far_places_stay_within_the_budget() {
     drop(readers);
     assert_eq!(fixture.live.load(Ordering::Relaxed), 0);
     assert_eq!(read_ahead.used_bytes(), 0);
+}
+
+/// A range on its way that begins with damage is joined by who wants the entry behind it.
+#[tokio::test(start_paused = true)]
+async fn damage_where_one_reader_begins_is_none_to_those_that_joined_it() {
+    let fixture = Fixture::new(100).await;
+    let log = &fixture.owner.log;
+    let one = ReadLimits {
+        entries_max: 1,
+        ..LIMITS
+    };
+    let (mut first, mut second) = (ReadPoint::from(Index(0)), ReadPoint::from(Index(0)));
+    for _ in 0..40 {
+        log.read(&mut first, one).await.unwrap();
+        log.read(&mut second, one).await.unwrap();
+    }
+    log.read(&mut second, one).await.unwrap();
+    let (damaged, next) = (first.index, second.index);
+    first.release();
+    second.release();
+    fixture.quiet().await;
+    fixture.owner.ctx.cache.shrink_tail(1000);
+    let ledger = log.stats().ledgers[0].ledger;
+    let bookie = fixture.world.bookies.ids()[0];
+    fixture.world.bookies.corrupt(bookie, ledger, EntryId(40));
+    let closed = fixture.gate.acquire_many(OPEN).await.unwrap();
+    let mut first_reads = Box::pin(log.read_or_skip(&mut first, LIMITS));
+    let mut second_reads = Box::pin(log.read_or_skip(&mut second, LIMITS));
+    assert!(poll!(&mut first_reads).is_pending());
+    assert!(poll!(&mut second_reads).is_pending());
+    drop(closed);
+    match first_reads.await.unwrap() {
+        Found::Damaged(damage, _) => {
+            assert_eq!((damage.from, damage.end), (damaged, next));
+            assert_eq!((damage.ledger, damage.entry), (ledger, EntryId(40)));
+        }
+        Found::Entries(entries) => panic!("damaged ones: {entries:?}"),
+    }
+    match second_reads.await.unwrap() {
+        Found::Entries(entries) => assert_eq!(entries[0].head.base_index, next),
+        Found::Damaged(damage, reason) => panic!("{damage:?} is whole: {reason}"),
+    }
+    // It goes on behind what it has passed over.
+    let found = log.read(&mut first, LIMITS).await.unwrap();
+    assert_eq!(found[0].head.base_index, next);
 }
