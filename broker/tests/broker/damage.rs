@@ -29,14 +29,16 @@ async fn damaged() -> Harness {
     let ledger = harness.stats("orders").await.ledgers[0].ledger;
     drop(producer);
     let harness = harness.restart().await;
-    let bookie = harness.world.bookies.ids()[0];
-    for entry in [3, 6] {
-        harness
-            .world
-            .bookies
-            .corrupt(bookie, ledger, EntryId(entry));
-    }
+    corrupt(&harness, ledger, &[3, 6]);
     harness
+}
+
+fn corrupt(harness: &Harness, ledger: LedgerId, entries: &[u64]) {
+    let bookies = &harness.world.bookies;
+    let bookie = bookies.ids()[0];
+    for entry in entries {
+        bookies.corrupt(bookie, ledger, EntryId(*entry));
+    }
 }
 
 /// What comes until nothing is missing: messages, and gaps.
@@ -164,14 +166,8 @@ async fn damaged_cursors() -> Harness {
     drop((producer, one, two));
     let harness = harness.restart().await;
     let ledger = cursor_ledgers(&harness.world).await[0];
-    let bookie = harness.world.bookies.ids()[0];
     // Records: creation of one, its two acknowledgements, creation of two, its acknowledgement.
-    for entry in [2, 3] {
-        harness
-            .world
-            .bookies
-            .corrupt(bookie, ledger, EntryId(entry));
-    }
+    corrupt(&harness, ledger, &[2, 3]);
     harness
 }
 
