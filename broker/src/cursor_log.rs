@@ -107,8 +107,6 @@ pub struct CursorLogState {
 pub struct Losses {
     /// The first damage.
     pub reason: String,
-    /// Whether the state begins with a complete snapshot.
-    pub has_snapshot: bool,
     /// Subscriptions of which only changes were found.
     pub nameless: BTreeSet<SubscriptionName>,
     /// Subscriptions that were created behind everything that is lost.
@@ -354,23 +352,10 @@ impl Replay {
 
     /// The state after the last record, as far as the log is whole, and what is not.
     #[must_use]
-    pub fn finish_with_losses(self) -> (CursorLogState, Option<Losses>) {
-        let begins = self.first.filter(|first| *first > Index(0));
-        let no_snapshot = match (self.snapshot_at, begins) {
-            (None, Some(first)) => Some(CursorLogError::NoSnapshot { first }.to_string()),
-            _ => None,
-        };
-        let orphan = self.state.orphan.map(|(index, subscription)| {
-            CursorLogError::Orphan {
-                index,
-                subscription,
-            }
-            .to_string()
-        });
-        let reason = self.lost.or(no_snapshot).or(orphan);
-        let losses = reason.map(|reason| Losses {
+    pub fn finish_with_losses(mut self) -> (CursorLogState, Option<Losses>) {
+        let missing = self.missing().map(|error| error.to_string());
+        let losses = self.lost.or(missing).map(|reason| Losses {
             reason,
-            has_snapshot: self.snapshot_at.is_some(),
             nameless: self.state.orphans,
             certain: self.state.created,
         });
@@ -387,23 +372,24 @@ impl Replay {
     ///
     /// # Errors
     /// When the log has lost its beginning, or the creation of a subscription that it changes.
-    pub fn finish(self) -> Result<CursorLogState, CursorLogError> {
+    pub fn finish(mut self) -> Result<CursorLogState, CursorLogError> {
+        match self.missing() {
+            Some(error) => Err(error),
+            None => Ok(self.finish_with_losses().0),
+        }
+    }
+
+    /// What must have stood before the records that were read.
+    fn missing(&mut self) -> Option<CursorLogError> {
         if let (None, Some(first)) = (self.snapshot_at, self.first)
             && first > Index(0)
         {
-            return Err(CursorLogError::NoSnapshot { first });
+            return Some(CursorLogError::NoSnapshot { first });
         }
-        if let Some((index, subscription)) = self.state.orphan {
-            return Err(CursorLogError::Orphan {
-                index,
-                subscription,
-            });
-        }
-        Ok(CursorLogState {
-            subscriptions: self.state.subscriptions,
-            producers: self.state.producers,
-            dedup_index: self.state.dedup_index,
-            snapshot_at: self.snapshot_at,
+        let (index, subscription) = self.state.orphan.take()?;
+        Some(CursorLogError::Orphan {
+            index,
+            subscription,
         })
     }
 
