@@ -99,7 +99,7 @@ impl Default for BookieConfig {
             read_threads: 2,
             memtable_bytes: 12 * MIB,
             block_cache_bytes: 8 * MIB,
-            blob_bytes_min: 16 * 1024,
+            blob_bytes_min: 4 * 1024,
             open_files_max: 256,
             ledgers_cached_max: 16 * 1024,
             read_only_below_free_bytes: 256 << 20,

@@ -1,5 +1,6 @@
 //! The ordered stream of one client.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -70,6 +71,8 @@ async fn take(
     let client_id = open(bookie, frame.open.take())?;
     let mut turn = clients.enter(client_id).await;
     let mut expected = 1;
+    // Outlives a frame: a new one would take a lock that all streams share.
+    let mut stopped = pin!(shutdown.wait());
     loop {
         for request in frame.requests {
             let request_id = request.request_id;
@@ -91,7 +94,7 @@ async fn take(
         }
         let next = tokio::select! {
             biased;
-            () = shutdown.wait() => return Err(Status::unavailable("the bookie is shutting down")),
+            () = &mut stopped => return Err(Status::unavailable("the bookie is shutting down")),
             () = is_over(&mut turn) => return Err(replaced()),
             next = inbound.message() => next?,
         };

@@ -19,8 +19,6 @@ const READAHEAD_BYTES: usize = 1024 * 1024;
 /// What a long scan is, in entries. In a shorter one most of what is read ahead would belong to other
 /// ledgers; RocksDB then reads ahead little by little.
 const READAHEAD_ENTRIES_MIN: u64 = 1024;
-/// Entries of this size lie in blob files, of which an iterator reads each value by itself.
-const LARGE_BYTES: usize = 16 * 1024;
 /// What one read of several entries takes from the disk.
 const BATCH_BYTES: usize = 1024 * 1024;
 /// What one read takes from the disk for an answer that has only the beginnings of entries: the rest of
@@ -189,7 +187,7 @@ impl Scan<'_> {
                 return Ok(Ended::Done);
             }
             // Of whole entries several are read at once; of beginnings each is let go of before the next.
-            if bytes >= LARGE_BYTES && self.range.prefix_bytes.is_none() {
+            if bytes >= self.db.large_bytes && self.range.prefix_bytes.is_none() {
                 return Ok(Ended::HereAreLarge);
             }
             if is_stored {

@@ -23,8 +23,6 @@ const ENTRIES_MAX: u64 = 16_384;
 const RUNS_MAX: usize = 4_096;
 /// What a key costs.
 const KEY_BYTES: u64 = 64;
-/// Entries of this size lie in blob files.
-const LARGE_BYTES: usize = 16 * 1024;
 /// How RocksDB says that it has found a key, and may not read the blob.
 const BLOB_NOT_READ: &str = "Cannot read blob";
 
@@ -145,7 +143,7 @@ impl Look<'_> {
             }
             self.skip_to(entry);
             self.take(entry, bytes as u64);
-            if bytes >= LARGE_BYTES {
+            if bytes >= self.db.large_bytes {
                 return Ok(true);
             }
             iterator.next();

@@ -192,7 +192,7 @@ fn stored(len: usize) -> (tempfile::TempDir, BookieConfig) {
 /// never an absence.
 #[test]
 fn flipped_bytes_in_sst_and_blob_files_are_errors_of_single_entries() {
-    for (len, suffix) in [(6_000, ".sst"), (40_000, ".blob")] {
+    for (len, suffix) in [(3_900, ".sst"), (6_000, ".blob"), (40_000, ".blob")] {
         let (_directory, config) = stored(len);
         let rocksdb = config.ledger_dir.join("rocksdb");
         let largest = files_with(&rocksdb, suffix)
@@ -236,7 +236,7 @@ fn a_store_with_missing_or_damaged_files_does_not_start_and_says_why() {
         |path| std::fs::remove_dir_all(path).unwrap(),
     ];
     for (number, damage) in damages.iter().enumerate() {
-        let (_directory, config) = stored(6_000);
+        let (_directory, config) = stored(3_900);
         damage(&config.ledger_dir.join("rocksdb"));
         match try_open(&config) {
             Ok(_) => panic!("damage {number} went unnoticed"),

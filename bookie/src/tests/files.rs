@@ -7,7 +7,7 @@ use super::rot::{flip_bytes, flip_entry, quiet, stop};
 use super::*;
 use crate::BookieMode;
 
-const LEN: usize = 6_000;
+const LEN: usize = 3_900;
 
 fn rocksdb(config: &BookieConfig) -> PathBuf {
     config.ledger_dir.join("rocksdb")
@@ -72,14 +72,14 @@ fn a_block_that_stops_compactions_is_read_only_until_it_is_set_aside() {
         settle(&bookie);
         assert!(is_read_only(&bookie));
     }
-    (3..15).for_each(|entry| expect(&bookie, 1, entry, LEN));
+    (4..15).for_each(|entry| expect(&bookie, 1, entry, LEN));
     (0..15).for_each(|entry| expect(&bookie, 2, entry, LEN));
     done(ask(&bookie, recovery_add(1, 0, LEN)));
     settle(&bookie);
     expect(&bookie, 1, 0, LEN);
     assert!(read_one(&bookie, 1, 1).is_err());
     let unreadable = block_on(bookie.unreadable(LedgerId(1))).unwrap();
-    assert_eq!(unreadable, [(EntryId(1), EntryId(2))]);
+    assert_eq!(unreadable, [(EntryId(1), EntryId(3))]);
     stop(bookie);
 
     let bookie = open(&config);
@@ -95,17 +95,17 @@ fn a_block_that_stops_compactions_is_read_only_until_it_is_set_aside() {
     assert_eq!(aside.lost.len(), 1, "{aside:?}");
     let lost = &aside.lost[0];
     let range = (lost.ledger, lost.first, lost.last);
-    assert_eq!(range, (LedgerId(1), EntryId(1), EntryId(2)));
+    assert_eq!(range, (LedgerId(1), EntryId(1), EntryId(3)));
     assert_eq!(files_with(&aside.directory, ".sst").len(), 1);
     let status = bookie.status();
     assert_eq!((status.mode, status.damage), (BookieMode::Writable, None));
     for round in 0..2 {
         expect(&bookie, 1, 0, LEN);
         assert_eq!(read_one(&bookie, 1, 1), Err(BookieError::NoSuchEntry));
-        (3..15).for_each(|entry| expect(&bookie, 1, entry, LEN));
+        (4..15).for_each(|entry| expect(&bookie, 1, entry, LEN));
         (0..15).for_each(|entry| expect(&bookie, 2, entry, LEN));
         // Compactions work again.
-        for entry in 0..6 {
+        for entry in 0..8 {
             flushed(
                 &bookie,
                 1_000 + round * 10 + entry..1_001 + round * 10 + entry,

@@ -59,8 +59,12 @@ fn recovery_added(bookie: &Bookie, ledger: u64, entry: u64, len: usize) {
 /// fenced, repaired and deleted, and the entry that is told of is the damaged one.
 #[test]
 fn a_damaged_last_entry_costs_nothing_but_itself() {
-    // A block of 16 KiB holds three of the smaller ones.
-    for (len, suffix, spared) in [(6_000, ".sst", 16), (40_000, ".blob", 19)] {
+    // A block of 16 KiB holds four of the smaller ones.
+    for (len, suffix, spared) in [
+        (3_900, ".sst", 16),
+        (6_000, ".blob", 19),
+        (40_000, ".blob", 19),
+    ] {
         let directory = tempfile::tempdir().unwrap();
         let config = quiet(directory.path());
         let bookie = open(&config);
