@@ -24,6 +24,7 @@ mod seek;
 mod stats;
 pub(crate) mod tenure;
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -33,7 +34,7 @@ use aquifer_model::id::{Index, OwnerEpoch, TopicIncarnation};
 use aquifer_model::policy::NamespacePolicies;
 use aquifer_model::topic::TopicName;
 use aquifer_protocol_api::broker::SubscriptionReset;
-use aquifer_runtime::clock;
+use aquifer_runtime::clock::{self, Alarm};
 use tokio::sync::watch;
 
 use crate::broker::Shared;
@@ -122,6 +123,9 @@ impl Topic {
     pub(crate) async fn run(mut self, mut inbox: Inbox, ended: watch::Sender<()>) {
         self.shared.metrics.topics.add(1, &[]);
         let token = self.shared.tasks.shutdown_token();
+        // These outlive a turn: new ones would take locks that all topics share.
+        let mut shutdown = pin!(token.wait());
+        let mut alarm = Alarm::default();
         loop {
             self.turn(&mut inbox);
             if self.is_over() {
@@ -131,13 +135,13 @@ impl Topic {
                 tokio::task::yield_now().await;
                 continue;
             }
-            let tick = match self.ending {
-                Some(_) => END_TICK,
-                None => self
-                    .next_housekeeping
-                    .saturating_sub(self.now())
-                    .max(END_TICK),
+            let now = self.now();
+            let soon = now + END_TICK;
+            let at = match self.ending {
+                Some(_) => soon,
+                None => self.next_housekeeping.max(soon),
             };
+            alarm.set(at, now);
             tokio::select! {
                 biased;
                 () = inbox.urgent.wait() => {}
@@ -146,8 +150,8 @@ impl Topic {
                         self.handle(event);
                     }
                 }
-                () = token.wait(), if self.ending.is_none() => self.handle(Event::Shutdown),
-                () = clock::sleep(tick) => {}
+                () = &mut shutdown, if self.ending.is_none() => self.handle(Event::Shutdown),
+                () = alarm.wait() => {}
             }
         }
         self.finish(inbox).await;

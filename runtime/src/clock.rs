@@ -6,6 +6,7 @@
 
 use std::fmt::Debug;
 use std::future::Future;
+use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -101,6 +102,41 @@ pub async fn sleep(duration: Duration) {
     tokio::time::sleep(duration).await;
 }
 
+/// A wait whose end moves. A new [`sleep`] for each wait takes the lock of the timers of all tasks;
+/// putting off the end of one that runs takes none.
+#[derive(Debug)]
+pub struct Alarm {
+    sleep: Pin<Box<tokio::time::Sleep>>,
+    /// When it goes off, on the clock of whoever sets it.
+    at: Option<Duration>,
+}
+
+impl Default for Alarm {
+    fn default() -> Alarm {
+        Alarm {
+            sleep: Box::pin(tokio::time::sleep(Duration::ZERO)),
+            at: None,
+        }
+    }
+}
+
+impl Alarm {
+    /// Goes off at `at`, where it is `now`: both are monotonic times of one clock.
+    pub fn set(&mut self, at: Duration, now: Duration) {
+        if self.at != Some(at) {
+            self.at = Some(at);
+            let end = tokio::time::Instant::now() + at.saturating_sub(now);
+            self.sleep.as_mut().reset(end);
+        }
+    }
+
+    /// Waits until it goes off; it must be set again after that. A wait that is dropped changes nothing.
+    pub async fn wait(&mut self) {
+        self.sleep.as_mut().await;
+        self.at = None;
+    }
+}
+
 /// Runs a future, and drops it when it takes longer than `limit`.
 pub async fn timeout<F: Future>(limit: Duration, future: F) -> Result<F::Output, Elapsed> {
     tokio::time::timeout(limit, future).await
@@ -120,6 +156,26 @@ mod tests {
             last = now;
         }
         assert!(clock.wall_ms() > 1_600_000_000_000, "wall time is in ms");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_alarm_goes_off_when_it_was_last_set_to() {
+        let begin = tokio::time::Instant::now();
+        let second = Duration::from_secs(1);
+        let mut alarm = Alarm::default();
+        alarm.set(second * 10, Duration::ZERO);
+        // Somebody waits for something else as well, and that comes first.
+        assert!(timeout(second, alarm.wait()).await.is_err());
+        alarm.set(second * 10, second);
+        assert!(timeout(second, alarm.wait()).await.is_err());
+        alarm.set(second * 4, second * 2);
+        alarm.wait().await;
+        assert_eq!(begin.elapsed().as_secs(), 4);
+        alarm.set(second * 4, second * 4);
+        alarm.wait().await;
+        alarm.set(second * 9, second * 4);
+        alarm.wait().await;
+        assert_eq!(begin.elapsed().as_secs(), 9);
     }
 
     #[test]

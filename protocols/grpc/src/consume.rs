@@ -88,10 +88,12 @@ async fn requests(
     shutdown: ShutdownToken,
     metrics: &Metrics,
 ) -> End {
+    // Outlives a request: a new one would take a lock that all streams share.
+    let mut stopped = pin!(shutdown.wait());
     loop {
         let next = tokio::select! {
             biased;
-            () = shutdown.wait() => return End::Failed(stream::stopping()),
+            () = &mut stopped => return End::Failed(stream::stopping()),
             next = stream::next(inbound) => next,
         };
         let request = match next {

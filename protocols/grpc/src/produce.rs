@@ -89,10 +89,12 @@ async fn publish(
     shutdown: ShutdownToken,
     metrics: &Metrics,
 ) -> (End, Box<dyn ProducerPort>) {
+    // Outlives a message: a new one would take a lock that all streams share. So below.
+    let mut stopped = pin!(shutdown.wait());
     let end = loop {
         let next = tokio::select! {
             biased;
-            () = shutdown.wait() => break End::Failed(stream::stopping()),
+            () = &mut stopped => break End::Failed(stream::stopping()),
             next = stream::next(&mut inbound.messages) => next,
         };
         let frames = match next {
@@ -148,6 +150,7 @@ async fn exchange(
         shutdown.wait().await;
         sleep(service.config.drain_timeout()).await;
     });
+    let mut gone = pin!(out.closed());
     let mut ended = None;
     let mut answered = 0_u64;
     let mut ready = Vec::new();
@@ -166,7 +169,7 @@ async fn exchange(
                     () = &mut given_up => return Err(End::Gone),
                 }
             }
-            () = out.closed() => return Err(End::Gone),
+            () = &mut gone => return Err(End::Gone),
             result = &mut publishing => {
                 if let End::Gone = result.0 {
                     return Err(End::Gone);
