@@ -25,8 +25,9 @@ use crate::consumers::publish_last;
 use crate::policy;
 use crate::traffic::{History, TOPICS, crc, payload, topic};
 
-/// How long repair may take until every replica is whole again.
-const REPAIR: Duration = Duration::from_secs(300);
+/// How long repair may take until every replica is whole again: a thousand topics that are handed over
+/// leave thousands of small ledgers, and each is looked at.
+const REPAIR: Duration = Duration::from_secs(1_200);
 /// Bookies of a ledger, where there are enough.
 const ENSEMBLE: u32 = 3;
 /// How long a topic may take to load after the broker was replaced.
