@@ -71,7 +71,7 @@ async fn take(
     let client_id = open(bookie, frame.open.take())?;
     let mut turn = clients.enter(client_id).await;
     let mut expected = 1;
-    // Outlives a frame: a new one would take a lock that all streams share.
+    // Outlives a frame, which would register anew.
     let mut stopped = pin!(shutdown.wait());
     loop {
         for request in frame.requests {

@@ -73,8 +73,8 @@ fn is_unreadable(message: &str) -> bool {
 /// An open database.
 pub struct Db {
     pub(super) rocks: DB,
-    /// Values of this size lie in blob files, where each is a read of its own.
-    pub(super) large_bytes: usize,
+    /// Values of at least this size lie in blob files, where each is a read of its own.
+    pub(super) blob_bytes_min: usize,
     /// No compaction runs: one of its files is damaged.
     is_damaged: bool,
 }
@@ -115,7 +115,7 @@ impl Db {
         let rocks = DB::open_cf_descriptors_read_only(&database, path, families, false)?;
         Ok(Db {
             rocks,
-            large_bytes: config.blob_bytes_min,
+            blob_bytes_min: config.blob_bytes_min,
             is_damaged: true,
         })
     }
@@ -145,7 +145,7 @@ impl Db {
         let rocks = DB::open_cf_descriptors(&database, &path, families)?;
         let db = Db {
             rocks,
-            large_bytes: config.blob_bytes_min,
+            blob_bytes_min: config.blob_bytes_min,
             is_damaged: damaged.is_some(),
         };
         // Every later use of the families relies on this.

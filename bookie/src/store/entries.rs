@@ -10,7 +10,7 @@ use aquifer_model::storage::{AddEntry, ReadRange, StoredEntry};
 use bytes::{BufMut, Bytes, BytesMut};
 use rocksdb::ReadOptions;
 
-use crate::journal::record::ValueHead;
+use crate::journal::record::{VALUE_HEAD_BYTES, ValueHead};
 use crate::store::db::{Db, StoreError};
 use crate::store::keys;
 
@@ -187,7 +187,9 @@ impl Scan<'_> {
                 return Ok(Ended::Done);
             }
             // Of whole entries several are read at once; of beginnings each is let go of before the next.
-            if bytes >= self.db.large_bytes && self.range.prefix_bytes.is_none() {
+            if bytes + VALUE_HEAD_BYTES >= self.db.blob_bytes_min
+                && self.range.prefix_bytes.is_none()
+            {
                 return Ok(Ended::HereAreLarge);
             }
             if is_stored {

@@ -102,9 +102,6 @@ fn entries_family(config: &BookieConfig, cache: &Cache) -> Options {
     options.set_write_buffer_size(config.memtable_bytes);
     options.set_max_write_buffer_number(MEMTABLES_MAX);
     options.set_target_file_size_base(64 * MIB);
-    // What a flush leaves there is small, and where many ledgers are written at once a compaction
-    // merges it with every key of the level below.
-    options.set_level_zero_file_num_compaction_trigger(8);
     // Payloads above the bound stay out of the tree: compaction moves keys only. Blob collection
     // is off because entries are never overwritten; whole files go when their ledgers are deleted.
     options.set_enable_blob_files(true);

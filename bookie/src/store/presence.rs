@@ -143,7 +143,7 @@ impl Look<'_> {
             }
             self.skip_to(entry);
             self.take(entry, bytes as u64);
-            if bytes >= self.db.large_bytes {
+            if bytes >= self.db.blob_bytes_min {
                 return Ok(true);
             }
             iterator.next();

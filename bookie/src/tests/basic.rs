@@ -50,11 +50,17 @@ fn negatives_name_what_is_absent() {
 
 #[test]
 fn reads_keep_to_their_bounds_and_always_return_one_entry() {
+    // Of those in the tree, and of those in blob files.
+    reads_keep_to_their_bounds(1_000);
+    reads_keep_to_their_bounds(10_000);
+}
+
+fn reads_keep_to_their_bounds(len: usize) {
     let directory = tempfile::tempdir().unwrap();
     let config = config(directory.path());
     let bookie = open(&config);
     for entry in 0..20 {
-        done(ask(&bookie, add_request(1, entry, 10_000)));
+        done(ask(&bookie, add_request(1, entry, len)));
     }
     for round in 0..2 {
         let bounded = |bytes_max, entries_max| {
@@ -66,7 +72,7 @@ fn reads_keep_to_their_bounds_and_always_return_one_entry() {
             read(&bookie, range).unwrap().entries.len()
         };
         assert_eq!(bounded(1, 100), 1, "round {round}");
-        assert_eq!(bounded(35_000, 100), 3);
+        assert_eq!(bounded(len * 7 / 2, 100), 3);
         assert_eq!(bounded(MIB, 7), 7);
         let prefix = ReadRange {
             prefix_bytes: Some(5),

@@ -105,7 +105,7 @@ fn a_block_that_stops_compactions_is_read_only_until_it_is_set_aside() {
         (4..15).for_each(|entry| expect(&bookie, 1, entry, LEN));
         (0..15).for_each(|entry| expect(&bookie, 2, entry, LEN));
         // Compactions work again.
-        for entry in 0..8 {
+        for entry in 0..6 {
             flushed(
                 &bookie,
                 1_000 + round * 10 + entry..1_001 + round * 10 + entry,

@@ -101,6 +101,40 @@ fn large_entries_are_not_read_to_be_found() {
     assert!(sum < stored / 4, "{sum} bytes of {stored}");
 }
 
+/// What is in the tree and what is in blob files is read and found, whatever the bound between them
+/// was when it was stored.
+#[test]
+fn entries_are_found_whatever_bound_they_were_stored_by() {
+    for (before, after) in [(16 * 1024, 4 * 1024), (4 * 1024, 16 * 1024)] {
+        let directory = tempfile::tempdir().unwrap();
+        let mut config = config(directory.path());
+        config.blob_bytes_min = before;
+        let mut first = 0;
+        for bound in [before, after] {
+            config.blob_bytes_min = bound;
+            let bookie = open(&config);
+            for entry in first..first + 40 {
+                done(ask(&bookie, add_request(1, entry, 6_000)));
+            }
+            first += 40;
+            settle(&bookie);
+            shutdown(&bookie);
+        }
+        let bookie = open(&config);
+        (0..80).for_each(|entry| expect(&bookie, 1, entry, 6_000));
+        let mut read_to = 0;
+        while read_to < 80 {
+            let batch = read(&bookie, range(1, read_to, 79)).unwrap();
+            assert_eq!(batch.entries[0].entry, EntryId(read_to));
+            read_to += batch.entries.len() as u64;
+        }
+        assert_eq!(read_one(&bookie, 1, 80), Err(BookieError::NoSuchEntry));
+        let (found, _, _) = look_through(&bookie, 1, 99);
+        assert_eq!(found, (0..80).collect::<Vec<u64>>());
+        shutdown(&bookie);
+    }
+}
+
 /// A peer that asks for the first byte of each of 65,536 entries gets what a bounded read finds.
 #[test]
 fn a_read_of_beginnings_reads_no_more_than_others() {
