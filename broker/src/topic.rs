@@ -123,9 +123,10 @@ impl Topic {
     pub(crate) async fn run(mut self, mut inbox: Inbox, ended: watch::Sender<()>) {
         self.shared.metrics.topics.add(1, &[]);
         let token = self.shared.tasks.shutdown_token();
-        // These outlive a turn: new ones would take locks that all topics share.
+        // These outlive a turn: new ones would take the lock of the timers of all tasks. A shutdown that
+        // came ends the topic, and is not waited for again.
         let mut shutdown = pin!(token.wait());
-        let mut alarm = Alarm::default();
+        let mut alarm = Alarm::new();
         loop {
             self.turn(&mut inbox);
             if self.is_over() {

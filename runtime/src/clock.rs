@@ -107,26 +107,32 @@ pub async fn sleep(duration: Duration) {
 #[derive(Debug)]
 pub struct Alarm {
     sleep: Pin<Box<tokio::time::Sleep>>,
-    /// When it goes off, on the clock of whoever sets it.
+    /// The end that it is set to, on the clock of its user.
     at: Option<Duration>,
 }
 
-impl Default for Alarm {
-    fn default() -> Alarm {
+/// Longest wait of an alarm. It goes off early then.
+const ALARM_MAX: Duration = Duration::from_secs(24 * 3_600);
+
+impl Alarm {
+    /// An alarm that is not set: a wait for it ends at once. Must be made on a runtime.
+    #[must_use]
+    pub fn new() -> Alarm {
         Alarm {
             sleep: Box::pin(tokio::time::sleep(Duration::ZERO)),
             at: None,
         }
     }
-}
 
-impl Alarm {
-    /// Goes off at `at`, where it is `now`: both are monotonic times of one clock.
+    /// Sets its end to `at` on a clock that shows `now`. An alarm with that end already stays as it is,
+    /// whatever the clock shows.
     pub fn set(&mut self, at: Duration, now: Duration) {
         if self.at != Some(at) {
             self.at = Some(at);
-            let end = tokio::time::Instant::now() + at.saturating_sub(now);
-            self.sleep.as_mut().reset(end);
+            let left = at.saturating_sub(now).min(ALARM_MAX);
+            self.sleep
+                .as_mut()
+                .reset(tokio::time::Instant::now() + left);
         }
     }
 
@@ -162,7 +168,7 @@ mod tests {
     async fn an_alarm_goes_off_when_it_was_last_set_to() {
         let begin = tokio::time::Instant::now();
         let second = Duration::from_secs(1);
-        let mut alarm = Alarm::default();
+        let mut alarm = Alarm::new();
         alarm.set(second * 10, Duration::ZERO);
         // Somebody waits for something else as well, and that comes first.
         assert!(timeout(second, alarm.wait()).await.is_err());
@@ -176,6 +182,12 @@ mod tests {
         alarm.set(second * 9, second * 4);
         alarm.wait().await;
         assert_eq!(begin.elapsed().as_secs(), 9);
+        // A clock that stands still: the same end again is another wait, not one that is over.
+        alarm.set(second * 9, second * 7);
+        alarm.wait().await;
+        assert_eq!(begin.elapsed().as_secs(), 11);
+        alarm.set(Duration::MAX, second);
+        assert!(timeout(second, alarm.wait()).await.is_err());
     }
 
     #[test]

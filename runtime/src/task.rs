@@ -107,8 +107,9 @@ impl TaskGroup {
 
     /// A token that tasks of this group, and threads that work for it, watch.
     pub fn shutdown_token(&self) -> ShutdownToken {
+        // A child has a lock of its own: tasks that wait in a loop do not meet at that of the group.
         ShutdownToken {
-            token: self.inner.token.clone(),
+            token: self.inner.token.child_token(),
         }
     }
 

@@ -88,7 +88,7 @@ async fn requests(
     shutdown: ShutdownToken,
     metrics: &Metrics,
 ) -> End {
-    // Outlives a request: a new one would take a lock that all streams share.
+    // Outlives a request, which would register anew.
     let mut stopped = pin!(shutdown.wait());
     loop {
         let next = tokio::select! {

@@ -89,7 +89,7 @@ async fn publish(
     shutdown: ShutdownToken,
     metrics: &Metrics,
 ) -> (End, Box<dyn ProducerPort>) {
-    // Outlives a message: a new one would take a lock that all streams share. So below.
+    // Outlives a message, which would register anew. So below.
     let mut stopped = pin!(shutdown.wait());
     let end = loop {
         let next = tokio::select! {
