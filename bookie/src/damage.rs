@@ -4,7 +4,9 @@
 //! that a compaction cannot read stops all compactions, so from then on none runs, here and after
 //! every start, until a start sets the files aside. What is known is stored in RocksDB.
 
-use aquifer_model::id::LedgerId;
+use std::collections::BTreeSet;
+
+use aquifer_model::id::{EntryId, LedgerId};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
@@ -16,11 +18,14 @@ const VERSION: u8 = 1;
 pub const FILES_MAX: usize = 64;
 /// Longest description of a file that is stored.
 const WHAT_BYTES_MAX: usize = 1024;
+/// Entries that are remembered as told of.
+const TOLD_MAX: usize = 1024;
 
 /// What a running bookie knows of damaged files.
 pub struct Damage {
     report: Mutex<Option<DamageReport>>,
     news: watch::Sender<()>,
+    told: Mutex<BTreeSet<(LedgerId, EntryId)>>,
 }
 
 impl Damage {
@@ -30,7 +35,18 @@ impl Damage {
         Damage {
             news: watch::Sender::new(()),
             report: Mutex::new(report),
+            told: Mutex::default(),
         }
+    }
+
+    /// Whether an entry that cannot be read is to be told of at once: readers ask for the same one
+    /// again and again, and each is told of once until many others were.
+    pub fn is_news(&self, ledger: LedgerId, entry: EntryId) -> bool {
+        let mut told = self.told.lock();
+        if told.len() >= TOLD_MAX && !told.contains(&(ledger, entry)) {
+            told.clear();
+        }
+        told.insert((ledger, entry))
     }
 
     /// What is known.
@@ -123,6 +139,23 @@ fn text(bytes: &[u8]) -> Option<(String, &[u8])> {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn an_entry_is_news_once_until_many_others_were() {
+        let damage = Damage::new(None);
+        let ledger = LedgerId(7);
+        let last = EntryId(TOLD_MAX as u64 - 1);
+        for entry in 0..=last.0 {
+            assert!(damage.is_news(ledger, EntryId(entry)));
+        }
+        assert!(!damage.is_news(ledger, last));
+        assert!(!damage.is_news(ledger, EntryId::FIRST));
+        assert!(damage.is_news(LedgerId(8), last));
+        assert!(
+            damage.is_news(ledger, EntryId::FIRST),
+            "room was made for others"
+        );
+    }
 
     proptest! {
         #[test]

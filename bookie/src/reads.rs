@@ -309,9 +309,11 @@ impl Core {
                 None => return Err(self.negative(BookieError::NoSuchLedger).into()),
             }
             let entries = entries::read_range(db, range, &memory.pending).map_err(|error| {
-                tracing::error!(
-                    ledger = %range.ledger, entry = %range.first, ?error, "entry cannot be read"
-                );
+                let (ledger, entry) = (range.ledger, range.first);
+                match self.damage.is_news(ledger, entry) {
+                    true => tracing::error!(%ledger, %entry, ?error, "entry cannot be read"),
+                    false => tracing::debug!(%ledger, %entry, ?error, "entry cannot be read"),
+                }
                 match error {
                     EntryError::Store(error @ StoreError::Damaged(_)) => {
                         ReadError::Damaged(error.into())

@@ -176,6 +176,7 @@ impl Scrubber {
     fn ledger(&self, ledger: LedgerId, first: EntryId, unnoted: &mut usize) -> bool {
         self.report.lock().ledger = Some(ledger);
         let mut next = Place::at(first);
+        let mut damaged = Run { ledger, ends: None };
         let mut retries = 0;
         loop {
             if self.is_stopping() {
@@ -197,7 +198,7 @@ impl Scrubber {
                 }
             };
             retries = 0;
-            self.count(ledger, &checked);
+            self.count(&mut damaged, &checked);
             let cost = checked.bytes + LEDGER_BYTES;
             *unnoted += cost;
             self.rest(cost);
@@ -212,7 +213,7 @@ impl Scrubber {
         }
     }
 
-    fn count(&self, ledger: LedgerId, checked: &Checked) {
+    fn count(&self, damaged: &mut Run, checked: &Checked) {
         {
             let mut report = self.report.lock();
             report.entries += checked.entries;
@@ -222,9 +223,9 @@ impl Scrubber {
         self.metrics.scrubbed_entries.add(checked.entries, &[]);
         self.metrics.scrubbed_bytes.add(checked.bytes as u64, &[]);
         for entry in &checked.damaged {
-            tracing::error!(%ledger, %entry, "stored entry is damaged");
+            damaged.add(*entry);
             self.metrics.scrub_damaged.add(1, &[]);
-            self.tell(ledger, *entry);
+            self.tell(damaged.ledger, *entry);
         }
     }
 
@@ -238,5 +239,36 @@ impl Scrubber {
         if let Err(error) = self.store.with(|db| db.set_scrubbed(at)) {
             tracing::debug!(%error, "the scrubber's position is not noted");
         }
+    }
+}
+
+/// Damaged entries in a row, which are one line in the log: behind a damaged block at the end of a
+/// ledger nobody knows where that is, and thousands of numbers cannot be looked up.
+struct Run {
+    ledger: LedgerId,
+    ends: Option<(EntryId, EntryId)>,
+}
+
+impl Run {
+    fn add(&mut self, entry: EntryId) {
+        match &mut self.ends {
+            Some((_, last)) if last.next() == entry => *last = entry,
+            _ => {
+                self.log();
+                self.ends = Some((entry, entry));
+            }
+        }
+    }
+
+    fn log(&mut self) {
+        if let Some((first, last)) = self.ends.take() {
+            tracing::error!(ledger = %self.ledger, %first, %last, "stored entries are damaged");
+        }
+    }
+}
+
+impl Drop for Run {
+    fn drop(&mut self) {
+        self.log();
     }
 }
