@@ -150,7 +150,7 @@ async fn reset(admin: &Admin, topic: &str, out: &Output) -> Result<(), CliError>
     let reset = admin.reset_subscriptions(topic).await?;
     if reset.is_empty() && !out.is_json() {
         return out.line(format!(
-            "nothing to reset: what {topic} has of its subscriptions is whole"
+            "no subscription of {topic} is reset: what is known of them is whole"
         ));
     }
     for one in reset {
