@@ -126,7 +126,7 @@ impl Topic {
         // These outlive a turn: new ones would take the lock of the timers of all tasks. A shutdown that
         // came ends the topic, and is not waited for again.
         let mut shutdown = pin!(token.wait());
-        let mut alarm = Alarm::new();
+        let mut alarm = Alarm::unset();
         loop {
             self.turn(&mut inbox);
             if self.is_over() {

@@ -117,7 +117,7 @@ const ALARM_MAX: Duration = Duration::from_secs(24 * 3_600);
 impl Alarm {
     /// An alarm that is not set: a wait for it ends at once. Must be made on a runtime.
     #[must_use]
-    pub fn new() -> Alarm {
+    pub fn unset() -> Alarm {
         Alarm {
             sleep: Box::pin(tokio::time::sleep(Duration::ZERO)),
             at: None,
@@ -168,7 +168,7 @@ mod tests {
     async fn an_alarm_goes_off_when_it_was_last_set_to() {
         let begin = tokio::time::Instant::now();
         let second = Duration::from_secs(1);
-        let mut alarm = Alarm::new();
+        let mut alarm = Alarm::unset();
         alarm.set(second * 10, Duration::ZERO);
         // Somebody waits for something else as well, and that comes first.
         assert!(timeout(second, alarm.wait()).await.is_err());
