@@ -222,6 +222,9 @@ impl Scrubber {
         }
         self.metrics.scrubbed_entries.add(checked.entries, &[]);
         self.metrics.scrubbed_bytes.add(checked.bytes as u64, &[]);
+        if checked.damaged.is_empty() {
+            damaged.log();
+        }
         for entry in &checked.damaged {
             damaged.add(*entry);
             self.metrics.scrub_damaged.add(1, &[]);
