@@ -71,7 +71,7 @@ async fn take(
     let client_id = open(bookie, frame.open.take())?;
     let mut turn = clients.enter(client_id).await;
     let mut expected = 1;
-    // Outlives a frame, which would register anew.
+    // One wait for the whole stream: one for each frame would have to register each time.
     let mut stopped = pin!(shutdown.wait());
     loop {
         for request in frame.requests {

@@ -88,7 +88,7 @@ async fn requests(
     shutdown: ShutdownToken,
     metrics: &Metrics,
 ) -> End {
-    // Outlives a request, which would register anew.
+    // One wait for the whole stream: one for each request would have to register each time.
     let mut stopped = pin!(shutdown.wait());
     loop {
         let next = tokio::select! {

@@ -89,7 +89,7 @@ async fn publish(
     shutdown: ShutdownToken,
     metrics: &Metrics,
 ) -> (End, Box<dyn ProducerPort>) {
-    // Outlives a message, which would register anew. So below.
+    // One wait for the whole stream: one for each message would have to register each time.
     let mut stopped = pin!(shutdown.wait());
     let end = loop {
         let next = tokio::select! {
