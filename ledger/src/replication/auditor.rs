@@ -271,7 +271,9 @@ impl Auditor {
         Ok(marked)
     }
 
-    /// Marks ledgers of the bookies that are to be emptied, as many as may wait at once.
+    /// Marks ledgers of the bookies that are to be emptied, as many as may wait at once. A ledger that
+    /// carries a mark already takes no room: a recovery writes one whatever the bound says, and if it
+    /// names a bookie that is away, only the word that this one is lost lets it go again.
     async fn mark(
         &self,
         members: &Members,
@@ -281,17 +283,23 @@ impl Auditor {
         let Some((index, _)) = &self.index else {
             return Ok(());
         };
-        let room = self.config.marks_max.saturating_sub(marked.len());
+        let mut room = self.config.marks_max.saturating_sub(marked.len());
         let mut chosen: BTreeSet<LedgerId> = BTreeSet::new();
         for bookie in &report.emptied {
-            let says_so = |ledger: &LedgerId| {
-                let lost = marked.get(ledger);
-                lost.is_some_and(|lost| lost.contains(bookie))
-            };
-            let fresh = index.ledgers_of(*bookie);
-            let fresh = fresh.filter(|ledger| !self.deleting.contains(ledger) && !says_so(ledger));
-            let room = room.saturating_sub(chosen.len());
-            chosen.extend(fresh.take(room));
+            for ledger in index.ledgers_of(*bookie) {
+                let lost = marked.get(&ledger);
+                let says_so = lost.is_some_and(|lost| lost.contains(bookie));
+                if says_so || self.deleting.contains(&ledger) || chosen.contains(&ledger) {
+                    continue;
+                }
+                if lost.is_none() {
+                    if room == 0 {
+                        continue;
+                    }
+                    room -= 1;
+                }
+                chosen.insert(ledger);
+            }
         }
         let emptied = &report.emptied;
         let writes = chosen.into_iter().map(|ledger| {

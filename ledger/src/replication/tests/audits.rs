@@ -67,6 +67,34 @@ async fn marks_are_written_in_bounded_numbers_and_all_come_in_the_end() {
     }
 }
 
+/// H16: recoveries mark more ledgers than may wait, and all of these wait for a bookie that is away. That
+/// it is lost is said of each of them, or they would wait for ever.
+#[tokio::test(start_paused = true)]
+async fn marks_of_recoveries_keep_no_lost_bookie_from_being_replaced() {
+    let mut cluster = Cluster::new(4).await;
+    cluster.config.marks_max = 2;
+    let mut ledgers = Vec::new();
+    for _ in 0..5 {
+        let members = (1..=3).map(bookie).collect();
+        let mut ledger = cluster.open_on(quorum(3, 3, 2), members).await;
+        assert_eq!(ledger.append(3).await, None);
+        ledgers.push(ledger.id);
+    }
+    cluster.lose(bookie(1)).await;
+    for ledger in &ledgers {
+        let closed = close_by_recovery(&cluster.ctx, *ledger, &[]).await;
+        closed.unwrap();
+    }
+    assert_eq!(cluster.marks().len(), 5);
+    let round = cluster.worker().await.round().await.unwrap();
+    assert_eq!((round.marked, round.waiting), (5, 5));
+    assert_eq!(cluster.repair_all().await.remaining, 0);
+    assert!(cluster.marks().is_empty());
+    for ledger in ledgers {
+        cluster.assert_whole(ledger, 3).await;
+    }
+}
+
 /// Between two scans lies an hour: a bookie's ledgers of that hour are not forgotten.
 #[tokio::test(start_paused = true)]
 async fn ledgers_that_are_younger_than_the_last_scan_are_marked_as_well() {
