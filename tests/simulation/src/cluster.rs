@@ -5,8 +5,11 @@
 //! Owners of a topic follow each other: some close cleanly, some crash, some hand it over and go on
 //! with the ledger that is open, some go on as if nothing had happened while the next one takes over. Faults come at random; after the last one everything
 //! heals, a last owner reads what there is, and repair makes thin ledgers whole.
+//!
+//! With each owner goes a reader that keeps its place; in some runs it lets go what it has read (H19).
 
 mod faults;
+mod follower;
 mod history;
 mod loss;
 mod net;
@@ -60,6 +63,10 @@ pub struct Report {
     pub closed: u64,
     /// Faults.
     pub faults: u64,
+    /// Trims that began.
+    pub trims: u64,
+    /// Entries that were read by readers which keep their place.
+    pub followed: u64,
     /// Ledgers that were thin when they were closed, and repaired at the end.
     pub repaired: u64,
     /// Events of bookies and network.
@@ -92,6 +99,8 @@ struct Shape {
     quorum: Quorum,
     bookies: u8,
     topics: u8,
+    /// Whether what was read is trimmed.
+    trims: bool,
 }
 
 impl Shape {
@@ -114,6 +123,7 @@ impl Shape {
             quorum: Quorum::new(ensemble, write, ack).expect("shapes are in order"),
             bookies,
             topics: 1 + u8::try_from(rng.below(2)).unwrap_or(0),
+            trims: rng.below(2) == 0,
         }
     }
 }

@@ -34,6 +34,8 @@ pub enum Defect {
     RepairStopsAtHole,
     /// An owner that hands a topic over opens ledgers still (H21).
     OpensAfterHandOver,
+    /// A reader stops where the ledger that its place names was trimmed (H19).
+    PlaceOutlivesLedger,
 }
 
 impl Defect {

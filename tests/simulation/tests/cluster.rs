@@ -27,12 +27,15 @@ fn seeds_keep_the_invariants() {
         sum.faults += report.faults;
         sum.events += report.events;
         sum.repaired += report.repaired;
+        sum.trims += report.trims;
+        sum.followed += report.followed;
     }
     println!("{SEEDS} seeds: {sum:?}");
     // Otherwise it has shown nothing.
     assert!(sum.acknowledged > SEEDS * 50, "{sum:?}");
     assert!(sum.recoveries > SEEDS && sum.changes > SEEDS, "{sum:?}");
     assert!(sum.repaired > SEEDS, "{sum:?}");
+    assert!(sum.trims > SEEDS && sum.followed > SEEDS * 50, "{sum:?}");
 }
 
 #[test]
@@ -54,6 +57,7 @@ fn defects_of_bookies_show_within_few_seeds() {
         Defect::NegativeTakenForAbsence,
         Defect::RepairStopsAtHole,
         Defect::OpensAfterHandOver,
+        Defect::PlaceOutlivesLedger,
     ] {
         let found = (0..300).find(|seed| {
             let options = Options {

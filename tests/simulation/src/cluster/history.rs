@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use aquifer_ledger::managed::{Appended, LogEntry};
 use aquifer_metadata::store::{Operation, Revision, Transaction, Versioned};
 use aquifer_metadata::{keys, record};
-use aquifer_model::id::{EntryId, LedgerId};
+use aquifer_model::id::{EntryId, Index, LedgerId};
 use aquifer_model::quorum::Quorum;
 use aquifer_proto::v1;
 use parking_lot::Mutex;
@@ -40,9 +40,20 @@ struct Topic {
     /// Appends that failed with the promise that they are not stored.
     refused: BTreeMap<u64, String>,
     /// What the last owner saw, in order.
-    seen: Vec<(u64, LedgerId, EntryId)>,
+    seen: Vec<Seen>,
+    /// What was read below this may be gone.
+    spared: Index,
     /// The highest epoch of an owner that has opened it.
     opened: u64,
+}
+
+/// An entry that was read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Seen {
+    tag: u64,
+    ledger: LedgerId,
+    entry: EntryId,
+    index: Index,
 }
 
 /// The body of an append.
@@ -123,8 +134,16 @@ impl History {
     ) {
         let mut state = self.state.lock();
         let history = state.topics.entry(topic).or_default();
+        // What the next owner has read and trimmed may be told late.
+        let may_be_gone = at.base_index < history.spared;
         // Whoever has opened the topic knows everything that former owners have acknowledged, and will.
-        if epoch < history.opened && !history.seen.contains(&(tag, at.ledger, at.entry)) {
+        let acknowledged = Seen {
+            tag,
+            ledger: at.ledger,
+            entry: at.entry,
+            index: at.base_index,
+        };
+        if epoch < history.opened && !may_be_gone && !history.seen.contains(&acknowledged) {
             let opened = history.opened;
             state.violation(format!(
                 "H21: topic {topic}, {tag} was acknowledged as {}:{} by owner {epoch}, owner {opened} does not know it",
@@ -135,7 +154,7 @@ impl History {
         let needed = state.ledgers.get(&at.ledger.0).map_or(0, |ledger| {
             usize::try_from(ledger.ack_quorum).unwrap_or(usize::MAX)
         });
-        if copies + state.lost < needed {
+        if copies + state.lost < needed && !may_be_gone {
             state.violation(format!(
                 "I1: topic {topic}, {tag} was acknowledged as {}:{} and is on {copies} bookies, not {needed}",
                 at.ledger, at.entry
@@ -193,48 +212,34 @@ impl History {
         }
     }
 
-    /// An owner has read a topic from its beginning to its end.
-    pub(super) fn seen(&self, topic: u8, epoch: u64, entries: &[LogEntry]) {
+    /// Entries below this may be trimmed from now on.
+    pub(super) fn spares(&self, topic: u8, below: Index) {
+        let mut state = self.state.lock();
+        let history = state.topics.entry(topic).or_default();
+        history.spared = history.spared.max(below);
+        state.report.trims += 1;
+    }
+
+    /// A reader has gone on behind what was trimmed.
+    pub(super) fn followed(&self, entries: usize) {
+        self.state.lock().report.followed += entries as u64;
+    }
+
+    /// An owner has read a topic from its first entry to its end.
+    pub(super) fn seen(&self, topic: u8, epoch: u64, first: Index, entries: &[LogEntry]) {
         let mut state = self.state.lock();
         let mut problems = Vec::new();
         let history = state.topics.entry(topic).or_default();
-        let mut seen = Vec::new();
-        let mut next_index = None;
-        for entry in entries {
-            let place = format!("{}:{}", entry.ledger, entry.entry);
-            let Some(tag) = tag_of(topic, &entry.body) else {
-                problems.push(format!(
-                    "I5: topic {topic}, {place} has bytes that nobody wrote"
-                ));
-                continue;
-            };
-            if next_index.is_some_and(|index| index != entry.head.base_index) {
-                problems.push(format!("topic {topic}, {place} has an index out of place"));
-            }
-            next_index = Some(entry.head.end_index());
-            if let Some(why) = history.refused.get(&tag) {
-                problems.push(format!(
-                    "topic {topic}, {tag} is stored although it failed: {why}"
-                ));
-            }
-            seen.push((tag, entry.ledger, entry.entry));
+        if first > history.spared {
+            let spared = history.spared;
+            problems.push(format!(
+                "I2: topic {topic} begins at {first}, only what is below {spared} may be gone"
+            ));
         }
-        let mut places = BTreeMap::new();
-        for (tag, ledger, entry) in &seen {
-            if places.insert(*tag, (*ledger, *entry)).is_some() {
-                problems.push(format!("topic {topic}, {tag} is stored twice"));
-            }
-        }
-        for (tag, at) in &history.acked {
-            if places.get(tag) != Some(&(at.ledger, at.entry)) {
-                let found = places.get(tag);
-                problems.push(format!(
-                    "I2: topic {topic}, {tag} was acknowledged as {}:{} and is found at {found:?}",
-                    at.ledger, at.entry
-                ));
-            }
-        }
-        if !seen.starts_with(&history.seen) {
+        let seen = history.judge(topic, first, entries, &mut problems);
+        let former = history.seen.iter().filter(|seen| seen.index >= first);
+        let former: Vec<Seen> = former.copied().collect();
+        if !seen.starts_with(&former) {
             problems.push(format!(
                 "I3: topic {topic} is not what its former owner saw"
             ));
@@ -244,6 +249,61 @@ impl History {
         for problem in problems {
             state.violation(problem);
         }
+    }
+}
+
+impl Topic {
+    /// Compares what was read from an index to the end with what was promised.
+    fn judge(
+        &self,
+        topic: u8,
+        first: Index,
+        entries: &[LogEntry],
+        problems: &mut Vec<String>,
+    ) -> Vec<Seen> {
+        let mut seen = Vec::new();
+        let mut next_index = first;
+        for entry in entries {
+            let place = format!("{}:{}", entry.ledger, entry.entry);
+            let Some(tag) = tag_of(topic, &entry.body) else {
+                problems.push(format!(
+                    "I5: topic {topic}, {place} has bytes that nobody wrote"
+                ));
+                continue;
+            };
+            if next_index != entry.head.base_index {
+                problems.push(format!("topic {topic}, {place} has an index out of place"));
+            }
+            next_index = entry.head.end_index();
+            if let Some(why) = self.refused.get(&tag) {
+                problems.push(format!(
+                    "topic {topic}, {tag} is stored although it failed: {why}"
+                ));
+            }
+            seen.push(Seen {
+                tag,
+                ledger: entry.ledger,
+                entry: entry.entry,
+                index: entry.head.base_index,
+            });
+        }
+        let mut places = BTreeMap::new();
+        for seen in &seen {
+            if places.insert(seen.tag, (seen.ledger, seen.entry)).is_some() {
+                let tag = seen.tag;
+                problems.push(format!("topic {topic}, {tag} is stored twice"));
+            }
+        }
+        for (tag, at) in self.acked.iter().filter(|(_, at)| at.base_index >= first) {
+            if places.get(tag) != Some(&(at.ledger, at.entry)) {
+                let found = places.get(tag);
+                problems.push(format!(
+                    "I2: topic {topic}, {tag} was acknowledged as {}:{} and is found at {found:?}",
+                    at.ledger, at.entry
+                ));
+            }
+        }
+        seen
     }
 }
 

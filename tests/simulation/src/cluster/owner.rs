@@ -13,23 +13,26 @@ use aquifer_metadata::error::MetadataError;
 use aquifer_metadata::keys;
 use aquifer_metadata::store::{Expect, Guard};
 use aquifer_model::entry::FORMAT_NATIVE;
-use aquifer_model::id::OwnerEpoch;
+use aquifer_model::id::{Index, OwnerEpoch};
 use aquifer_model::policy::Rollover;
 use aquifer_model::topic::TopicName;
 use aquifer_runtime::clock::{sleep, timeout};
 use bytes::Bytes;
 
 use crate::cluster::Cluster;
+use crate::cluster::follower::Follower;
 use crate::cluster::history::{self, History};
 use crate::cluster::net::Net;
 use crate::defect::Defect;
 
-const LIMITS: ReadLimits = ReadLimits {
+pub(super) const LIMITS: ReadLimits = ReadLimits {
     bytes_max: 1024,
     entries_max: 16,
 };
 /// Virtual time in which a healed cluster must serve a topic again.
 const HEALED_WITHIN: Duration = Duration::from_secs(120);
+/// Ledgers that the last owner writes.
+const ROUNDS_WHEN_HEALED: usize = 6;
 
 /// How an owner ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -107,8 +110,8 @@ pub(super) async fn owners_of(cluster: &Arc<Cluster>, topic: u8, until: Duration
             let process = cluster.process();
             let until = cluster.now() + HEALED_WITHIN;
             if let Some(owner) = Owner::open(cluster, topic, epoch, process, until).await {
-                let appended = owner.log.append(owner.entry(tags.start), &owner.sink);
-                if appended.is_ok() && owner.log.close().await.is_ok() {
+                tags.start += 100_000;
+                if owner.serve(tags.start).await.is_ok() && owner.log.close().await.is_ok() {
                     return;
                 }
             }
@@ -172,10 +175,9 @@ impl Owner {
             },
             owner_epoch: OwnerEpoch(epoch),
         };
-        let log = loop {
-            let (ctx, kind) = (Arc::clone(context), LogKind::Messages);
-            match TopicLog::open(ctx, Arc::clone(&cell), kind, options).await {
-                // A former owner that seals may have removed an empty ledger a moment ago.
+        let (log, first, entries) = loop {
+            match open_log(context, &cell, options).await {
+                // A former owner that seals may have removed a ledger a moment ago.
                 Err(LogError::Damaged(_)) if cell.refresh().await? => {}
                 opened => break opened?,
             }
@@ -196,9 +198,12 @@ impl Owner {
             }),
             cluster: Arc::clone(cluster),
         };
-        let entries = owner.read_all().await?;
-        cluster.history.seen(topic, epoch, &entries);
+        cluster.history.seen(topic, epoch, first, &entries);
         Ok(owner)
+    }
+
+    fn follower(&self) -> Follower {
+        Follower::new(&self.cluster, self.topic, &self.log)
     }
 
     fn entry(&self, tag: u64) -> Append {
@@ -210,21 +215,32 @@ impl Owner {
         }
     }
 
-    async fn read_all(&self) -> Result<Vec<LogEntry>, LogError> {
-        let mut at = ReadPoint::from(self.log.first());
-        let mut all = Vec::new();
-        loop {
-            let found = self.log.read(&mut at, LIMITS).await?;
-            if found.is_empty() {
-                return Ok(all);
+    /// What a healed cluster can do: ledgers follow each other and go again, and a reader comes along.
+    async fn serve(&self, first_tag: u64) -> Result<(), LogError> {
+        let mut follower = self.follower();
+        follower.read_to_end().await?;
+        let mut tag = first_tag;
+        for _ in 0..ROUNDS_WHEN_HEALED {
+            for _ in 0..4 + self.cluster.rng.below(6) {
+                self.log.append(self.entry(tag), &self.sink)?;
+                tag += 1;
             }
-            all.extend(found);
+            // Closes the ledger behind everything that was appended.
+            self.log.roll().await?;
+            if self.cluster.chance(2) {
+                follower.read_to_end().await?;
+            }
+            follower.trim().await?;
         }
+        follower.read_to_end().await
     }
 
     /// Appends for a while, then ends in one way or another.
     async fn live(self, first_tag: u64) {
         let cluster = Arc::clone(&self.cluster);
+        let follower = self.follower();
+        let following = async move { follower.run().await };
+        drop(self.context.tasks.spawn("follower", following));
         let alone_until = cluster.now() + cluster.between(200, 6_000);
         let next_tag = self.append_until(first_tag, alone_until).await;
         let end = match cluster.rng.below(7) {
@@ -316,10 +332,35 @@ impl Owner {
             sleep(self.cluster.between(1, 60)).await;
             if self.cluster.chance(40) {
                 // A tail that it reads itself must be what it has acknowledged.
-                drop(timeout(Duration::from_secs(2), self.read_all()).await);
+                drop(timeout(Duration::from_secs(2), read_all(&self.log)).await);
             }
         }
         tag
+    }
+}
+
+/// Opens the log, and reads what is there from its first index on.
+async fn open_log(
+    context: &Arc<LogContext>,
+    cell: &Arc<TopicRecordCell>,
+    options: LogOptions,
+) -> Result<(TopicLog, Index, Vec<LogEntry>), LogError> {
+    let (ctx, kind) = (Arc::clone(context), LogKind::Messages);
+    let log = TopicLog::open(ctx, Arc::clone(cell), kind, options).await?;
+    let first = log.first();
+    let entries = read_all(&log).await?;
+    Ok((log, first, entries))
+}
+
+async fn read_all(log: &TopicLog) -> Result<Vec<LogEntry>, LogError> {
+    let mut at = ReadPoint::from(log.first());
+    let mut all = Vec::new();
+    loop {
+        let found = log.read(&mut at, LIMITS).await?;
+        if found.is_empty() {
+            return Ok(all);
+        }
+        all.extend(found);
     }
 }
 

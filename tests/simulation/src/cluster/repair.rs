@@ -91,9 +91,12 @@ async fn check(cluster: &Arc<Cluster>) -> Result<(), LedgerError> {
         let Ok(keys::Key::Ledger(id)) = stored.key.parse() else {
             continue;
         };
-        // What is being deleted has lost copies already.
+        let Some(thin) = thin_entry(cluster, id, stored, None)? else {
+            continue;
+        };
+        // What is being deleted has lost copies already; the record goes with the intent.
         if context.store.get(&keys::deletion(id)).await?.is_none()
-            && let Some(thin) = thin_entry(cluster, id, stored, None)?
+            && context.store.get(&stored.key).await?.is_some()
         {
             let what = format!("H16: entry {id}:{thin} is closed, repaired and still thin");
             cluster.history.violation(what);

@@ -312,7 +312,8 @@ impl Setting {
             Defect::ThinLedgerNotMarked
             | Defect::NegativeTakenForAbsence
             | Defect::RepairStopsAtHole
-            | Defect::OpensAfterHandOver => Setting {
+            | Defect::OpensAfterHandOver
+            | Defect::PlaceOutlivesLedger => Setting {
                 closes: true,
                 ..Setting::quiet(3, 3, 2, 1)
             },
