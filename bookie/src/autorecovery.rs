@@ -202,20 +202,33 @@ async fn cookie(ctx: &LogContext, bookie: BookieId) -> MetadataResult<Option<Coo
     stored.map(|stored| record::decode(&stored)).transpose()
 }
 
+/// What the scrubber tells.
+enum Told {
+    /// An entry is damaged.
+    Entry(LedgerId, EntryId),
+    /// What is there of a ledger from an entry on cannot be read.
+    EndHidden(LedgerId, EntryId),
+}
+
 /// What the scrubber tells, on its way to the task that repairs.
-struct Queue(mpsc::Sender<(LedgerId, EntryId)>);
+struct Queue(mpsc::Sender<Told>);
 
 impl RepairHook for Queue {
     fn damaged(&self, ledger: LedgerId, entry: EntryId) {
         // Full: the scrubber comes by again.
-        let _ = self.0.try_send((ledger, entry));
+        let _ = self.0.try_send(Told::Entry(ledger, entry));
+    }
+
+    fn end_hidden(&self, ledger: LedgerId, first: EntryId) {
+        // Full: the scrubber comes by again.
+        let _ = self.0.try_send(Told::EndHidden(ledger, first));
     }
 }
 
 async fn repair_for_ever(
     bookie: BookieId,
     ctx: Arc<LogContext>,
-    mut found: mpsc::Receiver<(LedgerId, EntryId)>,
+    mut found: mpsc::Receiver<Told>,
     shutdown: ShutdownToken,
 ) {
     loop {
@@ -223,8 +236,20 @@ async fn repair_for_ever(
             () = shutdown.wait() => return,
             next = found.recv() => next,
         };
-        let Some((ledger, entry)) = next else {
-            return;
+        let (ledger, entry) = match next {
+            None => return,
+            Some(Told::Entry(ledger, entry)) => (ledger, entry),
+            // Which entries there are says the record of the ledger: a worker goes by that.
+            Some(Told::EndHidden(ledger, first)) => {
+                let why = "the end of a ledger cannot be read";
+                match doubt_ledger(&ctx, bookie, ledger, why).await {
+                    Ok(is_here) => tracing::warn!(%ledger, %first, is_here, why, "doubted"),
+                    Err(error) => {
+                        tracing::warn!(%ledger, %first, %error, why, "not repaired yet");
+                    }
+                }
+                continue;
+            }
         };
         match repair_entry(&ctx, bookie, ledger, entry).await {
             Ok(EntryRepair::Repaired | EntryRepair::Irrelevant) => {}

@@ -263,7 +263,7 @@ impl Core {
             };
             self.workers.run(Priority::Read, Box::new(job));
             let checked = answered.await.unwrap_or(Err(BookieError::ShuttingDown))?;
-            for entry in checked.damaged {
+            for entry in checked.damaged.into_iter().chain(checked.hidden) {
                 match ranges.last_mut() {
                     Some((_, last)) if last.next() == entry => *last = entry,
                     _ => ranges.push((entry, entry)),

@@ -39,6 +39,10 @@ pub trait RepairHook: Send + Sync {
     /// An entry of this bookie is damaged, or may be: where whole blocks are unreadable, entries
     /// are named that do not exist. Must not block; what it drops is found again.
     fn damaged(&self, ledger: LedgerId, entry: EntryId);
+
+    /// From an entry on, what this bookie has of a ledger cannot be read, and neither can how much
+    /// that is; who knows where the ledger ends knows. Must not block; what it drops is found again.
+    fn end_hidden(&self, ledger: LedgerId, first: EntryId);
 }
 
 /// The scrubber, and the place where damage is told.
@@ -176,7 +180,11 @@ impl Scrubber {
     fn ledger(&self, ledger: LedgerId, first: EntryId, unnoted: &mut usize) -> bool {
         self.report.lock().ledger = Some(ledger);
         let mut next = Place::at(first);
-        let mut damaged = Run { ledger, ends: None };
+        let mut damaged = Run {
+            ledger,
+            ends: None,
+            hidden: false,
+        };
         let mut retries = 0;
         loop {
             if self.is_stopping() {
@@ -225,10 +233,26 @@ impl Scrubber {
         if checked.damaged.is_empty() {
             damaged.log();
         }
+        if let Some(first) = checked.hidden.filter(|_| !damaged.hidden) {
+            damaged.hidden = true;
+            self.end_hidden(damaged.ledger, first);
+        }
         for entry in &checked.damaged {
             damaged.add(*entry);
             self.metrics.scrub_damaged.add(1, &[]);
             self.tell(damaged.ledger, *entry);
+        }
+    }
+
+    /// Tells of the end of a ledger that cannot be read, once for all its numbers: thousands of them
+    /// would keep repair from what is known to be damaged.
+    pub fn end_hidden(&self, ledger: LedgerId, first: EntryId) {
+        tracing::error!(%ledger, %first, "the end of a ledger cannot be read from here on");
+        self.report.lock().damaged += 1;
+        self.metrics.scrub_damaged.add(1, &[]);
+        let hook = self.hook.read().clone();
+        if let Some(hook) = hook {
+            hook.end_hidden(ledger, first);
         }
     }
 
@@ -245,11 +269,12 @@ impl Scrubber {
     }
 }
 
-/// Damaged entries in a row, which are one line in the log: behind a damaged block at the end of a
-/// ledger nobody knows where that is, and thousands of numbers cannot be looked up.
+/// Damaged entries in a row, which are one line in the log.
 struct Run {
     ledger: LedgerId,
     ends: Option<(EntryId, EntryId)>,
+    /// Whether it was told that the end of the ledger cannot be read.
+    hidden: bool,
 }
 
 impl Run {

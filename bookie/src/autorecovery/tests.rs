@@ -185,6 +185,25 @@ async fn what_a_reader_finds_damaged_comes_back_from_another_bookie() {
     world.end().await;
 }
 
+/// How far a ledger goes whose end a bookie cannot read says the record: it is left to a worker.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_ledger_whose_end_is_hidden_is_marked() {
+    let world = World::new().await;
+    world.start(1);
+    let scrubber = &world.bookies[1].core.scrubber;
+    // Not a ledger of this cluster: nobody is to look after it.
+    scrubber.end_hidden(LedgerId(9), EntryId(0));
+    scrubber.end_hidden(LedgerId(1), EntryId(3));
+    let marked = || world.store.keys(keys::UNDER_REPLICATED_PREFIX);
+    eventually("it is marked", || !marked().is_empty()).await;
+    let key = keys::under_replicated(LedgerId(1));
+    assert_eq!(marked(), std::slice::from_ref(&key));
+    let stored = world.store.get(&key).await.unwrap().unwrap();
+    let mark = replication::Mark::decode(&stored).unwrap();
+    assert_eq!(mark.doubted, [world.bookies[1].id()].into());
+    world.end().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_bookie_deletes_what_intents_say_and_obeys_its_cookie() {
     let world = World::new().await;

@@ -1,5 +1,9 @@
 //! The scrubber's look at stored entries. It ends at nothing: where the store cannot be read it goes
 //! on behind, by key, so that one bad block or sector hides neither what follows nor itself.
+//!
+//! A block that has the end of a ledger, and the beginning of the next, hides where that end is: every
+//! number behind fails to be looked up. RocksDB keeps no key between the two that could tell, so such
+//! numbers are told apart from those that may well be entries.
 
 use aquifer_model::id::{EntryId, LedgerId};
 use rocksdb::ReadOptions;
@@ -21,6 +25,8 @@ pub struct Checked {
     pub bytes: usize,
     /// Entries that are not, or that cannot be read.
     pub damaged: Vec<EntryId>,
+    /// A number that cannot be looked up, with so many others that most are no entries.
+    pub hidden: Option<EntryId>,
     /// Where to go on; `None` at the end of the ledger.
     pub next: Option<Place>,
 }
@@ -32,6 +38,19 @@ pub struct Place {
     pub entry: EntryId,
     /// Numbers before it at which nothing could be read, in a row.
     unreadable: u64,
+    /// Whether these and more are hidden, when that is known.
+    hides: Option<bool>,
+}
+
+/// What is shown of a number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Shown<'a> {
+    /// The entry, as it is stored.
+    Value(&'a [u8]),
+    /// It cannot be read: there is an entry, or was one near it.
+    Unreadable,
+    /// It cannot be looked up, nor can so many others behind it: where the ledger ends is hidden.
+    Hidden,
 }
 
 impl Place {
@@ -41,6 +60,7 @@ impl Place {
         Place {
             entry,
             unreadable: 0,
+            hides: None,
         }
     }
 
@@ -50,13 +70,14 @@ impl Place {
         Some(Place {
             entry: EntryId(self.entry.0.checked_add(step)?),
             unreadable: self.unreadable + step,
+            ..self
         })
     }
 }
 
 /// Checks the digests of stored entries from a place on, about `bytes_max` of them, and one entry
 /// where the store cannot be read: which entries a damaged block holds is not known, so each number
-/// that cannot be looked up is named.
+/// that cannot be looked up is named, but for those behind the last that is known of a ledger.
 pub fn check(
     db: &Db,
     ledger: LedgerId,
@@ -64,24 +85,34 @@ pub fn check(
     bytes_max: usize,
 ) -> Result<Checked, StoreError> {
     let mut checked = Checked::default();
-    checked.next = step(db, ledger, from, bytes_max, &mut |entry, value| {
-        checked.bytes += value.map_or(0, <[u8]>::len);
-        match value.map(|value| verified(ledger, entry, value, Some(0))) {
-            Some(Ok(_)) => checked.entries += 1,
-            Some(Err(_)) | None => checked.damaged.push(entry),
-        }
-    })?;
+    checked.next = step(
+        db,
+        ledger,
+        from,
+        bytes_max,
+        &mut |entry, shown| match shown {
+            Shown::Value(value) => {
+                checked.bytes += value.len();
+                match verified(ledger, entry, value, Some(0)) {
+                    Ok(_) => checked.entries += 1,
+                    Err(_) => checked.damaged.push(entry),
+                }
+            }
+            Shown::Unreadable => checked.damaged.push(entry),
+            Shown::Hidden => checked.hidden = Some(entry),
+        },
+    )?;
     Ok(checked)
 }
 
 /// Shows what is stored of a ledger from a place on, about `bytes_max` of it: the value of each
-/// entry, or nothing where it cannot be read. Returns where to go on.
+/// entry, or that it cannot be read. Returns where to go on.
 pub fn step(
     db: &Db,
     ledger: LedgerId,
     from: Place,
     bytes_max: usize,
-    show: &mut dyn FnMut(EntryId, Option<&[u8]>),
+    show: &mut dyn FnMut(EntryId, Shown<'_>),
 ) -> Result<Option<Place>, StoreError> {
     let mut read = ReadOptions::default();
     read.set_iterate_upper_bound(keys::ledger_end(ledger));
@@ -93,7 +124,7 @@ pub fn step(
     while let Some((key, value)) = iterator.item() {
         let entry = keys::entry_of(key)
             .ok_or_else(|| StoreError::Damaged("the key of an entry".to_owned()))?;
-        show(entry, Some(value));
+        show(entry, Shown::Value(value));
         bytes += value.len();
         next = Place::at(entry.next());
         if bytes >= bytes_max {
@@ -108,11 +139,35 @@ pub fn step(
     }
     // Repair writes an entry anew beside its damaged block, and there only its number finds it.
     match db.entry(ledger, next.entry) {
-        Ok(Some(value)) => show(next.entry, Some(&value)),
+        Ok(Some(value)) => show(next.entry, Shown::Value(&value)),
         // Nothing of that number: proven.
         Ok(None) => {}
-        Err(StoreError::Damaged(_)) => show(next.entry, None),
+        Err(StoreError::Damaged(_)) => {
+            let hides = match next.hides {
+                Some(hides) => hides,
+                None => hides_end(db, ledger, next.entry)?,
+            };
+            next.hides = Some(hides);
+            let shown = if hides {
+                Shown::Hidden
+            } else {
+                Shown::Unreadable
+            };
+            show(next.entry, shown);
+        }
         Err(error) => return Err(error),
     }
     Ok(next.behind())
+}
+
+/// Whether the damage that begins at a number is of so many numbers that it hides where the ledger
+/// ends. It covers a range of keys without a gap, so one of them tells; and of a file that ends before
+/// that one RocksDB says so without reading it.
+fn hides_end(db: &Db, ledger: LedgerId, first: EntryId) -> Result<bool, StoreError> {
+    let far = EntryId(first.0.saturating_add(ONE_BY_ONE_MAX));
+    match db.entry(ledger, far) {
+        Ok(_) => Ok(false),
+        Err(StoreError::Damaged(_)) => Ok(true),
+        Err(error) => Err(error),
+    }
 }

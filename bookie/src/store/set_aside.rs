@@ -14,7 +14,7 @@ use crate::config::BookieConfig;
 use crate::damage;
 use crate::ledger_state::LedgerMeta;
 use crate::report::{DamageReport, LostEntries, SetAsideReport};
-use crate::store::check::{self, step};
+use crate::store::check::{self, Shown, step};
 use crate::store::db::{self, Db, StoreError};
 use crate::store::keys;
 use crate::store::manifest;
@@ -187,8 +187,12 @@ fn bring_entries(
         let mut next = Some(check::Place::at(EntryId::FIRST));
         while let Some(place) = next {
             let mut found = Vec::new();
-            next = step(before, ledger, place, BATCH_BYTES, &mut |entry, value| {
-                found.push((entry, value.map(<[u8]>::to_vec)));
+            next = step(before, ledger, place, BATCH_BYTES, &mut |entry, shown| {
+                let value = match shown {
+                    Shown::Value(value) => Some(value.to_vec()),
+                    Shown::Unreadable | Shown::Hidden => None,
+                };
+                found.push((entry, value));
             })?;
             let mut batch = db.batch();
             for (entry, value) in found {

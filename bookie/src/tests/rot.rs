@@ -18,6 +18,10 @@ impl RepairHook for Told {
     fn damaged(&self, ledger: LedgerId, entry: EntryId) {
         self.0.lock().insert((ledger.0, entry.0));
     }
+
+    fn end_hidden(&self, ledger: LedgerId, first: EntryId) {
+        panic!("nothing hides the end of {ledger} from {first} on");
+    }
 }
 
 pub(super) fn quiet(directory: &Path) -> BookieConfig {

@@ -6,15 +6,24 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 
 use super::damage::{files_with, flip};
+use super::rot::flip_entry;
 use super::*;
 use crate::scrub::RepairHook;
 
+/// Entries of ledgers.
+type Numbers = &'static [(u64, u64)];
+
+/// What a bookie told of damaged entries, and of hidden ends.
 #[derive(Default)]
-struct Found(Mutex<BTreeSet<(u64, u64)>>);
+struct Found(Mutex<BTreeSet<(u64, u64)>>, Mutex<Vec<(u64, u64)>>);
 
 impl RepairHook for Found {
     fn damaged(&self, ledger: LedgerId, entry: EntryId) {
         self.0.lock().insert((ledger.0, entry.0));
+    }
+
+    fn end_hidden(&self, ledger: LedgerId, first: EntryId) {
+        self.1.lock().push((ledger.0, first.0));
     }
 }
 
@@ -89,7 +98,7 @@ fn damaged_files_are_found_and_what_is_whole_is_not_suspected() {
             .into_iter()
             .max_by_key(|path| path.metadata().unwrap().len())
             .unwrap();
-        // Within a ledger: behind its end a damaged block would leave open where that is.
+        // Within a ledger: a damaged block at its end hides where that is.
         flip(&largest, 0.3);
         let bookie = open(&scrubbing(directory.path()));
         let found = Arc::new(Found::default());
@@ -116,6 +125,43 @@ fn damaged_files_are_found_and_what_is_whole_is_not_suspected() {
             "{suffix}: {found:?} {damaged:?}"
         );
         shutdown(&bookie);
+    }
+}
+
+/// A damaged block at the end of a ledger hides where that is from the bookie. It is told once, not for
+/// each of the thousands of numbers that cannot be looked up; entries of other ledgers are named.
+#[test]
+fn a_hidden_end_of_a_ledger_is_told_once() {
+    // A block of 16 KiB has four entries. The end of the last ledger is that of its file.
+    let cases: [(u64, (u64, u64), Numbers, Numbers); 3] = [
+        (20, (1, 19), &[], &[(1, 16)]),
+        (22, (1, 21), &[(2, 0), (2, 1)], &[(1, 20)]),
+        (20, (2, 19), &[(2, 16), (2, 17), (2, 18), (2, 19)], &[]),
+    ];
+    for (entries, (ledger, entry), damaged, hidden) in cases {
+        let directory = tempfile::tempdir().unwrap();
+        let bookie = open(&quiet(directory.path()));
+        filled(&bookie, 2, entries, 3_900);
+        shutdown(&bookie);
+        drop(bookie);
+        let config = scrubbing(directory.path());
+        flip_entry(&config, ".sst", ledger, entry);
+        let bookie = open(&config);
+        let found = Arc::new(Found::default());
+        bookie.on_damage(found.clone());
+        eventually("two passes", || bookie.status().scrub.passes >= 2);
+        shutdown(&bookie);
+        let (told, scrub) = (found.1.lock().clone(), bookie.status().scrub);
+        let all = BTreeSet::from_iter(told.iter().copied());
+        assert_eq!(
+            *found.0.lock(),
+            BTreeSet::from_iter(damaged.iter().copied())
+        );
+        assert_eq!(all, BTreeSet::from_iter(hidden.iter().copied()));
+        let passes = scrub.passes + 1;
+        assert!(told.len() as u64 <= passes, "{told:?} in {passes} passes");
+        let most = (damaged.len() + hidden.len()) as u64 * passes;
+        assert!(scrub.damaged <= most, "{scrub:?}");
     }
 }
 
