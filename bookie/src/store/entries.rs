@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use aquifer_model::id::{EntryId, LedgerId};
 use aquifer_model::storage::{AddEntry, ReadRange, StoredEntry};
 use bytes::{BufMut, Bytes, BytesMut};
-use rocksdb::ReadOptions;
+use rocksdb::{DBPinnableSlice, ReadOptions};
 
 use crate::journal::record::{VALUE_HEAD_BYTES, ValueHead};
 use crate::store::db::{Db, StoreError};
@@ -19,7 +19,8 @@ const READAHEAD_BYTES: usize = 1024 * 1024;
 /// What a long scan is, in entries. In a shorter one most of what is read ahead would belong to other
 /// ledgers; RocksDB then reads ahead little by little.
 const READAHEAD_ENTRIES_MIN: u64 = 1024;
-/// What one read of several entries takes from the disk.
+/// What one read of several entries takes from the disk; up to twice as much where entries get larger.
+/// Beside the answer a scan holds this, and one entry more.
 const BATCH_BYTES: usize = 1024 * 1024;
 /// What one read takes from the disk for an answer that has only the beginnings of entries: the rest of
 /// them counts for nobody else, and all the same others wait for it.
@@ -115,6 +116,7 @@ pub fn read_range(
         bytes: 0,
         stored_bytes: 0,
         next: range.first,
+        reach: None,
     };
     match scan.one_by_one()? {
         Ended::HereAreLarge => scan.by_number(BATCH_ENTRIES_MAX)?,
@@ -145,9 +147,11 @@ struct Scan<'a> {
     /// Bytes of whole entries, whatever is kept of them.
     stored_bytes: usize,
     next: EntryId,
+    /// An entry ahead, and the bytes of the ledger up to it.
+    reach: Option<(EntryId, u64)>,
 }
 
-impl Scan<'_> {
+impl<'a> Scan<'a> {
     /// Follows an iterator: the way for small entries, which share blocks, and the one that proves
     /// an absence.
     fn one_by_one(&mut self) -> Result<Ended, EntryError> {
@@ -204,10 +208,14 @@ impl Scan<'_> {
         let db = self.db;
         let family = db.family(keys::ENTRIES)?;
         loop {
-            let wanted = self.next_keys(at_once);
+            let (count, last) = self.next_batch(at_once)?;
+            let end = self.next.0.saturating_add(count);
+            let wanted = (self.next.0..end).map(|entry| self.key(EntryId(entry)));
             // What the cache keeps of these are blocks of keys.
-            let values = db.rocks.batched_multi_get_cf(family, &wanted, true);
-            for value in values {
+            let values = db
+                .rocks
+                .batched_multi_get_cf(family, &wanted.collect::<Vec<_>>(), true);
+            for value in values.into_iter().chain(last.map(|value| Ok(Some(value)))) {
                 let stored_bytes = value
                     .as_ref()
                     .map_or(0, |value| value.as_deref().map_or(0, <[u8]>::len));
@@ -230,18 +238,71 @@ impl Scan<'_> {
         }
     }
 
-    /// The keys of entries that most likely fit, for one read: at least one.
-    fn next_keys(&self, at_once: usize) -> Vec<[u8; 16]> {
+    fn key(&self, entry: EntryId) -> [u8; 16] {
+        keys::entry_key(self.range.ledger, entry)
+    }
+
+    /// How many entries the next read takes, one at least, and the one behind these when it was looked
+    /// at: as many as most likely fit, and only after the last of them has said how many bytes that
+    /// is. Small entries say nothing of the size of those behind them.
+    fn next_batch(
+        &mut self,
+        at_once: usize,
+    ) -> Result<(u64, Option<DBPinnableSlice<'a>>), StoreError> {
         let usual = (self.bytes / self.found.len().max(1)).max(1);
         let left = self.range.bytes_max.saturating_sub(self.bytes);
-        let count = (left.min(BATCH_BYTES) / usual)
+        let left = left.min(BATCH_BYTES);
+        let mut count = (left / usual)
             .min(self.range.entries_max - self.found.len())
-            .clamp(1, at_once);
-        let after = self.next.0.saturating_add(count as u64);
-        let end = after.min(self.range.last.0.saturating_add(1));
-        (self.next.0..end)
-            .map(|entry| keys::entry_key(self.range.ledger, EntryId(entry)))
-            .collect()
+            .clamp(1, at_once) as u64;
+        count = count.min((self.range.last.0 - self.next.0).saturating_add(1));
+        let Some(before) = self.found.last().map(|entry| entry.ledger_length) else {
+            return Ok((1, None));
+        };
+        let fits = |length: u64| {
+            length
+                .checked_sub(before)
+                .is_some_and(|n| n <= 2 * left as u64)
+        };
+        if let Some((reach, length)) = self.reach.filter(|(reach, _)| *reach >= self.next) {
+            let most = if fits(length) {
+                reach.0 - self.next.0 + 1
+            } else {
+                1
+            };
+            return Ok((count.min(most), None));
+        }
+        while count > 1 {
+            let last = EntryId(self.next.0 + count - 1);
+            let (length, stored) = self.look_at(last)?;
+            match length {
+                Some(length) if fits(length) => {
+                    return Ok((count - u64::from(stored.is_some()), stored));
+                }
+                Some(length) => {
+                    self.reach = Some((last, length));
+                    count = 1;
+                }
+                None => count /= 2,
+            }
+        }
+        Ok((1, None))
+    }
+
+    /// The bytes of the ledger up to an entry, as it is on its way or stored. What is wrong with one
+    /// is told when its turn comes.
+    fn look_at(
+        &self,
+        entry: EntryId,
+    ) -> Result<(Option<u64>, Option<DBPinnableSlice<'a>>), StoreError> {
+        if let Some(add) = self.pending.get(&entry) {
+            return Ok((Some(add.ledger_length), None));
+        }
+        let family = self.db.family(keys::ENTRIES)?;
+        let stored = self.db.rocks.get_pinned_cf(family, self.key(entry));
+        let stored = stored.ok().flatten();
+        let head = stored.as_deref().and_then(ValueHead::split);
+        Ok((head.map(|(head, _)| head.ledger_length), stored))
     }
 
     /// The next entry: as it is stored, or as it is on its way.
@@ -282,3 +343,6 @@ impl Scan<'_> {
         Ok(Ended::Done)
     }
 }
+
+#[cfg(test)]
+mod tests;
