@@ -14,7 +14,7 @@ use bytes::Bytes;
 
 use crate::journal::commit::{CommitBuilder, CommitHead, Records, SegmentUse};
 use crate::journal::record::{Record, RecordKind, RecordRef, ValueHead};
-use crate::journal::replay::{Continuity, FoundMark, scan_segment};
+use crate::journal::replay::{Continuity, FoundMark, UsedSegment, scan_segment};
 use crate::journal::segment::{FIRST_COMMIT_OFFSET, FoundHead, SegmentFile, SegmentHead};
 
 const USE: SegmentUse = SegmentUse {
@@ -197,7 +197,11 @@ fn scan(blocks: &[u8], continuity: &mut Continuity) -> (io::Result<u64>, Vec<u64
     let scanned = segment_with(blocks).and_then(|(disk, file, head)| {
         scan_segment(
             &disk,
-            (file.into(), head),
+            UsedSegment {
+                file: file.into(),
+                head,
+                last: None,
+            },
             u64::MAX,
             continuity,
             &mut |sequence, _| {

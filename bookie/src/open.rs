@@ -19,8 +19,7 @@ use crate::error::BookieOpenError;
 use crate::journal::commit::Records;
 use crate::journal::group_commit::Tail;
 use crate::journal::mark::{FoundMark, Mark};
-use crate::journal::replay::{self, Continuity, Loss, ScannedSegment};
-use crate::journal::segment::{SegmentFile, SegmentHead};
+use crate::journal::replay::{self, Continuity, Loss, ScannedSegment, UsedSegment};
 use crate::journal::segments::Segments;
 use crate::loss;
 use crate::report::{DamageReport, LossReport, SetAsideReport};
@@ -280,17 +279,17 @@ fn stored_positions(db: &Db) -> Result<(u64, Option<Loss>), StoreError> {
     Ok((applied, loss))
 }
 
-/// Replays one segment.
+/// Replays one segment, if RocksDB does not have all of it.
 fn scan(
     config: &BookieConfig,
     deps: &BookieDeps,
     cookie: &Cookie,
     db: &Db,
-    (file, head): (Arc<SegmentFile>, SegmentHead),
+    used: UsedSegment,
     continuity: &mut Continuity,
     replayer: &mut Replayer,
 ) -> Result<ScannedSegment, BookieOpenError> {
-    let path = file.path.clone();
+    let (path, head) = (used.file.path.clone(), used.head);
     if head.bookie != cookie.id {
         return Err(BookieOpenError::Cookie {
             path,
@@ -301,17 +300,16 @@ fn scan(
         let applied = replayer.apply(db, sequence, records);
         applied.map_err(ReplayError::Store)
     };
-    replay::scan_segment(&*deps.disk, (file, head), u64::MAX, continuity, apply).map_err(|error| {
-        match error {
-            ReplayError::Store(error) => store_error(config)(error),
-            ReplayError::Journal(source) if source.kind() == io::ErrorKind::InvalidData => {
-                BookieOpenError::Format {
-                    path,
-                    what: source.to_string(),
-                }
+    let scanned = replay::scan_segment(&*deps.disk, used, u64::MAX, continuity, apply);
+    scanned.map_err(|error| match error {
+        ReplayError::Store(error) => store_error(config)(error),
+        ReplayError::Journal(source) if source.kind() == io::ErrorKind::InvalidData => {
+            BookieOpenError::Format {
+                path,
+                what: source.to_string(),
             }
-            ReplayError::Journal(source) => io_error(&path)(source),
         }
+        ReplayError::Journal(source) => io_error(&path)(source),
     })
 }
 

@@ -56,6 +56,11 @@ impl Continuity {
         }
     }
 
+    /// Whether there is nothing left to find up to a commit.
+    fn has(&self, sequence: u64) -> bool {
+        sequence <= self.last
+    }
+
     /// An intact commit was found.
     pub fn found(&mut self, sequence: u64) -> Verdict {
         if sequence <= self.last {
@@ -116,6 +121,18 @@ impl Continuity {
     }
 }
 
+/// A used segment before its commits are read.
+#[derive(Debug)]
+pub struct UsedSegment {
+    /// Its file.
+    pub file: Arc<SegmentFile>,
+    /// This use of it.
+    pub head: SegmentHead,
+    /// The last commit that may be in it, as the head of the segment behind it says: commits are
+    /// numbered on from one to the next. `None` of the segment that was used last.
+    pub last: Option<u64>,
+}
+
 /// A segment as the scan left it.
 #[derive(Debug)]
 pub struct ScannedSegment {
@@ -123,9 +140,10 @@ pub struct ScannedSegment {
     pub file: Arc<SegmentFile>,
     /// This use of it.
     pub head: SegmentHead,
-    /// The last intact commit in it; `first_sequence - 1` when there is none.
+    /// The last intact commit in it; `first_sequence - 1` when there is none. Of one that was not
+    /// read, the last that may be in it.
     pub last_sequence: u64,
-    /// The end of the last intact commit.
+    /// The end of the last intact commit, unless it was not read.
     pub end_offset: u64,
 }
 
@@ -133,7 +151,7 @@ pub struct ScannedSegment {
 #[derive(Debug, Default)]
 pub struct Inventory {
     /// Used ones, in the order of their use.
-    pub used: Vec<(Arc<SegmentFile>, SegmentHead)>,
+    pub used: Vec<UsedSegment>,
     /// Fresh ones, and those whose head is damaged.
     pub spare: Vec<Arc<SegmentFile>>,
     /// The largest file number.
@@ -143,6 +161,7 @@ pub struct Inventory {
 /// Lists the segments of a journal.
 pub fn inventory(disk: &dyn Disk, directory: &Path) -> io::Result<Inventory> {
     let mut found = Inventory::default();
+    let mut used = Vec::new();
     for path in disk.list(directory)? {
         let Some(number) = SegmentFile::number_of(&path) else {
             continue;
@@ -153,20 +172,34 @@ pub fn inventory(disk: &dyn Disk, directory: &Path) -> io::Result<Inventory> {
         block.resize(BLOCK_BYTES);
         let read = read_up_to(&*file.file, 0, block.as_mut_slice())?;
         match SegmentHead::decode(&block.as_slice()[..read]) {
-            FoundHead::Used(head) => found.used.push((file, head)),
+            FoundHead::Used(head) => used.push((file, head)),
             // What a damaged head hides shows as a gap, or as an end before the mark.
             FoundHead::Fresh | FoundHead::Bad => found.spare.push(file),
         }
     }
-    found.used.sort_by_key(|(_, head)| head.segment.generation);
+    found.used = in_order(used);
     Ok(found)
+}
+
+/// Segments in the order of their use.
+fn in_order(mut used: Vec<(Arc<SegmentFile>, SegmentHead)>) -> Vec<UsedSegment> {
+    used.sort_by_key(|(_, head)| head.segment.generation);
+    let firsts: Vec<u64> = used.iter().map(|(_, head)| head.first_sequence).collect();
+    let lasts = firsts
+        .into_iter()
+        .skip(1)
+        .map(|first| Some(first.saturating_sub(1)));
+    used.into_iter()
+        .zip(lasts.chain([None]))
+        .map(|((file, head), last)| UsedSegment { file, head, last })
+        .collect()
 }
 
 /// The used ones of these segments, in the order of their use.
 pub fn inventory_of(
     disk: &dyn Disk,
     segments: &[Arc<SegmentFile>],
-) -> io::Result<Vec<(Arc<SegmentFile>, SegmentHead)>> {
+) -> io::Result<Vec<UsedSegment>> {
     let mut used = Vec::with_capacity(segments.len());
     for file in segments {
         let reader = disk.open(&file.path, OpenOptions::default())?;
@@ -176,27 +209,32 @@ pub fn inventory_of(
             used.push((Arc::clone(file), head));
         }
     }
-    used.sort_by_key(|(_, head)| head.segment.generation);
-    Ok(used)
+    Ok(in_order(used))
 }
 
 /// Reads all commits of a segment and hands those that are to be applied to `apply`. Commits
-/// after `until` are left alone.
+/// after `until` are left alone. A segment that has none to apply is not read at all.
 pub fn scan_segment<E: From<io::Error>>(
     disk: &dyn Disk,
-    (file, head): (Arc<SegmentFile>, SegmentHead),
+    used: UsedSegment,
     until: u64,
     continuity: &mut Continuity,
     apply: &mut dyn FnMut(u64, Records<'_>) -> Result<(), E>,
 ) -> Result<ScannedSegment, E> {
-    // Through the page cache: reads of any length, and syncing makes what was read durable (H2).
-    let reader = disk.open(&file.path, OpenOptions::default())?;
+    let UsedSegment { file, head, last } = used;
     let mut scanned = ScannedSegment {
         last_sequence: head.first_sequence.saturating_sub(1),
         end_offset: FIRST_COMMIT_OFFSET,
         head,
         file,
     };
+    // What is damaged in it is of no consequence, so nothing in it is.
+    if let Some(last) = last.filter(|last| continuity.has(*last)) {
+        scanned.last_sequence = last;
+        return Ok(scanned);
+    }
+    // Through the page cache: reads of any length, and syncing makes what was read durable (H2).
+    let reader = disk.open(&scanned.file.path, OpenOptions::default())?;
     let mut bytes = Vec::new();
     let mut synced = false;
     let mut next = Some(FIRST_COMMIT_OFFSET);

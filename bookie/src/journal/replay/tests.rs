@@ -41,6 +41,82 @@ fn torn_lost_and_whole_are_told_apart() {
     assert_eq!(unreadable, (vec![1, 2], 3, Some((3, 3))));
 }
 
+/// A journal of segments, the first commit of each given, up to but without `end`.
+fn journal(disk: &SimDisk, firsts: &[u64], end: u64) -> Inventory {
+    let directory = Path::new("/journal");
+    disk.create_dir_all(directory).unwrap();
+    let ends = firsts.iter().skip(1).chain([&end]);
+    for (generation, (first, end)) in (1..).zip(firsts.iter().zip(ends)) {
+        let head = SegmentHead {
+            segment: SegmentUse {
+                generation,
+                salt: 7,
+            },
+            first_sequence: *first,
+            bookie: BookieId([1; 16]),
+        };
+        let mut image = head.encode().as_slice().to_vec();
+        for sequence in *first..*end {
+            let builder = CommitBuilder::new(AlignedBuffer::with_capacity(0));
+            image.extend_from_slice(builder.finish(head.segment, sequence).as_slice());
+        }
+        // The later it was used the lower its number, as in a journal that goes round.
+        let name = format!("segment-{:08}.aqj", 100 - generation);
+        disk.write_atomic(&directory.join(name), &image).unwrap();
+    }
+    inventory(disk, directory).unwrap()
+}
+
+/// What RocksDB has is not read again: those segments could as well be gone.
+#[test]
+fn only_segments_with_something_to_apply_are_read() {
+    // With what RocksDB has: which segments are read, counted from the first.
+    for (applied, read_from) in [(0, 0), (3, 0), (4, 1), (5, 1), (8, 1), (9, 2), (20, 2)] {
+        let disk = SimDisk::new();
+        let inventory = journal(&disk, &[1, 5, 10], 13);
+        for used in &inventory.used[..read_from] {
+            disk.remove(&used.file.path).unwrap();
+        }
+        let mut continuity = Continuity::new(applied);
+        let mut seen = Vec::new();
+        let mut lasts = Vec::new();
+        for used in inventory.used {
+            let scanned = scan_segment::<io::Error>(
+                &disk,
+                used,
+                u64::MAX,
+                &mut continuity,
+                &mut |sequence, _| {
+                    seen.push(sequence);
+                    Ok(())
+                },
+            );
+            lasts.push(scanned.unwrap().last_sequence);
+        }
+        assert_eq!(lasts, [4, 9, 12], "{applied}");
+        assert_eq!(seen, Vec::from_iter(applied + 1..13), "{applied}");
+        let (last, loss) = continuity.finish(FoundMark::Synced(12));
+        assert_eq!((last, loss), (applied.max(12), None));
+    }
+}
+
+/// H4: a segment that RocksDB does not have all of is read, however little is missing.
+#[test]
+fn a_segment_with_something_to_apply_is_not_passed() {
+    let disk = SimDisk::new();
+    let inventory = journal(&disk, &[1, 5, 10], 13);
+    disk.remove(&inventory.used[1].file.path).unwrap();
+    let mut continuity = Continuity::new(8);
+    let mut lasts = inventory.used.into_iter().map(|used| {
+        let apply = &mut |_: u64, _: Records<'_>| Ok::<_, io::Error>(());
+        let scanned = scan_segment(&disk, used, u64::MAX, &mut continuity, apply);
+        scanned.map(|scanned| scanned.last_sequence)
+    });
+    assert_eq!(lasts.next().unwrap().unwrap(), 4);
+    let missing = lasts.next().unwrap().unwrap_err();
+    assert_eq!(missing.kind(), io::ErrorKind::NotFound);
+}
+
 proptest! {
     /// H4: with a mark that does not run ahead, a loss is reported exactly when a commit that
     /// was synced and is not in RocksDB was not found.
