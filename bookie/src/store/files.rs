@@ -86,6 +86,14 @@ impl Db {
         Ok(newest.max().unwrap_or_default())
     }
 
+    /// How many table files of a family are as flushes left them; four of them are compacted.
+    #[cfg(test)]
+    pub fn flushed_files(&self, family: &str) -> Result<usize, StoreError> {
+        let live = self.rocks.live_files()?.into_iter();
+        let of_family = live.filter(|file| file.column_family_name == family && file.level == 0);
+        Ok(of_family.count())
+    }
+
     /// The first and the last ledger of which a file may have something; of a file that is not
     /// known, or that has none of their keys, all.
     pub(super) fn ledgers_in(&self, name: &str) -> Result<(LedgerId, LedgerId), StoreError> {

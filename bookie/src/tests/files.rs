@@ -27,6 +27,21 @@ fn is_read_only(bookie: &Bookie) -> bool {
     matches!(bookie.status().mode, BookieMode::ReadOnly(_))
 }
 
+/// Table files of a family that no compaction has taken.
+fn flushed_files(bookie: &Bookie, family: &str) -> usize {
+    let store = &bookie.core.store;
+    store.with(|db| db.flushed_files(family)).unwrap()
+}
+
+/// Waits until compactions have left fewer files than they begin with.
+fn compacted(bookie: &Bookie) {
+    for family in ["ledgers", "entries"] {
+        eventually("flushed files are compacted", || {
+            flushed_files(bookie, family) < 4
+        });
+    }
+}
+
 /// Writes until a compaction has met the damage.
 fn meet(bookie: &Bookie) {
     let next = std::cell::Cell::new(15);
@@ -72,6 +87,9 @@ fn a_block_that_stops_compactions_is_read_only_until_it_is_set_aside() {
         settle(&bookie);
         assert!(is_read_only(&bookie));
     }
+    // No compaction meets it again: each round has left a file.
+    let held_back = flushed_files(&bookie, "ledgers");
+    assert!(held_back >= 20, "{held_back}");
     (4..15).for_each(|entry| expect(&bookie, 1, entry, LEN));
     (0..15).for_each(|entry| expect(&bookie, 2, entry, LEN));
     done(ask(&bookie, recovery_add(1, 0, LEN)));
@@ -100,6 +118,8 @@ fn a_block_that_stops_compactions_is_read_only_until_it_is_set_aside() {
     let status = bookie.status();
     assert_eq!((status.mode, status.damage), (BookieMode::Writable, None));
     for round in 0..2 {
+        // Of what was held back, and then of what is written.
+        compacted(&bookie);
         expect(&bookie, 1, 0, LEN);
         assert_eq!(read_one(&bookie, 1, 1), Err(BookieError::NoSuchEntry));
         (4..15).for_each(|entry| expect(&bookie, 1, entry, LEN));
@@ -113,6 +133,7 @@ fn a_block_that_stops_compactions_is_read_only_until_it_is_set_aside() {
         }
         assert_eq!(bookie.status().mode, BookieMode::Writable);
     }
+    compacted(&bookie);
     stop(bookie);
     let bookie = open(&config);
     assert_eq!(bookie.status().mode, BookieMode::Writable);
