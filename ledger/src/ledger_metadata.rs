@@ -193,7 +193,18 @@ pub(crate) async fn replace(
     info: &mut LedgerInfo,
     guards: &[Guard],
 ) -> Result<(), LedgerError> {
-    let operations = vec![info.put(Expect::Revision(info.revision))];
+    replace_and(store, info, guards, Vec::new()).await
+}
+
+/// The same together with other changes in the ledger's partition.
+pub(crate) async fn replace_and(
+    store: &dyn MetadataStore,
+    info: &mut LedgerInfo,
+    guards: &[Guard],
+    others: Vec<Operation>,
+) -> Result<(), LedgerError> {
+    let mut operations = vec![info.put(Expect::Revision(info.revision))];
+    operations.extend(others);
     change(store, info, guards, operations).await
 }
 

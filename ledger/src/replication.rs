@@ -4,7 +4,7 @@
 //! Two parts, which meet in the marks of metadata alone (`u/ID`):
 //! - The [`Auditor`], one per cluster, compares ledgers with bookies and writes marks. It keeps an
 //!   index of ledgers by bookie in memory, found by scanning.
-//! - [`RepairWorker`]s, one per bookie by default, take marks, copy, swap and clear.
+//! - [`RepairWorker`]s, one per bookie by default, take marks, several at once, copy, swap and clear.
 //!
 //! Nothing here deletes anything: audits write intents (`g/ID`), and only when everything that
 //! could contradict them was read without an error.
@@ -22,6 +22,7 @@ pub(crate) mod marks;
 mod members;
 mod news;
 mod orphans;
+mod pace;
 mod plan;
 mod restore;
 pub mod room;
@@ -57,6 +58,9 @@ use serde::{Deserialize, Serialize};
 use crate::context::LogContext;
 use crate::deletion;
 
+/// Most ledgers that one worker may repair at once: every worker looks at the locks of all others.
+const LEDGERS_AT_ONCE_MAX: usize = 256;
+
 /// The settings of auditing and repair.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
@@ -70,6 +74,9 @@ pub struct ReplicationConfig {
     /// Bytes a second that repair and checks read in the whole cluster: the workers that live share
     /// them evenly.
     pub repair_bytes_per_second: u64,
+    /// Ledgers that one worker repairs at once. They share its part of the rate, and its bound on bytes
+    /// on their way: more of them use the time that each waits for metadata.
+    pub ledgers_at_once: usize,
     /// How long an open ledger that lost a bookie is left to its writer, in milliseconds.
     pub open_ledger_grace_ms: u64,
     /// How often a worker looks for marks when nothing tells it of any, in milliseconds.
@@ -79,7 +86,8 @@ pub struct ReplicationConfig {
     /// How often the auditor reads all ledger records although nothing has happened, in
     /// milliseconds.
     pub scan_ms: u64,
-    /// Marks that may wait at once; more are written as these are cleared.
+    /// Marks that may wait before the auditor writes others; more are written as these are cleared.
+    /// Those of recoveries count as well, but are written in any case.
     pub marks_max: usize,
     /// In so many milliseconds every closed ledger is checked replica by replica once; 0: never.
     pub check_cycle_ms: u64,
@@ -98,6 +106,7 @@ impl Default for ReplicationConfig {
             lost_bookies_max: 2,
             lost_percent_max: 40,
             repair_bytes_per_second: 32 << 20,
+            ledgers_at_once: 16,
             open_ledger_grace_ms: 30_000,
             poll_ms: 10_000,
             audit_ms: 5_000,
@@ -119,14 +128,20 @@ impl ReplicationConfig {
     pub fn check(&self) -> Result<(), String> {
         let positive = [
             ("repair_bytes_per_second", self.repair_bytes_per_second),
+            ("ledgers_at_once", self.ledgers_at_once as u64),
             ("poll_ms", self.poll_ms),
             ("audit_ms", self.audit_ms),
             ("marks_max", self.marks_max as u64),
         ];
         let zero = positive.iter().find(|(_, value)| *value == 0);
-        zero.map_or(Ok(()), |(name, _)| {
-            Err(format!("autorecovery.replication.{name} must not be 0"))
-        })
+        if let Some((name, _)) = zero {
+            return Err(format!("autorecovery.replication.{name} must not be 0"));
+        }
+        if self.ledgers_at_once > LEDGERS_AT_ONCE_MAX {
+            let name = "autorecovery.replication.ledgers_at_once";
+            return Err(format!("{name} must not be above {LEDGERS_AT_ONCE_MAX}"));
+        }
+        Ok(())
     }
 }
 

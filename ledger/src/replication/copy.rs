@@ -6,11 +6,10 @@
 //!   it does not exist (H16).
 
 use std::collections::BTreeSet;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
 
 use aquifer_model::entry::EntryData;
 use aquifer_model::id::{BookieId, EntryId};
+use aquifer_model::limits::ENTRY_BYTES_MAX;
 use aquifer_model::storage::{
     AddEntry, BookieError, BookieResult, OrderedOperation, OrderedRequest, Presence, PresenceRange,
     ReadRange, StoredEntry,
@@ -22,17 +21,19 @@ use tokio::sync::oneshot;
 
 use crate::context::LogContext;
 use crate::error::LedgerError;
-use crate::ledger_metadata::LedgerInfo;
+use crate::ledger_metadata::{LedgerInfo, LedgerState};
 use crate::replication::members::Members;
+use crate::replication::pace::Pace;
 
-/// Entry bytes on their way at once.
+/// Entry bytes of one ledger on their way at once, or one entry that is larger. What all ledgers of a
+/// worker have on their way together is bounded by its [`Pace`].
 const BATCH_BYTES: usize = 1 << 20;
-/// Entries on their way at once.
+/// Entries of one ledger on their way at once.
 const BATCH_ENTRIES: usize = 1_000;
-/// Pauses shorter than this are saved up.
-const PAUSE_MIN: Duration = Duration::from_millis(2);
 /// Resends to an overloaded bookie without progress.
 const OVERLOADED_MAX: usize = 200;
+
+const _: () = assert!(BATCH_BYTES < ENTRY_BYTES_MAX);
 
 /// A range of entries, both ends included.
 pub(crate) type Run = (EntryId, EntryId);
@@ -103,54 +104,6 @@ impl Holes {
             }),
             _ => Ok(()),
         }
-    }
-}
-
-/// Spreads bytes over time.
-#[derive(Debug)]
-pub(crate) struct Pace {
-    bytes_per_second: AtomicU64,
-    /// What is not slept yet, and when the last bytes were spent.
-    state: Mutex<(Duration, Duration)>,
-}
-
-impl Pace {
-    pub(crate) fn new(bytes_per_second: u64) -> Pace {
-        Pace {
-            bytes_per_second: AtomicU64::new(bytes_per_second.max(1)),
-            state: Mutex::new((Duration::ZERO, Duration::ZERO)),
-        }
-    }
-
-    /// The rate of now.
-    pub(crate) fn bytes_per_second(&self) -> u64 {
-        self.bytes_per_second.load(Ordering::Relaxed)
-    }
-
-    /// From now on, so many bytes a second.
-    pub(crate) fn set_rate(&self, bytes_per_second: u64) {
-        let rate = bytes_per_second.max(1);
-        self.bytes_per_second.store(rate, Ordering::Relaxed);
-    }
-
-    /// Waits until so many bytes are within the rate.
-    pub(crate) async fn spend(&self, ctx: &LogContext, bytes: u64) {
-        let now = ctx.clock.monotonic();
-        let pause = {
-            let mut state = self.state.lock();
-            let elapsed = now.saturating_sub(state.1);
-            let rate = u128::from(self.bytes_per_second());
-            let nanos = u128::from(bytes) * 1_000_000_000 / rate;
-            let cost = Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX));
-            state.0 = state.0.saturating_sub(elapsed) + cost;
-            state.1 = now;
-            if state.0 < PAUSE_MIN {
-                return;
-            }
-            std::mem::take(&mut state.0)
-        };
-        clock::sleep(pause).await;
-        self.state.lock().1 = ctx.clock.monotonic();
     }
 }
 
@@ -348,19 +301,33 @@ impl<'a> Copier<'a> {
     async fn copy_run(&self, (first, last): Run, to: BookieId) -> Result<(), Trouble> {
         let mut next = first;
         while next <= last {
+            let mut in_flight = self.pace.reserve(self.batch_bytes_max()).await;
             let entries = self.fetch((next, last), Some(to)).await?;
             let Some(end) = entries.last().map(|entry| entry.entry) else {
                 return Err(Trouble::Blocked("a read returned nothing".to_owned()));
             };
             let bytes: usize = entries.iter().map(|entry| entry.data.len()).sum();
+            in_flight.shrink_to(bytes);
             let metrics = &self.ctx.metrics.repair;
             metrics.copied_entries.add(entries.len() as u64, &[]);
             metrics.copied_bytes.add(bytes as u64, &[]);
             self.store(entries, to).await?;
+            drop(in_flight);
             self.pace.spend(self.ctx, bytes as u64).await;
             next = end.next();
         }
         Ok(())
+    }
+
+    /// What one read may bring: the largest entry, or all of the ledger where that is less, so that
+    /// small ledgers do not wait for each other.
+    fn batch_bytes_max(&self) -> usize {
+        match self.info.state {
+            LedgerState::Closed(end) => usize::try_from(end.length)
+                .unwrap_or(ENTRY_BYTES_MAX)
+                .min(ENTRY_BYTES_MAX),
+            LedgerState::Open | LedgerState::InRecovery => ENTRY_BYTES_MAX,
+        }
     }
 
     /// Consecutive intact entries from the first on, from any replica but one.

@@ -23,10 +23,11 @@ use crate::context::LogContext;
 use crate::deletion;
 use crate::error::LedgerError;
 use crate::ledger_metadata;
-use crate::replication::copy::{Copier, Pace, Trouble};
+use crate::replication::copy::{Copier, Trouble};
 use crate::replication::index::LedgerIndex;
 use crate::replication::marks::{self, Mark};
 use crate::replication::members::{Member, Members};
+use crate::replication::pace::Pace;
 use crate::replication::plan;
 
 /// How long writers may take to hear that a bookie is not announced as writable any more.

@@ -8,9 +8,10 @@ use aquifer_model::id::{BookieId, EntryId, LedgerId};
 use crate::context::LogContext;
 use crate::error::LedgerError;
 use crate::ledger_metadata::{self, LedgerState};
-use crate::replication::copy::{Copier, Depth, Pace};
+use crate::replication::copy::{Copier, Depth};
 use crate::replication::marks::{self, Mark};
 use crate::replication::members::Members;
+use crate::replication::pace::Pace;
 
 /// What became of it.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -19,10 +19,11 @@ use crate::deletion::{self, Intent, Progress};
 use crate::error::LedgerError;
 use crate::ledger_metadata::{self, LedgerInfo, LedgerState, commit_known};
 use crate::recover::close_by_recovery;
-use crate::replication::copy::{Copier, Depth, Pace, Trouble};
+use crate::replication::copy::{Copier, Depth, Trouble};
 use crate::replication::index;
 use crate::replication::marks::Mark;
 use crate::replication::members::Members;
+use crate::replication::pace::Pace;
 use crate::replication::plan;
 
 /// How long a bookie may take to answer whether it is there.

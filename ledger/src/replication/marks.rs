@@ -111,6 +111,21 @@ impl Mark {
         }
     }
 
+    /// The change that removes it as it was read.
+    pub(crate) fn removal(&self) -> Operation {
+        Operation::Delete {
+            key: keys::under_replicated(self.ledger),
+            expect: Expect::Revision(self.revision),
+        }
+    }
+
+    /// Whether it says anything of a bookie.
+    pub(crate) fn names(&self, bookie: BookieId) -> bool {
+        self.lost.contains(&bookie)
+            || self.doubted.contains(&bookie)
+            || self.thin.contains_key(&bookie)
+    }
+
     /// Adds what an earlier mark says; whether anything of this one was missing there.
     pub fn merge(&mut self, earlier: &Mark) -> bool {
         let is_new = |(bookie, first): (&BookieId, &EntryId)| {
@@ -251,10 +266,7 @@ pub(crate) async fn clear(store: &dyn MetadataStore, mark: &Mark) -> Result<bool
     let transaction = Transaction {
         partition: mark.home.clone(),
         guards: Vec::new(),
-        operations: vec![Operation::Delete {
-            key: keys::under_replicated(mark.ledger),
-            expect: Expect::Revision(mark.revision),
-        }],
+        operations: vec![mark.removal()],
     };
     match commit_known(store, transaction).await {
         Ok(_) => Ok(true),

@@ -29,11 +29,12 @@ use crate::error::LedgerError;
 use crate::ledger_metadata::{self, LedgerInfo, LedgerState};
 use crate::recover::close_by_recovery;
 use crate::replication::ReplicationConfig;
-use crate::replication::copy::{Copier, Depth, Pace, Trouble};
+use crate::replication::copy::{Copier, Depth, Trouble};
 use crate::replication::index::LedgerIndex;
 use crate::replication::local::LocalLedger;
 use crate::replication::marks;
 use crate::replication::members::Members;
+use crate::replication::pace::Pace;
 use crate::replication::plan;
 
 /// Ledgers that a report names.

@@ -1,11 +1,13 @@
 //! The share of one repair worker in the rate of the whole cluster.
 //!
-//! Each takes the rate divided by how many repair a ledger now, which their locks tell: one large ledger
-//! is copied at the whole rate while the others have nothing to do. So the sum stays within the rate, but
-//! for the moment until a new one is noticed; a worker that died stops counting when its session ends.
+//! Each takes the rate divided by how many workers repair ledgers now, which the locks that they hold
+//! tell, however many each of them holds: one large ledger is copied at the whole rate while the others
+//! have nothing to do. So the sum stays within the rate, but for the moment until a new one is noticed; a
+//! worker that died stops counting when its session ends.
 //!
 //! Workers also announce themselves, for whoever wants to know how many there are.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -17,10 +19,10 @@ use aquifer_runtime::clock;
 
 use crate::context::LogContext;
 use crate::error::LedgerError;
-use crate::replication::copy::Pace;
+use crate::replication::pace::Pace;
 
-/// More workers than a cluster has.
-const WORKERS_MAX: usize = 10_000;
+/// More locks than the workers of a cluster hold.
+const LOCKS_MAX: usize = 1_000_000;
 /// How often it is looked how many workers repair something.
 const LOOK: Duration = Duration::from_secs(2);
 
@@ -68,13 +70,15 @@ impl Share {
             self.announced.store(true, Ordering::Relaxed);
         }
         let prefix = keys::REPAIR_LOCKS_PREFIX;
-        let (locks, _) = scan::all(&*self.ctx.store, prefix, WORKERS_MAX).await?;
-        // One that cannot be read is somebody's all the same.
-        let is_mine = |lock: v1::LockRecord| lock.holder == self.holder;
-        let others = locks
-            .iter()
-            .filter(|lock| !record::decode(lock).is_ok_and(is_mine));
-        let share = self.bytes_per_second / (others.count() as u64 + 1);
+        let (locks, _) = scan::all(&*self.ctx.store, prefix, LOCKS_MAX).await?;
+        // One that cannot be read is held by another all the same.
+        let holders = locks.iter().map(|lock| {
+            let known = record::decode(lock).map(|lock: v1::LockRecord| lock.holder);
+            known.map_err(|_| lock.key.as_str())
+        });
+        let mut others: BTreeSet<_> = holders.collect();
+        others.remove(&Ok(self.holder.clone()));
+        let share = self.bytes_per_second / (others.len() as u64 + 1);
         self.pace.set_rate(share);
         self.ctx.metrics.repair.rate.record(share, &[]);
         Ok(())

@@ -1,6 +1,7 @@
 //! Audit and repair against bookies and metadata in memory. Whatever happens, an acknowledged
 //! entry has its Qw intact copies again in the end (I2), or a mark says that it has not.
 
+mod at_once;
 mod audits;
 mod crash;
 mod deletions;

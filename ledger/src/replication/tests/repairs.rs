@@ -1,7 +1,7 @@
 //! Losses of every kind, and what becomes of the ledgers.
 
 use super::*;
-use crate::replication::worker::Outcome;
+use crate::replication::worker::ledger::Outcome;
 use aquifer_model::storage::BookieError;
 
 #[tokio::test(start_paused = true)]
@@ -134,7 +134,8 @@ async fn an_entry_that_nobody_has_stops_no_repair_of_those_behind_it() {
     assert_eq!((round.repaired, round.failed), (0, 1));
     assert_eq!(held(3), [0, 1, 2, 3, 4, 6, 7, 8, 9]);
     assert_eq!(cluster.marks().len(), 1);
-    let Outcome::Failed(why) = worker.repair(&mark).await.unwrap() else {
+    let members = Members::load(cluster.store()).await.unwrap();
+    let Outcome::Failed(why) = worker.repair(&mark, &members).await else {
         panic!("entry 5 is nowhere");
     };
     assert!(why.contains("entry 5:"), "{why}");

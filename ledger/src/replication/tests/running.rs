@@ -57,6 +57,14 @@ async fn workers_share_the_rate_of_the_cluster() {
         let value = record::encode(LockRecord { holder });
         session.put(lock, value, Expect::Absent).await.unwrap();
     }
+    // One that repairs several ledgers at once is one worker all the same.
+    for ledger in 10..15 {
+        let holder = "two".to_owned();
+        let value = record::encode(LockRecord { holder });
+        let lock = keys::repair_lock(LedgerId(ledger));
+        let put = workers[1].1.put(&lock, value, Expect::Absent);
+        put.await.unwrap();
+    }
     let share = workers[0].0.share();
     let keep = share.keep();
     tokio::pin!(keep);
