@@ -315,6 +315,8 @@ struct Building {
     state: Accumulated,
     /// Changes since its first part: they are not in it.
     since: Vec<(Index, v1::CursorDelta)>,
+    /// A part of it is missing: it counts for what is nowhere else only.
+    broken: bool,
 }
 
 impl Replay {
@@ -342,10 +344,12 @@ impl Replay {
         }
     }
 
-    /// Some records cannot be read. What is whole of the rest counts; a complete snapshot behind them
-    /// makes everything good.
+    /// Some records cannot be read. What is whole of the rest counts, the other parts of a snapshot
+    /// too; a complete snapshot behind them makes everything good.
     pub fn lost(&mut self, reason: String) {
-        self.building = None;
+        if let Some(building) = &mut self.building {
+            building.broken = true;
+        }
         self.state.created.clear();
         self.lost.get_or_insert(reason);
     }
@@ -353,6 +357,7 @@ impl Replay {
     /// The state after the last record, as far as the log is whole, and what is not.
     #[must_use]
     pub fn finish_with_losses(mut self) -> (CursorLogState, Option<Losses>) {
+        self.salvage();
         let missing = self.missing().map(|error| error.to_string());
         let losses = self.lost.or(missing).map(|reason| Losses {
             reason,
@@ -394,30 +399,43 @@ impl Replay {
     }
 
     fn part(&mut self, index: Index, part: v1::CursorSnapshot) -> Result<(), CursorLogError> {
-        if part.part == 0 {
+        let is_same = |building: &Building| building.snapshot_id == part.snapshot_id;
+        if part.part == 0 || self.lost.is_some() && !self.building.as_ref().is_some_and(is_same) {
+            self.salvage();
             self.building = Some(Building {
                 snapshot_id: part.snapshot_id,
-                parts: 0,
+                parts: part.part,
                 at: index,
                 state: Accumulated::default(),
                 since: Vec::new(),
+                broken: part.part > 0,
             });
         }
         let Some(mut building) = self.building.take() else {
             // The rest of a snapshot whose beginning was trimmed.
             return Ok(());
         };
-        if building.snapshot_id != part.snapshot_id || building.parts != part.part {
-            let reason = format!(
-                "part {} of snapshot {} where part {} of snapshot {} belongs",
-                part.part, part.snapshot_id, building.parts, building.snapshot_id
-            );
-            return Err(CursorLogError::Damaged { index, reason });
+        if building.broken && building.parts < part.part {
+            building.parts = part.part;
+        }
+        let last = part.last_part;
+        let is_next = building.snapshot_id == part.snapshot_id && building.parts == part.part;
+        let added = match is_next {
+            true => building.state.add_part(index, part),
+            false => Err(CursorLogError::Damaged {
+                index,
+                reason: format!(
+                    "part {} of snapshot {} where part {} of snapshot {} belongs",
+                    part.part, part.snapshot_id, building.parts, building.snapshot_id
+                ),
+            }),
+        };
+        if let Err(error) = added {
+            self.building = Some(building);
+            return Err(error);
         }
         building.parts += 1;
-        let last = part.last_part;
-        building.state.add_part(index, part)?;
-        if !last {
+        if !last || building.broken {
             self.building = Some(building);
             return Ok(());
         }
@@ -428,6 +446,33 @@ impl Replay {
             self.state.change(index, &delta)?;
         }
         Ok(())
+    }
+
+    /// Takes what is nowhere else from a snapshot that is not whole, once something is lost: where a
+    /// subscription stood then, and its changes since. Producers are not taken: the message log has
+    /// them, and a snapshot without some would hide that.
+    fn salvage(&mut self) {
+        let Some(building) = self.building.take().filter(|_| self.lost.is_some()) else {
+            return;
+        };
+        let is_known = |state: &Accumulated, name: &SubscriptionName| {
+            state.subscriptions.contains_key(name) || state.deleted.contains(name.as_str())
+        };
+        let found = building.state.subscriptions.into_iter();
+        let found: BTreeMap<_, _> = found
+            .filter(|(name, _)| !is_known(&self.state, name))
+            .collect();
+        for name in found.keys() {
+            self.state.orphans.remove(name);
+        }
+        let names: BTreeSet<String> = found.keys().map(ToString::to_string).collect();
+        self.state.subscriptions.extend(found);
+        for (index, delta) in &building.since {
+            // A change that cannot be was told when it was read.
+            if names.contains(&delta.subscription) {
+                let _ = self.state.change(*index, delta);
+            }
+        }
     }
 }
 
