@@ -16,12 +16,13 @@ use std::sync::Arc;
 use std::task::{Context as TaskContext, Poll};
 use std::time::Duration;
 
-use aquifer_model::batch::Compression;
+use aquifer_model::batch::{Compression, ROW_BYTES};
 use aquifer_model::id::Index;
 use aquifer_model::limits::{BATCH_MESSAGES_MAX, MESSAGE_BYTES_MAX};
 use aquifer_model::position::Position;
 use aquifer_model::topic::{ProducerName, TopicName};
 use futures::StreamExt;
+use tokio::time::Instant;
 
 use crate::client::Context;
 use crate::error::{ClientError, Result};
@@ -219,12 +220,14 @@ impl ProducerBuilder {
             partitions.push(partition?);
         }
         drop(opening);
+        let first_turn = self.context.rng.below(partitions.len() as u64);
+        let first_turn = usize::try_from(first_turn).unwrap_or(0);
         Ok(Producer {
             inner: Arc::new(Inner {
                 name: settings.name.unwrap_or_default(),
                 partitions,
                 is_partitioned,
-                router: Router::default(),
+                router: Router::new(&settings.batching, first_turn),
             }),
         })
     }
@@ -288,12 +291,9 @@ impl Producer {
         message.check()?;
         let partitions = &self.inner.partitions;
         let key = message.has_key.then_some(&message.record.key[..]);
-        let is_filling = |at: usize| {
-            let partition = partitions.get(at).map(|handle| &handle.partition);
-            partition.is_some_and(|partition| partition.queue().is_filling())
-        };
         let router = &self.inner.router;
-        let number = router.route(key, message.sequence_id, partitions.len(), is_filling);
+        let (id, bytes) = (message.sequence_id, message.size_bytes() + ROW_BYTES);
+        let number = router.route(key, id, bytes, partitions.len(), Instant::now);
         let handle = partitions
             .get(number)
             .ok_or_else(|| ClientError::closed("producer"))?;

@@ -181,11 +181,6 @@ impl Queue {
         self.last_assigned.or(self.stored_before)
     }
 
-    /// Whether a batch takes more messages.
-    pub(crate) fn is_filling(&self) -> bool {
-        self.open.is_some()
-    }
-
     /// Accepts a message whose size was checked and for which room was taken.
     pub(crate) fn append(
         &mut self,

@@ -1,29 +1,69 @@
 //! Which partition a message goes to: by the hash of its key; without one by its sequence id, if the
 //! application gave one, so that it goes there again when it is sent again; otherwise the partitions
-//! take turns batch by batch, so that batches stay full.
+//! take turns.
+//!
+//! A turn ends when a batch's worth went to the partition, or after a while
+//! (docs/decisions/2026-11-29-partitions-take-turns.md). It does not end when a batch is sent: an idle
+//! partition sends each message at once, and with many partitions every one of them is idle. Nor does
+//! it depend on how fast a partition answers, which would give the slow ones more.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use aquifer_model::hash::partition_of;
+use parking_lot::Mutex;
+use tokio::time::Instant;
+
+use crate::producer::Batching;
 
 /// Ids in a row that go to one partition, so that batches are not cut for each.
 const IDS_IN_A_ROW: u64 = 256;
+/// How long a turn lasts at most, unless batches wait longer: some round trips, so that messages gather
+/// behind the first, and short enough that the partitions are even within a second.
+const TURN_MAX: Duration = Duration::from_millis(10);
 
 /// The choice of partitions.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Router {
-    current: AtomicUsize,
+    messages_max: u32,
+    bytes_max: usize,
+    turn_max: Duration,
+    turn: Mutex<Turn>,
+}
+
+/// What went to the partition whose turn it is.
+#[derive(Debug)]
+struct Turn {
+    partition: usize,
+    messages: u32,
+    bytes: usize,
+    /// Set with its first message: a pause is not part of it.
+    began: Option<Instant>,
 }
 
 impl Router {
-    /// The partition for a message. `is_filling` says whether a partition has a batch that takes
-    /// more messages.
+    /// The first turn is that of any partition, so that many short-lived producers are even too.
+    pub(crate) fn new(batching: &Batching, first: usize) -> Router {
+        Router {
+            messages_max: batching.messages_max,
+            bytes_max: batching.bytes_max,
+            turn_max: TURN_MAX.max(batching.delay_max),
+            turn: Mutex::new(Turn {
+                partition: first,
+                messages: 0,
+                bytes: 0,
+                began: None,
+            }),
+        }
+    }
+
+    /// The partition for a message of so many bytes.
     pub(crate) fn route(
         &self,
         key: Option<&[u8]>,
         sequence_id: Option<u64>,
+        bytes: usize,
         partitions: usize,
-        is_filling: impl Fn(usize) -> bool,
+        now: impl FnOnce() -> Instant,
     ) -> usize {
         if partitions <= 1 {
             return 0;
@@ -36,22 +76,68 @@ impl Router {
             let turn = id / IDS_IN_A_ROW % partitions as u64;
             return usize::try_from(turn).unwrap_or_default();
         }
-        let current = self.current.load(Ordering::Relaxed) % partitions;
-        if is_filling(current) {
-            return current;
+        self.take_turn(bytes, partitions, now())
+    }
+
+    fn take_turn(&self, bytes: usize, partitions: usize, now: Instant) -> usize {
+        let mut turn = self.turn.lock();
+        let is_over = turn.messages >= self.messages_max
+            || turn.messages > 0 && turn.bytes.saturating_add(bytes) > self.bytes_max
+            || turn.began.is_some_and(|began| now >= began + self.turn_max);
+        if is_over {
+            *turn = Turn {
+                partition: turn.partition.wrapping_add(1),
+                messages: 0,
+                bytes: 0,
+                began: None,
+            };
         }
-        // Two threads may both move on: that only makes the turn uneven once.
-        let next = (current + 1) % partitions;
-        self.current.store(next, Ordering::Relaxed);
-        next
+        turn.began.get_or_insert(now);
+        turn.messages += 1;
+        turn.bytes = turn.bytes.saturating_add(bytes);
+        turn.partition %= partitions;
+        turn.partition
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use proptest::prelude::*;
 
     use super::*;
+
+    fn router(batching: Batching) -> Router {
+        Router::new(&batching, 0)
+    }
+
+    fn adaptive() -> Router {
+        router(Batching::default())
+    }
+
+    /// Sends messages of so many bytes at a steady rate; how many went to each partition, and the sizes
+    /// of the turns, each the number of messages in a row to one partition.
+    fn send(
+        router: &Router,
+        partitions: usize,
+        (count, bytes): (u32, usize),
+        every: Duration,
+    ) -> (BTreeMap<usize, u32>, Vec<u32>) {
+        let (mut counts, mut rows) = (BTreeMap::new(), Vec::new());
+        let (mut now, mut last) = (Instant::now(), None);
+        for _ in 0..count {
+            let chosen = router.route(None, None, bytes, partitions, || now);
+            *counts.entry(chosen).or_default() += 1;
+            match rows.last_mut().filter(|_| last == Some(chosen)) {
+                Some(row) => *row += 1,
+                None => rows.push(1),
+            }
+            last = Some(chosen);
+            now += every;
+        }
+        (counts, rows)
+    }
 
     proptest! {
         #[test]
@@ -59,11 +145,11 @@ mod tests {
             key in proptest::collection::vec(any::<u8>(), 0..20),
             partitions in 1usize..100,
         ) {
-            let router = Router::default();
-            let chosen = router.route(Some(&key), None, partitions, |_| false);
+            let router = adaptive();
+            let chosen = router.route(Some(&key), None, 1, partitions, Instant::now);
             prop_assert!(chosen < partitions);
-            router.route(None, None, partitions, |_| false);
-            prop_assert_eq!(router.route(Some(&key), Some(9), partitions, |_| true), chosen);
+            router.route(None, None, 1, partitions, Instant::now);
+            prop_assert_eq!(router.route(Some(&key), Some(9), 1, partitions, Instant::now), chosen);
         }
 
         /// What is sent again under its id meets the original (I8).
@@ -72,25 +158,92 @@ mod tests {
             id in any::<u64>(),
             partitions in 1usize..100,
         ) {
-            let (before, after) = (Router::default(), Router::default());
-            let chosen = before.route(None, Some(id), partitions, |_| true);
+            let (before, after) = (adaptive(), adaptive());
+            let chosen = before.route(None, Some(id), 1, partitions, Instant::now);
             prop_assert!(chosen < partitions);
-            after.route(None, None, partitions, |_| false);
-            prop_assert_eq!(after.route(None, Some(id), partitions, |_| false), chosen);
+            after.route(None, None, 1, partitions, Instant::now);
+            prop_assert_eq!(after.route(None, Some(id), 1, partitions, Instant::now), chosen);
+        }
+
+        /// Whatever comes when, no partition gets more in a row than a batch holds, and each gets its turn.
+        #[test]
+        fn a_turn_is_a_batch_at_most(
+            messages in proptest::collection::vec((0usize..300, 0u64..20), 1..300),
+            partitions in 2usize..9,
+            messages_max in 1u32..20,
+            first in any::<usize>(),
+        ) {
+            let batching = Batching { messages_max, bytes_max: 1_000, ..Batching::default() };
+            let router = Router::new(&batching, first);
+            let mut now = Instant::now();
+            let mut turn: Option<(usize, Instant, u32, usize)> = None;
+            for (bytes, pause_ms) in messages {
+                now += Duration::from_millis(pause_ms);
+                let chosen = router.route(None, None, bytes, partitions, || now);
+                prop_assert!(chosen < partitions);
+                turn = match turn {
+                    Some((last, began, count, sum)) if last == chosen => {
+                        prop_assert!(now < began + TURN_MAX && count < messages_max);
+                        prop_assert!(sum + bytes <= 1_000);
+                        Some((last, began, count + 1, sum + bytes))
+                    }
+                    Some((last, ..)) => {
+                        prop_assert_eq!(chosen, (last + 1) % partitions);
+                        Some((chosen, now, 1, bytes))
+                    }
+                    None => Some((chosen, now, 1, bytes)),
+                };
+            }
+        }
+    }
+
+    /// 4,096 partitions are idle nearly always, and messages come in batches all the same.
+    #[test]
+    fn many_partitions_get_full_batches_of_a_fast_producer() {
+        let (counts, rows) = send(
+            &adaptive(),
+            4_096,
+            (2_000_000, 100),
+            Duration::from_micros(2),
+        );
+        let full = u32::try_from(128 * 1024 / 100).expect("small");
+        assert!(rows[..rows.len() - 1].iter().all(|row| *row == full));
+        assert_eq!(
+            counts.len(),
+            rows.len(),
+            "each gets one before any gets two"
+        );
+    }
+
+    #[test]
+    fn partitions_are_even_whatever_the_rate() {
+        let batching = Batching::default();
+        for (every_us, in_a_row) in [(10, 1_000), (1_000, 10), (9_000, 2), (50_000, 1)] {
+            let count = in_a_row * 16 * 5;
+            let every = Duration::from_micros(every_us);
+            let (counts, rows) = send(&router(batching), 16, (count, 100), every);
+            assert!(counts.values().all(|n| *n == in_a_row * 5), "{counts:?}");
+            assert!(
+                rows.iter().all(|row| *row == in_a_row),
+                "{every:?}: {rows:?}"
+            );
         }
     }
 
     #[test]
-    fn without_a_key_partitions_take_turns_by_batch() {
-        let router = Router::default();
-        let turns: Vec<usize> = (0..6)
-            .map(|_| router.route(None, None, 3, |_| false))
-            .collect();
-        assert_eq!(turns, [1, 2, 0, 1, 2, 0]);
-        assert_eq!(
-            router.route(None, None, 3, |at| at == 0),
-            0,
-            "its batch takes more"
-        );
+    fn a_turn_is_as_long_as_batches_wait() {
+        let second = Duration::from_secs(1);
+        let waits = Batching::explicit(128 * 1024, 1_000, second);
+        let (_, rows) = send(&router(waits), 3, (300, 10), Duration::from_millis(20));
+        assert_eq!(rows, [50; 6]);
+        let alone = router(Batching::disabled());
+        let (_, rows) = send(&alone, 3, (9, 10), Duration::from_micros(1));
+        assert_eq!(rows, [1; 9], "each message is a batch");
+    }
+
+    #[test]
+    fn a_message_above_the_size_of_a_batch_has_a_turn_of_its_own() {
+        let (_, rows) = send(&adaptive(), 3, (6, 1 << 20), Duration::ZERO);
+        assert_eq!(rows, [1; 6]);
     }
 }
