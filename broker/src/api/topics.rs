@@ -200,6 +200,12 @@ impl Broker {
         Ok(found)
     }
 
+    /// A topic that is not loaded is loaded for it: where its subscriptions stand is in its cursor log
+    /// and nowhere else, so a backlog costs the reading of that log either way, and only the owner of
+    /// the bundle knows whether what it reads is the end. Nothing is created or written, except that a
+    /// ledger which a dead owner left open is recovered, without which nobody knows its end. Being
+    /// looked at is no use: the topic goes again as if nobody had asked. Who wants figures often reads
+    /// the metrics, for which nothing is loaded.
     pub(super) async fn stats_of(&self, topic: &TopicName) -> Result<TopicStats, BrokerError> {
         let ctx = Arc::clone(&self.shared.log);
         let partitions = match TopicRecordCell::load(ctx, topic, Vec::new()).await? {

@@ -1,16 +1,24 @@
 //! Damage in storage: what is whole is served, what is not is told, and both go on.
 
+use std::sync::Arc;
+
+use aquifer_ledger::error::LogError;
+use aquifer_ledger::managed::{
+    Append, AppendSink, Appended, LogKind, LogOptions, TopicLog, TopicRecordCell,
+};
 use aquifer_ledger::testing::TestWorld;
 use aquifer_metadata::keys;
 use aquifer_metadata::store::MetadataStore;
-use aquifer_model::id::{EntryId, Index, LedgerId};
+use aquifer_model::id::{EntryId, Index, LedgerId, OwnerEpoch};
 use aquifer_model::place::Place;
+use aquifer_model::policy::Rollover;
+use aquifer_model::quorum::Quorum;
 use aquifer_protocol_api::broker::{
     BrokerApi, ConsumerEvent, IndexRange, NegativeAcknowledge, Subscribe, SubscriptionType,
 };
 use aquifer_protocol_api::error::ErrorKind;
 
-use crate::support::{Consumer, Harness, ctx, kind, name, subscribe, until};
+use crate::support::{Consumer, Harness, config, ctx, kind, name, soon, subscribe, until};
 
 fn range(first: u64, last: u64) -> IndexRange {
     IndexRange {
@@ -134,6 +142,128 @@ async fn damage_is_acknowledged_skipped_and_tried_again() {
         Index(10),
         "single ones are remembered"
     );
+}
+
+/// Does not care what becomes of appends.
+struct Ignored;
+
+impl AppendSink for Ignored {
+    fn appended(&self, _tag: u64, outcome: Result<Appended, LogError>) {
+        outcome.unwrap();
+    }
+}
+
+/// What a later version appends: its entries have a format that this one does not know.
+async fn append_as_later_version(world: &TestWorld, entries: &[u32]) {
+    let context = world.process();
+    let cell = TopicRecordCell::load(context.clone(), &name("orders"), Vec::new()).await;
+    let options = LogOptions {
+        quorum: Quorum::SINGLE,
+        rollover: Rollover::default(),
+        owner_epoch: OwnerEpoch(1),
+    };
+    let log = TopicLog::open(context, cell.unwrap().unwrap(), LogKind::Messages, options);
+    let log = log.await.unwrap();
+    let sink: Arc<dyn AppendSink> = Arc::new(Ignored);
+    for message_count in entries {
+        let append = Append {
+            format: 77,
+            message_count: *message_count,
+            body: "nobody here can read this".into(),
+            tag: 0,
+        };
+        log.append(append, &sink).unwrap();
+    }
+    log.close().await.unwrap();
+}
+
+/// What a later version wrote is withheld with a reason, in its place; it can be given up as what is
+/// damaged can, and is there again for a version that knows it.
+#[tokio::test]
+async fn entries_of_an_unknown_format_are_told_acknowledged_and_skipped() {
+    let harness = Harness::start().await;
+    let mut producer = harness.producer("orders", "p").await;
+    producer.publish(&["m0", "m1"]).await;
+    drop(producer);
+    soon("shutdown", harness.broker.shutdown()).await;
+    append_as_later_version(&harness.world, &[3, 1]).await;
+    let harness = Harness::in_world(harness.world, config()).await;
+    // Deduplication goes on over it.
+    let mut producer = harness.producer("orders", "p").await;
+    assert_eq!(producer.opened.last_sequence_id, Some(1));
+    let receipt = producer.publish(&["m6"]).await;
+    assert_eq!(receipt.stored.unwrap().base_index, Index(6));
+    for kind in [SubscriptionType::Exclusive, SubscriptionType::Shared] {
+        let request = Subscribe {
+            kind,
+            ..subscribe("orders", &format!("{kind:?}"))
+        };
+        let mut consumer = harness.try_subscribe(request.clone()).await.unwrap();
+        let (indexes, gaps) = everything(&mut consumer, 4).await;
+        assert_eq!(indexes, [0, 6], "the bases of what can be read");
+        assert_eq!(gaps, [range(2, 4), range(5, 5)]);
+        // Nothing is passed over in silence (I9).
+        consumer.acknowledge(&[0, 1, 6], None).await;
+        let stats = harness.stats("orders").await;
+        let own = stats
+            .subscriptions
+            .iter()
+            .find(|s| s.name == format!("{kind:?}"));
+        assert_eq!(own.unwrap().mark_delete, Index(2));
+        assert_eq!(own.unwrap().damaged_messages, 4);
+        consumer.acknowledge(&[2, 3, 4], None).await;
+        let (context, own) = (ctx(), request.subscription.unwrap());
+        let broker = &harness.broker;
+        let skipped = broker.skip_messages(&context, name("orders"), own, None);
+        assert_eq!(skipped.await.unwrap(), [range(5, 5)]);
+        let stats = harness.stats("orders").await;
+        let own = stats
+            .subscriptions
+            .iter()
+            .find(|s| s.name == format!("{kind:?}"));
+        assert_eq!(own.unwrap().mark_delete, Index(7));
+    }
+    // A reader is told too, and goes on.
+    let mut reader = harness.reader("orders", Place::Index(Index(3))).await;
+    let (indexes, gaps) = everything(&mut reader, 3).await;
+    assert_eq!((indexes, gaps), (vec![6], vec![range(3, 4), range(5, 5)]));
+}
+
+/// A subscription that knows of too much damage stops in front of more, and says so by not going on;
+/// what is given up lets it go on.
+#[tokio::test]
+async fn delivery_stops_in_front_of_too_much_damage_until_some_is_given_up() {
+    let harness = Harness::start().await;
+    let mut producer = harness.producer("orders", "p").await;
+    let many = vec![""; 20_002];
+    producer.publish(&many).await;
+    for payload in ["good", "damaged too", "behind"] {
+        producer.publish(&[payload]).await;
+    }
+    let ledger = harness.stats("orders").await.ledgers[0].ledger;
+    let shared = Subscribe {
+        kind: SubscriptionType::Shared,
+        ..subscribe("orders", "s")
+    };
+    let mut consumer = harness.try_subscribe(shared.clone()).await.unwrap();
+    consumer.grant(20_002).await;
+    consumer.take(20_002).await;
+    // Every second message is acknowledged: what is left are more ranges than it may note.
+    let odd: Vec<u64> = (0..10_001).map(|number| number * 2 + 1).collect();
+    for some in odd.chunks(1_000) {
+        consumer.acknowledge(some, None).await;
+    }
+    drop((producer, consumer));
+    let harness = harness.restart().await;
+    corrupt(&harness, ledger, &[0, 2]);
+    let mut consumer = harness.try_subscribe(shared).await.unwrap();
+    let (indexes, gaps) = everything(&mut consumer, 2).await;
+    assert_eq!((indexes, gaps), (vec![20_002], vec![range(0, 20_000)]));
+    consumer.acknowledge(&[20_002], None).await;
+    assert!(consumer.events.is_empty(), "it is not passed over");
+    consumer.acknowledge(&[0, 2], None).await;
+    let (indexes, gaps) = everything(&mut consumer, 2).await;
+    assert_eq!((indexes, gaps), (vec![20_004], vec![range(20_003, 20_003)]));
 }
 
 /// The ledgers of a topic's cursor log, oldest first.

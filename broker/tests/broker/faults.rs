@@ -1,12 +1,25 @@
 //! Storage that fails, owners that were replaced.
 
-use aquifer_ledger::testing::Mode;
-use aquifer_model::id::Index;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use aquifer_ledger::managed::{LogKind, LogOptions, TopicLog, TopicRecordCell};
+use aquifer_ledger::testing::{Mode, TestBookies, TestWorld};
+use aquifer_ledger::transport::BookieTransport;
+use aquifer_model::id::{BookieId, Index, OwnerEpoch};
 use aquifer_model::place::Place;
+use aquifer_model::policy::{NamespacePolicies, Retention, Rollover};
+use aquifer_model::quorum::Quorum;
+use aquifer_model::storage::{
+    BookieResult, OrderedRequest, Presence, PresenceRange, ReadBatch, ReadRange, ReplyCallback,
+    TailState, TailWait,
+};
 use aquifer_protocol_api::broker::{BrokerApi, OpenProducer, Subscribe, SubscriptionType};
 use aquifer_protocol_api::error::ErrorKind;
+use async_trait::async_trait;
+use tokio::sync::watch;
 
-use crate::support::{Harness, ctx, kind, name, open, subscribe, until};
+use crate::support::{Harness, config, ctx, kind, name, open, subscribe, until};
 
 #[tokio::test]
 async fn a_full_store_refuses_to_publish_and_goes_on_when_there_is_space() {
@@ -119,6 +132,102 @@ async fn a_batch_that_a_lost_bookie_may_have_is_stored_once_i8() {
     harness.publish_at_last("orders", "p", &["c"]).await;
     let mut reader = harness.reader("orders", Place::Earliest).await;
     assert_eq!(reader.take_payloads(3).await, ["a", "b", "c"]);
+}
+
+/// Bookies whose reads wait while they are held.
+struct HeldReads {
+    inner: TestBookies,
+    held: watch::Sender<bool>,
+    waiting: AtomicUsize,
+}
+
+#[async_trait]
+impl BookieTransport for HeldReads {
+    fn submit(&self, bookie: BookieId, request: OrderedRequest, reply: ReplyCallback) {
+        self.inner.submit(bookie, request, reply);
+    }
+
+    async fn read(&self, bookie: BookieId, range: ReadRange) -> BookieResult<ReadBatch> {
+        self.waiting.fetch_add(1, Ordering::SeqCst);
+        let mut held = self.held.subscribe();
+        held.wait_for(|held| !held).await.unwrap();
+        self.inner.read(bookie, range).await
+    }
+
+    async fn has(&self, bookie: BookieId, range: PresenceRange) -> BookieResult<Presence> {
+        self.inner.has(bookie, range).await
+    }
+
+    async fn wait(&self, bookie: BookieId, wait: TailWait) -> BookieResult<TailState> {
+        self.inner.wait(bookie, wait).await
+    }
+}
+
+/// A topic's log as a former owner has it that seals it in its turn, and may trim it then (H21).
+async fn former_owner(world: &TestWorld) -> TopicLog {
+    let context = world.process();
+    let cell = TopicRecordCell::load(context.clone(), &name("orders"), Vec::new()).await;
+    let options = LogOptions {
+        quorum: Quorum::SINGLE,
+        rollover: Rollover::default(),
+        owner_epoch: OwnerEpoch(1),
+    };
+    let log = TopicLog::open(context, cell.unwrap().unwrap(), LogKind::Messages, options);
+    log.await.unwrap()
+}
+
+/// The record that a load began with names ledgers that go before it reads them: the load goes on
+/// with the newer record, and nothing is told to be damaged.
+#[tokio::test]
+async fn a_record_that_changes_while_the_topic_is_loaded_is_read_again() {
+    let harness = Harness::start().await;
+    harness
+        .set_policies(NamespacePolicies {
+            rollover: Rollover {
+                entries: 1,
+                ..Rollover::default()
+            },
+            ..NamespacePolicies::default()
+        })
+        .await;
+    let mut producer = harness.producer("orders", "p").await;
+    for payload in ["a", "b", "c", "d", "e"] {
+        producer.publish(&[payload]).await;
+    }
+    // That owner is gone without a snapshot: the next one reads all messages again.
+    let former = former_owner(&harness.world).await;
+    let reads = Arc::new(HeldReads {
+        inner: harness.world.bookies.clone(),
+        held: watch::Sender::new(true),
+        waiting: AtomicUsize::new(0),
+    });
+    let (world, settings) = (harness.world.clone(), TestWorld::settings());
+    let next = Harness::over(world, config(), settings, reads.clone()).await;
+    let loads = next.try_producer(OpenProducer {
+        epoch: 1,
+        ..open("orders", "p")
+    });
+    let trims = async {
+        until("the load to read", || async {
+            reads.waiting.load(Ordering::SeqCst) > 0
+        })
+        .await;
+        let nothing = Retention {
+            time_ms: Some(0),
+            size_bytes: Some(0),
+        };
+        assert_eq!(former.trim(Index(3), nothing).await, Ok(Index(3)));
+        reads.held.send_replace(false);
+    };
+    let (loaded, ()) = tokio::join!(loads, trims);
+    let mut producer = loaded.unwrap();
+    assert_eq!(producer.opened.last_sequence_id, Some(4));
+    assert_eq!(next.stats("orders").await.first_index, Index(3));
+    // It goes on with what it loaded: it writes, and nobody takes it for replaced.
+    let receipt = producer.publish(&["f"]).await;
+    assert_eq!(receipt.stored.unwrap().base_index, Index(5));
+    let mut reader = next.reader("orders", Place::Earliest).await;
+    assert_eq!(reader.take_payloads(3).await, ["d", "e", "f"]);
 }
 
 /// M6: what storage does not answer now it may answer soon; no consumer can do more about it.

@@ -2,12 +2,14 @@
 
 use std::sync::Arc;
 
+use aquifer_metadata::keys;
+use aquifer_metadata::store::MetadataStore;
 use aquifer_model::id::Index;
 use aquifer_model::place::Place;
 use aquifer_protocol_api::broker::{BrokerApi, Deletion, OpenProducer};
 use aquifer_protocol_api::error::ErrorKind;
 
-use crate::support::{Harness, ctx, instance, kind, known, name, open, soon, until};
+use crate::support::{Harness, ctx, eventually, instance, kind, known, name, open, soon, until};
 
 #[tokio::test]
 async fn an_idle_topic_is_unloaded_and_comes_back_as_it_was() {
@@ -30,6 +32,46 @@ async fn an_idle_topic_is_unloaded_and_comes_back_as_it_was() {
     assert_eq!(consumer.take_payloads(1).await, ["b"]);
     let producer = harness.producer("orders", "p").await;
     assert_eq!(producer.opened.last_sequence_id, Some(1));
+}
+
+/// Statistics of a topic that nobody uses need it loaded, and leave everything as it was.
+#[tokio::test]
+async fn statistics_of_an_unloaded_topic_write_nothing_and_do_not_keep_it() {
+    let mut config = crate::support::config();
+    config.topic_idle_ms = 100;
+    let harness = Harness::start_with(config).await;
+    let mut producer = harness.producer("orders", "p").await;
+    producer.publish(&["a", "b", "c"]).await;
+    let mut consumer = harness.consumer("orders", "s").await;
+    consumer.take(3).await;
+    consumer.acknowledge(&[], Some(0)).await;
+    drop((producer, consumer));
+    let harness = harness.restart().await;
+    let world = &harness.world;
+    let (bookie, key) = (world.bookies.ids()[0], keys::topic(&name("orders")));
+    let record = || async { world.store.get(&key).await.unwrap() };
+    let (before, ledgers) = (record().await, world.bookies.ledgers(bookie));
+    let reads = || world.bookies.reads().requests;
+    for _ in 0..3 {
+        let before = reads();
+        // Each load reads the cursor log: the one before did not keep the topic.
+        let stats = eventually("statistics of a topic loaded anew", || async {
+            let stats = harness.stats("orders").await;
+            (reads() > before).then_some(stats)
+        })
+        .await;
+        let subscription = &stats.subscriptions[0];
+        assert_eq!((stats.first_index, stats.end_index), (Index(0), Index(3)));
+        assert_eq!(subscription.mark_delete, Index(1));
+        assert_eq!(subscription.backlog_messages, 2);
+        assert!(stats.ledgers.iter().all(|ledger| ledger.state == "closed"));
+    }
+    assert_eq!(record().await, before);
+    assert_eq!(world.bookies.ledgers(bookie), ledgers);
+    let unknown = harness.broker.topic_stats(&ctx(), name("unknown")).await;
+    assert_eq!(kind(&unknown), Some(ErrorKind::NotFound));
+    let unknown = keys::topic(&name("unknown"));
+    assert_eq!(world.store.get(&unknown).await.unwrap(), None);
 }
 
 #[tokio::test]

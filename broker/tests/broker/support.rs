@@ -7,6 +7,7 @@ use std::time::Duration;
 use aquifer_broker::{Broker, BrokerConfig, BrokerDeps};
 use aquifer_ledger::context::LogSettings;
 use aquifer_ledger::testing::TestWorld;
+use aquifer_ledger::transport::BookieTransport;
 use aquifer_model::batch::{self, BatchFields, MessageRecord, MessageRow};
 use aquifer_model::id::{Index, ProducerInstance, TopicIncarnation};
 use aquifer_model::place::Place;
@@ -95,9 +96,20 @@ impl Harness {
         config: BrokerConfig,
         settings: LogSettings,
     ) -> Harness {
+        let transport = Arc::new(world.bookies.clone());
+        Harness::over(world, config, settings, transport).await
+    }
+
+    /// The same with another way to the bookies.
+    pub async fn over(
+        world: TestWorld,
+        config: BrokerConfig,
+        settings: LogSettings,
+        transport: Arc<dyn BookieTransport>,
+    ) -> Harness {
         let tasks = TaskGroup::new("broker");
         let store = Arc::new(world.store.clone());
-        let log = world.process_with(store, Arc::new(world.bookies.clone()), settings);
+        let log = world.process_with(store, transport, settings);
         let deps = BrokerDeps {
             clock: Arc::clone(&log.clock),
             log,

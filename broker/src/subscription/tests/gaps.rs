@@ -39,6 +39,32 @@ fn any_number_of_gaps_can_be_told_again_and_given_up() {
     assert!(!subscription.is_full_of_damage());
 }
 
+/// Delivery passes over so much damage and stops in front of more; an acknowledgement of some lets it
+/// go on, one of what is good does not (I9, I13).
+#[test]
+fn an_acknowledged_gap_makes_room_for_another() {
+    let mut subscription = subscription(SubscriptionType::Shared);
+    attach(&mut subscription, A, 0);
+    subscription.credit(A, u64::MAX, u64::MAX);
+    let mut first = 0;
+    while gap(&mut subscription, first, first + 1).is_some() {
+        let read = subscription.next_read().unwrap();
+        subscription.deliver(&read, &[entry(first + 1, 1)]);
+        first += 2;
+    }
+    assert_eq!(first, 20_000, "ten thousand are passed over");
+    let acknowledge = |subscription: &mut Subscription, index: u64| {
+        let outcome = subscription.acknowledge(A, &acks(None, &[(index, index)]), EPOCH);
+        assert!(is_log(&outcome), "{outcome:?}");
+    };
+    acknowledge(&mut subscription, 1);
+    assert_eq!(gap(&mut subscription, first, first + 1), None);
+    acknowledge(&mut subscription, 4);
+    let told = Some((A, range(first, first)));
+    assert_eq!(gap(&mut subscription, first, first + 1), told);
+    assert_eq!(gap(&mut subscription, first + 1, first + 3), None);
+}
+
 #[test]
 fn a_gap_of_more_messages_than_a_cap_allows_stops_nobody() {
     let mut subscription = subscription(SubscriptionType::Shared);
