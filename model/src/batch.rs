@@ -9,10 +9,10 @@
 //!  4  4  CRC32C of bytes 8..total_len
 //!  8  4  total_len: the whole batch
 //! 12  4  fields_len
-//! 16  4  table_len = 24 × message count
+//! 16  4  table_len: message count × the length of a row, which is at least 24
 //! 20  4  message count
 //! 24     fields: (tag u16, length u32, bytes)*; unknown tags survive a round trip
-//!        table: one 24-byte row per message
+//!        table: one row per message; bytes behind the first 24 are a later version's
 //!        payload block: the messages' records, one after the other, maybe compressed
 //! ```
 //!
@@ -36,8 +36,11 @@ use crate::limits::{
 
 /// Bytes before the fields.
 pub const PREFIX_BYTES: usize = 24;
-/// Bytes of one row of the message table.
+/// Bytes of one row of the message table, as this version writes it. Later versions may append
+/// fields to rows.
 pub const ROW_BYTES: usize = 24;
+/// Largest row that is accepted from a later version.
+pub const ROW_BYTES_MAX: usize = 256;
 const MAGIC: &[u8; 4] = b"AQB1";
 
 /// How the payload block is compressed.
@@ -289,6 +292,7 @@ pub struct Batch {
     fields: BatchFields,
     table_at: usize,
     payload_at: usize,
+    row_bytes: usize,
     message_count: u32,
 }
 
@@ -326,6 +330,7 @@ impl Batch {
             fields,
             table_at,
             payload_at,
+            row_bytes: table_len / count,
             message_count,
         })
     }
@@ -351,16 +356,16 @@ impl Batch {
     /// The message table, in order.
     pub fn rows(&self) -> impl ExactSizeIterator<Item = MessageRow> + '_ {
         self.bytes[self.table_at..self.payload_at]
-            .chunks_exact(ROW_BYTES)
+            .chunks_exact(self.row_bytes)
             .map(MessageRow::decode)
     }
 
     /// One row of the message table; `None` behind its end.
     #[must_use]
     pub fn row(&self, number: u32) -> Option<MessageRow> {
-        let at = usize::try_from(number).ok()?.checked_mul(ROW_BYTES)?;
+        let at = usize::try_from(number).ok()?.checked_mul(self.row_bytes)?;
         let table = &self.bytes[self.table_at..self.payload_at];
-        table.get(at..at + ROW_BYTES).map(MessageRow::decode)
+        table.get(at..at + self.row_bytes).map(MessageRow::decode)
     }
 
     /// The payload block, still compressed.
@@ -409,10 +414,14 @@ fn check_prefix(bytes: &Bytes) -> Result<[usize; 3], BatchError> {
             BATCH_MESSAGES_MAX as usize,
         ));
     }
-    if table_len != count * ROW_BYTES {
+    // `count` is not 0, and bounded.
+    if table_len % count != 0 || table_len / count < ROW_BYTES {
         return Err(BatchError::Inconsistent(
-            "table length is not 24 × message count",
+            "table length is no multiple of the message count, or rows are below 24 bytes",
         ));
+    }
+    if table_len / count > ROW_BYTES_MAX {
+        return Err(too_large("message row", table_len / count, ROW_BYTES_MAX));
     }
     if PREFIX_BYTES + fields_len + table_len > total {
         return Err(BatchError::Inconsistent(

@@ -79,6 +79,43 @@ fn every_flipped_bit_is_noticed() {
     }
 }
 
+/// Puts bytes behind every row, as a later version may.
+fn with_longer_rows(batch: &Bytes, rows: usize, row_bytes: usize) -> Bytes {
+    let fields_len = u32_at(batch, 12) as usize;
+    let (table_at, table_len) = (PREFIX_BYTES + fields_len, rows * ROW_BYTES);
+    let mut out = BytesMut::from(&batch[..table_at]);
+    for row in batch[table_at..table_at + table_len].chunks_exact(ROW_BYTES) {
+        out.extend_from_slice(row);
+        out.put_bytes(0xab, row_bytes - ROW_BYTES);
+    }
+    out.extend_from_slice(&batch[table_at + table_len..]);
+    let total = u32::try_from(out.len()).unwrap();
+    out[8..12].copy_from_slice(&total.to_le_bytes());
+    let table_len = u32::try_from(rows * row_bytes).unwrap();
+    out[16..20].copy_from_slice(&table_len.to_le_bytes());
+    seal(&mut out);
+    out.freeze()
+}
+
+#[test]
+fn rows_of_a_later_version_are_read_as_far_as_they_are_known() {
+    let bytes = encode(&fields(), &rows(), b"helloworld").unwrap();
+    for row_bytes in [25, 40, ROW_BYTES_MAX] {
+        let longer = with_longer_rows(&bytes, 2, row_bytes);
+        let batch = Batch::parse(longer.clone()).unwrap();
+        assert_eq!(batch.rows().collect::<Vec<_>>(), rows());
+        assert_eq!(batch.row(1), Some(rows()[1]));
+        assert_eq!(batch.row(2), None);
+        assert_eq!(batch.payload(), Bytes::from_static(b"helloworld"));
+        assert_eq!(batch.bytes(), &longer, "kept as it came");
+    }
+    let too_long = with_longer_rows(&bytes, 2, ROW_BYTES_MAX + 1);
+    assert!(matches!(
+        Batch::parse(too_long),
+        Err(BatchError::TooLarge { .. })
+    ));
+}
+
 proptest! {
     #[test]
     fn records_round_trip(
