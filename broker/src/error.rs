@@ -3,6 +3,7 @@
 use aquifer_ledger::error::LogError;
 use aquifer_metadata::error::MetadataError;
 use aquifer_model::batch::BatchError;
+use aquifer_model::format::FormatError;
 use aquifer_protocol_api::error::{ApiError, ErrorKind, Outcome};
 use thiserror::Error;
 
@@ -75,9 +76,9 @@ pub enum BrokerError {
         /// What came.
         got: u64,
     },
-    /// A batch is damaged or breaks a bound.
+    /// A body is damaged, breaks a bound, or has another format.
     #[error("batch is refused: {0}")]
-    Batch(#[from] BatchError),
+    Body(#[from] FormatError),
     /// A batch names another producer than its session.
     #[error("batch of producer {got:?} in the session of {expected:?}")]
     ProducerName {
@@ -192,7 +193,7 @@ impl From<BrokerError> for ApiError {
             BrokerError::Api(error) => error,
             BrokerError::Log(error) => from_log(&error, text),
             BrokerError::Metadata(error) => from_metadata(&error, text),
-            BrokerError::Batch(error) => from_batch(&error, text),
+            BrokerError::Body(error) => from_body(&error, text),
             BrokerError::Config(_) => api(ErrorKind::InvalidArgument, "correct the setting"),
             BrokerError::Invalid { advice, .. } => api(ErrorKind::InvalidArgument, &advice),
             BrokerError::NotFound { advice, .. } => api(ErrorKind::NotFound, &advice),
@@ -355,23 +356,26 @@ fn from_metadata(error: &MetadataError, text: String) -> ApiError {
     ApiError::new(kind, text).advise(advice).outcome(outcome)
 }
 
-fn from_batch(error: &BatchError, text: String) -> ApiError {
+fn from_body(error: &FormatError, text: String) -> ApiError {
     let (kind, advice) = match error {
-        BatchError::Checksum { .. } => (
+        FormatError::Batch(BatchError::Checksum { .. }) => (
             ErrorKind::Checksum,
             "send it again; if it happens again, look at the network and memory of both sides",
         ),
-        BatchError::TooLarge { .. } => (
+        FormatError::Batch(BatchError::TooLarge { .. }) | FormatError::Extension(_) => (
             ErrorKind::TooLarge,
             "send smaller messages, or fewer in a batch",
         ),
-        BatchError::Short { .. }
-        | BatchError::Magic(_)
-        | BatchError::Inconsistent(_)
-        | BatchError::Field(_)
-        | BatchError::Compression(_) => (
+        FormatError::Unknown(_)
+        | FormatError::Batch(
+            BatchError::Short { .. }
+            | BatchError::Magic(_)
+            | BatchError::Inconsistent(_)
+            | BatchError::Field(_)
+            | BatchError::Compression(_),
+        ) => (
             ErrorKind::InvalidArgument,
-            "send batches in the format of model/src/batch.rs",
+            "send native batches, or use a client and a broker of the same version",
         ),
     };
     ApiError::new(kind, text).advise(advice)

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use aquifer_model::batch::{
     Batch, BatchFields, FLAG_HAS_EVENT_TIME, FLAG_HAS_KEY, MessageRecord, MessageRow,
 };
+use aquifer_model::format::FORMAT_NATIVE;
 use aquifer_model::id::{EntryId, Index, LedgerId};
 use aquifer_model::position::Position;
 use aquifer_model::topic::TopicName;
@@ -36,7 +37,13 @@ pub(crate) struct Delivered {
 impl Delivered {
     /// Verifies an entry without decompressing it.
     pub(crate) fn parse(delivery: v1::Delivery) -> Delivered {
-        let batch = Batch::parse(delivery.batch).map_err(|error| error.to_string());
+        let batch = match u16::try_from(delivery.format) {
+            Ok(FORMAT_NATIVE) => Batch::parse(delivery.body).map_err(|error| error.to_string()),
+            _ => Err(format!(
+                "it has body format {}, which this client does not know",
+                delivery.format
+            )),
+        };
         let told = u64::from(delivery.message_count);
         // What cannot be read has the extent that the broker tells.
         let count = match &batch {

@@ -12,6 +12,7 @@
 mod append;
 pub mod cache;
 mod deletion;
+mod heads;
 mod info;
 mod locate;
 mod open;
@@ -33,8 +34,8 @@ pub use read::ReadPoint;
 pub use record::TopicRecordCell;
 pub use trim::{TrimDue, first_due_on_record};
 pub use types::{
-    Append, AppendSink, Appended, Damage, Found, LedgerStat, LogEntry, LogKind, LogOptions,
-    LogStats, ReadLimits,
+    Append, AppendSink, Appended, Damage, Found, LedgerStat, LogEntry, LogHead, LogKind,
+    LogOptions, LogStats, ReadLimits,
 };
 
 use std::sync::Arc;
@@ -160,6 +161,19 @@ impl TopicLog {
         limits: ReadLimits,
     ) -> Result<Found, LogError> {
         self.inner.read_or_skip(at, limits).await
+    }
+
+    /// Reads heads like [`TopicLog::read_or_skip`] reads entries, `entries_max` at most: for a caller
+    /// that needs no bodies.
+    ///
+    /// # Errors
+    /// When the log cannot be read for other reasons than damage.
+    pub async fn read_heads_or_skip(
+        &self,
+        at: &mut ReadPoint,
+        entries_max: usize,
+    ) -> Result<Found<LogHead>, LogError> {
+        self.inner.read_heads_or_skip(at, entries_max).await
     }
 
     /// The index of a place, between [`TopicLog::first`] and [`TopicLog::end`].

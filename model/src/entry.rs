@@ -1,41 +1,58 @@
-//! The broker's head of an entry, written in front of the batch that a producer sent.
+//! The broker's head of an entry, written in front of the body that a client sent.
 //!
-//! An entry is `head || batch`. The broker adds the head and never touches the batch, so both
-//! travel as shared [`Bytes`] from socket to journal (design.md section 5). Layout, little-endian:
+//! An entry is `head || body`. The broker adds the head and never touches the body, so both
+//! travel as shared [`Bytes`] from socket to journal. The head alone is enough for everything that
+//! the broker does later: recovery and deduplication never read a body. Layout, little-endian:
 //!
 //! ```text
 //!  0  4  magic "AQE1"
 //!  4  4  CRC32C of bytes 8..head_len
-//!  8  2  head_len, 48 in this version; longer heads keep their unknown tail
-//! 10  2  payload format of the body (1 = native batch)
+//!  8  2  head_len: 48 and the extensions
+//! 10  2  format of the body (`format.rs`)
 //! 12  4  message count
 //! 16  8  base index: the index of the first message
 //! 24  8  broker time, ms since the Unix epoch; never less than the entry before (H13)
 //! 32  8  owner epoch of the broker that appended it
-//! 40  8  reserved, 0
+//! 40  8  flags (`EntryFlags`)
+//! 48     extensions (`extensions.rs`): (tag u16, length u16, value)*; unknown ones are kept
 //! ```
 
 use bytes::{BufMut, Bytes, BytesMut};
 use thiserror::Error;
 
 use crate::checksum;
+use crate::extensions::Extensions;
 use crate::id::{Index, OwnerEpoch};
 
-/// Bytes of a head of this version.
+/// Bytes of a head without extensions.
 pub const HEAD_BYTES: usize = 48;
-/// Largest head that is accepted from a later version.
+/// Largest head, extensions included.
 pub const HEAD_BYTES_MAX: usize = 4096;
 const MAGIC: &[u8; 4] = b"AQE1";
 
-/// Payload format of a native batch.
-pub const FORMAT_NATIVE: u16 = 1;
-/// Payload format of a record of the cursor log.
-pub const FORMAT_CURSOR: u16 = 2;
+/// What is special about an entry. Bits that this version does not know are kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub struct EntryFlags(pub u64);
+
+impl EntryFlags {
+    /// The entry takes its indexes and is never delivered.
+    pub const CONTROL: EntryFlags = EntryFlags(1);
+    /// The indexes of its messages are listed and have gaps: a compacted log.
+    pub const SPARSE: EntryFlags = EntryFlags(2);
+    /// Only some messages of the body are meant, which an extension lists.
+    pub const PARTS: EntryFlags = EntryFlags(4);
+
+    /// Whether all bits of `flags` are set.
+    #[must_use]
+    pub const fn has(self, flags: EntryFlags) -> bool {
+        self.0 & flags.0 == flags.0
+    }
+}
 
 /// What the broker says about an entry.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EntryHead {
-    /// Format of the body: [`FORMAT_NATIVE`], or one that a later version knows.
+    /// Format of the body, as [`crate::format`] lists them; later versions know more.
     pub format: u16,
     /// Messages in the entry, at least 1.
     pub message_count: u32,
@@ -45,8 +62,10 @@ pub struct EntryHead {
     pub broker_time_ms: u64,
     /// Epoch of the owner that appended it.
     pub owner_epoch: OwnerEpoch,
-    /// Bytes that a later version added; kept as they came.
-    pub unknown: Bytes,
+    /// What is special about it.
+    pub flags: EntryFlags,
+    /// What else is known of it without its body.
+    pub extensions: Extensions,
 }
 
 /// An entry on its way: both parts shared, never joined on the hot path.
@@ -54,7 +73,7 @@ pub struct EntryHead {
 pub struct EntryData {
     /// The broker's head, or empty where the whole entry is in `body`.
     pub head: Bytes,
-    /// The producer's batch, or the whole entry as it was read from storage.
+    /// What the client sent, or the whole entry as it was read from storage.
     pub body: Bytes,
 }
 
@@ -119,27 +138,43 @@ pub enum EntryError {
     /// No messages.
     #[error("entry has no messages")]
     Empty,
+    /// Extensions that contradict themselves.
+    #[error("entry head has a damaged extension: {0}")]
+    Extension(#[from] crate::extensions::ExtensionError),
 }
 
 impl EntryHead {
     /// The stored bytes.
     #[must_use]
     pub fn encode(&self) -> Bytes {
-        let head_len = HEAD_BYTES + self.unknown.len().min(HEAD_BYTES_MAX - HEAD_BYTES);
+        let head_len = HEAD_BYTES + self.extensions.len();
         let mut out = BytesMut::with_capacity(head_len);
         out.put_slice(MAGIC);
         out.put_u32_le(0);
+        // Never cut: extensions are at most EXTENSIONS_BYTES_MAX long.
         out.put_u16_le(u16::try_from(head_len).unwrap_or(u16::MAX));
         out.put_u16_le(self.format);
         out.put_u32_le(self.message_count);
         out.put_u64_le(self.base_index.0);
         out.put_u64_le(self.broker_time_ms);
         out.put_u64_le(self.owner_epoch.0);
-        out.put_u64_le(0);
-        out.put_slice(&self.unknown[..head_len - HEAD_BYTES]);
+        out.put_u64_le(self.flags.0);
+        out.put_slice(self.extensions.as_bytes());
         let checksum = checksum::crc32c(&out[8..]);
         out[4..8].copy_from_slice(&checksum.to_le_bytes());
         out.freeze()
+    }
+
+    /// Bytes of the stored head.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        HEAD_BYTES + self.extensions.len()
+    }
+
+    /// Never: a head has its fixed fields.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        false
     }
 
     /// Reads a head from the beginning of `bytes`; returns it and its length.
@@ -174,7 +209,9 @@ impl EntryHead {
             base_index: Index(u64_at(bytes, 16)),
             broker_time_ms: u64_at(bytes, 24),
             owner_epoch: OwnerEpoch(u64_at(bytes, 32)),
-            unknown: Bytes::copy_from_slice(&bytes[HEAD_BYTES..head_len]),
+            flags: EntryFlags(u64_at(bytes, 40)),
+            // A copy of its own: what keeps a head keeps no body with it.
+            extensions: Extensions::parse(Bytes::copy_from_slice(&bytes[HEAD_BYTES..head_len]))?,
         };
         Ok((head, head_len))
     }
@@ -201,24 +238,34 @@ pub(crate) fn u64_at(bytes: &[u8], at: usize) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::extensions::ExtensionsBuilder;
+    use crate::format::FORMAT_NATIVE;
     use proptest::prelude::*;
 
-    fn head(unknown: &'static [u8]) -> EntryHead {
+    fn head(extensions: Extensions) -> EntryHead {
         EntryHead {
             format: FORMAT_NATIVE,
             message_count: 3,
             base_index: Index(1 << 40),
             broker_time_ms: 1_700_000_000_000,
             owner_epoch: OwnerEpoch(9),
-            unknown: Bytes::from_static(unknown),
+            flags: EntryFlags(EntryFlags::PARTS.0 | 1 << 50),
+            extensions,
         }
     }
 
+    fn later() -> Extensions {
+        let mut some = ExtensionsBuilder::default();
+        some.put(60_000, b"of a later version").unwrap();
+        some.build()
+    }
+
     #[test]
-    fn round_trips_with_fields_of_a_later_version() {
-        for unknown in [&b""[..], b"later field"] {
-            let head = head(unknown);
+    fn round_trips_with_flags_and_extensions_of_a_later_version() {
+        for extensions in [Extensions::default(), later()] {
+            let head = head(extensions);
             let bytes = head.encode();
+            assert_eq!(bytes.len(), head.len());
             assert_eq!(EntryHead::decode(&bytes), Ok((head.clone(), bytes.len())));
             let split = EntryData {
                 head: bytes.clone(),
@@ -232,9 +279,24 @@ mod tests {
         }
     }
 
+    /// The stored bytes: they may never change while topics hold them.
+    #[test]
+    fn golden_bytes_stay() {
+        let mut some = ExtensionsBuilder::default();
+        let stamp = crate::extensions::ProducerStamp {
+            name: Bytes::from_static(b"p"),
+            lowest_sequence_id: 7,
+            highest_sequence_id: 9,
+        };
+        some.producer(&stamp).unwrap();
+        let bytes = head(some.build()).encode();
+        let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+        assert_eq!(hex, include_str!("entry/golden_v1.hex").trim());
+    }
+
     #[test]
     fn every_flipped_bit_is_noticed() {
-        let bytes = head(b"x").encode();
+        let bytes = head(later()).encode();
         for bit in 0..bytes.len() * 8 {
             let mut bad = bytes.to_vec();
             bad[bit / 8] ^= 1 << (bit % 8);

@@ -8,6 +8,8 @@ pub mod batch;
 pub mod bundle;
 pub mod checksum;
 pub mod entry;
+pub mod extensions;
+pub mod format;
 pub mod hash;
 pub mod id;
 pub mod limits;

@@ -182,7 +182,8 @@ mod tests {
     fn what_the_protocol_allows_passes() {
         let frame = |number| v1::PublishFrame {
             number,
-            batch: Bytes::from_static(&[7; 60]),
+            body: Bytes::from_static(&[7; 60]),
+            format: 1,
         };
         let publish = v1::PublishFrames {
             frames: (1..=1024).map(frame).collect(),

@@ -91,7 +91,11 @@ impl RawProducer {
     pub async fn publish(&self, frames: Vec<(u64, Bytes)>) -> Result<()> {
         let frames = frames
             .into_iter()
-            .map(|(number, batch)| PublishFrame { number, batch })
+            .map(|(number, body)| PublishFrame {
+                number,
+                body,
+                format: 1,
+            })
             .collect();
         let request = produce_request::Request::Publish(PublishFrames { frames });
         self.send(ProduceRequest {

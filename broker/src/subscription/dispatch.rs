@@ -250,7 +250,8 @@ impl Subscription {
             redelivery_count,
             skip,
             message_count: entry.head.message_count,
-            batch: entry.body.clone(),
+            format: entry.head.format,
+            body: entry.body.clone(),
             held: Default::default(),
         }
     }

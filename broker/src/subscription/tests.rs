@@ -1,4 +1,6 @@
-use aquifer_model::entry::{EntryHead, FORMAT_NATIVE};
+use aquifer_model::entry::{EntryFlags, EntryHead};
+use aquifer_model::extensions::Extensions;
+use aquifer_model::format::FORMAT_NATIVE;
 use aquifer_model::id::{EntryId, LedgerId};
 use aquifer_model::limits::ACK_RANGES_MAX;
 use aquifer_protocol_api::error::ErrorKind;
@@ -27,7 +29,8 @@ fn entry(first: u64, count: u32) -> LogEntry {
             base_index: Index(first),
             broker_time_ms: 1000 + first,
             owner_epoch: EPOCH,
-            unknown: Bytes::new(),
+            flags: EntryFlags::default(),
+            extensions: Extensions::default(),
         },
         body: Bytes::from_static(&[0; BODY_BYTES]),
     }

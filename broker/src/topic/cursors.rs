@@ -14,7 +14,9 @@ use std::time::Duration;
 
 use aquifer_ledger::error::LogError;
 use aquifer_ledger::managed::{Append, AppendSink, Appended, TopicLog};
-use aquifer_model::entry::FORMAT_CURSOR;
+use aquifer_model::entry::EntryFlags;
+use aquifer_model::extensions::Extensions;
+use aquifer_model::format::FORMAT_CURSOR;
 use aquifer_model::id::{Index, SeekEpoch};
 use aquifer_model::policy::Retention;
 use aquifer_model::topic::SubscriptionName;
@@ -246,6 +248,8 @@ impl Cursors {
             let append = Append {
                 format: FORMAT_CURSOR,
                 message_count: 1,
+                flags: EntryFlags::default(),
+                extensions: Extensions::default(),
                 body,
                 tag,
             };

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use aquifer_ledger::error::LogError;
 use aquifer_ledger::managed::{AppendSink, Appended, Found, ReadPoint};
-use aquifer_model::batch::Batch;
+use aquifer_model::format::Description;
 use aquifer_model::id::Index;
 use aquifer_model::place::Place;
 use aquifer_model::topic::SubscriptionName;
@@ -16,12 +16,14 @@ use aquifer_protocol_api::broker::{
     ProducerSession, Receipt, Subscribe, SubscriptionReset, TopicStats,
 };
 use aquifer_runtime::budget::BytePermit;
+use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, mpsc, oneshot};
 
 use crate::error::BrokerError;
 use crate::ownership::Owned;
 use crate::subscription::ConsumerId;
+use crate::topic::dedup::SequenceRange;
 use crate::topic::tenure::{Asked, Departure};
 
 /// Events that may wait in a topic's mailbox.
@@ -171,10 +173,18 @@ pub(crate) enum ConsumerRequest {
     Seek { request_id: u64, place: Place },
 }
 
+/// A body that was verified, and what it says of itself.
+pub(crate) struct Body {
+    pub(crate) format: u16,
+    pub(crate) bytes: Bytes,
+    pub(crate) range: SequenceRange,
+    pub(crate) said: Description,
+}
+
 /// One batch, checked, with its place in the receipts and its share of the budget.
 pub(crate) struct Frame {
     pub(crate) number: u64,
-    pub(crate) batch: Result<Batch, BrokerError>,
+    pub(crate) body: Result<Body, BrokerError>,
     pub(crate) permit: mpsc::OwnedPermit<ApiResult<Receipt>>,
     pub(crate) bytes: BytePermit,
     /// When it came, on the monotonic clock.

@@ -232,7 +232,7 @@ impl Outbox {
 fn bytes_of(event: &ConsumerEvent) -> u64 {
     match event {
         ConsumerEvent::Deliveries { deliveries, .. } => {
-            deliveries.iter().map(|d| d.batch.len() as u64).sum()
+            deliveries.iter().map(|d| d.body.len() as u64).sum()
         }
         ConsumerEvent::Gap { .. }
         | ConsumerEvent::Confirmed { .. }
@@ -246,15 +246,10 @@ fn bytes_of(event: &ConsumerEvent) -> u64 {
 
 /// Messages of a delivery that are for the consumer.
 pub(super) fn messages_of(delivery: &Delivery) -> u64 {
-    let count = delivery
-        .batch
-        .get(20..24)
-        .and_then(|bytes| bytes.try_into().ok())
-        .map_or(0, u32::from_le_bytes);
     let skipped: u64 = delivery
         .skip
         .iter()
         .map(|range| range.last.0 + 1 - range.first.0)
         .sum();
-    u64::from(count).saturating_sub(skipped)
+    u64::from(delivery.message_count).saturating_sub(skipped)
 }

@@ -9,7 +9,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use aquifer_model::batch::Batch;
+use aquifer_model::format::describe;
 use aquifer_model::id::ProducerInstance;
 use aquifer_model::topic::ProducerName;
 use aquifer_protocol_api::broker::{ApiResult, ProducerPort, PublishFrame, Receipt};
@@ -22,7 +22,8 @@ use tokio::sync::mpsc::error::TrySendError;
 
 use crate::broker::Shared;
 use crate::error::BrokerError;
-use crate::topic::event::{Event, Frame, Mailbox, SessionId};
+use crate::topic::dedup::SequenceRange;
+use crate::topic::event::{Body, Event, Frame, Mailbox, SessionId};
 
 /// What a frame takes besides its batch while it waits for storage: its places here and in the
 /// log, and the head that is written in front of it.
@@ -54,7 +55,7 @@ impl ProducerPort for Port {
                 return Err(ApiError::from(BrokerError::SessionClosed));
             }
             let permit = self.place(&mut checked).await?;
-            let bytes = self.room(frame.batch.len(), &mut checked).await?;
+            let bytes = self.room(frame.body.len(), &mut checked).await?;
             let frame = self.check(frame, permit, bytes);
             checked.push(frame);
         }
@@ -118,8 +119,8 @@ impl Port {
     fn check(&mut self, frame: PublishFrame, permit: Permit, bytes: BytePermit) -> Frame {
         let expected = self.next_number;
         self.next_number += 1;
-        let batch = if frame.number == expected {
-            check_batch(frame.batch, &self.name, self.instance)
+        let body = if frame.number == expected {
+            check_body(frame.format, frame.body, &self.name, self.instance)
         } else {
             Err(BrokerError::FrameNumber {
                 expected,
@@ -128,7 +129,7 @@ impl Port {
         };
         Frame {
             number: frame.number,
-            batch,
+            body,
             permit,
             bytes,
             received: self.shared.clock.monotonic(),
@@ -136,23 +137,36 @@ impl Port {
     }
 }
 
-fn check_batch(
+fn check_body(
+    format: u16,
     bytes: Bytes,
     name: &ProducerName,
     instance: ProducerInstance,
-) -> Result<Batch, BrokerError> {
-    let batch = Batch::parse(bytes)?;
-    let fields = batch.fields();
-    if fields.producer_name != name.as_str().as_bytes() {
-        return Err(BrokerError::ProducerName {
-            expected: name.to_string(),
-            got: String::from_utf8_lossy(&fields.producer_name).into_owned(),
-        });
-    }
-    if fields.producer_instance != Some(instance) {
+) -> Result<Body, BrokerError> {
+    let said = describe(format, &bytes)?;
+    let stamp = said.producer.as_ref();
+    let range = match stamp.filter(|stamp| stamp.name == name.as_str().as_bytes()) {
+        Some(stamp) => SequenceRange {
+            lowest: stamp.lowest_sequence_id,
+            highest: stamp.highest_sequence_id,
+        },
+        None => {
+            let got = stamp.map_or(&[][..], |stamp| &stamp.name);
+            return Err(BrokerError::ProducerName {
+                expected: name.to_string(),
+                got: String::from_utf8_lossy(got).into_owned(),
+            });
+        }
+    };
+    if said.producer_instance != Some(instance) {
         return Err(BrokerError::ProducerInstance);
     }
-    Ok(batch)
+    Ok(Body {
+        format,
+        bytes,
+        range,
+        said,
+    })
 }
 
 impl Drop for Port {

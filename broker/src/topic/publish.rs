@@ -21,8 +21,7 @@ use std::time::Duration;
 
 use aquifer_ledger::error::LogError;
 use aquifer_ledger::managed::{Append, AppendSink, Appended};
-use aquifer_model::batch::Batch;
-use aquifer_model::entry::FORMAT_NATIVE;
+use aquifer_model::entry::EntryFlags;
 use aquifer_model::id::Index;
 use aquifer_model::topic::ProducerName;
 use aquifer_protocol_api::broker::{
@@ -35,7 +34,7 @@ use tokio::sync::mpsc;
 use crate::error::BrokerError;
 use crate::topic::Topic;
 use crate::topic::dedup::{DedupTable, Opener, SequenceRange, Verdict};
-use crate::topic::event::{Frame, Mailbox, Reply, SessionId};
+use crate::topic::event::{Body, Frame, Mailbox, Reply, SessionId};
 
 /// What the topic knows of its producers.
 pub(super) struct Publishing {
@@ -182,11 +181,8 @@ impl Topic {
     }
 
     fn publish_frame(&mut self, id: SessionId, frame: Frame) -> Result<(), BrokerError> {
-        let batch = frame.batch?;
-        let range = SequenceRange {
-            lowest: batch.fields().lowest_sequence_id,
-            highest: batch.fields().highest_sequence_id,
-        };
+        let body = frame.body?;
+        let range = body.range;
         let Some(session) = self.publishing.sessions.get_mut(&id) else {
             return Ok(());
         };
@@ -198,7 +194,7 @@ impl Topic {
         let answer = match verdict {
             Verdict::New => {
                 let name = session.name.clone();
-                let tag = self.append(id, name, range, &batch, frame.received, frame.bytes)?;
+                let tag = self.append(id, name, body, frame.received, frame.bytes)?;
                 Answer::Append(tag)
             }
             Verdict::Duplicate(stored) => {
@@ -223,16 +219,19 @@ impl Topic {
         &mut self,
         session: SessionId,
         name: ProducerName,
-        range: SequenceRange,
-        batch: &Batch,
+        body: Body,
         received: Duration,
         permit: BytePermit,
     ) -> Result<u64, BrokerError> {
         let tag = self.publishing.next_tag;
+        let (range, message_count) = (body.range, body.said.message_count);
+        let bytes = body.bytes.len() as u64;
         let append = Append {
-            format: FORMAT_NATIVE,
-            message_count: batch.message_count(),
-            body: batch.bytes().clone(),
+            format: body.format,
+            message_count,
+            flags: EntryFlags::default(),
+            extensions: body.said.extensions,
+            body: body.bytes,
             tag,
         };
         self.log.append(append, &self.publishing.sink)?;
@@ -243,8 +242,8 @@ impl Topic {
             session,
             name,
             range,
-            message_count: batch.message_count(),
-            bytes: batch.bytes().len() as u64,
+            message_count,
+            bytes,
             received,
             _permit: permit,
         });

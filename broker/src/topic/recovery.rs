@@ -4,10 +4,9 @@
 use std::collections::BTreeMap;
 
 use aquifer_ledger::error::LogError;
-use aquifer_ledger::managed::{Found, LogEntry, ReadLimits, ReadPoint, TopicLog, TopicRecordCell};
-use aquifer_model::batch::Batch;
-use aquifer_model::entry::{FORMAT_CURSOR, FORMAT_NATIVE};
-use aquifer_model::id::Index;
+use aquifer_ledger::managed::{Found, LogHead, ReadLimits, ReadPoint, TopicLog, TopicRecordCell};
+use aquifer_model::format::FORMAT_CURSOR;
+use aquifer_model::id::{Index, LedgerId};
 use aquifer_model::topic::{ProducerName, SubscriptionName};
 use aquifer_protocol_api::broker::StoredAt;
 
@@ -32,6 +31,8 @@ pub(super) struct Recovered {
     pub(super) dedup_index: Index,
     /// Entries and bytes that were repeated behind it.
     pub(super) repeated: (u64, u64),
+    /// The ledger of the entry that was repeated last, and its bytes with that.
+    last_ledger: Option<(LedgerId, u64)>,
     /// What of the subscriptions and producers may be missing.
     pub(super) losses: Option<Losses>,
 }
@@ -63,6 +64,7 @@ pub(super) async fn recover(
         dedup,
         dedup_index,
         repeated: (0, 0),
+        last_ledger: None,
         losses,
     };
     repeat_messages(cell, messages, &mut recovered)
@@ -137,8 +139,8 @@ async fn repeat_messages(
     let mut is_current = false;
     // Within an entry there is no place to begin: the snapshot ends between entries.
     while at.index < log.end() {
-        let entries = match log.read_or_skip(&mut at, LIMITS).await? {
-            Found::Entries(entries) => entries,
+        let heads = match log.read_heads_or_skip(&mut at, LIMITS.entries_max).await? {
+            Found::Entries(heads) => heads,
             Found::Damaged(..) if !is_current && cell.refresh().await? => return Ok(false),
             // Who reads it is told. What is lost is lost for deduplication too, and everything
             // else of the topic goes on.
@@ -148,46 +150,44 @@ async fn repeat_messages(
                 continue;
             }
         };
-        if entries.is_empty() {
+        if heads.is_empty() {
             break;
         }
-        for entry in entries {
-            repeat(entry, recovered);
+        for head in heads {
+            repeat(&head, recovered);
         }
     }
     Ok(true)
 }
 
-fn repeat(entry: LogEntry, recovered: &mut Recovered) {
+fn repeat(entry: &LogHead, recovered: &mut Recovered) {
     recovered.repeated.0 += 1;
-    recovered.repeated.1 += entry.body.len() as u64;
-    if entry.head.format != FORMAT_NATIVE {
-        return;
+    // What a ledger has grown by since the entry before.
+    if let Some((ledger, bytes)) = recovered.last_ledger
+        && ledger == entry.ledger
+    {
+        recovered.repeated.1 += entry.ledger_bytes.saturating_sub(bytes);
     }
+    recovered.last_ledger = Some((entry.ledger, entry.ledger_bytes));
+    let extensions = &entry.head.extensions;
+    // What has no producer was never checked for duplicates.
+    let Some(stamp) = extensions.producer() else {
+        return;
+    };
+    let name = std::str::from_utf8(&stamp.name).ok();
+    let Some(name) = name.and_then(|name| ProducerName::new(name).ok()) else {
+        return;
+    };
     let at = StoredAt {
         ledger: entry.ledger,
         entry: entry.entry,
         base_index: entry.head.base_index,
     };
-    let batch = match Batch::parse(entry.body) {
-        Ok(batch) => batch,
-        // Its consumers see it; it is lost for deduplication only.
-        Err(error) => {
-            tracing::error!(index = %at.base_index, %error, "batch cannot be parsed: left out");
-            return;
-        }
-    };
-    let fields = batch.fields();
-    let name = std::str::from_utf8(&fields.producer_name)
-        .ok()
-        .and_then(|name| ProducerName::new(name).ok());
-    // A batch without a name was never checked for duplicates.
-    let Some(name) = name else { return };
     let range = SequenceRange {
-        lowest: fields.lowest_sequence_id,
-        highest: fields.highest_sequence_id,
+        lowest: stamp.lowest_sequence_id,
+        highest: stamp.highest_sequence_id,
     };
-    let instance = fields.producer_instance;
+    let instance = extensions.producer_instance();
     recovered
         .dedup
         .replayed(&name, instance, range, at, entry.head.broker_time_ms);

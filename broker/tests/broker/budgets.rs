@@ -141,7 +141,7 @@ async fn consumers_that_read_nothing_share_a_budget_and_leave_room_to_one_that_r
     for consumer in &mut lazy {
         take_ready(consumer, &mut held);
     }
-    let bytes: usize = held.iter().map(|delivery| delivery.batch.len()).sum();
+    let bytes: usize = held.iter().map(|delivery| delivery.body.len()).sum();
     assert!(
         !held.is_empty() && bytes <= BUDGET,
         "{bytes} bytes are held"

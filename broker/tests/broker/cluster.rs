@@ -14,6 +14,7 @@ use aquifer_metadata::store::{
     MetadataStore, Operation, PageToken, Revision, ScanPage, Session, Transaction, Versioned, Watch,
 };
 use aquifer_model::bundle::BundleRange;
+use aquifer_model::format::FORMAT_NATIVE;
 use aquifer_model::hash::key_hash;
 use aquifer_model::load::LoadReport;
 use aquifer_model::topic::TopicName;
@@ -173,7 +174,8 @@ impl Cluster {
             let last = session.opened.last_sequence_id;
             let frame = PublishFrame {
                 number: 1,
-                batch: batch("p", last.map_or(0, |last| last + 1), &["a message"]),
+                format: FORMAT_NATIVE,
+                body: batch("p", last.map_or(0, |last| last + 1), &["a message"]),
             };
             session.port.publish(vec![frame]).await.unwrap();
             soon("a receipt", session.receipts.recv())

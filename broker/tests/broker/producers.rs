@@ -274,3 +274,34 @@ async fn a_fenced_producer_is_not_told_that_what_is_on_its_way_is_not_stored() {
     // And this one was stored.
     assert_eq!(second.unwrap().opened.last_sequence_id, Some(1));
 }
+
+/// What producers have stored since the last snapshot is learnt from the heads of entries: a load
+/// reads no message.
+#[tokio::test]
+async fn a_topic_that_is_loaded_anew_knows_its_producers_without_reading_messages() {
+    let harness = Harness::start().await;
+    let mut producer = harness.producer("orders", "p").await;
+    let mut stored = Vec::new();
+    for at in 0..20 {
+        stored.push(producer.publish(&[&format!("message {at}")]).await);
+    }
+    let incarnation = producer.opened.incarnation;
+    // It crashes: nothing is put into a snapshot.
+    let rival = harness.rival().await;
+    let before = rival.world.bookies.reads();
+    let again = OpenProducer {
+        epoch: 1,
+        ..open("orders", "p")
+    };
+    let mut producer = rival.try_producer(known(incarnation, again)).await.unwrap();
+    assert_eq!(producer.opened.last_sequence_id, Some(19));
+    let after = rival.world.bookies.reads();
+    assert!(after.prefixes >= before.prefixes + 20, "{after:?}");
+    // The last entry is read whole, to know where the log ends.
+    assert!(after.entries <= before.entries + 1, "{after:?}");
+    let repeated = crate::support::batch("p", 7, &["message 7"]);
+    producer.send_batch(repeated).await.unwrap();
+    let receipt = producer.receipt().await.unwrap();
+    assert!(receipt.duplicate);
+    assert_eq!(receipt.stored, stored[7].stored);
+}

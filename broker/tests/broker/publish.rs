@@ -1,6 +1,7 @@
 //! Publishing: order, duplicates, and what becomes of a stream after a failed frame.
 
 use aquifer_ledger::testing::Mode;
+use aquifer_model::format::FORMAT_NATIVE;
 use aquifer_model::place::Place;
 use aquifer_protocol_api::broker::{OpenProducer, PublishFrame};
 use aquifer_protocol_api::error::ErrorKind;
@@ -141,15 +142,18 @@ async fn bad_frames_end_the_stream_after_the_good_ones() {
         let frames = vec![
             PublishFrame {
                 number: 1,
-                batch: batch("p", 0, &["a"]),
+                format: FORMAT_NATIVE,
+                body: batch("p", 0, &["a"]),
             },
             PublishFrame {
                 number,
-                batch: bytes,
+                format: FORMAT_NATIVE,
+                body: bytes,
             },
             PublishFrame {
                 number: number + 1,
-                batch: batch("p", 5, &["never"]),
+                format: FORMAT_NATIVE,
+                body: batch("p", 5, &["never"]),
             },
         ];
         soon("room", producer.port.publish(frames)).await.unwrap();
@@ -185,7 +189,8 @@ async fn frames_beyond_the_bound_wait_and_lose_nothing_i13() {
     let frames: Vec<PublishFrame> = (1..=50)
         .map(|n| PublishFrame {
             number: n + 1,
-            batch: batch("p", n, &["x"]),
+            format: FORMAT_NATIVE,
+            body: batch("p", n, &["x"]),
         })
         .collect();
     let mut port = producer.port;

@@ -9,6 +9,7 @@ use aquifer_ledger::context::LogSettings;
 use aquifer_ledger::testing::TestWorld;
 use aquifer_ledger::transport::BookieTransport;
 use aquifer_model::batch::{self, BatchFields, MessageRecord, MessageRow};
+use aquifer_model::format::FORMAT_NATIVE;
 use aquifer_model::id::{Index, ProducerInstance, TopicIncarnation};
 use aquifer_model::place::Place;
 use aquifer_model::policy::NamespacePolicies;
@@ -284,7 +285,7 @@ fn batch_of(instance: ProducerInstance, producer: &str, lowest: u64, payloads: &
 
 /// The payloads of a batch, without the skipped ones.
 fn payloads(delivery: &Delivery) -> Vec<(u64, String)> {
-    let batch = batch::Batch::parse(delivery.batch.clone()).unwrap();
+    let batch = batch::Batch::parse(delivery.body.clone()).unwrap();
     let mut block = batch.payload();
     let mut messages = Vec::new();
     for (row, index) in batch.rows().zip(delivery.at.base_index.0..) {
@@ -329,7 +330,8 @@ impl Producer {
     pub async fn send_batch(&mut self, batch: Bytes) -> ApiResult<()> {
         let frame = PublishFrame {
             number: self.next_frame,
-            batch,
+            format: FORMAT_NATIVE,
+            body: batch,
         };
         self.next_frame += 1;
         soon("room", self.port.publish(vec![frame])).await

@@ -255,7 +255,7 @@ impl Inbox {
         };
         let is_stale = self.take_epochs(origin);
         for delivery in deliveries.deliveries {
-            let bytes = delivery.batch.len() as u64;
+            let bytes = delivery.body.len() as u64;
             let delivered = Delivered::parse(delivery);
             // The broker counts what it did not skip; what a reader has seen already is left out
             // on top of that.

@@ -1,6 +1,7 @@
 //! The request stream of a produce session. The transport pulls: while it is busy batches fill,
 //! so that back-pressure makes them larger instead of more.
 
+use aquifer_model::format::FORMAT_NATIVE;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
@@ -84,7 +85,11 @@ impl Stream for Frames {
                         break;
                     }
                     bytes += batch.len();
-                    frames.push(v1::PublishFrame { number, batch });
+                    frames.push(v1::PublishFrame {
+                        number,
+                        body: batch,
+                        format: FORMAT_NATIVE.into(),
+                    });
                 }
                 Poll::Ready(None) if frames.is_empty() => return Poll::Ready(None),
                 Poll::Pending if frames.is_empty() => return Poll::Pending,

@@ -247,12 +247,12 @@ async fn a_malformed_batch_is_a_typed_error() {
     let fake = Fake::start().await;
     let (consumer, mut stream) = open(&fake).await;
     let mut flipped = delivery(0, 2);
-    let mut bytes = flipped.batch.to_vec();
+    let mut bytes = flipped.body.to_vec();
     let last = bytes.len() - 1;
     bytes[last] ^= 1;
-    flipped.batch = bytes.into();
+    flipped.body = bytes.into();
     let mut short = delivery(2, 1);
-    short.batch = short.batch.slice(..10);
+    short.body = short.body.slice(..10);
     let mut absurd = delivery(3, 1);
     absurd.base_index = u64::MAX;
     stream
@@ -280,7 +280,7 @@ async fn receive_batch_takes_what_is_there_and_keeps_an_error_for_later() {
     let nothing = consumer.receive_batch(10, Duration::from_millis(1)).await;
     assert!(nothing.unwrap().is_empty());
     let mut bad = delivery(3, 1);
-    bad.batch = bad.batch.slice(1..);
+    bad.body = bad.body.slice(1..);
     stream
         .deliver(1, 0, vec![delivery(0, 3), bad, delivery(4, 1)])
         .await;
@@ -306,7 +306,7 @@ async fn receive_batch_counts_what_messages_hold() {
     let consumer = consumer.unwrap();
     let deliveries = (0..50).map(|at| delivery(at * 10, 10));
     let one = delivery(0, 10);
-    let unpacked = aquifer_model::batch::Batch::parse(one.batch).unwrap();
+    let unpacked = aquifer_model::batch::Batch::parse(one.body).unwrap();
     let unpacked = u64::from(unpacked.fields().uncompressed_bytes);
     stream.deliver(1, 0, deliveries.collect()).await;
     let (mut total, wait) = (0, Duration::from_secs(3600));

@@ -150,9 +150,8 @@ impl Produce {
         while frames.len() < count {
             match self.requests.message().await.unwrap().unwrap().request {
                 Some(v1::produce_request::Request::Publish(publish)) => {
-                    let parse = |frame: v1::PublishFrame| {
-                        (frame.number, Batch::parse(frame.batch).unwrap())
-                    };
+                    let parse =
+                        |frame: v1::PublishFrame| (frame.number, Batch::parse(frame.body).unwrap());
                     frames.extend(publish.frames.into_iter().map(parse));
                 }
                 other => panic!("not frames: {other:?}"),
@@ -283,7 +282,8 @@ pub fn delivery(base_index: u64, count: u64) -> v1::Delivery {
         base_index,
         broker_time_ms: 1,
         message_count: u32::try_from(count).unwrap(),
-        batch: aquifer_model::batch::encode(&fields, &rows, &payload).unwrap(),
+        body: aquifer_model::batch::encode(&fields, &rows, &payload).unwrap(),
+        format: 1,
         ..v1::Delivery::default()
     }
 }

@@ -6,7 +6,6 @@ use std::time::Duration;
 use aquifer_model::entry::{EntryHead, HEAD_BYTES};
 use aquifer_model::id::{EntryId, Index, LedgerId};
 use aquifer_model::limits::ENTRY_BYTES_MAX;
-use bytes::Bytes;
 
 use crate::error::{LedgerError, LogError};
 use crate::ledger_writer::WriterOwner;
@@ -25,7 +24,7 @@ impl LogInner {
         append: Append,
         sink: &Arc<dyn AppendSink>,
     ) -> Result<Index, LogError> {
-        let bytes = HEAD_BYTES + append.body.len();
+        let bytes = HEAD_BYTES + append.extensions.len() + append.body.len();
         if append.message_count == 0 || bytes > ENTRY_BYTES_MAX {
             return Err(LogError::Invalid(format!(
                 "an entry has at least one message and at most {ENTRY_BYTES_MAX} bytes, \
@@ -44,7 +43,8 @@ impl LogInner {
             // Time never goes back in a log, whatever clocks its owners have (H13).
             broker_time_ms: wall_ms.max(state.next.time_ms),
             owner_epoch: self.options.owner_epoch,
-            unknown: Bytes::new(),
+            flags: append.flags,
+            extensions: append.extensions,
         };
         let base_index = head.base_index;
         state.next = LogTip {

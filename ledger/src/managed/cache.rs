@@ -229,11 +229,11 @@ impl LogTail {
 
 #[cfg(test)]
 mod tests {
-    use aquifer_model::entry::{EntryHead, FORMAT_NATIVE, HEAD_BYTES};
-    use aquifer_model::id::OwnerEpoch;
-    use bytes::Bytes;
-
     use super::*;
+    use aquifer_model::entry::{EntryFlags, EntryHead, HEAD_BYTES};
+    use aquifer_model::extensions::Extensions;
+    use aquifer_model::format::FORMAT_NATIVE;
+    use aquifer_model::id::OwnerEpoch;
 
     const LIMITS: ReadLimits = ReadLimits {
         bytes_max: 1 << 20,
@@ -250,7 +250,8 @@ mod tests {
                 base_index: Index(index),
                 broker_time_ms: 0,
                 owner_epoch: OwnerEpoch(0),
-                unknown: Bytes::new(),
+                flags: EntryFlags::default(),
+                extensions: Extensions::default(),
             },
             body: vec![0; bytes].into(),
         }

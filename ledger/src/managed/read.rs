@@ -11,7 +11,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use aquifer_model::entry::{EntryData, EntryError, EntryHead, HEAD_BYTES, HEAD_BYTES_MAX};
+use aquifer_model::entry::{EntryData, EntryError, EntryHead, HEAD_BYTES_MAX};
 use aquifer_model::id::{EntryId, Index, LedgerId};
 use aquifer_model::storage::StoredEntry;
 use aquifer_runtime::budget::BytePermit;
@@ -166,9 +166,12 @@ pub(crate) fn split(
     data.split().map_err(damaged)
 }
 
-fn damaged(info: &LedgerInfo, entry: EntryId, what: &str) -> LogError {
+pub(super) fn damaged(info: &LedgerInfo, entry: EntryId, what: &str) -> LogError {
     LogError::Damaged(format!("entry {entry} of ledger {}: {what}", info.id))
 }
+
+/// Bytes that are read of an entry for its head at first: few heads are longer.
+pub(super) const HEAD_BYTES_USUAL: usize = 256;
 
 /// Reads only the head of an entry.
 pub(crate) async fn head_at(
@@ -177,15 +180,14 @@ pub(crate) async fn head_at(
     entry: EntryId,
 ) -> Result<EntryHead, LogError> {
     let mut wanted = Wanted {
-        prefix_bytes: Some(HEAD_BYTES),
+        prefix_bytes: Some(HEAD_BYTES_USUAL),
         ..Wanted::one(entry)
     };
     loop {
         let stored = read_range(ctx, info, wanted).await?;
         match EntryHead::decode(&stored[0].data) {
             Ok((head, _)) => return Ok(head),
-            // A later version's head is longer.
-            Err(EntryError::Length { .. }) if wanted.prefix_bytes == Some(HEAD_BYTES) => {
+            Err(EntryError::Length { .. }) if wanted.prefix_bytes == Some(HEAD_BYTES_USUAL) => {
                 wanted.prefix_bytes = Some(HEAD_BYTES_MAX);
             }
             Err(error) => return Err(damaged(info, entry, &error.to_string())),

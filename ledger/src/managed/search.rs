@@ -16,7 +16,7 @@ use crate::managed::types::{Damage, Found, ReadLimits};
 use crate::reader::{Wanted, read_range};
 
 /// Reads of what is called damaged and can be read after all: another reader's fetch may have failed.
-const READS_MAX: usize = 3;
+pub(super) const READS_MAX: usize = 3;
 
 impl LogInner {
     /// Where a reader came to by reading, if that is still part of the log.
@@ -83,7 +83,7 @@ impl LogInner {
 
     /// Moves behind what is damaged, to the next entry that can be read; nowhere if the one that is
     /// wanted can be read after all.
-    async fn skip_damaged(&self, at: &mut ReadPoint) -> Result<Damage, LogError> {
+    pub(super) async fn skip_damaged(&self, at: &mut ReadPoint) -> Result<Damage, LogError> {
         at.release();
         at.index = at.index.max(self.first());
         let place = match self.known_place(at) {

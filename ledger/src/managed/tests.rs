@@ -12,7 +12,9 @@ use std::sync::Arc;
 
 use aquifer_metadata::store::{Expect, Guard, MetadataStore};
 use aquifer_metadata::{keys, record};
-use aquifer_model::entry::FORMAT_NATIVE;
+use aquifer_model::entry::EntryFlags;
+use aquifer_model::extensions::Extensions;
+use aquifer_model::format::FORMAT_NATIVE;
 use aquifer_model::id::{Index, LedgerId, OwnerEpoch};
 use aquifer_model::policy::{Retention, Rollover};
 use aquifer_model::quorum::Quorum;
@@ -117,6 +119,8 @@ impl Owner {
             format: FORMAT_NATIVE,
             message_count: count(tag),
             body,
+            flags: EntryFlags::default(),
+            extensions: Extensions::default(),
             tag,
         };
         self.log.append(append, &self.sink)
@@ -249,6 +253,8 @@ async fn outcomes_are_never_told_inside_append() {
         let append = Append {
             format: FORMAT_NATIVE,
             message_count: 1,
+            flags: EntryFlags::default(),
+            extensions: Extensions::default(),
             body: body(tag),
             tag,
         };
@@ -395,6 +401,8 @@ async fn the_cursor_log_keeps_its_end_when_everything_is_trimmed() {
         let append = Append {
             format: FORMAT_NATIVE,
             message_count: 1,
+            flags: EntryFlags::default(),
+            extensions: Extensions::default(),
             body: body(round),
             tag: round,
         };

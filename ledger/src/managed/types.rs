@@ -1,6 +1,7 @@
 //! What goes in and out of a topic log.
 
-use aquifer_model::entry::EntryHead;
+use aquifer_model::entry::{EntryFlags, EntryHead};
+use aquifer_model::extensions::Extensions;
 use aquifer_model::id::{EntryId, Index, LedgerId, OwnerEpoch};
 use aquifer_model::policy::Rollover;
 use aquifer_model::quorum::Quorum;
@@ -44,7 +45,11 @@ pub struct Append {
     pub format: u16,
     /// Messages in it, at least 1.
     pub message_count: u32,
-    /// The producer's batch, as it came.
+    /// What is special about it.
+    pub flags: EntryFlags,
+    /// What its head says of it.
+    pub extensions: Extensions,
+    /// The body, as it came.
     pub body: Bytes,
     /// Given back with the outcome.
     pub tag: u64,
@@ -89,8 +94,21 @@ impl LogEntry {
     /// Bytes of its body, and what its head takes.
     #[must_use]
     pub fn bytes(&self) -> usize {
-        self.body.len() + aquifer_model::entry::HEAD_BYTES
+        self.body.len() + self.head.len()
     }
+}
+
+/// The head of an acknowledged entry.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LogHead {
+    /// Its ledger.
+    pub ledger: LedgerId,
+    /// Its number in the ledger.
+    pub entry: EntryId,
+    /// The broker's head.
+    pub head: EntryHead,
+    /// Bytes of the ledger up to its end.
+    pub ledger_bytes: u64,
 }
 
 /// Entries that no copy has as they were written.
@@ -106,11 +124,11 @@ pub struct Damage {
     pub entry: EntryId,
 }
 
-/// What a read found.
+/// What a read found: whole entries, or heads of them.
 #[derive(Debug)]
-pub enum Found {
+pub enum Found<T = LogEntry> {
     /// Entries, in order.
-    Entries(Vec<LogEntry>),
+    Entries(Vec<T>),
     /// Where it was to begin, no copy has what was written; and why.
     Damaged(Damage, String),
 }

@@ -301,13 +301,15 @@ pub trait ProducerPort: Send {
     }
 }
 
-/// One batch on its way in.
+/// One body on its way in.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PublishFrame {
     /// From 1 per session, without gaps.
     pub number: u64,
-    /// The batch as the client sent it (`model::batch`).
-    pub batch: Bytes,
+    /// Format of the body (`model::format`).
+    pub format: u16,
+    /// The body as the client sent it.
+    pub body: Bytes,
 }
 
 /// A batch is stored, durably.
@@ -516,8 +518,10 @@ pub struct Delivery {
     pub skip: Vec<IndexRange>,
     /// Messages of the entry, by its head: tells the indexes of a batch that cannot be read.
     pub message_count: u32,
-    /// The batch as the producer sent it.
-    pub batch: Bytes,
+    /// Format of the body (`model::format`).
+    pub format: u16,
+    /// The body as the producer sent it.
+    pub body: Bytes,
     /// What it holds of the broker's budget until it is on its way to the client.
     pub held: Held,
 }

@@ -75,7 +75,7 @@ async fn what_is_published_is_read_back(client: &dyn ConformanceClient) {
     assert_eq!(numbers, [1, 2, 3, 4, 5, 6, 7]);
     let read = client.read("round-trip", 7).await;
     let read = read.expect("the fake broker serves this topic");
-    let found: Vec<Bytes> = read.iter().map(|delivery| delivery.batch.clone()).collect();
+    let found: Vec<Bytes> = read.iter().map(|delivery| delivery.body.clone()).collect();
     assert_eq!(found, batches, "payloads are byte-identical and in order");
     let places: Vec<_> = read.iter().map(|delivery| Some(delivery.at)).collect();
     let stored: Vec<_> = receipts.iter().map(|receipt| receipt.stored).collect();

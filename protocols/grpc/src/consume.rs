@@ -139,7 +139,7 @@ async fn deliver(frames: &mut Frames, out: &Out, metrics: &Metrics) -> End {
             } => {
                 let held = deliveries.iter_mut().map(|delivery| delivery.held.take());
                 holding = held.collect();
-                let bytes = deliveries.iter().map(|delivery| delivery.batch.len()).sum();
+                let bytes = deliveries.iter().map(|delivery| delivery.body.len()).sum();
                 metrics.frame(Flow::ConsumeOut, bytes);
                 Answer::Deliveries(v1::Deliveries {
                     owner_epoch: owner_epoch.0,
@@ -317,7 +317,8 @@ fn wire_delivery(delivery: Delivery) -> v1::Delivery {
         redelivery_count: delivery.redelivery_count,
         skip: delivery.skip.into_iter().map(wire_range).collect(),
         message_count: delivery.message_count,
-        batch: delivery.batch,
+        body: delivery.body,
+        format: delivery.format.into(),
     }
 }
 

@@ -107,7 +107,7 @@ async fn publish(
             Err(error) => break error.into(),
         };
         let (held, message_bytes) = inbound.bytes.take();
-        let bytes = frames.iter().map(|frame| frame.batch.len()).sum();
+        let bytes = frames.iter().map(|frame| frame.body.len()).sum();
         metrics.frame(Flow::ProduceIn, bytes);
         let frames = match bytes < message_bytes / 2 {
             true => apart(frames),
@@ -127,7 +127,7 @@ async fn publish(
 /// they get memory of their own, so that what keeps a batch keeps no more than that.
 fn apart(frames: Vec<PublishFrame>) -> Vec<PublishFrame> {
     let apart = |frame: PublishFrame| PublishFrame {
-        batch: Bytes::copy_from_slice(&frame.batch),
+        body: Bytes::copy_from_slice(&frame.body),
         ..frame
     };
     frames.into_iter().map(apart).collect()
@@ -240,15 +240,22 @@ pub(crate) fn open_producer(open: v1::OpenProducer) -> ApiResult<OpenProducer> {
 pub(crate) fn publish_frames(request: v1::ProduceRequest) -> ApiResult<Vec<PublishFrame>> {
     match request.request {
         Some(Kind::Publish(publish)) => {
-            let frames = publish.frames.into_iter().map(|frame| PublishFrame {
-                number: frame.number,
-                batch: frame.batch,
-            });
-            Ok(frames.collect())
+            let frames = publish.frames.into_iter().map(publish_frame);
+            frames.collect()
         }
         Some(Kind::Open(_)) => Err(invalid("this stream's producer is open already")),
         None => Err(empty_request()),
     }
+}
+
+fn publish_frame(frame: v1::PublishFrame) -> ApiResult<PublishFrame> {
+    let format = u16::try_from(frame.format)
+        .map_err(|_| invalid(format!("there is no body format {}", frame.format)))?;
+    Ok(PublishFrame {
+        number: frame.number,
+        format,
+        body: frame.body,
+    })
 }
 
 fn wire_opened(opened: ProducerOpened) -> v1::ProducerOpened {

@@ -14,7 +14,9 @@ use aquifer_ledger::metrics::LedgerMetrics;
 use aquifer_ledger::placement::{BookieInfo, Bookies};
 use aquifer_ledger::replication::Members;
 use aquifer_metadata::etcd::{EtcdConfig, EtcdStore};
-use aquifer_model::entry::FORMAT_NATIVE;
+use aquifer_model::entry::EntryFlags;
+use aquifer_model::extensions::Extensions;
+use aquifer_model::format::FORMAT_NATIVE;
 use aquifer_model::id::OwnerEpoch;
 use aquifer_model::policy::Rollover;
 use aquifer_model::quorum::Quorum;
@@ -134,6 +136,8 @@ pub async fn write(context: &Arc<LogContext>, topic: usize, shape: Shape) -> Res
         let append = Append {
             format: FORMAT_NATIVE,
             message_count: 1,
+            flags: EntryFlags::default(),
+            extensions: Extensions::default(),
             body: Bytes::from(vec![7; shape.payload_bytes]),
             tag,
         };

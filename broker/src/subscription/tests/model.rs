@@ -336,7 +336,7 @@ impl World {
                 "C3: at most one entry beyond the credit"
             );
             account.used.0 += got.len() as u64;
-            account.used.1 += delivery.batch.len() as u64;
+            account.used.1 += delivery.body.len() as u64;
             let mut redeliveries = 0;
             for index in got {
                 assert!(self.is_open(index), "I9: {index} is acknowledged or held");

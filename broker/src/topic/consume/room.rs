@@ -23,7 +23,7 @@ pub(super) fn cost(entry: &LogEntry) -> usize {
 
 /// What a delivery keeps until it is on its way.
 pub(super) fn held_by(delivery: &Delivery) -> usize {
-    delivery.batch.len() + DELIVERY_BYTES
+    delivery.body.len() + DELIVERY_BYTES
 }
 
 /// The entries at the front that there is room for.

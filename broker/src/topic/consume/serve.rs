@@ -3,7 +3,7 @@
 
 use aquifer_ledger::error::LogError;
 use aquifer_ledger::managed::{Damage, Found, LogEntry, ReadLimits, ReadPoint};
-use aquifer_model::entry::FORMAT_NATIVE;
+use aquifer_model::format::FORMAT_NATIVE;
 use aquifer_model::id::Index;
 use aquifer_protocol_api::broker::{ConsumerEvent, Delivery, Gap};
 use aquifer_runtime::budget::BytePermit;
@@ -278,7 +278,7 @@ impl Topic {
         for (consumer, mut delivery) in deliveries {
             delivery.held = room.split(held_by(&delivery)).into();
             messages += messages_of(&delivery);
-            bytes += delivery.batch.len() as u64;
+            bytes += delivery.body.len() as u64;
             by_consumer.entry(consumer).or_default().push(delivery);
         }
         for (consumer, deliveries) in by_consumer {

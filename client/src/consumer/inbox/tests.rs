@@ -20,7 +20,8 @@ fn delivery(base_index: u64, count: u64) -> v1::Delivery {
     v1::Delivery {
         base_index,
         message_count: u32::try_from(count).unwrap(),
-        batch: encode(&fields, &rows, &payload).unwrap(),
+        body: encode(&fields, &rows, &payload).unwrap(),
+        format: 1,
         ..v1::Delivery::default()
     }
 }
@@ -76,7 +77,7 @@ fn no_credit_leaks() {
     let mut inbox = inbox(false);
     let session = subscribe(&mut inbox, 0);
     let mut damaged = deliveries(2, 1, &[(50, 2)]);
-    damaged.deliveries[0].batch = damaged.deliveries[0].batch.slice(..30);
+    damaged.deliveries[0].body = damaged.deliveries[0].body.slice(..30);
     let mut all = vec![
         deliveries(2, 0, &[(0, 3), (3, 2)]),
         deliveries(1, 0, &[(90, 1)]),
@@ -88,7 +89,7 @@ fn no_credit_leaks() {
     let bytes = all
         .iter()
         .flat_map(|deliveries| &deliveries.deliveries)
-        .map(|delivery| delivery.batch.len() as u64)
+        .map(|delivery| delivery.body.len() as u64)
         .sum::<u64>();
     for deliveries in all {
         inbox.deliver(session, deliveries);
@@ -141,9 +142,9 @@ fn what_cannot_be_read_can_be_passed_over() {
         ..MessageRow::default()
     }; 4];
     let mut all = deliveries(1, 0, &[(0, 1), (1, 4), (5, 3), (8, 1)]);
-    all.deliveries[1].batch = encode(&fields, &rows, &[0xee; 100]).unwrap();
+    all.deliveries[1].body = encode(&fields, &rows, &[0xee; 100]).unwrap();
     all.deliveries[1].skip = vec![v1::IndexRange { first: 2, last: 2 }];
-    all.deliveries[2].batch = all.deliveries[2].batch.slice(..30);
+    all.deliveries[2].body = all.deliveries[2].body.slice(..30);
     inbox.deliver(session, all);
     let first = inbox.take().unwrap().unwrap();
     assert_eq!(first.index, Index(0));
@@ -193,7 +194,7 @@ fn a_malformed_message_is_the_only_one_that_is_missing() {
         ..BatchFields::default()
     };
     let mut all = deliveries(1, 0, &[(10, 3), (13, 1)]);
-    all.deliveries[0].batch = encode(&fields, &rows, &payload).unwrap();
+    all.deliveries[0].body = encode(&fields, &rows, &payload).unwrap();
     inbox.deliver(session, all);
     assert_eq!(inbox.take().unwrap().unwrap().index, Index(10));
     let bad = damaged(inbox.take());
@@ -336,7 +337,7 @@ fn a_nack_voids_what_comes_behind_it_until_it_comes_again() {
 
 fn deliveries_bytes(entries: &[(u64, u64)]) -> u64 {
     let deliveries = deliveries(1, 0, entries).deliveries;
-    deliveries.iter().map(|one| one.batch.len() as u64).sum()
+    deliveries.iter().map(|one| one.body.len() as u64).sum()
 }
 
 #[test]

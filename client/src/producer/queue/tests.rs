@@ -355,7 +355,7 @@ proptest! {
             panic!("nothing is in flight, so it goes at once");
         };
         let batch = batch.encode(&Bytes::from_static(b"p"), INSTANCE, 7, compression).unwrap();
-        let delivery = v1::Delivery { base_index: 500, batch, ..v1::Delivery::default() };
+        let delivery = v1::Delivery { base_index: 500, body: batch, format: 1, ..v1::Delivery::default() };
         let delivered = crate::batch::Delivered::parse(delivery);
         let topic = Arc::new("t".parse().unwrap());
         let mut unpacked = delivered.open(&topic, crate::message::Origin::default()).unwrap();

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use aquifer_model::extensions::ExtensionsBuilder;
 use aquifer_model::id::EntryId;
 use aquifer_model::position::Position;
 
@@ -242,6 +243,72 @@ async fn a_record_that_changed_since_it_was_read_is_read_again() {
         .await
         .unwrap();
     assert_eq!(bodies(&heir.read_all().await), expected(0..10));
+}
+
+/// Whoever needs no bodies reads none: long heads, rollovers, a start within an entry and damage
+/// included.
+#[tokio::test(start_paused = true)]
+async fn heads_are_read_on_without_their_bodies() {
+    let world = TestWorld::new(1);
+    let owner = Owner::open(world.process(), options(10)).await;
+    for tag in 0..40 {
+        // Longer than what is read of an entry at first.
+        let long = if tag % 7 == 3 { 1_000 } else { 10 };
+        let mut extensions = ExtensionsBuilder::default();
+        extensions.schema(&vec![7; long]).unwrap();
+        let append = Append {
+            format: FORMAT_NATIVE,
+            message_count: count(tag),
+            flags: EntryFlags::CONTROL,
+            extensions: extensions.build(),
+            body: body(tag),
+            tag,
+        };
+        owner.log.append(append, &owner.sink).unwrap();
+    }
+    owner.collected.wait_for(40).await;
+    owner.log.close().await.unwrap();
+    let heir = Owner::open(world.process(), options(10)).await;
+    let all = heir.read_all().await;
+    let lost = &all[20];
+    for bookie in world.bookies.ids() {
+        world.bookies.corrupt(bookie, lost.ledger, lost.entry);
+    }
+    let reads = world.bookies.reads();
+    let from = Index(all[0].head.end_index().0 - 1);
+    let (mut at, mut heads, mut gaps) = (ReadPoint::from(from), Vec::new(), Vec::new());
+    loop {
+        match heir.log.read_heads_or_skip(&mut at, 4).await.unwrap() {
+            Found::Entries(found) if found.is_empty() => break,
+            Found::Entries(found) => {
+                assert!(found.len() <= 4);
+                heads.extend(found);
+            }
+            Found::Damaged(damage, _) => gaps.push((damage.from, damage.end)),
+        }
+    }
+    let expected = all.iter().filter(|entry| *entry != lost);
+    let expected: Vec<_> = expected
+        .map(|e| (e.ledger, e.entry, e.head.clone()))
+        .collect();
+    let found: Vec<_> = heads
+        .iter()
+        .map(|h| (h.ledger, h.entry, h.head.clone()))
+        .collect();
+    assert_eq!(found, expected);
+    assert_eq!(gaps, [(lost.head.base_index, lost.head.end_index())]);
+    let grown = heads
+        .windows(2)
+        .filter(|two| two[0].ledger == two[1].ledger);
+    assert!(grown.clone().count() > 30);
+    for two in grown {
+        assert!(two[0].ledger_bytes < two[1].ledger_bytes);
+    }
+    // One look at what is damaged, to be sure of it.
+    assert!(
+        world.bookies.reads().entries <= reads.entries + 1,
+        "heads only"
+    );
 }
 
 /// H19: the place that a reader came to by reading names a ledger that is trimmed then.

@@ -80,6 +80,8 @@ impl AppendSink for Watching {
             let append = Append {
                 format: FORMAT_NATIVE,
                 message_count: 1,
+                flags: EntryFlags::default(),
+                extensions: Extensions::default(),
                 body: body(tag + 1),
                 tag: tag + 1,
             };
@@ -102,6 +104,8 @@ async fn a_rollover_waits_until_the_last_outcome_is_told() {
     let append = Append {
         format: FORMAT_NATIVE,
         message_count: 1,
+        flags: EntryFlags::default(),
+        extensions: Extensions::default(),
         body: body(0),
         tag: 0,
     };
@@ -140,6 +144,8 @@ async fn one_log(ctx: Arc<LogContext>, name: String) {
         let append = Append {
             format: FORMAT_NATIVE,
             message_count: count(tag),
+            flags: EntryFlags::default(),
+            extensions: Extensions::default(),
             body: body(tag),
             tag,
         };

@@ -209,12 +209,12 @@ struct FakeProducer {
 impl ProducerPort for FakeProducer {
     async fn publish(&mut self, frames: Vec<PublishFrame>) -> ApiResult<()> {
         for frame in frames {
-            let outcome = if self.failed || frame.batch == FakeBroker::POISON {
+            let outcome = if self.failed || frame.body == FakeBroker::POISON {
                 self.failed = true;
                 Err(ApiError::new(ErrorKind::Overloaded, "poison"))
             } else {
                 let stored = self.broker.with(&self.topic, |topic| {
-                    topic.batches.push(frame.batch);
+                    topic.batches.push(frame.body);
                     at(topic.batches.len() - 1)
                 });
                 Ok(Receipt {
@@ -265,7 +265,8 @@ impl ConsumerPort for FakeConsumer {
                 redelivery_count: 0,
                 skip: Vec::new(),
                 message_count: 1,
-                batch: batch.clone(),
+                format: 1,
+                body: batch.clone(),
                 held: crate::broker::Held::default(),
             };
             numbered.map(delivery).collect()

@@ -87,7 +87,7 @@ impl Room {
     fn fill(&mut self, deliveries: &mut Vec<Delivery>) -> Option<Vec<Delivery>> {
         for (at, delivery) in deliveries.iter().enumerate() {
             let skip_bytes = delivery.skip.len() * RANGE_BYTES;
-            self.bytes += delivery.batch.len() + DELIVERY_OVERHEAD_BYTES + skip_bytes;
+            self.bytes += delivery.body.len() + DELIVERY_OVERHEAD_BYTES + skip_bytes;
             let full = self.bytes > REPLY_BYTES || self.count == REPLY_DELIVERIES_MAX;
             if full && self.count > 0 {
                 return Some(deliveries.split_off(at));
@@ -117,7 +117,8 @@ mod tests {
             redelivery_count: 0,
             skip: Vec::new(),
             message_count: 1,
-            batch: Bytes::from(vec![0; bytes]),
+            format: 1,
+            body: Bytes::from(vec![0; bytes]),
             held: Held::default(),
         };
         ConsumerEvent::Deliveries {

@@ -49,9 +49,11 @@ pub fn open(topic: &str) -> v1::OpenProducer {
 }
 
 pub fn publish(batches: Vec<Bytes>) -> Produce {
-    let frames = (1..)
-        .zip(batches)
-        .map(|(number, batch)| v1::PublishFrame { number, batch });
+    let frames = (1..).zip(batches).map(|(number, body)| v1::PublishFrame {
+        number,
+        body,
+        format: 1,
+    });
     Produce::Publish(v1::PublishFrames {
         frames: frames.collect(),
     })
@@ -239,7 +241,8 @@ impl RawClient {
     pub async fn publish_blindly(&self, topic: &str, batches: u64) -> impl Drop + use<> {
         let frames = (1..=batches).map(|number| v1::PublishFrame {
             number,
-            batch: Bytes::from_static(b"x"),
+            body: Bytes::from_static(b"x"),
+            format: 1,
         });
         let publish = |frame| {
             Some(Produce::Publish(v1::PublishFrames {
@@ -337,7 +340,8 @@ fn delivery(delivery: v1::Delivery) -> Delivery {
         redelivery_count: delivery.redelivery_count,
         skip: Vec::new(),
         message_count: delivery.message_count,
-        batch: delivery.batch,
+        format: u16::try_from(delivery.format).unwrap(),
+        body: delivery.body,
         held: Held::default(),
     }
 }

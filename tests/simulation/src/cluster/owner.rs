@@ -12,7 +12,9 @@ use aquifer_ledger::managed::{
 use aquifer_metadata::error::MetadataError;
 use aquifer_metadata::keys;
 use aquifer_metadata::store::{Expect, Guard};
-use aquifer_model::entry::FORMAT_NATIVE;
+use aquifer_model::entry::EntryFlags;
+use aquifer_model::extensions::Extensions;
+use aquifer_model::format::FORMAT_NATIVE;
 use aquifer_model::id::{Index, OwnerEpoch};
 use aquifer_model::policy::Rollover;
 use aquifer_model::topic::TopicName;
@@ -210,6 +212,8 @@ impl Owner {
         Append {
             format: FORMAT_NATIVE,
             message_count: 1 + u32::try_from(tag % 3).unwrap_or(0),
+            flags: EntryFlags::default(),
+            extensions: Extensions::default(),
             body: Bytes::from(history::body(self.topic, tag)),
             tag,
         }
