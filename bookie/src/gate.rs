@@ -2,7 +2,7 @@
 //!
 //! A bookie that took the place of another, or came back as a fresh one, has no fence that would
 //! stop a former writer; so a normal add is the beginning of a ledger here only after somebody who
-//! can see metadata has said so (reference.md A6). This complements fencing and never replaces
+//! can see metadata has said so. This complements fencing and never replaces
 //! it: between the answer and the add a recovery may begin, and then the fence decides (I4).
 //!
 //! Nothing waits in a thread: the ledger is busy until the answer comes, later requests for it

@@ -1,5 +1,5 @@
 //! The write-ahead log: the only thing that an acknowledgement waits for. Entries, fences, LAC
-//! and deletions of all ledgers share this one ordered log (design.md section 6).
+//! and deletions of all ledgers share this one ordered log.
 //!
 //! docs/formats.md defines the bytes, and what torn, corrupt and limbo mean.
 

@@ -1,4 +1,4 @@
-//! A storage node: journal, RocksDB ledgers behind it, storage service (design.md section 6).
+//! A storage node: journal, RocksDB ledgers behind it, storage service.
 //!
 //! An add is acknowledged after a group commit to the journal; entries reach RocksDB off the
 //! acknowledgement path, and the journal is trimmed to what RocksDB has flushed. Threads of this

@@ -1,5 +1,5 @@
 //! A bookie in its cluster: the permanent cookie in metadata, and the announcement under the
-//! process's lease (design.md sections 6 and 9).
+//! process's lease.
 //!
 //! Invariants:
 //! - An identity that has served once is never written to metadata again: where its cookie is

@@ -1,6 +1,6 @@
-//! The broker: topics, subscriptions, dispatch, policies, administration (design.md sections 5 and
-//! 8 to 10). It implements `BrokerApi` and owns no durable state: everything that survives it is
-//! in the topic logs and in the metadata store.
+//! The broker: topics, subscriptions, dispatch, policies, administration. It implements `BrokerApi`
+//! and owns no durable state: everything that survives it is in the topic logs and in the metadata
+//! store.
 //!
 //! It never speaks a wire protocol and never talks to a bookie except through the ledger crate.
 #![deny(missing_docs)]

@@ -2,8 +2,8 @@
 //! serves it; another one that lives, to which it points; or nobody, and then it gives the bundle to
 //! one of those that live. All of that is compare-and-swap of one record with an epoch that rises.
 //!
-//! Every metadata change of the write path carries the record's revision as a guard (design.md section
-//! 9), so a former owner can change nothing, whatever it believes (I4). A broker's id is random per
+//! Every metadata change of the write path carries the record's revision as a guard,
+//! so a former owner can change nothing, whatever it believes (I4). A broker's id is random per
 //! start, so a restart never inherits an epoch.
 //!
 //! Without a cluster there is nobody else: what another process owned is taken over at once.

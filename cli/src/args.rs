@@ -1,4 +1,4 @@
-//! The command line, declared. Names and meanings here are a contract (design.md section 16):
+//! The command line, declared. Names and meanings here are a contract:
 //! scripts rely on them, so flags may be added but not renamed.
 
 mod brokers;

@@ -1,4 +1,4 @@
-//! How a command ends when it does not succeed. The codes are a contract (design.md section 16).
+//! How a command ends when it does not succeed. The codes are a contract.
 
 use std::io;
 use std::process::ExitCode;

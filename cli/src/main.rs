@@ -1,4 +1,4 @@
-//! The binary `aquifer`: every role of a node and the tools of its users (design.md section 16).
+//! The binary `aquifer`: every role of a node and the tools of its users.
 //!
 //! This file only parses arguments and starts what they name. `roles/` wires the parts of a server
 //! together, `commands/` are programs against the client SDK; neither contains behaviour of the

@@ -31,7 +31,7 @@ pub enum Until {
     Elapsed(Duration),
 }
 
-/// The contract's object (design.md section 16).
+/// The contract's object.
 #[derive(Debug, Clone, Serialize)]
 pub struct Report {
     /// Messages that were acknowledged, or received.

@@ -1,4 +1,4 @@
-//! The replication client and the topic log on top of it (design.md sections 7 and 8).
+//! The replication client and the topic log on top of it.
 //!
 //! The protocol lives in state machines without I/O, threads or clocks: [`writer`], [`recovery`].
 //! Drivers feed them events and carry out their actions against a [`transport::BookieTransport`]

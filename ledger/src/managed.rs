@@ -1,4 +1,4 @@
-//! The topic log: an endless log of messages over a list of ledgers (design.md section 8).
+//! The topic log: an endless log of messages over a list of ledgers.
 //!
 //! Owns: the order of appends and their dense indexes, the current ledger and its rollover, what
 //! becomes of appends when a ledger fails (H10), reads across ledgers, trimming. Invariants:

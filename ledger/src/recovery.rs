@@ -1,5 +1,5 @@
-//! The recovery of one ledger as a state machine: fence, find the end, make it durable
-//! (reference.md A4 and A5). No I/O, threads or clocks.
+//! The recovery of one ledger as a state machine: fence, find the end, make it durable.
+//! No I/O, threads or clocks.
 //!
 //! It begins after metadata says IN_RECOVERY with this recoverer's epoch, and ends by asking the
 //! driver for the CLOSED record. Invariants:

@@ -1,5 +1,5 @@
-//! Keeping ledgers replicated: who is missing, what that leaves thin, and copying it (reference.md
-//! A8), and looking after what nobody needs any more.
+//! Keeping ledgers replicated: who is missing, what that leaves thin, and copying it, and
+//! looking after what nobody needs any more.
 //!
 //! Two parts, which meet in the marks of metadata alone (`u/ID`):
 //! - The [`Auditor`], one per cluster, compares ledgers with bookies and writes marks. It keeps an

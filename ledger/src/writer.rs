@@ -1,5 +1,4 @@
-//! The writer of one ledger as a state machine: events in, actions out, no I/O, threads or clocks
-//! (reference.md A2).
+//! The writer of one ledger as a state machine: events in, actions out, no I/O, threads or clocks.
 //!
 //! Owns the rules of quorum adds. Invariants:
 //! - An entry is acknowledged when Qa distinct positions of its write set have it durably and

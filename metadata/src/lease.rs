@@ -1,4 +1,4 @@
-//! The one lease of a process, and the keys that say that it lives (design.md section 9).
+//! The one lease of a process, and the keys that say that it lives.
 //!
 //! Invariants:
 //! - What was set is announced for as long as the process wants it: when the session is lost, a

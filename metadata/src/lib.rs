@@ -1,5 +1,5 @@
 //! Coordination: a versioned key-value store with transactions, watches and sessions, its keys and
-//! its records (design.md section 9). Two implementations, one contract: [`embedded`] for
+//! its records. Two implementations, one contract: [`embedded`] for
 //! standalone, [`etcd`] for clusters.
 #![deny(missing_docs)]
 

@@ -138,7 +138,7 @@ pub trait Watch: Send {
     async fn next(&mut self) -> Option<WatchEvent>;
 }
 
-/// A lease with the keys that vanish with it. One per process (design.md section 9).
+/// A lease with the keys that vanish with it. One per process.
 #[async_trait]
 pub trait Session: Send + Sync {
     /// Writes a key that vanishes when the session expires or is closed.

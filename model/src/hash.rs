@@ -1,4 +1,4 @@
-//! The key hash: murmur3-32 with seed 0, recorded per topic (design.md section 8).
+//! The key hash: murmur3-32 with seed 0, recorded per topic.
 
 /// Murmur3 (x86, 32 bit) of a message key with seed 0. Partition and Key_Shared routing use it,
 /// so it may never change for a topic that has messages.

@@ -9,7 +9,7 @@ use thiserror::Error;
 use crate::id::Index;
 use crate::position::Position;
 
-/// A place in a topic (design.md section 2): an integer is an index, `L:E[:B]` a position,
+/// A place in a topic: an integer is an index, `L:E[:B]` a position,
 /// RFC 3339 or `@milliseconds` a time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Place {

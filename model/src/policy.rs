@@ -6,7 +6,7 @@ use crate::quorum::Quorum;
 pub const DEFAULT_RETENTION_MS: u64 = 7 * 24 * 3600 * 1000;
 
 /// How long what every subscription has acknowledged is still kept. A segment goes only when it
-/// is beyond both bounds (reference.md B1).
+/// is beyond both bounds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Retention {
     /// Keep at least this long, in ms; `None` keeps for ever.

@@ -11,7 +11,7 @@ use crate::entry::EntryData;
 use crate::id::{CreationToken, EntryId, LedgerId};
 
 /// A request of the ordered stream of one client to one bookie: requests for a ledger take effect
-/// in the order in which they were submitted (reference.md A5).
+/// in the order in which they were submitted.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct OrderedRequest {
     /// The ledger.
@@ -190,7 +190,7 @@ pub struct TailState {
 
 /// Why a bookie, or the way to it, did not do what was asked. Only [`BookieError::NoSuchEntry`],
 /// [`BookieError::NoSuchLedger`] and [`BookieError::Deleted`] say that something is not there;
-/// every other error leaves that unknown (reference.md A4).
+/// every other error leaves that unknown.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Error)]
 pub enum BookieError {
     /// The index proves that the ledger was never here.
@@ -247,7 +247,7 @@ pub type BookieResult<T> = Result<T, BookieError>;
 pub type ReplyCallback = Box<dyn FnOnce(BookieResult<OrderedReply>) + Send>;
 
 /// CRC32C over ledger, entry, LAC, ledger length and the entry's bytes: computed by the writer,
-/// verified at the bookie's door, on every read, and in the reader (reference.md A1).
+/// verified at the bookie's door, on every read, and in the reader.
 #[must_use]
 pub fn digest(
     ledger: LedgerId,

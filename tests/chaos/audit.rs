@@ -1,4 +1,4 @@
-//! After the last fault is healed: everything that must hold (reliability.md section 3).
+//! After the last fault is healed: everything that must hold.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::process::Command;

@@ -104,9 +104,9 @@ impl One {
     async fn some(&mut self, consumer: &Consumer, rng: &dyn Rng) -> Result<Option<u64>> {
         let batch = match consumer.receive_batch(BATCH, WAIT).await {
             Ok(batch) => batch,
-            // M1: one that is served alone keeps its place through every silence of the network.
+            // One that is served alone keeps its place through every silence of the network.
             Err(error) if error.kind() == ErrorKind::Busy => {
-                bail!("M1: a consumer has lost its subscription to itself: {error}")
+                bail!("a consumer has lost its subscription to itself: {error}")
             }
             Err(error) if error.is_retryable() => return Ok(None),
             Err(error) => return Err(error).context("receiving"),

@@ -23,7 +23,7 @@ const DRAIN: Duration = Duration::from_secs(90);
 const UNHEARD: Duration = Duration::from_secs(9);
 const NAMESPACE: &str = "public/default";
 
-/// Kinds of faults (reliability.md section 2).
+/// Kinds of faults.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Kind {
     /// F1: kill -9 of a bookie.

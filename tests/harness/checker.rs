@@ -1,4 +1,4 @@
-//! What must hold of a history (reliability.md section 3). Each checker has a test that shows it
+//! What must hold of a history. Each checker has a test that shows it
 //! catching the violation that it is for.
 
 use std::collections::{HashMap, HashSet};

@@ -1,5 +1,5 @@
 //! The harness of the integration tests: real server processes on real files and sockets, fault
-//! tools, event data, and checkers of what must hold afterwards (reliability.md sections 2 and 3).
+//! tools, event data, and checkers of what must hold afterwards.
 //!
 //! Tests wait on conditions, never on time alone; every wait has a deadline that fails the test.
 

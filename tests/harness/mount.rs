@@ -71,7 +71,7 @@ impl Mount {
     }
 
     /// Cuts the power: from now on no write reaches the image, and what was not synced is gone.
-    /// The ext4 shutdown ioctl without log flush (reliability.md 2.1), issued by perl, which every
+    /// The ext4 shutdown ioctl without log flush, issued by perl, which every
     /// Debian has, because Rust would need `unsafe` for it.
     ///
     /// # Errors

@@ -202,7 +202,7 @@ async fn paused(
     Ok((requests, responses))
 }
 
-/// H5, C10: each consumer that did not read held its own eight megabytes.
+/// H5: each consumer that did not read held its own eight megabytes.
 #[tokio::test]
 async fn consumers_that_do_not_read_share_one_budget_and_leave_a_part_to_the_others() -> Result<()>
 {

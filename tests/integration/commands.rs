@@ -116,7 +116,7 @@ async fn messages_go_in_and_come_out_as_the_contract_says() -> Result<()> {
     assert_eq!(field(&read, "sequence_id"), field(&receipts, "sequence_id"));
     assert_eq!(read[0]["properties"]["a"], "b");
 
-    // The broker's time is the one to seek by (C2).
+    // The broker's time is the one to seek by.
     let from = format!("read t --from @{}", read[0]["broker_time"]);
     assert_eq!(field(&run_json(&server, &from)?, "payload"), ["one", "two"]);
 

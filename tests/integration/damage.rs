@@ -216,7 +216,7 @@ async fn damaged_store(suffix: &str, bytes: usize) -> Result<()> {
     server.check_logs()
 }
 
-/// C5: a subscription stops in front of what is damaged, and a command lets it go on behind it.
+/// A subscription stops in front of what is damaged, and a command lets it go on behind it.
 fn what_is_damaged_is_given_up_on_command(url: &str) -> Result<()> {
     let create = ["subscription", "create", "victim", "s", "--from=earliest"];
     ensure!(aquifer(url, &create)?.status.success(), "no subscription");

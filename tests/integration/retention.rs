@@ -1,4 +1,4 @@
-//! Retention on a real server: what policy lets go goes, used or not (C1, I10).
+//! Retention on a real server: what policy lets go goes, used or not (I10).
 
 use anyhow::{Result, ensure};
 use aquifer_client::Message;

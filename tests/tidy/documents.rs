@@ -5,12 +5,13 @@ use std::path::Path;
 
 use crate::Violation;
 
-const REQUIRED: [&str; 7] = [
+const REQUIRED: [&str; 8] = [
     "README.md",
     "ARCHITECTURE.md",
     "CONTRIBUTING.md",
     "LICENSE",
     "docs/glossary.md",
+    "docs/invariants.md",
     "docs/formats.md",
     "docs/operations.md",
 ];

@@ -1,10 +1,11 @@
 //! House rules that the compiler and clippy cannot check: crate directions, file sizes, banned
-//! words, where metadata keys are written, and the documents that must be there. Every checker
+//! words, cited rules, where metadata keys are written, and the documents that must be there. Every checker
 //! is a pure function from text to violations, with tests that it catches what it is for.
 
 mod documents;
 mod edges;
 mod keys;
+mod rules;
 mod scan;
 mod sizes;
 mod words;
@@ -83,6 +84,18 @@ fn no_paths_of_one_machine() {
 #[test]
 fn metadata_keys_are_written_in_one_file() {
     check_sources(keys::check);
+}
+
+#[test]
+fn cited_rules_are_defined() {
+    let page = std::fs::read_to_string(root().join(rules::DEFINITIONS));
+    let defined = rules::defined(&page.expect("the page of rules is readable"));
+    let check = |(path, text): &(String, String)| match path.ends_with(".rs") {
+        true => rules::check(path, &rules::comments(text), &defined),
+        false => rules::check(path, text, &defined),
+    };
+    let texts = scan::workspace_texts(root());
+    assert_none(&texts.iter().flat_map(check).collect::<Vec<_>>());
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! One attached consumer: its credit and what it used of it.
 //!
-//! Credit is two totals since the consumer attached, never differences: it cannot leak or be minted
-//! (reference.md C3). A delivery uses one message of it per message that is not skipped, and the
+//! Credit is two totals since the consumer attached, never differences: it cannot leak or be minted.
+//! A delivery uses one message of it per message that is not skipped, and the
 //! bytes of its batch; a redelivery uses it again, and so does a delivery that a seek made void.
 
 use aquifer_model::topic::ConsumerName;

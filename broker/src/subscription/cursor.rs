@@ -3,7 +3,7 @@
 //! Everything below the mark-delete index is acknowledged; above it a 64-bit roaring bitmap holds
 //! what else is, whole: no island is ever dropped, so that I9 holds for any pattern. The mark moves
 //! back by a seek only. Memory follows the number of islands, not the distance between them, as
-//! long runs are compressed from time to time (reference.md C6).
+//! long runs are compressed from time to time.
 //!
 //! It does not know what was delivered: callers bound acknowledgements before they come here.
 

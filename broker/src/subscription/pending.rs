@@ -1,8 +1,8 @@
 //! What is delivered and not yet acknowledged, and by whom it is held.
 //!
 //! A message is in here or in the replay set, never in both. The counters per consumer are those of
-//! its ranges and nothing else, so that the caps cannot drift from what is really held
-//! (reference.md C4). The caps themselves are the subscription's: it stops dispatching at them.
+//! its ranges and nothing else, so that the caps cannot drift from what is really held.
+//! The caps themselves are the subscription's: it stops dispatching at them.
 
 use std::collections::BTreeMap;
 use std::ops::Range;

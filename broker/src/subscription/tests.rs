@@ -344,7 +344,7 @@ fn what_was_never_delivered_cannot_be_acknowledged() {
     );
 }
 
-/// What replay refuses must never be logged: the topic would not load again (L2).
+/// What replay refuses must never be logged: the topic would not load again.
 #[test]
 fn a_range_that_replay_would_refuse_is_refused_when_it_comes() {
     let mut s = Subscription::new(SubscriptionSpec {

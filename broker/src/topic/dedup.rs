@@ -1,6 +1,6 @@
 //! Deduplication: which sequence ids of which producer names are stored, or on their way (I8).
 //!
-//! Per name two marks (reference.md B6): the highest id *pushed* to the log and the highest
+//! Per name two marks: the highest id *pushed* to the log and the highest
 //! *persisted* by it. Between the two the outcome is unknown, and the answer to a repetition is
 //! "not yet". After a failed append the pushed marks go back to the persisted ones, or the retry
 //! would be swallowed (H7). Marks of a batch are its lowest and highest id, and a batch keeps its

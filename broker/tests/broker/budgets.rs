@@ -44,7 +44,7 @@ async fn until_held_back<F: Future>(mut future: std::pin::Pin<&mut F>) {
     }
 }
 
-/// M7: one topic whose storage gives no answer stopped publishing to all.
+/// One topic whose storage gives no answer stopped publishing to all.
 #[tokio::test]
 async fn a_topic_whose_storage_stalls_does_not_stop_the_others() {
     let config = BrokerConfig {
@@ -84,7 +84,7 @@ async fn a_topic_whose_storage_stalls_does_not_stop_the_others() {
     }
 }
 
-/// M7: the heads of small batches counted only where the log refuses, which ended the session.
+/// The heads of small batches counted only where the log refuses, which ended the session.
 #[tokio::test]
 async fn a_busy_topic_of_small_batches_is_slowed_and_not_refused() {
     let harness = patient(config(), 64 * 1024).await;

@@ -230,7 +230,7 @@ async fn a_record_that_changes_while_the_topic_is_loaded_is_read_again() {
     assert_eq!(reader.take_payloads(3).await, ["d", "e", "f"]);
 }
 
-/// M6: what storage does not answer now it may answer soon; no consumer can do more about it.
+/// What storage does not answer now it may answer soon; no consumer can do more about it.
 #[tokio::test]
 async fn a_read_that_fails_is_tried_again_and_nobody_is_disconnected() {
     let harness = Harness::start().await;

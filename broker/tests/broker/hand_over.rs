@@ -200,7 +200,7 @@ async fn sessions_go_on_and_none_begins_until_the_turn_to_seal_comes_h21() {
     assert!(after.take(1).await[0].0 > taken[1].0);
 }
 
-/// L9: metadata that does not answer for one bundle keeps nobody from seeing that another has moved.
+/// Metadata that does not answer for one bundle keeps nobody from seeing that another has moved.
 #[tokio::test]
 async fn a_move_is_seen_while_another_bundle_is_being_acquired() {
     let world = HandOver::prepare().await;

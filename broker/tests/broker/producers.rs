@@ -213,7 +213,7 @@ async fn a_batch_of_another_instance_is_refused_h20() {
     assert_eq!(second.error().await.kind, ErrorKind::InvalidArgument);
 }
 
-/// M14: a name that nobody chose pushes out no chosen one.
+/// A name that nobody chose pushes out no chosen one.
 #[tokio::test]
 async fn any_number_of_drawn_names_forget_no_named_producer() {
     let harness = Harness::start().await;

@@ -1,4 +1,4 @@
-//! What policy lets go goes, whatever else happens or does not happen to its topic (C1), and a trim that
+//! What policy lets go goes, whatever else happens or does not happen to its topic, and a trim that
 //! fails is nobody's trouble.
 
 use aquifer_ledger::testing::TestWorld;

@@ -1,5 +1,5 @@
 //! A cluster on this machine: etcd, bookies and brokers as processes of their own, on free ports,
-//! below one data directory (design.md section 16). It starts them from the bottom up, stops them
+//! below one data directory. It starts them from the bottom up, stops them
 //! from the top down, and owns nothing else.
 //!
 //! No process outlives this one, however it ends ([`child`]). What dies stays dead, because that

@@ -152,7 +152,7 @@ mod tests {
 
     use super::*;
 
-    /// L8: a broker without a lease serves nobody who is new.
+    /// A broker without a lease serves nobody who is new.
     #[tokio::test]
     async fn a_broker_is_ready_while_it_holds_its_lease() {
         let disk = SimDisk::new();

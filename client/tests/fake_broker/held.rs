@@ -1,4 +1,4 @@
-//! Producers that the broker holds back: they wait alone (M8).
+//! Producers that the broker holds back: they wait alone.
 
 use std::time::Duration;
 

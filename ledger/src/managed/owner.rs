@@ -265,7 +265,7 @@ impl LogInner {
         }
     }
 
-    /// Seals and opens in one transaction (design.md section 9).
+    /// Seals and opens in one transaction.
     async fn change_metadata(&self, plan: &Turn, doubt: &mut bool) -> Result<Turned, TurnError> {
         let mut ending_info = match (&plan.ending, &plan.writer) {
             (Some(_), Some(writer)) => Some(writer.info()),

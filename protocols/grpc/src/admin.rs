@@ -461,7 +461,7 @@ fn wire_subscription(subscription: SubscriptionStats) -> v1::SubscriptionStats {
 mod tests {
     use super::*;
 
-    /// L5: whoever asks gets an answer.
+    /// Whoever asks gets an answer.
     #[test]
     fn statistics_of_whatever_size_fit_into_an_answer() {
         let ledger = |ledger_id| v1::LedgerStats {

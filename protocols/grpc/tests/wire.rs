@@ -309,7 +309,7 @@ async fn a_frozen_peer_does_not_delay_a_shutdown() {
     );
 }
 
-/// L11: a peer that takes no receipts kept its stream from seeing that the server stops.
+/// A peer that takes no receipts kept its stream from seeing that the server stops.
 #[tokio::test]
 async fn a_peer_that_takes_no_receipts_does_not_delay_a_shutdown() {
     const BATCHES: u64 = 200;

@@ -101,7 +101,7 @@ fn a_permit_is_split_shrunk_and_moved_without_a_byte_lost() {
     assert_eq!((reads.used_bytes(), queue.used_bytes()), (0, 0));
 }
 
-/// M7: whoever gives nothing back leaves room for the others, however many they are and however
+/// Whoever gives nothing back leaves room for the others, however many they are and however
 /// much they ask for at once.
 #[test]
 fn children_that_keep_what_they_have_leave_a_share_to_the_rest() {

@@ -197,7 +197,7 @@ fn records_that_cannot_be_are_refused_and_cost_nothing() {
     assert_eq!(decode_kind(99), Err(CursorError::Kind(99)));
 }
 
-/// reference.md C6: state follows the islands, not the span that they cover.
+/// State follows the islands, not the span that they cover.
 #[test]
 fn a_long_acknowledged_span_stays_small() {
     let mut cursor = CursorState::new(Index(0));

@@ -4,7 +4,7 @@ use aquifer_model::limits::{UNACKED_PER_CONSUMER_MAX, UNACKED_PER_SUBSCRIPTION_M
 
 use super::*;
 
-/// C3: credit is totals; it neither leaks nor is minted, and redeliveries use it, too.
+/// Credit is totals; it neither leaks nor is minted, and redeliveries use it, too.
 #[test]
 fn credit_is_absolute_and_exceeded_by_less_than_an_entry() {
     let (mut s, log) = (subscription(SubscriptionType::Exclusive), log(10, 3));
@@ -29,7 +29,7 @@ fn credit_is_absolute_and_exceeded_by_less_than_an_entry() {
     assert_eq!(drain(&mut s, &log).len(), 1);
 }
 
-/// C4: the caps hold, with entries that are larger than what is left.
+/// The caps hold, with entries that are larger than what is left.
 #[test]
 fn dispatch_stops_at_the_caps_on_unacknowledged_messages() {
     let batch = 3000;

@@ -331,10 +331,7 @@ impl World {
                 assert_eq!(Some(consumer), self.active());
             }
             let account = self.consumers.get_mut(&consumer).expect("it is attached");
-            assert!(
-                account.has_credit(),
-                "C3: at most one entry beyond the credit"
-            );
+            assert!(account.has_credit(), "at most one entry beyond the credit");
             account.used.0 += got.len() as u64;
             account.used.1 += delivery.body.len() as u64;
             let mut redeliveries = 0;
@@ -519,7 +516,7 @@ impl World {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(400))]
 
-    /// I7, I9, C3, C4: any history of consumers, credit, acknowledgements, seeks and owners.
+    /// I7, I9: any history of consumers, credit, acknowledgements, seeks and owners.
     #[test]
     fn every_history_keeps_the_invariants(
         kind in prop_oneof![Just(Exclusive), Just(Failover), Just(Shared)],

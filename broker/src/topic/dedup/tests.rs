@@ -231,7 +231,7 @@ proptest! {
     }
 }
 
-/// H7, reference.md C27: what failed is not a duplicate when it is sent again.
+/// H7: what failed is not a duplicate when it is sent again.
 #[test]
 fn a_failed_append_is_new_again() {
     let (mut table, producer) = (DedupTable::default(), name(0));
@@ -372,7 +372,7 @@ fn the_last_opener_of_a_name_is_remembered_h20() {
     assert!(replayed.admits(&producer, other, true));
 }
 
-/// M14: names that nobody chose come in any number, and no chosen one is forgotten for them.
+/// Names that nobody chose come in any number, and no chosen one is forgotten for them.
 #[test]
 fn drawn_names_push_out_no_others() {
     let mut table = DedupTable::with_capacity_max(2, 3);

@@ -1,4 +1,4 @@
-//! Opening of producers: who gets a name, and when (design.md section 8).
+//! Opening of producers: who gets a name, and when.
 //!
 //! A name is opened when nothing of it is in flight, so the highest persisted sequence id that is
 //! answered is final. Whoever loses a name is told before the new one is answered.
@@ -67,7 +67,7 @@ impl Topic {
         Ok(())
     }
 
-    /// Decides who has a name (design.md section 8); whoever loses it is told.
+    /// Decides who has a name; whoever loses it is told.
     fn claim_name(
         &mut self,
         name: &ProducerName,

@@ -430,7 +430,7 @@ async fn guards_that_are_written_anew_hinder_no_ensemble_change() {
     assert_eq!(owner.log.stats().ledgers.len(), 1, "one ledger");
 }
 
-/// M3: policies reach a log that is open, at its next append.
+/// Policies reach a log that is open, at its next append.
 #[tokio::test(start_paused = true)]
 async fn a_log_follows_the_policies_of_its_namespace() {
     let world = TestWorld::new(3);

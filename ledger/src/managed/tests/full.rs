@@ -29,7 +29,7 @@ fn assert_full(error: &LogError) {
     );
 }
 
-/// C14: a rollover that cannot be recorded does not end the topic: the current ledger goes on.
+/// A rollover that cannot be recorded does not end the topic: the current ledger goes on.
 #[tokio::test(start_paused = true)]
 async fn without_room_in_metadata_the_ledger_goes_on_and_rolls_over_later() {
     let world = TestWorld::new(1);

@@ -218,7 +218,7 @@ async fn is_retired(cluster: &Cluster, n: u8) -> bool {
     members.get(bookie(n)).unwrap().is_decommissioned()
 }
 
-/// C13: a ledger is deleted when its bookies have said so, and one that is gone for good never does:
+/// A ledger is deleted when its bookies have said so, and one that is gone for good never does:
 /// the deletion waits for its decommission, which must not wait for the deletion.
 #[tokio::test(start_paused = true)]
 async fn a_bookie_is_retired_although_deletions_wait_for_it() {
