@@ -15,14 +15,18 @@ use aquifer_model::limits::{BATCH_BYTES_MAX, MESSAGE_BYTES_MAX};
 use aquifer_model::load::LoadReport;
 use aquifer_model::place::Place;
 use aquifer_model::policy::{NamespacePolicies, PolicyChanges};
+use aquifer_model::stats::TopicStats;
 use aquifer_model::topic::{NamespaceName, SubscriptionName, TopicName};
-use aquifer_protocol_api::broker::{
-    ApiResult, BrokerApi, BrokerIdentity, BrokerInfo, BundleInfo, ConsumerSession, Deletion,
-    IndexRange, OpenProducer, Page, PageRequest, ProducerSession, Subscribe, SubscriptionReset,
-    TopicDescription, TopicStats,
+use aquifer_protocol_api::access::{Access, Action, Resource};
+use aquifer_protocol_api::admin::{
+    Admin, Deletion, Page, PageRequest, SubscriptionReset, TopicDescription,
 };
+use aquifer_protocol_api::consumer::{ConsumerSession, IndexRange, Subscribe};
 use aquifer_protocol_api::context::RequestContext;
-use aquifer_protocol_api::error::ApiError;
+use aquifer_protocol_api::data_plane::{BrokerIdentity, DataPlane};
+use aquifer_protocol_api::error::{ApiError, ApiResult};
+use aquifer_protocol_api::operator::{BrokerInfo, BundleInfo, Operator};
+use aquifer_protocol_api::producer::{OpenProducer, ProducerSession};
 use aquifer_runtime::clock;
 use async_trait::async_trait;
 use tracing::{Instrument, Span, info_span};
@@ -32,11 +36,12 @@ use crate::broker::Broker;
 use crate::error::BrokerError;
 
 impl Broker {
-    /// Runs a request in its span, and counts it when it fails.
+    /// Runs a request in its span, and counts it when it fails. Every call of the ports comes here with
+    /// what it needs a permission for.
     async fn serve<T>(
         &self,
         ctx: &RequestContext,
-        request: &'static str,
+        access: Access,
         span: Span,
         work: impl Future<Output = Result<T, BrokerError>> + Send,
     ) -> ApiResult<T> {
@@ -48,28 +53,40 @@ impl Broker {
             let left = deadline.saturating_sub(self.shared.clock.monotonic());
             match clock::timeout(left, work).await {
                 Ok(outcome) => outcome,
-                Err(_) => Err(BrokerError::Deadline(request)),
+                Err(_) => Err(BrokerError::Deadline(access.request)),
             }
         };
         let outcome = work.instrument(span.clone()).await;
         outcome.map_err(|error| {
             let error = ApiError::from(error);
             let _entered = span.enter();
-            tracing::debug!(request, kind = ?error.kind, %error, "request failed");
+            let (request, action) = (access.request, access.action.name());
+            tracing::debug!(request, action, kind = ?error.kind, %error, "request failed");
             self.shared.metrics.failed(request, error.kind);
             error
         })
     }
 }
 
-macro_rules! span {
-    ($name:literal, $ctx:expr $(, $field:ident = $value:expr)*) => {
-        info_span!($name, protocol = $ctx.protocol, peer = ?$ctx.peer $(, $field = %$value)*)
-    };
+macro_rules! serve {
+    ($broker:expr, $ctx:expr, $request:literal, $action:ident, $resource:expr, $work:expr) => {{
+        let access = Access {
+            request: $request,
+            action: Action::$action,
+            resource: $resource,
+        };
+        let span = info_span!(
+            $request,
+            protocol = $ctx.protocol,
+            peer = ?$ctx.peer,
+            resource = %access.resource
+        );
+        $broker.serve($ctx, access, span, $work).await
+    }};
 }
 
 #[async_trait]
-impl BrokerApi for Broker {
+impl DataPlane for Broker {
     fn identity(&self) -> BrokerIdentity {
         BrokerIdentity {
             broker: self.shared.id,
@@ -84,9 +101,14 @@ impl BrokerApi for Broker {
         ctx: &RequestContext,
         request: OpenProducer,
     ) -> ApiResult<ProducerSession> {
-        let span = span!("open_producer", ctx, topic = request.topic);
-        self.serve(ctx, "open_producer", span, self.produce(request))
-            .await
+        serve!(
+            self,
+            ctx,
+            "open_producer",
+            Produce,
+            Resource::Topic(request.topic.clone()),
+            self.produce(request)
+        )
     }
 
     async fn subscribe(
@@ -94,15 +116,28 @@ impl BrokerApi for Broker {
         ctx: &RequestContext,
         request: Subscribe,
     ) -> ApiResult<ConsumerSession> {
-        let span = span!("subscribe", ctx, topic = request.topic);
-        self.serve(ctx, "subscribe", span, self.consume(request))
-            .await
+        serve!(
+            self,
+            ctx,
+            "subscribe",
+            Consume,
+            consumed(&request),
+            self.consume(request)
+        )
     }
+}
 
+#[async_trait]
+impl Admin for Broker {
     async fn create_tenant(&self, ctx: &RequestContext, tenant: String) -> ApiResult<()> {
-        let span = span!("create_tenant", ctx, tenant = tenant);
-        self.serve(ctx, "create_tenant", span, self.make_tenant(&tenant))
-            .await
+        serve!(
+            self,
+            ctx,
+            "create_tenant",
+            Manage,
+            Resource::Cluster,
+            self.make_tenant(&tenant)
+        )
     }
 
     async fn list_tenants(
@@ -110,9 +145,14 @@ impl BrokerApi for Broker {
         ctx: &RequestContext,
         page: PageRequest,
     ) -> ApiResult<Page<String>> {
-        let span = span!("list_tenants", ctx);
-        self.serve(ctx, "list_tenants", span, self.tenants(page))
-            .await
+        serve!(
+            self,
+            ctx,
+            "list_tenants",
+            Describe,
+            Resource::Cluster,
+            self.tenants(page)
+        )
     }
 
     async fn create_namespace(
@@ -121,9 +161,14 @@ impl BrokerApi for Broker {
         namespace: NamespaceName,
         policies: PolicyChanges,
     ) -> ApiResult<NamespacePolicies> {
-        let span = span!("create_namespace", ctx, namespace = namespace);
-        let work = self.make_namespace(&namespace, policies);
-        self.serve(ctx, "create_namespace", span, work).await
+        serve!(
+            self,
+            ctx,
+            "create_namespace",
+            Manage,
+            Resource::Tenant(namespace.tenant().to_owned()),
+            self.make_namespace(&namespace, policies)
+        )
     }
 
     async fn get_namespace(
@@ -131,9 +176,14 @@ impl BrokerApi for Broker {
         ctx: &RequestContext,
         namespace: NamespaceName,
     ) -> ApiResult<NamespacePolicies> {
-        let span = span!("get_namespace", ctx, namespace = namespace);
-        let work = self.shared.namespaces.get(&namespace);
-        self.serve(ctx, "get_namespace", span, work).await
+        serve!(
+            self,
+            ctx,
+            "get_namespace",
+            Describe,
+            Resource::Namespace(namespace.clone()),
+            self.shared.namespaces.get(&namespace)
+        )
     }
 
     async fn update_namespace(
@@ -142,9 +192,14 @@ impl BrokerApi for Broker {
         namespace: NamespaceName,
         changes: PolicyChanges,
     ) -> ApiResult<NamespacePolicies> {
-        let span = span!("update_namespace", ctx, namespace = namespace);
-        let work = self.change_namespace(&namespace, changes);
-        self.serve(ctx, "update_namespace", span, work).await
+        serve!(
+            self,
+            ctx,
+            "update_namespace",
+            Manage,
+            Resource::Namespace(namespace.clone()),
+            self.change_namespace(&namespace, changes)
+        )
     }
 
     async fn list_namespaces(
@@ -153,9 +208,14 @@ impl BrokerApi for Broker {
         tenant: String,
         page: PageRequest,
     ) -> ApiResult<Page<NamespaceName>> {
-        let span = span!("list_namespaces", ctx, tenant = tenant);
-        self.serve(ctx, "list_namespaces", span, self.namespaces(&tenant, page))
-            .await
+        serve!(
+            self,
+            ctx,
+            "list_namespaces",
+            Describe,
+            Resource::Tenant(tenant.clone()),
+            self.namespaces(&tenant, page)
+        )
     }
 
     async fn create_topic(
@@ -164,14 +224,14 @@ impl BrokerApi for Broker {
         topic: TopicName,
         partitions: u32,
     ) -> ApiResult<()> {
-        let span = span!("create_topic", ctx, topic = topic);
-        self.serve(
+        serve!(
+            self,
             ctx,
             "create_topic",
-            span,
-            self.make_topic(&topic, partitions),
+            Manage,
+            Resource::Topic(topic.clone()),
+            self.make_topic(&topic, partitions)
         )
-        .await
     }
 
     async fn describe_topic(
@@ -180,9 +240,14 @@ impl BrokerApi for Broker {
         topic: TopicName,
         create: bool,
     ) -> ApiResult<TopicDescription> {
-        let span = span!("describe_topic", ctx, topic = topic);
-        self.serve(ctx, "describe_topic", span, self.describe(topic, create))
-            .await
+        serve!(
+            self,
+            ctx,
+            "describe_topic",
+            Describe,
+            Resource::Topic(topic.clone()),
+            self.describe(topic, create)
+        )
     }
 
     async fn delete_topic(
@@ -191,9 +256,14 @@ impl BrokerApi for Broker {
         topic: TopicName,
         how: Deletion,
     ) -> ApiResult<()> {
-        let span = span!("delete_topic", ctx, topic = topic);
-        self.serve(ctx, "delete_topic", span, self.remove_topic(&topic, how))
-            .await
+        serve!(
+            self,
+            ctx,
+            "delete_topic",
+            Manage,
+            Resource::Topic(topic.clone()),
+            self.remove_topic(&topic, how)
+        )
     }
 
     async fn list_topics(
@@ -202,15 +272,25 @@ impl BrokerApi for Broker {
         namespace: NamespaceName,
         page: PageRequest,
     ) -> ApiResult<Page<TopicDescription>> {
-        let span = span!("list_topics", ctx, namespace = namespace);
-        self.serve(ctx, "list_topics", span, self.topics_of(&namespace, page))
-            .await
+        serve!(
+            self,
+            ctx,
+            "list_topics",
+            Describe,
+            Resource::Namespace(namespace.clone()),
+            self.topics_of(&namespace, page)
+        )
     }
 
     async fn topic_stats(&self, ctx: &RequestContext, topic: TopicName) -> ApiResult<TopicStats> {
-        let span = span!("topic_stats", ctx, topic = topic);
-        self.serve(ctx, "topic_stats", span, self.stats_of(&topic))
-            .await
+        serve!(
+            self,
+            ctx,
+            "topic_stats",
+            Describe,
+            Resource::Topic(topic.clone()),
+            self.stats_of(&topic)
+        )
     }
 
     async fn delete_subscription(
@@ -220,14 +300,14 @@ impl BrokerApi for Broker {
         subscription: SubscriptionName,
         force: bool,
     ) -> ApiResult<()> {
-        let span = span!(
-            "delete_subscription",
+        serve!(
+            self,
             ctx,
-            topic = topic,
-            subscription = subscription
-        );
-        let work = self.remove_subscription(&topic, &subscription, force);
-        self.serve(ctx, "delete_subscription", span, work).await
+            "delete_subscription",
+            Consume,
+            Resource::Subscription(topic.clone(), subscription.clone()),
+            self.remove_subscription(&topic, &subscription, force)
+        )
     }
 
     async fn create_subscription(
@@ -237,14 +317,14 @@ impl BrokerApi for Broker {
         subscription: SubscriptionName,
         place: Place,
     ) -> ApiResult<Index> {
-        let span = span!(
-            "create_subscription",
+        serve!(
+            self,
             ctx,
-            topic = topic,
-            subscription = subscription
-        );
-        let work = self.new_subscription(&topic, &subscription, place);
-        self.serve(ctx, "create_subscription", span, work).await
+            "create_subscription",
+            Consume,
+            Resource::Subscription(topic.clone(), subscription.clone()),
+            self.new_subscription(&topic, &subscription, place)
+        )
     }
 
     async fn seek_subscription(
@@ -254,14 +334,14 @@ impl BrokerApi for Broker {
         subscription: SubscriptionName,
         place: Place,
     ) -> ApiResult<Index> {
-        let span = span!(
-            "seek_subscription",
+        serve!(
+            self,
             ctx,
-            topic = topic,
-            subscription = subscription
-        );
-        let work = self.move_subscription(&topic, &subscription, place);
-        self.serve(ctx, "seek_subscription", span, work).await
+            "seek_subscription",
+            Consume,
+            Resource::Subscription(topic.clone(), subscription.clone()),
+            self.move_subscription(&topic, &subscription, place)
+        )
     }
 
     async fn skip_messages(
@@ -271,14 +351,14 @@ impl BrokerApi for Broker {
         subscription: SubscriptionName,
         range: Option<IndexRange>,
     ) -> ApiResult<Vec<IndexRange>> {
-        let span = span!(
-            "skip_messages",
+        serve!(
+            self,
             ctx,
-            topic = topic,
-            subscription = subscription
-        );
-        let work = self.give_up(&topic, &subscription, range);
-        self.serve(ctx, "skip_messages", span, work).await
+            "skip_messages",
+            Consume,
+            Resource::Subscription(topic.clone(), subscription.clone()),
+            self.give_up(&topic, &subscription, range)
+        )
     }
 
     async fn reset_subscriptions(
@@ -286,14 +366,28 @@ impl BrokerApi for Broker {
         ctx: &RequestContext,
         topic: TopicName,
     ) -> ApiResult<Vec<SubscriptionReset>> {
-        let span = span!("reset_subscriptions", ctx, topic = topic);
-        let work = self.reset(&topic);
-        self.serve(ctx, "reset_subscriptions", span, work).await
+        serve!(
+            self,
+            ctx,
+            "reset_subscriptions",
+            Manage,
+            Resource::Topic(topic.clone()),
+            self.reset(&topic)
+        )
     }
+}
+
+#[async_trait]
+impl Operator for Broker {
     async fn list_brokers(&self, ctx: &RequestContext) -> ApiResult<Vec<BrokerInfo>> {
-        let span = span!("list_brokers", ctx);
-        let work = async { Ok(self.brokers()) };
-        self.serve(ctx, "list_brokers", span, work).await
+        serve!(
+            self,
+            ctx,
+            "list_brokers",
+            Operate,
+            Resource::Cluster,
+            async { Ok(self.brokers()) }
+        )
     }
 
     async fn list_bundles(
@@ -301,9 +395,14 @@ impl BrokerApi for Broker {
         ctx: &RequestContext,
         namespace: NamespaceName,
     ) -> ApiResult<Vec<BundleInfo>> {
-        let span = span!("list_bundles", ctx, namespace = namespace);
-        self.serve(ctx, "list_bundles", span, self.bundles(&namespace))
-            .await
+        serve!(
+            self,
+            ctx,
+            "list_bundles",
+            Operate,
+            Resource::Namespace(namespace.clone()),
+            self.bundles(&namespace)
+        )
     }
 
     async fn transfer_bundle(
@@ -313,14 +412,14 @@ impl BrokerApi for Broker {
         bundle: BundleRange,
         broker: Option<BrokerId>,
     ) -> ApiResult<BrokerInfo> {
-        let span = span!(
-            "transfer_bundle",
+        serve!(
+            self,
             ctx,
-            namespace = namespace,
-            bundle = bundle
-        );
-        let work = self.transfer(namespace, bundle, broker);
-        self.serve(ctx, "transfer_bundle", span, work).await
+            "transfer_bundle",
+            Operate,
+            Resource::Namespace(namespace.clone()),
+            self.transfer(namespace, bundle, broker)
+        )
     }
 
     async fn split_bundle(
@@ -330,14 +429,33 @@ impl BrokerApi for Broker {
         bundle: BundleRange,
         at: Option<u32>,
     ) -> ApiResult<[BundleRange; 2]> {
-        let span = span!("split_bundle", ctx, namespace = namespace, bundle = bundle);
-        let work = self.split(namespace, bundle, at);
-        self.serve(ctx, "split_bundle", span, work).await
+        serve!(
+            self,
+            ctx,
+            "split_bundle",
+            Operate,
+            Resource::Namespace(namespace.clone()),
+            self.split(namespace, bundle, at)
+        )
     }
 
     async fn load_report(&self, ctx: &RequestContext) -> ApiResult<LoadReport> {
-        let span = span!("load_report", ctx);
-        self.serve(ctx, "load_report", span, balance::report(&self.shared))
-            .await
+        serve!(
+            self,
+            ctx,
+            "load_report",
+            Operate,
+            Resource::Cluster,
+            balance::report(&self.shared)
+        )
+    }
+}
+
+/// A reader needs no more than its topic.
+fn consumed(request: &Subscribe) -> Resource {
+    let topic = request.topic.clone();
+    match &request.subscription {
+        Some(name) => Resource::Subscription(topic, name.clone()),
+        None => Resource::Topic(topic),
     }
 }

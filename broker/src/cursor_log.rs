@@ -12,9 +12,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use aquifer_model::id::{Index, SeekEpoch};
 use aquifer_model::limits::SNAPSHOT_PART_BYTES_MAX;
+use aquifer_model::subscription::SubscriptionType;
 use aquifer_model::topic::{NameError, SubscriptionName};
 use aquifer_proto::v1;
-use aquifer_protocol_api::broker::SubscriptionType;
 use bytes::Bytes;
 use prost::Message;
 use roaring::RoaringTreemap;

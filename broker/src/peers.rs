@@ -1,8 +1,10 @@
 //! The way to the other brokers of a cluster. No wire protocol is spoken here: it is given.
 
 use aquifer_model::load::LoadReport;
+use aquifer_model::stats::TopicStats;
 use aquifer_model::topic::TopicName;
-use aquifer_protocol_api::broker::{ApiResult, Deletion, TopicStats};
+use aquifer_protocol_api::admin::Deletion;
+use aquifer_protocol_api::error::ApiResult;
 use async_trait::async_trait;
 use thiserror::Error;
 

@@ -27,11 +27,11 @@ use std::collections::BTreeMap;
 
 use aquifer_ledger::managed::LogEntry;
 use aquifer_model::id::{Index, OwnerEpoch, SeekEpoch};
+use aquifer_model::stats::SubscriptionStats;
+use aquifer_model::subscription::SubscriptionType;
 use aquifer_model::topic::ConsumerName;
 use aquifer_proto::v1;
-use aquifer_protocol_api::broker::{
-    Acknowledge, Delivery, IndexRange, NegativeAcknowledge, SubscriptionStats, SubscriptionType,
-};
+use aquifer_protocol_api::consumer::{Acknowledge, Delivery, IndexRange, NegativeAcknowledge};
 use aquifer_protocol_api::error::ApiError;
 
 use self::consumer::Consumer;

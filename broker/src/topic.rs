@@ -33,7 +33,7 @@ use aquifer_ledger::managed::{TopicLog, TopicRecordCell};
 use aquifer_model::id::{Index, OwnerEpoch, TopicIncarnation};
 use aquifer_model::policy::NamespacePolicies;
 use aquifer_model::topic::TopicName;
-use aquifer_protocol_api::broker::SubscriptionReset;
+use aquifer_protocol_api::admin::SubscriptionReset;
 use aquifer_runtime::clock::{self, Alarm};
 use tokio::sync::watch;
 

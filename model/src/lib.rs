@@ -18,5 +18,7 @@ pub mod place;
 pub mod policy;
 pub mod position;
 pub mod quorum;
+pub mod stats;
 pub mod storage;
+pub mod subscription;
 pub mod topic;

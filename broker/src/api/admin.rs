@@ -5,7 +5,8 @@ use aquifer_model::id::Index;
 use aquifer_model::place::Place;
 use aquifer_model::policy::{NamespacePolicies, PolicyChanges};
 use aquifer_model::topic::{NamespaceName, SubscriptionName, TopicName};
-use aquifer_protocol_api::broker::{IndexRange, Page, PageRequest, SubscriptionReset};
+use aquifer_protocol_api::admin::{Page, PageRequest, SubscriptionReset};
+use aquifer_protocol_api::consumer::IndexRange;
 
 use crate::broker::Broker;
 use crate::error::BrokerError;

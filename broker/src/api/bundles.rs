@@ -3,7 +3,7 @@
 use aquifer_model::bundle::BundleRange;
 use aquifer_model::id::BrokerId;
 use aquifer_model::topic::NamespaceName;
-use aquifer_protocol_api::broker::{BrokerInfo, BundleInfo};
+use aquifer_protocol_api::operator::{BrokerInfo, BundleInfo};
 
 use crate::balance;
 use crate::broker::Broker;

@@ -2,7 +2,7 @@
 
 use aquifer_model::id::TopicIncarnation;
 use aquifer_model::topic::TopicName;
-use aquifer_protocol_api::broker::{ConsumerSession, Subscribe};
+use aquifer_protocol_api::consumer::{ConsumerSession, Subscribe};
 
 use crate::broker::Broker;
 use crate::error::BrokerError;

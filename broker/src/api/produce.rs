@@ -1,6 +1,6 @@
 //! Opening of producers.
 
-use aquifer_protocol_api::broker::{OpenProducer, ProducerSession};
+use aquifer_protocol_api::producer::{OpenProducer, ProducerSession};
 
 use crate::broker::Broker;
 use crate::error::BrokerError;

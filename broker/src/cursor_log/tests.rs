@@ -1,4 +1,4 @@
-use aquifer_protocol_api::broker::IndexRange;
+use aquifer_protocol_api::consumer::IndexRange;
 use proptest::prelude::*;
 
 use super::*;

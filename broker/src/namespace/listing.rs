@@ -8,7 +8,7 @@ use aquifer_metadata::error::MetadataError;
 use aquifer_metadata::keys::{self, Key};
 use aquifer_metadata::store::{MetadataStore, PageToken, Versioned};
 use aquifer_model::limits::METADATA_PAGE_KEYS_MAX;
-use aquifer_protocol_api::broker::{Page, PageRequest};
+use aquifer_protocol_api::admin::{Page, PageRequest};
 
 use crate::error::BrokerError;
 

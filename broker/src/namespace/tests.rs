@@ -6,7 +6,7 @@ use aquifer_metadata::keys;
 use aquifer_metadata::store::MetadataStore;
 use aquifer_model::policy::NamespacePolicies;
 use aquifer_model::topic::NamespaceName;
-use aquifer_protocol_api::broker::PageRequest;
+use aquifer_protocol_api::admin::PageRequest;
 use aquifer_runtime::clock::SystemClock;
 use aquifer_runtime::disk::{Disk, SimDisk};
 use aquifer_runtime::task::TaskGroup;

@@ -10,8 +10,9 @@
 use std::ops::Range;
 
 use aquifer_model::id::{Index, SeekEpoch};
+use aquifer_model::subscription::SubscriptionType;
 use aquifer_proto::v1;
-use aquifer_protocol_api::broker::{IndexRange, SubscriptionType};
+use aquifer_protocol_api::consumer::IndexRange;
 use roaring::RoaringTreemap;
 use thiserror::Error;
 

@@ -11,8 +11,10 @@ use aquifer_model::limits::{
     ACK_RANGES_MAX, CONSUMERS_PER_SUBSCRIPTION_MAX, UNACKED_PER_CONSUMER_MAX,
     UNACKED_PER_SUBSCRIPTION_MAX,
 };
-use aquifer_protocol_api::broker::{Acknowledge, Delivery, IndexRange, StoredAt, SubscriptionType};
+use aquifer_model::subscription::SubscriptionType;
+use aquifer_protocol_api::consumer::{Acknowledge, Delivery, IndexRange};
 use aquifer_protocol_api::error::{ApiError, ErrorKind};
+use aquifer_protocol_api::producer::StoredAt;
 
 use super::cursor::RANGE_WIDTH_MAX;
 use super::failover::Switch;

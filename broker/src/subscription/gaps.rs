@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use aquifer_model::id::Index;
 use aquifer_model::limits::ACK_RANGES_MAX;
-use aquifer_protocol_api::broker::IndexRange;
+use aquifer_protocol_api::consumer::IndexRange;
 
 use super::cursor::RANGE_WIDTH_MAX;
 use super::pending::Held;

@@ -18,7 +18,7 @@ use aquifer_ledger::error::LogError;
 use aquifer_ledger::managed::ReadPoint;
 use aquifer_model::id::{Index, TopicIncarnation};
 use aquifer_model::topic::SubscriptionName;
-use aquifer_protocol_api::broker::{ConsumerEvent, ConsumerSession, Subscribe};
+use aquifer_protocol_api::consumer::{ConsumerEvent, ConsumerSession, Subscribe};
 use aquifer_protocol_api::error::ApiError;
 use aquifer_runtime::budget::{ByteBudget, BytePermit};
 

@@ -1,7 +1,8 @@
 //! The client's end of a consumer session.
 
 use aquifer_model::place::Place;
-use aquifer_protocol_api::broker::{Acknowledge, ApiResult, ConsumerPort, NegativeAcknowledge};
+use aquifer_protocol_api::consumer::{Acknowledge, ConsumerPort, NegativeAcknowledge};
+use aquifer_protocol_api::error::ApiResult;
 use async_trait::async_trait;
 
 use crate::subscription::ConsumerId;

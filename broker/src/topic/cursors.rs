@@ -21,7 +21,7 @@ use aquifer_model::id::{Index, SeekEpoch};
 use aquifer_model::policy::Retention;
 use aquifer_model::topic::SubscriptionName;
 use aquifer_proto::v1::{CursorDelta, ProducerState, SubscriptionState};
-use aquifer_protocol_api::broker::{ConsumerEvent, IndexRange};
+use aquifer_protocol_api::consumer::{ConsumerEvent, IndexRange};
 use aquifer_runtime::clock;
 use bytes::Bytes;
 

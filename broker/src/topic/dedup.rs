@@ -23,8 +23,8 @@ use aquifer_model::id::{EntryId, Index, LedgerId, ProducerInstance};
 use aquifer_model::limits::{DEDUP_DRAWN_IDLE_MAX, DEDUP_PRODUCERS_MAX, DEDUP_WINDOW_MAX};
 use aquifer_model::topic::{NameError, ProducerName};
 use aquifer_proto::v1;
-use aquifer_protocol_api::broker::StoredAt;
 use aquifer_protocol_api::error::{ApiError, ErrorKind};
+use aquifer_protocol_api::producer::StoredAt;
 use bytes::Bytes;
 
 /// How long a drawn name is remembered after its producer is gone, at least; twice as long at most.

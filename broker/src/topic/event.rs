@@ -10,11 +10,14 @@ use aquifer_ledger::managed::{AppendSink, Appended, Found, ReadPoint};
 use aquifer_model::format::Description;
 use aquifer_model::id::Index;
 use aquifer_model::place::Place;
+use aquifer_model::stats::TopicStats;
 use aquifer_model::topic::SubscriptionName;
-use aquifer_protocol_api::broker::{
-    Acknowledge, ApiResult, ConsumerSession, IndexRange, NegativeAcknowledge, OpenProducer,
-    ProducerSession, Receipt, Subscribe, SubscriptionReset, TopicStats,
+use aquifer_protocol_api::admin::SubscriptionReset;
+use aquifer_protocol_api::consumer::{
+    Acknowledge, ConsumerSession, IndexRange, NegativeAcknowledge, Subscribe,
 };
+use aquifer_protocol_api::error::ApiResult;
+use aquifer_protocol_api::producer::{OpenProducer, ProducerSession, Receipt};
 use aquifer_runtime::budget::BytePermit;
 use bytes::Bytes;
 use parking_lot::Mutex;

@@ -8,7 +8,7 @@
 
 use std::collections::VecDeque;
 
-use aquifer_protocol_api::broker::{ConsumerEvent, Delivery};
+use aquifer_protocol_api::consumer::{ConsumerEvent, Delivery};
 use aquifer_protocol_api::error::ApiError;
 use aquifer_runtime::budget::ByteBudget;
 use aquifer_runtime::task::TaskGroup;

@@ -23,11 +23,10 @@ use aquifer_ledger::error::LogError;
 use aquifer_ledger::managed::{Append, AppendSink, Appended};
 use aquifer_model::entry::EntryFlags;
 use aquifer_model::id::Index;
+use aquifer_model::stats::ProducerStats;
 use aquifer_model::topic::ProducerName;
-use aquifer_protocol_api::broker::{
-    ApiResult, OpenProducer, ProducerSession, ProducerStats, Receipt, StoredAt,
-};
-use aquifer_protocol_api::error::{ApiError, ErrorKind, Outcome};
+use aquifer_protocol_api::error::{ApiError, ApiResult, ErrorKind, Outcome};
+use aquifer_protocol_api::producer::{OpenProducer, ProducerSession, Receipt, StoredAt};
 use aquifer_runtime::budget::BytePermit;
 use tokio::sync::mpsc;
 

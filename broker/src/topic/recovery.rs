@@ -8,7 +8,7 @@ use aquifer_ledger::managed::{Found, LogHead, ReadLimits, ReadPoint, TopicLog, T
 use aquifer_model::format::FORMAT_CURSOR;
 use aquifer_model::id::{Index, LedgerId};
 use aquifer_model::topic::{ProducerName, SubscriptionName};
-use aquifer_protocol_api::broker::StoredAt;
+use aquifer_protocol_api::producer::StoredAt;
 
 use crate::cursor_log::{CursorLogState, Losses, RecoveredSubscription, Replay};
 use crate::error::BrokerError;

@@ -5,7 +5,8 @@
 //! as lost is told with its extent, and counts when a snapshot of what was left is durable.
 
 use aquifer_model::id::Index;
-use aquifer_protocol_api::broker::{SubscriptionReset, SubscriptionType};
+use aquifer_model::subscription::SubscriptionType;
+use aquifer_protocol_api::admin::SubscriptionReset;
 
 use crate::subscription::SubscriptionSpec;
 use crate::subscription::cursor::CursorState;

@@ -8,7 +8,7 @@ use aquifer_ledger::error::LogError;
 use aquifer_model::id::{Index, SeekEpoch};
 use aquifer_model::place::Place;
 use aquifer_model::topic::SubscriptionName;
-use aquifer_protocol_api::broker::{ConsumerEvent, IndexRange};
+use aquifer_protocol_api::consumer::{ConsumerEvent, IndexRange};
 
 use crate::cursor_log;
 use crate::error::BrokerError;

@@ -1,6 +1,6 @@
 //! Statistics of a loaded topic.
 
-use aquifer_protocol_api::broker::{LedgerStats, TopicStats};
+use aquifer_model::stats::{LedgerStats, TopicStats};
 
 use crate::topic::Topic;
 

@@ -15,7 +15,7 @@ use aquifer_ledger::managed::TopicRecordCell;
 use aquifer_metadata::keys;
 use aquifer_metadata::store::{Expect, Guard};
 use aquifer_model::topic::TopicName;
-use aquifer_protocol_api::broker::Deletion;
+use aquifer_protocol_api::admin::Deletion;
 use aquifer_protocol_api::error::{ApiError, ErrorKind, Outcome};
 use aquifer_runtime::clock;
 use futures::StreamExt;

@@ -4,7 +4,7 @@ use aquifer_broker::BrokerConfig;
 use aquifer_model::policy::{Bound, NamespacePolicies, PolicyChanges, Rollover};
 use aquifer_model::quorum::Quorum;
 use aquifer_model::topic::NamespaceName;
-use aquifer_protocol_api::broker::{BrokerApi, Deletion, PageRequest};
+use aquifer_protocol_api::admin::{Admin, Deletion, PageRequest};
 use aquifer_protocol_api::error::ErrorKind;
 
 use futures::future::join_all;

@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 
 use aquifer_model::bundle::BundleRange;
-use aquifer_protocol_api::broker::BrokerApi;
+use aquifer_protocol_api::data_plane::DataPlane;
 use aquifer_protocol_api::error::ErrorKind;
+use aquifer_protocol_api::operator::Operator;
 
 use crate::cluster::{Cluster, Member, config};
 use crate::support::{Consumer, ctx, default_namespace, eventually, soon, subscribe};

@@ -7,7 +7,7 @@ use aquifer_broker::BrokerConfig;
 use aquifer_ledger::context::LogSettings;
 use aquifer_ledger::testing::TestWorld;
 use aquifer_model::id::BookieId;
-use aquifer_protocol_api::broker::{ConsumerEvent, Delivery};
+use aquifer_protocol_api::consumer::{ConsumerEvent, Delivery};
 
 use crate::support::{Consumer, Harness, Producer, config, soon};
 

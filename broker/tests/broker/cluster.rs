@@ -17,11 +17,13 @@ use aquifer_model::bundle::BundleRange;
 use aquifer_model::format::FORMAT_NATIVE;
 use aquifer_model::hash::key_hash;
 use aquifer_model::load::LoadReport;
+use aquifer_model::stats::TopicStats;
 use aquifer_model::topic::TopicName;
-use aquifer_protocol_api::broker::{
-    ApiResult, BrokerApi, Deletion, OpenProducer, ProducerSession, PublishFrame, TopicStats,
-};
-use aquifer_protocol_api::error::{ApiError, ErrorKind};
+use aquifer_protocol_api::admin::{Admin, Deletion};
+use aquifer_protocol_api::data_plane::DataPlane;
+use aquifer_protocol_api::error::{ApiError, ApiResult, ErrorKind};
+use aquifer_protocol_api::operator::Operator;
+use aquifer_protocol_api::producer::{OpenProducer, ProducerSession, PublishFrame};
 use aquifer_runtime::clock::SystemClock;
 use aquifer_runtime::disk::{Disk, SimDisk};
 use aquifer_runtime::rng::SystemRng;

@@ -2,9 +2,9 @@
 
 use aquifer_model::id::{ConsumerInstance, Index};
 use aquifer_model::place::Place;
-use aquifer_protocol_api::broker::{
-    BrokerApi, ConsumerEvent, IndexRange, NegativeAcknowledge, Subscribe, SubscriptionType,
-};
+use aquifer_model::subscription::SubscriptionType;
+use aquifer_protocol_api::admin::Admin;
+use aquifer_protocol_api::consumer::{ConsumerEvent, IndexRange, NegativeAcknowledge, Subscribe};
 use aquifer_protocol_api::error::ErrorKind;
 
 use crate::support::{Harness, ctx, eventually, kind, name, subscribe, until};

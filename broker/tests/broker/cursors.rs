@@ -4,9 +4,9 @@ use aquifer_ledger::testing::Mode;
 use aquifer_model::id::Index;
 use aquifer_model::place::Place;
 use aquifer_model::policy::{NamespacePolicies, Retention, Rollover};
-use aquifer_protocol_api::broker::{
-    Acknowledge, BrokerApi, ConsumerEvent, Subscribe, SubscriptionType,
-};
+use aquifer_model::subscription::SubscriptionType;
+use aquifer_protocol_api::admin::Admin;
+use aquifer_protocol_api::consumer::{Acknowledge, ConsumerEvent, Subscribe};
 use aquifer_protocol_api::error::ErrorKind;
 
 use crate::support::{Harness, ctx, kind, name, soon, subscribe, until};

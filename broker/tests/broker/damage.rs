@@ -9,13 +9,15 @@ use aquifer_ledger::managed::{
 use aquifer_ledger::testing::TestWorld;
 use aquifer_metadata::keys;
 use aquifer_metadata::store::MetadataStore;
+use aquifer_model::entry::EntryFlags;
+use aquifer_model::extensions::Extensions;
 use aquifer_model::id::{EntryId, Index, LedgerId, OwnerEpoch};
 use aquifer_model::place::Place;
 use aquifer_model::policy::Rollover;
 use aquifer_model::quorum::Quorum;
-use aquifer_protocol_api::broker::{
-    BrokerApi, ConsumerEvent, IndexRange, NegativeAcknowledge, Subscribe, SubscriptionType,
-};
+use aquifer_model::subscription::SubscriptionType;
+use aquifer_protocol_api::admin::Admin;
+use aquifer_protocol_api::consumer::{ConsumerEvent, IndexRange, NegativeAcknowledge, Subscribe};
 use aquifer_protocol_api::error::ErrorKind;
 
 use crate::support::{Consumer, Harness, config, ctx, kind, name, soon, subscribe, until};
@@ -169,6 +171,8 @@ async fn append_as_later_version(world: &TestWorld, entries: &[u32]) {
         let append = Append {
             format: 77,
             message_count: *message_count,
+            flags: EntryFlags::default(),
+            extensions: Extensions::default(),
             body: "nobody here can read this".into(),
             tag: 0,
         };

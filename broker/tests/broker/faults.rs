@@ -14,8 +14,11 @@ use aquifer_model::storage::{
     BookieResult, OrderedRequest, Presence, PresenceRange, ReadBatch, ReadRange, ReplyCallback,
     TailState, TailWait,
 };
-use aquifer_protocol_api::broker::{BrokerApi, OpenProducer, Subscribe, SubscriptionType};
+use aquifer_model::subscription::SubscriptionType;
+use aquifer_protocol_api::admin::Admin;
+use aquifer_protocol_api::consumer::Subscribe;
 use aquifer_protocol_api::error::ErrorKind;
+use aquifer_protocol_api::producer::OpenProducer;
 use async_trait::async_trait;
 use tokio::sync::watch;
 

@@ -5,8 +5,11 @@ use std::sync::Arc;
 use aquifer_broker::{BalanceConfig, BrokerConfig};
 use aquifer_model::bundle::BundleRange;
 use aquifer_model::policy::PolicyChanges;
+use aquifer_model::subscription::SubscriptionType;
 use aquifer_model::topic::NamespaceName;
-use aquifer_protocol_api::broker::{BrokerApi, ConsumerEvent, Subscribe, SubscriptionType};
+use aquifer_protocol_api::admin::Admin;
+use aquifer_protocol_api::consumer::{ConsumerEvent, Subscribe};
+use aquifer_protocol_api::data_plane::DataPlane;
 use aquifer_protocol_api::error::{ApiError, ErrorKind};
 
 use crate::cluster::{Cluster, HeldStore, Member, config};

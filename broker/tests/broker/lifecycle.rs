@@ -6,8 +6,9 @@ use aquifer_metadata::keys;
 use aquifer_metadata::store::MetadataStore;
 use aquifer_model::id::Index;
 use aquifer_model::place::Place;
-use aquifer_protocol_api::broker::{BrokerApi, Deletion, OpenProducer};
+use aquifer_protocol_api::admin::{Admin, Deletion};
 use aquifer_protocol_api::error::ErrorKind;
+use aquifer_protocol_api::producer::OpenProducer;
 
 use crate::support::{Harness, ctx, eventually, instance, kind, known, name, open, soon, until};
 

@@ -10,8 +10,10 @@ use aquifer_metadata::record;
 use aquifer_metadata::store::{Expect, MetadataStore};
 use aquifer_model::topic::TopicName;
 use aquifer_proto::v1::TopicRecord;
-use aquifer_protocol_api::broker::{ApiResult, BrokerApi, Deletion, PageRequest};
-use aquifer_protocol_api::error::ErrorKind;
+use aquifer_protocol_api::admin::{Admin, Deletion, PageRequest};
+use aquifer_protocol_api::data_plane::DataPlane;
+use aquifer_protocol_api::error::{ApiResult, ErrorKind};
+use aquifer_protocol_api::operator::Operator;
 use futures::future::join_all;
 
 use crate::cluster::{Cluster, Member, config};

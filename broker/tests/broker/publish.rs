@@ -3,8 +3,8 @@
 use aquifer_ledger::testing::Mode;
 use aquifer_model::format::FORMAT_NATIVE;
 use aquifer_model::place::Place;
-use aquifer_protocol_api::broker::{OpenProducer, PublishFrame};
 use aquifer_protocol_api::error::ErrorKind;
+use aquifer_protocol_api::producer::{OpenProducer, PublishFrame};
 
 use crate::support::{Harness, batch, open, soon};
 

@@ -13,14 +13,20 @@ use aquifer_model::format::FORMAT_NATIVE;
 use aquifer_model::id::{Index, ProducerInstance, TopicIncarnation};
 use aquifer_model::place::Place;
 use aquifer_model::policy::NamespacePolicies;
+use aquifer_model::stats::TopicStats;
+use aquifer_model::subscription::SubscriptionType;
 use aquifer_model::topic::{NamespaceName, TopicName};
-use aquifer_protocol_api::broker::{
-    Acknowledge, ApiResult, BrokerApi, ConsumerEvent, ConsumerPort, ConsumerSession, Delivery,
-    IndexRange, OpenProducer, ProducerOpened, ProducerPort, ProducerSession, PublishFrame, Receipt,
-    Subscribe, Subscribed, SubscriptionType, TopicStats,
+use aquifer_protocol_api::admin::Admin;
+use aquifer_protocol_api::consumer::{
+    Acknowledge, ConsumerEvent, ConsumerPort, ConsumerSession, Delivery, IndexRange, Subscribe,
+    Subscribed,
 };
 use aquifer_protocol_api::context::RequestContext;
-use aquifer_protocol_api::error::{ApiError, ErrorKind};
+use aquifer_protocol_api::data_plane::DataPlane;
+use aquifer_protocol_api::error::{ApiError, ApiResult, ErrorKind};
+use aquifer_protocol_api::producer::{
+    OpenProducer, ProducerOpened, ProducerPort, ProducerSession, PublishFrame, Receipt,
+};
 use aquifer_runtime::rng::SystemRng;
 use aquifer_runtime::task::TaskGroup;
 use aquifer_runtime::telemetry::Telemetry;

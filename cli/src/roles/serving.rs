@@ -13,7 +13,7 @@ use aquifer_ledger::placement::Bookies;
 use aquifer_ledger::transport::BookieTransport;
 use aquifer_metadata::lease::Lease;
 use aquifer_metadata::store::MetadataStore;
-use aquifer_protocol_api::broker::BrokerApi;
+use aquifer_protocol_api::BrokerApi;
 use aquifer_protocol_registry::ProtocolsConfig;
 use aquifer_runtime::task::TaskGroup;
 use aquifer_runtime::telemetry::Telemetry;

@@ -8,8 +8,9 @@ use aquifer_model::id::Index;
 use async_trait::async_trait;
 use bytes::Bytes;
 
-use crate::broker::{Delivery, Receipt};
+use crate::consumer::Delivery;
 use crate::error::{ErrorKind, Outcome};
+use crate::producer::Receipt;
 
 pub use fake::FakeBroker;
 

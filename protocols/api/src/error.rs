@@ -3,6 +3,9 @@
 
 use thiserror::Error;
 
+/// Result of every call.
+pub type ApiResult<T> = Result<T, ApiError>;
+
 /// A kind exists only where the caller acts differently.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ErrorKind {

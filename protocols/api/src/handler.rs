@@ -6,7 +6,7 @@ use std::sync::Arc;
 use aquifer_runtime::task::TaskGroup;
 use async_trait::async_trait;
 
-use crate::broker::BrokerApi;
+use crate::BrokerApi;
 use crate::error::ApiError;
 
 /// A wire protocol: one folder under `protocols/`, one line in `protocols/registry`.

@@ -1,11 +1,27 @@
-//! The narrow port between wire protocols and the broker: a handler implements
-//! [`handler::ProtocolHandler`] and sees the broker only through [`broker::BrokerApi`], in plain
-//! model types. No wire type, no storage type and no broker type appears here.
+//! The narrow ports between wire protocols and the broker: a handler implements
+//! [`handler::ProtocolHandler`] and sees the broker only through three traits, in plain model types:
+//! [`data_plane::DataPlane`] moves messages, [`admin::Admin`] and [`operator::Operator`] manage what
+//! belongs to tenants and to the cluster. Each of their calls needs one [`access::Access`]. No wire
+//! type, no storage type and no broker type appears here.
 #![deny(missing_docs)]
 
-pub mod broker;
+pub mod access;
+pub mod admin;
 #[cfg(feature = "conformance")]
 pub mod conformance;
+pub mod consumer;
 pub mod context;
+pub mod data_plane;
 pub mod error;
 pub mod handler;
+pub mod operator;
+pub mod producer;
+
+use crate::admin::Admin;
+use crate::data_plane::DataPlane;
+use crate::operator::Operator;
+
+/// A broker: all three ports.
+pub trait BrokerApi: DataPlane + Admin + Operator {}
+
+impl<T: DataPlane + Admin + Operator> BrokerApi for T {}

@@ -1,10 +1,11 @@
 //! The control plane: every method parses, calls once and converts.
 
+use aquifer_model::stats::{SubscriptionStats, TopicStats};
 use aquifer_model::topic::SubscriptionName;
 use aquifer_proto::v1;
-use aquifer_protocol_api::broker::{
-    BrokerInfo, Deletion, IndexRange, SubscriptionReset, SubscriptionStats, TopicStats,
-};
+use aquifer_protocol_api::admin::{Deletion, SubscriptionReset};
+use aquifer_protocol_api::consumer::IndexRange;
+use aquifer_protocol_api::operator::BrokerInfo;
 use prost::Message as _;
 use tonic::{Request, Response, Status, async_trait};
 

@@ -5,17 +5,17 @@ mod frames;
 
 use std::pin::pin;
 
-use aquifer_model::id::Index;
-use aquifer_model::id::{ConsumerInstance, OwnerEpoch, SeekEpoch, TopicIncarnation};
+use aquifer_model::id::{ConsumerInstance, Index, OwnerEpoch, SeekEpoch, TopicIncarnation};
+use aquifer_model::subscription::SubscriptionType;
 use aquifer_proto::v1;
 use aquifer_proto::v1::consume_request::Request as Kind;
 use aquifer_proto::v1::consume_response::Response as Answer;
-use aquifer_protocol_api::broker::{
-    Acknowledge, ApiResult, ConsumerEvent, ConsumerPort, ConsumerSession, Delivery,
-    NegativeAcknowledge, Subscribe, Subscribed, SubscriptionType,
+use aquifer_protocol_api::consumer::{
+    Acknowledge, ConsumerEvent, ConsumerPort, ConsumerSession, Delivery, NegativeAcknowledge,
+    Subscribe, Subscribed,
 };
 use aquifer_protocol_api::context::RequestContext;
-use aquifer_protocol_api::error::ApiError;
+use aquifer_protocol_api::error::{ApiError, ApiResult};
 use aquifer_runtime::clock::timeout;
 use aquifer_runtime::task::ShutdownToken;
 use tonic::Streaming;

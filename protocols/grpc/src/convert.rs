@@ -6,10 +6,12 @@ use aquifer_model::id::{BrokerId, Index};
 use aquifer_model::limits::{ACK_RANGES_MAX, METADATA_PAGE_KEYS_MAX, PARTITIONS_MAX};
 use aquifer_model::place::Place;
 use aquifer_model::policy::PolicyChanges;
+use aquifer_model::subscription::SubscriptionType;
 use aquifer_model::topic::{DEFAULT_NAMESPACE, NameError, NamespaceName, TopicName};
 use aquifer_proto::{PROTOCOL_VERSION, v1};
-use aquifer_protocol_api::broker::{ApiResult, IndexRange, PageRequest, SubscriptionType};
-use aquifer_protocol_api::error::{ApiError, ErrorKind};
+use aquifer_protocol_api::admin::PageRequest;
+use aquifer_protocol_api::consumer::IndexRange;
+use aquifer_protocol_api::error::{ApiError, ApiResult, ErrorKind};
 
 /// Items of a page when the client does not say.
 const PAGE_ITEMS_DEFAULT: usize = 100;

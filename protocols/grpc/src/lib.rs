@@ -30,7 +30,7 @@ use std::time::Duration;
 use aquifer_model::limits::{FRAME_BYTES_MAX, UNARY_REQUEST_BYTES_MAX};
 use aquifer_proto::v1::admin_server::AdminServer;
 use aquifer_proto::v1::broker_server::BrokerServer;
-use aquifer_protocol_api::broker::BrokerApi;
+use aquifer_protocol_api::BrokerApi;
 use aquifer_protocol_api::error::{ApiError, ErrorKind};
 use aquifer_protocol_api::handler::ProtocolHandler;
 use aquifer_runtime::clock::{SharedClock, sleep};

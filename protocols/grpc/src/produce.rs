@@ -11,11 +11,11 @@ use aquifer_model::id::{ProducerInstance, TopicIncarnation};
 use aquifer_proto::v1;
 use aquifer_proto::v1::produce_request::Request as Kind;
 use aquifer_proto::v1::produce_response::Response as Answer;
-use aquifer_protocol_api::broker::{
-    ApiResult, OpenProducer, ProducerOpened, ProducerPort, ProducerSession, PublishFrame, Receipt,
-};
 use aquifer_protocol_api::context::RequestContext;
-use aquifer_protocol_api::error::{ApiError, ErrorKind, Outcome};
+use aquifer_protocol_api::error::{ApiError, ApiResult, ErrorKind, Outcome};
+use aquifer_protocol_api::producer::{
+    OpenProducer, ProducerOpened, ProducerPort, ProducerSession, PublishFrame, Receipt,
+};
 use aquifer_runtime::clock::sleep;
 use aquifer_runtime::inbound::Inbound;
 use aquifer_runtime::task::ShutdownToken;

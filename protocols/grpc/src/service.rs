@@ -7,9 +7,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use aquifer_proto::{PROTOCOL_VERSION, v1};
-use aquifer_protocol_api::broker::{ApiResult, BrokerApi};
+use aquifer_protocol_api::BrokerApi;
 use aquifer_protocol_api::context::RequestContext;
-use aquifer_protocol_api::error::{ApiError, ErrorKind, Outcome};
+use aquifer_protocol_api::error::{ApiError, ApiResult, ErrorKind, Outcome};
 use aquifer_runtime::clock::{SharedClock, timeout};
 use aquifer_runtime::inbound::Inbound;
 use aquifer_runtime::task::TaskGroup;

@@ -3,7 +3,7 @@
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
-use aquifer_protocol_api::broker::Held;
+use aquifer_protocol_api::consumer::Held;
 use aquifer_protocol_api::error::{ApiError, ErrorKind};
 use aquifer_runtime::clock::timeout;
 use futures::Stream;

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use aquifer_protocol_api::broker::SubscriptionType::{Exclusive, Failover, Shared};
+use aquifer_model::subscription::SubscriptionType::{Exclusive, Failover, Shared};
 use proptest::prelude::*;
 use proptest::sample::Index as Pick;
 

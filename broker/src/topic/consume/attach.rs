@@ -4,8 +4,9 @@
 use aquifer_model::id::Index;
 use aquifer_model::limits::SUBSCRIPTIONS_PER_TOPIC_MAX;
 use aquifer_model::place::Place;
+use aquifer_model::subscription::SubscriptionType;
 use aquifer_model::topic::SubscriptionName;
-use aquifer_protocol_api::broker::{ConsumerSession, Subscribe, Subscribed, SubscriptionType};
+use aquifer_protocol_api::consumer::{ConsumerSession, Subscribe, Subscribed};
 use aquifer_protocol_api::error::{ApiError, ErrorKind};
 
 use crate::cursor_log::Losses;

@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 
 use aquifer_model::id::ConsumerInstance;
-use aquifer_protocol_api::broker::Subscribe;
+use aquifer_protocol_api::consumer::Subscribe;
 
 use crate::error::BrokerError;
 use crate::subscription::ConsumerId;

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use aquifer_ledger::managed::LogEntry;
-use aquifer_protocol_api::broker::Delivery;
+use aquifer_protocol_api::consumer::Delivery;
 use aquifer_runtime::budget::{ByteBudget, BytePermit};
 
 use crate::subscription::NextRead;

@@ -5,7 +5,7 @@ use aquifer_ledger::error::LogError;
 use aquifer_ledger::managed::{Damage, Found, LogEntry, ReadLimits, ReadPoint};
 use aquifer_model::format::FORMAT_NATIVE;
 use aquifer_model::id::Index;
-use aquifer_protocol_api::broker::{ConsumerEvent, Delivery, Gap};
+use aquifer_protocol_api::consumer::{ConsumerEvent, Delivery, Gap};
 use aquifer_runtime::budget::BytePermit;
 use aquifer_runtime::clock;
 use std::collections::BTreeMap;

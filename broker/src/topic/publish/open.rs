@@ -9,7 +9,7 @@ use std::sync::atomic::AtomicBool;
 
 use aquifer_model::limits::{BATCH_BYTES_MAX, PRODUCERS_PER_TOPIC_MAX};
 use aquifer_model::topic::ProducerName;
-use aquifer_protocol_api::broker::{OpenProducer, ProducerOpened, ProducerSession};
+use aquifer_protocol_api::producer::{OpenProducer, ProducerOpened, ProducerSession};
 use tokio::sync::mpsc;
 
 use crate::error::BrokerError;

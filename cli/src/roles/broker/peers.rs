@@ -7,11 +7,11 @@ use aquifer_broker::{NoReport, Peers};
 use aquifer_client::admin;
 use aquifer_client::{Client, ClientError, ErrorKind as Kind, Outcome as Known, SubscriptionType};
 use aquifer_model::load::LoadReport;
+use aquifer_model::stats::{LedgerStats, ProducerStats, SubscriptionStats, TopicStats};
+use aquifer_model::subscription;
 use aquifer_model::topic::{ProducerName, TopicName};
-use aquifer_protocol_api::broker::{
-    self, ApiResult, Deletion, LedgerStats, ProducerStats, SubscriptionStats, TopicStats,
-};
-use aquifer_protocol_api::error::{ApiError, ErrorKind, Outcome};
+use aquifer_protocol_api::admin::Deletion;
+use aquifer_protocol_api::error::{ApiError, ApiResult, ErrorKind, Outcome};
 use aquifer_runtime::clock;
 use aquifer_runtime::task::TaskGroup;
 use async_trait::async_trait;
@@ -153,12 +153,12 @@ fn known(stats: admin::TopicStats) -> ApiResult<TopicStats> {
     })
 }
 
-fn kind(kind: SubscriptionType) -> broker::SubscriptionType {
+fn kind(kind: SubscriptionType) -> subscription::SubscriptionType {
     match kind {
-        SubscriptionType::Exclusive => broker::SubscriptionType::Exclusive,
-        SubscriptionType::Shared => broker::SubscriptionType::Shared,
-        SubscriptionType::Failover => broker::SubscriptionType::Failover,
-        SubscriptionType::KeyShared => broker::SubscriptionType::KeyShared,
+        SubscriptionType::Exclusive => subscription::SubscriptionType::Exclusive,
+        SubscriptionType::Shared => subscription::SubscriptionType::Shared,
+        SubscriptionType::Failover => subscription::SubscriptionType::Failover,
+        SubscriptionType::KeyShared => subscription::SubscriptionType::KeyShared,
     }
 }
 

@@ -18,14 +18,19 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, watch};
 
-use crate::broker::{
-    Acknowledge, ApiResult, BrokerApi, BrokerIdentity, BrokerInfo, BundleInfo, ConsumerEvent,
-    ConsumerPort, ConsumerSession, Deletion, Delivery, IndexRange, NegativeAcknowledge,
-    OpenProducer, Page, PageRequest, ProducerOpened, ProducerPort, ProducerSession, PublishFrame,
-    Receipt, StoredAt, Subscribe, Subscribed, SubscriptionReset, TopicDescription, TopicStats,
+use crate::admin::{Admin, Deletion, Page, PageRequest, SubscriptionReset, TopicDescription};
+use crate::consumer::{
+    Acknowledge, ConsumerEvent, ConsumerPort, ConsumerSession, Delivery, IndexRange,
+    NegativeAcknowledge, Subscribe, Subscribed,
 };
 use crate::context::RequestContext;
-use crate::error::{ApiError, ErrorKind, Outcome};
+use crate::data_plane::{BrokerIdentity, DataPlane};
+use crate::error::{ApiError, ApiResult, ErrorKind, Outcome};
+use crate::operator::{BrokerInfo, BundleInfo, Operator};
+use crate::producer::{
+    OpenProducer, ProducerOpened, ProducerPort, ProducerSession, PublishFrame, Receipt, StoredAt,
+};
+use aquifer_model::stats::TopicStats;
 
 /// Receipts and events that a session can hold; more than any check needs.
 const QUEUE: usize = 1024;
@@ -267,7 +272,7 @@ impl ConsumerPort for FakeConsumer {
                 message_count: 1,
                 format: 1,
                 body: batch.clone(),
-                held: crate::broker::Held::default(),
+                held: crate::consumer::Held::default(),
             };
             numbered.map(delivery).collect()
         });
@@ -306,7 +311,7 @@ impl ConsumerPort for FakeConsumer {
 }
 
 #[async_trait]
-impl BrokerApi for FakeBroker {
+impl DataPlane for FakeBroker {
     fn identity(&self) -> BrokerIdentity {
         BrokerIdentity {
             broker: BrokerId([1; 16]),
@@ -374,7 +379,10 @@ impl BrokerApi for FakeBroker {
             events,
         })
     }
+}
 
+#[async_trait]
+impl Admin for FakeBroker {
     async fn create_tenant(&self, _ctx: &RequestContext, _tenant: String) -> ApiResult<()> {
         self.not_faked()
     }
@@ -488,6 +496,7 @@ impl BrokerApi for FakeBroker {
         self.called(&topic)?;
         Ok(Index(0))
     }
+
     async fn seek_subscription(
         &self,
         _ctx: &RequestContext,
@@ -516,7 +525,10 @@ impl BrokerApi for FakeBroker {
     ) -> ApiResult<Vec<SubscriptionReset>> {
         self.not_faked()
     }
+}
 
+#[async_trait]
+impl Operator for FakeBroker {
     async fn list_brokers(&self, _ctx: &RequestContext) -> ApiResult<Vec<BrokerInfo>> {
         self.not_faked()
     }

@@ -2,7 +2,7 @@
 //! but never more than fits a frame.
 
 use aquifer_model::id::{OwnerEpoch, SeekEpoch};
-use aquifer_protocol_api::broker::{ConsumerEvent, Delivery};
+use aquifer_protocol_api::consumer::{ConsumerEvent, Delivery};
 use tokio::sync::mpsc;
 
 /// Where a reply is full: large enough to carry many batches at once, small enough that a peer
@@ -101,7 +101,8 @@ impl Room {
 #[cfg(test)]
 mod tests {
     use aquifer_model::id::{EntryId, Index, LedgerId};
-    use aquifer_protocol_api::broker::{Held, StoredAt};
+    use aquifer_protocol_api::consumer::Held;
+    use aquifer_protocol_api::producer::StoredAt;
     use bytes::Bytes;
 
     use super::*;

@@ -1,0 +1,194 @@
+//! The port of administration: what belongs to tenants.
+
+use crate::consumer::IndexRange;
+use crate::context::RequestContext;
+use crate::error::ApiResult;
+use aquifer_model::id::{Index, TopicIncarnation};
+use aquifer_model::place::Place;
+use aquifer_model::policy::{NamespacePolicies, PolicyChanges};
+use aquifer_model::stats::TopicStats;
+use aquifer_model::topic::{NamespaceName, SubscriptionName, TopicName};
+use async_trait::async_trait;
+
+/// What tenants and their operators do: tenants, namespaces, topics, subscriptions.
+#[async_trait]
+pub trait Admin: Send + Sync + 'static {
+    /// Creates a tenant.
+    async fn create_tenant(&self, ctx: &RequestContext, tenant: String) -> ApiResult<()>;
+
+    /// Lists tenants in name order.
+    async fn list_tenants(
+        &self,
+        ctx: &RequestContext,
+        page: PageRequest,
+    ) -> ApiResult<Page<String>>;
+
+    /// Creates a namespace with these policies at once; what is not given is as the broker is
+    /// configured. Answers the policies.
+    async fn create_namespace(
+        &self,
+        ctx: &RequestContext,
+        namespace: NamespaceName,
+        policies: PolicyChanges,
+    ) -> ApiResult<NamespacePolicies>;
+
+    /// Reads the policies of a namespace.
+    async fn get_namespace(
+        &self,
+        ctx: &RequestContext,
+        namespace: NamespaceName,
+    ) -> ApiResult<NamespacePolicies>;
+
+    /// Changes policies of a namespace; what is not given stays, whoever changes it at the same time.
+    /// Answers the policies.
+    async fn update_namespace(
+        &self,
+        ctx: &RequestContext,
+        namespace: NamespaceName,
+        changes: PolicyChanges,
+    ) -> ApiResult<NamespacePolicies>;
+
+    /// Lists the namespaces of a tenant in name order.
+    async fn list_namespaces(
+        &self,
+        ctx: &RequestContext,
+        tenant: String,
+        page: PageRequest,
+    ) -> ApiResult<Page<NamespaceName>>;
+
+    /// Creates a topic; `partitions` 0 makes one that is not partitioned.
+    async fn create_topic(
+        &self,
+        ctx: &RequestContext,
+        topic: TopicName,
+        partitions: u32,
+    ) -> ApiResult<()>;
+
+    /// Says whether a topic is partitioned; creates it if asked and allowed.
+    async fn describe_topic(
+        &self,
+        ctx: &RequestContext,
+        topic: TopicName,
+        create: bool,
+    ) -> ApiResult<TopicDescription>;
+
+    /// Deletes a topic, all its partitions, subscriptions and data, wherever they are served. A
+    /// partition alone is not deleted, unless its topic is gone.
+    async fn delete_topic(
+        &self,
+        ctx: &RequestContext,
+        topic: TopicName,
+        how: Deletion,
+    ) -> ApiResult<()>;
+
+    /// Lists the topics of a namespace in name order; partitions are not listed apart.
+    async fn list_topics(
+        &self,
+        ctx: &RequestContext,
+        namespace: NamespaceName,
+        page: PageRequest,
+    ) -> ApiResult<Page<TopicDescription>>;
+
+    /// Statistics of a topic; sums over the partitions of a partitioned one.
+    async fn topic_stats(&self, ctx: &RequestContext, topic: TopicName) -> ApiResult<TopicStats>;
+
+    /// Deletes a subscription. Without `force` only when nobody is connected to it.
+    async fn delete_subscription(
+        &self,
+        ctx: &RequestContext,
+        topic: TopicName,
+        subscription: SubscriptionName,
+        force: bool,
+    ) -> ApiResult<()>;
+
+    /// Creates a subscription that begins at a place, without a consumer, and the topic if the
+    /// namespace allows that. Answers where it begins.
+    async fn create_subscription(
+        &self,
+        ctx: &RequestContext,
+        topic: TopicName,
+        subscription: SubscriptionName,
+        place: Place,
+    ) -> ApiResult<Index>;
+
+    /// Moves a subscription; its consumers are told and continue from there.
+    async fn seek_subscription(
+        &self,
+        ctx: &RequestContext,
+        topic: TopicName,
+        subscription: SubscriptionName,
+        place: Place,
+    ) -> ApiResult<Index>;
+
+    /// Gives messages up for a subscription as if they had been acknowledged, durably: those of a range,
+    /// or, without one, those of which storage could not give any when it was read last. Answers which;
+    /// at most 1,024 ranges at once.
+    async fn skip_messages(
+        &self,
+        ctx: &RequestContext,
+        topic: TopicName,
+        subscription: SubscriptionName,
+        range: Option<IndexRange>,
+    ) -> ApiResult<Vec<IndexRange>>;
+
+    /// Lets the subscriptions of a topic whose record of them is damaged go on from what is whole.
+    /// Answers from where each goes on; nothing when nothing is damaged.
+    async fn reset_subscriptions(
+        &self,
+        ctx: &RequestContext,
+        topic: TopicName,
+    ) -> ApiResult<Vec<SubscriptionReset>>;
+}
+
+/// A page of a list.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct PageRequest {
+    /// The `next` of the page before; `None` for the first.
+    pub after: Option<String>,
+    /// Most items; the broker may give fewer.
+    pub limit: usize,
+}
+
+/// A page of a list.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Page<T> {
+    /// The items, in order.
+    pub items: Vec<T>,
+    /// Where the following page begins; `None` at the end.
+    pub next: Option<String>,
+}
+
+/// What a topic is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TopicDescription {
+    /// Its name.
+    pub topic: TopicName,
+    /// 0 when it is not partitioned.
+    pub partitions: u32,
+    /// Its life.
+    pub incarnation: TopicIncarnation,
+}
+
+/// How a topic is deleted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Deletion {
+    /// Unless clients are connected.
+    IfUnused,
+    /// Although clients are connected.
+    Force,
+    /// Not at all: it is only asked whether clients are connected.
+    Check,
+}
+
+/// From where a subscription goes on whose record was damaged.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SubscriptionReset {
+    /// The subscription.
+    pub name: String,
+    /// The first message that is not acknowledged, as far as is known.
+    pub mark_delete: Index,
+    /// Messages that are delivered from there on; some of them may have been acknowledged.
+    pub repeated_messages: u64,
+    /// Nothing was known but its name: it goes on from the first message that is kept.
+    pub name_only: bool,
+}

@@ -1,0 +1,73 @@
+//! The port of operation: what belongs to the cluster.
+
+use crate::context::RequestContext;
+use crate::error::ApiResult;
+use aquifer_model::bundle::BundleRange;
+use aquifer_model::id::BrokerId;
+use aquifer_model::load::LoadReport;
+use aquifer_model::topic::NamespaceName;
+use async_trait::async_trait;
+
+/// What operators of the cluster do: brokers and bundles.
+#[async_trait]
+pub trait Operator: Send + Sync + 'static {
+    /// The brokers that are announced; a standalone server is its only one.
+    async fn list_brokers(&self, ctx: &RequestContext) -> ApiResult<Vec<BrokerInfo>>;
+
+    /// The bundles of a namespace, in order, and who owns them.
+    async fn list_bundles(
+        &self,
+        ctx: &RequestContext,
+        namespace: NamespaceName,
+    ) -> ApiResult<Vec<BundleInfo>>;
+
+    /// Moves a bundle to a broker, or to any other; answers who it is.
+    async fn transfer_bundle(
+        &self,
+        ctx: &RequestContext,
+        namespace: NamespaceName,
+        bundle: BundleRange,
+        broker: Option<BrokerId>,
+    ) -> ApiResult<BrokerInfo>;
+
+    /// Splits a bundle in front of a hash, or where that halves its load as far as its owner knows, or
+    /// in its middle; both parts stay where they are.
+    async fn split_bundle(
+        &self,
+        ctx: &RequestContext,
+        namespace: NamespaceName,
+        bundle: BundleRange,
+        at: Option<u32>,
+    ) -> ApiResult<[BundleRange; 2]>;
+
+    /// The load of this broker.
+    async fn load_report(&self, ctx: &RequestContext) -> ApiResult<LoadReport>;
+}
+
+/// A broker of the cluster.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BrokerInfo {
+    /// Random per process start.
+    pub broker: BrokerId,
+    /// Where clients reach it; empty for a standalone server.
+    pub url: String,
+    /// What it runs.
+    pub version: String,
+    /// Whether it is about to end.
+    pub draining: bool,
+    /// Whether it is the one that answers.
+    pub is_self: bool,
+}
+
+/// A bundle: a range of a namespace's topics, by hash.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BundleInfo {
+    /// Its hashes.
+    pub range: BundleRange,
+    /// Who owns it; `None` when nobody has used it yet.
+    pub broker: Option<BrokerId>,
+    /// Where the owner is; `None` when it is gone.
+    pub url: Option<String>,
+    /// The owner's epoch.
+    pub epoch: u64,
+}
