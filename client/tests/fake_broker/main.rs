@@ -8,5 +8,6 @@
 mod consume;
 mod fake;
 mod held;
+mod partitions;
 mod produce;
 mod read;
