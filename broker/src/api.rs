@@ -69,10 +69,10 @@ impl Broker {
 }
 
 macro_rules! serve {
-    ($broker:expr, $ctx:expr, $request:literal, $action:ident, $resource:expr, $work:expr) => {{
+    ($broker:expr, $ctx:expr, $request:literal, $action:expr, $resource:expr, $work:expr) => {{
         let access = Access {
             request: $request,
-            action: Action::$action,
+            action: $action,
             resource: $resource,
         };
         let span = info_span!(
@@ -105,7 +105,7 @@ impl DataPlane for Broker {
             self,
             ctx,
             "open_producer",
-            Produce,
+            Action::Produce,
             Resource::Topic(request.topic.clone()),
             self.produce(request)
         )
@@ -120,7 +120,7 @@ impl DataPlane for Broker {
             self,
             ctx,
             "subscribe",
-            Consume,
+            Action::Consume,
             consumed(&request),
             self.consume(request)
         )
@@ -134,8 +134,8 @@ impl Admin for Broker {
             self,
             ctx,
             "create_tenant",
-            Manage,
-            Resource::Cluster,
+            Action::Manage,
+            Resource::Tenant(tenant.clone()),
             self.make_tenant(&tenant)
         )
     }
@@ -149,7 +149,7 @@ impl Admin for Broker {
             self,
             ctx,
             "list_tenants",
-            Describe,
+            Action::Describe,
             Resource::Cluster,
             self.tenants(page)
         )
@@ -165,7 +165,7 @@ impl Admin for Broker {
             self,
             ctx,
             "create_namespace",
-            Manage,
+            Action::Manage,
             Resource::Tenant(namespace.tenant().to_owned()),
             self.make_namespace(&namespace, policies)
         )
@@ -180,7 +180,7 @@ impl Admin for Broker {
             self,
             ctx,
             "get_namespace",
-            Describe,
+            Action::Describe,
             Resource::Namespace(namespace.clone()),
             self.shared.namespaces.get(&namespace)
         )
@@ -196,7 +196,7 @@ impl Admin for Broker {
             self,
             ctx,
             "update_namespace",
-            Manage,
+            Action::Manage,
             Resource::Namespace(namespace.clone()),
             self.change_namespace(&namespace, changes)
         )
@@ -212,7 +212,7 @@ impl Admin for Broker {
             self,
             ctx,
             "list_namespaces",
-            Describe,
+            Action::Describe,
             Resource::Tenant(tenant.clone()),
             self.namespaces(&tenant, page)
         )
@@ -228,7 +228,7 @@ impl Admin for Broker {
             self,
             ctx,
             "create_topic",
-            Manage,
+            Action::Manage,
             Resource::Topic(topic.clone()),
             self.make_topic(&topic, partitions)
         )
@@ -244,7 +244,7 @@ impl Admin for Broker {
             self,
             ctx,
             "describe_topic",
-            Describe,
+            described(create),
             Resource::Topic(topic.clone()),
             self.describe(topic, create)
         )
@@ -260,7 +260,7 @@ impl Admin for Broker {
             self,
             ctx,
             "delete_topic",
-            Manage,
+            Action::Manage,
             Resource::Topic(topic.clone()),
             self.remove_topic(&topic, how)
         )
@@ -276,7 +276,7 @@ impl Admin for Broker {
             self,
             ctx,
             "list_topics",
-            Describe,
+            Action::Describe,
             Resource::Namespace(namespace.clone()),
             self.topics_of(&namespace, page)
         )
@@ -287,7 +287,7 @@ impl Admin for Broker {
             self,
             ctx,
             "topic_stats",
-            Describe,
+            Action::Describe,
             Resource::Topic(topic.clone()),
             self.stats_of(&topic)
         )
@@ -304,7 +304,7 @@ impl Admin for Broker {
             self,
             ctx,
             "delete_subscription",
-            Consume,
+            Action::Consume,
             Resource::Subscription(topic.clone(), subscription.clone()),
             self.remove_subscription(&topic, &subscription, force)
         )
@@ -321,7 +321,7 @@ impl Admin for Broker {
             self,
             ctx,
             "create_subscription",
-            Consume,
+            Action::Consume,
             Resource::Subscription(topic.clone(), subscription.clone()),
             self.new_subscription(&topic, &subscription, place)
         )
@@ -338,7 +338,7 @@ impl Admin for Broker {
             self,
             ctx,
             "seek_subscription",
-            Consume,
+            Action::Consume,
             Resource::Subscription(topic.clone(), subscription.clone()),
             self.move_subscription(&topic, &subscription, place)
         )
@@ -355,7 +355,7 @@ impl Admin for Broker {
             self,
             ctx,
             "skip_messages",
-            Consume,
+            Action::Consume,
             Resource::Subscription(topic.clone(), subscription.clone()),
             self.give_up(&topic, &subscription, range)
         )
@@ -370,7 +370,7 @@ impl Admin for Broker {
             self,
             ctx,
             "reset_subscriptions",
-            Manage,
+            Action::Manage,
             Resource::Topic(topic.clone()),
             self.reset(&topic)
         )
@@ -384,7 +384,7 @@ impl Operator for Broker {
             self,
             ctx,
             "list_brokers",
-            Operate,
+            Action::Operate,
             Resource::Cluster,
             async { Ok(self.brokers()) }
         )
@@ -399,7 +399,7 @@ impl Operator for Broker {
             self,
             ctx,
             "list_bundles",
-            Operate,
+            Action::Operate,
             Resource::Namespace(namespace.clone()),
             self.bundles(&namespace)
         )
@@ -416,8 +416,8 @@ impl Operator for Broker {
             self,
             ctx,
             "transfer_bundle",
-            Operate,
-            Resource::Namespace(namespace.clone()),
+            Action::Operate,
+            Resource::Bundle(namespace.clone(), bundle),
             self.transfer(namespace, bundle, broker)
         )
     }
@@ -433,8 +433,8 @@ impl Operator for Broker {
             self,
             ctx,
             "split_bundle",
-            Operate,
-            Resource::Namespace(namespace.clone()),
+            Action::Operate,
+            Resource::Bundle(namespace.clone(), bundle),
             self.split(namespace, bundle, at)
         )
     }
@@ -444,10 +444,19 @@ impl Operator for Broker {
             self,
             ctx,
             "load_report",
-            Operate,
+            Action::Operate,
             Resource::Cluster,
             balance::report(&self.shared)
         )
+    }
+}
+
+/// Creation on first use, where the namespace allows it, needs what sending to the topic needs.
+/// Whoever subscribes to it does not ask for creation here.
+fn described(create: bool) -> Action {
+    match create {
+        true => Action::Produce,
+        false => Action::Describe,
     }
 }
 

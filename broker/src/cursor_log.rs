@@ -306,6 +306,10 @@ pub struct Replay {
     lost: Option<String>,
 }
 
+/// Changes that are kept for a snapshot that misses a part. There are few between its parts; more
+/// come when it has no last part, and then nobody waits for one.
+const SINCE_MAX: usize = 10_000;
+
 /// A snapshot whose last part was not seen yet.
 #[derive(Debug)]
 struct Building {
@@ -338,6 +342,11 @@ impl Replay {
                         building.since.push((index, delta));
                     }
                 }
+                let too_many =
+                    |building: &Building| building.broken && building.since.len() > SINCE_MAX;
+                if self.building.as_ref().is_some_and(too_many) {
+                    self.salvage();
+                }
                 Ok(())
             }
             None => Err(damaged("neither snapshot nor changes".to_owned())),
@@ -351,6 +360,8 @@ impl Replay {
             building.broken = true;
         }
         self.state.created.clear();
+        // What was deleted before may have been created again in what is lost.
+        self.state.deleted.clear();
         self.lost.get_or_insert(reason);
     }
 
@@ -437,6 +448,9 @@ impl Replay {
         building.parts += 1;
         if !last || building.broken {
             self.building = Some(building);
+            if last {
+                self.salvage();
+            }
             return Ok(());
         }
         self.snapshot_at = Some(building.at);
@@ -449,19 +463,21 @@ impl Replay {
     }
 
     /// Takes what is nowhere else from a snapshot that is not whole, once something is lost: where a
-    /// subscription stood then, and its changes since. Producers are not taken: the message log has
+    /// subscription stood then, if the records before do not say, or say it of an earlier life of it or
+    /// of before a seek; and its changes since. Producers are not taken: the message log has
     /// them, and a snapshot without some would hide that.
     fn salvage(&mut self) {
         let Some(building) = self.building.take().filter(|_| self.lost.is_some()) else {
             return;
         };
-        let is_known = |state: &Accumulated, name: &SubscriptionName| {
-            state.subscriptions.contains_key(name) || state.deleted.contains(name.as_str())
+        let age = |known: &RecoveredSubscription| (known.created_ms, known.cursor.seek_epoch());
+        let is_news = |name: &SubscriptionName, found: &RecoveredSubscription| {
+            let known = self.state.subscriptions.get(name);
+            let is_deleted = self.state.deleted.contains(name.as_str());
+            known.map_or(!is_deleted, |known| age(found) > age(known))
         };
         let found = building.state.subscriptions.into_iter();
-        let found: BTreeMap<_, _> = found
-            .filter(|(name, _)| !is_known(&self.state, name))
-            .collect();
+        let found: BTreeMap<_, _> = found.filter(|(name, at)| is_news(name, at)).collect();
         for name in found.keys() {
             self.state.orphans.remove(name);
         }

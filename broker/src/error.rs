@@ -362,7 +362,11 @@ fn from_body(error: &FormatError, text: String) -> ApiError {
             ErrorKind::Checksum,
             "send it again; if it happens again, look at the network and memory of both sides",
         ),
-        FormatError::Batch(BatchError::TooLarge { .. }) | FormatError::Extension(_) => (
+        FormatError::Extension(_) => (
+            ErrorKind::TooLarge,
+            "shorten the producer's name, schema version, origin or transaction id",
+        ),
+        FormatError::Batch(BatchError::TooLarge { .. }) => (
             ErrorKind::TooLarge,
             "send smaller messages, or fewer in a batch",
         ),

@@ -375,6 +375,14 @@ impl Batch {
     }
 }
 
+/// Bytes of the fields of what may be a batch, as it says.
+pub(crate) fn fields_bytes(bytes: &Bytes) -> usize {
+    match bytes.len() >= PREFIX_BYTES {
+        true => u32_at(bytes, 12) as usize,
+        false => 0,
+    }
+}
+
 fn check_prefix(bytes: &Bytes) -> Result<[usize; 3], BatchError> {
     let available = bytes.len();
     if available < PREFIX_BYTES {

@@ -1,5 +1,5 @@
 //! What a head says of an entry beyond its fixed fields: `(tag u16, length u16, value)*`,
-//! little-endian, each tag at most once. Tags that this version does not know are kept.
+//! little-endian, tags below 64 at most once. Tags that this version does not know are kept.
 //!
 //! ```text
 //! tag  value
@@ -189,21 +189,29 @@ fn check(tag: u16, value: &[u8]) -> Result<(), ExtensionError> {
 
 /// Puts extensions together.
 #[derive(Debug, Default)]
-pub struct ExtensionsBuilder(BytesMut);
+pub struct ExtensionsBuilder {
+    bytes: BytesMut,
+    tags: Vec<u16>,
+}
 
 impl ExtensionsBuilder {
-    /// Adds one by its tag, which must not be there yet.
+    /// Adds one by its tag.
     ///
     /// # Errors
-    /// When the value is not one of its tag, or the head gets too long; nothing is added then.
+    /// When the value is not one of its tag, the tag is there, or the head gets too long; nothing is
+    /// added then.
     pub fn put(&mut self, tag: u16, value: &[u8]) -> Result<(), ExtensionError> {
         check(tag, value)?;
-        let all = self.0.len() + PREFIX_BYTES + value.len();
+        if self.tags.contains(&tag) {
+            return Err(ExtensionError::Repeated(tag));
+        }
+        let all = self.bytes.len() + PREFIX_BYTES + value.len();
         match u16::try_from(value.len()) {
             Ok(len) if all <= EXTENSIONS_BYTES_MAX => {
-                self.0.put_u16_le(tag);
-                self.0.put_u16_le(len);
-                self.0.put_slice(value);
+                self.bytes.put_u16_le(tag);
+                self.bytes.put_u16_le(len);
+                self.bytes.put_slice(value);
+                self.tags.push(tag);
                 Ok(())
             }
             _ => Err(ExtensionError::TooLarge(all)),
@@ -276,7 +284,7 @@ impl ExtensionsBuilder {
     /// The extensions.
     #[must_use]
     pub fn build(self) -> Extensions {
-        Extensions(self.0.freeze())
+        Extensions(self.bytes.freeze())
     }
 }
 

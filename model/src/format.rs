@@ -4,8 +4,10 @@
 use bytes::Bytes;
 use thiserror::Error;
 
-use crate::batch::{Batch, BatchError, FLAG_HAS_EVENT_TIME};
-use crate::extensions::{ExtensionError, Extensions, ExtensionsBuilder, ProducerStamp};
+use crate::batch::{self, Batch, BatchError, FLAG_HAS_EVENT_TIME};
+use crate::extensions::{
+    EXTENSIONS_BYTES_MAX, ExtensionError, Extensions, ExtensionsBuilder, ProducerStamp,
+};
 use crate::id::ProducerInstance;
 
 /// A native batch (`batch.rs`).
@@ -51,6 +53,17 @@ pub fn describe(format: u16, body: &Bytes) -> Result<Description, FormatError> {
     }
 }
 
+/// Bytes of a body, at most, that its head repeats: what a body that was not verified yet may add to
+/// memory besides itself.
+#[must_use]
+pub fn head_bytes(format: u16, body: &Bytes) -> usize {
+    let fields = match format {
+        FORMAT_NATIVE => batch::fields_bytes(body),
+        _ => 0,
+    };
+    fields.min(EXTENSIONS_BYTES_MAX)
+}
+
 fn describe_batch(batch: &Batch) -> Result<Description, FormatError> {
     let fields = batch.fields();
     let producer = (!fields.producer_name.is_empty()).then(|| ProducerStamp {
@@ -93,7 +106,7 @@ fn describe_batch(batch: &Batch) -> Result<Description, FormatError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::batch::{self, BatchFields, MessageRow};
+    use crate::batch::{BatchFields, MessageRow};
 
     #[test]
     fn a_native_batch_says_everything_that_its_head_needs() {

@@ -9,7 +9,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use aquifer_model::format::describe;
+use aquifer_model::format::{describe, head_bytes};
 use aquifer_model::id::ProducerInstance;
 use aquifer_model::topic::ProducerName;
 use aquifer_protocol_api::error::{ApiError, ApiResult};
@@ -25,8 +25,8 @@ use crate::error::BrokerError;
 use crate::topic::dedup::SequenceRange;
 use crate::topic::event::{Body, Event, Frame, Mailbox, SessionId};
 
-/// What a frame takes besides its batch while it waits for storage: its places here and in the
-/// log, and the head that is written in front of it.
+/// What a frame takes besides its body while it waits for storage: its places here and in the log,
+/// and the head that is written in front of it but for what that repeats of the body.
 const FRAME_BYTES: usize = 512;
 
 /// The client's end.
@@ -55,7 +55,12 @@ impl ProducerPort for Port {
                 return Err(ApiError::from(BrokerError::SessionClosed));
             }
             let permit = self.place(&mut checked).await?;
-            let bytes = self.room(frame.body.len(), &mut checked).await?;
+            let bytes = self
+                .room(
+                    frame.body.len() + head_bytes(frame.format, &frame.body),
+                    &mut checked,
+                )
+                .await?;
             let frame = self.check(frame, permit, bytes);
             checked.push(frame);
         }

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use aquifer_ledger::error::LogError;
 use aquifer_ledger::managed::{Found, LogHead, ReadLimits, ReadPoint, TopicLog, TopicRecordCell};
 use aquifer_model::format::FORMAT_CURSOR;
-use aquifer_model::id::{Index, LedgerId};
+use aquifer_model::id::{EntryId, Index, LedgerId};
 use aquifer_model::topic::{ProducerName, SubscriptionName};
 use aquifer_protocol_api::producer::StoredAt;
 
@@ -162,12 +162,14 @@ async fn repeat_messages(
 
 fn repeat(entry: &LogHead, recovered: &mut Recovered) {
     recovered.repeated.0 += 1;
-    // What a ledger has grown by since the entry before.
-    if let Some((ledger, bytes)) = recovered.last_ledger
-        && ledger == entry.ledger
-    {
-        recovered.repeated.1 += entry.ledger_bytes.saturating_sub(bytes);
-    }
+    // What a ledger has grown by since the entry before, damaged ones between them included. Of an
+    // entry in the middle of a ledger where repeating begins nobody knows.
+    let before = match recovered.last_ledger {
+        Some((ledger, bytes)) if ledger == entry.ledger => bytes,
+        _ if entry.entry == EntryId::FIRST => 0,
+        _ => entry.ledger_bytes,
+    };
+    recovered.repeated.1 += entry.ledger_bytes.saturating_sub(before);
     recovered.last_ledger = Some((entry.ledger, entry.ledger_bytes));
     let extensions = &entry.head.extensions;
     // What has no producer was never checked for duplicates.

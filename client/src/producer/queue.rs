@@ -26,6 +26,8 @@ use crate::settle::Settle;
 
 /// Buffers of acknowledged batches that are kept for the next ones.
 const SPARE_MAX: usize = 16;
+/// Longer delays are as good as this one, which every clock can add.
+const DELAY_MAX: Duration = Duration::from_secs(365 * 24 * 3_600);
 
 /// The shared outcome of a batch.
 pub(crate) type BatchOutcome = Settle<Result<Stored>>;
@@ -324,7 +326,7 @@ impl Queue {
             let done = self.closing && idle;
             return if done { Next::End } else { Next::Wait };
         };
-        let due_at = open.opened_at + self.batching.delay_max;
+        let due_at = open.opened_at + self.batching.delay_max.min(DELAY_MAX);
         if open.due || self.closing || now >= due_at || (self.batching.adaptive && idle) {
             return self.seal(open);
         }

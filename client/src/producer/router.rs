@@ -83,7 +83,9 @@ impl Router {
         let mut turn = self.turn.lock();
         let is_over = turn.messages >= self.messages_max
             || turn.messages > 0 && turn.bytes.saturating_add(bytes) > self.bytes_max
-            || turn.began.is_some_and(|began| now >= began + self.turn_max);
+            || turn
+                .began
+                .is_some_and(|began| now.saturating_duration_since(began) >= self.turn_max);
         if is_over {
             *turn = Turn {
                 partition: turn.partition.wrapping_add(1),

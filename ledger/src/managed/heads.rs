@@ -1,10 +1,10 @@
 //! Reading on by heads only, for callers that need no bodies: what producers have stored is told by
 //! the heads of entries.
 
-use aquifer_model::entry::{EntryError, EntryHead};
+use aquifer_model::entry::{EntryError, EntryHead, HEAD_BYTES_MAX};
 
 use crate::error::LogError;
-use crate::managed::read::{HEAD_BYTES_USUAL, Place, ReadPoint, damaged, head_at};
+use crate::managed::read::{HEAD_BYTES_USUAL, Place, ReadPoint, damaged};
 use crate::managed::search::READS_MAX;
 use crate::managed::state::LogInner;
 use crate::managed::types::{Found, LogHead};
@@ -35,72 +35,101 @@ impl LogInner {
         Err(LogError::Unavailable(last))
     }
 
-    /// Heads of one ledger from a point on, which moves behind them; none at the end of the log.
+    /// Heads of one ledger from the one on that holds `at.index`; the point moves behind them. None at
+    /// the end of the log.
     async fn read_heads(
         &self,
         at: &mut ReadPoint,
         entries_max: usize,
     ) -> Result<Vec<LogHead>, LogError> {
-        if at.index >= self.end() {
-            return Ok(Vec::new());
-        }
-        let place = match self.known_place(at) {
-            Some(place) => place,
-            None => self.search(at.index).await?,
-        };
-        let (first, segment) = self.settled(place)?;
-        let last = segment.last_entry().unwrap_or(first.entry);
-        let wanted = Wanted {
-            first: first.entry,
-            last,
-            bytes_max: entries_max.saturating_mul(HEAD_BYTES_USUAL),
-            entries_max,
-            prefix_bytes: Some(HEAD_BYTES_USUAL),
-        };
-        let mut info = self.info(segment.ledger).await?;
-        let stored = loop {
-            match read_range(&self.ctx, &info, wanted).await {
-                Ok(stored) => break stored,
-                Err(error) => info = self.newer(&info, error.into()).await?,
+        loop {
+            if at.index >= self.end() {
+                return Ok(Vec::new());
             }
-        };
-        let mut heads: Vec<LogHead> = Vec::with_capacity(stored.len());
-        for stored in &stored {
-            let head = match EntryHead::decode(&stored.data) {
-                Ok((head, _)) => head,
-                // What is wrong with a later one is found when it is the first.
-                Err(_) if !heads.is_empty() => break,
-                Err(EntryError::Length { .. }) => head_at(&self.ctx, &info, stored.entry).await?,
-                Err(error) => return Err(damaged(&info, stored.entry, &error.to_string())),
+            let place = match self.known_place(at) {
+                Some(place) => place,
+                None => self.search(at.index).await?,
             };
-            let is_next = heads
-                .last()
-                .is_none_or(|before| before.head.end_index() == head.base_index);
-            if !is_next {
-                break;
-            }
-            heads.push(LogHead {
-                ledger: info.id,
-                entry: stored.entry,
-                head,
-                ledger_bytes: stored.ledger_length,
-            });
-        }
-        match heads.last() {
-            Some(last) if last.head.end_index() > at.index => {
-                at.index = last.head.end_index();
-                at.next = Some(Place {
-                    index: at.index,
-                    ledger: last.ledger,
-                    entry: last.entry.next(),
+            let (first, segment) = self.settled(place)?;
+            // As many bytes whatever the length: long heads cost more reads, and none is read twice.
+            let (prefix, entries_max) = match at.has_long_heads {
+                false => (HEAD_BYTES_USUAL, entries_max),
+                true => (
+                    HEAD_BYTES_MAX,
+                    entries_max.div_ceil(HEAD_BYTES_MAX / HEAD_BYTES_USUAL),
+                ),
+            };
+            let wanted = Wanted {
+                first: first.entry,
+                last: segment.last_entry().unwrap_or(first.entry),
+                bytes_max: entries_max.saturating_mul(prefix),
+                entries_max,
+                prefix_bytes: Some(prefix),
+            };
+            let mut info = self.info(segment.ledger).await?;
+            let stored = loop {
+                match read_range(&self.ctx, &info, wanted).await {
+                    Ok(stored) => break stored,
+                    Err(error) => info = self.newer(&info, error.into()).await?,
+                }
+            };
+            let mut heads: Vec<LogHead> = Vec::with_capacity(stored.len());
+            let (mut wanted_index, mut passed) = (at.index, None);
+            for stored in &stored {
+                let head = match EntryHead::decode(&stored.data) {
+                    Ok((head, _)) => head,
+                    Err(EntryError::Length { .. }) if !at.has_long_heads => {
+                        at.has_long_heads = true;
+                        break;
+                    }
+                    // What is wrong with a later one is found when it is the first.
+                    Err(_) if !heads.is_empty() => break,
+                    Err(error) => return Err(damaged(&info, stored.entry, &error.to_string())),
+                };
+                // A search that could not read a head may have come out before what is wanted.
+                if head.end_index() <= wanted_index && heads.is_empty() {
+                    passed = Some(stored.entry);
+                    continue;
+                }
+                let is_next = match heads.last() {
+                    Some(before) => before.head.end_index() == head.base_index,
+                    None => head.base_index <= wanted_index,
+                };
+                if !is_next {
+                    break;
+                }
+                wanted_index = head.end_index();
+                heads.push(LogHead {
+                    ledger: info.id,
+                    entry: stored.entry,
+                    head,
+                    ledger_bytes: stored.ledger_length,
                 });
-                Ok(heads)
             }
-            _ => Err(damaged(
-                &info,
-                first.entry,
-                "it does not hold the index that is wanted",
-            )),
+            match (heads.last(), passed) {
+                (Some(last), _) => {
+                    at.index = wanted_index;
+                    at.next = Some(Place {
+                        index: wanted_index,
+                        ledger: last.ledger,
+                        entry: last.entry.next(),
+                    });
+                    return Ok(heads);
+                }
+                (None, Some(passed)) => {
+                    at.next = Some(Place {
+                        index: at.index,
+                        ledger: info.id,
+                        entry: passed.next(),
+                    });
+                }
+                // The first one is long: it is read anew, as long as heads may be.
+                (None, None) if at.has_long_heads && prefix == HEAD_BYTES_USUAL => {}
+                (None, None) => {
+                    let what = "it does not hold the index that is wanted";
+                    return Err(damaged(&info, first.entry, what));
+                }
+            }
         }
     }
 }

@@ -42,6 +42,8 @@ pub struct ReadPoint {
     ranges: VecDeque<Arc<Range>>,
     /// Set while the reader uses ranges.
     seat: Option<ReaderSeat>,
+    /// A head was longer than what is usually read of an entry for it: longer ones may follow.
+    pub(super) has_long_heads: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,6 +60,7 @@ impl From<Index> for ReadPoint {
             next: None,
             ranges: VecDeque::new(),
             seat: None,
+            has_long_heads: false,
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use aquifer_model::bundle::BundleRange;
 use aquifer_model::topic::{NamespaceName, SubscriptionName, TopicName};
 
 /// What is done to a resource.
@@ -46,6 +47,8 @@ pub enum Resource {
     Topic(TopicName),
     /// A subscription of a topic.
     Subscription(TopicName, SubscriptionName),
+    /// A bundle of a namespace's topics.
+    Bundle(NamespaceName, BundleRange),
 }
 
 impl fmt::Display for Resource {
@@ -57,6 +60,9 @@ impl fmt::Display for Resource {
             Resource::Topic(topic) => write!(f, "topic {topic}"),
             Resource::Subscription(topic, name) => {
                 write!(f, "subscription {name} of topic {topic}")
+            }
+            Resource::Bundle(namespace, bundle) => {
+                write!(f, "bundle {bundle} of namespace {namespace}")
             }
         }
     }

@@ -96,6 +96,84 @@ fn a_damaged_part_of_a_snapshot_costs_what_is_in_it() {
     }
 }
 
+fn delta(name: &str, change: v1::cursor_delta::Change) -> Bytes {
+    let delta = v1::CursorDelta {
+        subscription: name.to_owned(),
+        change: Some(change),
+    };
+    encode_deltas(vec![delta]).remove(0)
+}
+
+fn created(name: &str, created_ms: u64, index: u64) -> Bytes {
+    let cursor = CursorState::new(Index(index));
+    let state = cursor.encode(name, SubscriptionType::Shared, created_ms);
+    delta(name, v1::cursor_delta::Change::Created(state))
+}
+
+/// I9: a snapshot of which a part is missing knows what the records before it cannot: that a
+/// subscription was created anew, or that one of the same name is another.
+#[test]
+fn a_part_behind_a_loss_is_believed_before_what_was_known_of_an_earlier_life() {
+    let (log, names) = trimmed_log(6);
+    let last = names.last().expect("six");
+    let deleted = delta(last, v1::cursor_delta::Change::Deleted(true));
+    for before in [
+        vec![created(last, 3, 100), deleted],
+        vec![created(last, 3, 100)],
+    ] {
+        let mut replay = Replay::default();
+        for (at, record) in before.iter().enumerate() {
+            replay.record(Index(at as u64), record).expect("sound");
+        }
+        replay.lost("no copy".to_owned());
+        for (at, record) in log[1..].iter().enumerate() {
+            let index = Index(100 + at as u64);
+            replay.record(index, record).expect("sound");
+        }
+        let (state, losses) = replay.finish_with_losses();
+        assert!(losses.is_some());
+        let name = SubscriptionName::new(last).expect("a valid name");
+        let known = &state.subscriptions[&name];
+        assert_eq!(
+            (known.created_ms, known.cursor.mark_delete()),
+            (7, Index(15))
+        );
+    }
+}
+
+/// I13: whatever follows a snapshot that misses a part, its last one included, is not kept.
+#[test]
+fn what_follows_a_broken_snapshot_is_not_gathered() {
+    let (log, names) = trimmed_log(6);
+    let parts: Vec<usize> = (0..log.len())
+        .filter(|at| part_of(&log[*at]).is_some())
+        .collect();
+    for damaged in [parts[1], parts[parts.len() - 1]] {
+        let mut replay = Replay::default();
+        for (at, record) in log.iter().enumerate() {
+            match at == damaged {
+                true => replay.lost("no copy".to_owned()),
+                false => replay.record(Index(at as u64), record).expect("sound"),
+            }
+        }
+        for index in 0..2 * SINCE_MAX as u64 {
+            let ack = v1::cursor_delta::Change::Acknowledged(v1::AckDelta {
+                cumulative: Some(20 + index),
+                ..Default::default()
+            });
+            let record = delta(&names[0], ack);
+            replay.record(Index(1_000 + index), &record).expect("sound");
+            let kept = replay.building.as_ref().map_or(0, |b| b.since.len());
+            assert!(kept <= SINCE_MAX + names.len(), "{kept}");
+        }
+        assert!(replay.building.is_none(), "nobody waits for its end");
+        let (state, _) = replay.finish_with_losses();
+        let name = SubscriptionName::new(&names[0]).expect("a valid name");
+        let mark = state.subscriptions[&name].cursor.mark_delete();
+        assert_eq!(mark, Index(20 + 2 * SINCE_MAX as u64));
+    }
+}
+
 /// The next complete snapshot makes everything good.
 #[test]
 fn a_complete_snapshot_behind_a_damaged_one_loses_nothing() {

@@ -3,6 +3,7 @@
 
 use aquifer_ledger::error::LogError;
 use aquifer_ledger::managed::{Damage, Found, LogEntry, ReadLimits, ReadPoint};
+use aquifer_model::entry::{EntryFlags, EntryHead};
 use aquifer_model::format::FORMAT_NATIVE;
 use aquifer_model::id::Index;
 use aquifer_protocol_api::consumer::{ConsumerEvent, Delivery, Gap};
@@ -255,9 +256,7 @@ impl Topic {
             }
             return self.deliver_gap(id, read, damage, reason);
         }
-        let known = entries
-            .iter()
-            .take_while(|e| e.head.format == FORMAT_NATIVE);
+        let known = entries.iter().take_while(|e| is_known(&e.head));
         let fits = fits.min(known.count());
         if fits > 0 {
             slot.entry_bytes = 0;
@@ -303,11 +302,17 @@ impl Topic {
     }
 }
 
+/// Whether native consumers can be given an entry. No flag is set by this version, and each changes
+/// what of an entry may be delivered.
+fn is_known(head: &EntryHead) -> bool {
+    head.format == FORMAT_NATIVE && head.flags == EntryFlags::default()
+}
+
 /// What the first entry withholds from native consumers, when a later version wrote it.
 fn unknown_format(from: Index, entries: &[LogEntry]) -> Option<(Damage, String)> {
     let entry = entries.first()?;
-    let format = entry.head.format;
-    if format == FORMAT_NATIVE {
+    let (format, flags) = (entry.head.format, entry.head.flags.0);
+    if is_known(&entry.head) {
         return None;
     }
     let damage = Damage {
@@ -316,7 +321,10 @@ fn unknown_format(from: Index, entries: &[LogEntry]) -> Option<(Damage, String)>
         ledger: entry.ledger,
         entry: entry.entry,
     };
-    let reason = format!("it has format {format}, which this version does not know");
+    let reason = match format {
+        FORMAT_NATIVE => format!("it has flags {flags:#x}, which this version does not know"),
+        _ => format!("it has format {format}, which this version does not know"),
+    };
     Some((damage, reason))
 }
 

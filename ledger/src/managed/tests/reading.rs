@@ -304,6 +304,9 @@ async fn heads_are_read_on_without_their_bodies() {
     for two in grown {
         assert!(two[0].ledger_bytes < two[1].ledger_bytes);
     }
+    // Linear, however many heads are long: the first few are read twice.
+    let read = world.bookies.reads().prefixes - reads.prefixes;
+    assert!(read < 3 * 40, "{read}");
     // One look at what is damaged, to be sure of it.
     assert!(
         world.bookies.reads().entries <= reads.entries + 1,

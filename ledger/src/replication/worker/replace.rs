@@ -90,7 +90,12 @@ impl Replacement<'_> {
             };
             let doubted = kept.len() < holes.runs.len();
             // What the mark says of the new bookie is still to be looked at.
-            let mark = clears.filter(|mark| holes.runs.is_empty() && !mark.names(to));
+            let mut mark = clears.filter(|mark| holes.runs.is_empty() && !mark.names(to));
+            // With a bookie that is not what it was, the mark stays: what is left to do would be
+            // forgotten if this process ended between the swap and the look back.
+            if mark.is_some() && self.cookie_revision(to).await? != before {
+                mark = None;
+            }
             match self.swap(info, to, fragments, mark).await? {
                 Swap::Done => {
                     self.look_back(info, to, before, doubted).await?;
