@@ -2,8 +2,11 @@
 //! the heads of entries.
 
 use aquifer_model::entry::{EntryError, EntryHead, HEAD_BYTES_MAX};
+use aquifer_model::id::EntryId;
+use aquifer_model::storage::StoredEntry;
 
 use crate::error::LogError;
+use crate::ledger_metadata::LedgerInfo;
 use crate::managed::read::{HEAD_BYTES_USUAL, Place, ReadPoint, damaged};
 use crate::managed::search::READS_MAX;
 use crate::managed::state::LogInner;
@@ -73,44 +76,12 @@ impl LogInner {
                     Err(error) => info = self.newer(&info, error.into()).await?,
                 }
             };
-            let mut heads: Vec<LogHead> = Vec::with_capacity(stored.len());
-            let (mut wanted_index, mut passed) = (at.index, None);
-            for stored in &stored {
-                let head = match EntryHead::decode(&stored.data) {
-                    Ok((head, _)) => head,
-                    Err(EntryError::Length { .. }) if !at.has_long_heads => {
-                        at.has_long_heads = true;
-                        break;
-                    }
-                    // What is wrong with a later one is found when it is the first.
-                    Err(_) if !heads.is_empty() => break,
-                    Err(error) => return Err(damaged(&info, stored.entry, &error.to_string())),
-                };
-                // A search that could not read a head may have come out before what is wanted.
-                if head.end_index() <= wanted_index && heads.is_empty() {
-                    passed = Some(stored.entry);
-                    continue;
-                }
-                let is_next = match heads.last() {
-                    Some(before) => before.head.end_index() == head.base_index,
-                    None => head.base_index <= wanted_index,
-                };
-                if !is_next {
-                    break;
-                }
-                wanted_index = head.end_index();
-                heads.push(LogHead {
-                    ledger: info.id,
-                    entry: stored.entry,
-                    head,
-                    ledger_bytes: stored.ledger_length,
-                });
-            }
+            let (heads, passed) = usable(&info, &stored, at)?;
             match (heads.last(), passed) {
                 (Some(last), _) => {
-                    at.index = wanted_index;
+                    at.index = last.head.end_index();
                     at.next = Some(Place {
-                        index: wanted_index,
+                        index: at.index,
                         ledger: last.ledger,
                         entry: last.entry.next(),
                     });
@@ -132,4 +103,47 @@ impl LogInner {
             }
         }
     }
+}
+
+/// The heads of a page from the one on that holds `at.index`, as far as they follow each other, and
+/// the last entry before it.
+fn usable(
+    info: &LedgerInfo,
+    page: &[StoredEntry],
+    at: &mut ReadPoint,
+) -> Result<(Vec<LogHead>, Option<EntryId>), LogError> {
+    let mut heads: Vec<LogHead> = Vec::with_capacity(page.len());
+    let (mut wanted, mut passed) = (at.index, None);
+    for stored in page {
+        let head = match EntryHead::decode(&stored.data) {
+            Ok((head, _)) => head,
+            Err(EntryError::Length { .. }) if !at.has_long_heads => {
+                at.has_long_heads = true;
+                break;
+            }
+            // What is wrong with a later one is found when it is the first.
+            Err(_) if !heads.is_empty() => break,
+            Err(error) => return Err(damaged(info, stored.entry, &error.to_string())),
+        };
+        // A search that could not read a head may have come out before what is wanted.
+        if heads.is_empty() && head.end_index() <= wanted {
+            passed = Some(stored.entry);
+            continue;
+        }
+        let is_next = match heads.is_empty() {
+            true => head.base_index <= wanted,
+            false => head.base_index == wanted,
+        };
+        if !is_next {
+            break;
+        }
+        wanted = head.end_index();
+        heads.push(LogHead {
+            ledger: info.id,
+            entry: stored.entry,
+            head,
+            ledger_bytes: stored.ledger_length,
+        });
+    }
+    Ok((heads, passed))
 }
