@@ -8,10 +8,9 @@ use aquifer_model::storage::StoredEntry;
 use crate::error::LogError;
 use crate::ledger_metadata::LedgerInfo;
 use crate::managed::read::{HEAD_BYTES_USUAL, Place, ReadPoint, damaged};
-use crate::managed::search::READS_MAX;
 use crate::managed::state::LogInner;
 use crate::managed::types::{Found, LogHead};
-use crate::reader::{Wanted, read_range};
+use crate::reader::Wanted;
 
 impl LogInner {
     /// As [`LogInner::read_or_skip`], by heads.
@@ -20,27 +19,37 @@ impl LogInner {
         at: &mut ReadPoint,
         entries_max: usize,
     ) -> Result<Found<LogHead>, LogError> {
-        let mut last = String::new();
-        for _ in 0..READS_MAX {
-            at.index = at.index.max(self.first());
-            match self.read_heads(at, entries_max).await {
+        let mut reads = 0;
+        loop {
+            let error = match self.read_heads(at, entries_max).await {
                 Ok(heads) => return Ok(Found::Entries(heads)),
-                // What a trim took away under the read is no damage.
-                Err(_) if at.index < self.first() => continue,
-                Err(LogError::Damaged(reason)) => last = reason,
-                Err(error) => return Err(error),
-            }
-            let damage = self.skip_damaged(at).await?;
-            if damage.end > damage.from {
-                return Ok(Found::Damaged(damage, last));
+                Err(error) => error,
+            };
+            if let Some((damage, reason)) = self.pass_damage(at, error, &mut reads).await? {
+                return Ok(Found::Damaged(damage, reason));
             }
         }
-        Err(LogError::Unavailable(last))
+    }
+
+    /// As [`LogInner::read`], by heads.
+    async fn read_heads(
+        &self,
+        at: &mut ReadPoint,
+        entries_max: usize,
+    ) -> Result<Vec<LogHead>, LogError> {
+        loop {
+            at.index = at.index.max(self.first());
+            match self.read_page_of_heads(at, entries_max).await {
+                // What a trim took away under the read is no damage.
+                Err(_) if at.index < self.first() => {}
+                read => return read,
+            }
+        }
     }
 
     /// Heads of one ledger from the one on that holds `at.index`; the point moves behind them. None at
     /// the end of the log.
-    async fn read_heads(
+    async fn read_page_of_heads(
         &self,
         at: &mut ReadPoint,
         entries_max: usize,
@@ -69,13 +78,7 @@ impl LogInner {
                 entries_max,
                 prefix_bytes: Some(prefix),
             };
-            let mut info = self.info(segment.ledger).await?;
-            let stored = loop {
-                match read_range(&self.ctx, &info, wanted).await {
-                    Ok(stored) => break stored,
-                    Err(error) => info = self.newer(&info, error.into()).await?,
-                }
-            };
+            let (info, stored) = self.read_entries(segment.ledger, wanted).await?;
             let (heads, passed) = usable(&info, &stored, at)?;
             match (heads.last(), passed) {
                 (Some(last), _) => {

@@ -4,11 +4,13 @@ use std::sync::Arc;
 
 use aquifer_model::entry::EntryHead;
 use aquifer_model::id::{EntryId, LedgerId};
+use aquifer_model::storage::StoredEntry;
 
 use crate::error::LogError;
 use crate::ledger_metadata::{self, LedgerInfo, LedgerState};
 use crate::managed::read;
 use crate::managed::state::LogInner;
+use crate::reader::{Wanted, read_range};
 
 /// Ledger records kept per log.
 const INFOS_MAX: usize = 64;
@@ -24,6 +26,22 @@ impl LogInner {
             match read::head_at(&self.ctx, &info, entry).await {
                 Ok(head) => return Ok(head),
                 Err(error) => info = self.newer(&info, error).await?,
+            }
+        }
+    }
+
+    /// Reads entries of one of the log's ledgers, by its record in memory and by newer ones for as long
+    /// as there are; with the record by which they were read.
+    pub(crate) async fn read_entries(
+        &self,
+        ledger: LedgerId,
+        wanted: Wanted,
+    ) -> Result<(Arc<LedgerInfo>, Vec<StoredEntry>), LogError> {
+        let mut info = self.info(ledger).await?;
+        loop {
+            match read_range(&self.ctx, &info, wanted).await {
+                Ok(stored) => return Ok((info, stored)),
+                Err(error) => info = self.newer(&info, error.into()).await?,
             }
         }
     }

@@ -462,13 +462,7 @@ impl LogInner {
             entries_max,
             prefix_bytes: None,
         };
-        let mut info = self.info(segment.ledger).await?;
-        let stored = loop {
-            match read_range(&self.ctx, &info, wanted).await {
-                Ok(stored) => break stored,
-                Err(error) => info = self.newer(&info, error.into()).await?,
-            }
-        };
+        let (info, stored) = self.read_entries(segment.ledger, wanted).await?;
         let mut entries = Vec::with_capacity(stored.len());
         let mut expected = None;
         for stored in &stored {

@@ -16,7 +16,7 @@ use crate::managed::types::{Damage, Found, ReadLimits};
 use crate::reader::{Wanted, read_range};
 
 /// Reads of what is called damaged and can be read after all: another reader's fetch may have failed.
-pub(super) const READS_MAX: usize = 3;
+const READS_MAX: usize = 3;
 
 impl LogInner {
     /// Where a reader came to by reading, if that is still part of the log.
@@ -61,29 +61,49 @@ impl LogInner {
         state.segments.iter().any(|s| s.ledger == ledger)
     }
 
+    /// Reads, and where that finds damage moves the point behind it and tells how far it goes.
     pub(crate) async fn read_or_skip(
         self: &Arc<Self>,
         at: &mut ReadPoint,
         limits: ReadLimits,
     ) -> Result<Found, LogError> {
-        let mut last = String::new();
-        for _ in 0..READS_MAX {
-            match self.read(at, limits).await {
+        let mut reads = 0;
+        loop {
+            let error = match self.read(at, limits).await {
                 Ok(entries) => return Ok(Found::Entries(entries)),
-                Err(LogError::Damaged(reason)) => last = reason,
-                Err(error) => return Err(error),
-            }
-            let damage = self.skip_damaged(at).await?;
-            if damage.end > damage.from {
-                return Ok(Found::Damaged(damage, last));
+                Err(error) => error,
+            };
+            if let Some((damage, reason)) = self.pass_damage(at, error, &mut reads).await? {
+                return Ok(Found::Damaged(damage, reason));
             }
         }
-        Err(LogError::Unavailable(last))
+    }
+
+    /// Moves the point behind what a read found damaged. Nothing if reading again may succeed, which is
+    /// said a few times at most.
+    pub(super) async fn pass_damage(
+        &self,
+        at: &mut ReadPoint,
+        error: LogError,
+        reads: &mut usize,
+    ) -> Result<Option<(Damage, String)>, LogError> {
+        let LogError::Damaged(reason) = error else {
+            return Err(error);
+        };
+        let damage = self.skip_damaged(at).await?;
+        if damage.end > damage.from {
+            return Ok(Some((damage, reason)));
+        }
+        *reads += 1;
+        if *reads < READS_MAX {
+            return Ok(None);
+        }
+        Err(LogError::Unavailable(reason))
     }
 
     /// Moves behind what is damaged, to the next entry that can be read; nowhere if the one that is
     /// wanted can be read after all.
-    pub(super) async fn skip_damaged(&self, at: &mut ReadPoint) -> Result<Damage, LogError> {
+    async fn skip_damaged(&self, at: &mut ReadPoint) -> Result<Damage, LogError> {
         at.release();
         at.index = at.index.max(self.first());
         let place = match self.known_place(at) {
