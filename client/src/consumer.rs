@@ -20,6 +20,7 @@ use std::time::Duration;
 use aquifer_model::id::{EntryId, Index, LedgerId};
 use aquifer_model::limits::ACK_RANGES_MAX;
 use aquifer_model::place::Place;
+use aquifer_model::subscription::SubscriptionType;
 use aquifer_model::topic::{ConsumerName, SubscriptionName, TopicName};
 use aquifer_proto::v1;
 
@@ -31,31 +32,6 @@ use crate::retry::Deadline;
 use acks::{AckOutcome, Acknowledged, settled};
 pub(crate) use credit::Amount;
 use hub::{Handle, Settings};
-
-/// How the consumers of a subscription share its messages.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
-pub enum SubscriptionType {
-    /// One consumer, in order.
-    #[default]
-    Exclusive,
-    /// Each message to one of many.
-    Shared,
-    /// One consumer, in order; others stand by.
-    Failover,
-    /// Each key to one of many, in order per key.
-    KeyShared,
-}
-
-impl From<SubscriptionType> for v1::SubscriptionType {
-    fn from(kind: SubscriptionType) -> v1::SubscriptionType {
-        match kind {
-            SubscriptionType::Exclusive => v1::SubscriptionType::Exclusive,
-            SubscriptionType::Shared => v1::SubscriptionType::Shared,
-            SubscriptionType::Failover => v1::SubscriptionType::Failover,
-            SubscriptionType::KeyShared => v1::SubscriptionType::KeyShared,
-        }
-    }
-}
 
 /// Default size of the queue of a consumer that serves its subscription alone, and of a reader, in
 /// messages: the bytes bound it, unless messages are small.

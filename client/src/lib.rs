@@ -43,7 +43,7 @@ mod settle;
 
 pub use admin::Admin;
 pub use client::{Client, ClientBuilder};
-pub use consumer::{Consumer, ConsumerBuilder, PendingAck, SubscriptionType};
+pub use consumer::{Consumer, ConsumerBuilder, PendingAck};
 pub use error::{ClientError, ErrorKind, Outcome};
 pub use message::{Damaged, Message, ReceivedMessage, SendReceipt};
 pub use producer::{Batching, PendingSend, Producer, ProducerBuilder, StoredBefore};
@@ -53,3 +53,4 @@ pub use aquifer_model::batch::Compression;
 pub use aquifer_model::id::Index;
 pub use aquifer_model::place::Place;
 pub use aquifer_model::position::Position;
+pub use aquifer_model::subscription::SubscriptionType;

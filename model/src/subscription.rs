@@ -1,14 +1,15 @@
 //! How consumers of a subscription share its messages.
 
 /// How consumers of a subscription share its messages.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum SubscriptionType {
-    /// One consumer.
+    /// One consumer, in order.
+    #[default]
     Exclusive,
     /// Each message to one of many.
     Shared,
-    /// One consumer, others stand by.
+    /// One consumer, in order; others stand by.
     Failover,
-    /// Each key to one of many.
+    /// Each key to one of many, in order per key.
     KeyShared,
 }

@@ -2,6 +2,7 @@
 
 pub mod bookie;
 pub mod load;
+pub mod subscription;
 
 use aquifer_model::policy::{Bound, NamespacePolicies, PolicyChanges, Retention, Rollover};
 use aquifer_model::quorum::{Quorum, QuorumError};

@@ -272,7 +272,7 @@ impl CursorState {
         }
         v1::SubscriptionState {
             name: name.to_owned(),
-            r#type: encode_kind(kind).into(),
+            r#type: v1::SubscriptionType::from(kind).into(),
             mark_delete: self.mark_delete,
             acknowledged: acknowledged.into(),
             seek_epoch: self.seek_epoch.0,
@@ -379,29 +379,14 @@ pub(crate) fn decode_bitmap(bytes: &[u8]) -> Result<RoaringTreemap, CursorError>
     }
 }
 
-/// The stored number of a type.
-#[must_use]
-pub fn encode_kind(kind: SubscriptionType) -> v1::SubscriptionType {
-    match kind {
-        SubscriptionType::Exclusive => v1::SubscriptionType::Exclusive,
-        SubscriptionType::Shared => v1::SubscriptionType::Shared,
-        SubscriptionType::Failover => v1::SubscriptionType::Failover,
-        SubscriptionType::KeyShared => v1::SubscriptionType::KeyShared,
-    }
-}
-
 /// The type of a stored number.
 ///
 /// # Errors
 /// When this version knows no such type.
 pub fn decode_kind(kind: i32) -> Result<SubscriptionType, CursorError> {
-    match v1::SubscriptionType::try_from(kind) {
-        Ok(v1::SubscriptionType::Exclusive) => Ok(SubscriptionType::Exclusive),
-        Ok(v1::SubscriptionType::Shared) => Ok(SubscriptionType::Shared),
-        Ok(v1::SubscriptionType::Failover) => Ok(SubscriptionType::Failover),
-        Ok(v1::SubscriptionType::KeyShared) => Ok(SubscriptionType::KeyShared),
-        Ok(v1::SubscriptionType::Unspecified) | Err(_) => Err(CursorError::Kind(kind)),
-    }
+    let known = v1::SubscriptionType::try_from(kind).ok();
+    let known = known.and_then(|known| SubscriptionType::try_from(known).ok());
+    known.ok_or(CursorError::Kind(kind))
 }
 
 #[cfg(test)]

@@ -1,9 +1,8 @@
 //! Statistics of topics.
 
 use aquifer_model::id::{Index, LedgerId};
+use aquifer_model::subscription::SubscriptionType;
 use aquifer_proto::v1;
-
-use crate::consumer::SubscriptionType;
 
 /// Statistics of a topic; sums over the partitions of a partitioned one.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -119,14 +118,7 @@ impl From<v1::TopicStatsResponse> for TopicStats {
 
 impl From<v1::SubscriptionStats> for SubscriptionStats {
     fn from(stats: v1::SubscriptionStats) -> SubscriptionStats {
-        let kind = match stats.r#type() {
-            v1::SubscriptionType::Shared => SubscriptionType::Shared,
-            v1::SubscriptionType::Failover => SubscriptionType::Failover,
-            v1::SubscriptionType::KeyShared => SubscriptionType::KeyShared,
-            v1::SubscriptionType::Exclusive | v1::SubscriptionType::Unspecified => {
-                SubscriptionType::Exclusive
-            }
-        };
+        let kind = SubscriptionType::try_from(stats.r#type()).unwrap_or_default();
         SubscriptionStats {
             kind,
             name: stats.name,

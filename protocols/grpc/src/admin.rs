@@ -11,7 +11,7 @@ use tonic::{Request, Response, Status, async_trait};
 
 use crate::convert::{
     bundle, invalid, name, namespace, optional_broker, page, partitions, place, policy_changes,
-    ranges, tenant, topic, wire_subscription_type,
+    ranges, tenant, topic,
 };
 use crate::service::Service;
 
@@ -447,7 +447,7 @@ fn fitting(mut stats: v1::TopicStatsResponse) -> v1::TopicStatsResponse {
 fn wire_subscription(subscription: SubscriptionStats) -> v1::SubscriptionStats {
     v1::SubscriptionStats {
         name: subscription.name,
-        r#type: wire_subscription_type(subscription.kind).into(),
+        r#type: v1::SubscriptionType::from(subscription.kind).into(),
         mark_delete_index: subscription.mark_delete.0,
         backlog_messages: subscription.backlog_messages,
         unacknowledged_messages: subscription.unacknowledged_messages,

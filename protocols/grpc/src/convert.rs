@@ -118,23 +118,9 @@ pub(crate) fn policy_changes(changes: v1::PolicyChanges) -> ApiResult<PolicyChan
 }
 
 pub(crate) fn subscription_type(code: i32) -> ApiResult<SubscriptionType> {
-    match v1::SubscriptionType::try_from(code) {
-        Ok(v1::SubscriptionType::Exclusive) => Ok(SubscriptionType::Exclusive),
-        Ok(v1::SubscriptionType::Shared) => Ok(SubscriptionType::Shared),
-        Ok(v1::SubscriptionType::Failover) => Ok(SubscriptionType::Failover),
-        Ok(v1::SubscriptionType::KeyShared) => Ok(SubscriptionType::KeyShared),
-        Ok(v1::SubscriptionType::Unspecified) => Err(invalid("the subscription type is missing")),
-        Err(_) => Err(invalid(format!("unknown subscription type {code}"))),
-    }
-}
-
-pub(crate) fn wire_subscription_type(kind: SubscriptionType) -> v1::SubscriptionType {
-    match kind {
-        SubscriptionType::Exclusive => v1::SubscriptionType::Exclusive,
-        SubscriptionType::Shared => v1::SubscriptionType::Shared,
-        SubscriptionType::Failover => v1::SubscriptionType::Failover,
-        SubscriptionType::KeyShared => v1::SubscriptionType::KeyShared,
-    }
+    let kind = v1::SubscriptionType::try_from(code)
+        .map_err(|_| invalid(format!("unknown subscription type {code}")))?;
+    SubscriptionType::try_from(kind).map_err(|error| invalid(error.to_string()))
 }
 
 pub(crate) fn ranges(ranges: &[v1::IndexRange]) -> ApiResult<Vec<IndexRange>> {

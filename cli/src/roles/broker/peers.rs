@@ -5,10 +5,9 @@ use std::time::Duration;
 
 use aquifer_broker::{NoReport, Peers};
 use aquifer_client::admin;
-use aquifer_client::{Client, ClientError, ErrorKind as Kind, Outcome as Known, SubscriptionType};
+use aquifer_client::{Client, ClientError, ErrorKind as Kind, Outcome as Known};
 use aquifer_model::load::LoadReport;
 use aquifer_model::stats::{LedgerStats, ProducerStats, SubscriptionStats, TopicStats};
-use aquifer_model::subscription;
 use aquifer_model::topic::{ProducerName, TopicName};
 use aquifer_protocol_api::admin::Deletion;
 use aquifer_protocol_api::error::{ApiError, ApiResult, ErrorKind, Outcome};
@@ -127,7 +126,7 @@ fn known(stats: admin::TopicStats) -> ApiResult<TopicStats> {
     for subscription in stats.subscriptions {
         subscriptions.push(SubscriptionStats {
             name: subscription.name,
-            kind: kind(subscription.kind),
+            kind: subscription.kind,
             mark_delete: subscription.mark_delete_index,
             backlog_messages: subscription.backlog_messages,
             unacknowledged_messages: subscription.unacknowledged_messages,
@@ -151,15 +150,6 @@ fn known(stats: admin::TopicStats) -> ApiResult<TopicStats> {
         messages_out: stats.messages_out,
         bytes_out: stats.bytes_out,
     })
-}
-
-fn kind(kind: SubscriptionType) -> subscription::SubscriptionType {
-    match kind {
-        SubscriptionType::Exclusive => subscription::SubscriptionType::Exclusive,
-        SubscriptionType::Shared => subscription::SubscriptionType::Shared,
-        SubscriptionType::Failover => subscription::SubscriptionType::Failover,
-        SubscriptionType::KeyShared => subscription::SubscriptionType::KeyShared,
-    }
 }
 
 fn misunderstood(error: aquifer_model::topic::NameError) -> ApiError {
