@@ -22,6 +22,8 @@ use crate::id::ProducerInstance;
 pub const EXTENSIONS_BYTES_MAX: usize = HEAD_BYTES_MAX - HEAD_BYTES;
 /// Bytes of tag and length.
 const PREFIX_BYTES: usize = 4;
+/// What most entries need: a producer with an ordinary name, its instance, and a time.
+const USUAL_BYTES: usize = 128;
 
 mod tag {
     pub const PRODUCER: u16 = 1;
@@ -157,19 +159,23 @@ impl Extensions {
     }
 
     fn get(&self, wanted: u16) -> Option<Bytes> {
-        let mut at = 0;
-        while let Some((tag, value)) = item(&self.0, at) {
-            if tag == wanted {
-                return Some(self.0.slice_ref(value));
-            }
-            at += PREFIX_BYTES + value.len();
-        }
-        None
+        let (_, value) = items(&self.0).find(|(tag, _)| *tag == wanted)?;
+        Some(self.0.slice_ref(value))
     }
 }
 
+/// Tags and values in order, up to one that does not fit.
+fn items(bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+    let mut at = 0;
+    std::iter::from_fn(move || {
+        let (tag, value) = item(bytes, at)?;
+        at += PREFIX_BYTES + value.len();
+        Some((tag, value))
+    })
+}
+
 /// Tag and value of the extension at `at`; `None` when it does not fit.
-fn item(bytes: &Bytes, at: usize) -> Option<(u16, &[u8])> {
+fn item(bytes: &[u8], at: usize) -> Option<(u16, &[u8])> {
     let prefix = bytes.get(at..at + PREFIX_BYTES)?;
     let (tag, len) = (u16_at(prefix, 0), usize::from(u16_at(prefix, 2)));
     let begins = at + PREFIX_BYTES;
@@ -188,10 +194,13 @@ fn check(tag: u16, value: &[u8]) -> Result<(), ExtensionError> {
 }
 
 /// Puts extensions together.
-#[derive(Debug, Default)]
-pub struct ExtensionsBuilder {
-    bytes: BytesMut,
-    tags: Vec<u16>,
+#[derive(Debug)]
+pub struct ExtensionsBuilder(BytesMut);
+
+impl Default for ExtensionsBuilder {
+    fn default() -> ExtensionsBuilder {
+        ExtensionsBuilder(BytesMut::with_capacity(USUAL_BYTES))
+    }
 }
 
 impl ExtensionsBuilder {
@@ -201,21 +210,29 @@ impl ExtensionsBuilder {
     /// When the value is not one of its tag, the tag is there, or the head gets too long; nothing is
     /// added then.
     pub fn put(&mut self, tag: u16, value: &[u8]) -> Result<(), ExtensionError> {
-        check(tag, value)?;
-        if self.tags.contains(&tag) {
+        self.put_parts(tag, &[value])
+    }
+
+    /// Adds a value that comes in parts.
+    fn put_parts(&mut self, tag: u16, parts: &[&[u8]]) -> Result<(), ExtensionError> {
+        if items(&self.0).any(|(there, _)| there == tag) {
             return Err(ExtensionError::Repeated(tag));
         }
-        let all = self.bytes.len() + PREFIX_BYTES + value.len();
-        match u16::try_from(value.len()) {
-            Ok(len) if all <= EXTENSIONS_BYTES_MAX => {
-                self.bytes.put_u16_le(tag);
-                self.bytes.put_u16_le(len);
-                self.bytes.put_slice(value);
-                self.tags.push(tag);
-                Ok(())
-            }
-            _ => Err(ExtensionError::TooLarge(all)),
+        let before = self.0.len();
+        let len: usize = parts.iter().map(|part| part.len()).sum();
+        let all = before + PREFIX_BYTES + len;
+        let len = u16::try_from(len)
+            .ok()
+            .filter(|_| all <= EXTENSIONS_BYTES_MAX)
+            .ok_or(ExtensionError::TooLarge(all))?;
+        self.0.put_u16_le(tag);
+        self.0.put_u16_le(len);
+        parts.iter().for_each(|part| self.0.put_slice(part));
+        let checked = check(tag, &self.0[before + PREFIX_BYTES..]);
+        if checked.is_err() {
+            self.0.truncate(before);
         }
+        checked
     }
 
     /// Says who sent the entry.
@@ -223,11 +240,9 @@ impl ExtensionsBuilder {
     /// # Errors
     /// When the name is empty or too long, or the sequence ids are not in order.
     pub fn producer(&mut self, stamp: &ProducerStamp) -> Result<(), ExtensionError> {
-        let mut value = Vec::with_capacity(16 + stamp.name.len());
-        value.extend(stamp.lowest_sequence_id.to_le_bytes());
-        value.extend(stamp.highest_sequence_id.to_le_bytes());
-        value.extend(&stamp.name);
-        self.put(tag::PRODUCER, &value)
+        let lowest = stamp.lowest_sequence_id.to_le_bytes();
+        let highest = stamp.highest_sequence_id.to_le_bytes();
+        self.put_parts(tag::PRODUCER, &[&lowest, &highest, &stamp.name])
     }
 
     /// Says which producer object sent it.
@@ -259,10 +274,8 @@ impl ExtensionsBuilder {
     /// # Errors
     /// When the times are not in order, or the head gets too long.
     pub fn deliver_at_ms(&mut self, earliest: u64, latest: u64) -> Result<(), ExtensionError> {
-        let mut value = [0; 16];
-        value[..8].copy_from_slice(&earliest.to_le_bytes());
-        value[8..].copy_from_slice(&latest.to_le_bytes());
-        self.put(tag::DELIVER_AT, &value)
+        let times = [earliest.to_le_bytes(), latest.to_le_bytes()];
+        self.put_parts(tag::DELIVER_AT, &[&times[0], &times[1]])
     }
 
     /// Says the largest event time of its messages.
@@ -284,7 +297,7 @@ impl ExtensionsBuilder {
     /// The extensions.
     #[must_use]
     pub fn build(self) -> Extensions {
-        Extensions(self.bytes.freeze())
+        Extensions(self.0.freeze())
     }
 }
 

@@ -8,7 +8,6 @@ use crate::batch::{self, Batch, BatchError, FLAG_HAS_EVENT_TIME};
 use crate::extensions::{
     EXTENSIONS_BYTES_MAX, ExtensionError, Extensions, ExtensionsBuilder, ProducerStamp,
 };
-use crate::id::ProducerInstance;
 
 /// A native batch (`batch.rs`).
 pub const FORMAT_NATIVE: u16 = 1;
@@ -20,11 +19,7 @@ pub const FORMAT_CURSOR: u16 = 2;
 pub struct Description {
     /// Messages in it, at least 1.
     pub message_count: u32,
-    /// Who sent it; `None` when no producer stream did.
-    pub producer: Option<ProducerStamp>,
-    /// The producer object that sent it.
-    pub producer_instance: Option<ProducerInstance>,
-    /// What goes into the head of its entry.
+    /// What goes into the head of its entry: who sent it, among others.
     pub extensions: Extensions,
 }
 
@@ -66,14 +61,14 @@ pub fn head_bytes(format: u16, body: &Bytes) -> usize {
 
 fn describe_batch(batch: &Batch) -> Result<Description, FormatError> {
     let fields = batch.fields();
-    let producer = (!fields.producer_name.is_empty()).then(|| ProducerStamp {
-        name: fields.producer_name.clone(),
-        lowest_sequence_id: fields.lowest_sequence_id,
-        highest_sequence_id: fields.highest_sequence_id,
-    });
     let mut extensions = ExtensionsBuilder::default();
-    if let Some(stamp) = &producer {
-        extensions.producer(stamp)?;
+    // No producer stream carries a batch without a name.
+    if !fields.producer_name.is_empty() {
+        extensions.producer(&ProducerStamp {
+            name: fields.producer_name.clone(),
+            lowest_sequence_id: fields.lowest_sequence_id,
+            highest_sequence_id: fields.highest_sequence_id,
+        })?;
     }
     if let Some(instance) = fields.producer_instance {
         extensions.producer_instance(instance)?;
@@ -97,8 +92,6 @@ fn describe_batch(batch: &Batch) -> Result<Description, FormatError> {
     }
     Ok(Description {
         message_count: batch.message_count(),
-        producer,
-        producer_instance: fields.producer_instance,
         extensions: extensions.build(),
     })
 }
@@ -107,6 +100,7 @@ fn describe_batch(batch: &Batch) -> Result<Description, FormatError> {
 mod tests {
     use super::*;
     use crate::batch::{BatchFields, MessageRow};
+    use crate::id::ProducerInstance;
 
     #[test]
     fn a_native_batch_says_everything_that_its_head_needs() {
@@ -128,9 +122,14 @@ mod tests {
         let body = batch::encode(&fields, &rows, b"").unwrap();
         let said = describe(FORMAT_NATIVE, &body).unwrap();
         assert_eq!(said.message_count, 2);
-        assert_eq!(said.extensions.producer(), said.producer);
-        assert_eq!(said.producer.unwrap().highest_sequence_id, 8);
-        assert_eq!(said.extensions.producer_instance(), said.producer_instance);
+        let stamp = ProducerStamp {
+            name: Bytes::from_static(b"p"),
+            lowest_sequence_id: 7,
+            highest_sequence_id: 8,
+        };
+        assert_eq!(said.extensions.producer(), Some(stamp));
+        let instance = said.extensions.producer_instance();
+        assert_eq!(instance, fields.producer_instance);
         assert_eq!(said.extensions.deliver_at_ms(), Some((5, 5)));
         // A time without its flag is none.
         assert_eq!(said.extensions.event_time_ms(), Some(4));

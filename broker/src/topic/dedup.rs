@@ -19,6 +19,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
+use aquifer_model::extensions::ProducerStamp;
 use aquifer_model::id::{EntryId, Index, LedgerId, ProducerInstance};
 use aquifer_model::limits::{DEDUP_DRAWN_IDLE_MAX, DEDUP_PRODUCERS_MAX, DEDUP_WINDOW_MAX};
 use aquifer_model::topic::{NameError, ProducerName};
@@ -47,6 +48,15 @@ pub struct SequenceRange {
     pub lowest: u64,
     /// Of its last message.
     pub highest: u64,
+}
+
+impl From<&ProducerStamp> for SequenceRange {
+    fn from(stamp: &ProducerStamp) -> SequenceRange {
+        SequenceRange {
+            lowest: stamp.lowest_sequence_id,
+            highest: stamp.highest_sequence_id,
+        }
+    }
 }
 
 /// What a batch is.

@@ -55,12 +55,8 @@ impl ProducerPort for Port {
                 return Err(ApiError::from(BrokerError::SessionClosed));
             }
             let permit = self.place(&mut checked).await?;
-            let bytes = self
-                .room(
-                    frame.body.len() + head_bytes(frame.format, &frame.body),
-                    &mut checked,
-                )
-                .await?;
+            let held = frame.body.len() + head_bytes(frame.format, &frame.body);
+            let bytes = self.room(held, &mut checked).await?;
             let frame = self.check(frame, permit, bytes);
             checked.push(frame);
         }
@@ -149,27 +145,21 @@ fn check_body(
     instance: ProducerInstance,
 ) -> Result<Body, BrokerError> {
     let said = describe(format, &bytes)?;
-    let stamp = said.producer.as_ref();
-    let range = match stamp.filter(|stamp| stamp.name == name.as_str().as_bytes()) {
-        Some(stamp) => SequenceRange {
-            lowest: stamp.lowest_sequence_id,
-            highest: stamp.highest_sequence_id,
-        },
-        None => {
-            let got = stamp.map_or(&[][..], |stamp| &stamp.name);
-            return Err(BrokerError::ProducerName {
-                expected: name.to_string(),
-                got: String::from_utf8_lossy(got).into_owned(),
-            });
-        }
+    let wrong_name = |got: &[u8]| BrokerError::ProducerName {
+        expected: name.to_string(),
+        got: String::from_utf8_lossy(got).into_owned(),
     };
-    if said.producer_instance != Some(instance) {
+    let stamp = said.extensions.producer().ok_or_else(|| wrong_name(&[]))?;
+    if stamp.name != name.as_str().as_bytes() {
+        return Err(wrong_name(&stamp.name));
+    }
+    if said.extensions.producer_instance() != Some(instance) {
         return Err(BrokerError::ProducerInstance);
     }
     Ok(Body {
         format,
         bytes,
-        range,
+        range: SequenceRange::from(&stamp),
         said,
     })
 }

@@ -185,10 +185,7 @@ fn repeat(entry: &LogHead, recovered: &mut Recovered) {
         entry: entry.entry,
         base_index: entry.head.base_index,
     };
-    let range = SequenceRange {
-        lowest: stamp.lowest_sequence_id,
-        highest: stamp.highest_sequence_id,
-    };
+    let range = SequenceRange::from(&stamp);
     let instance = extensions.producer_instance();
     recovered
         .dedup
