@@ -451,11 +451,11 @@ impl Operator for Broker {
     }
 }
 
-/// Creation on first use, where the namespace allows it, needs what sending to the topic needs.
-/// Whoever subscribes to it does not ask for creation here.
+/// Producers and consumers look a topic up before they open it, and create it where the namespace
+/// allows that.
 fn described(create: bool) -> Action {
     match create {
-        true => Action::Produce,
+        true => Action::Use,
         false => Action::Describe,
     }
 }

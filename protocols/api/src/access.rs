@@ -14,6 +14,8 @@ pub enum Action {
     Produce,
     /// Receive messages of it, and say which are done.
     Consume,
+    /// Produce or consume: creates a topic on first use, where its namespace allows that.
+    Use,
     /// Create, change or delete it, or what is in it.
     Manage,
     /// Operate the cluster.
@@ -28,6 +30,7 @@ impl Action {
             Action::Describe => "describe",
             Action::Produce => "produce",
             Action::Consume => "consume",
+            Action::Use => "use",
             Action::Manage => "manage",
             Action::Operate => "operate",
         }

@@ -1,14 +1,15 @@
 //! The port of administration: what belongs to tenants.
 
-use crate::consumer::IndexRange;
-use crate::context::RequestContext;
-use crate::error::ApiResult;
 use aquifer_model::id::{Index, TopicIncarnation};
 use aquifer_model::place::Place;
 use aquifer_model::policy::{NamespacePolicies, PolicyChanges};
 use aquifer_model::stats::TopicStats;
 use aquifer_model::topic::{NamespaceName, SubscriptionName, TopicName};
 use async_trait::async_trait;
+
+use crate::consumer::IndexRange;
+use crate::context::RequestContext;
+use crate::error::ApiResult;
 
 /// What tenants and their operators do: tenants, namespaces, topics, subscriptions.
 #[async_trait]

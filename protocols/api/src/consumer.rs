@@ -1,7 +1,5 @@
 //! A session of a consumer or reader, as a protocol sees it.
 
-use crate::error::{ApiError, ApiResult};
-use crate::producer::StoredAt;
 use aquifer_model::id::{
     ConsumerInstance, EntryId, Index, LedgerId, OwnerEpoch, SeekEpoch, TopicIncarnation,
 };
@@ -12,6 +10,9 @@ use aquifer_runtime::budget::BytePermit;
 use async_trait::async_trait;
 use bytes::Bytes;
 use tokio::sync::mpsc;
+
+use crate::error::{ApiError, ApiResult};
+use crate::producer::StoredAt;
 
 /// Request to consume or read.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -1,11 +1,12 @@
 //! The port through which messages come and go.
 
+use aquifer_model::id::BrokerId;
+use async_trait::async_trait;
+
 use crate::consumer::{ConsumerSession, Subscribe};
 use crate::context::RequestContext;
 use crate::error::ApiResult;
 use crate::producer::{OpenProducer, ProducerSession};
-use aquifer_model::id::BrokerId;
-use async_trait::async_trait;
 
 /// What moves messages: sessions of producers, consumers and readers.
 #[async_trait]

@@ -1,12 +1,13 @@
 //! The port of operation: what belongs to the cluster.
 
-use crate::context::RequestContext;
-use crate::error::ApiResult;
 use aquifer_model::bundle::BundleRange;
 use aquifer_model::id::BrokerId;
 use aquifer_model::load::LoadReport;
 use aquifer_model::topic::NamespaceName;
 use async_trait::async_trait;
+
+use crate::context::RequestContext;
+use crate::error::ApiResult;
 
 /// What operators of the cluster do: brokers and bundles.
 #[async_trait]

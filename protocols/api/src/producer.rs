@@ -1,13 +1,13 @@
 //! A producer session, as a protocol sees it.
 
-use crate::error::ApiResult;
 use aquifer_model::id::{EntryId, Index, LedgerId, OwnerEpoch, ProducerInstance, TopicIncarnation};
 use aquifer_model::topic::{ProducerName, TopicName};
-use aquifer_runtime::budget::ByteBudget;
-use aquifer_runtime::budget::BytePermit;
+use aquifer_runtime::budget::{ByteBudget, BytePermit};
 use async_trait::async_trait;
 use bytes::Bytes;
 use tokio::sync::mpsc;
+
+use crate::error::ApiResult;
 
 /// Request to open a producer.
 #[derive(Debug, Clone, PartialEq, Eq)]
