@@ -3,24 +3,22 @@
 use std::sync::Arc;
 
 use aquifer_ledger::error::LogError;
-use aquifer_ledger::managed::{
-    Append, AppendSink, Appended, LogKind, LogOptions, TopicLog, TopicRecordCell,
-};
+use aquifer_ledger::managed::{Append, AppendSink, Appended};
 use aquifer_ledger::testing::TestWorld;
 use aquifer_metadata::keys;
 use aquifer_metadata::store::MetadataStore;
 use aquifer_model::entry::EntryFlags;
 use aquifer_model::extensions::Extensions;
-use aquifer_model::id::{EntryId, Index, LedgerId, OwnerEpoch};
+use aquifer_model::id::{EntryId, Index, LedgerId};
 use aquifer_model::place::Place;
-use aquifer_model::policy::Rollover;
-use aquifer_model::quorum::Quorum;
 use aquifer_model::subscription::SubscriptionType;
 use aquifer_protocol_api::admin::Admin;
 use aquifer_protocol_api::consumer::{ConsumerEvent, IndexRange, NegativeAcknowledge, Subscribe};
 use aquifer_protocol_api::error::ErrorKind;
 
-use crate::support::{Consumer, Harness, config, ctx, kind, name, soon, subscribe, until};
+use crate::support::{
+    Consumer, Harness, config, ctx, kind, name, open_log, soon, subscribe, until,
+};
 
 fn range(first: u64, last: u64) -> IndexRange {
     IndexRange {
@@ -157,15 +155,7 @@ impl AppendSink for Ignored {
 
 /// What a later version appends: its entries have a format that this one does not know.
 async fn append_as_later_version(world: &TestWorld, entries: &[u32]) {
-    let context = world.process();
-    let cell = TopicRecordCell::load(context.clone(), &name("orders"), Vec::new()).await;
-    let options = LogOptions {
-        quorum: Quorum::SINGLE,
-        rollover: Rollover::default(),
-        owner_epoch: OwnerEpoch(1),
-    };
-    let log = TopicLog::open(context, cell.unwrap().unwrap(), LogKind::Messages, options);
-    let log = log.await.unwrap();
+    let log = open_log(world, "orders").await;
     let sink: Arc<dyn AppendSink> = Arc::new(Ignored);
     for message_count in entries {
         let append = Append {

@@ -3,13 +3,11 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use aquifer_ledger::managed::{LogKind, LogOptions, TopicLog, TopicRecordCell};
 use aquifer_ledger::testing::{Mode, TestBookies, TestWorld};
 use aquifer_ledger::transport::BookieTransport;
-use aquifer_model::id::{BookieId, Index, OwnerEpoch};
+use aquifer_model::id::{BookieId, Index};
 use aquifer_model::place::Place;
 use aquifer_model::policy::{NamespacePolicies, Retention, Rollover};
-use aquifer_model::quorum::Quorum;
 use aquifer_model::storage::{
     BookieResult, OrderedRequest, Presence, PresenceRange, ReadBatch, ReadRange, ReplyCallback,
     TailState, TailWait,
@@ -22,7 +20,7 @@ use aquifer_protocol_api::producer::OpenProducer;
 use async_trait::async_trait;
 use tokio::sync::watch;
 
-use crate::support::{Harness, config, ctx, kind, name, open, subscribe, until};
+use crate::support::{Harness, config, ctx, kind, name, open, open_log, subscribe, until};
 
 #[tokio::test]
 async fn a_full_store_refuses_to_publish_and_goes_on_when_there_is_space() {
@@ -166,19 +164,6 @@ impl BookieTransport for HeldReads {
     }
 }
 
-/// A topic's log as a former owner has it that seals it in its turn, and may trim it then (H21).
-async fn former_owner(world: &TestWorld) -> TopicLog {
-    let context = world.process();
-    let cell = TopicRecordCell::load(context.clone(), &name("orders"), Vec::new()).await;
-    let options = LogOptions {
-        quorum: Quorum::SINGLE,
-        rollover: Rollover::default(),
-        owner_epoch: OwnerEpoch(1),
-    };
-    let log = TopicLog::open(context, cell.unwrap().unwrap(), LogKind::Messages, options);
-    log.await.unwrap()
-}
-
 /// The record that a load began with names ledgers that go before it reads them: the load goes on
 /// with the newer record, and nothing is told to be damaged.
 #[tokio::test]
@@ -198,7 +183,8 @@ async fn a_record_that_changes_while_the_topic_is_loaded_is_read_again() {
         producer.publish(&[payload]).await;
     }
     // That owner is gone without a snapshot: the next one reads all messages again.
-    let former = former_owner(&harness.world).await;
+    // It seals its log in its turn, and may trim it then (H21).
+    let former = open_log(&harness.world, "orders").await;
     let reads = Arc::new(HeldReads {
         inner: harness.world.bookies.clone(),
         held: watch::Sender::new(true),

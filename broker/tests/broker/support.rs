@@ -6,13 +6,15 @@ use std::time::Duration;
 
 use aquifer_broker::{Broker, BrokerConfig, BrokerDeps};
 use aquifer_ledger::context::LogSettings;
+use aquifer_ledger::managed::{LogKind, LogOptions, TopicLog, TopicRecordCell};
 use aquifer_ledger::testing::TestWorld;
 use aquifer_ledger::transport::BookieTransport;
 use aquifer_model::batch::{self, BatchFields, MessageRecord, MessageRow};
 use aquifer_model::format::FORMAT_NATIVE;
-use aquifer_model::id::{Index, ProducerInstance, TopicIncarnation};
+use aquifer_model::id::{Index, OwnerEpoch, ProducerInstance, TopicIncarnation};
 use aquifer_model::place::Place;
-use aquifer_model::policy::NamespacePolicies;
+use aquifer_model::policy::{NamespacePolicies, Rollover};
+use aquifer_model::quorum::Quorum;
 use aquifer_model::stats::TopicStats;
 use aquifer_model::subscription::SubscriptionType;
 use aquifer_model::topic::{NamespaceName, TopicName};
@@ -215,6 +217,19 @@ impl Harness {
             .await
             .unwrap();
     }
+}
+
+/// The log of a topic's messages, as another owner opens it.
+pub async fn open_log(world: &TestWorld, topic: &str) -> TopicLog {
+    let context = world.process();
+    let cell = TopicRecordCell::load(context.clone(), &name(topic), Vec::new()).await;
+    let options = LogOptions {
+        quorum: Quorum::SINGLE,
+        rollover: Rollover::default(),
+        owner_epoch: OwnerEpoch(1),
+    };
+    let log = TopicLog::open(context, cell.unwrap().unwrap(), LogKind::Messages, options);
+    log.await.unwrap()
 }
 
 pub fn ctx() -> RequestContext {

@@ -1,17 +1,19 @@
 //! Producers of partitioned topics: where messages go, and how they come together.
 
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use aquifer_client::{Batching, Message};
+use aquifer_client::{Batching, Message, Producer};
+use aquifer_proto::v1;
 
-use crate::fake::Fake;
+use crate::fake::{Fake, Produce};
 
-#[tokio::test]
-async fn a_partitioned_topic_gets_each_key_on_one_partition() {
-    let fake = Fake::start().await;
-    fake.settings
-        .partitions
-        .store(3, std::sync::atomic::Ordering::SeqCst);
+/// A producer of a topic of three partitions, and their streams as they were opened.
+async fn open_three(
+    fake: &Fake,
+    batching: Batching,
+) -> (Producer, Vec<(v1::OpenProducer, Produce)>) {
+    fake.settings.partitions.store(3, Ordering::SeqCst);
     let client = fake.client();
     let accept = async {
         let mut streams = Vec::new();
@@ -23,8 +25,15 @@ async fn a_partitioned_topic_gets_each_key_on_one_partition() {
         }
         streams
     };
-    let (producer, mut streams) = futures::join!(client.producer("t").open(), accept);
-    let producer = producer.unwrap();
+    let opening = client.producer("t").batching(batching).open();
+    let (producer, streams) = futures::join!(opening, accept);
+    (producer.unwrap(), streams)
+}
+
+#[tokio::test]
+async fn a_partitioned_topic_gets_each_key_on_one_partition() {
+    let fake = Fake::start().await;
+    let (producer, mut streams) = open_three(&fake, Batching::default()).await;
     streams.sort_by_key(|(open, _)| open.topic.clone());
     let topics: Vec<_> = streams
         .iter()
@@ -52,29 +61,13 @@ async fn a_partitioned_topic_gets_each_key_on_one_partition() {
 #[tokio::test]
 async fn partitions_take_turns_by_the_batch() {
     let fake = Fake::start().await;
-    fake.settings
-        .partitions
-        .store(3, std::sync::atomic::Ordering::SeqCst);
-    let client = fake.client();
-    let accept = async {
-        let mut streams = Vec::new();
-        for _ in 0..3 {
-            let mut stream = fake.produce().await;
-            stream.open().await;
-            stream.opened(None).await;
-            streams.push(stream);
-        }
-        streams
-    };
     // A turn is as long as a batch may wait.
     let batching = Batching {
         messages_max: 10,
         delay_max: Duration::from_secs(3600),
         ..Batching::default()
     };
-    let builder = client.producer("t").batching(batching);
-    let (producer, mut streams) = futures::join!(builder.open(), accept);
-    let producer = producer.unwrap();
+    let (producer, mut streams) = open_three(&fake, batching).await;
     let mut pending = Vec::new();
     for number in 0..60 {
         let message = Message::new(format!("{number}"));
@@ -82,7 +75,7 @@ async fn partitions_take_turns_by_the_batch() {
         // An idle partition may send what is there before the next message comes.
         tokio::task::yield_now().await;
     }
-    for stream in &mut streams {
+    for (_, stream) in &mut streams {
         let mut messages = 0;
         while messages < 20 {
             for (number, batch) in stream.frames(1).await {

@@ -1,7 +1,8 @@
 //! The replication worker: takes marked ledgers, several at once, and gives them their replicas back.
 //!
 //! Every step may be repeated by anybody: copies are idempotent, a position is swapped by
-//! compare-and-swap, and the mark goes with the last swap or behind it. The lock of a ledger only spares double work.
+//! compare-and-swap, and the mark goes with the last swap or behind it. The lock of a ledger only
+//! spares double work.
 //!
 //! The repairs of a round are futures of the one task that makes it, so a round that is dropped drops
 //! all of them. Most of a repair is waiting for metadata, which is what doing several at once saves.

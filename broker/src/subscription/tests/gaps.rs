@@ -11,21 +11,24 @@ fn gap(subscription: &mut Subscription, first: u64, end: u64) -> Option<(Consume
     subscription.deliver_gap(&read, Index(first)..Index(end))
 }
 
+/// Delivers gaps and messages by turns until there are too many gaps; where it stops.
+fn pass_over_gaps(subscription: &mut Subscription) -> u64 {
+    let mut first = 0;
+    while gap(subscription, first, first + 1).is_some() {
+        let read = subscription.next_read().unwrap();
+        let delivered = subscription.deliver(&read, &[entry(first + 1, 1)]);
+        assert!(!delivered.is_empty());
+        first += 2;
+    }
+    first
+}
+
 #[test]
 fn any_number_of_gaps_can_be_told_again_and_given_up() {
     let mut subscription = subscription(SubscriptionType::Shared);
     attach(&mut subscription, A, 0);
     subscription.credit(A, u64::MAX, u64::MAX);
-    let mut first = 0;
-    while gap(&mut subscription, first, first + 1).is_some() {
-        let read = subscription.next_read().unwrap();
-        assert!(
-            !subscription
-                .deliver(&read, &[entry(first + 1, 1)])
-                .is_empty()
-        );
-        first += 2;
-    }
+    let first = pass_over_gaps(&mut subscription);
     assert!(subscription.is_full_of_damage());
     assert_eq!(subscription.damaged_messages(), first / 2);
     // Those that are known come again to the next consumer.
@@ -46,12 +49,7 @@ fn an_acknowledged_gap_makes_room_for_another() {
     let mut subscription = subscription(SubscriptionType::Shared);
     attach(&mut subscription, A, 0);
     subscription.credit(A, u64::MAX, u64::MAX);
-    let mut first = 0;
-    while gap(&mut subscription, first, first + 1).is_some() {
-        let read = subscription.next_read().unwrap();
-        subscription.deliver(&read, &[entry(first + 1, 1)]);
-        first += 2;
-    }
+    let first = pass_over_gaps(&mut subscription);
     assert_eq!(first, 20_000, "ten thousand are passed over");
     let acknowledge = |subscription: &mut Subscription, index: u64| {
         let outcome = subscription.acknowledge(A, &acks(None, &[(index, index)]), EPOCH);
