@@ -18,7 +18,7 @@ use tokio::sync::Semaphore;
 
 use crate::error::LedgerError;
 use crate::replication::marks::{self, Mark};
-use crate::writer::LedgerEnd;
+use crate::writer::machine::LedgerEnd;
 
 /// Ids reserved at once; what a process does not use is lost, which 2^53 can afford.
 const IDS_RESERVED: u64 = 256;

@@ -1,6 +1,7 @@
 //! The replication client and the topic log on top of it.
 //!
-//! The protocol lives in state machines without I/O, threads or clocks: [`writer`], [`recovery`].
+//! The protocol lives in state machines without I/O, threads or clocks: [`writer::machine`],
+//! [`recovery::machine`].
 //! Drivers feed them events and carry out their actions against a [`transport::BookieTransport`]
 //! and a metadata store. This crate knows neither bookies' insides nor brokers.
 #![deny(missing_docs)]
@@ -12,12 +13,10 @@ pub mod deletion;
 pub mod error;
 mod guards;
 mod ledger_metadata;
-mod ledger_writer;
 pub mod managed;
 pub mod metrics;
 pub mod placement;
 mod reader;
-mod recover;
 pub mod recovery;
 pub mod replication;
 pub mod tail;

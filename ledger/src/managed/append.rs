@@ -8,9 +8,9 @@ use aquifer_model::id::{EntryId, Index, LedgerId};
 use aquifer_model::limits::ENTRY_BYTES_MAX;
 
 use crate::error::{LedgerError, LogError};
-use crate::ledger_writer::WriterOwner;
 use crate::managed::state::{LogInner, LogTip, Pending, Phase, SegmentStatus, State};
 use crate::managed::types::{Append, AppendSink, Appended, LogEntry};
+use crate::writer::driver::WriterOwner;
 
 /// An outcome on its way to its sink.
 struct Outcome {

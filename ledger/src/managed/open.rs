@@ -18,8 +18,8 @@ use crate::managed::record::TopicRecordCell;
 use crate::managed::state::{LogInner, LogTip, Phase, Segment, SegmentStatus, State};
 use crate::managed::types::{LogKind, LogOptions};
 use crate::reader::{Wanted, read_range};
-use crate::recover::{close_by_recovery, close_known};
-use crate::writer::LedgerEnd;
+use crate::recovery::driver::{close_by_recovery, close_known};
+use crate::writer::machine::LedgerEnd;
 
 /// Attempts to recover the last ledger before the caller hears of trouble.
 const ATTEMPTS: u32 = 4;

@@ -13,12 +13,12 @@ use tokio::sync::oneshot;
 
 use crate::error::{LedgerError, LogError};
 use crate::ledger_metadata::{self, LedgerInfo, LedgerState};
-use crate::ledger_writer::{LedgerWriter, WriterOwner};
 use crate::managed::deletion;
 use crate::managed::state::{Current, LogInner, Phase, Segment, SegmentStatus, State};
 use crate::managed::types::LogKind;
-use crate::recover::close_by_recovery;
-use crate::writer::LedgerEnd;
+use crate::recovery::driver::close_by_recovery;
+use crate::writer::driver::{LedgerWriter, WriterOwner};
+use crate::writer::machine::LedgerEnd;
 
 /// What the owner task does next.
 pub(super) enum Step {

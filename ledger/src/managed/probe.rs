@@ -15,8 +15,8 @@ use aquifer_runtime::clock;
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 
-use crate::ledger_writer::LedgerWriter;
 use crate::managed::state::{LogInner, Phase};
+use crate::writer::driver::LedgerWriter;
 
 /// How long bookies are waited for: what they prove is good for little longer.
 const ANSWER_MAX: Duration = Duration::from_millis(500);

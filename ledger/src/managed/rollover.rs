@@ -14,9 +14,9 @@ use aquifer_runtime::clock;
 
 use crate::error::{LedgerError, LogError};
 use crate::ledger_metadata::LedgerInfo;
-use crate::ledger_writer::LedgerWriter;
 use crate::managed::state::{LogInner, Phase, Segment, State};
 use crate::replication::marks::{self, Mark};
+use crate::writer::driver::LedgerWriter;
 
 /// How long metadata may take to answer a read before it counts as away.
 const REACH_MAX: Duration = Duration::from_secs(1);

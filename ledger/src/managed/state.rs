@@ -19,11 +19,11 @@ use tokio::sync::{Notify, oneshot, watch};
 use crate::context::LogContext;
 use crate::error::LogError;
 use crate::ledger_metadata::LedgerInfo;
-use crate::ledger_writer::LedgerWriter;
 use crate::managed::cache::LogTail;
 use crate::managed::ranges::RangeIndex;
 use crate::managed::record::TopicRecordCell;
 use crate::managed::types::{AppendSink, LogKind, LogOptions};
+use crate::writer::driver::LedgerWriter;
 
 /// Everything of one log. The handles that users hold, the owner task while there is work, and
 /// the current ledger's writer (weakly) refer to it.

@@ -188,7 +188,7 @@ mod tests {
     use aquifer_model::quorum::Quorum;
 
     use super::*;
-    use crate::writer::LedgerEnd;
+    use crate::writer::machine::LedgerEnd;
 
     fn info(id: u64, bookies: [u8; 3]) -> LedgerInfo {
         LedgerInfo {

@@ -18,7 +18,7 @@ use crate::context::LogContext;
 use crate::deletion::{self, Intent, Progress};
 use crate::error::LedgerError;
 use crate::ledger_metadata::{self, LedgerInfo, LedgerState, commit_known};
-use crate::recover::close_by_recovery;
+use crate::recovery::driver::close_by_recovery;
 use crate::replication::copy::{Copier, Depth, Trouble};
 use crate::replication::index;
 use crate::replication::marks::Mark;

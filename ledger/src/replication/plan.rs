@@ -296,7 +296,7 @@ mod tests {
         use aquifer_metadata::store::Revision;
         use aquifer_model::id::{CreationToken, LedgerId};
 
-        use crate::writer::LedgerEnd;
+        use crate::writer::machine::LedgerEnd;
 
         let bookies = |n: u8| vec![BookieId([n; 16]), BookieId([9; 16])];
         let info = LedgerInfo {

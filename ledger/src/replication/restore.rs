@@ -27,7 +27,7 @@ use crate::context::LogContext;
 use crate::deletion;
 use crate::error::LedgerError;
 use crate::ledger_metadata::{self, LedgerInfo, LedgerState};
-use crate::recover::close_by_recovery;
+use crate::recovery::driver::close_by_recovery;
 use crate::replication::ReplicationConfig;
 use crate::replication::copy::{Copier, Depth, Trouble};
 use crate::replication::index::LedgerIndex;

@@ -29,10 +29,10 @@ use tokio::sync::watch;
 use super::*;
 use crate::error::LedgerError;
 use crate::ledger_metadata::{self, LedgerInfo, LedgerState};
-use crate::ledger_writer::{LedgerWriter, WriterOwner};
 use crate::placement::BookieInfo;
 use crate::testing::{Fuse, Mode, TestWorld};
-use crate::writer::LedgerEnd;
+use crate::writer::driver::{LedgerWriter, WriterOwner};
+use crate::writer::machine::LedgerEnd;
 
 pub(super) const HOME: &str = "public/default";
 

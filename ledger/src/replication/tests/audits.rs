@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::*;
-use crate::recover::close_by_recovery;
+use crate::recovery::driver::close_by_recovery;
 use aquifer_model::topic::TopicName;
 
 #[tokio::test(start_paused = true)]

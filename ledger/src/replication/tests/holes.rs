@@ -333,7 +333,8 @@ async fn a_bookie_that_is_to_delete_its_copy_is_no_replacement() {
             assert!(begun.unwrap());
             cluster.world.bookies.set_mode(bookie(2), Mode::Broken);
             if by_recovery {
-                let closed = crate::recover::close_by_recovery(&cluster.ctx, ledger.id, &[]);
+                let closed =
+                    crate::recovery::driver::close_by_recovery(&cluster.ctx, ledger.id, &[]);
                 closed.await.unwrap();
             } else {
                 assert_eq!(ledger.append(3).await, None);

@@ -1,7 +1,7 @@
 //! What repair reads to find out what a bookie has.
 
 use super::*;
-use crate::recover::close_by_recovery;
+use crate::recovery::driver::close_by_recovery;
 use crate::testing::Blow;
 
 /// H16 after a failover: each copy is looked at, by its keys, and no entry is read for it.

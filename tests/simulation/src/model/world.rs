@@ -7,8 +7,8 @@ mod recoverer;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use aquifer_ledger::recovery::{FenceReply, Recovery, RecoveryEvent, RecoveryReadReply};
-use aquifer_ledger::writer::{AddReply, Writer, WriterAction, WriterEvent, WriterOptions};
+use aquifer_ledger::recovery::machine::{FenceReply, Recovery, RecoveryEvent, RecoveryReadReply};
+use aquifer_ledger::writer::machine::{AddReply, Writer, WriterAction, WriterEvent, WriterOptions};
 use aquifer_model::entry::EntryData;
 use aquifer_model::id::{BookieId, CreationToken, EntryId, LedgerId};
 use aquifer_model::quorum::Quorum;

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use aquifer_ledger::writer::{AddReply, WriterEvent};
+use aquifer_ledger::writer::machine::{AddReply, WriterEvent};
 use aquifer_model::storage::BookieError;
 
 use super::{Answer, Tag, World, number_of};

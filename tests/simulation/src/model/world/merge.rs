@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use aquifer_ledger::writer::Writer;
+use aquifer_ledger::writer::machine::Writer;
 use aquifer_model::storage::BookieError;
 
 use super::{Answer, Heard, LEDGER, Link, RecordState, WRITER, World};

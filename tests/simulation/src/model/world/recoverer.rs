@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use aquifer_ledger::recovery::{Recovery, RecoveryAction, RecoveryEvent};
+use aquifer_ledger::recovery::machine::{Recovery, RecoveryAction, RecoveryEvent};
 use aquifer_model::id::{BookieId, EntryId};
 use aquifer_model::storage::{AddEntry, OrderedOperation};
 

@@ -8,7 +8,7 @@ use super::Inner;
 use crate::deletion;
 use crate::error::LedgerError;
 use crate::ledger_metadata::{self, LedgerState};
-use crate::writer::WriterEvent;
+use crate::writer::machine::WriterEvent;
 
 impl Inner {
     /// Changes the record until that is done, of no use, or impossible.

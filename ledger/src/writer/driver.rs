@@ -28,7 +28,7 @@ use crate::error::LedgerError;
 use crate::guards::Guards;
 use crate::ledger_metadata::LedgerInfo;
 use crate::managed::LogKind;
-use crate::writer::{
+use crate::writer::machine::{
     AddReply, LedgerEnd, PlannedAdd, StopReason, Writer, WriterAction, WriterEvent, WriterOptions,
 };
 

@@ -19,9 +19,11 @@ use crate::deletion;
 use crate::error::LedgerError;
 use crate::ledger_metadata::{self, LedgerInfo, LedgerState};
 use crate::reader::{self, Wanted};
-use crate::recovery::{FenceReply, Recovery, RecoveryAction, RecoveryEvent, RecoveryReadReply};
+use crate::recovery::machine::{
+    FenceReply, Recovery, RecoveryAction, RecoveryEvent, RecoveryReadReply,
+};
 use crate::replication::marks::Mark;
-use crate::writer::LedgerEnd;
+use crate::writer::machine::LedgerEnd;
 
 /// Times that a rival recoverer may be ahead of us in one call.
 const RIVALS_MAX: usize = 16;
