@@ -1,4 +1,4 @@
-//! Hosts ledger replication inside a bookie: the one file of this crate that knows `ledger`.
+//! Hosts ledger replication inside a bookie: the one file of this crate that knows `ledger` and `repair`.
 //!
 //! With every bookie runs a repair worker and a candidate for the cluster's auditor. What concerns
 //! this bookie alone runs here too: deletions that name it, the audit of what it stores, and the
@@ -7,14 +7,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use aquifer_ledger::context::LogContext;
 #[cfg(test)]
 use aquifer_ledger::deletion::sweep_intents_of;
 use aquifer_ledger::error::LedgerError;
-use aquifer_ledger::replication::{
-    self, EntryRepair, LedgerIndex, LocalAudit, LocalLedger, LocalReport, News, ReplicationConfig,
-    Restore, RestoreReport, doubt_ledger, repair_entry,
-};
+use aquifer_ledger::index::LedgerIndex;
+#[cfg(test)]
+use aquifer_ledger::marks::Mark;
 #[cfg(test)]
 use aquifer_ledger::testing::{MemoryStore, TestWorld};
 use aquifer_ledger::transport::BookieTransport;
@@ -27,6 +25,11 @@ use aquifer_model::storage::{
     TailState, TailWait,
 };
 use aquifer_proto::v1::CookieRecord;
+use aquifer_repair::context::RepairContext;
+use aquifer_repair::{
+    EntryRepair, LocalAudit, LocalLedger, LocalReport, News, ReplicationConfig, Restore,
+    RestoreReport, doubt_ledger, repair_entry,
+};
 use aquifer_runtime::clock;
 use aquifer_runtime::task::{ShutdownToken, TaskGroup};
 use async_trait::async_trait;
@@ -80,7 +83,7 @@ impl Default for AutorecoveryConfig {
 /// server has not, the cluster's ledgers are not repaired here.
 pub fn start(
     bookie: &Bookie,
-    ctx: &Arc<LogContext>,
+    ctx: &Arc<RepairContext>,
     config: &AutorecoveryConfig,
     lease: Option<&Lease>,
     tasks: &TaskGroup,
@@ -90,11 +93,11 @@ pub fn start(
     if let Some(lease) = lease.filter(|_| config.enabled) {
         let replication = config.replication.clone();
         let (ctx, lease) = (Arc::clone(ctx), lease.clone());
-        let run = replication::run(ctx, replication, id.to_string(), lease, shutdown());
+        let run = aquifer_repair::run(ctx, replication, id.to_string(), lease, shutdown());
         tasks.spawn("replication", run);
     }
     let poll = Duration::from_millis(config.deletions_poll_ms);
-    let deletions = replication::run_deletions(Arc::clone(ctx), id, poll, shutdown());
+    let deletions = aquifer_repair::run_deletions(Arc::clone(ctx), id, poll, shutdown());
     tasks.spawn("bookie-deletions", deletions);
     let audit = audit_for_ever(bookie.clone(), Arc::clone(ctx), config.clone(), shutdown());
     tasks.spawn("bookie-audit", audit);
@@ -116,7 +119,7 @@ pub fn start(
 /// Gets what the bookie lost from others, and ends its limbo when nothing is missing.
 async fn restore(
     bookie: Bookie,
-    ctx: Arc<LogContext>,
+    ctx: Arc<RepairContext>,
     config: ReplicationConfig,
     shutdown: ShutdownToken,
 ) {
@@ -142,7 +145,7 @@ async fn restore(
 /// Restores what can be restored now; says whether limbo is over.
 async fn restore_once(
     bookie: &Bookie,
-    ctx: &LogContext,
+    ctx: &RepairContext,
     restore: &mut Restore,
     before: &mut RestoreReport,
 ) -> Result<bool, LedgerError> {
@@ -155,7 +158,7 @@ async fn restore_once(
         return Ok(false);
     }
     bookie.end_limbo().await.map_err(LedgerError::Undecided)?;
-    if let Err(error) = registration::restored(bookie, &*ctx.store).await {
+    if let Err(error) = registration::restored(bookie, &*ctx.ledgers.store).await {
         tracing::warn!(%error, "metadata does not know yet that this bookie is restored");
     }
     Ok(true)
@@ -177,7 +180,7 @@ async fn stored(bookie: &Bookie) -> Result<Vec<LocalLedger>, LedgerError> {
 }
 
 /// Follows what operators have written into this bookie's cookie.
-async fn obey_for_ever(bookie: Bookie, ctx: Arc<LogContext>, shutdown: ShutdownToken) {
+async fn obey_for_ever(bookie: Bookie, ctx: Arc<RepairContext>, shutdown: ShutdownToken) {
     let mut news = News::of(&ctx, &keys::cookie(bookie.id()));
     loop {
         match cookie(&ctx, bookie.id()).await {
@@ -197,8 +200,8 @@ async fn obey_for_ever(bookie: Bookie, ctx: Arc<LogContext>, shutdown: ShutdownT
     }
 }
 
-async fn cookie(ctx: &LogContext, bookie: BookieId) -> MetadataResult<Option<CookieRecord>> {
-    let stored = ctx.store.get(&keys::cookie(bookie)).await?;
+async fn cookie(ctx: &RepairContext, bookie: BookieId) -> MetadataResult<Option<CookieRecord>> {
+    let stored = ctx.ledgers.store.get(&keys::cookie(bookie)).await?;
     stored.map(|stored| record::decode(&stored)).transpose()
 }
 
@@ -227,7 +230,7 @@ impl RepairHook for Queue {
 
 async fn repair_for_ever(
     bookie: BookieId,
-    ctx: Arc<LogContext>,
+    ctx: Arc<RepairContext>,
     mut found: mpsc::Receiver<Told>,
     shutdown: ShutdownToken,
 ) {
@@ -268,7 +271,7 @@ async fn repair_for_ever(
 /// person is told what is lost.
 async fn look_at_damage(
     bookie: Bookie,
-    ctx: Arc<LogContext>,
+    ctx: Arc<RepairContext>,
     has_others: bool,
     shutdown: ShutdownToken,
 ) {
@@ -305,11 +308,11 @@ async fn look_at_damage(
 /// Marks every ledger of which the damaged files may have something.
 async fn doubt(
     bookie: &Bookie,
-    ctx: &LogContext,
+    ctx: &RepairContext,
     report: &DamageReport,
 ) -> Result<(), LedgerError> {
     let why = "a file of the ledger store is damaged";
-    let index = LedgerIndex::scan(&*ctx.store).await?;
+    let index = LedgerIndex::scan(&*ctx.ledgers.store).await?;
     let mut marked = 0;
     for ledger in index.ledgers_of(bookie.id()) {
         if report.touches(ledger) {
@@ -340,7 +343,7 @@ async fn tell_of_damage(bookie: &Bookie, report: &DamageReport) -> Result<(), Le
 
 async fn audit_for_ever(
     bookie: Bookie,
-    ctx: Arc<LogContext>,
+    ctx: Arc<RepairContext>,
     config: AutorecoveryConfig,
     shutdown: ShutdownToken,
 ) {

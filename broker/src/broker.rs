@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use aquifer_ledger::context::LogContext;
+use aquifer_log::context::LogContext;
 use aquifer_metadata::cache::PrefixCache;
 use aquifer_metadata::keys;
 use aquifer_metadata::lease::Lease;
@@ -132,7 +132,7 @@ impl Broker {
     pub async fn new(config: BrokerConfig, deps: BrokerDeps) -> Result<Arc<Broker>, BrokerError> {
         config.validate()?;
         let id = BrokerId(deps.rng.id16());
-        let store = Arc::clone(&deps.log.store);
+        let store = Arc::clone(&deps.log.ledgers.store);
         let bundles = config.namespace_bundles;
         let namespaces = Namespaces::new(Arc::clone(&store), deps.tasks.clone(), bundles);
         namespaces.ensure_default(config.default_policies()).await?;

@@ -1,6 +1,6 @@
 //! The errors of the broker and their one mapping to what protocols see: kind, outcome, advice.
 
-use aquifer_ledger::error::LogError;
+use aquifer_log::error::LogError;
 use aquifer_metadata::error::MetadataError;
 use aquifer_model::batch::BatchError;
 use aquifer_model::format::FormatError;

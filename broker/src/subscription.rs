@@ -25,7 +25,7 @@ mod shared;
 
 use std::collections::BTreeMap;
 
-use aquifer_ledger::managed::LogEntry;
+use aquifer_log::LogEntry;
 use aquifer_model::id::{Index, OwnerEpoch, SeekEpoch};
 use aquifer_model::stats::SubscriptionStats;
 use aquifer_model::subscription::SubscriptionType;

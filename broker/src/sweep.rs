@@ -13,7 +13,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use aquifer_ledger::managed::first_due_on_record;
+use aquifer_log::first_due_on_record;
 use aquifer_metadata::keys::{self, Key};
 use aquifer_metadata::record;
 use aquifer_metadata::store::{Revision, Versioned};

@@ -28,8 +28,8 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use aquifer_ledger::error::LogError;
-use aquifer_ledger::managed::{TopicLog, TopicRecordCell};
+use aquifer_log::error::LogError;
+use aquifer_log::{TopicLog, TopicRecordCell};
 use aquifer_model::id::{Index, OwnerEpoch, TopicIncarnation};
 use aquifer_model::policy::NamespacePolicies;
 use aquifer_model::topic::TopicName;

@@ -6,17 +6,17 @@ use std::time::Duration;
 
 use aquifer_bookie::{Bookie, autorecovery};
 use aquifer_ledger::bookie_client::{BookieClientConfig, GrpcTransport};
-use aquifer_ledger::context::{LogContext, LogSettings, LogShared};
+use aquifer_ledger::context::{LedgerContext, LedgerSettings, LedgerShared};
 use aquifer_ledger::error::LedgerError;
-use aquifer_ledger::managed::cache::EntryCache;
 use aquifer_ledger::metrics::LedgerMetrics;
 use aquifer_ledger::placement::{BookieInfo, Bookies};
-use aquifer_ledger::replication::Members;
 use aquifer_ledger::transport::BookieTransport;
 use aquifer_metadata::embedded::{EmbeddedOptions, EmbeddedStore};
 use aquifer_metadata::error::MetadataError;
 use aquifer_metadata::etcd::EtcdStore;
 use aquifer_metadata::store::MetadataStore;
+use aquifer_repair::Members;
+use aquifer_repair::context::RepairContext;
 use aquifer_runtime::clock::SystemClock;
 use aquifer_runtime::disk::{Disk, DiskLock, RealDisk};
 use aquifer_runtime::rng::SystemRng;
@@ -31,13 +31,12 @@ use crate::roles::settings::{self, ClusterSettings, DEFAULT_CLUSTER, EtcdSetting
 use crate::roles::standalone::config::StandaloneConfig;
 use crate::roles::storage::{Seams, open_bookie};
 
-const CACHE_BYTES: usize = 1 << 20;
 const DRAIN: Duration = Duration::from_secs(5);
 
 /// What a tool works with; [`Cluster::close`] it in the end.
 pub struct Cluster {
     /// Metadata, and the way to bookies.
-    pub ctx: Arc<LogContext>,
+    pub ctx: Arc<RepairContext>,
     opened: Opened,
 }
 
@@ -72,7 +71,7 @@ impl Cluster {
 
     /// Metadata.
     pub fn store(&self) -> &dyn MetadataStore {
-        &*self.ctx.store
+        &*self.ctx.ledgers.store
     }
 
     /// Whether its only bookie is part of a standalone server, which announces it to nobody.
@@ -82,7 +81,7 @@ impl Cluster {
 
     /// Finishes and flushes.
     pub async fn close(self) {
-        self.ctx.tasks.shutdown();
+        self.ctx.ledgers.tasks.shutdown();
         match &self.opened {
             Opened::Directory { store, bookie, .. } => {
                 bookie.shutdown().await;
@@ -90,7 +89,7 @@ impl Cluster {
             }
             Opened::Etcd(store) => store.close().await,
         }
-        self.ctx.tasks.drain(DRAIN).await;
+        self.ctx.ledgers.tasks.drain(DRAIN).await;
     }
 }
 
@@ -226,19 +225,19 @@ fn context(
     store: Arc<dyn MetadataStore>,
     transport: Arc<dyn BookieTransport>,
     bookies: Vec<BookieInfo>,
-) -> Arc<LogContext> {
-    Arc::new(LogContext {
+) -> Arc<RepairContext> {
+    let ledgers = Arc::new(LedgerContext {
         store,
         transport,
         bookies: Bookies::fixed(bookies),
         clock: SystemClock::shared(),
         rng: SystemRng::shared(),
-        cache: EntryCache::new(CACHE_BYTES, CACHE_BYTES),
         tasks,
         metrics: LedgerMetrics::new(&telemetry.meter("aquifer_ledger")),
-        settings: LogSettings::default(),
-        shared: LogShared::default(),
-    })
+        settings: LedgerSettings::default(),
+        shared: LedgerShared::default(),
+    });
+    RepairContext::new(ledgers, &telemetry.meter("aquifer_repair"))
 }
 
 fn lock(data_dir: &Path) -> Result<DiskLock, CliError> {

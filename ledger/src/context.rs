@@ -1,7 +1,7 @@
-//! What every ledger and topic log of a process shares.
+//! What every ledger of a process shares.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use aquifer_metadata::store::MetadataStore;
@@ -9,13 +9,12 @@ use aquifer_runtime::clock::SharedClock;
 use aquifer_runtime::rng::SharedRng;
 use aquifer_runtime::task::TaskGroup;
 
-use crate::managed::cache::EntryCache;
 use crate::metrics::LedgerMetrics;
 use crate::placement::Bookies;
 use crate::transport::BookieTransport;
 
-/// The surroundings of all logs of a process, filled in by its wiring.
-pub struct LogContext {
+/// The surroundings of all ledgers of a process, filled in by its wiring.
+pub struct LedgerContext {
     /// Coordination.
     pub store: Arc<dyn MetadataStore>,
     /// The way to bookies.
@@ -26,29 +25,21 @@ pub struct LogContext {
     pub clock: SharedClock,
     /// Randomness.
     pub rng: SharedRng,
-    /// Recent entries and read-ahead, one budget for the process.
-    pub cache: EntryCache,
     /// Owner of the tasks that finish what callers began.
     pub tasks: TaskGroup,
     /// Instruments.
     pub metrics: LedgerMetrics,
     /// Bounds and timeouts.
-    pub settings: LogSettings,
-    /// State that logs of the process share: `LogShared::default()`.
-    pub shared: LogShared,
+    pub settings: LedgerSettings,
+    /// State that ledgers of the process share: `LedgerShared::default()`.
+    pub shared: LedgerShared,
 }
 
-/// Bounds and timeouts of logs.
+/// Bounds and timeouts of ledgers.
 #[derive(Debug, Clone)]
-pub struct LogSettings {
+pub struct LedgerSettings {
     /// A bookie that does not answer an add, fence or read for so long has failed.
     pub request_timeout: Duration,
-    /// Bytes appended to one log and not yet acknowledged, at most.
-    pub pending_bytes_per_log_max: usize,
-    /// The same for all logs of the process together.
-    pub pending_bytes_max: usize,
-    /// Size of one read-ahead fetch.
-    pub read_ahead_range_bytes: usize,
     /// An add that a bookie refused as `Overloaded` is sent again after about so long.
     pub overload_backoff: Duration,
     /// Rounds of such resends without any progress before the bookie counts as failed.
@@ -73,8 +64,6 @@ pub struct LogSettings {
     /// With too few bookies for a whole ensemble, new ledgers get a smaller one, down to the ack
     /// quorum, instead of an error.
     pub shrink_ensembles: bool,
-    /// How often a ledger that lacks bookies looks whether they are back.
-    pub widen_pause: Duration,
     /// Recovery reads on their way at once.
     pub recovery_window_entries: u32,
     /// First pause between attempts to recover a ledger or to open one; doubles up to the last.
@@ -83,13 +72,10 @@ pub struct LogSettings {
     pub retry_backoff_max: Duration,
 }
 
-impl Default for LogSettings {
-    fn default() -> LogSettings {
-        LogSettings {
+impl Default for LedgerSettings {
+    fn default() -> LedgerSettings {
+        LedgerSettings {
             request_timeout: Duration::from_secs(10),
-            pending_bytes_per_log_max: 32 * 1024 * 1024,
-            pending_bytes_max: 64 * 1024 * 1024,
-            read_ahead_range_bytes: 2 * 1024 * 1024,
             overload_backoff: Duration::from_millis(5),
             overload_retries_max: 1_000,
             ensemble_change_delay: Duration::ZERO,
@@ -99,7 +85,6 @@ impl Default for LogSettings {
             quarantine: Duration::from_secs(300),
             zones_min: 0,
             shrink_ensembles: true,
-            widen_pause: Duration::from_secs(1),
             recovery_window_entries: 64,
             retry_backoff_min: Duration::from_millis(20),
             retry_backoff_max: Duration::from_secs(5),
@@ -107,65 +92,21 @@ impl Default for LogSettings {
     }
 }
 
-/// Counters that logs of a process share.
+/// State that ledgers of a process share.
 #[derive(Debug, Default)]
-pub struct LogShared {
-    pending_bytes: AtomicUsize,
+pub struct LedgerShared {
     kept_bytes: AtomicU64,
-    metadata_is_away: AtomicBool,
-    /// Somebody asks whether it is back.
-    is_looked_for: AtomicBool,
-    pub(crate) ledger_ids: crate::ledger_metadata::LedgerIds,
+    /// Where ids of new ledgers come from.
+    pub ledger_ids: crate::ledger_metadata::LedgerIds,
     pub(crate) read_latencies: crate::reader::ReadLatencies,
 }
 
-impl LogShared {
-    /// Counts bytes as pending, or refuses when that would exceed `max`.
-    pub(crate) fn reserve_pending(&self, bytes: usize, max: usize) -> bool {
-        let before = self.pending_bytes.fetch_add(bytes, Ordering::AcqRel);
-        let fits = before == 0 || before.saturating_add(bytes) <= max;
-        if !fits {
-            self.pending_bytes.fetch_sub(bytes, Ordering::AcqRel);
-        }
-        fits
-    }
-
-    /// Gives bytes back.
-    pub(crate) fn release_pending(&self, bytes: usize) {
-        self.pending_bytes.fetch_sub(bytes, Ordering::AcqRel);
-    }
-
-    /// Whether metadata did not answer when it was last asked for a rollover.
-    pub(crate) fn metadata_is_away(&self) -> bool {
-        self.metadata_is_away.load(Ordering::Acquire)
-    }
-
-    /// Notes whether metadata answered.
-    pub(crate) fn found_metadata(&self, found: bool) {
-        self.metadata_is_away.store(!found, Ordering::Release);
-    }
-
-    /// Whether the caller is to ask for metadata, since nobody else does.
-    pub(crate) fn begin_to_look(&self) -> bool {
-        !self.is_looked_for.swap(true, Ordering::AcqRel)
-    }
-
-    /// The caller has an answer.
-    pub(crate) fn end_to_look(&self) {
-        self.is_looked_for.store(false, Ordering::Release);
-    }
-
+impl LedgerShared {
     /// Notes that a ledger keeps other bytes than before for slower bookies; returns the sum of all.
     pub(crate) fn kept_changed(&self, before: u64, now: u64) -> u64 {
         // Wrapping: the sum of all ledgers is never negative.
         let change = now.wrapping_sub(before);
         let all = self.kept_bytes.fetch_add(change, Ordering::AcqRel);
         all.wrapping_add(change)
-    }
-
-    /// Bytes appended and not yet acknowledged, in all logs.
-    #[must_use]
-    pub fn pending_bytes(&self) -> usize {
-        self.pending_bytes.load(Ordering::Acquire)
     }
 }

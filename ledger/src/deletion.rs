@@ -25,10 +25,10 @@ use aquifer_runtime::clock;
 use bytes::Bytes;
 use tokio::sync::oneshot;
 
-use crate::context::LogContext;
+use crate::context::LedgerContext;
 use crate::error::LedgerError;
+use crate::index;
 use crate::ledger_metadata::{self, LedgerInfo, commit_known};
-use crate::replication::index;
 
 /// Attempts at an intent that others change at the same time: every bookie that it names may.
 const CONFLICTS_MAX: usize = 64;
@@ -37,8 +37,9 @@ const NO_TOKEN: CreationToken = CreationToken([0; 16]);
 
 /// An intent as it is stored.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Intent {
-    pub(crate) ledger: LedgerId,
+pub struct Intent {
+    /// The ledger.
+    pub ledger: LedgerId,
     pub(crate) token: CreationToken,
     pub(crate) bookies: BTreeSet<BookieId>,
     pub(crate) acknowledged: BTreeSet<BookieId>,
@@ -50,7 +51,7 @@ pub(crate) struct Intent {
 
 /// What became of an intent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Progress {
+pub enum Progress {
     /// It is carried out, and gone.
     Done,
     /// So many bookies have not acknowledged yet.
@@ -59,7 +60,7 @@ pub(crate) enum Progress {
 
 impl Intent {
     /// The intent to delete a ledger everywhere.
-    pub(crate) fn of(info: &LedgerInfo) -> Intent {
+    pub fn of(info: &LedgerInfo) -> Intent {
         Intent {
             ledger: info.id,
             token: info.token,
@@ -73,7 +74,7 @@ impl Intent {
 
     /// The intent that one bookie deletes what it has of a ledger, which lives on, or which has
     /// no record.
-    pub(crate) fn of_copy(
+    pub fn of_copy(
         ledger: LedgerId,
         token: CreationToken,
         bookie: BookieId,
@@ -91,7 +92,7 @@ impl Intent {
     }
 
     /// The change that writes it.
-    pub(crate) fn put(&self, expect: Expect) -> Operation {
+    pub fn put(&self, expect: Expect) -> Operation {
         let ids = |set: &BTreeSet<BookieId>| -> Vec<Bytes> {
             set.iter().map(|id| Bytes::copy_from_slice(&id.0)).collect()
         };
@@ -109,7 +110,11 @@ impl Intent {
         }
     }
 
-    pub(crate) fn decode(stored: &Versioned) -> Result<Intent, LedgerError> {
+    /// Reads a stored intent.
+    ///
+    /// # Errors
+    /// [`LedgerError::BadRecord`] when it is damaged.
+    pub fn decode(stored: &Versioned) -> Result<Intent, LedgerError> {
         let intent: v1::DeletionIntent = record::decode(stored)?;
         let bad = |what: &str| {
             LedgerError::BadRecord(intent.ledger_id, format!("its deletion intent: {what}"))
@@ -139,18 +144,18 @@ impl Intent {
     }
 
     /// Whether a bookie is to delete what it has, or has just done so.
-    pub(crate) fn names(&self, bookie: BookieId) -> bool {
+    pub fn names(&self, bookie: BookieId) -> bool {
         self.bookies.contains(&bookie)
     }
 
     /// What a change expects that counts on the intent as it was read.
-    pub(crate) fn expect(&self) -> Expect {
+    pub fn expect(&self) -> Expect {
         Expect::Revision(self.revision)
     }
 
     /// Whether it is about all of the ledger of that record: with another token it is about one that had
     /// the same id before (H14).
-    pub(crate) fn deletes(&self, info: &LedgerInfo) -> bool {
+    pub fn deletes(&self, info: &LedgerInfo) -> bool {
         !self.copies_only && (self.token == NO_TOKEN || self.token == info.token)
     }
 
@@ -160,7 +165,7 @@ impl Intent {
 }
 
 /// Reads a ledger's intent.
-pub(crate) async fn load(
+pub async fn load(
     store: &dyn MetadataStore,
     ledger: LedgerId,
 ) -> Result<Option<Intent>, LedgerError> {
@@ -178,7 +183,7 @@ pub(crate) async fn named(store: &dyn MetadataStore, ledger: LedgerId) -> Vec<Bo
 
 /// The ledgers that are being deleted everywhere: nobody reads them, and nobody needs their copies.
 /// One whose intent cannot be read is not counted.
-pub(crate) async fn going(store: &dyn MetadataStore) -> Result<BTreeSet<LedgerId>, LedgerError> {
+pub async fn going(store: &dyn MetadataStore) -> Result<BTreeSet<LedgerId>, LedgerError> {
     let mut going = BTreeSet::new();
     index::each(store, keys::DELETIONS_PREFIX, |item| {
         match Intent::decode(item) {
@@ -199,7 +204,7 @@ pub(crate) async fn going(store: &dyn MetadataStore) -> Result<BTreeSet<LedgerId
 
 /// Ends the intents that wait only for bookies that are gone for good: whoever else was named has
 /// acknowledged already, and looks at them no more. Returns how many they were.
-pub(crate) async fn finish_without(
+pub async fn finish_without(
     store: &dyn MetadataStore,
     gone: impl Fn(BookieId) -> bool,
 ) -> Result<usize, LedgerError> {
@@ -227,7 +232,7 @@ pub(crate) async fn finish_without(
 
 /// Writes an intent for single copies; the ledger's record, if there is one, is written anew over
 /// the revision that was judged. `false` when it, or an intent of another, got in between.
-pub(crate) async fn begin_copy(
+pub async fn begin_copy(
     store: &dyn MetadataStore,
     intent: &Intent,
     judged: Option<&LedgerInfo>,
@@ -337,8 +342,8 @@ async fn is_decommissioned(
 }
 
 /// Asks every bookie of a ledger's intent that has not acknowledged, and counts those that do.
-pub(crate) async fn carry_out(
-    ctx: &Arc<LogContext>,
+pub async fn carry_out(
+    ctx: &Arc<LedgerContext>,
     ledger: LedgerId,
 ) -> Result<Progress, LedgerError> {
     let Some(intent) = load(&*ctx.store, ledger).await? else {
@@ -351,7 +356,7 @@ pub(crate) async fn carry_out(
 
 /// Asks these bookies of an intent; returns its progress and how many of them have deleted.
 async fn carry_out_on(
-    ctx: &Arc<LogContext>,
+    ctx: &Arc<LedgerContext>,
     mut intent: Intent,
     bookies: &[BookieId],
 ) -> Result<(Progress, usize), LedgerError> {
@@ -389,7 +394,7 @@ async fn carry_out_on(
 }
 
 fn ask_to_delete(
-    ctx: &LogContext,
+    ctx: &LedgerContext,
     bookie: BookieId,
     intent: &Intent,
 ) -> oneshot::Receiver<Result<(), BookieError>> {
@@ -412,7 +417,7 @@ fn ask_to_delete(
 ///
 /// # Errors
 /// When intents cannot be listed.
-pub async fn sweep_intents(ctx: &Arc<LogContext>) -> Result<usize, LedgerError> {
+pub async fn sweep_intents(ctx: &Arc<LedgerContext>) -> Result<usize, LedgerError> {
     sweep(ctx, None).await
 }
 
@@ -422,13 +427,13 @@ pub async fn sweep_intents(ctx: &Arc<LogContext>) -> Result<usize, LedgerError> 
 /// # Errors
 /// When intents cannot be listed.
 pub async fn sweep_intents_of(
-    ctx: &Arc<LogContext>,
+    ctx: &Arc<LedgerContext>,
     bookie: BookieId,
 ) -> Result<usize, LedgerError> {
     sweep(ctx, Some(bookie)).await
 }
 
-async fn sweep(ctx: &Arc<LogContext>, only: Option<BookieId>) -> Result<usize, LedgerError> {
+async fn sweep(ctx: &Arc<LedgerContext>, only: Option<BookieId>) -> Result<usize, LedgerError> {
     let (mut page, mut done) = (None, 0);
     loop {
         let prefix = keys::DELETIONS_PREFIX;

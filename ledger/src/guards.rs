@@ -10,40 +10,48 @@ use parking_lot::Mutex;
 /// record and the writers of its ledgers share them: with the former ones a writer would take itself
 /// for fenced.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Guards(Arc<Mutex<Right>>);
+pub struct Guards(Arc<Mutex<Right>>);
 
 /// What an owner may change, and what shows that.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Right {
-    pub(crate) guards: Vec<Guard>,
+pub struct Right {
+    /// What every change compares.
+    pub guards: Vec<Guard>,
     /// The topic is handed over: what is open may be sealed and what is old trimmed, and no ledger is
     /// opened any more (H21).
-    pub(crate) sealing_only: bool,
+    pub sealing_only: bool,
 }
 
 impl Guards {
-    pub(crate) fn new(guards: Vec<Guard>) -> Guards {
+    /// Guards of an owner that may change everything.
+    #[must_use]
+    pub fn new(guards: Vec<Guard>) -> Guards {
         Guards(Arc::new(Mutex::new(Right {
             guards,
             sealing_only: false,
         })))
     }
 
-    pub(crate) fn now(&self) -> Vec<Guard> {
+    /// The current guards.
+    #[must_use]
+    pub fn now(&self) -> Vec<Guard> {
         self.0.lock().guards.clone()
     }
 
     /// The guards together with what they are good for: a change that is allowed is made under these
     /// and no others.
-    pub(crate) fn right(&self) -> Right {
+    #[must_use]
+    pub fn right(&self) -> Right {
         self.0.lock().clone()
     }
 
-    pub(crate) fn set(&self, guards: Vec<Guard>) {
+    /// Replaces the guards; what they are good for stays.
+    pub fn set(&self, guards: Vec<Guard>) {
         self.0.lock().guards = guards;
     }
 
-    pub(crate) fn hand_over(&self, guards: Vec<Guard>) {
+    /// Replaces the guards by those of a hand-over, good for sealing and trimming only (H21).
+    pub fn hand_over(&self, guards: Vec<Guard>) {
         *self.0.lock() = Right {
             guards,
             sealing_only: true,

@@ -17,7 +17,7 @@ use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 
 use crate::error::LedgerError;
-use crate::replication::marks::{self, Mark};
+use crate::marks::{self, Mark};
 use crate::writer::machine::LedgerEnd;
 
 /// Ids reserved at once; what a process does not use is lost, which 2^53 can afford.
@@ -28,31 +28,41 @@ const UNKNOWN_BACKOFF: Duration = Duration::from_millis(100);
 
 /// Where a ledger is in its life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum LedgerState {
+pub enum LedgerState {
+    /// Its writer adds entries.
     Open,
+    /// A recovery looks for its end.
     InRecovery,
+    /// It never changes again (I3).
     Closed(LedgerEnd),
 }
 
 /// A ledger's record, checked, with the revision it was read at.
 #[derive(Debug, Clone)]
-pub(crate) struct LedgerInfo {
-    pub(crate) id: LedgerId,
-    pub(crate) token: CreationToken,
-    pub(crate) quorum: Quorum,
-    pub(crate) state: LedgerState,
+pub struct LedgerInfo {
+    /// Its id.
+    pub id: LedgerId,
+    /// What bookies compare, so that an id that is issued twice is noticed (H14).
+    pub token: CreationToken,
+    /// E, Qw and Qa.
+    pub quorum: Quorum,
+    /// Where it is in its life.
+    pub state: LedgerState,
     /// Members by position, by the first entry of each fragment; never empty.
-    pub(crate) fragments: BTreeMap<EntryId, Vec<BookieId>>,
+    pub fragments: BTreeMap<EntryId, Vec<BookieId>>,
     /// The metadata partition of the topic that owns it.
-    pub(crate) home: String,
-    pub(crate) recovery_epoch: u64,
-    pub(crate) created_ms: u64,
-    pub(crate) revision: Revision,
+    pub home: String,
+    /// Counts recoveries that began.
+    pub recovery_epoch: u64,
+    /// When it was created, in milliseconds since 1970.
+    pub created_ms: u64,
+    /// The revision at which the record was read; changes compare it (I6).
+    pub revision: Revision,
 }
 
 impl LedgerInfo {
     /// The fragment that holds `entry`: members, and the last entry that may be in it.
-    pub(crate) fn fragment_of(&self, entry: EntryId) -> (&[BookieId], Option<EntryId>) {
+    pub fn fragment_of(&self, entry: EntryId) -> (&[BookieId], Option<EntryId>) {
         let members = self
             .fragments
             .range(..=entry)
@@ -64,7 +74,7 @@ impl LedgerInfo {
     }
 
     /// First entry and members of the last fragment.
-    pub(crate) fn last_fragment(&self) -> (EntryId, Vec<BookieId>) {
+    pub fn last_fragment(&self) -> (EntryId, Vec<BookieId>) {
         self.fragments
             .last_key_value()
             .map(|(first, members)| (*first, members.clone()))
@@ -72,12 +82,12 @@ impl LedgerInfo {
     }
 
     /// Every bookie that may hold entries.
-    pub(crate) fn bookies(&self) -> BTreeSet<BookieId> {
+    pub fn bookies(&self) -> BTreeSet<BookieId> {
         self.fragments.values().flatten().copied().collect()
     }
 
     /// The change that writes this record.
-    pub(crate) fn put(&self, expect: Expect) -> Operation {
+    pub fn put(&self, expect: Expect) -> Operation {
         Operation::Put {
             key: keys::ledger(self.id),
             value: record::encode(self.to_record()),
@@ -111,7 +121,11 @@ impl LedgerInfo {
         }
     }
 
-    pub(crate) fn decode(id: LedgerId, stored: &Versioned) -> Result<LedgerInfo, LedgerError> {
+    /// Reads a stored record.
+    ///
+    /// # Errors
+    /// [`LedgerError::BadRecord`] when it is damaged.
+    pub fn decode(id: LedgerId, stored: &Versioned) -> Result<LedgerInfo, LedgerError> {
         let bad = |reason: &str| LedgerError::BadRecord(id.0, reason.to_owned());
         let ledger: v1::LedgerRecord = record::decode(stored)?;
         let quorum = Quorum::new(ledger.ensemble, ledger.write_quorum, ledger.ack_quorum)
@@ -167,7 +181,7 @@ impl LedgerInfo {
 }
 
 /// Reads a ledger's record.
-pub(crate) async fn load(
+pub async fn load(
     store: &dyn MetadataStore,
     id: LedgerId,
 ) -> Result<Option<LedgerInfo>, LedgerError> {
@@ -178,7 +192,7 @@ pub(crate) async fn load(
 }
 
 /// Reads the record of a ledger that must exist.
-pub(crate) async fn load_existing(
+pub async fn load_existing(
     store: &dyn MetadataStore,
     id: LedgerId,
 ) -> Result<LedgerInfo, LedgerError> {
@@ -188,7 +202,7 @@ pub(crate) async fn load_existing(
 }
 
 /// Writes a changed record over the revision that it was read at.
-pub(crate) async fn replace(
+pub async fn replace(
     store: &dyn MetadataStore,
     info: &mut LedgerInfo,
     guards: &[Guard],
@@ -197,7 +211,7 @@ pub(crate) async fn replace(
 }
 
 /// The same together with other changes in the ledger's partition.
-pub(crate) async fn replace_and(
+pub async fn replace_and(
     store: &dyn MetadataStore,
     info: &mut LedgerInfo,
     guards: &[Guard],
@@ -264,7 +278,7 @@ fn is_about_mark(error: &MetadataError, ledger: LedgerId) -> bool {
 
 /// Commits, and finds out what happened when the store does not say: the same compare-and-swap is
 /// repeated until it succeeds or its conflict shows whether the first attempt was applied.
-pub(crate) async fn commit_known(
+pub async fn commit_known(
     store: &dyn MetadataStore,
     transaction: Transaction,
 ) -> MetadataResult<Revision> {
@@ -273,7 +287,7 @@ pub(crate) async fn commit_known(
 
 /// The same. After an error, `doubt` is set if it may have been applied all the same, and changed by
 /// somebody else since: the conflict that tells of the second hides the first.
-pub(crate) async fn commit_in_doubt(
+pub async fn commit_in_doubt(
     store: &dyn MetadataStore,
     transaction: Transaction,
     doubt: &mut bool,
@@ -320,7 +334,7 @@ async fn applied(
 
 /// Ledger ids that this process has reserved.
 #[derive(Debug)]
-pub(crate) struct LedgerIds {
+pub struct LedgerIds {
     /// The next id and the end of the range.
     reserved: Mutex<(u64, u64)>,
     /// One reservation at a time: many topics that open together would only stand in each other's
@@ -340,7 +354,7 @@ impl Default for LedgerIds {
 impl LedgerIds {
     /// An id that was never used and never will be again, above another one: positions of a topic
     /// rise, whichever brokers have created its ledgers.
-    pub(crate) async fn next(
+    pub async fn next(
         &self,
         store: &dyn MetadataStore,
         above: LedgerId,

@@ -1,9 +1,10 @@
-//! The replication client and the topic log on top of it.
+//! The ledger protocol, after BookKeeper's, and nothing above it: writing, recovering and reading
+//! single ledgers, their records, their deletion, and the marks of those that lack replicas.
 //!
 //! The protocol lives in state machines without I/O, threads or clocks: [`writer::machine`],
-//! [`recovery::machine`].
-//! Drivers feed them events and carry out their actions against a [`transport::BookieTransport`]
-//! and a metadata store. This crate knows neither bookies' insides nor brokers.
+//! [`recovery::machine`]. Drivers feed them events and carry out their actions against a
+//! [`transport::BookieTransport`] and a metadata store. This crate knows neither topics nor bookies'
+//! insides.
 #![deny(missing_docs)]
 
 pub mod bookie_client;
@@ -11,14 +12,14 @@ pub mod bookie_directory;
 pub mod context;
 pub mod deletion;
 pub mod error;
-mod guards;
-mod ledger_metadata;
-pub mod managed;
+pub mod guards;
+pub mod index;
+pub mod ledger_metadata;
+pub mod marks;
 pub mod metrics;
 pub mod placement;
-mod reader;
+pub mod reader;
 pub mod recovery;
-pub mod replication;
 pub mod tail;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;

@@ -15,24 +15,28 @@ use futures::stream::FuturesUnordered;
 
 pub(crate) use latency::ReadLatencies;
 
-use crate::context::LogContext;
+use crate::context::LedgerContext;
 use crate::error::LedgerError;
 use crate::ledger_metadata::LedgerInfo;
 
 /// What to read.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Wanted {
-    pub(crate) first: EntryId,
+pub struct Wanted {
+    /// The first entry wanted.
+    pub first: EntryId,
     /// Last entry wanted; must be confirmed.
-    pub(crate) last: EntryId,
-    pub(crate) bytes_max: usize,
-    pub(crate) entries_max: usize,
-    pub(crate) prefix_bytes: Option<usize>,
+    pub last: EntryId,
+    /// Most bytes, beyond the first entry.
+    pub bytes_max: usize,
+    /// Most entries, at least 1.
+    pub entries_max: usize,
+    /// Only so many bytes of each entry, from its beginning.
+    pub prefix_bytes: Option<usize>,
 }
 
 impl Wanted {
     /// One whole entry.
-    pub(crate) fn one(entry: EntryId) -> Wanted {
+    pub fn one(entry: EntryId) -> Wanted {
         Wanted {
             first: entry,
             last: entry,
@@ -44,8 +48,8 @@ impl Wanted {
 }
 
 /// Reads consecutive entries from `wanted.first` on, at least one, none from beyond the fragment.
-pub(crate) async fn read_range(
-    ctx: &LogContext,
+pub async fn read_range(
+    ctx: &LedgerContext,
     info: &LedgerInfo,
     wanted: Wanted,
 ) -> Result<Vec<StoredEntry>, LedgerError> {
@@ -104,7 +108,7 @@ pub(crate) async fn read_range(
 /// so that all replicas serve reads; one ledger is read from the same, so that its reads are
 /// sequential there. Who failed lately comes last.
 fn replicas_of(
-    ctx: &LogContext,
+    ctx: &LedgerContext,
     info: &LedgerInfo,
     members: &[BookieId],
     entry: EntryId,
@@ -141,7 +145,7 @@ fn worse(a: BookieError, b: BookieError) -> BookieError {
 }
 
 async fn ask(
-    ctx: &LogContext,
+    ctx: &LedgerContext,
     bookie: BookieId,
     range: ReadRange,
 ) -> (BookieId, BookieResult<Vec<StoredEntry>>) {

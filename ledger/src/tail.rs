@@ -12,14 +12,14 @@ use aquifer_runtime::clock;
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 
-use crate::context::LogContext;
+use crate::context::LedgerContext;
 use crate::error::LedgerError;
 use crate::ledger_metadata::{self, LedgerInfo, LedgerState};
 use crate::reader::{Wanted, read_range};
 
 /// A reader at the end of a ledger.
 pub struct TailReader {
-    ctx: Arc<LogContext>,
+    ctx: Arc<LedgerContext>,
     info: LedgerInfo,
     next: EntryId,
     confirmed: Option<EntryId>,
@@ -42,7 +42,7 @@ impl TailReader {
     /// # Errors
     /// When the ledger's record is missing, damaged or cannot be read.
     pub async fn open(
-        ctx: Arc<LogContext>,
+        ctx: Arc<LedgerContext>,
         ledger: LedgerId,
         from: EntryId,
     ) -> Result<TailReader, LedgerError> {

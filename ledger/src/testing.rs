@@ -19,8 +19,7 @@ use aquifer_runtime::task::TaskGroup;
 use opentelemetry::metrics::MeterProvider;
 use opentelemetry::metrics::noop::NoopMeterProvider;
 
-use crate::context::{LogContext, LogSettings, LogShared};
-use crate::managed::cache::EntryCache;
+use crate::context::{LedgerContext, LedgerSettings, LedgerShared};
 use crate::metrics::LedgerMetrics;
 use crate::transport::BookieTransport;
 
@@ -48,28 +47,27 @@ impl TestWorld {
 
     /// Short pauses, small ranges: what tests want.
     #[must_use]
-    pub fn settings() -> LogSettings {
-        LogSettings {
+    pub fn settings() -> LedgerSettings {
+        LedgerSettings {
             request_timeout: Duration::from_secs(2),
             overload_backoff: Duration::from_millis(1),
             overload_retries_max: 20,
             retry_backoff_min: Duration::from_millis(1),
             retry_backoff_max: Duration::from_millis(20),
-            read_ahead_range_bytes: 64 * 1024,
-            ..LogSettings::default()
+            ..LedgerSettings::default()
         }
     }
 
     /// The context of a process in this world.
     #[must_use]
-    pub fn process(&self) -> Arc<LogContext> {
+    pub fn process(&self) -> Arc<LedgerContext> {
         let (store, transport) = (Arc::new(self.store.clone()), Arc::new(self.bookies.clone()));
         self.process_with(store, transport, TestWorld::settings())
     }
 
     /// The context of a process that reaches the world only until `fuse` blows.
     #[must_use]
-    pub fn fused_process(&self, fuse: &Arc<Fuse>) -> Arc<LogContext> {
+    pub fn fused_process(&self, fuse: &Arc<Fuse>) -> Arc<LedgerContext> {
         let store = fuse.store(Arc::new(self.store.clone()));
         let transport = fuse.transport(Arc::new(self.bookies.clone()));
         self.process_with(store, transport, TestWorld::settings())
@@ -81,24 +79,23 @@ impl TestWorld {
         &self,
         store: Arc<dyn MetadataStore>,
         transport: Arc<dyn BookieTransport>,
-        settings: LogSettings,
-    ) -> Arc<LogContext> {
+        settings: LedgerSettings,
+    ) -> Arc<LedgerContext> {
         let clock: SharedClock = match &self.clock {
             Some(clock) => clock.clone(),
             None => SystemClock::shared(),
         };
         let seed = self.store.next_seed();
-        Arc::new(LogContext {
+        Arc::new(LedgerContext {
             store,
             transport,
             bookies: self.bookies.known(),
             clock,
             rng: SeededRng::shared(seed),
-            cache: EntryCache::new(4 * 1024 * 1024, 4 * 1024 * 1024),
             tasks: TaskGroup::new("test"),
             metrics: LedgerMetrics::new(&NoopMeterProvider::new().meter("test")),
             settings,
-            shared: LogShared::default(),
+            shared: LedgerShared::default(),
         })
     }
 }

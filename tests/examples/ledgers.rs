@@ -21,9 +21,12 @@ use anyhow::{Context, Result, bail, ensure};
 use aquifer_harness::cluster::Cluster;
 use aquifer_harness::figures::percentile;
 use aquifer_harness::processes;
-use aquifer_ledger::context::LogContext;
-use aquifer_ledger::replication::{Auditor, ReplicationConfig};
+use aquifer_log::context::LogContext;
+use aquifer_repair::context::RepairContext;
+use aquifer_repair::{Auditor, ReplicationConfig};
 use aquifer_runtime::clock::{Clock, SystemClock};
+use opentelemetry::metrics::MeterProvider;
+use opentelemetry::metrics::noop::NoopMeterProvider;
 use rustix::process::Signal;
 
 use logs::Shape;
@@ -178,7 +181,9 @@ fn report(cluster: &Cluster, directory: &std::path::Path, when: &str) -> Result<
 async fn audit(context: &Arc<LogContext>) -> Result<()> {
     let own = i32::try_from(std::process::id())?;
     let before = processes::resident_bytes(own)?;
-    let mut auditor = Auditor::new(Arc::clone(context), ReplicationConfig::default());
+    let meter = NoopMeterProvider::new().meter("measure");
+    let repair = RepairContext::new(Arc::clone(&context.ledgers), &meter);
+    let mut auditor = Auditor::new(repair, ReplicationConfig::default());
     let began = SystemClock.monotonic();
     let report = auditor.pass().await?;
     let took = SystemClock.monotonic() - began;

@@ -8,6 +8,8 @@ use aquifer_proto::v1;
 use aquifer_runtime::disk::RealDisk;
 use aquifer_runtime::rng::SeededRng;
 use bytes::Bytes;
+use opentelemetry::metrics::MeterProvider;
+use opentelemetry::metrics::noop::NoopMeterProvider;
 
 mod restore;
 
@@ -45,7 +47,7 @@ impl BookieTransport for Router {
 struct World {
     bookies: Vec<Bookie>,
     store: MemoryStore,
-    ctx: Arc<LogContext>,
+    ctx: Arc<RepairContext>,
     tasks: TaskGroup,
     _directory: tempfile::TempDir,
 }
@@ -76,11 +78,12 @@ impl World {
     async fn of(bookies: Vec<Bookie>, directory: tempfile::TempDir) -> World {
         let routes = bookies.iter().map(|b| (b.id(), b.clone())).collect();
         let store = MemoryStore::default();
-        let ctx = TestWorld::new(0).process_with(
+        let ledgers = TestWorld::new(0).process_with(
             Arc::new(store.clone()),
             Arc::new(Router(routes)),
             TestWorld::settings(),
         );
+        let ctx = RepairContext::new(ledgers, &NoopMeterProvider::new().meter("test"));
         let world = World {
             bookies,
             store,
@@ -199,7 +202,7 @@ async fn a_ledger_whose_end_is_hidden_is_marked() {
     let key = keys::under_replicated(LedgerId(1));
     assert_eq!(marked(), std::slice::from_ref(&key));
     let stored = world.store.get(&key).await.unwrap().unwrap();
-    let mark = replication::Mark::decode(&stored).unwrap();
+    let mark = Mark::decode(&stored).unwrap();
     assert_eq!(mark.doubted, [world.bookies[1].id()].into());
     world.end().await;
 }
@@ -262,7 +265,7 @@ async fn a_copy_without_a_ledger_is_deleted_after_two_audits() {
     assert!(first.intents.is_empty());
     let second = audit_once(&bookie, &mut audit).await.unwrap();
     assert_eq!(second.intents, [LedgerId(7)]);
-    let swept = sweep_intents_of(&world.ctx, bookie.id()).await;
+    let swept = sweep_intents_of(&world.ctx.ledgers, bookie.id()).await;
     assert_eq!(swept, Ok(1));
     let deleted = bookie.clone();
     let ask_again = move || {

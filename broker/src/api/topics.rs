@@ -8,8 +8,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use aquifer_ledger::error::LogError;
-use aquifer_ledger::managed::TopicRecordCell;
+use aquifer_log::TopicRecordCell;
+use aquifer_log::error::LogError;
 use aquifer_metadata::keys::{self, Key};
 use aquifer_metadata::record;
 use aquifer_metadata::store::Versioned;

@@ -5,7 +5,7 @@
 
 use std::ops::Range;
 
-use aquifer_ledger::managed::LogEntry;
+use aquifer_log::LogEntry;
 use aquifer_model::id::Index;
 use aquifer_model::limits::{
     ACK_RANGES_MAX, CONSUMERS_PER_SUBSCRIPTION_MAX, UNACKED_PER_CONSUMER_MAX,

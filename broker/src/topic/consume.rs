@@ -14,8 +14,8 @@ mod serve;
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::time::Duration;
 
-use aquifer_ledger::error::LogError;
-use aquifer_ledger::managed::ReadPoint;
+use aquifer_log::ReadPoint;
+use aquifer_log::error::LogError;
 use aquifer_model::id::{Index, TopicIncarnation};
 use aquifer_model::topic::SubscriptionName;
 use aquifer_protocol_api::consumer::{ConsumerEvent, ConsumerSession, Subscribe};

@@ -12,8 +12,8 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
-use aquifer_ledger::error::LogError;
-use aquifer_ledger::managed::{Append, AppendSink, Appended, TopicLog};
+use aquifer_log::error::LogError;
+use aquifer_log::{Append, AppendSink, Appended, TopicLog};
 use aquifer_model::entry::EntryFlags;
 use aquifer_model::extensions::Extensions;
 use aquifer_model::format::FORMAT_CURSOR;

@@ -5,8 +5,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use aquifer_ledger::error::LogError;
-use aquifer_ledger::managed::{AppendSink, Appended, Found, ReadPoint};
+use aquifer_log::error::LogError;
+use aquifer_log::{AppendSink, Appended, Found, ReadPoint};
 use aquifer_model::format::Description;
 use aquifer_model::id::Index;
 use aquifer_model::place::Place;

@@ -4,8 +4,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use aquifer_ledger::error::LogError;
-use aquifer_ledger::managed::{LogKind, LogOptions, TopicLog, TopicRecordCell};
+use aquifer_log::error::LogError;
+use aquifer_log::{LogKind, LogOptions, TopicLog, TopicRecordCell};
 use aquifer_model::id::OwnerEpoch;
 use aquifer_model::policy::NamespacePolicies;
 use aquifer_model::topic::TopicName;

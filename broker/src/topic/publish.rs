@@ -19,8 +19,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use aquifer_ledger::error::LogError;
-use aquifer_ledger::managed::{Append, AppendSink, Appended};
+use aquifer_log::error::LogError;
+use aquifer_log::{Append, AppendSink, Appended};
 use aquifer_model::entry::EntryFlags;
 use aquifer_model::id::Index;
 use aquifer_model::stats::ProducerStats;

@@ -3,8 +3,8 @@
 
 use std::collections::BTreeMap;
 
-use aquifer_ledger::error::LogError;
-use aquifer_ledger::managed::{Found, LogHead, ReadLimits, ReadPoint, TopicLog, TopicRecordCell};
+use aquifer_log::error::LogError;
+use aquifer_log::{Found, LogHead, ReadLimits, ReadPoint, TopicLog, TopicRecordCell};
 use aquifer_model::format::FORMAT_CURSOR;
 use aquifer_model::id::{EntryId, Index, LedgerId};
 use aquifer_model::topic::{ProducerName, SubscriptionName};

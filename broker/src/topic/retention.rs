@@ -9,7 +9,7 @@
 
 use std::time::Duration;
 
-use aquifer_ledger::error::LogError;
+use aquifer_log::error::LogError;
 use aquifer_model::id::Index;
 
 use crate::error::BrokerError;

@@ -4,7 +4,7 @@
 //! A move takes effect in memory at once, so that what was in flight is void, and is told to the
 //! clients when it is durable; until then nothing is delivered (H12).
 
-use aquifer_ledger::error::LogError;
+use aquifer_log::error::LogError;
 use aquifer_model::id::{Index, SeekEpoch};
 use aquifer_model::place::Place;
 use aquifer_model::topic::SubscriptionName;

@@ -17,8 +17,8 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use aquifer_ledger::error::LogError;
-use aquifer_ledger::managed::{Fence, TopicLog};
+use aquifer_log::error::LogError;
+use aquifer_log::{Fence, TopicLog};
 use aquifer_model::topic::TopicName;
 use aquifer_runtime::clock;
 

@@ -10,8 +10,8 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use aquifer_ledger::error::LogError;
-use aquifer_ledger::managed::TopicRecordCell;
+use aquifer_log::TopicRecordCell;
+use aquifer_log::error::LogError;
 use aquifer_metadata::keys;
 use aquifer_metadata::store::{Expect, Guard};
 use aquifer_model::topic::TopicName;

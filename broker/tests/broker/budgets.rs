@@ -1,11 +1,13 @@
 //! I13: what is shared has a bound, and whoever keeps its part leaves one to the others.
 
+use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
 use aquifer_broker::BrokerConfig;
-use aquifer_ledger::context::LogSettings;
+use aquifer_ledger::context::LedgerSettings;
 use aquifer_ledger::testing::TestWorld;
+use aquifer_log::context::LogSettings;
 use aquifer_model::id::BookieId;
 use aquifer_protocol_api::consumer::{ConsumerEvent, Delivery};
 
@@ -15,12 +17,17 @@ use crate::support::{Consumer, Harness, Producer, config, soon};
 async fn patient(config: BrokerConfig, pending_bytes_per_log_max: usize) -> Harness {
     let mut world = TestWorld::new(2);
     world.clock = None;
-    let settings = LogSettings {
+    let settings = LedgerSettings {
         request_timeout: Duration::from_secs(600),
-        pending_bytes_per_log_max,
         ..TestWorld::settings()
     };
-    Harness::with_settings(world, config, settings).await
+    let (store, transport) = (world.store.clone(), world.bookies.clone());
+    let ledgers = world.process_with(Arc::new(store), Arc::new(transport), settings);
+    let logs = LogSettings {
+        pending_bytes_per_log_max,
+        ..LogSettings::default()
+    };
+    Harness::over(world, config, aquifer_log::testing::over(ledgers, logs)).await
 }
 
 /// A producer that has published, and the bookie that stores its topic.

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use aquifer_broker::{BalanceConfig, Broker, BrokerConfig, BrokerDeps, NoReport, Peers};
 use aquifer_ledger::testing::TestWorld;
+use aquifer_log::testing::TestLogs;
 use aquifer_metadata::embedded::{EmbeddedOptions, EmbeddedStore};
 use aquifer_metadata::error::MetadataResult;
 use aquifer_metadata::lease::Lease;
@@ -126,11 +127,11 @@ impl Cluster {
     pub async fn join_over(&self, name: &str, store: Arc<dyn MetadataStore>) -> Member {
         let transport = Arc::new(self.world.bookies.clone());
         let settings = TestWorld::settings();
-        let log = self.world.process_with(store, transport, settings);
+        let log = self.world.logs_with(store, transport, settings);
         let rng = SystemRng::shared();
         let lease = Lease::start(Arc::clone(&self.store), TTL, Arc::clone(&rng), &self.tasks);
         let deps = BrokerDeps {
-            clock: Arc::clone(&log.clock),
+            clock: Arc::clone(&log.ledgers.clock),
             log,
             rng,
             meter: Telemetry::for_tests().meter("broker"),

@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use aquifer_ledger::error::LogError;
-use aquifer_ledger::managed::{Append, AppendSink, Appended};
 use aquifer_ledger::testing::TestWorld;
+use aquifer_log::error::LogError;
+use aquifer_log::{Append, AppendSink, Appended};
 use aquifer_metadata::keys;
 use aquifer_metadata::store::MetadataStore;
 use aquifer_model::entry::EntryFlags;

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use aquifer_ledger::testing::{Mode, TestBookies, TestWorld};
 use aquifer_ledger::transport::BookieTransport;
+use aquifer_log::testing::TestLogs;
 use aquifer_model::id::{BookieId, Index};
 use aquifer_model::place::Place;
 use aquifer_model::policy::{NamespacePolicies, Retention, Rollover};
@@ -190,8 +191,10 @@ async fn a_record_that_changes_while_the_topic_is_loaded_is_read_again() {
         held: watch::Sender::new(true),
         waiting: AtomicUsize::new(0),
     });
-    let (world, settings) = (harness.world.clone(), TestWorld::settings());
-    let next = Harness::over(world, config(), settings, reads.clone()).await;
+    let world = harness.world.clone();
+    let store = Arc::new(world.store.clone());
+    let log = world.logs_with(store, reads.clone(), TestWorld::settings());
+    let next = Harness::over(world, config(), log).await;
     let loads = next.try_producer(OpenProducer {
         epoch: 1,
         ..open("orders", "p")

@@ -5,10 +5,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use aquifer_broker::{Broker, BrokerConfig, BrokerDeps};
-use aquifer_ledger::context::LogSettings;
-use aquifer_ledger::managed::{LogKind, LogOptions, TopicLog, TopicRecordCell};
 use aquifer_ledger::testing::TestWorld;
-use aquifer_ledger::transport::BookieTransport;
+use aquifer_log::context::LogContext;
+use aquifer_log::testing::TestLogs;
+use aquifer_log::{LogKind, LogOptions, TopicLog, TopicRecordCell};
 use aquifer_model::batch::{self, BatchFields, MessageRecord, MessageRow};
 use aquifer_model::format::FORMAT_NATIVE;
 use aquifer_model::id::{Index, OwnerEpoch, ProducerInstance, TopicIncarnation};
@@ -96,31 +96,15 @@ impl Harness {
     }
 
     pub async fn in_world(world: TestWorld, config: BrokerConfig) -> Harness {
-        Harness::with_settings(world, config, TestWorld::settings()).await
+        let log = world.logs();
+        Harness::over(world, config, log).await
     }
 
-    /// The same with other settings of logs.
-    pub async fn with_settings(
-        world: TestWorld,
-        config: BrokerConfig,
-        settings: LogSettings,
-    ) -> Harness {
-        let transport = Arc::new(world.bookies.clone());
-        Harness::over(world, config, settings, transport).await
-    }
-
-    /// The same with another way to the bookies.
-    pub async fn over(
-        world: TestWorld,
-        config: BrokerConfig,
-        settings: LogSettings,
-        transport: Arc<dyn BookieTransport>,
-    ) -> Harness {
+    /// The same with other logs.
+    pub async fn over(world: TestWorld, config: BrokerConfig, log: Arc<LogContext>) -> Harness {
         let tasks = TaskGroup::new("broker");
-        let store = Arc::new(world.store.clone());
-        let log = world.process_with(store, transport, settings);
         let deps = BrokerDeps {
-            clock: Arc::clone(&log.clock),
+            clock: Arc::clone(&log.ledgers.clock),
             log,
             rng: SystemRng::shared(),
             meter: Telemetry::for_tests().meter("broker"),
@@ -221,7 +205,7 @@ impl Harness {
 
 /// The log of a topic's messages, as another owner opens it.
 pub async fn open_log(world: &TestWorld, topic: &str) -> TopicLog {
-    let context = world.process();
+    let context = world.logs();
     let cell = TopicRecordCell::load(context.clone(), &name(topic), Vec::new()).await;
     let options = LogOptions {
         quorum: Quorum::SINGLE,

@@ -2,8 +2,9 @@
 
 mod decommission;
 
-use aquifer_ledger::replication::{LedgerIndex, Member, Members};
+use aquifer_ledger::index::LedgerIndex;
 use aquifer_model::id::BookieId;
+use aquifer_repair::{Member, Members};
 use serde_json::json;
 
 use crate::args::BookieCommand;

@@ -1,8 +1,9 @@
 //! `aquifer doctor`: looks at everything that metadata shows and says what needs a person.
 
-use aquifer_ledger::replication::room::{self, Outlook};
-use aquifer_ledger::replication::{LedgerIndex, Member, Members, inspect};
+use aquifer_ledger::index::LedgerIndex;
 use aquifer_metadata::store::{Room, Usage};
+use aquifer_repair::room::{self, Outlook};
+use aquifer_repair::{Member, Members, inspect};
 use serde_json::json;
 
 use crate::args::DoctorArgs;

@@ -2,9 +2,9 @@
 
 mod read;
 
-use aquifer_ledger::replication::inspect::{self, LedgerView, Replica};
-use aquifer_ledger::replication::{Mark, write_mark};
+use aquifer_ledger::marks::{self, Mark};
 use aquifer_model::id::LedgerId;
+use aquifer_repair::inspect::{self, LedgerView, Replica};
 use serde_json::{Value, json};
 
 use crate::args::{LedgerArgs, LedgerCommand, StateArg};
@@ -415,7 +415,7 @@ async fn mark_thin(cluster: &Cluster, ledger: LedgerId, thin: &[&Replica]) -> Re
     let Some(view) = view.map_err(|error| failed(&error))? else {
         return Ok(());
     };
-    let now_ms = cluster.ctx.clock.wall_ms();
+    let now_ms = cluster.ctx.ledgers.clock.wall_ms();
     let mark = Mark::new(
         ledger,
         &view.home,
@@ -423,6 +423,6 @@ async fn mark_thin(cluster: &Cluster, ledger: LedgerId, thin: &[&Replica]) -> Re
         now_ms,
     )
     .doubted(thin.iter().map(|replica| replica.bookie));
-    let written = write_mark(cluster.store(), &mark).await;
+    let written = marks::write(cluster.store(), &mark).await;
     written.map(drop).map_err(|error| failed(&error))
 }

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use aquifer_ledger::managed::cache::EntryCache;
+use aquifer_log::cache::EntryCache;
 use aquifer_runtime::clock::sleep;
 use aquifer_runtime::task::TaskGroup;
 

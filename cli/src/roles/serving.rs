@@ -6,22 +6,25 @@ use std::sync::Arc;
 use aquifer_broker::{Broker, BrokerConfig, BrokerDeps, Peers};
 use aquifer_ledger::bookie_client::{BookieClientConfig, GrpcTransport};
 use aquifer_ledger::bookie_directory::BookieDirectory;
-use aquifer_ledger::context::{LogContext, LogShared};
-use aquifer_ledger::managed::cache::EntryCache;
+use aquifer_ledger::context::{LedgerContext, LedgerShared};
 use aquifer_ledger::metrics::LedgerMetrics;
 use aquifer_ledger::placement::Bookies;
 use aquifer_ledger::transport::BookieTransport;
+use aquifer_log::cache::EntryCache;
+use aquifer_log::context::{LogContext, LogSettings, LogShared};
+use aquifer_log::metrics::LogMetrics;
 use aquifer_metadata::lease::Lease;
 use aquifer_metadata::store::MetadataStore;
 use aquifer_protocol_api::BrokerApi;
 use aquifer_protocol_registry::ProtocolsConfig;
+use aquifer_repair::context::RepairContext;
 use aquifer_runtime::task::TaskGroup;
 use aquifer_runtime::telemetry::Telemetry;
 
 use crate::exit::CliError;
 use crate::roles::membership::Membership;
 use crate::roles::quiet;
-use crate::roles::settings::{CacheConfig, LedgerSettings};
+use crate::roles::settings::{CacheConfig, LedgerConfig};
 use crate::roles::storage::Seams;
 
 /// The way to ledgers.
@@ -61,38 +64,62 @@ pub async fn cluster_storage(
     }
 }
 
-/// The cache of a process that reads everything once, so that one would be of no use to it.
-pub fn no_cache() -> CacheConfig {
-    CacheConfig {
-        tail_bytes: 0,
-        read_ahead_bytes: 0,
-        ..CacheConfig::default()
-    }
-}
-
 /// What every log of the process shares.
 pub fn log_context(
     storage: Storage,
     cache: &CacheConfig,
-    ledger: &LedgerSettings,
+    ledger: &LedgerConfig,
     seams: &Seams,
     telemetry: &Telemetry,
     tasks: &TaskGroup,
 ) -> Arc<LogContext> {
-    let log = LogContext {
+    let cache = EntryCache::new(cache.tail_bytes, cache.read_ahead_bytes);
+    quiet::give_back_when_quiet(cache.clone(), tasks);
+    Arc::new(LogContext {
+        ledgers: ledger_context(storage, ledger, seams, telemetry, tasks),
+        cache,
+        metrics: LogMetrics::new(&telemetry.meter("aquifer_log")),
+        settings: LogSettings::default(),
+        shared: LogShared::default(),
+    })
+}
+
+/// What auditing and repair share in a process that serves no topics.
+pub fn repair_context(
+    storage: Storage,
+    seams: &Seams,
+    telemetry: &Telemetry,
+    tasks: &TaskGroup,
+) -> Arc<RepairContext> {
+    let ledgers = ledger_context(storage, &LedgerConfig::default(), seams, telemetry, tasks);
+    RepairContext::new(ledgers, &telemetry.meter("aquifer_repair"))
+}
+
+/// The same in a process that serves topics.
+pub fn repair(log: &LogContext, telemetry: &Telemetry) -> Arc<RepairContext> {
+    let ledgers = Arc::clone(&log.ledgers);
+    RepairContext::new(ledgers, &telemetry.meter("aquifer_repair"))
+}
+
+/// What every ledger of the process shares.
+fn ledger_context(
+    storage: Storage,
+    ledger: &LedgerConfig,
+    seams: &Seams,
+    telemetry: &Telemetry,
+    tasks: &TaskGroup,
+) -> Arc<LedgerContext> {
+    Arc::new(LedgerContext {
         store: storage.store,
         transport: storage.transport,
         bookies: storage.bookies,
         clock: Arc::clone(&seams.clock),
         rng: Arc::clone(&seams.rng),
-        cache: EntryCache::new(cache.tail_bytes, cache.read_ahead_bytes),
         tasks: tasks.clone(),
         metrics: LedgerMetrics::new(&telemetry.meter("aquifer_ledger")),
-        settings: ledger.log_settings(),
-        shared: LogShared::default(),
-    };
-    quiet::give_back_when_quiet(log.cache.clone(), tasks);
-    Arc::new(log)
+        settings: ledger.ledger_settings(),
+        shared: LedgerShared::default(),
+    })
 }
 
 /// Starts the broker; with a lease and a way to the load of others, as one of a cluster.

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use aquifer_bookie::BookieConfig;
-use aquifer_ledger::context::LogSettings;
+use aquifer_ledger::context::LedgerSettings;
 use aquifer_model::quorum::Quorum;
 use aquifer_runtime::config::{self, Secret};
 use aquifer_runtime::net::ListenAddress;
@@ -76,7 +76,7 @@ impl Default for CacheConfig {
 /// How ledgers are written.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
-pub struct LedgerSettings {
+pub struct LedgerConfig {
     /// How long the replacement of a bookie that failed is put off while the others make ack
     /// quorums, in milliseconds; 0 replaces it at once.
     pub ensemble_change_delay_ms: u64,
@@ -94,22 +94,22 @@ pub struct LedgerSettings {
     pub shrink_ensembles: bool,
 }
 
-impl Default for LedgerSettings {
-    fn default() -> LedgerSettings {
-        let log = LogSettings::default();
+impl Default for LedgerConfig {
+    fn default() -> LedgerConfig {
+        let ledgers = LedgerSettings::default();
         let ms = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
-        LedgerSettings {
-            ensemble_change_delay_ms: ms(log.ensemble_change_delay),
-            kept_bytes_per_ledger_max: log.kept_bytes_per_ledger_max,
-            kept_bytes_max: log.kept_bytes_max,
-            quarantine_ms: ms(log.quarantine),
-            zones_min: log.zones_min,
-            shrink_ensembles: log.shrink_ensembles,
+        LedgerConfig {
+            ensemble_change_delay_ms: ms(ledgers.ensemble_change_delay),
+            kept_bytes_per_ledger_max: ledgers.kept_bytes_per_ledger_max,
+            kept_bytes_max: ledgers.kept_bytes_max,
+            quarantine_ms: ms(ledgers.quarantine),
+            zones_min: ledgers.zones_min,
+            shrink_ensembles: ledgers.shrink_ensembles,
         }
     }
 }
 
-impl LedgerSettings {
+impl LedgerConfig {
     /// Checks the relations that must hold, for ledgers of this quorum.
     ///
     /// # Errors
@@ -129,15 +129,15 @@ impl LedgerSettings {
     }
 
     /// In the terms of the ledger crate.
-    pub fn log_settings(&self) -> LogSettings {
-        LogSettings {
+    pub fn ledger_settings(&self) -> LedgerSettings {
+        LedgerSettings {
             ensemble_change_delay: Duration::from_millis(self.ensemble_change_delay_ms),
             kept_bytes_per_ledger_max: self.kept_bytes_per_ledger_max,
             kept_bytes_max: self.kept_bytes_max,
             quarantine: Duration::from_millis(self.quarantine_ms),
             zones_min: self.zones_min,
             shrink_ensembles: self.shrink_ensembles,
-            ..LogSettings::default()
+            ..LedgerSettings::default()
         }
     }
 }

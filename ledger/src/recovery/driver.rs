@@ -14,15 +14,15 @@ use aquifer_model::storage::{
 use aquifer_runtime::clock;
 use tokio::sync::mpsc;
 
-use crate::context::LogContext;
+use crate::context::LedgerContext;
 use crate::deletion;
 use crate::error::LedgerError;
 use crate::ledger_metadata::{self, LedgerInfo, LedgerState};
+use crate::marks::Mark;
 use crate::reader::{self, Wanted};
 use crate::recovery::machine::{
     FenceReply, Recovery, RecoveryAction, RecoveryEvent, RecoveryReadReply,
 };
-use crate::replication::marks::Mark;
 use crate::writer::machine::LedgerEnd;
 
 /// Times that a rival recoverer may be ahead of us in one call.
@@ -33,8 +33,8 @@ const RIVALS_MAX: usize = 16;
 /// # Errors
 /// [`LedgerError::Undecided`] when too few bookies gave clear answers: nothing is changed but the
 /// fence, and it may be tried again. [`LedgerError::Fenced`] when a guard does not hold.
-pub(crate) async fn close_by_recovery(
-    ctx: &Arc<LogContext>,
+pub async fn close_by_recovery(
+    ctx: &Arc<LedgerContext>,
     ledger: LedgerId,
     guards: &[Guard],
 ) -> Result<(LedgerInfo, LedgerEnd), LedgerError> {
@@ -43,8 +43,8 @@ pub(crate) async fn close_by_recovery(
 }
 
 /// The same for a ledger whose record the caller has just read.
-pub(crate) async fn close_known(
-    ctx: &Arc<LogContext>,
+pub async fn close_known(
+    ctx: &Arc<LedgerContext>,
     mut info: LedgerInfo,
     guards: &[Guard],
 ) -> Result<(LedgerInfo, LedgerEnd), LedgerError> {
@@ -81,7 +81,7 @@ pub(crate) async fn close_known(
 }
 
 async fn claim_and_recover(
-    ctx: &Arc<LogContext>,
+    ctx: &Arc<LedgerContext>,
     info: &mut LedgerInfo,
     guards: &[Guard],
 ) -> Result<LedgerEnd, LedgerError> {
@@ -117,7 +117,7 @@ async fn claim_and_recover(
 /// ledger has one mark, which is smaller than its record and written with it; only ledgers that were
 /// open leave one, which is about one a topic; it goes when its copies were looked at. While a bookie
 /// that it names is away it waits, and the auditor needs no room to add that the bookie is lost.
-fn doubted_after_recovery(ctx: &LogContext, info: &LedgerInfo, end: LedgerEnd) -> Option<Mark> {
+fn doubted_after_recovery(ctx: &LedgerContext, info: &LedgerInfo, end: LedgerEnd) -> Option<Mark> {
     let may_be_thin = info.quorum.ack() < info.quorum.write() && end.last_entry.is_some();
     may_be_thin.then(|| {
         let now_ms = ctx.clock.wall_ms();
@@ -146,7 +146,7 @@ struct Found {
 type Answer = (Asked, BookieResult<OrderedReply>);
 
 struct Run<'a> {
-    ctx: &'a Arc<LogContext>,
+    ctx: &'a Arc<LedgerContext>,
     info: &'a LedgerInfo,
     /// Where write-backs go.
     members: Vec<BookieId>,
@@ -162,7 +162,7 @@ struct Run<'a> {
 }
 
 impl<'a> Run<'a> {
-    fn new(ctx: &'a Arc<LogContext>, info: &'a LedgerInfo, without: Vec<BookieId>) -> Run<'a> {
+    fn new(ctx: &'a Arc<LedgerContext>, info: &'a LedgerInfo, without: Vec<BookieId>) -> Run<'a> {
         let (floor, members) = info.last_fragment();
         let window = ctx.settings.recovery_window_entries.max(1);
         // Room for every request that can be on its way: a read and a write of each entry of the

@@ -23,11 +23,10 @@ use parking_lot::Mutex;
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
 
-use crate::context::LogContext;
+use crate::context::LedgerContext;
 use crate::error::LedgerError;
 use crate::guards::Guards;
 use crate::ledger_metadata::LedgerInfo;
-use crate::managed::LogKind;
 use crate::writer::machine::{
     AddReply, LedgerEnd, PlannedAdd, StopReason, Writer, WriterAction, WriterEvent, WriterOptions,
 };
@@ -39,7 +38,7 @@ thread_local! {
 }
 
 /// Who owns a writer. Calls come one at a time, in order, from any thread, with no lock held.
-pub(crate) trait WriterOwner: Send + Sync {
+pub trait WriterOwner: Send + Sync {
     /// The entry is acknowledged; all before it were.
     fn added(&self, ledger: LedgerId, entry: EntryId);
     /// No more entries will be acknowledged; the last call.
@@ -48,12 +47,12 @@ pub(crate) trait WriterOwner: Send + Sync {
 
 /// The writer of an open ledger. Clones share it.
 #[derive(Clone)]
-pub(crate) struct LedgerWriter {
+pub struct LedgerWriter {
     inner: Arc<Inner>,
 }
 
 struct Inner {
-    ctx: Arc<LogContext>,
+    ctx: Arc<LedgerContext>,
     runtime: Handle,
     ledger: LedgerId,
     token: CreationToken,
@@ -129,12 +128,12 @@ enum Chore {
 
 impl LedgerWriter {
     /// The writer of a ledger that was just created. Must be called on a runtime.
-    pub(crate) fn new(
-        ctx: Arc<LogContext>,
+    pub fn new(
+        ctx: Arc<LedgerContext>,
         info: LedgerInfo,
         guards: Guards,
         owner: Weak<dyn WriterOwner>,
-        kind: LogKind,
+        uses_reserve: bool,
     ) -> LedgerWriter {
         let (_, members) = info.last_fragment();
         let settings = &ctx.settings;
@@ -165,7 +164,7 @@ impl LedgerWriter {
                 runtime: Handle::current(),
                 ledger: info.id,
                 token: info.token,
-                reserve: kind.uses_reserve(),
+                reserve: uses_reserve,
                 guards,
                 owner,
                 state: Mutex::new(state),
@@ -176,27 +175,27 @@ impl LedgerWriter {
     }
 
     /// The ledger.
-    pub(crate) fn ledger(&self) -> LedgerId {
+    pub fn ledger(&self) -> LedgerId {
         self.inner.ledger
     }
 
     /// The creation token of the ledger.
-    pub(crate) fn token(&self) -> CreationToken {
+    pub fn token(&self) -> CreationToken {
         self.inner.token
     }
 
     /// The record as this writer left it.
-    pub(crate) fn info(&self) -> LedgerInfo {
+    pub fn info(&self) -> LedgerInfo {
         self.inner.state.lock().info.clone()
     }
 
     /// How many bookies have its entries.
-    pub(crate) fn quorum(&self) -> Quorum {
+    pub fn quorum(&self) -> Quorum {
         self.inner.state.lock().info.quorum
     }
 
     /// The members of the last fragment, without those that failed and may have been replaced.
-    pub(crate) fn members(&self) -> Vec<Option<BookieId>> {
+    pub fn members(&self) -> Vec<Option<BookieId>> {
         let state = self.inner.state.lock();
         let (_, members) = state.info.last_fragment();
         let kept = |(position, bookie)| (!state.machine.has_failed(position)).then_some(bookie);
@@ -204,12 +203,12 @@ impl LedgerWriter {
     }
 
     /// Whether a bookie of the ensemble has failed and none has taken its place.
-    pub(crate) fn lacks_bookies(&self) -> bool {
+    pub fn lacks_bookies(&self) -> bool {
         self.inner.state.lock().machine.lacks_bookies()
     }
 
     /// Queues an entry; [`LedgerWriter::flush`] sends it. `None` once the writer is finished.
-    pub(crate) fn enqueue(&self, data: EntryData) -> Option<EntryId> {
+    pub fn enqueue(&self, data: EntryData) -> Option<EntryId> {
         let mut guard = self.inner.state.lock();
         let state = &mut *guard;
         let mut actions = Vec::new();
@@ -233,7 +232,7 @@ impl LedgerWriter {
     }
 
     /// Sends what is queued. Outcomes are never told on this thread before it returns.
-    pub(crate) fn flush(&self) {
+    pub fn flush(&self) {
         let nested = SENDING.replace(true);
         self.inner.send();
         SENDING.set(nested);
@@ -241,7 +240,7 @@ impl LedgerWriter {
 
     /// Waits until every bookie that is to get an acknowledged entry has it, but not for long: who
     /// is late then is left to repair.
-    pub(crate) async fn settle(&self, limit: Duration) {
+    pub async fn settle(&self, limit: Duration) {
         let settled = async {
             loop {
                 let changed = self.inner.settled.notified();
@@ -256,7 +255,7 @@ impl LedgerWriter {
     }
 
     /// Bookies of the ledger that may lack acknowledged entries, and from which on (H16).
-    pub(crate) fn unconfirmed(&self, info: &LedgerInfo) -> BTreeMap<BookieId, EntryId> {
+    pub fn unconfirmed(&self, info: &LedgerInfo) -> BTreeMap<BookieId, EntryId> {
         let unconfirmed = self.inner.state.lock().machine.unconfirmed();
         let (_, last) = info.last_fragment();
         let mut bookies = unconfirmed.bookies;
@@ -272,7 +271,7 @@ impl LedgerWriter {
 
     /// Somebody waits for the end of the ledger, so that acknowledgements wait for no bookie that is
     /// behind from now on: what it lacks is left to repair.
-    pub(crate) fn hurry(&self) {
+    pub fn hurry(&self) {
         let is_held = {
             let mut state = self.inner.state.lock();
             state.hurried = true;
@@ -284,7 +283,7 @@ impl LedgerWriter {
     }
 
     /// Stops without telling the owner, and says up to where entries are acknowledged.
-    pub(crate) fn finish(&self) -> LedgerEnd {
+    pub fn finish(&self) -> LedgerEnd {
         let mut state = self.inner.state.lock();
         state.adds.clear();
         state.outbox.clear();

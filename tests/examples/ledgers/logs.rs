@@ -4,15 +4,14 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, anyhow, ensure};
 use aquifer_ledger::bookie_client::{BookieClientConfig, GrpcTransport};
-use aquifer_ledger::context::{LogContext, LogSettings, LogShared};
-use aquifer_ledger::error::LogError;
-use aquifer_ledger::managed::cache::EntryCache;
-use aquifer_ledger::managed::{
-    Append, AppendSink, Appended, LogKind, LogOptions, TopicLog, TopicRecordCell,
-};
+use aquifer_ledger::context::{LedgerContext, LedgerSettings, LedgerShared};
 use aquifer_ledger::metrics::LedgerMetrics;
 use aquifer_ledger::placement::{BookieInfo, Bookies};
-use aquifer_ledger::replication::Members;
+use aquifer_log::cache::EntryCache;
+use aquifer_log::context::{LogContext, LogSettings, LogShared};
+use aquifer_log::error::LogError;
+use aquifer_log::metrics::LogMetrics;
+use aquifer_log::{Append, AppendSink, Appended, LogKind, LogOptions, TopicLog, TopicRecordCell};
 use aquifer_metadata::etcd::{EtcdConfig, EtcdStore};
 use aquifer_model::entry::EntryFlags;
 use aquifer_model::extensions::Extensions;
@@ -21,6 +20,7 @@ use aquifer_model::id::OwnerEpoch;
 use aquifer_model::policy::Rollover;
 use aquifer_model::quorum::Quorum;
 use aquifer_model::topic::TopicName;
+use aquifer_repair::Members;
 use aquifer_runtime::clock::SystemClock;
 use aquifer_runtime::rng::SystemRng;
 use aquifer_runtime::task::TaskGroup;
@@ -95,15 +95,22 @@ pub async fn context(etcd: &str) -> Result<Arc<LogContext>> {
             capacity_bytes: registration.capacity_bytes,
         });
     }
-    Ok(Arc::new(LogContext {
+    let meter = NoopMeterProvider::new().meter("measure");
+    let ledgers = LedgerContext {
         store: Arc::new(store),
         transport: Arc::new(transport),
         bookies: Bookies::fixed(known),
         clock,
         rng,
-        cache: EntryCache::new(1 << 20, 1 << 20),
         tasks,
-        metrics: LedgerMetrics::new(&NoopMeterProvider::new().meter("ledger")),
+        metrics: LedgerMetrics::new(&meter),
+        settings: LedgerSettings::default(),
+        shared: LedgerShared::default(),
+    };
+    Ok(Arc::new(LogContext {
+        ledgers: Arc::new(ledgers),
+        cache: EntryCache::new(1 << 20, 1 << 20),
+        metrics: LogMetrics::new(&meter),
         settings: LogSettings::default(),
         shared: LogShared::default(),
     }))
@@ -178,7 +185,7 @@ where
     for topic in 0..topics {
         let permit = Arc::clone(&room).acquire_owned().await?;
         let act = act(Arc::clone(context), topic);
-        running.push(context.tasks.spawn("topic", async move {
+        running.push(context.ledgers.tasks.spawn("topic", async move {
             let done = act.await;
             drop(permit);
             done

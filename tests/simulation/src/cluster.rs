@@ -21,10 +21,12 @@ mod store;
 use std::sync::Arc;
 use std::time::Duration;
 
-use aquifer_ledger::context::{LogContext, LogSettings, LogShared};
-use aquifer_ledger::managed::cache::EntryCache;
+use aquifer_ledger::context::{LedgerContext, LedgerSettings, LedgerShared};
 use aquifer_ledger::metrics::LedgerMetrics;
 use aquifer_ledger::placement::{BookieInfo, Bookies};
+use aquifer_log::cache::EntryCache;
+use aquifer_log::context::{LogContext, LogSettings, LogShared};
+use aquifer_log::metrics::LogMetrics;
 use aquifer_model::id::BookieId;
 use aquifer_model::quorum::Quorum;
 use aquifer_runtime::clock::{Clock, SharedClock};
@@ -232,7 +234,7 @@ impl Cluster {
             0 => Duration::from_millis(300),
             _ => Duration::ZERO,
         };
-        let settings = LogSettings {
+        let settings = LedgerSettings {
             request_timeout: Duration::from_secs(2),
             overload_backoff: Duration::from_millis(5),
             overload_retries_max: 100,
@@ -242,19 +244,28 @@ impl Cluster {
             recovery_window_entries: 1 + u32::try_from(self.rng.below(8)).unwrap_or(0),
             retry_backoff_min: Duration::from_millis(5),
             retry_backoff_max: Duration::from_millis(500),
-            read_ahead_range_bytes: 256,
-            ..LogSettings::default()
+            ..LedgerSettings::default()
         };
-        let context = LogContext {
+        let meter = NoopMeterProvider::new().meter("simulation");
+        let ledgers = LedgerContext {
             store: self.store.of_process(id, &self.net),
             transport: self.net.transport(id),
             bookies: Bookies::with_clock(known, Arc::clone(&self.clock)),
             clock: Arc::clone(&self.clock),
             rng: SeededRng::shared(self.rng.next_u64()),
-            cache: EntryCache::new(512, 1024),
             tasks: TaskGroup::new("process"),
-            metrics: LedgerMetrics::new(&NoopMeterProvider::new().meter("simulation")),
+            metrics: LedgerMetrics::new(&meter),
             settings,
+            shared: LedgerShared::default(),
+        };
+        let context = LogContext {
+            ledgers: Arc::new(ledgers),
+            cache: EntryCache::new(512, 1024),
+            metrics: LogMetrics::new(&meter),
+            settings: LogSettings {
+                read_ahead_range_bytes: 256,
+                ..LogSettings::default()
+            },
             shared: LogShared::default(),
         };
         (id, Arc::new(context))

@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use aquifer_ledger::managed::LogEntry;
+use aquifer_log::LogEntry;
 use aquifer_protocol_api::consumer::Delivery;
 use aquifer_runtime::budget::{ByteBudget, BytePermit};
 

@@ -1,8 +1,8 @@
 //! Serving: reads for a subscription what its state machine asks for, from memory at once or from
 //! bookies aside, and hands out what it says.
 
-use aquifer_ledger::error::LogError;
-use aquifer_ledger::managed::{Damage, Found, LogEntry, ReadLimits, ReadPoint};
+use aquifer_log::error::LogError;
+use aquifer_log::{Damage, Found, LogEntry, ReadLimits, ReadPoint};
 use aquifer_model::entry::{EntryFlags, EntryHead};
 use aquifer_model::format::FORMAT_NATIVE;
 use aquifer_model::id::Index;

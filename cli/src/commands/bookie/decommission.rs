@@ -3,11 +3,11 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use aquifer_ledger::replication::decommission::{self, Lost, Retired, Retirement};
-use aquifer_ledger::replication::inspect::{self, Pending};
-use aquifer_ledger::replication::room::{self, Outlook};
-use aquifer_ledger::replication::{Auditor, Member, Members, RepairWorker, ReplicationConfig};
 use aquifer_model::id::{BookieId, LedgerId};
+use aquifer_repair::decommission::{self, Lost, Retired, Retirement};
+use aquifer_repair::inspect::{self, Pending};
+use aquifer_repair::room::{self, Outlook};
+use aquifer_repair::{Auditor, Member, Members, RepairWorker, ReplicationConfig};
 use aquifer_runtime::clock;
 use serde_json::{Value, json};
 
@@ -93,7 +93,7 @@ pub async fn run(
     let mut retirement = retirement.accept_loss(how.accept_loss);
     let progress = out.progress("ledgers moved", Some(outlook.ledgers));
     let mut left = outlook.ledgers;
-    let mut patience = Patience::new(cluster.ctx.clock.monotonic(), left);
+    let mut patience = Patience::new(cluster.ctx.ledgers.clock.monotonic(), left);
     loop {
         let now_left = match retirement.step().await.map_err(|e| failed(&e))? {
             Retired::Yes => {
@@ -122,7 +122,7 @@ pub async fn run(
         if how.no_wait {
             return report(out, bookie, "draining", left, &[]);
         }
-        if patience.is_over(cluster.ctx.clock.monotonic(), left) {
+        if patience.is_over(cluster.ctx.ledgers.clock.monotonic(), left) {
             out.note(&explain(cluster, bookie, left).await?);
         }
         match &mut here {
@@ -271,10 +271,13 @@ impl Here {
             orphan_audit_ms: 0,
             ..ReplicationConfig::default()
         };
-        let session = ctx.store.open_session(SESSION_TTL).await;
+        let session = ctx.ledgers.store.open_session(SESSION_TTL).await;
         let session = session.map_err(|error| failed(&error.into()))?;
         // No other may have the same name.
-        let holder = format!("aquifer bookie decommission, {:016x}", ctx.rng.next_u64());
+        let holder = format!(
+            "aquifer bookie decommission, {:016x}",
+            ctx.ledgers.rng.next_u64()
+        );
         Ok(Here {
             auditor: Auditor::new(ctx.clone(), config.clone()),
             worker: RepairWorker::new(ctx.clone(), session.into(), &config, holder),

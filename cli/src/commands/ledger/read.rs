@@ -42,7 +42,7 @@ pub struct Wanted {
 /// When the ledger does not exist, no replica has an entry, or standard output is closed.
 pub async fn read(cluster: &Cluster, wanted: &Wanted, out: &Output) -> Result<(), CliError> {
     let ledger = wanted.ledger;
-    let opened = TailReader::open(cluster.ctx.clone(), ledger, EntryId(wanted.from)).await;
+    let opened = TailReader::open(cluster.ctx.ledgers.clone(), ledger, EntryId(wanted.from)).await;
     let mut tail = opened.map_err(|error| failed(&error))?;
     let mut left = wanted.count.unwrap_or(u64::MAX);
     let wait = if wanted.follow { WAIT } else { WAIT_AT_END };

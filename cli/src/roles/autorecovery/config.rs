@@ -1,6 +1,6 @@
 //! The configuration of `aquifer autorecovery`.
 
-use aquifer_ledger::replication::ReplicationConfig;
+use aquifer_repair::ReplicationConfig;
 use aquifer_runtime::telemetry::TelemetryConfig;
 use serde::{Deserialize, Serialize};
 

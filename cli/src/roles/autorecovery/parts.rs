@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use aquifer_ledger::replication;
+use aquifer_repair;
 use aquifer_runtime::task::TaskGroup;
 use aquifer_runtime::telemetry::Telemetry;
 use async_trait::async_trait;
@@ -14,7 +14,6 @@ use crate::roles::http::{self, Health};
 use crate::roles::membership::Membership;
 use crate::roles::process::{self, ANSWERS_DRAIN, DRAIN};
 use crate::roles::serving;
-use crate::roles::settings::LedgerSettings;
 use crate::roles::storage::Seams;
 
 /// Task groups, in the order in which they stop.
@@ -66,11 +65,10 @@ impl Parts {
         let (transport, metadata) = (&groups.transport, &groups.metadata);
         let storage =
             serving::cluster_storage(name, &membership, &seams, transport, metadata).await;
-        let (cache, ledger) = (serving::no_cache(), LedgerSettings::default());
-        let ctx = serving::log_context(storage, &cache, &ledger, &seams, telemetry, tasks);
+        let ctx = serving::repair_context(storage, &seams, telemetry, tasks);
         // Random for each start, so that none is mistaken for the one before.
         let id = format!("autorecovery-{:016x}", seams.rng.next_u64());
-        let run = replication::run(
+        let run = aquifer_repair::run(
             Arc::clone(&ctx),
             config.autorecovery.replication.clone(),
             id.clone(),

@@ -18,7 +18,7 @@ use crate::roles::loss::report_loss;
 use crate::roles::membership::Membership;
 use crate::roles::process::{self, ANSWERS_DRAIN, DRAIN};
 use crate::roles::serving::{self, Storage};
-use crate::roles::settings::{self, LedgerSettings};
+use crate::roles::settings;
 use crate::roles::storage::{Seams, bookie_failed, open_bookie};
 
 /// Task groups, in the order in which they stop.
@@ -149,8 +149,7 @@ async fn host(
         ..storage
     };
     let tasks = &groups.autorecovery;
-    let (cache, ledger) = (serving::no_cache(), LedgerSettings::default());
-    let ctx = serving::log_context(storage, &cache, &ledger, seams, telemetry, tasks);
+    let ctx = serving::repair_context(storage, seams, telemetry, tasks);
     let lease = Some(&membership.lease);
     autorecovery::start(bookie, &ctx, &config.autorecovery, lease, tasks);
 }

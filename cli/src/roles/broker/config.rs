@@ -10,7 +10,7 @@ use crate::exit::CliError;
 use crate::roles::membership;
 use crate::roles::settings::{
     self, CacheConfig, ClusterSettings, DEFAULT_CLUSTER, DEFAULT_METADATA, EtcdSettings,
-    LedgerSettings, ListenConfig, QuorumSettings, check_loopback,
+    LedgerConfig, ListenConfig, QuorumSettings, check_loopback,
 };
 
 const HTTP_PORT: u16 = 7680;
@@ -30,7 +30,7 @@ pub struct BrokerRoleConfig {
     /// Replication in namespaces that say nothing else.
     pub quorum: QuorumSettings,
     /// How ledgers are written.
-    pub ledger: LedgerSettings,
+    pub ledger: LedgerConfig,
     /// Memory for entries.
     pub cache: CacheConfig,
     /// Health checks and metrics.
@@ -51,7 +51,7 @@ impl Default for BrokerRoleConfig {
             metadata: DEFAULT_METADATA.to_owned(),
             etcd: EtcdSettings::default(),
             quorum: QuorumSettings::default(),
-            ledger: LedgerSettings::default(),
+            ledger: LedgerConfig::default(),
             cache: CacheConfig::default(),
             http: ListenConfig::on_port(HTTP_PORT),
             broker: BrokerConfig::default(),
@@ -192,7 +192,7 @@ mod tests {
                 },
                 ..BrokerArgs::default()
             };
-            BrokerRoleConfig::load(&args).map(|(config, _)| config.ledger.log_settings())
+            BrokerRoleConfig::load(&args).map(|(config, _)| config.ledger.ledger_settings())
         };
         let settings = load(None).unwrap();
         assert_eq!((settings.zones_min, settings.shrink_ensembles), (2, false));

@@ -18,7 +18,7 @@ use crate::roles::http::{self, Health};
 use crate::roles::loss::report_loss;
 use crate::roles::process::{self, ANSWERS_DRAIN, DRAIN};
 use crate::roles::serving::{self, Storage};
-use crate::roles::settings::LedgerSettings;
+use crate::roles::settings::LedgerConfig;
 use crate::roles::standalone::config::StandaloneConfig;
 use crate::roles::standalone::transport::InProcess;
 use crate::roles::storage::{Seams, open_bookie, part_failed};
@@ -115,12 +115,13 @@ impl Parts {
         bookie: Bookie,
     ) -> Result<Parts, CliError> {
         let storage = storage(&store, &bookie, &groups.ledger);
-        let (cache, ledger) = (&config.cache, LedgerSettings::default());
+        let (cache, ledger) = (&config.cache, LedgerConfig::default());
         let log = serving::log_context(storage, cache, &ledger, seams, telemetry, &groups.ledger);
         // Nobody else has copies, so that there is nothing to repair from: only what concerns the
         // bookie itself runs.
         let hosted = AutorecoveryConfig::default();
-        autorecovery::start(&bookie, &log, &hosted, None, &groups.ledger);
+        let repair = serving::repair(&log, telemetry);
+        autorecovery::start(&bookie, &repair, &hosted, None, &groups.ledger);
         let broker =
             serving::start_broker(&config.broker, log, seams, telemetry, &groups.broker, None)
                 .await?;

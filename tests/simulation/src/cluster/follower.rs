@@ -4,8 +4,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use aquifer_ledger::error::LogError;
-use aquifer_ledger::managed::{LogEntry, ReadLimits, ReadPoint, TopicLog};
+use aquifer_log::error::LogError;
+use aquifer_log::{LogEntry, ReadLimits, ReadPoint, TopicLog};
 use aquifer_model::id::{Index, LedgerId};
 use aquifer_model::policy::Retention;
 use aquifer_runtime::clock::{sleep, timeout};

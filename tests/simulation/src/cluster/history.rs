@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use aquifer_ledger::managed::{Appended, LogEntry};
+use aquifer_log::{Appended, LogEntry};
 use aquifer_metadata::store::{Operation, Revision, Transaction, Versioned};
 use aquifer_metadata::{keys, record};
 use aquifer_model::id::{EntryId, Index, LedgerId};

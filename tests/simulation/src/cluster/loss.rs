@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use aquifer_ledger::error::LedgerError;
-use aquifer_ledger::replication::{Mark, write_mark};
+use aquifer_ledger::marks::{self, Mark};
 use aquifer_metadata::store::{Expect, MetadataStore, Operation, Transaction, Versioned};
 use aquifer_metadata::{keys, record, scan};
 use aquifer_model::id::{BookieId, EntryId, LedgerId};
@@ -29,7 +29,7 @@ pub(super) async fn run(cluster: &Arc<Cluster>) -> Result<(), LedgerError> {
         return Ok(());
     }
     let (_, context) = cluster.process();
-    let store = &*context.store;
+    let store = &*context.ledgers.store;
     let Some((ledger, record)) = choose(cluster, store).await? else {
         return Ok(());
     };
@@ -44,7 +44,7 @@ pub(super) async fn run(cluster: &Arc<Cluster>) -> Result<(), LedgerError> {
     cluster.net.crash(number_of(named), Crash::Wipe, 0);
     unregister(store, named).await?;
     let mark = Mark::new(ledger, &record.home, "simulated loss", 0).lost([named]);
-    write_mark(store, &mark).await?;
+    marks::write(store, &mark).await?;
     let mut worker = worker(cluster).await?;
     for _ in 0..ROUNDS {
         worker.round().await?;

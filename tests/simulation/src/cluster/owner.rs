@@ -3,9 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use aquifer_ledger::context::LogContext;
-use aquifer_ledger::error::LogError;
-use aquifer_ledger::managed::{
+use aquifer_log::context::LogContext;
+use aquifer_log::error::LogError;
+use aquifer_log::{
     Append, AppendSink, Appended, LogEntry, LogKind, LogOptions, ReadLimits, ReadPoint, TopicLog,
     TopicRecordCell,
 };
@@ -244,7 +244,7 @@ impl Owner {
         let cluster = Arc::clone(&self.cluster);
         let follower = self.follower();
         let following = async move { follower.run().await };
-        drop(self.context.tasks.spawn("follower", following));
+        drop(self.context.ledgers.tasks.spawn("follower", following));
         let alone_until = cluster.now() + cluster.between(200, 6_000);
         let next_tag = self.append_until(first_tag, alone_until).await;
         let end = match cluster.rng.below(7) {
@@ -291,7 +291,7 @@ impl Owner {
     async fn hand_over(&self, first_tag: u64, until: Duration) {
         let mut tag = first_tag;
         while !self.cell.is_handed_over() && self.cluster.now() < until {
-            let found = self.context.store.get(&self.guard.key).await;
+            let found = self.context.ledgers.store.get(&self.guard.key).await;
             if let Ok(Some(found)) = found
                 && Expect::Revision(found.revision) != self.guard.expect
             {
@@ -316,11 +316,11 @@ impl Owner {
     }
 
     fn die(&self) {
-        if let Some(panic) = self.context.tasks.failed() {
+        if let Some(panic) = self.context.ledgers.tasks.failed() {
             self.cluster.history.violation(panic);
         }
         self.cluster.net.kill_process(self.process);
-        self.context.tasks.shutdown();
+        self.context.ledgers.tasks.shutdown();
     }
 
     async fn append_until(&self, mut tag: u64, until: Duration) -> u64 {
@@ -374,12 +374,13 @@ async fn claim(context: &LogContext, name: &TopicName, epoch: u64) -> Result<Gua
     let partition = keys::partition_of_topic(name);
     let value = Bytes::from(epoch.to_string());
     let written = context
+        .ledgers
         .store
         .put(&partition, &key, value.clone(), Expect::Any)
         .await;
     let revision = match written {
         Ok(revision) => revision,
-        Err(MetadataError::UnknownOutcome(_)) => match context.store.get(&key).await? {
+        Err(MetadataError::UnknownOutcome(_)) => match context.ledgers.store.get(&key).await? {
             Some(found) if found.value == value => found.revision,
             _ => return Err(LogError::Unavailable("the claim is not known".to_owned())),
         },

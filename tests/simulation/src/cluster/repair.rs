@@ -5,14 +5,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use aquifer_ledger::error::LedgerError;
-use aquifer_ledger::replication::{RepairWorker, ReplicationConfig};
 use aquifer_metadata::error::MetadataError;
 use aquifer_metadata::store::{Expect, MetadataStore, Versioned};
 use aquifer_metadata::{keys, record, scan};
 use aquifer_model::id::{BookieId, EntryId, LedgerId};
 use aquifer_model::quorum::Quorum;
 use aquifer_proto::v1;
+use aquifer_repair::context::RepairContext;
+use aquifer_repair::{RepairWorker, ReplicationConfig};
 use aquifer_runtime::clock::{sleep, timeout};
+use opentelemetry::metrics::MeterProvider;
+use opentelemetry::metrics::noop::NoopMeterProvider;
 
 use crate::cluster::{Cluster, loss, node, number_of};
 
@@ -43,20 +46,22 @@ pub(super) async fn run(cluster: &Arc<Cluster>) {
 /// A worker that repairs at once, and as fast as it can.
 pub(super) async fn worker(cluster: &Arc<Cluster>) -> Result<RepairWorker, LedgerError> {
     let (_, context) = cluster.process();
-    let session = context.store.open_session(REPAIRED_WITHIN).await?;
+    let session = context.ledgers.store.open_session(REPAIRED_WITHIN).await?;
     let config = ReplicationConfig {
         repair_bytes_per_second: u64::MAX,
         open_ledger_grace_ms: 0,
         ..ReplicationConfig::default()
     };
     let holder = format!("simulation {}", cluster.rng.next_u64());
+    let meter = NoopMeterProvider::new().meter("simulation");
+    let context = RepairContext::new(Arc::clone(&context.ledgers), &meter);
     Ok(RepairWorker::new(context, session.into(), &config, holder))
 }
 
 async fn repair(cluster: &Arc<Cluster>) -> Result<(), LedgerError> {
     let (_, context) = cluster.process();
     for number in 0..cluster.shape.bookies {
-        register(&*context.store, node::id_of(number)).await?;
+        register(&*context.ledgers.store, node::id_of(number)).await?;
     }
     let mut worker = worker(cluster).await?;
     loop {
@@ -86,7 +91,8 @@ async fn register(store: &dyn MetadataStore, bookie: BookieId) -> Result<(), Led
 
 async fn check(cluster: &Arc<Cluster>) -> Result<(), LedgerError> {
     let (_, context) = cluster.process();
-    let (ledgers, _) = scan::all(&*context.store, keys::LEDGERS_PREFIX, LEDGERS_MAX).await?;
+    let (ledgers, _) =
+        scan::all(&*context.ledgers.store, keys::LEDGERS_PREFIX, LEDGERS_MAX).await?;
     for stored in &ledgers {
         let Ok(keys::Key::Ledger(id)) = stored.key.parse() else {
             continue;
@@ -95,8 +101,13 @@ async fn check(cluster: &Arc<Cluster>) -> Result<(), LedgerError> {
             continue;
         };
         // What is being deleted has lost copies already; the record goes with the intent.
-        if context.store.get(&keys::deletion(id)).await?.is_none()
-            && context.store.get(&stored.key).await?.is_some()
+        if context
+            .ledgers
+            .store
+            .get(&keys::deletion(id))
+            .await?
+            .is_none()
+            && context.ledgers.store.get(&stored.key).await?.is_some()
         {
             let what = format!("H16: entry {id}:{thin} is closed, repaired and still thin");
             cluster.history.violation(what);

@@ -1,0 +1,310 @@
+//! Appends and their outcomes.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use aquifer_model::entry::{EntryHead, HEAD_BYTES};
+use aquifer_model::id::{EntryId, Index, LedgerId};
+use aquifer_model::limits::ENTRY_BYTES_MAX;
+
+use crate::error::LogError;
+use crate::state::{LogInner, LogTip, Pending, Phase, SegmentStatus, State};
+use crate::types::{Append, AppendSink, Appended, LogEntry};
+use aquifer_ledger::error::LedgerError;
+use aquifer_ledger::writer::driver::WriterOwner;
+
+/// An outcome on its way to its sink.
+struct Outcome {
+    pending: Pending,
+    result: Result<Appended, LogError>,
+}
+
+impl LogInner {
+    pub(crate) fn append(
+        &self,
+        append: Append,
+        sink: &Arc<dyn AppendSink>,
+    ) -> Result<Index, LogError> {
+        let bytes = HEAD_BYTES + append.extensions.len() + append.body.len();
+        if append.message_count == 0 || bytes > ENTRY_BYTES_MAX {
+            return Err(LogError::Invalid(format!(
+                "an entry has at least one message and at most {ENTRY_BYTES_MAX} bytes, \
+                 got {} and {bytes}",
+                append.message_count
+            )));
+        }
+        let (wall_ms, now) = (
+            self.ctx.ledgers.clock.wall_ms(),
+            self.ctx.ledgers.clock.monotonic(),
+        );
+        let mut guard = self.state.lock();
+        let state = &mut *guard;
+        self.admit(state, bytes, now)?;
+        let head = EntryHead {
+            format: append.format,
+            message_count: append.message_count,
+            base_index: state.next.index,
+            // Time never goes back in a log, whatever clocks its owners have (H13).
+            broker_time_ms: wall_ms.max(state.next.time_ms),
+            owner_epoch: self.options.owner_epoch,
+            flags: append.flags,
+            extensions: append.extensions,
+        };
+        let base_index = head.base_index;
+        state.next = LogTip {
+            index: head.end_index(),
+            time_ms: head.broker_time_ms,
+        };
+        state.pending_bytes += bytes;
+        state.pending.push_back(Pending {
+            encoded: head.encode(),
+            head,
+            body: append.body,
+            tag: append.tag,
+            sink: Arc::clone(sink),
+            since: now,
+            entry: None,
+        });
+        if state.phase == Phase::Ready && self.is_over(state, now) {
+            self.begin_rollover(state, now);
+        }
+        let mut writer = None;
+        match state.phase {
+            Phase::Ready => {
+                state.send_next();
+                writer = state.current.as_ref().map(|current| current.writer.clone());
+            }
+            Phase::Idle => {
+                state.phase = Phase::Turning;
+                self.own(state);
+            }
+            Phase::Turning => self.own(state),
+            // `admit` has refused these.
+            Phase::Recovering | Phase::Suspended | Phase::Closed(_) => {}
+        }
+        drop(guard);
+        if let Some(writer) = writer {
+            writer.flush();
+        }
+        Ok(base_index)
+    }
+
+    /// Refuses what cannot be queued now, and counts the bytes of what can.
+    fn admit(&self, state: &State, bytes: usize, now: Duration) -> Result<(), LogError> {
+        let failure = || {
+            let unknown = || LogError::Unavailable("the ledger is being recovered".to_owned());
+            state.failure.clone().unwrap_or_else(unknown)
+        };
+        match &state.phase {
+            Phase::Closed(error) => return Err(error.clone()),
+            _ if state.closing => return Err(LogError::Closed),
+            Phase::Recovering | Phase::Suspended => return Err(failure()),
+            Phase::Idle if state.reopen_at.is_some_and(|at| now < at) => return Err(failure()),
+            Phase::Idle | Phase::Ready | Phase::Turning => {}
+        }
+        let settings = &self.ctx.settings;
+        let full = state.pending_bytes > 0
+            && state.pending_bytes + bytes > settings.pending_bytes_per_log_max;
+        if full
+            || !self
+                .ctx
+                .shared
+                .reserve_pending(bytes, settings.pending_bytes_max)
+        {
+            return Err(LogError::Overloaded);
+        }
+        Ok(())
+    }
+
+    pub(crate) fn resume(&self) {
+        let mut state = self.state.lock();
+        if state.phase == Phase::Suspended {
+            state.phase = Phase::Idle;
+        }
+    }
+
+    /// Takes the oldest append out of the state as acknowledged in `ledger`.
+    fn take_acknowledged(state: &mut State, ledger: LedgerId, entry: EntryId) -> Outcome {
+        let pending = state
+            .pending
+            .pop_front()
+            .expect("the writer acknowledges only what was sent to it");
+        assert_eq!(
+            pending.entry,
+            Some(entry),
+            "acknowledgements come in the order of appends"
+        );
+        state.sent -= 1;
+        state.pending_bytes -= pending.bytes();
+        if let Some(segment) = state.segments.back_mut() {
+            segment.count(&pending.head, pending.bytes());
+        }
+        state.acked = LogTip {
+            index: pending.head.end_index(),
+            time_ms: pending.head.broker_time_ms,
+        };
+        let result = Ok(Appended {
+            ledger,
+            entry,
+            base_index: pending.head.base_index,
+            broker_time_ms: pending.head.broker_time_ms,
+        });
+        Outcome { pending, result }
+    }
+
+    /// Makes an outcome known: to readers first, then to whoever appended. No lock is held.
+    fn settle(&self, outcome: Outcome) {
+        let Outcome { pending, result } = outcome;
+        let bytes = pending.bytes();
+        self.ctx.shared.release_pending(bytes);
+        match &result {
+            Ok(appended) => {
+                self.ctx.metrics.appended_entries.add(1, &[]);
+                self.ctx.metrics.appended_bytes.add(bytes as u64, &[]);
+                let took = self
+                    .ctx
+                    .ledgers
+                    .clock
+                    .monotonic()
+                    .saturating_sub(pending.since);
+                self.ctx
+                    .metrics
+                    .append_seconds
+                    .record(took.as_secs_f64(), &[]);
+                let end = pending.head.end_index();
+                self.tail.push(LogEntry {
+                    ledger: appended.ledger,
+                    entry: appended.entry,
+                    head: pending.head,
+                    body: pending.body,
+                });
+                self.end.send_replace(end);
+            }
+            Err(_) => self.ctx.metrics.append_failures.add(1, &[]),
+        }
+        pending.sink.appended(pending.tag, result);
+    }
+
+    /// Decides pending appends once the end of their ledger is known: those up to `last_entry`
+    /// are stored, the rest never will be (H10). The log rests before any sink hears of it.
+    pub(crate) fn settle_recovered(&self, last_entry: Option<EntryId>, error: &LogError) {
+        let now = self.ctx.ledgers.clock.monotonic();
+        let outcomes = {
+            let mut guard = self.state.lock();
+            let state = &mut *guard;
+            let ledger = state.segments.back().map(|segment| segment.ledger);
+            let mut outcomes = Vec::new();
+            while let (Some(ledger), Some(entry)) =
+                (ledger, state.pending.front().and_then(|p| p.entry))
+                && Some(entry) <= last_entry
+            {
+                outcomes.push(LogInner::take_acknowledged(state, ledger, entry));
+            }
+            let failed = take_failed(state, error);
+            if let Some(segment) = state.segments.back_mut() {
+                segment.status = SegmentStatus::Closed;
+            }
+            state.phase = match (state.closing, failed.is_empty()) {
+                (true, _) => Phase::Turning,
+                (false, true) => Phase::Idle,
+                (false, false) => Phase::Suspended,
+            };
+            self.delay_reopen(state, error, now);
+            outcomes.extend(failed);
+            outcomes
+        };
+        for outcome in outcomes {
+            self.settle(outcome);
+        }
+    }
+
+    /// Refuses appends for a while, so that a broken store is not asked for ledger after ledger.
+    pub(crate) fn delay_reopen(&self, state: &mut State, error: &LogError, now: Duration) {
+        state.failure = Some(error.clone());
+        state.reopen_at = Some(now + self.ctx.ledgers.rng.jitter(state.reopen_backoff));
+        state.reopen_backoff =
+            (state.reopen_backoff * 2).min(self.ctx.ledgers.settings.retry_backoff_max);
+    }
+
+    /// Fails every append without an outcome, and rests in `phase` before any sink hears of it.
+    pub(crate) fn fail_pending(&self, error: &LogError, phase: Phase) {
+        let outcomes = {
+            let mut state = self.state.lock();
+            state.phase = phase;
+            take_failed(&mut state, error)
+        };
+        for outcome in outcomes {
+            self.settle(outcome);
+        }
+    }
+}
+
+fn take_failed(state: &mut State, error: &LogError) -> Vec<Outcome> {
+    let failed: Vec<Outcome> = state
+        .pending
+        .drain(..)
+        .map(|pending| Outcome {
+            pending,
+            result: Err(error.clone()),
+        })
+        .collect();
+    state.sent = 0;
+    state.pending_bytes = 0;
+    state.next = state.acked;
+    failed
+}
+
+impl WriterOwner for LogInner {
+    fn added(&self, ledger: LedgerId, entry: EntryId) {
+        let outcome = {
+            let mut guard = self.state.lock();
+            let state = &mut *guard;
+            let current = state.current.as_ref().map(|c| c.writer.ledger());
+            if current != Some(ledger) {
+                return;
+            }
+            // The ledger works: the next failure starts with a short pause again.
+            state.reopen_backoff = self.ctx.ledgers.settings.retry_backoff_min;
+            state.reopen_at = None;
+            state.telling = true;
+            LogInner::take_acknowledged(state, ledger, entry)
+        };
+        self.settle(outcome);
+        let mut state = self.state.lock();
+        state.telling = false;
+        if state.sent == 0 && state.phase == Phase::Turning {
+            self.drained.notify_one();
+        }
+    }
+
+    fn stopped(&self, ledger: LedgerId, error: LedgerError) {
+        let mut guard = self.state.lock();
+        let state = &mut *guard;
+        let current = state.current.as_ref().map(|c| c.writer.ledger());
+        if current != Some(ledger) || matches!(state.phase, Phase::Closed(_)) {
+            return;
+        }
+        tracing::warn!(ledger = ledger.0, %error, "ledger writer stopped, recovering its ledger");
+        state.failure = Some(match LogError::from(error) {
+            // Whether the topic has another owner is for metadata to say; until then the ledger
+            // was merely closed by a recovery.
+            LogError::Fenced => {
+                LogError::Unavailable("a recovery has closed the ledger".to_owned())
+            }
+            error => error,
+        });
+        state.phase = Phase::Recovering;
+        self.drained.notify_one();
+        self.own(state);
+    }
+}
+
+impl Drop for LogInner {
+    fn drop(&mut self) {
+        // Nobody will hear from the writer any more: the outcome of what is pending is open.
+        let outcomes = take_failed(self.state.get_mut(), &LogError::Closed);
+        for outcome in outcomes {
+            self.settle(outcome);
+        }
+    }
+}

@@ -1,0 +1,178 @@
+//! Opening a log: where it ends, and if need be the recovery of its last ledger.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Arc, OnceLock};
+
+use aquifer_model::entry::EntryHead;
+use aquifer_model::id::{EntryId, Index};
+use aquifer_runtime::clock;
+use parking_lot::Mutex;
+use tokio::runtime::Handle;
+use tokio::sync::{Notify, watch};
+
+use crate::context::LogContext;
+use crate::error::LogError;
+use crate::ranges::RangeIndex;
+use crate::record::TopicRecordCell;
+use crate::state::{LogInner, LogTip, Phase, Segment, SegmentStatus, State};
+use crate::types::{LogKind, LogOptions};
+use aquifer_ledger::ledger_metadata::{self, LedgerInfo, LedgerState};
+use aquifer_ledger::reader::{Wanted, read_range};
+use aquifer_ledger::recovery::driver::{close_by_recovery, close_known};
+use aquifer_ledger::writer::machine::LedgerEnd;
+
+/// Attempts to recover the last ledger before the caller hears of trouble.
+const ATTEMPTS: u32 = 4;
+
+pub(crate) async fn open(
+    ctx: Arc<LogContext>,
+    cell: Arc<TopicRecordCell>,
+    kind: LogKind,
+    options: LogOptions,
+) -> Result<Arc<LogInner>, LogError> {
+    let record = cell.record();
+    if record.partitions > 0 {
+        return Err(LogError::Invalid(
+            "a partitioned topic stores nothing itself: open its partitions".to_owned(),
+        ));
+    }
+    let (stored, trimmed) = match kind {
+        LogKind::Messages => (&record.segments, record.trimmed_index),
+        LogKind::Cursors => (&record.cursor_segments, 0),
+    };
+    let mut segments: VecDeque<Segment> = stored.iter().map(Segment::from_record).collect();
+    check(&segments)?;
+    let mut taken_over = false;
+    let earlier_ms = segments.iter().rev().nth(1).map_or(0, |s| s.last_time_ms);
+    if let Some(last) = segments.back_mut()
+        && last.status == SegmentStatus::Open
+    {
+        taken_over = true;
+        finish_last(&ctx, &cell, last).await?;
+    }
+    let end = segments.back().map_or(Index(trimmed), |s| s.end_index);
+    let last_ms = segments.back().map_or(0, |s| s.last_time_ms);
+    let tip = LogTip {
+        index: end,
+        time_ms: last_ms.max(earlier_ms),
+    };
+    let state = State {
+        phase: Phase::Idle,
+        first: segments.front().map_or(end, |s| s.first_index),
+        segments,
+        acked: tip,
+        next: tip,
+        pending: VecDeque::new(),
+        sent: 0,
+        telling: false,
+        pending_bytes: 0,
+        current: None,
+        failure: None,
+        reopen_at: None,
+        reopen_backoff: ctx.ledgers.settings.retry_backoff_min,
+        roll_at: None,
+        widened: 0,
+        closing: false,
+        owned: false,
+        sealed: Ok(()),
+        waiting_for_seal: Vec::new(),
+    };
+    Ok(Arc::new_cyclic(|me| LogInner {
+        me: me.clone(),
+        kind,
+        options,
+        policies: OnceLock::new(),
+        taken_over,
+        runtime: Handle::current(),
+        state: Mutex::new(state),
+        end: watch::Sender::new(end),
+        tail: ctx.cache.tail(),
+        ranges: RangeIndex::new(ctx.cache.clone()),
+        drained: Notify::new(),
+        infos: Mutex::new(BTreeMap::new()),
+        cell,
+        ctx,
+    }))
+}
+
+/// Segments are consecutive in index, and only the last may be open.
+fn check(segments: &VecDeque<Segment>) -> Result<(), LogError> {
+    for (one, two) in segments.iter().zip(segments.iter().skip(1)) {
+        if one.status != SegmentStatus::Sealed || one.end_index != two.first_index {
+            return Err(LogError::Damaged(format!(
+                "ledger {} of the topic record ends at {}, the next begins at {}",
+                one.ledger, one.end_index, two.first_index
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// Finds the figures of the last ledger; recovers it if nobody has closed it.
+async fn finish_last(
+    ctx: &Arc<LogContext>,
+    cell: &TopicRecordCell,
+    segment: &mut Segment,
+) -> Result<(), LogError> {
+    let (info, end) = closed(ctx, cell, segment).await?;
+    segment.status = SegmentStatus::Closed;
+    let Some(last) = end.last_entry else {
+        return Ok(());
+    };
+    // The end comes from the last entry's own head, never from counting (H10, H13).
+    let stored = read_range(&ctx.ledgers, &info, Wanted::one(last)).await?;
+    let (head, _) = crate::read::split(&info, &stored[0])?;
+    let first = match crate::read::head_at(&ctx.ledgers, &info, EntryId::FIRST).await {
+        Ok(first) => first,
+        // Readers will be told; the topic can still be served behind it.
+        Err(LogError::Damaged(reason)) => {
+            tracing::error!(ledger = %segment.ledger, reason, "first entry of a ledger is damaged");
+            EntryHead {
+                base_index: segment.first_index,
+                ..head.clone()
+            }
+        }
+        Err(error) => return Err(error),
+    };
+    if first.base_index != segment.first_index {
+        return Err(LogError::Damaged(format!(
+            "ledger {} begins at index {}, the topic record says {}",
+            segment.ledger, first.base_index, segment.first_index
+        )));
+    }
+    segment.entries = last.0 + 1;
+    segment.end_index = head.end_index();
+    segment.bytes = end.length;
+    segment.first_time_ms = first.broker_time_ms;
+    segment.last_time_ms = head.broker_time_ms;
+    Ok(())
+}
+
+async fn closed(
+    ctx: &Arc<LogContext>,
+    cell: &TopicRecordCell,
+    segment: &Segment,
+) -> Result<(LedgerInfo, LedgerEnd), LogError> {
+    let info = ledger_metadata::load_existing(&*ctx.ledgers.store, segment.ledger).await?;
+    if let LedgerState::Closed(end) = info.state {
+        return Ok((info, end));
+    }
+    let mut known = Some(info);
+    let mut attempt = 1;
+    let mut backoff = ctx.ledgers.settings.retry_backoff_min;
+    loop {
+        let closed = match known.take() {
+            Some(info) => close_known(&ctx.ledgers, info, &cell.guards()).await,
+            None => close_by_recovery(&ctx.ledgers, segment.ledger, &cell.guards()).await,
+        };
+        match closed.map_err(LogError::from) {
+            Err(error) if error.is_retryable() && attempt < ATTEMPTS => {
+                tracing::warn!(ledger = segment.ledger.0, %error, "recovery on opening failed, trying again");
+            }
+            done => return done,
+        }
+        clock::sleep(ctx.ledgers.rng.jitter(backoff)).await;
+        backoff = (backoff * 2).min(ctx.ledgers.settings.retry_backoff_max);
+        attempt += 1;
+    }
+}

@@ -1,0 +1,408 @@
+//! The topic's metadata record: what this process knows of it, and changes by compare-and-swap.
+//!
+//! Every change compares the record's revision, the caller's guards and, where a ledger changes
+//! with it, that ledger's revision, in one transaction (I6). A guard that does not hold means that
+//! another owner has taken over; a record that somebody else changed under the same guards is read
+//! again and the change is made anew.
+
+use std::sync::Arc;
+
+use aquifer_metadata::error::MetadataError;
+use aquifer_metadata::store::{Expect, Guard, Operation, Revision, Room, Transaction, Versioned};
+use aquifer_metadata::{keys, record};
+use aquifer_model::id::TopicIncarnation;
+use aquifer_model::topic::TopicName;
+use aquifer_proto::v1;
+use parking_lot::Mutex;
+use tokio::sync::Semaphore;
+
+use crate::context::LogContext;
+use crate::deletion;
+use crate::error::LogError;
+use aquifer_ledger::guards::Guards;
+use aquifer_ledger::ledger_metadata::{commit_in_doubt, commit_known};
+
+/// `key_hash` of every topic that this build creates: murmur3-32 with seed 0.
+const KEY_HASH_MURMUR3: u32 = 1;
+/// Attempts when the record keeps changing under the same guards.
+const CONFLICTS_MAX: usize = 32;
+
+/// A topic's metadata record with its revision, changed only by compare-and-swap under guards
+/// (I6). Both logs of a topic share it.
+pub struct TopicRecordCell {
+    ctx: Arc<LogContext>,
+    topic: TopicName,
+    key: String,
+    partition: String,
+    guards: Guards,
+    incarnation: TopicIncarnation,
+    current: Mutex<(v1::TopicRecord, Revision)>,
+    /// One change at a time, so that this process never conflicts with itself.
+    pub(super) turn: Semaphore,
+}
+
+impl TopicRecordCell {
+    /// Loads the record of an existing topic. Every later change compares `guards` too.
+    ///
+    /// # Errors
+    /// When metadata cannot be read or is damaged.
+    pub async fn load(
+        ctx: Arc<LogContext>,
+        topic: &TopicName,
+        guards: Vec<Guard>,
+    ) -> Result<Option<Arc<TopicRecordCell>>, LogError> {
+        let Some(stored) = ctx.ledgers.store.get(&keys::topic(topic)).await? else {
+            return Ok(None);
+        };
+        let (record, incarnation) = decode(&stored)?;
+        let cell = TopicRecordCell::new(ctx, topic, guards, incarnation, record, stored.revision);
+        Ok(Some(Arc::new(cell)))
+    }
+
+    /// Creates a topic with a new incarnation; `partitions` above 0 makes the record of a
+    /// partitioned topic, which stores nothing itself.
+    ///
+    /// # Errors
+    /// [`LogError::AlreadyExists`]; [`LogError::Fenced`] when a guard does not hold.
+    pub async fn create(
+        ctx: Arc<LogContext>,
+        topic: &TopicName,
+        partitions: u32,
+        guards: Vec<Guard>,
+    ) -> Result<Arc<TopicRecordCell>, LogError> {
+        TopicRecordCell::create_while(ctx, topic, partitions, guards, None).await
+    }
+
+    /// Creates a partition, if its topic is still as it was when it allowed that.
+    ///
+    /// # Errors
+    /// As for any topic; a `Conflict` when the topic has changed.
+    pub async fn create_partition(
+        ctx: Arc<LogContext>,
+        topic: &TopicName,
+        guards: Vec<Guard>,
+        of: &TopicRecordCell,
+    ) -> Result<Arc<TopicRecordCell>, LogError> {
+        TopicRecordCell::create_while(ctx, topic, 0, guards, Some(of.unchanged())).await
+    }
+
+    async fn create_while(
+        ctx: Arc<LogContext>,
+        topic: &TopicName,
+        partitions: u32,
+        guards: Vec<Guard>,
+        holds: Option<Guard>,
+    ) -> Result<Arc<TopicRecordCell>, LogError> {
+        if let Some(Room::Low(why) | Room::Full(why)) = ctx.ledgers.store.usage().map(|u| u.room())
+        {
+            return Err(MetadataError::Full(why).into());
+        }
+        let incarnation = TopicIncarnation(ctx.ledgers.rng.id16());
+        let record = v1::TopicRecord {
+            incarnation: incarnation.0.to_vec().into(),
+            partitions,
+            key_hash: KEY_HASH_MURMUR3,
+            ..v1::TopicRecord::default()
+        };
+        let mut cell =
+            TopicRecordCell::new(ctx, topic, guards, incarnation, record.clone(), Revision(0));
+        let put = cell.put(&record, Expect::Absent);
+        let mut transaction = cell.transaction(vec![put]);
+        transaction.guards.extend(holds);
+        match commit_known(&*cell.ctx.ledgers.store, transaction).await {
+            Ok(revision) => {
+                cell.current = Mutex::new((record, revision));
+                Ok(Arc::new(cell))
+            }
+            Err(MetadataError::Conflict { key, .. }) if key == cell.key => {
+                Err(LogError::AlreadyExists)
+            }
+            Err(error) => Err(cell.explain(error)),
+        }
+    }
+
+    fn new(
+        ctx: Arc<LogContext>,
+        topic: &TopicName,
+        guards: Vec<Guard>,
+        incarnation: TopicIncarnation,
+        record: v1::TopicRecord,
+        revision: Revision,
+    ) -> TopicRecordCell {
+        TopicRecordCell {
+            ctx,
+            topic: topic.clone(),
+            key: keys::topic(topic),
+            partition: keys::partition_of_topic(topic),
+            guards: Guards::new(guards),
+            incarnation,
+            current: Mutex::new((record, revision)),
+            turn: Semaphore::new(1),
+        }
+    }
+
+    /// The topic.
+    #[must_use]
+    pub fn topic(&self) -> &TopicName {
+        &self.topic
+    }
+
+    /// The record as this process knows it.
+    #[must_use]
+    pub fn record(&self) -> v1::TopicRecord {
+        self.current.lock().0.clone()
+    }
+
+    /// How many bytes the record has, and how many ledgers it lists.
+    pub(crate) fn size(&self) -> (usize, usize) {
+        let record = self.record();
+        let ledgers = record.segments.len() + record.cursor_segments.len();
+        (record::encode(record).len(), ledgers)
+    }
+
+    /// The revision of that.
+    #[must_use]
+    pub fn revision(&self) -> Revision {
+        self.current.lock().1
+    }
+
+    /// Which life of the topic's name this is.
+    #[must_use]
+    pub fn incarnation(&self) -> TopicIncarnation {
+        self.incarnation
+    }
+
+    /// Holds as long as the record is as this process knows it.
+    #[must_use]
+    pub fn unchanged(&self) -> Guard {
+        Guard {
+            key: self.key.clone(),
+            expect: Expect::Revision(self.current.lock().1),
+        }
+    }
+
+    /// Notes that a partitioned topic is being deleted: from now on it has no partitions but those that
+    /// are there, which are deleted next.
+    ///
+    /// # Errors
+    /// When metadata cannot be changed.
+    pub async fn mark_deleting(&self) -> Result<(), LogError> {
+        let mark = |record: &mut v1::TopicRecord| {
+            record.deleting = true;
+            Ok(())
+        };
+        self.update(Vec::new(), mark).await.map(drop)
+    }
+
+    /// Deletes the topic with its ledgers. Close its logs before. Once this has returned, what a
+    /// crash leaves behind is finished by [`aquifer_ledger::deletion::sweep_intents`].
+    ///
+    /// # Errors
+    /// When metadata cannot be changed.
+    pub async fn delete(&self) -> Result<(), LogError> {
+        deletion::delete_topic(self).await
+    }
+
+    pub(crate) fn ctx(&self) -> &Arc<LogContext> {
+        &self.ctx
+    }
+
+    pub(crate) fn guards(&self) -> Vec<Guard> {
+        self.guards.now()
+    }
+
+    /// The same, as they will be whenever they are asked for.
+    pub(crate) fn shared_guards(&self) -> Guards {
+        self.guards.clone()
+    }
+
+    /// Every later change compares these instead: the owner's right to change the topic is the same,
+    /// but what shows it in metadata was written anew.
+    pub fn set_guards(&self, guards: Vec<Guard>) {
+        self.guards.set(guards);
+    }
+
+    /// Another owner is to take the topic over. Later changes compare these, and are those that it
+    /// waits for: what is open is sealed, what is old is trimmed. No ledger is opened any more, so that
+    /// whoever finds all of them closed knows that nothing is acknowledged here any more (H21).
+    pub fn hand_over(&self, guards: Vec<Guard>) {
+        self.guards.hand_over(guards);
+    }
+
+    /// Whether that has happened.
+    #[must_use]
+    pub fn is_handed_over(&self) -> bool {
+        self.guards.right().sealing_only
+    }
+
+    /// Whether no ledger of the topic is open, as metadata says now: nobody has to be fenced.
+    ///
+    /// # Errors
+    /// When metadata cannot be read.
+    pub async fn is_sealed(&self) -> Result<bool, LogError> {
+        self.reload().await?;
+        let current = self.current.lock();
+        let mut last = [current.0.segments.last(), current.0.cursor_segments.last()].into_iter();
+        Ok(last.all(|segment| segment.is_none_or(|segment| segment.sealed)))
+    }
+
+    pub(crate) fn partition(&self) -> &str {
+        &self.partition
+    }
+
+    fn put(&self, record: &v1::TopicRecord, expect: Expect) -> Operation {
+        Operation::Put {
+            key: self.key.clone(),
+            value: record::encode(record.clone()),
+            expect,
+        }
+    }
+
+    fn transaction(&self, operations: Vec<Operation>) -> Transaction {
+        self.guarded(self.guards(), operations)
+    }
+
+    fn guarded(&self, guards: Vec<Guard>, operations: Vec<Operation>) -> Transaction {
+        Transaction {
+            partition: self.partition.clone(),
+            guards,
+            operations,
+        }
+    }
+
+    /// What a failed change means to the owner.
+    fn explain(&self, error: MetadataError) -> LogError {
+        match &error {
+            MetadataError::Conflict { key, .. } if self.guards().iter().any(|g| g.key == *key) => {
+                LogError::Fenced
+            }
+            _ => LogError::Metadata(error),
+        }
+    }
+
+    /// Changes the record together with `operations`. `change` is called again on a record that
+    /// somebody else has changed, and refuses if it no longer fits.
+    ///
+    /// # Errors
+    /// [`LogError::Fenced`] when a guard does not hold or the topic is gone; a `Conflict` that
+    /// names one of the keys in `operations`; what `change` says.
+    pub(crate) async fn update<F>(
+        &self,
+        operations: Vec<Operation>,
+        change: F,
+    ) -> Result<Revision, LogError>
+    where
+        F: Fn(&mut v1::TopicRecord) -> Result<(), LogError>,
+    {
+        self.update_in_doubt(operations, change, false, &mut false)
+            .await
+    }
+
+    /// The same, for a change that opens a ledger too. After an error, `doubt` is set if the change may
+    /// have been made all the same.
+    ///
+    /// # Errors
+    /// [`LogError::HandedOver`] for a change that opens a ledger when the topic is handed over.
+    pub(crate) async fn update_in_doubt<F>(
+        &self,
+        operations: Vec<Operation>,
+        change: F,
+        opens: bool,
+        doubt: &mut bool,
+    ) -> Result<Revision, LogError>
+    where
+        F: Fn(&mut v1::TopicRecord) -> Result<(), LogError>,
+    {
+        let _turn = self.turn.acquire().await;
+        let mut conflict = None;
+        for _ in 0..CONFLICTS_MAX {
+            let (mut record, revision) = self.current.lock().clone();
+            let right = self.guards.right();
+            if opens && right.sealing_only {
+                return Err(LogError::HandedOver);
+            }
+            change(&mut record)?;
+            let mut all = vec![self.put(&record, Expect::Revision(revision))];
+            all.extend(operations.iter().cloned());
+            let transaction = self.guarded(right.guards, all);
+            match commit_in_doubt(&*self.ctx.ledgers.store, transaction, doubt).await {
+                Ok(revision) => {
+                    *self.current.lock() = (record, revision);
+                    return Ok(revision);
+                }
+                Err(error @ MetadataError::Conflict { .. }) => {
+                    // The store names the first key only; look at ours in any case.
+                    if !self.reload().await? {
+                        return Err(self.explain(error));
+                    }
+                    conflict = Some(error);
+                }
+                Err(error) => return Err(self.explain(error)),
+            }
+        }
+        let unlucky = || MetadataError::Unavailable("the topic record keeps changing".to_owned());
+        Err(conflict.unwrap_or_else(unlucky).into())
+    }
+
+    /// Removes the record together with `operations`.
+    pub(crate) async fn remove(&self, operations: Vec<Operation>) -> Result<(), LogError> {
+        let _turn = self.turn.acquire().await;
+        let mut all = vec![Operation::Delete {
+            key: self.key.clone(),
+            expect: Expect::Revision(self.current.lock().1),
+        }];
+        all.extend(operations);
+        let result = commit_known(&*self.ctx.ledgers.store, self.transaction(all)).await;
+        result.map(drop).map_err(|error| self.explain(error))
+    }
+
+    /// Reads the record again; says whether somebody else had changed it.
+    ///
+    /// # Errors
+    /// [`LogError::Fenced`] when the topic is gone; when metadata cannot be read.
+    pub async fn refresh(&self) -> Result<bool, LogError> {
+        let _turn = self.turn.acquire().await;
+        self.reload().await
+    }
+
+    /// Reads the record again; returns whether it had changed.
+    async fn reload(&self) -> Result<bool, LogError> {
+        let stored = self.ctx.ledgers.store.get(&self.key).await?;
+        let stored = stored.ok_or(LogError::Fenced)?;
+        let (record, incarnation) = decode(&stored)?;
+        if incarnation != self.incarnation {
+            return Err(LogError::Fenced);
+        }
+        let mut current = self.current.lock();
+        let changed = current.1 != stored.revision;
+        *current = (record, stored.revision);
+        Ok(changed)
+    }
+
+    /// Whether the guards still hold and the topic still lives: who is fenced asks this (H10).
+    pub(crate) async fn check_owner(&self) -> Result<(), LogError> {
+        for guard in self.guards() {
+            let found = self.ctx.ledgers.store.get(&guard.key).await?;
+            let holds = match guard.expect {
+                Expect::Any => true,
+                Expect::Absent => found.is_none(),
+                Expect::Revision(revision) => found.is_some_and(|f| f.revision == revision),
+            };
+            if !holds {
+                return Err(LogError::Fenced);
+            }
+        }
+        self.reload().await.map(drop)
+    }
+}
+
+fn decode(stored: &Versioned) -> Result<(v1::TopicRecord, TopicIncarnation), LogError> {
+    let record: v1::TopicRecord = record::decode(stored)?;
+    let incarnation = TopicIncarnation::try_from(record.incarnation.as_ref()).map_err(|_| {
+        MetadataError::Damaged {
+            key: stored.key.clone(),
+            reason: "its incarnation is malformed".to_owned(),
+        }
+    })?;
+    Ok((record, incarnation))
+}

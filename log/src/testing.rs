@@ -1,0 +1,72 @@
+//! Logs in a test world, for tests of this crate and of crates above it.
+
+use std::sync::Arc;
+
+use aquifer_ledger::context::{LedgerContext, LedgerSettings};
+use aquifer_ledger::testing::{Fuse, TestWorld};
+use aquifer_ledger::transport::BookieTransport;
+use aquifer_metadata::store::MetadataStore;
+use opentelemetry::metrics::MeterProvider;
+use opentelemetry::metrics::noop::NoopMeterProvider;
+
+use crate::cache::EntryCache;
+use crate::context::{LogContext, LogSettings, LogShared};
+use crate::metrics::LogMetrics;
+
+/// Processes with logs in a [`TestWorld`].
+pub trait TestLogs {
+    /// The context of a process.
+    fn logs(&self) -> Arc<LogContext>;
+    /// The context of a process that reaches the world only until `fuse` blows.
+    fn fused_logs(&self, fuse: &Arc<Fuse>) -> Arc<LogContext>;
+    /// The context of a process over these seams.
+    fn logs_with(
+        &self,
+        store: Arc<dyn MetadataStore>,
+        transport: Arc<dyn BookieTransport>,
+        settings: LedgerSettings,
+    ) -> Arc<LogContext>;
+}
+
+impl TestLogs for TestWorld {
+    fn logs(&self) -> Arc<LogContext> {
+        over(self.process(), settings())
+    }
+
+    fn fused_logs(&self, fuse: &Arc<Fuse>) -> Arc<LogContext> {
+        over(self.fused_process(fuse), settings())
+    }
+
+    fn logs_with(
+        &self,
+        store: Arc<dyn MetadataStore>,
+        transport: Arc<dyn BookieTransport>,
+        ledger_settings: LedgerSettings,
+    ) -> Arc<LogContext> {
+        over(
+            self.process_with(store, transport, ledger_settings),
+            settings(),
+        )
+    }
+}
+
+/// Small ranges: what tests want.
+#[must_use]
+pub fn settings() -> LogSettings {
+    LogSettings {
+        read_ahead_range_bytes: 64 * 1024,
+        ..LogSettings::default()
+    }
+}
+
+/// Logs over these ledgers.
+#[must_use]
+pub fn over(ledgers: Arc<LedgerContext>, settings: LogSettings) -> Arc<LogContext> {
+    Arc::new(LogContext {
+        ledgers,
+        cache: EntryCache::new(4 * 1024 * 1024, 4 * 1024 * 1024),
+        metrics: LogMetrics::new(&NoopMeterProvider::new().meter("test")),
+        settings,
+        shared: LogShared::default(),
+    })
+}

@@ -1,0 +1,218 @@
+//! The handle of one topic log: what brokers call.
+
+use std::sync::Arc;
+
+use aquifer_model::id::Index;
+use aquifer_model::place::Place;
+use aquifer_model::policy::{NamespacePolicies, Retention};
+use tokio::sync::watch;
+
+use crate::context::LogContext;
+use crate::error::LogError;
+use crate::open;
+use crate::probe::Fence;
+use crate::read::ReadPoint;
+use crate::record::TopicRecordCell;
+use crate::state::{LogInner, SegmentStatus};
+use crate::trim::TrimDue;
+use crate::types::{
+    Append, AppendSink, Found, LedgerStat, LogEntry, LogHead, LogKind, LogOptions, LogStats,
+    ReadLimits,
+};
+
+/// A log of one topic: its messages, or its cursors. Clones share it.
+#[derive(Clone)]
+pub struct TopicLog {
+    pub(crate) inner: Arc<LogInner>,
+}
+
+impl TopicLog {
+    /// Opens a log. Recovers its last ledger if that is open; writes nothing for an idle topic.
+    ///
+    /// # Errors
+    /// [`LogError::Limbo`] when the last ledger cannot be recovered because its bookies may have
+    /// lost data; [`LogError::Unavailable`] when they do not answer; [`LogError::Fenced`].
+    pub async fn open(
+        ctx: Arc<LogContext>,
+        cell: Arc<TopicRecordCell>,
+        kind: LogKind,
+        options: LogOptions,
+    ) -> Result<TopicLog, LogError> {
+        let inner = open::open(ctx, cell, kind, options).await?;
+        Ok(TopicLog { inner })
+    }
+
+    /// Takes quorum and rollover from here from now on, as they are whenever they are needed: a changed
+    /// quorum ends the current ledger with the next append.
+    pub fn follow(&self, policies: watch::Receiver<NamespacePolicies>) {
+        self.inner.follow(policies);
+    }
+
+    /// Appends an entry: assigns its base index, writes the broker's head with a broker time of at
+    /// least the last entry's (H13), and queues it. Never blocks. The outcome reaches `sink`
+    /// exactly once, in the order of appends, never from inside this call.
+    ///
+    /// # Errors
+    /// Nothing is queued and no outcome will come: [`LogError::Overloaded`] when too many bytes
+    /// are pending; after any append failed, the same error until [`TopicLog::resume`].
+    pub fn append(&self, append: Append, sink: &Arc<dyn AppendSink>) -> Result<Index, LogError> {
+        self.inner.append(append, sink)
+    }
+
+    /// Accepts appends again after a failed one. The caller has by then told its producers and
+    /// reset what it derived from the failed appends (H7).
+    pub fn resume(&self) {
+        self.inner.resume();
+    }
+
+    /// Asks bookies whether somebody has taken over the ledger that this log writes to (H9).
+    pub async fn probe_fence(&self) -> Fence {
+        self.inner.probe_fence().await
+    }
+
+    /// Whether a ledger is open that whoever takes over has to fence.
+    #[must_use]
+    pub fn is_open(&self) -> bool {
+        self.inner.is_open()
+    }
+
+    /// Whether a former owner had left the last ledger open when this was opened: it may not know yet
+    /// that it is none any more.
+    #[must_use]
+    pub fn was_taken_over(&self) -> bool {
+        self.inner.taken_over
+    }
+
+    /// Index of the first message that is kept.
+    #[must_use]
+    pub fn first(&self) -> Index {
+        self.inner.first()
+    }
+
+    /// Index after the last acknowledged message.
+    #[must_use]
+    pub fn end(&self) -> Index {
+        self.inner.end()
+    }
+
+    /// Reports every change of [`TopicLog::end`].
+    #[must_use]
+    pub fn watch_end(&self) -> watch::Receiver<Index> {
+        self.inner.end.subscribe()
+    }
+
+    /// What [`TopicLog::read`] would return, if that needs no waiting: `None` when it is not in
+    /// memory; an empty vector at the end.
+    pub fn read_cached(&self, at: &mut ReadPoint, limits: ReadLimits) -> Option<Vec<LogEntry>> {
+        self.inner.read_cached(at, limits)
+    }
+
+    /// Reads whole entries from the one that contains `at.index` on, and advances `at` behind
+    /// them. Empty only at the end. A point below [`TopicLog::first`] moves up to it. At least
+    /// one entry is returned whatever the limits.
+    ///
+    /// # Errors
+    /// [`LogError::Damaged`] when no replica has an entry as it was written.
+    pub async fn read(
+        &self,
+        at: &mut ReadPoint,
+        limits: ReadLimits,
+    ) -> Result<Vec<LogEntry>, LogError> {
+        self.inner.read(at, limits).await
+    }
+
+    /// Reads like [`TopicLog::read`]. Where no copy has what was written, says how far that goes and
+    /// moves the point behind it: for a caller that goes on and tells what is left out.
+    ///
+    /// # Errors
+    /// When the log cannot be read for other reasons than damage.
+    pub async fn read_or_skip(
+        &self,
+        at: &mut ReadPoint,
+        limits: ReadLimits,
+    ) -> Result<Found, LogError> {
+        self.inner.read_or_skip(at, limits).await
+    }
+
+    /// Reads heads like [`TopicLog::read_or_skip`] reads entries, `entries_max` at most: for a caller
+    /// that needs no bodies.
+    ///
+    /// # Errors
+    /// When the log cannot be read for other reasons than damage.
+    pub async fn read_heads_or_skip(
+        &self,
+        at: &mut ReadPoint,
+        entries_max: usize,
+    ) -> Result<Found<LogHead>, LogError> {
+        self.inner.read_heads_or_skip(at, entries_max).await
+    }
+
+    /// The index of a place, between [`TopicLog::first`] and [`TopicLog::end`].
+    ///
+    /// # Errors
+    /// [`LogError::Invalid`] for a position that is not of this log.
+    pub async fn locate(&self, place: Place) -> Result<Index, LogError> {
+        self.inner.locate(place).await
+    }
+
+    /// What [`TopicLog::trim`] would delete; nothing when it would delete nothing.
+    #[must_use]
+    pub fn trim_due(&self, below: Index, retention: Retention) -> Option<TrimDue> {
+        self.inner.trim_due(below, retention)
+    }
+
+    /// Whether [`TopicLog::trim`] would seal the current ledger.
+    #[must_use]
+    pub fn wants_seal(&self, below: Index, retention: Retention) -> bool {
+        self.inner.wants_seal(below, retention)
+    }
+
+    /// Deletes whole segments that end at or below `below` and are beyond both bounds of
+    /// `retention`; seals a current ledger that is over its age, or that is in the way of that. Returns the new first index.
+    ///
+    /// # Errors
+    /// When metadata cannot be changed; nothing is deleted then.
+    pub async fn trim(&self, below: Index, retention: Retention) -> Result<Index, LogError> {
+        self.inner.trim(below, retention).await
+    }
+
+    /// Seals the current ledger; the next append opens another.
+    ///
+    /// # Errors
+    /// When the ledger or its record could not be closed.
+    pub async fn roll(&self) -> Result<(), LogError> {
+        self.inner.seal(false).await
+    }
+
+    /// Waits for pending appends, seals the current ledger and refuses appends for good.
+    ///
+    /// # Errors
+    /// When the ledger could not be sealed: whoever opens the log next will recover it.
+    pub async fn close(&self) -> Result<(), LogError> {
+        self.inner.seal(true).await
+    }
+
+    /// Figures of the log.
+    #[must_use]
+    pub fn stats(&self) -> LogStats {
+        let state = self.inner.state.lock();
+        let ledgers: Vec<LedgerStat> = state
+            .segments
+            .iter()
+            .map(|segment| LedgerStat {
+                ledger: segment.ledger,
+                first_index: segment.first_index,
+                entries: segment.entries,
+                bytes: segment.bytes,
+                open: segment.status == SegmentStatus::Open,
+            })
+            .collect();
+        LogStats {
+            first: state.first,
+            end: state.acked.index,
+            entries: ledgers.iter().map(|ledger| ledger.entries).sum(),
+            bytes: ledgers.iter().map(|ledger| ledger.bytes).sum(),
+            ledgers,
+        }
+    }
+}

@@ -1,0 +1,200 @@
+//! Deleting what is neither needed nor to be kept: whole sealed segments from the front.
+
+use std::time::Duration;
+
+use aquifer_metadata::store::MetadataStore;
+use aquifer_model::id::{Index, LedgerId};
+use aquifer_model::policy::Retention;
+use aquifer_proto::v1;
+
+use crate::deletion;
+use crate::error::LogError;
+use crate::owner::note_removed;
+use crate::state::{LogInner, Phase, Segment, SegmentStatus, State};
+use crate::types::LogKind;
+use aquifer_ledger::ledger_metadata;
+
+/// Segments that one transaction removes, at most.
+const SEGMENTS_PER_CHANGE: usize = 50;
+
+/// An open ledger whose messages have all had their time is sealed for trimming, but not before it is
+/// this old: a topic with a message now and then would begin a ledger for each. A shorter age of the
+/// rollover policy goes first.
+const SEAL_AGE_MIN: Duration = Duration::from_secs(60);
+
+/// What policy lets a trim delete now: from the front, whole segments.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TrimDue {
+    /// The end of the first segment.
+    pub first_end: Index,
+    /// The end of the last one.
+    pub end: Index,
+}
+
+/// The same as far as the record of a topic tells that is not loaded: where its first segment ends if
+/// that is due. One that nobody has sealed ends nobody knows where; it is due if it is old enough to
+/// have messages that are.
+///
+/// # Errors
+/// When the record of a ledger cannot be read.
+pub async fn first_due_on_record(
+    store: &dyn MetadataStore,
+    record: &v1::TopicRecord,
+    retention: Retention,
+    now_ms: u64,
+) -> Result<Option<Index>, LogError> {
+    let Some(first) = record.segments.first() else {
+        return Ok(None);
+    };
+    let kept = record.segments.iter().skip(1).map(|s| s.bytes).sum();
+    if first.sealed {
+        let is_due = retention.lets_go(first.last_time_ms, kept, now_ms);
+        return Ok(is_due.then_some(Index(first.end_index)));
+    }
+    let created_ms = match ledger_metadata::load(store, LedgerId(first.ledger_id)).await? {
+        Some(info) => info.created_ms,
+        None => 0,
+    };
+    let is_due = retention.lets_go(created_ms, kept, now_ms);
+    Ok(is_due.then_some(Index(first.first_index)))
+}
+
+impl LogInner {
+    pub(crate) async fn trim(&self, below: Index, retention: Retention) -> Result<Index, LogError> {
+        if self.wants_seal(below, retention) {
+            // A seal that metadata does not answer would hold back appends.
+            self.reach_metadata().await?;
+            self.seal(false).await?;
+        }
+        loop {
+            let goners = self.goners(below, retention);
+            if goners.is_empty() {
+                return Ok(self.first());
+            }
+            deletion::again_after_repairs(|| self.remove(&goners)).await?;
+        }
+    }
+
+    pub(crate) fn trim_due(&self, below: Index, retention: Retention) -> Option<TrimDue> {
+        let state = self.state.lock();
+        let seal = self.may_seal(&state);
+        let mut due = self
+            .expired(&state, below, retention)
+            .take_while(|s| s.status == SegmentStatus::Sealed || seal)
+            .map(|segment| segment.end_index);
+        let first_end = due.next()?;
+        Some(TrimDue {
+            first_end,
+            end: due.last().unwrap_or(first_end),
+        })
+    }
+
+    pub(crate) fn wants_seal(&self, below: Index, retention: Retention) -> bool {
+        let state = self.state.lock();
+        let Some(last) = state.segments.back() else {
+            return false;
+        };
+        // Old ledgers do not stay open, trimmed or not.
+        let is_old = state.phase == Phase::Idle || self.is_over_age(&state);
+        let segments = state.segments.len();
+        last.status != SegmentStatus::Sealed
+            && self.may_seal(&state)
+            && (is_old || self.expired(&state, below, retention).count() == segments)
+    }
+
+    /// Whether the last ledger may be sealed though nothing is appended: one that a recovery has
+    /// closed, and one that has been open for long. Else neither could ever go.
+    fn may_seal(&self, state: &State) -> bool {
+        // What is handed over is sealed in its turn, and would take nothing any more until then.
+        if self.cell.is_handed_over() {
+            return false;
+        }
+        match state.phase {
+            Phase::Ready => self.is_over_age(state) || self.age(state) >= Some(SEAL_AGE_MIN),
+            Phase::Idle => {
+                let last = state.segments.back().map(|segment| segment.status);
+                last == Some(SegmentStatus::Closed)
+            }
+            Phase::Turning | Phase::Recovering | Phase::Suspended | Phase::Closed(_) => false,
+        }
+    }
+
+    fn is_over_age(&self, state: &State) -> bool {
+        let age_max = Duration::from_millis(self.rollover().age_ms);
+        self.age(state) >= Some(age_max)
+    }
+
+    /// Age of the open ledger, if it has entries.
+    fn age(&self, state: &State) -> Option<Duration> {
+        let current = state.current.as_ref()?;
+        let now = self.ctx.ledgers.clock.monotonic();
+        (current.entries_sent > 0).then(|| now.saturating_sub(current.opened))
+    }
+
+    /// The segments at the front that nobody needs and no bound of the policy keeps.
+    fn expired<'a>(
+        &self,
+        state: &'a State,
+        below: Index,
+        retention: Retention,
+    ) -> impl Iterator<Item = &'a Segment> {
+        let now_ms = self.ctx.ledgers.clock.wall_ms();
+        let mut kept: u64 = state.segments.iter().map(|segment| segment.bytes).sum();
+        // The end of the cursor log is written nowhere but in its last segment.
+        let spare = match self.kind {
+            LogKind::Messages => state.segments.len(),
+            LogKind::Cursors => state.segments.len().saturating_sub(1),
+        };
+        state
+            .segments
+            .iter()
+            .take(spare)
+            .take_while(move |segment| {
+                kept = kept.saturating_sub(segment.bytes);
+                segment.end_index <= below && retention.lets_go(segment.last_time_ms, kept, now_ms)
+            })
+    }
+
+    fn goners(&self, below: Index, retention: Retention) -> Vec<LedgerId> {
+        let state = self.state.lock();
+        let expired = self.expired(&state, below, retention);
+        let sealed = expired.take_while(|segment| segment.status == SegmentStatus::Sealed);
+        sealed.take(SEGMENTS_PER_CHANGE).map(|s| s.ledger).collect()
+    }
+
+    /// Takes segments off the record and notes that their ledgers are to be deleted, at once.
+    async fn remove(&self, goners: &[LedgerId]) -> Result<(), LogError> {
+        // What this process remembers may name bookies that repair has replaced since.
+        let ledgers = goners.iter().copied();
+        let (intents, taken) = deletion::intents_that_fit(&self.cell, ledgers).await?;
+        let goners = &goners[..taken];
+        let ids: Vec<u64> = goners.iter().map(|ledger| ledger.0).collect();
+        let end = self.end();
+        self.cell
+            .update(intents, |record| {
+                let segments = self.segments_of(record);
+                let front = segments.iter().map(|s| s.ledger_id).take(ids.len());
+                if front.ne(ids.iter().copied()) {
+                    return Err(LogError::Fenced);
+                }
+                let removed: Vec<_> = segments.drain(..ids.len()).collect();
+                if self.kind == LogKind::Messages {
+                    note_removed(record, removed);
+                    let first = record.segments.first().map_or(end.0, |s| s.first_index);
+                    record.trimmed_index = record.trimmed_index.max(first);
+                }
+                Ok(())
+            })
+            .await?;
+        {
+            let mut guard = self.state.lock();
+            let state: &mut State = &mut guard;
+            state.segments.drain(..goners.len());
+            let front = state.segments.front();
+            state.first = front.map_or(state.acked.index, |s| s.first_index);
+        }
+        self.infos.lock().retain(|id, _| !goners.contains(id));
+        deletion::delete_in_background(&self.ctx, goners.to_vec());
+        Ok(())
+    }
+}

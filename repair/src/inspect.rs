@@ -1,0 +1,373 @@
+//! Ledgers for people: what their records say, what their replicas hold, and the repairs that an
+//! operator may ask for.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use aquifer_metadata::keys::{self, Key};
+use aquifer_metadata::record;
+use aquifer_metadata::store::{Expect, Guard, MetadataStore, PageToken, Transaction};
+use aquifer_model::id::{BookieId, EntryId, LEDGER_ID_MAX, LedgerId};
+use aquifer_model::quorum::Quorum;
+use aquifer_model::storage::{BookieError, ReadRange};
+use aquifer_proto::v1;
+use aquifer_runtime::clock;
+
+use crate::context::RepairContext;
+use crate::copy::{Copier, Depth, Trouble};
+use crate::members::Members;
+use crate::pace::Pace;
+use crate::plan;
+use aquifer_ledger::deletion::{self, Intent, Progress};
+use aquifer_ledger::error::LedgerError;
+use aquifer_ledger::index;
+use aquifer_ledger::ledger_metadata::{self, LedgerInfo, LedgerState, commit_known};
+use aquifer_ledger::marks::Mark;
+use aquifer_ledger::recovery::driver::close_by_recovery;
+
+/// How long a bookie may take to answer whether it is there.
+const PING: Duration = Duration::from_secs(3);
+/// Unreadable values that are named.
+const DAMAGED_LISTED_MAX: usize = 100;
+
+/// A ledger's record.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LedgerView {
+    /// The ledger.
+    pub ledger: LedgerId,
+    /// `open`, `in-recovery` or `closed`.
+    pub state: &'static str,
+    /// Its quorums.
+    pub quorum: Quorum,
+    /// The last entry of a closed ledger that has any.
+    pub last_entry: Option<EntryId>,
+    /// Bytes of a closed ledger.
+    pub length_bytes: u64,
+    /// First entry and members of each fragment, in order.
+    pub fragments: Vec<(EntryId, Vec<BookieId>)>,
+    /// The metadata partition of its topic.
+    pub home: String,
+    /// When it was created.
+    pub created_ms: u64,
+    /// How many recoveries have begun.
+    pub recovery_epoch: u64,
+}
+
+impl LedgerView {
+    fn of(info: &LedgerInfo) -> LedgerView {
+        let (state, end) = match info.state {
+            LedgerState::Open => ("open", None),
+            LedgerState::InRecovery => ("in-recovery", None),
+            LedgerState::Closed(end) => ("closed", Some(end)),
+        };
+        LedgerView {
+            ledger: info.id,
+            state,
+            quorum: info.quorum,
+            last_entry: end.and_then(|end| end.last_entry),
+            length_bytes: end.map_or(0, |end| end.length),
+            fragments: info
+                .fragments
+                .iter()
+                .map(|(first, members)| (*first, members.clone()))
+                .collect(),
+            home: info.home.clone(),
+            created_ms: info.created_ms,
+            recovery_epoch: info.recovery_epoch,
+        }
+    }
+}
+
+/// Reads one ledger's record.
+///
+/// # Errors
+/// When metadata cannot be read or the record is damaged.
+pub async fn view(
+    store: &dyn MetadataStore,
+    ledger: LedgerId,
+) -> Result<Option<LedgerView>, LedgerError> {
+    let info = ledger_metadata::load(store, ledger).await?;
+    Ok(info.as_ref().map(LedgerView::of))
+}
+
+/// A page of ledgers, and where the next begins. A damaged record is its key and the reason.
+pub type LedgerPage = (Vec<Result<LedgerView, String>>, Option<PageToken>);
+
+/// Reads a page of ledgers in order of ids.
+///
+/// # Errors
+/// When metadata cannot be read.
+pub async fn list(
+    store: &dyn MetadataStore,
+    page: Option<PageToken>,
+    limit: usize,
+) -> Result<LedgerPage, LedgerError> {
+    let found = store.scan(keys::LEDGERS_PREFIX, page, limit).await?;
+    let ledgers = found.items.iter().map(|item| {
+        let Ok(Key::Ledger(id)) = item.key.parse() else {
+            return Err(format!("{}: not the key of a ledger", item.key));
+        };
+        let info = LedgerInfo::decode(id, item);
+        info.as_ref()
+            .map(LedgerView::of)
+            .map_err(|error| format!("{}: {error}", item.key))
+    });
+    Ok((ledgers.collect(), found.next))
+}
+
+/// What one bookie holds of one position of a fragment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Replica {
+    /// First entry of the fragment.
+    pub fragment: EntryId,
+    /// The position.
+    pub position: usize,
+    /// Who is there.
+    pub bookie: BookieId,
+    /// Entries that it must have.
+    pub entries: u64,
+    /// Ranges of these that it has not, or has damaged; or why that is not known.
+    pub gaps: Result<Vec<(EntryId, EntryId)>, String>,
+}
+
+impl Replica {
+    /// How many entries are missing or damaged.
+    #[must_use]
+    pub fn missing(&self) -> u64 {
+        let gaps = self.gaps.as_deref().unwrap_or_default();
+        gaps.iter().map(|(from, to)| to.0 - from.0 + 1).sum()
+    }
+
+    /// Whether everything is there.
+    #[must_use]
+    pub fn is_intact(&self) -> bool {
+        self.gaps.as_ref().is_ok_and(Vec::is_empty)
+    }
+}
+
+/// What was found of a ledger.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Verified {
+    /// Its replicas whose entries cannot change any more.
+    pub replicas: Vec<Replica>,
+    /// Whether those are all: more can be written to a ledger that is not closed, and the entries of
+    /// its last fragment are not looked at.
+    pub is_closed: bool,
+}
+
+/// Looks at every replica of every entry whose place is fixed: all of a closed ledger, and all but
+/// the last fragment of another. A ledger that is being deleted has none that anybody misses;
+/// `None` when there is no such ledger, or none any more.
+///
+/// # Errors
+/// When metadata cannot be read, or the ledger's record is damaged.
+pub async fn verify(
+    ctx: &Arc<RepairContext>,
+    ledger: LedgerId,
+    bytes_per_second: u64,
+) -> Result<Option<Verified>, LedgerError> {
+    let Some(info) = ledger_metadata::load(&*ctx.ledgers.store, ledger).await? else {
+        return Ok(None);
+    };
+    let found = |replicas| {
+        Some(Verified {
+            replicas,
+            is_closed: matches!(info.state, LedgerState::Closed { .. }),
+        })
+    };
+    let replicas = match is_going(ctx, &info).await? {
+        true => Vec::new(),
+        false => replicas(ctx, &info, bytes_per_second).await?,
+    };
+    if replicas.iter().all(Replica::is_intact) {
+        return Ok(found(replicas));
+    }
+    // What is missing may have been deleted meanwhile.
+    Ok(
+        match ledger_metadata::load(&*ctx.ledgers.store, ledger).await? {
+            None => None,
+            Some(now) if is_going(ctx, &now).await? => found(Vec::new()),
+            Some(_) => found(replicas),
+        },
+    )
+}
+
+/// Whether all of a ledger is being deleted.
+async fn is_going(ctx: &RepairContext, info: &LedgerInfo) -> Result<bool, LedgerError> {
+    let intent = deletion::load(&*ctx.ledgers.store, info.id).await?;
+    Ok(intent.is_some_and(|intent| intent.deletes(info)))
+}
+
+async fn replicas(
+    ctx: &Arc<RepairContext>,
+    info: &LedgerInfo,
+    bytes_per_second: u64,
+) -> Result<Vec<Replica>, LedgerError> {
+    let members = Members::load(&*ctx.ledgers.store).await?;
+    let (nobody, pace) = (BTreeSet::new(), Pace::new(bytes_per_second));
+    let copier = Copier::new(ctx, info, &members, &nobody, &pace);
+    let mut replicas = Vec::new();
+    for (first, last, bookies) in plan::extents(info) {
+        for (position, bookie) in bookies.iter().enumerate() {
+            let runs = || {
+                let runs = last.map(|last| plan::runs(info.quorum, position, first, last));
+                runs.into_iter().flatten()
+            };
+            let gaps = copier.gaps(*bookie, runs(), Depth::Bytes, false).await;
+            replicas.push(Replica {
+                fragment: first,
+                position,
+                bookie: *bookie,
+                entries: runs().map(|(from, to)| to.0 - from.0 + 1).sum(),
+                gaps: gaps.map_err(|trouble: Trouble| trouble.to_string()),
+            });
+        }
+    }
+    Ok(replicas)
+}
+
+/// The topic that refers to a ledger: a scan of all topics, for people who can wait.
+///
+/// # Errors
+/// When topics cannot be listed, or one is damaged.
+pub async fn topic_of(
+    store: &dyn MetadataStore,
+    ledger: LedgerId,
+) -> Result<Option<String>, LedgerError> {
+    let mut found = None;
+    index::each(store, keys::TENANTS_PREFIX, |item| {
+        let Ok(Key::Topic(topic)) = item.key.parse() else {
+            return Ok(());
+        };
+        let listed: v1::TopicRecord = record::decode(item)?;
+        let mut segments = listed.segments.iter().chain(&listed.cursor_segments);
+        if segments.any(|segment| segment.ledger_id == ledger.0) {
+            found = Some(topic.to_string());
+        }
+        Ok(())
+    })
+    .await?;
+    Ok(found)
+}
+
+/// What waits to be done.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Pending {
+    /// Ledgers that are marked as under-replicated.
+    pub marks: u64,
+    /// Ledgers that some bookie has still to delete.
+    pub deletions: u64,
+    /// Marks and intents that cannot be read.
+    pub damaged: Vec<String>,
+    /// Processes that repair ledgers.
+    pub workers: u64,
+    /// Who audits.
+    pub auditor: Option<String>,
+}
+
+/// Counts what waits to be done.
+///
+/// # Errors
+/// When metadata cannot be read.
+pub async fn pending(store: &dyn MetadataStore) -> Result<Pending, LedgerError> {
+    let mut pending = Pending::default();
+    let mut damaged = Vec::new();
+    let mut note = |key: &str, error: LedgerError| {
+        if damaged.len() < DAMAGED_LISTED_MAX {
+            damaged.push(format!("{key}: {error}"));
+        }
+    };
+    index::each(store, keys::UNDER_REPLICATED_PREFIX, |item| {
+        match Mark::decode(item) {
+            Ok(_) => pending.marks += 1,
+            Err(error) => note(&item.key, error),
+        }
+        Ok(())
+    })
+    .await?;
+    index::each(store, keys::DELETIONS_PREFIX, |item| {
+        match Intent::decode(item) {
+            Ok(_) => pending.deletions += 1,
+            Err(error) => note(&item.key, error),
+        }
+        Ok(())
+    })
+    .await?;
+    index::each(store, keys::REPAIR_WORKERS_PREFIX, |_| {
+        pending.workers += 1;
+        Ok(())
+    })
+    .await?;
+    let auditor = store.get(&keys::leader(keys::ELECTION_AUDITOR)).await?;
+    pending.auditor = auditor.map(|found| String::from_utf8_lossy(&found.value).into_owned());
+    pending.damaged = damaged;
+    Ok(pending)
+}
+
+/// Asks a bookie anything; what it answers does not matter.
+///
+/// # Errors
+/// Why there was no answer.
+pub async fn ping(ctx: &RepairContext, bookie: BookieId) -> Result<(), String> {
+    let range = ReadRange {
+        ledger: LedgerId(LEDGER_ID_MAX),
+        token: None,
+        first: EntryId::FIRST,
+        last: EntryId::FIRST,
+        bytes_max: 1,
+        entries_max: 1,
+        prefix_bytes: Some(1),
+    };
+    let read = ctx.ledgers.transport.read(bookie, range);
+    match clock::timeout(PING, read).await {
+        Ok(Err(error @ (BookieError::Unreachable(_) | BookieError::Timeout))) => {
+            Err(error.to_string())
+        }
+        Ok(_) => Ok(()),
+        Err(_) => Err(format!("no answer within {PING:?}")),
+    }
+}
+
+/// Closes an open ledger, as the next owner of its topic would: a writer that is still there finds
+/// itself fenced. Returns its record.
+///
+/// # Errors
+/// When too few bookies answer.
+pub async fn recover(
+    ctx: &Arc<RepairContext>,
+    ledger: LedgerId,
+) -> Result<LedgerView, LedgerError> {
+    let (info, _) = close_by_recovery(&ctx.ledgers, ledger, &[]).await?;
+    Ok(LedgerView::of(&info))
+}
+
+/// Deletes a ledger by intent, whether or not a topic refers to it. Returns how many bookies have
+/// still to do it; `None` when there is no such ledger.
+///
+/// # Errors
+/// When metadata does not do it, or the record changes meanwhile.
+pub async fn delete(
+    ctx: &Arc<RepairContext>,
+    ledger: LedgerId,
+) -> Result<Option<usize>, LedgerError> {
+    let store = &*ctx.ledgers.store;
+    let Some(info) = ledger_metadata::load(store, ledger).await? else {
+        return Ok(None);
+    };
+    let transaction = Transaction {
+        partition: info.home.clone(),
+        guards: vec![Guard {
+            key: keys::ledger(ledger),
+            expect: Expect::Revision(info.revision),
+        }],
+        operations: vec![Intent::of(&info).put(Expect::Any)],
+    };
+    commit_known(store, transaction).await?;
+    Ok(Some(
+        match deletion::carry_out(&ctx.ledgers, ledger).await? {
+            Progress::Done => 0,
+            Progress::Waiting(bookies) => bookies,
+        },
+    ))
+}

@@ -1,0 +1,163 @@
+//! Ledgers that no topic refers to: what a defect, or a deletion by hand, has left behind.
+//!
+//! A ledger's record and the reference to it are written in one transaction, and a reference goes
+//! only together with an intent. So a ledger that has a record, no reference and no intent, in
+//! this order of looking, is an orphan. Fails closed: anything that cannot be read, and anything
+//! unusual, ends the pass without a consequence; and an orphan must be one in two passes.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use aquifer_metadata::error::MetadataError;
+use aquifer_metadata::keys::{self, Key};
+use aquifer_metadata::record;
+use aquifer_metadata::store::{Expect, Guard, Transaction};
+use aquifer_model::id::LedgerId;
+use aquifer_proto::v1;
+use roaring::RoaringTreemap;
+
+use crate::ReplicationConfig;
+use crate::context::RepairContext;
+use aquifer_ledger::deletion::{self, Intent};
+use aquifer_ledger::error::LedgerError;
+use aquifer_ledger::index;
+use aquifer_ledger::ledger_metadata::{self, LedgerInfo, commit_known};
+
+/// What a pass found and did.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct OrphanReport {
+    /// Ledgers that are old enough to be judged.
+    pub judged: u64,
+    /// Those that nothing refers to.
+    pub suspects: u64,
+    /// Those that were suspects before, and are to be deleted now.
+    pub deleted: Vec<LedgerId>,
+}
+
+/// Remembers the suspects of the last pass.
+pub struct OrphanAudit {
+    ctx: Arc<RepairContext>,
+    age_ms: u64,
+    orphans_max: usize,
+    suspects: BTreeSet<LedgerId>,
+}
+
+impl OrphanAudit {
+    /// An audit without suspects.
+    #[must_use]
+    pub fn new(ctx: Arc<RepairContext>, config: &ReplicationConfig) -> OrphanAudit {
+        OrphanAudit {
+            ctx,
+            age_ms: config.orphan_age_ms,
+            orphans_max: config.orphans_max,
+            suspects: BTreeSet::new(),
+        }
+    }
+
+    /// Compares all ledgers with all topics once.
+    ///
+    /// # Errors
+    /// When anything could not be read, or there are more orphans than there can be. Nothing is
+    /// deleted then, and suspects of before are none any more.
+    pub async fn pass(&mut self) -> Result<OrphanReport, LedgerError> {
+        let before = std::mem::take(&mut self.suspects);
+        let mut orphans = self.old_ledgers().await?;
+        let judged = orphans.len();
+        self.remove_referenced(&mut orphans).await?;
+        self.remove_intended(&mut orphans).await?;
+        let suspects: BTreeSet<LedgerId> = orphans.iter().map(LedgerId).collect();
+        if suspects.len() > self.orphans_max {
+            return Err(LedgerError::BadRecord(
+                suspects.first().map_or(0, |ledger| ledger.0),
+                format!(
+                    "{} of {judged} ledgers have no topic, which is more than {}: nothing is \
+                     deleted; are topic records missing?",
+                    suspects.len(),
+                    self.orphans_max
+                ),
+            ));
+        }
+        let mut report = OrphanReport {
+            judged,
+            suspects: suspects.len() as u64,
+            deleted: Vec::new(),
+        };
+        for ledger in suspects.intersection(&before) {
+            if self.condemn(*ledger).await? {
+                report.deleted.push(*ledger);
+            }
+        }
+        self.suspects = suspects;
+        Ok(report)
+    }
+
+    async fn old_ledgers(&self) -> Result<RoaringTreemap, LedgerError> {
+        let newest_ms = self.ctx.ledgers.clock.wall_ms().saturating_sub(self.age_ms);
+        let mut ledgers = RoaringTreemap::new();
+        index::each(&*self.ctx.ledgers.store, keys::LEDGERS_PREFIX, |item| {
+            let Ok(Key::Ledger(id)) = item.key.parse() else {
+                return Err(LedgerError::BadRecord(0, format!("key {}", item.key)));
+            };
+            if LedgerInfo::decode(id, item)?.created_ms <= newest_ms {
+                ledgers.insert(id.0);
+            }
+            Ok(())
+        })
+        .await?;
+        Ok(ledgers)
+    }
+
+    async fn remove_referenced(&self, orphans: &mut RoaringTreemap) -> Result<(), LedgerError> {
+        index::each(&*self.ctx.ledgers.store, keys::TENANTS_PREFIX, |item| {
+            match item.key.parse() {
+                Ok(Key::Topic(_)) => {}
+                Ok(Key::Tenant(_) | Key::Namespace(_)) => return Ok(()),
+                _ => return Err(LedgerError::BadRecord(0, format!("key {}", item.key))),
+            }
+            let topic: v1::TopicRecord = record::decode(item)?;
+            for segment in topic.segments.iter().chain(&topic.cursor_segments) {
+                orphans.remove(segment.ledger_id);
+            }
+            Ok(())
+        })
+        .await?;
+        Ok(())
+    }
+
+    async fn remove_intended(&self, orphans: &mut RoaringTreemap) -> Result<(), LedgerError> {
+        index::each(&*self.ctx.ledgers.store, keys::DELETIONS_PREFIX, |item| {
+            orphans.remove(Intent::decode(item)?.ledger.0);
+            Ok(())
+        })
+        .await?;
+        Ok(())
+    }
+
+    /// Writes the intent to delete an orphan, if its record is still what it is now.
+    async fn condemn(&self, ledger: LedgerId) -> Result<bool, LedgerError> {
+        let store = &*self.ctx.ledgers.store;
+        let Some(info) = ledger_metadata::load(store, ledger).await? else {
+            return Ok(false);
+        };
+        let transaction = Transaction {
+            partition: info.home.clone(),
+            guards: vec![Guard {
+                key: keys::ledger(ledger),
+                expect: Expect::Revision(info.revision),
+            }],
+            operations: vec![Intent::of(&info).put(Expect::Absent)],
+        };
+        match commit_known(store, transaction).await {
+            Ok(_) => {}
+            Err(MetadataError::Conflict { .. }) => return Ok(false),
+            Err(error) => return Err(error.into()),
+        }
+        tracing::warn!(
+            ledger = ledger.0,
+            "no topic refers to this ledger: it is deleted"
+        );
+        self.ctx.metrics.orphans.add(1, &[]);
+        deletion::carry_out(&self.ctx.ledgers, ledger).await?;
+        Ok(true)
+    }
+}
