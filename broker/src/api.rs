@@ -14,7 +14,7 @@ use aquifer_model::id::{BrokerId, Index};
 use aquifer_model::limits::{BATCH_BYTES_MAX, MESSAGE_BYTES_MAX};
 use aquifer_model::load::LoadReport;
 use aquifer_model::place::Place;
-use aquifer_model::policy::{NamespacePolicies, PolicyChanges};
+use aquifer_model::policy::{Policies, PolicyScope, PolicyUpdate, PolicyView};
 use aquifer_model::stats::TopicStats;
 use aquifer_model::topic::{NamespaceName, SubscriptionName, TopicName};
 use aquifer_protocol_api::access::{Access, Action, Resource};
@@ -159,8 +159,8 @@ impl Admin for Broker {
         &self,
         ctx: &RequestContext,
         namespace: NamespaceName,
-        policies: PolicyChanges,
-    ) -> ApiResult<NamespacePolicies> {
+        policies: Policies,
+    ) -> ApiResult<PolicyView> {
         serve!(
             self,
             ctx,
@@ -171,34 +171,34 @@ impl Admin for Broker {
         )
     }
 
-    async fn get_namespace(
+    async fn get_policies(
         &self,
         ctx: &RequestContext,
-        namespace: NamespaceName,
-    ) -> ApiResult<NamespacePolicies> {
+        scope: PolicyScope,
+    ) -> ApiResult<PolicyView> {
         serve!(
             self,
             ctx,
-            "get_namespace",
+            "get_policies",
             Action::Describe,
-            Resource::Namespace(namespace.clone()),
-            self.shared.namespaces.get(&namespace)
+            resource_of(&scope),
+            self.shared.namespaces.policies().view(&scope)
         )
     }
 
-    async fn update_namespace(
+    async fn update_policies(
         &self,
         ctx: &RequestContext,
-        namespace: NamespaceName,
-        changes: PolicyChanges,
-    ) -> ApiResult<NamespacePolicies> {
+        scope: PolicyScope,
+        update: PolicyUpdate,
+    ) -> ApiResult<PolicyView> {
         serve!(
             self,
             ctx,
-            "update_namespace",
+            "update_policies",
             Action::Manage,
-            Resource::Namespace(namespace.clone()),
-            self.change_namespace(&namespace, changes)
+            resource_of(&scope),
+            self.shared.namespaces.policies().update(&scope, &update)
         )
     }
 
@@ -466,5 +466,14 @@ fn consumed(request: &Subscribe) -> Resource {
     match &request.subscription {
         Some(name) => Resource::Subscription(topic, name.clone()),
         None => Resource::Topic(topic),
+    }
+}
+
+/// What policies belong to.
+fn resource_of(scope: &PolicyScope) -> Resource {
+    match scope {
+        PolicyScope::Tenant(name) => Resource::Tenant(name.clone()),
+        PolicyScope::Namespace(name) => Resource::Namespace(name.clone()),
+        PolicyScope::Topic(name) => Resource::Topic(name.clone()),
     }
 }

@@ -134,8 +134,10 @@ impl Broker {
         let id = BrokerId(deps.rng.id16());
         let store = Arc::clone(&deps.log.ledgers.store);
         let bundles = config.namespace_bundles;
-        let namespaces = Namespaces::new(Arc::clone(&store), deps.tasks.clone(), bundles);
-        namespaces.ensure_default(config.default_policies()).await?;
+        let tasks = deps.tasks.clone();
+        let defaults = config.default_policies();
+        let namespaces = Namespaces::new(Arc::clone(&store), tasks, bundles, defaults);
+        namespaces.ensure_default().await?;
         let cluster = match deps.lease.clone() {
             Some(lease) => Some(join(&store, id, lease, &deps.rng, &deps.tasks).await),
             None => None,

@@ -1,6 +1,6 @@
 //! Settings of the broker. Everything here is validated once, at start.
 
-use aquifer_model::policy::NamespacePolicies;
+use aquifer_model::policy::EffectivePolicies;
 use aquifer_model::quorum::Quorum;
 use serde::{Deserialize, Serialize};
 
@@ -43,7 +43,7 @@ pub struct BrokerConfig {
     pub namespace_bundles: u32,
     /// How load is balanced between brokers.
     pub balance: BalanceConfig,
-    /// Replication of namespaces that are created without policies.
+    /// Replication where no policy says otherwise.
     #[serde(skip)]
     pub default_quorum: Quorum,
 }
@@ -71,11 +71,11 @@ impl Default for BrokerConfig {
 }
 
 impl BrokerConfig {
-    /// The policies of a namespace that is created without any.
-    pub(crate) fn default_policies(&self) -> NamespacePolicies {
-        NamespacePolicies {
-            quorum: self.default_quorum,
-            ..NamespacePolicies::default()
+    /// The policies where none says otherwise.
+    pub(crate) fn default_policies(&self) -> EffectivePolicies {
+        EffectivePolicies {
+            persistence: self.default_quorum,
+            ..EffectivePolicies::default()
         }
     }
 

@@ -39,6 +39,16 @@ pub enum BrokerError {
         /// Its name.
         name: String,
     },
+    /// It has another version than the request names.
+    #[error("{what} have version {found}, not {wanted}")]
+    Conflict {
+        /// What was to change.
+        what: String,
+        /// The version that it has.
+        found: u64,
+        /// The version that the request names.
+        wanted: u64,
+    },
     /// It is in use.
     #[error("{0} has connected clients")]
     InUse(String),
@@ -200,6 +210,10 @@ impl From<BrokerError> for ApiError {
             BrokerError::AlreadyExists { .. } => {
                 api(ErrorKind::AlreadyExists, "use it, or choose another name")
             }
+            BrokerError::Conflict { .. } => api(
+                ErrorKind::Conflict,
+                "read it again, and decide by what it says now",
+            ),
             BrokerError::InUse(_) => api(
                 ErrorKind::FailedPrecondition,
                 "close its producers and consumers first, or force it",

@@ -22,6 +22,7 @@ mod movement;
 mod namespace;
 mod ownership;
 mod peers;
+mod policies;
 mod registration;
 mod sweep;
 mod topics;

@@ -1,7 +1,5 @@
-//! Tenants and namespaces: their records in metadata, and the policies of the namespaces that are
-//! in use, cached and kept current by one watch each.
-//!
-//! A topic never reads metadata for a policy: it holds a receiver of its namespace's.
+//! Tenants and namespaces: their records in metadata, and the bundles of the namespaces that are in
+//! use, cached and kept current by one watch each. Their policies are in `policies.rs`.
 
 pub(crate) mod listing;
 
@@ -12,8 +10,10 @@ use std::time::Duration;
 use aquifer_metadata::error::MetadataError;
 use aquifer_metadata::keys;
 use aquifer_metadata::record;
-use aquifer_metadata::store::{Expect, MetadataStore, Revision, Versioned, WatchEvent};
-use aquifer_model::policy::{NamespacePolicies, PolicyChanges};
+use aquifer_metadata::store::{
+    Expect, Guard, MetadataStore, Operation, Revision, Transaction, Versioned, WatchEvent,
+};
+use aquifer_model::policy::{EffectivePolicies, Policies, PolicyScope};
 use aquifer_model::topic::{DEFAULT_NAMESPACE, DEFAULT_TENANT, NamespaceName};
 use aquifer_proto::v1::{NamespaceRecord, TenantRecord};
 use aquifer_runtime::clock;
@@ -23,9 +23,8 @@ use tokio::sync::watch;
 
 use crate::bundles::Bundles;
 use crate::error::BrokerError;
+use crate::policies::{self, PolicyTable};
 
-/// How often a change is made anew when others change the record at the same time.
-const ATTEMPTS_MAX: u32 = 32;
 /// How long a broken watch waits before it is begun anew.
 const WATCH_RETRY: Duration = Duration::from_secs(1);
 
@@ -35,26 +34,27 @@ pub(crate) struct Namespaces {
     tasks: TaskGroup,
     /// Bundles of a namespace that is created.
     bundles: u32,
+    policies: PolicyTable,
     cached: Cache,
 }
 
-/// A namespace that is in use.
-#[derive(Clone)]
-struct Cached {
-    policies: watch::Receiver<NamespacePolicies>,
-    bundles: watch::Receiver<Bundles>,
-    /// Shows policies to whoever holds a receiver.
-    show: Arc<watch::Sender<NamespacePolicies>>,
-}
-
-type Cache = Arc<Mutex<HashMap<NamespaceName, Cached>>>;
+/// The bundles of the namespaces that are in use.
+type Cache = Arc<Mutex<HashMap<NamespaceName, watch::Receiver<Bundles>>>>;
 
 impl Namespaces {
-    pub(crate) fn new(store: Arc<dyn MetadataStore>, tasks: TaskGroup, bundles: u32) -> Namespaces {
+    /// Namespaces whose topics have these policies where nothing says otherwise.
+    pub(crate) fn new(
+        store: Arc<dyn MetadataStore>,
+        tasks: TaskGroup,
+        bundles: u32,
+        defaults: EffectivePolicies,
+    ) -> Namespaces {
+        let policies = PolicyTable::start(Arc::clone(&store), defaults, &tasks);
         Namespaces {
             store,
             tasks,
             bundles,
+            policies,
             cached: Arc::default(),
         }
     }
@@ -64,17 +64,14 @@ impl Namespaces {
     }
 
     /// Creates `public/default` unless it exists.
-    pub(crate) async fn ensure_default(
-        &self,
-        policies: NamespacePolicies,
-    ) -> Result<(), BrokerError> {
+    pub(crate) async fn ensure_default(&self) -> Result<(), BrokerError> {
         let namespace = NamespaceName::new(DEFAULT_TENANT, DEFAULT_NAMESPACE)
             .map_err(|error| BrokerError::Internal(error.to_string()))?;
         match self.create_tenant(DEFAULT_TENANT).await {
             Ok(()) | Err(BrokerError::AlreadyExists { .. }) => {}
             Err(error) => return Err(error),
         }
-        match self.create(&namespace, policies).await {
+        match self.create(&namespace, Policies::default()).await {
             Ok(()) | Err(BrokerError::AlreadyExists { .. }) => Ok(()),
             Err(error) => Err(error),
         }
@@ -97,28 +94,33 @@ impl Namespaces {
         }
     }
 
+    /// Creates a namespace that says these policies, with its first bundles.
     pub(crate) async fn create(
         &self,
         namespace: &NamespaceName,
-        policies: NamespacePolicies,
+        policies: Policies,
     ) -> Result<(), BrokerError> {
-        if self
-            .store
-            .get(&keys::tenant(namespace.tenant()))
-            .await?
-            .is_none()
-        {
-            return Err(no_tenant(namespace.tenant()));
+        self.check_tenant(namespace.tenant()).await?;
+        let mut operations = vec![Operation::Put {
+            key: keys::namespace(namespace),
+            value: record::encode(NamespaceRecord {
+                bundle_boundaries: Bundles::even(self.bundles),
+            }),
+            expect: Expect::Absent,
+        }];
+        if policies != Policies::default() {
+            operations.push(Operation::Put {
+                key: keys::policies(&PolicyScope::Namespace(namespace.clone())),
+                value: policies::record_of(policies),
+                expect: Expect::Any,
+            });
         }
-        match self
-            .write(
-                namespace,
-                policies,
-                Bundles::even(self.bundles),
-                Expect::Absent,
-            )
-            .await
-        {
+        let transaction = Transaction {
+            partition: keys::partition_of_namespace(namespace),
+            guards: Vec::<Guard>::new(),
+            operations,
+        };
+        match self.store.commit(transaction).await {
             Ok(_) => Ok(()),
             Err(MetadataError::Conflict { .. }) => Err(BrokerError::AlreadyExists {
                 what: "namespace",
@@ -128,55 +130,14 @@ impl Namespaces {
         }
     }
 
-    /// Changes policies; what others change at the same time stays changed.
-    pub(crate) async fn update(
-        &self,
-        namespace: &NamespaceName,
-        changes: PolicyChanges,
-    ) -> Result<NamespacePolicies, BrokerError> {
-        let mut last = MetadataError::Unavailable("the namespace keeps changing".to_owned());
-        for _ in 0..ATTEMPTS_MAX {
-            let (record, revision) = self.read(namespace).await?;
-            let boundaries = record.bundle_boundaries.clone();
-            let before = policies_of(namespace, record)?;
-            let after = changes.apply(before);
-            if after == before {
-                return Ok(after);
-            }
-            let expect = Expect::Revision(revision);
-            match self.write(namespace, after, boundaries, expect).await {
-                Ok(_) => {
-                    // The watch brings it as well; this makes it visible to the caller's next request.
-                    if let Some(cached) = self.cached.lock().get(namespace) {
-                        cached.show.send_replace(after);
-                    }
-                    return Ok(after);
-                }
-                // Another change was first, or it was our own: what is there now says.
-                Err(
-                    error @ (MetadataError::Conflict { .. } | MetadataError::UnknownOutcome(_)),
-                ) => last = error,
-                Err(error) => return Err(error.into()),
-            }
-        }
-        Err(last.into())
+    /// The policies in force.
+    pub(crate) fn policies(&self) -> &PolicyTable {
+        &self.policies
     }
 
-    async fn write(
-        &self,
-        namespace: &NamespaceName,
-        policies: NamespacePolicies,
-        bundle_boundaries: Vec<u32>,
-        expect: Expect,
-    ) -> Result<Revision, MetadataError> {
-        let value = record::encode(NamespaceRecord {
-            policies: Some(policies.into()),
-            bundle_boundaries,
-        });
-        let partition = keys::partition_of_namespace(namespace);
-        self.store
-            .put(&partition, &keys::namespace(namespace), value, expect)
-            .await
+    /// Refuses when a namespace, or its tenant, does not exist.
+    pub(crate) async fn check(&self, namespace: &NamespaceName) -> Result<(), BrokerError> {
+        self.cached(namespace).await.map(drop)
     }
 
     async fn read(
@@ -193,25 +154,13 @@ impl Namespaces {
             {
                 Err(no_tenant(namespace.tenant()))
             }
-            None => Err(BrokerError::NotFound {
-                what: "namespace",
-                name: namespace.to_string(),
-                advice: "create the namespace first, or correct its name".to_owned(),
-            }),
+            None => Err(no_namespace(namespace)),
         }
-    }
-
-    /// The policies of a namespace as they change, for topics.
-    pub(crate) async fn policies(
-        &self,
-        namespace: &NamespaceName,
-    ) -> Result<watch::Receiver<NamespacePolicies>, BrokerError> {
-        Ok(self.cached(namespace).await?.policies)
     }
 
     /// The bundles of a namespace, as this broker knows them.
     pub(crate) async fn bundles(&self, namespace: &NamespaceName) -> Result<Bundles, BrokerError> {
-        Ok(self.cached(namespace).await?.bundles.borrow().clone())
+        Ok(self.cached(namespace).await?.borrow().clone())
     }
 
     /// The namespace's record as metadata has it now.
@@ -229,28 +178,25 @@ impl Namespaces {
         self.cached.lock().remove(namespace);
     }
 
-    async fn cached(&self, namespace: &NamespaceName) -> Result<Cached, BrokerError> {
+    async fn cached(
+        &self,
+        namespace: &NamespaceName,
+    ) -> Result<watch::Receiver<Bundles>, BrokerError> {
         if let Some(cached) = self.cached.lock().get(namespace) {
             return Ok(cached.clone());
         }
         let (record, revision) = self.read(namespace).await?;
         let bundles = bundles_of(namespace, &record, revision)?;
-        let (bundles_sender, bundles) = watch::channel(bundles);
-        let (show, policies) = watch::channel(policies_of(namespace, record)?);
-        let show = Arc::new(show);
+        let (sender, bundles) = watch::channel(bundles);
         let watcher = Watcher {
             store: Arc::clone(&self.store),
             namespace: namespace.clone(),
             cached: Arc::clone(&self.cached),
-            sender: Arc::clone(&show),
-            bundles: bundles_sender,
+            sender,
         };
-        let cached = Cached {
-            policies,
-            bundles,
-            show,
-        };
-        self.cached.lock().insert(namespace.clone(), cached.clone());
+        self.cached
+            .lock()
+            .insert(namespace.clone(), bundles.clone());
         let token = self.tasks.shutdown_token();
         self.tasks.spawn("namespace-watch", async move {
             tokio::select! {
@@ -258,16 +204,7 @@ impl Namespaces {
                 () = token.wait() => {}
             }
         });
-        Ok(cached)
-    }
-
-    /// The policies of a namespace as metadata has them now.
-    pub(crate) async fn get(
-        &self,
-        namespace: &NamespaceName,
-    ) -> Result<NamespacePolicies, BrokerError> {
-        let (record, _) = self.read(namespace).await?;
-        policies_of(namespace, record)
+        Ok(bundles)
     }
 
     /// Whether a tenant exists.
@@ -279,28 +216,20 @@ impl Namespaces {
     }
 }
 
-fn no_tenant(tenant: &str) -> BrokerError {
+pub(crate) fn no_namespace(namespace: &NamespaceName) -> BrokerError {
+    BrokerError::NotFound {
+        what: "namespace",
+        name: namespace.to_string(),
+        advice: "create the namespace first, or correct its name".to_owned(),
+    }
+}
+
+pub(crate) fn no_tenant(tenant: &str) -> BrokerError {
     BrokerError::NotFound {
         what: "tenant",
         name: tenant.to_owned(),
         advice: "create the tenant first, or correct its name".to_owned(),
     }
-}
-
-pub(crate) fn policies_of(
-    namespace: &NamespaceName,
-    record: NamespaceRecord,
-) -> Result<NamespacePolicies, BrokerError> {
-    let damaged = |reason: String| {
-        BrokerError::Metadata(MetadataError::Damaged {
-            key: keys::namespace(namespace),
-            reason,
-        })
-    };
-    let policies = record
-        .policies
-        .ok_or_else(|| damaged("it has no policies".to_owned()))?;
-    NamespacePolicies::try_from(policies).map_err(|error| damaged(error.to_string()))
 }
 
 pub(crate) fn bundles_of(
@@ -321,8 +250,7 @@ struct Watcher {
     store: Arc<dyn MetadataStore>,
     namespace: NamespaceName,
     cached: Cache,
-    sender: Arc<watch::Sender<NamespacePolicies>>,
-    bundles: watch::Sender<Bundles>,
+    sender: watch::Sender<Bundles>,
 }
 
 impl Watcher {
@@ -332,16 +260,16 @@ impl Watcher {
                 Ok(true) => {}
                 Ok(false) => break,
                 Err(error) => {
-                    tracing::warn!(namespace = %self.namespace, %error, "policy watch is begun anew");
+                    tracing::warn!(namespace = %self.namespace, %error, "watch of a namespace begins again");
                     clock::sleep(WATCH_RETRY).await;
                 }
             }
         }
-        // Only its own entry: an update may have put a newer watch in its place.
+        // Only its own entry: a newer watch may be in its place.
         let mut cached = self.cached.lock();
         let own = cached
             .get(&self.namespace)
-            .is_some_and(|cached| cached.policies.same_channel(&self.sender.subscribe()));
+            .is_some_and(|cached| cached.same_channel(&self.sender.subscribe()));
         if own {
             cached.remove(&self.namespace);
         }
@@ -386,9 +314,7 @@ impl Watcher {
     fn show(&self, versioned: &Versioned) -> Result<(), BrokerError> {
         let record: NamespaceRecord = record::decode(versioned)?;
         let bundles = bundles_of(&self.namespace, &record, versioned.revision)?;
-        self.bundles.send_replace(bundles);
-        self.sender
-            .send_replace(policies_of(&self.namespace, record)?);
+        self.sender.send_replace(bundles);
         Ok(())
     }
 }

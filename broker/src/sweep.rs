@@ -18,7 +18,7 @@ use aquifer_metadata::keys::{self, Key};
 use aquifer_metadata::record;
 use aquifer_metadata::store::{Revision, Versioned};
 use aquifer_model::id::Index;
-use aquifer_model::policy::NamespacePolicies;
+use aquifer_model::policy::EffectivePolicies;
 use aquifer_model::topic::{NamespaceName, TopicName};
 use aquifer_proto::v1::{NamespaceRecord, TopicRecord};
 use aquifer_runtime::clock;
@@ -28,8 +28,8 @@ use parking_lot::Mutex;
 use crate::broker::Shared;
 use crate::bundles::Bundles;
 use crate::error::BrokerError;
+use crate::namespace::bundles_of;
 use crate::namespace::listing::{Lister, parse};
-use crate::namespace::{bundles_of, policies_of};
 use crate::topic::event::Event;
 use crate::topics::Topics;
 
@@ -121,8 +121,10 @@ async fn rounds(topics: &Arc<Topics>) {
 /// The namespace whose topics are being read.
 struct Current {
     name: NamespaceName,
-    policies: NamespacePolicies,
     bundles: Bundles,
+    policies: EffectivePolicies,
+    /// Some of its topics say something themselves.
+    has_topic_policies: bool,
 }
 
 async fn round(topics: &Arc<Topics>) -> Result<(), BrokerError> {
@@ -171,9 +173,11 @@ async fn look(
         Key::Namespace(name) => {
             *current = None;
             let record: NamespaceRecord = record::decode(versioned)?;
+            let policies = shared.namespaces.policies();
             *current = Some(Current {
+                policies: policies.of_namespace(&name).await?,
+                has_topic_policies: policies.has_topics(&name).await?,
                 bundles: bundles_of(&name, &record, versioned.revision)?,
-                policies: policies_of(&name, record)?,
                 name,
             });
             return Ok(None);
@@ -198,7 +202,11 @@ async fn look(
         return Ok(None);
     }
     let store = shared.namespaces.store().as_ref();
-    let (retention, now_ms) = (namespace.policies.retention, shared.clock.wall_ms());
+    let policies = match namespace.has_topic_policies {
+        true => shared.namespaces.policies().of_unused(&topic).await?,
+        false => namespace.policies,
+    };
+    let (retention, now_ms) = (policies.retention, shared.clock.wall_ms());
     let due = first_due_on_record(store, &record, retention, now_ms).await?;
     let rests = topics.rests();
     Ok(due

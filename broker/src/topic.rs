@@ -31,7 +31,7 @@ use std::time::Duration;
 use aquifer_log::error::LogError;
 use aquifer_log::{TopicLog, TopicRecordCell};
 use aquifer_model::id::{Index, OwnerEpoch, TopicIncarnation};
-use aquifer_model::policy::NamespacePolicies;
+use aquifer_model::policy::EffectivePolicies;
 use aquifer_model::topic::TopicName;
 use aquifer_protocol_api::admin::SubscriptionReset;
 use aquifer_runtime::clock::{self, Alarm};
@@ -73,7 +73,7 @@ pub(crate) struct Topic {
     /// the bundle, not that of sessions which go on; whoever owns the topic next has a higher one.
     epoch: OwnerEpoch,
     cell: Arc<TopicRecordCell>,
-    policies: watch::Receiver<NamespacePolicies>,
+    policies: watch::Receiver<EffectivePolicies>,
     mailbox: Mailbox,
     log: TopicLog,
     publishing: Publishing,

@@ -3,6 +3,7 @@
 
 mod brokers;
 mod cluster;
+mod policy;
 mod roles;
 mod tenancy;
 
@@ -17,11 +18,12 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 pub use brokers::{BrokersArgs, BrokersCommand};
 pub use cluster::{BookieCommand, DoctorArgs, LedgerArgs, LedgerCommand, SourceArgs, StateArg};
+pub use policy::{PolicyCommand, PolicyValue};
 #[cfg(test)]
 pub use roles::ClusterArgs;
 pub use roles::{AutorecoveryArgs, BookieArgs, BrokerArgs, DevArgs, DevChildArgs, StandaloneArgs};
 pub use tenancy::{
-    NamespaceArgs, NamespaceCommand, PolicyArgs, SubscriptionArgs, SubscriptionCommand, TenantArgs,
+    NamespaceArgs, NamespaceCommand, SubscriptionArgs, SubscriptionCommand, TenantArgs,
     TenantCommand,
 };
 
@@ -288,6 +290,9 @@ pub enum TopicCommand {
         /// The topic.
         topic: TopicName,
     },
+    /// Read and change the policies of a topic; its partitions have them too.
+    #[command(subcommand)]
+    Policy(PolicyCommand),
     /// Delete a topic with its subscriptions and data.
     Delete {
         /// The topic.
@@ -437,10 +442,12 @@ mod tests {
             "subscription delete t s --force",
             "tenant create acme",
             "tenant list",
-            "namespace create acme/shop --quorum 3,3,2 --retention-time forever",
+            "namespace create acme/shop --policy persistence=3,3,2 --policy retention.time=forever",
             "namespace list acme",
             "namespace show",
-            "namespace update acme/shop --retention-size 10GiB --rollover-time 1h --deduplication false",
+            "namespace policy set acme/shop retention.size=10GiB rollover.age=1h deduplication=off",
+            "tenant policy get acme --effective --output json",
+            "topic policy unset acme/shop/orders retention rollover --if-version 7",
             "bookie list --data-dir d",
             "bookie list --metadata etcd://a:2379,b:2379 --cluster c",
             "bookie cookie 000102030405060708090a0b0c0d0e0f",
@@ -483,10 +490,11 @@ mod tests {
             "topic list --timeout soon",
             "perf produce --count 1 --seconds 1",
             "namespace create acme",
-            "namespace create acme/shop --rollover-entries 0",
-            "namespace create acme/shop --rollover-time 0s",
+            "namespace create acme/shop --policy rollover.entries=0",
+            "namespace policy set acme/shop",
+            "namespace policy unset acme/shop quotas",
             "tenant create a/b",
-            "namespace update acme/shop --retention-size 10GB",
+            "namespace policy set acme/shop retention.size=10GB",
             "subscription seek t s nowhere",
             "bookie decommission short",
             "bookie decommission 000102030405060708090a0b0c0d0e0f --undo --no-wait",

@@ -7,6 +7,7 @@ pub mod doctor;
 pub mod ledger;
 mod message;
 pub mod perf;
+pub mod policy;
 pub mod produce;
 pub mod read;
 pub mod subscription;

@@ -9,7 +9,7 @@ mod subscriptions;
 
 use std::sync::Arc;
 
-use aquifer_model::policy::{NamespacePolicies, PolicyChanges};
+use aquifer_model::policy::{Policies, PolicyScope, PolicyUpdate, PolicyView};
 use aquifer_model::topic::{NamespaceName, TopicName};
 use aquifer_proto::v1;
 use tonic::transport::Channel;
@@ -116,8 +116,8 @@ impl Admin {
         }
     }
 
-    /// Creates a namespace, given as `tenant/namespace`, with these policies at once. What is not given
-    /// is as the cluster has it by default, whose replication suits it. Answers the policies.
+    /// Creates a namespace, given as `tenant/namespace`, with these policies at once; what is not given
+    /// is inherited. Answers them.
     ///
     /// # Errors
     /// `AlreadyExists`, `NotFound` for its tenant, `Invalid` for its name, and what every call may
@@ -125,8 +125,8 @@ impl Admin {
     pub async fn create_namespace(
         &self,
         namespace: &str,
-        policies: PolicyChanges,
-    ) -> Result<NamespacePolicies> {
+        policies: Policies,
+    ) -> Result<PolicyView> {
         let request = v1::CreateNamespaceRequest {
             namespace: namespace.parse::<NamespaceName>()?.to_string(),
             policies: Some(policies.into()),
@@ -141,47 +141,52 @@ impl Admin {
                 },
             )
             .await?;
-        policies_of(answer.policies)
+        view_of(answer.policies)
     }
 
-    /// The policies of a namespace.
+    /// The policies of a tenant, a namespace or a topic, and what is in force for it.
     ///
     /// # Errors
-    /// `NotFound`, `Invalid` for its name, and what every call may answer.
-    pub async fn get_namespace(&self, namespace: &str) -> Result<NamespacePolicies> {
-        let request = v1::GetNamespaceRequest {
-            namespace: namespace.parse::<NamespaceName>()?.to_string(),
+    /// `NotFound`, and what every call may answer.
+    pub async fn get_policies(&self, scope: &PolicyScope) -> Result<PolicyView> {
+        let request = v1::GetPoliciesRequest {
+            scope: Some(scope.clone().into()),
         };
         let answer = self
-            .call("reading the namespace", true, move |mut client: Client| {
+            .call("reading the policies", true, move |mut client: Client| {
                 let request = request.clone();
-                async move { client.get_namespace(request).await }
+                async move { client.get_policies(request).await }
             })
             .await?;
-        policies_of(answer.policies)
+        view_of(answer.policies)
     }
 
-    /// Changes policies of a namespace; what is not given stays, whoever changes it at the same time.
-    /// Answers the policies.
+    /// Changes policies of a tenant, a namespace or a topic. What the change does not name stays,
+    /// whoever changes that at the same time. Answers the policies.
     ///
     /// # Errors
-    /// `NotFound`, `Invalid` for its name or when nothing is to change, and what every call may answer.
-    pub async fn update_namespace(
+    /// `Conflict` when they have another version than the change names, `NotFound`, `Invalid` when
+    /// nothing is to change, and what every call may answer.
+    pub async fn update_policies(
         &self,
-        namespace: &str,
-        changes: PolicyChanges,
-    ) -> Result<NamespacePolicies> {
-        let request = v1::UpdateNamespaceRequest {
-            namespace: namespace.parse::<NamespaceName>()?.to_string(),
-            policies: Some(changes.into()),
-        };
+        scope: &PolicyScope,
+        update: PolicyUpdate,
+    ) -> Result<PolicyView> {
+        // Done twice it is done once, unless it names a version, which is another afterwards.
+        let idempotent = update.version.is_none();
+        let mut request = v1::UpdatePoliciesRequest::from(update);
+        request.scope = Some(scope.clone().into());
         let answer = self
-            .call("changing the namespace", true, move |mut client: Client| {
-                let request = request.clone();
-                async move { client.update_namespace(request).await }
-            })
+            .call(
+                "changing the policies",
+                idempotent,
+                move |mut client: Client| {
+                    let request = request.clone();
+                    async move { client.update_policies(request).await }
+                },
+            )
             .await?;
-        policies_of(answer.policies)
+        view_of(answer.policies)
     }
 
     /// Every namespace of a tenant as `tenant/namespace`, in name order.
@@ -462,8 +467,8 @@ pub(crate) async fn topic_stats(
     .await
 }
 
-fn policies_of(policies: Option<v1::Policies>) -> Result<NamespacePolicies> {
-    let policies =
-        policies.ok_or_else(|| ClientError::Protocol("a namespace without policies".to_owned()))?;
-    NamespacePolicies::try_from(policies).map_err(|error| ClientError::Protocol(error.to_string()))
+fn view_of(view: Option<v1::PolicyView>) -> Result<PolicyView> {
+    let view =
+        view.ok_or_else(|| ClientError::Protocol("an answer without policies".to_owned()))?;
+    PolicyView::try_from(view).map_err(ClientError::Protocol)
 }

@@ -317,7 +317,7 @@ impl BrokerError {
             Code::InvalidArgument | Code::TooLarge => ErrorKind::Invalid,
             Code::NotFound => ErrorKind::NotFound,
             Code::AlreadyExists => ErrorKind::AlreadyExists,
-            Code::FailedPrecondition | Code::ProducerBusy => ErrorKind::Busy,
+            Code::FailedPrecondition | Code::ProducerBusy | Code::Conflict => ErrorKind::Busy,
             Code::PermissionDenied | Code::Unauthenticated | Code::QuotaExceeded => {
                 ErrorKind::Refused
             }

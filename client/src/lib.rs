@@ -42,6 +42,7 @@ mod retry;
 mod settle;
 
 pub use admin::Admin;
+pub use aquifer_proto::v1::ErrorCode;
 pub use client::{Client, ClientBuilder};
 pub use consumer::{Consumer, ConsumerBuilder, PendingAck};
 pub use error::{ClientError, ErrorKind, Outcome};

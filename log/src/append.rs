@@ -1,6 +1,6 @@
 //! Appends and their outcomes.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use aquifer_model::entry::{EntryHead, HEAD_BYTES};
@@ -11,7 +11,8 @@ use crate::error::LogError;
 use crate::state::{LogInner, LogTip, Pending, Phase, SegmentStatus, State};
 use crate::types::{Append, AppendSink, Appended, LogEntry};
 use aquifer_ledger::error::LedgerError;
-use aquifer_ledger::writer::driver::WriterOwner;
+use aquifer_ledger::ledger_metadata::LedgerInfo;
+use aquifer_ledger::writer::driver::{LedgerWriter, WriterOwner};
 
 /// An outcome on its way to its sink.
 struct Outcome {
@@ -252,6 +253,16 @@ fn take_failed(state: &mut State, error: &LogError) -> Vec<Outcome> {
     state.pending_bytes = 0;
     state.next = state.acked;
     failed
+}
+
+impl LogInner {
+    /// The writer of a ledger that was just created for the log.
+    pub(crate) fn writer_of(&self, info: LedgerInfo) -> LedgerWriter {
+        let owner: Weak<dyn WriterOwner> = self.me.clone();
+        let (ledgers, guards) = (Arc::clone(&self.ctx.ledgers), self.cell.shared_guards());
+        ledgers.metrics.ledgers_created.add(1, &[]);
+        LedgerWriter::new(ledgers, info, guards, owner, self.kind.uses_reserve())
+    }
 }
 
 impl WriterOwner for LogInner {

@@ -12,6 +12,7 @@ use aquifer_metadata::keys;
 use aquifer_metadata::store::{Expect, Operation};
 use aquifer_model::id::LedgerId;
 use aquifer_model::limits::{METADATA_OPERATIONS_MAX, METADATA_REQUEST_BYTES_MAX};
+use aquifer_model::policy::PolicyScope;
 
 use crate::context::LogContext;
 use crate::error::LogError;
@@ -128,6 +129,15 @@ pub(crate) async fn delete_topic(cell: &TopicRecordCell) -> Result<(), LogError>
     Ok(())
 }
 
+/// The policies of a topic go with it: another of its name would have them.
+fn with_policies(cell: &TopicRecordCell, mut operations: Vec<Operation>) -> Vec<Operation> {
+    operations.push(Operation::Delete {
+        key: keys::policies(&PolicyScope::Topic(cell.topic().clone())),
+        expect: Expect::Any,
+    });
+    operations
+}
+
 /// Deletes as many ledgers of a topic as fit into one change, the record with the last; says whether
 /// these were all.
 async fn delete_some(cell: &TopicRecordCell) -> Result<bool, LogError> {
@@ -144,7 +154,7 @@ async fn delete_some(cell: &TopicRecordCell) -> Result<bool, LogError> {
     let batch: Vec<u64> = ids.iter().copied().take(taken).collect();
     let last = batch.len() == ids.len();
     if last {
-        cell.remove(intents).await?;
+        cell.remove(with_policies(cell, intents)).await?;
     } else {
         cell.update(intents, |record| {
             record.segments.retain(|s| !batch.contains(&s.ledger_id));

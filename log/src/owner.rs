@@ -18,7 +18,7 @@ use crate::types::LogKind;
 use aquifer_ledger::error::LedgerError;
 use aquifer_ledger::ledger_metadata::{self, LedgerInfo, LedgerState};
 use aquifer_ledger::recovery::driver::close_by_recovery;
-use aquifer_ledger::writer::driver::{LedgerWriter, WriterOwner};
+use aquifer_ledger::writer::driver::LedgerWriter;
 use aquifer_ledger::writer::machine::LedgerEnd;
 
 /// What the owner task does next.
@@ -181,18 +181,7 @@ impl LogInner {
         if let Some(writer) = &plan.writer {
             writer.finish();
         }
-        let opened = turned.opened.map(|info| {
-            let owner: std::sync::Weak<dyn WriterOwner> = self.me.clone();
-            let guards = self.cell.shared_guards();
-            self.ctx.ledgers.metrics.ledgers_created.add(1, &[]);
-            LedgerWriter::new(
-                Arc::clone(&self.ctx.ledgers),
-                info,
-                guards,
-                owner,
-                self.kind.uses_reserve(),
-            )
-        });
+        let opened = turned.opened.map(|info| self.writer_of(info));
         let now = self.ctx.ledgers.clock.monotonic();
         {
             let mut guard = self.state.lock();

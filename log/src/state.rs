@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use aquifer_model::entry::{EntryData, EntryHead};
 use aquifer_model::id::{EntryId, Index, LedgerId};
-use aquifer_model::policy::{NamespacePolicies, Rollover};
+use aquifer_model::policy::{EffectivePolicies, Rollover};
 use aquifer_model::quorum::Quorum;
 use aquifer_proto::v1;
 use bytes::Bytes;
@@ -34,7 +34,7 @@ pub(crate) struct LogInner {
     pub(crate) kind: LogKind,
     pub(crate) options: LogOptions,
     /// Has the policies of now, once the log follows them.
-    pub(crate) policies: OnceLock<watch::Receiver<NamespacePolicies>>,
+    pub(crate) policies: OnceLock<watch::Receiver<EffectivePolicies>>,
     /// The last ledger was open when the log was opened.
     pub(crate) taken_over: bool,
     pub(crate) runtime: Handle,
@@ -278,14 +278,17 @@ impl State {
 }
 
 impl LogInner {
-    pub(crate) fn follow(&self, policies: watch::Receiver<NamespacePolicies>) {
+    pub(crate) fn follow(&self, policies: watch::Receiver<EffectivePolicies>) {
         // A log has one namespace, for good.
         let _ = self.policies.set(policies);
     }
 
     /// The quorum of new ledgers, as the policies say now.
     pub(crate) fn quorum(&self) -> Quorum {
-        let now = self.policies.get().map(|policies| policies.borrow().quorum);
+        let now = self
+            .policies
+            .get()
+            .map(|policies| policies.borrow().persistence);
         now.unwrap_or(self.options.quorum)
     }
 

@@ -30,7 +30,7 @@ use crate::testing::TestLogs;
 use crate::*;
 use aquifer_ledger::testing::TestWorld;
 use aquifer_model::place::Place;
-use aquifer_model::policy::NamespacePolicies;
+use aquifer_model::policy::EffectivePolicies;
 
 type Outcomes = Vec<(u64, Result<Appended, LogError>)>;
 

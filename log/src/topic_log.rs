@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use aquifer_model::id::Index;
 use aquifer_model::place::Place;
-use aquifer_model::policy::{NamespacePolicies, Retention};
+use aquifer_model::policy::{EffectivePolicies, Retention};
 use tokio::sync::watch;
 
 use crate::context::LogContext;
@@ -44,7 +44,7 @@ impl TopicLog {
 
     /// Takes quorum and rollover from here from now on, as they are whenever they are needed: a changed
     /// quorum ends the current ledger with the next append.
-    pub fn follow(&self, policies: watch::Receiver<NamespacePolicies>) {
+    pub fn follow(&self, policies: watch::Receiver<EffectivePolicies>) {
         self.inner.follow(policies);
     }
 

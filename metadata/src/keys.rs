@@ -17,6 +17,7 @@ use std::str::FromStr;
 
 pub use aquifer_model::bundle::BundleRange;
 use aquifer_model::id::{BookieId, BrokerId, LEDGER_ID_MAX, LedgerId};
+use aquifer_model::policy::PolicyScope;
 use aquifer_model::topic::{NamespaceName, TopicName};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 
@@ -45,10 +46,12 @@ pub const IDS_LEDGER: &str = "ledger";
 pub enum Key {
     /// `t/T`: a tenant.
     Tenant(String),
-    /// `t/T/N/p`: a namespace with its policies and bundles.
+    /// `t/T/N/p`: a namespace with its bundles.
     Namespace(NamespaceName),
     /// `t/T/N/t/NAME`: a topic.
     Topic(TopicName),
+    /// `p/T`, `p/T/N`, `p/T/N/NAME`: the policies of a tenant, a namespace, a topic.
+    Policies(PolicyScope),
     /// `l/ID`: a ledger.
     Ledger(LedgerId),
     /// `own/T/N/RANGE`: the owner of a bundle.
@@ -104,10 +107,27 @@ pub fn tenant_prefix(tenant: &str) -> String {
     format!("t/{}/", escape(tenant))
 }
 
-/// Key of a namespace's policies.
+/// Key of a namespace.
 pub fn namespace(namespace: &NamespaceName) -> String {
     format!("{}p", namespace_prefix("t", namespace))
 }
+
+/// Key of the policies of a tenant, a namespace or a topic.
+pub fn policies(scope: &PolicyScope) -> String {
+    match scope {
+        PolicyScope::Tenant(name) => format!("{POLICIES_PREFIX}{}", escape(name)),
+        PolicyScope::Namespace(name) => {
+            format!("{POLICIES_PREFIX}{}", partition_of_namespace(name))
+        }
+        PolicyScope::Topic(name) => {
+            let prefix = namespace_prefix("p", name.namespace());
+            format!("{prefix}{}", escape(name.name()))
+        }
+    }
+}
+
+/// What begins the key of all policies.
+pub const POLICIES_PREFIX: &str = "p/";
 
 /// Key of a topic.
 pub fn topic(topic: &TopicName) -> String {
@@ -276,11 +296,15 @@ pub fn partition_of(key: &str) -> MetadataResult<Partition<'_>> {
         Key::Namespace(namespace) | Key::BundleOwner(namespace, _) => {
             Partition::Named(partition_of_namespace(&namespace).into())
         }
-        Key::Topic(topic) | Key::Schema(topic, _) => {
+        Key::Policies(PolicyScope::Namespace(namespace)) => {
+            Partition::Named(partition_of_namespace(&namespace).into())
+        }
+        Key::Topic(topic) | Key::Schema(topic, _) | Key::Policies(PolicyScope::Topic(topic)) => {
             Partition::Named(partition_of_topic(&topic).into())
         }
         Key::Ledger(_) | Key::UnderReplicated(_) | Key::Deletion(_) => Partition::OfOwner,
         Key::Tenant(_)
+        | Key::Policies(PolicyScope::Tenant(_))
         | Key::Broker(_)
         | Key::Bookie(_)
         | Key::Cookie(_)
@@ -318,6 +342,7 @@ impl fmt::Display for Key {
             Self::Tenant(name) => tenant(name),
             Self::Namespace(name) => namespace(name),
             Self::Topic(name) => topic(name),
+            Self::Policies(scope) => policies(scope),
             Self::Ledger(id) => ledger(*id),
             Self::BundleOwner(namespace, range) => bundle_owner(namespace, *range),
             Self::Broker(id) => broker(*id),
@@ -362,6 +387,13 @@ fn parse(text: &str) -> Option<Key> {
         ["t", tenant] => Key::Tenant(name(tenant)?),
         ["t", tenant, namespace, "p"] => Key::Namespace(namespace_name(tenant, namespace)?),
         ["t", tenant, namespace, "t", topic] => Key::Topic(topic_name(tenant, namespace, topic)?),
+        ["p", tenant] => Key::Policies(PolicyScope::Tenant(name(tenant)?)),
+        ["p", tenant, namespace] => {
+            Key::Policies(PolicyScope::Namespace(namespace_name(tenant, namespace)?))
+        }
+        ["p", tenant, namespace, topic] => {
+            Key::Policies(PolicyScope::Topic(topic_name(tenant, namespace, topic)?))
+        }
         ["l", id] => Key::Ledger(ledger_id(id)?),
         ["own", tenant, namespace, range] => {
             Key::BundleOwner(namespace_name(tenant, namespace)?, range.parse().ok()?)

@@ -48,6 +48,7 @@ macro_rules! records {
 records! {
     TenantRecord = Tenant / "tenant",
     NamespaceRecord = Namespace / "namespace",
+    PolicyRecord = Policies / "policies",
     TopicRecord = Topic / "topic",
     LedgerRecord = Ledger / "ledger",
     IdRangeRecord = IdRange / "id range",

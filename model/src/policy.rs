@@ -1,6 +1,13 @@
-//! Policies of a namespace; a topic inherits them.
+//! Policies: what tenants, namespaces and topics say about topics, and what is in force.
+//!
+//! Every policy is optional at every level and replaced whole; what no level says is as the broker is
+//! configured. [`resolve`] is the only place that decides between levels: the nearest one wins.
+
+use std::fmt;
+use std::str::FromStr;
 
 use crate::quorum::Quorum;
+use crate::topic::{NamespaceName, TopicName};
 
 /// Seven days: long enough that a first-time user's `read` after `consume` is not empty.
 pub const DEFAULT_RETENTION_MS: u64 = 7 * 24 * 3600 * 1000;
@@ -57,25 +64,113 @@ impl Default for Rollover {
     }
 }
 
-/// Everything a namespace says about its topics.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct NamespacePolicies {
-    /// Replication of new ledgers.
-    pub quorum: Quorum,
-    /// What trimming keeps.
-    pub retention: Retention,
-    /// When ledgers are closed.
-    pub rollover: Rollover,
-    /// Store each (producer name, sequence id) at most once (I8).
-    pub deduplication: bool,
-    /// Create a topic when it is first produced to or consumed from.
-    pub auto_create_topics: bool,
+/// Declares the policies once: the sparse set, the set in force, their names and how they resolve.
+macro_rules! policies {
+    ($($(#[$doc:meta])* $field:ident: $type:ty = $variant:ident, $name:literal;)*) => {
+        /// What one level says. Absent: inherited.
+        #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+        pub struct Policies {
+            $($(#[$doc])* pub $field: Option<$type>,)*
+        }
+
+        /// What is in force.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        pub struct EffectivePolicies {
+            $($(#[$doc])* pub $field: $type,)*
+        }
+
+        /// The name of a policy.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        pub enum PolicyName {
+            $($(#[$doc])* $variant,)*
+        }
+
+        impl PolicyName {
+            /// Every policy.
+            pub const ALL: &'static [PolicyName] = &[$(PolicyName::$variant,)*];
+
+            /// Its name for people and scripts.
+            #[must_use]
+            pub const fn as_str(self) -> &'static str {
+                match self {
+                    $(PolicyName::$variant => $name,)*
+                }
+            }
+        }
+
+        impl Policies {
+            /// Says nothing of a policy any more.
+            pub fn unset(&mut self, name: PolicyName) {
+                match name {
+                    $(PolicyName::$variant => self.$field = None,)*
+                }
+            }
+
+            /// Whether this level says something of a policy.
+            #[must_use]
+            pub fn has(&self, name: PolicyName) -> bool {
+                match name {
+                    $(PolicyName::$variant => self.$field.is_some(),)*
+                }
+            }
+
+            /// These, and of `other` what these do not say.
+            #[must_use]
+            pub fn or(self, other: Policies) -> Policies {
+                Policies {
+                    $($field: self.$field.or(other.$field),)*
+                }
+            }
+        }
+
+        /// What is in force under levels that are given from the farthest to the nearest: of each
+        /// policy what the nearest level says that says anything, else the default. Also says which
+        /// level that is, in the order of [`PolicyName::ALL`].
+        #[must_use]
+        pub fn resolve(
+            defaults: EffectivePolicies,
+            levels: &[(Level, Policies)],
+        ) -> (EffectivePolicies, Vec<(PolicyName, Level)>) {
+            let mut effective = defaults;
+            let mut origins: Vec<(PolicyName, Level)> = Vec::new();
+            $(
+                let said = levels.iter().rev().find_map(|(level, said)| Some((*level, said.$field?)));
+                if let Some((_, value)) = said {
+                    effective.$field = value;
+                }
+                let level = said.map_or(Level::Default, |(level, _)| level);
+                origins.push((PolicyName::$variant, level));
+            )*
+            (effective, origins)
+        }
+
+        impl From<EffectivePolicies> for Policies {
+            fn from(effective: EffectivePolicies) -> Policies {
+                Policies {
+                    $($field: Some(effective.$field),)*
+                }
+            }
+        }
+    };
 }
 
-impl Default for NamespacePolicies {
-    fn default() -> NamespacePolicies {
-        NamespacePolicies {
-            quorum: Quorum::SINGLE,
+policies! {
+    /// Replication of new ledgers.
+    persistence: Quorum = Persistence, "persistence";
+    /// What trimming keeps.
+    retention: Retention = Retention, "retention";
+    /// When ledgers are closed.
+    rollover: Rollover = Rollover, "rollover";
+    /// Store each (producer name, sequence id) at most once (I8).
+    deduplication: bool = Deduplication, "deduplication";
+    /// Create a topic when it is first produced to or consumed from.
+    auto_create_topics: bool = AutoCreateTopics, "autoCreateTopics";
+}
+
+impl Default for EffectivePolicies {
+    fn default() -> EffectivePolicies {
+        EffectivePolicies {
+            persistence: Quorum::SINGLE,
             retention: Retention::default(),
             rollover: Rollover::default(),
             deduplication: true,
@@ -84,95 +179,140 @@ impl Default for NamespacePolicies {
     }
 }
 
-/// How much of something is kept.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Bound {
-    /// All of it.
-    Unbounded,
-    /// So many bytes, or milliseconds.
-    Limit(u64),
+impl fmt::Display for PolicyName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
 }
 
-impl Bound {
-    /// The limit, if there is one.
+impl FromStr for PolicyName {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<PolicyName, String> {
+        let found = PolicyName::ALL.iter().find(|name| name.as_str() == text);
+        found.copied().ok_or_else(|| {
+            let names: Vec<&str> = PolicyName::ALL.iter().map(|name| name.as_str()).collect();
+            format!(
+                "{text:?} is no policy: the policies are {}",
+                names.join(", ")
+            )
+        })
+    }
+}
+
+/// Where a policy is said, from the farthest to the nearest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Level {
+    /// Nowhere: it is as the broker is configured.
+    Default,
+    /// At the tenant.
+    Tenant,
+    /// At the namespace.
+    Namespace,
+    /// At the topic; partitions have what their topic has.
+    Topic,
+}
+
+impl Level {
+    /// Its name for people and scripts.
     #[must_use]
-    pub fn limit(self) -> Option<u64> {
+    pub const fn as_str(self) -> &'static str {
         match self {
-            Bound::Unbounded => None,
-            Bound::Limit(limit) => Some(limit),
+            Level::Default => "default",
+            Level::Tenant => "tenant",
+            Level::Namespace => "namespace",
+            Level::Topic => "topic",
         }
     }
 }
 
-impl From<Option<u64>> for Bound {
-    fn from(limit: Option<u64>) -> Bound {
-        limit.map_or(Bound::Unbounded, Bound::Limit)
-    }
+/// Whose policies.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum PolicyScope {
+    /// A tenant's.
+    Tenant(String),
+    /// A namespace's.
+    Namespace(NamespaceName),
+    /// A topic's; never those of a partition.
+    Topic(TopicName),
 }
 
-/// What is to change of a namespace's policies: what is absent stays. Whoever changes a policy sends
-/// this and never all of them, so that of two changes at once none is lost.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct PolicyChanges {
-    /// Replication of new ledgers.
-    pub quorum: Option<Quorum>,
-    /// Least time that is kept, in ms.
-    pub retention_ms: Option<Bound>,
-    /// Newest bytes that are kept.
-    pub retention_bytes: Option<Bound>,
-    /// Bytes at which a ledger is closed.
-    pub rollover_bytes: Option<u64>,
-    /// Age in ms at which a ledger is closed.
-    pub rollover_ms: Option<u64>,
-    /// Entries at which a ledger is closed.
-    pub rollover_entries: Option<u64>,
-    /// Whether what a producer sends again is stored once.
-    pub deduplication: Option<bool>,
-    /// Whether topics are created when they are first used.
-    pub auto_create_topics: Option<bool>,
-}
-
-impl PolicyChanges {
-    /// The policies with the changes made.
+impl PolicyScope {
+    /// The level that it is of.
     #[must_use]
-    pub fn apply(&self, to: NamespacePolicies) -> NamespacePolicies {
-        NamespacePolicies {
-            quorum: self.quorum.unwrap_or(to.quorum),
-            retention: Retention {
-                time_ms: self.retention_ms.map_or(to.retention.time_ms, Bound::limit),
-                size_bytes: self
-                    .retention_bytes
-                    .map_or(to.retention.size_bytes, Bound::limit),
-            },
-            rollover: Rollover {
-                size_bytes: self.rollover_bytes.unwrap_or(to.rollover.size_bytes),
-                age_ms: self.rollover_ms.unwrap_or(to.rollover.age_ms),
-                entries: self.rollover_entries.unwrap_or(to.rollover.entries),
-            },
-            deduplication: self.deduplication.unwrap_or(to.deduplication),
-            auto_create_topics: self.auto_create_topics.unwrap_or(to.auto_create_topics),
+    pub const fn level(&self) -> Level {
+        match self {
+            PolicyScope::Tenant(_) => Level::Tenant,
+            PolicyScope::Namespace(_) => Level::Namespace,
+            PolicyScope::Topic(_) => Level::Topic,
         }
+    }
+
+    /// The scopes whose policies count for this one, from the farthest to itself.
+    #[must_use]
+    pub fn path(&self) -> Vec<PolicyScope> {
+        let above = match self {
+            PolicyScope::Tenant(_) => None,
+            PolicyScope::Namespace(name) => Some(PolicyScope::Tenant(name.tenant().to_owned())),
+            PolicyScope::Topic(name) => Some(PolicyScope::Namespace(name.namespace().clone())),
+        };
+        let mut path = above.map(|scope| scope.path()).unwrap_or_default();
+        path.push(self.clone());
+        path
+    }
+}
+
+impl fmt::Display for PolicyScope {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            PolicyScope::Tenant(name) => write!(f, "tenant {name}"),
+            PolicyScope::Namespace(name) => write!(f, "namespace {name}"),
+            PolicyScope::Topic(name) => write!(f, "topic {name}"),
+        }
+    }
+}
+
+/// A change of what one level says. What it does not name stays, whoever changes that at the same time.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct PolicyUpdate {
+    /// What it says from now on.
+    pub set: Policies,
+    /// What it says nothing of any more.
+    pub unset: Vec<PolicyName>,
+    /// Only if its policies are of this version; 0: if it says nothing.
+    pub version: Option<u64>,
+}
+
+impl PolicyUpdate {
+    /// The policies with the change made.
+    #[must_use]
+    pub fn apply(&self, to: Policies) -> Policies {
+        let mut policies = self.set.or(to);
+        for name in &self.unset {
+            policies.unset(*name);
+        }
+        policies
     }
 
     /// Whether nothing is to change.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        *self == PolicyChanges::default()
+        self.set == Policies::default() && self.unset.is_empty()
     }
 }
 
-/// All of them are to be so.
-impl From<NamespacePolicies> for PolicyChanges {
-    fn from(policies: NamespacePolicies) -> PolicyChanges {
-        PolicyChanges {
-            quorum: Some(policies.quorum),
-            retention_ms: Some(policies.retention.time_ms.into()),
-            retention_bytes: Some(policies.retention.size_bytes.into()),
-            rollover_bytes: Some(policies.rollover.size_bytes),
-            rollover_ms: Some(policies.rollover.age_ms),
-            rollover_entries: Some(policies.rollover.entries),
-            deduplication: Some(policies.deduplication),
-            auto_create_topics: Some(policies.auto_create_topics),
-        }
-    }
+/// The policies of a scope.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PolicyView {
+    /// What it says itself.
+    pub own: Policies,
+    /// The version of that, which changes with every change; 0 when it says nothing.
+    pub version: u64,
+    /// What is in force for it.
+    pub effective: EffectivePolicies,
+    /// Which level each comes from.
+    pub origins: Vec<(PolicyName, Level)>,
 }
+
+#[cfg(test)]
+mod tests;

@@ -4,12 +4,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use aquifer_metadata::etcd::{EtcdConfig, EtcdStore};
 use aquifer_metadata::store::{Expect, MetadataStore};
 use aquifer_metadata::{keys, record};
+use aquifer_model::policy::{Policies, PolicyScope, Rollover};
 use aquifer_model::topic::NamespaceName;
-use aquifer_proto::v1::NamespaceRecord;
+use aquifer_proto::v1::PolicyRecord;
 use aquifer_runtime::clock::{Clock, SystemClock, sleep};
 use aquifer_runtime::rng::SystemRng;
 use aquifer_runtime::task::TaskGroup;
@@ -42,15 +43,19 @@ pub async fn set(cluster: &mut Cluster) -> Result<()> {
     let started = SystemClock.monotonic();
     loop {
         cluster.revive()?;
-        if let Some(found) = store.get(&key).await? {
-            let mut namespace: NamespaceRecord = record::decode(&found)?;
-            let policies = namespace.policies.as_mut();
-            policies
-                .context("a namespace has policies")?
-                .rollover_entries = ROLLOVER_ENTRIES;
-            let value = record::encode(namespace);
-            let expect = Expect::Revision(found.revision);
-            store.put(&partition, &key, value, expect).await?;
+        if store.get(&key).await?.is_some() {
+            let policies = Policies {
+                rollover: Some(Rollover {
+                    entries: ROLLOVER_ENTRIES,
+                    ..Rollover::default()
+                }),
+                ..Policies::default()
+            };
+            let value = record::encode(PolicyRecord {
+                policies: Some(policies.into()),
+            });
+            let key = keys::policies(&PolicyScope::Namespace(namespace));
+            store.put(&partition, &key, value, Expect::Any).await?;
             break;
         }
         let waited = SystemClock.monotonic() - started;

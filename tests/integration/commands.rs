@@ -8,7 +8,7 @@ use std::process::{Command, Output, Stdio};
 use anyhow::{Context, Result, ensure};
 use aquifer_harness::server::{Server, ServerOptions, aquifer, binary};
 use rustix::process::Signal;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 async fn server() -> Result<(tempfile::TempDir, Server)> {
     let folder = tempfile::tempdir()?;
@@ -252,24 +252,26 @@ async fn tenants_namespaces_and_subscriptions_are_looked_after() -> Result<()> {
     assert_eq!(run(&server, "tenant list")?, b"acme\npublic\n");
     let created = run_json(
         &server,
-        "namespace create acme/shop --retention-time forever --rollover-entries 500",
+        "namespace create acme/shop --policy retention.time=forever --policy rollover.entries=500",
     )?;
-    assert_eq!(created[0]["retention_ms"], Value::Null);
-    assert_eq!(created[0]["rollover_entries"], 500);
+    assert_eq!(created[0]["retention"]["value"]["time"], "forever");
+    assert_eq!(created[0]["rollover"]["value"]["entries"], "500");
     // What is not given is as before.
-    let change = "namespace update acme/shop --retention-time 12h --retention-size 1GiB";
+    let change = "namespace policy set acme/shop retention.time=12h retention.size=1GiB";
     run(&server, change)?;
     let shown = run_json(&server, "namespace show acme/shop")?;
-    assert_eq!(shown[0]["retention_ms"], 12 * 3_600_000);
-    assert_eq!(shown[0]["retention_bytes"], 1 << 30);
-    assert_eq!(shown[0]["rollover_entries"], 500);
+    assert_eq!(
+        shown[0]["retention"]["value"],
+        json!({"time": "12h", "size": "1073741824"})
+    );
+    assert_eq!(shown[0]["rollover"]["value"]["entries"], "500");
     assert_eq!(run(&server, "namespace list acme")?, b"acme/shop\n");
     let (code, said) = refused("namespace create acme/shop")?;
     ensure!(code == Some(1) && said.contains("exists"), "{said}");
     let (code, said) = refused("namespace create nobody/shop")?;
     ensure!(code == Some(1) && said.contains("nobody"), "{said}");
-    let (code, said) = refused("namespace update acme/shop")?;
-    ensure!(code == Some(2) && said.contains("--help"), "{said}");
+    let (code, said) = refused("namespace policy set acme/shop")?;
+    ensure!(code == Some(2) && said.contains("NAME=VALUE"), "{said}");
 
     // A subscription that is there before its first consumer misses nothing; its name is taken.
     for (topic, partitions) in [("acme/shop/orders", 0), ("acme/shop/parts", 3)] {

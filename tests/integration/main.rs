@@ -9,6 +9,7 @@ mod damage;
 mod disk_space;
 mod follow;
 mod operators;
+mod policies;
 mod producers;
 mod retention;
 mod sdk;

@@ -69,7 +69,7 @@ async fn a_producer_whose_name_was_used_meanwhile_is_told_h20() -> Result<()> {
     replaced_while_away(&server, "with").await?;
     for line in [
         "tenant create plain",
-        "namespace create plain/here --deduplication false",
+        "namespace create plain/here --policy deduplication=off",
     ] {
         let words: Vec<&str> = line.split(' ').collect();
         let done = aquifer(&server.url(), &words)?;

@@ -5,7 +5,7 @@ use aquifer_client::Message;
 use aquifer_harness::http::metric;
 use aquifer_harness::server::{Server, ServerOptions};
 use aquifer_harness::wait::until;
-use aquifer_model::policy::{Bound, PolicyChanges};
+use aquifer_model::policy::{Policies, PolicyScope, PolicyUpdate, Retention, Rollover};
 
 fn options() -> ServerOptions {
     let environment = [
@@ -20,11 +20,13 @@ fn options() -> ServerOptions {
     }
 }
 
-fn retention(ms: u64) -> PolicyChanges {
-    PolicyChanges {
-        retention_ms: Some(Bound::Limit(ms)),
-        retention_bytes: Some(Bound::Limit(0)),
-        ..PolicyChanges::default()
+fn retention(ms: u64) -> Policies {
+    Policies {
+        retention: Some(Retention {
+            time_ms: Some(ms),
+            size_bytes: Some(0),
+        }),
+        ..Policies::default()
     }
 }
 
@@ -36,9 +38,12 @@ async fn a_topic_that_nobody_uses_is_trimmed() -> Result<()> {
     let mut server = Server::start(&folder.path().join("data"), options()).await?;
     let client = server.client()?;
     let admin = client.admin();
-    let policies = PolicyChanges {
-        rollover_entries: Some(10),
-        rollover_ms: Some(500),
+    let policies = Policies {
+        rollover: Some(Rollover {
+            entries: 10,
+            age_ms: 500,
+            ..Rollover::default()
+        }),
         ..retention(3_600_000)
     };
     admin.create_namespace("public/short", policies).await?;
@@ -55,7 +60,13 @@ async fn a_topic_that_nobody_uses_is_trimmed() -> Result<()> {
         Ok((loaded().await? < 0.5).then_some(()))
     })
     .await?;
-    admin.update_namespace("public/short", retention(1)).await?;
+    // Said at the topic, which nobody loads for it.
+    let topic = PolicyScope::Topic("public/short/topic".parse()?);
+    let update = PolicyUpdate {
+        set: retention(1),
+        ..PolicyUpdate::default()
+    };
+    admin.update_policies(&topic, update).await?;
     let deleted = || metric(&http, "aquifer_ledger_deleted_total");
     until("its three ledgers to be deleted", || async {
         Ok((deleted().await? > 2.5).then_some(()))

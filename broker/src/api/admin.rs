@@ -3,7 +3,7 @@
 use aquifer_metadata::keys::{self, Key};
 use aquifer_model::id::Index;
 use aquifer_model::place::Place;
-use aquifer_model::policy::{NamespacePolicies, PolicyChanges};
+use aquifer_model::policy::{Policies, PolicyScope, PolicyView};
 use aquifer_model::topic::{NamespaceName, SubscriptionName, TopicName};
 use aquifer_protocol_api::admin::{Page, PageRequest, SubscriptionReset};
 use aquifer_protocol_api::consumer::IndexRange;
@@ -25,25 +25,12 @@ impl Broker {
     pub(super) async fn make_namespace(
         &self,
         namespace: &NamespaceName,
-        given: PolicyChanges,
-    ) -> Result<NamespacePolicies, BrokerError> {
-        let policies = given.apply(self.shared.config.default_policies());
-        self.shared.namespaces.create(namespace, policies).await?;
-        Ok(policies)
-    }
-
-    pub(super) async fn change_namespace(
-        &self,
-        namespace: &NamespaceName,
-        changes: PolicyChanges,
-    ) -> Result<NamespacePolicies, BrokerError> {
-        if changes.is_empty() {
-            return Err(BrokerError::invalid(
-                "no policy is given",
-                "give those that are to change; the others stay as they are",
-            ));
-        }
-        self.shared.namespaces.update(namespace, changes).await
+        policies: Policies,
+    ) -> Result<PolicyView, BrokerError> {
+        let namespaces = &self.shared.namespaces;
+        namespaces.create(namespace, policies).await?;
+        let scope = PolicyScope::Namespace(namespace.clone());
+        namespaces.policies().view(&scope).await
     }
 
     pub(super) async fn tenants(&self, page: PageRequest) -> Result<Page<String>, BrokerError> {

@@ -107,7 +107,7 @@ impl Broker {
 
     async fn create_record(&self, topic: &TopicName, partitions: u32) -> Result<(), BrokerError> {
         // Says which of tenant and namespace is missing.
-        self.shared.namespaces.policies(topic.namespace()).await?;
+        self.shared.namespaces.check(topic.namespace()).await?;
         let owned = self.shared.own(topic).await?;
         let ctx = Arc::clone(&self.shared.log);
         let guards = vec![owned.guard.clone()];
@@ -134,7 +134,7 @@ impl Broker {
         create: bool,
     ) -> Result<TopicDescription, BrokerError> {
         // Anybody may look; only the owner creates.
-        self.shared.namespaces.policies(topic.namespace()).await?;
+        self.shared.namespaces.check(topic.namespace()).await?;
         // What is served here is known without metadata, so that clients of open topics may come
         // and go while it is away (H8). A partitioned topic is never loaded.
         if let Some(incarnation) = self.topics.incarnation_of(&topic) {
@@ -178,7 +178,7 @@ impl Broker {
         namespace: &NamespaceName,
         page: PageRequest,
     ) -> Result<Page<TopicDescription>, BrokerError> {
-        self.shared.namespaces.policies(namespace).await?;
+        self.shared.namespaces.check(namespace).await?;
         let lister = Lister {
             store: self.shared.namespaces.store().as_ref(),
             prefix: keys::topics_prefix(namespace),
@@ -218,7 +218,7 @@ impl Broker {
                 return Ok(TopicStats::default());
             }
             None => {
-                self.shared.namespaces.policies(topic.namespace()).await?;
+                self.shared.namespaces.check(topic.namespace()).await?;
                 return Err(no_topic(topic));
             }
         };
@@ -268,7 +268,7 @@ impl Broker {
         topic: &TopicName,
         how: Deletion,
     ) -> Result<(), BrokerError> {
-        self.shared.namespaces.policies(topic.namespace()).await?;
+        self.shared.namespaces.check(topic.namespace()).await?;
         if topic.partition().is_some() && how != Deletion::Check {
             return self.topics.delete_partition(topic).await;
         }

@@ -1,10 +1,9 @@
 use std::sync::Arc;
-use std::time::Duration;
 
 use aquifer_metadata::embedded::{EmbeddedOptions, EmbeddedStore};
 use aquifer_metadata::keys;
 use aquifer_metadata::store::MetadataStore;
-use aquifer_model::policy::NamespacePolicies;
+use aquifer_model::policy::EffectivePolicies;
 use aquifer_model::topic::NamespaceName;
 use aquifer_protocol_api::admin::PageRequest;
 use aquifer_runtime::clock::SystemClock;
@@ -27,38 +26,6 @@ async fn store(tasks: &TaskGroup) -> Arc<dyn MetadataStore> {
     Arc::new(store.await.unwrap())
 }
 
-#[tokio::test]
-async fn policies_follow_what_another_broker_writes() {
-    let tasks = TaskGroup::new("test");
-    let store = store(&tasks).await;
-    let here = Namespaces::new(Arc::clone(&store), tasks.clone(), 4);
-    let there = Namespaces::new(Arc::clone(&store), tasks.clone(), 4);
-    here.ensure_default(NamespacePolicies::default())
-        .await
-        .unwrap();
-    there
-        .ensure_default(NamespacePolicies::default())
-        .await
-        .unwrap();
-    let namespace: NamespaceName = "public/default".parse().unwrap();
-    let mut policies = here.policies(&namespace).await.unwrap();
-    assert!(policies.borrow().auto_create_topics);
-    for auto_create_topics in [false, true, false] {
-        let changed = NamespacePolicies {
-            auto_create_topics,
-            ..NamespacePolicies::default()
-        };
-        there.update(&namespace, changed.into()).await.unwrap();
-        let seen = policies.wait_for(|now| *now == changed);
-        clock::timeout(Duration::from_secs(30), seen)
-            .await
-            .expect("the watch brings it")
-            .unwrap();
-    }
-    let again = here.policies(&namespace).await.unwrap();
-    assert!(!again.borrow().auto_create_topics);
-}
-
 /// A record that is older than what the store remembers (after a restart every one is) is read
 /// once, not over and over.
 #[tokio::test]
@@ -74,24 +41,25 @@ async fn an_old_record_costs_one_resync() {
     let clock = SystemClock::shared();
     let store = EmbeddedStore::open(path, options, disk.shared(), clock, &tasks).await;
     let store: Arc<dyn MetadataStore> = Arc::new(store.unwrap());
-    let namespaces = Namespaces::new(Arc::clone(&store), tasks.clone(), 4);
-    namespaces
-        .ensure_default(NamespacePolicies::default())
-        .await
-        .unwrap();
+    let namespaces = Namespaces::new(
+        Arc::clone(&store),
+        tasks.clone(),
+        4,
+        EffectivePolicies::default(),
+    );
+    namespaces.ensure_default().await.unwrap();
     let namespace: NamespaceName = "public/default".parse().unwrap();
     let (_, mut after) = namespaces.read(&namespace).await.unwrap();
     for tenant in ["a", "b", "c"] {
         namespaces.create_tenant(tenant).await.unwrap();
     }
     let newest = store.get(&keys::tenant("c")).await.unwrap().unwrap();
-    let (sender, receiver) = watch::channel(NamespacePolicies::default());
+    let (sender, receiver) = watch::channel(Bundles::new(&[], Revision(0)).unwrap());
     let watcher = Watcher {
         store,
         namespace,
         cached: Arc::default(),
-        sender: Arc::new(sender),
-        bundles: watch::channel(Bundles::new(&[], Revision(0)).unwrap()).0,
+        sender,
     };
     assert!(watcher.follow(&mut after).await.unwrap());
     assert!(after >= newest.revision, "the next watch begins after it");
@@ -104,12 +72,17 @@ async fn an_old_record_costs_one_resync() {
 async fn lists_jump_over_what_lies_between_and_go_on_by_name() {
     let tasks = TaskGroup::new("test");
     let store = store(&tasks).await;
-    let namespaces = Namespaces::new(Arc::clone(&store), tasks.clone(), 4);
+    let namespaces = Namespaces::new(
+        Arc::clone(&store),
+        tasks.clone(),
+        4,
+        EffectivePolicies::default(),
+    );
     for tenant in ["a", "a-b", "ab", "b"] {
         namespaces.create_tenant(tenant).await.unwrap();
         for local in ["x", "y", "z"] {
             let namespace = NamespaceName::new(tenant, local).unwrap();
-            let policies = NamespacePolicies::default();
+            let policies = Policies::default();
             namespaces.create(&namespace, policies).await.unwrap();
         }
     }

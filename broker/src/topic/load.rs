@@ -7,7 +7,7 @@ use std::time::Duration;
 use aquifer_log::error::LogError;
 use aquifer_log::{LogKind, LogOptions, TopicLog, TopicRecordCell};
 use aquifer_model::id::OwnerEpoch;
-use aquifer_model::policy::NamespacePolicies;
+use aquifer_model::policy::EffectivePolicies;
 use aquifer_model::topic::TopicName;
 use aquifer_runtime::clock;
 use tokio::sync::watch;
@@ -47,7 +47,7 @@ pub(crate) async fn load(
     let started = shared.clock.monotonic();
     // A namespace that does not exist is owned by nobody.
     let owned = async {
-        shared.namespaces.policies(name.namespace()).await?;
+        shared.namespaces.check(name.namespace()).await?;
         shared.own(name).await
     };
     let owned = step("acquiring the topic's bundle", owned).await?;
@@ -71,7 +71,7 @@ async fn load_owned(
     owned: Owned,
 ) -> Result<TopicHandle, BrokerError> {
     let shared = Arc::clone(topics.shared());
-    let policies = shared.namespaces.policies(name.namespace()).await?;
+    let policies = shared.namespaces.policies().of_topic(name).await?;
     let cell = record(&shared, name, create, &owned);
     let cell = step("reading the topic's record", cell).await?;
     let sealed = wait_sealed(&shared, &cell, &owned).await?;
@@ -175,12 +175,12 @@ async fn open(
     shared: &Shared,
     cell: &Arc<TopicRecordCell>,
     owner_epoch: OwnerEpoch,
-    policies: &watch::Receiver<NamespacePolicies>,
+    policies: &watch::Receiver<EffectivePolicies>,
 ) -> Result<Option<(TopicLog, TopicLog, Recovered)>, BrokerError> {
     let options = {
         let now = policies.borrow();
         LogOptions {
-            quorum: now.quorum,
+            quorum: now.persistence,
             rollover: now.rollover,
             owner_epoch,
         }
@@ -266,7 +266,8 @@ pub(crate) async fn record(
     create: bool,
     owned: &Owned,
 ) -> Result<Arc<TopicRecordCell>, BrokerError> {
-    let policies = shared.namespaces.policies(name.namespace()).await?;
+    let policies = shared.namespaces.policies();
+    let policies = policies.of_namespace(name.namespace()).await?;
     let guards = vec![owned.guard.clone()];
     let ctx = || Arc::clone(&shared.log);
     // A partition of a topic that is gone, or being deleted, is gone with it.
@@ -281,7 +282,7 @@ pub(crate) async fn record(
         };
     }
     // What is only looked at is never created.
-    let is_allowed = base.is_some() || policies.borrow().auto_create_topics;
+    let is_allowed = base.is_some() || policies.auto_create_topics;
     if !create || !is_allowed {
         return Err(no_topic(name));
     }

@@ -1,16 +1,11 @@
 //! Tenants, namespaces, topics: what exists, what is listed, what is refused with which advice.
 
-use aquifer_broker::BrokerConfig;
-use aquifer_model::policy::{Bound, NamespacePolicies, PolicyChanges, Rollover};
-use aquifer_model::quorum::Quorum;
+use aquifer_model::policy::Policies;
 use aquifer_model::topic::NamespaceName;
 use aquifer_protocol_api::admin::{Admin, Deletion, PageRequest};
 use aquifer_protocol_api::error::ErrorKind;
 
-use futures::future::join_all;
-
-use crate::cluster::Cluster;
-use crate::support::{Harness, config, ctx, default_namespace, eventually, kind, name, open, soon};
+use crate::support::{Harness, ctx, default_namespace, kind, name, open};
 
 fn page(after: Option<String>, limit: usize) -> PageRequest {
     PageRequest { after, limit }
@@ -34,9 +29,8 @@ async fn unknown_tenants_and_namespaces_are_refused_with_advice() {
         owned.is_empty(),
         "nobody owns what does not exist: {owned:?}"
     );
-    let policies = NamespacePolicies::default();
     let refused = broker
-        .create_namespace(&ctx(), namespace("nobody/none"), PolicyChanges::default())
+        .create_namespace(&ctx(), namespace("nobody/none"), Policies::default())
         .await;
     assert_eq!(kind(&refused), Some(ErrorKind::NotFound));
     broker
@@ -46,29 +40,10 @@ async fn unknown_tenants_and_namespaces_are_refused_with_advice() {
     let again = broker.create_tenant(&ctx(), "acme".to_owned()).await;
     assert_eq!(kind(&again), Some(ErrorKind::AlreadyExists));
     broker
-        .create_namespace(&ctx(), namespace("acme/shop"), policies.into())
+        .create_namespace(&ctx(), namespace("acme/shop"), Policies::default())
         .await
         .unwrap();
     harness.producer("acme/shop/orders", "p").await;
-}
-
-#[tokio::test]
-async fn a_namespace_without_policies_gets_the_configured_quorum() {
-    let default_quorum = Quorum::new(3, 3, 2).unwrap();
-    let config = BrokerConfig {
-        default_quorum,
-        ..config()
-    };
-    let harness = Harness::start_with(config).await;
-    let broker = &harness.broker;
-    broker
-        .create_namespace(&ctx(), namespace("public/new"), PolicyChanges::default())
-        .await
-        .unwrap();
-    for name in ["public/default", "public/new"] {
-        let found = broker.get_namespace(&ctx(), namespace(name)).await.unwrap();
-        assert_eq!(found.quorum, default_quorum, "{name}");
-    }
 }
 
 #[tokio::test]
@@ -84,7 +59,7 @@ async fn lists_come_in_pages_and_miss_nothing() {
         for local in ["one", "two"] {
             let namespace = NamespaceName::new(tenant, local).unwrap();
             broker
-                .create_namespace(&ctx(), namespace.clone(), PolicyChanges::default())
+                .create_namespace(&ctx(), namespace.clone(), Policies::default())
                 .await
                 .unwrap();
             for topic in ["x", "y", "z"] {
@@ -127,124 +102,6 @@ async fn lists_come_in_pages_and_miss_nothing() {
         .unwrap();
     assert_eq!(rest.items[0].topic, name("a/two/z"));
     assert_eq!(rest.next, None);
-}
-
-#[tokio::test]
-async fn policies_can_be_changed_and_forbid_creation() {
-    let harness = Harness::start().await;
-    let broker = &harness.broker;
-    let strict = NamespacePolicies {
-        auto_create_topics: false,
-        ..NamespacePolicies::default()
-    };
-    harness.set_policies(strict).await;
-    let read = broker.get_namespace(&ctx(), default_namespace()).await;
-    assert_eq!(read.unwrap(), strict);
-    let refused = harness.try_producer(open("orders", "p")).await;
-    assert_eq!(kind(&refused), Some(ErrorKind::NotFound));
-    let described = broker.describe_topic(&ctx(), name("orders"), true).await;
-    assert_eq!(kind(&described), Some(ErrorKind::NotFound));
-    broker
-        .create_topic(&ctx(), name("orders"), 0)
-        .await
-        .unwrap();
-    harness.producer("orders", "p").await;
-}
-
-#[tokio::test]
-async fn changes_of_policies_at_once_are_all_made() {
-    let harness = Harness::start().await;
-    let there = harness.rival().await;
-    for round in 1..=10 {
-        let given = [
-            PolicyChanges {
-                retention_ms: Some(Bound::Limit(round)),
-                ..PolicyChanges::default()
-            },
-            PolicyChanges {
-                rollover_entries: Some(round),
-                ..PolicyChanges::default()
-            },
-            PolicyChanges {
-                rollover_ms: Some(round),
-                ..PolicyChanges::default()
-            },
-        ];
-        let brokers = [&harness.broker, &there.broker, &harness.broker];
-        let changed = brokers.into_iter().zip(given).map(async |(broker, given)| {
-            let context = ctx();
-            let changed = broker.update_namespace(&context, default_namespace(), given);
-            changed.await.unwrap();
-        });
-        join_all(changed).await;
-        let context = ctx();
-        let now = harness.broker.get_namespace(&context, default_namespace());
-        let now = now.await.unwrap();
-        let Rollover {
-            entries, age_ms, ..
-        } = now.rollover;
-        assert_eq!(
-            (now.retention.time_ms, entries, age_ms),
-            (Some(round), round, round)
-        );
-        // Nobody gave these.
-        let standard = NamespacePolicies::default();
-        assert_eq!(now.retention.size_bytes, standard.retention.size_bytes);
-    }
-}
-
-#[tokio::test]
-async fn a_change_of_no_policy_is_refused_and_changes_nothing() {
-    let default_quorum = Quorum::new(3, 3, 2).unwrap();
-    let config = BrokerConfig {
-        default_quorum,
-        ..config()
-    };
-    let harness = Harness::start_with(config).await;
-    let broker = &harness.broker;
-    let nothing = PolicyChanges::default();
-    let refused = broker
-        .update_namespace(&ctx(), default_namespace(), nothing)
-        .await;
-    assert_eq!(kind(&refused), Some(ErrorKind::InvalidArgument));
-    let found = broker.get_namespace(&ctx(), default_namespace()).await;
-    assert_eq!(found.unwrap().quorum, default_quorum);
-    // What a namespace is created with is there at once, on top of the defaults.
-    let given = PolicyChanges {
-        deduplication: Some(false),
-        ..PolicyChanges::default()
-    };
-    let created = broker
-        .create_namespace(&ctx(), namespace("public/new"), given)
-        .await
-        .unwrap();
-    assert_eq!(
-        (created.quorum, created.deduplication),
-        (default_quorum, false)
-    );
-}
-
-#[tokio::test]
-async fn policies_reach_a_topic_in_use() {
-    let cluster = Cluster::new(crate::cluster::config(1)).await;
-    let member = cluster.join("a").await;
-    let topics = ["orders".to_owned()];
-    cluster.publish(&member, &topics).await;
-    let given = PolicyChanges {
-        rollover_entries: Some(1),
-        ..PolicyChanges::default()
-    };
-    let context = ctx();
-    let changed = member
-        .broker
-        .update_namespace(&context, default_namespace(), given);
-    soon("a change", changed).await.unwrap();
-    eventually("a ledger for each entry", || async {
-        cluster.publish(&member, &topics).await;
-        let stats = member.broker.topic_stats(&ctx(), name("orders")).await;
-        (stats.unwrap().ledgers.len() > 2).then_some(())
-    })
-    .await;
 }
 
 #[tokio::test]

@@ -3,7 +3,7 @@
 use aquifer_ledger::testing::Mode;
 use aquifer_model::id::Index;
 use aquifer_model::place::Place;
-use aquifer_model::policy::{NamespacePolicies, Retention, Rollover};
+use aquifer_model::policy::{EffectivePolicies, Retention, Rollover};
 use aquifer_model::subscription::SubscriptionType;
 use aquifer_protocol_api::admin::Admin;
 use aquifer_protocol_api::consumer::{Acknowledge, ConsumerEvent, Subscribe};
@@ -180,8 +180,8 @@ async fn confirmations_wait_until_the_cursor_log_can_be_written_i9() {
     assert_eq!(consumer.take_payloads(1).await, ["b"]);
 }
 
-fn keep_nothing(entries: u64) -> NamespacePolicies {
-    NamespacePolicies {
+fn keep_nothing(entries: u64) -> EffectivePolicies {
+    EffectivePolicies {
         retention: Retention {
             time_ms: Some(0),
             size_bytes: Some(0),
@@ -190,7 +190,7 @@ fn keep_nothing(entries: u64) -> NamespacePolicies {
             entries,
             ..Rollover::default()
         },
-        ..NamespacePolicies::default()
+        ..EffectivePolicies::default()
     }
 }
 

@@ -8,7 +8,7 @@ use aquifer_ledger::transport::BookieTransport;
 use aquifer_log::testing::TestLogs;
 use aquifer_model::id::{BookieId, Index};
 use aquifer_model::place::Place;
-use aquifer_model::policy::{NamespacePolicies, Retention, Rollover};
+use aquifer_model::policy::{EffectivePolicies, Retention, Rollover};
 use aquifer_model::storage::{
     BookieResult, OrderedRequest, Presence, PresenceRange, ReadBatch, ReadRange, ReplyCallback,
     TailState, TailWait,
@@ -171,12 +171,12 @@ impl BookieTransport for HeldReads {
 async fn a_record_that_changes_while_the_topic_is_loaded_is_read_again() {
     let harness = Harness::start().await;
     harness
-        .set_policies(NamespacePolicies {
+        .set_policies(EffectivePolicies {
             rollover: Rollover {
                 entries: 1,
                 ..Rollover::default()
             },
-            ..NamespacePolicies::default()
+            ..EffectivePolicies::default()
         })
         .await;
     let mut producer = harness.producer("orders", "p").await;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use aquifer_broker::{BalanceConfig, BrokerConfig};
 use aquifer_model::bundle::BundleRange;
-use aquifer_model::policy::PolicyChanges;
+use aquifer_model::policy::Policies;
 use aquifer_model::subscription::SubscriptionType;
 use aquifer_model::topic::NamespaceName;
 use aquifer_protocol_api::admin::Admin;
@@ -213,7 +213,7 @@ async fn a_move_is_seen_while_another_bundle_is_being_acquired() {
     let fresh: NamespaceName = "public/fresh".parse().unwrap();
     let made = old
         .broker
-        .create_namespace(&context, fresh, PolicyChanges::default());
+        .create_namespace(&context, fresh, Policies::default());
     soon("a namespace", made).await.unwrap();
     world.held.hold(Some("public/fresh"));
     let acquires = old

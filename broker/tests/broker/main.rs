@@ -16,6 +16,7 @@ mod faults;
 mod hand_over;
 mod lifecycle;
 mod partitions;
+mod policies;
 mod producers;
 mod publish;
 mod retention;

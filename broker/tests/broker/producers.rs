@@ -1,7 +1,7 @@
 //! Who may produce under a name.
 
 use aquifer_model::place::Place;
-use aquifer_model::policy::NamespacePolicies;
+use aquifer_model::policy::EffectivePolicies;
 use aquifer_protocol_api::error::{ErrorKind, Outcome};
 use aquifer_protocol_api::producer::OpenProducer;
 
@@ -132,9 +132,9 @@ enum Next {
 async fn superseded(deduplication: bool, next: Next) {
     let harness = Harness::start().await;
     harness
-        .set_policies(NamespacePolicies {
+        .set_policies(EffectivePolicies {
             deduplication,
-            ..NamespacePolicies::default()
+            ..EffectivePolicies::default()
         })
         .await;
     let mut first = harness.producer("orders", "p").await;

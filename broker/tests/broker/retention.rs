@@ -6,12 +6,12 @@ use aquifer_metadata::keys;
 use aquifer_metadata::store::{Expect, MetadataStore, Operation, Transaction};
 use aquifer_model::id::Index;
 use aquifer_model::place::Place;
-use aquifer_model::policy::{NamespacePolicies, Retention, Rollover};
+use aquifer_model::policy::{EffectivePolicies, Retention, Rollover};
 
 use crate::support::{Harness, default_namespace, name, until};
 
-fn policies(retention_ms: u64, entries: u64) -> NamespacePolicies {
-    NamespacePolicies {
+fn policies(retention_ms: u64, entries: u64) -> EffectivePolicies {
+    EffectivePolicies {
         retention: Retention {
             time_ms: Some(retention_ms),
             size_bytes: Some(0),
@@ -21,7 +21,7 @@ fn policies(retention_ms: u64, entries: u64) -> NamespacePolicies {
             age_ms: 100,
             ..Rollover::default()
         },
-        ..NamespacePolicies::default()
+        ..EffectivePolicies::default()
     }
 }
 

@@ -13,7 +13,7 @@ use aquifer_model::batch::{self, BatchFields, MessageRecord, MessageRow};
 use aquifer_model::format::FORMAT_NATIVE;
 use aquifer_model::id::{Index, OwnerEpoch, ProducerInstance, TopicIncarnation};
 use aquifer_model::place::Place;
-use aquifer_model::policy::{NamespacePolicies, Rollover};
+use aquifer_model::policy::{EffectivePolicies, PolicyScope, PolicyUpdate, Rollover};
 use aquifer_model::quorum::Quorum;
 use aquifer_model::stats::TopicStats;
 use aquifer_model::subscription::SubscriptionType;
@@ -195,11 +195,14 @@ impl Harness {
         soon("stats", stats).await.unwrap()
     }
 
-    pub async fn set_policies(&self, policies: NamespacePolicies) {
-        self.broker
-            .update_namespace(&ctx(), default_namespace(), policies.into())
-            .await
-            .unwrap();
+    pub async fn set_policies(&self, policies: EffectivePolicies) {
+        let update = PolicyUpdate {
+            set: policies.into(),
+            ..PolicyUpdate::default()
+        };
+        let scope = PolicyScope::Namespace(default_namespace());
+        let changed = self.broker.update_policies(&ctx(), scope, update).await;
+        changed.unwrap();
     }
 }
 

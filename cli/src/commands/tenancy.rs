@@ -1,9 +1,10 @@
 //! `aquifer tenant` and `aquifer namespace`: who may use the cluster, and by which policies.
 
-use aquifer_model::policy::{NamespacePolicies, PolicyChanges};
+use aquifer_model::policy::PolicyScope;
 use serde_json::json;
 
-use crate::args::{NamespaceArgs, NamespaceCommand, PolicyArgs, TenantArgs, TenantCommand};
+use crate::args::{NamespaceArgs, NamespaceCommand, TenantArgs, TenantCommand};
+use crate::commands::policy;
 use crate::connect::Connect;
 use crate::exit::CliError;
 use crate::output::Output;
@@ -24,6 +25,7 @@ pub async fn tenant(args: TenantArgs, connect: &Connect, out: &Output) -> Result
                 false => out.line(format!("created {tenant}")),
             }
         }
+        TenantCommand::Policy(command) => policy::run(command, policy::tenant, &admin, out).await,
         TenantCommand::List => list("tenant", admin.list_tenants().await?, out),
     }
 }
@@ -45,33 +47,23 @@ pub async fn namespace(
             namespace,
             policies,
         } => {
-            let namespace = namespace.to_string();
-            let policies = admin
-                .create_namespace(&namespace, changes(&policies))
-                .await?;
-            show(&namespace, policies, out)
+            // Parts that are not given are as they are inherited.
+            let tenant = PolicyScope::Tenant(namespace.tenant().to_owned());
+            let said = policy::said(&policies, &admin.get_policies(&tenant).await?);
+            let view = admin.create_namespace(&namespace.to_string(), said).await?;
+            policy::show_effective(&view, out)
         }
         NamespaceCommand::List { tenant } => {
             list("namespace", admin.list_namespaces(&tenant).await?, out)
         }
         NamespaceCommand::Show { namespace } => {
-            let namespace = namespace.to_string();
-            let policies = admin.get_namespace(&namespace).await?;
-            show(&namespace, policies, out)
-        }
-        NamespaceCommand::Update {
-            namespace,
-            policies,
-        } => {
-            if policies == PolicyArgs::default() {
-                let text = "nothing to change: give a policy, see aquifer namespace update --help";
-                return Err(CliError::usage(text));
-            }
-            let namespace = namespace.to_string();
-            let policies = admin
-                .update_namespace(&namespace, changes(&policies))
+            let view = admin
+                .get_policies(&PolicyScope::Namespace(namespace))
                 .await?;
-            show(&namespace, policies, out)
+            policy::show_effective(&view, out)
+        }
+        NamespaceCommand::Policy(command) => {
+            policy::run(command, policy::namespace, &admin, out).await
         }
     }
 }
@@ -82,77 +74,6 @@ fn list(what: &'static str, names: Vec<String>, out: &Output) -> Result<(), CliE
             true => out.object(&json!({what: name}))?,
             false => out.line(name)?,
         }
-    }
-    Ok(())
-}
-
-/// What is given: only that changes.
-fn changes(args: &PolicyArgs) -> PolicyChanges {
-    PolicyChanges {
-        quorum: args.quorum,
-        retention_ms: args.retention_time,
-        retention_bytes: args.retention_size,
-        rollover_bytes: args.rollover_size,
-        rollover_ms: args
-            .rollover_time
-            .map(|age| u64::try_from(age.as_millis()).unwrap_or(u64::MAX)),
-        rollover_entries: args.rollover_entries,
-        deduplication: args.deduplication,
-        auto_create_topics: args.auto_create_topics,
-    }
-}
-
-fn show(namespace: &str, policies: NamespacePolicies, out: &Output) -> Result<(), CliError> {
-    let NamespacePolicies {
-        quorum,
-        retention,
-        rollover,
-        deduplication,
-        auto_create_topics,
-    } = policies;
-    if out.is_json() {
-        return out.object(&json!({
-            "namespace": namespace,
-            "ensemble": quorum.ensemble(),
-            "write_quorum": quorum.write(),
-            "ack_quorum": quorum.ack(),
-            "retention_ms": retention.time_ms,
-            "retention_bytes": retention.size_bytes,
-            "deduplication": deduplication,
-            "auto_create_topics": auto_create_topics,
-            "rollover_bytes": rollover.size_bytes,
-            "rollover_ms": rollover.age_ms,
-            "rollover_entries": rollover.entries,
-        }));
-    }
-    let time =
-        |ms: u64| humantime::format_duration(std::time::Duration::from_millis(ms)).to_string();
-    let kept = match (retention.time_ms, retention.size_bytes) {
-        (None, _) | (_, None) => "for ever".to_owned(),
-        (Some(ms), Some(0)) => time(ms),
-        (Some(ms), Some(bytes)) => format!("{}, and the newest {bytes} bytes", time(ms)),
-    };
-    let rows = [
-        ("namespace", namespace.to_owned()),
-        (
-            "quorum",
-            format!("{},{},{}", quorum.ensemble(), quorum.write(), quorum.ack()),
-        ),
-        ("retention", kept),
-        ("deduplication", deduplication.to_string()),
-        ("auto-create topics", auto_create_topics.to_string()),
-        (
-            "rollover",
-            format!(
-                "{} bytes, {} or {} entries",
-                rollover.size_bytes,
-                time(rollover.age_ms),
-                rollover.entries
-            ),
-        ),
-    ];
-    for (name, value) in rows {
-        out.line(format!("{name:<18} {value}"))?;
     }
     Ok(())
 }

@@ -4,7 +4,7 @@ use aquifer_client::admin::TopicStats;
 use serde_json::{Value, json};
 
 use crate::args::{TopicArgs, TopicCommand};
-use crate::commands::subscription;
+use crate::commands::{policy, subscription};
 use crate::connect::Connect;
 use crate::exit::CliError;
 use crate::output::{Output, Table};
@@ -53,6 +53,7 @@ pub async fn run(args: TopicArgs, connect: &Connect, out: &Output) -> Result<(),
                 print_stats(out, &stats)
             }
         }
+        TopicCommand::Policy(command) => policy::run(command, policy::topic, &admin, out).await,
         TopicCommand::Delete { topic, force } => {
             admin.delete_topic(&topic.to_string(), force).await?;
             if out.is_json() {

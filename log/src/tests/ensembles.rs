@@ -435,7 +435,7 @@ async fn guards_that_are_written_anew_hinder_no_ensemble_change() {
 async fn a_log_follows_the_policies_of_its_namespace() {
     let world = TestWorld::new(3);
     let owner = Owner::open(world.logs(), options(1_000)).await;
-    let mut policies = NamespacePolicies::default();
+    let mut policies = EffectivePolicies::default();
     let (changed, follows) = tokio::sync::watch::channel(policies);
     owner.log.follow(follows);
     owner.append_all(0..3).await;
@@ -446,7 +446,7 @@ async fn a_log_follows_the_policies_of_its_namespace() {
     assert_eq!(owner.log.stats().ledgers.len(), 2);
     // More copies: of what is written from now on.
     policies.rollover.entries = 1_000;
-    policies.quorum = Quorum::new(3, 3, 2).unwrap();
+    policies.persistence = Quorum::new(3, 3, 2).unwrap();
     changed.send_replace(policies);
     owner.append_all(6..9).await;
     let ledgers = owner.log.stats().ledgers;

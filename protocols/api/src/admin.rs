@@ -2,7 +2,7 @@
 
 use aquifer_model::id::{Index, TopicIncarnation};
 use aquifer_model::place::Place;
-use aquifer_model::policy::{NamespacePolicies, PolicyChanges};
+use aquifer_model::policy::{Policies, PolicyScope, PolicyUpdate, PolicyView};
 use aquifer_model::stats::TopicStats;
 use aquifer_model::topic::{NamespaceName, SubscriptionName, TopicName};
 use async_trait::async_trait;
@@ -24,30 +24,27 @@ pub trait Admin: Send + Sync + 'static {
         page: PageRequest,
     ) -> ApiResult<Page<String>>;
 
-    /// Creates a namespace with these policies at once; what is not given is as the broker is
-    /// configured. Answers the policies.
+    /// Creates a namespace with these policies at once; what is not given is inherited. Answers them.
     async fn create_namespace(
         &self,
         ctx: &RequestContext,
         namespace: NamespaceName,
-        policies: PolicyChanges,
-    ) -> ApiResult<NamespacePolicies>;
+        policies: Policies,
+    ) -> ApiResult<PolicyView>;
 
-    /// Reads the policies of a namespace.
-    async fn get_namespace(
+    /// Reads the policies of a tenant, a namespace or a topic, and what is in force for it.
+    async fn get_policies(&self, ctx: &RequestContext, scope: PolicyScope)
+    -> ApiResult<PolicyView>;
+
+    /// Changes policies of a tenant, a namespace or a topic. What the change does not name stays,
+    /// whoever changes that at the same time; with another version than it names nothing is changed,
+    /// and it fails as [`ErrorKind::Conflict`](crate::error::ErrorKind::Conflict). Answers the policies.
+    async fn update_policies(
         &self,
         ctx: &RequestContext,
-        namespace: NamespaceName,
-    ) -> ApiResult<NamespacePolicies>;
-
-    /// Changes policies of a namespace; what is not given stays, whoever changes it at the same time.
-    /// Answers the policies.
-    async fn update_namespace(
-        &self,
-        ctx: &RequestContext,
-        namespace: NamespaceName,
-        changes: PolicyChanges,
-    ) -> ApiResult<NamespacePolicies>;
+        scope: PolicyScope,
+        update: PolicyUpdate,
+    ) -> ApiResult<PolicyView>;
 
     /// Lists the namespaces of a tenant in name order.
     async fn list_namespaces(

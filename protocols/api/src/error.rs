@@ -51,11 +51,13 @@ pub enum ErrorKind {
     Unimplemented,
     /// A bug.
     Internal,
+    /// It has another version than the request names.
+    Conflict,
 }
 
 impl ErrorKind {
     /// Every kind, so that tests can go through all of them.
-    pub const ALL: [ErrorKind; 21] = [
+    pub const ALL: [ErrorKind; 22] = [
         ErrorKind::InvalidArgument,
         ErrorKind::NotFound,
         ErrorKind::AlreadyExists,
@@ -77,6 +79,7 @@ impl ErrorKind {
         ErrorKind::UnsupportedVersion,
         ErrorKind::Unimplemented,
         ErrorKind::Internal,
+        ErrorKind::Conflict,
     ];
 
     /// Whether the same request may succeed later, unchanged.

@@ -10,8 +10,8 @@ use prost::Message as _;
 use tonic::{Request, Response, Status, async_trait};
 
 use crate::convert::{
-    bundle, invalid, name, namespace, optional_broker, page, partitions, place, policy_changes,
-    ranges, tenant, topic,
+    bundle, invalid, name, namespace, optional_broker, page, partitions, place, policies,
+    policy_scope, policy_update, ranges, tenant, topic,
 };
 use crate::service::Service;
 
@@ -53,40 +53,44 @@ impl v1::admin_server::Admin for Service {
     ) -> Answer<v1::CreateNamespaceResponse> {
         self.unary("create_namespace", request, |broker, ctx, r| async move {
             let name = namespace(&r.namespace)?;
-            let given = policy_changes(r.policies.unwrap_or_default())?;
-            let policies = broker.create_namespace(&ctx, name, given).await?;
+            let given = policies(r.policies.unwrap_or_default())?;
+            let view = broker.create_namespace(&ctx, name, given).await?;
             Ok(v1::CreateNamespaceResponse {
-                policies: Some(policies.into()),
+                policies: Some(view.into()),
             })
         })
         .await
     }
 
-    async fn get_namespace(
+    async fn get_policies(
         &self,
-        request: Request<v1::GetNamespaceRequest>,
-    ) -> Answer<v1::GetNamespaceResponse> {
-        self.unary("get_namespace", request, |broker, ctx, r| async move {
-            let found = broker.get_namespace(&ctx, namespace(&r.namespace)?).await?;
-            Ok(v1::GetNamespaceResponse {
-                policies: Some(found.into()),
+        request: Request<v1::GetPoliciesRequest>,
+    ) -> Answer<v1::GetPoliciesResponse> {
+        self.unary("get_policies", request, |broker, ctx, r| async move {
+            let view = broker.get_policies(&ctx, policy_scope(r.scope)?).await?;
+            Ok(v1::GetPoliciesResponse {
+                policies: Some(view.into()),
             })
         })
         .await
     }
 
-    async fn update_namespace(
+    async fn update_policies(
         &self,
-        request: Request<v1::UpdateNamespaceRequest>,
-    ) -> Answer<v1::UpdateNamespaceResponse> {
-        self.unary("update_namespace", request, |broker, ctx, r| async move {
-            let name = namespace(&r.namespace)?;
-            let changes = policy_changes(r.policies.unwrap_or_default())?;
-            let policies = broker.update_namespace(&ctx, name, changes).await?;
-            Ok(v1::UpdateNamespaceResponse {
-                policies: Some(policies.into()),
-            })
-        })
+        request: Request<v1::UpdatePoliciesRequest>,
+    ) -> Answer<v1::UpdatePoliciesResponse> {
+        self.unary(
+            "update_policies",
+            request,
+            |broker, ctx, mut r| async move {
+                let scope = policy_scope(r.scope.take())?;
+                let update = policy_update(r)?;
+                let view = broker.update_policies(&ctx, scope, update).await?;
+                Ok(v1::UpdatePoliciesResponse {
+                    policies: Some(view.into()),
+                })
+            },
+        )
         .await
     }
 

@@ -5,7 +5,7 @@ use aquifer_model::bundle::{BundleRange, ParseBundleError};
 use aquifer_model::id::{BrokerId, Index};
 use aquifer_model::limits::{ACK_RANGES_MAX, METADATA_PAGE_KEYS_MAX, PARTITIONS_MAX};
 use aquifer_model::place::Place;
-use aquifer_model::policy::PolicyChanges;
+use aquifer_model::policy::{Policies, PolicyScope, PolicyUpdate};
 use aquifer_model::subscription::SubscriptionType;
 use aquifer_model::topic::{DEFAULT_NAMESPACE, NameError, NamespaceName, TopicName};
 use aquifer_proto::{PROTOCOL_VERSION, v1};
@@ -113,8 +113,23 @@ pub(crate) fn page(after: String, limit: u32) -> ApiResult<PageRequest> {
     })
 }
 
-pub(crate) fn policy_changes(changes: v1::PolicyChanges) -> ApiResult<PolicyChanges> {
-    PolicyChanges::try_from(changes).map_err(invalid)
+pub(crate) fn policies(policies: v1::Policies) -> ApiResult<Policies> {
+    Policies::try_from(policies).map_err(invalid)
+}
+
+pub(crate) fn policy_update(request: v1::UpdatePoliciesRequest) -> ApiResult<PolicyUpdate> {
+    PolicyUpdate::try_from(request).map_err(invalid)
+}
+
+pub(crate) fn policy_scope(scope: Option<v1::PolicyScope>) -> ApiResult<PolicyScope> {
+    use v1::policy_scope::Scope;
+    let scope = scope.and_then(|scope| scope.scope);
+    let scope = scope.ok_or_else(|| invalid("name a tenant, a namespace or a topic"))?;
+    Ok(match scope {
+        Scope::Tenant(name) => PolicyScope::Tenant(tenant(name)?),
+        Scope::Namespace(name) => PolicyScope::Namespace(namespace(&name)?),
+        Scope::Topic(name) => PolicyScope::Topic(topic(&name)?),
+    })
 }
 
 pub(crate) fn subscription_type(code: i32) -> ApiResult<SubscriptionType> {

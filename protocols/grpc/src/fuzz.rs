@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use prost::Message;
 
 use crate::consume::{ConsumerRequest, consumer_request, subscribe};
-use crate::convert::{self, page, partitions, place, policy_changes, subscription_type};
+use crate::convert::{self, page, partitions, place, policies, subscription_type};
 use crate::produce::{open_producer, publish_frames};
 
 fn push_through(bytes: &[u8]) {
@@ -42,7 +42,11 @@ fn admin(bytes: &[u8]) {
     }
     if let Ok(request) = v1::CreateNamespaceRequest::decode(bytes) {
         let _ = convert::namespace(&request.namespace);
-        let _ = policy_changes(request.policies.unwrap_or_default());
+        let _ = policies(request.policies.unwrap_or_default());
+    }
+    if let Ok(mut request) = v1::UpdatePoliciesRequest::decode(bytes) {
+        let _ = convert::policy_scope(request.scope.take());
+        let _ = convert::policy_update(request);
     }
     if let Ok(request) = v1::CreateTopicRequest::decode(bytes) {
         let _ = convert::topic(&request.topic);

@@ -20,6 +20,7 @@ pub(crate) fn codes(kind: ErrorKind) -> (v1::ErrorCode, Code) {
         ErrorKind::NotFound => (Wire::NotFound, Code::NotFound),
         ErrorKind::AlreadyExists => (Wire::AlreadyExists, Code::AlreadyExists),
         ErrorKind::FailedPrecondition => (Wire::FailedPrecondition, Code::FailedPrecondition),
+        ErrorKind::Conflict => (Wire::Conflict, Code::Aborted),
         ErrorKind::PermissionDenied => (Wire::PermissionDenied, Code::PermissionDenied),
         ErrorKind::Unauthenticated => (Wire::Unauthenticated, Code::Unauthenticated),
         ErrorKind::QuotaExceeded => (Wire::QuotaExceeded, Code::ResourceExhausted),

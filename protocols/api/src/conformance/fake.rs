@@ -11,7 +11,7 @@ use aquifer_model::id::{
 use aquifer_model::limits::{BATCH_BYTES_MAX, MESSAGE_BYTES_MAX};
 use aquifer_model::load::LoadReport;
 use aquifer_model::place::Place;
-use aquifer_model::policy::{NamespacePolicies, PolicyChanges};
+use aquifer_model::policy::{Policies, PolicyScope, PolicyUpdate, PolicyView};
 use aquifer_model::topic::{NamespaceName, ProducerName, SubscriptionName, TopicName};
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -399,25 +399,25 @@ impl Admin for FakeBroker {
         &self,
         _ctx: &RequestContext,
         _namespace: NamespaceName,
-        _policies: PolicyChanges,
-    ) -> ApiResult<NamespacePolicies> {
+        _policies: Policies,
+    ) -> ApiResult<PolicyView> {
         self.not_faked()
     }
 
-    async fn get_namespace(
+    async fn get_policies(
         &self,
         _ctx: &RequestContext,
-        _namespace: NamespaceName,
-    ) -> ApiResult<NamespacePolicies> {
+        _scope: PolicyScope,
+    ) -> ApiResult<PolicyView> {
         self.not_faked()
     }
 
-    async fn update_namespace(
+    async fn update_policies(
         &self,
         _ctx: &RequestContext,
-        _namespace: NamespaceName,
-        _changes: PolicyChanges,
-    ) -> ApiResult<NamespacePolicies> {
+        _scope: PolicyScope,
+        _update: PolicyUpdate,
+    ) -> ApiResult<PolicyView> {
         self.not_faked()
     }
 

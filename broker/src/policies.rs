@@ -1,0 +1,441 @@
+//! Policies in force: what tenants, namespaces and topics say, resolved, and kept current.
+//!
+//! One watch over all policies of the cluster serves everything that is in use here; nothing on the path
+//! of a message reads metadata for a policy. Memory holds what is in use, not what is stored.
+//!
+//! Invariant: a scope is registered before its record is read, so that no change falls between the
+//! read and the watch; what was read is dropped when the watch has shown something newer.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use aquifer_metadata::error::MetadataError;
+use aquifer_metadata::keys::{self, Key};
+use aquifer_metadata::record;
+use aquifer_metadata::store::{
+    Expect, Guard, MetadataStore, Operation, Revision, Transaction, Versioned, WatchEvent,
+};
+use aquifer_model::policy::{
+    EffectivePolicies, Level, Policies, PolicyScope, PolicyUpdate, PolicyView, resolve,
+};
+use aquifer_model::topic::{NamespaceName, TopicName};
+use aquifer_proto::v1::{PolicyRecord, TopicRecord};
+use aquifer_runtime::clock;
+use aquifer_runtime::task::TaskGroup;
+use parking_lot::Mutex;
+use tokio::sync::watch;
+
+use crate::error::BrokerError;
+use crate::namespace::{no_namespace, no_tenant};
+use crate::topic::load::no_topic;
+
+/// How often a change is made again when others change the record at the same time.
+const ATTEMPTS_MAX: u32 = 32;
+/// How long a broken watch waits before it begins again.
+const WATCH_RETRY: Duration = Duration::from_secs(1);
+/// What is not in use any more is dropped when there is twice as much as after the last time, and this.
+const PRUNE_ABOVE: usize = 64;
+
+/// The policies in force. Clones share them.
+#[derive(Clone)]
+pub(crate) struct PolicyTable {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    store: Arc<dyn MetadataStore>,
+    defaults: EffectivePolicies,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    /// What the scopes that are in use say.
+    said: HashMap<PolicyScope, Said>,
+    /// What is in force for what is in use.
+    live: HashMap<PolicyScope, watch::Sender<EffectivePolicies>>,
+    live_after_prune: usize,
+}
+
+/// What a scope says, as of a revision of the store.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Said {
+    policies: Policies,
+    /// Of its record; 0: there is none.
+    version: Revision,
+    /// None: not read yet.
+    as_of: Option<Revision>,
+}
+
+impl PolicyTable {
+    /// Policies over what the broker is configured with, followed until `tasks` shuts down.
+    pub(crate) fn start(
+        store: Arc<dyn MetadataStore>,
+        defaults: EffectivePolicies,
+        tasks: &TaskGroup,
+    ) -> PolicyTable {
+        let inner = Arc::new(Inner {
+            store,
+            defaults,
+            state: Mutex::default(),
+        });
+        let (watcher, token) = (Arc::clone(&inner), tasks.shutdown_token());
+        tasks.spawn("policy-watch", async move {
+            tokio::select! {
+                () = watcher.watch() => {}
+                () = token.wait() => {}
+            }
+        });
+        PolicyTable { inner }
+    }
+
+    /// What is in force for a topic as it changes; a partition has what its topic has.
+    pub(crate) async fn of_topic(
+        &self,
+        topic: &TopicName,
+    ) -> Result<watch::Receiver<EffectivePolicies>, BrokerError> {
+        let scope = PolicyScope::Topic(topic.base());
+        self.inner.follow(&scope).await
+    }
+
+    /// What is in force for topics of a namespace that say nothing themselves.
+    pub(crate) async fn of_namespace(
+        &self,
+        namespace: &NamespaceName,
+    ) -> Result<EffectivePolicies, BrokerError> {
+        let scope = PolicyScope::Namespace(namespace.clone());
+        Ok(*self.inner.follow(&scope).await?.borrow())
+    }
+
+    /// Whether a topic of a namespace says something itself.
+    pub(crate) async fn has_topics(&self, namespace: &NamespaceName) -> Result<bool, BrokerError> {
+        let scope = PolicyScope::Namespace(namespace.clone());
+        let below = format!("{}/", keys::policies(&scope));
+        let page = self.inner.store.scan(&below, None, 1).await?;
+        Ok(!page.items.is_empty())
+    }
+
+    /// What is in force for a topic that is not in use, as metadata says now.
+    pub(crate) async fn of_unused(
+        &self,
+        topic: &TopicName,
+    ) -> Result<EffectivePolicies, BrokerError> {
+        let scope = PolicyScope::Topic(topic.base());
+        Ok(self.inner.view(&scope).await?.effective)
+    }
+
+    /// The policies of a scope that exists.
+    pub(crate) async fn view(&self, scope: &PolicyScope) -> Result<PolicyView, BrokerError> {
+        self.inner.existence(scope).await?;
+        self.inner.view(scope).await
+    }
+
+    /// Changes what a scope says, and shows it here at once.
+    pub(crate) async fn update(
+        &self,
+        scope: &PolicyScope,
+        update: &PolicyUpdate,
+    ) -> Result<PolicyView, BrokerError> {
+        if update.is_empty() {
+            return Err(BrokerError::invalid(
+                "no policy is given",
+                "give those that are to change; the others stay as they are",
+            ));
+        }
+        let inner = &self.inner;
+        let mut last = MetadataError::Unavailable("the policies keep changing".to_owned());
+        // Set when a change of ours may have been made although no answer came.
+        let mut in_doubt: Option<Policies> = None;
+        for _ in 0..ATTEMPTS_MAX {
+            let exists = inner.existence(scope).await?;
+            let said = inner.read(scope).await?;
+            if in_doubt.is_some_and(|wanted| wanted == said.policies) {
+                return inner.view(scope).await;
+            }
+            if update
+                .version
+                .is_some_and(|version| version != said.version.0)
+            {
+                return Err(conflict(scope, said.version, update.version));
+            }
+            let wanted = update.apply(said.policies);
+            if wanted == said.policies {
+                return inner.view(scope).await;
+            }
+            match inner
+                .store
+                .commit(change(scope, exists, said, wanted))
+                .await
+            {
+                Ok(revision) => {
+                    inner.learn(scope, Said::at(wanted, revision));
+                    return inner.view(scope).await;
+                }
+                Err(error @ MetadataError::UnknownOutcome(_)) => {
+                    in_doubt = Some(wanted);
+                    last = error;
+                }
+                Err(error @ MetadataError::Conflict { .. }) => last = error,
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Err(last.into())
+    }
+}
+
+/// The change of a record from what it says to what it is to say. It needs the scope to exist.
+fn change(scope: &PolicyScope, exists: Guard, said: Said, wanted: Policies) -> Transaction {
+    let key = keys::policies(scope);
+    let expect = match said.version {
+        Revision(0) => Expect::Absent,
+        revision => Expect::Revision(revision),
+    };
+    let operation = if wanted == Policies::default() {
+        Operation::Delete { key, expect }
+    } else {
+        let value = record_of(wanted);
+        Operation::Put { key, value, expect }
+    };
+    Transaction {
+        partition: partition(scope),
+        guards: vec![exists],
+        operations: vec![operation],
+    }
+}
+
+/// The bytes that say this.
+pub(crate) fn record_of(policies: Policies) -> bytes::Bytes {
+    record::encode(PolicyRecord {
+        policies: Some(policies.into()),
+    })
+}
+
+fn conflict(scope: &PolicyScope, found: Revision, wanted: Option<u64>) -> BrokerError {
+    BrokerError::Conflict {
+        what: format!("the policies of {scope}"),
+        found: found.0,
+        wanted: wanted.unwrap_or_default(),
+    }
+}
+
+fn partition(scope: &PolicyScope) -> String {
+    match scope {
+        PolicyScope::Tenant(_) => keys::CLUSTER_PARTITION.to_owned(),
+        PolicyScope::Namespace(name) => keys::partition_of_namespace(name),
+        PolicyScope::Topic(name) => keys::partition_of_topic(name),
+    }
+}
+
+fn decode(stored: &Versioned) -> Result<Said, BrokerError> {
+    let record: PolicyRecord = record::decode(stored)?;
+    let policies = Policies::try_from(record.policies.unwrap_or_default());
+    let damaged = |reason| MetadataError::Damaged {
+        key: stored.key.clone(),
+        reason,
+    };
+    Ok(Said::at(policies.map_err(damaged)?, stored.revision))
+}
+
+impl Said {
+    fn at(policies: Policies, revision: Revision) -> Said {
+        let is_stored = policies != Policies::default();
+        Said {
+            policies,
+            version: if is_stored { revision } else { Revision(0) },
+            as_of: Some(revision),
+        }
+    }
+}
+
+impl Inner {
+    /// The guard that a scope exists as it does now.
+    async fn existence(&self, scope: &PolicyScope) -> Result<Guard, BrokerError> {
+        let (key, absent) = match scope {
+            PolicyScope::Tenant(name) => (keys::tenant(name), no_tenant(name)),
+            PolicyScope::Namespace(name) => (keys::namespace(name), no_namespace(name)),
+            PolicyScope::Topic(name) if name.partition().is_some() => {
+                return Err(BrokerError::invalid(
+                    format!("{name} is a partition"),
+                    "name the topic: its partitions have its policies",
+                ));
+            }
+            PolicyScope::Topic(name) => (keys::topic(name), no_topic(name)),
+        };
+        let stored = self.store.get(&key).await?.ok_or(absent)?;
+        if let PolicyScope::Topic(name) = scope
+            && record::decode::<TopicRecord>(&stored)?.deleting
+        {
+            return Err(BrokerError::Deleted(name.to_string()));
+        }
+        let expect = Expect::Revision(stored.revision);
+        Ok(Guard { key, expect })
+    }
+
+    /// What a scope says now.
+    async fn read(&self, scope: &PolicyScope) -> Result<Said, BrokerError> {
+        let key = keys::policies(scope);
+        // The key itself is the first of those that begin with it, and a scan tells as of when.
+        let page = self.store.scan(&key, None, 1).await?;
+        let stored = page.items.first().filter(|item| item.key == key);
+        let said = stored.map(decode).transpose()?.unwrap_or_default();
+        Ok(Said {
+            as_of: Some(page.revision),
+            ..said
+        })
+    }
+
+    async fn view(&self, scope: &PolicyScope) -> Result<PolicyView, BrokerError> {
+        let mut levels = Vec::new();
+        let mut own = Said::default();
+        for scope in scope.path() {
+            own = self.read(&scope).await?;
+            levels.push((scope.level(), own.policies));
+        }
+        let (effective, origins) = resolve(self.defaults, &levels);
+        Ok(PolicyView {
+            own: own.policies,
+            version: own.version.0,
+            effective,
+            origins,
+        })
+    }
+
+    async fn follow(
+        &self,
+        scope: &PolicyScope,
+    ) -> Result<watch::Receiver<EffectivePolicies>, BrokerError> {
+        let path = scope.path();
+        loop {
+            let unread: Vec<PolicyScope> = {
+                let mut state = self.state.lock();
+                if let Some(sender) = state.live.get(scope) {
+                    return Ok(sender.subscribe());
+                }
+                let unread = |scope: &&PolicyScope| {
+                    state
+                        .said
+                        .entry((*scope).clone())
+                        .or_default()
+                        .as_of
+                        .is_none()
+                };
+                path.iter().filter(unread).cloned().collect()
+            };
+            for scope in &unread {
+                let said = self.read(scope).await?;
+                self.learn(scope, said);
+            }
+            let mut state = self.state.lock();
+            // Else something was dropped as not in use meanwhile.
+            if let Some(effective) = state.resolved(&path, self.defaults) {
+                let (sender, receiver) = watch::channel(effective);
+                state.live.insert(scope.clone(), sender);
+                state.prune();
+                return Ok(receiver);
+            }
+        }
+    }
+
+    /// Takes in what a scope says, unless something newer is known or nobody asks for it.
+    fn learn(&self, scope: &PolicyScope, said: Said) {
+        let mut state = self.state.lock();
+        let Some(known) = state.said.get_mut(scope).filter(|k| k.as_of < said.as_of) else {
+            return;
+        };
+        let is_same = known.policies == said.policies;
+        *known = said;
+        if is_same {
+            return;
+        }
+        let state = &*state;
+        for (below, sender) in &state.live {
+            let path = below.path();
+            if !path.contains(scope) {
+                continue;
+            }
+            if let Some(effective) = state.resolved(&path, self.defaults) {
+                sender.send_if_modified(|now| std::mem::replace(now, effective) != effective);
+            }
+        }
+    }
+
+    async fn watch(&self) {
+        loop {
+            if let Err(error) = self.follow_changes().await {
+                tracing::warn!(%error, "policy watch begins again");
+            }
+            clock::sleep(WATCH_RETRY).await;
+        }
+    }
+
+    /// Reads everything that is in use again, and takes in what changes after that.
+    async fn follow_changes(&self) -> Result<(), BrokerError> {
+        loop {
+            let page = self.store.scan(keys::POLICIES_PREFIX, None, 1).await?;
+            let known: Vec<PolicyScope> = self.state.lock().said.keys().cloned().collect();
+            for scope in &known {
+                let said = self.read(scope).await?;
+                self.learn(scope, said);
+            }
+            let mut watch = self
+                .store
+                .watch(keys::POLICIES_PREFIX, page.revision)
+                .await?;
+            loop {
+                match watch.next().await {
+                    Some(WatchEvent::Put(stored)) => self.changed(&stored),
+                    Some(WatchEvent::Delete { key, revision }) => {
+                        if let Ok(Key::Policies(scope)) = key.parse() {
+                            self.learn(&scope, Said::at(Policies::default(), revision));
+                        }
+                    }
+                    Some(WatchEvent::Resync) => break,
+                    None => return Ok(()),
+                }
+            }
+        }
+    }
+
+    fn changed(&self, stored: &Versioned) {
+        let Ok(Key::Policies(scope)) = stored.key.parse() else {
+            return;
+        };
+        match decode(stored) {
+            Ok(said) => self.learn(&scope, said),
+            // What was in force stays so.
+            Err(error) => tracing::warn!(%scope, %error, "policies cannot be read"),
+        }
+    }
+}
+
+impl State {
+    /// What is in force at the end of a path, if all of it is known.
+    fn resolved(
+        &self,
+        path: &[PolicyScope],
+        defaults: EffectivePolicies,
+    ) -> Option<EffectivePolicies> {
+        let mut levels: Vec<(Level, Policies)> = Vec::with_capacity(path.len());
+        for scope in path {
+            let said = self.said.get(scope).filter(|said| said.as_of.is_some())?;
+            levels.push((scope.level(), said.policies));
+        }
+        Some(resolve(defaults, &levels).0)
+    }
+
+    /// Drops what nobody uses.
+    fn prune(&mut self) {
+        if self.live.len() <= 2 * self.live_after_prune + PRUNE_ABOVE {
+            return;
+        }
+        self.live.retain(|_, sender| sender.receiver_count() > 0);
+        self.live_after_prune = self.live.len();
+        let used: std::collections::HashSet<PolicyScope> =
+            self.live.keys().flat_map(PolicyScope::path).collect();
+        self.said.retain(|scope, _| used.contains(scope));
+    }
+}
+
+#[cfg(test)]
+mod tests;
