@@ -109,7 +109,7 @@ async fn policies_that_are_set_at_once_are_all_there() -> Result<()> {
     let url = server.url();
     for round in 1..=25 {
         let lines = [
-            format!("namespace policy set public/default retention.time={round}h"),
+            format!("namespace policy set public/default retention.time={round}m"),
             format!("namespace policy set public/default rollover.entries={round}"),
             format!("namespace policy set public/default rollover.age={round}m"),
         ];
@@ -121,7 +121,7 @@ async fn policies_that_are_set_at_once_are_all_there() -> Result<()> {
             command.await??;
         }
         let shown = done(&url, "namespace show public/default")?;
-        assert_eq!(shown["retention"]["value"]["time"], format!("{round}h"));
+        assert_eq!(shown["retention"]["value"]["time"], format!("{round}m"));
         let rollover = &shown["rollover"]["value"];
         assert_eq!(rollover["entries"], round.to_string());
         assert_eq!(rollover["age"], format!("{round}m"));
