@@ -3,6 +3,9 @@
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use aquifer_ledger::error::LedgerError;
+use aquifer_ledger::ledger_metadata::LedgerInfo;
+use aquifer_ledger::writer::driver::{LedgerWriter, WriterOwner};
 use aquifer_model::entry::{EntryHead, HEAD_BYTES};
 use aquifer_model::id::{EntryId, Index, LedgerId};
 use aquifer_model::limits::ENTRY_BYTES_MAX;
@@ -10,9 +13,6 @@ use aquifer_model::limits::ENTRY_BYTES_MAX;
 use crate::error::LogError;
 use crate::state::{LogInner, LogTip, Pending, Phase, SegmentStatus, State};
 use crate::types::{Append, AppendSink, Appended, LogEntry};
-use aquifer_ledger::error::LedgerError;
-use aquifer_ledger::ledger_metadata::LedgerInfo;
-use aquifer_ledger::writer::driver::{LedgerWriter, WriterOwner};
 
 /// An outcome on its way to its sink.
 struct Outcome {

@@ -7,6 +7,8 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use aquifer_ledger::deletion::{self, Intent, Progress};
+use aquifer_ledger::ledger_metadata::{self, LedgerInfo};
 use aquifer_metadata::error::MetadataError;
 use aquifer_metadata::keys;
 use aquifer_metadata::store::{Expect, Operation};
@@ -17,8 +19,6 @@ use aquifer_model::policy::PolicyScope;
 use crate::context::LogContext;
 use crate::error::LogError;
 use crate::record::TopicRecordCell;
-use aquifer_ledger::deletion::{self, Intent, Progress};
-use aquifer_ledger::ledger_metadata::{self, LedgerInfo};
 
 /// Intents in one change of a topic record, which takes some operations itself; each takes two.
 const INTENTS_PER_CHANGE: usize = (METADATA_OPERATIONS_MAX - 8) / 2;

@@ -1,6 +1,8 @@
 //! Reading on by heads only, for callers that need no bodies: what producers have stored is told by
 //! the heads of entries.
 
+use aquifer_ledger::ledger_metadata::LedgerInfo;
+use aquifer_ledger::reader::Wanted;
 use aquifer_model::entry::{EntryError, EntryHead, HEAD_BYTES_MAX};
 use aquifer_model::id::EntryId;
 use aquifer_model::storage::StoredEntry;
@@ -9,8 +11,6 @@ use crate::error::LogError;
 use crate::read::{HEAD_BYTES_USUAL, Place, ReadPoint, damaged};
 use crate::state::LogInner;
 use crate::types::{Found, LogHead};
-use aquifer_ledger::ledger_metadata::LedgerInfo;
-use aquifer_ledger::reader::Wanted;
 
 impl LogInner {
     /// As [`LogInner::read_or_skip`], by heads.

@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use aquifer_ledger::ledger_metadata::{self, LedgerInfo, LedgerState};
+use aquifer_ledger::reader::{Wanted, read_range};
 use aquifer_model::entry::EntryHead;
 use aquifer_model::id::{EntryId, LedgerId};
 use aquifer_model::storage::StoredEntry;
@@ -9,8 +11,6 @@ use aquifer_model::storage::StoredEntry;
 use crate::error::LogError;
 use crate::read;
 use crate::state::LogInner;
-use aquifer_ledger::ledger_metadata::{self, LedgerInfo, LedgerState};
-use aquifer_ledger::reader::{Wanted, read_range};
 
 /// Ledger records kept per log.
 const INFOS_MAX: usize = 64;

@@ -3,6 +3,10 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, OnceLock};
 
+use aquifer_ledger::ledger_metadata::{self, LedgerInfo, LedgerState};
+use aquifer_ledger::reader::{Wanted, read_range};
+use aquifer_ledger::recovery::driver::{close_by_recovery, close_known};
+use aquifer_ledger::writer::machine::LedgerEnd;
 use aquifer_model::entry::EntryHead;
 use aquifer_model::id::{EntryId, Index};
 use aquifer_runtime::clock;
@@ -16,10 +20,6 @@ use crate::ranges::RangeIndex;
 use crate::record::TopicRecordCell;
 use crate::state::{LogInner, LogTip, Phase, Segment, SegmentStatus, State};
 use crate::types::{LogKind, LogOptions};
-use aquifer_ledger::ledger_metadata::{self, LedgerInfo, LedgerState};
-use aquifer_ledger::reader::{Wanted, read_range};
-use aquifer_ledger::recovery::driver::{close_by_recovery, close_known};
-use aquifer_ledger::writer::machine::LedgerEnd;
 
 /// Attempts to recover the last ledger before the caller hears of trouble.
 const ATTEMPTS: u32 = 4;

@@ -3,6 +3,11 @@
 
 use std::sync::Arc;
 
+use aquifer_ledger::error::LedgerError;
+use aquifer_ledger::ledger_metadata::{self, LedgerInfo, LedgerState};
+use aquifer_ledger::recovery::driver::close_by_recovery;
+use aquifer_ledger::writer::driver::LedgerWriter;
+use aquifer_ledger::writer::machine::LedgerEnd;
 use aquifer_metadata::error::MetadataError;
 use aquifer_metadata::keys;
 use aquifer_metadata::store::{Expect, Operation};
@@ -15,11 +20,6 @@ use crate::deletion;
 use crate::error::LogError;
 use crate::state::{Current, LogInner, Phase, Segment, SegmentStatus, State};
 use crate::types::LogKind;
-use aquifer_ledger::error::LedgerError;
-use aquifer_ledger::ledger_metadata::{self, LedgerInfo, LedgerState};
-use aquifer_ledger::recovery::driver::close_by_recovery;
-use aquifer_ledger::writer::driver::LedgerWriter;
-use aquifer_ledger::writer::machine::LedgerEnd;
 
 /// What the owner task does next.
 pub(super) enum Step {

@@ -9,6 +9,7 @@
 
 use std::time::Duration;
 
+use aquifer_ledger::writer::driver::LedgerWriter;
 use aquifer_model::quorum::Quorum;
 use aquifer_model::storage::TailWait;
 use aquifer_runtime::clock;
@@ -16,7 +17,6 @@ use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 
 use crate::state::{LogInner, Phase};
-use aquifer_ledger::writer::driver::LedgerWriter;
 
 /// How long bookies are waited for: what they prove is good for little longer.
 const ANSWER_MAX: Duration = Duration::from_millis(500);

@@ -11,6 +11,9 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use aquifer_ledger::context::LedgerContext;
+use aquifer_ledger::ledger_metadata::LedgerInfo;
+use aquifer_ledger::reader::{Wanted, read_range};
 use aquifer_model::entry::{EntryData, EntryError, EntryHead, HEAD_BYTES_MAX};
 use aquifer_model::id::{EntryId, Index, LedgerId};
 use aquifer_model::storage::StoredEntry;
@@ -21,9 +24,6 @@ use crate::error::LogError;
 use crate::ranges::{Begin, Fetching, Plan, Range, RangeIndex, ReaderSeat};
 use crate::state::{LogInner, Segment};
 use crate::types::{LogEntry, ReadLimits};
-use aquifer_ledger::context::LedgerContext;
-use aquifer_ledger::ledger_metadata::LedgerInfo;
-use aquifer_ledger::reader::{Wanted, read_range};
 
 /// Most entries of one fetch: small ones cost more than their bytes.
 const FETCH_ENTRIES_MAX: usize = 16 * 1024;

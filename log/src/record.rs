@@ -7,6 +7,8 @@
 
 use std::sync::Arc;
 
+use aquifer_ledger::guards::Guards;
+use aquifer_ledger::ledger_metadata::{commit_in_doubt, commit_known};
 use aquifer_metadata::error::MetadataError;
 use aquifer_metadata::store::{Expect, Guard, Operation, Revision, Room, Transaction, Versioned};
 use aquifer_metadata::{keys, record};
@@ -19,8 +21,6 @@ use tokio::sync::Semaphore;
 use crate::context::LogContext;
 use crate::deletion;
 use crate::error::LogError;
-use aquifer_ledger::guards::Guards;
-use aquifer_ledger::ledger_metadata::{commit_in_doubt, commit_known};
 
 /// `key_hash` of every topic that this build creates: murmur3-32 with seed 0.
 const KEY_HASH_MURMUR3: u32 = 1;

@@ -8,16 +8,16 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use aquifer_ledger::error::LedgerError;
+use aquifer_ledger::ledger_metadata::LedgerInfo;
+use aquifer_ledger::marks::{self, Mark};
+use aquifer_ledger::writer::driver::LedgerWriter;
 use aquifer_metadata::store::{Operation, Room};
 use aquifer_model::limits::METADATA_REQUEST_BYTES_MAX;
 use aquifer_runtime::clock;
 
 use crate::error::LogError;
 use crate::state::{LogInner, Phase, Segment, State};
-use aquifer_ledger::error::LedgerError;
-use aquifer_ledger::ledger_metadata::LedgerInfo;
-use aquifer_ledger::marks::{self, Mark};
-use aquifer_ledger::writer::driver::LedgerWriter;
 
 /// How long metadata may take to answer a read before it counts as away.
 const REACH_MAX: Duration = Duration::from_secs(1);

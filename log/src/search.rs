@@ -6,6 +6,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use aquifer_ledger::reader::{Wanted, read_range};
 use aquifer_model::entry::EntryHead;
 use aquifer_model::id::{EntryId, Index, LedgerId};
 
@@ -13,7 +14,6 @@ use crate::error::LogError;
 use crate::read::{Place, ReadPoint, split};
 use crate::state::{LogInner, Segment};
 use crate::types::{Damage, Found, ReadLimits};
-use aquifer_ledger::reader::{Wanted, read_range};
 
 /// Reads of what is called damaged and can be read after all: another reader's fetch may have failed.
 const READS_MAX: usize = 3;

@@ -6,6 +6,8 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
+use aquifer_ledger::ledger_metadata::LedgerInfo;
+use aquifer_ledger::writer::driver::LedgerWriter;
 use aquifer_model::entry::{EntryData, EntryHead};
 use aquifer_model::id::{EntryId, Index, LedgerId};
 use aquifer_model::policy::{EffectivePolicies, Rollover};
@@ -22,8 +24,6 @@ use crate::error::LogError;
 use crate::ranges::RangeIndex;
 use crate::record::TopicRecordCell;
 use crate::types::{AppendSink, LogKind, LogOptions};
-use aquifer_ledger::ledger_metadata::LedgerInfo;
-use aquifer_ledger::writer::driver::LedgerWriter;
 
 /// Everything of one log. The handles that users hold, the owner task while there is work, and
 /// the current ledger's writer (weakly) refer to it.

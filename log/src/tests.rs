@@ -10,12 +10,15 @@ mod threads;
 
 use std::sync::Arc;
 
+use aquifer_ledger::testing::TestWorld;
 use aquifer_metadata::store::{Expect, Guard, MetadataStore};
 use aquifer_metadata::{keys, record};
 use aquifer_model::entry::EntryFlags;
 use aquifer_model::extensions::Extensions;
 use aquifer_model::format::FORMAT_NATIVE;
 use aquifer_model::id::{Index, LedgerId, OwnerEpoch};
+use aquifer_model::place::Place;
+use aquifer_model::policy::EffectivePolicies;
 use aquifer_model::policy::{Retention, Rollover};
 use aquifer_model::quorum::Quorum;
 use aquifer_model::topic::TopicName;
@@ -28,9 +31,6 @@ use crate::context::LogContext;
 use crate::error::LogError;
 use crate::testing::TestLogs;
 use crate::*;
-use aquifer_ledger::testing::TestWorld;
-use aquifer_model::place::Place;
-use aquifer_model::policy::EffectivePolicies;
 
 type Outcomes = Vec<(u64, Result<Appended, LogError>)>;
 

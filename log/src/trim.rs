@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use aquifer_ledger::ledger_metadata;
 use aquifer_metadata::store::MetadataStore;
 use aquifer_model::id::{Index, LedgerId};
 use aquifer_model::policy::Retention;
@@ -12,7 +13,6 @@ use crate::error::LogError;
 use crate::owner::note_removed;
 use crate::state::{LogInner, Phase, Segment, SegmentStatus, State};
 use crate::types::LogKind;
-use aquifer_ledger::ledger_metadata;
 
 /// Segments that one transaction removes, at most.
 const SEGMENTS_PER_CHANGE: usize = 50;

@@ -7,6 +7,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use aquifer_ledger::deletion;
+use aquifer_ledger::error::LedgerError;
+use aquifer_ledger::index::{self, LedgerIndex};
+use aquifer_ledger::ledger_metadata::{self, LedgerState};
+use aquifer_ledger::marks::{self, Mark};
 use aquifer_metadata::error::MetadataError;
 use aquifer_metadata::keys;
 use aquifer_model::id::{BookieId, EntryId, LedgerId};
@@ -19,11 +24,6 @@ use crate::context::RepairContext;
 use crate::losses::{LossPolicy, LossWatch};
 use crate::members::{Member, Members};
 use crate::orphans::{OrphanAudit, OrphanReport};
-use aquifer_ledger::deletion;
-use aquifer_ledger::error::LedgerError;
-use aquifer_ledger::index::{self, LedgerIndex};
-use aquifer_ledger::ledger_metadata::{self, LedgerState};
-use aquifer_ledger::marks::{self, Mark};
 
 /// Marks that are written at once.
 const WRITES_AT_ONCE: usize = 16;

@@ -7,6 +7,8 @@
 
 use std::collections::BTreeSet;
 
+use aquifer_ledger::error::LedgerError;
+use aquifer_ledger::ledger_metadata::{LedgerInfo, LedgerState};
 use aquifer_model::entry::EntryData;
 use aquifer_model::id::{BookieId, EntryId};
 use aquifer_model::limits::ENTRY_BYTES_MAX;
@@ -22,8 +24,6 @@ use tokio::sync::oneshot;
 use crate::context::RepairContext;
 use crate::members::Members;
 use crate::pace::Pace;
-use aquifer_ledger::error::LedgerError;
-use aquifer_ledger::ledger_metadata::{LedgerInfo, LedgerState};
 
 /// Entry bytes of one ledger on their way at once, or one entry that is larger. What all ledgers of a
 /// worker have on their way together is bounded by its [`Pace`].

@@ -11,6 +11,11 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use aquifer_ledger::deletion;
+use aquifer_ledger::error::LedgerError;
+use aquifer_ledger::index::LedgerIndex;
+use aquifer_ledger::ledger_metadata;
+use aquifer_ledger::marks::{self, Mark};
 use aquifer_metadata::error::MetadataError;
 use aquifer_metadata::store::{Expect, MetadataStore};
 use aquifer_metadata::{keys, record};
@@ -24,11 +29,6 @@ use crate::copy::{Copier, Trouble};
 use crate::members::{Member, Members};
 use crate::pace::Pace;
 use crate::plan;
-use aquifer_ledger::deletion;
-use aquifer_ledger::error::LedgerError;
-use aquifer_ledger::index::LedgerIndex;
-use aquifer_ledger::ledger_metadata;
-use aquifer_ledger::marks::{self, Mark};
 
 /// How long writers may take to hear that a bookie is not announced as writable any more.
 const SILENCE: Duration = Duration::from_secs(3);

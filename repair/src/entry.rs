@@ -3,15 +3,15 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use aquifer_ledger::error::LedgerError;
+use aquifer_ledger::ledger_metadata::{self, LedgerState};
+use aquifer_ledger::marks::{self, Mark};
 use aquifer_model::id::{BookieId, EntryId, LedgerId};
 
 use crate::context::RepairContext;
 use crate::copy::{Copier, Depth};
 use crate::members::Members;
 use crate::pace::Pace;
-use aquifer_ledger::error::LedgerError;
-use aquifer_ledger::ledger_metadata::{self, LedgerState};
-use aquifer_ledger::marks::{self, Mark};
 
 /// What became of it.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -5,6 +5,12 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use aquifer_ledger::deletion::{self, Intent, Progress};
+use aquifer_ledger::error::LedgerError;
+use aquifer_ledger::index;
+use aquifer_ledger::ledger_metadata::{self, LedgerInfo, LedgerState, commit_known};
+use aquifer_ledger::marks::Mark;
+use aquifer_ledger::recovery::driver::close_by_recovery;
 use aquifer_metadata::keys::{self, Key};
 use aquifer_metadata::record;
 use aquifer_metadata::store::{Expect, Guard, MetadataStore, PageToken, Transaction};
@@ -19,12 +25,6 @@ use crate::copy::{Copier, Depth, Trouble};
 use crate::members::Members;
 use crate::pace::Pace;
 use crate::plan;
-use aquifer_ledger::deletion::{self, Intent, Progress};
-use aquifer_ledger::error::LedgerError;
-use aquifer_ledger::index;
-use aquifer_ledger::ledger_metadata::{self, LedgerInfo, LedgerState, commit_known};
-use aquifer_ledger::marks::Mark;
-use aquifer_ledger::recovery::driver::close_by_recovery;
 
 /// How long a bookie may take to answer whether it is there.
 const PING: Duration = Duration::from_secs(3);

@@ -45,6 +45,7 @@ pub use worker::{RepairWorker, Round};
 use std::sync::Arc;
 use std::time::Duration;
 
+use aquifer_ledger::deletion;
 use aquifer_metadata::election::Election;
 use aquifer_metadata::keys;
 use aquifer_metadata::lease::Lease;
@@ -56,7 +57,6 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::context::RepairContext;
-use aquifer_ledger::deletion;
 
 /// Most ledgers that one worker may repair at once: every worker looks at the locks of all others.
 const LEDGERS_AT_ONCE_MAX: usize = 256;

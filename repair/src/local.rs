@@ -11,6 +11,10 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use aquifer_ledger::deletion::{self, Intent};
+use aquifer_ledger::error::LedgerError;
+use aquifer_ledger::index::LedgerIndex;
+use aquifer_ledger::ledger_metadata;
 use aquifer_metadata::store::Revision;
 use aquifer_metadata::{keys, record};
 use aquifer_model::id::{BookieId, CreationToken, LedgerId};
@@ -18,10 +22,6 @@ use aquifer_proto::v1;
 
 use crate::ReplicationConfig;
 use crate::context::RepairContext;
-use aquifer_ledger::deletion::{self, Intent};
-use aquifer_ledger::error::LedgerError;
-use aquifer_ledger::index::LedgerIndex;
-use aquifer_ledger::ledger_metadata;
 
 /// A ledger that a bookie stores and that is not deleted there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

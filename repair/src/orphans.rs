@@ -8,6 +8,10 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use aquifer_ledger::deletion::{self, Intent};
+use aquifer_ledger::error::LedgerError;
+use aquifer_ledger::index;
+use aquifer_ledger::ledger_metadata::{self, LedgerInfo, commit_known};
 use aquifer_metadata::error::MetadataError;
 use aquifer_metadata::keys::{self, Key};
 use aquifer_metadata::record;
@@ -18,10 +22,6 @@ use roaring::RoaringTreemap;
 
 use crate::ReplicationConfig;
 use crate::context::RepairContext;
-use aquifer_ledger::deletion::{self, Intent};
-use aquifer_ledger::error::LedgerError;
-use aquifer_ledger::index;
-use aquifer_ledger::ledger_metadata::{self, LedgerInfo, commit_known};
 
 /// What a pass found and did.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]

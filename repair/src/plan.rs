@@ -2,13 +2,13 @@
 
 use std::collections::BTreeMap;
 
+use aquifer_ledger::ledger_metadata::{LedgerInfo, LedgerState};
+use aquifer_ledger::marks::Mark;
 use aquifer_model::id::{BookieId, EntryId};
 use aquifer_model::quorum::Quorum;
 
 use crate::copy::{Depth, Run};
 use crate::members::Members;
-use aquifer_ledger::ledger_metadata::{LedgerInfo, LedgerState};
-use aquifer_ledger::marks::Mark;
 
 /// What is wrong with a position of a fragment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

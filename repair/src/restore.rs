@@ -17,6 +17,12 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use aquifer_ledger::deletion;
+use aquifer_ledger::error::LedgerError;
+use aquifer_ledger::index::LedgerIndex;
+use aquifer_ledger::ledger_metadata::{self, LedgerInfo, LedgerState};
+use aquifer_ledger::marks;
+use aquifer_ledger::recovery::driver::close_by_recovery;
 use aquifer_model::id::{BookieId, CreationToken, EntryId, LedgerId};
 use aquifer_model::storage::{BookieError, OrderedOperation, OrderedRequest};
 use aquifer_runtime::clock;
@@ -30,12 +36,6 @@ use crate::local::LocalLedger;
 use crate::members::Members;
 use crate::pace::Pace;
 use crate::plan;
-use aquifer_ledger::deletion;
-use aquifer_ledger::error::LedgerError;
-use aquifer_ledger::index::LedgerIndex;
-use aquifer_ledger::ledger_metadata::{self, LedgerInfo, LedgerState};
-use aquifer_ledger::marks;
-use aquifer_ledger::recovery::driver::close_by_recovery;
 
 /// Ledgers that a report names.
 const NAMED_MAX: usize = 20;

@@ -2,16 +2,16 @@
 //!
 //! Answers are for people. Bookies come and go, and nothing is decided by them.
 
-use aquifer_metadata::keys::{self, Key};
-use aquifer_metadata::store::MetadataStore;
-use aquifer_model::id::BookieId;
-
-use crate::members::{Member, Members};
 use aquifer_ledger::deletion;
 use aquifer_ledger::error::LedgerError;
 use aquifer_ledger::index;
 use aquifer_ledger::ledger_metadata::LedgerInfo;
 use aquifer_ledger::marks::Mark;
+use aquifer_metadata::keys::{self, Key};
+use aquifer_metadata::store::MetadataStore;
+use aquifer_model::id::BookieId;
+
+use crate::members::{Member, Members};
 
 /// Marks that are looked at.
 const MARKS_MAX: usize = 1_000;

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use aquifer_ledger::error::LedgerError;
 use aquifer_metadata::store::{Expect, Session};
 use aquifer_metadata::{keys, record, scan};
 use aquifer_proto::v1;
@@ -19,7 +20,6 @@ use aquifer_runtime::clock;
 
 use crate::context::RepairContext;
 use crate::pace::Pace;
-use aquifer_ledger::error::LedgerError;
 
 /// More locks than the workers of a cluster hold.
 const LOCKS_MAX: usize = 1_000_000;

@@ -14,6 +14,14 @@ mod running;
 use std::sync::Arc;
 use std::time::Duration;
 
+use aquifer_ledger::context::LedgerContext;
+use aquifer_ledger::error::LedgerError;
+use aquifer_ledger::ledger_metadata::{self, LedgerInfo, LedgerState};
+use aquifer_ledger::marks::{self, Mark};
+use aquifer_ledger::placement::BookieInfo;
+use aquifer_ledger::testing::{Fuse, Mode, TestWorld};
+use aquifer_ledger::writer::driver::{LedgerWriter, WriterOwner};
+use aquifer_ledger::writer::machine::LedgerEnd;
 use aquifer_metadata::store::Operation;
 use aquifer_metadata::store::{Expect, Guard, MetadataStore, Revision, Session, Transaction};
 use aquifer_metadata::{keys, record};
@@ -23,20 +31,12 @@ use aquifer_model::quorum::Quorum;
 use aquifer_proto::v1;
 use aquifer_runtime::clock;
 use bytes::Bytes;
+use opentelemetry::metrics::MeterProvider;
+use opentelemetry::metrics::noop::NoopMeterProvider;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use super::*;
-use aquifer_ledger::context::LedgerContext;
-use aquifer_ledger::error::LedgerError;
-use aquifer_ledger::ledger_metadata::{self, LedgerInfo, LedgerState};
-use aquifer_ledger::marks::{self, Mark};
-use aquifer_ledger::placement::BookieInfo;
-use aquifer_ledger::testing::{Fuse, Mode, TestWorld};
-use aquifer_ledger::writer::driver::{LedgerWriter, WriterOwner};
-use aquifer_ledger::writer::machine::LedgerEnd;
-use opentelemetry::metrics::MeterProvider;
-use opentelemetry::metrics::noop::NoopMeterProvider;
 
 pub(super) const HOME: &str = "public/default";
 

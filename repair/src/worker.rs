@@ -24,6 +24,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use aquifer_ledger::error::LedgerError;
+use aquifer_ledger::marks::Mark;
 use aquifer_metadata::error::MetadataError;
 use aquifer_metadata::store::{Expect, Session, Transaction};
 use aquifer_metadata::{keys, record, store::Operation};
@@ -38,8 +40,6 @@ use crate::share::Share;
 use crate::worker::ledger::{LedgerRepair, Outcome};
 use crate::worker::marked::{Known, Marked, Next, Urgency};
 use crate::worker::waits::PutOff;
-use aquifer_ledger::error::LedgerError;
-use aquifer_ledger::marks::Mark;
 
 /// What a round over the marks came to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

@@ -2,11 +2,11 @@
 
 use aquifer_model::place::Place;
 use aquifer_model::policy::EffectivePolicies;
+use aquifer_protocol_api::data_plane::DataPlane;
 use aquifer_protocol_api::error::{ErrorKind, Outcome};
 use aquifer_protocol_api::producer::OpenProducer;
 
 use crate::support::{Harness, ctx, instance, kind, known, open, soon};
-use aquifer_protocol_api::data_plane::DataPlane;
 
 #[tokio::test]
 async fn a_live_foreign_instance_keeps_the_name_unless_it_is_taken_over() {

@@ -1,10 +1,10 @@
 //! The process dies at every step that changes the world: what was acknowledged stays (I2, I3).
 
+use aquifer_ledger::deletion::sweep_intents;
+use aquifer_ledger::testing::{Blow, Fuse};
 use std::time::Duration;
 
 use super::*;
-use aquifer_ledger::deletion::sweep_intents;
-use aquifer_ledger::testing::{Blow, Fuse};
 
 /// Everything that a log does, until the process dies or all is done.
 async fn life(world: &TestWorld, fuse: &Arc<Fuse>, acknowledged: &Arc<Sink>) {

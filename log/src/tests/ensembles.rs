@@ -3,14 +3,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use aquifer_model::id::{BookieId, EntryId, LedgerId};
-use aquifer_runtime::clock;
-
-use super::*;
 use aquifer_ledger::error::LedgerError;
 use aquifer_ledger::marks;
 use aquifer_ledger::tail::{TailRead, TailReader};
 use aquifer_ledger::testing::Mode;
+use aquifer_model::id::{BookieId, EntryId, LedgerId};
+use aquifer_runtime::clock;
+
+use super::*;
 
 fn three(entries: u64) -> LogOptions {
     LogOptions {

@@ -1,11 +1,11 @@
 //! Appends when bookies, metadata or rivals interfere.
 
+use aquifer_ledger::testing::Mode;
+use aquifer_ledger::transport::BookieTransport;
 use aquifer_model::id::CreationToken;
 use aquifer_model::storage::{BookieError, OrderedOperation, OrderedRequest};
 
 use super::*;
-use aquifer_ledger::testing::Mode;
-use aquifer_ledger::transport::BookieTransport;
 
 #[tokio::test(start_paused = true)]
 async fn replies_out_of_order_are_acknowledged_in_order_i1() {

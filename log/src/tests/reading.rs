@@ -2,13 +2,13 @@
 
 use std::time::Duration;
 
+use aquifer_ledger::ledger_metadata;
 use aquifer_model::extensions::ExtensionsBuilder;
 use aquifer_model::id::EntryId;
 use aquifer_model::position::Position;
 
 use super::*;
 use crate::cache::EntryCache;
-use aquifer_ledger::ledger_metadata;
 
 #[tokio::test(start_paused = true)]
 async fn places_are_found_by_reading_heads_only() {

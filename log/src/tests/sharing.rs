@@ -5,6 +5,9 @@ mod interleaving;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use aquifer_ledger::context::LedgerSettings;
+use aquifer_ledger::testing::{Mode, TestBookies};
+use aquifer_ledger::transport::BookieTransport;
 use aquifer_model::id::{BookieId, EntryId};
 use aquifer_model::storage::{
     BookieResult, OrderedRequest, Presence, PresenceRange, ReadBatch, ReadRange, ReplyCallback,
@@ -19,9 +22,6 @@ use tokio::sync::Semaphore;
 use super::reading::with_backlog;
 use super::*;
 use crate::cache::EntryCache;
-use aquifer_ledger::context::LedgerSettings;
-use aquifer_ledger::testing::{Mode, TestBookies};
-use aquifer_ledger::transport::BookieTransport;
 
 const ENTRY_BYTES: usize = 4096;
 const READ_AHEAD_BYTES: usize = 512 * 1024;

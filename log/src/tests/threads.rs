@@ -2,6 +2,8 @@
 
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
+use aquifer_ledger::testing::TestBookies;
+use aquifer_ledger::transport::BookieTransport;
 use aquifer_model::id::BookieId;
 use aquifer_model::storage::{BookieResult, OrderedRequest, ReadBatch, ReadRange, ReplyCallback};
 use aquifer_runtime::task::spawn_thread;
@@ -9,8 +11,6 @@ use async_trait::async_trait;
 
 use super::*;
 use crate::owner::Step;
-use aquifer_ledger::testing::TestBookies;
-use aquifer_ledger::transport::BookieTransport;
 
 type Submitted = (BookieId, OrderedRequest, ReplyCallback);
 

@@ -1,7 +1,8 @@
 //! One worker repairs several ledgers at once: what they share is bounded, and none stops another.
 
-use super::*;
 use aquifer_ledger::testing::Blow;
+
+use super::*;
 
 /// Less than a request takes to time out.
 const SOON: Duration = Duration::from_secs(1);

@@ -1,10 +1,10 @@
 //! What auditors conclude, and what they do not.
 
+use aquifer_ledger::recovery::driver::close_by_recovery;
+use aquifer_model::topic::TopicName;
 use std::collections::BTreeSet;
 
 use super::*;
-use aquifer_ledger::recovery::driver::close_by_recovery;
-use aquifer_model::topic::TopicName;
 
 #[tokio::test(start_paused = true)]
 async fn a_mass_loss_pauses_repair_until_bookies_return() {

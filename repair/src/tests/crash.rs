@@ -1,7 +1,8 @@
 //! The worker dies at every step that changes the world; another finishes.
 
-use super::*;
 use aquifer_ledger::testing::Blow;
+
+use super::*;
 
 #[tokio::test(start_paused = true)]
 async fn a_worker_may_die_at_any_step() {

@@ -1,7 +1,8 @@
 //! Deletion in a cluster whose bookies come and go, and the audit of what a bookie stores.
 
-use super::*;
 use aquifer_ledger::deletion::{self, sweep_intents, sweep_intents_of};
+
+use super::*;
 
 /// A pass over everything that a bookie stores.
 async fn pass(

@@ -1,9 +1,10 @@
 //! Entries that nobody has any more, and bookies that are gone for good: whatever else there is gets
 //! its copies, and nothing waits for them for ever.
 
+use aquifer_ledger::deletion;
+
 use super::*;
 use crate::decommission::{self, Lost, Retired, Retirement};
-use aquifer_ledger::deletion;
 
 /// The members that a ledger has for an entry.
 async fn members_at(cluster: &Cluster, ledger: LedgerId, entry: u64) -> Vec<BookieId> {

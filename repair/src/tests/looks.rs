@@ -1,8 +1,9 @@
 //! What repair reads to find out what a bookie has.
 
-use super::*;
 use aquifer_ledger::recovery::driver::close_by_recovery;
 use aquifer_ledger::testing::Blow;
+
+use super::*;
 
 /// H16 after a failover: each copy is looked at, by its keys, and no entry is read for it.
 #[tokio::test(start_paused = true)]

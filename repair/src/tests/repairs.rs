@@ -1,8 +1,9 @@
 //! Losses of every kind, and what becomes of the ledgers.
 
+use aquifer_model::storage::BookieError;
+
 use super::*;
 use crate::worker::ledger::Outcome;
-use aquifer_model::storage::BookieError;
 
 #[tokio::test(start_paused = true)]
 async fn a_lost_bookie_is_replaced_in_all_its_ledgers_striped_or_not() {

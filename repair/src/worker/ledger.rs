@@ -5,6 +5,11 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use aquifer_ledger::deletion;
+use aquifer_ledger::error::LedgerError;
+use aquifer_ledger::ledger_metadata::{self, LedgerInfo};
+use aquifer_ledger::marks::{self, Mark};
+use aquifer_ledger::recovery::driver::close_by_recovery;
 use aquifer_model::id::BookieId;
 use tokio::sync::Semaphore;
 
@@ -15,11 +20,6 @@ use crate::plan::{self, Care, Plan, Work};
 use crate::share::Share;
 use crate::worker::replace::{Moved, Replacement};
 use crate::worker::waits::Writers;
-use aquifer_ledger::deletion;
-use aquifer_ledger::error::LedgerError;
-use aquifer_ledger::ledger_metadata::{self, LedgerInfo};
-use aquifer_ledger::marks::{self, Mark};
-use aquifer_ledger::recovery::driver::close_by_recovery;
 
 /// Recoveries of a worker at once: each has a window of entries in memory that the bound on copies
 /// does not cover.

@@ -4,6 +4,8 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use aquifer_ledger::error::LedgerError;
+use aquifer_ledger::marks::Mark;
 use aquifer_metadata::keys;
 use aquifer_metadata::store::{PageToken, Versioned};
 use aquifer_model::id::LedgerId;
@@ -11,8 +13,6 @@ use aquifer_model::limits::METADATA_PAGE_KEYS_MAX;
 
 use crate::context::RepairContext;
 use crate::members::Members;
-use aquifer_ledger::error::LedgerError;
-use aquifer_ledger::marks::Mark;
 
 /// How old the knowledge of bookies may be that a repair begins with.
 const MEMBERS_AGE_MAX: Duration = Duration::from_secs(5);

@@ -2,6 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use aquifer_ledger::deletion;
+use aquifer_ledger::error::LedgerError;
+use aquifer_ledger::ledger_metadata::{self, LedgerInfo};
+use aquifer_ledger::marks::{self, Mark};
 use aquifer_metadata::error::MetadataError;
 use aquifer_metadata::keys;
 use aquifer_metadata::store::{Expect, Guard, Operation, Revision};
@@ -12,10 +16,6 @@ use crate::copy::{Copier, Depth, Holes, Trouble};
 use crate::members::{Member, Members};
 use crate::pace::Pace;
 use crate::plan::{self, Work};
-use aquifer_ledger::deletion;
-use aquifer_ledger::error::LedgerError;
-use aquifer_ledger::ledger_metadata::{self, LedgerInfo};
-use aquifer_ledger::marks::{self, Mark};
 
 /// Times that a record may change under one repair before it is left for the next round.
 const CONFLICTS_MAX: usize = 16;

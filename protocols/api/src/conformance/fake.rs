@@ -12,6 +12,7 @@ use aquifer_model::limits::{BATCH_BYTES_MAX, MESSAGE_BYTES_MAX};
 use aquifer_model::load::LoadReport;
 use aquifer_model::place::Place;
 use aquifer_model::policy::{Policies, PolicyScope, PolicyUpdate, PolicyView};
+use aquifer_model::stats::TopicStats;
 use aquifer_model::topic::{NamespaceName, ProducerName, SubscriptionName, TopicName};
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -30,7 +31,6 @@ use crate::operator::{BrokerInfo, BundleInfo, Operator};
 use crate::producer::{
     OpenProducer, ProducerOpened, ProducerPort, ProducerSession, PublishFrame, Receipt, StoredAt,
 };
-use aquifer_model::stats::TopicStats;
 
 /// Receipts and events that a session can hold; more than any check needs.
 const QUEUE: usize = 1024;
