@@ -11,7 +11,7 @@ use aquifer_metadata::error::MetadataError;
 use aquifer_metadata::keys;
 use aquifer_metadata::record;
 use aquifer_metadata::store::{
-    Expect, Guard, MetadataStore, Operation, Revision, Transaction, Versioned, WatchEvent,
+    Expect, MetadataStore, Operation, Revision, Transaction, Versioned, WatchEvent,
 };
 use aquifer_model::policy::{EffectivePolicies, Policies, PolicyScope};
 use aquifer_model::topic::{DEFAULT_NAMESPACE, DEFAULT_TENANT, NamespaceName};
@@ -117,8 +117,8 @@ impl Namespaces {
         }
         let transaction = Transaction {
             partition: keys::partition_of_namespace(namespace),
-            guards: Vec::<Guard>::new(),
             operations,
+            ..Transaction::default()
         };
         match self.store.commit(transaction).await {
             Ok(_) => Ok(()),

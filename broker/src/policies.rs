@@ -37,8 +37,7 @@ const WATCH_RETRY: Duration = Duration::from_secs(1);
 /// What is not in use any more is dropped when there is twice as much as after the last time, and this.
 const PRUNE_ABOVE: usize = 64;
 
-/// The policies in force. Clones share them.
-#[derive(Clone)]
+/// The policies in force.
 pub(crate) struct PolicyTable {
     inner: Arc<Inner>,
 }
@@ -116,13 +115,15 @@ impl PolicyTable {
         Ok(!page.items.is_empty())
     }
 
-    /// What is in force for a topic that is not in use, as metadata says now.
+    /// What is in force for a topic that is not in use, as metadata says now, under what is in force
+    /// for its namespace.
     pub(crate) async fn of_unused(
         &self,
         topic: &TopicName,
+        above: EffectivePolicies,
     ) -> Result<EffectivePolicies, BrokerError> {
-        let scope = PolicyScope::Topic(topic.base());
-        Ok(self.inner.view(&scope).await?.effective)
+        let said = self.inner.read(&PolicyScope::Topic(topic.base())).await?;
+        Ok(resolve(above, &[(Level::Topic, said.policies)]).0)
     }
 
     /// The policies of a scope that exists.
@@ -153,11 +154,13 @@ impl PolicyTable {
             if in_doubt.is_some_and(|wanted| wanted == said.policies) {
                 return inner.view(scope).await;
             }
-            if update
-                .version
-                .is_some_and(|version| version != said.version.0)
-            {
-                return Err(conflict(scope, said.version, update.version));
+            let found = said.version.0;
+            if let Some(wanted) = update.version.filter(|version| *version != found) {
+                return Err(BrokerError::Conflict {
+                    what: format!("the policies of {scope}"),
+                    found,
+                    wanted,
+                });
             }
             let wanted = update.apply(said.policies);
             if wanted == said.policies {
@@ -198,7 +201,7 @@ fn change(scope: &PolicyScope, exists: Guard, said: Said, wanted: Policies) -> T
         Operation::Put { key, value, expect }
     };
     Transaction {
-        partition: partition(scope),
+        partition: keys::partition_of_policies(scope),
         guards: vec![exists],
         operations: vec![operation],
     }
@@ -209,22 +212,6 @@ pub(crate) fn record_of(policies: Policies) -> bytes::Bytes {
     record::encode(PolicyRecord {
         policies: Some(policies.into()),
     })
-}
-
-fn conflict(scope: &PolicyScope, found: Revision, wanted: Option<u64>) -> BrokerError {
-    BrokerError::Conflict {
-        what: format!("the policies of {scope}"),
-        found: found.0,
-        wanted: wanted.unwrap_or_default(),
-    }
-}
-
-fn partition(scope: &PolicyScope) -> String {
-    match scope {
-        PolicyScope::Tenant(_) => keys::CLUSTER_PARTITION.to_owned(),
-        PolicyScope::Namespace(name) => keys::partition_of_namespace(name),
-        PolicyScope::Topic(name) => keys::partition_of_topic(name),
-    }
 }
 
 fn decode(stored: &Versioned) -> Result<Said, BrokerError> {
@@ -329,15 +316,17 @@ impl Inner {
             let mut state = self.state.lock();
             // Else something was dropped as not in use meanwhile.
             if let Some(effective) = state.resolved(&path, self.defaults) {
-                let (sender, receiver) = watch::channel(effective);
-                state.live.insert(scope.clone(), sender);
+                // Another request may have been first: all receivers belong to one sender.
+                let sender = state.live.entry(scope.clone());
+                let sender = sender.or_insert_with(|| watch::Sender::new(effective));
+                let receiver = sender.subscribe();
                 state.prune();
                 return Ok(receiver);
             }
         }
     }
 
-    /// Takes in what a scope says, unless something newer is known or nobody asks for it.
+    /// Takes in what a scope says, unless something newer is known or it is not in use.
     fn learn(&self, scope: &PolicyScope, said: Said) {
         let mut state = self.state.lock();
         let Some(known) = state.said.get_mut(scope).filter(|k| k.as_of < said.as_of) else {
@@ -348,14 +337,11 @@ impl Inner {
         if is_same {
             return;
         }
-        let state = &*state;
-        for (below, sender) in &state.live {
-            let path = below.path();
-            if !path.contains(scope) {
-                continue;
-            }
-            if let Some(effective) = state.resolved(&path, self.defaults) {
-                sender.send_if_modified(|now| std::mem::replace(now, effective) != effective);
+        match scope {
+            PolicyScope::Topic(_) => state.show(scope, self.defaults),
+            _ => {
+                let below = state.live.keys().filter(|below| scope.covers(below));
+                below.for_each(|below| state.show(below, self.defaults));
             }
         }
     }
@@ -424,7 +410,15 @@ impl State {
         Some(resolve(defaults, &levels).0)
     }
 
-    /// Drops what nobody uses.
+    /// Shows what is in force now to those that follow a scope.
+    fn show(&self, scope: &PolicyScope, defaults: EffectivePolicies) {
+        let effective = self.resolved(&scope.path(), defaults);
+        if let (Some(sender), Some(effective)) = (self.live.get(scope), effective) {
+            sender.send_if_modified(|now| std::mem::replace(now, effective) != effective);
+        }
+    }
+
+    /// Drops what is not in use.
     fn prune(&mut self) {
         if self.live.len() <= 2 * self.live_after_prune + PRUNE_ABOVE {
             return;

@@ -203,7 +203,13 @@ async fn look(
     }
     let store = shared.namespaces.store().as_ref();
     let policies = match namespace.has_topic_policies {
-        true => shared.namespaces.policies().of_unused(&topic).await?,
+        true => {
+            shared
+                .namespaces
+                .policies()
+                .of_unused(&topic, namespace.policies)
+                .await?
+        }
         false => namespace.policies,
     };
     let (retention, now_ms) = (policies.retention, shared.clock.wall_ms());

@@ -281,6 +281,15 @@ pub fn partition_of_topic(topic: &TopicName) -> String {
     partition_of_namespace(topic.namespace())
 }
 
+/// The partition of the policies of a scope: that of what they belong to.
+pub fn partition_of_policies(scope: &PolicyScope) -> String {
+    match scope {
+        PolicyScope::Tenant(_) => CLUSTER_PARTITION.to_owned(),
+        PolicyScope::Namespace(name) => partition_of_namespace(name),
+        PolicyScope::Topic(name) => partition_of_topic(name),
+    }
+}
+
 /// The partition of what belongs to the whole cluster.
 pub const CLUSTER_PARTITION: &str = "";
 
@@ -296,15 +305,12 @@ pub fn partition_of(key: &str) -> MetadataResult<Partition<'_>> {
         Key::Namespace(namespace) | Key::BundleOwner(namespace, _) => {
             Partition::Named(partition_of_namespace(&namespace).into())
         }
-        Key::Policies(PolicyScope::Namespace(namespace)) => {
-            Partition::Named(partition_of_namespace(&namespace).into())
-        }
-        Key::Topic(topic) | Key::Schema(topic, _) | Key::Policies(PolicyScope::Topic(topic)) => {
+        Key::Policies(scope) => Partition::Named(partition_of_policies(&scope).into()),
+        Key::Topic(topic) | Key::Schema(topic, _) => {
             Partition::Named(partition_of_topic(&topic).into())
         }
         Key::Ledger(_) | Key::UnderReplicated(_) | Key::Deletion(_) => Partition::OfOwner,
         Key::Tenant(_)
-        | Key::Policies(PolicyScope::Tenant(_))
         | Key::Broker(_)
         | Key::Bookie(_)
         | Key::Cookie(_)

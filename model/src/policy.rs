@@ -248,6 +248,21 @@ impl PolicyScope {
         }
     }
 
+    /// Whether its policies count for another scope: it is that one, or above it.
+    #[must_use]
+    pub fn covers(&self, other: &PolicyScope) -> bool {
+        match (self, other) {
+            (PolicyScope::Tenant(tenant), PolicyScope::Namespace(name)) => tenant == name.tenant(),
+            (PolicyScope::Tenant(tenant), PolicyScope::Topic(name)) => {
+                tenant == name.namespace().tenant()
+            }
+            (PolicyScope::Namespace(namespace), PolicyScope::Topic(name)) => {
+                namespace == name.namespace()
+            }
+            (above, other) => above == other,
+        }
+    }
+
     /// The scopes whose policies count for this one, from the farthest to itself.
     #[must_use]
     pub fn path(&self) -> Vec<PolicyScope> {

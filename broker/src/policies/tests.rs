@@ -32,7 +32,7 @@ fn entries(entries: u64) -> Policies {
 }
 
 async fn say(store: &dyn MetadataStore, scope: &PolicyScope, policies: Policies) {
-    let (key, partition) = (keys::policies(scope), partition(scope));
+    let (key, partition) = (keys::policies(scope), keys::partition_of_policies(scope));
     let put = store.put(&partition, &key, record_of(policies), Expect::Any);
     put.await.unwrap();
 }
@@ -65,7 +65,7 @@ async fn every_level_reaches_what_is_in_use() {
         shows(&mut other, 2).await;
         // Taken back, and damaged: the first is inherited again, the second changes nothing.
         let key = keys::policies(&scopes[2]);
-        let home = partition(&scopes[2]);
+        let home = keys::partition_of_policies(&scopes[2]);
         let gone = Transaction {
             partition: home.clone(),
             operations: vec![Operation::Delete {
@@ -81,6 +81,24 @@ async fn every_level_reaches_what_is_in_use() {
         say(&*store, &scopes[1], entries(7)).await;
         shows(&mut other, 7).await;
         shows(&mut orders, 7).await;
+    }
+}
+
+/// Partitions of one topic are loaded at once, as after a start: a change reaches each.
+#[tokio::test]
+async fn all_that_begin_to_follow_at_once_are_shown_changes() {
+    let tasks = TaskGroup::new("test");
+    let store = store(&tasks, 1_000).await;
+    let defaults = EffectivePolicies::default();
+    let table = PolicyTable::start(Arc::clone(&store), defaults, &tasks);
+    let parts = (0..8).map(|number| topic("orders").partition_name(number));
+    let parts: Vec<TopicName> = parts.collect();
+    let followed = parts.iter().map(|part| table.of_topic(part));
+    let followed = futures::future::try_join_all(followed).await.unwrap();
+    let scope = PolicyScope::Topic(topic("orders"));
+    say(&*store, &scope, entries(5)).await;
+    for mut receiver in followed {
+        shows(&mut receiver, 5).await;
     }
 }
 

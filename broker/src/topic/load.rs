@@ -71,9 +71,7 @@ async fn load_owned(
     owned: Owned,
 ) -> Result<TopicHandle, BrokerError> {
     let shared = Arc::clone(topics.shared());
-    let policies = shared.namespaces.policies().of_topic(name).await?;
-    let cell = record(&shared, name, create, &owned);
-    let cell = step("reading the topic's record", cell).await?;
+    let (cell, policies) = read(&shared, name, create, &owned).await?;
     let sealed = wait_sealed(&shared, &cell, &owned).await?;
     if cell.record().partitions > 0 {
         return Err(partitioned(name, cell.record().partitions));
@@ -259,6 +257,27 @@ enum Sealed {
     NotYet,
 }
 
+/// A topic's record, and its policies as they change.
+async fn read(
+    shared: &Arc<Shared>,
+    name: &TopicName,
+    create: bool,
+    owned: &Owned,
+) -> Result<(Arc<TopicRecordCell>, watch::Receiver<EffectivePolicies>), BrokerError> {
+    let both = async {
+        let policies = shared.namespaces.policies().of_topic(name);
+        tokio::try_join!(record(shared, name, create, owned), policies)
+    };
+    step("reading the topic's record and policies", both).await
+}
+
+/// Whether topics of a name's namespace are created by use.
+async fn may_create(shared: &Shared, name: &TopicName) -> Result<bool, BrokerError> {
+    let policies = shared.namespaces.policies();
+    let policies = policies.of_namespace(name.namespace()).await?;
+    Ok(policies.auto_create_topics)
+}
+
 /// The record of a topic that exists, or that may be created now.
 pub(crate) async fn record(
     shared: &Arc<Shared>,
@@ -266,8 +285,6 @@ pub(crate) async fn record(
     create: bool,
     owned: &Owned,
 ) -> Result<Arc<TopicRecordCell>, BrokerError> {
-    let policies = shared.namespaces.policies();
-    let policies = policies.of_namespace(name.namespace()).await?;
     let guards = vec![owned.guard.clone()];
     let ctx = || Arc::clone(&shared.log);
     // A partition of a topic that is gone, or being deleted, is gone with it.
@@ -282,8 +299,7 @@ pub(crate) async fn record(
         };
     }
     // What is only looked at is never created.
-    let is_allowed = base.is_some() || policies.auto_create_topics;
-    if !create || !is_allowed {
+    if !create || base.is_none() && !may_create(shared, name).await? {
         return Err(no_topic(name));
     }
     let created = match &base {

@@ -136,6 +136,13 @@ fn every_policy_has_a_name_that_is_read_back() {
 fn a_scope_inherits_from_what_is_above_it() {
     let topic: TopicName = "acme/shop/orders".parse().unwrap();
     let path = PolicyScope::Topic(topic).path();
+    for (at, scope) in path.iter().enumerate() {
+        let covered: Vec<bool> = path.iter().map(|other| scope.covers(other)).collect();
+        let expected: Vec<bool> = (0..path.len()).map(|other| at <= other).collect();
+        assert_eq!(covered, expected, "{scope}");
+        let other = PolicyScope::Topic("acme2/shop/orders".parse().unwrap());
+        assert!(!scope.covers(&other), "{scope}");
+    }
     let shown: Vec<String> = path.iter().map(ToString::to_string).collect();
     let expected = [
         "tenant acme",
