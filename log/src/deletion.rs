@@ -1,8 +1,8 @@
 //! Deletion of what a topic no longer needs: an intent in metadata, then the bookies.
 //!
 //! The intent is written in the transaction that takes the ledger off its topic, so that a ledger
-//! either belongs to a topic or is on its way out, whatever crashes when. `deletion.rs` of this
-//! crate carries it out.
+//! either belongs to a topic or is on its way out, whatever crashes when. The ledger crate
+//! carries it out.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;

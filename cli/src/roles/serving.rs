@@ -84,25 +84,13 @@ pub fn log_context(
     })
 }
 
-/// What auditing and repair share in a process that serves no topics.
-pub fn repair_context(
-    storage: Storage,
-    seams: &Seams,
-    telemetry: &Telemetry,
-    tasks: &TaskGroup,
-) -> Arc<RepairContext> {
-    let ledgers = ledger_context(storage, &LedgerConfig::default(), seams, telemetry, tasks);
-    RepairContext::new(ledgers, &telemetry.meter("aquifer_repair"))
-}
-
-/// The same in a process that serves topics.
-pub fn repair(log: &LogContext, telemetry: &Telemetry) -> Arc<RepairContext> {
-    let ledgers = Arc::clone(&log.ledgers);
+/// What auditing and repair of these ledgers share.
+pub fn repair_context(ledgers: Arc<LedgerContext>, telemetry: &Telemetry) -> Arc<RepairContext> {
     RepairContext::new(ledgers, &telemetry.meter("aquifer_repair"))
 }
 
 /// What every ledger of the process shares.
-fn ledger_context(
+pub fn ledger_context(
     storage: Storage,
     ledger: &LedgerConfig,
     seams: &Seams,

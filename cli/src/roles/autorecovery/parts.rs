@@ -14,6 +14,7 @@ use crate::roles::http::{self, Health};
 use crate::roles::membership::Membership;
 use crate::roles::process::{self, ANSWERS_DRAIN, DRAIN};
 use crate::roles::serving;
+use crate::roles::settings::LedgerConfig;
 use crate::roles::storage::Seams;
 
 /// Task groups, in the order in which they stop.
@@ -65,7 +66,9 @@ impl Parts {
         let (transport, metadata) = (&groups.transport, &groups.metadata);
         let storage =
             serving::cluster_storage(name, &membership, &seams, transport, metadata).await;
-        let ctx = serving::repair_context(storage, &seams, telemetry, tasks);
+        let ledger = LedgerConfig::default();
+        let ledgers = serving::ledger_context(storage, &ledger, &seams, telemetry, tasks);
+        let ctx = serving::repair_context(ledgers, telemetry);
         // Random for each start, so that none is mistaken for the one before.
         let id = format!("autorecovery-{:016x}", seams.rng.next_u64());
         let run = aquifer_repair::run(

@@ -18,7 +18,7 @@ use crate::roles::loss::report_loss;
 use crate::roles::membership::Membership;
 use crate::roles::process::{self, ANSWERS_DRAIN, DRAIN};
 use crate::roles::serving::{self, Storage};
-use crate::roles::settings;
+use crate::roles::settings::{self, LedgerConfig};
 use crate::roles::storage::{Seams, bookie_failed, open_bookie};
 
 /// Task groups, in the order in which they stop.
@@ -149,7 +149,9 @@ async fn host(
         ..storage
     };
     let tasks = &groups.autorecovery;
-    let ctx = serving::repair_context(storage, seams, telemetry, tasks);
+    let ledger = LedgerConfig::default();
+    let ledgers = serving::ledger_context(storage, &ledger, seams, telemetry, tasks);
+    let ctx = serving::repair_context(ledgers, telemetry);
     let lease = Some(&membership.lease);
     autorecovery::start(bookie, &ctx, &config.autorecovery, lease, tasks);
 }

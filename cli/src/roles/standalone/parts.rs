@@ -120,7 +120,7 @@ impl Parts {
         // Nobody else has copies, so that there is nothing to repair from: only what concerns the
         // bookie itself runs.
         let hosted = AutorecoveryConfig::default();
-        let repair = serving::repair(&log, telemetry);
+        let repair = serving::repair_context(Arc::clone(&log.ledgers), telemetry);
         autorecovery::start(&bookie, &repair, &hosted, None, &groups.ledger);
         let broker =
             serving::start_broker(&config.broker, log, seams, telemetry, &groups.broker, None)
