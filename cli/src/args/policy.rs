@@ -11,15 +11,15 @@ use super::roles::quorum;
 /// What to do with policies.
 #[derive(Debug, Subcommand)]
 pub enum PolicyCommand {
-    /// Show what it says itself, or what is in force for it and where that is said.
+    /// Show the policies that are set here, or all that are in force.
     Get {
         /// The tenant, namespace or topic.
         scope: String,
-        /// Show what is in force, with the level that says it.
+        /// Show all policies in force, each with the level that sets it.
         #[arg(long)]
         effective: bool,
     },
-    /// Say something; what is not given stays as it is.
+    /// Set policies; those that are not given stay as they are.
     ///
     /// Policies, with values of each kind:
     ///   persistence=3,3,2            copies of new ledgers: ensemble, write quorum, ack quorum
@@ -37,18 +37,18 @@ pub enum PolicyCommand {
         /// Policies.
         #[arg(required = true, value_name = "NAME=VALUE")]
         values: Vec<PolicyValue>,
-        /// Only if its policies have this version, which `get` shows.
+        /// Fail unless the policies have this version, which `get` shows.
         #[arg(long, value_name = "VERSION")]
         if_version: Option<u64>,
     },
-    /// Say nothing of a policy any more, so that it is inherited again.
+    /// Unset policies, so that they are inherited again.
     Unset {
         /// The tenant, namespace or topic.
         scope: String,
         /// Policies: persistence, retention, rollover, deduplication, autoCreateTopics.
         #[arg(required = true, value_name = "NAME")]
         names: Vec<PolicyName>,
-        /// Only if its policies have this version, which `get` shows.
+        /// Fail unless the policies have this version, which `get` shows.
         #[arg(long, value_name = "VERSION")]
         if_version: Option<u64>,
     },

@@ -55,7 +55,7 @@ pub enum NamespaceCommand {
         #[arg(default_value = "public", value_parser = tenant)]
         tenant: String,
     },
-    /// Show what is in force for topics of a namespace, and where that is said.
+    /// Show the policies in force for topics of a namespace, each with the level that sets it.
     Show {
         /// The namespace, TENANT/NAMESPACE.
         #[arg(default_value = "public/default")]

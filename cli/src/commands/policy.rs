@@ -1,4 +1,4 @@
-//! `aquifer tenant|namespace|topic policy`: what they say about topics, and what is in force.
+//! `aquifer tenant|namespace|topic policy`: the policies set at each level, and those in force.
 
 use aquifer_client::Admin;
 use aquifer_client::ErrorCode;
@@ -165,7 +165,7 @@ fn show_own(scope: &PolicyScope, view: &PolicyView, out: &Output) -> Result<(), 
     }
     out.line(format!("{scope}, version {}", view.version))?;
     if said.is_empty() {
-        return out.line("says nothing itself: everything is inherited, see --effective");
+        return out.line("no policy is set here; --effective shows those that are inherited");
     }
     for (name, value) in said {
         out.line(format!("{:<18} {}", name.as_str(), text(&value)))?;
