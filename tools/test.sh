@@ -5,6 +5,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 . tools/env.sh
 . tools/notice.sh
+. tools/space.sh
 
 step() {
   local started=$SECONDS name="$1"
@@ -15,6 +16,7 @@ step() {
 }
 
 announce_build debug
+make_space
 step format cargo fmt --all --check
 step lints cargo clippy --workspace --all-targets --locked -- -D warnings
 step documentation env RUSTDOCFLAGS="-D warnings -A rustdoc::private_intra_doc_links" cargo doc --workspace --no-deps --locked
