@@ -72,7 +72,7 @@ impl Namespaces {
             Err(error) => return Err(error),
         }
         match self.create(&namespace, Policies::default()).await {
-            Ok(()) | Err(BrokerError::AlreadyExists { .. }) => Ok(()),
+            Ok(_) | Err(BrokerError::AlreadyExists { .. }) => Ok(()),
             Err(error) => Err(error),
         }
     }
@@ -99,7 +99,7 @@ impl Namespaces {
         &self,
         namespace: &NamespaceName,
         policies: Policies,
-    ) -> Result<(), BrokerError> {
+    ) -> Result<Revision, BrokerError> {
         self.check_tenant(namespace.tenant()).await?;
         let mut operations = vec![Operation::Put {
             key: keys::namespace(namespace),
@@ -121,7 +121,7 @@ impl Namespaces {
             ..Transaction::default()
         };
         match self.store.commit(transaction).await {
-            Ok(_) => Ok(()),
+            Ok(revision) => Ok(revision),
             Err(MetadataError::Conflict { .. }) => Err(BrokerError::AlreadyExists {
                 what: "namespace",
                 name: namespace.to_string(),

@@ -3,8 +3,12 @@
 //! One watch over all policies of the cluster serves everything that is in use here; nothing on the path
 //! of a message reads metadata for a policy. Memory holds what is in use, not what is stored.
 //!
-//! Invariant: a scope is registered before its record is read, so that no change falls between the
-//! read and the watch; what was read is dropped when the watch has shown something newer.
+//! Invariants:
+//! - A scope is registered before its record is read, so that no change falls between the read and
+//!   the watch; what was read is dropped when the watch has shown something newer, or when the scope
+//!   was dropped and registered again meanwhile.
+//! - A record that cannot be decoded concerns its own scope alone: what was in force there stays so,
+//!   and everything else is followed.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -16,11 +20,13 @@ use aquifer_metadata::record;
 use aquifer_metadata::store::{
     Expect, Guard, MetadataStore, Operation, Revision, Transaction, Versioned, WatchEvent,
 };
+use aquifer_model::limits::METADATA_PAGE_KEYS_MAX;
 use aquifer_model::policy::{
-    EffectivePolicies, Level, Policies, PolicyScope, PolicyUpdate, PolicyView, resolve,
+    EffectivePolicies, Level, Policies, PolicyName, PolicyScope, PolicyUpdate, PolicyView, resolve,
 };
 use aquifer_model::topic::{NamespaceName, TopicName};
 use aquifer_proto::v1::{PolicyRecord, TopicRecord};
+use aquifer_protocol_api::error::ApiError;
 use aquifer_runtime::clock;
 use aquifer_runtime::task::TaskGroup;
 use parking_lot::Mutex;
@@ -51,10 +57,13 @@ struct Inner {
 #[derive(Default)]
 struct State {
     /// What the scopes that are in use say.
-    said: HashMap<PolicyScope, Said>,
+    said: HashMap<PolicyScope, Known>,
     /// What is in force for what is in use.
     live: HashMap<PolicyScope, watch::Sender<EffectivePolicies>>,
     live_after_prune: usize,
+    said_after_prune: usize,
+    /// Registrations of scopes so far.
+    registrations: u64,
 }
 
 /// What a scope says, as of a revision of the store.
@@ -65,6 +74,20 @@ struct Said {
     version: Revision,
     /// None: not read yet.
     as_of: Option<Revision>,
+}
+
+/// A scope that is in use.
+#[derive(Debug, Clone, Copy)]
+struct Known {
+    said: Said,
+    /// Which registration this is.
+    registration: u64,
+}
+
+/// A record as it was read, and as of when.
+struct Stored {
+    record: Option<Versioned>,
+    revision: Revision,
 }
 
 impl PolicyTable {
@@ -132,6 +155,20 @@ impl PolicyTable {
         self.inner.view(scope).await
     }
 
+    /// The policies of a namespace that `create` makes with these, as of the revision it answers.
+    pub(crate) async fn of_created(
+        &self,
+        namespace: &NamespaceName,
+        policies: Policies,
+        create: impl Future<Output = Result<Revision, BrokerError>>,
+    ) -> Result<PolicyView, BrokerError> {
+        let scope = PolicyScope::Namespace(namespace.clone());
+        check_levels(&scope, &policies)?;
+        let above = self.inner.above(&scope).await?;
+        let said = Said::at(policies, create.await?);
+        Ok(self.inner.view_of(&scope, above, said))
+    }
+
     /// Changes what a scope says, and shows it here at once.
     pub(crate) async fn update(
         &self,
@@ -144,27 +181,35 @@ impl PolicyTable {
                 "give those that are to change; the others stay as they are",
             ));
         }
+        check_levels(scope, &update.set)?;
         let inner = &self.inner;
         let mut last = MetadataError::Unavailable("the policies keep changing".to_owned());
         // Set when a change of ours may have been made although no answer came.
         let mut in_doubt: Option<Policies> = None;
         for _ in 0..ATTEMPTS_MAX {
             let exists = inner.existence(scope).await?;
-            let said = inner.read(scope).await?;
+            // Read first: nothing that can fail may come between the change and the answer.
+            let above = inner.above(scope).await?;
+            let said = inner.replaceable(scope, update.version).await?;
+            let answer = |said: Said| Ok(inner.view_of(scope, above.clone(), said));
             if in_doubt.is_some_and(|wanted| wanted == said.policies) {
-                return inner.view(scope).await;
+                return answer(said);
             }
             let found = said.version.0;
             if let Some(wanted) = update.version.filter(|version| *version != found) {
-                return Err(BrokerError::Conflict {
-                    what: format!("the policies of {scope}"),
-                    found,
-                    wanted,
+                // It may be our own change that is found.
+                return Err(match in_doubt {
+                    Some(_) => last.into(),
+                    None => BrokerError::Conflict {
+                        what: format!("the policies of {scope}"),
+                        found,
+                        wanted,
+                    },
                 });
             }
             let wanted = update.apply(said.policies);
             if wanted == said.policies {
-                return inner.view(scope).await;
+                return answer(said);
             }
             match inner
                 .store
@@ -172,8 +217,9 @@ impl PolicyTable {
                 .await
             {
                 Ok(revision) => {
-                    inner.learn(scope, Said::at(wanted, revision));
-                    return inner.view(scope).await;
+                    let said = Said::at(wanted, revision);
+                    inner.learn(scope, said, None);
+                    return answer(said);
                 }
                 Err(error @ MetadataError::UnknownOutcome(_)) => {
                     in_doubt = Some(wanted);
@@ -185,6 +231,19 @@ impl PolicyTable {
         }
         Err(last.into())
     }
+}
+
+/// Refuses policies that may not be set at the level of a scope.
+fn check_levels(scope: &PolicyScope, set: &Policies) -> Result<(), BrokerError> {
+    let is_wrong = |name: &&PolicyName| set.has(**name) && !name.levels().contains(&scope.level());
+    let Some(name) = PolicyName::ALL.iter().find(is_wrong) else {
+        return Ok(());
+    };
+    let levels: Vec<&str> = name.levels().iter().map(|level| level.as_str()).collect();
+    Err(BrokerError::invalid(
+        format!("{name} cannot be set at {scope}"),
+        format!("set it at a {}", levels.join(" or a ")),
+    ))
 }
 
 /// The change of a record from what it says to what it is to say. It needs the scope to exist.
@@ -221,10 +280,15 @@ fn decode(stored: &Versioned) -> Result<Said, BrokerError> {
         key: stored.key.clone(),
         reason,
     };
-    Ok(Said::at(policies.map_err(damaged)?, stored.revision))
+    Ok(Said {
+        policies: policies.map_err(damaged)?,
+        version: stored.revision,
+        as_of: Some(stored.revision),
+    })
 }
 
 impl Said {
+    /// After a change by this build, which leaves no record that says nothing.
     fn at(policies: Policies, revision: Revision) -> Said {
         let is_stored = policies != Policies::default();
         Said {
@@ -232,6 +296,16 @@ impl Said {
             version: if is_stored { revision } else { Revision(0) },
             as_of: Some(revision),
         }
+    }
+}
+
+impl Stored {
+    fn said(&self) -> Result<Said, BrokerError> {
+        let said = self.record.as_ref().map(decode).transpose()?;
+        Ok(Said {
+            as_of: Some(self.revision),
+            ..said.unwrap_or_default()
+        })
     }
 }
 
@@ -259,33 +333,89 @@ impl Inner {
         Ok(Guard { key, expect })
     }
 
-    /// What a scope says now.
-    async fn read(&self, scope: &PolicyScope) -> Result<Said, BrokerError> {
+    async fn stored(&self, scope: &PolicyScope) -> Result<Stored, BrokerError> {
         let key = keys::policies(scope);
         // The key itself is the first of those that begin with it, and a scan tells as of when.
         let page = self.store.scan(&key, None, 1).await?;
-        let stored = page.items.first().filter(|item| item.key == key);
-        let said = stored.map(decode).transpose()?.unwrap_or_default();
-        Ok(Said {
-            as_of: Some(page.revision),
-            ..said
+        let first = page.items.into_iter().next();
+        Ok(Stored {
+            record: first.filter(|item| item.key == key),
+            revision: page.revision,
         })
     }
 
-    async fn view(&self, scope: &PolicyScope) -> Result<PolicyView, BrokerError> {
-        let mut levels = Vec::new();
-        let mut own = Said::default();
-        for scope in scope.path() {
-            own = self.read(&scope).await?;
-            levels.push((scope.level(), own.policies));
+    /// What a scope says now.
+    async fn read(&self, scope: &PolicyScope) -> Result<Said, BrokerError> {
+        self.stored(scope).await?.said()
+    }
+
+    /// What a scope says now, if a change of it loses nothing. A damaged record is replaced whole by
+    /// a change that names its version.
+    async fn replaceable(
+        &self,
+        scope: &PolicyScope,
+        version: Option<u64>,
+    ) -> Result<Said, BrokerError> {
+        let stored = self.stored(scope).await?;
+        let Some(record) = &stored.record else {
+            return stored.said();
+        };
+        let said = match stored.said() {
+            Ok(said) => said,
+            Err(_) if version == Some(record.revision.0) => {
+                return Ok(Said {
+                    version: record.revision,
+                    as_of: Some(stored.revision),
+                    ..Said::default()
+                });
+            }
+            Err(error) => {
+                let error = ApiError::from(error).advise(format!(
+                    "restore it from a backup, or set the policies of {scope} anew with version {}, \
+                     which replaces all of them",
+                    record.revision.0
+                ));
+                return Err(error.into());
+            }
+        };
+        // Policies that this build does not know would be gone after the change.
+        if record_of(said.policies) != record.value {
+            return Err(BrokerError::invalid(
+                format!("{scope} has policies that this broker does not know"),
+                "change them through a broker of a newer version",
+            ));
         }
+        Ok(said)
+    }
+
+    /// What the levels above a scope say, the farthest first.
+    async fn above(&self, scope: &PolicyScope) -> Result<Vec<(Level, Policies)>, BrokerError> {
+        let mut levels = Vec::new();
+        for above in scope.path().iter().filter(|level| *level != scope) {
+            levels.push((above.level(), self.read(above).await?.policies));
+        }
+        Ok(levels)
+    }
+
+    fn view_of(
+        &self,
+        scope: &PolicyScope,
+        mut levels: Vec<(Level, Policies)>,
+        own: Said,
+    ) -> PolicyView {
+        levels.push((scope.level(), own.policies));
         let (effective, origins) = resolve(self.defaults, &levels);
-        Ok(PolicyView {
+        PolicyView {
             own: own.policies,
             version: own.version.0,
             effective,
             origins,
-        })
+        }
+    }
+
+    async fn view(&self, scope: &PolicyScope) -> Result<PolicyView, BrokerError> {
+        let above = self.above(scope).await?;
+        Ok(self.view_of(scope, above, self.read(scope).await?))
     }
 
     async fn follow(
@@ -294,24 +424,19 @@ impl Inner {
     ) -> Result<watch::Receiver<EffectivePolicies>, BrokerError> {
         let path = scope.path();
         loop {
-            let unread: Vec<PolicyScope> = {
+            let unread: Vec<(&PolicyScope, u64)> = {
                 let mut state = self.state.lock();
                 if let Some(sender) = state.live.get(scope) {
                     return Ok(sender.subscribe());
                 }
-                let unread = |scope: &&PolicyScope| {
-                    state
-                        .said
-                        .entry((*scope).clone())
-                        .or_default()
-                        .as_of
-                        .is_none()
-                };
-                path.iter().filter(unread).cloned().collect()
+                // Registrations whose reads failed are dropped by others that come.
+                state.prune();
+                let unread = |scope| state.register(scope).map(|number| (scope, number));
+                path.iter().filter_map(unread).collect()
             };
-            for scope in &unread {
+            for (scope, registration) in unread {
                 let said = self.read(scope).await?;
-                self.learn(scope, said);
+                self.learn(scope, said, Some(registration));
             }
             let mut state = self.state.lock();
             // Else something was dropped as not in use meanwhile.
@@ -326,14 +451,19 @@ impl Inner {
         }
     }
 
-    /// Takes in what a scope says, unless something newer is known or it is not in use.
-    fn learn(&self, scope: &PolicyScope, said: Said) {
+    /// Takes in what a scope says, unless something newer is known or it is not in use. What was read
+    /// for a registration counts for no later one, which may have missed a change.
+    fn learn(&self, scope: &PolicyScope, said: Said, registration: Option<u64>) {
         let mut state = self.state.lock();
-        let Some(known) = state.said.get_mut(scope).filter(|k| k.as_of < said.as_of) else {
+        let Some(known) = state.said.get_mut(scope) else {
             return;
         };
-        let is_same = known.policies == said.policies;
-        *known = said;
+        let is_late = registration.is_some_and(|number| number != known.registration);
+        if is_late || known.said.as_of >= said.as_of {
+            return;
+        }
+        let is_same = known.said.policies == said.policies;
+        known.said = said;
         if is_same {
             return;
         }
@@ -355,25 +485,17 @@ impl Inner {
         }
     }
 
-    /// Reads everything that is in use again, and takes in what changes after that.
+    /// Reads all records again, and takes in what changes after that.
     async fn follow_changes(&self) -> Result<(), BrokerError> {
         loop {
-            let page = self.store.scan(keys::POLICIES_PREFIX, None, 1).await?;
-            let known: Vec<PolicyScope> = self.state.lock().said.keys().cloned().collect();
-            for scope in &known {
-                let said = self.read(scope).await?;
-                self.learn(scope, said);
-            }
-            let mut watch = self
-                .store
-                .watch(keys::POLICIES_PREFIX, page.revision)
-                .await?;
+            let revision = self.catch_up().await?;
+            let mut watch = self.store.watch(keys::POLICIES_PREFIX, revision).await?;
             loop {
                 match watch.next().await {
-                    Some(WatchEvent::Put(stored)) => self.changed(&stored),
+                    Some(WatchEvent::Put(stored)) => drop(self.changed(&stored)),
                     Some(WatchEvent::Delete { key, revision }) => {
                         if let Ok(Key::Policies(scope)) = key.parse() {
-                            self.learn(&scope, Said::at(Policies::default(), revision));
+                            self.learn(&scope, Said::at(Policies::default(), revision), None);
                         }
                     }
                     Some(WatchEvent::Resync) => break,
@@ -383,19 +505,66 @@ impl Inner {
         }
     }
 
-    fn changed(&self, stored: &Versioned) {
+    /// Takes in what all scopes in use say, page by page: the records are few, as most scopes set
+    /// nothing. Answers as of which revision.
+    async fn catch_up(&self) -> Result<Revision, BrokerError> {
+        // A scope that is registered later is read by who registers it.
+        let mut without: HashMap<PolicyScope, u64> = {
+            let state = self.state.lock();
+            let known = state.said.iter();
+            known
+                .map(|(scope, known)| (scope.clone(), known.registration))
+                .collect()
+        };
+        let mut page = None;
+        loop {
+            let found = self
+                .store
+                .scan(keys::POLICIES_PREFIX, page, METADATA_PAGE_KEYS_MAX)
+                .await?;
+            for stored in &found.items {
+                if let Some(scope) = self.changed(stored) {
+                    without.remove(&scope);
+                }
+            }
+            page = found.next;
+            if page.is_none() {
+                for (scope, registration) in &without {
+                    let nothing = Said::at(Policies::default(), found.revision);
+                    self.learn(scope, nothing, Some(*registration));
+                }
+                return Ok(found.revision);
+            }
+        }
+    }
+
+    /// Takes in a record; answers whose it is.
+    fn changed(&self, stored: &Versioned) -> Option<PolicyScope> {
         let Ok(Key::Policies(scope)) = stored.key.parse() else {
-            return;
+            return None;
         };
         match decode(stored) {
-            Ok(said) => self.learn(&scope, said),
+            Ok(said) => self.learn(&scope, said, None),
             // What was in force stays so.
             Err(error) => tracing::warn!(%scope, %error, "policies cannot be read"),
         }
+        Some(scope)
     }
 }
 
 impl State {
+    /// Notes that a scope is in use; the number of the registration if its record is to be read.
+    fn register(&mut self, scope: &PolicyScope) -> Option<u64> {
+        let known = self.said.entry(scope.clone()).or_insert_with(|| {
+            self.registrations += 1;
+            Known {
+                said: Said::default(),
+                registration: self.registrations,
+            }
+        });
+        known.said.as_of.is_none().then_some(known.registration)
+    }
+
     /// What is in force at the end of a path, if all of it is known.
     fn resolved(
         &self,
@@ -404,7 +573,8 @@ impl State {
     ) -> Option<EffectivePolicies> {
         let mut levels: Vec<(Level, Policies)> = Vec::with_capacity(path.len());
         for scope in path {
-            let said = self.said.get(scope).filter(|said| said.as_of.is_some())?;
+            let said = self.said.get(scope)?.said;
+            said.as_of?;
             levels.push((scope.level(), said.policies));
         }
         Some(resolve(defaults, &levels).0)
@@ -420,7 +590,10 @@ impl State {
 
     /// Drops what is not in use.
     fn prune(&mut self) {
-        if self.live.len() <= 2 * self.live_after_prune + PRUNE_ABOVE {
+        let is_due = |now: usize, then: usize| now > 2 * then + PRUNE_ABOVE;
+        if !is_due(self.live.len(), self.live_after_prune)
+            && !is_due(self.said.len(), self.said_after_prune)
+        {
             return;
         }
         self.live.retain(|_, sender| sender.receiver_count() > 0);
@@ -428,6 +601,7 @@ impl State {
         let used: std::collections::HashSet<PolicyScope> =
             self.live.keys().flat_map(PolicyScope::path).collect();
         self.said.retain(|scope, _| used.contains(scope));
+        self.said_after_prune = self.said.len();
     }
 }
 

@@ -66,7 +66,7 @@ impl Default for Rollover {
 
 /// Declares the policies once: the sparse set, the set in force, their names and how they resolve.
 macro_rules! policies {
-    ($($(#[$doc:meta])* $field:ident: $type:ty = $variant:ident, $name:literal;)*) => {
+    ($($(#[$doc:meta])* $field:ident: $type:ty = $variant:ident, $name:literal, [$($level:ident),*];)*) => {
         /// What one level says. Absent: inherited.
         #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
         pub struct Policies {
@@ -94,6 +94,14 @@ macro_rules! policies {
             pub const fn as_str(self) -> &'static str {
                 match self {
                     $(PolicyName::$variant => $name,)*
+                }
+            }
+
+            /// Where it may be set: where the broker gives effect to it.
+            #[must_use]
+            pub const fn levels(self) -> &'static [Level] {
+                match self {
+                    $(PolicyName::$variant => &[$(Level::$level),*],)*
                 }
             }
         }
@@ -156,15 +164,15 @@ macro_rules! policies {
 
 policies! {
     /// Replication of new ledgers.
-    persistence: Quorum = Persistence, "persistence";
+    persistence: Quorum = Persistence, "persistence", [Tenant, Namespace, Topic];
     /// What trimming keeps.
-    retention: Retention = Retention, "retention";
+    retention: Retention = Retention, "retention", [Tenant, Namespace, Topic];
     /// When ledgers are closed.
-    rollover: Rollover = Rollover, "rollover";
+    rollover: Rollover = Rollover, "rollover", [Tenant, Namespace, Topic];
     /// Store each (producer name, sequence id) at most once (I8).
-    deduplication: bool = Deduplication, "deduplication";
+    deduplication: bool = Deduplication, "deduplication", [Tenant, Namespace, Topic];
     /// Create a topic when it is first produced to or consumed from.
-    auto_create_topics: bool = AutoCreateTopics, "autoCreateTopics";
+    auto_create_topics: bool = AutoCreateTopics, "autoCreateTopics", [Tenant, Namespace];
 }
 
 impl Default for EffectivePolicies {

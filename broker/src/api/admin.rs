@@ -28,9 +28,9 @@ impl Broker {
         policies: Policies,
     ) -> Result<PolicyView, BrokerError> {
         let namespaces = &self.shared.namespaces;
-        namespaces.create(namespace, policies).await?;
-        let scope = PolicyScope::Namespace(namespace.clone());
-        namespaces.policies().view(&scope).await
+        let create = namespaces.create(namespace, policies);
+        let table = namespaces.policies();
+        table.of_created(namespace, policies, create).await
     }
 
     pub(super) async fn tenants(&self, page: PageRequest) -> Result<Page<String>, BrokerError> {

@@ -2,6 +2,7 @@
 
 use aquifer_metadata::embedded::{EmbeddedOptions, EmbeddedStore};
 use aquifer_model::policy::Rollover;
+use aquifer_protocol_api::error::ErrorKind;
 use aquifer_runtime::clock::SystemClock;
 use aquifer_runtime::disk::{Disk, SimDisk};
 use bytes::Bytes;
@@ -100,6 +101,192 @@ async fn all_that_begin_to_follow_at_once_are_shown_changes() {
     for mut receiver in followed {
         shows(&mut receiver, 5).await;
     }
+}
+
+/// The watch begins again whenever the store has forgotten what it asks for; a record that cannot be
+/// decoded, in use and not, keeps nobody else from seeing changes then.
+#[tokio::test]
+async fn a_damaged_record_stops_no_other() {
+    let tasks = TaskGroup::new("test");
+    let store = store(&tasks, 1).await;
+    let defaults = EffectivePolicies::default();
+    let (damaged, whole) = (topic("damaged"), topic("whole"));
+    let table = PolicyTable::start(Arc::clone(&store), defaults, &tasks);
+    let scope = |topic: &TopicName| PolicyScope::Topic(topic.clone());
+    say(&*store, &scope(&damaged), entries(3)).await;
+    let mut of_damaged = table.of_topic(&damaged).await.unwrap();
+    let mut of_whole = table.of_topic(&whole).await.unwrap();
+    shows(&mut of_damaged, 3).await;
+    let home = keys::partition_of_policies(&scope(&damaged));
+    for number in 0..40 {
+        for name in [&damaged, &topic("unused")] {
+            let key = keys::policies(&scope(name));
+            let rubbish = Bytes::from_static(b"rubbish");
+            store.put(&home, &key, rubbish, Expect::Any).await.unwrap();
+        }
+        say(&*store, &scope(&whole), entries(100 + number)).await;
+        shows(&mut of_whole, 100 + number).await;
+        assert_eq!(of_damaged.borrow().rollover.entries, 3, "what was in force");
+    }
+    // A table that starts now meets the damage first.
+    let table = PolicyTable::start(Arc::clone(&store), defaults, &tasks);
+    assert!(
+        table.of_topic(&damaged).await.is_err(),
+        "an unknown retention deletes nothing"
+    );
+    let mut of_whole = table.of_topic(&whole).await.unwrap();
+    say(&*store, &scope(&whole), entries(7)).await;
+    shows(&mut of_whole, 7).await;
+}
+
+/// What a watch that was away missed is read again: changes, and records that were deleted.
+#[tokio::test]
+async fn what_is_said_is_read_again_whole() {
+    let tasks = TaskGroup::new("test");
+    let store = store(&tasks, 1_000).await;
+    let defaults = EffectivePolicies::default();
+    let scope = |name: &str| PolicyScope::Topic(topic(name));
+    say(&*store, &scope("changed"), entries(1)).await;
+    say(&*store, &scope("deleted"), entries(1)).await;
+    let inner = Arc::new(Inner {
+        store: Arc::clone(&store),
+        defaults,
+        state: Mutex::default(),
+    });
+    // Followed, and no watch runs.
+    let changed = inner.follow(&scope("changed")).await.unwrap();
+    let deleted = inner.follow(&scope("deleted")).await.unwrap();
+    let created = inner.follow(&scope("created")).await.unwrap();
+    // More than a page of records of others stand between them.
+    for number in 0..=METADATA_PAGE_KEYS_MAX {
+        say(&*store, &scope(&format!("created-{number}")), entries(9)).await;
+    }
+    say(&*store, &scope("changed"), entries(2)).await;
+    say(&*store, &scope("created"), entries(3)).await;
+    let transaction = Transaction {
+        partition: keys::partition_of_policies(&scope("deleted")),
+        operations: vec![Operation::Delete {
+            key: keys::policies(&scope("deleted")),
+            expect: Expect::Any,
+        }],
+        ..Transaction::default()
+    };
+    let last = store.commit(transaction).await.unwrap();
+    let as_of = inner.catch_up().await.unwrap();
+    assert!(as_of >= last);
+    let entries = |of: &watch::Receiver<EffectivePolicies>| of.borrow().rollover.entries;
+    assert_eq!((entries(&changed), entries(&created)), (2, 3));
+    assert_eq!(entries(&deleted), defaults.rollover.entries);
+}
+
+/// What was read for a scope that was dropped meanwhile says nothing of what it missed.
+#[tokio::test]
+async fn a_read_for_an_earlier_registration_counts_for_nothing() {
+    let tasks = TaskGroup::new("test");
+    let store = store(&tasks, 1_000).await;
+    let inner = Inner {
+        store,
+        defaults: EffectivePolicies::default(),
+        state: Mutex::default(),
+    };
+    let scope = PolicyScope::Topic(topic("t"));
+    let first = inner.state.lock().register(&scope).unwrap();
+    inner.state.lock().said.clear();
+    let second = inner.state.lock().register(&scope).unwrap();
+    inner.learn(&scope, Said::at(entries(1), Revision(10)), Some(first));
+    assert!(inner.state.lock().said[&scope].said.as_of.is_none());
+    inner.learn(&scope, Said::at(entries(2), Revision(11)), Some(second));
+    assert_eq!(inner.state.lock().said[&scope].said.policies, entries(2));
+}
+
+/// Damage is replaced by whoever names its version, and by nobody else; policies that this build does
+/// not know are replaced by nobody.
+#[tokio::test]
+async fn what_cannot_be_read_whole_is_not_changed_unseen() {
+    let tasks = TaskGroup::new("test");
+    let store = store(&tasks, 1_000).await;
+    let table = PolicyTable::start(Arc::clone(&store), EffectivePolicies::default(), &tasks);
+    let scope = PolicyScope::Tenant("acme".to_owned());
+    let tenant = record::encode(aquifer_proto::v1::TenantRecord::default());
+    let (key, home) = (keys::policies(&scope), keys::partition_of_policies(&scope));
+    store
+        .put(&home, &keys::tenant("acme"), tenant, Expect::Any)
+        .await
+        .unwrap();
+    let off = |version| PolicyUpdate {
+        set: Policies {
+            deduplication: Some(false),
+            ..Policies::default()
+        },
+        version,
+        ..PolicyUpdate::default()
+    };
+    // A message of a newer build: field 30 of the policies.
+    let mut policies = vec![0xf0, 0x01, 0x01];
+    let mut record = vec![0x0a, 3];
+    record.append(&mut policies);
+    let mut value = vec![0x08, 0x01, 0xb2, 0x01, 5];
+    value.append(&mut record);
+    let newer = store
+        .put(&home, &key, value.into(), Expect::Any)
+        .await
+        .unwrap();
+    for version in [None, Some(newer.0)] {
+        let refused = ApiError::from(table.update(&scope, &off(version)).await.unwrap_err());
+        assert!(refused.message.contains("does not know"), "{refused}");
+    }
+    let rubbish = Bytes::from_static(b"rubbish");
+    let damaged = store.put(&home, &key, rubbish, Expect::Any).await.unwrap();
+    for version in [None, Some(newer.0)] {
+        let refused = ApiError::from(table.update(&scope, &off(version)).await.unwrap_err());
+        assert!(
+            refused.advice.contains(&damaged.0.to_string()),
+            "{refused:?}"
+        );
+    }
+    let view = table.update(&scope, &off(Some(damaged.0))).await.unwrap();
+    assert_eq!(view.own, off(None).set);
+    assert_eq!(table.view(&scope).await.unwrap(), view);
+}
+
+#[tokio::test]
+async fn a_policy_is_set_only_where_it_has_an_effect() {
+    let tasks = TaskGroup::new("test");
+    let store = store(&tasks, 1_000).await;
+    let table = PolicyTable::start(store, EffectivePolicies::default(), &tasks);
+    let auto_create = Policies {
+        auto_create_topics: Some(false),
+        ..Policies::default()
+    };
+    let update = PolicyUpdate {
+        set: auto_create,
+        ..PolicyUpdate::default()
+    };
+    let scope = PolicyScope::Topic(topic("t"));
+    let error = ApiError::from(table.update(&scope, &update).await.unwrap_err());
+    assert_eq!(error.kind, ErrorKind::InvalidArgument, "{error}");
+    assert!(error.message.contains("autoCreateTopics"), "{error}");
+    assert!(error.advice.contains("tenant or a namespace"), "{error:?}");
+}
+
+#[tokio::test]
+async fn names_that_cannot_be_read_take_no_memory() {
+    let tasks = TaskGroup::new("test");
+    let store = store(&tasks, 1_000).await;
+    let scope = PolicyScope::Namespace("acme/shop".parse().unwrap());
+    let home = keys::partition_of_policies(&scope);
+    let rubbish = Bytes::from_static(b"rubbish");
+    store
+        .put(&home, &keys::policies(&scope), rubbish, Expect::Any)
+        .await
+        .unwrap();
+    let table = PolicyTable::start(store, EffectivePolicies::default(), &tasks);
+    for number in 0..1_000 {
+        let name = topic(&number.to_string());
+        assert!(table.of_topic(&name).await.is_err());
+    }
+    let said = table.inner.state.lock().said.len();
+    assert!(said <= PRUNE_ABOVE + 3, "{said}");
 }
 
 #[tokio::test]

@@ -123,22 +123,22 @@ async fn the_nearest_level_decides_and_unsetting_inherits_again() {
         .await
         .unwrap();
     let tenant = || PolicyScope::Tenant("public".to_owned());
-    set(broker, of_topic("orders"), entries(3)).await;
-    set(broker, tenant(), entries(1)).await;
-    set(broker, here(), entries(2)).await;
+    set(broker, of_topic("orders"), keep_ms(3)).await;
+    set(broker, tenant(), keep_ms(1)).await;
+    set(broker, here(), keep_ms(2)).await;
     for (expected, level) in [(3, Level::Topic), (2, Level::Namespace), (1, Level::Tenant)] {
         let found = view(broker, of_topic("orders")).await;
-        assert_eq!(found.effective.rollover.entries, expected);
-        assert_eq!(origin(&found, PolicyName::Rollover), level);
+        assert_eq!(found.effective.retention.time_ms, Some(expected));
+        assert_eq!(origin(&found, PolicyName::Retention), level);
         let scope = match level {
             Level::Topic => of_topic("orders"),
             Level::Namespace => here(),
             _ => tenant(),
         };
-        unset(broker, scope, PolicyName::Rollover).await;
+        unset(broker, scope, PolicyName::Retention).await;
     }
     let found = view(broker, of_topic("orders")).await;
-    assert_eq!(found.effective.rollover, Rollover::default());
+    assert_eq!(found.effective.retention, Retention::default());
     assert!(
         harness.world.store.keys("p/").is_empty(),
         "nothing is said any more"

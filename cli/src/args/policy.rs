@@ -75,6 +75,22 @@ pub enum PolicyValue {
     AutoCreateTopics(bool),
 }
 
+impl PolicyValue {
+    /// Whether it is a part of a policy, which is replaced whole.
+    pub fn is_part(&self) -> bool {
+        match self {
+            PolicyValue::RetentionTime(_)
+            | PolicyValue::RetentionSize(_)
+            | PolicyValue::RolloverSize(_)
+            | PolicyValue::RolloverAge(_)
+            | PolicyValue::RolloverEntries(_) => true,
+            PolicyValue::Persistence(_)
+            | PolicyValue::Deduplication(_)
+            | PolicyValue::AutoCreateTopics(_) => false,
+        }
+    }
+}
+
 impl FromStr for PolicyValue {
     type Err = String;
 

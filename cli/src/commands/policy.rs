@@ -95,10 +95,17 @@ async fn set(
     let mut attempts = 1;
     loop {
         let view = admin.get_policies(scope).await?;
+        // Values that are whole are set whatever the others are: then nothing can conflict.
+        let version = if_version.or_else(|| {
+            values
+                .iter()
+                .any(PolicyValue::is_part)
+                .then_some(view.version)
+        });
         let update = PolicyUpdate {
             set: said(values, &view),
             unset: Vec::new(),
-            version: Some(if_version.unwrap_or(view.version)),
+            version,
         };
         match admin.update_policies(scope, update).await {
             Err(error)

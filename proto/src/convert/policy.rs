@@ -143,7 +143,9 @@ impl TryFrom<v1::PolicyView> for PolicyView {
                 v1::PolicyLevel::Namespace => Level::Namespace,
                 v1::PolicyLevel::Topic => Level::Topic,
             };
-            Ok((origin.policy.parse()?, from))
+            // A newer broker may have policies that this build does not know.
+            let policy = origin.policy.parse::<PolicyName>().ok();
+            Ok(policy.map(|policy| (policy, from)))
         };
         Ok(PolicyView {
             own: view.own.unwrap_or_default().try_into()?,
@@ -152,7 +154,7 @@ impl TryFrom<v1::PolicyView> for PolicyView {
             origins: view
                 .origins
                 .iter()
-                .map(origin)
+                .filter_map(|found| origin(found).transpose())
                 .collect::<Result<_, String>>()?,
         })
     }
