@@ -19,7 +19,7 @@ use aquifer_model::stats::TopicStats;
 use aquifer_model::topic::{NamespaceName, SubscriptionName, TopicName};
 use aquifer_protocol_api::access::{Access, Action, Resource};
 use aquifer_protocol_api::admin::{
-    Admin, Deletion, Page, PageRequest, SubscriptionReset, TopicDescription,
+    Admin, Deletion, Page, PageRequest, SubscriptionReset, TopicDescription, TopicLayout,
 };
 use aquifer_protocol_api::consumer::{ConsumerSession, IndexRange, Subscribe};
 use aquifer_protocol_api::context::RequestContext;
@@ -239,7 +239,7 @@ impl Admin for Broker {
         ctx: &RequestContext,
         topic: TopicName,
         create: bool,
-    ) -> ApiResult<TopicDescription> {
+    ) -> ApiResult<TopicLayout> {
         serve!(
             self,
             ctx,

@@ -16,7 +16,7 @@ use tonic::transport::Channel;
 
 use crate::client::Context;
 use crate::error::{ClientError, Result};
-use crate::lookup::unary;
+use crate::lookup::{Layout, layout_of, unary};
 use crate::retry::Deadline;
 
 pub use stats::{LedgerStats, ProducerStats, SubscriptionStats, TopicStats};
@@ -239,8 +239,17 @@ impl Admin {
     /// # Errors
     /// `NotFound`, `Invalid` for its name, and what every call may answer.
     pub async fn describe_topic(&self, topic: &str) -> Result<TopicDescription> {
+        let topic = topic.parse::<TopicName>()?;
+        Ok(TopicDescription {
+            partitions: self.layout(&topic).await?.partitions(),
+            topic: topic.to_string(),
+        })
+    }
+
+    /// Where the messages of a topic are, which must exist.
+    async fn layout(&self, topic: &TopicName) -> Result<Layout> {
         let request = v1::DescribeTopicRequest {
-            topic: topic.parse::<TopicName>()?.to_string(),
+            topic: topic.to_string(),
             create: false,
         };
         let answer = self
@@ -249,10 +258,7 @@ impl Admin {
                 async move { client.describe_topic(request).await }
             })
             .await?;
-        Ok(TopicDescription {
-            topic: answer.topic,
-            partitions: answer.partitions,
-        })
+        layout_of(topic.clone(), &answer)
     }
 
     /// Every topic of a namespace, in name order; partitions are not listed apart.
@@ -295,15 +301,6 @@ impl Admin {
         let deadline = Deadline::after(self.context.operation_timeout);
         let stats = topic_stats(&self.context, &name, false, deadline).await?;
         Ok(TopicStats::from(stats))
-    }
-
-    /// How many partitions a topic has; 0 when it is not partitioned.
-    async fn partitions_of(&self, topic: &TopicName) -> Result<u32> {
-        if topic.partition().is_some() {
-            return Ok(0);
-        }
-        let described = self.describe_topic(&topic.to_string()).await?;
-        Ok(described.partitions)
     }
 
     /// Deletes a topic, all its partitions, subscriptions and messages. Without `force` only when

@@ -153,8 +153,11 @@ pub(crate) async fn open(context: Arc<Context>, topic: &str, settings: Settings)
     }
     let topic: TopicName = topic.parse()?;
     let deadline = Deadline::after(context.operation_timeout);
-    let topics = lookup::partitions(&context, &topic, deadline).await?;
-    Handle::open(context, settings, topics, deadline).await
+    let layout = lookup::layout(&context, &topic, deadline).await?;
+    if settings.kind != v1::SubscriptionType::Shared {
+        layout.check_order()?;
+    }
+    Handle::open(context, settings, layout.parts(), deadline).await
 }
 
 /// Receives the messages of a subscription. Dropping it ends the consumer; what it has not

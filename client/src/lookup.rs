@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
+use aquifer_model::ranges::TopicRanges;
 use aquifer_model::topic::TopicName;
+use aquifer_proto::convert::ranges::ranges;
 use aquifer_proto::v1;
 
 use crate::client::Context;
@@ -10,42 +12,96 @@ use crate::connection::{Connection, from_status};
 use crate::error::{ClientError, Result};
 use crate::retry::{Backoff, Deadline};
 
-/// Asks whether a topic is partitioned, and creates it if the namespace allows that. Answers the
-/// names to open: the topic itself, or its partitions in order.
-pub(crate) async fn partitions(
+/// Where the messages of a topic are.
+#[derive(Debug, Clone)]
+pub(crate) struct Layout {
+    topic: TopicName,
+    ranges: TopicRanges,
+}
+
+impl Layout {
+    /// Every topic that may hold messages: the topic itself, or its partitions by number.
+    pub(crate) fn parts(&self) -> Vec<Arc<TopicName>> {
+        if self.ranges.is_empty() {
+            return vec![Arc::new(self.topic.clone())];
+        }
+        let name = |number| Arc::new(self.topic.partition_name(number));
+        let ranges = self.ranges.all().iter();
+        ranges.map(|range| name(range.number)).collect()
+    }
+
+    /// How many partitions the topic has; 0 when it is not partitioned.
+    pub(crate) fn partitions(&self) -> u32 {
+        self.ranges.partitions()
+    }
+
+    /// The topics that take messages, each with the last key hash that goes to it, ascending.
+    pub(crate) fn open_parts(&self) -> Vec<(Arc<TopicName>, u32)> {
+        if self.ranges.is_empty() {
+            return vec![(Arc::new(self.topic.clone()), u32::MAX)];
+        }
+        let name = |number| Arc::new(self.topic.partition_name(number));
+        let ranges = self.ranges.in_use();
+        ranges
+            .map(|range| (name(range.number), range.last))
+            .collect()
+    }
+
+    /// Whether the topic is read in the order of its keys by reading its parts side by side.
+    ///
+    /// # Errors
+    /// When ranges were split or merged: a child is to be read after the end of its parents, which
+    /// this SDK does not do.
+    pub(crate) fn check_order(&self) -> Result<()> {
+        let was_divided = self
+            .ranges
+            .all()
+            .iter()
+            .any(|range| !range.parents.is_empty());
+        if !was_divided {
+            return Ok(());
+        }
+        Err(ClientError::Invalid(format!(
+            "{} was split, and this version of the SDK keeps the order of keys only in topics that \
+             were not: consume it as Shared, or with a newer version",
+            self.topic
+        )))
+    }
+}
+
+/// Asks where the messages of a topic are, and creates it if the namespace allows that.
+pub(crate) async fn layout(
     context: &Context,
     topic: &TopicName,
     deadline: Deadline,
-) -> Result<Vec<Arc<TopicName>>> {
+) -> Result<Layout> {
+    let topic = topic.clone();
     if topic.partition().is_some() {
-        return Ok(vec![Arc::new(topic.clone())]);
+        let ranges = TopicRanges::default();
+        return Ok(Layout { topic, ranges });
     }
     let request = v1::DescribeTopicRequest {
         topic: topic.to_string(),
         create: true,
     };
-    let answer = unary(
-        context,
-        "looking up the topic",
-        true,
-        deadline,
-        |connection| {
-            let request = request.clone();
-            async move { connection.admin().describe_topic(request).await }
-        },
-    )
+    let what = "looking up the topic";
+    let answer = unary(context, what, true, deadline, |connection| {
+        let request = request.clone();
+        async move { connection.admin().describe_topic(request).await }
+    })
     .await?;
-    let parts = parts(topic, answer.partitions)?;
-    Ok(parts.into_iter().map(Arc::new).collect())
+    layout_of(topic, &answer)
 }
 
-/// The parts of a topic that a broker says to have so many partitions.
-pub(crate) fn parts(topic: &TopicName, partitions: u32) -> Result<Vec<TopicName>> {
-    if partitions > aquifer_model::limits::PARTITIONS_MAX {
-        let what = format!("a topic of {partitions} partitions");
+/// What a broker says of a topic.
+pub(crate) fn layout_of(topic: TopicName, answer: &v1::DescribeTopicResponse) -> Result<Layout> {
+    let ranges = ranges(answer.generation, &answer.ranges)
+        .map_err(|error| ClientError::Protocol(error.to_string()))?;
+    if !ranges.is_empty() && answer.key_hash() != v1::KeyHash::Murmur3 {
+        let what = format!("{topic} hashes keys in a way that this version does not know");
         return Err(ClientError::Protocol(what));
     }
-    Ok(topic.parts(partitions))
+    Ok(Layout { topic, ranges })
 }
 
 /// A unary call, tried again while that is safe: an `idempotent` one after any retryable failure,

@@ -199,7 +199,8 @@ impl ProducerBuilder {
         self.check()?;
         let topic: TopicName = self.topic.parse()?;
         let deadline = Deadline::after(self.context.operation_timeout);
-        let names = lookup::partitions(&self.context, &topic, deadline).await?;
+        let layout = lookup::layout(&self.context, &topic, deadline).await?;
+        let (names, last_hashes): (Vec<_>, Vec<_>) = layout.open_parts().into_iter().unzip();
         let is_partitioned = names.len() > 1 || names.first().is_some_and(|name| **name != topic);
         let open = |name: Arc<TopicName>, settings: Settings| {
             let partition = Partition::new(Arc::clone(&self.context), name, settings);
@@ -227,7 +228,7 @@ impl ProducerBuilder {
                 name: settings.name.unwrap_or_default(),
                 partitions,
                 is_partitioned,
-                router: Router::new(&settings.batching, first_turn),
+                router: Router::new(&settings.batching, last_hashes, first_turn),
             }),
         })
     }
@@ -293,7 +294,7 @@ impl Producer {
         let key = message.has_key.then_some(&message.record.key[..]);
         let router = &self.inner.router;
         let (id, bytes) = (message.sequence_id, message.size_bytes() + ROW_BYTES);
-        let number = router.route(key, id, bytes, partitions.len(), Instant::now);
+        let number = router.route(key, id, bytes, Instant::now);
         let handle = partitions
             .get(number)
             .ok_or_else(|| ClientError::closed("producer"))?;

@@ -31,7 +31,7 @@ pub(crate) async fn open(
     options: LogOptions,
 ) -> Result<Arc<LogInner>, LogError> {
     let record = cell.record();
-    if record.partitions > 0 {
+    if !record.ranges.is_empty() {
         return Err(LogError::Invalid(
             "a partitioned topic stores nothing itself: open its partitions".to_owned(),
         ));

@@ -13,7 +13,9 @@ use aquifer_metadata::error::MetadataError;
 use aquifer_metadata::store::{Expect, Guard, Operation, Revision, Room, Transaction, Versioned};
 use aquifer_metadata::{keys, record};
 use aquifer_model::id::TopicIncarnation;
+use aquifer_model::ranges::TopicRanges;
 use aquifer_model::topic::TopicName;
+use aquifer_proto::convert::ranges::{ranges, wire_ranges};
 use aquifer_proto::v1;
 use parking_lot::Mutex;
 use tokio::sync::Semaphore;
@@ -22,8 +24,6 @@ use crate::context::LogContext;
 use crate::deletion;
 use crate::error::LogError;
 
-/// `key_hash` of every topic that this build creates: murmur3-32 with seed 0.
-const KEY_HASH_MURMUR3: u32 = 1;
 /// Attempts when the record keeps changing under the same guards.
 const CONFLICTS_MAX: usize = 32;
 
@@ -36,9 +36,17 @@ pub struct TopicRecordCell {
     partition: String,
     guards: Guards,
     incarnation: TopicIncarnation,
-    current: Mutex<(v1::TopicRecord, Revision)>,
+    current: Mutex<Current>,
     /// One change at a time, so that this process never conflicts with itself.
     pub(super) turn: Semaphore,
+}
+
+/// The record as this process knows it.
+struct Current {
+    record: v1::TopicRecord,
+    /// Of `record`.
+    ranges: TopicRanges,
+    revision: Revision,
 }
 
 impl TopicRecordCell {
@@ -54,23 +62,36 @@ impl TopicRecordCell {
         let Some(stored) = ctx.ledgers.store.get(&keys::topic(topic)).await? else {
             return Ok(None);
         };
-        let (record, incarnation) = decode(&stored)?;
-        let cell = TopicRecordCell::new(ctx, topic, guards, incarnation, record, stored.revision);
+        let (current, incarnation) = decode(&stored)?;
+        let cell = TopicRecordCell::new(ctx, topic, guards, incarnation, current);
         Ok(Some(Arc::new(cell)))
     }
 
-    /// Creates a topic with a new incarnation; `partitions` above 0 makes the record of a
-    /// partitioned topic, which stores nothing itself.
+    /// Creates a topic with a new incarnation.
     ///
     /// # Errors
     /// [`LogError::AlreadyExists`]; [`LogError::Fenced`] when a guard does not hold.
     pub async fn create(
         ctx: Arc<LogContext>,
         topic: &TopicName,
-        partitions: u32,
         guards: Vec<Guard>,
     ) -> Result<Arc<TopicRecordCell>, LogError> {
-        TopicRecordCell::create_while(ctx, topic, partitions, guards, None).await
+        let none = TopicRanges::default();
+        TopicRecordCell::create_while(ctx, topic, none, guards, None).await
+    }
+
+    /// Creates the record of a topic with these ranges: a partitioned topic, which stores nothing
+    /// itself, unless there is none.
+    ///
+    /// # Errors
+    /// As [`create`](Self::create).
+    pub async fn create_partitioned(
+        ctx: Arc<LogContext>,
+        topic: &TopicName,
+        ranges: TopicRanges,
+        guards: Vec<Guard>,
+    ) -> Result<Arc<TopicRecordCell>, LogError> {
+        TopicRecordCell::create_while(ctx, topic, ranges, guards, None).await
     }
 
     /// Creates a partition, if its topic is still as it was when it allowed that.
@@ -83,13 +104,14 @@ impl TopicRecordCell {
         guards: Vec<Guard>,
         of: &TopicRecordCell,
     ) -> Result<Arc<TopicRecordCell>, LogError> {
-        TopicRecordCell::create_while(ctx, topic, 0, guards, Some(of.unchanged())).await
+        let none = TopicRanges::default();
+        TopicRecordCell::create_while(ctx, topic, none, guards, Some(of.unchanged())).await
     }
 
     async fn create_while(
         ctx: Arc<LogContext>,
         topic: &TopicName,
-        partitions: u32,
+        ranges: TopicRanges,
         guards: Vec<Guard>,
         holds: Option<Guard>,
     ) -> Result<Arc<TopicRecordCell>, LogError> {
@@ -100,18 +122,23 @@ impl TopicRecordCell {
         let incarnation = TopicIncarnation(ctx.ledgers.rng.id16());
         let record = v1::TopicRecord {
             incarnation: incarnation.0.to_vec().into(),
-            partitions,
-            key_hash: KEY_HASH_MURMUR3,
+            ranges: wire_ranges(&ranges),
+            range_generation: ranges.generation(),
+            key_hash: v1::KeyHash::Murmur3.into(),
             ..v1::TopicRecord::default()
         };
-        let mut cell =
-            TopicRecordCell::new(ctx, topic, guards, incarnation, record.clone(), Revision(0));
-        let put = cell.put(&record, Expect::Absent);
+        let current = Current {
+            record,
+            ranges,
+            revision: Revision(0),
+        };
+        let mut cell = TopicRecordCell::new(ctx, topic, guards, incarnation, current);
+        let put = cell.put(&cell.record(), Expect::Absent);
         let mut transaction = cell.transaction(vec![put]);
         transaction.guards.extend(holds);
         match commit_known(&*cell.ctx.ledgers.store, transaction).await {
             Ok(revision) => {
-                cell.current = Mutex::new((record, revision));
+                cell.current.get_mut().revision = revision;
                 Ok(Arc::new(cell))
             }
             Err(MetadataError::Conflict { key, .. }) if key == cell.key => {
@@ -126,8 +153,7 @@ impl TopicRecordCell {
         topic: &TopicName,
         guards: Vec<Guard>,
         incarnation: TopicIncarnation,
-        record: v1::TopicRecord,
-        revision: Revision,
+        current: Current,
     ) -> TopicRecordCell {
         TopicRecordCell {
             ctx,
@@ -136,7 +162,7 @@ impl TopicRecordCell {
             partition: keys::partition_of_topic(topic),
             guards: Guards::new(guards),
             incarnation,
-            current: Mutex::new((record, revision)),
+            current: Mutex::new(current),
             turn: Semaphore::new(1),
         }
     }
@@ -150,7 +176,19 @@ impl TopicRecordCell {
     /// The record as this process knows it.
     #[must_use]
     pub fn record(&self) -> v1::TopicRecord {
-        self.current.lock().0.clone()
+        self.current.lock().record.clone()
+    }
+
+    /// The ranges of a partitioned topic; none for one that stores something itself.
+    #[must_use]
+    pub fn ranges(&self) -> TopicRanges {
+        self.current.lock().ranges.clone()
+    }
+
+    /// Whether the topic is being deleted.
+    #[must_use]
+    pub fn is_deleting(&self) -> bool {
+        self.current.lock().record.deleting
     }
 
     /// How many bytes the record has, and how many ledgers it lists.
@@ -163,7 +201,7 @@ impl TopicRecordCell {
     /// The revision of that.
     #[must_use]
     pub fn revision(&self) -> Revision {
-        self.current.lock().1
+        self.current.lock().revision
     }
 
     /// Which life of the topic's name this is.
@@ -177,7 +215,7 @@ impl TopicRecordCell {
     pub fn unchanged(&self) -> Guard {
         Guard {
             key: self.key.clone(),
-            expect: Expect::Revision(self.current.lock().1),
+            expect: Expect::Revision(self.revision()),
         }
     }
 
@@ -241,8 +279,8 @@ impl TopicRecordCell {
     /// When metadata cannot be read.
     pub async fn is_sealed(&self) -> Result<bool, LogError> {
         self.reload().await?;
-        let current = self.current.lock();
-        let mut last = [current.0.segments.last(), current.0.cursor_segments.last()].into_iter();
+        let record = &self.current.lock().record;
+        let mut last = [record.segments.last(), record.cursor_segments.last()].into_iter();
         Ok(last.all(|segment| segment.is_none_or(|segment| segment.sealed)))
     }
 
@@ -316,7 +354,7 @@ impl TopicRecordCell {
         let _turn = self.turn.acquire().await;
         let mut conflict = None;
         for _ in 0..CONFLICTS_MAX {
-            let (mut record, revision) = self.current.lock().clone();
+            let (mut record, revision) = self.current.lock().parts();
             let right = self.guards.right();
             if opens && right.sealing_only {
                 return Err(LogError::HandedOver);
@@ -327,7 +365,9 @@ impl TopicRecordCell {
             let transaction = self.guarded(right.guards, all);
             match commit_in_doubt(&*self.ctx.ledgers.store, transaction, doubt).await {
                 Ok(revision) => {
-                    *self.current.lock() = (record, revision);
+                    let mut current = self.current.lock();
+                    current.record = record;
+                    current.revision = revision;
                     return Ok(revision);
                 }
                 Err(error @ MetadataError::Conflict { .. }) => {
@@ -349,7 +389,7 @@ impl TopicRecordCell {
         let _turn = self.turn.acquire().await;
         let mut all = vec![Operation::Delete {
             key: self.key.clone(),
-            expect: Expect::Revision(self.current.lock().1),
+            expect: Expect::Revision(self.revision()),
         }];
         all.extend(operations);
         let result = commit_known(&*self.ctx.ledgers.store, self.transaction(all)).await;
@@ -369,13 +409,13 @@ impl TopicRecordCell {
     async fn reload(&self) -> Result<bool, LogError> {
         let stored = self.ctx.ledgers.store.get(&self.key).await?;
         let stored = stored.ok_or(LogError::Fenced)?;
-        let (record, incarnation) = decode(&stored)?;
+        let (new, incarnation) = decode(&stored)?;
         if incarnation != self.incarnation {
             return Err(LogError::Fenced);
         }
         let mut current = self.current.lock();
-        let changed = current.1 != stored.revision;
-        *current = (record, stored.revision);
+        let changed = current.revision != new.revision;
+        *current = new;
         Ok(changed)
     }
 
@@ -396,13 +436,26 @@ impl TopicRecordCell {
     }
 }
 
-fn decode(stored: &Versioned) -> Result<(v1::TopicRecord, TopicIncarnation), LogError> {
+impl Current {
+    fn parts(&self) -> (v1::TopicRecord, Revision) {
+        (self.record.clone(), self.revision)
+    }
+}
+
+fn decode(stored: &Versioned) -> Result<(Current, TopicIncarnation), LogError> {
+    let damaged = |reason: String| MetadataError::Damaged {
+        key: stored.key.clone(),
+        reason,
+    };
     let record: v1::TopicRecord = record::decode(stored)?;
-    let incarnation = TopicIncarnation::try_from(record.incarnation.as_ref()).map_err(|_| {
-        MetadataError::Damaged {
-            key: stored.key.clone(),
-            reason: "its incarnation is malformed".to_owned(),
-        }
-    })?;
-    Ok((record, incarnation))
+    let incarnation = TopicIncarnation::try_from(record.incarnation.as_ref())
+        .map_err(|_| damaged("its incarnation is malformed".to_owned()))?;
+    let ranges = ranges(record.range_generation, &record.ranges)
+        .map_err(|error| damaged(error.to_string()))?;
+    let current = Current {
+        record,
+        ranges,
+        revision: stored.revision,
+    };
+    Ok((current, incarnation))
 }

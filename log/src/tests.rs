@@ -101,7 +101,7 @@ impl Owner {
         let loaded = TopicRecordCell::load(ctx.clone(), &topic(), guards.clone()).await?;
         let cell = match loaded {
             Some(cell) => cell,
-            None => TopicRecordCell::create(ctx.clone(), &topic(), 0, guards).await?,
+            None => TopicRecordCell::create(ctx.clone(), &topic(), guards).await?,
         };
         let kind = LogKind::Messages;
         let log = TopicLog::open(ctx.clone(), cell.clone(), kind, options).await?;

@@ -120,12 +120,12 @@ mod tests {
         #[test]
         fn records_round_trip(
             incarnation in any::<[u8; 16]>(),
-            partitions in any::<u32>(),
+            generation in any::<u64>(),
             segments in prop::collection::vec((any::<u64>(), any::<u64>(), any::<bool>()), 0..5),
         ) {
             let record = v1::TopicRecord {
                 incarnation: incarnation.to_vec().into(),
-                partitions,
+                range_generation: generation,
                 segments: segments
                     .into_iter()
                     .map(|(ledger_id, first_index, sealed)| v1::SegmentRecord {

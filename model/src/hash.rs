@@ -1,7 +1,7 @@
 //! The key hash: murmur3-32 with seed 0, recorded per topic.
 
-/// Murmur3 (x86, 32 bit) of a message key with seed 0. Partition and Key_Shared routing use it,
-/// so it may never change for a topic that has messages.
+/// Murmur3 (x86, 32 bit) of a message key with seed 0. Routing by range and Key_Shared use it, so
+/// it may never change for a topic that has messages.
 #[must_use]
 pub fn key_hash(key: &[u8]) -> u32 {
     let mut hash: u32 = 0;
@@ -31,15 +31,6 @@ pub fn key_hash(key: &[u8]) -> u32 {
     )]
     let length = key.len() as u32;
     finalize(hash ^ length)
-}
-
-/// The partition that a key belongs to.
-///
-/// # Panics
-/// Never: a count of 0 is treated as 1.
-#[must_use]
-pub fn partition_of(key: &[u8], partitions: u32) -> u32 {
-    key_hash(key) % partitions.max(1)
 }
 
 fn scramble(word: u32) -> u32 {

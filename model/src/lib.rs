@@ -18,6 +18,7 @@ pub mod place;
 pub mod policy;
 pub mod position;
 pub mod quorum;
+pub mod ranges;
 pub mod stats;
 pub mod storage;
 pub mod subscription;

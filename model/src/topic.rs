@@ -235,18 +235,6 @@ impl TopicName {
         TopicName::new(self.namespace.clone(), &name)
     }
 
-    /// The topics that hold the messages of this one, of which there are so many partitions: those, or
-    /// itself when there are none.
-    #[must_use]
-    pub fn parts(&self, partitions: u32) -> Vec<TopicName> {
-        match partitions {
-            0 => vec![self.clone()],
-            some => (0..some)
-                .map(|number| self.partition_name(number))
-                .collect(),
-        }
-    }
-
     fn split_partition(&self) -> Result<Option<(&str, u32)>, NameError> {
         let Some((base, digits)) = self.name.rsplit_once("-partition-") else {
             return Ok(None);
@@ -410,8 +398,6 @@ mod tests {
         assert_eq!(third.partition(), Some(3));
         assert_eq!(third.base(), base);
         assert_eq!(base.partition(), None);
-        assert_eq!(base.parts(4)[3], third);
-        assert_eq!(base.parts(0), std::slice::from_ref(&base));
         assert_eq!(
             "x-partition-".parse::<TopicName>().unwrap().partition(),
             None

@@ -3,4 +3,5 @@
 pub mod bookie;
 pub mod load;
 pub mod policy;
+pub mod ranges;
 pub mod subscription;

@@ -15,10 +15,11 @@ use aquifer_metadata::record;
 use aquifer_metadata::store::Versioned;
 use aquifer_model::id::TopicIncarnation;
 use aquifer_model::limits::PARTITIONS_MAX;
+use aquifer_model::ranges::TopicRanges;
 use aquifer_model::stats::TopicStats;
 use aquifer_model::topic::{NamespaceName, TopicName};
 use aquifer_proto::v1::TopicRecord;
-use aquifer_protocol_api::admin::{Deletion, Page, PageRequest, TopicDescription};
+use aquifer_protocol_api::admin::{Deletion, Page, PageRequest, TopicDescription, TopicLayout};
 use aquifer_protocol_api::error::{ApiError, ErrorKind};
 use aquifer_runtime::clock;
 use futures::StreamExt;
@@ -30,7 +31,7 @@ use crate::namespace::listing::{Listed, Lister, parse};
 use crate::ownership::Owned;
 use crate::topic::event::Event;
 use crate::topic::load::{self, no_topic};
-use crate::topics::deletion::PARTS_AT_ONCE;
+use crate::topics::deletion::{PARTS_AT_ONCE, parts_of};
 
 /// How often the owner of a partition is looked for anew, and the pause before.
 const HOPS_MAX: u32 = 20;
@@ -62,17 +63,19 @@ impl Broker {
                 )
             })?;
         }
-        match self.create_record(topic, partitions).await {
+        let ranges = TopicRanges::even(partitions);
+        match self.create_record(topic, &ranges).await {
             // One that is being deleted makes room first.
             Err(BrokerError::AlreadyExists { what, name }) => {
                 let room = self.make_room(topic).await?;
                 room.ok_or(BrokerError::AlreadyExists { what, name })?;
-                let created = self.create_record(topic, partitions).await;
+                let created = self.create_record(topic, &ranges).await;
                 created.map_err(BrokerError::of_creation)?;
             }
             created => created.map_err(BrokerError::of_creation)?,
         }
-        let parts = futures::stream::iter(topic.parts(partitions)).map(|part| async move {
+        let parts = parts_of(topic, &ranges);
+        let parts = futures::stream::iter(parts).map(|part| async move {
             // One that is not reached, or is another broker's, is created when it is first used.
             if let Err(error) = self.create_partition(&part).await {
                 tracing::debug!(topic = %part, %error, "partition is created later");
@@ -89,7 +92,7 @@ impl Broker {
     async fn make_room(&self, topic: &TopicName) -> Result<Option<()>, BrokerError> {
         let ctx = Arc::clone(&self.shared.log);
         let found = TopicRecordCell::load(ctx, topic, Vec::new()).await?;
-        if found.is_some_and(|cell| !cell.record().deleting) {
+        if found.is_some_and(|cell| !cell.is_deleting()) {
             return Ok(None);
         }
         match self.topics.delete(topic, true).await {
@@ -105,13 +108,17 @@ impl Broker {
             .map(drop)
     }
 
-    async fn create_record(&self, topic: &TopicName, partitions: u32) -> Result<(), BrokerError> {
+    async fn create_record(
+        &self,
+        topic: &TopicName,
+        ranges: &TopicRanges,
+    ) -> Result<(), BrokerError> {
         // Says which of tenant and namespace is missing.
         self.shared.namespaces.check(topic.namespace()).await?;
         let owned = self.shared.own(topic).await?;
         let ctx = Arc::clone(&self.shared.log);
         let guards = vec![owned.guard.clone()];
-        match TopicRecordCell::create(ctx, topic, partitions, guards).await {
+        match TopicRecordCell::create_partitioned(ctx, topic, ranges.clone(), guards).await {
             Ok(_) => Ok(()),
             Err(LogError::AlreadyExists) => Err(BrokerError::AlreadyExists {
                 what: "topic",
@@ -132,21 +139,21 @@ impl Broker {
         &self,
         topic: TopicName,
         create: bool,
-    ) -> Result<TopicDescription, BrokerError> {
+    ) -> Result<TopicLayout, BrokerError> {
         // Anybody may look; only the owner creates.
         self.shared.namespaces.check(topic.namespace()).await?;
         // What is served here is known without metadata, so that clients of open topics may come
         // and go while it is away (H8). A partitioned topic is never loaded.
         if let Some(incarnation) = self.topics.incarnation_of(&topic) {
-            return Ok(TopicDescription {
+            return Ok(TopicLayout {
                 topic,
-                partitions: 0,
+                ranges: TopicRanges::default(),
                 incarnation,
             });
         }
         let ctx = Arc::clone(&self.shared.log);
         let cell = match TopicRecordCell::load(ctx, &topic, Vec::new()).await {
-            Ok(Some(cell)) if cell.record().deleting => {
+            Ok(Some(cell)) if cell.is_deleting() => {
                 let gone = self.being_deleted(&topic);
                 // Whoever would create it may do so when it is gone.
                 return Err(match create {
@@ -166,9 +173,9 @@ impl Broker {
                 load::record(&self.shared, &topic, create, &owned).await?
             }
         };
-        Ok(TopicDescription {
+        Ok(TopicLayout {
             topic,
-            partitions: cell.record().partitions,
+            ranges: cell.ranges(),
             incarnation: cell.incarnation(),
         })
     }
@@ -209,9 +216,9 @@ impl Broker {
     /// the metrics, for which nothing is loaded.
     pub(super) async fn stats_of(&self, topic: &TopicName) -> Result<TopicStats, BrokerError> {
         let ctx = Arc::clone(&self.shared.log);
-        let partitions = match TopicRecordCell::load(ctx, topic, Vec::new()).await? {
-            Some(cell) if cell.record().deleting => return Err(self.being_deleted(topic)),
-            Some(cell) => cell.record().partitions,
+        let ranges = match TopicRecordCell::load(ctx, topic, Vec::new()).await? {
+            Some(cell) if cell.is_deleting() => return Err(self.being_deleted(topic)),
+            Some(cell) => cell.ranges(),
             None if topic.partition().is_some() => {
                 // Nobody has used it yet, if its topic has it.
                 load::check_partition(&self.shared, topic).await?;
@@ -222,16 +229,14 @@ impl Broker {
                 return Err(no_topic(topic));
             }
         };
-        if partitions == 0 {
+        if ranges.is_empty() {
             return self.topics.ask(topic, false, Event::Stats).await;
         }
         let mut sum = TopicStats {
-            partitions,
+            partitions: ranges.partitions(),
             ..TopicStats::default()
         };
-        let parts = (0..partitions).filter_map(|number| topic.checked_partition_name(number).ok());
-        let parts = futures::stream::iter(parts);
-        let mut parts = parts
+        let mut parts = futures::stream::iter(parts_of(topic, &ranges))
             .map(|part| self.stats_of_part(part))
             .buffered(PARTS_AT_ONCE);
         while let Some(stats) = parts.next().await {
@@ -320,7 +325,7 @@ fn look_topic(
     let name = topic.name().to_owned();
     let description = TopicDescription {
         topic,
-        partitions: record.partitions,
+        partitions: u32::try_from(record.ranges.len()).unwrap_or(u32::MAX),
         incarnation,
     };
     Ok(Listed::Item(description, name))

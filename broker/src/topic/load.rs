@@ -8,6 +8,7 @@ use aquifer_log::error::LogError;
 use aquifer_log::{LogKind, LogOptions, TopicLog, TopicRecordCell};
 use aquifer_model::id::OwnerEpoch;
 use aquifer_model::policy::EffectivePolicies;
+use aquifer_model::ranges::TopicRanges;
 use aquifer_model::topic::TopicName;
 use aquifer_runtime::clock;
 use tokio::sync::watch;
@@ -73,8 +74,8 @@ async fn load_owned(
     let shared = Arc::clone(topics.shared());
     let (cell, policies) = read(&shared, name, create, &owned).await?;
     let sealed = wait_sealed(&shared, &cell, &owned).await?;
-    if cell.record().partitions > 0 {
-        return Err(partitioned(name, cell.record().partitions));
+    if !cell.ranges().is_empty() {
+        return Err(partitioned(name, &cell.ranges()));
     }
     let (log, cursor_log, recovered) = loop {
         let opened = open(&shared, &cell, owned.epoch, &policies);
@@ -293,7 +294,7 @@ pub(crate) async fn record(
         None => None,
     };
     if let Some(cell) = TopicRecordCell::load(ctx(), name, guards.clone()).await? {
-        return match cell.record().deleting {
+        return match cell.is_deleting() {
             true => Err(BrokerError::Deleted(name.to_string())),
             false => Ok(cell),
         };
@@ -304,7 +305,7 @@ pub(crate) async fn record(
     }
     let created = match &base {
         Some(base) => TopicRecordCell::create_partition(ctx(), name, guards.clone(), base).await,
-        None => TopicRecordCell::create(ctx(), name, 0, guards.clone()).await,
+        None => TopicRecordCell::create(ctx(), name, guards.clone()).await,
     };
     match created {
         Ok(cell) => {
@@ -335,33 +336,46 @@ pub(crate) async fn check_partition(
                 .to_owned(),
         });
     };
-    let record = cell.record();
-    match record.partitions {
-        _ if record.deleting => Err(BrokerError::Deleted(name.to_string())),
-        0 => Err(BrokerError::invalid(
+    let ranges = cell.ranges();
+    if cell.is_deleting() {
+        return Err(BrokerError::Deleted(name.to_string()));
+    }
+    if ranges.is_empty() {
+        return Err(BrokerError::invalid(
             format!("{base} is not partitioned, so it has no partition"),
             "use the topic itself",
-        )),
-        partitions if name.partition().is_none_or(|number| number >= partitions) => {
-            Err(BrokerError::NotFound {
-                what: "partition",
-                name: name.to_string(),
-                advice: format!("{base} has partitions 0 to {}", partitions - 1),
-            })
-        }
-        _ => Ok(cell),
+        ));
+    }
+    let has = |number| ranges.contains(number);
+    match name.partition().is_some_and(has) {
+        true => Ok(cell),
+        false => Err(BrokerError::NotFound {
+            what: "partition",
+            name: name.to_string(),
+            advice: format!("{base} has partitions {}", numbers(&ranges)),
+        }),
     }
 }
 
-fn partitioned(name: &TopicName, partitions: u32) -> BrokerError {
+fn partitioned(name: &TopicName, ranges: &TopicRanges) -> BrokerError {
     BrokerError::invalid(
         format!("{name} is partitioned: it stores nothing itself"),
         format!(
-            "use its partitions, {} to {}; the SDK does so when it describes the topic first",
-            name.partition_name(0),
-            partitions - 1
+            "use its partitions, such as {}, with numbers {}; the SDK does so when it describes \
+             the topic first",
+            name.partition_name(ranges.all().first().map_or(0, |range| range.number)),
+            numbers(ranges)
         ),
     )
+}
+
+/// The lowest and the highest number of a partition, for people.
+fn numbers(ranges: &TopicRanges) -> String {
+    match ranges.all() {
+        [] => "none".to_owned(),
+        [only] => only.number.to_string(),
+        [first, .., last] => format!("{} to {}", first.number, last.number),
+    }
 }
 
 pub(crate) fn no_topic(name: &TopicName) -> BrokerError {

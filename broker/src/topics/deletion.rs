@@ -14,6 +14,7 @@ use aquifer_log::TopicRecordCell;
 use aquifer_log::error::LogError;
 use aquifer_metadata::keys;
 use aquifer_metadata::store::{Expect, Guard};
+use aquifer_model::ranges::TopicRanges;
 use aquifer_model::topic::TopicName;
 use aquifer_protocol_api::admin::Deletion;
 use aquifer_protocol_api::error::{ApiError, ErrorKind, Outcome};
@@ -140,15 +141,15 @@ impl Topics {
         let Some(cell) = TopicRecordCell::load(ctx, topic, guards).await? else {
             return Err(no_topic(topic));
         };
-        let record = cell.record();
-        if record.partitions == 0 {
+        let ranges = cell.ranges();
+        if ranges.is_empty() {
             self.delete_one(topic, force, None).await?;
             tracing::info!(%topic, "topic deleted");
             return Ok(());
         }
-        if !record.deleting {
+        if !cell.is_deleting() {
             if !force {
-                self.check_parts(topic, record.partitions).await?;
+                self.check_parts(topic, &ranges).await?;
             }
             if let Err(error) = cell.mark_deleting().await {
                 if error == LogError::Fenced {
@@ -157,7 +158,7 @@ impl Topics {
                 return Err(error.into());
             }
         }
-        let each = self.each_part(topic, record.partitions, |topics, part| async move {
+        let each = self.each_part(topic, &ranges, |topics, part| async move {
             topics.delete_part(&part).await
         });
         each.await
@@ -171,7 +172,7 @@ impl Topics {
                 return Err(error.into());
             }
         }
-        tracing::info!(%topic, partitions = record.partitions, "topic deleted");
+        tracing::info!(%topic, partitions = ranges.partitions(), "topic deleted");
         Ok(())
     }
 
@@ -180,16 +181,14 @@ impl Topics {
     async fn each_part<F, Fut>(
         self: &Arc<Self>,
         topic: &TopicName,
-        partitions: u32,
+        ranges: &TopicRanges,
         work: F,
     ) -> Result<(), (TopicName, BrokerError)>
     where
         F: Fn(Arc<Topics>, TopicName) -> Fut,
         Fut: Future<Output = Result<(), BrokerError>>,
     {
-        // A name that is too long with its suffix is nobody's: such a partition never was.
-        let parts = (0..partitions).filter_map(|number| topic.checked_partition_name(number).ok());
-        let done = futures::stream::iter(parts).map(|part| {
+        let done = futures::stream::iter(parts_of(topic, ranges)).map(|part| {
             let done = work(Arc::clone(self), part.clone());
             async move { done.await.map_err(|error| (part, error)) }
         });
@@ -232,8 +231,8 @@ impl Topics {
         let (base, ctx) = (part.base(), Arc::clone(&self.shared.log));
         let found = TopicRecordCell::load(ctx, &base, Vec::new()).await?;
         let is_kept = |cell: &Arc<TopicRecordCell>| {
-            let record = cell.record();
-            !record.deleting && part.partition().is_some_and(|n| n < record.partitions)
+            let (ranges, number) = (cell.ranges(), part.partition());
+            !cell.is_deleting() && number.is_some_and(|number| ranges.contains(number))
         };
         if found.as_ref().is_some_and(is_kept) {
             return Err(BrokerError::invalid(
@@ -287,9 +286,9 @@ impl Topics {
     ) -> Result<(), BrokerError> {
         let ctx = Arc::clone(&self.shared.log);
         let cell = TopicRecordCell::load(ctx, topic, Vec::new()).await?;
-        match cell.map(|cell| cell.record().partitions) {
-            Some(0) => self.check_one(topic).await,
-            Some(partitions) => self.check_parts(topic, partitions).await,
+        match cell.map(|cell| cell.ranges()) {
+            Some(ranges) if ranges.is_empty() => self.check_one(topic).await,
+            Some(ranges) => self.check_parts(topic, &ranges).await,
             None if topic.partition().is_some() => Ok(()),
             None => Err(no_topic(topic)),
         }
@@ -298,9 +297,9 @@ impl Topics {
     async fn check_parts(
         self: &Arc<Self>,
         topic: &TopicName,
-        partitions: u32,
+        ranges: &TopicRanges,
     ) -> Result<(), BrokerError> {
-        let each = self.each_part(topic, partitions, |topics, part| async move {
+        let each = self.each_part(topic, ranges, |topics, part| async move {
             match topics.check_one(&part).await {
                 Err(BrokerError::Elsewhere { url, .. }) => {
                     topics.ask_peer(&url, &part, Deletion::Check).await
@@ -334,6 +333,18 @@ impl Topics {
             false => Ok(()),
         }
     }
+}
+
+/// The partitions of a topic, in order of their numbers.
+pub(crate) fn parts_of(
+    topic: &TopicName,
+    ranges: &TopicRanges,
+) -> impl Iterator<Item = TopicName> + use<> {
+    let (topic, ranges) = (topic.clone(), ranges.clone());
+    (0..ranges.all().len()).filter_map(move |at| {
+        // A name that is too long with its suffix is nobody's: such a partition never was.
+        topic.checked_partition_name(ranges.all()[at].number).ok()
+    })
 }
 
 fn is_retryable(error: &BrokerError) -> bool {

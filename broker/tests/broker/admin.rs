@@ -1,6 +1,7 @@
 //! Tenants, namespaces, topics: what exists, what is listed, what is refused with which advice.
 
 use aquifer_model::policy::Policies;
+use aquifer_model::ranges::TopicRanges;
 use aquifer_model::topic::NamespaceName;
 use aquifer_protocol_api::admin::{Admin, Deletion, PageRequest};
 use aquifer_protocol_api::error::ErrorKind;
@@ -116,7 +117,7 @@ async fn a_partitioned_topic_is_served_by_its_partitions() {
         .describe_topic(&ctx(), orders(), false)
         .await
         .unwrap();
-    assert_eq!(described.partitions, 3);
+    assert_eq!(described.ranges, TopicRanges::even(3));
     let whole = harness.try_producer(open("orders", "p")).await;
     assert_eq!(kind(&whole), Some(ErrorKind::InvalidArgument));
     assert!(whole.err().unwrap().advice.contains("orders-partition-0"));

@@ -8,7 +8,9 @@ use aquifer_broker::{BalanceConfig, BrokerConfig};
 use aquifer_metadata::keys;
 use aquifer_metadata::record;
 use aquifer_metadata::store::{Expect, MetadataStore};
+use aquifer_model::ranges::TopicRanges;
 use aquifer_model::topic::TopicName;
+use aquifer_proto::convert::ranges::wire_ranges;
 use aquifer_proto::v1::TopicRecord;
 use aquifer_protocol_api::admin::{Admin, Deletion, PageRequest};
 use aquifer_protocol_api::data_plane::DataPlane;
@@ -86,7 +88,7 @@ async fn records(store: &Arc<dyn MetadataStore>) -> Vec<String> {
 
 fn parts(topic: &str) -> Vec<String> {
     let topic = name(topic);
-    let parts = topic.parts(PARTITIONS).into_iter();
+    let parts = (0..PARTITIONS).map(|number| topic.partition_name(number));
     parts.map(|part: TopicName| part.to_string()).collect()
 }
 
@@ -288,7 +290,8 @@ async fn the_suffix_of_partitions_counts_for_the_length_of_a_name_l1() {
     let key = keys::topic(&name(&long));
     let found = harness.world.store.get(&key).await.unwrap().unwrap();
     let mut partitioned: TopicRecord = record::decode(&found).unwrap();
-    partitioned.partitions = 2;
+    partitioned.ranges = wire_ranges(&TopicRanges::even(2));
+    partitioned.range_generation = 1;
     let value = record::encode(partitioned);
     let partition = keys::partition_of_topic(&name(&long));
     let expect = Expect::Revision(found.revision);

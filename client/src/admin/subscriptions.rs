@@ -1,5 +1,7 @@
 //! Subscriptions, as an operator changes them.
 
+use std::sync::Arc;
+
 use aquifer_model::id::Index;
 use aquifer_model::place::Place;
 use aquifer_model::topic::{SubscriptionName, TopicName};
@@ -7,7 +9,7 @@ use aquifer_proto::v1;
 
 use crate::admin::{Admin, Client};
 use crate::error::{ClientError, ErrorKind, Result};
-use crate::lookup::{partitions, parts};
+use crate::lookup::layout;
 use crate::retry::Deadline;
 
 /// From where a subscription goes on whose record was damaged.
@@ -86,7 +88,7 @@ impl Admin {
         let topic = topic.parse::<TopicName>()?;
         let subscription = SubscriptionName::new(subscription)?;
         let deadline = Deadline::after(self.context.operation_timeout);
-        let all = partitions(&self.context, &topic, deadline).await?;
+        let all = layout(&self.context, &topic, deadline).await?.parts();
         in_one_partition(&topic, all.len(), place)?;
         let (mut sum, mut existing) = (Index(0), 0);
         let count = all.len();
@@ -205,7 +207,11 @@ impl Admin {
     /// # Errors
     /// `NotFound`, and what every call may answer.
     pub async fn parts_of(&self, topic: &TopicName) -> Result<Vec<TopicName>> {
-        parts(topic, self.partitions_of(topic).await?)
+        if topic.partition().is_some() {
+            return Ok(vec![topic.clone()]);
+        }
+        let parts = self.layout(topic).await?.parts().into_iter();
+        Ok(parts.map(Arc::unwrap_or_clone).collect())
     }
 }
 

@@ -1,4 +1,4 @@
-//! Which partition a message goes to: by the hash of its key; without one by its sequence id, if the
+//! Which partition a message goes to: the one whose range has the hash of its key; without one by its sequence id, if the
 //! application gave one, so that it goes there again when it is sent again; otherwise the partitions
 //! take turns.
 //!
@@ -9,7 +9,7 @@
 
 use std::time::Duration;
 
-use aquifer_model::hash::partition_of;
+use aquifer_model::hash::key_hash;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
@@ -27,6 +27,8 @@ pub(crate) struct Router {
     messages_max: u32,
     bytes_max: usize,
     turn_max: Duration,
+    /// The last key hash of each partition, ascending; the last of them is the highest hash.
+    last_hashes: Box<[u32]>,
     turn: Mutex<Turn>,
 }
 
@@ -42,8 +44,9 @@ struct Turn {
 
 impl Router {
     /// The first turn is that of any partition, so that many short-lived producers are even too.
-    pub(crate) fn new(batching: &Batching, first: usize) -> Router {
+    pub(crate) fn new(batching: &Batching, last_hashes: Vec<u32>, first: usize) -> Router {
         Router {
+            last_hashes: last_hashes.into(),
             messages_max: batching.messages_max,
             bytes_max: batching.bytes_max,
             turn_max: TURN_MAX.max(batching.delay_max),
@@ -56,21 +59,21 @@ impl Router {
         }
     }
 
-    /// The partition for a message of so many bytes.
+    /// The partition for a message of so many bytes, as a position among the router's.
     pub(crate) fn route(
         &self,
         key: Option<&[u8]>,
         sequence_id: Option<u64>,
         bytes: usize,
-        partitions: usize,
         now: impl FnOnce() -> Instant,
     ) -> usize {
+        let partitions = self.last_hashes.len();
         if partitions <= 1 {
             return 0;
         }
         if let Some(key) = key {
-            let count = u32::try_from(partitions).unwrap_or(u32::MAX);
-            return partition_of(key, count) as usize;
+            let hash = key_hash(key);
+            return self.last_hashes.partition_point(|last| *last < hash);
         }
         if let Some(id) = sequence_id {
             let turn = id / IDS_IN_A_ROW % partitions as u64;
@@ -108,28 +111,34 @@ mod tests {
 
     use proptest::prelude::*;
 
+    use aquifer_model::ranges::TopicRanges;
+
     use super::*;
 
-    fn router(batching: Batching) -> Router {
-        Router::new(&batching, 0)
+    fn router(batching: Batching, partitions: usize) -> Router {
+        Router::new(&batching, even(partitions), 0)
     }
 
-    fn adaptive() -> Router {
-        router(Batching::default())
+    fn adaptive(partitions: usize) -> Router {
+        router(Batching::default(), partitions)
+    }
+
+    fn even(partitions: usize) -> Vec<u32> {
+        let ranges = TopicRanges::even(u32::try_from(partitions).expect("small"));
+        ranges.in_use().map(|range| range.last).collect()
     }
 
     /// Sends messages of so many bytes at a steady rate; how many went to each partition, and the sizes
     /// of the turns, each the number of messages in a row to one partition.
     fn send(
         router: &Router,
-        partitions: usize,
         (count, bytes): (u32, usize),
         every: Duration,
     ) -> (BTreeMap<usize, u32>, Vec<u32>) {
         let (mut counts, mut rows) = (BTreeMap::new(), Vec::new());
         let (mut now, mut last) = (Instant::now(), None);
         for _ in 0..count {
-            let chosen = router.route(None, None, bytes, partitions, || now);
+            let chosen = router.route(None, None, bytes, || now);
             *counts.entry(chosen).or_default() += 1;
             match rows.last_mut().filter(|_| last == Some(chosen)) {
                 Some(row) => *row += 1,
@@ -147,11 +156,13 @@ mod tests {
             key in proptest::collection::vec(any::<u8>(), 0..20),
             partitions in 1usize..100,
         ) {
-            let router = adaptive();
-            let chosen = router.route(Some(&key), None, 1, partitions, Instant::now);
-            prop_assert!(chosen < partitions);
-            router.route(None, None, 1, partitions, Instant::now);
-            prop_assert_eq!(router.route(Some(&key), Some(9), 1, partitions, Instant::now), chosen);
+            let router = adaptive(partitions);
+            let chosen = router.route(Some(&key), None, 1, Instant::now);
+            let ranges = TopicRanges::even(u32::try_from(partitions).expect("small"));
+            let range = ranges.of_hash(key_hash(&key)).expect("partitioned");
+            prop_assert_eq!(range.number as usize, chosen);
+            router.route(None, None, 1, Instant::now);
+            prop_assert_eq!(router.route(Some(&key), Some(9), 1, Instant::now), chosen);
         }
 
         /// What is sent again under its id meets the original (I8).
@@ -160,11 +171,11 @@ mod tests {
             id in any::<u64>(),
             partitions in 1usize..100,
         ) {
-            let (before, after) = (adaptive(), adaptive());
-            let chosen = before.route(None, Some(id), 1, partitions, Instant::now);
+            let (before, after) = (adaptive(partitions), adaptive(partitions));
+            let chosen = before.route(None, Some(id), 1, Instant::now);
             prop_assert!(chosen < partitions);
-            after.route(None, None, 1, partitions, Instant::now);
-            prop_assert_eq!(after.route(None, Some(id), 1, partitions, Instant::now), chosen);
+            after.route(None, None, 1, Instant::now);
+            prop_assert_eq!(after.route(None, Some(id), 1, Instant::now), chosen);
         }
 
         /// Whatever comes when, no partition gets more in a row than a batch holds, and each gets its turn.
@@ -176,12 +187,12 @@ mod tests {
             first in any::<usize>(),
         ) {
             let batching = Batching { messages_max, bytes_max: 1_000, ..Batching::default() };
-            let router = Router::new(&batching, first);
+            let router = Router::new(&batching, even(partitions), first);
             let mut now = Instant::now();
             let mut turn: Option<(usize, Instant, u32, usize)> = None;
             for (bytes, pause_ms) in messages {
                 now += Duration::from_millis(pause_ms);
-                let chosen = router.route(None, None, bytes, partitions, || now);
+                let chosen = router.route(None, None, bytes, || now);
                 prop_assert!(chosen < partitions);
                 turn = match turn {
                     Some((last, began, count, sum)) if last == chosen => {
@@ -202,12 +213,7 @@ mod tests {
     /// 4,096 partitions are idle nearly always, and messages come in batches all the same.
     #[test]
     fn many_partitions_get_full_batches_of_a_fast_producer() {
-        let (counts, rows) = send(
-            &adaptive(),
-            4_096,
-            (2_000_000, 100),
-            Duration::from_micros(2),
-        );
+        let (counts, rows) = send(&adaptive(4_096), (2_000_000, 100), Duration::from_micros(2));
         let full = u32::try_from(128 * 1024 / 100).expect("small");
         assert!(rows[..rows.len() - 1].iter().all(|row| *row == full));
         assert_eq!(
@@ -223,7 +229,7 @@ mod tests {
         for (every_us, in_a_row) in [(10, 1_000), (1_000, 10), (9_000, 2), (50_000, 1)] {
             let count = in_a_row * 16 * 5;
             let every = Duration::from_micros(every_us);
-            let (counts, rows) = send(&router(batching), 16, (count, 100), every);
+            let (counts, rows) = send(&router(batching, 16), (count, 100), every);
             assert!(counts.values().all(|n| *n == in_a_row * 5), "{counts:?}");
             assert!(
                 rows.iter().all(|row| *row == in_a_row),
@@ -236,16 +242,16 @@ mod tests {
     fn a_turn_is_as_long_as_batches_wait() {
         let second = Duration::from_secs(1);
         let waits = Batching::explicit(128 * 1024, 1_000, second);
-        let (_, rows) = send(&router(waits), 3, (300, 10), Duration::from_millis(20));
+        let (_, rows) = send(&router(waits, 3), (300, 10), Duration::from_millis(20));
         assert_eq!(rows, [50; 6]);
-        let alone = router(Batching::disabled());
-        let (_, rows) = send(&alone, 3, (9, 10), Duration::from_micros(1));
+        let alone = router(Batching::disabled(), 3);
+        let (_, rows) = send(&alone, (9, 10), Duration::from_micros(1));
         assert_eq!(rows, [1; 9], "each message is a batch");
     }
 
     #[test]
     fn a_message_above_the_size_of_a_batch_has_a_turn_of_its_own() {
-        let (_, rows) = send(&adaptive(), 3, (6, 1 << 20), Duration::ZERO);
+        let (_, rows) = send(&adaptive(3), (6, 1 << 20), Duration::ZERO);
         assert_eq!(rows, [1; 6]);
     }
 }

@@ -4,6 +4,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use aquifer_client::{ClientError, Consumer, ErrorKind, Index, Place, SubscriptionType};
+use aquifer_model::ranges::TopicRanges;
 use aquifer_proto::v1;
 use aquifer_proto::v1::ErrorCode;
 use aquifer_proto::v1::consume_request::Request;
@@ -323,7 +324,7 @@ async fn receive_batch_counts_what_messages_hold() {
 #[tokio::test]
 async fn ack_each_says_which_came_back() {
     let fake = Fake::start().await;
-    fake.settings.partitions.store(2, Ordering::SeqCst);
+    fake.settings.set_ranges(&TopicRanges::even(2));
     let client = fake.client();
     let accept = async {
         let mut streams = Vec::new();
@@ -394,7 +395,7 @@ async fn failover_says_who_is_served() {
 #[tokio::test]
 async fn partitions_take_turns_and_get_their_own_acknowledgements() {
     let fake = Fake::start().await;
-    fake.settings.partitions.store(2, Ordering::SeqCst);
+    fake.settings.set_ranges(&TopicRanges::even(2));
     let client = fake.client();
     let accept = async {
         let mut streams = Vec::new();

@@ -3,10 +3,12 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
 
 use aquifer_client::{Client, ClientBuilder};
 use aquifer_model::batch::{Batch, BatchFields, MessageRecord, MessageRow};
+use aquifer_model::ranges::TopicRanges;
+use aquifer_proto::convert::ranges::wire_ranges;
 use aquifer_proto::v1;
 use aquifer_proto::v1::admin_server::{Admin, AdminServer};
 use aquifer_proto::v1::broker_server::{Broker, BrokerServer};
@@ -36,10 +38,27 @@ struct Service {
 }
 
 /// What unary calls answer.
-#[derive(Default)]
 pub struct Settings {
-    pub partitions: AtomicU32,
+    /// Of every topic that is described.
+    pub ranges: std::sync::Mutex<Vec<v1::TopicRange>>,
+    pub key_hash: AtomicI32,
     pub end_index: AtomicU64,
+}
+
+impl Default for Settings {
+    fn default() -> Settings {
+        Settings {
+            ranges: std::sync::Mutex::default(),
+            key_hash: AtomicI32::new(v1::KeyHash::Murmur3.into()),
+            end_index: AtomicU64::default(),
+        }
+    }
+}
+
+impl Settings {
+    pub fn set_ranges(&self, ranges: &TopicRanges) {
+        *self.ranges.lock().unwrap() = wire_ranges(ranges);
+    }
 }
 
 /// The running fake.
@@ -334,8 +353,10 @@ macro_rules! not_scripted {
             ) -> Result<Response<v1::DescribeTopicResponse>, Status> {
                 Ok(Response::new(v1::DescribeTopicResponse {
                     topic: request.into_inner().topic,
-                    partitions: self.settings.partitions.load(Ordering::SeqCst),
                     incarnation: Bytes::from_static(&[7; 16]),
+                    key_hash: self.settings.key_hash.load(Ordering::SeqCst),
+                    generation: 1,
+                    ranges: self.settings.ranges.lock().unwrap().clone(),
                 }))
             }
 

@@ -93,7 +93,7 @@ async fn a_store_that_takes_nothing_ends_no_topic() {
     }));
     owner.append_all(2..10).await;
     let other: TopicName = "public/default/other".parse().unwrap();
-    let created = TopicRecordCell::create(world.logs(), &other, 0, Vec::new()).await;
+    let created = TopicRecordCell::create(world.logs(), &other, Vec::new()).await;
     let error = created.map(drop).unwrap_err();
     assert!(
         matches!(error, LogError::Metadata(MetadataError::Full(_))),

@@ -119,7 +119,7 @@ const ENTRIES: u64 = 3000;
 /// Appends from one task while another reads behind it; both see the same order.
 async fn one_log(ctx: Arc<LogContext>, name: String) {
     let topic: TopicName = name.parse().unwrap();
-    let cell = TopicRecordCell::create(ctx.clone(), &topic, 0, Vec::new()).await;
+    let cell = TopicRecordCell::create(ctx.clone(), &topic, Vec::new()).await;
     let kind = LogKind::Messages;
     let log = TopicLog::open(ctx.clone(), cell.unwrap(), kind, options(500))
         .await

@@ -3,6 +3,7 @@
 use aquifer_model::id::{Index, TopicIncarnation};
 use aquifer_model::place::Place;
 use aquifer_model::policy::{Policies, PolicyScope, PolicyUpdate, PolicyView};
+use aquifer_model::ranges::TopicRanges;
 use aquifer_model::stats::TopicStats;
 use aquifer_model::topic::{NamespaceName, SubscriptionName, TopicName};
 use async_trait::async_trait;
@@ -62,13 +63,14 @@ pub trait Admin: Send + Sync + 'static {
         partitions: u32,
     ) -> ApiResult<()>;
 
-    /// Says whether a topic is partitioned; creates it if asked and allowed.
+    /// Says where the messages of a topic are: in itself or in its partitions; creates it if asked
+    /// and allowed.
     async fn describe_topic(
         &self,
         ctx: &RequestContext,
         topic: TopicName,
         create: bool,
-    ) -> ApiResult<TopicDescription>;
+    ) -> ApiResult<TopicLayout>;
 
     /// Deletes a topic, all its partitions, subscriptions and data, wherever they are served. A
     /// partition alone is not deleted, unless its topic is gone.
@@ -156,7 +158,18 @@ pub struct Page<T> {
     pub next: Option<String>,
 }
 
-/// What a topic is.
+/// Where the messages of a topic are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TopicLayout {
+    /// Its name.
+    pub topic: TopicName,
+    /// Which keys each partition holds; none when the topic is not partitioned.
+    pub ranges: TopicRanges,
+    /// Its life.
+    pub incarnation: TopicIncarnation,
+}
+
+/// A topic of a list.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TopicDescription {
     /// Its name.

@@ -2,6 +2,7 @@
 
 use aquifer_model::stats::{SubscriptionStats, TopicStats};
 use aquifer_model::topic::SubscriptionName;
+use aquifer_proto::convert::ranges::wire_ranges;
 use aquifer_proto::v1;
 use aquifer_protocol_api::admin::{Deletion, SubscriptionReset};
 use aquifer_protocol_api::consumer::IndexRange;
@@ -135,8 +136,10 @@ impl v1::admin_server::Admin for Service {
                 .await?;
             Ok(v1::DescribeTopicResponse {
                 topic: found.topic.to_string(),
-                partitions: found.partitions,
                 incarnation: found.incarnation.0.to_vec().into(),
+                key_hash: v1::KeyHash::Murmur3.into(),
+                generation: found.ranges.generation(),
+                ranges: wire_ranges(&found.ranges),
             })
         })
         .await

@@ -134,7 +134,7 @@ fn options(epoch: u64, entries: u64) -> Result<LogOptions> {
 
 /// Creates a topic and writes to it.
 pub async fn write(context: &Arc<LogContext>, topic: usize, shape: Shape) -> Result<TopicLog> {
-    let cell = TopicRecordCell::create(context.clone(), &name(topic)?, 0, Vec::new()).await?;
+    let cell = TopicRecordCell::create(context.clone(), &name(topic)?, Vec::new()).await?;
     let options = options(1, shape.entries_per_ledger)?;
     let log = TopicLog::open(context.clone(), cell, LogKind::Messages, options).await?;
     let (sender, mut outcomes) = mpsc::channel(usize::try_from(shape.entries)?);

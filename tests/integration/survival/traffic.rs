@@ -12,7 +12,7 @@ use aquifer_harness::checker::Acknowledged;
 use aquifer_harness::data::Flight;
 use aquifer_harness::server::Server;
 use aquifer_harness::wait::until;
-use aquifer_model::hash::partition_of;
+use aquifer_model::hash::key_hash;
 use aquifer_model::place::Place;
 use aquifer_runtime::clock::sleep;
 use aquifer_runtime::rng::{Rng, SeededRng};
@@ -113,7 +113,7 @@ impl Traffic {
         first.start(Place::Earliest).open().await?.close().await?;
         for number in 0..PRODUCERS {
             let mine =
-                |flight: &&Flight| partition_of(flight.aircraft.as_bytes(), PRODUCERS) == number;
+                |flight: &&Flight| key_hash(flight.aircraft.as_bytes()) % PRODUCERS == number;
             let flights: Vec<Flight> = flights.iter().filter(mine).cloned().collect();
             let (client, shared) = (server.client()?, Arc::clone(&shared));
             tasks.spawn("producer", async move {

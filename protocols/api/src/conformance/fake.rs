@@ -12,6 +12,7 @@ use aquifer_model::limits::{BATCH_BYTES_MAX, MESSAGE_BYTES_MAX};
 use aquifer_model::load::LoadReport;
 use aquifer_model::place::Place;
 use aquifer_model::policy::{Policies, PolicyScope, PolicyUpdate, PolicyView};
+use aquifer_model::ranges::TopicRanges;
 use aquifer_model::stats::TopicStats;
 use aquifer_model::topic::{NamespaceName, ProducerName, SubscriptionName, TopicName};
 use async_trait::async_trait;
@@ -19,7 +20,9 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, watch};
 
-use crate::admin::{Admin, Deletion, Page, PageRequest, SubscriptionReset, TopicDescription};
+use crate::admin::{
+    Admin, Deletion, Page, PageRequest, SubscriptionReset, TopicDescription, TopicLayout,
+};
 use crate::consumer::{
     Acknowledge, ConsumerEvent, ConsumerPort, ConsumerSession, Delivery, IndexRange,
     NegativeAcknowledge, Subscribe, Subscribed,
@@ -444,11 +447,11 @@ impl Admin for FakeBroker {
         _ctx: &RequestContext,
         topic: TopicName,
         _create: bool,
-    ) -> ApiResult<TopicDescription> {
+    ) -> ApiResult<TopicLayout> {
         self.called(&topic)?;
-        Ok(TopicDescription {
+        Ok(TopicLayout {
             topic,
-            partitions: 0,
+            ranges: TopicRanges::default(),
             incarnation: LIFE,
         })
     }

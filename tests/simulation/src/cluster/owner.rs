@@ -167,7 +167,7 @@ impl Owner {
         let loaded = TopicRecordCell::load(Arc::clone(context), &name, guards.clone()).await?;
         let cell = match loaded {
             Some(cell) => cell,
-            None => TopicRecordCell::create(Arc::clone(context), &name, 0, guards).await?,
+            None => TopicRecordCell::create(Arc::clone(context), &name, guards).await?,
         };
         let options = LogOptions {
             quorum: cluster.shape.quorum,
