@@ -324,29 +324,23 @@ pub enum PerfCommand {
         seconds: f64,
     },
     /// Publish as fast as possible, or at a rate.
-    Produce(LoadArgs),
+    Produce(PublishLoadArgs),
     /// Consume a backlog, or what is published.
     Consume(LoadArgs),
     /// Publish and consume, and measure the time between; each consumer receives everything.
     E2e(LoadArgs),
-    /// Start a server of its own and measure the performance contract, each row beside its target.
-    Suite(SuiteArgs),
 }
 
-/// Arguments of `aquifer perf suite`.
+/// Arguments of `aquifer perf produce`.
 #[derive(Debug, Clone, Args)]
-pub struct SuiteArgs {
-    /// Where the server's data goes while it is measured; it needs some 20 GB [default: .].
-    #[arg(long, value_name = "DIR", default_value = ".")]
-    pub dir: PathBuf,
+pub struct PublishLoadArgs {
+    /// What is sent.
+    #[command(flatten)]
+    pub load: LoadArgs,
 
-    /// A tenth of the load: for a look, not for a result.
-    #[arg(long)]
-    pub quick: bool,
-
-    /// Only rows whose name contains this.
-    #[arg(long, value_name = "TEXT")]
-    pub only: Option<String>,
+    /// Publish to N topics at once, T-0 to T-(N-1), each with --producers producers.
+    #[arg(long, value_name = "N")]
+    pub topics: Option<usize>,
 }
 
 /// The load of a measurement.
@@ -464,7 +458,7 @@ mod tests {
             "perf produce --topic t --size 10 --count 5 --window 7 --rate 100 --producers 2",
             "perf consume --seconds 3 --consumers 2",
             "perf e2e",
-            "perf suite --quick --only publish --dir /tmp",
+            "perf produce --topics 1000 --topic t --window 10",
         ] {
             let words = std::iter::once("aquifer").chain(line.split(' '));
             if let Err(error) = Cli::try_parse_from(words) {

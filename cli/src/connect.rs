@@ -6,6 +6,9 @@ use aquifer_client::Client;
 
 use crate::exit::CliError;
 
+/// Bytes of unacknowledged messages that the client of a load may hold.
+const LOAD_MEMORY_BYTES: usize = 256 * 1024 * 1024;
+
 /// Where the brokers are and how long an operation may take.
 #[derive(Debug, Clone)]
 pub struct Connect {
@@ -32,6 +35,20 @@ impl Connect {
         let builder = Client::builder()
             .urls(&self.urls)
             .operation_timeout(self.timeout);
+        builder
+            .build()
+            .map_err(|error| CliError::usage(error.to_string()))
+    }
+
+    /// A client for a load: with memory for everything that a measurement leaves unacknowledged.
+    ///
+    /// # Errors
+    /// When an address is no URL, or another setting wrong.
+    pub fn load_client(&self) -> Result<Client, CliError> {
+        let builder = Client::builder()
+            .urls(&self.urls)
+            .operation_timeout(self.timeout)
+            .memory_limit_bytes(LOAD_MEMORY_BYTES);
         builder
             .build()
             .map_err(|error| CliError::usage(error.to_string()))

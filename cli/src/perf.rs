@@ -8,7 +8,6 @@ mod pacer;
 pub mod publish;
 pub mod receive;
 pub mod stamp;
-pub mod suite;
 
 use std::time::Duration;
 

@@ -32,10 +32,23 @@ pub async fn get(address: &str, path: &str) -> Result<String> {
 /// As [`get`].
 pub async fn metric(address: &str, name: &str) -> Result<f64> {
     let metrics = get(address, "/metrics").await?;
+    Ok(sum_of(&metrics, name))
+}
+
+fn sum_of(metrics: &str, name: &str) -> f64 {
     let values = metrics.lines().filter_map(|line| {
         let rest = line.strip_prefix(name)?;
         let is_it = rest.starts_with([' ', '{']);
         is_it.then(|| rest.rsplit(' ').next()?.parse::<f64>().ok())?
     });
-    Ok(values.sum())
+    values.sum()
+}
+
+#[test]
+fn metrics_are_summed_over_their_labels() {
+    let text =
+        "# TYPE a_total counter\na_total{x=\"1\"} 2\na_total{x=\"2\"} 3.5\na_total_more 9\nb 4\n";
+    assert_eq!(sum_of(text, "a_total"), 5.5);
+    assert_eq!(sum_of(text, "b"), 4.0);
+    assert_eq!(sum_of(text, "absent"), 0.0);
 }

@@ -34,6 +34,47 @@ pub fn etcd(cluster: &Cluster) -> Result<String> {
     Ok(etcd.context("a cluster has etcd")?.address.clone())
 }
 
+/// `/proc` counts CPU time in hundredths of a second on every Linux.
+const TICKS_PER_SECOND: f64 = 100.0;
+
+/// What a process uses.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Usage {
+    /// CPU seconds since it started.
+    pub cpu_seconds: f64,
+    /// Resident now, in bytes.
+    pub resident_bytes: f64,
+    /// Most resident ever, or since the kernel was told to forget the peak.
+    pub peak_bytes: f64,
+}
+
+/// What a process uses.
+///
+/// # Errors
+/// When it has ended.
+pub fn usage(pid: i32) -> Result<Usage> {
+    let read = |name: &str| fs::read_to_string(format!("/proc/{pid}/{name}"));
+    let gone = || format!("process {pid} has ended");
+    let stat = read("stat").with_context(gone)?;
+    let status = read("status").with_context(gone)?;
+    parse_usage(&stat, &status).context("the kernel does not say what it uses")
+}
+
+fn parse_usage(stat: &str, status: &str) -> Option<Usage> {
+    // The name of the process is in parentheses and may contain anything, so count from its end.
+    let after_name: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
+    let ticks = |at: usize| after_name.get(at)?.parse::<f64>().ok();
+    let kib = |field: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix(field))?;
+        line.split_whitespace().next()?.parse::<f64>().ok()
+    };
+    Some(Usage {
+        cpu_seconds: (ticks(11)? + ticks(12)?) / TICKS_PER_SECOND,
+        resident_bytes: kib("VmRSS:")? * 1024.0,
+        peak_bytes: kib("VmHWM:")? * 1024.0,
+    })
+}
+
 /// Memory of a process.
 ///
 /// # Errors
@@ -121,4 +162,20 @@ fn etcdctl(etcd: &str, arguments: &[&str]) -> Result<Value> {
     let told = String::from_utf8_lossy(&output.stderr);
     ensure!(output.status.success(), "etcdctl {arguments:?}: {told}");
     Ok(serde_json::from_slice(&output.stdout).unwrap_or_default())
+}
+
+#[test]
+fn usage_is_read_from_proc() {
+    let stat = "7 (a) b) S 1 7 7 0 -1 4194560 1 0 0 0 250 50 0 0 20 0 1 0 9 0 0";
+    let status = "Name:\ta\nVmHWM:\t  2048 kB\nVmRSS:\t  1024 kB\n";
+    assert_eq!(
+        parse_usage(stat, status),
+        Some(Usage {
+            cpu_seconds: 3.0,
+            resident_bytes: 1_048_576.0,
+            peak_bytes: 2_097_152.0,
+        })
+    );
+    assert_eq!(parse_usage("7 (a) S", status), None);
+    assert_eq!(parse_usage(stat, ""), None);
 }

@@ -326,6 +326,14 @@ impl Server {
         Ok(kib * 1024)
     }
 
+    /// Its process id.
+    ///
+    /// # Errors
+    /// When it is not running.
+    pub fn id(&self) -> Result<i32> {
+        Ok(self.pid()?.as_raw_nonzero().get())
+    }
+
     fn pid(&self) -> Result<Pid> {
         let child = self.child.as_ref().context("it is not running")?;
         Pid::from_raw(i32::try_from(child.id())?).context("a process id is not 0")

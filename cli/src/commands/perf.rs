@@ -2,7 +2,6 @@
 //! contract's output.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use aquifer_client::{Client, Place};
@@ -16,7 +15,7 @@ use crate::output::Output;
 use crate::perf::publish::PublishLoad;
 use crate::perf::receive::{ReceiveLoad, Received};
 use crate::perf::stamp::Payload;
-use crate::perf::{Report, Until, disk, duration, e2e, suite};
+use crate::perf::{Report, Until, disk, duration, e2e};
 
 /// How long a load runs when nothing else is said.
 const DEFAULT_SECONDS: f64 = 10.0;
@@ -33,8 +32,13 @@ const LOOK: Duration = Duration::from_millis(10);
 pub async fn run(args: PerfArgs, connect: &Connect, out: &Output) -> Result<(), CliError> {
     match args.command {
         PerfCommand::Disk { dir, seconds } => disk::run(dir, seconds, out).await,
-        PerfCommand::Suite(args) => suite::run(args, out).await,
-        PerfCommand::Produce(args) => produce(&Load::new(args, connect).await?, out).await,
+        PerfCommand::Produce(args) => {
+            let mut load = Load::new(args.load, connect).await?;
+            if let Some(topics) = args.topics {
+                load.spread(topics)?;
+            }
+            produce(&load, out).await
+        }
         PerfCommand::Consume(args) => consume(&Load::new(args, connect).await?, out).await,
         PerfCommand::E2e(args) => end_to_end(&Load::new(args, connect).await?, out).await,
     }
@@ -45,7 +49,9 @@ struct Load {
     args: LoadArgs,
     client: Client,
     topic: String,
-    /// The topic was made up here and is deleted at the end.
+    /// Every topic that is published to; one unless `--topics` says more.
+    topics: Vec<String>,
+    /// The topics were made up here and are deleted at the end.
     own_topic: bool,
     until: Until,
 }
@@ -64,7 +70,7 @@ impl Load {
                 args.seconds.unwrap_or(DEFAULT_SECONDS),
             )?),
         };
-        let client = connect.client()?;
+        let client = connect.load_client()?;
         client.connect().await?;
         let own_topic = args.topic.is_none();
         let topic = match &args.topic {
@@ -74,23 +80,35 @@ impl Load {
         Ok(Load {
             args,
             client,
+            topics: vec![topic.clone()],
             topic,
             own_topic,
             until,
         })
     }
 
+    /// Publishes to that many topics instead of one.
+    fn spread(&mut self, topics: usize) -> Result<(), CliError> {
+        if topics == 0 {
+            return Err(CliError::usage("--topics is at least 1"));
+        }
+        self.topics = (0..topics)
+            .map(|number| format!("{}-{number}", self.topic))
+            .collect();
+        Ok(())
+    }
+
     fn publish(&self, until: Until, stamped: bool) -> PublishLoad {
         PublishLoad {
-            topics: vec![self.topic.clone(); self.args.producers],
+            topics: [self.topics.as_slice()]
+                .repeat(self.args.producers)
+                .concat(),
             until,
             window: self.args.window,
             rate: self.args.rate,
             compression: compression(self.args.compression),
-            batching: None,
             payload: Payload::new(self.args.size),
             stamped,
-            stop: Arc::new(AtomicBool::new(false)),
         }
     }
 
@@ -104,7 +122,9 @@ impl Load {
     /// Removes what only this run needed, then fails if messages did.
     async fn end(&self, errors: u64) -> Result<(), CliError> {
         if self.own_topic {
-            self.client.admin().delete_topic(&self.topic, true).await?;
+            for topic in &self.topics {
+                self.client.admin().delete_topic(topic, true).await?;
+            }
         }
         if errors > 0 {
             return Err(CliError::failed(format!("{errors} messages failed")));
@@ -142,7 +162,12 @@ async fn end_to_end(load: &Load, out: &Output) -> Result<(), CliError> {
     .await?;
     drop(progress);
     let size = load.args.size.max(crate::perf::stamp::STAMP_BYTES);
-    Report::new(&done.all.counted, size, &done.all.latencies).print(out, "e2e")?;
+    let report = done.report(size);
+    if out.is_json() {
+        out.object(&report)?;
+    } else {
+        report.received.print(out, "e2e")?;
+    }
     load.end(done.all.counted.errors).await
 }
 
@@ -196,7 +221,6 @@ async fn receive(
     let receive = ReceiveLoad {
         topic: load.topic.clone(),
         payload: None,
-        queue: None,
     };
     let start = SystemClock.monotonic();
     let receiving = receive

@@ -16,7 +16,7 @@ use super::stamp::Payload;
 use super::{Counted, Report};
 
 /// The sizes of writes.
-pub const BLOCK_SIZES: [usize; 3] = [4 * 1024, 64 * 1024, 1024 * 1024];
+const BLOCK_SIZES: [usize; 3] = [4 * 1024, 64 * 1024, 1024 * 1024];
 /// The file is written from its start again when its end is reached.
 const FILE_BYTES: usize = 64 * 1024 * 1024;
 const DURABILITY: &str = "synced: fdatasync after each write";
@@ -36,7 +36,7 @@ pub struct Calibration {
 ///
 /// # Errors
 /// When the disk refuses.
-pub fn calibrate(directory: &Path, each: Duration) -> Result<Vec<Calibration>, CliError> {
+fn calibrate(directory: &Path, each: Duration) -> Result<Vec<Calibration>, CliError> {
     let path = directory.join(format!("aquifer-perf-{}.tmp", std::process::id()));
     let result = measure(&path, each);
     // The error that matters is the first one; a file that never came to be cannot be removed.
@@ -112,7 +112,7 @@ pub async fn run(directory: PathBuf, seconds: f64, out: &Output) -> Result<(), C
 }
 
 /// Runs what blocks on a thread that may.
-pub async fn blocking<T: Send + 'static>(
+async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, CliError> + Send + 'static,
 ) -> Result<T, CliError> {
     tokio::task::spawn_blocking(work)

@@ -5,12 +5,13 @@ use std::time::Duration;
 
 use aquifer_client::{Client, Place};
 use aquifer_runtime::clock::{Clock, SystemClock, sleep};
+use serde::Serialize;
 
 use crate::exit::CliError;
 
-use super::Counted;
 use super::publish::{PublishLoad, Published};
 use super::receive::{ReceiveLoad, Received};
+use super::{Counted, Report};
 
 /// How long the consumers may take for what is left when publishing has ended.
 const REST_MAX: Duration = Duration::from_secs(30);
@@ -24,7 +25,35 @@ pub struct EndToEnd {
     /// All consumers; what did not arrive is among the errors.
     pub all: Received,
     /// Messages that the consumers together still had to receive when publishing ended.
-    pub lag_at_end: u64,
+    pub behind_at_end: u64,
+}
+
+/// What `aquifer perf e2e` reports: the contract's object of what was received, and with it what
+/// the publishing end saw.
+#[derive(Debug, Clone, Serialize)]
+pub struct EndToEndReport {
+    /// What was received; latencies count from when a message was due.
+    #[serde(flatten)]
+    pub received: Report,
+    /// The publishing end alone.
+    pub published: Report,
+    /// See [`EndToEnd::behind_at_end`].
+    pub behind_at_end: u64,
+}
+
+impl EndToEnd {
+    /// The report, for messages of `bytes_each` bytes.
+    pub fn report(&self, bytes_each: usize) -> EndToEndReport {
+        EndToEndReport {
+            received: Report::new(&self.all.counted, bytes_each, &self.all.latencies),
+            published: Report::new(
+                &self.published.counted,
+                bytes_each,
+                &self.published.latencies,
+            ),
+            behind_at_end: self.behind_at_end,
+        }
+    }
 }
 
 /// Publishes a load to one topic while `consumers` subscriptions of one consumer each receive all
@@ -42,7 +71,6 @@ pub async fn run(
     let receive = ReceiveLoad {
         topic: topic.to_owned(),
         payload: Some(load.payload.clone()),
-        queue: None,
     };
     let receiving = receive
         .start(client, consumers, false, Place::Latest, on_received)
@@ -50,7 +78,7 @@ pub async fn run(
     let published = load.run(client, |_| ()).await?;
     let copies = u64::try_from(consumers).unwrap_or(u64::MAX);
     let expected = published.counted.messages.saturating_mul(copies);
-    let lag_at_end = expected.saturating_sub(receiving.total());
+    let behind_at_end = expected.saturating_sub(receiving.total());
     // Copies are exact: what failed to be published may still arrive, and is then not waited for.
     receiving.end_after(expected);
     let deadline = SystemClock.monotonic() + REST_MAX;
@@ -69,6 +97,6 @@ pub async fn run(
     Ok(EndToEnd {
         published,
         all,
-        lag_at_end,
+        behind_at_end,
     })
 }

@@ -1,11 +1,9 @@
 //! Publishing: as fast as a window of unacknowledged messages allows, or at a rate.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use aquifer_client::{Batching, Client, Compression, Message, PendingSend, Producer};
+use aquifer_client::{Client, Compression, Message, PendingSend, Producer};
 use aquifer_runtime::clock::{Clock, SystemClock};
 use aquifer_runtime::task::TaskGroup;
 use bytes::Bytes;
@@ -33,14 +31,10 @@ pub struct PublishLoad {
     pub rate: Option<f64>,
     /// How batches are compressed.
     pub compression: Compression,
-    /// How batches are formed; the SDK's default if not given.
-    pub batching: Option<Batching>,
     /// What is sent.
     pub payload: Payload,
     /// Whether payloads say when they were due.
     pub stamped: bool,
-    /// Ends the load early when set.
-    pub stop: Arc<AtomicBool>,
 }
 
 /// What came of it.
@@ -108,13 +102,10 @@ impl PublishLoad {
     async fn open(&self, client: &Client) -> Result<Vec<Producer>, CliError> {
         let mut producers = Vec::with_capacity(self.topics.len());
         for topic in &self.topics {
-            let mut builder = client
+            let builder = client
                 .producer(topic)
                 .compression(self.compression)
                 .messages_in_flight_max(self.window);
-            if let Some(batching) = self.batching {
-                builder = builder.batching(batching);
-            }
             producers.push(builder.open().await?);
         }
         Ok(producers)
@@ -159,7 +150,6 @@ impl Sender {
 
     fn wants_more(&self) -> bool {
         self.left > 0
-            && !self.load.stop.load(Ordering::Relaxed)
             && self
                 .deadline
                 .is_none_or(|deadline| SystemClock.monotonic() < deadline)

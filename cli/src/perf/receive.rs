@@ -28,8 +28,6 @@ pub struct ReceiveLoad {
     /// Tells messages of this run from others and says when they were due; without it every
     /// message counts, and a latency is the wait for the next batch.
     pub payload: Option<Payload>,
-    /// Messages and bytes that the SDK may queue for each consumer; its default if not given.
-    pub queue: Option<(usize, usize)>,
 }
 
 /// Consumers at work.
@@ -94,13 +92,10 @@ impl ReceiveLoad {
             } else {
                 format!("{group}-{number}")
             };
-            let mut builder = client
+            let builder = client
                 .consumer(&self.topic, &subscription)
                 .kind(kind)
                 .start(start);
-            if let Some((messages, bytes)) = self.queue {
-                builder = builder.queue_messages(messages).queue_bytes(bytes);
-            }
             opened.push(builder.open().await?);
             if !subscriptions.contains(&subscription) {
                 subscriptions.push(subscription);

@@ -2,23 +2,21 @@
 
 use std::time::Duration;
 
+use anyhow::Result;
 use aquifer_runtime::clock::sleep;
 
-use crate::exit::CliError;
-
-use crate::perf::Until;
-
-use super::{Bound, MESSAGE_BYTES, Row, Suite, complete};
+use crate::Suite;
+use crate::row::{Bound, Row};
 
 impl Suite {
     /// Waits until a server without load has flushed and given memory back. The same in a quick
     /// run: less would say nothing.
-    pub(super) async fn quiet_down(&self) {
+    pub(crate) async fn quiet_down(&self) {
         sleep(Duration::from_secs(15)).await;
     }
 
     /// Resident memory of an idle server, after load.
-    pub(super) async fn idle_memory(&mut self) -> Result<(), CliError> {
+    pub(crate) async fn idle_memory(&mut self) -> Result<()> {
         self.quiet_down().await;
         let usage = self.server.usage()?;
         self.rows.push(Row::new(
@@ -33,14 +31,14 @@ impl Suite {
 
     /// Publishes at full speed for a minute while one consumer and one reader are connected that
     /// take nothing (I13).
-    pub(super) async fn stalled_consumer(&mut self) -> Result<(), CliError> {
+    pub(crate) async fn stalled_consumer(&mut self) -> Result<()> {
         let client = self.client()?;
         let topic = self.topic();
         let consumer = client.consumer(&topic, "stalled").open().await?;
         let reader = client.reader(&topic).open().await?;
-        self.server.forget_peak();
-        let load = self.load(&topic, Until::Elapsed(self.seconds(60)), 10_000);
-        let published = complete(load.run(&client, |_| ()).await?)?;
+        self.server.forget_peak()?;
+        let load = self.load(self.seconds(60), 10_000).topic(&topic);
+        let published = load.produce().await?.complete()?;
         let peak = self.server.usage()?.peak_bytes;
         // Both are still there: what they asked for at first waits for them.
         consumer.receive().await?;
@@ -54,30 +52,25 @@ impl Suite {
             Bound::AtMost,
             256.0,
         );
-        let counted = &published.counted;
-        let seconds = counted.elapsed.as_secs_f64();
-        self.rows
-            .push(row.note(format!("{} messages in {seconds:.0} s", counted.messages)));
+        let note = format!(
+            "{} messages in {:.0} s",
+            published.messages, published.seconds
+        );
+        self.rows.push(row.note(note));
         Ok(())
     }
 
     /// Reads a backlog right after a restart, with nothing of it in memory.
-    pub(super) async fn cold_catch_up(&mut self) -> Result<(), CliError> {
-        let client = self.client()?;
+    pub(crate) async fn cold_catch_up(&mut self) -> Result<()> {
         let topic = self.topic();
-        let load = self.load(&topic, self.messages(3_000_000), 10_000);
-        let published = complete(load.run(&client, |_| ()).await?)?;
-        drop(client);
-        self.server.restart_cold().await?;
-        let client = self.client()?;
-        let received = self
-            .consume_all(&client, &topic, published.counted.messages)
-            .await?;
-        self.remove(&client, &[topic]).await?;
-        let bytes = received.counted.messages as f64 * MESSAGE_BYTES as f64;
+        let load = self.load(self.messages(3_000_000), 10_000).topic(&topic);
+        load.produce().await?.complete()?;
+        self.server.restart_cold()?;
+        let received = load.consume().await?.complete()?;
+        self.remove(&self.client()?, &[topic]).await?;
         let row = Row::new(
             "catch-up read, cold cache",
-            bytes / 1e6 / received.counted.elapsed.as_secs_f64(),
+            received.bytes_per_second / 1e6,
             "MB/s",
             Bound::AtLeast,
             500.0,
