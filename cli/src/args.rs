@@ -19,9 +19,9 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 pub use brokers::{BrokersArgs, BrokersCommand};
 pub use cluster::{BookieCommand, DoctorArgs, LedgerArgs, LedgerCommand, SourceArgs, StateArg};
 pub use policy::{PolicyCommand, PolicyValue};
-#[cfg(test)]
-pub use roles::ClusterArgs;
-pub use roles::{AutorecoveryArgs, BookieArgs, BrokerArgs, DevArgs, DevChildArgs, StandaloneArgs};
+pub use roles::{
+    AutorecoveryArgs, BookieArgs, BrokerArgs, ClusterArgs, DevArgs, DevChildArgs, StandaloneArgs,
+};
 pub use tenancy::{
     NamespaceArgs, NamespaceCommand, SubscriptionArgs, SubscriptionCommand, TenantArgs,
     TenantCommand,

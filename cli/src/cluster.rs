@@ -27,7 +27,7 @@ use serde::{Deserialize, Serialize};
 use crate::args::{SourceArgs, StandaloneArgs};
 use crate::exit::{CliError, Exit};
 use crate::roles::membership;
-use crate::roles::settings::{self, ClusterSettings, DEFAULT_CLUSTER, EtcdSettings};
+use crate::roles::settings::{self, ClusterSection, DEFAULT_CLUSTER, EtcdSettings};
 use crate::roles::standalone::config::StandaloneConfig;
 use crate::roles::storage::{Seams, open_bookie};
 
@@ -103,7 +103,7 @@ struct ToolConfig {
 }
 
 /// The cluster that is named by flags, the file or the environment; `None` when it is a directory.
-fn named_cluster(source: &SourceArgs) -> Result<Option<ClusterSettings>, CliError> {
+fn named_cluster(source: &SourceArgs) -> Result<Option<ClusterSection>, CliError> {
     if source.data_dir.is_some() {
         return Ok(None);
     }
@@ -119,17 +119,18 @@ fn named_cluster(source: &SourceArgs) -> Result<Option<ClusterSettings>, CliErro
     } else {
         name
     };
-    let cluster = ClusterSettings {
+    let cluster = ClusterSection {
         name,
         metadata,
         etcd: config.etcd,
+        ..ClusterSection::default()
     };
     membership::check(&cluster)?;
     Ok(Some(cluster))
 }
 
 /// Connects to a cluster, and to the bookies that are registered there now.
-async fn connect(cluster: &ClusterSettings, telemetry: &Telemetry) -> Result<Cluster, CliError> {
+async fn connect(cluster: &ClusterSection, telemetry: &Telemetry) -> Result<Cluster, CliError> {
     let (seams, tasks) = (Seams::real(), TaskGroup::new("tool"));
     let etcd = membership::connect(cluster, &seams, &tasks).await?;
     let reach = BookieClientConfig {

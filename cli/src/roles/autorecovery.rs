@@ -1,59 +1,79 @@
 //! Repair of a cluster's ledgers in a process of its own, beside or instead of what bookies host:
 //! a repair worker, and the auditor whenever no other process is it. It stores nothing and serves
-//! nobody but health checks. Only wiring is here.
+//! only health checks. Only wiring is here.
 
 mod config;
-mod parts;
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use serde_json::json;
+use aquifer_runtime::telemetry::{Telemetry, TelemetryConfig};
+use async_trait::async_trait;
 
 use crate::args::AutorecoveryArgs;
 use crate::exit::CliError;
 use crate::output::Output;
 use crate::roles::autorecovery::config::AutorecoveryRoleConfig;
-use crate::roles::autorecovery::parts::Parts;
+use crate::roles::greeting::Greeting;
+use crate::roles::http::{self, Health};
+use crate::roles::membership::Membership;
 use crate::roles::open_files;
-use crate::roles::process::{self, Signals};
+use crate::roles::process::{self, Role};
+use crate::roles::server::{Groups, Server};
+use crate::roles::serving;
+use crate::roles::settings::LedgerConfig;
+use crate::roles::storage::Seams;
 
 /// Repairs until it is told to end. `began` is when the process did.
 pub async fn run(args: AutorecoveryArgs, began: Duration, out: &Output) -> Result<(), CliError> {
-    let (config, unknown) = AutorecoveryRoleConfig::load(&args)?;
-    if args.cluster.check_config {
-        return process::check_config(&config, &unknown, out);
-    }
-    let mut signals = Signals::listen()?;
-    let telemetry = process::start_telemetry(&config.telemetry, &unknown)?;
-    open_files::check(0);
-    let start = Parts::start(&config, &telemetry);
-    let greet = |parts: &Parts| greet(&config, parts, process::ready_ms(began), out);
-    process::live(start, greet, &mut signals, &telemetry).await
+    let loaded = AutorecoveryRoleConfig::load(&args)?;
+    process::run(loaded, args.cluster.check_config, began, out).await
 }
 
-fn greet(
-    config: &AutorecoveryRoleConfig,
-    parts: &Parts,
-    ready_ms: u64,
-    out: &Output,
-) -> Result<(), CliError> {
-    let version = env!("CARGO_PKG_VERSION");
-    if out.is_json() {
-        out.object(&json!({
-            "role": "autorecovery",
-            "version": version,
-            "cluster": config.cluster,
-            "id": parts.id,
-            "http": format!("http://{}", parts.http_address),
-            "pid": std::process::id(),
-            "ready_ms": ready_ms,
-        }))?;
-    } else {
-        out.line(format!(
-            "aquifer autorecovery {version} repairs cluster {}, metrics on http://{}/metrics, \
-             ready in {ready_ms} ms",
-            config.cluster, parts.http_address
-        ))?;
+#[async_trait]
+impl Role for AutorecoveryRoleConfig {
+    fn telemetry(&self) -> &TelemetryConfig {
+        &self.telemetry
     }
-    out.flush()
+
+    fn prepare(&mut self) {
+        open_files::check(0);
+    }
+
+    async fn start(&self, telemetry: &Telemetry, _out: &Output) -> Result<Server, CliError> {
+        let (seams, groups) = (Seams::real(), Groups::new());
+        let membership = Membership::open(&self.cluster, &seams, &groups.metadata).await?;
+        let health = Health::new(telemetry.clone(), None);
+        let http_address = http::serve(self.http.listen, health.clone(), &groups.http).await?;
+        let (name, tasks) = (&self.cluster.name, &groups.autorecovery);
+        let (transport, metadata) = (&groups.transport, &groups.metadata);
+        let storage =
+            serving::cluster_storage(name, &membership, &seams, transport, metadata).await;
+        let ledger = LedgerConfig::default();
+        let ledgers = serving::ledger_context(storage, &ledger, &seams, telemetry, tasks);
+        let ctx = serving::repair_context(ledgers, telemetry);
+        // Random for each start, so that none is mistaken for the one before.
+        let id = format!("autorecovery-{:016x}", seams.rng.next_u64());
+        let run = aquifer_repair::run(
+            Arc::clone(&ctx),
+            self.autorecovery.replication.clone(),
+            id.clone(),
+            membership.lease.clone(),
+            tasks.shutdown_token(),
+        );
+        tasks.spawn("replication", run);
+        let greeting = Greeting::new("autorecovery", format!("repairs cluster {name}"))
+            .field("cluster", name)
+            .field("id", id);
+        Ok(Server {
+            groups,
+            health,
+            http_address,
+            membership: Some(membership),
+            store: None,
+            bookie: None,
+            broker: None,
+            greeting,
+        })
+    }
 }

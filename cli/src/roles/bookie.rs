@@ -1,67 +1,134 @@
 //! A bookie of a cluster: the storage and its service, announced in metadata. Only wiring is here.
 //!
 //! It serves once the cluster's metadata knows it, and is announced once it serves. At the end it
-//! is withdrawn first, so that nobody places a ledger on it while it finishes what it has.
+//! is withdrawn first, so that no ledger is placed on it while it finishes what it has.
 
 mod config;
-mod parts;
 
+use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
-use serde_json::json;
+use aquifer_bookie::registration::{self, Announcement};
+use aquifer_bookie::{Bookie, autorecovery, service};
+use aquifer_runtime::telemetry::{Telemetry, TelemetryConfig};
+use async_trait::async_trait;
 
 use crate::args::BookieArgs;
 use crate::exit::CliError;
 use crate::output::Output;
 use crate::roles::bookie::config::BookieRoleConfig;
-use crate::roles::bookie::parts::Parts;
+use crate::roles::greeting::Greeting;
+use crate::roles::http::{self, Health};
+use crate::roles::loss::report_loss;
+use crate::roles::membership::Membership;
 use crate::roles::open_files;
-use crate::roles::process::{self, Signals};
+use crate::roles::process::{self, Role};
+use crate::roles::server::{Groups, Server};
+use crate::roles::serving::{self, Storage};
+use crate::roles::settings::{self, LedgerConfig};
+use crate::roles::storage::{Seams, bookie_failed, closing_on_failure, open_bookie};
 
 /// Runs a bookie until it is told to end. `began` is when the process did.
 pub async fn run(args: BookieArgs, began: Duration, out: &Output) -> Result<(), CliError> {
-    let (config, unknown) = BookieRoleConfig::load(&args)?;
-    if args.cluster.check_config {
-        return process::check_config(&config, &unknown, out);
-    }
-    let mut signals = Signals::listen()?;
-    let telemetry = process::start_telemetry(&config.telemetry, &unknown)?;
-    open_files::check(config.bookie.open_files_max.into());
-    let lock = process::lock_data_dir(&config.data_dir)?;
-    let start = Parts::start(&config, &telemetry, out);
-    let greet = |parts: &Parts| greet(&config, parts, process::ready_ms(began), out);
-    let ended = process::live(start, greet, &mut signals, &telemetry).await;
-    drop(lock);
-    ended
+    let loaded = BookieRoleConfig::load(&args)?;
+    process::run(loaded, args.cluster.check_config, began, out).await
 }
 
-fn greet(
-    config: &BookieRoleConfig,
-    parts: &Parts,
-    ready_ms: u64,
-    out: &Output,
-) -> Result<(), CliError> {
-    let version = env!("CARGO_PKG_VERSION");
-    let data_dir = config.data_dir.display();
-    if out.is_json() {
-        out.object(&json!({
-            "role": "bookie",
-            "version": version,
-            "cluster": config.cluster,
-            "id": parts.bookie.id().to_string(),
-            "bookie": parts.bookie_address.to_string(),
-            "advertised": parts.advertised,
-            "http": format!("http://{}", parts.http_address),
-            "data_dir": data_dir.to_string(),
-            "pid": std::process::id(),
-            "ready_ms": ready_ms,
-        }))?;
-    } else {
-        out.line(format!(
-            "aquifer bookie {version} of cluster {} serves {}, data in {data_dir}, metrics on \
-             http://{}/metrics, ready in {ready_ms} ms",
-            config.cluster, parts.advertised, parts.http_address
-        ))?;
+#[async_trait]
+impl Role for BookieRoleConfig {
+    fn telemetry(&self) -> &TelemetryConfig {
+        &self.telemetry
     }
-    out.flush()
+
+    fn data_dir(&self) -> Option<&Path> {
+        Some(&self.data_dir)
+    }
+
+    fn prepare(&mut self) {
+        open_files::check(self.bookie.open_files_max.into());
+    }
+
+    async fn start(&self, telemetry: &Telemetry, out: &Output) -> Result<Server, CliError> {
+        let seams = Seams::real();
+        let bookie = open_bookie(&self.bookie, &seams, telemetry).await?;
+        closing_on_failure(&bookie, async {
+            report_loss(&bookie, out)?;
+            start_above(self, telemetry, &seams, bookie.clone()).await
+        })
+        .await
+    }
+}
+
+/// Starts what stands on storage.
+async fn start_above(
+    config: &BookieRoleConfig,
+    telemetry: &Telemetry,
+    seams: &Seams,
+    bookie: Bookie,
+) -> Result<Server, CliError> {
+    let groups = Groups::new();
+    let membership = Membership::open(&config.cluster, seams, &groups.metadata).await?;
+    registration::join(&bookie, &*membership.store, seams.clock.wall_ms())
+        .await
+        .map_err(|error| bookie_failed(&config.bookie, &error))?;
+    let store = Arc::clone(&membership.store);
+    registration::guard_new_ledgers(&bookie, store, &groups.announcement);
+    let health = Health::new(telemetry.clone(), Some(bookie.clone()));
+    let http_address = http::serve(config.http.listen, health.clone(), &groups.http).await?;
+    let listen = config.bookie_api.listen;
+    let bookie_address = service::serve(bookie.clone(), listen, &groups.bookie_api)
+        .await
+        .map_err(|error| CliError::failed(error.to_string()))?;
+    let advertised = settings::advertised(&config.advertise, bookie_address)?;
+    let announcement = Announcement {
+        address: advertised.clone(),
+        zone: config.zone.clone(),
+    };
+    let lease = &membership.lease;
+    registration::announce(&bookie, announcement, lease, &groups.announcement).await;
+    lease.announced().await;
+    host(config, &bookie, &membership, seams, telemetry, &groups).await;
+    let (name, data_dir) = (&config.cluster.name, config.data_dir.display());
+    let serves = format!("of cluster {name} serves {advertised}, data in {data_dir}");
+    let greeting = Greeting::new("bookie", serves)
+        .field("cluster", name)
+        .field("id", bookie.id().to_string())
+        .field("bookie", bookie_address.to_string())
+        .field("advertised", advertised)
+        .field("data_dir", data_dir.to_string());
+    Ok(Server {
+        groups,
+        health,
+        http_address,
+        membership: Some(membership),
+        store: None,
+        bookie: Some(bookie),
+        broker: None,
+        greeting,
+    })
+}
+
+/// Deletions, audits and repair, which a bookie does for itself and for the cluster.
+async fn host(
+    config: &BookieRoleConfig,
+    bookie: &Bookie,
+    membership: &Membership,
+    seams: &Seams,
+    telemetry: &Telemetry,
+    groups: &Groups,
+) {
+    let name = &config.cluster.name;
+    let (transport, metadata) = (&groups.transport, &groups.metadata);
+    let storage = serving::cluster_storage(name, membership, seams, transport, metadata).await;
+    let storage = Storage {
+        transport: autorecovery::transport(bookie.clone(), storage.transport),
+        ..storage
+    };
+    let tasks = &groups.autorecovery;
+    let ledger = LedgerConfig::default();
+    let ledgers = serving::ledger_context(storage, &ledger, seams, telemetry, tasks);
+    let ctx = serving::repair_context(ledgers, telemetry);
+    let lease = Some(&membership.lease);
+    autorecovery::start(bookie, &ctx, &config.autorecovery, lease, tasks);
 }

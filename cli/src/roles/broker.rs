@@ -1,60 +1,80 @@
-//! A broker of a cluster: it serves the topics of the bundles that it owns, and stores nothing itself.
-//! Only wiring is here.
+//! A broker of a cluster: it serves the topics of the bundles that it owns, and stores nothing
+//! itself. Only wiring is here.
 
 mod config;
-mod parts;
 mod peers;
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use serde_json::json;
+use aquifer_broker::Peers;
+use aquifer_runtime::telemetry::{Telemetry, TelemetryConfig};
+use async_trait::async_trait;
 
 use crate::args::BrokerArgs;
 use crate::exit::CliError;
 use crate::output::Output;
 use crate::roles::broker::config::BrokerRoleConfig;
-use crate::roles::broker::parts::Parts;
+use crate::roles::broker::peers::GrpcPeers;
+use crate::roles::greeting::Greeting;
+use crate::roles::http::{self, Health};
+use crate::roles::membership::Membership;
 use crate::roles::open_files;
-use crate::roles::process::{self, Signals};
+use crate::roles::process::{self, Role};
+use crate::roles::server::{Groups, Server};
+use crate::roles::serving;
+use crate::roles::storage::Seams;
 
 /// Runs a broker until it is told to end. `began` is when the process did.
 pub async fn run(args: BrokerArgs, began: Duration, out: &Output) -> Result<(), CliError> {
-    let (mut config, unknown) = BrokerRoleConfig::load(&args)?;
-    if args.cluster.check_config {
-        return process::check_config(&config, &unknown, out);
-    }
-    let mut signals = Signals::listen()?;
-    let telemetry = process::start_telemetry(&config.telemetry, &unknown)?;
-    open_files::prepare(&mut config.protocols, 0);
-    let start = Parts::start(&config, &telemetry);
-    let greet = |parts: &Parts| greet(&config, parts, process::ready_ms(began), out);
-    process::live(start, greet, &mut signals, &telemetry).await
+    let loaded = BrokerRoleConfig::load(&args)?;
+    process::run(loaded, args.cluster.check_config, began, out).await
 }
 
-fn greet(
-    config: &BrokerRoleConfig,
-    parts: &Parts,
-    ready_ms: u64,
-    out: &Output,
-) -> Result<(), CliError> {
-    let version = env!("CARGO_PKG_VERSION");
-    if out.is_json() {
-        out.object(&json!({
-            "role": "broker",
-            "version": version,
-            "cluster": config.cluster,
-            "id": parts.broker.id().to_string(),
-            "url": parts.url,
-            "http": format!("http://{}", parts.http_address),
-            "pid": std::process::id(),
-            "ready_ms": ready_ms,
-        }))?;
-    } else {
-        out.line(format!(
-            "aquifer broker {version} of cluster {} serves {}, metrics on http://{}/metrics, \
-             ready in {ready_ms} ms",
-            config.cluster, parts.url, parts.http_address
-        ))?;
+#[async_trait]
+impl Role for BrokerRoleConfig {
+    fn telemetry(&self) -> &TelemetryConfig {
+        &self.telemetry
     }
-    out.flush()
+
+    fn prepare(&mut self) {
+        open_files::prepare(&mut self.protocols, 0);
+    }
+
+    async fn start(&self, telemetry: &Telemetry, _out: &Output) -> Result<Server, CliError> {
+        let (seams, groups) = (Seams::real(), Groups::new());
+        let membership = Membership::open(&self.cluster, &seams, &groups.metadata).await?;
+        let name = &self.cluster.name;
+        let (transport, metadata) = (&groups.transport, &groups.metadata);
+        let storage =
+            serving::cluster_storage(name, &membership, &seams, transport, metadata).await;
+        let (cache, ledger) = (&self.cache, &self.ledger);
+        let log = serving::log_context(storage, cache, ledger, &seams, telemetry, &groups.ledger);
+        let peers: Arc<dyn Peers> = Arc::new(GrpcPeers::new(&groups.transport));
+        let (others, tasks) = ((membership.lease.clone(), peers), &groups.broker);
+        let broker =
+            serving::start_broker(&self.broker, log, &seams, telemetry, tasks, Some(others))
+                .await?;
+        let health = Health::new(telemetry.clone(), None).under(membership.lease.clone());
+        let http_address = http::serve(self.http.listen, health.clone(), &groups.http).await?;
+        let tasks = &groups.protocols;
+        let url =
+            serving::serve_protocols(&self.protocols, &broker, &seams, telemetry, tasks).await?;
+        broker.announce(&url);
+        membership.lease.announced().await;
+        let greeting = Greeting::new("broker", format!("of cluster {name} serves {url}"))
+            .field("cluster", name)
+            .field("id", broker.id().to_string())
+            .field("url", url);
+        Ok(Server {
+            groups,
+            health,
+            http_address,
+            membership: Some(membership),
+            store: None,
+            bookie: None,
+            broker: Some(broker),
+            greeting,
+        })
+    }
 }

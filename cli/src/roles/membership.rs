@@ -15,7 +15,7 @@ use aquifer_runtime::disk::Disk;
 use aquifer_runtime::task::TaskGroup;
 
 use crate::exit::{CliError, Exit};
-use crate::roles::settings::{ClusterSettings, EtcdSettings};
+use crate::roles::settings::{ClusterSection, EtcdSettings};
 use crate::roles::storage::Seams;
 
 const PLAIN: &str = "etcd://";
@@ -40,7 +40,7 @@ impl Membership {
     /// # Errors
     /// When the settings are wrong, or the store does not answer.
     pub async fn open(
-        cluster: &ClusterSettings,
+        cluster: &ClusterSection,
         seams: &Seams,
         tasks: &TaskGroup,
     ) -> Result<Membership, CliError> {
@@ -70,7 +70,7 @@ impl Membership {
 /// # Errors
 /// When the settings are wrong, or the store does not answer or does not let it in.
 pub async fn connect(
-    cluster: &ClusterSettings,
+    cluster: &ClusterSection,
     seams: &Seams,
     tasks: &TaskGroup,
 ) -> Result<Arc<EtcdStore>, CliError> {
@@ -100,7 +100,7 @@ pub async fn connect(
 ///
 /// # Errors
 /// Exit code 2.
-pub fn check(cluster: &ClusterSettings) -> Result<(), CliError> {
+pub fn check(cluster: &ClusterSection) -> Result<(), CliError> {
     aquifer_bookie::check_cluster(&cluster.name)
         .map_err(|error| CliError::usage(error.to_string()))?;
     let etcd = &cluster.etcd;
@@ -126,7 +126,7 @@ fn given(file: &Path) -> Option<&Path> {
 }
 
 /// The settings in the store's terms.
-fn etcd_config(cluster: &ClusterSettings, password: Secret) -> Result<EtcdConfig, CliError> {
+fn etcd_config(cluster: &ClusterSection, password: Secret) -> Result<EtcdConfig, CliError> {
     let etcd = &cluster.etcd;
     let file = |file: &Path| given(file).map(Path::to_owned);
     Ok(EtcdConfig {
@@ -192,11 +192,12 @@ fn password(etcd: &EtcdSettings, disk: &dyn Disk) -> Result<Secret, CliError> {
 mod tests {
     use super::*;
 
-    fn cluster(metadata: &str, etcd: EtcdSettings) -> ClusterSettings {
-        ClusterSettings {
+    fn cluster(metadata: &str, etcd: EtcdSettings) -> ClusterSection {
+        ClusterSection {
             name: "c".to_owned(),
             metadata: metadata.to_owned(),
             etcd,
+            ..ClusterSection::default()
         }
     }
 

@@ -4,47 +4,85 @@
 use std::path::Path;
 use std::time::Duration;
 
-use aquifer_bookie::Bookie;
 use aquifer_runtime::clock::{Clock, SystemClock};
 use aquifer_runtime::disk::{Disk, DiskLock, RealDisk};
-use aquifer_runtime::task::TaskGroup;
 use aquifer_runtime::telemetry::{Telemetry, TelemetryConfig};
 use async_trait::async_trait;
-use futures::FutureExt;
-use futures::future::{BoxFuture, select_all};
 use serde::Serialize;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::exit::CliError;
 use crate::output::Output;
+use crate::roles::server::Server;
 
 /// The file in a data directory that a running server holds.
-const LOCK_FILE: &str = "lock";
-/// How long each part may take to finish what it has begun.
-pub const DRAIN: Duration = Duration::from_secs(15);
-/// The same for what only answers: peers that keep their connections open are not waited for.
-pub const ANSWERS_DRAIN: Duration = Duration::from_secs(2);
-
-/// The parts of a server, as its process sees them.
+pub const LOCK_FILE: &str = "lock";
+/// A role of a server process: its checked configuration, and how that becomes a server.
 #[async_trait]
-pub trait Parts: Sync {
-    /// Says whether clients should come here.
-    fn set_serving(&self, serving: bool);
-    /// Waits until a part has failed for good, and says why.
-    async fn failed(&self) -> String;
-    /// Stops every part in good order.
-    async fn shutdown(&self);
+pub trait Role: Serialize + Sync {
+    /// How it logs, traces and counts.
+    fn telemetry(&self) -> &TelemetryConfig;
+
+    /// The directory that it holds while it runs, if it stores anything.
+    fn data_dir(&self) -> Option<&Path> {
+        None
+    }
+
+    /// Fits settings to what the operating system allows.
+    fn prepare(&mut self);
+
+    /// Whether a signal may cut the start short; otherwise it takes effect when the start is over.
+    fn start_may_be_cut(&self) -> bool {
+        true
+    }
+
+    /// Starts every part, from the bottom up.
+    ///
+    /// # Errors
+    /// When one does not start; what had started before ends with the process.
+    async fn start(&self, telemetry: &Telemetry, out: &Output) -> Result<Server, CliError>;
+}
+
+/// The life of a server: starts it, greets, serves until it is told to end, and stops it. With
+/// `check_config` it only prints its configuration. `loaded` has the role and keys of its
+/// configuration that mean nothing; `began` is when the process did.
+///
+/// # Errors
+/// When it does not start, a part failed, or a second signal cut the stop short.
+pub async fn run(
+    loaded: (impl Role, Vec<String>),
+    check_config: bool,
+    began: Duration,
+    out: &Output,
+) -> Result<(), CliError> {
+    let (mut role, unknown) = loaded;
+    if check_config {
+        return print_config(&role, &unknown, out);
+    }
+    let mut signals = Signals::listen()?;
+    let telemetry = start_telemetry(role.telemetry(), &unknown)?;
+    role.prepare();
+    let lock = role.data_dir().map(lock_data_dir).transpose()?;
+    let start = role.start(&telemetry, out);
+    let server = match role.start_may_be_cut() {
+        true => signals.or_start(start).await?,
+        false => start.await?,
+    };
+    server.health.set_serving(true);
+    server
+        .greeting
+        .print(server.http_address, ready_ms(began), out)?;
+    let ended = serve(&server, &mut signals).await;
+    telemetry.shutdown();
+    drop(lock);
+    ended
 }
 
 /// Prints the configuration as it would be used; keys that mean nothing are errors here.
 ///
 /// # Errors
 /// Exit code 2 when there are such keys.
-pub fn check_config(
-    config: &impl Serialize,
-    unknown: &[String],
-    out: &Output,
-) -> Result<(), CliError> {
+fn print_config(config: &impl Serialize, unknown: &[String], out: &Output) -> Result<(), CliError> {
     if !unknown.is_empty() {
         let keys = unknown.join(", ");
         return Err(CliError::usage(format!(
@@ -63,10 +101,7 @@ pub fn check_config(
 ///
 /// # Errors
 /// Exit code 2 when a setting of them is wrong.
-pub fn start_telemetry(
-    config: &TelemetryConfig,
-    unknown: &[String],
-) -> Result<Telemetry, CliError> {
+fn start_telemetry(config: &TelemetryConfig, unknown: &[String]) -> Result<Telemetry, CliError> {
     let telemetry = Telemetry::start(config).map_err(|error| CliError::usage(error.to_string()))?;
     for key in unknown {
         tracing::warn!(key, "unknown configuration key, ignored");
@@ -101,67 +136,30 @@ pub fn ready_ms(began: Duration) -> u64 {
     u64::try_from(took.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// The life of a role between its start and its end: waits until its parts serve, greets, serves
-/// until it is told to end, and stops.
-///
-/// # Errors
-/// When it does not start, a part failed, or a second signal cut the stop short.
-pub async fn live<P: Parts>(
-    start: impl Future<Output = Result<P, CliError>>,
-    greet: impl FnOnce(&P) -> Result<(), CliError>,
-    signals: &mut Signals,
-    telemetry: &Telemetry,
-) -> Result<(), CliError> {
-    let parts = signals.or_start(start).await?;
-    parts.set_serving(true);
-    greet(&parts)?;
-    let ended = serve(&parts, signals).await;
-    telemetry.shutdown();
-    ended
-}
-
 /// Serves until the process is told to end or a part fails, then stops every part.
 ///
 /// # Errors
 /// When a part failed, or a second signal cut the stop short.
-pub async fn serve(parts: &impl Parts, signals: &mut Signals) -> Result<(), CliError> {
+async fn serve(server: &Server, signals: &mut Signals) -> Result<(), CliError> {
     let ended = tokio::select! {
         name = signals.next() => {
             tracing::info!(signal = name, "shutting down");
             Ok(())
         }
-        reason = parts.failed() => {
+        reason = server.failed() => {
             tracing::error!(reason, "a part of the server failed");
             Err(CliError::failed(format!("the server failed: {reason}"))
                 .advise("nothing that was acknowledged is lost by that; its log says what led to it"))
         }
     };
-    parts.set_serving(false);
+    server.health.set_serving(false);
     tokio::select! {
-        () = parts.shutdown() => ended,
+        () = server.shutdown() => ended,
         name = signals.next() => Err(CliError::failed(format!(
             "{name} during shutdown: ended at once"
         ))
         .advise("nothing acknowledged is lost; the next start replays the journal")),
     }
-}
-
-/// Waits until a group has ended by itself or the bookie has failed, and says why.
-pub async fn first_failure(groups: &[&TaskGroup], bookie: Option<&Bookie>) -> String {
-    let mut watched: Vec<BoxFuture<'_, String>> = Vec::new();
-    if let Some(bookie) = bookie {
-        watched.push(bookie.failed().boxed());
-    }
-    for group in groups {
-        let token = group.shutdown_token();
-        let reason = async move {
-            token.wait().await;
-            let reason = group.failed().unwrap_or_else(|| "it ended".to_owned());
-            format!("{}: {reason}", group.name())
-        };
-        watched.push(reason.boxed());
-    }
-    select_all(watched).await.0
 }
 
 /// What asks a process to end.

@@ -12,13 +12,14 @@ use aquifer_runtime::net::ListenAddress;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use crate::args::ClusterArgs;
 use crate::exit::CliError;
 
 /// What every environment variable begins with.
 const ENV_PREFIX: &str = "AQUIFER";
 const LOOPBACK: [u8; 4] = [127, 0, 0, 1];
 /// Where etcd listens by default.
-pub const DEFAULT_METADATA: &str = "etcd://127.0.0.1:2379";
+const DEFAULT_METADATA: &str = "etcd://127.0.0.1:2379";
 /// The name of a cluster that was given none.
 pub const DEFAULT_CLUSTER: &str = "aquifer";
 
@@ -179,15 +180,44 @@ impl Default for EtcdSettings {
     }
 }
 
-/// The cluster that a process belongs to.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ClusterSettings {
-    /// Its name.
+/// The cluster that a process belongs to: keys that every role of a cluster has beside its own
+/// sections (`cluster`, `metadata`, `allow_remote`, `etcd`).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ClusterSection {
+    /// Name of the cluster.
+    #[serde(rename = "cluster")]
     pub name: String,
-    /// Where its metadata store is.
+    /// The metadata store.
     pub metadata: String,
-    /// How that is reached.
+    /// Listen on addresses that other machines can reach.
+    pub allow_remote: bool,
+    /// How the metadata store is reached.
     pub etcd: EtcdSettings,
+}
+
+impl Default for ClusterSection {
+    fn default() -> ClusterSection {
+        ClusterSection {
+            name: DEFAULT_CLUSTER.to_owned(),
+            metadata: DEFAULT_METADATA.to_owned(),
+            allow_remote: false,
+            etcd: EtcdSettings::default(),
+        }
+    }
+}
+
+impl ClusterSection {
+    /// Puts what flags say over it.
+    pub fn apply(&mut self, args: &ClusterArgs) {
+        if let Some(name) = &args.cluster {
+            self.name.clone_from(name);
+        }
+        if let Some(metadata) = &args.metadata {
+            self.metadata.clone_from(metadata);
+        }
+        self.allow_remote |= args.allow_remote;
+    }
 }
 
 /// How ledgers of a namespace are replicated that says nothing else.

@@ -1,50 +1,174 @@
 //! Everything in one process, on one data directory: embedded metadata, one bookie that is called
-//! instead of connected to, a broker, and the protocols of the registry. Only wiring is here.
-//!
-//! Parts start from the bottom up and stop from the top down, so that whatever a part still has to
-//! finish finds what it stands on. Each part has a task group of its own; a group that ends by
-//! itself has lost a task to a panic, and then the process ends too: it must not go on
-//! acknowledging.
+//! in process instead of over a connection, a broker, and the protocols of the registry. Only wiring
+//! is here.
 
 pub mod config;
-mod greeting;
-mod parts;
 mod transport;
 
+use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
-use crate::args::StandaloneArgs;
+use aquifer_bookie::Bookie;
+use aquifer_bookie::autorecovery::{self, AutorecoveryConfig};
+use aquifer_ledger::placement::Bookies;
+use aquifer_metadata::embedded::{EmbeddedOptions, EmbeddedStore};
+use aquifer_runtime::task::TaskGroup;
+use aquifer_runtime::telemetry::{Telemetry, TelemetryConfig};
+use async_trait::async_trait;
+
+use crate::args::{DEFAULT_URL, StandaloneArgs};
 use crate::exit::CliError;
 use crate::output::Output;
+use crate::roles::greeting::Greeting;
+use crate::roles::http::{self, Health};
+use crate::roles::loss::report_loss;
 use crate::roles::open_files;
-use crate::roles::process::{self, Parts as _, Signals};
+use crate::roles::process::{self, Role};
+use crate::roles::server::{Groups, Server};
+use crate::roles::serving::{self, Storage};
+use crate::roles::settings::LedgerConfig;
 use crate::roles::standalone::config::StandaloneConfig;
-use crate::roles::standalone::greeting::Greeting;
-use crate::roles::standalone::parts::Parts;
+use crate::roles::standalone::transport::InProcess;
+use crate::roles::storage::{Seams, closing_on_failure, local_bookie, open_bookie, part_failed};
 
 /// Runs a server until it is told to end. `began` is when the process did.
 pub async fn run(args: StandaloneArgs, began: Duration, out: &Output) -> Result<(), CliError> {
-    let (mut config, unknown) = StandaloneConfig::load(&args)?;
-    if args.check_config {
-        return process::check_config(&config, &unknown, out);
+    let loaded = StandaloneConfig::load(&args)?;
+    process::run(loaded, args.check_config, began, out).await
+}
+
+#[async_trait]
+impl Role for StandaloneConfig {
+    fn telemetry(&self) -> &TelemetryConfig {
+        &self.telemetry
     }
-    let mut signals = Signals::listen()?;
-    let telemetry = process::start_telemetry(&config.telemetry, &unknown)?;
-    let files = config.bookie.open_files_max.into();
-    open_files::prepare(&mut config.protocols, files);
-    let lock = process::lock_data_dir(&config.data_dir)?;
-    let parts = Parts::start(&config, &telemetry, out).await?;
-    let greeting = Greeting {
-        url: parts.url.clone(),
-        bookie: parts.bookie_address,
-        http: parts.http_address,
-        data_dir: config.data_dir.clone(),
-        ready_ms: process::ready_ms(began),
+
+    fn data_dir(&self) -> Option<&Path> {
+        Some(&self.data_dir)
+    }
+
+    fn prepare(&mut self) {
+        let files = self.bookie.open_files_max.into();
+        open_files::prepare(&mut self.protocols, files);
+    }
+
+    fn start_may_be_cut(&self) -> bool {
+        // It waits for nothing outside of the process.
+        false
+    }
+
+    async fn start(&self, telemetry: &Telemetry, out: &Output) -> Result<Server, CliError> {
+        let (seams, groups) = (Seams::real(), Groups::new());
+        Bookie::make_room(&self.bookie);
+        // The two that read files start side by side: most of the start is waiting for the disk.
+        let (store, bookie) = tokio::try_join!(
+            open_metadata(self, &seams, &groups.metadata),
+            open_bookie(&self.bookie, &seams, telemetry),
+        )?;
+        closing_on_failure(&bookie, async {
+            report_loss(&bookie, out)?;
+            start_above(self, telemetry, &seams, groups, store, bookie.clone()).await
+        })
+        .await
+    }
+}
+
+/// Starts what stands on metadata and storage.
+async fn start_above(
+    config: &StandaloneConfig,
+    telemetry: &Telemetry,
+    seams: &Seams,
+    groups: Groups,
+    store: Arc<EmbeddedStore>,
+    bookie: Bookie,
+) -> Result<Server, CliError> {
+    // The one bookie of this process, called instead of connected to.
+    let storage = Storage {
+        store: store.clone(),
+        transport: Arc::new(InProcess::new(bookie.clone(), &groups.ledger)),
+        bookies: Bookies::fixed(vec![local_bookie(&bookie)]),
     };
-    parts.set_serving(true);
-    greeting.print(out)?;
-    let ended = process::serve(&parts, &mut signals).await;
-    telemetry.shutdown();
-    drop(lock);
-    ended
+    let (cache, ledger) = (&config.cache, LedgerConfig::default());
+    let log = serving::log_context(storage, cache, &ledger, seams, telemetry, &groups.ledger);
+    // No other bookie has copies, so that there is nothing to repair from: only what concerns the
+    // bookie itself runs.
+    let hosted = AutorecoveryConfig::default();
+    let repair = serving::repair_context(Arc::clone(&log.ledgers), telemetry);
+    autorecovery::start(&bookie, &repair, &hosted, None, &groups.ledger);
+    let tasks = &groups.broker;
+    let broker = serving::start_broker(&config.broker, log, seams, telemetry, tasks, None).await?;
+    let health = Health::new(telemetry.clone(), Some(bookie.clone()));
+    let http_address = http::serve(config.http.listen, health.clone(), &groups.http).await?;
+    let listen = config.bookie_api.listen;
+    let bookie_address = aquifer_bookie::service::serve(bookie.clone(), listen, &groups.bookie_api)
+        .await
+        .map_err(|error| CliError::failed(error.to_string()))?;
+    let tasks = &groups.protocols;
+    let url = serving::serve_protocols(&config.protocols, &broker, seams, telemetry, tasks).await?;
+    let data_dir = config.data_dir.display();
+    let greeting = Greeting::new("standalone", format!("serves {url}, data in {data_dir}"))
+        .field("bookie", bookie_address.to_string())
+        .field("data_dir", data_dir.to_string())
+        .next(next_commands(&url))
+        .field("url", url);
+    Ok(Server {
+        groups,
+        health,
+        http_address,
+        membership: None,
+        store: Some(store),
+        bookie: Some(bookie),
+        broker: Some(broker),
+        greeting,
+    })
+}
+
+async fn open_metadata(
+    config: &StandaloneConfig,
+    seams: &Seams,
+    tasks: &TaskGroup,
+) -> Result<Arc<EmbeddedStore>, CliError> {
+    let path = config.metadata_file();
+    let options = EmbeddedOptions {
+        cache_bytes: config.cache.metadata_bytes,
+        ..EmbeddedOptions::default()
+    };
+    let (disk, clock) = (Arc::clone(&seams.disk), Arc::clone(&seams.clock));
+    EmbeddedStore::open(path.clone(), options, disk, clock, tasks)
+        .await
+        .map(Arc::new)
+        .map_err(|error| part_failed("the metadata store", &path, &error))
+}
+
+/// What to type next.
+fn next_commands(url: &str) -> Vec<String> {
+    let option = if url == DEFAULT_URL {
+        String::new()
+    } else {
+        format!(" --url {url}")
+    };
+    vec![
+        "Next, in another terminal:".to_owned(),
+        format!("  aquifer produce{option} hello \"first message\""),
+        format!("  aquifer consume{option} hello --subscription me"),
+        format!("  aquifer topic{option} stats hello"),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn commands_name_an_unusual_address() {
+        let naming = |url: &str| {
+            let lines = next_commands(url).into_iter();
+            lines
+                .filter(|line| line.contains(&format!("--url {url}")))
+                .count()
+        };
+        assert_eq!(naming(DEFAULT_URL), 0);
+        assert_eq!(naming("http://127.0.0.1:1"), 3);
+    }
 }

@@ -4,6 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use aquifer_bookie::{Bookie, BookieConfig, BookieDeps, BookieOpenError};
+use aquifer_ledger::placement::BookieInfo;
 use aquifer_runtime::clock::{SharedClock, SystemClock};
 use aquifer_runtime::disk::{RealDisk, SharedDisk};
 use aquifer_runtime::rng::{SharedRng, SystemRng};
@@ -53,6 +54,33 @@ pub async fn open_bookie(
         Ok(Ok(bookie)) => Ok(bookie),
         Ok(Err(error)) => Err(bookie_failed(config, &error)),
         Err(error) => Err(part_failed("the bookie", &config.data_dir, &error)),
+    }
+}
+
+/// Runs the rest of a start on top of a bookie, which is closed when that fails: RocksDB must not be
+/// in use while the process ends, or it aborts.
+///
+/// # Errors
+/// Those of the start.
+pub async fn closing_on_failure<T>(
+    bookie: &Bookie,
+    start: impl Future<Output = Result<T, CliError>>,
+) -> Result<T, CliError> {
+    let started = start.await;
+    if started.is_err() {
+        bookie.shutdown().await;
+    }
+    started
+}
+
+/// The bookie of this process as placement sees it, where there is no other.
+pub fn local_bookie(bookie: &Bookie) -> BookieInfo {
+    BookieInfo {
+        id: bookie.id(),
+        zone: String::new(),
+        read_only: false,
+        free_bytes: 0,
+        capacity_bytes: 0,
     }
 }
 

@@ -7,10 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::args::AutorecoveryArgs;
 use crate::exit::CliError;
 use crate::roles::membership;
-use crate::roles::settings::{
-    self, ClusterSettings, DEFAULT_CLUSTER, DEFAULT_METADATA, EtcdSettings, ListenConfig,
-    check_loopback,
-};
+use crate::roles::settings::{self, ClusterSection, ListenConfig, check_loopback};
 
 /// Neither the broker's nor a bookie's, so that all run on one machine.
 const HTTP_PORT: u16 = 7682;
@@ -19,14 +16,9 @@ const HTTP_PORT: u16 = 7682;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct AutorecoveryRoleConfig {
-    /// Listen on addresses that other machines can reach.
-    pub allow_remote: bool,
-    /// Name of the cluster.
-    pub cluster: String,
-    /// The metadata store.
-    pub metadata: String,
-    /// How the metadata store is reached.
-    pub etcd: EtcdSettings,
+    /// The cluster that it belongs to.
+    #[serde(flatten)]
+    pub cluster: ClusterSection,
     /// Health checks and metrics.
     pub http: ListenConfig,
     /// Repair; a bookie has the same settings in the same places.
@@ -46,10 +38,7 @@ pub struct RepairSection {
 impl Default for AutorecoveryRoleConfig {
     fn default() -> AutorecoveryRoleConfig {
         AutorecoveryRoleConfig {
-            allow_remote: false,
-            cluster: DEFAULT_CLUSTER.to_owned(),
-            metadata: DEFAULT_METADATA.to_owned(),
-            etcd: EtcdSettings::default(),
+            cluster: ClusterSection::default(),
             http: ListenConfig::on_port(HTTP_PORT),
             autorecovery: RepairSection::default(),
             telemetry: TelemetryConfig::default(),
@@ -68,23 +57,15 @@ impl AutorecoveryRoleConfig {
         let file = args.cluster.config.as_deref();
         let (mut config, unknown) = settings::load::<AutorecoveryRoleConfig>(file)?;
         config.apply(args);
-        check_loopback(config.allow_remote, &[("http", config.http.listen)])?;
-        membership::check(&config.cluster_settings())?;
+        check_loopback(config.cluster.allow_remote, &[("http", config.http.listen)])?;
+        membership::check(&config.cluster)?;
         let replication = &config.autorecovery.replication;
         replication.check().map_err(CliError::usage)?;
         Ok((config, unknown))
     }
 
     fn apply(&mut self, args: &AutorecoveryArgs) {
-        let texts = [
-            (&mut self.cluster, &args.cluster.cluster),
-            (&mut self.metadata, &args.cluster.metadata),
-        ];
-        for (setting, given) in texts {
-            if let Some(given) = given {
-                setting.clone_from(given);
-            }
-        }
+        self.cluster.apply(&args.cluster);
         if let Some(address) = args.http_addr {
             self.http.listen = address;
         }
@@ -94,16 +75,6 @@ impl AutorecoveryRoleConfig {
         if let Some(after) = args.lost_after {
             let after_ms = u64::try_from(after.as_millis()).unwrap_or(u64::MAX);
             self.autorecovery.replication.lost_after_ms = after_ms;
-        }
-        self.allow_remote |= args.cluster.allow_remote;
-    }
-
-    /// The cluster that it belongs to.
-    pub fn cluster_settings(&self) -> ClusterSettings {
-        ClusterSettings {
-            name: self.cluster.clone(),
-            metadata: self.metadata.clone(),
-            etcd: self.etcd.clone(),
         }
     }
 }
@@ -131,7 +102,7 @@ mod tests {
         let replication = &config.autorecovery.replication;
         assert_eq!(replication.repair_bytes_per_second, 5);
         assert_eq!(replication.lost_after_ms, 7_000);
-        assert_eq!(config.cluster, "c");
+        assert_eq!(config.cluster.name, "c");
         let error = AutorecoveryRoleConfig::load(&args(0))
             .map(|_| ())
             .unwrap_err();

@@ -10,10 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::args::BookieArgs;
 use crate::exit::CliError;
 use crate::roles::membership;
-use crate::roles::settings::{
-    self, ClusterSettings, DEFAULT_CLUSTER, DEFAULT_METADATA, EtcdSettings, ListenConfig,
-    check_loopback,
-};
+use crate::roles::settings::{self, ClusterSection, ListenConfig, check_loopback};
 
 const BOOKIE_PORT: u16 = 7651;
 /// Not the broker's, so that both run on one machine.
@@ -25,20 +22,15 @@ const HTTP_PORT: u16 = 7681;
 pub struct BookieRoleConfig {
     /// Where everything is stored; paths of other sections are relative to it.
     pub data_dir: PathBuf,
-    /// Listen on addresses that other machines can reach.
-    pub allow_remote: bool,
-    /// Name of the cluster.
-    pub cluster: String,
-    /// The metadata store.
-    pub metadata: String,
     /// What others are told to connect to; empty: where it listens.
     pub advertise: String,
     /// Its failure domain; empty where unknown.
     pub zone: String,
     /// Most bytes that it announces to have room for; 0: what the disk has.
     pub capacity_bytes: u64,
-    /// How the metadata store is reached.
-    pub etcd: EtcdSettings,
+    /// The cluster that it belongs to.
+    #[serde(flatten)]
+    pub cluster: ClusterSection,
     /// Health checks and metrics.
     pub http: ListenConfig,
     /// The storage API.
@@ -55,13 +47,10 @@ impl Default for BookieRoleConfig {
     fn default() -> BookieRoleConfig {
         BookieRoleConfig {
             data_dir: PathBuf::from("aquifer-bookie"),
-            allow_remote: false,
-            cluster: DEFAULT_CLUSTER.to_owned(),
-            metadata: DEFAULT_METADATA.to_owned(),
             advertise: String::new(),
             zone: String::new(),
             capacity_bytes: 0,
-            etcd: EtcdSettings::default(),
+            cluster: ClusterSection::default(),
             http: ListenConfig::on_port(HTTP_PORT),
             bookie_api: ListenConfig::on_port(BOOKIE_PORT),
             bookie: BookieConfig::default(),
@@ -84,17 +73,16 @@ impl BookieRoleConfig {
             ("http", config.http.listen),
             ("bookie_api", config.bookie_api.listen),
         ];
-        check_loopback(config.allow_remote, &listeners)?;
-        membership::check(&config.cluster_settings())?;
+        check_loopback(config.cluster.allow_remote, &listeners)?;
+        membership::check(&config.cluster)?;
         let replication = &config.autorecovery.replication;
         replication.check().map_err(CliError::usage)?;
         Ok((config, unknown))
     }
 
     fn apply(&mut self, args: &BookieArgs) {
+        self.cluster.apply(&args.cluster);
         let texts = [
-            (&mut self.cluster, &args.cluster.cluster),
-            (&mut self.metadata, &args.cluster.metadata),
             (&mut self.advertise, &args.advertise),
             (&mut self.zone, &args.zone),
         ];
@@ -115,21 +103,11 @@ impl BookieRoleConfig {
         if let Some(capacity) = args.capacity {
             self.capacity_bytes = capacity;
         }
-        self.allow_remote |= args.cluster.allow_remote;
         self.bookie.accept_loss = args.accept_loss;
         self.autorecovery.enabled &= !args.no_autorecovery;
-        self.bookie.cluster = Some(self.cluster.clone());
+        self.bookie.cluster = Some(self.cluster.name.clone());
         self.bookie.capacity_bytes = (self.capacity_bytes > 0).then_some(self.capacity_bytes);
         settings::place_bookie(&mut self.bookie, &self.data_dir);
-    }
-
-    /// The cluster that it belongs to.
-    pub fn cluster_settings(&self) -> ClusterSettings {
-        ClusterSettings {
-            name: self.cluster.clone(),
-            metadata: self.metadata.clone(),
-            etcd: self.etcd.clone(),
-        }
     }
 }
 
@@ -160,13 +138,13 @@ mod tests {
         };
         let (config, unknown) = BookieRoleConfig::load(&args("from-flag")).unwrap();
         assert!(unknown.is_empty(), "{unknown:?}");
-        assert_eq!((&*config.cluster, &*config.zone), ("from-flag", "z"));
+        assert_eq!((&*config.cluster.name, &*config.zone), ("from-flag", "z"));
         let bookie = &config.bookie;
         assert_eq!(bookie.cluster.as_deref(), Some("from-flag"));
         assert_eq!((bookie.capacity_bytes, bookie.accept_loss), (Some(7), true));
         assert!(!config.autorecovery.enabled);
         assert_eq!(bookie.data_dir, PathBuf::from("d/bookie"));
-        assert_eq!(config.etcd.password.expose(), "hunter2");
+        assert_eq!(config.cluster.etcd.password.expose(), "hunter2");
         assert!(BookieRoleConfig::load(&args("no/name")).is_err());
         let mut open = args("c");
         open.bookie_addr = Some("0.0.0.0:0".parse().unwrap());

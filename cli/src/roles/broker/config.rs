@@ -9,8 +9,7 @@ use crate::args::BrokerArgs;
 use crate::exit::CliError;
 use crate::roles::membership;
 use crate::roles::settings::{
-    self, CacheConfig, ClusterSettings, DEFAULT_CLUSTER, DEFAULT_METADATA, EtcdSettings,
-    LedgerConfig, ListenConfig, QuorumSettings, check_loopback,
+    self, CacheConfig, ClusterSection, LedgerConfig, ListenConfig, QuorumSettings, check_loopback,
 };
 
 const HTTP_PORT: u16 = 7680;
@@ -19,14 +18,9 @@ const HTTP_PORT: u16 = 7680;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct BrokerRoleConfig {
-    /// Listen on addresses that other machines can reach.
-    pub allow_remote: bool,
-    /// Name of the cluster; goes over `broker.cluster`.
-    pub cluster: String,
-    /// The metadata store.
-    pub metadata: String,
-    /// How the metadata store is reached.
-    pub etcd: EtcdSettings,
+    /// The cluster that it belongs to; its name goes over `broker.cluster`.
+    #[serde(flatten)]
+    pub cluster: ClusterSection,
     /// Replication in namespaces that say nothing else.
     pub quorum: QuorumSettings,
     /// How ledgers are written.
@@ -46,10 +40,7 @@ pub struct BrokerRoleConfig {
 impl Default for BrokerRoleConfig {
     fn default() -> BrokerRoleConfig {
         BrokerRoleConfig {
-            allow_remote: false,
-            cluster: DEFAULT_CLUSTER.to_owned(),
-            metadata: DEFAULT_METADATA.to_owned(),
-            etcd: EtcdSettings::default(),
+            cluster: ClusterSection::default(),
             quorum: QuorumSettings::default(),
             ledger: LedgerConfig::default(),
             cache: CacheConfig::default(),
@@ -75,15 +66,7 @@ impl BrokerRoleConfig {
     }
 
     fn apply(&mut self, args: &BrokerArgs) -> Result<(), CliError> {
-        let texts = [
-            (&mut self.cluster, &args.cluster.cluster),
-            (&mut self.metadata, &args.cluster.metadata),
-        ];
-        for (setting, given) in texts {
-            if let Some(given) = given {
-                setting.clone_from(given);
-            }
-        }
+        self.cluster.apply(&args.cluster);
         let grpc = &mut self.protocols.grpc;
         if let Some(address) = args.grpc_addr {
             grpc.listen = address;
@@ -109,8 +92,7 @@ impl BrokerRoleConfig {
             let delay_ms = u64::try_from(delay.as_millis()).unwrap_or(u64::MAX);
             self.ledger.ensemble_change_delay_ms = delay_ms;
         }
-        self.allow_remote |= args.cluster.allow_remote;
-        self.broker.cluster.clone_from(&self.cluster);
+        self.broker.cluster.clone_from(&self.cluster.name);
         self.broker.default_quorum = self.quorum.quorum()?;
         Ok(())
     }
@@ -123,21 +105,12 @@ impl BrokerRoleConfig {
         self.ledger.check(self.broker.default_quorum)?;
         let mut listeners = self.protocols.listeners();
         listeners.push(("http", self.http.listen));
-        check_loopback(self.allow_remote, &listeners)?;
+        check_loopback(self.cluster.allow_remote, &listeners)?;
         let grpc = &self.protocols.grpc;
         // Clients are told the address; it must be one that they can use.
         let told = grpc.advertised_url.as_deref().unwrap_or_default();
         settings::advertised(told, grpc.listen.socket_addr())?;
-        membership::check(&self.cluster_settings())
-    }
-
-    /// The cluster that it belongs to.
-    pub fn cluster_settings(&self) -> ClusterSettings {
-        ClusterSettings {
-            name: self.cluster.clone(),
-            metadata: self.metadata.clone(),
-            etcd: self.etcd.clone(),
-        }
+        membership::check(&self.cluster)
     }
 }
 

@@ -13,6 +13,8 @@ use crate::args::StandaloneArgs;
 use crate::exit::CliError;
 use crate::roles::settings::{self, CacheConfig, ListenConfig, check_loopback};
 
+/// The file of the metadata store in the data directory.
+const METADATA_FILE: &str = "metadata.redb";
 const BOOKIE_PORT: u16 = 7651;
 const HTTP_PORT: u16 = 7680;
 
@@ -66,6 +68,11 @@ impl StandaloneConfig {
         config.apply(args);
         config.check()?;
         Ok((config, unknown))
+    }
+
+    /// Where the embedded metadata store is.
+    pub fn metadata_file(&self) -> PathBuf {
+        self.data_dir.join(METADATA_FILE)
     }
 
     fn apply(&mut self, args: &StandaloneArgs) {

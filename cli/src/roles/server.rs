@@ -1,0 +1,185 @@
+//! A running server: the parts of its process, and the order in which they stop.
+//!
+//! Every role starts its parts from the bottom up and stops them from the top down, so that what a
+//! part still has to finish finds the parts that it uses. The order of the stop is the same for all
+//! roles; a role that lacks a part skips its step.
+//!
+//! Each part has a task group. A group that ends by itself has lost a task to a panic, and then the
+//! process ends too: it must not go on acknowledging.
+
+use std::net::SocketAddr;
+use std::ops::Deref;
+use std::sync::Arc;
+use std::time::Duration;
+
+use aquifer_bookie::Bookie;
+use aquifer_broker::Broker;
+use aquifer_metadata::embedded::EmbeddedStore;
+use aquifer_runtime::task::TaskGroup;
+use futures::FutureExt;
+use futures::future::{BoxFuture, select_all};
+
+use crate::roles::greeting::Greeting;
+use crate::roles::http::Health;
+use crate::roles::membership::Membership;
+
+/// How long a part may take to finish what it has begun.
+const WORK_MAX: Duration = Duration::from_secs(15);
+/// The same for parts that only answer: peers that keep their connections open are not waited for.
+const ANSWERS_MAX: Duration = Duration::from_secs(2);
+
+/// The tasks of one part, and how long they may take to end.
+pub struct Group {
+    tasks: TaskGroup,
+    drain_max: Duration,
+}
+
+impl Group {
+    fn new(name: &'static str, drain_max: Duration) -> Group {
+        Group {
+            tasks: TaskGroup::new(name),
+            drain_max,
+        }
+    }
+
+    /// Lets the tasks finish within their limit, and aborts the rest.
+    async fn stop(&self) {
+        self.tasks.drain(self.drain_max).await;
+    }
+}
+
+impl Deref for Group {
+    type Target = TaskGroup;
+
+    fn deref(&self) -> &TaskGroup {
+        &self.tasks
+    }
+}
+
+/// The task groups of a process, in the order in which they stop. A role uses those that it has
+/// parts for; the others stay empty.
+pub struct Groups {
+    /// What keeps a bookie announced.
+    pub announcement: Group,
+    /// Wire protocols of clients.
+    pub protocols: Group,
+    /// Auditing and repair of ledgers.
+    pub autorecovery: Group,
+    /// The storage API of the bookie.
+    pub bookie_api: Group,
+    /// Topics.
+    pub broker: Group,
+    /// Topic logs and ledgers.
+    pub ledger: Group,
+    /// Connections to bookies and brokers.
+    pub transport: Group,
+    /// Connections to the metadata store, or the embedded one.
+    pub metadata: Group,
+    /// Health checks and metrics.
+    pub http: Group,
+}
+
+impl Groups {
+    /// Empty groups.
+    pub fn new() -> Groups {
+        Groups {
+            announcement: Group::new("announcement", ANSWERS_MAX),
+            protocols: Group::new("protocols", WORK_MAX),
+            autorecovery: Group::new("autorecovery", WORK_MAX),
+            bookie_api: Group::new("bookie-api", ANSWERS_MAX),
+            broker: Group::new("broker", WORK_MAX),
+            ledger: Group::new("ledger", WORK_MAX),
+            transport: Group::new("transport", ANSWERS_MAX),
+            metadata: Group::new("metadata", WORK_MAX),
+            http: Group::new("http", ANSWERS_MAX),
+        }
+    }
+
+    fn all(&self) -> [&Group; 9] {
+        [
+            &self.announcement,
+            &self.protocols,
+            &self.autorecovery,
+            &self.bookie_api,
+            &self.broker,
+            &self.ledger,
+            &self.transport,
+            &self.metadata,
+            &self.http,
+        ]
+    }
+}
+
+/// The parts of a server that runs. Fields that are absent are parts that the role does not have.
+pub struct Server {
+    /// The tasks of all parts.
+    pub groups: Groups,
+    /// What health checks answer.
+    pub health: Health,
+    /// Where health checks and metrics are.
+    pub http_address: SocketAddr,
+    /// The place in a cluster.
+    pub membership: Option<Membership>,
+    /// The embedded metadata store.
+    pub store: Option<Arc<EmbeddedStore>>,
+    /// Storage.
+    pub bookie: Option<Bookie>,
+    /// Topics.
+    pub broker: Option<Arc<Broker>>,
+    /// What it prints when it serves.
+    pub greeting: Greeting,
+}
+
+impl Server {
+    /// Waits until a group has ended by itself or the bookie has failed, and says why.
+    pub async fn failed(&self) -> String {
+        let mut watched: Vec<BoxFuture<'_, String>> = Vec::new();
+        if let Some(bookie) = &self.bookie {
+            watched.push(bookie.failed().boxed());
+        }
+        for group in self.groups.all() {
+            let token = group.shutdown_token();
+            let reason = async move {
+                token.wait().await;
+                let reason = group.failed().unwrap_or_else(|| "it ended".to_owned());
+                format!("{}: {reason}", group.name())
+            };
+            watched.push(reason.boxed());
+        }
+        select_all(watched).await.0
+    }
+
+    /// Stops every part in good order.
+    pub async fn shutdown(&self) {
+        let groups = &self.groups;
+        groups.announcement.stop().await;
+        if let Some(membership) = &self.membership {
+            if let Some(broker) = &self.broker {
+                // While it still serves, so that clients learn where to go.
+                broker.hand_over().await;
+            }
+            // Locks go with the lease: other processes take up at once what is left half done.
+            membership.withdraw().await;
+        }
+        groups.protocols.stop().await;
+        groups.autorecovery.stop().await;
+        groups.bookie_api.stop().await;
+        if let Some(broker) = &self.broker {
+            broker.shutdown().await;
+        }
+        groups.broker.stop().await;
+        groups.ledger.stop().await;
+        groups.transport.stop().await;
+        if let Some(bookie) = &self.bookie {
+            bookie.shutdown().await;
+        }
+        if let Some(membership) = &self.membership {
+            membership.close().await;
+        }
+        if let Some(store) = &self.store {
+            store.close().await;
+        }
+        groups.metadata.stop().await;
+        groups.http.stop().await;
+    }
+}
