@@ -1,10 +1,10 @@
 //! The command line, declared. Names and meanings here are a contract:
 //! scripts rely on them, so flags may be added but not renamed.
 
-mod brokers;
 mod cluster;
 mod policy;
 mod roles;
+mod storage;
 mod tenancy;
 
 use std::path::PathBuf;
@@ -16,12 +16,12 @@ use aquifer_model::topic::{
 };
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-pub use brokers::{BrokersArgs, BrokersCommand};
-pub use cluster::{BookieCommand, DoctorArgs, LedgerArgs, LedgerCommand, SourceArgs, StateArg};
+pub use cluster::{ClusterCommand, ClusterToolArgs};
 pub use policy::{PolicyCommand, PolicyValue};
 pub use roles::{
     AutorecoveryArgs, BookieArgs, BrokerArgs, ClusterArgs, DevArgs, DevChildArgs, StandaloneArgs,
 };
+pub use storage::{BookieCommand, DoctorArgs, LedgerArgs, LedgerCommand, SourceArgs, StateArg};
 pub use tenancy::{
     NamespaceArgs, NamespaceCommand, SubscriptionArgs, SubscriptionCommand, TenantArgs,
     TenantCommand,
@@ -101,7 +101,7 @@ pub enum Command {
     /// Create and list namespaces, show and change their policies: replication, retention and more.
     Namespace(NamespaceArgs),
     /// Show brokers and bundles of a running cluster, and move bundles between brokers.
-    Cluster(BrokersArgs),
+    Cluster(ClusterToolArgs),
     /// Show, check, close and delete single ledgers.
     Ledger(LedgerArgs),
     /// Look at everything and say what needs a person; exit code 1 when something does.

@@ -1,7 +1,8 @@
-//! The tools: each is a program against the client SDK, a file for each or for two that belong together.
+//! The tools: each is a program against the client SDK, a file for each or for two that belong
+//! together.
 
 pub mod bookie;
-pub mod brokers;
+pub mod cluster;
 pub mod consume;
 pub mod doctor;
 pub mod ledger;

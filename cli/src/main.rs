@@ -5,13 +5,13 @@
 //! messaging system itself.
 
 mod args;
-mod cluster;
 mod commands;
 mod connect;
 mod exit;
 mod output;
 mod perf;
 mod roles;
+mod tool;
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -80,7 +80,7 @@ fn run(cli: Cli, began: Duration, out: &Output) -> Result<(), CliError> {
             Command::Subscription(args) => commands::subscription::run(args, &connect, out).await,
             Command::Tenant(args) => commands::tenancy::tenant(args, &connect, out).await,
             Command::Namespace(args) => commands::tenancy::namespace(args, &connect, out).await,
-            Command::Cluster(args) => commands::brokers::run(args, &connect, out).await,
+            Command::Cluster(args) => commands::cluster::run(args, &connect, out).await,
             Command::Ledger(args) => commands::ledger::run(args, out).await,
             Command::Doctor(args) => commands::doctor::run(args, out).await,
             Command::Perf(args) => commands::perf::run(args, &connect, out).await,

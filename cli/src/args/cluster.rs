@@ -1,183 +1,64 @@
-//! Arguments of the tools for operators: bookies, ledgers, and the doctor.
+//! Arguments of `aquifer cluster`.
 
-use std::path::PathBuf;
+use aquifer_model::bundle::BundleRange;
+use aquifer_model::topic::NamespaceName;
+use clap::{Args, Subcommand};
 
-use aquifer_model::id::{BookieId, LedgerId};
-use clap::{Args, Subcommand, ValueEnum};
-
-/// What a tool looks at.
-#[derive(Debug, Clone, Args)]
-pub struct SourceArgs {
-    /// The metadata store of a cluster: etcd://HOST:PORT[,HOST:PORT…], or etcds:// for TLS.
-    /// AQUIFER_METADATA; user, password and TLS files are in the section `etcd` of the
-    /// configuration, as for servers.
-    #[arg(long, global = true, value_name = "URL", conflicts_with = "data_dir")]
-    pub metadata: Option<String>,
-
-    /// The name of the cluster [default: aquifer].
-    #[arg(long, global = true, value_name = "NAME")]
-    pub cluster: Option<String>,
-
-    /// The data directory of a standalone server that is stopped, where no cluster is named
-    /// [default: ./aquifer-data].
-    #[arg(long, global = true, value_name = "DIR")]
-    pub data_dir: Option<PathBuf>,
-
-    /// The configuration file of a server of the cluster, or of the standalone server.
-    #[arg(long, global = true, value_name = "FILE")]
-    pub config: Option<PathBuf>,
-}
-
-/// What to do with bookies.
-#[derive(Debug, Subcommand)]
-pub enum BookieCommand {
-    /// List bookies: those that are there, and those that hold ledgers and are not.
-    List {
-        /// What to look at.
-        #[command(flatten)]
-        source: SourceArgs,
-    },
-    /// Show the permanent record of a bookie's identity.
-    Cookie {
-        /// The bookie.
-        bookie: BookieId,
-        /// What to look at.
-        #[command(flatten)]
-        source: SourceArgs,
-    },
-    /// Move everything off a bookie, then remove it for good.
-    Decommission {
-        /// The bookie.
-        bookie: BookieId,
-        /// Return at once: the cluster's repair workers move its ledgers. Call again to finish.
-        #[arg(long, conflicts_with_all = ["repair_here", "undo"])]
-        no_wait: bool,
-        /// Copy in this process too, instead of leaving it to the bookies' repair workers.
-        #[arg(long, conflicts_with = "undo")]
-        repair_here: bool,
-        /// Begin although some of its ledgers have no bookie to go to yet.
-        #[arg(long, conflicts_with = "undo")]
-        force: bool,
-        /// Also when it is away, and no other bookie has some of its entries: give these up.
-        #[arg(long, conflicts_with_all = ["no_wait", "undo"])]
-        accept_loss: bool,
-        /// Take it back: the bookie may hold ledgers again.
-        #[arg(long)]
-        undo: bool,
-        /// What to look at.
-        #[command(flatten)]
-        source: SourceArgs,
-    },
-}
-
-impl BookieCommand {
-    /// What it looks at.
-    pub fn source(&self) -> &SourceArgs {
-        match self {
-            BookieCommand::List { source }
-            | BookieCommand::Cookie { source, .. }
-            | BookieCommand::Decommission { source, .. } => source,
-        }
-    }
-}
-
-/// Arguments of `aquifer ledger`.
+/// Arguments of `aquifer cluster`.
 #[derive(Debug, Args)]
-pub struct LedgerArgs {
-    /// What to look at.
-    #[command(flatten)]
-    pub source: SourceArgs,
-    /// What to do with ledgers.
+pub struct ClusterToolArgs {
+    /// What to do.
     #[command(subcommand)]
-    pub command: LedgerCommand,
+    pub command: ClusterCommand,
 }
 
-/// States of a ledger.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum StateArg {
-    /// It has a writer.
-    Open,
-    /// Somebody has begun to close it.
-    InRecovery,
-    /// It never changes again.
-    Closed,
-}
-
-/// What to do with ledgers.
+/// What to do with brokers and bundles.
 #[derive(Debug, Subcommand)]
-pub enum LedgerCommand {
-    /// List ledgers in order of their ids.
-    List {
-        /// Only those in this state.
-        #[arg(long, value_enum)]
-        state: Option<StateArg>,
-        /// Only those that name this bookie.
+pub enum ClusterCommand {
+    /// Show the brokers, and how many bundles of the namespace each of them owns.
+    Status {
+        /// The namespace, TENANT/NAMESPACE.
+        #[arg(default_value = "public/default")]
+        namespace: NamespaceName,
+    },
+    /// List the brokers.
+    Brokers,
+    /// List the bundles of a namespace, and who owns them.
+    Bundles {
+        /// The namespace, TENANT/NAMESPACE.
+        #[arg(default_value = "public/default")]
+        namespace: NamespaceName,
+    },
+    /// Move a bundle away from its broker, to any other.
+    Unload {
+        /// The namespace, TENANT/NAMESPACE.
+        namespace: NamespaceName,
+        /// The bundle, FIRST-LAST as `bundles` lists it; all of the namespace when left out.
+        bundle: Option<BundleRange>,
+    },
+    /// Move a bundle to a certain broker.
+    Transfer {
+        /// The namespace, TENANT/NAMESPACE.
+        namespace: NamespaceName,
+        /// The bundle, FIRST-LAST as `bundles` lists it.
+        bundle: BundleRange,
+        /// The broker, by its id as `brokers` lists it.
         #[arg(long, value_name = "ID")]
-        bookie: Option<BookieId>,
-        /// End after so many.
-        #[arg(long, value_name = "N")]
-        count: Option<u64>,
+        to: String,
     },
-    /// Show everything that is known of a ledger.
-    Inspect {
-        /// The ledger.
-        #[arg(value_parser = ledger_id)]
-        ledger: LedgerId,
-    },
-    /// Read the entries of a ledger, also of one that is still written, as far as they are confirmed.
-    Read {
-        /// The ledger.
-        #[arg(value_parser = ledger_id)]
-        ledger: LedgerId,
-        /// First entry.
-        #[arg(long, value_name = "ENTRY", default_value_t = 0)]
-        from: u64,
-        /// End after so many entries.
-        #[arg(long, value_name = "N")]
-        count: Option<u64>,
-        /// Wait for more, until the ledger is closed.
-        #[arg(long)]
-        follow: bool,
-    },
-    /// Close a ledger whose writer is gone. A writer that is still there is fenced.
-    Recover {
-        /// The ledger.
-        #[arg(value_parser = ledger_id)]
-        ledger: LedgerId,
-    },
-    /// Delete a ledger from all its bookies.
-    Delete {
-        /// The ledger.
-        #[arg(value_parser = ledger_id)]
-        ledger: LedgerId,
-        /// Also when a topic refers to it: that topic loses these messages.
-        #[arg(long)]
-        force: bool,
-    },
-    /// Read every replica of every entry; exit code 1 when one is missing or damaged.
-    Verify {
-        /// The ledgers; all without any.
-        #[arg(value_parser = ledger_id)]
-        ledgers: Vec<LedgerId>,
-        /// Mark what is not whole, so that it is repaired.
-        #[arg(long)]
-        mark: bool,
-        /// Read at most so many bytes a second.
-        #[arg(long, value_name = "BYTES", default_value_t = 64 << 20)]
-        rate: u64,
+    /// Split a bundle in two; both stay where they are.
+    Split {
+        /// The namespace, TENANT/NAMESPACE.
+        namespace: NamespaceName,
+        /// The bundle, FIRST-LAST as `bundles` lists it.
+        bundle: BundleRange,
+        /// Split at this hash, eight hexadecimal digits [default: where it halves the load, or in
+        /// the middle when the load is not known].
+        #[arg(long, value_name = "HASH", value_parser = hash)]
+        at: Option<u32>,
     },
 }
 
-/// Arguments of `aquifer doctor`.
-#[derive(Debug, Args)]
-pub struct DoctorArgs {
-    /// What to look at.
-    #[command(flatten)]
-    pub source: SourceArgs,
-}
-
-fn ledger_id(text: &str) -> Result<LedgerId, String> {
-    let id: Result<u64, _> = text.parse();
-    id.map(LedgerId)
-        .map_err(|_| "a ledger is named by its number".to_owned())
+fn hash(text: &str) -> Result<u32, String> {
+    u32::from_str_radix(text, 16).map_err(|_| format!("{text} is no hexadecimal number"))
 }

@@ -8,7 +8,7 @@ use aquifer_model::quorum::Quorum;
 use aquifer_runtime::net::ListenAddress;
 use clap::Args;
 
-use super::cluster::BookieCommand;
+use super::storage::BookieCommand;
 
 /// Arguments of `aquifer standalone`.
 #[derive(Debug, Args)]

@@ -8,9 +8,9 @@ use aquifer_repair::{Member, Members};
 use serde_json::json;
 
 use crate::args::BookieCommand;
-use crate::cluster::{Cluster, failed};
 use crate::exit::CliError;
 use crate::output::{Output, Table};
+use crate::tool::{ToolContext, failed};
 
 /// What to do when there is no such bookie.
 const LIST: &str = "aquifer bookie list shows those that there are";
@@ -20,7 +20,7 @@ const LIST: &str = "aquifer bookie list shows those that there are";
 /// # Errors
 /// When metadata does not do it.
 pub async fn run(command: BookieCommand, out: &Output) -> Result<(), CliError> {
-    let cluster = Cluster::open(command.source()).await?;
+    let cluster = ToolContext::open(command.source()).await?;
     let result = match command {
         BookieCommand::List { .. } => list(&cluster, out).await,
         BookieCommand::Cookie { bookie, .. } => cookie(&cluster, bookie, out).await,
@@ -64,7 +64,7 @@ fn state(member: Option<&Member>) -> &'static str {
     }
 }
 
-async fn list(cluster: &Cluster, out: &Output) -> Result<(), CliError> {
+async fn list(cluster: &ToolContext, out: &Output) -> Result<(), CliError> {
     let members = Members::load(cluster.store())
         .await
         .map_err(|e| failed(&e))?;
@@ -114,7 +114,7 @@ async fn list(cluster: &Cluster, out: &Output) -> Result<(), CliError> {
     out.table(&table)
 }
 
-async fn cookie(cluster: &Cluster, bookie: BookieId, out: &Output) -> Result<(), CliError> {
+async fn cookie(cluster: &ToolContext, bookie: BookieId, out: &Output) -> Result<(), CliError> {
     let members = Members::load(cluster.store())
         .await
         .map_err(|e| failed(&e))?;

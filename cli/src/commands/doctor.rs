@@ -7,9 +7,9 @@ use aquifer_repair::{Member, Members, inspect};
 use serde_json::json;
 
 use crate::args::DoctorArgs;
-use crate::cluster::{Cluster, failed};
 use crate::exit::CliError;
 use crate::output::Output;
+use crate::tool::{ToolContext, failed};
 
 /// How bad something is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,7 +50,7 @@ impl Finding {
 /// # Errors
 /// When metadata cannot be read, or something needs a person.
 pub async fn run(args: DoctorArgs, out: &Output) -> Result<(), CliError> {
-    let cluster = Cluster::open(&args.source).await?;
+    let cluster = ToolContext::open(&args.source).await?;
     let findings = examine(&cluster).await;
     cluster.close().await;
     let findings = findings?;
@@ -83,7 +83,7 @@ pub async fn run(args: DoctorArgs, out: &Output) -> Result<(), CliError> {
     }
 }
 
-async fn examine(cluster: &Cluster) -> Result<Vec<Finding>, CliError> {
+async fn examine(cluster: &ToolContext) -> Result<Vec<Finding>, CliError> {
     let store = cluster.store();
     let index = LedgerIndex::scan(store)
         .await
@@ -154,7 +154,7 @@ fn room_of_metadata(usage: Usage) -> Finding {
 }
 
 /// Bookies that are announced and do not answer.
-async fn silent(cluster: &Cluster, members: &Members) -> Vec<Finding> {
+async fn silent(cluster: &ToolContext, members: &Members) -> Vec<Finding> {
     let mut findings = Vec::new();
     for bookie in members.registered() {
         let Err(why) = inspect::ping(&cluster.ctx, bookie).await else {

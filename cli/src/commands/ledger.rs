@@ -8,9 +8,9 @@ use aquifer_repair::inspect::{self, LedgerView, Replica};
 use serde_json::{Value, json};
 
 use crate::args::{LedgerArgs, LedgerCommand, StateArg};
-use crate::cluster::{Cluster, failed};
 use crate::exit::{CliError, Exit};
 use crate::output::{Output, Table};
+use crate::tool::{ToolContext, failed};
 
 /// Ledgers that are listed at once.
 const PAGE: usize = 500;
@@ -20,7 +20,7 @@ const PAGE: usize = 500;
 /// # Errors
 /// When storage does not do it, or `verify` found replicas that are not whole.
 pub async fn run(args: LedgerArgs, out: &Output) -> Result<(), CliError> {
-    let cluster = Cluster::open(&args.source).await?;
+    let cluster = ToolContext::open(&args.source).await?;
     let result = match args.command {
         LedgerCommand::List {
             state,
@@ -110,7 +110,7 @@ fn entries(view: &LedgerView) -> String {
 /// Calls `each` for every ledger; unreadable records are named on standard error. Returns how many
 /// those were.
 async fn for_each(
-    cluster: &Cluster,
+    cluster: &ToolContext,
     out: &Output,
     mut each: impl FnMut(LedgerView) -> Result<bool, CliError>,
 ) -> Result<u64, CliError> {
@@ -139,7 +139,7 @@ async fn for_each(
 }
 
 async fn list(
-    cluster: &Cluster,
+    cluster: &ToolContext,
     wanted: impl Fn(&LedgerView) -> bool,
     count: u64,
     out: &Output,
@@ -189,7 +189,11 @@ async fn list(
     }
 }
 
-async fn inspect_one(cluster: &Cluster, ledger: LedgerId, out: &Output) -> Result<(), CliError> {
+async fn inspect_one(
+    cluster: &ToolContext,
+    ledger: LedgerId,
+    out: &Output,
+) -> Result<(), CliError> {
     let view = inspect::view(cluster.store(), ledger).await;
     let Some(view) = view.map_err(|error| failed(&error))? else {
         return Err(no_ledger(ledger));
@@ -221,7 +225,7 @@ fn show(view: &LedgerView, topic: Option<&str>, out: &Output) -> Result<(), CliE
     out.table(&table)
 }
 
-async fn recover(cluster: &Cluster, ledger: LedgerId, out: &Output) -> Result<(), CliError> {
+async fn recover(cluster: &ToolContext, ledger: LedgerId, out: &Output) -> Result<(), CliError> {
     let recovered = inspect::recover(&cluster.ctx, ledger).await;
     let view = recovered.map_err(|error| failed(&error).context("recovery gave up"))?;
     if out.is_json() {
@@ -234,7 +238,7 @@ async fn recover(cluster: &Cluster, ledger: LedgerId, out: &Output) -> Result<()
 }
 
 async fn delete(
-    cluster: &Cluster,
+    cluster: &ToolContext,
     ledger: LedgerId,
     force: bool,
     out: &Output,
@@ -366,7 +370,7 @@ impl Verified {
 }
 
 async fn verify(
-    cluster: &Cluster,
+    cluster: &ToolContext,
     named: Vec<LedgerId>,
     mark: bool,
     rate: u64,
@@ -410,7 +414,11 @@ async fn verify(
     verified.report(out)
 }
 
-async fn mark_thin(cluster: &Cluster, ledger: LedgerId, thin: &[&Replica]) -> Result<(), CliError> {
+async fn mark_thin(
+    cluster: &ToolContext,
+    ledger: LedgerId,
+    thin: &[&Replica],
+) -> Result<(), CliError> {
     let view = inspect::view(cluster.store(), ledger).await;
     let Some(view) = view.map_err(|error| failed(&error))? else {
         return Ok(());

@@ -12,9 +12,9 @@ use aquifer_runtime::clock;
 use serde_json::{Value, json};
 
 use super::LIST;
-use crate::cluster::{Cluster, failed};
 use crate::exit::{CliError, Exit};
 use crate::output::Output;
+use crate::tool::{ToolContext, failed};
 
 /// How often a decommission looks how far it is.
 const LOOK: Duration = Duration::from_secs(1);
@@ -29,7 +29,7 @@ const SESSION_TTL: Duration = Duration::from_secs(15);
 ///
 /// # Errors
 /// When there is no such bookie, it is decommissioned already, or metadata does not do it.
-pub async fn undo(cluster: &Cluster, bookie: BookieId, out: &Output) -> Result<(), CliError> {
+pub async fn undo(cluster: &ToolContext, bookie: BookieId, out: &Output) -> Result<(), CliError> {
     let members = Members::load(cluster.store())
         .await
         .map_err(|e| failed(&e))?;
@@ -66,7 +66,7 @@ pub struct How {
 /// # Errors
 /// When there is no such bookie, its ledgers have nowhere to go, or metadata does not do it.
 pub async fn run(
-    cluster: &Cluster,
+    cluster: &ToolContext,
     bookie: BookieId,
     how: How,
     out: &Output,
@@ -114,7 +114,8 @@ pub async fn run(
             }
             Retired::LastHope(lost) => ledgers_of(&lost),
             Retired::Referenced(ledgers) => ledgers,
-            // Nothing names it now; whoever does not know yet that it leaves may still choose it.
+            // Nothing names it now; a writer that has not seen yet that it leaves may still choose
+            // it.
             Retired::Announced => 0,
         };
         progress.add(left.saturating_sub(now_left));
@@ -217,7 +218,7 @@ impl Patience {
 }
 
 /// What waits, and why it probably does.
-async fn explain(cluster: &Cluster, bookie: BookieId, left: u64) -> Result<String, CliError> {
+async fn explain(cluster: &ToolContext, bookie: BookieId, left: u64) -> Result<String, CliError> {
     let store = cluster.store();
     let pending = inspect::pending(store).await.map_err(|e| failed(&e))?;
     let outlook = room::of_bookie(store, bookie)
@@ -262,7 +263,7 @@ struct Here {
 }
 
 impl Here {
-    async fn start(cluster: &Cluster) -> Result<Here, CliError> {
+    async fn start(cluster: &ToolContext) -> Result<Here, CliError> {
         let ctx = &cluster.ctx;
         let config = ReplicationConfig {
             // Only what is asked for: losses are left to the cluster's auditor.

@@ -12,9 +12,9 @@ use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use serde_json::json;
 
-use crate::cluster::{Cluster, failed};
 use crate::exit::CliError;
 use crate::output::Output;
+use crate::tool::{ToolContext, failed};
 
 /// Most of one read.
 const READ_BYTES: usize = 1 << 20;
@@ -40,7 +40,7 @@ pub struct Wanted {
 ///
 /// # Errors
 /// When the ledger does not exist, no replica has an entry, or standard output is closed.
-pub async fn read(cluster: &Cluster, wanted: &Wanted, out: &Output) -> Result<(), CliError> {
+pub async fn read(cluster: &ToolContext, wanted: &Wanted, out: &Output) -> Result<(), CliError> {
     let ledger = wanted.ledger;
     let opened = TailReader::open(cluster.ctx.ledgers.clone(), ledger, EntryId(wanted.from)).await;
     let mut tail = opened.map_err(|error| failed(&error))?;

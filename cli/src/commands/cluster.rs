@@ -8,7 +8,7 @@ use aquifer_client::admin::{Admin, BrokerInfo, BundleInfo};
 use aquifer_model::load::LoadReport;
 use serde_json::{Value, json};
 
-use crate::args::{BrokersArgs, BrokersCommand};
+use crate::args::{ClusterCommand, ClusterToolArgs};
 use crate::connect::Connect;
 use crate::exit::CliError;
 use crate::output::{Output, Table};
@@ -17,21 +17,21 @@ use crate::output::{Output, Table};
 ///
 /// # Errors
 /// When the broker refuses it or cannot be reached.
-pub async fn run(args: BrokersArgs, connect: &Connect, out: &Output) -> Result<(), CliError> {
+pub async fn run(args: ClusterToolArgs, connect: &Connect, out: &Output) -> Result<(), CliError> {
     let client = connect.client()?;
     client.connect().await?;
     let admin = client.admin();
     match args.command {
-        BrokersCommand::Status { namespace } => status(&admin, &namespace.to_string(), out).await,
-        BrokersCommand::Brokers => brokers(&admin, connect, out).await,
-        BrokersCommand::Bundles { namespace } => {
+        ClusterCommand::Status { namespace } => status(&admin, &namespace.to_string(), out).await,
+        ClusterCommand::Brokers => brokers(&admin, connect, out).await,
+        ClusterCommand::Bundles { namespace } => {
             let namespace = namespace.to_string();
             let bundles = admin.list_bundles(&namespace).await?;
             let brokers = admin.list_brokers().await?;
             let reports = load::reports(connect, &brokers).await;
             show_bundles(&namespace, &bundles, &brokers, &reports, out)
         }
-        BrokersCommand::Unload { namespace, bundle } => {
+        ClusterCommand::Unload { namespace, bundle } => {
             let namespace = namespace.to_string();
             let bundles = match bundle {
                 Some(bundle) => vec![bundle.to_string()],
@@ -49,7 +49,7 @@ pub async fn run(args: BrokersArgs, connect: &Connect, out: &Output) -> Result<(
             }
             shown(&table, out)
         }
-        BrokersCommand::Transfer {
+        ClusterCommand::Transfer {
             namespace,
             bundle,
             to,
@@ -59,7 +59,7 @@ pub async fn run(args: BrokersArgs, connect: &Connect, out: &Output) -> Result<(
             transfer(&admin, &namespace, &bundle, Some(&to), &mut table, out).await?;
             shown(&table, out)
         }
-        BrokersCommand::Split {
+        ClusterCommand::Split {
             namespace,
             bundle,
             at,

@@ -1,4 +1,5 @@
-//! The way of the operators' tools to metadata and bookies, as one log context.
+//! What the operators' tools work with (`aquifer ledger`, `bookie`, `doctor`): metadata and
+//! bookies, of a cluster that runs or of a standalone server that is stopped.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -6,20 +7,15 @@ use std::time::Duration;
 
 use aquifer_bookie::{Bookie, autorecovery};
 use aquifer_ledger::bookie_client::{BookieClientConfig, GrpcTransport};
-use aquifer_ledger::context::{LedgerContext, LedgerSettings, LedgerShared};
 use aquifer_ledger::error::LedgerError;
-use aquifer_ledger::metrics::LedgerMetrics;
 use aquifer_ledger::placement::{BookieInfo, Bookies};
-use aquifer_ledger::transport::BookieTransport;
 use aquifer_metadata::embedded::{EmbeddedOptions, EmbeddedStore};
 use aquifer_metadata::error::MetadataError;
 use aquifer_metadata::etcd::EtcdStore;
 use aquifer_metadata::store::MetadataStore;
 use aquifer_repair::Members;
 use aquifer_repair::context::RepairContext;
-use aquifer_runtime::clock::SystemClock;
 use aquifer_runtime::disk::{Disk, DiskLock, RealDisk};
-use aquifer_runtime::rng::SystemRng;
 use aquifer_runtime::task::TaskGroup;
 use aquifer_runtime::telemetry::{Telemetry, TelemetryConfig};
 use serde::{Deserialize, Serialize};
@@ -27,14 +23,16 @@ use serde::{Deserialize, Serialize};
 use crate::args::{SourceArgs, StandaloneArgs};
 use crate::exit::{CliError, Exit};
 use crate::roles::membership;
-use crate::roles::settings::{self, ClusterSection, DEFAULT_CLUSTER, EtcdSettings};
+use crate::roles::process::LOCK_FILE;
+use crate::roles::serving::{self, Storage};
+use crate::roles::settings::{self, ClusterSection, DEFAULT_CLUSTER, EtcdSettings, LedgerConfig};
 use crate::roles::standalone::config::StandaloneConfig;
-use crate::roles::storage::{Seams, open_bookie};
+use crate::roles::storage::{Seams, local_bookie, open_bookie};
 
 const DRAIN: Duration = Duration::from_secs(5);
 
-/// What a tool works with; [`Cluster::close`] it in the end.
-pub struct Cluster {
+/// What a tool works with; [`ToolContext::close`] it in the end.
+pub struct ToolContext {
     /// Metadata, and the way to bookies.
     pub ctx: Arc<RepairContext>,
     opened: Opened,
@@ -51,12 +49,12 @@ enum Opened {
     Etcd(Arc<EtcdStore>),
 }
 
-impl Cluster {
+impl ToolContext {
     /// Opens what the arguments name.
     ///
     /// # Errors
     /// When there is nothing there, or a server runs on it.
-    pub async fn open(source: &SourceArgs) -> Result<Cluster, CliError> {
+    pub async fn open(source: &SourceArgs) -> Result<ToolContext, CliError> {
         let logs = TelemetryConfig {
             log_filter: "warn".to_owned(),
             ..TelemetryConfig::default()
@@ -130,7 +128,7 @@ fn named_cluster(source: &SourceArgs) -> Result<Option<ClusterSection>, CliError
 }
 
 /// Connects to a cluster, and to the bookies that are registered there now.
-async fn connect(cluster: &ClusterSection, telemetry: &Telemetry) -> Result<Cluster, CliError> {
+async fn connect(cluster: &ClusterSection, telemetry: &Telemetry) -> Result<ToolContext, CliError> {
     let (seams, tasks) = (Seams::real(), TaskGroup::new("tool"));
     let etcd = membership::connect(cluster, &seams, &tasks).await?;
     let reach = BookieClientConfig {
@@ -164,15 +162,23 @@ async fn connect(cluster: &ClusterSection, telemetry: &Telemetry) -> Result<Clus
             capacity_bytes: registration.capacity_bytes,
         });
     }
-    let ctx = context(telemetry, tasks, etcd.clone(), Arc::new(transport), known);
-    Ok(Cluster {
+    let storage = Storage {
+        store: etcd.clone(),
+        transport: Arc::new(transport),
+        bookies: Bookies::fixed(known),
+    };
+    let ctx = context(telemetry, &seams, &tasks, storage);
+    Ok(ToolContext {
         ctx,
         opened: Opened::Etcd(etcd),
     })
 }
 
 /// Opens the data directory of a standalone server.
-async fn open_directory(source: &SourceArgs, telemetry: &Telemetry) -> Result<Cluster, CliError> {
+async fn open_directory(
+    source: &SourceArgs,
+    telemetry: &Telemetry,
+) -> Result<ToolContext, CliError> {
     let args = StandaloneArgs {
         data_dir: source.data_dir.clone(),
         config: source.config.clone(),
@@ -184,33 +190,31 @@ async fn open_directory(source: &SourceArgs, telemetry: &Telemetry) -> Result<Cl
         check_config: false,
     };
     let (config, _) = StandaloneConfig::load(&args)?;
-    let metadata = config.data_dir.join("metadata.redb");
+    let metadata = config.metadata_file();
     if !metadata.exists() {
         let shown = config.data_dir.display();
         return Err(CliError::failed(format!("{shown} is no data directory"))
             .advise("say where it is with --data-dir, or name a cluster with --metadata"));
     }
     let lock = lock(&config.data_dir)?;
-    let tasks = TaskGroup::new("tool");
-    let (clock, disk) = (SystemClock::shared(), RealDisk::shared());
+    let (seams, tasks) = (Seams::real(), TaskGroup::new("tool"));
+    let (clock, disk) = (Arc::clone(&seams.clock), Arc::clone(&seams.disk));
     let options = EmbeddedOptions::default();
     let opened = EmbeddedStore::open(metadata, options, disk, clock, &tasks).await;
     let store = Arc::new(opened.map_err(|error| failed(&error.into()))?);
     let mut settings = config.bookie;
     settings.scrub_bytes_per_second = 0;
-    let bookie = open_bookie(&settings, &Seams::real(), telemetry).await?;
-    let rng = SystemRng::shared();
-    let others = GrpcTransport::new(BookieClientConfig::default(), &*rng, tasks.clone());
+    let bookie = open_bookie(&settings, &seams, telemetry).await?;
+    let reach = BookieClientConfig::default();
+    let others = GrpcTransport::new(reach, &*seams.rng, tasks.clone());
     let transport = autorecovery::transport(bookie.clone(), Arc::new(others));
-    let here = BookieInfo {
-        id: bookie.id(),
-        zone: String::new(),
-        read_only: false,
-        free_bytes: 0,
-        capacity_bytes: 0,
+    let storage = Storage {
+        store: store.clone(),
+        transport,
+        bookies: Bookies::fixed(vec![local_bookie(&bookie)]),
     };
-    let ctx = context(telemetry, tasks, store.clone(), transport, vec![here]);
-    Ok(Cluster {
+    let ctx = context(telemetry, &seams, &tasks, storage);
+    Ok(ToolContext {
         ctx,
         opened: Opened::Directory {
             store,
@@ -220,30 +224,21 @@ async fn open_directory(source: &SourceArgs, telemetry: &Telemetry) -> Result<Cl
     })
 }
 
+/// What the tools share, made as in a server.
 fn context(
     telemetry: &Telemetry,
-    tasks: TaskGroup,
-    store: Arc<dyn MetadataStore>,
-    transport: Arc<dyn BookieTransport>,
-    bookies: Vec<BookieInfo>,
+    seams: &Seams,
+    tasks: &TaskGroup,
+    storage: Storage,
 ) -> Arc<RepairContext> {
-    let ledgers = Arc::new(LedgerContext {
-        store,
-        transport,
-        bookies: Bookies::fixed(bookies),
-        clock: SystemClock::shared(),
-        rng: SystemRng::shared(),
-        tasks,
-        metrics: LedgerMetrics::new(&telemetry.meter("aquifer_ledger")),
-        settings: LedgerSettings::default(),
-        shared: LedgerShared::default(),
-    });
-    RepairContext::new(ledgers, &telemetry.meter("aquifer_repair"))
+    let ledger = LedgerConfig::default();
+    let ledgers = serving::ledger_context(storage, &ledger, seams, telemetry, tasks);
+    serving::repair_context(ledgers, telemetry)
 }
 
 fn lock(data_dir: &Path) -> Result<DiskLock, CliError> {
     let shown = data_dir.display();
-    let locked = RealDisk.lock_exclusive(&data_dir.join("lock"));
+    let locked = RealDisk.lock_exclusive(&data_dir.join(LOCK_FILE));
     locked.map_err(|error| match error.kind() {
         std::io::ErrorKind::WouldBlock => {
             let message = format!("a server is running on the data directory {shown}");
