@@ -500,4 +500,28 @@ mod tests {
             assert_eq!(error.exit_code(), 2, "{line}");
         }
     }
+
+    /// Leaves of the tree of commands; policies have the same ones at each level.
+    fn leaves(command: &clap::Command, path: &str, found: &mut Vec<String>) {
+        let visible = command.get_subcommands().filter(|c| !c.is_hide_set());
+        let mut subcommands = visible.filter(|c| c.get_name() != "policy").peekable();
+        if subcommands.peek().is_none() {
+            found.push(path.to_owned());
+        }
+        for subcommand in subcommands {
+            let path = format!("{path} {}", subcommand.get_name());
+            leaves(subcommand, &path, found);
+        }
+    }
+
+    #[test]
+    fn every_command_is_in_the_reference() {
+        let page = include_str!("../../docs/cli.md");
+        let mut commands = Vec::new();
+        leaves(&Cli::command(), "aquifer", &mut commands);
+        assert!(commands.len() > 30, "{commands:?}");
+        for command in commands {
+            assert!(page.contains(&format!("`{command}")), "{command}");
+        }
+    }
 }

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use crate::Violation;
 
-const REQUIRED: [&str; 8] = [
+const REQUIRED: [&str; 12] = [
     "README.md",
     "ARCHITECTURE.md",
     "CONTRIBUTING.md",
@@ -14,6 +14,10 @@ const REQUIRED: [&str; 8] = [
     "docs/invariants.md",
     "docs/formats.md",
     "docs/operations.md",
+    "docs/README.md",
+    "docs/first-steps.md",
+    "docs/cli.md",
+    "docs/settings.md",
 ];
 const ARCHITECTURE_LINES_MAX: usize = 400;
 

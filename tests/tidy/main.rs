@@ -1,10 +1,11 @@
 //! House rules that the compiler and clippy cannot check: crate directions, file sizes, banned
-//! words, cited rules, where metadata keys are written, and the documents that must be there. Every checker
-//! is a pure function from text to violations, with tests that it catches what it is for.
+//! words, cited rules, where metadata keys are written, and the documents that must be there. Every
+//! checker is a pure function from text to violations, with tests that it catches what it is for.
 
 mod documents;
 mod edges;
 mod keys;
+mod links;
 mod rules;
 mod scan;
 mod sizes;
@@ -96,6 +97,18 @@ fn cited_rules_are_defined() {
     };
     let texts = scan::workspace_texts(root());
     assert_none(&texts.iter().flat_map(check).collect::<Vec<_>>());
+}
+
+#[test]
+fn documents_name_what_exists() {
+    let texts = scan::workspace_texts(root());
+    let repository = links::Repository {
+        exists: &|path| root().join(path).exists(),
+        document: &|path| std::fs::read_to_string(root().join(path)).ok(),
+    };
+    let documents = texts.iter().filter(|(path, _)| links::is_checked(path));
+    let check = |(path, text): &(String, String)| links::check(path, text, &repository);
+    assert_none(&documents.flat_map(check).collect::<Vec<_>>());
 }
 
 #[test]
