@@ -228,7 +228,7 @@ impl Background {
         if self.free().is_some_and(|free| free >= enough)
             && let Err(error) = self.reserve.make()
         {
-            tracing::debug!(%error, "no room is kept back for a full disk");
+            tracing::debug!(%error, "no reserve is kept for a full disk");
         }
     }
 

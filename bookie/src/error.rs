@@ -75,7 +75,7 @@ pub enum BookieOpenError {
         source: io::Error,
     },
     /// There is no room to start in. Nothing is damaged.
-    #[error("{}: the disk is full, and a start needs a little room: {message}", path.display())]
+    #[error("{}: the disk is full, and a start needs some free space: {message}", path.display())]
     Full {
         /// The directory.
         path: PathBuf,
@@ -145,8 +145,8 @@ impl BookieOpenError {
                  bookie, and repair restores its copies from others; decommission the old id"
             }
             BookieOpenError::Store { .. } => {
-                "restore its files from a copy of the whole data directory; nobody else has them. If \
-                 a single file is missing and there is no copy, --accept-loss goes on without it"
+                "restore its files from a backup of the whole data directory. If a single file is \
+                 missing and there is no backup, --accept-loss continues without it"
             }
             BookieOpenError::Format { .. } => {
                 "if a later version wrote it, use that version; if it is damaged, restore it"

@@ -57,7 +57,7 @@ impl Reserve {
         if gave_up {
             tracing::warn!(
                 path = %self.path.display(),
-                "the disk has no room: the reserve is given up for subscriptions and deletions"
+                "the disk is full: the reserve is given up for subscriptions and deletions"
             );
         }
         gave_up

@@ -126,7 +126,7 @@ impl Scrubber {
         self.sleep(self.pause.min(START_PAUSE_MAX));
         let found = self.store.with(|db| db.scrubbed());
         let mut at = found.unwrap_or_else(|error| {
-            tracing::warn!(%error, "the scrubber begins anew");
+            tracing::warn!(%error, "the scrubber starts again from the first ledger");
             None
         });
         while !self.is_stopping() {

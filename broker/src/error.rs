@@ -7,7 +7,7 @@ use aquifer_model::format::FormatError;
 use aquifer_protocol_api::error::{ApiError, ErrorKind, Outcome};
 use thiserror::Error;
 
-/// Why the broker did not do what was asked. Cloned to everybody who waits for the same thing.
+/// Why the broker did not do what was asked. Cloned to all that wait for the same thing.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum BrokerError {
     /// A setting is wrong.
@@ -73,7 +73,7 @@ pub enum BrokerError {
     #[error("topic {0} was deleted and created again")]
     Incarnation(String),
     /// The record of a subscription is damaged.
-    #[error("what subscription {0} has acknowledged is damaged in storage, and known in part")]
+    #[error("the record of what subscription {0} has acknowledged is damaged, and known in part")]
     Uncertain(String),
     /// The topic is gone under its clients.
     #[error("topic {0} was deleted")]
@@ -156,11 +156,12 @@ impl BrokerError {
 }
 
 /// What to do when metadata is full.
-const MAKE_ROOM: &str = "make room in the metadata store: docs/operations.md says how, and nothing has to \
+const MAKE_ROOM: &str = "free space in the metadata store: docs/operations/cluster.md explains how; nothing has to \
      be deleted for it";
 
 impl BrokerError {
-    /// The same for whoever is to create something: waiting for room in metadata is of no use to them.
+    /// The same for a request that creates something: waiting for space in metadata does not help
+    /// it.
     pub(crate) fn of_creation(self) -> BrokerError {
         let text = self.to_string();
         match self {
@@ -174,7 +175,7 @@ impl BrokerError {
     }
 }
 
-/// Whether a topic goes on after this, or is destroyed and loaded anew.
+/// Whether a topic continues after this, or is unloaded and loaded again.
 pub(crate) fn topic_survives(error: &LogError) -> bool {
     match error {
         LogError::Overloaded | LogError::StorageFull(_) | LogError::Unavailable(_) => true,
@@ -218,19 +219,21 @@ impl From<BrokerError> for ApiError {
                 ErrorKind::FailedPrecondition,
                 "close its producers and consumers first, or force it",
             ),
-            BrokerError::Quota { .. } => api(ErrorKind::QuotaExceeded, "close what is not needed"),
+            BrokerError::Quota { .. } => {
+                api(ErrorKind::QuotaExceeded, "close those that are not used")
+            }
             BrokerError::ProducerBusy(_) => api(
                 ErrorKind::ProducerBusy,
                 "choose another name, or ask to take over",
             ),
             BrokerError::ProducerFenced(_) => api(
                 ErrorKind::Fenced,
-                "stop this producer: another one goes on under its name",
+                "stop this producer: another one continues under its name",
             ),
-            BrokerError::ConsumerReplaced => api(ErrorKind::Fenced, "its newer session goes on"),
+            BrokerError::ConsumerReplaced => api(ErrorKind::Fenced, "its newer session continues"),
             BrokerError::Incarnation(_) => api(
                 ErrorKind::Incarnation,
-                "open a new producer, consumer or reader: positions and sequence ids began anew",
+                "open a new producer, consumer or reader: positions and sequence ids started again",
             ),
             BrokerError::Uncertain(_) => uncertain(text),
             BrokerError::Deleted(_) => api(ErrorKind::NotFound, "create it again if it is needed"),
@@ -257,7 +260,7 @@ impl From<BrokerError> for ApiError {
             BrokerError::Elsewhere { url, .. } => redirect(text, url),
             BrokerError::Deadline(_) => api(
                 ErrorKind::Timeout,
-                "look whether it was done, or try again with a later deadline",
+                "check whether it was done, or try again with a later deadline",
             )
             .outcome(Outcome::Unknown),
             BrokerError::Internal(_) => {
@@ -276,8 +279,8 @@ fn redirect(text: String, url: String) -> ApiError {
 }
 
 fn uncertain(text: String) -> ApiError {
-    let advice = "let it go on from what is known with `aquifer subscription reset TOPIC`, which says what may be \
-                  delivered again; readers and other subscriptions are served meanwhile";
+    let advice = "let it continue from what is known with `aquifer subscription reset TOPIC`, which tells what may \
+                  be delivered again; readers and other subscriptions are served meanwhile";
     ApiError::new(ErrorKind::DataLoss, text).advise(advice)
 }
 
@@ -291,11 +294,11 @@ fn from_log(error: &LogError, text: String) -> ApiError {
         LogError::StorageFull(_) => (
             ErrorKind::StorageFull,
             Outcome::NotApplied,
-            "free disk space, add bookies, or make room in metadata, whatever the message says; it goes \
-             on by itself then",
+            "free disk space, add bookies, or free space in metadata, as the message says; it \
+             continues by itself then",
         ),
         LogError::Unavailable(_) => (ErrorKind::Unavailable, Outcome::Unknown, "try again"),
-        // Another owner has taken over: whoever asks again reaches it, or this one under a new
+        // Another owner has taken over: a repeated request reaches it, or this one under a new
         // epoch. The client itself was not fenced.
         LogError::Fenced | LogError::Closed => (
             ErrorKind::Unavailable,
@@ -338,7 +341,7 @@ fn from_metadata(error: &MetadataError, text: String) -> ApiError {
         MetadataError::Conflict { .. } => (
             ErrorKind::Unavailable,
             Outcome::NotApplied,
-            "try again: somebody else changed it at the same time",
+            "try again: it was changed concurrently",
         ),
         MetadataError::Invalid(_) => (
             ErrorKind::Internal,

@@ -297,7 +297,7 @@ impl Topic {
 
     /// Ends a topic whose log cannot go on; the next request loads it anew.
     fn broken(&mut self, error: &LogError) {
-        tracing::warn!(topic = %self.name, %error, "topic is given up and will be loaded anew");
+        tracing::warn!(topic = %self.name, %error, "topic is unloaded and will be loaded again");
         let leaving = self.departure.as_ref().map(|d| d.error(&self.name));
         self.end(leaving.unwrap_or(BrokerError::Log(error.clone())), false);
         if let Some(ending) = &mut self.ending

@@ -75,7 +75,8 @@ pub enum Format {
 pub enum Command {
     /// Run everything in one process: broker, bookie and metadata, on one data directory.
     Standalone(StandaloneArgs),
-    /// Run a bookie, which stores ledgers, as a part of a cluster; or look after bookies.
+    /// Run a bookie, which stores ledgers, as a part of a cluster; or list and decommission
+    /// bookies.
     Bookie(Box<BookieArgs>),
     /// Run a broker, which serves topics, as a part of a cluster.
     Broker(BrokerArgs),
@@ -86,9 +87,9 @@ pub enum Command {
     /// Become another program that ends with the process that started it.
     #[command(hide = true)]
     DevChild(DevChildArgs),
-    /// Publish messages; done when every one is stored durably.
+    /// Publish messages; ends when every one is stored durably.
     Produce(ProduceArgs),
-    /// Receive and acknowledge the messages of a subscription.
+    /// Receive the messages of a subscription and acknowledge them.
     Consume(ConsumeArgs),
     /// Read a topic without leaving a subscription behind.
     Read(ReadArgs),
@@ -104,7 +105,7 @@ pub enum Command {
     Cluster(ClusterToolArgs),
     /// Show, check, close and delete single ledgers.
     Ledger(LedgerArgs),
-    /// Look at everything and say what needs a person; exit code 1 when something does.
+    /// Check everything and report what needs a person; exit code 1 when something does.
     Doctor(DoctorArgs),
     /// Measure this machine and a running server.
     Perf(PerfArgs),
@@ -120,8 +121,8 @@ pub struct ProduceArgs {
     #[arg(value_name = "MESSAGE")]
     pub messages: Vec<String>,
 
-    /// Publish the lines of a file. With --producer-name the command may be repeated: it stores
-    /// what an earlier run, of which either side may have crashed, has not.
+    /// Publish the lines of a file. With --producer-name the command may be repeated after a
+    /// crash of either side: it stores the lines that are missing.
     #[arg(long, value_name = "PATH", conflicts_with = "messages")]
     pub file: Option<PathBuf>,
 
@@ -161,7 +162,7 @@ pub struct ProduceArgs {
     #[arg(long, value_enum, default_value_t = CompressionArg::None)]
     pub compression: CompressionArg,
 
-    /// At most so many messages a second; unlimited without it.
+    /// Maximum number of messages a second [default: unlimited].
     #[arg(long, value_name = "R")]
     pub rate: Option<f64>,
 }
@@ -195,7 +196,7 @@ pub struct ConsumeArgs {
     #[arg(long, default_value = "earliest", value_name = "PLACE")]
     pub from: Place,
 
-    /// End after so many messages.
+    /// End after N messages.
     #[arg(long, value_name = "N")]
     pub count: Option<u64>,
 
@@ -241,12 +242,12 @@ pub struct ReadArgs {
     /// The topic.
     pub topic: TopicName,
 
-    /// Where to begin: earliest, latest, an index, a position L:E, a time or @milliseconds. Times are
-    /// those at which the broker took messages: `broker_time` of the JSON output.
+    /// Where to begin: earliest, latest, an index, a position L:E, a time or @milliseconds. Times
+    /// are those at which the broker took messages: `broker_time` of the JSON output.
     #[arg(long, default_value = "earliest", value_name = "PLACE")]
     pub from: Place,
 
-    /// End after so many messages.
+    /// End after N messages.
     #[arg(long, value_name = "N")]
     pub count: Option<u64>,
 
@@ -275,7 +276,7 @@ pub enum TopicCommand {
     Create {
         /// The topic.
         topic: TopicName,
-        /// Spread it over so many partitions; 0 makes a topic that is not partitioned.
+        /// Number of partitions; 0 makes a topic that is not partitioned.
         #[arg(long, default_value_t = 0, value_name = "N")]
         partitions: u32,
     },
@@ -285,7 +286,7 @@ pub enum TopicCommand {
         #[arg(default_value = "public/default")]
         namespace: NamespaceName,
     },
-    /// Show what a topic holds, who uses it and how far they are.
+    /// Show what a topic holds, its producers and subscriptions, and their backlog.
     Stats {
         /// The topic.
         topic: TopicName,
@@ -297,7 +298,7 @@ pub enum TopicCommand {
     Delete {
         /// The topic.
         topic: TopicName,
-        /// Also when producers or consumers are connected.
+        /// Delete it although producers or consumers are connected.
         #[arg(long)]
         force: bool,
     },
@@ -346,7 +347,7 @@ pub struct PublishLoadArgs {
 /// The load of a measurement.
 #[derive(Debug, Clone, Args)]
 pub struct LoadArgs {
-    /// The topic; one of its own is created without it.
+    /// The topic; without it one is created, and deleted at the end.
     #[arg(long, value_name = "T")]
     pub topic: Option<TopicName>,
 
@@ -354,27 +355,27 @@ pub struct LoadArgs {
     #[arg(long, default_value_t = 1024, value_name = "BYTES")]
     pub size: usize,
 
-    /// How many messages.
+    /// Number of messages.
     #[arg(long, value_name = "N", conflicts_with = "seconds")]
     pub count: Option<u64>,
 
-    /// For how long [default: 10, unless --count is given].
+    /// Duration in seconds [default: 10, unless --count is given].
     #[arg(long, value_name = "S")]
     pub seconds: Option<f64>,
 
-    /// Messages of one producer that may wait for their acknowledgement.
+    /// Maximum number of unacknowledged messages of one producer.
     #[arg(long, default_value_t = 1000, value_name = "N")]
     pub window: usize,
 
-    /// Messages a second of all producers together; as many as possible without it.
+    /// Messages a second of all producers together [default: unlimited].
     #[arg(long, value_name = "R")]
     pub rate: Option<f64>,
 
-    /// Producers at once.
+    /// Number of producers.
     #[arg(long, default_value_t = 1, value_name = "N")]
     pub producers: usize,
 
-    /// Consumers at once.
+    /// Number of consumers.
     #[arg(long, default_value_t = 1, value_name = "N")]
     pub consumers: usize,
 
@@ -383,7 +384,7 @@ pub struct LoadArgs {
     pub compression: CompressionArg,
 }
 
-/// How long an operation may take: something.
+/// How long an operation may take: a duration above zero.
 fn time_limit(text: &str) -> Result<Duration, String> {
     match humantime::parse_duration(text) {
         Ok(Duration::ZERO) => Err("give a time above zero, such as 30s".to_owned()),

@@ -78,8 +78,8 @@ impl CliError {
         self
     }
 
-    /// What cannot be written to standard output. Whoever closed the pipe does not want to hear
-    /// of it, so that `aquifer read t | head -1` prints one line and nothing else.
+    /// A failed write to standard output. A closed pipe is not reported, so that
+    /// `aquifer read t | head -1` prints one line and nothing else.
     pub fn stdout(error: &io::Error) -> CliError {
         CliError {
             silent: error.kind() == io::ErrorKind::BrokenPipe,

@@ -85,7 +85,7 @@ impl Output {
 
     /// Says something beside the results, on standard error.
     pub fn note(&self, text: &str) {
-        // There is nobody left to tell when standard error is closed.
+        // When standard error is closed there is no other place to report it.
         let _ = writeln!(io::stderr(), "{text}");
     }
 

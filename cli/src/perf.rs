@@ -24,9 +24,9 @@ pub const DURABILITY: &str = "synced: acknowledged after fdatasync of the journa
 /// When a load ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Until {
-    /// After so many messages.
+    /// After this many messages.
     Count(u64),
-    /// After so long.
+    /// After this time.
     Elapsed(Duration),
 }
 

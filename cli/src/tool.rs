@@ -72,7 +72,7 @@ impl ToolContext {
         &*self.ctx.ledgers.store
     }
 
-    /// Whether its only bookie is part of a standalone server, which announces it to nobody.
+    /// Whether its only bookie is part of a standalone server, which does not announce it.
     pub fn is_standalone(&self) -> bool {
         matches!(self.opened, Opened::Directory { .. })
     }
@@ -140,9 +140,12 @@ async fn connect(cluster: &ClusterSection, telemetry: &Telemetry) -> Result<Tool
     let members = members.map_err(|error| failed(&error))?;
     if members.iter().next().is_none() && members.damaged().is_empty() {
         etcd.close().await;
-        let message = format!("no bookie ever joined a cluster {} there", cluster.name);
+        let message = format!(
+            "no bookie has ever joined a cluster named {} there",
+            cluster.name
+        );
         return Err(
-            CliError::failed(message).advise("say which cluster with --cluster or AQUIFER_CLUSTER")
+            CliError::failed(message).advise("name the cluster with --cluster or AQUIFER_CLUSTER")
         );
     }
     let mut known = Vec::new();
@@ -193,8 +196,8 @@ async fn open_directory(
     let metadata = config.metadata_file();
     if !metadata.exists() {
         let shown = config.data_dir.display();
-        return Err(CliError::failed(format!("{shown} is no data directory"))
-            .advise("say where it is with --data-dir, or name a cluster with --metadata"));
+        return Err(CliError::failed(format!("{shown} is not a data directory"))
+            .advise("give it with --data-dir, or name a cluster with --metadata"));
     }
     let lock = lock(&config.data_dir)?;
     let (seams, tasks) = (Seams::real(), TaskGroup::new("tool"));

@@ -1,5 +1,5 @@
-//! `aquifer bookie`, `aquifer broker` and `aquifer dev` before they serve: what they check, and what
-//! they refuse with which exit code.
+//! `aquifer bookie`, `aquifer broker` and `aquifer dev` before they serve: what they check, and
+//! what they refuse with which exit code.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on must fail")]
 
 use std::process::{Command, Stdio};
@@ -68,7 +68,7 @@ fn what_cannot_work_is_refused_with_the_contracts_exit_codes() {
     let (code, _, said) = run(&open, &[]);
     assert_eq!(code, Some(2));
     assert!(said.contains("--allow-remote"), "{said}");
-    // Nobody listens on port 1.
+    // Nothing listens on port 1.
     let lonely = [
         "bookie",
         "--data-dir",

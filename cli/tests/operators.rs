@@ -66,7 +66,7 @@ fn ledgers_are_shown_checked_and_deleted() {
     let data_dir = folder.path().join("data");
     let (code, _, said) = tool(&data_dir, &["ledger", "list"]);
     assert_eq!(code, Some(1), "{said}");
-    assert!(said.contains("no data directory"), "{said}");
+    assert!(said.contains("not a data directory"), "{said}");
     with_server(&data_dir, |url| {
         produce(url, "kept");
         produce(url, "gone");
@@ -121,7 +121,7 @@ fn a_bookie_without_a_place_for_its_ledgers_is_not_retired() {
     let (code, state, said) = tool(&data_dir, &["bookie", "decommission", &bookie, "--undo"]);
     assert_eq!(code, Some(0), "{said}");
     assert_eq!(state[0]["state"], "in use again");
-    // Nobody has ever heard of it.
+    // It is not known anywhere.
     let stranger = "000102030405060708090a0b0c0d0e0f";
     for arguments in [
         &["bookie", "decommission", stranger][..],

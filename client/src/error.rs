@@ -119,7 +119,9 @@ pub enum ClientError {
     #[error("{0}")]
     Damaged(Box<Damaged>),
     /// The broker sent what the protocol does not allow.
-    #[error("the broker broke the protocol: {0}; client and broker may not fit together")]
+    #[error(
+        "the broker violated the protocol: {0}; client and broker may have incompatible versions"
+    )]
     Protocol(String),
     /// The subscription was moved by a seek after the message had been delivered, so the
     /// acknowledgement no longer counts.

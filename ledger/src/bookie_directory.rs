@@ -99,7 +99,7 @@ fn follow(
         match transport.set_address(bookie, &url) {
             Ok(()) => tracing::info!(%bookie, url, "bookie announced"),
             Err(error) => {
-                tracing::warn!(%bookie, %error, "a bookie's address is none");
+                tracing::warn!(%bookie, %error, "a bookie's address is not usable");
                 present.remove(&bookie);
             }
         }

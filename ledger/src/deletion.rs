@@ -223,7 +223,7 @@ pub async fn finish_without(
         match acknowledge(store, ledger, &BTreeSet::new()).await {
             Ok(progress) => finished += usize::from(progress == Progress::Done),
             Err(error) => {
-                tracing::warn!(%ledger, %error, "a deletion that waits for nobody does not end");
+                tracing::warn!(%ledger, %error, "a deletion that waits for no bookie does not end");
             }
         }
     }

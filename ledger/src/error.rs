@@ -12,7 +12,7 @@ pub enum LedgerError {
     #[error("ledger is fenced or closed by a recovery")]
     Fenced,
     /// A bookie stopped answering well and no other can replace it.
-    #[error("a bookie of the ensemble failed and there is none to replace it: {0}")]
+    #[error("a bookie of the ensemble failed and no other can replace it: {0}")]
     NoReplacement(BookieError),
     /// Too few bookies for a new ensemble.
     #[error("needs {needed} writable bookies, {available} are known{hint}")]

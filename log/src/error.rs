@@ -9,7 +9,7 @@ use thiserror::Error;
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum LogError {
     /// Too much is in flight; nothing was changed. Retry after a while.
-    #[error("too many bytes are on their way to storage: retry later")]
+    #[error("too many bytes are in flight to storage: retry later")]
     Overloaded,
     /// No bookie takes new entries. Retry when space is back; reading goes on.
     #[error("storage takes no new entries: {0}")]

@@ -417,7 +417,7 @@ impl Auditor {
         if paused && !self.was_paused {
             tracing::error!(
                 reason = report.paused,
-                "repair is paused: bring bookies back, or decommission those that are gone"
+                "repair is paused: bring bookies back, or decommission those that are lost"
             );
         } else if self.was_paused && !paused {
             tracing::info!("repair goes on");

@@ -184,7 +184,7 @@ async fn a_scan_whose_snapshot_was_compacted_is_refused_and_begins_anew() -> Res
     let latest = put(store, &key(6), "new").await?;
     etcd.ctl(&["compact", &latest.0.to_string()])?;
     let late = store.scan(PREFIX, page.next, 3).await.unwrap_err();
-    assert!(late.to_string().contains("begin the scan anew"), "{late}");
+    assert!(late.to_string().contains("restart the scan"), "{late}");
     let (found, at) = scan::all(store, PREFIX, 100).await?;
     assert_eq!((found.len(), at), (7, latest));
     Ok(())

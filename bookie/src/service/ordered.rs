@@ -120,7 +120,7 @@ fn open(bookie: &Bookie, open: Option<v1::OpenBookie>) -> Result<Bytes, Status> 
     };
     if open.version != PROTOCOL_VERSION {
         return Err(Status::failed_precondition(format!(
-            "protocol version {} is not spoken here: speak {PROTOCOL_VERSION}",
+            "unsupported protocol version {}: this bookie supports {PROTOCOL_VERSION}",
             open.version
         )));
     }

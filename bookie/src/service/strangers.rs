@@ -169,7 +169,10 @@ async fn a_client_of_another_bookie_version_or_name_is_turned_away() {
     };
     let (code, message) = exchange(later).await;
     assert_eq!(code, Code::FailedPrecondition);
-    assert!(message.contains("is not spoken here"), "{message}");
+    assert!(
+        message.contains("unsupported protocol version"),
+        "{message}"
+    );
     let long = v1::OpenBookie {
         client_id: vec![0; 1000].into(),
         ..served.open()

@@ -23,20 +23,20 @@ pub enum ClusterCommand {
     },
     /// List the brokers.
     Brokers,
-    /// List the bundles of a namespace, and who owns them.
+    /// List the bundles of a namespace and their owners.
     Bundles {
         /// The namespace, TENANT/NAMESPACE.
         #[arg(default_value = "public/default")]
         namespace: NamespaceName,
     },
-    /// Move a bundle away from its broker, to any other.
+    /// Move a bundle from its broker to any other.
     Unload {
         /// The namespace, TENANT/NAMESPACE.
         namespace: NamespaceName,
         /// The bundle, FIRST-LAST as `bundles` lists it; all of the namespace when left out.
         bundle: Option<BundleRange>,
     },
-    /// Move a bundle to a certain broker.
+    /// Move a bundle to a given broker.
     Transfer {
         /// The namespace, TENANT/NAMESPACE.
         namespace: NamespaceName,

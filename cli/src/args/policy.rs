@@ -19,15 +19,15 @@ pub enum PolicyCommand {
         #[arg(long)]
         effective: bool,
     },
-    /// Set policies; those that are not given stay as they are.
+    /// Set policies; policies that are not given stay as they are.
     ///
     /// Policies, with values of each kind:
     ///   persistence=3,3,2            copies of new ledgers: ensemble, write quorum, ack quorum
-    ///   retention.time=7days         at least so long, or forever
-    ///   retention.size=10GiB         at least so many of the newest bytes, or everything
-    ///   rollover.size=1GiB           a ledger ends at so many bytes,
+    ///   retention.time=7days         minimum time that messages are kept, or forever
+    ///   retention.size=10GiB         minimum of newest bytes that are kept, or everything
+    ///   rollover.size=1GiB           a ledger ends at this size,
     ///   rollover.age=4h              at this age,
-    ///   rollover.entries=1000000     or at so many entries
+    ///   rollover.entries=1000000     or at this number of entries
     ///   deduplication=on             on or off
     ///   autoCreateTopics=off         on or off
     #[command(verbatim_doc_comment)]

@@ -13,7 +13,7 @@ use super::storage::BookieCommand;
 /// Arguments of `aquifer standalone`.
 #[derive(Debug, Args)]
 pub struct StandaloneArgs {
-    /// Where everything is stored; created if it does not exist [default: ./aquifer-data].
+    /// Directory of all data; created if it does not exist [default: ./aquifer-data].
     #[arg(long, value_name = "DIR")]
     pub data_dir: Option<PathBuf>,
 
@@ -29,7 +29,7 @@ pub struct StandaloneArgs {
     #[arg(long, value_name = "A:P")]
     pub bookie_addr: Option<ListenAddress>,
 
-    /// Listen on addresses that other machines can reach, although nobody is authenticated.
+    /// Listen on addresses that other machines can reach, although clients are not authenticated.
     #[arg(long)]
     pub allow_remote: bool,
 
@@ -46,8 +46,8 @@ pub struct StandaloneArgs {
     pub check_config: bool,
 }
 
-/// What every process of a cluster is told. Names and passwords are not among it: the arguments
-/// of a process are no secret.
+/// Arguments of every process of a cluster. User names and passwords are not among them: the
+/// arguments of a process are not secret.
 #[derive(Debug, Clone, Default, Args)]
 pub struct ClusterArgs {
     /// The metadata store: etcd://HOST:PORT[,HOST:PORT…], or etcds:// for TLS. AQUIFER_METADATA;
@@ -59,7 +59,7 @@ pub struct ClusterArgs {
     #[arg(long, value_name = "NAME")]
     pub cluster: Option<String>,
 
-    /// Listen on addresses that other machines can reach, although nobody is authenticated.
+    /// Listen on addresses that other machines can reach, although clients are not authenticated.
     #[arg(long)]
     pub allow_remote: bool,
 
@@ -76,11 +76,11 @@ pub struct ClusterArgs {
 #[derive(Debug, Default, Args)]
 #[command(args_conflicts_with_subcommands = true)]
 pub struct BookieArgs {
-    /// Instead of running one: what to do with the bookies of a cluster.
+    /// Instead of running a bookie: what to do with the bookies of a cluster.
     #[command(subcommand)]
     pub command: Option<BookieCommand>,
 
-    /// Where ledgers are stored; created if it does not exist [default: ./aquifer-bookie].
+    /// Directory of ledgers; created if it does not exist [default: ./aquifer-bookie].
     #[arg(long, value_name = "DIR")]
     pub data_dir: Option<PathBuf>,
 
@@ -88,7 +88,7 @@ pub struct BookieArgs {
     #[arg(long, value_name = "A:P")]
     pub bookie_addr: Option<ListenAddress>,
 
-    /// What others are told to connect to, where that is not the address it listens on.
+    /// Address that others connect to, where that is not the address it listens on.
     #[arg(long, value_name = "HOST:PORT")]
     pub advertise: Option<String>,
 
@@ -100,7 +100,7 @@ pub struct BookieArgs {
     #[arg(long, value_name = "NAME")]
     pub zone: Option<String>,
 
-    /// Announce room for so many bytes at most [default: what the disk has].
+    /// Maximum free space that it announces [default: what the disk has].
     #[arg(long, value_name = "BYTES")]
     pub capacity: Option<u64>,
 
@@ -108,7 +108,7 @@ pub struct BookieArgs {
     #[arg(long)]
     pub accept_loss: bool,
 
-    /// Leave the repair of the cluster's ledgers to others: `aquifer autorecovery`, other bookies.
+    /// Do not repair the cluster's ledgers: other bookies or `aquifer autorecovery` do.
     #[arg(long)]
     pub no_autorecovery: bool,
 
@@ -127,20 +127,21 @@ pub struct BrokerArgs {
     #[arg(long, value_name = "A:P")]
     pub http_addr: Option<ListenAddress>,
 
-    /// What clients are told to connect to, where that is not the address it listens on.
+    /// Address that clients connect to, where that is not the address it listens on.
     #[arg(long, value_name = "URL")]
     pub advertise: Option<String>,
 
-    /// Bookies of a ledger, copies of an entry, and copies that an acknowledgement waits for, in
-    /// namespaces that say nothing else [default: 3,3,2].
+    /// Bookies of a ledger, copies of an entry, and copies that an acknowledgement waits for,
+    /// where no policy sets them [default: 3,3,2].
     #[arg(long, value_name = "E,Qw,Qa", value_parser = quorum)]
     pub quorum: Option<Quorum>,
 
-    /// Zones that the copies of every entry must be in [default: as many as there are, if possible].
+    /// Zones that the copies of every entry must be in [default: as many as there are, if
+    /// possible].
     #[arg(long, value_name = "N")]
     pub zones_min: Option<usize>,
 
-    /// How long a bookie that failed is waited for while the others make ack quorums [default: 0s].
+    /// How long a failed bookie is waited for while the others form ack quorums [default: 0s].
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
     pub ensemble_change_delay: Option<Duration>,
 
@@ -155,8 +156,8 @@ pub struct AutorecoveryArgs {
     #[arg(long, value_name = "A:P")]
     pub http_addr: Option<ListenAddress>,
 
-    /// Bytes a second that all repair of the cluster may read together [default: 32 MiB]; say the
-    /// same to every process that repairs.
+    /// Bytes a second that all repair of the cluster may read together [default: 32 MiB]; give
+    /// every process that repairs the same value.
     #[arg(long, value_name = "BYTES")]
     pub repair_rate: Option<u64>,
 
@@ -179,7 +180,7 @@ pub struct DevArgs {
     #[arg(long, value_name = "N", default_value_t = 3)]
     pub brokers: u16,
 
-    /// Where everything is stored; what is there is used again.
+    /// Where everything is stored; data of an earlier run is used again.
     #[arg(long, value_name = "DIR", default_value = "aquifer-dev")]
     pub data_dir: PathBuf,
 
@@ -187,7 +188,7 @@ pub struct DevArgs {
     #[arg(long, value_name = "A:P", default_value = "127.0.0.1:7650")]
     pub grpc_addr: ListenAddress,
 
-    /// Start again what dies.
+    /// Restart processes that die.
     #[arg(long)]
     pub supervise: bool,
 }

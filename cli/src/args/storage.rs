@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use aquifer_model::id::{BookieId, LedgerId};
 use clap::{Args, Subcommand, ValueEnum};
 
-/// What a tool looks at.
+/// What a tool examines.
 #[derive(Debug, Clone, Args)]
 pub struct SourceArgs {
     /// The metadata store of a cluster: etcd://HOST:PORT[,HOST:PORT…], or etcds:// for TLS.
@@ -31,9 +31,9 @@ pub struct SourceArgs {
 /// What to do with bookies.
 #[derive(Debug, Subcommand)]
 pub enum BookieCommand {
-    /// List bookies: those that are there, and those that hold ledgers and are not.
+    /// List bookies: those that are announced, and absent ones that ledgers name.
     List {
-        /// What to look at.
+        /// What to examine.
         #[command(flatten)]
         source: SourceArgs,
     },
@@ -41,7 +41,7 @@ pub enum BookieCommand {
     Cookie {
         /// The bookie.
         bookie: BookieId,
-        /// What to look at.
+        /// What to examine.
         #[command(flatten)]
         source: SourceArgs,
     },
@@ -58,20 +58,20 @@ pub enum BookieCommand {
         /// Begin although some of its ledgers have no bookie to go to yet.
         #[arg(long, conflicts_with = "undo")]
         force: bool,
-        /// Also when it is away, and no other bookie has some of its entries: give these up.
+        /// Continue when the bookie is away and no other has some of its entries: give these up.
         #[arg(long, conflicts_with_all = ["no_wait", "undo"])]
         accept_loss: bool,
         /// Take it back: the bookie may hold ledgers again.
         #[arg(long)]
         undo: bool,
-        /// What to look at.
+        /// What to examine.
         #[command(flatten)]
         source: SourceArgs,
     },
 }
 
 impl BookieCommand {
-    /// What it looks at.
+    /// What it examines.
     pub fn source(&self) -> &SourceArgs {
         match self {
             BookieCommand::List { source }
@@ -84,7 +84,7 @@ impl BookieCommand {
 /// Arguments of `aquifer ledger`.
 #[derive(Debug, Args)]
 pub struct LedgerArgs {
-    /// What to look at.
+    /// What to examine.
     #[command(flatten)]
     pub source: SourceArgs,
     /// What to do with ledgers.
@@ -97,7 +97,7 @@ pub struct LedgerArgs {
 pub enum StateArg {
     /// It has a writer.
     Open,
-    /// Somebody has begun to close it.
+    /// It is being closed.
     InRecovery,
     /// It never changes again.
     Closed,
@@ -114,11 +114,11 @@ pub enum LedgerCommand {
         /// Only those that name this bookie.
         #[arg(long, value_name = "ID")]
         bookie: Option<BookieId>,
-        /// End after so many.
+        /// End after N ledgers.
         #[arg(long, value_name = "N")]
         count: Option<u64>,
     },
-    /// Show everything that is known of a ledger.
+    /// Show the record of a ledger and where its entries are.
     Inspect {
         /// The ledger.
         #[arg(value_parser = ledger_id)]
@@ -133,7 +133,7 @@ pub enum LedgerCommand {
         /// First entry.
         #[arg(long, value_name = "ENTRY", default_value_t = 0)]
         from: u64,
-        /// End after so many entries.
+        /// End after N entries.
         #[arg(long, value_name = "N")]
         count: Option<u64>,
         /// Wait for more, until the ledger is closed.
@@ -151,7 +151,7 @@ pub enum LedgerCommand {
         /// The ledger.
         #[arg(value_parser = ledger_id)]
         ledger: LedgerId,
-        /// Also when a topic refers to it: that topic loses these messages.
+        /// Delete it although a topic refers to it: that topic loses these messages.
         #[arg(long)]
         force: bool,
     },
@@ -160,10 +160,10 @@ pub enum LedgerCommand {
         /// The ledgers; all without any.
         #[arg(value_parser = ledger_id)]
         ledgers: Vec<LedgerId>,
-        /// Mark what is not whole, so that it is repaired.
+        /// Mark ledgers that lack copies, so that they are repaired.
         #[arg(long)]
         mark: bool,
-        /// Read at most so many bytes a second.
+        /// Maximum number of bytes read a second.
         #[arg(long, value_name = "BYTES", default_value_t = 64 << 20)]
         rate: u64,
     },
@@ -172,7 +172,7 @@ pub enum LedgerCommand {
 /// Arguments of `aquifer doctor`.
 #[derive(Debug, Args)]
 pub struct DoctorArgs {
-    /// What to look at.
+    /// What to examine.
     #[command(flatten)]
     pub source: SourceArgs,
 }

@@ -77,7 +77,7 @@ pub struct SubscriptionArgs {
 /// What to do with subscriptions.
 #[derive(Debug, Subcommand)]
 pub enum SubscriptionCommand {
-    /// Create a subscription that nobody consumes from yet, so that it misses nothing.
+    /// Create a subscription before its first consumer, so that it misses nothing.
     Create {
         /// The topic.
         topic: TopicName,
@@ -87,7 +87,7 @@ pub enum SubscriptionCommand {
         #[arg(long, default_value = "latest", value_name = "PLACE")]
         from: Place,
     },
-    /// List the subscriptions of a topic and how far they are.
+    /// List the subscriptions of a topic and their backlog.
     List {
         /// The topic.
         topic: TopicName,
@@ -101,31 +101,31 @@ pub enum SubscriptionCommand {
         /// Where to: earliest, latest, an index, a position L:E, a time or @milliseconds.
         place: Place,
     },
-    /// Give up messages that storage cannot give, as if they had been acknowledged.
+    /// Give up messages that cannot be read, as if they had been acknowledged.
     Skip {
         /// The topic, or one partition.
         topic: TopicName,
         /// The subscription.
         subscription: SubscriptionName,
-        /// From this index on; otherwise what was found damaged when it was read last.
+        /// First index [default: what was found damaged by the last read].
         #[arg(long, requires = "last", value_name = "INDEX")]
         first: Option<u64>,
-        /// Up to this index, which is given up too.
+        /// Last index, inclusive.
         #[arg(long, requires = "first", value_name = "INDEX")]
         last: Option<u64>,
     },
-    /// Let subscriptions go on whose record is damaged, from what of it is whole.
+    /// Let subscriptions continue whose record is damaged, from what of it is intact.
     Reset {
         /// The topic, or one partition.
         topic: TopicName,
     },
-    /// Delete a subscription; what only it kept can be trimmed then.
+    /// Delete a subscription; messages that only it kept can be trimmed then.
     Delete {
         /// The topic.
         topic: TopicName,
         /// The subscription.
         subscription: SubscriptionName,
-        /// Also when consumers are connected.
+        /// Delete it although consumers are connected.
         #[arg(long)]
         force: bool,
     },

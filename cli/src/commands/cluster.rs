@@ -37,7 +37,7 @@ pub async fn run(args: ClusterToolArgs, connect: &Connect, out: &Output) -> Resu
                 Some(bundle) => vec![bundle.to_string()],
                 None => {
                     let all = admin.list_bundles(&namespace).await?.into_iter();
-                    // What nobody owns has nothing to move.
+                    // A bundle without an owner does not move.
                     all.filter(|b| b.broker.is_some())
                         .map(|b| b.bundle)
                         .collect()
@@ -167,7 +167,7 @@ fn show_bundles(
         };
         let own = [
             bundle.bundle.clone(),
-            bundle.broker.clone().unwrap_or_else(|| "nobody".to_owned()),
+            bundle.broker.clone().unwrap_or_else(|| "none".to_owned()),
             url,
             bundle.epoch.to_string(),
         ];

@@ -271,7 +271,7 @@ impl EndOfTopic {
     }
 
     /// Everything is acknowledged; or what is not has been delivered to other consumers, and was
-    /// so a moment ago: then it is theirs, and not on its way to this one.
+    /// so a moment ago: then it is theirs, and will not come to this one.
     async fn is_reached(&mut self) -> Result<bool, CliError> {
         let stats = self.client.admin().topic_stats(&self.topic).await?;
         // One entry, or one for each partition.

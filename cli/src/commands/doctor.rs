@@ -107,7 +107,8 @@ async fn examine(cluster: &ToolContext) -> Result<Vec<Finding>, CliError> {
     }));
     let unreadable = members.damaged().iter().chain(&pending.damaged);
     findings.extend(unreadable.map(|damaged| {
-        let advice = "remove it if it is nobody's; a bookie announces itself anew when it restarts";
+        let advice =
+            "remove it if no process uses it; a bookie announces itself again when it restarts";
         let what = format!("unreadable record {damaged}");
         Finding::new(Level::Problem, what, advice)
     }));
@@ -121,7 +122,7 @@ async fn examine(cluster: &ToolContext) -> Result<Vec<Finding>, CliError> {
     findings.extend(store.usage().map(room_of_metadata));
     if pending.marks > 0 {
         let what = format!("{} ledgers wait for repair", pending.marks);
-        let advice = "it goes on by itself; see aquifer_repair_* in the bookies' metrics";
+        let advice = "repair continues by itself; see aquifer_repair_* in the bookies' metrics";
         findings.push(Finding::new(Level::Warning, what, advice));
     }
     if pending.deletions > 0 {
@@ -129,7 +130,7 @@ async fn examine(cluster: &ToolContext) -> Result<Vec<Finding>, CliError> {
             "{} ledgers wait for bookies to delete them",
             pending.deletions
         );
-        let advice = "bookies that are away do it when they return; decommission those that do not";
+        let advice = "absent bookies do it when they return; decommission those that do not";
         findings.push(Finding::new(Level::Warning, what, advice));
     }
     Ok(findings)
@@ -137,8 +138,7 @@ async fn examine(cluster: &ToolContext) -> Result<Vec<Finding>, CliError> {
 
 /// Whether metadata has room for what is to come.
 fn room_of_metadata(usage: Usage) -> Finding {
-    let advice =
-        "compact and defragment etcd, or raise its quota: docs/operations.md, When etcd is full";
+    let advice = "compact and defragment etcd, or raise its quota: docs/operations/cluster.md, When etcd is full";
     match usage.room() {
         Room::Enough => Finding::fine(format!(
             "metadata uses {} of {} MiB",
@@ -146,7 +146,8 @@ fn room_of_metadata(usage: Usage) -> Finding {
             usage.quota_bytes >> 20
         )),
         Room::Low(why) => {
-            let what = format!("metadata is nearly full, nothing new is begun: {why}");
+            let what =
+                format!("metadata is nearly full, new ledgers and topics are put off: {why}");
             Finding::new(Level::Problem, what, advice)
         }
         Room::Full(why) => Finding::new(Level::Problem, format!("metadata is full: {why}"), advice),
@@ -161,7 +162,7 @@ async fn silent(cluster: &ToolContext, members: &Members) -> Vec<Finding> {
             continue;
         };
         let what = format!("bookie {bookie} is announced and does not answer: {why}");
-        let advice = "look whether its process runs, at its log, and at the network";
+        let advice = "check whether its process runs, its log, and the network";
         findings.push(Finding::new(Level::Problem, what, advice));
     }
     findings
@@ -180,7 +181,7 @@ fn repair(workers: u64, auditor: Option<&str>) -> Finding {
     }
 }
 
-/// Ledgers that lost a bookie, or are to leave one, while there is none to take its place.
+/// Ledgers that lost a bookie, or are to leave one, while no other can take its place.
 fn nowhere_to_go(outlook: &Outlook) -> Option<Finding> {
     let Outlook {
         stuck,
@@ -192,7 +193,7 @@ fn nowhere_to_go(outlook: &Outlook) -> Option<Finding> {
         "{stuck} ledgers cannot be repaired: they have up to {ensemble} bookies each, and \
          {writable} are writable"
     );
-    let advice = "start another bookie, or bring back those that are away or read-only";
+    let advice = "start another bookie, or bring back those that are absent or read-only";
     (*stuck > 0).then(|| Finding::new(Level::Problem, what, advice))
 }
 
@@ -200,10 +201,10 @@ fn bookies(index: &LedgerIndex, members: &Members, standalone: bool) -> Vec<Find
     let mut findings = Vec::new();
     let registered = members.registered().len();
     if !standalone {
-        findings.push(Finding::fine(format!("{registered} bookies are there")));
+        findings.push(Finding::fine(format!("{registered} bookies are announced")));
     }
     for bookie in index.bookies() {
-        // The bookie of a standalone server is part of it and announces itself to nobody.
+        // The bookie of a standalone server is part of it and is not announced.
         if standalone || members.is_registered(bookie) {
             continue;
         }
@@ -213,7 +214,7 @@ fn bookies(index: &LedgerIndex, members: &Members, standalone: bool) -> Vec<Find
         }
         let ledgers = index.count_of(bookie);
         let what = format!("bookie {bookie} holds {ledgers} ledgers and is away");
-        let advice = "start it; if it is gone for good: aquifer bookie decommission";
+        let advice = "start it; if it is lost: aquifer bookie decommission";
         findings.push(Finding::new(Level::Problem, what, advice));
     }
     for member in members.iter() {
@@ -226,7 +227,7 @@ fn bookies(index: &LedgerIndex, members: &Members, standalone: bool) -> Vec<Find
         } else if let Some(record) = registration.filter(|record| record.read_only) {
             let why = &record.read_only_reason;
             let what = format!("bookie {} is read-only: {why}", member.id);
-            let advice = "make room on its disks, or look at its log; docs/operations.md says what \
+            let advice = "free space on its disks, or look at its log; docs/operations/storage.md explains what \
                           to do about damaged files";
             findings.push(Finding::new(Level::Warning, what, advice));
         }

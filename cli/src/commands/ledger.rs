@@ -261,7 +261,7 @@ async fn delete(
     match waiting {
         0 => out.line(format!("deleted ledger {ledger}")),
         _ => out.line(format!(
-            "deleting ledger {ledger}: {waiting} bookies are away and do it when they return"
+            "deleting ledger {ledger}: {waiting} absent bookies do it when they return"
         )),
     }
 }
@@ -352,9 +352,9 @@ impl Verified {
                     "missing": 0,
                     "ledgers_not_closed": not_closed,
                 })),
-                false if not_closed == 0 => out.line(format!("{replicas} replicas are whole")),
+                false if not_closed == 0 => out.line(format!("{replicas} replicas are intact")),
                 false => out.line(format!(
-                    "{replicas} replicas are whole; {not_closed} ledgers are not closed, and what \
+                    "{replicas} replicas are intact; {not_closed} ledgers are not closed, and what \
                      they wrote since their bookies last changed was not looked at"
                 )),
             };
@@ -363,7 +363,7 @@ impl Verified {
             out.table(&self.table)?;
         }
         Err(CliError::failed(format!(
-            "{} of {replicas} replicas are not whole, {} ledgers could not be looked at",
+            "{} of {replicas} replicas are not intact, {} ledgers could not be checked",
             self.bad, self.failed
         )))
     }

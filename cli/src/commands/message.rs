@@ -37,8 +37,8 @@ struct MessageLine<'a> {
     payload_base64: Option<String>,
 }
 
-/// The properties as an object. Where a name comes several times its value is a list, so that none is
-/// lost.
+/// The properties as an object. Where a name comes several times its value is a list, so that none
+/// is lost.
 #[derive(Debug)]
 struct Properties<'a>(&'a [(String, String)]);
 
@@ -85,13 +85,13 @@ impl<'a> Damage<'a> {
     /// When the command is to end there.
     pub fn met(&mut self, damaged: &Damaged) -> Result<(), CliError> {
         if self.on_damage == OnDamageArg::Stop {
-            let advice = "go on behind them with --on-damage skip; `aquifer doctor` looks for what \
-                          is damaged in storage";
+            let advice = "skip them with --on-damage skip; `aquifer doctor` shows what is \
+                          damaged in storage";
             return Err(CliError::failed(damaged.to_string()).advise(advice));
         }
         self.messages = self.messages.saturating_add(damaged.messages());
         let note = match self.out.is_json() {
-            false => format!("{damaged}; going on behind"),
+            false => format!("{damaged}; skipped"),
             true => json!({"damaged": {
                 "topic": damaged.topic.to_string(),
                 "partition": damaged.topic.partition(),

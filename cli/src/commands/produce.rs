@@ -159,7 +159,7 @@ impl Feed<'_> {
                 message = message.sequence_id(resume.sequence_id(line - 1)?);
             }
             let mut sent = self.producer.enqueue(message).await?;
-            // What was stored before costs nobody anything.
+            // Lines that were stored before do not count against the rate.
             if let Some(pace) = &mut self.pace
                 && !is_there_before(&mut sent)
             {
@@ -191,7 +191,7 @@ fn is_there_before(sent: &mut PendingSend) -> bool {
     outcome.is_some_and(|outcome| outcome.is_ok_and(|receipt| receipt.duplicate))
 }
 
-/// At most so many messages a second, evenly spread.
+/// A maximum number of messages a second, evenly spread.
 struct Pace {
     interval: Duration,
     next: Duration,
@@ -200,7 +200,7 @@ struct Pace {
 impl Pace {
     fn new(rate: f64) -> Result<Pace, CliError> {
         if !(rate.is_finite() && rate > 0.0) {
-            return Err(CliError::usage("--rate is a number above zero"));
+            return Err(CliError::usage("--rate must be a number above zero"));
         }
         Ok(Pace {
             interval: Duration::from_secs_f64(1.0 / rate.max(1e-6)),
@@ -382,7 +382,7 @@ mod tests {
         let feed = async { Err(CliError::failed("line 3")) };
         let printed = async {
             tell.send(())
-                .map_err(|()| CliError::failed("nobody waits"))?;
+                .map_err(|()| CliError::failed("the receipts are not read any more"))?;
             Ok(Summary::default())
         };
         let error = together(feed, printed).await.unwrap_err();

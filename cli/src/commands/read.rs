@@ -50,8 +50,8 @@ pub async fn run(args: ReadArgs, connect: &Connect, out: &Output) -> Result<(), 
     damage.end()
 }
 
-/// The next message, whenever it comes: the reader rides out a server that is away. What was read is
-/// shown before waiting.
+/// The next message, whenever it comes: the reader rides out a server that is away. What was read
+/// is shown before waiting.
 async fn follow(
     reader: &Reader,
     out: &Output,

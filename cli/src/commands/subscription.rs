@@ -137,7 +137,7 @@ async fn skip(
     }
     if skipped.is_empty() {
         return out.line(format!(
-            "{subscription} skips nothing: no damage was found yet that it waits for"
+            "{subscription} skips nothing: it waits for no damaged message that was found so far"
         ));
     }
     for (first, last) in skipped {
@@ -150,7 +150,7 @@ async fn reset(admin: &Admin, topic: &str, out: &Output) -> Result<(), CliError>
     let reset = admin.reset_subscriptions(topic).await?;
     if reset.is_empty() && !out.is_json() {
         return out.line(format!(
-            "no subscription of {topic} is reset: what is known of them is whole"
+            "no subscription of {topic} is reset: their record is intact"
         ));
     }
     for one in reset {
@@ -166,11 +166,11 @@ async fn reset(admin: &Admin, topic: &str, out: &Output) -> Result<(), CliError>
             continue;
         }
         let from = match one.name_only {
-            true => "the first message that is kept, since nothing else is known of it,",
-            false => "what is known of it,",
+            true => "the first message that is kept, because its record is lost,",
+            false => "its last known place,",
         };
         out.line(format!(
-            "{name} goes on from {from} index {index}: {count} messages are delivered from there, some perhaps again"
+            "{name} continues from {from} index {index}: {count} messages are delivered from there, some perhaps again"
         ))?;
     }
     Ok(())

@@ -1,4 +1,4 @@
-//! `aquifer tenant` and `aquifer namespace`: who may use the cluster, and by which policies.
+//! `aquifer tenant` and `aquifer namespace`: creates and lists them, and their policies.
 
 use aquifer_model::policy::PolicyScope;
 use serde_json::json;

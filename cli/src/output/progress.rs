@@ -51,7 +51,7 @@ impl Progress {
         }
     }
 
-    /// So many more are done.
+    /// Adds to the number that are done.
     pub fn add(&self, count: u64) {
         self.done.fetch_add(count, Ordering::Relaxed);
     }

@@ -22,7 +22,7 @@ pub struct Schedule {
 }
 
 impl Schedule {
-    /// So many messages a second.
+    /// At a number of messages a second.
     ///
     /// # Errors
     /// When that is no positive number, or too small to count.
@@ -34,7 +34,9 @@ impl Schedule {
             .filter(|nanos| *nanos > 0);
         match nanos {
             Some(nanos_per_thousand) => Ok(Schedule { nanos_per_thousand }),
-            None => Err(CliError::usage("--rate is a number of messages a second")),
+            None => Err(CliError::usage(
+                "--rate must be a number of messages a second, at least 0.001",
+            )),
         }
     }
 
@@ -75,7 +77,7 @@ impl Pacer {
                 let elapsed = SystemClock.monotonic().saturating_sub(start);
                 let due = schedule.due_count(elapsed);
                 let more = usize::try_from(due - issued).unwrap_or(usize::MAX);
-                // What nobody can take any more is dropped with the semaphore.
+                // Permits that do not fit are dropped with the semaphore.
                 ticks.add_permits(more.min(Semaphore::MAX_PERMITS - ticks.available_permits()));
                 drop(ticks);
                 issued = due;

@@ -146,7 +146,8 @@ impl Receiving {
         self.tasks.iter().all(TaskHandle::is_finished)
     }
 
-    /// Waits until all have ended, and deletes their subscriptions: nobody will come back to them.
+    /// Waits until all have ended, and deletes their subscriptions, which no consumer will use
+    /// again.
     ///
     /// # Errors
     /// What made a consumer fail.
@@ -227,7 +228,7 @@ impl Receiver {
             self.control.total.fetch_add(count, Ordering::Relaxed);
             on_received(count);
             if self.cumulative {
-                // One acknowledgement is on its way while the next batch is received.
+                // One acknowledgement is in flight while the next batch is received.
                 let next = self.consumer.ack_cumulative(last);
                 if let Some(previous) = acknowledging.replace(next) {
                     ride_out(previous.await)?;

@@ -43,8 +43,8 @@ impl Health {
         }
     }
 
-    /// The same, and not ready without this lease: others may have taken over, and whoever comes here
-    /// can open nothing.
+    /// The same, and not ready without this lease: another broker may have taken over, and new
+    /// clients can open nothing here.
     pub fn under(self, lease: Lease) -> Health {
         Health {
             lease: Some(lease),
@@ -152,7 +152,7 @@ mod tests {
 
     use super::*;
 
-    /// A broker without a lease serves nobody who is new.
+    /// A broker without a lease accepts no new clients.
     #[tokio::test]
     async fn a_broker_is_ready_while_it_holds_its_lease() {
         let disk = SimDisk::new();

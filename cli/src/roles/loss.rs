@@ -30,7 +30,7 @@ pub fn report_loss(bookie: &Bookie, out: &Output) -> Result<(), CliError> {
         );
         let advice = if bookie.cluster().is_empty() {
             "What can be read is served; the log says what cannot. Restore the files of the whole \
-             data directory from a copy, or restart with --accept-loss: the damaged files are then \
+             data directory from a backup, or restart with --accept-loss: the damaged files are then \
              set aside, and what cannot be read of them is given up."
         } else {
             "What can be read is served, and the ledgers concerned are marked for repair. Look at \
@@ -43,12 +43,12 @@ pub fn report_loss(bookie: &Bookie, out: &Output) -> Result<(), CliError> {
         for line in loss_lines(&loss) {
             tracing::error!(loss = line, "data may be lost");
         }
-        let what = "warning: storage has lost synced data; every ledger is in limbo: what is there \
-                    is served, and nothing is said to be absent.";
+        let what = "warning: storage has lost synced data; every ledger is in limbo: stored entries \
+                    are served, and no entry is reported as absent.";
         let advice = if bookie.cluster().is_empty() {
             "Restore the files, or restart with --accept-loss to give up what is missing."
         } else {
-            "What is missing is copied from other bookies; limbo ends when everything is here."
+            "Missing entries are copied from other bookies; limbo ends when all are here."
         };
         out.note(&format!("{what}\n{advice}"));
     }

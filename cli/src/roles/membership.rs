@@ -22,7 +22,7 @@ const PLAIN: &str = "etcd://";
 const TLS: &str = "etcds://";
 /// Shortest lease.
 const LEASE_MS_MIN: u64 = 1_000;
-/// How long a process that ends waits until others know.
+/// How long a process that ends waits until its keys are withdrawn.
 const WITHDRAW_MAX: Duration = Duration::from_secs(5);
 
 /// A process in its cluster.
@@ -86,9 +86,9 @@ pub async fn connect(
                 .advise("start etcd, or say where it is with --metadata; `aquifer dev` starts one"))
         }
         Err(error @ MetadataError::Denied(_)) => {
-            let message = format!("etcd does not let this process in: {error}");
+            let message = format!("etcd refuses this process: {error}");
             Err(CliError::new(Exit::Refused, message).advise(
-                "say who it is with AQUIFER_ETCD_USER and AQUIFER_ETCD_PASSWORD, or with etcd.user \
+                "set AQUIFER_ETCD_USER and AQUIFER_ETCD_PASSWORD, or etcd.user \
                  and etcd.password_file in the file of --config",
             ))
         }
@@ -108,7 +108,7 @@ pub fn check(cluster: &ClusterSection) -> Result<(), CliError> {
     let wrong = if has_password && given(&etcd.password_file).is_some() {
         "etcd.password and etcd.password_file are both given: give one"
     } else if etcd.lease_ms < LEASE_MS_MIN {
-        "etcd.lease_ms must be at least 1000: a process that pauses for a moment is not gone"
+        "etcd.lease_ms must be at least 1000, or a short pause of a process would count as its end"
     } else {
         let password = match given(&etcd.password_file) {
             // It is read when it is needed; here it counts that there is one.
@@ -163,13 +163,13 @@ fn endpoints(metadata: &str) -> Result<Vec<String>, CliError> {
 }
 
 fn bad_metadata(given: &str) -> CliError {
-    // It may hold a password that somebody put there.
+    // It may contain a password.
     let shown = if given.contains('@') {
         "what is given"
     } else {
         given
     };
-    CliError::usage(format!("{shown} is no metadata store")).advise(
+    CliError::usage(format!("{shown} is not the address of a metadata store")).advise(
         "give --metadata etcd://HOST:PORT[,HOST:PORT…]; user and password belong in AQUIFER_ETCD_USER \
          and AQUIFER_ETCD_PASSWORD or the configuration file",
     )
@@ -184,7 +184,7 @@ fn password(etcd: &EtcdSettings, disk: &dyn Disk) -> Result<Secret, CliError> {
         .read(file)
         .map_err(|error| CliError::usage(format!("cannot read {}: {error}", file.display())))?;
     let text = String::from_utf8(bytes)
-        .map_err(|_| CliError::usage(format!("{} is no text", file.display())))?;
+        .map_err(|_| CliError::usage(format!("{} is not text", file.display())))?;
     Ok(Secret::new(text.trim_end_matches(['\r', '\n'])))
 }
 

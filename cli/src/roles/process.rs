@@ -149,7 +149,7 @@ async fn serve(server: &Server, signals: &mut Signals) -> Result<(), CliError> {
         reason = server.failed() => {
             tracing::error!(reason, "a part of the server failed");
             Err(CliError::failed(format!("the server failed: {reason}"))
-                .advise("nothing that was acknowledged is lost by that; its log says what led to it"))
+                .advise("no acknowledged message is lost by that; the log has the reason"))
         }
     };
     server.health.set_serving(false);
@@ -158,7 +158,7 @@ async fn serve(server: &Server, signals: &mut Signals) -> Result<(), CliError> {
         name = signals.next() => Err(CliError::failed(format!(
             "{name} during shutdown: ended at once"
         ))
-        .advise("nothing acknowledged is lost; the next start replays the journal")),
+        .advise("no acknowledged message is lost; the next start replays the journal")),
     }
 }
 

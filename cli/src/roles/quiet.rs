@@ -1,5 +1,5 @@
-//! Gives memory back while nothing is published: consumers at the tail have what the cache holds by
-//! then, and whoever comes later reads from the bookie.
+//! Gives memory back while nothing is published: consumers at the tail have received what the cache
+//! holds by then, and later readers read from the bookie.
 
 use std::time::Duration;
 

@@ -161,7 +161,7 @@ pub struct EtcdSettings {
     pub cert_file: PathBuf,
     /// Its key (PEM).
     pub key_file: PathBuf,
-    /// A process that was not heard of for so long is taken for gone.
+    /// A process that has not renewed its lease for this long counts as gone.
     pub lease_ms: u64,
 }
 
@@ -246,7 +246,7 @@ impl QuorumSettings {
     /// The quorum, checked.
     ///
     /// # Errors
-    /// When it is none: exit code 2.
+    /// When it is not a quorum: exit code 2.
     pub fn quorum(&self) -> Result<Quorum, CliError> {
         Quorum::new(self.ensemble, self.write, self.ack)
             .map_err(|error| CliError::usage(error.to_string()))
@@ -265,7 +265,7 @@ pub fn place_bookie(bookie: &mut BookieConfig, data_dir: &Path) {
     }
 }
 
-/// Refuses addresses that other machines can reach, because nobody is authenticated.
+/// Refuses addresses that other machines can reach, because clients are not authenticated.
 ///
 /// # Errors
 /// Exit code 2.
@@ -276,7 +276,7 @@ pub fn check_loopback(
     let open = listeners.iter().find(|(_, address)| !address.is_loopback());
     match open {
         Some((name, address)) if !allow_remote => Err(CliError::usage(format!(
-            "{name} is to listen on {address}, which other machines can reach, and nobody is \
+            "{name} would listen on {address}, which other machines can reach, and clients are not \
              authenticated"
         ))
         .advise("listen on 127.0.0.1, or allow it with --allow-remote")),
@@ -287,8 +287,8 @@ pub fn check_loopback(
 /// The URL that others are told: what was given, or where it listens.
 ///
 /// # Errors
-/// When it listens on every address of the machine and nothing was given: nobody can connect to
-/// such an address. Exit code 2.
+/// When it listens on every address of the machine and nothing was given: clients cannot connect
+/// to such an address. Exit code 2.
 pub fn advertised(given: &str, bound: std::net::SocketAddr) -> Result<String, CliError> {
     if given.starts_with("http://") || given.starts_with("https://") {
         return Ok(given.to_owned());
@@ -300,7 +300,7 @@ pub fn advertised(given: &str, bound: std::net::SocketAddr) -> Result<String, Cl
         return Err(CliError::usage(format!(
             "it listens on {bound}, and others cannot connect to such an address"
         ))
-        .advise("say what they can connect to with --advertise"));
+        .advise("give the address that they connect to with --advertise"));
     }
     Ok(format!("http://{bound}"))
 }

@@ -1,6 +1,6 @@
 //! Everything in one process, on one data directory: embedded metadata, one bookie that is called
-//! in process instead of over a connection, a broker, and the protocols of the registry. Only wiring
-//! is here.
+//! in process instead of over a connection, a broker, and the protocols of the registry. Only
+//! wiring is here.
 
 pub mod config;
 mod transport;

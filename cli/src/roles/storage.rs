@@ -57,8 +57,8 @@ pub async fn open_bookie(
     }
 }
 
-/// Runs the rest of a start on top of a bookie, which is closed when that fails: RocksDB must not be
-/// in use while the process ends, or it aborts.
+/// Runs the rest of a start on top of a bookie, which is closed when that fails: RocksDB must not
+/// be in use while the process ends, or it aborts.
 ///
 /// # Errors
 /// Those of the start.

@@ -263,7 +263,7 @@ impl<'a> Run<'a> {
                 RecoveryEvent::Replaced { members }
             }
             Err(error) => {
-                tracing::warn!(ledger = self.info.id.0, %error, "nobody takes the place of a bookie that failed in recovery");
+                tracing::warn!(ledger = self.info.id.0, %error, "no bookie can replace one that failed in recovery");
                 RecoveryEvent::ReplaceFailed
             }
         };

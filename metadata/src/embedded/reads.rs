@@ -149,7 +149,7 @@ fn resume(
         return Ok(snapshot);
     }
     Err(MetadataError::Unavailable(format!(
-        "the scan's revision {} is gone: begin it anew",
+        "the scan's revision {} is no longer available: restart it",
         revision.0
     )))
 }

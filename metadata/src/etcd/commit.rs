@@ -189,7 +189,7 @@ impl Commit<'_> {
                 }
                 Ok(answer) => match self.read(&answer) {
                     Some(result) => return result,
-                    None => Failure::Refused("the slot of the commit was gone".to_owned()),
+                    None => Failure::Refused("the slot of the commit no longer exists".to_owned()),
                 },
                 Err(failure) => failure,
             };
@@ -224,7 +224,7 @@ impl Commit<'_> {
                 Settled::Applied(revision) if mine => return Ok(Some(Ok(revision))),
                 Settled::Lost if mine => {
                     return Ok(Some(Err(MetadataError::UnknownOutcome(
-                        "the process was paused for so long that its slots expired".to_owned(),
+                        "the process was paused until its slots expired".to_owned(),
                     ))));
                 }
                 Settled::Lost => self.slot = None,

@@ -95,10 +95,13 @@ const KNOWN: [(&str, Meaning); 18] = [
     ("request is too large", invalid),
     ("key is not provided", invalid),
     ("has been compacted", |text| {
-        unavailable(text, "the snapshot is gone: begin the scan anew")
+        unavailable(
+            text,
+            "the snapshot is no longer available: restart the scan",
+        )
     }),
     ("is a future revision", |text| {
-        unavailable(text, "the snapshot is of another etcd: begin the scan anew")
+        unavailable(text, "the snapshot is of another etcd: restart the scan")
     }),
     ("database space exceeded", |text| {
         Failure::Final(MetadataError::Full(format!(

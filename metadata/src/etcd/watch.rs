@@ -385,7 +385,7 @@ impl Follower {
 
     /// etcd ended the watch: because it wants new credentials, as far as is known.
     async fn interrupted(&self, reason: &str) {
-        tracing::warn!(reason, "etcd ended a watch, it is begun anew");
+        tracing::warn!(reason, "etcd ended a watch, starting it again");
         let login = |client: Client| async move { client.refresh_token().await };
         let endpoints = &self.shared.endpoints;
         let login = endpoints.attempt(endpoints.attempt_timeout(), login).await;

@@ -85,9 +85,9 @@ pub(crate) fn version(version: u32) -> ApiResult<()> {
     if version == PROTOCOL_VERSION {
         return Ok(());
     }
-    let message = format!("protocol version {version} is not spoken here");
+    let message = format!("unsupported protocol version {version}");
     Err(ApiError::new(ErrorKind::UnsupportedVersion, message)
-        .advise(format!("speak version {PROTOCOL_VERSION}")))
+        .advise(format!("use version {PROTOCOL_VERSION}")))
 }
 
 pub(crate) fn partitions(count: u32) -> ApiResult<u32> {

@@ -121,7 +121,7 @@ impl Service {
             .map_err(|error| self.refuse(&error))
     }
 
-    /// An error on its way out of a unary call.
+    /// The error of a unary call, as it is sent.
     fn refuse(&self, error: &ApiError) -> Status {
         self.metrics.error(error.kind);
         status::status(error)
@@ -181,7 +181,7 @@ fn shake_hands(
             version_max,
             ..
         } = request;
-        let message = format!("versions {version_min} to {version_max} are not spoken here");
+        let message = format!("unsupported protocol versions {version_min} to {version_max}");
         return Err(ApiError::new(ErrorKind::UnsupportedVersion, message)
             .advise(format!("this broker speaks version {PROTOCOL_VERSION}")));
     }

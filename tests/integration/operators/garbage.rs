@@ -82,7 +82,7 @@ async fn garbage_in_metadata_is_named_and_harms_nobody() -> Result<()> {
         let deleted = cluster.etcdctl(&["del", &format!("{ROOT}{key}")])?;
         ensure!(deleted.trim() == "1", "{key}: {deleted}");
     }
-    wait_for_doctor(&cluster, 0, "3 bookies are there").await?;
+    wait_for_doctor(&cluster, 0, "3 bookies are announced").await?;
     cluster.stop()?;
     cluster.check_logs()
 }

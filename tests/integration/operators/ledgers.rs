@@ -124,7 +124,7 @@ async fn the_doctor_tells_a_healthy_cluster_from_one_that_lost_a_bookie() -> Res
     ensure!(super::state_of(&cluster, &victim)? == "away");
     cluster.start_again("bookie-2")?;
     wait_for_state(&cluster, &victim, "writable").await?;
-    wait_for_doctor(&cluster, 0, "3 bookies are there").await?;
+    wait_for_doctor(&cluster, 0, "3 bookies are announced").await?;
     publish(&cluster, "two")?;
     cluster.stop()?;
     cluster.check_logs()

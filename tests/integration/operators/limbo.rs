@@ -55,7 +55,7 @@ async fn a_bookie_that_lost_its_journal_is_restored_and_serves_again() -> Result
     check(&cluster, load).await?;
     // What it lost is there again; nothing waits for anybody.
     wait_whole(&cluster).await?;
-    wait_for_doctor(&cluster, 0, "4 bookies are there").await?;
+    wait_for_doctor(&cluster, 0, "4 bookies are announced").await?;
     let cookie = tool(&cluster, &["bookie", "cookie", &victim])?.ok()?;
     ensure!(cookie[0]["limbo_since_ms"] == 0, "{cookie:?}");
     // It does not come back with the next start.

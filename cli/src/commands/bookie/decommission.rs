@@ -57,7 +57,7 @@ pub struct How {
     pub repair_here: bool,
     /// Also when its ledgers have nowhere to go now.
     pub force: bool,
-    /// Also when it is away and nobody else has some of its entries.
+    /// Continue when it is away and no other bookie has some of its entries.
     pub accept_loss: bool,
 }
 
@@ -161,7 +161,7 @@ fn entries_of(lost: &[Lost]) -> u64 {
     lost.iter().map(|lost| lost.last.0 - lost.first.0 + 1).sum()
 }
 
-/// Says which entries nobody has, the first of them one by one.
+/// Lists entries that no bookie has, the first of them one by one.
 fn tell_lost(out: &Output, lost: &[Lost]) -> Result<(), CliError> {
     for lost in lost.iter().take(LOST_LISTED_MAX) {
         let Lost {

@@ -34,7 +34,7 @@ pub async fn reports(connect: &Connect, brokers: &[BrokerInfo]) -> BTreeMap<Stri
     answers.into_iter().flatten().collect()
 }
 
-/// For scripts; nothing when nobody said.
+/// For scripts; nothing when the load is not known.
 pub fn object(load: Option<&Load>) -> Value {
     let Some(load) = load else { return Value::Null };
     json!({

@@ -1,4 +1,4 @@
-//! `aquifer ledger read`: the entries of a ledger as somebody reads them who does not own it, up to
+//! `aquifer ledger read`: the entries of a ledger as a reader sees them that does not own it, up to
 //! what is confirmed. It fences nothing and confirms nothing.
 
 use std::time::Duration;
@@ -21,7 +21,7 @@ const READ_BYTES: usize = 1 << 20;
 const READ_ENTRIES: usize = 1_000;
 /// How long bookies hold a question about the end before they answer that there is nothing new.
 const WAIT: Duration = Duration::from_secs(20);
-/// The same when nobody wants to wait for what is written later.
+/// The same without --follow.
 const WAIT_AT_END: Duration = Duration::from_millis(200);
 
 /// What to read.
@@ -30,7 +30,7 @@ pub struct Wanted {
     pub ledger: LedgerId,
     /// First entry.
     pub from: u64,
-    /// End after so many entries.
+    /// End after this many entries.
     pub count: Option<u64>,
     /// Wait for more until the ledger is closed.
     pub follow: bool,
@@ -55,7 +55,7 @@ pub async fn read(cluster: &ToolContext, wanted: &Wanted, out: &Output) -> Resul
                 for entry in entries {
                     print(ledger, &entry, out)?;
                 }
-                // Whoever follows wants to see it now.
+                // With --follow each entry is shown at once.
                 out.flush()?;
             }
             TailRead::Nothing if wanted.follow => {}

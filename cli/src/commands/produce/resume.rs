@@ -1,9 +1,9 @@
 //! Going through a file again: its lines have fixed sequence ids, so a run that was interrupted is
 //! repeated, and stores what is not stored yet.
 //!
-//! Another file under the same name would lose its first lines without a word. So the newest message
-//! that the name has stored, of each partition, is compared with the line that has its id, before
-//! anything is sent.
+//! Another file under the same name would lose its first lines without a word. So the newest
+//! message that the name has stored, of each partition, is compared with the line that has its id,
+//! before anything is sent.
 
 use std::path::{Path, PathBuf};
 
@@ -46,7 +46,7 @@ impl Resume {
                 is_checked,
             })),
             (None, Some(file)) if from.is_some() && file.exists() => Err(CliError::usage(format!(
-                "--sequence-from needs a regular file, and {} is none",
+                "--sequence-from needs a regular file, and {} is not one",
                 file.display()
             ))),
             _ => Ok(None),
@@ -56,7 +56,7 @@ impl Resume {
     /// The sequence id of a line, counted from 0.
     pub fn sequence_id(&self, line: u64) -> Result<u64, CliError> {
         let id = self.from.checked_add(line);
-        id.ok_or_else(|| CliError::usage("--sequence-from is too high for so many lines"))
+        id.ok_or_else(|| CliError::usage("--sequence-from is too high for the number of lines"))
     }
 
     /// Compares what the name has stored with the file.

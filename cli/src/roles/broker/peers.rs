@@ -30,7 +30,7 @@ pub struct GrpcPeers {
 }
 
 impl GrpcPeers {
-    /// Connects to nobody yet.
+    /// Not connected to any broker yet.
     pub fn new(tasks: &TaskGroup) -> GrpcPeers {
         GrpcPeers {
             tasks: tasks.clone(),
@@ -81,7 +81,7 @@ impl Peers for GrpcPeers {
     }
 }
 
-/// What the failure of a request to another broker means to whoever asked this one.
+/// What the failure of a request to another broker means to the client that asked this one.
 fn failed(error: ClientError) -> ApiError {
     let kind = match error.kind() {
         Kind::Invalid => ErrorKind::InvalidArgument,

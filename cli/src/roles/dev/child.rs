@@ -1,7 +1,7 @@
-//! The way from this program to a child of `aquifer dev`: a short life as `aquifer dev-child`, which
-//! asks the kernel to be killed when its parent dies, and then becomes the child's program. So the
-//! children need to know nothing of it, etcd among them, and a cluster whose `aquifer dev` was
-//! killed leaves nothing behind.
+//! The way from this program to a child of `aquifer dev`: a short life as `aquifer dev-child`,
+//! which asks the kernel to be killed when its parent dies, and then becomes the child's program.
+//! So the children need to know nothing of it, etcd among them, and a cluster whose `aquifer dev`
+//! was killed leaves nothing behind.
 
 use std::os::unix::process::CommandExt;
 use std::process::Command;
@@ -22,7 +22,9 @@ pub fn run(args: DevChildArgs) -> Result<(), CliError> {
         .map_err(|error| CliError::failed(format!("cannot follow the parent process: {error}")))?;
     // It may have died before the request.
     if getppid().map(Pid::as_raw_nonzero).map(i32::from) != Some(args.parent) {
-        return Err(CliError::failed("the process that started this is gone"));
+        return Err(CliError::failed(
+            "the process that started this one has ended",
+        ));
     }
     let Some((program, arguments)) = args.command.split_first() else {
         return Err(CliError::usage("no program is given"));

@@ -174,7 +174,7 @@ impl Plan {
 }
 
 impl Spec {
-    /// The command, for a shell: whoever killed a process can start it again with it.
+    /// The command, for a shell, which starts the process again after it was killed.
     pub fn command(&self) -> String {
         let program = self.program.to_string_lossy();
         let words = std::iter::once(&*program).chain(self.arguments.iter().map(String::as_str));

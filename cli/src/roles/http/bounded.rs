@@ -1,5 +1,5 @@
-//! Connections of the HTTP port: few at once, and none that is slow or silent for long. Whoever
-//! asks for health or metrics does so in a moment, so a connection that does not is closed: it
+//! Connections of the HTTP port: few at once, and none that is slow or silent for long. A
+//! request for health or metrics takes a moment, so a connection that takes longer is closed: it
 //! costs a file descriptor that storage may need.
 
 use std::future::Future;

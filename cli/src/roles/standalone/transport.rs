@@ -37,13 +37,13 @@ struct HeldState {
     requests: VecDeque<(OrderedRequest, ReplyCallback)>,
     /// Something waits or is about to be submitted: what comes next goes behind it.
     holding: bool,
-    /// Nobody serves the queue any more.
+    /// The queue is not served any more.
     ended: bool,
 }
 
 impl Held {
     /// The next one to submit; without one, requests go past the queue again, and for good when
-    /// nobody will serve it any more.
+    /// it will not be served any more.
     fn next(&self, last: bool) -> Option<(OrderedRequest, ReplyCallback)> {
         let mut state = self.state.lock();
         let next = state.requests.pop_front();

@@ -120,7 +120,7 @@ async fn tells_of_the_end(transport: &dyn BookieTransport, to: BookieId, ledger:
     assert_eq!(news, tail(99, false));
 }
 
-/// A fence wakes who waits, and ends what the writer may do; a deletion ends everything.
+/// A fence wakes waiting readers and ends what the writer may do; a deletion ends everything.
 async fn fences_and_deletes(transport: &dyn BookieTransport, to: BookieId, ledger: u64) {
     // One order: the add behind the fence is refused, the entry before it is seen (H3).
     let before = submit(transport, to, add(ledger, 100, 10));
