@@ -36,8 +36,8 @@ use crate::broker::Broker;
 use crate::error::BrokerError;
 
 impl Broker {
-    /// Runs a request in its span, and counts it when it fails. Every call of the ports comes here with
-    /// what it needs a permission for.
+    /// Runs a request in its span, and counts it when it fails. Every call of the ports comes here
+    /// with what it needs a permission for.
     async fn serve<T>(
         &self,
         ctx: &RequestContext,

@@ -1,11 +1,11 @@
-//! The balance of load between brokers. Every broker measures its own load and reports it when it is
-//! asked; one of them is elected, asks all others round by round, lets the planner decide, and moves
-//! bundles as an operator would (`movement`).
+//! The balance of load between brokers. Every broker measures its own load and reports it when it
+//! is asked; one of them is elected, asks all others round by round, lets the planner decide, and
+//! moves bundles as an operator would (`movement`).
 //!
 //! Invariants:
 //! - Nothing is decided by an election or a report that must not happen twice: a move is a
-//!   compare-and-swap of the bundle's record as its reported owner's, so that a leader who believes in
-//!   it for too long, or on old reports, does no more than one move too many (I4).
+//!   compare-and-swap of the bundle's record as its reported owner's, so that a leader who believes
+//!   in it for too long, or on old reports, does no more than one move too many (I4).
 //! - No wire protocol is spoken here: the way to other brokers is given ([`Peers`]).
 
 pub(crate) mod config;
@@ -87,7 +87,7 @@ async fn measure(topics: &Arc<Topics>) {
     }
 }
 
-/// Does what takes longer the more topics or bundles there are, where nobody waits behind it.
+/// Does what takes longer the more topics or bundles there are, where no request waits behind it.
 async fn aside<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, BrokerError> {
@@ -163,7 +163,7 @@ async fn rounds(topics: &Arc<Topics>, peers: &Arc<dyn Peers>) {
     }
 }
 
-/// Asks everybody, decides, and does it.
+/// Asks all brokers, decides, and moves.
 async fn round(
     topics: &Arc<Topics>,
     peers: &Arc<dyn Peers>,

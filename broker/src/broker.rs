@@ -32,7 +32,7 @@ use crate::peers::Peers;
 use crate::sweep;
 use crate::topics::Topics;
 
-/// Times that a request looks at the bundles of a namespace anew.
+/// Times that a request reads the bundles of a namespace again.
 const BUNDLES_ATTEMPTS_MAX: u32 = 5;
 /// How long a shutdown waits for topics to seal their ledgers.
 const SHUTDOWN_DEADLINE: Duration = Duration::from_secs(30);
@@ -64,7 +64,7 @@ pub(crate) struct Shared {
     pub(crate) rng: SharedRng,
     pub(crate) tasks: TaskGroup,
     pub(crate) metrics: BrokerMetrics,
-    /// Bytes of published batches on their way to storage.
+    /// Bytes of published batches that storage does not have yet.
     pub(crate) publish_budget: ByteBudget,
     /// Bytes that reads of backlogs may hold until they are handed to consumers.
     pub(crate) read_budget: ByteBudget,
@@ -84,7 +84,8 @@ impl Shared {
         self.next_id.fetch_add(1, Ordering::Relaxed)
     }
 
-    /// What this broker may do with a topic: owning its bundle, which it acquires if nobody does.
+    /// What this broker may do with a topic: owning its bundle, which it acquires if no broker
+    /// does.
     pub(crate) async fn own(&self, topic: &TopicName) -> Result<Owned, BrokerError> {
         let mut attempts = 0;
         loop {
@@ -189,8 +190,8 @@ impl Broker {
     }
 
     /// Gives everything that it owns to the other brokers of its cluster, while it serves still:
-    /// clients of each topic are told where to go when its ledgers are sealed. Without another broker
-    /// nothing happens.
+    /// clients of each topic are told where to go when its ledgers are sealed. Without another
+    /// broker nothing happens.
     pub async fn hand_over(&self) {
         movement::drain(&self.topics).await;
     }

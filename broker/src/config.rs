@@ -26,7 +26,7 @@ pub struct BrokerConfig {
     pub consumer_queue_bytes_max: usize,
     /// Topics that are loaded at once; others wait, those with most clients in front.
     pub topic_loads_max: usize,
-    /// A topic without clients for so long is unloaded.
+    /// A topic without clients is unloaded after this time.
     pub topic_idle_ms: u64,
     /// How often trimming and idleness are looked at.
     pub housekeeping_ms: u64,

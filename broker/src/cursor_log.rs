@@ -51,7 +51,7 @@ pub enum CursorLogError {
         /// What is wrong.
         source: CursorError,
     },
-    /// A name that is none.
+    /// A name that is not valid.
     #[error("record {index} of the cursor log has a bad name")]
     Name {
         /// Index of the record.
@@ -307,7 +307,7 @@ pub struct Replay {
 }
 
 /// Changes that are kept for a snapshot that misses a part. There are few between its parts; more
-/// come when it has no last part, and then nobody waits for one.
+/// come when it has no last part, and then none is awaited.
 const SINCE_MAX: usize = 10_000;
 
 /// A snapshot whose last part was not seen yet.
@@ -462,9 +462,9 @@ impl Replay {
         Ok(())
     }
 
-    /// Takes what is nowhere else from a snapshot that is not whole, once something is lost: where a
-    /// subscription stood then, if the records before do not say, or say it of an earlier life of it or
-    /// of before a seek; and its changes since. Producers are not taken: the message log has
+    /// Takes what is nowhere else from a snapshot that is not whole, once something is lost: where
+    /// a subscription stood then, if the records before do not say, or say it of an earlier life of
+    /// it or of before a seek; and its changes since. Producers are not taken: the message log has
     /// them, and a snapshot without some would hide that.
     fn salvage(&mut self) {
         let Some(building) = self.building.take().filter(|_| self.lost.is_some()) else {

@@ -18,8 +18,8 @@ use aquifer_model::topic::NamespaceName;
 use crate::bundles::Bundle;
 use crate::ownership::Owned;
 
-/// What each topic counts at least where its bundle is cut in two, in units a second: topics without
-/// traffic are halved by their number.
+/// What each topic counts at least where its bundle is cut in two, in units a second: topics
+/// without traffic are halved by their number.
 const TOPIC_UNITS_MIN: f64 = 0.01;
 
 /// What happened in a topic since it was loaded. Its task adds, the meter reads.
@@ -202,8 +202,8 @@ impl LoadMeter {
         self.latest.saturating_sub(began).min(self.window)
     }
 
-    /// The shortest time that a rate is over: what comes first to a topic that was just loaded has often
-    /// waited for that.
+    /// The shortest time that a rate is over: what comes first to a topic that was just loaded has
+    /// often waited for that.
     fn least(&self) -> Duration {
         self.window / 6
     }

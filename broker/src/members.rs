@@ -1,6 +1,7 @@
 //! The brokers of the cluster as metadata shows them.
 //!
-//! Who is announced is alive, or was a moment ago: it steers who gets what, and decides nothing (I4).
+//! Who is announced is alive, or was a moment ago: it steers who gets what, and decides nothing
+//! (I4).
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -107,7 +108,7 @@ impl Members {
     }
 
     /// A broker that was reached where this one is now was its predecessor: its announcement may
-    /// outlive it by a lease, but nobody has to wait for that.
+    /// outlive it by a lease, but nothing has to wait for that.
     fn is_replaced(&self, member: &Member) -> bool {
         member.id != self.me && member.url == self.announced.lock().url
     }
@@ -127,7 +128,7 @@ impl Members {
     }
 
     /// Who should get something, by its name: the same everywhere, and spread over all brokers but
-    /// `without` and those that drain. `None` when nobody is left.
+    /// `without` and those that drain. `None` when none is left.
     pub(crate) fn choose(&self, what: &str, without: Option<BrokerId>) -> Option<Member> {
         let free = self.serving().into_iter();
         free.filter(|member| Some(member.id) != without)

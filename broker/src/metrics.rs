@@ -27,7 +27,7 @@ pub(crate) struct BrokerMetrics {
     pub(crate) balance_moves: Counter<u64>,
     /// Bundles that it split.
     pub(crate) balance_splits: Counter<u64>,
-    /// The highest load of a broker as a multiple of the mean; 0 where nobody leads.
+    /// The highest load of a broker as a multiple of the mean; 0 at brokers that are not elected.
     pub(crate) balance_spread: Gauge<f64>,
     /// Messages that subscriptions of loaded topics have not acknowledged.
     pub(crate) backlog: Gauge<u64>,

@@ -1,10 +1,11 @@
 //! Bundles move: handed over from one broker to another, taken from one that is gone, split in two.
 //!
-//! A move is one compare-and-swap of the bundle's record, by anybody. It names the new owner, and the
-//! old one with its epoch as the source. The source sees it, and seals the ledgers of its topics one
-//! after the other, under the record's new revision (H18, H21: it may seal, and no more); a topic's
-//! clients are told where to go when its own ledgers are sealed, and the new owner waits for that for a
-//! moment, so that nobody has to be fenced. When the source does nothing, fencing decides (I4).
+//! A move is one compare-and-swap of the bundle's record, by any broker. It names the new owner,
+//! and the old one with its epoch as the source. The source sees it, and seals the ledgers of its
+//! topics one after the other, under the record's new revision (H18, H21: it may seal, and no
+//! more); a topic's clients are told where to go when its own ledgers are sealed, and the new owner
+//! waits for that for a moment, so that no ledger has to be fenced. When the source does nothing,
+//! fencing decides (I4).
 //!
 //! Who may do what with a topic meanwhile:
 //!
@@ -38,11 +39,11 @@ use crate::topic::event::Event;
 use crate::topic::tenure::Departure;
 use crate::topics::{Loading, TopicHandle, Topics};
 
-/// Topics of all bundles that seal their ledgers at once: each is away for as long as its own takes, and
-/// the new owner opens one before the next are there.
+/// Topics of all bundles that seal their ledgers at once: each is away for as long as its own
+/// takes, and the new owner opens one before the next are there.
 pub(crate) const SEALING_AT_ONCE: usize = 4;
-/// How long a topic with clients keeps its turn at least: they come to the new owner meanwhile, which has
-/// more to do for each than this one has, and would have them wait if all came at once.
+/// How long a topic with clients keeps its turn at least: they come to the new owner meanwhile,
+/// which has more to do for each than this one has, and would have them wait if all came at once.
 const TURN_MIN: Duration = Duration::from_millis(20);
 /// How long one topic may take to seal before others get their turn.
 const SEAL_MAX: Duration = Duration::from_secs(10);
@@ -59,7 +60,7 @@ pub(crate) const DRAIN_MAX: Duration = Duration::from_secs(60);
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct BundleView {
     pub(crate) bundle: Bundle,
-    /// Nobody owns a bundle that was never used.
+    /// A bundle that was never used has no owner.
     pub(crate) owner: Option<BrokerId>,
     pub(crate) epoch: u64,
     pub(crate) url: Option<String>,
@@ -132,8 +133,8 @@ fn look(topics: &Arc<Topics>, cluster: &Cluster, owned: Owned) {
     });
 }
 
-/// Ends the topics of a bundle that is another broker's; a few at a time, over all bundles, when their
-/// ledgers are to be sealed, all at once otherwise.
+/// Ends the topics of a bundle that is another broker's; a few at a time, over all bundles, when
+/// their ledgers are to be sealed, all at once otherwise.
 async fn give_away(
     shared: &Shared,
     bundle: &Bundle,
@@ -172,8 +173,8 @@ async fn loaded(loading: Vec<Loading>) -> Vec<TopicHandle> {
     all.filter_map(|loaded| loaded.ok().flatten()).collect()
 }
 
-/// The record of a bundle is gone: it was split, and its parts say who owns them. They may appear one
-/// after the other; until all are there, nothing happens.
+/// The record of a bundle is gone: it was split, and its parts say who owns them. They may appear
+/// one after the other; until all are there, nothing happens.
 fn split_seen(topics: &Arc<Topics>, cluster: &Cluster, before: &Owned) {
     let prefix = keys::bundle_owners_prefix(&before.bundle.namespace);
     let items = cluster.owners.items();
@@ -234,7 +235,7 @@ pub(crate) async fn drain(topics: &Arc<Topics>) {
     let Some(cluster) = shared.ownership.cluster() else {
         return;
     };
-    // Without metadata nothing can be moved: whoever takes over fences.
+    // Without metadata nothing can be moved: the next owner fences.
     let announced = clock::timeout(ANNOUNCE_MAX, cluster.members.announce_draining());
     if announced.await.is_err() {
         tracing::warn!("metadata does not answer: bundles are not handed over");

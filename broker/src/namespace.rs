@@ -25,7 +25,7 @@ use crate::bundles::Bundles;
 use crate::error::BrokerError;
 use crate::policies::{self, PolicyTable};
 
-/// How long a broken watch waits before it is begun anew.
+/// How long a broken watch waits before it is started again.
 const WATCH_RETRY: Duration = Duration::from_secs(1);
 
 /// Tenants and namespaces.
@@ -173,7 +173,7 @@ impl Namespaces {
         Ok((record, bundles))
     }
 
-    /// Forgets what is known of a namespace: the next request reads it anew.
+    /// Forgets what is known of a namespace: the next request reads it again.
     pub(crate) fn forget(&self, namespace: &NamespaceName) {
         self.cached.lock().remove(namespace);
     }
@@ -245,7 +245,7 @@ pub(crate) fn bundles_of(
     })
 }
 
-/// Keeps what is cached of one namespace current until nobody uses it.
+/// Keeps what is cached of one namespace current until it is not used any more.
 struct Watcher {
     store: Arc<dyn MetadataStore>,
     namespace: NamespaceName,
@@ -275,7 +275,7 @@ impl Watcher {
         }
     }
 
-    /// Follows one watch; `Ok(false)` when the namespace is gone or nobody listens any more.
+    /// Follows one watch; `Ok(false)` when the namespace is gone or no receiver is left.
     async fn follow(&self, after: &mut Revision) -> Result<bool, BrokerError> {
         let key = keys::namespace(&self.namespace);
         let mut watch = self.store.watch(&key, *after).await?;

@@ -1,12 +1,12 @@
-//! Ownership of bundles. Whoever is asked for a topic looks who owns its bundle: this broker, which
-//! serves it; another one that lives, to which it points; or nobody, and then it gives the bundle to
-//! one of those that live. All of that is compare-and-swap of one record with an epoch that rises.
+//! Ownership of bundles. A broker that is asked for a topic reads who owns its bundle: itself, then
+//! it serves the topic; another live broker, to which it points; or none, and then it gives the
+//! bundle to a live broker. All of that is compare-and-swap of one record with an epoch that rises.
 //!
 //! Every metadata change of the write path carries the record's revision as a guard,
 //! so a former owner can change nothing, whatever it believes (I4). A broker's id is random per
 //! start, so a restart never inherits an epoch.
 //!
-//! Without a cluster there is nobody else: what another process owned is taken over at once.
+//! Without a cluster there is no other broker: what another process owned is taken over at once.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -41,7 +41,7 @@ pub(crate) struct Owned {
     pub(crate) bundle: Bundle,
     /// The owner's epoch.
     pub(crate) epoch: OwnerEpoch,
-    /// Holds as long as nobody has taken over.
+    /// Holds until another broker takes over.
     pub(crate) guard: Guard,
     /// Who handed it over, and may be sealing its ledgers still.
     pub(crate) source: Option<BrokerId>,
@@ -70,7 +70,7 @@ pub(crate) struct Cluster {
 /// What is known of one bundle.
 #[derive(Default)]
 struct Cell {
-    /// Held while metadata is asked: one at a time, whatever that takes. Nobody else waits for it.
+    /// Held while metadata is asked: one at a time, whatever that takes. Nothing else waits for it.
     acquiring: tokio::sync::Mutex<()>,
     owned: Mutex<Option<Owned>>,
 }
@@ -116,7 +116,7 @@ impl Ownership {
         &self.store
     }
 
-    /// What this broker may do in the bundle; acquires a bundle that nobody owns.
+    /// What this broker may do in the bundle; acquires a bundle without an owner.
     ///
     /// # Errors
     /// [`BrokerError::Elsewhere`] when another broker owns it; [`BrokerError::BundlesChanged`] when
@@ -170,8 +170,9 @@ impl Ownership {
         self.cluster.as_ref()?.members.session()
     }
 
-    /// Whether nobody else can own the bundle meanwhile: the lease under which it was known is held
-    /// still, or there are no other brokers. Moves are not meant: the owner hears of them.
+    /// Whether no other broker can own the bundle meanwhile: the lease under which the ownership
+    /// was known is still held, or there are no other brokers. Moves are not covered: the owner
+    /// sees them.
     pub(crate) fn is_certain(&self, owned: &Owned) -> bool {
         self.cluster.is_none() || owned.session.is_some() && owned.session == self.session()
     }
@@ -182,8 +183,8 @@ impl Ownership {
         cluster.is_some_and(|cluster| cluster.members.url(broker).is_some())
     }
 
-    /// Asks metadata whether this broker owns a bundle still, and answers under which session that is
-    /// certain from now on; `None` when it cannot be known.
+    /// Asks metadata whether this broker owns a bundle still, and answers under which session that
+    /// is certain from now on; `None` when it cannot be known.
     pub(crate) async fn confirm(&self, owned: &Owned) -> Option<u64> {
         let session = self.session()?;
         let cell = self.cell(&owned.bundle);
@@ -204,7 +205,7 @@ impl Ownership {
         Some(session)
     }
 
-    /// Forgets an ownership that turned out to be lost; the next use looks anew.
+    /// Forgets an ownership that turned out to be lost; the next use reads it again.
     pub(crate) fn lost(&self, lost: &Owned) {
         if self.forget(lost) {
             tracing::warn!(bundle = %lost.bundle, epoch = lost.epoch.0, "bundle ownership lost");
@@ -228,8 +229,8 @@ impl Ownership {
         *cell.owned.lock() = Some(owned);
     }
 
-    /// The bundles that this broker owns, as far as it knows. One that is being acquired is none yet:
-    /// nobody waits for that here.
+    /// The bundles that this broker owns, as far as it knows. One that is being acquired is not
+    /// included, and not waited for.
     pub(crate) fn all(&self) -> Vec<Owned> {
         let cells: Vec<Arc<Cell>> = self.owned.lock().values().cloned().collect();
         let owned = cells.iter().filter_map(|cell| cell.owned.lock().clone());
@@ -240,7 +241,7 @@ impl Ownership {
         Arc::clone(self.owned.lock().entry(bundle.clone()).or_default())
     }
 
-    /// Where another broker serves a bundle, as far as this one knows without asking anybody.
+    /// Where another broker serves a bundle, as far as this one knows without asking.
     pub(crate) fn known_elsewhere(&self, bundle: &Bundle) -> Option<String> {
         let cluster = self.cluster.as_ref()?;
         let found = cluster.owners.get(&key(bundle))?;
@@ -280,7 +281,7 @@ impl Ownership {
                 {
                     return Err(BrokerError::BundlesChanged(bundle.namespace.to_string()));
                 }
-                // Either somebody else was first, or our own write was made after all: read back.
+                // Either another broker was first, or our own write was made after all: read back.
                 Err(
                     error @ (MetadataError::Conflict { .. } | MetadataError::UnknownOutcome(_)),
                 ) => {
@@ -300,7 +301,7 @@ impl Ownership {
         record: &BundleOwnerRecord,
     ) -> Result<Option<Found>, BrokerError> {
         if record.broker_id.as_ref() == self.broker.0 {
-            // Written by this process, or by whoever gave the bundle to it.
+            // Written by this process, or by the broker that gave the bundle to it.
             let source = broker_id(&record.source_id);
             let mine = owned(bundle, record.epoch, versioned.revision, source);
             return Ok(Some(Found::Mine(mine)));
@@ -312,13 +313,13 @@ impl Ownership {
         Ok(url.map(Found::Of))
     }
 
-    /// Who gets a bundle that nobody serves.
+    /// Who gets a bundle without an owner.
     fn choose(&self, bundle: &Bundle) -> (BrokerId, String) {
         let cluster = self.cluster.as_ref();
         let chosen = cluster.and_then(|c| c.members.choose(&bundle.to_string(), None));
         match chosen {
             Some(member) => (member.id, member.url),
-            // Nobody is announced yet, this broker included.
+            // No broker is announced yet, not even this one.
             None => (self.broker, String::new()),
         }
     }

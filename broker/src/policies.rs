@@ -1,7 +1,7 @@
 //! Policies in force: what tenants, namespaces and topics say, resolved, and kept current.
 //!
-//! One watch over all policies of the cluster serves everything that is in use here; nothing on the path
-//! of a message reads metadata for a policy. Memory holds what is in use, not what is stored.
+//! One watch over all policies of the cluster serves everything that is in use here; nothing on the
+//! path of a message reads metadata for a policy. Memory holds what is in use, not what is stored.
 //!
 //! Invariants:
 //! - A scope is registered before its record is read, so that no change falls between the read and
@@ -40,7 +40,8 @@ use crate::topic::load::no_topic;
 const ATTEMPTS_MAX: u32 = 32;
 /// How long a broken watch waits before it begins again.
 const WATCH_RETRY: Duration = Duration::from_secs(1);
-/// What is not in use any more is dropped when there is twice as much as after the last time, and this.
+/// What is not in use any more is dropped when there is twice as much as after the last time, and
+/// this.
 const PRUNE_ABOVE: usize = 64;
 
 /// The policies in force.
@@ -70,7 +71,7 @@ struct State {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 struct Said {
     policies: Policies,
-    /// Of its record; 0: there is none.
+    /// Of its record; 0 without one.
     version: Revision,
     /// None: not read yet.
     as_of: Option<Revision>,
@@ -138,8 +139,8 @@ impl PolicyTable {
         Ok(!page.items.is_empty())
     }
 
-    /// What is in force for a topic that is not in use, as metadata says now, under what is in force
-    /// for its namespace.
+    /// What is in force for a topic that is not in use, as metadata says now, under what is in
+    /// force for its namespace.
     pub(crate) async fn of_unused(
         &self,
         topic: &TopicName,

@@ -6,7 +6,7 @@ use crate::broker::Broker;
 
 impl Broker {
     /// Announces where clients reach this broker, for as long as the lease of its cluster is held.
-    /// Without a cluster there is nobody to tell.
+    /// Without a cluster nothing is announced.
     pub fn announce(&self, url: &str) {
         if let Some(cluster) = self.shared.ownership.cluster() {
             cluster.members.announce(url);

@@ -1,13 +1,13 @@
-//! Retention of topics that are not loaded: data goes when policy says so, whether somebody uses its
-//! topic or not.
+//! Retention of topics that are not loaded: data is deleted when policy says so, whether its
+//! topic is used or not.
 //!
-//! A walk over the records of all topics, a page at a time and at a bounded rate, finds those whose first
-//! ledger has had its time. Such a topic is loaded for a visit, by whoever owns its bundle, trims itself as any
-//! loaded one does, and goes again. What it left behind because a subscription needs it is remembered, so that
-//! a backlog costs no load at each round. Nothing is written for a topic that has nothing to trim. A
-//! deletion that somebody has left unfinished goes on.
+//! A walk over the records of all topics, a page at a time and at a bounded rate, finds those whose
+//! first ledger has had its time. Such a topic is loaded for a visit, by the owner of its bundle,
+//! trims itself as any loaded one does, and goes again. What it left behind because a subscription
+//! needs it is remembered, so that a backlog costs no load at each round. Nothing is written for a
+//! topic that has nothing to trim. A deletion that was left unfinished is continued.
 //!
-//! It knows of no owner but by asking: a bundle that nobody owns gets one like for any other request.
+//! It knows of no owner but by asking: a bundle without an owner gets one as for any other request.
 
 use std::collections::HashMap;
 use std::sync::Arc;

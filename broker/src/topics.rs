@@ -37,11 +37,12 @@ type Outcome = watch::Receiver<Option<Result<TopicHandle, BrokerError>>>;
 
 /// What of a topic is there.
 enum Slot {
-    /// It is being loaded; the outcome comes here. It ends at once if its bundle has moved meanwhile.
+    /// It is being loaded; the outcome comes here. It ends at once if its bundle has moved
+    /// meanwhile.
     Loading(Outcome, Option<Arc<Departure>>),
     /// It serves, or is going away.
     Loaded(TopicHandle),
-    /// Somebody deletes it; the channel closes when that is over.
+    /// It is being deleted; the channel closes when that is over.
     Deleting(watch::Receiver<()>),
 }
 
@@ -160,7 +161,7 @@ impl Topics {
                             self.gone_from(name, &handle).await?;
                         }
                         Some(Ok(handle)) => return Ok(handle),
-                        // A load on behalf of somebody who may not create says "not found".
+                        // A load for a request that may not create answers "not found".
                         Some(Err(BrokerError::NotFound { .. })) if create => {
                             create_first(&self.shared, name).await?;
                         }
@@ -179,7 +180,8 @@ impl Topics {
         }
     }
 
-    /// Says where a topic is served that leaves. When that is here again, waits for the former object.
+    /// Says where a topic is served that leaves. When that is here again, waits for the former
+    /// object.
     async fn gone_from(&self, name: &TopicName, handle: &TopicHandle) -> Result<(), BrokerError> {
         self.shared.own(name).await?;
         handle.wait_ended().await;
@@ -203,7 +205,7 @@ impl Topics {
                 let (sender, receiver) = watch::channel(None);
                 map.insert(name.clone(), Slot::Loading(receiver.clone(), None));
                 let (topics, name) = (Arc::clone(self), name.clone());
-                // The load belongs to nobody's request: a caller that goes away leaves it running
+                // The load belongs to no request: a caller that goes away leaves it running
                 // for the next one.
                 self.shared.tasks.spawn("topic-load", async move {
                     let turn = topics.loads.turn(&name).await;
@@ -361,8 +363,8 @@ impl Topics {
         self.map.lock().len()
     }
 
-    /// Has the topics of a bundle leave that is another broker's. From here on no session begins with
-    /// them. Returns those that are loaded; those that are being loaded end by themselves.
+    /// Has the topics of a bundle leave that is another broker's. From here on no session begins
+    /// with them. Returns those that are loaded; those that are being loaded end by themselves.
     pub(crate) fn leave(&self, bundle: &Bundle, departure: &Arc<Departure>) -> Vec<TopicHandle> {
         let mut leaving = Vec::new();
         for (name, slot) in &mut *self.map.lock() {
@@ -393,7 +395,7 @@ impl Topics {
         (loaded, loading)
     }
 
-    /// Waits until no topic is left, for so long at most.
+    /// Waits until no topic is left, at most until the deadline.
     pub(crate) async fn wait_empty(&self, deadline: Duration) {
         let started = self.shared.clock.monotonic();
         while !self.map.lock().is_empty() {

@@ -80,7 +80,7 @@ pub struct BatchFields {
     /// Name of the producer; empty only in batches that no producer stream carried.
     pub producer_name: Bytes,
     /// The producer object that sent it: where the broker's memory of a name's last instance comes
-    /// from when the topic is loaded anew (H20). Absent like the name.
+    /// from when the topic is loaded again (H20). Absent like the name.
     pub producer_instance: Option<ProducerInstance>,
     /// Sequence id of the first message.
     pub lowest_sequence_id: u64,

@@ -68,7 +68,7 @@ pub struct EntryHead {
     pub extensions: Extensions,
 }
 
-/// An entry on its way: both parts shared, never joined on the hot path.
+/// An entry in memory: both parts shared, never joined on the hot path.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 pub struct EntryData {
     /// The broker's head, or empty where the whole entry is in `body`.

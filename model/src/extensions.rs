@@ -207,8 +207,8 @@ impl ExtensionsBuilder {
     /// Adds one by its tag.
     ///
     /// # Errors
-    /// When the value is not one of its tag, the tag is there, or the head gets too long; nothing is
-    /// added then.
+    /// When the value is not one of its tag, the tag is there, or the head gets too long; nothing
+    /// is added then.
     pub fn put(&mut self, tag: u16, value: &[u8]) -> Result<(), ExtensionError> {
         self.put_parts(tag, &[value])
     }

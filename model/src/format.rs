@@ -48,8 +48,8 @@ pub fn describe(format: u16, body: &Bytes) -> Result<Description, FormatError> {
     }
 }
 
-/// Bytes of a body, at most, that its head repeats: what a body that was not verified yet may add to
-/// memory besides itself.
+/// Bytes of a body, at most, that its head repeats: what a body that was not verified yet may add
+/// to memory besides itself.
 #[must_use]
 pub fn head_bytes(format: u16, body: &Bytes) -> usize {
     let fields = match format {
@@ -131,7 +131,7 @@ mod tests {
         let instance = said.extensions.producer_instance();
         assert_eq!(instance, fields.producer_instance);
         assert_eq!(said.extensions.deliver_at_ms(), Some((5, 5)));
-        // A time without its flag is none.
+        // A time without its flag is not a time.
         assert_eq!(said.extensions.event_time_ms(), Some(4));
         assert_eq!(said.extensions.schema().as_deref(), Some(&b"s"[..]));
     }

@@ -58,8 +58,8 @@ pub const CONSUMERS_PER_SUBSCRIPTION_MAX: usize = 10_000;
 /// Producer names that deduplication remembers per topic, without those that the broker drew; the
 /// longest idle is forgotten first.
 pub const DEDUP_PRODUCERS_MAX: usize = 10_000;
-/// Drawn names without a producer that deduplication remembers per topic, for the grace in which one
-/// may come back.
+/// Drawn names without a producer that deduplication remembers per topic, for the grace in which
+/// one may come back.
 pub const DEDUP_DRAWN_IDLE_MAX: usize = 10_000;
 /// Messages of one consumer that may be delivered and unacknowledged at once.
 pub const UNACKED_PER_CONSUMER_MAX: u64 = 50_000;

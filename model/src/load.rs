@@ -7,7 +7,7 @@ use crate::topic::NamespaceName;
 /// Bytes that count as much as a message.
 const BYTES_PER_UNIT: f64 = 1024.0;
 
-/// Rates over the window of whoever measured, and what is there now.
+/// Rates over the window of the broker that measured, and current counts.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct Load {
     /// Messages published per second.
@@ -76,7 +76,7 @@ pub struct BundleLoad {
     /// The hash in front of which a split leaves about half of the load on either side; `None` with
     /// fewer than two loaded topics, or when all of them have the same hash.
     pub split_at: Option<u32>,
-    /// How long ago another broker handed it over; `None` when nobody did.
+    /// How long ago another broker handed it over; `None` when none did.
     pub handed_over_ms: Option<u64>,
 }
 

@@ -1,7 +1,7 @@
 //! Policies: what tenants, namespaces and topics say about topics, and what is in force.
 //!
-//! Every policy is optional at every level and replaced whole; what no level says is as the broker is
-//! configured. [`resolve`] is the only place that decides between levels: the nearest one wins.
+//! Every policy is optional at every level and replaced whole; what no level says is as the broker
+//! is configured. [`resolve`] is the only place that decides between levels: the nearest one wins.
 
 use std::fmt;
 use std::str::FromStr;
@@ -23,8 +23,8 @@ pub struct Retention {
 }
 
 impl Retention {
-    /// Whether a segment may go whose last message is of `last_time_ms`, when so many newer bytes are
-    /// kept.
+    /// Whether a segment may go whose last message is of `last_time_ms`, when that many newer bytes
+    /// are kept.
     #[must_use]
     pub fn lets_go(&self, last_time_ms: u64, kept_bytes: u64, now_ms: u64) -> bool {
         let (Some(time_ms), Some(size_bytes)) = (self.time_ms, self.size_bytes) else {
@@ -295,7 +295,8 @@ impl fmt::Display for PolicyScope {
     }
 }
 
-/// A change of what one level says. What it does not name stays, whoever changes that at the same time.
+/// A change of what one level says. What it does not name stays, also when that is changed at the
+/// same time.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct PolicyUpdate {
     /// What it says from now on.

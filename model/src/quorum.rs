@@ -74,8 +74,8 @@ impl Quorum {
         usize::from(self.ack)
     }
 
-    /// The same with at most `bookies` bookies: a smaller ensemble and write quorum, never a smaller
-    /// ack quorum. `None` when that leaves no ack quorum.
+    /// The same with at most `bookies` bookies: a smaller ensemble and write quorum, never a
+    /// smaller ack quorum. `None` when that leaves no ack quorum.
     #[must_use]
     pub fn within(self, bookies: usize) -> Option<Quorum> {
         let ensemble = usize::from(self.ensemble).min(bookies);

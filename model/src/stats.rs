@@ -70,7 +70,7 @@ pub struct SubscriptionStats {
     pub backlog_messages: u64,
     /// Messages delivered and waiting for their acknowledgement.
     pub unacknowledged_messages: u64,
-    /// Messages that storage could not give, and that nobody has acknowledged or skipped.
+    /// Messages that storage could not give, and that are neither acknowledged nor skipped.
     pub damaged_messages: u64,
     /// Names of the connected consumers.
     pub consumers: Vec<String>,

@@ -99,7 +99,7 @@ pub struct ReadRange {
     pub bytes_max: usize,
     /// Most entries.
     pub entries_max: usize,
-    /// Only so many leading bytes of each entry, for reads of headers.
+    /// Number of leading bytes of each entry to return, for reads of headers.
     pub prefix_bytes: Option<usize>,
 }
 
@@ -112,7 +112,8 @@ pub struct ReadBatch {
     pub last_add_confirmed: Option<EntryId>,
 }
 
-/// Asks which of the entries `first..=last` a bookie holds, by its index: their bytes are not verified.
+/// Asks which of the entries `first..=last` a bookie holds, by its index: their bytes are not
+/// verified.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PresenceRange {
     /// The ledger.
@@ -130,7 +131,8 @@ pub struct PresenceRange {
 pub struct Presence {
     /// Ranges of entries that are stored durably, in order, both ends included.
     pub runs: Vec<(EntryId, EntryId)>,
-    /// The last entry that was looked for: the bookie ends where it has done enough for one request.
+    /// The last entry that was looked for: the bookie ends where it has done enough for one
+    /// request.
     pub until: EntryId,
     /// About how many bytes it read for that.
     pub bytes: u64,

@@ -330,7 +330,7 @@ const DRAWN_PREFIX: &str = "p-";
 
 impl ProducerName {
     /// A name for a producer that did not ask for one. Sixteen random bytes: unique for ever, so
-    /// that nobody inherits another's sequence ids.
+    /// that no producer inherits another's sequence ids.
     #[must_use]
     pub fn drawn(random: [u8; 16]) -> ProducerName {
         let name = random.iter().fold(DRAWN_PREFIX.to_owned(), |name, byte| {

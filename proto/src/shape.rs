@@ -50,7 +50,7 @@ pub enum ShapeError {
     Malformed,
 }
 
-/// What the elements of a request may take that has so many bytes on the wire: what a reader of it
+/// Memory that the elements of a request of this size on the wire may take: what a reader of it
 /// has to set aside besides those bytes.
 #[must_use]
 pub fn request_element_bytes(wire_bytes: usize) -> usize {
@@ -97,7 +97,7 @@ impl Walk {
                     take(&mut rest, length)?
                 }
                 5 => take(&mut rest, 4)?,
-                // Groups: nobody has sent them since before this protocol.
+                // Groups: obsolete since before this protocol.
                 _ => return Err(ShapeError::Malformed),
             };
             let number = key >> 3;

@@ -1,12 +1,12 @@
 //! Byte budgets: what a component may hold in memory at once (I13). Budgets form a tree: a child
 //! takes its bytes from its parent as well, so the root bounds the sum.
 //!
-//! What nobody needs is borrowed without a reservation, but no child can starve the others,
-//! however long it keeps what it has: what it takes it takes only while it holds at most [`SHARE`]
-//! times what it leaves free, and the last [`RESERVE`]th of the root is for children that hold
-//! nothing, half of it for those that want little ([`SMALL`]). So any number of children that keep what they have, one
-//! small request each beside, leave the others one such request at a time: slow, but never stopped,
-//! until those requests alone fill the reserve.
+//! What other children do not need is borrowed without a reservation, but no child can starve the
+//! others, however long it keeps what it has: what it takes it takes only while it holds at most
+//! [`SHARE`] times what it leaves free, and the last [`RESERVE`]th of the root is for children that
+//! hold nothing, half of it for those that want little ([`SMALL`]). So any number of children that
+//! keep what they have, one small request each beside, leave the others one such request at a time:
+//! slow, but never stopped, until those requests alone fill the reserve.
 //!
 //! Acquiring waits in first-come order within a child, and in turns between children. A large
 //! request that no moment has room for collects bytes as they come back, and leaves
@@ -126,7 +126,7 @@ impl ByteBudget {
         }
     }
 
-    /// Takes the bytes when they are free now and nobody of this budget waits for some.
+    /// Takes the bytes when they are free now and no request of this budget waits.
     #[must_use]
     pub fn try_acquire(&self, bytes: usize) -> Option<BytePermit> {
         let bytes = bytes.min(self.node.capacity_bytes);

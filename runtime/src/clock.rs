@@ -124,8 +124,8 @@ impl Alarm {
         }
     }
 
-    /// Sets its end to `at` on a clock that shows `now`. An alarm with that end already stays as it is,
-    /// whatever the clock shows.
+    /// Sets its end to `at` on a clock that shows `now`. An alarm with that end already stays as it
+    /// is, whatever the clock shows.
     pub fn set(&mut self, at: Duration, now: Duration) {
         if self.at != Some(at) {
             self.at = Some(at);
@@ -136,7 +136,8 @@ impl Alarm {
         }
     }
 
-    /// Waits until it goes off; it must be set again after that. A wait that is dropped changes nothing.
+    /// Waits until it goes off; it must be set again after that. A wait that is dropped changes
+    /// nothing.
     pub async fn wait(&mut self) {
         self.sleep.as_mut().await;
         self.at = None;
@@ -170,7 +171,7 @@ mod tests {
         let second = Duration::from_secs(1);
         let mut alarm = Alarm::unset();
         alarm.set(second * 10, Duration::ZERO);
-        // Somebody waits for something else as well, and that comes first.
+        // The alarm may be awaited beside something else that comes first.
         assert!(timeout(second, alarm.wait()).await.is_err());
         alarm.set(second * 10, second);
         assert!(timeout(second, alarm.wait()).await.is_err());

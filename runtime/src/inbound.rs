@@ -50,7 +50,7 @@ pub struct InboundLimits {
     pub message_timeout: Duration,
     /// One message is all that comes, and it comes at once.
     pub unary: bool,
-    /// What a message of so many bytes may take besides them once it is decoded.
+    /// Bytes that decoding may take besides a message of this size.
     pub decoded_bytes: fn(usize) -> usize,
 }
 
@@ -295,7 +295,7 @@ where
             self.admitted(total, permit);
             return Poll::Ready(Ok(()));
         }
-        // A call has somebody who waits for it; a stream is held back for as long as it takes.
+        // The caller of a call waits for it; a stream is held back for as long as it takes.
         if self.limits.unary && self.poll_late(context).is_ready() {
             return Poll::Ready(Err(InboundError::Overloaded));
         }

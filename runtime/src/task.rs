@@ -1,4 +1,4 @@
-//! Tasks that somebody owns. Every task belongs to a [`TaskGroup`]: a panic in one is logged,
+//! Tasks that have an owner. Every task belongs to a [`TaskGroup`]: a panic in one is logged,
 //! remembered, and shuts the group down, because state that a panic left half changed must not
 //! go on acknowledging. A group ends in two steps: [`TaskGroup::shutdown`] asks, and
 //! [`TaskGroup::drain`] waits for a while and then aborts.
@@ -107,7 +107,8 @@ impl TaskGroup {
 
     /// A token that tasks of this group, and threads that work for it, watch.
     pub fn shutdown_token(&self) -> ShutdownToken {
-        // A child has a lock of its own: tasks that wait in a loop do not meet at that of the group.
+        // A child has a lock of its own: tasks that wait in a loop do not meet at that of the
+        // group.
         ShutdownToken {
             token: self.inner.token.child_token(),
         }
@@ -253,8 +254,8 @@ where
         )
 }
 
-/// Starts a thread that others rely on: when it panics, `on_panic` is told on it, so that whoever
-/// waits for the thread fails instead of waiting for ever.
+/// Starts a thread that others rely on: when it panics, `on_panic` is told on it, so that the code
+/// that waits for the thread fails instead of waiting for ever.
 pub fn spawn_vital_thread<F>(
     name: &str,
     body: F,

@@ -2,7 +2,7 @@
 //!
 //! Logs go to stderr, with the trace id of the request they belong to; traces go to an OTLP
 //! collector when one is configured. Metrics are OpenTelemetry instruments, exported into a
-//! Prometheus registry that belongs to this object and to nobody else, so that many nodes can
+//! Prometheus registry that belongs to this object only, so that many nodes can
 //! run in one process. An instrument appears in the text under exactly the name it was given:
 //! units and `_total` are part of the names we choose.
 

@@ -27,8 +27,8 @@ use crate::traffic::{History, TOPICS, crc, payload, topic};
 
 /// How long repair may take.
 const REPAIR: Duration = Duration::from_secs(300);
-/// The same until each replica of each ledger was looked at and is whole: a thousand topics that are
-/// handed over leave thousands of small ledgers.
+/// The same until each replica of each ledger was looked at and is whole: a thousand topics that
+/// are handed over leave thousands of small ledgers.
 const VERIFY: Duration = Duration::from_secs(1_200);
 /// Bookies of a ledger, where there are enough.
 const ENSEMBLE: u32 = 3;
@@ -217,7 +217,8 @@ async fn replicas(cluster: &mut Cluster, counts: &mut Counts) -> Result<()> {
 }
 
 /// P16: gives up the bookies whose disks were lost, as an operator would, and waits until no ledger
-/// names them. The next disk may be lost only then: with an ack quorum of two, one copy of a ledger may be away for good at a time (I2).
+/// names them. The next disk may be lost only then: with an ack quorum of two, one copy of a ledger
+/// may be away for good at a time (I2).
 ///
 /// # Errors
 /// When repair does not come to an end.
@@ -252,8 +253,8 @@ pub async fn losses_are_repaired(cluster: &mut Cluster) -> Result<()> {
     Ok(())
 }
 
-/// Waits until no topic writes to a ledger with a smaller ensemble than was asked for: such ledgers were
-/// opened while bookies were away, bear the loss of fewer others, and are given up soon after.
+/// Waits until no topic writes to a ledger with a smaller ensemble than was asked for: such ledgers
+/// were opened while bookies were away, bear the loss of fewer others, and are given up soon after.
 ///
 /// # Errors
 /// H8: when one stays.
@@ -321,8 +322,8 @@ async fn metadata(cluster: &mut Cluster, counts: &mut Counts) -> Result<()> {
     let store = policy::metadata(cluster, &tasks).await?;
     let (started, now_ms) = (SystemClock.monotonic(), SystemClock.wall_ms());
     loop {
-        // Every ledger is checked once a minute, for which it is marked, too: what counts is that no
-        // mark stays.
+        // Every ledger is checked once a minute, for which it is marked, too: what counts is that
+        // no mark stays.
         let mut marks = scan(&*store, keys::UNDER_REPLICATED_PREFIX).await?;
         marks.retain(|item| {
             let mark = record::decode::<UnderReplicatedRecord>(item);

@@ -1,6 +1,6 @@
-//! A process that consumes: one subscription of every topic, with one consumer after the other. It is
-//! killed, paused and cut off like any other process, so it writes down at once what it is given and
-//! what is confirmed to it ([`aquifer_harness::deliveries`]).
+//! A process that consumes: one subscription of every topic, with one consumer after the other. It
+//! is killed, paused and cut off like any other process, so it writes down at once what it is given
+//! and what is confirmed to it ([`aquifer_harness::deliveries`]).
 
 use std::fs::File;
 use std::io::Write as _;

@@ -1,6 +1,6 @@
-//! Many topics at once, each with a slow producer and a consumer that acknowledges and waits for the
-//! confirmation, while other consumers come and go: when brokers hand hundreds of topics over, each
-//! waits for its turn, and what was confirmed must not come again (I9, H21).
+//! Many topics at once, each with a slow producer and a consumer that acknowledges and waits for
+//! the confirmation, while other consumers come and go: when brokers hand hundreds of topics over,
+//! each waits for its turn, and what was confirmed must not come again (I9, H21).
 
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -238,7 +238,7 @@ async fn produce(client: &Client, state: &State, topic: &Topic) -> Result<()> {
     Ok(())
 }
 
-/// Consumes with one consumer, for so long or until it has to be opened anew.
+/// Consumes with one consumer, for this time or until it has to be opened again.
 async fn consume(client: &Client, state: &State, at: usize, length: Duration) -> Result<()> {
     let topic = &state.topics[at];
     let opened_ms = SystemClock.wall_ms();

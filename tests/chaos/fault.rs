@@ -52,9 +52,9 @@ pub enum Kind {
     DiskError,
     /// F5: a disk is full.
     DiskFull,
-    /// F7: a bookie hears nobody, and nobody hears it.
+    /// F7: a bookie is cut off from all others, in both directions.
     Isolate,
-    /// F7: a broker is cut off from everybody but its clients.
+    /// F7: a broker is cut off from all but its clients.
     IsolateBroker,
     /// F7: one direction between a bookie and a broker.
     OneWay,
@@ -80,7 +80,7 @@ pub enum Kind {
     EtcdOutage,
     /// F11: history is compacted under watches.
     Compact,
-    /// More than anybody promises: three disks are gone for good at once. Not one of [`ALL`]; a run
+    /// More than is promised: three disks are gone for good at once. Not one of [`ALL`]; a run
     /// with it must end with a violation, which proves that loss is noticed.
     LoseThreeVolumes,
 }
@@ -167,7 +167,7 @@ impl Kind {
     pub fn goes_with(self, other: Kind) -> bool {
         let heavy = |kind| matches!(kind, Kind::PowerLossOfAll | Kind::KillTwoBookies);
         let of_bookie = Kind::is_of_bookie;
-        // Nobody takes over while etcd is away.
+        // No broker takes over while etcd is away.
         let stale = |kind| kind == Kind::StaleBroker;
         self != other
             && !(self.is_of_consumer() && other.is_of_consumer())
@@ -194,7 +194,7 @@ fn both_ways(one: u8, other: u8) -> [Cut; 2] {
 /// Injects a fault at nodes that `taken` does not have.
 ///
 /// # Errors
-/// When a tool fails, or P16: nobody takes over from a paused broker.
+/// When a tool fails, or P16: no broker takes over from a paused one.
 pub async fn inject(
     kind: Kind,
     cluster: &mut Cluster,
@@ -305,7 +305,7 @@ async fn of_brokers(
     Ok(())
 }
 
-/// Moves about half of the bundles that somebody owns. Another fault may be in its way.
+/// Moves about half of the bundles that have an owner. Another fault may prevent it.
 async fn move_bundles(cluster: &Cluster, rng: &dyn Rng) {
     let moved = async {
         let admin = cluster.client()?.admin().clone();
@@ -489,8 +489,8 @@ fn fill(cluster: &Cluster, at: usize) -> Result<PathBuf> {
     Ok(balloon)
 }
 
-/// Flips a bit in up to four files of the unlucky bookie, where there is something: much of a journal
-/// is zeros that nobody reads.
+/// Flips a bit in up to four files of the unlucky bookie, where there is something: much of a
+/// journal is zeros that are never read.
 fn flip(cluster: &Cluster, rng: &dyn Rng) -> Result<()> {
     let folder = data_dir(&cluster.bookies[UNLUCKY].mount);
     if !folder.exists() {

@@ -1,5 +1,6 @@
-//! Real processes under faults: three members of etcd, five bookies, three brokers, producers, readers
-//! and consumers, which are processes, too; a seed decides what goes wrong, and afterwards everything that was promised is checked.
+//! Real processes under faults: three members of etcd, five bookies, three brokers, producers,
+//! readers and consumers, which are processes, too; a seed decides what goes wrong, and afterwards
+//! everything that was promised is checked.
 //!
 //! Needs root, for namespaces, file systems and the power cut of one.
 
@@ -45,8 +46,8 @@ struct Args {
     /// How long faults go on, without the long outage and the audit.
     #[arg(long, default_value_t = 60)]
     seconds: u64,
-    /// In the middle, etcd is away for so long, while a bookie is killed and comes back, and a broker
-    /// is paused for longer than its lease.
+    /// In the middle, etcd is away for this time, while a bookie is killed and comes back, and a
+    /// broker is paused for longer than its lease.
     #[arg(long, default_value_t = 0)]
     outage_seconds: u64,
     /// Decides what happens when; drawn when not given.
@@ -58,7 +59,7 @@ struct Args {
     /// Longest time that a fault is held, in milliseconds.
     #[arg(long, default_value_t = 8_000)]
     hold_ms: u64,
-    /// How soon everybody must go on after a fault was healed.
+    /// How soon every client must continue after a fault was healed.
     #[arg(long, default_value_t = 60)]
     heal_seconds: u64,
     /// Only these faults, separated by commas, by their names (`KillBookie`). `LoseThreeVolumes`
@@ -71,12 +72,12 @@ struct Args {
     /// Ends with an error when fewer messages were acknowledged.
     #[arg(long, default_value_t = 1_000)]
     acknowledged_min: u64,
-    /// So many topics more, each with a slow producer and a consumer that acknowledges, while new
+    /// More topics, each with a slow producer and a consumer that acknowledges, while new
     /// consumers come and go: what is confirmed must not come again when brokers hand them over.
     #[arg(long, default_value_t = 0)]
     crowd: usize,
-    /// Instead: measure how long publishing pauses when a bookie is lost, and how fast so many bytes
-    /// get their lost copies back.
+    /// Instead: measure how long publishing pauses when a bookie is lost, and how fast this many
+    /// bytes get their lost copies back.
     #[arg(long, value_name = "BYTES")]
     measure: Option<u64>,
 }
@@ -150,10 +151,7 @@ async fn run(args: &Args) -> Result<()> {
     drop(run);
     match &result {
         Ok(()) => folder.disable_cleanup(false),
-        Err(_) => eprintln!(
-            "what everybody logged is in {}",
-            path.join("logs").display()
-        ),
+        Err(_) => eprintln!("the logs are in {}", path.join("logs").display()),
     }
     result
 }
@@ -248,7 +246,7 @@ impl Run {
         Ok(())
     }
 
-    /// One or two faults at once, held and healed; then everybody must go on.
+    /// One or two faults at once, held and healed; then every client must continue.
     async fn round(&mut self, args: &Args, traffic: &Traffic, limit: Duration) -> Result<()> {
         let mut kinds = vec![self.draw()];
         if self.rng.below(3) == 0 {
@@ -292,8 +290,8 @@ impl Run {
             .swap_remove(usize::try_from(at).unwrap_or_default())
     }
 
-    /// Waits until everybody goes on. A bookie that damage keeps from starting is given up after a
-    /// few attempts, as an operator would: another one takes its place.
+    /// Waits until every client continues. A bookie that damage keeps from starting is given up
+    /// after a few attempts, as an operator would: another one takes its place.
     async fn settle(&mut self, traffic: &Traffic, limit: Duration) -> Result<()> {
         const ATTEMPTS: u32 = 5;
         let cluster = &mut self.cluster;
@@ -310,8 +308,8 @@ impl Run {
         Ok(())
     }
 
-    /// H8: open topics keep serving while etcd is away, a bookie dies, and a broker is paused. Says how
-    /// many messages were acknowledged meanwhile.
+    /// H8: open topics keep serving while etcd is away, a bookie dies, and a broker is paused. Says
+    /// how many messages were acknowledged meanwhile.
     async fn long_outage(&mut self, args: &Args, traffic: &Traffic) -> Result<u64> {
         audit::ensembles_are_whole(&mut self.cluster).await?;
         let limit = Duration::from_secs(args.heal_seconds);

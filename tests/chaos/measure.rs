@@ -39,7 +39,7 @@ pub const REPAIR_CONFIG: &str = "check_cycle_ms = 0\nrepair_bytes_per_second = 2
 /// Measures, and prints one JSON object.
 ///
 /// # Errors
-/// When somebody does not go on.
+/// When a client does not continue.
 pub async fn run(cluster: &mut Cluster, rng: &SeededRng, rate: u64, bulk_bytes: u64) -> Result<()> {
     let traffic = Traffic::start(cluster, rate, 0)?;
     traffic

@@ -1,4 +1,5 @@
-//! A process on a host of the network: started, killed, paused, and started again when it has ended.
+//! A process on a host of the network: started, killed, paused, and started again when it has
+//! ended.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};

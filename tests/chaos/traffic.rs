@@ -28,7 +28,7 @@ pub fn topic(number: usize) -> String {
     format!("public/default/chaos-{number}")
 }
 
-/// What a producer sends as its message of this number: anybody can tell whether it is unchanged.
+/// What a producer sends as its message of this number: a reader can tell whether it is unchanged.
 pub fn payload(producer: &str, number: u64) -> Vec<u8> {
     let mut seed = number ^ u64::from(crc(producer.as_bytes()));
     let length = 40 + usize::try_from(seed % 200).unwrap_or_default();
@@ -152,7 +152,8 @@ pub struct History {
 }
 
 impl Traffic {
-    /// Begins; starts the processes that consume. `crowd` topics more are written and consumed slowly.
+    /// Begins; starts the processes that consume. `crowd` topics more are written and consumed
+    /// slowly.
     ///
     /// # Errors
     /// When a client cannot be made, or a process cannot be started.
@@ -235,7 +236,7 @@ impl Traffic {
         self.producing.iter().map(|pulse| pulse.count()).sum()
     }
 
-    /// That nobody has seen what must not be.
+    /// That no client has seen what must not be.
     ///
     /// # Errors
     /// Says who has.
@@ -245,7 +246,8 @@ impl Traffic {
         self.crowd.as_ref().map_or(Ok(()), Crowd::check)
     }
 
-    /// Waits until every producer, reader and subscription has gone on since now; says how long it took.
+    /// Waits until every producer, reader and subscription has gone on since now; says how long it
+    /// took.
     ///
     /// # Errors
     /// P16: names those that have not within `limit`.
@@ -278,7 +280,8 @@ impl Traffic {
         }
     }
 
-    /// Stops publishing, waits for every receipt and for readers and subscriptions to reach the end.
+    /// Stops publishing, waits for every receipt and for readers and subscriptions to reach the
+    /// end.
     ///
     /// # Errors
     /// What a producer or reader ran into, or that they do not end.
@@ -349,7 +352,7 @@ async fn wait_drained(
 ) -> Result<()> {
     loop {
         let received = subscription.all_below();
-        // The broker may be on its way back.
+        // The broker may be coming back.
         let stats = client.admin().topic_stats(&subscription.topic).await;
         let cursor = stats.ok().and_then(|stats| {
             let mut found = stats.subscriptions.into_iter();
@@ -457,7 +460,7 @@ async fn collect(
     Ok(produced)
 }
 
-/// Reads a topic from its beginning for as long as the run lasts; opens anew after an error that
+/// Reads a topic from its beginning for as long as the run lasts; opens again after an error that
 /// passes. P7: what it gets is the next index, always.
 async fn follow(
     client: Client,

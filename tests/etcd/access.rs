@@ -86,7 +86,7 @@ async fn everything_works_with_tls_and_a_user() -> Result<()> {
     session.put(&broker, Bytes::new(), Expect::Absent).await?;
     put(store, &key(1), "2").await?;
     assert_eq!(next(events.as_mut()).await.1.as_deref(), Some("2"));
-    // After a restart etcd knows no login any more: requests and watches present theirs anew.
+    // After a restart etcd knows no login any more: requests and watches log in again.
     guarded.etcd.kill(0)?;
     guarded.etcd.restart(0)?;
     guarded.etcd.healthy().await?;
@@ -178,7 +178,7 @@ async fn a_user_for_an_etcd_without_users_is_refused() -> Result<()> {
     let etcd = Etcd::start(EtcdOptions::members(1)).await?;
     let tasks = TaskGroup::new("test");
     let config = EtcdConfig {
-        user: Some("somebody".to_owned()),
+        user: Some("operator".to_owned()),
         password: Some(Secret::new("something")),
         ..config(etcd.urls())
     };

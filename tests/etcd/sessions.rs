@@ -1,5 +1,5 @@
-//! Sessions in real time: whoever was away or cut off for too long knows that it lost its keys no
-//! later than the others.
+//! Sessions in real time: a process that was away or cut off for too long knows that it lost its
+//! keys no later than the others.
 
 use std::sync::Arc;
 use std::sync::mpsc::sync_channel;

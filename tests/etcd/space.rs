@@ -1,5 +1,5 @@
-//! etcd with a small quota: who looks knows before it is full, an error says what it is, and compaction
-//! and defragmentation bring it back without the deletion of anything.
+//! etcd with a small quota: who looks knows before it is full, an error says what it is, and
+//! compaction and defragmentation bring it back without the deletion of anything.
 
 use std::time::Duration;
 
@@ -21,7 +21,7 @@ fn room(store: &dyn MetadataStore) -> Room {
     store.usage().map_or(Room::Enough, |usage| usage.room())
 }
 
-/// Writes one key again and again, each time anew: a history that nobody compacts.
+/// Writes one key again and again, each time as a new version: a history that is not compacted.
 async fn write(store: &dyn MetadataStore, number: usize) -> Result<(), MetadataError> {
     let value = Bytes::from(vec![u8::try_from(number % 251).unwrap_or(0); VALUE]);
     let key = key(1);
@@ -50,7 +50,7 @@ async fn a_small_quota_is_seen_before_it_is_used_up_and_given_back_by_compaction
             break;
         }
         fresh.close().await;
-        assert!(number < 200, "nobody sees that it fills up");
+        assert!(number < 200, "it fills up unnoticed");
     }
     soon("the store to see it too", async {
         while room(&*store) == Room::Enough {

@@ -1,16 +1,17 @@
 //! Measures the balance of load between brokers, on real processes of this machine (etcd, three
-//! bookies and brokers that `aquifer dev` starts): topics with skewed load on three brokers, a fourth
-//! that joins, and one that leaves. Prints one JSON object.
+//! bookies and brokers that `aquifer dev` starts): topics with skewed load on three brokers, a
+//! fourth that joins, and one that leaves. Prints one JSON object.
 //!
 //! ```text
-//! cargo run --release -p aquifer-tests --example balance -- [TOPICS [MESSAGES_PER_SECOND [PHASE_SECONDS]]]
+//! cargo run --release -p aquifer-tests --example balance -- \
+//!   [TOPICS [MESSAGES_PER_SECOND [PHASE_SECONDS]]]
 //! ```
 //!
 //! Load is balanced while topics are opened, too: the first phase begins when all of them are.
 //!
 //! The load of a broker is what is published to the topics whose bundles it owns by the rates that
-//! this program has chosen, so that what brokers measure themselves is not asked. `AQUIFER_BIN` names
-//! another binary than the one of this build.
+//! this program has chosen, so that what brokers measure themselves is not asked. `AQUIFER_BIN`
+//! names another binary than the one of this build.
 
 #[path = "balance/load.rs"]
 mod load;
@@ -32,7 +33,7 @@ const TOPICS: usize = 2_000;
 const MESSAGES_PER_SECOND: f64 = 2_000.0;
 const PHASE_SECONDS: u64 = 180;
 const LOOK: Duration = Duration::from_secs(2);
-/// What is good: the most loaded broker has at most so many times the mean.
+/// What is good: the most loaded broker has at most this multiple of the mean.
 const TARGET: f64 = 1.3;
 
 fn main() -> Result<()> {

@@ -1,8 +1,8 @@
 //! Measures what clients notice when a broker goes away, on real processes of this machine (etcd,
 //! three bookies and three brokers that `aquifer dev` starts): one broker owns all topics and is
-//! killed; another owns them and is asked to end; then every broker is restarted in turn. Prints one
-//! JSON object; ends with an error when something acknowledged is lost, out of order or stored twice,
-//! or when a message comes again after its acknowledgement was confirmed (I9).
+//! killed; another owns them and is asked to end; then every broker is restarted in turn. Prints
+//! one JSON object; ends with an error when something acknowledged is lost, out of order or stored
+//! twice, or when a message comes again after its acknowledgement was confirmed (I9).
 //!
 //! ```text
 //! cargo run --release -p aquifer-tests --example failover -- [TOPICS [PACE_MS]]
@@ -10,10 +10,10 @@
 //!
 //! Each topic has a producer that sends a message, waits for its receipt, and sends the next after
 //! the pace, and a consumer of a shared subscription that waits for the confirmation of each of its
-//! acknowledgements; while something happens, further consumers come. What a topic was away for is the
-//! longest that one of its sends took. Load is not balanced
-//! meanwhile, so that one broker owns everything. `AQUIFER_BIN` names another binary than the one of
-//! this build.
+//! acknowledgements; while something happens, further consumers come. What a topic was away for is
+//! the longest that one of its sends took. Load is not balanced
+//! meanwhile, so that one broker owns everything. `AQUIFER_BIN` names another binary than the one
+//! of this build.
 
 #[path = "failover/consumers.rs"]
 mod consumers;

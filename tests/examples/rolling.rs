@@ -1,7 +1,7 @@
-//! Restarts every process of a cluster under load, as `deploy/rolling-restart.sh` does it, and measures
-//! what clients notice: etcd, three bookies and three brokers that `aquifer dev` starts and watches.
-//! Prints one JSON object; ends with an error when a publish fails, or something acknowledged is lost,
-//! out of order or stored twice.
+//! Restarts every process of a cluster under load, as `deploy/rolling-restart.sh` does it, and
+//! measures what clients notice: etcd, three bookies and three brokers that `aquifer dev` starts
+//! and watches. Prints one JSON object; ends with an error when a publish fails, or something
+//! acknowledged is lost, out of order or stored twice.
 //!
 //! ```text
 //! cargo run --release -p aquifer-tests --example rolling -- [TOPICS [PACE_MS]]

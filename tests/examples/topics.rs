@@ -1,15 +1,15 @@
 //! Measures what many topics cost, on real processes of this machine (etcd, three bookies and three
-//! brokers that `aquifer dev` starts): how fast they are created and loaded, what an idle one takes of
-//! memory and of etcd, how long lookups take under load, and how soon all are served again when the
-//! broker that served all of them is killed. Prints one JSON object.
+//! brokers that `aquifer dev` starts): how fast they are created and loaded, what an idle one takes
+//! of memory and of etcd, how long lookups take under load, and how soon all are served again when
+//! the broker that served all of them is killed. Prints one JSON object.
 //!
 //! ```text
 //! cargo run --release -p aquifer-tests --example topics -- [TOPICS [ACTIVE [MESSAGES_PER_SECOND]]]
 //! ```
 //!
-//! The active topics have a producer and a consumer each, the others nobody. `AQUIFER_BIN` names
-//! another binary than the one of this build, `AQUIFER_MEASURE_DIR` another directory than the usual
-//! temporary one.
+//! The active topics have a producer and a consumer each, the others none. `AQUIFER_BIN` names
+//! another binary than the one of this build, `AQUIFER_MEASURE_DIR` another directory than the
+//! usual temporary one.
 
 #[path = "topics/load.rs"]
 mod load;
@@ -39,7 +39,7 @@ const AT_ONCE: usize = 256;
 /// How long nothing happens, or only load, while writes are counted.
 const WATCHED: Duration = Duration::from_secs(30);
 const LOOKUPS_PER_SECOND: u32 = 200;
-/// A topic without clients for so long is unloaded; until then it is measured.
+/// A topic without clients is unloaded after this time; until then it is measured.
 const IDLE_MS: &str = "300000";
 
 fn main() -> Result<()> {
@@ -150,7 +150,8 @@ async fn load_all(admin: &Admin, topics: usize) -> Result<Value> {
     .await
 }
 
-/// Does something for each topic, many at once; says how long all took, and each from the beginning.
+/// Does something for each topic, many at once; says how long all took, and each from the
+/// beginning.
 async fn each<F>(topics: usize, act: impl Fn(usize) -> F) -> Result<Value>
 where
     F: Future<Output = Result<()>>,
@@ -173,7 +174,7 @@ where
     }))
 }
 
-/// Looks topics up at random, so many a second; says how long each took, and how many failed.
+/// Looks topics up at random, at this rate; says how long each took, and how many failed.
 async fn look_up(admin: &Admin, topics: usize) -> (Vec<Duration>, usize) {
     let began = SystemClock.monotonic();
     let pause = Duration::from_secs(1) / LOOKUPS_PER_SECOND;

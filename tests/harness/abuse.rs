@@ -54,7 +54,7 @@ pub fn message(announced: usize, content: &[u8]) -> Bytes {
     bytes.into()
 }
 
-/// A `ProduceRequest` of so many frames without number and batch, two bytes each.
+/// A `ProduceRequest` of this many frames without number and batch, two bytes each.
 #[must_use]
 pub fn empty_frames(count: usize) -> Bytes {
     let frames = [0x0a, 0x00].repeat(count);

@@ -74,17 +74,17 @@ pub struct Append {
     pub index: u64,
 }
 
-/// P2: the log holds nothing but what was sent, byte for byte. `sent` says what a producer sent under
-/// a sequence id, if it sent anything.
+/// P2: the log holds nothing but what was sent, byte for byte. `sent` says what a producer sent
+/// under a sequence id, if it sent anything.
 ///
 /// # Errors
-/// Names the first message that nobody sent.
+/// Names the first message that was not sent.
 pub fn nothing_invented(log: &[Logged], sent: impl Fn(&str, u64) -> Option<Vec<u8>>) -> Result<()> {
     for message in log {
         let expected = sent(&message.producer, message.sequence_id);
         ensure!(
             expected.as_ref() == Some(&message.payload),
-            "nobody sent what is at index {}: {message:?}, sent was {expected:?}",
+            "what is at index {} was never sent: {message:?}, sent was {expected:?}",
             message.index
         );
     }
@@ -117,7 +117,8 @@ pub fn appends_in_real_time(appends: &[Append]) -> Result<()> {
     Ok(())
 }
 
-/// P8: every ledger is in exactly one topic's list, and once. `lists` are topics with their ledgers.
+/// P8: every ledger is in exactly one topic's list, and once. `lists` are topics with their
+/// ledgers.
 ///
 /// # Errors
 /// Names the first that is in two places.

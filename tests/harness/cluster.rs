@@ -48,8 +48,8 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// Starts a cluster on `data_dir`, with one broker unless arguments say otherwise, and waits until
-    /// it serves.
+    /// Starts a cluster on `data_dir`, with one broker unless arguments say otherwise, and waits
+    /// until it serves.
     ///
     /// # Errors
     /// When it does not become ready.
@@ -163,7 +163,7 @@ impl Cluster {
     /// A process by its name.
     ///
     /// # Errors
-    /// When there is none.
+    /// When it does not exist.
     pub fn process(&self, name: &str) -> Result<&Process> {
         let found = self.processes.iter().find(|process| process.name == name);
         found.with_context(|| format!("no process {name}"))
@@ -424,7 +424,7 @@ fn wait_gone(id: i32) -> Result<()> {
     Ok(())
 }
 
-/// Whether a process exists and is more than an exit status that nobody has asked for.
+/// Whether a process exists and is more than an exit status that was not waited for.
 fn is_running(id: i32) -> bool {
     let stat = fs::read_to_string(format!("/proc/{id}/stat")).unwrap_or_default();
     // The name, in parentheses, may contain anything.
@@ -433,7 +433,7 @@ fn is_running(id: i32) -> bool {
         .and_then(|(_, rest)| rest.chars().next());
     match state {
         None | Some('X') => false,
-        // Its other threads may still be on their way out, and hold its files and locks.
+        // Its other threads may still be ending, and hold its files and locks.
         Some('Z') => fs::read_dir(format!("/proc/{id}/task")).is_ok_and(|tasks| tasks.count() > 1),
         Some(_) => true,
     }

@@ -1,9 +1,10 @@
 //! What the consumers of a subscription were given and what was confirmed to them, written down by
 //! each of them as it happens, and what must hold of it afterwards (I9, P9, P10).
 //!
-//! A file has a line for each event: `open MS` when a consumer has been opened, with the time before
-//! it was asked for; `got MS RANGES` and `ok MS RANGES` when messages were received, and when their
-//! acknowledgement was confirmed. Ranges are indexes, `4-7,9-9`. All times are of one machine's clock.
+//! A file has a line for each event: `open MS` when a consumer has been opened, with the time
+//! before it was asked for; `got MS RANGES` and `ok MS RANGES` when messages were received, and
+//! when their acknowledgement was confirmed. Ranges are indexes, `4-7,9-9`. All times are of one
+//! machine's clock.
 
 use std::collections::HashMap;
 use std::fmt::Write as _;
@@ -41,8 +42,8 @@ pub struct Counts {
     pub deliveries: u64,
     /// Different messages.
     pub messages: u64,
-    /// Deliveries of messages that were confirmed to another consumer, to one that existed then: they
-    /// may have been in its queue.
+    /// Deliveries of messages that were confirmed to another consumer, to one that existed then:
+    /// they may have been in its queue.
     pub late: u64,
     /// Consumers.
     pub consumers: u64,
@@ -102,7 +103,7 @@ impl Parser {
     /// The event of a line; none for one that says that a consumer was opened.
     ///
     /// # Errors
-    /// For a line that is none of these.
+    /// For a line of another kind.
     pub fn parse(&mut self, line: &str) -> Result<Option<Event>> {
         let mut words = line.split(' ');
         let mut word = || words.next().with_context(|| format!("no event: {line:?}"));
@@ -132,13 +133,13 @@ impl Parser {
     }
 }
 
-/// Checks the events of a subscription, of all of its consumers. `in_order`: it serves one consumer at
-/// a time (Exclusive, Failover).
+/// Checks the events of a subscription, of all of its consumers. `in_order`: it serves one consumer
+/// at a time (Exclusive, Failover).
 ///
 /// # Errors
 /// - P10: a consumer that is served in order got a new message that is not the next one.
-/// - I9: a message came again to the consumer to which its acknowledgement had been confirmed, or to
-///   one that was opened after that.
+/// - I9: a message came again to the consumer to which its acknowledgement had been confirmed, or
+///   to one that was opened after that.
 pub fn check(mut events: Vec<Event>, in_order: bool) -> Result<Counts> {
     // Within a millisecond, what comes first in the log was received first.
     events.sort_by_key(|event| (event.at_ms, event.what, event.ranges.first().copied()));
@@ -243,7 +244,7 @@ mod tests {
         assert!(check(same, false).unwrap_err().to_string().contains("I9"));
         let later = events(&["open 1\ngot 2 0-4\nok 5 0-2", "open 6\ngot 8 2-2"]);
         assert!(check(later, false).unwrap_err().to_string().contains("I9"));
-        // What was not confirmed may come again to anybody.
+        // What was not confirmed may come again to any consumer.
         let pending = events(&["open 1\ngot 2 0-4\nok 5 0-2", "open 6\ngot 8 3-4"]);
         check(pending, false).unwrap();
     }

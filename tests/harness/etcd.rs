@@ -13,7 +13,7 @@ use crate::command::{missing, run};
 use crate::http;
 use crate::wait::until;
 
-/// How often a cluster is begun anew because somebody else took a port of it.
+/// How often a cluster is started again because another process took one of its ports.
 const STARTS_MAX: usize = 5;
 
 /// Certificates for the members and their clients, in one folder.

@@ -23,7 +23,7 @@ where
     }
 }
 
-/// What so many of a thousand do not exceed; zero of none.
+/// The value that this many of a thousand do not exceed; zero without values.
 pub fn percentile(of: &mut [Duration], per_mille: usize) -> Duration {
     of.sort_unstable();
     let at = (of.len() * per_mille / 1_000).min(of.len().saturating_sub(1));

@@ -1,4 +1,4 @@
-//! Health checks and metrics, as anybody asks for them.
+//! Health checks and metrics, over plain HTTP.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use aquifer_runtime::clock;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-/// How long somebody may take to answer.
+/// How long an answer may take.
 const PROBE: Duration = Duration::from_secs(2);
 
 /// What `address` answers, head and body.

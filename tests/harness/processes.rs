@@ -13,7 +13,7 @@ use serde_json::Value;
 
 use crate::cluster::Cluster;
 
-/// A directory that nobody uses, in the usual temporary one or in that of `AQUIFER_MEASURE_DIR`.
+/// An unused directory, in the usual temporary one or in that of `AQUIFER_MEASURE_DIR`.
 ///
 /// # Errors
 /// When it cannot be made.
@@ -27,7 +27,7 @@ pub fn directory() -> Result<PathBuf> {
 /// Where etcd is.
 ///
 /// # Errors
-/// When there is none.
+/// When it does not exist.
 pub fn etcd(cluster: &Cluster) -> Result<String> {
     let mut processes = cluster.processes().iter();
     let etcd = processes.find(|process| process.role == "etcd");
@@ -89,7 +89,7 @@ pub fn resident_bytes(pid: i32) -> Result<u64> {
 /// Bytes of all files below a directory.
 ///
 /// # Errors
-/// When there is none.
+/// When it does not exist.
 pub fn size_of(directory: &Path) -> Result<u64> {
     let mut sum = 0;
     for entry in fs::read_dir(directory)? {

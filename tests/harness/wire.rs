@@ -207,7 +207,7 @@ impl RawConsumer {
         })
     }
 
-    /// Grants credit for so many messages since the beginning, and for as many bytes as one likes.
+    /// Grants credit for this many messages since the beginning, without a bound of bytes.
     ///
     /// # Errors
     /// When the stream has ended.

@@ -186,7 +186,7 @@ async fn files_and_standard_input_are_published_byte_for_byte() -> Result<()> {
     server.check_logs()
 }
 
-/// `aquifer read quakes | head -1`: the reader of the pipe has seen enough, and nobody complains.
+/// `aquifer read quakes | head -1`: the reader of the pipe has seen enough, which is no error.
 fn closed_pipes_are_quiet(server: &Server) -> Result<()> {
     let mut child = Command::new(binary())
         .args(["read", "quakes"])
@@ -268,8 +268,8 @@ async fn tenants_namespaces_and_subscriptions_are_looked_after() -> Result<()> {
     assert_eq!(run(&server, "namespace list acme")?, b"acme/shop\n");
     let (code, said) = refused("namespace create acme/shop")?;
     ensure!(code == Some(1) && said.contains("exists"), "{said}");
-    let (code, said) = refused("namespace create nobody/shop")?;
-    ensure!(code == Some(1) && said.contains("nobody"), "{said}");
+    let (code, said) = refused("namespace create absent/shop")?;
+    ensure!(code == Some(1) && said.contains("absent"), "{said}");
     let (code, said) = refused("namespace policy set acme/shop")?;
     ensure!(code == Some(2) && said.contains("NAME=VALUE"), "{said}");
 
@@ -336,7 +336,8 @@ async fn failures_have_the_contracts_exit_codes() -> Result<()> {
         assert_eq!(code(&url, words)?, Some(2), "{words:?}");
     }
     assert_eq!(code("no url", &["read", "t"])?, Some(2));
-    // A server that is paused takes connections and says nothing, for longer than one attempt waits.
+    // A server that is paused takes connections and says nothing, for longer than one attempt
+    // waits.
     server.signal(Signal::STOP)?;
     for words in [
         &["read", "twice", "--timeout", "7s"][..],

@@ -257,7 +257,8 @@ async fn a_flipped_bit_in_a_blob_file_is_told() -> Result<()> {
     damaged_store(".blob", 60_000).await
 }
 
-/// A store that does not open: nobody else has what is in it, and nobody is told to give it up.
+/// A store that does not open: there is no other copy of its data, and the error does not advise to
+/// give it up.
 #[tokio::test]
 async fn a_store_with_a_missing_file_does_not_start_and_says_what_to_do() -> Result<()> {
     let folder = tempfile::tempdir()?;

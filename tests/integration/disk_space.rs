@@ -116,7 +116,7 @@ async fn a_full_disk_pauses_publishing_and_nothing_else() -> Result<()> {
     server.check_logs()
 }
 
-/// Somebody else fills the disk to the last byte at once: what subscriptions acknowledge, seeks,
+/// Another program fills the disk to the last byte at once: what subscriptions acknowledge, seeks,
 /// their creation and deletion, deleting topics and a restart go on from what was kept back.
 #[tokio::test]
 async fn on_a_disk_without_any_space_consuming_and_deleting_go_on() -> Result<()> {

@@ -101,7 +101,8 @@ async fn policies_are_inherited_and_say_where_from() -> Result<()> {
     Ok(())
 }
 
-/// Commands that set different policies of one scope at once, 75 of them: all that end with 0 are there.
+/// Commands that set different policies of one scope at once, 75 of them: all that end with 0 are
+/// there.
 #[tokio::test]
 async fn policies_that_are_set_at_once_are_all_there() -> Result<()> {
     let folder = tempfile::tempdir()?;

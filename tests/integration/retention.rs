@@ -30,8 +30,8 @@ fn retention(ms: u64) -> Policies {
     }
 }
 
-/// The topic is unloaded while everything in it is kept. Then nobody touches it again: not even the look
-/// whether its ledgers are gone loads it.
+/// The topic is unloaded while everything in it is kept. Then no client touches it again: not even
+/// the look whether its ledgers are gone loads it.
 #[tokio::test]
 async fn a_topic_that_nobody_uses_is_trimmed() -> Result<()> {
     let folder = tempfile::tempdir()?;
@@ -60,7 +60,7 @@ async fn a_topic_that_nobody_uses_is_trimmed() -> Result<()> {
         Ok((loaded().await? < 0.5).then_some(()))
     })
     .await?;
-    // Said at the topic, which nobody loads for it.
+    // Said at the topic, which is not loaded for it.
     let topic = PolicyScope::Topic("public/short/topic".parse()?);
     let update = PolicyUpdate {
         set: retention(1),

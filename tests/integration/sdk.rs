@@ -134,7 +134,7 @@ async fn every_compression_gives_back_what_was_published() -> Result<()> {
     end(server)
 }
 
-/// Receives and acknowledges so many different messages.
+/// Receives and acknowledges this many different messages.
 async fn receive_all(consumers: &[Consumer], count: u64) -> Result<()> {
     let mut received = BTreeSet::new();
     within("every message at the consumers", async {
@@ -445,13 +445,13 @@ async fn a_topic_made_anew_has_nothing_of_the_old_one() -> Result<()> {
     }
     ensure!(read_all(&client, "t").await?.is_empty(), "it is empty");
     let producer = client.producer("t").name("p").open().await?;
-    ensure!(producer.last_sequence_id().is_none(), "ids begin anew");
+    ensure!(producer.last_sequence_id().is_none(), "ids start again");
     let receipt = producer.send(Message::new("new")).await?;
     ensure!(receipt.index.map(|index| index.0) == Some(0), "{receipt:?}");
     end(server)
 }
 
-/// I13: a consumer that does not receive bounds its own memory and nobody else's speed.
+/// I13: a consumer that does not receive bounds its own memory and not the speed of others.
 #[tokio::test]
 async fn a_consumer_that_stands_still_stops_nobody() -> Result<()> {
     let (_folder, server) = server().await?;

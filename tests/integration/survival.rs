@@ -86,9 +86,9 @@ async fn every_flight_survives_power_loss() -> Result<()> {
     result
 }
 
-/// Lets the producers go as far as fault number `done` of `all` may see them, and waits for a random
-/// moment before that: so lines never run out before the faults do. After a fault that did not
-/// count, what is left of its lines may be few: there are always some to be in flight.
+/// Lets the producers go as far as fault number `done` of `all` may see them, and waits for a
+/// random moment before that: so lines never run out before the faults do. After a fault that did
+/// not count, what is left of its lines may be few: there are always some to be in flight.
 async fn pace(traffic: &Traffic, done: u64, all: u64, rng: &SeededRng) -> Result<()> {
     let step = traffic.lines() / (all + 1);
     let some = traffic.acknowledged() + step / 2;

@@ -1,5 +1,5 @@
-//! Metadata keys are written in `metadata/src/keys.rs` only: whoever wants to know what is stored
-//! where reads one file.
+//! Metadata keys are written in `metadata/src/keys.rs` only: a reader who wants to know what is
+//! stored where reads one file.
 
 use crate::Violation;
 use crate::scan::SourceFile;

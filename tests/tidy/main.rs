@@ -76,6 +76,17 @@ fn no_banned_words() {
 }
 
 #[test]
+fn texts_are_clear() {
+    let texts = scan::workspace_texts(root());
+    let check = |(path, text): &(String, String)| match path.ends_with(".rs") {
+        true => words::check_clear(path, text, &scan::without_comments(text)),
+        false => words::check_clear(path, text, text),
+    };
+    assert_none(&texts.iter().flat_map(check).collect::<Vec<_>>());
+    check_sources(words::check_width);
+}
+
+#[test]
 fn no_paths_of_one_machine() {
     let texts = scan::workspace_texts(root());
     let check = |(path, text): &(String, String)| words::check_paths(path, text);

@@ -22,7 +22,7 @@ impl Broker {
             .await
     }
 
-    /// A client that knew the topic before must not create it anew by coming back: what it knows
+    /// A client that knew the topic before must not create it again by coming back: what it knows
     /// of sequence ids and positions would be wrong. The topic itself compares the lives.
     pub(super) async fn check_life(
         &self,

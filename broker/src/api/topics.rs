@@ -1,9 +1,9 @@
 //! Administration of topics, partitioned and not.
 //!
 //! A partitioned topic is a record that says how many partitions there are; it stores nothing. It
-//! is created before its partitions and deleted after them (`topics/deletion.rs`), so that a crash in
-//! between leaves something that can be completed or deleted again, and never partitions of a former
-//! life. Whichever broker is asked asks the owners of the partitions.
+//! is created before its partitions and deleted after them (`topics/deletion.rs`), so that a crash
+//! in between leaves something that can be completed or deleted again, and never partitions of a
+//! former life. Whichever broker is asked asks the owners of the partitions.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -33,7 +33,7 @@ use crate::topic::event::Event;
 use crate::topic::load::{self, no_topic};
 use crate::topics::deletion::{PARTS_AT_ONCE, parts_of};
 
-/// How often the owner of a partition is looked for anew, and the pause before.
+/// How often the owner of a partition is looked for again, and the pause before.
 const HOPS_MAX: u32 = 20;
 const HOP_PAUSE: Duration = Duration::from_millis(50);
 
@@ -140,7 +140,7 @@ impl Broker {
         topic: TopicName,
         create: bool,
     ) -> Result<TopicLayout, BrokerError> {
-        // Anybody may look; only the owner creates.
+        // Any broker may look; only the owner creates.
         self.shared.namespaces.check(topic.namespace()).await?;
         // What is served here is known without metadata, so that clients of open topics may come
         // and go while it is away (H8). A partitioned topic is never loaded.
@@ -155,7 +155,7 @@ impl Broker {
         let cell = match TopicRecordCell::load(ctx, &topic, Vec::new()).await {
             Ok(Some(cell)) if cell.is_deleting() => {
                 let gone = self.being_deleted(&topic);
-                // Whoever would create it may do so when it is gone.
+                // A client that would create it may do so when it is gone.
                 return Err(match create {
                     true => BrokerError::Unloading(gone.to_string()),
                     false => gone,
@@ -208,19 +208,19 @@ impl Broker {
         Ok(found)
     }
 
-    /// A topic that is not loaded is loaded for it: where its subscriptions stand is in its cursor log
-    /// and nowhere else, so a backlog costs the reading of that log either way, and only the owner of
-    /// the bundle knows whether what it reads is the end. Nothing is created or written, except that a
-    /// ledger which a dead owner left open is recovered, without which nobody knows its end. Being
-    /// looked at is no use: the topic goes again as if nobody had asked. Who wants figures often reads
-    /// the metrics, for which nothing is loaded.
+    /// A topic that is not loaded is loaded for it: where its subscriptions stand is in its cursor
+    /// log and nowhere else, so a backlog costs the reading of that log either way, and only the
+    /// owner of the bundle knows whether what it reads is the end. Nothing is created or written,
+    /// except that a ledger which a dead owner left open is recovered, because its end is not known
+    /// before. A look at statistics is not a use: the topic is unloaded as without it. For frequent
+    /// figures read the metrics, for which nothing is loaded.
     pub(super) async fn stats_of(&self, topic: &TopicName) -> Result<TopicStats, BrokerError> {
         let ctx = Arc::clone(&self.shared.log);
         let ranges = match TopicRecordCell::load(ctx, topic, Vec::new()).await? {
             Some(cell) if cell.is_deleting() => return Err(self.being_deleted(topic)),
             Some(cell) => cell.ranges(),
             None if topic.partition().is_some() => {
-                // Nobody has used it yet, if its topic has it.
+                // Not used yet, if its topic has it.
                 load::check_partition(&self.shared, topic).await?;
                 return Ok(TopicStats::default());
             }
@@ -250,7 +250,7 @@ impl Broker {
         let mut hops = 0;
         loop {
             let url = match self.topics.ask(&part, false, Event::Stats).await {
-                // Nobody has used it yet.
+                // Not used yet.
                 Err(BrokerError::NotFound { .. }) => return Ok(TopicStats::default()),
                 Err(BrokerError::Elsewhere { url, .. }) => url,
                 answer => return answer,
@@ -291,7 +291,7 @@ impl Broker {
     }
 }
 
-/// An error that a user sees, who can ask nobody else.
+/// An error that reaches a user: there is no other broker to ask.
 fn last_word(error: ApiError) -> ApiError {
     match error.kind {
         ErrorKind::Redirect => ApiError::new(ErrorKind::Unavailable, error.message)

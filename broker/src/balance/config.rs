@@ -1,4 +1,4 @@
-//! Settings of the balance of load between brokers. They are those of whoever leads: give every
+//! Settings of the balance of load between brokers. Those of the elected broker count: give every
 //! broker the same.
 
 use std::time::Duration;
@@ -17,19 +17,19 @@ pub struct BalanceConfig {
     pub period_ms: u64,
     /// What rates are over.
     pub window_ms: u64,
-    /// A broker with more than this percentage of the mean, in two rounds after each other, begins to
-    /// shed; one as far below it begins to be filled.
+    /// A broker with more than this percentage of the mean, in two rounds after each other, begins
+    /// to shed; one as far below it begins to be filled.
     pub start_percent: u32,
     /// It ends there.
     pub stop_percent: u32,
-    /// A bundle that moved stays where it is for so long.
+    /// How long a bundle that moved stays where it is.
     pub cooldown_ms: u64,
     /// Most of the whole load that moves in a minute, in percent.
     pub moved_percent_per_minute_max: u32,
     /// Most moves of a round.
     pub moves_per_round_max: u32,
-    /// With fewer units than this in the whole cluster, nothing moves but a share of the topics to a
-    /// broker that joins.
+    /// With fewer units than this in the whole cluster, nothing moves but a share of the topics to
+    /// a broker that joins.
     pub units_min: u64,
     /// A bundle with more loaded topics is split.
     pub split_topics_max: u64,
@@ -39,9 +39,9 @@ pub struct BalanceConfig {
     pub split_messages_per_second_max: u64,
     /// A bundle with more bytes a second is split.
     pub split_bytes_per_second_max: u64,
-    /// A part of a bundle that was split is not split again for so long.
+    /// How long a part of a bundle that was split is not split again.
     pub split_cooldown_ms: u64,
-    /// A namespace with so many owned bundles is split no further.
+    /// A namespace with this many owned bundles is split no further.
     pub split_bundles_max: u64,
 }
 

@@ -1,14 +1,14 @@
 //! Decides which bundles move and which are split, from one round of load reports after the other.
 //!
-//! A state machine without I/O: the time is given, and what it decides is done, or not, by its driver,
-//! which tells it of what was done.
+//! A state machine without I/O: the time is given, and what it decides is done, or not, by its
+//! driver, which tells it of what was done.
 //!
 //! Invariants:
 //! - A bundle that moved, and every part of it, stays where it is for the cooldown.
-//! - In any minute at most the configured share of the whole load moves; a leader that is new does not
-//!   know what its predecessor has used of that.
-//! - A move leaves its two brokers closer to each other than they were, by what is known of their load,
-//!   so that with steady load moves come to an end.
+//! - In any minute at most the configured share of the whole load moves; a leader that is new does
+//!   not know what its predecessor has used of that.
+//! - A move leaves its two brokers closer to each other than they were, by what is known of their
+//!   load, so that with steady load moves come to an end.
 
 #[cfg(test)]
 mod tests;
@@ -56,7 +56,7 @@ pub(crate) struct Split {
 pub(crate) struct Plan {
     pub(crate) moves: Vec<Move>,
     pub(crate) splits: Vec<Split>,
-    /// The highest load of a broker as a multiple of the mean; 1 when there is none.
+    /// The highest load of a broker as a multiple of the mean; 1 without load.
     pub(crate) spread: f64,
 }
 
@@ -257,7 +257,7 @@ impl Planner {
                 || round.split_largest(donor, receiver)
                 || round.exchange_anyhow(donor, receiver);
             if !helps && !round.waits {
-                // Nothing helps: it begins anew when that has changed.
+                // No move helps: its trend starts again when that has changed.
                 self.trends.insert(id, Trend::default());
             }
         }

@@ -14,7 +14,7 @@ use crate::error::BrokerError;
 
 /// Items of a page when the caller does not say.
 const PAGE_ITEMS_DEFAULT: usize = 100;
-/// How often a list is begun anew when the store's snapshot is gone.
+/// How often a list is started again when the store's snapshot is gone.
 const ATTEMPTS_MAX: u32 = 5;
 /// Sorts after everything that a key may contain.
 const AFTER_ALL: char = '\u{7f}';

@@ -9,7 +9,7 @@ use bytes::Bytes;
 
 use super::*;
 
-/// A store that remembers so many events for watches that begin late.
+/// A store that remembers this many events for watches that begin late.
 async fn store(tasks: &TaskGroup, history_events: usize) -> Arc<dyn MetadataStore> {
     let disk = SimDisk::new();
     disk.create_dir_all("/data".as_ref()).unwrap();

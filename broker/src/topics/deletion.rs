@@ -1,10 +1,11 @@
-//! Deletion of topics, on behalf of whoever asks any broker for it.
+//! Deletion of topics, on request to any broker.
 //!
-//! A partitioned topic is marked first. From then on it is gone for users: it is neither described nor
-//! listed, and none of its partitions is created or loaded any more, wherever (creating one compares
-//! the topic's record). Then its partitions are deleted, each by its owner, then the record. A deletion
-//! belongs to nobody's request: it goes on when the request ends, whoever asks for the same waits for
-//! it, and when its broker ends, whoever comes upon the mark has it finished, the sweep at the latest.
+//! A partitioned topic is marked first. From then on it is gone for users: it is neither described
+//! nor listed, and none of its partitions is created or loaded any more, wherever (creating one
+//! compares the topic's record). Then its partitions are deleted, each by its owner, then the
+//! record. A deletion belongs to no request: it continues when the request ends, and repeated
+//! requests wait for it. When its broker ends, the next broker that finds the mark finishes it, the
+//! sweep at the latest.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -35,7 +36,7 @@ const ATTEMPTS_MAX: u32 = 8;
 /// First and longest pause before it is tried again.
 const RETRY_MIN: Duration = Duration::from_millis(50);
 const RETRY_MAX: Duration = Duration::from_secs(2);
-/// Deletions that somebody else began which this broker has finished at a time.
+/// Deletions begun by others that this broker finishes at a time.
 const RESUMED_MAX: usize = 64;
 
 type Answer = watch::Receiver<Option<Result<(), BrokerError>>>;
@@ -57,8 +58,8 @@ impl Topics {
     /// Deletes a topic, partitioned or not, that this broker owns.
     ///
     /// # Errors
-    /// `NotFound`, `InUse`, `Elsewhere`; what metadata and other brokers say. What was begun by then
-    /// goes on with the next call.
+    /// `NotFound`, `InUse`, `Elsewhere`; what metadata and other brokers say. What was begun by
+    /// then goes on with the next call.
     pub(crate) async fn delete(
         self: &Arc<Self>,
         topic: &TopicName,
@@ -72,7 +73,7 @@ impl Topics {
         answer.unwrap_or_else(|| Err(gone()))
     }
 
-    /// Has a deletion finished that somebody has begun.
+    /// Finishes a deletion that was begun.
     pub(crate) fn resume_deletion(self: &Arc<Self>, topic: &TopicName) {
         let running = self.deletions.0.lock();
         let resumed = running.keys().filter(|(_, how)| *how == How::Resume);
@@ -165,7 +166,7 @@ impl Topics {
             .map_err(|(part, error)| unfinished(&part, error))?;
         let _away = self.begin_delete(topic, true).await?;
         if let Err(error) = cell.delete().await {
-            // Whoever else deletes it may have been first; one that was created since stays.
+            // Another request may have deleted it first; one that was created since stays.
             let ctx = Arc::clone(&self.shared.log);
             let now = TopicRecordCell::load(ctx, topic, Vec::new()).await?;
             if now.is_some_and(|now| now.incarnation() == cell.incarnation()) {
@@ -176,8 +177,8 @@ impl Topics {
         Ok(())
     }
 
-    /// Does something with every partition, a bounded number at once; answers the first failure after
-    /// all are done.
+    /// Does something with every partition, a bounded number at once; answers the first failure
+    /// after all are done.
     async fn each_part<F, Fut>(
         self: &Arc<Self>,
         topic: &TopicName,
@@ -222,8 +223,8 @@ impl Topics {
         Ok(())
     }
 
-    /// Deletes a partition of a topic that is being deleted, or is gone, and none of a topic that was
-    /// created again meanwhile.
+    /// Deletes a partition of a topic that is being deleted, or is gone, and none of a topic that
+    /// was created again meanwhile.
     pub(crate) async fn delete_partition(
         self: &Arc<Self>,
         part: &TopicName,
@@ -256,7 +257,7 @@ impl Topics {
         holds: Option<Guard>,
     ) -> Result<(), BrokerError> {
         let ctx = || Arc::clone(&self.shared.log);
-        // Of a partition that was never used nobody has to be the owner.
+        // A partition that was never used needs no owner.
         if TopicRecordCell::load(ctx(), topic, Vec::new())
             .await?
             .is_none()

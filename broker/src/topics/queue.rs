@@ -1,5 +1,6 @@
-//! Loads of topics, a bounded number at once, so that a broker that takes over many topics serves some
-//! soon instead of all late. Those for which most clients wait come first, then those that came first.
+//! Loads of topics, a bounded number at once, so that a broker that takes over many topics serves
+//! some soon instead of all late. Those for which most clients wait come first, then those that
+//! came first.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
@@ -19,7 +20,7 @@ pub(super) struct LoadQueue {
 struct State {
     running: usize,
     waiting: HashMap<TopicName, Waiting>,
-    /// By clients and age. An entry whose number of clients is not that of now is a leftover.
+    /// By clients and age. An entry whose number of clients is not the current one is a leftover.
     order: BinaryHeap<(usize, Reverse<u64>, TopicName)>,
     next: u64,
 }
@@ -36,7 +37,7 @@ pub(super) struct Turn {
 }
 
 impl LoadQueue {
-    /// Lets so many loads run at once.
+    /// Lets `max` loads run at once.
     pub(super) fn new(max: usize) -> Arc<LoadQueue> {
         Arc::new(LoadQueue {
             max: max.max(1),
@@ -128,12 +129,12 @@ mod tests {
             }));
         }
         let mut loads = futures::future::join_all(loads);
-        // Everybody waits now.
+        // All wait now.
         assert!(futures::poll!(&mut loads).is_pending());
         queue.wanted(&topic("c"));
         queue.wanted(&topic("c"));
         queue.wanted(&topic("d"));
-        queue.wanted(&topic("nobody"));
+        queue.wanted(&topic("absent"));
         drop(first);
         loads.await;
         drop(sender);

@@ -58,7 +58,7 @@ fn no_head_gets_too_long() {
 }
 
 proptest! {
-    /// Tags that nobody knows survive a round trip, in order and beside known ones.
+    /// Unknown tags survive a round trip, in order and beside known ones.
     #[test]
     fn unknown_tags_survive(
         unknown in proptest::collection::vec(

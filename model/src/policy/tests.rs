@@ -107,7 +107,7 @@ proptest! {
         }
     }
 
-    /// Two that change different policies do not disturb each other, whoever is first.
+    /// Changes of different policies do not disturb each other, in either order.
     #[test]
     fn changes_of_different_policies_commute(
         before in policies(),

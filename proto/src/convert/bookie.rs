@@ -74,7 +74,7 @@ pub fn wire_has(range: &PresenceRange, bookie_id: Bytes) -> v1::HasRequest {
 /// Which entries of a range a bookie has, from its reply.
 ///
 /// # Errors
-/// What the bookie answered, or that its answer is none to this question.
+/// What the bookie answered, or that its answer does not fit the question.
 pub fn presence(reply: v1::HasReply, range: &PresenceRange) -> BookieResult<Presence> {
     failure(reply.status(), reply.message)?;
     let until = EntryId(reply.until_entry_id);

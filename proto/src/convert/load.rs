@@ -14,10 +14,10 @@ pub enum LoadReportError {
     /// It does not say who says so.
     #[error("a load report names no broker: {0}")]
     Broker(#[from] ParseIdError),
-    /// A namespace is none.
+    /// A name is not that of a namespace.
     #[error("a load report names no namespace: {0}")]
     Namespace(#[from] NameError),
-    /// A bundle is none.
+    /// A text is not a bundle.
     #[error("a load report names no bundle: {0}")]
     Bundle(#[from] ParseBundleError),
 }

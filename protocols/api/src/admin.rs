@@ -25,7 +25,8 @@ pub trait Admin: Send + Sync + 'static {
         page: PageRequest,
     ) -> ApiResult<Page<String>>;
 
-    /// Creates a namespace with these policies at once; what is not given is inherited. Answers them.
+    /// Creates a namespace with these policies at once; what is not given is inherited. Answers
+    /// them.
     async fn create_namespace(
         &self,
         ctx: &RequestContext,
@@ -38,8 +39,9 @@ pub trait Admin: Send + Sync + 'static {
     -> ApiResult<PolicyView>;
 
     /// Changes policies of a tenant, a namespace or a topic. What the change does not name stays,
-    /// whoever changes that at the same time; with another version than it names nothing is changed,
-    /// and it fails as [`ErrorKind::Conflict`](crate::error::ErrorKind::Conflict). Answers the policies.
+    /// also when that is changed at the same time; with another version than it names nothing is
+    /// changed, and it fails as [`ErrorKind::Conflict`](crate::error::ErrorKind::Conflict). Answers
+    /// the policies.
     async fn update_policies(
         &self,
         ctx: &RequestContext,
@@ -92,7 +94,7 @@ pub trait Admin: Send + Sync + 'static {
     /// Statistics of a topic; sums over the partitions of a partitioned one.
     async fn topic_stats(&self, ctx: &RequestContext, topic: TopicName) -> ApiResult<TopicStats>;
 
-    /// Deletes a subscription. Without `force` only when nobody is connected to it.
+    /// Deletes a subscription. Without `force` only when no consumer is connected to it.
     async fn delete_subscription(
         &self,
         ctx: &RequestContext,
@@ -120,9 +122,9 @@ pub trait Admin: Send + Sync + 'static {
         place: Place,
     ) -> ApiResult<Index>;
 
-    /// Gives messages up for a subscription as if they had been acknowledged, durably: those of a range,
-    /// or, without one, those of which storage could not give any when it was read last. Answers which;
-    /// at most 1,024 ranges at once.
+    /// Gives messages up for a subscription as if they had been acknowledged, durably: those of a
+    /// range, or, without one, those of which storage could not give any when it was read last.
+    /// Answers which; at most 1,024 ranges at once.
     async fn skip_messages(
         &self,
         ctx: &RequestContext,

@@ -31,11 +31,11 @@ pub trait ConformanceClient: Send + Sync {
     /// Opens a producer, publishes the batches in order, waits for all receipts, closes.
     async fn publish(&self, topic: &str, batches: Vec<Bytes>) -> Result<Vec<Receipt>, Refusal>;
 
-    /// Opens a reader at the earliest message, grants credit for so many messages, and returns
+    /// Opens a reader at the earliest message, grants credit for this many messages, and returns
     /// when they have come; closes.
     async fn read(&self, topic: &str, messages: u64) -> Result<Vec<Delivery>, Refusal>;
 
-    /// Consumes so many messages of a subscription, acknowledges each, waits until that is
+    /// Consumes this many messages of a subscription, acknowledges each, waits until that is
     /// confirmed; closes.
     async fn consume(&self, topic: &str, subscription: &str, messages: u64) -> Result<(), Refusal>;
 

@@ -68,7 +68,7 @@ pub struct Subscribed {
 pub trait ConsumerPort: Send {
     /// Raises the totals granted since the session began; lower ones are ignored. A delivery uses
     /// one message of them per message that it does not skip, and the bytes of its batch; so does
-    /// a redelivery, and one that a seek made void on its way. The last entry may exceed them.
+    /// a redelivery, and one in flight that a seek made void. The last entry may exceed them.
     async fn credit(&mut self, messages_total: u64, bytes_total: u64) -> ApiResult<()>;
     /// Acknowledges; with a request id, [`ConsumerEvent::Confirmed`] follows when it is durable. A
     /// refused one is answered with [`ConsumerEvent::AcknowledgeRefused`], and the session goes on.
@@ -159,7 +159,7 @@ pub enum ConsumerEvent {
     },
     /// The seek with this id is durable; deliveries of older seek epochs are void.
     SeekDone {
-        /// Its id; 0 when somebody else moved the subscription.
+        /// Its id; 0 when another client moved the subscription.
         request_id: u64,
         /// The new epoch.
         seek_epoch: SeekEpoch,
@@ -189,7 +189,7 @@ pub struct Delivery {
     pub format: u16,
     /// The body as the producer sent it.
     pub body: Bytes,
-    /// What it holds of the broker's budget until it is on its way to the client.
+    /// What it holds of the broker's budget until it is handed to the client's connection.
     pub held: Held,
 }
 

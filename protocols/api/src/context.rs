@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-/// Who calls. Authentication fills it; until then everybody on a loopback
+/// Who calls. Authentication fills it; until then every client on a loopback
 /// listener is anonymous.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub enum Principal {

@@ -1,8 +1,8 @@
 //! The narrow ports between wire protocols and the broker: a handler implements
-//! [`handler::ProtocolHandler`] and sees the broker only through three traits, in plain model types:
-//! [`data_plane::DataPlane`] moves messages, [`admin::Admin`] and [`operator::Operator`] manage what
-//! belongs to tenants and to the cluster. Each of their calls needs one [`access::Access`]. No wire
-//! type, no storage type and no broker type appears here.
+//! [`handler::ProtocolHandler`] and sees the broker only through three traits, in plain model
+//! types: [`data_plane::DataPlane`] moves messages, [`admin::Admin`] and [`operator::Operator`]
+//! manage what belongs to tenants and to the cluster. Each of their calls needs one
+//! [`access::Access`]. No wire type, no storage type and no broker type appears here.
 #![deny(missing_docs)]
 
 pub mod access;

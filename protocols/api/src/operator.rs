@@ -31,8 +31,8 @@ pub trait Operator: Send + Sync + 'static {
         broker: Option<BrokerId>,
     ) -> ApiResult<BrokerInfo>;
 
-    /// Splits a bundle in front of a hash, or where that halves its load as far as its owner knows, or
-    /// in its middle; both parts stay where they are.
+    /// Splits a bundle in front of a hash, or where that halves its load as far as its owner knows,
+    /// or in its middle; both parts stay where they are.
     async fn split_bundle(
         &self,
         ctx: &RequestContext,
@@ -65,7 +65,7 @@ pub struct BrokerInfo {
 pub struct BundleInfo {
     /// Its hashes.
     pub range: BundleRange,
-    /// Who owns it; `None` when nobody has used it yet.
+    /// Its owner; `None` when it was not used yet.
     pub broker: Option<BrokerId>,
     /// Where the owner is; `None` when it is gone.
     pub url: Option<String>,

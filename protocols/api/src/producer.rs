@@ -55,7 +55,7 @@ pub struct ProducerOpened {
     pub owner_epoch: OwnerEpoch,
     /// Largest batch, in bytes.
     pub batch_bytes_max: u64,
-    /// What is sent again is stored once.
+    /// Whether the broker drops messages that it has already stored for this producer.
     pub deduplication: bool,
 }
 
@@ -84,7 +84,7 @@ pub trait ProducerPort: Send {
     }
 }
 
-/// One body on its way in.
+/// One body to be published.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PublishFrame {
     /// From 1 per session, without gaps.

@@ -469,7 +469,7 @@ fn wire_subscription(subscription: SubscriptionStats) -> v1::SubscriptionStats {
 mod tests {
     use super::*;
 
-    /// Whoever asks gets an answer.
+    /// Every request gets an answer.
     #[test]
     fn statistics_of_whatever_size_fit_into_an_answer() {
         let ledger = |ledger_id| v1::LedgerStats {

@@ -275,7 +275,7 @@ pub(crate) fn subscribe(request: v1::Subscribe) -> ApiResult<Subscribe> {
     version(request.version)?;
     let subscription = optional_name(&request.subscription)?;
     let kind = match subscription {
-        // A reader shares nothing with anybody.
+        // A reader shares nothing with others.
         None => SubscriptionType::Exclusive,
         Some(_) => subscription_type(request.r#type)?,
     };

@@ -117,7 +117,7 @@ impl Metrics {
         }
     }
 
-    /// A frame went by, with so many bytes of payload.
+    /// A frame went by, with this many bytes of payload.
     pub(crate) fn frame(&self, flow: Flow, payload_bytes: usize) {
         let labels = flow.labels();
         self.frames.add(1, &labels);

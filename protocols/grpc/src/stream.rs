@@ -51,7 +51,7 @@ impl<T> Stream for Replies<T> {
 pub(crate) enum End {
     /// The peer closed it in good order.
     Done,
-    /// The peer is gone: there is nobody to tell.
+    /// The peer is gone: an error cannot be sent.
     Gone,
     /// This is to be its last message.
     Failed(ApiError),
@@ -84,7 +84,7 @@ pub(crate) async fn reply_holding<T>(
     out.send((message, holding)).await.map_err(|_| End::Gone)
 }
 
-/// Sends the last reply of a stream, unless the peer does not take it for so long.
+/// Sends the last reply of a stream, unless the peer does not take it within the limit.
 pub(crate) async fn last_reply<T>(out: &Out<T>, message: T, config: &GrpcConfig) {
     let _ = timeout(config.drain_timeout(), reply(out, message)).await;
 }

@@ -101,7 +101,7 @@ fn a_permit_is_split_shrunk_and_moved_without_a_byte_lost() {
     assert_eq!((reads.used_bytes(), queue.used_bytes()), (0, 0));
 }
 
-/// Whoever gives nothing back leaves room for the others, however many they are and however
+/// A child that gives nothing back leaves room for the others, however many they are and however
 /// much they ask for at once.
 #[test]
 fn children_that_keep_what_they_have_leave_a_share_to_the_rest() {
@@ -222,7 +222,7 @@ fn pick<T>(items: &[T], at: usize) -> Option<usize> {
 
 proptest! {
     /// The root holds never more than its capacity, every node exactly what its permits say, and
-    /// when all permits are gone everybody who waits has been served.
+    /// when all permits are gone every waiter has been served.
     #[test]
     fn a_tree_keeps_its_books_and_forgets_nobody(steps in steps()) {
         let root = ByteBudget::new(100);

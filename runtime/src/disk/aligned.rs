@@ -3,7 +3,7 @@
 //!
 //! It needs no unsafe code: the vector is one block larger than asked for, and the bytes start
 //! at the first aligned address inside. A vector never moves its bytes unless it grows, so the
-//! start is computed anew after each growth.
+//! start is computed again after each growth.
 
 /// Size and alignment of a block of direct I/O, in bytes.
 pub const BLOCK_BYTES: usize = 4096;

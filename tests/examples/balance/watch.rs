@@ -131,7 +131,7 @@ impl Watch {
         self.moves
     }
 
-    /// Bundles that somebody owns.
+    /// Bundles that have an owner.
     pub fn bundles(&self) -> usize {
         self.owners.len()
     }

@@ -60,7 +60,7 @@ impl Shape {
     }
 }
 
-/// Reports outcomes to whoever waits for them.
+/// Reports outcomes to the task that waits for them.
 struct Sink(mpsc::Sender<Result<Appended, LogError>>);
 
 impl AppendSink for Sink {

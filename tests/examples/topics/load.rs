@@ -55,7 +55,7 @@ pub struct Load {
 }
 
 impl Load {
-    /// Opens topics, and begins to publish and to consume, so many messages a second together.
+    /// Opens topics, and begins to publish and to consume, this many messages a second together.
     pub async fn start(client: &Client, topics: usize, rate: f64) -> Result<Load> {
         let (stop, group) = (Arc::new(AtomicBool::new(false)), TaskGroup::new("load"));
         let per_topic = rate / f64::from(u32::try_from(topics.max(1))?);

@@ -1,5 +1,5 @@
-//! Load is balanced by itself: a broker that joins gets its share of what is published, and nobody
-//! who publishes or reads notices more than a redirect.
+//! Load is balanced by itself: a broker that joins gets its share of what is published, and
+//! clients notice no more than a redirect.
 
 use anyhow::{Context, Result, ensure};
 use aquifer_harness::cluster::Cluster;

@@ -1,5 +1,5 @@
-//! Several brokers: topics are found from any of them, and served without a gap that anybody notices
-//! while bundles move, split, and brokers come and go under load.
+//! Several brokers: topics are found from any of them, and served without a
+//! noticeable gap while bundles move, split, and brokers come and go under load.
 
 use std::collections::BTreeSet;
 
@@ -31,7 +31,7 @@ pub fn objects(cluster: &Cluster, words: &[&str]) -> Result<Vec<Value>> {
     Ok(objects.collect::<Result<_, _>>()?)
 }
 
-/// The bundles that somebody owns, with the URL of the owner.
+/// The bundles that have an owner, with the URL of the owner.
 fn owned(cluster: &Cluster) -> Result<Vec<(String, String)>> {
     let bundles = objects(cluster, &["cluster", "bundles", NAMESPACE])?;
     let text = |value: &Value| value.as_str().map(str::to_owned);
@@ -73,7 +73,7 @@ async fn bundles_move_and_brokers_come_and_go_under_load() -> Result<()> {
         let owned = owned(&cluster).unwrap_or_default();
         process.role == "broker" && owned.iter().any(|(_, url)| *url == process.address)
     });
-    let victim = victim.context("somebody owns something")?.name.clone();
+    let victim = victim.context("a bundle has an owner")?.name.clone();
     cluster.kill(&victim)?;
     more().await?;
     cluster.start_again(&victim)?;

@@ -58,7 +58,7 @@ impl Load {
         self.shared.acknowledged.load(Ordering::SeqCst)
     }
 
-    /// Waits until so many receipts have arrived.
+    /// Waits until this many receipts have arrived.
     pub async fn wait_acknowledged(&self, count: u64) -> Result<()> {
         until("receipts", || async {
             let ended = self.producers.iter().any(TaskHandle::is_finished);

@@ -1,5 +1,5 @@
-//! H9: a broker that was paused for longer than its lease delivers nothing that was acknowledged at the
-//! broker which took over, although it cannot ask metadata whether that happened.
+//! H9: a broker that was paused for longer than its lease delivers nothing that was acknowledged at
+//! the broker which took over, although it cannot ask metadata whether that happened.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -37,14 +37,14 @@ async fn a_paused_owner_delivers_nothing_that_was_acknowledged_elsewhere_h9() ->
     }
     let bundles = client.admin().list_bundles(NAMESPACE).await?;
     let owner = bundles.into_iter().find_map(|bundle| bundle.url);
-    let owner = owner.context("somebody owns the topic")?;
+    let owner = owner.context("the topic has an owner")?;
     let brokers = || cluster.processes().iter().filter(|p| p.role == "broker");
     let paused = brokers().find(|broker| broker.address == owner);
     let paused = paused.context("the owner is a broker")?.name.clone();
     let other = brokers().find(|broker| broker.address != owner);
     let other = other.context("there are two")?.address.clone();
 
-    // A consumer that knows nobody but the first owner, and no epochs.
+    // A consumer that knows only the first owner, and no epochs.
     let mut stale = RawConsumer::open(&owner, subscribe()).await?;
     stale.grant(BEFORE).await?;
     let mut seen = 0;

@@ -1,5 +1,5 @@
-//! An etcd with TLS and users: roles and tools get in by the same settings, and whoever has the wrong
-//! ones is told so.
+//! An etcd with TLS and users: roles and tools get in by the same settings, and a process
+//! with wrong ones gets a clear error.
 
 use std::fs;
 use std::path::Path;

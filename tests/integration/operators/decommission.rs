@@ -73,7 +73,7 @@ async fn a_bookie_is_decommissioned_under_load() -> Result<()> {
     Ok(())
 }
 
-/// A decommission that could never end is not begun by accident, nor one of an id that nobody has.
+/// A decommission that could never end is not begun by accident, nor one of an unknown id.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_bookie_whose_ledgers_have_nowhere_to_go_is_not_decommissioned_by_accident() -> Result<()>
 {
@@ -89,11 +89,11 @@ async fn a_bookie_whose_ledgers_have_nowhere_to_go_is_not_decommissioned_by_acci
     }
     ensure!(state_of(&cluster, &bookie)? == "writable");
 
-    let nobody = "00".repeat(16);
+    let unknown = "00".repeat(16);
     for words in [
-        &["bookie", "decommission", &nobody][..],
-        &["bookie", "decommission", &nobody, "--undo"],
-        &["bookie", "cookie", &nobody],
+        &["bookie", "decommission", &unknown][..],
+        &["bookie", "decommission", &unknown, "--undo"],
+        &["bookie", "cookie", &unknown],
     ] {
         let refused = tool(&cluster, words)?;
         ensure!(refused.code == Some(1), "{refused:?}");

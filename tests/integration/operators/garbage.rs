@@ -1,5 +1,5 @@
-//! Garbage in the keys of metadata, as a wrong program or a bad backup leaves it: named by the tools,
-//! with an exit code, and in nobody's way.
+//! Garbage in the keys of metadata, as a wrong program or a bad backup leaves it: named by the
+//! tools, with an exit code, and harmless.
 
 use anyhow::{Result, ensure};
 use aquifer_harness::cluster::Cluster;
@@ -27,9 +27,9 @@ async fn garbage_in_metadata_is_named_and_harms_nobody() -> Result<()> {
         "l/0000000000000777".to_owned(),
         "l/not-a-number".to_owned(),
         format!("bookies/{STRANGER}"),
-        "bookies/nobody".to_owned(),
+        "bookies/unknown".to_owned(),
         format!("cookies/{STRANGER}"),
-        "cookies/nobody".to_owned(),
+        "cookies/unknown".to_owned(),
         "u/0000000000000777".to_owned(),
         "u/nothing".to_owned(),
         "g/0000000000000777".to_owned(),
@@ -77,7 +77,7 @@ async fn garbage_in_metadata_is_named_and_harms_nobody() -> Result<()> {
     let read = aquifer(cluster.url(), &["read", "t"])?;
     ensure!(read.stdout == b"one\ntwo\nthree\n", "{read:?}");
 
-    // Nobody has removed anything; without the garbage all is well.
+    // Nothing was removed; without the garbage all is well.
     for key in &keys {
         let deleted = cluster.etcdctl(&["del", &format!("{ROOT}{key}")])?;
         ensure!(deleted.trim() == "1", "{key}: {deleted}");

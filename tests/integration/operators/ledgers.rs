@@ -39,7 +39,7 @@ async fn ledgers_are_read_closed_verified_and_deleted_while_the_cluster_runs() -
     }
     let (ledger, state) = ledger_of(&cluster, "kept")?;
     ensure!(state == "open", "{state}");
-    // Who does not own it reads it as far as it is confirmed, and harms nobody.
+    // Who does not own it reads it as far as it is confirmed, without effect on the owner.
     let entries = until("three confirmed entries", || async {
         let read = tool(&cluster, &["ledger", "read", &ledger])?.ok()?;
         Ok((read.len() == 3).then_some(read))
@@ -107,7 +107,7 @@ async fn the_doctor_tells_a_healthy_cluster_from_one_that_lost_a_bookie() -> Res
     let mut cluster = Cluster::start_with(&folder.path().join("cluster"), &[], &QUICK)?;
     publish(&cluster, "one")?;
     wait_for_doctor(&cluster, 0, "3 processes repair ledgers").await?;
-    // A cluster that nobody joined is not a healthy one.
+    // A cluster that no bookie joined is not a healthy one.
     let metadata = cluster.metadata()?;
     let nobodys = ["doctor", "--metadata", &metadata, "--cluster", "nobodys"];
     let asked = aquifer(cluster.url(), &nobodys)?;

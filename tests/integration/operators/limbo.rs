@@ -1,4 +1,5 @@
-//! A bookie that lost its journal is in limbo, gets back from others what it lost, and serves again.
+//! A bookie that lost its journal is in limbo, gets back from others what it lost, and serves
+//! again.
 
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -53,7 +54,7 @@ async fn a_bookie_that_lost_its_journal_is_restored_and_serves_again() -> Result
     wait_for_state(&cluster, &victim, "writable").await?;
     load.wait_acknowledged(load.acknowledged() + ENOUGH).await?;
     check(&cluster, load).await?;
-    // What it lost is there again; nothing waits for anybody.
+    // What it lost is there again; nothing waits any more.
     wait_whole(&cluster).await?;
     wait_for_doctor(&cluster, 0, "4 bookies are announced").await?;
     let cookie = tool(&cluster, &["bookie", "cookie", &victim])?.ok()?;

@@ -26,7 +26,7 @@ fn lines(path: &Path) -> Result<Vec<String>> {
     Ok(text.lines().map(str::to_owned).collect())
 }
 
-/// A run that takes longer than anybody waits: it is to be interrupted.
+/// A run that takes longer than the test waits: it is to be interrupted.
 fn begin(server: &Server, topic: &str, file: &Path) -> Result<Child> {
     let child = Command::new(binary())
         .args(["produce", topic, "--producer-name", "p", "--rate", "500"])

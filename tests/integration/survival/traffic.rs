@@ -43,7 +43,7 @@ pub struct History {
 
 #[derive(Debug, Default)]
 struct Shared {
-    /// So many lines may be sent by now: the pace.
+    /// How many lines may be sent by now: the pace.
     gate: watch::Sender<u64>,
     turns: AtomicU64,
     sent: AtomicU64,
@@ -155,7 +155,7 @@ impl Traffic {
         self.shared.gate.send_replace(lines);
     }
 
-    /// Waits until so many receipts have arrived.
+    /// Waits until this many receipts have arrived.
     pub async fn wait_acknowledged(&self, count: u64) -> Result<()> {
         let shared = &self.shared;
         until("receipts", || async {
@@ -169,7 +169,7 @@ impl Traffic {
     pub async fn wait_in_flight(&self) -> Result<u64> {
         let shared = &self.shared;
         until("messages in flight", || async {
-            // What was let through may be acknowledged before anybody looks: there is always more.
+            // What was let through may be acknowledged before the check: there is always more.
             let more = self.acknowledged() + 20_000;
             shared.gate.send_if_modified(|gate| {
                 let raise = more > *gate;
@@ -185,7 +185,7 @@ impl Traffic {
         .await
     }
 
-    /// With the server gone: lets receipts that were on their way arrive, then says how many sends
+    /// With the server gone: lets receipts in flight arrive, then says how many sends
     /// are certainly without one.
     pub async fn still_in_flight(&self) -> Result<u64> {
         until("receipts to settle", || async {
@@ -197,7 +197,8 @@ impl Traffic {
     }
 
     /// Waits until every line has its receipt and is acknowledged by the subscription. The server
-    /// is asked for that: an acknowledgement whose confirmation a fault took has an unknown outcome.
+    /// is asked for that: an acknowledgement whose confirmation a fault took has an unknown
+    /// outcome.
     pub async fn finish(self) -> Result<History> {
         self.let_send(self.lines);
         self.wait_acknowledged(self.lines).await?;
@@ -313,7 +314,7 @@ async fn consume(client: Client, shared: &Shared, rng: &SeededRng) -> Result<()>
             seen += batch.len() as u64;
             note_received(shared, batch.iter().map(|message| message.index.0));
             if batch.is_empty() && holding {
-                break; // what it holds comes to nobody before it dies
+                break; // what it holds is not delivered before it dies
             }
             if batch.is_empty() || rng.below(50) == 0 {
                 holding |= !batch.is_empty();

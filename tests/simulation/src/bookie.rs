@@ -95,7 +95,7 @@ struct Disk {
     journal: Vec<Commit>,
     /// How many of them are synced.
     synced: usize,
-    /// Commits of a former life, written to another file, that nobody has synced: only the defect
+    /// Commits of a former life, written to another file, that are not synced: only the defect
     /// leaves any ([`Defect::ReplayServedUnsynced`]).
     doubtful: Vec<Commit>,
     /// What recycled segments still hold behind the end of the journal.
@@ -230,7 +230,7 @@ impl<T: Clone> SimBookie<T> {
         items.filter_map(|item| item.ticket.as_ref())
     }
 
-    /// Nobody hears the answers to these any more.
+    /// The answers to these are not received any more.
     pub fn forget(&mut self, who: impl Fn(&T) -> bool) {
         for item in self.writing.iter_mut().chain(&mut self.queue) {
             if item.ticket.as_ref().is_some_and(&who) {

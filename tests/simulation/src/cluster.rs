@@ -3,10 +3,12 @@
 //! that the same seed gives the same trace.
 //!
 //! Owners of a topic follow each other: some close cleanly, some crash, some hand it over and go on
-//! with the ledger that is open, some go on as if nothing had happened while the next one takes over. Faults come at random; after the last one everything
-//! heals, a last owner reads what there is, and repair makes thin ledgers whole.
+//! with the ledger that is open, some go on as if nothing had happened while the next one takes
+//! over. Faults come at random; after the last one everything heals, a last owner reads what there
+//! is, and repair makes thin ledgers whole.
 //!
-//! With each owner goes a reader that keeps its place; in some runs it lets go what it has read (H19).
+//! With each owner goes a reader that keeps its place; in some runs it lets go what it has read
+//! (H19).
 
 mod faults;
 mod follower;

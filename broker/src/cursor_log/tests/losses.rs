@@ -2,7 +2,8 @@
 
 use super::*;
 
-/// A log that begins with a snapshot in parts, as after a trim, and has changes between and behind them.
+/// A log that begins with a snapshot in parts, as after a trim, and has changes between and behind
+/// them.
 fn trimmed_log(count: usize) -> (Vec<Bytes>, Vec<String>) {
     let names: Vec<String> = (0..count).map(|number| format!("s{number}")).collect();
     let states = names.iter().map(|name| {
@@ -190,8 +191,8 @@ fn a_complete_snapshot_behind_a_damaged_one_loses_nothing() {
 }
 
 proptest! {
-    /// I9: whatever record is lost, nothing counts as acknowledged that nobody has acknowledged, and
-    /// a subscription of which anything is left is told of.
+    /// I9: whatever record is lost, nothing counts as acknowledged that nobody has acknowledged,
+    /// and a subscription of which anything is left is told of.
     #[test]
     fn a_lost_record_acknowledges_nothing(
         steps in proptest::collection::vec(step(), 0..40),

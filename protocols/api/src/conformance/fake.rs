@@ -144,7 +144,7 @@ impl FakeBroker {
         self.released.send_replace(true);
     }
 
-    /// Waits until the topic holds so many batches.
+    /// Waits until the topic holds this many batches.
     pub async fn wait_until_stored(&self, topic: &str, count: usize) {
         while self.stored(topic) < count {
             tokio::task::yield_now().await;

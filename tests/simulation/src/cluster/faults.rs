@@ -8,7 +8,7 @@ use aquifer_runtime::clock::sleep;
 use crate::bookie::Crash;
 use crate::cluster::Cluster;
 
-/// Injects faults for so long, then heals everything that can be healed.
+/// Injects faults for this time, then heals everything that can be healed.
 pub(super) async fn run(cluster: &Arc<Cluster>, until: Duration) {
     while cluster.now() < until {
         sleep(cluster.between(50, 1_500)).await;

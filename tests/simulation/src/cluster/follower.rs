@@ -1,5 +1,5 @@
-//! A reader that keeps its place while the log goes on and is trimmed behind it, as a subscription does:
-//! it gets every message that is still there, in order, and does not stop (H19).
+//! A reader that keeps its place while the log goes on and is trimmed behind it, as a subscription
+//! does: it gets every message that is still there, in order, and does not stop (H19).
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,8 +19,8 @@ const NOTHING: Retention = Retention {
     time_ms: Some(0),
     size_bytes: Some(0),
 };
-/// How often in a row a kept place may fail where one without memory can be read: faults may hit the
-/// one and spare the other now and then.
+/// How often in a row a kept place may fail where one without memory can be read: faults may hit
+/// the one and spare the other now and then.
 const STUCK_MAX: u32 = 5;
 
 /// How long a request may take.
@@ -74,7 +74,8 @@ impl Follower {
         Ok(())
     }
 
-    /// Reads once; what fails for another reader too is an error, what fails only here is tried again.
+    /// Reads once; what fails for another reader too is an error, what fails only here is tried
+    /// again.
     async fn read_on(&mut self) -> Result<usize, LogError> {
         let late = || LogError::Unavailable("no answer in time".to_owned());
         for _ in 0..STUCK_MAX {

@@ -123,7 +123,7 @@ impl History {
         }
     }
 
-    /// An append was acknowledged, and so many bookies have it durably now.
+    /// An append was acknowledged, and this many bookies have it durably now.
     pub(super) fn acknowledged(
         &self,
         topic: u8,
@@ -136,7 +136,8 @@ impl History {
         let history = state.topics.entry(topic).or_default();
         // What the next owner has read and trimmed may be told late.
         let may_be_gone = at.base_index < history.spared;
-        // Whoever has opened the topic knows everything that former owners have acknowledged, and will.
+        // An owner that has opened the topic knows everything that former owners have acknowledged,
+        // and will.
         let acknowledged = Seen {
             tag,
             ledger: at.ledger,
@@ -267,7 +268,7 @@ impl Topic {
             let place = format!("{}:{}", entry.ledger, entry.entry);
             let Some(tag) = tag_of(topic, &entry.body) else {
                 problems.push(format!(
-                    "I5: topic {topic}, {place} has bytes that nobody wrote"
+                    "I5: topic {topic}, {place} has bytes that were never written"
                 ));
                 continue;
             };

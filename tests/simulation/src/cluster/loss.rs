@@ -1,5 +1,5 @@
-//! A bookie is gone for good after everything else is over, and one entry of it is nowhere else: every
-//! other entry gets its copies again, and the place of that one is kept (I2, H16).
+//! A bookie is gone for good after everything else is over, and one entry of it is nowhere else:
+//! every other entry gets its copies again, and the place of that one is kept (I2, H16).
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -61,7 +61,7 @@ pub(super) async fn run(cluster: &Arc<Cluster>) -> Result<(), LedgerError> {
     let repaired: v1::LedgerRecord = record::decode(&stored)?;
     if !members_at(&repaired, hole).contains(&named) {
         cluster.history.violation(format!(
-            "H16: the place of {ledger}:{hole} was given away, and nobody has it"
+            "H16: the place of {ledger}:{hole} was given away, and no bookie has it"
         ));
     }
     Ok(())

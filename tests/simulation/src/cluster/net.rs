@@ -2,7 +2,7 @@
 //!
 //! Requests of one process to one bookie arrive in order, and so do the answers; those of different
 //! pairs overtake each other. A link that breaks answers everything on it as unreachable, and what
-//! was on its way over it never arrives.
+//! was in flight over it never arrives.
 
 mod transport;
 
@@ -408,14 +408,14 @@ impl State {
                     false => Err(BookieError::Unreachable("down".to_owned())),
                 };
                 (at, pair, &result).hash(&mut self.trace);
-                // Whoever gave up does not need it.
+                // A caller that gave up does not need it.
                 let _ = answer.send(result);
             }
             Event::ReadAnswer(pair, result, answer) => {
                 let entries = result.as_ref().map_or(0, |batch| batch.entries.len());
                 (at, pair, entries).hash(&mut self.trace);
                 if !self.dead.contains(&pair.0) {
-                    // Whoever gave up does not need it.
+                    // A caller that gave up does not need it.
                     let _ = answer.send(result);
                 }
             }

@@ -55,8 +55,8 @@ impl Node {
     /// Says which entries are there.
     pub(super) fn has(&self, range: PresenceRange) -> BookieResult<Presence> {
         let mut presence = self.bookie.present(range)?;
-        // Repair asks so whether a bookie has what it should. The answer is as if it took a negative
-        // for the absence of the entries.
+        // Repair asks so whether a bookie has what it should. The answer is as if it took a
+        // negative for the absence of the entries.
         if self.defect == Some(Defect::NegativeTakenForAbsence) {
             presence.runs = vec![(range.first, presence.until)];
         }

@@ -219,7 +219,8 @@ impl Owner {
         }
     }
 
-    /// What a healed cluster can do: ledgers follow each other and go again, and a reader comes along.
+    /// What a healed cluster can do: ledgers follow each other and go again, and a reader comes
+    /// along.
     async fn serve(&self, first_tag: u64) -> Result<(), LogError> {
         let mut follower = self.follower();
         follower.read_to_end().await?;

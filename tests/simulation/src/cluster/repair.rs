@@ -1,5 +1,5 @@
 //! Repair after everything has healed: what was thin when a ledger was closed is whole again,
-//! because whoever closed it has left a mark (I2, H16).
+//! because the close has left a mark (I2, H16).
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,7 +25,7 @@ const LEDGERS_MAX: usize = 100_000;
 
 /// Runs repair until no mark is left, then looks at every copy of every closed ledger.
 pub(super) async fn run(cluster: &Arc<Cluster>) {
-    // Whoever has lost a disk is found by the auditor, whose grace is longer than a run.
+    // A bookie that has lost a disk is found by the auditor, whose grace is longer than a run.
     if cluster.history.has_lost_replicas() {
         return;
     }

@@ -65,7 +65,7 @@ impl SharedStore {
         })
     }
 
-    /// Nobody reaches it for so long.
+    /// It is unreachable for this time.
     pub(super) fn go_away(&self, pause: Duration) {
         *self.away_until.lock() = self.clock.monotonic() + pause;
     }
@@ -80,7 +80,8 @@ impl SharedStore {
 }
 
 impl Seen {
-    /// Whether a change moves a part of a fragment of a closed ledger, and leaves the rest where it is.
+    /// Whether a change moves a part of a fragment of a closed ledger, and leaves the rest where it
+    /// is.
     async fn splits_closed_ledger(&self, transaction: &Transaction) -> MetadataResult<bool> {
         for operation in &transaction.operations {
             let Operation::Put { key, value, .. } = operation else {

@@ -21,7 +21,7 @@ impl Fingerprint {
     }
 }
 
-/// A value behind an `Arc`, with its fingerprint once somebody asked for it.
+/// A value behind an `Arc`, with its fingerprint once that was computed.
 #[derive(Debug, Clone, Default)]
 pub struct Part<T> {
     value: Arc<T>,
@@ -38,7 +38,7 @@ impl<T> Part<T> {
 }
 
 impl<T: Clone> Part<T> {
-    /// To change it. Whoever shares it keeps what there was.
+    /// To change it. Other holders keep the old value.
     pub fn change(&mut self) -> &mut T {
         self.fingerprint = OnceLock::new();
         Arc::make_mut(&mut self.value)

@@ -50,7 +50,7 @@ type Shard = Mutex<HashMap<Fingerprint, u64, BuildHasherDefault<AsItIs>>>;
 /// Faults of one kind that may be left, and one more: three kinds fit into 64 bits.
 const FAULTS_MAX: u8 = 4;
 
-/// The bit of a state with so many faults left, and those of all that have no more.
+/// The bit of a state with this many faults left, and those of all that have no more.
 fn bits_of([losses, duplicates, crashes]: [u8; 3]) -> (u64, u64) {
     assert!(
         losses.max(duplicates).max(crashes) < FAULTS_MAX,

@@ -18,7 +18,7 @@ pub struct Setting {
     pub recoverers: u8,
     /// Entries that a recovery reads at once.
     pub window: u32,
-    /// Links that break, and timeouts of requests that are still on their way.
+    /// Links that break, and timeouts of requests that are still in flight.
     pub losses: u8,
     /// Requests that arrive twice.
     pub duplicates: u8,

@@ -17,7 +17,7 @@ pub enum Step {
     Hear(u8, u8),
     /// The link between them breaks.
     Break(u8, u8),
-    /// The writer gives a position up, whose request is still on its way.
+    /// The writer gives a position up, whose request is still in flight.
     GiveUp(u8),
     /// Memory is short: the writer keeps nothing for slower bookies.
     Shed,

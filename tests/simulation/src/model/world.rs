@@ -34,7 +34,7 @@ pub struct Tag {
     /// Counts the runs of a recoverer: answers to an earlier one are not for it.
     run: u8,
     about: About,
-    /// It arrives a second time: whether that is lost nobody learns.
+    /// It arrives a second time: its loss goes unnoticed.
     again: bool,
 }
 
@@ -48,7 +48,7 @@ enum About {
 
 type Link = (u8, u8);
 type Answer = (Tag, BookieResult<OrderedReply>);
-/// What is on its way between clients and bookies, in order; no link has an empty queue.
+/// Messages in flight between clients and bookies, in order; no link has an empty queue.
 type Queues<T> = BTreeMap<Link, Part<VecDeque<T>>>;
 
 /// The ledger's record.
@@ -65,7 +65,7 @@ struct Record {
 enum RecordState {
     Open,
     InRecovery,
-    /// So many entries.
+    /// This many entries.
     Closed(u64),
 }
 
@@ -86,7 +86,7 @@ struct Recoverer {
     machine: Recovery,
 }
 
-/// What an answer is to whoever hears it.
+/// What an answer means to its receiver.
 enum Heard {
     Writer(WriterEvent),
     Recoverer(RecoveryEvent),
@@ -456,7 +456,7 @@ impl World {
         }
     }
 
-    /// Whether anybody still waits for such an answer.
+    /// Whether such an answer is still awaited.
     fn listens(&self, tag: &Tag) -> bool {
         match tag.client {
             WRITER => !self.writer.is_finished(),
@@ -514,7 +514,7 @@ impl World {
         })
     }
 
-    /// What nobody listens to any more is not under way either.
+    /// Answers that are not awaited any more are dropped.
     fn forget_unheard(&mut self, client: u8) {
         let mut links: Vec<Link> = self.answers.keys().copied().collect();
         links.retain(|(who, _)| *who == client);

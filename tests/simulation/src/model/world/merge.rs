@@ -61,9 +61,9 @@ impl World {
 
     /// Forgets what only helps, or only stops the writer: it never arrives.
     ///
-    /// Once the ledger is closed and nobody recovers it, requests of recoverers only add copies and
-    /// fences. What the writer sends to a bookie with a fence is refused, whenever it arrives; only
-    /// where acknowledgements may wait for that bookie is losing it another thing.
+    /// Once the ledger is closed and not being recovered, requests of recoverers only add copies
+    /// and fences. What the writer sends to a bookie with a fence is refused, whenever it arrives;
+    /// only where acknowledgements may wait for that bookie is losing it another thing.
     pub(in crate::model) fn forget_leftovers(&mut self, setting: &Setting) {
         let bookies = &self.bookies;
         let is_fenced =
