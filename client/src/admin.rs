@@ -14,7 +14,7 @@ use aquifer_model::topic::{NamespaceName, TopicName};
 use aquifer_proto::v1;
 use tonic::transport::Channel;
 
-use crate::client::Context;
+use crate::context::Context;
 use crate::error::{ClientError, Result};
 use crate::lookup::{Layout, layout_of, unary};
 use crate::retry::Deadline;

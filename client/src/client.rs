@@ -11,6 +11,7 @@ use tokio::sync::Semaphore;
 use crate::admin::Admin;
 use crate::connection::Pool;
 use crate::consumer::ConsumerBuilder;
+use crate::context::Context;
 use crate::error::{ClientError, Outcome, Result};
 use crate::producer::ProducerBuilder;
 use crate::reader::ReaderBuilder;
@@ -28,18 +29,6 @@ pub const DEFAULT_MEMORY_LIMIT_BYTES: usize = 64 * 1024 * 1024;
 #[derive(Clone)]
 pub struct Client {
     pub(crate) context: Arc<Context>,
-}
-
-/// What everything that a client opens shares.
-pub(crate) struct Context {
-    pub(crate) pool: Pool,
-    pub(crate) operation_timeout: Duration,
-    /// Bytes that producers may still take.
-    pub(crate) memory: Arc<Semaphore>,
-    pub(crate) memory_limit_bytes: usize,
-    pub(crate) clock: SharedClock,
-    pub(crate) rng: SharedRng,
-    pub(crate) tasks: TaskGroup,
 }
 
 /// Builds a [`Client`].

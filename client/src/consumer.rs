@@ -6,10 +6,12 @@
 
 mod acks;
 mod credit;
+pub(crate) mod handle;
 pub(crate) mod hub;
 mod inbox;
 mod requests;
 mod session;
+pub(crate) mod settings;
 
 use std::future::Future;
 use std::pin::Pin;
@@ -21,26 +23,17 @@ use aquifer_model::id::{EntryId, Index, LedgerId};
 use aquifer_model::limits::ACK_RANGES_MAX;
 use aquifer_model::place::Place;
 use aquifer_model::subscription::SubscriptionType;
-use aquifer_model::topic::{ConsumerName, SubscriptionName, TopicName};
+use aquifer_model::topic::{ConsumerName, SubscriptionName};
 use aquifer_proto::v1;
 
-use crate::client::Context;
+use crate::context::Context;
 use crate::error::{ClientError, Result};
-use crate::lookup;
 use crate::message::{Damaged, ReceivedMessage};
-use crate::retry::Deadline;
 use acks::{AckOutcome, Acknowledged, settled};
-pub(crate) use credit::Amount;
-use hub::{Handle, Settings};
+use handle::Handle;
+use settings::{Settings, default_queue};
 
-/// Default size of the queue of a consumer that serves its subscription alone, and of a reader, in
-/// messages: the bytes bound it, unless messages are small.
-pub const DEFAULT_QUEUE_MESSAGES: usize = 20_000;
-/// Default size of the queue of one of many consumers, in messages: what one has taken, the others
-/// do not get.
-pub const DEFAULT_SHARED_QUEUE_MESSAGES: usize = 1_000;
-/// Default size of the queue of a consumer or reader, in bytes as stored.
-pub const DEFAULT_QUEUE_BYTES: usize = 8 * 1024 * 1024;
+pub use settings::{DEFAULT_QUEUE_BYTES, DEFAULT_QUEUE_MESSAGES, DEFAULT_SHARED_QUEUE_MESSAGES};
 
 /// Prepares a [`Consumer`].
 #[derive(Clone)]
@@ -133,31 +126,9 @@ impl ConsumerBuilder {
         if !self.settings.name.is_empty() {
             ConsumerName::new(&self.settings.name)?;
         }
-        let handle = open(self.context, &self.topic, self.settings).await?;
+        let handle = Handle::open(self.context, &self.topic, self.settings).await?;
         Ok(Consumer { handle })
     }
-}
-
-pub(crate) fn default_queue() -> Amount {
-    Amount {
-        messages: DEFAULT_QUEUE_MESSAGES as u64,
-        bytes: DEFAULT_QUEUE_BYTES as u64,
-    }
-}
-
-/// Opens a consumer, or a reader.
-pub(crate) async fn open(context: Arc<Context>, topic: &str, settings: Settings) -> Result<Handle> {
-    if settings.queue.messages == 0 || settings.queue.bytes == 0 {
-        let text = "the queue must have room for a message and a byte";
-        return Err(ClientError::Invalid(text.to_owned()));
-    }
-    let topic: TopicName = topic.parse()?;
-    let deadline = Deadline::after(context.operation_timeout);
-    let layout = lookup::layout(&context, &topic, deadline).await?;
-    if settings.kind != v1::SubscriptionType::Shared {
-        layout.check_order()?;
-    }
-    Handle::open(context, settings, layout.parts(), deadline).await
 }
 
 /// Receives the messages of a subscription. Dropping it ends the consumer; what it has not

@@ -33,6 +33,7 @@ mod client;
 mod compression;
 mod connection;
 pub mod consumer;
+mod context;
 pub mod error;
 mod lookup;
 pub mod message;

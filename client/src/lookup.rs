@@ -7,8 +7,8 @@ use aquifer_model::topic::TopicName;
 use aquifer_proto::convert::ranges::ranges;
 use aquifer_proto::v1;
 
-use crate::client::Context;
 use crate::connection::{Connection, from_status};
+use crate::context::Context;
 use crate::error::{ClientError, Result};
 use crate::retry::{Backoff, Deadline};
 

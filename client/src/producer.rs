@@ -4,11 +4,13 @@
 //! ([`frames`]) and one task puts receipts back and reconnects ([`session`]).
 
 mod frames;
+mod handle;
 mod partition;
 mod queue;
 mod room;
 mod router;
 mod session;
+mod settings;
 
 use std::future::Future;
 use std::pin::Pin;
@@ -17,70 +19,26 @@ use std::task::{Context as TaskContext, Poll};
 use std::time::Duration;
 
 use aquifer_model::batch::{Compression, ROW_BYTES};
-use aquifer_model::id::Index;
-use aquifer_model::limits::{BATCH_MESSAGES_MAX, MESSAGE_BYTES_MAX};
 use aquifer_model::position::Position;
-use aquifer_model::topic::{ProducerName, TopicName};
+use aquifer_model::topic::TopicName;
 use futures::StreamExt;
 use tokio::time::Instant;
 
-use crate::client::Context;
+use crate::context::Context;
 use crate::error::{ClientError, Result};
 use crate::lookup;
 use crate::message::{Message, SendReceipt};
 use crate::retry::Deadline;
-use partition::{Handle, Partition, Settings};
+use handle::Handle;
+use partition::Partition;
 use queue::BatchOutcome;
 use router::Router;
+use settings::Settings;
 
-/// When a batch is complete. The default is adaptive.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Batching {
-    /// A batch is sent when it has this many bytes before compression.
-    pub bytes_max: usize,
-    /// A batch is sent when it has this many messages.
-    pub messages_max: u32,
-    /// A batch is sent when its first message has waited this long.
-    pub delay_max: Duration,
-    /// Send at once when nothing is in flight, and whenever an acknowledgement returns: low
-    /// latency when quiet, full batches when busy. Without it only the three bounds count.
-    pub adaptive: bool,
-}
-
-impl Default for Batching {
-    /// Adaptive, up to 128 KiB, 65,536 messages and 1 ms.
-    fn default() -> Batching {
-        Batching {
-            bytes_max: 128 * 1024,
-            messages_max: aquifer_model::limits::BATCH_MESSAGES_MAX,
-            delay_max: Duration::from_millis(1),
-            adaptive: true,
-        }
-    }
-}
-
-impl Batching {
-    /// Every message alone in its batch.
-    #[must_use]
-    pub fn disabled() -> Batching {
-        Batching {
-            messages_max: 1,
-            ..Batching::default()
-        }
-    }
-
-    /// Only the bounds count: a batch waits until one of them is reached, even when nothing is in
-    /// flight.
-    #[must_use]
-    pub fn explicit(bytes_max: usize, messages_max: u32, delay_max: Duration) -> Batching {
-        Batching {
-            bytes_max,
-            messages_max,
-            delay_max,
-            adaptive: false,
-        }
-    }
-}
+pub use partition::StoredBefore;
+pub use settings::{
+    Batching, DEFAULT_BYTES_IN_FLIGHT_MAX, DEFAULT_MESSAGES_IN_FLIGHT_MAX, DEFAULT_SEND_TIMEOUT,
+};
 
 /// Prepares a [`Producer`].
 #[derive(Clone)]
@@ -90,12 +48,6 @@ pub struct ProducerBuilder {
     settings: Settings,
 }
 
-/// Default bound of messages in flight.
-pub const DEFAULT_MESSAGES_IN_FLIGHT_MAX: usize = 50_000;
-/// Default bound of bytes in flight.
-pub const DEFAULT_BYTES_IN_FLIGHT_MAX: usize = 32 * 1024 * 1024;
-/// Default time for a message to be stored.
-pub const DEFAULT_SEND_TIMEOUT: Duration = Duration::from_secs(30);
 /// Partitions that are opened at once.
 const OPENING_MAX: usize = 16;
 
@@ -104,17 +56,7 @@ impl ProducerBuilder {
         ProducerBuilder {
             context,
             topic: topic.to_owned(),
-            settings: Settings {
-                name: None,
-                batching: Batching::default(),
-                compression: Compression::None,
-                messages_in_flight_max: DEFAULT_MESSAGES_IN_FLIGHT_MAX,
-                bytes_in_flight_max: DEFAULT_BYTES_IN_FLIGHT_MAX,
-                send_timeout: Some(DEFAULT_SEND_TIMEOUT),
-                take_over: false,
-                initial_sequence_id: None,
-                skip_stored: false,
-            },
+            settings: Settings::default(),
         }
     }
 
@@ -196,7 +138,7 @@ impl ProducerBuilder {
     /// [`take_over`](Self::take_over)), `NotFound`, `Refused`, `Invalid` for a name or setting,
     /// `Timeout` when the client's operation timeout passes.
     pub async fn open(self) -> Result<Producer> {
-        self.check()?;
+        self.settings.check()?;
         let topic: TopicName = self.topic.parse()?;
         let deadline = Deadline::after(self.context.operation_timeout);
         let layout = lookup::layout(&self.context, &topic, deadline).await?;
@@ -231,26 +173,6 @@ impl ProducerBuilder {
                 router: Router::new(&settings.batching, last_hashes, first_turn),
             }),
         })
-    }
-
-    fn check(&self) -> Result<()> {
-        if let Some(name) = &self.settings.name {
-            ProducerName::new(name)?;
-        }
-        let batching = &self.settings.batching;
-        let invalid = |text: String| Err(ClientError::Invalid(text));
-        if batching.messages_max == 0 || batching.messages_max > BATCH_MESSAGES_MAX {
-            return invalid(format!(
-                "a batch must have 1 to {BATCH_MESSAGES_MAX} messages"
-            ));
-        }
-        if batching.bytes_max == 0 || batching.bytes_max > MESSAGE_BYTES_MAX {
-            return invalid(format!("a batch must have 1 to {MESSAGE_BYTES_MAX} bytes"));
-        }
-        if self.settings.messages_in_flight_max == 0 || self.settings.bytes_in_flight_max == 0 {
-            return invalid("the bounds of what is in flight must be above zero".to_owned());
-        }
-        Ok(())
     }
 }
 
@@ -361,18 +283,6 @@ impl Producer {
         let last = partitions.map(|handle| handle.partition.queue().last_sequence_id());
         last.max().flatten()
     }
-}
-
-/// What earlier producers of a name have stored in a partition.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct StoredBefore {
-    /// The topic or partition.
-    pub topic: TopicName,
-    /// The highest sequence id.
-    pub sequence_id: u64,
-    /// The message with that id is here or shortly behind, in the same batch; `None` when the
-    /// broker does not know.
-    pub index: Option<Index>,
 }
 
 /// A message on its way. Await it to know that the message is stored, durably.

@@ -9,9 +9,10 @@ use aquifer_proto::v1;
 use futures::{StreamExt, TryStreamExt};
 
 use crate::admin::topic_stats;
-use crate::client::Context;
-use crate::consumer::hub::{Handle, Hub, Settings};
-use crate::consumer::{default_queue, open};
+use crate::consumer::handle::Handle;
+use crate::consumer::hub::Hub;
+use crate::consumer::settings::{Settings, default_queue};
+use crate::context::Context;
 use crate::error::{ClientError, Result};
 use crate::message::ReceivedMessage;
 use crate::retry::Deadline;
@@ -76,7 +77,7 @@ impl ReaderBuilder {
     /// `Connect` when no broker answers, `NotFound`, `Refused`, `Invalid` for a name, place or
     /// setting, `Timeout` when the client's operation timeout passes.
     pub async fn open(self) -> Result<Reader> {
-        let handle = open(self.context, &self.topic, self.settings).await?;
+        let handle = Handle::open(self.context, &self.topic, self.settings).await?;
         Ok(Reader { handle })
     }
 }

@@ -11,8 +11,6 @@ use aquifer_model::id::{ConsumerInstance, Index};
 use aquifer_model::place::Place;
 use aquifer_model::topic::TopicName;
 use aquifer_proto::{PROTOCOL_VERSION, v1};
-use aquifer_runtime::task::TaskHandle;
-use futures::StreamExt;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::Instant;
@@ -20,34 +18,18 @@ use tokio::time::Instant;
 use super::acks::{AckOutcome, Acknowledged, settled};
 use super::credit::Amount;
 use super::inbox::Inbox;
-use super::session;
-use crate::client::Context;
+use super::settings::Settings;
+use crate::context::Context;
 use crate::error::{ClientError, Outcome, Result};
 use crate::message::{Origin, ReceivedMessage};
 use crate::retry::{Backoff, Deadline};
 use crate::settle::Settle;
 
-/// Partitions that are opened at once.
-const OPENING_MAX: usize = 16;
 /// A partition's share of the queue is at least this.
 const SHARE_MIN: Amount = Amount {
     messages: 16,
     bytes: 64 * 1024,
 };
-
-/// What the application asked for.
-#[derive(Debug, Clone)]
-pub(crate) struct Settings {
-    /// What it is called in errors.
-    pub(crate) what: &'static str,
-    /// Empty for a reader.
-    pub(crate) subscription: String,
-    pub(crate) kind: v1::SubscriptionType,
-    pub(crate) start: Place,
-    pub(crate) name: String,
-    pub(crate) priority: i32,
-    pub(crate) queue: Amount,
-}
 
 /// See the module.
 pub(crate) struct Hub {
@@ -70,20 +52,13 @@ struct State {
     kept: Option<ClientError>,
 }
 
-/// Owns the session tasks: dropping it ends the consumer or reader.
-pub(crate) struct Handle {
-    pub(crate) hub: Arc<Hub>,
-    tasks: Vec<TaskHandle<()>>,
-}
-
-impl Handle {
-    /// Subscribes to every partition and starts the tasks that stay subscribed.
-    pub(crate) async fn open(
+impl Hub {
+    /// One inbox per partition, of which each gets an equal share of the queue.
+    pub(crate) fn new(
         context: Arc<Context>,
         settings: Settings,
         topics: Vec<Arc<TopicName>>,
-        deadline: Deadline,
-    ) -> Result<Handle> {
+    ) -> Hub {
         let share = |whole: u64, least: u64| match topics.len() as u64 {
             0 | 1 => whole,
             partitions => (whole / partitions).max(least),
@@ -107,7 +82,7 @@ impl Handle {
                 false => inbox,
             }
         });
-        let hub = Arc::new(Hub {
+        Hub {
             state: Mutex::new(State {
                 inboxes: inboxes.collect(),
                 ready: VecDeque::new(),
@@ -119,38 +94,9 @@ impl Handle {
             ended: (0..count).map(|_| Settle::default()).collect(),
             context,
             settings,
-        });
-        let mut handle = Handle {
-            hub: Arc::clone(&hub),
-            tasks: Vec::with_capacity(count),
-        };
-        let opening = (0..count).map(|at| session::open(&hub, at, deadline));
-        let mut opening = futures::stream::iter(opening).buffered(OPENING_MAX);
-        let mut partition = 0;
-        while let Some(opened) = opening.next().await {
-            let (live, target) = opened?;
-            let driver = session::drive(Arc::clone(&hub), partition, live, target);
-            let tasks = &hub.context.tasks;
-            handle.tasks.push(tasks.spawn("consume session", driver));
-            partition += 1;
         }
-        drop(opening);
-        Ok(handle)
     }
-}
 
-impl Drop for Handle {
-    fn drop(&mut self) {
-        self.tasks.iter().for_each(TaskHandle::abort);
-        self.hub.fail(&ClientError::Closed {
-            what: self.hub.settings.what,
-            outcome: Outcome::Unknown,
-        });
-        self.hub.ended.iter().for_each(|ended| ended.set(()));
-    }
-}
-
-impl Hub {
     /// Runs a change on one inbox. The lock is held for moments only and never across an await;
     /// no other lock is taken under it but those of [`Settle`], which take none.
     pub(crate) fn with<T>(&self, partition: usize, change: impl FnOnce(&mut Inbox) -> T) -> T {

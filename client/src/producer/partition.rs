@@ -3,13 +3,10 @@
 use std::sync::Arc;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
 
-use aquifer_model::batch::Compression;
 use aquifer_model::id::{Index, ProducerInstance, TopicIncarnation};
 use aquifer_model::topic::TopicName;
 use aquifer_proto::{PROTOCOL_VERSION, v1};
-use aquifer_runtime::task::TaskHandle;
 use bytes::Bytes;
 use parking_lot::{Mutex, MutexGuard};
 use tokio::time::Instant;
@@ -17,25 +14,23 @@ use tokio::time::Instant;
 use super::frames::wake;
 use super::queue::{Accepted, OpenBatch, Queue, Settled};
 use super::room::{Cost, Room};
-use super::{Batching, StoredBefore, session};
-use crate::client::Context;
+use super::settings::Settings;
+use crate::context::Context;
 use crate::error::{ClientError, Outcome, Result};
 use crate::message::Message;
 use crate::retry::Deadline;
 use crate::settle::Settle;
 
-/// What the application asked for.
-#[derive(Debug, Clone)]
-pub(crate) struct Settings {
-    pub(crate) name: Option<String>,
-    pub(crate) batching: Batching,
-    pub(crate) compression: Compression,
-    pub(crate) messages_in_flight_max: usize,
-    pub(crate) bytes_in_flight_max: usize,
-    pub(crate) send_timeout: Option<Duration>,
-    pub(crate) take_over: bool,
-    pub(crate) initial_sequence_id: Option<u64>,
-    pub(crate) skip_stored: bool,
+/// What earlier producers of a name have stored in a partition.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoredBefore {
+    /// The topic or partition.
+    pub topic: TopicName,
+    /// The highest sequence id.
+    pub sequence_id: u64,
+    /// The message with that id is here or shortly behind, in the same batch; `None` when the
+    /// broker does not know.
+    pub index: Option<Index>,
 }
 
 /// What the first opening decided, for all sessions.
@@ -253,35 +248,5 @@ impl Partition {
         let closed = deadline.limit("closing the producer", ended).await;
         let closed = closed.map_err(|error| error.because_of(self.queue().last_error().cloned()));
         flushed.and(closed)
-    }
-}
-
-/// Owns a partition's session task: dropping it ends the producer on that partition.
-pub(crate) struct Handle {
-    pub(crate) partition: Arc<Partition>,
-    task: TaskHandle<()>,
-}
-
-impl Handle {
-    /// Opens the first session and starts the task that keeps one open.
-    pub(crate) async fn open(partition: Partition, deadline: Deadline) -> Result<Handle> {
-        let partition = Arc::new(partition);
-        let (live, target) = session::open(&partition, deadline).await?;
-        let driver = session::drive(Arc::clone(&partition), live, target);
-        let tasks = &partition.context.tasks;
-        let task = tasks.spawn("producer session", driver);
-        Ok(Handle { partition, task })
-    }
-}
-
-impl Drop for Handle {
-    fn drop(&mut self) {
-        self.task.abort();
-        let error = ClientError::Closed {
-            what: "producer",
-            outcome: Outcome::Unknown,
-        };
-        self.partition.fail(&error, true);
-        self.partition.ended.set(());
     }
 }

@@ -21,7 +21,7 @@ use self::encode::row;
 use super::room::Cost;
 use crate::error::{ClientError, Outcome, Result};
 use crate::message::Message;
-use crate::producer::Batching;
+use crate::producer::settings::Batching;
 use crate::settle::Settle;
 
 /// Buffers of acknowledged batches that are kept for the next ones.

@@ -13,7 +13,7 @@ use aquifer_model::hash::key_hash;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-use crate::producer::Batching;
+use crate::producer::settings::Batching;
 
 /// Ids in a row that go to one partition, so that batches are not cut for each.
 const IDS_IN_A_ROW: u64 = 256;

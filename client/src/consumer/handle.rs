@@ -1,0 +1,71 @@
+//! Opening a consumer or reader on every partition, and ending it: the session tasks are tied to
+//! the handle.
+
+use std::sync::Arc;
+
+use aquifer_model::topic::TopicName;
+use aquifer_runtime::task::TaskHandle;
+use futures::StreamExt;
+
+use super::hub::Hub;
+use super::session;
+use super::settings::Settings;
+use crate::context::Context;
+use crate::error::{ClientError, Outcome, Result};
+use crate::lookup;
+use crate::retry::Deadline;
+
+/// Partitions that are opened at once.
+const OPENING_MAX: usize = 16;
+/// Owns the session tasks: dropping it ends the consumer or reader.
+pub(crate) struct Handle {
+    pub(crate) hub: Arc<Hub>,
+    tasks: Vec<TaskHandle<()>>,
+}
+
+impl Handle {
+    /// Subscribes to every partition and starts the tasks that stay subscribed.
+    pub(crate) async fn open(
+        context: Arc<Context>,
+        topic: &str,
+        settings: Settings,
+    ) -> Result<Handle> {
+        settings.check()?;
+        let topic: TopicName = topic.parse()?;
+        let deadline = Deadline::after(context.operation_timeout);
+        let layout = lookup::layout(&context, &topic, deadline).await?;
+        if settings.kind != v1::SubscriptionType::Shared {
+            layout.check_order()?;
+        }
+        let topics = layout.parts();
+        let count = topics.len();
+        let hub = Arc::new(Hub::new(context, settings, topics));
+        let mut handle = Handle {
+            hub: Arc::clone(&hub),
+            tasks: Vec::with_capacity(count),
+        };
+        let opening = (0..count).map(|at| session::open(&hub, at, deadline));
+        let mut opening = futures::stream::iter(opening).buffered(OPENING_MAX);
+        let mut partition = 0;
+        while let Some(opened) = opening.next().await {
+            let (live, target) = opened?;
+            let driver = session::drive(Arc::clone(&hub), partition, live, target);
+            let tasks = &hub.context.tasks;
+            handle.tasks.push(tasks.spawn("consume session", driver));
+            partition += 1;
+        }
+        drop(opening);
+        Ok(handle)
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        self.tasks.iter().for_each(TaskHandle::abort);
+        self.hub.fail(&ClientError::Closed {
+            what: self.hub.settings.what,
+            outcome: Outcome::Unknown,
+        });
+        (0..self.hub.partitions()).for_each(|at| self.hub.ended(at));
+    }
+}

@@ -1,0 +1,40 @@
+//! Opening a producer on one partition, and ending it: the session task is tied to the handle.
+
+use std::sync::Arc;
+
+use aquifer_runtime::task::TaskHandle;
+
+use super::partition::Partition;
+use super::session;
+use crate::error::{ClientError, Outcome, Result};
+use crate::retry::Deadline;
+
+/// Owns a partition's session task: dropping it ends the producer on that partition.
+pub(crate) struct Handle {
+    pub(crate) partition: Arc<Partition>,
+    task: TaskHandle<()>,
+}
+
+impl Handle {
+    /// Opens the first session and starts the task that keeps one open.
+    pub(crate) async fn open(partition: Partition, deadline: Deadline) -> Result<Handle> {
+        let partition = Arc::new(partition);
+        let (live, target) = session::open(&partition, deadline).await?;
+        let driver = session::drive(Arc::clone(&partition), live, target);
+        let tasks = &partition.context.tasks;
+        let task = tasks.spawn("producer session", driver);
+        Ok(Handle { partition, task })
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        self.task.abort();
+        let error = ClientError::Closed {
+            what: "producer",
+            outcome: Outcome::Unknown,
+        };
+        self.partition.fail(&error, true);
+        self.partition.ended.set(());
+    }
+}
