@@ -2,13 +2,13 @@
 //!
 //! Each partition has an [`inbox`], which is plain state; the transport pulls requests out of it
 //! ([`requests`]), one task per partition puts deliveries in and reconnects ([`session`]), and the
-//! [`hub`] lets the partitions take turns.
+//! [`receiver`] lets the partitions take turns.
 
 mod acks;
 mod credit;
 pub(crate) mod handle;
-pub(crate) mod hub;
 mod inbox;
+pub(crate) mod receiver;
 mod requests;
 mod session;
 pub(crate) mod settings;
@@ -150,7 +150,7 @@ impl Consumer {
     /// deleted, `Busy` when another consumer got the subscription while this one was away,
     /// `Refused`, `NotFound`, `Closed`.
     pub async fn receive(&self) -> Result<ReceivedMessage> {
-        self.handle.hub.take().await
+        self.handle.receiver.take().await
     }
 
     /// Waits for at least one message, but no longer than `max_wait`, and takes up to `max` of
@@ -174,12 +174,12 @@ impl Consumer {
             return Ok(messages);
         };
         let first = first?;
-        let bytes_max = self.handle.hub.settings.queue.bytes;
+        let bytes_max = self.handle.receiver.settings.queue.bytes;
         let mut held = Held::default();
         held.add(&first);
         messages.push(first);
         while messages.len() < max && held.bytes < bytes_max {
-            let Some(message) = self.handle.hub.try_take_message() else {
+            let Some(message) = self.handle.receiver.try_take_message() else {
                 break;
             };
             held.add(&message);
@@ -193,7 +193,7 @@ impl Consumer {
     /// while others are under way travel together.
     pub fn ack(&self, message: &ReceivedMessage) -> PendingAck {
         let what = Acknowledged::One(message.index.0);
-        PendingAck::new(self.handle.hub.ack(message.origin, what))
+        PendingAck::new(self.handle.receiver.ack(message.origin, what))
     }
 
     /// Passes over messages that cannot be read: they count as acknowledged and do not come again.
@@ -202,7 +202,7 @@ impl Consumer {
         // Confirmed in order: the last one stands for all.
         for ranges in damaged.ranges.chunks(ACK_RANGES_MAX) {
             let what = Acknowledged::Ranges(ranges);
-            outcome = self.handle.hub.ack(damaged.origin, what);
+            outcome = self.handle.receiver.ack(damaged.origin, what);
         }
         PendingAck::new(outcome)
     }
@@ -211,7 +211,7 @@ impl Consumer {
     /// may have been damaged, storage may have been repaired.
     pub fn nack_damaged(&self, damaged: &Damaged) {
         for (first, last) in &damaged.ranges {
-            self.handle.hub.nack(damaged.origin, (first.0, last.0));
+            self.handle.receiver.nack(damaged.origin, (first.0, last.0));
         }
     }
 
@@ -231,7 +231,7 @@ impl Consumer {
     pub async fn ack_each(&self, messages: &[ReceivedMessage]) -> Vec<Result<()>> {
         let ack = |message: &ReceivedMessage| {
             let what = Acknowledged::One(message.index.0);
-            self.handle.hub.ack(message.origin, what)
+            self.handle.receiver.ack(message.origin, what)
         };
         // All are on their way before the first is waited for, so that they travel together.
         let pending: Vec<Arc<AckOutcome>> = messages.iter().map(ack).collect();
@@ -246,19 +246,19 @@ impl Consumer {
     /// Key_Shared subscriptions.
     pub fn ack_cumulative(&self, message: &ReceivedMessage) -> PendingAck {
         use v1::SubscriptionType as Kind;
-        let hub = &self.handle.hub;
-        if matches!(hub.settings.kind, Kind::Shared | Kind::KeyShared) {
+        let receiver = &self.handle.receiver;
+        if matches!(receiver.settings.kind, Kind::Shared | Kind::KeyShared) {
             let text = "a shared subscription has no order to acknowledge cumulatively: use ack";
             return PendingAck::new(settled(Err(ClientError::Invalid(text.to_owned()))));
         }
-        PendingAck::new(hub.ack(message.origin, Acknowledged::UpTo(message.index.0)))
+        PendingAck::new(receiver.ack(message.origin, Acknowledged::UpTo(message.index.0)))
     }
 
     /// Asks for redelivery of a message, to this consumer or another. With Exclusive and Failover
     /// everything after it is delivered again too, so that the order holds.
     pub fn nack(&self, message: &ReceivedMessage) {
         let range = (message.index.0, message.index.0);
-        self.handle.hub.nack(message.origin, range);
+        self.handle.receiver.nack(message.origin, range);
     }
 
     /// Moves the subscription, on all partitions of the topic, and drops what waits in memory.
@@ -269,14 +269,14 @@ impl Consumer {
     /// `Invalid` for a place that the topic does not have, `Timeout`, and what has ended the
     /// consumer.
     pub async fn seek(&self, place: Place) -> Result<Index> {
-        self.handle.hub.seek(place).await
+        self.handle.receiver.seek(place).await
     }
 
     /// Whether messages come to this consumer: subscribed on every partition, and with Failover
     /// the one that is served.
     #[must_use]
     pub fn is_active(&self) -> bool {
-        self.handle.hub.is_active()
+        self.handle.receiver.is_active()
     }
 
     /// Waits until acknowledgements that are on their way are settled, and ends the consumer.
@@ -284,7 +284,7 @@ impl Consumer {
     /// # Errors
     /// `Timeout` when the broker does not let go in time; the consumer is closed either way.
     pub async fn close(&self) -> Result<()> {
-        self.handle.hub.close().await
+        self.handle.receiver.close().await
     }
 }
 

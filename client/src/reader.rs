@@ -10,7 +10,7 @@ use futures::{StreamExt, TryStreamExt};
 
 use crate::admin::topic_stats;
 use crate::consumer::handle::Handle;
-use crate::consumer::hub::Hub;
+use crate::consumer::receiver::Receiver;
 use crate::consumer::settings::{Settings, default_queue};
 use crate::context::Context;
 use crate::error::{ClientError, Result};
@@ -96,7 +96,7 @@ impl Reader {
     /// error has ended the reader: `Fenced` when the topic was deleted, `Refused`, `NotFound`,
     /// `Closed`.
     pub async fn next(&self) -> Result<ReceivedMessage> {
-        self.handle.hub.take().await
+        self.handle.receiver.take().await
     }
 
     /// The next message, or `None` at the end: when nothing newer was stored at the moment of the
@@ -105,38 +105,38 @@ impl Reader {
     /// # Errors
     /// Those of [`next`](Self::next), and those of asking the broker for the end.
     pub async fn next_available(&self) -> Result<Option<ReceivedMessage>> {
-        let hub = &self.handle.hub;
-        if let Some(message) = hub.try_take() {
+        let receiver = &self.handle.receiver;
+        if let Some(message) = receiver.try_take() {
             return message.map(Some);
         }
         if !self.is_behind() {
             self.refresh().await?;
         }
         while self.is_behind() {
-            match aquifer_runtime::clock::timeout(TRIM_CHECK, hub.take()).await {
+            match aquifer_runtime::clock::timeout(TRIM_CHECK, receiver.take()).await {
                 Ok(message) => return message.map(Some),
                 Err(_) => self.refresh().await?,
             }
         }
         // Something may have arrived while the broker was asked.
-        hub.try_take().transpose()
+        receiver.try_take().transpose()
     }
 
     /// Whether a message below the known end was not handed out.
     fn is_behind(&self) -> bool {
-        let hub = &self.handle.hub;
-        (0..hub.partitions()).any(|at| {
-            let (next, end) = hub.with(at, |inbox| inbox.progress());
+        let receiver = &self.handle.receiver;
+        (0..receiver.partitions()).any(|at| {
+            let (next, end) = receiver.with(at, |inbox| inbox.progress());
             next < end
         })
     }
 
     /// Asks the broker how far the topic reaches now.
     async fn refresh(&self) -> Result<()> {
-        let hub = &self.handle.hub;
-        let partitions = (0..hub.partitions()).map(|at| async move {
-            let stats = stats(hub, at).await?;
-            hub.with(at, |inbox| {
+        let receiver = &self.handle.receiver;
+        let partitions = (0..receiver.partitions()).map(|at| async move {
+            let stats = stats(receiver, at).await?;
+            receiver.with(at, |inbox| {
                 inbox.set_bounds(stats.first_index, stats.end_index)
             });
             Ok::<(), ClientError>(())
@@ -152,8 +152,8 @@ impl Reader {
     /// # Errors
     /// `Connect`, `Timeout`, `NotFound` and `Unavailable`.
     pub async fn end_index(&self) -> Result<Index> {
-        let hub = &self.handle.hub;
-        let partitions = (0..hub.partitions()).map(|at| stats(hub, at));
+        let receiver = &self.handle.receiver;
+        let partitions = (0..receiver.partitions()).map(|at| stats(receiver, at));
         let answers = futures::stream::iter(partitions).buffer_unordered(CALLS_AT_ONCE);
         let sum = answers.try_fold(0_u64, |sum, stats| {
             std::future::ready(Ok(sum.saturating_add(stats.end_index)))
@@ -168,7 +168,7 @@ impl Reader {
     /// `Invalid` for a place that the topic does not have, `Timeout`, and what has ended the
     /// reader.
     pub async fn seek(&self, place: Place) -> Result<Index> {
-        self.handle.hub.seek(place).await
+        self.handle.receiver.seek(place).await
     }
 
     /// Ends the reader.
@@ -176,12 +176,12 @@ impl Reader {
     /// # Errors
     /// `Timeout` when the broker does not let go in time; the reader is closed either way.
     pub async fn close(&self) -> Result<()> {
-        self.handle.hub.close().await
+        self.handle.receiver.close().await
     }
 }
 
-async fn stats(hub: &Hub, partition: usize) -> Result<v1::TopicStatsResponse> {
-    let topic = hub.with(partition, |inbox| Arc::clone(inbox.topic()));
-    let deadline = Deadline::after(hub.context.operation_timeout);
-    topic_stats(&hub.context, &topic, true, deadline).await
+async fn stats(receiver: &Receiver, partition: usize) -> Result<v1::TopicStatsResponse> {
+    let topic = receiver.with(partition, |inbox| Arc::clone(inbox.topic()));
+    let deadline = Deadline::after(receiver.context.operation_timeout);
+    topic_stats(&receiver.context, &topic, true, deadline).await
 }

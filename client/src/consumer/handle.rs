@@ -7,7 +7,7 @@ use aquifer_model::topic::TopicName;
 use aquifer_runtime::task::TaskHandle;
 use futures::StreamExt;
 
-use super::hub::Hub;
+use super::receiver::Receiver;
 use super::session;
 use super::settings::Settings;
 use crate::context::Context;
@@ -19,7 +19,7 @@ use crate::retry::Deadline;
 const OPENING_MAX: usize = 16;
 /// Owns the session tasks: dropping it ends the consumer or reader.
 pub(crate) struct Handle {
-    pub(crate) hub: Arc<Hub>,
+    pub(crate) receiver: Arc<Receiver>,
     tasks: Vec<TaskHandle<()>>,
 }
 
@@ -39,18 +39,18 @@ impl Handle {
         }
         let topics = layout.parts();
         let count = topics.len();
-        let hub = Arc::new(Hub::new(context, settings, topics));
+        let receiver = Arc::new(Receiver::new(context, settings, topics));
         let mut handle = Handle {
-            hub: Arc::clone(&hub),
+            receiver: Arc::clone(&receiver),
             tasks: Vec::with_capacity(count),
         };
-        let opening = (0..count).map(|at| session::open(&hub, at, deadline));
+        let opening = (0..count).map(|at| session::open(&receiver, at, deadline));
         let mut opening = futures::stream::iter(opening).buffered(OPENING_MAX);
         let mut partition = 0;
         while let Some(opened) = opening.next().await {
             let (live, target) = opened?;
-            let driver = session::drive(Arc::clone(&hub), partition, live, target);
-            let tasks = &hub.context.tasks;
+            let driver = session::drive(Arc::clone(&receiver), partition, live, target);
+            let tasks = &receiver.context.tasks;
             handle.tasks.push(tasks.spawn("consume session", driver));
             partition += 1;
         }
@@ -62,10 +62,10 @@ impl Handle {
 impl Drop for Handle {
     fn drop(&mut self) {
         self.tasks.iter().for_each(TaskHandle::abort);
-        self.hub.fail(&ClientError::Closed {
-            what: self.hub.settings.what,
+        self.receiver.fail(&ClientError::Closed {
+            what: self.receiver.settings.what,
             outcome: Outcome::Unknown,
         });
-        (0..self.hub.partitions()).for_each(|at| self.hub.ended(at));
+        (0..self.receiver.partitions()).for_each(|at| self.receiver.ended(at));
     }
 }

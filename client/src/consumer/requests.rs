@@ -8,11 +8,11 @@ use aquifer_proto::v1;
 use aquifer_proto::v1::consume_request::Request;
 use tokio_stream::Stream;
 
-use super::hub::Hub;
+use super::receiver::Receiver;
 
 /// Subscribing, then acknowledgements, seeks and credit.
 pub(crate) struct Requests {
-    hub: Arc<Hub>,
+    receiver: Arc<Receiver>,
     partition: usize,
     session: u64,
     subscribe: Option<v1::Subscribe>,
@@ -20,13 +20,13 @@ pub(crate) struct Requests {
 
 impl Requests {
     pub(crate) fn new(
-        hub: Arc<Hub>,
+        receiver: Arc<Receiver>,
         partition: usize,
         session: u64,
         subscribe: v1::Subscribe,
     ) -> Requests {
         Requests {
-            hub,
+            receiver,
             partition,
             session,
             subscribe: Some(subscribe),
@@ -42,7 +42,7 @@ impl Stream for Requests {
         let request = match this.subscribe.take() {
             Some(subscribe) => Request::Subscribe(subscribe),
             None => {
-                let next = this.hub.with(this.partition, |inbox| {
+                let next = this.receiver.with(this.partition, |inbox| {
                     inbox.next_request(this.session, cx.waker())
                 });
                 match next {

@@ -6,7 +6,7 @@ use aquifer_proto::v1;
 use aquifer_proto::v1::consume_response::Response;
 use tonic::Streaming;
 
-use super::hub::Hub;
+use super::receiver::Receiver;
 use super::requests::Requests;
 use crate::connection::{Connection, Kind, StreamSlot, from_status};
 use crate::error::{ClientError, ErrorKind, Outcome, Result};
@@ -24,20 +24,20 @@ pub(crate) struct Live {
 /// Opens the first session. What the application must decide fails at once: no broker, or a
 /// subscription that somebody else uses.
 pub(crate) async fn open(
-    hub: &Arc<Hub>,
+    receiver: &Arc<Receiver>,
     partition: usize,
     deadline: Deadline,
 ) -> Result<(Live, Target)> {
-    let mut backoff = Backoff::new(Arc::clone(&hub.context.rng));
+    let mut backoff = Backoff::new(Arc::clone(&receiver.context.rng));
     let mut target = Target::default();
     let mut last = None;
     loop {
-        let attempt = establish(hub, partition, &mut target);
+        let attempt = establish(receiver, partition, &mut target);
         let error = match deadline.limit("subscribing", attempt).await {
             Ok(live) => return Ok((live, target)),
             Err(error) => error.because_of(last.take()),
         };
-        let hopeless = error.kind() == ErrorKind::Busy || hub.context.pool.is_hopeless(&error);
+        let hopeless = error.kind() == ErrorKind::Busy || receiver.context.pool.is_hopeless(&error);
         if hopeless || !error.is_retryable() || deadline.has_passed() {
             return Err(error);
         }
@@ -49,17 +49,21 @@ pub(crate) async fn open(
 }
 
 /// One attempt to subscribe.
-async fn establish(hub: &Arc<Hub>, partition: usize, target: &mut Target) -> Result<Live> {
+async fn establish(
+    receiver: &Arc<Receiver>,
+    partition: usize,
+    target: &mut Target,
+) -> Result<Live> {
     const WHAT: &str = "subscribing";
-    let connection = target.connect(&hub.context).await?;
+    let connection = target.connect(&receiver.context).await?;
     let mut session = 0;
-    hub.update(partition, |inbox| {
+    receiver.update(partition, |inbox| {
         let (begun, waker) = inbox.begin_session();
         session = begun;
         waker
     });
-    let subscribe = hub.subscribe_request(partition, session);
-    let requests = Requests::new(Arc::clone(hub), partition, session, subscribe);
+    let subscribe = receiver.subscribe_request(partition, session);
+    let requests = Requests::new(Arc::clone(receiver), partition, session, subscribe);
     let subscribed = async {
         let (mut client, slot) = connection.stream(Kind::Consume).await?;
         let response = client.consume(requests).await;
@@ -77,16 +81,16 @@ async fn establish(hub: &Arc<Hub>, partition: usize, target: &mut Target) -> Res
     };
     let (slot, responses, answer) = match subscribed.await {
         Ok(subscribed) => subscribed,
-        Err(error) => return Err(forget_broken(hub, &connection, error).await),
+        Err(error) => return Err(forget_broken(receiver, &connection, error).await),
     };
-    if hub.with(partition, |inbox| inbox.is_replaced(&answer)) {
+    if receiver.with(partition, |inbox| inbox.is_replaced(&answer)) {
         return Err(ClientError::Connection {
             what: WHAT,
             reason: "the broker does not know yet that another one serves the topic".to_owned(),
             outcome: Outcome::NotApplied,
         });
     }
-    hub.update(partition, |inbox| inbox.subscribed(session, &answer));
+    receiver.update(partition, |inbox| inbox.subscribed(session, &answer));
     target.settled();
     Ok(Live {
         connection,
@@ -121,9 +125,13 @@ fn ended(what: &'static str) -> ClientError {
 }
 
 /// The next stream needs another connection when this one broke.
-async fn forget_broken(hub: &Hub, connection: &Connection, error: ClientError) -> ClientError {
+async fn forget_broken(
+    receiver: &Receiver,
+    connection: &Connection,
+    error: ClientError,
+) -> ClientError {
     if matches!(error, ClientError::Connection { .. }) {
-        hub.context.pool.invalidate(connection).await;
+        receiver.context.pool.invalidate(connection).await;
     }
     error
 }
@@ -142,9 +150,14 @@ fn is_worth_retrying(error: &ClientError, while_opening: bool, waited_in_vain: b
 }
 
 /// Serves a partition until the consumer is closed, failed or dropped.
-pub(crate) async fn drive(hub: Arc<Hub>, partition: usize, live: Live, mut target: Target) {
-    let timeout = hub.context.operation_timeout;
-    let mut backoff = Backoff::new(Arc::clone(&hub.context.rng));
+pub(crate) async fn drive(
+    receiver: Arc<Receiver>,
+    partition: usize,
+    live: Live,
+    mut target: Target,
+) {
+    let timeout = receiver.context.operation_timeout;
+    let mut backoff = Backoff::new(Arc::clone(&receiver.context.rng));
     let mut live = Some(live);
     let mut patience = Deadline::after(timeout);
     loop {
@@ -152,15 +165,15 @@ pub(crate) async fn drive(hub: Arc<Hub>, partition: usize, live: Live, mut targe
         let ended = match live.take() {
             Some(session) => {
                 let began = tokio::time::Instant::now();
-                let error = serve(&hub, partition, session).await;
+                let error = serve(&receiver, partition, session).await;
                 backoff.session_lasted(began.elapsed());
                 patience = Deadline::after(timeout);
                 error
             }
             None => {
-                let attempt = establish(&hub, partition, &mut target);
+                let attempt = establish(&receiver, partition, &mut target);
                 let attempt = Deadline::after(timeout).limit("subscribing", attempt);
-                match with_expiry(&hub, partition, attempt).await {
+                match with_expiry(&receiver, partition, attempt).await {
                     Ok(session) => {
                         live = Some(session);
                         continue;
@@ -169,52 +182,52 @@ pub(crate) async fn drive(hub: Arc<Hub>, partition: usize, live: Live, mut targe
                 }
             }
         };
-        let closing = hub.with(partition, |inbox| inbox.is_closing());
+        let closing = receiver.with(partition, |inbox| inbox.is_closing());
         let Some(error) = ended.filter(|_| !closing) else {
             break;
         };
         tracing::debug!(partition, %error, "consume session ended");
         if !is_worth_retrying(&error, while_opening, patience.has_passed()) {
-            hub.fail(&error);
+            receiver.fail(&error);
             break;
         }
-        hub.update(partition, |inbox| {
+        receiver.update(partition, |inbox| {
             // What has arrived is delivered again: to this consumer, or to another.
             inbox.interrupted(&error)
         });
         if !target.follow(&error) {
-            with_expiry(&hub, partition, backoff.wait()).await;
+            with_expiry(&receiver, partition, backoff.wait()).await;
         }
     }
-    hub.ended(partition);
+    receiver.ended(partition);
 }
 
 /// Runs a future while acknowledgements that wait too long expire.
-async fn with_expiry<F: Future>(hub: &Hub, partition: usize, future: F) -> F::Output {
+async fn with_expiry<F: Future>(receiver: &Receiver, partition: usize, future: F) -> F::Output {
     let mut future = std::pin::pin!(future);
     loop {
         tokio::select! {
             output = &mut future => return output,
-            () = aquifer_runtime::clock::sleep(hub.next_expiry(partition)) => {
-                hub.expire_acks(partition);
+            () = aquifer_runtime::clock::sleep(receiver.next_expiry(partition)) => {
+                receiver.expire_acks(partition);
             }
         }
     }
 }
 
 /// Takes what the broker sends until the stream ends; `None` when it ended because we closed it.
-async fn serve(hub: &Hub, partition: usize, mut live: Live) -> Option<ClientError> {
+async fn serve(receiver: &Receiver, partition: usize, mut live: Live) -> Option<ClientError> {
     const WHAT: &str = "receiving";
     let session = live.session;
     loop {
-        let response = with_expiry(hub, partition, next(&mut live.responses, WHAT)).await;
+        let response = with_expiry(receiver, partition, next(&mut live.responses, WHAT)).await;
         let error = match response {
             Ok(Some(Response::Error(detail))) => detail.into(),
             Ok(Some(Response::Subscribed(_))) => {
                 ClientError::Protocol("the stream was subscribed twice".to_owned())
             }
             Ok(Some(response)) => {
-                hub.update(partition, |inbox| match response {
+                receiver.update(partition, |inbox| match response {
                     Response::Deliveries(deliveries) => inbox.deliver(session, deliveries),
                     Response::Confirmed(confirmed) => inbox.confirmed(session, confirmed),
                     Response::SeekDone(done) => inbox.seek_done(session, done),
@@ -227,11 +240,11 @@ async fn serve(hub: &Hub, partition: usize, mut live: Live) -> Option<ClientErro
                 });
                 continue;
             }
-            Ok(None) if hub.with(partition, |inbox| inbox.is_closing()) => return None,
+            Ok(None) if receiver.with(partition, |inbox| inbox.is_closing()) => return None,
             Ok(None) => ended(WHAT),
             Err(error) => error,
         };
-        return Some(forget_broken(hub, &live.connection, error).await);
+        return Some(forget_broken(receiver, &live.connection, error).await);
     }
 }
 

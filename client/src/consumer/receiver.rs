@@ -32,7 +32,7 @@ const SHARE_MIN: Amount = Amount {
 };
 
 /// See the module.
-pub(crate) struct Hub {
+pub(crate) struct Receiver {
     pub(crate) context: Arc<Context>,
     pub(crate) settings: Settings,
     state: Mutex<State>,
@@ -52,13 +52,13 @@ struct State {
     kept: Option<ClientError>,
 }
 
-impl Hub {
+impl Receiver {
     /// One inbox per partition, of which each gets an equal share of the queue.
     pub(crate) fn new(
         context: Arc<Context>,
         settings: Settings,
         topics: Vec<Arc<TopicName>>,
-    ) -> Hub {
+    ) -> Receiver {
         let share = |whole: u64, least: u64| match topics.len() as u64 {
             0 | 1 => whole,
             partitions => (whole / partitions).max(least),
@@ -82,7 +82,7 @@ impl Hub {
                 false => inbox,
             }
         });
-        Hub {
+        Receiver {
             state: Mutex::new(State {
                 inboxes: inboxes.collect(),
                 ready: VecDeque::new(),
