@@ -5,7 +5,7 @@
 //! [`receiver`] lets the partitions take turns.
 
 mod acks;
-mod credit;
+pub(crate) mod credit;
 pub(crate) mod handle;
 mod inbox;
 pub(crate) mod receiver;
@@ -24,14 +24,14 @@ use aquifer_model::limits::ACK_RANGES_MAX;
 use aquifer_model::place::Place;
 use aquifer_model::subscription::SubscriptionType;
 use aquifer_model::topic::{ConsumerName, SubscriptionName};
-use aquifer_proto::v1;
 
 use crate::context::Context;
 use crate::error::{ClientError, Result};
 use crate::message::{Damaged, ReceivedMessage};
 use acks::{AckOutcome, Acknowledged, settled};
+use credit::Amount;
 use handle::Handle;
-use settings::{Settings, default_queue};
+use settings::{Purpose, Settings, Subscription};
 
 pub use settings::{DEFAULT_QUEUE_BYTES, DEFAULT_QUEUE_MESSAGES, DEFAULT_SHARED_QUEUE_MESSAGES};
 
@@ -40,9 +40,11 @@ pub use settings::{DEFAULT_QUEUE_BYTES, DEFAULT_QUEUE_MESSAGES, DEFAULT_SHARED_Q
 pub struct ConsumerBuilder {
     context: Arc<Context>,
     topic: String,
-    settings: Settings,
-    /// What the application asked for.
+    subscription: Subscription,
+    start: Place,
+    /// `None`: the default of the subscription's type.
     queue_messages: Option<usize>,
+    queue_bytes: usize,
 }
 
 impl ConsumerBuilder {
@@ -50,37 +52,36 @@ impl ConsumerBuilder {
         ConsumerBuilder {
             context,
             topic: topic.to_owned(),
-            settings: Settings {
-                what: "consumer",
-                subscription: subscription.to_owned(),
-                kind: v1::SubscriptionType::Exclusive,
-                start: Place::Earliest,
-                name: String::new(),
+            subscription: Subscription {
+                name: subscription.to_owned(),
+                kind: SubscriptionType::Exclusive,
+                consumer_name: String::new(),
                 priority: 0,
-                queue: default_queue(),
             },
+            start: Place::Earliest,
             queue_messages: None,
+            queue_bytes: DEFAULT_QUEUE_BYTES,
         }
     }
 
     /// How this consumer shares the subscription with others. Default: exclusive.
     #[must_use]
     pub fn kind(mut self, kind: SubscriptionType) -> ConsumerBuilder {
-        self.settings.kind = kind.into();
+        self.subscription.kind = kind;
         self
     }
 
     /// Where the subscription begins if it does not exist yet. Default: the oldest message.
     #[must_use]
     pub fn start(mut self, start: Place) -> ConsumerBuilder {
-        self.settings.start = start;
+        self.start = start;
         self
     }
 
     /// A name for statistics and logs. Default: none.
     #[must_use]
     pub fn name(mut self, name: &str) -> ConsumerBuilder {
-        self.settings.name = name.to_owned();
+        self.subscription.consumer_name = name.to_owned();
         self
     }
 
@@ -96,7 +97,7 @@ impl ConsumerBuilder {
     /// and, unpacked, that [`receive_batch`](Consumer::receive_batch) gives at once. Default 8 MiB.
     #[must_use]
     pub fn queue_bytes(mut self, bytes: usize) -> ConsumerBuilder {
-        self.settings.queue.bytes = bytes as u64;
+        self.queue_bytes = bytes;
         self
     }
 
@@ -104,7 +105,7 @@ impl ConsumerBuilder {
     /// Default 0.
     #[must_use]
     pub fn priority(mut self, priority: i32) -> ConsumerBuilder {
-        self.settings.priority = priority;
+        self.subscription.priority = priority;
         self
     }
 
@@ -115,19 +116,30 @@ impl ConsumerBuilder {
     /// `Connect` when no broker answers, `Busy` when another consumer has the subscription
     /// exclusively or shares it in another way, `NotFound`, `Refused`, `Invalid` for a name or
     /// setting, `Timeout` when the client's operation timeout passes.
-    pub async fn open(mut self) -> Result<Consumer> {
-        use v1::SubscriptionType as Kind;
-        let messages = self.queue_messages.unwrap_or(match self.settings.kind {
-            Kind::Shared | Kind::KeyShared => DEFAULT_SHARED_QUEUE_MESSAGES,
-            _ => DEFAULT_QUEUE_MESSAGES,
-        });
-        self.settings.queue.messages = messages as u64;
-        SubscriptionName::new(&self.settings.subscription)?;
-        if !self.settings.name.is_empty() {
-            ConsumerName::new(&self.settings.name)?;
+    pub async fn open(self) -> Result<Consumer> {
+        let subscription = self.subscription;
+        SubscriptionName::new(&subscription.name)?;
+        if !subscription.consumer_name.is_empty() {
+            ConsumerName::new(&subscription.consumer_name)?;
         }
-        let handle = Handle::open(self.context, &self.topic, self.settings).await?;
-        Ok(Consumer { handle })
+        let messages = self.queue_messages.unwrap_or(match subscription.kind {
+            SubscriptionType::Shared | SubscriptionType::KeyShared => DEFAULT_SHARED_QUEUE_MESSAGES,
+            SubscriptionType::Exclusive | SubscriptionType::Failover => DEFAULT_QUEUE_MESSAGES,
+        });
+        let keeps_order = subscription.keeps_order();
+        let settings = Settings {
+            start: self.start,
+            queue: Amount {
+                messages: messages as u64,
+                bytes: self.queue_bytes as u64,
+            },
+            purpose: Purpose::Subscription(subscription),
+        };
+        let handle = Handle::open(self.context, &self.topic, settings).await?;
+        Ok(Consumer {
+            handle,
+            keeps_order,
+        })
     }
 }
 
@@ -138,6 +150,7 @@ impl ConsumerBuilder {
 /// was acknowledged and confirmed is not (I9).
 pub struct Consumer {
     handle: Handle,
+    keeps_order: bool,
 }
 
 impl Consumer {
@@ -245,13 +258,12 @@ impl Consumer {
     /// Acknowledges a message and everything before it on its partition; not for Shared and
     /// Key_Shared subscriptions.
     pub fn ack_cumulative(&self, message: &ReceivedMessage) -> PendingAck {
-        use v1::SubscriptionType as Kind;
-        let receiver = &self.handle.receiver;
-        if matches!(receiver.settings.kind, Kind::Shared | Kind::KeyShared) {
+        if !self.keeps_order {
             let text = "a shared subscription has no order to acknowledge cumulatively: use ack";
             return PendingAck::new(settled(Err(ClientError::Invalid(text.to_owned()))));
         }
-        PendingAck::new(receiver.ack(message.origin, Acknowledged::UpTo(message.index.0)))
+        let what = Acknowledged::UpTo(message.index.0);
+        PendingAck::new(self.handle.receiver.ack(message.origin, what))
     }
 
     /// Asks for redelivery of a message, to this consumer or another. With Exclusive and Failover

@@ -9,9 +9,11 @@ use aquifer_proto::v1;
 use futures::{StreamExt, TryStreamExt};
 
 use crate::admin::topic_stats;
+use crate::consumer::credit::Amount;
 use crate::consumer::handle::Handle;
 use crate::consumer::receiver::Receiver;
-use crate::consumer::settings::{Settings, default_queue};
+use crate::consumer::settings::{Purpose, Settings};
+use crate::consumer::{DEFAULT_QUEUE_BYTES, DEFAULT_QUEUE_MESSAGES};
 use crate::context::Context;
 use crate::error::{ClientError, Result};
 use crate::message::ReceivedMessage;
@@ -37,13 +39,12 @@ impl ReaderBuilder {
             context,
             topic: topic.to_owned(),
             settings: Settings {
-                what: "reader",
-                subscription: String::new(),
-                kind: v1::SubscriptionType::Exclusive,
+                purpose: Purpose::Reader,
                 start: Place::Earliest,
-                name: String::new(),
-                priority: 0,
-                queue: default_queue(),
+                queue: Amount {
+                    messages: DEFAULT_QUEUE_MESSAGES as u64,
+                    bytes: DEFAULT_QUEUE_BYTES as u64,
+                },
             },
         }
     }
@@ -125,10 +126,7 @@ impl Reader {
     /// Whether a message below the known end was not handed out.
     fn is_behind(&self) -> bool {
         let receiver = &self.handle.receiver;
-        (0..receiver.partitions()).any(|at| {
-            let (next, end) = receiver.with(at, |inbox| inbox.progress());
-            next < end
-        })
+        (0..receiver.partitions()).any(|at| receiver.with(at, |inbox| inbox.is_behind()))
     }
 
     /// Asks the broker how far the topic reaches now.

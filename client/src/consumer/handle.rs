@@ -63,7 +63,7 @@ impl Drop for Handle {
     fn drop(&mut self) {
         self.tasks.iter().for_each(TaskHandle::abort);
         self.receiver.fail(&ClientError::Closed {
-            what: self.receiver.settings.what,
+            what: self.receiver.settings.purpose.what(),
             outcome: Outcome::Unknown,
         });
         (0..self.receiver.partitions()).for_each(|at| self.receiver.ended(at));

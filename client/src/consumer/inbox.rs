@@ -7,7 +7,9 @@
 //! out behind a message that was negatively acknowledged before that message itself.
 
 mod order;
+mod reader;
 mod seek;
+mod subscriber;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -15,17 +17,18 @@ use std::task::Waker;
 use std::time::Duration;
 
 use aquifer_model::id::{ConsumerInstance, Index, OwnerEpoch, SeekEpoch};
-use aquifer_model::limits::ACK_RANGES_MAX;
 use aquifer_model::place::Place;
 use aquifer_model::topic::TopicName;
 use aquifer_proto::v1;
 use bytes::Bytes;
 use tokio::time::Instant;
 
-use self::order::Order;
+use self::reader::ReaderState;
 use self::seek::PendingSeek;
-use super::acks::{AckOutcome, Acknowledged, Acks, Epochs, Ranges, settled, void};
+use self::subscriber::SubscriberState;
+use super::acks::{AckOutcome, Acknowledged, Acks, Epochs, settled, void};
 use super::credit::{Amount, Credit};
+use super::settings::Purpose;
 use crate::batch::{Delivered, Messages};
 use crate::error::{ClientError, Outcome, Result};
 use crate::message::{Origin, ReceivedMessage};
@@ -64,8 +67,7 @@ struct Current {
 pub(crate) struct Inbox {
     topic: Arc<TopicName>,
     partition: usize,
-    /// A reader: not durable, its place is kept here.
-    is_reader: bool,
+    role: Role,
     /// This object on its partition, so that the broker knows its sessions from a rival's.
     instance: ConsumerInstance,
     session: u64,
@@ -78,37 +80,70 @@ pub(crate) struct Inbox {
     entries: VecDeque<Entry>,
     current: Option<Current>,
     credit: Credit,
-    acks: Acks,
-    /// To be delivered again.
-    nacks: Ranges,
-    /// Where the order counts: which redelivery is waited for.
-    order: Option<Order>,
     /// Why the session before ended, until one is open again.
     last_error: Option<ClientError>,
     seek: Option<PendingSeek>,
     last_seek_id: u64,
-    /// A reader: the index after the last message that was handed out; unknown before the first
-    /// session.
-    next: Option<u64>,
-    /// The index after the last message that has arrived.
-    arrived: u64,
-    /// Index after the newest message when the session began.
-    end: u64,
     stream: Option<Waker>,
+}
+
+/// What a consumer of a subscription and a reader keep besides.
+#[derive(Debug)]
+enum Role {
+    Subscriber(SubscriberState),
+    Reader(ReaderState),
+}
+
+impl Role {
+    fn new(purpose: &Purpose) -> Role {
+        match purpose {
+            Purpose::Subscription(subscription) => {
+                Role::Subscriber(SubscriberState::new(subscription.keeps_order()))
+            }
+            Purpose::Reader => Role::Reader(ReaderState::default()),
+        }
+    }
+
+    /// An entry has arrived. False when it is void: it was sent before the broker knew of a nack
+    /// and comes again, behind the message that was nacked.
+    fn take_in(&mut self, delivered: &mut Delivered) -> bool {
+        match self {
+            Role::Subscriber(subscriber) => subscriber.take_in(delivered),
+            Role::Reader(reader) => {
+                reader.take_in(delivered);
+                true
+            }
+        }
+    }
+
+    /// Everything below an index was handed out, or is passed over.
+    fn passed(&mut self, next: u64) {
+        if let Role::Reader(reader) = self {
+            reader.passed(next);
+        }
+    }
+
+    /// A seek has led to an index.
+    fn moved_to(&mut self, index: u64) {
+        match self {
+            Role::Subscriber(subscriber) => subscriber.moved_to(index),
+            Role::Reader(reader) => reader.moved_to(index),
+        }
+    }
 }
 
 impl Inbox {
     pub(crate) fn new(
         topic: Arc<TopicName>,
         partition: usize,
-        is_reader: bool,
+        purpose: &Purpose,
         instance: ConsumerInstance,
         queue: Amount,
     ) -> Inbox {
         Inbox {
             topic,
             partition,
-            is_reader,
+            role: Role::new(purpose),
             instance,
             session: 0,
             is_subscribed: false,
@@ -120,23 +155,11 @@ impl Inbox {
             entries: VecDeque::new(),
             current: None,
             credit: Credit::new(queue),
-            acks: Acks::default(),
-            nacks: Ranges::default(),
-            order: None,
             last_error: None,
             seek: None,
             last_seek_id: 0,
-            next: None,
-            arrived: 0,
-            end: 0,
             stream: None,
         }
-    }
-
-    /// For a subscription whose messages come in order.
-    pub(crate) fn keeping_order(mut self) -> Inbox {
-        self.order = Some(Order::default());
-        self
     }
 
     /// A session, or an attempt to open one, has failed and another follows.
@@ -159,12 +182,8 @@ impl Inbox {
         self.entries.clear();
         self.current = None;
         self.credit.reset();
-        self.acks.rewind();
-        // Everything unacknowledged is delivered again anyway.
-        self.nacks = Ranges::default();
-        if let Some(order) = &mut self.order {
-            order.begin_session();
-            self.arrived = 0;
+        if let Role::Subscriber(subscriber) = &mut self.role {
+            subscriber.begin_session();
         }
         if let Some(seek) = &mut self.seek {
             seek.is_sent = false;
@@ -176,8 +195,10 @@ impl Inbox {
     pub(crate) fn resume_at(&self) -> Option<Place> {
         // A seek under way is sent again in the session: a place that the topic does not have must
         // not keep the reader from coming back.
-        let next = self.next.filter(|_| self.is_reader)?;
-        Some(Place::Index(Index(next)))
+        match &self.role {
+            Role::Subscriber(_) => None,
+            Role::Reader(reader) => reader.next().map(Place::Index),
+        }
     }
 
     /// What tells the broker which older session the next one replaces.
@@ -200,18 +221,18 @@ impl Inbox {
         self.last_error = None;
         self.incarnation = Some(answer.topic_incarnation.clone());
         self.take_owner_epoch(OwnerEpoch(answer.owner_epoch));
-        self.end = answer.end_index;
-        if self.is_reader {
-            // Each session of a reader is a subscription of its own, with epochs of its own.
-            self.seek_epoch = SeekEpoch(answer.seek_epoch);
-            let start = answer.start_index;
-            // What was trimmed meanwhile cannot be read; what was read is not repeated.
-            let next = self.next.map_or(start, |next| next.max(start));
-            self.next = Some(next);
-            self.arrived = next;
-        } else {
-            self.advance_seek_epoch(SeekEpoch(answer.seek_epoch));
-            self.acks.void_but(self.epochs());
+        let seek_epoch = SeekEpoch(answer.seek_epoch);
+        match &mut self.role {
+            Role::Reader(reader) => {
+                // Each session of a reader is a subscription of its own, with epochs of its own.
+                self.seek_epoch = seek_epoch;
+                reader.begin(answer.start_index, answer.end_index);
+            }
+            Role::Subscriber(_) => self.advance_seek_epoch(seek_epoch),
+        }
+        let epochs = self.epochs();
+        if let Role::Subscriber(subscriber) = &mut self.role {
+            subscriber.acks.void_but(epochs);
         }
         self.stream.take()
     }
@@ -219,15 +240,9 @@ impl Inbox {
     fn take_owner_epoch(&mut self, owner_epoch: OwnerEpoch) {
         if owner_epoch > self.owner_epoch {
             self.owner_epoch = owner_epoch;
-            self.forget_order();
-        }
-    }
-
-    /// What was acknowledged and nacked before counts no more.
-    fn forget_order(&mut self) {
-        if let Some(order) = &mut self.order {
-            *order = Order::default();
-            self.arrived = 0;
+            if let Role::Subscriber(subscriber) = &mut self.role {
+                subscriber.forget_order();
+            }
         }
     }
 
@@ -297,22 +312,11 @@ impl Inbox {
             self.credit.consume(cost.messages, cost.bytes);
             return;
         }
-        let end = delivered.end();
-        if self.is_reader {
-            delivered.skip_below(self.arrived);
-        }
-        let first = delivered.first_wanted();
-        self.arrived = match &mut self.order {
-            // The order goes back where something is delivered again.
-            Some(_) => end,
-            None => self.arrived.max(end),
-        };
-        let order = self.order.as_mut();
-        if order.is_some_and(|order| order.is_void(first)) {
-            // Sent before the broker knew of the nack: it comes again, behind that message.
+        if !self.role.take_in(&mut delivered) {
             self.credit.consume(cost.messages, cost.bytes);
             return;
         }
+        let (first, end) = (delivered.first_wanted(), delivered.end());
         self.entries.push_back(Entry {
             delivered,
             origin,
@@ -335,7 +339,7 @@ impl Inbox {
                     }
                     Some((index, taken)) => {
                         self.credit.consume(1, 0);
-                        self.next = Some(index + 1);
+                        self.role.passed(index + 1);
                         if left == 0 {
                             self.finish_current(0);
                         }
@@ -350,10 +354,10 @@ impl Inbox {
                 continue;
             }
             let wanted = entry.delivered.wanted();
-            if wanted == 0 && self.is_reader {
-                // It has seen all of it.
+            if wanted == 0 {
+                // A reader has seen all of it, or all of it was acknowledged.
                 self.credit.consume(entry.cost.messages, entry.cost.bytes);
-                self.next = Some(entry.end);
+                self.role.passed(entry.end);
                 continue;
             }
             match entry.delivered.open(&self.topic, entry.origin) {
@@ -371,7 +375,7 @@ impl Inbox {
                 }
                 Err(error) => {
                     self.credit.consume(entry.cost.messages, entry.cost.bytes);
-                    self.next = Some(entry.end);
+                    self.role.passed(entry.end);
                     return Some(Err(error));
                 }
             }
@@ -382,7 +386,7 @@ impl Inbox {
     fn finish_current(&mut self, left: u64) {
         if let Some(current) = self.current.take() {
             self.credit.consume(left, current.bytes);
-            self.next = Some(current.end);
+            self.role.passed(current.end);
         }
     }
 
@@ -416,9 +420,10 @@ impl Inbox {
             }
             !is_stale
         });
-        self.nacks = Ranges::default();
-        self.forget_order();
-        self.acks.void_but(self.epochs());
+        let epochs = self.epochs();
+        if let Role::Subscriber(subscriber) = &mut self.role {
+            subscriber.void(epochs);
+        }
     }
 
     /// Acknowledges something of a delivery.
@@ -432,15 +437,16 @@ impl Inbox {
             owner: origin.owner_epoch,
             seek: origin.seek_epoch,
         };
-        if of != self.epochs() {
-            let error = void(of, self.epochs(), Outcome::NotApplied);
+        let epochs = self.epochs();
+        let Role::Subscriber(subscriber) = &mut self.role else {
+            return (settled(Err(foreign())), None);
+        };
+        if of != epochs {
+            let error = void(of, epochs, Outcome::NotApplied);
             return (settled(Err(error)), None);
         }
-        let outcome = self.acks.add(of, what, now);
-        if let Some(order) = &mut self.order {
-            order.acknowledged(what);
-        }
-        let wake = self.is_subscribed && self.acks.is_due();
+        let outcome = subscriber.ack(of, what, now);
+        let wake = self.is_subscribed && subscriber.acks.is_due();
         (outcome, wake.then(|| self.stream.take()).flatten())
     }
 
@@ -455,10 +461,13 @@ impl Inbox {
         if origin.seek_epoch != self.seek_epoch || !self.is_subscribed {
             return None;
         }
-        if let Some(order) = &mut self.order {
-            if index >= self.arrived || !order.nack(index, now) {
-                return None;
-            }
+        let Role::Subscriber(subscriber) = &mut self.role else {
+            return None;
+        };
+        if !subscriber.nack(index, last, now) {
+            return None;
+        }
+        if subscriber.order.is_some() {
             // The broker delivers everything from there on again.
             for entry in &mut self.entries {
                 entry.void_from = entry.void_from.min(index);
@@ -467,32 +476,58 @@ impl Inbox {
                 current.void_from = current.void_from.min(index);
             }
         }
-        self.nacks.insert(index, last);
         self.stream.take()
     }
 
     /// A redelivery that does not come would stop everything behind it: then the session begins
     /// anew.
     pub(crate) fn expire_redelivery(&mut self, limit: Duration, now: Instant) -> Option<Waker> {
-        let expired = |order: &Order| order.waits_longer_than(limit, now);
-        if !self.order.as_ref().is_some_and(expired) {
-            return None;
+        match &self.role {
+            Role::Subscriber(subscriber) if subscriber.is_redelivery_late(limit, now) => {
+                self.begin_session().1
+            }
+            _ => None,
         }
-        self.begin_session().1
+    }
+
+    /// Fails acknowledgements that wait longer than `limit`.
+    pub(crate) fn expire_acks(&mut self, limit: Duration, now: Instant, error: &ClientError) {
+        if let Role::Subscriber(subscriber) = &mut self.role {
+            for (outcome, known) in subscriber.acks.expired(limit, now) {
+                outcome.set(Err(error.clone().with_outcome(known)));
+            }
+        }
+    }
+
+    /// When the oldest acknowledgement that is not confirmed was made.
+    pub(crate) fn oldest_ack(&self) -> Option<Instant> {
+        self.acks().and_then(Acks::oldest)
+    }
+
+    /// The outcome of the newest acknowledgement that is not confirmed.
+    pub(crate) fn newest_ack(&self) -> Option<Arc<AckOutcome>> {
+        self.acks().and_then(Acks::newest)
+    }
+
+    fn acks(&self) -> Option<&Acks> {
+        match &self.role {
+            Role::Subscriber(subscriber) => Some(&subscriber.acks),
+            Role::Reader(_) => None,
+        }
     }
 
     pub(crate) fn confirmed(&mut self, session: u64, answer: v1::Confirmed) -> Option<Waker> {
+        let Role::Subscriber(subscriber) = &mut self.role else {
+            return None;
+        };
         if session != self.session {
             return None;
         }
-        if let Some(outcome) = self.acks.confirmed(answer.request_id) {
+        if let Some(outcome) = subscriber.acks.confirmed(answer.request_id) {
             outcome.set(answer.error.map_or(Ok(()), |detail| Err(detail.into())));
         }
-        self.acks.is_due().then(|| self.stream.take()).flatten()
-    }
-
-    pub(crate) fn acks(&mut self) -> &mut Acks {
-        &mut self.acks
+        let due = subscriber.acks.is_due();
+        due.then(|| self.stream.take()).flatten()
     }
 
     pub(crate) fn set_active(&mut self, session: u64, active: bool) {
@@ -505,16 +540,22 @@ impl Inbox {
         self.is_subscribed && self.is_active
     }
 
-    /// A reader: the index of the next message that it hands out, and the end that is known.
-    pub(crate) fn progress(&self) -> (u64, u64) {
-        (self.next.unwrap_or(0), self.end)
+    /// A reader: whether a message below the end that is known was not handed out.
+    pub(crate) fn is_behind(&self) -> bool {
+        match &self.role {
+            Role::Subscriber(_) => false,
+            Role::Reader(reader) => reader.is_behind(),
+        }
     }
 
     /// A reader: what the topic holds now. What was trimmed before it arrived is passed over.
     pub(crate) fn set_bounds(&mut self, first: u64, end: u64) {
-        self.end = self.end.max(end);
-        if !self.has_more() {
-            self.next = self.next.map(|next| next.max(first));
+        let is_empty = !self.has_more();
+        if let Role::Reader(reader) = &mut self.role {
+            reader.set_end(end);
+            if is_empty {
+                reader.trimmed_below(first);
+            }
         }
     }
 
@@ -533,8 +574,10 @@ impl Inbox {
 
     /// Fails everything that waits for the broker.
     pub(crate) fn fail(&mut self, error: &ClientError) -> Option<Waker> {
-        for outcome in self.acks.take_all() {
-            outcome.set(Err(error.clone()));
+        if let Role::Subscriber(subscriber) = &mut self.role {
+            for outcome in subscriber.acks.take_all() {
+                outcome.set(Err(error.clone()));
+            }
         }
         if let Some(seek) = self.seek.take() {
             seek.outcome.set(Err(error.clone()));
@@ -561,28 +604,11 @@ impl Inbox {
             self.stream = Some(waker.clone());
             return Some(None);
         }
-        let (owner_epoch, seek_epoch) = (self.owner_epoch, self.seek_epoch);
-        if let Some(ack) = self.acks.next() {
-            return Some(Some(Request::Acknowledge(ack)));
-        }
-        if self.nacks.len() > 0 {
-            let rest = self.nacks.split_off(ACK_RANGES_MAX);
-            let mut ranges = std::mem::replace(&mut self.nacks, rest).to_wire();
-            if self.order.is_some() {
-                // All that is void here, since the message itself may be acknowledged meanwhile.
-                ranges.truncate(1);
-                self.nacks = Ranges::default();
-                for range in &mut ranges {
-                    range.last = range.last.max(self.arrived.saturating_sub(1));
-                }
-            }
-            return Some(Some(Request::NegativeAcknowledge(
-                v1::NegativeAcknowledge {
-                    owner_epoch: owner_epoch.0,
-                    seek_epoch: seek_epoch.0,
-                    ranges,
-                },
-            )));
+        let epochs = self.epochs();
+        if let Role::Subscriber(subscriber) = &mut self.role
+            && let Some(request) = subscriber.next_request(epochs)
+        {
+            return Some(Some(request));
         }
         if let Some(seek) = self.seek.as_mut().filter(|seek| !seek.is_sent) {
             seek.is_sent = true;
@@ -600,6 +626,11 @@ impl Inbox {
         self.stream = Some(waker.clone());
         Some(None)
     }
+}
+
+/// An acknowledgement of what this object did not deliver.
+pub(crate) fn foreign() -> ClientError {
+    ClientError::Invalid("the message came from another consumer: acknowledge it there".to_owned())
 }
 
 #[cfg(test)]

@@ -17,8 +17,8 @@ use tokio::time::Instant;
 
 use super::acks::{AckOutcome, Acknowledged, settled};
 use super::credit::Amount;
-use super::inbox::Inbox;
-use super::settings::Settings;
+use super::inbox::{Inbox, foreign};
+use super::settings::{Purpose, Settings};
 use crate::context::Context;
 use crate::error::{ClientError, Outcome, Result};
 use crate::message::{Origin, ReceivedMessage};
@@ -67,24 +67,15 @@ impl Receiver {
             messages: share(settings.queue.messages, SHARE_MIN.messages),
             bytes: share(settings.queue.bytes, SHARE_MIN.bytes),
         };
-        let is_reader = settings.subscription.is_empty();
         let count = topics.len();
-        let inboxes = topics.into_iter().enumerate();
-        let keeps_order = matches!(
-            settings.kind,
-            v1::SubscriptionType::Exclusive | v1::SubscriptionType::Failover
-        );
-        let inboxes = inboxes.map(|(at, topic)| {
+        let inboxes = topics.into_iter().enumerate().map(|(at, topic)| {
             let instance = ConsumerInstance(context.rng.id16());
-            let inbox = Inbox::new(topic, at, is_reader, instance, queue);
-            match keeps_order && !is_reader {
-                true => inbox.keeping_order(),
-                false => inbox,
-            }
+            Inbox::new(topic, at, &settings.purpose, instance, queue)
         });
+        let inboxes = inboxes.collect();
         Receiver {
             state: Mutex::new(State {
-                inboxes: inboxes.collect(),
+                inboxes,
                 ready: VecDeque::new(),
                 is_ready: vec![false; count],
                 failed: None,
@@ -129,17 +120,26 @@ impl Receiver {
     pub(crate) fn subscribe_request(&self, partition: usize, session: u64) -> v1::Subscribe {
         let state = self.state.lock();
         let inbox = &state.inboxes[partition];
-        v1::Subscribe {
+        let subscribe = v1::Subscribe {
             version: PROTOCOL_VERSION,
             topic: inbox.topic().to_string(),
-            subscription: self.settings.subscription.clone(),
-            r#type: self.settings.kind.into(),
-            consumer_name: self.settings.name.clone(),
+            r#type: v1::SubscriptionType::Exclusive.into(),
             start: inbox.resume_at().unwrap_or(self.settings.start).to_string(),
             topic_incarnation: inbox.incarnation(),
-            priority: self.settings.priority,
             instance: inbox.instance().0.to_vec().into(),
             epoch: session,
+            ..v1::Subscribe::default()
+        };
+        match &self.settings.purpose {
+            // The protocol knows a reader by its having no subscription.
+            Purpose::Reader => subscribe,
+            Purpose::Subscription(subscription) => v1::Subscribe {
+                subscription: subscription.name.clone(),
+                r#type: v1::SubscriptionType::from(subscription.kind).into(),
+                consumer_name: subscription.consumer_name.clone(),
+                priority: subscription.priority,
+                ..subscribe
+            },
         }
     }
 
@@ -306,9 +306,9 @@ impl Receiver {
     /// Waits for acknowledgements that are under way, and ends.
     pub(crate) async fn close(&self) -> Result<()> {
         let deadline = Deadline::after(self.context.operation_timeout);
-        let what = self.settings.what;
+        let what = self.settings.purpose.what();
         for partition in 0..self.partitions() {
-            let newest = self.with(partition, |inbox| inbox.acks().newest());
+            let newest = self.with(partition, |inbox| inbox.newest_ack());
             if let Some(newest) = newest {
                 // Whoever made it learns its outcome; closing goes on either way.
                 let _ = newest.wait().await;
@@ -334,9 +334,7 @@ impl Receiver {
         self.update(partition, |inbox| {
             let now = Instant::now();
             let error = error.because_of(inbox.last_error().cloned());
-            for (outcome, known) in inbox.acks().expired(limit, now) {
-                outcome.set(Err(error.clone().with_outcome(known)));
-            }
+            inbox.expire_acks(limit, now, &error);
             inbox.expire_redelivery(limit, now)
         });
     }
@@ -344,14 +342,10 @@ impl Receiver {
     /// How long until acknowledgements may expire.
     pub(crate) fn next_expiry(&self, partition: usize) -> Duration {
         let limit = self.context.operation_timeout;
-        let oldest = self.with(partition, |inbox| inbox.acks().oldest());
+        let oldest = self.with(partition, |inbox| inbox.oldest_ack());
         let waited = oldest.map_or(Duration::ZERO, |made_at| made_at.elapsed());
         limit.saturating_sub(waited).max(Duration::from_millis(1))
     }
-}
-
-fn foreign() -> ClientError {
-    ClientError::Invalid("the message came from another consumer: acknowledge it there".to_owned())
 }
 
 /// Wakes a task, if there is one.

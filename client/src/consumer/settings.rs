@@ -1,7 +1,7 @@
 //! What the application asks of a consumer or reader. Plain data.
 
 use aquifer_model::place::Place;
-use aquifer_proto::v1;
+use aquifer_model::subscription::SubscriptionType;
 
 use super::credit::Amount;
 use crate::error::{ClientError, Result};
@@ -18,15 +18,47 @@ pub const DEFAULT_QUEUE_BYTES: usize = 8 * 1024 * 1024;
 /// What the application asked for.
 #[derive(Debug, Clone)]
 pub(crate) struct Settings {
-    /// What it is called in errors.
-    pub(crate) what: &'static str,
-    /// Empty for a reader.
-    pub(crate) subscription: String,
-    pub(crate) kind: v1::SubscriptionType,
+    pub(crate) purpose: Purpose,
     pub(crate) start: Place,
-    pub(crate) name: String,
-    pub(crate) priority: i32,
     pub(crate) queue: Amount,
+}
+
+/// What is received for.
+#[derive(Debug, Clone)]
+pub(crate) enum Purpose {
+    /// A consumer of a durable subscription: the broker keeps its place.
+    Subscription(Subscription),
+    /// A reader: it keeps its place itself and leaves nothing on the broker.
+    Reader,
+}
+
+/// A durable subscription and this consumer of it.
+#[derive(Debug, Clone)]
+pub(crate) struct Subscription {
+    pub(crate) name: String,
+    pub(crate) kind: SubscriptionType,
+    pub(crate) consumer_name: String,
+    pub(crate) priority: i32,
+}
+
+impl Purpose {
+    /// What the receiver is called in errors.
+    pub(crate) fn what(&self) -> &'static str {
+        match self {
+            Purpose::Subscription(_) => "consumer",
+            Purpose::Reader => "reader",
+        }
+    }
+}
+
+impl Subscription {
+    /// Whether messages come in order, to one consumer at a time.
+    pub(crate) fn keeps_order(&self) -> bool {
+        match self.kind {
+            SubscriptionType::Exclusive | SubscriptionType::Failover => true,
+            SubscriptionType::Shared | SubscriptionType::KeyShared => false,
+        }
+    }
 }
 
 impl Settings {
@@ -37,13 +69,5 @@ impl Settings {
             return Err(ClientError::Invalid(text.to_owned()));
         }
         Ok(())
-    }
-}
-
-/// The queue where the application did not say how large it is.
-pub(crate) fn default_queue() -> Amount {
-    Amount {
-        messages: DEFAULT_QUEUE_MESSAGES as u64,
-        bytes: DEFAULT_QUEUE_BYTES as u64,
     }
 }

@@ -19,12 +19,25 @@ pub(super) struct Order {
     acknowledged_below: u64,
     /// What was acknowledged above that. Merged ranges: bounded by what is not acknowledged.
     acknowledged: Ranges,
+    /// The index after the last message that has arrived; goes back where one is delivered again.
+    arrived: u64,
 }
 
 impl Order {
     /// A session begins: everything unacknowledged is delivered again.
     pub(super) fn begin_session(&mut self) {
         self.awaited = None;
+        self.arrived = 0;
+    }
+
+    /// A seek has led here.
+    pub(super) fn moved_to(&mut self, index: u64) {
+        self.arrived = index;
+    }
+
+    /// The index after the last message that has arrived.
+    pub(super) fn arrived(&self) -> u64 {
+        self.arrived
     }
 
     pub(super) fn acknowledged(&mut self, what: Acknowledged<'_>) {
@@ -49,10 +62,11 @@ impl Order {
             .gap_from(index.max(self.acknowledged_below))
     }
 
-    /// Whether the broker must be told of a nack. It need not be when the message was
-    /// acknowledged, or comes again anyway.
+    /// Whether the broker must be told of a nack. It need not be when the message did not arrive
+    /// in this session, was acknowledged, or comes again anyway.
     pub(super) fn nack(&mut self, index: u64, now: Instant) -> bool {
-        if self.unacknowledged_from(index) != index
+        if index >= self.arrived
+            || self.unacknowledged_from(index) != index
             || self.awaited.is_some_and(|(from, _)| from <= index)
         {
             return false;
@@ -61,8 +75,9 @@ impl Order {
         true
     }
 
-    /// Whether a delivery is void whose first message has this index.
-    pub(super) fn is_void(&mut self, first: u64) -> bool {
+    /// Whether a delivery is void that begins with the message `first` and ends before `end`.
+    pub(super) fn is_void(&mut self, first: u64, end: u64) -> bool {
+        self.arrived = end;
         if self.unacknowledged_from(first) != first {
             // An acknowledgement has failed, or the broker would not deliver the message again.
             self.acknowledged = Ranges::default();

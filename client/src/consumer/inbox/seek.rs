@@ -34,8 +34,7 @@ impl Inbox {
             return None;
         }
         self.advance_seek_epoch(SeekEpoch(done.seek_epoch));
-        self.next = Some(done.index);
-        self.arrived = done.index;
+        self.role.moved_to(done.index);
         if let Some(seek) = self.seek.take_if(ours) {
             seek.outcome.set(Ok(Index(done.index)));
         }

@@ -1,8 +1,10 @@
 use aquifer_model::batch::{BatchFields, Compression, MessageRecord, MessageRow, encode};
+use aquifer_model::subscription::SubscriptionType;
 use bytes::BytesMut;
 use proptest::prelude::*;
 
 use super::*;
+use crate::consumer::settings::Subscription;
 use crate::message::Damaged;
 
 fn delivery(base_index: u64, count: u64) -> v1::Delivery {
@@ -34,14 +36,27 @@ fn deliveries(owner_epoch: u64, seek_epoch: u64, entries: &[(u64, u64)]) -> v1::
     }
 }
 
-fn inbox(is_reader: bool) -> Inbox {
+fn reader() -> Inbox {
+    inbox(&Purpose::Reader)
+}
+
+fn consumer(kind: SubscriptionType) -> Inbox {
+    inbox(&Purpose::Subscription(Subscription {
+        name: "s".to_owned(),
+        kind,
+        consumer_name: String::new(),
+        priority: 0,
+    }))
+}
+
+fn inbox(purpose: &Purpose) -> Inbox {
     let topic: TopicName = "t".parse().unwrap();
     let queue = Amount {
         messages: 100,
         bytes: 1 << 20,
     };
     let instance = ConsumerInstance([1; 16]);
-    Inbox::new(Arc::new(topic), 0, is_reader, instance, queue)
+    Inbox::new(Arc::new(topic), 0, purpose, instance, queue)
 }
 
 fn subscribe(inbox: &mut Inbox, start_index: u64) -> u64 {
@@ -74,7 +89,7 @@ fn indexes(inbox: &mut Inbox) -> Vec<u64> {
 /// damaged or handed out.
 #[test]
 fn no_credit_leaks() {
-    let mut inbox = inbox(false);
+    let mut inbox = consumer(SubscriptionType::Shared);
     let session = subscribe(&mut inbox, 0);
     let mut damaged = deliveries(2, 1, &[(50, 2)]);
     damaged.deliveries[0].body = damaged.deliveries[0].body.slice(..30);
@@ -118,10 +133,17 @@ fn damaged(taken: Option<Result<ReceivedMessage>>) -> Damaged {
     }
 }
 
+fn subscriber(inbox: &mut Inbox) -> &mut SubscriberState {
+    match &mut inbox.role {
+        Role::Subscriber(subscriber) => subscriber,
+        Role::Reader(_) => panic!("a reader"),
+    }
+}
+
 fn acknowledged(inbox: &mut Inbox, damaged: &Damaged) -> Vec<(u64, u64)> {
     let what = Acknowledged::Ranges(&damaged.ranges);
     drop(inbox.ack(damaged.origin, what, Instant::now()));
-    let request = inbox.acks().next().unwrap();
+    let request = subscriber(inbox).acks.next().unwrap();
     let ranges = request.individual.iter();
     ranges.map(|range| (range.first, range.last)).collect()
 }
@@ -130,7 +152,7 @@ fn acknowledged(inbox: &mut Inbox, damaged: &Damaged) -> Vec<(u64, u64)> {
 /// be acknowledged, and do not stop what follows.
 #[test]
 fn what_cannot_be_read_can_be_passed_over() {
-    let mut inbox = inbox(false);
+    let mut inbox = consumer(SubscriptionType::Shared);
     let session = subscribe(&mut inbox, 0);
     let fields = BatchFields {
         compression: Compression::Lz4,
@@ -172,7 +194,7 @@ fn confirmed(request_id: u64) -> v1::Confirmed {
 /// One record that is malformed does not take the rest of its batch with it.
 #[test]
 fn a_malformed_message_is_the_only_one_that_is_missing() {
-    let mut inbox = inbox(false);
+    let mut inbox = consumer(SubscriptionType::Shared);
     let session = subscribe(&mut inbox, 0);
     let mut payload = BytesMut::new();
     let mut rows = Vec::new();
@@ -207,7 +229,10 @@ fn a_malformed_message_is_the_only_one_that_is_missing() {
 #[test]
 fn gaps_come_in_their_place() {
     for is_reader in [false, true] {
-        let mut inbox = inbox(is_reader);
+        let mut inbox = match is_reader {
+            true => reader(),
+            false => consumer(SubscriptionType::Shared),
+        };
         let session = subscribe(&mut inbox, 0);
         let gap = || v1::Gap {
             owner_epoch: 1,
@@ -249,7 +274,7 @@ proptest! {
             entries.push((end, size));
             end += size;
         }
-        let mut inbox = inbox(true);
+        let mut inbox = reader();
         let mut seen = Vec::new();
         for take in takes.into_iter().chain([usize::MAX]) {
             let start = match inbox.resume_at() {
@@ -270,7 +295,7 @@ proptest! {
 
 #[test]
 fn an_ended_sessions_leftovers_are_not_taken_in() {
-    let mut inbox = inbox(false);
+    let mut inbox = consumer(SubscriptionType::Shared);
     let old = subscribe(&mut inbox, 0);
     inbox.deliver(old, deliveries(1, 0, &[(0, 2)]));
     assert_eq!(inbox.take().unwrap().unwrap().index, Index(0));
@@ -283,7 +308,7 @@ fn an_ended_sessions_leftovers_are_not_taken_in() {
 
 #[test]
 fn somebody_elses_seek_moves_this_consumer_too() {
-    let mut inbox = inbox(false);
+    let mut inbox = consumer(SubscriptionType::Shared);
     let session = subscribe(&mut inbox, 0);
     inbox.deliver(session, deliveries(1, 0, &[(8, 2)]));
     let before = inbox.take().unwrap().unwrap();
@@ -314,7 +339,7 @@ fn nack_next(inbox: &mut Inbox, expected: u64) {
 /// before the message that comes again.
 #[test]
 fn a_nack_voids_what_comes_behind_it_until_it_comes_again() {
-    let mut inbox = inbox(false).keeping_order();
+    let mut inbox = consumer(SubscriptionType::Exclusive);
     let session = subscribe(&mut inbox, 0);
     inbox.deliver(session, deliveries(1, 0, &[(0, 3), (3, 2)]));
     assert_eq!(inbox.take().unwrap().unwrap().index, Index(0));
@@ -342,7 +367,7 @@ fn deliveries_bytes(entries: &[(u64, u64)]) -> u64 {
 
 #[test]
 fn an_earlier_nack_wins_over_one_that_is_under_way() {
-    let mut inbox = inbox(false).keeping_order();
+    let mut inbox = consumer(SubscriptionType::Exclusive);
     let session = subscribe(&mut inbox, 0);
     inbox.deliver(session, deliveries(1, 0, &[(0, 1), (1, 1), (2, 1)]));
     let first = inbox.take().unwrap().unwrap();
@@ -360,7 +385,7 @@ fn an_earlier_nack_wins_over_one_that_is_under_way() {
 
 #[test]
 fn a_nack_of_what_was_acknowledged_stops_nothing() {
-    let mut inbox = inbox(false).keeping_order();
+    let mut inbox = consumer(SubscriptionType::Exclusive);
     let session = subscribe(&mut inbox, 0);
     inbox.deliver(session, deliveries(1, 0, &[(0, 2), (2, 2)]));
     let done = inbox.take().unwrap().unwrap();
@@ -369,19 +394,15 @@ fn a_nack_of_what_was_acknowledged_stops_nothing() {
     nack_next(&mut inbox, 1);
     // Acknowledged after all: the broker has nothing to deliver again but what follows.
     let what = Acknowledged::UpTo(1);
-    drop(inbox.acks.add(inbox.epochs(), what, Instant::now()));
-    inbox
-        .order
-        .as_mut()
-        .unwrap()
-        .acknowledged(Acknowledged::UpTo(1));
+    let epochs = inbox.epochs();
+    drop(subscriber(&mut inbox).ack(epochs, what, Instant::now()));
     inbox.deliver(session, deliveries(1, 0, &[(2, 2)]));
     assert_eq!(indexes(&mut inbox), [2, 3]);
 }
 
 #[test]
 fn a_redelivery_that_does_not_come_begins_the_session_anew() {
-    let mut inbox = inbox(false).keeping_order();
+    let mut inbox = consumer(SubscriptionType::Exclusive);
     let session = subscribe(&mut inbox, 0);
     inbox.deliver(session, deliveries(1, 0, &[(0, 1)]));
     nack_next(&mut inbox, 0);
@@ -396,7 +417,7 @@ fn a_redelivery_that_does_not_come_begins_the_session_anew() {
 /// the rest lying at the broker.
 #[test]
 fn a_nack_asks_for_all_that_it_voids() {
-    let mut inbox = inbox(false).keeping_order();
+    let mut inbox = consumer(SubscriptionType::Exclusive);
     let session = subscribe(&mut inbox, 0);
     inbox.deliver(session, deliveries(1, 0, &[(0, 3), (3, 2)]));
     nack_next(&mut inbox, 0);
