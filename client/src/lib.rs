@@ -40,6 +40,7 @@ pub mod message;
 pub mod producer;
 pub mod reader;
 mod retry;
+mod session;
 mod settle;
 
 pub use admin::Admin;

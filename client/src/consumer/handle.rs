@@ -8,12 +8,13 @@ use aquifer_runtime::task::TaskHandle;
 use futures::StreamExt;
 
 use super::receiver::Receiver;
-use super::session;
+use super::session::ConsumeSession;
 use super::settings::Settings;
 use crate::context::Context;
 use crate::error::{ClientError, Outcome, Result};
 use crate::lookup;
 use crate::retry::Deadline;
+use crate::session::Driver;
 
 /// Partitions that are opened at once.
 const OPENING_MAX: usize = 16;
@@ -44,15 +45,15 @@ impl Handle {
             receiver: Arc::clone(&receiver),
             tasks: Vec::with_capacity(count),
         };
-        let opening = (0..count).map(|at| session::open(&receiver, at, deadline));
+        let opening = (0..count).map(|at| {
+            let session = ConsumeSession::new(Arc::clone(&receiver), at);
+            Driver::open(session, deadline)
+        });
         let mut opening = futures::stream::iter(opening).buffered(OPENING_MAX);
-        let mut partition = 0;
-        while let Some(opened) = opening.next().await {
-            let (live, target) = opened?;
-            let driver = session::drive(Arc::clone(&receiver), partition, live, target);
+        while let Some(driver) = opening.next().await {
             let tasks = &receiver.context.tasks;
-            handle.tasks.push(tasks.spawn("consume session", driver));
-            partition += 1;
+            let task = tasks.spawn("consume session", driver?.drive());
+            handle.tasks.push(task);
         }
         drop(opening);
         Ok(handle)

@@ -1,139 +1,172 @@
-//! Keeps one partition subscribed: one stream at a time, opened anew after every failure.
+//! The session of a consumer or reader on one partition: what is not acknowledged is delivered
+//! again after every failure.
 
+use std::ops::ControlFlow;
 use std::sync::Arc;
+use std::task::Waker;
+use std::time::Duration;
 
 use aquifer_proto::v1;
+use aquifer_proto::v1::broker_client::BrokerClient;
 use aquifer_proto::v1::consume_response::Response;
+use tokio::time::Instant;
 use tonic::Streaming;
+use tonic::transport::Channel;
 
+use super::inbox::Inbox;
 use super::receiver::Receiver;
 use super::requests::Requests;
-use crate::connection::{Connection, Kind, StreamSlot, from_status};
+use crate::connection::Kind;
+use crate::context::Context;
 use crate::error::{ClientError, ErrorKind, Outcome, Result};
-use crate::lookup::Target;
 use crate::retry::{Backoff, Deadline};
+use crate::session::{Session, unknown_message};
 
-/// An open stream.
-pub(crate) struct Live {
-    connection: Connection,
-    responses: Streaming<v1::ConsumeResponse>,
-    session: u64,
-    _slot: StreamSlot,
+/// See the module.
+pub(crate) struct ConsumeSession {
+    receiver: Arc<Receiver>,
+    partition: usize,
+    backoff: Backoff,
+    /// Until then our own stream before may keep the subscription busy.
+    patience: Deadline,
 }
 
-/// Opens the first session. What the application must decide fails at once: no broker, or a
-/// subscription that somebody else uses.
-pub(crate) async fn open(
-    receiver: &Arc<Receiver>,
-    partition: usize,
-    deadline: Deadline,
-) -> Result<(Live, Target)> {
-    let mut backoff = Backoff::new(Arc::clone(&receiver.context.rng));
-    let mut target = Target::default();
-    let mut last = None;
-    loop {
-        let attempt = establish(receiver, partition, &mut target);
-        let error = match deadline.limit("subscribing", attempt).await {
-            Ok(live) => return Ok((live, target)),
-            Err(error) => error.because_of(last.take()),
-        };
-        let hopeless = error.kind() == ErrorKind::Busy || receiver.context.pool.is_hopeless(&error);
-        if hopeless || !error.is_retryable() || deadline.has_passed() {
-            return Err(error);
+impl ConsumeSession {
+    pub(crate) fn new(receiver: Arc<Receiver>, partition: usize) -> ConsumeSession {
+        ConsumeSession {
+            backoff: Backoff::new(Arc::clone(&receiver.context.rng)),
+            patience: Deadline::after(receiver.context.operation_timeout),
+            receiver,
+            partition,
         }
-        error.remember(&mut last);
-        if !target.follow(&error) {
-            backoff.wait().await;
-        }
+    }
+
+    fn update(&self, change: impl FnOnce(&mut Inbox) -> Option<Waker>) {
+        self.receiver.update(self.partition, change);
     }
 }
 
-/// One attempt to subscribe.
-async fn establish(
-    receiver: &Arc<Receiver>,
-    partition: usize,
-    target: &mut Target,
-) -> Result<Live> {
-    const WHAT: &str = "subscribing";
-    let connection = target.connect(&receiver.context).await?;
-    let mut session = 0;
-    receiver.update(partition, |inbox| {
-        let (begun, waker) = inbox.begin_session();
-        session = begun;
-        waker
-    });
-    let subscribe = receiver.subscribe_request(partition, session);
-    let requests = Requests::new(Arc::clone(receiver), partition, session, subscribe);
-    let subscribed = async {
-        let (mut client, slot) = connection.stream(Kind::Consume).await?;
-        let response = client.consume(requests).await;
-        let mut responses = response
-            .map_err(|status| from_status(WHAT, &status))?
-            .into_inner();
-        match next(&mut responses, WHAT).await? {
-            Some(Response::Subscribed(answer)) => Ok((slot, responses, answer)),
+impl Session for ConsumeSession {
+    const KIND: Kind = Kind::Consume;
+    const OPENING: &'static str = "subscribing";
+    const SERVING: &'static str = "receiving";
+    type Requests = Requests;
+    type Message = v1::ConsumeResponse;
+    type Opened = v1::Subscribed;
+
+    fn context(&self) -> &Arc<Context> {
+        &self.receiver.context
+    }
+
+    fn begin(&self) -> (u64, Requests) {
+        let mut number = 0;
+        self.update(|inbox| {
+            let (begun, waker) = inbox.begin_session();
+            number = begun;
+            waker
+        });
+        let subscribe = self.receiver.subscribe_request(self.partition, number);
+        let receiver = Arc::clone(&self.receiver);
+        let requests = Requests::new(receiver, self.partition, number, subscribe);
+        (number, requests)
+    }
+
+    async fn call(
+        mut client: BrokerClient<Channel>,
+        requests: Requests,
+    ) -> std::result::Result<tonic::Response<Streaming<v1::ConsumeResponse>>, tonic::Status> {
+        client.consume(requests).await
+    }
+
+    fn opening(message: v1::ConsumeResponse) -> Result<v1::Subscribed> {
+        match message.response {
+            Some(Response::Subscribed(subscribed)) => Ok(subscribed),
             Some(Response::Error(detail)) => Err(detail.into()),
             Some(_) => Err(ClientError::Protocol(
                 "an answer before the subscription".to_owned(),
             )),
-            None => Err(ended(WHAT)),
+            None => Err(unknown_message()),
         }
-    };
-    let (slot, responses, answer) = match subscribed.await {
-        Ok(subscribed) => subscribed,
-        Err(error) => return Err(forget_broken(receiver, &connection, error).await),
-    };
-    if receiver.with(partition, |inbox| inbox.is_replaced(&answer)) {
-        return Err(ClientError::Connection {
-            what: WHAT,
-            reason: "the broker does not know yet that another one serves the topic".to_owned(),
-            outcome: Outcome::NotApplied,
-        });
     }
-    receiver.update(partition, |inbox| inbox.subscribed(session, &answer));
-    target.settled();
-    Ok(Live {
-        connection,
-        responses,
-        session,
-        _slot: slot,
-    })
-}
 
-async fn next(
-    responses: &mut Streaming<v1::ConsumeResponse>,
-    what: &'static str,
-) -> Result<Option<Response>> {
-    let message = responses.message().await;
-    match message.map_err(|status| from_status(what, &status))? {
-        None => Ok(None),
-        Some(v1::ConsumeResponse {
-            response: Some(response),
-        }) => Ok(Some(response)),
-        Some(_) => Err(ClientError::Protocol(
-            "an answer of an unknown kind".to_owned(),
-        )),
+    fn opened(&self, number: u64, subscribed: v1::Subscribed) -> Result<()> {
+        let is_replaced = |inbox: &mut Inbox| inbox.is_replaced(&subscribed);
+        if self.receiver.with(self.partition, is_replaced) {
+            return Err(ClientError::Connection {
+                what: Self::OPENING,
+                reason: "the broker does not know yet that another one serves the topic".to_owned(),
+                outcome: Outcome::NotApplied,
+            });
+        }
+        self.update(|inbox| inbox.subscribed(number, &subscribed));
+        Ok(())
     }
-}
 
-fn ended(what: &'static str) -> ClientError {
-    ClientError::Connection {
-        what,
-        reason: "the broker ended the stream".to_owned(),
-        outcome: Outcome::Unknown,
+    fn handle(&mut self, number: u64, message: v1::ConsumeResponse) -> Result<()> {
+        match message.response {
+            Some(Response::Deliveries(deliveries)) => {
+                self.update(|inbox| inbox.deliver(number, deliveries));
+            }
+            Some(Response::Confirmed(confirmed)) => {
+                self.update(|inbox| inbox.confirmed(number, confirmed));
+            }
+            Some(Response::SeekDone(done)) => self.update(|inbox| inbox.seek_done(number, done)),
+            Some(Response::Gap(gap)) => self.update(|inbox| inbox.gap(number, gap)),
+            Some(Response::Active(active)) => self.update(|inbox| {
+                inbox.set_active(number, active.active);
+                None
+            }),
+            Some(Response::Error(detail)) => return Err(detail.into()),
+            Some(Response::Subscribed(_)) => {
+                let text = "the stream was subscribed twice";
+                return Err(ClientError::Protocol(text.to_owned()));
+            }
+            None => return Err(unknown_message()),
+        }
+        Ok(())
     }
-}
 
-/// The next stream needs another connection when this one broke.
-async fn forget_broken(
-    receiver: &Receiver,
-    connection: &Connection,
-    error: ClientError,
-) -> ClientError {
-    if matches!(error, ClientError::Connection { .. }) {
-        receiver.context.pool.invalidate(connection).await;
+    fn served(&mut self, lasted: Duration) {
+        self.backoff.session_lasted(lasted);
+        self.patience = Deadline::after(self.receiver.context.operation_timeout);
     }
-    error
+
+    fn failed(&mut self, error: &ClientError, while_opening: bool) -> ControlFlow<()> {
+        if self.is_closed() {
+            return ControlFlow::Break(());
+        }
+        let partition = self.partition;
+        tracing::debug!(partition, %error, "consume session ended");
+        if !is_worth_retrying(error, while_opening, self.patience.has_passed()) {
+            self.receiver.fail(error);
+            return ControlFlow::Break(());
+        }
+        // What has arrived is delivered again: to this consumer, or to another.
+        self.update(|inbox| inbox.interrupted(error));
+        ControlFlow::Continue(())
+    }
+
+    fn pause(&mut self, redirected: bool) -> Option<Duration> {
+        (!redirected).then(|| self.backoff.delay())
+    }
+
+    fn is_closed(&self) -> bool {
+        let is_closing = |inbox: &mut Inbox| inbox.is_closing();
+        self.receiver.with(self.partition, is_closing)
+    }
+
+    fn next_expiry(&self) -> Option<Instant> {
+        Instant::now().checked_add(self.receiver.next_expiry(self.partition))
+    }
+
+    fn expire(&self) -> bool {
+        self.receiver.expire_acks(self.partition);
+        false
+    }
+
+    fn ended(&self) {
+        self.receiver.ended(self.partition);
+    }
 }
 
 /// Whether to subscribe again. `waited_in_vain` says that the broker had the operation timeout to
@@ -146,105 +179,6 @@ fn is_worth_retrying(error: &ClientError, while_opening: bool, waited_in_vain: b
         // On the way; what is damaged in storage stays so.
         ErrorKind::Damaged => !waited_in_vain && error.code() != Some(v1::ErrorCode::DataLoss),
         _ => error.is_retryable(),
-    }
-}
-
-/// Serves a partition until the consumer is closed, failed or dropped.
-pub(crate) async fn drive(
-    receiver: Arc<Receiver>,
-    partition: usize,
-    live: Live,
-    mut target: Target,
-) {
-    let timeout = receiver.context.operation_timeout;
-    let mut backoff = Backoff::new(Arc::clone(&receiver.context.rng));
-    let mut live = Some(live);
-    let mut patience = Deadline::after(timeout);
-    loop {
-        let while_opening = live.is_none();
-        let ended = match live.take() {
-            Some(session) => {
-                let began = tokio::time::Instant::now();
-                let error = serve(&receiver, partition, session).await;
-                backoff.session_lasted(began.elapsed());
-                patience = Deadline::after(timeout);
-                error
-            }
-            None => {
-                let attempt = establish(&receiver, partition, &mut target);
-                let attempt = Deadline::after(timeout).limit("subscribing", attempt);
-                match with_expiry(&receiver, partition, attempt).await {
-                    Ok(session) => {
-                        live = Some(session);
-                        continue;
-                    }
-                    Err(error) => Some(error),
-                }
-            }
-        };
-        let closing = receiver.with(partition, |inbox| inbox.is_closing());
-        let Some(error) = ended.filter(|_| !closing) else {
-            break;
-        };
-        tracing::debug!(partition, %error, "consume session ended");
-        if !is_worth_retrying(&error, while_opening, patience.has_passed()) {
-            receiver.fail(&error);
-            break;
-        }
-        receiver.update(partition, |inbox| {
-            // What has arrived is delivered again: to this consumer, or to another.
-            inbox.interrupted(&error)
-        });
-        if !target.follow(&error) {
-            with_expiry(&receiver, partition, backoff.wait()).await;
-        }
-    }
-    receiver.ended(partition);
-}
-
-/// Runs a future while acknowledgements that wait too long expire.
-async fn with_expiry<F: Future>(receiver: &Receiver, partition: usize, future: F) -> F::Output {
-    let mut future = std::pin::pin!(future);
-    loop {
-        tokio::select! {
-            output = &mut future => return output,
-            () = aquifer_runtime::clock::sleep(receiver.next_expiry(partition)) => {
-                receiver.expire_acks(partition);
-            }
-        }
-    }
-}
-
-/// Takes what the broker sends until the stream ends; `None` when it ended because we closed it.
-async fn serve(receiver: &Receiver, partition: usize, mut live: Live) -> Option<ClientError> {
-    const WHAT: &str = "receiving";
-    let session = live.session;
-    loop {
-        let response = with_expiry(receiver, partition, next(&mut live.responses, WHAT)).await;
-        let error = match response {
-            Ok(Some(Response::Error(detail))) => detail.into(),
-            Ok(Some(Response::Subscribed(_))) => {
-                ClientError::Protocol("the stream was subscribed twice".to_owned())
-            }
-            Ok(Some(response)) => {
-                receiver.update(partition, |inbox| match response {
-                    Response::Deliveries(deliveries) => inbox.deliver(session, deliveries),
-                    Response::Confirmed(confirmed) => inbox.confirmed(session, confirmed),
-                    Response::SeekDone(done) => inbox.seek_done(session, done),
-                    Response::Gap(gap) => inbox.gap(session, gap),
-                    Response::Active(active) => {
-                        inbox.set_active(session, active.active);
-                        None
-                    }
-                    Response::Subscribed(_) | Response::Error(_) => None,
-                });
-                continue;
-            }
-            Ok(None) if receiver.with(partition, |inbox| inbox.is_closing()) => return None,
-            Ok(None) => ended(WHAT),
-            Err(error) => error,
-        };
-        return Some(forget_broken(receiver, &live.connection, error).await);
     }
 }
 

@@ -5,9 +5,10 @@ use std::sync::Arc;
 use aquifer_runtime::task::TaskHandle;
 
 use super::partition::Partition;
-use super::session;
+use super::session::ProduceSession;
 use crate::error::{ClientError, Outcome, Result};
 use crate::retry::Deadline;
+use crate::session::Driver;
 
 /// Owns a partition's session task: dropping it ends the producer on that partition.
 pub(crate) struct Handle {
@@ -19,10 +20,10 @@ impl Handle {
     /// Opens the first session and starts the task that keeps one open.
     pub(crate) async fn open(partition: Partition, deadline: Deadline) -> Result<Handle> {
         let partition = Arc::new(partition);
-        let (live, target) = session::open(&partition, deadline).await?;
-        let driver = session::drive(Arc::clone(&partition), live, target);
+        let session = ProduceSession::new(Arc::clone(&partition));
+        let driver = Driver::open(session, deadline).await?;
         let tasks = &partition.context.tasks;
-        let task = tasks.spawn("producer session", driver);
+        let task = tasks.spawn("producer session", driver.drive());
         Ok(Handle { partition, task })
     }
 }

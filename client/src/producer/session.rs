@@ -1,141 +1,161 @@
-//! Keeps a produce session open: one stream at a time, opened anew after every failure, with
-//! everything unacknowledged sent again in order (H7).
+//! The session of a producer on one partition: everything unacknowledged is sent again in order
+//! after every failure (H7).
 
+use std::ops::ControlFlow;
 use std::sync::Arc;
+use std::time::Duration;
 
 use aquifer_proto::v1;
+use aquifer_proto::v1::broker_client::BrokerClient;
 use aquifer_proto::v1::produce_response::Response;
 use tokio::time::Instant;
 use tonic::Streaming;
+use tonic::transport::Channel;
 
 use super::frames::{Frames, wake};
 use super::partition::Partition;
-use crate::connection::{Connection, Kind, StreamSlot, from_status};
-use crate::error::{ClientError, ErrorKind, Outcome, Result};
-use crate::lookup::Target;
-use crate::retry::{Backoff, Deadline};
+use crate::connection::Kind;
+use crate::context::Context;
+use crate::error::{ClientError, ErrorKind, Result};
+use crate::retry::Backoff;
+use crate::session::{Session, unknown_message};
 
 /// Damaged frames in a row before giving up: more than bad luck on the way.
 const DAMAGED_MAX: u32 = 3;
 
-/// An open stream.
-pub(crate) struct Live {
-    connection: Connection,
-    responses: Streaming<v1::ProduceResponse>,
-    session: u64,
-    _slot: StreamSlot,
+/// See the module.
+pub(crate) struct ProduceSession {
+    partition: Arc<Partition>,
+    backoff: Backoff,
+    /// Damaged frames since the last receipt.
+    damaged: u32,
 }
 
-/// Opens the first session. What the application must decide fails at once: no broker, a rival
-/// of the same name, a name that is not allowed.
-pub(crate) async fn open(partition: &Arc<Partition>, deadline: Deadline) -> Result<(Live, Target)> {
-    let context = Arc::clone(&partition.context);
-    let mut backoff = Backoff::new(Arc::clone(&context.rng));
-    let mut target = Target::default();
-    let mut last = None;
-    loop {
-        let attempt = establish(partition, &mut target);
-        let error = match deadline.limit("opening the producer", attempt).await {
-            Ok(live) => return Ok((live, target)),
-            Err(error) => error.because_of(last.take()),
-        };
-        let hopeless = error.kind() == ErrorKind::Busy || context.pool.is_hopeless(&error);
-        if hopeless || !error.is_retryable() || deadline.has_passed() {
-            return Err(error);
-        }
-        error.remember(&mut last);
-        if !target.follow(&error) {
-            backoff.wait().await;
+impl ProduceSession {
+    pub(crate) fn new(partition: Arc<Partition>) -> ProduceSession {
+        ProduceSession {
+            backoff: Backoff::new(Arc::clone(&partition.context.rng)),
+            damaged: 0,
+            partition,
         }
     }
-}
 
-/// One attempt to open a session.
-async fn establish(partition: &Arc<Partition>, target: &mut Target) -> Result<Live> {
-    let connection = target.connect(&partition.context).await?;
-    let (session, waker) = partition.queue().begin_session();
-    wake(waker);
-    let frames = Frames::new(Arc::clone(partition), session, partition.open_request());
-    let result = handshake(&connection, frames).await;
-    let (slot, responses, opened) = match result {
-        Ok(answer) => answer,
-        Err(error) => return Err(forget_broken(partition, &connection, error).await),
-    };
-    partition.identify(&opened)?;
-    // Where the broker does not deduplicate, what it has stored is settled although nobody
-    // acknowledged it. Where it does, sending it again answers its positions.
-    let stored = opened.last_sequence_id.filter(|_| !opened.deduplication);
-    let (settled, waker) = partition.queue().opened(session, stored);
-    partition.announce(settled);
-    wake(waker);
-    target.settled();
-    Ok(Live {
-        connection,
-        responses,
-        session,
-        _slot: slot,
-    })
-}
-
-async fn handshake(
-    connection: &Connection,
-    frames: Frames,
-) -> Result<(
-    StreamSlot,
-    Streaming<v1::ProduceResponse>,
-    v1::ProducerOpened,
-)> {
-    const WHAT: &str = "opening the producer";
-    let (mut client, slot) = connection.stream(Kind::Produce).await?;
-    let response = client.produce(frames).await;
-    let mut responses = response
-        .map_err(|status| from_status(WHAT, &status))?
-        .into_inner();
-    match next(&mut responses, WHAT).await? {
-        Some(Response::Opened(opened)) => Ok((slot, responses, opened)),
-        Some(Response::Error(detail)) => Err(detail.into()),
-        Some(Response::Receipts(_)) => Err(ClientError::Protocol(
-            "a receipt before the producer was open".to_owned(),
-        )),
-        None => Err(ended(WHAT)),
+    fn receipts(&mut self, number: u64, receipts: &[v1::Receipt]) -> Result<()> {
+        let mut settled = Vec::with_capacity(receipts.len());
+        let result = self
+            .partition
+            .queue()
+            .receipts(number, receipts, &mut settled);
+        self.partition.announce(settled);
+        wake(result?);
+        self.backoff.reset();
+        self.damaged = 0;
+        Ok(())
     }
 }
 
-async fn next(
-    responses: &mut Streaming<v1::ProduceResponse>,
-    what: &'static str,
-) -> Result<Option<Response>> {
-    let message = responses.message().await;
-    let message = message.map_err(|status| from_status(what, &status))?;
-    match message {
-        None => Ok(None),
-        Some(v1::ProduceResponse {
-            response: Some(response),
-        }) => Ok(Some(response)),
-        Some(_) => Err(ClientError::Protocol(
-            "an answer of an unknown kind".to_owned(),
-        )),
-    }
-}
+impl Session for ProduceSession {
+    const KIND: Kind = Kind::Produce;
+    const OPENING: &'static str = "opening the producer";
+    const SERVING: &'static str = "sending";
+    type Requests = Frames;
+    type Message = v1::ProduceResponse;
+    type Opened = v1::ProducerOpened;
 
-fn ended(what: &'static str) -> ClientError {
-    ClientError::Connection {
-        what,
-        reason: "the broker ended the stream".to_owned(),
-        outcome: Outcome::Unknown,
+    fn context(&self) -> &Arc<Context> {
+        &self.partition.context
     }
-}
 
-/// The next stream needs another connection when this one broke.
-async fn forget_broken(
-    partition: &Partition,
-    connection: &Connection,
-    error: ClientError,
-) -> ClientError {
-    if matches!(error, ClientError::Connection { .. }) {
-        partition.context.pool.invalidate(connection).await;
+    fn begin(&self) -> (u64, Frames) {
+        let (number, waker) = self.partition.queue().begin_session();
+        wake(waker);
+        let open = self.partition.open_request();
+        (
+            number,
+            Frames::new(Arc::clone(&self.partition), number, open),
+        )
     }
-    error
+
+    async fn call(
+        mut client: BrokerClient<Channel>,
+        frames: Frames,
+    ) -> std::result::Result<tonic::Response<Streaming<v1::ProduceResponse>>, tonic::Status> {
+        client.produce(frames).await
+    }
+
+    fn opening(message: v1::ProduceResponse) -> Result<v1::ProducerOpened> {
+        match message.response {
+            Some(Response::Opened(opened)) => Ok(opened),
+            Some(Response::Error(detail)) => Err(detail.into()),
+            Some(Response::Receipts(_)) => Err(ClientError::Protocol(
+                "a receipt before the producer was open".to_owned(),
+            )),
+            None => Err(unknown_message()),
+        }
+    }
+
+    fn opened(&self, number: u64, opened: v1::ProducerOpened) -> Result<()> {
+        self.partition.identify(&opened)?;
+        // Where the broker does not deduplicate, what it has stored is settled although nobody
+        // acknowledged it. Where it does, sending it again answers its positions.
+        let stored = opened.last_sequence_id.filter(|_| !opened.deduplication);
+        let (settled, waker) = self.partition.queue().opened(number, stored);
+        self.partition.announce(settled);
+        wake(waker);
+        Ok(())
+    }
+
+    fn handle(&mut self, number: u64, message: v1::ProduceResponse) -> Result<()> {
+        match message.response {
+            Some(Response::Receipts(receipts)) => self.receipts(number, &receipts.receipts),
+            Some(Response::Error(detail)) => Err(detail.into()),
+            Some(Response::Opened(_)) => Err(ClientError::Protocol(
+                "the producer was opened twice".to_owned(),
+            )),
+            None => Err(unknown_message()),
+        }
+    }
+
+    /// Only receipts tell that a session was good, however long it lasted.
+    fn served(&mut self, _lasted: Duration) {}
+
+    fn failed(&mut self, error: &ClientError, while_opening: bool) -> ControlFlow<()> {
+        let verdict = verdict(error, &mut self.damaged, while_opening);
+        let topic = &self.partition.topic;
+        tracing::debug!(%topic, %error, ?verdict, "produce session ended");
+        match verdict {
+            Verdict::Retry => self.partition.queue().interrupted(error),
+            Verdict::FailPending => self.partition.fail(error, false),
+            Verdict::Dead => {
+                self.partition.fail(error, true);
+                return ControlFlow::Break(());
+            }
+        }
+        ControlFlow::Continue(())
+    }
+
+    fn pause(&mut self, redirected: bool) -> Option<Duration> {
+        if redirected {
+            self.backoff.reset();
+        }
+        Some(self.backoff.delay())
+    }
+
+    fn is_closed(&self) -> bool {
+        self.partition.queue().is_closed()
+    }
+
+    fn next_expiry(&self) -> Option<Instant> {
+        self.partition.next_expiry()
+    }
+
+    fn expire(&self) -> bool {
+        self.partition.expire()
+    }
+
+    fn ended(&self) {
+        self.partition.ended.set(());
+    }
 }
 
 /// What a failure means for the producer.
@@ -169,133 +189,6 @@ fn verdict(error: &ClientError, damaged: &mut u32, while_opening: bool) -> Verdi
             Verdict::FailPending
         }
         _ => Verdict::Dead,
-    }
-}
-
-/// Why a session, or an attempt to open one, is over.
-enum End {
-    /// The application closed the producer and everything is acknowledged.
-    Closed,
-    /// Batches have timed out and were failed.
-    Expired,
-    /// It failed.
-    Failed(ClientError),
-}
-
-/// Serves the producer until it is closed, dead or dropped.
-pub(crate) async fn drive(partition: Arc<Partition>, live: Live, mut target: Target) {
-    let mut backoff = Backoff::new(Arc::clone(&partition.context.rng));
-    let mut damaged = 0;
-    let mut live = Some(live);
-    loop {
-        let while_opening = live.is_none();
-        let end = match live.take() {
-            Some(session) => serve(&partition, session, &mut backoff, &mut damaged).await,
-            None => match reopen(&partition, &mut target, &mut backoff).await {
-                Ok(session) => {
-                    live = Some(session);
-                    continue;
-                }
-                Err(end) => end,
-            },
-        };
-        match end {
-            End::Closed => break,
-            End::Expired => continue,
-            End::Failed(error) => {
-                let verdict = verdict(&error, &mut damaged, while_opening);
-                tracing::debug!(topic = %partition.topic, %error, ?verdict, "produce session ended");
-                match verdict {
-                    Verdict::Retry => partition.queue().interrupted(&error),
-                    Verdict::FailPending => partition.fail(&error, false),
-                    Verdict::Dead => {
-                        partition.fail(&error, true);
-                        break;
-                    }
-                }
-                if target.follow(&error) {
-                    backoff.reset();
-                }
-            }
-        }
-        if partition.queue().is_closed() {
-            break;
-        }
-    }
-    partition.ended.set(());
-}
-
-/// Waits a moment and makes one attempt, unless batches expire meanwhile.
-async fn reopen(
-    partition: &Arc<Partition>,
-    target: &mut Target,
-    backoff: &mut Backoff,
-) -> std::result::Result<Live, End> {
-    let deadline = Deadline::after(partition.context.operation_timeout);
-    let attempt = async {
-        backoff.wait().await;
-        let attempt = establish(partition, target);
-        deadline.limit("opening the producer", attempt).await
-    };
-    tokio::select! {
-        () = expiry(partition) => Err(End::Expired),
-        result = attempt => result.map_err(End::Failed),
-    }
-}
-
-/// Takes receipts until the stream ends.
-async fn serve(
-    partition: &Partition,
-    mut live: Live,
-    backoff: &mut Backoff,
-    damaged: &mut u32,
-) -> End {
-    loop {
-        let response = tokio::select! {
-            () = expiry(partition) => return End::Expired,
-            response = next(&mut live.responses, "sending") => response,
-        };
-        let error = match response {
-            Ok(Some(Response::Receipts(receipts))) => {
-                let mut settled = Vec::with_capacity(receipts.receipts.len());
-                let session = live.session;
-                let result = partition
-                    .queue()
-                    .receipts(session, &receipts.receipts, &mut settled);
-                partition.announce(settled);
-                match result {
-                    Ok(waker) => {
-                        wake(waker);
-                        backoff.reset();
-                        *damaged = 0;
-                        continue;
-                    }
-                    Err(error) => error,
-                }
-            }
-            Ok(Some(Response::Error(detail))) => detail.into(),
-            Ok(Some(Response::Opened(_))) => {
-                ClientError::Protocol("the producer was opened twice".to_owned())
-            }
-            Ok(None) if partition.queue().is_closed() => return End::Closed,
-            Ok(None) => ended("sending"),
-            Err(error) => error,
-        };
-        return End::Failed(forget_broken(partition, &live.connection, error).await);
-    }
-}
-
-/// Ends when batches have timed out and were failed.
-async fn expiry(partition: &Partition) {
-    loop {
-        match partition.next_expiry() {
-            None => std::future::pending().await,
-            Some(at) => tokio::time::sleep_until(at).await,
-        }
-        if partition.expire() {
-            return;
-        }
-        debug_assert!(partition.next_expiry().is_none_or(|at| at > Instant::now()));
     }
 }
 

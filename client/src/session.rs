@@ -1,0 +1,298 @@
+//! Keeps a stream to the broker of a topic open, for a producer or for a consumer: one stream at a
+//! time, opened again after every failure, at the broker that a redirect names.
+//!
+//! [`Session`] is what a producer and a consumer do differently; [`Driver`] is the rest. Invariant:
+//! at most one attempt or stream of a session exists, and each has a number of its own, by which
+//! the state behind it refuses what an earlier one left over.
+
+use std::ops::ControlFlow;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use aquifer_proto::v1::broker_client::BrokerClient;
+use aquifer_runtime::clock;
+use tokio::time::Instant;
+use tokio_stream::Stream;
+use tonic::Streaming;
+use tonic::transport::Channel;
+
+use crate::connection::{Connection, Kind, StreamSlot, from_status};
+use crate::context::Context;
+use crate::error::{ClientError, ErrorKind, Outcome, Result};
+use crate::lookup::Target;
+use crate::retry::{Backoff, Deadline};
+
+/// One end of a stream. Its answers decide how the [`Driver`] goes on.
+pub(crate) trait Session: Send + Sync + 'static {
+    /// Which connections carry the stream.
+    const KIND: Kind;
+    /// What opening the stream is called in errors.
+    const OPENING: &'static str;
+    /// What using the stream is called in errors.
+    const SERVING: &'static str;
+    /// What is sent, the opening first.
+    type Requests: Stream + Send + 'static;
+    /// What the broker sends.
+    type Message: Send + 'static;
+    /// The broker's answer to the opening.
+    type Opened: Send;
+
+    /// What the client shares.
+    fn context(&self) -> &Arc<Context>;
+
+    /// Begins the next stream: its number, and what is sent on it. The one before ends.
+    fn begin(&self) -> (u64, Self::Requests);
+
+    /// Makes the call.
+    fn call(
+        client: BrokerClient<Channel>,
+        requests: Self::Requests,
+    ) -> impl Future<
+        Output = std::result::Result<tonic::Response<Streaming<Self::Message>>, tonic::Status>,
+    > + Send;
+
+    /// Takes the first message apart.
+    fn opening(message: Self::Message) -> Result<Self::Opened>;
+
+    /// Takes in the answer to the opening of a stream.
+    fn opened(&self, number: u64, opened: Self::Opened) -> Result<()>;
+
+    /// Takes in any later message of a stream. An error ends the stream.
+    fn handle(&mut self, number: u64, message: Self::Message) -> Result<()>;
+
+    /// A stream has ended that was open for this long.
+    fn served(&mut self, lasted: Duration);
+
+    /// A stream, or with `while_opening` an attempt to open one, has failed. `Break` ends the
+    /// session.
+    fn failed(&mut self, error: &ClientError, while_opening: bool) -> ControlFlow<()>;
+
+    /// The wait before the next attempt. With `redirected` the broker to ask is known.
+    fn pause(&mut self, redirected: bool) -> Option<Duration>;
+
+    /// Whether the application has closed the session and nothing is left to do.
+    fn is_closed(&self) -> bool;
+
+    /// When something has waited too long; `None` for never.
+    fn next_expiry(&self) -> Option<Instant>;
+
+    /// Fails what has waited too long. True when that ends the stream.
+    fn expire(&self) -> bool;
+
+    /// The session is over.
+    fn ended(&self);
+}
+
+/// A session with its open stream.
+pub(crate) struct Driver<S: Session> {
+    session: S,
+    live: Live<S::Message>,
+    target: Target,
+}
+
+/// An open stream.
+struct Live<M> {
+    connection: Connection,
+    responses: Streaming<M>,
+    number: u64,
+    _slot: StreamSlot,
+}
+
+/// Why a stream, or an attempt to open one, is over.
+enum End {
+    /// The application closed the session and nothing is left to do.
+    Closed,
+    /// Something had waited too long and was failed.
+    Expired,
+    /// It failed.
+    Failed(ClientError),
+}
+
+impl<S: Session> Driver<S> {
+    /// Opens the first stream. What the application must decide fails at once: no broker, or a
+    /// name or subscription that another one uses or that is not allowed.
+    pub(crate) async fn open(session: S, deadline: Deadline) -> Result<Driver<S>> {
+        let context = Arc::clone(session.context());
+        let mut backoff = Backoff::new(Arc::clone(&context.rng));
+        let mut target = Target::default();
+        let mut last = None;
+        loop {
+            let attempt = establish(&session, &mut target);
+            let error = match deadline.limit(S::OPENING, attempt).await {
+                Ok(live) => {
+                    return Ok(Driver {
+                        session,
+                        live,
+                        target,
+                    });
+                }
+                Err(error) => error.because_of(last.take()),
+            };
+            let hopeless = error.kind() == ErrorKind::Busy || context.pool.is_hopeless(&error);
+            if hopeless || !error.is_retryable() || deadline.has_passed() {
+                return Err(error);
+            }
+            error.remember(&mut last);
+            if !target.follow(&error) {
+                backoff.wait().await;
+            }
+        }
+    }
+
+    /// Serves the session until it is closed, has failed for good or is dropped.
+    pub(crate) async fn drive(self) {
+        let Driver {
+            mut session,
+            live,
+            mut target,
+        } = self;
+        let mut live = Some(live);
+        loop {
+            let while_opening = live.is_none();
+            let end = match live.take() {
+                Some(stream) => {
+                    let began = Instant::now();
+                    let end = serve(&mut session, stream).await;
+                    session.served(began.elapsed());
+                    end
+                }
+                None => match reopen(&session, &mut target).await {
+                    Ok(stream) => {
+                        live = Some(stream);
+                        continue;
+                    }
+                    Err(end) => end,
+                },
+            };
+            let redirected = match end {
+                End::Closed => break,
+                End::Expired => false,
+                End::Failed(error) => {
+                    if session.failed(&error, while_opening).is_break() {
+                        break;
+                    }
+                    target.follow(&error)
+                }
+            };
+            if session.is_closed() {
+                break;
+            }
+            if let Some(delay) = session.pause(redirected) {
+                // What expires meanwhile neither shortens the pause nor begins it anew.
+                let mut pause = pin!(clock::sleep(delay));
+                while or_expired(&session, pause.as_mut()).await.is_none() {}
+            }
+        }
+        session.ended();
+    }
+}
+
+/// One attempt to open a stream.
+async fn establish<S: Session>(session: &S, target: &mut Target) -> Result<Live<S::Message>> {
+    let connection = target.connect(session.context()).await?;
+    let (number, requests) = session.begin();
+    let answer = async {
+        let (client, slot) = connection.stream(S::KIND).await?;
+        let response = S::call(client, requests).await;
+        let mut responses = response
+            .map_err(|status| from_status(S::OPENING, &status))?
+            .into_inner();
+        let first = next(&mut responses, S::OPENING).await?;
+        let opened = S::opening(first.ok_or_else(|| ended(S::OPENING))?)?;
+        Ok((slot, responses, opened))
+    };
+    let (slot, responses, opened) = match answer.await {
+        Ok(answer) => answer,
+        Err(error) => return Err(forget_broken(session, &connection, error).await),
+    };
+    session.opened(number, opened)?;
+    target.settled();
+    Ok(Live {
+        connection,
+        responses,
+        number,
+        _slot: slot,
+    })
+}
+
+/// One attempt to open the next stream, which is given up when something expires that needs it.
+async fn reopen<S: Session>(
+    session: &S,
+    target: &mut Target,
+) -> std::result::Result<Live<S::Message>, End> {
+    let deadline = Deadline::after(session.context().operation_timeout);
+    let attempt = deadline.limit(S::OPENING, establish(session, target));
+    match or_expired(session, attempt).await {
+        Some(result) => result.map_err(End::Failed),
+        None => Err(End::Expired),
+    }
+}
+
+/// Takes what the broker sends until the stream ends.
+async fn serve<S: Session>(session: &mut S, mut live: Live<S::Message>) -> End {
+    loop {
+        let message = or_expired(session, next(&mut live.responses, S::SERVING)).await;
+        let result = match message {
+            None => return End::Expired,
+            Some(Ok(Some(message))) => session.handle(live.number, message),
+            Some(Ok(None)) if session.is_closed() => return End::Closed,
+            Some(Ok(None)) => Err(ended(S::SERVING)),
+            Some(Err(error)) => Err(error),
+        };
+        if let Err(error) = result {
+            return End::Failed(forget_broken(session, &live.connection, error).await);
+        }
+    }
+}
+
+async fn next<M>(responses: &mut Streaming<M>, what: &'static str) -> Result<Option<M>> {
+    let message = responses.message().await;
+    message.map_err(|status| from_status(what, &status))
+}
+
+/// Runs a future while what waits too long expires; `None` when that ended the stream.
+async fn or_expired<S: Session, F: Future>(session: &S, future: F) -> Option<F::Output> {
+    let mut future = pin!(future);
+    loop {
+        let expiry = async {
+            match session.next_expiry() {
+                Some(at) => tokio::time::sleep_until(at).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            output = &mut future => return Some(output),
+            () = expiry => {
+                if session.expire() {
+                    return None;
+                }
+            }
+        }
+    }
+}
+
+/// The next stream needs another connection when this one broke.
+async fn forget_broken<S: Session>(
+    session: &S,
+    connection: &Connection,
+    error: ClientError,
+) -> ClientError {
+    if matches!(error, ClientError::Connection { .. }) {
+        session.context().pool.invalidate(connection).await;
+    }
+    error
+}
+
+fn ended(what: &'static str) -> ClientError {
+    ClientError::Connection {
+        what,
+        reason: "the broker ended the stream".to_owned(),
+        outcome: Outcome::Unknown,
+    }
+}
+
+/// The broker sent a message that is none of those that the protocol has.
+pub(crate) fn unknown_message() -> ClientError {
+    ClientError::Protocol("an answer of an unknown kind".to_owned())
+}
