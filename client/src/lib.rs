@@ -42,6 +42,7 @@ pub mod reader;
 mod retry;
 mod session;
 mod settle;
+mod wake;
 
 pub use admin::Admin;
 pub use aquifer_proto::v1::ErrorCode;

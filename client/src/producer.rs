@@ -31,7 +31,7 @@ use crate::message::{Message, SendReceipt};
 use crate::retry::Deadline;
 use handle::Handle;
 use partition::Partition;
-use queue::BatchOutcome;
+use queue::{BatchOutcome, Queue};
 use router::Router;
 use settings::Settings;
 
@@ -280,7 +280,7 @@ impl Producer {
     #[must_use]
     pub fn last_sequence_id(&self) -> Option<u64> {
         let partitions = self.inner.partitions.iter();
-        let last = partitions.map(|handle| handle.partition.queue().last_sequence_id());
+        let last = partitions.map(|handle| handle.partition.read(Queue::last_sequence_id));
         last.max().flatten()
     }
 }

@@ -126,7 +126,7 @@ impl Reader {
     /// Whether a message below the known end was not handed out.
     fn is_behind(&self) -> bool {
         let receiver = &self.handle.receiver;
-        (0..receiver.partitions()).any(|at| receiver.with(at, |inbox| inbox.is_behind()))
+        (0..receiver.partitions()).any(|at| receiver.read(at, |inbox| inbox.is_behind()))
     }
 
     /// Asks the broker how far the topic reaches now.
@@ -134,7 +134,7 @@ impl Reader {
         let receiver = &self.handle.receiver;
         let partitions = (0..receiver.partitions()).map(|at| async move {
             let stats = stats(receiver, at).await?;
-            receiver.with(at, |inbox| {
+            receiver.change(at, |inbox, _| {
                 inbox.set_bounds(stats.first_index, stats.end_index)
             });
             Ok::<(), ClientError>(())
@@ -179,7 +179,7 @@ impl Reader {
 }
 
 async fn stats(receiver: &Receiver, partition: usize) -> Result<v1::TopicStatsResponse> {
-    let topic = receiver.with(partition, |inbox| Arc::clone(inbox.topic()));
+    let topic = receiver.read(partition, |inbox| Arc::clone(inbox.topic()));
     let deadline = Deadline::after(receiver.context.operation_timeout);
     topic_stats(&receiver.context, &topic, true, deadline).await
 }

@@ -7,6 +7,8 @@ use std::task::{Context, Poll, Waker};
 
 use parking_lot::Mutex;
 
+use crate::wake::Wakers;
+
 /// A value that arrives later.
 #[derive(Debug)]
 pub(crate) struct Settle<T> {
@@ -24,13 +26,17 @@ impl<T> Default for Settle<T> {
 }
 
 impl<T> Settle<T> {
-    /// Sets the value and wakes everybody; the first value stays.
+    /// Sets the value and wakes all waiters; the first value stays.
     pub(crate) fn set(&self, value: T) {
+        self.set_and(value, &mut Wakers::default());
+    }
+
+    /// The same under a lock: the waiters are woken with others, after it is released.
+    pub(crate) fn set_and(&self, value: T, wakers: &mut Wakers) {
         if self.value.set(value).is_err() {
             return;
         }
-        let wakers = std::mem::take(&mut *self.wakers.lock());
-        wakers.into_iter().for_each(Waker::wake);
+        wakers.add_all(std::mem::take(&mut *self.wakers.lock()));
     }
 
     /// The value, once it is there. `slot` belongs to the waiter and starts as `None`.

@@ -15,6 +15,7 @@ use tokio::time::Instant;
 
 use crate::error::{ClientError, Outcome, Result};
 use crate::settle::Settle;
+use crate::wake::Wakers;
 
 /// The shared outcome of acknowledgements that travel together.
 pub(crate) type AckOutcome = Settle<Result<()>>;
@@ -211,19 +212,18 @@ impl Acks {
     }
 
     /// The topic is at these epochs: acknowledgements of others are void.
-    pub(crate) fn void_but(&mut self, epochs: Epochs) {
+    pub(crate) fn void_but(&mut self, epochs: Epochs, wakers: &mut Wakers) {
         let error = |group: &Group| {
             (group.epochs != epochs).then(|| void(group.epochs, epochs, Outcome::Unknown))
         };
         if let Some((_, group)) = self.under_way.take_if(|(_, group)| error(group).is_some()) {
-            group
-                .outcome
-                .set(Err(void(group.epochs, epochs, Outcome::Unknown)));
+            let error = void(group.epochs, epochs, Outcome::Unknown);
+            group.outcome.set_and(Err(error), wakers);
         }
         self.waiting.retain(|group| match error(group) {
             None => true,
             Some(error) => {
-                group.outcome.set(Err(error));
+                group.outcome.set_and(Err(error), wakers);
                 false
             }
         });
@@ -370,7 +370,7 @@ mod tests {
         acks.next().unwrap();
         add(&mut acks, 0, 9);
         acks.rewind();
-        acks.void_but(epochs(3, 0));
+        acks.void_but(epochs(3, 0), &mut Wakers::default());
         let again = acks.next().unwrap();
         assert_eq!(ranges(&again), [(1, 1)]);
         acks.confirmed(again.request_id).unwrap();
@@ -384,13 +384,13 @@ mod tests {
         acks.next().unwrap();
         let waiting = add(&mut acks, 0, 2);
         let new = add(&mut acks, 1, 3);
-        acks.void_but(epochs(3, 1));
+        acks.void_but(epochs(3, 1), &mut Wakers::default());
         for void in [old, waiting] {
             assert_eq!(void.wait().now_or_never(), Some(&Err(ClientError::Stale)));
         }
         assert!(new.wait().now_or_never().is_none());
         assert_eq!(ranges(&acks.next().unwrap()), [(3, 3)]);
-        acks.void_but(epochs(4, 1));
+        acks.void_but(epochs(4, 1), &mut Wakers::default());
         let error = new.wait().now_or_never().unwrap().clone().unwrap_err();
         assert_eq!(error.outcome(), Outcome::Unknown);
         assert!(acks.next().is_none());

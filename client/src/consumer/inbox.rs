@@ -33,6 +33,7 @@ use crate::batch::{Delivered, Messages};
 use crate::error::{ClientError, Outcome, Result};
 use crate::message::{Origin, ReceivedMessage};
 use crate::settle::Settle;
+use crate::wake::Wakers;
 
 /// The shared outcome of a seek.
 pub(crate) type SeekOutcome = Settle<Result<Index>>;
@@ -163,9 +164,9 @@ impl Inbox {
     }
 
     /// A session, or an attempt to open one, has failed and another follows.
-    pub(crate) fn interrupted(&mut self, error: &ClientError) -> Option<Waker> {
+    pub(crate) fn interrupted(&mut self, error: &ClientError, wakers: &mut Wakers) {
         error.remember(&mut self.last_error);
-        self.begin_session().1
+        self.begin_session(wakers);
     }
 
     /// Why it is not subscribed at the moment.
@@ -175,7 +176,7 @@ impl Inbox {
 
     /// A session begins or has ended: what has arrived is void, and the stream of the session
     /// before ends. Answers the number of the new one.
-    pub(crate) fn begin_session(&mut self) -> (u64, Option<Waker>) {
+    pub(crate) fn begin_session(&mut self, wakers: &mut Wakers) -> u64 {
         self.session += 1;
         self.is_subscribed = false;
         self.is_active = false;
@@ -188,7 +189,8 @@ impl Inbox {
         if let Some(seek) = &mut self.seek {
             seek.is_sent = false;
         }
-        (self.session, self.stream.take())
+        wakers.add(self.stream.take());
+        self.session
     }
 
     /// Where the next session begins, if not where the application said first.
@@ -212,9 +214,14 @@ impl Inbox {
     }
 
     /// The broker has answered the subscription.
-    pub(crate) fn subscribed(&mut self, session: u64, answer: &v1::Subscribed) -> Option<Waker> {
+    pub(crate) fn subscribed(
+        &mut self,
+        session: u64,
+        answer: &v1::Subscribed,
+        wakers: &mut Wakers,
+    ) {
         if session != self.session {
-            return None;
+            return;
         }
         self.is_subscribed = true;
         self.is_active = true;
@@ -228,13 +235,13 @@ impl Inbox {
                 self.seek_epoch = seek_epoch;
                 reader.begin(answer.start_index, answer.end_index);
             }
-            Role::Subscriber(_) => self.advance_seek_epoch(seek_epoch),
+            Role::Subscriber(_) => self.advance_seek_epoch(seek_epoch, wakers),
         }
         let epochs = self.epochs();
         if let Role::Subscriber(subscriber) = &mut self.role {
-            subscriber.acks.void_but(epochs);
+            subscriber.acks.void_but(epochs, wakers);
         }
-        self.stream.take()
+        wakers.add(self.stream.take());
     }
 
     fn take_owner_epoch(&mut self, owner_epoch: OwnerEpoch) {
@@ -259,16 +266,21 @@ impl Inbox {
     }
 
     /// Entries have arrived.
-    pub(crate) fn deliver(&mut self, session: u64, deliveries: v1::Deliveries) -> Option<Waker> {
+    pub(crate) fn deliver(
+        &mut self,
+        session: u64,
+        deliveries: v1::Deliveries,
+        wakers: &mut Wakers,
+    ) {
         if session != self.session {
-            return None;
+            return;
         }
         let origin = Origin {
             partition: self.partition,
             owner_epoch: OwnerEpoch(deliveries.owner_epoch),
             seek_epoch: SeekEpoch(deliveries.seek_epoch),
         };
-        let is_stale = self.take_epochs(origin);
+        let is_stale = self.take_epochs(origin, wakers);
         for delivery in deliveries.deliveries {
             let bytes = delivery.body.len() as u64;
             let delivered = Delivered::parse(delivery);
@@ -277,33 +289,33 @@ impl Inbox {
             let messages = delivered.wanted();
             self.arrive(delivered, origin, Amount { messages, bytes }, is_stale);
         }
-        self.wake_for_credit()
+        self.wake_for_credit(wakers);
     }
 
     /// The broker tells what storage cannot give.
-    pub(crate) fn gap(&mut self, session: u64, gap: v1::Gap) -> Option<Waker> {
+    pub(crate) fn gap(&mut self, session: u64, gap: v1::Gap, wakers: &mut Wakers) {
         if session != self.session {
-            return None;
+            return;
         }
         let origin = Origin {
             partition: self.partition,
             owner_epoch: OwnerEpoch(gap.owner_epoch),
             seek_epoch: SeekEpoch(gap.seek_epoch),
         };
-        let is_stale = self.take_epochs(origin);
+        let is_stale = self.take_epochs(origin, wakers);
         let cost = Amount {
             messages: 1,
             bytes: 0,
         };
         self.arrive(Delivered::missing(gap), origin, cost, is_stale);
-        self.wake_for_credit()
+        self.wake_for_credit(wakers);
     }
 
     /// Notes the epochs of what has arrived; says whether it is of an older one.
-    fn take_epochs(&mut self, origin: Origin) -> bool {
+    fn take_epochs(&mut self, origin: Origin, wakers: &mut Wakers) -> bool {
         let is_stale = origin.owner_epoch < self.owner_epoch || origin.seek_epoch < self.seek_epoch;
         self.take_owner_epoch(origin.owner_epoch);
-        self.advance_seek_epoch(origin.seek_epoch);
+        self.advance_seek_epoch(origin.seek_epoch, wakers);
         is_stale
     }
 
@@ -395,14 +407,15 @@ impl Inbox {
         self.current.is_some() || !self.entries.is_empty()
     }
 
-    /// The stream's waker, when the broker is to be told of new credit.
-    pub(crate) fn wake_for_credit(&mut self) -> Option<Waker> {
-        let due = self.is_subscribed && self.credit.is_due();
-        due.then(|| self.stream.take()).flatten()
+    /// Wakes the stream when the broker is to be told of new credit.
+    pub(crate) fn wake_for_credit(&mut self, wakers: &mut Wakers) {
+        if self.is_subscribed && self.credit.is_due() {
+            wakers.add(self.stream.take());
+        }
     }
 
     /// Drops what a seek has voided.
-    fn advance_seek_epoch(&mut self, seek_epoch: SeekEpoch) {
+    fn advance_seek_epoch(&mut self, seek_epoch: SeekEpoch, wakers: &mut Wakers) {
         if seek_epoch <= self.seek_epoch {
             return;
         }
@@ -422,7 +435,7 @@ impl Inbox {
         });
         let epochs = self.epochs();
         if let Role::Subscriber(subscriber) = &mut self.role {
-            subscriber.void(epochs);
+            subscriber.void(epochs, wakers);
         }
     }
 
@@ -432,22 +445,25 @@ impl Inbox {
         origin: Origin,
         what: Acknowledged<'_>,
         now: Instant,
-    ) -> (Arc<AckOutcome>, Option<Waker>) {
+        wakers: &mut Wakers,
+    ) -> Arc<AckOutcome> {
         let of = Epochs {
             owner: origin.owner_epoch,
             seek: origin.seek_epoch,
         };
         let epochs = self.epochs();
         let Role::Subscriber(subscriber) = &mut self.role else {
-            return (settled(Err(foreign())), None);
+            return settled(Err(foreign()));
         };
         if of != epochs {
             let error = void(of, epochs, Outcome::NotApplied);
-            return (settled(Err(error)), None);
+            return settled(Err(error));
         }
         let outcome = subscriber.ack(of, what, now);
-        let wake = self.is_subscribed && subscriber.acks.is_due();
-        (outcome, wake.then(|| self.stream.take()).flatten())
+        if self.is_subscribed && subscriber.acks.is_due() {
+            wakers.add(self.stream.take());
+        }
+        outcome
     }
 
     /// Asks for redelivery of everything from `index` to `last`.
@@ -456,16 +472,17 @@ impl Inbox {
         origin: Origin,
         (index, last): (u64, u64),
         now: Instant,
-    ) -> Option<Waker> {
+        wakers: &mut Wakers,
+    ) {
         // What an earlier session delivered is delivered again without asking.
         if origin.seek_epoch != self.seek_epoch || !self.is_subscribed {
-            return None;
+            return;
         }
         let Role::Subscriber(subscriber) = &mut self.role else {
-            return None;
+            return;
         };
         if !subscriber.nack(index, last, now) {
-            return None;
+            return;
         }
         if subscriber.order.is_some() {
             // The broker delivers everything from there on again.
@@ -476,25 +493,30 @@ impl Inbox {
                 current.void_from = current.void_from.min(index);
             }
         }
-        self.stream.take()
+        wakers.add(self.stream.take());
     }
 
     /// A redelivery that does not come would stop everything behind it: then the session begins
     /// anew.
-    pub(crate) fn expire_redelivery(&mut self, limit: Duration, now: Instant) -> Option<Waker> {
-        match &self.role {
-            Role::Subscriber(subscriber) if subscriber.is_redelivery_late(limit, now) => {
-                self.begin_session().1
-            }
-            _ => None,
+    pub(crate) fn expire_redelivery(&mut self, limit: Duration, now: Instant, wakers: &mut Wakers) {
+        if let Role::Subscriber(subscriber) = &self.role
+            && subscriber.is_redelivery_late(limit, now)
+        {
+            self.begin_session(wakers);
         }
     }
 
     /// Fails acknowledgements that wait longer than `limit`.
-    pub(crate) fn expire_acks(&mut self, limit: Duration, now: Instant, error: &ClientError) {
+    pub(crate) fn expire_acks(
+        &mut self,
+        limit: Duration,
+        now: Instant,
+        error: &ClientError,
+        wakers: &mut Wakers,
+    ) {
         if let Role::Subscriber(subscriber) = &mut self.role {
             for (outcome, known) in subscriber.acks.expired(limit, now) {
-                outcome.set(Err(error.clone().with_outcome(known)));
+                outcome.set_and(Err(error.clone().with_outcome(known)), wakers);
             }
         }
     }
@@ -516,18 +538,20 @@ impl Inbox {
         }
     }
 
-    pub(crate) fn confirmed(&mut self, session: u64, answer: v1::Confirmed) -> Option<Waker> {
+    pub(crate) fn confirmed(&mut self, session: u64, answer: v1::Confirmed, wakers: &mut Wakers) {
         let Role::Subscriber(subscriber) = &mut self.role else {
-            return None;
+            return;
         };
         if session != self.session {
-            return None;
+            return;
         }
         if let Some(outcome) = subscriber.acks.confirmed(answer.request_id) {
-            outcome.set(answer.error.map_or(Ok(()), |detail| Err(detail.into())));
+            let result = answer.error.map_or(Ok(()), |detail| Err(detail.into()));
+            outcome.set_and(result, wakers);
         }
-        let due = subscriber.acks.is_due();
-        due.then(|| self.stream.take()).flatten()
+        if subscriber.acks.is_due() {
+            wakers.add(self.stream.take());
+        }
     }
 
     pub(crate) fn set_active(&mut self, session: u64, active: bool) {
@@ -563,9 +587,9 @@ impl Inbox {
         &self.topic
     }
 
-    pub(crate) fn close(&mut self) -> Option<Waker> {
+    pub(crate) fn close(&mut self, wakers: &mut Wakers) {
         self.is_closing = true;
-        self.stream.take()
+        wakers.add(self.stream.take());
     }
 
     pub(crate) fn is_closing(&self) -> bool {
@@ -573,16 +597,16 @@ impl Inbox {
     }
 
     /// Fails everything that waits for the broker.
-    pub(crate) fn fail(&mut self, error: &ClientError) -> Option<Waker> {
+    pub(crate) fn fail(&mut self, error: &ClientError, wakers: &mut Wakers) {
         if let Role::Subscriber(subscriber) = &mut self.role {
             for outcome in subscriber.acks.take_all() {
-                outcome.set(Err(error.clone()));
+                outcome.set_and(Err(error.clone()), wakers);
             }
         }
         if let Some(seek) = self.seek.take() {
-            seek.outcome.set(Err(error.clone()));
+            seek.outcome.set_and(Err(error.clone()), wakers);
         }
-        self.begin_session().1
+        self.begin_session(wakers);
     }
 
     /// The next request for the stream of `session`: `None` ends it, `Some(None)` waits until

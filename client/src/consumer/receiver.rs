@@ -4,14 +4,12 @@
 use std::collections::VecDeque;
 use std::pin::pin;
 use std::sync::Arc;
-use std::task::Waker;
 use std::time::Duration;
 
 use aquifer_model::id::{ConsumerInstance, Index};
 use aquifer_model::place::Place;
 use aquifer_model::topic::TopicName;
 use aquifer_proto::{PROTOCOL_VERSION, v1};
-use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
@@ -24,6 +22,7 @@ use crate::error::{ClientError, Outcome, Result};
 use crate::message::{Origin, ReceivedMessage};
 use crate::retry::{Backoff, Deadline};
 use crate::settle::Settle;
+use crate::wake::{Guarded, Wakers};
 
 /// A partition's share of the queue is at least this.
 const SHARE_MIN: Amount = Amount {
@@ -35,7 +34,8 @@ const SHARE_MIN: Amount = Amount {
 pub(crate) struct Receiver {
     pub(crate) context: Arc<Context>,
     pub(crate) settings: Settings,
-    state: Mutex<State>,
+    /// No other lock is taken under this one but those of [`Settle`], under which none is.
+    state: Guarded<State>,
     /// Something arrived, or there is nothing more to wait for.
     changed: Notify,
     /// Session tasks that have ended, one per partition.
@@ -50,6 +50,37 @@ struct State {
     failed: Option<ClientError>,
     /// An error that was met behind messages, for the next call.
     kept: Option<ClientError>,
+}
+
+impl State {
+    /// Remembers a partition that has something.
+    fn note_ready(&mut self, partition: usize) {
+        if self.inboxes[partition].has_more() && !self.is_ready[partition] {
+            self.is_ready[partition] = true;
+            self.ready.push_back(partition);
+        }
+    }
+
+    /// The next message of the partitions that have something, which take turns.
+    fn take(&mut self, wakers: &mut Wakers) -> Option<Result<ReceivedMessage>> {
+        if let Some(error) = &self.failed {
+            return Some(Err(error.clone()));
+        }
+        if let Some(error) = self.kept.take() {
+            return Some(Err(error));
+        }
+        loop {
+            let partition = self.ready.pop_front()?;
+            self.is_ready[partition] = false;
+            let inbox = &mut self.inboxes[partition];
+            let taken = inbox.take();
+            inbox.wake_for_credit(wakers);
+            self.note_ready(partition);
+            if taken.is_some() {
+                return taken;
+            }
+        }
+    }
 }
 
 impl Receiver {
@@ -74,7 +105,7 @@ impl Receiver {
         });
         let inboxes = inboxes.collect();
         Receiver {
-            state: Mutex::new(State {
+            state: Guarded::new(State {
                 inboxes,
                 ready: VecDeque::new(),
                 is_ready: vec![false; count],
@@ -88,39 +119,39 @@ impl Receiver {
         }
     }
 
-    /// Runs a change on one inbox. The lock is held for moments only and never across an await;
-    /// no other lock is taken under it but those of [`Settle`], which take none.
-    pub(crate) fn with<T>(&self, partition: usize, change: impl FnOnce(&mut Inbox) -> T) -> T {
-        let mut state = self.state.lock();
-        let inbox = &mut state.inboxes[partition];
-        change(inbox)
+    /// Looks at one inbox.
+    pub(crate) fn read<T>(&self, partition: usize, look: impl FnOnce(&Inbox) -> T) -> T {
+        self.state.read(|state| look(&state.inboxes[partition]))
     }
 
-    /// The same; whoever waits for a message looks again, and the waker is woken.
-    pub(crate) fn update(
+    /// Runs a change on one inbox.
+    pub(crate) fn change<T>(
         &self,
         partition: usize,
-        change: impl FnOnce(&mut Inbox) -> Option<Waker>,
-    ) {
-        let waker = {
-            let mut state = self.state.lock();
-            let waker = change(&mut state.inboxes[partition]);
-            let has_more = state.inboxes[partition].has_more();
-            if has_more && !state.is_ready[partition] {
-                state.is_ready[partition] = true;
-                state.ready.push_back(partition);
-            }
-            waker
-        };
+        change: impl FnOnce(&mut Inbox, &mut Wakers) -> T,
+    ) -> T {
+        self.state
+            .change(|state, wakers| change(&mut state.inboxes[partition], wakers))
+    }
+
+    /// The same for one that may have brought messages: whoever waits for one looks again.
+    pub(crate) fn update<T>(
+        &self,
+        partition: usize,
+        change: impl FnOnce(&mut Inbox, &mut Wakers) -> T,
+    ) -> T {
+        let result = self.state.change(|state, wakers| {
+            let result = change(&mut state.inboxes[partition], wakers);
+            state.note_ready(partition);
+            result
+        });
         self.changed.notify_waiters();
-        wake(waker);
+        result
     }
 
     /// The request that subscribes a partition's next session.
     pub(crate) fn subscribe_request(&self, partition: usize, session: u64) -> v1::Subscribe {
-        let state = self.state.lock();
-        let inbox = &state.inboxes[partition];
-        let subscribe = v1::Subscribe {
+        let subscribe = self.read(partition, |inbox| v1::Subscribe {
             version: PROTOCOL_VERSION,
             topic: inbox.topic().to_string(),
             r#type: v1::SubscriptionType::Exclusive.into(),
@@ -129,7 +160,7 @@ impl Receiver {
             instance: inbox.instance().0.to_vec().into(),
             epoch: session,
             ..v1::Subscribe::default()
-        };
+        });
         match &self.settings.purpose {
             // The protocol knows a reader by its having no subscription.
             Purpose::Reader => subscribe,
@@ -145,31 +176,7 @@ impl Receiver {
 
     /// A message that is there now; the partitions take turns.
     pub(crate) fn try_take(&self) -> Option<Result<ReceivedMessage>> {
-        let (taken, waker) = {
-            let mut state = self.state.lock();
-            if let Some(error) = &state.failed {
-                return Some(Err(error.clone()));
-            }
-            if let Some(error) = state.kept.take() {
-                return Some(Err(error));
-            }
-            loop {
-                let partition = state.ready.pop_front()?;
-                let inbox = &mut state.inboxes[partition];
-                let taken = inbox.take();
-                let (has_more, waker) = (inbox.has_more(), inbox.wake_for_credit());
-                state.is_ready[partition] = has_more;
-                if has_more {
-                    state.ready.push_back(partition);
-                }
-                match taken {
-                    Some(taken) => break (taken, waker),
-                    None => wake(waker),
-                }
-            }
-        };
-        wake(waker);
-        Some(taken)
+        self.state.change(State::take)
     }
 
     /// A message that is there now; an error is kept for the next call.
@@ -177,7 +184,7 @@ impl Receiver {
         match self.try_take()? {
             Ok(message) => Some(message),
             Err(error) => {
-                self.state.lock().kept = Some(error);
+                self.state.change(|state, _| state.kept = Some(error));
                 self.changed.notify_waiters();
                 None
             }
@@ -202,29 +209,25 @@ impl Receiver {
 
     /// Acknowledges something of a delivery.
     pub(crate) fn ack(&self, origin: Origin, what: Acknowledged<'_>) -> Arc<AckOutcome> {
-        let (outcome, waker) = {
-            let mut state = self.state.lock();
+        self.state.change(|state, wakers| {
             if let Some(error) = &state.failed {
                 let error = error.clone().with_outcome(Outcome::NotApplied);
                 return settled(Err(error));
             }
             match state.inboxes.get_mut(origin.partition) {
-                Some(inbox) => inbox.ack(origin, what, Instant::now()),
-                None => (settled(Err(foreign())), None),
+                Some(inbox) => inbox.ack(origin, what, Instant::now(), wakers),
+                None => settled(Err(foreign())),
             }
-        };
-        wake(waker);
-        outcome
+        })
     }
 
     /// Asks for redelivery of a range.
     pub(crate) fn nack(&self, origin: Origin, range: (u64, u64)) {
-        let waker = {
-            let mut state = self.state.lock();
-            let inbox = state.inboxes.get_mut(origin.partition);
-            inbox.and_then(|inbox| inbox.nack(origin, range, Instant::now()))
-        };
-        wake(waker);
+        self.state.change(|state, wakers| {
+            if let Some(inbox) = state.inboxes.get_mut(origin.partition) {
+                inbox.nack(origin, range, Instant::now(), wakers);
+            }
+        });
     }
 
     /// Moves every partition. Answers the lowest of the indexes.
@@ -244,9 +247,8 @@ impl Receiver {
                 if let Some(error) = self.failed() {
                     return Err(error.with_outcome(Outcome::NotApplied));
                 }
-                match self.with(partition, |inbox| inbox.seek(place)) {
-                    Ok((outcome, waker)) => {
-                        wake(waker);
+                match self.change(partition, |inbox, wakers| inbox.seek(place, wakers)) {
+                    Ok(outcome) => {
                         let outcome = Arc::clone(ours.insert(outcome));
                         match outcome.wait().await {
                             Err(refusal) if refusal.is_retryable() => backoff.wait().await,
@@ -260,10 +262,12 @@ impl Receiver {
             }
         };
         let result = deadline.limit(WHAT, seek).await;
-        let last = || self.with(partition, |inbox| inbox.last_error().cloned());
+        let last = || self.read(partition, |inbox| inbox.last_error().cloned());
         let result = result.map_err(|error| error.because_of(last()));
         if let (Err(_), Some(outcome)) = (&result, &ours) {
-            self.with(partition, |inbox| inbox.abandon_seek(outcome));
+            self.change(partition, |inbox, wakers| {
+                inbox.abandon_seek(outcome, wakers)
+            });
         }
         result
     }
@@ -273,27 +277,26 @@ impl Receiver {
     }
 
     pub(crate) fn failed(&self) -> Option<ClientError> {
-        self.state.lock().failed.clone()
+        self.state.read(|state| state.failed.clone())
     }
 
     /// Whether every partition is subscribed and served.
     pub(crate) fn is_active(&self) -> bool {
-        let state = self.state.lock();
-        state.failed.is_none() && state.inboxes.iter().all(Inbox::is_active)
+        self.state
+            .read(|state| state.failed.is_none() && state.inboxes.iter().all(Inbox::is_active))
     }
 
     /// Everything is over: whoever waits gets this error.
     pub(crate) fn fail(&self, error: &ClientError) {
-        let wakers: Vec<Option<Waker>> = {
-            let mut state = self.state.lock();
+        self.state.change(|state, wakers| {
             if state.failed.is_none() {
                 state.failed = Some(error.clone());
             }
-            let inboxes = state.inboxes.iter_mut();
-            inboxes.map(|inbox| inbox.fail(error)).collect()
-        };
+            for inbox in &mut state.inboxes {
+                inbox.fail(error, wakers);
+            }
+        });
         self.changed.notify_waiters();
-        wakers.into_iter().for_each(wake);
     }
 
     /// A partition's task has ended.
@@ -308,13 +311,12 @@ impl Receiver {
         let deadline = Deadline::after(self.context.operation_timeout);
         let what = self.settings.purpose.what();
         for partition in 0..self.partitions() {
-            let newest = self.with(partition, |inbox| inbox.newest_ack());
+            let newest = self.read(partition, Inbox::newest_ack);
             if let Some(newest) = newest {
                 // Whoever made it learns its outcome; closing goes on either way.
                 let _ = newest.wait().await;
             }
-            let waker = self.with(partition, Inbox::close);
-            wake(waker);
+            self.change(partition, Inbox::close);
         }
         let ended = async {
             for ended in &self.ended {
@@ -331,26 +333,19 @@ impl Receiver {
     pub(crate) fn expire_acks(&self, partition: usize) {
         let limit = self.context.operation_timeout;
         let error = Deadline::after(limit).error("acknowledging", Outcome::Unknown);
-        self.update(partition, |inbox| {
+        self.update(partition, |inbox, wakers| {
             let now = Instant::now();
             let error = error.because_of(inbox.last_error().cloned());
-            inbox.expire_acks(limit, now, &error);
-            inbox.expire_redelivery(limit, now)
+            inbox.expire_acks(limit, now, &error, wakers);
+            inbox.expire_redelivery(limit, now, wakers);
         });
     }
 
     /// How long until acknowledgements may expire.
     pub(crate) fn next_expiry(&self, partition: usize) -> Duration {
         let limit = self.context.operation_timeout;
-        let oldest = self.with(partition, |inbox| inbox.oldest_ack());
+        let oldest = self.read(partition, Inbox::oldest_ack);
         let waited = oldest.map_or(Duration::ZERO, |made_at| made_at.elapsed());
         limit.saturating_sub(waited).max(Duration::from_millis(1))
-    }
-}
-
-/// Wakes a task, if there is one.
-fn wake(waker: Option<Waker>) {
-    if let Some(waker) = waker {
-        waker.wake();
     }
 }

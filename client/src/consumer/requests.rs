@@ -42,7 +42,7 @@ impl Stream for Requests {
         let request = match this.subscribe.take() {
             Some(subscribe) => Request::Subscribe(subscribe),
             None => {
-                let next = this.receiver.with(this.partition, |inbox| {
+                let next = this.receiver.change(this.partition, |inbox, _| {
                     inbox.next_request(this.session, cx.waker())
                 });
                 match next {

@@ -3,7 +3,6 @@
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
-use std::task::Waker;
 use std::time::Duration;
 
 use aquifer_proto::v1;
@@ -21,6 +20,7 @@ use crate::context::Context;
 use crate::error::{ClientError, ErrorKind, Outcome, Result};
 use crate::retry::{Backoff, Deadline};
 use crate::session::{Session, unknown_message};
+use crate::wake::Wakers;
 
 /// See the module.
 pub(crate) struct ConsumeSession {
@@ -41,8 +41,8 @@ impl ConsumeSession {
         }
     }
 
-    fn update(&self, change: impl FnOnce(&mut Inbox) -> Option<Waker>) {
-        self.receiver.update(self.partition, change);
+    fn update<T>(&self, change: impl FnOnce(&mut Inbox, &mut Wakers) -> T) -> T {
+        self.receiver.update(self.partition, change)
     }
 }
 
@@ -59,12 +59,7 @@ impl Session for ConsumeSession {
     }
 
     fn begin(&self) -> (u64, Requests) {
-        let mut number = 0;
-        self.update(|inbox| {
-            let (begun, waker) = inbox.begin_session();
-            number = begun;
-            waker
-        });
+        let number = self.update(Inbox::begin_session);
         let subscribe = self.receiver.subscribe_request(self.partition, number);
         let receiver = Arc::clone(&self.receiver);
         let requests = Requests::new(receiver, self.partition, number, subscribe);
@@ -90,32 +85,35 @@ impl Session for ConsumeSession {
     }
 
     fn opened(&self, number: u64, subscribed: v1::Subscribed) -> Result<()> {
-        let is_replaced = |inbox: &mut Inbox| inbox.is_replaced(&subscribed);
-        if self.receiver.with(self.partition, is_replaced) {
+        let is_replaced = |inbox: &Inbox| inbox.is_replaced(&subscribed);
+        if self.receiver.read(self.partition, is_replaced) {
             return Err(ClientError::Connection {
                 what: Self::OPENING,
                 reason: "the broker does not know yet that another one serves the topic".to_owned(),
                 outcome: Outcome::NotApplied,
             });
         }
-        self.update(|inbox| inbox.subscribed(number, &subscribed));
+        self.update(|inbox, wakers| inbox.subscribed(number, &subscribed, wakers));
         Ok(())
     }
 
     fn handle(&mut self, number: u64, message: v1::ConsumeResponse) -> Result<()> {
         match message.response {
             Some(Response::Deliveries(deliveries)) => {
-                self.update(|inbox| inbox.deliver(number, deliveries));
+                self.update(|inbox, wakers| inbox.deliver(number, deliveries, wakers));
             }
             Some(Response::Confirmed(confirmed)) => {
-                self.update(|inbox| inbox.confirmed(number, confirmed));
+                self.update(|inbox, wakers| inbox.confirmed(number, confirmed, wakers));
             }
-            Some(Response::SeekDone(done)) => self.update(|inbox| inbox.seek_done(number, done)),
-            Some(Response::Gap(gap)) => self.update(|inbox| inbox.gap(number, gap)),
-            Some(Response::Active(active)) => self.update(|inbox| {
-                inbox.set_active(number, active.active);
-                None
-            }),
+            Some(Response::SeekDone(done)) => {
+                self.update(|inbox, wakers| inbox.seek_done(number, done, wakers));
+            }
+            Some(Response::Gap(gap)) => {
+                self.update(|inbox, wakers| inbox.gap(number, gap, wakers));
+            }
+            Some(Response::Active(active)) => {
+                self.update(|inbox, _| inbox.set_active(number, active.active));
+            }
             Some(Response::Error(detail)) => return Err(detail.into()),
             Some(Response::Subscribed(_)) => {
                 let text = "the stream was subscribed twice";
@@ -142,7 +140,7 @@ impl Session for ConsumeSession {
             return ControlFlow::Break(());
         }
         // What has arrived is delivered again: to this consumer, or to another.
-        self.update(|inbox| inbox.interrupted(error));
+        self.update(|inbox, wakers| inbox.interrupted(error, wakers));
         ControlFlow::Continue(())
     }
 
@@ -151,8 +149,7 @@ impl Session for ConsumeSession {
     }
 
     fn is_closed(&self) -> bool {
-        let is_closing = |inbox: &mut Inbox| inbox.is_closing();
-        self.receiver.with(self.partition, is_closing)
+        self.receiver.read(self.partition, Inbox::is_closing)
     }
 
     fn next_expiry(&self) -> Option<Instant> {

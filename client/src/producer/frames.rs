@@ -1,11 +1,11 @@
 //! The request stream of a produce session. The transport pulls: while it is busy batches fill,
 //! so that back-pressure makes them larger instead of more.
 
-use aquifer_model::format::FORMAT_NATIVE;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll};
 
+use aquifer_model::format::FORMAT_NATIVE;
 use aquifer_proto::v1;
 use bytes::Bytes;
 use tokio::time::{Instant, Sleep};
@@ -47,7 +47,10 @@ impl Frames {
         }
         loop {
             let now = Instant::now();
-            let next = self.partition.queue().next(self.session, now, cx.waker());
+            let session = self.session;
+            let next = self
+                .partition
+                .change(|queue, _| queue.next(session, now, cx.waker()));
             match next {
                 Next::Frame(number, bytes) => return Poll::Ready(Some((number, bytes))),
                 Next::Seal(batch) => self.partition.seal(self.session, *batch),
@@ -99,12 +102,5 @@ impl Stream for Frames {
         Poll::Ready(Some(v1::ProduceRequest {
             request: Some(Request::Publish(v1::PublishFrames { frames })),
         }))
-    }
-}
-
-/// Wakes a task, if there is one.
-pub(crate) fn wake(waker: Option<Waker>) {
-    if let Some(waker) = waker {
-        waker.wake();
     }
 }

@@ -8,11 +8,9 @@ use aquifer_model::id::{Index, ProducerInstance, TopicIncarnation};
 use aquifer_model::topic::TopicName;
 use aquifer_proto::{PROTOCOL_VERSION, v1};
 use bytes::Bytes;
-use parking_lot::{Mutex, MutexGuard};
 use tokio::time::Instant;
 
-use super::frames::wake;
-use super::queue::{Accepted, OpenBatch, Queue, Settled};
+use super::queue::{Accepted, Effects, OpenBatch, Queue};
 use super::room::{Cost, Room};
 use super::settings::Settings;
 use crate::context::Context;
@@ -20,6 +18,7 @@ use crate::error::{ClientError, Outcome, Result};
 use crate::message::Message;
 use crate::retry::Deadline;
 use crate::settle::Settle;
+use crate::wake::Guarded;
 
 /// What earlier producers of a name have stored in a partition.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -48,7 +47,8 @@ pub(crate) struct Partition {
     pub(crate) context: Arc<Context>,
     pub(crate) topic: Arc<TopicName>,
     settings: Settings,
-    queue: Mutex<Queue>,
+    /// No other lock is taken under this one.
+    queue: Guarded<Queue>,
     room: Room,
     instance: ProducerInstance,
     /// Counts the openings of this instance.
@@ -65,7 +65,7 @@ impl Partition {
         settings: Settings,
     ) -> Partition {
         Partition {
-            queue: Mutex::new(Queue::new(settings.batching, settings.send_timeout)),
+            queue: Guarded::new(Queue::new(settings.batching, settings.send_timeout)),
             room: Room::new(
                 settings.messages_in_flight_max,
                 settings.bytes_in_flight_max,
@@ -82,10 +82,24 @@ impl Partition {
         }
     }
 
-    /// The state. The lock is held for moments only and never across an await; no other lock is
-    /// taken under it.
-    pub(crate) fn queue(&self) -> MutexGuard<'_, Queue> {
-        self.queue.lock()
+    /// Looks at the queue.
+    pub(crate) fn read<T>(&self, look: impl FnOnce(&Queue) -> T) -> T {
+        self.queue.read(look)
+    }
+
+    /// Changes the queue. What that has settled gives back its room and is told to its waiters
+    /// when the lock is released.
+    pub(crate) fn change<T>(&self, change: impl FnOnce(&mut Queue, &mut Effects<'_>) -> T) -> T {
+        let mut settled = Vec::new();
+        let result = self.queue.change(|queue, wakers| {
+            let settled = &mut settled;
+            change(queue, &mut Effects { wakers, settled })
+        });
+        for settled in settled {
+            self.room.release(settled.cost);
+            settled.outcome.set(settled.result);
+        }
+        result
     }
 
     /// The name that the broker confirmed.
@@ -122,8 +136,8 @@ impl Partition {
         if self.identity.get().is_some() {
             return Ok(());
         }
-        let mut queue = self.queue();
-        queue.begin(opened.last_sequence_id, self.settings.initial_sequence_id)?;
+        let (stored, initial) = (opened.last_sequence_id, self.settings.initial_sequence_id);
+        self.change(|queue, _| queue.begin(stored, initial))?;
         // A second opening cannot race with the first: one task at a time opens sessions.
         let _ = self.identity.set(Identity {
             name: opened.producer_name.clone(),
@@ -141,32 +155,26 @@ impl Partition {
     /// Accepts a message; waits only for room.
     pub(crate) async fn enqueue(&self, message: &Message) -> Result<Accepted> {
         if let Some(id) = message.sequence_id.filter(|_| self.settings.skip_stored)
-            && let Some(skipped) = self.queue().skip(id)?
+            && let Some(skipped) = self.change(|queue, _| queue.skip(id))?
         {
             return Ok(skipped);
         }
         let cost = self.room.cost(message.size_bytes());
         if !self.room.try_take(cost) {
             // What fills the room may be a batch that waits for company.
-            let (_, waker) = self.queue().flush();
-            wake(waker);
+            self.change(|queue, effects| queue.flush(effects.wakers));
             self.room.take(cost).await;
         }
         self.append(message, cost)
     }
 
     fn append(&self, message: &Message, cost: Cost) -> Result<Accepted> {
-        let result = self.queue().append(message, cost, Instant::now);
-        match result {
-            Ok(mut accepted) => {
-                wake(accepted.wake.take());
-                Ok(accepted)
-            }
-            Err(error) => {
-                self.room.release(cost);
-                Err(error)
-            }
+        let accepted =
+            self.change(|queue, effects| queue.append(message, cost, Instant::now, effects.wakers));
+        if accepted.is_err() {
+            self.room.release(cost);
         }
+        accepted
     }
 
     /// Brings a batch into its final bytes, without holding the lock.
@@ -181,36 +189,24 @@ impl Partition {
             ),
             None => Err(ClientError::closed("producer")),
         };
-        let (settled, waker) = self.queue().sealed(session, batch, bytes);
-        self.announce(settled);
-        wake(waker);
-    }
-
-    /// Gives back the room of settled batches and tells their waiters.
-    pub(crate) fn announce(&self, settled: impl IntoIterator<Item = Settled>) {
-        for settled in settled {
-            self.room.release(settled.cost);
-            settled.outcome.set(settled.result);
-        }
+        self.change(|queue, effects| queue.sealed(session, batch, bytes, effects));
     }
 
     /// Fails everything unsettled and ends the session.
     pub(crate) fn fail(&self, error: &ClientError, dead: bool) {
-        let (settled, waker) = self.queue().fail(error, dead);
-        self.announce(settled);
-        wake(waker);
+        self.change(|queue, effects| queue.fail(error, dead, effects));
     }
 
     /// Fails everything unsettled when the oldest batch has waited too long.
     pub(crate) fn expire(&self) -> bool {
-        let due = self.queue().expires_at();
+        let due = self.read(Queue::expires_at);
         let (Some(limit), Some(due)) = (self.settings.send_timeout, due) else {
             return false;
         };
         if due > Instant::now() {
             return false;
         }
-        let last = self.queue().last_error().cloned();
+        let last = self.read(|queue| queue.last_error().cloned());
         let error = Deadline::after(limit).error("sending", Outcome::Unknown);
         let error = error.because_of(last);
         self.fail(&error, false);
@@ -221,14 +217,13 @@ impl Partition {
     pub(crate) fn next_expiry(&self) -> Option<Instant> {
         let limit = self.settings.send_timeout?;
         // What is accepted from now on expires after the limit at the earliest.
-        let next = self.queue().expires_at();
+        let next = self.read(Queue::expires_at);
         next.or_else(|| Instant::now().checked_add(limit))
     }
 
     /// Sends what has gathered and waits until everything accepted so far is settled.
     pub(crate) async fn flush(&self) -> Result<()> {
-        let (newest, waker) = self.queue().flush();
-        wake(waker);
+        let newest = self.change(|queue, effects| queue.flush(effects.wakers));
         match newest {
             Some(outcome) => outcome.wait().await.clone().map(|_| ()),
             None => Ok(()),
@@ -238,15 +233,15 @@ impl Partition {
     /// Accepts nothing more, sends what is there, and ends the session.
     pub(crate) async fn close(&self) -> Result<()> {
         let flushed = self.flush().await;
-        let waker = self.queue().close();
-        wake(waker);
+        self.change(|queue, effects| queue.close(effects.wakers));
         let deadline = Deadline::after(self.context.operation_timeout);
         let ended = async {
             self.ended.wait().await;
             Ok(())
         };
         let closed = deadline.limit("closing the producer", ended).await;
-        let closed = closed.map_err(|error| error.because_of(self.queue().last_error().cloned()));
+        let last = || self.read(|queue| queue.last_error().cloned());
+        let closed = closed.map_err(|error| error.because_of(last()));
         flushed.and(closed)
     }
 }

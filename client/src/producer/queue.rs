@@ -23,6 +23,7 @@ use crate::error::{ClientError, Outcome, Result};
 use crate::message::Message;
 use crate::producer::settings::Batching;
 use crate::settle::Settle;
+use crate::wake::Wakers;
 
 /// Buffers of acknowledged batches that are kept for the next ones.
 const SPARE_MAX: usize = 16;
@@ -82,6 +83,13 @@ pub(crate) struct Settled {
     pub(crate) cost: Cost,
 }
 
+/// What follows from a change once the lock is released.
+#[derive(Debug)]
+pub(crate) struct Effects<'a> {
+    pub(crate) wakers: &'a mut Wakers,
+    pub(crate) settled: &'a mut Vec<Settled>,
+}
+
 /// Where an accepted message is.
 #[derive(Debug)]
 pub(crate) struct Accepted {
@@ -89,8 +97,6 @@ pub(crate) struct Accepted {
     /// Its place in the batch.
     pub(crate) slot: u32,
     pub(crate) sequence_id: u64,
-    /// Wakes the stream, when it has something to do.
-    pub(crate) wake: Option<Waker>,
 }
 
 /// What the stream is to do next.
@@ -189,6 +195,7 @@ impl Queue {
         message: &Message,
         cost: Cost,
         now: impl FnOnce() -> Instant,
+        wakers: &mut Wakers,
     ) -> Result<Accepted> {
         if let Some(error) = &self.failed {
             return Err(error.clone().with_outcome(Outcome::NotApplied));
@@ -231,12 +238,13 @@ impl Queue {
         }
         // A batch that opens may be sent at once or needs a timer, one that is full must go; what
         // happens between these changes nothing for the stream.
-        let wake = (opened || is_full).then(|| self.stream.take()).flatten();
+        if opened || is_full {
+            wakers.add(self.stream.take());
+        }
         Ok(Accepted {
             outcome,
             slot,
             sequence_id,
-            wake,
         })
     }
 
@@ -256,7 +264,6 @@ impl Queue {
             outcome,
             slot: 0,
             sequence_id,
-            wake: None,
         }))
     }
 
@@ -352,12 +359,13 @@ impl Queue {
         session: u64,
         batch: OpenBatch,
         bytes: Result<Bytes>,
-    ) -> (Option<Settled>, Option<Waker>) {
+        effects: &mut Effects<'_>,
+    ) {
         let failed = self.sealing.take().and_then(|sealing| sealing.failed);
-        // Another session's stream waits for this one.
-        let wake = (session != self.session)
-            .then(|| self.stream.take())
-            .flatten();
+        if session != self.session {
+            // Another session's stream waits for this one.
+            effects.wakers.add(self.stream.take());
+        }
         let failed = match (failed, bytes) {
             (Some(error), _) => error.with_outcome(Outcome::NotApplied),
             (None, Err(error)) => error,
@@ -371,26 +379,26 @@ impl Queue {
                     was_sent: false,
                     in_doubt: false,
                 });
-                return (None, wake);
+                return;
             }
         };
-        let settled = Settled {
+        effects.settled.push(Settled {
             outcome: batch.outcome,
             result: Err(failed),
             cost: batch.cost,
-        };
-        (Some(settled), wake)
+        });
     }
 
     /// A new session begins: everything unacknowledged is to be sent again, in order, with frames
     /// numbered from 1 (H7). Answers its number and wakes the stream of the old one, so that it
     /// ends.
-    pub(crate) fn begin_session(&mut self) -> (u64, Option<Waker>) {
+    pub(crate) fn begin_session(&mut self, wakers: &mut Wakers) -> u64 {
         self.session += 1;
         self.is_ready = false;
         self.sent = 0;
         self.acked = 0;
-        (self.session, self.stream.take())
+        wakers.add(self.stream.take());
+        self.session
     }
 
     /// The broker has opened the producer: frames may flow. With `stored_up_to`, given when the
@@ -399,9 +407,10 @@ impl Queue {
         &mut self,
         session: u64,
         stored_up_to: Option<u64>,
-    ) -> (Vec<Settled>, Option<Waker>) {
+        effects: &mut Effects<'_>,
+    ) {
         if session != self.session {
-            return (Vec::new(), None);
+            return;
         }
         self.is_ready = true;
         // Only ids above those that earlier producers of the name stored tell whose is stored. What
@@ -421,8 +430,8 @@ impl Queue {
             }),
             cost: batch.cost,
         });
-        let settled = settled.collect();
-        (settled, self.stream.take())
+        effects.settled.extend(settled);
+        effects.wakers.add(self.stream.take());
     }
 
     /// A session, or an attempt to open one, has failed and another follows. When the broker
@@ -454,11 +463,12 @@ impl Queue {
         &mut self,
         session: u64,
         receipts: &[v1::Receipt],
-        settled: &mut Vec<Settled>,
-    ) -> Result<Option<Waker>> {
+        effects: &mut Effects<'_>,
+    ) -> Result<()> {
         if session != self.session {
-            return Ok(None);
+            return Ok(());
         }
+        effects.settled.reserve(receipts.len());
         for receipt in receipts {
             if self.sent == 0 || receipt.frame_number != self.acked + 1 {
                 return Err(ClientError::Protocol(format!(
@@ -475,7 +485,7 @@ impl Queue {
             self.acked += 1;
             self.last_error = None;
             self.keep_buffer(batch.bytes);
-            settled.push(Settled {
+            effects.settled.push(Settled {
                 outcome: batch.outcome,
                 result: Ok(stored(receipt)),
                 cost: batch.cost,
@@ -484,10 +494,11 @@ impl Queue {
         // What has gathered while these were under way goes now.
         if let Some(open) = self.open.as_mut().filter(|_| self.batching.adaptive) {
             open.due = true;
-            return Ok(self.stream.take());
+            effects.wakers.add(self.stream.take());
+        } else if self.closing && self.sealed.is_empty() {
+            effects.wakers.add(self.stream.take());
         }
-        let end = self.closing && self.sealed.is_empty();
-        Ok(end.then(|| self.stream.take()).flatten())
+        Ok(())
     }
 
     fn keep_buffer(&mut self, bytes: Bytes) {
@@ -500,23 +511,22 @@ impl Queue {
     }
 
     /// Sends what has gathered now. Answers the newest batch, if any is not settled.
-    pub(crate) fn flush(&mut self) -> (Option<Arc<BatchOutcome>>, Option<Waker>) {
-        let mut wake = None;
+    pub(crate) fn flush(&mut self, wakers: &mut Wakers) -> Option<Arc<BatchOutcome>> {
         if let Some(open) = &mut self.open {
             open.due = true;
-            wake = self.stream.take();
+            wakers.add(self.stream.take());
         }
         let newest = self.open.as_ref().or(self.full.back());
         let newest = newest.map(|batch| &batch.outcome);
         let newest = newest.or(self.sealing.as_ref().map(|sealing| &sealing.outcome));
         let newest = newest.or(self.sealed.back().map(|batch| &batch.outcome));
-        (newest.map(Arc::clone), wake)
+        newest.map(Arc::clone)
     }
 
     /// Accepts nothing more; the stream ends when everything is acknowledged.
-    pub(crate) fn close(&mut self) -> Option<Waker> {
+    pub(crate) fn close(&mut self, wakers: &mut Wakers) {
         self.closing = true;
-        self.stream.take()
+        wakers.add(self.stream.take());
     }
 
     /// Whether nothing is left to do for a producer that closes.
@@ -540,11 +550,7 @@ impl Queue {
 
     /// Fails everything unsettled, in order: after one batch failed, storing a later one would
     /// break the order. The session is over. With `dead`, everything to come fails too.
-    pub(crate) fn fail(
-        &mut self,
-        error: &ClientError,
-        dead: bool,
-    ) -> (Vec<Settled>, Option<Waker>) {
+    pub(crate) fn fail(&mut self, error: &ClientError, dead: bool, effects: &mut Effects<'_>) {
         if dead && self.failed.is_none() {
             self.failed = Some(error.clone());
         }
@@ -570,10 +576,9 @@ impl Queue {
             result: Err(error.clone().with_outcome(Outcome::NotApplied)),
             cost: batch.cost,
         });
-        let settled = sealed.chain(unsent).collect();
+        effects.settled.extend(sealed.chain(unsent));
         // Frames of the session may be on their way: what comes next needs a new one.
-        let (_, wake) = self.begin_session();
-        (settled, wake)
+        self.begin_session(effects.wakers);
     }
 }
 

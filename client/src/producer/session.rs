@@ -12,8 +12,9 @@ use tokio::time::Instant;
 use tonic::Streaming;
 use tonic::transport::Channel;
 
-use super::frames::{Frames, wake};
+use super::frames::Frames;
 use super::partition::Partition;
+use super::queue::Queue;
 use crate::connection::Kind;
 use crate::context::Context;
 use crate::error::{ClientError, ErrorKind, Result};
@@ -41,13 +42,8 @@ impl ProduceSession {
     }
 
     fn receipts(&mut self, number: u64, receipts: &[v1::Receipt]) -> Result<()> {
-        let mut settled = Vec::with_capacity(receipts.len());
-        let result = self
-            .partition
-            .queue()
-            .receipts(number, receipts, &mut settled);
-        self.partition.announce(settled);
-        wake(result?);
+        self.partition
+            .change(|queue, effects| queue.receipts(number, receipts, effects))?;
         self.backoff.reset();
         self.damaged = 0;
         Ok(())
@@ -67,8 +63,9 @@ impl Session for ProduceSession {
     }
 
     fn begin(&self) -> (u64, Frames) {
-        let (number, waker) = self.partition.queue().begin_session();
-        wake(waker);
+        let number = self
+            .partition
+            .change(|queue, effects| queue.begin_session(effects.wakers));
         let open = self.partition.open_request();
         (
             number,
@@ -99,9 +96,8 @@ impl Session for ProduceSession {
         // Where the broker does not deduplicate, what it has stored is settled although nobody
         // acknowledged it. Where it does, sending it again answers its positions.
         let stored = opened.last_sequence_id.filter(|_| !opened.deduplication);
-        let (settled, waker) = self.partition.queue().opened(number, stored);
-        self.partition.announce(settled);
-        wake(waker);
+        self.partition
+            .change(|queue, effects| queue.opened(number, stored, effects));
         Ok(())
     }
 
@@ -124,7 +120,7 @@ impl Session for ProduceSession {
         let topic = &self.partition.topic;
         tracing::debug!(%topic, %error, ?verdict, "produce session ended");
         match verdict {
-            Verdict::Retry => self.partition.queue().interrupted(error),
+            Verdict::Retry => self.partition.change(|queue, _| queue.interrupted(error)),
             Verdict::FailPending => self.partition.fail(error, false),
             Verdict::Dead => {
                 self.partition.fail(error, true);
@@ -142,7 +138,7 @@ impl Session for ProduceSession {
     }
 
     fn is_closed(&self) -> bool {
-        self.partition.queue().is_closed()
+        self.partition.read(Queue::is_closed)
     }
 
     fn next_expiry(&self) -> Option<Instant> {

@@ -1,7 +1,6 @@
 //! Moving a subscription or reader: asked for once at a time, sent again after a reconnect.
 
 use std::sync::Arc;
-use std::task::Waker;
 
 use aquifer_model::id::{Index, SeekEpoch};
 use aquifer_model::place::Place;
@@ -9,6 +8,7 @@ use aquifer_proto::v1;
 
 use super::{Inbox, SeekOutcome};
 use crate::error::ClientError;
+use crate::wake::Wakers;
 
 /// A seek that the broker has not confirmed.
 #[derive(Debug)]
@@ -21,31 +21,32 @@ pub(super) struct PendingSeek {
 
 impl Inbox {
     /// The broker has moved the subscription, for us or for somebody else (id 0).
-    pub(crate) fn seek_done(&mut self, session: u64, done: v1::SeekDone) -> Option<Waker> {
+    pub(crate) fn seek_done(&mut self, session: u64, done: v1::SeekDone, wakers: &mut Wakers) {
         if session != self.session {
-            return None;
+            return;
         }
         let ours = |seek: &mut PendingSeek| seek.is_sent && seek.request_id == done.request_id;
         if let Some(refusal) = done.error {
             // Everything stays where it is.
             if let Some(seek) = self.seek.take_if(ours) {
-                seek.outcome.set(Err(refusal.into()));
+                seek.outcome.set_and(Err(refusal.into()), wakers);
             }
-            return None;
+            return;
         }
-        self.advance_seek_epoch(SeekEpoch(done.seek_epoch));
+        self.advance_seek_epoch(SeekEpoch(done.seek_epoch), wakers);
         self.role.moved_to(done.index);
         if let Some(seek) = self.seek.take_if(ours) {
-            seek.outcome.set(Ok(Index(done.index)));
+            seek.outcome.set_and(Ok(Index(done.index)), wakers);
         }
-        self.wake_for_credit()
+        self.wake_for_credit(wakers);
     }
 
     /// Asks for a seek; `Err` is the outcome of one that must end first.
     pub(crate) fn seek(
         &mut self,
         place: Place,
-    ) -> std::result::Result<(Arc<SeekOutcome>, Option<Waker>), Arc<SeekOutcome>> {
+        wakers: &mut Wakers,
+    ) -> std::result::Result<Arc<SeekOutcome>, Arc<SeekOutcome>> {
         if let Some(seek) = &self.seek {
             return Err(Arc::clone(&seek.outcome));
         }
@@ -57,15 +58,17 @@ impl Inbox {
             outcome: Arc::clone(&outcome),
             is_sent: false,
         });
-        Ok((outcome, self.stream.take()))
+        wakers.add(self.stream.take());
+        Ok(outcome)
     }
 
     /// Nobody waits for this seek any more.
-    pub(crate) fn abandon_seek(&mut self, outcome: &Arc<SeekOutcome>) {
+    pub(crate) fn abandon_seek(&mut self, outcome: &Arc<SeekOutcome>, wakers: &mut Wakers) {
         let ours = |seek: &mut PendingSeek| Arc::ptr_eq(&seek.outcome, outcome);
         if let Some(seek) = self.seek.take_if(ours) {
             // Whoever queued behind it must not wait for it for ever.
-            seek.outcome.set(Err(ClientError::closed("seek")));
+            let error = ClientError::closed("seek");
+            seek.outcome.set_and(Err(error), wakers);
         }
     }
 }

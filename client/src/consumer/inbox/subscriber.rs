@@ -12,6 +12,7 @@ use tokio::time::Instant;
 use super::order::Order;
 use crate::batch::Delivered;
 use crate::consumer::acks::{AckOutcome, Acknowledged, Acks, Epochs, Ranges};
+use crate::wake::Wakers;
 
 /// See the module.
 #[derive(Debug)]
@@ -49,10 +50,10 @@ impl SubscriberState {
     }
 
     /// A seek has voided what was delivered under other epochs.
-    pub(super) fn void(&mut self, epochs: Epochs) {
+    pub(super) fn void(&mut self, epochs: Epochs, wakers: &mut Wakers) {
         self.nacks = Ranges::default();
         self.forget_order();
-        self.acks.void_but(epochs);
+        self.acks.void_but(epochs, wakers);
     }
 
     /// A seek has led here.

@@ -60,24 +60,33 @@ fn inbox(purpose: &Purpose) -> Inbox {
 }
 
 fn subscribe(inbox: &mut Inbox, start_index: u64) -> u64 {
-    let (session, _) = inbox.begin_session();
+    let session = inbox.begin_session(&mut Wakers::default());
     let answer = v1::Subscribed {
         owner_epoch: 1,
         start_index,
         ..v1::Subscribed::default()
     };
-    inbox.subscribed(session, &answer);
+    inbox.subscribed(session, &answer, &mut Wakers::default());
     session
 }
 
-fn ack(inbox: &mut Inbox, message: &ReceivedMessage) -> (Arc<AckOutcome>, Option<Waker>) {
+fn deliver(inbox: &mut Inbox, session: u64, deliveries: v1::Deliveries) {
+    inbox.deliver(session, deliveries, &mut Wakers::default());
+}
+
+fn ack(inbox: &mut Inbox, message: &ReceivedMessage) -> Arc<AckOutcome> {
     let what = Acknowledged::One(message.index.0);
-    inbox.ack(message.origin, what, Instant::now())
+    inbox.ack(message.origin, what, Instant::now(), &mut Wakers::default())
 }
 
 fn nack(inbox: &mut Inbox, message: &ReceivedMessage) {
     let range = (message.index.0, message.index.0);
-    inbox.nack(message.origin, range, Instant::now());
+    inbox.nack(
+        message.origin,
+        range,
+        Instant::now(),
+        &mut Wakers::default(),
+    );
 }
 
 fn indexes(inbox: &mut Inbox) -> Vec<u64> {
@@ -107,7 +116,7 @@ fn no_credit_leaks() {
         .map(|delivery| delivery.body.len() as u64)
         .sum::<u64>();
     for deliveries in all {
-        inbox.deliver(session, deliveries);
+        deliver(&mut inbox, session, deliveries);
     }
     let taken: Vec<_> = std::iter::from_fn(|| inbox.take()).collect();
     let good = taken.iter().flatten().map(|message| message.index.0);
@@ -142,7 +151,7 @@ fn subscriber(inbox: &mut Inbox) -> &mut SubscriberState {
 
 fn acknowledged(inbox: &mut Inbox, damaged: &Damaged) -> Vec<(u64, u64)> {
     let what = Acknowledged::Ranges(&damaged.ranges);
-    drop(inbox.ack(damaged.origin, what, Instant::now()));
+    drop(inbox.ack(damaged.origin, what, Instant::now(), &mut Wakers::default()));
     let request = subscriber(inbox).acks.next().unwrap();
     let ranges = request.individual.iter();
     ranges.map(|range| (range.first, range.last)).collect()
@@ -167,7 +176,7 @@ fn what_cannot_be_read_can_be_passed_over() {
     all.deliveries[1].body = encode(&fields, &rows, &[0xee; 100]).unwrap();
     all.deliveries[1].skip = vec![v1::IndexRange { first: 2, last: 2 }];
     all.deliveries[2].body = all.deliveries[2].body.slice(..30);
-    inbox.deliver(session, all);
+    deliver(&mut inbox, session, all);
     let first = inbox.take().unwrap().unwrap();
     assert_eq!(first.index, Index(0));
     let unpacked = damaged(inbox.take());
@@ -180,7 +189,7 @@ fn what_cannot_be_read_can_be_passed_over() {
     assert_eq!((short.first_index, short.last_index), (Index(5), Index(7)));
     assert_eq!(indexes(&mut inbox), [8]);
     assert_eq!(acknowledged(&mut inbox, &unpacked), [(1, 1), (3, 4)]);
-    inbox.confirmed(session, confirmed(1));
+    inbox.confirmed(session, confirmed(1), &mut Wakers::default());
     assert_eq!(acknowledged(&mut inbox, &short), [(5, 7)]);
 }
 
@@ -217,7 +226,7 @@ fn a_malformed_message_is_the_only_one_that_is_missing() {
     };
     let mut all = deliveries(1, 0, &[(10, 3), (13, 1)]);
     all.deliveries[0].body = encode(&fields, &rows, &payload).unwrap();
-    inbox.deliver(session, all);
+    deliver(&mut inbox, session, all);
     assert_eq!(inbox.take().unwrap().unwrap().index, Index(10));
     let bad = damaged(inbox.take());
     assert_eq!((bad.first_index, bad.messages()), (Index(11), 1));
@@ -241,9 +250,9 @@ fn gaps_come_in_their_place() {
             reason: "gone".to_owned(),
             ..v1::Gap::default()
         };
-        inbox.deliver(session, deliveries(1, 0, &[(0, 2)]));
-        inbox.gap(session, gap());
-        inbox.deliver(session, deliveries(1, 0, &[(1_000_002, 1)]));
+        deliver(&mut inbox, session, deliveries(1, 0, &[(0, 2)]));
+        inbox.gap(session, gap(), &mut Wakers::default());
+        deliver(&mut inbox, session, deliveries(1, 0, &[(1_000_002, 1)]));
         assert_eq!(inbox.take().unwrap().unwrap().index, Index(0));
         assert_eq!(inbox.take().unwrap().unwrap().index, Index(1));
         let missing = damaged(inbox.take());
@@ -252,7 +261,7 @@ fn gaps_come_in_their_place() {
         let used = format!("{:?}", inbox.credit);
         assert!(used.contains("consumed: Amount { messages: 4,"), "{used}");
         if is_reader {
-            inbox.gap(session, gap());
+            inbox.gap(session, gap(), &mut Wakers::default());
             assert_eq!(indexes(&mut inbox), [0; 0]);
         } else {
             assert_eq!(acknowledged(&mut inbox, &missing), [(2, 1_000_001)]);
@@ -285,7 +294,7 @@ proptest! {
             let session = subscribe(&mut inbox, start);
             let whole = entries.iter().filter(|(at, size)| at + size > start);
             let whole: Vec<_> = whole.copied().collect();
-            inbox.deliver(session, deliveries(1, 0, &whole));
+            deliver(&mut inbox, session, deliveries(1, 0, &whole));
             let taken = std::iter::from_fn(|| inbox.take()).take(take);
             seen.extend(taken.map(|message| message.unwrap().index.0));
         }
@@ -297,12 +306,12 @@ proptest! {
 fn an_ended_sessions_leftovers_are_not_taken_in() {
     let mut inbox = consumer(SubscriptionType::Shared);
     let old = subscribe(&mut inbox, 0);
-    inbox.deliver(old, deliveries(1, 0, &[(0, 2)]));
+    deliver(&mut inbox, old, deliveries(1, 0, &[(0, 2)]));
     assert_eq!(inbox.take().unwrap().unwrap().index, Index(0));
     let new = subscribe(&mut inbox, 0);
-    inbox.deliver(old, deliveries(1, 0, &[(5, 1)]));
+    deliver(&mut inbox, old, deliveries(1, 0, &[(5, 1)]));
     assert_eq!(indexes(&mut inbox), [0; 0], "all of it is delivered again");
-    inbox.deliver(new, deliveries(1, 0, &[(0, 2)]));
+    deliver(&mut inbox, new, deliveries(1, 0, &[(0, 2)]));
     assert_eq!(indexes(&mut inbox), [0, 1]);
 }
 
@@ -310,7 +319,7 @@ fn an_ended_sessions_leftovers_are_not_taken_in() {
 fn somebody_elses_seek_moves_this_consumer_too() {
     let mut inbox = consumer(SubscriptionType::Shared);
     let session = subscribe(&mut inbox, 0);
-    inbox.deliver(session, deliveries(1, 0, &[(8, 2)]));
+    deliver(&mut inbox, session, deliveries(1, 0, &[(8, 2)]));
     let before = inbox.take().unwrap().unwrap();
     let done = v1::SeekDone {
         request_id: 0,
@@ -318,11 +327,11 @@ fn somebody_elses_seek_moves_this_consumer_too() {
         index: 0,
         error: None,
     };
-    inbox.seek_done(session, done);
+    inbox.seek_done(session, done, &mut Wakers::default());
     assert_eq!(indexes(&mut inbox), [0; 0]);
-    inbox.deliver(session, deliveries(1, 3, &[(0, 1)]));
+    deliver(&mut inbox, session, deliveries(1, 3, &[(0, 1)]));
     assert_eq!(indexes(&mut inbox), [0]);
-    let (outcome, _) = ack(&mut inbox, &before);
+    let outcome = ack(&mut inbox, &before);
     let mut cx = std::task::Context::from_waker(Waker::noop());
     let result = outcome.poll(&mut None, &mut cx);
     assert_eq!(result, std::task::Poll::Ready(&Err(ClientError::Stale)));
@@ -341,15 +350,15 @@ fn nack_next(inbox: &mut Inbox, expected: u64) {
 fn a_nack_voids_what_comes_behind_it_until_it_comes_again() {
     let mut inbox = consumer(SubscriptionType::Exclusive);
     let session = subscribe(&mut inbox, 0);
-    inbox.deliver(session, deliveries(1, 0, &[(0, 3), (3, 2)]));
+    deliver(&mut inbox, session, deliveries(1, 0, &[(0, 3), (3, 2)]));
     assert_eq!(inbox.take().unwrap().unwrap().index, Index(0));
     nack_next(&mut inbox, 1);
     assert_eq!(indexes(&mut inbox), [0; 0], "what was queued");
-    inbox.deliver(session, deliveries(1, 0, &[(5, 2)]));
+    deliver(&mut inbox, session, deliveries(1, 0, &[(5, 2)]));
     assert_eq!(indexes(&mut inbox), [0; 0], "what was on its way");
     let mut again = deliveries(1, 0, &[(0, 3), (3, 2), (5, 2)]);
     again.deliveries[0].skip = vec![v1::IndexRange { first: 0, last: 0 }];
-    inbox.deliver(session, again);
+    deliver(&mut inbox, session, again);
     assert_eq!(indexes(&mut inbox), [1, 2, 3, 4, 5, 6]);
     // All that came is given back: 7 messages, and again 4 and 2.
     let mut expected = Credit::new(Amount {
@@ -369,17 +378,25 @@ fn deliveries_bytes(entries: &[(u64, u64)]) -> u64 {
 fn an_earlier_nack_wins_over_one_that_is_under_way() {
     let mut inbox = consumer(SubscriptionType::Exclusive);
     let session = subscribe(&mut inbox, 0);
-    inbox.deliver(session, deliveries(1, 0, &[(0, 1), (1, 1), (2, 1)]));
+    deliver(
+        &mut inbox,
+        session,
+        deliveries(1, 0, &[(0, 1), (1, 1), (2, 1)]),
+    );
     let first = inbox.take().unwrap().unwrap();
     nack_next(&mut inbox, 1);
     nack(&mut inbox, &first);
-    inbox.deliver(session, deliveries(1, 0, &[(1, 1), (2, 1)]));
+    deliver(&mut inbox, session, deliveries(1, 0, &[(1, 1), (2, 1)]));
     assert_eq!(
         indexes(&mut inbox),
         [0; 0],
         "all of it comes behind 0 once more"
     );
-    inbox.deliver(session, deliveries(1, 0, &[(0, 1), (1, 1), (2, 1)]));
+    deliver(
+        &mut inbox,
+        session,
+        deliveries(1, 0, &[(0, 1), (1, 1), (2, 1)]),
+    );
     assert_eq!(indexes(&mut inbox), [0, 1, 2]);
 }
 
@@ -387,7 +404,7 @@ fn an_earlier_nack_wins_over_one_that_is_under_way() {
 fn a_nack_of_what_was_acknowledged_stops_nothing() {
     let mut inbox = consumer(SubscriptionType::Exclusive);
     let session = subscribe(&mut inbox, 0);
-    inbox.deliver(session, deliveries(1, 0, &[(0, 2), (2, 2)]));
+    deliver(&mut inbox, session, deliveries(1, 0, &[(0, 2), (2, 2)]));
     let done = inbox.take().unwrap().unwrap();
     drop(ack(&mut inbox, &done));
     nack(&mut inbox, &done);
@@ -396,7 +413,7 @@ fn a_nack_of_what_was_acknowledged_stops_nothing() {
     let what = Acknowledged::UpTo(1);
     let epochs = inbox.epochs();
     drop(subscriber(&mut inbox).ack(epochs, what, Instant::now()));
-    inbox.deliver(session, deliveries(1, 0, &[(2, 2)]));
+    deliver(&mut inbox, session, deliveries(1, 0, &[(2, 2)]));
     assert_eq!(indexes(&mut inbox), [2, 3]);
 }
 
@@ -404,12 +421,12 @@ fn a_nack_of_what_was_acknowledged_stops_nothing() {
 fn a_redelivery_that_does_not_come_begins_the_session_anew() {
     let mut inbox = consumer(SubscriptionType::Exclusive);
     let session = subscribe(&mut inbox, 0);
-    inbox.deliver(session, deliveries(1, 0, &[(0, 1)]));
+    deliver(&mut inbox, session, deliveries(1, 0, &[(0, 1)]));
     nack_next(&mut inbox, 0);
     let limit = Duration::from_secs(30);
-    inbox.expire_redelivery(limit, Instant::now());
+    inbox.expire_redelivery(limit, Instant::now(), &mut Wakers::default());
     assert_eq!(inbox.session, session, "not yet");
-    inbox.expire_redelivery(limit, Instant::now() + limit);
+    inbox.expire_redelivery(limit, Instant::now() + limit, &mut Wakers::default());
     assert_ne!(inbox.session, session);
 }
 
@@ -419,7 +436,7 @@ fn a_redelivery_that_does_not_come_begins_the_session_anew() {
 fn a_nack_asks_for_all_that_it_voids() {
     let mut inbox = consumer(SubscriptionType::Exclusive);
     let session = subscribe(&mut inbox, 0);
-    inbox.deliver(session, deliveries(1, 0, &[(0, 3), (3, 2)]));
+    deliver(&mut inbox, session, deliveries(1, 0, &[(0, 3), (3, 2)]));
     nack_next(&mut inbox, 0);
     let next = inbox.next_request(session, Waker::noop());
     let Some(Some(v1::consume_request::Request::NegativeAcknowledge(nack))) = next else {

@@ -14,10 +14,25 @@ fn cost() -> Cost {
     }
 }
 
+/// Runs a change and answers what it has settled.
+fn settled_by<T>(change: impl FnOnce(&mut Effects<'_>) -> T) -> (Vec<Settled>, T) {
+    let (mut wakers, mut settled) = (Wakers::default(), Vec::new());
+    let result = change(&mut Effects {
+        wakers: &mut wakers,
+        settled: &mut settled,
+    });
+    (settled, result)
+}
+
+fn begin_session(queue: &mut Queue) -> u64 {
+    queue.begin_session(&mut Wakers::default())
+}
+
 /// Accepts a message that says its number.
 fn append(queue: &mut Queue, number: u64, now: Instant) -> (Arc<BatchOutcome>, u32, u64) {
     let message = Message::new(number.to_string());
-    let accepted = queue.append(&message, cost(), || now).unwrap();
+    let wakers = &mut Wakers::default();
+    let accepted = queue.append(&message, cost(), || now, wakers).unwrap();
     (accepted.outcome, accepted.slot, accepted.sequence_id)
 }
 
@@ -30,7 +45,9 @@ fn pull(queue: &mut Queue, session: u64, now: Instant) -> Vec<(u64, Bytes)> {
             Next::Seal(mut batch) => {
                 let name = Bytes::from_static(b"p");
                 let bytes = batch.encode(&name, INSTANCE, 7, Compression::None);
-                assert!(queue.sealed(session, *batch, bytes).0.is_none());
+                let (settled, ()) =
+                    settled_by(|effects| queue.sealed(session, *batch, bytes, effects));
+                assert!(settled.is_empty());
             }
             Next::WaitUntil(_) | Next::Wait | Next::End => return frames,
         }
@@ -38,8 +55,8 @@ fn pull(queue: &mut Queue, session: u64, now: Instant) -> Vec<(u64, Bytes)> {
 }
 
 fn begin(queue: &mut Queue) -> u64 {
-    let (session, _) = queue.begin_session();
-    queue.opened(session, None);
+    let session = begin_session(queue);
+    settled_by(|effects| queue.opened(session, None, effects));
     session
 }
 
@@ -140,8 +157,9 @@ proptest! {
                 Step::Acknowledge(count) => {
                     for _ in 0..count {
                         let Some(receipt) = model.store() else { break };
-                        let mut settled = Vec::new();
-                        queue.receipts(session, &[receipt], &mut settled).unwrap();
+                        let (settled, result) =
+                            settled_by(|effects| queue.receipts(session, &[receipt], effects));
+                        result.unwrap();
                         for settled in settled {
                             settled.outcome.set(settled.result);
                         }
@@ -184,9 +202,9 @@ fn a_quiet_producer_sends_at_once_and_a_busy_one_gathers() {
     let frames = pull(&mut queue, session, later);
     assert_eq!(frames.len(), 1, "the delay is over");
     append(&mut queue, 3, later);
-    queue
-        .receipts(session, &[receipt(1, 0, false)], &mut Vec::new())
-        .unwrap();
+    let receipts = [receipt(1, 0, false)];
+    let (_, result) = settled_by(|effects| queue.receipts(session, &receipts, effects));
+    result.unwrap();
     assert_eq!(pull(&mut queue, session, later).len(), 1, "a receipt came");
     append(&mut queue, 4, later);
     assert!(
@@ -206,7 +224,7 @@ fn without_adaptivity_only_the_bounds_count() {
         queue.next(session, now, Waker::noop()),
         Next::WaitUntil(at) if at == now + Duration::from_secs(1)
     ));
-    queue.flush();
+    queue.flush(&mut Wakers::default());
     assert_eq!(pull(&mut queue, session, now).len(), 1);
 }
 
@@ -225,8 +243,11 @@ fn nothing_overtakes_a_batch_that_is_being_sealed() {
     assert!(matches!(queue.next(old, now, Waker::noop()), Next::End));
     assert!(pull(&mut queue, new, now).is_empty());
     let bytes = batch.encode(&Bytes::from_static(b"p"), INSTANCE, 7, Compression::None);
-    let (_, waker) = queue.sealed(old, *batch, bytes);
-    assert!(waker.is_some(), "the new session's stream is told");
+    let (_, is_told) = settled_by(|effects| {
+        queue.sealed(old, *batch, bytes, effects);
+        !effects.wakers.is_empty()
+    });
+    assert!(is_told, "the new session's stream is told");
     let first_ids: Vec<u64> = pull(&mut queue, new, now)
         .into_iter()
         .map(|(_, bytes)| Batch::parse(bytes).unwrap().fields().lowest_sequence_id)
@@ -250,10 +271,10 @@ fn a_failure_takes_everything_along() {
         outcome: Outcome::Unknown,
         last: None,
     };
-    let (settled, _) = queue.fail(&error, false);
+    let (settled, ()) = settled_by(|effects| queue.fail(&error, false, effects));
     assert_eq!(settled.len(), 3);
     let bytes = sealing.encode(&Bytes::from_static(b"p"), INSTANCE, 7, Compression::None);
-    let (last, _) = queue.sealed(session, *sealing, bytes);
+    let (last, ()) = settled_by(|effects| queue.sealed(session, *sealing, bytes, effects));
     let all = settled.into_iter().chain(last);
     let released: u32 = all
         .map(|settled| {
@@ -280,9 +301,9 @@ fn receipts_out_of_order_break_the_session() {
     let mut queue = Queue::new(batching(40, true), None);
     let session = begin(&mut queue);
     let wrong = |queue: &mut Queue, number| {
-        queue
-            .receipts(session, &[receipt(number, 0, false)], &mut Vec::new())
-            .is_err()
+        let receipts = [receipt(number, 0, false)];
+        let (_, result) = settled_by(|effects| queue.receipts(session, &receipts, effects));
+        result.is_err()
     };
     assert!(wrong(&mut queue, 1), "nothing was sent");
     append(&mut queue, 0, now);
@@ -302,9 +323,9 @@ fn acknowledged_buffers_are_reused() {
     append(&mut queue, 0, now);
     let frames = pull(&mut queue, session, now);
     drop(frames);
-    queue
-        .receipts(session, &[receipt(1, 0, false)], &mut Vec::new())
-        .unwrap();
+    let receipts = [receipt(1, 0, false)];
+    let (_, result) = settled_by(|effects| queue.receipts(session, &receipts, effects));
+    result.unwrap();
     assert_eq!(queue.spare.len(), 1);
     append(&mut queue, 1, now);
     assert!(queue.spare.is_empty());
@@ -349,7 +370,7 @@ proptest! {
         queue.begin(Some(99), None).unwrap();
         let session = begin(&mut queue);
         for message in &messages {
-            queue.append(message, cost(), || now).unwrap();
+            queue.append(message, cost(), || now, &mut Wakers::default()).unwrap();
         }
         let Next::Seal(mut batch) = queue.next(session, now, Waker::noop()) else {
             panic!("nothing is in flight, so it goes at once");
@@ -406,7 +427,7 @@ fn a_refused_batch_is_as_if_it_had_never_been_sent() {
         append(&mut queue, 0, now);
         if let Next::Seal(mut batch) = queue.next(session, now, Waker::noop()) {
             let bytes = batch.encode(&Bytes::from_static(b"p"), INSTANCE, 7, Compression::None);
-            queue.sealed(session, *batch, bytes);
+            settled_by(|effects| queue.sealed(session, *batch, bytes, effects));
         }
         for failure in failures {
             let next = queue.next(session, now, Waker::noop());
@@ -424,7 +445,7 @@ fn a_refused_batch_is_as_if_it_had_never_been_sent() {
         assert!(timeout.to_string().contains("no space"), "{timeout}");
         assert_eq!(timeout.code(), Some(v1::ErrorCode::StorageFull));
         assert!(timeout.is_retryable());
-        let (settled, _) = queue.fail(&timeout, false);
+        let (settled, ()) = settled_by(|effects| queue.fail(&timeout, false, effects));
         let result = settled.into_iter().next().map(|settled| settled.result);
         let error = result.unwrap().unwrap_err();
         assert_eq!(error.outcome(), outcome, "{error}");
@@ -440,12 +461,13 @@ fn without_deduplication_only_own_ids_are_taken_for_stored() {
     let session = begin(&mut queue);
     let send = |queue: &mut Queue, id: u64| {
         let message = Message::new("x").sequence_id(id);
-        queue.append(&message, cost(), || now).unwrap().outcome
+        let accepted = queue.append(&message, cost(), || now, &mut Wakers::default());
+        accepted.unwrap().outcome
     };
     let below = send(&mut queue, 5);
     assert_eq!(pull(&mut queue, session, now).len(), 1);
-    let (session, _) = queue.begin_session();
-    let (settled, _) = queue.opened(session, Some(10));
+    let session = begin_session(&mut queue);
+    let (settled, ()) = settled_by(|effects| queue.opened(session, Some(10), effects));
     assert!(settled.is_empty(), "nobody knows");
     assert_eq!(
         pull(&mut queue, session, now).len(),
@@ -456,8 +478,8 @@ fn without_deduplication_only_own_ids_are_taken_for_stored() {
     let above = send(&mut queue, 11);
     let behind = send(&mut queue, 12);
     assert_eq!(pull(&mut queue, session, now).len(), 2);
-    let (session, _) = queue.begin_session();
-    let (settled, _) = queue.opened(session, Some(11));
+    let session = begin_session(&mut queue);
+    let (settled, ()) = settled_by(|effects| queue.opened(session, Some(11), effects));
     let outcomes: Vec<_> = settled.iter().map(|one| &one.outcome).collect();
     assert_eq!(outcomes.len(), 2);
     assert!(Arc::ptr_eq(outcomes[0], &below) && Arc::ptr_eq(outcomes[1], &above));
@@ -482,14 +504,14 @@ fn what_an_earlier_session_sent_is_unknown_when_the_name_is_lost() {
         outcome: Outcome::Unknown,
     };
     queue.interrupted(&cut);
-    queue.begin_session();
+    begin_session(&mut queue);
     let fenced: ClientError = v1::ErrorDetail {
         code: v1::ErrorCode::Fenced.into(),
         ..v1::ErrorDetail::default()
     }
     .into();
     let fenced = fenced.with_outcome(Outcome::NotApplied);
-    let (settled, _) = queue.fail(&fenced, true);
+    let (settled, ()) = settled_by(|effects| queue.fail(&fenced, true, effects));
     let outcome = |settled: &Settled| settled.result.as_ref().unwrap_err().outcome();
     let outcomes: Vec<_> = settled.iter().map(outcome).collect();
     assert_eq!(outcomes, [Outcome::Unknown, Outcome::NotApplied]);
