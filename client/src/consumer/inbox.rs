@@ -6,12 +6,13 @@
 //! only rise, without gaps that the broker did not make; where the order counts, nothing is handed
 //! out behind a message that was negatively acknowledged before that message itself.
 
+mod arrivals;
 mod order;
 mod reader;
+mod role;
 mod seek;
 mod subscriber;
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 use std::task::Waker;
 use std::time::Duration;
@@ -23,13 +24,13 @@ use aquifer_proto::v1;
 use bytes::Bytes;
 use tokio::time::Instant;
 
-use self::reader::ReaderState;
+use self::arrivals::Arrivals;
+use self::role::Role;
 use self::seek::PendingSeek;
-use self::subscriber::SubscriberState;
 use super::acks::{AckOutcome, Acknowledged, Acks, Epochs, settled, void};
-use super::credit::{Amount, Credit};
+use super::credit::Amount;
 use super::settings::Purpose;
-use crate::batch::{Delivered, Messages};
+use crate::batch::Delivered;
 use crate::error::{ClientError, Outcome, Result};
 use crate::message::{Origin, ReceivedMessage};
 use crate::settle::Settle;
@@ -37,31 +38,6 @@ use crate::wake::Wakers;
 
 /// The shared outcome of a seek.
 pub(crate) type SeekOutcome = Settle<Result<Index>>;
-
-/// One entry that has arrived.
-#[derive(Debug)]
-struct Entry {
-    delivered: Delivered,
-    origin: Origin,
-    /// What it cost of the credit.
-    cost: Amount,
-    /// Index of its first message that is wanted.
-    first: u64,
-    /// Index after its last message.
-    end: u64,
-    /// From this index on it is delivered again.
-    void_from: u64,
-}
-
-/// The entry whose messages are being handed out.
-#[derive(Debug)]
-struct Current {
-    messages: Messages,
-    origin: Origin,
-    bytes: u64,
-    end: u64,
-    void_from: u64,
-}
 
 /// See the module.
 #[derive(Debug)]
@@ -78,59 +54,12 @@ pub(crate) struct Inbox {
     incarnation: Option<Bytes>,
     owner_epoch: OwnerEpoch,
     seek_epoch: SeekEpoch,
-    entries: VecDeque<Entry>,
-    current: Option<Current>,
-    credit: Credit,
+    arrivals: Arrivals,
     /// Why the session before ended, until one is open again.
     last_error: Option<ClientError>,
     seek: Option<PendingSeek>,
     last_seek_id: u64,
     stream: Option<Waker>,
-}
-
-/// What a consumer of a subscription and a reader keep besides.
-#[derive(Debug)]
-enum Role {
-    Subscriber(SubscriberState),
-    Reader(ReaderState),
-}
-
-impl Role {
-    fn new(purpose: &Purpose) -> Role {
-        match purpose {
-            Purpose::Subscription(subscription) => {
-                Role::Subscriber(SubscriberState::new(subscription.keeps_order()))
-            }
-            Purpose::Reader => Role::Reader(ReaderState::default()),
-        }
-    }
-
-    /// An entry has arrived. False when it is void: it was sent before the broker knew of a nack
-    /// and comes again, behind the message that was nacked.
-    fn take_in(&mut self, delivered: &mut Delivered) -> bool {
-        match self {
-            Role::Subscriber(subscriber) => subscriber.take_in(delivered),
-            Role::Reader(reader) => {
-                reader.take_in(delivered);
-                true
-            }
-        }
-    }
-
-    /// Everything below an index was handed out, or is passed over.
-    fn passed(&mut self, next: u64) {
-        if let Role::Reader(reader) = self {
-            reader.passed(next);
-        }
-    }
-
-    /// A seek has led to an index.
-    fn moved_to(&mut self, index: u64) {
-        match self {
-            Role::Subscriber(subscriber) => subscriber.moved_to(index),
-            Role::Reader(reader) => reader.moved_to(index),
-        }
-    }
 }
 
 impl Inbox {
@@ -153,9 +82,7 @@ impl Inbox {
             incarnation: None,
             owner_epoch: OwnerEpoch(0),
             seek_epoch: SeekEpoch(0),
-            entries: VecDeque::new(),
-            current: None,
-            credit: Credit::new(queue),
+            arrivals: Arrivals::new(queue),
             last_error: None,
             seek: None,
             last_seek_id: 0,
@@ -180,9 +107,7 @@ impl Inbox {
         self.session += 1;
         self.is_subscribed = false;
         self.is_active = false;
-        self.entries.clear();
-        self.current = None;
-        self.credit.reset();
+        self.arrivals.reset();
         if let Role::Subscriber(subscriber) = &mut self.role {
             subscriber.begin_session();
         }
@@ -320,96 +245,26 @@ impl Inbox {
     }
 
     fn arrive(&mut self, mut delivered: Delivered, origin: Origin, cost: Amount, is_stale: bool) {
-        if is_stale {
-            self.credit.consume(cost.messages, cost.bytes);
-            return;
+        if is_stale || !self.role.take_in(&mut delivered) {
+            self.arrivals.refuse(cost);
+        } else {
+            self.arrivals.push(delivered, origin, cost);
         }
-        if !self.role.take_in(&mut delivered) {
-            self.credit.consume(cost.messages, cost.bytes);
-            return;
-        }
-        let (first, end) = (delivered.first_wanted(), delivered.end());
-        self.entries.push_back(Entry {
-            delivered,
-            origin,
-            cost,
-            first,
-            end,
-            void_from: u64::MAX,
-        });
     }
 
     /// The next message for the application.
     pub(crate) fn take(&mut self) -> Option<Result<ReceivedMessage>> {
-        loop {
-            if let Some(current) = &mut self.current {
-                let taken = current.messages.next();
-                let left = current.messages.left();
-                match taken {
-                    Some((index, _)) if index >= current.void_from => {
-                        self.finish_current(left + 1);
-                    }
-                    Some((index, taken)) => {
-                        self.credit.consume(1, 0);
-                        self.role.passed(index + 1);
-                        if left == 0 {
-                            self.finish_current(0);
-                        }
-                        return Some(taken);
-                    }
-                    None => self.finish_current(left),
-                }
-            }
-            let entry = self.entries.pop_front()?;
-            if entry.first >= entry.void_from {
-                self.credit.consume(entry.cost.messages, entry.cost.bytes);
-                continue;
-            }
-            let wanted = entry.delivered.wanted();
-            if wanted == 0 {
-                // A reader has seen all of it, or all of it was acknowledged.
-                self.credit.consume(entry.cost.messages, entry.cost.bytes);
-                self.role.passed(entry.end);
-                continue;
-            }
-            match entry.delivered.open(&self.topic, entry.origin) {
-                Ok(messages) => {
-                    // Messages that only we leave out are not handed out one by one.
-                    let skipped = entry.cost.messages.saturating_sub(wanted);
-                    self.credit.consume(skipped, 0);
-                    self.current = Some(Current {
-                        messages,
-                        origin: entry.origin,
-                        bytes: entry.cost.bytes,
-                        end: entry.end,
-                        void_from: entry.void_from,
-                    });
-                }
-                Err(error) => {
-                    self.credit.consume(entry.cost.messages, entry.cost.bytes);
-                    self.role.passed(entry.end);
-                    return Some(Err(error));
-                }
-            }
-        }
-    }
-
-    /// The current entry is done with; `left` of its messages are not handed out.
-    fn finish_current(&mut self, left: u64) {
-        if let Some(current) = self.current.take() {
-            self.credit.consume(left, current.bytes);
-            self.role.passed(current.end);
-        }
+        self.arrivals.take(&self.topic, &mut self.role)
     }
 
     /// Whether [`take`](Self::take) may have something.
     pub(crate) fn has_more(&self) -> bool {
-        self.current.is_some() || !self.entries.is_empty()
+        !self.arrivals.is_empty()
     }
 
     /// Wakes the stream when the broker is to be told of new credit.
     pub(crate) fn wake_for_credit(&mut self, wakers: &mut Wakers) {
-        if self.is_subscribed && self.credit.is_due() {
+        if self.is_subscribed && self.arrivals.credit.is_due() {
             wakers.add(self.stream.take());
         }
     }
@@ -420,19 +275,7 @@ impl Inbox {
             return;
         }
         self.seek_epoch = seek_epoch;
-        let stale = |origin: &Origin| origin.seek_epoch < seek_epoch;
-        if self.current.as_ref().is_some_and(|c| stale(&c.origin)) {
-            let left = self.current.as_ref().map_or(0, |c| c.messages.left());
-            self.finish_current(left);
-        }
-        let credit = &mut self.credit;
-        self.entries.retain(|entry| {
-            let is_stale = stale(&entry.origin);
-            if is_stale {
-                credit.consume(entry.cost.messages, entry.cost.bytes);
-            }
-            !is_stale
-        });
+        self.arrivals.void_before(seek_epoch, &mut self.role);
         let epochs = self.epochs();
         if let Role::Subscriber(subscriber) = &mut self.role {
             subscriber.void(epochs, wakers);
@@ -486,12 +329,7 @@ impl Inbox {
         }
         if subscriber.order.is_some() {
             // The broker delivers everything from there on again.
-            for entry in &mut self.entries {
-                entry.void_from = entry.void_from.min(index);
-            }
-            if let Some(current) = &mut self.current {
-                current.void_from = current.void_from.min(index);
-            }
+            self.arrivals.void_from(index);
         }
         wakers.add(self.stream.take());
     }
@@ -641,7 +479,7 @@ impl Inbox {
                 place: seek.place.to_string(),
             })));
         }
-        if let Some(total) = self.credit.grant() {
+        if let Some(total) = self.arrivals.credit.grant() {
             return Some(Some(Request::Credit(v1::Credit {
                 messages_total: total.messages,
                 bytes_total: total.bytes,

@@ -3,7 +3,9 @@ use aquifer_model::subscription::SubscriptionType;
 use bytes::BytesMut;
 use proptest::prelude::*;
 
+use super::subscriber::SubscriberState;
 use super::*;
+use crate::consumer::credit::Credit;
 use crate::consumer::settings::Subscription;
 use crate::message::Damaged;
 
@@ -132,7 +134,10 @@ fn no_credit_leaks() {
     });
     // 3 + 2 of the first, 1 of the old owner, 2 of 3, 3 of the old seek epoch, 2 damaged.
     expected.consume(13, bytes);
-    assert_eq!(format!("{:?}", inbox.credit), format!("{expected:?}"));
+    assert_eq!(
+        format!("{:?}", inbox.arrivals.credit),
+        format!("{expected:?}")
+    );
 }
 
 fn damaged(taken: Option<Result<ReceivedMessage>>) -> Damaged {
@@ -258,7 +263,7 @@ fn gaps_come_in_their_place() {
         let missing = damaged(inbox.take());
         assert_eq!(missing.messages(), 1_000_000);
         assert_eq!(inbox.take().unwrap().unwrap().index, Index(1_000_002));
-        let used = format!("{:?}", inbox.credit);
+        let used = format!("{:?}", inbox.arrivals.credit);
         assert!(used.contains("consumed: Amount { messages: 4,"), "{used}");
         if is_reader {
             inbox.gap(session, gap(), &mut Wakers::default());
@@ -366,7 +371,10 @@ fn a_nack_voids_what_comes_behind_it_until_it_comes_again() {
         bytes: 1 << 20,
     });
     expected.consume(13, 2 * deliveries_bytes(&[(0, 3), (3, 2), (5, 2)]));
-    assert_eq!(format!("{:?}", inbox.credit), format!("{expected:?}"));
+    assert_eq!(
+        format!("{:?}", inbox.arrivals.credit),
+        format!("{expected:?}")
+    );
 }
 
 fn deliveries_bytes(entries: &[(u64, u64)]) -> u64 {
