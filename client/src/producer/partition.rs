@@ -10,7 +10,7 @@ use aquifer_proto::{PROTOCOL_VERSION, v1};
 use bytes::Bytes;
 use tokio::time::Instant;
 
-use super::queue::{Accepted, Effects, OpenBatch, Queue};
+use super::queue::{Accepted, Effects, Queue, Unsealed};
 use super::room::{Cost, Room};
 use super::settings::Settings;
 use crate::context::Context;
@@ -178,7 +178,7 @@ impl Partition {
     }
 
     /// Brings a batch into its final bytes, without holding the lock.
-    pub(crate) fn seal(&self, session: u64, mut batch: OpenBatch) {
+    pub(crate) fn seal(&self, session: u64, mut batch: Unsealed) {
         let now_ms = self.context.clock.wall_ms();
         let bytes = match self.identity.get() {
             Some(identity) => batch.encode(
@@ -189,7 +189,7 @@ impl Partition {
             ),
             None => Err(ClientError::closed("producer")),
         };
-        self.change(|queue, effects| queue.sealed(session, batch, bytes, effects));
+        self.change(|queue, effects| queue.sealed(session, &batch, bytes, effects));
     }
 
     /// Fails everything unsettled and ends the session.

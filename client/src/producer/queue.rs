@@ -1,9 +1,17 @@
-//! What a producer has accepted and not yet settled, in order: batches that fill, batches that
-//! are full, batches that were sent. Plain state: no I/O, no tasks; time and events come in.
+//! What a producer has accepted and not yet settled: its batches, in order. Plain state: no I/O, no
+//! tasks; time and events come in.
 //!
 //! Invariants: batches leave in the order in which they were opened (I7); a batch that was sent
-//! once keeps its composition (H7, I8); frame `acked + n + 1` of a session is `sealed[n]`.
+//! once keeps its composition (H7, I8).
+//!
+//! ```text
+//! batches   sealed, sent │ sealed │ sealing? │ gathering, full │ gathering, open or due?
+//!                        ^sent    ^sealed
+//! ```
+//!
+//! Frame `acked + n + 1` of a session is `batches[n]`.
 
+mod batch;
 mod encode;
 
 use std::collections::VecDeque;
@@ -17,71 +25,21 @@ use aquifer_proto::v1;
 use bytes::{Bytes, BytesMut};
 use tokio::time::Instant;
 
+use self::batch::{Batch, Readiness, Sent, State};
 use self::encode::row;
 use super::room::Cost;
 use crate::error::{ClientError, Outcome, Result};
 use crate::message::Message;
 use crate::producer::settings::Batching;
-use crate::settle::Settle;
 use crate::wake::Wakers;
+
+pub(crate) use self::batch::{BatchOutcome, Settled, Stored};
+pub(crate) use self::encode::Unsealed;
 
 /// Buffers of acknowledged batches that are kept for the next ones.
 const SPARE_MAX: usize = 16;
 /// Longer delays are as good as this one, which every clock can add.
 const DELAY_MAX: Duration = Duration::from_secs(365 * 24 * 3_600);
-
-/// The shared outcome of a batch.
-pub(crate) type BatchOutcome = Settle<Result<Stored>>;
-
-/// A batch is stored.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Stored {
-    /// Where; `None` for a duplicate that the broker no longer remembers.
-    pub(crate) at: Option<(LedgerId, EntryId, Index)>,
-    pub(crate) duplicate: bool,
-}
-
-/// A batch that takes messages, or waits to be sent for the first time.
-#[derive(Debug)]
-pub(crate) struct OpenBatch {
-    builder: BatchBuilder,
-    lowest: u64,
-    highest: u64,
-    outcome: Arc<BatchOutcome>,
-    cost: Cost,
-    opened_at: Instant,
-    /// To be sent now, although it could take more.
-    due: bool,
-}
-
-/// A batch in its final bytes.
-#[derive(Debug)]
-struct SealedBatch {
-    bytes: Bytes,
-    highest: u64,
-    outcome: Arc<BatchOutcome>,
-    cost: Cost,
-    opened_at: Instant,
-    /// Whether a broker may have stored it.
-    was_sent: bool,
-    /// Whether it was sent in an earlier session that said nothing about it.
-    in_doubt: bool,
-}
-
-#[derive(Debug)]
-struct Sealing {
-    outcome: Arc<BatchOutcome>,
-    /// Everything failed meanwhile.
-    failed: Option<ClientError>,
-}
-
-/// A batch whose outcome is to be announced, outside the lock.
-#[derive(Debug)]
-pub(crate) struct Settled {
-    pub(crate) outcome: Arc<BatchOutcome>,
-    pub(crate) result: Result<Stored>,
-    pub(crate) cost: Cost,
-}
 
 /// What follows from a change once the lock is released.
 #[derive(Debug)]
@@ -105,7 +63,7 @@ pub(crate) enum Next {
     /// Send these bytes as this frame.
     Frame(u64, Bytes),
     /// Seal this batch, outside the lock, and hand it to [`Queue::sealed`].
-    Seal(Box<OpenBatch>),
+    Seal(Box<Unsealed>),
     /// Nothing now; at this time the open batch is due.
     WaitUntil(Instant),
     /// Nothing until woken.
@@ -119,12 +77,10 @@ pub(crate) enum Next {
 pub(crate) struct Queue {
     batching: Batching,
     send_timeout: Option<Duration>,
-    open: Option<OpenBatch>,
-    full: VecDeque<OpenBatch>,
-    /// The batch that is being sealed outside the lock; it comes after `sealed`, before `full`.
-    sealing: Option<Sealing>,
-    sealed: VecDeque<SealedBatch>,
-    /// How many of `sealed` were sent in this session.
+    batches: VecDeque<Batch>,
+    /// How many of `batches` are sealed.
+    sealed: usize,
+    /// How many of these were sent in this session.
     sent: usize,
     /// Receipts of this session.
     acked: u64,
@@ -151,10 +107,8 @@ impl Queue {
         Queue {
             batching,
             send_timeout,
-            open: None,
-            full: VecDeque::new(),
-            sealing: None,
-            sealed: VecDeque::new(),
+            batches: VecDeque::new(),
+            sealed: 0,
             sent: 0,
             acked: 0,
             session: 0,
@@ -197,6 +151,7 @@ impl Queue {
         now: impl FnOnce() -> Instant,
         wakers: &mut Wakers,
     ) -> Result<Accepted> {
+        const OPEN: &str = "a batch that gathers was left at the back";
         if let Some(error) = &self.failed {
             return Err(error.clone().with_outcome(Outcome::NotApplied));
         }
@@ -205,40 +160,32 @@ impl Queue {
         }
         let sequence_id = self.assign(message.sequence_id)?;
         let size = message.size_bytes() + ROW_BYTES;
-        if self
-            .open
-            .as_ref()
-            .is_some_and(|open| self.must_cut(open, size, sequence_id))
-        {
-            self.full.extend(self.open.take());
-        }
-        let opened = self.open.is_none();
-        let mut open = match self.open.take() {
-            Some(open) => open,
-            None => self.new_batch(sequence_id, size, now()),
-        };
-        let slot = u32::try_from(open.builder.message_count()).unwrap_or(u32::MAX);
-        let row = row(message, sequence_id - open.lowest);
-        let pushed = open.builder.push(&message.record, row);
+        let is_new = self.make_room(sequence_id, size, now);
+        let batch = self.batches.back_mut().expect(OPEN);
+        let lowest = batch.lowest;
+        let (builder, readiness) = batch.gathering().expect(OPEN);
+        let slot = u32::try_from(builder.message_count()).unwrap_or(u32::MAX);
+        let pushed = builder.push(&message.record, row(message, sequence_id - lowest));
         if let Err(error) = pushed {
             // Nothing was appended; an empty batch is not worth keeping.
-            self.open = Some(open).filter(|open| open.builder.message_count() > 0);
+            if slot == 0 {
+                self.batches.pop_back();
+            }
             return Err(error.into());
         }
-        open.highest = sequence_id;
-        open.cost.add(cost);
+        let is_full = builder.size_bytes() >= self.batching.bytes_max
+            || slot + 1 >= self.batching.messages_max;
+        if is_full {
+            *readiness = Readiness::Full;
+        }
+        batch.highest = sequence_id;
+        batch.cost.add(cost);
+        let outcome = Arc::clone(&batch.outcome);
         self.last_assigned = Some(sequence_id);
         self.next_sequence_id = sequence_id.saturating_add(1);
-        let outcome = Arc::clone(&open.outcome);
-        let is_full = open.builder.size_bytes() >= self.batching.bytes_max
-            || slot + 1 >= self.batching.messages_max;
-        match is_full {
-            true => self.full.push_back(open),
-            false => self.open = Some(open),
-        }
         // A batch that opens may be sent at once or needs a timer, one that is full must go; what
         // happens between these changes nothing for the stream.
-        if opened || is_full {
+        if is_new || is_full {
             wakers.add(self.stream.take());
         }
         Ok(Accepted {
@@ -246,6 +193,35 @@ impl Queue {
             slot,
             sequence_id,
         })
+    }
+
+    /// Leaves a batch at the back that takes the message; answers whether it is a new one.
+    fn make_room(&mut self, sequence_id: u64, size: usize, now: impl FnOnce() -> Instant) -> bool {
+        let (bytes_max, stored_before) = (self.batching.bytes_max, self.stored_before);
+        if let Some(batch) = self.batches.back_mut() {
+            let lowest = batch.lowest;
+            // A batch never mixes what an earlier producer of the name has stored with what it has
+            // not: it is a duplicate as a whole, or not at all.
+            let mixes = stored_before.is_some_and(|id| lowest <= id && id < sequence_id);
+            let is_far = u32::try_from(sequence_id.saturating_sub(lowest)).is_err();
+            if let Some((builder, readiness)) = batch.gathering()
+                && *readiness != Readiness::Full
+            {
+                if builder.size_bytes() + size <= bytes_max && !mixes && !is_far {
+                    return false;
+                }
+                *readiness = Readiness::Full;
+            }
+        }
+        let batch = self.new_batch(sequence_id, size, now());
+        self.batches.push_back(batch);
+        true
+    }
+
+    /// Whether the newest batch is to be sent, while it takes messages.
+    fn open(&mut self) -> Option<&mut Readiness> {
+        let (_, readiness) = self.batches.back_mut()?.gathering()?;
+        Some(readiness).filter(|readiness| **readiness != Readiness::Full)
     }
 
     /// Answers a message that an earlier producer of the name has stored, instead of taking it.
@@ -278,31 +254,23 @@ impl Queue {
         }
     }
 
-    /// Whether the message must begin another batch. A batch never mixes what an earlier producer
-    /// of the name has stored with what it has not: it is a duplicate as a whole, or not at all.
-    fn must_cut(&self, open: &OpenBatch, size: usize, sequence_id: u64) -> bool {
-        open.builder.size_bytes() + size > self.batching.bytes_max
-            || u32::try_from(sequence_id - open.lowest).is_err()
-            || self
-                .stored_before
-                .is_some_and(|stored| open.lowest <= stored && stored < sequence_id)
-    }
-
-    fn new_batch(&mut self, sequence_id: u64, size: usize, now: Instant) -> OpenBatch {
+    fn new_batch(&mut self, sequence_id: u64, size: usize, now: Instant) -> Batch {
         let buffer = self.spare.pop().unwrap_or_default();
         // A busy producer's batch is about as large as the one before; a quiet one's is small.
         let payload = (self.rows_hint * size)
             .min(self.batching.bytes_max)
             .max(size);
         let rows = self.rows_hint + self.rows_hint / 8 + 2;
-        OpenBatch {
-            builder: BatchBuilder::new(buffer, rows, payload),
+        Batch {
             lowest: sequence_id,
             highest: sequence_id,
             outcome: Arc::new(BatchOutcome::default()),
             cost: Cost::default(),
             opened_at: now,
-            due: false,
+            state: State::Gathering {
+                builder: BatchBuilder::new(buffer, rows, payload),
+                readiness: Readiness::Open,
+            },
         }
     }
 
@@ -315,78 +283,76 @@ impl Queue {
         if !self.is_ready {
             return Next::Wait;
         }
-        if let Some(batch) = self.sealed.get_mut(self.sent) {
-            batch.was_sent = true;
-            self.sent += 1;
-            let number = self.acked + self.sent as u64;
-            return Next::Frame(number, batch.bytes.clone());
-        }
-        if self.sealing.is_some() {
-            // The stream of the session before is at it; a later batch must not overtake.
-            return Next::Wait;
-        }
-        if let Some(batch) = self.full.pop_front() {
-            return self.seal(batch);
-        }
-        let idle = self.sealed.is_empty();
-        let Some(open) = self.open.take() else {
-            let done = self.closing && idle;
-            return if done { Next::End } else { Next::Wait };
+        let is_idle = self.sent == 0;
+        let Some(batch) = self.batches.get_mut(self.sent) else {
+            let is_done = self.closing && is_idle;
+            return if is_done { Next::End } else { Next::Wait };
         };
-        let due_at = open.opened_at + self.batching.delay_max.min(DELAY_MAX);
-        if open.due || self.closing || now >= due_at || (self.batching.adaptive && idle) {
-            return self.seal(open);
+        let due_at = batch.opened_at + self.batching.delay_max.min(DELAY_MAX);
+        match &mut batch.state {
+            State::Sealed { bytes, sent } => {
+                if *sent == Sent::No {
+                    *sent = Sent::Yes;
+                }
+                self.sent += 1;
+                Next::Frame(self.acked + self.sent as u64, bytes.clone())
+            }
+            // The stream of the session before is at it; a later batch must not overtake.
+            State::Sealing => Next::Wait,
+            State::Gathering { builder, readiness } => {
+                let is_due = *readiness != Readiness::Open
+                    || self.closing
+                    || now >= due_at
+                    || (self.batching.adaptive && is_idle);
+                if !is_due {
+                    return Next::WaitUntil(due_at);
+                }
+                // Falls slowly, so that full batches between small ones need no growing, and fast
+                // enough that many small ones in flight do not each hold a large buffer.
+                let rows = builder.message_count();
+                self.rows_hint = rows.max(self.rows_hint * 3 / 4);
+                let empty = BatchBuilder::new(BytesMut::new(), 0, 0);
+                let builder = std::mem::replace(builder, empty);
+                batch.state = State::Sealing;
+                Next::Seal(Box::new(Unsealed {
+                    builder,
+                    lowest: batch.lowest,
+                    highest: batch.highest,
+                    outcome: Arc::clone(&batch.outcome),
+                }))
+            }
         }
-        self.open = Some(open);
-        Next::WaitUntil(due_at)
     }
 
-    fn seal(&mut self, batch: OpenBatch) -> Next {
-        // Falls slowly, so that full batches between small ones need no growing, and fast enough
-        // that many small ones in flight do not each hold a large buffer.
-        let rows = batch.builder.message_count();
-        self.rows_hint = rows.max(self.rows_hint * 3 / 4);
-        self.sealing = Some(Sealing {
-            outcome: Arc::clone(&batch.outcome),
-            failed: None,
-        });
-        Next::Seal(Box::new(batch))
-    }
-
-    /// Takes back a batch that was sealed. If everything failed meanwhile, it fails too.
+    /// Takes back a batch that was sealed, unless it has failed meanwhile.
     pub(crate) fn sealed(
         &mut self,
         session: u64,
-        batch: OpenBatch,
+        unsealed: &Unsealed,
         bytes: Result<Bytes>,
         effects: &mut Effects<'_>,
     ) {
-        let failed = self.sealing.take().and_then(|sealing| sealing.failed);
         if session != self.session {
             // Another session's stream waits for this one.
             effects.wakers.add(self.stream.take());
         }
-        let failed = match (failed, bytes) {
-            (Some(error), _) => error.with_outcome(Outcome::NotApplied),
-            (None, Err(error)) => error,
-            (None, Ok(bytes)) => {
-                self.sealed.push_back(SealedBatch {
-                    bytes,
-                    highest: batch.highest,
-                    outcome: batch.outcome,
-                    cost: batch.cost,
-                    opened_at: batch.opened_at,
-                    was_sent: false,
-                    in_doubt: false,
-                });
-                return;
-            }
+        let batch = self.batches.get_mut(self.sealed);
+        let Some(batch) = batch.filter(|batch| Arc::ptr_eq(&batch.outcome, &unsealed.outcome))
+        else {
+            return;
         };
-        effects.settled.push(Settled {
-            outcome: batch.outcome,
-            result: Err(failed),
-            cost: batch.cost,
-        });
+        match bytes {
+            Ok(bytes) => {
+                let sent = Sent::No;
+                batch.state = State::Sealed { bytes, sent };
+                self.sealed += 1;
+            }
+            Err(error) => {
+                let batch = self.batches.remove(self.sealed);
+                let settled = batch.map(|batch| batch.settle(Err(error)));
+                effects.settled.extend(settled);
+            }
+        }
     }
 
     /// A new session begins: everything unacknowledged is to be sent again, in order, with frames
@@ -415,21 +381,20 @@ impl Queue {
         self.is_ready = true;
         // Only ids above those that earlier producers of the name stored tell whose is stored. What
         // was sent before a batch that is stored is stored, too.
-        let is_stored = |batch: &SealedBatch| {
-            batch.was_sent
+        let is_stored = |batch: &Batch| {
+            batch.sent() != Sent::No
                 && Some(batch.highest) > self.stored_before
                 && Some(batch.highest) <= stored_up_to
         };
-        let stored = self.sealed.iter().rposition(is_stored);
-        let stored = stored.map_or(0, |newest| newest + 1);
-        let settled = self.sealed.drain(..stored).map(|batch| Settled {
-            outcome: batch.outcome,
-            result: Ok(Stored {
-                at: None,
-                duplicate: false,
-            }),
-            cost: batch.cost,
-        });
+        let newest = self.batches.iter().take(self.sealed).rposition(is_stored);
+        let count = newest.map_or(0, |newest| newest + 1);
+        self.sealed -= count;
+        let stored = Stored {
+            at: None,
+            duplicate: false,
+        };
+        let settled = self.batches.drain(..count);
+        let settled = settled.map(|batch| batch.settle(Ok(stored)));
         effects.settled.extend(settled);
         effects.wakers.add(self.stream.take());
     }
@@ -443,10 +408,12 @@ impl Queue {
             Some(v1::ErrorCode::StorageFull | v1::ErrorCode::Overloaded)
         );
         let refused = refuses_frames && error.outcome() == Outcome::NotApplied && self.sent == 1;
-        for batch in self.sealed.iter_mut().take(self.sent) {
-            match refused && !batch.in_doubt {
-                true => batch.was_sent = false,
-                false => batch.in_doubt = true,
+        for batch in self.batches.iter_mut().take(self.sent) {
+            if let State::Sealed { sent, .. } = &mut batch.state {
+                *sent = match refused && *sent == Sent::Yes {
+                    true => Sent::No,
+                    false => Sent::InDoubt,
+                };
             }
         }
         self.sent = 0;
@@ -478,24 +445,24 @@ impl Queue {
                     self.acked + self.sent as u64,
                 )));
             }
-            let Some(batch) = self.sealed.pop_front() else {
+            let Some(mut batch) = self.batches.pop_front() else {
                 return Err(ClientError::Protocol("a receipt too many".to_owned()));
             };
             self.sent -= 1;
+            self.sealed -= 1;
             self.acked += 1;
             self.last_error = None;
-            self.keep_buffer(batch.bytes);
-            effects.settled.push(Settled {
-                outcome: batch.outcome,
-                result: Ok(stored(receipt)),
-                cost: batch.cost,
-            });
+            if let State::Sealed { bytes, .. } = &mut batch.state {
+                self.keep_buffer(std::mem::take(bytes));
+            }
+            effects.settled.push(batch.settle(Ok(stored(receipt))));
         }
         // What has gathered while these were under way goes now.
-        if let Some(open) = self.open.as_mut().filter(|_| self.batching.adaptive) {
-            open.due = true;
+        let is_adaptive = self.batching.adaptive;
+        if let Some(readiness) = self.open().filter(|_| is_adaptive) {
+            *readiness = Readiness::Due;
             effects.wakers.add(self.stream.take());
-        } else if self.closing && self.sealed.is_empty() {
+        } else if self.closing && self.sealed == 0 {
             effects.wakers.add(self.stream.take());
         }
         Ok(())
@@ -512,15 +479,12 @@ impl Queue {
 
     /// Sends what has gathered now. Answers the newest batch, if any is not settled.
     pub(crate) fn flush(&mut self, wakers: &mut Wakers) -> Option<Arc<BatchOutcome>> {
-        if let Some(open) = &mut self.open {
-            open.due = true;
+        if let Some(readiness) = self.open() {
+            *readiness = Readiness::Due;
             wakers.add(self.stream.take());
         }
-        let newest = self.open.as_ref().or(self.full.back());
-        let newest = newest.map(|batch| &batch.outcome);
-        let newest = newest.or(self.sealing.as_ref().map(|sealing| &sealing.outcome));
-        let newest = newest.or(self.sealed.back().map(|batch| &batch.outcome));
-        newest.map(Arc::clone)
+        let newest = self.batches.back();
+        newest.map(|batch| Arc::clone(&batch.outcome))
     }
 
     /// Accepts nothing more; the stream ends when everything is acknowledged.
@@ -531,21 +495,13 @@ impl Queue {
 
     /// Whether nothing is left to do for a producer that closes.
     pub(crate) fn is_closed(&self) -> bool {
-        self.closing && self.is_empty()
-    }
-
-    fn is_empty(&self) -> bool {
-        let unsealed = self.open.is_some() || !self.full.is_empty() || self.sealing.is_some();
-        !unsealed && self.sealed.is_empty()
+        self.closing && self.batches.is_empty()
     }
 
     /// When the oldest batch times out.
     pub(crate) fn expires_at(&self) -> Option<Instant> {
-        let limit = self.send_timeout?;
-        let oldest = self.sealed.front().map(|batch| batch.opened_at);
-        let oldest = oldest.or(self.full.front().map(|batch| batch.opened_at));
-        let oldest = oldest.or(self.open.as_ref().map(|batch| batch.opened_at));
-        oldest.and_then(|at| at.checked_add(limit))
+        let oldest = self.batches.front()?;
+        oldest.opened_at.checked_add(self.send_timeout?)
     }
 
     /// Fails everything unsettled, in order: after one batch failed, storing a later one would
@@ -554,29 +510,17 @@ impl Queue {
         if dead && self.failed.is_none() {
             self.failed = Some(error.clone());
         }
-        if let Some(sealing) = &mut self.sealing {
-            sealing.failed = Some(error.clone());
-        }
-        let sealed = self.sealed.drain(..).map(|batch| {
+        self.sealed = 0;
+        let failed = self.batches.drain(..).map(|batch| {
             // What the error says is about frames of this session.
-            let outcome = match (batch.was_sent, batch.in_doubt) {
-                (true, true) => Outcome::Unknown,
-                (true, false) => error.outcome(),
-                (false, _) => Outcome::NotApplied,
+            let outcome = match batch.sent() {
+                Sent::InDoubt => Outcome::Unknown,
+                Sent::Yes => error.outcome(),
+                Sent::No => Outcome::NotApplied,
             };
-            Settled {
-                outcome: batch.outcome,
-                result: Err(error.clone().with_outcome(outcome)),
-                cost: batch.cost,
-            }
+            batch.settle(Err(error.clone().with_outcome(outcome)))
         });
-        let unsent = self.full.drain(..).chain(self.open.take());
-        let unsent = unsent.map(|batch| Settled {
-            outcome: batch.outcome,
-            result: Err(error.clone().with_outcome(Outcome::NotApplied)),
-            cost: batch.cost,
-        });
-        effects.settled.extend(sealed.chain(unsent));
+        effects.settled.extend(failed);
         // Frames of the session may be on their way: what comes next needs a new one.
         self.begin_session(effects.wakers);
     }

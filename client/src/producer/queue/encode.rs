@@ -1,5 +1,7 @@
 //! From messages to the final bytes of a batch.
 
+use std::sync::Arc;
+
 use aquifer_model::batch::{
     BatchBuilder, BatchFields, Compression, FLAG_HAS_EVENT_TIME, FLAG_HAS_KEY, MessageRow,
 };
@@ -7,12 +9,22 @@ use aquifer_model::hash::key_hash;
 use aquifer_model::id::ProducerInstance;
 use bytes::{Bytes, BytesMut};
 
-use super::OpenBatch;
+use super::batch::BatchOutcome;
 use crate::compression::compress;
 use crate::error::Result;
 use crate::message::Message;
 
-impl OpenBatch {
+/// A batch that takes no more messages and is to be brought into its final bytes.
+#[derive(Debug)]
+pub(crate) struct Unsealed {
+    pub(super) builder: BatchBuilder,
+    pub(super) lowest: u64,
+    pub(super) highest: u64,
+    /// Tells which batch it is.
+    pub(super) outcome: Arc<BatchOutcome>,
+}
+
+impl Unsealed {
     /// The final bytes. `publish_time_ms` is the wall clock.
     pub(crate) fn encode(
         &mut self,
