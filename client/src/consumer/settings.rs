@@ -49,6 +49,14 @@ impl Purpose {
             Purpose::Reader => "reader",
         }
     }
+
+    /// Whether the order of keys is to be kept.
+    pub(crate) fn keeps_order(&self) -> bool {
+        match self {
+            Purpose::Subscription(subscription) => subscription.kind != SubscriptionType::Shared,
+            Purpose::Reader => true,
+        }
+    }
 }
 
 impl Subscription {
