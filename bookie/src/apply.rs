@@ -5,21 +5,19 @@
 //! nothing is lost, because the journal keeps what is not flushed; adds are refused meanwhile.
 
 use std::collections::{HashMap, VecDeque};
-use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use aquifer_model::id::LedgerId;
-use aquifer_runtime::budget::BytePermit;
 use aquifer_runtime::disk::SharedDisk;
 use parking_lot::{Condvar, Mutex};
 
 use crate::bell::Bell;
 use crate::damage::Damage;
-use crate::journal::commit::{Block, Records};
+use crate::journal::commit::{Committed, CommittedRecord};
 use crate::journal::record::{RecordKind, RecordRef};
-use crate::journal::replay::{self, Continuity};
+use crate::journal::replay::{self, Continuity, FoundCommit};
 use crate::journal::segments::Segments;
 use crate::ledger_state::LedgerMeta;
 use crate::ledgers::LedgerTable;
@@ -40,32 +38,6 @@ const RETRY_MAX: Duration = Duration::from_secs(2);
 /// A database that works after it was opened again, and then fails again, is believed so often; after
 /// that a person has to look.
 const REOPENED_MAX: u32 = 5;
-
-/// A synced commit on its way to RocksDB.
-pub struct Committed {
-    /// Its sequence.
-    pub sequence: u64,
-    /// Its bytes.
-    pub block: Block,
-    /// Its records.
-    pub records: Vec<CommittedRecord>,
-}
-
-/// A record of a synced commit.
-pub struct CommittedRecord {
-    /// The ledger.
-    pub ledger: LedgerId,
-    /// What happens.
-    pub kind: RecordKind,
-    /// Its number in the journal's queue.
-    pub number: u64,
-    /// Where its value is in the block.
-    pub value: Range<usize>,
-    /// The ledger's record, when it changes.
-    pub meta: Option<LedgerMeta>,
-    /// Its share of the bytes in flight, given back when RocksDB has it.
-    pub _permit: Option<BytePermit>,
-}
 
 /// The queue in front of the applier; the permits of its records bound it.
 #[derive(Default)]
@@ -209,8 +181,10 @@ impl Applier {
         let mut reopened = false;
         let mut was_full = false;
         let mut damaged = None;
+        let last = commits.last().map(|commit| commit.sequence);
+        let sequence = last.unwrap_or_else(|| self.positions.applied.get());
         loop {
-            match self.store.with(|db| self.write(db, commits)) {
+            match self.store.with(|db| write(db, commits, sequence)) {
                 Ok(()) => {
                     self.reopened += u32::from(reopened && !was_full);
                     if self.reopened > REOPENED_MAX {
@@ -267,27 +241,6 @@ impl Applier {
         Ok(())
     }
 
-    fn write(&self, db: &Db, commits: &[Committed]) -> Result<(), StoreError> {
-        let bytes = commits.iter().map(|commit| commit.block.bytes().len());
-        let mut batch = db.batch_for(bytes.sum());
-        let sequence = commits.last().map(|commit| commit.sequence);
-        for commit in commits {
-            for record in &commit.records {
-                let value = commit
-                    .block
-                    .bytes()
-                    .get(record.value.clone())
-                    .unwrap_or(&[]);
-                put_record(&mut batch, record.ledger, record.kind, value)?;
-                if let Some(meta) = &record.meta {
-                    batch.put_meta(record.ledger, meta)?;
-                }
-            }
-        }
-        batch.set_applied(sequence.unwrap_or_else(|| self.positions.applied.get()));
-        batch.write()
-    }
-
     /// Brings what RocksDB had not flushed back from the journal.
     fn reapply(&self, db: &Db) -> Result<(), StoreError> {
         let until = self.positions.applied.get();
@@ -301,11 +254,7 @@ impl Applier {
                 used,
                 until,
                 &mut continuity,
-                &mut |sequence, records| {
-                    replayer
-                        .apply(db, sequence, records)
-                        .map_err(ReplayError::Store)
-                },
+                &mut |found| replayer.apply(db, found).map_err(ReplayError::Store),
             )
             .map_err(|error| StoreError::Rocks(error.to_string()))?;
         }
@@ -334,40 +283,58 @@ pub struct Replayer {
     /// Ledgers that were deleted.
     pub deleted: Vec<LedgerId>,
     /// Records that were applied.
-    pub records: u64,
+    pub records: usize,
 }
 
 impl Replayer {
     /// Applies one commit.
-    pub fn apply(
-        &mut self,
-        db: &Db,
-        sequence: u64,
-        records: Records<'_>,
-    ) -> Result<(), StoreError> {
+    pub fn apply(&mut self, db: &Db, found: FoundCommit) -> Result<(), StoreError> {
         if self.metas.len() > REPLAY_LEDGERS_MAX {
             self.metas.clear();
         }
-        let mut batch = db.batch();
-        for record in records {
+        let mut records = Vec::new();
+        let mut rest = found.records();
+        while let Some(record) = rest.next() {
             let (stored, mut meta) = match self.metas.get(&record.ledger) {
                 Some(meta) => (*meta, meta.unwrap_or(LedgerMeta::new(record.token))),
                 None => stored_meta(db, &record)?,
             };
-            put_record(&mut batch, record.ledger, record.kind, record.value)?;
             meta.apply(record.kind);
-            if stored != Some(meta) {
-                batch.put_meta(record.ledger, &meta)?;
-            }
+            let value_end = rest.offset();
+            records.push(CommittedRecord {
+                ledger: record.ledger,
+                kind: record.kind,
+                number: 0,
+                value: value_end - record.value.len()..value_end,
+                meta: (stored != Some(meta)).then_some(meta),
+                _permit: None,
+            });
             if record.kind == RecordKind::Delete {
                 self.deleted.push(record.ledger);
             }
             self.metas.insert(record.ledger, Some(meta));
-            self.records += 1;
         }
-        batch.set_applied(sequence);
-        batch.write()
+        self.records += records.len();
+        let commit = found.with(records);
+        let sequence = commit.sequence;
+        write(db, &[commit], sequence)
     }
+}
+
+/// Brings commits into RocksDB as one change.
+fn write(db: &Db, commits: &[Committed], applied: u64) -> Result<(), StoreError> {
+    let bytes = commits.iter().map(|commit| commit.block.bytes().len());
+    let mut batch = db.batch_for(bytes.sum());
+    for commit in commits {
+        for record in &commit.records {
+            put_record(&mut batch, record.ledger, record.kind, commit.value(record))?;
+            if let Some(meta) = &record.meta {
+                batch.put_meta(record.ledger, meta)?;
+            }
+        }
+    }
+    batch.set_applied(applied);
+    batch.write()
 }
 
 /// The stored record of a ledger, and what is known of it when a record of the journal comes: one

@@ -204,8 +204,8 @@ fn scan(blocks: &[u8], continuity: &mut Continuity) -> (io::Result<u64>, Vec<u64
             },
             u64::MAX,
             continuity,
-            &mut |sequence, _| {
-                found.push(sequence);
+            &mut |commit| {
+                found.push(commit.sequence());
                 Ok::<(), io::Error>(())
             },
         )

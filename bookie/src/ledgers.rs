@@ -10,7 +10,7 @@ use aquifer_model::storage::{OrderedRequest, ReplyCallback};
 use aquifer_runtime::budget::BytePermit;
 use parking_lot::{Mutex, MutexGuard};
 
-use crate::apply::CommittedRecord;
+use crate::journal::commit::CommittedRecord;
 use crate::ledger_state::LedgerState;
 
 const SHARDS: usize = 16;

@@ -16,10 +16,9 @@ use crate::config::BookieConfig;
 use crate::cookie::{self, Cookie, Setup, io_error};
 use crate::core::Core;
 use crate::error::BookieOpenError;
-use crate::journal::commit::Records;
 use crate::journal::group_commit::Tail;
 use crate::journal::mark::{FoundMark, Mark};
-use crate::journal::replay::{self, Continuity, Loss, ScannedSegment, UsedSegment};
+use crate::journal::replay::{self, Continuity, FoundCommit, Loss, ScannedSegment, UsedSegment};
 use crate::journal::segments::Segments;
 use crate::loss;
 use crate::report::{DamageReport, LossReport, SetAsideReport};
@@ -296,10 +295,7 @@ fn scan(
             what: format!("this journal segment belongs to bookie {}", head.bookie),
         });
     }
-    let apply = &mut |sequence, records: Records<'_>| {
-        let applied = replayer.apply(db, sequence, records);
-        applied.map_err(ReplayError::Store)
-    };
+    let apply = &mut |found: FoundCommit| replayer.apply(db, found).map_err(ReplayError::Store);
     let scanned = replay::scan_segment(&*deps.disk, used, u64::MAX, continuity, apply);
     scanned.map_err(|error| match error {
         ReplayError::Store(error) => store_error(config)(error),

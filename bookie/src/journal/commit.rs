@@ -4,13 +4,18 @@
 //! the commit, so that what an earlier use of a recycled segment left behind never passes for a
 //! commit of this one, and neither does a payload that imitates one: the salt is random.
 
-use aquifer_model::checksum;
-use aquifer_runtime::disk::{AlignedBuffer, BLOCK_BYTES};
-use parking_lot::Mutex;
+use std::ops::Range;
 use std::sync::Arc;
 
+use aquifer_model::checksum;
+use aquifer_model::id::LedgerId;
+use aquifer_runtime::budget::BytePermit;
+use aquifer_runtime::disk::{AlignedBuffer, BLOCK_BYTES};
+use parking_lot::Mutex;
+
 use crate::bytes_at::{u32_at, u64_at};
-use crate::journal::record::{Record, RecordRef};
+use crate::journal::record::{Record, RecordKind, RecordRef};
+use crate::ledger_state::LedgerMeta;
 
 /// Bytes of a commit's head.
 pub const COMMIT_HEAD_BYTES: usize = 48;
@@ -107,7 +112,7 @@ impl CommitBuilder {
     }
 
     /// Adds a record; returns where its bytes are.
-    pub fn push(&mut self, record: &Record) -> std::ops::Range<usize> {
+    pub fn push(&mut self, record: &Record) -> Range<usize> {
         let start = self.buffer.len();
         record.encode(&mut self.buffer);
         self.record_count += 1;
@@ -140,6 +145,7 @@ impl CommitBuilder {
 pub struct Records<'a> {
     rest: &'a [u8],
     left: u32,
+    end: usize,
 }
 
 impl<'a> Records<'a> {
@@ -151,7 +157,14 @@ impl<'a> Records<'a> {
                 .get(COMMIT_HEAD_BYTES..head.content_bytes())
                 .unwrap_or(&[]),
             left: head.record_count,
+            end: head.content_bytes(),
         }
+    }
+
+    /// Where the record that was read last ends in the commit.
+    #[must_use]
+    pub fn offset(&self) -> usize {
+        self.end - self.rest.len()
     }
 
     /// Whether every record was read and nothing is left over.
@@ -181,18 +194,66 @@ pub struct BlockPool {
     free: Mutex<Vec<AlignedBuffer>>,
 }
 
-/// The bytes of a commit; a buffer goes back to the pool when it is not needed any more.
+/// The bytes of a commit; a buffer goes back to its pool when it is not needed any more.
 #[derive(Debug)]
-pub struct Block {
-    bytes: BlockBytes,
-    pool: Arc<BlockPool>,
-}
+pub struct Block(BlockBytes);
 
 #[derive(Debug)]
 enum BlockBytes {
-    Buffer(AlignedBuffer),
-    /// As many as there are, for a commit that waits for long.
-    Own(Box<[u8]>),
+    /// The buffer that it was written from.
+    Pooled(AlignedBuffer, Arc<BlockPool>),
+    /// A copy of its own: of a commit that waits for long, or that was read back.
+    Own(Vec<u8>),
+}
+
+/// Where a commit lies in the journal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CommitPlace {
+    /// The number of the segment's file.
+    pub segment: u64,
+    /// The use of the segment: in another one, something else lies there.
+    pub generation: u64,
+    /// Where its head begins in the segment.
+    pub offset: u64,
+}
+
+/// A synced commit on its way to the store.
+#[derive(Debug)]
+pub struct Committed {
+    /// Its sequence.
+    pub sequence: u64,
+    /// Where the journal has it, until it is trimmed.
+    pub place: CommitPlace,
+    /// Its bytes, from its head on.
+    pub block: Block,
+    /// Its records.
+    pub records: Vec<CommittedRecord>,
+}
+
+/// A record of a synced commit.
+#[derive(Debug)]
+pub struct CommittedRecord {
+    /// The ledger.
+    pub ledger: LedgerId,
+    /// What happens.
+    pub kind: RecordKind,
+    /// Its number in the journal's queue; 0 of one that was read back.
+    pub number: u64,
+    /// Where its value is in the block, and so, behind the offset of the commit, in the segment.
+    pub value: Range<usize>,
+    /// The ledger's record, when it changes.
+    pub meta: Option<LedgerMeta>,
+    /// Its share of the bytes in flight, given back when the store has it.
+    pub _permit: Option<BytePermit>,
+}
+
+impl Committed {
+    /// The value of one of its records: with an add what is stored, otherwise nothing.
+    #[must_use]
+    pub fn value(&self, record: &CommittedRecord) -> &[u8] {
+        let value = self.block.bytes().get(record.value.clone());
+        value.unwrap_or_default()
+    }
 }
 
 impl BlockPool {
@@ -237,17 +298,20 @@ impl Block {
     /// A finished commit that belongs to a pool.
     #[must_use]
     pub fn new(buffer: AlignedBuffer, pool: &Arc<BlockPool>) -> Block {
-        Block {
-            bytes: BlockBytes::Buffer(buffer),
-            pool: Arc::clone(pool),
-        }
+        Block(BlockBytes::Pooled(buffer, Arc::clone(pool)))
+    }
+
+    /// A commit that was read back.
+    #[must_use]
+    pub fn read_back(bytes: Vec<u8>) -> Block {
+        Block(BlockBytes::Own(bytes))
     }
 
     /// The bytes.
     #[must_use]
     pub fn bytes(&self) -> &[u8] {
-        match &self.bytes {
-            BlockBytes::Buffer(buffer) => buffer.as_slice(),
+        match &self.0 {
+            BlockBytes::Pooled(buffer, _) => buffer.as_slice(),
             BlockBytes::Own(bytes) => bytes,
         }
     }
@@ -255,8 +319,8 @@ impl Block {
     /// What it takes in memory.
     #[cfg(test)]
     pub fn held_bytes(&self) -> usize {
-        match &self.bytes {
-            BlockBytes::Buffer(buffer) => buffer.capacity(),
+        match &self.0 {
+            BlockBytes::Pooled(buffer, _) => buffer.capacity(),
             BlockBytes::Own(bytes) => bytes.len(),
         }
     }
@@ -265,21 +329,22 @@ impl Block {
     /// needed still.
     pub fn compact(&mut self, len: usize) {
         let bytes = self.bytes();
-        let own: Box<[u8]> = bytes[..len.min(bytes.len())].into();
-        self.put(BlockBytes::Own(own));
+        let own = bytes[..len.min(bytes.len())].to_vec();
+        self.put(own);
     }
 
     /// Takes other bytes and gives the buffer back.
-    fn put(&mut self, bytes: BlockBytes) {
-        if let BlockBytes::Buffer(buffer) = std::mem::replace(&mut self.bytes, bytes) {
-            self.pool.give_back(buffer);
+    fn put(&mut self, bytes: Vec<u8>) {
+        let before = std::mem::replace(&mut self.0, BlockBytes::Own(bytes));
+        if let BlockBytes::Pooled(buffer, pool) = before {
+            pool.give_back(buffer);
         }
     }
 }
 
 impl Drop for Block {
     fn drop(&mut self) {
-        self.put(BlockBytes::Own(Box::default()));
+        self.put(Vec::new());
     }
 }
 

@@ -21,10 +21,11 @@ use aquifer_runtime::budget::BytePermit;
 use aquifer_runtime::clock::SharedClock;
 use aquifer_runtime::rng::SharedRng;
 
-use crate::apply::{ApplyQueue, Committed, CommittedRecord};
+use crate::apply::ApplyQueue;
 use crate::bell::Bell;
 use crate::journal::commit::{
-    Block, BlockPool, COMMIT_HEAD_BYTES, CommitBuilder, SegmentUse, padded,
+    Block, BlockPool, COMMIT_HEAD_BYTES, CommitBuilder, CommitPlace, Committed, CommittedRecord,
+    SegmentUse, padded,
 };
 use crate::journal::mark::Mark;
 use crate::journal::queue::{Class, Item, JournalQueue};
@@ -234,9 +235,14 @@ impl JournalThread {
             .map(|item| item.record.as_ref().map(|record| builder.push(record)))
             .collect();
         let block = Block::new(builder.finish(segment, sequence), &self.pool);
+        let place = CommitPlace {
+            segment: file.number,
+            generation: segment.generation,
+            offset: self.tail.offset,
+        };
         let written = file
             .file
-            .write_all_at(self.tail.offset, block.bytes())
+            .write_all_at(place.offset, block.bytes())
             .and_then(|()| file.file.sync_data());
         if let Err(error) = written {
             return Err((error, items));
@@ -255,27 +261,26 @@ impl JournalThread {
         if let Err(error) = self.mark.write(sequence) {
             return Err((error, items));
         }
-        self.hand_over(items, &places, block, sequence);
+        let commit = Committed {
+            sequence,
+            place,
+            block,
+            records: Vec::with_capacity(items.len()),
+        };
+        self.hand_over(items, &places, commit);
         Ok(())
     }
 
     /// Answers what is synced and gives the records to the applier.
-    fn hand_over(
-        &self,
-        items: Vec<Item>,
-        places: &[Option<Range<usize>>],
-        block: Block,
-        sequence: u64,
-    ) {
+    fn hand_over(&self, items: Vec<Item>, places: &[Option<Range<usize>>], mut commit: Committed) {
         if let Some(last) = items.last() {
             self.positions.synced_item.advance(last.number);
         }
-        let mut records = Vec::with_capacity(items.len());
         let mut completions = Vec::with_capacity(items.len());
         for (item, place) in items.into_iter().zip(places) {
             completions.push(item.completion);
             if let (Some(record), Some(place)) = (item.record, place) {
-                records.push(committed(
+                commit.records.push(committed(
                     &record,
                     place,
                     item.number,
@@ -287,11 +292,7 @@ impl JournalThread {
         for completion in completions {
             completion.run(Ok(()));
         }
-        self.applier.push(Committed {
-            sequence,
-            block,
-            records,
-        });
+        self.applier.push(commit);
     }
 
     fn finish(&self, items: Vec<Item>) {

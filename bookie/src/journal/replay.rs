@@ -11,7 +11,9 @@ use std::sync::Arc;
 
 use aquifer_runtime::disk::{AlignedBuffer, BLOCK_BYTES, Disk, DiskFile, OpenOptions};
 
-use crate::journal::commit::{CommitHead, Records, SegmentUse};
+use crate::journal::commit::{
+    Block, CommitHead, CommitPlace, Committed, CommittedRecord, Records, SegmentUse,
+};
 pub use crate::journal::mark::FoundMark;
 use crate::journal::segment::{FIRST_COMMIT_OFFSET, FoundHead, SegmentFile, SegmentHead};
 
@@ -147,6 +149,39 @@ pub struct ScannedSegment {
     pub end_offset: u64,
 }
 
+/// An intact commit that is to be applied.
+#[derive(Debug)]
+pub struct FoundCommit {
+    head: CommitHead,
+    place: CommitPlace,
+    bytes: Vec<u8>,
+}
+
+impl FoundCommit {
+    /// Its sequence.
+    #[must_use]
+    pub fn sequence(&self) -> u64 {
+        self.head.sequence
+    }
+
+    /// Its records.
+    #[must_use]
+    pub fn records(&self) -> Records<'_> {
+        Records::of(&self.head, &self.bytes)
+    }
+
+    /// The commit with what was found out about its records.
+    #[must_use]
+    pub fn with(self, records: Vec<CommittedRecord>) -> Committed {
+        Committed {
+            sequence: self.head.sequence,
+            place: self.place,
+            block: Block::read_back(self.bytes),
+            records,
+        }
+    }
+}
+
 /// The segments of a journal before their commits are read.
 #[derive(Debug, Default)]
 pub struct Inventory {
@@ -219,7 +254,7 @@ pub fn scan_segment<E: From<io::Error>>(
     used: UsedSegment,
     until: u64,
     continuity: &mut Continuity,
-    apply: &mut dyn FnMut(u64, Records<'_>) -> Result<(), E>,
+    apply: &mut dyn FnMut(FoundCommit) -> Result<(), E>,
 ) -> Result<ScannedSegment, E> {
     let UsedSegment { file, head, last } = used;
     let mut scanned = ScannedSegment {
@@ -254,7 +289,15 @@ pub fn scan_segment<E: From<io::Error>>(
                 reader.sync_data()?;
                 synced = true;
             }
-            apply(commit.sequence, Records::of(&commit, &bytes))?;
+            apply(FoundCommit {
+                head: commit,
+                place: CommitPlace {
+                    segment: scanned.file.number,
+                    generation: head.segment.generation,
+                    offset,
+                },
+                bytes: std::mem::take(&mut bytes),
+            })?;
         }
         scanned.last_sequence = commit.sequence;
         scanned.end_offset = offset + u64_of(commit.padded_bytes());

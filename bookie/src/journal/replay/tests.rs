@@ -81,16 +81,11 @@ fn only_segments_with_something_to_apply_are_read() {
         let mut seen = Vec::new();
         let mut lasts = Vec::new();
         for used in inventory.used {
-            let scanned = scan_segment::<io::Error>(
-                &disk,
-                used,
-                u64::MAX,
-                &mut continuity,
-                &mut |sequence, _| {
-                    seen.push(sequence);
+            let scanned =
+                scan_segment::<io::Error>(&disk, used, u64::MAX, &mut continuity, &mut |found| {
+                    seen.push(found.sequence());
                     Ok(())
-                },
-            );
+                });
             lasts.push(scanned.unwrap().last_sequence);
         }
         assert_eq!(lasts, [4, 9, 12], "{applied}");
@@ -98,6 +93,31 @@ fn only_segments_with_something_to_apply_are_read() {
         let (last, loss) = continuity.finish(FoundMark::Synced(12));
         assert_eq!((last, loss), (applied.max(12), None));
     }
+}
+
+/// What is given to the store lies in the journal where it says.
+#[test]
+fn a_commit_knows_its_place() {
+    let disk = SimDisk::new();
+    let mut places = Vec::new();
+    for used in journal(&disk, &[1, 5], 8).used {
+        let image = disk.read(&used.file.path).unwrap();
+        let (number, generation) = (used.file.number, used.head.segment.generation);
+        let apply = &mut |found: FoundCommit| {
+            let commit = found.with(Vec::new());
+            assert_eq!(commit.place.segment, number);
+            assert_eq!(commit.place.generation, generation);
+            let offset = usize::try_from(commit.place.offset).unwrap();
+            assert!(image[offset..].starts_with(commit.block.bytes()));
+            places.push((commit.sequence, offset));
+            Ok::<_, io::Error>(())
+        };
+        scan_segment(&disk, used, u64::MAX, &mut Continuity::new(0), apply).unwrap();
+    }
+    let offset = |at| BLOCK_BYTES * (at + 1);
+    let expected =
+        [1, 2, 3, 4, 5, 6, 7].map(|sequence| (sequence, offset((sequence as usize - 1) % 4)));
+    assert_eq!(places, expected);
 }
 
 /// H4: a segment that RocksDB does not have all of is read, however little is missing.
@@ -108,7 +128,7 @@ fn a_segment_with_something_to_apply_is_not_passed() {
     disk.remove(&inventory.used[1].file.path).unwrap();
     let mut continuity = Continuity::new(8);
     let mut lasts = inventory.used.into_iter().map(|used| {
-        let apply = &mut |_: u64, _: Records<'_>| Ok::<_, io::Error>(());
+        let apply = &mut |_: FoundCommit| Ok::<_, io::Error>(());
         let scanned = scan_segment(&disk, used, u64::MAX, &mut continuity, apply);
         scanned.map(|scanned| scanned.last_sequence)
     });
@@ -173,8 +193,8 @@ proptest! {
             let mut seen = Vec::new();
             let scanned = scan_segment::<io::Error>(
                 &disk, used, u64::MAX, &mut continuity,
-                &mut |sequence, found| {
-                    seen.push((sequence, found.count()));
+                &mut |found| {
+                    seen.push((found.sequence(), found.records().count()));
                     Ok(())
                 },
             ).unwrap();
