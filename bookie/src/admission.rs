@@ -1,7 +1,7 @@
 //! The way of an ordered request into the journal.
 //!
 //! Invariant (H3): the decision about a request and its place in the journal's queue are one
-//! critical section of its ledger. Requests that must look into RocksDB first keep the ledger
+//! critical section of its ledger. Requests that must look into the store first keep the ledger
 //! busy, and later requests for it wait behind them.
 
 use std::sync::Arc;
@@ -18,8 +18,8 @@ use crate::core::Core;
 use crate::journal::queue::{Class, Completion, Item};
 use crate::journal::record::{Record, RecordKind, ValueHead};
 use crate::ledger_state::{Admission, LedgerMeta, LedgerState, Stored};
-use crate::ledgers::{Slot, Waiting};
-use crate::store::{StoreError, entries};
+use crate::ledgers::{self, Slot, Waiting};
+use crate::store::StoreError;
 use crate::workers::Priority;
 
 /// What a request costs beyond its data, in bytes of the budget.
@@ -31,16 +31,16 @@ enum After {
     Queued,
     /// Answer it with an error.
     Refuse(Completion, BookieError),
-    /// Look into RocksDB for the entry of this add, then go on.
-    Lookup(Box<Waiting>),
+    /// Look into the store for the entry of this add, then go on.
+    Lookup(AddEntry, Box<Waiting>),
     /// Ask the gate whether the ledger may begin with this add, then go on.
     Ask(Box<Waiting>),
 }
 
 /// What must be known before the first waiting request of a ledger can be decided.
 enum Question {
-    /// What RocksDB has of this entry.
-    Stored(EntryId),
+    /// What the store has in the place of this add.
+    Stored(AddEntry),
     /// Whether the ledger with this token may begin here.
     MayBegin(CreationToken),
 }
@@ -49,7 +49,7 @@ impl Slot {
     /// Keeps the ledger busy for a request that cannot be decided yet; gives everything else back.
     fn wait_for(&mut self, after: After) -> Result<Question, After> {
         let (question, waiting) = match after {
-            After::Lookup(waiting) => (Question::Stored(entry_of(&waiting.request)), waiting),
+            After::Lookup(add, waiting) => (Question::Stored(add), waiting),
             After::Ask(waiting) => (Question::MayBegin(waiting.request.token), waiting),
             other => return Err(other),
         };
@@ -111,7 +111,7 @@ impl Core {
     /// Finds out what keeps a ledger busy.
     fn find_out(self: &Arc<Self>, ledger: LedgerId, question: Question) {
         match question {
-            Question::Stored(entry) => self.look_up(ledger, entry),
+            Question::Stored(add) => self.look_up(ledger, add),
             Question::MayBegin(token) => self.ask_gate(ledger, token),
         }
     }
@@ -171,7 +171,9 @@ impl Core {
         let admission = match &waiting.request.operation {
             OrderedOperation::Add(add) => {
                 match state.check_add(token, add, stored, self.limbo.is_on()) {
-                    Admission::Lookup => return After::Lookup(Box::new(waiting)),
+                    Admission::Lookup => {
+                        return After::Lookup(add.clone(), Box::new(waiting));
+                    }
                     Admission::Journal(_) if begins && !add.recovery => {
                         return After::Ask(Box::new(waiting));
                     }
@@ -304,34 +306,22 @@ impl Core {
     /// Loads a ledger's state on the pool, then lets the waiting requests go on.
     fn load(self: &Arc<Self>, ledger: LedgerId) {
         let core = Arc::clone(self);
-        let job = move || {
-            let loaded = core.store.with(|db| db.load(ledger));
-            match loaded {
-                Ok(state) => {
-                    core.ledgers.lock(ledger).slot().state = Some(state);
-                    core.resume(ledger, Stored::NotLooked);
-                }
-                Err(error) => core.refuse_all(ledger, &error),
+        let job = move || match ledgers::load(&*core.store, ledger) {
+            Ok(state) => {
+                core.ledgers.lock(ledger).slot().state = Some(state);
+                core.resume(ledger, Stored::NotLooked);
             }
+            Err(error) => core.refuse_all(ledger, &error),
         };
         self.workers.run(Priority::Control, Box::new(job));
     }
 
-    /// Looks for the entry of the first waiting request on the pool.
-    fn look_up(self: &Arc<Self>, ledger: LedgerId, entry: EntryId) {
+    /// Looks on the pool for the add of the first waiting request.
+    fn look_up(self: &Arc<Self>, ledger: LedgerId, add: AddEntry) {
         let core = Arc::clone(self);
-        let job = move || {
-            let value = core.store.with(|db| db.entry(ledger, entry));
-            let stored = match value {
-                Ok(value) => {
-                    let mut guard = core.ledgers.lock(ledger);
-                    let first = guard.slot().waiting.front();
-                    compare(value.as_deref(), first.map(|waiting| &waiting.request))
-                }
-                Err(StoreError::Damaged(_)) => Stored::Damaged,
-                Err(error) => return core.refuse_all(ledger, &error),
-            };
-            core.resume(ledger, stored);
+        let job = move || match core.store.compare(ledger, &add) {
+            Ok(stored) => core.resume(ledger, stored),
+            Err(error) => core.refuse_all(ledger, &error),
         };
         self.workers.run(Priority::Control, Box::new(job));
     }
@@ -365,7 +355,7 @@ impl Core {
         }
     }
 
-    /// RocksDB failed: nothing can be decided about the ledger now.
+    /// The store failed: nothing can be decided about the ledger now.
     fn refuse_all(&self, ledger: LedgerId, error: &StoreError) {
         let waiting = {
             let mut guard = self.ledgers.lock(ledger);
@@ -420,51 +410,6 @@ fn add_record(ledger: LedgerId, token: CreationToken, add: &AddEntry) -> Record 
         ledger,
         token,
         kind,
-        value: Some((value_head(add), add.data.clone())),
-    }
-}
-
-fn value_head(add: &AddEntry) -> ValueHead {
-    ValueHead {
-        digest: add.digest,
-        last_add_confirmed: add.last_add_confirmed,
-        ledger_length: add.ledger_length,
-    }
-}
-
-fn entry_of(request: &OrderedRequest) -> EntryId {
-    match &request.operation {
-        OrderedOperation::Add(add) => add.entry,
-        _ => EntryId::FIRST,
-    }
-}
-
-/// Compares what RocksDB holds with what a request wants to add.
-fn compare(value: Option<&[u8]>, request: Option<&OrderedRequest>) -> Stored {
-    let Some(value) = value else {
-        return Stored::Absent;
-    };
-    let Some(OrderedRequest {
-        ledger,
-        operation: OrderedOperation::Add(add),
-        ..
-    }) = request
-    else {
-        return Stored::Other;
-    };
-    let same = ValueHead::split(value).is_some_and(|(head, data)| {
-        head == value_head(add)
-            && data.len() == add.data.len()
-            && data.starts_with(&add.data.head)
-            && data.ends_with(&add.data.body)
-    });
-    // The same bytes in the head and in the data have the same digest, and that of an add was
-    // checked at the door: what is the same is intact.
-    if same {
-        Stored::Same
-    } else if entries::verified(*ledger, add.entry, value, Some(0)).is_ok() {
-        Stored::Other
-    } else {
-        Stored::Damaged
+        value: Some((ValueHead::of(add), add.data.clone())),
     }
 }

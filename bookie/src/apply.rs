@@ -1,8 +1,8 @@
-//! The applier: one thread that brings commits into RocksDB, in journal order (H1).
+//! The applier: one thread that brings commits into the store, in journal order (H1).
 //!
-//! Every write carries the sequence of the last commit in it, so that what RocksDB has flushed
-//! says which commits the journal may drop. When RocksDB refuses, the applier stays where it is:
-//! nothing is lost, because the journal keeps what is not flushed; adds are refused meanwhile.
+//! Every write carries the sequence of the last commit in it, so that what the store has durably
+//! says which commits the journal may drop. When the store refuses, the applier stays where it is:
+//! nothing is lost, because the journal keeps what is not durable; adds are refused meanwhile.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -24,10 +24,10 @@ use crate::ledgers::LedgerTable;
 use crate::mode::Mode;
 use crate::positions::Positions;
 use crate::reclaim::Reclaimer;
-use crate::store::{Batch, Db, Store, StoreError};
+use crate::store::{ApplyTarget, EntryStore, StoreError};
 use crate::watchers::Watchers;
 
-/// Commits that one write to RocksDB takes, in bytes.
+/// Commits that one write to the store takes, in bytes.
 const BATCH_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// Commits that wait in the buffers that they were written from, which may be much larger.
 const BUFFERS_MAX: usize = 16;
@@ -35,7 +35,7 @@ const BUFFERS_MAX: usize = 16;
 const REPLAY_LEDGERS_MAX: usize = 65_536;
 const RETRY_FIRST: Duration = Duration::from_millis(100);
 const RETRY_MAX: Duration = Duration::from_secs(2);
-/// A database that works after it was opened again, and then fails again, is believed so often; after
+/// A store that works after it was opened again, and then fails again, is believed so often; after
 /// that a person has to look.
 const REOPENED_MAX: u32 = 5;
 
@@ -49,13 +49,13 @@ pub struct ApplyQueue {
 #[derive(Default)]
 struct QueueState {
     commits: VecDeque<Committed>,
-    /// Somebody wants to know whether RocksDB still takes writes.
+    /// Somebody wants to know whether the store still takes writes.
     probe: bool,
     closed: bool,
 }
 
 impl ApplyQueue {
-    /// Adds a commit. While RocksDB takes nothing, commits wait here in no more memory than their
+    /// Adds a commit. While the store takes nothing, commits wait here in no more memory than their
     /// permits account for.
     pub fn push(&self, mut commit: Committed) {
         if self.state.lock().commits.len() >= BUFFERS_MAX {
@@ -116,27 +116,29 @@ impl ApplyQueue {
 pub struct Applier {
     /// Where commits come from.
     pub queue: Arc<ApplyQueue>,
-    /// RocksDB.
-    pub store: Arc<Store>,
+    /// Where they go.
+    pub store: Arc<dyn EntryStore>,
     /// To say that records arrived.
     pub ledgers: Arc<LedgerTable>,
     /// To wake who waits for them.
     pub watchers: Arc<Watchers>,
     /// How far things are.
     pub positions: Arc<Positions>,
-    /// To report errors of RocksDB.
+    /// To report errors of the store.
     pub mode: Arc<Mode>,
     /// To report damaged files of it.
     pub damage: Arc<Damage>,
+    /// Whether the store is opened so that damaged files do not stop it.
+    pub around_damage: bool,
     /// How often it was opened again and worked.
     pub reopened: u32,
-    /// To read the journal again after RocksDB was opened again.
+    /// To read the journal again after the store was opened again.
     pub segments: Arc<Segments>,
     /// The disk of the journal.
     pub disk: SharedDisk,
     /// Ledgers whose space comes back.
     pub reclaimer: Arc<Reclaimer>,
-    /// Bytes applied since somebody last looked how far RocksDB has flushed.
+    /// Bytes applied since the last look at what is durable.
     pub unflushed_bytes: Arc<AtomicUsize>,
     /// After so many, it is time to look.
     pub look_bytes: usize,
@@ -174,7 +176,7 @@ impl Applier {
         }
     }
 
-    /// Writes, and on errors waits, and opens RocksDB again. `false` when the bookie stops.
+    /// Writes, and on errors waits, and opens the store again. `false` when the bookie stops.
     fn apply_until_done(&mut self, commits: &[Committed]) -> bool {
         let mut wait = RETRY_FIRST;
         let mut attempts = 0;
@@ -184,11 +186,12 @@ impl Applier {
         let last = commits.last().map(|commit| commit.sequence);
         let sequence = last.unwrap_or_else(|| self.positions.applied.get());
         loop {
-            match self.store.with(|db| write(db, commits, sequence)) {
+            match self.store.apply(commits, sequence) {
                 Ok(()) => {
                     self.reopened += u32::from(reopened && !was_full);
                     if self.reopened > REOPENED_MAX {
-                        self.mode.storage_damaged("RocksDB failed again and again");
+                        self.mode
+                            .storage_damaged("the store failed again and again");
                     }
                     self.mode.storage_recovered();
                     return true;
@@ -196,9 +199,9 @@ impl Applier {
                 Err(StoreError::Damaged(what)) => {
                     self.mode.storage_failed(&what);
                     // Compactions have met it, and would again: from now on there are none.
-                    if !self.store.is_damaged() {
+                    if !self.around_damage {
                         self.mode.storage_damaged(&what);
-                        self.store.set_damaged();
+                        self.around_damage = true;
                         attempts += 1;
                     }
                     damaged = Some(what);
@@ -213,7 +216,7 @@ impl Applier {
             }
             wait = (wait * 2).min(RETRY_MAX);
             attempts += 1;
-            // RocksDB recovers by itself from some errors. Opening it again recovers from the
+            // A store may recover by itself from some errors. Opening it again recovers from the
             // others, and is of no use while the disk is full.
             if attempts > 1 && !self.mode.is_full() {
                 match self.open_again(damaged.as_deref()) {
@@ -224,39 +227,36 @@ impl Applier {
         }
     }
 
-    /// Opens RocksDB again. When files of it are damaged it finds out which these are.
+    /// Opens the store again. When files of it are damaged it finds out which these are.
     fn open_again(&self, damaged: Option<&str>) -> Result<(), StoreError> {
-        self.store.reopen(|db| self.reapply(db))?;
+        let replay = &mut |target: &dyn ApplyTarget| self.reapply(target);
+        self.store.reopen(self.around_damage, replay)?;
         let Some(what) = damaged else {
             return Ok(());
         };
         let known = self.damage.report();
-        let report = self.store.with(|db| {
-            let report = db.look_at_damage(known, Some(what))?;
-            db.set_damage(Some(&report))?;
-            Ok::<_, StoreError>(report)
-        })?;
+        let report = self.store.find_damage(known, what)?;
         self.mode.storage_damaged(&report.to_string());
         self.damage.found(report);
         Ok(())
     }
 
-    /// Brings what RocksDB had not flushed back from the journal.
-    fn reapply(&self, db: &Db) -> Result<(), StoreError> {
+    /// Brings what the store did not have durably back from the journal.
+    fn reapply(&self, target: &dyn ApplyTarget) -> Result<(), StoreError> {
         let until = self.positions.applied.get();
-        let mut continuity = Continuity::new(db.applied()?);
+        let mut continuity = Continuity::new(target.applied()?);
         let mut replayer = Replayer::default();
         let found = replay::inventory_of(&*self.disk, &self.segments.live())
-            .map_err(|error| StoreError::Rocks(error.to_string()))?;
+            .map_err(|error| StoreError::Failed(error.to_string()))?;
         for used in found {
             replay::scan_segment::<ReplayError>(
                 &*self.disk,
                 used,
                 until,
                 &mut continuity,
-                &mut |found| replayer.apply(db, found).map_err(ReplayError::Store),
+                &mut |found| replayer.apply(target, found).map_err(ReplayError::Store),
             )
-            .map_err(|error| StoreError::Rocks(error.to_string()))?;
+            .map_err(|error| StoreError::Failed(error.to_string()))?;
         }
         match continuity.finish(replay::FoundMark::Synced(until)) {
             (_, None) => Ok(()),
@@ -271,7 +271,7 @@ pub enum ReplayError {
     /// The journal could not be read.
     #[error("journal: {0}")]
     Journal(#[from] std::io::Error),
-    /// RocksDB refused.
+    /// The store refused.
     #[error(transparent)]
     Store(StoreError),
 }
@@ -288,7 +288,11 @@ pub struct Replayer {
 
 impl Replayer {
     /// Applies one commit.
-    pub fn apply(&mut self, db: &Db, found: FoundCommit) -> Result<(), StoreError> {
+    pub fn apply(
+        &mut self,
+        target: &dyn ApplyTarget,
+        found: FoundCommit,
+    ) -> Result<(), StoreError> {
         if self.metas.len() > REPLAY_LEDGERS_MAX {
             self.metas.clear();
         }
@@ -297,7 +301,7 @@ impl Replayer {
         while let Some(record) = rest.next() {
             let (stored, mut meta) = match self.metas.get(&record.ledger) {
                 Some(meta) => (*meta, meta.unwrap_or(LedgerMeta::new(record.token))),
-                None => stored_meta(db, &record)?,
+                None => stored_meta(target, &record)?,
             };
             meta.apply(record.kind);
             let value_end = rest.offset();
@@ -317,33 +321,17 @@ impl Replayer {
         self.records += records.len();
         let commit = found.with(records);
         let sequence = commit.sequence;
-        write(db, &[commit], sequence)
+        target.apply(&[commit], sequence)
     }
-}
-
-/// Brings commits into RocksDB as one change.
-fn write(db: &Db, commits: &[Committed], applied: u64) -> Result<(), StoreError> {
-    let bytes = commits.iter().map(|commit| commit.block.bytes().len());
-    let mut batch = db.batch_for(bytes.sum());
-    for commit in commits {
-        for record in &commit.records {
-            put_record(&mut batch, record.ledger, record.kind, commit.value(record))?;
-            if let Some(meta) = &record.meta {
-                batch.put_meta(record.ledger, meta)?;
-            }
-        }
-    }
-    batch.set_applied(applied);
-    batch.write()
 }
 
 /// The stored record of a ledger, and what is known of it when a record of the journal comes: one
 /// that is damaged may have said that the ledger is fenced.
 fn stored_meta(
-    db: &Db,
+    target: &dyn ApplyTarget,
     record: &RecordRef<'_>,
 ) -> Result<(Option<LedgerMeta>, LedgerMeta), StoreError> {
-    match db.meta(record.ledger) {
+    match target.ledger(record.ledger) {
         Ok(stored) => {
             let known = stored.unwrap_or(LedgerMeta::new(record.token));
             Ok((stored, known.of(record.token)))
@@ -354,20 +342,5 @@ fn stored_meta(
             Ok((None, LedgerMeta::lost().of(record.token)))
         }
         Err(error) => Err(error),
-    }
-}
-
-fn put_record(
-    batch: &mut Batch<'_>,
-    ledger: LedgerId,
-    kind: RecordKind,
-    value: &[u8],
-) -> Result<(), StoreError> {
-    match kind {
-        RecordKind::Add(entry) | RecordKind::RecoveryAdd(entry) => {
-            batch.put_entry(ledger, entry, value)
-        }
-        RecordKind::Delete => batch.delete_entries(ledger),
-        RecordKind::Fence | RecordKind::Lac(_) => Ok(()),
     }
 }

@@ -34,7 +34,7 @@ use crate::positions::Positions;
 use crate::reclaim::Reclaimer;
 use crate::reserve::Reserve;
 use crate::scrub::Scrubber;
-use crate::store::{self, Store};
+use crate::store::EntryStore;
 use crate::watchers::Watchers;
 use crate::workers::Workers;
 
@@ -42,7 +42,7 @@ use crate::workers::Workers;
 struct Parts {
     config: BookieConfig,
     deps: BookieDeps,
-    store: Arc<Store>,
+    store: Arc<dyn EntryStore>,
     segments: Arc<Segments>,
     mark: Arc<Mark>,
     pool: Arc<BlockPool>,
@@ -71,7 +71,7 @@ pub(crate) fn start(
 ) -> Result<Arc<Core>, BookieOpenError> {
     let replayed = started.replayed;
     let parts = Parts {
-        store: Arc::new(Store::new(config.clone(), started.db)),
+        store: started.store,
         segments: Arc::new(replayed.segments),
         mark: Arc::new(replayed.mark),
         pool: Arc::default(),
@@ -80,7 +80,7 @@ pub(crate) fn start(
         damage: Arc::new(Damage::new(started.damage)),
         metrics: Arc::new(BookieMetrics::new(&deps.meter)),
         ledgers: Arc::new(LedgerTable::new(config.ledgers_cached_max)),
-        reclaimer: reclaimer(&config),
+        reclaimer: Arc::new(Reclaimer::new(config.ledger_dir.clone())),
         watchers: Arc::default(),
         queue: Arc::default(),
         apply_queue: Arc::default(),
@@ -140,11 +140,6 @@ pub(crate) fn start(
     Ok(core)
 }
 
-fn reclaimer(config: &BookieConfig) -> Arc<Reclaimer> {
-    let removal = store::removal(config);
-    Arc::new(Reclaimer::new(config.ledger_dir.clone(), removal))
-}
-
 impl Parts {
     /// The bookie goes on where replay has come to, with what is known of its files.
     fn begin_at(&self, last: u64, flushed: u64) {
@@ -191,6 +186,7 @@ impl Parts {
             positions: Arc::clone(&self.positions),
             mode: Arc::clone(&self.mode),
             damage: Arc::clone(&self.damage),
+            around_damage: self.damage.report().is_some(),
             reopened: 0,
             segments: Arc::clone(&self.segments),
             disk: self.deps.disk.clone(),

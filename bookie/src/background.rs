@@ -21,7 +21,7 @@ use crate::mode::Mode;
 use crate::positions::Positions;
 use crate::reclaim::Reclaimer;
 use crate::reserve::Reserve;
-use crate::store::{Store, StoreError};
+use crate::store::EntryStore;
 
 /// Quiet times that deletions wait for a flush that comes by itself.
 const DELETIONS_PATIENCE: u32 = 5;
@@ -31,7 +31,7 @@ pub struct Background {
     pub(crate) config: BookieConfig,
     pub(crate) disk: SharedDisk,
     pub(crate) clock: SharedClock,
-    pub(crate) store: Arc<Store>,
+    pub(crate) store: Arc<dyn EntryStore>,
     pub(crate) segments: Arc<Segments>,
     pub(crate) mark: Arc<Mark>,
     pub(crate) pool: Arc<BlockPool>,
@@ -112,11 +112,10 @@ impl Background {
     /// Trims the journal to what RocksDB has flushed by itself.
     fn look_at_flushed(&self) {
         self.unflushed_bytes.store(0, Ordering::Release);
-        let bytes = self.store.with(|db| Ok::<_, StoreError>(db.bytes()));
-        if let Ok(bytes) = bytes {
+        if let Ok(bytes) = self.store.bytes() {
             self.metrics.store_bytes.record(bytes, &[]);
         }
-        match self.store.with(crate::store::Db::persisted) {
+        match self.store.persisted() {
             Ok(persisted) => {
                 self.flushed(persisted);
                 self.reclaim();
@@ -143,7 +142,7 @@ impl Background {
         }
         self.unflushed_bytes.store(0, Ordering::Release);
         let started = self.clock.monotonic();
-        match self.store.with(crate::store::Db::flush) {
+        match self.store.flush() {
             Ok(()) => {
                 self.flushed(applied);
                 let took = self.clock.monotonic().saturating_sub(started);

@@ -27,7 +27,7 @@ use crate::positions::Positions;
 use crate::reclaim::Reclaimer;
 use crate::report::{BookieStatusReport, LossReport, SetAsideReport};
 use crate::scrub::Scrubber;
-use crate::store::{Store, StoreError};
+use crate::store::{EntryStore, StoreError};
 use crate::watchers::Watchers;
 use crate::workers::Workers;
 
@@ -42,7 +42,7 @@ pub struct Core {
     pub(crate) applier: Arc<ApplyQueue>,
     pub(crate) ledgers: Arc<LedgerTable>,
     pub(crate) segments: Arc<Segments>,
-    pub(crate) store: Arc<Store>,
+    pub(crate) store: Arc<dyn EntryStore>,
     pub(crate) positions: Arc<Positions>,
     pub(crate) mode: Arc<Mode>,
     pub(crate) metrics: Arc<BookieMetrics>,
@@ -80,7 +80,6 @@ impl Core {
     pub(crate) fn status(&self) -> BookieStatusReport {
         let (journal_live_bytes, journal_bytes) = self.segments.bytes();
         let in_flight = self.adds.used_bytes() + self.control.used_bytes();
-        let store_bytes = self.store.with(|db| Ok::<_, StoreError>(db.bytes()));
         BookieStatusReport {
             mode: self.mode.report(),
             limbo: self.limbo.report(),
@@ -91,7 +90,7 @@ impl Core {
             applied_commit: self.positions.applied.get(),
             flushed_commit: self.positions.flushed.get(),
             bytes_in_flight: u64::try_from(in_flight).unwrap_or(u64::MAX),
-            store_bytes: store_bytes.unwrap_or(0),
+            store_bytes: self.store.bytes().unwrap_or(0),
             scrub: self.scrubber.report(),
         }
     }
@@ -111,12 +110,7 @@ impl Core {
 
     /// Ends limbo: what was lost is here again, or nobody needs it. Blocks.
     pub(crate) fn end_limbo(&self) -> Result<(), StoreError> {
-        self.store.with(|db| {
-            let mut batch = db.batch();
-            batch.set_loss(None);
-            batch.write()?;
-            db.flush()
-        })?;
+        self.store.set_loss(None, None)?;
         self.limbo.end();
         self.metrics.limbo.record(0, &[]);
         tracing::info!("limbo ends: everything that this bookie must hold is here");
@@ -130,10 +124,7 @@ impl Core {
         let Some(capacity) = config.capacity_bytes else {
             return Ok(disk);
         };
-        let stored = self
-            .store
-            .with(|db| Ok::<_, StoreError>(db.bytes()))
-            .unwrap_or(0);
+        let stored = self.store.bytes().unwrap_or(0);
         Ok(DiskSpace {
             total_bytes: disk.total_bytes.min(capacity),
             available_bytes: disk.available_bytes.min(capacity.saturating_sub(stored)),

@@ -2,7 +2,7 @@
 //!
 //! Reads serve what is whole, and repair writes entries anew beside their damaged blocks. But a file
 //! that a compaction cannot read stops all compactions, so from then on none runs, here and after
-//! every start, until a start sets the files aside. What is known is stored in RocksDB.
+//! every start, until a start sets the files aside. What is known is stored in the ledger store.
 
 use std::collections::BTreeSet;
 
@@ -10,14 +10,8 @@ use aquifer_model::id::{EntryId, LedgerId};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
-use crate::bytes_at::u64_at;
-use crate::report::{DamageReport, DamagedFile};
+use crate::report::DamageReport;
 
-const VERSION: u8 = 1;
-/// Files that are remembered by name; more of them are found when these are set aside.
-pub const FILES_MAX: usize = 64;
-/// Longest description of a file that is stored.
-const WHAT_BYTES_MAX: usize = 1024;
 /// Entries that are remembered as told of.
 const TOLD_MAX: usize = 1024;
 
@@ -76,69 +70,9 @@ impl Damage {
     }
 }
 
-/// The stored bytes of a report.
-#[must_use]
-pub fn encode(report: &DamageReport) -> Vec<u8> {
-    let mut bytes = vec![VERSION];
-    for file in report.files.iter().take(FILES_MAX) {
-        bytes.extend_from_slice(&file.first.0.to_le_bytes());
-        bytes.extend_from_slice(&file.last.0.to_le_bytes());
-        for text in [&file.name, &file.what] {
-            let mut end = text.len().min(WHAT_BYTES_MAX);
-            while !text.is_char_boundary(end) {
-                end -= 1;
-            }
-            bytes.extend_from_slice(&(end as u64).to_le_bytes());
-            bytes.extend_from_slice(&text.as_bytes()[..end]);
-        }
-    }
-    bytes
-}
-
-/// Reads stored bytes. Damaged ones still mean damage, of whatever files.
-#[must_use]
-pub fn decode(bytes: &[u8]) -> DamageReport {
-    let mut report = DamageReport::default();
-    let mut rest = match bytes.split_first() {
-        Some((&VERSION, rest)) => rest,
-        _ => return report,
-    };
-    while !rest.is_empty() && report.files.len() < FILES_MAX {
-        match file(rest) {
-            Some((file, behind)) => {
-                report.files.push(file);
-                rest = behind;
-            }
-            None => break,
-        }
-    }
-    report
-}
-
-fn file(bytes: &[u8]) -> Option<(DamagedFile, &[u8])> {
-    let (ids, rest) = bytes.split_at_checked(16)?;
-    let (name, rest) = text(rest)?;
-    let (what, rest) = text(rest)?;
-    let file = DamagedFile {
-        name,
-        first: LedgerId(u64_at(ids, 0)),
-        last: LedgerId(u64_at(ids, 8)),
-        what,
-    };
-    Some((file, rest))
-}
-
-fn text(bytes: &[u8]) -> Option<(String, &[u8])> {
-    let (len, rest) = bytes.split_at_checked(8)?;
-    let len = usize::try_from(u64_at(len, 0)).ok()?;
-    let (text, rest) = rest.split_at_checked(len)?;
-    Some((String::from_utf8_lossy(text).into_owned(), rest))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use proptest::prelude::*;
 
     #[test]
     fn an_entry_is_news_once_until_many_others_were() {
@@ -155,26 +89,5 @@ mod tests {
             damage.is_news(ledger, EntryId::FIRST),
             "room was made for others"
         );
-    }
-
-    proptest! {
-        #[test]
-        fn reports_round_trip(files in prop::collection::vec(
-            ("[0-9]{6}\\.sst", any::<u64>(), any::<u64>(), ".{0,50}"), 0..4)
-        ) {
-            let files = files.into_iter().map(|(name, first, last, what)| DamagedFile {
-                name,
-                first: LedgerId(first),
-                last: LedgerId(last),
-                what,
-            });
-            let report = DamageReport { files: files.collect() };
-            prop_assert_eq!(decode(&encode(&report)), report);
-        }
-
-        #[test]
-        fn arbitrary_bytes_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..80)) {
-            let _ = decode(&bytes);
-        }
     }
 }

@@ -11,7 +11,8 @@ use aquifer_runtime::budget::BytePermit;
 use parking_lot::{Mutex, MutexGuard};
 
 use crate::journal::commit::CommittedRecord;
-use crate::ledger_state::LedgerState;
+use crate::ledger_state::{End, LedgerState};
+use crate::store::{EntryStore, StoreError};
 
 const SHARDS: usize = 16;
 /// Slots that are looked at to find one to forget.
@@ -119,6 +120,34 @@ impl LedgerTable {
             state.aborted(entry, item);
         }
     }
+}
+
+/// Loads everything that decisions about a ledger need. Damage makes it know less, and nothing else:
+/// a ledger can be fenced, repaired and deleted whatever of it cannot be read.
+pub fn load(store: &dyn EntryStore, ledger: LedgerId) -> Result<LedgerState, StoreError> {
+    let meta = match store.ledger(ledger) {
+        Ok(meta) => meta,
+        Err(error @ StoreError::Damaged(_)) => {
+            tracing::error!(%ledger, %error, "the record of a ledger cannot be read");
+            return Ok(LedgerState::without_record());
+        }
+        Err(error) => return Err(error),
+    };
+    if meta.is_none_or(|meta| meta.deleted) {
+        return Ok(LedgerState::stored(meta, End::Known(None), None));
+    }
+    let (end, lac) = match store.last_entry(ledger) {
+        Ok(last) => (
+            End::Known(last.map(|last| last.entry)),
+            last.and_then(|last| last.last_add_confirmed),
+        ),
+        Err(error @ StoreError::Damaged(_)) => {
+            tracing::error!(%ledger, %error, "the end of a ledger cannot be read");
+            (End::Unknown, None)
+        }
+        Err(error) => return Err(error),
+    };
+    Ok(LedgerState::stored(meta, end, lac))
 }
 
 impl Slot {

@@ -73,6 +73,7 @@ pub use report::{
 
 use crate::core::Core;
 use crate::scrub::RepairHook;
+use crate::store::{Opened, StoreError};
 
 /// What a bookie takes from its surroundings.
 #[derive(Clone)]
@@ -113,7 +114,16 @@ impl Bookie {
     /// # Errors
     /// When the directories are locked, foreign, damaged or unreadable.
     pub fn open(config: BookieConfig, deps: BookieDeps) -> Result<Bookie, BookieOpenError> {
-        let core = open::open(config, &deps)?;
+        Bookie::open_on(config, &deps, store::open)
+    }
+
+    /// The same over a store that `open_store` opens.
+    fn open_on(
+        config: BookieConfig,
+        deps: &BookieDeps,
+        open_store: impl FnOnce(&BookieConfig, bool) -> Result<Opened, StoreError>,
+    ) -> Result<Bookie, BookieOpenError> {
+        let core = open::open(config, deps, open_store)?;
         Ok(Bookie {
             _running: Arc::new(Running(Arc::clone(&core))),
             core,

@@ -17,9 +17,9 @@ use tokio::sync::oneshot;
 
 use crate::core::Core;
 use crate::ledger_state::{LedgerMeta, LedgerState, TOKEN_LOST};
-use crate::store::check::{Place, check};
-use crate::store::entries::{self, EntryError};
-use crate::store::{Db, StoreError, presence};
+use crate::ledgers;
+use crate::store::value::EntryError;
+use crate::store::{CheckPlace, EntryStore, StoreError};
 use crate::workers::Priority;
 
 /// The least that a read takes from its budget: what one scan holds besides the answer.
@@ -66,7 +66,7 @@ impl From<StoreError> for BookieError {
     fn from(error: StoreError) -> BookieError {
         match error {
             StoreError::Damaged(_) => BookieError::Digest(error.to_string()),
-            StoreError::Rocks(_) | StoreError::Full(_) | StoreError::Closed(_) => {
+            StoreError::Failed(_) | StoreError::Full(_) | StoreError::Closed(_) => {
                 BookieError::Io(error.to_string())
             }
         }
@@ -124,7 +124,7 @@ impl Core {
     }
 
     fn has_now(&self, range: &PresenceRange) -> BookieResult<Presence> {
-        // Memory first: an entry leaves it only after RocksDB has it.
+        // Memory first: an entry leaves it only after the store has it.
         let memory = self.ledgers.peek(range.ledger, |state| {
             let synced = self.positions.synced_item.get();
             let pending = state.pending().range(range.first..=range.last);
@@ -132,23 +132,21 @@ impl Core {
             let entries: BTreeSet<EntryId> = synced.map(|(entry, _)| *entry).collect();
             (state.meta().copied(), entries)
         });
-        self.store.with(|db| {
-            let (meta, pending) = match memory {
-                Some(memory) => memory,
-                None => {
-                    let known = from_store(db, range.ledger)?;
-                    // What is there is there, whatever its record said.
-                    let lost = known.record_lost.then(LedgerMeta::lost);
-                    (known.meta.or(lost), BTreeSet::new())
-                }
-            };
-            let Some(meta) = meta else {
-                // Which proves nothing, as in limbo.
-                return Ok(Presence::nothing_until(range.last));
-            };
-            meta.check(range.token)?;
-            Ok(presence::find(db, range, &pending)?)
-        })
+        let (meta, pending) = match memory {
+            Some(memory) => memory,
+            None => {
+                let known = from_store(&*self.store, range.ledger)?;
+                // What is there is there, whatever its record said.
+                let lost = known.record_lost.then(LedgerMeta::lost);
+                (known.meta.or(lost), BTreeSet::new())
+            }
+        };
+        let Some(meta) = meta else {
+            // Which proves nothing, as in limbo.
+            return Ok(Presence::nothing_until(range.last));
+        };
+        meta.check(range.token)?;
+        Ok(self.store.has(range, &pending)?)
     }
 
     /// Waits for a higher LAC than `wait.above`, or a fence.
@@ -172,7 +170,7 @@ impl Core {
         }
     }
 
-    /// What is known of a ledger's end: from memory, else from RocksDB.
+    /// What is known of a ledger's end: from memory, else from the store.
     async fn tail(self: &Arc<Self>, wait: TailWait) -> BookieResult<TailState> {
         let ledger = wait.ledger;
         let known = self
@@ -184,7 +182,7 @@ impl Core {
                 let (answer, answered) = oneshot::channel();
                 let core = Arc::clone(self);
                 let job = move || {
-                    let loaded = core.store.with(|db| db.load(ledger));
+                    let loaded = ledgers::load(&*core.store, ledger);
                     drop(core);
                     // A caller that went away needs no answer.
                     let _ = answer.send(loaded);
@@ -223,18 +221,18 @@ impl Core {
             let core = Arc::clone(self);
             let left = max - found.len();
             let job = move || {
-                let page = core.store.with(|db| db.some_ledgers_after(after, left));
+                let page = core.store.ledgers_after(after, left);
                 drop(core);
                 // A caller that went away needs no answer.
                 let _ = answer.send(page.map_err(BookieError::from));
             };
             self.workers.run(Priority::Read, Box::new(job));
-            let (page, looked) = answered.await.unwrap_or(Err(BookieError::ShuttingDown))?;
-            found.extend(page);
-            if looked.is_none() || found.len() >= max {
+            let page = answered.await.unwrap_or(Err(BookieError::ShuttingDown))?;
+            found.extend(page.ledgers);
+            if page.looked.is_none() || found.len() >= max {
                 break;
             }
-            after = looked;
+            after = page.looked;
         }
         // One whose token is lost cannot be compared with anything.
         let known = found
@@ -250,13 +248,13 @@ impl Core {
         ledger: LedgerId,
     ) -> BookieResult<Vec<(EntryId, EntryId)>> {
         let mut ranges: Vec<(EntryId, EntryId)> = Vec::new();
-        let mut next = Some(Place::at(EntryId::FIRST));
+        let mut next = Some(CheckPlace::at(EntryId::FIRST));
         while let Some(place) = next {
             self.mode.check()?;
             let (answer, answered) = oneshot::channel();
             let core = Arc::clone(self);
             let job = move || {
-                let checked = core.store.with(|db| check(db, ledger, place, CHECK_BYTES));
+                let checked = core.store.check(ledger, place, CHECK_BYTES);
                 drop(core);
                 // A caller that went away needs no answer.
                 let _ = answer.send(checked.map_err(BookieError::from));
@@ -295,46 +293,44 @@ impl Core {
     }
 
     fn read_range(&self, range: &ReadRange) -> Result<ReadBatch, ReadError> {
-        // Memory first: an entry leaves it only after RocksDB has it.
-        let memory = self.in_memory(range);
-        self.store.with(|db| {
-            let memory = match memory {
-                Some(memory) => memory,
-                None => from_store(db, range.ledger)?,
-            };
-            match memory.meta {
-                Some(meta) => meta.check(range.token)?,
-                // What was lost may have been the record.
-                None if memory.record_lost || self.limbo.is_on() => {}
-                None => return Err(self.negative(BookieError::NoSuchLedger).into()),
-            }
-            let entries = entries::read_range(db, range, &memory.pending).map_err(|error| {
-                let (ledger, entry) = (range.ledger, range.first);
-                match self.damage.is_news(ledger, entry) {
-                    true => tracing::error!(%ledger, %entry, ?error, "entry cannot be read"),
-                    false => tracing::debug!(%ledger, %entry, ?error, "entry cannot be read"),
-                }
-                match error {
-                    EntryError::Store(error @ StoreError::Damaged(_)) => {
-                        ReadError::Damaged(error.into())
-                    }
-                    EntryError::Store(error) => error.into(),
-                    EntryError::Digest(what) => ReadError::Damaged(BookieError::Digest(what)),
-                }
-            })?;
-            if entries.is_empty() {
-                return Err(ReadError::Other(if memory.record_lost {
-                    BookieError::Limbo
-                } else {
-                    self.negative(BookieError::NoSuchEntry)
-                }));
-            }
-            let carried = entries.iter().filter_map(|entry| entry.last_add_confirmed);
-            Ok(ReadBatch {
-                last_add_confirmed: memory.lac.max(carried.max()),
-                entries,
-            })
+        // Memory first: an entry leaves it only after the store has it.
+        let memory = match self.in_memory(range) {
+            Some(memory) => memory,
+            None => from_store(&*self.store, range.ledger)?,
+        };
+        match memory.meta {
+            Some(meta) => meta.check(range.token)?,
+            // What was lost may have been the record.
+            None if memory.record_lost || self.limbo.is_on() => {}
+            None => return Err(self.negative(BookieError::NoSuchLedger).into()),
+        }
+        let entries = self.store.read(range, &memory.pending);
+        let entries = entries.map_err(|error| self.unread(range, error))?;
+        if entries.is_empty() {
+            return Err(ReadError::Other(if memory.record_lost {
+                BookieError::Limbo
+            } else {
+                self.negative(BookieError::NoSuchEntry)
+            }));
+        }
+        let carried = entries.iter().filter_map(|entry| entry.last_add_confirmed);
+        Ok(ReadBatch {
+            last_add_confirmed: memory.lac.max(carried.max()),
+            entries,
         })
+    }
+
+    fn unread(&self, range: &ReadRange, error: EntryError) -> ReadError {
+        let (ledger, entry) = (range.ledger, range.first);
+        match self.damage.is_news(ledger, entry) {
+            true => tracing::error!(%ledger, %entry, ?error, "entry cannot be read"),
+            false => tracing::debug!(%ledger, %entry, ?error, "entry cannot be read"),
+        }
+        match error {
+            EntryError::Store(error @ StoreError::Damaged(_)) => ReadError::Damaged(error.into()),
+            EntryError::Store(error) => error.into(),
+            EntryError::Digest(what) => ReadError::Damaged(BookieError::Digest(what)),
+        }
     }
 
     fn in_memory(&self, range: &ReadRange) -> Option<InMemory> {
@@ -372,8 +368,8 @@ fn known_of(state: &LedgerState, pending: BTreeMap<EntryId, AddEntry>) -> InMemo
 
 /// What a read must know of a ledger that is not in memory: its record, and nothing of its entries.
 /// The answer carries the LAC of the entries that it has.
-fn from_store(db: &Db, ledger: LedgerId) -> Result<InMemory, StoreError> {
-    let (meta, record_lost) = match db.meta(ledger) {
+fn from_store(store: &dyn EntryStore, ledger: LedgerId) -> Result<InMemory, StoreError> {
+    let (meta, record_lost) = match store.ledger(ledger) {
         Ok(meta) => (meta, false),
         Err(StoreError::Damaged(_)) => (None, true),
         Err(error) => return Err(error),

@@ -1,6 +1,6 @@
 //! Gives the space of deleted ledgers back, in the background and a few ledgers at a time.
 //!
-//! A ledger's turn comes when the commit of its deletion is in RocksDB's files, however much else
+//! A ledger's turn comes when the commit of its deletion is durable in the store, however much else
 //! is written meanwhile. On a full disk it is done within the room that is left.
 
 use std::collections::BTreeMap;
@@ -18,9 +18,7 @@ use parking_lot::Mutex;
 use crate::bell::Bell;
 use crate::metrics::BookieMetrics;
 use crate::mode::Mode;
-use crate::store::Store;
-use crate::store::removal::PacedRemoval;
-use crate::store::space::Collected;
+use crate::store::{Collected, EntryStore, Room};
 
 /// The pause after the file system has refused.
 const AFTER_ERROR: Duration = Duration::from_secs(1);
@@ -37,14 +35,12 @@ const ROOM_SHARE: u64 = 4;
 pub struct Reclaimer {
     /// With the commit of each one's deletion.
     waiting: Mutex<BTreeMap<LedgerId, u64>>,
-    /// The last commit that is in RocksDB's files.
+    /// The last commit that is durable in the store.
     flushed: AtomicU64,
     /// There may be garbage in shared files; also in those that a process before this one left.
     collect: AtomicBool,
     /// The file system whose room counts.
     directory: PathBuf,
-    /// Of the thread that runs; nobody else uses it.
-    removal: Mutex<PacedRemoval>,
     running: AtomicBool,
     stopping: AtomicBool,
     stop: Bell,
@@ -53,15 +49,14 @@ pub struct Reclaimer {
 }
 
 impl Reclaimer {
-    /// A reclaimer of files in `directory` that are removed as `removal` has it.
+    /// A reclaimer of files in `directory`.
     #[must_use]
-    pub fn new(directory: PathBuf, removal: PacedRemoval) -> Reclaimer {
+    pub fn new(directory: PathBuf) -> Reclaimer {
         Reclaimer {
             waiting: Mutex::default(),
             flushed: AtomicU64::new(0),
             collect: AtomicBool::new(true),
             directory,
-            removal: Mutex::new(removal),
             running: AtomicBool::default(),
             stopping: AtomicBool::default(),
             stop: Bell::default(),
@@ -86,12 +81,12 @@ impl Reclaimer {
         self.stop.ring();
     }
 
-    /// RocksDB's files have everything up to this commit: reclaims on a thread of its own, unless
+    /// The store has everything up to this commit durably: reclaims on a thread of its own, unless
     /// there is nothing to reclaim.
     pub fn start(
         self: &Arc<Self>,
         flushed: u64,
-        store: &Arc<Store>,
+        store: &Arc<dyn EntryStore>,
         mode: &Arc<Mode>,
         metrics: &Arc<BookieMetrics>,
     ) {
@@ -99,8 +94,8 @@ impl Reclaimer {
         if self.running.swap(true, Ordering::AcqRel) {
             return;
         }
-        let collect = self.collect.load(Ordering::Acquire);
-        if !self.is_due() && !collect && self.removal.lock().is_empty() {
+        // The thread ends only when nothing is left to be released, and the first one collects.
+        if !self.is_due() && !self.collect.load(Ordering::Acquire) {
             self.running.store(false, Ordering::Release);
             return;
         }
@@ -110,7 +105,7 @@ impl Reclaimer {
         let on_panic = move |why: &str| failing.fail(why);
         let body = move || {
             loop {
-                reclaimer.run(&store, &mode, &metrics);
+                reclaimer.run(&*store, &mode, &metrics);
                 reclaimer.running.store(false, Ordering::Release);
                 // Who saw it running a moment ago left the work to this thread.
                 let is_due = reclaimer.is_due() && !reclaimer.is_stopping();
@@ -138,7 +133,7 @@ impl Reclaimer {
         self.thread.lock().take()
     }
 
-    /// Whether a flush has taken a deletion to RocksDB's files.
+    /// Whether a flush has made a deletion durable.
     fn is_due(&self) -> bool {
         let flushed = self.flushed.load(Ordering::Acquire);
         self.waiting
@@ -151,18 +146,17 @@ impl Reclaimer {
         self.stopping.load(Ordering::Acquire)
     }
 
-    fn run(&self, store: &Store, mode: &Mode, metrics: &BookieMetrics) {
-        let mut removal = self.removal.lock();
+    fn run(&self, store: &dyn EntryStore, mode: &Mode, metrics: &BookieMetrics) {
         while !self.is_stopping() {
             if self.is_due() {
-                self.reclaim(store, mode, metrics, &mut removal);
+                self.reclaim(store, mode, metrics);
                 self.collect.store(true, Ordering::Release);
             }
-            let pause = step(&mut removal, mode, metrics);
+            let pause = release(store, mode, metrics);
             // Rewriting needs space before it gives some back, so what is free comes back first.
             if self.collect.load(Ordering::Acquire)
-                && removal.bytes() == 0
-                && self.collect(store, mode, &mut removal)
+                && store.leaving_bytes() == 0
+                && self.collect(store, mode)
             {
                 continue;
             }
@@ -174,22 +168,13 @@ impl Reclaimer {
         }
     }
 
-    fn reclaim(
-        &self,
-        store: &Store,
-        mode: &Mode,
-        metrics: &BookieMetrics,
-        removal: &mut PacedRemoval,
-    ) {
-        keep(removal, mode);
+    fn reclaim(&self, store: &dyn EntryStore, mode: &Mode, metrics: &BookieMetrics) {
         loop {
             let ledgers = self.next();
             if ledgers.is_empty() {
                 return;
             }
-            let room = mode.is_full().then(|| self.room());
-            let done = store.with(|db| db.reclaim(&ledgers, room));
-            let count = match done {
+            let count = match store.reclaim(&ledgers, self.room(mode)) {
                 Ok(count) => count.max(1),
                 Err(error) => {
                     let ledger = ledgers[0];
@@ -203,20 +188,14 @@ impl Reclaimer {
                 .take(count)
                 .for_each(|ledger| _ = waiting.remove(ledger));
             drop(waiting);
-            // Each compaction takes its time; what it freed need not wait for the others.
-            removal.look_on();
-            step(removal, mode, metrics);
+            metrics.removing_bytes.record(store.leaving_bytes(), &[]);
         }
     }
 
     /// Collects a little of the garbage in shared files. Whether there may be more at once.
-    fn collect(&self, store: &Store, mode: &Mode, removal: &mut PacedRemoval) -> bool {
-        let collected = store.with(|db| db.collect_blobs(self.room(), || keep(removal, mode)));
-        match collected {
-            Ok(Collected::Some) => {
-                removal.look_on();
-                true
-            }
+    fn collect(&self, store: &dyn EntryStore, mode: &Mode) -> bool {
+        match store.collect(self.room(mode)) {
+            Ok(Collected::Some) => true,
             Ok(Collected::Nothing) => {
                 self.collect.store(false, Ordering::Release);
                 false
@@ -227,17 +206,20 @@ impl Reclaimer {
                 false
             }
             Err(error) => {
-                tracing::warn!(%error, "garbage in blob files is not collected now");
+                tracing::warn!(%error, "garbage in shared files is not collected now");
                 self.stop.wait(AFTER_NO_ROOM);
                 false
             }
         }
     }
 
-    /// Bytes that a rewrite may take: what is free must last for everything else, too.
-    fn room(&self) -> u64 {
+    /// What a rewrite may take: what is free must last for everything else, too.
+    fn room(&self, mode: &Mode) -> Room {
         let space = Disk::space(&RealDisk, &self.directory);
-        space.map_or(0, |space| space.available_bytes / ROOM_SHARE)
+        Room {
+            is_full: mode.is_full(),
+            bytes: space.map_or(0, |space| space.available_bytes / ROOM_SHARE),
+        }
     }
 
     /// Ledgers whose turn it is, in order.
@@ -252,22 +234,13 @@ impl Reclaimer {
     }
 }
 
-/// Gives files second names, so that they go little by little. A full disk needs the space at once.
-fn keep(removal: &mut PacedRemoval, mode: &Mode) {
-    if !mode.is_full()
-        && let Err(error) = removal.keep()
-    {
-        tracing::debug!(%error, "files of deleted ledgers are removed at once");
-    }
-}
-
 /// Frees a little of what was removed. Returns how long to wait before the next time, `None` when
 /// nothing is left.
-fn step(removal: &mut PacedRemoval, mode: &Mode, metrics: &BookieMetrics) -> Option<Duration> {
-    let pause = removal.step(mode.is_full()).unwrap_or_else(|error| {
+fn release(store: &dyn EntryStore, mode: &Mode, metrics: &BookieMetrics) -> Option<Duration> {
+    let pause = store.release(mode.is_full()).unwrap_or_else(|error| {
         tracing::warn!(%error, "files of deleted ledgers are not removed now");
         Some(AFTER_ERROR)
     });
-    metrics.removing_bytes.record(removal.bytes(), &[]);
+    metrics.removing_bytes.record(store.leaving_bytes(), &[]);
     pause
 }

@@ -2,7 +2,7 @@
 //! that damage is found while other replicas are whole.
 //!
 //! It changes nothing itself. What is damaged is counted and told to a [`RepairHook`]; repair
-//! writes through the journal like everybody else. It reads RocksDB only: what is still on its way
+//! writes through the journal like everybody else. It reads the store only: what is still on its way
 //! there is checked when it has arrived.
 
 use std::sync::Arc;
@@ -16,8 +16,7 @@ use crate::bell::Bell;
 use crate::config::BookieConfig;
 use crate::metrics::BookieMetrics;
 use crate::report::ScrubReport;
-use crate::store::Store;
-use crate::store::check::{Checked, Place, check};
+use crate::store::{CheckPlace, Checked, EntryStore};
 
 /// Bytes that are checked at once.
 const STEP_BYTES: usize = 256 * 1024;
@@ -47,7 +46,7 @@ pub trait RepairHook: Send + Sync {
 
 /// The scrubber, and the place where damage is told.
 pub struct Scrubber {
-    store: Arc<Store>,
+    store: Arc<dyn EntryStore>,
     metrics: Arc<BookieMetrics>,
     bytes_per_second: u64,
     pause: Duration,
@@ -62,7 +61,7 @@ impl Scrubber {
     #[must_use]
     pub fn new(
         config: &BookieConfig,
-        store: &Arc<Store>,
+        store: &Arc<dyn EntryStore>,
         metrics: &Arc<BookieMetrics>,
     ) -> Scrubber {
         Scrubber {
@@ -124,8 +123,7 @@ impl Scrubber {
         // A bookie that starts has more urgent things to do; and a process whose start fails
         // should not end in the middle of a read.
         self.sleep(self.pause.min(START_PAUSE_MAX));
-        let found = self.store.with(|db| db.scrubbed());
-        let mut at = found.unwrap_or_else(|error| {
+        let mut at = self.store.scrubbed().unwrap_or_else(|error| {
             tracing::warn!(%error, "the scrubber starts again from the first ledger");
             None
         });
@@ -147,9 +145,8 @@ impl Scrubber {
         let mut first = from.map_or(EntryId::FIRST, |(_, entry)| entry);
         let mut unnoted = 0;
         loop {
-            let listed = self.store.with(|db| db.ledgers_after(after, PAGE_LEDGERS));
-            let ledgers = match listed {
-                Ok(ledgers) => ledgers,
+            let page = match self.store.ledgers_after(after, PAGE_LEDGERS) {
+                Ok(page) => page,
                 Err(error) => {
                     tracing::warn!(%error, "the scrubber cannot list ledgers, trying again");
                     self.sleep(RETRY);
@@ -159,10 +156,7 @@ impl Scrubber {
                     continue;
                 }
             };
-            if ledgers.is_empty() {
-                return true;
-            }
-            for (ledger, _) in ledgers {
+            for (ledger, _) in page.ledgers {
                 // Only the first ledger may begin in its middle.
                 let begin = match from {
                     Some((at, _)) if at == ledger => std::mem::replace(&mut first, EntryId::FIRST),
@@ -171,7 +165,10 @@ impl Scrubber {
                 if !self.ledger(ledger, begin, &mut unnoted) {
                     return false;
                 }
-                after = Some(ledger);
+            }
+            match page.looked {
+                Some(looked) => after = Some(looked),
+                None => return true,
             }
         }
     }
@@ -179,7 +176,7 @@ impl Scrubber {
     /// Checks a ledger from an entry on. `false` when the bookie stops.
     fn ledger(&self, ledger: LedgerId, first: EntryId, unnoted: &mut usize) -> bool {
         self.report.lock().ledger = Some(ledger);
-        let mut next = Place::at(first);
+        let mut next = CheckPlace::at(first);
         let mut damaged = Run {
             ledger,
             ends: None,
@@ -191,8 +188,7 @@ impl Scrubber {
                 self.note((ledger, next.entry));
                 return false;
             }
-            let checked = self.store.with(|db| check(db, ledger, next, STEP_BYTES));
-            let checked = match checked {
+            let checked = match self.store.check(ledger, next, STEP_BYTES) {
                 Ok(checked) => checked,
                 Err(error) if retries < RETRIES_MAX => {
                     retries += 1;
@@ -263,7 +259,7 @@ impl Scrubber {
     }
 
     fn note(&self, at: (LedgerId, EntryId)) {
-        if let Err(error) = self.store.with(|db| db.set_scrubbed(at)) {
+        if let Err(error) = self.store.set_scrubbed(at) {
             tracing::debug!(%error, "the scrubber's position is not noted");
         }
     }

@@ -1,108 +1,273 @@
-//! The ledger store: RocksDB behind the journal. Keep what is asked of it narrow, so that another
-//! layout (journal segments as storage, indexed here) can take its place.
+//! The seam between a bookie and the place where its ledgers lie behind the journal.
 //!
-//! The database can be closed and opened again under its users after a background error: they
-//! wait meanwhile, because a store without what was in its memtables must not answer.
+//! What is outside this module knows [`EntryStore`] and plain data; which store there is, [`open`]
+//! decides. Today it is RocksDB (`rocks`, private). Commits arrive with their place in the journal,
+//! so that a store may leave large entries there and keep an index.
+//!
+//! What every store promises:
+//! - What [`ApplyTarget::apply`] has taken is found by reads at once, all of it or none.
+//! - [`EntryStore::persisted`] names a commit before which everything is durable, ledger records and
+//!   entries alike: the journal is trimmed to it (H1).
+//! - An entry is returned only if its digest matches; one that is damaged is an error, never absent
+//!   and never an error of another ledger (I5).
+//! - While it opens again, callers wait: a store without what it had in memory must not answer.
 
-pub mod check;
-pub mod db;
-pub mod entries;
-pub mod files;
-pub mod keys;
-mod layout;
-mod manifest;
-mod options;
-pub mod presence;
-mod records;
-pub mod removal;
-pub mod set_aside;
-pub mod space;
+mod rocks;
+pub mod value;
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
 
-use parking_lot::RwLock;
+use aquifer_model::id::{EntryId, LedgerId};
+use aquifer_model::storage::{AddEntry, Presence, PresenceRange, ReadRange, StoredEntry};
+use thiserror::Error;
 
 use crate::config::BookieConfig;
+use crate::journal::commit::Committed;
+use crate::journal::replay::Loss;
+use crate::ledger_state::{LedgerMeta, Stored};
+use crate::report::{DamageReport, SetAsideReport};
+use crate::store::value::EntryError;
 
-pub use db::{Batch, Db, StoreError, directory};
-use removal::PacedRemoval;
+#[cfg(test)]
+pub use rocks::{RocksStore, set_aside};
 
-/// Paced removal of the files of a bookie's database.
-#[must_use]
-pub fn removal(config: &BookieConfig) -> PacedRemoval {
-    PacedRemoval::new(db::directory(config), config.ledger_dir.join("removed"))
+/// What commits are applied to: by the applier, by a start, and by a store that opens again.
+pub trait ApplyTarget {
+    /// The last commit that the store has, durable or not.
+    fn applied(&self) -> Result<u64, StoreError>;
+
+    /// A ledger's record.
+    fn ledger(&self, ledger: LedgerId) -> Result<Option<LedgerMeta>, StoreError>;
+
+    /// Takes commits, in the order of the journal and as one change, and notes that it has
+    /// everything up to `applied`. Without commits it writes only that, which shows whether it
+    /// takes writes.
+    fn apply(&self, commits: &[Committed], applied: u64) -> Result<(), StoreError>;
 }
 
-/// The database and its users.
-pub struct Store {
-    config: BookieConfig,
-    /// Files of the database are damaged: it is opened so that it serves what is whole.
-    damaged: AtomicBool,
-    db: RwLock<Option<Db>>,
+/// Where entries and ledger records lie behind the journal. Calls block and come from any thread;
+/// commits come from one.
+pub trait EntryStore: ApplyTarget + Send + Sync {
+    // Entries.
+
+    /// Consecutive entries from `range.first` on, stored ones and those of `pending`, which must
+    /// have been copied before this is called: an entry leaves it only after the store has it.
+    /// Empty when the first is proven to be absent. An error behind the first ends the answer.
+    fn read(
+        &self,
+        range: &ReadRange,
+        pending: &BTreeMap<EntryId, AddEntry>,
+    ) -> Result<Vec<StoredEntry>, EntryError>;
+
+    /// Which entries are there, for little more than the price of their keys; `pending` as in
+    /// [`EntryStore::read`].
+    fn has(
+        &self,
+        range: &PresenceRange,
+        pending: &BTreeSet<EntryId>,
+    ) -> Result<Presence, StoreError>;
+
+    /// What is stored in the place of an add whose digest was checked.
+    fn compare(&self, ledger: LedgerId, add: &AddEntry) -> Result<Stored, StoreError>;
+
+    /// Checks the digests of about `bytes_max` of a ledger from a place on, past everything that
+    /// cannot be read.
+    fn check(
+        &self,
+        ledger: LedgerId,
+        from: CheckPlace,
+        bytes_max: usize,
+    ) -> Result<Checked, StoreError>;
+
+    // Ledgers; the record of one is [`ApplyTarget::ledger`].
+
+    /// The last entry of a ledger.
+    fn last_entry(&self, ledger: LedgerId) -> Result<Option<LastEntry>, StoreError>;
+
+    /// Ledgers after one that are not deleted, `max` at most, of a bounded number of records:
+    /// deleted ones are many, and the caller may keep others waiting. Records that cannot be read
+    /// are left out.
+    fn ledgers_after(&self, after: Option<LedgerId>, max: usize)
+    -> Result<LedgersPage, StoreError>;
+
+    // Durability.
+
+    /// The last commit up to which everything is durable.
+    fn persisted(&self) -> Result<u64, StoreError>;
+
+    /// Makes everything durable that was applied before the call.
+    fn flush(&self) -> Result<(), StoreError>;
+
+    // Space. One thread at a time reclaims it.
+
+    /// Gives back the space of ledgers whose deletion is durable: a step, of the first of these
+    /// ledgers, which are in order. Returns of how many.
+    fn reclaim(&self, deleted: &[LedgerId], room: Room) -> Result<usize, StoreError>;
+
+    /// Gives back what deleted ledgers have left in files that they shared with others: a step.
+    fn collect(&self, room: Room) -> Result<Collected, StoreError>;
+
+    /// Gives what both have freed back to the file system, a little, or everything `at_once`.
+    /// Returns the pause before the next call; `None` when nothing is left.
+    fn release(&self, at_once: bool) -> Result<Option<Duration>, StoreError>;
+
+    /// Bytes that are freed and not given back yet.
+    fn leaving_bytes(&self) -> u64;
+
+    /// Bytes of its files.
+    fn bytes(&self) -> Result<u64, StoreError>;
+
+    // What the bookie keeps here about itself.
+
+    /// The loss that keeps ledgers in limbo. One that cannot be read is still a loss.
+    fn loss(&self) -> Result<Option<Loss>, StoreError>;
+
+    /// Stores or clears the loss durably, with `applied` together with everything that was applied
+    /// up to that commit: what is missing before it does not come any more.
+    fn set_loss(&self, loss: Option<&Loss>, applied: Option<u64>) -> Result<(), StoreError>;
+
+    /// Up to where the scrubber had come: everything of smaller ledgers, and smaller entries of
+    /// this one, was checked.
+    fn scrubbed(&self) -> Result<Option<(LedgerId, EntryId)>, StoreError>;
+
+    /// Notes up to where the scrubber has come. It becomes durable with a later flush.
+    fn set_scrubbed(&self, at: (LedgerId, EntryId)) -> Result<(), StoreError>;
+
+    // Errors, and the end.
+
+    /// Finds out which files an error is about that says `Damaged`, and stores that durably
+    /// together with what was known.
+    fn find_damage(
+        &self,
+        known: Option<DamageReport>,
+        error: &str,
+    ) -> Result<DamageReport, StoreError>;
+
+    /// Closes the store after an error, opens it again and lets `replay` bring back what was not
+    /// durable, before anything else uses it. `around_damage`: so that damaged files do not stop it.
+    fn reopen(
+        &self,
+        around_damage: bool,
+        replay: &mut dyn FnMut(&dyn ApplyTarget) -> Result<(), StoreError>,
+    ) -> Result<(), StoreError>;
+
+    /// Ends what runs in the background and begins nothing more: the end of the store is near.
+    fn cancel(&self);
+
+    /// Closes it for good.
+    fn close(&self);
+
+    /// For tests that look into one kind of store.
+    #[cfg(test)]
+    fn as_any(&self) -> &dyn std::any::Any;
 }
 
-impl Store {
-    /// Wraps an open database.
+/// What a store, or what it holds, refused.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum StoreError {
+    /// What it stands on said so.
+    #[error("{0}")]
+    Failed(String),
+    /// Bytes that are not what should be there, or that the disk does not give back.
+    #[error("ledger store is damaged: {0}")]
+    Damaged(String),
+    /// The disk has no room.
+    #[error("the disk is full: {0}")]
+    Full(String),
+    /// It is closed, or could not be opened again after an error.
+    #[error("ledger store is closed: {0}")]
+    Closed(String),
+}
+
+/// The last entry of a ledger.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LastEntry {
+    /// Its number.
+    pub entry: EntryId,
+    /// The LAC that it carried.
+    pub last_add_confirmed: Option<EntryId>,
+}
+
+/// Some ledgers with their records.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LedgersPage {
+    /// The ledgers, in order.
+    pub ledgers: Vec<(LedgerId, LedgerMeta)>,
+    /// Up to where was looked; `None` when there are no more.
+    pub looked: Option<LedgerId>,
+}
+
+/// What a check of stored entries found.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Checked {
+    /// Entries that are intact.
+    pub entries: u64,
+    /// Bytes of everything that was read.
+    pub bytes: usize,
+    /// Entries that are not, or that cannot be read.
+    pub damaged: Vec<EntryId>,
+    /// A number that cannot be looked up, with so many others that most are no entries.
+    pub hidden: Option<EntryId>,
+    /// Where to go on; `None` at the end of the ledger.
+    pub next: Option<CheckPlace>,
+}
+
+/// A place in a ledger from which a check goes on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CheckPlace {
+    /// The entry.
+    pub entry: EntryId,
+    /// Numbers before it at which nothing could be read, in a row.
+    unreadable: u64,
+    /// Whether these and more are hidden, when that is known.
+    hides: Option<bool>,
+}
+
+impl CheckPlace {
+    /// The beginning of a check.
     #[must_use]
-    pub fn new(config: BookieConfig, db: Db) -> Store {
-        Store {
-            config,
-            damaged: AtomicBool::new(db.is_damaged()),
-            db: RwLock::new(Some(db)),
+    pub fn at(entry: EntryId) -> CheckPlace {
+        CheckPlace {
+            entry,
+            unreadable: 0,
+            hides: None,
         }
     }
+}
 
-    /// Uses the database.
-    pub fn with<T, E: From<StoreError>>(
-        &self,
-        operation: impl FnOnce(&Db) -> Result<T, E>,
-    ) -> Result<T, E> {
-        match &*self.db.read() {
-            Some(db) => operation(db),
-            None => Err(StoreError::Closed("after an error".to_owned()).into()),
-        }
-    }
+/// What reclaiming space may use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Room {
+    /// The disk is full: space is needed at once.
+    pub is_full: bool,
+    /// Bytes that a rewrite may take.
+    pub bytes: u64,
+}
 
-    /// From now on the database is opened so that damaged files do not stop it. Until it is opened
-    /// again, they do.
-    pub fn set_damaged(&self) {
-        self.damaged.store(true, Ordering::Release);
-    }
+/// How collecting went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Collected {
+    /// There is no garbage that is worth it.
+    Nothing,
+    /// A step was made; there may be more.
+    Some,
+    /// There is garbage, and no room for a step.
+    NoRoom,
+}
 
-    /// Whether it is opened so.
-    pub fn is_damaged(&self) -> bool {
-        self.damaged.load(Ordering::Acquire)
-    }
+/// A store as a start finds it.
+pub struct Opened {
+    /// The store.
+    pub store: Arc<dyn EntryStore>,
+    /// Files that are damaged; what can be read of them is served.
+    pub damage: Option<DamageReport>,
+    /// Damaged files that are not part of it any more.
+    pub set_aside: Option<SetAsideReport>,
+}
 
-    /// Closes the database, opens it again and lets `reapply` bring back what was not flushed,
-    /// before anybody else uses it.
-    pub fn reopen(
-        &self,
-        reapply: impl FnOnce(&Db) -> Result<(), StoreError>,
-    ) -> Result<(), StoreError> {
-        // A compaction that runs has the database until it ends.
-        self.cancel();
-        let mut slot = self.db.write();
-        drop(slot.take());
-        let db = if self.is_damaged() {
-            Db::open_damaged(&self.config)?
-        } else {
-            Db::open(&self.config, false)?
-        };
-        reapply(&db)?;
-        *slot = Some(db);
-        Ok(())
-    }
-
-    /// Ends compactions that run and lets no other begin: what follows is the end of the database.
-    pub fn cancel(&self) {
-        if let Some(db) = &*self.db.read() {
-            db.cancel();
-        }
-    }
-
-    /// Closes the database for good.
-    pub fn close(&self) {
-        drop(self.db.write().take());
-    }
+/// Opens the store of a bookie, or creates that of a new one.
+pub fn open(config: &BookieConfig, is_new: bool) -> Result<Opened, StoreError> {
+    rocks::open(config, is_new)
 }

@@ -7,6 +7,7 @@ mod damage;
 mod ends;
 mod files;
 mod full;
+mod memory;
 mod presence;
 mod rot;
 mod scrub;
@@ -28,6 +29,7 @@ use aquifer_runtime::rng::SeededRng;
 use aquifer_runtime::telemetry::Telemetry;
 use bytes::Bytes;
 
+use crate::store::{EntryStore, RocksStore};
 use crate::{Bookie, BookieConfig, BookieDeps, BookieOpenError};
 
 pub(crate) const MIB: usize = 1024 * 1024;
@@ -84,6 +86,25 @@ pub(crate) fn settle(bookie: &Bookie) {
     bookie.core.background.checkpoint();
     let status = bookie.status();
     assert_eq!(status.flushed_commit, status.synced_commit);
+}
+
+/// The store of a bookie as what it is.
+pub(crate) fn rocks(store: &dyn EntryStore) -> &RocksStore {
+    let store = store.as_any().downcast_ref();
+    store.expect("the store is RocksDB")
+}
+
+/// Puts a value into RocksDB that is not what was written, as a bad memory module would.
+pub(crate) fn corrupt(bookie: &Bookie, ledger: u64, entry: u64) {
+    let key = (LedgerId(ledger), EntryId(entry));
+    let damaged = rocks(&*bookie.core.store).with(|db| {
+        let mut value = db.entry(key.0, key.1)?.expect("it is stored");
+        *value.last_mut().unwrap() ^= 1;
+        let mut batch = db.batch();
+        batch.put_entry(key.0, key.1, &value)?;
+        batch.write()
+    });
+    damaged.unwrap();
 }
 
 pub(crate) fn token(ledger: u64) -> CreationToken {

@@ -16,7 +16,8 @@ mod restore;
 use super::*;
 use crate::BookieDeps;
 use crate::tests::{
-    add_request, ask, config, deps, done, expect, range, read_one, recovery_add, settle, token,
+    add_request, ask, config, corrupt, deps, done, expect, range, read_one, recovery_add, settle,
+    token,
 };
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -168,14 +169,7 @@ async fn what_a_reader_finds_damaged_comes_back_from_another_bookie() {
     let world = World::new().await;
     world.start(0);
     let bookie = world.bookies[0].clone();
-    let damaged = bookie.core.store.with(|db| {
-        let mut value = db.entry(LedgerId(1), EntryId(2))?.expect("it is stored");
-        *value.last_mut().unwrap() ^= 1;
-        let mut batch = db.batch();
-        batch.put_entry(LedgerId(1), EntryId(2), &value)?;
-        batch.write()
-    });
-    damaged.unwrap();
+    corrupt(&bookie, 1, 2);
     let found = bookie.read(range(1, 2, 2)).await;
     assert!(matches!(found, Err(BookieError::Digest(_))), "{found:?}");
     let repaired = clock::timeout(PATIENCE, async {

@@ -6,6 +6,7 @@
 use aquifer_model::entry::EntryData;
 use aquifer_model::id::{CreationToken, EntryId, LEDGER_ID_MAX, LedgerId};
 use aquifer_model::limits::ENTRY_BYTES_MAX;
+use aquifer_model::storage::AddEntry;
 use aquifer_runtime::disk::AlignedBuffer;
 use thiserror::Error;
 
@@ -80,6 +81,16 @@ pub struct RecordRef<'a> {
 pub struct RecordError(&'static str);
 
 impl ValueHead {
+    /// The head of the entry that an add stores.
+    #[must_use]
+    pub fn of(add: &AddEntry) -> ValueHead {
+        ValueHead {
+            digest: add.digest,
+            last_add_confirmed: add.last_add_confirmed,
+            ledger_length: add.ledger_length,
+        }
+    }
+
     /// The stored bytes.
     #[must_use]
     pub fn encode(&self) -> [u8; VALUE_HEAD_BYTES] {

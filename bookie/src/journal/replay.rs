@@ -31,6 +31,31 @@ pub struct Loss {
     pub reason: String,
 }
 
+impl Loss {
+    /// A loss of which nothing else is known any more.
+    #[must_use]
+    pub fn unknown() -> Loss {
+        Loss {
+            first: 0,
+            last: u64::MAX,
+            reason: "the record of a loss is itself damaged".to_owned(),
+        }
+    }
+
+    /// Two losses as one.
+    #[must_use]
+    pub fn merge(one: Option<Loss>, other: Option<Loss>) -> Option<Loss> {
+        match (one, other) {
+            (Some(one), Some(other)) => Some(Loss {
+                first: one.first.min(other.first),
+                last: one.last.max(other.last),
+                reason: format!("{}; {}", one.reason, other.reason),
+            }),
+            (one, other) => one.or(other),
+        }
+    }
+}
+
 /// What to do with an intact commit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {

@@ -45,7 +45,7 @@ impl Machine {
     pub(crate) fn kill(&mut self, bookie: Bookie) {
         self.lives += 1;
         let next = self.directory.path().join(format!("life-{}", self.lives));
-        let keep = bookie.core.store.with(crate::store::Db::keep_files);
+        let keep = rocks(&*bookie.core.store).with(|db| db.keep_files());
         keep.unwrap();
         copy_directory(&self.config.ledger_dir, &next);
         let cookie = self.disk.read(&self.config.ledger_dir.join("COOKIE"));

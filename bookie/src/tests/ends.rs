@@ -119,16 +119,17 @@ fn the_end_cancels_a_compaction() {
     });
     // Not a checkpoint: that would begin by itself what is begun below.
     let store = std::sync::Arc::clone(&bookie.core.store);
-    store.with(crate::store::Db::flush).unwrap();
-    store.with(|db| db.reclaim(&[LedgerId(1)], None)).unwrap();
+    store.flush().unwrap();
+    let reclaimed = rocks(&*store).with(|db| db.reclaim(&[LedgerId(1)], None));
+    reclaimed.unwrap();
     let bytes = bookie.status().store_bytes;
     assert!(bytes > 1_500 * LEN as u64, "{bytes}");
     let collecting = std::sync::Arc::clone(&store);
     let collection = aquifer_runtime::task::spawn_thread("collection", move || {
-        collecting.with(|db| db.collect_blobs(u64::MAX, || {}))
+        rocks(&*collecting).with(|db| db.collect_blobs(u64::MAX, || {}))
     });
     let collection = collection.unwrap();
-    while !collection.is_finished() && store.with(|db| db.compactions()).unwrap() == 0 {
+    while !collection.is_finished() && rocks(&*store).with(|db| db.compactions()).unwrap() == 0 {
         std::thread::yield_now();
     }
     shutdown(&bookie);

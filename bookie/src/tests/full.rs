@@ -94,7 +94,7 @@ impl Stall {
         let (release, released) = sync_channel::<()>(0);
         let store = std::sync::Arc::clone(&bookie.core.store);
         let thread = aquifer_runtime::task::spawn_thread("stall", move || {
-            store.reopen(|db| {
+            rocks(&*store).reopen_with(false, |db| {
                 hold.send(()).unwrap();
                 // Dropped: the test has failed.
                 let _ = released.recv();

@@ -42,19 +42,6 @@ fn quiet(directory: &Path) -> BookieConfig {
     }
 }
 
-/// Puts a value into RocksDB that is not what was written, as a bad memory module would.
-fn damage(bookie: &Bookie, ledger: u64, entry: u64) {
-    let key = (LedgerId(ledger), EntryId(entry));
-    let damaged = bookie.core.store.with(|db| {
-        let mut value = db.entry(key.0, key.1)?.expect("it is stored");
-        *value.last_mut().unwrap() ^= 1;
-        let mut batch = db.batch();
-        batch.put_entry(key.0, key.1, &value)?;
-        batch.write()
-    });
-    damaged.unwrap();
-}
-
 fn filled(bookie: &Bookie, ledgers: u64, entries: u64, len: usize) {
     for ledger in 1..=ledgers {
         for entry in 0..entries {
@@ -71,7 +58,7 @@ fn the_scrubber_finds_exactly_what_is_damaged() {
     filled(&bookie, 5, 30, 20_000);
     let expected = BTreeSet::from([(1, 0), (3, 17), (3, 18), (5, 29)]);
     for (ledger, entry) in &expected {
-        damage(&bookie, *ledger, *entry);
+        corrupt(&bookie, *ledger, *entry);
     }
     shutdown(&bookie);
     drop(bookie);
@@ -175,7 +162,7 @@ fn repair_replaces_a_damaged_entry_through_the_journal_and_no_other() {
             done(ask(&bookie, add_request(ledger, entry, len)));
         }
         settle(&bookie);
-        damage(&bookie, ledger, 1);
+        corrupt(&bookie, ledger, 1);
         assert!(matches!(
             read_one(&bookie, ledger, 1),
             Err(BookieError::Digest(_))
@@ -212,7 +199,7 @@ fn a_reader_that_meets_damage_tells_of_it() {
     filled(&bookie, 1, 5, 100);
     let found = Arc::new(Found::default());
     bookie.on_damage(found.clone());
-    damage(&bookie, 1, 3);
+    corrupt(&bookie, 1, 3);
     assert_eq!(read(&bookie, range(1, 0, 4)).unwrap().entries.len(), 3);
     assert!(read_one(&bookie, 1, 3).is_err());
     assert_eq!(*found.0.lock(), BTreeSet::from([(1, 3)]));

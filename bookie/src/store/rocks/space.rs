@@ -5,9 +5,10 @@
 use aquifer_model::id::{EntryId, LedgerId};
 use rocksdb::{BottommostLevelCompaction, CompactOptions};
 
-use crate::store::db::{Db, StoreError};
-use crate::store::keys;
-use crate::store::layout::{KeyRange, Layout, Step};
+use crate::store::rocks::db::Db;
+use crate::store::rocks::keys;
+use crate::store::rocks::layout::{KeyRange, Layout, Step};
+use crate::store::{Collected, StoreError};
 
 /// What one step of collecting rewrites.
 const STEP_BYTES: u64 = 256 << 20;
@@ -15,17 +16,6 @@ const STEP_BYTES: u64 = 256 << 20;
 const GAP_BYTES: u64 = 4 << 20;
 /// The ledgers of one compaction.
 const LEDGERS_MAX: usize = 1_024;
-
-/// How collecting went.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Collected {
-    /// There is no garbage that is worth it.
-    Nothing,
-    /// A step was made; there may be more.
-    Some,
-    /// There is garbage, and no room for a step.
-    NoRoom,
-}
 
 impl Db {
     /// Reclaims the space of deleted ledgers, of as many of them as lie side by side; they are in
@@ -170,7 +160,7 @@ impl Db {
             .compact_range_cf_opt(family, Some(from), Some(to), &options);
         let errors = self.entries_value("rocksdb.background-errors")?;
         if errors > before {
-            return Err(StoreError::Rocks(format!(
+            return Err(StoreError::Failed(format!(
                 "{} errors of compactions; RocksDB's file LOG has them",
                 errors - before
             )));
@@ -182,7 +172,7 @@ impl Db {
         let family = self.family(keys::ENTRIES)?;
         let text = self.rocks.property_value_cf(family, "rocksdb.sstables")?;
         Layout::parse(text.as_deref().unwrap_or_default())
-            .map_err(|line| StoreError::Rocks(format!("an unknown line in its list: {line}")))
+            .map_err(|line| StoreError::Failed(format!("an unknown line in its list: {line}")))
     }
 
     fn entries_value(&self, name: &str) -> Result<u64, StoreError> {

@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 use aquifer_model::checksum::{crc32c, crc32c_append};
 use aquifer_runtime::disk::{Disk, RealDisk};
 
-use crate::store::db::StoreError;
-use crate::store::keys;
+use crate::store::StoreError;
+use crate::store::rocks::keys;
 
 const BLOCK_BYTES: usize = 32 * 1024;
 const HEAD_BYTES: usize = 7;
@@ -62,14 +62,14 @@ impl Undo {
 }
 
 fn disk_error(error: std::io::Error) -> StoreError {
-    StoreError::Rocks(format!("manifest: {error}"))
+    StoreError::Failed(format!("manifest: {error}"))
 }
 
 fn current(directory: &Path) -> Result<PathBuf, StoreError> {
     let path = directory.join("CURRENT");
     let name = RealDisk
         .read(&path)
-        .map_err(|error| StoreError::Rocks(format!("{}: {error}", path.display())))?;
+        .map_err(|error| StoreError::Failed(format!("{}: {error}", path.display())))?;
     let name = String::from_utf8_lossy(&name).trim().to_owned();
     if !name.starts_with("MANIFEST-") {
         return Err(StoreError::Damaged("CURRENT names no manifest".to_owned()));

@@ -5,14 +5,15 @@
 
 use std::collections::BTreeMap;
 
-use aquifer_model::id::{EntryId, LedgerId};
+use aquifer_model::id::EntryId;
 use aquifer_model::storage::{AddEntry, ReadRange, StoredEntry};
-use bytes::{BufMut, Bytes, BytesMut};
 use rocksdb::{DBPinnableSlice, ReadOptions};
 
 use crate::journal::record::{VALUE_HEAD_BYTES, ValueHead};
-use crate::store::db::{Db, StoreError};
-use crate::store::keys;
+use crate::store::StoreError;
+use crate::store::rocks::db::Db;
+use crate::store::rocks::keys;
+use crate::store::value::{EntryError, from_pending, verified};
 
 /// How far ahead RocksDB reads in a long scan: as much at once in every file that the ledger lies in.
 const READAHEAD_BYTES: usize = 1024 * 1024;
@@ -27,75 +28,6 @@ const BATCH_BYTES: usize = 1024 * 1024;
 const STORED_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// RocksDB reads at most 32 together.
 const BATCH_ENTRIES_MAX: usize = 32;
-
-/// Why an entry could not be returned.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum EntryError {
-    /// RocksDB failed, for example at a damaged block.
-    Store(StoreError),
-    /// The bytes do not match their digest.
-    Digest(String),
-}
-
-impl From<StoreError> for EntryError {
-    fn from(error: StoreError) -> EntryError {
-        EntryError::Store(error)
-    }
-}
-
-/// A stored value as an entry, verified; `prefix_bytes` cuts the data after that.
-pub fn verified(
-    ledger: LedgerId,
-    entry: EntryId,
-    value: &[u8],
-    prefix_bytes: Option<usize>,
-) -> Result<StoredEntry, EntryError> {
-    let damaged = || EntryError::Digest(format!("entry {ledger}:{entry} on this bookie"));
-    let (head, data) = ValueHead::split(value).ok_or_else(damaged)?;
-    let parts: [&[u8]; 1] = [data];
-    let digest = aquifer_model::storage::digest(
-        ledger,
-        entry,
-        head.last_add_confirmed,
-        head.ledger_length,
-        &parts,
-    );
-    if digest != head.digest {
-        return Err(damaged());
-    }
-    let kept = prefix_bytes.unwrap_or(data.len()).min(data.len());
-    Ok(StoredEntry {
-        entry,
-        last_add_confirmed: head.last_add_confirmed,
-        ledger_length: head.ledger_length,
-        digest,
-        data: Bytes::copy_from_slice(&data[..kept]),
-    })
-}
-
-/// An entry that is on its way, as it will be stored.
-pub fn from_pending(
-    ledger: LedgerId,
-    add: &AddEntry,
-    prefix_bytes: Option<usize>,
-) -> Result<StoredEntry, EntryError> {
-    if !add.is_intact(ledger) {
-        let message = format!("entry {ledger}:{} in memory", add.entry);
-        return Err(EntryError::Digest(message));
-    }
-    let kept = prefix_bytes.unwrap_or(usize::MAX).min(add.data.len());
-    let head = &add.data.head[..add.data.head.len().min(kept)];
-    let mut data = BytesMut::with_capacity(kept);
-    data.put_slice(head);
-    data.put_slice(&add.data.body[..kept - head.len()]);
-    Ok(StoredEntry {
-        entry: add.entry,
-        last_add_confirmed: add.last_add_confirmed,
-        ledger_length: add.ledger_length,
-        digest: add.digest,
-        data: data.freeze(),
-    })
-}
 
 /// Consecutive entries from `range.first` on, from RocksDB and from `pending`, which must have
 /// been copied before this is called: an entry leaves it only after RocksDB has it. Empty when

@@ -4,8 +4,9 @@ use aquifer_model::id::{EntryId, LEDGER_ID_MAX, LedgerId};
 use rocksdb::DBRawIterator;
 
 use crate::ledger_state::LedgerMeta;
-use crate::store::db::{Db, LedgersPage, StoreError};
-use crate::store::keys;
+use crate::store::rocks::db::Db;
+use crate::store::rocks::keys;
+use crate::store::{LedgersPage, StoreError};
 
 /// Records of ledgers that one call looks at.
 const RECORDS_MAX: usize = 4_096;
@@ -13,26 +14,8 @@ const RECORDS_MAX: usize = 4_096;
 const HIDDEN_MAX: usize = 100_000;
 
 impl Db {
-    /// Ledgers after one that are not deleted, with their tokens, `max` at most: those whose records
-    /// can be read.
+    /// Ledgers after one that are not deleted, `max` at most, of a bounded number of records.
     pub fn ledgers_after(
-        &self,
-        after: Option<LedgerId>,
-        max: usize,
-    ) -> Result<Vec<(LedgerId, LedgerMeta)>, StoreError> {
-        let mut after = after;
-        loop {
-            let (found, looked) = self.some_ledgers_after(after, max)?;
-            if !found.is_empty() || looked.is_none() {
-                return Ok(found);
-            }
-            after = looked;
-        }
-    }
-
-    /// The same, of a bounded number of records: deleted ones are many, and whoever calls this
-    /// may keep others waiting. Also the last that was looked at, unless it was the last of all.
-    pub fn some_ledgers_after(
         &self,
         after: Option<LedgerId>,
         max: usize,
@@ -48,7 +31,10 @@ impl Db {
             more = found.len() >= max || count >= RECORDS_MAX;
             !more
         })?;
-        Ok((found, looked.filter(|_| more)))
+        Ok(LedgersPage {
+            ledgers: found,
+            looked: looked.filter(|_| more),
+        })
     }
 
     /// Calls `each` for ledger records from a number on, until it says that it has enough. Records
@@ -85,17 +71,6 @@ impl Db {
                 None => return Ok(()),
             }
         }
-    }
-
-    /// Calls `each` for every ledger record that can be read.
-    pub fn for_each_ledger(
-        &self,
-        each: &mut dyn FnMut(LedgerId, LedgerMeta),
-    ) -> Result<(), StoreError> {
-        self.ledgers_from(0, &mut |ledger, meta| {
-            each(ledger, meta);
-            true
-        })
     }
 
     /// The ledgers from `first` to `last` that have entries, whatever their records say.

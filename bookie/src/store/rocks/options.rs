@@ -6,7 +6,7 @@ use rocksdb::{
 };
 
 use crate::config::BookieConfig;
-use crate::store::keys;
+use crate::store::rocks::keys;
 
 const MIB: u64 = 1024 * 1024;
 /// Two flush, and one removes files that nobody needs any more: the pool for flushes does both, and

@@ -12,8 +12,9 @@ use aquifer_model::id::EntryId;
 use aquifer_model::storage::{Presence, PresenceRange};
 use rocksdb::{ReadOptions, ReadTier};
 
-use crate::store::db::{Db, StoreError};
-use crate::store::keys;
+use crate::store::StoreError;
+use crate::store::rocks::db::Db;
+use crate::store::rocks::keys;
 
 /// What one look reads, but for the last value: other readers wait for it.
 const BYTES_MAX: u64 = 4 << 20;

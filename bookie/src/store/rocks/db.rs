@@ -5,30 +5,15 @@ use std::path::{Path, PathBuf};
 use aquifer_model::id::{EntryId, LedgerId};
 use aquifer_runtime::disk::{Disk, OpenOptions, RealDisk};
 use rocksdb::{ColumnFamily, DB, FlushOptions, ReadOptions, ReadTier, WriteBatch, WriteOptions};
-use thiserror::Error;
 
 use crate::bytes_at::u64_at;
 use crate::config::BookieConfig;
-use crate::journal::record::ValueHead;
-use crate::ledger_state::{End, LedgerMeta, LedgerState};
-use crate::store::{keys, options};
-
-/// What RocksDB, or what it holds, refused.
-#[derive(Debug, Clone, PartialEq, Eq, Error)]
-pub enum StoreError {
-    /// RocksDB said so.
-    #[error("RocksDB: {0}")]
-    Rocks(String),
-    /// Bytes that are not what should be there, or that the disk does not give back.
-    #[error("ledger store is damaged: {0}")]
-    Damaged(String),
-    /// The disk has no room.
-    #[error("the disk is full: {0}")]
-    Full(String),
-    /// It is closed, or could not be opened again after an error.
-    #[error("ledger store is closed: {0}")]
-    Closed(String),
-}
+use crate::journal::commit::{Committed, CommittedRecord};
+use crate::journal::record::{RecordKind, ValueHead};
+use crate::journal::replay::Loss;
+use crate::ledger_state::LedgerMeta;
+use crate::store::rocks::{keys, notes, options};
+use crate::store::{ApplyTarget, LastEntry, StoreError};
 
 /// What the operating system says of a disk, or of a share of it, that is used up.
 const NO_ROOM: [&str; 2] = ["No space left on device", "Disk quota exceeded"];
@@ -45,13 +30,10 @@ impl From<rocksdb::Error> for StoreError {
             rocksdb::ErrorKind::IOError if is_unreadable(error.as_ref()) => {
                 StoreError::Damaged(error.into_string())
             }
-            _ => StoreError::Rocks(error.into_string()),
+            _ => StoreError::Failed(format!("RocksDB: {error}")),
         }
     }
 }
-
-/// Ledgers with their records, and up to where was looked if there are more.
-pub type LedgersPage = (Vec<(LedgerId, LedgerMeta)>, Option<LedgerId>);
 
 /// Whether an I/O error says that a stored place cannot be read: a bad sector, a checksum of the
 /// file system, a file that is gone. Everything else, such as too few file handles, passes.
@@ -130,7 +112,7 @@ impl Db {
         if create {
             RealDisk
                 .create_dir_all(&path)
-                .map_err(|error| StoreError::Rocks(error.to_string()))?;
+                .map_err(|error| StoreError::Failed(error.to_string()))?;
         } else if !path.join("CURRENT").exists() {
             return Err(StoreError::Damaged(format!(
                 "{} has no CURRENT file: the store is missing",
@@ -166,11 +148,6 @@ impl Db {
             .ok_or_else(|| StoreError::Damaged(format!("column family {name} is missing")))
     }
 
-    /// The last commit that RocksDB has.
-    pub fn applied(&self) -> Result<u64, StoreError> {
-        self.applied_in(ReadTier::All)
-    }
-
     /// The last commit that is in files, whatever is in memory. All families are flushed up to the
     /// same write, so everything up to this commit is durable (H1).
     pub fn persisted(&self) -> Result<u64, StoreError> {
@@ -187,9 +164,27 @@ impl Db {
         }
     }
 
-    /// The stored loss.
-    pub fn loss(&self) -> Result<Option<Vec<u8>>, StoreError> {
-        Ok(self.rocks.get(keys::LOSS)?)
+    /// The stored loss. What cannot be read among damaged files is still one.
+    pub fn loss(&self) -> Result<Option<Loss>, StoreError> {
+        match self.rocks.get(keys::LOSS).map_err(StoreError::from) {
+            Ok(stored) => Ok(stored.map(|bytes| notes::decode_loss(&bytes))),
+            Err(StoreError::Damaged(_)) if self.is_damaged => Ok(Some(Loss::unknown())),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Stores or clears the loss durably, with up to where everything is in when that is given.
+    pub fn set_loss(&self, loss: Option<&Loss>, applied: Option<u64>) -> Result<(), StoreError> {
+        let mut batch = self.batch();
+        match loss {
+            Some(loss) => batch.batch.put(keys::LOSS, notes::encode_loss(loss)),
+            None => batch.batch.delete(keys::LOSS),
+        }
+        if let Some(applied) = applied {
+            batch.set_applied(applied);
+        }
+        batch.write()?;
+        self.flush()
     }
 
     /// Up to where the scrubber had come: everything of smaller ledgers, and smaller entries of
@@ -221,7 +216,7 @@ impl Db {
     }
 
     /// Starts a batch of about so many bytes, which then need not move while it grows.
-    pub fn batch_for(&self, bytes: usize) -> Batch<'_> {
+    fn batch_for(&self, bytes: usize) -> Batch<'_> {
         Batch {
             db: self,
             batch: WriteBatch::with_capacity_bytes(bytes),
@@ -240,49 +235,8 @@ impl Db {
         Ok(self.rocks.flush_cfs_opt(&families, &flush)?)
     }
 
-    /// A ledger's record.
-    pub fn meta(&self, ledger: LedgerId) -> Result<Option<LedgerMeta>, StoreError> {
-        let found = self
-            .rocks
-            .get_pinned_cf(self.family(keys::LEDGERS)?, keys::ledger_key(ledger))?;
-        found
-            .map(|bytes| {
-                LedgerMeta::decode(&bytes)
-                    .map_err(|error| StoreError::Damaged(format!("ledger {ledger}: {error}")))
-            })
-            .transpose()
-    }
-
-    /// Everything that decisions about a ledger need. Damage makes it know less, and nothing else:
-    /// a ledger can be fenced, repaired and deleted whatever of it cannot be read.
-    pub fn load(&self, ledger: LedgerId) -> Result<LedgerState, StoreError> {
-        let meta = match self.meta(ledger) {
-            Ok(meta) => meta,
-            Err(error @ StoreError::Damaged(_)) => {
-                tracing::error!(%ledger, %error, "the record of a ledger cannot be read");
-                return Ok(LedgerState::without_record());
-            }
-            Err(error) => return Err(error),
-        };
-        let (end, lac) = match meta {
-            Some(meta) if !meta.deleted => match self.last_entry(ledger) {
-                Ok((last, lac)) => (End::Known(last), lac),
-                Err(error @ StoreError::Damaged(_)) => {
-                    tracing::error!(%ledger, %error, "the end of a ledger cannot be read");
-                    (End::Unknown, None)
-                }
-                Err(error) => return Err(error),
-            },
-            _ => (End::Known(None), None),
-        };
-        Ok(LedgerState::stored(meta, end, lac))
-    }
-
-    /// The last entry of a ledger and the LAC that it carried.
-    pub fn last_entry(
-        &self,
-        ledger: LedgerId,
-    ) -> Result<(Option<EntryId>, Option<EntryId>), StoreError> {
+    /// The last entry of a ledger.
+    pub fn last_entry(&self, ledger: LedgerId) -> Result<Option<LastEntry>, StoreError> {
         let mut read = ReadOptions::default();
         read.set_iterate_lower_bound(keys::entry_key(ledger, EntryId::FIRST));
         read.set_iterate_upper_bound(keys::ledger_end(ledger));
@@ -290,12 +244,15 @@ impl Db {
             .rocks
             .raw_iterator_cf_opt(self.family(keys::ENTRIES)?, read);
         iterator.seek_to_last();
-        let found = iterator.item().map(|(key, value)| {
-            let lac = ValueHead::split(value).and_then(|(head, _)| head.last_add_confirmed);
-            (keys::entry_of(key), lac)
+        let found = iterator.item().and_then(|(key, value)| {
+            let head = ValueHead::split(value).map(|(head, _)| head);
+            Some(LastEntry {
+                entry: keys::entry_of(key)?,
+                last_add_confirmed: head.and_then(|head| head.last_add_confirmed),
+            })
         });
         iterator.status()?;
-        Ok(found.unwrap_or((None, None)))
+        Ok(found)
     }
 
     /// The stored value of an entry.
@@ -323,7 +280,52 @@ impl Db {
     }
 }
 
+impl ApplyTarget for Db {
+    fn applied(&self) -> Result<u64, StoreError> {
+        self.applied_in(ReadTier::All)
+    }
+
+    fn ledger(&self, ledger: LedgerId) -> Result<Option<LedgerMeta>, StoreError> {
+        let found = self
+            .rocks
+            .get_pinned_cf(self.family(keys::LEDGERS)?, keys::ledger_key(ledger))?;
+        found
+            .map(|bytes| {
+                LedgerMeta::decode(&bytes)
+                    .map_err(|error| StoreError::Damaged(format!("ledger {ledger}: {error}")))
+            })
+            .transpose()
+    }
+
+    fn apply(&self, commits: &[Committed], applied: u64) -> Result<(), StoreError> {
+        let bytes = commits.iter().map(|commit| commit.block.bytes().len());
+        let mut batch = self.batch_for(bytes.sum());
+        for commit in commits {
+            for record in &commit.records {
+                batch.put_record(record, commit.value(record))?;
+            }
+        }
+        batch.set_applied(applied);
+        batch.write()
+    }
+}
+
 impl Batch<'_> {
+    /// Stores what a record of a commit says.
+    fn put_record(&mut self, record: &CommittedRecord, value: &[u8]) -> Result<(), StoreError> {
+        match record.kind {
+            RecordKind::Add(entry) | RecordKind::RecoveryAdd(entry) => {
+                self.put_entry(record.ledger, entry, value)?;
+            }
+            RecordKind::Delete => self.delete_entries(record.ledger)?,
+            RecordKind::Fence | RecordKind::Lac(_) => {}
+        }
+        match &record.meta {
+            Some(meta) => self.put_meta(record.ledger, meta),
+            None => Ok(()),
+        }
+    }
+
     /// Stores an entry.
     pub fn put_entry(
         &mut self,
@@ -372,14 +374,6 @@ impl Batch<'_> {
     /// Notes that everything up to this commit is in.
     pub fn set_applied(&mut self, sequence: u64) {
         self.batch.put(keys::APPLIED, sequence.to_le_bytes());
-    }
-
-    /// Stores or clears the loss.
-    pub fn set_loss(&mut self, loss: Option<&[u8]>) {
-        match loss {
-            Some(loss) => self.batch.put(keys::LOSS, loss),
-            None => self.batch.delete(keys::LOSS),
-        }
     }
 
     /// Writes the batch, without RocksDB's own log: the journal is the log.

@@ -8,39 +8,14 @@
 use aquifer_model::id::{EntryId, LedgerId};
 use rocksdb::ReadOptions;
 
-use crate::store::db::{Db, StoreError};
-use crate::store::entries::verified;
-use crate::store::keys;
+use crate::store::rocks::db::Db;
+use crate::store::rocks::keys;
+use crate::store::value::verified;
+use crate::store::{CheckPlace, Checked, StoreError};
 
 /// Entries behind one that cannot be read that are looked up one by one; behind these the steps
 /// double, so that a damaged index of a whole file does not cost a look for each number.
 const ONE_BY_ONE_MAX: u64 = 10_000;
-
-/// What a look at stored entries found.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Checked {
-    /// Entries that are intact.
-    pub entries: u64,
-    /// Bytes of everything that was read.
-    pub bytes: usize,
-    /// Entries that are not, or that cannot be read.
-    pub damaged: Vec<EntryId>,
-    /// A number that cannot be looked up, with so many others that most are no entries.
-    pub hidden: Option<EntryId>,
-    /// Where to go on; `None` at the end of the ledger.
-    pub next: Option<Place>,
-}
-
-/// A place in a ledger from which a look goes on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Place {
-    /// The entry.
-    pub entry: EntryId,
-    /// Numbers before it at which nothing could be read, in a row.
-    unreadable: u64,
-    /// Whether these and more are hidden, when that is known.
-    hides: Option<bool>,
-}
 
 /// What is shown of a number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,35 +28,13 @@ pub enum Shown<'a> {
     Hidden,
 }
 
-impl Place {
-    /// The beginning of a look.
-    #[must_use]
-    pub fn at(entry: EntryId) -> Place {
-        Place {
-            entry,
-            unreadable: 0,
-            hides: None,
-        }
-    }
-
-    /// Behind a number at which nothing can be read; `None` when there are no more.
-    fn behind(self) -> Option<Place> {
-        let step = self.unreadable.saturating_sub(ONE_BY_ONE_MAX).max(1);
-        Some(Place {
-            entry: EntryId(self.entry.0.checked_add(step)?),
-            unreadable: self.unreadable + step,
-            ..self
-        })
-    }
-}
-
 /// Checks the digests of stored entries from a place on, about `bytes_max` of them, and one entry
 /// where the store cannot be read: which entries a damaged block holds is not known, so each number
 /// that cannot be looked up is named, but for those behind the last that is known of a ledger.
 pub fn check(
     db: &Db,
     ledger: LedgerId,
-    from: Place,
+    from: CheckPlace,
     bytes_max: usize,
 ) -> Result<Checked, StoreError> {
     let mut checked = Checked::default();
@@ -110,10 +63,10 @@ pub fn check(
 pub fn step(
     db: &Db,
     ledger: LedgerId,
-    from: Place,
+    from: CheckPlace,
     bytes_max: usize,
     show: &mut dyn FnMut(EntryId, Shown<'_>),
-) -> Result<Option<Place>, StoreError> {
+) -> Result<Option<CheckPlace>, StoreError> {
     let mut read = ReadOptions::default();
     read.set_iterate_upper_bound(keys::ledger_end(ledger));
     read.fill_cache(false);
@@ -126,7 +79,7 @@ pub fn step(
             .ok_or_else(|| StoreError::Damaged("the key of an entry".to_owned()))?;
         show(entry, Shown::Value(value));
         bytes += value.len();
-        next = Place::at(entry.next());
+        next = CheckPlace::at(entry.next());
         if bytes >= bytes_max {
             return Ok(Some(next));
         }
@@ -157,7 +110,17 @@ pub fn step(
         }
         Err(error) => return Err(error),
     }
-    Ok(next.behind())
+    Ok(behind(next))
+}
+
+/// Behind a number at which nothing can be read; `None` when there are no more.
+fn behind(place: CheckPlace) -> Option<CheckPlace> {
+    let step = place.unreadable.saturating_sub(ONE_BY_ONE_MAX).max(1);
+    Some(CheckPlace {
+        entry: EntryId(place.entry.0.checked_add(step)?),
+        unreadable: place.unreadable + step,
+        ..place
+    })
 }
 
 /// Whether the damage that begins at a number is of so many numbers that it hides where the ledger

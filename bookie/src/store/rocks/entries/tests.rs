@@ -4,7 +4,7 @@ use rocksdb::perf::{PerfContext, PerfMetric, PerfStatsLevel, set_perf_stats};
 
 use super::*;
 use crate::Bookie;
-use crate::tests::{MIB, ask, config, data, done, open, range, request, settle, shutdown};
+use crate::tests::{MIB, ask, config, data, done, open, range, request, rocks, settle, shutdown};
 
 const LEDGER: LedgerId = LedgerId(1);
 
@@ -33,7 +33,7 @@ fn read(bookie: &Bookie, first: u64, bytes_max: usize) -> (usize, usize) {
     let mut counted = PerfContext::default();
     counted.reset();
     let pending = BTreeMap::new();
-    let store = &bookie.core.store;
+    let store = rocks(&*bookie.core.store);
     let found = store.with(|db| read_range(db, &range, &pending)).unwrap();
     let metrics = [
         PerfMetric::GetReadBytes,

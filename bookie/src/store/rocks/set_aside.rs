@@ -11,13 +11,12 @@ use aquifer_model::id::{EntryId, LedgerId};
 use aquifer_runtime::disk::{Disk, RealDisk};
 
 use crate::config::BookieConfig;
-use crate::damage;
 use crate::ledger_state::LedgerMeta;
 use crate::report::{DamageReport, LostEntries, SetAsideReport};
-use crate::store::check::{self, Shown, step};
-use crate::store::db::{self, Db, StoreError};
-use crate::store::keys;
-use crate::store::manifest;
+use crate::store::rocks::check::{Shown, step};
+use crate::store::rocks::db::{self, Db};
+use crate::store::rocks::{keys, manifest, notes};
+use crate::store::{ApplyTarget, CheckPlace, StoreError};
 
 /// Where the files are kept, below the ledger directory.
 const KEPT: &str = "damaged";
@@ -43,7 +42,7 @@ struct Table {
 pub fn begun(config: &BookieConfig) -> Option<DamageReport> {
     let ready = config.ledger_dir.join(COPY).join(READY);
     let stored = RealDisk.read(&ready).ok()?;
-    Some(damage::decode(&stored))
+    Some(notes::decode_damage(&stored))
 }
 
 /// Prepares it while the database still has the files.
@@ -64,7 +63,7 @@ pub fn begin(config: &BookieConfig, report: &DamageReport) -> Result<(), StoreEr
         }
     }
     RealDisk
-        .write_atomic(&copy.join(READY), &damage::encode(report))
+        .write_atomic(&copy.join(READY), &notes::encode_damage(report))
         .map_err(disk_error)
 }
 
@@ -177,14 +176,14 @@ fn bring_entries(
     outcome: &mut SetAsideReport,
 ) -> Result<(), StoreError> {
     for ledger in before.ledgers_with_entries(table.first, table.last)? {
-        if db.meta(ledger)?.is_some_and(|meta| meta.deleted) {
+        if db.ledger(ledger)?.is_some_and(|meta| meta.deleted) {
             // What deleted its entries may have been in the table.
             let mut batch = db.batch();
             batch.delete_entries(ledger)?;
             batch.write()?;
             continue;
         }
-        let mut next = Some(check::Place::at(EntryId::FIRST));
+        let mut next = Some(CheckPlace::at(EntryId::FIRST));
         while let Some(place) = next {
             let mut found = Vec::new();
             next = step(before, ledger, place, BATCH_BYTES, &mut |entry, shown| {
@@ -252,7 +251,7 @@ fn bring_records(before: &Db, db: &Db, table: &Table) -> Result<(), StoreError> 
 fn replace_records(db: &Db, table: &Table) -> Result<(), StoreError> {
     let mut batch = db.batch();
     for ledger in db.ledgers_with_entries(table.first, table.last)? {
-        if db.meta(ledger)?.is_none() {
+        if db.ledger(ledger)?.is_none() {
             batch.put_meta(ledger, &LedgerMeta::lost())?;
         }
     }
@@ -286,5 +285,5 @@ fn clear(directory: &Path) -> Result<(), StoreError> {
 }
 
 fn disk_error(error: std::io::Error) -> StoreError {
-    StoreError::Rocks(format!("damaged files are not set aside: {error}"))
+    StoreError::Failed(format!("damaged files are not set aside: {error}"))
 }

@@ -2,10 +2,11 @@
 
 use aquifer_model::id::{LEDGER_ID_MAX, LedgerId};
 
-use crate::damage::{self, FILES_MAX};
 use crate::report::{DamageReport, DamagedFile};
-use crate::store::db::{Db, StoreError};
-use crate::store::keys;
+use crate::store::StoreError;
+use crate::store::rocks::db::Db;
+use crate::store::rocks::keys;
+use crate::store::rocks::notes::{self, FILES_MAX};
 
 const SUFFIX: &str = ".sst";
 
@@ -22,13 +23,13 @@ impl Db {
     /// The stored report of damaged files.
     pub fn damage(&self) -> Result<Option<DamageReport>, StoreError> {
         let stored = self.rocks.get(keys::DAMAGE)?;
-        Ok(stored.map(|bytes| damage::decode(&bytes)))
+        Ok(stored.map(|bytes| notes::decode_damage(&bytes)))
     }
 
     /// Stores a report durably.
     pub fn set_damage(&self, report: Option<&DamageReport>) -> Result<(), StoreError> {
         let mut batch = self.batch();
-        batch.set_damage(report.map(damage::encode).as_deref());
+        batch.set_damage(report.map(notes::encode_damage).as_deref());
         batch.write()?;
         self.flush()
     }
@@ -96,7 +97,7 @@ impl Db {
 
     /// The first and the last ledger of which a file may have something; of a file that is not
     /// known, or that has none of their keys, all.
-    pub(super) fn ledgers_in(&self, name: &str) -> Result<(LedgerId, LedgerId), StoreError> {
+    pub fn ledgers_in(&self, name: &str) -> Result<(LedgerId, LedgerId), StoreError> {
         let all = (LedgerId(0), LedgerId(LEDGER_ID_MAX));
         let live = self.rocks.live_files()?;
         let file = live.into_iter().find(|file| {
