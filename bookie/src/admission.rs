@@ -75,7 +75,7 @@ impl Core {
         let permit = match self.let_in(&request, room) {
             Ok(permit) => permit,
             Err(error) => {
-                self.metrics.refused(&error);
+                self.shared.metrics.refused(&error);
                 reply(Err(error));
                 return;
             }
@@ -86,7 +86,7 @@ impl Core {
             reply,
             permit,
         };
-        let mut guard = self.ledgers.lock(ledger);
+        let mut guard = self.shared.ledgers.lock(ledger);
         let slot = guard.slot();
         if slot.busy {
             slot.waiting.push_back(waiting);
@@ -122,12 +122,13 @@ impl Core {
         request: &OrderedRequest,
         room: Option<BytePermit>,
     ) -> BookieResult<BytePermit> {
-        self.mode.check()?;
+        self.shared.mode.check()?;
         if request.ledger.0 > LEDGER_ID_MAX {
             return Err(BookieError::Invalid("ledger id above 2^53 - 1".to_owned()));
         }
         let OrderedOperation::Add(add) = &request.operation else {
             return self
+                .shared
                 .control
                 .try_acquire(REQUEST_BYTES)
                 .ok_or(BookieError::Overloaded);
@@ -143,10 +144,10 @@ impl Core {
             return Err(BookieError::Invalid("entry id too large".to_owned()));
         }
         let budget = if add.recovery {
-            &self.control
+            &self.shared.control
         } else {
-            self.mode.check_class(add.reserve)?;
-            &self.adds
+            self.shared.mode.check_class(add.reserve)?;
+            &self.shared.adds
         };
         let permit = room
             .or_else(|| budget.try_acquire(add.data.len() + REQUEST_BYTES))
@@ -199,7 +200,7 @@ impl Core {
             OrderedOperation::RecoveryRead(entry) => {
                 let core = Arc::clone(self);
                 // It waits behind its fence as well.
-                let Some(waits) = self.control.try_acquire(REQUEST_BYTES) else {
+                let Some(waits) = self.shared.control.try_acquire(REQUEST_BYTES) else {
                     let answer = Completion::Reply(reply, done(None));
                     return After::Refuse(answer, BookieError::Overloaded);
                 };
@@ -293,12 +294,12 @@ impl Core {
     }
 
     fn push(&self, item: Item) -> Result<u64, (BookieError, Completion)> {
-        self.queue.push(item)
+        self.shared.queue.push(item)
     }
 
     fn end(&self, after: After) {
         if let After::Refuse(completion, error) = after {
-            self.metrics.refused(&error);
+            self.shared.metrics.refused(&error);
             completion.run(Err(error));
         }
     }
@@ -306,9 +307,9 @@ impl Core {
     /// Loads a ledger's state on the pool, then lets the waiting requests go on.
     fn load(self: &Arc<Self>, ledger: LedgerId) {
         let core = Arc::clone(self);
-        let job = move || match ledgers::load(&*core.store, ledger) {
+        let job = move || match ledgers::load(&*core.shared.store, ledger) {
             Ok(state) => {
-                core.ledgers.lock(ledger).slot().state = Some(state);
+                core.shared.ledgers.lock(ledger).slot().state = Some(state);
                 core.resume(ledger, Stored::NotLooked);
             }
             Err(error) => core.refuse_all(ledger, &error),
@@ -319,7 +320,7 @@ impl Core {
     /// Looks on the pool for the add of the first waiting request.
     fn look_up(self: &Arc<Self>, ledger: LedgerId, add: AddEntry) {
         let core = Arc::clone(self);
-        let job = move || match core.store.compare(ledger, &add) {
+        let job = move || match core.shared.store.compare(ledger, &add) {
             Ok(stored) => core.resume(ledger, stored),
             Err(error) => core.refuse_all(ledger, &error),
         };
@@ -331,7 +332,7 @@ impl Core {
         let mut refusals = Vec::new();
         let mut question = None;
         {
-            let mut guard = self.ledgers.lock(ledger);
+            let mut guard = self.shared.ledgers.lock(ledger);
             let slot = guard.slot();
             slot.busy = false;
             while let Some(waiting) = slot.waiting.pop_front() {
@@ -358,7 +359,7 @@ impl Core {
     /// The store failed: nothing can be decided about the ledger now.
     fn refuse_all(&self, ledger: LedgerId, error: &StoreError) {
         let waiting = {
-            let mut guard = self.ledgers.lock(ledger);
+            let mut guard = self.shared.ledgers.lock(ledger);
             let slot = guard.slot();
             slot.busy = false;
             let waiting = std::mem::take(&mut slot.waiting);
@@ -369,7 +370,7 @@ impl Core {
         };
         for waiting in waiting {
             let error = BookieError::Io(error.to_string());
-            self.metrics.refused(&error);
+            self.shared.metrics.refused(&error);
             (waiting.reply)(Err(error));
         }
     }

@@ -1,67 +1,42 @@
-//! What the threads of a bookie and its callers share.
+//! A running bookie: what its callers use, and how its threads end.
 
 use std::io;
 use std::sync::{Arc, OnceLock};
 
-use aquifer_model::id::BookieId;
 use aquifer_model::storage::BookieError;
 use aquifer_runtime::budget::ByteBudget;
-use aquifer_runtime::disk::{Disk, DiskLock, DiskSpace, RealDisk, SharedDisk};
+use aquifer_runtime::disk::{Disk, DiskLock, DiskSpace, RealDisk};
 use parking_lot::Mutex;
 
 use crate::answers::Answers;
-use crate::apply::ApplyQueue;
-use crate::background::Background;
-use crate::bell::Bell;
 use crate::cookie::{self, Cookie, Setup};
-use crate::damage::Damage;
 use crate::error::BookieOpenError;
 use crate::gate::LedgerGate;
-use crate::journal::queue::JournalQueue;
-use crate::journal::segments::Segments;
-use crate::ledgers::LedgerTable;
 use crate::loss::Limbo;
-use crate::metrics::BookieMetrics;
-use crate::mode::Mode;
-use crate::positions::Positions;
 use crate::reclaim::Reclaimer;
 use crate::report::{BookieStatusReport, LossReport, SetAsideReport};
 use crate::scrub::Scrubber;
-use crate::store::{EntryStore, StoreError};
-use crate::watchers::Watchers;
+use crate::shared::Shared;
+use crate::store::StoreError;
 use crate::workers::Workers;
 
-/// A running bookie's parts.
+/// A running bookie: what its callers use. Its threads end when it is dropped; they hold what is
+/// shared, and never this.
 pub struct Core {
-    pub(crate) id: BookieId,
+    pub(crate) shared: Arc<Shared>,
     pub(crate) cookie: Mutex<Cookie>,
-    pub(crate) disk: SharedDisk,
     /// Asked before a ledger begins here; without one every ledger may.
     pub(crate) gate: OnceLock<LedgerGate>,
-    pub(crate) queue: Arc<JournalQueue>,
-    pub(crate) applier: Arc<ApplyQueue>,
-    pub(crate) ledgers: Arc<LedgerTable>,
-    pub(crate) segments: Arc<Segments>,
-    pub(crate) store: Arc<dyn EntryStore>,
-    pub(crate) positions: Arc<Positions>,
-    pub(crate) mode: Arc<Mode>,
-    pub(crate) metrics: Arc<BookieMetrics>,
-    pub(crate) reclaimer: Arc<Reclaimer>,
-    pub(crate) watchers: Arc<Watchers>,
     pub(crate) workers: Workers,
-    pub(crate) adds: ByteBudget,
-    pub(crate) control: ByteBudget,
+    /// Bytes of answers to reads that are being prepared.
     pub(crate) reads: ByteBudget,
     pub(crate) answers: Answers,
     /// The loss that keeps every ledger in limbo.
     pub(crate) limbo: Limbo,
-    pub(crate) damage: Arc<Damage>,
     pub(crate) accepted_loss: Option<LossReport>,
     pub(crate) set_aside: Option<SetAsideReport>,
-    pub(crate) background: Arc<Background>,
+    pub(crate) reclaimer: Arc<Reclaimer>,
     pub(crate) scrubber: Arc<Scrubber>,
-    /// Rung to end an applier that RocksDB refuses.
-    pub(crate) stop: Arc<Bell>,
     pub(crate) threads: Mutex<Threads>,
 }
 
@@ -78,19 +53,18 @@ pub struct Threads {
 
 impl Core {
     pub(crate) fn status(&self) -> BookieStatusReport {
-        let (journal_live_bytes, journal_bytes) = self.segments.bytes();
-        let in_flight = self.adds.used_bytes() + self.control.used_bytes();
+        let (journal_live_bytes, journal_bytes) = self.shared.segments.bytes();
         BookieStatusReport {
-            mode: self.mode.report(),
+            mode: self.shared.mode.report(),
             limbo: self.limbo.report(),
-            damage: self.damage.report(),
+            damage: self.shared.damage.report(),
             journal_live_bytes,
             journal_bytes,
-            synced_commit: self.positions.synced.get(),
-            applied_commit: self.positions.applied.get(),
-            flushed_commit: self.positions.flushed.get(),
-            bytes_in_flight: u64::try_from(in_flight).unwrap_or(u64::MAX),
-            store_bytes: self.store.bytes().unwrap_or(0),
+            synced_commit: self.shared.positions.synced.get(),
+            applied_commit: self.shared.positions.applied.get(),
+            flushed_commit: self.shared.positions.flushed.get(),
+            bytes_in_flight: self.shared.bytes_in_flight(),
+            store_bytes: self.shared.store.bytes().unwrap_or(0),
             scrub: self.scrubber.report(),
         }
     }
@@ -102,29 +76,29 @@ impl Core {
 
     /// The cluster knows this bookie. Blocks.
     pub(crate) fn joined(&self) -> Result<(), BookieOpenError> {
-        let config = &self.background.config;
+        let config = &self.shared.config;
         let mut cookie = self.cookie.lock();
-        *cookie = cookie::joined(&*self.disk, config, &cookie)?;
+        *cookie = cookie::joined(&*self.shared.disk, config, &cookie)?;
         Ok(())
     }
 
     /// Ends limbo: what was lost is here again, or nobody needs it. Blocks.
     pub(crate) fn end_limbo(&self) -> Result<(), StoreError> {
-        self.store.set_loss(None, None)?;
+        self.shared.store.set_loss(None, None)?;
         self.limbo.end();
-        self.metrics.limbo.record(0, &[]);
+        self.shared.metrics.limbo.record(0, &[]);
         tracing::info!("limbo ends: everything that this bookie must hold is here");
         Ok(())
     }
 
     /// The room for ledgers, within what the configuration allows. Blocks.
     pub(crate) fn space(&self) -> io::Result<DiskSpace> {
-        let config = &self.background.config;
+        let config = &self.shared.config;
         let disk = Disk::space(&RealDisk, &config.ledger_dir)?;
         let Some(capacity) = config.capacity_bytes else {
             return Ok(disk);
         };
-        let stored = self.store.bytes().unwrap_or(0);
+        let stored = self.shared.store.bytes().unwrap_or(0);
         Ok(DiskSpace {
             total_bytes: disk.total_bytes.min(capacity),
             available_bytes: disk.available_bytes.min(capacity.saturating_sub(stored)),
@@ -133,17 +107,17 @@ impl Core {
 
     /// Finishes what was accepted, flushes, and ends the threads. Blocks.
     pub(crate) fn shutdown(&self) {
-        self.mode.stop();
+        self.shared.mode.stop();
         self.scrubber.stop();
         let mut threads = self.threads.lock();
         join(threads.scrubber.take());
-        self.queue.close(BookieError::ShuttingDown);
+        self.shared.queue.close(BookieError::ShuttingDown);
         join(threads.journal.take());
-        self.stop.ring();
-        self.applier.close();
+        self.shared.stop.ring();
+        self.shared.apply_queue.close();
         join(threads.applier.take());
         self.reclaimer.stop();
-        self.background.stop(true);
+        self.shared.end_background(true);
         join(threads.checkpointer.take());
         join(threads.housekeeper.take());
         self.close_store(&mut threads);
@@ -153,13 +127,13 @@ impl Core {
     /// thread of the bookie or of its database is left, so that the process may end (a thread of
     /// the bookie that has dropped the last reference to it excepted).
     pub(crate) fn halt(&self) {
-        self.mode.stop();
+        self.shared.mode.stop();
         self.scrubber.stop();
-        self.queue.close(BookieError::ShuttingDown);
-        self.stop.ring();
-        self.applier.close();
+        self.shared.queue.close(BookieError::ShuttingDown);
+        self.shared.stop.ring();
+        self.shared.apply_queue.close();
         self.reclaimer.stop();
-        self.background.stop(false);
+        self.shared.end_background(false);
         let mut threads = self.threads.lock();
         join(threads.scrubber.take());
         join(threads.journal.take());
@@ -172,10 +146,10 @@ impl Core {
     /// Ends whoever uses the database, then the database: a compaction of the whole of it is
     /// cancelled and not waited for.
     fn close_store(&self, threads: &mut Threads) {
-        self.store.cancel();
+        self.shared.store.cancel();
         self.workers.close().into_iter().map(Some).for_each(join);
         join(self.reclaimer.take_thread());
-        self.store.close();
+        self.shared.store.close();
         threads.lock.take();
     }
 }

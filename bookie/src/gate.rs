@@ -56,7 +56,7 @@ impl Core {
 
     fn gate_answered(self: &Arc<Self>, ledger: LedgerId, answer: BookieResult<()>) {
         let refused = {
-            let mut guard = self.ledgers.lock(ledger);
+            let mut guard = self.shared.ledgers.lock(ledger);
             let slot = guard.slot();
             slot.may_begin = answer.is_ok();
             match &answer {
@@ -72,7 +72,7 @@ impl Core {
         };
         if let Err(error) = answer {
             for Waiting { reply, .. } in refused {
-                self.metrics.refused(&error);
+                self.shared.metrics.refused(&error);
                 reply(Err(error.clone()));
             }
         }

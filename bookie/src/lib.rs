@@ -18,13 +18,15 @@ mod admission;
 mod answers;
 mod apply;
 mod assemble;
-mod background;
 mod bell;
 mod bytes_at;
+mod checkpoints;
 mod cookie;
 mod core;
 mod damage;
+mod deletions;
 mod gate;
+mod housekeeping;
 mod journal;
 mod ledger_state;
 mod ledgers;
@@ -38,6 +40,7 @@ mod reclaim;
 mod reserve;
 mod room;
 pub mod scrub;
+mod shared;
 mod store;
 mod watchers;
 mod workers;
@@ -123,7 +126,8 @@ impl Bookie {
         deps: &BookieDeps,
         open_store: impl FnOnce(&BookieConfig, bool) -> Result<Opened, StoreError>,
     ) -> Result<Bookie, BookieOpenError> {
-        let core = open::open(config, deps, open_store)?;
+        let started = open::open(&config, deps, open_store)?;
+        let core = assemble::start(config, deps, started)?;
         Ok(Bookie {
             _running: Arc::new(Running(Arc::clone(&core))),
             core,
@@ -139,7 +143,7 @@ impl Bookie {
     /// The identity of this bookie's storage.
     #[must_use]
     pub fn id(&self) -> BookieId {
-        self.core.id
+        self.core.shared.id
     }
 
     /// Submits a request; never blocks. Requests for one ledger take effect in the order in which
@@ -196,14 +200,14 @@ impl Bookie {
     /// The name of its cluster; empty inside a standalone server.
     #[must_use]
     pub fn cluster(&self) -> &str {
-        let cluster = self.core.background.config.cluster.as_deref();
+        let cluster = self.core.shared.config.cluster.as_deref();
         cluster.unwrap_or_default()
     }
 
     /// Whether new ledgers may be placed here: it takes adds and nothing is in limbo.
     #[must_use]
     pub fn is_writable(&self) -> bool {
-        !self.core.limbo.is_on() && self.core.mode.report() == BookieMode::Writable
+        !self.core.limbo.is_on() && self.core.shared.mode.report() == BookieMode::Writable
     }
 
     /// Ledgers after one that are stored here and not deleted, in order, with their creation
@@ -227,7 +231,7 @@ impl Bookie {
     /// Waits until something else than `before` is known of damaged files of the ledger store, and
     /// says what.
     pub async fn damaged(&self, before: Option<&DamageReport>) -> DamageReport {
-        self.core.damage.wait(before).await
+        self.core.shared.damage.wait(before).await
     }
 
     /// Reads everything that is stored of a ledger and names the entries that cannot be read, as
@@ -241,12 +245,12 @@ impl Bookie {
 
     /// Serves nothing any more; [`Bookie::failed`] says why.
     pub fn fail(&self, why: &str) {
-        self.core.mode.fail(why);
+        self.core.shared.mode.fail(why);
     }
 
     /// Refuses normal adds from now on, or no longer: the bookie is to become empty.
     pub fn set_draining(&self, draining: bool) {
-        self.core.mode.set_draining(draining);
+        self.core.shared.mode.set_draining(draining);
     }
 
     /// What the bookie says about itself.
@@ -291,7 +295,7 @@ impl Bookie {
     /// Waits until the bookie has failed for good (a sync failed) and says why. The process must
     /// end then: only a restart tells what is really on disk.
     pub async fn failed(&self) -> String {
-        self.core.mode.failed().await
+        self.core.shared.mode.failed().await
     }
 
     /// Refuses new requests, finishes what was accepted, flushes, trims the journal and stops the

@@ -1,4 +1,4 @@
-//! Start: identity, ledger store, replay of the journal, limbo, threads.
+//! Start: identity, ledger store, replay of the journal, limbo.
 //!
 //! Invariants: nothing is served before what replay accepted is synced (H2); a loss is stored
 //! durably before anything forgets that it happened.
@@ -10,11 +10,9 @@ use aquifer_model::id::LedgerId;
 use aquifer_runtime::disk::{BLOCK_BYTES, DiskLock};
 
 use crate::BookieDeps;
-use crate::apply::{ReplayError, Replayer};
-use crate::assemble;
+use crate::apply::replay::{ReplayError, Replayer};
 use crate::config::BookieConfig;
 use crate::cookie::{self, Cookie, Setup, io_error};
-use crate::core::Core;
 use crate::error::BookieOpenError;
 use crate::journal::group_commit::Tail;
 use crate::journal::mark::{FoundMark, Mark};
@@ -35,7 +33,7 @@ pub(crate) struct Replayed {
     loss: Option<Loss>,
 }
 
-/// Everything that start found out, for [`assemble`].
+/// Everything that a start found out.
 pub(crate) struct Started {
     pub(crate) cookie: Cookie,
     pub(crate) lock: DiskLock,
@@ -49,32 +47,32 @@ pub(crate) struct Started {
 
 /// Opens a bookie whose ledger store `open_store` opens, or creates for a new one.
 pub(crate) fn open(
-    config: BookieConfig,
+    config: &BookieConfig,
     deps: &BookieDeps,
     open_store: impl FnOnce(&BookieConfig, bool) -> Result<Opened, StoreError>,
-) -> Result<Arc<Core>, BookieOpenError> {
+) -> Result<Started, BookieOpenError> {
     config.validate()?;
-    crate::Bookie::make_room(&config);
-    let lock = cookie::lock(&*deps.disk, &config)?;
-    let mut cookie = cookie::check(&*deps.disk, &config, &*deps.rng)?;
-    let store_error = store_error(&config);
+    crate::Bookie::make_room(config);
+    let lock = cookie::lock(&*deps.disk, config)?;
+    let mut cookie = cookie::check(&*deps.disk, config, &*deps.rng)?;
+    let store_error = store_error(config);
     let is_new = cookie.setup == Setup::New;
     let Opened {
         store,
         damage,
         set_aside,
-    } = open_store(&config, is_new).map_err(&store_error)?;
+    } = open_store(config, is_new).map_err(&store_error)?;
     if is_new {
         Mark::create(&*deps.disk, &config.journal_dir, cookie.id)
             .map_err(io_error(&config.journal_dir))?;
-        cookie = cookie::complete(&*deps.disk, &config, &cookie)?;
+        cookie = cookie::complete(&*deps.disk, config, &cookie)?;
     }
-    let replayed = replay_journal(&config, deps, &cookie, &*store, damage.is_some())?;
+    let replayed = replay_journal(config, deps, &cookie, &*store, damage.is_some())?;
     // What was set aside just now, others may still have.
     let accepts = config.accept_loss && !(config.cluster.is_some() && set_aside.is_some());
     let (limbo, accepted_loss) =
         judge_loss(&*store, replayed.loss.as_ref(), accepts).map_err(&store_error)?;
-    let started = Started {
+    Ok(Started {
         cookie,
         lock,
         store,
@@ -83,8 +81,7 @@ pub(crate) fn open(
         accepted_loss,
         damage,
         set_aside,
-    };
-    assemble::start(config, deps, started)
+    })
 }
 
 fn store_error(config: &BookieConfig) -> impl Fn(StoreError) -> BookieOpenError + use<> {

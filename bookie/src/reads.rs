@@ -75,7 +75,7 @@ impl From<StoreError> for BookieError {
 
 impl Core {
     pub(crate) async fn read(self: &Arc<Self>, mut range: ReadRange) -> BookieResult<ReadBatch> {
-        self.mode.check()?;
+        self.shared.mode.check()?;
         range.entries_max = range.entries_max.clamp(1, READ_ENTRIES_MAX);
         let cap = self.reads.capacity_bytes();
         range.bytes_max = range.bytes_max.min(cap);
@@ -102,7 +102,7 @@ impl Core {
 
     /// Says which entries are here, without reading them all.
     pub(crate) async fn has(self: &Arc<Self>, range: PresenceRange) -> BookieResult<Presence> {
-        self.mode.check()?;
+        self.shared.mode.check()?;
         if range.first > range.last || range.last.0 == u64::MAX {
             return Err(BookieError::Invalid("the range of entries".to_owned()));
         }
@@ -125,8 +125,8 @@ impl Core {
 
     fn has_now(&self, range: &PresenceRange) -> BookieResult<Presence> {
         // Memory first: an entry leaves it only after the store has it.
-        let memory = self.ledgers.peek(range.ledger, |state| {
-            let synced = self.positions.synced_item.get();
+        let memory = self.shared.ledgers.peek(range.ledger, |state| {
+            let synced = self.shared.positions.synced_item.get();
             let pending = state.pending().range(range.first..=range.last);
             let synced = pending.filter(|(_, pending)| pending.item <= synced);
             let entries: BTreeSet<EntryId> = synced.map(|(entry, _)| *entry).collect();
@@ -135,7 +135,7 @@ impl Core {
         let (meta, pending) = match memory {
             Some(memory) => memory,
             None => {
-                let known = from_store(&*self.store, range.ledger)?;
+                let known = from_store(&*self.shared.store, range.ledger)?;
                 // What is there is there, whatever its record said.
                 let lost = known.record_lost.then(LedgerMeta::lost);
                 (known.meta.or(lost), BTreeSet::new())
@@ -146,13 +146,13 @@ impl Core {
             return Ok(Presence::nothing_until(range.last));
         };
         meta.check(range.token)?;
-        Ok(self.store.has(range, &pending)?)
+        Ok(self.shared.store.has(range, &pending)?)
     }
 
     /// Waits for a higher LAC than `wait.above`, or a fence.
     pub(crate) async fn wait(self: &Arc<Self>, wait: TailWait) -> BookieResult<TailState> {
-        self.mode.check()?;
-        let watcher = self.watchers.watch(wait.ledger);
+        self.shared.mode.check()?;
+        let watcher = self.shared.watchers.watch(wait.ledger);
         let watcher = watcher.ok_or(BookieError::Overloaded)?;
         let news = async {
             loop {
@@ -174,6 +174,7 @@ impl Core {
     async fn tail(self: &Arc<Self>, wait: TailWait) -> BookieResult<TailState> {
         let ledger = wait.ledger;
         let known = self
+            .shared
             .ledgers
             .peek(ledger, |state| known_of(state, BTreeMap::new()));
         let known = match known {
@@ -182,7 +183,7 @@ impl Core {
                 let (answer, answered) = oneshot::channel();
                 let core = Arc::clone(self);
                 let job = move || {
-                    let loaded = ledgers::load(&*core.store, ledger);
+                    let loaded = ledgers::load(&*core.shared.store, ledger);
                     drop(core);
                     // A caller that went away needs no answer.
                     let _ = answer.send(loaded);
@@ -213,7 +214,7 @@ impl Core {
         after: Option<LedgerId>,
         max: usize,
     ) -> BookieResult<Vec<(LedgerId, CreationToken)>> {
-        self.mode.check()?;
+        self.shared.mode.check()?;
         let (mut found, mut after) = (Vec::new(), after);
         // A job of bounded length at a time: reads and the loading of ledgers share its threads.
         loop {
@@ -221,7 +222,7 @@ impl Core {
             let core = Arc::clone(self);
             let left = max - found.len();
             let job = move || {
-                let page = core.store.ledgers_after(after, left);
+                let page = core.shared.store.ledgers_after(after, left);
                 drop(core);
                 // A caller that went away needs no answer.
                 let _ = answer.send(page.map_err(BookieError::from));
@@ -250,11 +251,11 @@ impl Core {
         let mut ranges: Vec<(EntryId, EntryId)> = Vec::new();
         let mut next = Some(CheckPlace::at(EntryId::FIRST));
         while let Some(place) = next {
-            self.mode.check()?;
+            self.shared.mode.check()?;
             let (answer, answered) = oneshot::channel();
             let core = Arc::clone(self);
             let job = move || {
-                let checked = core.store.check(ledger, place, CHECK_BYTES);
+                let checked = core.shared.store.check(ledger, place, CHECK_BYTES);
                 drop(core);
                 // A caller that went away needs no answer.
                 let _ = answer.send(checked.map_err(BookieError::from));
@@ -277,18 +278,18 @@ impl Core {
         let error = match self.read_range(range) {
             Ok(batch) => {
                 let bytes = batch.entries.iter().map(|entry| entry.data.len()).sum();
-                self.metrics.read(batch.entries.len(), bytes);
+                self.shared.metrics.read(batch.entries.len(), bytes);
                 return Ok(batch);
             }
             Err(ReadError::Damaged(error)) => {
-                self.metrics.damaged();
+                self.shared.metrics.damaged();
                 // An answer fails only for its first entry.
                 self.scrubber.tell(range.ledger, range.first);
                 error
             }
             Err(ReadError::Other(error)) => error,
         };
-        self.metrics.refused(&error);
+        self.shared.metrics.refused(&error);
         Err(error)
     }
 
@@ -296,7 +297,7 @@ impl Core {
         // Memory first: an entry leaves it only after the store has it.
         let memory = match self.in_memory(range) {
             Some(memory) => memory,
-            None => from_store(&*self.store, range.ledger)?,
+            None => from_store(&*self.shared.store, range.ledger)?,
         };
         match memory.meta {
             Some(meta) => meta.check(range.token)?,
@@ -304,7 +305,7 @@ impl Core {
             None if memory.record_lost || self.limbo.is_on() => {}
             None => return Err(self.negative(BookieError::NoSuchLedger).into()),
         }
-        let entries = self.store.read(range, &memory.pending);
+        let entries = self.shared.store.read(range, &memory.pending);
         let entries = entries.map_err(|error| self.unread(range, error))?;
         if entries.is_empty() {
             return Err(ReadError::Other(if memory.record_lost {
@@ -322,7 +323,7 @@ impl Core {
 
     fn unread(&self, range: &ReadRange, error: EntryError) -> ReadError {
         let (ledger, entry) = (range.ledger, range.first);
-        match self.damage.is_news(ledger, entry) {
+        match self.shared.damage.is_news(ledger, entry) {
             true => tracing::error!(%ledger, %entry, ?error, "entry cannot be read"),
             false => tracing::debug!(%ledger, %entry, ?error, "entry cannot be read"),
         }
@@ -334,8 +335,8 @@ impl Core {
     }
 
     fn in_memory(&self, range: &ReadRange) -> Option<InMemory> {
-        self.ledgers.peek(range.ledger, |state| {
-            let synced = self.positions.synced_item.get();
+        self.shared.ledgers.peek(range.ledger, |state| {
+            let synced = self.shared.positions.synced_item.get();
             let last = range.last.max(range.first);
             let pending = state
                 .pending()

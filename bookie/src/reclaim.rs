@@ -3,10 +3,8 @@
 //! A ledger's turn comes when the commit of its deletion is durable in the store, however much else
 //! is written meanwhile. On a full disk it is done within the room that is left.
 
-use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -16,9 +14,8 @@ use aquifer_runtime::task::spawn_vital_thread;
 use parking_lot::Mutex;
 
 use crate::bell::Bell;
-use crate::metrics::BookieMetrics;
-use crate::mode::Mode;
-use crate::store::{Collected, EntryStore, Room};
+use crate::shared::Shared;
+use crate::store::{Collected, Room};
 
 /// The pause after the file system has refused.
 const AFTER_ERROR: Duration = Duration::from_secs(1);
@@ -29,18 +26,11 @@ const LEDGERS_MAX: usize = 1_024;
 /// The share of free space that rewriting may take at a time.
 const ROOM_SHARE: u64 = 4;
 
-/// Deleted ledgers whose space is to be reclaimed. Forgetting one at a restart costs space until
-/// compaction comes by, nothing else.
-#[derive(Debug)]
+/// The thread that reclaims space; there is none while there is nothing to do.
 pub struct Reclaimer {
-    /// With the commit of each one's deletion.
-    waiting: Mutex<BTreeMap<LedgerId, u64>>,
-    /// The last commit that is durable in the store.
-    flushed: AtomicU64,
+    shared: Arc<Shared>,
     /// There may be garbage in shared files; also in those that a process before this one left.
     collect: AtomicBool,
-    /// The file system whose room counts.
-    directory: PathBuf,
     running: AtomicBool,
     stopping: AtomicBool,
     stop: Bell,
@@ -49,30 +39,17 @@ pub struct Reclaimer {
 }
 
 impl Reclaimer {
-    /// A reclaimer of files in `directory`.
+    /// A reclaimer that does not run.
     #[must_use]
-    pub fn new(directory: PathBuf) -> Reclaimer {
+    pub fn new(shared: &Arc<Shared>) -> Reclaimer {
         Reclaimer {
-            waiting: Mutex::default(),
-            flushed: AtomicU64::new(0),
+            shared: Arc::clone(shared),
             collect: AtomicBool::new(true),
-            directory,
             running: AtomicBool::default(),
             stopping: AtomicBool::default(),
             stop: Bell::default(),
             thread: Mutex::default(),
         }
-    }
-
-    /// A ledger was deleted with this commit.
-    pub fn add(&self, ledger: LedgerId, commit: u64) {
-        self.waiting.lock().insert(ledger, commit);
-    }
-
-    /// Whether a deletion waits for a flush.
-    pub fn needs_flush(&self) -> bool {
-        let flushed = self.flushed.load(Ordering::Acquire);
-        self.waiting.lock().values().any(|commit| *commit > flushed)
     }
 
     /// Starts no further compaction.
@@ -81,16 +58,8 @@ impl Reclaimer {
         self.stop.ring();
     }
 
-    /// The store has everything up to this commit durably: reclaims on a thread of its own, unless
-    /// there is nothing to reclaim.
-    pub fn start(
-        self: &Arc<Self>,
-        flushed: u64,
-        store: &Arc<dyn EntryStore>,
-        mode: &Arc<Mode>,
-        metrics: &Arc<BookieMetrics>,
-    ) {
-        self.flushed.fetch_max(flushed, Ordering::AcqRel);
+    /// More is durable now: reclaims on a thread of its own, unless there is nothing to reclaim.
+    pub fn start(self: &Arc<Self>) {
         if self.running.swap(true, Ordering::AcqRel) {
             return;
         }
@@ -100,12 +69,11 @@ impl Reclaimer {
             return;
         }
         let reclaimer = Arc::clone(self);
-        let (store, mode, metrics) = (Arc::clone(store), Arc::clone(mode), Arc::clone(metrics));
-        let failing = Arc::clone(&mode);
-        let on_panic = move |why: &str| failing.fail(why);
+        let failing = Arc::clone(&self.shared);
+        let on_panic = move |why: &str| failing.mode.fail(why);
         let body = move || {
             loop {
-                reclaimer.run(&*store, &mode, &metrics);
+                reclaimer.run();
                 reclaimer.running.store(false, Ordering::Release);
                 // Who saw it running a moment ago left the work to this thread.
                 let is_due = reclaimer.is_due() && !reclaimer.is_stopping();
@@ -135,28 +103,25 @@ impl Reclaimer {
 
     /// Whether a flush has made a deletion durable.
     fn is_due(&self) -> bool {
-        let flushed = self.flushed.load(Ordering::Acquire);
-        self.waiting
-            .lock()
-            .values()
-            .any(|commit| *commit <= flushed)
+        let flushed = self.shared.positions.flushed.get();
+        self.shared.deletions.is_due(flushed)
     }
 
     fn is_stopping(&self) -> bool {
         self.stopping.load(Ordering::Acquire)
     }
 
-    fn run(&self, store: &dyn EntryStore, mode: &Mode, metrics: &BookieMetrics) {
+    fn run(&self) {
         while !self.is_stopping() {
             if self.is_due() {
-                self.reclaim(store, mode, metrics);
+                self.reclaim();
                 self.collect.store(true, Ordering::Release);
             }
-            let pause = release(store, mode, metrics);
+            let pause = self.release();
             // Rewriting needs space before it gives some back, so what is free comes back first.
             if self.collect.load(Ordering::Acquire)
-                && store.leaving_bytes() == 0
-                && self.collect(store, mode)
+                && self.shared.store.leaving_bytes() == 0
+                && self.collect()
             {
                 continue;
             }
@@ -168,13 +133,13 @@ impl Reclaimer {
         }
     }
 
-    fn reclaim(&self, store: &dyn EntryStore, mode: &Mode, metrics: &BookieMetrics) {
+    fn reclaim(&self) {
         loop {
             let ledgers = self.next();
             if ledgers.is_empty() {
                 return;
             }
-            let count = match store.reclaim(&ledgers, self.room(mode)) {
+            let count = match self.shared.store.reclaim(&ledgers, self.room()) {
                 Ok(count) => count.max(1),
                 Err(error) => {
                     let ledger = ledgers[0];
@@ -182,19 +147,15 @@ impl Reclaimer {
                     1
                 }
             };
-            let mut waiting = self.waiting.lock();
-            ledgers
-                .iter()
-                .take(count)
-                .for_each(|ledger| _ = waiting.remove(ledger));
-            drop(waiting);
-            metrics.removing_bytes.record(store.leaving_bytes(), &[]);
+            let done = ledgers.get(..count).unwrap_or(&ledgers);
+            self.shared.deletions.done(done);
+            self.count_leaving();
         }
     }
 
     /// Collects a little of the garbage in shared files. Whether there may be more at once.
-    fn collect(&self, store: &dyn EntryStore, mode: &Mode) -> bool {
-        match store.collect(self.room(mode)) {
+    fn collect(&self) -> bool {
+        match self.shared.store.collect(self.room()) {
             Ok(Collected::Some) => true,
             Ok(Collected::Nothing) => {
                 self.collect.store(false, Ordering::Release);
@@ -214,10 +175,10 @@ impl Reclaimer {
     }
 
     /// What a rewrite may take: what is free must last for everything else, too.
-    fn room(&self, mode: &Mode) -> Room {
-        let space = Disk::space(&RealDisk, &self.directory);
+    fn room(&self) -> Room {
+        let space = Disk::space(&RealDisk, &self.shared.config.ledger_dir);
         Room {
-            is_full: mode.is_full(),
+            is_full: self.shared.mode.is_full(),
             bytes: space.map_or(0, |space| space.available_bytes / ROOM_SHARE),
         }
     }
@@ -227,20 +188,24 @@ impl Reclaimer {
         if self.is_stopping() {
             return Vec::new();
         }
-        let flushed = self.flushed.load(Ordering::Acquire);
-        let waiting = self.waiting.lock();
-        let due = waiting.iter().filter(|(_, commit)| **commit <= flushed);
-        due.map(|(ledger, _)| *ledger).take(LEDGERS_MAX).collect()
+        let flushed = self.shared.positions.flushed.get();
+        self.shared.deletions.due(flushed, LEDGERS_MAX)
     }
-}
 
-/// Frees a little of what was removed. Returns how long to wait before the next time, `None` when
-/// nothing is left.
-fn release(store: &dyn EntryStore, mode: &Mode, metrics: &BookieMetrics) -> Option<Duration> {
-    let pause = store.release(mode.is_full()).unwrap_or_else(|error| {
-        tracing::warn!(%error, "files of deleted ledgers are not removed now");
-        Some(AFTER_ERROR)
-    });
-    metrics.removing_bytes.record(store.leaving_bytes(), &[]);
-    pause
+    /// Frees a little of what was removed. Returns how long to wait before the next time, `None`
+    /// when nothing is left.
+    fn release(&self) -> Option<Duration> {
+        let released = self.shared.store.release(self.shared.mode.is_full());
+        let pause = released.unwrap_or_else(|error| {
+            tracing::warn!(%error, "files of deleted ledgers are not removed now");
+            Some(AFTER_ERROR)
+        });
+        self.count_leaving();
+        pause
+    }
+
+    fn count_leaving(&self) {
+        let bytes = self.shared.store.leaving_bytes();
+        self.shared.metrics.removing_bytes.record(bytes, &[]);
+    }
 }

@@ -185,7 +185,7 @@ async fn may_begin(
 }
 
 fn cookie(bookie: &Bookie) -> CookieRecord {
-    let config = &bookie.core.background.config;
+    let config = &bookie.core.shared.config;
     let directories = [&config.data_dir, &config.journal_dir, &config.ledger_dir];
     CookieRecord {
         bookie_id: bookie.id().0.to_vec().into(),

@@ -34,9 +34,9 @@ impl Core {
         request: OrderedRequest,
         reply: ReplyCallback,
     ) -> Option<(OrderedRequest, ReplyCallback)> {
-        let taken = |(_, reserve): &(usize, bool)| self.mode.check_class(*reserve).is_ok();
+        let taken = |(_, reserve): &(usize, bool)| self.shared.mode.check_class(*reserve).is_ok();
         let room = match room_of(&request).filter(taken) {
-            Some((bytes, _)) => match self.adds.try_acquire(bytes) {
+            Some((bytes, _)) => match self.shared.adds.try_acquire(bytes) {
                 Some(room) => Some(room),
                 None => return Some((request, reply)),
             },
@@ -61,8 +61,8 @@ impl Core {
     }
 
     async fn wait_for_room(&self, bytes: usize, reserve: bool) -> Option<BytePermit> {
-        while self.mode.check().is_ok() && self.mode.check_class(reserve).is_ok() {
-            if let Ok(room) = clock::timeout(LOOK, self.adds.acquire(bytes)).await {
+        while self.shared.mode.check().is_ok() && self.shared.mode.check_class(reserve).is_ok() {
+            if let Ok(room) = clock::timeout(LOOK, self.shared.adds.acquire(bytes)).await {
                 return Some(room);
             }
         }

@@ -13,10 +13,9 @@ use aquifer_model::id::{EntryId, LedgerId};
 use parking_lot::{Mutex, RwLock};
 
 use crate::bell::Bell;
-use crate::config::BookieConfig;
-use crate::metrics::BookieMetrics;
 use crate::report::ScrubReport;
-use crate::store::{CheckPlace, Checked, EntryStore};
+use crate::shared::Shared;
+use crate::store::{CheckPlace, Checked};
 
 /// Bytes that are checked at once.
 const STEP_BYTES: usize = 256 * 1024;
@@ -46,8 +45,7 @@ pub trait RepairHook: Send + Sync {
 
 /// The scrubber, and the place where damage is told.
 pub struct Scrubber {
-    store: Arc<dyn EntryStore>,
-    metrics: Arc<BookieMetrics>,
+    shared: Arc<Shared>,
     bytes_per_second: u64,
     pause: Duration,
     bell: Bell,
@@ -59,16 +57,11 @@ pub struct Scrubber {
 impl Scrubber {
     /// A scrubber that does not run yet.
     #[must_use]
-    pub fn new(
-        config: &BookieConfig,
-        store: &Arc<dyn EntryStore>,
-        metrics: &Arc<BookieMetrics>,
-    ) -> Scrubber {
+    pub fn new(shared: &Arc<Shared>) -> Scrubber {
         Scrubber {
-            store: Arc::clone(store),
-            metrics: Arc::clone(metrics),
-            bytes_per_second: config.scrub_bytes_per_second,
-            pause: Duration::from_millis(config.scrub_pause_ms),
+            bytes_per_second: shared.config.scrub_bytes_per_second,
+            pause: Duration::from_millis(shared.config.scrub_pause_ms),
+            shared: Arc::clone(shared),
             bell: Bell::default(),
             stopping: AtomicBool::new(false),
             report: Mutex::default(),
@@ -123,7 +116,7 @@ impl Scrubber {
         // A bookie that starts has more urgent things to do; and a process whose start fails
         // should not end in the middle of a read.
         self.sleep(self.pause.min(START_PAUSE_MAX));
-        let mut at = self.store.scrubbed().unwrap_or_else(|error| {
+        let mut at = self.shared.store.scrubbed().unwrap_or_else(|error| {
             tracing::warn!(%error, "the scrubber starts again from the first ledger");
             None
         });
@@ -132,7 +125,7 @@ impl Scrubber {
                 return;
             }
             self.report.lock().passes += 1;
-            self.metrics.scrub_passes.add(1, &[]);
+            self.shared.metrics.scrub_passes.add(1, &[]);
             self.note((LedgerId(0), EntryId::FIRST));
             self.sleep(self.pause);
         }
@@ -145,7 +138,7 @@ impl Scrubber {
         let mut first = from.map_or(EntryId::FIRST, |(_, entry)| entry);
         let mut unnoted = 0;
         loop {
-            let page = match self.store.ledgers_after(after, PAGE_LEDGERS) {
+            let page = match self.shared.store.ledgers_after(after, PAGE_LEDGERS) {
                 Ok(page) => page,
                 Err(error) => {
                     tracing::warn!(%error, "the scrubber cannot list ledgers, trying again");
@@ -188,7 +181,7 @@ impl Scrubber {
                 self.note((ledger, next.entry));
                 return false;
             }
-            let checked = match self.store.check(ledger, next, STEP_BYTES) {
+            let checked = match self.shared.store.check(ledger, next, STEP_BYTES) {
                 Ok(checked) => checked,
                 Err(error) if retries < RETRIES_MAX => {
                     retries += 1;
@@ -224,8 +217,14 @@ impl Scrubber {
             report.bytes += checked.bytes as u64;
             report.damaged += checked.damaged.len() as u64;
         }
-        self.metrics.scrubbed_entries.add(checked.entries, &[]);
-        self.metrics.scrubbed_bytes.add(checked.bytes as u64, &[]);
+        self.shared
+            .metrics
+            .scrubbed_entries
+            .add(checked.entries, &[]);
+        self.shared
+            .metrics
+            .scrubbed_bytes
+            .add(checked.bytes as u64, &[]);
         if checked.damaged.is_empty() {
             damaged.log();
         }
@@ -235,7 +234,7 @@ impl Scrubber {
         }
         for entry in &checked.damaged {
             damaged.add(*entry);
-            self.metrics.scrub_damaged.add(1, &[]);
+            self.shared.metrics.scrub_damaged.add(1, &[]);
             self.tell(damaged.ledger, *entry);
         }
     }
@@ -245,7 +244,7 @@ impl Scrubber {
     pub fn end_hidden(&self, ledger: LedgerId, first: EntryId) {
         tracing::error!(%ledger, %first, "the end of a ledger cannot be read from here on");
         self.report.lock().damaged += 1;
-        self.metrics.scrub_damaged.add(1, &[]);
+        self.shared.metrics.scrub_damaged.add(1, &[]);
         let hook = self.hook.read().clone();
         if let Some(hook) = hook {
             hook.end_hidden(ledger, first);
@@ -259,7 +258,7 @@ impl Scrubber {
     }
 
     fn note(&self, at: (LedgerId, EntryId)) {
-        if let Err(error) = self.store.set_scrubbed(at) {
+        if let Err(error) = self.shared.store.set_scrubbed(at) {
             tracing::debug!(%error, "the scrubber's position is not noted");
         }
     }

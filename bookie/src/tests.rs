@@ -29,6 +29,7 @@ use aquifer_runtime::rng::SeededRng;
 use aquifer_runtime::telemetry::Telemetry;
 use bytes::Bytes;
 
+use crate::checkpoints::Checkpointer;
 use crate::store::{EntryStore, RocksStore};
 use crate::{Bookie, BookieConfig, BookieDeps, BookieOpenError};
 
@@ -77,13 +78,18 @@ pub(crate) fn open_when_free(open: impl Fn() -> Result<Bookie, BookieOpenError>)
     opened.into_inner().unwrap()
 }
 
+/// What the thread of checkpoints does when it is quiet.
+pub(crate) fn checkpoint(bookie: &Bookie) {
+    Checkpointer::new(&bookie.core.shared, &bookie.core.reclaimer).checkpoint();
+}
+
 /// Brings everything that is acknowledged into RocksDB's files.
 pub(crate) fn settle(bookie: &Bookie) {
     eventually("applied", || {
         let status = bookie.status();
         status.applied_commit == status.synced_commit
     });
-    bookie.core.background.checkpoint();
+    checkpoint(bookie);
     let status = bookie.status();
     assert_eq!(status.flushed_commit, status.synced_commit);
 }
@@ -97,7 +103,7 @@ pub(crate) fn rocks(store: &dyn EntryStore) -> &RocksStore {
 /// Puts a value into RocksDB that is not what was written, as a bad memory module would.
 pub(crate) fn corrupt(bookie: &Bookie, ledger: u64, entry: u64) {
     let key = (LedgerId(ledger), EntryId(entry));
-    let damaged = rocks(&*bookie.core.store).with(|db| {
+    let damaged = rocks(&*bookie.core.shared.store).with(|db| {
         let mut value = db.entry(key.0, key.1)?.expect("it is stored");
         *value.last_mut().unwrap() ^= 1;
         let mut batch = db.batch();

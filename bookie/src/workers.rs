@@ -8,7 +8,7 @@ use std::sync::Arc;
 use aquifer_runtime::task::spawn_vital_thread;
 use parking_lot::{Condvar, Mutex};
 
-use crate::mode::Mode;
+use crate::shared::Shared;
 
 /// Work for the pool.
 pub type Job = Box<dyn FnOnce() + Send>;
@@ -24,14 +24,14 @@ pub enum Priority {
 
 /// The pool. Threads start when there is work for them.
 pub struct Workers {
+    pool: Arc<Pool>,
     shared: Arc<Shared>,
-    mode: Arc<Mode>,
     threads_max: usize,
     /// Those that were started, until they are joined.
     threads: Mutex<Vec<std::thread::JoinHandle<()>>>,
 }
 
-struct Shared {
+struct Pool {
     state: Mutex<State>,
     wake: Condvar,
 }
@@ -46,23 +46,23 @@ struct State {
 }
 
 impl Workers {
-    /// A pool of at most so many threads.
+    /// A pool of as many threads as the settings say.
     #[must_use]
-    pub fn new(threads_max: usize, mode: &Arc<Mode>) -> Workers {
+    pub fn new(shared: &Arc<Shared>) -> Workers {
         Workers {
-            mode: Arc::clone(mode),
+            threads_max: shared.config.read_threads,
+            shared: Arc::clone(shared),
             threads: Mutex::default(),
-            shared: Arc::new(Shared {
+            pool: Arc::new(Pool {
                 state: Mutex::default(),
                 wake: Condvar::new(),
             }),
-            threads_max,
         }
     }
 
     /// Queues a job. Without a thread to run it, it runs here.
     pub fn run(&self, priority: Priority, job: Job) {
-        let mut state = self.shared.state.lock();
+        let mut state = self.pool.state.lock();
         match priority {
             Priority::Control => state.control.push_back(job),
             Priority::Read => state.reads.push_back(job),
@@ -86,14 +86,14 @@ impl Workers {
             }
         }
         drop(state);
-        self.shared.wake.notify_one();
+        self.pool.wake.notify_one();
     }
 
     fn start_thread(&self) -> std::io::Result<std::thread::JoinHandle<()>> {
-        let (shared, mode) = (Arc::clone(&self.shared), Arc::clone(&self.mode));
+        let (pool, shared) = (Arc::clone(&self.pool), Arc::clone(&self.shared));
         // A job that panics leaves its ledger busy for ever.
-        let on_panic = move |why: &str| mode.fail(why);
-        spawn_vital_thread("bookie-read", move || shared.work(), on_panic)
+        let on_panic = move |why: &str| shared.mode.fail(why);
+        spawn_vital_thread("bookie-read", move || pool.work(), on_panic)
     }
 
     /// Ends the threads after what is queued, and gives them to be joined: a thread that has used
@@ -101,8 +101,8 @@ impl Workers {
     /// with locks that the end of a process destroys, too.
     #[must_use = "the threads must be joined"]
     pub fn close(&self) -> Vec<std::thread::JoinHandle<()>> {
-        self.shared.state.lock().closed = true;
-        self.shared.wake.notify_all();
+        self.pool.state.lock().closed = true;
+        self.pool.wake.notify_all();
         std::mem::take(&mut *self.threads.lock())
     }
 }
@@ -113,7 +113,7 @@ impl State {
     }
 }
 
-impl Shared {
+impl Pool {
     fn work(&self) {
         loop {
             let job = {

@@ -15,76 +15,39 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
-use aquifer_model::id::{BookieId, LedgerId};
+use aquifer_model::id::LedgerId;
 use aquifer_model::storage::BookieError;
 use aquifer_runtime::budget::BytePermit;
-use aquifer_runtime::clock::SharedClock;
 use aquifer_runtime::rng::SharedRng;
 
-use crate::apply::ApplyQueue;
-use crate::bell::Bell;
 use crate::journal::commit::{
-    Block, BlockPool, COMMIT_HEAD_BYTES, CommitBuilder, CommitPlace, Committed, CommittedRecord,
-    SegmentUse, padded,
+    Block, COMMIT_HEAD_BYTES, CommitBuilder, CommitPlace, Committed, CommittedRecord, SegmentUse,
+    padded,
 };
-use crate::journal::mark::Mark;
-use crate::journal::queue::{Class, Item, JournalQueue};
+use crate::journal::queue::{Class, Item};
 use crate::journal::record::{RECORD_HEAD_BYTES, Record};
 use crate::journal::segment::{FIRST_COMMIT_OFFSET, SegmentFile, SegmentHead};
-use crate::journal::segments::Segments;
 use crate::ledger_state::LedgerMeta;
-use crate::ledgers::LedgerTable;
-use crate::metrics::BookieMetrics;
-use crate::mode::Mode;
-use crate::positions::Positions;
+use crate::shared::Shared;
 
 /// How long a commit waits for a segment before adds are refused. Preparing one takes less on
 /// any disk that deserves the name.
 const SEGMENT_PATIENCE: Duration = Duration::from_secs(2);
 
-/// What the journal thread works with.
+/// The journal thread.
 pub struct JournalThread {
-    /// Where items come from.
-    pub queue: Arc<JournalQueue>,
-    /// Where commits go after they are synced.
-    pub applier: Arc<ApplyQueue>,
-    /// To take back what was not journaled after all.
-    pub ledgers: Arc<LedgerTable>,
-    /// Space for commits.
-    pub segments: Arc<Segments>,
-    /// The synced mark.
-    pub mark: Arc<Mark>,
-    /// Buffers.
-    pub pool: Arc<BlockPool>,
-    /// How far things are.
-    pub positions: Arc<Positions>,
-    /// To fail.
-    pub mode: Arc<Mode>,
-    /// Wakes the thread that prepares segments.
-    pub housekeeper: Arc<Bell>,
-    /// Wakes the thread that flushes RocksDB.
-    pub checkpointer: Arc<Bell>,
-    /// Metrics.
-    pub metrics: Arc<BookieMetrics>,
-    /// Time, for metrics.
-    pub clock: SharedClock,
+    shared: Arc<Shared>,
     /// Randomness, for salts.
-    pub rng: SharedRng,
-    /// Whose journal this is.
-    pub bookie: BookieId,
-    /// Bound of a commit.
-    pub commit_bytes_max: usize,
-    /// Room that normal adds leave.
-    pub reserve_bytes: u64,
+    rng: SharedRng,
     /// Where to write.
-    pub tail: Tail,
+    tail: Tail,
     /// Whether the last wait for a segment was in vain.
-    pub starved: bool,
+    starved: bool,
     /// Waits up to this item may be for a record that was refused.
-    pub doubtful_until: u64,
+    doubtful_until: u64,
     /// Ledger records of refused items, and the last item that counts on them. No more than there
     /// were items in the queue.
-    pub left_metas: BTreeMap<LedgerId, (LedgerMeta, u64)>,
+    left_metas: BTreeMap<LedgerId, (LedgerMeta, u64)>,
 }
 
 /// Where the journal goes on.
@@ -109,9 +72,22 @@ impl Tail {
 }
 
 impl JournalThread {
+    /// A thread that does not run yet.
+    #[must_use]
+    pub fn new(shared: &Arc<Shared>, rng: SharedRng, tail: Tail) -> JournalThread {
+        JournalThread {
+            shared: Arc::clone(shared),
+            rng,
+            tail,
+            starved: false,
+            doubtful_until: 0,
+            left_metas: BTreeMap::new(),
+        }
+    }
+
     /// Runs until the queue is closed and empty, or the disk fails.
     pub fn run(mut self) {
-        while let Some(items) = self.queue.take(self.commit_bytes_max) {
+        while let Some(items) = self.shared.queue.take(self.shared.config.commit_bytes_max) {
             let result = self.serve(items);
             if let Err((error, items)) = result {
                 self.give_up(&error, items);
@@ -185,7 +161,7 @@ impl JournalThread {
         let needed = u64::try_from(needed).map_err(io::Error::other)?;
         let is_normal = |item: &Item| item.class == Class::Normal && item.record.is_some();
         let keep = if items.iter().any(is_normal) {
-            self.reserve_bytes
+            u64::try_from(self.shared.config.journal_reserve_bytes).unwrap_or(u64::MAX)
         } else {
             0
         };
@@ -197,14 +173,14 @@ impl JournalThread {
         } else {
             SEGMENT_PATIENCE
         };
-        self.housekeeper.ring();
-        self.checkpointer.ring();
-        let Some(file) = self.segments.roll(self.tail.last_sequence, patience) else {
+        self.shared.housekeeper.ring();
+        self.shared.checkpointer.ring();
+        let Some(file) = self.shared.segments.roll(self.tail.last_sequence, patience) else {
             self.starved = true;
             return Ok(self.tail.room() >= needed && keep == 0);
         };
         self.starved = false;
-        self.mark.sync()?;
+        self.shared.mark.sync()?;
         self.tail.last_generation += 1;
         let segment = SegmentUse {
             generation: self.tail.last_generation,
@@ -213,12 +189,12 @@ impl JournalThread {
         file.activate(&SegmentHead {
             segment,
             first_sequence: self.tail.last_sequence + 1,
-            bookie: self.bookie,
+            bookie: self.shared.id,
         })?;
         let room = file.bytes.saturating_sub(FIRST_COMMIT_OFFSET);
         self.tail.current = Some((file, segment));
         self.tail.offset = FIRST_COMMIT_OFFSET;
-        self.housekeeper.ring();
+        self.shared.housekeeper.ring();
         Ok(room >= needed + keep)
     }
 
@@ -226,15 +202,15 @@ impl JournalThread {
         let Some((file, segment)) = self.tail.current.clone() else {
             return Err((io::Error::other("the journal has no segment"), items));
         };
-        let started = self.clock.monotonic();
+        let started = self.shared.clock.monotonic();
         let sequence = self.tail.last_sequence + 1;
         let bytes = COMMIT_HEAD_BYTES + records_bytes(&items);
-        let mut builder = CommitBuilder::new(self.pool.take(padded(bytes)));
+        let mut builder = CommitBuilder::new(self.shared.pool.take(padded(bytes)));
         let places: Vec<Option<Range<usize>>> = items
             .iter()
             .map(|item| item.record.as_ref().map(|record| builder.push(record)))
             .collect();
-        let block = Block::new(builder.finish(segment, sequence), &self.pool);
+        let block = Block::new(builder.finish(segment, sequence), &self.shared.pool);
         let place = CommitPlace {
             segment: file.number,
             generation: segment.generation,
@@ -249,16 +225,16 @@ impl JournalThread {
         }
         self.tail.offset += u64::try_from(block.bytes().len()).unwrap_or(0);
         self.tail.last_sequence = sequence;
-        self.segments.committed(sequence);
-        self.positions.synced.advance(sequence);
-        self.metrics.committed(
+        self.shared.segments.committed(sequence);
+        self.shared.positions.synced.advance(sequence);
+        self.shared.metrics.committed(
             places.iter().flatten().count(),
             block.bytes().len(),
-            self.clock.monotonic().saturating_sub(started),
+            self.shared.clock.monotonic().saturating_sub(started),
         );
         // Before anybody hears of it: after a kill -9 the mark knows of all that was acknowledged
         // (H4). Until its own sync, a power loss may take it back to the last one.
-        if let Err(error) = self.mark.write(sequence) {
+        if let Err(error) = self.shared.mark.write(sequence) {
             return Err((error, items));
         }
         let commit = Committed {
@@ -274,7 +250,7 @@ impl JournalThread {
     /// Answers what is synced and gives the records to the applier.
     fn hand_over(&self, items: Vec<Item>, places: &[Option<Range<usize>>], mut commit: Committed) {
         if let Some(last) = items.last() {
-            self.positions.synced_item.advance(last.number);
+            self.shared.positions.synced_item.advance(last.number);
         }
         let mut completions = Vec::with_capacity(items.len());
         for (item, place) in items.into_iter().zip(places) {
@@ -292,12 +268,12 @@ impl JournalThread {
         for completion in completions {
             completion.run(Ok(()));
         }
-        self.applier.push(commit);
+        self.shared.apply_queue.push(commit);
     }
 
     fn finish(&self, items: Vec<Item>) {
         if let Some(last) = items.last() {
-            self.positions.synced_item.advance(last.number);
+            self.shared.positions.synced_item.advance(last.number);
         }
         for item in items {
             item.completion.run(Ok(()));
@@ -308,12 +284,13 @@ impl JournalThread {
     fn refuse(&mut self, items: Vec<Item>) {
         for item in &items {
             if let Some(record) = &item.record {
-                self.ledgers
+                self.shared
+                    .ledgers
                     .aborted(record.ledger, record.kind.entry(), item.number);
             }
         }
         // Whoever is admitted from now on does not find these records on their way any more.
-        self.doubtful_until = self.queue.last_number();
+        self.doubtful_until = self.shared.queue.last_number();
         for item in items {
             if let (Some(record), Some(meta)) = (&item.record, item.meta) {
                 let left = (meta, self.doubtful_until);
@@ -325,7 +302,7 @@ impl JournalThread {
 
     fn no_room(&self) -> BookieError {
         // An add that came so far on a full disk may use the reserve: it may come again.
-        match self.mode.check_class(true) {
+        match self.shared.mode.check_class(true) {
             Err(error) => error,
             Ok(()) => BookieError::Overloaded,
         }
@@ -333,8 +310,8 @@ impl JournalThread {
 
     fn give_up(&self, error: &io::Error, items: Vec<Item>) {
         let why = format!("the journal could not be written: {error}");
-        self.mode.fail(&why);
-        let waiting = self.queue.abandon(BookieError::Io(why.clone()));
+        self.shared.mode.fail(&why);
+        let waiting = self.shared.queue.abandon(BookieError::Io(why.clone()));
         for item in items.into_iter().chain(waiting) {
             item.completion.run(Err(BookieError::Io(why.clone())));
         }

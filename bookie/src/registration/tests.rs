@@ -151,7 +151,7 @@ async fn what_is_announced_follows_the_bookie_and_goes_with_the_lease() {
     assert_eq!(seen.capacity_bytes, 1 << 30);
     assert!(seen.free_bytes > 0 && seen.free_bytes <= 1 << 30);
 
-    bookie.core.mode.storage_failed("the test says so");
+    bookie.core.shared.mode.storage_failed("the test says so");
     let read_only = async {
         while !announced(&*store, bookie.id()).await.unwrap().read_only {
             tokio::task::yield_now().await;

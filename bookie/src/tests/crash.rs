@@ -45,7 +45,7 @@ impl Machine {
     pub(crate) fn kill(&mut self, bookie: Bookie) {
         self.lives += 1;
         let next = self.directory.path().join(format!("life-{}", self.lives));
-        let keep = rocks(&*bookie.core.store).with(|db| db.keep_files());
+        let keep = rocks(&*bookie.core.shared.store).with(|db| db.keep_files());
         keep.unwrap();
         copy_directory(&self.config.ledger_dir, &next);
         let cookie = self.disk.read(&self.config.ledger_dir.join("COOKIE"));
@@ -91,7 +91,7 @@ impl History {
                     start(bookie, request(ledger + 200, OrderedOperation::Delete)),
                 )),
                 2 => {
-                    bookie.core.background.checkpoint();
+                    checkpoint(bookie);
                 }
                 _ => {
                     let entry = self.next.entry(ledger).or_default();
@@ -182,7 +182,7 @@ fn a_failed_sync_ends_the_bookie() {
             done(ask(&bookie, add_request(1, entry, 5_000)));
         }
         eventually("a spare segment is there", || {
-            !bookie.core.segments.needs_spare()
+            !bookie.core.shared.segments.needs_spare()
         });
         machine.disk.fail_next(kind, 0);
         let mut refused = 0;

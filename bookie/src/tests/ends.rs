@@ -38,7 +38,7 @@ fn bookies_come_and_go() {
             done(ask(&bookie, add_request(1, entry, 1_000)));
         }
         settle(&bookie);
-        bookie.core.ledgers.lock(LedgerId(1)).forget();
+        bookie.core.shared.ledgers.lock(LedgerId(1)).forget();
         let last = start(
             &bookie,
             request(1, OrderedOperation::RecoveryRead(EntryId(round))),
@@ -62,7 +62,7 @@ fn a_dropped_bookie_has_ended_when_its_last_clone_has() {
         let bookie = try_open(&config).unwrap();
         done(ask(&bookie, add_request(ledger, 0, 1_000)));
         settle(&bookie);
-        bookie.core.ledgers.lock(LedgerId(ledger)).forget();
+        bookie.core.shared.ledgers.lock(LedgerId(ledger)).forget();
         let read = request(ledger, OrderedOperation::RecoveryRead(EntryId(0)));
         drop(start(&bookie, read));
         drop(bookie);
@@ -118,7 +118,7 @@ fn the_end_cancels_a_compaction() {
         status.applied_commit == status.synced_commit
     });
     // Not a checkpoint: that would begin by itself what is begun below.
-    let store = std::sync::Arc::clone(&bookie.core.store);
+    let store = std::sync::Arc::clone(&bookie.core.shared.store);
     store.flush().unwrap();
     let reclaimed = rocks(&*store).with(|db| db.reclaim(&[LedgerId(1)], None));
     reclaimed.unwrap();

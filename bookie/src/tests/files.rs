@@ -29,7 +29,7 @@ fn is_read_only(bookie: &Bookie) -> bool {
 
 /// Table files of a family that no compaction has taken.
 fn flushed_files(bookie: &Bookie, family: &str) -> usize {
-    let store = rocks(&*bookie.core.store);
+    let store = rocks(&*bookie.core.shared.store);
     store.with(|db| db.flushed_files(family)).unwrap()
 }
 
@@ -53,7 +53,7 @@ fn meet(bookie: &Bookie) {
             // Refused once it is read-only.
             let _ = ask(bookie, add_request(ledger, entry, LEN));
         }
-        bookie.core.background.checkpoint();
+        checkpoint(bookie);
         bookie.status().damage.is_some()
     });
 }
@@ -151,7 +151,7 @@ fn a_file_that_cannot_be_opened_does_not_stop_the_start() {
         let bookie = open(&config);
         flushed(&bookie, 0..4);
         flushed(&bookie, 4..8);
-        let store = rocks(&*bookie.core.store);
+        let store = rocks(&*bookie.core.shared.store);
         let newest = store.with(|db| db.newest_file(family)).unwrap();
         stop(bookie);
         let path = rocksdb(&config).join(newest);
@@ -195,7 +195,7 @@ fn a_missing_file_is_gone_on_without_only_on_demand() {
     let bookie = open(&config);
     flushed(&bookie, 0..4);
     flushed(&bookie, 4..8);
-    let newest = rocks(&*bookie.core.store).with(|db| db.newest_file("entries"));
+    let newest = rocks(&*bookie.core.shared.store).with(|db| db.newest_file("entries"));
     let newest = rocksdb(&config).join(newest.unwrap());
     stop(bookie);
     let moved = newest.with_extension("away");
@@ -233,7 +233,7 @@ fn a_start_goes_on_with_what_another_began() {
     let bookie = open(&config);
     flushed(&bookie, 0..4);
     let token_bytes = token(2).0;
-    let newest = rocks(&*bookie.core.store).with(|db| db.newest_file("ledgers"));
+    let newest = rocks(&*bookie.core.shared.store).with(|db| db.newest_file("ledgers"));
     let newest = newest.unwrap();
     stop(bookie);
     flip_bytes(&config, ".sst", &token_bytes);

@@ -16,7 +16,7 @@ fn over_the_budget_adds_are_refused_and_fences_are_not() {
     let bookie = open(&config);
     done(ask(&bookie, add_request(1, 0, 10)));
     eventually("applied", || bookie.status().bytes_in_flight == 0);
-    let held = bookie.core.adds.try_acquire(MIB - 100).unwrap();
+    let held = bookie.core.shared.adds.try_acquire(MIB - 100).unwrap();
     let refused = ask(&bookie, add_request(1, 1, 10));
     assert_eq!(refused, Err(BookieError::Overloaded));
     done(ask(&bookie, recovery_add(1, 1, 10)));
@@ -78,7 +78,7 @@ fn below_the_mark_the_bookie_is_read_only_and_comes_back_above_the_other() {
     done(ask(&bookie, request(1, OrderedOperation::Fence)));
     done(ask(&bookie, recovery_add(1, 1, 10)));
     done(ask(&bookie, request(2, OrderedOperation::Delete)));
-    bookie.core.mode.set_full(false);
+    bookie.core.shared.mode.set_full(false);
     done(ask(&bookie, add_request(3, 0, 10)));
 }
 
@@ -92,7 +92,7 @@ impl Stall {
     fn begin(bookie: &Bookie) -> Stall {
         let (hold, held) = sync_channel::<()>(0);
         let (release, released) = sync_channel::<()>(0);
-        let store = std::sync::Arc::clone(&bookie.core.store);
+        let store = std::sync::Arc::clone(&bookie.core.shared.store);
         let thread = aquifer_runtime::task::spawn_thread("stall", move || {
             rocks(&*store).reopen_with(false, |db| {
                 hold.send(()).unwrap();
@@ -119,7 +119,9 @@ fn fences_work_when_the_journal_is_full() {
     let mut machine = super::crash::Machine::new();
     machine.config.journal_segments_max = 2;
     let bookie = machine.boot();
-    eventually("the second segment", || !bookie.core.segments.needs_spare());
+    eventually("the second segment", || {
+        !bookie.core.shared.segments.needs_spare()
+    });
     done(ask(&bookie, add_request(1, 0, 10)));
     let stall = Stall::begin(&bookie);
     let mut accepted = 1;
@@ -154,7 +156,9 @@ fn a_repeated_add_is_refused_with_the_copy_that_it_waits_for() {
     let mut machine = super::crash::Machine::new();
     machine.config.journal_segments_max = 2;
     let bookie = machine.boot();
-    eventually("the second segment", || !bookie.core.segments.needs_spare());
+    eventually("the second segment", || {
+        !bookie.core.shared.segments.needs_spare()
+    });
     done(ask(&bookie, add_request(1, 0, 10)));
     let stall = Stall::begin(&bookie);
     let mut refused = None;
@@ -185,9 +189,12 @@ fn what_waits_for_a_stalled_database_is_bounded() {
         // One by one, so that each is a commit of its own.
         done(ask(&bookie, add_request(1, entry, 10)));
     }
-    let held = bookie.core.applier.held_bytes();
+    let held = bookie.core.shared.apply_queue.held_bytes();
     assert!(held < 4 * MIB, "{held} bytes wait");
-    assert!(bookie.core.positions.applied.get() + 900 < bookie.core.positions.synced.get());
+    assert!(
+        bookie.core.shared.positions.applied.get() + 900
+            < bookie.core.shared.positions.synced.get()
+    );
     stall.end();
     eventually("applied", || bookie.status().bytes_in_flight == 0);
     for entry in [1, 500, 999] {
@@ -263,7 +270,7 @@ fn a_full_disk_takes_entries_of_cursor_logs() {
     );
     done(ask(&bookie, cursor(0)));
     expect(&bookie, 2, 0, 10);
-    bookie.core.mode.storage_failed("the disk is full");
+    bookie.core.shared.mode.storage_failed("the disk is full");
     let Err(BookieError::ReadOnly(why)) = ask(&bookie, cursor(1)) else {
         panic!("nothing is left to store it");
     };
@@ -277,13 +284,15 @@ fn refused_adds_do_not_use_up_the_reserve() {
     let mut machine = super::crash::Machine::new();
     machine.config.journal_segments_max = 2;
     let bookie = machine.boot();
-    eventually("the second segment", || !bookie.core.segments.needs_spare());
+    eventually("the second segment", || {
+        !bookie.core.shared.segments.needs_spare()
+    });
     done(ask(&bookie, add_request(1, 0, 10)));
     let stall = Stall::begin(&bookie);
     let refused = |entry| ask(&bookie, add_request(1, entry, 200_000)).is_err();
     let full = (1..200).find(|entry| refused(*entry));
     let full = full.expect("the journal has only two segments");
-    let synced = || bookie.core.positions.synced.get();
+    let synced = || bookie.core.shared.positions.synced.get();
     let before = synced();
     assert!((1..20).all(|more| refused(full + more)));
     assert_eq!(synced(), before);
@@ -299,10 +308,12 @@ fn a_refused_add_leaves_its_ledger_record_to_the_next() {
     machine.config.journal_segments_max = 2;
     machine.config.commit_bytes_max = 4_096;
     let bookie = machine.boot();
-    eventually("the second segment", || !bookie.core.segments.needs_spare());
+    eventually("the second segment", || {
+        !bookie.core.shared.segments.needs_spare()
+    });
     done(ask(&bookie, add_request(1, 0, 10)));
     // Known to be new, because it cannot be looked up while the database stands still.
-    bookie.core.ledgers.lock(LedgerId(2)).slot().state = Some(LedgerState::default());
+    bookie.core.shared.ledgers.lock(LedgerId(2)).slot().state = Some(LedgerState::default());
     let stall = Stall::begin(&bookie);
     let refused = |entry| ask(&bookie, add_request(1, entry, 200_000)).is_err();
     (1..200)
@@ -317,11 +328,11 @@ fn a_refused_add_leaves_its_ledger_record_to_the_next() {
     };
     bookie.submit(request(1, OrderedOperation::Fence), Box::new(answer_slowly));
     held.recv().unwrap();
-    let queued = bookie.core.queue.last_number();
+    let queued = bookie.core.shared.queue.last_number();
     let large = start(&bookie, add_request(2, 0, 200_000));
     let small = start(&bookie, add_request(2, 1, 10));
     eventually("both are queued", || {
-        bookie.core.queue.last_number() == queued + 2
+        bookie.core.shared.queue.last_number() == queued + 2
     });
     release.send(()).unwrap();
     assert_eq!(answer(&large), Err(BookieError::Overloaded));
@@ -331,6 +342,6 @@ fn a_refused_add_leaves_its_ledger_record_to_the_next() {
         let status = bookie.status();
         status.applied_commit == status.synced_commit
     });
-    bookie.core.ledgers.lock(LedgerId(2)).forget();
+    bookie.core.shared.ledgers.lock(LedgerId(2)).forget();
     expect(&bookie, 2, 1, 10);
 }

@@ -62,12 +62,6 @@ impl PacedRemoval {
         }
     }
 
-    /// Whether there is nothing to do.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.named.is_empty() && self.leaving.is_empty()
-    }
-
     /// Bytes that are still to be freed.
     #[must_use]
     pub fn bytes(&self) -> u64 {
@@ -287,7 +281,7 @@ mod tests {
         assert_eq!(len(&place.stored("2.blob")), STEP_BYTES);
         assert!(!place.second("2.blob").exists());
         assert_eq!(len(&place.stored("3.sst")), STEP_BYTES);
-        assert!(removal.is_empty());
+        assert_eq!(removal.pause(), None);
     }
 
     /// A copy by links (a backup) is a name like any other.

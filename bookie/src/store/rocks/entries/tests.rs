@@ -33,7 +33,7 @@ fn read(bookie: &Bookie, first: u64, bytes_max: usize) -> (usize, usize) {
     let mut counted = PerfContext::default();
     counted.reset();
     let pending = BTreeMap::new();
-    let store = rocks(&*bookie.core.store);
+    let store = rocks(&*bookie.core.shared.store);
     let found = store.with(|db| read_range(db, &range, &pending)).unwrap();
     let metrics = [
         PerfMetric::GetReadBytes,

@@ -1,0 +1,182 @@
+//! What the threads of a bookie and its callers share: made once at a start, changed only inside its
+//! parts. A thread has beside it what is its own.
+//!
+//! Whoever holds this does not keep the bookie running: its threads end when `Core` does.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use aquifer_model::id::{BookieId, LedgerId};
+use aquifer_runtime::budget::ByteBudget;
+use aquifer_runtime::clock::SharedClock;
+use aquifer_runtime::disk::SharedDisk;
+
+use crate::BookieDeps;
+use crate::apply::queue::ApplyQueue;
+use crate::bell::Bell;
+use crate::config::BookieConfig;
+use crate::damage::Damage;
+use crate::deletions::Deletions;
+use crate::journal::commit::BlockPool;
+use crate::journal::mark::Mark;
+use crate::journal::queue::JournalQueue;
+use crate::journal::segments::Segments;
+use crate::ledgers::LedgerTable;
+use crate::metrics::BookieMetrics;
+use crate::mode::Mode;
+use crate::positions::Positions;
+use crate::report::DamageReport;
+use crate::store::EntryStore;
+use crate::watchers::Watchers;
+
+/// What is shared.
+pub struct Shared {
+    /// The settings.
+    pub config: BookieConfig,
+    /// Whose storage this is.
+    pub id: BookieId,
+    /// The disk of the journal and of the cookies.
+    pub disk: SharedDisk,
+    /// Time.
+    pub clock: SharedClock,
+
+    /// Where commits go after the journal.
+    pub store: Arc<dyn EntryStore>,
+    /// Space for commits.
+    pub segments: Segments,
+    /// The synced mark of the journal.
+    pub mark: Mark,
+    /// Buffers of commits; commits that are on their way hold it, too.
+    pub pool: Arc<BlockPool>,
+
+    /// Requests that wait for the journal.
+    pub queue: JournalQueue,
+    /// Commits that wait for the store.
+    pub apply_queue: ApplyQueue,
+    /// Ledgers in memory.
+    pub ledgers: LedgerTable,
+    /// Readers that wait for news of ledgers.
+    pub watchers: Watchers,
+    /// Deleted ledgers whose space is to come back.
+    pub deletions: Deletions,
+
+    /// How far the journal and what follows it are.
+    pub positions: Positions,
+    /// Bytes applied since the last look at what is durable.
+    pub unflushed_bytes: AtomicUsize,
+    /// Bytes of normal adds between their arrival and the store.
+    pub adds: ByteBudget,
+    /// The same of fences, recovery and deletions.
+    pub control: ByteBudget,
+
+    /// What is taken and what is refused.
+    pub mode: Mode,
+    /// Damaged files of the store.
+    pub damage: Damage,
+    /// What is counted.
+    pub metrics: BookieMetrics,
+
+    /// Wakes the thread of checkpoints.
+    pub checkpointer: Bell,
+    /// Wakes the thread of housekeeping.
+    pub housekeeper: Bell,
+    /// Rung to end an applier that the store refuses.
+    pub stop: Bell,
+    /// How both of them end.
+    pub ends: Ends,
+}
+
+/// What a start has found.
+pub struct Found {
+    /// Whose storage it is.
+    pub id: BookieId,
+    /// The store.
+    pub store: Arc<dyn EntryStore>,
+    /// Damaged files of it.
+    pub damage: Option<DamageReport>,
+    /// The journal's segments.
+    pub segments: Segments,
+    /// Its mark.
+    pub mark: Mark,
+    /// The last commit, which the store has.
+    pub last_commit: u64,
+    /// The last commit that the store had durably before this start.
+    pub flushed_commit: u64,
+    /// Ledgers that replay has deleted.
+    pub deleted: Vec<LedgerId>,
+}
+
+/// How checkpoints and housekeeping end.
+#[derive(Debug, Default)]
+pub struct Ends {
+    begun: AtomicBool,
+    flush: AtomicBool,
+}
+
+impl Ends {
+    /// Whether they are to end.
+    pub fn is_begun(&self) -> bool {
+        self.begun.load(Ordering::Acquire)
+    }
+
+    /// Whether there is to be a last checkpoint.
+    pub fn with_flush(&self) -> bool {
+        self.flush.load(Ordering::Acquire)
+    }
+}
+
+impl Shared {
+    /// What a start has found. The bookie goes on where replay has come to.
+    pub fn new(config: BookieConfig, deps: &BookieDeps, found: Found) -> Shared {
+        let shared = Shared {
+            id: found.id,
+            disk: deps.disk.clone(),
+            clock: deps.clock.clone(),
+            store: found.store,
+            segments: found.segments,
+            mark: found.mark,
+            pool: Arc::default(),
+            queue: JournalQueue::default(),
+            apply_queue: ApplyQueue::default(),
+            ledgers: LedgerTable::new(config.ledgers_cached_max),
+            watchers: Watchers::default(),
+            deletions: Deletions::default(),
+            positions: Positions::default(),
+            unflushed_bytes: AtomicUsize::default(),
+            adds: ByteBudget::new(config.bytes_in_flight_max),
+            control: ByteBudget::new(config.control_bytes_in_flight_max),
+            mode: Mode::default(),
+            damage: Damage::new(found.damage),
+            metrics: BookieMetrics::new(&deps.meter),
+            checkpointer: Bell::default(),
+            housekeeper: Bell::default(),
+            stop: Bell::default(),
+            ends: Ends::default(),
+            config,
+        };
+        shared.positions.synced.advance(found.last_commit);
+        shared.positions.applied.advance(found.last_commit);
+        shared.positions.flushed.advance(found.flushed_commit);
+        if let Some(damage) = shared.damage.report() {
+            shared.mode.storage_damaged(&damage.to_string());
+        }
+        for ledger in found.deleted {
+            shared.deletions.add(ledger, found.last_commit);
+        }
+        shared
+    }
+
+    /// Bytes between their arrival and the store.
+    pub fn bytes_in_flight(&self) -> u64 {
+        let bytes = self.adds.used_bytes() + self.control.used_bytes();
+        u64::try_from(bytes).unwrap_or(u64::MAX)
+    }
+
+    /// Ends checkpoints and housekeeping, with a last checkpoint or without.
+    pub fn end_background(&self, flush: bool) {
+        self.ends.flush.fetch_or(flush, Ordering::AcqRel);
+        self.ends.begun.store(true, Ordering::Release);
+        self.checkpointer.ring();
+        self.housekeeper.ring();
+    }
+}
