@@ -5,27 +5,21 @@
 //! what finds none free waits, by its number only, for an answer before it to go.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Weak};
 
 use aquifer_model::id::{EntryId, LedgerId};
 use aquifer_model::limits::ENTRY_BYTES_MAX;
-use aquifer_model::storage::{
-    BookieError, BookieResult, OrderedReply, ReadRange, ReplyCallback, StoredEntry,
-};
+use aquifer_model::storage::{BookieResult, OrderedReply, ReplyCallback, StoredEntry};
 use aquifer_runtime::budget::{ByteBudget, BytePermit};
 use bytes::Bytes;
 use parking_lot::Mutex;
 
-use crate::core::Core;
-use crate::workers::Priority;
-
 /// A read for a recovery whose fence is synced.
-struct Wanted {
-    ledger: LedgerId,
-    entry: EntryId,
-    reply: ReplyCallback,
+pub(crate) struct Wanted {
+    pub(crate) ledger: LedgerId,
+    pub(crate) entry: EntryId,
+    pub(crate) reply: ReplyCallback,
     /// What it takes itself while it waits.
-    _waits: BytePermit,
+    pub(crate) _waits: BytePermit,
 }
 
 /// The answers to recovery reads.
@@ -38,7 +32,7 @@ pub(crate) struct Answers {
 struct Held {
     bytes: Bytes,
     permit: Option<BytePermit>,
-    core: Weak<Core>,
+    taken: Option<Box<dyn FnOnce() + Send>>,
 }
 
 impl AsRef<[u8]> for Held {
@@ -50,8 +44,8 @@ impl AsRef<[u8]> for Held {
 impl Drop for Held {
     fn drop(&mut self) {
         drop(self.permit.take());
-        if let Some(core) = self.core.upgrade() {
-            core.read_for_recovery();
+        if let Some(taken) = self.taken.take() {
+            taken();
         }
     }
 }
@@ -65,7 +59,19 @@ impl Answers {
         }
     }
 
-    fn next(&self) -> Option<(Wanted, BytePermit)> {
+    /// Bytes of answers that are not taken yet.
+    #[cfg(test)]
+    pub(crate) fn used_bytes(&self) -> usize {
+        self.budget.used_bytes()
+    }
+
+    /// A read waits for its turn.
+    pub(crate) fn push(&self, wanted: Wanted) {
+        self.waiting.lock().push_back(wanted);
+    }
+
+    /// The read whose turn it is, when there is room for its answer.
+    pub(crate) fn next(&self) -> Option<(Wanted, BytePermit)> {
         let mut waiting = self.waiting.lock();
         waiting.front()?;
         // Nobody knows how large an entry is before it is read.
@@ -74,80 +80,17 @@ impl Answers {
     }
 }
 
-impl Core {
-    /// Bytes of answers to recovery reads that are not taken yet.
-    #[cfg(test)]
-    pub(crate) fn answer_bytes(&self) -> usize {
-        self.answers.budget.used_bytes()
-    }
-
-    /// The read half of a recovery read; the fence is synced.
-    pub(crate) fn recovery_read(
-        self: &Arc<Self>,
-        ledger: LedgerId,
-        entry: EntryId,
-        waits: BytePermit,
-        reply: ReplyCallback,
-    ) {
-        self.answers.waiting.lock().push_back(Wanted {
-            ledger,
-            entry,
-            reply,
-            _waits: waits,
-        });
-        self.read_for_recovery();
-    }
-
-    /// Starts the reads for which there is room.
-    fn read_for_recovery(self: &Arc<Self>) {
-        while let Some((wanted, permit)) = self.answers.next() {
-            let core = Arc::clone(self);
-            let job = move || core.read_one_for_recovery(wanted, permit);
-            self.workers.run(Priority::Control, Box::new(job));
-        }
-    }
-
-    fn read_one_for_recovery(self: Arc<Self>, wanted: Wanted, permit: BytePermit) {
-        let range = ReadRange {
-            ledger: wanted.ledger,
-            token: None,
-            first: wanted.entry,
-            last: wanted.entry,
-            bytes_max: ENTRY_BYTES_MAX,
-            entries_max: 1,
-            prefix_bytes: None,
-        };
-        let result = self.read_now(&range).and_then(|batch| {
-            let entry = batch.entries.into_iter().next();
-            entry.ok_or(BookieError::NoSuchEntry)
-        });
-        let core = Arc::downgrade(&self);
-        let reply = wanted.reply;
-        match result {
-            Ok(entry) => {
-                let held = held(entry, permit, core);
-                // The entry was smaller than any may be: there is room for the next.
-                self.read_for_recovery();
-                // Whoever has the answer may close the bookie.
-                drop(self);
-                reply(Ok(OrderedReply::Entry(held)));
-            }
-            Err(error) => {
-                drop(permit);
-                self.read_for_recovery();
-                drop(self);
-                reply(Err(error));
-            }
-        }
-    }
-}
-
-fn held(entry: StoredEntry, mut permit: BytePermit, core: Weak<Core>) -> StoredEntry {
+/// An entry whose bytes hold their share of the budget. `taken` is called when they are gone.
+pub(crate) fn held(
+    entry: StoredEntry,
+    mut permit: BytePermit,
+    taken: impl FnOnce() + Send + 'static,
+) -> StoredEntry {
     permit.shrink_to(entry.data.len());
     let data = Bytes::from_owner(Held {
         bytes: entry.data,
         permit: Some(permit),
-        core,
+        taken: Some(Box::new(taken)),
     });
     StoredEntry { data, ..entry }
 }

@@ -52,7 +52,7 @@ impl Applier {
             }
             let bytes: usize = commits.iter().map(|c| c.block.bytes().len()).sum();
             if let Some(last) = commits.last() {
-                self.shared.positions.applied.advance(last.sequence);
+                self.shared.progress.applied.advance(last.sequence);
             }
             for commit in commits {
                 for record in &commit.records {
@@ -84,7 +84,7 @@ impl Applier {
         let mut was_full = false;
         let mut damaged = None;
         let last = commits.last().map(|commit| commit.sequence);
-        let sequence = last.unwrap_or_else(|| self.shared.positions.applied.get());
+        let sequence = last.unwrap_or_else(|| self.shared.progress.applied.get());
         loop {
             match self.shared.store.apply(commits, sequence) {
                 Ok(()) => {
@@ -144,7 +144,7 @@ impl Applier {
 
     /// Brings what the store did not have durably back from the journal.
     fn reapply(&self, target: &dyn ApplyTarget) -> Result<(), StoreError> {
-        let until = self.shared.positions.applied.get();
+        let until = self.shared.progress.applied.get();
         let mut continuity = Continuity::new(target.applied()?);
         let mut replayer = Replayer::default();
         let found = journal::inventory_of(&*self.shared.disk, &self.shared.segments.live())

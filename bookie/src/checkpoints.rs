@@ -37,8 +37,8 @@ impl Checkpointer {
                 break;
             }
             self.look_at_flushed();
-            let applied = self.shared.positions.applied.get();
-            // RocksDB flushes full memtables by itself. What it has flushed so far is forced out
+            let applied = self.shared.progress.applied.get();
+            // The store flushes by itself what is full. What it has applied so far is forced out
             // where the journal has no other room, once nothing has come since the last look, and
             // when deletions have waited for so long that too little comes to fill a memtable.
             let is_quiet = !rang && applied == applied_before;
@@ -55,7 +55,7 @@ impl Checkpointer {
 
     /// Whether deletions have waited for a flush for long enough.
     fn deletions_wait(&self, quiet: Duration, since: &mut Option<Duration>) -> bool {
-        let flushed = self.shared.positions.flushed.get();
+        let flushed = self.shared.progress.flushed.get();
         if !self.shared.deletions.needs_flush(flushed) {
             *since = None;
             return false;
@@ -73,7 +73,7 @@ impl Checkpointer {
         overdue
     }
 
-    /// Trims the journal to what RocksDB has flushed by itself.
+    /// Trims the journal to what the store has flushed by itself.
     fn look_at_flushed(&self) {
         self.shared.unflushed_bytes.store(0, Ordering::Release);
         if let Ok(bytes) = self.shared.store.bytes() {
@@ -84,14 +84,14 @@ impl Checkpointer {
                 self.flushed(persisted);
                 self.reclaim();
             }
-            Err(error) => tracing::debug!(%error, "how far RocksDB has flushed is not known"),
+            Err(error) => tracing::debug!(%error, "how far the store has flushed is not known"),
         }
     }
 
-    /// RocksDB has flushed everything up to a commit.
+    /// The store has flushed everything up to a commit.
     fn flushed(&self, commit: u64) {
-        if commit > self.shared.positions.flushed.get() {
-            self.shared.positions.flushed.advance(commit);
+        if commit > self.shared.progress.flushed.get() {
+            self.shared.progress.flushed.advance(commit);
             self.shared.segments.trim(commit);
         }
     }
@@ -99,8 +99,8 @@ impl Checkpointer {
     /// Flushes the store, trims the journal, and begins to reclaim space.
     pub fn checkpoint(&self) {
         // Read before the flush begins: everything up to here is in the memtables it takes (H1).
-        let applied = self.shared.positions.applied.get();
-        if applied <= self.shared.positions.flushed.get() {
+        let applied = self.shared.progress.applied.get();
+        if applied <= self.shared.progress.flushed.get() {
             // A process before this one may have left something.
             self.reclaim();
             return;

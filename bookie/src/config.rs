@@ -5,7 +5,6 @@ use std::path::PathBuf;
 use aquifer_model::limits::ENTRY_BYTES_MAX;
 use serde::{Deserialize, Serialize};
 
-use crate::cookie;
 use crate::error::BookieOpenError;
 
 const MIB: usize = 1024 * 1024;
@@ -13,6 +12,9 @@ const MIB: usize = 1024 * 1024;
 const COMMIT_OVERHEAD_BYTES: usize = 64 * 1024;
 /// The format counts the bytes of a commit with 32 bits; this leaves room.
 const COMMIT_BYTES_MAX: usize = 1024 * MIB;
+
+/// Longest name of a cluster.
+const CLUSTER_BYTES_MAX: usize = 64;
 
 /// The settings of a bookie. Directories are created when they do not exist.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -130,7 +132,7 @@ impl BookieConfig {
     /// Checks the relations between the settings.
     pub(crate) fn validate(&self) -> Result<(), BookieOpenError> {
         if let Some(cluster) = &self.cluster {
-            cookie::check_cluster(cluster)?;
+            check_cluster(cluster)?;
         }
         let largest_commit = self
             .commit_bytes_max
@@ -173,6 +175,36 @@ impl BookieConfig {
         match rules.iter().find(|(holds, _)| !holds) {
             Some((_, rule)) => Err(BookieOpenError::Config((*rule).to_owned())),
             None => Ok(()),
+        }
+    }
+}
+
+/// Checks the name of a cluster: it becomes part of keys, cookies and messages.
+///
+/// # Errors
+/// When it is empty, too long, or has other characters than letters, digits, `-`, `_` and `.`.
+pub fn check_cluster(name: &str) -> Result<(), BookieOpenError> {
+    let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    if name.is_empty() || name.len() > CLUSTER_BYTES_MAX || !name.chars().all(fits) {
+        return Err(BookieOpenError::Config(format!(
+            "{name:?} is no name of a cluster: give 1 to {CLUSTER_BYTES_MAX} letters, digits, '-', \
+             '_' or '.'"
+        )));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cluster_has_a_plain_name() {
+        for good in ["a", "eu-1", "A_b.c"] {
+            assert!(check_cluster(good).is_ok(), "{good}");
+        }
+        for bad in ["", "a/b", "a b", "a\nstate complete", &"x".repeat(65)] {
+            assert!(check_cluster(bad).is_err(), "{bad}");
         }
     }
 }

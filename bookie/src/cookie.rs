@@ -21,9 +21,6 @@ const FILE_NAME: &str = "COOKIE";
 const LOCK_NAME: &str = "LOCK";
 const FIRST_LINE: &str = "aquifer bookie cookie v1";
 
-/// Longest name of a cluster.
-const CLUSTER_BYTES_MAX: usize = 64;
-
 /// What a cookie says.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Cookie {
@@ -56,21 +53,6 @@ impl Setup {
             Setup::Complete => "complete",
         }
     }
-}
-
-/// Checks the name of a cluster: it becomes part of keys, cookies and messages.
-///
-/// # Errors
-/// When it is empty, too long, or has other characters than letters, digits, `-`, `_` and `.`.
-pub fn check_cluster(name: &str) -> Result<(), BookieOpenError> {
-    let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
-    if name.is_empty() || name.len() > CLUSTER_BYTES_MAX || !name.chars().all(fits) {
-        return Err(BookieOpenError::Config(format!(
-            "{name:?} is no name of a cluster: give 1 to {CLUSTER_BYTES_MAX} letters, digits, '-', \
-             '_' or '.'"
-        )));
-    }
-    Ok(())
 }
 
 /// Wraps an error of a file operation with the path.
@@ -343,16 +325,6 @@ mod tests {
         };
         let error = check(&disk, &config, &SeededRng::new(1)).unwrap_err();
         assert!(error.to_string().contains("standalone"), "{error}");
-    }
-
-    #[test]
-    fn a_cluster_has_a_plain_name() {
-        for good in ["a", "eu-1", "A_b.c"] {
-            assert!(check_cluster(good).is_ok(), "{good}");
-        }
-        for bad in ["", "a/b", "a b", "a\nstate complete", &"x".repeat(65)] {
-            assert!(check_cluster(bad).is_err(), "{bad}");
-        }
     }
 
     #[test]

@@ -35,7 +35,7 @@ impl Housekeeper {
             if !self.sync_mark() {
                 return;
             }
-            let synced = self.shared.positions.synced.get();
+            let synced = self.shared.progress.synced.get();
             if synced == synced_before {
                 self.shared.pool.clear();
                 self.make_reserve();

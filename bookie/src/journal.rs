@@ -6,6 +6,7 @@
 pub mod commit;
 pub mod group_commit;
 pub mod mark;
+pub mod progress;
 pub mod queue;
 pub mod record;
 pub mod replay;

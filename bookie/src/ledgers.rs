@@ -99,7 +99,7 @@ impl LedgerTable {
         shard.get(&ledger)?.state.as_ref().map(look)
     }
 
-    /// Records reached RocksDB.
+    /// Records reached the store.
     pub fn applied(&self, records: &[CommittedRecord]) {
         for run in records.chunk_by(|one, other| one.ledger == other.ledger) {
             let mut shard = self.shard(run[0].ledger);

@@ -1,7 +1,7 @@
-//! A storage node: journal, RocksDB ledgers behind it, storage service.
+//! A storage node: journal, ledger store behind it, storage service.
 //!
-//! An add is acknowledged after a group commit to the journal; entries reach RocksDB off the
-//! acknowledgement path, and the journal is trimmed to what RocksDB has flushed. Threads of this
+//! An add is acknowledged after a group commit to the journal; entries reach the store off the
+//! acknowledgement path, and the journal is trimmed to what the store has flushed. Threads of this
 //! crate: one journal thread, one applier, one for checkpoints, one for housekeeping, and a small
 //! pool for reads, and one that scrubs. It knows ledgers and entries, never topics; only
 //! [`autorecovery`], which hosts repair, imports `ledger`.
@@ -34,7 +34,6 @@ mod loss;
 mod metrics;
 mod mode;
 mod open;
-mod positions;
 mod reads;
 mod reclaim;
 mod reserve;
@@ -47,8 +46,14 @@ mod workers;
 
 #[cfg(any(feature = "fuzzing", test))]
 pub mod fuzzing;
+/// What a bookie decides without I/O, for the simulation of the ledger protocol, which runs the
+/// same code over a model of disks.
 #[cfg(feature = "testing")]
-pub mod testing;
+pub mod testing {
+    pub use crate::journal::record::RecordKind;
+    pub use crate::journal::replay::{Continuity, FoundMark, Loss, Verdict};
+    pub use crate::ledger_state::{Admission, End, LedgerMeta, LedgerState, Pending, Stored};
+}
 #[cfg(test)]
 mod tests;
 
@@ -65,8 +70,7 @@ use aquifer_runtime::rng::SharedRng;
 use opentelemetry::metrics::Meter;
 
 pub use answers::uncounted;
-pub use config::BookieConfig;
-pub use cookie::check_cluster;
+pub use config::{BookieConfig, check_cluster};
 pub use error::BookieOpenError;
 pub use gate::{GateAnswer, LedgerGate};
 pub use report::{

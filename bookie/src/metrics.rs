@@ -79,7 +79,7 @@ impl BookieMetrics {
         self.commit_seconds.record(took.as_secs_f64(), &[]);
     }
 
-    /// RocksDB was flushed.
+    /// The store was flushed.
     pub fn flushed(&self, took: Duration) {
         self.flush_seconds.record(took.as_secs_f64(), &[]);
     }

@@ -4,8 +4,8 @@
 //! |---|---|---|
 //! | `Full` | housekeeping, below a mark of free space | housekeeping, above a higher one |
 //! | `Draining` | the bookie's cookie, which an operator changes | the same |
-//! | `Failing` | whoever RocksDB refuses a write or a flush | the applier, by a write that succeeds |
-//! | `Damaged` | whoever learns that files of RocksDB are damaged | nobody in this process: only a start that sets these files aside |
+//! | `Failing` | a thread to which the store refuses a write or a flush | the applier, by a write that succeeds |
+//! | `Damaged` | whoever learns that files of the store are damaged | nobody in this process: only a start that sets these files aside |
 //! | failed | a sync that failed, a thread that panicked, the end of the identity | nobody |
 //! | stopping | the end of the process | nobody |
 //!
@@ -130,7 +130,7 @@ impl Mode {
         self.is(Cause::Full)
     }
 
-    /// RocksDB refuses writes or flushes.
+    /// The store refuses writes or flushes.
     pub fn storage_failed(&self, error: &str) {
         error.clone_into(&mut self.failing.lock());
         if self.set(Cause::Failing, true) {
@@ -138,14 +138,14 @@ impl Mode {
         }
     }
 
-    /// RocksDB works again.
+    /// The store works again.
     pub fn storage_recovered(&self) {
         if self.is(Cause::Failing) && self.set(Cause::Failing, false) {
             tracing::info!("the ledger store works again");
         }
     }
 
-    /// Files of RocksDB are damaged: it takes no normal add any more until a start without them.
+    /// Files of the store are damaged: it takes no normal add any more until a start without them.
     pub fn storage_damaged(&self, what: &str) {
         let what = format!("files of the ledger store are damaged: {what}");
         self.damaged.lock().clone_from(&what);

@@ -1,7 +1,9 @@
 //! Reads of entries, for clients and for recovery.
 //!
 //! Invariants: only synced entries are returned; what is acknowledged is returned at once,
-//! whether or not RocksDB has it yet; in limbo no negative is given (I5).
+//! whether or not the store has it yet; in limbo no negative is given (I5).
+
+mod recovery;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -126,7 +128,7 @@ impl Core {
     fn has_now(&self, range: &PresenceRange) -> BookieResult<Presence> {
         // Memory first: an entry leaves it only after the store has it.
         let memory = self.shared.ledgers.peek(range.ledger, |state| {
-            let synced = self.shared.positions.synced_item.get();
+            let synced = self.shared.progress.synced_item.get();
             let pending = state.pending().range(range.first..=range.last);
             let synced = pending.filter(|(_, pending)| pending.item <= synced);
             let entries: BTreeSet<EntryId> = synced.map(|(entry, _)| *entry).collect();
@@ -336,7 +338,7 @@ impl Core {
 
     fn in_memory(&self, range: &ReadRange) -> Option<InMemory> {
         self.shared.ledgers.peek(range.ledger, |state| {
-            let synced = self.shared.positions.synced_item.get();
+            let synced = self.shared.progress.synced_item.get();
             let last = range.last.max(range.first);
             let pending = state
                 .pending()

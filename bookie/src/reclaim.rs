@@ -103,7 +103,7 @@ impl Reclaimer {
 
     /// Whether a flush has made a deletion durable.
     fn is_due(&self) -> bool {
-        let flushed = self.shared.positions.flushed.get();
+        let flushed = self.shared.progress.flushed.get();
         self.shared.deletions.is_due(flushed)
     }
 
@@ -188,7 +188,7 @@ impl Reclaimer {
         if self.is_stopping() {
             return Vec::new();
         }
-        let flushed = self.shared.positions.flushed.get();
+        let flushed = self.shared.progress.flushed.get();
         self.shared.deletions.due(flushed, LEDGERS_MAX)
     }
 

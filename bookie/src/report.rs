@@ -149,13 +149,13 @@ pub struct BookieStatusReport {
     pub journal_bytes: u64,
     /// Last commit that is synced.
     pub synced_commit: u64,
-    /// Last commit that is in RocksDB.
+    /// Last commit that is in the store.
     pub applied_commit: u64,
-    /// Last commit that RocksDB has flushed, up to which the journal may be trimmed.
+    /// Last commit that the store has flushed, up to which the journal may be trimmed.
     pub flushed_commit: u64,
-    /// Bytes of adds between their arrival and RocksDB.
+    /// Bytes of adds between their arrival and the store.
     pub bytes_in_flight: u64,
-    /// Bytes of RocksDB's files.
+    /// Bytes of the store's files.
     pub store_bytes: u64,
     /// What the scrubber has seen since the start.
     pub scrub: ScrubReport,

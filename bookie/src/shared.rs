@@ -19,12 +19,12 @@ use crate::damage::Damage;
 use crate::deletions::Deletions;
 use crate::journal::commit::BlockPool;
 use crate::journal::mark::Mark;
+use crate::journal::progress::Progress;
 use crate::journal::queue::JournalQueue;
 use crate::journal::segments::Segments;
 use crate::ledgers::LedgerTable;
 use crate::metrics::BookieMetrics;
 use crate::mode::Mode;
-use crate::positions::Positions;
 use crate::report::DamageReport;
 use crate::store::EntryStore;
 use crate::watchers::Watchers;
@@ -61,7 +61,7 @@ pub struct Shared {
     pub deletions: Deletions,
 
     /// How far the journal and what follows it are.
-    pub positions: Positions,
+    pub progress: Progress,
     /// Bytes applied since the last look at what is durable.
     pub unflushed_bytes: AtomicUsize,
     /// Bytes of normal adds between their arrival and the store.
@@ -141,7 +141,7 @@ impl Shared {
             ledgers: LedgerTable::new(config.ledgers_cached_max),
             watchers: Watchers::default(),
             deletions: Deletions::default(),
-            positions: Positions::default(),
+            progress: Progress::default(),
             unflushed_bytes: AtomicUsize::default(),
             adds: ByteBudget::new(config.bytes_in_flight_max),
             control: ByteBudget::new(config.control_bytes_in_flight_max),
@@ -154,9 +154,9 @@ impl Shared {
             ends: Ends::default(),
             config,
         };
-        shared.positions.synced.advance(found.last_commit);
-        shared.positions.applied.advance(found.last_commit);
-        shared.positions.flushed.advance(found.flushed_commit);
+        shared.progress.synced.advance(found.last_commit);
+        shared.progress.applied.advance(found.last_commit);
+        shared.progress.flushed.advance(found.flushed_commit);
         if let Some(damage) = shared.damage.report() {
             shared.mode.storage_damaged(&damage.to_string());
         }

@@ -1,4 +1,4 @@
-//! A small pool of threads for work that reads RocksDB: reads, and the loading of ledger state.
+//! A small pool of threads for work that reads the store: reads, and the loading of ledger state.
 //!
 //! The queues are not bounded here: every job carries a permit of one of the byte budgets.
 

@@ -226,7 +226,7 @@ impl JournalThread {
         self.tail.offset += u64::try_from(block.bytes().len()).unwrap_or(0);
         self.tail.last_sequence = sequence;
         self.shared.segments.committed(sequence);
-        self.shared.positions.synced.advance(sequence);
+        self.shared.progress.synced.advance(sequence);
         self.shared.metrics.committed(
             places.iter().flatten().count(),
             block.bytes().len(),
@@ -250,7 +250,7 @@ impl JournalThread {
     /// Answers what is synced and gives the records to the applier.
     fn hand_over(&self, items: Vec<Item>, places: &[Option<Range<usize>>], mut commit: Committed) {
         if let Some(last) = items.last() {
-            self.shared.positions.synced_item.advance(last.number);
+            self.shared.progress.synced_item.advance(last.number);
         }
         let mut completions = Vec::with_capacity(items.len());
         for (item, place) in items.into_iter().zip(places) {
@@ -273,7 +273,7 @@ impl JournalThread {
 
     fn finish(&self, items: Vec<Item>) {
         if let Some(last) = items.last() {
-            self.shared.positions.synced_item.advance(last.number);
+            self.shared.progress.synced_item.advance(last.number);
         }
         for item in items {
             item.completion.run(Ok(()));

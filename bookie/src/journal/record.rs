@@ -1,7 +1,7 @@
 //! The records of the journal: one per add, fence, LAC, deletion. docs/formats.md has the layout.
 //!
 //! A record carries no checksum of its own: the commit around it has one (`commit.rs`). The bytes
-//! of an add end with exactly the value that RocksDB stores, so that the applier copies nothing.
+//! of an add end with exactly the value that is stored, so that the applier copies nothing.
 
 use aquifer_model::entry::EntryData;
 use aquifer_model::id::{CreationToken, EntryId, LEDGER_ID_MAX, LedgerId};
@@ -38,7 +38,7 @@ pub enum RecordKind {
     Delete,
 }
 
-/// The head of a stored entry, in the journal and in RocksDB.
+/// The head of a stored entry, in the journal and in the store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ValueHead {
     /// Digest over everything.
@@ -71,7 +71,7 @@ pub struct RecordRef<'a> {
     pub token: CreationToken,
     /// What happens to it.
     pub kind: RecordKind,
-    /// With an add: the value for RocksDB, otherwise empty.
+    /// With an add: the value for the store, otherwise empty.
     pub value: &'a [u8],
 }
 

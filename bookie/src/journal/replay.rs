@@ -59,7 +59,7 @@ impl Loss {
 /// What to do with an intact commit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
-    /// RocksDB has it.
+    /// The store has it.
     Skip,
     /// Apply it.
     Apply,
@@ -74,7 +74,7 @@ pub struct Continuity {
 }
 
 impl Continuity {
-    /// RocksDB holds everything up to `applied`.
+    /// The store holds everything up to `applied`.
     #[must_use]
     pub fn new(applied: u64) -> Continuity {
         Continuity {

@@ -192,8 +192,7 @@ fn what_waits_for_a_stalled_database_is_bounded() {
     let held = bookie.core.shared.apply_queue.held_bytes();
     assert!(held < 4 * MIB, "{held} bytes wait");
     assert!(
-        bookie.core.shared.positions.applied.get() + 900
-            < bookie.core.shared.positions.synced.get()
+        bookie.core.shared.progress.applied.get() + 900 < bookie.core.shared.progress.synced.get()
     );
     stall.end();
     eventually("applied", || bookie.status().bytes_in_flight == 0);
@@ -292,7 +291,7 @@ fn refused_adds_do_not_use_up_the_reserve() {
     let refused = |entry| ask(&bookie, add_request(1, entry, 200_000)).is_err();
     let full = (1..200).find(|entry| refused(*entry));
     let full = full.expect("the journal has only two segments");
-    let synced = || bookie.core.shared.positions.synced.get();
+    let synced = || bookie.core.shared.progress.synced.get();
     let before = synced();
     assert!((1..20).all(|more| refused(full + more)));
     assert_eq!(synced(), before);

@@ -25,7 +25,7 @@ fn torn_lost_and_whole_are_told_apart() {
     // A torn commit 4 leaves no trace, and was never acknowledged.
     assert_eq!(run(0, &[1, 2, 3], synced(3)), (vec![1, 2, 3], 3, None));
     assert_eq!(run(0, &[1, 2, 3], synced(1)), (vec![1, 2, 3], 3, None));
-    // RocksDB has the beginning.
+    // The store has the beginning.
     assert_eq!(run(2, &[1, 2, 3], synced(3)), (vec![3], 3, None));
     assert_eq!(run(3, &[1, 3], synced(3)), (vec![], 3, None));
     assert_eq!(run(9, &[], synced(8)), (vec![], 9, None));
@@ -67,10 +67,10 @@ fn journal(disk: &SimDisk, firsts: &[u64], end: u64) -> Inventory {
     inventory(disk, directory).unwrap()
 }
 
-/// What RocksDB has is not read again: those segments could as well be gone.
+/// What the store has is not read again: those segments could as well be gone.
 #[test]
 fn only_segments_with_something_to_apply_are_read() {
-    // With what RocksDB has: which segments are read, counted from the first.
+    // With what the store has: which segments are read, counted from the first.
     for (applied, read_from) in [(0, 0), (3, 0), (4, 1), (5, 1), (8, 1), (9, 2), (20, 2)] {
         let disk = SimDisk::new();
         let inventory = journal(&disk, &[1, 5, 10], 13);
@@ -120,7 +120,7 @@ fn a_commit_knows_its_place() {
     assert_eq!(places, expected);
 }
 
-/// H4: a segment that RocksDB does not have all of is read, however little is missing.
+/// H4: a segment that the store does not have all of is read, however little is missing.
 #[test]
 fn a_segment_with_something_to_apply_is_not_passed() {
     let disk = SimDisk::new();
@@ -139,7 +139,7 @@ fn a_segment_with_something_to_apply_is_not_passed() {
 
 proptest! {
     /// H4: with a mark that does not run ahead, a loss is reported exactly when a commit that
-    /// was synced and is not in RocksDB was not found.
+    /// was synced and is not in the store was not found.
     #[test]
     fn a_loss_is_reported_exactly_when_something_synced_is_missing(
         applied in 0u64..8,

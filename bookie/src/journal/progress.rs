@@ -1,12 +1,12 @@
-//! How far things are: shared by the threads of a bookie.
+//! How far the journal and what follows it are: shared by the threads of a bookie.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// A number that only grows.
 #[derive(Debug, Default)]
-pub struct Position(AtomicU64);
+pub struct Sequence(AtomicU64);
 
-impl Position {
+impl Sequence {
     /// Its value.
     pub fn get(&self) -> u64 {
         self.0.load(Ordering::Acquire)
@@ -20,13 +20,13 @@ impl Position {
 
 /// How far the journal and what follows it are.
 #[derive(Debug, Default)]
-pub struct Positions {
+pub struct Progress {
     /// Last item of the journal's queue that is synced; items are numbered from 1.
-    pub synced_item: Position,
+    pub synced_item: Sequence,
     /// Last commit that is synced.
-    pub synced: Position,
-    /// Last commit that is in RocksDB.
-    pub applied: Position,
-    /// Last commit that RocksDB has flushed. At most `applied`, which is at most `synced` (H1).
-    pub flushed: Position,
+    pub synced: Sequence,
+    /// Last commit that the store has.
+    pub applied: Sequence,
+    /// Last commit that the store has durably. At most `applied`, which is at most `synced` (H1).
+    pub flushed: Sequence,
 }

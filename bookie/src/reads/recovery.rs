@@ -1,0 +1,85 @@
+//! Recovery reads: the read follows its fence, and its answer waits for room.
+
+use std::sync::Arc;
+
+use aquifer_model::id::{EntryId, LedgerId};
+use aquifer_model::limits::ENTRY_BYTES_MAX;
+use aquifer_model::storage::{BookieError, OrderedReply, ReadRange, ReplyCallback};
+use aquifer_runtime::budget::BytePermit;
+
+use crate::answers::{Wanted, held};
+use crate::core::Core;
+use crate::workers::Priority;
+
+impl Core {
+    /// Bytes of answers to recovery reads that are not taken yet.
+    #[cfg(test)]
+    pub(crate) fn answer_bytes(&self) -> usize {
+        self.answers.used_bytes()
+    }
+
+    /// The read half of a recovery read; the fence is synced.
+    pub(crate) fn recovery_read(
+        self: &Arc<Self>,
+        ledger: LedgerId,
+        entry: EntryId,
+        waits: BytePermit,
+        reply: ReplyCallback,
+    ) {
+        self.answers.push(Wanted {
+            ledger,
+            entry,
+            reply,
+            _waits: waits,
+        });
+        self.read_for_recovery();
+    }
+
+    /// Starts the reads for which there is room.
+    fn read_for_recovery(self: &Arc<Self>) {
+        while let Some((wanted, permit)) = self.answers.next() {
+            let core = Arc::clone(self);
+            let job = move || core.read_one_for_recovery(wanted, permit);
+            self.workers.run(Priority::Control, Box::new(job));
+        }
+    }
+
+    fn read_one_for_recovery(self: Arc<Self>, wanted: Wanted, permit: BytePermit) {
+        let range = ReadRange {
+            ledger: wanted.ledger,
+            token: None,
+            first: wanted.entry,
+            last: wanted.entry,
+            bytes_max: ENTRY_BYTES_MAX,
+            entries_max: 1,
+            prefix_bytes: None,
+        };
+        let result = self.read_now(&range).and_then(|batch| {
+            let entry = batch.entries.into_iter().next();
+            entry.ok_or(BookieError::NoSuchEntry)
+        });
+        let core = Arc::downgrade(&self);
+        let taken = move || {
+            if let Some(core) = core.upgrade() {
+                core.read_for_recovery();
+            }
+        };
+        let reply = wanted.reply;
+        match result {
+            Ok(entry) => {
+                let held = held(entry, permit, taken);
+                // The entry was smaller than any may be: there is room for the next.
+                self.read_for_recovery();
+                // Whoever has the answer may close the bookie.
+                drop(self);
+                reply(Ok(OrderedReply::Entry(held)));
+            }
+            Err(error) => {
+                drop(permit);
+                self.read_for_recovery();
+                drop(self);
+                reply(Err(error));
+            }
+        }
+    }
+}
