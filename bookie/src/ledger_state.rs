@@ -12,7 +12,7 @@
 use std::collections::BTreeMap;
 
 use aquifer_model::id::{CreationToken, EntryId};
-use aquifer_model::storage::{AddEntry, BookieError};
+use aquifer_model::storage::{AddEntry, BookieError, OrderedOperation, OrderedRequest};
 use thiserror::Error;
 
 use crate::bytes_at::u64_at;
@@ -134,7 +134,7 @@ impl LedgerMeta {
     }
 }
 
-/// An entry between admission and RocksDB.
+/// An entry between admission and the store.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Pending {
     /// Its place in the journal's queue.
@@ -143,20 +143,33 @@ pub struct Pending {
     pub add: AddEntry,
 }
 
-/// What to do with an add.
+/// What to do with a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Admission {
-    /// Journal it, and with it this ledger record, when there is one.
-    Journal(Option<LedgerMeta>),
-    /// It is on its way or stored already: answer when everything before is synced.
+pub enum Decision {
+    /// Journal this, and with it the ledger's record, when it changes.
+    Journal(RecordKind, Option<LedgerMeta>),
+    /// It is so, stored or on its way: answer when everything before is synced.
     Known,
-    /// Only RocksDB knows: look, then ask again with the answer.
-    Lookup,
+    /// Only the store knows what lies in the place of this add: look, then decide again with that.
+    Look(AddEntry),
+    /// The add would begin the ledger here: ask whether it may, then decide again.
+    Ask,
     /// No.
     Refuse(BookieError),
 }
 
-/// What a look into RocksDB said about the entry of an add.
+/// What a decision needs beside the state of the ledger.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Facts {
+    /// What the store has in the place of the add.
+    pub stored: Stored,
+    /// This bookie may have lost a fence of the ledger.
+    pub limbo: bool,
+    /// A ledger begins here only when that was asked for, and this one was not.
+    pub must_ask: bool,
+}
+
+/// What a look into the store said about the entry of an add.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stored {
     /// Nobody looked.
@@ -221,7 +234,7 @@ pub struct LedgerState {
 }
 
 impl LedgerState {
-    /// A ledger as RocksDB knows it.
+    /// A ledger as the store knows it.
     #[must_use]
     pub fn stored(meta: Option<LedgerMeta>, end: End, lac: Option<EntryId>) -> LedgerState {
         LedgerState {
@@ -262,7 +275,7 @@ impl LedgerState {
         self.lac
     }
 
-    /// Entries between admission and RocksDB.
+    /// Entries between admission and the store.
     #[must_use]
     pub fn pending(&self) -> &BTreeMap<EntryId, Pending> {
         &self.pending
@@ -274,7 +287,7 @@ impl LedgerState {
         matches!(self.end, End::Known(Some(_)))
     }
 
-    /// Whether RocksDB knows everything that this knows.
+    /// Whether the store knows everything that this knows.
     #[must_use]
     pub fn is_idle(&self) -> bool {
         self.unapplied == 0
@@ -284,41 +297,66 @@ impl LedgerState {
         self.meta.map_or(Ok(()), |meta| meta.check(Some(token)))
     }
 
-    /// Decides about an add. `limbo`: this bookie may have lost a fence of the ledger.
+    /// Decides about a request. Whoever queues what is to be journaled says so with
+    /// [`LedgerState::added`] or [`LedgerState::changed`].
     #[must_use]
-    pub fn check_add(
-        &self,
-        token: CreationToken,
-        add: &AddEntry,
-        stored: Stored,
-        limbo: bool,
-    ) -> Admission {
+    pub fn decide(&self, request: &OrderedRequest, facts: Facts) -> Decision {
+        let token = request.token;
+        match &request.operation {
+            OrderedOperation::Add(add) => self.decide_add(token, add, facts),
+            // The read follows when the fence is synced.
+            OrderedOperation::Fence | OrderedOperation::RecoveryRead(_) => {
+                self.decide_change(token, RecordKind::Fence)
+            }
+            OrderedOperation::WriteLac(lac) => self.decide_change(token, RecordKind::Lac(*lac)),
+            OrderedOperation::Delete => self.decide_change(token, RecordKind::Delete),
+        }
+    }
+
+    fn decide_add(&self, token: CreationToken, add: &AddEntry, facts: Facts) -> Decision {
         if let Err(error) = self.check(token) {
-            return Admission::Refuse(error);
+            return Decision::Refuse(error);
         }
         if !add.recovery {
             if self.meta.is_some_and(|meta| meta.fenced) {
-                return Admission::Refuse(BookieError::Fenced);
+                return Decision::Refuse(BookieError::Fenced);
             }
-            if limbo || self.is_record_lost() {
-                return Admission::Refuse(BookieError::Limbo);
+            if facts.limbo || self.is_record_lost() {
+                return Decision::Refuse(BookieError::Limbo);
             }
         }
         if let Some(pending) = self.pending.get(&add.entry) {
             return if is_same(&pending.add, add) {
-                Admission::Known
+                Decision::Known
             } else {
-                Admission::Refuse(BookieError::Conflict)
+                Decision::Refuse(BookieError::Conflict)
             };
         }
-        match stored {
-            Stored::Same => Admission::Known,
+        match facts.stored {
+            Stored::Same => Decision::Known,
             // Only repair overwrites, and only what is no entry any more: nothing is lost by that.
-            Stored::Damaged if add.recovery => Admission::Journal(self.meta_to_queue(token)),
-            Stored::Other | Stored::Damaged => Admission::Refuse(BookieError::Conflict),
-            Stored::NotLooked if self.end.may_have(add.entry) => Admission::Lookup,
-            Stored::NotLooked | Stored::Absent => Admission::Journal(self.meta_to_queue(token)),
+            Stored::Damaged if add.recovery => self.journal_add(token, add),
+            Stored::Other | Stored::Damaged => Decision::Refuse(BookieError::Conflict),
+            Stored::NotLooked if self.end.may_have(add.entry) => Decision::Look(add.clone()),
+            Stored::NotLooked | Stored::Absent => {
+                let begins = facts.must_ask && !self.has_entries();
+                if begins && !add.recovery {
+                    Decision::Ask
+                } else {
+                    self.journal_add(token, add)
+                }
+            }
         }
+    }
+
+    fn journal_add(&self, token: CreationToken, add: &AddEntry) -> Decision {
+        let kind = if add.recovery {
+            RecordKind::RecoveryAdd(add.entry)
+        } else {
+            RecordKind::Add(add.entry)
+        };
+        let meta = (!self.meta_queued).then(|| self.meta_or_new(token));
+        Decision::Journal(kind, meta)
     }
 
     /// The add was queued as `item`.
@@ -331,24 +369,20 @@ impl LedgerState {
         self.pending.insert(add.entry, Pending { item, add });
     }
 
-    /// Decides about a fence, an explicit LAC or a deletion: the record to journal with its
-    /// ledger record, or nothing when it is so already.
-    ///
-    /// # Errors
-    /// When the token is wrong or the ledger is deleted.
-    pub fn check_change(
-        &self,
-        token: CreationToken,
-        kind: RecordKind,
-    ) -> Result<Option<LedgerMeta>, BookieError> {
+    /// Decides about a fence, an explicit LAC or a deletion.
+    fn decide_change(&self, token: CreationToken, kind: RecordKind) -> Decision {
         match self.check(token) {
+            Ok(()) => {}
             Err(BookieError::Deleted) if kind == RecordKind::Delete => {}
-            checked => checked?,
+            Err(error) => return Decision::Refuse(error),
         }
         let mut changed = self.meta_or_new(token);
         changed.apply(kind);
-        let is_so = self.meta == Some(changed) && self.meta_queued;
-        Ok((!is_so).then_some(changed))
+        if self.meta == Some(changed) && self.meta_queued {
+            Decision::Known
+        } else {
+            Decision::Journal(kind, Some(changed))
+        }
     }
 
     /// The change was queued.
@@ -359,7 +393,7 @@ impl LedgerState {
         self.unapplied += 1;
     }
 
-    /// A record reached RocksDB.
+    /// A record reached the store.
     pub fn applied(&mut self, entry: Option<EntryId>, item: u64) {
         self.unapplied = self.unapplied.saturating_sub(1);
         self.forget(entry, item);
@@ -378,10 +412,6 @@ impl LedgerState {
         {
             self.pending.remove(&entry);
         }
-    }
-
-    fn meta_to_queue(&self, token: CreationToken) -> Option<LedgerMeta> {
-        (!self.meta_queued).then(|| self.meta_or_new(token))
     }
 
     fn meta_or_new(&self, token: CreationToken) -> LedgerMeta {

@@ -37,7 +37,6 @@ mod open;
 mod reads;
 mod reclaim;
 mod reserve;
-mod room;
 pub mod scrub;
 mod shared;
 mod store;
@@ -52,7 +51,7 @@ pub mod fuzzing;
 pub mod testing {
     pub use crate::journal::record::RecordKind;
     pub use crate::journal::replay::{Continuity, FoundMark, Loss, Verdict};
-    pub use crate::ledger_state::{Admission, End, LedgerMeta, LedgerState, Pending, Stored};
+    pub use crate::ledger_state::{Decision, End, Facts, LedgerMeta, LedgerState, Pending, Stored};
 }
 #[cfg(test)]
 mod tests;

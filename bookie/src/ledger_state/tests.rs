@@ -21,6 +21,22 @@ fn add(entry: u64, content: u8, recovery: bool) -> AddEntry {
     add
 }
 
+fn request(which: bool, operation: OrderedOperation) -> OrderedRequest {
+    OrderedRequest {
+        ledger: LedgerId(1),
+        token: token(which),
+        operation,
+    }
+}
+
+fn facts(stored: Stored) -> Facts {
+    Facts {
+        stored,
+        limbo: false,
+        must_ask: false,
+    }
+}
+
 #[derive(Debug, Clone)]
 enum Step {
     Add {
@@ -49,7 +65,7 @@ fn any_step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// What RocksDB would hold, and what is on the way there.
+/// What the store would hold, and what is on the way there.
 #[derive(Default)]
 struct World {
     stored: BTreeMap<u64, AddEntry>,
@@ -102,16 +118,20 @@ proptest! {
             match step {
                 Step::Add { token: which, entry, content, recovery } => {
                     let add = add(entry, content, recovery);
-                    let mut answer = state.check_add(token(which), &add, Stored::NotLooked, false);
-                    if answer == Admission::Lookup {
-                        answer = state.check_add(token(which), &add, world.look(&add), false);
+                    let asked = request(which, OrderedOperation::Add(add.clone()));
+                    let mut answer = state.decide(&asked, facts(Stored::NotLooked));
+                    if let Decision::Look(of) = &answer {
+                        prop_assert_eq!(of, &add);
+                        answer = state.decide(&asked, facts(world.look(&add)));
                     }
                     if first.is_some_and(|first| first != which) {
-                        prop_assert_eq!(answer, Admission::Refuse(BookieError::Token));
+                        prop_assert_eq!(answer, Decision::Refuse(BookieError::Token));
                         continue;
                     }
                     match answer {
-                        Admission::Journal(meta) => {
+                        Decision::Journal(kind, meta) => {
+                            prop_assert_eq!(kind.entry(), Some(EntryId(entry)));
+                            prop_assert_eq!(kind == RecordKind::RecoveryAdd(EntryId(entry)), recovery);
                             prop_assert!(!deleted && (!fenced || recovery));
                             prop_assert!(admitted.get(&entry).is_none_or(|c| *c == content));
                             admitted.insert(entry, content);
@@ -119,32 +139,34 @@ proptest! {
                             let item = world.push(RecordKind::Add(EntryId(entry)), Some(add.clone()), meta);
                             state.added(token(which), add, item);
                         }
-                        Admission::Known => prop_assert_eq!(admitted.get(&entry), Some(&content)),
-                        Admission::Refuse(BookieError::Fenced) => prop_assert!(fenced && !recovery),
-                        Admission::Refuse(BookieError::Deleted) => prop_assert!(deleted),
-                        Admission::Refuse(BookieError::Conflict) => {
+                        Decision::Known => prop_assert_eq!(admitted.get(&entry), Some(&content)),
+                        Decision::Refuse(BookieError::Fenced) => prop_assert!(fenced && !recovery),
+                        Decision::Refuse(BookieError::Deleted) => prop_assert!(deleted),
+                        Decision::Refuse(BookieError::Conflict) => {
                             prop_assert_ne!(admitted.get(&entry), Some(&content));
                         }
                         other => prop_assert!(false, "unexpected {other:?}"),
                     }
                 }
                 Step::Change { token: which, kind } => {
-                    let kind = match kind {
-                        0 => RecordKind::Fence,
-                        1 => RecordKind::Lac(EntryId(3)),
-                        _ => RecordKind::Delete,
+                    let (kind, operation) = match kind {
+                        0 => (RecordKind::Fence, OrderedOperation::Fence),
+                        1 => (RecordKind::Lac(EntryId(3)), OrderedOperation::WriteLac(EntryId(3))),
+                        _ => (RecordKind::Delete, OrderedOperation::Delete),
                     };
-                    match state.check_change(token(which), kind) {
-                        Ok(Some(meta)) => {
+                    match state.decide(&request(which, operation), facts(Stored::NotLooked)) {
+                        Decision::Journal(journaled, Some(meta)) => {
+                            prop_assert_eq!(journaled, kind);
                             first = Some(which);
                             fenced |= kind == RecordKind::Fence;
                             deleted |= kind == RecordKind::Delete;
                             world.push(kind, None, Some(meta));
                             state.changed(meta);
                         }
-                        Ok(None) => prop_assert_eq!(first, Some(which)),
-                        Err(BookieError::Token) => prop_assert_ne!(first, Some(which)),
-                        Err(error) => prop_assert!(deleted && error == BookieError::Deleted),
+                        Decision::Known => prop_assert_eq!(first, Some(which)),
+                        Decision::Refuse(BookieError::Token) => prop_assert_ne!(first, Some(which)),
+                        Decision::Refuse(BookieError::Deleted) => prop_assert!(deleted),
+                        other => prop_assert!(false, "unexpected {other:?}"),
                     }
                 }
                 Step::Apply => world.apply(&mut state),

@@ -9,7 +9,8 @@ mod reads;
 use std::collections::{BTreeMap, VecDeque};
 
 use aquifer_bookie::testing::{
-    Admission, Continuity, End, FoundMark, LedgerMeta, LedgerState, RecordKind, Stored, Verdict,
+    Continuity, Decision, End, Facts, FoundMark, LedgerMeta, LedgerState, RecordKind, Stored,
+    Verdict,
 };
 use aquifer_model::id::{CreationToken, EntryId, LedgerId};
 use aquifer_model::storage::{
@@ -241,116 +242,73 @@ impl<T: Clone> SimBookie<T> {
 
     /// Takes a request: refuses it at once, or queues it.
     pub fn submit(&mut self, request: OrderedRequest, ticket: T, out: &mut Vec<Answered<T>>) {
-        let OrderedRequest {
-            ledger,
-            token,
-            operation,
-        } = request;
-        let loaded = || self.store.load(ledger);
-        let state = self.memory.entry(ledger).or_insert_with(loaded);
-        let lac = state.lac();
-        let changed = match operation {
-            OrderedOperation::Add(add) => return self.add(ledger, token, add, ticket, out),
-            OrderedOperation::Fence => {
-                let kind = Some(RecordKind::Fence);
-                self.change(ledger, token, kind, Answer::Done(lac), ticket)
-            }
-            OrderedOperation::RecoveryRead(entry) => {
-                let kind =
-                    (!self.has(Defect::RecoveryReadDoesNotFence)).then_some(RecordKind::Fence);
-                if self.has(Defect::NegativeWhileQueued) {
-                    let answer = self.read_back(ledger, entry);
-                    out.push((ticket.clone(), answer));
-                }
-                let answer = Answer::ReadBack(ledger, entry);
-                self.change(ledger, token, kind, answer, ticket)
-            }
-            OrderedOperation::WriteLac(told) => {
-                let answer = Answer::Done(lac.max(Some(told)));
-                self.change(ledger, token, Some(RecordKind::Lac(told)), answer, ticket)
-            }
-            OrderedOperation::Delete => {
-                let kind = Some(RecordKind::Delete);
-                self.change(ledger, token, kind, Answer::Done(lac), ticket)
-            }
+        if let OrderedOperation::RecoveryRead(entry) = request.operation
+            && self.has(Defect::NegativeWhileQueued)
+        {
+            let answer = self.read_back(request.ledger, entry);
+            out.push((ticket.clone(), answer));
+        }
+        let change = match self.decide(&request) {
+            Decision::Journal(kind, meta) => Some((kind, meta)),
+            Decision::Known => None,
+            Decision::Refuse(error) => return out.push((ticket, Err(error))),
+            // It was looked, and nothing must be asked.
+            Decision::Look(_) | Decision::Ask => return,
         };
-        out.extend(changed);
-    }
-
-    fn add(
-        &mut self,
-        ledger: LedgerId,
-        token: CreationToken,
-        add: AddEntry,
-        ticket: T,
-        out: &mut Vec<Answered<T>>,
-    ) {
-        let Some(state) = self.memory.get_mut(&ledger) else {
+        let Some(state) = self.memory.get_mut(&request.ledger) else {
             return;
         };
-        let admission = match state.check_add(token, &add, Stored::NotLooked, self.limbo) {
-            Admission::Lookup => {
-                let found = match self.store.entries.get(&(ledger, add.entry)) {
-                    None => Stored::Absent,
-                    Some(entry) if *entry == stored(&add) => Stored::Same,
-                    Some(_) => Stored::Other,
-                };
-                state.check_add(token, &add, found, self.limbo)
+        let (ledger, token, lac) = (request.ledger, request.token, state.lac());
+        let (answer, add) = match request.operation {
+            OrderedOperation::Add(add) => {
+                let carried = add.last_add_confirmed.filter(|_| change.is_some());
+                (Answer::Done(lac.max(carried)), Some(add))
             }
-            decided => decided,
+            OrderedOperation::Fence | OrderedOperation::Delete => (Answer::Done(lac), None),
+            OrderedOperation::WriteLac(told) => (Answer::Done(lac.max(Some(told))), None),
+            OrderedOperation::RecoveryRead(entry) => (Answer::ReadBack(ledger, entry), None),
         };
-        let number = self.last_item + 1;
-        let (record, lac) = match admission {
-            Admission::Refuse(error) => return out.push((ticket, Err(error))),
-            Admission::Lookup => return out.push((ticket, Err(BookieError::Overloaded))),
-            Admission::Known => (None, state.lac()),
-            Admission::Journal(_) => {
-                let lac = state.lac().max(add.last_add_confirmed);
-                let kind = match add.recovery {
-                    true => RecordKind::RecoveryAdd(add.entry),
-                    false => RecordKind::Add(add.entry),
-                };
-                let record = Record {
-                    ledger,
-                    token,
-                    kind,
-                    entry: Some(stored(&add)),
-                };
-                state.added(token, add, number);
-                (Some(record), lac)
-            }
-        };
-        self.queue(record, ticket, Answer::Done(lac));
+        let record = change.map(|(kind, _)| Record {
+            ledger,
+            token,
+            kind,
+            entry: add.as_ref().map(stored),
+        });
+        match (add, change) {
+            (Some(add), Some(_)) => state.added(token, add, self.last_item + 1),
+            (None, Some((_, Some(meta)))) => state.changed(meta),
+            _ => {}
+        }
+        let is_fence = change.is_some_and(|(kind, _)| kind == RecordKind::Fence);
+        let forgets = self.has(Defect::FenceNotDurable) && is_fence;
+        self.queue(record.filter(|_| !forgets), ticket, answer);
     }
 
-    /// Queues a change of a ledger's record, or only a wait where it is so already.
-    fn change(
-        &mut self,
-        ledger: LedgerId,
-        token: CreationToken,
-        kind: Option<RecordKind>,
-        answer: Answer,
-        ticket: T,
-    ) -> Option<Answered<T>> {
-        let record = match (kind, self.memory.get_mut(&ledger)) {
-            (Some(kind), Some(state)) => match state.check_change(token, kind) {
-                Err(error) => return Some((ticket, Err(error))),
-                Ok(None) => None,
-                Ok(Some(meta)) => {
-                    state.changed(meta);
-                    Some(Record {
-                        ledger,
-                        token,
-                        kind,
-                        entry: None,
-                    })
-                }
-            },
-            _ => None,
+    /// Decides as a bookie does, and looks into the store where that is needed.
+    fn decide(&mut self, request: &OrderedRequest) -> Decision {
+        let ledger = request.ledger;
+        let is_read = matches!(request.operation, OrderedOperation::RecoveryRead(_));
+        let fences = !is_read || !self.has(Defect::RecoveryReadDoesNotFence);
+        let loaded = || self.store.load(ledger);
+        let state = self.memory.entry(ledger).or_insert_with(loaded);
+        if !fences {
+            return Decision::Known;
+        }
+        let mut facts = Facts {
+            stored: Stored::NotLooked,
+            limbo: self.limbo,
+            must_ask: false,
         };
-        let forgets = self.has(Defect::FenceNotDurable) && kind == Some(RecordKind::Fence);
-        self.queue(record.filter(|_| !forgets), ticket, answer);
-        None
+        let decision = state.decide(request, facts);
+        let Decision::Look(add) = decision else {
+            return decision;
+        };
+        facts.stored = match self.store.entries.get(&(ledger, add.entry)) {
+            None => Stored::Absent,
+            Some(entry) if *entry == stored(&add) => Stored::Same,
+            Some(_) => Stored::Other,
+        };
+        state.decide(request, facts)
     }
 
     fn queue(&mut self, record: Option<Record>, ticket: T, answer: Answer) {

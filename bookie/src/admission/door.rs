@@ -1,17 +1,24 @@
-//! Adds that wait for room instead of being refused: for callers in this process, who can keep
-//! what waits. Whoever is refused as `Overloaded` comes back after a pause, and the journal idles
-//! meanwhile.
+//! The door: checks that need no ledger, and the budgets.
+//!
+//! An add for which there is no room is refused as `Overloaded`, or waits here for callers in this
+//! process, which can keep what waits: who is refused comes back after a pause, and the journal
+//! idles meanwhile.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use aquifer_model::storage::{OrderedOperation, OrderedRequest, ReplyCallback};
+use aquifer_model::id::LEDGER_ID_MAX;
+use aquifer_model::limits::ENTRY_BYTES_MAX;
+use aquifer_model::storage::{
+    BookieError, BookieResult, OrderedOperation, OrderedRequest, ReplyCallback,
+};
 use aquifer_runtime::budget::BytePermit;
 use aquifer_runtime::clock;
 
-use crate::admission::REQUEST_BYTES;
 use crate::core::Core;
 
+/// What a request costs beyond its data, in bytes of the budget.
+pub(super) const REQUEST_BYTES: usize = 256;
 /// How often a wait for room looks whether adds are taken at all: a store that fails gives no
 /// room back, and its refusal must not wait for that.
 const LOOK: Duration = Duration::from_millis(50);
@@ -28,6 +35,51 @@ fn room_of(request: &OrderedRequest) -> Option<(usize, bool)> {
 }
 
 impl Core {
+    /// Checks that need no ledger, and takes the budget.
+    pub(super) fn let_in(
+        &self,
+        request: &OrderedRequest,
+        room: Option<BytePermit>,
+    ) -> BookieResult<BytePermit> {
+        self.shared.mode.check()?;
+        if request.ledger.0 > LEDGER_ID_MAX {
+            return Err(BookieError::Invalid("ledger id above 2^53 - 1".to_owned()));
+        }
+        let OrderedOperation::Add(add) = &request.operation else {
+            return self
+                .shared
+                .control
+                .try_acquire(REQUEST_BYTES)
+                .ok_or(BookieError::Overloaded);
+        };
+        if add.data.len() > ENTRY_BYTES_MAX {
+            return Err(BookieError::Invalid(format!(
+                "an entry has at most {ENTRY_BYTES_MAX} bytes, this one {}",
+                add.data.len()
+            )));
+        }
+        // The largest id stays free, so that there is always a next one.
+        if add.entry.0 == u64::MAX {
+            return Err(BookieError::Invalid("entry id too large".to_owned()));
+        }
+        let budget = if add.recovery {
+            &self.shared.control
+        } else {
+            self.shared.mode.check_class(add.reserve)?;
+            &self.shared.adds
+        };
+        let permit = room
+            .or_else(|| budget.try_acquire(add.data.len() + REQUEST_BYTES))
+            .ok_or(BookieError::Overloaded)?;
+        if !add.is_intact(request.ledger) {
+            return Err(BookieError::Digest(format!(
+                "entry {}:{} as it arrived",
+                request.ledger, add.entry
+            )));
+        }
+        Ok(permit)
+    }
+
     /// Submits a request, unless it is an add for which there is no room now: that comes back.
     pub(crate) fn try_submit(
         self: &Arc<Self>,
