@@ -1,7 +1,7 @@
 //! Which segment is written, which are live, which may be used again: the accounting of the
 //! journal's space, and the preparation of segments in the background.
 //!
-//! Invariants: a segment is reused only when RocksDB has flushed every commit in it (H1); the
+//! Invariants: a segment is reused only when the store has flushed every commit in it (H1); the
 //! last segment keeps a reserve that normal adds do not touch, so that fences work on a full
 //! disk; segments are zeroed once and recycled from then on.
 
@@ -16,17 +16,17 @@ use parking_lot::{Condvar, Mutex};
 
 use crate::journal::segment::SegmentFile;
 
-/// The accounting, apart from files and threads.
+/// Which segments are live and which may be used again, apart from files and threads.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct SegmentLedger {
-    /// Segments with commits that RocksDB may not have flushed, oldest first; the last is the one
+pub struct SegmentRotation {
+    /// Segments with commits that the store may not have flushed, oldest first; the last is the one
     /// that is written. With each, the last commit in it.
     live: VecDeque<(u64, u64)>,
     /// Segments that wait for their next use.
     spare: VecDeque<u64>,
 }
 
-impl SegmentLedger {
+impl SegmentRotation {
     /// A segment may be used.
     pub fn add_spare(&mut self, segment: u64) {
         self.spare.push_back(segment);
@@ -51,7 +51,7 @@ impl SegmentLedger {
         }
     }
 
-    /// RocksDB has flushed everything up to `flushed`: returns how many segments became spare.
+    /// The store has flushed everything up to `flushed`: returns how many segments became spare.
     /// The current one stays.
     pub fn trim(&mut self, flushed: u64) -> usize {
         let mut freed = 0;
@@ -98,7 +98,7 @@ pub struct Segments {
 
 #[derive(Debug, Default)]
 struct State {
-    ledger: SegmentLedger,
+    rotation: SegmentRotation,
     files: Vec<Arc<SegmentFile>>,
     last_number: u64,
     /// The disk is full: no more segments than it takes to go on.
@@ -133,7 +133,7 @@ impl Segments {
     /// Adds a segment that may be used.
     pub fn add_spare(&self, file: Arc<SegmentFile>) {
         let mut state = self.state.lock();
-        state.ledger.add_spare(file.number);
+        state.rotation.add_spare(file.number);
         state.files.push(file);
         state.blocked = None;
         self.changed.notify_all();
@@ -153,7 +153,7 @@ impl Segments {
     /// Adds a segment with commits up to `last`.
     pub fn add_live(&self, file: Arc<SegmentFile>, last: u64) {
         let mut state = self.state.lock();
-        state.ledger.add_live(file.number, last);
+        state.rotation.add_live(file.number, last);
         state.files.push(file);
     }
 
@@ -182,12 +182,12 @@ impl Segments {
     pub fn prepare(&self, disk_is_full: bool) -> io::Result<bool> {
         {
             let mut state = self.state.lock();
-            if !state.ledger.needs_spare() {
+            if !state.rotation.needs_spare() {
                 return Ok(false);
             }
             state.frugal = disk_is_full;
             // A flush will free one: those who wait for it go on waiting.
-            if state.ledger.total() >= self.most(&state) {
+            if state.rotation.total() >= self.most(&state) {
                 return Ok(false);
             }
         }
@@ -198,7 +198,7 @@ impl Segments {
     pub fn roll(&self, last: u64, patience: Duration) -> Option<Arc<SegmentFile>> {
         let mut state = self.state.lock();
         loop {
-            if let Some(number) = state.ledger.roll(last) {
+            if let Some(number) = state.rotation.roll(last) {
                 return state.file(number);
             }
             let blocked = state.blocked.is_some();
@@ -210,13 +210,13 @@ impl Segments {
 
     /// A commit was written to the current segment.
     pub fn committed(&self, sequence: u64) {
-        self.state.lock().ledger.committed(sequence);
+        self.state.lock().rotation.committed(sequence);
     }
 
-    /// RocksDB has flushed everything up to `flushed`.
+    /// The store has flushed everything up to `flushed`.
     pub fn trim(&self, flushed: u64) {
         let mut state = self.state.lock();
-        if state.ledger.trim(flushed) > 0 {
+        if state.rotation.trim(flushed) > 0 {
             state.blocked = None;
             self.changed.notify_all();
         }
@@ -224,14 +224,14 @@ impl Segments {
 
     /// Whether a segment should be prepared.
     pub fn needs_spare(&self) -> bool {
-        self.state.lock().ledger.needs_spare()
+        self.state.lock().rotation.needs_spare()
     }
 
     /// Whether only a flush makes room: no segment waits, and none can be made.
     pub fn is_exhausted(&self) -> bool {
         let state = self.state.lock();
-        let full = state.ledger.total() >= self.most(&state) || state.blocked.is_some();
-        full && state.ledger.needs_spare()
+        let full = state.rotation.total() >= self.most(&state) || state.blocked.is_some();
+        full && state.rotation.needs_spare()
     }
 
     fn most(&self, state: &State) -> usize {
@@ -245,7 +245,7 @@ impl Segments {
     /// The live segments, oldest first.
     pub fn live(&self) -> Vec<Arc<SegmentFile>> {
         let state = self.state.lock();
-        let numbers: Vec<u64> = state.ledger.live().collect();
+        let numbers: Vec<u64> = state.rotation.live().collect();
         numbers
             .into_iter()
             .filter_map(|number| state.file(number))
@@ -281,30 +281,30 @@ mod tests {
         fn a_segment_is_reused_only_after_its_last_commit_is_flushed(
             steps in prop::collection::vec((0u8..3, 0u64..8), 1..200),
         ) {
-            let mut ledger = SegmentLedger::default();
-            (0..4).for_each(|segment| ledger.add_spare(segment));
+            let mut rotation = SegmentRotation::default();
+            (0..4).for_each(|segment| rotation.add_spare(segment));
             let mut last_in = std::collections::BTreeMap::new();
             let (mut sequence, mut flushed) = (0, 0);
-            let mut current = ledger.roll(0).unwrap();
+            let mut current = rotation.roll(0).unwrap();
             for (step, size) in steps {
                 match step {
                     0 => {
                         sequence += 1;
-                        ledger.committed(sequence);
+                        rotation.committed(sequence);
                         last_in.insert(current, sequence);
                     }
-                    1 => if let Some(segment) = ledger.roll(sequence) {
+                    1 => if let Some(segment) = rotation.roll(sequence) {
                         let last = last_in.get(&segment).copied().unwrap_or(0);
                         prop_assert!(last <= flushed, "segment {segment} holds {last}");
                         current = segment;
                     },
                     _ => {
                         flushed = (flushed + size).min(sequence);
-                        ledger.trim(flushed);
+                        rotation.trim(flushed);
                     }
                 }
-                prop_assert_eq!(ledger.total(), 4);
-                prop_assert_eq!(ledger.live().last(), Some(current));
+                prop_assert_eq!(rotation.total(), 4);
+                prop_assert_eq!(rotation.live().last(), Some(current));
             }
         }
     }
