@@ -184,6 +184,7 @@ pub struct FoundCommit {
 
 impl FoundCommit {
     /// Its sequence.
+    #[cfg(any(feature = "fuzzing", test))]
     #[must_use]
     pub fn sequence(&self) -> u64 {
         self.head.sequence
