@@ -39,7 +39,7 @@ use tokio_util::sync::CancellationToken;
 use crate::error::{MetadataError, MetadataResult};
 use crate::limits;
 use crate::store::{
-    MetadataStore, PageToken, Revision, ScanPage, Session, Transaction, Versioned, Watch,
+    MetadataStore, PageToken, Revision, ScanPage, Session, Transaction, Until, Versioned, Watch,
 };
 use engine::{Engine, Request, Work};
 use history::History;
@@ -216,7 +216,13 @@ impl MetadataStore for EmbeddedStore {
         blocking(move || reads::scan(&shared, &prefix, page, limit)).await
     }
 
-    async fn commit(&self, transaction: Transaction) -> MetadataResult<Revision> {
+    /// What the file does not tell when it is opened again, it does not tell later either: an
+    /// unknown outcome is final, however long the caller would wait.
+    async fn commit_until(
+        &self,
+        transaction: Transaction,
+        _until: Until,
+    ) -> MetadataResult<Revision> {
         limits::check(&transaction)?;
         self.shared.ask(Work::Commit(transaction)).await
     }

@@ -2,13 +2,15 @@
 //!
 //! Everything is below one root, so that clusters may share an etcd. Invariants:
 //! - A commit is one transaction of etcd and applied at most once. Its answer is definite whenever
-//!   etcd can be asked again before the deadline; `UnknownOutcome` otherwise ([`slots`]).
+//!   etcd can be asked again for as long as the caller waits; `UnknownOutcome` otherwise
+//!   ([`slots`]).
 //! - Reads are linearizable; the pages of a scan are of one revision.
 //! - A watch brings every event after its revision once, in order, whatever connections, members
 //!   and leaders do, or it ends with a resync ([`watch`]).
 //! - A session is believed in for no longer than its time to live after a renewal was sent
 //!   ([`lease`]).
-//! - Every request has a deadline. What etcd sends is never trusted to be well formed.
+//! - Every request has a deadline, but for the question what became of a commit whose caller
+//!   waits until that is known. What etcd sends is never trusted to be well formed.
 //!
 //! It must not hand out anything as a lock: a lease steers, conditions and fencing decide (I4).
 
@@ -36,7 +38,8 @@ use tokio_util::sync::CancellationToken;
 use crate::error::{MetadataError, MetadataResult};
 use crate::limits;
 use crate::store::{
-    MetadataStore, PageToken, Revision, ScanPage, Session, Transaction, Usage, Versioned, Watch,
+    MetadataStore, PageToken, Revision, ScanPage, Session, Transaction, Until, Usage, Versioned,
+    Watch,
 };
 use commit::Request;
 pub use config::EtcdConfig;
@@ -222,10 +225,14 @@ impl MetadataStore for EtcdStore {
         self.shared.page(from, &to, at, limit).await
     }
 
-    async fn commit(&self, transaction: Transaction) -> MetadataResult<Revision> {
+    async fn commit_until(
+        &self,
+        transaction: Transaction,
+        until: Until,
+    ) -> MetadataResult<Revision> {
         limits::check(&transaction)?;
         let request = Request::new(&self.shared.space, &transaction);
-        let result = self.shared.commit(request).await;
+        let result = self.shared.commit(request, until).await;
         if matches!(result, Err(MetadataError::Full(_))) {
             self.shared.room.refused();
         }

@@ -152,6 +152,16 @@ pub trait Session: Send + Sync {
     async fn close(&self) -> MetadataResult<()>;
 }
 
+/// For how long a commit asks for its outcome once an answer was lost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Until {
+    /// For as long as any request takes at most.
+    Deadline,
+    /// Until the store has told it, however long the store is away: for callers that cannot go on
+    /// without it. What was certainly not applied still fails at the deadline of a request.
+    Known,
+}
+
 /// How much of its room a store uses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Usage {
@@ -221,9 +231,19 @@ pub trait MetadataStore: Send + Sync + 'static {
     /// Makes all changes, durably, or none.
     ///
     /// # Errors
-    /// `Conflict` names the first key that was not as expected; `UnknownOutcome` means that the
-    /// caller must read back before it goes on.
-    async fn commit(&self, transaction: Transaction) -> MetadataResult<Revision>;
+    /// `Conflict` names the first key that was not as expected. `UnknownOutcome` means that the
+    /// caller must read back before it goes on; with [`Until::Known`] it says that the store itself
+    /// can never tell any more.
+    async fn commit_until(
+        &self,
+        transaction: Transaction,
+        until: Until,
+    ) -> MetadataResult<Revision>;
+
+    /// [`MetadataStore::commit_until`] the deadline of a request.
+    async fn commit(&self, transaction: Transaction) -> MetadataResult<Revision> {
+        self.commit_until(transaction, Until::Deadline).await
+    }
 
     /// How much of its room it uses, as of a moment ago; `None` where there is no bound, or none is
     /// known.

@@ -11,7 +11,7 @@ use aquifer_harness::proxy::{Flow, Proxy};
 use aquifer_harness::wait::until;
 use aquifer_metadata::error::{MetadataError, MetadataResult};
 use aquifer_metadata::keys;
-use aquifer_metadata::store::{Expect, MetadataStore, Operation, Revision, Transaction};
+use aquifer_metadata::store::{Expect, MetadataStore, Operation, Revision, Transaction, Until};
 use aquifer_runtime::task::TaskGroup;
 use bytes::Bytes;
 
@@ -122,6 +122,47 @@ async fn only_an_etcd_that_stays_away_leaves_an_outcome_unknown() -> Result<()> 
     let after = put(store, &key(2), "after").await?;
     let found = store.get(&key(1)).await?.expect("one or the other");
     assert!(found.revision < after, "what was in doubt is settled");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_waits_for_an_outcome_is_told_however_long_etcd_was_away() -> Result<()> {
+    let etcd = Etcd::start(EtcdOptions::members(1)).await?;
+    let door = Proxy::start(etcd.address(0)).await?;
+    let tasks = TaskGroup::new("test");
+    let mut short = config(vec![door.url()]);
+    short.request_timeout_ms = 1_000;
+    let store = connect(&short, &tasks).await?;
+    let before = put(store.as_ref(), &key(1), "before").await?;
+    door.answers(Flow::Hold);
+    let waiting = {
+        let store = Arc::clone(&store);
+        tasks.spawn("writer", async move {
+            let change = Transaction {
+                operations: vec![Operation::Put {
+                    key: key(1),
+                    value: Bytes::from("late"),
+                    expect: Expect::Revision(before),
+                }],
+                ..Transaction::default()
+            };
+            store.commit_until(change, Until::Known).await
+        })
+    };
+    // Two requests, one after the other, take longer than the deadline of the first.
+    for _ in 0..3 {
+        let read = store.get(&key(2)).await;
+        assert!(
+            matches!(read, Err(MetadataError::Unavailable(_))),
+            "{read:?}"
+        );
+    }
+    assert!(!waiting.is_finished(), "nobody knows yet");
+    door.answers(Flow::Pass);
+    door.cut();
+    let made = soon("the writer", waiting).await??;
+    let found = store.get(&key(1)).await?.expect("it was made");
+    assert_eq!((found.revision, found.value), (made, Bytes::from("late")));
     Ok(())
 }
 

@@ -12,7 +12,8 @@ use aquifer_metadata::embedded::{EmbeddedOptions, EmbeddedStore};
 use aquifer_metadata::error::MetadataResult;
 use aquifer_metadata::lease::Lease;
 use aquifer_metadata::store::{
-    MetadataStore, Operation, PageToken, Revision, ScanPage, Session, Transaction, Versioned, Watch,
+    MetadataStore, Operation, PageToken, Revision, ScanPage, Session, Transaction, Until,
+    Versioned, Watch,
 };
 use aquifer_model::bundle::BundleRange;
 use aquifer_model::format::FORMAT_NATIVE;
@@ -252,7 +253,11 @@ impl MetadataStore for HeldStore {
         self.inner.scan(prefix, page, limit).await
     }
 
-    async fn commit(&self, transaction: Transaction) -> MetadataResult<Revision> {
+    async fn commit_until(
+        &self,
+        transaction: Transaction,
+        until: Until,
+    ) -> MetadataResult<Revision> {
         let is_of = |part: &str| {
             transaction.operations.iter().any(|operation| {
                 let (Operation::Put { key, .. } | Operation::Delete { key, .. }) = operation;
@@ -265,7 +270,7 @@ impl MetadataStore for HeldStore {
             self.waiting.fetch_add(1, Ordering::SeqCst);
             held.wait_for(is_free).await.unwrap();
         }
-        self.inner.commit(transaction).await
+        self.inner.commit_until(transaction, until).await
     }
 
     async fn watch(&self, prefix: &str, after: Revision) -> MetadataResult<Box<dyn Watch>> {

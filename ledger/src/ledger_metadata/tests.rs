@@ -1,6 +1,8 @@
 //! Records from metadata are a stranger's bytes: each is a ledger, or an error that says why not.
 
-use aquifer_metadata::store::{PageToken, ScanPage, Session, Watch};
+use std::time::Duration;
+
+use aquifer_metadata::store::{PageToken, ScanPage, Session, Until, Watch};
 use async_trait::async_trait;
 use bytes::Bytes;
 use proptest::prelude::*;
@@ -116,9 +118,13 @@ impl MetadataStore for Slow {
         self.0.scan(prefix, page, limit).await
     }
 
-    async fn commit(&self, transaction: Transaction) -> MetadataResult<Revision> {
+    async fn commit_until(
+        &self,
+        transaction: Transaction,
+        until: Until,
+    ) -> MetadataResult<Revision> {
         tokio::task::yield_now().await;
-        self.0.commit(transaction).await
+        self.0.commit_until(transaction, until).await
     }
 
     async fn watch(&self, prefix: &str, after: Revision) -> MetadataResult<Box<dyn Watch>> {

@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use aquifer_metadata::error::MetadataResult;
 use aquifer_metadata::store::{
-    MetadataStore, PageToken, Revision, ScanPage, Session, Transaction, Usage, Versioned, Watch,
+    MetadataStore, PageToken, Revision, ScanPage, Session, Transaction, Until, Usage, Versioned,
+    Watch,
 };
 use aquifer_model::id::BookieId;
 use aquifer_model::storage::{
@@ -151,10 +152,14 @@ impl MetadataStore for FusedStore {
         self.inner.scan(prefix, page, limit).await
     }
 
-    async fn commit(&self, transaction: Transaction) -> MetadataResult<Revision> {
+    async fn commit_until(
+        &self,
+        transaction: Transaction,
+        until: Until,
+    ) -> MetadataResult<Revision> {
         match (self.fuse.step(), self.fuse.blow) {
-            (Fate::Lives, _) => return self.inner.commit(transaction).await,
-            (Fate::Dies, Blow::After) => drop(self.inner.commit(transaction).await),
+            (Fate::Lives, _) => return self.inner.commit_until(transaction, until).await,
+            (Fate::Dies, Blow::After) => drop(self.inner.commit_until(transaction, until).await),
             (Fate::Dies, Blow::Before) | (Fate::Dead, _) => {}
         }
         pending().await

@@ -7,13 +7,19 @@ use std::time::Duration;
 use aquifer_metadata::error::{MetadataError, MetadataResult};
 use aquifer_metadata::keys;
 use aquifer_metadata::store::{
-    Expect, MetadataStore, Operation, PageToken, Revision, ScanPage, Session, Transaction, Usage,
-    Versioned, Watch,
+    Expect, MetadataStore, Operation, PageToken, Revision, ScanPage, Session, Transaction, Until,
+    Usage, Versioned, Watch,
 };
+use aquifer_runtime::clock;
 use async_trait::async_trait;
 use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::sync::watch;
+
+/// How often a silent store is asked again.
+const SILENCE: Duration = Duration::from_millis(10);
+/// How long it takes until a lost answer is known all the same.
+const SETTLES: Duration = Duration::from_millis(100);
 
 /// A store that keeps everything in memory. Watches are not there. Clones share it.
 #[derive(Debug, Clone, Default)]
@@ -31,6 +37,7 @@ struct State {
     /// Operations that succeed before every other fails.
     operations_left: Option<u32>,
     lost_answers: u32,
+    forgotten: u32,
     /// Deletions of keys that begin like this fail once.
     undeletable: Option<String>,
     seeds: u64,
@@ -67,9 +74,16 @@ impl MemoryStore {
         self.state.lock().usage = usage;
     }
 
-    /// The next `count` changes are applied but answered with `UnknownOutcome`.
+    /// The next `count` changes are applied but answered with `UnknownOutcome`, unless their callers
+    /// wait until it is known.
     pub fn lose_answers(&self, count: u32) {
         self.state.lock().lost_answers = count;
+    }
+
+    /// The next `count` changes are applied but answered with `UnknownOutcome`, however long their
+    /// callers would wait.
+    pub fn forget_outcomes(&self, count: u32) {
+        self.state.lock().forgotten = count;
     }
 
     /// How many commits were applied.
@@ -92,6 +106,37 @@ impl MemoryStore {
         let mut state = self.state.lock();
         state.seeds += 1;
         state.seeds
+    }
+
+    fn change(&self, transaction: Transaction) -> MetadataResult<(Revision, Answer)> {
+        let mut state = self.state.lock();
+        state.up()?;
+        state.room()?;
+        state.deletable(&transaction.operations)?;
+        for guard in &transaction.guards {
+            state.check(&guard.key, guard.expect)?;
+        }
+        for operation in &transaction.operations {
+            match operation {
+                Operation::Put { key, expect, .. } | Operation::Delete { key, expect } => {
+                    state.check(key, *expect)?;
+                }
+            }
+        }
+        state.revision += 1;
+        state.commits += 1;
+        let revision = Revision(state.revision);
+        for operation in transaction.operations {
+            match operation {
+                Operation::Put { key, value, .. } => {
+                    state.values.insert(key, (value, revision));
+                }
+                Operation::Delete { key, .. } => {
+                    state.values.remove(&key);
+                }
+            }
+        }
+        Ok((revision, state.answer()))
     }
 }
 
@@ -140,13 +185,30 @@ impl State {
         Ok(())
     }
 
-    fn answer(&mut self, revision: Revision) -> MetadataResult<Revision> {
+    /// What becomes of the answer to a change that was made.
+    fn answer(&mut self) -> Answer {
+        if self.forgotten > 0 {
+            self.forgotten -= 1;
+            return Answer::Never;
+        }
         if self.lost_answers > 0 {
             self.lost_answers -= 1;
-            return Err(MetadataError::UnknownOutcome("answer lost".to_owned()));
+            return Answer::Late;
         }
-        Ok(revision)
+        Answer::Now
     }
+}
+
+/// When the answer to a change comes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Answer {
+    Now,
+    Late,
+    Never,
+}
+
+fn unknown() -> MetadataError {
+    MetadataError::UnknownOutcome("answer lost".to_owned())
 }
 
 fn missing<T>(what: &str) -> MetadataResult<T> {
@@ -202,39 +264,27 @@ impl MetadataStore for MemoryStore {
         })
     }
 
-    async fn commit(&self, transaction: Transaction) -> MetadataResult<Revision> {
+    async fn commit_until(
+        &self,
+        transaction: Transaction,
+        until: Until,
+    ) -> MetadataResult<Revision> {
         keys::check_partition(&transaction)?;
-        let mut state = self.state.lock();
-        if state.silent {
-            return Err(MetadataError::UnknownOutcome("no answer".to_owned()));
-        }
-        state.up()?;
-        state.room()?;
-        state.deletable(&transaction.operations)?;
-        for guard in &transaction.guards {
-            state.check(&guard.key, guard.expect)?;
-        }
-        for operation in &transaction.operations {
-            match operation {
-                Operation::Put { key, expect, .. } | Operation::Delete { key, expect } => {
-                    state.check(key, *expect)?;
-                }
+        while self.state.lock().silent {
+            if until == Until::Deadline {
+                return Err(MetadataError::UnknownOutcome("no answer".to_owned()));
             }
+            clock::sleep(SILENCE).await;
         }
-        state.revision += 1;
-        state.commits += 1;
-        let revision = Revision(state.revision);
-        for operation in transaction.operations {
-            match operation {
-                Operation::Put { key, value, .. } => {
-                    state.values.insert(key, (value, revision));
-                }
-                Operation::Delete { key, .. } => {
-                    state.values.remove(&key);
-                }
-            }
+        let (revision, answer) = self.change(transaction)?;
+        if answer != Answer::Now && until == Until::Known {
+            clock::sleep(SETTLES).await;
         }
-        state.answer(revision)
+        match answer {
+            Answer::Now => Ok(revision),
+            Answer::Late if until == Until::Known => Ok(revision),
+            Answer::Late | Answer::Never => Err(unknown()),
+        }
     }
 
     fn usage(&self) -> Option<Usage> {
@@ -285,7 +335,10 @@ impl Session for MemorySession {
         let revision = Revision(state.revision);
         state.values.insert(key.to_owned(), (value, revision));
         self.keys.lock().push(key.to_owned());
-        state.answer(revision)
+        match state.answer() {
+            Answer::Now => Ok(revision),
+            Answer::Late | Answer::Never => Err(unknown()),
+        }
     }
 
     fn remaining(&self) -> Duration {

@@ -1,6 +1,6 @@
 //! Appends when bookies, metadata or rivals interfere.
 
-use aquifer_ledger::testing::Mode;
+use aquifer_ledger::testing::{MemoryStore, Mode};
 use aquifer_ledger::transport::BookieTransport;
 use aquifer_model::id::CreationToken;
 use aquifer_model::storage::{BookieError, OrderedOperation, OrderedRequest};
@@ -363,12 +363,22 @@ async fn an_id_that_a_bookie_knows_for_another_ledger_is_given_up_h14() {
 /// takes over and metadata is away. The new owner has no reason to fence a ledger that is closed.
 #[tokio::test(start_paused = true)]
 async fn nothing_is_acknowledged_behind_a_close_of_unknown_outcome_i4() {
+    close_of_unknown_outcome(|store| store.lose_answers(1)).await;
+}
+
+/// The same when nobody can ever tell whether it was applied.
+#[tokio::test(start_paused = true)]
+async fn nothing_is_acknowledged_behind_a_close_whose_outcome_stays_unknown_i4() {
+    close_of_unknown_outcome(|store| store.forget_outcomes(1)).await;
+}
+
+async fn close_of_unknown_outcome(lose: impl Fn(&MemoryStore)) {
     let world = TestWorld::new(1);
     let guards = vec![take_over(&world, 1).await];
     let old = Owner::try_open(world.logs(), options(2), guards).await;
     let old = old.unwrap();
     old.append_all(0..2).await;
-    world.store.lose_answers(1);
+    lose(&world.store);
     let commits = world.store.commits();
     old.append(2).unwrap();
     while world.store.commits() == commits {

@@ -12,7 +12,7 @@ use tokio::sync::Semaphore;
 use super::*;
 use crate::embedded::{EmbeddedOptions, EmbeddedStore};
 use crate::keys;
-use crate::store::{Expect, PageToken, ScanPage, Session, Transaction, Watch};
+use crate::store::{Expect, PageToken, ScanPage, Session, Transaction, Until, Watch};
 
 /// An embedded store whose scans can fail, and whose watches can be held and lose events.
 struct Unsteady {
@@ -75,8 +75,12 @@ impl MetadataStore for Unsteady {
         self.store.scan(prefix, page, limit).await
     }
 
-    async fn commit(&self, transaction: Transaction) -> MetadataResult<Revision> {
-        self.store.commit(transaction).await
+    async fn commit_until(
+        &self,
+        transaction: Transaction,
+        until: Until,
+    ) -> MetadataResult<Revision> {
+        self.store.commit_until(transaction, until).await
     }
 
     async fn watch(&self, prefix: &str, after: Revision) -> MetadataResult<Box<dyn Watch>> {

@@ -1,7 +1,8 @@
 //! Commits: one transaction of etcd each, tried until its outcome is known or the time is up.
 //!
 //! What is certain to have been refused is sent again. What may have been applied is settled
-//! first, by the slot that it carries ([`super::slots`]). Only a transaction that uses every
+//! first, by the slot that it carries ([`super::slots`]); a caller that asks until the outcome is
+//! known waits for that as long as etcd is away, but no longer than the slot lives. Only a transaction that uses every
 //! place which etcd has for operations or conditions has none left for the slot: when its answer
 //! is lost, its outcome stays unknown.
 
@@ -21,7 +22,7 @@ use super::slots::{Settled, TakenSlot};
 use super::space::{Space, number, revision};
 use crate::error::{MetadataError, MetadataResult};
 use crate::limits;
-use crate::store::{Expect, Operation, Revision, Transaction};
+use crate::store::{Expect, Operation, Revision, Transaction, Until};
 
 /// A transaction in etcd's terms.
 pub(super) struct Request {
@@ -143,7 +144,11 @@ struct Commit<'a> {
 
 impl Shared {
     /// Makes the changes, or tells why not.
-    pub(super) async fn commit(self: &Arc<Self>, request: Request) -> MetadataResult<Revision> {
+    pub(super) async fn commit(
+        self: &Arc<Self>,
+        request: Request,
+        until: Until,
+    ) -> MetadataResult<Revision> {
         let mut commit = Commit {
             shared: self,
             request: &request,
@@ -152,7 +157,7 @@ impl Shared {
             last: "it did not answer".to_owned(),
         };
         let limit = self.endpoints.request_timeout();
-        match clock::timeout(limit, commit.run()).await {
+        let result = match clock::timeout(limit, commit.run()).await {
             Ok(result) => result,
             Err(_) => {
                 let reason = format!("no result in {limit:?}: {}", commit.last);
@@ -162,6 +167,12 @@ impl Shared {
                     MetadataError::Unavailable(reason)
                 })
             }
+        };
+        match result {
+            Err(MetadataError::UnknownOutcome(reason)) if until == Until::Known => {
+                commit.settle(reason).await
+            }
+            result => result,
         }
     }
 }
@@ -230,6 +241,32 @@ impl Commit<'_> {
                 Settled::Lost => self.slot = None,
                 Settled::Applied(_) | Settled::NotApplied => return Ok(None),
             }
+        }
+    }
+
+    /// Asks what became of it until etcd tells. It is not sent again: its time is up.
+    async fn settle(&mut self, unknown: String) -> MetadataResult<Revision> {
+        let mut tries = 0;
+        loop {
+            let Some(slot) = self.slot.as_mut().filter(|_| self.unsettled) else {
+                // Without a slot in doubt nobody can tell, now or later.
+                return Err(MetadataError::UnknownOutcome(unknown));
+            };
+            if self.shared.closed.is_cancelled() {
+                return Err(MetadataError::UnknownOutcome(
+                    "the store is closed".to_owned(),
+                ));
+            }
+            match slot.settle(self.shared).await {
+                Ok(Settled::Applied(revision)) => return Ok(revision),
+                Ok(Settled::NotApplied) => return Err(MetadataError::Unavailable(unknown)),
+                Ok(Settled::Lost) => return Err(MetadataError::UnknownOutcome(unknown)),
+                Err(MetadataError::Unavailable(reason)) => {
+                    tracing::debug!(reason, "the outcome of a commit is still unknown");
+                }
+                Err(error) => return Err(MetadataError::UnknownOutcome(error.to_string())),
+            }
+            self.shared.endpoints.pause(&mut tries).await;
         }
     }
 

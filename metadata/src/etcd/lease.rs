@@ -20,7 +20,7 @@ use super::endpoints::Endpoints;
 use super::errors::Failure;
 use crate::error::{MetadataError, MetadataResult};
 use crate::limits;
-use crate::store::{Expect, Operation, Revision, Session};
+use crate::store::{Expect, Operation, Revision, Session, Until};
 
 /// Shortest time to live: the task that renews must get its turn.
 const TTL_MIN: Duration = Duration::from_secs(1);
@@ -251,7 +251,7 @@ impl Session for EtcdSession {
             return Err(MetadataError::SessionExpired);
         }
         let request = Request::of_session(&self.shared.space, &operation, &self.lease);
-        self.shared.commit(request).await
+        self.shared.commit(request, Until::Deadline).await
     }
 
     fn remaining(&self) -> Duration {

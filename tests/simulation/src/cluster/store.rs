@@ -6,7 +6,8 @@ use std::time::Duration;
 use aquifer_ledger::testing::MemoryStore;
 use aquifer_metadata::error::{MetadataError, MetadataResult};
 use aquifer_metadata::store::{
-    MetadataStore, Operation, PageToken, Revision, ScanPage, Session, Transaction, Versioned, Watch,
+    MetadataStore, Operation, PageToken, Revision, ScanPage, Session, Transaction, Until,
+    Versioned, Watch,
 };
 use aquifer_metadata::{keys, record};
 use aquifer_proto::v1;
@@ -144,7 +145,11 @@ impl MetadataStore for Seen {
         self.store.inner.scan(prefix, page, limit).await
     }
 
-    async fn commit(&self, mut transaction: Transaction) -> MetadataResult<Revision> {
+    async fn commit_until(
+        &self,
+        mut transaction: Transaction,
+        until: Until,
+    ) -> MetadataResult<Revision> {
         if self.store.defect == Some(Defect::ThinLedgerNotMarked) {
             let is_mark = |key: &str| key.starts_with(keys::UNDER_REPLICATED_PREFIX);
             let operations = &mut transaction.operations;
@@ -165,7 +170,12 @@ impl MetadataStore for Seen {
             return std::future::pending().await;
         }
         if lost || self.store.is_away() {
-            return Err(MetadataError::UnknownOutcome("simulated".to_owned()));
+            let for_good = self.store.rng.below(4) == 0;
+            if until == Until::Deadline || for_good {
+                return Err(MetadataError::UnknownOutcome("simulated".to_owned()));
+            }
+            // The store is asked until it tells.
+            while self.travel().await.is_err() {}
         }
         Ok(revision)
     }
