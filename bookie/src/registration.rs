@@ -9,12 +9,13 @@
 #[cfg(test)]
 mod tests;
 
+use std::future::ready;
 use std::sync::Arc;
 use std::time::Duration;
 
-use aquifer_metadata::error::MetadataError;
 use aquifer_metadata::lease::Lease;
-use aquifer_metadata::store::{Expect, MetadataStore, Versioned};
+use aquifer_metadata::store::{MetadataStore, Versioned};
+use aquifer_metadata::update::{Change, UpdateError};
 use aquifer_metadata::{keys, record};
 use aquifer_model::id::{BookieId, CreationToken, LedgerId};
 use aquifer_model::storage::{BookieError, BookieResult};
@@ -27,8 +28,6 @@ use tokio::sync::Semaphore;
 use crate::error::BookieOpenError;
 use crate::{Bookie, BookieMode};
 
-/// Attempts to write the cookie when the outcome of one is not known.
-const ATTEMPTS_MAX: u32 = 10;
 /// How often the mode is looked at.
 const LOOK: Duration = Duration::from_secs(1);
 /// Free space is announced anew after so many looks, and only when it changed by a share.
@@ -58,40 +57,50 @@ pub async fn join(
     store: &dyn MetadataStore,
     now_ms: u64,
 ) -> Result<(), BookieOpenError> {
-    let key = keys::cookie(bookie.id());
-    let mut last = MetadataError::Unavailable("the cookie could not be written".to_owned());
-    for _ in 0..ATTEMPTS_MAX {
-        if let Some(stored) = store.get(&key).await? {
-            let mut cookie = is_own(bookie, &stored)?;
-            let in_limbo = bookie.core.limbo.is_on();
-            if !in_limbo && cookie.limbo_since_ms == 0 {
-                return joined(bookie).await;
-            }
-            // Written anew at each start in limbo: what others do with this bookie is in doubt
-            // if it was begun before.
-            cookie.limbo_since_ms = if in_limbo { now_ms.max(1) } else { 0 };
-            let expect = Expect::Revision(stored.revision);
-            match write(store, &key, cookie, expect).await {
-                Ok(()) => return joined(bookie).await,
-                Err(error) => last = retry(error)?,
-            }
-            continue;
-        }
+    let decide = |stored: Option<Versioned>| ready(known_as(bookie, stored.as_ref(), now_ms));
+    let updated = store.update(&keys::cookie(bookie.id()), &[], decide).await;
+    let updated = updated.map_err(UpdateError::<BookieOpenError>::flatten)?;
+    if updated.answer == Member::New {
+        tracing::info!(bookie = %bookie.id(), cluster = bookie.cluster(), "bookie joined");
+    }
+    joined(bookie).await
+}
+
+/// Whether the cluster knew a bookie before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Member {
+    New,
+    Known,
+}
+
+/// What a cookie becomes when its bookie starts, or comes out of limbo.
+fn known_as(
+    bookie: &Bookie,
+    stored: Option<&Versioned>,
+    now_ms: u64,
+) -> Result<Change<Member>, BookieOpenError> {
+    let put = |cookie, member| {
+        let value = record::encode(cookie);
+        Change::put(keys::CLUSTER_PARTITION, value, member)
+    };
+    let Some(stored) = stored else {
         if !bookie.core.is_joining() {
             return Err(BookieOpenError::NotAMember {
                 bookie: bookie.id(),
                 cluster: bookie.cluster().to_owned(),
             });
         }
-        match write(store, &key, cookie(bookie), Expect::Absent).await {
-            Ok(()) => {
-                tracing::info!(bookie = %bookie.id(), cluster = bookie.cluster(), "bookie joined");
-                return joined(bookie).await;
-            }
-            Err(error) => last = retry(error)?,
-        }
+        return Ok(put(cookie(bookie), Member::New));
+    };
+    let mut cookie = is_own(bookie, stored)?;
+    let in_limbo = bookie.core.limbo.is_on();
+    if !in_limbo && cookie.limbo_since_ms == 0 {
+        return Ok(Change::none(Member::Known));
     }
-    Err(last.into())
+    // Written anew at each start in limbo: what others do with this bookie is in doubt if it was
+    // begun before.
+    cookie.limbo_since_ms = if in_limbo { now_ms.max(1) } else { 0 };
+    Ok(put(cookie, Member::Known))
 }
 
 /// Says in the cluster's metadata that limbo is over. If it fails, the next start says it.
@@ -100,25 +109,6 @@ pub async fn join(
 /// When metadata does not do it.
 pub async fn restored(bookie: &Bookie, store: &dyn MetadataStore) -> Result<(), BookieOpenError> {
     join(bookie, store, 0).await
-}
-
-async fn write(
-    store: &dyn MetadataStore,
-    key: &str,
-    cookie: CookieRecord,
-    expect: Expect,
-) -> Result<(), MetadataError> {
-    let value = record::encode(cookie);
-    let put = store.put(keys::CLUSTER_PARTITION, key, value, expect);
-    put.await.map(drop)
-}
-
-/// Whether to read back and try again: an attempt whose outcome is not known may have been the one.
-fn retry(error: MetadataError) -> Result<MetadataError, MetadataError> {
-    match error {
-        MetadataError::Conflict { .. } | MetadataError::UnknownOutcome(_) => Ok(error),
-        error => Err(error),
-    }
 }
 
 /// From now on a ledger begins here only when metadata shows that its writer may (see

@@ -16,9 +16,8 @@ use aquifer_metadata::cache::PrefixCache;
 use aquifer_metadata::error::MetadataError;
 use aquifer_metadata::keys;
 use aquifer_metadata::record;
-use aquifer_metadata::store::{
-    Expect, Guard, MetadataStore, Operation, Revision, Transaction, Versioned,
-};
+use aquifer_metadata::store::{Expect, Guard, MetadataStore, Revision, Versioned};
+use aquifer_metadata::update::{Change, UpdateError};
 use aquifer_model::id::{BrokerId, OwnerEpoch};
 use aquifer_proto::v1::BundleOwnerRecord;
 use aquifer_runtime::clock::{self, SharedClock};
@@ -28,8 +27,6 @@ use crate::bundles::{Bundle, Bundles};
 use crate::error::BrokerError;
 use crate::members::Members;
 
-/// How often an acquisition is tried again when others change the record at the same time.
-const ATTEMPTS_MAX: u32 = 10;
 /// How long metadata is waited for where something else can answer, too.
 const CONFIRM_MAX: Duration = Duration::from_secs(1);
 /// Bundles that a cluster may have.
@@ -89,6 +86,13 @@ pub(crate) struct Ownership {
 enum Found {
     Mine(Owned),
     Of(String),
+}
+
+/// What an acquisition decides on a look at the record.
+enum Decided {
+    Served(Found),
+    /// This broker gets it, with this epoch.
+    Mine(u64),
 }
 
 impl Ownership {
@@ -251,46 +255,47 @@ impl Ownership {
     }
 
     async fn acquire(&self, bundle: &Bundle, bundles: &Bundles) -> Result<Found, BrokerError> {
-        let mut last = MetadataError::Unavailable("the bundle's owner keeps changing".to_owned());
-        for _ in 0..ATTEMPTS_MAX {
-            let current = self.store.get(&key(bundle)).await?;
-            let (epoch, expect) = match &current {
-                None => (1, Expect::Absent),
-                Some(versioned) => {
-                    let record: BundleOwnerRecord = record::decode(versioned)?;
-                    if let Some(found) = self.served(bundle, versioned, &record).await? {
-                        return Ok(found);
+        let guard = Guard {
+            key: keys::namespace(&bundle.namespace),
+            expect: Expect::Revision(bundles.revision),
+        };
+        let partition = keys::partition_of_namespace(&bundle.namespace);
+        let decide = |stored: Option<Versioned>| {
+            let partition = &partition;
+            async move {
+                let mut epoch = 1;
+                if let Some(stored) = &stored {
+                    let record: BundleOwnerRecord = record::decode(stored)?;
+                    if let Some(found) = self.served(bundle, stored, &record).await? {
+                        return Ok(Change::none(Decided::Served(found)));
                     }
-                    (record.epoch + 1, Expect::Revision(versioned.revision))
+                    epoch = record.epoch + 1;
                 }
-            };
-            let (target, url) = self.choose(bundle);
-            let record = BundleOwnerRecord {
-                broker_id: target.0.to_vec().into(),
-                epoch,
-                state: OWNED.to_owned(),
-                ..BundleOwnerRecord::default()
-            };
-            match self.write(bundle, bundles, record, expect).await {
-                Ok(revision) if target == self.broker => {
-                    return Ok(Found::Mine(owned(bundle, epoch, revision, None)));
-                }
-                Ok(_) => return Ok(Found::Of(url)),
-                Err(MetadataError::Conflict { key, .. })
-                    if key == keys::namespace(&bundle.namespace) =>
-                {
-                    return Err(BrokerError::BundlesChanged(bundle.namespace.to_string()));
-                }
-                // Either another broker was first, or our own write was made after all: read back.
-                Err(
-                    error @ (MetadataError::Conflict { .. } | MetadataError::UnknownOutcome(_)),
-                ) => {
-                    last = error;
-                }
-                Err(error) => return Err(error.into()),
+                let (target, url) = self.choose(bundle);
+                let record = BundleOwnerRecord {
+                    broker_id: target.0.to_vec().into(),
+                    epoch,
+                    state: OWNED.to_owned(),
+                    ..BundleOwnerRecord::default()
+                };
+                let given = match target == self.broker {
+                    true => Decided::Mine(epoch),
+                    false => Decided::Served(Found::Of(url)),
+                };
+                Ok(Change::put(partition, record::encode(record), given))
             }
-        }
-        Err(last.into())
+        };
+        let updated = self.store.update(&key(bundle), &[guard], decide).await;
+        let updated = updated.map_err(|error: UpdateError<BrokerError>| match error {
+            UpdateError::Guard { .. } => BrokerError::BundlesChanged(bundle.namespace.to_string()),
+            error => error.flatten(),
+        })?;
+        Ok(match (updated.answer, updated.applied) {
+            (Decided::Mine(epoch), revision) => {
+                Found::Mine(owned(bundle, epoch, revision.unwrap_or_default(), None))
+            }
+            (Decided::Served(found), _) => found,
+        })
     }
 
     /// Who serves a bundle by its record: this broker, or another one that lives.
@@ -322,29 +327,6 @@ impl Ownership {
             // No broker is announced yet, not even this one.
             None => (self.broker, String::new()),
         }
-    }
-
-    /// Writes a bundle's owner, while the namespace has these bundles.
-    async fn write(
-        &self,
-        bundle: &Bundle,
-        bundles: &Bundles,
-        record: BundleOwnerRecord,
-        expect: Expect,
-    ) -> Result<Revision, MetadataError> {
-        let transaction = Transaction {
-            partition: keys::partition_of_namespace(&bundle.namespace),
-            guards: vec![Guard {
-                key: keys::namespace(&bundle.namespace),
-                expect: Expect::Revision(bundles.revision),
-            }],
-            operations: vec![Operation::Put {
-                key: key(bundle),
-                value: record::encode(record),
-                expect,
-            }],
-        };
-        self.store.commit(transaction).await
     }
 }
 

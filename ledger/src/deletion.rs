@@ -14,8 +14,9 @@ use std::sync::Arc;
 
 use aquifer_metadata::error::MetadataError;
 use aquifer_metadata::store::{
-    Expect, Guard, MetadataStore, Operation, Revision, Transaction, Versioned,
+    Expect, Guard, MetadataStore, Operation, Revision, Transaction, Until, Versioned,
 };
+use aquifer_metadata::update::{Change, UpdateError};
 use aquifer_metadata::{keys, record};
 use aquifer_model::id::{BookieId, CreationToken, LedgerId};
 use aquifer_model::limits::METADATA_PAGE_KEYS_MAX;
@@ -28,10 +29,7 @@ use tokio::sync::oneshot;
 use crate::context::LedgerContext;
 use crate::error::LedgerError;
 use crate::index;
-use crate::ledger_metadata::{self, LedgerInfo, commit_known};
-
-/// Attempts at an intent that others change at the same time: every bookie that it names may.
-const CONFLICTS_MAX: usize = 64;
+use crate::ledger_metadata::{self, LedgerInfo};
 
 const NO_TOKEN: CreationToken = CreationToken([0; 16]);
 
@@ -93,21 +91,25 @@ impl Intent {
 
     /// The change that writes it.
     pub fn put(&self, expect: Expect) -> Operation {
+        Operation::Put {
+            key: keys::deletion(self.ledger),
+            value: self.value(),
+            expect,
+        }
+    }
+
+    fn value(&self) -> Bytes {
         let ids = |set: &BTreeSet<BookieId>| -> Vec<Bytes> {
             set.iter().map(|id| Bytes::copy_from_slice(&id.0)).collect()
         };
-        Operation::Put {
-            key: keys::deletion(self.ledger),
-            value: record::encode(v1::DeletionIntent {
-                ledger_id: self.ledger.0,
-                bookies: ids(&self.bookies),
-                acknowledged: ids(&self.acknowledged),
-                creation_token: Bytes::copy_from_slice(&self.token.0),
-                home: self.home.clone(),
-                copies_only: self.copies_only,
-            }),
-            expect,
-        }
+        record::encode(v1::DeletionIntent {
+            ledger_id: self.ledger.0,
+            bookies: ids(&self.bookies),
+            acknowledged: ids(&self.acknowledged),
+            creation_token: Bytes::copy_from_slice(&self.token.0),
+            home: self.home.clone(),
+            copies_only: self.copies_only,
+        })
     }
 
     /// Reads a stored intent.
@@ -251,7 +253,7 @@ pub async fn begin_copy(
         guards,
         operations,
     };
-    match commit_known(store, transaction).await {
+    match store.commit_until(transaction, Until::Known).await {
         Ok(_) => Ok(true),
         Err(MetadataError::Conflict { .. }) => Ok(false),
         Err(error) => Err(error.into()),
@@ -264,11 +266,11 @@ pub(crate) async fn acknowledge(
     ledger: LedgerId,
     bookies: &BTreeSet<BookieId>,
 ) -> Result<Progress, LedgerError> {
-    let mut unlucky = MetadataError::Unavailable("the intent keeps changing".to_owned());
-    for _ in 0..CONFLICTS_MAX {
-        let Some(mut intent) = load(store, ledger).await? else {
-            return Ok(Progress::Done);
+    let count = |stored: Option<Versioned>| async move {
+        let Some(stored) = stored else {
+            return Ok(Change::none(Progress::Done));
         };
+        let mut intent = Intent::decode(&stored)?;
         let before = intent.acknowledged.len();
         let named = bookies.intersection(&intent.bookies).copied();
         intent.acknowledged.extend(named.collect::<Vec<_>>());
@@ -276,32 +278,21 @@ pub(crate) async fn acknowledge(
         for bookie in intent.waiting() {
             waiting += usize::from(!is_decommissioned(store, bookie).await?);
         }
-        let operations = match waiting {
-            0 => end(store, &intent).await?,
-            _ if intent.acknowledged.len() == before => return Ok(Progress::Waiting(waiting)),
-            _ => vec![intent.put(Expect::Revision(intent.revision))],
-        };
-        let transaction = Transaction {
-            partition: intent.home.clone(),
-            guards: Vec::new(),
-            operations,
-        };
-        match commit_known(store, transaction).await {
-            Ok(_) if waiting == 0 => return Ok(Progress::Done),
-            Ok(_) => return Ok(Progress::Waiting(waiting)),
-            Err(conflict @ MetadataError::Conflict { .. }) => unlucky = conflict,
-            Err(error) => return Err(error.into()),
-        }
-    }
-    Err(unlucky.into())
+        let progress = Progress::Waiting(waiting);
+        Ok(match waiting {
+            0 => Change::delete(&intent.home, Progress::Done).with(end(store, &intent).await?),
+            _ if intent.acknowledged.len() == before => Change::none(progress),
+            _ => Change::put(&intent.home, intent.value(), progress),
+        })
+    };
+    let updated = store.update(&keys::deletion(ledger), &[], count).await;
+    let updated = updated.map_err(UpdateError::<LedgerError>::flatten)?;
+    Ok(updated.answer)
 }
 
-/// What ends an intent that is carried out.
+/// What goes with an intent that is carried out.
 async fn end(store: &dyn MetadataStore, intent: &Intent) -> Result<Vec<Operation>, LedgerError> {
-    let mut operations = vec![Operation::Delete {
-        key: keys::deletion(intent.ledger),
-        expect: Expect::Revision(intent.revision),
-    }];
+    let mut operations = Vec::new();
     let Some(info) = ledger_metadata::load(store, intent.ledger).await? else {
         if !intent.copies_only {
             operations.push(forget_mark(intent.ledger));

@@ -2,17 +2,17 @@
 //! used twice.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Duration;
+use std::future::ready;
 
 use aquifer_metadata::error::{MetadataError, MetadataResult};
 use aquifer_metadata::store::{
-    Expect, Guard, MetadataStore, Operation, Revision, Transaction, Versioned,
+    Expect, Guard, MetadataStore, Operation, Revision, Transaction, Until, Versioned,
 };
+use aquifer_metadata::update::{Change, UpdateError};
 use aquifer_metadata::{keys, record};
 use aquifer_model::id::{BookieId, CreationToken, EntryId, LEDGER_ID_MAX, LedgerId};
 use aquifer_model::quorum::Quorum;
 use aquifer_proto::v1;
-use aquifer_runtime::clock;
 use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 
@@ -22,9 +22,6 @@ use crate::writer::machine::LedgerEnd;
 
 /// Ids reserved at once; what a process does not use is lost, which 2^53 can afford.
 const IDS_RESERVED: u64 = 256;
-/// Attempts against a store that keeps changing below us.
-const CONFLICTS_MAX: usize = 32;
-const UNKNOWN_BACKOFF: Duration = Duration::from_millis(100);
 
 /// Where a ledger is in its life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -233,7 +230,7 @@ async fn change(
         guards: guards.to_vec(),
         operations,
     };
-    match commit_known(store, transaction).await {
+    match store.commit_until(transaction, Until::Known).await {
         Ok(revision) => {
             info.revision = revision;
             Ok(())
@@ -253,83 +250,50 @@ pub(crate) async fn close(
     guards: &[Guard],
     doubted: Option<&Mark>,
 ) -> Result<(), LedgerError> {
-    let mut unlucky = MetadataError::Unavailable("the mark keeps changing".to_owned());
-    for _ in 0..CONFLICTS_MAX {
-        let mut operations = vec![info.put(Expect::Revision(info.revision))];
-        if let Some(mark) = doubted {
-            operations.push(marks::put_merged(store, mark).await?);
+    let Some(mark) = doubted else {
+        return replace(store, info, guards).await;
+    };
+    let as_it_was = Guard {
+        key: keys::ledger(info.id),
+        expect: Expect::Revision(info.revision),
+    };
+    let all: Vec<Guard> = guards.iter().cloned().chain([as_it_was.clone()]).collect();
+    let (home, put) = (info.home.clone(), info.put(as_it_was.expect));
+    let write = |stored: Option<Versioned>| {
+        let (home, put) = (&home, put.clone());
+        async move {
+            let mark = marks::merged(store, mark, stored.as_ref()).await?;
+            Ok(Change::put(home, mark.value(), ()).with([put]))
         }
-        match change(store, info, guards, operations).await {
-            Err(LedgerError::Metadata(conflict @ MetadataError::Conflict { .. }))
-                if is_about_mark(&conflict, info.id) =>
-            {
-                unlucky = conflict;
-            }
-            result => return result,
+    };
+    let key = keys::under_replicated(info.id);
+    match store.update(&key, &all, write).await {
+        Ok(updated) => {
+            info.revision = updated.applied.unwrap_or(info.revision);
+            Ok(())
         }
+        Err(UpdateError::Guard { key, .. }) if key != as_it_was.key => Err(LedgerError::Fenced),
+        Err(error) => Err(error.flatten()),
     }
-    Err(unlucky.into())
 }
 
-/// Whether a conflict says no more than that the ledger was marked meanwhile.
-fn is_about_mark(error: &MetadataError, ledger: LedgerId) -> bool {
-    matches!(error, MetadataError::Conflict { key, .. } if *key == keys::under_replicated(ledger))
-}
-
-/// Commits, and finds out what happened when the store does not say: the same compare-and-swap is
-/// repeated until it succeeds or its conflict shows whether the first attempt was applied.
+/// Commits, and waits until the outcome is known or the store can never tell.
 pub async fn commit_known(
     store: &dyn MetadataStore,
     transaction: Transaction,
 ) -> MetadataResult<Revision> {
-    commit_in_doubt(store, transaction, &mut false).await
+    store.commit_until(transaction, Until::Known).await
 }
 
-/// The same. After an error, `doubt` is set if it may have been applied all the same, and changed by
-/// somebody else since: the conflict that tells of the second hides the first.
+/// The same. After an error, `doubt` is set if it may have been applied all the same.
 pub async fn commit_in_doubt(
     store: &dyn MetadataStore,
     transaction: Transaction,
     doubt: &mut bool,
 ) -> MetadataResult<Revision> {
-    let mut unknown = false;
-    loop {
-        match store.commit(transaction.clone()).await {
-            Err(MetadataError::UnknownOutcome(reason)) => {
-                tracing::debug!(
-                    reason,
-                    "metadata change has an unknown outcome, asking again"
-                );
-                (unknown, *doubt) = (true, true);
-            }
-            Err(MetadataError::Unavailable(_) | MetadataError::Full(_)) if unknown => {}
-            Err(conflict @ MetadataError::Conflict { .. }) if unknown => {
-                match applied(store, &transaction).await {
-                    Ok(Some(revision)) => return Ok(revision),
-                    Ok(None) => return Err(conflict),
-                    Err(_) => {}
-                }
-            }
-            result => return result,
-        }
-        clock::sleep(UNKNOWN_BACKOFF).await;
-    }
-}
-
-/// The revision at which the first value of a transaction was written, if it is in the store.
-async fn applied(
-    store: &dyn MetadataStore,
-    transaction: &Transaction,
-) -> MetadataResult<Option<Revision>> {
-    for operation in &transaction.operations {
-        if let Operation::Put { key, value, .. } = operation {
-            let stored = store.get(key).await?;
-            return Ok(stored
-                .filter(|stored| stored.value == *value)
-                .map(|stored| stored.revision));
-        }
-    }
-    Ok(None)
+    let result = store.commit_until(transaction, Until::Known).await;
+    *doubt |= matches!(result, Err(MetadataError::UnknownOutcome(_)));
+    result
 }
 
 /// Ledger ids that this process has reserved.
@@ -366,39 +330,12 @@ impl LedgerIds {
         if let Some(id) = self.take(above) {
             return Ok(id);
         }
+        // After an unknown outcome the range may be ours, but a new one is as good.
         let key = keys::id_range(keys::IDS_LEDGER);
-        let mut last_error = MetadataError::Unavailable("ids could not be reserved".to_owned());
-        for _ in 0..CONFLICTS_MAX {
-            let stored = store.get(&key).await?;
-            let (first, expect) = match &stored {
-                // Ids begin at 1, so that 0 never names a ledger.
-                None => (1, Expect::Absent),
-                Some(stored) => {
-                    let range: v1::IdRangeRecord = record::decode(stored)?;
-                    (range.next, Expect::Revision(stored.revision))
-                }
-            };
-            let next = first.saturating_add(IDS_RESERVED);
-            if next > LEDGER_ID_MAX {
-                return Err(LedgerError::BadRecord(first, "ids are used up".to_owned()));
-            }
-            let value = record::encode(v1::IdRangeRecord { next });
-            match store
-                .put(keys::CLUSTER_PARTITION, &key, value, expect)
-                .await
-            {
-                Ok(_) => {
-                    *self.reserved.lock() = (first + 1, next);
-                    return Ok(LedgerId(first));
-                }
-                // After an unknown outcome the range may be ours, but a new one is as good.
-                Err(
-                    error @ (MetadataError::Conflict { .. } | MetadataError::UnknownOutcome(_)),
-                ) => last_error = error,
-                Err(error) => return Err(error.into()),
-            }
-        }
-        Err(last_error.into())
+        let reserved = store.update(&key, &[], |stored| ready(reserve(stored.as_ref())));
+        let first = reserved.await.map_err(UpdateError::flatten)?.answer;
+        *self.reserved.lock() = (first + 1, first + IDS_RESERVED);
+        Ok(LedgerId(first))
     }
 
     /// The next of the range. Another process had `above` from the same counter, so a range that
@@ -411,6 +348,21 @@ impl LedgerIds {
         reserved.0 += 1;
         Some(LedgerId(reserved.0 - 1))
     }
+}
+
+/// The change that reserves the next range; answers its first id.
+fn reserve(stored: Option<&Versioned>) -> Result<Change<u64>, LedgerError> {
+    let first = match stored {
+        // Ids begin at 1, so that 0 never names a ledger.
+        None => 1,
+        Some(stored) => record::decode::<v1::IdRangeRecord>(stored)?.next,
+    };
+    let next = first.saturating_add(IDS_RESERVED);
+    if next > LEDGER_ID_MAX {
+        return Err(LedgerError::BadRecord(first, "ids are used up".to_owned()));
+    }
+    let value = record::encode(v1::IdRangeRecord { next });
+    Ok(Change::put(keys::CLUSTER_PARTITION, value, first))
 }
 
 #[cfg(test)]

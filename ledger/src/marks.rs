@@ -5,17 +5,17 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use aquifer_metadata::error::MetadataError;
-use aquifer_metadata::store::{Expect, MetadataStore, Operation, Revision, Transaction, Versioned};
+use aquifer_metadata::store::{
+    Expect, MetadataStore, Operation, Revision, Transaction, Until, Versioned,
+};
+use aquifer_metadata::update::{Change, UpdateError};
 use aquifer_metadata::{keys, record};
 use aquifer_model::id::{BookieId, EntryId, LedgerId};
 use aquifer_proto::v1;
 use bytes::Bytes;
 
 use crate::error::LedgerError;
-use crate::ledger_metadata::{self, LedgerInfo, commit_known};
-
-/// Attempts at a mark that others change at the same time.
-const CONFLICTS_MAX: usize = 16;
+use crate::ledger_metadata::{self, LedgerInfo};
 
 /// A mark.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -86,29 +86,30 @@ impl Mark {
     /// a mark that is there, whose bookies its caller has taken over with [`Mark::merge`].
     #[must_use]
     pub fn put(&self, expect: Expect) -> Operation {
+        Operation::Put {
+            key: keys::under_replicated(self.ledger),
+            value: self.value(),
+            expect,
+        }
+    }
+
+    pub(crate) fn value(&self) -> Bytes {
         let ids = |set: &BTreeSet<BookieId>| -> Vec<Bytes> {
             set.iter().map(|id| Bytes::copy_from_slice(&id.0)).collect()
         };
-        Operation::Put {
-            key: keys::under_replicated(self.ledger),
-            value: record::encode(v1::UnderReplicatedRecord {
-                ledger_id: self.ledger.0,
-                lost: ids(&self.lost),
-                doubted: ids(&self.doubted),
-                reason: self.reason.clone(),
-                marked_ms: self.marked_ms,
-                home: self.home.clone(),
-                thin: self
-                    .thin
-                    .iter()
-                    .map(|(bookie, first)| v1::ThinCopy {
-                        bookie: Bytes::copy_from_slice(&bookie.0),
-                        first_entry_id: first.0,
-                    })
-                    .collect(),
-            }),
-            expect,
-        }
+        let thin = |(bookie, first): (&BookieId, &EntryId)| v1::ThinCopy {
+            bookie: Bytes::copy_from_slice(&bookie.0),
+            first_entry_id: first.0,
+        };
+        record::encode(v1::UnderReplicatedRecord {
+            ledger_id: self.ledger.0,
+            lost: ids(&self.lost),
+            doubted: ids(&self.doubted),
+            reason: self.reason.clone(),
+            marked_ms: self.marked_ms,
+            home: self.home.clone(),
+            thin: self.thin.iter().map(thin).collect(),
+        })
     }
 
     /// The change that removes it as it was read.
@@ -180,12 +181,22 @@ impl Mark {
 /// The change that writes a mark together with what an earlier one says.
 pub async fn put_merged(store: &dyn MetadataStore, mark: &Mark) -> Result<Operation, LedgerError> {
     let stored = store.get(&keys::under_replicated(mark.ledger)).await?;
-    let Some(stored) = stored else {
-        return Ok(mark.put(Expect::Absent));
-    };
+    let revision = stored.as_ref().map(|stored| stored.revision);
+    let merged = merged(store, mark, stored.as_ref()).await?;
+    Ok(merged.put(revision.map_or(Expect::Absent, Expect::Revision)))
+}
+
+/// A mark together with what the stored one says.
+pub(crate) async fn merged(
+    store: &dyn MetadataStore,
+    mark: &Mark,
+    stored: Option<&Versioned>,
+) -> Result<Mark, LedgerError> {
     let mut merged = mark.clone();
-    merge_stored(store, &mut merged, &stored).await?;
-    Ok(merged.put(Expect::Revision(stored.revision)))
+    if let Some(stored) = stored {
+        merge_stored(store, &mut merged, stored).await?;
+    }
+    Ok(merged)
 }
 
 /// Adds what the stored mark of the same ledger says; whether anything of this one was missing
@@ -231,31 +242,19 @@ pub async fn lost_of(
 /// # Errors
 /// When metadata does not do it.
 pub async fn write(store: &dyn MetadataStore, mark: &Mark) -> Result<bool, LedgerError> {
-    let key = keys::under_replicated(mark.ledger);
-    let mut unlucky = MetadataError::Unavailable("the mark keeps changing".to_owned());
-    for _ in 0..CONFLICTS_MAX {
+    let write = |stored: Option<Versioned>| async move {
         let mut mark = mark.clone();
-        let expect = match store.get(&key).await? {
-            None => Expect::Absent,
-            Some(stored) => {
-                if !merge_stored(store, &mut mark, &stored).await? {
-                    return Ok(false);
-                }
-                Expect::Revision(stored.revision)
-            }
-        };
-        let transaction = Transaction {
-            partition: mark.home.clone(),
-            guards: Vec::new(),
-            operations: vec![mark.put(expect)],
-        };
-        match commit_known(store, transaction).await {
-            Ok(_) => return Ok(true),
-            Err(conflict @ MetadataError::Conflict { .. }) => unlucky = conflict,
-            Err(error) => return Err(error.into()),
+        if let Some(stored) = stored
+            && !merge_stored(store, &mut mark, &stored).await?
+        {
+            return Ok(Change::none(()));
         }
-    }
-    Err(unlucky.into())
+        Ok(Change::put(&mark.home, mark.value(), ()))
+    };
+    let key = keys::under_replicated(mark.ledger);
+    let updated = store.update(&key, &[], write).await;
+    let updated = updated.map_err(UpdateError::<LedgerError>::flatten)?;
+    Ok(updated.applied.is_some())
 }
 
 /// Removes a mark as it was read; `false` when somebody has written another since.
@@ -265,7 +264,7 @@ pub async fn clear(store: &dyn MetadataStore, mark: &Mark) -> Result<bool, Ledge
         guards: Vec::new(),
         operations: vec![mark.removal()],
     };
-    match commit_known(store, transaction).await {
+    match store.commit_until(transaction, Until::Known).await {
         Ok(_) => Ok(true),
         // Gone, or another: either way this one is not there any more.
         Err(MetadataError::Conflict { current, .. }) => Ok(current.is_none()),

@@ -15,4 +15,7 @@ pub mod lease;
 mod limits;
 pub mod record;
 pub mod scan;
+#[cfg(test)]
+mod scripted;
 pub mod store;
+pub mod update;

@@ -8,6 +8,7 @@
 //!    tombstone. The incarnation never starts again, and deletions do not wait for it.
 
 use std::collections::BTreeSet;
+use std::future::ready;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,8 +17,8 @@ use aquifer_ledger::error::LedgerError;
 use aquifer_ledger::index::LedgerIndex;
 use aquifer_ledger::ledger_metadata;
 use aquifer_ledger::marks::{self, Mark};
-use aquifer_metadata::error::MetadataError;
-use aquifer_metadata::store::{Expect, MetadataStore};
+use aquifer_metadata::store::{MetadataStore, Versioned};
+use aquifer_metadata::update::{Change, UpdateError};
 use aquifer_metadata::{keys, record};
 use aquifer_model::id::{BookieId, EntryId, LedgerId};
 use aquifer_proto::v1;
@@ -36,8 +37,6 @@ const SILENCE: Duration = Duration::from_secs(3);
 const AWAY: Duration = Duration::from_secs(10);
 /// With more ledgers than these left, they are not all lost.
 const LOST_LEDGERS_MAX: u64 = 10_000;
-/// Attempts at a cookie that others change at the same time.
-const CONFLICTS_MAX: usize = 16;
 
 /// Why a bookie is not retired.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -321,36 +320,26 @@ async fn change(
     bookie: BookieId,
     change: impl Fn(&mut v1::CookieRecord),
 ) -> Result<(), LedgerError> {
-    let key = keys::cookie(bookie);
-    let mut unlucky = MetadataError::Unavailable("the cookie keeps changing".to_owned());
-    for _ in 0..CONFLICTS_MAX {
-        let (before, expect) = match store.get(&key).await? {
-            None => (None, Expect::Absent),
-            Some(stored) => {
-                let cookie: v1::CookieRecord = record::decode(&stored)?;
-                (Some(cookie), Expect::Revision(stored.revision))
-            }
-        };
+    let decide = |stored: Option<Versioned>| {
+        let before: Option<v1::CookieRecord> = stored.as_ref().map(record::decode).transpose()?;
         let mut cookie = before.clone().unwrap_or_else(|| v1::CookieRecord {
             bookie_id: Bytes::copy_from_slice(&bookie.0),
             ..v1::CookieRecord::default()
         });
         change(&mut cookie);
         if before.as_ref() == Some(&cookie) {
-            return Ok(());
+            return Ok(Change::none(()));
         }
-        let value = record::encode(cookie);
-        match store
-            .put(keys::CLUSTER_PARTITION, &key, value, expect)
-            .await
-        {
-            Ok(_) => return Ok(()),
-            // Either way the next look shows what is there now.
-            Err(error @ (MetadataError::Conflict { .. } | MetadataError::UnknownOutcome(_))) => {
-                unlucky = error;
-            }
-            Err(error) => return Err(error.into()),
-        }
-    }
-    Err(unlucky.into())
+        Ok(Change::put(
+            keys::CLUSTER_PARTITION,
+            record::encode(cookie),
+            (),
+        ))
+    };
+    let key = keys::cookie(bookie);
+    let updated = store.update(&key, &[], |stored| ready(decide(stored)));
+    let updated = updated.await;
+    updated
+        .map(drop)
+        .map_err(UpdateError::<LedgerError>::flatten)
 }

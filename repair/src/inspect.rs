@@ -8,12 +8,12 @@ use std::time::Duration;
 use aquifer_ledger::deletion::{self, Intent, Progress};
 use aquifer_ledger::error::LedgerError;
 use aquifer_ledger::index;
-use aquifer_ledger::ledger_metadata::{self, LedgerInfo, LedgerState, commit_known};
+use aquifer_ledger::ledger_metadata::{self, LedgerInfo, LedgerState};
 use aquifer_ledger::marks::Mark;
 use aquifer_ledger::recovery::driver::close_by_recovery;
 use aquifer_metadata::keys::{self, Key};
 use aquifer_metadata::record;
-use aquifer_metadata::store::{Expect, Guard, MetadataStore, PageToken, Transaction};
+use aquifer_metadata::store::{Expect, Guard, MetadataStore, PageToken, Transaction, Until};
 use aquifer_model::id::{BookieId, EntryId, LEDGER_ID_MAX, LedgerId};
 use aquifer_model::quorum::Quorum;
 use aquifer_model::storage::{BookieError, ReadRange};
@@ -363,7 +363,7 @@ pub async fn delete(
         }],
         operations: vec![Intent::of(&info).put(Expect::Any)],
     };
-    commit_known(store, transaction).await?;
+    store.commit_until(transaction, Until::Known).await?;
     Ok(Some(
         match deletion::carry_out(&ctx.ledgers, ledger).await? {
             Progress::Done => 0,

@@ -11,11 +11,11 @@ use std::sync::Arc;
 use aquifer_ledger::deletion::{self, Intent};
 use aquifer_ledger::error::LedgerError;
 use aquifer_ledger::index;
-use aquifer_ledger::ledger_metadata::{self, LedgerInfo, commit_known};
+use aquifer_ledger::ledger_metadata::{self, LedgerInfo};
 use aquifer_metadata::error::MetadataError;
 use aquifer_metadata::keys::{self, Key};
 use aquifer_metadata::record;
-use aquifer_metadata::store::{Expect, Guard, Transaction};
+use aquifer_metadata::store::{Expect, Guard, Transaction, Until};
 use aquifer_model::id::LedgerId;
 use aquifer_proto::v1;
 use roaring::RoaringTreemap;
@@ -147,7 +147,7 @@ impl OrphanAudit {
             }],
             operations: vec![Intent::of(&info).put(Expect::Absent)],
         };
-        match commit_known(store, transaction).await {
+        match store.commit_until(transaction, Until::Known).await {
             Ok(_) => {}
             Err(MetadataError::Conflict { .. }) => return Ok(false),
             Err(error) => return Err(error.into()),

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use aquifer_metadata::embedded::{EmbeddedOptions, EmbeddedStore};
+use aquifer_metadata::store::Expect;
 use aquifer_model::entry::EntryData;
 use aquifer_model::id::EntryId;
 use aquifer_model::storage::{AddEntry, OrderedOperation, OrderedReply, OrderedRequest};

@@ -58,8 +58,11 @@ pub async fn close_known(
         info.state = LedgerState::InRecovery;
         info.recovery_epoch += 1;
         match claim_and_recover(ctx, &mut info, guards).await {
-            Err(LedgerError::Metadata(conflict @ MetadataError::Conflict { .. })) => {
-                rival = conflict;
+            // Without an outcome the record says how far it came.
+            Err(LedgerError::Metadata(
+                error @ (MetadataError::Conflict { .. } | MetadataError::UnknownOutcome(_)),
+            )) => {
+                rival = error;
                 clock::sleep(ctx.rng.jitter(ctx.settings.retry_backoff_min)).await;
                 info = ledger_metadata::load_existing(&*ctx.store, ledger).await?;
             }

@@ -96,7 +96,15 @@ impl Replacement<'_> {
             if mark.is_some() && self.cookie_revision(to).await? != before {
                 mark = None;
             }
-            match self.swap(info, to, fragments, mark).await? {
+            let swapped = match self.swap(info, to, fragments, mark).await {
+                Err(error @ LedgerError::Metadata(MetadataError::UnknownOutcome(_))) => {
+                    // If it was made, its mark may be gone with it, and nobody looked back.
+                    self.doubt(info, to).await?;
+                    return Err(error.into());
+                }
+                swapped => swapped?,
+            };
+            match swapped {
                 Swap::Done => {
                     self.look_back(info, to, before, doubted).await?;
                     holes.check()?;

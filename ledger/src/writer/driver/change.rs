@@ -17,6 +17,8 @@ impl Inner {
         first_entry: EntryId,
         failed: &[usize],
     ) -> WriterEvent {
+        // What the store could not tell whether it was written.
+        let mut in_doubt = None;
         loop {
             let mut info = self.state.lock().info.clone();
             let (last_first, members) = info.last_fragment();
@@ -55,10 +57,20 @@ impl Inner {
                     self.state.lock().info = info;
                     return WriterEvent::EnsembleChanged { members };
                 }
-                Err(LedgerError::Metadata(MetadataError::Conflict { .. })) => {
+                Err(LedgerError::Metadata(
+                    error @ (MetadataError::Conflict { .. } | MetadataError::UnknownOutcome(_)),
+                )) => {
+                    if matches!(error, MetadataError::UnknownOutcome(_)) {
+                        in_doubt = Some(info.fragments);
+                    }
                     match ledger_metadata::load_existing(store, self.ledger).await {
                         Ok(current) if current.state == LedgerState::Open => {
+                            let (_, members) = current.last_fragment();
+                            let was_made = in_doubt.as_ref() == Some(&current.fragments);
                             self.state.lock().info = current;
+                            if was_made {
+                                return WriterEvent::EnsembleChanged { members };
+                            }
                         }
                         Ok(_) | Err(LedgerError::BadRecord(..)) => return WriterEvent::Superseded,
                         Err(_) => {}

@@ -1,0 +1,246 @@
+//! Changes of a record by compare-and-swap (I6): read it, decide, write over the revision that was
+//! read; from the start when another process was faster.
+//!
+//! Invariants:
+//! - What is written was decided from the value that it replaces.
+//! - Attempts are bounded, with a growing pause between them.
+//! - An outcome that the store does not tell in time is not guessed at. The key is read again, and
+//!   the caller decides on what is there. If the key is as it was, the same change is made again,
+//!   and at most one of both can succeed; if it is not, the first can never be made any more, and
+//!   was made only if this is what is there. So a change must recognise what it has done itself, or
+//!   do no harm when it is made twice.
+
+use std::time::Duration;
+
+use aquifer_runtime::clock;
+use bytes::Bytes;
+use thiserror::Error;
+
+use crate::error::MetadataError;
+use crate::store::{Expect, Guard, MetadataStore, Operation, Revision, Transaction, Versioned};
+
+/// Attempts at a key that others change at the same time. An attempt fails only when another
+/// process succeeds, so this is far more than there are processes that write to one key.
+const ATTEMPTS_MAX: u32 = 64;
+/// First and longest pause between attempts.
+const PAUSE_FIRST: Duration = Duration::from_millis(1);
+const PAUSE_MAX: Duration = Duration::from_millis(64);
+
+/// What is to become of a key.
+#[derive(Debug, Clone)]
+pub struct Change<T> {
+    write: Option<Write>,
+    partition: String,
+    others: Vec<Operation>,
+    answer: T,
+}
+
+#[derive(Debug, Clone)]
+enum Write {
+    Put(Bytes),
+    Delete,
+}
+
+impl<T> Change<T> {
+    /// The key stays as it is.
+    #[must_use]
+    pub fn none(answer: T) -> Self {
+        Self {
+            write: None,
+            partition: String::new(),
+            others: Vec::new(),
+            answer,
+        }
+    }
+
+    /// The key gets a value, in a transaction of this partition.
+    #[must_use]
+    pub fn put(partition: &str, value: Bytes, answer: T) -> Self {
+        Self {
+            write: Some(Write::Put(value)),
+            partition: partition.to_owned(),
+            others: Vec::new(),
+            answer,
+        }
+    }
+
+    /// The key is removed, in a transaction of this partition.
+    #[must_use]
+    pub fn delete(partition: &str, answer: T) -> Self {
+        Self {
+            write: Some(Write::Delete),
+            ..Self::put(partition, Bytes::new(), answer)
+        }
+    }
+
+    /// The same together with other changes. When one of their keys is not as expected, the change
+    /// is decided anew.
+    #[must_use]
+    pub fn with(mut self, others: impl IntoIterator<Item = Operation>) -> Self {
+        self.others.extend(others);
+        self
+    }
+}
+
+/// An update that came to its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Updated<T> {
+    /// What the change answered.
+    pub answer: T,
+    /// When it was made; `None` when there was nothing to change.
+    pub applied: Option<Revision>,
+}
+
+/// Why an update was not made, or is not known to have been.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum UpdateError<E> {
+    /// The change refuses what is stored now.
+    #[error("{0}")]
+    Refused(E),
+    /// A guard does not hold; nothing was changed.
+    #[error("metadata guard {key} does not hold: it is at {current:?}")]
+    Guard {
+        /// Its key.
+        key: String,
+        /// The revision of that, or `None` if it does not exist.
+        current: Option<Revision>,
+    },
+    /// Other processes were faster each time; nothing was changed.
+    #[error("{key} keeps changing: it is at {current:?}")]
+    Contended {
+        /// The key that was not as expected last.
+        key: String,
+        /// Its revision, or `None` if it does not exist.
+        current: Option<Revision>,
+    },
+    /// The change may have been made: the store cannot tell, and cannot be read.
+    #[error("the change may have been made: {0}")]
+    Unknown(String),
+    /// The store did not make it; nothing was changed.
+    #[error(transparent)]
+    Store(MetadataError),
+}
+
+impl<E: From<MetadataError>> UpdateError<E> {
+    /// The error of the caller's own kind, for those that treat a guard as any other conflict.
+    #[must_use]
+    pub fn flatten(self) -> E {
+        match self {
+            Self::Refused(error) => error,
+            Self::Guard { key, current } | Self::Contended { key, current } => {
+                MetadataError::Conflict { key, current }.into()
+            }
+            Self::Unknown(reason) => MetadataError::UnknownOutcome(reason).into(),
+            Self::Store(error) => error.into(),
+        }
+    }
+}
+
+/// How an attempt failed.
+enum Missed {
+    Conflict(String, Option<Revision>),
+    Unknown(String),
+}
+
+impl Missed {
+    fn give_up<E>(self) -> UpdateError<E> {
+        match self {
+            Self::Conflict(key, current) => UpdateError::Contended { key, current },
+            Self::Unknown(reason) => UpdateError::Unknown(reason),
+        }
+    }
+}
+
+impl dyn MetadataStore + '_ {
+    /// Changes one key, while all guards hold. `change` decides from what is stored (`None` where
+    /// the key does not exist), and is asked again whenever that was changed meanwhile, so it must
+    /// have no effect of its own.
+    ///
+    /// # Errors
+    /// [`UpdateError`] says for each kind whether anything may have been changed.
+    pub async fn update<T, E, F>(
+        &self,
+        key: &str,
+        guards: &[Guard],
+        mut change: impl FnMut(Option<Versioned>) -> F,
+    ) -> Result<Updated<T>, UpdateError<E>>
+    where
+        F: Future<Output = Result<Change<T>, E>>,
+    {
+        let mut missed: Option<Missed> = None;
+        for attempt in 0..ATTEMPTS_MAX {
+            if attempt > 0 {
+                let pause = PAUSE_FIRST.saturating_mul(1 << (attempt - 1).min(10));
+                clock::sleep(pause.min(PAUSE_MAX)).await;
+            }
+            let stored = match self.get(key).await {
+                Ok(stored) => stored,
+                Err(error) => {
+                    return Err(match missed {
+                        Some(unknown @ Missed::Unknown(_)) => unknown.give_up(),
+                        _ => UpdateError::Store(error),
+                    });
+                }
+            };
+            let found = stored.as_ref().map(|stored| stored.revision);
+            let change = change(stored).await.map_err(UpdateError::Refused)?;
+            let answer = change.answer;
+            let Some(write) = change.write else {
+                return Ok(Updated {
+                    answer,
+                    applied: None,
+                });
+            };
+            let mut operations = vec![write.over(key, found)];
+            operations.extend(change.others);
+            let transaction = Transaction {
+                partition: change.partition,
+                guards: guards.to_vec(),
+                operations,
+            };
+            missed = Some(match self.commit(transaction).await {
+                Ok(revision) => {
+                    return Ok(Updated {
+                        answer,
+                        applied: Some(revision),
+                    });
+                }
+                Err(MetadataError::Conflict { key, current })
+                    if guards.iter().any(|guard| guard.key == key) =>
+                {
+                    return Err(UpdateError::Guard { key, current });
+                }
+                Err(MetadataError::Conflict { key, current }) => Missed::Conflict(key, current),
+                Err(MetadataError::UnknownOutcome(reason)) => {
+                    tracing::debug!(key, reason, "the outcome of a change is not known");
+                    Missed::Unknown(reason)
+                }
+                Err(error) => return Err(UpdateError::Store(error)),
+            });
+        }
+        Err(missed.map_or_else(
+            || UpdateError::Unknown("it was not tried".to_owned()),
+            Missed::give_up,
+        ))
+    }
+}
+
+impl Write {
+    fn over(self, key: &str, found: Option<Revision>) -> Operation {
+        let key = key.to_owned();
+        match self {
+            Self::Put(value) => Operation::Put {
+                key,
+                value,
+                expect: found.map_or(Expect::Absent, Expect::Revision),
+            },
+            Self::Delete => Operation::Delete {
+                key,
+                expect: found.map_or(Expect::Absent, Expect::Revision),
+            },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
