@@ -13,13 +13,13 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use aquifer_metadata::error::MetadataError;
+use aquifer_metadata::scan::{self, Pages};
 use aquifer_metadata::store::{
     Expect, Guard, MetadataStore, Operation, Revision, Transaction, Until, Versioned,
 };
 use aquifer_metadata::update::{Change, UpdateError};
 use aquifer_metadata::{keys, record};
 use aquifer_model::id::{BookieId, CreationToken, LedgerId};
-use aquifer_model::limits::METADATA_PAGE_KEYS_MAX;
 use aquifer_model::storage::{BookieError, OrderedOperation, OrderedRequest};
 use aquifer_proto::v1;
 use aquifer_runtime::clock;
@@ -28,7 +28,6 @@ use tokio::sync::oneshot;
 
 use crate::context::LedgerContext;
 use crate::error::LedgerError;
-use crate::index;
 use crate::ledger_metadata::{self, LedgerInfo};
 
 const NO_TOKEN: CreationToken = CreationToken([0; 16]);
@@ -186,8 +185,7 @@ pub(crate) async fn named(store: &dyn MetadataStore, ledger: LedgerId) -> Vec<Bo
 /// The ledgers that are being deleted everywhere: nobody reads them, and nobody needs their copies.
 /// One whose intent cannot be read is not counted.
 pub async fn going(store: &dyn MetadataStore) -> Result<BTreeSet<LedgerId>, LedgerError> {
-    let mut going = BTreeSet::new();
-    index::each(store, keys::DELETIONS_PREFIX, |item| {
+    let take = |going: &mut BTreeSet<LedgerId>, item: &Versioned| {
         match Intent::decode(item) {
             // A ledger that had no record then has another one of the same id by now, if any (H14).
             Ok(intent) if intent.copies_only || intent.home.is_empty() => {}
@@ -198,9 +196,9 @@ pub async fn going(store: &dyn MetadataStore) -> Result<BTreeSet<LedgerId>, Ledg
                 tracing::error!(key = item.key, %error, "a deletion intent is unreadable");
             }
         }
-        Ok(())
-    })
-    .await?;
+        Ok::<(), LedgerError>(())
+    };
+    let (going, _) = scan::each(store, keys::DELETIONS_PREFIX, BTreeSet::new, take).await?;
     Ok(going)
 }
 
@@ -210,16 +208,15 @@ pub async fn finish_without(
     store: &dyn MetadataStore,
     gone: impl Fn(BookieId) -> bool,
 ) -> Result<usize, LedgerError> {
-    let mut left = Vec::new();
-    index::each(store, keys::DELETIONS_PREFIX, |item| {
+    let take = |left: &mut Vec<LedgerId>, item: &Versioned| {
         if let Ok(intent) = Intent::decode(item)
             && intent.waiting().all(&gone)
         {
             left.push(intent.ledger);
         }
-        Ok(())
-    })
-    .await?;
+        Ok::<(), LedgerError>(())
+    };
+    let (left, _) = scan::each(store, keys::DELETIONS_PREFIX, Vec::new, take).await?;
     let mut finished = 0;
     for ledger in left {
         match acknowledge(store, ledger, &BTreeSet::new()).await {
@@ -425,11 +422,10 @@ pub async fn sweep_intents_of(
 }
 
 async fn sweep(ctx: &Arc<LedgerContext>, only: Option<BookieId>) -> Result<usize, LedgerError> {
-    let (mut page, mut done) = (None, 0);
-    loop {
-        let prefix = keys::DELETIONS_PREFIX;
-        let found = ctx.store.scan(prefix, page, METADATA_PAGE_KEYS_MAX).await?;
-        for item in &found.items {
+    let mut pages = Pages::new(&*ctx.store, keys::DELETIONS_PREFIX);
+    let mut done = 0;
+    while let Some(items) = pages.next().await? {
+        for item in &items {
             let intent = match Intent::decode(item) {
                 Ok(intent) => intent,
                 Err(error) => {
@@ -457,9 +453,6 @@ async fn sweep(ctx: &Arc<LedgerContext>, only: Option<BookieId>) -> Result<usize
                 }
             }
         }
-        page = found.next;
-        if page.is_none() {
-            return Ok(done);
-        }
     }
+    Ok(done)
 }

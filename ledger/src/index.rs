@@ -5,18 +5,14 @@
 
 use std::collections::BTreeMap;
 
-use aquifer_metadata::error::MetadataError;
-use aquifer_metadata::keys;
 use aquifer_metadata::store::{MetadataStore, Revision, Versioned};
+use aquifer_metadata::{keys, scan};
 use aquifer_model::id::{BookieId, LedgerId};
-use aquifer_model::limits::METADATA_PAGE_KEYS_MAX;
 use roaring::RoaringTreemap;
 
 use crate::error::LedgerError;
 use crate::ledger_metadata::{LedgerInfo, LedgerState};
 
-/// How often a scan is begun anew when its snapshot is gone.
-const RESTARTS_MAX: usize = 5;
 /// Damaged records that are remembered.
 const DAMAGED_LISTED_MAX: usize = 100;
 
@@ -37,27 +33,17 @@ impl LedgerIndex {
     /// When the scan does not come to its end. Records that are damaged do not end it: they make
     /// [`LedgerIndex::is_complete`] false.
     pub async fn scan(store: &dyn MetadataStore) -> Result<LedgerIndex, LedgerError> {
-        let mut index = LedgerIndex::default();
-        let mut restarts = 0;
-        loop {
-            let scanned = each(store, keys::LEDGERS_PREFIX, |item| index.take(item)).await;
-            match scanned {
-                Ok(revision) => {
-                    index.revision = revision;
-                    return Ok(index);
-                }
-                Err(LedgerError::Metadata(MetadataError::Unavailable(_)))
-                    if restarts < RESTARTS_MAX =>
-                {
-                    restarts += 1;
-                    index = LedgerIndex::default();
-                }
-                Err(error) => return Err(error),
-            }
-        }
+        let take = |index: &mut LedgerIndex, item: &Versioned| {
+            index.take(item);
+            Ok::<(), LedgerError>(())
+        };
+        let prefix = keys::LEDGERS_PREFIX;
+        let (mut index, revision) = scan::each(store, prefix, LedgerIndex::default, take).await?;
+        index.revision = revision;
+        Ok(index)
     }
 
-    fn take(&mut self, item: &Versioned) -> Result<(), LedgerError> {
+    fn take(&mut self, item: &Versioned) {
         let info = match item.key.parse() {
             Ok(keys::Key::Ledger(id)) => LedgerInfo::decode(id, item),
             _ => Err(LedgerError::BadRecord(
@@ -74,7 +60,6 @@ impl LedgerIndex {
                 }
             }
         }
-        Ok(())
     }
 
     pub(crate) fn add(&mut self, info: &LedgerInfo) {
@@ -159,23 +144,6 @@ impl LedgerIndex {
         LedgerIndex {
             all: ids.into_iter().collect(),
             ..LedgerIndex::default()
-        }
-    }
-}
-
-/// Calls `visit` for every key below a prefix, at one revision, a page in memory at a time.
-pub async fn each(
-    store: &dyn MetadataStore,
-    prefix: &str,
-    mut visit: impl FnMut(&Versioned) -> Result<(), LedgerError>,
-) -> Result<Revision, LedgerError> {
-    let mut page = None;
-    loop {
-        let found = store.scan(prefix, page, METADATA_PAGE_KEYS_MAX).await?;
-        found.items.iter().try_for_each(&mut visit)?;
-        page = found.next;
-        if page.is_none() {
-            return Ok(found.revision);
         }
     }
 }

@@ -34,9 +34,10 @@ pub use sessions::{
     a_put_outside_makes_a_key_stay, no_key_of_a_session_survives_its_process,
 };
 pub use transactions::{
-    acknowledged_changes_survive, all_or_nothing, concurrent_updates_lose_nothing, conditions,
-    guards_pin_without_changing, limits, names_and_whole_scans, pages_of_a_scan_show_one_state,
-    partitions_are_kept_apart, prefixes_are_exact,
+    a_scan_survives_a_snapshot_that_is_lost, acknowledged_changes_survive, all_or_nothing,
+    concurrent_updates_lose_nothing, conditions, guards_pin_without_changing, limits,
+    names_and_whole_scans, pages_of_a_scan_show_one_state, partitions_are_kept_apart,
+    prefixes_are_exact,
 };
 pub use watches::{
     a_watch_from_a_scan_misses_nothing, a_watch_resumes_without_gaps,
@@ -60,6 +61,9 @@ pub trait StoreFactory: Send + Sync {
 
     /// Makes the store forget the history of its changes so far.
     async fn compact(&self, store: &dyn MetadataStore);
+
+    /// Makes the store forget the snapshots of scans that have begun.
+    async fn forget_snapshots(&self, store: &dyn MetadataStore);
 }
 
 /// Makes a test of each check. The argument is an expression for a new factory.
@@ -75,6 +79,7 @@ macro_rules! metadata_contract {
             limits,
             prefixes_are_exact,
             pages_of_a_scan_show_one_state,
+            a_scan_survives_a_snapshot_that_is_lost,
             names_and_whole_scans,
             acknowledged_changes_survive,
             a_watch_from_a_scan_misses_nothing,

@@ -1,55 +1,157 @@
-//! Whole scans, for callers that need more than a page. They are for starts, audits and listings
-//! on demand; nothing on the path of a message may wait for one.
+//! Scans of more than a page. They are for starts, audits and listings on demand; nothing on the
+//! path of a message may wait for one.
+//!
+//! A store serves the snapshot of a scan for a while only (etcd until it is compacted, embedded
+//! until the scan has paused for too long). There are two answers to that, and every scan of more
+//! than a page is one of them:
+//! - [`each`] shows one state: it begins anew, and so does what it has collected.
+//! - [`Pages`] is for work on keys that have nothing to do with each other: it goes on behind the
+//!   last key, in a newer snapshot.
 
 use std::collections::BTreeSet;
 
-use crate::error::{MetadataError, MetadataResult};
-use crate::store::{MetadataStore, PageToken, Revision, Versioned};
+use aquifer_model::limits::METADATA_PAGE_KEYS_MAX;
 
-/// Keys that a whole scan asks for at once.
-const PAGE_KEYS: usize = 500;
-/// How often a scan is begun anew when its snapshot is gone.
+use crate::error::{MetadataError, MetadataResult};
+use crate::store::{MetadataStore, PageToken, Revision, ScanPage, Versioned};
+
+/// How often a scan may lose its snapshot.
 const RESTARTS_MAX: usize = 5;
 /// Sorts after every character of a key.
 const AFTER_EVERY_KEY: char = '\x7f';
 
+/// Shows every key below a prefix, at one revision and in order, to `visit`, a page in memory at a
+/// time. When the snapshot is gone it begins anew with what `start` gives; so `visit` must change
+/// nothing else.
+///
+/// # Errors
+/// What `visit` says; those of [`MetadataStore::scan`], also after the snapshot was lost a few
+/// times.
+pub async fn each<S, E: From<MetadataError>>(
+    store: &dyn MetadataStore,
+    prefix: &str,
+    start: impl Fn() -> S,
+    mut visit: impl FnMut(&mut S, &Versioned) -> Result<(), E>,
+) -> Result<(S, Revision), E> {
+    let mut restarts = 0;
+    'anew: loop {
+        let mut seen = start();
+        let mut page = None;
+        loop {
+            let goes_on = page.is_some();
+            let found = match store.scan(prefix, page, METADATA_PAGE_KEYS_MAX).await {
+                // The first page needs no snapshot of before: then the store itself is away.
+                Err(MetadataError::Unavailable(reason)) if goes_on && restarts < RESTARTS_MAX => {
+                    tracing::debug!(prefix, reason, "a scan begins anew");
+                    restarts += 1;
+                    continue 'anew;
+                }
+                found => found?,
+            };
+            for item in &found.items {
+                visit(&mut seen, item)?;
+            }
+            page = found.next;
+            if page.is_none() {
+                return Ok((seen, found.revision));
+            }
+        }
+    }
+}
+
 /// All keys below a prefix at one revision, but at most `keys_max`.
 ///
 /// # Errors
-/// `Invalid` when there are more; otherwise those of [`MetadataStore::scan`], where a lost
-/// snapshot is tried again a few times.
+/// `Invalid` when there are more; otherwise those of [`each`].
 pub async fn all(
     store: &dyn MetadataStore,
     prefix: &str,
     keys_max: usize,
 ) -> MetadataResult<(Vec<Versioned>, Revision)> {
-    let mut restarts = 0;
-    loop {
-        match once(store, prefix, keys_max).await {
-            Err(MetadataError::Unavailable(_)) if restarts < RESTARTS_MAX => restarts += 1,
-            other => return other,
-        }
-    }
-}
-
-async fn once(
-    store: &dyn MetadataStore,
-    prefix: &str,
-    keys_max: usize,
-) -> MetadataResult<(Vec<Versioned>, Revision)> {
-    let mut items = Vec::new();
-    let mut page = None;
-    loop {
-        let found = store.scan(prefix, page, PAGE_KEYS).await?;
-        items.extend(found.items);
-        if items.len() > keys_max {
+    each(store, prefix, Vec::new, |items, item| {
+        if items.len() == keys_max {
             return Err(MetadataError::Invalid(format!(
                 "there are more than {keys_max} keys below {prefix:?}"
             )));
         }
-        match found.next {
-            Some(next) => page = Some(next),
-            None => return Ok((items, found.revision)),
+        items.push(item.clone());
+        Ok(())
+    })
+    .await
+}
+
+/// The pages below a prefix, in order, for work that takes its time between them. Each page is of
+/// one state, but later ones may be of a later state than the first: a key that is there all the
+/// time is shown exactly once.
+pub struct Pages<'a> {
+    store: &'a dyn MetadataStore,
+    prefix: &'a str,
+    next: Next,
+}
+
+enum Next {
+    First,
+    After(PageToken),
+    End,
+}
+
+impl<'a> Pages<'a> {
+    /// Begins before the first key.
+    pub fn new(store: &'a dyn MetadataStore, prefix: &'a str) -> Self {
+        Self {
+            store,
+            prefix,
+            next: Next::First,
+        }
+    }
+
+    /// Whether all pages were read.
+    pub fn is_at_end(&self) -> bool {
+        matches!(self.next, Next::End)
+    }
+
+    /// The keys of the next page; `None` behind the last. After an error the same page is next.
+    ///
+    /// # Errors
+    /// Those of [`MetadataStore::scan`], also after the snapshot was lost a few times.
+    pub async fn next(&mut self) -> MetadataResult<Option<Vec<Versioned>>> {
+        let found = match &self.next {
+            Next::First => self.page(None).await?,
+            Next::After(token) => match self.page(Some(token.clone())).await {
+                Err(MetadataError::Unavailable(reason)) => {
+                    tracing::debug!(
+                        prefix = self.prefix,
+                        reason,
+                        "a scan goes on in a newer snapshot"
+                    );
+                    self.page_behind(&token.after).await?
+                }
+                found => found?,
+            },
+            Next::End => return Ok(None),
+        };
+        self.next = found.next.map_or(Next::End, Next::After);
+        Ok(Some(found.items))
+    }
+
+    async fn page(&self, token: Option<PageToken>) -> MetadataResult<ScanPage> {
+        let limit = METADATA_PAGE_KEYS_MAX;
+        self.store.scan(self.prefix, token, limit).await
+    }
+
+    async fn page_behind(&self, after: &str) -> MetadataResult<ScanPage> {
+        let mut restarts = 0;
+        loop {
+            let newest = self.store.scan(self.prefix, None, 1).await?.revision;
+            let token = PageToken {
+                after: after.to_owned(),
+                revision: newest,
+            };
+            match self.page(Some(token)).await {
+                // The store changes so fast that the snapshot is gone again.
+                Err(MetadataError::Unavailable(_)) if restarts < RESTARTS_MAX => restarts += 1,
+                found => return found,
+            }
         }
     }
 }
@@ -94,3 +196,6 @@ pub async fn children(
     }
     Ok(names)
 }
+
+#[cfg(test)]
+mod tests;

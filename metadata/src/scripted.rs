@@ -65,7 +65,6 @@ impl ScriptedStore {
     }
 
     /// What the next pages of scans meet.
-    #[expect(dead_code)]
     pub(crate) fn pages(&self, turns: impl IntoIterator<Item = Turn>) {
         self.pages.lock().extend(turns);
     }

@@ -9,11 +9,12 @@ use std::time::Duration;
 
 use aquifer_ledger::deletion;
 use aquifer_ledger::error::LedgerError;
-use aquifer_ledger::index::{self, LedgerIndex};
+use aquifer_ledger::index::LedgerIndex;
 use aquifer_ledger::ledger_metadata::{self, LedgerState};
 use aquifer_ledger::marks::{self, Mark};
 use aquifer_metadata::error::MetadataError;
-use aquifer_metadata::keys;
+use aquifer_metadata::store::Versioned;
+use aquifer_metadata::{keys, scan};
 use aquifer_model::id::{BookieId, EntryId, LedgerId};
 use aquifer_model::limits::METADATA_PAGE_KEYS_MAX;
 use futures::StreamExt;
@@ -255,21 +256,17 @@ impl Auditor {
         {
             return Ok(Arc::clone(marked));
         }
-        let mut marked = Marked::new();
-        index::each(
-            &*self.ctx.ledgers.store,
-            keys::UNDER_REPLICATED_PREFIX,
-            |item| {
-                if let Ok(keys::Key::UnderReplicated(ledger)) = item.key.parse() {
-                    let mark = Mark::decode(item).inspect_err(|error| {
-                        tracing::error!(key = item.key, %error, "a mark is unreadable");
-                    });
-                    marked.insert(ledger, mark.map(|mark| mark.lost).unwrap_or_default());
-                }
-                Ok(())
-            },
-        )
-        .await?;
+        let take = |marked: &mut Marked, item: &Versioned| {
+            if let Ok(keys::Key::UnderReplicated(ledger)) = item.key.parse() {
+                let mark = Mark::decode(item).inspect_err(|error| {
+                    tracing::error!(key = item.key, %error, "a mark is unreadable");
+                });
+                marked.insert(ledger, mark.map(|mark| mark.lost).unwrap_or_default());
+            }
+            Ok::<(), LedgerError>(())
+        };
+        let (store, prefix) = (&*self.ctx.ledgers.store, keys::UNDER_REPLICATED_PREFIX);
+        let (marked, _) = scan::each(store, prefix, Marked::new, take).await?;
         let marked = Arc::new(marked);
         self.marked = Some((Arc::clone(&marked), now));
         Ok(marked)

@@ -7,13 +7,14 @@ use std::time::Duration;
 
 use aquifer_ledger::deletion::{self, Intent, Progress};
 use aquifer_ledger::error::LedgerError;
-use aquifer_ledger::index;
 use aquifer_ledger::ledger_metadata::{self, LedgerInfo, LedgerState};
 use aquifer_ledger::marks::Mark;
 use aquifer_ledger::recovery::driver::close_by_recovery;
 use aquifer_metadata::keys::{self, Key};
-use aquifer_metadata::record;
-use aquifer_metadata::store::{Expect, Guard, MetadataStore, PageToken, Transaction, Until};
+use aquifer_metadata::store::{
+    Expect, Guard, MetadataStore, PageToken, Transaction, Until, Versioned,
+};
+use aquifer_metadata::{record, scan};
 use aquifer_model::id::{BookieId, EntryId, LEDGER_ID_MAX, LedgerId};
 use aquifer_model::quorum::Quorum;
 use aquifer_model::storage::{BookieError, ReadRange};
@@ -235,19 +236,18 @@ pub async fn topic_of(
     store: &dyn MetadataStore,
     ledger: LedgerId,
 ) -> Result<Option<String>, LedgerError> {
-    let mut found = None;
-    index::each(store, keys::TENANTS_PREFIX, |item| {
+    let take = |found: &mut Option<String>, item: &Versioned| {
         let Ok(Key::Topic(topic)) = item.key.parse() else {
             return Ok(());
         };
         let listed: v1::TopicRecord = record::decode(item)?;
         let mut segments = listed.segments.iter().chain(&listed.cursor_segments);
         if segments.any(|segment| segment.ledger_id == ledger.0) {
-            found = Some(topic.to_string());
+            *found = Some(topic.to_string());
         }
-        Ok(())
-    })
-    .await?;
+        Ok::<(), LedgerError>(())
+    };
+    let (found, _) = scan::each(store, keys::TENANTS_PREFIX, || None, take).await?;
     Ok(found)
 }
 
@@ -271,38 +271,45 @@ pub struct Pending {
 /// # Errors
 /// When metadata cannot be read.
 pub async fn pending(store: &dyn MetadataStore) -> Result<Pending, LedgerError> {
-    let mut pending = Pending::default();
-    let mut damaged = Vec::new();
-    let mut note = |key: &str, error: LedgerError| {
-        if damaged.len() < DAMAGED_LISTED_MAX {
-            damaged.push(format!("{key}: {error}"));
-        }
-    };
-    index::each(store, keys::UNDER_REPLICATED_PREFIX, |item| {
-        match Mark::decode(item) {
-            Ok(_) => pending.marks += 1,
-            Err(error) => note(&item.key, error),
-        }
-        Ok(())
-    })
-    .await?;
-    index::each(store, keys::DELETIONS_PREFIX, |item| {
-        match Intent::decode(item) {
-            Ok(_) => pending.deletions += 1,
-            Err(error) => note(&item.key, error),
-        }
-        Ok(())
-    })
-    .await?;
-    index::each(store, keys::REPAIR_WORKERS_PREFIX, |_| {
-        pending.workers += 1;
-        Ok(())
-    })
-    .await?;
+    let marks = count(store, keys::UNDER_REPLICATED_PREFIX, |item| {
+        Mark::decode(item).map(drop)
+    });
+    let (marks, mut damaged) = marks.await?;
+    let intents = count(store, keys::DELETIONS_PREFIX, |item| {
+        Intent::decode(item).map(drop)
+    });
+    let (deletions, others) = intents.await?;
+    damaged.extend(others);
+    damaged.truncate(DAMAGED_LISTED_MAX);
+    let (workers, _) = count(store, keys::REPAIR_WORKERS_PREFIX, |_| Ok(())).await?;
     let auditor = store.get(&keys::leader(keys::ELECTION_AUDITOR)).await?;
-    pending.auditor = auditor.map(|found| String::from_utf8_lossy(&found.value).into_owned());
-    pending.damaged = damaged;
-    Ok(pending)
+    Ok(Pending {
+        marks,
+        deletions,
+        damaged,
+        workers,
+        auditor: auditor.map(|found| String::from_utf8_lossy(&found.value).into_owned()),
+    })
+}
+
+/// How many values below a prefix can be read; the first that cannot, and why.
+async fn count(
+    store: &dyn MetadataStore,
+    prefix: &str,
+    check: impl Fn(&Versioned) -> Result<(), LedgerError>,
+) -> Result<(u64, Vec<String>), LedgerError> {
+    let take = |(good, damaged): &mut (u64, Vec<String>), item: &Versioned| {
+        match check(item) {
+            Ok(()) => *good += 1,
+            Err(error) if damaged.len() < DAMAGED_LISTED_MAX => {
+                damaged.push(format!("{}: {error}", item.key));
+            }
+            Err(_) => {}
+        }
+        Ok::<(), LedgerError>(())
+    };
+    let (counted, _) = scan::each(store, prefix, Default::default, take).await?;
+    Ok(counted)
 }
 
 /// Asks a bookie anything; what it answers does not matter.

@@ -10,12 +10,11 @@ use std::sync::Arc;
 
 use aquifer_ledger::deletion::{self, Intent};
 use aquifer_ledger::error::LedgerError;
-use aquifer_ledger::index;
 use aquifer_ledger::ledger_metadata::{self, LedgerInfo};
 use aquifer_metadata::error::MetadataError;
 use aquifer_metadata::keys::{self, Key};
-use aquifer_metadata::record;
-use aquifer_metadata::store::{Expect, Guard, Transaction, Until};
+use aquifer_metadata::store::{Expect, Guard, Transaction, Until, Versioned};
+use aquifer_metadata::{record, scan};
 use aquifer_model::id::LedgerId;
 use aquifer_proto::v1;
 use roaring::RoaringTreemap;
@@ -63,8 +62,8 @@ impl OrphanAudit {
         let before = std::mem::take(&mut self.suspects);
         let mut orphans = self.old_ledgers().await?;
         let judged = orphans.len();
-        self.remove_referenced(&mut orphans).await?;
-        self.remove_intended(&mut orphans).await?;
+        orphans -= self.referenced().await?;
+        orphans -= self.intended().await?;
         let suspects: BTreeSet<LedgerId> = orphans.iter().map(LedgerId).collect();
         if suspects.len() > self.orphans_max {
             return Err(LedgerError::BadRecord(
@@ -93,8 +92,7 @@ impl OrphanAudit {
 
     async fn old_ledgers(&self) -> Result<RoaringTreemap, LedgerError> {
         let newest_ms = self.ctx.ledgers.clock.wall_ms().saturating_sub(self.age_ms);
-        let mut ledgers = RoaringTreemap::new();
-        index::each(&*self.ctx.ledgers.store, keys::LEDGERS_PREFIX, |item| {
+        let take = |ledgers: &mut RoaringTreemap, item: &Versioned| {
             let Ok(Key::Ledger(id)) = item.key.parse() else {
                 return Err(LedgerError::BadRecord(0, format!("key {}", item.key)));
             };
@@ -102,13 +100,12 @@ impl OrphanAudit {
                 ledgers.insert(id.0);
             }
             Ok(())
-        })
-        .await?;
-        Ok(ledgers)
+        };
+        self.collect(keys::LEDGERS_PREFIX, take).await
     }
 
-    async fn remove_referenced(&self, orphans: &mut RoaringTreemap) -> Result<(), LedgerError> {
-        index::each(&*self.ctx.ledgers.store, keys::TENANTS_PREFIX, |item| {
+    async fn referenced(&self) -> Result<RoaringTreemap, LedgerError> {
+        let take = |referenced: &mut RoaringTreemap, item: &Versioned| {
             match item.key.parse() {
                 Ok(Key::Topic(_)) => {}
                 Ok(Key::Tenant(_) | Key::Namespace(_)) => return Ok(()),
@@ -116,21 +113,29 @@ impl OrphanAudit {
             }
             let topic: v1::TopicRecord = record::decode(item)?;
             for segment in topic.segments.iter().chain(&topic.cursor_segments) {
-                orphans.remove(segment.ledger_id);
+                referenced.insert(segment.ledger_id);
             }
             Ok(())
-        })
-        .await?;
-        Ok(())
+        };
+        self.collect(keys::TENANTS_PREFIX, take).await
     }
 
-    async fn remove_intended(&self, orphans: &mut RoaringTreemap) -> Result<(), LedgerError> {
-        index::each(&*self.ctx.ledgers.store, keys::DELETIONS_PREFIX, |item| {
-            orphans.remove(Intent::decode(item)?.ledger.0);
+    async fn intended(&self) -> Result<RoaringTreemap, LedgerError> {
+        let take = |intended: &mut RoaringTreemap, item: &Versioned| {
+            intended.insert(Intent::decode(item)?.ledger.0);
             Ok(())
-        })
-        .await?;
-        Ok(())
+        };
+        self.collect(keys::DELETIONS_PREFIX, take).await
+    }
+
+    async fn collect(
+        &self,
+        prefix: &str,
+        take: impl FnMut(&mut RoaringTreemap, &Versioned) -> Result<(), LedgerError>,
+    ) -> Result<RoaringTreemap, LedgerError> {
+        let store = &*self.ctx.ledgers.store;
+        let (found, _) = scan::each(store, prefix, RoaringTreemap::new, take).await?;
+        Ok(found)
     }
 
     /// Writes the intent to delete an orphan, if its record is still what it is now.

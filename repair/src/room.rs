@@ -4,11 +4,11 @@
 
 use aquifer_ledger::deletion;
 use aquifer_ledger::error::LedgerError;
-use aquifer_ledger::index;
 use aquifer_ledger::ledger_metadata::LedgerInfo;
 use aquifer_ledger::marks::Mark;
 use aquifer_metadata::keys::{self, Key};
-use aquifer_metadata::store::MetadataStore;
+use aquifer_metadata::scan;
+use aquifer_metadata::store::{MetadataStore, Versioned};
 use aquifer_model::id::BookieId;
 
 use crate::members::{Member, Members};
@@ -72,18 +72,18 @@ pub async fn of_bookie(
     bookie: BookieId,
 ) -> Result<Outlook, LedgerError> {
     let members = Members::load(store).await?;
-    let mut outlook = Outlook::new(&members, Some(bookie));
     let going = deletion::going(store).await?;
-    index::each(store, keys::LEDGERS_PREFIX, |item| {
+    let take = |outlook: &mut Outlook, item: &Versioned| {
         if let Ok(Key::Ledger(id)) = item.key.parse()
             && !going.contains(&id)
             && let Ok(info) = LedgerInfo::decode(id, item)
         {
             outlook.add(&info, &members, |member| member == bookie);
         }
-        Ok(())
-    })
-    .await?;
+        Ok::<(), LedgerError>(())
+    };
+    let start = || Outlook::new(&members, Some(bookie));
+    let (outlook, _) = scan::each(store, keys::LEDGERS_PREFIX, start, take).await?;
     Ok(outlook)
 }
 

@@ -1,19 +1,28 @@
 //! Reads, conditions, transactions, limits and scans.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
-use aquifer_model::limits::{METADATA_OPERATIONS_MAX, METADATA_REQUEST_BYTES_MAX};
+use aquifer_model::limits::{
+    METADATA_OPERATIONS_MAX, METADATA_PAGE_KEYS_MAX, METADATA_REQUEST_BYTES_MAX,
+};
 use aquifer_model::topic::{NamespaceName, TopicName};
+use async_trait::async_trait;
 use bytes::Bytes;
+use tokio::sync::Notify;
 
 use super::{
     StoreFactory, commit, delete, get, ledger, namespace, partition, put, soon, text, topic,
     transaction, value, write,
 };
-use crate::error::MetadataError;
+use crate::error::{MetadataError, MetadataResult};
 use crate::keys::{self, BundleRange};
 use crate::scan;
-use crate::store::{Expect, Guard, MetadataStore, Operation, Revision, Transaction};
+use crate::store::{
+    Expect, Guard, MetadataStore, Operation, PageToken, Revision, ScanPage, Session, Transaction,
+    Until, Versioned, Watch,
+};
 
 fn conflict(key: &str, current: Option<Revision>) -> Result<Revision, MetadataError> {
     Err(MetadataError::Conflict {
@@ -367,6 +376,94 @@ pub async fn pages_of_a_scan_show_one_state(factory: &dyn StoreFactory) {
     let keys_seen: Vec<String> = seen.iter().map(|item| item.key.clone()).collect();
     assert_eq!(keys_seen, (0..25).map(ledger).collect::<Vec<_>>());
     assert!(seen.iter().all(|item| text(&item.value) == "old"));
+}
+
+/// A store whose second page of all is held back.
+struct Held {
+    inner: Arc<dyn MetadataStore>,
+    pages: AtomicU32,
+    reached: Notify,
+    free: Notify,
+}
+
+#[async_trait]
+impl MetadataStore for Held {
+    async fn get(&self, key: &str) -> MetadataResult<Option<Versioned>> {
+        self.inner.get(key).await
+    }
+
+    async fn scan(
+        &self,
+        prefix: &str,
+        page: Option<PageToken>,
+        limit: usize,
+    ) -> MetadataResult<ScanPage> {
+        if self.pages.fetch_add(1, Ordering::SeqCst) == 1 {
+            self.reached.notify_one();
+            self.free.notified().await;
+        }
+        self.inner.scan(prefix, page, limit).await
+    }
+
+    async fn commit_until(
+        &self,
+        transaction: Transaction,
+        until: Until,
+    ) -> MetadataResult<Revision> {
+        self.inner.commit_until(transaction, until).await
+    }
+
+    async fn watch(&self, prefix: &str, after: Revision) -> MetadataResult<Box<dyn Watch>> {
+        self.inner.watch(prefix, after).await
+    }
+
+    async fn open_session(&self, ttl: Duration) -> MetadataResult<Box<dyn Session>> {
+        self.inner.open_session(ttl).await
+    }
+}
+
+/// A scan whose snapshot is lost in the middle begins anew, and shows one state; work page by page
+/// goes on where it was.
+pub async fn a_scan_survives_a_snapshot_that_is_lost(factory: &dyn StoreFactory) {
+    let shared = factory.create().await;
+    let store = shared.as_ref();
+    let count = METADATA_PAGE_KEYS_MAX as u64 * 2 + 10;
+    let numbers: Vec<u64> = (0..count).collect();
+    for some in numbers.chunks(100) {
+        let puts = some.iter().map(|id| put(&ledger(*id), "old", Expect::Any));
+        commit(store, puts.collect()).await.expect("written");
+    }
+    let all: Vec<String> = (0..count).map(ledger).collect();
+    let mut pages = scan::Pages::new(store, keys::LEDGERS_PREFIX);
+    let mut seen = Vec::new();
+    while let Some(items) = pages.next().await.expect("it goes on") {
+        seen.extend(items.into_iter().map(|item| item.key));
+        write(store, &ledger(1), "new").await;
+        factory.forget_snapshots(store).await;
+    }
+    assert_eq!(seen, all);
+    let first_new = |seen: &mut Vec<(String, bool)>, item: &Versioned| {
+        seen.push((item.key.clone(), text(&item.value) == "new"));
+        Ok::<(), MetadataError>(())
+    };
+    let held = Held {
+        inner: Arc::clone(&shared),
+        pages: AtomicU32::new(0),
+        reached: Notify::new(),
+        free: Notify::new(),
+    };
+    let forget = async {
+        held.reached.notified().await;
+        write(store, &ledger(0), "new").await;
+        factory.forget_snapshots(store).await;
+        held.free.notify_one();
+    };
+    let scanned = scan::each(&held, keys::LEDGERS_PREFIX, Vec::new, first_new);
+    let (scanned, ()) = tokio::join!(scanned, forget);
+    let (seen, _) = scanned.expect("it begins anew");
+    assert!(seen[0].1, "the state is that of the second attempt");
+    let seen: Vec<String> = seen.into_iter().map(|(key, _)| key).collect();
+    assert_eq!(seen, all);
 }
 
 /// What was acknowledged is there after a restart, and revisions go on from where they were.

@@ -7,9 +7,9 @@ use std::time::Duration;
 use aquifer_ledger::error::LedgerError;
 use aquifer_ledger::marks::Mark;
 use aquifer_metadata::keys;
-use aquifer_metadata::store::{PageToken, Versioned};
+use aquifer_metadata::scan::Pages;
+use aquifer_metadata::store::Versioned;
 use aquifer_model::id::LedgerId;
-use aquifer_model::limits::METADATA_PAGE_KEYS_MAX;
 
 use crate::context::RepairContext;
 use crate::members::Members;
@@ -68,8 +68,7 @@ pub(super) struct Marked<'a> {
     seen: &'a mut BTreeSet<LedgerId>,
     began: Duration,
     items: std::vec::IntoIter<Versioned>,
-    page: Option<PageToken>,
-    is_last_page: bool,
+    pages: Pages<'a>,
     is_complete: bool,
 }
 
@@ -87,8 +86,7 @@ impl<'a> Marked<'a> {
             seen,
             began: ctx.ledgers.clock.monotonic(),
             items: Vec::new().into_iter(),
-            page: None,
-            is_last_page: false,
+            pages: Pages::new(&*ctx.ledgers.store, keys::UNDER_REPLICATED_PREFIX),
             is_complete: false,
         }
     }
@@ -102,11 +100,11 @@ impl<'a> Marked<'a> {
     pub(super) async fn next(&mut self) -> Result<Option<Next>, LedgerError> {
         loop {
             let Some(item) = self.items.next() else {
-                if self.is_last_page {
+                let Some(items) = self.pages.next().await? else {
                     self.is_complete = true;
                     return Ok(None);
-                }
-                self.load_page().await?;
+                };
+                self.begin_anywhere(items);
                 continue;
             };
             match Mark::decode(&item) {
@@ -131,22 +129,11 @@ impl<'a> Marked<'a> {
         }
     }
 
-    async fn load_page(&mut self) -> Result<(), LedgerError> {
-        let prefix = keys::UNDER_REPLICATED_PREFIX;
-        let scan = self
-            .ctx
-            .ledgers
-            .store
-            .scan(prefix, self.page.take(), METADATA_PAGE_KEYS_MAX);
-        let found = scan.await?;
-        let mut items = found.items;
-        // Workers that begin at different ledgers seldom meet.
+    /// Workers that begin at different ledgers seldom meet.
+    fn begin_anywhere(&mut self, mut items: Vec<Versioned>) {
         let turn = self.ctx.ledgers.rng.below(items.len().max(1) as u64);
         items.rotate_left(usize::try_from(turn).unwrap_or(0));
         self.items = items.into_iter();
-        self.page = found.next;
-        self.is_last_page = self.page.is_none();
-        Ok(())
     }
 
     async fn members(&mut self, now: Duration) -> Result<Arc<Members>, LedgerError> {
