@@ -4,6 +4,8 @@ use aquifer_metadata::error::MetadataError;
 use aquifer_model::storage::BookieError;
 use thiserror::Error;
 
+use crate::offload::OffloadError;
+
 /// Why an operation on a single ledger failed.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum LedgerError {
@@ -45,6 +47,9 @@ pub enum LedgerError {
         /// What the last replica said.
         last: BookieError,
     },
+    /// The ledger is on its way into an object store, or there.
+    #[error(transparent)]
+    Offload(#[from] OffloadError),
     /// The record of the ledger is not what it must be.
     #[error("ledger {0} has a damaged or missing record: {1}")]
     BadRecord(u64, String),

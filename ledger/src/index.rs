@@ -1,4 +1,4 @@
-//! Which ledgers each bookie holds: found by scanning all ledger records, never stored.
+//! Which ledgers each bookie must hold something of: found by scanning all ledger records, never stored.
 //!
 //! A million ledgers on three bookies each take a few megabytes: ids are kept as compressed
 //! bitmaps, and ids are nearly dense.
@@ -65,7 +65,7 @@ impl LedgerIndex {
     pub(crate) fn add(&mut self, info: &LedgerInfo) {
         self.all.insert(info.id.0);
         self.not_closed += u64::from(!matches!(info.state, LedgerState::Closed(_)));
-        for bookie in info.bookies() {
+        for bookie in info.duties().bookies() {
             self.by_bookie.entry(bookie).or_default().insert(info.id.0);
         }
     }
@@ -106,7 +106,7 @@ impl LedgerIndex {
         self.all.contains(ledger.0)
     }
 
-    /// Whether a fragment of the ledger names the bookie.
+    /// Whether the bookie must hold entries of the ledger.
     #[must_use]
     pub fn names(&self, ledger: LedgerId, bookie: BookieId) -> bool {
         let ledgers = self.by_bookie.get(&bookie);
@@ -172,6 +172,7 @@ mod tests {
             home: String::new(),
             recovery_epoch: 0,
             created_ms: 0,
+            offload: None,
             revision: Revision(1),
         }
     }

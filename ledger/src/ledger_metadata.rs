@@ -13,11 +13,13 @@ use aquifer_metadata::{keys, record};
 use aquifer_model::id::{BookieId, CreationToken, EntryId, LEDGER_ID_MAX, LedgerId};
 use aquifer_model::quorum::Quorum;
 use aquifer_proto::v1;
+use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 
 use crate::error::LedgerError;
 use crate::marks::{self, Mark};
+use crate::offload::Offload;
 use crate::writer::machine::LedgerEnd;
 
 /// Ids reserved at once; what a process does not use is lost, which 2^53 can afford.
@@ -45,7 +47,8 @@ pub struct LedgerInfo {
     pub quorum: Quorum,
     /// Where it is in its life.
     pub state: LedgerState,
-    /// Members by position, by the first entry of each fragment; never empty.
+    /// Members by position, by the first entry of each fragment; empty only when the ledger is
+    /// offloaded and no bookie has a copy. What they must hold, [`LedgerInfo::duties`] says.
     pub fragments: BTreeMap<EntryId, Vec<BookieId>>,
     /// The metadata partition of the topic that owns it.
     pub home: String,
@@ -53,23 +56,13 @@ pub struct LedgerInfo {
     pub recovery_epoch: u64,
     /// When it was created, in milliseconds since 1970.
     pub created_ms: u64,
+    /// How far it is on its way into an object store.
+    pub offload: Option<Offload>,
     /// The revision at which the record was read; changes compare it (I6).
     pub revision: Revision,
 }
 
 impl LedgerInfo {
-    /// The fragment that holds `entry`: members, and the last entry that may be in it.
-    pub fn fragment_of(&self, entry: EntryId) -> (&[BookieId], Option<EntryId>) {
-        let members = self
-            .fragments
-            .range(..=entry)
-            .next_back()
-            .map(|(_, members)| members.as_slice())
-            .unwrap_or_default();
-        let next = self.fragments.range(entry.next()..).next();
-        (members, next.map(|(first, _)| EntryId(first.0 - 1)))
-    }
-
     /// First entry and members of the last fragment.
     pub fn last_fragment(&self) -> (EntryId, Vec<BookieId>) {
         self.fragments
@@ -78,7 +71,7 @@ impl LedgerInfo {
             .unwrap_or((EntryId::FIRST, Vec::new()))
     }
 
-    /// Every bookie that may hold entries.
+    /// Every bookie that may hold entries, whether or not it must: whom a deletion asks.
     pub fn bookies(&self) -> BTreeSet<BookieId> {
         self.fragments.values().flatten().copied().collect()
     }
@@ -87,12 +80,16 @@ impl LedgerInfo {
     pub fn put(&self, expect: Expect) -> Operation {
         Operation::Put {
             key: keys::ledger(self.id),
-            value: record::encode(self.to_record()),
+            value: self.value(),
             expect,
         }
     }
 
-    fn to_record(&self) -> v1::LedgerRecord {
+    pub(crate) fn value(&self) -> Bytes {
+        record::encode(self.to_record())
+    }
+
+    pub(crate) fn to_record(&self) -> v1::LedgerRecord {
         let size = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
         let (state, end) = match self.state {
             LedgerState::Open => (v1::LedgerState::Open, LedgerEnd::default()),
@@ -115,6 +112,7 @@ impl LedgerInfo {
             home: self.home.clone(),
             recovery_epoch: self.recovery_epoch,
             created_ms: self.created_ms,
+            offload: self.offload.as_ref().map(Offload::to_record),
         }
     }
 
@@ -156,8 +154,19 @@ impl LedgerInfo {
                 return Err(bad("two fragments begin at the same entry"));
             }
         }
-        if fragments.first_key_value().map(|(first, _)| first.0) != Some(0) {
-            return Err(bad("its fragments do not begin at entry 0"));
+        let offload = ledger.offload.map(Offload::from_record).transpose();
+        let offload = offload.map_err(bad)?;
+        let closed = matches!(state, LedgerState::Closed(_));
+        let copies_gone = match &offload {
+            Some(_) if !closed => return Err(bad("it is offloaded and not closed")),
+            Some(offload) => offload.copies_are_gone(),
+            None => false,
+        };
+        let first = fragments.first_key_value().map(|(first, _)| first.0);
+        match (first, copies_gone) {
+            (None, true) | (Some(0), false) => {}
+            (Some(_), true) => return Err(bad("its copies are gone and it has fragments")),
+            (_, false) => return Err(bad("its fragments do not begin at entry 0")),
         }
         if ledger.last_entry_id == Some(u64::MAX) {
             return Err(bad("its last entry has no successor"));
@@ -172,6 +181,7 @@ impl LedgerInfo {
             home: ledger.home,
             recovery_epoch: ledger.recovery_epoch,
             created_ms: ledger.created_ms,
+            offload,
             revision: stored.revision,
         })
     }

@@ -48,12 +48,17 @@ impl Wanted {
 }
 
 /// Reads consecutive entries from `wanted.first` on, at least one, none from beyond the fragment.
+///
+/// # Errors
+/// [`LedgerError::Offload`] when bookies owe nothing of the ledger: none is asked.
 pub async fn read_range(
     ctx: &LedgerContext,
     info: &LedgerInfo,
     wanted: Wanted,
 ) -> Result<Vec<StoredEntry>, LedgerError> {
-    let (members, fragment_last) = info.fragment_of(wanted.first);
+    let Some((members, fragment_last)) = info.duties().at(wanted.first) else {
+        return Err(info.not_at_bookies());
+    };
     let last = fragment_last.map_or(wanted.last, |end| wanted.last.min(end));
     let range = ReadRange {
         ledger: info.id,

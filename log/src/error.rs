@@ -93,6 +93,8 @@ impl From<LedgerError> for LogError {
                 BookieError::Deleted => LogError::Unavailable(error.to_string()),
                 _ => LogError::Unavailable(error.to_string()),
             },
+            // Another place is to be read.
+            LedgerError::Offload(_) => LogError::Unavailable(error.to_string()),
             LedgerError::BadRecord(..) => LogError::Damaged(error.to_string()),
             LedgerError::Metadata(error) => LogError::Metadata(error),
         }

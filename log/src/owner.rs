@@ -431,6 +431,7 @@ impl LogInner {
             token: CreationToken(rng.id16()),
             quorum,
             state: LedgerState::Open,
+            offload: None,
             fragments: [(EntryId::FIRST, members)].into(),
             home: self.cell.partition().to_owned(),
             recovery_epoch: 0,

@@ -332,13 +332,18 @@ impl Auditor {
     async fn mark_one(
         &self,
         ledger: LedgerId,
-        bookies: Vec<BookieId>,
+        mut bookies: Vec<BookieId>,
         reason: &str,
     ) -> Result<bool, LedgerError> {
         let store = &*self.ctx.ledgers.store;
         let Some(info) = ledger_metadata::load(store, ledger).await? else {
             return Ok(false);
         };
+        // Since the scan it may have been offloaded, or moved.
+        bookies.retain(|bookie| info.duties().binds(*bookie));
+        if bookies.is_empty() {
+            return Ok(false);
+        }
         let now_ms = self.ctx.ledgers.clock.wall_ms();
         let mark = Mark::new(ledger, &info.home, reason, now_ms).lost(bookies);
         marks::write(store, &mark).await
@@ -375,10 +380,13 @@ impl Auditor {
             return Ok(false);
         }
         let now_ms = self.ctx.ledgers.clock.wall_ms();
+        let all = info.duties().bookies();
+        if all.is_empty() {
+            return Ok(false);
+        }
         let mark = Mark::new(ledger, &info.home, "its turn to be checked", now_ms);
         // Their bytes the scrubbers of the bookies look at.
-        let all = info.bookies().into_iter();
-        let mark = mark.thin(all.map(|bookie| (bookie, EntryId::FIRST)));
+        let mark = mark.thin(all.into_iter().map(|bookie| (bookie, EntryId::FIRST)));
         marks::write(store, &mark).await?;
         Ok(true)
     }

@@ -7,6 +7,7 @@
 
 use std::collections::BTreeSet;
 
+use aquifer_ledger::duties::EntryRange;
 use aquifer_ledger::error::LedgerError;
 use aquifer_ledger::ledger_metadata::{LedgerInfo, LedgerState};
 use aquifer_model::entry::EntryData;
@@ -36,7 +37,7 @@ const OVERLOADED_MAX: usize = 200;
 const _: () = assert!(BATCH_BYTES < ENTRY_BYTES_MAX);
 
 /// A range of entries, both ends included.
-pub(crate) type Run = (EntryId, EntryId);
+pub(crate) type Run = EntryRange;
 
 /// Why a copy did not come about.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -336,7 +337,9 @@ impl<'a> Copier<'a> {
         (first, last): Run,
         not: Option<BookieId>,
     ) -> Result<Vec<StoredEntry>, Trouble> {
-        let (bookies, fragment_last) = self.info.fragment_of(first);
+        let Some((bookies, fragment_last)) = self.info.duties().at(first) else {
+            return Err(Trouble::Blocked("no bookie must have it".to_owned()));
+        };
         let range = ReadRange {
             ledger: self.info.id,
             token: Some(self.info.token),

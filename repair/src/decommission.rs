@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use aquifer_ledger::deletion;
+use aquifer_ledger::duties::FragmentDuty;
 use aquifer_ledger::error::LedgerError;
 use aquifer_ledger::index::LedgerIndex;
 use aquifer_ledger::ledger_metadata;
@@ -29,7 +30,6 @@ use crate::context::RepairContext;
 use crate::copy::{Copier, Trouble};
 use crate::members::{Member, Members};
 use crate::pace::Pace;
-use crate::plan;
 
 /// How long writers may take to hear that a bookie is not announced as writable any more.
 const SILENCE: Duration = Duration::from_secs(3);
@@ -284,21 +284,21 @@ impl Retirement {
         let Some(info) = ledger_metadata::load(store, ledger).await? else {
             return Ok(Some(Vec::new()));
         };
-        let named = |bookies: &Vec<BookieId>| bookies.contains(&self.bookie);
-        let fixed = plan::extents(&info).filter(|(_, _, bookies)| bookies.contains(&self.bookie));
-        if fixed.count() < info.fragments.values().filter(|b| named(b)).count() {
+        let duties = info.duties();
+        let named = |fragment: &FragmentDuty<'_>| fragment.members.contains(&self.bookie);
+        if duties.fragments().any(|f| named(&f) && !f.fixed) {
             // It is still written, or its end is not known.
             return Ok(None);
         }
         let (dead, pace) = (marks::lost_of(store, ledger).await?, Pace::new(u64::MAX));
         let copier = Copier::new(&self.ctx, &info, members, &dead, &pace);
         let mut all = Vec::new();
-        for (first, last, bookies) in plan::extents(&info) {
-            let Some(position) = bookies.iter().position(|bookie| *bookie == self.bookie) else {
+        for fragment in duties.fixed() {
+            let mut members = fragment.members.iter();
+            let Some(position) = members.position(|bookie| *bookie == self.bookie) else {
                 continue;
             };
-            let runs = last.map(|last| plan::runs(info.quorum, position, first, last));
-            let found = copier.lost_by_all(runs.into_iter().flatten()).await;
+            let found = copier.lost_by_all(fragment.of(position)).await;
             let holes = match found {
                 Ok(Some(holes)) if !holes.runs.is_empty() => holes,
                 Err(Trouble::Ledger(error)) => return Err(error),

@@ -42,7 +42,9 @@ pub async fn repair_entry(
         LedgerState::Closed(end) => Some(entry) > end.last_entry,
         LedgerState::Open | LedgerState::InRecovery => false,
     };
-    let (members, _) = info.fragment_of(entry);
+    let Some((members, _)) = info.duties().at(entry) else {
+        return Ok(EntryRepair::Irrelevant);
+    };
     let mut write_set = info.quorum.write_set(entry.0);
     if beyond || !write_set.any(|position| members[position] == bookie) {
         return Ok(EntryRepair::Irrelevant);
@@ -90,7 +92,7 @@ pub async fn doubt_ledger(
     let Some(info) = ledger_metadata::load(store, ledger).await? else {
         return Ok(false);
     };
-    if !info.bookies().contains(&bookie) {
+    if !info.duties().binds(bookie) {
         return Ok(false);
     }
     let mark = Mark::new(ledger, &info.home, why, ctx.ledgers.clock.wall_ms());

@@ -9,6 +9,7 @@ use aquifer_ledger::deletion::{self, Intent, Progress};
 use aquifer_ledger::error::LedgerError;
 use aquifer_ledger::ledger_metadata::{self, LedgerInfo, LedgerState};
 use aquifer_ledger::marks::Mark;
+use aquifer_ledger::offload::Offload;
 use aquifer_ledger::recovery::driver::close_by_recovery;
 use aquifer_metadata::keys::{self, Key};
 use aquifer_metadata::store::{
@@ -25,7 +26,6 @@ use crate::context::RepairContext;
 use crate::copy::{Copier, Depth, Trouble};
 use crate::members::Members;
 use crate::pace::Pace;
-use crate::plan;
 
 /// How long a bookie may take to answer whether it is there.
 const PING: Duration = Duration::from_secs(3);
@@ -37,7 +37,7 @@ const DAMAGED_LISTED_MAX: usize = 100;
 pub struct LedgerView {
     /// The ledger.
     pub ledger: LedgerId,
-    /// `open`, `in-recovery` or `closed`.
+    /// `open`, `in-recovery`, `closed`; of a closed ledger also `offloading` and `offloaded`.
     pub state: &'static str,
     /// Its quorums.
     pub quorum: Quorum,
@@ -60,7 +60,7 @@ impl LedgerView {
         let (state, end) = match info.state {
             LedgerState::Open => ("open", None),
             LedgerState::InRecovery => ("in-recovery", None),
-            LedgerState::Closed(end) => ("closed", Some(end)),
+            LedgerState::Closed(end) => (closed_state(info.offload.as_ref()), Some(end)),
         };
         LedgerView {
             ledger: info.id,
@@ -77,6 +77,14 @@ impl LedgerView {
             created_ms: info.created_ms,
             recovery_epoch: info.recovery_epoch,
         }
+    }
+}
+
+fn closed_state(offload: Option<&Offload>) -> &'static str {
+    match offload {
+        None => "closed",
+        Some(Offload::Claimed { .. }) => "offloading",
+        Some(Offload::Stored { .. }) => "offloaded",
     }
 }
 
@@ -209,15 +217,12 @@ async fn replicas(
     let (nobody, pace) = (BTreeSet::new(), Pace::new(bytes_per_second));
     let copier = Copier::new(ctx, info, &members, &nobody, &pace);
     let mut replicas = Vec::new();
-    for (first, last, bookies) in plan::extents(info) {
-        for (position, bookie) in bookies.iter().enumerate() {
-            let runs = || {
-                let runs = last.map(|last| plan::runs(info.quorum, position, first, last));
-                runs.into_iter().flatten()
-            };
+    for fragment in info.duties().fixed() {
+        for (position, bookie) in fragment.members.iter().enumerate() {
+            let runs = || fragment.of(position);
             let gaps = copier.gaps(*bookie, runs(), Depth::Bytes, false).await;
             replicas.push(Replica {
-                fragment: first,
+                fragment: fragment.first,
                 position,
                 bookie: *bookie,
                 entries: runs().map(|(from, to)| to.0 - from.0 + 1).sum(),

@@ -191,7 +191,7 @@ impl LocalAudit {
         }
         let info = ledger_metadata::load(store, local.ledger).await?;
         if let Some(info) = &info
-            && (info.bookies().contains(&self.bookie) || info.token != local.token)
+            && (info.duties().binds(self.bookie) || info.token != local.token)
         {
             // It has been put back; or another ledger has this id, which people must look at.
             return Ok(false);

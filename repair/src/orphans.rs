@@ -96,7 +96,10 @@ impl OrphanAudit {
             let Ok(Key::Ledger(id)) = item.key.parse() else {
                 return Err(LedgerError::BadRecord(0, format!("key {}", item.key)));
             };
-            if LedgerInfo::decode(id, item)?.created_ms <= newest_ms {
+            let info = LedgerInfo::decode(id, item)?;
+            // No intent names an object yet: what deletes the record would lose the only pointer.
+            let has_object = info.offload.is_some();
+            if info.created_ms <= newest_ms && !has_object {
                 ledgers.insert(id.0);
             }
             Ok(())

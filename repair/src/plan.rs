@@ -2,10 +2,10 @@
 
 use std::collections::BTreeMap;
 
+use aquifer_ledger::duties;
 use aquifer_ledger::ledger_metadata::{LedgerInfo, LedgerState};
 use aquifer_ledger::marks::Mark;
 use aquifer_model::id::{BookieId, EntryId};
-use aquifer_model::quorum::Quorum;
 
 use crate::copy::{Depth, Run};
 use crate::members::Members;
@@ -52,7 +52,7 @@ impl Work {
         let (quorum, position) = (info.quorum, self.position);
         let first = self.first.max(from);
         let last = self.last.filter(|last| first <= *last);
-        let found = last.map(|last| runs(quorum, position, first, last));
+        let found = last.map(|last| duties::ranges(quorum, position, first, last));
         found.into_iter().flatten()
     }
 }
@@ -99,8 +99,8 @@ fn judge(bookie: BookieId, mark: &Mark, members: &Members) -> Judgement {
 /// Decides what a ledger needs.
 pub(crate) fn plan(info: &LedgerInfo, mark: &Mark, members: &Members) -> Plan {
     let mut plan = Plan::default();
-    for fragment in fragments(info) {
-        for (position, bookie) in fragment.bookies.iter().enumerate() {
+    for fragment in info.duties().fragments() {
+        for (position, bookie) in fragment.members.iter().enumerate() {
             match judge(*bookie, mark, members) {
                 Judgement::Trust => {}
                 Judgement::Wait => plan.wait = true,
@@ -121,79 +121,6 @@ pub(crate) fn plan(info: &LedgerInfo, mark: &Mark, members: &Members) -> Plan {
     plan
 }
 
-struct Fragment<'a> {
-    first: EntryId,
-    last: Option<EntryId>,
-    /// Whether `last` is final.
-    fixed: bool,
-    bookies: &'a [BookieId],
-}
-
-fn fragments(info: &LedgerInfo) -> impl Iterator<Item = Fragment<'_>> {
-    let end = match info.state {
-        LedgerState::Closed(end) => Some(end.last_entry),
-        LedgerState::Open | LedgerState::InRecovery => None,
-    };
-    let firsts = info.fragments.keys().copied();
-    let nexts = firsts.skip(1).map(Some).chain([None]);
-    info.fragments
-        .iter()
-        .zip(nexts)
-        .map(move |((first, bookies), next)| {
-            let before_next = next.map(|next| EntryId(next.0 - 1));
-            // A closed ledger may end before its last fragments begin.
-            let last = match (before_next, end) {
-                (Some(before), Some(end)) => end.map(|end| end.min(before)),
-                (Some(before), None) => Some(before),
-                (None, end) => end.flatten(),
-            };
-            Fragment {
-                first: *first,
-                last: last.filter(|last| last >= first),
-                fixed: end.is_some() || before_next.is_some(),
-                bookies,
-            }
-        })
-}
-
-/// First and last entry and members of the fragments whose extent is fixed.
-pub(crate) fn extents(
-    info: &LedgerInfo,
-) -> impl Iterator<Item = (EntryId, Option<EntryId>, &[BookieId])> {
-    fragments(info)
-        .filter(|fragment| fragment.fixed)
-        .map(|fragment| (fragment.first, fragment.last, fragment.bookies))
-}
-
-/// Ranges of consecutive entries, in order, that a position of a fragment stores: everything in
-/// one range without striping, at most Qw at a time with it.
-pub(crate) fn runs(
-    quorum: Quorum,
-    position: usize,
-    first: EntryId,
-    last: EntryId,
-) -> impl Iterator<Item = (EntryId, EntryId)> {
-    let striped = quorum.ensemble() > quorum.write();
-    let holds = move |entry: u64| quorum.write_set(entry).any(|p| p == position);
-    let mut next = Some(first.0);
-    std::iter::from_fn(move || {
-        let from = next?;
-        if !striped {
-            next = None;
-            return Some((EntryId(from), last));
-        }
-        let begin = (from..=last.0).find(|entry| holds(*entry));
-        let Some(begin) = begin else {
-            next = None;
-            return None;
-        };
-        let end = (begin..last.0).find(|entry| !holds(entry + 1));
-        let end = end.unwrap_or(last.0);
-        next = end.checked_add(1).filter(|next| *next <= last.0);
-        Some((EntryId(begin), EntryId(end)))
-    })
-}
-
 /// Fragments that one repair of a position makes of one, at most: a fragment is kept in the ledger's
 /// record, which has a bound.
 const HOLES_MAX: usize = 32;
@@ -207,7 +134,7 @@ pub(crate) fn split(
     to: BookieId,
     holes: &[(EntryId, EntryId)],
 ) -> Option<BTreeMap<EntryId, Vec<BookieId>>> {
-    let current = info.fragments.get(&work.first)?;
+    let current = info.duties().members_from(work.first)?.to_vec();
     let mut taken = current.clone();
     *taken.get_mut(work.position)? = to;
     let mut fragments = info.fragments.clone();
@@ -260,36 +187,11 @@ fn coarse(holes: &[(EntryId, EntryId)]) -> Vec<(EntryId, EntryId)> {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::{BTreeMap, BTreeSet};
+    use std::collections::BTreeMap;
 
-    use proptest::prelude::*;
+    use aquifer_model::quorum::Quorum;
 
     use super::*;
-
-    proptest! {
-        /// The runs of a position are exactly the entries whose write sets contain it.
-        #[test]
-        fn runs_cover_what_a_position_stores(
-            shape in prop_oneof![Just((3, 3, 2)), Just((5, 3, 2)), Just((4, 2, 2)), Just((1, 1, 1))],
-            position in 0_usize..5,
-            first in 0_u64..20,
-            count in 0_u64..40,
-        ) {
-            let quorum = Quorum::new(shape.0, shape.1, shape.2).unwrap();
-            prop_assume!(position < quorum.ensemble());
-            let last = first + count;
-            let expected: BTreeSet<u64> = (first..=last)
-                .filter(|entry| quorum.write_set(*entry).any(|p| p == position))
-                .collect();
-            let mut found = Vec::new();
-            for (from, to) in runs(quorum, position, EntryId(first), EntryId(last)) {
-                prop_assert!(from <= to);
-                found.extend(from.0..=to.0);
-            }
-            prop_assert!(found.is_sorted());
-            prop_assert_eq!(found.into_iter().collect::<BTreeSet<_>>(), expected);
-        }
-    }
 
     #[test]
     fn a_ledger_that_ends_before_its_last_fragment_needs_no_entries_there() {
@@ -315,6 +217,7 @@ mod tests {
             home: String::new(),
             recovery_epoch: 0,
             created_ms: 0,
+            offload: None,
             revision: Revision(1),
         };
         let mark = Mark::new(LedgerId(1), "", "test", 0).lost([BookieId([9; 16])]);

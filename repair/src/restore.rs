@@ -35,7 +35,6 @@ use crate::copy::{Copier, Depth, Trouble};
 use crate::local::LocalLedger;
 use crate::members::Members;
 use crate::pace::Pace;
-use crate::plan;
 
 /// Ledgers that a report names.
 const NAMED_MAX: usize = 20;
@@ -196,13 +195,10 @@ impl Restore {
         let lost = marks::lost_of(&*self.ctx.ledgers.store, info.id).await?;
         let copier = Copier::new(&self.ctx, info, members, &lost, &self.pace);
         let mut missing = None;
-        for (first, last, bookies) in plan::extents(info) {
-            let Some(last) = last else {
-                continue;
-            };
-            let here = bookies.iter().enumerate();
+        for fragment in info.duties().fixed() {
+            let here = fragment.members.iter().enumerate();
             for (position, _) in here.filter(|(_, bookie)| **bookie == self.bookie) {
-                let runs = plan::runs(info.quorum, position, first, last);
+                let runs = fragment.of(position);
                 let gaps = copier.gaps(self.bookie, runs, Depth::Keys, false).await?;
                 if gaps.is_empty() {
                     continue;

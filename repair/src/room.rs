@@ -40,13 +40,14 @@ impl Outlook {
 
     /// Counts a ledger from which the bookies that `leaves` names are to be moved.
     fn add(&mut self, info: &LedgerInfo, members: &Members, leaves: impl Fn(BookieId) -> bool) {
-        let to_move = |bookies: &&Vec<BookieId>| bookies.iter().any(|bookie| leaves(*bookie));
-        let mut fragments = info.fragments.values().filter(to_move).peekable();
+        let to_move = |members: &&[BookieId]| members.iter().any(|bookie| leaves(*bookie));
+        let fragments = info.duties().fragments().map(|fragment| fragment.members);
+        let mut fragments = fragments.filter(to_move).peekable();
         if fragments.peek().is_none() {
             return;
         }
         self.ledgers += 1;
-        let has_place = |beside: &Vec<BookieId>| {
+        let has_place = |beside: &[BookieId]| {
             let mut takers = members.iter().filter(|member| is_writable(member));
             takers.any(|member| !beside.contains(&member.id))
         };

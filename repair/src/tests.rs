@@ -8,6 +8,7 @@ mod deletions;
 mod history;
 mod holes;
 mod looks;
+mod offloaded;
 mod repairs;
 mod running;
 
@@ -209,6 +210,7 @@ impl Cluster {
             home: HOME.to_owned(),
             recovery_epoch: 0,
             created_ms: self.ctx.ledgers.clock.wall_ms(),
+            offload: None,
             revision: Revision(0),
         };
         let transaction = Transaction {
@@ -321,7 +323,7 @@ impl Cluster {
     pub(super) async fn assert_whole(&self, ledger: LedgerId, entries: u64) {
         let info = self.info(ledger).await;
         for entry in 0..entries {
-            let (members, _) = info.fragment_of(EntryId(entry));
+            let (members, _) = info.duties().at(EntryId(entry)).unwrap();
             for position in info.quorum.write_set(entry) {
                 let copy = self
                     .world

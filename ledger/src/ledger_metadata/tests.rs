@@ -38,6 +38,7 @@ fn good() -> v1::LedgerRecord {
         home: "public/default".to_owned(),
         recovery_epoch: 1,
         created_ms: 1,
+        offload: None,
     }
 }
 
@@ -46,7 +47,10 @@ fn a_record_comes_back_as_it_was_written() {
     let value = record::encode(good());
     let info = LedgerInfo::decode(ID, &stored(value.clone())).unwrap();
     assert_eq!(record::encode(info.to_record()), value);
-    assert_eq!(info.fragment_of(EntryId(8)).0[1], BookieId([4; 16]));
+    assert_eq!(
+        info.duties().at(EntryId(8)).unwrap().0[1],
+        BookieId([4; 16])
+    );
 }
 
 #[test]
@@ -91,7 +95,7 @@ proptest! {
         let at = at.index(bytes.len());
         bytes[at] = byte;
         if let Ok(info) = LedgerInfo::decode(ID, &stored(bytes.into())) {
-            let (members, _) = info.fragment_of(EntryId(3));
+            let (members, _) = info.duties().at(EntryId(3)).unwrap();
             prop_assert_eq!(members.len(), info.quorum.ensemble());
             prop_assert!(!info.bookies().is_empty());
             prop_assert!(info.to_record().encoded_len() > 0);

@@ -125,7 +125,7 @@ fn doubted_after_recovery(ctx: &LedgerContext, info: &LedgerInfo, end: LedgerEnd
     may_be_thin.then(|| {
         let now_ms = ctx.clock.wall_ms();
         let reason = "recovered: copies may be missing";
-        let all = info.bookies().into_iter();
+        let all = info.duties().bookies().into_iter();
         let mark = Mark::new(info.id, &info.home, reason, now_ms);
         mark.thin(all.map(|bookie| (bookie, EntryId::FIRST)))
     })

@@ -181,12 +181,12 @@ async fn a_draining_bookie_is_emptied_and_then_retired() {
     assert!(members.get(bookie(1)).unwrap().is_decommissioned());
 }
 
-fn topic_key(name: &str) -> (String, TopicName) {
+pub(super) fn topic_key(name: &str) -> (String, TopicName) {
     let topic: TopicName = format!("public/default/{name}").parse().unwrap();
     (keys::topic(&topic), topic)
 }
 
-async fn put(cluster: &Cluster, key: String, value: Bytes) {
+pub(super) async fn put(cluster: &Cluster, key: String, value: Bytes) {
     let put = Operation::Put {
         key,
         value,
@@ -200,7 +200,7 @@ async fn put(cluster: &Cluster, key: String, value: Bytes) {
     cluster.store().commit(transaction).await.unwrap();
 }
 
-fn topic_of(ledgers: &[LedgerId], cursors: &[LedgerId]) -> Bytes {
+pub(super) fn topic_of(ledgers: &[LedgerId], cursors: &[LedgerId]) -> Bytes {
     let segments = |ids: &[LedgerId]| {
         let segment = |id: &LedgerId| v1::SegmentRecord {
             ledger_id: id.0,

@@ -5,7 +5,7 @@ use aquifer_ledger::deletion::{self, sweep_intents, sweep_intents_of};
 use super::*;
 
 /// A pass over everything that a bookie stores.
-async fn pass(
+pub(super) async fn pass(
     cluster: &Cluster,
     audit: &mut LocalAudit,
     n: u8,

@@ -9,7 +9,7 @@ use crate::decommission::{self, Lost, Retired, Retirement};
 /// The members that a ledger has for an entry.
 async fn members_at(cluster: &Cluster, ledger: LedgerId, entry: u64) -> Vec<BookieId> {
     let info = cluster.info(ledger).await;
-    info.fragment_of(EntryId(entry)).0.to_vec()
+    info.duties().at(EntryId(entry)).unwrap().0.to_vec()
 }
 
 /// The entries that a bookie has intact.
@@ -27,7 +27,7 @@ fn all_but(entries: u64, but: u64) -> Vec<u64> {
 async fn assert_whole_but(cluster: &Cluster, ledger: LedgerId, entries: u64, but: u64) {
     let info = cluster.info(ledger).await;
     for entry in all_but(entries, but) {
-        let (members, _) = info.fragment_of(EntryId(entry));
+        let (members, _) = info.duties().at(EntryId(entry)).unwrap();
         for position in info.quorum.write_set(entry) {
             let copy = cluster
                 .world
@@ -64,7 +64,7 @@ async fn an_entry_that_nobody_has_keeps_nothing_else_on_a_lost_bookie() {
         assert_whole_but(&cluster, ledger, 12, 5).await;
         for entry in all_but(12, 5) {
             let info = cluster.info(ledger).await;
-            let (members, _) = info.fragment_of(EntryId(entry));
+            let (members, _) = info.duties().at(EntryId(entry)).unwrap();
             let mut stored = info.quorum.write_set(entry).map(|p| members[p]);
             assert!(!stored.any(|member| member == lost), "{shape:?} {entry}");
         }

@@ -54,7 +54,8 @@ impl Replacement<'_> {
         let mut place = None;
         let (mut places, mut conflicts) = (0, 0);
         loop {
-            let current = info.fragments.get(&work.first).cloned().unwrap_or_default();
+            let current = info.duties().members_from(work.first);
+            let current = current.map(<[BookieId]>::to_vec).unwrap_or_default();
             if current.get(work.position) != Some(&work.bookie) {
                 // Somebody else has done it.
                 return Ok(Moved::MarkStays);

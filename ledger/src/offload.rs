@@ -1,0 +1,386 @@
+//! Where a closed ledger is on its way into an object store, as its record says it.
+//!
+//! ```text
+//! (none) --claim--> Claimed --store--> Stored, copies kept --drop--> copies going --end--> copies gone
+//!    ^                 |
+//!    +---- give up ----+
+//! ```
+//!
+//! Invariants:
+//! - Every attempt has an id that is never used again, and every transition compares it (H22): what
+//!   an attempt that was given up does later changes nothing.
+//! - A transition is a compare-and-swap of the ledger's record (I6), so a deletion or a repair that
+//!   changes the record at the same time is seen before anything is written.
+//! - Bookies owe the ledger as long as copies are kept, and nothing from then on
+//!   ([`LedgerInfo::duties`]); copies go only after the object is written down (I10).
+//! - A record that carries any of this has a format version that builds without it refuse to
+//!   rewrite: the pointer may be to the only copy.
+
+use std::collections::BTreeMap;
+
+use aquifer_metadata::keys;
+use aquifer_metadata::store::{Guard, MetadataStore, Operation, Versioned};
+use aquifer_metadata::update::{Change, UpdateError, Updated};
+use aquifer_model::id::LedgerId;
+use aquifer_proto::v1;
+use bytes::Bytes;
+use thiserror::Error;
+
+use crate::error::LedgerError;
+use crate::ledger_metadata::{LedgerInfo, LedgerState};
+
+/// One attempt to write one object. Random.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct AttemptId(pub [u8; 16]);
+
+impl std::fmt::Display for AttemptId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+/// Where the bytes of a ledger are in an object store.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoredObject {
+    /// The number of the location, a bucket or a directory.
+    pub location: u32,
+    /// The name of the object there.
+    pub name: String,
+    /// Which of its sections is the ledger.
+    pub section: u32,
+    /// The length of the object.
+    pub size_bytes: u64,
+    /// The checksum of the whole object, as it was read back.
+    pub checksum: u64,
+    /// When it was verified, in milliseconds since 1970.
+    pub stored_ms: u64,
+}
+
+/// What becomes of the copies at bookies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Copies {
+    /// They are kept, and repaired.
+    Kept,
+    /// They are being deleted: the record still says where they are.
+    Going,
+    /// No bookie has any; the record names none.
+    Gone,
+}
+
+/// How far a ledger is on its way.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Offload {
+    /// An attempt is under way. Its object may be there, in parts or whole.
+    Claimed {
+        /// The attempt.
+        attempt: AttemptId,
+    },
+    /// The object is complete and verified.
+    Stored {
+        /// The attempt that wrote it.
+        attempt: AttemptId,
+        /// The object.
+        object: StoredObject,
+        /// What becomes of the copies at bookies.
+        copies: Copies,
+    },
+}
+
+/// A transition that the record does not allow, or a read that needs another place.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum OffloadError {
+    /// Bookies owe nothing of the ledger any more: it is to be read from its object.
+    #[error(
+        "ledger {ledger} is offloaded by attempt {attempt}: read it from its object, bookies are not asked"
+    )]
+    Offloaded {
+        /// The ledger.
+        ledger: u64,
+        /// The attempt whose object has it.
+        attempt: AttemptId,
+    },
+    /// Only closed ledgers are offloaded.
+    #[error("ledger {0} is not closed, and cannot be offloaded")]
+    NotClosed(u64),
+    /// The record is not at the step that this one follows, or not by this attempt.
+    #[error("attempt {attempt} cannot {step} ledger {ledger}: {found}")]
+    Superseded {
+        /// The ledger.
+        ledger: u64,
+        /// The attempt.
+        attempt: AttemptId,
+        /// What it wanted.
+        step: &'static str,
+        /// What the record says.
+        found: String,
+    },
+}
+
+/// A step of an attempt.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum OffloadStep {
+    /// The ledger is taken for the attempt, before the first byte is written.
+    Claim,
+    /// The object is complete and verified.
+    Store(StoredObject),
+    /// The copies at bookies are to go.
+    DropCopies,
+    /// No bookie has a copy any more.
+    CopiesGone,
+    /// The attempt is given up.
+    GiveUp,
+}
+
+impl OffloadStep {
+    fn name(&self) -> &'static str {
+        match self {
+            OffloadStep::Claim => "claim",
+            OffloadStep::Store(_) => "store",
+            OffloadStep::DropCopies => "drop the copies of",
+            OffloadStep::CopiesGone => "end the copies of",
+            OffloadStep::GiveUp => "give up",
+        }
+    }
+}
+
+impl Offload {
+    /// The attempt that it is about.
+    #[must_use]
+    pub fn attempt(&self) -> AttemptId {
+        match self {
+            Offload::Claimed { attempt } | Offload::Stored { attempt, .. } => *attempt,
+        }
+    }
+
+    /// Whether bookies owe the ledger as if it were not offloaded.
+    pub(crate) fn keeps_copies(&self) -> bool {
+        match self {
+            Offload::Claimed { .. } => true,
+            Offload::Stored { copies, .. } => *copies == Copies::Kept,
+        }
+    }
+
+    pub(crate) fn copies_are_gone(&self) -> bool {
+        matches!(
+            self,
+            Offload::Stored {
+                copies: Copies::Gone,
+                ..
+            }
+        )
+    }
+
+    /// Whether an object may have the only copy.
+    #[must_use]
+    pub fn is_stored(&self) -> bool {
+        matches!(self, Offload::Stored { .. })
+    }
+
+    pub(crate) fn to_record(&self) -> v1::OffloadRecord {
+        let attempt = Bytes::copy_from_slice(&self.attempt().0);
+        let Offload::Stored { object, copies, .. } = self else {
+            return v1::OffloadRecord {
+                attempt,
+                ..v1::OffloadRecord::default()
+            };
+        };
+        let copies = match copies {
+            Copies::Kept => v1::BookieCopies::Kept,
+            Copies::Going => v1::BookieCopies::Going,
+            Copies::Gone => v1::BookieCopies::Gone,
+        };
+        v1::OffloadRecord {
+            attempt,
+            object: Some(v1::StoredObject {
+                location: object.location,
+                name: object.name.clone(),
+                section: object.section,
+                size_bytes: object.size_bytes,
+                checksum: object.checksum,
+                stored_ms: object.stored_ms,
+            }),
+            copies: copies.into(),
+        }
+    }
+
+    /// Reads the part of a record; says what is wrong with it.
+    pub(crate) fn from_record(record: v1::OffloadRecord) -> Result<Offload, &'static str> {
+        let copies = record.copies();
+        let attempt: [u8; 16] = record
+            .attempt
+            .as_ref()
+            .try_into()
+            .map_err(|_| "its offload attempt is malformed")?;
+        let attempt = AttemptId(attempt);
+        let Some(object) = record.object else {
+            return match copies {
+                v1::BookieCopies::Unspecified => Ok(Offload::Claimed { attempt }),
+                _ => Err("it is offloaded without an object"),
+            };
+        };
+        if object.name.is_empty() {
+            return Err("its object has no name");
+        }
+        Ok(Offload::Stored {
+            attempt,
+            object: StoredObject {
+                location: object.location,
+                name: object.name,
+                section: object.section,
+                size_bytes: object.size_bytes,
+                checksum: object.checksum,
+                stored_ms: object.stored_ms,
+            },
+            copies: match copies {
+                v1::BookieCopies::Kept => Copies::Kept,
+                v1::BookieCopies::Going => Copies::Going,
+                v1::BookieCopies::Gone => Copies::Gone,
+                v1::BookieCopies::Unspecified => return Err("its copies are in no state"),
+            },
+        })
+    }
+}
+
+impl LedgerInfo {
+    /// The record after a step of an attempt; `None` when it says so already.
+    ///
+    /// # Errors
+    /// When the record is not at the step before, or is another attempt's (H22).
+    pub fn offloaded(
+        &self,
+        attempt: AttemptId,
+        step: &OffloadStep,
+    ) -> Result<Option<LedgerInfo>, OffloadError> {
+        if !matches!(self.state, LedgerState::Closed(_)) {
+            return Err(OffloadError::NotClosed(self.id.0));
+        }
+        let mine = self.offload.as_ref().filter(|o| o.attempt() == attempt);
+        let stored = |object: &StoredObject, copies| {
+            Some(Offload::Stored {
+                attempt,
+                object: object.clone(),
+                copies,
+            })
+        };
+        let next = match (step, mine) {
+            (OffloadStep::Claim, None) if self.offload.is_none() => {
+                Some(Offload::Claimed { attempt })
+            }
+            (OffloadStep::Store(object), Some(Offload::Claimed { .. })) => {
+                stored(object, Copies::Kept)
+            }
+            (OffloadStep::GiveUp, Some(Offload::Claimed { .. })) => None,
+            (
+                OffloadStep::DropCopies,
+                Some(Offload::Stored {
+                    object,
+                    copies: Copies::Kept,
+                    ..
+                }),
+            ) => stored(object, Copies::Going),
+            (
+                OffloadStep::CopiesGone,
+                Some(Offload::Stored {
+                    object,
+                    copies: Copies::Going,
+                    ..
+                }),
+            ) => stored(object, Copies::Gone),
+            _ if self.is_behind(mine, step) => return Ok(None),
+            _ => return Err(self.superseded(attempt, step)),
+        };
+        let fragments = match step {
+            OffloadStep::CopiesGone => BTreeMap::new(),
+            _ => self.fragments.clone(),
+        };
+        Ok(Some(LedgerInfo {
+            offload: next,
+            fragments,
+            ..self.clone()
+        }))
+    }
+
+    /// Whether the attempt has made this step already: its answer was lost.
+    fn is_behind(&self, mine: Option<&Offload>, step: &OffloadStep) -> bool {
+        match (step, mine) {
+            (OffloadStep::Claim, Some(Offload::Claimed { .. })) => true,
+            (OffloadStep::Store(wanted), Some(Offload::Stored { object, .. })) => object == wanted,
+            (OffloadStep::DropCopies, Some(Offload::Stored { copies, .. })) => {
+                *copies != Copies::Kept
+            }
+            (OffloadStep::CopiesGone, Some(Offload::Stored { copies, .. })) => {
+                *copies == Copies::Gone
+            }
+            // Given up, and perhaps claimed by another.
+            (OffloadStep::GiveUp, None) => true,
+            _ => false,
+        }
+    }
+
+    /// Why no bookie is asked for an entry.
+    pub(crate) fn not_at_bookies(&self) -> LedgerError {
+        match &self.offload {
+            Some(offload) => LedgerError::Offload(OffloadError::Offloaded {
+                ledger: self.id.0,
+                attempt: offload.attempt(),
+            }),
+            None => LedgerError::BadRecord(self.id.0, "no fragment has the entry".to_owned()),
+        }
+    }
+
+    fn superseded(&self, attempt: AttemptId, step: &OffloadStep) -> OffloadError {
+        let found = match &self.offload {
+            None => "it is not claimed".to_owned(),
+            Some(Offload::Claimed { attempt }) => format!("it is claimed by attempt {attempt}"),
+            Some(Offload::Stored {
+                attempt, copies, ..
+            }) => {
+                format!("it is stored by attempt {attempt}, its copies are {copies:?}")
+            }
+        };
+        OffloadError::Superseded {
+            ledger: self.id.0,
+            attempt,
+            step: step.name(),
+            found,
+        }
+    }
+}
+
+/// Makes a step of an attempt in the ledger's record, with whatever belongs to it in the same
+/// transaction. Answers the record as it is then.
+///
+/// # Errors
+/// [`LedgerError::Offload`] when the record does not allow the step; `BadRecord` when the ledger is
+/// gone; [`LedgerError::Fenced`] when a guard does not hold.
+pub async fn advance(
+    store: &dyn MetadataStore,
+    ledger: LedgerId,
+    attempt: AttemptId,
+    step: &OffloadStep,
+    guards: &[Guard],
+    others: &[Operation],
+) -> Result<LedgerInfo, LedgerError> {
+    let decide = |stored: Option<Versioned>| {
+        let missing = || LedgerError::BadRecord(ledger.0, "the record is missing".to_owned());
+        let info = LedgerInfo::decode(ledger, &stored.ok_or_else(missing)?)?;
+        let Some(next) = info.offloaded(attempt, step)? else {
+            return Ok(Change::none(info));
+        };
+        let home = next.home.clone();
+        Ok(Change::put(&home, next.value(), next).with(others.iter().cloned()))
+    };
+    let key = keys::ledger(ledger);
+    let made = store.update(&key, guards, |stored| std::future::ready(decide(stored)));
+    let Updated { answer, applied } = made.await.map_err(|error| match error {
+        UpdateError::Guard { .. } => LedgerError::Fenced,
+        error => error.flatten(),
+    })?;
+    Ok(LedgerInfo {
+        revision: applied.unwrap_or(answer.revision),
+        ..answer
+    })
+}
+
+#[cfg(test)]
+mod tests;
