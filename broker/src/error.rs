@@ -358,6 +358,11 @@ fn from_metadata(error: &MetadataError, text: String) -> ApiError {
             Outcome::NotApplied,
             "restore the metadata store from a backup",
         ),
+        MetadataError::NewerFormat { .. } => (
+            ErrorKind::Unavailable,
+            Outcome::NotApplied,
+            "upgrade this broker to the newest version that runs in the cluster",
+        ),
         MetadataError::Unavailable(_) | MetadataError::SessionExpired => (
             ErrorKind::Unavailable,
             Outcome::NotApplied,

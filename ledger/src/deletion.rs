@@ -97,7 +97,8 @@ impl Intent {
         }
     }
 
-    fn value(&self) -> Bytes {
+    /// The bytes that are stored.
+    pub fn value(&self) -> Bytes {
         let ids = |set: &BTreeSet<BookieId>| -> Vec<Bytes> {
             set.iter().map(|id| Bytes::copy_from_slice(&id.0)).collect()
         };

@@ -1,6 +1,6 @@
 //! Marks of ledgers that may lack replicas (`u/ID`): who writes one says why, and whoever repairs
 //! the ledger removes exactly the mark that it has read. One that cannot be read stands in nobody's
-//! way: whoever marks the ledger replaces it, and doubts every bookie that it may have named.
+//! way, unless a newer build has written it: whoever marks the ledger replaces it, and doubts every bookie that it may have named.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -208,6 +208,7 @@ async fn merge_stored(
 ) -> Result<bool, LedgerError> {
     match Mark::decode(stored) {
         Ok(earlier) => Ok(mark.merge(&earlier)),
+        Err(error @ LedgerError::Metadata(MetadataError::NewerFormat { .. })) => Err(error),
         Err(error) => {
             tracing::error!(key = stored.key, %error, "an unreadable mark is replaced");
             let info = ledger_metadata::load(store, mark.ledger).await?;

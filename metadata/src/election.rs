@@ -303,6 +303,7 @@ impl Retry {
             | MetadataError::Invalid(_)
             | MetadataError::Denied(_)
             | MetadataError::Damaged { .. }
+            | MetadataError::NewerFormat { .. }
             | MetadataError::SessionExpired => Err(error),
         }
     }

@@ -29,6 +29,22 @@ pub enum MetadataError {
         /// What is wrong with it.
         reason: String,
     },
+    /// The record was written by a newer build, which may have put into it what this one would
+    /// erase; nothing was changed.
+    #[error(
+        "{key} is a {kind} record of format version {found}, and this build knows {newest}: it is \
+         left as it is; upgrade this process to the newest version that runs in the cluster"
+    )]
+    NewerFormat {
+        /// The key.
+        key: String,
+        /// What kind of record it is.
+        kind: &'static str,
+        /// Its format version.
+        found: u32,
+        /// The newest version of this kind that this build knows.
+        newest: u32,
+    },
     /// The store cannot be reached or written; nothing was changed.
     #[error("metadata store is unavailable: {0}")]
     Unavailable(String),

@@ -3,21 +3,35 @@
 //!
 //! The format is described in `docs/formats.md`. Values come from disk or from another process:
 //! decoding never panics, and whatever is not exactly a record of the wanted kind is `Damaged`.
+//!
+//! Decoding forgets fields that it does not know, and records are rewritten all the time. So a
+//! record that carries a field which must not be forgotten has a higher version
+//! ([`Record::version`]), each kind of record its own, and a build neither reads nor writes over a
+//! record of a version that it does not know (`NewerFormat`).
 
 use aquifer_proto::{shape, v1};
 use bytes::Bytes;
 use prost::Message;
 
 use crate::error::{MetadataError, MetadataResult};
+use crate::keys::Key;
 use crate::store::Versioned;
 
-/// The version that this build writes, and the newest that it reads.
+/// The version of records without anything that older builds must not erase.
 pub const FORMAT_VERSION: u32 = 1;
 
 /// A message that is the value of some key.
 pub trait Record: Sized {
     /// What it is called in errors.
     const NAME: &'static str;
+
+    /// The newest version of this kind that this build reads and writes.
+    const NEWEST: u32 = FORMAT_VERSION;
+
+    /// The version that this record needs: the lowest whose builds do not erase what it carries.
+    fn version(&self) -> u32 {
+        FORMAT_VERSION
+    }
 
     /// Wraps it for storage.
     fn into_value(self) -> v1::metadata_value::Value;
@@ -50,7 +64,6 @@ records! {
     NamespaceRecord = Namespace / "namespace",
     PolicyRecord = Policies / "policies",
     TopicRecord = Topic / "topic",
-    LedgerRecord = Ledger / "ledger",
     IdRangeRecord = IdRange / "id range",
     DeletionIntent = Deletion / "deletion intent",
     BookieRecord = Bookie / "bookie",
@@ -61,10 +74,90 @@ records! {
     LockRecord = Lock / "lock",
 }
 
+/// The version of a ledger's record that says where its bytes are in an object store.
+const LEDGER_WITH_OFFLOAD: u32 = 2;
+
+impl Record for v1::LedgerRecord {
+    const NAME: &'static str = "ledger";
+    const NEWEST: u32 = LEDGER_WITH_OFFLOAD;
+
+    fn version(&self) -> u32 {
+        match self.offload {
+            Some(_) => LEDGER_WITH_OFFLOAD,
+            None => FORMAT_VERSION,
+        }
+    }
+
+    fn into_value(self) -> v1::metadata_value::Value {
+        v1::metadata_value::Value::Ledger(self)
+    }
+
+    fn from_value(value: v1::metadata_value::Value) -> Option<Self> {
+        match value {
+            v1::metadata_value::Value::Ledger(record) => Some(record),
+            _ => None,
+        }
+    }
+}
+
+/// The name and the newest version of the records at a key; `None` where other values are.
+fn kind_at(key: &str) -> Option<(&'static str, u32)> {
+    fn of<R: Record>() -> Option<(&'static str, u32)> {
+        Some((R::NAME, R::NEWEST))
+    }
+    match key.parse().ok()? {
+        Key::Tenant(_) => of::<v1::TenantRecord>(),
+        Key::Namespace(_) => of::<v1::NamespaceRecord>(),
+        Key::Policies(_) => of::<v1::PolicyRecord>(),
+        Key::Topic(_) => of::<v1::TopicRecord>(),
+        Key::Ledger(_) => of::<v1::LedgerRecord>(),
+        Key::IdRange(_) => of::<v1::IdRangeRecord>(),
+        Key::Deletion(_) => of::<v1::DeletionIntent>(),
+        Key::Bookie(_) => of::<v1::BookieRecord>(),
+        Key::Broker(_) => of::<v1::BrokerRecord>(),
+        Key::Cookie(_) => of::<v1::CookieRecord>(),
+        Key::BundleOwner(..) => of::<v1::BundleOwnerRecord>(),
+        Key::UnderReplicated(_) => of::<v1::UnderReplicatedRecord>(),
+        Key::RepairLock(_) => of::<v1::LockRecord>(),
+        Key::RepairWorker(_) | Key::Schema(..) | Key::Cluster(_) | Key::Leader(_) => None,
+    }
+}
+
+/// What comes first in every value, and is understood whatever the rest is.
+#[derive(Clone, PartialEq, prost::Message)]
+struct Versioning {
+    #[prost(uint32, tag = "1")]
+    format_version: u32,
+}
+
+/// Refuses a value that a newer build has written: whoever writes over it would erase what it does
+/// not know. Damage is not judged here.
+///
+/// # Errors
+/// `NewerFormat`.
+pub fn check_known(stored: &Versioned) -> MetadataResult<()> {
+    let Some((kind, newest)) = kind_at(&stored.key) else {
+        return Ok(());
+    };
+    check_version(&stored.key, &stored.value, kind, newest)
+}
+
+fn check_version(key: &str, bytes: &[u8], kind: &'static str, newest: u32) -> MetadataResult<()> {
+    match Versioning::decode(bytes) {
+        Ok(value) if value.format_version > newest => Err(MetadataError::NewerFormat {
+            key: key.to_owned(),
+            kind,
+            found: value.format_version,
+            newest,
+        }),
+        Ok(_) | Err(_) => Ok(()),
+    }
+}
+
 /// The bytes to store for a record.
 pub fn encode<R: Record>(record: R) -> Bytes {
     let value = v1::MetadataValue {
-        format_version: FORMAT_VERSION,
+        format_version: record.version(),
         value: Some(record.into_value()),
     };
     value.encode_to_vec().into()
@@ -73,7 +166,8 @@ pub fn encode<R: Record>(record: R) -> Bytes {
 /// The record in a stored value.
 ///
 /// # Errors
-/// `Damaged`, with the key, when the bytes are not a record of this kind and a known version.
+/// `Damaged`, with the key, when the bytes are not a record of this kind; `NewerFormat` when a newer
+/// build has written it.
 pub fn decode<R: Record>(versioned: &Versioned) -> MetadataResult<R> {
     decode_bytes(&versioned.key, &versioned.value)
 }
@@ -87,18 +181,13 @@ pub fn decode_bytes<R: Record>(key: &str, bytes: &[u8]) -> MetadataResult<R> {
         key: key.to_owned(),
         reason,
     };
+    check_version(key, bytes, R::NAME, R::NEWEST)?;
     // A store that several may write to: what a value costs is known before it is decoded.
     shape::check::<v1::MetadataValue>(bytes).map_err(|error| damaged(error.to_string()))?;
     let value = v1::MetadataValue::decode(bytes)
         .map_err(|error| damaged(format!("not a metadata value: {error}")))?;
-    match value.format_version {
-        FORMAT_VERSION => {}
-        newer if newer > FORMAT_VERSION => {
-            return Err(damaged(format!(
-                "format version {newer} is newer than this build, which reads {FORMAT_VERSION}"
-            )));
-        }
-        _ => return Err(damaged("it has no format version".to_owned())),
+    if value.format_version == 0 {
+        return Err(damaged("it has no format version".to_owned()));
     }
     value
         .value
@@ -143,7 +232,7 @@ mod tests {
         #[test]
         fn garbage_is_damaged_and_never_a_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
             match decode_topic(&bytes) {
-                Ok(_) | Err(MetadataError::Damaged { .. }) => {}
+                Ok(_) | Err(MetadataError::Damaged { .. } | MetadataError::NewerFormat { .. }) => {}
                 Err(other) => prop_assert!(false, "{other:?}"),
             }
         }
@@ -155,12 +244,43 @@ mod tests {
         let reason = |bytes: &[u8]| decode_topic(bytes).unwrap_err().to_string();
         assert!(reason(&ledger).contains("no topic record"));
         assert!(reason(&[]).contains("no format version"));
-        let newer = v1::MetadataValue {
+        // Whatever else it holds, and even if that is not understood.
+        let mut newer = v1::MetadataValue {
             format_version: FORMAT_VERSION + 1,
             value: None,
-        };
-        assert!(reason(&newer.encode_to_vec()).contains("newer"));
+        }
+        .encode_to_vec();
+        assert!(reason(&newer).contains("format version 2"));
+        newer.extend([0xfa, 0x3f, 0x02, 0xff, 0xff]);
+        assert!(matches!(
+            decode_topic(&newer),
+            Err(MetadataError::NewerFormat {
+                kind: "topic",
+                found: 2,
+                newest: 1,
+                ..
+            })
+        ));
         assert!(reason(&ledger[..ledger.len() - 1]).contains("t/a/b/t/x"));
+    }
+
+    #[test]
+    fn a_record_has_the_version_that_its_fields_need() {
+        let version = |record: v1::LedgerRecord| {
+            let bytes = encode(record.clone());
+            let decoded: v1::LedgerRecord = decode_bytes("l/1", &bytes).unwrap();
+            assert_eq!(decoded, record);
+            Versioning::decode(bytes).unwrap().format_version
+        };
+        assert_eq!(version(v1::LedgerRecord::default()), 1);
+        let offload = Some(v1::OffloadRecord::default());
+        assert_eq!(
+            version(v1::LedgerRecord {
+                offload,
+                ..v1::LedgerRecord::default()
+            }),
+            2
+        );
     }
 
     /// Stored bytes outlive the code that wrote them: this value was written by version 1.

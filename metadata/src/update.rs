@@ -3,6 +3,7 @@
 //!
 //! Invariants:
 //! - What is written was decided from the value that it replaces.
+//! - A record that a newer build has written is not written over, whatever the change would do.
 //! - Attempts are bounded, with a growing pause between them.
 //! - An outcome that the store does not tell in time is not guessed at. The key is read again, and
 //!   the caller decides on what is there. If the key is as it was, the same change is made again,
@@ -17,6 +18,7 @@ use bytes::Bytes;
 use thiserror::Error;
 
 use crate::error::MetadataError;
+use crate::record;
 use crate::store::{Expect, Guard, MetadataStore, Operation, Revision, Transaction, Versioned};
 
 /// Attempts at a key that others change at the same time. An attempt fails only when another
@@ -182,6 +184,9 @@ impl dyn MetadataStore + '_ {
                     });
                 }
             };
+            if let Some(stored) = &stored {
+                record::check_known(stored).map_err(UpdateError::Store)?;
+            }
             let found = stored.as_ref().map(|stored| stored.revision);
             let change = change(stored).await.map_err(UpdateError::Refused)?;
             let answer = change.answer;

@@ -2,6 +2,7 @@
 //! operator may ask for.
 
 use std::collections::BTreeSet;
+use std::future::ready;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,9 +13,8 @@ use aquifer_ledger::marks::Mark;
 use aquifer_ledger::offload::Offload;
 use aquifer_ledger::recovery::driver::close_by_recovery;
 use aquifer_metadata::keys::{self, Key};
-use aquifer_metadata::store::{
-    Expect, Guard, MetadataStore, PageToken, Transaction, Until, Versioned,
-};
+use aquifer_metadata::store::{Expect, Guard, MetadataStore, PageToken, Versioned};
+use aquifer_metadata::update::{Change, UpdateError};
 use aquifer_metadata::{record, scan};
 use aquifer_model::id::{BookieId, EntryId, LEDGER_ID_MAX, LedgerId};
 use aquifer_model::quorum::Quorum;
@@ -367,15 +367,16 @@ pub async fn delete(
     let Some(info) = ledger_metadata::load(store, ledger).await? else {
         return Ok(None);
     };
-    let transaction = Transaction {
-        partition: info.home.clone(),
-        guards: vec![Guard {
-            key: keys::ledger(ledger),
-            expect: Expect::Revision(info.revision),
-        }],
-        operations: vec![Intent::of(&info).put(Expect::Any)],
+    let as_it_is = Guard {
+        key: keys::ledger(ledger),
+        expect: Expect::Revision(info.revision),
     };
-    store.commit_until(transaction, Until::Known).await?;
+    let intent = Intent::of(&info);
+    let put = |_| ready(Ok(Change::put(&info.home, intent.value(), ())));
+    let begun = store
+        .update(&keys::deletion(ledger), &[as_it_is], put)
+        .await;
+    begun.map_err(UpdateError::<LedgerError>::flatten)?;
     Ok(Some(
         match deletion::carry_out(&ctx.ledgers, ledger).await? {
             Progress::Done => 0,

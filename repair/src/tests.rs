@@ -8,6 +8,7 @@ mod deletions;
 mod history;
 mod holes;
 mod looks;
+mod newer;
 mod offloaded;
 mod repairs;
 mod running;

@@ -3,10 +3,15 @@
 use std::future::ready;
 use std::sync::Arc;
 
+use aquifer_model::id::{BookieId, BrokerId, LedgerId};
+use aquifer_model::policy::PolicyScope;
+use aquifer_model::topic::{NamespaceName, TopicName};
+use aquifer_proto::v1;
 use aquifer_runtime::task::TaskGroup;
 
 use super::*;
-use crate::keys;
+use crate::keys::{self, BundleRange};
+use crate::record::encode;
 use crate::scripted::{ScriptedStore, Turn};
 
 type Outcome = Result<Updated<u32>, UpdateError<MetadataError>>;
@@ -143,4 +148,115 @@ async fn what_goes_with_it_is_made_with_it_or_decided_anew() {
     store.commits([Turn::Rival(keys::cluster("b"), "late")]);
     assert_eq!(update().await.unwrap().answer, 1);
     assert_eq!(store.text(&keys::cluster("b")).await, None);
+}
+
+/// Every kind of record, at its key, as a build of the future has written it.
+fn of_the_future() -> Vec<(String, String, Bytes)> {
+    let namespace: NamespaceName = "a/b".parse().unwrap();
+    let topic: TopicName = "a/b/t".parse().unwrap();
+    let range = BundleRange { first: 0, last: 9 };
+    let home = keys::partition_of_namespace(&namespace);
+    let none = String::new;
+    let record = |key: String, partition: String, bytes: Bytes| {
+        let mut bytes = bytes.to_vec();
+        assert_eq!(bytes[0], 8, "the version comes first");
+        bytes[1] = 9;
+        // A field that this build does not know.
+        bytes.extend([0xfa, 0x3f, 0x01, 0x07]);
+        (key, partition, Bytes::from(bytes))
+    };
+    let scope = PolicyScope::Tenant("a".to_owned());
+    vec![
+        record(
+            keys::tenant("a"),
+            none(),
+            encode(v1::TenantRecord::default()),
+        ),
+        record(
+            keys::policies(&scope),
+            keys::partition_of_policies(&scope),
+            encode(v1::PolicyRecord::default()),
+        ),
+        record(
+            keys::namespace(&namespace),
+            home.clone(),
+            encode(v1::NamespaceRecord::default()),
+        ),
+        record(
+            keys::topic(&topic),
+            home.clone(),
+            encode(v1::TopicRecord::default()),
+        ),
+        record(
+            keys::bundle_owner(&namespace, range),
+            home.clone(),
+            encode(v1::BundleOwnerRecord::default()),
+        ),
+        record(
+            keys::ledger(LedgerId(7)),
+            home.clone(),
+            encode(v1::LedgerRecord::default()),
+        ),
+        record(
+            keys::deletion(LedgerId(7)),
+            home.clone(),
+            encode(v1::DeletionIntent::default()),
+        ),
+        record(
+            keys::under_replicated(LedgerId(7)),
+            home,
+            encode(v1::UnderReplicatedRecord::default()),
+        ),
+        record(
+            keys::id_range(keys::IDS_LEDGER),
+            none(),
+            encode(v1::IdRangeRecord::default()),
+        ),
+        record(
+            keys::bookie(BookieId([1; 16])),
+            none(),
+            encode(v1::BookieRecord::default()),
+        ),
+        record(
+            keys::cookie(BookieId([1; 16])),
+            none(),
+            encode(v1::CookieRecord::default()),
+        ),
+        record(
+            keys::broker(BrokerId([1; 16])),
+            none(),
+            encode(v1::BrokerRecord::default()),
+        ),
+        record(
+            keys::repair_lock(LedgerId(7)),
+            none(),
+            encode(v1::LockRecord::default()),
+        ),
+    ]
+}
+
+#[tokio::test]
+async fn what_a_newer_build_has_written_is_left_alone() {
+    let store = open().await;
+    for (key, partition, value) in of_the_future() {
+        let put = store.put(&partition, &key, value.clone(), Expect::Absent);
+        put.await.unwrap();
+        let dynamic: &dyn MetadataStore = &*store;
+        let asked = std::cell::Cell::new(false);
+        let blind = |_| {
+            asked.set(true);
+            ready(Ok(Change::put(&partition, Bytes::from_static(b"mine"), ())))
+        };
+        let refused = dynamic
+            .update::<(), MetadataError, _>(&key, &[], blind)
+            .await;
+        let Err(UpdateError::Store(MetadataError::NewerFormat { key: at, found, .. })) = &refused
+        else {
+            panic!("{key}: {refused:?}");
+        };
+        assert_eq!((at, *found, asked.get()), (&key, 9, false));
+        let text = refused.unwrap_err().to_string();
+        assert!(text.contains("upgrade this process"), "{text}");
+        assert_eq!(store.get(&key).await.unwrap().unwrap().value, value);
+    }
 }
