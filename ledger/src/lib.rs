@@ -22,6 +22,7 @@ pub mod offload;
 pub mod placement;
 pub mod reader;
 pub mod recovery;
+mod slots;
 pub mod tail;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;

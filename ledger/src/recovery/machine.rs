@@ -17,6 +17,8 @@ use aquifer_model::id::{BookieId, EntryId, LedgerId};
 use aquifer_model::quorum::Quorum;
 use aquifer_model::storage::{BookieError, BookieResult, OrderedReply};
 
+use crate::slots::SlotSet;
+
 #[cfg(test)]
 mod tests;
 
@@ -170,16 +172,14 @@ pub enum RecoveryAction {
     Abort,
 }
 
-type Positions = u16;
-
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 struct EntryRecovery {
     /// Positions where a read found it.
-    found: Positions,
-    absent: Positions,
-    unknown: Positions,
+    found: SlotSet,
+    absent: SlotSet,
+    unknown: SlotSet,
     /// Positions of the ensemble that is written to which have it durably.
-    held: Positions,
+    held: SlotSet,
     ledger_length: Option<u64>,
     decided_absent: bool,
 }
@@ -189,19 +189,19 @@ struct EntryRecovery {
 struct Writing {
     members: Vec<BookieId>,
     /// Positions whose member is not the one that is read.
-    replaced: Positions,
+    replaced: SlotSet,
     /// Positions that failed and are not replaced.
-    failed: Positions,
+    failed: SlotSet,
     /// Positions for which others are being looked for.
-    replacing: Positions,
+    replacing: SlotSet,
     fragments: BTreeMap<EntryId, Vec<BookieId>>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 enum Phase {
     Fencing {
-        fenced: Positions,
-        unknown: Positions,
+        fenced: SlotSet,
+        unknown: SlotSet,
         last_add_confirmed: Option<EntryId>,
     },
     Reading {
@@ -230,14 +230,6 @@ pub struct Recovery {
     phase: Phase,
 }
 
-fn bit(position: usize) -> Positions {
-    1 << position
-}
-
-fn count(positions: Positions) -> usize {
-    usize::try_from(positions.count_ones()).unwrap_or(0)
-}
-
 impl Recovery {
     /// A recovery over the last fragment, which begins at `floor`, and the fences to send.
     #[must_use]
@@ -261,17 +253,17 @@ impl Recovery {
             quorum,
             writing: Writing {
                 members: members.clone(),
-                replaced: 0,
-                failed: 0,
-                replacing: 0,
+                replaced: SlotSet::EMPTY,
+                failed: SlotSet::EMPTY,
+                replacing: SlotSet::EMPTY,
                 fragments: BTreeMap::new(),
             },
             members,
             floor,
             window_entries: u64::from(window_entries.max(1)),
             phase: Phase::Fencing {
-                fenced: 0,
-                unknown: 0,
+                fenced: SlotSet::EMPTY,
+                unknown: SlotSet::EMPTY,
                 last_add_confirmed: None,
             },
         };
@@ -296,10 +288,8 @@ impl Recovery {
         matches!(&self.phase, Phase::Reading { entries, .. } if entries.contains_key(&entry))
     }
 
-    fn write_set(&self, entry: EntryId) -> Positions {
-        self.quorum
-            .write_set(entry.0)
-            .fold(0, |set, p| set | bit(p))
+    fn write_set(&self, entry: EntryId) -> SlotSet {
+        self.quorum.write_set(entry.0).collect()
     }
 
     /// Takes an event. Late answers to what is decided are ignored.
@@ -324,7 +314,7 @@ impl Recovery {
             }
             RecoveryEvent::Replaced { members } => self.replaced(members, actions),
             RecoveryEvent::ReplaceFailed => {
-                if self.writing.replacing != 0 && !self.is_finished() {
+                if !self.writing.replacing.is_empty() && !self.is_finished() {
                     self.abort(actions);
                 }
             }
@@ -342,16 +332,16 @@ impl Recovery {
         };
         match reply {
             FenceReply::Fenced(lac) => {
-                *fenced |= bit(position);
+                fenced.insert(position);
                 *last_add_confirmed = (*last_add_confirmed).max(lac);
             }
-            FenceReply::Unknown => *unknown |= bit(position),
+            FenceReply::Unknown => unknown.insert(position),
         }
         let (fenced, unknown, lac) = (*fenced, *unknown, *last_add_confirmed);
         let ensemble = self.quorum.ensemble() as u64;
         // In no write set may Qa members be without a fence (A4, the exact rule).
         let covered =
-            (0..ensemble).all(|e| count(self.write_set(EntryId(e)) & !fenced) < self.quorum.ack());
+            (0..ensemble).all(|e| (self.write_set(EntryId(e)) - fenced).len() < self.quorum.ack());
         if covered {
             let first = lac.map_or(EntryId::FIRST, EntryId::next).max(self.floor);
             self.phase = Phase::Reading {
@@ -362,7 +352,7 @@ impl Recovery {
                 ended: false,
             };
             self.advance(actions);
-        } else if count(fenced | unknown) == self.quorum.ensemble() {
+        } else if (fenced | unknown).len() == self.quorum.ensemble() {
             self.abort(actions);
         }
     }
@@ -392,16 +382,16 @@ impl Recovery {
         };
         match reply {
             RecoveryReadReply::Found { ledger_length } => {
-                state.found |= bit(position);
-                if entry < *frontier {
-                    state.held |= bit(position) & !replaced;
+                state.found.insert(position);
+                if entry < *frontier && !replaced.contains(position) {
+                    state.held.insert(position);
                 }
                 state.ledger_length = Some(ledger_length);
             }
-            RecoveryReadReply::Absent => state.absent |= bit(position),
-            RecoveryReadReply::Unknown => state.unknown |= bit(position),
+            RecoveryReadReply::Absent => state.absent.insert(position),
+            RecoveryReadReply::Unknown => state.unknown.insert(position),
         }
-        if state.found == 0 && count(state.absent) >= negatives_needed {
+        if state.found.is_empty() && state.absent.len() >= negatives_needed {
             state.decided_absent = true;
         }
         self.advance(actions);
@@ -421,9 +411,9 @@ impl Recovery {
             return;
         };
         if stored {
-            state.held |= bit(position);
+            state.held.insert(position);
         } else {
-            self.writing.failed |= bit(position);
+            self.writing.failed.insert(position);
         }
         self.advance(actions);
     }
@@ -441,15 +431,15 @@ impl Recovery {
             return;
         };
         let replacing = std::mem::take(&mut self.writing.replacing);
-        self.writing.failed &= !replacing;
+        self.writing.failed -= replacing;
         self.writing.replaced |= replacing;
         // Nothing left the front while others were looked for, so everything that was found and
         // is not finished lies in the new fragment.
         let first = entries.keys().next().copied().unwrap_or(*frontier);
         for (&entry, state) in entries.range_mut(..*frontier) {
-            state.held &= !replacing;
+            state.held -= replacing;
             for position in self.quorum.write_set(entry.0) {
-                if replacing & bit(position) != 0 {
+                if replacing.contains(position) {
                     actions.push(RecoveryAction::Write {
                         position,
                         bookie: members[position],
@@ -473,13 +463,12 @@ impl Recovery {
         };
         let failed = self.writing.failed;
         let is_stuck = entries.range(..*frontier).any(|(entry, state)| {
-            count(state.held | (self.write_set(*entry) & !failed)) < self.quorum.ack()
+            (state.held | (self.write_set(*entry) - failed)).len() < self.quorum.ack()
         });
-        if is_stuck && self.writing.replacing == 0 {
+        if is_stuck && self.writing.replacing.is_empty() {
             self.writing.replacing = failed;
-            let failed = (0..self.quorum.ensemble()).filter(|&p| failed & bit(p) != 0);
             actions.push(RecoveryAction::Replace {
-                failed: failed.collect(),
+                failed: failed.iter().collect(),
             });
         }
     }
@@ -491,7 +480,7 @@ impl Recovery {
         }
         self.replace_failed(actions);
         let (quorum, window) = (self.quorum, self.window_entries);
-        let is_replacing = self.writing.replacing != 0;
+        let is_replacing = !self.writing.replacing.is_empty();
         let Phase::Reading {
             entries,
             frontier,
@@ -505,7 +494,7 @@ impl Recovery {
         while !is_replacing
             && let Some(first) = entries.first_entry()
             && first.key() < frontier
-            && count(first.get().held) >= quorum.ack()
+            && first.get().held.len() >= quorum.ack()
         {
             first.remove();
         }
@@ -552,14 +541,14 @@ impl Recovery {
                 entries.retain(|entry, _| *entry < *frontier);
                 break;
             }
-            if state.found == 0 {
+            if state.found.is_empty() {
                 // All have answered, and neither found nor proved absent: never guess.
-                return count(state.absent | state.unknown) == quorum.write();
+                return (state.absent | state.unknown).len() == quorum.write();
             }
             *length = state.ledger_length;
-            state.held = state.found & !self.writing.replaced;
+            state.held = state.found - self.writing.replaced;
             for position in quorum.write_set(frontier.0) {
-                if (state.held | self.writing.failed) & bit(position) == 0 {
+                if !(state.held | self.writing.failed).contains(position) {
                     actions.push(RecoveryAction::Write {
                         position,
                         bookie: self.writing.members[position],

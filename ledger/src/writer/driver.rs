@@ -406,7 +406,7 @@ impl Inner {
                 if state.outbox.is_empty() {
                     return;
                 }
-                // Somebody else sends; he looks again before he stops.
+                // Another thread is already sending; it re-checks the outbox before it stops.
                 if std::mem::replace(&mut state.sending, true) {
                     return;
                 }

@@ -19,6 +19,8 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use aquifer_model::id::{BookieId, EntryId};
 use aquifer_model::quorum::Quorum;
 
+use crate::slots::SlotSet;
+
 mod events;
 #[cfg(test)]
 mod tests;
@@ -29,22 +31,19 @@ pub use events::{
 };
 pub use thin::Unconfirmed;
 
-/// Positions of an ensemble as bits; E is at most 16.
-type Positions = u16;
-
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Add {
     ledger_length: u64,
-    acked: Positions,
+    acked: SlotSet,
     /// Positions whose send waits for an overloaded bookie.
-    held: Positions,
+    held: SlotSet,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum State {
     Open,
     Changing {
-        failed: Positions,
+        failed: SlotSet,
         first_entry: EntryId,
     },
     Finished,
@@ -67,28 +66,16 @@ pub struct Writer {
     length: u64,
     state: State,
     /// Positions that failed and are not replaced.
-    failed: Positions,
+    failed: SlotSet,
     change_scheduled: bool,
     /// Overloaded positions: adds to them wait for the retry.
-    holding: Positions,
+    holding: SlotSet,
     retry_scheduled: bool,
     rounds_without_progress: Vec<u32>,
     /// Bookies that may lack acknowledged entries which nobody sends them any more (H16).
     thin: BTreeSet<BookieId>,
     /// Positions whose next bookie will lack some.
-    thin_next: Positions,
-}
-
-fn bit(position: usize) -> Positions {
-    1 << position
-}
-
-fn bits(positions: Positions) -> impl Iterator<Item = usize> {
-    (0..16).filter(move |&p| positions & bit(p) != 0)
-}
-
-fn count(positions: Positions) -> usize {
-    usize::try_from(positions.count_ones()).unwrap_or(0)
+    thin_next: SlotSet,
 }
 
 /// The first entry after the confirmed ones.
@@ -116,12 +103,12 @@ impl Writer {
             confirmed: LedgerEnd::default(),
             length: 0,
             state: State::Open,
-            failed: 0,
+            failed: SlotSet::EMPTY,
             change_scheduled: false,
-            holding: 0,
+            holding: SlotSet::EMPTY,
             retry_scheduled: false,
             thin: BTreeSet::new(),
-            thin_next: 0,
+            thin_next: SlotSet::EMPTY,
         }
     }
 
@@ -177,8 +164,9 @@ impl Writer {
         let Some(oldest) = self.adds.front() else {
             return Vec::new();
         };
-        let lacking = self.write_set(self.first_kept()) & !oldest.acked & !oldest.held;
-        bits(lacking & !self.failed)
+        let lacking = self.write_set(self.first_kept()) - oldest.acked - oldest.held;
+        (lacking - self.failed)
+            .iter()
             .map(|p| (p, self.members()[p]))
             .collect()
     }
@@ -188,7 +176,9 @@ impl Writer {
     #[must_use]
     pub fn holding_back(&self) -> Vec<(usize, BookieId)> {
         match self.adds.get(self.kept) {
-            Some(next) if self.is_complete(next) && self.must_wait(next) => bits(self.lagging())
+            Some(next) if self.is_complete(next) && self.must_wait(next) => self
+                .lagging()
+                .iter()
                 .map(|position| (position, self.members()[position]))
                 .collect(),
             Some(_) | None => Vec::new(),
@@ -196,25 +186,25 @@ impl Writer {
     }
 
     /// Positions that have not failed and lack the oldest acknowledged entry.
-    fn lagging(&self) -> Positions {
+    fn lagging(&self) -> SlotSet {
         match self.adds.front() {
             Some(oldest) if self.kept > 0 => {
-                self.write_set(self.first_kept()) & !oldest.acked & !self.failed
+                self.write_set(self.first_kept()) - oldest.acked - self.failed
             }
-            Some(_) | None => 0,
+            Some(_) | None => SlotSet::EMPTY,
         }
     }
 
     /// Whether the next add to be acknowledged has its ack quorum.
     fn is_complete(&self, next: &Add) -> bool {
-        let reliable = self.write_set(self.first_pending()) & !self.failed;
-        count(next.acked & reliable) >= self.quorum.ack()
+        let reliable = self.write_set(self.first_pending()) - self.failed;
+        (next.acked & reliable).len() >= self.quorum.ack()
     }
 
     /// Whether acknowledging it would leave too much that a bookie lacks which still can get it.
     fn must_wait(&self, next: &Add) -> bool {
         next.ledger_length - self.released_length > self.options.kept_bytes_max
-            && self.lagging() != 0
+            && !self.lagging().is_empty()
     }
 
     /// Members of the last fragment.
@@ -230,28 +220,26 @@ impl Writer {
         after(self.confirmed.last_entry)
     }
 
-    fn write_set(&self, entry: EntryId) -> Positions {
-        self.quorum
-            .write_set(entry.0)
-            .fold(0, |set, p| set | bit(p))
+    fn write_set(&self, entry: EntryId) -> SlotSet {
+        self.quorum.write_set(entry.0).collect()
     }
 
     /// Whether a position failed and is not known to be replaced.
     #[must_use]
     pub fn has_failed(&self, position: usize) -> bool {
-        self.failed & bit(position) != 0
+        self.failed.contains(position)
     }
 
     /// Whether positions failed and are not replaced.
     #[must_use]
     pub fn lacks_bookies(&self) -> bool {
-        self.failed != 0
+        !self.failed.is_empty()
     }
 
     /// Whether every write set has an ack quorum without the failed positions.
     fn has_quorum(&self) -> bool {
         (0..self.quorum.ensemble() as u64)
-            .all(|entry| count(self.write_set(EntryId(entry)) & !self.failed) >= self.quorum.ack())
+            .all(|entry| (self.write_set(EntryId(entry)) - self.failed).len() >= self.quorum.ack())
     }
 
     /// Takes the next entry of `bytes` bytes; `None` once the writer is finished.
@@ -261,14 +249,14 @@ impl Writer {
         }
         let entry = EntryId(self.first_kept().0 + self.adds.len() as u64);
         self.length += bytes;
-        let set = self.write_set(entry) & !self.failed;
+        let set = self.write_set(entry) - self.failed;
         let held = set & self.holding;
         self.adds.push_back(Add {
             ledger_length: self.length,
-            acked: 0,
+            acked: SlotSet::EMPTY,
             held,
         });
-        for position in bits(set & !held) {
+        for position in (set - held).iter() {
             actions.push(self.send(position, entry));
         }
         Some(PlannedAdd {
@@ -310,7 +298,7 @@ impl Writer {
                 if reply == AddReply::Fenced {
                     self.stop(StopReason::Fenced, actions);
                 } else if self.members().get(position) == Some(&bookie)
-                    && self.failed & bit(position) == 0
+                    && !self.failed.contains(position)
                 {
                     self.replied(position, entry, reply, actions);
                 }
@@ -318,7 +306,7 @@ impl Writer {
             WriterEvent::RetryDue => self.retry(actions),
             WriterEvent::ChangeDue => {
                 self.change_scheduled = false;
-                if self.state == State::Open && self.failed != 0 {
+                if self.state == State::Open && !self.failed.is_empty() {
                     self.change(actions);
                 }
             }
@@ -351,13 +339,13 @@ impl Writer {
             (AddReply::Stored, add) => {
                 self.rounds_without_progress[position] = 0;
                 if let Some(add) = add {
-                    add.acked |= bit(position);
+                    add.acked.insert(position);
                     self.acknowledge(actions);
                 }
             }
             (AddReply::Overloaded, Some(add)) => {
-                add.held |= bit(position);
-                self.holding |= bit(position);
+                add.held.insert(position);
+                self.holding.insert(position);
                 if !std::mem::replace(&mut self.retry_scheduled, true) {
                     actions.push(WriterAction::ScheduleRetry);
                 }
@@ -396,10 +384,10 @@ impl Writer {
     /// that only a replacement would get; says whether there were any.
     fn release(&mut self) -> bool {
         let before = self.kept;
-        while self.kept > 0 && self.lagging() == 0 {
+        while self.kept > 0 && self.lagging().is_empty() {
             let over = self.kept_bytes() > self.options.kept_bytes_max;
             let entry = self.first_kept();
-            if self.coming(entry) & self.write_set(entry) != 0 && !over {
+            if !(self.coming(entry) & self.write_set(entry)).is_empty() && !over {
                 break;
             }
             self.let_go();
@@ -421,7 +409,7 @@ impl Writer {
         while self.kept > 0 {
             let lagging = self.lagging();
             self.let_go();
-            for position in bits(lagging) {
+            for position in lagging.iter() {
                 self.fail(position, false, actions);
             }
         }
@@ -431,12 +419,12 @@ impl Writer {
     fn retry(&mut self, actions: &mut Vec<WriterAction>) {
         self.retry_scheduled = false;
         let holding = std::mem::take(&mut self.holding);
-        let mut exhausted = 0;
-        for position in bits(holding) {
+        let mut exhausted = SlotSet::EMPTY;
+        for position in holding.iter() {
             let rounds = &mut self.rounds_without_progress[position];
             *rounds += 1;
             if *rounds > self.options.overload_retries_max {
-                exhausted |= bit(position);
+                exhausted.insert(position);
             }
         }
         let first = self.first_kept();
@@ -444,22 +432,22 @@ impl Writer {
         for (offset, add) in self.adds.iter_mut().enumerate() {
             let held = std::mem::take(&mut add.held);
             let entry = EntryId(first.0 + offset as u64);
-            resend.extend(bits(held & !unusable).map(|position| (position, entry)));
+            resend.extend((held - unusable).iter().map(|position| (position, entry)));
         }
         for (position, entry) in resend {
             actions.push(self.send(position, entry));
         }
-        for position in bits(exhausted & !self.failed) {
+        for position in (exhausted - self.failed).iter() {
             self.fail(position, false, actions);
         }
     }
 
     fn fail(&mut self, position: usize, forced: bool, actions: &mut Vec<WriterAction>) {
-        if self.failed & bit(position) != 0 {
+        if self.failed.contains(position) {
             return;
         }
-        self.failed |= bit(position);
-        self.holding &= !bit(position);
+        self.failed.insert(position);
+        self.holding.remove(position);
         // A change that is on its way leaves this one to the next.
         if self.state == State::Open {
             self.decide(forced, actions);
@@ -490,7 +478,7 @@ impl Writer {
         };
         actions.push(WriterAction::ChangeEnsemble {
             first_entry,
-            failed: bits(self.failed).collect(),
+            failed: self.failed.iter().collect(),
         });
     }
 
@@ -502,8 +490,8 @@ impl Writer {
         let (mut first, kept) = (self.first_pending(), self.first_kept());
         for (offset, add) in self.adds.iter().enumerate().take(self.kept).rev() {
             let entry = EntryId(kept.0 + offset as u64);
-            let others = add.acked & self.write_set(entry) & !self.failed;
-            if entry < floor || count(others) < self.quorum.ack() {
+            let others = (add.acked & self.write_set(entry)) - self.failed;
+            if entry < floor || others.len() < self.quorum.ack() {
                 break;
             }
             first = entry;
@@ -521,7 +509,7 @@ impl Writer {
             self.schedule_change(true, actions);
             self.acknowledge(actions);
         } else {
-            let position = bits(self.failed).next().unwrap_or(0);
+            let position = self.failed.iter().next().unwrap_or(0);
             self.stop(StopReason::Failed { position }, actions);
         }
     }
@@ -544,7 +532,7 @@ impl Writer {
         self.leave_replaced(failed, first_entry, &members);
         self.fragments.insert(first_entry, members);
         self.state = State::Open;
-        self.failed &= !failed;
+        self.failed -= failed;
         let first = self.first_kept();
         for offset in 0..self.adds.len() {
             let entry = EntryId(first.0 + offset as u64);
@@ -553,17 +541,17 @@ impl Writer {
                 self.adds[offset].acked |= failed;
                 continue;
             }
-            self.adds[offset].acked &= !failed;
-            self.adds[offset].held &= !failed;
-            for position in bits(failed & self.write_set(entry)) {
+            self.adds[offset].acked -= failed;
+            self.adds[offset].held -= failed;
+            for position in (failed & self.write_set(entry)).iter() {
                 actions.push(self.send(position, entry));
             }
         }
-        for position in bits(failed) {
+        for position in failed.iter() {
             self.rounds_without_progress[position] = 0;
         }
         self.acknowledge(actions);
-        if self.failed != 0 && self.state == State::Open {
+        if !self.failed.is_empty() && self.state == State::Open {
             self.decide(false, actions);
         }
     }

@@ -5,7 +5,8 @@ use std::collections::BTreeSet;
 
 use aquifer_model::id::{BookieId, EntryId};
 
-use super::{Positions, State, Writer, bits};
+use super::{State, Writer};
+use crate::slots::SlotSet;
 
 /// Who may lack acknowledged entries.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -29,38 +30,40 @@ impl Writer {
         let first = self.first_kept();
         for (offset, add) in self.adds.iter().enumerate().take(self.kept) {
             let entry = EntryId(first.0 + offset as u64);
-            positions |= self.write_set(entry) & (!add.acked | self.coming(entry));
+            let set = self.write_set(entry);
+            positions |= (set - add.acked) | (set & self.coming(entry));
         }
         let mut bookies = self.thin.clone();
-        bookies.extend(bits(positions).map(|position| self.members()[position]));
+        bookies.extend(positions.iter().map(|position| self.members()[position]));
         // Whoever comes to a place that is being changed may lack what was let go of meanwhile.
         let recent = bookies.iter().copied();
-        let recent = recent.filter(|bookie| self.thin_next == 0 && !self.thin.contains(bookie));
+        let recent =
+            recent.filter(|bookie| self.thin_next.is_empty() && !self.thin.contains(bookie));
         Unconfirmed {
             recent: recent.collect(),
             bookies,
-            positions: bits(positions).collect(),
+            positions: positions.iter().collect(),
             first,
         }
     }
 
     /// Positions whose next bookie gets the entry, because it lies in its fragment.
-    pub(super) fn coming(&self, entry: EntryId) -> Positions {
+    pub(super) fn coming(&self, entry: EntryId) -> SlotSet {
         match self.state {
             State::Changing {
                 failed,
                 first_entry,
             } if entry >= first_entry => failed,
-            _ => 0,
+            _ => SlotSet::EMPTY,
         }
     }
 
     /// An acknowledged entry is let go of: whoever has not got it will not get it from here.
-    pub(super) fn leave_thin(&mut self, entry: EntryId, acked: Positions) {
+    pub(super) fn leave_thin(&mut self, entry: EntryId, acked: SlotSet) {
         let (set, coming) = (self.write_set(entry), self.coming(entry));
         self.thin_next |= set & coming;
-        let lacking = bits(set & !acked & !coming).map(|position| self.members()[position]);
-        let lacking: Vec<BookieId> = lacking.collect();
+        let lacking = (set - acked - coming).iter();
+        let lacking: Vec<BookieId> = lacking.map(|p| self.members()[p]).collect();
         self.thin.extend(lacking);
     }
 
@@ -68,7 +71,7 @@ impl Writer {
     /// comes lacks what was let go of meanwhile.
     pub(super) fn leave_replaced(
         &mut self,
-        replaced: Positions,
+        replaced: SlotSet,
         first_entry: EntryId,
         members: &[BookieId],
     ) {
@@ -77,14 +80,14 @@ impl Writer {
         for (offset, add) in self.adds.iter().enumerate().take(self.kept) {
             let entry = EntryId(first.0 + offset as u64);
             if entry < first_entry {
-                stays |= self.write_set(entry) & replaced & !add.acked;
+                stays |= (self.write_set(entry) & replaced) - add.acked;
             }
         }
-        let old = bits(stays).map(|position| self.members()[position]);
+        let old = stays.iter().map(|position| self.members()[position]);
         let old: Vec<BookieId> = old.collect();
         self.thin.extend(old);
         self.thin
-            .extend(bits(self.thin_next).map(|position| members[position]));
-        self.thin_next = 0;
+            .extend(self.thin_next.iter().map(|position| members[position]));
+        self.thin_next = SlotSet::EMPTY;
     }
 }
