@@ -3,7 +3,7 @@
 use aquifer_metadata::keys::{self, Key};
 use aquifer_model::id::Index;
 use aquifer_model::place::Place;
-use aquifer_model::policy::{Policies, PolicyScope, PolicyView};
+use aquifer_model::policy::{Policies, PolicyView};
 use aquifer_model::topic::{NamespaceName, SubscriptionName, TopicName};
 use aquifer_protocol_api::admin::{Page, PageRequest, SubscriptionReset};
 use aquifer_protocol_api::consumer::IndexRange;

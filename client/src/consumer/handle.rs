@@ -35,7 +35,7 @@ impl Handle {
         let topic: TopicName = topic.parse()?;
         let deadline = Deadline::after(context.operation_timeout);
         let layout = lookup::layout(&context, &topic, deadline).await?;
-        if settings.purpose.keeps_order() {
+        if settings.purpose.keeps_key_order() {
             layout.check_order()?;
         }
         let topics = layout.parts();

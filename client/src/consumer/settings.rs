@@ -50,8 +50,8 @@ impl Purpose {
         }
     }
 
-    /// Whether the order of keys is to be kept.
-    pub(crate) fn keeps_order(&self) -> bool {
+    /// Whether messages of one key are received in order, by whichever consumer.
+    pub(crate) fn keeps_key_order(&self) -> bool {
         match self {
             Purpose::Subscription(subscription) => subscription.kind != SubscriptionType::Shared,
             Purpose::Reader => true,

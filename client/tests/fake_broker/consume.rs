@@ -1,6 +1,5 @@
 //! Consumers: credit, acknowledgements, epochs (H9, H12), reconnects (I9).
 
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use aquifer_client::{ClientError, Consumer, ErrorKind, Index, Place, SubscriptionType};

@@ -150,86 +150,65 @@ async fn what_goes_with_it_is_made_with_it_or_decided_anew() {
     assert_eq!(store.text(&keys::cluster("b")).await, None);
 }
 
-/// Every kind of record, at its key, as a build of the future has written it.
-fn of_the_future() -> Vec<(String, String, Bytes)> {
+/// A record as a build of the future has written it.
+fn of_the_future(value: &Bytes) -> Bytes {
+    let mut bytes = value.to_vec();
+    assert_eq!(bytes[0], 8, "the version comes first");
+    bytes[1] = 9;
+    // A field that this build does not know.
+    bytes.extend([0xfa, 0x3f, 0x01, 0x07]);
+    bytes.into()
+}
+
+/// Every kind of record that goes with a namespace, at its key.
+fn in_a_namespace() -> Vec<(String, Bytes)> {
     let namespace: NamespaceName = "a/b".parse().unwrap();
     let topic: TopicName = "a/b/t".parse().unwrap();
     let range = BundleRange { first: 0, last: 9 };
-    let home = keys::partition_of_namespace(&namespace);
-    let none = String::new;
-    let record = |key: String, partition: String, bytes: Bytes| {
-        let mut bytes = bytes.to_vec();
-        assert_eq!(bytes[0], 8, "the version comes first");
-        bytes[1] = 9;
-        // A field that this build does not know.
-        bytes.extend([0xfa, 0x3f, 0x01, 0x07]);
-        (key, partition, Bytes::from(bytes))
-    };
-    let scope = PolicyScope::Tenant("a".to_owned());
+    let ledger = LedgerId(7);
     vec![
-        record(
-            keys::tenant("a"),
-            none(),
-            encode(v1::TenantRecord::default()),
-        ),
-        record(
-            keys::policies(&scope),
-            keys::partition_of_policies(&scope),
-            encode(v1::PolicyRecord::default()),
-        ),
-        record(
+        (
             keys::namespace(&namespace),
-            home.clone(),
             encode(v1::NamespaceRecord::default()),
         ),
-        record(
-            keys::topic(&topic),
-            home.clone(),
-            encode(v1::TopicRecord::default()),
+        (keys::topic(&topic), encode(v1::TopicRecord::default())),
+        (
+            keys::policies(&PolicyScope::Topic(topic)),
+            encode(v1::PolicyRecord::default()),
         ),
-        record(
+        (
             keys::bundle_owner(&namespace, range),
-            home.clone(),
             encode(v1::BundleOwnerRecord::default()),
         ),
-        record(
-            keys::ledger(LedgerId(7)),
-            home.clone(),
-            encode(v1::LedgerRecord::default()),
-        ),
-        record(
-            keys::deletion(LedgerId(7)),
-            home.clone(),
+        (keys::ledger(ledger), encode(v1::LedgerRecord::default())),
+        (
+            keys::deletion(ledger),
             encode(v1::DeletionIntent::default()),
         ),
-        record(
-            keys::under_replicated(LedgerId(7)),
-            home,
+        (
+            keys::under_replicated(ledger),
             encode(v1::UnderReplicatedRecord::default()),
         ),
-        record(
+    ]
+}
+
+/// Every other kind, at its key.
+fn in_the_cluster() -> Vec<(String, Bytes)> {
+    let bookie = BookieId([1; 16]);
+    vec![
+        (keys::tenant("a"), encode(v1::TenantRecord::default())),
+        (
             keys::id_range(keys::IDS_LEDGER),
-            none(),
             encode(v1::IdRangeRecord::default()),
         ),
-        record(
-            keys::bookie(BookieId([1; 16])),
-            none(),
-            encode(v1::BookieRecord::default()),
-        ),
-        record(
-            keys::cookie(BookieId([1; 16])),
-            none(),
-            encode(v1::CookieRecord::default()),
-        ),
-        record(
+        (keys::bookie(bookie), encode(v1::BookieRecord::default())),
+        (keys::cookie(bookie), encode(v1::CookieRecord::default())),
+        (
             keys::broker(BrokerId([1; 16])),
-            none(),
             encode(v1::BrokerRecord::default()),
         ),
-        record(
+        (
             keys::repair_lock(LedgerId(7)),
-            none(),
             encode(v1::LockRecord::default()),
         ),
     ]
@@ -238,7 +217,15 @@ fn of_the_future() -> Vec<(String, String, Bytes)> {
 #[tokio::test]
 async fn what_a_newer_build_has_written_is_left_alone() {
     let store = open().await;
-    for (key, partition, value) in of_the_future() {
+    let namespace: NamespaceName = "a/b".parse().unwrap();
+    let home = keys::partition_of_namespace(&namespace);
+    let at_home = in_a_namespace()
+        .into_iter()
+        .map(|(key, value)| (key, home.clone(), value));
+    let others = in_the_cluster().into_iter();
+    let others = others.map(|(key, value)| (key, keys::CLUSTER_PARTITION.to_owned(), value));
+    for (key, partition, value) in at_home.chain(others) {
+        let value = of_the_future(&value);
         let put = store.put(&partition, &key, value.clone(), Expect::Absent);
         put.await.unwrap();
         let dynamic: &dyn MetadataStore = &*store;

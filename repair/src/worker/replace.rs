@@ -97,15 +97,7 @@ impl Replacement<'_> {
             if mark.is_some() && self.cookie_revision(to).await? != before {
                 mark = None;
             }
-            let swapped = match self.swap(info, to, fragments, mark).await {
-                Err(error @ LedgerError::Metadata(MetadataError::UnknownOutcome(_))) => {
-                    // If it was made, its mark may be gone with it, and nobody looked back.
-                    self.doubt(info, to).await?;
-                    return Err(error.into());
-                }
-                swapped => swapped?,
-            };
-            match swapped {
+            match self.swap_or_doubt(info, to, fragments, mark).await? {
                 Swap::Done => {
                     self.look_back(info, to, before, doubted).await?;
                     holes.check()?;
@@ -187,6 +179,24 @@ impl Replacement<'_> {
             .map_err(|error| Trouble::Blocked(error.to_string()))?;
         let none = || Trouble::Blocked("no bookie was chosen".to_owned());
         chosen.first().copied().ok_or_else(none)
+    }
+
+    /// A swap of unknown outcome may have been made, and its mark may be gone with it: then the new
+    /// bookie is marked as doubted, because it was not looked at again.
+    async fn swap_or_doubt(
+        &self,
+        info: &mut LedgerInfo,
+        to: BookieId,
+        fragments: BTreeMap<EntryId, Vec<BookieId>>,
+        mark: Option<&Mark>,
+    ) -> Result<Swap, Trouble> {
+        match self.swap(info, to, fragments, mark).await {
+            Err(error @ LedgerError::Metadata(MetadataError::UnknownOutcome(_))) => {
+                self.doubt(info, to).await?;
+                Err(error.into())
+            }
+            swapped => Ok(swapped?),
+        }
     }
 
     /// Writes a record in which a bookie has the place of another, unless a deletion names it: the copy

@@ -1,5 +1,7 @@
 //! Ensemble changes: other bookies for those that failed, and the record with them (I6).
 
+use std::collections::BTreeMap;
+
 use aquifer_metadata::error::MetadataError;
 use aquifer_model::id::{BookieId, EntryId};
 use aquifer_runtime::clock;
@@ -7,10 +9,36 @@ use aquifer_runtime::clock;
 use super::Inner;
 use crate::deletion;
 use crate::error::LedgerError;
-use crate::ledger_metadata::{self, LedgerState};
+use crate::ledger_metadata::{self, LedgerInfo, LedgerState};
 use crate::writer::machine::WriterEvent;
 
 impl Inner {
+    /// The last fragment's bookies with others in the places of those that failed.
+    async fn replacements(
+        &self,
+        info: &LedgerInfo,
+        failed: &[usize],
+    ) -> Result<Vec<BookieId>, LedgerError> {
+        let (_, members) = info.last_fragment();
+        let (bookies, settings) = (&self.ctx.bookies, &self.ctx.settings);
+        for &position in failed {
+            bookies.quarantine(members[position], settings.quarantine);
+        }
+        let choose = |without: &[BookieId]| {
+            bookies.replacements_without(
+                info.quorum,
+                settings.zones_min,
+                &members,
+                failed,
+                without,
+                &*self.ctx.rng,
+            )
+        };
+        // Where no bookie can take the place, no metadata is asked (H8).
+        choose(&[])?;
+        choose(&deletion::named(&*self.ctx.store, self.ledger).await)
+    }
+
     /// Changes the record until that is done, of no use, or impossible.
     pub(super) async fn change_ensemble(
         &self,
@@ -21,27 +49,8 @@ impl Inner {
         let mut in_doubt = None;
         loop {
             let mut info = self.state.lock().info.clone();
-            let (last_first, members) = info.last_fragment();
-            let (bookies, settings) = (&self.ctx.bookies, &self.ctx.settings);
-            for &position in failed {
-                bookies.quarantine(members[position], settings.quarantine);
-            }
-            let choose = |without: &[BookieId]| {
-                bookies.replacements_without(
-                    info.quorum,
-                    settings.zones_min,
-                    &members,
-                    failed,
-                    without,
-                    &*self.ctx.rng,
-                )
-            };
-            // Where nobody can take the place, no metadata is asked (H8).
-            let chosen = match choose(&[]) {
-                Ok(_) => choose(&deletion::named(&*self.ctx.store, self.ledger).await),
-                Err(error) => Err(error),
-            };
-            let members = match chosen {
+            let (last_first, _) = info.last_fragment();
+            let members = match self.replacements(&info, failed).await {
                 Ok(members) => members,
                 Err(error) => {
                     tracing::warn!(ledger = self.ledger.0, %error, "a bookie that failed is not replaced");
@@ -63,17 +72,8 @@ impl Inner {
                     if matches!(error, MetadataError::UnknownOutcome(_)) {
                         in_doubt = Some(info.fragments);
                     }
-                    match ledger_metadata::load_existing(store, self.ledger).await {
-                        Ok(current) if current.state == LedgerState::Open => {
-                            let (_, members) = current.last_fragment();
-                            let was_made = in_doubt.as_ref() == Some(&current.fragments);
-                            self.state.lock().info = current;
-                            if was_made {
-                                return WriterEvent::EnsembleChanged { members };
-                            }
-                        }
-                        Ok(_) | Err(LedgerError::BadRecord(..)) => return WriterEvent::Superseded,
-                        Err(_) => {}
+                    if let Some(event) = self.look_again(in_doubt.as_ref()).await {
+                        return event;
                     }
                 }
                 // Without metadata no change can be made; entries that need none go on (H8).
@@ -90,6 +90,24 @@ impl Inner {
             }
             let pause = self.ctx.settings.retry_backoff_min;
             clock::sleep(self.ctx.rng.jitter(pause)).await;
+        }
+    }
+
+    /// Reads the record after a change that others have made impossible, or whose outcome is not
+    /// known; the event if nothing is left to do.
+    async fn look_again(
+        &self,
+        in_doubt: Option<&BTreeMap<EntryId, Vec<BookieId>>>,
+    ) -> Option<WriterEvent> {
+        match ledger_metadata::load_existing(&*self.ctx.store, self.ledger).await {
+            Ok(current) if current.state == LedgerState::Open => {
+                let (_, members) = current.last_fragment();
+                let was_made = in_doubt == Some(&current.fragments);
+                self.state.lock().info = current;
+                was_made.then_some(WriterEvent::EnsembleChanged { members })
+            }
+            Ok(_) | Err(LedgerError::BadRecord(..)) => Some(WriterEvent::Superseded),
+            Err(_) => None,
         }
     }
 }
