@@ -20,8 +20,8 @@ use prost::Message;
 use roaring::RoaringTreemap;
 use thiserror::Error;
 
-use crate::subscription::AckDelta;
-use crate::subscription::cursor::{
+use crate::subscription::cursor::AckDelta;
+use crate::subscription::cursor::state::{
     CursorError, CursorState, decode_bitmap, decode_kind, encode_bitmap,
 };
 

@@ -1,52 +1,41 @@
-//! One subscription or reader of a topic: what is acknowledged, who gets what next, what comes
-//! back.
+//! One subscription or reader of a topic: a durable [`cursor::Cursor`] and the dispatcher of its
+//! messages.
 //!
 //! A state machine without I/O, async or clocks; the topic's owner task feeds it and carries out
-//! what it says. Every message at or above the mark is in exactly one of four places: acknowledged
+//! what it returns. Every message at or above the mark is in exactly one of four places: acknowledged
 //! (cursor), held by a consumer (pending), waiting to be delivered again (replay), or not yet read.
 //! Redeliveries come before new messages, in index order, so Exclusive and Failover see partition
 //! order that restarts at the earliest message that came back (I7).
 //!
 //! The state moves at once, but an acknowledgement is not confirmed here: the owner makes the
-//! returned [`AckDelta`] durable, in order, then calls [`Subscription::confirm`], and only what is
-//! confirmed may be trimmed ([`Subscription::durable_mark_delete`]).
+//! returned [`AckDelta`] durable, in order, then calls [`Subscription::confirm`].
 
 pub mod cursor;
 
 mod consumer;
-mod dispatch;
+mod dispatcher;
 mod exclusive;
 mod failover;
-mod gaps;
 mod pending;
 mod ranges;
-mod redelivery;
+mod replay;
 mod shared;
 
-use std::collections::BTreeMap;
+use std::ops::Range;
 
 use aquifer_log::LogEntry;
 use aquifer_model::id::{Index, OwnerEpoch, SeekEpoch};
+use aquifer_model::limits::ACK_RANGES_MAX;
 use aquifer_model::stats::SubscriptionStats;
 use aquifer_model::subscription::SubscriptionType;
 use aquifer_model::topic::ConsumerName;
 use aquifer_proto::v1;
 use aquifer_protocol_api::consumer::{Acknowledge, Delivery, IndexRange, NegativeAcknowledge};
-use aquifer_protocol_api::error::ApiError;
+use aquifer_protocol_api::error::{ApiError, ErrorKind};
 
-use self::consumer::Consumer;
-use self::cursor::CursorState;
-use self::exclusive::Exclusive;
-use self::failover::{Failover, Switch};
-use self::pending::Pending;
-use self::ranges::RangeMap;
-use self::redelivery::Replay;
-use self::shared::Shared;
-
-/// Most bytes that one read asks for.
-const READ_BYTES_MAX: u64 = 1024 * 1024;
-/// Most entries that one read asks for.
-const READ_ENTRIES_MAX: u64 = 1024;
+use self::cursor::state::{CursorState, RANGE_WIDTH_MAX};
+use self::cursor::{AckDelta, Cursor};
+use self::dispatcher::Dispatcher;
 
 /// A consumer of a topic, unique while the topic is loaded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -109,38 +98,6 @@ pub enum AckOutcome {
     Invalid(ApiError),
 }
 
-/// An acknowledgement to be made durable.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct AckDelta {
-    /// The seek epoch in which it holds.
-    pub seek_epoch: SeekEpoch,
-    /// Everything up to here, inclusive.
-    pub cumulative: Option<Index>,
-    /// Single messages.
-    pub individual: Vec<IndexRange>,
-    /// Where the mark is after it.
-    mark_delete: Index,
-}
-
-impl AckDelta {
-    /// As it is logged.
-    #[must_use]
-    pub fn to_wire(&self) -> v1::AckDelta {
-        v1::AckDelta {
-            seek_epoch: self.seek_epoch.0,
-            cumulative: self.cumulative.map(|index| index.0),
-            individual: self
-                .individual
-                .iter()
-                .map(|range| v1::IndexRange {
-                    first: range.first.0,
-                    last: range.last.0,
-                })
-                .collect(),
-        }
-    }
-}
-
 /// What to read from the topic log. Whether there is anything at `from` the log knows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct NextRead {
@@ -154,175 +111,88 @@ pub struct NextRead {
     seek_epoch: SeekEpoch,
 }
 
-#[derive(Debug, Clone)]
-enum Policy {
-    Exclusive(Exclusive),
-    Failover(Failover),
-    Shared(Shared),
-}
-
 /// One subscription or reader.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Subscription {
-    name: String,
-    kind: SubscriptionType,
-    durable: bool,
-    created_ms: u64,
-    cursor: CursorState,
-    durable_mark_delete: Index,
-    /// The first message that was never delivered in this seek epoch by this object.
-    read: u64,
-    /// What lies below may have been delivered before the topic was loaded, by the same owner.
-    earlier: u64,
-    pending: Pending,
-    replay: Replay,
-    /// Of all these, what storage could not give when it was read last.
-    damaged: RangeMap<()>,
-    policy: Policy,
-    consumers: BTreeMap<ConsumerId, Consumer>,
+    cursor: Cursor,
+    dispatcher: Dispatcher,
 }
 
 impl Subscription {
     /// A subscription without consumers, new or recovered.
     #[must_use]
     pub fn new(spec: SubscriptionSpec) -> Subscription {
-        let kind = if spec.durable {
-            spec.kind
-        } else {
-            SubscriptionType::Exclusive
+        let kind = match spec.durable {
+            true => spec.kind,
+            false => SubscriptionType::Exclusive,
         };
-        let mark_delete = spec.cursor.mark_delete();
+        let cursor = Cursor::new(spec.name, kind, spec.durable, spec.created_ms, spec.cursor);
         Subscription {
-            name: spec.name,
-            kind,
-            durable: spec.durable,
-            created_ms: spec.created_ms,
-            cursor: spec.cursor,
-            durable_mark_delete: mark_delete,
-            read: mark_delete.0,
-            earlier: spec.delivered.0,
-            pending: Pending::default(),
-            replay: Replay::default(),
-            damaged: RangeMap::default(),
-            policy: policy_of(kind),
-            consumers: BTreeMap::new(),
+            dispatcher: Dispatcher::new(&cursor, spec.delivered),
+            cursor,
         }
     }
 
-    /// Attaches a consumer. Nobody being attached, the first one decides how messages are shared.
+    /// Attaches a consumer. Without other consumers its type becomes the subscription's.
     ///
     /// # Errors
-    /// When somebody holds it exclusively, shares it otherwise, a bound is reached, or the type is
-    /// not built.
+    /// When another consumer holds it exclusively or shares it otherwise, a bound is reached, or the
+    /// type is not built.
     pub fn attach(&mut self, attach: Attach) -> Result<Vec<Notice>, ApiError> {
-        self.check_attach(&attach)?;
-        let consumer = attach.consumer;
-        if self.consumers.is_empty() && self.durable && self.kind != attach.kind {
-            self.kind = attach.kind;
-            self.policy = policy_of(attach.kind);
-        }
-        let mut notices = Vec::new();
-        match &mut self.policy {
-            Policy::Exclusive(exclusive) => exclusive.attach(consumer)?,
-            Policy::Shared(_) => {}
-            Policy::Failover(failover) => {
-                let switch = failover.attach(consumer, attach.priority);
-                notices = self.switched(switch);
-                if switch.is_none() {
-                    notices.push(Notice::Active {
-                        consumer,
-                        active: false,
-                    });
-                }
-            }
-        }
-        self.consumers.insert(consumer, Consumer::new(attach.name));
-        Ok(notices)
+        self.dispatcher.attach(&mut self.cursor, attach)
     }
 
     /// Detaches a consumer: what it holds is redelivered.
     pub fn detach(&mut self, consumer: ConsumerId) -> Vec<Notice> {
-        if self.consumers.remove(&consumer).is_none() {
-            return Vec::new();
-        }
-        self.release(consumer, 0);
-        match &mut self.policy {
-            Policy::Exclusive(exclusive) => {
-                exclusive.detach(consumer);
-                Vec::new()
-            }
-            Policy::Shared(shared) => {
-                shared.detach(consumer);
-                Vec::new()
-            }
-            Policy::Failover(failover) => {
-                let switch = failover.detach(consumer).map(|switch| Switch {
-                    from: None,
-                    to: switch.to,
-                });
-                self.switched(switch)
-            }
-        }
+        self.dispatcher.detach(consumer)
     }
 
     /// Raises the totals that a consumer was granted since it attached.
     pub fn credit(&mut self, consumer: ConsumerId, messages_total: u64, bytes_total: u64) {
-        if let Some(attached) = self.consumers.get_mut(&consumer) {
-            attached.grant(messages_total, bytes_total);
-            self.wake(consumer);
-        }
+        self.dispatcher
+            .credit(consumer, messages_total, bytes_total);
     }
 
-    /// Takes an acknowledgement. Only what was delivered can be acknowledged, by whomever: after a
-    /// reconnect that is another consumer than it was delivered to.
+    /// Takes an acknowledgement. Only what was delivered can be acknowledged, by any consumer: after
+    /// a reconnect that is another one than it was delivered to.
     pub fn acknowledge(
         &mut self,
         consumer: ConsumerId,
         ack: &Acknowledge,
         owner_epoch: OwnerEpoch,
     ) -> AckOutcome {
-        let current = ack.owner_epoch == owner_epoch && ack.seek_epoch == self.cursor.seek_epoch();
-        if !current || !self.consumers.contains_key(&consumer) {
+        let (cursor, dispatcher) = (&mut self.cursor, &mut self.dispatcher);
+        let current = ack.owner_epoch == owner_epoch && ack.seek_epoch == cursor.seek_epoch();
+        if !current || !dispatcher.has(consumer) {
             return AckOutcome::Stale;
         }
-        if let Err(error) = self.check_acknowledge(ack) {
+        if let Err(error) = check_acknowledge(ack, cursor.kind(), dispatcher.delivered_end()) {
             return AckOutcome::Invalid(error);
         }
-        let mut delta = AckDelta {
-            seek_epoch: self.cursor.seek_epoch(),
-            cumulative: None,
-            individual: Vec::new(),
-            mark_delete: self.cursor.mark_delete(),
-        };
+        let mut delta = cursor.delta();
         if let Some(last) = ack.cumulative
-            && self.settle(0..last.0 + 1)
+            && dispatcher.settle(cursor, 0..last.0 + 1)
         {
-            self.cursor.acknowledge_cumulative(last);
-            delta.cumulative = Some(last);
+            cursor.acknowledge_cumulative(last, &mut delta);
         }
         for range in &ack.individual {
             // Clamped, and only if a consumer holds or awaits some of it: everything else below
             // `read` is acknowledged already, so repeating costs no more than a look.
-            let first = range.first.max(self.cursor.mark_delete());
-            let last = range.last;
-            if first <= last && self.settle(first.0..last.0 + 1) {
-                self.cursor.acknowledge_range(IndexRange { first, last });
-                delta.individual.push(IndexRange { first, last });
+            let (first, last) = (range.first.max(cursor.mark_delete()), range.last);
+            if first <= last && dispatcher.settle(cursor, first.0..last.0 + 1) {
+                cursor.acknowledge_range(IndexRange { first, last }, &mut delta);
             }
         }
-        if delta.cumulative.is_none() && delta.individual.is_empty() {
-            return AckOutcome::Unchanged;
+        match delta.is_empty() {
+            true => AckOutcome::Unchanged,
+            false => AckOutcome::Log(delta),
         }
-        delta.mark_delete = self.cursor.mark_delete();
-        AckOutcome::Log(delta)
     }
 
     /// Notes that an acknowledgement is durable. Deltas are confirmed in the order in which they
     /// were returned.
     pub fn confirm(&mut self, delta: &AckDelta) {
-        if delta.seek_epoch == self.cursor.seek_epoch() {
-            self.durable_mark_delete = self.durable_mark_delete.max(delta.mark_delete);
-        }
+        self.cursor.confirm(delta);
     }
 
     /// Takes the wish for redelivery of what `consumer` holds. In order-keeping types everything
@@ -333,83 +203,67 @@ impl Subscription {
         negative: &NegativeAcknowledge,
         owner_epoch: OwnerEpoch,
     ) {
-        if negative.owner_epoch != owner_epoch || negative.seek_epoch != self.cursor.seek_epoch() {
-            return;
+        let is_current =
+            negative.owner_epoch == owner_epoch && negative.seek_epoch == self.seek_epoch();
+        if is_current {
+            self.dispatcher.negative_acknowledge(consumer, negative);
         }
-        for range in &negative.ranges {
-            let wanted = range.first.0..range.last.0.saturating_add(1);
-            if wanted.is_empty() {
-                continue;
-            }
-            let given_up = self.pending.take_from(wanted, consumer);
-            let earliest = given_up.first().map(|(part, _)| part.start);
-            self.replay.add(given_up);
-            if let Some(earliest) = earliest
-                && self.keeps_order()
-            {
-                self.release(consumer, earliest);
-            }
-        }
-        self.wake(consumer);
     }
 
     /// Moves the subscription: everything in flight is void. The owner logs the seek and calls
     /// [`Subscription::confirm_seek`]; until then trimming keeps what both places need.
     pub fn seek(&mut self, index: Index) -> SeekEpoch {
         let epoch = self.cursor.seek(index);
-        self.durable_mark_delete = if self.durable {
-            self.durable_mark_delete.min(index)
-        } else {
-            index
-        };
-        self.read = index.0;
-        self.earlier = 0;
-        self.pending.clear();
-        self.replay.clear();
-        self.damaged.clear();
-        let everybody: Vec<ConsumerId> = self.consumers.keys().copied().collect();
-        for consumer in everybody {
-            self.wake(consumer);
-        }
+        self.dispatcher.restart_at(index);
         epoch
     }
 
     /// Notes that a seek is durable.
     pub fn confirm_seek(&mut self, epoch: SeekEpoch, index: Index) {
-        if epoch == self.cursor.seek_epoch() {
-            self.durable_mark_delete = self.durable_mark_delete.max(index);
+        self.cursor.confirm_seek(epoch, index);
+    }
+
+    /// Gives messages up as if they had been acknowledged: those of `range`, or what storage could
+    /// not give, as much of it as one acknowledgement may have. Visible messages end at `end`.
+    pub fn skip(&mut self, range: Option<IndexRange>, end: Index) -> AckDelta {
+        let (cursor, dispatcher) = (&mut self.cursor, &mut self.dispatcher);
+        let skipped = match range {
+            Some(range) => {
+                let first = range.first.0.max(cursor.mark_delete().0);
+                let end = range.last.0.saturating_add(1).min(end.0);
+                Vec::from_iter([first..end.min(first.saturating_add(RANGE_WIDTH_MAX))])
+            }
+            None => dispatcher.damaged(),
+        };
+        let mut delta = cursor.delta();
+        for range in skipped.into_iter().take(ACK_RANGES_MAX) {
+            if cursor.unacknowledged(range.clone()).is_empty() {
+                continue;
+            }
+            dispatcher.settle(cursor, range.clone());
+            let range = IndexRange {
+                first: Index(range.start),
+                last: Index(range.end - 1),
+            };
+            cursor.acknowledge_range(range, &mut delta);
         }
+        delta
     }
 
     /// Notes that the log begins at `first` now: what was below it can no longer be delivered.
     pub fn trimmed(&mut self, first: Index) {
-        if first > self.cursor.mark_delete() {
-            self.settle(0..first.0);
-            self.cursor.acknowledge_cumulative(Index(first.0 - 1));
-            self.durable_mark_delete = self.durable_mark_delete.max(first);
-        }
-        self.read = self.read.max(first.0);
+        self.dispatcher.trimmed(&mut self.cursor, first);
     }
 
-    /// What to read next; `None` when nobody has room. Replay comes before new messages.
+    /// Raises the seek epoch above any that a consumer may know from before the record was damaged.
+    pub fn after_loss(&mut self) {
+        self.cursor.after_loss();
+    }
+
+    /// What to read next; `None` when no consumer has room. Replay comes before new messages.
     #[must_use]
     pub fn next_read(&self) -> Option<NextRead> {
-        let (messages, bytes) = self.room()?;
-        let (from, messages) = match self.replay.first() {
-            Some(range) => (range.start, messages.min(range.end - range.start)),
-            None if self.may_dispatch_new() => (
-                self.cursor.next_unacknowledged(Index(self.read)).0,
-                messages,
-            ),
-            None => return None,
-        };
-        let size = |n: u64| usize::try_from(n).unwrap_or(usize::MAX);
-        Some(NextRead {
-            from: Index(from),
-            bytes_max: size(bytes.min(READ_BYTES_MAX)),
-            entries_max: size(messages.min(READ_ENTRIES_MAX)),
-            seek_epoch: self.cursor.seek_epoch(),
-        })
+        self.dispatcher.next_read(&self.cursor)
     }
 
     /// Hands out what was read for `read`: consecutive entries from the one that contains
@@ -420,42 +274,18 @@ impl Subscription {
         read: &NextRead,
         entries: &[LogEntry],
     ) -> Vec<(ConsumerId, Delivery)> {
-        let mut deliveries = Vec::new();
-        if read.seek_epoch != self.cursor.seek_epoch() {
-            return deliveries;
-        }
-        if let Some(first) = entries.first()
-            && first.head.base_index > read.from
-        {
-            // The log answers from its beginning on: what was asked for has been trimmed.
-            self.trimmed(first.head.base_index);
-        }
-        for entry in entries {
-            let window = entry.head.base_index.0..entry.head.end_index().0;
-            if !self.continues_at(window.start) {
-                break;
-            }
-            let wanted = self.wanted(&window);
-            let Some((first, _)) = wanted.first() else {
-                self.read = self.read.max(window.end);
-                continue;
-            };
-            let earlier = self
-                .replay
-                .first()
-                .filter(|range| range.start < first.start);
-            if self.keeps_order() && earlier.is_some() {
-                break;
-            }
-            if wanted.iter().any(|(part, _)| part.start >= self.read) && !self.may_dispatch_new() {
-                break;
-            }
-            let Some(consumer) = self.choose() else {
-                break;
-            };
-            deliveries.push((consumer, self.hand_out(consumer, entry, &wanted)));
-        }
-        deliveries
+        self.dispatcher.deliver(&mut self.cursor, read, entries)
+    }
+
+    /// Hands out that storage cannot give what was read for `read`: `gap`, which holds `read.from`.
+    /// It goes to one consumer, in its place of the order, and is held by it like a delivery; being
+    /// read again is what a redelivery of it is. Answers to whom, and which messages.
+    pub fn deliver_gap(
+        &mut self,
+        read: &NextRead,
+        gap: Range<Index>,
+    ) -> Option<(ConsumerId, IndexRange)> {
+        self.dispatcher.deliver_gap(&mut self.cursor, read, gap)
     }
 
     /// The first index that is not acknowledged, durably or not.
@@ -464,10 +294,10 @@ impl Subscription {
         self.cursor.mark_delete()
     }
 
-    /// The first index that is not durably acknowledged: what trimming may go by.
+    /// The first index that is not durably acknowledged: the limit of trimming.
     #[must_use]
     pub fn durable_mark_delete(&self) -> Index {
-        self.durable_mark_delete
+        self.cursor.durable_mark_delete()
     }
 
     /// The seek epoch that deliveries carry.
@@ -479,34 +309,25 @@ impl Subscription {
     /// Where delivery continues for a consumer that attaches now.
     #[must_use]
     pub fn start(&self) -> Index {
-        let new = self.cursor.next_unacknowledged(Index(self.read));
-        match self.replay.first() {
-            Some(range) => new.min(Index(range.start)),
-            None => new,
-        }
+        self.dispatcher.start(&self.cursor)
     }
 
     /// How consumers share.
     #[must_use]
     pub fn kind(&self) -> SubscriptionType {
-        self.kind
+        self.cursor.kind()
     }
 
     /// Its name.
     #[must_use]
     pub fn name(&self) -> &str {
-        &self.name
+        self.cursor.name()
     }
 
     /// Whether it outlives its consumers.
     #[must_use]
     pub fn is_durable(&self) -> bool {
-        self.durable
-    }
-
-    /// Who is attached.
-    pub fn consumers(&self) -> impl ExactSizeIterator<Item = ConsumerId> + '_ {
-        self.consumers.keys().copied()
+        self.cursor.is_durable()
     }
 
     /// Messages below `end` that are not acknowledged.
@@ -515,22 +336,30 @@ impl Subscription {
         self.cursor.backlog(end)
     }
 
-    /// What it looks like from outside, the log ending at `end`.
+    /// Messages that storage could not give and no consumer has acknowledged.
+    #[must_use]
+    pub fn damaged_messages(&self) -> u64 {
+        self.dispatcher.damaged_messages()
+    }
+
+    /// Whether delivery has to stop in front of more damage.
+    #[must_use]
+    pub fn is_full_of_damage(&self) -> bool {
+        self.dispatcher.is_full_of_damage()
+    }
+
+    /// What it looks like from outside, visible messages ending at `end`.
     #[must_use]
     pub fn stats(&self, end: Index) -> SubscriptionStats {
-        let name = |consumer: &Consumer| {
-            let name = consumer.name.as_ref();
-            name.map_or_else(String::new, ToString::to_string)
-        };
         SubscriptionStats {
-            name: self.name.clone(),
-            kind: self.kind,
-            mark_delete: self.cursor.mark_delete(),
+            name: self.name().to_owned(),
+            kind: self.kind(),
+            mark_delete: self.mark_delete(),
             backlog_messages: self.backlog(end),
-            unacknowledged_messages: self.pending.total(),
-            damaged_messages: self.damaged.total(),
-            consumers: self.consumers.values().map(name).collect(),
-            durable: self.durable,
+            unacknowledged_messages: self.dispatcher.unacknowledged_messages(),
+            damaged_messages: self.damaged_messages(),
+            consumers: self.dispatcher.consumer_names(),
+            durable: self.is_durable(),
             acknowledged_ranges: self.cursor.acknowledged_ranges(),
         }
     }
@@ -538,17 +367,56 @@ impl Subscription {
     /// What is to be stored of it. May be ahead of what is durable: a snapshot goes to the log
     /// behind every delta that it includes.
     #[must_use]
-    pub fn state(&self) -> v1::SubscriptionState {
-        self.cursor.encode(&self.name, self.kind, self.created_ms)
+    pub fn record(&self) -> v1::SubscriptionState {
+        self.cursor.record()
     }
 }
 
-fn policy_of(kind: SubscriptionType) -> Policy {
-    match kind {
-        SubscriptionType::Exclusive => Policy::Exclusive(Exclusive::default()),
-        SubscriptionType::Failover => Policy::Failover(Failover::default()),
-        // Nobody can attach as Key_Shared yet; a stored one waits for a consumer of another type.
-        SubscriptionType::Shared | SubscriptionType::KeyShared => Policy::Shared(Shared::default()),
+/// Whether an acknowledgement may be: nothing at or above `delivered_end` was ever delivered.
+fn check_acknowledge(
+    ack: &Acknowledge,
+    kind: SubscriptionType,
+    delivered_end: Index,
+) -> Result<(), ApiError> {
+    let refuse = |kind, message: String| Err(ApiError::new(kind, message));
+    if ack.individual.len() > ACK_RANGES_MAX {
+        let count = ack.individual.len();
+        return refuse(
+            ErrorKind::TooLarge,
+            format!("{count} ranges acknowledged at once, at most {ACK_RANGES_MAX} may be"),
+        );
+    }
+    if ack.cumulative.is_some() && kind == SubscriptionType::Shared {
+        return refuse(
+            ErrorKind::InvalidArgument,
+            "a Shared subscription has no order to acknowledge cumulatively".to_owned(),
+        );
+    }
+    if let Some(bad) = ack.individual.iter().find(|range| range.first > range.last) {
+        return refuse(
+            ErrorKind::InvalidArgument,
+            format!(
+                "acknowledged range {} to {} is reversed",
+                bad.first, bad.last
+            ),
+        );
+    }
+    let lasts = ack.individual.iter().map(|range| range.last);
+    let mut lasts = lasts.chain(ack.cumulative);
+    if let Some(last) = lasts.find(|last| *last >= delivered_end) {
+        return refuse(
+            ErrorKind::InvalidArgument,
+            format!("message {last} was never delivered, so it cannot be acknowledged"),
+        );
+    }
+    // Replay would refuse it.
+    let is_wide = |range: &&IndexRange| range.last.0 - range.first.0 >= RANGE_WIDTH_MAX;
+    match ack.individual.iter().find(is_wide) {
+        Some(wide) => refuse(
+            ErrorKind::TooLarge,
+            format!("range {} to {} is too wide for one", wide.first, wide.last),
+        ),
+        None => Ok(()),
     }
 }
 

@@ -265,7 +265,7 @@ fn attaching_is_refused_where_it_cannot_be() {
         Ok(vec![]),
         "with nobody attached the type may change"
     );
-    assert_eq!(s.state().r#type, v1::SubscriptionType::Shared as i32);
+    assert_eq!(s.record().r#type, v1::SubscriptionType::Shared as i32);
 }
 
 /// H9, H12: acknowledgements of another owner's or an older seek's deliveries are dropped.
@@ -492,7 +492,7 @@ fn a_recovered_subscription_skips_what_is_acknowledged() {
     s.credit(A, 200, 100_000);
     drain(&mut s, &log);
     s.acknowledge(A, &acks(None, &[(0, 2), (5, 180), (199, 199)]), EPOCH);
-    let state = s.state();
+    let state = s.record();
     let mut recovered = Subscription::new(SubscriptionSpec {
         name: state.name.clone(),
         kind: SubscriptionType::Shared,

@@ -26,7 +26,8 @@ use aquifer_runtime::clock;
 use bytes::Bytes;
 
 use crate::cursor_log;
-use crate::subscription::{AckDelta, ConsumerId};
+use crate::subscription::ConsumerId;
+use crate::subscription::cursor::AckDelta;
 use crate::topic::Topic;
 use crate::topic::event::{Event, Mailbox, Reply, SubscriptionId};
 use crate::topic::publish::SinceSnapshot;

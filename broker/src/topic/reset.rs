@@ -9,7 +9,7 @@ use aquifer_model::subscription::SubscriptionType;
 use aquifer_protocol_api::admin::SubscriptionReset;
 
 use crate::subscription::SubscriptionSpec;
-use crate::subscription::cursor::CursorState;
+use crate::subscription::cursor::state::CursorState;
 use crate::topic::Topic;
 use crate::topic::event::Reply;
 

@@ -221,7 +221,7 @@ impl Topic {
             .iter()
             .filter(|slot| slot.state.is_durable());
         SnapshotContents {
-            subscriptions: durable.map(|slot| slot.state.state()).collect(),
+            subscriptions: durable.map(|slot| slot.state.record()).collect(),
             producers: self.publishing.dedup.snapshot(),
             dedup_index: self.publishing.persisted_end,
         }

@@ -123,7 +123,7 @@ impl World {
         let subscription = Subscription::new(spec);
         World {
             kind,
-            records: vec![cursor_log::created(subscription.state())],
+            records: vec![cursor_log::created(subscription.record())],
             subscription,
             log: Vec::new(),
             end: 0,

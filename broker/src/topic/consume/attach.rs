@@ -11,7 +11,7 @@ use aquifer_protocol_api::error::{ApiError, ErrorKind};
 
 use crate::cursor_log::Losses;
 use crate::error::BrokerError;
-use crate::subscription::cursor::CursorState;
+use crate::subscription::cursor::state::CursorState;
 use crate::subscription::{Attach, ConsumerId, Subscription, SubscriptionSpec};
 use crate::topic::Topic;
 use crate::topic::consume::Waiting;
@@ -195,7 +195,7 @@ impl Topic {
             delivered: Index(0),
             created_ms: self.shared.clock.wall_ms(),
         });
-        let delta = crate::cursor_log::created(state.state());
+        let delta = crate::cursor_log::created(state.record());
         let id = self.subscriptions.insert(state);
         self.subscriptions.names.insert(name.clone(), id);
         // It exists for trimming from now on; clients attach when it is durable.
