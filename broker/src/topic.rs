@@ -119,6 +119,12 @@ impl Topic {
         self.shared.clock.monotonic()
     }
 
+    /// Where the messages end that consumers may see: dispatch, places and statistics stop here.
+    /// Never beyond the end of the log, and never moves back.
+    fn visible_end(&self) -> Index {
+        self.log.end()
+    }
+
     /// Runs the topic until it ends; `ended` closes when its logs are closed.
     pub(crate) async fn run(mut self, mut inbox: Inbox, ended: watch::Sender<()>) {
         self.shared.metrics.topics.add(1, &[]);
@@ -392,7 +398,7 @@ impl Topic {
 
     /// For the metrics, which nobody has to load a topic for.
     fn note_backlog(&self) {
-        let end = self.log.end();
+        let end = self.visible_end();
         let durable = self.subscriptions.iter();
         let durable = durable.filter(|slot| slot.state.is_durable());
         let (all, max) = durable.fold((0u64, 0u64), |(all, max), slot| {

@@ -24,7 +24,7 @@ impl Topic {
             let _ = reply.send(Ok(Vec::new()));
             return;
         };
-        let (first, end) = (self.log.first(), self.log.end());
+        let (first, end) = (self.log.first(), self.visible_end());
         let mut account = Vec::new();
         for slot in self.subscriptions.iter_mut().filter(|s| s.is_uncertain) {
             slot.is_uncertain = false;

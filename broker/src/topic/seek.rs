@@ -30,8 +30,8 @@ impl Topic {
     pub(super) fn locate(&mut self, place: Place, purpose: LocatePurpose) {
         let known = match place {
             Place::Earliest => Some(self.log.first()),
-            Place::Latest => Some(self.log.end()),
-            Place::Index(index) => Some(index.clamp(self.log.first(), self.log.end())),
+            Place::Latest => Some(self.visible_end()),
+            Place::Index(index) => Some(index.clamp(self.log.first(), self.visible_end())),
             Place::Position(_) | Place::TimeMs(_) => None,
         };
         if let Some(index) = known {
@@ -48,6 +48,9 @@ impl Topic {
     }
 
     pub(super) fn located(&mut self, purpose: LocatePurpose, result: Result<Index, LogError>) {
+        // What the log has and consumers may not see yet is no place to begin.
+        let end = self.visible_end();
+        let result = result.map(|index| index.min(end));
         let result = result.map_err(|error| match error {
             LogError::Invalid(message) => BrokerError::invalid(
                 message,
@@ -188,7 +191,7 @@ impl Topic {
                 return;
             }
         };
-        let end = self.log.end();
+        let end = self.visible_end();
         let Some(slot) = self.subscriptions.get_mut(id) else {
             return;
         };

@@ -7,7 +7,7 @@ use crate::topic::Topic;
 impl Topic {
     pub(super) fn stats(&self) -> TopicStats {
         let log = self.log.stats();
-        let counted = self.counters.now();
+        let (counted, end) = (self.counters.now(), self.visible_end());
         let ledgers = log.ledgers.iter().map(|ledger| LedgerStats {
             ledger: ledger.ledger,
             first_index: ledger.first_index,
@@ -18,7 +18,7 @@ impl Topic {
         TopicStats {
             partitions: 0,
             first_index: log.first,
-            end_index: log.end,
+            end_index: end,
             stored_bytes: log.bytes,
             entries: log.entries,
             ledgers: ledgers.collect(),
@@ -26,7 +26,7 @@ impl Topic {
             subscriptions: self
                 .subscriptions
                 .iter()
-                .map(|slot| slot.state.stats(log.end))
+                .map(|slot| slot.state.stats(end))
                 .collect(),
             messages_in: counted.messages_in,
             bytes_in: counted.bytes_in,

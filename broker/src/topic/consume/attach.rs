@@ -235,6 +235,7 @@ impl Topic {
         let budget = self
             .budget_of(id)
             .unwrap_or_else(|| self.rooms.deliveries.clone());
+        let end = self.visible_end();
         self.subscriptions.next_consumer += 1;
         let consumer = ConsumerId(self.subscriptions.next_consumer);
         let slot = self
@@ -262,7 +263,7 @@ impl Topic {
             owner_epoch: self.epoch,
             seek_epoch: slot.state.seek_epoch(),
             start: slot.state.start(),
-            end: self.log.end(),
+            end,
         };
         self.notify(id, &notices);
         self.shared.metrics.consumers.add(1, &[]);

@@ -50,7 +50,7 @@ impl Topic {
             let Some(read) = slot.state.next_read() else {
                 return;
             };
-            if read.from >= self.log.end() {
+            if read.from >= self.visible_end() {
                 // The outcome that moves the end is an event that comes after this one.
                 self.subscriptions.at_end.insert(id);
                 return;
@@ -235,7 +235,7 @@ impl Topic {
         {
             fits = fitting(entries, room.bytes());
         }
-        let epoch = self.epoch();
+        let (epoch, end) = (self.epoch(), self.visible_end());
         // The read may have taken long, and so may this process (H9).
         let may_deliver = self.may_deliver(id);
         let Some(slot) = self.subscriptions.slots.get_mut(&id) else {
@@ -256,7 +256,9 @@ impl Topic {
             }
             return self.deliver_gap(id, read, damage, reason);
         }
-        let known = entries.iter().take_while(|e| is_known(&e.head));
+        let known = entries
+            .iter()
+            .take_while(|e| is_known(&e.head) && e.head.end_index() <= end);
         let fits = fits.min(known.count());
         if fits > 0 {
             slot.entry_bytes = 0;
