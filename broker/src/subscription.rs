@@ -2,8 +2,9 @@
 //! messages.
 //!
 //! A state machine without I/O, async or clocks; the topic's owner task feeds it and carries out
-//! what it returns. Every message at or above the mark is in exactly one of four places: acknowledged
-//! (cursor), held by a consumer (pending), waiting to be delivered again (replay), or not yet read.
+//! what it returns. Every message at or above the mark is in exactly one of five places: acknowledged
+//! (cursor), held by a consumer (pending), waiting to be delivered again (replay), passed over for a
+//! reason (held back), or not yet read. What comes in with time comes in as an argument.
 //! Redeliveries come before new messages, in index order, so Exclusive and Failover see partition
 //! order that restarts at the earliest message that came back (I7).
 //!
@@ -11,11 +12,13 @@
 //! returned [`AckDelta`] durable, in order, then calls [`Subscription::confirm`].
 
 pub mod cursor;
+pub mod mode;
 
 mod consumer;
 mod dispatcher;
 mod exclusive;
 mod failover;
+mod held_back;
 mod pending;
 mod ranges;
 mod replay;
@@ -260,21 +263,31 @@ impl Subscription {
         self.cursor.after_loss();
     }
 
-    /// What to read next; `None` when no consumer has room. Replay comes before new messages.
+    /// What to read next; `None` when no consumer has room. Replay comes before new messages, and
+    /// with it what is held back no longer at this time, ms since the Unix epoch.
     #[must_use]
-    pub fn next_read(&self) -> Option<NextRead> {
-        self.dispatcher.next_read(&self.cursor)
+    pub fn next_read(&mut self, now_ms: u64) -> Option<NextRead> {
+        self.dispatcher.next_read(&self.cursor, now_ms)
+    }
+
+    /// When to ask for the next read though nothing else has happened: something that is held back
+    /// is due then, in ms since the Unix epoch.
+    #[must_use]
+    pub fn next_due_ms(&self) -> Option<u64> {
+        self.dispatcher.next_due_ms()
     }
 
     /// Hands out what was read for `read`: consecutive entries from the one that contains
-    /// `read.from` on. What is acknowledged or held meanwhile is skipped, and what exceeds the
-    /// credit left untouched, to be read again.
+    /// `read.from` on. What is acknowledged or held meanwhile is skipped, what the mode holds back is
+    /// passed over, and what exceeds the credit left untouched, to be read again.
     pub fn deliver(
         &mut self,
         read: &NextRead,
         entries: &[LogEntry],
+        now_ms: u64,
     ) -> Vec<(ConsumerId, Delivery)> {
-        self.dispatcher.deliver(&mut self.cursor, read, entries)
+        self.dispatcher
+            .deliver(&mut self.cursor, read, entries, now_ms)
     }
 
     /// Hands out that storage cannot give what was read for `read`: `gap`, which holds `read.from`.
@@ -284,8 +297,10 @@ impl Subscription {
         &mut self,
         read: &NextRead,
         gap: Range<Index>,
+        now_ms: u64,
     ) -> Option<(ConsumerId, IndexRange)> {
-        self.dispatcher.deliver_gap(&mut self.cursor, read, gap)
+        self.dispatcher
+            .deliver_gap(&mut self.cursor, read, gap, now_ms)
     }
 
     /// The first index that is not acknowledged, durably or not.
@@ -306,10 +321,16 @@ impl Subscription {
         self.cursor.seek_epoch()
     }
 
-    /// Where delivery continues for a consumer that attaches now.
+    /// The first message that no consumer may have yet, for one that attaches now.
     #[must_use]
     pub fn start(&self) -> Index {
         self.dispatcher.start(&self.cursor)
+    }
+
+    /// Where delivery continues.
+    #[must_use]
+    pub fn next_index(&self) -> Index {
+        self.dispatcher.next_index(&self.cursor)
     }
 
     /// How consumers share.

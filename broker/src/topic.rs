@@ -146,7 +146,7 @@ impl Topic {
             let soon = now + END_TICK;
             let at = match self.ending {
                 Some(_) => soon,
-                None => self.next_housekeeping.max(soon),
+                None => self.next_housekeeping.max(soon).min(self.next_due(now)),
             };
             alarm.set(at, now);
             tokio::select! {
@@ -183,11 +183,23 @@ impl Topic {
             }
         }
         self.settle_appends();
+        if self.subscriptions.next_due_ms().is_some() {
+            self.subscriptions.wake_due(self.shared.clock.wall_ms());
+        }
         self.serve_ready(SUBSCRIPTIONS_PER_TURN);
         self.write_cursors();
         if self.now() >= self.next_housekeeping {
             self.housekeeping();
         }
+    }
+
+    /// When messages that are held back are due, on the monotonic clock.
+    fn next_due(&self, now: Duration) -> Duration {
+        let due_ms = self.subscriptions.next_due_ms();
+        due_ms.map_or(Duration::MAX, |due_ms| {
+            let left = due_ms.saturating_sub(self.shared.clock.wall_ms());
+            now.saturating_add(Duration::from_millis(left))
+        })
     }
 
     fn handle(&mut self, event: Event) {

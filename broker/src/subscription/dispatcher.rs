@@ -1,49 +1,42 @@
 //! The dispatcher of a subscription: which consumer gets which message next, and what comes back.
 //!
 //! It holds what is lost with the topic's owner: consumers with their credit, what they hold, what
-//! is to be delivered again. The cursor is lent to it by the subscription.
+//! is to be delivered again or held back. The cursor is lent to it by the subscription, and its mode
+//! decides who gets what.
 //!
-//! Invariant of a durable subscription: what lies between the mark and `read` and is neither
-//! pending nor in replay is acknowledged.
+//! Invariants of a durable subscription:
+//! - What lies between the mark and `read` and is not pending, in replay or held back is
+//!   acknowledged.
+//! - Without consumers nothing is held back: reasons concern those that are attached.
+//! - Pending, replay and held-back messages together stop new reads at one cap (I13).
 
 mod deliver;
 mod gaps;
+#[cfg(test)]
+pub(super) mod places;
 
 use std::collections::BTreeMap;
 use std::ops::Range;
 
 use aquifer_model::id::Index;
-use aquifer_model::limits::{
-    CONSUMERS_PER_SUBSCRIPTION_MAX, UNACKED_PER_CONSUMER_MAX, UNACKED_PER_SUBSCRIPTION_MAX,
-};
+use aquifer_model::limits::{CONSUMERS_PER_SUBSCRIPTION_MAX, UNACKED_PER_SUBSCRIPTION_MAX};
 use aquifer_model::subscription::SubscriptionType;
 use aquifer_protocol_api::consumer::NegativeAcknowledge;
 use aquifer_protocol_api::error::{ApiError, ErrorKind};
 
 use super::consumer::Consumer;
 use super::cursor::Cursor;
-use super::exclusive::Exclusive;
-use super::failover::{Failover, Switch};
+use super::held_back::HeldBack;
+use super::mode::{self, Attached, Mode};
 use super::pending::Pending;
 use super::ranges::RangeMap;
 use super::replay::Replay;
-use super::shared::Shared;
 use super::{Attach, ConsumerId, NextRead, Notice};
 
 /// Most bytes that one read asks for.
 const READ_BYTES_MAX: u64 = 1024 * 1024;
 /// Most entries that one read asks for.
 const READ_ENTRIES_MAX: u64 = 1024;
-/// Consumers of a Shared subscription whose credit is summed up for one read.
-const READ_CONSUMERS_MAX: usize = 32;
-
-#[derive(Debug)]
-enum Policy {
-    Exclusive(Exclusive),
-    Failover(Failover),
-    Shared(Shared),
-}
-
 /// Consumers of one subscription, and the messages between the log and them.
 #[derive(Debug)]
 pub(super) struct Dispatcher {
@@ -53,9 +46,10 @@ pub(super) struct Dispatcher {
     earlier: u64,
     pending: Pending,
     replay: Replay,
+    held_back: HeldBack,
     /// Of all these, what storage could not give when it was read last.
     damaged: RangeMap<()>,
-    policy: Policy,
+    mode: Box<dyn Mode>,
     consumers: BTreeMap<ConsumerId, Consumer>,
 }
 
@@ -68,10 +62,17 @@ impl Dispatcher {
             earlier: delivered.0,
             pending: Pending::default(),
             replay: Replay::default(),
+            held_back: HeldBack::default(),
             damaged: RangeMap::default(),
-            policy: policy_of(cursor.kind()),
+            mode: mode::of(cursor.kind()),
             consumers: BTreeMap::new(),
         }
+    }
+
+    /// Another mode than that of a type.
+    #[cfg(test)]
+    pub(super) fn set_mode(&mut self, mode: Box<dyn Mode>) {
+        self.mode = mode;
     }
 
     /// Attaches a consumer. Without other consumers its type becomes the subscription's.
@@ -84,24 +85,11 @@ impl Dispatcher {
         let consumer = attach.consumer;
         if self.consumers.is_empty() && cursor.is_durable() && cursor.kind() != attach.kind {
             cursor.set_kind(attach.kind);
-            self.policy = policy_of(attach.kind);
+            self.mode = mode::of(attach.kind);
         }
-        let mut notices = Vec::new();
-        match &mut self.policy {
-            Policy::Exclusive(exclusive) => exclusive.attach(consumer)?,
-            Policy::Shared(_) => {}
-            Policy::Failover(failover) => {
-                let switch = failover.attach(consumer, attach.priority);
-                notices = self.switched(switch);
-                if switch.is_none() {
-                    notices.push(Notice::Active {
-                        consumer,
-                        active: false,
-                    });
-                }
-            }
-        }
+        let notices = self.mode.attach(consumer, attach.priority)?;
         self.consumers.insert(consumer, Consumer::new(attach.name));
+        self.give_up_of_unserved(&notices);
         Ok(notices)
     }
 
@@ -145,23 +133,12 @@ impl Dispatcher {
             return Vec::new();
         }
         self.give_up(consumer, 0);
-        match &mut self.policy {
-            Policy::Exclusive(exclusive) => {
-                exclusive.detach(consumer);
-                Vec::new()
-            }
-            Policy::Shared(shared) => {
-                shared.detach(consumer);
-                Vec::new()
-            }
-            Policy::Failover(failover) => {
-                let switch = failover.detach(consumer).map(|switch| Switch {
-                    from: None,
-                    to: switch.to,
-                });
-                self.switched(switch)
-            }
+        let notices = self.mode.detach(consumer);
+        self.give_up_of_unserved(&notices);
+        if self.consumers.is_empty() {
+            self.replay.put_back(self.held_back.take_all());
         }
+        notices
     }
 
     /// Raises the totals that a consumer was granted since it attached.
@@ -188,7 +165,7 @@ impl Dispatcher {
             let earliest = given_up.first().map(|(part, _)| part.start);
             self.replay.add(given_up);
             if let Some(earliest) = earliest
-                && self.keeps_order()
+                && self.mode.keeps_order()
             {
                 self.give_up(consumer, earliest);
             }
@@ -202,6 +179,7 @@ impl Dispatcher {
         self.earlier = 0;
         self.pending.clear();
         self.replay.clear();
+        self.held_back.take_all();
         self.damaged.clear();
         let everybody: Vec<ConsumerId> = self.consumers.keys().copied().collect();
         for consumer in everybody {
@@ -218,9 +196,9 @@ impl Dispatcher {
         self.read = self.read.max(first.0);
     }
 
-    /// Takes out what of `range` a consumer holds or waits for one, as it is acknowledged. Says
-    /// whether that was anything, or whether some of it is yet to be read: then it was delivered
-    /// before the topic was loaded. All else below `read` is acknowledged already.
+    /// Takes out what of `range` a consumer holds, waits for one or is held back, as it is
+    /// acknowledged. Says whether that was anything, or whether some of it is yet to be read: then it
+    /// was delivered before the topic was loaded. All else below `read` is acknowledged already.
     pub(super) fn settle(&mut self, cursor: &Cursor, range: Range<u64>) -> bool {
         let held = self.pending.take(range.clone());
         for (_, held) in &held {
@@ -229,11 +207,14 @@ impl Dispatcher {
         self.damaged.take(range.clone(), |()| true);
         let unread = range.start.max(self.read)..range.end;
         let earlier = !unread.is_empty() && !cursor.unacknowledged(unread).is_empty();
-        self.replay.remove(range) > 0 || !held.is_empty() || earlier
+        let waiting = self.replay.remove(range.clone()) + self.held_back.remove(range);
+        waiting > 0 || !held.is_empty() || earlier
     }
 
-    /// What to read next; `None` when no consumer has room. Replay comes before new messages.
-    pub(super) fn next_read(&self, cursor: &Cursor) -> Option<NextRead> {
+    /// What to read next; `None` when no consumer has room, or as many messages as may be are held or
+    /// wait. Replay comes before new messages, and with it what is held back no longer.
+    pub(super) fn next_read(&mut self, cursor: &Cursor, now_ms: u64) -> Option<NextRead> {
+        self.release(now_ms);
         let (messages, bytes) = self.room()?;
         let (from, messages) = match self.replay.first() {
             Some(range) => (range.start, messages.min(range.end - range.start)),
@@ -251,8 +232,35 @@ impl Dispatcher {
         })
     }
 
-    /// Where delivery continues for a consumer that attaches now.
+    /// Releases what no reason holds back any more.
+    fn release(&mut self, now_ms: u64) {
+        let due = self.held_back.take_due(now_ms);
+        self.replay.put_back(due);
+        let attached = Attached {
+            consumers: &self.consumers,
+            pending: &self.pending,
+        };
+        while let Some(reason) = self.mode.ended(&attached) {
+            self.replay.put_back(self.held_back.take_held_for(reason));
+        }
+    }
+
+    /// When something that is held back is due, ms since the Unix epoch: the next time to ask for a
+    /// read though nothing else has happened.
+    pub(super) fn next_due_ms(&self) -> Option<u64> {
+        self.held_back.next_due_ms()
+    }
+
+    /// The first message that no consumer may have yet, for one that attaches now.
     pub(super) fn start(&self, cursor: &Cursor) -> Index {
+        let next = self.next_index(cursor);
+        self.held_back
+            .first()
+            .map_or(next, |first| next.min(Index(first)))
+    }
+
+    /// Where delivery continues.
+    pub(super) fn next_index(&self, cursor: &Cursor) -> Index {
         let new = cursor.next_unacknowledged(Index(self.read));
         match self.replay.first() {
             Some(range) => new.min(Index(range.start)),
@@ -284,26 +292,14 @@ impl Dispatcher {
         self.pending.total()
     }
 
-    /// Carries out a change of the served consumer.
-    fn switched(&mut self, switch: Option<Switch>) -> Vec<Notice> {
-        let mut notices = Vec::new();
-        let Some(switch) = switch else {
-            return notices;
-        };
-        if let Some(consumer) = switch.from {
-            self.give_up(consumer, 0);
-            notices.push(Notice::Active {
-                consumer,
-                active: false,
-            });
+    /// Consumers that are not served any longer give up what they hold.
+    fn give_up_of_unserved(&mut self, notices: &[Notice]) {
+        for notice in notices {
+            let Notice::Active { consumer, active } = *notice;
+            if !active {
+                self.give_up(consumer, 0);
+            }
         }
-        if let Some(consumer) = switch.to {
-            notices.push(Notice::Active {
-                consumer,
-                active: true,
-            });
-        }
-        notices
     }
 
     /// Moves what a consumer holds from `earliest` on to the replay set.
@@ -312,65 +308,24 @@ impl Dispatcher {
         self.replay.add(given_up);
     }
 
-    /// Gives a consumer that may have got room its turns.
+    /// Tells the mode of a consumer that may have got room.
     fn wake(&mut self, consumer: ConsumerId) {
-        if let Policy::Shared(shared) = &mut self.policy
-            && self.consumers.contains_key(&consumer)
-        {
-            shared.wake(consumer);
+        if self.consumers.contains_key(&consumer) {
+            self.mode.wake(consumer);
         }
     }
 
-    fn keeps_order(&self) -> bool {
-        !matches!(self.policy, Policy::Shared(_))
-    }
-
-    /// Whether the cap on unacknowledged messages of a Shared subscription allows new ones.
+    /// Whether the cap on what is delivered, comes back or is held back allows new messages.
     fn may_dispatch_new(&self) -> bool {
-        self.keeps_order()
-            || self.pending.counted() + self.replay.total() < UNACKED_PER_SUBSCRIPTION_MAX
+        let known = self.pending.counted() + self.replay.total() + self.held_back.total();
+        known < UNACKED_PER_SUBSCRIPTION_MAX
     }
 
     /// Messages and bytes that can be delivered now; `None` when no consumer has room.
     fn room(&self) -> Option<(u64, u64)> {
-        let room = |id| room_of(self.consumers.get(&id)?, &self.pending, id);
-        match &self.policy {
-            Policy::Exclusive(exclusive) => room(exclusive.active()?),
-            Policy::Failover(failover) => room(failover.active()?),
-            Policy::Shared(shared) => shared
-                .waiting()
-                .filter_map(room)
-                .take(READ_CONSUMERS_MAX)
-                .reduce(|a, b| (a.0.saturating_add(b.0), a.1.saturating_add(b.1))),
-        }
+        self.mode.room(&Attached {
+            consumers: &self.consumers,
+            pending: &self.pending,
+        })
     }
-
-    /// Who takes the next entry.
-    fn choose(&mut self) -> Option<ConsumerId> {
-        let (consumers, pending) = (&self.consumers, &self.pending);
-        let has_room = |id: ConsumerId| {
-            let consumer = consumers.get(&id);
-            consumer.is_some_and(|consumer| room_of(consumer, pending, id).is_some())
-        };
-        match &mut self.policy {
-            Policy::Exclusive(exclusive) => exclusive.active().filter(|id| has_room(*id)),
-            Policy::Failover(failover) => failover.active().filter(|id| has_room(*id)),
-            Policy::Shared(shared) => shared.next(has_room),
-        }
-    }
-}
-
-fn policy_of(kind: SubscriptionType) -> Policy {
-    match kind {
-        SubscriptionType::Exclusive => Policy::Exclusive(Exclusive::default()),
-        SubscriptionType::Failover => Policy::Failover(Failover::default()),
-        // Nobody can attach as Key_Shared yet; a stored one waits for a consumer of another type.
-        SubscriptionType::Shared | SubscriptionType::KeyShared => Policy::Shared(Shared::default()),
-    }
-}
-
-fn room_of(consumer: &Consumer, pending: &Pending, id: ConsumerId) -> Option<(u64, u64)> {
-    let (messages, bytes) = consumer.credit_left()?;
-    let allowed = UNACKED_PER_CONSUMER_MAX.saturating_sub(pending.held_by(id));
-    (allowed > 0).then_some((messages.min(allowed), bytes))
 }

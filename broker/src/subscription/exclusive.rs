@@ -1,18 +1,19 @@
-//! Exclusive: one consumer, all messages, in order. Readers share this policy.
+//! Exclusive: one consumer, all messages, in order. Readers share this mode.
 
+use aquifer_model::batch::MessageRow;
 use aquifer_protocol_api::error::{ApiError, ErrorKind};
 
-use super::ConsumerId;
+use super::mode::{Attached, Choice, Mode};
+use super::{ConsumerId, Notice};
 
-/// Who is attached.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct Exclusive {
+/// The one consumer.
+#[derive(Debug, Default)]
+pub(super) struct Exclusive {
     consumer: Option<ConsumerId>,
 }
 
-impl Exclusive {
-    /// Attaches the one consumer.
-    pub(crate) fn attach(&mut self, consumer: ConsumerId) -> Result<(), ApiError> {
+impl Mode for Exclusive {
+    fn attach(&mut self, consumer: ConsumerId, _priority: i32) -> Result<Vec<Notice>, ApiError> {
         if self.consumer.is_some() {
             return Err(ApiError::new(
                 ErrorKind::FailedPrecondition,
@@ -21,18 +22,22 @@ impl Exclusive {
             .advise("close the other consumer, or subscribe as failover or shared"));
         }
         self.consumer = Some(consumer);
-        Ok(())
+        Ok(Vec::new())
     }
 
-    /// Detaches it.
-    pub(crate) fn detach(&mut self, consumer: ConsumerId) {
+    fn detach(&mut self, consumer: ConsumerId) -> Vec<Notice> {
         if self.consumer == Some(consumer) {
             self.consumer = None;
         }
+        Vec::new()
     }
 
-    /// Who is served.
-    pub(crate) fn active(&self) -> Option<ConsumerId> {
-        self.consumer
+    fn room(&self, attached: &Attached<'_>) -> Option<(u64, u64)> {
+        attached.room(self.consumer?)
+    }
+
+    fn choose(&mut self, _: Option<&MessageRow>, attached: &Attached<'_>, _now_ms: u64) -> Choice {
+        let with_room = self.consumer.filter(|id| attached.room(*id).is_some());
+        with_room.map_or(Choice::Stop, Choice::Give)
     }
 }

@@ -1,53 +1,60 @@
 //! Failover: one consumer is served, the others stand by.
 //!
-//! The order is by priority, lower first, then by attachment, so that a consumer that comes does
-//! not displace an equal one. Whoever is displaced gives up what it holds: the subscription
-//! redelivers that first, in order, to the next (I7).
+//! The order is by priority, lower first, then by attachment, so that a new consumer does not
+//! displace an equal one. A displaced consumer gives up what it holds: the subscription redelivers
+//! that first, in order, to the next (I7).
 
-use super::ConsumerId;
+use aquifer_model::batch::MessageRow;
+use aquifer_protocol_api::error::ApiError;
+
+use super::mode::{Attached, Choice, Mode};
+use super::{ConsumerId, Notice};
 
 /// Attached consumers, the served one first.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct Failover {
+#[derive(Debug, Default)]
+pub(super) struct Failover {
     /// Ascending by priority, then by time of attachment.
     members: Vec<(i32, ConsumerId)>,
 }
 
-/// A change of who is served.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Switch {
-    pub(crate) from: Option<ConsumerId>,
-    pub(crate) to: Option<ConsumerId>,
+impl Failover {
+    fn active(&self) -> Option<ConsumerId> {
+        self.members.first().map(|(_, consumer)| *consumer)
+    }
 }
 
-impl Failover {
-    /// Adds a consumer behind its equals; says whether it is served from now on, instead of whom.
-    pub(crate) fn attach(&mut self, consumer: ConsumerId, priority: i32) -> Option<Switch> {
+impl Mode for Failover {
+    fn attach(&mut self, consumer: ConsumerId, priority: i32) -> Result<Vec<Notice>, ApiError> {
         let before = self.active();
         let at = self
             .members
             .partition_point(|(other, _)| *other <= priority);
         self.members.insert(at, (priority, consumer));
-        self.switch(before)
+        if self.active() != Some(consumer) {
+            return Ok(vec![is_active(consumer, false)]);
+        }
+        let displaced = before.map(|before| is_active(before, false));
+        let served = is_active(consumer, true);
+        Ok(displaced.into_iter().chain([served]).collect())
     }
 
-    /// Removes a consumer; says who is served instead, if it was served.
-    pub(crate) fn detach(&mut self, consumer: ConsumerId) -> Option<Switch> {
+    fn detach(&mut self, consumer: ConsumerId) -> Vec<Notice> {
         let before = self.active();
         self.members.retain(|(_, member)| *member != consumer);
-        self.switch(before)
+        let next = self.active().filter(|next| Some(*next) != before);
+        next.map(|next| is_active(next, true)).into_iter().collect()
     }
 
-    /// Who is served.
-    pub(crate) fn active(&self) -> Option<ConsumerId> {
-        self.members.first().map(|(_, consumer)| *consumer)
+    fn room(&self, attached: &Attached<'_>) -> Option<(u64, u64)> {
+        attached.room(self.active()?)
     }
 
-    fn switch(&self, before: Option<ConsumerId>) -> Option<Switch> {
-        let after = self.active();
-        (before != after).then_some(Switch {
-            from: before,
-            to: after,
-        })
+    fn choose(&mut self, _: Option<&MessageRow>, attached: &Attached<'_>, _now_ms: u64) -> Choice {
+        let with_room = self.active().filter(|id| attached.room(*id).is_some());
+        with_room.map_or(Choice::Stop, Choice::Give)
     }
+}
+
+fn is_active(consumer: ConsumerId, active: bool) -> Notice {
+    Notice::Active { consumer, active }
 }

@@ -92,6 +92,13 @@ impl Pending {
         taken
     }
 
+    /// Who holds a message.
+    #[cfg(test)]
+    pub(crate) fn holder(&self, index: u64) -> Option<ConsumerId> {
+        let (_, held) = self.ranges.overlap(index..index + 1).pop()?;
+        Some(held.consumer)
+    }
+
     /// Forgets everything.
     pub(crate) fn clear(&mut self) {
         *self = Pending::default();

@@ -105,7 +105,7 @@ impl<V: Copy + PartialEq> RangeMap<V> {
     }
 
     /// The whole ranges that `range` meets.
-    fn touched(&self, range: &Range<u64>) -> Vec<(Range<u64>, V)> {
+    pub(super) fn touched(&self, range: &Range<u64>) -> Vec<(Range<u64>, V)> {
         if range.is_empty() {
             return Vec::new();
         }

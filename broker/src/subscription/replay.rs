@@ -1,9 +1,9 @@
-//! The replay set: what was delivered, came back by a negative acknowledgement or a lost consumer,
-//! and is to be delivered again before anything new.
+//! The replay set: what is to be read again before anything new. It was delivered and came back, by
+//! a negative acknowledgement or a lost consumer, or it was held back and is released.
 //!
-//! Redelivery counts live here and in the pending set, nowhere else: each message that was
-//! delivered and is not acknowledged is in exactly one of the two, so their memory is bounded by
-//! the caps on unacknowledged messages. They are lost with the topic's owner and with a seek.
+//! Redelivery counts live here, in the pending set and with what is held back: each message that was
+//! read and is not acknowledged is in exactly one of the three, so their memory is bounded by the
+//! caps on unacknowledged messages. They are lost with the topic's owner and with a seek.
 
 use std::ops::Range;
 
@@ -32,6 +32,13 @@ impl Replay {
         for (range, held) in given_up {
             self.ranges
                 .insert(range, held.redeliveries.saturating_add(1));
+        }
+    }
+
+    /// Takes over what is held back no longer: as often delivered as it was.
+    pub(crate) fn put_back(&mut self, released: Vec<(Range<u64>, u32)>) {
+        for (range, redeliveries) in released {
+            self.ranges.insert(range, redeliveries);
         }
     }
 

@@ -6,46 +6,65 @@
 
 use std::collections::{BTreeSet, VecDeque};
 
-use super::ConsumerId;
+use aquifer_model::batch::MessageRow;
+use aquifer_protocol_api::error::ApiError;
+
+use super::mode::{Attached, Choice, Mode};
+use super::{ConsumerId, Notice};
+
+/// Consumers whose credit is summed up for one read.
+const READ_CONSUMERS_MAX: usize = 32;
 
 /// Whose turn it is.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct Shared {
+#[derive(Debug, Default)]
+pub(super) struct Shared {
     ring: VecDeque<ConsumerId>,
     queued: BTreeSet<ConsumerId>,
 }
 
-impl Shared {
-    /// Gives a consumer a turn if it has none: to be called whenever it may have got room.
-    pub(crate) fn wake(&mut self, consumer: ConsumerId) {
+impl Mode for Shared {
+    fn keeps_order(&self) -> bool {
+        false
+    }
+
+    /// Its turns begin when it has room.
+    fn attach(&mut self, _consumer: ConsumerId, _priority: i32) -> Result<Vec<Notice>, ApiError> {
+        Ok(Vec::new())
+    }
+
+    /// Its place in the ring goes when its turn comes, since it has no room then, or when there are
+    /// more such places than others: thousands may leave at once.
+    fn detach(&mut self, consumer: ConsumerId) -> Vec<Notice> {
+        if self.queued.remove(&consumer) && self.ring.len() > 2 * self.queued.len() {
+            self.ring.retain(|member| self.queued.contains(member));
+        }
+        Vec::new()
+    }
+
+    /// Gives a consumer a turn if it has none.
+    fn wake(&mut self, consumer: ConsumerId) {
         if self.queued.insert(consumer) {
             self.ring.push_back(consumer);
         }
     }
 
-    /// Forgets a consumer. Its place in the ring goes when its turn comes, since it has no room then,
-    /// or when there are more such places than others: thousands may leave at once.
-    pub(crate) fn detach(&mut self, consumer: ConsumerId) {
-        if self.queued.remove(&consumer) && self.ring.len() > 2 * self.queued.len() {
-            self.ring.retain(|member| self.queued.contains(member));
-        }
+    fn room(&self, attached: &Attached<'_>) -> Option<(u64, u64)> {
+        let waiting = self.ring.iter().filter(|id| self.queued.contains(id));
+        waiting
+            .filter_map(|id| attached.room(*id))
+            .take(READ_CONSUMERS_MAX)
+            .reduce(|a, b| (a.0.saturating_add(b.0), a.1.saturating_add(b.1)))
     }
 
     /// The next consumer with room; it goes to the end of the ring.
-    pub(crate) fn next(&mut self, has_room: impl Fn(ConsumerId) -> bool) -> Option<ConsumerId> {
+    fn choose(&mut self, _: Option<&MessageRow>, attached: &Attached<'_>, _now_ms: u64) -> Choice {
         while let Some(consumer) = self.ring.pop_front() {
-            if has_room(consumer) {
+            if attached.room(consumer).is_some() {
                 self.ring.push_back(consumer);
-                return Some(consumer);
+                return Choice::Give(consumer);
             }
             self.queued.remove(&consumer);
         }
-        None
-    }
-
-    /// Everybody who may have room.
-    pub(crate) fn waiting(&self) -> impl Iterator<Item = ConsumerId> + '_ {
-        let ring = self.ring.iter().copied();
-        ring.filter(|consumer| self.queued.contains(consumer))
+        Choice::Stop
     }
 }

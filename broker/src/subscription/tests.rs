@@ -10,6 +10,7 @@ use super::*;
 
 mod credit;
 mod gaps;
+mod holding;
 mod model;
 
 const EPOCH: OwnerEpoch = OwnerEpoch(4);
@@ -17,6 +18,7 @@ const A: ConsumerId = ConsumerId(1);
 const B: ConsumerId = ConsumerId(2);
 const C: ConsumerId = ConsumerId(3);
 const BODY_BYTES: usize = 100;
+const NOW: u64 = 1_700_000_000_000;
 
 /// An entry with messages `first` to `first + count - 1`.
 fn entry(first: u64, count: u32) -> LogEntry {
@@ -114,12 +116,12 @@ fn read<'a>(log: &'a [LogEntry], read: &NextRead) -> &'a [LogEntry] {
 /// Reads and delivers until nothing more can be; returns (consumer, messages, redeliveries).
 fn drain(subscription: &mut Subscription, log: &[LogEntry]) -> Vec<(ConsumerId, Vec<u64>, u32)> {
     let mut all = Vec::new();
-    while let Some(next) = subscription.next_read() {
+    while let Some(next) = subscription.next_read(NOW) {
         let entries = read(log, &next);
         if entries.is_empty() {
             break;
         }
-        for (consumer, delivery) in subscription.deliver(&next, entries) {
+        for (consumer, delivery) in subscription.deliver(&next, entries, NOW) {
             let got = messages(log, &delivery);
             all.push((consumer, got, delivery.redelivery_count));
         }
@@ -137,7 +139,7 @@ fn shared_goes_round_robin_by_entry_over_consumers_with_credit() {
     for consumer in [A, B, C] {
         attach(&mut s, consumer, 0);
     }
-    assert_eq!(s.next_read(), None, "nobody has credit");
+    assert_eq!(s.next_read(NOW), None, "nobody has credit");
     s.credit(A, 100, 10_000);
     s.credit(B, 2, 10_000);
     s.credit(C, 100, 1);
@@ -198,10 +200,10 @@ fn a_read_under_way_does_not_overtake_what_came_back() {
         s.credit(A, 2, 10_000);
         drain(&mut s, &log);
         s.credit(A, 100, 10_000);
-        let next = s.next_read().expect("there is credit");
+        let next = s.next_read(NOW).expect("there is credit");
         assert_eq!(next.from, Index(2));
         s.negative_acknowledge(A, &nacks(&[(0, 0)]), EPOCH);
-        assert_eq!(s.deliver(&next, &log[2..]), []);
+        assert_eq!(s.deliver(&next, &log[2..], NOW), []);
         let got: Vec<u64> = drain(&mut s, &log)
             .into_iter()
             .flat_map(|(_, m, _)| m)
@@ -298,9 +300,9 @@ fn a_read_from_before_a_seek_is_void() {
     let (mut s, log) = (subscription(SubscriptionType::Shared), log(4, 1));
     attach(&mut s, A, 0);
     s.credit(A, 100, 10_000);
-    let old = s.next_read().expect("there is credit");
+    let old = s.next_read(NOW).expect("there is credit");
     s.seek(Index(2));
-    assert_eq!(s.deliver(&old, &log), []);
+    assert_eq!(s.deliver(&old, &log, NOW), []);
     let got: Vec<u64> = drain(&mut s, &log)
         .into_iter()
         .flat_map(|(_, m, _)| m)
@@ -458,10 +460,10 @@ fn entries_behind_a_hole_are_not_delivered() {
     let (mut s, log) = (subscription(SubscriptionType::Shared), log(3, 1));
     attach(&mut s, A, 0);
     s.credit(A, 100, 10_000);
-    let next = s.next_read().expect("there is credit");
+    let next = s.next_read(NOW).expect("there is credit");
     let holed = [log[0].clone(), log[2].clone()];
-    assert_eq!(s.deliver(&next, &holed).len(), 1);
-    assert_eq!(s.next_read().map(|next| next.from), Some(Index(1)));
+    assert_eq!(s.deliver(&next, &holed, NOW).len(), 1);
+    assert_eq!(s.next_read(NOW).map(|next| next.from), Some(Index(1)));
 }
 
 #[test]
@@ -472,10 +474,10 @@ fn what_was_trimmed_is_neither_waited_for_nor_counted() {
     drain(&mut s, &log);
     s.negative_acknowledge(A, &nacks(&[(1, 1)]), EPOCH);
     s.credit(A, 100, 10_000);
-    let next = s.next_read().expect("there is credit");
+    let next = s.next_read(NOW).expect("there is credit");
     assert_eq!(next.from, Index(1));
     // The log answers from 4 on.
-    let got = s.deliver(&next, &log[4..5]);
+    let got = s.deliver(&next, &log[4..5], NOW);
     assert_eq!(got.len(), 1);
     assert_eq!(s.mark_delete(), Index(4));
     assert_eq!(s.backlog(Index(6)), 2);

@@ -47,6 +47,9 @@ pub(super) struct Subscriptions {
     ready: VecDeque<SubscriptionId>,
     /// At the end of the log, waiting for new messages.
     at_end: BTreeSet<SubscriptionId>,
+    /// When something that is held back is due, ms since the Unix epoch, and of which subscription:
+    /// one entry for each that has such messages.
+    due: BTreeSet<(u64, SubscriptionId)>,
     next_id: u64,
     next_consumer: u64,
     instances: Instances,
@@ -92,6 +95,8 @@ pub(super) struct Slot {
     /// Seeks that are not durable yet, and a creation or deletion likewise: nothing is delivered.
     pub(super) held: u32,
     queued: bool,
+    /// Its entry among those that are due.
+    due_ms: Option<u64>,
     /// It is being deleted: nobody attaches any more.
     pub(super) deleting: bool,
     /// What it has acknowledged is not known for sure: nobody attaches before somebody has decided.
@@ -113,6 +118,7 @@ impl Slot {
             entry_bytes: 0,
             held: 0,
             queued: false,
+            due_ms: None,
             deleting: false,
             is_uncertain: false,
         }
@@ -166,6 +172,9 @@ impl Subscriptions {
         let slot = self.slots.remove(&id)?;
         self.names.retain(|_, known| *known != id);
         self.at_end.remove(&id);
+        if let Some(due_ms) = slot.due_ms {
+            self.due.remove(&(due_ms, id));
+        }
         Some(slot)
     }
 
@@ -198,6 +207,41 @@ impl Subscriptions {
         {
             slot.queued = true;
             self.ready.push_back(id);
+        }
+    }
+
+    /// Notes when a subscription is to be served again by time, after it was asked for a read.
+    fn note_due(&mut self, id: SubscriptionId) {
+        let Some(slot) = self.slots.get_mut(&id) else {
+            return;
+        };
+        let due_ms = slot.state.next_due_ms();
+        if slot.due_ms == due_ms {
+            return;
+        }
+        if let Some(before) = std::mem::replace(&mut slot.due_ms, due_ms) {
+            self.due.remove(&(before, id));
+        }
+        if let Some(due_ms) = due_ms {
+            self.due.insert((due_ms, id));
+        }
+    }
+
+    /// When the first of them is due, ms since the Unix epoch.
+    pub(super) fn next_due_ms(&self) -> Option<u64> {
+        self.due.first().map(|(due_ms, _)| *due_ms)
+    }
+
+    /// Has those served that are due.
+    pub(super) fn wake_due(&mut self, now_ms: u64) {
+        while let Some(&(due_ms, id)) = self.due.first()
+            && due_ms <= now_ms
+        {
+            self.due.pop_first();
+            if let Some(slot) = self.slots.get_mut(&id) {
+                slot.due_ms = None;
+            }
+            self.wake(id);
         }
     }
 

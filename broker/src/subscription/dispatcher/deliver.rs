@@ -1,14 +1,18 @@
-//! Handing out what was read: which messages of an entry are wanted, and which consumer gets them.
+//! Handing out what was read: which messages of an entry are wanted, and what the mode does with
+//! each: a consumer gets it, or it is held back.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 
 use aquifer_log::LogEntry;
+use aquifer_model::batch::{Batch, MessageRow};
 use aquifer_model::id::Index;
 use aquifer_protocol_api::consumer::{Delivery, IndexRange};
 use aquifer_protocol_api::producer::StoredAt;
 
 use super::Dispatcher;
 use crate::subscription::cursor::Cursor;
+use crate::subscription::mode::{Attached, Choice, HoldReason};
 use crate::subscription::pending::Held;
 use crate::subscription::{ConsumerId, NextRead};
 
@@ -21,6 +25,7 @@ impl Dispatcher {
         cursor: &mut Cursor,
         read: &NextRead,
         entries: &[LogEntry],
+        now_ms: u64,
     ) -> Vec<(ConsumerId, Delivery)> {
         let mut deliveries = Vec::new();
         if read.seek_epoch != cursor.seek_epoch() {
@@ -48,22 +53,122 @@ impl Dispatcher {
             if wanted.iter().any(|(part, _)| part.start >= self.read) && !self.may_dispatch_new() {
                 break;
             }
-            let Some(consumer) = self.choose() else {
+            if !self.assign(cursor, entry, &wanted, now_ms, &mut deliveries) {
                 break;
-            };
-            deliveries.push((consumer, self.hand_out(cursor, consumer, entry, &wanted)));
+            }
         }
         deliveries
+    }
+
+    /// Gives the wanted messages of an entry to consumers, or holds them back. False when there was
+    /// no consumer for some: they stay where they are.
+    fn assign(
+        &mut self,
+        cursor: &mut Cursor,
+        entry: &LogEntry,
+        wanted: &[(Range<u64>, u32)],
+        now_ms: u64,
+        deliveries: &mut Vec<(ConsumerId, Delivery)>,
+    ) -> bool {
+        // What cannot be taken apart is decided as a whole.
+        let rows = match self.mode.reads_rows() {
+            true => Batch::parse(entry.body.clone()).ok(),
+            false => None,
+        };
+        let Some(rows) = rows else {
+            let choice = self.choose(None, now_ms);
+            if choice == Choice::Stop {
+                return false;
+            }
+            deliveries.extend(self.carry_out(cursor, choice, entry, wanted));
+            self.read = self.read.max(entry.head.end_index().0);
+            return true;
+        };
+        let (decided, stopped_at) = self.decide(entry, &rows, wanted, now_ms);
+        for (choice, parts) in decided {
+            deliveries.extend(self.carry_out(cursor, choice, entry, &parts));
+        }
+        let end = stopped_at.unwrap_or(entry.head.end_index().0);
+        self.read = self.read.max(end);
+        stopped_at.is_none()
+    }
+
+    /// Decides on every wanted message by its row, up to the first for which there is no consumer;
+    /// answers with the messages by choice, and with that one. Room is what it was before the entry:
+    /// a consumer that has some may exceed it with the messages of one entry.
+    fn decide(
+        &mut self,
+        entry: &LogEntry,
+        rows: &Batch,
+        wanted: &[(Range<u64>, u32)],
+        now_ms: u64,
+    ) -> (BTreeMap<Choice, Vec<(Range<u64>, u32)>>, Option<u64>) {
+        let mut decided: BTreeMap<Choice, Vec<(Range<u64>, u32)>> = BTreeMap::new();
+        for (part, redeliveries) in wanted {
+            for index in part.clone() {
+                let number = u32::try_from(index - entry.head.base_index.0).ok();
+                let row = number.and_then(|number| rows.row(number));
+                let choice = self.choose(row.as_ref(), now_ms);
+                if choice == Choice::Stop {
+                    return (decided, Some(index));
+                }
+                let parts = decided.entry(choice).or_default();
+                match parts.last_mut() {
+                    Some((last, count)) if last.end == index && count == redeliveries => {
+                        last.end += 1;
+                    }
+                    _ => parts.push((index..index + 1, *redeliveries)),
+                }
+            }
+        }
+        (decided, None)
+    }
+
+    /// Asks the mode.
+    pub(super) fn choose(&mut self, row: Option<&MessageRow>, now_ms: u64) -> Choice {
+        let attached = Attached {
+            consumers: &self.consumers,
+            pending: &self.pending,
+        };
+        self.mode.choose(row, &attached, now_ms)
+    }
+
+    /// Does with messages of an entry what the mode has chosen.
+    fn carry_out(
+        &mut self,
+        cursor: &mut Cursor,
+        choice: Choice,
+        entry: &LogEntry,
+        parts: &[(Range<u64>, u32)],
+    ) -> Option<(ConsumerId, Delivery)> {
+        match choice {
+            Choice::Give(consumer) => {
+                Some((consumer, self.hand_out(cursor, consumer, entry, parts)))
+            }
+            Choice::Hold(reason) => {
+                self.hold(parts, reason);
+                None
+            }
+            Choice::Stop => None,
+        }
+    }
+
+    /// Holds messages back.
+    pub(super) fn hold(&mut self, parts: &[(Range<u64>, u32)], reason: HoldReason) {
+        for (part, redeliveries) in parts {
+            self.replay.remove(part.clone());
+            self.held_back.add(part.clone(), reason, *redeliveries);
+        }
     }
 
     /// Whether order demands that something before `first` is delivered first (I7).
     pub(super) fn must_wait(&self, first: u64) -> bool {
         let earlier = self.replay.first().filter(|range| range.start < first);
-        self.keeps_order() && earlier.is_some()
+        self.mode.keeps_order() && earlier.is_some()
     }
 
-    /// What of an entry is to be delivered, and how often it was: what waits in replay, and what is
-    /// new and not acknowledged.
+    /// What of an entry is to be decided on, and how often it was delivered: what waits in replay,
+    /// and what is new and not acknowledged.
     pub(super) fn wanted(&self, cursor: &Cursor, window: &Range<u64>) -> Vec<(Range<u64>, u32)> {
         let mut wanted = self.replay.overlap(window.clone());
         let new = window.start.max(self.read)..window.end;
@@ -114,7 +219,6 @@ impl Dispatcher {
             let bytes = u64::try_from(entry.body.len()).unwrap_or(u64::MAX);
             attached.consume(messages, bytes);
         }
-        self.read = self.read.max(window.end);
         Delivery {
             at: StoredAt {
                 ledger: entry.ledger,

@@ -8,6 +8,7 @@ use aquifer_protocol_api::consumer::IndexRange;
 
 use super::Dispatcher;
 use crate::subscription::cursor::Cursor;
+use crate::subscription::mode::Choice;
 use crate::subscription::pending::Held;
 use crate::subscription::{ConsumerId, NextRead};
 
@@ -23,6 +24,7 @@ impl Dispatcher {
         cursor: &mut Cursor,
         read: &NextRead,
         gap: Range<Index>,
+        now_ms: u64,
     ) -> Option<(ConsumerId, IndexRange)> {
         if read.seek_epoch != cursor.seek_epoch() {
             return None;
@@ -46,7 +48,15 @@ impl Dispatcher {
         if self.must_wait(first.start) {
             return None;
         }
-        let consumer = self.choose()?;
+        let consumer = match self.choose(None, now_ms) {
+            Choice::Give(consumer) => consumer,
+            Choice::Hold(reason) => {
+                self.hold(&wanted, reason);
+                self.read = self.read.max(window.end);
+                return None;
+            }
+            Choice::Stop => return None,
+        };
         for (part, redeliveries) in wanted {
             self.damaged.take(part.clone(), |()| true);
             if cursor.is_durable() {

@@ -6,17 +6,17 @@ use super::*;
 
 /// The next thing to read is damaged.
 fn gap(subscription: &mut Subscription, first: u64, end: u64) -> Option<(ConsumerId, IndexRange)> {
-    let read = subscription.next_read()?;
+    let read = subscription.next_read(NOW)?;
     assert_eq!(read.from, Index(first));
-    subscription.deliver_gap(&read, Index(first)..Index(end))
+    subscription.deliver_gap(&read, Index(first)..Index(end), NOW)
 }
 
 /// Delivers gaps and messages by turns until there are too many gaps; where it stops.
 fn pass_over_gaps(subscription: &mut Subscription) -> u64 {
     let mut first = 0;
     while gap(subscription, first, first + 1).is_some() {
-        let read = subscription.next_read().unwrap();
-        let delivered = subscription.deliver(&read, &[entry(first + 1, 1)]);
+        let read = subscription.next_read(NOW).unwrap();
+        let delivered = subscription.deliver(&read, &[entry(first + 1, 1)], NOW);
         assert!(!delivered.is_empty());
         first += 2;
     }
@@ -70,6 +70,6 @@ fn a_gap_of_more_messages_than_a_cap_allows_stops_nobody() {
     subscription.credit(A, u64::MAX, u64::MAX);
     let end = 10 * UNACKED_PER_SUBSCRIPTION_MAX;
     assert_eq!(gap(&mut subscription, 0, end), Some((A, range(0, end - 1))));
-    let read = subscription.next_read().expect("the next may come");
+    let read = subscription.next_read(NOW).expect("the next may come");
     assert_eq!(read.from, Index(end));
 }

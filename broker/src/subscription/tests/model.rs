@@ -8,6 +8,7 @@ use proptest::sample::Index as Pick;
 
 use super::*;
 use crate::cursor_log;
+use crate::subscription::dispatcher::places::Place;
 
 #[derive(Debug, Clone)]
 enum Step {
@@ -294,8 +295,8 @@ impl World {
         self.subscription.credit(consumer, messages, bytes);
     }
 
-    fn begin_read(&self) -> Option<(NextRead, Vec<LogEntry>)> {
-        let next = self.subscription.next_read();
+    fn begin_read(&mut self) -> Option<(NextRead, Vec<LogEntry>)> {
+        let next = self.subscription.next_read(NOW);
         let served = match self.kind {
             Shared => self.consumers.values().any(Account::has_credit),
             _ => self
@@ -319,7 +320,7 @@ impl World {
     }
 
     fn deliver(&mut self, next: &NextRead, entries: &[LogEntry], may_be_void: bool) {
-        let deliveries = self.subscription.deliver(next, entries);
+        let deliveries = self.subscription.deliver(next, entries, NOW);
         assert!(
             may_be_void || !deliveries.is_empty(),
             "a fresh read brings something"
@@ -478,6 +479,9 @@ impl World {
         let open = (self.mark..self.end).filter(|index| !self.is_acknowledged(*index));
         assert_eq!(stats.backlog_messages, open.count() as u64);
         assert_eq!(stats.unacknowledged_messages, self.holder.len() as u64);
+        for index in self.mark..self.end {
+            self.check_place(index);
+        }
         let durable = self.durable().cursor.mark_delete();
         assert!(
             self.subscription.durable_mark_delete() <= durable,
@@ -490,6 +494,20 @@ impl World {
                 "trims too little"
             );
         }
+    }
+
+    /// A message is in one of the five places, and in one only.
+    fn check_place(&self, index: u64) {
+        let (cursor, dispatcher) = (&self.subscription.cursor, &self.subscription.dispatcher);
+        let places = dispatcher.places(cursor, index);
+        let holder = self.holder.get(&index).copied();
+        let expected = match (self.is_acknowledged(index), holder) {
+            (true, _) => Place::Acknowledged,
+            (false, Some(holder)) => Place::Pending(holder),
+            (false, None) if self.deliveries.contains_key(&index) => Place::Replay,
+            (false, None) => Place::Unread,
+        };
+        assert_eq!(places, [expected], "{index}");
     }
 
     /// I9: whatever happened, one consumer that acknowledges everything gets all that is open.

@@ -40,6 +40,7 @@ impl Topic {
     /// Reads and delivers until nobody has room, the end is reached, or a read has to wait.
     fn serve(&mut self, id: SubscriptionId) {
         for _ in 0..ROUNDS_PER_TURN {
+            let now_ms = self.shared.clock.wall_ms();
             let Some(slot) = self.subscriptions.slots.get_mut(&id) else {
                 return;
             };
@@ -47,7 +48,10 @@ impl Topic {
             if slot.held > 0 || slot.reading.is_some() || slot.pausing || self.ending.is_some() {
                 return;
             }
-            let Some(read) = slot.state.next_read() else {
+            let read = slot.state.next_read(now_ms);
+            // What was due is released: the next time lies ahead.
+            self.subscriptions.note_due(id);
+            let Some(read) = read else {
                 return;
             };
             if read.from >= self.visible_end() {
@@ -182,7 +186,7 @@ impl Topic {
 
     /// Tells a consumer what storage cannot give. Everything else goes on.
     fn deliver_gap(&mut self, id: SubscriptionId, read: &NextRead, damage: Damage, reason: String) {
-        let owner_epoch = self.epoch();
+        let (owner_epoch, now_ms) = (self.epoch(), self.shared.clock.wall_ms());
         if !self.may_deliver(id) {
             return;
         }
@@ -194,7 +198,9 @@ impl Topic {
         }
         let before = slot.state.damaged_messages();
         let seek_epoch = slot.state.seek_epoch();
-        let told = slot.state.deliver_gap(read, damage.from..damage.end);
+        let told = slot
+            .state
+            .deliver_gap(read, damage.from..damage.end, now_ms);
         let Some((consumer, range)) = told else {
             if slot.state.is_full_of_damage() {
                 self.read_later(id, READ_RETRY_MAX);
@@ -236,6 +242,7 @@ impl Topic {
             fits = fitting(entries, room.bytes());
         }
         let (epoch, end) = (self.epoch(), self.visible_end());
+        let now_ms = self.shared.clock.wall_ms();
         // The read may have taken long, and so may this process (H9).
         let may_deliver = self.may_deliver(id);
         let Some(slot) = self.subscriptions.slots.get_mut(&id) else {
@@ -263,10 +270,10 @@ impl Topic {
         if fits > 0 {
             slot.entry_bytes = 0;
         }
-        let deliveries = slot.state.deliver(read, &entries[..fits]);
+        let deliveries = slot.state.deliver(read, &entries[..fits], now_ms);
         let seek_epoch = slot.state.seek_epoch();
         // What exceeds the credit is wanted as soon as there is more.
-        let wanted = slot.state.start();
+        let wanted = slot.state.next_index();
         let left = entries.partition_point(|entry| entry.head.end_index() <= wanted);
         if let Some(point) = &mut slot.point {
             point.unread(wanted, &entries[left..]);
