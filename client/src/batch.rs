@@ -27,7 +27,8 @@ pub(crate) struct Delivered {
     /// Index after the last message.
     end: u64,
     broker_time_ms: u64,
-    redelivery_count: u32,
+    /// Messages that were delivered before, in order.
+    redelivered: Vec<v1::RedeliveredRange>,
     /// In order, not overlapping.
     skip: Vec<v1::IndexRange>,
     /// What it costs of the credit.
@@ -62,8 +63,9 @@ impl Delivered {
         // What has no place below the largest index is told at the last one.
         let extent = count.max(told);
         let base_index = delivery.base_index.min(u64::MAX - extent);
-        let mut skip = delivery.skip;
+        let (mut skip, mut redelivered) = (delivery.skip, delivery.redelivered);
         skip.sort_unstable_by_key(|range| range.first);
+        redelivered.sort_unstable_by_key(|range| range.first);
         let mut delivered = Delivered {
             batch,
             ledger: LedgerId(delivery.ledger_id),
@@ -71,7 +73,7 @@ impl Delivered {
             base_index,
             end: base_index + extent,
             broker_time_ms: delivery.broker_time_ms,
-            redelivery_count: delivery.redelivery_count,
+            redelivered,
             skip,
             wanted: 0,
         };
@@ -88,7 +90,7 @@ impl Delivered {
             base_index: gap.first_index.min(u64::MAX - 1),
             end: gap.last_index.max(gap.first_index).saturating_add(1),
             broker_time_ms: 0,
-            redelivery_count: 0,
+            redelivered: Vec::new(),
             skip: Vec::new(),
             wanted: 0,
         };
@@ -114,6 +116,15 @@ impl Delivered {
             at = at.max(range.last.saturating_add(1));
             (wanted.0 < wanted.1).then_some(wanted)
         })
+    }
+
+    /// How often a message was delivered before.
+    fn redelivery_count(&self, index: u64) -> u32 {
+        let behind = self.redelivered.partition_point(|r| r.first <= index);
+        let range = behind.checked_sub(1).map(|at| self.redelivered[at]);
+        range
+            .filter(|range| index <= range.last)
+            .map_or(0, |range| range.count)
     }
 
     /// Index after the last message.
@@ -300,7 +311,7 @@ impl Messages {
             publish_time_ms: fields.publish_time_ms,
             event_time_ms: (row.flags & FLAG_HAS_EVENT_TIME != 0).then_some(row.event_time_ms),
             broker_time_ms: delivered.broker_time_ms,
-            redelivery_count: delivered.redelivery_count,
+            redelivery_count: delivered.redelivery_count(index),
             topic: Arc::clone(&self.topic),
             origin: self.origin,
             block_bytes: self.block_bytes,

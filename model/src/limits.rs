@@ -67,6 +67,8 @@ pub const UNACKED_PER_CONSUMER_MAX: u64 = 50_000;
 pub const UNACKED_PER_SUBSCRIPTION_MAX: u64 = 200_000;
 /// Ranges of single messages in one acknowledgement.
 pub const ACK_RANGES_MAX: usize = 1_024;
+/// Ranges of messages in one delivery; what of an entry lies behind more comes in another one.
+pub const DELIVERY_RANGES_MAX: usize = 16_384;
 /// Latest batches of a producer whose positions are remembered to answer duplicates.
 pub const DEDUP_WINDOW_MAX: usize = 64;
 /// Part of a cursor snapshot in the cursor log, in bytes.
@@ -78,6 +80,8 @@ const _: () = assert!(BATCH_BYTES_MAX < ENTRY_BYTES_MAX);
 const _: () = assert!(ENTRY_BYTES_MAX < FRAME_BYTES_MAX);
 // A range takes at most 24 bytes on the wire.
 const _: () = assert!(BATCH_MESSAGES_MAX / 2 * 24 < 1024 * 1024);
+// With its redelivery count 30. What lies between the ranges of a delivery is told, too.
+const _: () = assert!((DELIVERY_RANGES_MAX + 1) * (24 + 30) < 1024 * 1024);
 const _: () = assert!(MESSAGE_BYTES_MAX <= BATCH_UNCOMPRESSED_BYTES_MAX);
 const _: () = assert!(KEY_BYTES_MAX < MESSAGE_BYTES_MAX);
 const _: () = assert!(UNACKED_PER_CONSUMER_MAX <= UNACKED_PER_SUBSCRIPTION_MAX);

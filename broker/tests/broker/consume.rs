@@ -170,7 +170,7 @@ async fn shared_consumers_split_messages_and_negative_acks_come_again() {
         panic!("expected the message again");
     };
     assert_eq!(deliveries[0].at.base_index, index);
-    assert_eq!(deliveries[0].redelivery_count, 1);
+    assert_eq!(deliveries[0].redelivered[0].count, 1);
 }
 
 #[tokio::test]

@@ -337,7 +337,7 @@ async fn a_subscription_can_be_created_without_a_consumer() {
     consumer.grant(10).await;
     match consumer.event().await {
         ConsumerEvent::Deliveries { deliveries, .. } => {
-            assert_eq!(deliveries[0].redelivery_count, 0);
+            assert_eq!(deliveries[0].redelivered, []);
         }
         other => panic!("{other:?}"),
     }

@@ -235,10 +235,18 @@ async fn negative_acknowledgements_name_the_messages() {
         })
         .await;
     assert_eq!((nack.ranges[0].first, nack.ranges[0].last), (1, 1));
-    let mut again = delivery(1, 1);
-    again.redelivery_count = 1;
+    // Its neighbours in the batch come for the first time.
+    let mut again = delivery(1, 3);
+    again.redelivered = vec![v1::RedeliveredRange {
+        first: 2,
+        last: 2,
+        count: 4,
+    }];
     stream.deliver(1, 0, vec![again]).await;
-    assert_eq!(consumer.receive().await.unwrap().redelivery_count, 1);
+    for expected in [0, 4, 0] {
+        let message = consumer.receive().await.unwrap();
+        assert_eq!(message.redelivery_count, expected);
+    }
 }
 
 /// Bytes of a broken or hostile broker are an error, never a panic, and what follows is served.

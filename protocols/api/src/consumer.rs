@@ -179,8 +179,8 @@ pub struct Delivery {
     pub at: StoredAt,
     /// When the broker accepted it.
     pub broker_time_ms: u64,
-    /// How often it was delivered before.
-    pub redelivery_count: u32,
+    /// Messages that were delivered before, in order. The others come for the first time.
+    pub redelivered: Vec<Redelivered>,
     /// Messages of the batch that are not for this consumer.
     pub skip: Vec<IndexRange>,
     /// Messages of the entry, by its head: tells the indexes of a batch that cannot be read.
@@ -191,6 +191,15 @@ pub struct Delivery {
     pub body: Bytes,
     /// What it holds of the broker's budget until it is handed to the client's connection.
     pub held: Held,
+}
+
+/// Messages that were delivered before, each as often.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Redelivered {
+    /// The messages.
+    pub range: IndexRange,
+    /// How often.
+    pub count: u32,
 }
 
 /// Messages that storage cannot give.

@@ -12,7 +12,7 @@ use aquifer_proto::v1::consume_request::Request as Kind;
 use aquifer_proto::v1::consume_response::Response as Answer;
 use aquifer_protocol_api::consumer::{
     Acknowledge, ConsumerEvent, ConsumerPort, ConsumerSession, Delivery, NegativeAcknowledge,
-    Subscribe, Subscribed,
+    Redelivered, Subscribe, Subscribed,
 };
 use aquifer_protocol_api::context::RequestContext;
 use aquifer_protocol_api::error::{ApiError, ApiResult};
@@ -314,7 +314,15 @@ fn wire_delivery(delivery: Delivery) -> v1::Delivery {
         entry_id: delivery.at.entry.0,
         base_index: delivery.at.base_index.0,
         broker_time_ms: delivery.broker_time_ms,
-        redelivery_count: delivery.redelivery_count,
+        redelivered: delivery
+            .redelivered
+            .into_iter()
+            .map(|Redelivered { range, count }| v1::RedeliveredRange {
+                first: range.first.0,
+                last: range.last.0,
+                count,
+            })
+            .collect(),
         skip: delivery.skip.into_iter().map(wire_range).collect(),
         message_count: delivery.message_count,
         body: delivery.body,

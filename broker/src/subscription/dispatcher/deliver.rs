@@ -7,7 +7,8 @@ use std::ops::Range;
 use aquifer_log::LogEntry;
 use aquifer_model::batch::{Batch, MessageRow};
 use aquifer_model::id::Index;
-use aquifer_protocol_api::consumer::{Delivery, IndexRange};
+use aquifer_model::limits::DELIVERY_RANGES_MAX;
+use aquifer_protocol_api::consumer::{Delivery, IndexRange, Redelivered};
 use aquifer_protocol_api::producer::StoredAt;
 
 use super::Dispatcher;
@@ -42,7 +43,9 @@ impl Dispatcher {
             if !self.continues_at(cursor, window.start) {
                 break;
             }
-            let wanted = self.wanted(cursor, &window);
+            let mut wanted = self.wanted(cursor, &window);
+            let is_cut = wanted.len() > DELIVERY_RANGES_MAX;
+            wanted.truncate(DELIVERY_RANGES_MAX);
             let Some((first, _)) = wanted.first() else {
                 self.read = self.read.max(window.end);
                 continue;
@@ -53,15 +56,21 @@ impl Dispatcher {
             if wanted.iter().any(|(part, _)| part.start >= self.read) && !self.may_dispatch_new() {
                 break;
             }
-            if !self.assign(cursor, entry, &wanted, now_ms, &mut deliveries) {
+            let end = match wanted.last().filter(|_| is_cut) {
+                Some((last, _)) => last.end,
+                None => window.end,
+            };
+            let decided = self.assign(cursor, entry, &wanted, now_ms, &mut deliveries);
+            self.read = self.read.max(decided.unwrap_or(end));
+            if decided.is_some() || is_cut {
                 break;
             }
         }
         deliveries
     }
 
-    /// Gives the wanted messages of an entry to consumers, or holds them back. False when there was
-    /// no consumer for some: they stay where they are.
+    /// Gives the wanted messages of an entry to consumers, or holds them back. Answers with the first
+    /// for which there was no consumer: it and those behind it stay where they are.
     fn assign(
         &mut self,
         cursor: &mut Cursor,
@@ -69,7 +78,7 @@ impl Dispatcher {
         wanted: &[(Range<u64>, u32)],
         now_ms: u64,
         deliveries: &mut Vec<(ConsumerId, Delivery)>,
-    ) -> bool {
+    ) -> Option<u64> {
         // What cannot be taken apart is decided as a whole.
         let rows = match self.mode.reads_rows() {
             true => Batch::parse(entry.body.clone()).ok(),
@@ -78,19 +87,16 @@ impl Dispatcher {
         let Some(rows) = rows else {
             let choice = self.choose(None, now_ms);
             if choice == Choice::Stop {
-                return false;
+                return wanted.first().map(|(part, _)| part.start);
             }
             deliveries.extend(self.carry_out(cursor, choice, entry, wanted));
-            self.read = self.read.max(entry.head.end_index().0);
-            return true;
+            return None;
         };
         let (decided, stopped_at) = self.decide(entry, &rows, wanted, now_ms);
         for (choice, parts) in decided {
             deliveries.extend(self.carry_out(cursor, choice, entry, &parts));
         }
-        let end = stopped_at.unwrap_or(entry.head.end_index().0);
-        self.read = self.read.max(end);
-        stopped_at.is_none()
+        stopped_at
     }
 
     /// Decides on every wanted message by its row, up to the first for which there is no consumer;
@@ -194,12 +200,18 @@ impl Dispatcher {
     ) -> Delivery {
         let window = entry.head.base_index.0..entry.head.end_index().0;
         let mut skip = Vec::new();
-        let (mut at, mut messages, mut redelivery_count) = (window.start, 0, 0);
+        let mut redelivered = Vec::new();
+        let (mut at, mut messages) = (window.start, 0);
         for (part, redeliveries) in wanted {
             push_range(&mut skip, at..part.start);
             at = part.end;
             messages += part.end - part.start;
-            redelivery_count = redelivery_count.max(*redeliveries);
+            if *redeliveries > 0 {
+                redelivered.push(Redelivered {
+                    range: inclusive(part),
+                    count: *redeliveries,
+                });
+            }
             if cursor.is_durable() {
                 self.replay.remove(part.clone());
                 self.damaged.take(part.clone(), |()| true);
@@ -226,7 +238,7 @@ impl Dispatcher {
                 base_index: entry.head.base_index,
             },
             broker_time_ms: entry.head.broker_time_ms,
-            redelivery_count,
+            redelivered,
             skip,
             message_count: entry.head.message_count,
             format: entry.head.format,
@@ -238,9 +250,13 @@ impl Dispatcher {
 
 fn push_range(ranges: &mut Vec<IndexRange>, range: Range<u64>) {
     if !range.is_empty() {
-        ranges.push(IndexRange {
-            first: Index(range.start),
-            last: Index(range.end - 1),
-        });
+        ranges.push(inclusive(&range));
+    }
+}
+
+fn inclusive(range: &Range<u64>) -> IndexRange {
+    IndexRange {
+        first: Index(range.start),
+        last: Index(range.end - 1),
     }
 }

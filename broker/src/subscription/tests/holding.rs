@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use aquifer_model::batch::{self, BatchFields, MessageRow};
-use aquifer_model::limits::UNACKED_PER_SUBSCRIPTION_MAX;
+use aquifer_model::limits::{DELIVERY_RANGES_MAX, UNACKED_PER_SUBSCRIPTION_MAX};
 use parking_lot::Mutex;
 use proptest::prelude::*;
 use proptest::sample::Index as Pick;
@@ -442,7 +442,34 @@ fn a_message_that_is_held_back_can_be_acknowledged() {
     assert_eq!(read.from, Index(2));
     let (_, delivery) = s.deliver(&read, &log, NOW + 5).remove(0);
     assert_eq!(
-        (messages(&log, &delivery), delivery.redelivery_count),
-        (vec![2], 0)
+        (messages(&log, &delivery), delivery.redelivered.as_slice()),
+        (vec![2], [].as_slice())
+    );
+}
+
+/// What of an entry is scattered over more ranges than a delivery may have comes in several.
+#[test]
+fn a_delivery_has_so_many_ranges_at_most() {
+    let (mut s, max) = (
+        subscription(SubscriptionType::Shared),
+        DELIVERY_RANGES_MAX as u64,
+    );
+    let log = [entry(0, 60_000)];
+    attach(&mut s, A, 0);
+    s.credit(A, u64::MAX, u64::MAX);
+    assert_eq!(drain(&mut s, &log).len(), 1);
+    let every_other: Vec<(u64, u64)> = (0..30_000).map(|at| (2 * at, 2 * at)).collect();
+    for some in every_other.chunks(ACK_RANGES_MAX) {
+        assert!(is_log(&s.acknowledge(A, &acks(None, some), EPOCH)));
+    }
+    s.detach(A);
+    attach(&mut s, B, 0);
+    s.credit(B, u64::MAX, u64::MAX);
+    let got = drain(&mut s, &log);
+    let counts: Vec<u64> = got.iter().map(|(_, some, _)| some.len() as u64).collect();
+    assert_eq!(counts, [max, 30_000 - max]);
+    assert!(
+        got.iter()
+            .all(|(consumer, _, count)| (*consumer, *count) == (B, 1))
     );
 }

@@ -270,7 +270,7 @@ impl ConsumerPort for FakeConsumer {
             let delivery = |(number, batch): (usize, &Bytes)| Delivery {
                 at: at(number),
                 broker_time_ms: 0,
-                redelivery_count: 0,
+                redelivered: Vec::new(),
                 skip: Vec::new(),
                 message_count: 1,
                 format: 1,

@@ -13,6 +13,7 @@ const REPLY_DELIVERIES_MAX: usize = 1024;
 /// What a delivery costs on the wire besides its batch, roughly; each skipped range likewise.
 const DELIVERY_OVERHEAD_BYTES: usize = 64;
 const RANGE_BYTES: usize = 24;
+const COUNTED_RANGE_BYTES: usize = 30;
 
 /// The events of a session in the shape in which they are sent.
 pub(crate) struct Frames {
@@ -87,7 +88,9 @@ impl Room {
     fn fill(&mut self, deliveries: &mut Vec<Delivery>) -> Option<Vec<Delivery>> {
         for (at, delivery) in deliveries.iter().enumerate() {
             let skip_bytes = delivery.skip.len() * RANGE_BYTES;
-            self.bytes += delivery.body.len() + DELIVERY_OVERHEAD_BYTES + skip_bytes;
+            let counts_bytes = delivery.redelivered.len() * COUNTED_RANGE_BYTES;
+            let overhead_bytes = DELIVERY_OVERHEAD_BYTES + skip_bytes + counts_bytes;
+            self.bytes += delivery.body.len() + overhead_bytes;
             let full = self.bytes > REPLY_BYTES || self.count == REPLY_DELIVERIES_MAX;
             if full && self.count > 0 {
                 return Some(deliveries.split_off(at));
@@ -115,7 +118,7 @@ mod tests {
                 base_index: Index(entry),
             },
             broker_time_ms: 0,
-            redelivery_count: 0,
+            redelivered: Vec::new(),
             skip: Vec::new(),
             message_count: 1,
             format: 1,

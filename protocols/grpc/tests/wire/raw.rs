@@ -338,7 +338,7 @@ fn delivery(delivery: v1::Delivery) -> Delivery {
             base_index: Index(delivery.base_index),
         },
         broker_time_ms: delivery.broker_time_ms,
-        redelivery_count: delivery.redelivery_count,
+        redelivered: Vec::new(),
         skip: Vec::new(),
         message_count: delivery.message_count,
         format: u16::try_from(delivery.format).unwrap(),
