@@ -8,6 +8,8 @@
 //! Damage is an error that names the record, never a guess: a lost acknowledgement would break I9
 //! quietly. No I/O here; the topic's owner reads and appends.
 
+mod accumulated;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use aquifer_model::id::{Index, SeekEpoch};
@@ -15,15 +17,15 @@ use aquifer_model::limits::SNAPSHOT_PART_BYTES_MAX;
 use aquifer_model::subscription::SubscriptionType;
 use aquifer_model::topic::{NameError, SubscriptionName};
 use aquifer_proto::v1;
+use aquifer_protocol_api::consumer::Redelivered;
 use bytes::Bytes;
 use prost::Message;
 use roaring::RoaringTreemap;
 use thiserror::Error;
 
-use crate::subscription::cursor::AckDelta;
-use crate::subscription::cursor::state::{
-    CursorError, CursorState, decode_bitmap, decode_kind, encode_bitmap,
-};
+use self::accumulated::Accumulated;
+use crate::subscription::cursor::state::{CursorError, CursorState, decode_bitmap, encode_bitmap};
+use crate::subscription::cursor::{AckDelta, Properties};
 
 /// Bytes of a record around its items.
 const RECORD_OVERHEAD_BYTES: usize = 64;
@@ -83,8 +85,12 @@ pub enum CursorLogError {
 pub struct RecoveredSubscription {
     /// How consumers share.
     pub kind: SubscriptionType,
+    /// What is recorded of it by name.
+    pub properties: Properties,
     /// Where it stands.
     pub cursor: CursorState,
+    /// How often messages were delivered, as of the newest snapshot.
+    pub redelivered: Vec<Redelivered>,
     /// When it was created, ms since the Unix epoch.
     pub created_ms: u64,
 }
@@ -128,6 +134,15 @@ pub fn deleted(subscription: &str) -> v1::CursorDelta {
     v1::CursorDelta {
         subscription: subscription.to_owned(),
         change: Some(v1::cursor_delta::Change::Deleted(true)),
+    }
+}
+
+/// The type or properties of a subscription have changed.
+#[must_use]
+pub fn updated(subscription: &str, update: v1::SubscriptionUpdate) -> v1::CursorDelta {
+    v1::CursorDelta {
+        subscription: subscription.to_owned(),
+        change: Some(v1::cursor_delta::Change::Updated(update)),
     }
 }
 
@@ -489,116 +504,6 @@ impl Replay {
                 let _ = self.state.change(*index, delta);
             }
         }
-    }
-}
-
-/// Snapshot and changes as far as they were seen.
-#[derive(Debug, Default)]
-struct Accumulated {
-    subscriptions: BTreeMap<SubscriptionName, RecoveredSubscription>,
-    /// Names whose later changes are leftovers, not orphans.
-    deleted: BTreeSet<String>,
-    /// The first change of a subscription that is not there.
-    orphan: Option<(Index, String)>,
-    /// Names of all such subscriptions.
-    orphans: BTreeSet<SubscriptionName>,
-    /// Subscriptions whose creation was found, behind what is lost.
-    created: BTreeSet<SubscriptionName>,
-    producers: Vec<v1::ProducerState>,
-    dedup_index: Index,
-}
-
-impl Accumulated {
-    fn add_part(&mut self, index: Index, part: v1::CursorSnapshot) -> Result<(), CursorLogError> {
-        self.dedup_index = Index(part.dedup_index);
-        self.producers.extend(part.producers);
-        for state in &part.subscriptions {
-            let bad = |source| cursor_error(index, &state.name, source);
-            let name = subscription_name(index, &state.name)?;
-            match self.subscriptions.get_mut(&name) {
-                // A further piece of a large bitmap.
-                Some(known) => {
-                    let above = decode_bitmap(&state.acknowledged).map_err(bad)?;
-                    known.cursor.merge(above);
-                }
-                None => {
-                    let recovered = recover(state).map_err(bad)?;
-                    self.subscriptions.insert(name, recovered);
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn change(&mut self, index: Index, delta: &v1::CursorDelta) -> Result<(), CursorLogError> {
-        use v1::cursor_delta::Change;
-        let name = subscription_name(index, &delta.subscription)?;
-        let bad = |source| cursor_error(index, &delta.subscription, source);
-        match &delta.change {
-            Some(Change::Created(state)) => {
-                let state = recover(state).map_err(bad)?;
-                self.deleted.remove(&delta.subscription);
-                self.orphans.remove(&name);
-                self.created.insert(name.clone());
-                self.subscriptions.insert(name, state);
-            }
-            Some(Change::Deleted(_)) => {
-                self.subscriptions.remove(&name);
-                self.orphans.remove(&name);
-                self.created.remove(&name);
-                self.deleted.insert(delta.subscription.clone());
-            }
-            Some(Change::Acknowledged(ack)) => {
-                if let Some(known) = self.known(index, &name) {
-                    known.cursor.apply_acknowledged(ack).map_err(bad)?;
-                }
-            }
-            Some(Change::Seek(seek)) => {
-                if let Some(known) = self.known(index, &name) {
-                    known.cursor.apply_seek(seek).map_err(bad)?;
-                }
-            }
-            None => {
-                return Err(CursorLogError::Damaged {
-                    index,
-                    reason: "a change of a kind that this version does not know".to_owned(),
-                });
-            }
-        }
-        Ok(())
-    }
-
-    fn known(
-        &mut self,
-        index: Index,
-        name: &SubscriptionName,
-    ) -> Option<&mut RecoveredSubscription> {
-        let known = self.subscriptions.get_mut(name);
-        if known.is_none() && !self.deleted.contains(name.as_str()) {
-            self.orphan.get_or_insert((index, name.to_string()));
-            self.orphans.insert(name.clone());
-        }
-        known
-    }
-}
-
-fn recover(state: &v1::SubscriptionState) -> Result<RecoveredSubscription, CursorError> {
-    Ok(RecoveredSubscription {
-        kind: decode_kind(state.r#type)?,
-        cursor: CursorState::decode(state)?,
-        created_ms: state.created_ms,
-    })
-}
-
-fn subscription_name(index: Index, name: &str) -> Result<SubscriptionName, CursorLogError> {
-    SubscriptionName::new(name).map_err(|source| CursorLogError::Name { index, source })
-}
-
-fn cursor_error(index: Index, subscription: &str, source: CursorError) -> CursorLogError {
-    CursorLogError::Cursor {
-        index,
-        subscription: subscription.to_owned(),
-        source,
     }
 }
 

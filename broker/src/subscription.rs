@@ -28,16 +28,18 @@ use std::ops::Range;
 
 use aquifer_log::LogEntry;
 use aquifer_model::id::{Index, OwnerEpoch, SeekEpoch};
-use aquifer_model::limits::ACK_RANGES_MAX;
+use aquifer_model::limits::{ACK_RANGES_MAX, REDELIVERED_RANGES_MAX};
 use aquifer_model::stats::SubscriptionStats;
 use aquifer_model::subscription::SubscriptionType;
 use aquifer_model::topic::ConsumerName;
 use aquifer_proto::v1;
-use aquifer_protocol_api::consumer::{Acknowledge, Delivery, IndexRange, NegativeAcknowledge};
+use aquifer_protocol_api::consumer::{
+    Acknowledge, Delivery, IndexRange, NegativeAcknowledge, Redelivered,
+};
 use aquifer_protocol_api::error::{ApiError, ErrorKind};
 
 use self::cursor::state::{CursorState, RANGE_WIDTH_MAX};
-use self::cursor::{AckDelta, Cursor};
+use self::cursor::{AckDelta, Cursor, Properties};
 use self::dispatcher::Dispatcher;
 
 /// A consumer of a topic, unique while the topic is loaded.
@@ -57,6 +59,10 @@ pub struct SubscriptionSpec {
     pub cursor: CursorState,
     /// Below this index an earlier load of the topic may have delivered.
     pub delivered: Index,
+    /// What is recorded of it by name.
+    pub properties: Properties,
+    /// Messages that an earlier owner has delivered, with how often, as far as it has recorded that.
+    pub redelivered: Vec<Redelivered>,
     /// When it was created, ms since the Unix epoch.
     pub created_ms: u64,
 }
@@ -129,9 +135,16 @@ impl Subscription {
             true => spec.kind,
             false => SubscriptionType::Exclusive,
         };
-        let cursor = Cursor::new(spec.name, kind, spec.durable, spec.created_ms, spec.cursor);
+        let cursor = Cursor::new(
+            spec.name,
+            kind,
+            spec.durable,
+            spec.properties,
+            spec.created_ms,
+            spec.cursor,
+        );
         Subscription {
-            dispatcher: Dispatcher::new(&cursor, spec.delivered),
+            dispatcher: Dispatcher::new(&cursor, spec.delivered, &spec.redelivered),
             cursor,
         }
     }
@@ -389,7 +402,31 @@ impl Subscription {
     /// behind every delta that it includes.
     #[must_use]
     pub fn record(&self) -> v1::SubscriptionState {
-        self.cursor.record()
+        let redelivered = self.dispatcher.redelivered().into_iter();
+        let range = |Redelivered { range, count }| v1::RedeliveredRange {
+            first: range.first.0,
+            last: range.last.0,
+            count,
+        };
+        v1::SubscriptionState {
+            redelivered: redelivered
+                .take(REDELIVERED_RANGES_MAX)
+                .map(range)
+                .collect(),
+            ..self.cursor.record()
+        }
+    }
+
+    /// The record of its type and properties, when one of them has changed.
+    #[must_use]
+    pub fn update(&self) -> v1::SubscriptionUpdate {
+        self.cursor.update()
+    }
+
+    /// Whether some message comes again and again: worth a record before the topic ends.
+    #[must_use]
+    pub fn has_redelivered(&self) -> bool {
+        self.dispatcher.has_redelivered()
     }
 }
 

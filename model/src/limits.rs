@@ -69,6 +69,8 @@ pub const UNACKED_PER_SUBSCRIPTION_MAX: u64 = 200_000;
 pub const ACK_RANGES_MAX: usize = 1_024;
 /// Ranges of messages in one delivery; what of an entry lies behind more comes in another one.
 pub const DELIVERY_RANGES_MAX: usize = 16_384;
+/// Ranges of redelivery counts that a record of a subscription has; of more the first are kept.
+pub const REDELIVERED_RANGES_MAX: usize = 4_096;
 /// Latest batches of a producer whose positions are remembered to answer duplicates.
 pub const DEDUP_WINDOW_MAX: usize = 64;
 /// Part of a cursor snapshot in the cursor log, in bytes.
@@ -80,6 +82,8 @@ const _: () = assert!(BATCH_BYTES_MAX < ENTRY_BYTES_MAX);
 const _: () = assert!(ENTRY_BYTES_MAX < FRAME_BYTES_MAX);
 // A range takes at most 24 bytes on the wire.
 const _: () = assert!(BATCH_MESSAGES_MAX / 2 * 24 < 1024 * 1024);
+// Every piece of a subscription that spans parts of a snapshot repeats its redelivery counts.
+const _: () = assert!(REDELIVERED_RANGES_MAX * 30 < SNAPSHOT_PART_BYTES_MAX / 4);
 // With its redelivery count 30. What lies between the ranges of a delivery is told, too.
 const _: () = assert!((DELIVERY_RANGES_MAX + 1) * (24 + 30) < 1024 * 1024);
 const _: () = assert!(MESSAGE_BYTES_MAX <= BATCH_UNCOMPRESSED_BYTES_MAX);

@@ -22,6 +22,8 @@ enum Step {
         cumulative: bool,
     },
     Seek(usize, u64),
+    /// Gives the subscription another type and note.
+    Update(usize, usize),
     /// Begins a snapshot of what is there now; one that was not finished is abandoned.
     Snapshot,
     /// Appends the snapshot's next part.
@@ -40,6 +42,7 @@ fn step() -> impl Strategy<Value = Step> {
             }
         ),
         1 => (0usize..3, 0u64..100_000).prop_map(|(subscription, to)| Step::Seek(subscription, to)),
+        1 => (0usize..3, 0usize..3).prop_map(|(subscription, to)| Step::Update(subscription, to)),
         2 => Just(Step::Snapshot),
         8 => Just(Step::Part),
     ]
@@ -78,7 +81,9 @@ impl Owner {
         let state = cursor.encode(NAMES[number], kind, 5);
         let subscription = RecoveredSubscription {
             kind,
+            properties: Properties::new(),
             cursor,
+            redelivered: Vec::new(),
             created_ms: 5,
         };
         self.subscriptions.insert(name(number), subscription);
@@ -109,13 +114,25 @@ impl Owner {
         });
     }
 
+    fn update(&mut self, number: usize, to: usize) {
+        let Some(known) = self.subscriptions.get_mut(&name(number)) else {
+            return;
+        };
+        known.kind = [SubscriptionType::Shared, SubscriptionType::Failover][to % 2];
+        known.properties.insert("note".to_owned(), to.to_string());
+        let update = v1::SubscriptionUpdate {
+            r#type: v1::SubscriptionType::from(known.kind).into(),
+            properties: properties(known),
+        };
+        self.change(updated(NAMES[number], update));
+    }
+
     fn snapshot(&mut self) {
         self.snapshots += 1;
-        let states = self.subscriptions.iter().map(|(name, known)| {
-            known
-                .cursor
-                .encode(name.as_str(), known.kind, known.created_ms)
-        });
+        let states = self
+            .subscriptions
+            .iter()
+            .map(|(name, known)| record(name.as_str(), known));
         let snapshot = v1::CursorSnapshot {
             snapshot_id: self.snapshots,
             subscriptions: states.collect(),
@@ -150,6 +167,7 @@ impl Owner {
                     self.change(moved(NAMES[number], epoch, Index(to)));
                 }
             }
+            Step::Update(number, to) => self.update(number, to),
             Step::Snapshot => self.snapshot(),
             Step::Part => {
                 if let Some(part) = self.parts.pop_front() {
@@ -157,6 +175,22 @@ impl Owner {
                 }
             }
         }
+    }
+}
+
+fn properties(known: &RecoveredSubscription) -> Vec<v1::SubscriptionProperty> {
+    let each = known.properties.iter();
+    each.map(|(name, value)| v1::SubscriptionProperty {
+        name: name.clone(),
+        value: value.clone(),
+    })
+    .collect()
+}
+
+fn record(name: &str, known: &RecoveredSubscription) -> v1::SubscriptionState {
+    v1::SubscriptionState {
+        properties: properties(known),
+        ..known.cursor.encode(name, known.kind, known.created_ms)
     }
 }
 
@@ -176,13 +210,8 @@ fn records(log: &[Bytes], from: usize) -> impl Iterator<Item = (Index, Bytes)> +
 /// Equal as sets of acknowledged messages: the same bitmap may be compressed differently.
 fn same(left: &Subscriptions, right: &Subscriptions) -> bool {
     let form = |subscriptions: &Subscriptions| -> Vec<v1::SubscriptionState> {
-        subscriptions
-            .iter()
-            .map(|(name, known)| {
-                known
-                    .cursor
-                    .encode(name.as_str(), known.kind, known.created_ms)
-            })
+        let each = subscriptions.iter();
+        each.map(|(name, known)| record(name.as_str(), known))
             .collect()
     };
     form(left) == form(right)
@@ -338,6 +367,29 @@ fn logs_that_do_not_add_up_are_refused_by_name() {
         r#type: 77,
         ..state.clone()
     };
+    let counts = |ranges: &[(u64, u64)]| v1::SubscriptionState {
+        redelivered: ranges
+            .iter()
+            .map(|&(first, last)| v1::RedeliveredRange {
+                first,
+                last,
+                count: 1,
+            })
+            .collect(),
+        ..state.clone()
+    };
+    for bad in [
+        &[(5, 4)][..],
+        &[(0, 5), (5, 6)],
+        &[(3, 3), (1, 1)],
+        &[(0, 1 << 62)],
+    ] {
+        let counted = replay([(Index(0), record(created(counts(bad))))]);
+        assert!(
+            matches!(counted, Err(CursorLogError::Cursor { .. })),
+            "{counted:?}"
+        );
+    }
     let bad_name = v1::SubscriptionState {
         name: String::new(),
         ..state
@@ -436,4 +488,52 @@ fn the_first_versions_bytes_are_still_read() {
         (Index(10), SeekEpoch(2))
     );
     assert_eq!(moved.acknowledged_ranges(), 0);
+}
+
+/// Bytes with everything that a record may have, so that they cannot change unnoticed.
+#[test]
+fn whole_records_have_these_bytes() {
+    let state = v1::SubscriptionState {
+        properties: vec![v1::SubscriptionProperty {
+            name: "cluster".to_owned(),
+            value: "north".to_owned(),
+        }],
+        redelivered: vec![v1::RedeliveredRange {
+            first: 3,
+            last: 9,
+            count: 2,
+        }],
+        ..CursorState::new(Index(3)).encode("orders", SubscriptionType::Shared, 7)
+    };
+    let producer = v1::ProducerState {
+        instance: vec![7; 16].into(),
+        epoch: 3,
+        pinned: true,
+        ..producer(1, 41)
+    };
+    let update = v1::SubscriptionUpdate {
+        r#type: v1::SubscriptionType::Failover.into(),
+        properties: Vec::new(),
+    };
+    let snapshot = encode_snapshot(1, vec![state], vec![producer.clone()], Index(90));
+    let deltas = encode_deltas(vec![updated("orders", update)]);
+    let log: Vec<Bytes> = snapshot.into_iter().chain(deltas).collect();
+    let hex = |bytes: &Bytes| bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+    let written: Vec<String> = log.iter().map(hex).collect();
+    let golden: Vec<&str> = include_str!("golden_v1.hex").lines().skip(2).collect();
+    assert_eq!(written, golden);
+
+    let first = replay(records(&log[..1], 0)).expect("sound");
+    let orders = SubscriptionName::new("orders").expect("a valid name");
+    let known = &first.subscriptions[&orders];
+    assert_eq!(known.properties["cluster"], "north");
+    assert_eq!(
+        (known.redelivered.len(), known.redelivered[0].count),
+        (1, 2)
+    );
+    assert_eq!(first.producers, [producer]);
+    let whole = replay(records(&log, 0)).expect("sound");
+    let known = &whole.subscriptions[&orders];
+    assert_eq!(known.kind, SubscriptionType::Failover);
+    assert!(known.properties.is_empty(), "an update has all properties");
 }

@@ -10,6 +10,7 @@
 
 pub mod state;
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 
 use aquifer_model::id::{Index, SeekEpoch};
@@ -18,6 +19,9 @@ use aquifer_proto::v1;
 use aquifer_protocol_api::consumer::IndexRange;
 
 use self::state::CursorState;
+
+/// What is recorded of a subscription by name, for those that use it.
+pub type Properties = BTreeMap<String, String>;
 
 /// An acknowledgement to be made durable.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -74,6 +78,7 @@ pub struct Cursor {
     name: String,
     kind: SubscriptionType,
     durable: bool,
+    properties: Properties,
     created_ms: u64,
     state: CursorState,
     durable_mark_delete: Index,
@@ -87,6 +92,7 @@ impl Cursor {
         name: String,
         kind: SubscriptionType,
         durable: bool,
+        properties: Properties,
         created_ms: u64,
         state: CursorState,
     ) -> Cursor {
@@ -95,6 +101,7 @@ impl Cursor {
             name,
             kind,
             durable,
+            properties,
             created_ms,
             state,
         }
@@ -112,8 +119,18 @@ impl Cursor {
         self.kind
     }
 
+    /// Sets the type of its subscription. The owner logs [`Cursor::update`].
     pub(super) fn set_kind(&mut self, kind: SubscriptionType) {
         self.kind = kind;
+    }
+
+    /// The record of its type and properties.
+    #[must_use]
+    pub fn update(&self) -> v1::SubscriptionUpdate {
+        v1::SubscriptionUpdate {
+            r#type: v1::SubscriptionType::from(self.kind).into(),
+            properties: encode_properties(&self.properties),
+        }
     }
 
     /// Whether it is recorded in the cursor log.
@@ -253,8 +270,19 @@ impl Cursor {
     /// behind every delta that it includes.
     #[must_use]
     pub fn record(&self) -> v1::SubscriptionState {
-        self.state.encode(&self.name, self.kind, self.created_ms)
+        v1::SubscriptionState {
+            properties: encode_properties(&self.properties),
+            ..self.state.encode(&self.name, self.kind, self.created_ms)
+        }
     }
+}
+
+fn encode_properties(properties: &Properties) -> Vec<v1::SubscriptionProperty> {
+    let property = |(name, value): (&String, &String)| v1::SubscriptionProperty {
+        name: name.clone(),
+        value: value.clone(),
+    };
+    properties.iter().map(property).collect()
 }
 
 #[cfg(test)]

@@ -21,7 +21,7 @@ use std::ops::Range;
 use aquifer_model::id::Index;
 use aquifer_model::limits::{CONSUMERS_PER_SUBSCRIPTION_MAX, UNACKED_PER_SUBSCRIPTION_MAX};
 use aquifer_model::subscription::SubscriptionType;
-use aquifer_protocol_api::consumer::NegativeAcknowledge;
+use aquifer_protocol_api::consumer::{IndexRange, NegativeAcknowledge, Redelivered};
 use aquifer_protocol_api::error::{ApiError, ErrorKind};
 
 use super::consumer::Consumer;
@@ -44,6 +44,8 @@ pub(super) struct Dispatcher {
     read: u64,
     /// What lies below may have been delivered before the topic was loaded, by the same owner.
     earlier: u64,
+    /// How often an earlier owner has delivered messages that this one has not read yet.
+    before: RangeMap<u32>,
     pending: Pending,
     replay: Replay,
     held_back: HeldBack,
@@ -56,8 +58,19 @@ pub(super) struct Dispatcher {
 impl Dispatcher {
     /// A dispatcher without consumers. An earlier load of the topic may have delivered what is below
     /// `delivered`.
-    pub(super) fn new(cursor: &Cursor, delivered: Index) -> Dispatcher {
+    pub(super) fn new(
+        cursor: &Cursor,
+        delivered: Index,
+        redelivered: &[Redelivered],
+    ) -> Dispatcher {
+        let mut before = RangeMap::default();
+        for Redelivered { range, count } in redelivered {
+            for part in cursor.unacknowledged(range.first.0..range.last.0 + 1) {
+                before.insert(part, *count);
+            }
+        }
         Dispatcher {
+            before,
             read: cursor.mark_delete().0,
             earlier: delivered.0,
             pending: Pending::default(),
@@ -177,6 +190,7 @@ impl Dispatcher {
     pub(super) fn restart_at(&mut self, index: Index) {
         self.read = index.0;
         self.earlier = 0;
+        self.before.clear();
         self.pending.clear();
         self.replay.clear();
         self.held_back.take_all();
@@ -193,7 +207,7 @@ impl Dispatcher {
             self.settle(cursor, 0..first.0);
             cursor.pass(first);
         }
-        self.read = self.read.max(first.0);
+        self.advance(first.0);
     }
 
     /// Takes out what of `range` a consumer holds, waits for one or is held back, as it is
@@ -205,6 +219,9 @@ impl Dispatcher {
             self.wake(held.consumer);
         }
         self.damaged.take(range.clone(), |()| true);
+        if self.before.total() > 0 {
+            self.before.take(range.clone(), |_| true);
+        }
         let unread = range.start.max(self.read)..range.end;
         let earlier = !unread.is_empty() && !cursor.unacknowledged(unread).is_empty();
         let waiting = self.replay.remove(range.clone()) + self.held_back.remove(range);
@@ -266,6 +283,47 @@ impl Dispatcher {
             Some(range) => new.min(Index(range.start)),
             None => new,
         }
+    }
+
+    /// Everything below this index was read.
+    fn advance(&mut self, read: u64) {
+        self.read = self.read.max(read);
+        if self.before.total() > 0 {
+            self.before.take(0..self.read, |_| true);
+        }
+    }
+
+    /// How often messages were delivered that are not acknowledged, in order.
+    pub(super) fn redelivered(&self) -> Vec<Redelivered> {
+        let everything = 0..u64::MAX;
+        let mut counts = self.before.clone();
+        let released = self.replay.overlap(everything.clone());
+        let held = self.pending.redelivered();
+        for (range, count) in released
+            .into_iter()
+            .chain(self.held_back.counts())
+            .chain(held)
+        {
+            counts.insert(range, count);
+        }
+        let counts = counts.overlap(everything).into_iter();
+        let counted = counts.filter(|(_, count)| *count > 0);
+        let inclusive = |(range, count): (Range<u64>, u32)| Redelivered {
+            range: IndexRange {
+                first: Index(range.start),
+                last: Index(range.end - 1),
+            },
+            count,
+        };
+        counted.map(inclusive).collect()
+    }
+
+    /// Whether some message came back, or was delivered more than once.
+    pub(super) fn has_redelivered(&self) -> bool {
+        let mut waiting = self.replay.overlap(0..u64::MAX);
+        waiting.extend(self.held_back.counts());
+        waiting.iter().any(|(_, n)| *n > 0)
+            || self.pending.redelivered().iter().any(|(_, n)| *n > 1)
     }
 
     /// Nothing at or above this index can have been delivered.

@@ -98,6 +98,13 @@ impl HeldBack {
         released
     }
 
+    /// How often each was delivered before.
+    pub(super) fn counts(&self) -> Vec<(Range<u64>, u32)> {
+        let all = self.ranges.overlap(0..u64::MAX).into_iter();
+        all.map(|(range, hold)| (range, hold.redeliveries))
+            .collect()
+    }
+
     /// Why a message is held back.
     #[cfg(test)]
     pub(super) fn reason(&self, index: u64) -> Option<HoldReason> {

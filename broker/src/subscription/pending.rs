@@ -92,6 +92,13 @@ impl Pending {
         taken
     }
 
+    /// How often each was delivered, this time included.
+    pub(crate) fn redelivered(&self) -> Vec<(Range<u64>, u32)> {
+        let all = self.ranges.overlap(0..u64::MAX).into_iter();
+        all.map(|(range, held)| (range, held.redeliveries.saturating_add(1)))
+            .collect()
+    }
+
     /// Who holds a message.
     #[cfg(test)]
     pub(crate) fn holder(&self, index: u64) -> Option<ConsumerId> {

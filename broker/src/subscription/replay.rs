@@ -3,7 +3,7 @@
 //!
 //! Redelivery counts live here, in the pending set and with what is held back: each message that was
 //! read and is not acknowledged is in exactly one of the three, so their memory is bounded by the
-//! caps on unacknowledged messages. They are lost with the topic's owner and with a seek.
+//! caps on unacknowledged messages. They are recorded with snapshots, and lost with a seek.
 
 use std::ops::Range;
 

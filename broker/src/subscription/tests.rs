@@ -3,7 +3,6 @@ use aquifer_model::extensions::Extensions;
 use aquifer_model::format::FORMAT_NATIVE;
 use aquifer_model::id::{EntryId, LedgerId};
 use aquifer_model::limits::ACK_RANGES_MAX;
-use aquifer_protocol_api::consumer::Redelivered;
 use aquifer_protocol_api::error::ErrorKind;
 use bytes::Bytes;
 
@@ -13,6 +12,7 @@ mod credit;
 mod gaps;
 mod holding;
 mod model;
+mod owners;
 
 const EPOCH: OwnerEpoch = OwnerEpoch(4);
 const A: ConsumerId = ConsumerId(1);
@@ -54,6 +54,8 @@ fn subscription(kind: SubscriptionType) -> Subscription {
         durable: true,
         cursor: CursorState::new(Index(0)),
         delivered: Index(0),
+        properties: Properties::new(),
+        redelivered: Vec::new(),
         created_ms: 0,
     })
 }
@@ -375,6 +377,8 @@ fn a_range_that_replay_would_refuse_is_refused_when_it_comes() {
         durable: true,
         cursor: CursorState::new(Index(0)),
         delivered: Index(1 << 40),
+        properties: Properties::new(),
+        redelivered: Vec::new(),
         created_ms: 0,
     });
     attach(&mut s, A, 0);
@@ -450,6 +454,8 @@ fn a_reader_marks_what_it_was_given() {
         durable: false,
         cursor: CursorState::new(Index(4)),
         delivered: Index(0),
+        properties: Properties::new(),
+        redelivered: Vec::new(),
         created_ms: 0,
     });
     assert_eq!(s.kind(), SubscriptionType::Exclusive);
@@ -504,32 +510,4 @@ fn what_was_trimmed_is_neither_waited_for_nor_counted() {
     assert_eq!(drain(&mut s, &log), [(A, vec![5], 0)]);
     s.trimmed(Index(6));
     assert_eq!(s.stats(Index(6)).unacknowledged_messages, 0);
-}
-
-/// I9: single acknowledgements survive the owner, and only what is open is delivered again.
-#[test]
-fn a_recovered_subscription_skips_what_is_acknowledged() {
-    let (mut s, log) = (subscription(SubscriptionType::Shared), log(100, 2));
-    attach(&mut s, A, 0);
-    s.credit(A, 200, 100_000);
-    drain(&mut s, &log);
-    s.acknowledge(A, &acks(None, &[(0, 2), (5, 180), (199, 199)]), EPOCH);
-    let state = s.record();
-    let mut recovered = Subscription::new(SubscriptionSpec {
-        name: state.name.clone(),
-        kind: SubscriptionType::Shared,
-        durable: true,
-        cursor: CursorState::decode(&state).expect("what was encoded decodes"),
-        delivered: Index(0),
-        created_ms: state.created_ms,
-    });
-    assert_eq!(recovered.start(), Index(3));
-    attach(&mut recovered, B, 0);
-    recovered.credit(B, 20, 100_000);
-    let got: Vec<u64> = drain(&mut recovered, &log)
-        .into_iter()
-        .flat_map(|(_, m, _)| m)
-        .collect();
-    let expected: Vec<u64> = [3, 4].into_iter().chain(181..199).collect();
-    assert_eq!(got, expected);
 }

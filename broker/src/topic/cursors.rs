@@ -73,6 +73,8 @@ pub(super) enum Effect {
         delta: AckDelta,
         reply: Reply<Vec<IndexRange>>,
     },
+    /// A change is recorded for a later owner. Nothing waits for it.
+    Recorded,
     /// A subscription is gone.
     Deleted(SubscriptionId, Reply<()>),
 }
@@ -534,6 +536,7 @@ impl Topic {
                 }
                 let _ = reply.send(Ok(delta.individual));
             }
+            Effect::Recorded => {}
             Effect::Deleted(id, reply) => self.subscription_deleted(id, reply),
         }
     }

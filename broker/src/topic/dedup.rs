@@ -11,8 +11,8 @@
 //! would look like duplicates. After a crash the objects are those of the stored batches: who opened
 //! the name and stored nothing has left nothing to be mistaken for.
 //!
-//! Bounded by forgetting the names that were longest idle; a connected one, or one with an append
-//! on its way, is never forgotten. Names that the broker drew serve one object each: they have a
+//! Bounded by forgetting the names that were longest idle; a connected one, one with an append
+//! on its way, or one that its record pins, is never forgotten. Names that the broker drew serve one object each: they have a
 //! bound of their own, so that they push out no others, and are forgotten a grace after it is gone.
 //! A pure table: the topic's owner decides what to answer.
 
@@ -95,6 +95,8 @@ struct Producer {
     last_active_ms: u64,
     /// Who opened the name last, or stored under it; `None` when a snapshot does not say.
     last: Option<Opener>,
+    /// Never idle, so that it is not forgotten.
+    pinned: bool,
     /// Key in the order of the idle; meaningful while idle.
     idle_since: u64,
     /// Latest batches, oldest first.
@@ -103,7 +105,7 @@ struct Producer {
 
 impl Producer {
     fn is_idle(&self) -> bool {
-        self.connected == 0 && self.in_flight == 0
+        self.connected == 0 && self.in_flight == 0 && !self.pinned
     }
 
     fn duplicate(&self, range: SequenceRange) -> Verdict {
@@ -186,6 +188,7 @@ impl DedupTable {
                 pushed: Some(state.highest_sequence_id),
                 last_active_ms: state.last_active_ms,
                 last: decode_opener(state),
+                pinned: state.pinned,
                 window: state.window[newest..].iter().map(decode_stored).collect(),
                 ..Producer::default()
             };
@@ -209,6 +212,7 @@ impl DedupTable {
                     .last
                     .map_or_else(Bytes::new, |last| Bytes::copy_from_slice(&last.instance.0)),
                 epoch: producer.last.map_or(0, |last| last.epoch),
+                pinned: producer.pinned,
             })
         };
         self.producers.iter().filter_map(persisted).collect()

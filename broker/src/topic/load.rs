@@ -207,6 +207,8 @@ fn restore(
             durable: true,
             cursor: known.cursor,
             delivered: log.end(),
+            properties: known.properties,
+            redelivered: known.redelivered,
             created_ms: known.created_ms,
         };
         let is_uncertain = losses.is_some_and(|losses| !losses.certain.contains(&name));

@@ -9,6 +9,7 @@ use aquifer_model::subscription::SubscriptionType;
 use aquifer_protocol_api::admin::SubscriptionReset;
 
 use crate::subscription::SubscriptionSpec;
+use crate::subscription::cursor::Properties;
 use crate::subscription::cursor::state::CursorState;
 use crate::topic::Topic;
 use crate::topic::event::Reply;
@@ -54,6 +55,8 @@ impl Topic {
                 durable: true,
                 cursor: CursorState::new(first).after_loss(),
                 delivered: Index(0),
+                properties: Properties::new(),
+                redelivered: Vec::new(),
                 created_ms: self.shared.clock.wall_ms(),
             };
             self.subscriptions.recovered(name, spec, false);

@@ -208,9 +208,13 @@ impl Topic {
         snapshot_pause(count(dedup.len()), count(dedup.batches()))
     }
 
-    /// Before the topic ends: spares the next load a long replay.
+    /// Before the topic ends: spares the next load a long replay, and keeps how often messages that
+    /// no consumer acknowledges were delivered.
     pub(super) fn snapshot_before_end(&mut self) {
-        if self.publishing.since_snapshot.entries >= SNAPSHOT_ENTRIES_MIN {
+        let mut slots = self.subscriptions.iter();
+        if self.publishing.since_snapshot.entries >= SNAPSHOT_ENTRIES_MIN
+            || slots.any(|slot| slot.state.is_durable() && slot.state.has_redelivered())
+        {
             self.cursors.want_snapshot();
         }
     }

@@ -6,7 +6,9 @@ use aquifer_model::place::Place;
 use aquifer_model::policy::{EffectivePolicies, Retention, Rollover};
 use aquifer_model::subscription::SubscriptionType;
 use aquifer_protocol_api::admin::Admin;
-use aquifer_protocol_api::consumer::{Acknowledge, ConsumerEvent, Subscribe};
+use aquifer_protocol_api::consumer::{
+    Acknowledge, ConsumerEvent, IndexRange, NegativeAcknowledge, Subscribe,
+};
 use aquifer_protocol_api::error::ErrorKind;
 
 use crate::support::{Harness, ctx, kind, name, soon, subscribe, until};
@@ -341,4 +343,42 @@ async fn a_subscription_can_be_created_without_a_consumer() {
         }
         other => panic!("{other:?}"),
     }
+}
+
+/// The type that a subscription has got is recorded, and so is how often a message came that no
+/// consumer acknowledges, when its owner ends in order.
+#[tokio::test]
+async fn type_and_redelivery_counts_survive_the_owner() {
+    let harness = Harness::start().await;
+    let mut producer = harness.producer("orders", "p").await;
+    producer.publish(&["a", "b"]).await;
+    drop(harness.consumer("orders", "s").await);
+    let shared = || Subscribe {
+        kind: SubscriptionType::Shared,
+        ..subscribe("orders", "s")
+    };
+    let mut consumer = harness.try_subscribe(shared()).await.unwrap();
+    consumer.take(2).await;
+    consumer.acknowledge(&[1], None).await;
+    let negative = NegativeAcknowledge {
+        owner_epoch: consumer.opened.owner_epoch,
+        seek_epoch: consumer.seek_epoch,
+        ranges: vec![IndexRange {
+            first: Index(0),
+            last: Index(0),
+        }],
+    };
+    consumer.port.negative_acknowledge(negative).await.unwrap();
+    consumer.take(1).await;
+
+    let harness = harness.restart().await;
+    let stats = harness.stats("orders").await;
+    assert_eq!(stats.subscriptions[0].kind, SubscriptionType::Shared);
+    let mut consumer = harness.try_subscribe(shared()).await.unwrap();
+    consumer.grant(10).await;
+    let ConsumerEvent::Deliveries { deliveries, .. } = consumer.event().await else {
+        panic!("expected the message again");
+    };
+    assert_eq!(deliveries[0].at.base_index, Index(0));
+    assert_eq!(deliveries[0].redelivered[0].count, 2);
 }

@@ -260,7 +260,7 @@ impl CursorState {
         Ok(())
     }
 
-    /// The stored form.
+    /// The stored form, without properties and redelivery counts.
     #[must_use]
     pub fn encode(
         &self,
@@ -281,6 +281,8 @@ impl CursorState {
             acknowledged: acknowledged.into(),
             seek_epoch: self.seek_epoch.0,
             created_ms,
+            properties: Vec::new(),
+            redelivered: Vec::new(),
         }
     }
 

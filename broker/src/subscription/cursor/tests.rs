@@ -5,7 +5,8 @@ use super::*;
 fn cursor(durable: bool) -> Cursor {
     let kind = SubscriptionType::Exclusive;
     let state = CursorState::new(Index(10));
-    Cursor::new("group".to_owned(), kind, durable, 0, state)
+    let properties = Properties::from([("note".to_owned(), "x".to_owned())]);
+    Cursor::new("group".to_owned(), kind, durable, properties, 0, state)
 }
 
 fn marks(cursor: &Cursor) -> (u64, u64) {
@@ -63,6 +64,7 @@ fn logged_commits_add_up_to_the_position() {
             .expect("it is there");
         assert_eq!(known.cursor.mark_delete(), Index(index));
         assert_eq!(known.cursor.seek_epoch(), cursor.seek_epoch());
+        assert_eq!(known.properties["note"], "x");
     }
 }
 

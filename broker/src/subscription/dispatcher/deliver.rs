@@ -47,7 +47,7 @@ impl Dispatcher {
             let is_cut = wanted.len() > DELIVERY_RANGES_MAX;
             wanted.truncate(DELIVERY_RANGES_MAX);
             let Some((first, _)) = wanted.first() else {
-                self.read = self.read.max(window.end);
+                self.advance(window.end);
                 continue;
             };
             if self.must_wait(first.start) {
@@ -61,7 +61,7 @@ impl Dispatcher {
                 None => window.end,
             };
             let decided = self.assign(cursor, entry, &wanted, now_ms, &mut deliveries);
-            self.read = self.read.max(decided.unwrap_or(end));
+            self.advance(decided.unwrap_or(end));
             if decided.is_some() || is_cut {
                 break;
             }
@@ -180,9 +180,26 @@ impl Dispatcher {
         let new = window.start.max(self.read)..window.end;
         if !new.is_empty() {
             let new = cursor.unacknowledged(new);
-            wanted.extend(new.into_iter().map(|part| (part, 0)));
+            for part in new {
+                self.count_new(part, &mut wanted);
+            }
         }
         wanted
+    }
+
+    /// Adds messages that this owner has not read yet, with what an earlier one has recorded of them.
+    fn count_new(&self, part: Range<u64>, wanted: &mut Vec<(Range<u64>, u32)>) {
+        let mut at = part.start;
+        for (counted, count) in self.before.overlap(part.clone()) {
+            if at < counted.start {
+                wanted.push((at..counted.start, 0));
+            }
+            at = counted.end;
+            wanted.push((counted, count));
+        }
+        if at < part.end {
+            wanted.push((at..part.end, 0));
+        }
     }
 
     /// Whether nothing that was never delivered lies between `read` and `start`.

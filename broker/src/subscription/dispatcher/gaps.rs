@@ -38,7 +38,7 @@ impl Dispatcher {
         }
         let wanted = self.wanted(cursor, &window);
         let (Some((first, _)), Some((last, _))) = (wanted.first(), wanted.last()) else {
-            self.read = self.read.max(window.end);
+            self.advance(window.end);
             return None;
         };
         let range = IndexRange {
@@ -52,7 +52,7 @@ impl Dispatcher {
             Choice::Give(consumer) => consumer,
             Choice::Hold(reason) => {
                 self.hold(&wanted, reason);
-                self.read = self.read.max(window.end);
+                self.advance(window.end);
                 return None;
             }
             Choice::Stop => return None,
@@ -75,7 +75,7 @@ impl Dispatcher {
         if let Some(attached) = self.consumers.get_mut(&consumer) {
             attached.consume(1, 0);
         }
-        self.read = self.read.max(window.end);
+        self.advance(window.end);
         Some((consumer, range))
     }
 

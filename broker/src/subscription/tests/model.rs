@@ -1,90 +1,17 @@
 //! Random histories of a whole subscription against a model of single messages.
 
+mod steps;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use aquifer_model::subscription::SubscriptionType::{Exclusive, Failover, Shared};
 use proptest::prelude::*;
 use proptest::sample::Index as Pick;
 
+use self::steps::{Account, Step, step};
 use super::*;
 use crate::cursor_log;
 use crate::subscription::dispatcher::places::Place;
-
-#[derive(Debug, Clone)]
-enum Step {
-    Append(Vec<u32>),
-    Attach {
-        priority: i32,
-    },
-    Detach(Pick),
-    Credit {
-        consumer: Pick,
-        messages: u64,
-        entries: u64,
-    },
-    /// Begins a read, or delivers the one that is under way.
-    Read,
-    /// Begins a read and delivers it at once.
-    Deliver,
-    Acknowledge {
-        consumer: Pick,
-        first: Pick,
-        len: u64,
-        cumulative: bool,
-    },
-    Nack {
-        consumer: Pick,
-        first: Pick,
-        len: u64,
-    },
-    Seek(Pick),
-    /// So many of the logged changes become durable.
-    Confirm(Pick),
-    /// The owner dies with what is not durable.
-    Restart,
-}
-
-fn step() -> impl Strategy<Value = Step> {
-    let pick = any::<Pick>;
-    prop_oneof![
-        6 => proptest::collection::vec(1u32..6, 1..5).prop_map(Step::Append),
-        4 => (0i32..3).prop_map(|priority| Step::Attach { priority }),
-        1 => pick().prop_map(Step::Detach),
-        8 => (pick(), 0u64..12, 0u64..6).prop_map(|(consumer, messages, entries)| Step::Credit {
-            consumer,
-            messages,
-            entries,
-        }),
-        4 => Just(Step::Read),
-        12 => Just(Step::Deliver),
-        8 => (pick(), pick(), 0u64..6, any::<bool>()).prop_map(
-            |(consumer, first, len, cumulative)| Step::Acknowledge {
-                consumer,
-                first,
-                len,
-                cumulative,
-            }
-        ),
-        3 => (pick(), pick(), 0u64..6)
-            .prop_map(|(consumer, first, len)| Step::Nack { consumer, first, len }),
-        1 => pick().prop_map(Step::Seek),
-        3 => pick().prop_map(Step::Confirm),
-        1 => Just(Step::Restart),
-    ]
-}
-
-#[derive(Default)]
-struct Account {
-    priority: i32,
-    granted: (u64, u64),
-    used: (u64, u64),
-}
-
-impl Account {
-    fn has_credit(&self) -> bool {
-        self.used.0 < self.granted.0 && self.used.1 < self.granted.1
-    }
-}
 
 /// A logged change, as the owner has to confirm it.
 enum Logged {
@@ -106,6 +33,8 @@ struct World {
     holder: BTreeMap<u64, ConsumerId>,
     /// How often each message was delivered by this owner in this seek epoch.
     deliveries: BTreeMap<u64, u32>,
+    /// How often an earlier owner had, as far as that was recorded.
+    before: BTreeMap<u64, u32>,
     records: Vec<v1::CursorDelta>,
     unconfirmed: Vec<Logged>,
     owner_epoch: OwnerEpoch,
@@ -119,6 +48,8 @@ impl World {
             durable: true,
             cursor: CursorState::new(Index(start)),
             delivered: Index(0),
+            properties: Properties::new(),
+            redelivered: Vec::new(),
             created_ms: 0,
         };
         let subscription = Subscription::new(spec);
@@ -135,6 +66,7 @@ impl World {
             acknowledged: BTreeSet::new(),
             holder: BTreeMap::new(),
             deliveries: BTreeMap::new(),
+            before: BTreeMap::new(),
             unconfirmed: Vec::new(),
             owner_epoch: EPOCH,
         }
@@ -190,7 +122,7 @@ impl World {
             }
             Step::Seek(to) => self.seek(to.index(usize::try_from(self.end).unwrap() + 1) as u64),
             Step::Confirm(count) => self.confirm(count.index(self.unconfirmed.len() + 1)),
-            Step::Restart => self.restart(),
+            Step::Restart { snapshot } => self.restart(snapshot),
             Step::Detach(pick)
             | Step::Credit { consumer: pick, .. }
             | Step::Acknowledge { consumer: pick, .. }
@@ -341,7 +273,8 @@ impl World {
                     assert_eq!(self.first_open(), Some(index), "I7");
                 }
                 self.holder.insert(index, consumer);
-                let before = self.deliveries.entry(index).or_default();
+                let earlier = self.before.remove(&index).unwrap_or(0);
+                let before = self.deliveries.entry(index).or_insert(earlier);
                 assert_eq!(redeliveries(&delivery, index), *before, "{index}");
                 *before += 1;
             }
@@ -419,6 +352,7 @@ impl World {
         self.acknowledged.clear();
         self.holder.clear();
         self.deliveries.clear();
+        self.before.clear();
         self.records.push(cursor_log::moved("s", epoch, Index(to)));
         self.unconfirmed.push(Logged::Seek(epoch, Index(to)));
     }
@@ -448,20 +382,38 @@ impl World {
             .expect("it was created")
     }
 
-    fn restart(&mut self) {
-        let recovered = self.durable();
+    fn restart(&mut self, snapshot: bool) {
+        let mut recovered = self.durable();
+        self.before.clear();
+        if snapshot {
+            let index = |index| (Index(index), self.count(index));
+            let counts = (self.mark..self.end).map(index).filter(|(_, n)| *n > 0);
+            recovered.redelivered = counts
+                .map(|(first, count)| Redelivered {
+                    range: IndexRange { first, last: first },
+                    count,
+                })
+                .collect();
+        }
         self.records
             .truncate(self.records.len() - self.unconfirmed.len());
         self.unconfirmed.clear();
         self.mark = recovered.cursor.mark_delete().0;
         let is_acknowledged = |index: &u64| recovered.cursor.is_acknowledged(Index(*index));
         self.acknowledged = (self.mark..self.end).filter(is_acknowledged).collect();
+        for part in &recovered.redelivered {
+            if !self.is_acknowledged(part.range.first.0) {
+                self.before.insert(part.range.first.0, part.count);
+            }
+        }
         self.subscription = Subscription::new(SubscriptionSpec {
             name: "s".to_owned(),
             kind: recovered.kind,
             durable: true,
             cursor: recovered.cursor,
             delivered: Index(0),
+            properties: recovered.properties,
+            redelivered: recovered.redelivered,
             created_ms: recovered.created_ms,
         });
         self.consumers.clear();
@@ -471,7 +423,28 @@ impl World {
         self.owner_epoch.0 += 1;
     }
 
+    /// How often a message was delivered, if it is not acknowledged.
+    fn count(&self, index: u64) -> u32 {
+        let counts = self.deliveries.get(&index).or(self.before.get(&index));
+        let count = counts.filter(|_| !self.is_acknowledged(index));
+        count.copied().unwrap_or(0)
+    }
+
+    fn check_counts(&self) {
+        let recorded = self.subscription.dispatcher.redelivered();
+        let recorded: BTreeMap<u64, u32> = recorded
+            .into_iter()
+            .flat_map(|Redelivered { range, count }| {
+                (range.first.0..=range.last.0).map(move |index| (index, count))
+            })
+            .collect();
+        let counts = (self.mark..self.end).map(|index| (index, self.count(index)));
+        let counts: BTreeMap<u64, u32> = counts.filter(|(_, count)| *count > 0).collect();
+        assert_eq!(recorded, counts);
+    }
+
     fn check(&self) {
+        self.check_counts();
         let stats = self.subscription.stats(Index(self.end));
         assert_eq!(stats.mark_delete, Index(self.mark), "I9");
         let open = (self.mark..self.end).filter(|index| !self.is_acknowledged(*index));

@@ -11,6 +11,7 @@ use aquifer_protocol_api::error::{ApiError, ErrorKind};
 
 use crate::cursor_log::Losses;
 use crate::error::BrokerError;
+use crate::subscription::cursor::Properties;
 use crate::subscription::cursor::state::CursorState;
 use crate::subscription::{Attach, ConsumerId, Subscription, SubscriptionSpec};
 use crate::topic::Topic;
@@ -150,6 +151,8 @@ impl Topic {
                 durable: false,
                 cursor: CursorState::new(start),
                 delivered: Index(0),
+                properties: Properties::new(),
+                redelivered: Vec::new(),
                 created_ms: self.shared.clock.wall_ms(),
             }));
         let session = self.attach(id, request);
@@ -193,6 +196,8 @@ impl Topic {
                 None => CursorState::new(start),
             },
             delivered: Index(0),
+            properties: Properties::new(),
+            redelivered: Vec::new(),
             created_ms: self.shared.clock.wall_ms(),
         });
         let delta = crate::cursor_log::created(state.record());
@@ -249,12 +254,17 @@ impl Topic {
         if slot.is_uncertain {
             return Err(BrokerError::Uncertain(slot.state.name().to_owned()));
         }
+        let kind = slot.state.kind();
         let notices = slot.state.attach(Attach {
             consumer,
             kind: request.kind,
             name: request.consumer.clone(),
             priority: request.priority,
         })?;
+        if slot.state.kind() != kind {
+            let delta = crate::cursor_log::updated(slot.state.name(), slot.state.update());
+            self.cursors.log_change(delta, Effect::Recorded);
+        }
         let (outbox, events) = Outbox::new(self.shared.config.consumer_queue_bytes_max, budget);
         slot.consumers.insert(consumer, outbox);
         self.subscriptions.instances.begun(request, id, consumer);

@@ -424,3 +424,24 @@ fn a_drawn_name_is_forgotten_a_grace_after_its_producer() {
     table.forget_drawn(start + 9 * DRAWN_GRACE);
     assert_eq!(table.last_sequence_id(&name(0)), Some(0), "chosen");
 }
+
+/// A name that its record pins is not forgotten for others, and stays pinned.
+#[test]
+fn a_pinned_name_is_never_forgotten() {
+    let pinned = v1::ProducerState {
+        name: name(0).to_string(),
+        highest_sequence_id: 7,
+        pinned: true,
+        ..Default::default()
+    };
+    let table = DedupTable::with_capacity_max(2, 0);
+    let mut table = table.restored(&[pinned]).expect("a snapshot is valid");
+    for number in 1..6 {
+        store(&mut table, &name(number), range(0, 0), 0);
+    }
+    assert_eq!(table.len(), 2);
+    assert_eq!(table.last_sequence_id(&name(0)), Some(7));
+    assert_eq!(table.last_sequence_id(&name(5)), Some(0));
+    let is_pinned = |state: &v1::ProducerState| state.pinned;
+    assert_eq!(table.snapshot().iter().filter(|s| is_pinned(s)).count(), 1);
+}
