@@ -35,8 +35,8 @@ use crate::bundles::{Bundle, Bundles, middle};
 use crate::error::BrokerError;
 use crate::members::Member;
 use crate::ownership::{self, Cluster, OWNED, Owned, broker_id, owned};
+use crate::topic::delivery_right::Departure;
 use crate::topic::event::Event;
-use crate::topic::tenure::Departure;
 use crate::topics::{Loading, TopicHandle, Topics};
 
 /// Topics of all bundles that seal their ledgers at once: each is away for as long as its own

@@ -14,6 +14,7 @@ mod closing;
 mod consume;
 mod consumer;
 mod cursors;
+pub(crate) mod delivery_right;
 mod outbox;
 mod producer;
 mod publish;
@@ -22,7 +23,6 @@ mod reset;
 mod retention;
 mod seek;
 mod stats;
-pub(crate) mod tenure;
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -46,10 +46,10 @@ use crate::topic::closing::Closing;
 use crate::topic::consume::Subscriptions;
 use crate::topic::consume::room::Rooms;
 use crate::topic::cursors::Cursors;
+use crate::topic::delivery_right::{DeliveryRight, Departure};
 use crate::topic::event::{EVENT_WORK, Event, Inbox, Mailbox, Reply};
 use crate::topic::publish::Publishing;
 use crate::topic::retention::Trimming;
-use crate::topic::tenure::{Departure, Tenure};
 use crate::topics::Topics;
 
 /// Work of events that is done before ready subscriptions get their turn, as 64 small ones have.
@@ -81,7 +81,7 @@ pub(crate) struct Topic {
     closing: Closing,
     cursors: Cursors,
     trimming: Trimming,
-    tenure: Tenure,
+    delivery_right: DeliveryRight,
     /// Where it goes, once another broker owns the bundle.
     departure: Option<Arc<Departure>>,
     counters: Arc<TopicCounters>,
@@ -249,7 +249,7 @@ impl Topic {
             }
             Event::ResetCursors(reply) => self.reset_cursors(reply),
             Event::Skip { name, range, reply } => self.skip(&name, range, reply),
-            Event::Tenure(asked) => self.tenure_asked(asked),
+            Event::DeliveryRight(asked) => self.delivery_right_asked(asked),
             Event::Delete { force, reply } => self.delete(force, reply),
             Event::Rebound(owned) => self.rebind(*owned),
             Event::HandedOver(departure) => self.hand_over(departure),

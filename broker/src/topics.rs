@@ -21,9 +21,9 @@ use crate::bundles::{Bundle, topic_hash};
 use crate::error::BrokerError;
 use crate::load::{Sample, TopicCounters};
 use crate::sweep::Rests;
+use crate::topic::delivery_right::Departure;
 use crate::topic::event::{Event, Mailbox};
 use crate::topic::load;
-use crate::topic::tenure::Departure;
 use crate::topics::deletion::Deletions;
 use crate::topics::queue::LoadQueue;
 

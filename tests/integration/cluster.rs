@@ -3,9 +3,9 @@
 
 mod balance;
 mod brokers;
+mod delivery_right;
 mod identity;
 pub mod load;
-mod tenure;
 
 use std::path::Path;
 

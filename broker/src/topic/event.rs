@@ -27,7 +27,7 @@ use crate::error::BrokerError;
 use crate::ownership::Owned;
 use crate::subscription::ConsumerId;
 use crate::topic::dedup::SequenceRange;
-use crate::topic::tenure::{Asked, Departure};
+use crate::topic::delivery_right::{Asked, Departure};
 
 /// Events that may wait in a topic's mailbox.
 const MAILBOX_EVENTS: usize = 256;
@@ -131,7 +131,7 @@ pub(crate) enum Event {
         reply: Reply<Vec<IndexRange>>,
     },
     /// It was asked whether the topic is this broker's still.
-    Tenure(Asked),
+    DeliveryRight(Asked),
     /// The topic is to be deleted: end, unless clients are connected and it is not forced.
     Delete { force: bool, reply: Reply<()> },
     /// The bundle was split: this is the topic's part of it.

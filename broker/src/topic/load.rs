@@ -25,11 +25,11 @@ use crate::topic::closing::Closing;
 use crate::topic::consume::Subscriptions;
 use crate::topic::consume::room::Rooms;
 use crate::topic::cursors::Cursors;
+use crate::topic::delivery_right::DeliveryRight;
 use crate::topic::event::mailbox;
 use crate::topic::publish::{Publishing, SinceSnapshot};
 use crate::topic::recovery::{self, Recovered};
 use crate::topic::retention::Trimming;
-use crate::topic::tenure::Tenure;
 use crate::topics::{TopicHandle, Topics};
 
 /// How long one step of a load may take: whoever waits tries again, and others get their turn.
@@ -98,7 +98,7 @@ async fn load_owned(
     let (losses, log_begins_at) = (told(&shared, name, &recovered), log.first());
     let (subscriptions, publishing) = restore(recovered, &log, &mailbox);
     let taken_over = log.was_taken_over() || cursor_log_taken_over;
-    let tenure = tenure(&shared, taken_over, sealed, now);
+    let delivery_right = delivery_right(&shared, taken_over, sealed, now);
     let counters = Arc::new(TopicCounters::new(now));
     let incarnation = cell.incarnation();
     let topic = Topic {
@@ -117,7 +117,7 @@ async fn load_owned(
         cursors,
         log,
         trimming: Trimming::new(now),
-        tenure,
+        delivery_right,
         departure: None,
         counters: Arc::clone(&counters),
         rooms: Rooms::new(&shared),
@@ -149,13 +149,18 @@ fn told(shared: &Shared, name: &TopicName, recovered: &Recovered) -> Option<Loss
     Some(losses)
 }
 
-fn tenure(shared: &Shared, taken_over: bool, sealed: Sealed, now: Duration) -> Tenure {
+fn delivery_right(
+    shared: &Shared,
+    taken_over: bool,
+    sealed: Sealed,
+    now: Duration,
+) -> DeliveryRight {
     let cluster = shared.ownership.cluster().filter(|_| taken_over);
-    cluster.map_or_else(Tenure::default, |cluster| {
+    cluster.map_or_else(DeliveryRight::default, |cluster| {
         // Who lives and holds a lease may not have heard of the move yet.
         let stalled = sealed == Sealed::NotYet;
         let lease = stalled.then(|| cluster.members.lease_time());
-        Tenure::after_takeover(now, lease.unwrap_or_default())
+        DeliveryRight::after_takeover(now, lease.unwrap_or_default())
     })
 }
 

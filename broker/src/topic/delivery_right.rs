@@ -1,17 +1,35 @@
-//! Whether this owner may deliver to subscriptions still (H9): what consumers of another owner have
-//! acknowledged must not come to consumers of this one (I9). The epochs of deliveries keep it from a
-//! client that knows the new owner; this keeps it from all others.
+//! The delivery right: whether this owner of a topic may still deliver to subscriptions (H9). What
+//! consumers of another owner have acknowledged must not come to consumers of this one (I9). Epochs
+//! of deliveries protect clients that know the new owner; this protects all others.
 //!
-//! While the lease is held under which the ownership was known, nobody takes over but by a move, which
-//! the owner sees, unless it stalls for so long that the new owner has waited for its lease. Without that lease it is metadata that tells, or, when that is away, a probe: as long as
-//! the open ledgers of the topic are not fenced, nobody has taken over, which is good for a moment. A
-//! new owner that had to fence waits for longer than that moment before its first delivery.
+//! An owner has the right in one of these cases:
+//! - It holds the lease under which its ownership was confirmed. Others take over by a move only,
+//!   which the owner sees, and a new owner waits for the lease of one that may have stalled.
+//! - Without that lease, metadata has confirmed the ownership again.
+//! - Metadata is unreachable, and a probe of the bookies has shown that the open ledgers of the topic
+//!   are not fenced. That answer is valid for `PROBE_VALID`. A new owner that had to fence waits for
+//!   `TAKEOVER_WAIT`, which is longer, before its first delivery:
 //!
-//! An owner that hands the topic over delivers as long as the new one cannot have begun: for a moment
-//! while a ledger is open that the new one waits for, then as long as probes show no fence (H21).
+//! ```text
+//! time ----------------------------------------------------------------------------->
 //!
-//! Without a lease, without metadata and without an open ledger nothing can be shown, and a backlog is not
-//! delivered until one of them is back. Readers leave no acknowledgements behind: nothing of this concerns them.
+//! former owner   delivers ---| lease lost
+//!                            |  probe: not fenced ==== delivers ====| the answer is too old: stops
+//!                                       |<------- PROBE_VALID ----->|
+//!
+//! new owner                owns the bundle    | fences the ledgers         | delivers ---
+//!                                             |<----- TAKEOVER_WAIT ------>|
+//! ```
+//!
+//! A probe that shows no fence was answered before the fence, so the former owner has stopped when the
+//! new one begins.
+//!
+//! An owner that hands the topic over delivers for as long as the new one cannot have begun: for
+//! `HAND_OVER_GRACE` while a ledger is open that the new owner waits for, then as long as probes show
+//! no fence (H21).
+//!
+//! Without lease, metadata and an open ledger nothing can be shown, and a backlog is not delivered
+//! until one of them is back. Readers leave no acknowledgements behind and need no right.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -30,7 +48,7 @@ use crate::topic::event::{Event, SubscriptionId};
 
 /// How long a probe is good for, from when bookies were asked.
 const PROBE_VALID: Duration = Duration::from_secs(1);
-/// What a new owner waits: longer, since no two clocks run alike.
+/// What a new owner waits: longer than a probe is valid, since no two clocks run alike.
 const TAKEOVER_WAIT: Duration = Duration::from_millis(1_200);
 /// How long an owner that hands a topic over delivers without asking: for less time than the new one
 /// waits for open ledgers to be sealed.
@@ -39,9 +57,9 @@ const HAND_OVER_GRACE: Duration = Duration::from_secs(1);
 const RETRY_MIN: Duration = Duration::from_millis(200);
 const RETRY_MAX: Duration = Duration::from_secs(3);
 
-/// How far this owner is known to be the only one.
+/// The right of one topic, as far as it is known.
 #[derive(Debug, Default)]
-pub(crate) struct Tenure {
+pub(crate) struct DeliveryRight {
     /// Nothing is delivered before, on the monotonic clock.
     not_before: Duration,
     /// A probe has shown it until then.
@@ -84,13 +102,13 @@ pub(crate) enum Asked {
     Probed(Fence, Duration),
 }
 
-impl Tenure {
+impl DeliveryRight {
     /// Of an owner whose predecessor may not know of it yet: what a probe of that one showed is over
     /// soon, and so is its lease, if it is believed to hold one.
-    pub(super) fn after_takeover(now: Duration, lease: Duration) -> Tenure {
-        Tenure {
+    pub(super) fn after_takeover(now: Duration, lease: Duration) -> DeliveryRight {
+        DeliveryRight {
             not_before: now + TAKEOVER_WAIT.max(lease),
-            ..Tenure::default()
+            ..DeliveryRight::default()
         }
     }
 }
@@ -103,7 +121,7 @@ impl Topic {
             self.cell.hand_over(vec![owned.guard.clone()]);
         }
         let now = self.now();
-        self.tenure.handed_over.get_or_insert(now);
+        self.delivery_right.handed_over.get_or_insert(now);
         self.departure = Some(departure);
     }
 
@@ -125,7 +143,7 @@ impl Topic {
 
     /// Whether nobody else delivers, as far as is known without asking.
     fn is_certain(&self, now: Duration) -> bool {
-        let is_alone = match self.tenure.handed_over {
+        let is_alone = match self.delivery_right.handed_over {
             None => true,
             // Without an open ledger the new owner has nothing to wait for.
             Some(seen) => {
@@ -143,54 +161,54 @@ impl Topic {
             return true;
         }
         let now = self.now();
-        let is_due = now >= self.tenure.not_before;
+        let is_due = now >= self.delivery_right.not_before;
         if is_due && self.is_certain(now) {
             return true;
         }
-        let left = self.tenure.probed_until.saturating_sub(now);
+        let left = self.delivery_right.probed_until.saturating_sub(now);
         let may = is_due && !left.is_zero();
         if !may {
-            self.tenure.held.insert(id);
+            self.delivery_right.held.insert(id);
         }
         // Asked early enough, nobody has to wait.
-        if left < PROBE_VALID / 2 && !self.tenure.asking && self.ending.is_none() {
-            self.tenure.asking = true;
-            let wait = self.tenure.not_before.saturating_sub(now);
-            self.ask_tenure(wait);
+        if left < PROBE_VALID / 2 && !self.delivery_right.asking && self.ending.is_none() {
+            self.delivery_right.asking = true;
+            let wait = self.delivery_right.not_before.saturating_sub(now);
+            self.ask_delivery_right(wait);
         }
         may
     }
 
-    fn ask_tenure(&mut self, wait: Duration) {
+    fn ask_delivery_right(&mut self, wait: Duration) {
         let (shared, mailbox) = (Arc::clone(&self.shared), self.mailbox.clone());
-        let is_owner = self.tenure.handed_over.is_none();
+        let is_owner = self.delivery_right.handed_over.is_none();
         let owned = is_owner.then(|| self.owned.clone());
-        let pause = (self.tenure.pause * 2).clamp(RETRY_MIN, RETRY_MAX);
-        self.tenure.pause = pause;
+        let pause = (self.delivery_right.pause * 2).clamp(RETRY_MIN, RETRY_MAX);
+        self.delivery_right.pause = pause;
         let logs = [self.cursors.log().clone(), self.log.clone()];
-        self.shared.tasks.spawn("topic-tenure", async move {
+        self.shared.tasks.spawn("topic-delivery-right", async move {
             clock::sleep(wait).await;
             let asked = ask(&shared, owned.as_ref(), &logs).await;
             if matches!(asked, Asked::Probed(Fence::Unknown, _)) {
                 clock::sleep(pause).await;
             }
             // A topic that is gone does not care.
-            let _ = mailbox.send(Event::Tenure(asked)).await;
+            let _ = mailbox.send(Event::DeliveryRight(asked)).await;
         });
     }
 
-    pub(super) fn tenure_asked(&mut self, asked: Asked) {
-        self.tenure.asking = false;
+    pub(super) fn delivery_right_asked(&mut self, asked: Asked) {
+        self.delivery_right.asking = false;
         if !matches!(asked, Asked::Probed(Fence::Unknown, _)) {
-            self.tenure.pause = Duration::ZERO;
+            self.delivery_right.pause = Duration::ZERO;
         }
         match asked {
             Asked::Confirmed(session) => self.owned.session = Some(session),
-            Asked::Probed(Fence::None, at) => self.tenure.probed_until = at + PROBE_VALID,
+            Asked::Probed(Fence::None, at) => self.delivery_right.probed_until = at + PROBE_VALID,
             Asked::Probed(Fence::Fenced, _) => return self.broken(&LogError::Fenced),
             Asked::Probed(Fence::Unknown, _) => {}
         }
-        for id in std::mem::take(&mut self.tenure.held) {
+        for id in std::mem::take(&mut self.delivery_right.held) {
             self.subscriptions.wake(id);
         }
     }
