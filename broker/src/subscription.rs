@@ -243,11 +243,12 @@ impl Subscription {
     /// not give, as much of it as one acknowledgement may have. Visible messages end at `end`.
     pub fn skip(&mut self, range: Option<IndexRange>, end: Index) -> AckDelta {
         let (cursor, dispatcher) = (&mut self.cursor, &mut self.dispatcher);
-        let skipped = match range {
+        let skipped: Vec<Range<u64>> = match range {
             Some(range) => {
                 let first = range.first.0.max(cursor.mark_delete().0);
                 let end = range.last.0.saturating_add(1).min(end.0);
-                Vec::from_iter([first..end.min(first.saturating_add(RANGE_WIDTH_MAX))])
+                let skipped = first..end.min(first.saturating_add(RANGE_WIDTH_MAX));
+                std::iter::once(skipped).collect()
             }
             None => dispatcher.damaged(),
         };

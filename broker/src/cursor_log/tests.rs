@@ -367,29 +367,6 @@ fn logs_that_do_not_add_up_are_refused_by_name() {
         r#type: 77,
         ..state.clone()
     };
-    let counts = |ranges: &[(u64, u64)]| v1::SubscriptionState {
-        redelivered: ranges
-            .iter()
-            .map(|&(first, last)| v1::RedeliveredRange {
-                first,
-                last,
-                count: 1,
-            })
-            .collect(),
-        ..state.clone()
-    };
-    for bad in [
-        &[(5, 4)][..],
-        &[(0, 5), (5, 6)],
-        &[(3, 3), (1, 1)],
-        &[(0, 1 << 62)],
-    ] {
-        let counted = replay([(Index(0), record(created(counts(bad))))]);
-        assert!(
-            matches!(counted, Err(CursorLogError::Cursor { .. })),
-            "{counted:?}"
-        );
-    }
     let bad_name = v1::SubscriptionState {
         name: String::new(),
         ..state
@@ -445,6 +422,36 @@ fn logs_that_do_not_add_up_are_refused_by_name() {
         (Index(2), seek),
     ]);
     assert_eq!(leftover.map(|state| state.subscriptions.len()), Ok(0));
+}
+
+/// Counts that are not ascending ranges of messages are damage.
+#[test]
+fn redelivery_counts_that_cannot_be_are_refused() {
+    let state = CursorState::new(Index(0)).encode("s", SubscriptionType::Shared, 0);
+    let record = |delta| encode_deltas(vec![delta]).remove(0);
+    let counts = |ranges: &[(u64, u64)]| v1::SubscriptionState {
+        redelivered: ranges
+            .iter()
+            .map(|&(first, last)| v1::RedeliveredRange {
+                first,
+                last,
+                count: 1,
+            })
+            .collect(),
+        ..state.clone()
+    };
+    for bad in [
+        &[(5, 4)][..],
+        &[(0, 5), (5, 6)],
+        &[(3, 3), (1, 1)],
+        &[(0, 1 << 62)],
+    ] {
+        let counted = replay([(Index(0), record(created(counts(bad))))]);
+        assert!(
+            matches!(counted, Err(CursorLogError::Cursor { .. })),
+            "{counted:?}"
+        );
+    }
 }
 
 /// Old bytes are still read: these were written by the first version.

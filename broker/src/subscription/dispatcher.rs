@@ -318,11 +318,11 @@ impl Dispatcher {
         counted.map(inclusive).collect()
     }
 
-    /// Whether some message came back, or was delivered more than once.
+    /// Whether some message was delivered more than once.
     pub(super) fn has_redelivered(&self) -> bool {
         let mut waiting = self.replay.overlap(0..u64::MAX);
         waiting.extend(self.held_back.counts());
-        waiting.iter().any(|(_, n)| *n > 0)
+        waiting.iter().any(|(_, n)| *n > 1)
             || self.pending.redelivered().iter().any(|(_, n)| *n > 1)
     }
 

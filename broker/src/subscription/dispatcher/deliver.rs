@@ -17,6 +17,9 @@ use crate::subscription::mode::{Attached, Choice, HoldReason};
 use crate::subscription::pending::Held;
 use crate::subscription::{ConsumerId, NextRead};
 
+/// Messages of an entry, with how often they were delivered before.
+type Parts = Vec<(Range<u64>, u32)>;
+
 impl Dispatcher {
     /// Hands out what was read for `read`: consecutive entries from the one that contains
     /// `read.from` on. What is acknowledged or held meanwhile is skipped, and what exceeds the
@@ -108,8 +111,8 @@ impl Dispatcher {
         rows: &Batch,
         wanted: &[(Range<u64>, u32)],
         now_ms: u64,
-    ) -> (BTreeMap<Choice, Vec<(Range<u64>, u32)>>, Option<u64>) {
-        let mut decided: BTreeMap<Choice, Vec<(Range<u64>, u32)>> = BTreeMap::new();
+    ) -> (BTreeMap<Choice, Parts>, Option<u64>) {
+        let mut decided: BTreeMap<Choice, Parts> = BTreeMap::new();
         for (part, redeliveries) in wanted {
             for index in part.clone() {
                 let number = u32::try_from(index - entry.head.base_index.0).ok();

@@ -263,10 +263,7 @@ impl Topic {
             }
             return self.deliver_gap(id, read, damage, reason);
         }
-        let known = entries
-            .iter()
-            .take_while(|e| is_known(&e.head) && e.head.end_index() <= end);
-        let fits = fits.min(known.count());
+        let fits = fits.min(deliverable(entries, end));
         if fits > 0 {
             slot.entry_bytes = 0;
         }
@@ -315,6 +312,12 @@ impl Topic {
 /// what of an entry may be delivered.
 fn is_known(head: &EntryHead) -> bool {
     head.format == FORMAT_NATIVE && head.flags == EntryFlags::default()
+}
+
+/// The entries at the front that native consumers may see.
+fn deliverable(entries: &[LogEntry], visible_end: Index) -> usize {
+    let may_see = |e: &&LogEntry| is_known(&e.head) && e.head.end_index() <= visible_end;
+    entries.iter().take_while(may_see).count()
 }
 
 /// What the first entry withholds from native consumers, when a later version wrote it.
