@@ -117,13 +117,15 @@ impl Reclaimer {
                 self.reclaim();
                 self.collect.store(true, Ordering::Release);
             }
-            let pause = self.release();
+            let mut pause = self.release();
             // Rewriting needs space before it gives some back, so what is free comes back first.
-            if self.collect.load(Ordering::Acquire)
-                && self.shared.store.leaving_bytes() == 0
-                && self.collect()
-            {
-                continue;
+            if self.collect.load(Ordering::Acquire) && self.shared.store.leaving_bytes() == 0 {
+                if self.collect() {
+                    continue;
+                }
+                // A step that changed nothing has given names to the files all the same, and a
+                // file with a second name does not give its space back.
+                pause = self.release();
             }
             match pause {
                 None if self.is_due() => {}

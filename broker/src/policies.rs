@@ -10,6 +10,8 @@
 //! - A record that cannot be decoded concerns its own scope alone: what was in force there stays so,
 //!   and everything else is followed.
 
+mod follow;
+
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -372,8 +374,8 @@ impl Inner {
             }
             Err(error) => {
                 let error = ApiError::from(error).advise(format!(
-                    "restore it from a backup, or set the policies of {scope} anew with version {}, \
-                     which replaces all of them",
+                    "restore it from a backup, or set the policies of {scope} with version {}, which \
+                     replaces all of them",
                     record.revision.0
                 ));
                 return Err(error.into());
@@ -475,81 +477,6 @@ impl Inner {
                 below.for_each(|below| state.show(below, self.defaults));
             }
         }
-    }
-
-    async fn watch(&self) {
-        loop {
-            if let Err(error) = self.follow_changes().await {
-                tracing::warn!(%error, "policy watch begins again");
-            }
-            clock::sleep(WATCH_RETRY).await;
-        }
-    }
-
-    /// Reads all records again, and takes in what changes after that.
-    async fn follow_changes(&self) -> Result<(), BrokerError> {
-        loop {
-            let revision = self.catch_up().await?;
-            let mut watch = self.store.watch(keys::POLICIES_PREFIX, revision).await?;
-            loop {
-                match watch.next().await {
-                    Some(WatchEvent::Put(stored)) => drop(self.changed(&stored)),
-                    Some(WatchEvent::Delete { key, revision }) => {
-                        if let Ok(Key::Policies(scope)) = key.parse() {
-                            self.learn(&scope, Said::at(Policies::default(), revision), None);
-                        }
-                    }
-                    Some(WatchEvent::Resync) => break,
-                    None => return Ok(()),
-                }
-            }
-        }
-    }
-
-    /// Takes in what all scopes in use say, page by page: the records are few, as most scopes set
-    /// nothing. Answers as of which revision.
-    async fn catch_up(&self) -> Result<Revision, BrokerError> {
-        // A scope that is registered later is read by who registers it.
-        let mut without: HashMap<PolicyScope, u64> = {
-            let state = self.state.lock();
-            let known = state.said.iter();
-            known
-                .map(|(scope, known)| (scope.clone(), known.registration))
-                .collect()
-        };
-        let mut page = None;
-        loop {
-            let found = self
-                .store
-                .scan(keys::POLICIES_PREFIX, page, METADATA_PAGE_KEYS_MAX)
-                .await?;
-            for stored in &found.items {
-                if let Some(scope) = self.changed(stored) {
-                    without.remove(&scope);
-                }
-            }
-            page = found.next;
-            if page.is_none() {
-                for (scope, registration) in &without {
-                    let nothing = Said::at(Policies::default(), found.revision);
-                    self.learn(scope, nothing, Some(*registration));
-                }
-                return Ok(found.revision);
-            }
-        }
-    }
-
-    /// Takes in a record; answers whose it is.
-    fn changed(&self, stored: &Versioned) -> Option<PolicyScope> {
-        let Ok(Key::Policies(scope)) = stored.key.parse() else {
-            return None;
-        };
-        match decode(stored) {
-            Ok(said) => self.learn(&scope, said, None),
-            // What was in force stays so.
-            Err(error) => tracing::warn!(%scope, %error, "policies cannot be read"),
-        }
-        Some(scope)
     }
 }
 

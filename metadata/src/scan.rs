@@ -34,7 +34,7 @@ pub async fn each<S, E: From<MetadataError>>(
     mut visit: impl FnMut(&mut S, &Versioned) -> Result<(), E>,
 ) -> Result<(S, Revision), E> {
     let mut restarts = 0;
-    'anew: loop {
+    'restart: loop {
         let mut seen = start();
         let mut page = None;
         loop {
@@ -42,9 +42,9 @@ pub async fn each<S, E: From<MetadataError>>(
             let found = match store.scan(prefix, page, METADATA_PAGE_KEYS_MAX).await {
                 // The first page needs no snapshot of before: then the store itself is away.
                 Err(MetadataError::Unavailable(reason)) if goes_on && restarts < RESTARTS_MAX => {
-                    tracing::debug!(prefix, reason, "a scan begins anew");
+                    tracing::debug!(prefix, reason, "a scan starts again");
                     restarts += 1;
-                    continue 'anew;
+                    continue 'restart;
                 }
                 found => found?,
             };

@@ -180,7 +180,7 @@ fn check_coverage<'a>(
     in_use: impl Iterator<Item = &'a TopicRange>,
     all: &[TopicRange],
 ) -> Result<(), RangesError> {
-    // The next hash to cover; 2^32 when there is none.
+    // The next hash to cover; 2^32 after the last one.
     let mut next = 0u64;
     for range in in_use {
         let first = u64::from(range.first);

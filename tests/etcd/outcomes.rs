@@ -157,7 +157,7 @@ async fn who_waits_for_an_outcome_is_told_however_long_etcd_was_away() -> Result
             "{read:?}"
         );
     }
-    assert!(!waiting.is_finished(), "nobody knows yet");
+    assert!(!waiting.is_finished(), "the outcome is not known yet");
     door.answers(Flow::Pass);
     door.cut();
     let made = soon("the writer", waiting).await??;
