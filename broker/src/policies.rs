@@ -17,19 +17,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use aquifer_metadata::error::MetadataError;
-use aquifer_metadata::keys::{self, Key};
+use aquifer_metadata::keys;
 use aquifer_metadata::record;
 use aquifer_metadata::store::{
-    Expect, Guard, MetadataStore, Operation, Revision, Transaction, Versioned, WatchEvent,
+    Expect, Guard, MetadataStore, Operation, Revision, Transaction, Versioned,
 };
-use aquifer_model::limits::METADATA_PAGE_KEYS_MAX;
 use aquifer_model::policy::{
     EffectivePolicies, Level, Policies, PolicyName, PolicyScope, PolicyUpdate, PolicyView, resolve,
 };
 use aquifer_model::topic::{NamespaceName, TopicName};
 use aquifer_proto::v1::{PolicyRecord, TopicRecord};
 use aquifer_protocol_api::error::ApiError;
-use aquifer_runtime::clock;
 use aquifer_runtime::task::TaskGroup;
 use parking_lot::Mutex;
 use tokio::sync::watch;

@@ -138,21 +138,6 @@ impl<E: From<MetadataError>> UpdateError<E> {
     }
 }
 
-/// How an attempt failed.
-enum Missed {
-    Conflict(String, Option<Revision>),
-    Unknown(String),
-}
-
-impl Missed {
-    fn give_up<E>(self) -> UpdateError<E> {
-        match self {
-            Self::Conflict(key, current) => UpdateError::Contended { key, current },
-            Self::Unknown(reason) => UpdateError::Unknown(reason),
-        }
-    }
-}
-
 impl dyn MetadataStore + '_ {
     /// Changes one key, while all guards hold. `change` decides from what is stored (`None` where
     /// the key does not exist), and is asked again whenever that was changed meanwhile, so it must
@@ -169,7 +154,13 @@ impl dyn MetadataStore + '_ {
     where
         F: Future<Output = Result<Change<T>, E>>,
     {
-        let mut missed: Option<Missed> = None;
+        let mut conflict = None;
+        // Once an attempt may have been made, no failure of a later one says that nothing was changed.
+        let mut unknown: Option<String> = None;
+        let failed = |unknown: Option<String>, error| match unknown {
+            Some(reason) => UpdateError::Unknown(reason),
+            None => error,
+        };
         for attempt in 0..ATTEMPTS_MAX {
             if attempt > 0 {
                 let pause = PAUSE_FIRST.saturating_mul(1 << (attempt - 1).min(10));
@@ -177,15 +168,10 @@ impl dyn MetadataStore + '_ {
             }
             let stored = match self.get(key).await {
                 Ok(stored) => stored,
-                Err(error) => {
-                    return Err(match missed {
-                        Some(unknown @ Missed::Unknown(_)) => unknown.give_up(),
-                        _ => UpdateError::Store(error),
-                    });
-                }
+                Err(error) => return Err(failed(unknown, UpdateError::Store(error))),
             };
-            if let Some(stored) = &stored {
-                record::check_known(stored).map_err(UpdateError::Store)?;
+            if let Some(Err(error)) = stored.as_ref().map(record::check_known) {
+                return Err(failed(unknown, UpdateError::Store(error)));
             }
             let found = stored.as_ref().map(|stored| stored.revision);
             let change = change(stored).await.map_err(UpdateError::Refused)?;
@@ -203,7 +189,7 @@ impl dyn MetadataStore + '_ {
                 guards: guards.to_vec(),
                 operations,
             };
-            missed = Some(match self.commit(transaction).await {
+            match self.commit(transaction).await {
                 Ok(revision) => {
                     return Ok(Updated {
                         answer,
@@ -213,20 +199,18 @@ impl dyn MetadataStore + '_ {
                 Err(MetadataError::Conflict { key, current })
                     if guards.iter().any(|guard| guard.key == key) =>
                 {
-                    return Err(UpdateError::Guard { key, current });
+                    return Err(failed(unknown, UpdateError::Guard { key, current }));
                 }
-                Err(MetadataError::Conflict { key, current }) => Missed::Conflict(key, current),
+                Err(MetadataError::Conflict { key, current }) => conflict = Some((key, current)),
                 Err(MetadataError::UnknownOutcome(reason)) => {
                     tracing::debug!(key, reason, "the outcome of a change is not known");
-                    Missed::Unknown(reason)
+                    unknown = Some(reason);
                 }
-                Err(error) => return Err(UpdateError::Store(error)),
-            });
+                Err(error) => return Err(failed(unknown, UpdateError::Store(error))),
+            }
         }
-        Err(missed.map_or_else(
-            || UpdateError::Unknown("it was not tried".to_owned()),
-            Missed::give_up,
-        ))
+        let (key, current) = conflict.unwrap_or_else(|| (key.to_owned(), None));
+        Err(failed(unknown, UpdateError::Contended { key, current }))
     }
 }
 

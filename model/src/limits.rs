@@ -69,8 +69,8 @@ pub const UNACKED_PER_SUBSCRIPTION_MAX: u64 = 200_000;
 pub const ACK_RANGES_MAX: usize = 1_024;
 /// Ranges of messages in one delivery; what of an entry lies behind more comes in another one.
 pub const DELIVERY_RANGES_MAX: usize = 16_384;
-/// Ranges of redelivery counts that a record of a subscription has; of more the first are kept.
-pub const REDELIVERED_RANGES_MAX: usize = 4_096;
+/// Ranges of redelivery counts that a record of a subscription has: a topic may have 10,000 of them.
+pub const REDELIVERED_RANGES_MAX: usize = 256;
 /// Latest batches of a producer whose positions are remembered to answer duplicates.
 pub const DEDUP_WINDOW_MAX: usize = 64;
 /// Part of a cursor snapshot in the cursor log, in bytes.

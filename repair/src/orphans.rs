@@ -147,6 +147,10 @@ impl OrphanAudit {
         let Some(info) = ledger_metadata::load(store, ledger).await? else {
             return Ok(false);
         };
+        // Its record is all that names the object, and may have been claimed since it was found.
+        if info.offload.is_some() {
+            return Ok(false);
+        }
         let transaction = Transaction {
             partition: info.home.clone(),
             guards: vec![Guard {

@@ -113,7 +113,19 @@ async fn what_is_not_known_is_decided_on_what_is_there() {
     store.commits([Turn::LostUnknown]);
     let made = add_one(&store, &[]).await.unwrap();
     assert_eq!((made.answer, made.applied.is_some()), (2, true));
-    // Nobody can read it: it says so, and is not taken for refused.
+    // What ends a later attempt does not say that the first was not made.
+    let other = keys::cluster("owner");
+    let guard = Guard {
+        key: other.clone(),
+        expect: Expect::Revision(store.write(&other, "me").await),
+    };
+    store.commits([Turn::LostUnknown, Turn::Rival(other, "you")]);
+    let guarded = add_one(&store, &[guard]).await;
+    assert!(
+        matches!(guarded, Err(UpdateError::Unknown(_))),
+        "{guarded:?}"
+    );
+    // It cannot be read: it says so, and is not taken for refused.
     store.commits([Turn::Away(1)]);
     let unknown = add_one(&store, &[]).await;
     assert!(

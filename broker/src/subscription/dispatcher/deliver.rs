@@ -47,7 +47,7 @@ impl Dispatcher {
                 break;
             }
             let mut wanted = self.wanted(cursor, &window);
-            let is_cut = wanted.len() > DELIVERY_RANGES_MAX;
+            let mut is_cut = wanted.len() > DELIVERY_RANGES_MAX;
             wanted.truncate(DELIVERY_RANGES_MAX);
             let Some((first, _)) = wanted.first() else {
                 self.advance(window.end);
@@ -56,8 +56,14 @@ impl Dispatcher {
             if self.must_wait(first.start) {
                 break;
             }
-            if wanted.iter().any(|(part, _)| part.start >= self.read) && !self.may_dispatch_new() {
-                break;
+            let is_new = |(part, _): &(Range<u64>, u32)| part.end > self.read;
+            if wanted.iter().any(is_new) && !self.may_dispatch_new() {
+                // What comes again is delivered all the same: an entry may have both.
+                wanted.retain(|part| !is_new(part));
+                if wanted.is_empty() {
+                    break;
+                }
+                is_cut = true;
             }
             let end = match wanted.last().filter(|_| is_cut) {
                 Some((last, _)) => last.end,

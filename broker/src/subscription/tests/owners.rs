@@ -57,6 +57,24 @@ fn redelivery_counts_survive_the_owner_with_a_snapshot() {
     assert_eq!(recover(&log).redelivered, []);
 }
 
+/// More ranges than a record has room for: what comes again and again is kept, wherever it stands.
+#[test]
+fn a_record_keeps_the_highest_counts() {
+    let (mut s, log) = (subscription(SubscriptionType::Shared), log(700, 1));
+    attach(&mut s, A, 0);
+    s.credit(A, 10_000, 1_000_000);
+    drain(&mut s, &log);
+    let odd: Vec<(u64, u64)> = (0..350).map(|n| (2 * n + 1, 2 * n + 1)).collect();
+    assert!(is_log(&s.acknowledge(A, &acks(None, &odd), EPOCH)));
+    s.negative_acknowledge(A, &nacks(&[(698, 698)]), EPOCH);
+    drain(&mut s, &log);
+    let kept = s.record().redelivered;
+    assert_eq!(kept.len(), REDELIVERED_RANGES_MAX);
+    let last = kept.last().expect("it has some");
+    assert_eq!((last.first, last.last, last.count), (698, 698, 2));
+    assert!(kept.windows(2).all(|pair| pair[0].last < pair[1].first));
+}
+
 /// I9: single acknowledgements survive the owner, and only what is open is delivered again.
 #[test]
 fn a_recovered_subscription_skips_what_is_acknowledged() {

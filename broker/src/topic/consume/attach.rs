@@ -1,6 +1,7 @@
 //! Attaching of consumers and readers. A durable subscription is created in the cursor log before
 //! anybody is told that it exists.
 
+use aquifer_log::error::LogError;
 use aquifer_model::id::Index;
 use aquifer_model::limits::SUBSCRIPTIONS_PER_TOPIC_MAX;
 use aquifer_model::place::Place;
@@ -255,6 +256,10 @@ impl Topic {
             return Err(BrokerError::Uncertain(slot.state.name().to_owned()));
         }
         let kind = slot.state.kind();
+        // A change of the type is logged, and clients that change it to and fro fill no memory.
+        if kind != request.kind && self.cursors.is_full() {
+            return Err(BrokerError::Log(LogError::Overloaded));
+        }
         let notices = slot.state.attach(Attach {
             consumer,
             kind: request.kind,
