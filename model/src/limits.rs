@@ -69,7 +69,7 @@ pub const UNACKED_PER_SUBSCRIPTION_MAX: u64 = 200_000;
 pub const ACK_RANGES_MAX: usize = 1_024;
 /// Ranges of messages in one delivery; what of an entry lies behind more comes in another one.
 pub const DELIVERY_RANGES_MAX: usize = 16_384;
-/// Ranges of redelivery counts that a record of a subscription has: a topic may have 10,000 of them.
+/// Ranges of redelivery counts in a record of a subscription: a topic may have 10,000 of them.
 pub const REDELIVERED_RANGES_MAX: usize = 256;
 /// Latest batches of a producer whose positions are remembered to answer duplicates.
 pub const DEDUP_WINDOW_MAX: usize = 64;
