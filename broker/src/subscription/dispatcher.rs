@@ -295,19 +295,10 @@ impl Dispatcher {
 
     /// How often messages were delivered that are not acknowledged, in order.
     pub(super) fn redelivered(&self) -> Vec<Redelivered> {
-        let everything = 0..u64::MAX;
         let mut counts = self.before.clone();
-        let released = self.replay.overlap(everything.clone());
-        let held = self.pending.redelivered();
-        for (range, count) in released
-            .into_iter()
-            .chain(self.held_back.counts())
-            .chain(held)
-        {
+        for (range, count) in self.counts() {
             counts.insert(range, count);
         }
-        let counts = counts.overlap(everything).into_iter();
-        let counted = counts.filter(|(_, count)| *count > 0);
         let inclusive = |(range, count): (Range<u64>, u32)| Redelivered {
             range: IndexRange {
                 first: Index(range.start),
@@ -315,15 +306,19 @@ impl Dispatcher {
             },
             count,
         };
+        let counted = counts.iter().filter(|(_, count)| *count > 0);
         counted.map(inclusive).collect()
     }
 
     /// Whether some message was delivered more than once.
     pub(super) fn has_redelivered(&self) -> bool {
-        let mut waiting = self.replay.overlap(0..u64::MAX);
-        waiting.extend(self.held_back.counts());
-        waiting.iter().any(|(_, n)| *n > 1)
-            || self.pending.redelivered().iter().any(|(_, n)| *n > 1)
+        self.counts().any(|(_, count)| count > 1)
+    }
+
+    /// How often each message that was read and is not acknowledged was delivered, in no order.
+    fn counts(&self) -> impl Iterator<Item = (Range<u64>, u32)> {
+        let waiting = self.replay.counts().chain(self.held_back.counts());
+        waiting.chain(self.pending.redelivered())
     }
 
     /// Nothing at or above this index can have been delivered.

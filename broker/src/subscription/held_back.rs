@@ -99,10 +99,9 @@ impl HeldBack {
     }
 
     /// How often each was delivered before.
-    pub(super) fn counts(&self) -> Vec<(Range<u64>, u32)> {
-        let all = self.ranges.overlap(0..u64::MAX).into_iter();
+    pub(super) fn counts(&self) -> impl Iterator<Item = (Range<u64>, u32)> {
+        let all = self.ranges.iter();
         all.map(|(range, hold)| (range, hold.redeliveries))
-            .collect()
     }
 
     /// Why a message is held back.

@@ -93,10 +93,9 @@ impl Pending {
     }
 
     /// How often each was delivered, this time included.
-    pub(crate) fn redelivered(&self) -> Vec<(Range<u64>, u32)> {
-        let all = self.ranges.overlap(0..u64::MAX).into_iter();
+    pub(crate) fn redelivered(&self) -> impl Iterator<Item = (Range<u64>, u32)> {
+        let all = self.ranges.iter();
         all.map(|(range, held)| (range, held.redeliveries.saturating_add(1)))
-            .collect()
     }
 
     /// Who holds a message.

@@ -90,6 +90,12 @@ impl<V: Copy + PartialEq> RangeMap<V> {
         taken
     }
 
+    /// All ranges, in order.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (Range<u64>, V)> {
+        let all = self.ranges.iter();
+        all.map(|(&start, &(end, value))| (start..end, value))
+    }
+
     /// What of `range` is there, in order.
     pub(crate) fn overlap(&self, range: Range<u64>) -> Vec<(Range<u64>, V)> {
         self.touched(&range)
@@ -182,6 +188,7 @@ mod tests {
                 prop_assert_eq!(ranges.total(), model.len() as u64);
                 prop_assert_eq!(ranges.first().map(|range| range.start), model.keys().next().copied());
                 prop_assert_eq!(&expand(ranges.overlap(0..100)), &model);
+                prop_assert_eq!(&expand(ranges.iter().collect()), &model);
             }
         }
     }

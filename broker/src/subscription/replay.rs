@@ -42,6 +42,11 @@ impl Replay {
         }
     }
 
+    /// How often each that waits was delivered.
+    pub(crate) fn counts(&self) -> impl Iterator<Item = (Range<u64>, u32)> {
+        self.ranges.iter()
+    }
+
     /// What of `range` waits, and how often it was delivered.
     pub(crate) fn overlap(&self, range: Range<u64>) -> Vec<(Range<u64>, u32)> {
         self.ranges.overlap(range)

@@ -81,8 +81,7 @@ impl Dispatcher {
 
     /// The ranges of messages that storage could not give and no consumer has acknowledged.
     pub(in crate::subscription) fn damaged(&self) -> Vec<Range<u64>> {
-        let damaged = self.damaged.overlap(0..u64::MAX);
-        damaged.into_iter().map(|(range, ())| range).collect()
+        self.damaged.iter().map(|(range, ())| range).collect()
     }
 
     /// How many messages these are.
