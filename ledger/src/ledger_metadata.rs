@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::ready;
 
-use aquifer_metadata::error::{MetadataError, MetadataResult};
+use aquifer_metadata::error::MetadataError;
 use aquifer_metadata::store::{
     Expect, Guard, MetadataStore, Operation, Revision, Transaction, Until, Versioned,
 };
@@ -285,25 +285,6 @@ pub(crate) async fn close(
         Err(UpdateError::Guard { key, .. }) if key != as_it_was.key => Err(LedgerError::Fenced),
         Err(error) => Err(error.flatten()),
     }
-}
-
-/// Commits, and waits until the outcome is known or the store can never tell.
-pub async fn commit_known(
-    store: &dyn MetadataStore,
-    transaction: Transaction,
-) -> MetadataResult<Revision> {
-    store.commit_until(transaction, Until::Known).await
-}
-
-/// The same. After an error, `doubt` is set if it may have been applied all the same.
-pub async fn commit_in_doubt(
-    store: &dyn MetadataStore,
-    transaction: Transaction,
-    doubt: &mut bool,
-) -> MetadataResult<Revision> {
-    let result = store.commit_until(transaction, Until::Known).await;
-    *doubt |= matches!(result, Err(MetadataError::UnknownOutcome(_)));
-    result
 }
 
 /// Ledger ids that this process has reserved.

@@ -8,9 +8,10 @@
 use std::sync::Arc;
 
 use aquifer_ledger::guards::Guards;
-use aquifer_ledger::ledger_metadata::{commit_in_doubt, commit_known};
 use aquifer_metadata::error::MetadataError;
-use aquifer_metadata::store::{Expect, Guard, Operation, Revision, Room, Transaction, Versioned};
+use aquifer_metadata::store::{
+    Expect, Guard, Operation, Revision, Room, Transaction, Until, Versioned,
+};
 use aquifer_metadata::{keys, record};
 use aquifer_model::id::TopicIncarnation;
 use aquifer_model::ranges::TopicRanges;
@@ -44,7 +45,7 @@ pub struct TopicRecordCell {
 /// The record as this process knows it.
 struct Current {
     record: v1::TopicRecord,
-    /// Of `record`.
+    /// Of `record`: no update changes them.
     ranges: TopicRanges,
     revision: Revision,
 }
@@ -136,7 +137,8 @@ impl TopicRecordCell {
         let put = cell.put(&cell.record(), Expect::Absent);
         let mut transaction = cell.transaction(vec![put]);
         transaction.guards.extend(holds);
-        match commit_known(&*cell.ctx.ledgers.store, transaction).await {
+        let store = &cell.ctx.ledgers.store;
+        match store.commit_until(transaction, Until::Known).await {
             Ok(revision) => {
                 cell.current.get_mut().revision = revision;
                 Ok(Arc::new(cell))
@@ -354,7 +356,10 @@ impl TopicRecordCell {
         let _turn = self.turn.acquire().await;
         let mut conflict = None;
         for _ in 0..CONFLICTS_MAX {
-            let (mut record, revision) = self.current.lock().parts();
+            let (mut record, revision) = {
+                let current = self.current.lock();
+                (current.record.clone(), current.revision)
+            };
             let right = self.guards.right();
             if opens && right.sealing_only {
                 return Err(LogError::HandedOver);
@@ -363,7 +368,10 @@ impl TopicRecordCell {
             let mut all = vec![self.put(&record, Expect::Revision(revision))];
             all.extend(operations.iter().cloned());
             let transaction = self.guarded(right.guards, all);
-            match commit_in_doubt(&*self.ctx.ledgers.store, transaction, doubt).await {
+            let store = &self.ctx.ledgers.store;
+            let committed = store.commit_until(transaction, Until::Known).await;
+            *doubt |= matches!(committed, Err(MetadataError::UnknownOutcome(_)));
+            match committed {
                 Ok(revision) => {
                     let mut current = self.current.lock();
                     current.record = record;
@@ -392,7 +400,10 @@ impl TopicRecordCell {
             expect: Expect::Revision(self.revision()),
         }];
         all.extend(operations);
-        let result = commit_known(&*self.ctx.ledgers.store, self.transaction(all)).await;
+        let store = &self.ctx.ledgers.store;
+        let result = store
+            .commit_until(self.transaction(all), Until::Known)
+            .await;
         result.map(drop).map_err(|error| self.explain(error))
     }
 
@@ -433,12 +444,6 @@ impl TopicRecordCell {
             }
         }
         self.reload().await.map(drop)
-    }
-}
-
-impl Current {
-    fn parts(&self) -> (v1::TopicRecord, Revision) {
-        (self.record.clone(), self.revision)
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use aquifer_metadata::error::MetadataResult;
 use aquifer_metadata::store::{PageToken, ScanPage, Session, Until, Watch};
 use async_trait::async_trait;
 use bytes::Bytes;
