@@ -2,7 +2,7 @@
 
 use aquifer_metadata::keys::BundleRange;
 use aquifer_metadata::store::Revision;
-use aquifer_model::hash::key_hash;
+use aquifer_model::hash::{even_firsts, key_hash};
 use aquifer_model::topic::{NamespaceName, TopicName};
 
 /// Most bundles of a namespace: a change of all of them would not fit into a transaction.
@@ -63,9 +63,7 @@ impl Bundles {
 
     /// The boundaries of `count` bundles of equal size.
     pub(crate) fn even(count: u32) -> Vec<u32> {
-        let count = u64::from(count.max(1));
-        let first = |n: u64| u32::try_from((n << 32) / count).unwrap_or(u32::MAX);
-        (0..count).map(first).collect()
+        even_firsts(count.max(1)).collect()
     }
 
     /// The bundle that a topic is in.

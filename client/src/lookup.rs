@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use aquifer_model::ranges::TopicRanges;
+use aquifer_model::ranges::{TopicRange, TopicRanges};
 use aquifer_model::topic::TopicName;
 use aquifer_proto::convert::ranges::ranges;
 use aquifer_proto::v1;
@@ -22,29 +22,31 @@ pub(crate) struct Layout {
 impl Layout {
     /// Every topic that may hold messages: the topic itself, or its partitions by number.
     pub(crate) fn parts(&self) -> Vec<Arc<TopicName>> {
+        self.names(self.ranges.all().iter())
+    }
+
+    /// The topics that take messages: the topic itself, or its partitions in the order of
+    /// [`TopicRanges::in_use`].
+    pub(crate) fn open_parts(&self) -> Vec<Arc<TopicName>> {
+        self.names(self.ranges.in_use())
+    }
+
+    fn names<'a>(&self, ranges: impl Iterator<Item = &'a TopicRange>) -> Vec<Arc<TopicName>> {
         if self.ranges.is_empty() {
             return vec![Arc::new(self.topic.clone())];
         }
-        let name = |number| Arc::new(self.topic.partition_name(number));
-        let ranges = self.ranges.all().iter();
-        ranges.map(|range| name(range.number)).collect()
+        let name = |range: &TopicRange| Arc::new(self.topic.partition_name(range.number));
+        ranges.map(name).collect()
+    }
+
+    /// Which keys each partition holds.
+    pub(crate) fn ranges(&self) -> &TopicRanges {
+        &self.ranges
     }
 
     /// How many partitions the topic has; 0 when it is not partitioned.
     pub(crate) fn partitions(&self) -> u32 {
         self.ranges.partitions()
-    }
-
-    /// The topics that take messages, each with the last key hash that goes to it, ascending.
-    pub(crate) fn open_parts(&self) -> Vec<(Arc<TopicName>, u32)> {
-        if self.ranges.is_empty() {
-            return vec![(Arc::new(self.topic.clone()), u32::MAX)];
-        }
-        let name = |number| Arc::new(self.topic.partition_name(number));
-        let ranges = self.ranges.in_use();
-        ranges
-            .map(|range| (name(range.number), range.last))
-            .collect()
     }
 
     /// Whether the topic is read in the order of its keys by reading its parts side by side.

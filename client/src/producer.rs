@@ -142,8 +142,8 @@ impl ProducerBuilder {
         let topic: TopicName = self.topic.parse()?;
         let deadline = Deadline::after(self.context.operation_timeout);
         let layout = lookup::layout(&self.context, &topic, deadline).await?;
-        let (names, last_hashes): (Vec<_>, Vec<_>) = layout.open_parts().into_iter().unzip();
-        let is_partitioned = names.len() > 1 || names.first().is_some_and(|name| **name != topic);
+        let names = layout.open_parts();
+        let is_partitioned = layout.partitions() > 0;
         let open = |name: Arc<TopicName>, settings: Settings| {
             let partition = Partition::new(Arc::clone(&self.context), name, settings);
             Handle::open(partition, deadline)
@@ -170,7 +170,7 @@ impl ProducerBuilder {
                 name: settings.name.unwrap_or_default(),
                 partitions,
                 is_partitioned,
-                router: Router::new(&settings.batching, last_hashes, first_turn),
+                router: Router::new(&settings.batching, layout.ranges().clone(), first_turn),
             }),
         })
     }

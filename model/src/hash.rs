@@ -33,6 +33,13 @@ pub fn key_hash(key: &[u8]) -> u32 {
     finalize(hash ^ length)
 }
 
+/// The first hashes of `count` ranges of equal size that cover all 32-bit hashes, ascending from 0.
+pub fn even_firsts(count: u32) -> impl Iterator<Item = u32> + Clone {
+    let first = move |n: u32| (u64::from(n) << 32) / u64::from(count);
+    // Below 2^32, as n is below the count.
+    (0..count).map(move |n| u32::try_from(first(n)).unwrap_or(u32::MAX))
+}
+
 fn scramble(word: u32) -> u32 {
     word.wrapping_mul(0xcc9e_2d51)
         .rotate_left(15)

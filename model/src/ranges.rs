@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use thiserror::Error;
 
+use crate::hash::even_firsts;
 use crate::limits::PARTITIONS_MAX;
 
 /// One range of a partitioned topic.
@@ -107,15 +108,14 @@ impl TopicRanges {
     /// topic without partitions.
     #[must_use]
     pub fn even(partitions: u32) -> TopicRanges {
-        let count = u64::from(partitions.min(PARTITIONS_MAX));
-        // For n at most `count`, (n << 32) / count is at most 2^32.
-        let first = |n: u64| (n << 32) / count;
-        let hash = |n: u64| u32::try_from(n).unwrap_or(u32::MAX);
-        let ranges: Arc<[TopicRange]> = (0..count)
-            .map(|n| TopicRange {
-                number: hash(n),
-                first: hash(first(n)),
-                last: hash(first(n + 1) - 1),
+        let firsts = even_firsts(partitions.min(PARTITIONS_MAX));
+        let lasts = firsts.clone().skip(1).map(|next| next - 1);
+        let ranges: Arc<[TopicRange]> = (0..)
+            .zip(firsts.zip(lasts.chain([u32::MAX])))
+            .map(|(number, (first, last))| TopicRange {
+                number,
+                first,
+                last,
                 parents: Vec::new(),
                 sealed: false,
             })
@@ -166,12 +166,13 @@ impl TopicRanges {
         found.is_ok()
     }
 
-    /// The range in use of a key hash; none for a topic without partitions.
+    /// Where the range of a key hash stands in [`TopicRanges::in_use`]; none for a topic without
+    /// partitions.
     #[must_use]
-    pub fn of_hash(&self, hash: u32) -> Option<&TopicRange> {
+    pub fn position_of(&self, hash: u32) -> Option<usize> {
         let last = |at: &u32| self.ranges[*at as usize].last;
         let at = self.in_use.partition_point(|at| last(at) < hash);
-        self.in_use.get(at).map(|at| &self.ranges[*at as usize])
+        (at < self.in_use.len()).then_some(at)
     }
 }
 

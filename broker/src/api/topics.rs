@@ -1,7 +1,7 @@
 //! Administration of topics, partitioned and not.
 //!
-//! A partitioned topic is a record that says how many partitions there are; it stores nothing. It
-//! is created before its partitions and deleted after them (`topics/deletion.rs`), so that a crash
+//! A partitioned topic is a record of the ranges of keys that its partitions hold; it stores nothing
+//! itself. It is created before its partitions and deleted after them (`topics/deletion.rs`), so that a crash
 //! in between leaves something that can be completed or deleted again, and never partitions of a
 //! former life. Whichever broker is asked asks the owners of the partitions.
 

@@ -343,7 +343,7 @@ pub(crate) fn parts_of(
 ) -> impl Iterator<Item = TopicName> + use<> {
     let (topic, ranges) = (topic.clone(), ranges.clone());
     (0..ranges.all().len()).filter_map(move |at| {
-        // A name that is too long with its suffix is nobody's: such a partition never was.
+        // A name that is too long with its suffix is invalid: such a partition never was.
         topic.checked_partition_name(ranges.all()[at].number).ok()
     })
 }

@@ -10,6 +10,7 @@
 use std::time::Duration;
 
 use aquifer_model::hash::key_hash;
+use aquifer_model::ranges::TopicRanges;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
@@ -27,8 +28,8 @@ pub(crate) struct Router {
     messages_max: u32,
     bytes_max: usize,
     turn_max: Duration,
-    /// The last key hash of each partition, ascending; the last of them is the highest hash.
-    last_hashes: Box<[u32]>,
+    /// Those of the topic; none when it is not partitioned.
+    ranges: TopicRanges,
     turn: Mutex<Turn>,
 }
 
@@ -44,9 +45,9 @@ struct Turn {
 
 impl Router {
     /// The first turn is that of any partition, so that many short-lived producers are even too.
-    pub(crate) fn new(batching: &Batching, last_hashes: Vec<u32>, first: usize) -> Router {
+    pub(crate) fn new(batching: &Batching, ranges: TopicRanges, first: usize) -> Router {
         Router {
-            last_hashes: last_hashes.into(),
+            ranges,
             messages_max: batching.messages_max,
             bytes_max: batching.bytes_max,
             turn_max: TURN_MAX.max(batching.delay_max),
@@ -59,7 +60,7 @@ impl Router {
         }
     }
 
-    /// The partition for a message of so many bytes, as a position among the router's.
+    /// The partition for a message of so many bytes, as a position among the ranges in use.
     pub(crate) fn route(
         &self,
         key: Option<&[u8]>,
@@ -67,13 +68,12 @@ impl Router {
         bytes: usize,
         now: impl FnOnce() -> Instant,
     ) -> usize {
-        let partitions = self.last_hashes.len();
+        let partitions = self.ranges.in_use().len();
         if partitions <= 1 {
             return 0;
         }
         if let Some(key) = key {
-            let hash = key_hash(key);
-            return self.last_hashes.partition_point(|last| *last < hash);
+            return self.ranges.position_of(key_hash(key)).unwrap_or_default();
         }
         if let Some(id) = sequence_id {
             let turn = id / IDS_IN_A_ROW % partitions as u64;
@@ -111,8 +111,6 @@ mod tests {
 
     use proptest::prelude::*;
 
-    use aquifer_model::ranges::TopicRanges;
-
     use super::*;
 
     fn router(batching: Batching, partitions: usize) -> Router {
@@ -123,9 +121,8 @@ mod tests {
         router(Batching::default(), partitions)
     }
 
-    fn even(partitions: usize) -> Vec<u32> {
-        let ranges = TopicRanges::even(u32::try_from(partitions).expect("small"));
-        ranges.in_use().map(|range| range.last).collect()
+    fn even(partitions: usize) -> TopicRanges {
+        TopicRanges::even(u32::try_from(partitions).expect("small"))
     }
 
     /// Sends messages of so many bytes at a steady rate; how many went to each partition, and the sizes
@@ -158,9 +155,9 @@ mod tests {
         ) {
             let router = adaptive(partitions);
             let chosen = router.route(Some(&key), None, 1, Instant::now);
-            let ranges = TopicRanges::even(u32::try_from(partitions).expect("small"));
-            let range = ranges.of_hash(key_hash(&key)).expect("partitioned");
-            prop_assert_eq!(range.number as usize, chosen);
+            let (ranges, hash) = (even(partitions), key_hash(&key));
+            let range = ranges.all().iter().find(|range| (range.first..=range.last).contains(&hash));
+            prop_assert_eq!(range.expect("partitioned").number as usize, chosen);
             router.route(None, None, 1, Instant::now);
             prop_assert_eq!(router.route(Some(&key), Some(9), 1, Instant::now), chosen);
         }
