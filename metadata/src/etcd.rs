@@ -232,11 +232,7 @@ impl MetadataStore for EtcdStore {
     ) -> MetadataResult<Revision> {
         limits::check(&transaction)?;
         let request = Request::new(&self.shared.space, &transaction);
-        let result = self.shared.commit(request, until).await;
-        if matches!(result, Err(MetadataError::Full(_))) {
-            self.shared.room.refused();
-        }
-        result
+        self.shared.commit(request, until).await
     }
 
     fn usage(&self) -> Option<Usage> {

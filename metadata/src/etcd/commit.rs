@@ -261,7 +261,8 @@ impl Commit<'_> {
                 Ok(Settled::Applied(revision)) => return Ok(revision),
                 Ok(Settled::NotApplied) => return Err(MetadataError::Unavailable(unknown)),
                 Ok(Settled::Lost) => return Err(MetadataError::UnknownOutcome(unknown)),
-                Err(MetadataError::Unavailable(reason)) => {
+                // Without space nothing can be settled by a write; it may be freed again.
+                Err(MetadataError::Unavailable(reason) | MetadataError::Full(reason)) => {
                     tracing::debug!(reason, "the outcome of a commit is still unknown");
                 }
                 Err(error) => return Err(MetadataError::UnknownOutcome(error.to_string())),
@@ -319,6 +320,9 @@ impl Commit<'_> {
                     Some(Err(MetadataError::UnknownOutcome(reason)))
                 };
             }
+            Failure::Final(MetadataError::Full(reason)) => {
+                return Some(self.out_of_space(reason).await);
+            }
             // Everything else was certainly not applied.
             Failure::Refused(reason) | Failure::Login(reason) => {
                 self.refused();
@@ -339,6 +343,28 @@ impl Commit<'_> {
             }
         }
         None
+    }
+
+    /// The result when etcd answers that it has no space left. It also gives that answer to the
+    /// transaction that takes it over its quota, after it has made the change: only the slot tells.
+    async fn out_of_space(&mut self, reason: String) -> MetadataResult<Revision> {
+        self.shared.room.refused();
+        let Some(slot) = &mut self.slot else {
+            return Err(MetadataError::UnknownOutcome(reason));
+        };
+        match slot.look(self.shared).await {
+            Ok(Some(Settled::Applied(revision))) => {
+                self.unsettled = false;
+                Ok(revision)
+            }
+            Ok(Some(Settled::Lost)) => Err(MetadataError::UnknownOutcome(reason)),
+            // The answer was the last word on the transaction: it can not be made later.
+            Ok(Some(Settled::NotApplied) | None) => {
+                self.refused();
+                Err(MetadataError::Full(reason))
+            }
+            Err(error) => Err(MetadataError::UnknownOutcome(error.to_string())),
+        }
     }
 
     fn refused(&mut self) {

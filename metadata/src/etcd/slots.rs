@@ -199,7 +199,8 @@ impl TakenSlot {
     /// Finds out what became of the commit that is in doubt.
     ///
     /// # Errors
-    /// When etcd does not answer in time. The slot stays in doubt then.
+    /// When etcd does not answer in time, or has no space and neither the commit nor an attempt to
+    /// settle was made yet. The slot stays in doubt then.
     pub(super) async fn settle(&mut self, shared: &Shared) -> MetadataResult<Settled> {
         let fence = shared.slots.number();
         let lease = self.generation.lease.id();
@@ -222,9 +223,39 @@ impl TakenSlot {
                 self.lose();
                 return Ok(Settled::Lost);
             }
+            // Reads need no space. A slot that was not written yet settles nothing: the commit may
+            // still be made.
+            Err(Failure::Final(full @ MetadataError::Full(_))) => {
+                return self.look(shared).await?.ok_or(full);
+            }
             Err(failure) => return Err(failure.into()),
         };
         Ok(self.read(number, &answer))
+    }
+
+    /// Reads the slot: what became of the commit that is in doubt, or `None` while nothing was
+    /// written to the slot since the commit before.
+    ///
+    /// # Errors
+    /// When etcd does not answer in time.
+    pub(super) async fn look(&mut self, shared: &Shared) -> MetadataResult<Option<Settled>> {
+        let slot = self.slot();
+        let Some(number) = slot.doubt else {
+            return Ok(Some(Settled::NotApplied));
+        };
+        let key = slot.key.clone();
+        let get = |client: Client| {
+            let key = key.clone();
+            async move { client.kv_client().get(key, None).await }
+        };
+        let mut answer = shared.endpoints.call("reading a slot", get).await?;
+        let found = answer.take_kvs().into_iter().next();
+        let written = found.as_ref().map_or(0, |found| found.mod_revision());
+        if written == self.slot().revision {
+            return Ok(None);
+        }
+        let found = found.map(|found| (found.mod_revision(), found.value().to_vec()));
+        Ok(Some(self.found(number, found)))
     }
 
     fn read(&mut self, number: u64, answer: &TxnResponse) -> Settled {
@@ -243,15 +274,25 @@ impl TakenSlot {
             self.lose();
             return Settled::Lost;
         };
-        let Some(found) = range.kvs.first() else {
+        let found = range.kvs.first();
+        self.found(
+            number,
+            found.map(|found| (found.mod_revision, found.value.clone())),
+        )
+    }
+
+    /// What a changed slot says of the commit that is in doubt.
+    fn found(&mut self, number: u64, found: Option<(i64, Vec<u8>)>) -> Settled {
+        let Some((revision, value)) = found else {
             self.lose();
             return Settled::Lost;
         };
-        slot.revision = found.mod_revision;
+        let slot = self.slot();
+        slot.revision = revision;
         slot.doubt = None;
-        // Whatever else is there was written by an attempt to settle, this one or an earlier one.
-        if found.value == number.to_be_bytes() {
-            Settled::Applied(super::space::revision(found.mod_revision))
+        // Any other value was written by an attempt to settle, this one or an earlier one.
+        if value == number.to_be_bytes() {
+            Settled::Applied(super::space::revision(revision))
         } else {
             Settled::NotApplied
         }
