@@ -456,3 +456,32 @@ async fn a_log_follows_the_policies_of_its_namespace() {
     eventually("three copies", || world.bookies.ids().iter().all(holds)).await;
     assert_eq!(bodies(&owner.read_all().await), expected(0..9));
 }
+
+/// A replacement that was made but not confirmed is not made a second time, although metadata and
+/// spare bookies are away meanwhile.
+#[tokio::test(start_paused = true)]
+async fn a_replacement_in_doubt_is_recognised_however_late() {
+    let world = TestWorld::new(4);
+    let owner = Owner::open(world.logs(), three(1_000)).await;
+    owner.append_all(0..3).await;
+    let ledger = owner.log.stats().ledgers[0].ledger;
+    let holds = |id: &_| !world.bookies.entries(*id, ledger).is_empty();
+    let (members, spares): (Vec<_>, Vec<_>) = world.bookies.ids().into_iter().partition(holds);
+    // The intent is read and the record written; then metadata is away.
+    world.store.set_unavailable_after(2);
+    world.store.forget_outcomes(1);
+    let commits = world.store.commits();
+    world.bookies.set_mode(members[0], Mode::Unreachable);
+    owner.append_all(3..10).await;
+    eventually("the change", || world.store.commits() > commits).await;
+    let all = owner.ctx.ledgers.bookies.snapshot();
+    let kept = all.iter().filter(|b| members.contains(&b.id)).cloned();
+    owner.ctx.ledgers.bookies.replace(kept.collect());
+    clock::sleep(Duration::from_secs(2)).await;
+    owner.ctx.ledgers.bookies.replace(all.to_vec());
+    world.store.set_unavailable(false);
+    eventually("entries on the spare", || holds(&spares[0])).await;
+    owner.append_all(10..12).await;
+    assert_eq!(world.store.commits(), commits + 1, "one change");
+    assert_eq!(owner.log.stats().ledgers.len(), 1, "one ledger");
+}

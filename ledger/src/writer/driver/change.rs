@@ -1,7 +1,5 @@
 //! Ensemble changes: other bookies for those that failed, and the record with them (I6).
 
-use std::collections::BTreeMap;
-
 use aquifer_metadata::error::MetadataError;
 use aquifer_model::id::{BookieId, EntryId};
 use aquifer_runtime::clock;
@@ -39,30 +37,45 @@ impl Inner {
         choose(&deletion::named(&*self.ctx.store, self.ledger).await)
     }
 
+    /// The record with other bookies in the places of those that failed.
+    async fn changed_record(
+        &self,
+        first_entry: EntryId,
+        failed: &[usize],
+    ) -> Result<LedgerInfo, LedgerError> {
+        let mut info = self.state.lock().info.clone();
+        let (last_first, _) = info.last_fragment();
+        let members = self.replacements(&info, failed).await?;
+        info.fragments.insert(first_entry.max(last_first), members);
+        Ok(info)
+    }
+
     /// Changes the record until that is done, of no use, or impossible.
     pub(super) async fn change_ensemble(
         &self,
         first_entry: EntryId,
         failed: &[usize],
     ) -> WriterEvent {
-        // What the store could not tell whether it was written.
-        let mut in_doubt = None;
+        // A record that may have been written. The same is written again until one attempt is known
+        // to have succeeded, or none can any more: they replace the same revision, so that at most
+        // one of them can. Another choice of bookies could not be told apart from a foreign change.
+        let mut in_doubt: Option<LedgerInfo> = None;
         loop {
-            let mut info = self.state.lock().info.clone();
-            let (last_first, _) = info.last_fragment();
-            let members = match self.replacements(&info, failed).await {
-                Ok(members) => members,
-                Err(error) => {
-                    tracing::warn!(ledger = self.ledger.0, %error, "a bookie that failed is not replaced");
-                    return WriterEvent::EnsembleChangeFailed;
-                }
+            let mut info = match &in_doubt {
+                Some(attempted) => attempted.clone(),
+                None => match self.changed_record(first_entry, failed).await {
+                    Ok(info) => info,
+                    Err(error) => {
+                        tracing::warn!(ledger = self.ledger.0, %error, "a bookie that failed is not replaced");
+                        return WriterEvent::EnsembleChangeFailed;
+                    }
+                },
             };
-            info.fragments
-                .insert(first_entry.max(last_first), members.clone());
             let store = &*self.ctx.store;
             let guards = self.guards.now();
             match ledger_metadata::replace(store, &mut info, &guards).await {
                 Ok(()) => {
+                    let (_, members) = info.last_fragment();
                     self.state.lock().info = info;
                     return WriterEvent::EnsembleChanged { members };
                 }
@@ -70,9 +83,9 @@ impl Inner {
                     error @ (MetadataError::Conflict { .. } | MetadataError::UnknownOutcome(_)),
                 )) => {
                     if matches!(error, MetadataError::UnknownOutcome(_)) {
-                        in_doubt = Some(info.fragments);
+                        in_doubt = Some(info);
                     }
-                    if let Some(event) = self.look_again(in_doubt.as_ref()).await {
+                    if let Some(event) = self.look_again(&mut in_doubt).await {
                         return event;
                     }
                 }
@@ -80,10 +93,13 @@ impl Inner {
                 Err(LedgerError::Metadata(
                     MetadataError::Unavailable(_) | MetadataError::Full(_),
                 )) => {}
-                // The owner is the same still, only its guards were written anew meanwhile.
+                // The owner is the same still, only its guards were rewritten meanwhile.
                 Err(LedgerError::Fenced) if guards != self.guards.now() => {}
                 Err(LedgerError::Fenced) => return WriterEvent::Superseded,
-                Err(_) => return WriterEvent::EnsembleChangeFailed,
+                Err(_) if in_doubt.is_none() => return WriterEvent::EnsembleChangeFailed,
+                Err(error) => {
+                    tracing::debug!(ledger = self.ledger.0, %error, "whether bookies were replaced is not known");
+                }
             }
             if self.ctx.tasks.shutdown_token().is_shutdown() {
                 return WriterEvent::EnsembleChangeFailed;
@@ -94,15 +110,14 @@ impl Inner {
     }
 
     /// Reads the record after a change that others have made impossible, or whose outcome is not
-    /// known; the event if nothing is left to do.
-    async fn look_again(
-        &self,
-        in_doubt: Option<&BTreeMap<EntryId, Vec<BookieId>>>,
-    ) -> Option<WriterEvent> {
+    /// known; the event if nothing is left to do. The doubt ends when the record has changed.
+    async fn look_again(&self, in_doubt: &mut Option<LedgerInfo>) -> Option<WriterEvent> {
         match ledger_metadata::load_existing(&*self.ctx.store, self.ledger).await {
             Ok(current) if current.state == LedgerState::Open => {
+                let attempted = in_doubt.take_if(|info| info.revision != current.revision);
                 let (_, members) = current.last_fragment();
-                let was_made = in_doubt == Some(&current.fragments);
+                let is_made = |info: LedgerInfo| info.last_fragment() == current.last_fragment();
+                let was_made = attempted.is_some_and(is_made);
                 self.state.lock().info = current;
                 was_made.then_some(WriterEvent::EnsembleChanged { members })
             }
