@@ -155,10 +155,20 @@ impl Intent {
         Expect::Revision(self.revision)
     }
 
-    /// Whether it is about all of the ledger of that record: with another token it is about one that had
-    /// the same id before (H14).
+    /// Whether it is about the ledger of that record: with another token it is about one that had the
+    /// same id before (H14).
+    pub fn is_of(&self, info: &LedgerInfo) -> bool {
+        self.token == NO_TOKEN || self.token == info.token
+    }
+
+    /// Whether it is about all of the ledger of that record.
     pub fn deletes(&self, info: &LedgerInfo) -> bool {
-        !self.copies_only && (self.token == NO_TOKEN || self.token == info.token)
+        !self.copies_only && self.is_of(info)
+    }
+
+    /// Makes it ask the bookies of an earlier intent too.
+    pub fn add_bookies_of(&mut self, earlier: &Intent) {
+        self.bookies.extend(&earlier.bookies);
     }
 
     fn waiting(&self) -> impl Iterator<Item = BookieId> + '_ {

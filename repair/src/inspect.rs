@@ -12,6 +12,7 @@ use aquifer_ledger::ledger_metadata::{self, LedgerInfo, LedgerState};
 use aquifer_ledger::marks::Mark;
 use aquifer_ledger::offload::Offload;
 use aquifer_ledger::recovery::driver::close_by_recovery;
+use aquifer_metadata::error::MetadataError;
 use aquifer_metadata::keys::{self, Key};
 use aquifer_metadata::store::{Expect, Guard, MetadataStore, PageToken, Versioned};
 use aquifer_metadata::update::{Change, UpdateError};
@@ -354,11 +355,13 @@ pub async fn recover(
     Ok(LedgerView::of(&info))
 }
 
-/// Deletes a ledger by intent, whether or not a topic refers to it. Returns how many bookies have
-/// still to do it; `None` when there is no such ledger.
+/// Deletes a ledger by intent, whether or not a topic refers to it. A deletion that was begun before
+/// goes on from where it is. Returns how many bookies have still to do it; `None` when there is no
+/// such ledger.
 ///
 /// # Errors
-/// When metadata does not do it, or the record changes meanwhile.
+/// When metadata does not do it, the record changes meanwhile, or an earlier ledger of the same id is
+/// still to be deleted.
 pub async fn delete(
     ctx: &Arc<RepairContext>,
     ledger: LedgerId,
@@ -371,10 +374,9 @@ pub async fn delete(
         key: keys::ledger(ledger),
         expect: Expect::Revision(info.revision),
     };
-    let intent = Intent::of(&info);
-    let put = |_| ready(Ok(Change::put(&info.home, intent.value(), ())));
+    let begin = |stored: Option<Versioned>| ready(begin_deletion(&info, stored.as_ref()));
     let begun = store
-        .update(&keys::deletion(ledger), &[as_it_is], put)
+        .update(&keys::deletion(ledger), &[as_it_is], begin)
         .await;
     begun.map_err(UpdateError::<LedgerError>::flatten)?;
     Ok(Some(
@@ -383,4 +385,29 @@ pub async fn delete(
             Progress::Waiting(bookies) => bookies,
         },
     ))
+}
+
+/// The change of a ledger's intent after which all of the ledger is deleted. What is stored stays as
+/// it is if it says so: it notes which bookies have done it. The bookies of an intent for single
+/// copies are asked too. One that cannot be read is replaced, since nothing carries it out.
+fn begin_deletion(
+    info: &LedgerInfo,
+    stored: Option<&Versioned>,
+) -> Result<Change<()>, LedgerError> {
+    let mut intent = Intent::of(info);
+    match stored.map(Intent::decode).transpose() {
+        Ok(None) => {}
+        Ok(Some(earlier)) if earlier.deletes(info) => return Ok(Change::none(())),
+        Ok(Some(earlier)) if earlier.is_of(info) => intent.add_bookies_of(&earlier),
+        Ok(Some(_)) => {
+            let why = "its deletion intent is of an earlier ledger with this id, which the bookies \
+                       that it names must delete first";
+            return Err(LedgerError::BadRecord(info.id.0, why.to_owned()));
+        }
+        Err(error @ LedgerError::Metadata(MetadataError::NewerFormat { .. })) => return Err(error),
+        Err(error) => {
+            tracing::error!(ledger = info.id.0, %error, "an unreadable deletion intent is replaced");
+        }
+    }
+    Ok(Change::put(&info.home, intent.value(), ()))
 }

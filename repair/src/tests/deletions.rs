@@ -1,6 +1,6 @@
 //! Deletion in a cluster whose bookies come and go, and the audit of what a bookie stores.
 
-use aquifer_ledger::deletion::{self, sweep_intents, sweep_intents_of};
+use aquifer_ledger::deletion::{self, Intent, begin_copy, sweep_intents, sweep_intents_of};
 
 use super::*;
 
@@ -49,6 +49,32 @@ async fn a_bookie_that_was_away_deletes_when_it_returns() {
     assert!(cluster.world.store.keys("g/").is_empty());
     assert_eq!(cluster.world.store.keys("l/").len(), 1);
     cluster.assert_whole(kept, 3).await;
+}
+
+/// A second deletion neither forgets which bookies have deleted, nor those that hold a single copy.
+#[tokio::test(start_paused = true)]
+async fn a_deletion_goes_on_from_the_stored_intent() {
+    let cluster = Cluster::new(4).await;
+    let ledger = cluster.closed(quorum(3, 3, 2), 3).await;
+    cluster.lose(bookie(2)).await;
+    assert_eq!(inspect::delete(&cluster.ctx, ledger).await, Ok(Some(1)));
+    // It has acknowledged.
+    cluster.lose(bookie(3)).await;
+    assert_eq!(inspect::delete(&cluster.ctx, ledger).await, Ok(Some(1)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_deletion_takes_over_an_intent_for_a_single_copy() {
+    let cluster = Cluster::new(4).await;
+    let ledger = cluster.closed(quorum(3, 3, 2), 3).await;
+    let info = cluster.info(ledger).await;
+    let (store, away) = (cluster.store(), bookie(4));
+    cluster.lose(away).await;
+    let copy = Intent::of_copy(ledger, info.token, away, Some(&info));
+    assert_eq!(begin_copy(store, &copy, Some(&info)).await, Ok(true));
+    assert_eq!(inspect::delete(&cluster.ctx, ledger).await, Ok(Some(1)));
+    let intent = deletion::load(store, ledger).await.unwrap().unwrap();
+    assert!(intent.names(away) && intent.deletes(&info));
 }
 
 #[tokio::test(start_paused = true)]
