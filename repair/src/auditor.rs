@@ -66,7 +66,7 @@ fn is_any_draining(members: &Members) -> bool {
 
 /// What came of one ledger; `None` if what failed is the ledger's own, which must not keep the others
 /// from being marked.
-fn of_one_ledger<T>(
+pub(crate) fn of_one_ledger<T>(
     ledger: LedgerId,
     result: Result<T, LedgerError>,
 ) -> Result<Option<T>, LedgerError> {

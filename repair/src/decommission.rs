@@ -26,6 +26,7 @@ use aquifer_proto::v1;
 use bytes::Bytes;
 use roaring::RoaringTreemap;
 
+use crate::auditor::of_one_ledger;
 use crate::context::RepairContext;
 use crate::copy::{Copier, Trouble};
 use crate::members::{Member, Members};
@@ -231,21 +232,27 @@ impl Retirement {
         Ok(None)
     }
 
-    /// Marks the ledgers that name a bookie which is a tombstone, for the repair workers.
+    /// Marks the ledgers that name a bookie which is a tombstone, for the repair workers. Returns how
+    /// many name it, whether or not each could be marked.
     async fn mark_late(&self) -> Result<u64, LedgerError> {
         let store = &*self.ctx.ledgers.store;
         let index = LedgerIndex::scan(store).await?;
         let late = staying(store, &index, self.bookie).await?;
         for ledger in late.iter().map(LedgerId) {
-            let Some(info) = ledger_metadata::load(store, ledger).await? else {
-                continue;
-            };
-            let now_ms = self.ctx.ledgers.clock.wall_ms();
-            let reason = "it names a bookie that is decommissioned";
-            let mark = Mark::new(ledger, &info.home, reason, now_ms).lost([self.bookie]);
-            marks::write(store, &mark).await?;
+            of_one_ledger(ledger, self.mark_one(ledger).await)?;
         }
         Ok(late.len())
+    }
+
+    async fn mark_one(&self, ledger: LedgerId) -> Result<(), LedgerError> {
+        let store = &*self.ctx.ledgers.store;
+        let Some(info) = ledger_metadata::load(store, ledger).await? else {
+            return Ok(());
+        };
+        let now_ms = self.ctx.ledgers.clock.wall_ms();
+        let reason = "it names a bookie that is decommissioned";
+        let mark = Mark::new(ledger, &info.home, reason, now_ms).lost([self.bookie]);
+        marks::write(store, &mark).await.map(drop)
     }
 
     /// What is lost of these ledgers where they name the bookie, if nothing else of them is left

@@ -111,3 +111,43 @@ async fn newer_marks_intents_cookies_and_ids_are_changed_by_nobody() {
     let fresh = LedgerIds::default();
     is_newer(fresh.next(cluster.store(), LedgerId(0)).await);
 }
+
+/// The mark of a newer build on one ledger does not keep others from being marked and repaired.
+#[tokio::test(start_paused = true)]
+async fn a_newer_mark_stops_no_work_on_other_ledgers() {
+    let cluster = Cluster::new(5).await;
+    let mut ledgers = Vec::new();
+    for _ in 0..3 {
+        ledgers.push(cluster.closed(quorum(3, 3, 2), 3).await);
+    }
+    let newer = ledgers.remove(0);
+    let mark = Mark::new(newer, HOME, "test", 0).lost([bookie(2)]);
+    cluster.mark(mark).await;
+    let key = keys::under_replicated(newer);
+    let value = renew(&cluster, &key).await;
+    cluster.lose(bookie(1)).await;
+    let tombstone = v1::CookieRecord {
+        draining: true,
+        decommissioned_ms: 1,
+        ..v1::CookieRecord::default()
+    };
+    cluster
+        .change(Operation::Put {
+            key: keys::cookie(bookie(1)),
+            value: record::encode(tombstone),
+            expect: Expect::Any,
+        })
+        .await;
+    let mut retirement = decommission::Retirement::new(cluster.ctx.clone(), bookie(1));
+    retirement.step().await.unwrap();
+    cluster.pass_time(Duration::from_secs(60));
+    let late = decommission::Retired::Referenced(3);
+    assert_eq!(retirement.step().await.unwrap(), late);
+    for ledger in &ledgers {
+        let mark = marks::load(cluster.store(), *ledger).await.unwrap();
+        assert!(mark.unwrap().names(bookie(1)));
+    }
+    let round = cluster.worker().await.round().await.unwrap();
+    assert_eq!((round.repaired, round.failed), (2, 1));
+    assert_eq!(stored(&cluster, &key).await, value);
+}
