@@ -182,6 +182,9 @@ impl<S: Session> Driver<S> {
                 // What expires meanwhile neither shortens the pause nor begins it anew.
                 let mut pause = pin!(clock::sleep(delay));
                 while or_expired(&session, pause.as_mut()).await.is_none() {}
+                if session.is_closed() {
+                    break;
+                }
             }
         }
         session.ended();

@@ -286,7 +286,8 @@ impl Receiver {
             .read(|state| state.failed.is_none() && state.inboxes.iter().all(Inbox::is_active))
     }
 
-    /// Everything is over: whoever waits gets this error.
+    /// Everything is over: each call that waits gets this error, and the session of every partition
+    /// ends.
     pub(crate) fn fail(&self, error: &ClientError) {
         self.state.change(|state, wakers| {
             if state.failed.is_none() {
@@ -294,6 +295,7 @@ impl Receiver {
             }
             for inbox in &mut state.inboxes {
                 inbox.fail(error, wakers);
+                inbox.close(wakers);
             }
         });
         self.changed.notify_waiters();

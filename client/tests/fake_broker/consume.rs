@@ -386,6 +386,41 @@ async fn a_deleted_topic_ends_the_consumer_with_its_reason() {
     );
 }
 
+/// A partition that fails for good ends the consumer, so that no other may keep the subscription.
+#[tokio::test]
+async fn a_partition_that_fails_for_good_ends_the_others() {
+    let fake = Fake::start().await;
+    fake.settings.set_ranges(&TopicRanges::even(3));
+    let client = fake.client();
+    let accept = async {
+        let mut streams = Vec::new();
+        for _ in 0..3 {
+            let mut stream = fake.consume().await;
+            stream.subscribed(subscribed(1, 0, 0)).await;
+            streams.push(stream);
+        }
+        streams
+    };
+    let (consumer, streams) = futures::join!(client.consumer("t", "s").open(), accept);
+    let consumer = consumer.unwrap();
+    let Ok([deleted, away, mut served]) = <[Consume; 3]>::try_from(streams) else {
+        panic!("three streams");
+    };
+    // One is about to reconnect, another is subscribed.
+    away.fail(ErrorCode::Unavailable, true).await;
+    deleted.fail(ErrorCode::Incarnation, false).await;
+    let error = consumer.receive().await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Fenced);
+    let ended = async { while served.requests.message().await.unwrap().is_some() {} };
+    let patience = Duration::from_secs(5);
+    tokio::time::timeout(patience, ended).await.unwrap();
+    drop(served);
+    // It may have reconnected before the other failed.
+    drop(tokio::time::timeout(Duration::from_millis(200), fake.consume()).await);
+    let again = tokio::time::timeout(Duration::from_millis(500), fake.consume());
+    assert!(again.await.is_err(), "a partition was subscribed again");
+}
+
 #[tokio::test]
 async fn failover_says_who_is_served() {
     let fake = Fake::start().await;
