@@ -97,7 +97,7 @@ impl ProducerBuilder {
     }
 
     /// How long a message may wait for its acknowledgement, reconnects included; `None`: as long
-    /// as it takes. When one times out, all that were sent after it fail with it, so that the
+    /// as it takes. At least 1 ms. When one times out, all that were sent after it fail with it, so that the
     /// order holds. Default 30 s.
     #[must_use]
     pub fn send_timeout(mut self, timeout: Option<Duration>) -> ProducerBuilder {
@@ -249,7 +249,8 @@ impl Producer {
     /// Flushes, and ends the producer: it accepts nothing more.
     ///
     /// # Errors
-    /// Those of [`flush`](Self::flush), and `Timeout` when the broker does not let go in time. The
+    /// Those of [`flush`](Self::flush), and `Timeout` when the broker does not let go in time. Without
+    /// a send timeout, messages that are not stored within the client's operation timeout fail. The
     /// producer is closed either way.
     pub async fn close(&self) -> Result<()> {
         let partitions = self.inner.partitions.iter();

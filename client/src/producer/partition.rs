@@ -230,9 +230,26 @@ impl Partition {
         }
     }
 
-    /// Accepts nothing more, sends what is there, and ends the session.
+    /// Flushes within the operation timeout, and fails what is not stored by then.
+    async fn flush_in_time(&self) -> Result<()> {
+        let deadline = Deadline::after(self.context.operation_timeout);
+        if let Ok(flushed) = tokio::time::timeout_at(deadline.at(), self.flush()).await {
+            return flushed;
+        }
+        let last = self.read(|queue| queue.last_error().cloned());
+        let error = deadline.error("closing the producer", Outcome::Unknown);
+        let error = error.because_of(last);
+        self.fail(&error, true);
+        Err(error)
+    }
+
+    /// Accepts nothing more, sends what is there, and ends the session. Where messages have no send
+    /// timeout, those that are not stored within the operation timeout fail.
     pub(crate) async fn close(&self) -> Result<()> {
-        let flushed = self.flush().await;
+        let flushed = match self.settings.send_timeout {
+            Some(_) => self.flush().await,
+            None => self.flush_in_time().await,
+        };
         self.change(|queue, effects| queue.close(effects.wakers));
         let deadline = Deadline::after(self.context.operation_timeout);
         let ended = async {

@@ -14,6 +14,10 @@ pub const DEFAULT_MESSAGES_IN_FLIGHT_MAX: usize = 50_000;
 pub const DEFAULT_BYTES_IN_FLIGHT_MAX: usize = 32 * 1024 * 1024;
 /// Default time for a message to be stored.
 pub const DEFAULT_SEND_TIMEOUT: Duration = Duration::from_secs(30);
+/// Shortest time for a message to be stored: timers are no finer, and with zero the session would look
+/// for expired messages without a pause.
+const SEND_TIMEOUT_MIN: Duration = Duration::from_millis(1);
+
 /// When a batch is complete. The default is adaptive.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Batching {
@@ -111,6 +115,14 @@ impl Settings {
         }
         if self.messages_in_flight_max == 0 || self.bytes_in_flight_max == 0 {
             return invalid("the bounds of what is in flight must be above zero".to_owned());
+        }
+        if self
+            .send_timeout
+            .is_some_and(|timeout| timeout < SEND_TIMEOUT_MIN)
+        {
+            return invalid(format!(
+                "the send timeout must be at least {SEND_TIMEOUT_MIN:?}; None waits without limit"
+            ));
         }
         Ok(())
     }

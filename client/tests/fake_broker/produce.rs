@@ -411,6 +411,41 @@ async fn close_sends_what_is_left_and_ends_the_stream() {
     assert_eq!(error.kind(), ErrorKind::Closed);
 }
 
+/// Without a send timeout the operation timeout bounds the close.
+#[tokio::test]
+async fn close_does_not_wait_for_ever_without_a_send_timeout() {
+    let fake = Fake::start().await;
+    let limit = Duration::from_millis(300);
+    let client = fake.builder().operation_timeout(limit).build().unwrap();
+    let builder = client.producer("t").send_timeout(None);
+    let accept = async {
+        let mut stream = fake.produce().await;
+        stream.open().await;
+        stream.opened(None).await;
+        stream
+    };
+    let (producer, silent) = futures::join!(builder.open(), accept);
+    let producer = producer.unwrap();
+    let pending = producer.enqueue(Message::new("0")).await.unwrap();
+    let closed = tokio::time::timeout(Duration::from_secs(10), producer.close());
+    let error = closed.await.unwrap().unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Timeout);
+    let error = pending.await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Timeout);
+    assert_eq!(error.outcome(), Outcome::Unknown);
+    drop(silent);
+}
+
+#[tokio::test]
+async fn a_send_timeout_of_zero_is_refused() {
+    let fake = Fake::start().await;
+    let builder = fake.client().producer("t");
+    let error = builder.send_timeout(Some(Duration::ZERO)).open().await;
+    let error = error.map(drop).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Invalid);
+    assert!(error.to_string().contains("send timeout"), "{error}");
+}
+
 #[tokio::test]
 async fn dropping_the_producer_settles_what_waits() {
     let fake = Fake::start().await;
