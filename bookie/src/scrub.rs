@@ -137,18 +137,18 @@ impl Scrubber {
         let mut after = from.and_then(|(ledger, _)| ledger.0.checked_sub(1).map(LedgerId));
         let mut first = from.map_or(EntryId::FIRST, |(_, entry)| entry);
         let mut unnoted = 0;
-        loop {
+        // A page may have tombstones only: then this is where a stop is seen.
+        while !self.is_stopping() {
             let page = match self.shared.store.ledgers_after(after, PAGE_LEDGERS) {
                 Ok(page) => page,
                 Err(error) => {
                     tracing::warn!(%error, "the scrubber cannot list ledgers, trying again");
                     self.sleep(RETRY);
-                    if self.is_stopping() {
-                        return false;
-                    }
                     continue;
                 }
             };
+            // Listing costs reads too, however few of the records are ledgers to check.
+            self.rest(LEDGER_BYTES);
             for (ledger, _) in page.ledgers {
                 // Only the first ledger may begin in its middle.
                 let begin = match from {
@@ -164,6 +164,7 @@ impl Scrubber {
                 None => return true,
             }
         }
+        false
     }
 
     /// Checks a ledger from an entry on. `false` when the bookie stops.

@@ -111,3 +111,26 @@ fn a_store_that_refuses_gets_everything_again() {
     fill(&bookie, 1, 9..10);
     shutdown(&bookie);
 }
+
+/// Records of deleted ledgers do not hold up the end of a bookie, however many there are.
+#[test]
+fn the_scrubber_stops_among_tombstones() {
+    let directory = tempfile::tempdir().unwrap();
+    let config = BookieConfig {
+        scrub_bytes_per_second: 1 << 40,
+        scrub_pause_ms: 1,
+        ..config(directory.path())
+    };
+    let store = MemoryStore::default();
+    let bookie = open_on(&config, &store);
+    store.list_tombstones();
+    eventually("tombstones are listed", || store.listed() > 2);
+    let (tell, ended) = sync_channel(1);
+    // Not joined: without the stop it never ends.
+    let _thread = aquifer_runtime::task::spawn_thread("stop", move || {
+        shutdown(&bookie);
+        tell.send(()).unwrap();
+    });
+    let stopped = ended.recv_timeout(Duration::from_secs(30));
+    assert!(stopped.is_ok(), "the bookie does not stop");
+}

@@ -33,6 +33,9 @@ struct State {
     refuses: u32,
     reopened: u32,
     placed: Vec<Placed>,
+    /// Its list of ledgers is tombstones without end.
+    tombstones: bool,
+    listed: u64,
 }
 
 #[derive(Clone, Default)]
@@ -54,6 +57,16 @@ impl MemoryStore {
     /// Refuses the next writes.
     pub fn refuse(&self, writes: u32) {
         self.0.lock().refuses = writes;
+    }
+
+    /// From now on it lists tombstones without end.
+    pub fn list_tombstones(&self) {
+        self.0.lock().tombstones = true;
+    }
+
+    /// How many pages of tombstones it has listed.
+    pub fn listed(&self) -> u64 {
+        self.0.lock().listed
     }
 
     /// How often it was opened again.
@@ -191,7 +204,14 @@ impl EntryStore for MemoryStore {
         after: Option<LedgerId>,
         max: usize,
     ) -> Result<LedgersPage, StoreError> {
-        let state = self.0.lock();
+        let mut state = self.0.lock();
+        if state.tombstones {
+            state.listed += 1;
+            return Ok(LedgersPage {
+                ledgers: Vec::new(),
+                looked: Some(LedgerId(state.listed)),
+            });
+        }
         let live = state.live.ledgers.iter().filter(|(_, meta)| !meta.deleted);
         let behind = live.filter(|(ledger, _)| Some(**ledger) > after);
         let mut ledgers: Vec<_> = behind.map(|(ledger, meta)| (*ledger, *meta)).collect();
