@@ -19,7 +19,7 @@ use crate::roles::http::{self, Health};
 use crate::roles::membership::Membership;
 use crate::roles::open_files;
 use crate::roles::process::{self, Role};
-use crate::roles::server::{Groups, Server};
+use crate::roles::server::{Parts, Server};
 use crate::roles::serving;
 use crate::roles::settings::LedgerConfig;
 use crate::roles::storage::Seams;
@@ -40,15 +40,20 @@ impl Role for AutorecoveryRoleConfig {
         open_files::check(0);
     }
 
-    async fn start(&self, telemetry: &Telemetry, _out: &Output) -> Result<Server, CliError> {
-        let (seams, groups) = (Seams::real(), Groups::new());
+    async fn start(
+        &self,
+        parts: &mut Parts,
+        telemetry: &Telemetry,
+        _out: &Output,
+    ) -> Result<Server, CliError> {
+        let (seams, groups) = (Seams::real(), &parts.groups);
         let membership = Membership::open(&self.cluster, &seams, &groups.metadata).await?;
+        let membership = &*parts.membership.insert(membership);
         let health = Health::new(telemetry.clone(), None);
         let http_address = http::serve(self.http.listen, health.clone(), &groups.http).await?;
         let (name, tasks) = (&self.cluster.name, &groups.autorecovery);
         let (transport, metadata) = (&groups.transport, &groups.metadata);
-        let storage =
-            serving::cluster_storage(name, &membership, &seams, transport, metadata).await;
+        let storage = serving::cluster_storage(name, membership, &seams, transport, metadata).await;
         let ledger = LedgerConfig::default();
         let ledgers = serving::ledger_context(storage, &ledger, &seams, telemetry, tasks);
         let ctx = serving::repair_context(ledgers, telemetry);
@@ -66,13 +71,8 @@ impl Role for AutorecoveryRoleConfig {
             .field("cluster", name)
             .field("id", id);
         Ok(Server {
-            groups,
             health,
             http_address,
-            membership: Some(membership),
-            store: None,
-            bookie: None,
-            broker: None,
             greeting,
         })
     }

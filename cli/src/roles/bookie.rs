@@ -24,10 +24,10 @@ use crate::roles::loss::report_loss;
 use crate::roles::membership::Membership;
 use crate::roles::open_files;
 use crate::roles::process::{self, Role};
-use crate::roles::server::{Groups, Server};
+use crate::roles::server::{Groups, Parts, Server};
 use crate::roles::serving::{self, Storage};
 use crate::roles::settings::{self, LedgerConfig};
-use crate::roles::storage::{Seams, bookie_failed, closing_on_failure, open_bookie};
+use crate::roles::storage::{Seams, bookie_failed, open_bookie};
 
 /// Runs a bookie until it is told to end. `began` is when the process did.
 pub async fn run(args: BookieArgs, began: Duration, out: &Output) -> Result<(), CliError> {
@@ -49,26 +49,32 @@ impl Role for BookieRoleConfig {
         open_files::check(self.bookie.open_files_max.into());
     }
 
-    async fn start(&self, telemetry: &Telemetry, out: &Output) -> Result<Server, CliError> {
+    async fn start(
+        &self,
+        parts: &mut Parts,
+        telemetry: &Telemetry,
+        out: &Output,
+    ) -> Result<Server, CliError> {
         let seams = Seams::real();
-        let bookie = open_bookie(&self.bookie, &seams, telemetry).await?;
-        closing_on_failure(&bookie, async {
-            report_loss(&bookie, out)?;
-            start_above(self, telemetry, &seams, bookie.clone()).await
-        })
-        .await
+        let opening = open_bookie(&self.bookie, &seams, telemetry);
+        let bookie = parts.steps().whole(opening).await?;
+        parts.bookie = Some(bookie.clone());
+        report_loss(&bookie, out)?;
+        start_above(self, parts, telemetry, &seams, bookie).await
     }
 }
 
 /// Starts what stands on storage.
 async fn start_above(
     config: &BookieRoleConfig,
+    parts: &mut Parts,
     telemetry: &Telemetry,
     seams: &Seams,
     bookie: Bookie,
 ) -> Result<Server, CliError> {
-    let groups = Groups::new();
+    let groups = &parts.groups;
     let membership = Membership::open(&config.cluster, seams, &groups.metadata).await?;
+    let membership = &*parts.membership.insert(membership);
     registration::join(&bookie, &*membership.store, seams.clock.wall_ms())
         .await
         .map_err(|error| bookie_failed(&config.bookie, &error))?;
@@ -88,7 +94,7 @@ async fn start_above(
     let lease = &membership.lease;
     registration::announce(&bookie, announcement, lease, &groups.announcement).await;
     lease.announced().await;
-    host(config, &bookie, &membership, seams, telemetry, &groups).await;
+    host(config, &bookie, membership, seams, telemetry, groups).await;
     let (name, data_dir) = (&config.cluster.name, config.data_dir.display());
     let serves = format!("of cluster {name} serves {advertised}, data in {data_dir}");
     let greeting = Greeting::new("bookie", serves)
@@ -98,13 +104,8 @@ async fn start_above(
         .field("advertised", advertised)
         .field("data_dir", data_dir.to_string());
     Ok(Server {
-        groups,
         health,
         http_address,
-        membership: Some(membership),
-        store: None,
-        bookie: Some(bookie),
-        broker: None,
         greeting,
     })
 }

@@ -21,7 +21,7 @@ use crate::roles::http::{self, Health};
 use crate::roles::membership::Membership;
 use crate::roles::open_files;
 use crate::roles::process::{self, Role};
-use crate::roles::server::{Groups, Server};
+use crate::roles::server::{Parts, Server};
 use crate::roles::serving;
 use crate::roles::storage::Seams;
 
@@ -41,13 +41,18 @@ impl Role for BrokerRoleConfig {
         open_files::prepare(&mut self.protocols, 0);
     }
 
-    async fn start(&self, telemetry: &Telemetry, _out: &Output) -> Result<Server, CliError> {
-        let (seams, groups) = (Seams::real(), Groups::new());
+    async fn start(
+        &self,
+        parts: &mut Parts,
+        telemetry: &Telemetry,
+        _out: &Output,
+    ) -> Result<Server, CliError> {
+        let (seams, groups) = (Seams::real(), &parts.groups);
         let membership = Membership::open(&self.cluster, &seams, &groups.metadata).await?;
+        let membership = &*parts.membership.insert(membership);
         let name = &self.cluster.name;
         let (transport, metadata) = (&groups.transport, &groups.metadata);
-        let storage =
-            serving::cluster_storage(name, &membership, &seams, transport, metadata).await;
+        let storage = serving::cluster_storage(name, membership, &seams, transport, metadata).await;
         let (cache, ledger) = (&self.cache, &self.ledger);
         let log = serving::log_context(storage, cache, ledger, &seams, telemetry, &groups.ledger);
         let peers: Arc<dyn Peers> = Arc::new(GrpcPeers::new(&groups.transport));
@@ -55,11 +60,12 @@ impl Role for BrokerRoleConfig {
         let broker =
             serving::start_broker(&self.broker, log, &seams, telemetry, tasks, Some(others))
                 .await?;
+        let broker = &*parts.broker.insert(broker);
         let health = Health::new(telemetry.clone(), None).under(membership.lease.clone());
         let http_address = http::serve(self.http.listen, health.clone(), &groups.http).await?;
         let tasks = &groups.protocols;
         let url =
-            serving::serve_protocols(&self.protocols, &broker, &seams, telemetry, tasks).await?;
+            serving::serve_protocols(&self.protocols, broker, &seams, telemetry, tasks).await?;
         broker.announce(&url);
         membership.lease.announced().await;
         let greeting = Greeting::new("broker", format!("of cluster {name} serves {url}"))
@@ -67,13 +73,8 @@ impl Role for BrokerRoleConfig {
             .field("id", broker.id().to_string())
             .field("url", url);
         Ok(Server {
-            groups,
             health,
             http_address,
-            membership: Some(membership),
-            store: None,
-            bookie: None,
-            broker: Some(broker),
             greeting,
         })
     }

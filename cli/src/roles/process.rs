@@ -2,6 +2,7 @@
 //! is told to end or a part of it fails, and stops in good order.
 
 use std::path::Path;
+use std::pin::pin;
 use std::time::Duration;
 
 use aquifer_runtime::clock::{Clock, SystemClock};
@@ -13,7 +14,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::exit::CliError;
 use crate::output::Output;
-use crate::roles::server::Server;
+use crate::roles::server::{Parts, Server, Steps};
 
 /// The file in a data directory that a running server holds.
 pub const LOCK_FILE: &str = "lock";
@@ -31,16 +32,18 @@ pub trait Role: Serialize + Sync {
     /// Fits settings to what the operating system allows.
     fn prepare(&mut self);
 
-    /// Whether a signal may cut the start short; otherwise it takes effect when the start is over.
-    fn start_may_be_cut(&self) -> bool {
-        true
-    }
-
-    /// Starts every part, from the bottom up.
+    /// Starts every part, from the bottom up, and enters it into `parts` when it has started. The
+    /// start may be dropped wherever it awaits, except within the steps that
+    /// [`Steps::whole`](crate::roles::server::Steps::whole) runs.
     ///
     /// # Errors
-    /// When one does not start; what had started before ends with the process.
-    async fn start(&self, telemetry: &Telemetry, out: &Output) -> Result<Server, CliError>;
+    /// When one does not start. The caller stops the parts that have started.
+    async fn start(
+        &self,
+        parts: &mut Parts,
+        telemetry: &Telemetry,
+        out: &Output,
+    ) -> Result<Server, CliError>;
 }
 
 /// The life of a server: starts it, greets, serves until it is told to end, and stops it. With
@@ -63,19 +66,42 @@ pub async fn run(
     let telemetry = start_telemetry(role.telemetry(), &unknown)?;
     role.prepare();
     let lock = role.data_dir().map(lock_data_dir).transpose()?;
-    let start = role.start(&telemetry, out);
-    let server = match role.start_may_be_cut() {
-        true => signals.or_start(start).await?,
-        false => start.await?,
+    let mut parts = Parts::new();
+    let steps = parts.steps();
+    let start = role.start(&mut parts, &telemetry, out);
+    let started = start_or_cut(start, &steps, signals.next()).await;
+    let ended = match started {
+        Ok(server) => serve(&server, &parts, began, &mut signals, out).await,
+        Err(error) => stop(&parts, &mut signals).await.and(Err(error)),
     };
-    server.health.set_serving(true);
-    server
-        .greeting
-        .print(server.http_address, ready_ms(began), out)?;
-    let ended = serve(&server, &mut signals).await;
     telemetry.shutdown();
     drop(lock);
     ended
+}
+
+/// Waits for a start that may take long. When the process is told to end first, the start is dropped,
+/// but not within one of its whole steps.
+///
+/// # Errors
+/// Those of the start; and when a signal came.
+async fn start_or_cut<T>(
+    start: impl Future<Output = Result<T, CliError>>,
+    steps: &Steps,
+    signal: impl Future<Output = &'static str>,
+) -> Result<T, CliError> {
+    let mut start = pin!(start);
+    let name = tokio::select! {
+        started = &mut start => return started,
+        name = signal => name,
+    };
+    tracing::info!(signal = name, "shutting down during the start");
+    tokio::select! {
+        biased;
+        () = steps.between() => {}
+        // With nothing left to start, the signal counts all the same.
+        _ = start => {}
+    }
+    Err(CliError::failed(format!("{name} during the start")))
 }
 
 /// Prints the configuration as it would be used; keys that mean nothing are errors here.
@@ -136,25 +162,52 @@ pub fn ready_ms(began: Duration) -> u64 {
     u64::try_from(took.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// Serves until the process is told to end or a part fails, then stops every part.
+/// Greets, serves until the process is told to end or a part fails, and stops every part.
 ///
 /// # Errors
-/// When a part failed, or a second signal cut the stop short.
-async fn serve(server: &Server, signals: &mut Signals) -> Result<(), CliError> {
-    let ended = tokio::select! {
+/// When it cannot greet, a part failed, or a second signal cut the stop short.
+async fn serve(
+    server: &Server,
+    parts: &Parts,
+    began: Duration,
+    signals: &mut Signals,
+    out: &Output,
+) -> Result<(), CliError> {
+    let (greeting, http) = (&server.greeting, server.http_address);
+    server.health.set_serving(true);
+    let ended = match greeting.print(http, ready_ms(began), out) {
+        Ok(()) => until_ended(parts, signals).await,
+        Err(error) => Err(error),
+    };
+    server.health.set_serving(false);
+    stop(parts, signals).await.and(ended)
+}
+
+/// Waits until the process is told to end or a part fails.
+///
+/// # Errors
+/// When a part failed.
+async fn until_ended(parts: &Parts, signals: &mut Signals) -> Result<(), CliError> {
+    tokio::select! {
         name = signals.next() => {
             tracing::info!(signal = name, "shutting down");
             Ok(())
         }
-        reason = server.failed() => {
+        reason = parts.failed() => {
             tracing::error!(reason, "a part of the server failed");
             Err(CliError::failed(format!("the server failed: {reason}"))
                 .advise("no acknowledged message is lost by that; the log has the reason"))
         }
-    };
-    server.health.set_serving(false);
+    }
+}
+
+/// Stops every part that has started, in good order.
+///
+/// # Errors
+/// When a second signal cut the stop short.
+async fn stop(parts: &Parts, signals: &mut Signals) -> Result<(), CliError> {
     tokio::select! {
-        () = server.shutdown() => ended,
+        () = parts.shutdown() => Ok(()),
         name = signals.next() => Err(CliError::failed(format!(
             "{name} during shutdown: ended at once"
         ))
@@ -204,5 +257,62 @@ impl Signals {
             started = start => started,
             name = self.next() => Err(CliError::failed(format!("{name} during the start"))),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::pending;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use tokio::sync::oneshot;
+
+    use super::*;
+
+    /// A start that is cut short, or fails, stops what it has started.
+    #[tokio::test]
+    async fn an_interrupted_start_stops_the_parts_that_have_started() {
+        let stopped = Arc::new(AtomicBool::new(false));
+        let parts = Parts::new();
+        let (steps, noted) = (parts.steps(), Arc::clone(&stopped));
+        let (begun, signal) = oneshot::channel();
+        let start = async {
+            let shutdown = parts.groups.broker.shutdown_token();
+            let task = async move {
+                shutdown.wait().await;
+                noted.store(true, Ordering::SeqCst);
+            };
+            drop(parts.groups.broker.spawn("part", task));
+            begun.send("SIGTERM").unwrap();
+            pending::<Result<(), CliError>>().await
+        };
+        let cut = start_or_cut(start, &steps, async { signal.await.unwrap() }).await;
+        assert_eq!(cut.unwrap_err().to_string(), "SIGTERM during the start");
+        let mut signals = Signals::listen().unwrap();
+        stop(&parts, &mut signals).await.unwrap();
+        assert!(stopped.load(Ordering::SeqCst));
+    }
+
+    /// What a step makes that is not cut short has been entered when the start is dropped.
+    #[tokio::test]
+    async fn a_whole_step_of_a_start_is_not_cut_short() {
+        let parts = Parts::new();
+        let (steps, cuts) = (parts.steps(), parts.steps());
+        let (begun, signal) = oneshot::channel();
+        let mut opened = false;
+        let start = async {
+            let step = async {
+                begun.send("SIGINT").unwrap();
+                tokio::task::yield_now().await;
+                true
+            };
+            opened = steps.whole(step).await;
+            parts.groups.broker.shutdown_token().wait().await;
+            Ok(())
+        };
+        let cut = start_or_cut(start, &cuts, async { signal.await.unwrap() }).await;
+        assert!(cut.is_err());
+        assert!(opened);
     }
 }

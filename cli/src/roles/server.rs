@@ -1,4 +1,4 @@
-//! A running server: the parts of its process, and the order in which they stop.
+//! The parts of a server process, and the order in which they stop.
 //!
 //! Every role starts its parts from the bottom up and stops them from the top down, so that what a
 //! part still has to finish finds the parts that it uses. The order of the stop is the same for all
@@ -18,6 +18,7 @@ use aquifer_metadata::embedded::EmbeddedStore;
 use aquifer_runtime::task::TaskGroup;
 use futures::FutureExt;
 use futures::future::{BoxFuture, select_all};
+use tokio::sync::Mutex;
 
 use crate::roles::greeting::Greeting;
 use crate::roles::http::Health;
@@ -80,8 +81,7 @@ pub struct Groups {
 }
 
 impl Groups {
-    /// Empty groups.
-    pub fn new() -> Groups {
+    fn new() -> Groups {
         Groups {
             announcement: Group::new("announcement", ANSWERS_MAX),
             protocols: Group::new("protocols", WORK_MAX),
@@ -110,14 +110,11 @@ impl Groups {
     }
 }
 
-/// The parts of a server that runs. Fields that are absent are parts that the role does not have.
-pub struct Server {
+/// The parts of a process that have started. A start enters each part as soon as it is there, so that
+/// the parts can be stopped in order wherever the start ends.
+pub struct Parts {
     /// The tasks of all parts.
     pub groups: Groups,
-    /// What health checks answer.
-    pub health: Health,
-    /// Where health checks and metrics are.
-    pub http_address: SocketAddr,
     /// The place in a cluster.
     pub membership: Option<Membership>,
     /// The embedded metadata store.
@@ -126,11 +123,61 @@ pub struct Server {
     pub bookie: Option<Bookie>,
     /// Topics.
     pub broker: Option<Arc<Broker>>,
+    /// Held during steps that are not cut short.
+    whole: Arc<Mutex<()>>,
+}
+
+/// A server that serves, beside its parts.
+pub struct Server {
+    /// What health checks answer.
+    pub health: Health,
+    /// Where health checks and metrics are.
+    pub http_address: SocketAddr,
     /// What it prints when it serves.
     pub greeting: Greeting,
 }
 
-impl Server {
+/// Marks the steps of a start that are not cut short: what such a step makes must be entered into the
+/// parts, or it would be dropped without a stop.
+#[derive(Clone)]
+pub struct Steps {
+    whole: Arc<Mutex<()>>,
+}
+
+impl Steps {
+    /// Runs a step to its end, whether or not a signal comes meanwhile. What it makes is entered
+    /// before anything else is awaited.
+    pub async fn whole<T>(&self, step: impl Future<Output = T>) -> T {
+        let _held = self.whole.lock().await;
+        step.await
+    }
+
+    /// Waits until no such step runs.
+    pub async fn between(&self) {
+        drop(self.whole.lock().await);
+    }
+}
+
+impl Parts {
+    /// None have started.
+    pub fn new() -> Parts {
+        Parts {
+            groups: Groups::new(),
+            membership: None,
+            store: None,
+            bookie: None,
+            broker: None,
+            whole: Arc::default(),
+        }
+    }
+
+    /// The marks of its start.
+    pub fn steps(&self) -> Steps {
+        Steps {
+            whole: Arc::clone(&self.whole),
+        }
+    }
+
     /// Waits until a group has ended by itself or the bookie has failed, and says why.
     pub async fn failed(&self) -> String {
         let mut watched: Vec<BoxFuture<'_, String>> = Vec::new();

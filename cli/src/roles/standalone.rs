@@ -25,12 +25,12 @@ use crate::roles::http::{self, Health};
 use crate::roles::loss::report_loss;
 use crate::roles::open_files;
 use crate::roles::process::{self, Role};
-use crate::roles::server::{Groups, Server};
+use crate::roles::server::{Parts, Server};
 use crate::roles::serving::{self, Storage};
 use crate::roles::settings::LedgerConfig;
 use crate::roles::standalone::config::StandaloneConfig;
 use crate::roles::standalone::transport::InProcess;
-use crate::roles::storage::{Seams, closing_on_failure, local_bookie, open_bookie, part_failed};
+use crate::roles::storage::{Seams, local_bookie, open_bookie, part_failed};
 
 /// Runs a server until it is told to end. `began` is when the process did.
 pub async fn run(args: StandaloneArgs, began: Duration, out: &Output) -> Result<(), CliError> {
@@ -53,39 +53,43 @@ impl Role for StandaloneConfig {
         open_files::prepare(&mut self.protocols, files);
     }
 
-    fn start_may_be_cut(&self) -> bool {
-        // It waits for nothing outside of the process.
-        false
-    }
-
-    async fn start(&self, telemetry: &Telemetry, out: &Output) -> Result<Server, CliError> {
-        let (seams, groups) = (Seams::real(), Groups::new());
+    async fn start(
+        &self,
+        parts: &mut Parts,
+        telemetry: &Telemetry,
+        out: &Output,
+    ) -> Result<Server, CliError> {
+        let seams = Seams::real();
         Bookie::make_room(&self.bookie);
         // The two that read files start side by side: most of the start is waiting for the disk.
-        let (store, bookie) = tokio::try_join!(
-            open_metadata(self, &seams, &groups.metadata),
-            open_bookie(&self.bookie, &seams, telemetry),
-        )?;
-        closing_on_failure(&bookie, async {
-            report_loss(&bookie, out)?;
-            start_above(self, telemetry, &seams, groups, store, bookie.clone()).await
-        })
-        .await
+        let opening = async {
+            tokio::join!(
+                open_metadata(self, &seams, &parts.groups.metadata),
+                open_bookie(&self.bookie, &seams, telemetry),
+            )
+        };
+        let (store, bookie) = parts.steps().whole(opening).await;
+        parts.store = store.as_ref().ok().cloned();
+        parts.bookie = bookie.as_ref().ok().cloned();
+        let (store, bookie) = (store?, bookie?);
+        report_loss(&bookie, out)?;
+        start_above(self, parts, telemetry, &seams, store, bookie).await
     }
 }
 
 /// Starts what stands on metadata and storage.
 async fn start_above(
     config: &StandaloneConfig,
+    parts: &mut Parts,
     telemetry: &Telemetry,
     seams: &Seams,
-    groups: Groups,
     store: Arc<EmbeddedStore>,
     bookie: Bookie,
 ) -> Result<Server, CliError> {
+    let groups = &parts.groups;
     // The one bookie of this process, called instead of connected to.
     let storage = Storage {
-        store: store.clone(),
+        store,
         transport: Arc::new(InProcess::new(bookie.clone(), &groups.ledger)),
         bookies: Bookies::fixed(vec![local_bookie(&bookie)]),
     };
@@ -98,6 +102,7 @@ async fn start_above(
     autorecovery::start(&bookie, &repair, &hosted, None, &groups.ledger);
     let tasks = &groups.broker;
     let broker = serving::start_broker(&config.broker, log, seams, telemetry, tasks, None).await?;
+    let broker = &*parts.broker.insert(broker);
     let health = Health::new(telemetry.clone(), Some(bookie.clone()));
     let http_address = http::serve(config.http.listen, health.clone(), &groups.http).await?;
     let listen = config.bookie_api.listen;
@@ -105,7 +110,7 @@ async fn start_above(
         .await
         .map_err(|error| CliError::failed(error.to_string()))?;
     let tasks = &groups.protocols;
-    let url = serving::serve_protocols(&config.protocols, &broker, seams, telemetry, tasks).await?;
+    let url = serving::serve_protocols(&config.protocols, broker, seams, telemetry, tasks).await?;
     let data_dir = config.data_dir.display();
     let greeting = Greeting::new("standalone", format!("serves {url}, data in {data_dir}"))
         .field("bookie", bookie_address.to_string())
@@ -113,13 +118,8 @@ async fn start_above(
         .next(next_commands(&url))
         .field("url", url);
     Ok(Server {
-        groups,
         health,
         http_address,
-        membership: None,
-        store: Some(store),
-        bookie: Some(bookie),
-        broker: Some(broker),
         greeting,
     })
 }

@@ -33,7 +33,8 @@ impl Seams {
     }
 }
 
-/// Opens the bookie.
+/// Opens the bookie. Whatever happens later, it must be shut down: RocksDB must not be in use while
+/// the process ends, or it aborts.
 ///
 /// # Errors
 /// When it does not start.
@@ -55,22 +56,6 @@ pub async fn open_bookie(
         Ok(Err(error)) => Err(bookie_failed(config, &error)),
         Err(error) => Err(part_failed("the bookie", &config.data_dir, &error)),
     }
-}
-
-/// Runs the rest of a start on top of a bookie, which is closed when that fails: RocksDB must not
-/// be in use while the process ends, or it aborts.
-///
-/// # Errors
-/// Those of the start.
-pub async fn closing_on_failure<T>(
-    bookie: &Bookie,
-    start: impl Future<Output = Result<T, CliError>>,
-) -> Result<T, CliError> {
-    let started = start.await;
-    if started.is_err() {
-        bookie.shutdown().await;
-    }
-    started
 }
 
 /// The bookie of this process as placement sees it, where there is no other.
