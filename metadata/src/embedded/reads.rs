@@ -13,10 +13,16 @@ use crate::store::{PageToken, Revision, ScanPage, Versioned};
 
 /// Snapshots kept for scans that have more pages to come. Each keeps its old pages in the file.
 const SNAPSHOTS_MAX: usize = 8;
-/// A page ends after so many bytes, in keys and values.
+/// How long a state is kept for a scan that has asked for its first page only. Most of those scans
+/// wanted no more than that page.
+const FIRST_PAGE_IDLE_MAX: Duration = Duration::from_secs(5);
+/// How long a state is kept at most, however often it is read.
+const SNAPSHOT_AGE_MAX: Duration = Duration::from_secs(120);
+/// A page ends when it has this many bytes, in keys and values.
 const PAGE_BYTES_MAX: usize = 1 << 20;
 
-/// The states that paged scans still read from.
+/// The states that paged scans still read from. None is kept without limit: the file cannot reuse
+/// the pages that changed since the oldest of them.
 #[derive(Debug)]
 pub(super) struct Snapshots {
     /// The least recently used first.
@@ -27,7 +33,21 @@ pub(super) struct Snapshots {
 struct Snapshot {
     revision: Revision,
     transaction: ReadTransaction,
+    opened: Duration,
     used: Duration,
+    /// A scan has asked for a page behind its first.
+    is_resumed: bool,
+}
+
+impl Snapshot {
+    fn is_kept(&self, now: Duration, idle_max: Duration) -> bool {
+        let idle_max = match self.is_resumed {
+            true => idle_max,
+            false => idle_max.min(FIRST_PAGE_IDLE_MAX),
+        };
+        now.saturating_sub(self.used) < idle_max
+            && now.saturating_sub(self.opened) < SNAPSHOT_AGE_MAX
+    }
 }
 
 impl std::fmt::Debug for Snapshot {
@@ -51,8 +71,12 @@ impl Snapshots {
     /// Forgets the states that no scan has asked for lately.
     pub(super) fn expire(&mut self, now: Duration) {
         let idle_max = self.idle_max;
-        self.kept
-            .retain(|snapshot| now.saturating_sub(snapshot.used) < idle_max);
+        self.kept.retain(|snapshot| snapshot.is_kept(now, idle_max));
+    }
+
+    #[cfg(test)]
+    pub(super) fn len(&self) -> usize {
+        self.kept.len()
     }
 
     /// Takes a state that is not too old, whether the old ones were swept yet or not.
@@ -65,9 +89,15 @@ impl Snapshots {
         self.kept.remove(at)
     }
 
-    fn keep(&mut self, snapshot: Snapshot) {
+    fn keep(&mut self, mut snapshot: Snapshot) {
         // Two scans that began at one revision share its snapshot.
-        self.kept.retain(|kept| kept.revision != snapshot.revision);
+        let same = |kept: &Snapshot| kept.revision == snapshot.revision;
+        if let Some(at) = self.kept.iter().position(same)
+            && let Some(kept) = self.kept.remove(at)
+        {
+            snapshot.opened = snapshot.opened.min(kept.opened);
+            snapshot.is_resumed |= kept.is_resumed;
+        }
         if self.kept.len() >= SNAPSHOTS_MAX {
             self.kept.pop_front();
         }
@@ -129,7 +159,9 @@ fn newest(database: Option<&Database>, now: Duration) -> MetadataResult<Snapshot
     Ok(Snapshot {
         revision,
         transaction,
+        opened: now,
         used: now,
+        is_resumed: false,
     })
 }
 
@@ -141,11 +173,13 @@ fn resume(
 ) -> MetadataResult<Snapshot> {
     if let Some(mut snapshot) = shared.snapshots.lock().take(revision, now) {
         snapshot.used = now;
+        snapshot.is_resumed = true;
         return Ok(snapshot);
     }
     // Nothing has changed since, or the page before came from an earlier life of the store.
-    let snapshot = newest(database, now)?;
+    let mut snapshot = newest(database, now)?;
     if snapshot.revision == revision {
+        snapshot.is_resumed = true;
         return Ok(snapshot);
     }
     Err(MetadataError::Unavailable(format!(

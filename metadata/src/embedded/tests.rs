@@ -186,6 +186,54 @@ async fn a_scan_that_pauses_too_long_is_refused_and_begins_anew() {
     );
 }
 
+/// A scan for one key, or of one page, keeps no state of the file for long.
+#[tokio::test]
+async fn a_scan_that_is_not_continued_lets_its_state_go_soon() {
+    let machine = Machine::new();
+    let store = machine.open().await.unwrap();
+    for name in ["a", "b", "c"] {
+        put(&store, &keys::cluster(name), "old").await.unwrap();
+    }
+    let first = store.scan("clusters/", None, 1).await.unwrap();
+    machine.clock.advance(Duration::from_secs(4));
+    put(&store, "clusters/c", "new").await.unwrap();
+    let second = store.scan("clusters/", first.next, 1).await.unwrap();
+    assert_eq!(second.revision, first.revision);
+    store.scan("clusters/", None, 1).await.unwrap();
+    assert_eq!(store.shared.snapshots.lock().len(), 2);
+    machine.clock.advance(Duration::from_secs(6));
+    // States are looked at behind the answer to a commit: the second comes after that of the first.
+    for value in ["newer", "newest"] {
+        put(&store, "clusters/c", value).await.unwrap();
+    }
+    assert_eq!(store.shared.snapshots.lock().len(), 1);
+}
+
+/// A scan that takes very long does not keep its state for that long.
+#[tokio::test]
+async fn the_state_of_a_scan_is_not_kept_without_limit() {
+    let machine = Machine::new();
+    let store = machine.open().await.unwrap();
+    for name in ["a", "b", "c"] {
+        put(&store, &keys::cluster(name), "old").await.unwrap();
+    }
+    let first = store.scan("clusters/", None, 1).await.unwrap();
+    let mut pages = 0;
+    let late = loop {
+        machine.clock.advance(Duration::from_secs(4));
+        put(&store, "clusters/c", "new").await.unwrap();
+        let page = store.scan("clusters/", first.next.clone(), 1).await;
+        if page.is_err() {
+            break page;
+        }
+        pages += 1;
+        assert!(pages < 100, "the state is kept");
+    };
+    assert!(matches!(late, Err(MetadataError::Unavailable(_))));
+    assert!(pages > 10, "{pages} pages");
+    assert_eq!(store.shared.snapshots.lock().len(), 0);
+}
+
 #[tokio::test]
 async fn transactions_that_share_a_commit_keep_revisions_of_their_own() {
     let machine = Machine::new();
