@@ -403,13 +403,7 @@ impl Subscription {
     /// behind every delta that it includes.
     #[must_use]
     pub fn record(&self) -> v1::SubscriptionState {
-        let mut redelivered = self.dispatcher.redelivered();
-        if redelivered.len() > REDELIVERED_RANGES_MAX {
-            // What comes again and again decides about dead letters: the rest has what room is left.
-            redelivered.sort_by_key(|known| (known.count == 1, known.range.first));
-            redelivered.truncate(REDELIVERED_RANGES_MAX);
-            redelivered.sort_by_key(|known| known.range.first);
-        }
+        let redelivered = self.dispatcher.redelivered(REDELIVERED_RANGES_MAX);
         let range = |Redelivered { range, count }| v1::RedeliveredRange {
             first: range.first.0,
             last: range.last.0,

@@ -14,6 +14,7 @@ mod deliver;
 mod gaps;
 #[cfg(test)]
 pub(super) mod places;
+mod redelivered;
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -21,7 +22,7 @@ use std::ops::Range;
 use aquifer_model::id::Index;
 use aquifer_model::limits::{CONSUMERS_PER_SUBSCRIPTION_MAX, UNACKED_PER_SUBSCRIPTION_MAX};
 use aquifer_model::subscription::SubscriptionType;
-use aquifer_protocol_api::consumer::{IndexRange, NegativeAcknowledge, Redelivered};
+use aquifer_protocol_api::consumer::{NegativeAcknowledge, Redelivered};
 use aquifer_protocol_api::error::{ApiError, ErrorKind};
 
 use super::consumer::Consumer;
@@ -291,23 +292,6 @@ impl Dispatcher {
         if self.before.total() > 0 {
             self.before.take(0..self.read, |_| true);
         }
-    }
-
-    /// How often messages were delivered that are not acknowledged, in order.
-    pub(super) fn redelivered(&self) -> Vec<Redelivered> {
-        let mut counts = self.before.clone();
-        for (range, count) in self.counts() {
-            counts.insert(range, count);
-        }
-        let inclusive = |(range, count): (Range<u64>, u32)| Redelivered {
-            range: IndexRange {
-                first: Index(range.start),
-                last: Index(range.end - 1),
-            },
-            count,
-        };
-        let counted = counts.iter().filter(|(_, count)| *count > 0);
-        counted.map(inclusive).collect()
     }
 
     /// Whether some message was delivered more than once.

@@ -431,7 +431,7 @@ impl World {
     }
 
     fn check_counts(&self) {
-        let recorded = self.subscription.dispatcher.redelivered();
+        let recorded = self.subscription.dispatcher.redelivered(usize::MAX);
         let recorded: BTreeMap<u64, u32> = recorded
             .into_iter()
             .flat_map(|Redelivered { range, count }| {
