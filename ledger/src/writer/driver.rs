@@ -2,14 +2,18 @@
 //!
 //! Two queues make order independent of threads: what is to be sent, and what the owner is to be
 //! told. Each is drained by one thread at a time, without any lock held, so that adds reach a
-//! bookie's stream in the order of the machine's actions, and the owner hears of entries in order.
+//! bookie's stream in the order of the machine's actions, and the owner is told of entries in order.
+//!
+//! A transport may answer from within `submit`. So the thread that sends tells the owner nothing
+//! until it has sent everything: [`Inner::send`] returns whether there is something to tell, and
+//! [`LedgerWriter::flush`], whose caller must not be called back, leaves that to a task.
 
 mod change;
 mod patience;
 
-use std::cell::Cell;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Weak};
+use std::thread::{self, ThreadId};
 use std::time::Duration;
 
 use aquifer_model::entry::EntryData;
@@ -31,13 +35,7 @@ use crate::writer::machine::{
     AddReply, LedgerEnd, PlannedAdd, StopReason, Writer, WriterAction, WriterEvent, WriterOptions,
 };
 
-thread_local! {
-    /// Set while this thread hands entries to bookies for a caller of `append`, which must not
-    /// hear of outcomes before it returns.
-    static SENDING: Cell<bool> = const { Cell::new(false) };
-}
-
-/// Who owns a writer. Calls come one at a time, in order, from any thread, with no lock held.
+/// The owner of a writer. Calls come one at a time, in order, from any thread, with no lock held.
 pub trait WriterOwner: Send + Sync {
     /// The entry is acknowledged; all before it were.
     fn added(&self, ledger: LedgerId, entry: EntryId);
@@ -73,9 +71,13 @@ struct State {
     adds: VecDeque<Add>,
     first: EntryId,
     outbox: VecDeque<Outgoing>,
-    sending: bool,
+    /// The thread that drains the outbox.
+    sender: Option<ThreadId>,
     news: VecDeque<News>,
+    /// A thread drains the news.
     telling: bool,
+    /// The sender has news that it could not tell from within a submission.
+    untold: bool,
     /// A task watches for timeouts; it counts its rounds.
     watched: bool,
     round: u64,
@@ -148,9 +150,10 @@ impl LedgerWriter {
             adds: VecDeque::new(),
             first: EntryId::FIRST,
             outbox: VecDeque::new(),
-            sending: false,
+            sender: None,
             news: VecDeque::new(),
             telling: false,
+            untold: false,
             watched: false,
             round: 0,
             held_since: None,
@@ -231,15 +234,18 @@ impl LedgerWriter {
         Some(planned.entry)
     }
 
-    /// Sends what is queued. Outcomes are never told on this thread before it returns.
+    /// Sends what is queued. The owner is never told of outcomes on this thread before it returns.
     pub fn flush(&self) {
-        let nested = SENDING.replace(true);
-        self.inner.send();
-        SENDING.set(nested);
+        // Seldom: a transport refused something at once.
+        if self.inner.send() {
+            let inner = Arc::clone(&self.inner);
+            self.inner
+                .spawn("ledger-writer-news", async move { inner.tell() });
+        }
     }
 
-    /// Waits until every bookie that is to get an acknowledged entry has it, but not for long: who
-    /// is late then is left to repair.
+    /// Waits until every bookie that is to get an acknowledged entry has it, at most for `limit`: a
+    /// bookie that is late then is left to repair.
     pub async fn settle(&self, limit: Duration) {
         let settled = async {
             loop {
@@ -378,6 +384,7 @@ impl Inner {
         for chore in chores {
             self.start(chore);
         }
+        // What came while it sent is told here too.
         self.send();
         self.tell();
     }
@@ -392,8 +399,11 @@ impl Inner {
         self.ctx.shared.kept_changed(before, now)
     }
 
-    fn send(self: &Arc<Self>) {
+    /// Drains the outbox, unless another thread does. Returns whether the owner is still to be told
+    /// of something that the transport answered from within a submission.
+    fn send(self: &Arc<Self>) -> bool {
         let mut digests: Vec<(EntryId, u32)> = Vec::new();
+        let mut untold = false;
         loop {
             let batch = {
                 let mut guard = self.state.lock();
@@ -403,13 +413,11 @@ impl Inner {
                         add.digest = Some(digest);
                     }
                 }
-                if state.outbox.is_empty() {
-                    return;
+                // A thread that is already sending re-checks the outbox before it stops.
+                if state.outbox.is_empty() || state.sender.is_some() {
+                    return untold;
                 }
-                // Another thread is already sending; it re-checks the outbox before it stops.
-                if std::mem::replace(&mut state.sending, true) {
-                    return;
-                }
+                state.sender = Some(thread::current().id());
                 state.take_batch()
             };
             let mut last: Option<AddEntry> = None;
@@ -422,7 +430,9 @@ impl Inner {
                 self.submit(outgoing, add.clone());
                 last = Some(add);
             }
-            self.state.lock().sending = false;
+            let mut state = self.state.lock();
+            state.sender = None;
+            untold |= std::mem::take(&mut state.untold);
         }
     }
 
@@ -473,16 +483,19 @@ impl Inner {
         });
     }
 
-    fn tell(self: &Arc<Self>) {
-        if SENDING.get() {
-            let inner = Arc::clone(self);
-            self.spawn("ledger-writer-news", async move { inner.tell() });
-            return;
-        }
+    /// Drains the news, unless another thread does, or this one is sending.
+    fn tell(&self) {
         loop {
             let news = {
                 let mut state = self.state.lock();
                 if state.telling || state.news.is_empty() {
+                    return;
+                }
+                if state
+                    .sender
+                    .is_some_and(|sender| sender == thread::current().id())
+                {
+                    state.untold = true;
                     return;
                 }
                 state.telling = true;
