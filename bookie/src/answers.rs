@@ -1,4 +1,4 @@
-//! Answers with entries, counted until whoever gets them has taken them.
+//! Answers with entries, counted until their receiver has taken them.
 //!
 //! An entry that is read for a recovery may be as large as entries are, and a client that does not
 //! read its replies leaves them here. So the bytes of an answer carry their share of a budget, and
@@ -51,7 +51,7 @@ impl Drop for Held {
 }
 
 impl Answers {
-    /// Answers of so many bytes together; one is always let through.
+    /// Answers of this many bytes together; one is always let through.
     pub(crate) fn new(bytes_max: usize) -> Answers {
         Answers {
             budget: ByteBudget::new(bytes_max),
@@ -74,7 +74,7 @@ impl Answers {
     pub(crate) fn next(&self) -> Option<(Wanted, BytePermit)> {
         let mut waiting = self.waiting.lock();
         waiting.front()?;
-        // Nobody knows how large an entry is before it is read.
+        // How large an entry is, is not known before it is read.
         let permit = self.budget.try_acquire(ENTRY_BYTES_MAX)?;
         waiting.pop_front().map(|wanted| (wanted, permit))
     }
@@ -95,7 +95,7 @@ pub(crate) fn held(
     StoredEntry { data, ..entry }
 }
 
-/// An answer whose bytes are not counted any more: for who keeps them.
+/// An answer whose bytes are not counted any more: for a caller that keeps them.
 pub fn uncounted(result: BookieResult<OrderedReply>) -> BookieResult<OrderedReply> {
     result.map(|reply| match reply {
         OrderedReply::Entry(entry) => OrderedReply::Entry(StoredEntry {

@@ -91,8 +91,8 @@ fn spawn_threads(core: &Core, journal: JournalThread, housekeeper: Housekeeper) 
     Ok(())
 }
 
-/// Starts a thread without which the bookie must not go on: its panic is a failure of the bookie, and
-/// what waits for the journal is answered.
+/// Starts a thread without which the bookie must not go on: its panic is a failure of the bookie,
+/// and what waits for the journal is answered.
 fn vital(
     shared: &Arc<Shared>,
     name: &str,

@@ -1,4 +1,5 @@
-//! Hosts ledger replication inside a bookie: the one file of this crate that knows `ledger` and `repair`.
+//! Hosts ledger replication inside a bookie: the one file of this crate that knows `ledger` and
+//! `repair`.
 //!
 //! With every bookie runs a repair worker and a candidate for the cluster's auditor. What concerns
 //! this bookie alone runs here too: deletions that name it, the audit of what it stores, and the
@@ -213,7 +214,7 @@ enum Told {
     EndHidden(LedgerId, EntryId),
 }
 
-/// What the scrubber tells, on its way to the task that repairs.
+/// What the scrubber tells the task that repairs.
 struct Queue(mpsc::Sender<Told>);
 
 impl RepairHook for Queue {
@@ -266,8 +267,8 @@ async fn repair_for_ever(
     }
 }
 
-/// Does what damaged files of the ledger store make necessary, whenever more of them are known: in a
-/// cluster the ledgers that they touch are marked, so that others look after the copies; alone, a
+/// Does what damaged files of the ledger store make necessary, whenever more of them are known: in
+/// a cluster the ledgers that they touch are marked, so that others look after the copies; alone, a
 /// person is told what is lost.
 async fn look_at_damage(
     bookie: Bookie,

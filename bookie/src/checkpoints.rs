@@ -40,7 +40,7 @@ impl Checkpointer {
             let applied = self.shared.progress.applied.get();
             // The store flushes by itself what is full. What it has applied so far is forced out
             // where the journal has no other room, once nothing has come since the last look, and
-            // when deletions have waited for so long that too little comes to fill a memtable.
+            // when deletions have waited and too little comes to fill a memtable.
             let is_quiet = !rang && applied == applied_before;
             let overdue = self.deletions_wait(quiet, &mut deletions_since);
             if is_quiet || overdue || self.shared.segments.is_exhausted() {

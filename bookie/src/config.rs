@@ -67,11 +67,11 @@ pub struct BookieConfig {
     /// Above this much free space they are accepted again.
     pub writable_above_free_bytes: u64,
     /// Room that is kept back, as a file, for cursors, deletions and a start on a disk that
-    /// somebody else has filled, in bytes; 0: none.
+    /// other processes have filled, in bytes; 0: none.
     pub reserve_bytes: usize,
     /// How often free space is looked at, in milliseconds.
     pub space_check_ms: u64,
-    /// After so many quiet milliseconds what is in memory is flushed and freed.
+    /// After this many quiet milliseconds what is in memory is flushed and freed.
     pub quiet_flush_ms: u64,
     /// Bytes of stored entries that the scrubber checks in a second; 0: it does not run.
     pub scrub_bytes_per_second: u64,

@@ -3,7 +3,7 @@
 //! A missing or foreign cookie means a missing or swapped disk, which is undetected loss: the
 //! bookie refuses to start (I5). The cookie of the data directory says when the others are
 //! complete, so that a crash during the very first start is not taken for a loss. For a bookie of a
-//! cluster it also says whether the cluster knows it: until then it has served nobody, and its
+//! cluster it also says whether the cluster knows it: until then it has served no client, and its
 //! identity may still be written to metadata ([`crate::registration`]).
 
 use std::io;

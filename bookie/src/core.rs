@@ -82,7 +82,7 @@ impl Core {
         Ok(())
     }
 
-    /// Ends limbo: what was lost is here again, or nobody needs it. Blocks.
+    /// Ends limbo: what was lost is here again, or is not needed. Blocks.
     pub(crate) fn end_limbo(&self) -> Result<(), StoreError> {
         self.shared.store.set_loss(None, None)?;
         self.limbo.end();
@@ -143,7 +143,7 @@ impl Core {
         self.close_store(&mut threads);
     }
 
-    /// Ends whoever uses the database, then the database: a compaction of the whole of it is
+    /// Ends what uses the database, then the database: a compaction of the whole of it is
     /// cancelled and not waited for.
     fn close_store(&self, threads: &mut Threads) {
         self.shared.store.cancel();

@@ -1,6 +1,6 @@
 //! Damaged files of the ledger store: which they are and which ledgers they may have touched (H17).
 //!
-//! Reads serve what is whole, and repair writes entries anew beside their damaged blocks. But a file
+//! Reads serve what is whole, and repair rewrites entries beside their damaged blocks. But a file
 //! that a compaction cannot read stops all compactions, so from then on none runs, here and after
 //! every start, until a start sets the files aside. What is known is stored in the ledger store.
 

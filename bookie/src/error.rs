@@ -101,8 +101,8 @@ pub enum BookieOpenError {
 }
 
 impl BookieOpenError {
-    /// What a person can do about it. Only in a cluster have others copies: elsewhere nobody is
-    /// told to begin with an empty directory.
+    /// What an operator can do about it. Only in a cluster have others copies: elsewhere no
+    /// operator is told to begin with an empty directory.
     #[must_use]
     pub fn advice(&self, in_cluster: bool) -> &'static str {
         match self {
@@ -159,7 +159,7 @@ impl BookieOpenError {
 mod tests {
     use super::*;
 
-    /// Data that nobody else has is not given up on a tool's advice.
+    /// Data that no other bookie has is not given up on a tool's advice.
     #[test]
     fn only_a_cluster_is_told_to_begin_with_an_empty_directory() {
         let path = || PathBuf::from("x");

@@ -1,9 +1,9 @@
 //! Whether a ledger may begin on this bookie: asked once, before the first normal add.
 //!
 //! A bookie that took the place of another, or came back as a fresh one, has no fence that would
-//! stop a former writer; so a normal add is the beginning of a ledger here only after somebody who
-//! can see metadata has said so. This complements fencing and never replaces
-//! it: between the answer and the add a recovery may begin, and then the fence decides (I4).
+//! stop a former writer; so a normal add is the beginning of a ledger here only after a process
+//! that can see metadata has said so. This complements fencing and never replaces it: between the
+//! answer and the add a recovery may begin, and then the fence decides (I4).
 //!
 //! Nothing waits in a thread: the ledger is busy until the answer comes, later requests for it
 //! queue behind it, and those for others go on.

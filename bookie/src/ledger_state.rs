@@ -1,4 +1,4 @@
-//! What a bookie decides about one ledger: token, fence, LAC, tombstone, what is on its way.
+//! What a bookie decides about one ledger: token, fence, LAC, tombstone, what is in flight.
 //!
 //! Pure state, no I/O. The owner calls it under the ledger's lock and queues what it decides in
 //! the same critical section, so that there is one admission order per ledger (H3).
@@ -57,7 +57,7 @@ impl LedgerMeta {
         }
     }
 
-    /// Whether this is the ledger that somebody means, whose token it is if given, and lives.
+    /// Whether this is the ledger that a request means, whose token it is if given, and lives.
     ///
     /// # Errors
     /// `Token` for another ledger of that id, `Deleted`.
@@ -80,7 +80,7 @@ impl LedgerMeta {
         }
     }
 
-    /// The same, of the ledger that somebody means whose token was checked.
+    /// The same, of the ledger that a request means whose token was checked.
     #[must_use]
     pub fn of(self, token: CreationToken) -> LedgerMeta {
         if self.token == TOKEN_LOST {
@@ -148,7 +148,7 @@ pub struct Pending {
 pub enum Decision {
     /// Journal this, and with it the ledger's record, when it changes.
     Journal(RecordKind, Option<LedgerMeta>),
-    /// It is so, stored or on its way: answer when everything before is synced.
+    /// It is so, stored or in flight: answer when everything before is synced.
     Known,
     /// Only the store knows what lies in the place of this add: look, then decide again with that.
     Look(AddEntry),
@@ -172,7 +172,7 @@ pub struct Facts {
 /// What a look into the store said about the entry of an add.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stored {
-    /// Nobody looked.
+    /// It was not looked up.
     NotLooked,
     /// It is not there.
     Absent,
@@ -220,10 +220,10 @@ impl End {
 pub struct LedgerState {
     /// `None`: never seen here.
     meta: Option<LedgerMeta>,
-    /// Whether `meta` is stored, or on its way.
+    /// Whether `meta` is stored, or in flight.
     meta_queued: bool,
     /// The stored record cannot be read: token, fence and tombstone are not known until one is
-    /// written anew.
+    /// rewritten.
     record_lost: bool,
     end: End,
     /// The highest LAC that anything carried.
@@ -297,7 +297,7 @@ impl LedgerState {
         self.meta.map_or(Ok(()), |meta| meta.check(Some(token)))
     }
 
-    /// Decides about a request. Whoever queues what is to be journaled says so with
+    /// Decides about a request. A caller that queues what is to be journaled says so with
     /// [`LedgerState::added`] or [`LedgerState::changed`].
     #[must_use]
     pub fn decide(&self, request: &OrderedRequest, facts: Facts) -> Decision {

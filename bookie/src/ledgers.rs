@@ -57,7 +57,7 @@ pub struct SlotGuard<'a> {
 }
 
 impl LedgerTable {
-    /// A table for about so many ledgers.
+    /// A table for about this many ledgers.
     #[must_use]
     pub fn new(ledgers_max: usize) -> LedgerTable {
         LedgerTable {
@@ -122,8 +122,8 @@ impl LedgerTable {
     }
 }
 
-/// Loads everything that decisions about a ledger need. Damage makes it know less, and nothing else:
-/// a ledger can be fenced, repaired and deleted whatever of it cannot be read.
+/// Loads everything that decisions about a ledger need. Damage makes it know less, and nothing
+/// else: a ledger can be fenced, repaired and deleted whatever of it cannot be read.
 pub fn load(store: &dyn EntryStore, ledger: LedgerId) -> Result<LedgerState, StoreError> {
     let meta = match store.ledger(ledger) {
         Ok(meta) => meta,

@@ -182,8 +182,8 @@ impl Bookie {
         self.core.read(range).await
     }
 
-    /// Says which entries are here durably, by their keys: their bytes are left to the scrubber. What is
-    /// not named is only not known to be here.
+    /// Says which entries are here durably, by their keys: their bytes are left to the scrubber.
+    /// What is not named is only not known to be here.
     ///
     /// # Errors
     /// `Deleted` and `Token` say that nothing of the ledger is here; see [`BookieError`].
@@ -226,7 +226,7 @@ impl Bookie {
         self.core.list_ledgers(after, max).await
     }
 
-    /// Says who repairs damaged entries from now on.
+    /// Sets what repairs damaged entries from now on.
     pub fn on_damage(&self, repair: Arc<dyn RepairHook>) {
         self.core.scrubber.set_hook(repair);
     }
@@ -262,7 +262,7 @@ impl Bookie {
         self.core.status()
     }
 
-    /// Ends limbo: the caller has made sure that nothing is missing that anybody needs, and that
+    /// Ends limbo: the caller has made sure that nothing is missing that is needed, and that
     /// every ledger that is not open is fenced here.
     ///
     /// # Errors
@@ -288,7 +288,7 @@ impl Bookie {
         self.core.set_aside.as_ref()
     }
 
-    /// Sets who is asked before a ledger begins here; only the first call counts, and it belongs
+    /// Sets what is asked before a ledger begins here; only the first call counts, and it belongs
     /// before anything is served. Without one every ledger may begin.
     pub fn guard(&self, gate: LedgerGate) {
         // The first one stays: a gate that could be replaced could be removed.

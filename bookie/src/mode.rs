@@ -4,10 +4,10 @@
 //! |---|---|---|
 //! | `Full` | housekeeping, below a mark of free space | housekeeping, above a higher one |
 //! | `Draining` | the bookie's cookie, which an operator changes | the same |
-//! | `Failing` | a thread to which the store refuses a write or a flush | the applier, by a write that succeeds |
-//! | `Damaged` | whoever learns that files of the store are damaged | nobody in this process: only a start that sets these files aside |
-//! | failed | a sync that failed, a thread that panicked, the end of the identity | nobody |
-//! | stopping | the end of the process | nobody |
+//! | `Failing` | a thread whose write or flush the store refuses | the applier, by a write |
+//! | `Damaged` | a part that finds damaged files of the store | a start that sets them aside |
+//! | failed | a failed sync, a panic of a thread, the end of the identity | nothing |
+//! | stopping | the end of the process | nothing |
 //!
 //! In none of them the bookie is writable. Reads, fences, recovery adds and deletions are served in
 //! the first four.

@@ -88,10 +88,10 @@ impl Core {
         let (answer, answered) = oneshot::channel();
         let core = Arc::clone(self);
         let job = move || {
-            // Whoever has gone away keeps nobody else from the disk.
+            // A caller that has gone away keeps no other from the disk.
             let result = (!answer.is_closed()).then(|| core.read_now(&range));
             drop(permit);
-            // Whoever has the answer may close the bookie.
+            // The receiver of the answer may close the bookie.
             drop(core);
             if let Some(result) = result {
                 // A caller that went away needs no answer.
@@ -112,7 +112,7 @@ impl Core {
         let (answer, answered) = oneshot::channel();
         let core = Arc::clone(self);
         let job = move || {
-            // Whoever has gone away keeps nobody else from the disk.
+            // A caller that has gone away keeps no other from the disk.
             let result = (!answer.is_closed()).then(|| core.has_now(&range));
             drop(permit);
             drop(core);

@@ -26,7 +26,7 @@ const LEDGERS_MAX: usize = 1_024;
 /// The share of free space that rewriting may take at a time.
 const ROOM_SHARE: u64 = 4;
 
-/// The thread that reclaims space; there is none while there is nothing to do.
+/// The thread that reclaims space; it exists only while there is something to do.
 pub struct Reclaimer {
     shared: Arc<Shared>,
     /// There may be garbage in shared files; also in those that a process before this one left.
@@ -75,7 +75,7 @@ impl Reclaimer {
             loop {
                 reclaimer.run();
                 reclaimer.running.store(false, Ordering::Release);
-                // Who saw it running a moment ago left the work to this thread.
+                // A caller that saw it running a moment ago left the work to this thread.
                 let is_due = reclaimer.is_due() && !reclaimer.is_stopping();
                 if !is_due || reclaimer.running.swap(true, Ordering::AcqRel) {
                     return;

@@ -30,7 +30,7 @@ use crate::{Bookie, BookieMode};
 
 /// How often the mode is looked at.
 const LOOK: Duration = Duration::from_secs(1);
-/// Free space is announced anew after so many looks, and only when it changed by a share.
+/// Free space is announced again after this many looks, and only when it changed by a share.
 const SPACE_LOOKS: u32 = 30;
 const SPACE_CHANGE_SHARE: u64 = 100;
 
@@ -97,7 +97,7 @@ fn known_as(
     if !in_limbo && cookie.limbo_since_ms == 0 {
         return Ok(Change::none(Member::Known));
     }
-    // Written anew at each start in limbo: what others do with this bookie is in doubt if it was
+    // Rewritten at each start in limbo: what others do with this bookie is in doubt if it was
     // begun before.
     cookie.limbo_since_ms = if in_limbo { now_ms.max(1) } else { 0 };
     Ok(put(cookie, Member::Known))
@@ -129,8 +129,8 @@ pub fn guard_new_ledgers(bookie: &Bookie, store: Arc<dyn MetadataStore>, tasks: 
     }));
 }
 
-/// Whether the ledger is open, its last fragment names this bookie, and nobody wants the bookie
-/// empty: a writer may have chosen it before it heard of that.
+/// Whether the ledger is open, its last fragment names this bookie, and no operator wants the
+/// bookie empty: a writer may have chosen it before it heard of that.
 async fn may_begin(
     store: &dyn MetadataStore,
     here: BookieId,

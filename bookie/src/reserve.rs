@@ -1,6 +1,6 @@
 //! Room that is kept back on the disk of the ledgers, as a file that is given up when there is no
-//! other: so that a disk that somebody else has filled still takes what subscriptions acknowledge,
-//! what is deleted, and a start.
+//! other: so that a disk that another process has filled still takes what subscriptions
+//! acknowledge, what is deleted, and a start.
 //!
 //! Below the mark of free space normal adds are refused; those of cursor logs go on. When next to
 //! nothing is left the file goes, and what it had lasts for a while. It is made again when there

@@ -2,8 +2,8 @@
 //! that damage is found while other replicas are whole.
 //!
 //! It changes nothing itself. What is damaged is counted and told to a [`RepairHook`]; repair
-//! writes through the journal like everybody else. It reads the store only: what is still on its way
-//! there is checked when it has arrived.
+//! writes through the journal as everything does. It reads the store only: what is still to be
+//! applied there is checked when it has arrived.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -29,7 +29,7 @@ const RETRY: Duration = Duration::from_secs(10);
 const RETRIES_MAX: u32 = 6;
 /// How long it waits at first.
 const START_PAUSE_MAX: Duration = Duration::from_secs(60);
-/// The position is noted after so many bytes.
+/// The position is noted after this many bytes.
 const NOTE_BYTES: usize = 16 << 20;
 
 /// Repairs what is damaged.
@@ -39,7 +39,8 @@ pub trait RepairHook: Send + Sync {
     fn damaged(&self, ledger: LedgerId, entry: EntryId);
 
     /// From an entry on, what this bookie has of a ledger cannot be read, and neither can how much
-    /// that is; who knows where the ledger ends knows. Must not block; what it drops is found again.
+    /// that is; a reader of the ledger's record knows. Must not block; what it drops is found
+    /// again.
     fn end_hidden(&self, ledger: LedgerId, first: EntryId);
 }
 
@@ -81,12 +82,12 @@ impl Scrubber {
         *self.report.lock()
     }
 
-    /// Says who repairs.
+    /// Sets what repairs.
     pub fn set_hook(&self, hook: Arc<dyn RepairHook>) {
         *self.hook.write() = Some(hook);
     }
 
-    /// Somebody has found a damaged entry.
+    /// A damaged entry was found.
     pub fn tell(&self, ledger: LedgerId, entry: EntryId) {
         let hook = self.hook.read().clone();
         if let Some(hook) = hook {
@@ -240,8 +241,8 @@ impl Scrubber {
         }
     }
 
-    /// Tells of the end of a ledger that cannot be read, once for all its numbers: thousands of them
-    /// would keep repair from what is known to be damaged.
+    /// Tells of the end of a ledger that cannot be read, once for all its numbers: thousands of
+    /// them would keep repair from what is known to be damaged.
     pub fn end_hidden(&self, ledger: LedgerId, first: EntryId) {
         tracing::error!(%ledger, %first, "the end of a ledger cannot be read from here on");
         self.report.lock().damaged += 1;

@@ -169,7 +169,7 @@ fn wait_reply(found: BookieResult<TailState>) -> v1::WaitReply {
     }
 }
 
-/// Reads the next part of a range: a peer that does not read makes nobody read for it.
+/// Reads the next part of a range: a peer that does not read causes no reads.
 async fn read_next(
     state: Option<(Bookie, ReadRange)>,
 ) -> Option<(Result<v1::ReadReply, Status>, Option<(Bookie, ReadRange)>)> {

@@ -1,7 +1,7 @@
-//! What the threads of a bookie and its callers share: made once at a start, changed only inside its
-//! parts. A thread has beside it what is its own.
+//! What the threads of a bookie and its callers share: made once at a start, changed only inside
+//! its parts. A thread has beside it what is its own.
 //!
-//! Whoever holds this does not keep the bookie running: its threads end when `Core` does.
+//! To hold this does not keep the bookie running: its threads end when `Core` does.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -46,7 +46,7 @@ pub struct Shared {
     pub segments: Segments,
     /// The synced mark of the journal.
     pub mark: Mark,
-    /// Buffers of commits; commits that are on their way hold it, too.
+    /// Buffers of commits; commits in flight hold it, too.
     pub pool: Arc<BlockPool>,
 
     /// Requests that wait for the journal.

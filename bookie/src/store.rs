@@ -6,8 +6,8 @@
 //!
 //! What every store promises:
 //! - What [`ApplyTarget::apply`] has taken is found by reads at once, all of it or none.
-//! - [`EntryStore::persisted`] names a commit before which everything is durable, ledger records and
-//!   entries alike: the journal is trimmed to it (H1).
+//! - [`EntryStore::persisted`] names a commit before which everything is durable, ledger records
+//!   and entries alike: the journal is trimmed to it (H1).
 //! - An entry is returned only if its digest matches; one that is damaged is an error, never absent
 //!   and never an error of another ledger (I5).
 //! - While it opens again, callers wait: a store without what it had in memory must not answer.
@@ -146,7 +146,8 @@ pub trait EntryStore: ApplyTarget + Send + Sync {
     ) -> Result<DamageReport, StoreError>;
 
     /// Closes the store after an error, opens it again and lets `replay` bring back what was not
-    /// durable, before anything else uses it. `around_damage`: so that damaged files do not stop it.
+    /// durable, before anything else uses it. `around_damage`: so that damaged files do not stop
+    /// it.
     fn reopen(
         &self,
         around_damage: bool,
@@ -208,7 +209,7 @@ pub struct Checked {
     pub bytes: usize,
     /// Entries that are not, or that cannot be read.
     pub damaged: Vec<EntryId>,
-    /// A number that cannot be looked up, with so many others that most are no entries.
+    /// A number that cannot be looked up, with enough others that most are no entries.
     pub hidden: Option<EntryId>,
     /// Where to go on; `None` at the end of the ledger.
     pub next: Option<CheckPlace>,

@@ -1,6 +1,6 @@
 //! Readers that wait for news of ledgers' ends.
 //!
-//! Where nobody waits, news cost one look at a number, on the applier's thread.
+//! Where nothing waits, news cost one look at a number, on the applier's thread.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -13,14 +13,14 @@ use tokio::sync::Notify;
 /// Most readers that wait at once.
 const WAITING_MAX: usize = 65_536;
 
-/// Everybody who waits.
+/// All that wait.
 #[derive(Debug, Default)]
 pub struct Watchers {
     waiting: AtomicUsize,
     ledgers: Mutex<HashMap<LedgerId, Arc<Notify>>>,
 }
 
-/// One who waits; leaves when it is dropped.
+/// One that waits; leaves when it is dropped.
 #[derive(Debug)]
 pub struct Watcher<'a> {
     watchers: &'a Watchers,
@@ -61,7 +61,7 @@ impl Watchers {
 impl Drop for Watcher<'_> {
     fn drop(&mut self) {
         let mut ledgers = self.watchers.ledgers.lock();
-        // The table and this one hold it: nobody else waits.
+        // The table and this one hold it: nothing else waits.
         if Arc::strong_count(&self.news) <= 2 {
             ledgers.remove(&self.ledger);
         }

@@ -60,7 +60,7 @@ pub struct BrokerInfo {
 pub struct BundleInfo {
     /// Its hashes, as other calls take them.
     pub bundle: String,
-    /// Who owns it; `None` when nobody has used it yet.
+    /// Its owner; `None` when it was not used yet.
     pub broker: Option<String>,
     /// Where the owner is; `None` when it is gone.
     pub url: Option<String>,
@@ -116,8 +116,8 @@ impl Admin {
         }
     }
 
-    /// Creates a namespace, given as `tenant/namespace`, with these policies at once; what is not given
-    /// is inherited. Answers them.
+    /// Creates a namespace, given as `tenant/namespace`, with these policies at once; what is not
+    /// given is inherited. Answers them.
     ///
     /// # Errors
     /// `AlreadyExists`, `NotFound` for its tenant, `Invalid` for its name, and what every call may
@@ -162,7 +162,7 @@ impl Admin {
     }
 
     /// Changes policies of a tenant, a namespace or a topic. What the change does not name stays,
-    /// whoever changes that at the same time. Answers the policies.
+    /// even if another caller changes it at the same time. Answers the policies.
     ///
     /// # Errors
     /// `Conflict` when they have another version than the change names, `NotFound`, `Invalid` when
@@ -355,7 +355,7 @@ impl Admin {
         Ok(brokers.collect())
     }
 
-    /// The bundles of a namespace, in order, and who owns them.
+    /// The bundles of a namespace, in order, and their owners.
     ///
     /// # Errors
     /// `NotFound` for the namespace, `Invalid` for its name, and what every call may answer.
@@ -381,7 +381,8 @@ impl Admin {
     /// Moves a bundle to a broker, or to any other one; answers its id and URL.
     ///
     /// # Errors
-    /// `NotFound` for the bundle or the broker, `Invalid` for a name, and what every call may answer.
+    /// `NotFound` for the bundle or the broker, `Invalid` for a name, and what every call may
+    /// answer.
     pub async fn transfer_bundle(
         &self,
         namespace: &str,
@@ -402,11 +403,12 @@ impl Admin {
         Ok((answer.broker, answer.url))
     }
 
-    /// Splits a bundle in front of a hash, or where that halves its load as far as its owner knows, or
-    /// in its middle; answers the parts, which stay where they are.
+    /// Splits a bundle in front of a hash, or where that halves its load as far as its owner knows,
+    /// or in its middle; answers the parts, which stay where they are.
     ///
     /// # Errors
-    /// `NotFound` for the bundle, `Invalid` where it cannot be split, and what every call may answer.
+    /// `NotFound` for the bundle, `Invalid` where it cannot be split, and what every call may
+    /// answer.
     pub async fn split_bundle(
         &self,
         namespace: &str,
@@ -440,7 +442,7 @@ impl Admin {
     }
 }
 
-/// Statistics as they come; `brief` for whoever needs the end of a topic only.
+/// Statistics as they come; `brief` for callers that need the end of a topic only.
 pub(crate) async fn topic_stats(
     context: &Context,
     topic: &TopicName,

@@ -60,8 +60,8 @@ impl Client {
     /// everything connects by itself.
     ///
     /// # Errors
-    /// [`ClientError::Connect`] when nobody listens at any address, after one try of each;
-    /// [`ClientError::Timeout`] when somebody does and says nothing for the operation timeout.
+    /// [`ClientError::Connect`] when no broker listens at any address, after one try of each;
+    /// [`ClientError::Timeout`] when one does and says nothing for the operation timeout.
     pub async fn connect(&self) -> Result<()> {
         let deadline = Deadline::after(self.context.operation_timeout);
         let mut backoff = Backoff::new(Arc::clone(&self.context.rng));

@@ -1,4 +1,4 @@
-//! The connections to each broker address, made when they are first needed and made anew after a
+//! The connections to each broker address, made when they are first needed and made again after a
 //! failure. The first one counts only after the handshake of versions and features; more are made
 //! as streams need them (`lanes.rs`).
 
@@ -95,7 +95,7 @@ impl Pool {
         let count = self.bootstrap.len();
         let first = self.preferred.load(Ordering::Relaxed).wrapping_add(skip);
         let mut tried = Vec::new();
-        // What says more than that nobody is there: a broker that is silent, or refuses us.
+        // What says more than that no broker is there: a broker that is silent, or refuses us.
         let (mut silent, mut refused) = (None, None);
         for at in 0..count {
             let at = first.wrapping_add(at) % count;
@@ -122,13 +122,13 @@ impl Pool {
         self.open(normalize(url)?).await
     }
 
-    /// Whether an operation that failed like this must not be tried again: nobody has ever
+    /// Whether an operation that failed like this must not be tried again: no broker has ever
     /// answered, so the addresses are likely wrong. A cluster that was there before may come back.
     pub(crate) fn is_hopeless(&self, error: &ClientError) -> bool {
         matches!(error, ClientError::Connect { .. }) && !self.was_connected.load(Ordering::Relaxed)
     }
 
-    /// Forgets a connection that failed, unless somebody has replaced it already.
+    /// Forgets a connection that failed, unless another call has replaced it already.
     pub(crate) async fn invalidate(&self, connection: &Connection) {
         let slot = self.slots.lock().get(&connection.url).map(Arc::clone);
         let Some(slot) = slot else { return };
@@ -155,7 +155,7 @@ impl Pool {
         if let Some(connection) = &live.connection {
             return Ok(connection.clone());
         }
-        // Somebody tried while this one waited.
+        // Another call tried while this one waited.
         if slot.attempts.load(Ordering::Acquire) != before
             && let Some(error) = &live.error
         {
@@ -252,7 +252,7 @@ async fn dial(url: &Arc<str>, timeout: Duration) -> Result<Connection> {
     };
     let mut client = BrokerClient::new(channel.clone());
     let handshake = async { Ok(client.handshake(request).await) };
-    // Somebody takes connections and says nothing: paused, or stuck, but not absent.
+    // A process takes connections and says nothing: paused, or stuck, but not absent.
     let answer = crate::retry::Deadline::after(timeout)
         .limit("the handshake", handshake)
         .await
@@ -331,7 +331,7 @@ mod tests {
 
     #[tokio::test]
     async fn every_address_that_failed_is_named() {
-        // Port 1 on loopback: nobody listens there.
+        // Port 1 on loopback: nothing listens there.
         let urls = ["127.0.0.1:1".to_owned(), "http://127.0.0.1:1".to_owned()];
         let pool = Pool::new(&urls, Duration::from_secs(5)).unwrap();
         let error = pool.any(0).await.map(|_| ()).unwrap_err().to_string();

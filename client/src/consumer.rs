@@ -157,11 +157,10 @@ impl Consumer {
     /// Waits for the next message. Dropping the future loses nothing; several tasks may receive.
     ///
     /// # Errors
-    /// [`Damaged`](ClientError::Damaged) for messages that cannot be read, which stay unacknowledged
-    /// until [`ack_damaged`](Self::ack_damaged) while those after them follow; every other error
-    /// has ended the consumer: `Fenced` when the topic was
-    /// deleted, `Busy` when another consumer got the subscription while this one was away,
-    /// `Refused`, `NotFound`, `Closed`.
+    /// [`Damaged`](ClientError::Damaged) for messages that cannot be read, which stay
+    /// unacknowledged until [`ack_damaged`](Self::ack_damaged) while those after them follow; every
+    /// other error has ended the consumer: `Fenced` when the topic was deleted, `Busy` when another
+    /// consumer got the subscription while this one was away, `Refused`, `NotFound`, `Closed`.
     pub async fn receive(&self) -> Result<ReceivedMessage> {
         self.handle.receiver.take().await
     }
@@ -201,7 +200,7 @@ impl Consumer {
         Ok(messages)
     }
 
-    /// Acknowledges a message. It is on its way when this returns; await the answer to know that
+    /// Acknowledges a message. It is in flight when this returns; await the answer to know that
     /// it is durable and the message is never delivered again. Acknowledgements that are made
     /// while others are under way travel together.
     pub fn ack(&self, message: &ReceivedMessage) -> PendingAck {
@@ -220,7 +219,7 @@ impl Consumer {
         PendingAck::new(outcome)
     }
 
-    /// Asks for redelivery of messages that could not be read: on their way to this consumer they
+    /// Asks for redelivery of messages that could not be read: in flight to this consumer they
     /// may have been damaged, storage may have been repaired.
     pub fn nack_damaged(&self, damaged: &Damaged) {
         for (first, last) in &damaged.ranges {
@@ -246,7 +245,7 @@ impl Consumer {
             let what = Acknowledged::One(message.index.0);
             self.handle.receiver.ack(message.origin, what)
         };
-        // All are on their way before the first is waited for, so that they travel together.
+        // All are in flight before the first is waited for, so that they travel together.
         let pending: Vec<Arc<AckOutcome>> = messages.iter().map(ack).collect();
         let mut outcomes = Vec::with_capacity(pending.len());
         for outcome in pending {
@@ -291,7 +290,7 @@ impl Consumer {
         self.handle.receiver.is_active()
     }
 
-    /// Waits until acknowledgements that are on their way are settled, and ends the consumer.
+    /// Waits until acknowledgements that are in flight are settled, and ends the consumer.
     ///
     /// # Errors
     /// `Timeout` when the broker does not let go in time; the consumer is closed either way.
@@ -318,7 +317,7 @@ impl Held {
     }
 }
 
-/// An acknowledgement on its way. Await it to know that it is durable.
+/// An acknowledgement in flight. Await it to know that it is durable.
 ///
 /// # Errors
 /// [`ClientError::Stale`] when a seek has voided it; `Unavailable` or `Timeout` with outcome

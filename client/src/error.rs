@@ -26,11 +26,12 @@ pub enum ErrorKind {
     NotFound,
     /// It exists already.
     AlreadyExists,
-    /// Somebody else uses it, or it is not in the right state: try again later, or take it over.
+    /// Another client uses it, or it is not in the right state: try again later, or take it over.
     Busy,
     /// Not allowed: permission, authentication or quota.
     Refused,
-    /// Taken over by another producer, or the topic was deleted. Open anew if that was not meant.
+    /// Taken over by another producer, or the topic was deleted. Open it again if that was not
+    /// meant.
     Fenced,
     /// The broker cannot serve it now. Try again.
     Unavailable,
@@ -232,8 +233,8 @@ impl ClientError {
         }
     }
 
-    /// What to tell when there is no time for another attempt: where brokers point at each other, why the
-    /// one that a redirect led to did not do it.
+    /// What to tell when there is no time for another attempt: where brokers point at each other,
+    /// why the one that a redirect led to did not do it.
     pub(crate) fn or_cause(self, cause: Option<ClientError>) -> ClientError {
         match (&self, cause) {
             (ClientError::Broker(error), Some(cause)) if error.redirect_url.is_some() => cause,

@@ -185,7 +185,7 @@ impl Target {
                     Ok(connection)
                 }
                 Err(_) => {
-                    // Whoever names a broker that is gone would name it again.
+                    // A broker that names one that is gone would name it again.
                     self.failures += 1;
                     context.pool.any(self.failures).await
                 }

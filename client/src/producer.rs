@@ -96,9 +96,9 @@ impl ProducerBuilder {
         self
     }
 
-    /// How long a message may wait for its acknowledgement, reconnects included; `None`: as long
-    /// as it takes. At least 1 ms. When one times out, all that were sent after it fail with it, so that the
-    /// order holds. Default 30 s.
+    /// How long a message may wait for its acknowledgement, reconnects included; `None`: as long as
+    /// it takes. At least 1 ms. When one times out, all that were sent after it fail with it, so
+    /// that the order holds. Default 30 s.
     #[must_use]
     pub fn send_timeout(mut self, timeout: Option<Duration>) -> ProducerBuilder {
         self.settings.send_timeout = timeout;
@@ -249,9 +249,9 @@ impl Producer {
     /// Flushes, and ends the producer: it accepts nothing more.
     ///
     /// # Errors
-    /// Those of [`flush`](Self::flush), and `Timeout` when the broker does not let go in time. Without
-    /// a send timeout, messages that are not stored within the client's operation timeout fail. The
-    /// producer is closed either way.
+    /// Those of [`flush`](Self::flush), and `Timeout` when the broker does not let go in time.
+    /// Without a send timeout, messages that are not stored within the client's operation timeout
+    /// fail. The producer is closed either way.
     pub async fn close(&self) -> Result<()> {
         let partitions = self.inner.partitions.iter();
         let closes = partitions.map(|handle| handle.partition.close());
@@ -267,7 +267,8 @@ impl Producer {
         &self.inner.name
     }
 
-    /// What the name had stored when the producer was opened, in the partitions that have some of it.
+    /// What the name had stored when the producer was opened, in the partitions that have some of
+    /// it.
     #[must_use]
     pub fn stored_before(&self) -> Vec<StoredBefore> {
         let partitions = self.inner.partitions.iter();
@@ -286,7 +287,7 @@ impl Producer {
     }
 }
 
-/// A message on its way. Await it to know that the message is stored, durably.
+/// A message in flight. Await it to know that the message is stored, durably.
 ///
 /// # Errors
 /// `Timeout` with outcome unknown when the send timeout passed; `Fenced` when another producer has

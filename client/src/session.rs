@@ -179,7 +179,7 @@ impl<S: Session> Driver<S> {
                 break;
             }
             if let Some(delay) = session.pause(redirected) {
-                // What expires meanwhile neither shortens the pause nor begins it anew.
+                // What expires meanwhile neither shortens the pause nor begins it again.
                 let mut pause = pin!(clock::sleep(delay));
                 while or_expired(&session, pause.as_mut()).await.is_none() {}
                 if session.is_closed() {
@@ -295,7 +295,7 @@ fn ended(what: &'static str) -> ClientError {
     }
 }
 
-/// The broker sent a message that is none of those that the protocol has.
+/// The broker sent a message that the protocol does not have.
 pub(crate) fn unknown_message() -> ClientError {
     ClientError::Protocol("an answer of an unknown kind".to_owned())
 }

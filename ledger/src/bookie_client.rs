@@ -6,7 +6,7 @@
 //!   later ones; the client id makes the bookie finish the former stream first.
 //! - What waits for a bookie is bounded in requests and bytes (I13).
 //!
-//! It retries nothing: whoever submitted knows what an unknown outcome means.
+//! It retries nothing: the caller knows what an unknown outcome means.
 
 mod link;
 
@@ -88,7 +88,7 @@ impl GrpcTransport {
     /// stream to the old address until that breaks.
     ///
     /// # Errors
-    /// When the address is none.
+    /// When the address is not valid.
     pub fn set_address(&self, bookie: BookieId, url: &str) -> BookieResult<()> {
         let endpoint = Endpoint::from_shared(url.to_owned())
             .map_err(|error| BookieError::Invalid(format!("bookie address {url}: {error}")))?

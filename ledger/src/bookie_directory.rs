@@ -1,10 +1,10 @@
-//! The bookies of the cluster as metadata shows them: who there is for placement, and where
-//! everybody is for the transport.
+//! The bookies of the cluster as metadata shows them: which of them may be chosen, and where
+//! the transport reaches each.
 //!
 //! Invariants:
 //! - A bookie that is not announced gets no new ledgers, but stays reachable where it was last:
 //!   its lease may have expired while it lives, and reads and recovery need it.
-//! - Nobody waits for metadata here: what is known is used while the store is away.
+//! - Nothing here waits for metadata: what is known is used while the store is away.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -78,7 +78,7 @@ impl BookieDirectory {
     }
 }
 
-/// Takes over what metadata shows; returns who may get new ledgers.
+/// Takes over what metadata shows; returns those that may get new ledgers.
 fn follow(
     items: &[Versioned],
     addresses: &mut Addresses,
@@ -147,7 +147,7 @@ struct Changes {
     moved: Vec<(BookieId, String)>,
     /// Not announced any more; they stay where they were.
     gone: Vec<BookieId>,
-    /// Gone for so long that others need the room.
+    /// Gone long enough that others need the space.
     forgotten: Vec<BookieId>,
 }
 
@@ -264,7 +264,7 @@ mod tests {
         };
         let announce = |zone: &str, read_only| {
             record::encode(BookieRecord {
-                // Nobody listens there.
+                // Nothing listens there.
                 address: "http://127.0.0.1:1".to_owned(),
                 zone: zone.to_owned(),
                 read_only,

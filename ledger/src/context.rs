@@ -38,7 +38,7 @@ pub struct LedgerContext {
 /// Bounds and timeouts of ledgers.
 #[derive(Debug, Clone)]
 pub struct LedgerSettings {
-    /// A bookie that does not answer an add, fence or read for so long has failed.
+    /// A bookie that does not answer an add, fence or read in this time has failed.
     pub request_timeout: Duration,
     /// An add that a bookie refused as `Overloaded` is sent again after about so long.
     pub overload_backoff: Duration,
@@ -54,8 +54,8 @@ pub struct LedgerSettings {
     /// The same for all ledgers of the process together; beyond, nothing is kept for slower
     /// bookies, and they have failed.
     pub kept_bytes_max: u64,
-    /// How long a ledger that is to be closed waits for slower bookies to have everything too. Who
-    /// is later is marked for repair (H16).
+    /// How long a ledger that is to be closed waits for slower bookies to have everything too. A
+    /// bookie that is later is marked for repair (H16).
     pub close_wait: Duration,
     /// How long a bookie that failed is passed over for new places.
     pub quarantine: Duration,
@@ -64,7 +64,7 @@ pub struct LedgerSettings {
     /// With too few bookies for a whole ensemble, new ledgers get a smaller one, down to the ack
     /// quorum, instead of an error.
     pub shrink_ensembles: bool,
-    /// Recovery reads on their way at once.
+    /// Recovery reads in flight at once.
     pub recovery_window_entries: u32,
     /// First pause between attempts to recover a ledger or to open one; doubles up to the last.
     pub retry_backoff_min: Duration,
@@ -102,7 +102,8 @@ pub struct LedgerShared {
 }
 
 impl LedgerShared {
-    /// Notes that a ledger keeps other bytes than before for slower bookies; returns the sum of all.
+    /// Notes that a ledger keeps other bytes than before for slower bookies; returns the sum of
+    /// all.
     pub(crate) fn kept_changed(&self, before: u64, now: u64) -> u64 {
         // Wrapping: the sum of all ledgers is never negative.
         let change = now.wrapping_sub(before);

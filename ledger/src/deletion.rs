@@ -1,12 +1,12 @@
 //! Deletion of ledgers from bookies, on positive intents only.
 //!
-//! An intent (`g/ID`) names the bookies that are to delete a ledger and notes who has. Whoever is
-//! away when a ledger is deleted finds the intent when it returns; a decommissioned bookie is not
-//! waited for. Invariants:
+//! An intent (`g/ID`) names the bookies that are to delete a ledger and notes which of them have. A
+//! bookie that is away when a ledger is deleted finds the intent when it returns; a decommissioned
+//! bookie is not waited for. Invariants:
 //! - A bookie is counted only after its tombstone is durable in its journal (H15).
-//! - The ledger's record goes with the intent, in one transaction, after everybody is counted: as
-//!   long as a bookie may still hold entries something says that they are to go.
-//! - An intent for single copies leaves the ledger's record in place but writes it anew, when it
+//! - The ledger's record goes with the intent, in one transaction, after every bookie is counted:
+//!   as long as a bookie may still hold entries, something says that they are to go.
+//! - An intent for single copies leaves the ledger's record in place but rewrites it, when it
 //!   begins and when it ends, so that a repair that counts on such a copy notices.
 
 use std::collections::BTreeSet;
@@ -51,7 +51,7 @@ pub struct Intent {
 pub enum Progress {
     /// It is carried out, and gone.
     Done,
-    /// So many bookies have not acknowledged yet.
+    /// This many bookies have not acknowledged yet.
     Waiting(usize),
 }
 
@@ -155,8 +155,8 @@ impl Intent {
         Expect::Revision(self.revision)
     }
 
-    /// Whether it is about the ledger of that record: with another token it is about one that had the
-    /// same id before (H14).
+    /// Whether it is about the ledger of that record: with another token it is about one that had
+    /// the same id before (H14).
     pub fn is_of(&self, info: &LedgerInfo) -> bool {
         self.token == NO_TOKEN || self.token == info.token
     }
@@ -185,16 +185,17 @@ pub async fn load(
     stored.map(|stored| Intent::decode(&stored)).transpose()
 }
 
-/// The bookies that are to delete what they have of a ledger: nothing of it is placed there. An intent
-/// that is written later changes the ledger's record, so that whoever was not told does not come through.
+/// The bookies that are to delete what they have of a ledger: nothing of it is placed there. An
+/// intent that is written later changes the ledger's record, so that a writer that was not told
+/// does not come through.
 pub(crate) async fn named(store: &dyn MetadataStore, ledger: LedgerId) -> Vec<BookieId> {
     // One that cannot be read is not carried out either.
     let intent = load(store, ledger).await.ok().flatten();
     intent.map_or_else(Vec::new, |intent| intent.bookies.into_iter().collect())
 }
 
-/// The ledgers that are being deleted everywhere: nobody reads them, and nobody needs their copies.
-/// One whose intent cannot be read is not counted.
+/// The ledgers that are being deleted everywhere: they are not read, and their copies are not
+/// needed. One whose intent cannot be read is not counted.
 pub async fn going(store: &dyn MetadataStore) -> Result<BTreeSet<LedgerId>, LedgerError> {
     let take = |going: &mut BTreeSet<LedgerId>, item: &Versioned| {
         match Intent::decode(item) {
@@ -213,8 +214,8 @@ pub async fn going(store: &dyn MetadataStore) -> Result<BTreeSet<LedgerId>, Ledg
     Ok(going)
 }
 
-/// Ends the intents that wait only for bookies that are gone for good: whoever else was named has
-/// acknowledged already, and looks at them no more. Returns how many they were.
+/// Ends the intents that wait only for bookies that are gone for good: the other bookies that were
+/// named have acknowledged already, and do not look at them any more. Returns how many they were.
 pub async fn finish_without(
     store: &dyn MetadataStore,
     gone: impl Fn(BookieId) -> bool,
@@ -240,7 +241,7 @@ pub async fn finish_without(
     Ok(finished)
 }
 
-/// Writes an intent for single copies; the ledger's record, if there is one, is written anew over
+/// Writes an intent for single copies; the ledger's record, if there is one, is rewritten over
 /// the revision that was judged. `false` when it, or an intent of another, got in between.
 pub async fn begin_copy(
     store: &dyn MetadataStore,
@@ -411,8 +412,8 @@ fn ask_to_delete(
     answer
 }
 
-/// Carries out every intent, as far as bookies answer: after a crash of whoever had begun. Returns
-/// how many are done for good.
+/// Carries out every intent, as far as bookies answer: after a crash of the process that had begun.
+/// Returns how many are done for good.
 ///
 /// # Errors
 /// When intents cannot be listed.

@@ -1,6 +1,7 @@
 //! What bookies must hold of a ledger. Reads, repair, inspection, the end of a limbo, decommission
-//! and every audit ask here, and nobody takes a bookie that is named in a record for one that must
-//! hold something: the bookies of a ledger whose copies are being dropped, or are gone, owe nothing.
+//! and every audit ask here, so that no bookie that is named in a record is taken for one that must
+//! hold something: the bookies of a ledger whose copies are being dropped, or are gone, owe
+//! nothing.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -30,7 +31,7 @@ pub struct FragmentDuty<'a> {
     pub last: Option<EntryId>,
     /// Whether `last` is final.
     pub fixed: bool,
-    /// Who is at each position.
+    /// The bookie at each position.
     pub members: &'a [BookieId],
     quorum: Quorum,
 }
@@ -89,8 +90,8 @@ impl<'a> Duties<'a> {
         }
     }
 
-    /// Who must hold an entry: the members of its fragment by position, and the entry before the
-    /// next fragment. `None` where bookies owe nothing of the ledger.
+    /// The bookies that must hold an entry: the members of its fragment by position, and the entry
+    /// before the next fragment. `None` where bookies owe nothing of the ledger.
     pub fn at(self, entry: EntryId) -> Option<(&'a [BookieId], Option<EntryId>)> {
         let fragments = self.fragments?;
         let (_, members) = fragments.range(..=entry).next_back()?;
@@ -103,7 +104,7 @@ impl<'a> Duties<'a> {
         self.fragments?.get(&first).map(Vec::as_slice)
     }
 
-    /// Everybody who must hold something, or has a place for what is still to come.
+    /// The bookies that must hold something, or have a place for what is still to come.
     pub fn bookies(self) -> BTreeSet<BookieId> {
         let fragments = self.fragments.into_iter().flat_map(BTreeMap::values);
         fragments.flatten().copied().collect()

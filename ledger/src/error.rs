@@ -47,7 +47,7 @@ pub enum LedgerError {
         /// What the last replica said.
         last: BookieError,
     },
-    /// The ledger is on its way into an object store, or there.
+    /// The ledger is being offloaded into an object store, or there.
     #[error(transparent)]
     Offload(#[from] OffloadError),
     /// The record of the ledger is not what it must be.

@@ -6,9 +6,9 @@ use std::sync::Arc;
 use aquifer_metadata::store::Guard;
 use parking_lot::Mutex;
 
-/// Guards that may be written anew while the owner stays the same, as when its bundle is split. A
-/// record and the writers of its ledgers share them: with the former ones a writer would take itself
-/// for fenced.
+/// Guards that may be rewritten while the owner stays the same, as when its bundle is split. A
+/// record and the writers of its ledgers share them: with the former ones a writer would take
+/// itself for fenced.
 #[derive(Debug, Clone, Default)]
 pub struct Guards(Arc<Mutex<Right>>);
 
@@ -17,8 +17,8 @@ pub struct Guards(Arc<Mutex<Right>>);
 pub struct Right {
     /// What every change compares.
     pub guards: Vec<Guard>,
-    /// The topic is handed over: what is open may be sealed and what is old trimmed, and no ledger is
-    /// opened any more (H21).
+    /// The topic is handed over: what is open may be sealed and what is old trimmed, and no ledger
+    /// is opened any more (H21).
     pub sealing_only: bool,
 }
 
@@ -38,8 +38,8 @@ impl Guards {
         self.0.lock().guards.clone()
     }
 
-    /// The guards together with what they are good for: a change that is allowed is made under these
-    /// and no others.
+    /// The guards together with what they are good for: a change that is allowed is made under
+    /// these and no others.
     #[must_use]
     pub fn right(&self) -> Right {
         self.0.lock().clone()

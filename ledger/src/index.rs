@@ -1,4 +1,5 @@
-//! Which ledgers each bookie must hold something of: found by scanning all ledger records, never stored.
+//! Which ledgers each bookie must hold something of: found by scanning all ledger records, never
+//! stored.
 //!
 //! A million ledgers on three bookies each take a few megabytes: ids are kept as compressed
 //! bitmaps, and ids are nearly dense.

@@ -56,7 +56,7 @@ pub struct LedgerInfo {
     pub recovery_epoch: u64,
     /// When it was created, in milliseconds since 1970.
     pub created_ms: u64,
-    /// How far it is on its way into an object store.
+    /// How far its offload into an object store is.
     pub offload: Option<Offload>,
     /// The revision at which the record was read; changes compare it (I6).
     pub revision: Revision,
@@ -71,7 +71,7 @@ impl LedgerInfo {
             .unwrap_or((EntryId::FIRST, Vec::new()))
     }
 
-    /// Every bookie that may hold entries, whether or not it must: whom a deletion asks.
+    /// Every bookie that may hold entries, whether or not it must: those that a deletion asks.
     pub fn bookies(&self) -> BTreeSet<BookieId> {
         self.fragments.values().flatten().copied().collect()
     }

@@ -3,8 +3,8 @@
 //!
 //! The protocol lives in state machines without I/O, threads or clocks: [`writer::machine`],
 //! [`recovery::machine`]. Drivers feed them events and carry out their actions against a
-//! [`transport::BookieTransport`] and a metadata store. This crate knows neither topics nor bookies'
-//! insides.
+//! [`transport::BookieTransport`] and a metadata store. This crate knows neither topics nor
+//! bookies' insides.
 #![deny(missing_docs)]
 
 pub mod bookie_client;

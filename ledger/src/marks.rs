@@ -1,6 +1,7 @@
-//! Marks of ledgers that may lack replicas (`u/ID`): who writes one says why, and whoever repairs
-//! the ledger removes exactly the mark that it has read. One that cannot be read stands in nobody's
-//! way, unless a newer build has written it: whoever marks the ledger replaces it, and doubts every bookie that it may have named.
+//! Marks of ledgers that may lack replicas (`u/ID`). A mark says why it was written, and the worker
+//! that repairs the ledger removes exactly the mark that it has read. A mark that cannot be read is
+//! not in the way, unless a newer build has written it: the next mark of the ledger replaces it,
+//! and doubts every bookie that it may have named.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -26,11 +27,11 @@ pub struct Mark {
     pub lost: BTreeSet<BookieId>,
     /// Bookies whose copies may be damaged: every byte is read.
     pub doubted: BTreeSet<BookieId>,
-    /// Bookies whose copies may lack entries from so many on: only their index is asked.
+    /// Bookies whose copies may lack entries from this one on: only their index is asked.
     pub thin: BTreeMap<BookieId, EntryId>,
     /// Why.
     pub reason: String,
-    /// When, by the clock of whoever wrote it.
+    /// When, by the clock of the process that wrote it.
     pub marked_ms: u64,
     /// The metadata partition of the ledger's topic.
     pub home: String,
@@ -258,7 +259,7 @@ pub async fn write(store: &dyn MetadataStore, mark: &Mark) -> Result<bool, Ledge
     Ok(updated.applied.is_some())
 }
 
-/// Removes a mark as it was read; `false` when somebody has written another since.
+/// Removes a mark as it was read; `false` when another was written since.
 pub async fn clear(store: &dyn MetadataStore, mark: &Mark) -> Result<bool, LedgerError> {
     let transaction = Transaction {
         partition: mark.home.clone(),

@@ -1,9 +1,11 @@
-//! Where a closed ledger is on its way into an object store, as its record says it.
+//! How far the offload of a closed ledger into an object store is, as its record says it.
 //!
 //! ```text
-//! (none) --claim--> Claimed --store--> Stored, copies kept --drop--> copies going --end--> copies gone
-//!    ^                 |
-//!    +---- give up ----+
+//! (none) --claim--> Claimed --store--> Stored, copies kept
+//!    ^                 |                       |
+//!    +---- give up ----+                      drop
+//!                                             v
+//!                                       copies going --end--> copies gone
 //! ```
 //!
 //! Invariants:
@@ -67,7 +69,7 @@ pub enum Copies {
     Gone,
 }
 
-/// How far a ledger is on its way.
+/// How far the offload of a ledger is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Offload {
     /// An attempt is under way. Its object may be there, in parts or whole.

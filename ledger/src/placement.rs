@@ -1,7 +1,7 @@
 //! Which bookies get a ledger: a random choice among the writable ones, weighted by free space,
 //! spread over zones, away from those that failed lately.
 //!
-//! Zones are a preference, unless a minimum is asked for: then every write set spans so many, or
+//! Zones are a preference, unless a minimum is asked for: then every write set spans this many, or
 //! there is an error that says what is missing. Quarantine is a preference only: a bookie that
 //! failed lately, or has no room left, is better than none.
 
@@ -104,7 +104,7 @@ impl Bookies {
         self.snapshot().iter().filter(|b| !b.read_only).count()
     }
 
-    /// Passes a bookie over for so long, where others can take its place.
+    /// Passes a bookie over for this time, where others can take its place.
     pub fn quarantine(&self, bookie: BookieId, pause: Duration) {
         let now = self.shared.clock.monotonic();
         let mut quarantine = self.shared.quarantine.write();

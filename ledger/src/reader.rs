@@ -30,7 +30,7 @@ pub struct Wanted {
     pub bytes_max: usize,
     /// Most entries, at least 1.
     pub entries_max: usize,
-    /// Only so many bytes of each entry, from its beginning.
+    /// Only this many bytes of each entry, from its beginning.
     pub prefix_bytes: Option<usize>,
 }
 
@@ -109,9 +109,9 @@ pub async fn read_range(
     }
 }
 
-/// Who has an entry, in the order in which they are asked. Ledgers begin at different positions,
-/// so that all replicas serve reads; one ledger is read from the same, so that its reads are
-/// sequential there. Who failed lately comes last.
+/// The bookies that have an entry, in the order in which they are asked. Ledgers begin at different
+/// positions, so that all replicas serve reads; one ledger is read from the same, so that its reads
+/// are sequential there. A bookie that failed lately comes last.
 fn replicas_of(
     ctx: &LedgerContext,
     info: &LedgerInfo,
@@ -173,7 +173,7 @@ async fn ask(
     (bookie, entries)
 }
 
-/// The good entries at the beginning of a reply; an error if there is none.
+/// The good entries at the beginning of a reply; an error if no entry is good.
 fn check(batch: ReadBatch, range: ReadRange, is_checked: bool) -> BookieResult<Vec<StoredEntry>> {
     // A prefix has no digest of its own.
     let is_checked = is_checked || range.prefix_bytes.is_some();

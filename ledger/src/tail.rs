@@ -1,4 +1,4 @@
-//! Reads of a ledger by somebody who does not own it, up to its moving end.
+//! Reads of a ledger by a process that does not own it, up to its moving end.
 //!
 //! Bookies tell the last-add-confirmed that writers carried to them; whatever is confirmed is read
 //! like anything else. A reader never makes anything confirmed, and never fences.
@@ -107,7 +107,7 @@ impl TailReader {
         let store = &*self.ctx.store;
         self.info = ledger_metadata::load_existing(store, self.info.id).await?;
         if !self.is_closed() && news.is_some_and(|tail| tail.fenced) {
-            // A recovery is on its way, and its end is not told by bookies.
+            // A recovery is in progress, and its end is not told by bookies.
             clock::sleep(wait.min(self.ctx.settings.retry_backoff_max)).await;
             self.info = ledger_metadata::load_existing(store, self.info.id).await?;
         }

@@ -35,7 +35,7 @@ pub struct TestWorld {
 }
 
 impl TestWorld {
-    /// A world with so many bookies, whose time is moved by hand.
+    /// A world with this many bookies, whose time is moved by hand.
     #[must_use]
     pub fn new(bookies: u8) -> TestWorld {
         TestWorld {

@@ -1,5 +1,5 @@
-//! Writing one ledger: the [`machine`] decides, without I/O, threads or clocks; the [`driver`] sends
-//! to bookies, waits, and changes metadata.
+//! Writing one ledger: the [`machine`] decides, without I/O, threads or clocks; the [`driver`]
+//! sends to bookies, waits, and changes metadata.
 
 pub mod driver;
 pub mod machine;

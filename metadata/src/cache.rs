@@ -63,7 +63,7 @@ impl PrefixCache {
             current: watch::Sender::new(None),
         });
         let shutdown = tasks.shutdown_token();
-        // The task ends with the store or the group; nobody waits for its handle.
+        // The task ends with the store or the group; its handle is not needed.
         drop(tasks.spawn(
             "metadata-cache",
             follow(Arc::clone(&shared), store, rng, shutdown),

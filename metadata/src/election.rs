@@ -4,9 +4,9 @@
 //! - At any revision the key names one leader or none.
 //! - A leader is followed only after its key is gone: by its own will, or with its session.
 //!
-//! Leading is a hint to be the one who works, not a right to change anything: a leader that was
-//! paused may believe in it for a moment longer than the others. Whoever must be certain puts
-//! [`Leadership::guard`] into each transaction.
+//! Leading is a hint that this process does the work, not a right to change anything: a leader that
+//! was paused may believe in it for a moment longer than the others. A process that must be certain
+//! puts [`Leadership::guard`] into each transaction.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -32,7 +32,7 @@ pub struct Election {
     key: String,
 }
 
-/// Who leads.
+/// A leader.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Leader {
     /// What the leader campaigned with.
@@ -48,7 +48,7 @@ pub struct Leadership {
     revision: Revision,
 }
 
-/// Tells who leads, now and at each change.
+/// Tells which candidate leads, now and at each change.
 pub struct Observer {
     election: Election,
     watch: Option<Box<dyn Watch>>,
@@ -65,8 +65,8 @@ impl Election {
     }
 
     /// Waits until this candidate leads, through any absence of the store. The candidate's bytes
-    /// are what others see; no other process may campaign with the same. Who stops to wait may
-    /// still win, until the session ends.
+    /// are what others see; no other process may campaign with the same. Dropping the future
+    /// does not withdraw the candidate: it may still win until its session ends.
     ///
     /// # Errors
     /// `SessionExpired` when the session is lost before; otherwise what cannot be cured.
@@ -87,7 +87,7 @@ impl Election {
         })
     }
 
-    /// Who leads now.
+    /// The current leader.
     ///
     /// # Errors
     /// Those of a read.
@@ -96,7 +96,7 @@ impl Election {
         Ok(found.map(Leader::from))
     }
 
-    /// Follows who leads.
+    /// Follows the leader.
     pub fn observe(&self) -> Observer {
         Observer {
             election: self.clone(),
@@ -116,7 +116,7 @@ impl Election {
         }
     }
 
-    /// Wins if nobody leads; waits until the leader is gone otherwise.
+    /// Wins if no candidate leads; waits until the leader is gone otherwise.
     async fn try_to_win(
         &self,
         session: &dyn Session,
@@ -222,7 +222,7 @@ impl Leadership {
             }],
         };
         match self.election.store.commit(resign).await {
-            // Somebody else leads already, or nobody.
+            // Another candidate leads already, or none.
             Ok(_) | Err(MetadataError::Conflict { .. }) => Ok(()),
             Err(error) => Err(error),
         }
@@ -230,8 +230,8 @@ impl Leadership {
 }
 
 impl Observer {
-    /// Who leads: at once for the first time, then whenever it has changed. `None` when nobody
-    /// does. Short leaderships in between may be passed over.
+    /// The leader: at once for the first time, then whenever it has changed. `None` when there
+    /// is no leader. Short leaderships in between may be passed over.
     ///
     /// # Errors
     /// Those of a read. It may be called again.

@@ -99,8 +99,8 @@ struct Shared {
 
 impl EmbeddedStore {
     /// Opens the file, or creates it in an existing directory. A store that was open before must
-    /// have been closed by [`Self::close`]: dropping it closes the file a little later. Keys that sessions of an earlier
-    /// process left behind are removed first.
+    /// have been closed by [`Self::close`]: dropping it closes the file a little later. Keys that
+    /// sessions of an earlier process left behind are removed first.
     ///
     /// # Errors
     /// `Damaged` when the file is not what this store wrote; `Unavailable` when it cannot be

@@ -2,7 +2,7 @@
 //! belongs to.
 //!
 //! Keys are relative to the root of a cluster ([`root`]); a store that serves several clusters
-//! puts the root in front, so that nobody else handles it. Invariants:
+//! puts the root in front, so that no other module handles it. Invariants:
 //! - A name inside a key never contains `/`: what the allow-list of names lets through is kept
 //!   and everything else is percent-encoded. So a key cannot leave its prefix.
 //! - A prefix ends in `/`, so that the one of `a` never matches the keys of `ab`.
@@ -68,7 +68,7 @@ pub enum Key {
     UnderReplicated(LedgerId),
     /// `g/ID`: a ledger that is being deleted.
     Deletion(LedgerId),
-    /// `ul/ID`: who repairs a ledger now (leased).
+    /// `ul/ID`: the process that repairs a ledger (leased).
     RepairLock(LedgerId),
     /// `workers/NAME`: a process that repairs ledgers (leased).
     RepairWorker(String),
@@ -76,7 +76,7 @@ pub enum Key {
     IdRange(String),
     /// `clusters/NAME`: a peer for geo-replication.
     Cluster(String),
-    /// `leaders/NAME`: who leads what there must be one of (leased).
+    /// `leaders/NAME`: the leader of an election (leased).
     Leader(String),
 }
 
@@ -210,7 +210,7 @@ pub fn under_replicated(ledger: LedgerId) -> String {
 /// What begins the keys of under-replicated ledgers.
 pub const UNDER_REPLICATED_PREFIX: &str = "u/";
 
-/// Key of the lock of whoever repairs a ledger.
+/// Key of the lock of the process that repairs a ledger.
 pub fn repair_lock(ledger: LedgerId) -> String {
     format!("{REPAIR_LOCKS_PREFIX}{:016}", ledger.0)
 }
@@ -252,13 +252,13 @@ pub fn leader(election: &str) -> String {
     format!("leaders/{}", escape(election))
 }
 
-/// The election of the auditor, who finds ledgers that lack replicas.
+/// The election of the auditor, which finds ledgers that lack replicas.
 pub const ELECTION_AUDITOR: &str = "auditor";
 
 /// The election of the broker that balances load between brokers.
 pub const ELECTION_BALANCER: &str = "balancer";
 
-/// What begins the keys that a store keeps for itself; it sorts after all others, and nobody else
+/// What begins the keys that a store keeps for itself; it sorts after all others, and nothing else
 /// sees it.
 pub const INTERNAL_PREFIX: &str = "~";
 

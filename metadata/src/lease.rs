@@ -42,9 +42,9 @@ pub struct Lease {
 struct Shared {
     ttl: Duration,
     wanted: watch::Sender<Wanted>,
-    /// The session of now.
+    /// The current session.
     session: watch::Sender<Current>,
-    /// The version that is written under the session of now; `None` without one.
+    /// The version that is written under the current session; `None` without one.
     announced: watch::Sender<Option<u64>>,
     closing: CancellationToken,
     closed: CancellationToken,
@@ -84,9 +84,9 @@ impl Lease {
         });
         let held = Arc::clone(&shared);
         let shutdown = tasks.shutdown_token();
-        // The task ends with the lease or the group; nobody waits for its handle.
+        // The task ends with the lease or the group; its handle is not needed.
         drop(tasks.spawn("metadata-lease", async move {
-            // However this ends: who waits for the end of the lease must not wait for ever.
+            // However this ends: nothing that waits for the end of the lease may wait for ever.
             let _closed = held.closed.clone().drop_guard();
             tokio::select! {
                 () = held.hold(store.as_ref(), &rng) => {}
@@ -120,8 +120,8 @@ impl Lease {
         }
     }
 
-    /// The session of now, for locks and elections, which are lost with it; waits for one.
-    /// `None` once the lease is closed. It is the lease's: nobody else closes it.
+    /// The current session, for locks and elections, which are lost with it; waits for one.
+    /// `None` once the lease is closed. It is the lease's: nothing else closes it.
     pub async fn session(&self) -> Option<Arc<dyn Session>> {
         let mut session = self.shared.session.subscribe();
         tokio::select! {
@@ -141,8 +141,9 @@ impl Lease {
         self.shared.ttl
     }
 
-    /// The number of the session of now, if that is certainly alive still and the process is announced
-    /// under it. As long as this says the same, nobody has taken the process for gone in between.
+    /// The number of the current session, if that is certainly alive still and the process is
+    /// announced under it. As long as this says the same, no process has taken this one for gone in
+    /// between.
     #[must_use]
     pub fn held(&self) -> Option<u64> {
         let announced = self.shared.announced.borrow().unwrap_or_default();

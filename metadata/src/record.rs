@@ -130,8 +130,8 @@ struct Versioning {
     format_version: u32,
 }
 
-/// Refuses a value that a newer build has written: whoever writes over it would erase what it does
-/// not know. Damage is not judged here.
+/// Refuses a value that a newer build has written: to write over it would erase what this build
+/// does not know. Damage is not judged here.
 ///
 /// # Errors
 /// `NewerFormat`.
@@ -166,8 +166,8 @@ pub fn encode<R: Record>(record: R) -> Bytes {
 /// The record in a stored value.
 ///
 /// # Errors
-/// `Damaged`, with the key, when the bytes are not a record of this kind; `NewerFormat` when a newer
-/// build has written it.
+/// `Damaged`, with the key, when the bytes are not a record of this kind; `NewerFormat` when a
+/// newer build has written it.
 pub fn decode<R: Record>(versioned: &Versioned) -> MetadataResult<R> {
     decode_bytes(&versioned.key, &versioned.value)
 }

@@ -4,7 +4,7 @@
 //! A store serves the snapshot of a scan for a while only (etcd until it is compacted, embedded
 //! until the scan has paused for too long). There are two answers to that, and every scan of more
 //! than a page is one of them:
-//! - [`each`] shows one state: it begins anew, and so does what it has collected.
+//! - [`each`] shows one state: it begins again, and so does what it has collected.
 //! - [`Pages`] is for work on keys that have nothing to do with each other: it goes on behind the
 //!   last key, in a newer snapshot.
 
@@ -21,7 +21,7 @@ const RESTARTS_MAX: usize = 5;
 const AFTER_EVERY_KEY: char = '\x7f';
 
 /// Shows every key below a prefix, at one revision and in order, to `visit`, a page in memory at a
-/// time. When the snapshot is gone it begins anew with what `start` gives; so `visit` must change
+/// time. When the snapshot is gone it begins again with what `start` gives; so `visit` must change
 /// nothing else.
 ///
 /// # Errors

@@ -28,7 +28,7 @@ pub(crate) enum Turn {
     MadeUnknown,
     /// A commit is not made, and that is never known.
     LostUnknown,
-    /// The store is away for this and so many reads behind it.
+    /// The store is away for this read, and for this many behind it.
     Away(u32),
 }
 

@@ -110,7 +110,7 @@ pub struct PageToken {
     /// The last key of the page before.
     pub after: String,
     /// The snapshot's revision. Where a store cannot serve it any more the scan fails with
-    /// `Unavailable` and is begun anew: pages of different states are never mixed.
+    /// `Unavailable` and is begun again: pages of different states are never mixed.
     pub revision: Revision,
 }
 
@@ -173,21 +173,21 @@ pub struct Usage {
     pub refuses: bool,
 }
 
-/// What there is room for. Everything that removes keys, or is needed to read what is stored, has room
-/// until the store itself takes no more.
+/// What there is room for. Everything that removes keys, or is needed to read what is stored, has
+/// room until the store itself takes no more.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Room {
     /// Whatever comes.
     Enough,
-    /// Nothing that can wait, or that somebody can do without; and why.
+    /// Nothing that can wait, or that can be done without; and why.
     Low(String),
     /// Nothing new at all; and why.
     Full(String),
 }
 
-/// With so much of the quota used nothing new is begun that can wait.
+/// With this share of the quota used, nothing new is begun that can wait.
 const LOW_PERCENT: u64 = 80;
-/// With so much of it nothing new is begun.
+/// With this share of it used, nothing new is begun.
 const FULL_PERCENT: u64 = 90;
 
 impl Usage {

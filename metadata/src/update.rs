@@ -76,7 +76,7 @@ impl<T> Change<T> {
     }
 
     /// The same together with other changes. When one of their keys is not as expected, the change
-    /// is decided anew.
+    /// is decided again.
     #[must_use]
     pub fn with(mut self, others: impl IntoIterator<Item = Operation>) -> Self {
         self.others.extend(others);
@@ -155,7 +155,8 @@ impl dyn MetadataStore + '_ {
         F: Future<Output = Result<Change<T>, E>>,
     {
         let mut conflict = None;
-        // Once an attempt may have been made, no failure of a later one says that nothing was changed.
+        // Once an attempt may have been made, no failure of a later one says that nothing was
+        // changed.
         let mut unknown: Option<String> = None;
         let failed = |unknown: Option<String>, error| match unknown {
             Some(reason) => UpdateError::Unknown(reason),

@@ -30,7 +30,7 @@ use crate::orphans::{OrphanAudit, OrphanReport};
 const WRITES_AT_ONCE: usize = 16;
 /// How old the knowledge of many marks may be.
 const MARKS_AGE_MAX: Duration = Duration::from_secs(60);
-/// From one scan to the next, while bookies are emptied, at least so many times its duration.
+/// From one scan to the next, while bookies are emptied, at least this many times its duration.
 const SCAN_REST: u32 = 10;
 
 /// What a pass found and did.
@@ -64,8 +64,8 @@ fn is_any_draining(members: &Members) -> bool {
     members.any(|member| member.is_leaving() && !member.is_decommissioned())
 }
 
-/// What came of one ledger; `None` if what failed is the ledger's own, which must not keep the others
-/// from being marked.
+/// What came of one ledger; `None` if what failed is the ledger's own, which must not keep the
+/// others from being marked.
 pub(crate) fn of_one_ledger<T>(
     ledger: LedgerId,
     result: Result<T, LedgerError>,
@@ -198,8 +198,8 @@ impl Auditor {
     async fn scan(&mut self, now: Duration) -> Result<(), LedgerError> {
         let began = self.ctx.ledgers.clock.monotonic();
         let index = LedgerIndex::scan(&*self.ctx.ledgers.store).await?;
-        // Their records may stay for as long as a bookie that had them is away; nobody gives them
-        // another.
+        // Their records may stay for as long as a bookie that had them is away; no repair gives
+        // them another.
         self.deleting = deletion::going(&*self.ctx.ledgers.store).await?;
         let took = self.ctx.ledgers.clock.monotonic().saturating_sub(began);
         let metrics = &self.ctx.metrics;
@@ -246,8 +246,8 @@ impl Auditor {
             .saturating_sub(deleting.count() as u64)
     }
 
-    /// Ledgers that carry a mark, and the bookies that it calls lost. Many marks are read again only when
-    /// others are to be written, or after a while.
+    /// Ledgers that carry a mark, and the bookies that it calls lost. Many marks are read again
+    /// only when others are to be written, or after a while.
     async fn marked(&mut self, now: Duration, exact: bool) -> Result<Arc<Marked>, LedgerError> {
         if let Some((marked, at)) = &self.marked
             && !exact
@@ -272,9 +272,9 @@ impl Auditor {
         Ok(marked)
     }
 
-    /// Marks ledgers of the bookies that are to be emptied, as many as may wait at once. A ledger that
-    /// carries a mark already takes no room: a recovery writes one whatever the bound says, and if it
-    /// names a bookie that is away, only the word that this one is lost lets it go again.
+    /// Marks ledgers of the bookies that are to be emptied, as many as may wait at once. A ledger
+    /// that carries a mark already takes no room: a recovery writes one whatever the bound says,
+    /// and if it names a bookie that is away, only the word that this one is lost lets it go again.
     async fn mark(
         &self,
         members: &Members,
@@ -349,7 +349,7 @@ impl Auditor {
         marks::write(store, &mark).await
     }
 
-    /// Doubts the ledgers whose turn it is: a defect, or a loss that nobody noticed, would
+    /// Doubts the ledgers whose turn it is: a defect, or a loss that was not noticed, would
     /// otherwise be found by a reader, too late.
     async fn doubt_some(
         &mut self,

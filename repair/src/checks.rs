@@ -6,10 +6,10 @@ use aquifer_model::id::LedgerId;
 
 use aquifer_ledger::index::LedgerIndex;
 
-/// Ledgers that are due at once, at most, however long nobody asked.
+/// Ledgers that are due at once, at most, however long none was asked for.
 const DUE_MAX: u128 = 100;
 
-/// Where a cycle is. It is kept in memory only: a new auditor begins anew.
+/// Where a cycle is. It is kept in memory only: a new auditor begins from the start.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct CheckCycle {
     cycle_ms: u64,

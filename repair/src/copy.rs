@@ -26,10 +26,10 @@ use crate::context::RepairContext;
 use crate::members::Members;
 use crate::pace::Pace;
 
-/// Entry bytes of one ledger on their way at once, or one entry that is larger. What all ledgers of a
-/// worker have on their way together is bounded by its [`Pace`].
+/// Entry bytes of one ledger in flight at once, or one entry that is larger. What all ledgers of
+/// a worker have in flight together is bounded by its [`Pace`].
 const BATCH_BYTES: usize = 1 << 20;
-/// Entries of one ledger on their way at once.
+/// Entries of one ledger in flight at once.
 const BATCH_ENTRIES: usize = 1_000;
 /// Resends to an overloaded bookie without progress.
 const OVERLOADED_MAX: usize = 200;
@@ -42,7 +42,8 @@ pub(crate) type Run = EntryRange;
 /// Why a copy did not come about.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Trouble {
-    /// Every replica said that it has not, or has damaged, an entry that the ledger has, or is lost.
+    /// Every replica said that it has not, or has damaged, an entry that the ledger has, or is
+    /// lost.
     Missing { entry: EntryId, last: BookieError },
     /// Bookies did not answer; another attempt may succeed.
     Blocked(String),
@@ -113,7 +114,7 @@ pub(crate) struct Copier<'a> {
     ctx: &'a RepairContext,
     info: &'a LedgerInfo,
     members: &'a Members,
-    /// Bookies that are lost, unless they are registered again: their silence keeps nobody waiting.
+    /// Bookies that are lost, unless they are registered again: their silence is not waited for.
     lost: &'a BTreeSet<BookieId>,
     pace: &'a Pace,
     /// Those of them that were asked once and did not answer.
@@ -138,8 +139,8 @@ impl<'a> Copier<'a> {
         }
     }
 
-    /// The parts of `runs` that a bookie does not hold. With `prefix_only` everything behind the first gap
-    /// counts as missing: for a copy that was interrupted.
+    /// The parts of `runs` that a bookie does not hold. With `prefix_only` everything behind the
+    /// first gap counts as missing: for a copy that was interrupted.
     pub(crate) async fn gaps(
         &self,
         bookie: BookieId,
@@ -193,7 +194,8 @@ impl<'a> Copier<'a> {
         }
     }
 
-    /// Looks for an unbroken sequence of intact entries from `first` on. The bookie reads them whole.
+    /// Looks for an unbroken sequence of intact entries from `first` on. The bookie reads them
+    /// whole.
     async fn read_through(
         &self,
         bookie: BookieId,
@@ -214,7 +216,7 @@ impl<'a> Copier<'a> {
             Ok(entries) => {
                 let length = |entry: Option<&StoredEntry>| entry.map_or(0, |e| e.ledger_length);
                 let end = entries.last().map_or(first, |entry| entry.entry);
-                // Whether these are the right numbers nobody has checked: they only pace. How long the
+                // Whether these are the right numbers is not checked: they only pace. How long the
                 // first of them is they do not tell, unless it is the first of all.
                 let before = match first {
                     EntryId::FIRST => 0,
@@ -231,8 +233,9 @@ impl<'a> Copier<'a> {
         }
     }
 
-    /// Copies entries to a bookie from whichever replica has them. An entry that no replica has does
-    /// not keep those behind it thin (I2): such entries are returned when everything else is copied.
+    /// Copies entries to a bookie from whichever replica has them. An entry that no replica has
+    /// does not keep those behind it thin (I2): such entries are returned when everything else is
+    /// copied.
     pub(crate) async fn copy(&self, runs: &[Run], to: BookieId) -> Result<Holes, Trouble> {
         let mut holes = Holes::default();
         for (first, last) in runs {
@@ -254,7 +257,8 @@ impl<'a> Copier<'a> {
         Ok(holes)
     }
 
-    /// Which of these entries no replica has, without copying anything; `None` as soon as one has any.
+    /// Which of these entries no replica has, without copying anything; `None` as soon as one has
+    /// any.
     pub(crate) async fn lost_by_all(
         &self,
         runs: impl Iterator<Item = Run>,
@@ -352,7 +356,7 @@ impl<'a> Copier<'a> {
         let write_set = self.info.quorum.write_set(first.0);
         let mut sources: Vec<BookieId> = write_set.map(|position| bookies[position]).collect();
         sources.retain(|bookie| Some(*bookie) != not && !self.silent.lock().contains(bookie));
-        // Those that are away may answer all the same, but are asked when nobody else has it.
+        // Those that are away may answer all the same, but are asked when no other bookie has it.
         sources.sort_by_key(|bookie| !self.members.is_registered(*bookie));
         // That nothing of the ledger is anywhere is said only when all say so.
         let mut missing = BookieError::NoSuchLedger;
@@ -362,9 +366,10 @@ impl<'a> Copier<'a> {
                 Ok(entries) => return Ok(entries),
                 Err(error) if has_nothing(&error) => {}
                 Err(error) if is_missing(&error) => missing = error,
-                // It has lost it, or cannot read it now: whatever is behind it is copied all the same.
+                // It has lost it, or cannot read it now: whatever is behind it is copied all the
+                // same.
                 Err(error @ (BookieError::Limbo | BookieError::Io(_))) => unclear = Some(error),
-                // What a lost bookie had is lost as far as anybody knows, and waiting for it would
+                // What a lost bookie had is lost as far as is known, and waiting for it would
                 // keep thin what others have.
                 Err(_) if self.is_lost(bookie) => {
                     self.silent.lock().insert(bookie);

@@ -1,11 +1,11 @@
 //! Taking a bookie out of the cluster: nothing new, then nothing at all, then never again.
 //!
-//! 1. [`set_draining`]: its cookie says that it is to be empty. Nobody chooses it for new entries,
-//!    and the auditor marks its ledgers.
-//! 2. Workers copy what it holds; [`references`] says how many ledgers still name it. Ledgers that are
-//!    being deleted do not count: their records go when nobody waits for the bookie any more.
-//! 3. [`Retirement`]: once no ledger names it, or only for entries that nobody has, its cookie becomes a
-//!    tombstone. The incarnation never starts again, and deletions do not wait for it.
+//! 1. [`set_draining`]: its cookie says that it is to be empty. No writer chooses it for new
+//!    entries, and the auditor marks its ledgers.
+//! 2. Workers copy what it holds; [`references`] says how many ledgers still name it. Ledgers that
+//!    are being deleted do not count: their records go when the bookie is no longer waited for.
+//! 3. [`Retirement`]: once no ledger names it, or only for entries that no bookie has, its cookie
+//!    becomes a tombstone. The incarnation never starts again, and deletions do not wait for it.
 
 use std::collections::BTreeSet;
 use std::future::ready;
@@ -46,7 +46,7 @@ pub enum Retired {
     Yes,
     /// It announces itself as writable still, or did a moment ago: writers may choose it.
     Announced,
-    /// So many ledgers still name it.
+    /// This many ledgers still name it.
     Referenced(u64),
     /// Ledgers name it only for entries that no other bookie has, and it is not there to be asked.
     LastHope(Vec<Lost>),
@@ -104,15 +104,15 @@ async fn staying(
     Ok(staying)
 }
 
-/// A decommission on its way. A ledger may be created with a place on the bookie after a scan by a
+/// A decommission in progress. A ledger may be created with a place on the bookie after a scan by a
 /// writer that does not know yet: so the scan that counts begins a while after nothing announces
 /// the bookie as writable. Adds of such a ledger are refused by the bookie's gate in any case.
 pub struct Retirement {
     ctx: Arc<RepairContext>,
     bookie: BookieId,
-    /// Whether what nobody has is given up although the bookie might have it.
+    /// Whether what no bookie has is given up although the bookie might have it.
     accept_loss: bool,
-    /// Since when nobody is told to choose it.
+    /// Since when it is not announced as a choice.
     silent_since: Option<Duration>,
     /// Since when it is not registered.
     away_since: Option<Duration>,
@@ -143,13 +143,13 @@ impl Retirement {
         self
     }
 
-    /// The entries that nobody had when the bookie was retired.
+    /// The entries that no bookie had when this one was retired.
     pub fn lost(&self) -> impl Iterator<Item = &Lost> {
         self.lost.iter()
     }
 
-    /// Makes the bookie's cookie a tombstone, if no ledger names it any more, or only for entries that
-    /// are lost.
+    /// Makes the bookie's cookie a tombstone, if no ledger names it any more, or only for entries
+    /// that are lost.
     ///
     /// # Errors
     /// When metadata does not do it.
@@ -195,21 +195,22 @@ impl Retirement {
             }
         })
         .await?;
-        // Nobody waits for it any more.
+        // It is not waited for any more.
         let is_gone = |bookie| {
             let member = members.get(bookie);
             bookie == self.bookie || member.is_some_and(Member::is_decommissioned)
         };
         deletion::finish_without(store, is_gone).await?;
-        // A writer that stood still may have created one all the same: it is moved as well, and so are
-        // the places of what is lost.
+        // A writer that stood still may have created one all the same: it is moved as well, and so
+        // are the places of what is lost.
         match self.mark_late().await? {
             0 => Ok(Retired::Yes),
             late => Ok(Retired::Referenced(late)),
         }
     }
 
-    /// What ledgers that name the bookie still wait for; `None` when all that they name it for is lost.
+    /// What ledgers that name the bookie still wait for; `None` when all that they name it for is
+    /// lost.
     async fn waits_for(
         &mut self,
         members: &Members,
@@ -220,7 +221,7 @@ impl Retirement {
             return Ok(Some(Retired::Referenced(staying.len())));
         };
         if let Some(since) = self.away_since {
-            // It may only be starting anew.
+            // It may only be restarting.
             if now.saturating_sub(since) < AWAY {
                 return Ok(Some(Retired::Referenced(staying.len())));
             }
@@ -232,8 +233,8 @@ impl Retirement {
         Ok(None)
     }
 
-    /// Marks the ledgers that name a bookie which is a tombstone, for the repair workers. Returns how
-    /// many name it, whether or not each could be marked.
+    /// Marks the ledgers that name a bookie which is a tombstone, for the repair workers. Returns
+    /// how many name it, whether or not each could be marked.
     async fn mark_late(&self) -> Result<u64, LedgerError> {
         let store = &*self.ctx.ledgers.store;
         let index = LedgerIndex::scan(store).await?;

@@ -50,8 +50,8 @@ pub async fn repair_entry(
         return Ok(EntryRepair::Irrelevant);
     }
     let members = Members::load(store).await?;
-    let (nobody, pace) = (BTreeSet::new(), Pace::new(u64::MAX));
-    let copier = Copier::new(ctx, &info, &members, &nobody, &pace);
+    let (none_lost, pace) = (BTreeSet::new(), Pace::new(u64::MAX));
+    let copier = Copier::new(ctx, &info, &members, &none_lost, &pace);
     let only = [(entry, entry)];
     let repaired = async {
         copier.copy(&only, bookie).await?.check()?;

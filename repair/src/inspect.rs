@@ -133,7 +133,7 @@ pub struct Replica {
     pub fragment: EntryId,
     /// The position.
     pub position: usize,
-    /// Who is there.
+    /// The bookie that is there.
     pub bookie: BookieId,
     /// Entries that it must have.
     pub entries: u64,
@@ -161,13 +161,13 @@ impl Replica {
 pub struct Verified {
     /// Its replicas whose entries cannot change any more.
     pub replicas: Vec<Replica>,
-    /// Whether those are all: more can be written to a ledger that is not closed, and the entries of
-    /// its last fragment are not looked at.
+    /// Whether those are all: more can be written to a ledger that is not closed, and the entries
+    /// of its last fragment are not looked at.
     pub is_closed: bool,
 }
 
 /// Looks at every replica of every entry whose place is fixed: all of a closed ledger, and all but
-/// the last fragment of another. A ledger that is being deleted has none that anybody misses;
+/// the last fragment of another. A ledger that is being deleted has none that is missed;
 /// `None` when there is no such ledger, or none any more.
 ///
 /// # Errors
@@ -215,8 +215,8 @@ async fn replicas(
     bytes_per_second: u64,
 ) -> Result<Vec<Replica>, LedgerError> {
     let members = Members::load(&*ctx.ledgers.store).await?;
-    let (nobody, pace) = (BTreeSet::new(), Pace::new(bytes_per_second));
-    let copier = Copier::new(ctx, info, &members, &nobody, &pace);
+    let (none_lost, pace) = (BTreeSet::new(), Pace::new(bytes_per_second));
+    let copier = Copier::new(ctx, info, &members, &none_lost, &pace);
     let mut replicas = Vec::new();
     for fragment in info.duties().fixed() {
         for (position, bookie) in fragment.members.iter().enumerate() {
@@ -234,7 +234,7 @@ async fn replicas(
     Ok(replicas)
 }
 
-/// The topic that refers to a ledger: a scan of all topics, for people who can wait.
+/// The topic that refers to a ledger: a scan of all topics, for a caller that can wait.
 ///
 /// # Errors
 /// When topics cannot be listed, or one is damaged.
@@ -268,7 +268,7 @@ pub struct Pending {
     pub damaged: Vec<String>,
     /// Processes that repair ledgers.
     pub workers: u64,
-    /// Who audits.
+    /// The auditor.
     pub auditor: Option<String>,
 }
 
@@ -355,13 +355,13 @@ pub async fn recover(
     Ok(LedgerView::of(&info))
 }
 
-/// Deletes a ledger by intent, whether or not a topic refers to it. A deletion that was begun before
-/// goes on from where it is. Returns how many bookies have still to do it; `None` when there is no
-/// such ledger.
+/// Deletes a ledger by intent, whether or not a topic refers to it. A deletion that was begun
+/// before goes on from where it is. Returns how many bookies have still to do it; `None` when there
+/// is no such ledger.
 ///
 /// # Errors
-/// When metadata does not do it, the record changes meanwhile, or an earlier ledger of the same id is
-/// still to be deleted.
+/// When metadata does not do it, the record changes meanwhile, or an earlier ledger of the same id
+/// is still to be deleted.
 pub async fn delete(
     ctx: &Arc<RepairContext>,
     ledger: LedgerId,
@@ -387,8 +387,8 @@ pub async fn delete(
     ))
 }
 
-/// The change of a ledger's intent after which all of the ledger is deleted. What is stored stays as
-/// it is if it says so: it notes which bookies have done it. The bookies of an intent for single
+/// The change of a ledger's intent after which all of the ledger is deleted. What is stored stays
+/// as it is if it says so: it notes which bookies have done it. The bookies of an intent for single
 /// copies are asked too. One that cannot be read is replaced, since nothing carries it out.
 fn begin_deletion(
     info: &LedgerInfo,

@@ -1,10 +1,11 @@
-//! Keeping ledgers replicated: who is missing, what that leaves thin, and copying it, and
-//! looking after what nobody needs any more.
+//! Keeping ledgers replicated: which bookies are missing, what that leaves thin, and copying it,
+//! and looking after what is no longer needed.
 //!
 //! Two parts, which meet in the marks of metadata alone (`u/ID`):
 //! - The [`Auditor`], one per cluster, compares ledgers with bookies and writes marks. It keeps an
 //!   index of ledgers by bookie in memory, found by scanning.
-//! - [`RepairWorker`]s, one per bookie by default, take marks, several at once, copy, swap and clear.
+//! - [`RepairWorker`]s, one per bookie by default, take marks, several at once, copy, swap and
+//!   clear.
 //!
 //! Nothing here deletes anything: audits write intents (`g/ID`), and only when everything that
 //! could contradict them was read without an error.
@@ -65,7 +66,7 @@ const LEDGERS_AT_ONCE_MAX: usize = 256;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct ReplicationConfig {
-    /// A bookie that is away for so many milliseconds is lost, and what it held is copied.
+    /// A bookie that is away for this many milliseconds is lost, and what it held is copied.
     pub lost_after_ms: u64,
     /// With more bookies than these away at once nothing is copied.
     pub lost_bookies_max: usize,
@@ -74,8 +75,8 @@ pub struct ReplicationConfig {
     /// Bytes a second that repair and checks read in the whole cluster: the workers that live share
     /// them evenly.
     pub repair_bytes_per_second: u64,
-    /// Ledgers that one worker repairs at once. They share its part of the rate, and its bound on bytes
-    /// on their way: more of them use the time that each waits for metadata.
+    /// Ledgers that one worker repairs at once. They share its part of the rate, and its bound on
+    /// bytes in flight: more of them use the time that each waits for metadata.
     pub ledgers_at_once: usize,
     /// How long an open ledger that lost a bookie is left to its writer, in milliseconds.
     pub open_ledger_grace_ms: u64,
@@ -89,7 +90,7 @@ pub struct ReplicationConfig {
     /// Marks that may wait before the auditor writes others; more are written as these are cleared.
     /// Those of recoveries count as well, but are written in any case.
     pub marks_max: usize,
-    /// In so many milliseconds every closed ledger is checked replica by replica once; 0: never.
+    /// In this many milliseconds every closed ledger is checked replica by replica once; 0: never.
     pub check_cycle_ms: u64,
     /// How often ledgers that no topic refers to are looked for, in milliseconds; 0: never.
     pub orphan_audit_ms: u64,

@@ -2,11 +2,11 @@
 //!
 //! It finds copies that nothing refers to any more: of ledgers that are gone, and of ledgers that
 //! live without this bookie. It writes intents for them, never deletes by absence alone, and fails
-//! closed: if the records could not be read completely, if metadata seems to be older than the
-//! data (H14), or if too many ledgers have no record, nothing happens. A record with the same token
-//! that names others proves by itself that a copy is superfluous: of these a pass takes so many. What a
-//! repair copies to a bookie is named by no record before it is complete: a ledger that is being
-//! repaired is left alone, however long that takes.
+//! closed: if the records could not be read completely, if metadata seems to be older than the data
+//! (H14), or if too many ledgers have no record, nothing happens. A record with the same token that
+//! names others proves by itself that a copy is superfluous: of these a pass takes a bounded
+//! number. What a repair copies to a bookie is named by no record before it is complete: a ledger
+//! that is being repaired is left alone, however long that takes.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -13,7 +13,7 @@ use aquifer_model::id::BookieId;
 /// When to believe in a loss.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct LossPolicy {
-    /// A bookie is lost when it was away for so long.
+    /// A bookie is lost when it was away for this time.
     pub(crate) grace: Duration,
     /// More bookies than these at once, and nothing is done.
     pub(crate) bookies_max: usize,
@@ -47,8 +47,8 @@ impl LossWatch {
         }
     }
 
-    /// Takes note of who is here at a moment. `holders` are the bookies that hold anything and
-    /// that nobody has asked to leave: a bookie without ledgers may vanish unnoticed.
+    /// Takes note of the bookies that are here at a moment. `holders` are the bookies that hold
+    /// anything and that were not asked to leave: a bookie without ledgers may vanish unnoticed.
     pub(crate) fn observe(
         &mut self,
         now: Duration,
@@ -110,7 +110,7 @@ mod tests {
         assert_eq!(at(&mut watch, 2, &ids(2..=5)).lost, BTreeSet::new());
         assert_eq!(at(&mut watch, 11, &ids(2..=5)).lost, BTreeSet::new());
         assert_eq!(at(&mut watch, 12, &ids(2..=5)).lost, ids(1..=1));
-        // A return, however short, begins the grace anew.
+        // A return, however short, begins the grace again.
         assert_eq!(at(&mut watch, 13, &all), Verdict::default());
         assert_eq!(at(&mut watch, 14, &ids(2..=5)).lost, BTreeSet::new());
     }

@@ -1,4 +1,4 @@
-//! Who the bookies of the cluster are: those that are registered now, and those that have a cookie.
+//! The bookies of the cluster: those that are registered now, and those that have a cookie.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -58,8 +58,8 @@ pub struct Members {
 }
 
 impl Members {
-    /// Reads registrations and cookies. One that cannot be read does not end it: who is registered
-    /// is there, whatever it says; a cookie asks for nothing.
+    /// Reads registrations and cookies. One that cannot be read does not end it: a bookie that is
+    /// registered is there, whatever it says; a cookie asks for nothing.
     ///
     /// # Errors
     /// When they cannot be listed.

@@ -10,7 +10,7 @@ use futures::FutureExt;
 use crate::context::RepairContext;
 
 /// From the first news to a look at all of them: changes come in crowds, and most are done by
-/// then by whoever began them.
+/// then by the process that began them.
 const SETTLE: Duration = Duration::from_secs(1);
 
 /// Waits for changes below a prefix, or for time to pass where the store does not tell.

@@ -16,20 +16,20 @@ use crate::context::RepairContext;
 
 /// Pauses shorter than this are saved up.
 const PAUSE_MIN: Duration = Duration::from_millis(2);
-/// Entry bytes on their way at once, over all ledgers of a worker: read, and not yet answered by the
-/// bookie that stores them.
+/// Entry bytes in flight at once, over all ledgers of a worker: read, and not yet answered by
+/// the bookie that stores them.
 const IN_FLIGHT_BYTES_MAX: usize = 32 << 20;
 
-/// Reads of the largest entries wait for each other, but a ledger that waits for a silent bookie does
-/// not stop those of all others.
+/// Reads of the largest entries wait for each other, but a ledger that waits for a silent bookie
+/// does not stop those of all others.
 const _: () = assert!(IN_FLIGHT_BYTES_MAX >= 4 * ENTRY_BYTES_MAX);
 
-/// Spreads bytes over time, and bounds those that are on their way.
+/// Spreads bytes over time, and bounds those that are in flight.
 #[derive(Debug)]
 pub(crate) struct Pace {
     bytes_per_second: AtomicU64,
-    /// One pause at a time, first come, first served: pauses that ran side by side would let as many
-    /// times the rate through.
+    /// One pause at a time, first come, first served: pauses that ran side by side would let as
+    /// many times the rate through.
     turn: Semaphore,
     /// What is not slept yet, and when the last bytes were spent.
     state: Mutex<(Duration, Duration)>,
@@ -46,25 +46,25 @@ impl Pace {
         }
     }
 
-    /// The rate of now.
+    /// The current rate.
     pub(crate) fn bytes_per_second(&self) -> u64 {
         self.bytes_per_second.load(Ordering::Relaxed)
     }
 
-    /// From now on, so many bytes a second.
+    /// From now on, this many bytes a second.
     pub(crate) fn set_rate(&self, bytes_per_second: u64) {
         let rate = bytes_per_second.max(1);
         self.bytes_per_second.store(rate, Ordering::Relaxed);
     }
 
-    /// Waits until so many bytes may be on their way. Whoever waits here holds no other permit of this
-    /// budget: two that did could wait for each other.
+    /// Waits until this many bytes may be in flight. A copy that waits here holds no other permit
+    /// of this budget: two that did could wait for each other.
     pub(crate) async fn reserve(&self, bytes: usize) -> BytePermit {
         self.in_flight.acquire(bytes).await
     }
 
-    /// Waits until so many bytes are within the rate. Ledgers that are copied at once take turns, one
-    /// batch each, so each gets its part. Nothing is reserved meanwhile.
+    /// Waits until this many bytes are within the rate. Ledgers that are copied at once take turns,
+    /// one batch each, so each gets its part. Nothing is reserved meanwhile.
     pub(crate) async fn spend(&self, ctx: &RepairContext, bytes: u64) {
         let _turn = self.turn.acquire().await;
         let now = ctx.ledgers.clock.monotonic();

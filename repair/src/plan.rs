@@ -1,4 +1,5 @@
-//! What a marked ledger needs: pure decisions from its record, its mark and who is there.
+//! What a marked ledger needs: pure decisions from its record, its mark and the members of the
+//! cluster.
 
 use std::collections::BTreeMap;
 
@@ -28,7 +29,7 @@ pub(crate) struct Work {
     pub(crate) last: Option<EntryId>,
     /// The position.
     pub(crate) position: usize,
-    /// Who is there.
+    /// The bookie that is there.
     pub(crate) bookie: BookieId,
     /// What is to be done.
     pub(crate) care: Care,
@@ -121,13 +122,13 @@ pub(crate) fn plan(info: &LedgerInfo, mark: &Mark, members: &Members) -> Plan {
     plan
 }
 
-/// Fragments that one repair of a position makes of one, at most: a fragment is kept in the ledger's
-/// record, which has a bound.
+/// Fragments that one repair of a position makes of one, at most: a fragment is kept in the
+/// ledger's record, which has a bound.
 const HOLES_MAX: usize = 32;
 
 /// The fragments of a ledger once a bookie has taken over what a position stores, but for entries
-/// that nobody has: there the bookie that is lost keeps its place, because it may come back with them
-/// (H16). `None` when that changes nothing, because nobody has anything.
+/// that no bookie has: there the bookie that is lost keeps its place, because it may come back with
+/// them (H16). `None` when that changes nothing, because no bookie has anything.
 pub(crate) fn split(
     info: &LedgerInfo,
     work: &Work,

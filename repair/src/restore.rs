@@ -1,14 +1,14 @@
-//! Ends the limbo of a bookie: makes sure that it holds everything that it must, and that it refuses
-//! whatever it must refuse.
+//! Ends the limbo of a bookie: makes sure that it holds everything that it must, and that it
+//! refuses whatever it must refuse.
 //!
 //! A bookie that lost synced data may have lost entries, fences and tombstones, and does not know
 //! of which ledgers; metadata does. It may give negative answers again once, for every ledger whose
 //! record names it and for every ledger that it stores (docs/decisions, limbo that ends):
 //! - every entry of a fixed fragment that it must have is there, from peers where it was lost (I2);
-//! - no fragment that is still written, or whose end is not known, names it: its writer has replaced
-//!   it, or the ledger was closed (I3);
-//! - it is fenced, unless the ledger is open: of an open ledger no fence can have been lost, because
-//!   a recovery says so in the record before it fences (I4).
+//! - no fragment that is still written, or whose end is not known, names it: its writer has
+//!   replaced it, or the ledger was closed (I3);
+//! - it is fenced, unless the ledger is open: of an open ledger no fence can have been lost,
+//!   because a recovery says so in the record before it fences (I4).
 //!
 //! Nothing here may conclude anything from a part of the records: any that cannot be read keeps the
 //! limbo. Work that is done stays done: a bookie loses nothing while it is in limbo.
@@ -189,8 +189,8 @@ impl Restore {
         }
     }
 
-    /// Gets what the bookie lacks of the fragments whose extent is fixed. An entry that nobody has
-    /// is the error in the end, when everything else is here.
+    /// Gets what the bookie lacks of the fragments whose extent is fixed. An entry that no bookie
+    /// has is the error in the end, when everything else is here.
     async fn complete(&self, info: &LedgerInfo, members: &Members) -> Result<(), Trouble> {
         let lost = marks::lost_of(&*self.ctx.ledgers.store, info.id).await?;
         let copier = Copier::new(&self.ctx, info, members, &lost, &self.pace);

@@ -63,8 +63,8 @@ fn is_writable(member: &Member) -> bool {
     !member.is_leaving() && registration.is_some_and(|registration| !registration.read_only)
 }
 
-/// The ledgers of one bookie, were they to leave it now. Records that cannot be read are left out, and
-/// so are ledgers that are being deleted.
+/// The ledgers of one bookie, were they to leave it now. Records that cannot be read are left out,
+/// and so are ledgers that are being deleted.
 ///
 /// # Errors
 /// When metadata cannot be read.
@@ -88,8 +88,8 @@ pub async fn of_bookie(
     Ok(outlook)
 }
 
-/// The marked ledgers that are to leave bookies which are lost, or are to be emptied; the first so
-/// many marks.
+/// The marked ledgers that are to leave bookies which are lost, or are to be emptied; at most a
+/// bounded number of marks is read.
 ///
 /// # Errors
 /// When metadata cannot be read.

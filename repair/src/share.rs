@@ -1,11 +1,11 @@
 //! The share of one repair worker in the rate of the whole cluster.
 //!
-//! Each takes the rate divided by how many workers repair ledgers now, which the locks that they hold
-//! tell, however many each of them holds: one large ledger is copied at the whole rate while the others
-//! have nothing to do. So the sum stays within the rate, but for the moment until a new one is noticed; a
-//! worker that died stops counting when its session ends.
+//! Each takes the rate divided by how many workers repair ledgers now, which the locks that they
+//! hold tell, however many each of them holds: one large ledger is copied at the whole rate while
+//! the others have nothing to do. So the sum stays within the rate, but for the moment until a new
+//! one is noticed; a worker that died stops counting when its session ends.
 //!
-//! Workers also announce themselves, for whoever wants to know how many there are.
+//! Workers also announce themselves, so that their number is known.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -88,7 +88,7 @@ impl Share {
     pub(crate) async fn keep(&self) {
         loop {
             if let Err(error) = self.take().await {
-                tracing::debug!(%error, "who else repairs something is not known");
+                tracing::debug!(%error, "how many others repair is not known");
             }
             clock::sleep(LOOK).await;
         }

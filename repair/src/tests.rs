@@ -249,7 +249,7 @@ impl Cluster {
             .unwrap();
     }
 
-    /// A closed ledger with so many entries.
+    /// A closed ledger with this many entries.
     pub(super) async fn closed(&self, quorum: Quorum, entries: u64) -> LedgerId {
         let mut ledger = self.open(quorum).await;
         assert_eq!(ledger.append(entries).await, None);

@@ -1,17 +1,18 @@
-//! The replication worker: takes marked ledgers, several at once, and gives them their replicas back.
+//! The replication worker: takes marked ledgers, several at once, and gives them their replicas
+//! back.
 //!
-//! Every step may be repeated by anybody: copies are idempotent, a position is swapped by
+//! Every step may be repeated by any worker: copies are idempotent, a position is swapped by
 //! compare-and-swap, and the mark goes with the last swap or behind it. The lock of a ledger only
 //! spares double work.
 //!
-//! The repairs of a round are futures of the one task that makes it, so a round that is dropped drops
-//! all of them. Most of a repair is waiting for metadata, which is what doing several at once saves.
-//! Invariants:
-//! - A worker repairs a ledger once at a time: a round takes each ledger once, and a worker makes one
-//!   round at a time. What it finds locked by itself is left over, and it takes that over.
+//! The repairs of a round are futures of the one task that makes it, so a round that is dropped
+//! drops all of them. Most of a repair is waiting for metadata, which is what doing several at once
+//! saves. Invariants:
+//! - A worker repairs a ledger once at a time: a round takes each ledger once, and a worker makes
+//!   one round at a time. What it finds locked by itself is left over, and it takes that over.
 //! - One ledger waits for another only where something is bounded for all of them: the rate and the
-//!   bytes on their way ([`Pace`](super::pace::Pace)), and recoveries. Nobody waits for one of these
-//!   while holding another.
+//!   bytes in flight ([`Pace`](super::pace::Pace)), and recoveries. No repair waits for one of
+//!   these while holding another.
 //! - What has lost copies is repaired before anything is looked at, and so has the rate for itself.
 
 pub(crate) mod ledger;
@@ -93,19 +94,19 @@ impl RepairWorker {
         }
     }
 
-    /// Its share in the cluster's rate, which whoever runs it for long keeps up to date.
+    /// Its share in the cluster's rate, which the process that runs it keeps up to date.
     pub(crate) fn share(&self) -> Arc<Share> {
         Arc::clone(&self.share)
     }
 
-    /// Takes every mark once: first those of ledgers that have lost a copy, then those of ledgers that are
-    /// only to be looked at, which may be all that there are. Begins none of the latter when they take
-    /// long, so that the next round finds what was lost meanwhile. May be dropped at any time. There is
-    /// one at a time, and `&mut` sees to it.
+    /// Takes every mark once: first those of ledgers that have lost a copy, then those of ledgers
+    /// that are only to be looked at, which may be all that there are. Begins none of the latter
+    /// when they take long, so that the next round finds what was lost meanwhile. May be dropped at
+    /// any time. There is one at a time, and `&mut` sees to it.
     ///
     /// # Errors
-    /// When marks or bookies cannot be listed, or ledgers not be locked: those in progress are finished
-    /// before. What fails at a single ledger is counted.
+    /// When marks or bookies cannot be listed, or ledgers not be locked: those in progress are
+    /// finished before. What fails at a single ledger is counted.
     pub async fn round(&mut self) -> Result<Round, LedgerError> {
         self.share.take().await?;
         let mut known = Known::load(&self.ctx).await?;
@@ -123,8 +124,8 @@ impl RepairWorker {
         Ok(round)
     }
 
-    /// Takes the marks of one kind, several at once. Marks are listed beside the repairs, so that neither
-    /// stops the other.
+    /// Takes the marks of one kind, several at once. Marks are listed beside the repairs, so that
+    /// neither stops the other.
     async fn take_all(
         &self,
         marked: &mut Marked<'_>,
@@ -191,16 +192,16 @@ impl RepairWorker {
         })
     }
 
-    /// Repairs one ledger as far as possible now, whoever has its lock.
+    /// Repairs one ledger as far as possible now, whichever worker has its lock.
     pub(crate) async fn repair(&self, mark: &Mark, members: &Members) -> Outcome {
         let repaired = self.ledgers.repair(mark, members).await;
         repaired.unwrap_or_else(|error| Outcome::Failed(error.to_string()))
     }
 
-    /// Takes the lock of a ledger; `None` when somebody else has it. One of this holder is left over: an
-    /// answer was lost, it could not be removed, or the round was dropped. It is not the lock of a
-    /// repair in progress, however many ledgers this worker repairs at once: it takes each of them once
-    /// a round, and has one round at a time.
+    /// Takes the lock of a ledger; `None` when another worker has it. One of this holder is left
+    /// over: an answer was lost, it could not be removed, or the round was dropped. It is not the
+    /// lock of a repair in progress, however many ledgers this worker repairs at once: it takes
+    /// each of them once a round, and has one round at a time.
     async fn lock(&self, ledger: LedgerId) -> Result<Option<Operation>, LedgerError> {
         let key = keys::repair_lock(ledger);
         let value = record::encode(v1::LockRecord {

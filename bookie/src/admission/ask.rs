@@ -56,7 +56,7 @@ impl Core {
             slot.may_begin = answer.is_ok();
             match &answer {
                 Ok(()) => Vec::new(),
-                // Fences and recovery, which may be among those that wait, ask nobody.
+                // Fences and recovery, which may be among those that wait, ask no other process.
                 Err(_) => {
                     let waiting = std::mem::take(&mut slot.waiting).into_iter();
                     let (refused, others): (Vec<_>, Vec<_>) = waiting.partition(is_normal_add);

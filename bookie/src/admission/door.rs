@@ -1,8 +1,8 @@
 //! The door: checks that need no ledger, and the budgets.
 //!
 //! An add for which there is no room is refused as `Overloaded`, or waits here for callers in this
-//! process, which can keep what waits: who is refused comes back after a pause, and the journal
-//! idles meanwhile.
+//! process, which can keep what waits: a caller that is refused comes back after a pause, and the
+//! journal idles meanwhile.
 
 use std::sync::Arc;
 use std::time::Duration;

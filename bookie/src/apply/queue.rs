@@ -21,7 +21,7 @@ pub struct ApplyQueue {
 #[derive(Default)]
 struct QueueState {
     commits: VecDeque<Committed>,
-    /// Somebody wants to know whether the store still takes writes.
+    /// It is asked whether the store still takes writes.
     probe: bool,
     closed: bool,
 }

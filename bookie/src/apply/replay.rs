@@ -1,4 +1,4 @@
-//! Commits that are read back from the journal, on their way to the store: at a start, and when the
+//! Commits that are read back from the journal to be applied to the store: at a start, and when the
 //! store has opened again.
 
 use std::collections::HashMap;

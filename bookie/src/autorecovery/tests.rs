@@ -188,7 +188,7 @@ async fn a_ledger_whose_end_is_hidden_is_marked() {
     let world = World::new().await;
     world.start(1);
     let scrubber = &world.bookies[1].core.scrubber;
-    // Not a ledger of this cluster: nobody is to look after it.
+    // Not a ledger of this cluster: no process is to look after it.
     scrubber.end_hidden(LedgerId(9), EntryId(0));
     scrubber.end_hidden(LedgerId(1), EntryId(3));
     let marked = || world.store.keys(keys::UNDER_REPLICATED_PREFIX);
@@ -223,7 +223,7 @@ async fn a_bookie_deletes_what_intents_say_and_obeys_its_cookie() {
     world.put(keys::cookie(id), cookie(true, 0)).await;
     (0..3).for_each(|n| world.start(n));
     let store = world.store.clone();
-    eventually("everybody has deleted", || store.keys(&key).is_empty()).await;
+    eventually("all have deleted", || store.keys(&key).is_empty()).await;
     assert!(store.keys(keys::LEDGERS_PREFIX).is_empty());
     let gone = first.read(range(1, 0, 0)).await;
     assert_eq!(gone, Err(BookieError::Deleted));

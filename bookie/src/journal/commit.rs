@@ -217,7 +217,7 @@ pub struct CommitPlace {
     pub offset: u64,
 }
 
-/// A synced commit on its way to the store.
+/// A synced commit that is to be applied to the store.
 #[derive(Debug)]
 pub struct Committed {
     /// Its sequence.

@@ -3,9 +3,9 @@
 //! Invariants:
 //! - Commit N+1 is written only after N is synced (H4).
 //! - Nothing is answered before its commit is synced (I1); after a failed write or sync nothing
-//!   is answered with success ever again, because nobody knows what is on the disk.
+//!   is answered with success ever again, because it is not known what is on the disk.
 //! - A wait succeeds only if nothing that it may have waited for was refused (I1, I4): it stands
-//!   for a record of somebody else that was on its way when it was admitted.
+//!   for a record of another request that was in flight when it was admitted.
 //! - The ledger record that a refused item carried goes with the next of that ledger which was
 //!   admitted behind it: entries without a ledger record would be denied (I5).
 
@@ -124,7 +124,7 @@ impl JournalThread {
         }
     }
 
-    /// Refuses waits that were admitted while a record that was refused was on its way.
+    /// Refuses waits that were admitted while a record that was refused was in flight.
     fn without_doubtful(&self, items: Vec<Item>) -> Vec<Item> {
         let (doubtful, others): (Vec<Item>, Vec<Item>) = items
             .into_iter()
@@ -135,7 +135,7 @@ impl JournalThread {
         others
     }
 
-    /// Forgets the ledger records that nobody who is still to come counts on.
+    /// Forgets the ledger records that no later request counts on.
     fn forget_metas(&mut self, items: &[Item]) {
         if let Some(first) = items.first() {
             self.left_metas
@@ -155,7 +155,7 @@ impl JournalThread {
         }
     }
 
-    /// Makes sure that the current segment has room, rolling if need be. `false`: there is none.
+    /// Makes sure that the current segment has room, rolling if need be. `false`: it has none.
     fn make_room(&mut self, items: &[Item]) -> io::Result<bool> {
         let needed = padded(COMMIT_HEAD_BYTES + records_bytes(items));
         let needed = u64::try_from(needed).map_err(io::Error::other)?;
@@ -232,8 +232,8 @@ impl JournalThread {
             block.bytes().len(),
             self.shared.clock.monotonic().saturating_sub(started),
         );
-        // Before anybody hears of it: after a kill -9 the mark knows of all that was acknowledged
-        // (H4). Until its own sync, a power loss may take it back to the last one.
+        // Before any caller hears of it: after a kill -9 the mark knows of all that was
+        // acknowledged (H4). Until its own sync, a power loss may take it back to the last one.
         if let Err(error) = self.shared.mark.write(sequence) {
             return Err((error, items));
         }
@@ -289,7 +289,7 @@ impl JournalThread {
                     .aborted(record.ledger, record.kind.entry(), item.number);
             }
         }
-        // Whoever is admitted from now on does not find these records on their way any more.
+        // A request that is admitted from now on does not find these records in flight any more.
         self.doubtful_until = self.shared.queue.last_number();
         for item in items {
             if let (Some(record), Some(meta)) = (&item.record, item.meta) {

@@ -9,7 +9,7 @@ use parking_lot::{Condvar, Mutex};
 use crate::journal::record::Record;
 use crate::ledger_state::LedgerMeta;
 
-/// Who may use the journal's reserve.
+/// What may use the journal's reserve.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Class {
     /// Adds of writers.
@@ -30,7 +30,7 @@ pub enum Completion {
 pub struct Item {
     /// Its number, given by the queue.
     pub number: u64,
-    /// Who may use the reserve.
+    /// What may use the reserve.
     pub class: Class,
     /// What is written.
     pub record: Option<Record>,

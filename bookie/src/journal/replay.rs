@@ -167,8 +167,8 @@ pub struct ScannedSegment {
     pub file: Arc<SegmentFile>,
     /// This use of it.
     pub head: SegmentHead,
-    /// The last intact commit in it; `first_sequence - 1` when there is none. Of one that was not
-    /// read, the last that may be in it.
+    /// The last intact commit in it; `first_sequence - 1` when it has no intact commit. Of one that
+    /// was not read, the last that may be in it.
     pub last_sequence: u64,
     /// The end of the last intact commit, unless it was not read.
     pub end_offset: u64,

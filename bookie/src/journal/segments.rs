@@ -177,7 +177,7 @@ impl Segments {
         }
     }
 
-    /// Prepares the next segment when there is none and one more is allowed. On a full disk two
+    /// Prepares the next segment when none is prepared and one more is allowed. On a full disk two
     /// must do: the room has better uses.
     pub fn prepare(&self, disk_is_full: bool) -> io::Result<bool> {
         {
@@ -186,7 +186,7 @@ impl Segments {
                 return Ok(false);
             }
             state.frugal = disk_is_full;
-            // A flush will free one: those who wait for it go on waiting.
+            // A flush will free one: what waits for it goes on waiting.
             if state.rotation.total() >= self.most(&state) {
                 return Ok(false);
             }

@@ -70,7 +70,7 @@ impl Core {
                 let held = held(entry, permit, taken);
                 // The entry was smaller than any may be: there is room for the next.
                 self.read_for_recovery();
-                // Whoever has the answer may close the bookie.
+                // The receiver of the answer may close the bookie.
                 drop(self);
                 reply(Ok(OrderedReply::Entry(held)));
             }

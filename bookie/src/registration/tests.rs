@@ -239,7 +239,7 @@ async fn a_ledger_begins_here_only_when_metadata_has_a_place_for_it() {
         "{unknown:?}"
     );
 
-    // Recovery and repair ask nobody.
+    // Recovery and repair ask no other process.
     assert!(ask(&bookie, 4, add(4, 3, true)).await.is_ok());
     assert!(ask(&bookie, 3, OrderedOperation::Fence).await.is_ok());
     // Asked once: a ledger that has begun goes on without metadata.
@@ -249,7 +249,8 @@ async fn a_ledger_begins_here_only_when_metadata_has_a_place_for_it() {
     write(2, LedgerState::Open, &here, TOKEN).await;
     assert!(ask(&bookie, 2, add(2, 7, false)).await.is_ok());
 
-    // Whoever chose it before it was to become empty is told so, whatever it has heard itself.
+    // A writer that chose it before it was to become empty is told so, whatever it has heard
+    // itself.
     write(7, LedgerState::Open, &here, TOKEN).await;
     write(8, LedgerState::Open, &here, TOKEN).await;
     let draining = async |draining| {
@@ -271,8 +272,8 @@ async fn a_ledger_begins_here_only_when_metadata_has_a_place_for_it() {
     bookie.shutdown().await;
 }
 
-/// Requests that wait behind the question are answered in order; nobody waits for an answer that
-/// does not come.
+/// Requests that wait behind the question are answered in order; no request waits for an answer
+/// that does not come.
 #[tokio::test]
 async fn requests_wait_behind_the_question_and_a_lost_answer_refuses() {
     let folder = tempfile::tempdir().unwrap();

@@ -20,7 +20,7 @@ use super::status;
 const READ_ENTRIES_MAX: usize = 65_536;
 const READ_BYTES_MAX: usize = 64 << 20;
 
-/// Whether a client talks to whom it believes to talk to.
+/// Whether a client talks to the bookie that it means.
 pub(super) fn check_bookie(named: &[u8], here: BookieId) -> Result<(), Status> {
     match BookieId::try_from(named) {
         Ok(named) if named == here => Ok(()),

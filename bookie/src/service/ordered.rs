@@ -23,7 +23,7 @@ const REQUESTS_MAX: usize = 4096;
 const REPLY_BYTES: usize = 512 * 1024;
 /// Replies in one message.
 const REPLIES_MAX: usize = 1024;
-/// A new stream must say whom it wants to talk to within this.
+/// A new stream must say which bookie it is for within this.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Longest client id.
@@ -43,7 +43,7 @@ pub(super) fn serve(
     let (bookie, clients) = (bookie.clone(), Arc::clone(clients));
     tasks.spawn("bookie-ordered", async move {
         if let Err(status) = take(&bookie, &clients, inbound, &sender, shutdown).await {
-            // Whoever is gone does not need to hear why.
+            // A peer that is gone does not need to hear why.
             let _ = sender.send(Err(status)).await;
         }
     });

@@ -55,7 +55,7 @@ pub fn verified(
     })
 }
 
-/// An entry that is on its way, as it will be stored.
+/// An entry that is not applied yet, as it will be stored.
 pub fn from_pending(
     ledger: LedgerId,
     add: &AddEntry,

@@ -219,7 +219,7 @@ fn a_deleted_ledger_stays_deleted() {
     }
 }
 
-/// What a process left half removed goes although nobody writes to the next one.
+/// What a process left half removed goes although nothing writes to the next one.
 #[test]
 fn files_that_were_left_half_removed_go() {
     let directory = tempfile::tempdir().unwrap();

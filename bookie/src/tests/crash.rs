@@ -152,7 +152,7 @@ fn acknowledged_adds_fences_and_deletions_survive_crashes() {
         for _ in 0..6 {
             let steps = 20 + rng.below(100);
             history.run(&bookie, &rng, steps);
-            // Requests whose answers nobody waits for are in flight when the power goes.
+            // Requests whose answers are not waited for are in flight when the power goes.
             for entry in 0..rng.below(20) {
                 drop(start(&bookie, add_request(50, 1_000 * seed + entry, 3_000)));
             }
@@ -171,7 +171,7 @@ fn acknowledged_adds_fences_and_deletions_survive_crashes() {
     }
 }
 
-/// After a failed sync nobody knows what is on the disk: nothing is acknowledged any more, and
+/// After a failed sync it is not known what is on the disk: nothing is acknowledged any more, and
 /// the restart tells.
 #[test]
 fn a_failed_sync_ends_the_bookie() {
@@ -257,7 +257,8 @@ fn a_segment_that_was_cut_short_is_not_used() {
     done(ask(&bookie, add_request(1, 1, 10)));
 }
 
-/// What may be written is found again: a commit is as large as the settings allow, whatever that is.
+/// What may be written is found again: a commit is as large as the settings allow, whatever that
+/// is.
 #[test]
 fn a_commit_above_64_mib_is_replayed() {
     let mut machine = Machine::new();

@@ -1,5 +1,5 @@
-//! How a bookie ends: nothing of it is left when it has ended, nothing makes the end wait that could
-//! be cancelled, and a thread that panics ends it.
+//! How a bookie ends: nothing of it is left when it has ended, nothing makes the end wait that
+//! could be cancelled, and a thread that panics ends it.
 
 use std::process::Command;
 
@@ -82,7 +82,7 @@ fn a_thread_that_panics_fails_the_bookie() {
         let directory = tempfile::tempdir().unwrap();
         let bookie = open(&config(directory.path()));
         done(ask(&bookie, add_request(1, 0, 10)));
-        let panics = |_| panic!("a fault in whoever waits for this answer");
+        let panics = |_| panic!("a fault in the receiver of this answer");
         bookie.submit(request(1, operation), Box::new(panics));
         let why =
             block_on(async { aquifer_runtime::clock::timeout(PATIENCE, bookie.failed()).await });
@@ -95,8 +95,8 @@ fn a_thread_that_panics_fails_the_bookie() {
     }
 }
 
-/// The end does not wait for a compaction of everything: what is not collected now is collected after
-/// the next start.
+/// The end does not wait for a compaction of everything: what is not collected now is collected
+/// after the next start.
 #[test]
 fn the_end_cancels_a_compaction() {
     const LEN: usize = 40_000;

@@ -187,7 +187,8 @@ fn a_file_that_cannot_be_opened_does_not_stop_the_start() {
     }
 }
 
-/// A file that is missing may be found again; whoever says that it will not goes on without it.
+/// A file that is missing may be found again; an operator that says that it will not goes on
+/// without it.
 #[test]
 fn a_missing_file_is_gone_on_without_only_on_demand() {
     let directory = tempfile::tempdir().unwrap();

@@ -149,7 +149,7 @@ fn fences_work_when_the_journal_is_full() {
     }
 }
 
-/// I1: an add that is repeated while the first copy is on its way waits for that copy, and is
+/// I1: an add that is repeated while the first copy is in flight waits for that copy, and is
 /// refused with it when the journal has no room. Nothing is acknowledged that no journal holds.
 #[test]
 fn a_repeated_add_is_refused_with_the_copy_that_it_waits_for() {
@@ -201,7 +201,7 @@ fn what_waits_for_a_stalled_database_is_bounded() {
     }
 }
 
-/// I13: entries that were read for recoveries and that nobody takes are bounded together; the next
+/// I13: entries that were read for recoveries and are not taken are bounded together; the next
 /// are read when some were taken.
 #[test]
 fn answers_that_nobody_takes_are_bounded() {

@@ -26,8 +26,8 @@ fn fill(bookie: &Bookie, ledger: u64, entries: std::ops::Range<u64>) {
     }
 }
 
-/// What was acknowledged outlives a crash of a store that had flushed a part of it, and decisions are
-/// the same as over RocksDB.
+/// What was acknowledged outlives a crash of a store that had flushed a part of it, and decisions
+/// are the same as over RocksDB.
 #[test]
 fn a_bookie_runs_and_starts_again_on_any_store() {
     let directory = tempfile::tempdir().unwrap();

@@ -15,8 +15,8 @@ fn has(bookie: &Bookie, ledger: u64, first: u64, last: u64) -> BookieResult<Pres
     }))
 }
 
-/// All of a range, by as many looks as that takes: what is there, what one look read at most, and what
-/// all of them read.
+/// All of a range, by as many looks as that takes: what is there, what one look read at most, and
+/// what all of them read.
 fn look_through(bookie: &Bookie, ledger: u64, last: u64) -> (Vec<u64>, u64, u64) {
     let (mut all, mut most, mut sum) = (Vec::new(), 0, 0);
     let mut next = 0;

@@ -1,5 +1,5 @@
-//! Bytes that rot in RocksDB's files: they cost the entries that they belong to, and the bookie goes
-//! on with everything else, repair included.
+//! Bytes that rot in RocksDB's files: they cost the entries that they belong to, and the bookie
+//! goes on with everything else, repair included.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -198,7 +198,7 @@ fn the_journal_of_a_ledger_without_a_record_is_replayed() {
 }
 
 /// A place of the disk that cannot be read, here a whole file, does not hold the scrubber up, is
-/// told of, and can be written anew.
+/// told of, and can be rewritten.
 #[test]
 fn what_cannot_be_read_is_damage_that_the_scrubber_passes_and_repair_replaces() {
     let directory = tempfile::tempdir().unwrap();

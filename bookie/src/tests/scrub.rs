@@ -115,8 +115,9 @@ fn damaged_files_are_found_and_what_is_whole_is_not_suspected() {
     }
 }
 
-/// A damaged block at the end of a ledger hides where that is from the bookie. It is told once, not for
-/// each of the thousands of numbers that cannot be looked up; entries of other ledgers are named.
+/// A damaged block at the end of a ledger hides where that is from the bookie. It is told once, not
+/// for each of the thousands of numbers that cannot be looked up; entries of other ledgers are
+/// named.
 #[test]
 fn a_hidden_end_of_a_ledger_is_told_once() {
     // A block of 16 KiB has four entries. The end of the last ledger is that of its file.

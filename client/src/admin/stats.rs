@@ -80,7 +80,7 @@ pub struct SubscriptionStats {
     pub durable: bool,
     /// Acknowledged islands above the mark.
     pub acknowledged_ranges: u64,
-    /// Messages that storage could not give, and that nobody has acknowledged or skipped.
+    /// Messages that storage could not give, and that were neither acknowledged nor skipped.
     pub damaged_messages: u64,
 }
 

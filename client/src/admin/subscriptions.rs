@@ -27,7 +27,8 @@ pub struct SubscriptionReset {
 
 impl Admin {
     /// Deletes a subscription, of every partition of a partitioned topic. Without `force` only when
-    /// nobody is connected to it. One that is left in some partitions is deleted by the next attempt.
+    /// no consumer is connected to it. One that is left in some partitions is deleted by the next
+    /// attempt.
     ///
     /// # Errors
     /// `NotFound`, `Busy` when it is in use, `Invalid` for a name, and what every call may answer.
@@ -71,9 +72,9 @@ impl Admin {
         deleted.map(|_| ())
     }
 
-    /// Creates a subscription that nobody consumes from yet, so that it misses nothing, in every
+    /// Creates a subscription that no consumer uses yet, so that it misses nothing, in every
     /// partition of a partitioned topic; what exists in part is completed. Creates the topic if the
-    /// namespace allows that. Whoever consumes first decides how it is shared. Answers where it begins,
+    /// namespace allows that. The first consumer decides how it is shared. Answers where it begins,
     /// summed over the partitions that it was created in.
     ///
     /// # Errors
@@ -114,12 +115,12 @@ impl Admin {
     }
 
     /// Moves a subscription; its consumers continue from there. Answers the new mark-delete index,
-    /// summed over the partitions of a partitioned topic, whose subscriptions only move to `earliest`,
-    /// `latest` or a time.
+    /// summed over the partitions of a partitioned topic, whose subscriptions only move to
+    /// `earliest`, `latest` or a time.
     ///
     /// # Errors
-    /// `NotFound`, `Invalid` for a name and for an index or position in a partitioned topic, and what
-    /// every call may answer.
+    /// `NotFound`, `Invalid` for a name and for an index or position in a partitioned topic, and
+    /// what every call may answer.
     pub async fn seek_subscription(
         &self,
         topic: &str,
@@ -147,9 +148,9 @@ impl Admin {
         Ok(sum)
     }
 
-    /// Gives up, in one topic or partition, messages that storage cannot give, so that a subscription
-    /// does not wait for them: those of `range`, both ends included, or those that were found damaged
-    /// when they were read last. Answers which.
+    /// Gives up, in one topic or partition, messages that storage cannot give, so that a
+    /// subscription does not wait for them: those of `range`, both ends included, or those that
+    /// were found damaged when they were read last. Answers which.
     ///
     /// # Errors
     /// `NotFound`, `Invalid` for a name or a range, and what every call may answer.
@@ -177,8 +178,8 @@ impl Admin {
             .collect())
     }
 
-    /// Lets the subscriptions of one topic or partition go on whose record is damaged, from what of it
-    /// is whole. Nothing is answered when nothing is damaged.
+    /// Lets the subscriptions of one topic or partition go on whose record is damaged, from what of
+    /// it is whole. Nothing is answered when nothing is damaged.
     ///
     /// # Errors
     /// `NotFound`, `Invalid` for a name, and what every call may answer.

@@ -35,7 +35,7 @@ pub(super) struct Lanes {
     streams_max: usize,
 }
 
-/// One connection. Whoever has a stream on it holds a clone of its count.
+/// One connection. Each stream on it holds a clone of its count.
 #[derive(Debug)]
 struct Lane {
     channel: Channel,

@@ -335,7 +335,7 @@ impl Inbox {
     }
 
     /// A redelivery that does not come would stop everything behind it: then the session begins
-    /// anew.
+    /// again.
     pub(crate) fn expire_redelivery(&mut self, limit: Duration, now: Instant, wakers: &mut Wakers) {
         if let Role::Subscriber(subscriber) = &self.role
             && subscriber.is_redelivery_late(limit, now)

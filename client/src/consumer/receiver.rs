@@ -1,5 +1,5 @@
 //! What the partitions of one consumer or reader share: the inboxes, the turn that they take, and
-//! whoever waits for a message.
+//! the calls that wait for a message.
 
 use std::collections::VecDeque;
 use std::pin::pin;
@@ -134,7 +134,7 @@ impl Receiver {
             .change(|state, wakers| change(&mut state.inboxes[partition], wakers))
     }
 
-    /// The same for one that may have brought messages: whoever waits for one looks again.
+    /// The same for one that may have brought messages: a call that waits for one looks again.
     pub(crate) fn update<T>(
         &self,
         partition: usize,
@@ -315,7 +315,7 @@ impl Receiver {
         for partition in 0..self.partitions() {
             let newest = self.read(partition, Inbox::newest_ack);
             if let Some(newest) = newest {
-                // Whoever made it learns its outcome; closing goes on either way.
+                // The caller that made it learns its outcome; closing goes on either way.
                 let _ = newest.wait().await;
             }
             self.change(partition, Inbox::close);

@@ -171,7 +171,7 @@ impl Session for ConsumeSession {
 fn is_worth_retrying(error: &ClientError, while_opening: bool, waited_in_vain: bool) -> bool {
     match error.kind() {
         ErrorKind::Busy => error.is_retryable() || !waited_in_vain,
-        // Refused requests have answers of their own: something was damaged on its way.
+        // Refused requests have answers of their own: something was damaged in flight.
         ErrorKind::Invalid => !while_opening,
         // On the way; what is damaged in storage stays so.
         ErrorKind::Damaged => !waited_in_vain && error.code() != Some(v1::ErrorCode::DataLoss),
@@ -196,7 +196,7 @@ mod tests {
         };
         let busy = error(Code::FailedPrecondition, false);
         assert!(is_worth_retrying(&busy, true, false), "our own old stream");
-        assert!(!is_worth_retrying(&busy, true, true), "somebody else");
+        assert!(!is_worth_retrying(&busy, true, true), "another consumer");
         let refused = error(Code::InvalidArgument, false);
         assert!(is_worth_retrying(&refused, false, false));
         assert!(!is_worth_retrying(&refused, true, false));

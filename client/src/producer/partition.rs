@@ -1,4 +1,4 @@
-//! A producer on one topic or partition: its queue, its room, and who it is to the broker.
+//! A producer on one topic or partition: its queue, its room, and its identity to the broker.
 
 use std::sync::Arc;
 use std::sync::OnceLock;
@@ -122,7 +122,8 @@ impl Partition {
             producer_name: identity.map_or(asked, |identity| identity.name.clone()),
             instance: Bytes::copy_from_slice(&self.instance.0),
             epoch: self.epoch.fetch_add(1, Ordering::Relaxed),
-            // Only the application takes over; a reconnect must not fence whoever did meanwhile.
+            // Only the application takes over; a reconnect must not fence a producer that did
+            // meanwhile.
             take_over: self.settings.take_over && identity.is_none(),
             topic_incarnation: identity
                 .map(|identity| Bytes::copy_from_slice(&identity.incarnation.0)),

@@ -521,7 +521,7 @@ impl Queue {
             batch.settle(Err(error.clone().with_outcome(outcome)))
         });
         effects.settled.extend(failed);
-        // Frames of the session may be on their way: what comes next needs a new one.
+        // Frames of the session may be in flight: what comes next needs a new one.
         self.begin_session(effects.wakers);
     }
 }

@@ -59,7 +59,7 @@ impl Room {
         }
     }
 
-    /// Takes room if there is some and nobody waits for it.
+    /// Takes room if there is some and no other message waits for it.
     pub(crate) fn try_take(&self, cost: Cost) -> bool {
         let bytes = permits(cost.bytes);
         let Ok(messages) = self.messages.try_acquire_many(cost.messages) else {

@@ -1,11 +1,11 @@
-//! Which partition a message goes to: the one whose range has the hash of its key; without one by its sequence id, if the
-//! application gave one, so that it goes there again when it is sent again; otherwise the partitions
-//! take turns.
+//! Which partition a message goes to: the one whose range has the hash of its key; without one by
+//! its sequence id, if the application gave one, so that it goes there again when it is sent again;
+//! otherwise the partitions take turns.
 //!
 //! A turn ends when a batch's worth went to the partition, or after a while
-//! (docs/decisions/2026-11-29-partitions-take-turns.md). It does not end when a batch is sent: an idle
-//! partition sends each message at once, and with many partitions every one of them is idle. Nor does
-//! it depend on how fast a partition answers, which would give the slow ones more.
+//! (docs/decisions/2026-11-29-partitions-take-turns.md). It does not end when a batch is sent: an
+//! idle partition sends each message at once, and with many partitions every one of them is idle.
+//! Nor does it depend on how fast a partition answers, which would give the slow ones more.
 
 use std::time::Duration;
 
@@ -18,8 +18,8 @@ use crate::producer::settings::Batching;
 
 /// Ids in a row that go to one partition, so that batches are not cut for each.
 const IDS_IN_A_ROW: u64 = 256;
-/// How long a turn lasts at most, unless batches wait longer: some round trips, so that messages gather
-/// behind the first, and short enough that the partitions are even within a second.
+/// How long a turn lasts at most, unless batches wait longer: some round trips, so that messages
+/// gather behind the first, and short enough that the partitions are even within a second.
 const TURN_MAX: Duration = Duration::from_millis(10);
 
 /// The choice of partitions.
@@ -60,7 +60,7 @@ impl Router {
         }
     }
 
-    /// The partition for a message of so many bytes, as a position among the ranges in use.
+    /// The partition for a message of this many bytes, as a position among the ranges in use.
     pub(crate) fn route(
         &self,
         key: Option<&[u8]>,
@@ -125,8 +125,8 @@ mod tests {
         TopicRanges::even(u32::try_from(partitions).expect("small"))
     }
 
-    /// Sends messages of so many bytes at a steady rate; how many went to each partition, and the sizes
-    /// of the turns, each the number of messages in a row to one partition.
+    /// Sends messages of this many bytes at a steady rate; how many went to each partition, and the
+    /// sizes of the turns, each the number of messages in a row to one partition.
     fn send(
         router: &Router,
         (count, bytes): (u32, usize),
@@ -175,7 +175,8 @@ mod tests {
             prop_assert_eq!(after.route(None, Some(id), 1, Instant::now), chosen);
         }
 
-        /// Whatever comes when, no partition gets more in a row than a batch holds, and each gets its turn.
+        /// Whatever comes when, no partition gets more in a row than a batch holds, and each gets
+        /// its turn.
         #[test]
         fn a_turn_is_a_batch_at_most(
             messages in proptest::collection::vec((0usize..300, 0u64..20), 1..300),

@@ -14,8 +14,8 @@ pub const DEFAULT_MESSAGES_IN_FLIGHT_MAX: usize = 50_000;
 pub const DEFAULT_BYTES_IN_FLIGHT_MAX: usize = 32 * 1024 * 1024;
 /// Default time for a message to be stored.
 pub const DEFAULT_SEND_TIMEOUT: Duration = Duration::from_secs(30);
-/// Shortest time for a message to be stored: timers are no finer, and with zero the session would look
-/// for expired messages without a pause.
+/// Shortest time for a message to be stored: timers are no finer, and with zero the session would
+/// look for expired messages without a pause.
 const SEND_TIMEOUT_MIN: Duration = Duration::from_millis(1);
 
 /// When a batch is complete. The default is adaptive.

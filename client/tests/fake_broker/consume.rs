@@ -501,7 +501,7 @@ async fn sessions_of_a_consumer_share_an_instance_and_count_up() {
     assert!(second.epoch > first.epoch);
 }
 
-/// A refused request is told to whoever made it, and the session goes on.
+/// A refused request is told to the call that made it, and the session goes on.
 #[tokio::test]
 async fn refusals_concern_their_own_request_only() {
     let fake = Fake::start().await;

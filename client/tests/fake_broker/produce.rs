@@ -150,7 +150,7 @@ async fn without_deduplication_stored_batches_are_settled_by_their_ids() {
     assert_eq!(
         first.await.unwrap().index,
         None,
-        "stored, nobody knows where"
+        "stored, it is not known where"
     );
     assert_eq!(ids(&stream.frames(1).await), [(1, 1, 1)]);
     stream.receipt(1, 1, false).await;

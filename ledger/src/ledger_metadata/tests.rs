@@ -150,8 +150,8 @@ async fn a_thousand_ledgers_that_are_created_at_once_get_ids_of_few_ranges() {
     assert_eq!(store.0.commits(), 1_000_u64.div_ceil(IDS_RESERVED));
 }
 
-/// Two processes share the counter: whoever creates the next ledger of a topic, its id is above those
-/// of the ledgers before, so that positions rise along the topic.
+/// Two processes share the counter: whichever creates the next ledger of a topic, its id is above
+/// those of the ledgers before, so that positions rise along the topic.
 #[tokio::test]
 async fn ids_rise_along_a_topic_whoever_draws_them() {
     let world = TestWorld::new(1);

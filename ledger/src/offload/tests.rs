@@ -80,7 +80,7 @@ async fn an_attempt_goes_its_way_and_each_step_may_be_repeated() {
     ];
     let owed = [true, true, false, false];
     for (next, owed) in steps.into_iter().zip(owed) {
-        // The answer is lost, and nobody can tell: the second try finds it done.
+        // The answer is lost, and nothing can tell: the second try finds it done.
         store.forget_outcomes(1);
         let made = step(&store, A, next.clone()).await.unwrap();
         assert_eq!(
@@ -120,7 +120,7 @@ async fn another_attempt_changes_nothing() {
             (before.revision, before.offload)
         );
     }
-    // A is given up, and B claims it: what A finishes later is nobody's.
+    // A is given up, and B claims it: what A finishes later counts for no attempt.
     step(&store, A, OffloadStep::GiveUp).await.unwrap();
     step(&store, B, OffloadStep::Claim).await.unwrap();
     assert!(is_superseded(
@@ -157,7 +157,7 @@ async fn an_open_ledger_is_not_offloaded_and_a_deleted_one_is_missed() {
     assert!(matches!(gone, Err(LedgerError::BadRecord(5, _))));
 }
 
-/// A repair that swaps a bookie and a drop of the copies meet in one record: whoever is later reads
+/// A repair that swaps a bookie and a drop of the copies meet in one record: the later one reads
 /// again what the other has made of it (I6).
 #[tokio::test]
 async fn a_repair_that_read_before_the_drop_does_not_write_after_it() {

@@ -112,14 +112,15 @@ async fn claim_and_recover(
     Ok(end)
 }
 
-/// Nobody knows any more which bookies the former writer has waited for: where an acknowledged
+/// It is no longer known which bookies the former writer has waited for: where an acknowledged
 /// entry need not be at all of its places, each of them is asked what it has (H16).
 ///
-/// `marks_max` does not count these, because a close without its mark would forget what is thin: after
-/// the crash of an owner of thousands of topics there are as many. They are bounded all the same. A
-/// ledger has one mark, which is smaller than its record and written with it; only ledgers that were
-/// open leave one, which is about one a topic; it goes when its copies were looked at. While a bookie
-/// that it names is away it waits, and the auditor needs no room to add that the bookie is lost.
+/// `marks_max` does not count these, because a close without its mark would forget what is thin:
+/// after the crash of an owner of thousands of topics there are as many. They are bounded all the
+/// same. A ledger has one mark, which is smaller than its record and written with it; only ledgers
+/// that were open leave one, which is about one a topic; it goes when its copies were looked at.
+/// While a bookie that it names is away it waits, and the auditor needs no room to add that the
+/// bookie is lost.
 fn doubted_after_recovery(ctx: &LedgerContext, info: &LedgerInfo, end: LedgerEnd) -> Option<Mark> {
     let may_be_thin = info.quorum.ack() < info.quorum.write() && end.last_entry.is_some();
     may_be_thin.then(|| {
@@ -131,7 +132,7 @@ fn doubted_after_recovery(ctx: &LedgerContext, info: &LedgerInfo, end: LedgerEnd
     })
 }
 
-/// A request on its way.
+/// A request in flight.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Asked {
     Fence(usize),
@@ -168,7 +169,7 @@ impl<'a> Run<'a> {
     fn new(ctx: &'a Arc<LedgerContext>, info: &'a LedgerInfo, without: Vec<BookieId>) -> Run<'a> {
         let (floor, members) = info.last_fragment();
         let window = ctx.settings.recovery_window_entries.max(1);
-        // Room for every request that can be on its way: a read and a write of each entry of the
+        // Space for every request that can be in flight: a read and a write of each entry of the
         // window and of those being written behind it, and the fences.
         let room =
             info.quorum.ensemble() * (1 + 4 * usize::try_from(window).unwrap_or(usize::MAX / 1024));
@@ -234,7 +235,7 @@ impl<'a> Run<'a> {
                         self.take(asked, result);
                     }
                 }
-                // Silence for so long: whoever has not answered has failed.
+                // After this long a silence, a bookie that has not answered has failed.
                 Ok(None) | Err(_) => {
                     for asked in std::mem::take(&mut self.outstanding) {
                         self.take(asked, Err(BookieError::Timeout));
@@ -306,7 +307,7 @@ impl<'a> Run<'a> {
         self.ctx.transport.submit(
             bookie,
             request,
-            // A full or closed channel means that nobody waits for this answer any more, or that
+            // A full or closed channel means that this answer is no longer waited for, or that
             // the silence timeout will speak for it.
             Box::new(move |result| drop(answer.try_send((asked, result)))),
         );

@@ -9,7 +9,7 @@
 //! - Recovered entries are on Qa bookies before the ledger is closed, without gaps (I3).
 //! - Reads go to the members that the last fragment had at the start, whatever happens to writes. A
 //!   bookie that fails a write-back is replaced for writes only, and metadata learns of it with the
-//!   close: whoever recovers after us must not read from bookies that got only a part.
+//!   close: a later recovery must not read from bookies that got only a part.
 
 use std::collections::BTreeMap;
 
@@ -45,7 +45,7 @@ pub enum RecoveryEvent {
     Write {
         /// Its position.
         position: usize,
-        /// Who was there.
+        /// The bookie that was there.
         bookie: BookieId,
         /// The entry.
         entry: EntryId,
@@ -132,14 +132,14 @@ pub enum RecoveryAction {
     Fence {
         /// The position.
         position: usize,
-        /// Who is there.
+        /// The bookie that is there.
         bookie: BookieId,
     },
     /// Read an entry there, with the fence.
     Read {
         /// The position.
         position: usize,
-        /// Who is there.
+        /// The bookie that is there.
         bookie: BookieId,
         /// The entry.
         entry: EntryId,
@@ -148,7 +148,7 @@ pub enum RecoveryAction {
     Write {
         /// The position.
         position: usize,
-        /// Who is there.
+        /// The bookie that is there.
         bookie: BookieId,
         /// The entry.
         entry: EntryId,
@@ -307,7 +307,7 @@ impl Recovery {
                 entry,
                 stored,
             } => {
-                // Whoever was replaced has no say any more.
+                // A replaced bookie has no say any more.
                 if self.writing.members.get(position) == Some(&bookie) {
                     self.written(position, entry, stored, actions);
                 }

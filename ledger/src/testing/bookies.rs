@@ -60,7 +60,7 @@ pub struct ReadCounts {
 pub struct TestBookies {
     bookies: Arc<BTreeMap<BookieId, Mutex<TestBookie>>>,
     reads: Arc<Mutex<ReadCounts>>,
-    /// Wakes whoever waits for news of a ledger.
+    /// Wakes the reads that wait for news of a ledger.
     changed: Arc<Notify>,
 }
 
@@ -97,7 +97,7 @@ impl StoredLedger {
 }
 
 impl TestBookies {
-    /// So many bookies.
+    /// This many bookies.
     #[must_use]
     pub fn new(count: u8) -> TestBookies {
         let bookies = (1..=count).map(|n| (BookieId([n; 16]), Mutex::default()));
@@ -162,7 +162,7 @@ impl TestBookies {
         self.with(bookie, |b| b.held.as_ref().map_or(0, VecDeque::len))
     }
 
-    /// Processes the oldest request that is held back; false when there is none.
+    /// Processes the oldest request that is held back; false when nothing is held back.
     pub fn release_one(&self, bookie: BookieId) -> bool {
         let next = self.with(bookie, |b| b.held.as_mut().and_then(VecDeque::pop_front));
         let Some((request, reply)) = next else {
@@ -429,8 +429,8 @@ impl TestBookie {
             bytes += stored.data.len();
             let mut stored = stored.clone();
             if let Some(prefix) = range.prefix_bytes {
-                // The bookie checks what nobody else can. A whole entry is left to its reader, as
-                // if it had been damaged on its way.
+                // The bookie checks what only it can. A whole entry is left to its reader, as
+                // if it had been damaged in flight.
                 if !stored.is_intact(range.ledger) {
                     if entries.is_empty() {
                         return Err(BookieError::Digest("on the disk".to_owned()));

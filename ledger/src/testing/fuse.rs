@@ -1,4 +1,4 @@
-//! The death of a process at a chosen step: after so many changes of the world outside, nothing
+//! The death of a process at a chosen step: after a number of changes of the world outside, nothing
 //! that the process does has any effect, and nothing is answered.
 
 use std::future::pending;

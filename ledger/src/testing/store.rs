@@ -52,8 +52,8 @@ impl MemoryStore {
         state.operations_left = None;
     }
 
-    /// From now on nothing reaches it and nobody can know, as behind a partition; or everything does
-    /// again.
+    /// From now on nothing reaches it and no caller can know, as behind a partition; or everything
+    /// does again.
     pub fn set_silent(&self, silent: bool) {
         self.state.lock().silent = silent;
     }
@@ -74,8 +74,8 @@ impl MemoryStore {
         self.state.lock().usage = usage;
     }
 
-    /// The next `count` changes are applied but answered with `UnknownOutcome`, unless their callers
-    /// wait until it is known.
+    /// The next `count` changes are applied but answered with `UnknownOutcome`, unless their
+    /// callers wait until it is known.
     pub fn lose_answers(&self, count: u32) {
         self.state.lock().lost_answers = count;
     }

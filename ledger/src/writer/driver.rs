@@ -2,7 +2,8 @@
 //!
 //! Two queues make order independent of threads: what is to be sent, and what the owner is to be
 //! told. Each is drained by one thread at a time, without any lock held, so that adds reach a
-//! bookie's stream in the order of the machine's actions, and the owner is told of entries in order.
+//! bookie's stream in the order of the machine's actions, and the owner is told of entries in
+//! order.
 //!
 //! A transport may answer from within `submit`. So the thread that sends tells the owner nothing
 //! until it has sent everything: [`Inner::send`] returns whether there is something to tell, and
@@ -83,7 +84,7 @@ struct State {
     round: u64,
     /// The round in which acknowledgements began to wait for a bookie, if they do.
     held_since: Option<u64>,
-    /// Somebody waits for the end of the ledger: acknowledgements wait for nobody.
+    /// The end of the ledger is waited for: acknowledgements wait for no bookie that is behind.
     hurried: bool,
     /// The last LAC that bookies were told.
     told: Option<EntryId>,
@@ -275,7 +276,7 @@ impl LedgerWriter {
         bookies.into_iter().map(from).collect()
     }
 
-    /// Somebody waits for the end of the ledger, so that acknowledgements wait for no bookie that is
+    /// The end of the ledger is waited for, so that acknowledgements wait for no bookie that is
     /// behind from now on: what it lacks is left to repair.
     pub fn hurry(&self) {
         let is_held = {

@@ -5,12 +5,12 @@
 //!   every earlier entry is acknowledged (I1).
 //! - `Fenced` is terminal, and leaves the outcome of pending adds unknown (I4).
 //! - A position that failed counts for nothing until it is replaced. Entries that the other
-//!   positions complete are acknowledged all the same, whether its replacement is put off, on its
-//!   way, or impossible for now (H8).
+//!   positions complete are acknowledged all the same, whether its replacement is put off, in
+//!   progress, or impossible for now (H8).
 //! - A refused add is sent again as the same entry with the same bytes, in order of entries.
 //! - What is acknowledged and lacks a bookie that has not failed is bounded: beyond the bound
-//!   acknowledgements wait for that bookie, so that one that is slower for a moment slows the ledger
-//!   down instead of being replaced. How long they wait is for the driver to say.
+//!   acknowledgements wait for that bookie, so that one that is slower for a moment slows the
+//!   ledger down instead of being replaced. How long they wait is for the driver to say.
 //!
 //! The payload stays with the driver: nothing here depends on it.
 
@@ -72,7 +72,7 @@ pub struct Writer {
     holding: SlotSet,
     retry_scheduled: bool,
     rounds_without_progress: Vec<u32>,
-    /// Bookies that may lack acknowledged entries which nobody sends them any more (H16).
+    /// Bookies that may lack acknowledged entries which are no longer sent to them (H16).
     thin: BTreeSet<BookieId>,
     /// Positions whose next bookie will lack some.
     thin_next: SlotSet,
@@ -157,7 +157,7 @@ impl Writer {
         &self.fragments
     }
 
-    /// Positions that have not stored the oldest add, with their bookies: who to blame when it
+    /// Positions that have not stored the oldest add, with their bookies: those to blame when it
     /// takes too long.
     #[must_use]
     pub fn laggards(&self) -> Vec<(usize, BookieId)> {
@@ -294,7 +294,7 @@ impl Writer {
                 entry,
                 reply,
             } => {
-                // Whoever was replaced no longer has a say about entries, but a fence is a fence.
+                // A replaced bookie no longer has a say about entries, but a fence is a fence.
                 if reply == AddReply::Fenced {
                     self.stop(StopReason::Fenced, actions);
                 } else if self.members().get(position) == Some(&bookie)
@@ -350,7 +350,7 @@ impl Writer {
                     actions.push(WriterAction::ScheduleRetry);
                 }
             }
-            // Too late: nobody has its data any more.
+            // Too late: its data is no longer there.
             (AddReply::Overloaded, None) => self.fail(position, false, actions),
             (AddReply::Refused, _) => self.fail(position, true, actions),
             (AddReply::Failed | AddReply::Fenced, _) => self.fail(position, false, actions),
@@ -380,8 +380,8 @@ impl Writer {
         }
     }
 
-    /// Lets go of the oldest kept entries that nobody will get any more, and beyond the bound of those
-    /// that only a replacement would get; says whether there were any.
+    /// Lets go of the oldest kept entries that no bookie will get any more, and beyond the bound of
+    /// those that only a replacement would get; says whether there were any.
     fn release(&mut self) -> bool {
         let before = self.kept;
         while self.kept > 0 && self.lagging().is_empty() {
@@ -448,7 +448,7 @@ impl Writer {
         }
         self.failed.insert(position);
         self.holding.remove(position);
-        // A change that is on its way leaves this one to the next.
+        // A change that is in progress leaves this one to the next.
         if self.state == State::Open {
             self.decide(forced, actions);
         }
@@ -537,7 +537,7 @@ impl Writer {
         for offset in 0..self.adds.len() {
             let entry = EntryId(first.0 + offset as u64);
             if entry < first_entry {
-                // Nobody waits for them any more.
+                // They are not waited for any more.
                 self.adds[offset].acked |= failed;
                 continue;
             }

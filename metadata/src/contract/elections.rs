@@ -23,14 +23,14 @@ fn name(leader: Option<&Leader>) -> Option<&[u8]> {
     leader.map(|leader| leader.candidate.as_ref())
 }
 
-/// One leads; when it resigns the one who waits follows, and everybody sees it.
+/// One leads; when it resigns the candidate that waits follows, and every process sees it.
 pub async fn a_leader_that_resigns_is_followed(factory: &dyn StoreFactory) {
     let store = factory.create().await;
     let election = Election::new(Arc::clone(&store), keys::ELECTION_AUDITOR);
     let mut observer = election.observe();
     assert_eq!(soon("the start", observer.next()).await, Ok(None));
     let one = election.campaign(session(&store).await, Bytes::from_static(b"one"));
-    let one = soon("a leader", one).await.expect("nobody led");
+    let one = soon("a leader", one).await.expect("there is no leader");
     let seen = soon("a leader", observer.next()).await.expect("read");
     assert_eq!(name(seen.as_ref()), Some(b"one".as_slice()));
     assert_eq!(seen.map(|leader| leader.revision), Some(one.revision()));
@@ -60,7 +60,7 @@ pub async fn a_leader_that_lost_its_session_is_followed(factory: &dyn StoreFacto
     let election = Election::new(Arc::clone(&store), keys::ELECTION_AUDITOR);
     let session_one = session(&store).await;
     let one = election.campaign(Arc::clone(&session_one), Bytes::from_static(b"one"));
-    let one = soon("a leader", one).await.expect("nobody led");
+    let one = soon("a leader", one).await.expect("there is no leader");
     let write = || Transaction {
         partition: keys::CLUSTER_PARTITION.to_owned(),
         guards: vec![one.guard()],

@@ -64,8 +64,8 @@ pub async fn a_closed_session_takes_its_keys_along(factory: &dyn StoreFactory) {
     assert_eq!(get(store, &broker(1)).await, None);
 }
 
-/// A session that nobody renewed for its time to live is lost: its owner learns it no later than
-/// the others, who see its keys vanish.
+/// A session that was not renewed for its time to live is lost: its owner learns it no later than
+/// the other processes, which see its keys vanish.
 pub async fn a_paused_session_is_lost_and_takes_its_keys_along(factory: &dyn StoreFactory) {
     let store = factory.create().await;
     let store = store.as_ref();
@@ -87,7 +87,7 @@ pub async fn a_paused_session_is_lost_and_takes_its_keys_along(factory: &dyn Sto
         .expect("the old key is gone");
 }
 
-/// A key belongs to whoever wrote it last.
+/// A key belongs to the session that wrote it last.
 pub async fn a_put_outside_makes_a_key_stay(factory: &dyn StoreFactory) {
     let store = factory.create().await;
     let store = store.as_ref();

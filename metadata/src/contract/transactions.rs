@@ -295,7 +295,7 @@ pub async fn prefixes_are_exact(factory: &dyn StoreFactory) {
     let found: Vec<&str> = page.items.iter().map(|item| item.key.as_str()).collect();
     assert_eq!(found, [topic("a"), topic("b"), topic("c")]);
     assert_eq!(page.next, None);
-    let empty = store.scan("t/nobody/", None, 100).await.expect("scanned");
+    let empty = store.scan("t/absent/", None, 100).await.expect("scanned");
     assert!(empty.items.is_empty() && empty.next.is_none());
 }
 
@@ -422,7 +422,7 @@ impl MetadataStore for Held {
     }
 }
 
-/// A scan whose snapshot is lost in the middle begins anew, and shows one state; work page by page
+/// A scan whose snapshot is lost in the middle begins again, and shows one state; work page by page
 /// goes on where it was.
 pub async fn a_scan_survives_a_snapshot_that_is_lost(factory: &dyn StoreFactory) {
     let shared = factory.create().await;
@@ -460,7 +460,7 @@ pub async fn a_scan_survives_a_snapshot_that_is_lost(factory: &dyn StoreFactory)
     };
     let scanned = scan::each(&held, keys::LEDGERS_PREFIX, Vec::new, first_new);
     let (scanned, ()) = tokio::join!(scanned, forget);
-    let (seen, _) = scanned.expect("it begins anew");
+    let (seen, _) = scanned.expect("it begins again");
     assert!(seen[0].1, "the state is that of the second attempt");
     let seen: Vec<String> = seen.into_iter().map(|(key, _)| key).collect();
     assert_eq!(seen, all);

@@ -115,7 +115,7 @@ impl Engine {
         if let Err(error) = shared.close_file() {
             tracing::warn!(%error, "the metadata store was not closed cleanly");
         }
-        // The lock goes before the answers: whoever waited may open the store again at once.
+        // The lock goes before the answers: a caller that waited may open the store again at once.
         drop(file);
         for request in rest {
             let outcome = match request.work {
@@ -133,7 +133,7 @@ impl Engine {
             .unzip();
         let outcomes = self.settle(&works);
         for (reply, outcome) in replies.into_iter().zip(outcomes) {
-            // Whoever asked may have stopped waiting; the change stands all the same.
+            // The caller may have stopped waiting; the change stands all the same.
             let _ = reply.send(outcome);
         }
         let now = self.shared.clock.monotonic();

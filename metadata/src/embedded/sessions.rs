@@ -1,6 +1,6 @@
 //! Sessions. A task renews those whose handle lives and ends those that were not renewed in
 //! time: when the process was paused for longer than their time to live, or when their handle
-//! was dropped. A session is lost first and its keys are removed then, so that nobody sees the
+//! was dropped. A session is lost first and its keys are removed then, so that no process sees the
 //! keys vanish while the owner still believes in them.
 
 use std::fmt;
@@ -105,7 +105,7 @@ impl Sessions {
                 "{SESSIONS_MAX} sessions are open already"
             )));
         }
-        // Ids begin anew with the process: opening the store has removed what older ones left.
+        // Ids begin again with the process: opening the store has removed what older ones left.
         open.last_id += 1;
         let state = Arc::new(SessionState {
             id: open.last_id,

@@ -1,10 +1,11 @@
 //! Commits: one transaction of etcd each, tried until its outcome is known or the time is up.
 //!
-//! What is certain to have been refused is sent again. What may have been applied is settled
-//! first, by the slot that it carries ([`super::slots`]); a caller that asks until the outcome is
-//! known waits for that as long as etcd is away, but no longer than the slot lives. Only a transaction that uses every
-//! place which etcd has for operations or conditions has none left for the slot: when its answer
-//! is lost, its outcome stays unknown.
+//! What is certain to have been refused is sent again. What may have been applied is settled first,
+//! by the slot that it carries ([`super::slots`]); a caller that asks until the outcome is known
+//! waits for that as long as etcd is away, but no longer than the slot lives. Only a transaction
+//! that uses every place which etcd has for operations or conditions has none left for the slot:
+//! when its answer is lost, its outcome stays unknown. etcd's answer that it has no space left may
+//! mean either: the slot is read then, which needs no space.
 
 use std::sync::Arc;
 
@@ -222,7 +223,7 @@ impl Commit<'_> {
             if !slot.in_doubt() {
                 return Ok(None);
             }
-            // Doubt that an earlier user of the slot has left is nobody's concern any more.
+            // Doubt that an earlier user of the slot has left no longer matters.
             let settled = match slot.settle(self.shared).await {
                 Ok(settled) => settled,
                 Err(error) if self.unsettled => {
@@ -249,7 +250,7 @@ impl Commit<'_> {
         let mut tries = 0;
         loop {
             let Some(slot) = self.slot.as_mut().filter(|_| self.unsettled) else {
-                // Without a slot in doubt nobody can tell, now or later.
+                // Without a slot in doubt nothing can tell, now or later.
                 return Err(MetadataError::UnknownOutcome(unknown));
             };
             if self.shared.closed.is_cancelled() {

@@ -1,6 +1,6 @@
-//! The members of etcd and who is asked. All requests go to one member until it fails; then the
-//! next one is asked, and watches that hang on the failed one are told to move. Each member has a
-//! connection of its own, made on demand.
+//! The members of etcd, and which of them is asked. All requests go to one member until it fails;
+//! then the next one is asked, and watches that hang on the failed one are told to move. Each
+//! member has a connection of its own, made on demand.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -83,7 +83,7 @@ impl Endpoints {
         (index, Arc::clone(&self.list[index]))
     }
 
-    /// Asks the next member from now on, unless somebody has moved on already.
+    /// Asks the next member from now on, unless another request has moved on already.
     fn leave(&self, index: usize) {
         let next = (index + 1) % self.list.len();
         let moved = self
@@ -184,7 +184,7 @@ impl Endpoints {
         }
     }
 
-    /// Waits before somebody is asked again; not at all while there are members left to ask.
+    /// Waits before a member is asked again; not at all while there are members left to ask.
     pub(super) async fn pause(&self, tries: &mut u32) {
         *tries += 1;
         let members = u32::try_from(self.list.len()).unwrap_or(u32::MAX);
@@ -205,7 +205,7 @@ impl Endpoint {
         client.map_err(|error| at(&self.url, before_sending(&error)))
     }
 
-    /// Changes when this member has failed somebody.
+    /// Changes when a request to this member has failed.
     pub(super) fn failures(&self) -> watch::Receiver<u64> {
         self.failures.subscribe()
     }

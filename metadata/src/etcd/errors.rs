@@ -15,7 +15,7 @@ pub(super) enum Failure {
     Refused(String),
     /// It is not known whether anything was changed.
     Unknown(String),
-    /// Nothing was changed; the credentials must be presented anew first.
+    /// Nothing was changed; the credentials must be presented again first.
     Login(String),
     /// Nothing was changed: the lease has expired or was revoked.
     NoLease,

@@ -24,7 +24,7 @@ use crate::store::{Expect, Operation, Revision, Session, Until};
 
 /// Shortest time to live: the task that renews must get its turn.
 const TTL_MIN: Duration = Duration::from_secs(1);
-/// A lease is renewed so many times in its life.
+/// How many times a lease is renewed in its life.
 const RENEWALS: u32 = 3;
 /// Wait before a renewal that failed is tried again.
 const RETRY: Duration = Duration::from_millis(50);
@@ -114,8 +114,8 @@ impl Lease {
         }
     }
 
-    /// Counts a renewal that succeeded, unless the lease has expired here meanwhile: whoever was
-    /// told so must not be proved wrong.
+    /// Counts a renewal that succeeded, unless the lease has expired here meanwhile: what was
+    /// told so must stay true.
     fn count_renewal(&self, sent: Duration) -> bool {
         let mut renewed = self.renewed.lock();
         let in_time = self.clock.monotonic().saturating_sub(*renewed) < self.ttl;
@@ -194,7 +194,7 @@ impl Lease {
     }
 }
 
-/// Ends the belief in a lease that nobody renews any more.
+/// Ends the belief in a lease that is no longer renewed.
 struct LoseOnDrop(Arc<Lease>);
 
 impl Drop for LoseOnDrop {
@@ -225,7 +225,7 @@ impl EtcdSession {
         };
         let keep = Arc::clone(&lease).keep(Arc::clone(&shared.endpoints), ended);
         let guard = LoseOnDrop(Arc::clone(&lease));
-        // The task ends with the session; nobody waits for its handle.
+        // The task ends with the session; its handle is not needed.
         drop(shared.tasks.spawn("metadata-session", async move {
             let _guard = guard;
             keep.await;

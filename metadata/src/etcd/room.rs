@@ -1,5 +1,5 @@
-//! How full etcd is. With its quota used up it takes no change at all, not even one that removes keys,
-//! so somebody has to know before.
+//! How full etcd is. With its quota used up it takes no change at all, not even one that removes
+//! keys, so a process has to know before.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -34,8 +34,8 @@ impl RoomWatch {
 }
 
 impl Shared {
-    /// Asks etcd how full it is. Without an answer, as from a proxy or without permission, what was known
-    /// stays.
+    /// Asks etcd how full it is. Without an answer, as from a proxy or without permission, what was
+    /// known stays.
     pub(super) async fn look_for_room(&self) {
         let ask = |mut client: Client| async move { client.status().await };
         let limit = self.endpoints.attempt_timeout();

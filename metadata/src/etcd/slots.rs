@@ -3,10 +3,10 @@
 //!
 //! A slot is a key that only this process writes, one commit at a time. Every transaction carries
 //! two things for it: the condition that the slot is unchanged since the commit before, and a new
-//! number in it. So whoever gets no answer changes the slot himself, under the same condition:
+//! number in it. So a commit that gets no answer changes the slot itself, under the same condition:
 //! - if that succeeds, the transaction was not applied and never will be, because its condition
 //!   can never hold again;
-//! - if not, the slot shows whose number was faster.
+//! - if not, the slot shows which number was faster.
 //!
 //! Slots go with a lease of the store, which lives much longer than any request may take, so that
 //! nothing is left of a process that died. At most [`SLOTS_MAX`] exist for a process.
@@ -75,7 +75,7 @@ pub(super) enum Settled {
     Applied(Revision),
     /// It was not made and never will be.
     NotApplied,
-    /// The slot is gone with its lease: nobody can tell any more.
+    /// The slot is gone with its lease: nothing can tell any more.
     Lost,
 }
 
@@ -121,7 +121,7 @@ impl Slots {
             }
         };
         let keep = Arc::clone(&lease).keep(Arc::clone(&shared.endpoints), ended);
-        // The task ends with the store; nobody waits for its handle.
+        // The task ends with the store; its handle is not needed.
         drop(shared.tasks.spawn("metadata-slots", keep));
         let generation = Arc::new(Generation {
             lease,

@@ -1,5 +1,5 @@
 //! Watches: a task for each reads etcd's stream into a bounded queue. It reconnects where the
-//! stream breaks and goes on exactly after what it has queued, so that nobody sees a gap or an
+//! stream breaks and goes on exactly after what it has queued, so that no reader sees a gap or an
 //! event twice. When the consumer is slow the task lets go of the stream and takes it up again
 //! once there is room, so that unread events never hold up the connection that others use.
 
@@ -247,7 +247,7 @@ impl EtcdWatch {
         };
         let shutdown = shared.tasks.shutdown_token();
         let ended = ended(shared.closed.clone(), dropped.clone(), shutdown);
-        // The task ends with the watch, the store or the process; nobody waits for its handle.
+        // The task ends with the watch, the store or the process; its handle is not needed.
         drop(shared.tasks.spawn("metadata-watch", follower.run(ended)));
         Self {
             queue,
@@ -355,7 +355,7 @@ impl Follower {
         loop {
             let message = tokio::select! {
                 message = stream.message() => message,
-                // Somebody got no answer from this member: another one may have the events.
+                // A request got no answer from this member: another one may have the events.
                 _ = failures.changed() => return false,
             };
             match message {

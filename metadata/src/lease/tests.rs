@@ -155,7 +155,7 @@ async fn what_is_held_ends_with_its_session_and_the_next_has_another_number() {
     soon(lease.announced()).await;
     let first = lease.held();
     assert!(first.is_some());
-    // Nobody renews while time jumps: from here on the store may have given the process up.
+    // Nothing is renewed while time jumps: from here on the store may have given the process up.
     world.clock.advance(TTL * 2);
     assert_ne!(lease.held(), first);
     let again = soon(async {

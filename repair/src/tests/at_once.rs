@@ -8,7 +8,7 @@ use super::*;
 const SOON: Duration = Duration::from_secs(1);
 
 impl Cluster {
-    /// A closed ledger with so many entries, on these bookies.
+    /// A closed ledger with this many entries, on these bookies.
     async fn closed_on(&self, members: [u8; 2], entries: u64) -> LedgerId {
         let members = members.map(bookie).to_vec();
         let mut ledger = self.open_on(quorum(2, 2, 2), members).await;
@@ -17,7 +17,7 @@ impl Cluster {
         ledger.id
     }
 
-    /// A closed ledger on the first two bookies with one entry of so many bytes.
+    /// A closed ledger on the first two bookies with one entry of this many bytes.
     async fn closed_large(&self, bytes: usize) -> LedgerId {
         let members = vec![bookie(1), bookie(2)];
         let mut ledger = self.open_on(quorum(2, 2, 2), members).await;
@@ -69,8 +69,8 @@ fn a_setting_that_repairs_nothing_or_locks_everything_is_refused() {
     }
 }
 
-/// I2: a bookie that answers nothing holds up the ledgers that need it, and no others: so few bytes as
-/// a small ledger has are there for the others, too.
+/// I2: a bookie that answers nothing holds up the ledgers that need it, and no others: so few bytes
+/// as a small ledger has are there for the others, too.
 #[tokio::test(start_paused = true)]
 async fn a_ledger_that_waits_for_a_bookie_stops_no_other() {
     let cluster = Cluster::new(4).await;
@@ -156,7 +156,7 @@ async fn a_round_that_cannot_lock_a_ledger_finishes_what_it_has_begun() {
     }
 }
 
-/// I13: what is on its way has one bound, however many ledgers are repaired at once.
+/// I13: what is in flight has one bound, however many ledgers are repaired at once.
 #[tokio::test(start_paused = true)]
 async fn the_bytes_on_their_way_are_bounded_over_all_ledgers() {
     const ENTRY: usize = 5 << 20;
@@ -257,7 +257,7 @@ async fn a_ledger_that_is_whole_by_a_swap_loses_its_mark_with_it() {
     cluster.assert_whole(ledger, 3).await;
 }
 
-/// H16: what is doubted while a copy is on its way is not forgotten with it.
+/// H16: what is doubted while a copy is in flight is not forgotten with it.
 #[tokio::test(start_paused = true)]
 async fn a_mark_that_says_more_meanwhile_outlives_the_swap() {
     let cluster = Cluster::new(3).await;

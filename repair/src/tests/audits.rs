@@ -67,8 +67,8 @@ async fn marks_are_written_in_bounded_numbers_and_all_come_in_the_end() {
     }
 }
 
-/// H16: recoveries mark more ledgers than may wait, and all of these wait for a bookie that is away. That
-/// it is lost is said of each of them, or they would wait for ever.
+/// H16: recoveries mark more ledgers than may wait, and all of these wait for a bookie that is
+/// away. That it is lost is said of each of them, or they would wait for ever.
 #[tokio::test(start_paused = true)]
 async fn marks_of_recoveries_keep_no_lost_bookie_from_being_replaced() {
     let mut cluster = Cluster::new(4).await;
@@ -154,7 +154,7 @@ async fn a_draining_bookie_is_emptied_and_then_retired() {
         decommission::references(store, bookie(1)).await.unwrap(),
         (0, true)
     );
-    // Somebody may choose it for as long as it is announced as writable, and a moment longer.
+    // A writer may choose it for as long as it is announced as writable, and a moment longer.
     let mut step = async || retirement.step().await.unwrap();
     assert_eq!(step().await, decommission::Retired::Announced);
     cluster.pass_time(Duration::from_secs(60));
@@ -266,7 +266,7 @@ async fn damage_anywhere_keeps_orphans_alive() {
             operations: vec![delete],
         };
         cluster.store().commit(transaction).await.unwrap();
-        // And suspicion begins anew.
+        // And suspicion begins again.
         assert!(audit.pass().await.unwrap().deleted.is_empty());
     }
     cluster.world.store.set_unavailable(true);
@@ -281,7 +281,7 @@ async fn damage_anywhere_keeps_orphans_alive() {
     cluster.assert_whole(orphan, 3).await;
 }
 
-/// What nobody has noticed is found in the course of a cycle.
+/// What was not noticed is found in the course of a cycle.
 #[tokio::test(start_paused = true)]
 async fn every_ledger_is_checked_once_in_a_cycle() {
     let mut cluster = Cluster::new(4).await;
@@ -315,7 +315,7 @@ async fn mark_of(cluster: &Cluster, ledger: LedgerId) -> Mark {
     mark.unwrap().expect("it is marked")
 }
 
-/// A mark that nobody can read stops neither the auditor nor a recovery (H16): it may have named
+/// A mark that cannot be read stops neither the auditor nor a recovery (H16): it may have named
 /// any bookie of its ledger.
 #[tokio::test(start_paused = true)]
 async fn an_unreadable_mark_is_replaced_and_in_nobodys_way() {
@@ -392,7 +392,7 @@ async fn ledgers_without_a_place_to_go_are_counted() {
     assert_eq!(leave().await, outlook(0, 3));
     cluster.lose(bookie(4)).await;
     assert_eq!(leave().await, outlook(1, 2));
-    // Nobody knows this one.
+    // This one is not known.
     let stranger = room::of_bookie(cluster.store(), bookie(9)).await.unwrap();
     assert_eq!((stranger.ledgers, stranger.stuck), (0, 0));
 

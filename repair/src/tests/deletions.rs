@@ -98,7 +98,7 @@ async fn a_decommissioned_bookie_is_not_waited_for() {
     assert!(cluster.world.store.keys("l/").is_empty());
 }
 
-/// A store that answers nothing still deletes once, whoever is asked again.
+/// A store that answers nothing still deletes once, whatever is asked again.
 #[tokio::test(start_paused = true)]
 async fn lost_answers_of_the_store_change_nothing() {
     let cluster = Cluster::new(3).await;
@@ -146,8 +146,8 @@ async fn copies_that_nothing_refers_to_go_after_two_passes() {
     cluster.assert_whole(kept, 3).await;
 }
 
-/// The copy of a large ledger takes longer than two passes; until it is complete no record names its
-/// bookie. Deleting it again and again kept such ledgers from ever being repaired.
+/// The copy of a large ledger takes longer than two passes; until it is complete no record names
+/// its bookie. Deleting it again and again kept such ledgers from ever being repaired.
 #[tokio::test(start_paused = true)]
 async fn what_a_repair_is_copying_is_not_superfluous() {
     let cluster = Cluster::new(4).await;

@@ -56,7 +56,7 @@ impl History {
             Step::Lose(n) if self.may_harm(n) => self.cluster.lose(bookie(n)).await,
             Step::Return(n) if self.harmed == Some(n) => self.cluster.register(bookie(n)).await,
             Step::Wipe(n) if self.may_harm(n) => {
-                // What is open there is fenced by nobody, so its writer must be done with it.
+                // What is open there is not fenced, so its writer must be done with it.
                 self.roll().await;
                 self.cluster.world.bookies.wipe(bookie(n));
             }

@@ -1,5 +1,5 @@
-//! Entries that nobody has any more, and bookies that are gone for good: whatever else there is gets
-//! its copies, and nothing waits for them for ever.
+//! Entries that no bookie has any more, and bookies that are gone for good: whatever else there is
+//! gets its copies, and nothing waits for them for ever.
 
 use aquifer_ledger::deletion;
 
@@ -38,8 +38,8 @@ async fn assert_whole_but(cluster: &Cluster, ledger: LedgerId, entries: u64, but
     }
 }
 
-/// I2, H16: with one entry rotten on all that are left, and the third bookie lost, everything else gets
-/// its third copy again, and only the place of that entry is kept for the bookie that is lost.
+/// I2, H16: with one entry rotten on all that are left, and the third bookie lost, everything else
+/// gets its third copy again, and only the place of that entry is kept for the bookie that is lost.
 #[tokio::test(start_paused = true)]
 async fn an_entry_that_nobody_has_keeps_nothing_else_on_a_lost_bookie() {
     for shape in [(3, 3, 2), (4, 3, 2), (4, 2, 2)] {
@@ -69,7 +69,7 @@ async fn an_entry_that_nobody_has_keeps_nothing_else_on_a_lost_bookie() {
             assert!(!stored.any(|member| member == lost), "{shape:?} {entry}");
         }
         assert_eq!(members_at(&cluster, ledger, 5).await, members, "{shape:?}");
-        assert_eq!(cluster.marks().len(), 1, "somebody has to know");
+        assert_eq!(cluster.marks().len(), 1, "an operator has to know");
 
         // It comes back with the entry: the others get it from there.
         cluster.register(lost).await;
@@ -124,8 +124,8 @@ async fn a_bookie_in_limbo_gets_what_there_is_although_another_is_lost() {
     assert!(!report.is_complete());
 }
 
-/// What nobody has does not keep a bookie in the cluster for ever; whoever decommissions it learns
-/// what it is, and decides while the bookie might come back with it.
+/// What no bookie has does not keep a bookie in the cluster for ever; the operator that
+/// decommissions it learns what it is, and decides while the bookie might come back with it.
 #[tokio::test(start_paused = true)]
 async fn a_decommission_ends_and_says_what_is_lost() {
     let cluster = Cluster::new(4).await;
@@ -249,7 +249,8 @@ async fn a_bookie_is_retired_although_deletions_wait_for_it() {
     assert!(cluster.marks().is_empty());
 }
 
-/// The same when the one who decommissions dies after the tombstone: the auditor ends what waits.
+/// The same when the process that decommissions dies after the tombstone: the auditor ends what
+/// waits.
 #[tokio::test(start_paused = true)]
 async fn the_auditor_ends_deletions_that_wait_for_the_dead() {
     let cluster = Cluster::new(4).await;
@@ -274,7 +275,8 @@ async fn the_auditor_ends_deletions_that_wait_for_the_dead() {
     assert!(cluster.world.store.keys("l/").is_empty());
 }
 
-/// The deletion of a superfluous copy on a bookie that is gone keeps nobody from repairing the ledger.
+/// The deletion of a superfluous copy on a bookie that is gone keeps no worker from repairing the
+/// ledger.
 #[tokio::test(start_paused = true)]
 async fn a_dead_bookie_that_is_to_delete_its_copy_stops_no_repair() {
     let cluster = Cluster::new(5).await;
@@ -294,8 +296,8 @@ async fn a_dead_bookie_that_is_to_delete_its_copy_stops_no_repair() {
     cluster.assert_whole(ledger, 5).await;
 }
 
-/// H14: the end of a deletion takes away the record of the ledger that it was about, and not that of
-/// another which got the same id after metadata was set back.
+/// H14: the end of a deletion takes away the record of the ledger that it was about, and not that
+/// of another which got the same id after metadata was set back.
 #[tokio::test(start_paused = true)]
 async fn an_intent_of_a_former_ledger_leaves_the_new_one_alone() {
     let cluster = Cluster::new(4).await;
@@ -318,12 +320,12 @@ async fn an_intent_of_a_former_ledger_leaves_the_new_one_alone() {
     assert_eq!(cluster.marks().len(), 1);
 }
 
-/// Storage 13: a writer, or a recovery, gives no place to a bookie that an intent tells to delete what it
-/// has of the ledger.
+/// Storage 13: a writer, or a recovery, gives no place to a bookie that an intent tells to delete
+/// what it has of the ledger.
 #[tokio::test(start_paused = true)]
 async fn a_bookie_that_is_to_delete_its_copy_is_no_replacement() {
     for by_recovery in [false, true] {
-        // Whoever is chosen is chosen at random.
+        // The bookie is chosen at random.
         for _ in 0..8 {
             let cluster = Cluster::new(5).await;
             let mut ledger = cluster.open(quorum(3, 3, 2)).await;

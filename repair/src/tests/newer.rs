@@ -1,5 +1,5 @@
-//! Records that a newer build has written: whoever would write over one refuses, and says what to
-//! do, because it may carry the pointer to an only copy.
+//! Records that a newer build has written: a process that would write over one refuses, and says
+//! what to do, because it may carry the pointer to an only copy.
 
 use aquifer_ledger::deletion::{self, Intent};
 use aquifer_ledger::ledger_metadata::LedgerIds;

@@ -1,5 +1,5 @@
-//! Ledgers whose copies at bookies are going or gone: nobody misses them, asks for them or brings
-//! them back, and nobody who looks for what is superfluous takes their records for it.
+//! Ledgers whose copies at bookies are going or gone: no process misses them, asks for them or
+//! brings them back, and no search for what is superfluous takes their records for it.
 
 use std::collections::BTreeSet;
 
@@ -164,10 +164,7 @@ async fn audits_take_their_copies_and_leave_their_records() {
     assert_eq!(cluster.world.bookies.ledgers(bookie(1)), []);
     for ledger in offloaded {
         let info = cluster.info(ledger).await;
-        assert!(
-            info.offload.is_some(),
-            "its record is written anew as it was"
-        );
+        assert!(info.offload.is_some(), "its record is rewritten as it was");
     }
     // A ledger that is deleted goes, although no bookie is named.
     let [_, gone] = offloaded;

@@ -21,7 +21,7 @@ async fn a_lost_bookie_is_replaced_in_all_its_ledgers_striped_or_not() {
             cluster.assert_whole(ledger, entries).await;
             let info = cluster.info(ledger).await;
             assert!(!info.bookies().contains(&bookie(1)), "{shape:?}");
-            // The same position: everybody else stays where he was.
+            // The same position: every other bookie stays where it was.
             let (_, members) = info.last_fragment();
             for n in 2..=shape.0 {
                 let position = usize::try_from(n - 1).unwrap();
@@ -111,7 +111,7 @@ async fn a_negative_below_the_end_is_missing_and_never_absent() {
     assert_eq!(cluster.info(ledger).await.last_fragment(), kept);
 }
 
-/// I2: what nobody has does not keep thin what others have.
+/// I2: what no bookie has does not keep thin what others have.
 #[tokio::test(start_paused = true)]
 async fn an_entry_that_nobody_has_stops_no_repair_of_those_behind_it() {
     let cluster = Cluster::new(3).await;
@@ -262,7 +262,7 @@ async fn a_worker_takes_over_a_lock_that_it_has_left_behind() {
     cluster.mark(mark.clone()).await;
     store.fail_deletion(keys::REPAIR_LOCKS_PREFIX);
     assert_eq!(worker.round().await.unwrap().repaired, 1);
-    assert_eq!(locks(), 1, "nobody has removed it");
+    assert_eq!(locks(), 1, "it is not removed");
     cluster.mark(mark.clone()).await;
     assert_eq!(worker.round().await.unwrap().repaired, 1);
     assert_eq!(locks(), 0);

@@ -21,7 +21,7 @@ async fn no_ledger_names(cluster: &Cluster, ledger: LedgerId, bookie: BookieId) 
     assert!(waited.await.is_ok(), "never repaired");
 }
 
-/// Waits until there are so many keys below a prefix.
+/// Waits until there are this many keys below a prefix.
 async fn eventually_keys(cluster: &Cluster, prefix: &str, count: usize) {
     let waited = clock::timeout(PATIENCE, async {
         while scan::all(cluster.store(), prefix, 100)
@@ -128,7 +128,7 @@ async fn another_process_takes_over_when_the_auditor_ends() {
     no_ledger_names(&cluster, ledger, bookie(1)).await;
     let key = keys::leader(keys::ELECTION_AUDITOR);
     let leader = cluster.store().get(&key).await.unwrap();
-    let leader = leader.expect("somebody audits").value;
+    let leader = leader.expect("there is an auditor").value;
     let first = usize::from(leader == "two");
     // What it holds goes with the lease of its process, as at the end of one.
     processes[first].1.close().await;

@@ -74,7 +74,7 @@ impl LedgerRepair {
         let mut failed = None;
         let mut mark = mark.clone();
         loop {
-            // Whoever changes the record by what is read here sees to it that the intent is the same.
+            // A change of the record by what is read here is made only if the intent is the same.
             let (info, intent) = futures::try_join!(
                 ledger_metadata::load(store, mark.ledger),
                 deletion::load(store, mark.ledger)
@@ -89,7 +89,7 @@ impl LedgerRepair {
             if plan.recover && self.writers.had_time(&info, now) {
                 let _turn = self.recoveries.acquire().await;
                 close_by_recovery(&self.ctx.ledgers, info.id, &[]).await?;
-                // It says whom to doubt (H16).
+                // It says which bookies to doubt (H16).
                 if let Some(marked) = marks::load(store, mark.ledger).await? {
                     mark = marked;
                 }
@@ -115,7 +115,7 @@ impl LedgerRepair {
             return Ok(match failed {
                 Some(why) => Outcome::Failed(why),
                 None if plan.recover || plan.wait => Outcome::Waiting,
-                // Somebody knows of more to do.
+                // Another process knows of more to do.
                 None if !marks::clear(store, &mark).await? => Outcome::Waiting,
                 None => whole(&mark),
             });

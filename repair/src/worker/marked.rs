@@ -37,7 +37,7 @@ impl Urgency {
     }
 }
 
-/// Who there is, and when that was read.
+/// The members of the cluster, and when they were read.
 pub(super) struct Known {
     members: Arc<Members>,
     at: Duration,
@@ -54,7 +54,7 @@ impl Known {
 
 /// What comes next.
 pub(super) enum Next {
-    /// A ledger, and who there is.
+    /// A ledger, and the members of the cluster.
     Ledger(Mark, Arc<Members>),
     Unreadable,
 }

@@ -41,9 +41,9 @@ pub(super) struct Replacement<'a> {
 }
 
 impl Replacement<'_> {
-    /// Copies a position to another bookie and swaps it in the record, but for entries that no replica
-    /// has: these stay where they are named until a mark is all that waits for them. `clears` is the
-    /// ledger's mark if nothing else in the record as it was read is left to do.
+    /// Copies a position to another bookie and swaps it in the record, but for entries that no
+    /// replica has: these stay where they are named until a mark is all that waits for them.
+    /// `clears` is the ledger's mark if nothing else in the record as it was read is left to do.
     pub(super) async fn run(
         &self,
         info: &mut LedgerInfo,
@@ -57,7 +57,7 @@ impl Replacement<'_> {
             let current = info.duties().members_from(work.first);
             let current = current.map(<[BookieId]>::to_vec).unwrap_or_default();
             if current.get(work.position) != Some(&work.bookie) {
-                // Somebody else has done it.
+                // Another process has done it.
                 return Ok(Moved::MarkStays);
             }
             let to = match place.filter(|place| !current.contains(place)) {
@@ -79,7 +79,7 @@ impl Replacement<'_> {
                 }
                 brought => brought?,
             };
-            // Nobody who is gone for good comes back with anything.
+            // No bookie that is gone for good comes back with anything.
             let gone = self.members.get(work.bookie);
             let kept = match gone.is_some_and(Member::is_decommissioned) {
                 true => &[][..],
@@ -124,8 +124,8 @@ impl Replacement<'_> {
         }
     }
 
-    /// Doubts a bookie that has a place now, when it is not what it was when it was chosen, or is known to
-    /// lack something.
+    /// Doubts a bookie that has a place now, when it is not what it was when it was chosen, or is
+    /// known to lack something.
     async fn look_back(
         &self,
         info: &LedgerInfo,
@@ -145,7 +145,8 @@ impl Replacement<'_> {
         Ok(())
     }
 
-    /// Copies to a bookie what the position stores and it does not hold yet. Returns what nobody has.
+    /// Copies to a bookie what the position stores and it does not hold yet. Returns what no bookie
+    /// has.
     async fn bring(&self, info: &LedgerInfo, to: BookieId) -> Result<Holes, Trouble> {
         let copier = Copier::new(self.ctx, info, self.members, self.lost, self.pace);
         let runs = self.work.runs(info);
@@ -154,7 +155,7 @@ impl Replacement<'_> {
     }
 
     /// Tells whether a bookie that takes a copy is as it was when the copy began: a cookie is
-    /// written anew whenever its bookie lost data or shall leave.
+    /// rewritten whenever its bookie lost data or shall leave.
     async fn cookie_revision(&self, bookie: BookieId) -> Result<Option<Revision>, LedgerError> {
         let stored = self.ctx.ledgers.store.get(&keys::cookie(bookie)).await?;
         Ok(stored.map(|stored| stored.revision))
@@ -199,10 +200,10 @@ impl Replacement<'_> {
         }
     }
 
-    /// Writes a record in which a bookie has the place of another, unless a deletion names it: the copy
-    /// could be what is being deleted. The mark of a ledger that is whole by it goes in the same
-    /// transaction, which saves a write a ledger: both are as they were read, or nothing is done. Its
-    /// lock cannot: it belongs to the partition of the cluster.
+    /// Writes a record in which a bookie has the place of another, unless a deletion names it: the
+    /// copy could be what is being deleted. The mark of a ledger that is whole by it goes in the
+    /// same transaction, which saves a write a ledger: both are as they were read, or nothing is
+    /// done. Its lock cannot: it belongs to the partition of the cluster.
     async fn swap(
         &self,
         info: &mut LedgerInfo,
@@ -237,7 +238,8 @@ impl Replacement<'_> {
                 *info = changed;
                 Ok(Swap::Done)
             }
-            // Somebody has changed it, or has begun to delete something: the next attempt sees what.
+            // Another process has changed it, or has begun to delete something: the next attempt
+            // sees what.
             Err(LedgerError::Metadata(MetadataError::Conflict { .. }) | LedgerError::Fenced) => {
                 Ok(Swap::Again)
             }

@@ -113,7 +113,7 @@ async fn a_bookie_gets_back_what_it_lost_and_forgets_no_fence() {
             }
         }
         assert_eq!(read_one(&asked, 77, 0), Err(BookieError::NoSuchLedger));
-        // Nobody who does not know better goes on with what is closed or deleted (I4).
+        // No writer that does not know better goes on with what is closed or deleted (I4).
         for ledger in [1, 2, 3, KEPT] {
             let late = ask(&asked, add_request(ledger, 5, LEN));
             assert_eq!(late, Err(BookieError::Fenced), "{ledger}");
@@ -143,7 +143,7 @@ async fn a_bookie_gets_back_what_it_lost_and_forgets_no_fence() {
 async fn limbo_lasts_while_anything_is_missing_or_undecided() {
     let world = with_a_loss().await;
     let bookie = world.bookies[0].clone();
-    // Nobody has an entry of this one; and this one has a writer that may be alive.
+    // No bookie has an entry of this one; and this one has a writer that may be alive.
     world.record(6, v1::LedgerState::Closed, &[]).await;
     world.record(3, v1::LedgerState::Open, &[]).await;
     let config = ReplicationConfig::default();

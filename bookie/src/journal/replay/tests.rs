@@ -36,7 +36,7 @@ fn torn_lost_and_whole_are_told_apart() {
     assert_eq!(run(0, &[], synced(2)), (vec![], 2, Some((1, 2))));
     // Both.
     assert_eq!(run(0, &[2, 4], synced(6)), (vec![2, 4], 6, Some((1, 6))));
-    // Nobody knows where it should end.
+    // Where it should end is not known.
     let unreadable = run(0, &[1, 2], FoundMark::Unreadable);
     assert_eq!(unreadable, (vec![1, 2], 3, Some((3, 3))));
 }

@@ -1,9 +1,9 @@
-//! The scrubber's look at stored entries. It ends at nothing: where the store cannot be read it goes
-//! on behind, by key, so that one bad block or sector hides neither what follows nor itself.
+//! The scrubber's look at stored entries. It ends at nothing: where the store cannot be read it
+//! goes on behind, by key, so that one bad block or sector hides neither what follows nor itself.
 //!
-//! A block that has the end of a ledger, and the beginning of the next, hides where that end is: every
-//! number behind fails to be looked up. RocksDB keeps no key between the two that could tell, so such
-//! numbers are told apart from those that may well be entries.
+//! A block that has the end of a ledger, and the beginning of the next, hides where that end is:
+//! every number behind fails to be looked up. RocksDB keeps no key between the two that could tell,
+//! so such numbers are told apart from those that may well be entries.
 
 use aquifer_model::id::{EntryId, LedgerId};
 use rocksdb::ReadOptions;
@@ -24,7 +24,7 @@ pub enum Shown<'a> {
     Value(&'a [u8]),
     /// It cannot be read: there is an entry, or was one near it.
     Unreadable,
-    /// It cannot be looked up, nor can so many others behind it: where the ledger ends is hidden.
+    /// It cannot be looked up, nor can too many others behind it: where the ledger ends is hidden.
     Hidden,
 }
 
@@ -90,7 +90,7 @@ pub fn step(
         Err(StoreError::Damaged(_)) => {}
         Err(error) => return Err(error),
     }
-    // Repair writes an entry anew beside its damaged block, and there only its number finds it.
+    // Repair rewrites an entry beside its damaged block, and there only its number finds it.
     match db.entry(ledger, next.entry) {
         Ok(Some(value)) => show(next.entry, Shown::Value(&value)),
         // Nothing of that number: proven.
@@ -123,9 +123,9 @@ fn behind(place: CheckPlace) -> Option<CheckPlace> {
     })
 }
 
-/// Whether the damage that begins at a number is of so many numbers that it hides where the ledger
-/// ends. It covers a range of keys without a gap, so one of them tells; and of a file that ends before
-/// that one RocksDB says so without reading it.
+/// Whether the damage that begins at a number is of enough numbers that it hides where the ledger
+/// ends. It covers a range of keys without a gap, so one of them tells; and of a file that ends
+/// before that one RocksDB says so without reading it.
 fn hides_end(db: &Db, ledger: LedgerId, first: EntryId) -> Result<bool, StoreError> {
     let far = EntryId(first.0.saturating_add(ONE_BY_ONE_MAX));
     match db.entry(ledger, far) {

@@ -20,7 +20,7 @@ const NO_ROOM: [&str; 2] = ["No space left on device", "Disk quota exceeded"];
 
 impl From<rocksdb::Error> for StoreError {
     fn from(error: rocksdb::Error) -> StoreError {
-        // Damaged bytes stay damaged: whoever asks again gets the same, so it is told apart.
+        // Damaged bytes stay damaged: another read gets the same, so it is told apart.
         match error.kind() {
             rocksdb::ErrorKind::Corruption => StoreError::Damaged(error.into_string()),
             // RocksDB's library keeps the kind to itself.
@@ -215,7 +215,7 @@ impl Db {
         }
     }
 
-    /// Starts a batch of about so many bytes, which then need not move while it grows.
+    /// Starts a batch of about this many bytes, which then need not move while it grows.
     fn batch_for(&self, bytes: usize) -> Batch<'_> {
         Batch {
             db: self,
@@ -394,7 +394,7 @@ fn supports_direct_io(directory: &Path) -> bool {
     let direct = RealDisk
         .open(&probe, options)
         .is_ok_and(|file| file.is_direct());
-    // Best effort: an empty probe file harms nobody.
+    // Best effort: an empty probe file does no harm.
     let _ = RealDisk.remove(&probe);
     direct
 }

@@ -1,4 +1,4 @@
-//! Reads of entries: range scans over RocksDB, merged with what is on its way there.
+//! Reads of entries: range scans over RocksDB, merged with what is to be applied to it.
 //!
 //! Invariant (I5): an entry is returned only if its digest matches, and its absence is reported
 //! only when the iteration ended without an error.
@@ -15,16 +15,17 @@ use crate::store::rocks::db::Db;
 use crate::store::rocks::keys;
 use crate::store::value::{EntryError, from_pending, verified};
 
-/// How far ahead RocksDB reads in a long scan: as much at once in every file that the ledger lies in.
+/// How far ahead RocksDB reads in a long scan: as much at once in every file that the ledger lies
+/// in.
 const READAHEAD_BYTES: usize = 1024 * 1024;
-/// What a long scan is, in entries. In a shorter one most of what is read ahead would belong to other
-/// ledgers; RocksDB then reads ahead little by little.
+/// What a long scan is, in entries. In a shorter one most of what is read ahead would belong to
+/// other ledgers; RocksDB then reads ahead little by little.
 const READAHEAD_ENTRIES_MIN: u64 = 1024;
-/// What one read of several entries takes from the disk; up to twice as much where entries get larger.
-/// Beside the answer a scan holds this, and one entry more.
+/// What one read of several entries takes from the disk; up to twice as much where entries get
+/// larger. Beside the answer a scan holds this, and one entry more.
 const BATCH_BYTES: usize = 1024 * 1024;
-/// What one read takes from the disk for an answer that has only the beginnings of entries: the rest of
-/// them counts for nobody else, and all the same others wait for it.
+/// What one read takes from the disk for an answer that has only the beginnings of entries: the
+/// rest of them counts for no other read, and all the same others wait for it.
 const STORED_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// RocksDB reads at most 32 together.
 const BATCH_ENTRIES_MAX: usize = 32;
@@ -64,7 +65,7 @@ enum Ended {
     Done,
     /// They are so large that each costs a read of the disk.
     HereAreLarge,
-    /// The iterator cannot go on. Where a block is damaged, an entry that repair has written anew is
+    /// The iterator cannot go on. Where a block is damaged, an entry that repair has rewritten is
     /// found by its number only.
     DamageIsNear,
 }
@@ -122,7 +123,8 @@ impl<'a> Scan<'a> {
             if !more {
                 return Ok(Ended::Done);
             }
-            // Of whole entries several are read at once; of beginnings each is let go of before the next.
+            // Of whole entries several are read at once; of beginnings each is let go of before the
+            // next.
             if bytes + VALUE_HEAD_BYTES >= self.db.blob_bytes_min
                 && self.range.prefix_bytes.is_none()
             {
@@ -174,9 +176,9 @@ impl<'a> Scan<'a> {
         keys::entry_key(self.range.ledger, entry)
     }
 
-    /// How many entries the next read takes, one at least, and the one behind these when it was looked
-    /// at: as many as most likely fit, and only after the last of them has said how many bytes that
-    /// is. Small entries say nothing of the size of those behind them.
+    /// How many entries the next read takes, one at least, and the one behind these when it was
+    /// looked at: as many as most likely fit, and only after the last of them has said how many
+    /// bytes that is. Small entries say nothing of the size of those behind them.
     fn next_batch(
         &mut self,
         at_once: usize,
@@ -221,7 +223,7 @@ impl<'a> Scan<'a> {
         Ok((1, None))
     }
 
-    /// The bytes of the ledger up to an entry, as it is on its way or stored. What is wrong with one
+    /// The bytes of the ledger up to an entry, in flight or stored. What is wrong with one
     /// is told when its turn comes.
     fn look_at(
         &self,
@@ -237,7 +239,7 @@ impl<'a> Scan<'a> {
         Ok((head.map(|(head, _)| head.ledger_length), stored))
     }
 
-    /// The next entry: as it is stored, or as it is on its way.
+    /// The next entry: as it is stored, or in flight.
     fn merged(&self, stored: Option<&[u8]>) -> Option<Result<StoredEntry, EntryError>> {
         let (ledger, prefix) = (self.range.ledger, self.range.prefix_bytes);
         let pending = || {
@@ -245,7 +247,7 @@ impl<'a> Scan<'a> {
             Some(from_pending(ledger, add, prefix))
         };
         match stored.map(|value| verified(ledger, self.next, value, prefix)) {
-            // Repair is on its way to replace what is damaged.
+            // Repair is to replace what is damaged.
             Some(Err(error)) => pending().or(Some(Err(error))),
             Some(entry) => Some(entry),
             None => pending(),

@@ -45,7 +45,7 @@ pub enum Step {
     Nothing,
     /// It would bring something, and there is not room enough for the smallest step.
     NoRoom,
-    /// The values in the so many oldest blob files, of the keys in these ranges.
+    /// The values in this many of the oldest blob files, of the keys in these ranges.
     Collect {
         /// Blob files, counted from the oldest.
         oldest: usize,

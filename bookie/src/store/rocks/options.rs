@@ -9,11 +9,11 @@ use crate::config::BookieConfig;
 use crate::store::rocks::keys;
 
 const MIB: u64 = 1024 * 1024;
-/// Two flush, and one removes files that nobody needs any more: the pool for flushes does both, and
-/// the files of a large ledger take a file system a second.
+/// Two flush, and one removes files that are not needed any more: the pool for flushes does both,
+/// and the files of a large ledger take a file system a second.
 const FLUSH_THREADS: i32 = 3;
-/// Full memtables of a family at which writes stop until one is flushed. With more than three RocksDB
-/// slows writes down before it stops them, to far less than a flush takes in.
+/// Full memtables of a family at which writes stop until one is flushed. With more than three
+/// RocksDB slows writes down before it stops them, to far less than a flush takes in.
 const MEMTABLES_MAX: i32 = 3;
 
 /// Options of the database.
@@ -35,7 +35,7 @@ pub fn database(config: &BookieConfig, create: bool, direct: bool) -> Result<Opt
     // RocksDB takes a quarter of these for flushes: two, so that one computes while the other
     // waits for the disk. The rest is an upper bound for compactions, which move keys only.
     options.set_max_background_jobs(8);
-    // Nobody else uses these files: what is read ahead is kept where it is bounded.
+    // Nothing else uses these files: what is read ahead is kept where it is bounded.
     options.set_use_direct_reads(direct);
     options.set_avoid_unnecessary_blocking_io(true);
     options.set_skip_stats_update_on_db_open(true);
@@ -49,8 +49,8 @@ pub fn database(config: &BookieConfig, create: bool, direct: bool) -> Result<Opt
     Ok(options)
 }
 
-/// The column families. With `compacts` off they are never compacted by themselves, and writes do not
-/// wait for that either.
+/// The column families. With `compacts` off they are never compacted by themselves, and writes do
+/// not wait for that either.
 pub fn families(
     config: &BookieConfig,
     cache: &Cache,
@@ -87,8 +87,8 @@ fn small_family(cache: &Cache) -> Options {
     let mut options = Options::default();
     options.set_compression_type(DBCompressionType::None);
     options.set_write_buffer_size(4 << 20);
-    // A flush takes the memtables of all families, so the family with the fewest decides how many can
-    // wait for it before writes stop.
+    // A flush takes the memtables of all families, so the family with the fewest decides how many
+    // can wait for it before writes stop.
     options.set_max_write_buffer_number(MEMTABLES_MAX);
     let mut table = table(cache);
     table.set_bloom_filter(10.0, false);

@@ -1,10 +1,10 @@
 //! Which entries are stored, for little more than the price of their keys.
 //!
-//! Large entries lie in blob files, and an iterator that stands on a key reads the value. A look-up that
-//! may use nothing but the block cache does not: of an entry whose key it finds it says that the blob
-//! cannot be read, which proves that the entry is there, and of a key whose block is not in the cache it
-//! says something else. So one value is read for a block of keys, some hundreds of entries. Whatever is
-//! not proven by that is looked up in full: nothing here is guessed.
+//! Large entries lie in blob files, and an iterator that stands on a key reads the value. A look-up
+//! that may use nothing but the block cache does not: of an entry whose key it finds it says that
+//! the blob cannot be read, which proves that the entry is there, and of a key whose block is not
+//! in the cache it says something else. So one value is read for a block of keys, some hundreds of
+//! entries. Whatever is not proven by that is looked up in full: nothing here is guessed.
 
 use std::collections::BTreeSet;
 
@@ -27,8 +27,8 @@ const KEY_BYTES: u64 = 64;
 /// How RocksDB says that it has found a key, and may not read the blob.
 const BLOB_NOT_READ: &str = "Cannot read blob";
 
-/// Looks for entries in RocksDB and in `pending`, which must have been copied before this is called.
-/// Damage behind the first entry ends the answer before it.
+/// Looks for entries in RocksDB and in `pending`, which must have been copied before this is
+/// called. Damage behind the first entry ends the answer before it.
 pub fn find(
     db: &Db,
     range: &PresenceRange,
@@ -80,7 +80,7 @@ impl Look<'_> {
         self.next = entry.next();
     }
 
-    /// Goes on behind entries that RocksDB has not: what is on its way there is there.
+    /// Goes on behind entries that RocksDB has not: what is to be applied is there.
     fn skip_to(&mut self, entry: EntryId) {
         if self.next < entry {
             for pending in self.pending.range(self.next..entry) {
@@ -102,8 +102,8 @@ impl Look<'_> {
         })
     }
 
-    /// Looks the next entry up by its number: beside a damaged block only that finds what repair has
-    /// written anew. Whether it says anything.
+    /// Looks the next entry up by its number: beside a damaged block only that finds what repair
+    /// has rewritten. Whether it says anything.
     fn by_number(&mut self) -> Result<bool, StoreError> {
         match self.db.entry(self.range.ledger, self.next) {
             Ok(Some(value)) => self.take(self.next, value.len() as u64),
@@ -133,7 +133,7 @@ impl Look<'_> {
                     Ok(()) => self.skip_to(self.range.last.next()),
                     Err(StoreError::Damaged(_)) if self.by_number()? => {}
                     Err(error) if self.next == self.range.first => return Err(error),
-                    // Whoever asks on from here hears of it.
+                    // A read that goes on from here is told of it.
                     Err(_) => self.left = 0,
                 }
                 return Ok(false);

@@ -38,7 +38,7 @@ impl Db {
     }
 
     /// Calls `each` for ledger records from a number on, until it says that it has enough. Records
-    /// that cannot be read are left out: their ledgers are told apart when somebody asks for them.
+    /// that cannot be read are left out: their ledgers are told apart when they are asked for.
     pub(super) fn ledgers_from(
         &self,
         first: u64,

@@ -1,9 +1,9 @@
 //! Gives the blocks of files that RocksDB removed back to the file system little by little. A file
-//! system that discards blocks makes everybody's syncs wait while it frees a large file, and
+//! system that discards blocks makes all syncs wait while it frees a large file, and
 //! RocksDB removes those of a deleted ledger all at once.
 //!
-//! Before RocksDB may remove blob files each gets a second name. Its own removal then frees nothing;
-//! when only the second name is left the file is cut shorter step by step.
+//! Before RocksDB may remove blob files each gets a second name. Its own removal then frees
+//! nothing; when only the second name is left the file is cut shorter step by step.
 //!
 //! Invariant: a file is cut only when RocksDB's name for it is gone and no other name is left, so
 //! never one that RocksDB, or a copy by links, still has. RocksDB removes a file only after its
@@ -23,7 +23,7 @@ const ALL_WITHIN: Duration = Duration::from_secs(10);
 const PAUSE_MAX: Duration = Duration::from_millis(100);
 /// The pause before it is looked again whether RocksDB still has a file.
 const LOOK_AGAIN: Duration = Duration::from_millis(250);
-/// So many looks after its second name a file that RocksDB still has will stay.
+/// This many looks after its second name a file that RocksDB still has will stay.
 const LOOKS_MAX: u32 = 20;
 /// Files that get a second name at a time. Of a larger store the others go at once.
 const NAMES_MAX: usize = 4_096;
@@ -124,7 +124,7 @@ impl PacedRemoval {
         Ok(self.pause())
     }
 
-    /// Frees so many bytes of the first file that leaves; says whether there was one.
+    /// Frees this many bytes of the first file that leaves; says whether there was one.
     fn free(&mut self, bytes: u64) -> io::Result<bool> {
         let Some((path, left)) = self.leaving.front_mut() else {
             return Ok(false);
@@ -190,7 +190,7 @@ impl PacedRemoval {
     }
 }
 
-/// Who has a file.
+/// What has a file.
 enum Whose {
     /// Only the second name, and this many bytes.
     Leaving(u64),

@@ -1,9 +1,9 @@
 //! Takes damaged table files out of the closed database, so that it is compacted and written to as
 //! before. The files are kept in a directory beside it.
 //!
-//! What can be read of them is brought back first: from a copy of the database by links, which still
-//! has them. A process that ends in between goes on at the next start, because that copy says what
-//! it is for.
+//! What can be read of them is brought back first: from a copy of the database by links, which
+//! still has them. A process that ends in between goes on at the next start, because that copy says
+//! what it is for.
 
 use std::path::{Path, PathBuf};
 
@@ -134,7 +134,8 @@ fn tables(db: &Db, report: &DamageReport) -> Result<Vec<Table>, StoreError> {
     Ok(tables)
 }
 
-/// The database without the tables, which are kept. Those that it does not have any more are passed.
+/// The database without the tables, which are kept. Those that it does not have any more are
+/// passed.
 fn take_out(config: &BookieConfig, tables: &[Table]) -> Result<Db, StoreError> {
     let directory = db::directory(config);
     let kept = config.ledger_dir.join(KEPT);

@@ -1,7 +1,7 @@
 //! Which redelivery a subscription that keeps its order waits for. Plain state, no I/O.
 //!
 //! After a nack the broker delivers everything from that message on again. What it had sent before
-//! it knew of the nack is on its way still and must not be handed out: it would come twice, and
+//! it knew of the nack is still in flight and must not be handed out: it would come twice, and
 //! before the message that it follows.
 
 use std::time::Duration;

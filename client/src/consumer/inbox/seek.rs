@@ -20,7 +20,7 @@ pub(super) struct PendingSeek {
 }
 
 impl Inbox {
-    /// The broker has moved the subscription, for us or for somebody else (id 0).
+    /// The broker has moved the subscription, for this consumer or for another (id 0).
     pub(crate) fn seek_done(&mut self, session: u64, done: v1::SeekDone, wakers: &mut Wakers) {
         if session != self.session {
             return;
@@ -62,11 +62,11 @@ impl Inbox {
         Ok(outcome)
     }
 
-    /// Nobody waits for this seek any more.
+    /// This seek is not waited for any more.
     pub(crate) fn abandon_seek(&mut self, outcome: &Arc<SeekOutcome>, wakers: &mut Wakers) {
         let ours = |seek: &mut PendingSeek| Arc::ptr_eq(&seek.outcome, outcome);
         if let Some(seek) = self.seek.take_if(ours) {
-            // Whoever queued behind it must not wait for it for ever.
+            // A seek that is queued behind it must not wait for it for ever.
             let error = ClientError::closed("seek");
             seek.outcome.set_and(Err(error), wakers);
         }

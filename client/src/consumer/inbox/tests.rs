@@ -349,7 +349,7 @@ fn nack_next(inbox: &mut Inbox, expected: u64) {
     nack(inbox, &message);
 }
 
-/// After a nack where the order counts, neither what waits nor what is on its way is handed out
+/// After a nack where the order counts, neither what waits nor what is in flight is handed out
 /// before the message that comes again.
 #[test]
 fn a_nack_voids_what_comes_behind_it_until_it_comes_again() {
@@ -360,7 +360,7 @@ fn a_nack_voids_what_comes_behind_it_until_it_comes_again() {
     nack_next(&mut inbox, 1);
     assert_eq!(indexes(&mut inbox), [0; 0], "what was queued");
     deliver(&mut inbox, session, deliveries(1, 0, &[(5, 2)]));
-    assert_eq!(indexes(&mut inbox), [0; 0], "what was on its way");
+    assert_eq!(indexes(&mut inbox), [0; 0], "what was in flight");
     let mut again = deliveries(1, 0, &[(0, 3), (3, 2), (5, 2)]);
     again.deliveries[0].skip = vec![v1::IndexRange { first: 0, last: 0 }];
     deliver(&mut inbox, session, again);

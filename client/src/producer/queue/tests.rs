@@ -469,7 +469,7 @@ fn without_deduplication_only_own_ids_are_taken_for_stored() {
     assert_eq!(pull(&mut queue, session, now).len(), 1);
     let session = begin_session(&mut queue);
     let (settled, ()) = settled_by(|effects| queue.opened(session, Some(10), effects));
-    assert!(settled.is_empty(), "nobody knows");
+    assert!(settled.is_empty(), "it is not known");
     assert_eq!(
         pull(&mut queue, session, now).len(),
         1,

@@ -177,7 +177,7 @@ fn a_failed_write_back_is_replaced_in_memory_only() {
     let members = vec![bookie(0), bookie(8), bookie(9)];
     run.on(RecoveryEvent::Replaced { members });
     assert_eq!(run.writes, [(1, 0), (2, 0)]);
-    // Reads still go to the old members; whoever was replaced has no say about writes.
+    // Reads still go to the old members; a replaced bookie has no say about writes.
     run.reads.clear();
     run.written(1, 0, true);
     for position in [0, 1] {
@@ -201,7 +201,7 @@ fn a_replacement_begins_a_fragment_behind_what_is_finished() {
     let members = vec![bookie(0), bookie(7)];
     run.on(RecoveryEvent::Replaced { members });
     run.written_by(1, bookie(7), 5, true);
-    // What the old member at a replaced position has does not count where nobody will look.
+    // What the old member at a replaced position has does not count where no reader will look.
     run.writes.clear();
     run.read(1, 6, FOUND);
     assert_eq!(run.writes, [(0, 6), (1, 6)]);

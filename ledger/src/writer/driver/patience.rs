@@ -1,5 +1,5 @@
-//! How long a writer waits for a bookie: for an answer at all, and while acknowledgements wait for one
-//! that is behind.
+//! How long a writer waits for a bookie: for an answer at all, and while acknowledgements wait for
+//! one that is behind.
 
 use std::sync::Arc;
 
@@ -11,10 +11,11 @@ use super::{Inner, Outgoing, State};
 
 /// How often in its timeout an add is looked at.
 const WATCH_ROUNDS: u32 = 8;
-/// After so many of these looks a bookie for which acknowledgements wait all the time has failed: it
-/// slows the ledger down that long, and no longer.
+/// After this many of these looks a bookie for which acknowledgements wait all the time has failed:
+/// it slows the ledger down that long, and no longer.
 const LAG_ROUNDS: u64 = 1;
-/// One that has not answered for so many of them is waited for no more: it is not slow, it is silent.
+/// A bookie that has not answered for this many of them is waited for no more: it is not slow, it
+/// is silent.
 const SILENT_ROUNDS: u64 = 4;
 
 impl State {
@@ -31,7 +32,7 @@ impl State {
         if late { holding } else { Vec::new() }
     }
 
-    /// Bookies have taken the places of others: nobody has waited for them yet.
+    /// Bookies have taken the places of others: they have not been waited for yet.
     pub(super) fn wait_anew(&mut self) {
         self.held_since = None;
         for add in &mut self.adds {
@@ -99,7 +100,7 @@ impl Inner {
     }
 
     /// Lets readers that do not own the ledger see its last entry while it is idle. Nothing
-    /// depends on it, so nobody listens to the answers.
+    /// depends on it, so the answers are dropped.
     fn tell_lac(&self, members: &[BookieId], lac: EntryId) {
         for &bookie in members {
             let request = OrderedRequest {

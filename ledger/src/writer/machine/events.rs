@@ -71,7 +71,7 @@ pub enum WriterAction {
     Send {
         /// Position in the ensemble.
         position: usize,
-        /// Who is there.
+        /// The bookie that is there.
         bookie: BookieId,
         /// The entry.
         entry: EntryId,

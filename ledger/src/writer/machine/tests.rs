@@ -357,7 +357,7 @@ fn a_recovery_seen_in_metadata_stops_the_writer() {
     assert_eq!(run.stopped, Some(StopReason::Fenced));
 }
 
-/// H16: whoever may lack something acknowledged is named, until it has said that it has it.
+/// H16: a bookie that may lack something acknowledged is named, until it has said that it has it.
 #[test]
 fn it_knows_who_may_lack_what_is_acknowledged_h16() {
     let mut run = Run::new((3, 3, 2));

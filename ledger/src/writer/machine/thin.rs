@@ -8,12 +8,12 @@ use aquifer_model::id::{BookieId, EntryId};
 use super::{State, Writer};
 use crate::slots::SlotSet;
 
-/// Who may lack acknowledged entries.
+/// The bookies that may lack acknowledged entries.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Unconfirmed {
     /// Bookies.
     pub bookies: BTreeSet<BookieId>,
-    /// Positions of the last fragment, whoever is there: a change may be on its way.
+    /// Positions of the last fragment, whichever bookies are there: a change may be in progress.
     pub positions: Vec<usize>,
     /// Those of them that lack nothing before [`Unconfirmed::first`].
     pub recent: BTreeSet<BookieId>,
@@ -35,7 +35,8 @@ impl Writer {
         }
         let mut bookies = self.thin.clone();
         bookies.extend(positions.iter().map(|position| self.members()[position]));
-        // Whoever comes to a place that is being changed may lack what was let go of meanwhile.
+        // A bookie that comes to a place that is being changed may lack what was let go of
+        // meanwhile.
         let recent = bookies.iter().copied();
         let recent =
             recent.filter(|bookie| self.thin_next.is_empty() && !self.thin.contains(bookie));
@@ -58,7 +59,7 @@ impl Writer {
         }
     }
 
-    /// An acknowledged entry is let go of: whoever has not got it will not get it from here.
+    /// An acknowledged entry is let go of: a bookie that lacks it will not get it from here.
     pub(super) fn leave_thin(&mut self, entry: EntryId, acked: SlotSet) {
         let (set, coming) = (self.write_set(entry), self.coming(entry));
         self.thin_next |= set & coming;
@@ -67,8 +68,8 @@ impl Writer {
         self.thin.extend(lacking);
     }
 
-    /// Bookies are replaced from an entry on: what they lack before it stays with them, and who
-    /// comes lacks what was let go of meanwhile.
+    /// Bookies are replaced from an entry on: what they lack before it stays with them, and a
+    /// bookie that comes lacks what was let go of meanwhile.
     pub(super) fn leave_replaced(
         &mut self,
         replaced: SlotSet,

@@ -48,8 +48,8 @@ fn read(bookie: &Bookie, first: u64, bytes_max: usize) -> (usize, usize) {
     (found.len(), usize::try_from(bytes).unwrap())
 }
 
-/// I13: how large entries are is known before many are read together, so that small ones before large
-/// ones do not bring all of these into memory.
+/// I13: how large entries are is known before many are read together, so that small ones before
+/// large ones do not bring all of these into memory.
 #[test]
 fn what_is_read_beyond_an_answer_is_bounded() {
     const LARGE: usize = 2 * MIB;
