@@ -83,8 +83,8 @@ pub struct BookieConfig {
 }
 
 impl Default for BookieConfig {
-    fn default() -> Self {
-        Self {
+    fn default() -> BookieConfig {
+        BookieConfig {
             cluster: None,
             capacity_bytes: None,
             data_dir: PathBuf::from("bookie"),

@@ -47,8 +47,8 @@ pub struct Mode {
 }
 
 impl Default for Mode {
-    fn default() -> Self {
-        Self {
+    fn default() -> Mode {
+        Mode {
             causes: AtomicU8::new(0),
             failing: Mutex::new(String::new()),
             damaged: Mutex::new(String::new()),

@@ -127,6 +127,7 @@ impl Ends {
 
 impl Shared {
     /// What a start has found. The bookie goes on where replay has come to.
+    #[must_use]
     pub fn new(config: BookieConfig, deps: &BookieDeps, found: Found) -> Shared {
         let shared = Shared {
             id: found.id,

@@ -23,6 +23,7 @@ pub struct Message {
 
 impl Message {
     /// A message with this payload, which is copied once, into the batch.
+    #[must_use]
     pub fn new(payload: impl Into<Bytes>) -> Message {
         Message {
             record: MessageRecord {

@@ -53,8 +53,8 @@ pub struct BookieClientConfig {
 }
 
 impl Default for BookieClientConfig {
-    fn default() -> Self {
-        Self {
+    fn default() -> BookieClientConfig {
+        BookieClientConfig {
             cluster: String::new(),
             connect_timeout: Duration::from_secs(5),
             read_timeout: Duration::from_secs(30),

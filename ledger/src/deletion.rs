@@ -57,6 +57,7 @@ pub enum Progress {
 
 impl Intent {
     /// The intent to delete a ledger everywhere.
+    #[must_use]
     pub fn of(info: &LedgerInfo) -> Intent {
         Intent {
             ledger: info.id,
@@ -71,6 +72,7 @@ impl Intent {
 
     /// The intent that one bookie deletes what it has of a ledger, which lives on, or which has
     /// no record.
+    #[must_use]
     pub fn of_copy(
         ledger: LedgerId,
         token: CreationToken,

@@ -36,6 +36,7 @@ pub struct Wanted {
 
 impl Wanted {
     /// One whole entry.
+    #[must_use]
     pub fn one(entry: EntryId) -> Wanted {
         Wanted {
             first: entry,

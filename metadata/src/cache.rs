@@ -49,13 +49,14 @@ struct Shared {
 impl PrefixCache {
     /// Starts to follow a prefix with at most `keys_max` keys. The cache is empty until
     /// [`Self::ready`].
+    #[must_use]
     pub fn start(
         store: Arc<dyn MetadataStore>,
         prefix: impl Into<String>,
         keys_max: usize,
         rng: SharedRng,
         tasks: &TaskGroup,
-    ) -> Self {
+    ) -> PrefixCache {
         let shared = Arc::new(Shared {
             prefix: prefix.into(),
             keys_max,
@@ -68,7 +69,7 @@ impl PrefixCache {
             "metadata-cache",
             follow(Arc::clone(&shared), store, rng, shutdown),
         ));
-        Self { shared }
+        PrefixCache { shared }
     }
 
     /// Waits until the prefix was read for the first time.

@@ -57,8 +57,9 @@ pub struct Observer {
 
 impl Election {
     /// The election of this name ([`keys::ELECTION_AUDITOR`]).
-    pub fn new(store: Arc<dyn MetadataStore>, name: &str) -> Self {
-        Self {
+    #[must_use]
+    pub fn new(store: Arc<dyn MetadataStore>, name: &str) -> Election {
+        Election {
             store,
             key: keys::leader(name),
         }
@@ -266,8 +267,8 @@ impl Observer {
 }
 
 impl From<Versioned> for Leader {
-    fn from(found: Versioned) -> Self {
-        Self {
+    fn from(found: Versioned) -> Leader {
+        Leader {
             candidate: found.value,
             revision: found.revision,
         }
@@ -282,8 +283,8 @@ fn closed() -> MetadataError {
 struct Retry(Duration);
 
 impl Default for Retry {
-    fn default() -> Self {
-        Self(RETRY_FIRST)
+    fn default() -> Retry {
+        Retry(RETRY_FIRST)
     }
 }
 

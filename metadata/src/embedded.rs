@@ -66,8 +66,8 @@ pub struct EmbeddedOptions {
 }
 
 impl Default for EmbeddedOptions {
-    fn default() -> Self {
-        Self {
+    fn default() -> EmbeddedOptions {
+        EmbeddedOptions {
             cache_bytes: 16 << 20,
             history_events: 10_000,
             history_bytes: 8 << 20,
@@ -111,7 +111,7 @@ impl EmbeddedStore {
         disk: SharedDisk,
         clock: SharedClock,
         tasks: &TaskGroup,
-    ) -> MetadataResult<Self> {
+    ) -> MetadataResult<EmbeddedStore> {
         let (requests, queue) = mpsc::channel(QUEUED_MAX);
         let opening = options.clone();
         let opened = blocking(move || {
@@ -142,7 +142,7 @@ impl EmbeddedStore {
             "metadata-sessions",
             sessions::keep(Arc::clone(&shared), tasks.shutdown_token()),
         ));
-        Ok(Self { shared })
+        Ok(EmbeddedStore { shared })
     }
 
     /// Finishes what is queued and closes the file. Sessions are lost, watches end, and whatever

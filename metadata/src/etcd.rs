@@ -89,7 +89,7 @@ impl EtcdStore {
         clock: SharedClock,
         rng: SharedRng,
         tasks: &TaskGroup,
-    ) -> MetadataResult<Self> {
+    ) -> MetadataResult<EtcdStore> {
         let endpoints = Endpoints::new(config, rng).await?;
         let shared = Arc::new(Shared {
             space: Space::new(&config.cluster),
@@ -101,7 +101,7 @@ impl EtcdStore {
             tasks: tasks.clone(),
             closed: CancellationToken::new(),
         });
-        let store = Self { shared };
+        let store = EtcdStore { shared };
         store.scan("", None, 1).await?;
         store.shared.look_for_room().await;
         let watched = Arc::clone(&store.shared);

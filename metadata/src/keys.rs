@@ -345,23 +345,23 @@ pub fn check_partition(transaction: &Transaction) -> MetadataResult<()> {
 impl fmt::Display for Key {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&match self {
-            Self::Tenant(name) => tenant(name),
-            Self::Namespace(name) => namespace(name),
-            Self::Topic(name) => topic(name),
-            Self::Policies(scope) => policies(scope),
-            Self::Ledger(id) => ledger(*id),
-            Self::BundleOwner(namespace, range) => bundle_owner(namespace, *range),
-            Self::Broker(id) => broker(*id),
-            Self::Bookie(id) => bookie(*id),
-            Self::Cookie(id) => cookie(*id),
-            Self::Schema(topic, version) => schema(topic, *version),
-            Self::UnderReplicated(id) => under_replicated(*id),
-            Self::Deletion(id) => deletion(*id),
-            Self::RepairLock(id) => repair_lock(*id),
-            Self::RepairWorker(name) => repair_worker(name),
-            Self::IdRange(name) => id_range(name),
-            Self::Cluster(name) => cluster(name),
-            Self::Leader(election) => leader(election),
+            Key::Tenant(name) => tenant(name),
+            Key::Namespace(name) => namespace(name),
+            Key::Topic(name) => topic(name),
+            Key::Policies(scope) => policies(scope),
+            Key::Ledger(id) => ledger(*id),
+            Key::BundleOwner(namespace, range) => bundle_owner(namespace, *range),
+            Key::Broker(id) => broker(*id),
+            Key::Bookie(id) => bookie(*id),
+            Key::Cookie(id) => cookie(*id),
+            Key::Schema(topic, version) => schema(topic, *version),
+            Key::UnderReplicated(id) => under_replicated(*id),
+            Key::Deletion(id) => deletion(*id),
+            Key::RepairLock(id) => repair_lock(*id),
+            Key::RepairWorker(name) => repair_worker(name),
+            Key::IdRange(name) => id_range(name),
+            Key::Cluster(name) => cluster(name),
+            Key::Leader(election) => leader(election),
         })
     }
 }
@@ -369,7 +369,7 @@ impl fmt::Display for Key {
 impl FromStr for Key {
     type Err = MetadataError;
 
-    fn from_str(text: &str) -> MetadataResult<Self> {
+    fn from_str(text: &str) -> MetadataResult<Key> {
         let damaged = || MetadataError::Damaged {
             key: text.chars().take(KEY_BYTES_MAX).collect(),
             reason: "it is not a key of this store".to_owned(),

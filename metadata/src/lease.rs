@@ -68,6 +68,7 @@ struct Wanted {
 
 impl Lease {
     /// Starts to hold a lease, which expires when it was not renewed for `ttl`.
+    #[must_use]
     pub fn start(
         store: Arc<dyn MetadataStore>,
         ttl: Duration,

@@ -92,7 +92,7 @@ impl Record for v1::LedgerRecord {
         v1::metadata_value::Value::Ledger(self)
     }
 
-    fn from_value(value: v1::metadata_value::Value) -> Option<Self> {
+    fn from_value(value: v1::metadata_value::Value) -> Option<v1::LedgerRecord> {
         match value {
             v1::metadata_value::Value::Ledger(record) => Some(record),
             _ => None,

@@ -97,8 +97,9 @@ enum Next {
 
 impl<'a> Pages<'a> {
     /// Begins before the first key.
-    pub fn new(store: &'a dyn MetadataStore, prefix: &'a str) -> Self {
-        Self {
+    #[must_use]
+    pub fn new(store: &'a dyn MetadataStore, prefix: &'a str) -> Pages<'a> {
+        Pages {
             store,
             prefix,
             next: Next::First,

@@ -41,7 +41,7 @@ pub(crate) struct ScriptedStore {
 }
 
 impl ScriptedStore {
-    pub(crate) async fn new(tasks: &TaskGroup) -> Arc<Self> {
+    pub(crate) async fn new(tasks: &TaskGroup) -> Arc<ScriptedStore> {
         let disk = SimDisk::new();
         disk.create_dir_all("/data".as_ref()).unwrap();
         let inner = EmbeddedStore::open(
@@ -51,7 +51,7 @@ impl ScriptedStore {
             SystemClock::shared(),
             tasks,
         );
-        Arc::new(Self {
+        Arc::new(ScriptedStore {
             inner: inner.await.unwrap(),
             commits: Mutex::default(),
             pages: Mutex::default(),

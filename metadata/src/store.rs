@@ -58,14 +58,14 @@ impl Operation {
     /// The key that it changes.
     pub fn key(&self) -> &str {
         match self {
-            Self::Put { key, .. } | Self::Delete { key, .. } => key,
+            Operation::Put { key, .. } | Operation::Delete { key, .. } => key,
         }
     }
 
     /// What the key must be.
     pub fn expect(&self) -> Expect {
         match self {
-            Self::Put { expect, .. } | Self::Delete { expect, .. } => *expect,
+            Operation::Put { expect, .. } | Operation::Delete { expect, .. } => *expect,
         }
     }
 }

@@ -46,8 +46,8 @@ enum Write {
 impl<T> Change<T> {
     /// The key stays as it is.
     #[must_use]
-    pub fn none(answer: T) -> Self {
-        Self {
+    pub fn none(answer: T) -> Change<T> {
+        Change {
             write: None,
             partition: String::new(),
             others: Vec::new(),
@@ -57,8 +57,8 @@ impl<T> Change<T> {
 
     /// The key gets a value, in a transaction of this partition.
     #[must_use]
-    pub fn put(partition: &str, value: Bytes, answer: T) -> Self {
-        Self {
+    pub fn put(partition: &str, value: Bytes, answer: T) -> Change<T> {
+        Change {
             write: Some(Write::Put(value)),
             partition: partition.to_owned(),
             others: Vec::new(),
@@ -68,17 +68,17 @@ impl<T> Change<T> {
 
     /// The key is removed, in a transaction of this partition.
     #[must_use]
-    pub fn delete(partition: &str, answer: T) -> Self {
-        Self {
+    pub fn delete(partition: &str, answer: T) -> Change<T> {
+        Change {
             write: Some(Write::Delete),
-            ..Self::put(partition, Bytes::new(), answer)
+            ..Change::put(partition, Bytes::new(), answer)
         }
     }
 
     /// The same together with other changes. When one of their keys is not as expected, the change
     /// is decided again.
     #[must_use]
-    pub fn with(mut self, others: impl IntoIterator<Item = Operation>) -> Self {
+    pub fn with(mut self, others: impl IntoIterator<Item = Operation>) -> Change<T> {
         self.others.extend(others);
         self
     }
@@ -128,12 +128,12 @@ impl<E: From<MetadataError>> UpdateError<E> {
     #[must_use]
     pub fn flatten(self) -> E {
         match self {
-            Self::Refused(error) => error,
-            Self::Guard { key, current } | Self::Contended { key, current } => {
+            UpdateError::Refused(error) => error,
+            UpdateError::Guard { key, current } | UpdateError::Contended { key, current } => {
                 MetadataError::Conflict { key, current }.into()
             }
-            Self::Unknown(reason) => MetadataError::UnknownOutcome(reason).into(),
-            Self::Store(error) => error.into(),
+            UpdateError::Unknown(reason) => MetadataError::UnknownOutcome(reason).into(),
+            UpdateError::Store(error) => error.into(),
         }
     }
 }
@@ -219,12 +219,12 @@ impl Write {
     fn over(self, key: &str, found: Option<Revision>) -> Operation {
         let key = key.to_owned();
         match self {
-            Self::Put(value) => Operation::Put {
+            Write::Put(value) => Operation::Put {
                 key,
                 value,
                 expect: found.map_or(Expect::Absent, Expect::Revision),
             },
-            Self::Delete => Operation::Delete {
+            Write::Delete => Operation::Delete {
                 key,
                 expect: found.map_or(Expect::Absent, Expect::Revision),
             },

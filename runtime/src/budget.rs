@@ -85,8 +85,8 @@ struct Waiter {
 impl ByteBudget {
     /// A budget of `capacity_bytes`.
     #[must_use]
-    pub fn new(capacity_bytes: usize) -> Self {
-        Self {
+    pub fn new(capacity_bytes: usize) -> ByteBudget {
+        ByteBudget {
             node: Arc::new(Node {
                 id: 0,
                 capacity_bytes,
@@ -105,7 +105,7 @@ impl ByteBudget {
     pub fn child(&self, capacity_bytes: usize) -> ByteBudget {
         let tree = Arc::clone(&self.node.tree);
         let id = tree.lock().draw_id();
-        Self {
+        ByteBudget {
             node: Arc::new(Node {
                 id,
                 capacity_bytes: capacity_bytes.min(self.node.capacity_bytes),

@@ -32,7 +32,7 @@ pub struct SystemClock;
 impl SystemClock {
     /// The system clock, ready to hand to a component.
     pub fn shared() -> SharedClock {
-        Arc::new(Self)
+        Arc::new(SystemClock)
     }
 }
 
@@ -48,7 +48,7 @@ impl Clock for SystemClock {
         let since = SystemTime::now()
             .duration_since(UNIX_EPOCH)
             .unwrap_or(Duration::ZERO);
-        u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+        millis(since)
     }
 
     fn monotonic(&self) -> Duration {
@@ -66,8 +66,9 @@ pub struct ManualClock {
 
 impl ManualClock {
     /// A clock that shows `wall_ms` and a monotonic time of zero.
-    pub fn new(wall_ms: u64) -> Arc<Self> {
-        Arc::new(Self {
+    #[must_use]
+    pub fn new(wall_ms: u64) -> Arc<ManualClock> {
+        Arc::new(ManualClock {
             wall_ms: AtomicU64::new(wall_ms),
             monotonic_nanos: AtomicU64::new(0),
         })
@@ -81,9 +82,8 @@ impl ManualClock {
     /// Moves both clocks forward.
     pub fn advance(&self, by: Duration) {
         let nanos = u64::try_from(by.as_nanos()).unwrap_or(u64::MAX);
-        let millis = u64::try_from(by.as_millis()).unwrap_or(u64::MAX);
         self.monotonic_nanos.fetch_add(nanos, Ordering::SeqCst);
-        self.wall_ms.fetch_add(millis, Ordering::SeqCst);
+        self.wall_ms.fetch_add(millis(by), Ordering::SeqCst);
     }
 }
 
@@ -95,6 +95,12 @@ impl Clock for ManualClock {
     fn monotonic(&self) -> Duration {
         Duration::from_nanos(self.monotonic_nanos.load(Ordering::SeqCst))
     }
+}
+
+/// Whole milliseconds of a duration; the highest number for one that has more.
+#[must_use]
+pub fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// Waits for a duration of tokio's clock.

@@ -39,8 +39,9 @@ const REDACTED: &str = "<redacted>";
 
 impl Secret {
     /// Wraps a value.
-    pub fn new(value: impl Into<String>) -> Self {
-        Self(value.into())
+    #[must_use]
+    pub fn new(value: impl Into<String>) -> Secret {
+        Secret(value.into())
     }
 
     /// The value itself, for the one place that needs it.
@@ -166,8 +167,8 @@ struct Variables {
 }
 
 impl Variables {
-    fn of(prefix: &str, shape: &Shape, table: &Table) -> Self {
-        let mut variables = Self {
+    fn of(prefix: &str, shape: &Shape, table: &Table) -> Variables {
+        let mut variables = Variables {
             settings: BTreeMap::new(),
             sections: Vec::new(),
         };

@@ -135,8 +135,8 @@ pub struct DiskLock {
 }
 
 impl DiskLock {
-    fn new(held: impl Any + Send + Sync) -> Self {
-        Self {
+    fn new(held: impl Any + Send + Sync) -> DiskLock {
+        DiskLock {
             _held: Box::new(held),
         }
     }

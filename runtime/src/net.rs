@@ -18,13 +18,15 @@ pub struct ListenAddress(SocketAddr);
 
 impl ListenAddress {
     /// An address from its parts.
-    pub fn new(address: SocketAddr) -> Self {
-        Self(address)
+    #[must_use]
+    pub fn new(address: SocketAddr) -> ListenAddress {
+        ListenAddress(address)
     }
 
     /// Any free port on the loopback interface.
-    pub fn loopback_any_port() -> Self {
-        Self(SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0))
+    #[must_use]
+    pub fn loopback_any_port() -> ListenAddress {
+        ListenAddress(SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0))
     }
 
     /// The address as the operating system takes it.
@@ -41,23 +43,26 @@ impl ListenAddress {
 impl FromStr for ListenAddress {
     type Err = NetError;
 
-    fn from_str(given: &str) -> Result<Self, NetError> {
+    fn from_str(given: &str) -> Result<ListenAddress, NetError> {
         let bad = || NetError::BadAddress {
             given: given.to_owned(),
         };
         // `localhost` needs no name server, and people write it.
         if let Some(port) = given.strip_prefix("localhost:") {
             let port = port.parse::<u16>().map_err(|_| bad())?;
-            return Ok(Self(SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port)));
+            return Ok(ListenAddress(SocketAddr::new(
+                IpAddr::V4(Ipv4Addr::LOCALHOST),
+                port,
+            )));
         }
-        given.parse().map(Self).map_err(|_| bad())
+        given.parse().map(ListenAddress).map_err(|_| bad())
     }
 }
 
 impl TryFrom<String> for ListenAddress {
     type Error = NetError;
 
-    fn try_from(given: String) -> Result<Self, NetError> {
+    fn try_from(given: String) -> Result<ListenAddress, NetError> {
         given.parse()
     }
 }

@@ -49,7 +49,7 @@ pub struct SystemRng;
 impl SystemRng {
     /// The system's generator, ready to hand to a component.
     pub fn shared() -> SharedRng {
-        Arc::new(Self)
+        Arc::new(SystemRng)
     }
 }
 
@@ -71,15 +71,16 @@ pub struct SeededRng {
 
 impl SeededRng {
     /// A generator for a seed.
-    pub fn new(seed: u64) -> Self {
-        Self {
+    #[must_use]
+    pub fn new(seed: u64) -> SeededRng {
+        SeededRng {
             state: Mutex::new(StdRng::seed_from_u64(seed)),
         }
     }
 
     /// The same, ready to hand to a component.
     pub fn shared(seed: u64) -> SharedRng {
-        Arc::new(Self::new(seed))
+        Arc::new(SeededRng::new(seed))
     }
 }
 

@@ -58,8 +58,9 @@ pub struct TaskHandle<T> {
 
 impl TaskGroup {
     /// An empty group; its name appears in logs.
-    pub fn new(name: impl Into<String>) -> Self {
-        Self {
+    #[must_use]
+    pub fn new(name: impl Into<String>) -> TaskGroup {
+        TaskGroup {
             inner: Arc::new(Inner {
                 name: name.into(),
                 tracker: TaskTracker::new(),

@@ -52,8 +52,8 @@ pub struct TelemetryConfig {
 }
 
 impl Default for TelemetryConfig {
-    fn default() -> Self {
-        Self {
+    fn default() -> TelemetryConfig {
+        TelemetryConfig {
             log_format: LogFormat::Text,
             log_filter: "info".to_owned(),
             otlp_endpoint: None,
@@ -78,7 +78,7 @@ struct Inner {
 impl Telemetry {
     /// Starts logs, traces and metrics for this process. It works once. With an OTLP endpoint it
     /// must be called on a tokio runtime.
-    pub fn start(config: &TelemetryConfig) -> Result<Self, TelemetryError> {
+    pub fn start(config: &TelemetryConfig) -> Result<Telemetry, TelemetryError> {
         let filter =
             EnvFilter::try_new(&config.log_filter).map_err(|error| TelemetryError::Filter {
                 given: config.log_filter.clone(),
@@ -113,25 +113,26 @@ impl Telemetry {
             .with(log_layer)
             .try_init()
             .map_err(|_| TelemetryError::AlreadyStarted)?;
-        let telemetry = Self::from_parts(registry, meters, Some(traces));
+        let telemetry = Telemetry::from_parts(registry, meters, Some(traces));
         process::register(&telemetry.meter("aquifer_process"));
         Ok(telemetry)
     }
 
     /// Telemetry with a registry of its own that leaves the process alone: no subscriber, no
     /// exporter.
-    pub fn for_tests() -> Self {
+    #[must_use]
+    pub fn for_tests() -> Telemetry {
         let (registry, meters) = meter_provider(Resource::builder_empty().build())
             .expect("an empty registry accepts its first collector");
-        Self::from_parts(registry, meters, None)
+        Telemetry::from_parts(registry, meters, None)
     }
 
     fn from_parts(
         registry: Registry,
         meters: SdkMeterProvider,
         traces: Option<SdkTracerProvider>,
-    ) -> Self {
-        Self {
+    ) -> Telemetry {
+        Telemetry {
             inner: Arc::new(Inner {
                 registry,
                 meters,

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail, ensure};
 use aquifer_client::Message;
 use aquifer_harness::http::metric;
 use aquifer_harness::server::binary;
-use aquifer_runtime::clock::{Clock, SystemClock, sleep};
+use aquifer_runtime::clock::{Clock, SystemClock, millis, sleep};
 use aquifer_runtime::rng::SeededRng;
 use serde_json::json;
 
@@ -83,7 +83,7 @@ async fn pauses(
     gaps.sort_unstable();
     let at = |share: usize| {
         let gap = gaps.get((gaps.len() * share / 100).min(gaps.len().saturating_sub(1)));
-        gap.map_or(0, |gap| u64::try_from(gap.as_millis()).unwrap_or(u64::MAX))
+        gap.map_or(0, |gap| millis(*gap))
     };
     eprintln!("  {kind:?} x {times}: {gaps:?}");
     Ok(json!({
@@ -128,14 +128,13 @@ async fn replace_copies(cluster: &mut Cluster, bulk_bytes: u64) -> Result<serde_
         last = now;
         if bytes > 0.0 && ledgers_of(cluster, &id)? == 0 {
             let took = now - first.unwrap_or(now);
-            let ms = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
             return Ok(json!({
                 "published_bytes": bulk_bytes,
-                "published_in_ms": ms(published),
+                "published_in_ms": millis(published),
                 "copied_bytes": bytes,
-                "copied_in_ms": ms(took),
+                "copied_in_ms": millis(took),
                 "bytes_per_second": bytes / took.as_secs_f64(),
-                "after_the_loss_ms": ms(now - killed),
+                "after_the_loss_ms": millis(now - killed),
             }));
         }
         ensure!(

@@ -24,7 +24,7 @@ struct Guarded {
 }
 
 impl Guarded {
-    async fn start() -> Result<Self> {
+    async fn start() -> Result<Guarded> {
         let folder = tempfile::tempdir()?;
         let certificates = Certificates::create(&folder.path().join("good"))?;
         let options = EtcdOptions {
@@ -47,7 +47,7 @@ impl Guarded {
         etcd.ctl(&["user", "add", "aquifer:correct"])?;
         etcd.ctl(&["user", "grant-role", "aquifer", "aquifer"])?;
         etcd.ctl(&["auth", "enable"])?;
-        Ok(Self {
+        Ok(Guarded {
             etcd,
             folder,
             certificates,

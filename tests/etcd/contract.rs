@@ -23,8 +23,8 @@ struct Machine {
 }
 
 impl Machine {
-    fn new(members: usize) -> Self {
-        Self {
+    fn new(members: usize) -> Machine {
+        Machine {
             members,
             etcd: Mutex::new(None),
             clock: ManualClock::new(0),

@@ -26,9 +26,9 @@ struct TwoDoors {
 }
 
 impl TwoDoors {
-    async fn new() -> Result<Self> {
+    async fn new() -> Result<TwoDoors> {
         let etcd = Etcd::start(EtcdOptions::members(1)).await?;
-        Ok(Self {
+        Ok(TwoDoors {
             first: Proxy::start(etcd.address(0)).await?,
             second: Proxy::start(etcd.address(0)).await?,
             etcd,

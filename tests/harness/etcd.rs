@@ -27,9 +27,9 @@ impl Certificates {
     ///
     /// # Errors
     /// When openssl is missing or fails.
-    pub fn create(folder: &Path) -> Result<Self> {
+    pub fn create(folder: &Path) -> Result<Certificates> {
         fs::create_dir_all(folder)?;
-        let made = Self {
+        let made = Certificates {
             folder: folder.to_owned(),
         };
         made.openssl(
@@ -79,8 +79,8 @@ pub struct EtcdOptions {
 
 impl EtcdOptions {
     /// Without TLS.
-    pub fn members(members: usize) -> Self {
-        Self {
+    pub fn members(members: usize) -> EtcdOptions {
+        EtcdOptions {
             members,
             certificates: None,
             arguments: Vec::new(),
@@ -109,10 +109,10 @@ impl Etcd {
     ///
     /// # Errors
     /// When etcd is missing or does not start.
-    pub async fn start(options: EtcdOptions) -> Result<Self> {
+    pub async fn start(options: EtcdOptions) -> Result<Etcd> {
         let mut last = None;
         for _ in 0..STARTS_MAX {
-            match Self::try_start(options.clone()).await {
+            match Etcd::try_start(options.clone()).await {
                 Ok(etcd) => return Ok(etcd),
                 Err(error) if error.to_string().contains("prerequisites") => return Err(error),
                 Err(error) => last = Some(error),
@@ -121,7 +121,7 @@ impl Etcd {
         Err(last.context("at least one start was tried")?)
     }
 
-    async fn try_start(options: EtcdOptions) -> Result<Self> {
+    async fn try_start(options: EtcdOptions) -> Result<Etcd> {
         let ports = free_ports(3 * options.members).await?;
         let members = ports.chunks(3).map(|ports| Member {
             client: ports[0],
@@ -129,7 +129,7 @@ impl Etcd {
             metrics: ports[2],
             process: None,
         });
-        let mut etcd = Self {
+        let mut etcd = Etcd {
             folder: tempfile::tempdir()?,
             members: members.collect(),
             options,

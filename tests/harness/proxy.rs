@@ -51,7 +51,7 @@ impl Proxy {
     ///
     /// # Errors
     /// When no port is free.
-    pub async fn start(target: impl Into<String>) -> Result<Self> {
+    pub async fn start(target: impl Into<String>) -> Result<Proxy> {
         let (listener, address) = bind(ListenAddress::loopback_any_port()).await?;
         let state = Arc::new(State {
             target: target.into(),
@@ -64,7 +64,7 @@ impl Proxy {
         let tasks = TaskGroup::new("proxy");
         let accept = accept(listener, Arc::clone(&state), tasks.clone());
         drop(tasks.spawn("proxy-accept", accept));
-        Ok(Self {
+        Ok(Proxy {
             address,
             state,
             tasks,

@@ -23,8 +23,8 @@ struct Violation {
 }
 
 impl Violation {
-    fn new(place: impl Into<String>, rule: impl Into<String>) -> Self {
-        Self {
+    fn new(place: impl Into<String>, rule: impl Into<String>) -> Violation {
+        Violation {
             place: place.into(),
             rule: rule.into(),
         }

@@ -16,8 +16,8 @@ pub struct SourceFile {
 
 impl SourceFile {
     /// A file from its text.
-    pub fn new(path: &str, text: &str) -> Self {
-        Self {
+    pub fn new(path: &str, text: &str) -> SourceFile {
+        SourceFile {
             path: path.to_owned(),
             text: text.to_owned(),
             code: without_comments(text),

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use aquifer_runtime::clock::{Clock, SystemClock, sleep};
+use aquifer_runtime::clock::{Clock, SystemClock, millis, sleep};
 use aquifer_runtime::task::{TaskGroup, TaskHandle};
 
 const TERMINAL_PERIOD: Duration = Duration::from_secs(1);
@@ -67,9 +67,7 @@ impl Drop for Progress {
 }
 
 fn report(unit: &str, done: u64, total: Option<u64>, elapsed: Duration) -> String {
-    let millis = u64::try_from(elapsed.as_millis())
-        .unwrap_or(u64::MAX)
-        .max(1);
+    let millis = millis(elapsed).max(1);
     let rate = u64::try_from(u128::from(done) * 1000 / u128::from(millis)).unwrap_or(u64::MAX);
     let share = total
         .filter(|total| *total > 0)

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::pin::pin;
 use std::time::Duration;
 
-use aquifer_runtime::clock::{Clock, SystemClock};
+use aquifer_runtime::clock::{self, Clock, SystemClock};
 use aquifer_runtime::disk::{Disk, DiskLock, RealDisk};
 use aquifer_runtime::telemetry::{Telemetry, TelemetryConfig};
 use async_trait::async_trait;
@@ -158,8 +158,7 @@ pub fn lock_data_dir(data_dir: &Path) -> Result<DiskLock, CliError> {
 
 /// How long ago the process began, in ms.
 pub fn ready_ms(began: Duration) -> u64 {
-    let took = SystemClock.monotonic().saturating_sub(began);
-    u64::try_from(took.as_millis()).unwrap_or(u64::MAX)
+    clock::millis(SystemClock.monotonic().saturating_sub(began))
 }
 
 /// Greets, serves until the process is told to end or a part fails, and stops every part.

@@ -7,6 +7,7 @@ use std::time::Duration;
 use aquifer_bookie::BookieConfig;
 use aquifer_ledger::context::LedgerSettings;
 use aquifer_model::quorum::Quorum;
+use aquifer_runtime::clock;
 use aquifer_runtime::config::{self, Secret};
 use aquifer_runtime::net::ListenAddress;
 use serde::de::DeserializeOwned;
@@ -98,12 +99,11 @@ pub struct LedgerConfig {
 impl Default for LedgerConfig {
     fn default() -> LedgerConfig {
         let ledgers = LedgerSettings::default();
-        let ms = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
         LedgerConfig {
-            ensemble_change_delay_ms: ms(ledgers.ensemble_change_delay),
+            ensemble_change_delay_ms: clock::millis(ledgers.ensemble_change_delay),
             kept_bytes_per_ledger_max: ledgers.kept_bytes_per_ledger_max,
             kept_bytes_max: ledgers.kept_bytes_max,
-            quarantine_ms: ms(ledgers.quarantine),
+            quarantine_ms: clock::millis(ledgers.quarantine),
             zones_min: ledgers.zones_min,
             shrink_ensembles: ledgers.shrink_ensembles,
         }

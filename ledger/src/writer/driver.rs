@@ -131,6 +131,7 @@ enum Chore {
 
 impl LedgerWriter {
     /// The writer of a ledger that was just created. Must be called on a runtime.
+    #[must_use]
     pub fn new(
         ctx: Arc<LedgerContext>,
         info: LedgerInfo,

@@ -30,7 +30,7 @@ struct HeldWatch {
 }
 
 impl Unsteady {
-    async fn open(tasks: &TaskGroup) -> Arc<Self> {
+    async fn open(tasks: &TaskGroup) -> Arc<Unsteady> {
         let disk = SimDisk::new();
         disk.create_dir_all("/data".as_ref()).unwrap();
         let store = EmbeddedStore::open(
@@ -40,7 +40,7 @@ impl Unsteady {
             SystemClock::shared(),
             tasks,
         );
-        Arc::new(Self {
+        Arc::new(Unsteady {
             store: store.await.unwrap(),
             failing_scans: AtomicU32::new(0),
             looks: Arc::new(Semaphore::new(1_000)),

@@ -64,8 +64,8 @@ enum Failure {
 }
 
 impl Engine {
-    pub(super) fn new(shared: Arc<Shared>, file: StoreFile, revision: Revision) -> Self {
-        Self {
+    pub(super) fn new(shared: Arc<Shared>, file: StoreFile, revision: Revision) -> Engine {
+        Engine {
             shared,
             file,
             revision,
@@ -99,7 +99,7 @@ impl Engine {
     }
 
     fn close(self, queue: &mut mpsc::Receiver<Request>, mut rest: Vec<Request>) {
-        let Self {
+        let Engine {
             shared,
             file,
             revision,

@@ -35,7 +35,7 @@ impl StoreFile {
         path: PathBuf,
         options: EmbeddedOptions,
         disk: SharedDisk,
-    ) -> MetadataResult<Self> {
+    ) -> MetadataResult<StoreFile> {
         let lock = disk
             .lock_exclusive(&path.with_extension("lock"))
             .map_err(|error| {
@@ -45,7 +45,7 @@ impl StoreFile {
                 };
                 MetadataError::Unavailable(format!("{}: {reason}", path.display()))
             })?;
-        Ok(Self {
+        Ok(StoreFile {
             path,
             options,
             disk,

@@ -43,14 +43,14 @@ struct Ring {
 
 impl Change {
     fn bytes(&self) -> usize {
-        std::mem::size_of::<Self>() + self.key.len() + self.value.as_ref().map_or(0, Bytes::len)
+        std::mem::size_of::<Change>() + self.key.len() + self.value.as_ref().map_or(0, Bytes::len)
     }
 }
 
 impl History {
     /// Nothing is kept of what happened up to `floor`.
-    pub(super) fn new(events_max: usize, bytes_max: usize, floor: Revision) -> Self {
-        Self {
+    pub(super) fn new(events_max: usize, bytes_max: usize, floor: Revision) -> History {
+        History {
             ring: Mutex::new(Ring {
                 changes: VecDeque::new(),
                 bytes: 0,

@@ -57,8 +57,8 @@ impl std::fmt::Debug for Snapshot {
 }
 
 impl Snapshots {
-    pub(super) fn new(idle_max: Duration) -> Self {
-        Self {
+    pub(super) fn new(idle_max: Duration) -> Snapshots {
+        Snapshots {
             kept: VecDeque::new(),
             idle_max,
         }

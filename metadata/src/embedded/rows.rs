@@ -66,8 +66,8 @@ pub(super) struct Tables<'txn> {
 }
 
 impl<'txn> Tables<'txn> {
-    pub(super) fn open(transaction: &'txn WriteTransaction) -> Result<Self, redb::Error> {
-        Ok(Self {
+    pub(super) fn open(transaction: &'txn WriteTransaction) -> Result<Tables<'txn>, redb::Error> {
+        Ok(Tables {
             meta: transaction.open_table(META)?,
             entries: transaction.open_table(ENTRIES)?,
             ephemeral: transaction.open_table(EPHEMERAL)?,

@@ -198,8 +198,8 @@ pub(super) struct EmbeddedSession {
 }
 
 impl EmbeddedSession {
-    pub(super) fn new(shared: Arc<Shared>, state: Arc<SessionState>) -> Self {
-        Self { shared, state }
+    pub(super) fn new(shared: Arc<Shared>, state: Arc<SessionState>) -> EmbeddedSession {
+        EmbeddedSession { shared, state }
     }
 }
 

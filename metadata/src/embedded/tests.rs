@@ -27,11 +27,11 @@ struct Machine {
 }
 
 impl Machine {
-    fn new() -> Self {
+    fn new() -> Machine {
         let disk = SimDisk::new();
         let created = aquifer_runtime::disk::Disk::create_dir_all(&disk, Path::new("/data"));
         created.unwrap();
-        Self {
+        Machine {
             disk,
             clock: ManualClock::new(0),
             tasks: TaskGroup::new("test"),

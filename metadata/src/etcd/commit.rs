@@ -38,8 +38,8 @@ pub(super) struct Request {
 }
 
 impl Request {
-    pub(super) fn new(space: &Space, transaction: &Transaction) -> Self {
-        let mut request = Self {
+    pub(super) fn new(space: &Space, transaction: &Transaction) -> Request {
+        let mut request = Request {
             compares: Vec::new(),
             operations: Vec::with_capacity(transaction.operations.len() + 1),
             expected: Vec::new(),
@@ -57,8 +57,8 @@ impl Request {
     }
 
     /// A put that goes with a session.
-    pub(super) fn of_session(space: &Space, operation: &Operation, lease: &Arc<Lease>) -> Self {
-        let mut request = Self::new(space, &Transaction::default());
+    pub(super) fn of_session(space: &Space, operation: &Operation, lease: &Arc<Lease>) -> Request {
+        let mut request = Request::new(space, &Transaction::default());
         request.lease = Some(Arc::clone(lease));
         request.change(space, operation);
         request

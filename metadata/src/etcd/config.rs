@@ -45,8 +45,8 @@ pub struct EtcdConfig {
 }
 
 impl Default for EtcdConfig {
-    fn default() -> Self {
-        Self {
+    fn default() -> EtcdConfig {
+        EtcdConfig {
             endpoints: Vec::new(),
             cluster: "aquifer".to_owned(),
             user: None,
@@ -69,11 +69,12 @@ fn invalid<T>(reason: impl Into<String>) -> MetadataResult<T> {
 
 impl EtcdConfig {
     /// The settings for these members and otherwise the defaults.
-    pub fn new(endpoints: Vec<String>, cluster: impl Into<String>) -> Self {
-        Self {
+    #[must_use]
+    pub fn new(endpoints: Vec<String>, cluster: impl Into<String>) -> EtcdConfig {
+        EtcdConfig {
             endpoints,
             cluster: cluster.into(),
-            ..Self::default()
+            ..EtcdConfig::default()
         }
     }
 

@@ -46,7 +46,7 @@ impl std::fmt::Debug for Endpoints {
 }
 
 impl Endpoints {
-    pub(super) async fn new(config: &EtcdConfig, rng: SharedRng) -> MetadataResult<Self> {
+    pub(super) async fn new(config: &EtcdConfig, rng: SharedRng) -> MetadataResult<Endpoints> {
         let options = config.connect_options().await?;
         let endpoint = |url: &String| {
             Arc::new(Endpoint {
@@ -59,7 +59,7 @@ impl Endpoints {
         let members = u64::try_from(list.len()).unwrap_or(1);
         // Processes begin at different members, so that one does not get all the load.
         let first = usize::try_from(rng.below(members)).unwrap_or(0);
-        Ok(Self {
+        Ok(Endpoints {
             list,
             current: AtomicUsize::new(first),
             options,

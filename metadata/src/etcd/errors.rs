@@ -26,14 +26,14 @@ pub(super) enum Failure {
 }
 
 impl From<Failure> for MetadataError {
-    fn from(failure: Failure) -> Self {
+    fn from(failure: Failure) -> MetadataError {
         match failure {
             Failure::Refused(reason) | Failure::Unknown(reason) | Failure::Login(reason) => {
-                Self::Unavailable(reason)
+                MetadataError::Unavailable(reason)
             }
-            Failure::NoLease => Self::SessionExpired,
+            Failure::NoLease => MetadataError::SessionExpired,
             Failure::AnswerTooLarge => {
-                Self::Invalid("a value is larger than a message of etcd may be".to_owned())
+                MetadataError::Invalid("a value is larger than a message of etcd may be".to_owned())
             }
             Failure::Final(error) => error,
         }

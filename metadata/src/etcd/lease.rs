@@ -51,7 +51,7 @@ impl Lease {
         endpoints: &Endpoints,
         clock: &SharedClock,
         ttl: Duration,
-    ) -> MetadataResult<Arc<Self>> {
+    ) -> MetadataResult<Arc<Lease>> {
         if ttl < TTL_MIN {
             return Err(MetadataError::Invalid(format!(
                 "a session of {ttl:?}: at least {TTL_MIN:?} are needed"
@@ -70,7 +70,7 @@ impl Lease {
         };
         let (id, granted, sent) = endpoints.call("opening a session", grant).await?;
         let granted = Duration::from_secs(u64::try_from(granted).unwrap_or(0));
-        Ok(Arc::new(Self {
+        Ok(Arc::new(Lease {
             id,
             ttl: ttl.min(granted),
             clock: Arc::clone(clock),
@@ -213,7 +213,7 @@ pub(super) struct EtcdSession {
 impl EtcdSession {
     /// Opens a session and starts to renew it. That goes on while the process shuts down, until
     /// the session is closed: others shall not see it vanish while it drains.
-    pub(super) async fn open(shared: Arc<Shared>, ttl: Duration) -> MetadataResult<Self> {
+    pub(super) async fn open(shared: Arc<Shared>, ttl: Duration) -> MetadataResult<EtcdSession> {
         let lease = Lease::grant(&shared.endpoints, &shared.clock, ttl).await?;
         let dropped = CancellationToken::new();
         let (closed, abandoned) = (shared.closed.clone(), dropped.clone());
@@ -230,7 +230,7 @@ impl EtcdSession {
             let _guard = guard;
             keep.await;
         }));
-        Ok(Self {
+        Ok(EtcdSession {
             shared,
             lease,
             _held: dropped.drop_guard(),

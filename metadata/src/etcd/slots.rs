@@ -80,8 +80,8 @@ pub(super) enum Settled {
 }
 
 impl Slots {
-    pub(super) fn new() -> Self {
-        Self {
+    pub(super) fn new() -> Slots {
+        Slots {
             room: Arc::new(Semaphore::new(SLOTS_MAX)),
             lease: tokio::sync::Mutex::new(None),
             numbers: AtomicU64::new(0),

@@ -14,8 +14,8 @@ pub(super) struct Space {
 }
 
 impl Space {
-    pub(super) fn new(cluster: &str) -> Self {
-        Self {
+    pub(super) fn new(cluster: &str) -> Space {
+        Space {
             root: keys::root(cluster),
         }
     }

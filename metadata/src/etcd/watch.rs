@@ -39,8 +39,8 @@ struct Position {
 }
 
 impl Position {
-    fn after(revision: Revision) -> Self {
-        Self {
+    fn after(revision: Revision) -> Position {
+        Position {
             revision: number(revision),
             partial: None,
         }
@@ -73,8 +73,8 @@ enum Brought {
 }
 
 impl<'a> Reader<'a> {
-    fn new(space: &'a Space, position: Position) -> Self {
-        Self {
+    fn new(space: &'a Space, position: Position) -> Reader<'a> {
+        Reader {
             space,
             position,
             again: position.partial.unwrap_or(0),
@@ -235,7 +235,7 @@ pub(super) struct EtcdWatch {
 }
 
 impl EtcdWatch {
-    pub(super) fn start(shared: &Arc<Shared>, prefix: &str, after: Revision) -> Self {
+    pub(super) fn start(shared: &Arc<Shared>, prefix: &str, after: Revision) -> EtcdWatch {
         let queue = Arc::new(Queue::default());
         let dropped = CancellationToken::new();
         let follower = Follower {
@@ -249,7 +249,7 @@ impl EtcdWatch {
         let ended = ended(shared.closed.clone(), dropped.clone(), shutdown);
         // The task ends with the watch, the store or the process; its handle is not needed.
         drop(shared.tasks.spawn("metadata-watch", follower.run(ended)));
-        Self {
+        EtcdWatch {
             queue,
             closed: shared.closed.clone(),
             _held: dropped.drop_guard(),

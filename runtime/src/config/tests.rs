@@ -31,8 +31,8 @@ struct Listener {
 }
 
 impl Default for Config {
-    fn default() -> Self {
-        Self {
+    fn default() -> Config {
+        Config {
             name: "default".to_owned(),
             broker: Broker::default(),
             limits: BTreeMap::from([("producers".to_owned(), 10)]),
@@ -42,8 +42,8 @@ impl Default for Config {
 }
 
 impl Default for Broker {
-    fn default() -> Self {
-        Self {
+    fn default() -> Broker {
+        Broker {
             max_bytes: 100,
             grpc_addr: "127.0.0.1:7650".parse().unwrap(),
             zone: None,

@@ -19,10 +19,11 @@ pub struct AlignedBuffer {
 
 impl AlignedBuffer {
     /// A buffer that holds at least `capacity` bytes before it grows.
-    pub fn with_capacity(capacity: usize) -> Self {
+    #[must_use]
+    pub fn with_capacity(capacity: usize) -> AlignedBuffer {
         let storage = vec![0; whole_blocks(capacity) + BLOCK_BYTES];
         let start = aligned_start(&storage);
-        Self {
+        AlignedBuffer {
             storage,
             start,
             len: 0,
@@ -87,7 +88,8 @@ impl AlignedBuffer {
     fn grow_by(&mut self, more: usize) -> usize {
         let needed = self.len + more;
         if needed > self.capacity() {
-            let mut grown = Self::with_capacity(needed.max(self.capacity().saturating_mul(2)));
+            let mut grown =
+                AlignedBuffer::with_capacity(needed.max(self.capacity().saturating_mul(2)));
             grown.storage[grown.start..grown.start + self.len].copy_from_slice(self.as_slice());
             self.storage = grown.storage;
             self.start = grown.start;

@@ -17,7 +17,7 @@ pub struct RealDisk;
 impl RealDisk {
     /// The real disk, ready to hand to a component.
     pub fn shared() -> SharedDisk {
-        Arc::new(Self)
+        Arc::new(RealDisk)
     }
 
     /// Gives a file a second name on the same file system. `AlreadyExists` when there is a file of

@@ -90,8 +90,8 @@ struct HeldLock {
 }
 
 impl Default for State {
-    fn default() -> Self {
-        Self {
+    fn default() -> State {
+        State {
             names: BTreeMap::new(),
             durable_names: BTreeMap::new(),
             directories: BTreeSet::from([PathBuf::from("/"), PathBuf::from(".")]),
@@ -105,8 +105,9 @@ impl Default for State {
 
 impl SimDisk {
     /// An empty disk without limits or faults.
-    pub fn new() -> Self {
-        Self::default()
+    #[must_use]
+    pub fn new() -> SimDisk {
+        SimDisk::default()
     }
 
     /// This disk, ready to hand to a component.
@@ -482,15 +483,15 @@ impl FileState {
 impl Change {
     fn apply(&self, image: &mut Vec<u8>) {
         match self {
-            Self::SetLen(len) => image.resize(*len, 0),
-            Self::Write { offset, bytes } => write_into(image, *offset, bytes),
+            Change::SetLen(len) => image.resize(*len, 0),
+            Change::Write { offset, bytes } => write_into(image, *offset, bytes),
         }
     }
 
     /// Applies a random subset of the sectors that the change touches. A change of length is
     /// one update of metadata and happens as a whole.
     fn apply_torn(&self, image: &mut Vec<u8>, rng: &dyn Rng) {
-        let Self::Write { offset, bytes } = self else {
+        let Change::Write { offset, bytes } = self else {
             return self.apply(image);
         };
         let mut at = 0;

@@ -17,8 +17,8 @@ pub(super) struct WithTraceId<F> {
 
 impl WithTraceId<Full> {
     /// `… message key=value trace_id=…`
-    pub(super) fn text() -> Self {
-        Self {
+    pub(super) fn text() -> WithTraceId<Full> {
+        WithTraceId {
             inner: Format::default().with_ansi(false),
             json: false,
         }
@@ -27,8 +27,8 @@ impl WithTraceId<Full> {
 
 impl WithTraceId<Json> {
     /// `{"trace_id":"…", …}`
-    pub(super) fn json() -> Self {
-        Self {
+    pub(super) fn json() -> WithTraceId<Json> {
+        WithTraceId {
             inner: Format::default().json().flatten_event(true),
             json: true,
         }

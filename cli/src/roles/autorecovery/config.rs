@@ -1,6 +1,7 @@
 //! The configuration of `aquifer autorecovery`.
 
 use aquifer_repair::ReplicationConfig;
+use aquifer_runtime::clock;
 use aquifer_runtime::telemetry::TelemetryConfig;
 use serde::{Deserialize, Serialize};
 
@@ -73,8 +74,7 @@ impl AutorecoveryRoleConfig {
             self.autorecovery.replication.repair_bytes_per_second = rate;
         }
         if let Some(after) = args.lost_after {
-            let after_ms = u64::try_from(after.as_millis()).unwrap_or(u64::MAX);
-            self.autorecovery.replication.lost_after_ms = after_ms;
+            self.autorecovery.replication.lost_after_ms = clock::millis(after);
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use aquifer_broker::BrokerConfig;
 use aquifer_protocol_registry::ProtocolsConfig;
+use aquifer_runtime::clock;
 use aquifer_runtime::telemetry::TelemetryConfig;
 use serde::{Deserialize, Serialize};
 
@@ -89,8 +90,7 @@ impl BrokerRoleConfig {
             self.ledger.zones_min = zones;
         }
         if let Some(delay) = args.ensemble_change_delay {
-            let delay_ms = u64::try_from(delay.as_millis()).unwrap_or(u64::MAX);
-            self.ledger.ensemble_change_delay_ms = delay_ms;
+            self.ledger.ensemble_change_delay_ms = clock::millis(delay);
         }
         self.broker.cluster.clone_from(&self.cluster.name);
         self.broker.default_quorum = self.quorum.quorum()?;
