@@ -76,10 +76,10 @@ impl LogInner {
                 writer = state.current.as_ref().map(|current| current.writer.clone());
             }
             Phase::Idle => {
-                state.phase = Phase::Turning;
+                state.phase = Phase::RollingOver;
                 self.own(state);
             }
-            Phase::Turning => self.own(state),
+            Phase::RollingOver => self.own(state),
             // `admit` has refused these.
             Phase::Recovering | Phase::Suspended | Phase::Closed(_) => {}
         }
@@ -101,7 +101,7 @@ impl LogInner {
             _ if state.closing => return Err(LogError::Closed),
             Phase::Recovering | Phase::Suspended => return Err(failure()),
             Phase::Idle if state.reopen_at.is_some_and(|at| now < at) => return Err(failure()),
-            Phase::Idle | Phase::Ready | Phase::Turning => {}
+            Phase::Idle | Phase::Ready | Phase::RollingOver => {}
         }
         let settings = &self.ctx.settings;
         let full = state.pending_bytes > 0
@@ -206,7 +206,7 @@ impl LogInner {
                 segment.status = SegmentStatus::Closed;
             }
             state.phase = match (state.closing, failed.is_empty()) {
-                (true, _) => Phase::Turning,
+                (true, _) => Phase::RollingOver,
                 (false, true) => Phase::Idle,
                 (false, false) => Phase::Suspended,
             };
@@ -283,7 +283,7 @@ impl WriterOwner for LogInner {
         self.settle(outcome);
         let mut state = self.state.lock();
         state.telling = false;
-        if state.sent == 0 && state.phase == Phase::Turning {
+        if state.sent == 0 && state.phase == Phase::RollingOver {
             self.drained.notify_one();
         }
     }

@@ -24,6 +24,7 @@ mod owner;
 mod probe;
 mod ranges;
 mod read;
+mod readiness;
 mod record;
 mod rollover;
 mod search;

@@ -39,7 +39,18 @@ pub struct TopicRecordCell {
     incarnation: TopicIncarnation,
     current: Mutex<Current>,
     /// One change at a time, so that this process never conflicts with itself.
-    pub(super) turn: Semaphore,
+    pub(super) one_change: Semaphore,
+}
+
+/// What became of a change of the record.
+#[derive(Debug)]
+pub(crate) enum RecordChange {
+    /// It was made.
+    Applied(Revision),
+    /// It was not made, and never will be.
+    Refused(LogError),
+    /// It may have been made: the store can never tell.
+    Unknown(LogError),
 }
 
 /// The record as this process knows it.
@@ -165,7 +176,7 @@ impl TopicRecordCell {
             guards: Guards::new(guards),
             incarnation,
             current: Mutex::new(current),
-            turn: Semaphore::new(1),
+            one_change: Semaphore::new(1),
         }
     }
 
@@ -320,8 +331,8 @@ impl TopicRecordCell {
         }
     }
 
-    /// Changes the record together with `operations`. `change` is called again on a record that
-    /// somebody else has changed, and refuses if it no longer fits.
+    /// [`change`](Self::change) for a change that opens no ledger, and for a caller to which an unknown
+    /// outcome is a failure like any other.
     ///
     /// # Errors
     /// [`LogError::Fenced`] when a guard does not hold or the topic is gone; a `Conflict` that
@@ -334,67 +345,71 @@ impl TopicRecordCell {
     where
         F: Fn(&mut v1::TopicRecord) -> Result<(), LogError>,
     {
-        self.update_in_doubt(operations, change, false, &mut false)
-            .await
+        match self.change(operations, false, change).await {
+            RecordChange::Applied(revision) => Ok(revision),
+            RecordChange::Refused(error) | RecordChange::Unknown(error) => Err(error),
+        }
     }
 
-    /// The same, for a change that opens a ledger too. After an error, `doubt` is set if the change may
-    /// have been made all the same.
+    /// Changes the record together with `operations`. `change` is called again on a record that
+    /// another process has changed, and refuses if it no longer fits. A change that `opens` a ledger
+    /// is refused with [`LogError::HandedOver`] when the topic is handed over.
     ///
-    /// # Errors
-    /// [`LogError::HandedOver`] for a change that opens a ledger when the topic is handed over.
-    pub(crate) async fn update_in_doubt<F>(
+    /// This is not `store.update`: the record is in memory, so that a rollover does not read it first,
+    /// and the outcome must be known however long the store is away ([`Until::Known`]).
+    pub(crate) async fn change<F>(
         &self,
         operations: Vec<Operation>,
-        change: F,
         opens: bool,
-        doubt: &mut bool,
-    ) -> Result<Revision, LogError>
+        change: F,
+    ) -> RecordChange
     where
         F: Fn(&mut v1::TopicRecord) -> Result<(), LogError>,
     {
-        let _turn = self.turn.acquire().await;
-        let mut conflict = None;
-        for _ in 0..CONFLICTS_MAX {
+        let _alone = self.one_change.acquire().await;
+        let mut attempt = 1;
+        loop {
             let (mut record, revision) = {
                 let current = self.current.lock();
                 (current.record.clone(), current.revision)
             };
             let right = self.guards.right();
             if opens && right.sealing_only {
-                return Err(LogError::HandedOver);
+                return RecordChange::Refused(LogError::HandedOver);
             }
-            change(&mut record)?;
+            if let Err(error) = change(&mut record) {
+                return RecordChange::Refused(error);
+            }
             let mut all = vec![self.put(&record, Expect::Revision(revision))];
             all.extend(operations.iter().cloned());
             let transaction = self.guarded(right.guards, all);
             let store = &self.ctx.ledgers.store;
-            let committed = store.commit_until(transaction, Until::Known).await;
-            *doubt |= matches!(committed, Err(MetadataError::UnknownOutcome(_)));
-            match committed {
+            let error = match store.commit_until(transaction, Until::Known).await {
                 Ok(revision) => {
                     let mut current = self.current.lock();
                     current.record = record;
                     current.revision = revision;
-                    return Ok(revision);
+                    return RecordChange::Applied(revision);
                 }
-                Err(error @ MetadataError::Conflict { .. }) => {
-                    // The store names the first key only; look at ours in any case.
-                    if !self.reload().await? {
-                        return Err(self.explain(error));
-                    }
-                    conflict = Some(error);
+                Err(error @ MetadataError::UnknownOutcome(_)) => {
+                    return RecordChange::Unknown(error.into());
                 }
-                Err(error) => return Err(self.explain(error)),
+                Err(error @ MetadataError::Conflict { .. }) => error,
+                Err(error) => return RecordChange::Refused(error.into()),
+            };
+            // The store names the first key only; look at the record in any case.
+            match self.reload().await {
+                Ok(true) if attempt < CONFLICTS_MAX => attempt += 1,
+                Ok(true) => return RecordChange::Refused(error.into()),
+                Ok(false) => return RecordChange::Refused(self.explain(error)),
+                Err(error) => return RecordChange::Refused(error),
             }
         }
-        let unlucky = || MetadataError::Unavailable("the topic record keeps changing".to_owned());
-        Err(conflict.unwrap_or_else(unlucky).into())
     }
 
     /// Removes the record together with `operations`.
     pub(crate) async fn remove(&self, operations: Vec<Operation>) -> Result<(), LogError> {
-        let _turn = self.turn.acquire().await;
+        let _alone = self.one_change.acquire().await;
         let mut all = vec![Operation::Delete {
             key: self.key.clone(),
             expect: Expect::Revision(self.revision()),
@@ -412,7 +427,7 @@ impl TopicRecordCell {
     /// # Errors
     /// [`LogError::Fenced`] when the topic is gone; when metadata cannot be read.
     pub async fn refresh(&self) -> Result<bool, LogError> {
-        let _turn = self.turn.acquire().await;
+        let _alone = self.one_change.acquire().await;
         self.reload().await
     }
 

@@ -59,7 +59,7 @@ pub(crate) enum Phase {
     Ready,
     /// The owner task seals the current ledger, if there is one, and opens the next, if appends
     /// wait for it. Meanwhile they queue.
-    Turning,
+    RollingOver,
     /// The current ledger's writer has stopped; the owner task finds out where the ledger ends.
     Recovering,
     /// An append has failed, and `resume` was not called since.

@@ -370,7 +370,7 @@ async fn a_rollover_goes_on_when_a_trim_was_faster() {
         owner.append_all(tags).await;
     }
     let first_end = owner.log.stats().ledgers[1].first_index;
-    let busy = owner.cell.turn.acquire().await.unwrap();
+    let busy = owner.cell.one_change.acquire().await.unwrap();
     let log = owner.log.clone();
     let trim = async move { log.trim(first_end, KEEP_NOTHING).await };
     let trim = owner.ctx.ledgers.tasks.spawn("trim", trim);

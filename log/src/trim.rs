@@ -10,7 +10,7 @@ use aquifer_proto::v1;
 
 use crate::deletion;
 use crate::error::LogError;
-use crate::owner::note_removed;
+use crate::rollover::note_removed;
 use crate::state::{LogInner, Phase, Segment, SegmentStatus, State};
 use crate::types::LogKind;
 
@@ -115,7 +115,7 @@ impl LogInner {
                 let last = state.segments.back().map(|segment| segment.status);
                 last == Some(SegmentStatus::Closed)
             }
-            Phase::Turning | Phase::Recovering | Phase::Suspended | Phase::Closed(_) => false,
+            Phase::RollingOver | Phase::Recovering | Phase::Suspended | Phase::Closed(_) => false,
         }
     }
 
