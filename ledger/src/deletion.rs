@@ -188,12 +188,18 @@ pub async fn load(
 }
 
 /// The bookies that are to delete what they have of a ledger: nothing of it is placed there. An
-/// intent that is written later changes the ledger's record, so that a writer that was not told
-/// does not come through.
-pub(crate) async fn named(store: &dyn MetadataStore, ledger: LedgerId) -> Vec<BookieId> {
-    // One that cannot be read is not carried out either.
-    let intent = load(store, ledger).await.ok().flatten();
-    intent.map_or_else(Vec::new, |intent| intent.bookies.into_iter().collect())
+/// intent that is written later changes the ledger's record, so that a change which was decided
+/// without it conflicts.
+///
+/// # Errors
+/// When the intent cannot be read, `NewerFormat` included: this build cannot tell which bookies it
+/// names, and another build may carry it out.
+pub(crate) async fn named(
+    store: &dyn MetadataStore,
+    ledger: LedgerId,
+) -> Result<Vec<BookieId>, LedgerError> {
+    let intent = load(store, ledger).await?;
+    Ok(intent.map_or_else(Vec::new, |intent| intent.bookies.into_iter().collect()))
 }
 
 /// The ledgers that are being deleted everywhere: they are not read, and their copies are not

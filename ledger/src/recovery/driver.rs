@@ -89,7 +89,7 @@ async fn claim_and_recover(
     guards: &[Guard],
 ) -> Result<LedgerEnd, LedgerError> {
     ledger_metadata::replace(&*ctx.store, info, guards).await?;
-    let without = deletion::named(&*ctx.store, info.id).await;
+    let without = deletion::named(&*ctx.store, info.id).await?;
     let Found {
         fragments,
         last_entry,

@@ -112,6 +112,24 @@ async fn newer_marks_intents_cookies_and_ids_are_changed_by_nobody() {
     is_newer(fresh.next(cluster.store(), LedgerId(0)).await);
 }
 
+/// Which bookies a deletion names decides where entries go: no guess is made.
+#[tokio::test(start_paused = true)]
+async fn a_newer_intent_ends_a_recovery_before_it_places_anything() {
+    let cluster = Cluster::new(4).await;
+    let mut open = cluster.open(quorum(3, 3, 2)).await;
+    assert_eq!(open.append(3).await, None);
+    let info = cluster.info(open.id).await;
+    let key = keys::deletion(open.id);
+    let intent = Intent::of_copy(open.id, info.token, bookie(4), Some(&info));
+    let value = newer(&intent.value());
+    put(&cluster, key.clone(), value.clone()).await;
+    is_newer(close_by_recovery(&cluster.ctx.ledgers, open.id, &[]).await);
+    let now = cluster.info(open.id).await;
+    assert_eq!(now.state, LedgerState::InRecovery);
+    assert_eq!(now.fragments, info.fragments);
+    assert_eq!(stored(&cluster, &key).await, value);
+}
+
 /// The mark of a newer build on one ledger does not keep others from being marked and repaired.
 #[tokio::test(start_paused = true)]
 async fn a_newer_mark_stops_no_work_on_other_ledgers() {

@@ -34,7 +34,7 @@ impl Inner {
         };
         // Where no bookie can take the place, no metadata is asked (H8).
         choose(&[])?;
-        choose(&deletion::named(&*self.ctx.store, self.ledger).await)
+        choose(&deletion::named(&*self.ctx.store, self.ledger).await?)
     }
 
     /// The record with other bookies in the places of those that failed.
@@ -65,6 +65,13 @@ impl Inner {
                 Some(attempted) => attempted.clone(),
                 None => match self.changed_record(first_entry, failed).await {
                     Ok(info) => info,
+                    // Whether a deletion names a bookie is not known: nothing is placed on a guess.
+                    Err(LedgerError::Metadata(MetadataError::Unavailable(_))) => {
+                        if self.pause_ends_with_shutdown().await {
+                            return WriterEvent::EnsembleChangeFailed;
+                        }
+                        continue;
+                    }
                     Err(error) => {
                         tracing::warn!(ledger = self.ledger.0, %error, "a bookie that failed is not replaced");
                         return WriterEvent::EnsembleChangeFailed;
@@ -101,12 +108,20 @@ impl Inner {
                     tracing::debug!(ledger = self.ledger.0, %error, "whether bookies were replaced is not known");
                 }
             }
-            if self.ctx.tasks.shutdown_token().is_shutdown() {
+            if self.pause_ends_with_shutdown().await {
                 return WriterEvent::EnsembleChangeFailed;
             }
-            let pause = self.ctx.settings.retry_backoff_min;
-            clock::sleep(self.ctx.rng.jitter(pause)).await;
         }
+    }
+
+    /// Waits before another attempt; says at once when the process shuts down.
+    async fn pause_ends_with_shutdown(&self) -> bool {
+        if self.ctx.tasks.shutdown_token().is_shutdown() {
+            return true;
+        }
+        let pause = self.ctx.settings.retry_backoff_min;
+        clock::sleep(self.ctx.rng.jitter(pause)).await;
+        false
     }
 
     /// Reads the record after a change that others have made impossible, or whose outcome is not
