@@ -29,7 +29,7 @@ use crate::broker::Shared;
 use crate::bundles::Bundles;
 use crate::error::BrokerError;
 use crate::namespace::bundles_of;
-use crate::namespace::listing::{Lister, parse};
+use crate::namespace::listing::{Lister, behind, parse};
 use crate::topic::event::Event;
 use crate::topics::Topics;
 
@@ -140,7 +140,11 @@ async fn round(topics: &Arc<Topics>) -> Result<(), BrokerError> {
         let Some(last) = page.items.last() else {
             return Ok(());
         };
-        after = Some(last.key.clone());
+        after = Some(match parse(last) {
+            // A topic with many ledgers has many pages, and nothing is looked for in them.
+            Ok(Key::SegmentPage(topic, _)) => behind(&keys::segment_pages_prefix(&topic)),
+            _ => last.key.clone(),
+        });
         let mut due = Vec::new();
         for versioned in &page.items {
             match look(shared, topics, &mut current, versioned).await {
@@ -213,7 +217,7 @@ async fn look(
         false => namespace.policies,
     };
     let (retention, now_ms) = (policies.retention, shared.clock.wall_ms());
-    let due = first_due_on_record(store, &record, retention, now_ms).await?;
+    let due = first_due_on_record(store, &topic, &record, retention, now_ms).await?;
     let rests = topics.rests();
     Ok(due
         .filter(|end| !rests.keeps(&topic, versioned.revision, *end))

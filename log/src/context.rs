@@ -8,6 +8,7 @@ use aquifer_ledger::context::LedgerContext;
 
 use crate::cache::EntryCache;
 use crate::metrics::LogMetrics;
+use crate::pages::Paging;
 
 /// The surroundings of all logs of a process, filled in by its wiring.
 pub struct LogContext {
@@ -34,6 +35,8 @@ pub struct LogSettings {
     pub read_ahead_range_bytes: usize,
     /// How often a ledger that lacks bookies looks whether they are back.
     pub widen_pause: Duration,
+    /// How the segments of a topic are divided into its record and pages.
+    pub paging: Paging,
 }
 
 impl Default for LogSettings {
@@ -43,6 +46,7 @@ impl Default for LogSettings {
             pending_bytes_max: 64 * 1024 * 1024,
             read_ahead_range_bytes: 2 * 1024 * 1024,
             widen_pause: Duration::from_secs(1),
+            paging: Paging::default(),
         }
     }
 }

@@ -18,12 +18,13 @@ use aquifer_model::policy::PolicyScope;
 
 use crate::context::LogContext;
 use crate::error::LogError;
+use crate::pages::has_pages;
 use crate::record::TopicRecordCell;
 
 /// Intents in one change of a topic record, which takes some operations itself; each takes two.
 const INTENTS_PER_CHANGE: usize = (METADATA_OPERATIONS_MAX - 8) / 2;
-/// What a change takes besides the topic's record and the intents.
-const CHANGE_BYTES: usize = 16 << 10;
+/// What a change takes besides the topic's record and the intents; the rest of a page is most of it.
+const CHANGE_BYTES: usize = 32 << 10;
 /// What an operation takes besides its value: its key, and the conditions.
 const OPERATION_BYTES: usize = 600;
 /// Attempts when repair changes the records of the ledgers at the same time.
@@ -77,6 +78,8 @@ fn bytes_of(operation: &Operation) -> usize {
 }
 
 /// Makes a change that compares the records of ledgers, again when repair has changed one meanwhile.
+/// This is not `store.update`, which reads one key again: here the records of up to 60 ledgers are
+/// read again, and which of them fit into the change is decided again.
 pub(crate) async fn again_after_repairs<T, F>(change: impl Fn() -> F) -> Result<T, LogError>
 where
     F: Future<Output = Result<T, LogError>>,
@@ -123,7 +126,7 @@ pub(crate) fn delete_in_background(ctx: &Arc<LogContext>, ledgers: Vec<LedgerId>
     }));
 }
 
-/// Deletes a topic: its record and all its ledgers.
+/// Deletes a topic: its record, its pages and all its ledgers.
 pub(crate) async fn delete_topic(cell: &TopicRecordCell) -> Result<(), LogError> {
     while !again_after_repairs(|| delete_some(cell)).await? {}
     Ok(())
@@ -138,10 +141,17 @@ fn with_policies(cell: &TopicRecordCell, mut operations: Vec<Operation>) -> Vec<
     operations
 }
 
-/// Deletes as many ledgers of a topic as fit into one change, the record with the last; says whether
-/// these were all.
+/// Deletes as many ledgers of a topic as fit into one change, those of its pages first and the record
+/// with the last; says whether these were all. After a crash between two changes the record says what
+/// is left.
 async fn delete_some(cell: &TopicRecordCell) -> Result<bool, LogError> {
     let ctx = cell.ctx();
+    if let Some(page) = cell.first_page().await? {
+        let (intents, taken) = intents_that_fit(cell, page.ledgers()).await?;
+        cell.shorten_page(&page, taken, intents).await?;
+        delete_in_background(ctx, page.ledgers().take(taken).collect());
+        return Ok(false);
+    }
     let record = cell.record();
     let ids: BTreeSet<u64> = record
         .segments
@@ -157,6 +167,10 @@ async fn delete_some(cell: &TopicRecordCell) -> Result<bool, LogError> {
         cell.remove(with_policies(cell, intents)).await?;
     } else {
         cell.update(intents, |record| {
+            // Some of the batch may be in a page now, whose ledgers would lose their records.
+            if has_pages(record) {
+                return Err(LogError::Fenced);
+            }
             record.segments.retain(|s| !batch.contains(&s.ledger_id));
             let cursors = &mut record.cursor_segments;
             cursors.retain(|s| !batch.contains(&s.ledger_id));

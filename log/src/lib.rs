@@ -21,6 +21,7 @@ mod locate;
 pub mod metrics;
 mod open;
 mod owner;
+pub mod pages;
 mod probe;
 mod ranges;
 mod read;

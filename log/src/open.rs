@@ -37,8 +37,11 @@ pub(crate) async fn open(
         ));
     }
     let (stored, trimmed) = match kind {
-        LogKind::Messages => (&record.segments, record.trimmed_index),
-        LogKind::Cursors => (&record.cursor_segments, 0),
+        LogKind::Messages => {
+            let (record, segments) = cell.all_segments().await?;
+            (segments, record.trimmed_index)
+        }
+        LogKind::Cursors => (record.cursor_segments, 0),
     };
     let mut segments: VecDeque<Segment> = stored.iter().map(Segment::from_record).collect();
     check(&segments)?;

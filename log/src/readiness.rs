@@ -18,10 +18,11 @@ use crate::state::{LogInner, Phase, State};
 /// How long metadata may take to answer a read before it counts as unavailable.
 const REACH_MAX: Duration = Duration::from_secs(1);
 
-/// Bytes of a topic's record up to which it takes ledgers: what else is in the same change has to fit into
-/// one request, too.
+/// Bytes of a topic's record up to which it takes ledgers: what else is in the same change has to fit
+/// into one request, too. Only segments of the cursor log can be that many; those of messages are in
+/// pages.
 const RECORD_BYTES_MAX: usize = METADATA_REQUEST_BYTES_MAX - (64 << 10);
-/// What of it is kept for ledgers after failovers.
+/// The part of it that is kept for ledgers after failovers.
 const RECORD_BYTES_KEPT: usize = 448 << 10;
 
 impl LogInner {
@@ -60,8 +61,8 @@ impl LogInner {
         };
         if bytes > bound {
             return full(format!(
-                "the record of the topic has {bytes} bytes, for its {ledgers} ledgers; with larger \
-                 ledgers, or a retention that removes some, it takes others again"
+                "the record of the topic has {bytes} bytes and lists {ledgers} ledgers; it takes \
+                 others again when its cursor log is trimmed"
             ));
         }
         Ok(())

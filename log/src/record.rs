@@ -192,6 +192,12 @@ impl TopicRecordCell {
         self.current.lock().record.clone()
     }
 
+    /// The same with its revision.
+    pub(crate) fn record_at(&self) -> (v1::TopicRecord, Revision) {
+        let current = self.current.lock();
+        (current.record.clone(), current.revision)
+    }
+
     /// The ranges of a partitioned topic; none for one that stores something itself.
     #[must_use]
     pub fn ranges(&self) -> TopicRanges {
@@ -345,15 +351,17 @@ impl TopicRecordCell {
     where
         F: Fn(&mut v1::TopicRecord) -> Result<(), LogError>,
     {
+        let change = |record: &mut v1::TopicRecord| change(record).map(|()| None);
         match self.change(operations, false, change).await {
             RecordChange::Applied(revision) => Ok(revision),
             RecordChange::Refused(error) | RecordChange::Unknown(error) => Err(error),
         }
     }
 
-    /// Changes the record together with `operations`. `change` is called again on a record that
-    /// another process has changed, and refuses if it no longer fits. A change that `opens` a ledger
-    /// is refused with [`LogError::HandedOver`] when the topic is handed over.
+    /// Changes the record together with `operations` and what `change` adds to them. `change` is
+    /// called again on a record that another process has changed, and refuses if it no longer fits. A
+    /// change that `opens` a ledger is refused with [`LogError::HandedOver`] when the topic is handed
+    /// over.
     ///
     /// This is not `store.update`: the record is in memory, so that a rollover does not read it first,
     /// and the outcome must be known however long the store is away ([`Until::Known`]).
@@ -364,24 +372,22 @@ impl TopicRecordCell {
         change: F,
     ) -> RecordChange
     where
-        F: Fn(&mut v1::TopicRecord) -> Result<(), LogError>,
+        F: Fn(&mut v1::TopicRecord) -> Result<Option<Operation>, LogError>,
     {
         let _alone = self.one_change.acquire().await;
         let mut attempt = 1;
         loop {
-            let (mut record, revision) = {
-                let current = self.current.lock();
-                (current.record.clone(), current.revision)
-            };
+            let (mut record, revision) = self.record_at();
             let right = self.guards.right();
             if opens && right.sealing_only {
                 return RecordChange::Refused(LogError::HandedOver);
             }
-            if let Err(error) = change(&mut record) {
-                return RecordChange::Refused(error);
-            }
+            let added = match change(&mut record) {
+                Ok(added) => added,
+                Err(error) => return RecordChange::Refused(error),
+            };
             let mut all = vec![self.put(&record, Expect::Revision(revision))];
-            all.extend(operations.iter().cloned());
+            all.extend(operations.iter().cloned().chain(added));
             let transaction = self.guarded(right.guards, all);
             let store = &self.ctx.ledgers.store;
             let error = match store.commit_until(transaction, Until::Known).await {

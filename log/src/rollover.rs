@@ -4,6 +4,8 @@
 //! Invariants:
 //! - The record lists a ledger from the transaction that creates it to the one that writes its
 //!   deletion intent.
+//! - A record that is full gives its oldest segments to a page in the same transaction ([`crate::pages`]),
+//!   so the bytes of a rollover are bounded.
 //! - The list is changed by its owner only: a list that this process did not write means another owner.
 //! - When it is not known whether the transaction was made, nothing is acknowledged before a recovery
 //!   has found the end of the ledger (I4).
@@ -22,6 +24,7 @@ use aquifer_proto::v1;
 
 use crate::deletion;
 use crate::error::LogError;
+use crate::pages::{has_pages, move_oldest, page_in_use};
 use crate::record::RecordChange;
 use crate::state::{Current, LogInner, Phase, Segment, SegmentStatus, State};
 use crate::types::LogKind;
@@ -332,6 +335,11 @@ impl LogInner {
             tracing::warn!(ledger = id.0, "ledger id was in use, taking another");
             return Ok(());
         }
+        if let MetadataError::Conflict { key, .. } = &conflict
+            && key.starts_with(&keys::segment_pages_prefix(self.cell.topic()))
+        {
+            return Err(RolloverError::Refused(page_in_use(key)));
+        }
         match sealing {
             Some(info) if is_about(keys::under_replicated(info.id)) => Ok(()),
             Some(info) if is_about(keys::ledger(info.id)) => {
@@ -379,11 +387,14 @@ impl LogInner {
             if self.kind == LogKind::Messages {
                 note_removed(record, removed);
             }
+            if self.kind == LogKind::Cursors {
+                return Ok(None);
+            }
             // With no segment left, this is all that says where the log ends.
-            if self.kind == LogKind::Messages && record.segments.is_empty() {
+            if record.segments.is_empty() && !has_pages(record) {
                 record.trimmed_index = record.trimmed_index.max(rollover.end.0);
             }
-            Ok(())
+            move_oldest(self.cell.topic(), record, self.ctx.settings.paging)
         };
         self.cell.change(operations, new.is_some(), change).await
     }
@@ -397,12 +408,10 @@ impl LogInner {
         let above = LedgerId(known.iter().copied().max().unwrap_or_default().max(removed));
         let ledgers = &self.ctx.ledgers;
         let (rng, settings) = (&*ledgers.rng, &ledgers.settings);
-        let (quorum, members) = ledgers.bookies.ensemble(
-            wanted,
-            settings.zones_min,
-            settings.shrink_ensembles,
-            rng,
-        )?;
+        let (quorum, members) =
+            ledgers
+                .bookies
+                .ensemble(wanted, settings.zones_min, settings.shrink_ensembles, rng)?;
         if quorum != wanted {
             tracing::warn!(%quorum, %wanted, "too few bookies: the new ledger has a smaller ensemble");
         }

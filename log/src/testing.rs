@@ -12,6 +12,7 @@ use opentelemetry::metrics::noop::NoopMeterProvider;
 use crate::cache::EntryCache;
 use crate::context::{LogContext, LogSettings, LogShared};
 use crate::metrics::LogMetrics;
+use crate::pages::Paging;
 
 /// Processes with logs in a [`TestWorld`].
 pub trait TestLogs {
@@ -50,11 +51,12 @@ impl TestLogs for TestWorld {
     }
 }
 
-/// Small ranges: what tests want.
+/// Small ranges and pages: what tests want.
 #[must_use]
 pub fn settings() -> LogSettings {
     LogSettings {
         read_ahead_range_bytes: 64 * 1024,
+        paging: Paging { kept: 2, page: 2 },
         ..LogSettings::default()
     }
 }

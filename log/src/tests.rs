@@ -4,6 +4,7 @@ mod crash;
 mod ensembles;
 mod faults;
 mod full;
+mod paging;
 mod reading;
 mod sharing;
 mod threads;

@@ -6,11 +6,12 @@ use aquifer_ledger::ledger_metadata;
 use aquifer_metadata::store::MetadataStore;
 use aquifer_model::id::{Index, LedgerId};
 use aquifer_model::policy::Retention;
+use aquifer_model::topic::TopicName;
 use aquifer_proto::v1;
 
 use crate::deletion;
 use crate::error::LogError;
-use crate::rollover::note_removed;
+use crate::pages::{self, Page};
 use crate::state::{LogInner, Phase, Segment, SegmentStatus, State};
 use crate::types::LogKind;
 
@@ -31,22 +32,28 @@ pub struct TrimDue {
     pub end: Index,
 }
 
-/// The same as far as the record of a topic tells that is not loaded: where its first segment ends if
-/// that is due. One that nobody has sealed ends nobody knows where; it is due if it is old enough to
-/// have messages that are.
+/// The same as far as metadata tells of a topic that is not loaded: where its first segment ends if
+/// that is due. The end of a segment that is not sealed is not known; it is due if the ledger is old
+/// enough to have messages that are. Reads the record, and one page or one ledger, however many
+/// segments there are.
 ///
 /// # Errors
-/// When the record of a ledger cannot be read.
+/// When the first page, or the record of a ledger, cannot be read.
 pub async fn first_due_on_record(
     store: &dyn MetadataStore,
+    topic: &TopicName,
     record: &v1::TopicRecord,
     retention: Retention,
     now_ms: u64,
 ) -> Result<Option<Index>, LogError> {
-    let Some(first) = record.segments.first() else {
+    let page = pages::first_page(store, topic, record).await?;
+    let paged = page.as_ref().and_then(|page| page.segments().first());
+    let Some(first) = paged.or(record.segments.first()) else {
         return Ok(None);
     };
-    let kept = record.segments.iter().skip(1).map(|s| s.bytes).sum();
+    let listed = record.segments.iter().map(|segment| segment.bytes);
+    let all = listed.fold(record.paged_bytes, u64::saturating_add);
+    let kept = all.saturating_sub(first.bytes);
     if first.sealed {
         let is_due = retention.lets_go(first.last_time_ms, kept, now_ms);
         return Ok(is_due.then_some(Index(first.end_index)));
@@ -162,30 +169,42 @@ impl LogInner {
         sealed.take(SEGMENTS_PER_CHANGE).map(|s| s.ledger).collect()
     }
 
-    /// Takes segments off the record and notes that their ledgers are to be deleted, at once.
+    /// Takes segments off the front of the first page, or of the record if there are no pages, and
+    /// notes that their ledgers are to be deleted. May take fewer than it was given.
     async fn remove(&self, goners: &[LedgerId]) -> Result<(), LogError> {
+        let page = match self.kind {
+            LogKind::Messages => self.cell.first_page().await?,
+            LogKind::Cursors => None,
+        };
+        let goners = match &page {
+            Some(page) => &goners[..goners.len().min(page.segments().len())],
+            None => goners,
+        };
+        let listed = page.iter().flat_map(Page::ledgers).take(goners.len());
+        if page.is_some() && listed.ne(goners.iter().copied()) {
+            return Err(LogError::Fenced);
+        }
         // What this process remembers may name bookies that repair has replaced since.
         let ledgers = goners.iter().copied();
         let (intents, taken) = deletion::intents_that_fit(&self.cell, ledgers).await?;
         let goners = &goners[..taken];
-        let ids: Vec<u64> = goners.iter().map(|ledger| ledger.0).collect();
-        let end = self.end();
-        self.cell
-            .update(intents, |record| {
-                let segments = self.segments_of(record);
-                let front = segments.iter().map(|s| s.ledger_id).take(ids.len());
-                if front.ne(ids.iter().copied()) {
-                    return Err(LogError::Fenced);
-                }
-                let removed: Vec<_> = segments.drain(..ids.len()).collect();
-                if self.kind == LogKind::Messages {
-                    note_removed(record, removed);
-                    let first = record.segments.first().map_or(end.0, |s| s.first_index);
-                    record.trimmed_index = record.trimmed_index.max(first);
-                }
-                Ok(())
-            })
-            .await?;
+        let changed = match (&page, self.kind) {
+            (Some(page), _) => self.cell.shorten_page(page, taken, intents).await,
+            (None, LogKind::Messages) => self.cell.shorten_record(goners, intents).await,
+            (None, LogKind::Cursors) => {
+                let change = |record: &mut v1::TopicRecord| {
+                    pages::drain_front(&mut record.cursor_segments, goners).map(drop)
+                };
+                self.cell.update(intents, change).await.map(drop)
+            }
+        };
+        match changed {
+            // A rollover has moved them into a page since: the caller begins again.
+            Err(_) if page.is_none() && self.cell.has_pages() && self.kind == LogKind::Messages => {
+                return Ok(());
+            }
+            changed => changed?,
+        }
         {
             let mut guard = self.state.lock();
             let state: &mut State = &mut guard;

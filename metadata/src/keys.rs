@@ -50,6 +50,8 @@ pub enum Key {
     Namespace(NamespaceName),
     /// `t/T/N/t/NAME`: a topic.
     Topic(TopicName),
+    /// `t/T/N/t/NAME/s/PAGE`: a page of a topic's older segments.
+    SegmentPage(TopicName, u32),
     /// `p/T`, `p/T/N`, `p/T/N/NAME`: the policies of a tenant, a namespace, a topic.
     Policies(PolicyScope),
     /// `l/ID`: a ledger.
@@ -141,6 +143,16 @@ pub fn topic(topic: &TopicName) -> String {
 /// What begins the keys of a namespace's topics.
 pub fn topics_prefix(namespace: &NamespaceName) -> String {
     format!("{}t/", namespace_prefix("t", namespace))
+}
+
+/// Key of a page of a topic's older segments. The number is padded, so that scans are in order.
+pub fn segment_page(topic: &TopicName, page: u32) -> String {
+    format!("{}{page:010}", segment_pages_prefix(topic))
+}
+
+/// What begins the keys of the pages of a topic's older segments.
+pub fn segment_pages_prefix(name: &TopicName) -> String {
+    format!("{}/s/", topic(name))
 }
 
 /// Key of a ledger. The number is padded, so that scans are in order of ids.
@@ -306,7 +318,7 @@ pub fn partition_of(key: &str) -> MetadataResult<Partition<'_>> {
             Partition::Named(partition_of_namespace(&namespace).into())
         }
         Key::Policies(scope) => Partition::Named(partition_of_policies(&scope).into()),
-        Key::Topic(topic) | Key::Schema(topic, _) => {
+        Key::Topic(topic) | Key::SegmentPage(topic, _) | Key::Schema(topic, _) => {
             Partition::Named(partition_of_topic(&topic).into())
         }
         Key::Ledger(_) | Key::UnderReplicated(_) | Key::Deletion(_) => Partition::OfOwner,
@@ -348,6 +360,7 @@ impl fmt::Display for Key {
             Key::Tenant(name) => tenant(name),
             Key::Namespace(name) => namespace(name),
             Key::Topic(name) => topic(name),
+            Key::SegmentPage(name, page) => segment_page(name, *page),
             Key::Policies(scope) => policies(scope),
             Key::Ledger(id) => ledger(*id),
             Key::BundleOwner(namespace, range) => bundle_owner(namespace, *range),
@@ -393,6 +406,9 @@ fn parse(text: &str) -> Option<Key> {
         ["t", tenant] => Key::Tenant(name(tenant)?),
         ["t", tenant, namespace, "p"] => Key::Namespace(namespace_name(tenant, namespace)?),
         ["t", tenant, namespace, "t", topic] => Key::Topic(topic_name(tenant, namespace, topic)?),
+        ["t", tenant, namespace, "t", topic, "s", page] => {
+            Key::SegmentPage(topic_name(tenant, namespace, topic)?, page.parse().ok()?)
+        }
         ["p", tenant] => Key::Policies(PolicyScope::Tenant(name(tenant)?)),
         ["p", tenant, namespace] => {
             Key::Policies(PolicyScope::Namespace(namespace_name(tenant, namespace)?))

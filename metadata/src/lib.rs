@@ -17,5 +17,6 @@ pub mod record;
 pub mod scan;
 #[cfg(test)]
 mod scripted;
+pub mod segments;
 pub mod store;
 pub mod update;

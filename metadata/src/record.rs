@@ -64,6 +64,7 @@ records! {
     NamespaceRecord = Namespace / "namespace",
     PolicyRecord = Policies / "policies",
     TopicRecord = Topic / "topic",
+    SegmentPageRecord = SegmentPage / "segment page",
     IdRangeRecord = IdRange / "id range",
     DeletionIntent = Deletion / "deletion intent",
     BookieRecord = Bookie / "bookie",
@@ -110,6 +111,7 @@ fn kind_at(key: &str) -> Option<(&'static str, u32)> {
         Key::Namespace(_) => of::<v1::NamespaceRecord>(),
         Key::Policies(_) => of::<v1::PolicyRecord>(),
         Key::Topic(_) => of::<v1::TopicRecord>(),
+        Key::SegmentPage(..) => of::<v1::SegmentPageRecord>(),
         Key::Ledger(_) => of::<v1::LedgerRecord>(),
         Key::IdRange(_) => of::<v1::IdRangeRecord>(),
         Key::Deletion(_) => of::<v1::DeletionIntent>(),
@@ -289,6 +291,42 @@ mod tests {
         let stored = [0x08, 0x01, 0x32, 0x03, 0x08, 0xd2, 0x09];
         let record: v1::IdRangeRecord = decode_bytes("ids/ledger", &stored).unwrap();
         assert_eq!(record.next, 1234);
+        assert_eq!(encode(record), stored.as_slice());
+    }
+
+    #[test]
+    fn version_1_of_a_page_of_segments_is_still_read() {
+        let mut stored = vec![0x08, 0x01, 0xba, 0x01, 0x22, 0x0a, 0x10];
+        stored.extend([7; 16]);
+        stored.extend([0x12, 0x0e, 0x08, 0x01, 0x18, 0x01, 0x20, 0x02]);
+        stored.extend([0x28, 0x05, 0x30, 0x07, 0x38, 0x08, 0x40, 0x09]);
+        let key = "t/a/b/t/x/s/0000000003";
+        let page: v1::SegmentPageRecord = decode_bytes(key, &stored).unwrap();
+        assert_eq!(page.incarnation.as_ref(), [7; 16]);
+        let segment = v1::SegmentRecord {
+            ledger_id: 1,
+            first_index: 0,
+            sealed: true,
+            entries: 2,
+            end_index: 5,
+            bytes: 7,
+            first_time_ms: 8,
+            last_time_ms: 9,
+        };
+        assert_eq!(page.segments, [segment]);
+        assert_eq!(encode(page), stored);
+    }
+
+    #[test]
+    fn version_1_of_a_topic_with_pages_is_still_read() {
+        let stored = [
+            0x08, 0x01, 0x22, 0x0b, 0x38, 0x05, 0x40, 0x06, 0x50, 0x01, 0x58, 0x03, 0x60, 0xac,
+            0x02,
+        ];
+        let record: v1::TopicRecord = decode_bytes("t/a/b/t/x", &stored).unwrap();
+        let pages = (record.first_page, record.end_page, record.paged_bytes);
+        assert_eq!(pages, (1, 3, 300));
+        assert_eq!((record.trimmed_index, record.last_ledger_id), (5, 6));
         assert_eq!(encode(record), stored.as_slice());
     }
 }

@@ -16,11 +16,10 @@ use aquifer_metadata::error::MetadataError;
 use aquifer_metadata::keys::{self, Key};
 use aquifer_metadata::store::{Expect, Guard, MetadataStore, PageToken, Versioned};
 use aquifer_metadata::update::{Change, UpdateError};
-use aquifer_metadata::{record, scan};
+use aquifer_metadata::{scan, segments};
 use aquifer_model::id::{BookieId, EntryId, LEDGER_ID_MAX, LedgerId};
 use aquifer_model::quorum::Quorum;
 use aquifer_model::storage::{BookieError, ReadRange};
-use aquifer_proto::v1;
 use aquifer_runtime::clock;
 
 use crate::context::RepairContext;
@@ -243,13 +242,10 @@ pub async fn topic_of(
     ledger: LedgerId,
 ) -> Result<Option<String>, LedgerError> {
     let take = |found: &mut Option<String>, item: &Versioned| {
-        let Ok(Key::Topic(topic)) = item.key.parse() else {
-            return Ok(());
-        };
-        let listed: v1::TopicRecord = record::decode(item)?;
-        let mut segments = listed.segments.iter().chain(&listed.cursor_segments);
-        if segments.any(|segment| segment.ledger_id == ledger.0) {
-            *found = Some(topic.to_string());
+        if let Some(listed) = segments::listed(item)?
+            && listed.ledgers.contains(&ledger)
+        {
+            *found = Some(listed.topic.to_string());
         }
         Ok::<(), LedgerError>(())
     };

@@ -1,8 +1,9 @@
 //! Ledgers that no topic refers to: what a defect, or a deletion by hand, has left behind.
 //!
-//! A ledger's record and the reference to it are written in one transaction, and a reference goes
-//! only together with an intent. So a ledger that has a record, no reference and no intent, in
-//! this order of looking, is an orphan. Fails closed: anything that cannot be read, and anything
+//! A topic refers to a ledger in its record or in a page below it. A ledger's record and the
+//! reference to it are written in one transaction, and a reference goes only together with an
+//! intent. So a ledger that has a record, no reference and no intent, in this order of looking, is
+//! an orphan. Fails closed: anything that cannot be read, and anything
 //! unusual, ends the pass without a consequence; and an orphan must be one in two passes.
 
 use std::collections::BTreeSet;
@@ -14,9 +15,8 @@ use aquifer_ledger::ledger_metadata::{self, LedgerInfo};
 use aquifer_metadata::error::MetadataError;
 use aquifer_metadata::keys::{self, Key};
 use aquifer_metadata::store::{Expect, Guard, Transaction, Until, Versioned};
-use aquifer_metadata::{record, scan};
+use aquifer_metadata::{scan, segments};
 use aquifer_model::id::LedgerId;
-use aquifer_proto::v1;
 use roaring::RoaringTreemap;
 
 use crate::ReplicationConfig;
@@ -109,15 +109,9 @@ impl OrphanAudit {
 
     async fn referenced(&self) -> Result<RoaringTreemap, LedgerError> {
         let take = |referenced: &mut RoaringTreemap, item: &Versioned| {
-            match item.key.parse() {
-                Ok(Key::Topic(_)) => {}
-                Ok(Key::Tenant(_) | Key::Namespace(_)) => return Ok(()),
-                _ => return Err(LedgerError::BadRecord(0, format!("key {}", item.key))),
-            }
-            let topic: v1::TopicRecord = record::decode(item)?;
-            for segment in topic.segments.iter().chain(&topic.cursor_segments) {
-                referenced.insert(segment.ledger_id);
-            }
+            let listed = segments::listed(item)?;
+            let ledgers = listed.into_iter().flat_map(|listed| listed.ledgers);
+            referenced.extend(ledgers.map(|ledger| ledger.0));
             Ok(())
         };
         self.collect(keys::TENANTS_PREFIX, take).await

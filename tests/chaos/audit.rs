@@ -15,8 +15,8 @@ use aquifer_harness::log;
 use aquifer_harness::server::binary;
 use aquifer_metadata::etcd::EtcdStore;
 use aquifer_metadata::store::{MetadataStore, Versioned};
-use aquifer_metadata::{keys, record};
-use aquifer_proto::v1::{LedgerRecord, LedgerState, TopicRecord, UnderReplicatedRecord};
+use aquifer_metadata::{keys, record, segments};
+use aquifer_proto::v1::{LedgerRecord, LedgerState, UnderReplicatedRecord};
 use aquifer_runtime::clock::{Clock, SystemClock, sleep};
 use aquifer_runtime::task::TaskGroup;
 
@@ -343,18 +343,16 @@ async fn metadata(cluster: &mut Cluster, counts: &mut Counts) -> Result<()> {
     }
     let deleted = scan(&*store, keys::DELETIONS_PREFIX).await?;
     let deleted: BTreeSet<&str> = deleted.iter().map(|item| number(&item.key)).collect();
-    let mut lists = Vec::new();
+    let (mut lists, mut topics) = (Vec::new(), BTreeSet::new());
     for item in scan(&*store, keys::TENANTS_PREFIX).await? {
-        let Ok(found) = record::decode::<TopicRecord>(&item) else {
+        let Some(found) = segments::listed(&item)? else {
             continue; // a tenant or a namespace
         };
-        let all = found.segments.iter().chain(&found.cursor_segments);
-        lists.push((
-            item.key.clone(),
-            all.map(|segment| segment.ledger_id).collect::<Vec<_>>(),
-        ));
+        topics.insert(found.topic);
+        let ids = found.ledgers.iter().map(|ledger| ledger.0);
+        lists.push((item.key.clone(), ids.collect::<Vec<_>>()));
     }
-    ensure!(lists.len() >= TOPICS, "P17: only {} topics", lists.len());
+    ensure!(topics.len() >= TOPICS, "P17: only {} topics", topics.len());
     ledgers_in_one_list(&lists).context("P8")?;
     let mut listed: BTreeSet<u64> = lists
         .iter()

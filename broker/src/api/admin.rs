@@ -68,7 +68,9 @@ impl Broker {
                         let name = namespace.namespace().to_owned();
                         Listed::Item(namespace, name)
                     }
-                    Key::Topic(topic) => Listed::SkipUnder(keys::topics_prefix(topic.namespace())),
+                    Key::Topic(topic) | Key::SegmentPage(topic, _) => {
+                        Listed::SkipUnder(keys::topics_prefix(topic.namespace()))
+                    }
                     _ => Listed::Skip,
                 })
             })

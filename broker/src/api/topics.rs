@@ -305,8 +305,12 @@ fn look_topic(
     versioned: &Versioned,
     deleting: &Mutex<Vec<TopicName>>,
 ) -> Result<Listed<TopicDescription>, BrokerError> {
-    let Key::Topic(topic) = parse(versioned)? else {
-        return Ok(Listed::Skip);
+    let topic = match parse(versioned)? {
+        Key::Topic(topic) => topic,
+        Key::SegmentPage(topic, _) => {
+            return Ok(Listed::SkipUnder(keys::segment_pages_prefix(&topic)));
+        }
+        _ => return Ok(Listed::Skip),
     };
     if topic.partition().is_some() {
         return Ok(Listed::Skip);

@@ -82,7 +82,7 @@ impl Lister<'_> {
                     }
                     Listed::Skip => after = Some(versioned.key.clone()),
                     Listed::SkipUnder(prefix) => {
-                        after = Some(format!("{prefix}{AFTER_ALL}"));
+                        after = Some(behind(&prefix));
                         continue 'pages;
                     }
                 }
@@ -112,6 +112,11 @@ impl Lister<'_> {
     }
 }
 
+/// Where a list continues behind everything that begins with a prefix.
+pub(crate) fn behind(prefix: &str) -> String {
+    format!("{prefix}{AFTER_ALL}")
+}
+
 /// The key of a scanned item.
 pub(crate) fn parse(versioned: &Versioned) -> Result<Key, BrokerError> {
     Ok(versioned.key.parse::<Key>()?)
@@ -122,7 +127,9 @@ pub(crate) fn look_tenant(versioned: &Versioned) -> Result<Listed<String>, Broke
     Ok(match parse(versioned)? {
         Key::Tenant(tenant) => Listed::Item(tenant.clone(), tenant),
         Key::Namespace(namespace) => Listed::SkipUnder(keys::tenant_prefix(namespace.tenant())),
-        Key::Topic(topic) => Listed::SkipUnder(keys::tenant_prefix(topic.namespace().tenant())),
+        Key::Topic(topic) | Key::SegmentPage(topic, _) => {
+            Listed::SkipUnder(keys::tenant_prefix(topic.namespace().tenant()))
+        }
         _ => Listed::Skip,
     })
 }

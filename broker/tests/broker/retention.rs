@@ -7,8 +7,9 @@ use aquifer_metadata::store::{Expect, MetadataStore, Operation, Transaction};
 use aquifer_model::id::Index;
 use aquifer_model::place::Place;
 use aquifer_model::policy::{EffectivePolicies, Retention, Rollover};
+use aquifer_protocol_api::admin::{Admin, PageRequest};
 
-use crate::support::{Harness, default_namespace, name, until};
+use crate::support::{Harness, ctx, default_namespace, name, until};
 
 fn policies(retention_ms: u64, entries: u64) -> EffectivePolicies {
     EffectivePolicies {
@@ -116,6 +117,40 @@ async fn a_topic_that_is_not_loaded_is_trimmed_and_others_are_left_alone() {
     let mut reader = harness.reader("held", Place::Earliest).await;
     assert_eq!(reader.take_payloads(2).await, ["a", "b"]);
     assert_eq!(harness.stats("orders").await.first_index, Index(2));
+}
+
+/// A topic with more ledgers than its record has room for is trimmed to its end all the same.
+#[tokio::test]
+async fn a_topic_with_pages_of_ledgers_is_listed_once_and_trimmed_without_being_loaded() {
+    let harness = Harness::start().await;
+    harness.set_policies(policies(3_600_000, 1)).await;
+    let mut producer = harness.producer("orders", "p").await;
+    for _ in 0..12 {
+        producer.publish(&["m"]).await;
+    }
+    harness.producer("orders-2", "p").await;
+    drop(producer);
+    let prefix = keys::segment_pages_prefix(&name("orders"));
+    assert!(harness.world.store.keys(&prefix).len() > 2);
+    let page = PageRequest {
+        after: None,
+        limit: 10,
+    };
+    let asked = ctx();
+    let listed = harness
+        .broker
+        .list_topics(&asked, default_namespace(), page);
+    let listed = listed.await.unwrap().items;
+    let listed: Vec<&str> = listed.iter().map(|listed| listed.topic.name()).collect();
+    assert_eq!(listed, ["orders", "orders-2"]);
+    let harness = harness.restart().await;
+    harness.set_policies(policies(0, 5)).await;
+    until("the topic to be trimmed", || async {
+        ledgers(&harness.world, "orders").await == 0
+    })
+    .await;
+    assert_eq!(harness.world.store.keys(&prefix), Vec::<String>::new());
+    assert_eq!(harness.stats("orders").await.first_index, Index(12));
 }
 
 /// One record that is lost is no reason to disconnect clients, and none to keep what lies behind it.

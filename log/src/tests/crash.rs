@@ -96,7 +96,7 @@ async fn check_heir(world: &TestWorld, sink: &Arc<Sink>, what: &str) {
         world.store.keys("g/").is_empty(),
         "{what}: intents are left"
     );
-    let listed = heir.cell.record().segments;
+    let (_, listed) = heir.cell.all_segments().await.unwrap();
     let listed: Vec<u64> = listed.iter().map(|s| s.ledger_id).collect();
     for ledger in world.bookies.ledgers(world.bookies.ids()[0]) {
         assert!(

@@ -46,6 +46,7 @@ fn any_key() -> impl Strategy<Value = Key> {
         any_name().prop_map(Key::Tenant),
         any_namespace().prop_map(Key::Namespace),
         any_topic().prop_map(Key::Topic),
+        (any_topic(), any::<u32>()).prop_map(|(t, page)| Key::SegmentPage(t, page)),
         any_ledger().prop_map(Key::Ledger),
         (any_namespace(), any_range()).prop_map(|(n, r)| Key::BundleOwner(n, r)),
         id.prop_map(|id| Key::Broker(BrokerId(id))),
@@ -78,6 +79,8 @@ proptest! {
         prop_assert_eq!(below, a.namespace() == b.namespace());
         let below = schema(&b, 1).starts_with(&schemas_prefix(&a));
         prop_assert_eq!(below, a == b);
+        let below = segment_page(&b, 1).starts_with(&segment_pages_prefix(&a));
+        prop_assert_eq!(below, a == b);
     }
 
     #[test]
@@ -97,6 +100,11 @@ proptest! {
     #[test]
     fn ledgers_sort_by_id(a in any_ledger(), b in any_ledger()) {
         prop_assert_eq!(a.cmp(&b), ledger(a).cmp(&ledger(b)));
+    }
+
+    #[test]
+    fn pages_sort_by_number(topic in any_topic(), a in any::<u32>(), b in any::<u32>()) {
+        prop_assert_eq!(a.cmp(&b), segment_page(&topic, a).cmp(&segment_page(&topic, b)));
     }
 }
 
@@ -120,6 +128,9 @@ fn what_building_does_not_produce_is_refused() {
         "t/a/b",
         "t/a/b/x",
         "t/a/b/t/",
+        "t/a/b/t/x/s/1",
+        "t/a/b/t/x/s/",
+        "t/a/b/t/x/0000000001",
         "l/1",
         "l/99999999999999999",
         "l/+000000000000001",

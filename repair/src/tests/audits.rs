@@ -238,6 +238,42 @@ async fn an_orphan_is_deleted_in_the_second_pass_and_nothing_else_is() {
     assert!(cluster.world.store.keys("g/").is_empty());
 }
 
+/// A ledger that only a page of its topic lists has a topic.
+#[tokio::test(start_paused = true)]
+async fn a_ledger_in_a_page_of_segments_is_no_orphan() {
+    let cluster = Cluster::new(3).await;
+    let (old, new) = (
+        cluster.closed(quorum(3, 3, 2), 3).await,
+        cluster.closed(quorum(3, 3, 2), 3).await,
+    );
+    let (key, topic) = topic_key("a");
+    put(&cluster, key, topic_of(&[new], &[])).await;
+    let segment = v1::SegmentRecord {
+        ledger_id: old.0,
+        sealed: true,
+        ..v1::SegmentRecord::default()
+    };
+    let page = record::encode(v1::SegmentPageRecord {
+        incarnation: vec![1; 16].into(),
+        segments: vec![segment],
+    });
+    let page_key = keys::segment_page(&topic, 4);
+    put(&cluster, page_key.clone(), page).await;
+    cluster.pass_time(Duration::from_secs(2));
+    let mut audit = OrphanAudit::new(cluster.ctx.clone(), &cluster.config);
+    for _ in 0..3 {
+        let report = audit.pass().await.unwrap();
+        assert_eq!((report.judged, report.suspects), (2, 0));
+    }
+    let found = inspect::topic_of(cluster.store(), old).await;
+    assert_eq!(found, Ok(Some(topic.to_string())));
+    // A page that cannot be read ends a pass: what it lists is not known.
+    put(&cluster, page_key, Bytes::from_static(b"\x08\x01garbage")).await;
+    assert!(audit.pass().await.is_err());
+    assert!(audit.pass().await.is_err());
+    cluster.assert_whole(old, 3).await;
+}
+
 /// GC fails closed: whatever cannot be read, or is unusual, ends a pass without a consequence.
 #[tokio::test(start_paused = true)]
 async fn damage_anywhere_keeps_orphans_alive() {

@@ -29,6 +29,7 @@ use aquifer_ledger::placement::{BookieInfo, Bookies};
 use aquifer_log::cache::EntryCache;
 use aquifer_log::context::{LogContext, LogSettings, LogShared};
 use aquifer_log::metrics::LogMetrics;
+use aquifer_log::pages::Paging;
 use aquifer_model::id::BookieId;
 use aquifer_model::quorum::Quorum;
 use aquifer_runtime::clock::{Clock, SharedClock};
@@ -266,6 +267,7 @@ impl Cluster {
             metrics: LogMetrics::new(&meter),
             settings: LogSettings {
                 read_ahead_range_bytes: 256,
+                paging: Paging { kept: 2, page: 2 },
                 ..LogSettings::default()
             },
             shared: LogShared::default(),
