@@ -14,7 +14,7 @@ use crate::error::LogError;
 use crate::state::{LogInner, LogTip, Pending, Phase, SegmentStatus, State};
 use crate::types::{Append, AppendSink, Appended, LogEntry};
 
-/// An outcome on its way to its sink.
+/// An outcome that its sink has not been told yet.
 struct Outcome {
     pending: Pending,
     result: Result<Appended, LogError>,
@@ -153,7 +153,8 @@ impl LogInner {
         Outcome { pending, result }
     }
 
-    /// Makes an outcome known: to readers first, then to whoever appended. No lock is held.
+    /// Makes an outcome known: to readers first, then to the sink of the append. No
+    /// lock is held.
     fn settle(&self, outcome: Outcome) {
         let Outcome { pending, result } = outcome;
         let bytes = pending.bytes();
@@ -312,7 +313,7 @@ impl WriterOwner for LogInner {
 
 impl Drop for LogInner {
     fn drop(&mut self) {
-        // Nobody will hear from the writer any more: the outcome of what is pending is open.
+        // The writer reports to no log any more: the outcome of what is pending stays unknown.
         let outcomes = take_failed(self.state.get_mut(), &LogError::Closed);
         for outcome in outcomes {
             self.settle(outcome);

@@ -1,7 +1,7 @@
 //! Recent entries of all logs, and the budget of read-ahead.
 //!
-//! The tail is one queue in the order of insertion over all logs: who was appended first goes
-//! first. Read-ahead has its own budget and never enters the tail, so that catching up cannot
+//! The tail is one queue in the order of insertion over all logs: the entry that was appended first
+//! goes first. Read-ahead has its own budget and never enters the tail, so that catching up cannot
 //! evict it. A part of that budget may be taken by ranges that a reader has left for others close
 //! behind it; they go, oldest first, when a fetch that a reader waits for needs the bytes.
 //!

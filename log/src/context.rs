@@ -86,7 +86,7 @@ impl LogShared {
         self.metadata_is_away.store(!found, Ordering::Release);
     }
 
-    /// Whether the caller is to ask for metadata, since nobody else does.
+    /// Whether the caller is to ask for metadata, since no other task does.
     pub(crate) fn begin_to_look(&self) -> bool {
         !self.is_looked_for.swap(true, Ordering::AcqRel)
     }

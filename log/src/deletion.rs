@@ -1,7 +1,7 @@
 //! Deletion of what a topic no longer needs: an intent in metadata, then the bookies.
 //!
 //! The intent is written in the transaction that takes the ledger off its topic, so that a ledger
-//! either belongs to a topic or is on its way out, whatever crashes when. The ledger crate
+//! either belongs to a topic or has an intent to delete it, whatever crashes when. The ledger crate
 //! carries it out.
 
 use std::collections::BTreeSet;
@@ -23,7 +23,8 @@ use crate::record::TopicRecordCell;
 
 /// Intents in one change of a topic record, which takes some operations itself; each takes two.
 const INTENTS_PER_CHANGE: usize = (METADATA_OPERATIONS_MAX - 8) / 2;
-/// What a change takes besides the topic's record and the intents; the rest of a page is most of it.
+/// What a change takes besides the topic's record and the intents; the rest of a page is most of
+/// it.
 const CHANGE_BYTES: usize = 32 << 10;
 /// What an operation takes besides its value: its key, and the conditions.
 const OPERATION_BYTES: usize = 600;
@@ -36,15 +37,15 @@ pub(crate) fn intent(info: &LedgerInfo) -> Operation {
 }
 
 /// The changes that write the intent to delete a ledger whose record is still as it was read: else
-/// the intent might not name all bookies that have it. The intent comes first, since it shows whether
-/// a change of unknown outcome was made.
+/// the intent might not name all bookies that have it. The intent comes first, since it shows
+/// whether a change of unknown outcome was made.
 pub(crate) fn intent_for(info: &LedgerInfo) -> [Operation; 2] {
     [intent(info), info.put(Expect::Revision(info.revision))]
 }
 
-/// The changes that write the intents to delete the first of some ledgers, as many as fit into one change
-/// of the topic's record beside it, and how many ledgers these are. One without a record is nowhere to
-/// be deleted.
+/// The changes that write the intents to delete the first of some ledgers, as many as fit into one
+/// change of the topic's record beside it, and how many ledgers these are. One without a record is
+/// nowhere to be deleted.
 pub(crate) async fn intents_that_fit(
     cell: &TopicRecordCell,
     ledgers: impl Iterator<Item = LedgerId>,
@@ -77,9 +78,9 @@ fn bytes_of(operation: &Operation) -> usize {
     value + OPERATION_BYTES
 }
 
-/// Makes a change that compares the records of ledgers, again when repair has changed one meanwhile.
-/// This is not `store.update`, which reads one key again: here the records of up to 60 ledgers are
-/// read again, and which of them fit into the change is decided again.
+/// Makes a change that compares the records of ledgers, again when repair has changed one
+/// meanwhile. This is not `store.update`, which reads one key again: here the records of up to 60
+/// ledgers are read again, and which of them fit into the change is decided again.
 pub(crate) async fn again_after_repairs<T, F>(change: impl Fn() -> F) -> Result<T, LogError>
 where
     F: Future<Output = Result<T, LogError>>,
@@ -141,9 +142,9 @@ fn with_policies(cell: &TopicRecordCell, mut operations: Vec<Operation>) -> Vec<
     operations
 }
 
-/// Deletes as many ledgers of a topic as fit into one change, those of its pages first and the record
-/// with the last; says whether these were all. After a crash between two changes the record says what
-/// is left.
+/// Deletes as many ledgers of a topic as fit into one change, those of its pages first and the
+/// record with the last; says whether these were all. After a crash between two changes the record
+/// says what is left.
 async fn delete_some(cell: &TopicRecordCell) -> Result<bool, LogError> {
     let ctx = cell.ctx();
     if let Some(page) = cell.first_page().await? {

@@ -20,8 +20,8 @@ pub enum LogError {
     /// Another owner has taken over. Never retry here; what was pending may be stored.
     #[error("another owner has taken over this topic")]
     Fenced,
-    /// Another owner is to take over, and no ledger is opened here any more. Nothing was stored; ask
-    /// the new owner.
+    /// Another owner is to take over, and no ledger is opened here any more. Nothing was stored;
+    /// ask the new owner.
     #[error("another owner is taking over this topic")]
     HandedOver,
     /// The log was closed.
@@ -89,7 +89,8 @@ impl From<LedgerError> for LogError {
                 | BookieError::Conflict
                 | BookieError::Digest(_) => LogError::Damaged(error.to_string()),
                 BookieError::Limbo => LogError::Limbo(error.to_string()),
-                // It was trimmed a moment ago: whoever looks again finds the first index that is left.
+                // It was trimmed a moment ago: a read that is repeated begins at the first index
+                // left.
                 BookieError::Deleted => LogError::Unavailable(error.to_string()),
                 _ => LogError::Unavailable(error.to_string()),
             },

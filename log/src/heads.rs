@@ -47,8 +47,8 @@ impl LogInner {
         }
     }
 
-    /// Heads of one ledger from the one on that holds `at.index`; the point moves behind them. None at
-    /// the end of the log.
+    /// Heads of one ledger from the one on that holds `at.index`; the point moves behind them. None
+    /// at the end of the log.
     async fn read_page_of_heads(
         &self,
         at: &mut ReadPoint,
@@ -63,7 +63,8 @@ impl LogInner {
                 None => self.search(at.index).await?,
             };
             let (first, segment) = self.settled(place)?;
-            // As many bytes whatever the length: long heads cost more reads, and none is read twice.
+            // As many bytes whatever the length: long heads cost more reads, and none is read
+            // twice.
             let (prefix, entries_max) = match at.has_long_heads {
                 false => (HEAD_BYTES_USUAL, entries_max),
                 true => (
@@ -97,7 +98,7 @@ impl LogInner {
                         entry: passed.next(),
                     });
                 }
-                // The first one is long: it is read anew, as long as heads may be.
+                // The first one is long: it is read again, as long as heads may be.
                 (None, None) if at.has_long_heads && prefix == HEAD_BYTES_USUAL => {}
                 (None, None) => {
                     let what = "it does not hold the index that is wanted";

@@ -30,8 +30,8 @@ impl LogInner {
         }
     }
 
-    /// Reads entries of one of the log's ledgers, by its record in memory and by newer ones for as long
-    /// as there are; with the record by which they were read.
+    /// Reads entries of one of the log's ledgers, by its record in memory and by newer ones for as
+    /// long as there are; with the record by which they were read.
     pub(crate) async fn read_entries(
         &self,
         ledger: LedgerId,

@@ -111,7 +111,7 @@ fn check(segments: &VecDeque<Segment>) -> Result<(), LogError> {
     Ok(())
 }
 
-/// Finds the figures of the last ledger; recovers it if nobody has closed it.
+/// Finds the figures of the last ledger; recovers it if no process has closed it.
 async fn finish_last(
     ctx: &Arc<LogContext>,
     cell: &TopicRecordCell,

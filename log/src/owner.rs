@@ -42,7 +42,7 @@ impl LogInner {
                 Step::Recover => self.recover().await,
                 Step::Rest(waiters, result) => {
                     for waiter in waiters {
-                        // Whoever has gone away needs no answer.
+                        // A caller that has gone away needs no answer.
                         let _ = waiter.send(result.clone());
                     }
                     return;

@@ -1,18 +1,18 @@
 //! Pages of the older segments of a topic's messages.
 //!
-//! The topic's record lists the newest segments. When it is full, a rollover moves its oldest ones into
-//! a page, a key below the record (`keys::segment_page`), in the transaction of the rollover. So a
-//! rollover writes a bounded number of bytes however many ledgers the topic has. The cursor log has no
-//! pages: it is trimmed to its newest snapshot.
+//! The topic's record lists the newest segments. When it is full, a rollover moves its oldest ones
+//! into a page, a key below the record (`keys::segment_page`), in the transaction of the rollover.
+//! So a rollover writes a bounded number of bytes however many ledgers the topic has. The cursor
+//! log has no pages: it is trimmed to its newest snapshot.
 //!
 //! Invariants:
-//! - The record has the numbers of its pages, `first_page..end_page`, and what their segments have in
-//!   bytes. A page changes only in a transaction that also writes the record over the revision from
-//!   which it was decided. So pages that were read between two reads of one revision of the record
-//!   belong to it, a segment is always in one page or in the record, and a former owner can change
-//!   neither.
-//! - Only sealed segments are in pages. A page is written once; after that it is only shortened from
-//!   the front, the first page before all others, and deleted with its last segment.
+//! - The record has the numbers of its pages, `first_page..end_page`, and what their segments have
+//!   in bytes. A page changes only in a transaction that also writes the record over the revision
+//!   from which it was decided. So pages that were read between two reads of one revision of the
+//!   record belong to it, a segment is always in one page or in the record, and a former owner can
+//!   change neither.
+//! - Only sealed segments are in pages. A page is written once; after that it is only shortened
+//!   from the front, the first page before all others, and deleted with its last segment.
 //! - The record keeps a segment while there are pages.
 //! - Pages that do not fit together are refused, with what to do about it: nothing is appended,
 //!   trimmed or deleted on a guess.
@@ -32,8 +32,8 @@ use crate::rollover::note_removed;
 /// Attempts to read the record and its pages in one state while another process changes them.
 const READS_MAX: usize = 8;
 
-/// How the segments of a topic are divided. With the defaults a record has at most 80 segments, some
-/// 4 KiB, and a page 48, which one transaction can trim.
+/// How the segments of a topic are divided. With the defaults a record has at most 80 segments,
+/// some 4 KiB, and a page 48, which one transaction can trim.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Paging {
     /// Segments that stay in the record when others move into a page; at least two.
@@ -76,8 +76,8 @@ pub(crate) fn has_pages(record: &v1::TopicRecord) -> bool {
     record.first_page != record.end_page
 }
 
-/// Moves the oldest segments of a record into a page if the record is full. All but the last segment
-/// of `record` must be sealed.
+/// Moves the oldest segments of a record into a page if the record is full. All but the last
+/// segment of `record` must be sealed.
 pub(crate) fn move_oldest(
     topic: &TopicName,
     record: &mut v1::TopicRecord,
@@ -189,12 +189,12 @@ fn follows(
     Ok(())
 }
 
-/// The first page of a record, read on its own: for topics that are not loaded. `None` if the record
-/// has no pages.
+/// The first page of a record, read on its own: for topics that are not loaded. `None` if the
+/// record has no pages.
 ///
 /// # Errors
-/// When it cannot be read, or is missing: then the topic has been trimmed since the record was read,
-/// or metadata is damaged.
+/// When it cannot be read, or is missing: then the topic has been trimmed since the record was
+/// read, or metadata is damaged.
 pub(crate) async fn first_page(
     store: &dyn MetadataStore,
     topic: &TopicName,
@@ -293,8 +293,8 @@ impl TopicRecordCell {
         has_pages(&self.record())
     }
 
-    /// The record, and all segments of its messages, those in pages included. Reads nothing if there
-    /// are no pages.
+    /// The record, and all segments of its messages, those in pages included. Reads nothing if
+    /// there are no pages.
     pub(crate) async fn all_segments(
         &self,
     ) -> Result<(v1::TopicRecord, Vec<v1::SegmentRecord>), LogError> {
@@ -334,8 +334,8 @@ impl TopicRecordCell {
         }
     }
 
-    /// Takes the first segments off the first page together with `operations`: the intents to delete
-    /// their ledgers.
+    /// Takes the first segments off the first page together with `operations`: the intents to
+    /// delete their ledgers.
     ///
     /// # Errors
     /// [`LogError::Fenced`] when the page is not as it was read: another owner has trimmed it.

@@ -1,11 +1,11 @@
-//! Whether somebody has taken over a log, as far as bookies tell: for an owner that has lost its lease
-//! and cannot ask metadata (H9).
+//! Whether another owner has taken over a log, as far as bookies tell: for an owner that has lost
+//! its lease and cannot ask metadata (H9).
 //!
-//! Whoever takes over first fences a bookie of every ack quorum of every write set. As long as all
-//! bookies of one ack quorum say that the ledger is not fenced, that was not done when they were asked.
-//! Bookies that failed do not count: they may have been replaced in metadata without an answer, and then
-//! others are fenced instead of them. Neither does a ledger that is being closed: whoever takes over
-//! may find it closed, and has nothing to fence.
+//! An owner that takes over first fences a bookie of every ack quorum of every write set. As long
+//! as all bookies of one ack quorum say that the ledger is not fenced, that was not done when they
+//! were asked. Bookies that failed do not count: they may have been replaced in metadata without an
+//! answer, and then others are fenced instead of them. Neither does a ledger that is being closed:
+//! an owner that takes over may find it closed, and has nothing to fence.
 
 use std::time::Duration;
 
@@ -24,9 +24,9 @@ const ANSWER_MAX: Duration = Duration::from_millis(500);
 /// What bookies say of the ledger that a log writes to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fence {
-    /// Nobody had taken over when they were asked.
+    /// No other owner had taken over when they were asked.
     None,
-    /// Somebody takes over, or has.
+    /// Another owner takes over, or has.
     Fenced,
     /// Too few answered, or no ledger is open.
     Unknown,

@@ -1,10 +1,10 @@
 //! Ranges of a log that were fetched from bookies, shared by the readers that are near each other.
 //!
-//! Owns: which ranges of one log are in memory or on their way, and where its readers behind the
+//! Owns: which ranges of one log are in memory or being fetched, and where its readers behind the
 //! tail are. Invariants:
 //! - A range lives as long as a reader holds it, its fetch runs, or the cache keeps it for a reader
-//!   that is close behind. The index of ranges itself holds none.
-//! - A range on its way always ends: with entries, or with an error when its task is dropped.
+//!   that is close behind. The index of ranges itself holds no range.
+//! - A fetch always ends: with entries, or with an error when its task is dropped.
 //! - The entries of a range are acknowledged, of one ledger, and consecutive; they never change.
 //!
 //! Lock order: an index, then what the cache keeps, then the budget. It fetches nothing itself.
@@ -213,7 +213,7 @@ impl Drop for Fetching {
     }
 }
 
-/// The ranges of one log that are in memory or on their way, and the readers that use them.
+/// The ranges of one log that are in memory or being fetched, and the readers that use them.
 #[derive(Debug)]
 pub(crate) struct RangeIndex {
     cache: EntryCache,

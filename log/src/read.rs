@@ -252,7 +252,7 @@ impl LogInner {
         }
     }
 
-    /// Waits for the fetch ahead that has what is wanted, if one is on its way.
+    /// Waits for the fetch ahead that has what is wanted, if there is one.
     async fn await_fetch(&self, at: &mut ReadPoint, limits: ReadLimits) -> Option<Vec<LogEntry>> {
         let range = at.on_its_way(self.known_place(at))?;
         // It stays with the reader: a caller that gives up here finds it again. A failed fetch
@@ -274,7 +274,8 @@ impl LogInner {
             at.ranges = VecDeque::from([Arc::clone(&range)]);
             match range.wait().await {
                 Ok(_) => {}
-                // What is damaged may be what another reader began with; nobody joins it any more.
+                // What is damaged may be what another reader began with; no reader joins it any
+                // more.
                 Err(LogError::Damaged(_)) if !is_own => continue,
                 Err(error) => return Err(error),
             }
@@ -317,7 +318,7 @@ impl LogInner {
                 };
                 self.ranges.join_or_begin(first, plan)
             }
-            // A jump may be for this one place only; who reads on gets large ranges.
+            // A jump may be for this one place only; a reader that reads on gets large ranges.
             None => {
                 let plan = Plan {
                     entries: FETCH_ENTRIES_MAX,
@@ -417,7 +418,7 @@ impl LogInner {
         }
     }
 
-    /// A fetch of the entries that so many bytes most likely are.
+    /// A fetch of as many entries as `bytes_max` most likely holds.
     fn plan(&self, first: EntryId, segment: &Segment, bytes_max: usize) -> Plan {
         let usual = (segment.bytes / segment.entries.max(1)).max(1);
         let left = segment.entries.saturating_sub(first.0);
@@ -466,7 +467,7 @@ impl LogInner {
         let mut entries = Vec::with_capacity(stored.len());
         let mut expected = None;
         for stored in &stored {
-            // What is wrong with a later entry is told to whoever wants that one.
+            // What is wrong with a later entry is told to the reader that wants that one.
             let (head, body) = match split(&info, stored) {
                 Ok(entry) => entry,
                 Err(error) if entries.is_empty() => return Err(error),

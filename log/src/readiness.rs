@@ -1,9 +1,9 @@
 //! Whether metadata is ready for a rollover: it answers, and has room for another ledger. If it is
 //! not ready, the limits of a ledger are soft (H8): the current ledger goes on.
 //!
-//! A change of unknown outcome would be worse than no change, since nothing may be acknowledged until
-//! its outcome is known (I4). So metadata is read before the rollover begins: the first log that finds
-//! it unavailable waits up to [`REACH_MAX`]; the other logs of the process do not wait.
+//! A change of unknown outcome would be worse than no change, since nothing may be acknowledged
+//! until its outcome is known (I4). So metadata is read before the rollover begins: the first log
+//! that finds it unavailable waits up to [`REACH_MAX`]; the other logs of the process do not wait.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,9 +18,9 @@ use crate::state::{LogInner, Phase, State};
 /// How long metadata may take to answer a read before it counts as unavailable.
 const REACH_MAX: Duration = Duration::from_secs(1);
 
-/// Bytes of a topic's record up to which it takes ledgers: what else is in the same change has to fit
-/// into one request, too. Only segments of the cursor log can be that many; those of messages are in
-/// pages.
+/// Bytes of a topic's record up to which it takes ledgers: what else is in the same change has to
+/// fit into one request, too. Only segments of the cursor log can be that many; those of messages
+/// are in pages.
 const RECORD_BYTES_MAX: usize = METADATA_REQUEST_BYTES_MAX - (64 << 10);
 /// The part of it that is kept for ledgers after failovers.
 const RECORD_BYTES_KEPT: usize = 448 << 10;
@@ -45,8 +45,8 @@ impl LogInner {
         state.roll_at = Some(now + self.ctx.ledgers.rng.jitter(pause));
     }
 
-    /// Whether metadata has room for another ledger of the log. Room is kept for logs that have no ledger
-    /// to go on with: they are what a failover leaves.
+    /// Whether metadata has room for another ledger of the log. Room is kept for logs that have no
+    /// ledger to go on with: they are what a failover leaves.
     pub(crate) fn find_room(&self, may_wait: bool) -> Result<(), LogError> {
         let full = |why| Err(LogError::StorageFull(format!("metadata is full: {why}")));
         match self.ctx.ledgers.store.usage().map(|usage| usage.room()) {

@@ -2,8 +2,8 @@
 //!
 //! Every change compares the record's revision, the caller's guards and, where a ledger changes
 //! with it, that ledger's revision, in one transaction (I6). A guard that does not hold means that
-//! another owner has taken over; a record that somebody else changed under the same guards is read
-//! again and the change is made anew.
+//! another owner has taken over; a record that another process changed under the same guards is
+//! read again and the change is decided again.
 
 use std::sync::Arc;
 
@@ -93,7 +93,7 @@ impl TopicRecordCell {
     }
 
     /// Creates the record of a topic with these ranges: a partitioned topic, which stores nothing
-    /// itself, unless there is none.
+    /// itself, unless the list of ranges is empty.
     ///
     /// # Errors
     /// As [`create`](Self::create).
@@ -238,8 +238,8 @@ impl TopicRecordCell {
         }
     }
 
-    /// Notes that a partitioned topic is being deleted: from now on it has no partitions but those that
-    /// are there, which are deleted next.
+    /// Notes that a partitioned topic is being deleted: from now on it has no partitions but those
+    /// that are there, which are deleted next.
     ///
     /// # Errors
     /// When metadata cannot be changed.
@@ -273,15 +273,16 @@ impl TopicRecordCell {
         self.guards.clone()
     }
 
-    /// Every later change compares these instead: the owner's right to change the topic is the same,
-    /// but what shows it in metadata was written anew.
+    /// Every later change compares these instead: the owner's right to change the topic is the
+    /// same, but what shows it in metadata was written again.
     pub fn set_guards(&self, guards: Vec<Guard>) {
         self.guards.set(guards);
     }
 
     /// Another owner is to take the topic over. Later changes compare these, and are those that it
-    /// waits for: what is open is sealed, what is old is trimmed. No ledger is opened any more, so that
-    /// whoever finds all of them closed knows that nothing is acknowledged here any more (H21).
+    /// waits for: what is open is sealed, what is old is trimmed. No ledger is opened any more, so
+    /// that an owner that finds all of them closed knows that nothing is acknowledged here any more
+    /// (H21).
     pub fn hand_over(&self, guards: Vec<Guard>) {
         self.guards.hand_over(guards);
     }
@@ -292,7 +293,7 @@ impl TopicRecordCell {
         self.guards.right().sealing_only
     }
 
-    /// Whether no ledger of the topic is open, as metadata says now: nobody has to be fenced.
+    /// Whether no ledger of the topic is open, as metadata says now: no owner has to be fenced.
     ///
     /// # Errors
     /// When metadata cannot be read.
@@ -337,8 +338,8 @@ impl TopicRecordCell {
         }
     }
 
-    /// [`change`](Self::change) for a change that opens no ledger, and for a caller to which an unknown
-    /// outcome is a failure like any other.
+    /// [`change`](Self::change) for a change that opens no ledger, and for a caller to which an
+    /// unknown outcome is a failure like any other.
     ///
     /// # Errors
     /// [`LogError::Fenced`] when a guard does not hold or the topic is gone; a `Conflict` that
@@ -359,12 +360,12 @@ impl TopicRecordCell {
     }
 
     /// Changes the record together with `operations` and what `change` adds to them. `change` is
-    /// called again on a record that another process has changed, and refuses if it no longer fits. A
-    /// change that `opens` a ledger is refused with [`LogError::HandedOver`] when the topic is handed
-    /// over.
+    /// called again on a record that another process has changed, and refuses if it no longer fits.
+    /// A change that `opens` a ledger is refused with [`LogError::HandedOver`] when the topic is
+    /// handed over.
     ///
-    /// This is not `store.update`: the record is in memory, so that a rollover does not read it first,
-    /// and the outcome must be known however long the store is away ([`Until::Known`]).
+    /// This is not `store.update`: the record is in memory, so that a rollover does not read it
+    /// first, and the outcome must be known however long the store is away ([`Until::Known`]).
     pub(crate) async fn change<F>(
         &self,
         operations: Vec<Operation>,
@@ -428,7 +429,7 @@ impl TopicRecordCell {
         result.map(drop).map_err(|error| self.explain(error))
     }
 
-    /// Reads the record again; says whether somebody else had changed it.
+    /// Reads the record again; says whether another process had changed it.
     ///
     /// # Errors
     /// [`LogError::Fenced`] when the topic is gone; when metadata cannot be read.
@@ -451,7 +452,8 @@ impl TopicRecordCell {
         Ok(changed)
     }
 
-    /// Whether the guards still hold and the topic still lives: who is fenced asks this (H10).
+    /// Whether the guards still hold and the topic still lives: a log that is fenced asks this
+    /// (H10).
     pub(crate) async fn check_owner(&self) -> Result<(), LogError> {
         for guard in self.guards() {
             let found = self.ctx.ledgers.store.get(&guard.key).await?;

@@ -1,14 +1,15 @@
-//! A rollover: the current ledger is sealed and the next one opened, in one transaction. Either half
-//! may be missing: a log that closes opens no ledger, and an idle log has none to seal.
+//! A rollover: the current ledger is sealed and the next one opened, in one transaction. Either
+//! half may be missing: a log that closes opens no ledger, and an idle log has none to seal.
 //!
 //! Invariants:
 //! - The record lists a ledger from the transaction that creates it to the one that writes its
 //!   deletion intent.
-//! - A record that is full gives its oldest segments to a page in the same transaction ([`crate::pages`]),
-//!   so the bytes of a rollover are bounded.
-//! - The list is changed by its owner only: a list that this process did not write means another owner.
-//! - When it is not known whether the transaction was made, nothing is acknowledged before a recovery
-//!   has found the end of the ledger (I4).
+//! - A record that is full gives its oldest segments to a page in the same transaction
+//!   ([`crate::pages`]), so the bytes of a rollover are bounded.
+//! - The list is changed by its owner only: a list that this process did not write means another
+//!   owner.
+//! - When it is not known whether the transaction was made, nothing is acknowledged before a
+//!   recovery has found the end of the ledger (I4).
 
 use aquifer_ledger::error::LedgerError;
 use aquifer_ledger::ledger_metadata::{self, LedgerInfo, LedgerState};

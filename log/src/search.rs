@@ -1,7 +1,8 @@
 //! From an index to the entry that holds it.
 //!
 //! Invariant (H19): a place that names a ledger which is not part of the log any more is no place.
-//! Whoever holds one searches by index again; a trim is never told as damage or as something to wait for.
+//! A reader that holds one searches by index again; a trim is never told as damage or as something
+//! to wait for.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -15,7 +16,8 @@ use crate::read::{Place, ReadPoint, split};
 use crate::state::{LogInner, Segment};
 use crate::types::{Damage, Found, ReadLimits};
 
-/// Reads of what is called damaged and can be read after all: another reader's fetch may have failed.
+/// Reads of what is called damaged and can be read after all: another reader's fetch may have
+/// failed.
 const READS_MAX: usize = 3;
 
 impl LogInner {
@@ -79,8 +81,8 @@ impl LogInner {
         }
     }
 
-    /// Moves the point behind what a read found damaged. Nothing if reading again may succeed, which is
-    /// said a few times at most.
+    /// Moves the point behind what a read found damaged. Nothing if reading again may succeed,
+    /// which is said a few times at most.
     pub(super) async fn pass_damage(
         &self,
         at: &mut ReadPoint,

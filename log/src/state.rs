@@ -33,7 +33,7 @@ pub(crate) struct LogInner {
     pub(crate) cell: Arc<TopicRecordCell>,
     pub(crate) kind: LogKind,
     pub(crate) options: LogOptions,
-    /// Has the policies of now, once the log follows them.
+    /// Has the current policies, once the log follows them.
     pub(crate) policies: OnceLock<watch::Receiver<EffectivePolicies>>,
     /// The last ledger was open when the log was opened.
     pub(crate) taken_over: bool,
@@ -109,9 +109,9 @@ pub(crate) struct LogTip {
     pub(crate) time_ms: u64,
 }
 
-/// One ledger of the log: 64 bytes, and all of them are in memory. The record of the ledger takes five
-/// times as much in metadata, so what all topics of a cluster have here is bounded by a fifth of
-/// what metadata may use.
+/// One ledger of the log: 64 bytes, and all of them are in memory. The record of the ledger takes
+/// five times as much in metadata, so what all topics of a cluster have here is bounded by a fifth
+/// of what metadata may use.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Segment {
     pub(crate) ledger: LedgerId,
@@ -267,7 +267,8 @@ impl State {
             head: pending.encoded.clone(),
             body: pending.body.clone(),
         };
-        // A writer that has stopped says so to the owner, who then decides about this append too.
+        // A writer that has stopped says so to the owner task, which then decides about this append
+        // too.
         let Some(entry) = current.writer.enqueue(data) else {
             return false;
         };
@@ -314,7 +315,7 @@ impl LogInner {
     }
 
     /// Whether another ledger would get the bookies that this one lacks, because its ensemble was
-    /// made smaller or because one failed that nobody could replace. Until then it bears the loss
+    /// made smaller or because one failed and could not be replaced. Until then it bears the loss
     /// of one bookie less. Looked at now and then, less often after each ledger that was given up
     /// for that: a bookie may be announced and yet out of reach.
     fn may_be_whole(&self, state: &mut State, now: Duration) -> bool {
@@ -328,7 +329,7 @@ impl LogInner {
         let lacked = std::mem::replace(&mut current.lacked, lacks);
         match (lacks, lacked) {
             (false, _) => state.widened = 0,
-            (true, false) => {} // a replacement may be on its way
+            (true, false) => {} // a replacement may be in progress
             (true, true) if self.ctx.ledgers.bookies.writable() >= wanted.ensemble() => {
                 state.widened += 1;
                 return true;

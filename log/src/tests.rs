@@ -467,7 +467,7 @@ pub(super) async fn take_over(world: &TestWorld, epoch: u64) -> Guard {
     }
 }
 
-/// H8: a rollover that is due while metadata is away stops nobody.
+/// H8: a rollover that is due while metadata is away stops no append.
 #[tokio::test(start_paused = true)]
 async fn appends_go_on_when_a_rollover_is_due_and_metadata_is_away() {
     let world = TestWorld::new(1);

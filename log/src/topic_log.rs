@@ -42,8 +42,8 @@ impl TopicLog {
         Ok(TopicLog { inner })
     }
 
-    /// Takes quorum and rollover from here from now on, as they are whenever they are needed: a changed
-    /// quorum ends the current ledger with the next append.
+    /// Takes quorum and rollover from here from now on, as they are whenever they are needed: a
+    /// changed quorum ends the current ledger with the next append.
     pub fn follow(&self, policies: watch::Receiver<EffectivePolicies>) {
         self.inner.follow(policies);
     }
@@ -65,19 +65,19 @@ impl TopicLog {
         self.inner.resume();
     }
 
-    /// Asks bookies whether somebody has taken over the ledger that this log writes to (H9).
+    /// Asks bookies whether another owner has taken over the ledger that this log writes to (H9).
     pub async fn probe_fence(&self) -> Fence {
         self.inner.probe_fence().await
     }
 
-    /// Whether a ledger is open that whoever takes over has to fence.
+    /// Whether a ledger is open that another owner would have to fence.
     #[must_use]
     pub fn is_open(&self) -> bool {
         self.inner.is_open()
     }
 
-    /// Whether a former owner had left the last ledger open when this was opened: it may not know yet
-    /// that it is none any more.
+    /// Whether a former owner had left the last ledger open when this was opened: it may not know
+    /// yet that it is not the owner any more.
     #[must_use]
     pub fn was_taken_over(&self) -> bool {
         self.inner.taken_over
@@ -121,8 +121,8 @@ impl TopicLog {
         self.inner.read(at, limits).await
     }
 
-    /// Reads like [`TopicLog::read`]. Where no copy has what was written, says how far that goes and
-    /// moves the point behind it: for a caller that goes on and tells what is left out.
+    /// Reads like [`TopicLog::read`]. Where no copy has what was written, says how far that goes
+    /// and moves the point behind it: for a caller that goes on and tells what is left out.
     ///
     /// # Errors
     /// When the log cannot be read for other reasons than damage.
@@ -134,8 +134,8 @@ impl TopicLog {
         self.inner.read_or_skip(at, limits).await
     }
 
-    /// Reads heads like [`TopicLog::read_or_skip`] reads entries, `entries_max` at most: for a caller
-    /// that needs no bodies.
+    /// Reads heads like [`TopicLog::read_or_skip`] reads entries, `entries_max` at most: for a
+    /// caller that needs no bodies.
     ///
     /// # Errors
     /// When the log cannot be read for other reasons than damage.
@@ -168,7 +168,8 @@ impl TopicLog {
     }
 
     /// Deletes whole segments that end at or below `below` and are beyond both bounds of
-    /// `retention`; seals a current ledger that is over its age, or that is in the way of that. Returns the new first index.
+    /// `retention`; seals a current ledger that is over its age, or that is in the way of that.
+    /// Returns the new first index.
     ///
     /// # Errors
     /// When metadata cannot be changed; nothing is deleted then.
@@ -187,7 +188,7 @@ impl TopicLog {
     /// Waits for pending appends, seals the current ledger and refuses appends for good.
     ///
     /// # Errors
-    /// When the ledger could not be sealed: whoever opens the log next will recover it.
+    /// When the ledger could not be sealed: the next owner that opens the log will recover it.
     pub async fn close(&self) -> Result<(), LogError> {
         self.inner.seal(true).await
     }

@@ -18,9 +18,9 @@ use crate::types::LogKind;
 /// Segments that one transaction removes, at most.
 const SEGMENTS_PER_CHANGE: usize = 50;
 
-/// An open ledger whose messages have all had their time is sealed for trimming, but not before it is
-/// this old: a topic with a message now and then would begin a ledger for each. A shorter age of the
-/// rollover policy goes first.
+/// An open ledger whose messages have all had their time is sealed for trimming, but not before it
+/// is this old: a topic with a message now and then would begin a ledger for each. A shorter age of
+/// the rollover policy goes first.
 const SEAL_AGE_MIN: Duration = Duration::from_secs(60);
 
 /// What policy lets a trim delete now: from the front, whole segments.
@@ -33,8 +33,8 @@ pub struct TrimDue {
 }
 
 /// The same as far as metadata tells of a topic that is not loaded: where its first segment ends if
-/// that is due. The end of a segment that is not sealed is not known; it is due if the ledger is old
-/// enough to have messages that are. Reads the record, and one page or one ledger, however many
+/// that is due. The end of a segment that is not sealed is not known; it is due if the ledger is
+/// old enough to have messages that are. Reads the record, and one page or one ledger, however many
 /// segments there are.
 ///
 /// # Errors
@@ -138,7 +138,8 @@ impl LogInner {
         (current.entries_sent > 0).then(|| now.saturating_sub(current.opened))
     }
 
-    /// The segments at the front that nobody needs and no bound of the policy keeps.
+    /// The segments at the front that end at or below `below` and that no bound of the policy
+    /// keeps.
     fn expired<'a>(
         &self,
         state: &'a State,

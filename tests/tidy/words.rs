@@ -51,11 +51,12 @@ const UNCLEAR: [(&str, &str); 11] = [
 ];
 
 /// Directories and files without unclear words and with comments of at most [`COMMENT_WIDTH`].
-const PLAIN: [&str; 19] = [
+const PLAIN: [&str; 21] = [
     "ARCHITECTURE.md",
     "CONTRIBUTING.md",
     "README.md",
     "bookie/",
+    "broker/src/",
     "cli/",
     "client/",
     "deploy/",
@@ -63,6 +64,7 @@ const PLAIN: [&str; 19] = [
     "examples/",
     "fuzz/",
     "ledger/",
+    "log/",
     "metadata/",
     "model/",
     "proto/",

@@ -54,7 +54,7 @@ async fn a_crash_at_any_step_loses_nothing_acknowledged() {
     }
 }
 
-/// Whoever comes next finds every acknowledged entry in its place, and can go on.
+/// The next owner finds every acknowledged entry in its place, and can go on.
 async fn check_heir(world: &TestWorld, sink: &Arc<Sink>, what: &str) {
     let acknowledged = sink.so_far();
     let heir = Owner::open(world.logs(), options(2)).await;

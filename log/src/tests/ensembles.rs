@@ -88,7 +88,7 @@ async fn a_bookie_that_comes_back_late_takes_no_more_and_is_replaced() {
     let ledger = owner.log.stats().ledgers[0].ledger;
     let member = |id: &_| !world.bookies.entries(*id, ledger).is_empty();
     let members: Vec<_> = world.bookies.ids().into_iter().filter(member).collect();
-    // It takes requests and never answers: nobody waits for it, but it is noticed.
+    // It takes requests and never answers: no append waits for it, but it is noticed.
     world.bookies.set_mode(members[2], Mode::Silent);
     owner.append_all(3..10).await;
     let spare = world
@@ -168,7 +168,8 @@ async fn a_silent_bookie_is_waited_for_a_quarter_of_the_timeout() {
     assert_eq!(owner.read_all().await.len(), 21);
 }
 
-/// Whoever takes the place of a lost bookie gets what is kept, some of it old, and time to store it.
+/// A bookie that takes the place of a lost one gets what is kept, some of it old, and time to store
+/// it.
 #[tokio::test(start_paused = true)]
 async fn a_replacement_is_waited_for_from_when_it_came() {
     let world = TestWorld::new(4);
@@ -420,8 +421,8 @@ async fn guards_that_are_written_anew_hinder_no_ensemble_change() {
     let ledger = owner.log.stats().ledgers[0].ledger;
     let holds = |id: &_| !world.bookies.entries(*id, ledger).is_empty();
     // As when its bundle was split: the same owner, another revision.
-    let anew = take_over(&world, 2).await;
-    owner.cell.set_guards(vec![anew]);
+    let renewed = take_over(&world, 2).await;
+    owner.cell.set_guards(vec![renewed]);
     let member = world.bookies.ids().into_iter().find(holds).unwrap();
     world.bookies.set_mode(member, Mode::Unreachable);
     owner.append_all(3..10).await;

@@ -40,7 +40,7 @@ async fn a_fence_decides_pending_appends_by_the_ledgers_end_h10() {
     for tag in 2..7 {
         owner.append(tag).unwrap();
     }
-    // Two are stored, but their answers are late; then somebody fences the ledger.
+    // Two are stored, but their answers are late; then another process fences the ledger.
     world.bookies.hold_replies(bookie);
     assert!(world.bookies.release_one(bookie) && world.bookies.release_one(bookie));
     world.bookies.fence(ledger);
@@ -266,7 +266,7 @@ async fn pending_appends_wait_until_recovery_knows_their_fate() {
     world.bookies.release(bookie);
     world.bookies.release_replies(bookie, true);
     tokio::time::sleep(std::time::Duration::from_secs(30)).await;
-    // The answer for 2 was late but came; nobody can know of 3 yet.
+    // The answer for 2 was late but came; 3 is not known to be stored yet.
     let known = owner.collected.so_far().len();
     assert!(known <= 3, "nothing is told about what is unknown");
     world.bookies.set_mode(bookie, Mode::Up);
@@ -359,14 +359,14 @@ async fn an_id_that_a_bookie_knows_for_another_ledger_is_given_up_h14() {
     assert_eq!(left.len(), 3, "the old ledgers are not ours to delete");
 }
 
-/// The rollover is applied, its answer is lost, and before the owner learns of it somebody else
+/// The rollover is applied, its answer is lost, and before the owner learns of it another process
 /// takes over and metadata is away. The new owner has no reason to fence a ledger that is closed.
 #[tokio::test(start_paused = true)]
 async fn nothing_is_acknowledged_behind_a_close_of_unknown_outcome_i4() {
     close_of_unknown_outcome(|store| store.lose_answers(1)).await;
 }
 
-/// The same when nobody can ever tell whether it was applied.
+/// The same when the store can never tell whether it was applied.
 #[tokio::test(start_paused = true)]
 async fn nothing_is_acknowledged_behind_a_close_whose_outcome_stays_unknown_i4() {
     close_of_unknown_outcome(|store| store.forget_outcomes(1)).await;

@@ -1,5 +1,5 @@
-//! Metadata that has little room, or none: nothing grows that can wait, topics go on, and all comes back
-//! by itself.
+//! Metadata that has little room, or none: nothing grows that can wait, topics go on, and all comes
+//! back by itself.
 
 use std::time::Duration;
 
@@ -106,7 +106,8 @@ async fn a_store_that_takes_nothing_ends_no_topic() {
     assert_eq!(bodies(&owner.read_all().await), expected(0..20));
 }
 
-/// Storage 8: one record has a bound as well, and a topic that has reached it goes on in its ledger.
+/// Storage 8: one record has a bound as well, and a topic that has reached it goes on in its
+/// ledger.
 #[tokio::test(start_paused = true)]
 async fn a_record_that_is_as_large_as_can_be_ends_no_topic() {
     let world = TestWorld::new(1);
@@ -139,7 +140,7 @@ async fn a_record_that_is_as_large_as_can_be_ends_no_topic() {
     let heir = Owner::open(world.logs(), options(100)).await;
     heir.append_all(20..22).await;
     assert_eq!(ledgers(&heir), 2);
-    // until there is none for it either.
+    // until there is no room for that either.
     while heir.cell.size().0 < 1_509_000 {
         fill(200).await;
         heir.cell.refresh().await.unwrap();

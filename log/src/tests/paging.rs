@@ -334,7 +334,8 @@ async fn a_move_of_unknown_outcome_loses_nothing() {
                 owner.log.resume();
                 let clock = world.clock.clone().unwrap();
                 clock.advance(Duration::from_secs(60));
-                // A former owner that does not know what it did itself stops; it writes nothing wrong.
+                // A former owner that does not know what it did itself stops; it writes nothing
+                // wrong.
                 let _ = owner.append(99);
                 let _ = owner.log.close().await;
             } else {

@@ -245,8 +245,8 @@ async fn a_record_that_changed_since_it_was_read_is_read_again() {
     assert_eq!(bodies(&heir.read_all().await), expected(0..10));
 }
 
-/// Whoever needs no bodies reads none: long heads, rollovers, a start within an entry and damage
-/// included.
+/// A caller that needs no bodies reads no bodies: long heads, rollovers, a start within an entry
+/// and damage included.
 #[tokio::test(start_paused = true)]
 async fn heads_are_read_on_without_their_bodies() {
     let world = TestWorld::new(1);
@@ -336,7 +336,7 @@ async fn a_reader_at_the_end_of_a_trimmed_ledger_goes_on_h19() {
     assert_eq!(bodies(&found), expected(5..10));
 }
 
-/// H19: a trim under a search or a read moves the reader up; nobody is told of damage.
+/// H19: a trim under a search or a read moves the reader up; no damage is reported.
 #[tokio::test(start_paused = true)]
 async fn a_trim_under_a_read_is_no_damage_h19() {
     let world = TestWorld::new(1);

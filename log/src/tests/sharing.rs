@@ -127,7 +127,7 @@ impl Fixture {
     }
 }
 
-/// Tasks that run while nobody reads.
+/// Tasks that run while no reader reads.
 async fn lasting_tasks(owner: &Owner) -> usize {
     for _ in 0..100 {
         tokio::task::yield_now().await;
@@ -135,7 +135,7 @@ async fn lasting_tasks(owner: &Owner) -> usize {
     owner.ctx.ledgers.tasks.running()
 }
 
-/// Waits until nobody fetches any more.
+/// Waits until no fetch runs any more.
 async fn quiet(owner: &Owner, lasting: usize) {
     while owner.ctx.ledgers.tasks.running() > lasting {
         tokio::task::yield_now().await;
@@ -211,7 +211,11 @@ async fn a_reader_ahead_leaves_its_ranges_for_those_close_behind() {
     }
     let reads = world.bookies.reads();
     assert!(reads.entries <= nearly(600), "{reads:?}");
-    assert_eq!(read_ahead.used_bytes(), 0, "nothing is kept for nobody");
+    assert_eq!(
+        read_ahead.used_bytes(),
+        0,
+        "nothing is kept without a reader"
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -232,7 +236,7 @@ async fn what_is_left_for_others_goes_with_them_and_gives_way_to_fetches() {
     assert!(taken.is_some(), "a kept range has made room");
     drop(taken);
     drop(behind);
-    assert!(read_ahead.used_bytes() <= own, "nobody is behind");
+    assert!(read_ahead.used_bytes() <= own, "no reader is behind");
     drop(ahead);
     assert_eq!(read_ahead.used_bytes(), 0);
 }
@@ -386,7 +390,7 @@ async fn readers_that_stall_at_far_places_stay_within_the_budget() {
     assert_eq!(read_ahead.used_bytes(), 0);
 }
 
-/// A range on its way that begins with damage is joined by who wants the entry behind it.
+/// A fetch that begins with damage is joined by a reader that wants the entry behind it.
 #[tokio::test(start_paused = true)]
 async fn damage_where_one_reader_begins_is_none_to_those_that_joined_it() {
     let fixture = Fixture::new(100).await;

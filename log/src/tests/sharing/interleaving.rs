@@ -8,9 +8,9 @@ const READERS: usize = 4;
 
 #[derive(Debug, Clone)]
 enum Step {
-    /// These readers read at once; some give up after so many turns.
+    /// These readers read at once; some give up after that number of turns.
     Read(Vec<(usize, Option<u8>)>, ReadLimits),
-    /// A reader gives back what it read last, but for so many entries.
+    /// A reader gives back what it read last, but for that number of entries.
     Unread(usize, usize),
     Seek(usize, u64),
     Release(usize),
