@@ -31,20 +31,17 @@ use aquifer_model::id::{Index, OwnerEpoch, SeekEpoch};
 use aquifer_model::limits::{ACK_RANGES_MAX, REDELIVERED_RANGES_MAX};
 use aquifer_model::stats::SubscriptionStats;
 use aquifer_model::subscription::SubscriptionType;
-use aquifer_model::topic::ConsumerName;
 use aquifer_proto::v1;
 use aquifer_protocol_api::consumer::{
     Acknowledge, Delivery, IndexRange, NegativeAcknowledge, Redelivered,
 };
 use aquifer_protocol_api::error::{ApiError, ErrorKind};
 
+pub use self::consumer::{Attach, ConsumerId, Notice};
 use self::cursor::state::{CursorState, RANGE_WIDTH_MAX};
 use self::cursor::{AckDelta, Cursor, Properties};
 use self::dispatcher::Dispatcher;
-
-/// A consumer of a topic, unique while the topic is loaded.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct ConsumerId(pub u64);
+pub use self::dispatcher::NextRead;
 
 /// What a subscription is made from.
 #[derive(Debug, Clone)]
@@ -67,31 +64,6 @@ pub struct SubscriptionSpec {
     pub created_ms: u64,
 }
 
-/// A consumer that wants to attach.
-#[derive(Debug, Clone)]
-pub struct Attach {
-    /// Who.
-    pub consumer: ConsumerId,
-    /// How it expects messages to be shared.
-    pub kind: SubscriptionType,
-    /// For stats.
-    pub name: Option<ConsumerName>,
-    /// Lower is served first (Failover).
-    pub priority: i32,
-}
-
-/// Something that consumers are to be told.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Notice {
-    /// Failover: whether the consumer is the one that is served.
-    Active {
-        /// Whom to tell.
-        consumer: ConsumerId,
-        /// Whether it is served.
-        active: bool,
-    },
-}
-
 /// What became of an acknowledgement.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum AckOutcome {
@@ -105,19 +77,6 @@ pub enum AckOutcome {
     Stale,
     /// Refused; nothing changed.
     Invalid(ApiError),
-}
-
-/// What to read from the topic log. Whether there is anything at `from` the log knows.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct NextRead {
-    /// The message to begin with; its whole entry is wanted.
-    pub from: Index,
-    /// Most bytes, but at least one entry.
-    pub bytes_max: usize,
-    /// Most entries.
-    pub entries_max: usize,
-    /// A read of an older seek epoch is void.
-    seek_epoch: SeekEpoch,
 }
 
 /// One subscription or reader.

@@ -1,10 +1,41 @@
-//! One attached consumer: its credit and what it used of it.
+//! Consumers of a subscription: how one attaches, what it is told, and of an attached one its credit
+//! and what it used of it.
 //!
 //! Credit is two totals since the consumer attached, never differences: it cannot leak or be minted.
 //! A delivery uses one message of it per message that is not skipped, and the
 //! bytes of its batch; a redelivery uses it again, and so does a delivery that a seek made void.
 
+use aquifer_model::subscription::SubscriptionType;
 use aquifer_model::topic::ConsumerName;
+
+/// A consumer of a topic, unique while the topic is loaded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ConsumerId(pub u64);
+
+/// A consumer that wants to attach.
+#[derive(Debug, Clone)]
+pub struct Attach {
+    /// Its id.
+    pub consumer: ConsumerId,
+    /// How it expects messages to be shared.
+    pub kind: SubscriptionType,
+    /// For stats.
+    pub name: Option<ConsumerName>,
+    /// Lower is served first (Failover).
+    pub priority: i32,
+}
+
+/// Something that consumers are to be told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Notice {
+    /// Failover: whether the consumer is the one that is served.
+    Active {
+        /// The consumer to tell.
+        consumer: ConsumerId,
+        /// Whether it is served.
+        active: bool,
+    },
+}
 
 /// An attached consumer.
 #[derive(Debug, Clone)]

@@ -19,25 +19,37 @@ mod redelivered;
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use aquifer_model::id::Index;
+use aquifer_model::id::{Index, SeekEpoch};
 use aquifer_model::limits::{CONSUMERS_PER_SUBSCRIPTION_MAX, UNACKED_PER_SUBSCRIPTION_MAX};
 use aquifer_model::subscription::SubscriptionType;
 use aquifer_protocol_api::consumer::{NegativeAcknowledge, Redelivered};
 use aquifer_protocol_api::error::{ApiError, ErrorKind};
 
-use super::consumer::Consumer;
+use super::consumer::{Attach, Consumer, ConsumerId, Notice};
 use super::cursor::Cursor;
 use super::held_back::HeldBack;
 use super::mode::{self, Attached, Mode};
 use super::pending::Pending;
 use super::ranges::RangeMap;
 use super::replay::Replay;
-use super::{Attach, ConsumerId, NextRead, Notice};
 
 /// Most bytes that one read asks for.
 const READ_BYTES_MAX: u64 = 1024 * 1024;
 /// Most entries that one read asks for.
 const READ_ENTRIES_MAX: u64 = 1024;
+/// What to read from the topic log. Whether there is anything at `from` the log knows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NextRead {
+    /// The message to begin with; its whole entry is wanted.
+    pub from: Index,
+    /// Most bytes, but at least one entry.
+    pub bytes_max: usize,
+    /// Most entries.
+    pub entries_max: usize,
+    /// A read of an older seek epoch is void.
+    seek_epoch: SeekEpoch,
+}
+
 /// Consumers of one subscription, and the messages between the log and them.
 #[derive(Debug)]
 pub(super) struct Dispatcher {

@@ -7,8 +7,8 @@
 use aquifer_model::batch::MessageRow;
 use aquifer_protocol_api::error::ApiError;
 
+use super::consumer::{ConsumerId, Notice};
 use super::mode::{Attached, Choice, Mode};
-use super::{ConsumerId, Notice};
 
 /// Attached consumers, the served one first.
 #[derive(Debug, Default)]

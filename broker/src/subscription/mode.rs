@@ -12,12 +12,11 @@ use aquifer_model::limits::UNACKED_PER_CONSUMER_MAX;
 use aquifer_model::subscription::SubscriptionType;
 use aquifer_protocol_api::error::ApiError;
 
-use super::consumer::Consumer;
+use super::consumer::{Consumer, ConsumerId, Notice};
 use super::exclusive::Exclusive;
 use super::failover::Failover;
 use super::pending::Pending;
 use super::shared::Shared;
-use super::{ConsumerId, Notice};
 
 /// What becomes of a message, or of a whole entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

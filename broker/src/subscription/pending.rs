@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use super::ConsumerId;
+use super::consumer::ConsumerId;
 use super::ranges::RangeMap;
 
 /// Who holds a range, and how often it was delivered before.
