@@ -1,6 +1,6 @@
 //! The balance of load between brokers. Every broker measures its own load and reports it when it
 //! is asked; one of them is elected, asks all others round by round, lets the planner decide, and
-//! moves bundles as an operator would (`movement`).
+//! moves bundles as an operator would (`bundle/transfer.rs`).
 //!
 //! Invariants:
 //! - Nothing is decided by an election or a report that must not happen twice: a move is a
@@ -25,14 +25,13 @@ use aquifer_runtime::clock;
 use bytes::Bytes;
 
 use crate::balance::planner::{Move, Planner, Split};
-use crate::broker::Shared;
-use crate::bundles::Bundle;
+use crate::bundle::{Bundle, split as bundle_split, transfer};
+use crate::context::Context;
 use crate::error::BrokerError;
-use crate::load::millis;
 use crate::members::Member;
-use crate::movement;
 use crate::peers::Peers;
 use crate::topics::Topics;
+use crate::traffic::millis;
 
 /// How long a broker may take to report; one that takes longer is not counted in this round.
 const REPORT_MAX: Duration = Duration::from_secs(3);
@@ -57,7 +56,7 @@ pub(crate) fn start(topics: &Arc<Topics>, lease: Option<Lease>) {
         return;
     }
     let token = shared.tasks.shutdown_token();
-    let balanced = Arc::clone(topics);
+    let balanced = Arc::clone(shared);
     shared.tasks.spawn("balance", async move {
         tokio::select! {
             () = token.wait() => {}
@@ -96,7 +95,7 @@ async fn aside<T: Send + 'static>(
 }
 
 /// The load of this broker as it was last measured.
-pub(crate) async fn report(shared: &Arc<Shared>) -> Result<LoadReport, BrokerError> {
+pub(crate) async fn report(shared: &Arc<Context>) -> Result<LoadReport, BrokerError> {
     let shared = Arc::clone(shared);
     let report = aside(move || {
         let meter = shared.meter.lock();
@@ -112,8 +111,7 @@ pub(crate) async fn report(shared: &Arc<Shared>) -> Result<LoadReport, BrokerErr
 }
 
 /// The hash that halves the load of a bundle, if its owner knows one.
-pub(crate) async fn split_at(topics: &Topics, bundle: &Bundle) -> Option<u32> {
-    let shared = topics.shared();
+pub(crate) async fn split_at(shared: &Context, bundle: &Bundle) -> Option<u32> {
     let owner = shared.ownership.known_elsewhere(bundle);
     let (Some(url), Some(peers)) = (owner, &shared.peers) else {
         return shared.meter.lock().split_at(bundle);
@@ -125,15 +123,14 @@ pub(crate) async fn split_at(topics: &Topics, bundle: &Bundle) -> Option<u32> {
 }
 
 /// Leads whenever this broker is elected, until its lease ends.
-async fn campaign(topics: &Arc<Topics>, lease: &Lease, peers: &Arc<dyn Peers>) {
+async fn campaign(shared: &Arc<Context>, lease: &Lease, peers: &Arc<dyn Peers>) {
     while let Some(session) = lease.session().await {
-        lead(topics, session, peers).await;
-        clock::sleep(topics.shared().rng.jitter(AGAIN)).await;
+        lead(shared, session, peers).await;
+        clock::sleep(shared.rng.jitter(AGAIN)).await;
     }
 }
 
-async fn lead(topics: &Arc<Topics>, session: Arc<dyn Session>, peers: &Arc<dyn Peers>) {
-    let shared = topics.shared();
+async fn lead(shared: &Arc<Context>, session: Arc<dyn Session>, peers: &Arc<dyn Peers>) {
     let store = Arc::clone(shared.ownership.store());
     let election = Election::new(store, keys::ELECTION_BALANCER);
     let candidate = Bytes::from(shared.id.to_string());
@@ -147,17 +144,17 @@ async fn lead(topics: &Arc<Topics>, session: Arc<dyn Session>, peers: &Arc<dyn P
     tracing::info!("this broker balances load now");
     tokio::select! {
         () = leadership.lost() => tracing::info!("this broker does not balance load any more"),
-        () = rounds(topics, peers) => {}
+        () = rounds(shared, peers) => {}
     }
     shared.metrics.balance_spread.record(0.0, &[]);
 }
 
-async fn rounds(topics: &Arc<Topics>, peers: &Arc<dyn Peers>) {
-    let config = &topics.shared().config.balance;
+async fn rounds(shared: &Arc<Context>, peers: &Arc<dyn Peers>) {
+    let config = &shared.config.balance;
     let mut planner = Planner::new(config.clone());
     loop {
         clock::sleep(config.period()).await;
-        if let Err(error) = round(topics, peers, &mut planner).await {
+        if let Err(error) = round(shared, peers, &mut planner).await {
             tracing::warn!(%error, "load is not balanced in this round");
         }
     }
@@ -165,11 +162,10 @@ async fn rounds(topics: &Arc<Topics>, peers: &Arc<dyn Peers>) {
 
 /// Asks all brokers, decides, and moves.
 async fn round(
-    topics: &Arc<Topics>,
+    shared: &Arc<Context>,
     peers: &Arc<dyn Peers>,
     planner: &mut Planner,
 ) -> Result<(), BrokerError> {
-    let shared = topics.shared();
     let Some(cluster) = shared.ownership.cluster() else {
         return Ok(());
     };
@@ -193,12 +189,12 @@ async fn round(
     for split in &plan.splits {
         // Whatever comes of it, it is not tried again at once.
         planner.split(shared.clock.monotonic(), &split.bundle);
-        make_split(topics, split).await?;
+        make_split(shared, split).await?;
     }
     for wanted in &plan.moves {
         let target = members.iter().find(|member| member.id == wanted.to);
         let Some(target) = target else { continue };
-        if make_move(topics, wanted, target, plan.spread).await? {
+        if make_move(shared, wanted, target, plan.spread).await? {
             planner.moved(shared.clock.monotonic(), wanted);
         }
     }
@@ -206,7 +202,7 @@ async fn round(
 }
 
 /// The reports of all that answer in time and know what they say.
-async fn ask(shared: &Arc<Shared>, peers: &Arc<dyn Peers>, members: &[Member]) -> Vec<LoadReport> {
+async fn ask(shared: &Arc<Context>, peers: &Arc<dyn Peers>, members: &[Member]) -> Vec<LoadReport> {
     let mut asked = Vec::new();
     for member in members {
         let (shared, peers) = (Arc::clone(shared), Arc::clone(peers));
@@ -240,15 +236,15 @@ async fn ask(shared: &Arc<Shared>, peers: &Arc<dyn Peers>, members: &[Member]) -
 }
 
 async fn make_move(
-    topics: &Arc<Topics>,
+    shared: &Context,
     wanted: &Move,
     target: &Member,
     spread: f64,
 ) -> Result<bool, BrokerError> {
     let bundle = &wanted.bundle;
-    match movement::move_from(topics, bundle, wanted.from, target).await {
+    match transfer::move_from(shared, bundle, wanted.from, target).await {
         Ok(true) => {
-            topics.shared().metrics.balance_moves.add(1, &[]);
+            shared.metrics.balance_moves.add(1, &[]);
             tracing::info!(
                 %bundle, from = %wanted.from, to = %wanted.to, units = wanted.load.units(),
                 topics = wanted.load.topics, share = wanted.share, spread,
@@ -269,11 +265,11 @@ async fn make_move(
     }
 }
 
-async fn make_split(topics: &Arc<Topics>, split: &Split) -> Result<(), BrokerError> {
+async fn make_split(shared: &Context, split: &Split) -> Result<(), BrokerError> {
     let bundle = &split.bundle;
-    match movement::split(topics, bundle, Some(split.at)).await {
+    match bundle_split::split(shared, bundle, Some(split.at)).await {
         Ok(_) => {
-            topics.shared().metrics.balance_splits.add(1, &[]);
+            shared.metrics.balance_splits.add(1, &[]);
             let at = format!("{:08x}", split.at);
             tracing::info!(%bundle, at, why = split.why, "bundle is split to balance load");
             Ok(())

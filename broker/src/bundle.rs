@@ -1,9 +1,39 @@
-//! The bundles of a namespace: ranges of the hash space of its topics, the unit of ownership.
+//! The bundles of a namespace: ranges of the hash space of its topics, the unit of ownership. They
+//! are handed over from one broker to another, taken from one that is gone, and split in two.
+//!
+//! A move is one compare-and-swap of the bundle's record, by any broker (`bundle/transfer.rs`). It
+//! names the new owner, and the old one with its epoch as the source. The source sees it
+//! (`bundle/watch.rs`), and seals the ledgers of its topics one after the other
+//! (`bundle/hand_over.rs`), under the record's new revision (H18, H21: it may seal, and no more). A
+//! topic's clients are told where to go when its own ledgers are sealed, and the new owner waits for
+//! that for a moment, so that no ledger has to be fenced. When the source does nothing, fencing
+//! decides (I4).
+//!
+//! Permissions of each owner of a topic meanwhile:
+//!
+//! | owner | new sessions | publish, acknowledge | open a ledger | deliver to subscriptions |
+//! |---|---|---|---|---|
+//! | new, waits | wait | - | - | - |
+//! | old, before its turn | refused | into ledgers that are open | no | for a moment, then by probes |
+//! | old, sealing | refused | what is in flight | no | no |
+//! | new, found all sealed | yes | yes | yes | yes |
+//! | new, had to fence | yes | yes | yes | after the old one's lease |
+
+pub(crate) mod drain;
+pub(crate) mod ownership;
+pub(crate) mod split;
+pub(crate) mod transfer;
+pub(crate) mod view;
+pub(crate) mod watch;
+
+mod hand_over;
 
 use aquifer_metadata::keys::BundleRange;
 use aquifer_metadata::store::Revision;
 use aquifer_model::hash::{even_firsts, key_hash};
 use aquifer_model::topic::{NamespaceName, TopicName};
+
+use crate::error::BrokerError;
 
 /// Most bundles of a namespace: a change of all of them would not fit into a transaction.
 pub(crate) const BUNDLES_MAX: usize = 4096;
@@ -86,6 +116,18 @@ impl Bundles {
     /// All of them, in order.
     pub(crate) fn ranges(&self) -> impl Iterator<Item = BundleRange> + '_ {
         (0..self.firsts.len()).map(|at| self.range(at))
+    }
+
+    /// Refuses what is not one of them.
+    pub(crate) fn check(&self, bundle: &Bundle) -> Result<(), BrokerError> {
+        if self.ranges().any(|range| range == bundle.range) {
+            return Ok(());
+        }
+        Err(BrokerError::NotFound {
+            what: "bundle",
+            name: bundle.to_string(),
+            advice: "`aquifer cluster bundles` lists those that there are".to_owned(),
+        })
     }
 
     /// The boundaries after `range` was cut in front of `at`; `None` when that is not possible.

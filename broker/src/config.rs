@@ -5,7 +5,7 @@ use aquifer_model::quorum::Quorum;
 use serde::{Deserialize, Serialize};
 
 use crate::balance::config::BalanceConfig;
-use crate::bundles::BUNDLES_MAX;
+use crate::bundle::BUNDLES_MAX;
 use crate::error::BrokerError;
 
 /// Settings of a broker.

@@ -4,6 +4,7 @@ use aquifer_log::error::LogError;
 use aquifer_metadata::error::MetadataError;
 use aquifer_model::batch::BatchError;
 use aquifer_model::format::FormatError;
+use aquifer_model::topic::{NamespaceName, TopicName};
 use aquifer_protocol_api::error::{ApiError, ErrorKind, Outcome};
 use thiserror::Error;
 
@@ -151,6 +152,35 @@ impl BrokerError {
         BrokerError::Invalid {
             message: message.into(),
             advice: advice.into(),
+        }
+    }
+
+    /// A tenant does not exist.
+    pub(crate) fn no_tenant(tenant: &str) -> BrokerError {
+        BrokerError::NotFound {
+            what: "tenant",
+            name: tenant.to_owned(),
+            advice: "create the tenant first, or correct its name".to_owned(),
+        }
+    }
+
+    /// A namespace does not exist.
+    pub(crate) fn no_namespace(namespace: &NamespaceName) -> BrokerError {
+        BrokerError::NotFound {
+            what: "namespace",
+            name: namespace.to_string(),
+            advice: "create the namespace first, or correct its name".to_owned(),
+        }
+    }
+
+    /// A topic does not exist.
+    pub(crate) fn no_topic(name: &TopicName) -> BrokerError {
+        BrokerError::NotFound {
+            what: "topic",
+            name: name.to_string(),
+            advice: "create the topic first, correct its name, or let the namespace create topics \
+                     automatically"
+                .to_owned(),
         }
     }
 }

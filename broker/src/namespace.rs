@@ -21,7 +21,7 @@ use aquifer_runtime::task::TaskGroup;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
-use crate::bundles::Bundles;
+use crate::bundle::Bundles;
 use crate::error::BrokerError;
 use crate::policies::{self, PolicyTable};
 
@@ -152,9 +152,9 @@ impl Namespaces {
                 .await?
                 .is_none() =>
             {
-                Err(no_tenant(namespace.tenant()))
+                Err(BrokerError::no_tenant(namespace.tenant()))
             }
-            None => Err(no_namespace(namespace)),
+            None => Err(BrokerError::no_namespace(namespace)),
         }
     }
 
@@ -211,24 +211,8 @@ impl Namespaces {
     pub(crate) async fn check_tenant(&self, tenant: &str) -> Result<(), BrokerError> {
         match self.store.get(&keys::tenant(tenant)).await? {
             Some(_) => Ok(()),
-            None => Err(no_tenant(tenant)),
+            None => Err(BrokerError::no_tenant(tenant)),
         }
-    }
-}
-
-pub(crate) fn no_namespace(namespace: &NamespaceName) -> BrokerError {
-    BrokerError::NotFound {
-        what: "namespace",
-        name: namespace.to_string(),
-        advice: "create the namespace first, or correct its name".to_owned(),
-    }
-}
-
-pub(crate) fn no_tenant(tenant: &str) -> BrokerError {
-    BrokerError::NotFound {
-        what: "tenant",
-        name: tenant.to_owned(),
-        advice: "create the tenant first, or correct its name".to_owned(),
     }
 }
 

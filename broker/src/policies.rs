@@ -33,8 +33,6 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use crate::error::BrokerError;
-use crate::namespace::{no_namespace, no_tenant};
-use crate::topic::load::no_topic;
 
 /// How often a change is made again when others change the record at the same time.
 const ATTEMPTS_MAX: u32 = 32;
@@ -314,15 +312,17 @@ impl Inner {
     /// The guard that a scope exists as it does now.
     async fn existence(&self, scope: &PolicyScope) -> Result<Guard, BrokerError> {
         let (key, absent) = match scope {
-            PolicyScope::Tenant(name) => (keys::tenant(name), no_tenant(name)),
-            PolicyScope::Namespace(name) => (keys::namespace(name), no_namespace(name)),
+            PolicyScope::Tenant(name) => (keys::tenant(name), BrokerError::no_tenant(name)),
+            PolicyScope::Namespace(name) => {
+                (keys::namespace(name), BrokerError::no_namespace(name))
+            }
             PolicyScope::Topic(name) if name.partition().is_some() => {
                 return Err(BrokerError::invalid(
                     format!("{name} is a partition"),
                     "name the topic: its partitions have its policies",
                 ));
             }
-            PolicyScope::Topic(name) => (keys::topic(name), no_topic(name)),
+            PolicyScope::Topic(name) => (keys::topic(name), BrokerError::no_topic(name)),
         };
         let stored = self.store.get(&key).await?.ok_or(absent)?;
         if let PolicyScope::Topic(name) = scope

@@ -9,24 +9,21 @@
 //!
 //! It knows of no owner but by asking: a bundle without an owner gets one as for any other request.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use aquifer_log::first_due_on_record;
 use aquifer_metadata::keys::{self, Key};
 use aquifer_metadata::record;
-use aquifer_metadata::store::{Revision, Versioned};
-use aquifer_model::id::Index;
+use aquifer_metadata::store::Versioned;
 use aquifer_model::policy::EffectivePolicies;
 use aquifer_model::topic::{NamespaceName, TopicName};
 use aquifer_proto::v1::{NamespaceRecord, TopicRecord};
 use aquifer_runtime::clock;
 use futures::StreamExt;
-use parking_lot::Mutex;
 
-use crate::broker::Shared;
-use crate::bundles::Bundles;
+use crate::bundle::Bundles;
+use crate::context::Context;
 use crate::error::BrokerError;
 use crate::namespace::bundles_of;
 use crate::namespace::listing::{Lister, behind, parse};
@@ -43,52 +40,6 @@ const ROUND_PAUSE_FACTOR: u32 = 4;
 const VISITS_AT_ONCE: usize = 4;
 /// How long a visit may take; the next round comes again.
 const VISIT_MAX: Duration = Duration::from_secs(60);
-/// Topics whose rest is remembered: some 4 MiB.
-const RESTS_MAX: usize = 65_536;
-
-/// What unloaded topics were left with.
-#[derive(Default)]
-pub(crate) struct Rests {
-    known: Mutex<HashMap<u64, Rest>>,
-}
-
-/// As long as the record has this revision, nothing at or above `limit` may be trimmed.
-#[derive(Clone, Copy)]
-struct Rest {
-    revision: Revision,
-    limit: Index,
-}
-
-impl Rests {
-    /// A topic is unloaded, its logs closed in order.
-    pub(crate) fn note(&self, topic: &TopicName, revision: Revision, limit: Index) {
-        let mut known = self.known.lock();
-        let key = number(topic);
-        // Any other makes room: what is forgotten costs a visit.
-        if known.len() >= RESTS_MAX
-            && !known.contains_key(&key)
-            && let Some(other) = known.keys().next().copied()
-        {
-            known.remove(&other);
-        }
-        known.insert(key, Rest { revision, limit });
-    }
-
-    /// Whether it is known that a subscription needs what ends at `end`.
-    fn keeps(&self, topic: &TopicName, revision: Revision, end: Index) -> bool {
-        let known = self.known.lock();
-        let rest = known.get(&number(topic));
-        rest.is_some_and(|rest| rest.revision == revision && end > rest.limit)
-    }
-}
-
-/// Stands for a topic's name.
-fn number(topic: &TopicName) -> u64 {
-    use std::hash::{Hash, Hasher};
-    let mut hasher = std::collections::hash_map::DefaultHasher::new();
-    topic.hash(&mut hasher);
-    hasher.finish()
-}
 
 /// Starts to walk.
 pub(crate) fn start(topics: &Arc<Topics>) {
@@ -168,7 +119,7 @@ async fn round(topics: &Arc<Topics>) -> Result<(), BrokerError> {
 
 /// The topic of a record if it is to be visited. A namespace comes before its topics.
 async fn look(
-    shared: &Arc<Shared>,
+    shared: &Arc<Context>,
     topics: &Arc<Topics>,
     current: &mut Option<Current>,
     versioned: &Versioned,

@@ -8,19 +8,21 @@
 
 pub mod dedup;
 pub(crate) mod event;
+pub(crate) mod handle;
 pub(crate) mod load;
+pub(crate) mod record;
+pub(crate) mod retention;
 
 mod closing;
 mod consume;
 mod consumer;
 mod cursors;
-pub(crate) mod delivery_right;
+mod delivery_right;
 mod outbox;
 mod producer;
 mod publish;
 mod recovery;
 mod reset;
-mod retention;
 mod seek;
 mod stats;
 
@@ -37,20 +39,19 @@ use aquifer_protocol_api::admin::SubscriptionReset;
 use aquifer_runtime::clock::{self, Alarm};
 use tokio::sync::watch;
 
-use crate::broker::Shared;
+use crate::bundle::ownership::Owned;
+use crate::context::Context;
 use crate::cursor_log::Losses;
 use crate::error::{BrokerError, topic_survives};
-use crate::load::TopicCounters;
-use crate::ownership::Owned;
 use crate::topic::closing::Closing;
 use crate::topic::consume::Subscriptions;
 use crate::topic::consume::room::Rooms;
 use crate::topic::cursors::Cursors;
-use crate::topic::delivery_right::{DeliveryRight, Departure};
-use crate::topic::event::{EVENT_WORK, Event, Inbox, Mailbox, Reply};
+use crate::topic::delivery_right::DeliveryRight;
+use crate::topic::event::{Departure, EVENT_WORK, Event, Inbox, Mailbox, Reply};
 use crate::topic::publish::Publishing;
-use crate::topic::retention::Trimming;
-use crate::topics::Topics;
+use crate::topic::retention::{Rest, Trimming};
+use crate::traffic::TopicCounters;
 
 /// Work of events that is done before ready subscriptions get their turn, as 64 small ones have.
 const WORK_PER_TURN: usize = 64 * EVENT_WORK;
@@ -63,9 +64,7 @@ const END_TICK: Duration = Duration::from_millis(50);
 
 /// A topic, owned by its task.
 pub(crate) struct Topic {
-    topics: Arc<Topics>,
-    shared: Arc<Shared>,
-    id: u64,
+    shared: Arc<Context>,
     name: TopicName,
     incarnation: TopicIncarnation,
     owned: Owned,
@@ -125,8 +124,9 @@ impl Topic {
         self.log.end()
     }
 
-    /// Runs the topic until it ends; `ended` closes when its logs are closed.
-    pub(crate) async fn run(mut self, mut inbox: Inbox, ended: watch::Sender<()>) {
+    /// Runs the topic until it has ended and closed its logs. Answers what it is left with, when it
+    /// was unloaded in order.
+    pub(crate) async fn run(mut self, mut inbox: Inbox) -> Option<Rest> {
         self.shared.metrics.topics.add(1, &[]);
         let token = self.shared.tasks.shutdown_token();
         // These outlive a turn: new ones would take the lock of the timers of all tasks. A shutdown that
@@ -161,10 +161,9 @@ impl Topic {
                 () = alarm.wait() => {}
             }
         }
-        self.finish(inbox).await;
+        let rest = self.finish(inbox).await;
         self.shared.metrics.topics.add(-1, &[]);
-        drop(ended);
-        self.topics.ended(&self.name, self.id);
+        rest
     }
 
     /// Handles what waits, then lets ready subscriptions deliver.
@@ -349,17 +348,15 @@ impl Topic {
     }
 
     /// Refuses what is still in the mailbox, tells the clients, closes the logs.
-    async fn finish(&mut self, mut inbox: Inbox) {
+    async fn finish(&mut self, mut inbox: Inbox) -> Option<Rest> {
         inbox.receiver.close();
         while inbox.receiver.try_recv().is_ok() {}
-        let Some(ending) = self.ending.take() else {
-            return;
-        };
+        let ending = self.ending.take()?;
         self.fail_producers(&ending.error);
         self.fail_consumers(&ending.error);
         if ending.fenced {
             self.shared.ownership.lost(&self.owned);
-            return;
+            return None;
         }
         let mut sealed = 0;
         for log in [&self.log, self.cursors.log()] {
@@ -372,15 +369,14 @@ impl Topic {
                 Err(_) => tracing::debug!(topic = %self.name, "ledger was not sealed in time"),
             }
         }
-        if sealed == 2 && ending.graceful {
-            let limit = match self.losses {
+        tracing::debug!(topic = %self.name, "topic unloaded");
+        (sealed == 2 && ending.graceful).then(|| Rest {
+            revision: self.cell.revision(),
+            limit: match self.losses {
                 Some(_) => Index(0),
                 None => self.trim_limit(),
-            };
-            let revision = self.cell.revision();
-            self.topics.rests().note(&self.name, revision, limit);
-        }
-        tracing::debug!(topic = %self.name, "topic unloaded");
+            },
+        })
     }
 
     /// What is looked at from time to time.

@@ -5,9 +5,10 @@
 
 pub(crate) mod deletion;
 mod queue;
+mod rests;
 
 use std::collections::HashMap;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::Duration;
 
 use aquifer_model::id::TopicIncarnation;
@@ -16,16 +17,18 @@ use aquifer_runtime::clock;
 use parking_lot::Mutex;
 use tokio::sync::{oneshot, watch};
 
-use crate::broker::Shared;
-use crate::bundles::{Bundle, topic_hash};
+use crate::bundle::{Bundle, topic_hash};
+use crate::context::Context;
 use crate::error::BrokerError;
-use crate::load::{Sample, TopicCounters};
-use crate::sweep::Rests;
-use crate::topic::delivery_right::Departure;
-use crate::topic::event::{Event, Mailbox};
-use crate::topic::load;
+use crate::topic::event::{Departure, Event};
+use crate::topic::handle::TopicHandle;
+use crate::topic::load::{self, Loaded};
+use crate::topic::record::find_or_create;
+use crate::topic::retention::Rest;
 use crate::topics::deletion::Deletions;
 use crate::topics::queue::LoadQueue;
+use crate::topics::rests::Rests;
+use crate::traffic::Sample;
 
 /// How often it is looked whether topics are left.
 const EMPTY_TICK: Duration = Duration::from_millis(20);
@@ -44,46 +47,6 @@ enum Slot {
     Loaded(TopicHandle),
     /// It is being deleted; the channel closes when that is over.
     Deleting(watch::Receiver<()>),
-}
-
-/// A loaded topic.
-#[derive(Clone)]
-pub(crate) struct TopicHandle {
-    /// Tells objects of the same name apart.
-    pub(crate) id: u64,
-    /// Which life of its name it is.
-    pub(crate) incarnation: TopicIncarnation,
-    /// Where its requests go.
-    pub(crate) mailbox: Mailbox,
-    /// Its load.
-    pub(crate) counters: Arc<TopicCounters>,
-    /// Set when another broker owns the bundle: no session begins here any more.
-    pub(crate) departure: Arc<OnceLock<Arc<Departure>>>,
-    /// Closes when the object has ended and closed its logs.
-    pub(crate) ended: watch::Receiver<()>,
-}
-
-impl TopicHandle {
-    fn is_leaving(&self) -> bool {
-        self.departure.get().is_some()
-    }
-
-    /// Has it leave: in its turn when its ledgers are to be sealed, at once otherwise.
-    fn leave(&self, departure: &Arc<Departure>, in_turn: bool) {
-        // The first departure decides; the topic is told of each.
-        let _ = self.departure.set(Arc::clone(departure));
-        let departure = Arc::clone(departure);
-        self.mailbox.urgent(match in_turn {
-            true => Event::HandedOver(departure),
-            false => Event::Moved(departure),
-        });
-    }
-
-    /// Waits until the object is gone.
-    pub(crate) async fn wait_ended(&self) {
-        let mut ended = self.ended.clone();
-        while ended.changed().await.is_ok() {}
-    }
 }
 
 /// A topic that is being loaded.
@@ -112,7 +75,7 @@ impl Drop for DeleteGuard {
 
 /// The loaded topics.
 pub(crate) struct Topics {
-    shared: Arc<Shared>,
+    shared: Arc<Context>,
     map: Mutex<HashMap<TopicName, Slot>>,
     loads: Arc<LoadQueue>,
     /// What topics were left with that were unloaded.
@@ -131,7 +94,7 @@ enum Step {
 }
 
 impl Topics {
-    pub(crate) fn new(shared: Arc<Shared>) -> Arc<Topics> {
+    pub(crate) fn new(shared: Arc<Context>) -> Arc<Topics> {
         Arc::new(Topics {
             loads: LoadQueue::new(shared.config.topic_loads_max),
             rests: Rests::default(),
@@ -209,34 +172,58 @@ impl Topics {
                 // for the next one.
                 self.shared.tasks.spawn("topic-load", async move {
                     let turn = topics.loads.turn(&name).await;
-                    let outcome = load::load(&topics, &name, create).await;
+                    let outcome = load::load(&topics.shared, &name, create).await;
                     drop(turn);
-                    topics.loaded(&name, &outcome);
-                    sender.send_replace(Some(outcome));
+                    sender.send_replace(Some(topics.loaded(&name, outcome)));
                 });
                 Step::WaitLoaded(receiver)
             }
         }
     }
 
-    fn loaded(&self, name: &TopicName, outcome: &Result<TopicHandle, BrokerError>) {
+    /// Puts a topic that was loaded into the map, and starts its task.
+    fn loaded(
+        self: &Arc<Self>,
+        name: &TopicName,
+        outcome: Result<Loaded, BrokerError>,
+    ) -> Result<TopicHandle, BrokerError> {
         let mut map = self.map.lock();
         match outcome {
-            Ok(handle) => {
+            Ok(loaded) => {
+                let Loaded {
+                    topic,
+                    inbox,
+                    handle,
+                    ended,
+                } = loaded;
                 let slot = map.insert(name.clone(), Slot::Loaded(handle.clone()));
                 if let Some(Slot::Loading(_, Some(departure))) = slot {
                     handle.leave(&departure, false);
                 }
+                drop(map);
+                let topics = Arc::clone(self);
+                let (name, id) = (name.clone(), handle.id);
+                self.shared.tasks.spawn("topic", async move {
+                    let rest = topic.run(inbox).await;
+                    topics.ended(&name, id, rest);
+                    // Requests that wait for the end look into the map next.
+                    drop(ended);
+                });
+                Ok(handle)
             }
             Err(error) => {
                 tracing::debug!(topic = %name, %error, "topic was not loaded");
                 map.remove(name);
+                Err(error)
             }
         }
     }
 
     /// Takes an object that has ended out of the map.
-    pub(crate) fn ended(&self, name: &TopicName, id: u64) {
+    fn ended(&self, name: &TopicName, id: u64, rest: Option<Rest>) {
+        if let Some(rest) = rest {
+            self.rests.note(name, rest);
+        }
         let mut map = self.map.lock();
         if matches!(map.get(name), Some(Slot::Loaded(handle)) if handle.id == id) {
             map.remove(name);
@@ -357,7 +344,7 @@ impl Topics {
             }
         };
         for handle in self.handles() {
-            handle.mailbox.urgent(Event::Shutdown);
+            handle.shutdown();
         }
         let _ = clock::timeout(deadline, closing).await;
         self.map.lock().len()
@@ -448,18 +435,18 @@ impl Topics {
             Slot::Deleting(over) => Step::WaitDeleted(over.clone()),
             Slot::Loaded(handle) => {
                 // One that was being loaded when the others were told.
-                handle.mailbox.urgent(Event::Shutdown);
+                handle.shutdown();
                 Step::WaitEnded(handle.clone())
             }
         })
     }
 
-    pub(crate) fn shared(&self) -> &Arc<Shared> {
+    pub(crate) fn shared(&self) -> &Arc<Context> {
         &self.shared
     }
 }
 
-async fn create_first(shared: &Arc<Shared>, name: &TopicName) -> Result<(), BrokerError> {
+async fn create_first(shared: &Arc<Context>, name: &TopicName) -> Result<(), BrokerError> {
     let owned = shared.own(name).await?;
-    load::record(shared, name, true, &owned).await.map(|_| ())
+    find_or_create(shared, name, true, &owned).await.map(drop)
 }

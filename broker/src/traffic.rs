@@ -15,8 +15,8 @@ use aquifer_model::id::OwnerEpoch;
 use aquifer_model::load::{BundleLoad, Load};
 use aquifer_model::topic::NamespaceName;
 
-use crate::bundles::Bundle;
-use crate::ownership::Owned;
+use crate::bundle::Bundle;
+use crate::bundle::ownership::Owned;
 
 /// What each topic counts at least where its bundle is cut in two, in units a second: topics
 /// without traffic are halved by their number.

@@ -7,10 +7,10 @@ use aquifer_protocol_api::operator::{BrokerInfo, BundleInfo};
 
 use crate::balance;
 use crate::broker::Broker;
-use crate::bundles::Bundle;
+use crate::bundle::view::BundleView;
+use crate::bundle::{Bundle, split, transfer, view};
 use crate::error::BrokerError;
 use crate::members::Member;
-use crate::movement;
 
 impl Broker {
     pub(super) fn brokers(&self) -> Vec<BrokerInfo> {
@@ -41,8 +41,8 @@ impl Broker {
         &self,
         namespace: &NamespaceName,
     ) -> Result<Vec<BundleInfo>, BrokerError> {
-        let views = movement::list(&self.topics, namespace).await?;
-        let info = |view: movement::BundleView| BundleInfo {
+        let views = view::list(&self.shared, namespace).await?;
+        let info = |view: BundleView| BundleInfo {
             range: view.bundle.range,
             broker: view.owner,
             url: view.url,
@@ -58,7 +58,7 @@ impl Broker {
         target: Option<BrokerId>,
     ) -> Result<BrokerInfo, BrokerError> {
         let bundle = Bundle { namespace, range };
-        let chosen = movement::transfer(&self.topics, &bundle, target).await?;
+        let chosen = transfer::transfer(&self.shared, &bundle, target).await?;
         Ok(self.info(chosen))
     }
 
@@ -71,9 +71,9 @@ impl Broker {
         let bundle = Bundle { namespace, range };
         let at = match at {
             Some(at) => Some(at),
-            None => balance::split_at(&self.topics, &bundle).await,
+            None => balance::split_at(&self.shared, &bundle).await,
         };
-        let parts = movement::split(&self.topics, &bundle, at).await?;
+        let parts = split::split(&self.shared, &bundle, at).await?;
         Ok(parts.map(|part| part.range))
     }
 }

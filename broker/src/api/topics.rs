@@ -26,11 +26,11 @@ use futures::StreamExt;
 use parking_lot::Mutex;
 
 use crate::broker::Broker;
+use crate::bundle::ownership::Owned;
 use crate::error::BrokerError;
 use crate::namespace::listing::{Listed, Lister, parse};
-use crate::ownership::Owned;
 use crate::topic::event::Event;
-use crate::topic::load::{self, no_topic};
+use crate::topic::record::{check_partition, find_or_create};
 use crate::topics::deletion::{PARTS_AT_ONCE, parts_of};
 
 /// How often the owner of a partition is looked for again, and the pause before.
@@ -103,7 +103,7 @@ impl Broker {
 
     async fn create_partition(&self, part: &TopicName) -> Result<(), BrokerError> {
         let owned = self.shared.own(part).await?;
-        load::record(&self.shared, part, true, &owned)
+        find_or_create(&self.shared, part, true, &owned)
             .await
             .map(drop)
     }
@@ -170,7 +170,7 @@ impl Broker {
             Err(error) => return Err(error.into()),
             Ok(None) => {
                 let owned = self.shared.own(&topic).await?;
-                load::record(&self.shared, &topic, create, &owned).await?
+                find_or_create(&self.shared, &topic, create, &owned).await?
             }
         };
         Ok(TopicLayout {
@@ -221,12 +221,12 @@ impl Broker {
             Some(cell) => cell.ranges(),
             None if topic.partition().is_some() => {
                 // Not used yet, if its topic has it.
-                load::check_partition(&self.shared, topic).await?;
+                check_partition(&self.shared, topic).await?;
                 return Ok(TopicStats::default());
             }
             None => {
                 self.shared.namespaces.check(topic.namespace()).await?;
-                return Err(no_topic(topic));
+                return Err(BrokerError::no_topic(topic));
             }
         };
         if ranges.is_empty() {

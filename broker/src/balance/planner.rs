@@ -25,7 +25,7 @@ use aquifer_model::load::{Load, LoadReport};
 
 use crate::balance::config::BalanceConfig;
 use crate::balance::planner::round::{Candidate, Place, Round};
-use crate::bundles::Bundle;
+use crate::bundle::Bundle;
 
 /// Rounds in a row in which a broker must be out of bounds before anything is done about it.
 const ROUNDS: u32 = 2;

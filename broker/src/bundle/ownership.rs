@@ -15,22 +15,28 @@ use std::time::Duration;
 use aquifer_metadata::cache::PrefixCache;
 use aquifer_metadata::error::MetadataError;
 use aquifer_metadata::keys;
+use aquifer_metadata::lease::Lease;
 use aquifer_metadata::record;
 use aquifer_metadata::store::{Expect, Guard, MetadataStore, Revision, Versioned};
 use aquifer_metadata::update::{Change, UpdateError};
 use aquifer_model::id::{BrokerId, OwnerEpoch};
 use aquifer_proto::v1::BundleOwnerRecord;
 use aquifer_runtime::clock::{self, SharedClock};
+use aquifer_runtime::rng::SharedRng;
+use aquifer_runtime::task::TaskGroup;
 use parking_lot::Mutex;
 
-use crate::bundles::{Bundle, Bundles};
+use crate::bundle::{Bundle, Bundles};
 use crate::error::BrokerError;
 use crate::members::Members;
 
 /// How long metadata is waited for where something else can answer, too.
 const CONFIRM_MAX: Duration = Duration::from_secs(1);
 /// Bundles that a cluster may have.
-pub(crate) const OWNERS_MAX: usize = 1_000_000;
+const OWNERS_MAX: usize = 1_000_000;
+
+/// How long a broker that drains hands its bundles over, before it ends anyway.
+pub(crate) const DRAIN_MAX: Duration = Duration::from_secs(60);
 
 /// What owning a bundle gives.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -62,6 +68,25 @@ impl Owned {
 pub(crate) struct Cluster {
     pub(crate) members: Members,
     pub(crate) owners: PrefixCache,
+}
+
+impl Cluster {
+    /// Begins to follow the brokers of the cluster and the owners of its bundles; waits until both
+    /// are known.
+    pub(crate) async fn join(
+        store: &Arc<dyn MetadataStore>,
+        me: BrokerId,
+        lease: Lease,
+        rng: &SharedRng,
+        tasks: &TaskGroup,
+    ) -> Cluster {
+        let members = Members::start(Arc::clone(store), me, lease, Arc::clone(rng), tasks);
+        let (store, rng) = (Arc::clone(store), Arc::clone(rng));
+        let owners = PrefixCache::start(store, keys::OWNERS_PREFIX, OWNERS_MAX, rng, tasks);
+        members.ready().await;
+        owners.ready().await;
+        Cluster { members, owners }
+    }
 }
 
 /// What is known of one bundle.

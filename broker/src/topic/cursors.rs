@@ -29,9 +29,8 @@ use crate::cursor_log;
 use crate::subscription::ConsumerId;
 use crate::subscription::cursor::AckDelta;
 use crate::topic::Topic;
-use crate::topic::event::{Event, Mailbox, Reply, SubscriptionId};
-use crate::topic::publish::SinceSnapshot;
-use crate::topic::seek::Mover;
+use crate::topic::dedup::SinceSnapshot;
+use crate::topic::event::{Event, Mailbox, Mover, Reply, SubscriptionId};
 
 /// Changes that go into one group.
 const GROUP_CHANGES_MAX: usize = 4096;

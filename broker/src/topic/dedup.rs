@@ -462,6 +462,13 @@ impl DedupTable {
     }
 }
 
+/// What was stored since deduplication was last put into a snapshot.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct SinceSnapshot {
+    pub(crate) entries: u64,
+    pub(crate) bytes: u64,
+}
+
 fn decode_opener(state: &v1::ProducerState) -> Option<Opener> {
     let instance = ProducerInstance::try_from(state.instance.as_ref()).ok()?;
     Some(Opener {

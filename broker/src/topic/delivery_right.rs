@@ -37,14 +37,12 @@ use std::time::Duration;
 
 use aquifer_log::error::LogError;
 use aquifer_log::{Fence, TopicLog};
-use aquifer_model::topic::TopicName;
 use aquifer_runtime::clock;
 
-use crate::broker::Shared;
-use crate::error::BrokerError;
-use crate::ownership::Owned;
+use crate::bundle::ownership::Owned;
+use crate::context::Context;
 use crate::topic::Topic;
-use crate::topic::event::{Event, SubscriptionId};
+use crate::topic::event::{Asked, Departure, Event, SubscriptionId};
 
 /// How long a probe is good for, from when bookies were asked.
 const PROBE_VALID: Duration = Duration::from_secs(1);
@@ -72,34 +70,6 @@ pub(crate) struct DeliveryRight {
     held: BTreeSet<SubscriptionId>,
     /// When it was seen that another owner takes over.
     handed_over: Option<Duration>,
-}
-
-/// Where the topics of a bundle go that another broker owns.
-#[derive(Debug)]
-pub(crate) struct Departure {
-    /// Under this their ledgers may be sealed, when the bundle was handed over.
-    pub(crate) sealing: Option<Owned>,
-    /// Where the other broker is; empty when that is not known.
-    pub(crate) url: String,
-}
-
-impl Departure {
-    /// What clients of a topic are told.
-    pub(crate) fn error(&self, topic: &TopicName) -> BrokerError {
-        let (what, url) = (topic.to_string(), self.url.clone());
-        match url.is_empty() {
-            true => BrokerError::Unloading(format!("{what} is moving to another broker")),
-            false => BrokerError::Elsewhere { what, url },
-        }
-    }
-}
-
-/// What came of asking.
-pub(crate) enum Asked {
-    /// It is this broker's, certain under this session.
-    Confirmed(u64),
-    /// What bookies say, and when they were asked.
-    Probed(Fence, Duration),
 }
 
 impl DeliveryRight {
@@ -214,7 +184,7 @@ impl Topic {
     }
 }
 
-async fn ask(shared: &Shared, owned: Option<&Owned>, logs: &[TopicLog]) -> Asked {
+async fn ask(shared: &Context, owned: Option<&Owned>, logs: &[TopicLog]) -> Asked {
     if let Some(owned) = owned
         && let Some(session) = shared.ownership.confirm(owned).await
     {

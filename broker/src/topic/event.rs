@@ -6,12 +6,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use aquifer_log::error::LogError;
-use aquifer_log::{AppendSink, Appended, Found, ReadPoint};
+use aquifer_log::{AppendSink, Appended, Fence, Found, ReadPoint};
 use aquifer_model::format::Description;
 use aquifer_model::id::Index;
 use aquifer_model::place::Place;
 use aquifer_model::stats::TopicStats;
-use aquifer_model::topic::SubscriptionName;
+use aquifer_model::topic::{SubscriptionName, TopicName};
 use aquifer_protocol_api::admin::SubscriptionReset;
 use aquifer_protocol_api::consumer::{
     Acknowledge, ConsumerSession, IndexRange, NegativeAcknowledge, Subscribe,
@@ -23,11 +23,10 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, mpsc, oneshot};
 
+use crate::bundle::ownership::Owned;
 use crate::error::BrokerError;
-use crate::ownership::Owned;
 use crate::subscription::ConsumerId;
 use crate::topic::dedup::SequenceRange;
-use crate::topic::delivery_right::{Asked, Departure};
 
 /// Events that may wait in a topic's mailbox.
 const MAILBOX_EVENTS: usize = 256;
@@ -220,6 +219,42 @@ pub(crate) enum LocatePurpose {
         subscription: SubscriptionId,
         reply: Reply<Index>,
     },
+}
+
+/// The requester of a move.
+pub(crate) enum Mover {
+    /// A consumer, with its request.
+    Consumer(ConsumerId, u64),
+    /// An administrator.
+    Admin(Reply<Index>),
+}
+
+/// Where the topics of a bundle go that another broker owns.
+#[derive(Debug)]
+pub(crate) struct Departure {
+    /// Under this their ledgers may be sealed, when the bundle was handed over.
+    pub(crate) sealing: Option<Owned>,
+    /// Where the other broker is; empty when that is not known.
+    pub(crate) url: String,
+}
+
+impl Departure {
+    /// What clients of a topic are told.
+    pub(crate) fn error(&self, topic: &TopicName) -> BrokerError {
+        let (what, url) = (topic.to_string(), self.url.clone());
+        match url.is_empty() {
+            true => BrokerError::Unloading(format!("{what} is moving to another broker")),
+            false => BrokerError::Elsewhere { what, url },
+        }
+    }
+}
+
+/// What an owner was told when it asked whether it may still deliver.
+pub(crate) enum Asked {
+    /// It is this broker's, certain under this session.
+    Confirmed(u64),
+    /// What bookies say, and when they were asked.
+    Probed(Fence, Duration),
 }
 
 /// The ways into a topic. Clones share them.

@@ -8,29 +8,29 @@ use aquifer_log::error::LogError;
 use aquifer_log::{LogKind, LogOptions, TopicLog, TopicRecordCell};
 use aquifer_model::id::OwnerEpoch;
 use aquifer_model::policy::EffectivePolicies;
-use aquifer_model::ranges::TopicRanges;
 use aquifer_model::topic::TopicName;
 use aquifer_runtime::clock;
 use tokio::sync::watch;
 
-use crate::broker::Shared;
+use crate::bundle::ownership::{DRAIN_MAX, Owned};
+use crate::context::Context;
 use crate::cursor_log::Losses;
 use crate::error::BrokerError;
-use crate::load::TopicCounters;
-use crate::movement::DRAIN_MAX;
-use crate::ownership::Owned;
 use crate::subscription::SubscriptionSpec;
 use crate::topic::Topic;
 use crate::topic::closing::Closing;
 use crate::topic::consume::Subscriptions;
 use crate::topic::consume::room::Rooms;
 use crate::topic::cursors::Cursors;
+use crate::topic::dedup::SinceSnapshot;
 use crate::topic::delivery_right::DeliveryRight;
-use crate::topic::event::mailbox;
-use crate::topic::publish::{Publishing, SinceSnapshot};
+use crate::topic::event::{Inbox, mailbox};
+use crate::topic::handle::TopicHandle;
+use crate::topic::publish::Publishing;
+use crate::topic::record::{find_or_create, partitioned};
 use crate::topic::recovery::{self, Recovered};
 use crate::topic::retention::Trimming;
-use crate::topics::{TopicHandle, Topics};
+use crate::traffic::TopicCounters;
 
 /// How long one step of a load may take: whoever waits tries again, and others get their turn.
 const STEP_MAX: Duration = Duration::from_secs(30);
@@ -38,13 +38,21 @@ const STEP_MAX: Duration = Duration::from_secs(30);
 const HAND_OVER_MAX: Duration = Duration::from_secs(2);
 const HAND_OVER_TICK: Duration = Duration::from_millis(10);
 
-/// Loads a topic and starts its task.
+/// A topic whose task can start.
+pub(crate) struct Loaded {
+    pub(crate) topic: Topic,
+    pub(crate) inbox: Inbox,
+    pub(crate) handle: TopicHandle,
+    /// To be dropped when the task has ended.
+    pub(crate) ended: watch::Sender<()>,
+}
+
+/// Loads a topic.
 pub(crate) async fn load(
-    topics: &Arc<Topics>,
+    shared: &Arc<Context>,
     name: &TopicName,
     create: bool,
-) -> Result<TopicHandle, BrokerError> {
-    let shared = topics.shared();
+) -> Result<Loaded, BrokerError> {
     let started = shared.clock.monotonic();
     // A namespace that does not exist is owned by nobody.
     let owned = async {
@@ -52,7 +60,7 @@ pub(crate) async fn load(
         shared.own(name).await
     };
     let owned = step("acquiring the topic's bundle", owned).await?;
-    let outcome = load_owned(topics, name, create, owned.clone()).await;
+    let outcome = load_owned(shared, name, create, owned.clone()).await;
     if let Err(BrokerError::Log(LogError::Fenced)) = &outcome {
         // The next request acquires ownership anew, or learns that it cannot.
         shared.ownership.lost(&owned);
@@ -66,19 +74,18 @@ pub(crate) async fn load(
 }
 
 async fn load_owned(
-    topics: &Arc<Topics>,
+    shared: &Arc<Context>,
     name: &TopicName,
     create: bool,
     owned: Owned,
-) -> Result<TopicHandle, BrokerError> {
-    let shared = Arc::clone(topics.shared());
-    let (cell, policies) = read(&shared, name, create, &owned).await?;
-    let sealed = wait_sealed(&shared, &cell, &owned).await?;
+) -> Result<Loaded, BrokerError> {
+    let (cell, policies) = read(shared, name, create, &owned).await?;
+    let sealed = wait_sealed(shared, &cell, &owned).await?;
     if !cell.ranges().is_empty() {
         return Err(partitioned(name, &cell.ranges()));
     }
     let (log, cursor_log, recovered) = loop {
-        let opened = open(&shared, &cell, owned.epoch, &policies);
+        let opened = open(shared, &cell, owned.epoch, &policies);
         match step("opening the topic's ledgers", opened).await {
             // A former owner that seals may have trimmed what the record named a moment ago.
             Err(BrokerError::Log(LogError::Damaged(_))) if cell.refresh().await? => {}
@@ -89,21 +96,18 @@ async fn load_owned(
             }
         }
     };
-    let id = shared.next_id();
     let now = shared.clock.monotonic();
     let (mailbox, inbox) = mailbox();
     let (ended_sender, ended) = watch::channel(());
     let cursor_log_taken_over = cursor_log.was_taken_over();
     let cursors = Cursors::new(cursor_log, &mailbox, recovered.dedup_index, now);
-    let (losses, log_begins_at) = (told(&shared, name, &recovered), log.first());
+    let (losses, log_begins_at) = (told(shared, name, &recovered), log.first());
     let (subscriptions, publishing) = restore(recovered, &log, &mailbox);
     let taken_over = log.was_taken_over() || cursor_log_taken_over;
-    let delivery_right = delivery_right(&shared, taken_over, sealed, now);
+    let delivery_right = delivery_right(shared, taken_over, sealed, now);
     let counters = Arc::new(TopicCounters::new(now));
     let incarnation = cell.incarnation();
     let topic = Topic {
-        topics: Arc::clone(topics),
-        id,
         name: name.clone(),
         incarnation,
         epoch: owned.epoch,
@@ -120,28 +124,33 @@ async fn load_owned(
         delivery_right,
         departure: None,
         counters: Arc::clone(&counters),
-        rooms: Rooms::new(&shared),
+        rooms: Rooms::new(shared),
         ending: None,
         log_begins_at,
         losses,
         resets: Vec::new(),
         last_used: now,
         next_housekeeping: now + Duration::from_millis(shared.config.housekeeping_ms),
-        shared: Arc::clone(&shared),
+        shared: Arc::clone(shared),
     };
-    shared.tasks.spawn("topic", topic.run(inbox, ended_sender));
-    Ok(TopicHandle {
-        id,
+    let handle = TopicHandle {
+        id: shared.next_id(),
         incarnation,
         mailbox,
         counters,
         departure: Arc::default(),
         ended,
+    };
+    Ok(Loaded {
+        topic,
+        inbox,
+        handle,
+        ended: ended_sender,
     })
 }
 
 /// What the cursor log has lost, after it was told to operators.
-fn told(shared: &Shared, name: &TopicName, recovered: &Recovered) -> Option<Losses> {
+fn told(shared: &Context, name: &TopicName, recovered: &Recovered) -> Option<Losses> {
     let losses = recovered.losses.clone()?;
     shared.metrics.damaged_cursor_logs.add(1, &[]);
     let reason = &losses.reason;
@@ -150,7 +159,7 @@ fn told(shared: &Shared, name: &TopicName, recovered: &Recovered) -> Option<Loss
 }
 
 fn delivery_right(
-    shared: &Shared,
+    shared: &Context,
     taken_over: bool,
     sealed: Sealed,
     now: Duration,
@@ -176,7 +185,7 @@ async fn step<T>(
 
 /// Opens the logs of a topic, and reads what they remember.
 async fn open(
-    shared: &Shared,
+    shared: &Context,
     cell: &Arc<TopicRecordCell>,
     owner_epoch: OwnerEpoch,
     policies: &watch::Receiver<EffectivePolicies>,
@@ -228,7 +237,7 @@ fn restore(
 /// Waits until the broker that handed the bundle over has sealed the topic's ledgers. One that does
 /// not, in time, is fenced.
 async fn wait_sealed(
-    shared: &Shared,
+    shared: &Context,
     cell: &TopicRecordCell,
     owned: &Owned,
 ) -> Result<Sealed, BrokerError> {
@@ -267,130 +276,14 @@ enum Sealed {
 
 /// A topic's record, and its policies as they change.
 async fn read(
-    shared: &Arc<Shared>,
+    shared: &Arc<Context>,
     name: &TopicName,
     create: bool,
     owned: &Owned,
 ) -> Result<(Arc<TopicRecordCell>, watch::Receiver<EffectivePolicies>), BrokerError> {
     let both = async {
         let policies = shared.namespaces.policies().of_topic(name);
-        tokio::try_join!(record(shared, name, create, owned), policies)
+        tokio::try_join!(find_or_create(shared, name, create, owned), policies)
     };
     step("reading the topic's record and policies", both).await
-}
-
-/// Whether topics of a name's namespace are created by use.
-async fn may_create(shared: &Shared, name: &TopicName) -> Result<bool, BrokerError> {
-    let policies = shared.namespaces.policies();
-    let policies = policies.of_namespace(name.namespace()).await?;
-    Ok(policies.auto_create_topics)
-}
-
-/// The record of a topic that exists, or that may be created now.
-pub(crate) async fn record(
-    shared: &Arc<Shared>,
-    name: &TopicName,
-    create: bool,
-    owned: &Owned,
-) -> Result<Arc<TopicRecordCell>, BrokerError> {
-    let guards = vec![owned.guard.clone()];
-    let ctx = || Arc::clone(&shared.log);
-    // A partition of a topic that is gone, or being deleted, is gone with it.
-    let base = match name.partition() {
-        Some(_) => Some(check_partition(shared, name).await?),
-        None => None,
-    };
-    if let Some(cell) = TopicRecordCell::load(ctx(), name, guards.clone()).await? {
-        return match cell.is_deleting() {
-            true => Err(BrokerError::Deleted(name.to_string())),
-            false => Ok(cell),
-        };
-    }
-    // What is only looked at is never created.
-    if !create || base.is_none() && !may_create(shared, name).await? {
-        return Err(no_topic(name));
-    }
-    let created = match &base {
-        Some(base) => TopicRecordCell::create_partition(ctx(), name, guards.clone(), base).await,
-        None => TopicRecordCell::create(ctx(), name, guards.clone()).await,
-    };
-    match created {
-        Ok(cell) => {
-            tracing::info!(topic = %name, "topic created");
-            Ok(cell)
-        }
-        Err(LogError::AlreadyExists) => TopicRecordCell::load(ctx(), name, guards)
-            .await?
-            .ok_or_else(|| no_topic(name)),
-        Err(error) => Err(error.into()),
-    }
-}
-
-/// A partition exists if its partitioned topic says so, whether its own record was written yet or
-/// not; it is never created for itself. Answers the record of the topic.
-pub(crate) async fn check_partition(
-    shared: &Arc<Shared>,
-    name: &TopicName,
-) -> Result<Arc<TopicRecordCell>, BrokerError> {
-    let base = name.base();
-    let cell = TopicRecordCell::load(Arc::clone(&shared.log), &base, Vec::new()).await?;
-    let Some(cell) = cell else {
-        return Err(BrokerError::NotFound {
-            what: "partitioned topic",
-            name: base.to_string(),
-            advice: "create the topic with partitions first; names that end in -partition-N are \
-                     kept for them"
-                .to_owned(),
-        });
-    };
-    let ranges = cell.ranges();
-    if cell.is_deleting() {
-        return Err(BrokerError::Deleted(name.to_string()));
-    }
-    if ranges.is_empty() {
-        return Err(BrokerError::invalid(
-            format!("{base} is not partitioned, so it has no partition"),
-            "use the topic itself",
-        ));
-    }
-    let has = |number| ranges.contains(number);
-    match name.partition().is_some_and(has) {
-        true => Ok(cell),
-        false => Err(BrokerError::NotFound {
-            what: "partition",
-            name: name.to_string(),
-            advice: format!("{base} has partitions {}", numbers(&ranges)),
-        }),
-    }
-}
-
-fn partitioned(name: &TopicName, ranges: &TopicRanges) -> BrokerError {
-    BrokerError::invalid(
-        format!("{name} is partitioned: it stores nothing itself"),
-        format!(
-            "use its partitions, such as {}, with numbers {}; the SDK does so when it describes \
-             the topic first",
-            name.partition_name(ranges.all().first().map_or(0, |range| range.number)),
-            numbers(ranges)
-        ),
-    )
-}
-
-/// The lowest and the highest number of a partition, for people.
-fn numbers(ranges: &TopicRanges) -> String {
-    match ranges.all() {
-        [] => "none".to_owned(),
-        [only] => only.number.to_string(),
-        [first, .., last] => format!("{} to {}", first.number, last.number),
-    }
-}
-
-pub(crate) fn no_topic(name: &TopicName) -> BrokerError {
-    BrokerError::NotFound {
-        what: "topic",
-        name: name.to_string(),
-        advice: "create the topic first, correct its name, or let the namespace create topics \
-                 automatically"
-            .to_owned(),
-    }
 }

@@ -20,7 +20,7 @@ use bytes::Bytes;
 use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::TrySendError;
 
-use crate::broker::Shared;
+use crate::context::Context;
 use crate::error::BrokerError;
 use crate::topic::dedup::SequenceRange;
 use crate::topic::event::{Body, Event, Frame, Mailbox, SessionId};
@@ -31,7 +31,7 @@ const FRAME_BYTES: usize = 512;
 
 /// The client's end.
 pub(super) struct Port {
-    pub(super) shared: Arc<Shared>,
+    pub(super) shared: Arc<Context>,
     pub(super) session: SessionId,
     pub(super) name: ProducerName,
     pub(super) instance: ProducerInstance,

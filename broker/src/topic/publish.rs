@@ -32,7 +32,7 @@ use tokio::sync::mpsc;
 
 use crate::error::BrokerError;
 use crate::topic::Topic;
-use crate::topic::dedup::{DedupTable, Opener, SequenceRange, Verdict};
+use crate::topic::dedup::{DedupTable, Opener, SequenceRange, SinceSnapshot, Verdict};
 use crate::topic::event::{Body, Frame, Mailbox, Reply, SessionId};
 
 /// What the topic knows of its producers.
@@ -54,13 +54,6 @@ pub(super) struct Publishing {
     /// Index after the last append whose outcome was handled here; the log's own end may be ahead.
     pub(super) persisted_end: Index,
     pub(super) since_snapshot: SinceSnapshot,
-}
-
-/// What was stored since deduplication was last put into a snapshot.
-#[derive(Debug, Clone, Copy, Default)]
-pub(super) struct SinceSnapshot {
-    pub(super) entries: u64,
-    pub(super) bytes: u64,
 }
 
 struct Session {

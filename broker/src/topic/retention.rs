@@ -10,6 +10,7 @@
 use std::time::Duration;
 
 use aquifer_log::error::LogError;
+use aquifer_metadata::store::Revision;
 use aquifer_model::id::Index;
 
 use crate::error::BrokerError;
@@ -46,6 +47,15 @@ pub(super) struct Trimming {
     /// The topic was loaded at that time, and if for a visit, it goes when that is over.
     loaded_at: Duration,
     visited: bool,
+}
+
+/// As long as the record has this revision, nothing at or above `limit` may be trimmed.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Rest {
+    /// Of the topic's record.
+    pub(crate) revision: Revision,
+    /// The end of what no subscription needs.
+    pub(crate) limit: Index,
 }
 
 impl Trimming {

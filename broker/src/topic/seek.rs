@@ -15,15 +15,7 @@ use crate::error::BrokerError;
 use crate::subscription::ConsumerId;
 use crate::topic::Topic;
 use crate::topic::cursors::Effect;
-use crate::topic::event::{Event, LocatePurpose, Reply, SubscriptionId};
-
-/// Who asked for a move.
-pub(super) enum Mover {
-    /// A consumer, with its request.
-    Consumer(ConsumerId, u64),
-    /// An administrator.
-    Admin(Reply<Index>),
-}
+use crate::topic::event::{Event, LocatePurpose, Mover, Reply, SubscriptionId};
 
 impl Topic {
     /// Looks a place up aside.

@@ -26,7 +26,6 @@ use tokio::sync::{oneshot, watch};
 
 use crate::error::BrokerError;
 use crate::topic::event::Event;
-use crate::topic::load::no_topic;
 use crate::topics::{Slot, Topics};
 
 /// Partitions that are deleted, or asked for something, at once.
@@ -140,7 +139,7 @@ impl Topics {
         let guards = vec![owned.guard.clone()];
         let ctx = Arc::clone(&self.shared.log);
         let Some(cell) = TopicRecordCell::load(ctx, topic, guards).await? else {
-            return Err(no_topic(topic));
+            return Err(BrokerError::no_topic(topic));
         };
         let ranges = cell.ranges();
         if ranges.is_empty() {
@@ -291,7 +290,7 @@ impl Topics {
             Some(ranges) if ranges.is_empty() => self.check_one(topic).await,
             Some(ranges) => self.check_parts(topic, &ranges).await,
             None if topic.partition().is_some() => Ok(()),
-            None => Err(no_topic(topic)),
+            None => Err(BrokerError::no_topic(topic)),
         }
     }
 

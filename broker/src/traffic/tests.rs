@@ -4,7 +4,7 @@ use aquifer_model::id::BrokerId;
 use proptest::prelude::*;
 
 use super::*;
-use crate::ownership::owned;
+use crate::bundle::ownership::owned;
 
 const WINDOW: Duration = Duration::from_secs(30);
 

@@ -9,7 +9,7 @@ use aquifer_model::topic::NamespaceName;
 
 use crate::balance::config::BalanceConfig;
 use crate::balance::planner::{Measure, Move, Plan, Split, budget, count};
-use crate::bundles::Bundle;
+use crate::bundle::Bundle;
 
 /// Most splits of a round.
 const SPLITS_MAX: usize = 8;

@@ -5,8 +5,8 @@ use aquifer_runtime::rng::{Rng, SeededRng};
 use proptest::prelude::*;
 
 use super::*;
-use crate::bundles::Bundles;
-use crate::load::{median, millis};
+use crate::bundle::Bundles;
+use crate::traffic::{median, millis};
 
 const PERIOD: Duration = Duration::from_secs(5);
 const TWO_MINUTES: usize = 24;

@@ -135,7 +135,7 @@ pub(in crate::topic) struct Rooms {
 }
 
 impl Rooms {
-    pub(in crate::topic) fn new(shared: &Arc<crate::broker::Shared>) -> Rooms {
+    pub(in crate::topic) fn new(shared: &Arc<crate::context::Context>) -> Rooms {
         // Below what a log takes: a topic is slowed here before its log has to refuse.
         let of_log = shared.log.settings.pending_bytes_per_log_max;
         Rooms {

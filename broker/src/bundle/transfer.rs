@@ -1,0 +1,130 @@
+//! Moves of bundles: one compare-and-swap of the bundle's record, by any broker.
+
+use std::time::Duration;
+
+use aquifer_metadata::keys;
+use aquifer_metadata::record;
+use aquifer_metadata::store::Expect;
+use aquifer_model::id::BrokerId;
+use aquifer_proto::v1::BundleOwnerRecord;
+use aquifer_runtime::clock;
+
+use crate::bundle::Bundle;
+use crate::bundle::ownership::{self, OWNED, broker_id};
+use crate::bundle::view::view;
+use crate::context::Context;
+use crate::error::BrokerError;
+use crate::members::Member;
+
+/// How long a move is waited for to appear among the owners that this broker follows.
+const SEEN_MAX: Duration = Duration::from_secs(10);
+
+/// Moves a bundle to a broker that is chosen, or named.
+///
+/// # Errors
+/// When there is no such bundle or broker, or metadata does not answer.
+pub(crate) async fn transfer(
+    shared: &Context,
+    bundle: &Bundle,
+    target: Option<BrokerId>,
+) -> Result<Member, BrokerError> {
+    let cluster = shared.ownership.cluster().ok_or_else(alone)?;
+    let (_, bundles) = shared.namespaces.record(&bundle.namespace).await?;
+    bundles.check(bundle)?;
+    let owner = view(shared, bundle.clone()).await?.owner;
+    let chosen = match target {
+        Some(target) => cluster
+            .members
+            .all()
+            .into_iter()
+            .find(|member| member.id == target),
+        None => cluster.members.choose(&bundle.to_string(), owner),
+    };
+    let chosen = chosen.ok_or_else(|| BrokerError::NotFound {
+        what: "broker",
+        name: target.map_or_else(|| "that could take it".to_owned(), |id| id.to_string()),
+        advice: "`aquifer cluster brokers` lists those that are there".to_owned(),
+    })?;
+    if owner != Some(chosen.id) {
+        move_to(shared, bundle, &chosen).await?;
+    }
+    Ok(chosen)
+}
+
+/// Moves a bundle of a certain broker to another one; `false` when it is not that one's any more.
+///
+/// # Errors
+/// When metadata does not answer, or the record changes at the same time.
+pub(crate) async fn move_from(
+    shared: &Context,
+    bundle: &Bundle,
+    from: BrokerId,
+    target: &Member,
+) -> Result<bool, BrokerError> {
+    let store = shared.ownership.store();
+    // Without a record, the bundle may be none any more.
+    let Some(found) = store.get(&ownership::key(bundle)).await? else {
+        return Ok(false);
+    };
+    let record: BundleOwnerRecord = record::decode(&found)?;
+    if broker_id(&record.broker_id) != Some(from) {
+        return Ok(false);
+    }
+    let expect = Expect::Revision(found.revision);
+    write_move(shared, bundle, target, record, expect).await?;
+    Ok(true)
+}
+
+/// Moves a bundle to a broker, whichever owns it now.
+///
+/// # Errors
+/// When metadata does not answer, or the record changes at the same time.
+pub(super) async fn move_to(
+    shared: &Context,
+    bundle: &Bundle,
+    target: &Member,
+) -> Result<(), BrokerError> {
+    let store = shared.ownership.store();
+    let (record, expect) = match &store.get(&ownership::key(bundle)).await? {
+        None => (BundleOwnerRecord::default(), Expect::Absent),
+        Some(found) => (record::decode(found)?, Expect::Revision(found.revision)),
+    };
+    write_move(shared, bundle, target, record, expect).await
+}
+
+async fn write_move(
+    shared: &Context,
+    bundle: &Bundle,
+    target: &Member,
+    record: BundleOwnerRecord,
+    expect: Expect,
+) -> Result<(), BrokerError> {
+    let key = ownership::key(bundle);
+    let moved = BundleOwnerRecord {
+        broker_id: target.id.0.to_vec().into(),
+        epoch: record.epoch + 1,
+        state: OWNED.to_owned(),
+        source_id: record.broker_id,
+        source_epoch: record.epoch,
+    };
+    let partition = keys::partition_of_namespace(&bundle.namespace);
+    let value = record::encode(moved);
+    let store = shared.ownership.store();
+    let revision = store.put(&partition, &key, value, expect).await?;
+    tracing::info!(%bundle, to = %target.id, "bundle is given to another broker");
+    if let Some(cluster) = shared.ownership.cluster() {
+        // So that an answer about the owner that follows is the new one.
+        let reached = cluster.owners.reached(revision);
+        if clock::timeout(SEEN_MAX, reached).await.is_err() {
+            tracing::debug!("the owners are not seen in time");
+        }
+    }
+    Ok(())
+}
+
+fn alone() -> BrokerError {
+    BrokerError::invalid(
+        "this broker is a standalone server",
+        "bundles move in clusters, between brokers",
+    )
+}

@@ -1,0 +1,172 @@
+//! What all parts of a broker share: settings, storage, budgets, metrics, namespaces, ownership.
+//!
+//! Invariant: it imports nothing of the parts that use it (topics, bundles that move, balance,
+//! administration), so that each of them can be given the context alone.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use aquifer_log::context::LogContext;
+use aquifer_metadata::lease::Lease;
+use aquifer_model::id::BrokerId;
+use aquifer_model::topic::TopicName;
+use aquifer_runtime::budget::ByteBudget;
+use aquifer_runtime::clock::SharedClock;
+use aquifer_runtime::rng::SharedRng;
+use aquifer_runtime::task::TaskGroup;
+use opentelemetry::metrics::Meter;
+use parking_lot::Mutex;
+use tokio::sync::Semaphore;
+
+use crate::bundle::ownership::{Cluster, Owned, Ownership};
+use crate::config::BrokerConfig;
+use crate::error::BrokerError;
+use crate::metrics::BrokerMetrics;
+use crate::namespace::Namespaces;
+use crate::peers::Peers;
+use crate::traffic::LoadMeter;
+
+/// Times that a request reads the bundles of a namespace again.
+const BUNDLES_ATTEMPTS_MAX: u32 = 5;
+/// Topics of all bundles that seal their ledgers at once: each is away for as long as its own
+/// takes, and the new owner opens one before the next are there.
+const SEALING_AT_ONCE: usize = 4;
+
+/// What a broker needs from its process.
+pub struct BrokerDeps {
+    /// The way to storage: metadata store, bookies, cache.
+    pub log: Arc<LogContext>,
+    /// The clock.
+    pub clock: SharedClock,
+    /// The random source.
+    pub rng: SharedRng,
+    /// Where metrics go.
+    pub meter: Meter,
+    /// The group that all tasks of the broker belong to.
+    pub tasks: TaskGroup,
+    /// The lease of the process, when there may be other brokers.
+    pub lease: Option<Lease>,
+    /// The way to other brokers, when there may be some.
+    pub peers: Option<Arc<dyn Peers>>,
+}
+
+/// See the module.
+pub(crate) struct Context {
+    pub(crate) config: BrokerConfig,
+    pub(crate) id: BrokerId,
+    pub(crate) log: Arc<LogContext>,
+    pub(crate) clock: SharedClock,
+    pub(crate) rng: SharedRng,
+    pub(crate) tasks: TaskGroup,
+    pub(crate) metrics: BrokerMetrics,
+    /// Bytes of published batches that storage does not have yet.
+    pub(crate) publish_budget: ByteBudget,
+    /// Bytes that reads of backlogs may hold until they are handed to consumers.
+    pub(crate) read_budget: ByteBudget,
+    pub(crate) namespaces: Namespaces,
+    pub(crate) ownership: Ownership,
+    /// Permits of topics that seal their ledgers for another broker.
+    pub(crate) sealing: Semaphore,
+    pub(crate) meter: Mutex<LoadMeter>,
+    pub(crate) peers: Option<Arc<dyn Peers>>,
+    closing: AtomicBool,
+    next_id: AtomicU64,
+}
+
+impl Context {
+    /// The context of a broker that starts: creates the default namespace if it is missing, and
+    /// waits until the cluster's brokers and owners are known.
+    ///
+    /// # Errors
+    /// When a setting is wrong or the metadata store does not answer.
+    pub(crate) async fn start(
+        config: BrokerConfig,
+        deps: BrokerDeps,
+    ) -> Result<Arc<Context>, BrokerError> {
+        config.validate()?;
+        let id = BrokerId(deps.rng.id16());
+        let store = Arc::clone(&deps.log.ledgers.store);
+        let bundles = config.namespace_bundles;
+        let tasks = deps.tasks.clone();
+        let defaults = config.default_policies();
+        let namespaces = Namespaces::new(Arc::clone(&store), tasks, bundles, defaults);
+        namespaces.ensure_default().await?;
+        let cluster = match deps.lease {
+            Some(lease) => Some(Cluster::join(&store, id, lease, &deps.rng, &deps.tasks).await),
+            None => None,
+        };
+        // Below what the logs take together, which cursors need a part of.
+        let of_logs = deps.log.settings.pending_bytes_max / 4 * 3;
+        let publish_bytes = config.publish_bytes_in_flight_max.min(of_logs);
+        let publish_budget = ByteBudget::new(publish_bytes);
+        let read_budget = ByteBudget::new(config.read_bytes_in_flight_max);
+        let budgets = [
+            ("aquifer_broker_publish_bytes", &publish_budget),
+            ("aquifer_broker_delivery_bytes", &read_budget),
+        ];
+        for (name, budget) in budgets {
+            BrokerMetrics::watch_budget(&deps.meter, name, budget);
+        }
+        Ok(Arc::new(Context {
+            id,
+            metrics: BrokerMetrics::new(&deps.meter),
+            publish_budget,
+            read_budget,
+            namespaces,
+            ownership: Ownership::new(store, Arc::clone(&deps.clock), id, cluster),
+            sealing: Semaphore::new(SEALING_AT_ONCE),
+            meter: Mutex::new(LoadMeter::new(config.balance.window())),
+            peers: deps.peers,
+            log: deps.log,
+            clock: deps.clock,
+            rng: deps.rng,
+            tasks: deps.tasks,
+            closing: AtomicBool::new(false),
+            next_id: AtomicU64::new(1),
+            config,
+        }))
+    }
+
+    /// A number that no other object of this broker has.
+    pub(crate) fn next_id(&self) -> u64 {
+        self.next_id.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// What this broker may do with a topic: owning its bundle, which it acquires if no broker
+    /// does.
+    pub(crate) async fn own(&self, topic: &TopicName) -> Result<Owned, BrokerError> {
+        let mut attempts = 0;
+        loop {
+            let bundles = self.namespaces.bundles(topic.namespace()).await?;
+            let owned = self.ownership.ensure(&bundles.of(topic), &bundles).await;
+            match owned {
+                Err(BrokerError::BundlesChanged(_)) if attempts < BUNDLES_ATTEMPTS_MAX => {
+                    attempts += 1;
+                    self.namespaces.forget(topic.namespace());
+                }
+                owned => return owned,
+            }
+        }
+    }
+
+    /// The way to other brokers.
+    pub(crate) fn peers(&self) -> Result<&Arc<dyn Peers>, BrokerError> {
+        let none = || BrokerError::Internal("another broker of a standalone server".to_owned());
+        self.peers.as_ref().ok_or_else(none)
+    }
+
+    /// Refuses requests from now on.
+    pub(crate) fn close(&self) {
+        self.closing.store(true, Ordering::Release);
+    }
+
+    /// Refuses when the broker shuts down.
+    pub(crate) fn check_open(&self) -> Result<(), BrokerError> {
+        if self.closing.load(Ordering::Acquire) {
+            return Err(BrokerError::Unloading(
+                "this broker is shutting down".to_owned(),
+            ));
+        }
+        Ok(())
+    }
+}
