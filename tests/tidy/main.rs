@@ -1,7 +1,9 @@
-//! House rules that the compiler and clippy cannot check: crate directions, file sizes, banned
-//! words, cited rules, where metadata keys are written, and the documents that must be there. Every
-//! checker is a pure function from text to violations, with tests that it catches what it is for.
+//! House rules that the compiler and clippy cannot check: crate directions, circles of imports, file
+//! sizes, banned words, cited rules, where metadata keys are written, and the documents that must be
+//! there. Every checker is a pure function from text to violations, with tests that it catches what
+//! it is for.
 
+mod circles;
 mod documents;
 mod edges;
 mod keys;
@@ -63,6 +65,11 @@ fn manifests_follow_the_crate_directions() {
 fn sources_follow_the_crate_directions() {
     let crates = edges::workspace_crates(root());
     check_sources(|file| edges::check_source(file, &crates));
+}
+
+#[test]
+fn files_do_not_import_in_large_circles() {
+    assert_none(&circles::check(&scan::workspace_sources(root())));
 }
 
 #[test]
