@@ -1,57 +1,52 @@
-//! A loaded topic: one owner task, one mailbox, one closed set of events. Nobody else touches its
-//! state, so there are no locks and no half-done changes: what a request began, the owner finishes,
-//! whether the requester is still there or not.
+//! A loaded topic: one owner task, one mailbox, one closed set of events. Only that task touches the
+//! topic's state, so there are no locks and no half-done changes: what a request began, the owner
+//! finishes, whether the requester still waits or not.
+//!
+//! The state is in components: producers (`publishing`), consumers and subscriptions (`attachments`),
+//! the writer of the cursor log (`cursors`), trimming, and the right to deliver. Each owns what it
+//! changes. It gets as arguments what it needs besides, and answers what the others are to do; this
+//! file receives events, calls components, and carries their answers from one to the next.
 //!
 //! Invariants: the owner never waits for a client, for storage or for metadata while it handles an
-//! event; what takes time runs aside and comes back as an event. A topic that was fenced or whose
-//! log is broken is not repaired: it ends, and the next request loads it anew.
+//! event; what takes time runs beside it and comes back as an event. A topic that was fenced or whose
+//! log is broken is not repaired: it ends, and the next request loads it again.
 
 pub mod dedup;
 pub(crate) mod event;
 pub(crate) mod handle;
 pub(crate) mod load;
 pub(crate) mod record;
-pub(crate) mod retention;
+pub(crate) mod trimming;
 
-mod closing;
-mod consume;
-mod consumer;
+mod attachments;
+mod context;
 mod cursors;
 mod delivery_right;
-mod outbox;
+mod lifecycle;
 mod producer;
-mod publish;
+mod publishing;
 mod recovery;
-mod reset;
-mod seek;
 mod stats;
 
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use aquifer_log::TopicRecordCell;
 use aquifer_log::error::LogError;
-use aquifer_log::{TopicLog, TopicRecordCell};
-use aquifer_model::id::{Index, OwnerEpoch, TopicIncarnation};
-use aquifer_model::policy::EffectivePolicies;
-use aquifer_model::topic::TopicName;
-use aquifer_protocol_api::admin::SubscriptionReset;
+use aquifer_model::id::Index;
+use aquifer_model::topic::SubscriptionName;
 use aquifer_runtime::clock::{self, Alarm};
-use tokio::sync::watch;
 
 use crate::bundle::ownership::Owned;
-use crate::context::Context;
-use crate::cursor_log::Losses;
 use crate::error::{BrokerError, topic_survives};
-use crate::topic::closing::Closing;
-use crate::topic::consume::Subscriptions;
-use crate::topic::consume::room::Rooms;
-use crate::topic::cursors::Cursors;
+use crate::topic::attachments::Attachments;
+use crate::topic::context::TopicContext;
+use crate::topic::cursors::{Cursors, Due, SnapshotContents, Written};
 use crate::topic::delivery_right::DeliveryRight;
-use crate::topic::event::{Departure, EVENT_WORK, Event, Inbox, Mailbox, Reply};
-use crate::topic::publish::Publishing;
-use crate::topic::retention::{Rest, Trimming};
-use crate::traffic::TopicCounters;
+use crate::topic::event::{Asked, Departure, EVENT_WORK, Event, Inbox, ReadDone, Reply};
+use crate::topic::publishing::{AppendFailed, Publishing};
+use crate::topic::trimming::{Kept, Rest, TrimEffects, Trimming};
 
 /// Work of events that is done before ready subscriptions get their turn, as 64 small ones have.
 const WORK_PER_TURN: usize = 64 * EVENT_WORK;
@@ -64,73 +59,26 @@ const END_TICK: Duration = Duration::from_millis(50);
 
 /// A topic, owned by its task.
 pub(crate) struct Topic {
-    shared: Arc<Context>,
-    name: TopicName,
-    incarnation: TopicIncarnation,
-    owned: Owned,
-    /// The epoch that deliveries carry: that of when the topic was loaded. A split raises the epoch of
-    /// the bundle, not that of sessions which go on; whoever owns the topic next has a higher one.
-    epoch: OwnerEpoch,
+    cx: TopicContext,
     cell: Arc<TopicRecordCell>,
-    policies: watch::Receiver<EffectivePolicies>,
-    mailbox: Mailbox,
-    log: TopicLog,
     publishing: Publishing,
-    subscriptions: Subscriptions,
-    closing: Closing,
+    attachments: Attachments,
     cursors: Cursors,
     trimming: Trimming,
     delivery_right: DeliveryRight,
-    /// Where it goes, once another broker owns the bundle.
-    departure: Option<Arc<Departure>>,
-    counters: Arc<TopicCounters>,
-    rooms: Rooms,
-    ending: Option<Ending>,
     /// When a client was last seen, on the monotonic clock.
     last_used: Duration,
     next_housekeeping: Duration,
-    /// Where the log began when that was last looked at.
-    log_begins_at: Index,
-    /// What of the subscriptions and producers may be missing. Until it is accepted nothing is trimmed, no
-    /// snapshot hides it, and the subscriptions concerned wait.
-    losses: Option<Losses>,
-    /// Who waits for that to be durable, and what they are told.
-    resets: Vec<(Reply<Vec<SubscriptionReset>>, Vec<SubscriptionReset>)>,
-}
-
-/// Why and until when a topic is ending.
-struct Ending {
-    /// What clients are told.
-    error: BrokerError,
-    /// Finish what is in flight and seal the ledgers; a broken topic does neither.
-    graceful: bool,
-    /// Whether ownership itself was lost.
-    fenced: bool,
-    deadline: Duration,
 }
 
 impl Topic {
-    fn epoch(&self) -> OwnerEpoch {
-        self.epoch
-    }
-
-    fn now(&self) -> Duration {
-        self.shared.clock.monotonic()
-    }
-
-    /// Where the messages end that consumers may see: dispatch, places and statistics stop here.
-    /// Never beyond the end of the log, and never moves back.
-    fn visible_end(&self) -> Index {
-        self.log.end()
-    }
-
     /// Runs the topic until it has ended and closed its logs. Answers what it is left with, when it
     /// was unloaded in order.
     pub(crate) async fn run(mut self, mut inbox: Inbox) -> Option<Rest> {
-        self.shared.metrics.topics.add(1, &[]);
-        let token = self.shared.tasks.shutdown_token();
-        // These outlive a turn: new ones would take the lock of the timers of all tasks. A shutdown that
-        // came ends the topic, and is not waited for again.
+        self.cx.shared.metrics.topics.add(1, &[]);
+        let token = self.cx.shared.tasks.shutdown_token();
+        // These outlive a turn: new ones would take the lock of the timers of all tasks. A shutdown
+        // that came ends the topic, and is not waited for again.
         let mut shutdown = pin!(token.wait());
         let mut alarm = Alarm::unset();
         loop {
@@ -138,15 +86,16 @@ impl Topic {
             if self.is_over() {
                 break;
             }
-            if self.subscriptions.has_ready() {
+            if self.attachments.has_ready() {
                 tokio::task::yield_now().await;
                 continue;
             }
-            let now = self.now();
+            let now = self.cx.now();
             let soon = now + END_TICK;
-            let at = match self.ending {
-                Some(_) => soon,
-                None => self.next_housekeeping.max(soon).min(self.next_due(now)),
+            let is_ending = self.cx.life.is_ending();
+            let at = match is_ending {
+                true => soon,
+                false => self.next_housekeeping.max(soon).min(self.next_due(now)),
             };
             alarm.set(at, now);
             tokio::select! {
@@ -157,12 +106,12 @@ impl Topic {
                         self.handle(event);
                     }
                 }
-                () = &mut shutdown, if self.ending.is_none() => self.handle(Event::Shutdown),
+                () = &mut shutdown, if !is_ending => self.handle(Event::Shutdown),
                 () = alarm.wait() => {}
             }
         }
         let rest = self.finish(inbox).await;
-        self.shared.metrics.topics.add(-1, &[]);
+        self.cx.shared.metrics.topics.add(-1, &[]);
         rest
     }
 
@@ -181,146 +130,345 @@ impl Topic {
                 Err(_) => break,
             }
         }
-        self.settle_appends();
-        if self.subscriptions.next_due_ms().is_some() {
-            self.subscriptions.wake_due(self.shared.clock.wall_ms());
+        if self.publishing.settle(&self.cx) {
+            self.attachments.wake_at_end();
+            self.maybe_snapshot();
         }
-        self.serve_ready(SUBSCRIPTIONS_PER_TURN);
+        if self.attachments.next_due_ms().is_some() {
+            self.attachments.wake_due(self.cx.wall_ms());
+        }
+        self.attachments
+            .serve_ready(&self.cx, &mut self.delivery_right, SUBSCRIPTIONS_PER_TURN);
         self.write_cursors();
-        if self.now() >= self.next_housekeeping {
+        if self.cx.now() >= self.next_housekeeping {
             self.housekeeping();
         }
     }
 
     /// When messages that are held back are due, on the monotonic clock.
     fn next_due(&self, now: Duration) -> Duration {
-        let due_ms = self.subscriptions.next_due_ms();
+        let due_ms = self.attachments.next_due_ms();
         due_ms.map_or(Duration::MAX, |due_ms| {
-            let left = due_ms.saturating_sub(self.shared.clock.wall_ms());
+            let left = due_ms.saturating_sub(self.cx.wall_ms());
             now.saturating_add(Duration::from_millis(left))
         })
     }
 
+    /// Gives an event to the component that it is for, and the component's answer to others.
     fn handle(&mut self, event: Event) {
+        let (cx, cursors) = (&self.cx, &mut self.cursors);
+        let (publishing, attachments) = (&mut self.publishing, &mut self.attachments);
         match event {
-            Event::OpenProducer { request, reply } => self.open_producer(*request, reply),
-            Event::Publish { session, frames } => self.publish(session, frames),
-            Event::ProducerGone(session) => self.producer_gone(session),
-            Event::Appended { tag, outcome } => self.appended(tag, outcome),
-            Event::Subscribe { request, reply } => self.subscribe(request, reply),
-            Event::Consumer {
-                subscription,
-                consumer,
-                request,
-            } => {
-                self.consumer_request(subscription, consumer, request);
-                if let Some(subscription) = self.closing.handled(consumer) {
-                    self.consumer_closed(subscription, consumer);
+            Event::OpenProducer { request, reply } => publishing.open(cx, *request, reply),
+            Event::Publish { session, frames } => publishing.publish(cx, session, frames),
+            Event::ProducerGone(session) => publishing.gone(cx, session),
+            Event::Appended { tag, outcome } => {
+                if let Some(failed) = publishing.appended(cx, tag, outcome) {
+                    self.append_failed(&failed);
                 }
             }
-            Event::ConsumerGone(subscription, consumer, sent) => {
-                if self.closing.behind(subscription, consumer, sent) {
-                    self.consumer_closed(subscription, consumer);
-                }
+            Event::Subscribe { request, reply } => {
+                attachments.subscribe(cx, cursors, request, reply);
             }
-            Event::Drained(subscription, consumer) => self.drained(subscription, consumer),
-            Event::Room(subscription, room) => self.room_came(subscription, room),
+            Event::Consumer(id, consumer, request) => {
+                attachments.request(cx, cursors, id, consumer, request);
+            }
+            Event::ConsumerGone(id, consumer, sent) => {
+                attachments.gone(cx, cursors, id, consumer, sent);
+            }
+            Event::Drained(id, consumer) => attachments.drained(cx, id, consumer),
+            Event::Room(id, room) => attachments.room_came(cx, id, room),
             Event::Read(done) => self.read_done(*done),
-            Event::ReadRetry(subscription) => self.read_retry(subscription),
-            Event::Located { purpose, result } => self.located(*purpose, result),
-            Event::CursorAppended { tag, outcome } => self.cursor_appended(tag, outcome),
-            Event::CursorRetry => self.cursor_retry(),
-            Event::CursorRolled(result) => self.cursor_rolled(result),
+            Event::ReadRetry(id) => attachments.read_retry(cx, id),
+            Event::Located(purpose, result) => attachments.located(cx, cursors, *purpose, result),
+            Event::CursorAppended { tag, outcome } => {
+                let written = cursors.appended(cx, tag, outcome);
+                self.cursors_written(written);
+            }
+            Event::CursorRetry => cursors.retry(),
+            Event::CursorRolled(result) => {
+                if let Some(error) = cursors.rolled(cx, result) {
+                    self.broken(&error);
+                }
+            }
             Event::Trimmed(result) => self.trimmed(result),
             Event::Trim(reply) => self.trim_visit(reply),
             Event::Stats(reply) => {
                 // A requester that went away needs no answer; so everywhere below.
-                let _ = reply.send(Ok(self.stats()));
+                let _ = reply.send(Ok(stats::stats(cx, publishing, attachments)));
             }
             Event::DeleteSubscription { name, force, reply } => {
                 self.delete_subscription(&name, force, reply);
             }
             Event::CreateSubscription { name, place, reply } => {
-                self.new_subscription(name, place, reply);
+                attachments.create(cx, cursors, name, place, reply);
             }
             Event::SeekSubscription { name, place, reply } => {
-                self.seek_subscription(&name, place, reply);
+                attachments.seek(cx, cursors, &name, place, reply);
             }
-            Event::ResetCursors(reply) => self.reset_cursors(reply),
-            Event::Skip { name, range, reply } => self.skip(&name, range, reply),
-            Event::DeliveryRight(asked) => self.delivery_right_asked(asked),
+            Event::ResetCursors(reply) => {
+                if attachments.reset(cx, reply) {
+                    cursors.begin_again();
+                }
+            }
+            Event::Skip { name, range, reply } => {
+                attachments.skip(cx, cursors, &name, range, reply);
+            }
+            Event::DeliveryRight(asked) => self.delivery_right_asked(&asked),
             Event::Delete { force, reply } => self.delete(force, reply),
             Event::Rebound(owned) => self.rebind(*owned),
             Event::HandedOver(departure) => self.hand_over(departure),
             Event::Moved(departure) => self.moved_away(departure),
-            Event::Shutdown => self.end(
-                BrokerError::Unloading("this broker is shutting down".to_owned()),
-                true,
-            ),
+            Event::Shutdown => self.shutdown(),
         }
     }
 
-    /// The bundle's record was written anew, and this broker may go on as before.
+    /// Everything appended after a failed append fails as well; the producers are told now.
+    fn append_failed(&mut self, failed: &AppendFailed) {
+        let error = &failed.error;
+        if failed.is_first {
+            let told = match error {
+                LogError::HandedOver => self.cx.refusal(),
+                _ => None,
+            };
+            let told = told.unwrap_or_else(|| BrokerError::Log(error.clone()));
+            self.publishing.fail_all(&self.cx, &told);
+        }
+        self.survives(error);
+    }
+
+    fn read_done(&mut self, done: ReadDone) {
+        let right = &mut self.delivery_right;
+        if let Some(error) = self.attachments.read_done(&self.cx, right, done) {
+            self.broken(&error);
+        }
+    }
+
+    /// Starts what is due for the cursor log when nothing of it is in flight.
+    fn write_cursors(&mut self) {
+        loop {
+            let written = match self.cursors.due(&self.cx, self.attachments.is_whole()) {
+                Due::Nothing => return,
+                Due::Roll => return self.cursors.roll(&self.cx),
+                Due::Snapshot => {
+                    let contents = SnapshotContents {
+                        subscriptions: self.attachments.snapshot(),
+                        producers: self.publishing.snapshot(),
+                        dedup_index: self.publishing.persisted_end(),
+                    };
+                    self.cursors.write_snapshot(&self.cx, contents)
+                }
+                Due::Group => self.cursors.write_group(&self.cx),
+            };
+            self.cursors_written(written);
+        }
+    }
+
+    /// Lets the effects of durable changes show, or looks what a failure means.
+    fn cursors_written(&mut self, written: Written) {
+        match written {
+            Written::InFlight => {}
+            Written::Durable {
+                changes,
+                has_snapshot,
+            } => {
+                for change in changes {
+                    let cursors = &mut self.cursors;
+                    if self.attachments.apply(&self.cx, cursors, change.effect) {
+                        self.trim();
+                    }
+                }
+                if has_snapshot {
+                    self.attachments.reset_done();
+                    if self.trimming.snapshot_done() {
+                        self.trim();
+                    }
+                }
+                let mark = || {
+                    self.attachments
+                        .durable_mark(self.publishing.persisted_end())
+                };
+                if self.trimming.is_due(mark) {
+                    self.trim();
+                }
+            }
+            Written::Failed(error) => {
+                if self.survives(&error) && error != LogError::HandedOver {
+                    self.cursors.retry_later(&self.cx, &error);
+                }
+            }
+        }
+    }
+
+    /// Takes a snapshot when replaying what came since the last one would take long.
+    fn maybe_snapshot(&mut self) {
+        let (config, since) = (&self.cx.shared.config, self.publishing.since_snapshot());
+        let age = self.cx.now().saturating_sub(self.cursors.snapshot_time());
+        if trimming::is_snapshot_due(config, since, age, self.publishing.remembered()) {
+            self.cursors.want_snapshot();
+        }
+    }
+
+    /// Trims as far as policy, subscriptions and snapshots allow.
+    fn trim(&mut self) {
+        if self.trimming.is_running() || self.cx.life.is_ending() {
+            return;
+        }
+        let effects = match self.attachments.is_whole() {
+            true => {
+                let kept = Kept {
+                    mark: self.trim_limit(),
+                    snapshot: self.cursors.dedup_index(),
+                    pause: trimming::snapshot_pause(self.publishing.remembered()),
+                };
+                self.trimming.trim(&self.cx, kept)
+            }
+            // A subscription may be missing that needs it.
+            false => TrimEffects {
+                snapshot: false,
+                visit_over: self.trimming.visit_over(&Ok(())),
+            },
+        };
+        if effects.snapshot {
+            self.cursors.want_snapshot();
+        }
+        if effects.visit_over {
+            self.next_housekeeping = self.cx.now();
+        }
+    }
+
+    /// The index below which nothing is needed any more.
+    fn trim_limit(&self) -> Index {
+        self.attachments
+            .durable_mark(self.publishing.persisted_end())
+    }
+
+    fn trimmed(&mut self, result: Result<Index, LogError>) {
+        let is_over = match result {
+            Ok(first) => {
+                let has_more = self.trimming.trimmed(first);
+                self.attachments.trimmed(first);
+                if has_more {
+                    return self.trim();
+                }
+                self.trimming.visit_over(&Ok(()))
+            }
+            // Only another owner is a reason to end a topic that serves.
+            Err(error) => {
+                let is_over = self.trimming.failed(&self.cx, &error);
+                if matches!(error, LogError::Fenced) {
+                    self.broken(&error);
+                }
+                is_over
+            }
+        };
+        if is_over {
+            self.next_housekeeping = self.cx.now();
+        }
+    }
+
+    fn trim_visit(&mut self, reply: Reply<()>) {
+        if let Some(error) = self.cx.life.ended() {
+            let _ = reply.send(Err(error));
+            return;
+        }
+        self.trimming.visit(reply);
+        self.trim();
+    }
+
+    fn delivery_right_asked(&mut self, asked: &Asked) {
+        match self.delivery_right.asked(asked) {
+            Some(waiting) => self.attachments.wake(waiting),
+            None => self.broken(&LogError::Fenced),
+        }
+    }
+
+    /// The bundle's record was written again, and this broker may continue as before.
     fn rebind(&mut self, owned: Owned) {
         self.cell.set_guards(vec![owned.guard.clone()]);
-        self.owned = owned;
+        self.delivery_right.rebound(owned);
     }
 
-    /// Why no session begins here, if none does.
-    fn refusal(&self) -> Option<BrokerError> {
-        let leaving = || self.departure.as_ref().map(|d| d.error(&self.name));
-        let ending = self.ending.as_ref().map(|ending| ending.error.clone());
-        ending.or_else(leaving)
+    /// Another broker owns the bundle now, and waits for a moment until the ledgers are sealed. Until
+    /// that is this topic's turn, sessions go on with the ledgers that are open, and none begins
+    /// (H21).
+    fn hand_over(&mut self, departure: Arc<Departure>) {
+        if let Some(owned) = &departure.sealing {
+            self.cell.hand_over(vec![owned.guard.clone()]);
+        }
+        self.delivery_right.handed_over(self.cx.now());
+        self.cx.life.depart(departure);
     }
 
-    fn delete(&mut self, force: bool, reply: event::Reply<()>) {
-        if let Some(error) = self.departure.as_ref().map(|d| d.error(&self.name)) {
+    /// Another broker owns the bundle now. One to which it was handed over waits until the ledgers
+    /// are sealed; one that took it over does not, and fences.
+    fn moved_away(&mut self, departure: Arc<Departure>) {
+        let is_sealing = departure.sealing.is_some();
+        let error = departure.error(&self.cx.name);
+        self.hand_over(departure);
+        self.end(&error, is_sealing);
+    }
+
+    fn delete_subscription(&mut self, name: &SubscriptionName, force: bool, reply: Reply<()>) {
+        self.drop_dead_sessions();
+        self.attachments
+            .delete(&self.cx, &mut self.cursors, name, force, reply);
+    }
+
+    fn delete(&mut self, force: bool, reply: Reply<()>) {
+        if let Some(error) = self.cx.life.departed(&self.cx.name) {
             let _ = reply.send(Err(error));
             return;
         }
         self.drop_dead_sessions();
-        if !force && (self.publishing.is_used() || self.subscriptions.has_consumers()) {
-            let _ = reply.send(Err(BrokerError::InUse(self.name.to_string())));
+        if !force && self.is_used() {
+            let _ = reply.send(Err(BrokerError::InUse(self.cx.name.to_string())));
             return;
         }
-        let error = BrokerError::Deleted(self.name.to_string());
-        self.fail_producers(&error);
-        self.fail_consumers(&error);
-        self.end(error, true);
+        let error = BrokerError::Deleted(self.cx.name.to_string());
+        self.fail_sessions(&error);
+        self.end(&error, true);
         let _ = reply.send(Ok(()));
     }
 
-    /// Begins to end. A graceful end finishes what is in flight and seals the ledgers.
-    fn end(&mut self, error: BrokerError, graceful: bool) {
-        if let Some(ending) = &mut self.ending {
-            ending.graceful &= graceful;
-            return;
-        }
-        tracing::debug!(topic = %self.name, reason = %error, graceful, "topic is ending");
-        self.refuse_waiting(&error);
-        if graceful {
-            self.doom_producers(&error);
-            self.snapshot_before_end();
-        } else {
-            self.fail_producers(&error);
-        }
-        self.ending = Some(Ending {
-            error,
-            graceful,
-            fenced: false,
-            deadline: self.now() + END_DEADLINE,
-        });
+    fn shutdown(&mut self) {
+        let error = BrokerError::Unloading("this broker is shutting down".to_owned());
+        self.end(&error, true);
     }
 
-    /// Ends a topic whose log cannot go on; the next request loads it anew.
+    /// Begins to end. A graceful end finishes what is in flight and seals the ledgers.
+    fn end(&mut self, error: &BrokerError, graceful: bool) {
+        let deadline = self.cx.now() + END_DEADLINE;
+        if self.cx.life.is_ending() {
+            self.cx.life.end(error, graceful, deadline);
+            return;
+        }
+        tracing::debug!(topic = %self.cx.name, reason = %error, graceful, "topic is ending");
+        self.publishing.refuse_waiting(error);
+        self.attachments.refuse_waiting(error);
+        if graceful {
+            self.publishing.end_all(&self.cx, error);
+            // Spares the next load a long replay, and keeps how often messages were delivered that no
+            // consumer has acknowledged.
+            if trimming::is_replay_long(self.publishing.since_snapshot())
+                || self.attachments.has_redelivered()
+            {
+                self.cursors.want_snapshot();
+            }
+        } else {
+            self.publishing.fail_all(&self.cx, error);
+        }
+        self.cx.life.end(error, graceful, deadline);
+    }
+
+    /// Ends a topic whose log cannot continue; the next request loads it again.
     fn broken(&mut self, error: &LogError) {
-        tracing::warn!(topic = %self.name, %error, "topic is unloaded and will be loaded again");
-        let leaving = self.departure.as_ref().map(|d| d.error(&self.name));
-        self.end(leaving.unwrap_or(BrokerError::Log(error.clone())), false);
-        if let Some(ending) = &mut self.ending
-            && matches!(error, LogError::Fenced)
-        {
-            ending.fenced = true;
+        tracing::warn!(topic = %self.cx.name, %error, "topic is unloaded and will be loaded again");
+        let leaving = self.cx.life.departed(&self.cx.name);
+        let told = leaving.unwrap_or_else(|| BrokerError::Log(error.clone()));
+        self.end(&told, false);
+        if matches!(error, LogError::Fenced) {
+            self.cx.life.fenced();
         }
     }
 
@@ -329,100 +477,97 @@ impl Topic {
         let survives = topic_survives(error);
         if !survives {
             self.broken(error);
-        } else if *error == LogError::HandedOver {
-            self.leave();
+        } else if *error == LogError::HandedOver
+            && let Some(refusal) = self.cx.refusal()
+        {
+            // Before its turn: it cannot continue with the ledgers that are open.
+            self.end(&refusal, true);
         }
         survives
     }
 
-    fn is_broken(&self) -> bool {
-        self.ending.as_ref().is_some_and(|ending| !ending.graceful)
+    fn is_quiet(&self) -> bool {
+        self.publishing.is_quiet() && self.cursors.is_quiet(self.attachments.is_whole())
     }
 
     fn is_over(&self) -> bool {
-        let Some(ending) = &self.ending else {
-            return false;
-        };
-        let quiet = self.publishing.is_quiet() && self.cursors.is_quiet(self.losses.is_none());
-        !ending.graceful || quiet || self.now() >= ending.deadline
+        self.cx.life.is_over(self.cx.now(), || self.is_quiet())
+    }
+
+    /// Whether clients are connected or about to be.
+    fn is_used(&self) -> bool {
+        self.publishing.is_used() || self.attachments.has_consumers()
+    }
+
+    fn fail_sessions(&mut self, error: &BrokerError) {
+        self.publishing.fail_all(&self.cx, error);
+        self.attachments.fail_all(&self.cx, error);
     }
 
     /// Refuses what is still in the mailbox, tells the clients, closes the logs.
     async fn finish(&mut self, mut inbox: Inbox) -> Option<Rest> {
         inbox.receiver.close();
         while inbox.receiver.try_recv().is_ok() {}
-        let ending = self.ending.take()?;
-        self.fail_producers(&ending.error);
-        self.fail_consumers(&ending.error);
+        let ending = self.cx.life.take()?;
+        self.fail_sessions(&ending.error);
         if ending.fenced {
-            self.shared.ownership.lost(&self.owned);
+            let owned = self.delivery_right.owned();
+            self.cx.shared.ownership.lost(owned);
             return None;
         }
+        let topic = &self.cx.name;
         let mut sealed = 0;
-        for log in [&self.log, self.cursors.log()] {
+        for log in [&self.cx.log, self.cursors.log()] {
             match clock::timeout(END_DEADLINE, log.close()).await {
                 Ok(Ok(())) => sealed += 1,
-                // Whoever opens the topic next recovers the ledger.
-                Ok(Err(error)) => {
-                    tracing::debug!(topic = %self.name, %error, "ledger was not sealed");
-                }
-                Err(_) => tracing::debug!(topic = %self.name, "ledger was not sealed in time"),
+                // The next load of the topic recovers the ledger.
+                Ok(Err(error)) => tracing::debug!(%topic, %error, "ledger was not sealed"),
+                Err(_) => tracing::debug!(%topic, "ledger was not sealed in time"),
             }
         }
-        tracing::debug!(topic = %self.name, "topic unloaded");
+        tracing::debug!(%topic, "topic unloaded");
         (sealed == 2 && ending.graceful).then(|| Rest {
             revision: self.cell.revision(),
-            limit: match self.losses {
-                Some(_) => Index(0),
-                None => self.trim_limit(),
+            limit: match self.attachments.is_whole() {
+                true => self.trim_limit(),
+                false => Index(0),
             },
         })
     }
 
     /// What is looked at from time to time.
     fn housekeeping(&mut self) {
-        let now = self.now();
-        self.next_housekeeping = now + Duration::from_millis(self.shared.config.housekeeping_ms);
+        let now = self.cx.now();
+        let config = &self.cx.shared.config;
+        self.next_housekeeping = now + Duration::from_millis(config.housekeeping_ms);
         self.drop_dead_sessions();
-        if self.publishing.is_used() || self.subscriptions.has_consumers() {
+        if self.is_used() {
             self.last_used = now;
         }
-        self.publishing.dedup.forget_drawn(now);
-        self.note_backlog();
+        self.publishing.forget_drawn(now);
+        // For the metrics, for which no topic is loaded.
+        let (all, max) = self.attachments.backlog(self.cx.visible_end());
+        self.cx.counters.set_backlog(all, max);
         self.maybe_snapshot();
         self.trim();
-        let idle = now.saturating_sub(self.last_used);
-        if idle >= self.idle_max()
-            && self.publishing.is_quiet()
-            && self.cursors.is_quiet(self.losses.is_none())
-            && !self.subscriptions.is_waiting()
+        let sessions = self
+            .publishing
+            .last_used()
+            .max(self.attachments.last_used());
+        let last_used = self.last_used.max(sessions);
+        let idle_max = self.trimming.idle_max(&self.cx.shared.config, last_used);
+        if now.saturating_sub(last_used) >= idle_max
+            && self.is_quiet()
+            && !self.attachments.is_waiting()
         {
-            self.end(
-                BrokerError::Unloading("the topic was idle and is being unloaded".to_owned()),
-                true,
-            );
+            let reason = "the topic was idle and is being unloaded".to_owned();
+            self.end(&BrokerError::Unloading(reason), true);
         }
     }
 
-    /// For the metrics, which nobody has to load a topic for.
-    fn note_backlog(&self) {
-        let end = self.visible_end();
-        let durable = self.subscriptions.iter();
-        let durable = durable.filter(|slot| slot.state.is_durable());
-        let (all, max) = durable.fold((0u64, 0u64), |(all, max), slot| {
-            let backlog = slot.state.backlog(end);
-            (all.saturating_add(backlog), max.max(backlog))
-        });
-        self.counters.set_backlog(all, max);
-    }
-
-    /// Closes sessions whose clients took their ends away without saying so.
+    /// Closes sessions whose clients dropped their ends without closing them.
     fn drop_dead_sessions(&mut self) {
-        for session in self.publishing.dead_sessions() {
-            self.producer_gone(session);
-        }
-        for (subscription, consumer) in self.subscriptions.dead_consumers() {
-            self.consumer_gone(subscription, consumer);
-        }
+        self.publishing.drop_dead(&self.cx);
+        self.attachments.drop_dead(&self.cx);
     }
 }

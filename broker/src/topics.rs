@@ -24,7 +24,7 @@ use crate::topic::event::{Departure, Event};
 use crate::topic::handle::TopicHandle;
 use crate::topic::load::{self, Loaded};
 use crate::topic::record::find_or_create;
-use crate::topic::retention::Rest;
+use crate::topic::trimming::Rest;
 use crate::topics::deletion::Deletions;
 use crate::topics::queue::LoadQueue;
 use crate::topics::rests::Rests;

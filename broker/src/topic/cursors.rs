@@ -21,15 +21,14 @@ use aquifer_model::id::{Index, SeekEpoch};
 use aquifer_model::policy::Retention;
 use aquifer_model::topic::SubscriptionName;
 use aquifer_proto::v1::{CursorDelta, ProducerState, SubscriptionState};
-use aquifer_protocol_api::consumer::{ConsumerEvent, IndexRange};
+use aquifer_protocol_api::consumer::IndexRange;
 use aquifer_runtime::clock;
 use bytes::Bytes;
 
 use crate::cursor_log;
 use crate::subscription::ConsumerId;
 use crate::subscription::cursor::AckDelta;
-use crate::topic::Topic;
-use crate::topic::dedup::SinceSnapshot;
+use crate::topic::context::TopicContext;
 use crate::topic::event::{Event, Mailbox, Mover, Reply, SubscriptionId};
 
 /// Changes that go into one group.
@@ -41,9 +40,9 @@ const WAITING_MAX: usize = 256 * 1024;
 const RETRY_MIN: Duration = Duration::from_millis(20);
 const RETRY_MAX: Duration = Duration::from_secs(5);
 
-/// What a durable change lets happen.
+/// What a durable change lets happen; carried out by the attachments.
 pub(super) enum Effect {
-    /// A subscription exists: attach who waits for it.
+    /// A subscription exists: attach the consumers that wait for it.
     Created(SubscriptionId, SubscriptionName),
     /// An acknowledgement counts: trimming may go by it, and the consumer is told if it asked.
     Acknowledged {
@@ -79,9 +78,9 @@ pub(super) enum Effect {
 }
 
 /// A change that waits, or an effect that waits for the changes before it.
-struct Change {
+pub(super) struct Change {
     delta: Option<CursorDelta>,
-    effect: Effect,
+    pub(super) effect: Effect,
 }
 
 impl Change {
@@ -140,9 +139,35 @@ pub(super) struct Cursors {
     snapshot_wanted: bool,
     /// The log up to here is in the newest durable snapshot of producers: trimming keeps the rest
     /// (H11).
-    pub(super) dedup_index: Index,
+    dedup_index: Index,
     /// When the last snapshot was taken, on the monotonic clock.
-    pub(super) snapshot_time: Duration,
+    snapshot_time: Duration,
+}
+
+/// What is due when nothing is in flight.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Due {
+    Nothing,
+    /// The log begins a new ledger.
+    Roll,
+    /// A snapshot is written.
+    Snapshot,
+    /// The changes that wait are written.
+    Group,
+}
+
+/// What came of a group, or of the attempt to write it.
+pub(super) enum Written {
+    /// It is in flight.
+    InFlight,
+    /// These show now, in this order.
+    Durable {
+        changes: Vec<Change>,
+        /// A snapshot is durable with them.
+        has_snapshot: bool,
+    },
+    /// The log could not be written.
+    Failed(LogError),
 }
 
 /// What goes into a snapshot.
@@ -178,12 +203,22 @@ impl Cursors {
         }
     }
 
+    /// The end of the messages that the newest durable snapshot of producers covers.
+    pub(super) fn dedup_index(&self) -> Index {
+        self.dedup_index
+    }
+
+    /// When the last snapshot was taken, on the monotonic clock.
+    pub(super) fn snapshot_time(&self) -> Duration {
+        self.snapshot_time
+    }
+
     pub(super) fn log(&self) -> &TopicLog {
         &self.log
     }
 
     /// Begins a new ledger with a snapshot, so that everything before it can go.
-    pub(super) fn begin_anew(&mut self) {
+    pub(super) fn begin_again(&mut self) {
         self.bytes = u64::MAX;
         self.snapshot_wanted = true;
     }
@@ -282,6 +317,7 @@ impl Cursors {
     /// What waits is not made durable here any more: nobody is told that it was.
     fn give_up(&mut self) {
         self.waiting.clear();
+        self.waiting_weight = 0;
         self.snapshot_wanted = false;
         self.phase = Phase::Idle;
     }
@@ -301,94 +337,96 @@ impl Cursors {
             self.waiting.push_front(change);
         }
     }
-}
 
-/// What of a group was appended.
-struct Sent {
-    at: Index,
-    last_tag: u64,
-    bytes: u64,
-    refused: Option<LogError>,
-}
-
-impl Topic {
-    /// Starts what is due when nothing is on its way.
-    pub(super) fn write_cursors(&mut self) {
-        while matches!(self.cursors.phase, Phase::Idle) && !self.is_broken() {
-            let config = &self.shared.config;
-            let rolled_at = config
-                .cursor_log_bytes_max
-                .max(4 * self.cursors.snapshot_bytes);
-            // Behind a snapshot nobody would see what is lost.
-            let is_whole = self.losses.is_none();
-            if is_whole && self.cursors.bytes > rolled_at && self.departure.is_none() {
-                self.roll_cursors();
-            } else if is_whole && self.cursors.snapshot_wanted {
-                self.write_snapshot();
-            } else if self.cursors.waiting.is_empty() {
-                return;
-            } else {
-                self.write_group();
-            }
+    /// What is due. `is_whole` says that no record of subscriptions is missing.
+    pub(super) fn due(&self, cx: &TopicContext, is_whole: bool) -> Due {
+        if !matches!(self.phase, Phase::Idle) || cx.life.is_broken() {
+            return Due::Nothing;
+        }
+        let config = &cx.shared.config;
+        let rolled_at = config.cursor_log_bytes_max.max(4 * self.snapshot_bytes);
+        // Behind a snapshot nothing would show what is lost.
+        if is_whole && self.bytes > rolled_at && !cx.life.is_departing() {
+            Due::Roll
+        } else if is_whole && self.snapshot_wanted {
+            Due::Snapshot
+        } else if self.waiting.is_empty() {
+            Due::Nothing
+        } else {
+            Due::Group
         }
     }
 
-    fn roll_cursors(&mut self) {
-        self.cursors.phase = Phase::Rolling;
-        let (log, mailbox) = (self.cursors.log.clone(), self.mailbox.clone());
-        self.shared.tasks.spawn("cursor-roll", async move {
+    /// Begins a new ledger, so that the old ones can be trimmed behind the snapshot.
+    pub(super) fn roll(&mut self, cx: &TopicContext) {
+        self.phase = Phase::Rolling;
+        let (log, mailbox) = (self.log.clone(), cx.mailbox.clone());
+        cx.shared.tasks.spawn("cursor-roll", async move {
             let result = log.roll().await;
-            // A topic that is gone does not care.
+            // A topic that has ended needs no answer.
             let _ = mailbox.send(Event::CursorRolled(result)).await;
         });
     }
 
-    pub(super) fn cursor_rolled(&mut self, result: Result<(), LogError>) {
+    /// A new ledger was begun, or could not be. Answers the failure after which the topic cannot
+    /// continue.
+    pub(super) fn rolled(
+        &mut self,
+        cx: &TopicContext,
+        result: Result<(), LogError>,
+    ) -> Option<LogError> {
         match result {
-            Ok(()) => {
-                self.cursors.phase = Phase::Idle;
-                self.cursors.bytes = 0;
-                self.cursors.snapshot_wanted = true;
-            }
-            Err(error @ (LogError::Fenced | LogError::Closed)) => self.broken(&error),
+            Ok(()) => self.snapshot_wanted = true,
+            Err(error @ (LogError::Fenced | LogError::Closed)) => return Some(error),
             // The ledger goes on, and is looked at again when as much was written.
             Err(error) => {
-                tracing::warn!(topic = %self.name, %error, "cursor log was not rolled");
-                self.cursors.phase = Phase::Idle;
-                self.cursors.bytes = 0;
+                tracing::warn!(topic = %cx.name, %error, "cursor log was not rolled");
             }
         }
+        self.phase = Phase::Idle;
+        self.bytes = 0;
+        None
     }
 
-    fn write_snapshot(&mut self) {
-        self.cursors.snapshot_wanted = false;
-        let contents = self.snapshot_contents();
+    /// Writes a snapshot.
+    pub(super) fn write_snapshot(
+        &mut self,
+        cx: &TopicContext,
+        contents: SnapshotContents,
+    ) -> Written {
+        self.snapshot_wanted = false;
         let dedup_index = contents.dedup_index;
         let records = cursor_log::encode_snapshot(
-            self.cursors.next_snapshot,
+            self.next_snapshot,
             contents.subscriptions,
             contents.producers,
             dedup_index,
         );
-        self.cursors.next_snapshot += 1;
-        self.publishing.since_snapshot = SinceSnapshot::default();
-        self.cursors.snapshot_time = self.now();
-        self.send_group(Vec::new(), records, Some(dedup_index));
+        self.next_snapshot += 1;
+        self.snapshot_time = cx.now();
+        self.send_group(cx, Vec::new(), records, Some(dedup_index))
     }
 
-    fn write_group(&mut self) {
-        let mut changes = self.cursors.take_group();
+    /// Writes changes that wait.
+    pub(super) fn write_group(&mut self, cx: &TopicContext) -> Written {
+        let changes = self.take_group();
         let deltas: Vec<CursorDelta> = changes.iter().filter_map(|c| c.delta.clone()).collect();
         if deltas.is_empty() {
-            for change in changes.drain(..) {
-                self.apply(change.effect);
-            }
-            return;
+            return Written::Durable {
+                changes,
+                has_snapshot: false,
+            };
         }
-        self.send_group(changes, cursor_log::encode_deltas(deltas), None);
+        self.send_group(cx, changes, cursor_log::encode_deltas(deltas), None)
     }
 
-    fn send_group(&mut self, changes: Vec<Change>, records: Vec<Bytes>, dedup: Option<Index>) {
+    fn send_group(
+        &mut self,
+        cx: &TopicContext,
+        changes: Vec<Change>,
+        records: Vec<Bytes>,
+        dedup: Option<Index>,
+    ) -> Written {
         let mut group = Group {
             changes,
             snapshot: None,
@@ -396,11 +434,9 @@ impl Topic {
             bytes: 0,
             failed: None,
         };
-        self.shared
-            .metrics
-            .cursor_records
-            .add(records.len() as u64, &[]);
-        match self.cursors.append(records) {
+        let count = records.len() as u64;
+        cx.shared.metrics.cursor_records.add(count, &[]);
+        match self.append(records) {
             Ok(sent) => {
                 group.snapshot = dedup.map(|dedup_index| Snapshot {
                     at: sent.at,
@@ -409,91 +445,93 @@ impl Topic {
                 group.last_tag = sent.last_tag;
                 group.bytes = sent.bytes;
                 group.failed = sent.refused;
-                self.cursors.phase = Phase::Writing(group);
+                self.phase = Phase::Writing(group);
+                Written::InFlight
             }
             Err(error) => {
                 group.failed = Some(error);
-                self.cursors.snapshot_wanted |= dedup.is_some();
-                self.group_done(group);
+                self.snapshot_wanted |= dedup.is_some();
+                self.group_done(cx, group)
             }
         }
     }
 
-    pub(super) fn cursor_appended(&mut self, tag: u64, outcome: Result<Appended, LogError>) {
-        let Phase::Writing(group) = &mut self.cursors.phase else {
-            return;
+    /// Takes the outcome of an append.
+    pub(super) fn appended(
+        &mut self,
+        cx: &TopicContext,
+        tag: u64,
+        outcome: Result<Appended, LogError>,
+    ) -> Written {
+        let Phase::Writing(group) = &mut self.phase else {
+            return Written::InFlight;
         };
         if let Err(error) = outcome {
             group.failed.get_or_insert(error);
         }
         if tag != group.last_tag {
-            return;
+            return Written::InFlight;
         }
-        if let Phase::Writing(group) = std::mem::replace(&mut self.cursors.phase, Phase::Idle) {
-            self.group_done(group);
+        match std::mem::replace(&mut self.phase, Phase::Idle) {
+            Phase::Writing(group) => self.group_done(cx, group),
+            _ => Written::InFlight,
         }
     }
 
-    fn group_done(&mut self, group: Group) {
+    fn group_done(&mut self, cx: &TopicContext, group: Group) -> Written {
         if let Some(error) = group.failed {
-            self.cursors.put_back(group.changes);
-            self.cursors.snapshot_wanted |= group.snapshot.is_some();
-            self.cursors_failed(&error);
-            return;
+            self.put_back(group.changes);
+            self.snapshot_wanted |= group.snapshot.is_some();
+            cx.shared.metrics.cursor_failures.add(1, &[]);
+            self.phase = Phase::Pausing;
+            if error == LogError::HandedOver {
+                self.give_up();
+            }
+            return Written::Failed(error);
         }
-        self.cursors.pause = RETRY_MIN;
-        self.cursors.bytes = self.cursors.bytes.saturating_add(group.bytes);
-        let is_snapshot = group.snapshot.is_some();
+        self.pause = RETRY_MIN;
+        self.bytes = self.bytes.saturating_add(group.bytes);
+        let has_snapshot = group.snapshot.is_some();
         if let Some(snapshot) = group.snapshot {
-            self.cursors.dedup_index = snapshot.dedup_index;
-            self.cursors.snapshot_bytes = group.bytes;
-            self.trim_cursors(snapshot.at);
+            self.dedup_index = snapshot.dedup_index;
+            self.snapshot_bytes = group.bytes;
+            self.trim(cx, snapshot.at);
         }
-        for change in group.changes {
-            self.apply(change.effect);
+        Written::Durable {
+            changes: group.changes,
+            has_snapshot,
         }
-        if is_snapshot {
-            self.snapshot_done();
-        }
-        self.trim_if_due();
     }
 
-    /// Keeps what waits, and tries again after a pause that grows.
-    fn cursors_failed(&mut self, error: &LogError) {
-        self.shared.metrics.cursor_failures.add(1, &[]);
-        self.cursors.phase = Phase::Pausing;
-        if *error == LogError::HandedOver {
-            self.cursors.give_up();
-        }
-        if !self.survives(error) || *error == LogError::HandedOver {
-            return;
-        }
-        tracing::warn!(topic = %self.name, %error, "cursor log could not be written, trying again");
-        let pause = self.shared.rng.jitter(self.cursors.pause);
-        self.cursors.pause = (self.cursors.pause * 2).min(RETRY_MAX);
-        let mailbox = self.mailbox.clone();
-        let token = self.shared.tasks.shutdown_token();
-        self.shared.tasks.spawn("cursor-retry", async move {
+    /// Tries again after a pause that grows; what waits is kept.
+    pub(super) fn retry_later(&mut self, cx: &TopicContext, error: &LogError) {
+        tracing::warn!(topic = %cx.name, %error, "cursor log could not be written, trying again");
+        let pause = cx.shared.rng.jitter(self.pause);
+        self.pause = (self.pause * 2).min(RETRY_MAX);
+        let mailbox = cx.mailbox.clone();
+        let token = cx.shared.tasks.shutdown_token();
+        cx.shared.tasks.spawn("cursor-retry", async move {
             tokio::select! {
                 () = clock::sleep(pause) => {}
                 () = token.wait() => {}
             }
-            // A topic that is gone does not care.
+            // A topic that has ended needs no answer.
             let _ = mailbox.send(Event::CursorRetry).await;
         });
     }
 
-    pub(super) fn cursor_retry(&mut self) {
-        if matches!(self.cursors.phase, Phase::Pausing) {
-            self.cursors.log.resume();
-            self.cursors.phase = Phase::Idle;
+    /// The pause after a failure is over.
+    pub(super) fn retry(&mut self) {
+        if matches!(self.phase, Phase::Pausing) {
+            self.log.resume();
+            self.phase = Phase::Idle;
         }
     }
 
     /// Drops the ledgers of the cursor log that lie before a complete snapshot.
-    fn trim_cursors(&self, below: Index) {
-        let (log, topic) = (self.cursors.log.clone(), self.name.clone());
-        self.shared.tasks.spawn("cursor-trim", async move {
+    fn trim(&self, cx: &TopicContext, below: Index) {
+        let (log, topic) = (self.log.clone(), cx.name.clone());
+        cx.shared.tasks.spawn("cursor-trim", async move {
             let nothing = Retention {
                 time_ms: Some(0),
                 size_bytes: Some(0),
@@ -504,39 +542,12 @@ impl Topic {
             }
         });
     }
+}
 
-    /// Lets the effect of a durable change show.
-    pub(super) fn apply(&mut self, effect: Effect) {
-        match effect {
-            Effect::Created(id, name) => self.created(id, &name),
-            Effect::Acknowledged { id, delta, confirm } => {
-                if let Some(slot) = self.subscriptions.get_mut(id) {
-                    slot.state.confirm(&delta);
-                }
-                if let Some((consumer, request_id)) = confirm {
-                    self.tell(id, consumer, ConsumerEvent::Confirmed { request_id });
-                }
-            }
-            Effect::Confirm {
-                id,
-                consumer,
-                request_id,
-            } => self.tell(id, consumer, ConsumerEvent::Confirmed { request_id }),
-            Effect::Moved {
-                id,
-                epoch,
-                index,
-                mover,
-            } => self.moved(id, epoch, index, mover),
-            Effect::Closed(id, consumer) => self.consumer_gone(id, consumer),
-            Effect::Skipped { id, delta, reply } => {
-                if let Some(slot) = self.subscriptions.get_mut(id) {
-                    slot.state.confirm(&delta);
-                }
-                let _ = reply.send(Ok(delta.individual));
-            }
-            Effect::Recorded => {}
-            Effect::Deleted(id, reply) => self.subscription_deleted(id, reply),
-        }
-    }
+/// What of a group was appended.
+struct Sent {
+    at: Index,
+    last_tag: u64,
+    bytes: u64,
+    refused: Option<LogError>,
 }

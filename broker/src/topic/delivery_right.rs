@@ -35,14 +35,13 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use aquifer_log::error::LogError;
 use aquifer_log::{Fence, TopicLog};
 use aquifer_runtime::clock;
 
 use crate::bundle::ownership::Owned;
 use crate::context::Context;
-use crate::topic::Topic;
-use crate::topic::event::{Asked, Departure, Event, SubscriptionId};
+use crate::topic::context::TopicContext;
+use crate::topic::event::{Asked, Event, SubscriptionId};
 
 /// How long a probe is good for, from when bookies were asked.
 const PROBE_VALID: Duration = Duration::from_secs(1);
@@ -56,13 +55,16 @@ const RETRY_MIN: Duration = Duration::from_millis(200);
 const RETRY_MAX: Duration = Duration::from_secs(3);
 
 /// The right of one topic, as far as it is known.
-#[derive(Debug, Default)]
-pub(crate) struct DeliveryRight {
+pub(super) struct DeliveryRight {
+    /// What owning the bundle gives.
+    owned: Owned,
+    /// The topic's logs, whose open ledgers are probed.
+    logs: [TopicLog; 2],
     /// Nothing is delivered before, on the monotonic clock.
     not_before: Duration,
     /// A probe has shown it until then.
     probed_until: Duration,
-    /// Somebody asks.
+    /// A question is in flight.
     asking: bool,
     /// The pause after the last answer that said nothing.
     pause: Duration,
@@ -73,114 +75,110 @@ pub(crate) struct DeliveryRight {
 }
 
 impl DeliveryRight {
-    /// Of an owner whose predecessor may not know of it yet: what a probe of that one showed is over
-    /// soon, and so is its lease, if it is believed to hold one.
-    pub(super) fn after_takeover(now: Duration, lease: Duration) -> DeliveryRight {
+    /// The right of an owner.
+    pub(super) fn new(owned: Owned, logs: [TopicLog; 2]) -> DeliveryRight {
+        DeliveryRight {
+            owned,
+            logs,
+            not_before: Duration::ZERO,
+            probed_until: Duration::ZERO,
+            asking: false,
+            pause: Duration::ZERO,
+            held: BTreeSet::new(),
+            handed_over: None,
+        }
+    }
+
+    /// The predecessor may not know of this owner yet: what a probe of that one showed is over soon,
+    /// and so is its lease, if it is believed to hold one.
+    pub(super) fn after_takeover(self, now: Duration, lease: Duration) -> DeliveryRight {
         DeliveryRight {
             not_before: now + TAKEOVER_WAIT.max(lease),
-            ..DeliveryRight::default()
-        }
-    }
-}
-
-impl Topic {
-    /// Another broker owns the bundle now, and waits for a moment until the ledgers are sealed. Until
-    /// that is this topic's turn, sessions go on with the ledgers that are open, and none begins (H21).
-    pub(super) fn hand_over(&mut self, departure: Arc<Departure>) {
-        if let Some(owned) = &departure.sealing {
-            self.cell.hand_over(vec![owned.guard.clone()]);
-        }
-        let now = self.now();
-        self.delivery_right.handed_over.get_or_insert(now);
-        self.departure = Some(departure);
-    }
-
-    /// Another broker owns the bundle now. One to which it was handed over waits until the ledgers
-    /// are sealed; one that took it over does not, and fences.
-    pub(super) fn moved_away(&mut self, departure: Arc<Departure>) {
-        let is_sealing = departure.sealing.is_some();
-        let error = departure.error(&self.name);
-        self.hand_over(departure);
-        self.end(error, is_sealing);
-    }
-
-    /// Ends before its turn: it cannot go on with the ledgers that are open.
-    pub(super) fn leave(&mut self) {
-        if let Some(error) = self.refusal() {
-            self.end(error, true);
+            ..self
         }
     }
 
-    /// Whether nobody else delivers, as far as is known without asking.
-    fn is_certain(&self, now: Duration) -> bool {
-        let is_alone = match self.delivery_right.handed_over {
+    /// What owning the bundle gives.
+    pub(super) fn owned(&self) -> &Owned {
+        &self.owned
+    }
+
+    /// The bundle's record was written again, and this broker may continue as before.
+    pub(super) fn rebound(&mut self, owned: Owned) {
+        self.owned = owned;
+    }
+
+    /// Another broker owns the bundle now.
+    pub(super) fn handed_over(&mut self, now: Duration) {
+        self.handed_over.get_or_insert(now);
+    }
+
+    /// Whether no other owner delivers, as far as is known without asking.
+    fn is_certain(&self, cx: &TopicContext, now: Duration) -> bool {
+        let is_alone = match self.handed_over {
             None => true,
             // Without an open ledger the new owner has nothing to wait for.
             Some(seen) => {
-                let is_open = self.log.is_open() || self.cursors.log().is_open();
+                let is_open = self.logs.iter().any(TopicLog::is_open);
                 is_open && now < seen + HAND_OVER_GRACE
             }
         };
-        is_alone && self.shared.ownership.is_certain(&self.owned)
+        is_alone && cx.shared.ownership.is_certain(&self.owned)
     }
 
-    /// Whether a subscription may be served now. If not, it is woken when it may.
-    pub(super) fn may_deliver(&mut self, id: SubscriptionId) -> bool {
-        let durable = self.subscriptions.get(id).map(|s| s.state.is_durable());
-        if durable != Some(true) {
+    /// Whether a durable subscription may be served now. If not, it is to be woken when there is an
+    /// answer ([`DeliveryRight::asked`]).
+    pub(super) fn may_deliver(&mut self, cx: &TopicContext, id: SubscriptionId) -> bool {
+        let now = cx.now();
+        let is_due = now >= self.not_before;
+        if is_due && self.is_certain(cx, now) {
             return true;
         }
-        let now = self.now();
-        let is_due = now >= self.delivery_right.not_before;
-        if is_due && self.is_certain(now) {
-            return true;
-        }
-        let left = self.delivery_right.probed_until.saturating_sub(now);
+        let left = self.probed_until.saturating_sub(now);
         let may = is_due && !left.is_zero();
         if !may {
-            self.delivery_right.held.insert(id);
+            self.held.insert(id);
         }
-        // Asked early enough, nobody has to wait.
-        if left < PROBE_VALID / 2 && !self.delivery_right.asking && self.ending.is_none() {
-            self.delivery_right.asking = true;
-            let wait = self.delivery_right.not_before.saturating_sub(now);
-            self.ask_delivery_right(wait);
+        // Asked early enough, no subscription has to wait.
+        if left < PROBE_VALID / 2 && !self.asking && !cx.life.is_ending() {
+            self.asking = true;
+            self.ask(cx, self.not_before.saturating_sub(now));
         }
         may
     }
 
-    fn ask_delivery_right(&mut self, wait: Duration) {
-        let (shared, mailbox) = (Arc::clone(&self.shared), self.mailbox.clone());
-        let is_owner = self.delivery_right.handed_over.is_none();
+    fn ask(&mut self, cx: &TopicContext, wait: Duration) {
+        let (shared, mailbox) = (Arc::clone(&cx.shared), cx.mailbox.clone());
+        let is_owner = self.handed_over.is_none();
         let owned = is_owner.then(|| self.owned.clone());
-        let pause = (self.delivery_right.pause * 2).clamp(RETRY_MIN, RETRY_MAX);
-        self.delivery_right.pause = pause;
-        let logs = [self.cursors.log().clone(), self.log.clone()];
-        self.shared.tasks.spawn("topic-delivery-right", async move {
+        let pause = (self.pause * 2).clamp(RETRY_MIN, RETRY_MAX);
+        self.pause = pause;
+        let logs = self.logs.clone();
+        cx.shared.tasks.spawn("topic-delivery-right", async move {
             clock::sleep(wait).await;
             let asked = ask(&shared, owned.as_ref(), &logs).await;
             if matches!(asked, Asked::Probed(Fence::Unknown, _)) {
                 clock::sleep(pause).await;
             }
-            // A topic that is gone does not care.
+            // A topic that has ended needs no answer.
             let _ = mailbox.send(Event::DeliveryRight(asked)).await;
         });
     }
 
-    pub(super) fn delivery_right_asked(&mut self, asked: Asked) {
-        self.delivery_right.asking = false;
+    /// Takes an answer; gives the subscriptions that waited for it. `None` when another owner has
+    /// fenced the topic.
+    pub(super) fn asked(&mut self, asked: &Asked) -> Option<BTreeSet<SubscriptionId>> {
+        self.asking = false;
         if !matches!(asked, Asked::Probed(Fence::Unknown, _)) {
-            self.delivery_right.pause = Duration::ZERO;
+            self.pause = Duration::ZERO;
         }
         match asked {
-            Asked::Confirmed(session) => self.owned.session = Some(session),
-            Asked::Probed(Fence::None, at) => self.delivery_right.probed_until = at + PROBE_VALID,
-            Asked::Probed(Fence::Fenced, _) => return self.broken(&LogError::Fenced),
+            Asked::Confirmed(session) => self.owned.session = Some(*session),
+            Asked::Probed(Fence::None, at) => self.probed_until = *at + PROBE_VALID,
+            Asked::Probed(Fence::Fenced, _) => return None,
             Asked::Probed(Fence::Unknown, _) => {}
         }
-        for id in std::mem::take(&mut self.delivery_right.held) {
-            self.subscriptions.wake(id);
-        }
+        Some(std::mem::take(&mut self.held))
     }
 }
 

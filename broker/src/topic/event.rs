@@ -68,11 +68,7 @@ pub(crate) enum Event {
         reply: Reply<ConsumerSession>,
     },
     /// A request of a consumer.
-    Consumer {
-        subscription: SubscriptionId,
-        consumer: ConsumerId,
-        request: ConsumerRequest,
-    },
+    Consumer(SubscriptionId, ConsumerId, ConsumerRequest),
     /// The client of a consumer session is gone, after so many requests.
     ConsumerGone(SubscriptionId, ConsumerId, u64),
     /// A consumer has taken much of what was queued for it.
@@ -83,11 +79,8 @@ pub(crate) enum Event {
     Read(Box<ReadDone>),
     /// A read of a backlog that failed may be tried again.
     ReadRetry(SubscriptionId),
-    /// A place was found.
-    Located {
-        purpose: Box<LocatePurpose>,
-        result: Result<Index, LogError>,
-    },
+    /// A place was found, or could not be.
+    Located(Box<LocatePurpose>, Result<Index, LogError>),
     /// Outcome of an append to the cursor log.
     CursorAppended {
         tag: u64,
@@ -152,7 +145,7 @@ impl Event {
     pub(crate) fn work(&self) -> usize {
         let more = match self {
             Event::Publish { frames, .. } => frames.len(),
-            Event::Consumer { request, .. } => match request {
+            Event::Consumer(_, _, request) => match request {
                 ConsumerRequest::Acknowledge(ack) => ack.individual.len(),
                 ConsumerRequest::NegativeAcknowledge(negative) => negative.ranges.len(),
                 ConsumerRequest::Credit { .. } | ConsumerRequest::Seek { .. } => 0,

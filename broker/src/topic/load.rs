@@ -14,22 +14,21 @@ use tokio::sync::watch;
 
 use crate::bundle::ownership::{DRAIN_MAX, Owned};
 use crate::context::Context;
-use crate::cursor_log::Losses;
 use crate::error::BrokerError;
 use crate::subscription::SubscriptionSpec;
 use crate::topic::Topic;
-use crate::topic::closing::Closing;
-use crate::topic::consume::Subscriptions;
-use crate::topic::consume::room::Rooms;
+use crate::topic::attachments::Attachments;
+use crate::topic::context::{Budgets, TopicContext};
 use crate::topic::cursors::Cursors;
 use crate::topic::dedup::SinceSnapshot;
 use crate::topic::delivery_right::DeliveryRight;
-use crate::topic::event::{Inbox, mailbox};
+use crate::topic::event::{Inbox, Mailbox, mailbox};
 use crate::topic::handle::TopicHandle;
-use crate::topic::publish::Publishing;
+use crate::topic::lifecycle::Lifecycle;
+use crate::topic::publishing::Publishing;
 use crate::topic::record::{find_or_create, partitioned};
 use crate::topic::recovery::{self, Recovered};
-use crate::topic::retention::Trimming;
+use crate::topic::trimming::Trimming;
 use crate::traffic::TopicCounters;
 
 /// How long one step of a load may take: whoever waits tries again, and others get their turn.
@@ -99,39 +98,36 @@ async fn load_owned(
     let now = shared.clock.monotonic();
     let (mailbox, inbox) = mailbox();
     let (ended_sender, ended) = watch::channel(());
-    let cursor_log_taken_over = cursor_log.was_taken_over();
+    let taken_over = log.was_taken_over() || cursor_log.was_taken_over();
+    let logs = [cursor_log.clone(), log.clone()];
+    let epoch = owned.epoch;
+    let delivery_right = delivery_right(shared, owned, logs, (taken_over, sealed), now);
     let cursors = Cursors::new(cursor_log, &mailbox, recovered.dedup_index, now);
-    let (losses, log_begins_at) = (told(shared, name, &recovered), log.first());
-    let (subscriptions, publishing) = restore(recovered, &log, &mailbox);
-    let taken_over = log.was_taken_over() || cursor_log_taken_over;
-    let delivery_right = delivery_right(shared, taken_over, sealed, now);
+    tell_losses(shared, name, &recovered);
+    let (attachments, publishing) = restore(recovered, &log, &mailbox, now);
     let counters = Arc::new(TopicCounters::new(now));
     let incarnation = cell.incarnation();
     let topic = Topic {
-        name: name.clone(),
-        incarnation,
-        epoch: owned.epoch,
-        owned,
         cell,
-        policies,
-        mailbox: mailbox.clone(),
         publishing,
-        subscriptions,
-        closing: Closing::default(),
+        attachments,
         cursors,
-        log,
-        trimming: Trimming::new(now),
+        trimming: Trimming::new(now, log.first()),
         delivery_right,
-        departure: None,
-        counters: Arc::clone(&counters),
-        rooms: Rooms::new(shared),
-        ending: None,
-        log_begins_at,
-        losses,
-        resets: Vec::new(),
         last_used: now,
         next_housekeeping: now + Duration::from_millis(shared.config.housekeeping_ms),
-        shared: Arc::clone(shared),
+        cx: TopicContext {
+            shared: Arc::clone(shared),
+            name: name.clone(),
+            incarnation,
+            epoch,
+            policies,
+            mailbox: mailbox.clone(),
+            log,
+            counters: Arc::clone(&counters),
+            budgets: Budgets::new(shared),
+            life: Lifecycle::default(),
+        },
     };
     let handle = TopicHandle {
         id: shared.next_id(),
@@ -149,28 +145,32 @@ async fn load_owned(
     })
 }
 
-/// What the cursor log has lost, after it was told to operators.
-fn told(shared: &Context, name: &TopicName, recovered: &Recovered) -> Option<Losses> {
-    let losses = recovered.losses.clone()?;
+/// Tells operators what the cursor log has lost.
+fn tell_losses(shared: &Context, name: &TopicName, recovered: &Recovered) {
+    let Some(losses) = &recovered.losses else {
+        return;
+    };
     shared.metrics.damaged_cursor_logs.add(1, &[]);
     let reason = &losses.reason;
     tracing::error!(topic = %name, reason, "the record of subscriptions is damaged: they wait for `aquifer subscription reset`, messages are served");
-    Some(losses)
 }
 
 fn delivery_right(
     shared: &Context,
-    taken_over: bool,
-    sealed: Sealed,
+    owned: Owned,
+    logs: [TopicLog; 2],
+    (taken_over, sealed): (bool, Sealed),
     now: Duration,
 ) -> DeliveryRight {
-    let cluster = shared.ownership.cluster().filter(|_| taken_over);
-    cluster.map_or_else(DeliveryRight::default, |cluster| {
-        // Who lives and holds a lease may not have heard of the move yet.
-        let stalled = sealed == Sealed::NotYet;
-        let lease = stalled.then(|| cluster.members.lease_time());
-        DeliveryRight::after_takeover(now, lease.unwrap_or_default())
-    })
+    let right = DeliveryRight::new(owned, logs);
+    match shared.ownership.cluster().filter(|_| taken_over) {
+        None => right,
+        // A former owner that lives and holds a lease may not have heard of the move yet.
+        Some(cluster) if sealed == Sealed::NotYet => {
+            right.after_takeover(now, cluster.members.lease_time())
+        }
+        Some(_) => right.after_takeover(now, Duration::ZERO),
+    }
 }
 
 /// Gives a step of a load its time. One that is given up is as one of a broker that died: whoever loads
@@ -210,10 +210,10 @@ async fn open(
 fn restore(
     recovered: Recovered,
     log: &TopicLog,
-    mailbox: &crate::topic::event::Mailbox,
-) -> (Subscriptions, Publishing) {
-    let mut subscriptions = Subscriptions::default();
-    let losses = recovered.losses.as_ref();
+    mailbox: &Mailbox,
+    now: Duration,
+) -> (Attachments, Publishing) {
+    let mut attachments = Attachments::new(recovered.losses, now);
     for (name, known) in recovered.subscriptions {
         let spec = SubscriptionSpec {
             name: name.to_string(),
@@ -225,13 +225,12 @@ fn restore(
             redelivered: known.redelivered,
             created_ms: known.created_ms,
         };
-        let is_uncertain = losses.is_some_and(|losses| !losses.certain.contains(&name));
-        subscriptions.recovered(name, spec, is_uncertain);
+        attachments.recovered(name, spec);
     }
-    let mut publishing = Publishing::new(mailbox, recovered.dedup, log.end());
     let (entries, bytes) = recovered.repeated;
-    publishing.since_snapshot = SinceSnapshot { entries, bytes };
-    (subscriptions, publishing)
+    let since = SinceSnapshot { entries, bytes };
+    let publishing = Publishing::new(mailbox, recovered.dedup, log.end(), since, now);
+    (attachments, publishing)
 }
 
 /// Waits until the broker that handed the bundle over has sealed the topic's ledgers. One that does

@@ -8,7 +8,7 @@ use aquifer_model::id::Index;
 use aquifer_model::topic::TopicName;
 use parking_lot::Mutex;
 
-use crate::topic::retention::Rest;
+use crate::topic::trimming::Rest;
 
 /// Topics whose rest is remembered: some 4 MiB.
 const RESTS_MAX: usize = 65_536;

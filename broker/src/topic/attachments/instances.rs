@@ -8,7 +8,6 @@ use aquifer_protocol_api::consumer::Subscribe;
 
 use crate::error::BrokerError;
 use crate::subscription::ConsumerId;
-use crate::topic::Topic;
 use crate::topic::event::SubscriptionId;
 
 /// The sessions of instances; at most one each.
@@ -18,14 +17,27 @@ pub(super) struct Instances {
     instances: HashMap<ConsumerId, ConsumerInstance>,
 }
 
-#[derive(Clone, Copy)]
-struct Session {
+/// The session of an instance.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Session {
     epoch: u64,
-    subscription: SubscriptionId,
-    consumer: ConsumerId,
+    pub(super) subscription: SubscriptionId,
+    pub(super) consumer: ConsumerId,
 }
 
 impl Instances {
+    /// The older session of the consumer that asks, which it replaces.
+    ///
+    /// # Errors
+    /// When the session is newer than the request.
+    pub(super) fn replaced_by(&self, request: &Subscribe) -> Result<Option<Session>, BrokerError> {
+        let known = request.instance.and_then(|of| self.sessions.get(&of));
+        match known {
+            Some(session) if session.epoch > request.epoch => Err(BrokerError::ConsumerReplaced),
+            known => Ok(known.copied()),
+        }
+    }
+
     /// A session begins; the one before of its instance is over.
     pub(super) fn begun(
         &mut self,
@@ -52,24 +64,5 @@ impl Instances {
         if let Some(instance) = self.instances.remove(&consumer) {
             self.sessions.remove(&instance);
         }
-    }
-}
-
-impl Topic {
-    /// Ends the older session of the consumer that asks, if it has one.
-    pub(super) fn replace_own_session(&mut self, request: &Subscribe) -> Result<(), BrokerError> {
-        let sessions = &self.subscriptions.instances.sessions;
-        let known = request
-            .instance
-            .and_then(|instance| sessions.get(&instance).copied());
-        let Some(session) = known else {
-            return Ok(());
-        };
-        if session.epoch > request.epoch {
-            return Err(BrokerError::ConsumerReplaced);
-        }
-        let error = BrokerError::ConsumerReplaced;
-        self.fail_consumer(session.subscription, session.consumer, error.into());
-        Ok(())
     }
 }

@@ -19,11 +19,7 @@ pub(super) struct Port {
 
 impl Port {
     async fn send(&mut self, request: ConsumerRequest) -> ApiResult<()> {
-        let event = Event::Consumer {
-            subscription: self.subscription,
-            consumer: self.consumer,
-            request,
-        };
+        let event = Event::Consumer(self.subscription, self.consumer, request);
         self.mailbox.send(event).await?;
         self.sent += 1;
         Ok(())

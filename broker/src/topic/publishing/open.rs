@@ -1,9 +1,8 @@
-//! Opening of producers: who gets a name, and when.
+//! Opening of producers: which request gets a name, and when.
 //!
 //! A name is opened when nothing of it is in flight, so the highest persisted sequence id that is
-//! answered is final. Whoever loses a name is told before the new one is answered.
+//! answered is final. The session that loses a name is told before the new one is answered.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
@@ -13,21 +12,22 @@ use aquifer_protocol_api::producer::{OpenProducer, ProducerOpened, ProducerSessi
 use tokio::sync::mpsc;
 
 use crate::error::BrokerError;
-use crate::topic::Topic;
+use crate::topic::context::TopicContext;
 use crate::topic::dedup::Opener;
 use crate::topic::event::{Reply, SessionId};
 use crate::topic::producer::Port;
-use crate::topic::publish::Session;
+use crate::topic::publishing::Publishing;
+use crate::topic::publishing::session::Session;
 
-impl Topic {
-    pub(in crate::topic) fn open_producer(
+impl Publishing {
+    /// Opens a session, at once or when nothing of its name is in flight.
+    pub(in crate::topic) fn open(
         &mut self,
+        cx: &TopicContext,
         request: OpenProducer,
         reply: Reply<ProducerSession>,
     ) {
-        let refusal = self
-            .refusal()
-            .or_else(|| self.check_open_producer(&request).err());
+        let refusal = cx.refusal().or_else(|| self.check_open(cx, &request).err());
         if let Some(error) = refusal {
             let _ = reply.send(Err(error));
             return;
@@ -35,30 +35,29 @@ impl Topic {
         let mut request = request;
         let name = match request.name.take() {
             Some(name) => name,
-            None => ProducerName::drawn(self.shared.rng.id16()),
+            None => ProducerName::drawn(cx.shared.rng.id16()),
         };
-        if let Err(error) = self.claim_name(&name, &request) {
+        if let Err(error) = self.claim_name(cx, &name, &request) {
             let _ = reply.send(Err(error));
             return;
         }
         request.name = Some(name.clone());
         // A former wait of the same name is overtaken.
-        let waiting = std::mem::take(&mut self.publishing.opening);
+        let waiting = std::mem::take(&mut self.opening);
         for (other, reply) in waiting {
             if other.name.as_ref() == Some(&name) {
                 let _ = reply.send(Err(BrokerError::ProducerFenced(name.to_string())));
             } else {
-                self.publishing.opening.push((other, reply));
+                self.opening.push((other, reply));
             }
         }
-        self.publishing.opening.push((request, reply));
-        self.open_waiting();
+        self.opening.push((request, reply));
+        self.open_waiting(cx);
     }
 
-    fn check_open_producer(&self, request: &OpenProducer) -> Result<(), BrokerError> {
-        self.check_incarnation(request.incarnation)?;
-        let publishing = &self.publishing;
-        if publishing.sessions.len() + publishing.opening.len() >= PRODUCERS_PER_TOPIC_MAX {
+    fn check_open(&self, cx: &TopicContext, request: &OpenProducer) -> Result<(), BrokerError> {
+        cx.check_incarnation(request.incarnation)?;
+        if self.sessions.len() + self.opening.len() >= PRODUCERS_PER_TOPIC_MAX {
             return Err(BrokerError::Quota {
                 what: "the number of producers of a topic",
                 max: PRODUCERS_PER_TOPIC_MAX,
@@ -67,9 +66,10 @@ impl Topic {
         Ok(())
     }
 
-    /// Decides who has a name; whoever loses it is told.
+    /// Decides whether a request may have a name; the session that loses it is told.
     fn claim_name(
         &mut self,
+        cx: &TopicContext,
         name: &ProducerName,
         request: &OpenProducer,
     ) -> Result<(), BrokerError> {
@@ -77,13 +77,12 @@ impl Topic {
             instance: request.instance,
             epoch: request.epoch,
         };
-        // Who knows the topic's life has had the name before.
+        // A client that knows the topic's incarnation has had the name before.
         let returning = request.incarnation.is_some();
-        if !(self.publishing.dedup).admits(name, opener, returning) {
+        if !self.dedup.admits(name, opener, returning) {
             return Err(BrokerError::ProducerFenced(name.to_string()));
         }
         let waiting = self
-            .publishing
             .opening
             .iter()
             .find(|(other, _)| other.name.as_ref() == Some(name));
@@ -94,26 +93,30 @@ impl Topic {
         {
             return Err(BrokerError::ProducerBusy(name.to_string()));
         }
-        let Some(&session_id) = self.publishing.names.get(name) else {
+        let Some(&session_id) = self.names.get(name) else {
             return Ok(());
         };
-        let Some(session) = self.publishing.sessions.get(&session_id) else {
+        let Some(session) = self.sessions.get(&session_id) else {
             return Ok(());
         };
         let foreign = session.opener.instance != request.instance;
-        if foreign && !session.receipts.is_closed() && !request.take_over {
+        if foreign && !session.is_dead() && !request.take_over {
             return Err(BrokerError::ProducerBusy(name.to_string()));
         }
-        self.fail_session(session_id, &BrokerError::ProducerFenced(name.to_string()));
+        self.fail(
+            cx,
+            session_id,
+            &BrokerError::ProducerFenced(name.to_string()),
+        );
         Ok(())
     }
 
     /// Opens what has waited until nothing of its name was in flight.
-    pub(super) fn open_waiting(&mut self) {
-        if self.publishing.opening.is_empty() || self.publishing.failed {
+    pub(super) fn open_waiting(&mut self, cx: &TopicContext) {
+        if self.opening.is_empty() || self.appends.failed {
             return;
         }
-        let waiting = std::mem::take(&mut self.publishing.opening);
+        let waiting = std::mem::take(&mut self.opening);
         for (request, reply) in waiting {
             if reply.is_closed() {
                 continue;
@@ -121,17 +124,21 @@ impl Topic {
             let in_flight = request
                 .name
                 .as_ref()
-                .is_some_and(|name| self.publishing.dedup.has_in_flight(name));
+                .is_some_and(|name| self.dedup.has_in_flight(name));
             if in_flight {
-                self.publishing.opening.push((request, reply));
+                self.opening.push((request, reply));
                 continue;
             }
             // An unread answer drops the session, which closes it.
-            let _ = reply.send(self.open_now(request));
+            let _ = reply.send(self.open_now(cx, request));
         }
     }
 
-    fn open_now(&mut self, request: OpenProducer) -> Result<ProducerSession, BrokerError> {
+    fn open_now(
+        &mut self,
+        cx: &TopicContext,
+        request: OpenProducer,
+    ) -> Result<ProducerSession, BrokerError> {
         let name = request
             .name
             .ok_or_else(|| BrokerError::Internal("a producer without a name".to_owned()))?;
@@ -139,55 +146,45 @@ impl Topic {
             instance: request.instance,
             epoch: request.epoch,
         };
-        self.publishing.dedup.connect(&name, opener)?;
-        let session_id = SessionId(self.publishing.next_session);
-        self.publishing.next_session += 1;
-        let places = self.shared.config.producer_frames_in_flight_max;
+        self.dedup.connect(&name, opener)?;
+        let session_id = SessionId(self.next_session);
+        self.next_session += 1;
+        let places = cx.shared.config.producer_frames_in_flight_max;
         let (receipts, receiver) = mpsc::channel(places + 1);
-        let last = receipts.clone().try_reserve_owned().ok();
         let closed = Arc::new(AtomicBool::new(false));
         let opened = ProducerOpened {
             name: name.clone(),
-            last_sequence_id: self.publishing.dedup.last_sequence_id(&name),
-            last_index: self.publishing.dedup.last_index(&name),
-            incarnation: self.incarnation,
-            owner_epoch: self.epoch(),
+            last_sequence_id: self.dedup.last_sequence_id(&name),
+            last_index: self.dedup.last_index(&name),
+            incarnation: cx.incarnation,
+            owner_epoch: cx.epoch,
             batch_bytes_max: BATCH_BYTES_MAX as u64,
-            deduplication: self.policies.borrow().deduplication,
+            deduplication: cx.policies.borrow().deduplication,
         };
         let port = Port {
-            shared: Arc::clone(&self.shared),
+            shared: Arc::clone(&cx.shared),
             session: session_id,
             name: name.clone(),
             instance: opener.instance,
             next_number: 1,
             receipts: receipts.clone(),
-            mailbox: self.mailbox.clone(),
+            mailbox: cx.mailbox.clone(),
             closed: Arc::clone(&closed),
-            budget: self.rooms.publish.clone(),
+            budget: cx.budgets.publish.clone(),
             held: None,
         };
-        self.publishing.names.insert(name.clone(), session_id);
-        let session = Session {
-            name,
-            receipts,
-            last,
-            closed,
-            pending: VecDeque::new(),
-            stalled: VecDeque::new(),
-            doom: None,
-            opener,
-        };
-        tracing::debug!(topic = %self.name, producer = %session.name, epoch = opener.epoch, "producer opened");
-        self.publishing.sessions.insert(session_id, session);
-        self.shared.metrics.producers.add(1, &[]);
-        self.counters.session_opened();
-        self.last_used = self.now();
+        self.names.insert(name.clone(), session_id);
+        let session = Session::new(name, opener, receipts, closed);
+        tracing::debug!(topic = %cx.name, producer = %session.name, epoch = opener.epoch, "producer opened");
+        self.sessions.insert(session_id, session);
+        cx.shared.metrics.producers.add(1, &[]);
+        cx.counters.session_opened();
+        self.last_used = cx.now();
         Ok(ProducerSession {
             opened,
             port: Box::new(port),
             receipts: receiver,
-            room: Some(self.rooms.publish.clone()),
+            room: Some(cx.budgets.publish.clone()),
         })
     }
 }

@@ -1,8 +1,8 @@
 //! Subscriptions whose record is damaged: the messages of their topic are served, they wait, and an
-//! operator lets them go on from what is whole.
+//! operator lets them continue from what is whole.
 //!
-//! Invariant (I9): an acknowledgement that may be lost is never passed over in silence. What is accepted
-//! as lost is told with its extent, and counts when a snapshot of what was left is durable.
+//! Invariant (I9): an acknowledgement that may be lost is never passed over in silence. What is
+//! accepted as lost is told with its extent, and counts when a snapshot of what was left is durable.
 
 use aquifer_model::id::Index;
 use aquifer_model::subscription::SubscriptionType;
@@ -11,21 +11,27 @@ use aquifer_protocol_api::admin::SubscriptionReset;
 use crate::subscription::SubscriptionSpec;
 use crate::subscription::cursor::Properties;
 use crate::subscription::cursor::state::CursorState;
-use crate::topic::Topic;
+use crate::topic::attachments::Attachments;
+use crate::topic::context::TopicContext;
 use crate::topic::event::Reply;
 
-impl Topic {
-    /// Lets all of them go on, and answers from where each does.
-    pub(super) fn reset_cursors(&mut self, reply: Reply<Vec<SubscriptionReset>>) {
-        if let Some(ending) = &self.ending {
-            let _ = reply.send(Err(ending.error.clone()));
-            return;
+impl Attachments {
+    /// Lets all of them continue, and answers from where each does, when a snapshot is durable.
+    /// Answers here whether the cursor log is to begin again with that snapshot.
+    pub(in crate::topic) fn reset(
+        &mut self,
+        cx: &TopicContext,
+        reply: Reply<Vec<SubscriptionReset>>,
+    ) -> bool {
+        if let Some(error) = cx.life.ended() {
+            let _ = reply.send(Err(error));
+            return false;
         }
         let Some(losses) = self.losses.take() else {
             let _ = reply.send(Ok(Vec::new()));
-            return;
+            return false;
         };
-        let (first, end) = (self.log.first(), self.visible_end());
+        let (first, end) = (cx.log.first(), cx.visible_end());
         let mut account = Vec::new();
         for slot in self.subscriptions.iter_mut().filter(|s| s.is_uncertain) {
             slot.is_uncertain = false;
@@ -38,7 +44,7 @@ impl Topic {
             });
         }
         for name in losses.nameless {
-            // Made anew meanwhile, and known from then on.
+            // Created again meanwhile, and known from then on.
             if self.subscriptions.by_name(&name).is_some() {
                 continue;
             }
@@ -50,24 +56,24 @@ impl Topic {
             });
             let spec = SubscriptionSpec {
                 name: name.to_string(),
-                // Whoever attaches first decides.
+                // The first consumer decides.
                 kind: SubscriptionType::Exclusive,
                 durable: true,
                 cursor: CursorState::new(first).after_loss(),
                 delivered: Index(0),
                 properties: Properties::new(),
                 redelivered: Vec::new(),
-                created_ms: self.shared.clock.wall_ms(),
+                created_ms: cx.wall_ms(),
             };
-            self.subscriptions.recovered(name, spec, false);
+            self.recovered(name, spec);
         }
-        tracing::warn!(topic = %self.name, reason = losses.reason, ?account, "subscriptions go on from what is whole");
-        self.cursors.begin_anew();
+        tracing::warn!(topic = %cx.name, reason = losses.reason, ?account, "subscriptions continue from what is whole");
         self.resets.push((reply, account));
+        true
     }
 
     /// A snapshot of what was left is durable.
-    pub(super) fn reset_done(&mut self) {
+    pub(in crate::topic) fn reset_done(&mut self) {
         for (reply, account) in std::mem::take(&mut self.resets) {
             let _ = reply.send(Ok(account));
         }

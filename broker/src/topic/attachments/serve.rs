@@ -1,0 +1,352 @@
+//! Serving: reads for a subscription what its state machine asks for, from memory at once or from
+//! bookies beside the task, and hands out what it says.
+//!
+//! Invariants: a subscription has at most one read aside at a time, so that a slow one costs a bounded
+//! amount and delays no other; a read that fails is tried again here, and consumers are told only of
+//! what is damaged; nothing is delivered between a seek and the moment it is durable.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use aquifer_log::error::LogError;
+use aquifer_log::{Damage, Found, LogEntry, ReadLimits, ReadPoint};
+use aquifer_model::entry::{EntryFlags, EntryHead};
+use aquifer_model::format::FORMAT_NATIVE;
+use aquifer_model::id::Index;
+use aquifer_protocol_api::consumer::{ConsumerEvent, Delivery, Gap};
+use aquifer_runtime::budget::BytePermit;
+use aquifer_runtime::clock;
+
+use crate::error::BrokerError;
+use crate::subscription::{ConsumerId, NextRead};
+use crate::topic::attachments::outbox::messages_of;
+use crate::topic::attachments::reads::RETRY_MAX;
+use crate::topic::attachments::room::{fitting, held_by};
+use crate::topic::attachments::slot::Slot;
+use crate::topic::context::TopicContext;
+use crate::topic::delivery_right::DeliveryRight;
+use crate::topic::event::{Event, ReadDone};
+
+/// Rounds of reading and delivering that one subscription gets in a turn.
+const ROUNDS_PER_TURN: usize = 4;
+
+impl Slot {
+    /// Reads and delivers until no consumer has room, the end is reached, or a read has to wait.
+    pub(super) fn serve(&mut self, cx: &TopicContext, right: &mut DeliveryRight) {
+        for _ in 0..ROUNDS_PER_TURN {
+            let waited = self.room.take_waited();
+            if self.held > 0 || self.reads.is_blocked() || cx.life.is_ending() {
+                return;
+            }
+            let read = self.state.next_read(cx.wall_ms());
+            // What was due is released: the next time lies ahead.
+            self.wait_for_time();
+            let Some(read) = read else {
+                return;
+            };
+            if read.from >= cx.visible_end() {
+                // The outcome that moves the end is an event that comes after this one.
+                self.wait_for_messages();
+                return;
+            }
+            if !self.may_be_served(cx, right) {
+                return;
+            }
+            let Some(room) = waited.or_else(|| self.room_for(cx, &read)) else {
+                return;
+            };
+            // A jump to elsewhere drops what was read ahead; one within it does not.
+            let point = self.reads.point.take();
+            let mut point = point.unwrap_or(ReadPoint::from(read.from));
+            point.index = read.from;
+            match cx.log.read_cached(&mut point, limits(&read, &room)) {
+                Some(entries) if entries.is_empty() => {
+                    self.reads.point = Some(point);
+                    self.wait_for_messages();
+                    return;
+                }
+                Some(entries) => {
+                    self.reads.point = Some(point);
+                    self.deliver(cx, right, &read, &entries, room);
+                }
+                None => {
+                    self.reads.aside = Some(read);
+                    self.read_aside(cx, read, point, room);
+                    return;
+                }
+            }
+        }
+        self.wake();
+    }
+
+    /// Room for a read. While it has to wait, other subscriptions have a use for what this one has
+    /// read ahead.
+    fn room_for(&mut self, cx: &TopicContext, read: &NextRead) -> Option<BytePermit> {
+        let room = self.room.acquire(cx, self.id, read);
+        if room.is_none() {
+            self.reads.release();
+        }
+        room
+    }
+
+    fn room_for_first(
+        &mut self,
+        cx: &TopicContext,
+        room: &mut BytePermit,
+        first: &LogEntry,
+    ) -> bool {
+        let has_room = self.room.enlarge(cx, self.id, room, first);
+        if !has_room {
+            self.reads.release();
+        }
+        has_room
+    }
+
+    /// Whether something may be delivered here. If not, the subscription is woken when it may.
+    fn may_be_served(&self, cx: &TopicContext, right: &mut DeliveryRight) -> bool {
+        // Readers leave no acknowledgements behind and need no right.
+        !self.state.is_durable() || right.may_deliver(cx, self.id)
+    }
+
+    fn read_aside(
+        &self,
+        cx: &TopicContext,
+        read: NextRead,
+        mut point: ReadPoint,
+        room: BytePermit,
+    ) {
+        let (log, mailbox, subscription) = (cx.log.clone(), cx.mailbox.clone(), self.id);
+        cx.shared.tasks.spawn("topic-read", async move {
+            let limits = limits(&read, &room);
+            let result = log.read_or_skip(&mut point, limits).await;
+            let done = ReadDone {
+                subscription,
+                point,
+                result,
+                room,
+            };
+            // A topic that has ended needs no answer.
+            let _ = mailbox.send(Event::Read(Box::new(done))).await;
+        });
+    }
+
+    /// A read aside is done. Answers the failure after which the topic cannot continue.
+    pub(super) fn read_done(
+        &mut self,
+        cx: &TopicContext,
+        right: &mut DeliveryRight,
+        done: ReadDone,
+    ) -> Option<LogError> {
+        let read = self.reads.aside.take()?;
+        self.reads.point = Some(done.point);
+        match done.result {
+            Ok(found) => {
+                self.reads.succeeded();
+                match found {
+                    Found::Entries(entries) => self.deliver(cx, right, &read, &entries, done.room),
+                    Found::Damaged(damage, reason) => {
+                        self.deliver_gap(cx, right, &read, damage, reason);
+                    }
+                }
+                self.wake();
+            }
+            Err(LogError::Fenced) => return Some(LogError::Fenced),
+            // What is damaged stays so: consumers that wait for it are told, and may go on behind it.
+            Err(error @ (LogError::Damaged(_) | LogError::Limbo(_))) => {
+                tracing::warn!(topic = %cx.name, %error, "reading for a subscription failed");
+                cx.shared.metrics.read_failures.add(1, &[]);
+                self.fail_all(cx, &BrokerError::Log(error));
+                self.wake();
+            }
+            // Storage may answer later; consumers can do nothing about it that this could not.
+            Err(error) => {
+                let (pause, is_told) = self.reads.failed();
+                if is_told {
+                    let subscription = self.state.name();
+                    tracing::warn!(topic = %cx.name, subscription, %error, "reading for a subscription failed, trying again");
+                }
+                cx.shared.metrics.read_failures.add(1, &[]);
+                self.read_later(cx, pause);
+            }
+        }
+        None
+    }
+
+    fn read_later(&mut self, cx: &TopicContext, pause: Duration) {
+        self.reads.pausing = true;
+        let (id, pause) = (self.id, cx.shared.rng.jitter(pause));
+        let mailbox = cx.mailbox.clone();
+        let token = cx.shared.tasks.shutdown_token();
+        cx.shared.tasks.spawn("read-retry", async move {
+            tokio::select! {
+                () = clock::sleep(pause) => {}
+                () = token.wait() => {}
+            }
+            // A topic that has ended needs no answer.
+            let _ = mailbox.send(Event::ReadRetry(id)).await;
+        });
+    }
+
+    /// The pause after a failed read is over.
+    pub(super) fn read_retry(&mut self) {
+        self.reads.pausing = false;
+        self.wake();
+    }
+
+    /// Tells a consumer what storage cannot give. Everything else goes on.
+    fn deliver_gap(
+        &mut self,
+        cx: &TopicContext,
+        right: &mut DeliveryRight,
+        read: &NextRead,
+        damage: Damage,
+        reason: String,
+    ) {
+        if !self.may_be_served(cx, right) || self.held > 0 {
+            return;
+        }
+        let before = self.state.damaged_messages();
+        let seek_epoch = self.state.seek_epoch();
+        let told = self
+            .state
+            .deliver_gap(read, damage.from..damage.end, cx.wall_ms());
+        let Some((consumer, range)) = told else {
+            if self.state.is_full_of_damage() {
+                self.read_later(cx, RETRY_MAX);
+            }
+            return;
+        };
+        let new = self.state.damaged_messages().saturating_sub(before);
+        cx.shared.metrics.damaged_messages.add(new, &[]);
+        let subscription = self.state.name();
+        tracing::error!(topic = %cx.name, subscription, first = %range.first, last = %range.last, ledger = %damage.ledger, entry = %damage.entry, reason, "messages cannot be delivered");
+        let gap = Gap {
+            range,
+            ledger: damage.ledger,
+            entry: damage.entry,
+            reason,
+        };
+        let told = ConsumerEvent::Gap {
+            owner_epoch: cx.epoch,
+            seek_epoch,
+            gap,
+        };
+        self.tell(cx, consumer, told);
+    }
+
+    /// Hands out entries that were read, as far as there is room for them.
+    fn deliver(
+        &mut self,
+        cx: &TopicContext,
+        right: &mut DeliveryRight,
+        read: &NextRead,
+        entries: &[LogEntry],
+        mut room: BytePermit,
+    ) {
+        let mut fits = fitting(entries, room.bytes());
+        if let (0, Some(first)) = (fits, entries.first())
+            && self.room_for_first(cx, &mut room, first)
+        {
+            fits = fitting(entries, room.bytes());
+        }
+        // The read may have taken long, and so may this process (H9).
+        let may_deliver = self.may_be_served(cx, right);
+        if self.held > 0 {
+            return;
+        }
+        if !may_deliver {
+            self.reads.unread(read.from, entries);
+            return;
+        }
+        if let Some((damage, reason)) = unknown_format(read.from, entries) {
+            self.reads.unread(damage.end, &entries[1..]);
+            return self.deliver_gap(cx, right, read, damage, reason);
+        }
+        let fits = fits.min(deliverable(entries, cx.visible_end()));
+        if fits > 0 {
+            self.room.fitted();
+        }
+        let deliveries = self.state.deliver(read, &entries[..fits], cx.wall_ms());
+        // What exceeds the credit is wanted as soon as there is more.
+        let wanted = self.state.next_index();
+        let left = entries.partition_point(|entry| entry.head.end_index() <= wanted);
+        self.reads.unread(wanted, &entries[left..]);
+        if self.room.is_awaited() {
+            self.reads.release();
+        }
+        self.send(cx, deliveries, room);
+    }
+
+    /// Sends deliveries to their consumers; each takes its part of the room with it.
+    fn send(
+        &mut self,
+        cx: &TopicContext,
+        deliveries: Vec<(ConsumerId, Delivery)>,
+        mut room: BytePermit,
+    ) {
+        let seek_epoch = self.state.seek_epoch();
+        let mut by_consumer: BTreeMap<ConsumerId, Vec<Delivery>> = BTreeMap::new();
+        let (mut messages, mut bytes) = (0, 0);
+        for (consumer, mut delivery) in deliveries {
+            delivery.held = room.split(held_by(&delivery)).into();
+            messages += messages_of(&delivery);
+            bytes += delivery.body.len() as u64;
+            by_consumer.entry(consumer).or_default().push(delivery);
+        }
+        for (consumer, deliveries) in by_consumer {
+            let Some(out) = self.consumers.get_mut(&consumer) else {
+                continue;
+            };
+            out.push(ConsumerEvent::Deliveries {
+                owner_epoch: cx.epoch,
+                seek_epoch,
+                deliveries,
+            });
+            let (granted_messages, granted_bytes) = out.credit();
+            self.state.credit(consumer, granted_messages, granted_bytes);
+            self.watch(cx, consumer);
+        }
+        cx.counters.delivered(messages, bytes);
+        cx.shared.metrics.messages_out.add(messages, &[]);
+        cx.shared.metrics.bytes_out.add(bytes, &[]);
+    }
+}
+
+/// Whether native consumers can be given an entry. No flag is set by this version, and each changes
+/// what of an entry may be delivered.
+fn is_known(head: &EntryHead) -> bool {
+    head.format == FORMAT_NATIVE && head.flags == EntryFlags::default()
+}
+
+/// The entries at the front that native consumers may see.
+fn deliverable(entries: &[LogEntry], visible_end: Index) -> usize {
+    let may_see = |e: &&LogEntry| is_known(&e.head) && e.head.end_index() <= visible_end;
+    entries.iter().take_while(may_see).count()
+}
+
+/// What the first entry withholds from native consumers, when a later version wrote it.
+fn unknown_format(from: Index, entries: &[LogEntry]) -> Option<(Damage, String)> {
+    let entry = entries.first()?;
+    let (format, flags) = (entry.head.format, entry.head.flags.0);
+    if is_known(&entry.head) {
+        return None;
+    }
+    let damage = Damage {
+        from: from.max(entry.head.base_index),
+        end: entry.head.end_index(),
+        ledger: entry.ledger,
+        entry: entry.entry,
+    };
+    let reason = match format {
+        FORMAT_NATIVE => format!("it has flags {flags:#x}, which this version does not know"),
+        _ => format!("it has format {format}, which this version does not know"),
+    };
+    Some((damage, reason))
+}
+
+fn limits(read: &NextRead, room: &BytePermit) -> ReadLimits {
+    ReadLimits {
+        bytes_max: read.bytes_max.min(room.bytes()).max(1),
+        entries_max: read.entries_max.max(1),
+    }
+}
