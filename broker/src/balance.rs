@@ -4,8 +4,8 @@
 //!
 //! Invariants:
 //! - Nothing is decided by an election or a report that must not happen twice: a move is a
-//!   compare-and-swap of the bundle's record as its reported owner's, so that a leader who believes
-//!   in it for too long, or on old reports, does no more than one move too many (I4).
+//!   compare-and-swap of the bundle's record as its reported owner's, so that a leader that
+//!   believes in it for too long, or on old reports, does no more than one move too many (I4).
 //! - No wire protocol is spoken here: the way to other brokers is given ([`Peers`]).
 
 pub(crate) mod config;
@@ -230,7 +230,7 @@ async fn ask(shared: &Arc<Context>, peers: &Arc<dyn Peers>, members: &[Member]) 
     for answer in asked {
         found.extend(answer.await.ok().flatten());
     }
-    // Who owns something and has not measured it yet would seem idle.
+    // A broker that owns something and has not measured it yet would seem idle.
     found.retain(|report| report.window_ms > 0 || report.bundles.is_empty());
     found
 }

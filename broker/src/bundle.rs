@@ -5,8 +5,8 @@
 //! names the new owner, and the old one with its epoch as the source. The source sees it
 //! (`bundle/watch.rs`), and seals the ledgers of its topics one after the other
 //! (`bundle/hand_over.rs`), under the record's new revision (H18, H21: it may seal, and no more). A
-//! topic's clients are told where to go when its own ledgers are sealed, and the new owner waits for
-//! that for a moment, so that no ledger has to be fenced. When the source does nothing, fencing
+//! topic's clients are told where to go when its own ledgers are sealed, and the new owner waits
+//! for that for a moment, so that no ledger has to be fenced. When the source does nothing, fencing
 //! decides (I4).
 //!
 //! Permissions of each owner of a topic meanwhile:
@@ -14,7 +14,7 @@
 //! | owner | new sessions | publish, acknowledge | open a ledger | deliver to subscriptions |
 //! |---|---|---|---|---|
 //! | new, waits | wait | - | - | - |
-//! | old, before its turn | refused | into ledgers that are open | no | for a moment, then by probes |
+//! | old, before it seals | refused | into open ledgers | no | for a moment, then by probes |
 //! | old, sealing | refused | what is in flight | no | no |
 //! | new, found all sealed | yes | yes | yes | yes |
 //! | new, had to fence | yes | yes | yes | after the old one's lease |

@@ -5,10 +5,10 @@
 //!
 //! Invariants:
 //! - A scope is registered before its record is read, so that no change falls between the read and
-//!   the watch; what was read is dropped when the watch has shown something newer, or when the scope
-//!   was dropped and registered again meanwhile.
-//! - A record that cannot be decoded concerns its own scope alone: what was in force there stays so,
-//!   and everything else is followed.
+//!   the watch; what was read is dropped when the watch has shown something newer, or when the
+//!   scope was dropped and registered again meanwhile.
+//! - A record that cannot be decoded concerns its own scope alone: what was in force there stays
+//!   so, and everything else is followed.
 
 mod follow;
 
@@ -350,8 +350,8 @@ impl Inner {
         self.stored(scope).await?.said()
     }
 
-    /// What a scope says now, if a change of it loses nothing. A damaged record is replaced whole by
-    /// a change that names its version.
+    /// What a scope says now, if a change of it loses nothing. A damaged record is replaced whole
+    /// by a change that names its version.
     async fn replaceable(
         &self,
         scope: &PolicyScope,
@@ -452,8 +452,8 @@ impl Inner {
         }
     }
 
-    /// Takes in what a scope says, unless something newer is known or it is not in use. What was read
-    /// for a registration counts for no later one, which may have missed a change.
+    /// Takes in what a scope says, unless something newer is known or it is not in use. What was
+    /// read for a registration counts for no later one, which may have missed a change.
     fn learn(&self, scope: &PolicyScope, said: Said, registration: Option<u64>) {
         let mut state = self.state.lock();
         let Some(known) = state.said.get_mut(scope) else {

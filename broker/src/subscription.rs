@@ -2,11 +2,11 @@
 //! messages.
 //!
 //! A state machine without I/O, async or clocks; the topic's owner task feeds it and carries out
-//! what it returns. Every message at or above the mark is in exactly one of five places: acknowledged
-//! (cursor), held by a consumer (pending), waiting to be delivered again (replay), passed over for a
-//! reason (held back), or not yet read. What comes in with time comes in as an argument.
-//! Redeliveries come before new messages, in index order, so Exclusive and Failover see partition
-//! order that restarts at the earliest message that came back (I7).
+//! what it returns. Every message at or above the mark is in exactly one of five places:
+//! acknowledged (cursor), held by a consumer (pending), waiting to be delivered again (replay),
+//! passed over for a reason (held back), or not yet read. What comes in with time comes in as an
+//! argument. Redeliveries come before new messages, in index order, so Exclusive and Failover see
+//! partition order that restarts at the earliest message that came back (I7).
 //!
 //! The state moves at once, but an acknowledgement is not confirmed here: the owner makes the
 //! returned [`AckDelta`] durable, in order, then calls [`Subscription::confirm`].
@@ -39,7 +39,7 @@ use aquifer_protocol_api::error::{ApiError, ErrorKind};
 
 pub use self::consumer::{Attach, ConsumerId, Notice};
 use self::cursor::state::{CursorState, RANGE_WIDTH_MAX};
-use self::cursor::{AckDelta, Cursor, Properties};
+use self::cursor::{AckDelta, Commit, Cursor, Properties};
 use self::dispatcher::Dispatcher;
 pub use self::dispatcher::NextRead;
 
@@ -58,7 +58,8 @@ pub struct SubscriptionSpec {
     pub delivered: Index,
     /// What is recorded of it by name.
     pub properties: Properties,
-    /// Messages that an earlier owner has delivered, with how often, as far as it has recorded that.
+    /// Messages that an earlier owner has delivered, with how often, as far as it has recorded
+    /// that.
     pub redelivered: Vec<Redelivered>,
     /// When it was created, ms since the Unix epoch.
     pub created_ms: u64,
@@ -70,7 +71,7 @@ pub enum AckOutcome {
     /// To be logged; confirmed when that is durable.
     Log(AckDelta),
     /// Nothing new: to be confirmed when everything logged so far is durable, since the
-    /// acknowledgement that it repeats may still be on its way.
+    /// acknowledgement that it repeats may still be in flight.
     Unchanged,
     /// From before a seek, or of another owner's delivery: dropped (H9, H12). Where it asks for a
     /// confirmation it may have one, as what it acknowledged has become void.
@@ -111,8 +112,8 @@ impl Subscription {
     /// Attaches a consumer. Without other consumers its type becomes the subscription's.
     ///
     /// # Errors
-    /// When another consumer holds it exclusively or shares it otherwise, a bound is reached, or the
-    /// type is not built.
+    /// When another consumer holds it exclusively or shares it otherwise, a bound is reached, or
+    /// the type is not built.
     pub fn attach(&mut self, attach: Attach) -> Result<Vec<Notice>, ApiError> {
         self.dispatcher.attach(&mut self.cursor, attach)
     }
@@ -128,8 +129,8 @@ impl Subscription {
             .credit(consumer, messages_total, bytes_total);
     }
 
-    /// Takes an acknowledgement. Only what was delivered can be acknowledged, by any consumer: after
-    /// a reconnect that is another one than it was delivered to.
+    /// Takes an acknowledgement. Only what was delivered can be acknowledged, by any consumer:
+    /// after a reconnect that is another one than it was delivered to.
     pub fn acknowledge(
         &mut self,
         consumer: ConsumerId,
@@ -193,6 +194,21 @@ impl Subscription {
         epoch
     }
 
+    /// Commits a position, as [`Cursor::commit`](cursor::Cursor::commit) does. Forwards, no
+    /// consumer holds or gets what lies before it; back, everything in flight is void. The owner
+    /// logs what is answered, and confirms it.
+    pub fn commit(&mut self, index: Index) -> Commit {
+        let done = self.mark_delete().0..index.0;
+        if !done.is_empty() {
+            self.dispatcher.settle(&self.cursor, done);
+        }
+        let commit = self.cursor.commit(index);
+        if matches!(commit, Commit::Back(_)) {
+            self.dispatcher.restart_at(index);
+        }
+        commit
+    }
+
     /// Notes that a seek is durable.
     pub fn confirm_seek(&mut self, epoch: SeekEpoch, index: Index) {
         self.cursor.confirm_seek(epoch, index);
@@ -251,8 +267,8 @@ impl Subscription {
     }
 
     /// Hands out what was read for `read`: consecutive entries from the one that contains
-    /// `read.from` on. What is acknowledged or held meanwhile is skipped, what the mode holds back is
-    /// passed over, and what exceeds the credit left untouched, to be read again.
+    /// `read.from` on. What is acknowledged or held meanwhile is skipped, what the mode holds back
+    /// is passed over, and what exceeds the credit left untouched, to be read again.
     pub fn deliver(
         &mut self,
         read: &NextRead,
@@ -265,7 +281,7 @@ impl Subscription {
 
     /// Hands out that storage cannot give what was read for `read`: `gap`, which holds `read.from`.
     /// It goes to one consumer, in its place of the order, and is held by it like a delivery; being
-    /// read again is what a redelivery of it is. Answers to whom, and which messages.
+    /// read again is what a redelivery of it is. Answers the consumer, and which messages.
     pub fn deliver_gap(
         &mut self,
         read: &NextRead,

@@ -1,15 +1,16 @@
-//! A loaded topic: one owner task, one mailbox, one closed set of events. Only that task touches the
-//! topic's state, so there are no locks and no half-done changes: what a request began, the owner
-//! finishes, whether the requester still waits or not.
+//! A loaded topic: one owner task, one mailbox, one closed set of events. Only that task touches
+//! the topic's state, so there are no locks and no half-done changes: what a request began, the
+//! owner finishes, whether the requester still waits or not.
 //!
-//! The state is in components: producers (`publishing`), consumers and subscriptions (`attachments`),
-//! the writer of the cursor log (`cursors`), trimming, and the right to deliver. Each owns what it
-//! changes. It gets as arguments what it needs besides, and answers what the others are to do; this
-//! file receives events, calls components, and carries their answers from one to the next.
+//! The state is in components: producers (`publishing`), consumers and subscriptions
+//! (`attachments`), the writer of the cursor log (`cursors`), trimming, and the right to deliver.
+//! Each owns what it changes. It gets as arguments what it needs besides, and answers what the
+//! others are to do; this file receives events, calls components, and carries their answers from
+//! one to the next.
 //!
 //! Invariants: the owner never waits for a client, for storage or for metadata while it handles an
-//! event; what takes time runs beside it and comes back as an event. A topic that was fenced or whose
-//! log is broken is not repaired: it ends, and the next request loads it again.
+//! event; what takes time runs beside it and comes back as an event. A topic that was fenced or
+//! whose log is broken is not repaired: it ends, and the next request loads it again.
 
 pub mod dedup;
 pub(crate) mod event;
@@ -389,9 +390,9 @@ impl Topic {
         self.delivery_right.rebound(owned);
     }
 
-    /// Another broker owns the bundle now, and waits for a moment until the ledgers are sealed. Until
-    /// that is this topic's turn, sessions go on with the ledgers that are open, and none begins
-    /// (H21).
+    /// Another broker owns the bundle now, and waits for a moment until the ledgers are sealed.
+    /// Until that is this topic's turn, sessions go on with the ledgers that are open, and none
+    /// begins (H21).
     fn hand_over(&mut self, departure: Arc<Departure>) {
         if let Some(owned) = &departure.sealing {
             self.cell.hand_over(vec![owned.guard.clone()]);
@@ -448,8 +449,8 @@ impl Topic {
         self.attachments.refuse_waiting(error);
         if graceful {
             self.publishing.end_all(&self.cx, error);
-            // Spares the next load a long replay, and keeps how often messages were delivered that no
-            // consumer has acknowledged.
+            // Spares the next load a long replay, and keeps how often messages were delivered that
+            // no consumer has acknowledged.
             if trimming::is_replay_long(self.publishing.since_snapshot())
                 || self.attachments.has_redelivered()
             {

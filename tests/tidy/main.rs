@@ -1,7 +1,7 @@
-//! House rules that the compiler and clippy cannot check: crate directions, circles of imports, file
-//! sizes, banned words, cited rules, where metadata keys are written, and the documents that must be
-//! there. Every checker is a pure function from text to violations, with tests that it catches what
-//! it is for.
+//! House rules that the compiler and clippy cannot check: crate directions, circles of imports,
+//! file sizes, banned words, cited rules, where metadata keys are written, and the documents that
+//! must be there. Every checker is a pure function from text to violations, with tests that it
+//! catches what it is for.
 
 mod circles;
 mod documents;

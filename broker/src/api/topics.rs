@@ -1,9 +1,10 @@
 //! Administration of topics, partitioned and not.
 //!
-//! A partitioned topic is a record of the ranges of keys that its partitions hold; it stores nothing
-//! itself. It is created before its partitions and deleted after them (`topics/deletion.rs`), so that a crash
-//! in between leaves something that can be completed or deleted again, and never partitions of a
-//! former life. Whichever broker is asked asks the owners of the partitions.
+//! A partitioned topic is a record of the ranges of keys that its partitions hold; it stores
+//! nothing itself. It is created before its partitions and deleted after them
+//! (`topics/deletion.rs`), so that a crash in between leaves something that can be completed or
+//! deleted again, and never partitions of a former life. Whichever broker is asked asks the owners
+//! of the partitions.
 
 use std::sync::Arc;
 use std::time::Duration;

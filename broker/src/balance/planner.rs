@@ -223,7 +223,7 @@ impl Planner {
             let ratio = place.weight / round.mean;
             let (over, under) = match self.measure {
                 Measure::Units => (ratio > start, ratio < 2.0 - start),
-                // Only who has just joined gets something.
+                // Only a broker that has just joined gets something.
                 Measure::Topics => (false, place.is_empty()),
             };
             let trend = self.trends.entry(place.id).or_default();

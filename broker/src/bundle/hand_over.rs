@@ -1,4 +1,5 @@
-//! The former owner's part of a hand-over: its topics end, and seal their ledgers for the new owner.
+//! The former owner's part of a hand-over: its topics end, and seal their ledgers for the new
+//! owner.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -1,6 +1,7 @@
-//! Ownership of bundles. A broker that is asked for a topic reads who owns its bundle: itself, then
-//! it serves the topic; another live broker, to which it points; or none, and then it gives the
-//! bundle to a live broker. All of that is compare-and-swap of one record with an epoch that rises.
+//! Ownership of bundles. A broker that is asked for a topic reads the owner of its bundle: itself,
+//! then it serves the topic; another live broker, to which it points; or none, and then it gives
+//! the bundle to a live broker. All of that is compare-and-swap of one record with an epoch that
+//! rises.
 //!
 //! Every metadata change of the write path carries the record's revision as a guard,
 //! so a former owner can change nothing, whatever it believes (I4). A broker's id is random per
@@ -46,7 +47,7 @@ pub(crate) struct Owned {
     pub(crate) epoch: OwnerEpoch,
     /// Holds until another broker takes over.
     pub(crate) guard: Guard,
-    /// Who handed it over, and may be sealing its ledgers still.
+    /// The broker that handed it over, and may be sealing its ledgers still.
     pub(crate) source: Option<BrokerId>,
     /// The session of the process's lease under which this was known.
     pub(crate) session: Option<u64>,
@@ -64,7 +65,7 @@ impl Owned {
     }
 }
 
-/// The other brokers, and who owns what as far as this one knows.
+/// The other brokers, and the owners of bundles as far as this one knows.
 pub(crate) struct Cluster {
     pub(crate) members: Members,
     pub(crate) owners: PrefixCache,
@@ -107,7 +108,7 @@ pub(crate) struct Ownership {
     owned: Mutex<HashMap<Bundle, Arc<Cell>>>,
 }
 
-/// Whose a bundle is after a look at its record.
+/// The owner of a bundle after a look at its record.
 enum Found {
     Mine(Owned),
     Of(String),
@@ -323,7 +324,7 @@ impl Ownership {
         })
     }
 
-    /// Who serves a bundle by its record: this broker, or another one that lives.
+    /// The broker that serves a bundle by its record: this broker, or another one that lives.
     async fn served(
         &self,
         bundle: &Bundle,
@@ -343,7 +344,7 @@ impl Ownership {
         Ok(url.map(Found::Of))
     }
 
-    /// Who gets a bundle without an owner.
+    /// The broker that gets a bundle without an owner.
     fn choose(&self, bundle: &Bundle) -> (BrokerId, String) {
         let cluster = self.cluster.as_ref();
         let chosen = cluster.and_then(|c| c.members.choose(&bundle.to_string(), None));
@@ -355,7 +356,7 @@ impl Ownership {
     }
 }
 
-/// The state of every record for now.
+/// The state of every record.
 pub(crate) const OWNED: &str = "owned";
 
 /// The key of a bundle's owner.

@@ -1,5 +1,5 @@
-//! Splits of bundles: the change of the records, by any broker, and what the owner makes of it. Both
-//! parts stay with the owner, which serves their topics without a pause.
+//! Splits of bundles: the change of the records, by any broker, and what the owner makes of it.
+//! Both parts stay with the owner, which serves their topics without a pause.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -86,9 +86,9 @@ pub(crate) async fn split(
     Ok(parts)
 }
 
-/// Takes over what a split made of a bundle of this broker. The record of the bundle is gone, and its
-/// parts have records of their own. They may appear one after the other; until all exist, nothing
-/// happens.
+/// Takes over what a split made of a bundle of this broker. The record of the bundle is gone, and
+/// its parts have records of their own. They may appear one after the other; until all exist,
+/// nothing happens.
 pub(super) fn seen(topics: &Arc<Topics>, cluster: &Cluster, before: &Owned) {
     let prefix = keys::bundle_owners_prefix(&before.bundle.namespace);
     let items = cluster.owners.items();

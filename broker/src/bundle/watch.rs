@@ -1,4 +1,5 @@
-//! What metadata says about the bundles of this broker, followed: moves to other brokers, and splits.
+//! What metadata says about the bundles of this broker, followed: moves to other brokers, and
+//! splits.
 
 use std::sync::Arc;
 

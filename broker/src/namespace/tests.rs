@@ -63,7 +63,7 @@ async fn an_old_record_costs_one_resync() {
     };
     assert!(watcher.follow(&mut after).await.unwrap());
     assert!(after >= newest.revision, "the next watch begins after it");
-    // Without a change to report it ends only because nobody listens.
+    // Without a change to report it ends only because no receiver is left.
     drop(receiver);
     assert!(!watcher.follow(&mut after).await.unwrap());
 }

@@ -46,7 +46,7 @@ impl Inner {
     /// Takes in what all scopes in use say, page by page: the records are few, as most scopes set
     /// nothing. Answers as of which revision.
     pub(super) async fn catch_up(&self) -> Result<Revision, BrokerError> {
-        // A scope that is registered later is read by who registers it.
+        // A scope that is registered later is read when it is registered.
         let mut without: HashMap<PolicyScope, u64> = {
             let state = self.state.lock();
             let known = state.said.iter();
@@ -76,7 +76,7 @@ impl Inner {
         }
     }
 
-    /// Takes in a record; answers whose it is.
+    /// Takes in a record; answers its scope.
     fn changed(&self, stored: &Versioned) -> Option<PolicyScope> {
         let Ok(Key::Policies(scope)) = stored.key.parse() else {
             return None;

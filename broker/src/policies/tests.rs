@@ -104,8 +104,8 @@ async fn all_that_begin_to_follow_at_once_are_shown_changes() {
     }
 }
 
-/// The watch begins again whenever the store has forgotten what it asks for; a record that cannot be
-/// decoded, in use and not, keeps nobody else from seeing changes then.
+/// The watch begins again whenever the store has forgotten what it asks for; a record that cannot
+/// be decoded, in use and not, keeps no other scope from seeing changes then.
 #[tokio::test]
 async fn a_damaged_record_stops_no_other() {
     let tasks = TaskGroup::new("test");
@@ -200,8 +200,8 @@ async fn a_read_for_an_earlier_registration_counts_for_nothing() {
     assert_eq!(inner.state.lock().said[&scope].said.policies, entries(2));
 }
 
-/// Damage is replaced by whoever names its version, and by nobody else; policies that this build does
-/// not know are replaced by nobody.
+/// Damage is replaced by a change that names its version, and by no other; policies that this build
+/// does not know are never replaced.
 #[tokio::test]
 async fn what_cannot_be_read_whole_is_not_changed_unseen() {
     let tasks = TaskGroup::new("test");

@@ -1,9 +1,9 @@
-//! Consumers of a subscription: how one attaches, what it is told, and of an attached one its credit
-//! and what it used of it.
+//! Consumers of a subscription: how one attaches, what it is told, and of an attached one its
+//! credit and what it used of it.
 //!
-//! Credit is two totals since the consumer attached, never differences: it cannot leak or be minted.
-//! A delivery uses one message of it per message that is not skipped, and the
-//! bytes of its batch; a redelivery uses it again, and so does a delivery that a seek made void.
+//! Credit is two totals since the consumer attached, never differences: it cannot leak or be
+//! minted. A delivery uses one message of it per message that is not skipped, and the bytes of its
+//! batch; a redelivery uses it again, and so does a delivery that a seek made void.
 
 use aquifer_model::subscription::SubscriptionType;
 use aquifer_model::topic::ConsumerName;

@@ -2,11 +2,11 @@
 //! seek epoch, and how far both are durable.
 //!
 //! It knows nothing of consumers and of what was delivered. A subscription adds a dispatcher to it;
-//! whoever only commits positions needs the cursor alone.
+//! a caller that only commits positions needs the cursor alone.
 //!
-//! Invariants (I9): the state moves at once, and every change returns what is to be logged. The owner
-//! logs these in order and confirms each when it is durable. Only what is confirmed may be trimmed
-//! ([`Cursor::durable_mark_delete`]). The mark moves back by a seek only.
+//! Invariants (I9): the state moves at once, and every change returns what is to be logged. The
+//! owner logs these in order and confirms each when it is durable. Only what is confirmed may be
+//! trimmed ([`Cursor::durable_mark_delete`]). The mark moves back by a seek only.
 
 pub mod state;
 
@@ -200,7 +200,8 @@ impl Cursor {
         delta.mark_delete = self.mark_delete();
     }
 
-    /// Acknowledges a range, and adds it to `delta`. The caller has checked that the messages exist.
+    /// Acknowledges a range, and adds it to `delta`. The caller has checked that the messages
+    /// exist.
     pub fn acknowledge_range(&mut self, range: IndexRange, delta: &mut AckDelta) {
         self.state.acknowledge_range(range);
         delta.individual.push(range);
@@ -216,8 +217,8 @@ impl Cursor {
     }
 
     /// Commits a position: everything before `index` is done with, `index` is the next message.
-    /// Forwards that is an acknowledgement, back it is a seek, and the owner logs and confirms it as
-    /// such. The caller has checked that `index` is not beyond the end.
+    /// Forwards that is an acknowledgement, back it is a seek, and the owner logs and confirms it
+    /// as such. The caller has checked that `index` is not beyond the end.
     pub fn commit(&mut self, index: Index) -> Commit {
         let mark = self.mark_delete();
         if index < mark {

@@ -1,8 +1,8 @@
 //! The dispatcher of a subscription: which consumer gets which message next, and what comes back.
 //!
 //! It holds what is lost with the topic's owner: consumers with their credit, what they hold, what
-//! is to be delivered again or held back. The cursor is lent to it by the subscription, and its mode
-//! decides who gets what.
+//! is to be delivered again or held back. The cursor is lent to it by the subscription, and its
+//! mode decides which consumer gets what.
 //!
 //! Invariants of a durable subscription:
 //! - What lies between the mark and `read` and is not pending, in replay or held back is
@@ -69,8 +69,8 @@ pub(super) struct Dispatcher {
 }
 
 impl Dispatcher {
-    /// A dispatcher without consumers. An earlier load of the topic may have delivered what is below
-    /// `delivered`.
+    /// A dispatcher without consumers. An earlier load of the topic may have delivered what is
+    /// below `delivered`.
     pub(super) fn new(
         cursor: &Cursor,
         delivered: Index,
@@ -224,8 +224,8 @@ impl Dispatcher {
     }
 
     /// Takes out what of `range` a consumer holds, waits for one or is held back, as it is
-    /// acknowledged. Says whether that was anything, or whether some of it is yet to be read: then it
-    /// was delivered before the topic was loaded. All else below `read` is acknowledged already.
+    /// acknowledged. Says whether that was anything, or whether some of it is yet to be read: then
+    /// it was delivered before the topic was loaded. All else below `read` is acknowledged already.
     pub(super) fn settle(&mut self, cursor: &Cursor, range: Range<u64>) -> bool {
         let held = self.pending.take(range.clone());
         for (_, held) in &held {
@@ -241,8 +241,8 @@ impl Dispatcher {
         waiting > 0 || !held.is_empty() || earlier
     }
 
-    /// What to read next; `None` when no consumer has room, or as many messages as may be are held or
-    /// wait. Replay comes before new messages, and with it what is held back no longer.
+    /// What to read next; `None` when no consumer has room, or as many messages as may be are held
+    /// or wait. Replay comes before new messages, and with it what is held back no longer.
     pub(super) fn next_read(&mut self, cursor: &Cursor, now_ms: u64) -> Option<NextRead> {
         self.release(now_ms);
         let (messages, bytes) = self.room()?;

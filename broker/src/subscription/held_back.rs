@@ -1,12 +1,12 @@
 //! Messages that delivery passed over, each for a reason, until the reason ends.
 //!
-//! They were read, no consumer has them, and what lies behind them goes on. A reason ends with time,
-//! which comes in as an argument, or with an event that the mode of the subscription reports. What is
-//! released is read again like what came back, and decided anew.
+//! They were read, no consumer has them, and what lies behind them goes on. A reason ends with
+//! time, which comes in as an argument, or with an event that the mode of the subscription reports.
+//! What is released is read again like what came back, and decided again.
 //!
-//! Memory is bounded by the cap on new reads, which counts these messages like delivered ones: there
-//! are no more ranges than messages, and each range has one entry in the order of release. Like
-//! redelivery counts they are lost with the topic's owner and with a seek, and read again.
+//! Memory is bounded by the cap on new reads, which counts these messages like delivered ones:
+//! there are no more ranges than messages, and each range has one entry in the order of release.
+//! Like redelivery counts they are lost with the topic's owner and with a seek, and read again.
 
 use std::collections::BTreeSet;
 use std::ops::Range;

@@ -1,8 +1,8 @@
 //! How the consumers of a subscription share its messages: one trait, one file for each mode.
 //!
-//! A mode knows who is attached and decides who gets what; the dispatcher keeps what is delivered,
-//! comes back or is held back, and asks. A mode that ignores the rows of messages decides once for a
-//! whole entry, and nothing of the entry is parsed for it.
+//! A mode knows which consumers are attached and which gets what; the dispatcher keeps what is
+//! delivered, comes back or is held back, and asks. A mode that ignores the rows of messages
+//! decides once for a whole entry, and nothing of the entry is parsed for it.
 
 use std::collections::BTreeMap;
 use std::fmt::Debug;
@@ -64,7 +64,7 @@ pub trait Mode: Debug + Send {
         false
     }
 
-    /// Attaches a consumer. Who is told that it is not served gives up what it holds.
+    /// Attaches a consumer. One that is told that it is not served gives up what it holds.
     ///
     /// # Errors
     /// When there is no place for it.
@@ -80,11 +80,11 @@ pub trait Mode: Debug + Send {
     fn room(&self, attached: &Attached<'_>) -> Option<(u64, u64)>;
 
     /// Decides on a message by its row, or on all wanted messages of an entry without. It says
-    /// [`Choice::Stop`] only while [`Mode::room`] is none: else the topic would read the same again
-    /// and again.
+    /// [`Choice::Stop`] only while [`Mode::room`] is `None`: else the topic would read the same
+    /// again and again.
     fn choose(&mut self, row: Option<&MessageRow>, attached: &Attached<'_>, now_ms: u64) -> Choice;
 
-    /// A reason that has ended by an event since it was asked last, until there is none.
+    /// A reason that has ended by an event since it was asked last, until there are no more.
     fn ended(&mut self, _attached: &Attached<'_>) -> Option<HoldReason> {
         None
     }

@@ -1,4 +1,4 @@
-//! What is delivered and not yet acknowledged, and by whom it is held.
+//! What is delivered and not yet acknowledged, and by which consumer it is held.
 //!
 //! A message is in here or in the replay set, never in both. The counters per consumer are those of
 //! its ranges and nothing else, so that the caps cannot drift from what is really held.
@@ -10,13 +10,13 @@ use std::ops::Range;
 use super::consumer::ConsumerId;
 use super::ranges::RangeMap;
 
-/// Who holds a range, and how often it was delivered before.
+/// The holder of a range, and how often it was delivered before.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Held {
     pub(crate) consumer: ConsumerId,
     pub(crate) redeliveries: u32,
     /// The consumer was told that storage cannot give it. The caps do not count it: one entry may
-    /// have more messages than they allow, and nobody works on them.
+    /// have more messages than they allow, and no consumer works on them.
     pub(crate) damaged: bool,
 }
 
@@ -63,7 +63,7 @@ impl Pending {
         self.ranges.insert(range, held);
     }
 
-    /// Takes out what of `range` anybody holds.
+    /// Takes out what of `range` is held.
     pub(crate) fn take(&mut self, range: Range<u64>) -> Vec<(Range<u64>, Held)> {
         let taken = self.ranges.take(range, |_| true);
         for (part, held) in &taken {
@@ -98,7 +98,7 @@ impl Pending {
         all.map(|(range, held)| (range, held.redeliveries.saturating_add(1)))
     }
 
-    /// Who holds a message.
+    /// The holder of a message.
     #[cfg(test)]
     pub(crate) fn holder(&self, index: u64) -> Option<ConsumerId> {
         let (_, held) = self.ranges.overlap(index..index + 1).pop()?;

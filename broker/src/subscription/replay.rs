@@ -1,9 +1,9 @@
 //! The replay set: what is to be read again before anything new. It was delivered and came back, by
 //! a negative acknowledgement or a lost consumer, or it was held back and is released.
 //!
-//! Redelivery counts live here, in the pending set and with what is held back: each message that was
-//! read and is not acknowledged is in exactly one of the three, so their memory is bounded by the
-//! caps on unacknowledged messages. They are recorded with snapshots, and lost with a seek.
+//! Redelivery counts live here, in the pending set and with what is held back: each message that
+//! was read and is not acknowledged is in exactly one of the three, so their memory is bounded by
+//! the caps on unacknowledged messages. They are recorded with snapshots, and lost with a seek.
 
 use std::ops::Range;
 

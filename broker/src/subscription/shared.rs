@@ -15,7 +15,7 @@ use super::mode::{Attached, Choice, Mode};
 /// Consumers whose credit is summed up for one read.
 const READ_CONSUMERS_MAX: usize = 32;
 
-/// Whose turn it is.
+/// The consumer whose turn it is.
 #[derive(Debug, Default)]
 pub(super) struct Shared {
     ring: VecDeque<ConsumerId>,

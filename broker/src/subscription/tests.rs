@@ -156,7 +156,7 @@ fn shared_goes_round_robin_by_entry_over_consumers_with_credit() {
     for consumer in [A, B, C] {
         attach(&mut s, consumer, 0);
     }
-    assert_eq!(s.next_read(NOW), None, "nobody has credit");
+    assert_eq!(s.next_read(NOW), None, "no consumer has credit");
     s.credit(A, 100, 10_000);
     s.credit(B, 2, 10_000);
     s.credit(C, 100, 1);
@@ -287,7 +287,7 @@ fn attaching_is_refused_where_it_cannot_be() {
     assert_eq!(
         attached,
         Ok(vec![]),
-        "with nobody attached the type may change"
+        "without consumers the type may change"
     );
     assert_eq!(s.record().r#type, v1::SubscriptionType::Shared as i32);
 }

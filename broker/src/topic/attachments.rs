@@ -2,8 +2,8 @@
 //! requests to the state machine of each subscription, and carries out what that says.
 //!
 //! Invariants: a durable subscription exists for clients only when the cursor log has it; what a
-//! client is told about a change follows the durable record of the change; what the tail cache holds
-//! is served at once and shared by all.
+//! client is told about a change follows the durable record of the change; what the tail cache
+//! holds is served at once and shared by all.
 
 mod attach;
 mod closing;

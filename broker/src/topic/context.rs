@@ -23,7 +23,8 @@ pub(super) struct TopicContext {
     pub(super) name: TopicName,
     pub(super) incarnation: TopicIncarnation,
     /// The epoch that deliveries carry: that of when the topic was loaded. A split raises the epoch
-    /// of the bundle, not that of sessions which go on; the next owner of the topic has a higher one.
+    /// of the bundle, not that of sessions which go on; the next owner of the topic has a higher
+    /// one.
     pub(super) epoch: OwnerEpoch,
     pub(super) policies: watch::Receiver<EffectivePolicies>,
     /// Where work that was done beside the task reports.

@@ -5,7 +5,7 @@
 //! - Changes are appended in the order in which they took place; what comes while an append is in
 //!   flight goes into the following group.
 //! - A confirmation, a seek's end and a creation's answer follow the durable record, never precede
-//!   it. When an append fails, the changes are kept and tried again; those who wait, wait.
+//!   it. When an append fails, the changes are kept and tried again, and requests keep waiting.
 //! - Nothing is trimmed from the cursor log but what a complete snapshot behind it covers.
 
 use std::collections::VecDeque;
@@ -33,8 +33,8 @@ use crate::topic::event::{Event, Mailbox, Mover, Reply, SubscriptionId};
 
 /// Changes that go into one group.
 const GROUP_CHANGES_MAX: usize = 4096;
-/// Changes that may wait, each counted with its ranges. While the log cannot be written the peer that
-/// sends more must wait, and comes back later.
+/// Changes that may wait, each counted with its ranges. While the log cannot be written the peer
+/// that sends more must wait, and comes back later.
 const WAITING_MAX: usize = 256 * 1024;
 /// First and longest pause after a failed append.
 const RETRY_MIN: Duration = Duration::from_millis(20);
@@ -93,7 +93,7 @@ impl Change {
     }
 }
 
-/// A group on its way.
+/// A group in flight.
 struct Group {
     changes: Vec<Change>,
     /// A snapshot, with what it covers.
@@ -121,7 +121,7 @@ enum Phase {
     Pausing,
 }
 
-/// The cursor log and what is on its way to it.
+/// The cursor log and what is in flight to it.
 pub(super) struct Cursors {
     log: TopicLog,
     sink: Arc<dyn AppendSink>,
@@ -223,7 +223,7 @@ impl Cursors {
         self.snapshot_wanted = true;
     }
 
-    /// Whether nothing is on its way, and no snapshot wanted that may be written.
+    /// Whether nothing is in flight or waits, and no snapshot is wanted that may be written.
     pub(super) fn is_quiet(&self, may_snapshot: bool) -> bool {
         let wanted = may_snapshot && self.snapshot_wanted;
         matches!(self.phase, Phase::Idle) && self.waiting.is_empty() && !wanted
@@ -237,7 +237,7 @@ impl Cursors {
         });
     }
 
-    /// Whether more than enough waits already.
+    /// Whether as much waits as may.
     pub(super) fn is_full(&self) -> bool {
         self.waiting_weight >= WAITING_MAX
     }
@@ -247,7 +247,7 @@ impl Cursors {
         self.waiting.push_back(change);
     }
 
-    /// Has `effect` follow everything that is on its way; gives it back when nothing is.
+    /// Has `effect` follow everything that is in flight; gives it back when nothing is.
     pub(super) fn after_pending(&mut self, effect: Effect) -> Option<Effect> {
         match &mut self.phase {
             Phase::Writing(group)
@@ -314,7 +314,7 @@ impl Cursors {
         sent.ok_or_else(|| LogError::Invalid("a group without records".to_owned()))
     }
 
-    /// What waits is not made durable here any more: nobody is told that it was.
+    /// What waits is not made durable here any more: no client is told that it was.
     fn give_up(&mut self) {
         self.waiting.clear();
         self.waiting_weight = 0;

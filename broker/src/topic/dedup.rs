@@ -1,4 +1,4 @@
-//! Deduplication: which sequence ids of which producer names are stored, or on their way (I8).
+//! Deduplication: which sequence ids of which producer names are stored, or in flight (I8).
 //!
 //! Per name two marks: the highest id *pushed* to the log and the highest
 //! *persisted* by it. Between the two the outcome is unknown, and the answer to a repetition is
@@ -7,14 +7,14 @@
 //! composition for ever, so anything that overlaps in part is refused by name.
 //!
 //! A name also knows the producer object that had it last (H20). One that comes back after another
-//! has used the name is refused: its unsent batches carry ids that the other has used meanwhile, and
-//! would look like duplicates. After a crash the objects are those of the stored batches: who opened
-//! the name and stored nothing has left nothing to be mistaken for.
+//! has used the name is refused: its unsent batches carry ids that the other has used meanwhile,
+//! and would look like duplicates. After a crash the objects are those of the stored batches: a
+//! producer that opened the name and stored nothing has left nothing to be mistaken for.
 //!
-//! Bounded by forgetting the names that were longest idle; a connected one, one with an append
-//! on its way, or one that its record pins, is never forgotten. Names that the broker drew serve one object each: they have a
-//! bound of their own, so that they push out no others, and are forgotten a grace after it is gone.
-//! A pure table: the topic's owner decides what to answer.
+//! Bounded by forgetting the names that were longest idle; a connected one, one with an append in
+//! flight, or one that its record pins, is never forgotten. Names that the broker drew serve one
+//! object each: they have a bound of their own, so that they push out no others, and are forgotten
+//! a grace after it is gone. A pure table: the topic's owner decides what to answer.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
@@ -67,9 +67,9 @@ pub enum Verdict {
     /// Stored, durably. `None`: as part of another batch, or before the remembered window, where
     /// the order of sequence ids is all that there is to judge by.
     Duplicate(Option<StoredAt>),
-    /// Some of it may be stored and some is not: the producer cut its batches anew. Not retryable.
+    /// Some of it may be stored and some is not: the producer cut its batches again. Not retryable.
     PartialOverlap,
-    /// On its way, outcome unknown: retry later.
+    /// In flight, outcome unknown: retry later.
     InFlightDuplicate,
     /// Below what is stored, and certainly never stored itself: acknowledging it would lose it. Not
     /// retryable; sequence ids have to ascend.
@@ -93,7 +93,8 @@ struct Producer {
     /// Sessions that are open.
     connected: u32,
     last_active_ms: u64,
-    /// Who opened the name last, or stored under it; `None` when a snapshot does not say.
+    /// The producer that opened the name last, or stored under it; `None` when a snapshot does not
+    /// say.
     last: Option<Opener>,
     /// Never idle, so that it is not forgotten.
     pinned: bool,
@@ -129,7 +130,7 @@ impl Producer {
 #[derive(Debug, Clone)]
 pub struct DedupTable {
     producers: BTreeMap<ProducerName, Producer>,
-    /// Idle names that somebody chose, the longest idle first.
+    /// Idle names that clients chose, the longest idle first.
     idle: BTreeSet<(u64, ProducerName)>,
     /// Idle names that the broker drew, the longest idle first.
     drawn_idle: BTreeSet<(u64, ProducerName)>,
@@ -152,7 +153,8 @@ impl Default for DedupTable {
 }
 
 impl DedupTable {
-    /// An empty table that remembers at most so many names, and so many drawn ones that are idle.
+    /// An empty table that remembers at most `producers_max` names, and `drawn_idle_max` drawn ones
+    /// that are idle.
     #[must_use]
     pub fn with_capacity_max(producers_max: usize, drawn_idle_max: usize) -> DedupTable {
         DedupTable {
@@ -172,7 +174,7 @@ impl DedupTable {
     /// [`DedupTable::replayed`].
     ///
     /// # Errors
-    /// When a name is none.
+    /// When a name is invalid.
     pub fn restore(states: &[v1::ProducerState]) -> Result<DedupTable, NameError> {
         DedupTable::default().restored(states)
     }
@@ -356,7 +358,7 @@ impl DedupTable {
         Some(self.producers.get(name)?.window.back()?.at.base_index)
     }
 
-    /// Whether a batch of that name is on its way: opening the name waits until none is.
+    /// Whether a batch of that name is in flight: opening the name waits until none is.
     #[must_use]
     pub fn has_in_flight(&self, name: &ProducerName) -> bool {
         self.producers
@@ -376,7 +378,7 @@ impl DedupTable {
         self.batches
     }
 
-    /// Whether none is.
+    /// Whether no name is remembered.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.producers.is_empty()
@@ -398,7 +400,7 @@ impl DedupTable {
         }
     }
 
-    /// The state of a name, made if there is none, and not idle until it is settled.
+    /// The state of a name, created if it is missing, and not idle until it is settled.
     fn entry(&mut self, name: &ProducerName) -> &mut Producer {
         match self.producers.get(name) {
             Some(producer) if producer.is_idle() => {

@@ -6,9 +6,9 @@
 //! - It holds the lease under which its ownership was confirmed. Others take over by a move only,
 //!   which the owner sees, and a new owner waits for the lease of one that may have stalled.
 //! - Without that lease, metadata has confirmed the ownership again.
-//! - Metadata is unreachable, and a probe of the bookies has shown that the open ledgers of the topic
-//!   are not fenced. That answer is valid for `PROBE_VALID`. A new owner that had to fence waits for
-//!   `TAKEOVER_WAIT`, which is longer, before its first delivery:
+//! - Metadata is unreachable, and a probe of the bookies has shown that the open ledgers of the
+//!   topic are not fenced. That answer is valid for `PROBE_VALID`. A new owner that had to fence
+//!   waits for `TAKEOVER_WAIT`, which is longer, before its first delivery:
 //!
 //! ```text
 //! time ----------------------------------------------------------------------------->
@@ -21,12 +21,12 @@
 //!                                             |<----- TAKEOVER_WAIT ------>|
 //! ```
 //!
-//! A probe that shows no fence was answered before the fence, so the former owner has stopped when the
-//! new one begins.
+//! A probe that shows no fence was answered before the fence, so the former owner has stopped when
+//! the new one begins.
 //!
 //! An owner that hands the topic over delivers for as long as the new one cannot have begun: for
-//! `HAND_OVER_GRACE` while a ledger is open that the new owner waits for, then as long as probes show
-//! no fence (H21).
+//! `HAND_OVER_GRACE` while a ledger is open that the new owner waits for, then as long as probes
+//! show no fence (H21).
 //!
 //! Without lease, metadata and an open ledger nothing can be shown, and a backlog is not delivered
 //! until one of them is back. Readers leave no acknowledgements behind and need no right.
@@ -47,8 +47,8 @@ use crate::topic::event::{Asked, Event, SubscriptionId};
 const PROBE_VALID: Duration = Duration::from_secs(1);
 /// What a new owner waits: longer than a probe is valid, since no two clocks run alike.
 const TAKEOVER_WAIT: Duration = Duration::from_millis(1_200);
-/// How long an owner that hands a topic over delivers without asking: for less time than the new one
-/// waits for open ledgers to be sealed.
+/// How long an owner that hands a topic over delivers without asking: for less time than the new
+/// one waits for open ledgers to be sealed.
 const HAND_OVER_GRACE: Duration = Duration::from_secs(1);
 /// First and longest pause until it is asked again.
 const RETRY_MIN: Duration = Duration::from_millis(200);
@@ -89,8 +89,8 @@ impl DeliveryRight {
         }
     }
 
-    /// The predecessor may not know of this owner yet: what a probe of that one showed is over soon,
-    /// and so is its lease, if it is believed to hold one.
+    /// The predecessor may not know of this owner yet: what a probe of that one showed is over
+    /// soon, and so is its lease, if it is believed to hold one.
     pub(super) fn after_takeover(self, now: Duration, lease: Duration) -> DeliveryRight {
         DeliveryRight {
             not_before: now + TAKEOVER_WAIT.max(lease),

@@ -69,7 +69,7 @@ pub(crate) enum Event {
     },
     /// A request of a consumer.
     Consumer(SubscriptionId, ConsumerId, ConsumerRequest),
-    /// The client of a consumer session is gone, after so many requests.
+    /// The client of a consumer session is gone, after this many requests.
     ConsumerGone(SubscriptionId, ConsumerId, u64),
     /// A consumer has taken much of what was queued for it.
     Drained(SubscriptionId, ConsumerId),
@@ -94,7 +94,7 @@ pub(crate) enum Event {
     Trimmed(Result<Index, LogError>),
     /// The topic is to be trimmed as far as policy allows; the answer says that it was.
     Trim(Reply<()>),
-    /// Somebody asks for statistics.
+    /// Statistics are asked for.
     Stats(Reply<TopicStats>),
     /// A subscription is to be deleted.
     DeleteSubscription {
@@ -114,7 +114,7 @@ pub(crate) enum Event {
         place: Place,
         reply: Reply<Index>,
     },
-    /// Subscriptions whose record is damaged go on from what is whole.
+    /// Subscriptions whose record is damaged continue from what is whole.
     ResetCursors(Reply<Vec<SubscriptionReset>>),
     /// Messages are given up for a subscription: those of a range, or what is damaged.
     Skip {
@@ -140,8 +140,8 @@ pub(crate) enum Event {
 pub(crate) const EVENT_WORK: usize = 16;
 
 impl Event {
-    /// How much work it is, so that what peers choose to send decides how many are handled in a turn,
-    /// not how long a turn is.
+    /// How much work it is, so that what peers choose to send decides how many are handled in a
+    /// turn, not how long a turn is.
     pub(crate) fn work(&self) -> usize {
         let more = match self {
             Event::Publish { frames, .. } => frames.len(),

@@ -31,7 +31,8 @@ use crate::topic::recovery::{self, Recovered};
 use crate::topic::trimming::Trimming;
 use crate::traffic::TopicCounters;
 
-/// How long one step of a load may take: whoever waits tries again, and others get their turn.
+/// How long one step of a load may take. Then its requests try again, and other loads get their
+/// turn.
 const STEP_MAX: Duration = Duration::from_secs(30);
 /// How long a new owner waits for the old one to seal a topic's ledgers, and how often it looks.
 const HAND_OVER_MAX: Duration = Duration::from_secs(2);
@@ -53,7 +54,7 @@ pub(crate) async fn load(
     create: bool,
 ) -> Result<Loaded, BrokerError> {
     let started = shared.clock.monotonic();
-    // A namespace that does not exist is owned by nobody.
+    // A namespace that does not exist has no owner.
     let owned = async {
         shared.namespaces.check(name.namespace()).await?;
         shared.own(name).await
@@ -61,7 +62,7 @@ pub(crate) async fn load(
     let owned = step("acquiring the topic's bundle", owned).await?;
     let outcome = load_owned(shared, name, create, owned.clone()).await;
     if let Err(BrokerError::Log(LogError::Fenced)) = &outcome {
-        // The next request acquires ownership anew, or learns that it cannot.
+        // The next request acquires ownership again, or learns that it cannot.
         shared.ownership.lost(&owned);
     }
     let took = shared.clock.monotonic().saturating_sub(started);
@@ -173,8 +174,8 @@ fn delivery_right(
     }
 }
 
-/// Gives a step of a load its time. One that is given up is as one of a broker that died: whoever loads
-/// the topic next finishes it.
+/// Bounds the time of a step of a load. An abandoned load leaves the same state as a broker crash;
+/// the next load completes it.
 async fn step<T>(
     what: &'static str,
     step: impl Future<Output = Result<T, BrokerError>>,
@@ -241,12 +242,12 @@ async fn wait_sealed(
     owned: &Owned,
 ) -> Result<Sealed, BrokerError> {
     let Some(source) = owned.source else {
-        return Ok(Sealed::Nobody);
+        return Ok(Sealed::NoSource);
     };
     let started = shared.clock.monotonic();
     // By then everything was handed over long ago: what is open was left open by this broker.
     if started > owned.since + DRAIN_MAX {
-        return Ok(Sealed::Nobody);
+        return Ok(Sealed::NoSource);
     }
     while shared.clock.monotonic() < started + HAND_OVER_MAX {
         if cell.is_sealed().await? {
@@ -254,7 +255,7 @@ async fn wait_sealed(
         }
         // One that is gone seals nothing any more.
         if !shared.ownership.is_announced(source) {
-            return Ok(Sealed::Nobody);
+            return Ok(Sealed::NoSource);
         }
         clock::sleep(HAND_OVER_TICK).await;
     }
@@ -265,8 +266,8 @@ async fn wait_sealed(
 /// What became of the wait for a former owner that hands a topic over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Sealed {
-    /// Nobody hands it over.
-    Nobody,
+    /// No other broker hands it over.
+    NoSource,
     /// It has sealed the ledgers, or there was nothing to seal.
     Yes,
     /// It lives and does not do it in time.

@@ -97,7 +97,7 @@ impl Port {
         {
             return Ok(held.split(bytes));
         }
-        // Nobody waits for bytes while holding some that wait for nothing.
+        // No producer waits for bytes while it holds some that wait for nothing.
         self.held = None;
         if let Some(permit) = self.budget.try_acquire(bytes) {
             return Ok(permit);

@@ -329,8 +329,8 @@ impl Publishing {
     }
 }
 
-/// Takes frames of a session and sends receipts as far as that goes. Answers the error that ends the
-/// session now.
+/// Takes frames of a session and sends receipts as far as that goes. Answers the error that ends
+/// the session now.
 fn advance(
     cx: &TopicContext,
     id: SessionId,

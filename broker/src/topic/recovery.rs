@@ -72,9 +72,9 @@ pub(super) async fn recover(
         .map(|is_current| is_current.then_some(recovered))
 }
 
-/// Where deduplication begins when no new snapshot says it: what is older than this is not repeated,
-/// since a load that reads a whole topic would never end. `ledgers` are first index and size of each,
-/// newest first.
+/// Where deduplication begins when no new snapshot says it: what is older than this is not
+/// repeated, since a load that reads a whole topic would never end. `ledgers` are first index and
+/// size of each, newest first.
 fn first_of_newest(ledgers: impl Iterator<Item = (Index, u64)>, end: Index) -> Index {
     let (mut left, mut first) = (REPEATED_BYTES_MAX, end.0);
     for (begins, bytes) in ledgers {
@@ -90,8 +90,8 @@ fn first_of_newest(ledgers: impl Iterator<Item = (Index, u64)>, end: Index) -> I
     Index(first)
 }
 
-/// Adds the cursor log up. What of it is damaged is left out and told: the messages of the topic are
-/// there whether its subscriptions are or not.
+/// Adds the cursor log up. What of it is damaged is left out and told: the messages of the topic
+/// are there whether its subscriptions are or not.
 async fn replay_cursors(
     cell: &TopicRecordCell,
     log: &TopicLog,
@@ -142,8 +142,8 @@ async fn repeat_messages(
         let heads = match log.read_heads_or_skip(&mut at, LIMITS.entries_max).await? {
             Found::Entries(heads) => heads,
             Found::Damaged(..) if !is_current && cell.refresh().await? => return Ok(false),
-            // Who reads it is told. What is lost is lost for deduplication too, and everything
-            // else of the topic goes on.
+            // Consumers that read it are told. What is lost is lost for deduplication too, and
+            // everything else of the topic goes on.
             Found::Damaged(damage, reason) => {
                 is_current = true;
                 tracing::error!(?damage, reason, "messages are damaged: left out");
@@ -162,8 +162,8 @@ async fn repeat_messages(
 
 fn repeat(entry: &LogHead, recovered: &mut Recovered) {
     recovered.repeated.0 += 1;
-    // What a ledger has grown by since the entry before, damaged ones between them included. Of an
-    // entry in the middle of a ledger where repeating begins nobody knows.
+    // What a ledger has grown by since the entry before, damaged ones between them included. For an
+    // entry in the middle of a ledger where repeating begins this is not known.
     let before = match recovered.last_ledger {
         Some((ledger, bytes)) if ledger == entry.ledger => bytes,
         _ if entry.entry == EntryId::FIRST => 0,

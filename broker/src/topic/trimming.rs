@@ -4,9 +4,9 @@
 //! does what is not yet in a durable snapshot of the producers' states. A topic is loaded only with
 //! its cursors recovered, so a topic without subscriptions has none.
 //!
-//! What is due depends on policy, acknowledgements and time, on nothing else: a snapshot, the seal of
-//! a ledger to which no producer writes, and the load of a topic that no client uses (`sweep.rs`)
-//! follow from that.
+//! What is due depends on policy, acknowledgements and time, on nothing else: a snapshot, the seal
+//! of a ledger to which no producer writes, and the load of a topic that no client uses
+//! (`sweep.rs`) follow from that.
 
 use std::time::Duration;
 
@@ -38,7 +38,8 @@ const BATCH_BYTES: u64 = 32;
 pub(super) struct Trimming {
     /// A trim runs beside the task.
     running: bool,
-    /// The end of the first segment that policy lets go: nothing is trimmed before the marks pass it.
+    /// The end of the first segment that policy lets go: nothing is trimmed before the marks pass
+    /// it.
     due_at: Option<Index>,
     /// A snapshot was asked for by what is due, and when that was last.
     asked: bool,
@@ -52,8 +53,8 @@ pub(super) struct Trimming {
     log_begins_at: Index,
 }
 
-/// What a topic is left with when it is unloaded: as long as its record has this revision, nothing at
-/// or above `limit` may be trimmed.
+/// What a topic is left with when it is unloaded: as long as its record has this revision, nothing
+/// at or above `limit` may be trimmed.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Rest {
     /// Of the topic's record.
@@ -124,7 +125,8 @@ impl Trimming {
     }
 
     /// Trims beside the task what retention allows. What policy lets go and a snapshot of the
-    /// producers does not cover yet waits for one, which is asked for at once: not for more messages.
+    /// producers does not cover yet waits for one, which is asked for at once: not for more
+    /// messages.
     pub(super) fn trim(&mut self, cx: &TopicContext, kept: Kept) -> TrimEffects {
         let retention = cx.policies.borrow().retention;
         let all = cx.log.trim_due(Index(u64::MAX), retention);
@@ -157,7 +159,8 @@ impl Trimming {
         self.due_at = seen.first_due;
         let covered = kept.mark.min(kept.snapshot);
         let mut step = Step::default();
-        // A topic whose ledgers are small would have a snapshot for each: some wait for the next look.
+        // A topic whose ledgers are small would have a snapshot for each: some wait for the next
+        // look.
         let may_ask = |last| now.saturating_sub(last) >= kept.pause;
         if seen.free.is_some_and(|(_, end)| end > covered) && self.asked_at.is_none_or(may_ask) {
             self.asked_at = Some(now);
@@ -184,7 +187,8 @@ impl Trimming {
         self.due_at.take_if(|end| *end <= mark()).is_some()
     }
 
-    /// A trim has ended. Answers whether the log begins elsewhere, so that there may be more to trim.
+    /// A trim has ended. Answers whether the log begins elsewhere, so that there may be more to
+    /// trim.
     pub(super) fn trimmed(&mut self, first: Index) -> bool {
         self.running = false;
         let before = std::mem::replace(&mut self.log_begins_at, first);
@@ -215,7 +219,8 @@ impl Trimming {
         is_over
     }
 
-    /// How long the topic stays without clients. `last_used` is when it last had one, or was loaded.
+    /// How long the topic stays without clients. `last_used` is when it last had one, or was
+    /// loaded.
     pub(super) fn idle_max(&self, config: &BrokerConfig, last_used: Duration) -> Duration {
         let is_visit = self.visited && self.visitors.is_empty();
         match is_visit && last_used == self.loaded_at {
@@ -225,8 +230,8 @@ impl Trimming {
     }
 }
 
-/// Whether a snapshot is due, since replaying what came since the last one would take long. `age` is
-/// that of the last one; `producers` and `batches` make the size of the next.
+/// Whether a snapshot is due, since replaying what came since the last one would take long. `age`
+/// is that of the last one; `producers` and `batches` make the size of the next.
 pub(super) fn is_snapshot_due(
     config: &BrokerConfig,
     since: SinceSnapshot,

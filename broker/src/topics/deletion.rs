@@ -351,7 +351,7 @@ fn is_retryable(error: &BrokerError) -> bool {
     ApiError::from(error.clone()).kind.is_retryable()
 }
 
-/// The last word about a deletion that could not be finished: never whom else to ask.
+/// The last word about a deletion that could not be finished: never another broker to ask.
 fn unfinished(part: &TopicName, error: BrokerError) -> BrokerError {
     let error = ApiError::from(error);
     let kind = match error.kind {

@@ -115,12 +115,12 @@ impl Round {
         self.mean * (f64::from(self.config.stop_percent) / 100.0 - 1.0)
     }
 
-    /// Who has more still sheds.
+    /// A broker that has more still sheds.
     pub(super) fn highest(&self) -> f64 {
         self.mean + self.tolerance()
     }
 
-    /// Who has less is still filled.
+    /// A broker that has less is still filled.
     pub(super) fn lowest(&self) -> f64 {
         self.mean - self.tolerance()
     }
@@ -141,7 +141,7 @@ impl Round {
         found.map(|(at, _)| at)
     }
 
-    /// Who has more than the mean, the most loaded first.
+    /// Brokers that have more than the mean, the most loaded first.
     pub(super) fn above_mean(&self) -> Vec<usize> {
         let mut above: Vec<usize> = (0..self.places.len())
             .filter(|at| self.places[*at].weight > self.mean)

@@ -315,7 +315,7 @@ fn without_traffic_only_a_broker_that_joins_gets_something() {
         home.owner = broker(1 + u8::from(home.owner == broker(3)));
     }
     world.brokers.pop();
-    assert_eq!(world.rounds(TWO_MINUTES), 0, "nobody is empty");
+    assert_eq!(world.rounds(TWO_MINUTES), 0, "no broker is empty");
     world.brokers.push(broker(5));
     assert!(world.rounds(TWO_MINUTES) > 0);
     let owned = |world: &World, id| {

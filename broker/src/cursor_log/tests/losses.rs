@@ -112,7 +112,7 @@ fn created(name: &str, created_ms: u64, index: u64) -> Bytes {
 }
 
 /// I9: a snapshot of which a part is missing knows what the records before it cannot: that a
-/// subscription was created anew, or that one of the same name is another.
+/// subscription was created again, or that one of the same name is another.
 #[test]
 fn a_part_behind_a_loss_is_believed_before_what_was_known_of_an_earlier_life() {
     let (log, names) = trimmed_log(6);
@@ -167,7 +167,7 @@ fn what_follows_a_broken_snapshot_is_not_gathered() {
             let kept = replay.building.as_ref().map_or(0, |b| b.since.len());
             assert!(kept <= SINCE_MAX + names.len(), "{kept}");
         }
-        assert!(replay.building.is_none(), "nobody waits for its end");
+        assert!(replay.building.is_none(), "nothing waits for its end");
         let (state, _) = replay.finish_with_losses();
         let name = SubscriptionName::new(&names[0]).expect("a valid name");
         let mark = state.subscriptions[&name].cursor.mark_delete();
@@ -191,8 +191,8 @@ fn a_complete_snapshot_behind_a_damaged_one_loses_nothing() {
 }
 
 proptest! {
-    /// I9: whatever record is lost, nothing counts as acknowledged that nobody has acknowledged,
-    /// and a subscription of which anything is left is told of.
+    /// I9: whatever record is lost, nothing counts as acknowledged that no consumer has
+    /// acknowledged, and a subscription of which anything is left is told of.
     #[test]
     fn a_lost_record_acknowledges_nothing(
         steps in proptest::collection::vec(step(), 0..40),

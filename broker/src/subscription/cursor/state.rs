@@ -76,8 +76,8 @@ impl CursorState {
         }
     }
 
-    /// The same with a seek epoch above any that a consumer may know: moves may be lost with the rest,
-    /// and consumers take no deliveries of an epoch older than theirs.
+    /// The same with a seek epoch above any that a consumer may know: moves may be lost with the
+    /// rest, and consumers take no deliveries of an epoch older than theirs.
     #[must_use]
     pub fn after_loss(mut self) -> CursorState {
         self.raise_after_loss();

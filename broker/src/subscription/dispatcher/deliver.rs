@@ -78,8 +78,8 @@ impl Dispatcher {
         deliveries
     }
 
-    /// Gives the wanted messages of an entry to consumers, or holds them back. Answers with the first
-    /// for which there was no consumer: it and those behind it stay where they are.
+    /// Gives the wanted messages of an entry to consumers, or holds them back. Answers with the
+    /// first for which there was no consumer: it and those behind it stay where they are.
     fn assign(
         &mut self,
         cursor: &mut Cursor,
@@ -109,8 +109,8 @@ impl Dispatcher {
     }
 
     /// Decides on every wanted message by its row, up to the first for which there is no consumer;
-    /// answers with the messages by choice, and with that one. Room is what it was before the entry:
-    /// a consumer that has some may exceed it with the messages of one entry.
+    /// answers with the messages by choice, and with that one. Room is what it was before the
+    /// entry: a consumer that has some may exceed it with the messages of one entry.
     fn decide(
         &mut self,
         entry: &LogEntry,
@@ -196,7 +196,8 @@ impl Dispatcher {
         wanted
     }
 
-    /// Adds messages that this owner has not read yet, with what an earlier one has recorded of them.
+    /// Adds messages that this owner has not read yet, with what an earlier one has recorded of
+    /// them.
     fn count_new(&self, part: Range<u64>, wanted: &mut Vec<(Range<u64>, u32)>) {
         let mut at = part.start;
         for (counted, count) in self.before.overlap(part.clone()) {

@@ -1,5 +1,6 @@
-//! What storage cannot give: told to one consumer in its place of the order, held by it like a delivery,
-//! and given up by an acknowledgement or on command only (I9). Everything behind it goes on.
+//! What storage cannot give: told to one consumer in its place of the order, held by it like a
+//! delivery, and given up by an acknowledgement or on command only (I9). Everything behind it goes
+//! on.
 
 use std::ops::Range;
 
@@ -18,7 +19,7 @@ const DAMAGED_RANGES_MAX: usize = 10_000;
 impl Dispatcher {
     /// Hands out that storage cannot give what was read for `read`: `gap`, which holds `read.from`.
     /// It goes to one consumer, in its place of the order, and is held by it like a delivery; being
-    /// read again is what a redelivery of it is. Answers to whom, and which messages.
+    /// read again is what a redelivery of it is. Answers the consumer, and which messages.
     pub(in crate::subscription) fn deliver_gap(
         &mut self,
         cursor: &mut Cursor,

@@ -42,8 +42,8 @@ fn any_number_of_gaps_can_be_told_again_and_given_up() {
     assert!(!subscription.is_full_of_damage());
 }
 
-/// Delivery passes over so much damage and stops in front of more; an acknowledgement of some lets it
-/// go on, one of what is good does not (I9, I13).
+/// Delivery passes over so much damage and stops in front of more; an acknowledgement of some lets
+/// it go on, one of what is good does not (I9, I13).
 #[test]
 fn an_acknowledged_gap_makes_room_for_another() {
     let mut subscription = subscription(SubscriptionType::Shared);

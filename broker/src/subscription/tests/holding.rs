@@ -424,7 +424,8 @@ fn reading_stops_when_too_much_is_held_back() {
     assert!(s.next_read(NOW).is_some());
 }
 
-/// What was never delivered can be acknowledged once it was passed over: nothing of it is delivered.
+/// What was never delivered can be acknowledged once it was passed over: nothing of it is
+/// delivered.
 #[test]
 fn a_message_that_is_held_back_can_be_acknowledged() {
     let closed = Closed::default();

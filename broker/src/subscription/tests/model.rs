@@ -76,7 +76,7 @@ impl World {
         index < self.mark || self.acknowledged.contains(&index)
     }
 
-    /// Neither acknowledged nor held: somebody is to get it.
+    /// Neither acknowledged nor held: a consumer is to get it.
     fn is_open(&self, index: u64) -> bool {
         !self.is_acknowledged(index) && !self.holder.contains_key(&index)
     }
@@ -238,7 +238,7 @@ impl World {
         assert_eq!(
             next.is_some(),
             served,
-            "read if and only if somebody has credit"
+            "read if and only if a consumer has credit"
         );
         let next = next?;
         let came_back = |index: &u64| self.is_open(*index) && self.deliveries.contains_key(index);

@@ -1,5 +1,5 @@
-//! Attaching of consumers and readers. A durable subscription is created in the cursor log before any
-//! client is told that it exists.
+//! Attaching of consumers and readers. A durable subscription is created in the cursor log before
+//! any client is told that it exists.
 
 use aquifer_model::id::Index;
 use aquifer_model::limits::SUBSCRIPTIONS_PER_TOPIC_MAX;

@@ -1,14 +1,15 @@
-//! Consumer sessions that their clients have closed. The notice comes through the urgent queue, which
-//! never waits; it takes effect behind the requests that the client had put into the mailbox before,
-//! so that acknowledgements right before an orderly close count, and before whatever comes after it.
+//! Consumer sessions that their clients have closed. The notice comes through the urgent queue,
+//! which never waits; it takes effect behind the requests that the client had put into the mailbox
+//! before, so that acknowledgements right before an orderly close count, and before whatever comes
+//! after it.
 
 use std::collections::HashMap;
 
 use crate::subscription::ConsumerId;
 use crate::topic::event::SubscriptionId;
 
-/// See the module. Has an entry for each session whose client has asked for something and not closed
-/// it.
+/// See the module. Has an entry for each session whose client has asked for something and not
+/// closed it.
 #[derive(Default)]
 pub(super) struct Closing {
     /// Requests of a session that were handled.
@@ -18,7 +19,7 @@ pub(super) struct Closing {
 }
 
 impl Closing {
-    /// A session is closed behind so many requests. True when they have all been handled.
+    /// A session is closed behind this many requests. True when they have all been handled.
     pub(super) fn behind(&mut self, id: SubscriptionId, consumer: ConsumerId, sent: u64) -> bool {
         if self.handled.get(&consumer).copied().unwrap_or(0) >= sent {
             self.handled.remove(&consumer);
@@ -28,7 +29,8 @@ impl Closing {
         false
     }
 
-    /// A request was handled. Answers the subscription of its session when that is to be closed now.
+    /// A request was handled. Answers the subscription of its session when that is to be closed
+    /// now.
     pub(super) fn handled(&mut self, consumer: ConsumerId) -> Option<SubscriptionId> {
         let handled = self.handled.entry(consumer).or_insert(0);
         *handled += 1;

@@ -4,7 +4,7 @@
 //! The owner never waits here. What bounds the queue is credit: a consumer's subscription is told
 //! of no more byte credit than there is room for, in its own queue and in the budget of all
 //! deliveries, whatever the client grants, so a client that grants much and reads nothing holds a
-//! bounded amount (I13) and delays nobody else.
+//! bounded amount (I13) and delays no other.
 
 use std::collections::VecDeque;
 
@@ -36,7 +36,7 @@ pub(super) struct Outbox {
     /// Bytes of the events in the channel, oldest first.
     in_channel: VecDeque<u64>,
     in_channel_bytes: u64,
-    /// Somebody waits for the client to catch up, and will say so.
+    /// A task waits for the client to catch up, and reports it.
     watched: bool,
     /// Totals that the client granted.
     granted: (u64, u64),
@@ -92,12 +92,12 @@ impl Outbox {
         (self.granted.0, self.granted.1.min(bytes))
     }
 
-    /// Bytes on their way to the client, as far as this knows.
+    /// Bytes in flight to the client, as far as this knows.
     fn piled(&self) -> u64 {
         self.queue_bytes + self.in_channel_bytes
     }
 
-    /// Bytes that the client may be sent beyond what is on its way. One that has read everything
+    /// Bytes that the client may be sent beyond what is in flight. One that has read everything
     /// may always have an entry, which waits for its turn in the budget.
     fn ahead(&self) -> u64 {
         let piled = self.piled();
@@ -106,9 +106,9 @@ impl Outbox {
         own.min(shared.max(u64::from(piled == 0)))
     }
 
-    /// Whether somebody has to notice when the client has read on: something waits, or so much is
-    /// on its way that credit was held back. With less on its way there is credit left, and the
-    /// next delivery looks again.
+    /// Whether a task has to wait until the client has read on: something waits, or so much is in
+    /// flight that credit was held back. With less in flight there is credit left, and the next
+    /// delivery looks again.
     pub(super) fn is_throttled(&mut self) -> bool {
         let (_, bytes) = self.credit();
         let (piled, ahead) = (self.piled(), self.ahead());
@@ -183,7 +183,7 @@ impl Outbox {
         }
     }
 
-    /// Has somebody wait until the client has read most of what it was sent.
+    /// Has a task wait until the client has read most of what it was sent.
     pub(super) fn watch(
         &mut self,
         subscription: SubscriptionId,
@@ -208,7 +208,7 @@ impl Outbox {
                 drained = sender.reserve_many(wanted) => drop(drained),
                 () = token.wait() => {}
             }
-            // A topic that is gone does not care.
+            // A topic that has ended needs no answer.
             let _ = mailbox.send(Event::Drained(subscription, consumer)).await;
         });
     }

@@ -1,6 +1,6 @@
-//! Places: looked up in the log beside the task, then a reader or subscription begins there, or moves
-//! there. Messages are given up and subscriptions deleted here as well, which like moving ends in a
-//! record of the cursor log.
+//! Places: looked up in the log beside the task, then a reader or subscription begins there, or
+//! moves there. Messages are given up and subscriptions deleted here as well, which like moving
+//! ends in a record of the cursor log.
 //!
 //! A move takes effect in memory at once, so that what was in flight is void, and is told to the
 //! clients when it is durable; until then nothing is delivered (H12).

@@ -2,7 +2,8 @@
 //! operator lets them continue from what is whole.
 //!
 //! Invariant (I9): an acknowledgement that may be lost is never passed over in silence. What is
-//! accepted as lost is told with its extent, and counts when a snapshot of what was left is durable.
+//! accepted as lost is told with its extent, and counts when a snapshot of what was left is
+//! durable.
 
 use aquifer_model::id::Index;
 use aquifer_model::subscription::SubscriptionType;

@@ -14,12 +14,12 @@ use crate::topic::event::{Event, SubscriptionId};
 /// What a delivery costs besides its batch.
 const DELIVERY_BYTES: usize = 256;
 
-/// What an entry costs on its way to a client.
+/// What an entry costs from the read to the client.
 pub(super) fn cost(entry: &LogEntry) -> usize {
     entry.body.len() + DELIVERY_BYTES
 }
 
-/// What a delivery keeps until it is on its way.
+/// What a delivery keeps until the transport has taken it.
 pub(super) fn held_by(delivery: &Delivery) -> usize {
     delivery.body.len() + DELIVERY_BYTES
 }

@@ -1,9 +1,9 @@
 //! Serving: reads for a subscription what its state machine asks for, from memory at once or from
 //! bookies beside the task, and hands out what it says.
 //!
-//! Invariants: a subscription has at most one read aside at a time, so that a slow one costs a bounded
-//! amount and delays no other; a read that fails is tried again here, and consumers are told only of
-//! what is damaged; nothing is delivered between a seek and the moment it is durable.
+//! Invariants: a subscription has at most one read aside at a time, so that a slow one costs a
+//! bounded amount and delays no other; a read that fails is tried again here, and consumers are
+//! told only of what is damaged; nothing is delivered between a seek and the moment it is durable.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -151,7 +151,8 @@ impl Slot {
                 self.wake();
             }
             Err(LogError::Fenced) => return Some(LogError::Fenced),
-            // What is damaged stays so: consumers that wait for it are told, and may go on behind it.
+            // What is damaged stays so: consumers that wait for it are told, and may go on behind
+            // it.
             Err(error @ (LogError::Damaged(_) | LogError::Limbo(_))) => {
                 tracing::warn!(topic = %cx.name, %error, "reading for a subscription failed");
                 cx.shared.metrics.read_failures.add(1, &[]);

@@ -2,8 +2,8 @@
 //! served.
 //!
 //! Invariant: a subscription is looked up for an event in one place, [`Subscriptions::with`], which
-//! takes in what the event leaves behind: whether the subscription wants to be served, waits for new
-//! messages or for a time, and whether it is over.
+//! takes in what the event leaves behind: whether the subscription wants to be served, waits for
+//! new messages or for a time, and whether it is over.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 

@@ -40,7 +40,7 @@ fn store(table: &mut DedupTable, name: &ProducerName, range: SequenceRange, entr
 
 #[derive(Debug, Clone)]
 enum Step {
-    /// A producer sends a batch of so many ids after leaving out so many.
+    /// A producer sends a batch of this many ids after leaving out others.
     Send {
         producer: usize,
         gap: u64,
@@ -57,12 +57,12 @@ enum Step {
         producer: usize,
         batch: prop::sample::Index,
     },
-    /// The oldest append on its way succeeds.
+    /// The oldest append in flight succeeds.
     Persist,
-    /// Everything on its way fails.
+    /// Everything in flight fails.
     Fail,
     Snapshot,
-    /// The owner dies; of what was on its way the log keeps this share, oldest first.
+    /// The owner dies; of what was in flight the log keeps this share, oldest first.
     Restart {
         kept: prop::sample::Index,
     },
@@ -113,7 +113,7 @@ impl World {
                         && sent.lowest <= batch.highest
                         && batch.lowest <= sent.highest
                 };
-                assert!(!self.in_flight.iter().any(overlaps), "I8: on its way twice");
+                assert!(!self.in_flight.iter().any(overlaps), "I8: in flight twice");
                 self.table.pushed(&name(producer), batch);
                 self.in_flight.push((producer, batch));
             }
@@ -313,7 +313,7 @@ fn the_longest_idle_name_is_forgotten_and_a_used_one_never() {
     assert_eq!(table.last_sequence_id(&name(0)), None);
     assert_eq!(table.last_sequence_id(&name(1)), Some(0));
     assert_eq!(table.last_sequence_id(&name(2)), Some(0));
-    // A closed producer with an append on its way is in use, too.
+    // A closed producer with an append in flight is in use, too.
     table.pushed(&name(1), range(1, 1));
     assert!(table.connect(&name(4), opener(0)).is_err());
     table.persisted(&name(1), range(1, 1), at(1), 1);
@@ -343,8 +343,8 @@ fn restoring_too_many_keeps_the_latest() {
     );
 }
 
-/// H20: whoever had a name before another is not let in again; the last one is, whatever was
-/// restored in between.
+/// H20: a producer that had a name before another is not let in again; the last one is, whatever
+/// was restored in between.
 #[test]
 fn the_last_opener_of_a_name_is_remembered_h20() {
     let (mut table, producer) = (DedupTable::default(), name(0));
@@ -352,7 +352,10 @@ fn the_last_opener_of_a_name_is_remembered_h20() {
         instance: ProducerInstance([2; 16]),
         epoch: 0,
     };
-    assert!(table.admits(&producer, opener(0), true), "nobody had it");
+    assert!(
+        table.admits(&producer, opener(0), true),
+        "no producer had it"
+    );
     table.connect(&producer, opener(3)).expect("there is room");
     store(&mut table, &producer, range(0, 0), 0);
     assert!(table.admits(&producer, opener(3), true));
@@ -372,7 +375,7 @@ fn the_last_opener_of_a_name_is_remembered_h20() {
     assert!(replayed.admits(&producer, other, true));
 }
 
-/// Names that nobody chose come in any number, and no chosen one is forgotten for them.
+/// Names that no client chose come in any number, and no chosen one is forgotten for them.
 #[test]
 fn drawn_names_push_out_no_others() {
     let mut table = DedupTable::with_capacity_max(2, 3);

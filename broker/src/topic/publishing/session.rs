@@ -1,8 +1,8 @@
 //! One producer's session: its frames, and the order of their answers.
 //!
 //! Invariants (H7):
-//! - Frames are answered in order. The first one that fails is answered with its error, which is the
-//!   last thing that the session says; later frames are dropped, and the client opens again and
+//! - Frames are answered in order. The first one that fails is answered with its error, which is
+//!   the last thing that the session says; later frames are dropped, and the client opens again and
 //!   rewinds.
 //! - A frame behind a repetition is taken only when it is known what became of the original.
 

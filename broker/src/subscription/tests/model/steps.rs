@@ -31,7 +31,7 @@ pub(super) enum Step {
         len: u64,
     },
     Seek(Pick),
-    /// So many of the logged changes become durable.
+    /// This many of the logged changes become durable.
     Confirm(Pick),
     /// The owner dies with what is not durable; the counts of a snapshot may be left.
     Restart {

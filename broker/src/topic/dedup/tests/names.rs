@@ -1,5 +1,5 @@
-//! Producer objects that use one name by turns, against a simple model: whoever is told that a
-//! message is stored finds that very message in the log, whatever the order of opens, cuts,
+//! Producer objects that use one name by turns, against a simple model: a producer that is told
+//! that a message is stored finds that very message in the log, whatever the order of opens, cuts,
 //! outcomes, snapshots and crashes (H20). Known defects that are put back must show.
 
 use proptest::strategy::ValueTree;
@@ -10,9 +10,9 @@ use super::*;
 /// A rule that can be left out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Defect {
-    /// Nobody asks who had the name last.
+    /// The last opener of a name is not checked.
     EverybodyAdmitted,
-    /// A topic that is loaded anew takes the last opener from the snapshot only.
+    /// A topic that is loaded again takes the last opener from the snapshot only.
     ReplayForgets,
     /// The last opener is not in the snapshot.
     SnapshotForgets,
@@ -77,7 +77,7 @@ struct World {
     table: DedupTable,
     log: Vec<Sent>,
     in_flight: VecDeque<Sent>,
-    /// Whose session is open.
+    /// The producer whose session is open.
     open: Option<usize>,
     objects: Vec<Object>,
     tokens: usize,
@@ -246,14 +246,14 @@ impl World {
         }
     }
 
-    /// Everything on its way fails, and all sessions with it (H7).
+    /// Everything in flight fails, and all sessions with it (H7).
     fn fail(&mut self) {
         self.in_flight.clear();
         self.table.reset_pushed();
         self.cut();
     }
 
-    /// The owner dies; of what was on its way the log keeps some, oldest first.
+    /// The owner dies; of what was in flight the log keeps some, oldest first.
     fn crash(&mut self, kept: usize) {
         self.cut();
         let kept = kept.min(self.in_flight.len());
