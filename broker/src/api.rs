@@ -5,6 +5,7 @@ mod admin;
 mod bundles;
 mod consume;
 mod produce;
+mod subscriptions;
 mod topics;
 
 use std::future::Future;

@@ -1,8 +1,10 @@
 //! The way to the other brokers of a cluster. No wire protocol is spoken here: it is given.
 
+use aquifer_model::id::Index;
 use aquifer_model::load::LoadReport;
+use aquifer_model::place::Place;
 use aquifer_model::stats::TopicStats;
-use aquifer_model::topic::TopicName;
+use aquifer_model::topic::{SubscriptionName, TopicName};
 use aquifer_protocol_api::admin::Deletion;
 use aquifer_protocol_api::error::ApiResult;
 use async_trait::async_trait;
@@ -28,6 +30,42 @@ pub trait Peers: Send + Sync + 'static {
     /// # Errors
     /// What it answers; `Unavailable` when it does not.
     async fn delete_topic(&self, url: &str, topic: &TopicName, how: Deletion) -> ApiResult<()>;
+
+    /// Creates a subscription of a topic or partition that it serves.
+    ///
+    /// # Errors
+    /// What it answers; `Unavailable` when it does not.
+    async fn create_subscription(
+        &self,
+        url: &str,
+        topic: &TopicName,
+        subscription: &SubscriptionName,
+        place: Place,
+    ) -> ApiResult<Index>;
+
+    /// Deletes a subscription of a topic or partition that it serves.
+    ///
+    /// # Errors
+    /// What it answers; `Unavailable` when it does not.
+    async fn delete_subscription(
+        &self,
+        url: &str,
+        topic: &TopicName,
+        subscription: &SubscriptionName,
+        force: bool,
+    ) -> ApiResult<()>;
+
+    /// Moves a subscription of a topic or partition that it serves.
+    ///
+    /// # Errors
+    /// What it answers; `Unavailable` when it does not.
+    async fn seek_subscription(
+        &self,
+        url: &str,
+        topic: &TopicName,
+        subscription: &SubscriptionName,
+        place: Place,
+    ) -> ApiResult<Index>;
 }
 
 /// Why there is no report of a broker.

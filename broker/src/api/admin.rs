@@ -1,17 +1,13 @@
-//! Administration of tenants, namespaces and subscriptions.
+//! Administration of tenants and namespaces.
 
 use aquifer_metadata::keys::{self, Key};
-use aquifer_model::id::Index;
-use aquifer_model::place::Place;
 use aquifer_model::policy::{Policies, PolicyView};
-use aquifer_model::topic::{NamespaceName, SubscriptionName, TopicName};
-use aquifer_protocol_api::admin::{Page, PageRequest, SubscriptionReset};
-use aquifer_protocol_api::consumer::IndexRange;
+use aquifer_model::topic::NamespaceName;
+use aquifer_protocol_api::admin::{Page, PageRequest};
 
 use crate::broker::Broker;
 use crate::error::BrokerError;
 use crate::namespace::listing::{Listed, Lister, look_tenant, parse};
-use crate::topic::event::Event;
 
 impl Broker {
     pub(super) async fn make_tenant(&self, tenant: &str) -> Result<(), BrokerError> {
@@ -75,72 +71,5 @@ impl Broker {
                 })
             })
             .await
-    }
-
-    pub(super) async fn remove_subscription(
-        &self,
-        topic: &TopicName,
-        subscription: &SubscriptionName,
-        force: bool,
-    ) -> Result<(), BrokerError> {
-        self.topics
-            .ask(topic, false, |reply| Event::DeleteSubscription {
-                name: subscription.clone(),
-                force,
-                reply,
-            })
-            .await
-    }
-
-    pub(super) async fn new_subscription(
-        &self,
-        topic: &TopicName,
-        subscription: &SubscriptionName,
-        place: Place,
-    ) -> Result<Index, BrokerError> {
-        self.topics
-            .ask(topic, true, |reply| Event::CreateSubscription {
-                name: subscription.clone(),
-                place,
-                reply,
-            })
-            .await
-    }
-
-    pub(super) async fn move_subscription(
-        &self,
-        topic: &TopicName,
-        subscription: &SubscriptionName,
-        place: Place,
-    ) -> Result<Index, BrokerError> {
-        self.topics
-            .ask(topic, false, |reply| Event::SeekSubscription {
-                name: subscription.clone(),
-                place,
-                reply,
-            })
-            .await
-    }
-
-    pub(super) async fn give_up(
-        &self,
-        topic: &TopicName,
-        subscription: &SubscriptionName,
-        range: Option<IndexRange>,
-    ) -> Result<Vec<IndexRange>, BrokerError> {
-        self.topics
-            .ask(topic, false, |reply| Event::Skip {
-                name: subscription.clone(),
-                range,
-                reply,
-            })
-            .await
-    }
-
-    pub(super) async fn reset(
-        &self,
-        topic: &TopicName,
-    ) -> Result<Vec<SubscriptionReset>, BrokerError> {
-        self.topics.ask(topic, false, Event::ResetCursors).await
     }
 }

@@ -293,7 +293,7 @@ impl Broker {
 }
 
 /// An error that reaches a user: there is no other broker to ask.
-fn last_word(error: ApiError) -> ApiError {
+pub(super) fn last_word(error: ApiError) -> ApiError {
     match error.kind {
         ErrorKind::Redirect => ApiError::new(ErrorKind::Unavailable, error.message)
             .advise("try again: the topic is moving between brokers"),

@@ -18,9 +18,11 @@ use aquifer_metadata::store::{
 use aquifer_model::bundle::BundleRange;
 use aquifer_model::format::FORMAT_NATIVE;
 use aquifer_model::hash::key_hash;
+use aquifer_model::id::Index;
 use aquifer_model::load::LoadReport;
+use aquifer_model::place::Place;
 use aquifer_model::stats::TopicStats;
-use aquifer_model::topic::TopicName;
+use aquifer_model::topic::{SubscriptionName, TopicName};
 use aquifer_protocol_api::admin::{Admin, Deletion};
 use aquifer_protocol_api::data_plane::DataPlane;
 use aquifer_protocol_api::error::{ApiError, ApiResult, ErrorKind};
@@ -67,6 +69,42 @@ impl Peers for Reports {
 
     async fn delete_topic(&self, url: &str, topic: &TopicName, how: Deletion) -> ApiResult<()> {
         self.at(url)?.delete_topic(&ctx(), topic.clone(), how).await
+    }
+
+    async fn create_subscription(
+        &self,
+        url: &str,
+        topic: &TopicName,
+        name: &SubscriptionName,
+        place: Place,
+    ) -> ApiResult<Index> {
+        let (broker, context) = (self.at(url)?, ctx());
+        let created = broker.create_subscription(&context, topic.clone(), name.clone(), place);
+        created.await
+    }
+
+    async fn delete_subscription(
+        &self,
+        url: &str,
+        topic: &TopicName,
+        name: &SubscriptionName,
+        force: bool,
+    ) -> ApiResult<()> {
+        let (broker, context) = (self.at(url)?, ctx());
+        let deleted = broker.delete_subscription(&context, topic.clone(), name.clone(), force);
+        deleted.await
+    }
+
+    async fn seek_subscription(
+        &self,
+        url: &str,
+        topic: &TopicName,
+        name: &SubscriptionName,
+        place: Place,
+    ) -> ApiResult<Index> {
+        let (broker, context) = (self.at(url)?, ctx());
+        let moved = broker.seek_subscription(&context, topic.clone(), name.clone(), place);
+        moved.await
     }
 }
 

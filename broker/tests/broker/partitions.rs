@@ -8,18 +8,22 @@ use aquifer_broker::{BalanceConfig, BrokerConfig};
 use aquifer_metadata::keys;
 use aquifer_metadata::record;
 use aquifer_metadata::store::{Expect, MetadataStore};
+use aquifer_model::id::Index;
+use aquifer_model::place::Place;
 use aquifer_model::ranges::TopicRanges;
-use aquifer_model::topic::TopicName;
+use aquifer_model::topic::{SubscriptionName, TopicName};
 use aquifer_proto::convert::ranges::wire_ranges;
 use aquifer_proto::v1::TopicRecord;
 use aquifer_protocol_api::admin::{Admin, Deletion, PageRequest};
 use aquifer_protocol_api::data_plane::DataPlane;
-use aquifer_protocol_api::error::{ApiResult, ErrorKind};
+use aquifer_protocol_api::error::{ApiResult, ErrorKind, Outcome};
 use aquifer_protocol_api::operator::Operator;
 use futures::future::join_all;
 
 use crate::cluster::{Cluster, Member, config};
-use crate::support::{Harness, ctx, default_namespace, eventually, kind, name, open, soon};
+use crate::support::{
+    Harness, ctx, default_namespace, eventually, kind, name, open, soon, subscribe,
+};
 
 const PARTITIONS: u32 = 16;
 const BUNDLES: u32 = 16;
@@ -243,6 +247,109 @@ async fn a_deletion_that_was_cut_off_is_finished_c7() {
         (2, 0),
         "another life"
     );
+}
+
+/// What all partitions say of the subscription `s`: its backlog, if it is there.
+async fn backlog(member: &Member, topic: &str) -> Option<u64> {
+    let context = ctx();
+    let stats = member.broker.topic_stats(&context, name(topic));
+    let stats = soon("statistics", stats).await.unwrap();
+    let found = stats.subscriptions.into_iter().find(|s| s.name == "s");
+    found.map(|found| found.backlog_messages)
+}
+
+#[tokio::test]
+async fn a_subscription_of_all_partitions_is_changed_by_any_broker() {
+    let (cluster, members) = several(3).await;
+    create(&members, "orders", PARTITIONS).await;
+    cluster.publish(&members[0], &parts("orders")).await;
+    let s = || SubscriptionName::new("s").unwrap();
+    let all = u64::from(PARTITIONS);
+    for member in &members {
+        let (context, orders) = (ctx(), || name("orders"));
+        let broker = &member.broker;
+        let created = broker.create_subscription(&context, orders(), s(), Place::Earliest);
+        assert_eq!(soon("a subscription", created).await.unwrap().0, 0);
+        let again = broker.create_subscription(&context, orders(), s(), Place::Latest);
+        let again = soon("a refusal", again).await;
+        assert_eq!(kind(&again), Some(ErrorKind::AlreadyExists));
+        assert_eq!(backlog(&members[0], "orders").await, Some(all));
+        let moved = broker.seek_subscription(&context, orders(), s(), Place::Latest);
+        assert_eq!(soon("a move", moved).await.unwrap().0, all);
+        assert_eq!(backlog(&members[1], "orders").await, Some(0));
+        let place = Place::Index(Index(0));
+        let nowhere = broker.seek_subscription(&context, orders(), s(), place);
+        let nowhere = soon("a refusal", nowhere).await;
+        assert_eq!(kind(&nowhere), Some(ErrorKind::InvalidArgument));
+        let deleted = broker.delete_subscription(&context, orders(), s(), false);
+        soon("a deletion", deleted).await.unwrap();
+        assert_eq!(backlog(&members[2], "orders").await, None);
+        let gone = broker.delete_subscription(&context, orders(), s(), false);
+        let gone = soon("a refusal", gone).await;
+        assert_eq!(kind(&gone), Some(ErrorKind::NotFound));
+    }
+}
+
+#[tokio::test]
+async fn a_subscription_in_use_in_one_partition_stays_in_all() {
+    let (cluster, members) = several(2).await;
+    create(&members, "orders", PARTITIONS).await;
+    cluster.publish(&members[0], &parts("orders")).await;
+    let s = || SubscriptionName::new("s").unwrap();
+    let context = ctx();
+    let asked = &members[0].broker;
+    let created = asked.create_subscription(&context, name("orders"), s(), Place::Earliest);
+    soon("a subscription", created).await.unwrap();
+    let last = parts("orders").pop().unwrap();
+    let session = at_owner(&members, |at| {
+        let request = subscribe(&last, "s");
+        let broker = &members[at].broker;
+        async move { broker.subscribe(&ctx(), request).await }
+    });
+    let session = session.await.unwrap();
+    let refused = asked.delete_subscription(&context, name("orders"), s(), false);
+    let refused = soon("a refusal", refused).await;
+    assert_eq!(kind(&refused), Some(ErrorKind::FailedPrecondition));
+    let all = u64::from(PARTITIONS);
+    assert_eq!(backlog(&members[0], "orders").await, Some(all));
+    drop(session);
+    let deleted = asked.delete_subscription(&context, name("orders"), s(), false);
+    soon("a deletion", deleted).await.unwrap();
+    assert_eq!(backlog(&members[0], "orders").await, None);
+}
+
+#[tokio::test]
+async fn what_is_done_in_part_is_said_and_completed() {
+    let (cluster, members) = several(2).await;
+    create(&members, "orders", PARTITIONS).await;
+    cluster.publish(&members[0], &parts("orders")).await;
+    let s = || SubscriptionName::new("s").unwrap();
+    let context = ctx();
+    let asked = &members[0].broker;
+    let away = cluster
+        .peers
+        .brokers
+        .lock()
+        .remove(&members[1].url)
+        .unwrap();
+    let created = asked.create_subscription(&context, name("orders"), s(), Place::Earliest);
+    let error = soon("a failure", created).await.unwrap_err();
+    assert_eq!(error.kind, ErrorKind::Unavailable, "{error}");
+    assert_eq!(error.outcome, Outcome::Unknown);
+    assert!(
+        error.message.contains("is created in partitions"),
+        "{error}"
+    );
+    assert!(error.advice.contains("repeat"), "{}", error.advice);
+    cluster
+        .peers
+        .brokers
+        .lock()
+        .insert(members[1].url.clone(), away);
+    let created = asked.create_subscription(&context, name("orders"), s(), Place::Earliest);
+    soon("a subscription", created).await.unwrap();
+    let all = u64::from(PARTITIONS);
+    assert_eq!(backlog(&members[1], "orders").await, Some(all));
 }
 
 async fn mark_deleting(store: &Arc<dyn MetadataStore>, topic: &str) {

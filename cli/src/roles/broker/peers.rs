@@ -6,9 +6,11 @@ use std::time::Duration;
 use aquifer_broker::{NoReport, Peers};
 use aquifer_client::admin;
 use aquifer_client::{Client, ClientError, ErrorKind as Kind, Outcome as Known};
+use aquifer_model::id::Index;
 use aquifer_model::load::LoadReport;
+use aquifer_model::place::Place;
 use aquifer_model::stats::{LedgerStats, ProducerStats, SubscriptionStats, TopicStats};
-use aquifer_model::topic::{ProducerName, TopicName};
+use aquifer_model::topic::{ProducerName, SubscriptionName, TopicName};
 use aquifer_protocol_api::admin::Deletion;
 use aquifer_protocol_api::error::{ApiError, ApiResult, ErrorKind, Outcome};
 use aquifer_runtime::clock;
@@ -78,6 +80,45 @@ impl Peers for GrpcPeers {
             Deletion::Force => admin.delete_topic(&topic, true).await,
         };
         done.map_err(failed)
+    }
+
+    async fn create_subscription(
+        &self,
+        url: &str,
+        topic: &TopicName,
+        subscription: &SubscriptionName,
+        place: Place,
+    ) -> ApiResult<Index> {
+        let (topic, subscription) = (topic.to_string(), subscription.to_string());
+        let admin = self.client(url).map_err(failed)?.admin();
+        let created = admin.create_subscription(&topic, &subscription, place);
+        created.await.map_err(failed)
+    }
+
+    async fn delete_subscription(
+        &self,
+        url: &str,
+        topic: &TopicName,
+        subscription: &SubscriptionName,
+        force: bool,
+    ) -> ApiResult<()> {
+        let (topic, subscription) = (topic.to_string(), subscription.to_string());
+        let admin = self.client(url).map_err(failed)?.admin();
+        let deleted = admin.delete_subscription(&topic, &subscription, force);
+        deleted.await.map_err(failed)
+    }
+
+    async fn seek_subscription(
+        &self,
+        url: &str,
+        topic: &TopicName,
+        subscription: &SubscriptionName,
+        place: Place,
+    ) -> ApiResult<Index> {
+        let (topic, subscription) = (topic.to_string(), subscription.to_string());
+        let admin = self.client(url).map_err(failed)?.admin();
+        let moved = admin.seek_subscription(&topic, &subscription, place);
+        moved.await.map_err(failed)
     }
 }
 
