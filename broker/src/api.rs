@@ -4,7 +4,9 @@
 mod admin;
 mod bundles;
 mod consume;
+mod data_plane;
 mod produce;
+mod pull;
 mod subscriptions;
 mod topics;
 
@@ -12,7 +14,6 @@ use std::future::Future;
 
 use aquifer_model::bundle::BundleRange;
 use aquifer_model::id::{BrokerId, Index};
-use aquifer_model::limits::{BATCH_BYTES_MAX, MESSAGE_BYTES_MAX};
 use aquifer_model::load::LoadReport;
 use aquifer_model::place::Place;
 use aquifer_model::policy::{Policies, PolicyScope, PolicyUpdate, PolicyView};
@@ -22,12 +23,10 @@ use aquifer_protocol_api::access::{Access, Action, Resource};
 use aquifer_protocol_api::admin::{
     Admin, Deletion, Page, PageRequest, SubscriptionReset, TopicDescription, TopicLayout,
 };
-use aquifer_protocol_api::consumer::{ConsumerSession, IndexRange, Subscribe};
+use aquifer_protocol_api::consumer::IndexRange;
 use aquifer_protocol_api::context::RequestContext;
-use aquifer_protocol_api::data_plane::{BrokerIdentity, DataPlane};
 use aquifer_protocol_api::error::{ApiError, ApiResult};
 use aquifer_protocol_api::operator::{BrokerInfo, BundleInfo, Operator};
-use aquifer_protocol_api::producer::{OpenProducer, ProducerSession};
 use aquifer_runtime::clock;
 use async_trait::async_trait;
 use tracing::{Instrument, Span, info_span};
@@ -86,47 +85,7 @@ macro_rules! serve {
     }};
 }
 
-#[async_trait]
-impl DataPlane for Broker {
-    fn identity(&self) -> BrokerIdentity {
-        BrokerIdentity {
-            broker: self.shared.id,
-            cluster: self.shared.config.cluster.clone(),
-            message_bytes_max: MESSAGE_BYTES_MAX as u64,
-            batch_bytes_max: BATCH_BYTES_MAX as u64,
-        }
-    }
-
-    async fn open_producer(
-        &self,
-        ctx: &RequestContext,
-        request: OpenProducer,
-    ) -> ApiResult<ProducerSession> {
-        serve!(
-            self,
-            ctx,
-            "open_producer",
-            Action::Produce,
-            Resource::Topic(request.topic.clone()),
-            self.produce(request)
-        )
-    }
-
-    async fn subscribe(
-        &self,
-        ctx: &RequestContext,
-        request: Subscribe,
-    ) -> ApiResult<ConsumerSession> {
-        serve!(
-            self,
-            ctx,
-            "subscribe",
-            Action::Consume,
-            consumed(&request),
-            self.consume(request)
-        )
-    }
-}
+pub(crate) use serve;
 
 #[async_trait]
 impl Admin for Broker {
@@ -458,15 +417,6 @@ fn described(create: bool) -> Action {
     match create {
         true => Action::Use,
         false => Action::Describe,
-    }
-}
-
-/// A reader needs no more than its topic.
-fn consumed(request: &Subscribe) -> Resource {
-    let topic = request.topic.clone();
-    match &request.subscription {
-        Some(name) => Resource::Subscription(topic, name.clone()),
-        None => Resource::Topic(topic),
     }
 }
 

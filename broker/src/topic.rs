@@ -16,6 +16,7 @@ pub mod dedup;
 pub(crate) mod event;
 pub(crate) mod handle;
 pub(crate) mod load;
+pub(crate) mod pull;
 pub(crate) mod record;
 pub(crate) mod trimming;
 
@@ -36,7 +37,7 @@ use std::time::Duration;
 
 use aquifer_log::TopicRecordCell;
 use aquifer_log::error::LogError;
-use aquifer_model::id::Index;
+use aquifer_model::id::{Index, TopicIncarnation};
 use aquifer_model::topic::SubscriptionName;
 use aquifer_runtime::clock::Alarm;
 
@@ -48,6 +49,7 @@ use crate::topic::cursors::{Cursors, Due, SnapshotContents, Written};
 use crate::topic::delivery_right::DeliveryRight;
 use crate::topic::event::{Asked, EVENT_WORK, Event, Inbox, ReadDone, Reply};
 use crate::topic::publishing::{AppendFailed, Publishing};
+use crate::topic::pull::{Door, Pull};
 use crate::topic::trimming::{Kept, Rest, TrimEffects, Trimming};
 
 /// Work of events that is done before ready subscriptions get their turn, as 64 small ones have.
@@ -214,6 +216,7 @@ impl Topic {
             Event::Skip { name, range, reply } => {
                 attachments.skip(cx, cursors, &name, range, reply);
             }
+            Event::Pull(request) => self.pull(*request),
             Event::DeliveryRight(asked) => self.delivery_right_asked(&asked),
             Event::Delete { force, reply } => self.delete(force, reply),
             Event::Rebound(owned) => self.rebind(*owned),
@@ -235,6 +238,36 @@ impl Topic {
             self.publishing.fail_all(&self.cx, &told);
         }
         self.survives(error);
+    }
+
+    /// Carries out a request that stands alone.
+    fn pull(&mut self, request: Pull) {
+        let (cx, cursors) = (&self.cx, &mut self.cursors);
+        match request {
+            Pull::Door(known, reply) => {
+                let _ = reply.send(self.door(known));
+            }
+            Pull::Append(append, reply) => self.publishing.append_alone(cx, *append, reply),
+            Pull::AloneAppended { tag, outcome } => {
+                if let Some(failed) = self.publishing.alone_appended(cx, tag, outcome) {
+                    self.append_failed(&failed);
+                }
+            }
+            Pull::Commit(commit, reply) => self.attachments.commit(cx, cursors, commit, reply),
+            Pull::Committed(name, reply) => {
+                let _ = reply.send(Ok(self.attachments.committed_index(&name)));
+            }
+        }
+    }
+
+    /// The way to what is stored, for a client that knows this life of the topic.
+    fn door(&mut self, known: Option<TopicIncarnation>) -> Result<Door, BrokerError> {
+        if let Some(error) = self.cx.refusal() {
+            return Err(error);
+        }
+        self.cx.check_incarnation(known)?;
+        self.last_used = self.cx.now();
+        Ok(self.cx.door())
     }
 
     fn read_done(&mut self, done: ReadDone) {

@@ -16,6 +16,7 @@ use crate::error::{ClientError, Outcome, Result};
 use crate::producer::ProducerBuilder;
 use crate::reader::ReaderBuilder;
 use crate::retry::{Backoff, Deadline};
+use crate::topic::Topic;
 
 /// Where a standalone broker listens unless told otherwise.
 pub const DEFAULT_URL: &str = "http://127.0.0.1:7650";
@@ -97,6 +98,15 @@ impl Client {
     #[must_use]
     pub fn reader(&self, topic: &str) -> ReaderBuilder {
         ReaderBuilder::new(Arc::clone(&self.context), topic)
+    }
+
+    /// A topic, or one partition of it, for single appends and reads, lookups, and positions that
+    /// are committed by name. Nothing is sent before the first of them.
+    ///
+    /// # Errors
+    /// `Invalid` for a name that is none.
+    pub fn topic(&self, topic: &str) -> Result<Topic> {
+        Topic::new(Arc::clone(&self.context), topic)
     }
 
     /// The administrative operations.

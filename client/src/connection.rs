@@ -12,6 +12,7 @@ use std::time::Duration;
 use aquifer_model::limits::FRAME_BYTES_MAX;
 use aquifer_proto::v1::admin_client::AdminClient;
 use aquifer_proto::v1::broker_client::BrokerClient;
+use aquifer_proto::v1::pull_client::PullClient;
 use aquifer_proto::{ERROR_TRAILER, PROTOCOL_VERSION, v1};
 use prost::Message as _;
 use tokio::sync::Mutex;
@@ -192,6 +193,13 @@ impl Connection {
     /// The control plane over this connection.
     pub(crate) fn admin(&self) -> AdminClient<Channel> {
         AdminClient::new(self.channel.clone()).max_decoding_message_size(FRAME_BYTES_MAX)
+    }
+
+    /// The data plane without streams, over this connection.
+    pub(crate) fn pull(&self) -> PullClient<Channel> {
+        PullClient::new(self.channel.clone())
+            .max_decoding_message_size(FRAME_BYTES_MAX)
+            .max_encoding_message_size(FRAME_BYTES_MAX)
     }
 }
 

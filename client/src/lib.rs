@@ -42,6 +42,7 @@ pub mod reader;
 mod retry;
 mod session;
 mod settle;
+pub mod topic;
 mod wake;
 
 pub use admin::Admin;
@@ -52,6 +53,7 @@ pub use error::{ClientError, ErrorKind, Outcome};
 pub use message::{Damaged, Message, ReceivedMessage, SendReceipt};
 pub use producer::{Batching, PendingSend, Producer, ProducerBuilder, StoredBefore};
 pub use reader::{Reader, ReaderBuilder};
+pub use topic::{ReadOptions, Topic};
 
 pub use aquifer_model::batch::Compression;
 pub use aquifer_model::id::Index;

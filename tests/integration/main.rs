@@ -12,6 +12,7 @@ mod follow;
 mod operators;
 mod policies;
 mod producers;
+mod pull;
 mod retention;
 mod sdk;
 mod survival;

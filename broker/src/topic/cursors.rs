@@ -71,6 +71,8 @@ pub(super) enum Effect {
         delta: AckDelta,
         reply: Reply<Vec<IndexRange>>,
     },
+    /// A position is committed: the subscription has changed by this, or stood there already.
+    Committed(SubscriptionId, Option<AckDelta>, Reply<Index>),
     /// A change is recorded for a later owner. Nothing waits for it.
     Recorded,
     /// A subscription is gone.

@@ -9,6 +9,7 @@ use aquifer_log::error::LogError;
 use aquifer_log::{AppendSink, Appended, Fence, Found, ReadPoint};
 use aquifer_model::format::Description;
 use aquifer_model::id::Index;
+use aquifer_model::listener::Listeners;
 use aquifer_model::place::Place;
 use aquifer_model::stats::TopicStats;
 use aquifer_model::topic::{SubscriptionName, TopicName};
@@ -27,6 +28,7 @@ use crate::bundle::ownership::Owned;
 use crate::error::BrokerError;
 use crate::subscription::ConsumerId;
 use crate::topic::dedup::SequenceRange;
+use crate::topic::pull::Pull;
 
 /// Events that may wait in a topic's mailbox.
 const MAILBOX_EVENTS: usize = 256;
@@ -124,6 +126,8 @@ pub(crate) enum Event {
     },
     /// It was asked whether the topic is this broker's still.
     DeliveryRight(Asked),
+    /// A request that stands alone.
+    Pull(Box<Pull>),
     /// The topic is to be deleted: end, unless clients are connected and it is not forced.
     Delete { force: bool, reply: Reply<()> },
     /// The bundle was split: this is the topic's part of it.
@@ -228,16 +232,16 @@ pub(crate) struct Departure {
     /// Under this their ledgers may be sealed, when the bundle was handed over.
     pub(crate) sealing: Option<Owned>,
     /// Where the other broker is; empty when that is not known.
-    pub(crate) url: String,
+    pub(crate) at: Listeners,
 }
 
 impl Departure {
     /// What clients of a topic are told.
     pub(crate) fn error(&self, topic: &TopicName) -> BrokerError {
-        let (what, url) = (topic.to_string(), self.url.clone());
-        match url.is_empty() {
+        let (what, at) = (topic.to_string(), self.at.clone());
+        match at.is_empty() {
             true => BrokerError::Unloading(format!("{what} is moving to another broker")),
-            false => BrokerError::Elsewhere { what, url },
+            false => BrokerError::Elsewhere { what, at },
         }
     }
 }

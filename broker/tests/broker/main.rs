@@ -19,5 +19,6 @@ mod partitions;
 mod policies;
 mod producers;
 mod publish;
+mod pull;
 mod retention;
 mod support;

@@ -1,8 +1,10 @@
 //! What every protocol handler must do, whatever its wire looks like. A handler's tests serve a
 //! [`FakeBroker`], implement [`ConformanceClient`] with their protocol's own client, and call
-//! [`check_all`]. Failed checks panic: this module is for tests only.
+//! [`check_all`]; [`pull`] has the same for requests that stand alone. Failed checks panic: this
+//! module is for tests only.
 
 mod fake;
+pub mod pull;
 
 use aquifer_model::id::Index;
 use async_trait::async_trait;

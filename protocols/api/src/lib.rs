@@ -16,6 +16,7 @@ pub mod error;
 pub mod handler;
 pub mod operator;
 pub mod producer;
+pub mod pull;
 
 use crate::admin::Admin;
 use crate::data_plane::DataPlane;

@@ -9,6 +9,7 @@ use prost::Message;
 use crate::consume::{ConsumerRequest, consumer_request, subscribe};
 use crate::convert::{self, page, partitions, place, policies, subscription_type};
 use crate::produce::{open_producer, publish_frames};
+use crate::pull::read_request;
 
 fn push_through(bytes: &[u8]) {
     if let Ok(request) = v1::ProduceRequest::decode(bytes) {
@@ -29,6 +30,20 @@ fn push_through(bytes: &[u8]) {
         }
     }
     admin(bytes);
+    pull(bytes);
+}
+
+fn pull(bytes: &[u8]) {
+    if let Ok(request) = v1::ReadTopicRequest::decode(bytes)
+        && let Ok(read) = read_request(request)
+    {
+        assert!(read.limits.bytes_max > 0 && read.limits.batches_max > 0);
+    }
+    if let Ok(request) = v1::LocateRequest::decode(bytes) {
+        let _ = place(&request.place);
+    }
+    let _ = v1::AppendRequest::decode(bytes);
+    let _ = v1::CommitRequest::decode(bytes);
 }
 
 fn admin(bytes: &[u8]) {

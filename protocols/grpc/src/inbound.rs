@@ -21,6 +21,8 @@ use crate::status;
 
 /// Methods whose requests are streams.
 const STREAMS: [&str; 2] = ["/aquifer.v1.Broker/Produce", "/aquifer.v1.Broker/Consume"];
+/// The unary method whose request is as large as a message of a stream.
+const APPEND: &str = "/aquifer.v1.Pull/Append";
 
 /// What is known of a connection.
 #[derive(Debug, Clone)]
@@ -35,6 +37,7 @@ pub(crate) struct Gate {
     budgets: InboundBudgets,
     stream: InboundLimits,
     unary: InboundLimits,
+    append: InboundLimits,
 }
 
 impl Gate {
@@ -58,6 +61,10 @@ impl Gate {
                 unary: true,
                 ..stream
             },
+            append: InboundLimits {
+                unary: true,
+                ..stream
+            },
         }
     }
 
@@ -78,9 +85,10 @@ impl Gate {
             budgets.room = peer.room;
             request.extensions_mut().insert(peer.tcp);
         }
-        let limits = match STREAMS.contains(&request.uri().path()) {
-            true => self.stream,
-            false => self.unary,
+        let limits = match request.uri().path() {
+            APPEND => self.append,
+            path if STREAMS.contains(&path) => self.stream,
+            _ => self.unary,
         };
         let mut handle = None;
         let mut request = request.map(|body| {

@@ -19,6 +19,7 @@ mod fuzz;
 mod inbound;
 mod metrics;
 mod produce;
+mod pull;
 mod service;
 mod status;
 mod stream;
@@ -30,6 +31,7 @@ use std::time::Duration;
 use aquifer_model::limits::{FRAME_BYTES_MAX, UNARY_REQUEST_BYTES_MAX};
 use aquifer_proto::v1::admin_server::AdminServer;
 use aquifer_proto::v1::broker_server::BrokerServer;
+use aquifer_proto::v1::pull_server::PullServer;
 use aquifer_protocol_api::BrokerApi;
 use aquifer_protocol_api::error::{ApiError, ErrorKind};
 use aquifer_protocol_api::handler::ProtocolHandler;
@@ -135,6 +137,8 @@ impl ProtocolHandler for GrpcHandler {
             BrokerServer::new(service.clone()).max_decoding_message_size(FRAME_BYTES_MAX);
         let admin_server =
             AdminServer::new(service.clone()).max_decoding_message_size(UNARY_REQUEST_BYTES_MAX);
+        let pull_server =
+            PullServer::new(service.clone()).max_decoding_message_size(FRAME_BYTES_MAX);
         let gate = Gate::new(&self.config);
         let way_in = gate.clone();
         self.metrics.watch_inbound(move || way_in.used_bytes());
@@ -142,9 +146,11 @@ impl ProtocolHandler for GrpcHandler {
         let router = self
             .server()
             .layer(MapResponseLayer::new(status::complete::<Body>))
+            .layer(MapResponseLayer::new(pull::keep_held))
             .layer(MapRequestLayer::new(move |request| way_in.admit(request)))
             .add_service(broker_server)
-            .add_service(admin_server);
+            .add_service(admin_server)
+            .add_service(pull_server);
         let clock = self.clock.clone();
         let incoming =
             connection::accept(listener, &self.config, gate, clock, self.metrics.clone());

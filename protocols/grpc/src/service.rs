@@ -23,10 +23,11 @@ use crate::stream::{self, End, Replies};
 use crate::{consume, context, produce, status};
 
 /// What both sides may rely on beyond the version; grows with what is built.
-const FEATURES: [&str; 5] = [
+const FEATURES: [&str; 6] = [
     "deduplication",
     "failover",
     "partitions",
+    "pull",
     "readers",
     "shared",
 ];

@@ -7,11 +7,12 @@ mod raw;
 use std::sync::Arc;
 use std::time::Duration;
 
-use aquifer_model::limits::{ACK_RANGES_MAX, FRAME_BYTES_MAX};
+use aquifer_model::limits::{ACK_RANGES_MAX, BATCH_BYTES_MAX, FRAME_BYTES_MAX};
 use aquifer_proto::v1;
 use aquifer_proto::v1::consume_request::Request as Consume;
 use aquifer_proto::v1::consume_response::Response as Consumed;
 use aquifer_proto::v1::produce_request::Request as Produce;
+use aquifer_protocol_api::conformance::pull::{PullClient, check_pull_handler};
 use aquifer_protocol_api::conformance::{ConformanceClient, FakeBroker, check_all};
 use aquifer_protocol_api::error::ErrorKind;
 use aquifer_protocol_api::handler::ProtocolHandler;
@@ -72,6 +73,21 @@ async fn grpc_passes_the_conformance_checks() {
     let metrics = served.telemetry.render_metrics();
     assert!(metrics.contains("aquifer_grpc_frames_total"), "{metrics}");
     assert!(metrics.contains("ERROR_CODE_INVALID_ARGUMENT"), "{metrics}");
+    assert_eq!(served.tasks.failed(), None, "no input may panic");
+}
+
+#[tokio::test]
+async fn requests_that_stand_alone_pass_the_conformance_checks() {
+    let served = serve(|_| {}).await;
+    let checks = check_pull_handler(&served.broker, &served.client);
+    timeout(HANG, checks).await.unwrap();
+    // As large as a batch on a stream may be, and no larger.
+    let large = vec![7; BATCH_BYTES_MAX];
+    let stored = served.client.append("large", large.into()).await.unwrap();
+    assert_eq!(stored.stored.unwrap().base_index.0, 0);
+    let larger = vec![7; FRAME_BYTES_MAX + 1];
+    let refusal = served.client.append("large", larger.into()).await;
+    assert_eq!(refusal.unwrap_err().kind, ErrorKind::TooLarge);
     assert_eq!(served.tasks.failed(), None, "no input may panic");
 }
 

@@ -1,39 +1,34 @@
 //! A broker in memory: enough behaviour to see whether a handler passes everything on, nothing
 //! durable, every batch counts as one message.
 
+mod admin;
+mod pull;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use aquifer_model::bundle::BundleRange;
 use aquifer_model::id::{
     BrokerId, EntryId, Index, LedgerId, OwnerEpoch, SeekEpoch, TopicIncarnation,
 };
 use aquifer_model::limits::{BATCH_BYTES_MAX, MESSAGE_BYTES_MAX};
-use aquifer_model::load::LoadReport;
 use aquifer_model::place::Place;
-use aquifer_model::policy::{Policies, PolicyScope, PolicyUpdate, PolicyView};
-use aquifer_model::ranges::TopicRanges;
-use aquifer_model::stats::TopicStats;
-use aquifer_model::topic::{NamespaceName, ProducerName, SubscriptionName, TopicName};
+use aquifer_model::topic::{ProducerName, SubscriptionName, TopicName};
 use async_trait::async_trait;
 use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, watch};
 
-use crate::admin::{
-    Admin, Deletion, Page, PageRequest, SubscriptionReset, TopicDescription, TopicLayout,
-};
 use crate::consumer::{
-    Acknowledge, ConsumerEvent, ConsumerPort, ConsumerSession, Delivery, IndexRange,
-    NegativeAcknowledge, Subscribe, Subscribed,
+    Acknowledge, ConsumerEvent, ConsumerPort, ConsumerSession, Delivery, NegativeAcknowledge,
+    Subscribe, Subscribed,
 };
 use crate::context::RequestContext;
 use crate::data_plane::{BrokerIdentity, DataPlane};
 use crate::error::{ApiError, ApiResult, ErrorKind, Outcome};
-use crate::operator::{BrokerInfo, BundleInfo, Operator};
 use crate::producer::{
     OpenProducer, ProducerOpened, ProducerPort, ProducerSession, PublishFrame, Receipt, StoredAt,
 };
+use crate::pull::{Append, Appended, Commit, Locate, Located, Read, ReadBatches, TopicBounds};
 
 /// Receipts and events that a session can hold; more than any check needs.
 const QUEUE: usize = 1024;
@@ -47,6 +42,8 @@ pub struct FakeBroker {
     state: Arc<Mutex<State>>,
     sessions: Arc<watch::Sender<usize>>,
     released: Arc<watch::Sender<bool>>,
+    /// Counts the batches of all topics.
+    appended: Arc<watch::Sender<u64>>,
 }
 
 #[derive(Default)]
@@ -60,6 +57,7 @@ struct Topic {
     batches: Vec<Bytes>,
     credit: u64,
     acknowledged: BTreeMap<String, Vec<Index>>,
+    committed: BTreeMap<String, Index>,
 }
 
 /// Counts as an open session while it lives.
@@ -84,6 +82,7 @@ impl Default for FakeBroker {
             state: Arc::default(),
             sessions: Arc::new(watch::Sender::new(0)),
             released: Arc::new(watch::Sender::new(false)),
+            appended: Arc::new(watch::Sender::new(0)),
         }
     }
 }
@@ -187,6 +186,15 @@ impl FakeBroker {
         Err(error.outcome(FakeBroker::outcome_of(kind)))
     }
 
+    fn store(&self, topic: &str, batch: Bytes) -> StoredAt {
+        let stored = self.with(topic, |topic| {
+            topic.batches.push(batch);
+            at(topic.batches.len() - 1)
+        });
+        self.appended.send_modify(|count| *count += 1);
+        stored
+    }
+
     fn not_faked<T>(&self) -> ApiResult<T> {
         self.state.lock().calls += 1;
         Err(ApiError::new(
@@ -221,10 +229,7 @@ impl ProducerPort for FakeProducer {
                 self.failed = true;
                 Err(ApiError::new(ErrorKind::Overloaded, "poison"))
             } else {
-                let stored = self.broker.with(&self.topic, |topic| {
-                    topic.batches.push(frame.body);
-                    at(topic.batches.len() - 1)
-                });
+                let stored = self.broker.store(&self.topic, frame.body);
                 Ok(Receipt {
                     frame_number: frame.number,
                     stored: Some(stored),
@@ -382,189 +387,36 @@ impl DataPlane for FakeBroker {
             events,
         })
     }
-}
 
-#[async_trait]
-impl Admin for FakeBroker {
-    async fn create_tenant(&self, _ctx: &RequestContext, _tenant: String) -> ApiResult<()> {
-        self.not_faked()
+    async fn append(&self, _ctx: &RequestContext, request: Append) -> ApiResult<Appended> {
+        self.append_now(request)
     }
 
-    async fn list_tenants(
-        &self,
-        _ctx: &RequestContext,
-        _page: PageRequest,
-    ) -> ApiResult<Page<String>> {
-        self.not_faked()
+    async fn read(&self, _ctx: &RequestContext, request: Read) -> ApiResult<ReadBatches> {
+        self.read_waiting(request).await
     }
 
-    async fn create_namespace(
-        &self,
-        _ctx: &RequestContext,
-        _namespace: NamespaceName,
-        _policies: Policies,
-    ) -> ApiResult<PolicyView> {
-        self.not_faked()
+    async fn locate(&self, _ctx: &RequestContext, request: Locate) -> ApiResult<Located> {
+        self.locate_now(&request)
     }
 
-    async fn get_policies(
-        &self,
-        _ctx: &RequestContext,
-        _scope: PolicyScope,
-    ) -> ApiResult<PolicyView> {
-        self.not_faked()
-    }
-
-    async fn update_policies(
-        &self,
-        _ctx: &RequestContext,
-        _scope: PolicyScope,
-        _update: PolicyUpdate,
-    ) -> ApiResult<PolicyView> {
-        self.not_faked()
-    }
-
-    async fn list_namespaces(
-        &self,
-        _ctx: &RequestContext,
-        _tenant: String,
-        _page: PageRequest,
-    ) -> ApiResult<Page<NamespaceName>> {
-        self.not_faked()
-    }
-
-    async fn create_topic(
-        &self,
-        _ctx: &RequestContext,
-        topic: TopicName,
-        _partitions: u32,
-    ) -> ApiResult<()> {
-        self.called(&topic)
-    }
-
-    async fn describe_topic(
-        &self,
-        _ctx: &RequestContext,
-        topic: TopicName,
-        _create: bool,
-    ) -> ApiResult<TopicLayout> {
+    async fn bounds(&self, _ctx: &RequestContext, topic: TopicName) -> ApiResult<TopicBounds> {
         self.called(&topic)?;
-        Ok(TopicLayout {
-            topic,
-            ranges: TopicRanges::default(),
-            incarnation: LIFE,
-        })
+        Ok(self.bounds_of(topic.name()))
     }
 
-    async fn delete_topic(
+    async fn commit(&self, _ctx: &RequestContext, request: Commit) -> ApiResult<Index> {
+        self.commit_now(&request)
+    }
+
+    async fn committed(
         &self,
         _ctx: &RequestContext,
         topic: TopicName,
-        _how: Deletion,
-    ) -> ApiResult<()> {
-        self.called(&topic)
-    }
-
-    async fn list_topics(
-        &self,
-        _ctx: &RequestContext,
-        _namespace: NamespaceName,
-        _page: PageRequest,
-    ) -> ApiResult<Page<TopicDescription>> {
-        self.not_faked()
-    }
-
-    async fn topic_stats(&self, _ctx: &RequestContext, topic: TopicName) -> ApiResult<TopicStats> {
+        subscription: SubscriptionName,
+    ) -> ApiResult<Option<Index>> {
         self.called(&topic)?;
-        Ok(TopicStats::default())
-    }
-
-    async fn delete_subscription(
-        &self,
-        _ctx: &RequestContext,
-        topic: TopicName,
-        _subscription: SubscriptionName,
-        _force: bool,
-    ) -> ApiResult<()> {
-        self.called(&topic)
-    }
-
-    async fn create_subscription(
-        &self,
-        _ctx: &RequestContext,
-        topic: TopicName,
-        _subscription: SubscriptionName,
-        _place: Place,
-    ) -> ApiResult<Index> {
-        self.called(&topic)?;
-        Ok(Index(0))
-    }
-
-    async fn seek_subscription(
-        &self,
-        _ctx: &RequestContext,
-        topic: TopicName,
-        _subscription: SubscriptionName,
-        _place: Place,
-    ) -> ApiResult<Index> {
-        self.called(&topic)?;
-        Ok(Index(0))
-    }
-
-    async fn skip_messages(
-        &self,
-        _ctx: &RequestContext,
-        _topic: TopicName,
-        _subscription: SubscriptionName,
-        _range: Option<IndexRange>,
-    ) -> ApiResult<Vec<IndexRange>> {
-        self.not_faked()
-    }
-
-    async fn reset_subscriptions(
-        &self,
-        _ctx: &RequestContext,
-        _topic: TopicName,
-    ) -> ApiResult<Vec<SubscriptionReset>> {
-        self.not_faked()
-    }
-}
-
-#[async_trait]
-impl Operator for FakeBroker {
-    async fn list_brokers(&self, _ctx: &RequestContext) -> ApiResult<Vec<BrokerInfo>> {
-        self.not_faked()
-    }
-
-    async fn list_bundles(
-        &self,
-        _ctx: &RequestContext,
-        _namespace: NamespaceName,
-    ) -> ApiResult<Vec<BundleInfo>> {
-        self.not_faked()
-    }
-
-    async fn transfer_bundle(
-        &self,
-        _ctx: &RequestContext,
-        _namespace: NamespaceName,
-        _bundle: BundleRange,
-        _broker: Option<BrokerId>,
-    ) -> ApiResult<BrokerInfo> {
-        self.not_faked()
-    }
-
-    async fn split_bundle(
-        &self,
-        _ctx: &RequestContext,
-        _namespace: NamespaceName,
-        _bundle: BundleRange,
-        _at: Option<u32>,
-    ) -> ApiResult<[BundleRange; 2]> {
-        self.not_faked()
-    }
-
-    async fn load_report(&self, _ctx: &RequestContext) -> ApiResult<LoadReport> {
-        self.not_faked()
+        let name = subscription.as_str();
+        Ok(self.with(topic.name(), |topic| topic.committed.get(name).copied()))
     }
 }

@@ -5,6 +5,9 @@
     reason = "a test that cannot go on must fail"
 )]
 
+#[path = "pull.rs"]
+mod pull;
+
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::task::{Context, Poll};

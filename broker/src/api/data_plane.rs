@@ -1,0 +1,141 @@
+//! The port of messages, as the broker serves it.
+
+use aquifer_model::id::Index;
+use aquifer_model::limits::{BATCH_BYTES_MAX, MESSAGE_BYTES_MAX};
+use aquifer_model::topic::{SubscriptionName, TopicName};
+use aquifer_protocol_api::access::{Access, Action, Resource};
+use aquifer_protocol_api::consumer::{ConsumerSession, Subscribe};
+use aquifer_protocol_api::context::RequestContext;
+use aquifer_protocol_api::data_plane::{BrokerIdentity, DataPlane};
+use aquifer_protocol_api::error::ApiResult;
+use aquifer_protocol_api::producer::{OpenProducer, ProducerSession};
+use aquifer_protocol_api::pull::{
+    Append, Appended, Commit, Locate, Located, Read, ReadBatches, TopicBounds,
+};
+use async_trait::async_trait;
+use tracing::info_span;
+
+use crate::api::serve;
+use crate::broker::Broker;
+
+#[async_trait]
+impl DataPlane for Broker {
+    fn identity(&self) -> BrokerIdentity {
+        BrokerIdentity {
+            broker: self.shared.id,
+            cluster: self.shared.config.cluster.clone(),
+            message_bytes_max: MESSAGE_BYTES_MAX as u64,
+            batch_bytes_max: BATCH_BYTES_MAX as u64,
+        }
+    }
+
+    async fn open_producer(
+        &self,
+        ctx: &RequestContext,
+        request: OpenProducer,
+    ) -> ApiResult<ProducerSession> {
+        serve!(
+            self,
+            ctx,
+            "open_producer",
+            Action::Produce,
+            Resource::Topic(request.topic.clone()),
+            self.produce(request)
+        )
+    }
+
+    async fn subscribe(
+        &self,
+        ctx: &RequestContext,
+        request: Subscribe,
+    ) -> ApiResult<ConsumerSession> {
+        serve!(
+            self,
+            ctx,
+            "subscribe",
+            Action::Consume,
+            consumed(&request),
+            self.consume(request)
+        )
+    }
+
+    async fn append(&self, ctx: &RequestContext, request: Append) -> ApiResult<Appended> {
+        serve!(
+            self,
+            ctx,
+            "append",
+            Action::Produce,
+            Resource::Topic(request.topic.clone()),
+            self.append_alone(request)
+        )
+    }
+
+    async fn read(&self, ctx: &RequestContext, request: Read) -> ApiResult<ReadBatches> {
+        serve!(
+            self,
+            ctx,
+            "read",
+            Action::Consume,
+            Resource::Topic(request.topic.clone()),
+            self.read_batches(ctx, request)
+        )
+    }
+
+    async fn locate(&self, ctx: &RequestContext, request: Locate) -> ApiResult<Located> {
+        serve!(
+            self,
+            ctx,
+            "locate",
+            Action::Describe,
+            Resource::Topic(request.topic.clone()),
+            self.find_place(request)
+        )
+    }
+
+    async fn bounds(&self, ctx: &RequestContext, topic: TopicName) -> ApiResult<TopicBounds> {
+        serve!(
+            self,
+            ctx,
+            "bounds",
+            Action::Describe,
+            Resource::Topic(topic.clone()),
+            self.bounds_of(&topic)
+        )
+    }
+
+    async fn commit(&self, ctx: &RequestContext, request: Commit) -> ApiResult<Index> {
+        serve!(
+            self,
+            ctx,
+            "commit",
+            Action::Consume,
+            Resource::Subscription(request.topic.clone(), request.subscription.clone()),
+            self.commit_index(request)
+        )
+    }
+
+    async fn committed(
+        &self,
+        ctx: &RequestContext,
+        topic: TopicName,
+        subscription: SubscriptionName,
+    ) -> ApiResult<Option<Index>> {
+        serve!(
+            self,
+            ctx,
+            "committed",
+            Action::Describe,
+            Resource::Subscription(topic.clone(), subscription.clone()),
+            self.committed_index(&topic, subscription)
+        )
+    }
+}
+
+/// A reader needs no more than its topic.
+fn consumed(request: &Subscribe) -> Resource {
+    let topic = request.topic.clone();
+    match &request.subscription {
+        Some(name) => Resource::Subscription(topic, name.clone()),
+        None => Resource::Topic(topic),
+    }
+}

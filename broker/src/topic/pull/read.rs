@@ -1,0 +1,280 @@
+//! Reads and lookups of requests that stand alone, beside the owner task.
+//!
+//! Invariants: nothing is answered from the visible end on; what is held is counted by the budget
+//! of deliveries, from before it is read until the client's connection has taken it (I13). A read
+//! that waits holds what it has found so far, and no more than its limits.
+
+use std::time::Duration;
+
+use aquifer_log::{Found, LogEntry, ReadPoint};
+use aquifer_model::entry::EntryFlags;
+use aquifer_model::id::Index;
+use aquifer_model::place::Place;
+use aquifer_model::position::Position;
+use aquifer_protocol_api::consumer::{Gap, IndexRange};
+use aquifer_protocol_api::producer::StoredAt;
+use aquifer_protocol_api::pull::{Located, LocatedMessage, ReadBatches, ReadLimits, StoredBatch};
+use aquifer_runtime::budget::{ByteBudget, BytePermit};
+use aquifer_runtime::clock;
+
+use crate::error::BrokerError;
+use crate::topic::pull::{Door, check_index};
+use crate::topic::seek::no_place;
+
+/// What an entry costs besides its body.
+const BATCH_BYTES: usize = 256;
+/// Least that is asked of the budget for a read, so that a crowd of readers reads no single entries.
+const ROOM_BYTES_MIN: usize = 64 << 10;
+
+/// What a read has found so far.
+struct Gathered {
+    limits: ReadLimits,
+    batches: Vec<StoredBatch>,
+    bytes: usize,
+    /// The next entry exceeds the limits, or must not be in this answer.
+    is_full: bool,
+    gap: Option<Gap>,
+    next: Index,
+}
+
+impl Gathered {
+    fn is_enough(&self) -> bool {
+        self.is_full || self.gap.is_some() || self.bytes >= self.limits.bytes_min
+    }
+
+    fn bytes_left(&self) -> usize {
+        self.limits.bytes_max.saturating_sub(self.bytes)
+    }
+
+    fn entries_left(&self) -> usize {
+        self.limits.batches_max.saturating_sub(self.batches.len())
+    }
+
+    fn is_at_limit(&self) -> bool {
+        !self.batches.is_empty() && (self.bytes_left() == 0 || self.entries_left() == 0)
+    }
+
+    /// Takes an entry with what it holds; the first one whatever it is, others if they fit.
+    fn take(&mut self, entry: &LogEntry, room: &mut BytePermit) -> bool {
+        let bytes = entry.body.len();
+        let is_within = bytes <= self.bytes_left() && self.entries_left() > 0;
+        let fits = is_within && cost(entry) <= room.bytes();
+        if !self.batches.is_empty() && !fits {
+            self.is_full = true;
+            return false;
+        }
+        self.bytes += bytes;
+        self.next = entry.head.end_index();
+        self.batches.push(StoredBatch {
+            at: StoredAt {
+                ledger: entry.ledger,
+                entry: entry.entry,
+                base_index: entry.head.base_index,
+            },
+            message_count: entry.head.message_count,
+            broker_time_ms: entry.head.broker_time_ms,
+            format: entry.head.format,
+            body: entry.body.clone(),
+            held: room.split(cost(entry)).into(),
+        });
+        true
+    }
+
+    /// Notes what storage cannot give; what was found before it is answered without it.
+    fn missing(&mut self, gap: Gap) {
+        self.is_full = true;
+        if self.batches.is_empty() {
+            self.next = Index(gap.range.last.0.saturating_add(1));
+            self.gap = Some(gap);
+        }
+    }
+}
+
+fn cost(entry: &LogEntry) -> usize {
+    entry.body.len() + BATCH_BYTES
+}
+
+impl Door {
+    /// Reads, and waits for more until `until` on the monotonic clock.
+    pub(crate) async fn read(
+        mut self,
+        from: Index,
+        limits: ReadLimits,
+        until: Duration,
+    ) -> Result<ReadBatches, BrokerError> {
+        check_index(from, *self.visible_end.borrow())?;
+        let mut point = ReadPoint::from(from.max(self.log.first()));
+        let mut gathered = Gathered {
+            limits,
+            batches: Vec::new(),
+            bytes: 0,
+            is_full: false,
+            gap: None,
+            next: point.index,
+        };
+        // What is read at once of all requests of the topic takes equal shares.
+        let budget = self.deliveries.child(usize::MAX);
+        loop {
+            self.gather(&mut point, &mut gathered, &budget).await?;
+            let left = until.saturating_sub(self.shared.clock.monotonic());
+            if gathered.is_enough() || left.is_zero() {
+                break;
+            }
+            point.release();
+            tokio::select! {
+                changed = self.visible_end.changed() => if changed.is_err() { break },
+                () = self.mailbox.closed() => {
+                    let text = "the topic is being unloaded".to_owned();
+                    return Err(BrokerError::Unloading(text));
+                }
+                () = clock::sleep(left) => break,
+            }
+        }
+        let messages = gathered
+            .batches
+            .iter()
+            .map(|one| u64::from(one.message_count));
+        let (messages, bytes) = (messages.sum::<u64>(), gathered.bytes as u64);
+        self.counters.delivered(messages, bytes);
+        self.shared.metrics.messages_out.add(messages, &[]);
+        self.shared.metrics.bytes_out.add(bytes, &[]);
+        Ok(ReadBatches {
+            bounds: self.bounds(),
+            batches: gathered.batches,
+            gap: gathered.gap,
+            next: gathered.next,
+        })
+    }
+
+    /// Reads up to the visible end, or to the limits.
+    async fn gather(
+        &mut self,
+        point: &mut ReadPoint,
+        gathered: &mut Gathered,
+        budget: &ByteBudget,
+    ) -> Result<(), BrokerError> {
+        while !gathered.is_full && gathered.gap.is_none() {
+            let end = *self.visible_end.borrow_and_update();
+            if point.index >= end {
+                return Ok(());
+            }
+            if gathered.is_at_limit() {
+                gathered.is_full = true;
+                return Ok(());
+            }
+            let Some(mut room) = room(gathered, budget).await else {
+                // What was found is answered; who comes again waits for its room.
+                gathered.is_full = true;
+                return Ok(());
+            };
+            let limits = aquifer_log::ReadLimits {
+                bytes_max: gathered.bytes_left().min(room.bytes()).max(1),
+                entries_max: gathered.entries_left().max(1),
+            };
+            let found = match self.log.read_cached(point, limits) {
+                Some(entries) => Found::Entries(entries),
+                None => match self.log.read_or_skip(point, limits).await {
+                    Ok(found) => found,
+                    Err(_) if !gathered.batches.is_empty() => {
+                        gathered.is_full = true;
+                        return Ok(());
+                    }
+                    Err(error) => return Err(error.into()),
+                },
+            };
+            match found {
+                Found::Entries(entries) if entries.is_empty() => return Ok(()),
+                Found::Entries(entries) => {
+                    if gathered.batches.is_empty() && cost(&entries[0]) > room.bytes() {
+                        // Given back first: a budget that holds nothing may take whatever is free.
+                        room.shrink_to(0);
+                        room = budget.acquire(cost(&entries[0])).await;
+                    }
+                    if !take(point, gathered, &entries, &mut room, end) {
+                        return Ok(());
+                    }
+                }
+                Found::Damaged(damage, reason) => gathered.missing(Gap {
+                    range: IndexRange {
+                        first: damage.from,
+                        last: Index(damage.end.0.saturating_sub(1).max(damage.from.0)),
+                    },
+                    ledger: damage.ledger,
+                    entry: damage.entry,
+                    reason,
+                }),
+            }
+        }
+        Ok(())
+    }
+
+    /// Finds a place, and what is stored there.
+    pub(crate) async fn locate(&self, place: Place) -> Result<Located, BrokerError> {
+        let end = *self.visible_end.borrow();
+        let index = self.log.locate(place).await.map_err(no_place)?.min(end);
+        if index >= end {
+            let message = None;
+            return Ok(Located { index, message });
+        }
+        let mut point = ReadPoint::from(index);
+        let message = match self.log.read_heads_or_skip(&mut point, 1).await? {
+            Found::Entries(heads) => heads.first().map(|found| {
+                let (base, count) = (found.head.base_index.0, found.head.message_count);
+                let batch_index = u32::try_from(index.0.saturating_sub(base)).unwrap_or(0);
+                LocatedMessage {
+                    position: Position {
+                        ledger: found.ledger,
+                        entry: found.entry,
+                        batch_index: batch_index.min(count.saturating_sub(1)),
+                    },
+                    broker_time_ms: found.head.broker_time_ms,
+                }
+            }),
+            Found::Damaged(..) => None,
+        };
+        Ok(Located { index, message })
+    }
+}
+
+/// Takes what fits and may be seen; the rest is read again. Says whether all was taken.
+fn take(
+    point: &mut ReadPoint,
+    gathered: &mut Gathered,
+    entries: &[LogEntry],
+    room: &mut BytePermit,
+    end: Index,
+) -> bool {
+    for (at, entry) in entries.iter().enumerate() {
+        let head = &entry.head;
+        // No flag is set by this version, and each changes what of an entry may be seen.
+        if head.flags != EntryFlags::default() {
+            let flags = head.flags.0;
+            gathered.missing(Gap {
+                range: IndexRange {
+                    first: head.base_index,
+                    last: Index(head.end_index().0.saturating_sub(1)),
+                },
+                ledger: entry.ledger,
+                entry: entry.entry,
+                reason: format!("it has flags {flags:#x}, which this version does not know"),
+            });
+            return false;
+        }
+        if head.end_index() > end || !gathered.take(entry, room) {
+            point.unread(head.base_index, &entries[at..]);
+            return false;
+        }
+    }
+    true
+}
+
+/// Room for what is read next; `None` when there is none now for more than was found already.
+async fn room(gathered: &Gathered, budget: &ByteBudget) -> Option<BytePermit> {
+    let overhead = gathered.entries_left().saturating_mul(BATCH_BYTES);
+    let most = gathered.bytes_left().saturating_add(overhead);
+    let wanted = most.min(budget.room_bytes()).max(ROOM_BYTES_MIN);
+    match gathered.batches.is_empty() {
+        true => Some(budget.acquire(wanted).await),
+        false => budget.try_acquire(wanted),
+    }
+}

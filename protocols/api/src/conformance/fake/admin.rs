@@ -1,0 +1,205 @@
+//! Administration and operation of the fake: only what handlers are checked with.
+
+use aquifer_model::bundle::BundleRange;
+use aquifer_model::id::{BrokerId, Index};
+use aquifer_model::load::LoadReport;
+use aquifer_model::place::Place;
+use aquifer_model::policy::{Policies, PolicyScope, PolicyUpdate, PolicyView};
+use aquifer_model::ranges::TopicRanges;
+use aquifer_model::stats::TopicStats;
+use aquifer_model::topic::{NamespaceName, SubscriptionName, TopicName};
+use async_trait::async_trait;
+
+use super::{FakeBroker, LIFE};
+use crate::admin::{
+    Admin, Deletion, Page, PageRequest, SubscriptionReset, TopicDescription, TopicLayout,
+};
+use crate::consumer::IndexRange;
+use crate::context::RequestContext;
+use crate::error::ApiResult;
+use crate::operator::{BrokerInfo, BundleInfo, Operator};
+
+#[async_trait]
+impl Admin for FakeBroker {
+    async fn create_tenant(&self, _ctx: &RequestContext, _tenant: String) -> ApiResult<()> {
+        self.not_faked()
+    }
+
+    async fn list_tenants(
+        &self,
+        _ctx: &RequestContext,
+        _page: PageRequest,
+    ) -> ApiResult<Page<String>> {
+        self.not_faked()
+    }
+
+    async fn create_namespace(
+        &self,
+        _ctx: &RequestContext,
+        _namespace: NamespaceName,
+        _policies: Policies,
+    ) -> ApiResult<PolicyView> {
+        self.not_faked()
+    }
+
+    async fn get_policies(
+        &self,
+        _ctx: &RequestContext,
+        _scope: PolicyScope,
+    ) -> ApiResult<PolicyView> {
+        self.not_faked()
+    }
+
+    async fn update_policies(
+        &self,
+        _ctx: &RequestContext,
+        _scope: PolicyScope,
+        _update: PolicyUpdate,
+    ) -> ApiResult<PolicyView> {
+        self.not_faked()
+    }
+
+    async fn list_namespaces(
+        &self,
+        _ctx: &RequestContext,
+        _tenant: String,
+        _page: PageRequest,
+    ) -> ApiResult<Page<NamespaceName>> {
+        self.not_faked()
+    }
+
+    async fn create_topic(
+        &self,
+        _ctx: &RequestContext,
+        topic: TopicName,
+        _partitions: u32,
+    ) -> ApiResult<()> {
+        self.called(&topic)
+    }
+
+    async fn describe_topic(
+        &self,
+        _ctx: &RequestContext,
+        topic: TopicName,
+        _create: bool,
+    ) -> ApiResult<TopicLayout> {
+        self.called(&topic)?;
+        Ok(TopicLayout {
+            topic,
+            ranges: TopicRanges::default(),
+            incarnation: LIFE,
+        })
+    }
+
+    async fn delete_topic(
+        &self,
+        _ctx: &RequestContext,
+        topic: TopicName,
+        _how: Deletion,
+    ) -> ApiResult<()> {
+        self.called(&topic)
+    }
+
+    async fn list_topics(
+        &self,
+        _ctx: &RequestContext,
+        _namespace: NamespaceName,
+        _page: PageRequest,
+    ) -> ApiResult<Page<TopicDescription>> {
+        self.not_faked()
+    }
+
+    async fn topic_stats(&self, _ctx: &RequestContext, topic: TopicName) -> ApiResult<TopicStats> {
+        self.called(&topic)?;
+        Ok(TopicStats::default())
+    }
+
+    async fn delete_subscription(
+        &self,
+        _ctx: &RequestContext,
+        topic: TopicName,
+        _subscription: SubscriptionName,
+        _force: bool,
+    ) -> ApiResult<()> {
+        self.called(&topic)
+    }
+
+    async fn create_subscription(
+        &self,
+        _ctx: &RequestContext,
+        topic: TopicName,
+        _subscription: SubscriptionName,
+        _place: Place,
+    ) -> ApiResult<Index> {
+        self.called(&topic)?;
+        Ok(Index(0))
+    }
+
+    async fn seek_subscription(
+        &self,
+        _ctx: &RequestContext,
+        topic: TopicName,
+        _subscription: SubscriptionName,
+        _place: Place,
+    ) -> ApiResult<Index> {
+        self.called(&topic)?;
+        Ok(Index(0))
+    }
+
+    async fn skip_messages(
+        &self,
+        _ctx: &RequestContext,
+        _topic: TopicName,
+        _subscription: SubscriptionName,
+        _range: Option<IndexRange>,
+    ) -> ApiResult<Vec<IndexRange>> {
+        self.not_faked()
+    }
+
+    async fn reset_subscriptions(
+        &self,
+        _ctx: &RequestContext,
+        _topic: TopicName,
+    ) -> ApiResult<Vec<SubscriptionReset>> {
+        self.not_faked()
+    }
+}
+
+#[async_trait]
+impl Operator for FakeBroker {
+    async fn list_brokers(&self, _ctx: &RequestContext) -> ApiResult<Vec<BrokerInfo>> {
+        self.not_faked()
+    }
+
+    async fn list_bundles(
+        &self,
+        _ctx: &RequestContext,
+        _namespace: NamespaceName,
+    ) -> ApiResult<Vec<BundleInfo>> {
+        self.not_faked()
+    }
+
+    async fn transfer_bundle(
+        &self,
+        _ctx: &RequestContext,
+        _namespace: NamespaceName,
+        _bundle: BundleRange,
+        _broker: Option<BrokerId>,
+    ) -> ApiResult<BrokerInfo> {
+        self.not_faked()
+    }
+
+    async fn split_bundle(
+        &self,
+        _ctx: &RequestContext,
+        _namespace: NamespaceName,
+        _bundle: BundleRange,
+        _at: Option<u32>,
+    ) -> ApiResult<[BundleRange; 2]> {
+        self.not_faked()
+    }
+
+    async fn load_report(&self, _ctx: &RequestContext) -> ApiResult<LoadReport> {
+        self.not_faked()
+    }
+}
