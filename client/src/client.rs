@@ -104,7 +104,7 @@ impl Client {
     /// are committed by name. Nothing is sent before the first of them.
     ///
     /// # Errors
-    /// `Invalid` for a name that is none.
+    /// `Invalid` for its name.
     pub fn topic(&self, topic: &str) -> Result<Topic> {
         Topic::new(Arc::clone(&self.context), topic)
     }

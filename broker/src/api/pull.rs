@@ -142,7 +142,7 @@ impl Broker {
     }
 }
 
-/// The topic has ended with the append on its way.
+/// The topic has ended with the append in flight.
 fn unknown_outcome() -> ApiError {
     let text = "the topic was unloaded before the outcome was known";
     ApiError::new(ErrorKind::Unavailable, text)

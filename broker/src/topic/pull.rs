@@ -51,7 +51,7 @@ impl Pull {
 }
 
 /// The way to what a topic has stored, past its owner: what is acknowledged never changes, so that
-/// whoever has this may read while the topic is served elsewhere already.
+/// its holder may read while the topic is served elsewhere already.
 pub(crate) struct Door {
     pub(crate) incarnation: TopicIncarnation,
     /// Closes when the topic ends here.
@@ -167,7 +167,7 @@ impl Topic {
                 self.cursors.log_change(logged, effect);
                 self.subscriptions.wake(id);
             }
-            // What stands already may still be on its way.
+            // What stands already may not be durable yet.
             Commit::Unchanged => {
                 let effect = Effect::Committed(id, None, reply);
                 if let Some(effect) = self.cursors.after_pending(effect) {

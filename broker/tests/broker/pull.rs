@@ -219,7 +219,7 @@ async fn a_read_begins_behind_what_was_passed_and_inside_a_batch() {
         .broker
         .bounds(&ctx(), name("parts-partition-1"))
         .await;
-    assert_eq!(bounds.unwrap().end, Index(0), "nobody has used it");
+    assert_eq!(bounds.unwrap().end, Index(0), "it was never used");
     let base = harness.broker.bounds(&ctx(), name("parts")).await;
     assert_eq!(kind(&base), Some(ErrorKind::InvalidArgument));
 }

@@ -36,7 +36,7 @@ pub trait DataPlane: Send + Sync + 'static {
     /// durable. Creates the topic if its namespace allows that.
     ///
     /// A body that names a producer is refused while a producer of that name is open, as are one
-    /// whose sequence ids are stored in part and one whose repetition is still on its way.
+    /// whose sequence ids are stored in part and one that repeats a body in flight.
     async fn append(&self, ctx: &RequestContext, request: Append) -> ApiResult<Appended>;
 
     /// Reads whole entries from an index up to the visible end, and waits for them if asked. A

@@ -200,7 +200,7 @@ fn wire_bounds(bounds: TopicBounds) -> v1::TopicBounds {
     }
 }
 
-/// What an answer holds of the broker's budgets, on its way through the layers of the server.
+/// What an answer holds of the broker's budgets while it passes the layers of the server.
 #[derive(Clone)]
 struct Holding {
     _held: Arc<Vec<Held>>,

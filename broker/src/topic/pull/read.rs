@@ -23,7 +23,7 @@ use crate::topic::seek::no_place;
 
 /// What an entry costs besides its body.
 const BATCH_BYTES: usize = 256;
-/// Least that is asked of the budget for a read, so that a crowd of readers reads no single entries.
+/// Least that is asked of the budget for a read, so that many readers read no single entries.
 const ROOM_BYTES_MIN: usize = 64 << 10;
 
 /// What a read has found so far.
@@ -268,7 +268,7 @@ fn take(
     true
 }
 
-/// Room for what is read next; `None` when there is none now for more than was found already.
+/// Room for what is read next; `None` when more than was found has to wait for it.
 async fn room(gathered: &Gathered, budget: &ByteBudget) -> Option<BytePermit> {
     let overhead = gathered.entries_left().saturating_mul(BATCH_BYTES);
     let most = gathered.bytes_left().saturating_add(overhead);

@@ -1,5 +1,5 @@
-//! What requests that stand alone must do, whoever answers them: a broker behind its port, or a
-//! protocol handler in front of one.
+//! What requests that stand alone must do, for a broker behind its port and for a protocol
+//! handler in front of one.
 
 use std::time::Duration;
 
