@@ -29,7 +29,7 @@ use crate::bundle::{Bundle, split as bundle_split, transfer};
 use crate::context::Context;
 use crate::error::BrokerError;
 use crate::members::Member;
-use crate::peers::Peers;
+use crate::peers::{Peers, peer_url};
 use crate::topics::Topics;
 use crate::traffic::millis;
 
@@ -113,10 +113,10 @@ pub(crate) async fn report(shared: &Arc<Context>) -> Result<LoadReport, BrokerEr
 /// The hash that halves the load of a bundle, if its owner knows one.
 pub(crate) async fn split_at(shared: &Context, bundle: &Bundle) -> Option<u32> {
     let owner = shared.ownership.known_elsewhere(bundle);
-    let (Some(url), Some(peers)) = (owner, &shared.peers) else {
+    let (Some(owner), Some(peers)) = (owner, &shared.peers) else {
         return shared.meter.lock().split_at(bundle);
     };
-    let report = clock::timeout(REPORT_MAX, peers.report(&url)).await;
+    let report = clock::timeout(REPORT_MAX, peers.report(peer_url(&owner))).await;
     let mut bundles = report.ok()?.ok()?.bundles.into_iter();
     let found = bundles.find(|b| b.namespace == bundle.namespace && b.range == bundle.range);
     found?.split_at
@@ -206,7 +206,7 @@ async fn ask(shared: &Arc<Context>, peers: &Arc<dyn Peers>, members: &[Member]) 
     let mut asked = Vec::new();
     for member in members {
         let (shared, peers) = (Arc::clone(shared), Arc::clone(peers));
-        let (id, url) = (member.id, member.url.clone());
+        let (id, url) = (member.id, peer_url(&member.listeners).to_owned());
         let tasks = shared.tasks.clone();
         asked.push(tasks.spawn("load-report", async move {
             if id == shared.id {

@@ -4,6 +4,7 @@ use aquifer_log::error::LogError;
 use aquifer_metadata::error::MetadataError;
 use aquifer_model::batch::BatchError;
 use aquifer_model::format::FormatError;
+use aquifer_model::listener::Listeners;
 use aquifer_model::topic::{NamespaceName, TopicName};
 use aquifer_protocol_api::error::{ApiError, ErrorKind, Outcome};
 use thiserror::Error;
@@ -116,12 +117,12 @@ pub enum BrokerError {
     #[error("the client does not read what it asked for")]
     SlowClient,
     /// Another broker serves it.
-    #[error("{what} is served by {url}")]
+    #[error("{what} is served by another broker")]
     Elsewhere {
         /// The bundle.
         what: String,
         /// Where the other broker is.
-        url: String,
+        at: Listeners,
     },
     /// What this broker knew of the bundles of a namespace is old.
     #[error("the bundles of {0} have changed")]
@@ -170,6 +171,17 @@ impl BrokerError {
             what: "namespace",
             name: namespace.to_string(),
             advice: "create the namespace first, or correct its name".to_owned(),
+        }
+    }
+
+    /// A place was not found in a log.
+    pub(crate) fn no_place(error: LogError) -> BrokerError {
+        match error {
+            LogError::Invalid(message) => BrokerError::invalid(
+                message,
+                "give an index, a time, earliest, latest, or a position of this topic",
+            ),
+            other => BrokerError::Log(other),
         }
     }
 
@@ -287,7 +299,7 @@ impl From<BrokerError> for ApiError {
             BrokerError::Unloading(_) | BrokerError::BundlesChanged(_) => {
                 api(ErrorKind::Unavailable, "try again")
             }
-            BrokerError::Elsewhere { url, .. } => redirect(text, url),
+            BrokerError::Elsewhere { at, .. } => redirect(text, at),
             BrokerError::Deadline(_) => api(
                 ErrorKind::Timeout,
                 "check whether it was done, or try again with a later deadline",
@@ -301,10 +313,10 @@ impl From<BrokerError> for ApiError {
     }
 }
 
-fn redirect(text: String, url: String) -> ApiError {
+fn redirect(text: String, at: Listeners) -> ApiError {
     let mut error =
         ApiError::new(ErrorKind::Redirect, text).advise("ask the broker that serves it");
-    error.redirect_url = Some(url);
+    error.redirect = Some(at);
     error
 }
 

@@ -14,10 +14,14 @@ use aquifer_metadata::record;
 use aquifer_metadata::store::{MetadataStore, Versioned};
 use aquifer_model::hash::key_hash;
 use aquifer_model::id::BrokerId;
+use aquifer_model::listener::{DEFAULT_LISTENER, Listener, Listeners};
+use aquifer_proto::v1;
 use aquifer_proto::v1::BrokerRecord;
 use aquifer_runtime::rng::SharedRng;
 use aquifer_runtime::task::TaskGroup;
 use parking_lot::Mutex;
+
+use crate::peers::peer_url;
 
 /// Brokers that a cluster may have.
 const BROKERS_MAX: usize = 1_000;
@@ -26,7 +30,8 @@ const BROKERS_MAX: usize = 1_000;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Member {
     pub(crate) id: BrokerId,
-    pub(crate) url: String,
+    /// Where it is reached; none: it does not serve yet.
+    pub(crate) listeners: Listeners,
     pub(crate) version: String,
     pub(crate) draining: bool,
 }
@@ -60,10 +65,14 @@ impl Members {
         }
     }
 
-    /// Announces where clients reach this broker, for as long as the lease is held.
-    pub(crate) fn announce(&self, url: &str) {
+    /// Announces where this broker is reached, for as long as the lease is held.
+    pub(crate) fn announce(&self, listeners: &Listeners) {
+        let wire = |listener: &Listener| v1::Listener {
+            name: listener.name.to_string(),
+            url: listener.url.clone(),
+        };
         self.change(|record| {
-            url.clone_into(&mut record.url);
+            record.listeners = listeners.iter().map(wire).collect();
             env!("CARGO_PKG_VERSION").clone_into(&mut record.version);
         });
     }
@@ -102,7 +111,7 @@ impl Members {
     }
 
     /// Where a broker is reached, as far as it is known here.
-    pub(crate) fn url(&self, broker: BrokerId) -> Option<String> {
+    pub(crate) fn listeners(&self, broker: BrokerId) -> Option<Listeners> {
         let found = self.cache.get(&keys::broker(broker))?;
         self.not_replaced(parse(&found)?)
     }
@@ -110,18 +119,22 @@ impl Members {
     /// A broker that was reached where this one is now was its predecessor: its announcement may
     /// outlive it by a lease, but nothing has to wait for that.
     fn is_replaced(&self, member: &Member) -> bool {
-        member.id != self.me && member.url == self.announced.lock().url
+        let announced = self.announced.lock();
+        let mut own = announced.listeners.iter();
+        let own = own.find(|listener| listener.name == DEFAULT_LISTENER);
+        let own = own.map_or("", |listener| listener.url.as_str());
+        member.id != self.me && peer_url(&member.listeners) == own
     }
 
-    fn not_replaced(&self, member: Member) -> Option<String> {
-        (!self.is_replaced(&member)).then_some(member.url)
+    fn not_replaced(&self, member: Member) -> Option<Listeners> {
+        (!self.is_replaced(&member)).then_some(member.listeners)
     }
 
     /// Where a broker is reached, as metadata says now; `None` when it is gone.
-    pub(crate) async fn current_url(
+    pub(crate) async fn current_listeners(
         &self,
         broker: BrokerId,
-    ) -> Result<Option<String>, MetadataError> {
+    ) -> Result<Option<Listeners>, MetadataError> {
         let found = self.store.get(&keys::broker(broker)).await?;
         let found = found.as_ref().and_then(parse);
         Ok(found.and_then(|member| self.not_replaced(member)))
@@ -139,7 +152,7 @@ impl Members {
     pub(crate) fn serving(&self) -> Vec<Member> {
         let mut all = self.all();
         all.retain(|member| {
-            !member.draining && !member.url.is_empty() && !self.is_replaced(member)
+            !member.draining && !member.listeners.is_empty() && !self.is_replaced(member)
         });
         all
     }
@@ -154,15 +167,34 @@ fn rank(what: &str, broker: BrokerId) -> (u32, BrokerId) {
 }
 
 fn parse(item: &Versioned) -> Option<Member> {
+    let parsed = understand(item);
+    if parsed.is_none() {
+        tracing::warn!(key = item.key, "a broker's announcement is not understood");
+    }
+    parsed
+}
+
+fn understand(item: &Versioned) -> Option<Member> {
     let (Ok(Key::Broker(id)), Ok(record)) =
         (item.key.parse(), record::decode::<BrokerRecord>(item))
     else {
-        tracing::warn!(key = item.key, "a broker's announcement is not understood");
         return None;
     };
+    let named = |listener: v1::Listener| {
+        Some(Listener {
+            name: listener.name.parse().ok()?,
+            url: listener.url,
+        })
+    };
+    let listeners: Option<Vec<Listener>> = record.listeners.into_iter().map(named).collect();
+    let listeners = Listeners::new(listeners?).ok()?;
+    // Other brokers could not reach it.
+    if !listeners.is_empty() && listeners.default_url().is_none() {
+        return None;
+    }
     Some(Member {
         id,
-        url: record.url,
+        listeners,
         version: record.version,
         draining: record.draining,
     })

@@ -1,6 +1,7 @@
 //! The way to the other brokers of a cluster. No wire protocol is spoken here: it is given.
 
 use aquifer_model::id::Index;
+use aquifer_model::listener::Listeners;
 use aquifer_model::load::LoadReport;
 use aquifer_model::place::Place;
 use aquifer_model::stats::TopicStats;
@@ -10,7 +11,13 @@ use aquifer_protocol_api::error::ApiResult;
 use async_trait::async_trait;
 use thiserror::Error;
 
-/// Asks the broker that clients reach at a URL, as a client would.
+/// Where this broker reaches another one: brokers talk to each other through their default
+/// listeners, which all of them have.
+pub(crate) fn peer_url(at: &Listeners) -> &str {
+    at.default_url().unwrap_or_default()
+}
+
+/// Asks the broker at a URL, which is that of its default listener, as a client would.
 #[async_trait]
 pub trait Peers: Send + Sync + 'static {
     /// Its load.

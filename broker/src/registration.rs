@@ -2,14 +2,17 @@
 //!
 //! It only says who lives and where: who owns a bundle is decided by its epoch (I4).
 
+use aquifer_model::listener::Listeners;
+
 use crate::broker::Broker;
 
 impl Broker {
-    /// Announces where clients reach this broker, for as long as the lease of its cluster is held.
-    /// Without a cluster nothing is announced.
-    pub fn announce(&self, url: &str) {
+    /// Announces where this broker is reached, for as long as the lease of its cluster is held. One
+    /// of the listeners is the default one, through which the other brokers reach it. Without a
+    /// cluster nothing is announced.
+    pub fn announce(&self, listeners: &Listeners) {
         if let Some(cluster) = self.shared.ownership.cluster() {
-            cluster.members.announce(url);
+            cluster.members.announce(listeners);
         }
     }
 }

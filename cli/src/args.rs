@@ -420,6 +420,7 @@ mod tests {
             "bookie --metadata etcd://a:2379,b:2379 --cluster c --capacity 1000 --accept-loss",
             "broker --grpc-addr 127.0.0.1:0 --http-addr 127.0.0.1:0 --advertise http://b:7650",
             "broker --metadata etcd://a:2379 --cluster c --quorum 3,3,2",
+            "broker --listener outside=0.0.0.0:7660 --advertise b:1 --advertise outside=http://b.example:1",
             "dev --bookies 5 --brokers 1 --data-dir d --supervise --output json",
             "produce t hello world --key k --property a=b --producer-name p",
             "produce public/default/t --file lines --key-column tailnum",

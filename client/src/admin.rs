@@ -47,8 +47,11 @@ pub struct TopicDescription {
 pub struct BrokerInfo {
     /// Its id, drawn at its start.
     pub broker: String,
-    /// Where clients reach it.
+    /// Where it is reached through the listener that the broker was asked through; empty when it has
+    /// none of that name.
     pub url: String,
+    /// All its addresses, by the name of the listener.
+    pub listeners: Vec<(String, String)>,
     /// What it runs.
     pub version: String,
     /// Whether it is about to end.
@@ -349,6 +352,11 @@ impl Admin {
         let brokers = answer.brokers.into_iter().map(|broker| BrokerInfo {
             broker: broker.broker,
             url: broker.url,
+            listeners: broker
+                .listeners
+                .into_iter()
+                .map(|listener| (listener.name, listener.url))
+                .collect(),
             version: broker.version,
             draining: broker.draining,
         });

@@ -13,6 +13,7 @@ pub mod format;
 pub mod hash;
 pub mod id;
 pub mod limits;
+pub mod listener;
 pub mod load;
 pub mod place;
 pub mod policy;

@@ -5,6 +5,7 @@ mod balance;
 mod brokers;
 mod delivery_right;
 mod identity;
+mod listeners;
 pub mod load;
 
 use std::path::Path;

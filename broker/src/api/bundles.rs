@@ -2,6 +2,7 @@
 
 use aquifer_model::bundle::BundleRange;
 use aquifer_model::id::BrokerId;
+use aquifer_model::listener::Listeners;
 use aquifer_model::topic::NamespaceName;
 use aquifer_protocol_api::operator::{BrokerInfo, BundleInfo};
 
@@ -17,7 +18,7 @@ impl Broker {
         let Some(cluster) = self.shared.ownership.cluster() else {
             return vec![BrokerInfo {
                 broker: self.shared.id,
-                url: String::new(),
+                listeners: Listeners::default(),
                 version: env!("CARGO_PKG_VERSION").to_owned(),
                 draining: false,
                 is_self: true,
@@ -31,7 +32,7 @@ impl Broker {
         BrokerInfo {
             is_self: member.id == self.shared.id,
             broker: member.id,
-            url: member.url,
+            listeners: member.listeners,
             version: member.version,
             draining: member.draining,
         }
@@ -45,7 +46,7 @@ impl Broker {
         let info = |view: BundleView| BundleInfo {
             range: view.bundle.range,
             broker: view.owner,
-            url: view.url,
+            listeners: view.listeners,
             epoch: view.epoch,
         };
         Ok(views.into_iter().map(info).collect())

@@ -20,6 +20,7 @@ use futures::StreamExt;
 use crate::api::topics::last_word;
 use crate::broker::Broker;
 use crate::error::BrokerError;
+use crate::peers::peer_url;
 use crate::topic::event::Event;
 use crate::topics::deletion::{PARTS_AT_ONCE, parts_of};
 
@@ -141,8 +142,9 @@ impl Broker {
         let mut may_be_done = false;
         loop {
             let changed = match self.change_here(part, subscription, change).await {
-                Err(BrokerError::Elsewhere { url, .. }) => {
-                    self.change_there(&url, part, subscription, change).await
+                Err(BrokerError::Elsewhere { at, .. }) => {
+                    let url = peer_url(&at);
+                    self.change_there(url, part, subscription, change).await
                 }
                 changed => changed.map_err(ApiError::from),
             };
@@ -338,7 +340,7 @@ fn partial(
     let is_unknown = |(_, error): &(u32, ApiError)| error.outcome != Outcome::NotApplied;
     let any_unknown = failed.iter().any(is_unknown);
     let (numbers, errors): (Vec<u32>, Vec<ApiError>) = failed.into_iter().unzip();
-    // One that helps nobody who tries again says most.
+    // A failure that a repeated request would meet again says most.
     let says_most = errors.iter().position(|error| !error.kind.is_retryable());
     let mut errors = errors.into_iter();
     let Some(cause) = errors.nth(says_most.unwrap_or(0)) else {

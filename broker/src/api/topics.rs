@@ -30,6 +30,7 @@ use crate::broker::Broker;
 use crate::bundle::ownership::Owned;
 use crate::error::BrokerError;
 use crate::namespace::listing::{Listed, Lister, parse};
+use crate::peers::peer_url;
 use crate::topic::event::Event;
 use crate::topic::record::{check_partition, find_or_create};
 use crate::topics::deletion::{PARTS_AT_ONCE, parts_of};
@@ -250,13 +251,14 @@ impl Broker {
     async fn stats_of_part(&self, part: TopicName) -> Result<TopicStats, BrokerError> {
         let mut hops = 0;
         loop {
-            let url = match self.topics.ask(&part, false, Event::Stats).await {
+            let owner = match self.topics.ask(&part, false, Event::Stats).await {
                 // Not used yet.
                 Err(BrokerError::NotFound { .. }) => return Ok(TopicStats::default()),
-                Err(BrokerError::Elsewhere { url, .. }) => url,
+                Err(BrokerError::Elsewhere { at, .. }) => at,
                 answer => return answer,
             };
-            match self.shared.peers()?.topic_stats(&url, &part).await {
+            let peers = self.shared.peers()?;
+            match peers.topic_stats(peer_url(&owner), &part).await {
                 Ok(stats) => return Ok(stats),
                 Err(error) if error.kind == ErrorKind::NotFound => {
                     return Ok(TopicStats::default());

@@ -21,6 +21,7 @@ use aquifer_metadata::record;
 use aquifer_metadata::store::{Expect, Guard, MetadataStore, Revision, Versioned};
 use aquifer_metadata::update::{Change, UpdateError};
 use aquifer_model::id::{BrokerId, OwnerEpoch};
+use aquifer_model::listener::Listeners;
 use aquifer_proto::v1::BundleOwnerRecord;
 use aquifer_runtime::clock::{self, SharedClock};
 use aquifer_runtime::rng::SharedRng;
@@ -111,7 +112,7 @@ pub(crate) struct Ownership {
 /// The owner of a bundle after a look at its record.
 enum Found {
     Mine(Owned),
-    Of(String),
+    Of(Listeners),
 }
 
 /// What an acquisition decides on a look at the record.
@@ -164,12 +165,12 @@ impl Ownership {
         if let Some(owned) = cell.owned.lock().clone() {
             return Ok(owned);
         }
-        if let Some(url) = self.known_elsewhere(bundle) {
-            return Err(elsewhere(bundle, url));
+        if let Some(at) = self.known_elsewhere(bundle) {
+            return Err(elsewhere(bundle, at));
         }
         let session = self.session();
         match self.acquire(bundle, bundles).await? {
-            Found::Of(url) => Err(elsewhere(bundle, url)),
+            Found::Of(at) => Err(elsewhere(bundle, at)),
             Found::Mine(acquired) => {
                 let acquired = Owned {
                     session,
@@ -210,7 +211,7 @@ impl Ownership {
     /// Whether a broker is there, as far as this one knows.
     pub(crate) fn is_announced(&self, broker: BrokerId) -> bool {
         let cluster = self.cluster.as_ref();
-        cluster.is_some_and(|cluster| cluster.members.url(broker).is_some())
+        cluster.is_some_and(|cluster| cluster.members.listeners(broker).is_some())
     }
 
     /// Asks metadata whether this broker owns a bundle still, and answers under which session that
@@ -272,12 +273,12 @@ impl Ownership {
     }
 
     /// Where another broker serves a bundle, as far as this one knows without asking.
-    pub(crate) fn known_elsewhere(&self, bundle: &Bundle) -> Option<String> {
+    pub(crate) fn known_elsewhere(&self, bundle: &Bundle) -> Option<Listeners> {
         let cluster = self.cluster.as_ref()?;
         let found = cluster.owners.get(&key(bundle))?;
         let record: BundleOwnerRecord = record::decode(&found).ok()?;
         let owner = broker_id(&record.broker_id)?;
-        (owner != self.broker).then(|| cluster.members.url(owner))?
+        (owner != self.broker).then(|| cluster.members.listeners(owner))?
     }
 
     async fn acquire(&self, bundle: &Bundle, bundles: &Bundles) -> Result<Found, BrokerError> {
@@ -297,7 +298,7 @@ impl Ownership {
                     }
                     epoch = record.epoch + 1;
                 }
-                let (target, url) = self.choose(bundle);
+                let (target, at) = self.choose(bundle);
                 let record = BundleOwnerRecord {
                     broker_id: target.0.to_vec().into(),
                     epoch,
@@ -306,7 +307,7 @@ impl Ownership {
                 };
                 let given = match target == self.broker {
                     true => Decided::Mine(epoch),
-                    false => Decided::Served(Found::Of(url)),
+                    false => Decided::Served(Found::Of(at)),
                 };
                 Ok(Change::put(partition, record::encode(record), given))
             }
@@ -340,18 +341,18 @@ impl Ownership {
         let (Some(cluster), Some(owner)) = (&self.cluster, broker_id(&record.broker_id)) else {
             return Ok(None);
         };
-        let url = cluster.members.current_url(owner).await?;
-        Ok(url.map(Found::Of))
+        let at = cluster.members.current_listeners(owner).await?;
+        Ok(at.map(Found::Of))
     }
 
     /// The broker that gets a bundle without an owner.
-    fn choose(&self, bundle: &Bundle) -> (BrokerId, String) {
+    fn choose(&self, bundle: &Bundle) -> (BrokerId, Listeners) {
         let cluster = self.cluster.as_ref();
         let chosen = cluster.and_then(|c| c.members.choose(&bundle.to_string(), None));
         match chosen {
-            Some(member) => (member.id, member.url),
+            Some(member) => (member.id, member.listeners),
             // No broker is announced yet, not even this one.
-            None => (self.broker, String::new()),
+            None => (self.broker, Listeners::default()),
         }
     }
 }
@@ -369,10 +370,10 @@ pub(crate) fn broker_id(bytes: &[u8]) -> Option<BrokerId> {
     bytes.try_into().ok().map(BrokerId)
 }
 
-pub(crate) fn elsewhere(bundle: &Bundle, url: String) -> BrokerError {
+pub(crate) fn elsewhere(bundle: &Bundle, at: Listeners) -> BrokerError {
     BrokerError::Elsewhere {
         what: bundle.to_string(),
-        url,
+        at,
     }
 }
 

@@ -15,6 +15,7 @@ use aquifer_log::TopicRecordCell;
 use aquifer_log::error::LogError;
 use aquifer_metadata::keys;
 use aquifer_metadata::store::{Expect, Guard};
+use aquifer_model::listener::Listeners;
 use aquifer_model::ranges::TopicRanges;
 use aquifer_model::topic::TopicName;
 use aquifer_protocol_api::admin::Deletion;
@@ -25,6 +26,7 @@ use parking_lot::Mutex;
 use tokio::sync::{oneshot, watch};
 
 use crate::error::BrokerError;
+use crate::peers::peer_url;
 use crate::topic::event::Event;
 use crate::topics::{Slot, Topics};
 
@@ -109,8 +111,8 @@ impl Topics {
 
     async fn delete_wherever(self: &Arc<Self>, topic: &TopicName) -> Result<(), BrokerError> {
         match self.delete_now(topic, true).await {
-            Err(BrokerError::Elsewhere { url, .. }) => {
-                self.ask_peer(&url, topic, Deletion::Force).await
+            Err(BrokerError::Elsewhere { at, .. }) => {
+                self.ask_peer(&at, topic, Deletion::Force).await
             }
             done => done,
         }
@@ -118,12 +120,12 @@ impl Topics {
 
     async fn ask_peer(
         &self,
-        url: &str,
+        at: &Listeners,
         topic: &TopicName,
         how: Deletion,
     ) -> Result<(), BrokerError> {
         let peers = self.shared.peers()?;
-        match peers.delete_topic(url, topic, how).await {
+        match peers.delete_topic(peer_url(at), topic, how).await {
             Err(error) if error.kind == ErrorKind::NotFound => Ok(()),
             done => Ok(done?),
         }
@@ -205,8 +207,8 @@ impl Topics {
         let mut pause = RETRY_MIN;
         for attempt in 1.. {
             let outcome = match self.delete_partition(part).await {
-                Err(BrokerError::Elsewhere { url, .. }) => {
-                    self.ask_peer(&url, part, Deletion::Force).await
+                Err(BrokerError::Elsewhere { at, .. }) => {
+                    self.ask_peer(&at, part, Deletion::Force).await
                 }
                 outcome => outcome,
             };
@@ -301,8 +303,8 @@ impl Topics {
     ) -> Result<(), BrokerError> {
         let each = self.each_part(topic, ranges, |topics, part| async move {
             match topics.check_one(&part).await {
-                Err(BrokerError::Elsewhere { url, .. }) => {
-                    topics.ask_peer(&url, &part, Deletion::Check).await
+                Err(BrokerError::Elsewhere { at, .. }) => {
+                    topics.ask_peer(&at, &part, Deletion::Check).await
                 }
                 known => known,
             }

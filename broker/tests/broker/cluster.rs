@@ -19,6 +19,7 @@ use aquifer_model::bundle::BundleRange;
 use aquifer_model::format::FORMAT_NATIVE;
 use aquifer_model::hash::key_hash;
 use aquifer_model::id::Index;
+use aquifer_model::listener::Listeners;
 use aquifer_model::load::LoadReport;
 use aquifer_model::place::Place;
 use aquifer_model::stats::TopicStats;
@@ -182,7 +183,7 @@ impl Cluster {
         let url = format!("http://{name}");
         let reached = Arc::downgrade(&broker);
         self.peers.brokers.lock().insert(url.clone(), reached);
-        broker.announce(&url);
+        broker.announce(&Listeners::only_default(&url));
         soon("the announcement", lease.announced()).await;
         Member { broker, lease, url }
     }
@@ -201,7 +202,7 @@ impl Cluster {
                 let broker = broker.and_then(|broker| broker.upgrade()).unwrap();
                 match broker.open_producer(&ctx(), request).await {
                     Ok(session) => return (url, session),
-                    Err(error) => url = error.redirect_url.unwrap_or(url),
+                    Err(error) => url = error.redirect.map_or(url, |at| at.to_string()),
                 }
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }

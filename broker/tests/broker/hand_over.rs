@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use aquifer_broker::{BalanceConfig, BrokerConfig};
 use aquifer_model::bundle::BundleRange;
+use aquifer_model::listener::Listeners;
 use aquifer_model::policy::Policies;
 use aquifer_model::subscription::SubscriptionType;
 use aquifer_model::topic::NamespaceName;
@@ -172,7 +173,7 @@ async fn sessions_go_on_and_none_begins_until_the_turn_to_seal_comes_h21() {
     eventually("the old owner to refuse a session", || async {
         let error = attach(old, shared()).await.err()?;
         assert_eq!(error.kind, ErrorKind::Redirect, "{error}");
-        assert_eq!(error.redirect_url.as_ref(), Some(&new.url));
+        assert_eq!(error.redirect, Some(Listeners::only_default(&new.url)));
         Some(())
     })
     .await;
@@ -194,7 +195,8 @@ async fn sessions_go_on_and_none_begins_until_the_turn_to_seal_comes_h21() {
     // Its turn comes: the session ends, and what it was told counts at the new owner.
     world.held.hold(None);
     let error = before.error().await;
-    assert_eq!(error.redirect_url.as_ref(), Some(&world.new.url), "{error}");
+    let at = Listeners::only_default(&world.new.url);
+    assert_eq!(error.redirect, Some(at), "{error}");
     let mut after = attach_at_last(&world.new).await;
     world
         .cluster

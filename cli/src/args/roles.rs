@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use aquifer_model::listener::ListenerName;
 use aquifer_model::quorum::Quorum;
 use aquifer_runtime::net::ListenAddress;
 use clap::Args;
@@ -127,9 +128,15 @@ pub struct BrokerArgs {
     #[arg(long, value_name = "A:P")]
     pub http_addr: Option<ListenAddress>,
 
-    /// Address that clients connect to, where that is not the address it listens on.
-    #[arg(long, value_name = "URL")]
-    pub advertise: Option<String>,
+    /// Address that clients and other brokers connect to, where that is not the address it listens
+    /// on; NAME=URL for that of a further listener.
+    #[arg(long, value_name = "[NAME=]URL")]
+    pub advertise: Vec<String>,
+
+    /// Address of a further listener of the native gRPC API, for a network that reaches the broker
+    /// in a way of its own; its clients are redirected to the same listener of other brokers.
+    #[arg(long = "listener", value_name = "NAME=A:P", value_parser = listener)]
+    pub listeners: Vec<(ListenerName, ListenAddress)>,
 
     /// Bookies of a ledger, copies of an entry, and copies that an acknowledgement waits for,
     /// where no policy sets them [default: 3,3,2].
@@ -202,6 +209,19 @@ pub struct DevChildArgs {
     /// The program with its arguments.
     #[arg(required = true, last = true)]
     pub command: Vec<OsString>,
+}
+
+/// A listener by its name.
+fn listener(text: &str) -> Result<(ListenerName, ListenAddress), String> {
+    let (name, address) = text
+        .split_once('=')
+        .ok_or_else(|| "a listener is NAME=ADDRESS:PORT".to_owned())?;
+    let name = name.parse::<ListenerName>();
+    let address = address.parse::<ListenAddress>();
+    Ok((
+        name.map_err(|error| error.to_string())?,
+        address.map_err(|error| error.to_string())?,
+    ))
 }
 
 /// Three numbers that make a quorum.

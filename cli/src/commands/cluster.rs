@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use aquifer_client::admin::{Admin, BrokerInfo, BundleInfo};
 use aquifer_model::load::LoadReport;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use crate::args::{ClusterCommand, ClusterToolArgs};
 use crate::connect::Connect;
@@ -102,9 +102,13 @@ async fn brokers(admin: &Admin, connect: &Connect, out: &Output) -> Result<(), C
         let load = report.map(|report| &report.total);
         let bundles = report.map(|report| report.bundles.len());
         if out.is_json() {
+            let listeners = broker.listeners.into_iter();
+            let listeners = listeners.map(|(name, url)| (name, Value::String(url)));
+            let listeners: Map<String, Value> = listeners.collect();
             out.object(&json!({
                 "broker": broker.broker,
                 "url": broker.url,
+                "listeners": listeners,
                 "version": broker.version,
                 "draining": broker.draining,
                 "loaded_bundles": bundles,
@@ -118,13 +122,8 @@ async fn brokers(admin: &Admin, connect: &Connect, out: &Output) -> Result<(), C
             "serving"
         };
         let bundles = bundles.map_or_else(|| "-".to_owned(), |count| count.to_string());
-        let own = [
-            broker.broker,
-            shown_url(broker.url),
-            broker.version,
-            state.to_owned(),
-            bundles,
-        ];
+        let at = shown_listeners(&broker);
+        let own = [broker.broker, at, broker.version, state.to_owned(), bundles];
         table.row(own.into_iter().chain(load::cells(load)));
     }
     shown(&table, out)
@@ -229,6 +228,20 @@ async fn status(admin: &Admin, namespace: &str, out: &Output) -> Result<(), CliE
 fn is_orphaned(bundle: &BundleInfo, brokers: &[BrokerInfo]) -> bool {
     let is_owner = |known: &BrokerInfo| Some(&known.broker) == bundle.broker.as_ref();
     bundle.url.is_none() && !brokers.iter().any(is_owner)
+}
+
+/// The addresses of a broker: that of the listener which was asked, and the others by name.
+fn shown_listeners(broker: &BrokerInfo) -> String {
+    let others = broker
+        .listeners
+        .iter()
+        .filter(|(_, url)| *url != broker.url);
+    let others: Vec<String> = others.map(|(name, url)| format!("{name}={url}")).collect();
+    match (broker.url.is_empty(), others.is_empty()) {
+        (_, true) => shown_url(broker.url.clone()),
+        (true, false) => others.join(" "),
+        (false, false) => format!("{} {}", broker.url, others.join(" ")),
+    }
 }
 
 /// A standalone server is where it was asked, and has no other address.

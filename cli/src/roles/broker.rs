@@ -24,6 +24,7 @@ use crate::roles::process::{self, Role};
 use crate::roles::server::{Parts, Server};
 use crate::roles::serving;
 use crate::roles::storage::Seams;
+use crate::roles::tls::Certificates;
 
 /// Runs a broker until it is told to end. `began` is when the process did.
 pub async fn run(args: BrokerArgs, began: Duration, out: &Output) -> Result<(), CliError> {
@@ -51,27 +52,39 @@ impl Role for BrokerRoleConfig {
         let membership = Membership::open(&self.cluster, &seams, &groups.metadata).await?;
         let membership = &*parts.membership.insert(membership);
         let name = &self.cluster.name;
-        let (transport, metadata) = (&groups.transport, &groups.metadata);
-        let storage = serving::cluster_storage(name, membership, &seams, transport, metadata).await;
+        let certificates = Certificates::new(Arc::clone(&seams.clock));
+        let ways = (&*groups.transport, &*groups.metadata);
+        let storage =
+            serving::cluster_storage(&self.cluster, &certificates, membership, &seams, ways)
+                .await?;
         let (cache, ledger) = (&self.cache, &self.ledger);
         let log = serving::log_context(storage, cache, ledger, &seams, telemetry, &groups.ledger);
-        let peers: Arc<dyn Peers> = Arc::new(GrpcPeers::new(&groups.transport));
+        let peers: Arc<dyn Peers> = Arc::new(GrpcPeers::new(
+            self.cluster.internal_tls.to_brokers(),
+            &groups.transport,
+        ));
         let (others, tasks) = ((membership.lease.clone(), peers), &groups.broker);
         let broker =
             serving::start_broker(&self.broker, log, &seams, telemetry, tasks, Some(others))
                 .await?;
         let broker = &*parts.broker.insert(broker);
         let health = Health::new(telemetry.clone(), None).under(membership.lease.clone());
-        let http_address = http::serve(self.http.listen, health.clone(), &groups.http).await?;
+        let tls = certificates.http_port(&self.http.tls)?;
+        let http_address = http::serve(self.http.listen, tls, health.clone(), &groups.http).await?;
         let tasks = &groups.protocols;
-        let url =
-            serving::serve_protocols(&self.protocols, broker, &seams, telemetry, tasks).await?;
-        broker.announce(&url);
+        let protocols = &self.protocols;
+        let listeners =
+            serving::serve_protocols(protocols, broker, &certificates, &seams, telemetry, tasks)
+                .await?;
+        certificates.watch(telemetry, &groups.http);
+        broker.announce(&listeners);
+        let url = listeners.default_url().unwrap_or_default();
         membership.lease.announced().await;
         let greeting = Greeting::new("broker", format!("of cluster {name} serves {url}"))
             .field("cluster", name)
             .field("id", broker.id().to_string())
-            .field("url", url);
+            .field("url", url)
+            .listeners(&listeners);
         Ok(Server {
             health,
             http_address,

@@ -3,6 +3,7 @@
 
 use std::net::SocketAddr;
 
+use aquifer_model::listener::Listeners;
 use serde_json::{Map, Value, json};
 
 use crate::exit::CliError;
@@ -32,6 +33,15 @@ impl Greeting {
     pub fn field(mut self, name: &str, value: impl Into<String>) -> Greeting {
         self.fields
             .insert(name.to_owned(), Value::String(value.into()));
+        self
+    }
+
+    /// Adds where the process is reached, by the names of its listeners.
+    pub fn listeners(mut self, listeners: &Listeners) -> Greeting {
+        let all = listeners.iter();
+        let all = all.map(|one| (one.name.to_string(), json!(one.url)));
+        self.fields
+            .insert("listeners".to_owned(), Value::Object(all.collect()));
         self
     }
 

@@ -15,6 +15,7 @@ use aquifer_log::context::{LogContext, LogSettings, LogShared};
 use aquifer_log::metrics::LogMetrics;
 use aquifer_metadata::lease::Lease;
 use aquifer_metadata::store::MetadataStore;
+use aquifer_model::listener::Listeners;
 use aquifer_protocol_api::BrokerApi;
 use aquifer_protocol_registry::ProtocolsConfig;
 use aquifer_repair::context::RepairContext;
@@ -137,7 +138,7 @@ pub async fn start_broker(
         .map_err(|error| CliError::failed(format!("the broker does not start: {error}")))
 }
 
-/// Serves every enabled protocol; the first one's address is what clients are told.
+/// Serves every enabled protocol; the first one's addresses are what clients are told.
 ///
 /// # Errors
 /// When an address cannot be listened on.
@@ -147,17 +148,17 @@ pub async fn serve_protocols(
     seams: &Seams,
     telemetry: &Telemetry,
     tasks: &TaskGroup,
-) -> Result<String, CliError> {
+) -> Result<Listeners, CliError> {
     let failed = |error: aquifer_protocol_api::error::ApiError| CliError::failed(error.to_string());
     let handlers = aquifer_protocol_registry::handlers(protocols, &seams.clock, telemetry);
-    let mut url = String::new();
+    let mut listeners = Listeners::default();
     for handler in handlers.map_err(failed)? {
         let api: Arc<dyn BrokerApi> = broker.clone();
         let address = handler.serve(api, tasks.clone()).await.map_err(failed)?;
         tracing::info!(protocol = handler.name(), %address, "protocol served");
-        if url.is_empty() {
-            url = handler.advertised().unwrap_or_default();
+        if listeners.is_empty() {
+            listeners = handler.advertised();
         }
     }
-    Ok(url)
+    Ok(listeners)
 }

@@ -9,8 +9,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use aquifer_bookie::Bookie;
 use aquifer_bookie::autorecovery::{self, AutorecoveryConfig};
+use aquifer_bookie::{Bookie, service};
 use aquifer_ledger::placement::Bookies;
 use aquifer_metadata::embedded::{EmbeddedOptions, EmbeddedStore};
 use aquifer_runtime::task::TaskGroup;
@@ -31,6 +31,7 @@ use crate::roles::settings::LedgerConfig;
 use crate::roles::standalone::config::StandaloneConfig;
 use crate::roles::standalone::transport::InProcess;
 use crate::roles::storage::{Seams, local_bookie, open_bookie, part_failed};
+use crate::roles::tls::Certificates;
 
 /// Runs a server until it is told to end. `began` is when the process did.
 pub async fn run(args: StandaloneArgs, began: Duration, out: &Output) -> Result<(), CliError> {
@@ -104,18 +105,24 @@ async fn start_above(
     let broker = serving::start_broker(&config.broker, log, seams, telemetry, tasks, None).await?;
     let broker = &*parts.broker.insert(broker);
     let health = Health::new(telemetry.clone(), Some(bookie.clone()));
-    let http_address = http::serve(config.http.listen, health.clone(), &groups.http).await?;
+    let certificates = Certificates::new(Arc::clone(&seams.clock));
+    let tls = certificates.http_port(&config.http.tls)?;
+    let http_address = http::serve(config.http.listen, tls, health.clone(), &groups.http).await?;
     let listen = config.bookie_api.listen;
-    let bookie_address = aquifer_bookie::service::serve(bookie.clone(), listen, &groups.bookie_api)
-        .await
-        .map_err(|error| CliError::failed(error.to_string()))?;
+    let tls = certificates.bookie_port(&config.broker.cluster, &config.internal_tls)?;
+    let served = service::serve(bookie.clone(), listen, tls, &groups.bookie_api).await;
+    let bookie_address = served.map_err(|error| CliError::failed(error.to_string()))?;
     let tasks = &groups.protocols;
-    let url = serving::serve_protocols(&config.protocols, broker, seams, telemetry, tasks).await?;
+    let protocols = &config.protocols;
+    let listeners =
+        serving::serve_protocols(protocols, broker, &certificates, seams, telemetry, tasks).await?;
+    certificates.watch(telemetry, &groups.http);
+    let url = listeners.default_url().unwrap_or_default();
     let data_dir = config.data_dir.display();
     let greeting = Greeting::new("standalone", format!("serves {url}, data in {data_dir}"))
         .field("bookie", bookie_address.to_string())
         .field("data_dir", data_dir.to_string())
-        .next(next_commands(&url))
+        .next(next_commands(url))
         .field("url", url);
     Ok(Server {
         health,

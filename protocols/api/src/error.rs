@@ -1,6 +1,7 @@
 //! The kinds of failure that a protocol can tell its clients apart. Mapped once per protocol, in
 //! its `status.rs`, in an exhaustive match.
 
+use aquifer_model::listener::Listeners;
 use thiserror::Error;
 
 /// Result of every call.
@@ -33,7 +34,7 @@ pub enum ErrorKind {
     StorageFull,
     /// Not now; retry.
     Unavailable,
-    /// Another broker serves this; see `redirect_url`.
+    /// Another broker serves this; see [`ApiError::redirect`].
     Redirect,
     /// Taken over by another producer or owner.
     Fenced,
@@ -120,8 +121,9 @@ pub struct ApiError {
     pub message: String,
     /// What to do about it; may be empty.
     pub advice: String,
-    /// With [`ErrorKind::Redirect`]: where to go.
-    pub redirect_url: Option<String>,
+    /// With [`ErrorKind::Redirect`]: the addresses of the broker to go to. A handler tells the one
+    /// of the listener that its client came in through.
+    pub redirect: Option<Listeners>,
 }
 
 impl ApiError {
@@ -132,7 +134,7 @@ impl ApiError {
             outcome: Outcome::NotApplied,
             message: message.into(),
             advice: String::new(),
-            redirect_url: None,
+            redirect: None,
         }
     }
 

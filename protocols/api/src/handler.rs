@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use aquifer_model::listener::Listeners;
 use aquifer_runtime::task::TaskGroup;
 use async_trait::async_trait;
 
@@ -15,11 +16,13 @@ pub trait ProtocolHandler: Send + Sync {
     /// Short name, also its configuration table `protocols.NAME`.
     fn name(&self) -> &'static str;
 
-    /// The address that clients are to use; known once [`serve`](Self::serve) has bound it.
-    fn advertised(&self) -> Option<String>;
+    /// The addresses that clients are to use, by listener; known once [`serve`](Self::serve) has
+    /// bound them.
+    fn advertised(&self) -> Listeners;
 
-    /// Binds and begins to serve; returns the bound address. Its tasks belong to `tasks` and end
-    /// with it: in-flight requests are finished, then connections closed.
+    /// Binds its listeners and begins to serve; returns the bound address of the default one. Its
+    /// tasks belong to `tasks` and end with it: in-flight requests are finished, then connections
+    /// closed.
     ///
     /// # Errors
     /// When the address cannot be bound.

@@ -2,6 +2,7 @@
 
 use aquifer_model::bundle::BundleRange;
 use aquifer_model::id::BrokerId;
+use aquifer_model::listener::Listeners;
 use aquifer_model::load::LoadReport;
 use aquifer_model::topic::NamespaceName;
 use async_trait::async_trait;
@@ -50,8 +51,8 @@ pub trait Operator: Send + Sync + 'static {
 pub struct BrokerInfo {
     /// Random per process start.
     pub broker: BrokerId,
-    /// Where clients reach it; empty for a standalone server.
-    pub url: String,
+    /// Where it is reached; none for a standalone server.
+    pub listeners: Listeners,
     /// What it runs.
     pub version: String,
     /// Whether it is about to end.
@@ -68,7 +69,7 @@ pub struct BundleInfo {
     /// Its owner; `None` when it was not used yet.
     pub broker: Option<BrokerId>,
     /// Where the owner is; `None` when it is gone.
-    pub url: Option<String>,
+    pub listeners: Option<Listeners>,
     /// The owner's epoch.
     pub epoch: u64,
 }

@@ -1,5 +1,6 @@
 //! The control plane: every method parses, calls once and converts.
 
+use aquifer_model::listener::{Listener, ListenerName, Listeners};
 use aquifer_model::stats::{SubscriptionStats, TopicStats};
 use aquifer_model::topic::SubscriptionName;
 use aquifer_proto::convert::ranges::wire_ranges;
@@ -306,10 +307,13 @@ impl v1::admin_server::Admin for Service {
         &self,
         request: Request<v1::ListBrokersRequest>,
     ) -> Answer<v1::ListBrokersResponse> {
+        let listener = self.listener.clone();
         self.unary("list_brokers", request, |broker, ctx, _| async move {
-            let brokers = broker.list_brokers(&ctx).await?;
-            let brokers = brokers.into_iter().map(wire_broker).collect();
-            Ok(v1::ListBrokersResponse { brokers })
+            let brokers = broker.list_brokers(&ctx).await?.into_iter();
+            let brokers = brokers.map(|found| wire_broker(found, &listener));
+            Ok(v1::ListBrokersResponse {
+                brokers: brokers.collect(),
+            })
         })
         .await
     }
@@ -318,12 +322,15 @@ impl v1::admin_server::Admin for Service {
         &self,
         request: Request<v1::ListBundlesRequest>,
     ) -> Answer<v1::ListBundlesResponse> {
+        let listener = self.listener.clone();
         self.unary("list_bundles", request, |broker, ctx, r| async move {
             let bundles = broker.list_bundles(&ctx, namespace(&r.namespace)?).await?;
             let bundles = bundles.into_iter().map(|bundle| v1::BundleInfo {
                 bundle: bundle.range.to_string(),
                 broker: bundle.broker.map_or_else(String::new, |id| id.to_string()),
-                url: bundle.url.unwrap_or_default(),
+                url: bundle
+                    .listeners
+                    .map_or_else(String::new, |at| url_of(&at, &listener)),
                 epoch: bundle.epoch,
             });
             Ok(v1::ListBundlesResponse {
@@ -337,6 +344,7 @@ impl v1::admin_server::Admin for Service {
         &self,
         request: Request<v1::TransferBundleRequest>,
     ) -> Answer<v1::TransferBundleResponse> {
+        let listener = self.listener.clone();
         self.unary("transfer_bundle", request, |broker, ctx, r| async move {
             let (namespace, range) = (namespace(&r.namespace)?, bundle(&r.bundle)?);
             let target = optional_broker(&r.broker)?;
@@ -345,7 +353,7 @@ impl v1::admin_server::Admin for Service {
                 .await?;
             Ok(v1::TransferBundleResponse {
                 broker: chosen.broker.to_string(),
-                url: chosen.url,
+                url: url_of(&chosen.listeners, &listener),
             })
         })
         .await
@@ -376,10 +384,20 @@ impl v1::admin_server::Admin for Service {
     }
 }
 
-fn wire_broker(broker: BrokerInfo) -> v1::BrokerInfo {
+/// Where a client that came in through a listener reaches another broker.
+fn url_of(at: &Listeners, listener: &ListenerName) -> String {
+    at.url(listener).unwrap_or_default().to_owned()
+}
+
+fn wire_broker(broker: BrokerInfo, listener: &ListenerName) -> v1::BrokerInfo {
+    let wire = |listener: &Listener| v1::Listener {
+        name: listener.name.to_string(),
+        url: listener.url.clone(),
+    };
     v1::BrokerInfo {
         broker: broker.broker.to_string(),
-        url: broker.url,
+        url: url_of(&broker.listeners, listener),
+        listeners: broker.listeners.iter().map(wire).collect(),
         version: broker.version,
         draining: broker.draining,
         self_: broker.is_self,

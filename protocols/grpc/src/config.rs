@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use aquifer_model::listener::{DEFAULT_LISTENER, Listener, ListenerName, Listeners};
 use aquifer_runtime::net::ListenAddress;
 use serde::{Deserialize, Serialize};
 
@@ -14,9 +15,10 @@ const DEFAULT_LISTEN: ([u8; 4], u16) = ([127, 0, 0, 1], 7650);
 pub struct GrpcConfig {
     /// Whether the protocol is served at all.
     pub enabled: bool,
-    /// Where it listens; port 0 takes a free one.
+    /// Where its default listener listens; port 0 takes a free one.
     pub listen: ListenAddress,
-    /// What clients are told to use, where that is not the listening address.
+    /// What clients of the default listener, and other brokers, are told to use, where that is not
+    /// the listening address.
     pub advertised_url: Option<String>,
     /// Connections at once; more are closed as they come.
     pub connections_max: usize,
@@ -49,6 +51,21 @@ pub struct GrpcConfig {
     pub request_timeout_ms: u64,
     /// How long a stream that ends waits for the outcome of what it has sent.
     pub drain_timeout_ms: u64,
+    /// Listeners besides the default one, for networks that reach the broker in a way of their own.
+    pub listeners: Vec<ListenerConfig>,
+}
+
+/// A listener besides the default one. Its clients are redirected to the listener of the same name
+/// of other brokers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ListenerConfig {
+    /// Its name, the same at all brokers that its network reaches.
+    pub name: String,
+    /// Where it listens; port 0 takes a free one.
+    pub listen: ListenAddress,
+    /// What its clients are told to use, where that is not the listening address.
+    #[serde(default)]
+    pub advertised_url: Option<String>,
 }
 
 impl Default for GrpcConfig {
@@ -72,6 +89,7 @@ impl Default for GrpcConfig {
             keepalive_timeout_ms: 10_000,
             request_timeout_ms: 30_000,
             drain_timeout_ms: 5_000,
+            listeners: Vec::new(),
         }
     }
 }
@@ -119,14 +137,44 @@ impl GrpcConfig {
         ] {
             within(name, ms, 1, 3_600_000)?;
         }
-        match &self.advertised_url {
-            Some(url) if !url.starts_with("http://") && !url.starts_with("https://") => {
-                Err(format!(
-                    "protocols.grpc.advertised_url is {url:?}: give http://HOST:PORT or https://HOST:PORT"
-                ))
+        let mut names = Vec::new();
+        for (name, listener) in self.all_listeners()? {
+            let is_url = |url: &str| url.starts_with("http://") || url.starts_with("https://");
+            match &listener.advertised_url {
+                Some(url) if !is_url(url) => {
+                    return Err(format!(
+                        "protocols.grpc: advertised_url of listener {name} is {url:?}: give \
+                         http://HOST:PORT or https://HOST:PORT"
+                    ));
+                }
+                _ => names.push(Listener {
+                    name,
+                    url: String::new(),
+                }),
             }
-            _ => Ok(()),
         }
+        let names = Listeners::new(names);
+        names.map_err(|error| format!("protocols.grpc.listeners: {error}"))?;
+        Ok(())
+    }
+
+    /// All listeners with their names, the default one first.
+    ///
+    /// # Errors
+    /// A message, when a name is not allowed.
+    pub fn all_listeners(&self) -> Result<Vec<(ListenerName, ListenerConfig)>, String> {
+        let default = ListenerConfig {
+            name: DEFAULT_LISTENER.to_owned(),
+            listen: self.listen,
+            advertised_url: self.advertised_url.clone(),
+        };
+        let all = std::iter::once(default).chain(self.listeners.iter().cloned());
+        let named = all.map(|listener| {
+            let name = listener.name.parse();
+            let name = name.map_err(|error| format!("protocols.grpc.listeners: {error}"))?;
+            Ok((name, listener))
+        });
+        named.collect()
     }
 
     pub(crate) fn handshake_timeout(&self) -> Duration {
@@ -185,5 +233,31 @@ mod tests {
         check(|c| c.http2_frame_bytes = u32::MAX, "http2_frame_bytes");
         check(|c| c.keepalive_timeout_ms = 0, "keepalive_timeout_ms");
         check(|c| c.advertised_url = Some("x:1".into()), "advertised_url");
+    }
+
+    #[test]
+    fn listeners_have_names_of_their_own() {
+        let listener = |name: &str| ListenerConfig {
+            name: name.to_owned(),
+            listen: ListenAddress::loopback_any_port(),
+            advertised_url: Some("http://outside:1".to_owned()),
+        };
+        let check = |names: &[&str]| {
+            let config = GrpcConfig {
+                listeners: names.iter().map(|name| listener(name)).collect(),
+                ..GrpcConfig::default()
+            };
+            config.validate()
+        };
+        assert_eq!(check(&["outside", "edge-2"]), Ok(()));
+        for bad in [
+            &["outside", "outside"][..],
+            &["default"],
+            &["Outside"],
+            &[""],
+        ] {
+            let message = check(bad).unwrap_err();
+            assert!(message.contains("listeners"), "{message}");
+        }
     }
 }

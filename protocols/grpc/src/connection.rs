@@ -25,17 +25,21 @@ use crate::metrics::{Metrics, Open};
 /// How long to wait when the process has no file descriptor left for a connection.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
-/// Accepts connections, at most as many at once as the configuration allows.
+/// As many connections at once as the configuration allows, over all listeners.
+pub(crate) fn slots(config: &GrpcConfig) -> Arc<Semaphore> {
+    let connections = config.connections_max.min(Semaphore::MAX_PERMITS);
+    Arc::new(Semaphore::new(connections))
+}
+
+/// Accepts connections while there are slots for them.
 pub(crate) fn accept(
     listener: TcpListener,
     config: &GrpcConfig,
+    slots: Arc<Semaphore>,
     gate: Gate,
     clock: SharedClock,
     metrics: Metrics,
 ) -> impl Stream<Item = io::Result<Connection>> + Send + use<> {
-    let slots = Arc::new(Semaphore::new(
-        config.connections_max.min(Semaphore::MAX_PERMITS),
-    ));
     let deadlines = Deadlines {
         first_byte: config.handshake_timeout(),
         silence: config.idle_timeout(),

@@ -29,6 +29,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use aquifer_model::limits::{FRAME_BYTES_MAX, UNARY_REQUEST_BYTES_MAX};
+use aquifer_model::listener::{Listener, Listeners};
 use aquifer_proto::v1::admin_server::AdminServer;
 use aquifer_proto::v1::broker_server::BrokerServer;
 use aquifer_proto::v1::pull_server::PullServer;
@@ -40,6 +41,8 @@ use aquifer_runtime::net;
 use aquifer_runtime::task::TaskGroup;
 use async_trait::async_trait;
 use opentelemetry::metrics::Meter;
+use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
 use tonic::body::Body;
 use tonic::transport::Server;
 use tower::util::{MapRequestLayer, MapResponseLayer};
@@ -64,7 +67,7 @@ pub struct GrpcHandler {
     config: GrpcConfig,
     clock: SharedClock,
     metrics: Metrics,
-    advertised: OnceLock<String>,
+    advertised: OnceLock<Listeners>,
 }
 
 impl GrpcHandler {
@@ -110,8 +113,8 @@ impl ProtocolHandler for GrpcHandler {
         context::PROTOCOL
     }
 
-    fn advertised(&self) -> Option<String> {
-        self.advertised.get().cloned()
+    fn advertised(&self) -> Listeners {
+        self.advertised.get().cloned().unwrap_or_default()
     }
 
     async fn serve(
@@ -119,13 +122,23 @@ impl ProtocolHandler for GrpcHandler {
         broker: Arc<dyn BrokerApi>,
         tasks: TaskGroup,
     ) -> Result<SocketAddr, ApiError> {
-        let (listener, bound) = net::bind(self.config.listen)
-            .await
-            .map_err(|error| ApiError::new(ErrorKind::FailedPrecondition, error.to_string()))?;
-        let advertised = self.config.advertised_url.clone();
+        let failed = |text: String| ApiError::new(ErrorKind::FailedPrecondition, text);
+        let mut sockets = Vec::new();
+        let mut advertised = Vec::new();
+        for (name, listener) in self.config.all_listeners().map_err(failed)? {
+            let bound = net::bind(listener.listen).await;
+            let (socket, address) = bound.map_err(|error| failed(error.to_string()))?;
+            let url = listener.advertised_url;
+            let url = url.unwrap_or_else(|| format!("http://{address}"));
+            sockets.push((name.clone(), socket, address));
+            advertised.push(Listener { name, url });
+        }
+        let default = sockets.first().map(|(_, _, address)| *address);
+        let default = default.ok_or_else(|| failed("grpc has no listener".to_owned()))?;
+        let advertised = Listeners::new(advertised);
         self.advertised
-            .set(advertised.unwrap_or_else(|| format!("http://{bound}")))
-            .map_err(|_| ApiError::new(ErrorKind::FailedPrecondition, "grpc is served already"))?;
+            .set(advertised.map_err(|error| failed(error.to_string()))?)
+            .map_err(|_| failed("grpc is served already".to_owned()))?;
         let service = Service::new(
             broker,
             self.config.clone(),
@@ -133,15 +146,35 @@ impl ProtocolHandler for GrpcHandler {
             self.metrics.clone(),
             tasks.clone(),
         );
+        let gate = Gate::new(&self.config);
+        let slots = connection::slots(&self.config);
+        let way_in = gate.clone();
+        self.metrics.watch_inbound(move || way_in.used_bytes());
+        for (name, socket, address) in sockets {
+            tracing::debug!(listener = %name, %address, "grpc listens");
+            let (gate, slots) = (gate.clone(), Arc::clone(&slots));
+            self.listen(service.at(name), socket, slots, gate, &tasks);
+        }
+        Ok(default)
+    }
+}
+
+impl GrpcHandler {
+    /// Serves what comes in through one listener.
+    fn listen(
+        &self,
+        service: Service,
+        socket: TcpListener,
+        slots: Arc<Semaphore>,
+        gate: Gate,
+        tasks: &TaskGroup,
+    ) {
         let broker_server =
             BrokerServer::new(service.clone()).max_decoding_message_size(FRAME_BYTES_MAX);
         let admin_server =
             AdminServer::new(service.clone()).max_decoding_message_size(UNARY_REQUEST_BYTES_MAX);
         let pull_server =
             PullServer::new(service.clone()).max_decoding_message_size(FRAME_BYTES_MAX);
-        let gate = Gate::new(&self.config);
-        let way_in = gate.clone();
-        self.metrics.watch_inbound(move || way_in.used_bytes());
         let way_in = gate.clone();
         let router = self
             .server()
@@ -151,9 +184,9 @@ impl ProtocolHandler for GrpcHandler {
             .add_service(broker_server)
             .add_service(admin_server)
             .add_service(pull_server);
-        let clock = self.clock.clone();
-        let incoming =
-            connection::accept(listener, &self.config, gate, clock, self.metrics.clone());
+        let (config, clock) = (&self.config, self.clock.clone());
+        let metrics = self.metrics.clone();
+        let incoming = connection::accept(socket, config, slots, gate, clock, metrics);
         let shutdown = tasks.shutdown_token();
         let stopping = tasks.shutdown_token();
         tasks.spawn("grpc-server", async move {
@@ -174,6 +207,5 @@ impl ProtocolHandler for GrpcHandler {
                 () = finished => tracing::debug!("connections left open by their peers"),
             }
         });
-        Ok(bound)
     }
 }

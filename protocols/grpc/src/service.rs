@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use aquifer_model::listener::ListenerName;
 use aquifer_proto::{PROTOCOL_VERSION, v1};
 use aquifer_protocol_api::BrokerApi;
 use aquifer_protocol_api::context::RequestContext;
@@ -41,6 +42,8 @@ pub(crate) struct Service {
     pub(crate) config: Arc<GrpcConfig>,
     pub(crate) metrics: Metrics,
     pub(crate) tasks: TaskGroup,
+    /// The listener that its clients come in through.
+    pub(crate) listener: ListenerName,
     clock: SharedClock,
     streams: Arc<Semaphore>,
     next_request_id: Arc<AtomicU64>,
@@ -73,10 +76,19 @@ impl Service {
             config: Arc::new(config),
             metrics,
             tasks,
+            listener: ListenerName::default(),
             clock,
             streams: Arc::new(Semaphore::new(streams)),
             next_request_id: Arc::new(AtomicU64::new(1)),
             running: Arc::new(watch::Sender::new(0)),
+        }
+    }
+
+    /// The same service for the clients of a listener.
+    pub(crate) fn at(&self, listener: ListenerName) -> Service {
+        Service {
+            listener,
+            ..self.clone()
         }
     }
 
@@ -125,7 +137,7 @@ impl Service {
     /// The error of a unary call, as it is sent.
     fn refuse(&self, error: &ApiError) -> Status {
         self.metrics.error(error.kind);
-        status::status(error)
+        status::status_at(error, &self.listener)
     }
 
     pub(crate) fn span(&self, method: &'static str, ctx: &RequestContext) -> Span {
@@ -158,7 +170,7 @@ impl Service {
             Err(End::Failed(error)) => {
                 self.metrics.error(error.kind);
                 tracing::debug!(kind = ?error.kind, %error, "stream failed");
-                Some(status::detail(&error))
+                Some(status::detail_at(&error, &self.listener))
             }
         }
     }

@@ -1,6 +1,7 @@
 //! Failures on the wire: the one place where kinds become codes (I12: nothing but the kind and
 //! its message leaves the broker).
 
+use aquifer_model::listener::ListenerName;
 use aquifer_proto::{ERROR_TRAILER, v1};
 use aquifer_protocol_api::error::{ApiError, ErrorKind, Outcome};
 use prost::Message;
@@ -41,7 +42,30 @@ pub(crate) fn codes(kind: ErrorKind) -> (v1::ErrorCode, Code) {
     }
 }
 
-/// An error as a message of a stream.
+/// An error as a message of a stream, for a client that came in through this listener: a redirect
+/// names the same one of the other broker. One that it does not have is no way for the client, and
+/// neither is any other: they belong to networks that it may not reach.
+pub(crate) fn detail_at(error: &ApiError, listener: &ListenerName) -> v1::ErrorDetail {
+    let Some(at) = &error.redirect else {
+        return detail(error);
+    };
+    match at.url(listener) {
+        Some(url) => v1::ErrorDetail {
+            redirect_url: url.to_owned(),
+            ..detail(error)
+        },
+        None => detail(&no_listener(error, listener)),
+    }
+}
+
+fn no_listener(error: &ApiError, listener: &ListenerName) -> ApiError {
+    let text = format!("{error}, which has no listener {listener}");
+    ApiError::new(ErrorKind::Unavailable, text).advise(format!(
+        "let every broker have it: --listener {listener}=ADDRESS:PORT --advertise {listener}=URL"
+    ))
+}
+
+/// An error as a message of a stream, without a redirect.
 pub(crate) fn detail(error: &ApiError) -> v1::ErrorDetail {
     let outcome = match error.outcome {
         Outcome::NotApplied => v1::Outcome::NotApplied,
@@ -54,17 +78,27 @@ pub(crate) fn detail(error: &ApiError) -> v1::ErrorDetail {
         outcome: outcome.into(),
         message: shortened(&error.message),
         advice: shortened(&error.advice),
-        redirect_url: error.redirect_url.clone().unwrap_or_default(),
+        redirect_url: String::new(),
     }
 }
 
-/// An error as the status of a unary call, with the detail in its trailer.
+/// An error as the status of a unary call, with the detail in its trailer, for a client that came
+/// in through this listener.
+pub(crate) fn status_at(error: &ApiError, listener: &ListenerName) -> Status {
+    with_detail(error.kind, detail_at(error, listener))
+}
+
+/// The same for an error without a redirect.
 pub(crate) fn status(error: &ApiError) -> Status {
+    with_detail(error.kind, detail(error))
+}
+
+fn with_detail(kind: ErrorKind, detail: v1::ErrorDetail) -> Status {
     let mut metadata = MetadataMap::new();
-    let bytes = detail(error).encode_to_vec();
+    let bytes = detail.encode_to_vec();
     metadata.insert_bin(ERROR_TRAILER, MetadataValue::from_bytes(&bytes));
-    let message = shortened(&error.message);
-    Status::with_metadata(codes(error.kind).1, message, metadata)
+    // A redirect without an address has the code of its detail: they are the same for gRPC.
+    Status::with_metadata(codes(kind).1, detail.message, metadata)
 }
 
 /// An error that was put into a status here, such as a refusal to read more of a request.
@@ -132,6 +166,8 @@ pub(crate) fn shortened(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use aquifer_model::listener::{Listener, Listeners};
+
     use super::*;
 
     #[test]
@@ -148,6 +184,38 @@ mod tests {
         assert!(found.retryable);
         assert_eq!(found.code(), v1::ErrorCode::Overloaded);
         assert_eq!(found.outcome(), v1::Outcome::Unknown);
+    }
+
+    #[test]
+    fn a_redirect_is_to_the_listener_that_the_client_came_in_through() {
+        let name = |text: &str| text.parse::<ListenerName>().unwrap();
+        let listener = |text: &str| Listener {
+            name: name(text),
+            url: format!("http://{text}"),
+        };
+        let both = vec![listener("default"), listener("outside")];
+        let mut error = ApiError::new(ErrorKind::Redirect, "it is served by another broker");
+        error.redirect = Some(Listeners::new(both).unwrap());
+        for known in ["default", "outside"] {
+            let found = detail_at(&error, &name(known));
+            assert_eq!(found.code(), v1::ErrorCode::Redirect);
+            assert_eq!(found.redirect_url, format!("http://{known}"));
+        }
+        let found = detail_at(&error, &name("edge"));
+        assert_eq!(found.code(), v1::ErrorCode::Unavailable);
+        assert!(found.retryable && found.redirect_url.is_empty());
+        assert!(
+            found.message.contains("no listener edge"),
+            "{}",
+            found.message
+        );
+        assert!(
+            found.advice.contains("--advertise edge="),
+            "{}",
+            found.advice
+        );
+        let status = status_at(&error, &name("edge"));
+        assert_eq!(status.code(), Code::Unavailable);
     }
 
     #[test]

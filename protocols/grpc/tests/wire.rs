@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use aquifer_model::limits::{ACK_RANGES_MAX, BATCH_BYTES_MAX, FRAME_BYTES_MAX};
+use aquifer_model::listener::Listeners;
 use aquifer_proto::v1;
 use aquifer_proto::v1::consume_request::Request as Consume;
 use aquifer_proto::v1::consume_response::Response as Consumed;
@@ -53,7 +54,8 @@ async fn serve(change: impl FnOnce(&mut GrpcConfig)) -> Served {
         .serve(Arc::new(broker.clone()), tasks.clone())
         .await
         .unwrap();
-    assert_eq!(handler.advertised(), Some(format!("http://{address}")));
+    let url = format!("http://{address}");
+    assert_eq!(handler.advertised(), Listeners::only_default(&url));
     let client = RawClient::connect(address).await;
     Served {
         broker,

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use aquifer_protocol_api::error::ApiError;
 use aquifer_protocol_api::handler::ProtocolHandler;
 use aquifer_protocol_grpc::GrpcHandler;
-use aquifer_protocol_grpc::config::GrpcConfig;
+pub use aquifer_protocol_grpc::config::{GrpcConfig, ListenerConfig};
 use aquifer_runtime::clock::SharedClock;
 use aquifer_runtime::net::ListenAddress;
 use aquifer_runtime::telemetry::Telemetry;
@@ -30,12 +30,13 @@ impl ProtocolsConfig {
         self.grpc.validate()
     }
 
-    /// Where each enabled protocol will listen, by name.
+    /// Where each enabled protocol will listen, by its name; once for each of its listeners.
     #[must_use]
     pub fn listeners(&self) -> Vec<(&'static str, ListenAddress)> {
-        let all = [("grpc", self.grpc.enabled, self.grpc.listen)];
-        let enabled = all.into_iter().filter(|(_, enabled, _)| *enabled);
-        enabled.map(|(name, _, listen)| (name, listen)).collect()
+        let further = self.grpc.listeners.iter().map(|listener| listener.listen);
+        let grpc = std::iter::once(self.grpc.listen).chain(further);
+        let enabled = grpc.filter(|_| self.grpc.enabled);
+        enabled.map(|listen| ("grpc", listen)).collect()
     }
 }
 

@@ -1,8 +1,11 @@
 //! The configuration of `aquifer broker`.
 
 use aquifer_broker::BrokerConfig;
-use aquifer_protocol_registry::ProtocolsConfig;
+use aquifer_model::listener::ListenerName;
+use aquifer_protocol_registry::{GrpcConfig, ListenerConfig, ProtocolsConfig};
 use aquifer_runtime::clock;
+use aquifer_runtime::net::ListenAddress;
+use aquifer_runtime::net::tls::ServerTlsConfig;
 use aquifer_runtime::telemetry::TelemetryConfig;
 use serde::{Deserialize, Serialize};
 
@@ -10,7 +13,7 @@ use crate::args::BrokerArgs;
 use crate::exit::CliError;
 use crate::roles::membership;
 use crate::roles::settings::{
-    self, CacheConfig, ClusterSection, LedgerConfig, ListenConfig, QuorumSettings, check_loopback,
+    self, CacheConfig, ClusterSection, HttpConfig, LedgerConfig, QuorumSettings, check_loopback,
 };
 
 const HTTP_PORT: u16 = 7680;
@@ -29,7 +32,7 @@ pub struct BrokerRoleConfig {
     /// Memory for entries.
     pub cache: CacheConfig,
     /// Health checks and metrics.
-    pub http: ListenConfig,
+    pub http: HttpConfig,
     /// Topics.
     pub broker: BrokerConfig,
     /// Wire protocols.
@@ -45,7 +48,7 @@ impl Default for BrokerRoleConfig {
             quorum: QuorumSettings::default(),
             ledger: LedgerConfig::default(),
             cache: CacheConfig::default(),
-            http: ListenConfig::on_port(HTTP_PORT),
+            http: HttpConfig::on_port(HTTP_PORT),
             broker: BrokerConfig::default(),
             protocols: ProtocolsConfig::default(),
             telemetry: TelemetryConfig::default(),
@@ -72,8 +75,11 @@ impl BrokerRoleConfig {
         if let Some(address) = args.grpc_addr {
             grpc.listen = address;
         }
-        if let Some(given) = &args.advertise {
-            grpc.advertised_url = Some(settings::advertised(given, grpc.listen.socket_addr())?);
+        for (name, listen) in &args.listeners {
+            set_listener(grpc, name, *listen);
+        }
+        for given in &args.advertise {
+            advertise(grpc, given)?;
         }
         if let Some(address) = args.http_addr {
             self.http.listen = address;
@@ -106,12 +112,52 @@ impl BrokerRoleConfig {
         let mut listeners = self.protocols.listeners();
         listeners.push(("http", self.http.listen));
         check_loopback(self.cluster.allow_remote, &listeners)?;
-        let grpc = &self.protocols.grpc;
-        // Clients are told the address; it must be one that they can use.
-        let told = grpc.advertised_url.as_deref().unwrap_or_default();
-        settings::advertised(told, grpc.listen.socket_addr())?;
+        // Clients are told the addresses; they must be some that they can use.
+        let all = self.protocols.grpc.all_listeners();
+        for (_, listener) in all.map_err(CliError::usage)? {
+            let told = listener.advertised_url.as_deref().unwrap_or_default();
+            settings::advertised(told, listener.listen.socket_addr(), listener.tls.is_on())?;
+        }
+        self.http.check()?;
         membership::check(&self.cluster)
     }
+}
+
+/// Has a listener listen there.
+fn set_listener(grpc: &mut GrpcConfig, name: &ListenerName, listen: ListenAddress) {
+    if name.is_default() {
+        grpc.listen = listen;
+        return;
+    }
+    let mut known = grpc.listeners.iter_mut();
+    match known.find(|known| known.name == name.as_str()) {
+        Some(known) => known.listen = listen,
+        None => grpc.listeners.push(ListenerConfig {
+            name: name.to_string(),
+            listen,
+            advertised_url: None,
+            tls: ServerTlsConfig::default(),
+        }),
+    }
+}
+
+/// Tells clients an address: `URL` those of the default listener, `NAME=URL` those of another.
+fn advertise(grpc: &mut GrpcConfig, given: &str) -> Result<(), CliError> {
+    let named = given.split_once('=');
+    let named = named.and_then(|(name, url)| Some((name.parse::<ListenerName>().ok()?, url)));
+    let (name, url) = named.unwrap_or((ListenerName::default(), given));
+    let mut known = grpc.listeners.iter_mut();
+    let (listen, secret, told) = match known.find(|known| known.name == name.as_str()) {
+        Some(known) => (known.listen, known.tls.is_on(), &mut known.advertised_url),
+        None if name.is_default() => (grpc.listen, grpc.tls.is_on(), &mut grpc.advertised_url),
+        None => {
+            let text = format!("--advertise names a listener {name} that does not exist");
+            let advice = format!("say where it listens: --listener {name}=ADDRESS:PORT");
+            return Err(CliError::usage(text).advise(advice));
+        }
+    };
+    *told = Some(settings::advertised(url, listen.socket_addr(), secret)?);
+    Ok(())
 }
 
 #[cfg(test)]
@@ -180,7 +226,7 @@ mod tests {
     fn an_address_that_nobody_can_connect_to_is_not_told() {
         let args = |advertise: Option<&str>| BrokerArgs {
             grpc_addr: Some("0.0.0.0:0".parse().unwrap()),
-            advertise: advertise.map(str::to_owned),
+            advertise: advertise.into_iter().map(str::to_owned).collect(),
             cluster: ClusterArgs {
                 allow_remote: true,
                 ..ClusterArgs::default()
@@ -192,5 +238,40 @@ mod tests {
         let (config, _) = BrokerRoleConfig::load(&args(Some("b1.example:7650"))).unwrap();
         let told = config.protocols.grpc.advertised_url;
         assert_eq!(told.as_deref(), Some("http://b1.example:7650"));
+    }
+
+    #[test]
+    fn each_listener_has_an_address_and_tells_one() {
+        let listener = |name: &str, address: &str| {
+            let address: ListenAddress = address.parse().unwrap();
+            (name.parse::<ListenerName>().unwrap(), address)
+        };
+        let load = |listeners, advertise: &[&str]| {
+            BrokerRoleConfig::load(&BrokerArgs {
+                listeners,
+                advertise: advertise.iter().map(|&given| given.to_owned()).collect(),
+                cluster: ClusterArgs {
+                    allow_remote: true,
+                    ..ClusterArgs::default()
+                },
+                ..BrokerArgs::default()
+            })
+        };
+        let outside = || vec![listener("outside", "0.0.0.0:7660")];
+        let told = ["http://b?x=1", "outside=b.example:1"];
+        let (config, _) = load(outside(), &told).unwrap();
+        let grpc = config.protocols.grpc;
+        assert_eq!(grpc.advertised_url.as_deref(), Some("http://b?x=1"));
+        let found = &grpc.listeners[0];
+        assert_eq!(found.advertised_url.as_deref(), Some("http://b.example:1"));
+        let error = load(outside(), &[]).map(|_| ()).unwrap_err();
+        assert!(error.advice().contains("--advertise"), "{error}");
+        let error = load(Vec::new(), &["inside=b:1"]).map(|_| ()).unwrap_err();
+        assert!(error.advice().contains("--listener inside="), "{error}");
+        let moved = vec![listener("default", "127.0.0.1:7")];
+        let (config, _) = load(moved, &["default=b:1"]).unwrap();
+        let grpc = config.protocols.grpc;
+        assert_eq!(grpc.listen.to_string(), "127.0.0.1:7");
+        assert_eq!(grpc.advertised_url.as_deref(), Some("http://b:1"));
     }
 }
