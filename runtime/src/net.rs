@@ -1,6 +1,9 @@
 //! Listening sockets. Addresses are explicit IP addresses: what a node listens on must not depend
 //! on a name server. Every failure says which address it was and what to do.
 
+pub mod stream;
+pub mod tls;
+
 use std::fmt;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
