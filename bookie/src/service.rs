@@ -6,6 +6,7 @@
 //! without a reply: further ones wait in its HTTP/2 window (I13).
 
 mod clients;
+mod connection;
 mod convert;
 mod inbound;
 mod ordered;
@@ -22,9 +23,10 @@ use aquifer_model::limits::FRAME_BYTES_MAX;
 use aquifer_model::storage::{BookieError, BookieResult, ReadBatch, ReadRange, TailState};
 use aquifer_proto::v1;
 use aquifer_proto::v1::bookie_server::BookieServer;
+use aquifer_runtime::net::tls::ServerTls;
 use aquifer_runtime::net::{self, ListenAddress, NetError};
 use aquifer_runtime::task::TaskGroup;
-use futures::Stream;
+use futures::{Stream, StreamExt as _};
 use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
 use tonic::{Request, Response, Status, Streaming, async_trait};
@@ -32,6 +34,7 @@ use tower::util::MapRequestLayer;
 
 use crate::Bookie;
 use clients::Clients;
+use connection::Connection;
 use inbound::Gate;
 
 const STREAM_WINDOW_BYTES: u32 = 2 << 20;
@@ -46,13 +49,15 @@ const READ_REPLY_BYTES: usize = 1 << 20;
 
 type Body<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
-/// Listens and serves until `tasks` shuts down; returns the bound address.
+/// Listens and serves until `tasks` shuts down; returns the bound address. With `tls` every peer
+/// must show a certificate that it accepts.
 ///
 /// # Errors
 /// When the address cannot be bound.
 pub async fn serve(
     bookie: Bookie,
     listen: ListenAddress,
+    tls: Option<Arc<ServerTls>>,
     tasks: &TaskGroup,
 ) -> Result<SocketAddr, NetError> {
     let (listener, bound) = net::bind(listen).await?;
@@ -75,7 +80,8 @@ pub async fn serve(
         .add_service(BookieServer::new(service).max_decoding_message_size(FRAME_BYTES_MAX));
     let incoming = TcpIncoming::from(listener)
         .with_nodelay(Some(true))
-        .with_keepalive(Some(KEEPALIVE));
+        .with_keepalive(Some(KEEPALIVE))
+        .map(move |accepted| accepted.map(|stream| Connection::new(stream, tls.as_ref())));
     let shutdown = tasks.shutdown_token();
     tasks.spawn("bookie-server", async move {
         let stop = async move { shutdown.wait().await };

@@ -6,6 +6,7 @@ mod policy;
 mod roles;
 mod storage;
 mod tenancy;
+mod tls;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -26,6 +27,7 @@ pub use tenancy::{
     NamespaceArgs, NamespaceCommand, SubscriptionArgs, SubscriptionCommand, TenantArgs,
     TenantCommand,
 };
+pub use tls::{TlsCommand, TlsInitArgs};
 
 /// Where a broker listens unless told otherwise.
 pub const DEFAULT_URL: &str = "http://127.0.0.1:7650";
@@ -44,6 +46,34 @@ pub struct Cli {
         value_name = "URL[,URL…]"
     )]
     pub url: Vec<String>,
+
+    /// Authorities that certificates of brokers at https addresses are checked against (PEM); those
+    /// of the operating system where it is not given.
+    #[arg(
+        long,
+        global = true,
+        env = "AQUIFER_CLIENT_CA_FILE",
+        value_name = "PATH"
+    )]
+    pub tls_ca_file: Option<PathBuf>,
+
+    /// The certificate that is shown to brokers which ask for one (PEM).
+    #[arg(
+        long,
+        global = true,
+        env = "AQUIFER_CLIENT_CERT_FILE",
+        value_name = "PATH"
+    )]
+    pub tls_cert_file: Option<PathBuf>,
+
+    /// The key of that certificate (PEM).
+    #[arg(
+        long,
+        global = true,
+        env = "AQUIFER_CLIENT_KEY_FILE",
+        value_name = "PATH"
+    )]
+    pub tls_key_file: Option<PathBuf>,
 
     /// How results are printed: for people, or as one JSON object (one a line for streams).
     #[arg(long, global = true, value_enum, default_value_t = Format::Text)]
@@ -107,6 +137,9 @@ pub enum Command {
     Ledger(LedgerArgs),
     /// Check everything and report what needs a person; exit code 1 when something does.
     Doctor(DoctorArgs),
+    /// Make certificates for a cluster, and show what certificates say.
+    #[command(subcommand)]
+    Tls(TlsCommand),
     /// Measure this machine and a running server.
     Perf(PerfArgs),
 }

@@ -13,4 +13,5 @@ pub mod produce;
 pub mod read;
 pub mod subscription;
 pub mod tenancy;
+pub mod tls;
 pub mod topic;

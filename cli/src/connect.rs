@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use aquifer_client::Client;
+use aquifer_client::{Client, ClientBuilder};
+use aquifer_runtime::net::tls::ClientTlsConfig;
 
 use crate::exit::CliError;
 
@@ -14,12 +15,13 @@ const LOAD_MEMORY_BYTES: usize = 256 * 1024 * 1024;
 pub struct Connect {
     urls: Vec<String>,
     timeout: Duration,
+    tls: ClientTlsConfig,
 }
 
 impl Connect {
     /// From the global arguments.
-    pub fn new(urls: Vec<String>, timeout: Duration) -> Connect {
-        Connect { urls, timeout }
+    pub fn new(urls: Vec<String>, timeout: Duration, tls: ClientTlsConfig) -> Connect {
+        Connect { urls, timeout, tls }
     }
 
     /// How long one operation may take.
@@ -32,9 +34,7 @@ impl Connect {
     /// # Errors
     /// When an address is no URL, or another setting wrong.
     pub fn client(&self) -> Result<Client, CliError> {
-        let builder = Client::builder()
-            .urls(&self.urls)
-            .operation_timeout(self.timeout);
+        let builder = self.builder().urls(&self.urls);
         builder
             .build()
             .map_err(|error| CliError::usage(error.to_string()))
@@ -45,10 +45,8 @@ impl Connect {
     /// # Errors
     /// When an address is no URL, or another setting wrong.
     pub fn load_client(&self) -> Result<Client, CliError> {
-        let builder = Client::builder()
-            .urls(&self.urls)
-            .operation_timeout(self.timeout)
-            .memory_limit_bytes(LOAD_MEMORY_BYTES);
+        let builder = self.builder().urls(&self.urls);
+        let builder = builder.memory_limit_bytes(LOAD_MEMORY_BYTES);
         builder
             .build()
             .map_err(|error| CliError::usage(error.to_string()))
@@ -59,7 +57,11 @@ impl Connect {
     /// # Errors
     /// When its address is no URL.
     pub fn to(&self, url: &str) -> Result<Client, CliError> {
-        let builder = Client::builder().url(url).operation_timeout(self.timeout);
-        Ok(builder.build()?)
+        Ok(self.builder().url(url).build()?)
+    }
+
+    fn builder(&self) -> ClientBuilder {
+        let builder = Client::builder().operation_timeout(self.timeout);
+        builder.tls(self.tls.clone())
     }
 }

@@ -5,6 +5,7 @@
 //! messaging system itself.
 
 mod args;
+mod certificates;
 mod commands;
 mod connect;
 mod exit;
@@ -17,6 +18,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use aquifer_runtime::clock::{Clock, SystemClock};
+use aquifer_runtime::net::tls::ClientTlsConfig;
 use clap::Parser;
 
 use crate::args::{Cli, Command};
@@ -57,7 +59,12 @@ fn run(cli: Cli, began: Duration, out: &Output) -> Result<(), CliError> {
         .enable_all()
         .build()
         .map_err(|error| CliError::failed(format!("cannot start the runtime: {error}")))?;
-    let connect = Connect::new(cli.url, cli.timeout);
+    let tls = ClientTlsConfig {
+        ca_file: cli.tls_ca_file,
+        cert_file: cli.tls_cert_file,
+        key_file: cli.tls_key_file,
+    };
+    let connect = Connect::new(cli.url, cli.timeout, tls);
     let has_storage = matches!(
         cli.command,
         Command::Standalone(_) | Command::Bookie(_) | Command::Ledger(_) | Command::Doctor(_)
@@ -83,6 +90,7 @@ fn run(cli: Cli, began: Duration, out: &Output) -> Result<(), CliError> {
             Command::Cluster(args) => commands::cluster::run(args, &connect, out).await,
             Command::Ledger(args) => commands::ledger::run(args, out).await,
             Command::Doctor(args) => commands::doctor::run(args, out).await,
+            Command::Tls(command) => commands::tls::run(command, out),
             Command::Perf(args) => commands::perf::run(args, &connect, out).await,
         }
     });

@@ -14,6 +14,7 @@ pub mod serving;
 pub mod settings;
 pub mod standalone;
 pub mod storage;
+pub mod tls;
 
 mod greeting;
 mod http;

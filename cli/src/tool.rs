@@ -28,6 +28,7 @@ use crate::roles::serving::{self, Storage};
 use crate::roles::settings::{self, ClusterSection, DEFAULT_CLUSTER, EtcdSettings, LedgerConfig};
 use crate::roles::standalone::config::StandaloneConfig;
 use crate::roles::storage::{Seams, local_bookie, open_bookie};
+use crate::roles::tls::{Certificates, InternalTls};
 
 const DRAIN: Duration = Duration::from_secs(5);
 
@@ -98,6 +99,7 @@ struct ToolConfig {
     cluster: String,
     metadata: String,
     etcd: EtcdSettings,
+    internal_tls: InternalTls,
 }
 
 /// The cluster that is named by flags, the file or the environment; `None` when it is a directory.
@@ -121,6 +123,7 @@ fn named_cluster(source: &SourceArgs) -> Result<Option<ClusterSection>, CliError
         name,
         metadata,
         etcd: config.etcd,
+        internal_tls: config.internal_tls,
         ..ClusterSection::default()
     };
     membership::check(&cluster)?;
@@ -133,6 +136,8 @@ async fn connect(cluster: &ClusterSection, telemetry: &Telemetry) -> Result<Tool
     let etcd = membership::connect(cluster, &seams, &tasks).await?;
     let reach = BookieClientConfig {
         cluster: cluster.name.clone(),
+        tls: Certificates::new(Arc::clone(&seams.clock))
+            .to_bookies(&cluster.name, &cluster.internal_tls)?,
         ..BookieClientConfig::default()
     };
     let transport = GrpcTransport::new(reach, &*seams.rng, tasks.clone());

@@ -4,12 +4,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use aquifer_runtime::clock::{SharedClock, SystemClock};
+use aquifer_runtime::net::tls::ClientTlsConfig;
 use aquifer_runtime::rng::{SharedRng, SystemRng};
 use aquifer_runtime::task::TaskGroup;
 use tokio::sync::Semaphore;
 
 use crate::admin::Admin;
-use crate::connection::Pool;
+use crate::connection::{Pool, Secret};
 use crate::consumer::ConsumerBuilder;
 use crate::context::Context;
 use crate::error::{ClientError, Outcome, Result};
@@ -38,6 +39,7 @@ pub struct ClientBuilder {
     urls: Vec<String>,
     operation_timeout: Duration,
     memory_limit_bytes: usize,
+    tls: ClientTlsConfig,
     clock: SharedClock,
     rng: SharedRng,
     tasks: Option<TaskGroup>,
@@ -51,6 +53,7 @@ impl Client {
             urls: Vec::new(),
             operation_timeout: DEFAULT_OPERATION_TIMEOUT,
             memory_limit_bytes: DEFAULT_MEMORY_LIMIT_BYTES,
+            tls: ClientTlsConfig::default(),
             clock: SystemClock::shared(),
             rng: SystemRng::shared(),
             tasks: None,
@@ -117,8 +120,9 @@ impl Client {
 }
 
 impl ClientBuilder {
-    /// Adds the address of a broker, `http://HOST:PORT`, or several separated by commas. Any
-    /// broker of the cluster will do; with several, the next is tried when one does not answer.
+    /// Adds the address of a broker, `http://HOST:PORT` or `https://HOST:PORT`, or several
+    /// separated by commas. Any broker of the cluster will do; with several, the next is tried when
+    /// one does not answer.
     #[must_use]
     pub fn url(mut self, url: impl AsRef<str>) -> ClientBuilder {
         let parts = url.as_ref().split(',').map(str::trim);
@@ -148,6 +152,15 @@ impl ClientBuilder {
         self
     }
 
+    /// Which authorities brokers at `https` addresses are checked against, and the certificate that
+    /// is shown to them. By default the authorities of the operating system, and none. Files are
+    /// looked at again for every new connection.
+    #[must_use]
+    pub fn tls(mut self, files: ClientTlsConfig) -> ClientBuilder {
+        self.tls = files;
+        self
+    }
+
     /// Another clock, for simulations.
     #[must_use]
     pub fn clock(mut self, clock: SharedClock) -> ClientBuilder {
@@ -173,7 +186,7 @@ impl ClientBuilder {
     ///
     /// # Errors
     /// [`ClientError::Url`] when an address is no URL, [`ClientError::Invalid`] when a bound is
-    /// zero.
+    /// zero or a file for TLS cannot be used.
     pub fn build(mut self) -> Result<Client> {
         if self.memory_limit_bytes == 0 || self.operation_timeout.is_zero() {
             return Err(ClientError::Invalid(
@@ -186,7 +199,11 @@ impl ClientBuilder {
         let memory_limit_bytes = self.memory_limit_bytes.min(Semaphore::MAX_PERMITS);
         Ok(Client {
             context: Arc::new(Context {
-                pool: Pool::new(&self.urls, self.operation_timeout)?,
+                pool: Pool::new(
+                    &self.urls,
+                    self.operation_timeout,
+                    Secret::new(self.tls, Arc::clone(&self.clock)),
+                )?,
                 operation_timeout: self.operation_timeout,
                 memory: Arc::new(Semaphore::new(memory_limit_bytes)),
                 memory_limit_bytes,

@@ -3,6 +3,7 @@
 //! as streams need them (`lanes.rs`).
 
 mod lanes;
+mod secret;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -14,6 +15,7 @@ use aquifer_proto::v1::admin_client::AdminClient;
 use aquifer_proto::v1::broker_client::BrokerClient;
 use aquifer_proto::v1::pull_client::PullClient;
 use aquifer_proto::{ERROR_TRAILER, PROTOCOL_VERSION, v1};
+use aquifer_runtime::net::dial::{Dialer, HTTPS};
 use prost::Message as _;
 use tokio::sync::Mutex;
 use tonic::transport::{Channel, Endpoint};
@@ -22,6 +24,7 @@ use crate::error::{ClientError, Outcome, Result};
 
 use lanes::Lanes;
 pub(crate) use lanes::{Kind, Slot as StreamSlot};
+pub(crate) use secret::Secret;
 
 /// Bytes that may be under way before the peer must say that it has read some.
 const WINDOW_BYTES: u32 = 4 * 1024 * 1024;
@@ -43,6 +46,8 @@ pub(crate) struct Pool {
     /// Which of them is asked first: one that answered when others before it did not.
     preferred: AtomicUsize,
     connect_timeout: Duration,
+    /// With which `https` addresses are connected to.
+    tls: Arc<Secret>,
     /// A broker has answered once.
     was_connected: AtomicBool,
     slots: parking_lot::Mutex<HashMap<Arc<str>, Arc<Slot>>>,
@@ -70,18 +75,24 @@ pub(crate) struct Connection {
     url: Arc<str>,
     channel: Channel,
     timeout: Duration,
+    tls: Arc<Secret>,
     lanes: Arc<Lanes>,
     /// Tells this connection from a later one to the same address.
     token: Arc<()>,
 }
 
 impl Pool {
-    pub(crate) fn new(urls: &[String], timeout: Duration) -> Result<Pool> {
+    pub(crate) fn new(urls: &[String], timeout: Duration, tls: Secret) -> Result<Pool> {
         let bootstrap = urls
             .iter()
             .map(|url| normalize(url))
             .collect::<Result<Vec<_>>>()?;
+        if bootstrap.iter().any(|url| url.starts_with(HTTPS)) {
+            // Files that cannot be used are the application's error, and no broker's.
+            tls.get()?;
+        }
         Ok(Pool {
+            tls: Arc::new(tls),
             bootstrap,
             preferred: AtomicUsize::new(0),
             connect_timeout: timeout.min(CONNECT_TIMEOUT),
@@ -120,7 +131,13 @@ impl Pool {
 
     /// A connection to the broker that a redirect named.
     pub(crate) async fn to(&self, url: &str) -> Result<Connection> {
-        self.open(normalize(url)?).await
+        let url = normalize(url)?;
+        if !url.starts_with(HTTPS) && self.bootstrap.iter().any(|url| url.starts_with(HTTPS)) {
+            let reason = "a redirect from TLS to plain text is not followed: let every broker \
+                          advertise an https address";
+            return Err(refused(&url, reason.to_owned()));
+        }
+        self.open(url).await
     }
 
     /// Whether an operation that failed like this must not be tried again: no broker has ever
@@ -162,7 +179,7 @@ impl Pool {
         {
             return Err(error.clone());
         }
-        let dialed = dial(&url, self.connect_timeout).await;
+        let dialed = dial(&url, self.connect_timeout, &self.tls).await;
         slot.attempts.fetch_add(1, Ordering::Release);
         match dialed {
             Ok(connection) => {
@@ -182,7 +199,7 @@ impl Pool {
 impl Connection {
     /// The data plane for one stream, whose place must be kept as long as the stream is.
     pub(crate) async fn stream(&self, kind: Kind) -> Result<(BrokerClient<Channel>, StreamSlot)> {
-        let dial = || connect(&self.url, self.timeout);
+        let dial = || connect(&self.url, self.timeout, &self.tls);
         let (channel, slot) = self.lanes.take(kind, dial).await?;
         let client = BrokerClient::new(channel)
             .max_decoding_message_size(FRAME_BYTES_MAX)
@@ -215,9 +232,8 @@ fn normalize(url: &str) -> Result<Arc<str>> {
     };
     let uri: tonic::codegen::http::Uri = full.parse().map_err(|_| bad("not a URL"))?;
     match uri.scheme_str() {
-        Some("http") => {}
-        Some("https") => return Err(bad("TLS is not supported yet")),
-        _ => return Err(bad("the scheme must be http")),
+        Some("http" | "https") => {}
+        _ => return Err(bad("the scheme must be http or https")),
     }
     if uri.host().is_none_or(str::is_empty) {
         return Err(bad("no host"));
@@ -231,9 +247,14 @@ fn refused(url: &str, reason: String) -> ClientError {
     }
 }
 
-async fn connect(url: &str, timeout: Duration) -> Result<Channel> {
+async fn connect(url: &str, timeout: Duration, tls: &Secret) -> Result<Channel> {
     let refused = |reason| refused(url, reason);
-    let endpoint = Endpoint::from_shared(url.to_string())
+    let secret = Dialer::address(url);
+    let dialer = match secret {
+        Some(_) => Some(Dialer::new(tls.get()?)),
+        None => None,
+    };
+    let endpoint = Endpoint::from_shared(secret.unwrap_or_else(|| url.to_owned()))
         .map_err(|error| refused(error.to_string()))?
         .connect_timeout(timeout)
         .tcp_nodelay(true)
@@ -243,15 +264,16 @@ async fn connect(url: &str, timeout: Duration) -> Result<Channel> {
         .http2_keep_alive_interval(KEEP_ALIVE_INTERVAL)
         .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
         .keep_alive_while_idle(true);
-    endpoint
-        .connect()
-        .await
-        .map_err(|error| refused(source_text(&error)))
+    let connected = match dialer {
+        Some(dialer) => endpoint.connect_with_connector(dialer).await,
+        None => endpoint.connect().await,
+    };
+    connected.map_err(|error| refused(source_text(&error)))
 }
 
-async fn dial(url: &Arc<str>, timeout: Duration) -> Result<Connection> {
+async fn dial(url: &Arc<str>, timeout: Duration, tls: &Arc<Secret>) -> Result<Connection> {
     let refused = |reason| refused(url, reason);
-    let channel = connect(url, timeout).await?;
+    let channel = connect(url, timeout, tls).await?;
     let request = v1::HandshakeRequest {
         version_min: PROTOCOL_VERSION,
         version_max: PROTOCOL_VERSION,
@@ -269,7 +291,7 @@ async fn dial(url: &Arc<str>, timeout: Duration) -> Result<Connection> {
         Ok(response) => response.into_inner(),
         Err(status) => match from_status("handshake", &status) {
             error @ ClientError::Broker(_) => return Err(error),
-            other => return Err(refused(other.to_string())),
+            other => return Err(refused(hint(url, other.to_string()))),
         },
     };
     if response.version != PROTOCOL_VERSION {
@@ -286,8 +308,20 @@ async fn dial(url: &Arc<str>, timeout: Duration) -> Result<Connection> {
         )),
         channel,
         timeout,
+        tls: Arc::clone(tls),
         token: Arc::new(()),
     })
+}
+
+/// Adds what is likely wrong. The alert of a port with TLS begins with bytes that HTTP/2 takes for
+/// the length of a frame, which is too large.
+fn hint(url: &str, reason: String) -> String {
+    match url.strip_prefix("http://") {
+        Some(rest) if reason.contains("frame with invalid size") => {
+            format!("it may speak TLS, try https://{rest} ({reason})")
+        }
+        _ => reason,
+    }
 }
 
 /// What a failed call means: the broker's own words where it left some, the transport's otherwise.
@@ -323,16 +357,22 @@ fn source_text(error: &dyn std::error::Error) -> String {
 
 #[cfg(test)]
 mod tests {
+    use aquifer_runtime::clock::SystemClock;
     use aquifer_runtime::net::{ListenAddress, bind};
 
     use super::*;
+
+    fn plain() -> Secret {
+        Secret::new(Default::default(), SystemClock::shared())
+    }
 
     #[test]
     fn addresses_are_checked_and_completed() {
         let text = |url: &str| normalize(url).map(|url| url.to_string());
         assert_eq!(text("localhost:7650").unwrap(), "http://localhost:7650");
         assert_eq!(text("http://[::1]:1/").unwrap(), "http://[::1]:1");
-        for bad in ["", "http://", "ftp://x:1", "http://a b", "https://x:1"] {
+        assert_eq!(text("https://x:1").unwrap(), "https://x:1");
+        for bad in ["", "http://", "ftp://x:1", "http://a b"] {
             assert!(text(bad).is_err(), "{bad}");
         }
     }
@@ -341,7 +381,7 @@ mod tests {
     async fn every_address_that_failed_is_named() {
         // Port 1 on loopback: nothing listens there.
         let urls = ["127.0.0.1:1".to_owned(), "http://127.0.0.1:1".to_owned()];
-        let pool = Pool::new(&urls, Duration::from_secs(5)).unwrap();
+        let pool = Pool::new(&urls, Duration::from_secs(5), plain()).unwrap();
         let error = pool.any(0).await.map(|_| ()).unwrap_err().to_string();
         assert_eq!(error.matches("http://127.0.0.1:1").count(), 2, "{error}");
     }
@@ -351,7 +391,7 @@ mod tests {
     async fn an_address_that_does_not_answer_costs_all_who_wait_one_timeout_together() {
         let any_port = ListenAddress::loopback_any_port();
         let (silent, address) = bind(any_port).await.unwrap();
-        let pool = Pool::new(&[address.to_string()], Duration::from_millis(300)).unwrap();
+        let pool = Pool::new(&[address.to_string()], Duration::from_millis(300), plain()).unwrap();
         let attempts = AtomicU64::new(0);
         let accept = async {
             let mut open = Vec::new();
@@ -372,7 +412,7 @@ mod tests {
     #[tokio::test]
     async fn one_that_answers_is_asked_first_from_then_on() {
         let urls = ["127.0.0.1:1".to_owned(), "127.0.0.1:2".to_owned()];
-        let pool = Pool::new(&urls, Duration::from_secs(5)).unwrap();
+        let pool = Pool::new(&urls, Duration::from_secs(5), plain()).unwrap();
         let first = |text: &str| text.find("127.0.0.1:1") < text.find("127.0.0.1:2");
         let error = async |skip| pool.any(skip).await.map(|_| ()).unwrap_err().to_string();
         assert!(first(&error(0).await));

@@ -60,3 +60,4 @@ pub use aquifer_model::id::Index;
 pub use aquifer_model::place::Place;
 pub use aquifer_model::position::Position;
 pub use aquifer_model::subscription::SubscriptionType;
+pub use aquifer_runtime::net::tls::ClientTlsConfig;

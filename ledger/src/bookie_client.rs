@@ -23,6 +23,8 @@ use aquifer_model::storage::{
 use aquifer_proto::convert::bookie as wire;
 use aquifer_proto::v1::bookie_client::BookieClient;
 use aquifer_runtime::clock::timeout;
+use aquifer_runtime::net::dial::Dialer;
+use aquifer_runtime::net::tls::ClientTls;
 use aquifer_runtime::rng::Rng;
 use aquifer_runtime::task::TaskGroup;
 use async_trait::async_trait;
@@ -50,6 +52,8 @@ pub struct BookieClientConfig {
     pub pending_bytes_max: usize,
     /// Most requests that wait for one bookie's answers.
     pub pending_requests_max: usize,
+    /// With which bookies are talked to; without it in plain text.
+    pub tls: Option<Arc<ClientTls>>,
 }
 
 impl Default for BookieClientConfig {
@@ -60,6 +64,7 @@ impl Default for BookieClientConfig {
             read_timeout: Duration::from_secs(30),
             pending_bytes_max: 64 << 20,
             pending_requests_max: 65_536,
+            tls: None,
         }
     }
 }
@@ -88,10 +93,25 @@ impl GrpcTransport {
     /// stream to the old address until that breaks.
     ///
     /// # Errors
-    /// When the address is not valid.
+    /// When the address is not valid, or is for plain text where this process has TLS, or the other
+    /// way round: what is stored must not travel in plain text because one bookie says so.
     pub fn set_address(&self, bookie: BookieId, url: &str) -> BookieResult<()> {
-        let endpoint = Endpoint::from_shared(url.to_owned())
-            .map_err(|error| BookieError::Invalid(format!("bookie address {url}: {error}")))?
+        let bad = |reason: &str| BookieError::Invalid(format!("bookie address {url}: {reason}"));
+        let secret = Dialer::address(url);
+        let dialer = match (&self.config.tls, &secret) {
+            (Some(tls), Some(_)) => Some(Dialer::new(Arc::clone(tls))),
+            (None, None) => None,
+            (Some(_), None) => {
+                return Err(bad(
+                    "it is for plain text, and this process has `internal_tls`",
+                ));
+            }
+            (None, Some(_)) => {
+                return Err(bad("it is for TLS, and this process has no `internal_tls`"));
+            }
+        };
+        let endpoint = Endpoint::from_shared(secret.unwrap_or_else(|| url.to_owned()))
+            .map_err(|error| bad(&error.to_string()))?
             .connect_timeout(self.config.connect_timeout)
             .initial_stream_window_size(WINDOW_BYTES)
             .initial_connection_window_size(4 * WINDOW_BYTES)
@@ -99,7 +119,10 @@ impl GrpcTransport {
             .http2_keep_alive_interval(KEEPALIVE)
             .keep_alive_timeout(KEEPALIVE)
             .keep_alive_while_idle(true);
-        let channel = endpoint.connect_lazy();
+        let channel = match dialer {
+            Some(dialer) => endpoint.connect_with_connector_lazy(dialer),
+            None => endpoint.connect_lazy(),
+        };
         let mut links = self.links.lock();
         match links.get(&bookie) {
             Some(link) => link.set_channel(channel),

@@ -7,8 +7,8 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{RecvTimeoutError, sync_channel};
 
 use anyhow::{Context, Result, bail, ensure};
-use aquifer_client::Client;
 use aquifer_client::admin::Admin;
+use aquifer_client::{Client, ClientTlsConfig};
 use aquifer_runtime::clock::{Clock, SystemClock};
 use aquifer_runtime::task::spawn_thread;
 use rustix::process::{Pid, Signal, kill_process};
@@ -42,6 +42,7 @@ pub struct Cluster {
     environment: Vec<(String, String)>,
     dev: Option<Child>,
     url: String,
+    ca_file: Option<PathBuf>,
     processes: Vec<Process>,
     /// Processes that a test started again by itself.
     again: Vec<(String, Child)>,
@@ -75,6 +76,7 @@ impl Cluster {
                 .collect(),
             dev: None,
             url: String::new(),
+            ca_file: None,
             processes: Vec::new(),
             again: Vec::new(),
         };
@@ -123,6 +125,7 @@ impl Cluster {
         let greeting: Value = serde_json::from_str(line)?;
         let text = |value: &Value| value.as_str().map(str::to_owned).context("a text");
         self.url = text(&greeting["url"])?;
+        self.ca_file = greeting["ca_file"].as_str().map(PathBuf::from);
         ensure!(greeting["ready_ms"].is_u64(), "{line}");
         let processes = greeting["processes"].as_array().context("a list")?;
         let parse = |process: &Value| {
@@ -151,7 +154,17 @@ impl Cluster {
     /// # Errors
     /// When the URL is refused.
     pub fn client(&self) -> Result<Client> {
-        Ok(Client::builder().url(&self.url).build()?)
+        let tls = ClientTlsConfig {
+            ca_file: self.ca_file.clone(),
+            ..ClientTlsConfig::default()
+        };
+        Ok(Client::builder().url(&self.url).tls(tls).build()?)
+    }
+
+    /// The authority of its certificates, when it was started with `--tls`.
+    #[must_use]
+    pub fn ca_file(&self) -> Option<&Path> {
+        self.ca_file.as_deref()
     }
 
     /// Its processes.

@@ -16,5 +16,6 @@ mod pull;
 mod retention;
 mod sdk;
 mod survival;
+mod tls;
 mod traces;
 mod wire;

@@ -24,7 +24,7 @@ async fn serving() -> Served {
     let bookie = Bookie::open(config(directory.path()), deps(RealDisk::shared())).unwrap();
     let tasks = TaskGroup::new("server");
     let listen = ListenAddress::loopback_any_port();
-    let bound = serve(bookie.clone(), listen, &tasks).await.unwrap();
+    let bound = serve(bookie.clone(), listen, None, &tasks).await.unwrap();
     let client = BookieClient::connect(format!("http://{bound}"))
         .await
         .unwrap();

@@ -198,6 +198,10 @@ pub struct DevArgs {
     /// Restart processes that die.
     #[arg(long)]
     pub supervise: bool,
+
+    /// Use TLS for everything but etcd, with certificates that are made in DIR/tls.
+    #[arg(long)]
+    pub tls: bool,
 }
 
 /// Arguments of `aquifer dev-child`.

@@ -23,6 +23,7 @@ use crate::roles::server::{Parts, Server};
 use crate::roles::serving;
 use crate::roles::settings::LedgerConfig;
 use crate::roles::storage::Seams;
+use crate::roles::tls::Certificates;
 
 /// Repairs until it is told to end. `began` is when the process did.
 pub async fn run(args: AutorecoveryArgs, began: Duration, out: &Output) -> Result<(), CliError> {
@@ -50,10 +51,15 @@ impl Role for AutorecoveryRoleConfig {
         let membership = Membership::open(&self.cluster, &seams, &groups.metadata).await?;
         let membership = &*parts.membership.insert(membership);
         let health = Health::new(telemetry.clone(), None);
-        let http_address = http::serve(self.http.listen, health.clone(), &groups.http).await?;
+        let certificates = Certificates::new(Arc::clone(&seams.clock));
+        let tls = certificates.http_port(&self.http.tls)?;
+        let http_address = http::serve(self.http.listen, tls, health.clone(), &groups.http).await?;
         let (name, tasks) = (&self.cluster.name, &groups.autorecovery);
-        let (transport, metadata) = (&groups.transport, &groups.metadata);
-        let storage = serving::cluster_storage(name, membership, &seams, transport, metadata).await;
+        let ways = (&*groups.transport, &*groups.metadata);
+        let storage =
+            serving::cluster_storage(&self.cluster, &certificates, membership, &seams, ways)
+                .await?;
+        certificates.watch(telemetry, &groups.http);
         let ledger = LedgerConfig::default();
         let ledgers = serving::ledger_context(storage, &ledger, &seams, telemetry, tasks);
         let ctx = serving::repair_context(ledgers, telemetry);

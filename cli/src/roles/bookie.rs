@@ -28,6 +28,7 @@ use crate::roles::server::{Groups, Parts, Server};
 use crate::roles::serving::{self, Storage};
 use crate::roles::settings::{self, LedgerConfig};
 use crate::roles::storage::{Seams, bookie_failed, open_bookie};
+use crate::roles::tls::Certificates;
 
 /// Runs a bookie until it is told to end. `began` is when the process did.
 pub async fn run(args: BookieArgs, began: Duration, out: &Output) -> Result<(), CliError> {
@@ -81,12 +82,16 @@ async fn start_above(
     let store = Arc::clone(&membership.store);
     registration::guard_new_ledgers(&bookie, store, &groups.announcement);
     let health = Health::new(telemetry.clone(), Some(bookie.clone()));
-    let http_address = http::serve(config.http.listen, health.clone(), &groups.http).await?;
+    let certificates = Certificates::new(Arc::clone(&seams.clock));
+    let tls = certificates.http_port(&config.http.tls)?;
+    let http_address = http::serve(config.http.listen, tls, health.clone(), &groups.http).await?;
     let listen = config.bookie_api.listen;
-    let bookie_address = service::serve(bookie.clone(), listen, &groups.bookie_api)
+    let tls = certificates.bookie_port(&config.cluster.name, &config.cluster.internal_tls)?;
+    let secret = tls.is_some();
+    let bookie_address = service::serve(bookie.clone(), listen, tls, &groups.bookie_api)
         .await
         .map_err(|error| CliError::failed(error.to_string()))?;
-    let advertised = settings::advertised(&config.advertise, bookie_address)?;
+    let advertised = settings::advertised(&config.advertise, bookie_address, secret)?;
     let announcement = Announcement {
         address: advertised.clone(),
         zone: config.zone.clone(),
@@ -94,7 +99,19 @@ async fn start_above(
     let lease = &membership.lease;
     registration::announce(&bookie, announcement, lease, &groups.announcement).await;
     lease.announced().await;
-    host(config, &bookie, membership, seams, telemetry, groups).await;
+    let cluster = &config.cluster;
+    let tasks = (&*groups.transport, &*groups.metadata);
+    let storage =
+        serving::cluster_storage(cluster, &certificates, membership, seams, tasks).await?;
+    certificates.watch(telemetry, &groups.http);
+    host(
+        config,
+        &bookie,
+        (storage, membership),
+        seams,
+        telemetry,
+        groups,
+    );
     let (name, data_dir) = (&config.cluster.name, config.data_dir.display());
     let serves = format!("of cluster {name} serves {advertised}, data in {data_dir}");
     let greeting = Greeting::new("bookie", serves)
@@ -111,17 +128,14 @@ async fn start_above(
 }
 
 /// Deletions, audits and repair, which a bookie does for itself and for the cluster.
-async fn host(
+fn host(
     config: &BookieRoleConfig,
     bookie: &Bookie,
-    membership: &Membership,
+    (storage, membership): (Storage, &Membership),
     seams: &Seams,
     telemetry: &Telemetry,
     groups: &Groups,
 ) {
-    let name = &config.cluster.name;
-    let (transport, metadata) = (&groups.transport, &groups.metadata);
-    let storage = serving::cluster_storage(name, membership, seams, transport, metadata).await;
     let storage = Storage {
         transport: autorecovery::transport(bookie.clone(), storage.transport),
         ..storage

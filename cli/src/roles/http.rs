@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use aquifer_bookie::{Bookie, BookieMode};
 use aquifer_metadata::lease::Lease;
+use aquifer_runtime::net::tls::ServerTls;
 use aquifer_runtime::net::{self, ListenAddress};
 use aquifer_runtime::task::TaskGroup;
 use aquifer_runtime::telemetry::Telemetry;
@@ -89,12 +90,13 @@ impl Health {
     }
 }
 
-/// Serves until `tasks` shuts down.
+/// Serves until `tasks` shuts down, in plain text without `tls`.
 ///
 /// # Errors
 /// When the address cannot be bound.
 pub async fn serve(
     listen: ListenAddress,
+    tls: Option<Arc<ServerTls>>,
     health: Health,
     tasks: &TaskGroup,
 ) -> Result<SocketAddr, CliError> {
@@ -108,7 +110,7 @@ pub async fn serve(
     let shutdown = tasks.shutdown_token();
     tasks.spawn("http", async move {
         let stop = async move { shutdown.wait().await };
-        let served = axum::serve(Bounded::new(listener), router).with_graceful_shutdown(stop);
+        let served = axum::serve(Bounded::new(listener, tls), router).with_graceful_shutdown(stop);
         if let Err(error) = served.await {
             tracing::error!(%error, "the HTTP server failed");
         }

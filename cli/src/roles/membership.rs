@@ -103,6 +103,7 @@ pub async fn connect(
 pub fn check(cluster: &ClusterSection) -> Result<(), CliError> {
     aquifer_bookie::check_cluster(&cluster.name)
         .map_err(|error| CliError::usage(error.to_string()))?;
+    cluster.internal_tls.check()?;
     let etcd = &cluster.etcd;
     let has_password = !etcd.password.expose().is_empty();
     let wrong = if has_password && given(&etcd.password_file).is_some() {

@@ -25,8 +25,9 @@ use aquifer_runtime::telemetry::Telemetry;
 use crate::exit::CliError;
 use crate::roles::membership::Membership;
 use crate::roles::quiet;
-use crate::roles::settings::{CacheConfig, LedgerConfig};
+use crate::roles::settings::{CacheConfig, ClusterSection, LedgerConfig};
 use crate::roles::storage::Seams;
+use crate::roles::tls::Certificates;
 
 /// The way to ledgers.
 pub struct Storage {
@@ -39,15 +40,19 @@ pub struct Storage {
 }
 
 /// The way to the bookies of a cluster, as far as they are announced now and later.
+///
+/// # Errors
+/// When its certificates cannot be used.
 pub async fn cluster_storage(
-    cluster: &str,
+    cluster: &ClusterSection,
+    certificates: &Certificates,
     membership: &Membership,
     seams: &Seams,
-    transport: &TaskGroup,
-    metadata: &TaskGroup,
-) -> Storage {
+    (transport, metadata): (&TaskGroup, &TaskGroup),
+) -> Result<Storage, CliError> {
     let client = BookieClientConfig {
-        cluster: cluster.to_owned(),
+        cluster: cluster.name.clone(),
+        tls: certificates.to_bookies(&cluster.name, &cluster.internal_tls)?,
         ..BookieClientConfig::default()
     };
     let transport = Arc::new(GrpcTransport::new(client, &*seams.rng, transport.clone()));
@@ -58,11 +63,11 @@ pub async fn cluster_storage(
         metadata,
     );
     directory.ready().await;
-    Storage {
+    Ok(Storage {
         store: Arc::clone(&membership.store),
         transport,
         bookies: directory.bookies(),
-    }
+    })
 }
 
 /// What every log of the process shares.
@@ -145,6 +150,7 @@ pub async fn start_broker(
 pub async fn serve_protocols(
     protocols: &ProtocolsConfig,
     broker: &Arc<Broker>,
+    certificates: &Certificates,
     seams: &Seams,
     telemetry: &Telemetry,
     tasks: &TaskGroup,
@@ -153,6 +159,7 @@ pub async fn serve_protocols(
     let handlers = aquifer_protocol_registry::handlers(protocols, &seams.clock, telemetry);
     let mut listeners = Listeners::default();
     for handler in handlers.map_err(failed)? {
+        certificates.add(handler.reloads());
         let api: Arc<dyn BrokerApi> = broker.clone();
         let address = handler.serve(api, tasks.clone()).await.map_err(failed)?;
         tracing::info!(protocol = handler.name(), %address, "protocol served");

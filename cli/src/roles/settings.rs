@@ -10,11 +10,13 @@ use aquifer_model::quorum::Quorum;
 use aquifer_runtime::clock;
 use aquifer_runtime::config::{self, Secret};
 use aquifer_runtime::net::ListenAddress;
+use aquifer_runtime::net::tls::ServerTlsConfig;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::args::ClusterArgs;
 use crate::exit::CliError;
+use crate::roles::tls::InternalTls;
 
 /// What every environment variable begins with.
 const ENV_PREFIX: &str = "AQUIFER";
@@ -50,6 +52,41 @@ impl ListenConfig {
         ListenConfig {
             listen: ListenAddress::new((LOOPBACK, port).into()),
         }
+    }
+}
+
+/// The port of health checks and metrics.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct HttpConfig {
+    /// Where it listens; port 0 takes a free one.
+    pub listen: ListenAddress,
+    /// Its certificate; without one it speaks plain text.
+    pub tls: ServerTlsConfig,
+}
+
+impl Default for HttpConfig {
+    fn default() -> HttpConfig {
+        HttpConfig::on_port(0)
+    }
+}
+
+impl HttpConfig {
+    /// A port of the loopback interface.
+    pub fn on_port(port: u16) -> HttpConfig {
+        HttpConfig {
+            listen: ListenAddress::new((LOOPBACK, port).into()),
+            tls: ServerTlsConfig::default(),
+        }
+    }
+
+    /// Checks what the types cannot.
+    ///
+    /// # Errors
+    /// Exit code 2.
+    pub fn check(&self) -> Result<(), CliError> {
+        let checked = self.tls.validate();
+        checked.map_err(|wrong| CliError::usage(format!("http.tls: {wrong}")))
     }
 }
 
@@ -181,7 +218,7 @@ impl Default for EtcdSettings {
 }
 
 /// The cluster that a process belongs to: keys that every role of a cluster has beside its own
-/// sections (`cluster`, `metadata`, `allow_remote`, `etcd`).
+/// sections (`cluster`, `metadata`, `allow_remote`, `etcd`, `internal_tls`).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct ClusterSection {
@@ -194,6 +231,8 @@ pub struct ClusterSection {
     pub allow_remote: bool,
     /// How the metadata store is reached.
     pub etcd: EtcdSettings,
+    /// How its processes know each other.
+    pub internal_tls: InternalTls,
 }
 
 impl Default for ClusterSection {
@@ -203,6 +242,7 @@ impl Default for ClusterSection {
             metadata: DEFAULT_METADATA.to_owned(),
             allow_remote: false,
             etcd: EtcdSettings::default(),
+            internal_tls: InternalTls::default(),
         }
     }
 }
@@ -289,12 +329,24 @@ pub fn check_loopback(
 /// # Errors
 /// When it listens on every address of the machine and nothing was given: clients cannot connect
 /// to such an address. Exit code 2.
-pub fn advertised(given: &str, bound: std::net::SocketAddr) -> Result<String, CliError> {
-    if given.starts_with("http://") || given.starts_with("https://") {
-        return Ok(given.to_owned());
+pub fn advertised(
+    given: &str,
+    bound: std::net::SocketAddr,
+    secret: bool,
+) -> Result<String, CliError> {
+    let scheme = match secret {
+        true => "https",
+        false => "http",
+    };
+    if let Some((said, _)) = given.split_once("://") {
+        if said == scheme {
+            return Ok(given.to_owned());
+        }
+        let text = format!("{given} does not begin with {scheme}://, which the port speaks");
+        return Err(CliError::usage(text).advise("give HOST:PORT alone"));
     }
     if !given.is_empty() {
-        return Ok(format!("http://{given}"));
+        return Ok(format!("{scheme}://{given}"));
     }
     if bound.ip().is_unspecified() {
         return Err(CliError::usage(format!(
@@ -302,7 +354,7 @@ pub fn advertised(given: &str, bound: std::net::SocketAddr) -> Result<String, Cl
         ))
         .advise("give the address that they connect to with --advertise"));
     }
-    Ok(format!("http://{bound}"))
+    Ok(format!("{scheme}://{bound}"))
 }
 
 #[cfg(test)]
@@ -312,11 +364,17 @@ mod tests {
     #[test]
     fn others_are_told_an_address_that_works() {
         let at = |text: &str| text.parse().unwrap();
-        let url = |given, bound| advertised(given, at(bound)).unwrap();
-        assert_eq!(url("", "127.0.0.1:7"), "http://127.0.0.1:7");
-        assert_eq!(url("b1.example:9", "0.0.0.0:7"), "http://b1.example:9");
-        assert_eq!(url("https://b1:9", "127.0.0.1:7"), "https://b1:9");
-        let error = advertised("", at("0.0.0.0:7")).unwrap_err();
+        let url = |given, bound, secret| advertised(given, at(bound), secret).unwrap();
+        assert_eq!(url("", "127.0.0.1:7", false), "http://127.0.0.1:7");
+        assert_eq!(url("", "127.0.0.1:7", true), "https://127.0.0.1:7");
+        assert_eq!(
+            url("b1.example:9", "0.0.0.0:7", false),
+            "http://b1.example:9"
+        );
+        assert_eq!(url("https://b1:9", "127.0.0.1:7", true), "https://b1:9");
+        assert!(advertised("https://b1:9", at("127.0.0.1:7"), false).is_err());
+        assert!(advertised("http://b1:9", at("127.0.0.1:7"), true).is_err());
+        let error = advertised("", at("0.0.0.0:7"), false).unwrap_err();
         assert!(error.advice().contains("--advertise"), "{error}");
     }
 

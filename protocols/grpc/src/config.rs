@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use aquifer_model::listener::{DEFAULT_LISTENER, Listener, ListenerName, Listeners};
 use aquifer_runtime::net::ListenAddress;
+use aquifer_runtime::net::tls::ServerTlsConfig;
 use serde::{Deserialize, Serialize};
 
 /// Where an address is not configured: loopback, so that nothing is reachable by accident.
@@ -20,6 +21,8 @@ pub struct GrpcConfig {
     /// What clients of the default listener, and other brokers, are told to use, where that is not
     /// the listening address.
     pub advertised_url: Option<String>,
+    /// Its certificate, and those of clients that it accepts; without one it speaks plain text.
+    pub tls: ServerTlsConfig,
     /// Connections at once; more are closed as they come.
     pub connections_max: usize,
     /// Streams at once on one connection.
@@ -74,6 +77,7 @@ impl Default for GrpcConfig {
             enabled: true,
             listen: ListenAddress::new(DEFAULT_LISTEN.into()),
             advertised_url: None,
+            tls: ServerTlsConfig::default(),
             connections_max: 4096,
             streams_per_connection_max: 4096,
             streams_max: 65_536,
@@ -100,6 +104,8 @@ impl GrpcConfig {
     /// # Errors
     /// A message that names the key and what it may be.
     pub fn validate(&self) -> Result<(), String> {
+        let tls = self.tls.validate();
+        tls.map_err(|wrong| format!("protocols.grpc.tls: {wrong}"))?;
         let within = |name: &str, value: u64, low: u64, high: u64| {
             if (low..=high).contains(&value) {
                 Ok(())

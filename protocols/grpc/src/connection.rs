@@ -12,9 +12,11 @@ use std::time::Duration;
 
 use aquifer_runtime::budget::ByteBudget;
 use aquifer_runtime::clock::{SharedClock, sleep};
+use aquifer_runtime::net::stream::ServerStream;
+use aquifer_runtime::net::tls::ServerTls;
 use futures::Stream;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tonic::transport::server::{Connected, TcpConnectInfo};
 
@@ -33,7 +35,7 @@ pub(crate) fn slots(config: &GrpcConfig) -> Arc<Semaphore> {
 
 /// Accepts connections while there are slots for them.
 pub(crate) fn accept(
-    listener: TcpListener,
+    (listener, tls): (TcpListener, Option<Arc<ServerTls>>),
     config: &GrpcConfig,
     slots: Arc<Semaphore>,
     gate: Gate,
@@ -44,10 +46,10 @@ pub(crate) fn accept(
         first_byte: config.handshake_timeout(),
         silence: config.idle_timeout(),
     };
-    let acceptor = (listener, slots, gate, clock, metrics);
+    let acceptor = (listener, tls, slots, gate, clock, metrics);
     futures::stream::unfold(
         acceptor,
-        move |(listener, slots, gate, clock, metrics)| async move {
+        move |(listener, tls, slots, gate, clock, metrics)| async move {
             let connection = loop {
                 let (stream, peer) = match listener.accept().await {
                     Ok(accepted) => accepted,
@@ -66,10 +68,11 @@ pub(crate) fn accept(
                 if stream.set_nodelay(true).is_ok() {
                     let open = metrics.connection();
                     let share = (gate.connection(), slot, open);
+                    let stream = ServerStream::new(stream, tls.as_ref());
                     break Connection::new(stream, peer, deadlines, clock.clone(), share);
                 }
             };
-            Some((Ok(connection), (listener, slots, gate, clock, metrics)))
+            Some((Ok(connection), (listener, tls, slots, gate, clock, metrics)))
         },
     )
 }
@@ -82,7 +85,7 @@ struct Deadlines {
 
 /// A connection that fails when its peer is silent for too long.
 pub(crate) struct Connection {
-    stream: TcpStream,
+    stream: ServerStream,
     peer: SocketAddr,
     clock: SharedClock,
     silence: Duration,
@@ -97,7 +100,7 @@ pub(crate) struct Connection {
 
 impl Connection {
     fn new(
-        stream: TcpStream,
+        stream: ServerStream,
         peer: SocketAddr,
         deadlines: Deadlines,
         clock: SharedClock,
@@ -180,10 +183,11 @@ impl Connected for Connection {
     fn connect_info(&self) -> Peer {
         Peer {
             tcp: TcpConnectInfo {
-                local_addr: self.stream.local_addr().ok(),
+                local_addr: self.stream.local_addr(),
                 remote_addr: Some(self.peer),
             },
             room: self.room.clone(),
+            certificate: self.stream.peer(),
         }
     }
 }

@@ -38,6 +38,7 @@ use aquifer_protocol_api::error::{ApiError, ErrorKind};
 use aquifer_protocol_api::handler::ProtocolHandler;
 use aquifer_runtime::clock::{SharedClock, sleep};
 use aquifer_runtime::net;
+use aquifer_runtime::net::tls::{Reloads, ServerTls};
 use aquifer_runtime::task::TaskGroup;
 use async_trait::async_trait;
 use opentelemetry::metrics::Meter;
@@ -67,6 +68,8 @@ pub struct GrpcHandler {
     config: GrpcConfig,
     clock: SharedClock,
     metrics: Metrics,
+    /// Of each listener, in their order.
+    tls: Vec<Option<Arc<ServerTls>>>,
     advertised: OnceLock<Listeners>,
 }
 
@@ -74,7 +77,7 @@ impl GrpcHandler {
     /// A handler that serves once [`ProtocolHandler::serve`] is called.
     ///
     /// # Errors
-    /// When the configuration is not valid.
+    /// When the configuration is not valid, or a certificate cannot be used.
     pub fn new(
         config: GrpcConfig,
         clock: SharedClock,
@@ -83,8 +86,16 @@ impl GrpcHandler {
         config
             .validate()
             .map_err(|message| ApiError::new(ErrorKind::InvalidArgument, message))?;
+        let failed = |text: String| ApiError::new(ErrorKind::FailedPrecondition, text);
+        let mut tls = Vec::new();
+        for (name, listener) in config.all_listeners().map_err(failed)? {
+            let port = format!("{} {name}", context::PROTOCOL);
+            let loaded = ServerTls::http2(&port, &listener.tls, Arc::clone(&clock));
+            tls.push(loaded.map_err(|error| failed(error.to_string()))?);
+        }
         Ok(GrpcHandler {
             config,
+            tls,
             clock,
             metrics: Metrics::new(meter),
             advertised: OnceLock::new(),
@@ -117,6 +128,11 @@ impl ProtocolHandler for GrpcHandler {
         self.advertised.get().cloned().unwrap_or_default()
     }
 
+    fn reloads(&self) -> Vec<Arc<dyn Reloads>> {
+        let tls = self.tls.iter().flatten().cloned();
+        tls.map(|tls| tls as Arc<dyn Reloads>).collect()
+    }
+
     async fn serve(
         &self,
         broker: Arc<dyn BrokerApi>,
@@ -125,12 +141,17 @@ impl ProtocolHandler for GrpcHandler {
         let failed = |text: String| ApiError::new(ErrorKind::FailedPrecondition, text);
         let mut sockets = Vec::new();
         let mut advertised = Vec::new();
-        for (name, listener) in self.config.all_listeners().map_err(failed)? {
+        let listeners = self.config.all_listeners().map_err(failed)?;
+        for ((name, listener), tls) in listeners.into_iter().zip(&self.tls) {
             let bound = net::bind(listener.listen).await;
             let (socket, address) = bound.map_err(|error| failed(error.to_string()))?;
             let url = listener.advertised_url;
-            let url = url.unwrap_or_else(|| format!("http://{address}"));
-            sockets.push((name.clone(), socket, address));
+            let scheme = match tls {
+                Some(_) => "https",
+                None => "http",
+            };
+            let url = url.unwrap_or_else(|| format!("{scheme}://{address}"));
+            sockets.push((name.clone(), (socket, tls.clone()), address));
             advertised.push(Listener { name, url });
         }
         let default = sockets.first().map(|(_, _, address)| *address);
@@ -159,12 +180,15 @@ impl ProtocolHandler for GrpcHandler {
     }
 }
 
+/// Where connections come in, and with which certificate.
+type Socket = (TcpListener, Option<Arc<ServerTls>>);
+
 impl GrpcHandler {
     /// Serves what comes in through one listener.
     fn listen(
         &self,
         service: Service,
-        socket: TcpListener,
+        socket: Socket,
         slots: Arc<Semaphore>,
         gate: Gate,
         tasks: &TaskGroup,

@@ -77,7 +77,15 @@ impl ServerStream {
         };
         match ready!(accepting.poll(context)) {
             Ok(stream) => {
-                if let Some(certificate) = super::tls::certificate_of(&stream) {
+                let certificate = super::tls::certificate_of(&stream);
+                let admits = |guard: &Guard| guard.tls.admits(certificate.as_ref());
+                if !self.guard.as_ref().is_some_and(admits) {
+                    self.state = State::Failed;
+                    tracing::debug!("a peer's certificate does not let it in here");
+                    let kind = io::ErrorKind::PermissionDenied;
+                    return Poll::Ready(Err(io::Error::new(kind, "not a process of this cluster")));
+                }
+                if let Some(certificate) = certificate {
                     // The slot is filled here alone, and the handshake ends once.
                     let _ = self.peer.set(certificate);
                 } else {

@@ -12,6 +12,7 @@
 //! - A client checks chain, host and, inside a cluster, the role of its peer before it sends a byte.
 
 mod client;
+mod describe;
 mod identity;
 mod pem;
 mod reload;
@@ -25,6 +26,7 @@ use rustls::crypto::CryptoProvider;
 use serde::{Deserialize, Serialize};
 
 pub use self::client::{ClientTls, ClientTlsConfig};
+pub use self::describe::{CertificateInfo, describe};
 pub use self::identity::{InternalName, PeerCertificate};
 pub use self::reload::{Reloaded, Reloads, reload_when_changed};
 pub(in crate::net) use self::server::certificate_of;

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::args::AutorecoveryArgs;
 use crate::exit::CliError;
 use crate::roles::membership;
-use crate::roles::settings::{self, ClusterSection, ListenConfig, check_loopback};
+use crate::roles::settings::{self, ClusterSection, HttpConfig, check_loopback};
 
 /// Neither the broker's nor a bookie's, so that all run on one machine.
 const HTTP_PORT: u16 = 7682;
@@ -21,7 +21,7 @@ pub struct AutorecoveryRoleConfig {
     #[serde(flatten)]
     pub cluster: ClusterSection,
     /// Health checks and metrics.
-    pub http: ListenConfig,
+    pub http: HttpConfig,
     /// Repair; a bookie has the same settings in the same places.
     pub autorecovery: RepairSection,
     /// Logs, traces and metrics.
@@ -40,7 +40,7 @@ impl Default for AutorecoveryRoleConfig {
     fn default() -> AutorecoveryRoleConfig {
         AutorecoveryRoleConfig {
             cluster: ClusterSection::default(),
-            http: ListenConfig::on_port(HTTP_PORT),
+            http: HttpConfig::on_port(HTTP_PORT),
             autorecovery: RepairSection::default(),
             telemetry: TelemetryConfig::default(),
         }
@@ -60,6 +60,7 @@ impl AutorecoveryRoleConfig {
         config.apply(args);
         check_loopback(config.cluster.allow_remote, &[("http", config.http.listen)])?;
         membership::check(&config.cluster)?;
+        config.http.check()?;
         let replication = &config.autorecovery.replication;
         replication.check().map_err(CliError::usage)?;
         Ok((config, unknown))

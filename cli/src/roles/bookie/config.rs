@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::args::BookieArgs;
 use crate::exit::CliError;
 use crate::roles::membership;
-use crate::roles::settings::{self, ClusterSection, ListenConfig, check_loopback};
+use crate::roles::settings::{self, ClusterSection, HttpConfig, ListenConfig, check_loopback};
 
 const BOOKIE_PORT: u16 = 7651;
 /// Not the broker's, so that both run on one machine.
@@ -32,7 +32,7 @@ pub struct BookieRoleConfig {
     #[serde(flatten)]
     pub cluster: ClusterSection,
     /// Health checks and metrics.
-    pub http: ListenConfig,
+    pub http: HttpConfig,
     /// The storage API.
     pub bookie_api: ListenConfig,
     /// Storage.
@@ -51,7 +51,7 @@ impl Default for BookieRoleConfig {
             zone: String::new(),
             capacity_bytes: 0,
             cluster: ClusterSection::default(),
-            http: ListenConfig::on_port(HTTP_PORT),
+            http: HttpConfig::on_port(HTTP_PORT),
             bookie_api: ListenConfig::on_port(BOOKIE_PORT),
             bookie: BookieConfig::default(),
             autorecovery: AutorecoveryConfig::default(),
@@ -75,6 +75,7 @@ impl BookieRoleConfig {
         ];
         check_loopback(config.cluster.allow_remote, &listeners)?;
         membership::check(&config.cluster)?;
+        config.http.check()?;
         let replication = &config.autorecovery.replication;
         replication.check().map_err(CliError::usage)?;
         Ok((config, unknown))

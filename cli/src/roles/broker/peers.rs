@@ -14,6 +14,7 @@ use aquifer_model::topic::{ProducerName, SubscriptionName, TopicName};
 use aquifer_protocol_api::admin::Deletion;
 use aquifer_protocol_api::error::{ApiError, ApiResult, ErrorKind, Outcome};
 use aquifer_runtime::clock;
+use aquifer_runtime::net::tls::ClientTlsConfig;
 use aquifer_runtime::task::TaskGroup;
 use async_trait::async_trait;
 use parking_lot::Mutex;
@@ -27,14 +28,16 @@ const CLIENTS_MAX: usize = 1_000;
 
 /// The way to the brokers of a cluster.
 pub struct GrpcPeers {
+    tls: ClientTlsConfig,
     tasks: TaskGroup,
     clients: Mutex<HashMap<String, Client>>,
 }
 
 impl GrpcPeers {
     /// Not connected to any broker yet.
-    pub fn new(tasks: &TaskGroup) -> GrpcPeers {
+    pub fn new(tls: ClientTlsConfig, tasks: &TaskGroup) -> GrpcPeers {
         GrpcPeers {
+            tls,
             tasks: tasks.clone(),
             clients: Mutex::default(),
         }
@@ -49,6 +52,7 @@ impl GrpcPeers {
             clients.clear();
         }
         let client = Client::builder().url(url).operation_timeout(ANSWER_MAX);
+        let client = client.tls(self.tls.clone());
         let client = client.tasks(self.tasks.clone()).build()?;
         clients.insert(url.to_owned(), client.clone());
         Ok(client)

@@ -79,6 +79,7 @@ impl Cluster {
         fs::create_dir_all(&logs).map_err(|error| {
             CliError::failed(format!("cannot create {}: {error}", logs.display()))
         })?;
+        plan.certify()?;
         let ports = free_addresses(wanted(&plan)).await?;
         let [client, peer, others @ ..] = ports.as_slice() else {
             return Err(CliError::failed("there are too few free ports"));

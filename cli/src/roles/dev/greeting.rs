@@ -41,6 +41,7 @@ impl Greeting<'_> {
                 "url": url,
                 "ready_ms": self.ready_ms,
                 "data_dir": data_dir.to_string(),
+                "ca_file": self.plan.ca_file(),
                 "processes": processes.collect::<Vec<_>>(),
             }))?;
             return out.flush();
@@ -57,11 +58,14 @@ impl Greeting<'_> {
         }
         out.table(&table)?;
         // Any of the brokers will do, and the first may be where clients look anyway.
-        let option = if url.split(',').next() == Some(DEFAULT_URL) {
+        let mut option = if url.split(',').next() == Some(DEFAULT_URL) {
             String::new()
         } else {
             format!(" --url {url}")
         };
+        if let Some(ca) = self.plan.ca_file() {
+            option.push_str(&format!(" --tls-ca-file {}", ca.display()));
+        }
         out.line("Next, in another terminal; Ctrl-C here ends everything:")?;
         out.line(format!("  aquifer produce{option} hello \"first message\""))?;
         out.line(format!("  aquifer consume{option} hello --subscription me"))?;

@@ -4,8 +4,10 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use aquifer_runtime::net::{self, ListenAddress};
+use serde_json::json;
 
 use crate::args::DevArgs;
+use crate::certificates::{self, Request};
 use crate::exit::CliError;
 use crate::roles::dev::etcd;
 
@@ -27,6 +29,8 @@ pub struct Plan {
     pub aquifer: PathBuf,
     /// etcd.
     pub etcd: PathBuf,
+    /// Whether everything but etcd speaks TLS.
+    pub tls: bool,
 }
 
 /// What a process is.
@@ -87,6 +91,7 @@ impl Plan {
             grpc_addr: args.grpc_addr,
             aquifer: std::env::current_exe().map_err(failed)?,
             etcd: etcd::find()?,
+            tls: args.tls,
         })
     }
 
@@ -138,7 +143,10 @@ impl Plan {
         Spec {
             role: Role::Broker,
             name: format!("broker-{number}"),
-            address: format!("http://{grpc}"),
+            address: match self.tls {
+                true => format!("https://{grpc}"),
+                false => format!("http://{grpc}"),
+            },
             http,
             program: self.aquifer.clone(),
             arguments,
@@ -148,7 +156,7 @@ impl Plan {
     fn role(&self, role: &str, etcd: SocketAddr, http: SocketAddr) -> Vec<String> {
         let metadata = format!("etcd://{etcd}");
         let http = http.to_string();
-        [
+        let mut arguments = [
             role,
             "--output",
             "json",
@@ -160,7 +168,62 @@ impl Plan {
             &http,
         ]
         .map(str::to_owned)
-        .to_vec()
+        .to_vec();
+        if self.tls {
+            arguments.extend(["--config".to_owned(), text(&self.settings(role))]);
+        }
+        arguments
+    }
+
+    /// The authority that clients believe, with TLS.
+    pub fn ca_file(&self) -> Option<PathBuf> {
+        self.tls.then(|| self.data_dir.join("tls").join("ca.pem"))
+    }
+
+    /// The file with the TLS settings of a role.
+    fn settings(&self, role: &str) -> PathBuf {
+        self.data_dir.join("tls").join(format!("{role}.toml"))
+    }
+
+    /// Makes certificates that are not there yet, and the settings that name them.
+    ///
+    /// # Errors
+    /// When a file cannot be written.
+    pub fn certify(&self) -> Result<(), CliError> {
+        if !self.tls {
+            return Ok(());
+        }
+        let dir = self.data_dir.join("tls");
+        certificates::make(&Request {
+            dir: dir.clone(),
+            cluster: CLUSTER.to_owned(),
+            days: 365,
+            ..Request::default()
+        })?;
+        let file = |name: &str| text(&dir.join(name));
+        for role in ["broker", "bookie"] {
+            let mut settings = json!({
+                "internal_tls": {
+                    "cert_file": file(&format!("{role}.pem")),
+                    "key_file": file(&format!("{role}.key")),
+                    "ca_file": file("ca.pem"),
+                },
+            });
+            if role == "broker" {
+                settings["protocols"] = json!({"grpc": {"tls": {
+                    "cert_file": file("server.pem"),
+                    "key_file": file("server.key"),
+                    "client_ca_file": file("ca.pem"),
+                    "client_certificates": "optional",
+                }}});
+            }
+            let failed = |error: &dyn std::fmt::Display| {
+                CliError::failed(format!("cannot write the settings of TLS: {error}"))
+            };
+            let written = toml::to_string(&settings).map_err(|error| failed(&error))?;
+            std::fs::write(self.settings(role), written).map_err(|error| failed(&error))?;
+        }
+        Ok(())
     }
 
     /// What the bookies allow, up to the default of clusters.
@@ -220,6 +283,7 @@ mod tests {
             grpc_addr: ListenAddress::loopback_any_port(),
             aquifer: "/bin/aquifer".into(),
             etcd: "/bin/etcd".into(),
+            tls: false,
         }
     }
 

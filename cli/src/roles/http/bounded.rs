@@ -11,9 +11,11 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use aquifer_runtime::clock::sleep;
+use aquifer_runtime::net::stream::ServerStream;
+use aquifer_runtime::net::tls::ServerTls;
 use axum::serve::Listener;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// Connections at once; more are closed as they come. A request of HTTP/1 holds at most about
@@ -29,14 +31,16 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// Accepts a bounded number of bounded connections.
 pub struct Bounded {
     listener: TcpListener,
+    tls: Option<Arc<ServerTls>>,
     slots: Arc<Semaphore>,
     silence: Duration,
 }
 
 impl Bounded {
-    pub fn new(listener: TcpListener) -> Bounded {
+    pub fn new(listener: TcpListener, tls: Option<Arc<ServerTls>>) -> Bounded {
         Bounded {
             listener,
+            tls,
             slots: Arc::new(Semaphore::new(CONNECTIONS_MAX)),
             silence: SILENCE,
         }
@@ -58,7 +62,10 @@ impl Listener for Bounded {
                 }
             };
             match Arc::clone(&self.slots).try_acquire_owned() {
-                Ok(slot) => return (Connection::new(stream, self.silence, slot), peer),
+                Ok(slot) => {
+                    let stream = ServerStream::new(stream, self.tls.as_ref());
+                    return (Connection::new(stream, self.silence, slot), peer);
+                }
                 Err(_) => tracing::debug!(%peer, "HTTP connection refused: too many"),
             }
         }
@@ -73,7 +80,7 @@ type Alarm = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// A connection that fails when its peer is silent or slow for too long.
 pub struct Connection {
-    stream: TcpStream,
+    stream: ServerStream,
     silence: Duration,
     quiet: Alarm,
     end: Alarm,
@@ -81,7 +88,7 @@ pub struct Connection {
 }
 
 impl Connection {
-    fn new(stream: TcpStream, silence: Duration, slot: OwnedSemaphorePermit) -> Connection {
+    fn new(stream: ServerStream, silence: Duration, slot: OwnedSemaphorePermit) -> Connection {
         Connection {
             stream,
             silence,
@@ -95,7 +102,7 @@ impl Connection {
     fn progress<T>(
         &mut self,
         context: &mut Context<'_>,
-        poll: impl FnOnce(Pin<&mut TcpStream>, &mut Context<'_>) -> Poll<io::Result<T>>,
+        poll: impl FnOnce(Pin<&mut ServerStream>, &mut Context<'_>) -> Poll<io::Result<T>>,
     ) -> Poll<io::Result<T>> {
         let late = |what| Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, what)));
         if self.end.as_mut().poll(context).is_ready() {
@@ -149,6 +156,7 @@ mod tests {
     use axum::Router;
     use axum::routing::get;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpStream;
 
     use super::*;
 
@@ -169,7 +177,7 @@ mod tests {
     #[tokio::test]
     async fn silent_connections_are_closed_and_too_many_are_refused() {
         let (listener, address) = bind(ListenAddress::loopback_any_port()).await.unwrap();
-        let mut bounded = Bounded::new(listener);
+        let mut bounded = Bounded::new(listener, None);
         bounded.silence = Duration::from_millis(300);
         let router = Router::new().route("/", get(|| async { "here" }));
         let serve = axum::serve(bounded, router).into_future();

@@ -11,7 +11,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::args::StandaloneArgs;
 use crate::exit::CliError;
-use crate::roles::settings::{self, CacheConfig, ListenConfig, check_loopback};
+use crate::roles::settings::{self, CacheConfig, HttpConfig, ListenConfig, check_loopback};
+use crate::roles::tls::InternalTls;
 
 /// The file of the metadata store in the data directory.
 const METADATA_FILE: &str = "metadata.redb";
@@ -29,9 +30,11 @@ pub struct StandaloneConfig {
     /// Memory for entries.
     pub cache: CacheConfig,
     /// Health checks and metrics.
-    pub http: ListenConfig,
+    pub http: HttpConfig,
     /// The bookie's storage API, which tools and later other nodes use.
     pub bookie_api: ListenConfig,
+    /// How the storage API and its peers know each other.
+    pub internal_tls: InternalTls,
     /// Storage.
     pub bookie: BookieConfig,
     /// Topics.
@@ -48,8 +51,9 @@ impl Default for StandaloneConfig {
             data_dir: PathBuf::from("aquifer-data"),
             allow_remote: false,
             cache: CacheConfig::default(),
-            http: ListenConfig::on_port(HTTP_PORT),
+            http: HttpConfig::on_port(HTTP_PORT),
             bookie_api: ListenConfig::on_port(BOOKIE_PORT),
+            internal_tls: InternalTls::default(),
             bookie: BookieConfig::default(),
             broker: BrokerConfig::default(),
             protocols: ProtocolsConfig::default(),
@@ -99,6 +103,8 @@ impl StandaloneConfig {
         self.broker
             .validate()
             .map_err(|error| CliError::usage(error.to_string()))?;
+        self.http.check()?;
+        self.internal_tls.check()?;
         let mut listeners = self.protocols.listeners();
         listeners.push(("http", self.http.listen));
         listeners.push(("bookie_api", self.bookie_api.listen));

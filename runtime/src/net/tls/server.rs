@@ -30,6 +30,8 @@ pub struct ServerTls {
     what: String,
     files: ServerTlsConfig,
     protocol: &'static [u8],
+    /// The only processes that it lets in: this cluster, in one of these roles.
+    only: Option<(String, &'static [&'static str])>,
     clock: SharedClock,
     current: RwLock<Arc<Current>>,
 }
@@ -51,7 +53,26 @@ impl ServerTls {
         files: &ServerTlsConfig,
         clock: SharedClock,
     ) -> Result<Option<Arc<ServerTls>>, TlsError> {
-        Self::load(what, files, HTTP2, clock)
+        Ok(Self::load(what, files, HTTP2, clock)?.map(Arc::new))
+    }
+
+    /// The same for a port that lets in nothing but processes of this cluster in these roles.
+    ///
+    /// # Errors
+    /// When a file cannot be used.
+    pub fn internal(
+        what: &str,
+        files: &ServerTlsConfig,
+        (cluster, roles): (&str, &'static [&'static str]),
+        clock: SharedClock,
+    ) -> Result<Option<Arc<ServerTls>>, TlsError> {
+        let loaded = Self::load(what, files, HTTP2, clock)?;
+        Ok(loaded.map(|loaded| {
+            Arc::new(ServerTls {
+                only: Some((cluster.to_owned(), roles)),
+                ..loaded
+            })
+        }))
     }
 
     /// The same for HTTP/1.
@@ -63,7 +84,7 @@ impl ServerTls {
         files: &ServerTlsConfig,
         clock: SharedClock,
     ) -> Result<Option<Arc<ServerTls>>, TlsError> {
-        Self::load(what, files, HTTP1, clock)
+        Ok(Self::load(what, files, HTTP1, clock)?.map(Arc::new))
     }
 
     fn load(
@@ -71,18 +92,19 @@ impl ServerTls {
         files: &ServerTlsConfig,
         protocol: &'static [u8],
         clock: SharedClock,
-    ) -> Result<Option<Arc<ServerTls>>, TlsError> {
+    ) -> Result<Option<ServerTls>, TlsError> {
         let Some(read) = Read::from(files)? else {
             return Ok(None);
         };
         let current = read.build(files, protocol, &clock)?;
-        Ok(Some(Arc::new(ServerTls {
+        Ok(Some(ServerTls {
             what: what.to_owned(),
             files: files.clone(),
             protocol,
+            only: None,
             clock,
             current: RwLock::new(Arc::new(current)),
-        })))
+        }))
     }
 
     /// Begins a handshake; the connection's own task completes it.
@@ -90,6 +112,17 @@ impl ServerTls {
     pub fn accept(&self, stream: TcpStream) -> Accepting {
         let config = Arc::clone(&self.current.read().config);
         Accepting(TlsAcceptor::from(config).accept(stream))
+    }
+
+    /// Whether a peer whose certificate was accepted may enter: an internal port asks for the
+    /// cluster and the role too.
+    #[must_use]
+    pub fn admits(&self, peer: Option<&PeerCertificate>) -> bool {
+        let Some((cluster, roles)) = &self.only else {
+            return true;
+        };
+        let name = peer.and_then(PeerCertificate::internal);
+        name.is_some_and(|name| name.cluster == *cluster && roles.contains(&&*name.role))
     }
 
     /// Whether the certificate of an open connection would be accepted now.

@@ -218,6 +218,26 @@ async fn a_server_of_another_authority_host_or_role_is_not_talked_to() {
 }
 
 #[tokio::test]
+async fn an_internal_port_lets_in_roles_of_its_cluster_alone() {
+    let authority = Authority::new();
+    let files = authority.server(ClientCertificates::Required);
+    let only = ("east", ["broker", "bookie"].as_slice());
+    let server = ServerTls::internal("bookie", &files, only, system());
+    let server = server.unwrap().unwrap();
+    for (name, enters) in [
+        (BROKER, true),
+        ("spiffe://east.aquifer/bookie/k", true),
+        ("spiffe://east.aquifer/admin/k", false),
+        ("spiffe://west.aquifer/broker/b1", false),
+        (ALICE, false),
+    ] {
+        let client = client_tls(&authority.client(&[name]));
+        let (done, _) = exchange(&server, &client).await;
+        assert_eq!(done.is_ok(), enters, "{name}");
+    }
+}
+
+#[tokio::test]
 async fn plain_text_at_a_port_with_tls_ends_with_an_error() {
     let authority = Authority::new();
     let server = server_tls(&authority.server(ClientCertificates::None));

@@ -216,7 +216,7 @@ async fn in_process_and_over_grpc_a_bookie_is_the_same() {
     let (server, client) = (TaskGroup::new("server"), TaskGroup::new("client"));
     contract(&InProcess::new(bookie.clone(), &client), id, 1).await;
     let listen = ListenAddress::loopback_any_port();
-    let bound = aquifer_bookie::service::serve(bookie.clone(), listen, &server).await;
+    let bound = aquifer_bookie::service::serve(bookie.clone(), listen, None, &server).await;
     let url = format!("http://{}", bound.unwrap());
     let transport = GrpcTransport::new(
         BookieClientConfig::default(),
@@ -233,7 +233,7 @@ async fn in_process_and_over_grpc_a_bookie_is_the_same() {
     assert!(matches!(lost, Err(BookieError::Unreachable(_))), "{lost:?}");
     let again = TaskGroup::new("server");
     let address = ListenAddress::new(url.trim_start_matches("http://").parse().unwrap());
-    let bound = aquifer_bookie::service::serve(bookie.clone(), address, &again).await;
+    let bound = aquifer_bookie::service::serve(bookie.clone(), address, None, &again).await;
     bound.unwrap();
     let mut reached = false;
     for _ in 0..20 {
