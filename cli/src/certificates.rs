@@ -1,5 +1,5 @@
-//! Certificates that this program makes: for development, and for clusters that have no authority of
-//! their own.
+//! Certificates that this program makes: for development, and for clusters that have no authority
+//! of their own.
 //!
 //! Files of a directory: `ca.pem` and `ca.key`; `server` for the ports of clients; `broker`,
 //! `bookie`, `autorecovery` and `tool` for connections inside the cluster; `user-NAME`. Each has a

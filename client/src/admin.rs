@@ -47,8 +47,8 @@ pub struct TopicDescription {
 pub struct BrokerInfo {
     /// Its id, drawn at its start.
     pub broker: String,
-    /// Where it is reached through the listener that the broker was asked through; empty when it has
-    /// none of that name.
+    /// Where it is reached through the listener that the broker was asked through; empty when it
+    /// has none of that name.
     pub url: String,
     /// All its addresses, by the name of the listener.
     pub listeners: Vec<(String, String)>,

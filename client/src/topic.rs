@@ -37,8 +37,8 @@ pub struct Topic {
 /// Messages are stored, durably.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Appended {
-    /// Index of the first and of the last of them; `None` only for a duplicate of what was stored so
-    /// long ago that the broker no longer remembers where.
+    /// Index of the first and of the last of them; `None` only for a duplicate of what was stored
+    /// so long ago that the broker no longer remembers where.
     pub indexes: Option<(Index, Index)>,
     /// Where the first of them is stored; `None` like `indexes`.
     pub position: Option<Position>,
@@ -301,9 +301,9 @@ impl Topic {
         bounds(found.bounds)
     }
 
-    /// Moves a subscription to an index, durably: forwards, all below it is acknowledged; backwards,
-    /// all from it on is delivered again. Creates it if asked. Answers where it stands then: the
-    /// first message that is not acknowledged.
+    /// Moves a subscription to an index, durably: forwards, all below it is acknowledged;
+    /// backwards, all from it on is delivered again. Creates it if asked. Answers where it stands
+    /// then: the first message that is not acknowledged.
     ///
     /// # Errors
     /// `NotFound`, `Invalid` for a name and for an index behind the end, and what every call may
@@ -324,8 +324,8 @@ impl Topic {
         Ok(Index(stands.index))
     }
 
-    /// Where a subscription stands, durably: the first message that is not acknowledged. `None` when
-    /// there is none of this name.
+    /// Where a subscription stands, durably: the first message that is not acknowledged. `None`
+    /// when no subscription has this name.
     ///
     /// # Errors
     /// `NotFound` for the topic, `Invalid` for a name, and what every call may answer.

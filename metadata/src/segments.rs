@@ -1,10 +1,10 @@
 //! Which ledgers the keys of topics list: a topic's record has its newest segments and those of its
 //! cursor log, and pages below the record have the older ones (`docs/formats.md`).
 //!
-//! Everything that asks which ledgers topics use scans [`TENANTS_PREFIX`](crate::keys::TENANTS_PREFIX)
-//! at one revision and asks this of each key. A record and its pages change in one transaction, so at
-//! one revision each segment is in exactly one of them. Invariant: a key that is not understood is an
-//! error and never an empty list.
+//! Everything that asks which ledgers topics use scans
+//! [`TENANTS_PREFIX`](crate::keys::TENANTS_PREFIX) at one revision and asks this of each key. A
+//! record and its pages change in one transaction, so at one revision each segment is in exactly
+//! one of them. Invariant: a key that is not understood is an error and never an empty list.
 
 use aquifer_model::id::LedgerId;
 use aquifer_model::topic::TopicName;

@@ -57,6 +57,21 @@ async fn enters(address: &str, files: &ClientTlsConfig) -> Result<bool> {
     Ok(stream.read_u8().await.is_ok())
 }
 
+/// Without the authority, and in plain text.
+fn strangers_are_told_what_is_wrong(url: &str) -> Result<()> {
+    let (code, why) = refused(&["--url", url, "--timeout", "5s", "topic", "list"])?;
+    ensure!(code == 3 || code == 2, "{code}: {why}");
+    ensure!(
+        why.contains("certificate") || why.contains("authorities"),
+        "{why}"
+    );
+    let plain = url.replace("https://", "http://");
+    let (code, why) = refused(&["--url", &plain, "--timeout", "5s", "topic", "list"])?;
+    ensure!(code == 3, "{code}: {why}");
+    ensure!(why.contains("https://"), "{why}");
+    Ok(())
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_cluster_with_tls_serves_those_that_believe_it_and_opens_its_bookies_to_itself()
 -> Result<()> {
@@ -88,17 +103,7 @@ async fn a_cluster_with_tls_serves_those_that_believe_it_and_opens_its_bookies_t
     succeeded(&with(&["topic", "stats", "t"]))?;
     succeeded(&with(&["cluster", "brokers"]))?;
 
-    // Without the authority, and in plain text.
-    let (code, why) = refused(&["--url", &url, "--timeout", "5s", "topic", "list"])?;
-    ensure!(code == 3 || code == 2, "{code}: {why}");
-    ensure!(
-        why.contains("certificate") || why.contains("authorities"),
-        "{why}"
-    );
-    let plain = url.replace("https://", "http://");
-    let (code, why) = refused(&["--url", &plain, "--timeout", "5s", "topic", "list"])?;
-    ensure!(code == 3, "{code}: {why}");
-    ensure!(why.contains("https://"), "{why}");
+    strangers_are_told_what_is_wrong(&url)?;
 
     // A bookie lets in processes of the cluster, and neither users nor strangers.
     let dir = data_dir.join("tls");
@@ -210,7 +215,7 @@ async fn a_standalone_server_serves_tls_on_both_ports_and_says_what_is_wrong_wit
     ensure!(!plain.contains("200"), "{plain}");
     server.stop()?;
 
-    // A key that others can read, and a certificate that is none.
+    // A key that others can read.
     let key = dir.join("server.key");
     let open = std::os::unix::fs::PermissionsExt::from_mode(0o644);
     std::fs::set_permissions(&key, open)?;

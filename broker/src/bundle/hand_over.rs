@@ -47,6 +47,6 @@ pub(super) async fn hand_over(
         drop(permit);
     };
     join_all(leaving.iter().map(end)).await;
-    let (topics, to) = (leaving.len(), &departure.url);
+    let (topics, to) = (leaving.len(), departure.at.to_string());
     tracing::info!(%bundle, topics, to, handed_over = is_sealing, "bundle moved away");
 }

@@ -2,6 +2,7 @@
 
 use aquifer_metadata::record;
 use aquifer_model::id::BrokerId;
+use aquifer_model::listener::Listeners;
 use aquifer_model::topic::NamespaceName;
 use aquifer_proto::v1::BundleOwnerRecord;
 
@@ -17,7 +18,7 @@ pub(crate) struct BundleView {
     /// A bundle that was never used has no owner.
     pub(crate) owner: Option<BrokerId>,
     pub(crate) epoch: u64,
-    pub(crate) url: Option<String>,
+    pub(crate) listeners: Option<Listeners>,
 }
 
 /// The owners of a namespace's bundles.
@@ -50,11 +51,11 @@ pub(super) async fn view(shared: &Context, bundle: Bundle) -> Result<BundleView,
     };
     let owner = broker_id(&record.broker_id);
     let members = shared.ownership.cluster().map(|cluster| &cluster.members);
-    let url = owner.and_then(|owner| members?.url(owner));
+    let listeners = owner.and_then(|owner| members?.listeners(owner));
     Ok(BundleView {
         bundle,
         owner,
         epoch: record.epoch,
-        url,
+        listeners,
     })
 }

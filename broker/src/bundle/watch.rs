@@ -55,7 +55,7 @@ fn look(topics: &Arc<Topics>, cluster: &Cluster, owned: Owned) {
     };
     let is_mine = broker_id(&record.broker_id) == Some(me);
     let from_me = broker_id(&record.source_id) == Some(me) && record.source_epoch == owned.epoch.0;
-    let url = broker_id(&record.broker_id).and_then(|owner| cluster.members.url(owner));
+    let at = broker_id(&record.broker_id).and_then(|owner| cluster.members.listeners(owner));
     let sealing = (!is_mine && from_me).then(|| Owned {
         guard: Guard {
             key: owned.guard.key.clone(),
@@ -69,7 +69,7 @@ fn look(topics: &Arc<Topics>, cluster: &Cluster, owned: Owned) {
     }
     let departure = Arc::new(Departure {
         sealing,
-        url: url.unwrap_or_default(),
+        at: at.unwrap_or_default(),
     });
     // Before anything else may begin with them.
     let leaving = topics.leave(&owned.bundle, &departure);

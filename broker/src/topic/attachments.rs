@@ -7,6 +7,7 @@
 
 mod attach;
 mod closing;
+mod commits;
 mod instances;
 mod outbox;
 mod places;
@@ -335,6 +336,7 @@ impl Attachments {
                 self.with(cx, id, |slot| slot.state.confirm(&delta));
                 let _ = reply.send(Ok(delta.individual));
             }
+            Effect::Committed(id, delta, reply) => self.committed(cx, id, delta, reply),
             Effect::Recorded => {}
             Effect::Deleted(id, reply) => {
                 self.subscriptions.remove(id);

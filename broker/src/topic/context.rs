@@ -15,6 +15,7 @@ use crate::context::Context;
 use crate::error::BrokerError;
 use crate::topic::event::Mailbox;
 use crate::topic::lifecycle::Lifecycle;
+use crate::topic::pull::Door;
 use crate::traffic::TopicCounters;
 
 /// See the module.
@@ -75,6 +76,21 @@ impl TopicContext {
     /// Why no session begins here, if none does.
     pub(super) fn refusal(&self) -> Option<BrokerError> {
         self.life.refusal(&self.name)
+    }
+
+    /// The way to what is stored.
+    pub(super) fn door(&self) -> Door {
+        Door {
+            incarnation: self.incarnation,
+            mailbox: self.mailbox.clone(),
+            publish: self.budgets.publish.clone(),
+            deliveries: self.budgets.deliveries.clone(),
+            log: self.log.clone(),
+            // As `TopicContext::visible_end` has it.
+            visible_end: self.log.watch_end(),
+            counters: Arc::clone(&self.counters),
+            shared: Arc::clone(&self.shared),
+        }
     }
 
     /// Refuses a client that knows another topic of the name.

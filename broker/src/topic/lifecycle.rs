@@ -100,6 +100,8 @@ impl Lifecycle {
 
 #[cfg(test)]
 mod tests {
+    use aquifer_model::listener::Listeners;
+
     use super::*;
 
     fn stop() -> BrokerError {
@@ -130,7 +132,10 @@ mod tests {
         assert_eq!(life.refusal(&name), None);
         let departure = |url: &str| Departure {
             sealing: None,
-            url: url.to_owned(),
+            at: match url.is_empty() {
+                true => Listeners::default(),
+                false => Listeners::only_default(url),
+            },
         };
         life.depart(Arc::new(departure("")));
         assert!(matches!(

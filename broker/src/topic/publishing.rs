@@ -10,6 +10,7 @@
 //!
 //! Only headers are looked at here, never single messages.
 
+mod alone;
 mod open;
 mod session;
 
@@ -32,12 +33,15 @@ use crate::error::BrokerError;
 use crate::topic::context::TopicContext;
 use crate::topic::dedup::{DedupTable, SequenceRange, SinceSnapshot, Verdict};
 use crate::topic::event::{Body, Frame, Mailbox, Reply, SessionId};
+use crate::topic::publishing::alone::Alone;
 use crate::topic::publishing::session::{Answer, Session, out_of_order, partial};
 
 /// The producers of a topic.
 pub(super) struct Publishing {
     dedup: DedupTable,
     appends: Appends,
+    /// Appends that belong to no session.
+    alone: Alone,
     sessions: BTreeMap<SessionId, Session>,
     names: HashMap<ProducerName, SessionId>,
     /// Requests that wait until nothing of their name is in flight.
@@ -53,7 +57,7 @@ pub(super) struct Publishing {
 /// The way to the log.
 struct Appends {
     sink: Arc<dyn AppendSink>,
-    /// Appends without outcome, in order.
+    /// Appends of sessions without outcome, in order.
     in_flight: VecDeque<InFlight>,
     /// An append has failed; the others in flight fail too, then the log resumes.
     failed: bool,
@@ -106,6 +110,7 @@ impl Publishing {
                 advanced: false,
                 next_tag: 1,
             },
+            alone: Alone::new(mailbox),
             sessions: BTreeMap::new(),
             names: HashMap::new(),
             opening: Vec::new(),
@@ -149,7 +154,12 @@ impl Publishing {
 
     /// Whether nothing is in flight and no request waits for an answer.
     pub(super) fn is_quiet(&self) -> bool {
-        self.appends.in_flight.is_empty() && self.opening.is_empty()
+        self.has_every_outcome() && self.opening.is_empty()
+    }
+
+    /// Whether the outcome of every append is in.
+    fn has_every_outcome(&self) -> bool {
+        self.appends.in_flight.is_empty() && self.alone.is_empty()
     }
 
     /// Whether producers are connected or about to be.
@@ -206,15 +216,17 @@ impl Publishing {
                 self.stored(cx, append, appended);
                 None
             }
-            Err(error) => {
-                let is_first = !std::mem::replace(&mut self.appends.failed, true);
-                if is_first {
-                    tracing::warn!(topic = %cx.name, %error, "append failed, producers are told to retry");
-                    cx.shared.metrics.append_failures.add(1, &[]);
-                }
-                Some(AppendFailed { error, is_first })
-            }
+            Err(error) => Some(self.failed(cx, error)),
         }
+    }
+
+    fn failed(&mut self, cx: &TopicContext, error: LogError) -> AppendFailed {
+        let is_first = !std::mem::replace(&mut self.appends.failed, true);
+        if is_first {
+            tracing::warn!(topic = %cx.name, %error, "append failed, producers are told to retry");
+            cx.shared.metrics.append_failures.add(1, &[]);
+        }
+        AppendFailed { error, is_first }
     }
 
     fn stored(&mut self, cx: &TopicContext, append: InFlight, appended: Appended) {
@@ -226,16 +238,7 @@ impl Publishing {
         let messages = u64::from(append.message_count);
         self.dedup
             .persisted(&append.name, append.range, at, appended.broker_time_ms);
-        self.persisted_end = appended.base_index.plus(messages);
-        self.since_snapshot.entries += 1;
-        self.since_snapshot.bytes += append.bytes;
-        self.appends.advanced = true;
-        cx.counters.published(messages, append.bytes);
-        let metrics = &cx.shared.metrics;
-        metrics.messages_in.add(messages, &[]);
-        metrics.bytes_in.add(append.bytes, &[]);
-        let waited = cx.now().saturating_sub(append.received);
-        metrics.publish_seconds.record(waited.as_secs_f64(), &[]);
+        self.count_stored(cx, &appended, messages, append.bytes, append.received);
         let id = append.session;
         self.with(cx, id, |session, dedup, appends| {
             session.stored(append.tag, at);
@@ -243,13 +246,33 @@ impl Publishing {
         });
     }
 
+    /// Notes that an entry is stored, of a session or not.
+    fn count_stored(
+        &mut self,
+        cx: &TopicContext,
+        appended: &Appended,
+        messages: u64,
+        bytes: u64,
+        received: Duration,
+    ) {
+        self.persisted_end = appended.base_index.plus(messages);
+        self.since_snapshot.entries += 1;
+        self.since_snapshot.bytes += bytes;
+        self.appends.advanced = true;
+        cx.counters.published(messages, bytes);
+        let metrics = &cx.shared.metrics;
+        metrics.messages_in.add(messages, &[]);
+        metrics.bytes_in.add(bytes, &[]);
+        let waited = cx.now().saturating_sub(received);
+        metrics.publish_seconds.record(waited.as_secs_f64(), &[]);
+    }
+
     /// After the outcomes of a turn: resumes a failed log and opens names that were waited for.
     /// Answers whether messages were stored since the last time.
     pub(super) fn settle(&mut self, cx: &TopicContext) -> bool {
-        let appends = &mut self.appends;
-        if appends.failed && appends.in_flight.is_empty() && !cx.life.is_broken() {
+        if self.appends.failed && self.has_every_outcome() && !cx.life.is_broken() {
             self.dedup.reset_pushed();
-            appends.failed = false;
+            self.appends.failed = false;
             cx.log.resume();
         }
         self.open_waiting(cx);

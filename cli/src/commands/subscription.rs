@@ -1,7 +1,7 @@
 //! `aquifer subscription`: creates, lists, moves and deletes subscriptions.
 
 use aquifer_client::admin::{Admin, SubscriptionStats};
-use aquifer_client::{ClientError, ErrorKind, SubscriptionType};
+use aquifer_client::{ClientError, ErrorCode, ErrorKind, SubscriptionType};
 use aquifer_model::id::Index;
 use serde_json::{Value, json};
 
@@ -48,7 +48,8 @@ pub async fn run(args: SubscriptionArgs, connect: &Connect, out: &Output) -> Res
             let (topic, subscription) = (topic.to_string(), subscription.to_string());
             let index = admin
                 .seek_subscription(&topic, &subscription, place)
-                .await?;
+                .await
+                .map_err(misplaced)?;
             let text = format!("{subscription} continues at index {index}");
             placed(&topic, &subscription, index, text, out)
         }
@@ -82,6 +83,15 @@ fn exists(error: ClientError, topic: &str, subscription: &str) -> CliError {
             let text = format!("{topic} has a subscription {subscription} already");
             CliError::failed(text).advise("move it with: aquifer subscription seek")
         }
+        _ => misplaced(error),
+    }
+}
+
+/// The failure of a request that names a place: one that means nothing for the topic, as an index
+/// in several partitions, is an error of the command line.
+fn misplaced(error: ClientError) -> CliError {
+    match error.code() {
+        Some(ErrorCode::InvalidArgument) => CliError::usage(error.to_string()),
         _ => CliError::from(error),
     }
 }

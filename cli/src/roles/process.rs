@@ -79,8 +79,8 @@ pub async fn run(
     ended
 }
 
-/// Waits for a start that may take long. When the process is told to end first, the start is dropped,
-/// but not within one of its whole steps.
+/// Waits for a start that may take long. When the process is told to end first, the start is
+/// dropped, but not within one of its whole steps.
 ///
 /// # Errors
 /// Those of the start; and when a signal came.

@@ -110,8 +110,8 @@ impl Groups {
     }
 }
 
-/// The parts of a process that have started. A start enters each part as soon as it is there, so that
-/// the parts can be stopped in order wherever the start ends.
+/// The parts of a process that have started. A start enters each part as soon as it is there, so
+/// that the parts can be stopped in order wherever the start ends.
 pub struct Parts {
     /// The tasks of all parts.
     pub groups: Groups,
@@ -137,8 +137,8 @@ pub struct Server {
     pub greeting: Greeting,
 }
 
-/// Marks the steps of a start that are not cut short: what such a step makes must be entered into the
-/// parts, or it would be dropped without a stop.
+/// Marks the steps of a start that are not cut short: what such a step makes must be entered into
+/// the parts, or it would be dropped without a stop.
 #[derive(Clone)]
 pub struct Steps {
     whole: Arc<Mutex<()>>,

@@ -1,9 +1,9 @@
 //! Certificates of a server process: those of its ports for clients (`tls`), and those by which the
 //! processes of a cluster know each other (`internal_tls`).
 //!
-//! Invariant: with `internal_tls` a bookie lets in nothing but processes of its cluster, and nothing
-//! but a bookie of its cluster is sent what is to be stored. A certificate for clients opens no
-//! bookie, because another authority signs it or it names no role.
+//! Invariant: with `internal_tls` a bookie lets in nothing but processes of its cluster, and
+//! nothing but a bookie of its cluster is sent what is to be stored. A certificate for clients
+//! opens no bookie, because another authority signs it or it names no role.
 
 use std::path::PathBuf;
 use std::sync::Arc;

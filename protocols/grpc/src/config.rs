@@ -69,6 +69,9 @@ pub struct ListenerConfig {
     /// What its clients are told to use, where that is not the listening address.
     #[serde(default)]
     pub advertised_url: Option<String>,
+    /// Its certificate, and those of clients that it accepts; without one it speaks plain text.
+    #[serde(default)]
+    pub tls: ServerTlsConfig,
 }
 
 impl Default for GrpcConfig {
@@ -106,6 +109,10 @@ impl GrpcConfig {
     pub fn validate(&self) -> Result<(), String> {
         let tls = self.tls.validate();
         tls.map_err(|wrong| format!("protocols.grpc.tls: {wrong}"))?;
+        for listener in &self.listeners {
+            let tls = listener.tls.validate();
+            tls.map_err(|wrong| format!("protocols.grpc.listeners: tls: {wrong}"))?;
+        }
         let within = |name: &str, value: u64, low: u64, high: u64| {
             if (low..=high).contains(&value) {
                 Ok(())
@@ -173,6 +180,7 @@ impl GrpcConfig {
             name: DEFAULT_LISTENER.to_owned(),
             listen: self.listen,
             advertised_url: self.advertised_url.clone(),
+            tls: self.tls.clone(),
         };
         let all = std::iter::once(default).chain(self.listeners.iter().cloned());
         let named = all.map(|listener| {
@@ -247,6 +255,7 @@ mod tests {
             name: name.to_owned(),
             listen: ListenAddress::loopback_any_port(),
             advertised_url: Some("http://outside:1".to_owned()),
+            tls: ServerTlsConfig::default(),
         };
         let check = |names: &[&str]| {
             let config = GrpcConfig {

@@ -19,6 +19,9 @@ pub const HTTPS: &str = "https://";
 const HTTP: &str = "http://";
 const DEFAULT_PORT: u16 = 443;
 
+type Stream = TokioIo<TlsStream<TcpStream>>;
+type Connecting = Pin<Box<dyn Future<Output = io::Result<Stream>> + Send>>;
+
 /// Connects to the host and port of an address and makes the connection secret.
 #[derive(Debug, Clone)]
 pub struct Dialer(Arc<ClientTls>);
@@ -39,15 +42,15 @@ impl<U> Service<U> for Dialer
 where
     U: Into<http::Uri>,
 {
-    type Response = TokioIo<TlsStream<TcpStream>>;
+    type Response = Stream;
     type Error = io::Error;
-    type Future = Pin<Box<dyn Future<Output = io::Result<Self::Response>> + Send>>;
+    type Future = Connecting;
 
     fn poll_ready(&mut self, _context: &mut Context<'_>) -> Poll<io::Result<()>> {
         Poll::Ready(Ok(()))
     }
 
-    fn call(&mut self, uri: U) -> Self::Future {
+    fn call(&mut self, uri: U) -> Connecting {
         let (tls, uri) = (Arc::clone(&self.0), uri.into());
         Box::pin(async move {
             let host = uri.host().unwrap_or_default();

@@ -1,6 +1,6 @@
 //! An accepted connection, in plain text or TLS. The handshake is completed by the first read or
-//! write, so by the connection's own task: a peer that is slow at it holds up nobody else, and
-//! counts as silent.
+//! write, so by the connection's own task: a peer that is slow at it holds up no
+//! other peer, and counts as silent.
 
 use std::io;
 use std::net::SocketAddr;

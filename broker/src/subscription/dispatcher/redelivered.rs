@@ -1,9 +1,9 @@
 //! The delivery counts that are stored with a subscription: those of messages that are not
 //! acknowledged, cut to what a record may hold.
 //!
-//! The ranges come from up to four sorted sets that have no message in common. They are merged while
-//! they are read, and only what the record may hold is kept: a subscription may hold hundreds of
-//! thousands of ranges, and the owner task of its topic writes the record.
+//! The ranges come from up to four sorted sets that have no message in common. They are merged
+//! while they are read, and only what the record may hold is kept: a subscription may hold hundreds
+//! of thousands of ranges, and the owner task of its topic writes the record.
 
 use std::ops::Range;
 

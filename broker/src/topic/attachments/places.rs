@@ -58,13 +58,7 @@ impl Attachments {
         // What the log has and consumers may not see yet is no place to begin.
         let end = cx.visible_end();
         let result = result.map(|index| index.min(end));
-        let result = result.map_err(|error| match error {
-            LogError::Invalid(message) => BrokerError::invalid(
-                message,
-                "give an index, a time, earliest, latest, or a position of this topic",
-            ),
-            other => BrokerError::Log(other),
-        });
+        let result = result.map_err(BrokerError::no_place);
         match (purpose, result) {
             (LocatePurpose::Reader(request, reply), Ok(start)) => {
                 self.open_reader(cx, cursors, start, &request, reply);
@@ -118,19 +112,7 @@ impl Attachments {
         let durable_already = self.with(cx, id, |slot| {
             let mover = waiting.take_if(|_| !slot.deleting)?;
             let epoch = slot.state.seek(index);
-            slot.held += 1;
-            let effect = Effect::Moved {
-                id,
-                epoch,
-                index,
-                mover,
-            };
-            if !slot.state.is_durable() {
-                return Some(effect);
-            }
-            let delta = cursor_log::moved(slot.state.name(), epoch, index);
-            cursors.log_change(delta, effect);
-            None
+            slot.record_move(cursors, epoch, index, mover)
         });
         if let Some(effect) = durable_already.flatten() {
             self.apply(cx, cursors, effect);
@@ -228,7 +210,7 @@ impl Attachments {
     }
 }
 
-fn not_found(name: &SubscriptionName) -> BrokerError {
+pub(super) fn not_found(name: &SubscriptionName) -> BrokerError {
     BrokerError::NotFound {
         what: "subscription",
         name: name.to_string(),

@@ -23,7 +23,7 @@ use crate::topic::attachments::reads::Reads;
 use crate::topic::attachments::room::Room;
 use crate::topic::context::TopicContext;
 use crate::topic::cursors::{Cursors, Effect};
-use crate::topic::event::{ConsumerRequest, SubscriptionId};
+use crate::topic::event::{ConsumerRequest, Mover, SubscriptionId};
 
 /// See the module.
 pub(super) struct Slot {
@@ -241,6 +241,30 @@ impl Slot {
         if let Some((consumer, request_id)) = confirm {
             self.tell(cx, consumer, ConsumerEvent::Confirmed { request_id });
         }
+    }
+
+    /// The subscription has moved in memory: logs that. Answers the effect of the move where
+    /// nothing of it has to be durable.
+    pub(super) fn record_move(
+        &mut self,
+        cursors: &mut Cursors,
+        epoch: SeekEpoch,
+        index: Index,
+        mover: Mover,
+    ) -> Option<Effect> {
+        self.held += 1;
+        let effect = Effect::Moved {
+            id: self.id,
+            epoch,
+            index,
+            mover,
+        };
+        if !self.state.is_durable() {
+            return Some(effect);
+        }
+        let delta = cursor_log::moved(self.state.name(), epoch, index);
+        cursors.log_change(delta, effect);
+        None
     }
 
     /// A move is durable: all consumers are told, the one that asked with its request.

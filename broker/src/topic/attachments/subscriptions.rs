@@ -54,6 +54,10 @@ impl Subscriptions {
         self.names.get(name).copied()
     }
 
+    pub(super) fn get(&self, id: SubscriptionId) -> Option<&Slot> {
+        self.slots.get(&id)
+    }
+
     pub(super) fn len(&self) -> usize {
         self.slots.len()
     }

@@ -19,7 +19,6 @@ use aquifer_runtime::clock;
 
 use crate::error::BrokerError;
 use crate::topic::pull::{Door, check_index};
-use crate::topic::seek::no_place;
 
 /// What an entry costs besides its body.
 const BATCH_BYTES: usize = 256;
@@ -163,7 +162,7 @@ impl Door {
                 return Ok(());
             }
             let Some(mut room) = room(gathered, budget).await else {
-                // What was found is answered; who comes again waits for its room.
+                // What was found is answered; a request that comes again waits for its room.
                 gathered.is_full = true;
                 return Ok(());
             };
@@ -211,7 +210,12 @@ impl Door {
     /// Finds a place, and what is stored there.
     pub(crate) async fn locate(&self, place: Place) -> Result<Located, BrokerError> {
         let end = *self.visible_end.borrow();
-        let index = self.log.locate(place).await.map_err(no_place)?.min(end);
+        let index = self
+            .log
+            .locate(place)
+            .await
+            .map_err(BrokerError::no_place)?
+            .min(end);
         if index >= end {
             let message = None;
             return Ok(Located { index, message });

@@ -1,5 +1,6 @@
-//! Random lives of a topic with small pages: appends, trims, deaths, lost answers and former owners.
-//! After each step every ledger is listed once or being deleted, and nothing acknowledged is lost.
+//! Random lives of a topic with small pages: appends, trims, deaths, lost answers and former
+//! owners. After each step every ledger is listed once or being deleted, and nothing acknowledged
+//! is lost.
 
 use proptest::prelude::*;
 

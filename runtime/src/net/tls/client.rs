@@ -15,9 +15,11 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
+use super::error::TlsError;
+use super::identity::PeerCertificate;
+use super::pem::{self, provider};
 use super::reload::{Reloaded, Reloads};
 use super::server::time;
-use super::{PeerCertificate, TlsError, pem, provider};
 use crate::clock::SharedClock;
 
 /// Whom a client believes, and what it shows.

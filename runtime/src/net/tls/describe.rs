@@ -6,12 +6,13 @@ use std::path::Path;
 use x509_parser::extensions::GeneralName;
 use x509_parser::parse_x509_certificate;
 
-use super::{TlsError, pem};
+use super::error::TlsError;
+use super::pem;
 
 /// What a certificate says.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CertificateInfo {
-    /// Its subject, which names nobody: only alternative names count.
+    /// Its subject, for people: only alternative names count as names.
     pub subject: String,
     /// The subject of who signed it.
     pub issuer: String,

@@ -100,7 +100,7 @@ pub struct NotInternal;
 impl FromStr for InternalName {
     type Err = NotInternal;
 
-    fn from_str(text: &str) -> Result<Self, NotInternal> {
+    fn from_str(text: &str) -> Result<InternalName, NotInternal> {
         let rest = text.strip_prefix(INTERNAL_SCHEME).ok_or(NotInternal)?;
         let mut parts = rest.split('/');
         let (host, role, name) = (parts.next(), parts.next(), parts.next());
@@ -115,7 +115,7 @@ impl FromStr for InternalName {
         if ![cluster, role, name].into_iter().all(is_name) {
             return Err(NotInternal);
         }
-        Ok(Self {
+        Ok(InternalName {
             cluster: cluster.to_owned(),
             role: role.to_owned(),
             name: name.to_owned(),

@@ -7,12 +7,13 @@ use std::path::Path;
 use std::sync::Arc;
 
 use rustls::RootCertStore;
+use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::sign::CertifiedKey;
 use x509_parser::parse_x509_certificate;
 
-use super::{TlsError, provider};
+use super::error::TlsError;
 
 /// Larger files hold something else.
 const FILE_BYTES_MAX: u64 = 1 << 20;
@@ -120,4 +121,9 @@ pub(super) fn content(path: &Path, reason: String) -> TlsError {
         path: path.to_owned(),
         reason,
     }
+}
+
+/// The one provider of cryptography.
+pub(super) fn provider() -> Arc<CryptoProvider> {
+    Arc::new(rustls::crypto::ring::default_provider())
 }

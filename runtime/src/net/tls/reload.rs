@@ -8,7 +8,7 @@ use opentelemetry::KeyValue;
 use opentelemetry::metrics::Meter;
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::TlsError;
+use super::error::TlsError;
 use crate::clock::sleep;
 use crate::task::TaskGroup;
 

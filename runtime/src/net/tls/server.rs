@@ -17,8 +17,11 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
+use super::config::{ClientCertificates, ServerTlsConfig};
+use super::error::TlsError;
+use super::identity::PeerCertificate;
+use super::pem::{self, provider};
 use super::reload::{Reloaded, Reloads};
-use super::{ClientCertificates, PeerCertificate, ServerTlsConfig, TlsError, pem, provider};
 use crate::clock::SharedClock;
 
 /// The protocols of HTTP, as a handshake names them.

@@ -258,7 +258,7 @@ async fn a_reload_is_whole_or_leaves_the_former_certificates() {
     let client = client_tls(&authority.client(&[ALICE]));
     assert_eq!(server.reload().unwrap(), Reloaded::Unchanged);
 
-    // A certificate without its key, then a file that is none.
+    // A certificate without its key, then a file without certificates.
     let cert = files.cert_file.clone().unwrap();
     let before = fs::read(&cert).unwrap();
     let (foreign, _) = authority.sign("foreign.pem", &[BROKER]);
