@@ -255,7 +255,7 @@ impl Topic {
             }
             Pull::Commit(commit, reply) => self.attachments.commit(cx, cursors, commit, reply),
             Pull::Committed(name, reply) => {
-                let _ = reply.send(Ok(self.attachments.committed_index(&name)));
+                let _ = reply.send(self.attachments.committed_index(cx, &name));
             }
         }
     }

@@ -238,7 +238,10 @@ fn normalize(url: &str) -> Result<Arc<str>> {
     if uri.host().is_none_or(str::is_empty) {
         return Err(bad("no host"));
     }
-    Ok(full.trim_end_matches('/').into())
+    // Schemes have no case, and every later look at one is for lower case.
+    let (scheme, rest) = full.split_once("://").unwrap_or(("http", &full));
+    let rest = rest.trim_end_matches('/');
+    Ok(format!("{}://{rest}", scheme.to_ascii_lowercase()).into())
 }
 
 fn refused(url: &str, reason: String) -> ClientError {
@@ -372,6 +375,7 @@ mod tests {
         assert_eq!(text("localhost:7650").unwrap(), "http://localhost:7650");
         assert_eq!(text("http://[::1]:1/").unwrap(), "http://[::1]:1");
         assert_eq!(text("https://x:1").unwrap(), "https://x:1");
+        assert_eq!(text("HTTPS://x:1").unwrap(), "https://x:1");
         for bad in ["", "http://", "ftp://x:1", "http://a b"] {
             assert!(text(bad).is_err(), "{bad}");
         }

@@ -60,7 +60,8 @@ pub(crate) fn detail_at(error: &ApiError, listener: &ListenerName) -> v1::ErrorD
 
 fn no_listener(error: &ApiError, listener: &ListenerName) -> ApiError {
     let text = format!("{error}, which has no listener {listener}");
-    ApiError::new(ErrorKind::Unavailable, text).advise(format!(
+    let lacking = ApiError::new(ErrorKind::Unavailable, text).outcome(error.outcome);
+    lacking.advise(format!(
         "let every broker have it: --listener {listener}=ADDRESS:PORT --advertise {listener}=URL"
     ))
 }

@@ -12,7 +12,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::server::TlsStream;
 
-use super::tls::{Accepting, PeerCertificate, RECHECK, ServerTls};
+use super::tls::{Accepting, HANDSHAKE_MAX, PeerCertificate, RECHECK, ServerTls};
 use crate::clock::sleep;
 
 /// The certificate of a connection's peer; empty before the handshake, and for a peer without one.
@@ -24,7 +24,11 @@ pub struct ServerStream {
     local: Option<SocketAddr>,
     peer: PeerSlot,
     guard: Option<Guard>,
+    /// When the handshake must be done.
+    limit: Option<Alarm>,
 }
+
+type Alarm = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 enum State {
     Plain(TcpStream),
@@ -36,7 +40,7 @@ enum State {
 /// Looks from time to time whether the peer's certificate is still accepted.
 struct Guard {
     tls: Arc<ServerTls>,
-    next: Pin<Box<dyn Future<Output = ()> + Send>>,
+    next: Alarm,
 }
 
 impl ServerStream {
@@ -54,6 +58,9 @@ impl ServerStream {
             ),
         };
         ServerStream {
+            limit: guard
+                .is_some()
+                .then(|| Box::pin(sleep(HANDSHAKE_MAX)) as Alarm),
             state,
             local,
             peer: PeerSlot::default(),
@@ -75,7 +82,22 @@ impl ServerStream {
         let State::Handshake(accepting) = &mut self.state else {
             return Poll::Ready(Ok(()));
         };
-        match ready!(accepting.poll(context)) {
+        let done = match accepting.poll(context) {
+            Poll::Ready(done) => done,
+            // Here and not in what wraps the stream, because HTTP/2 writes before it reads.
+            Poll::Pending => match &mut self.limit {
+                Some(limit) => {
+                    ready!(limit.as_mut().poll(context));
+                    Err(io::Error::new(
+                        io::ErrorKind::TimedOut,
+                        "no TLS handshake in time",
+                    ))
+                }
+                None => return Poll::Pending,
+            },
+        };
+        self.limit = None;
+        match done {
             Ok(stream) => {
                 let certificate = super::tls::certificate_of(&stream);
                 let admits = |guard: &Guard| guard.tls.admits(certificate.as_ref());

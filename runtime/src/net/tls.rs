@@ -32,6 +32,8 @@ pub use self::reload::{Reloaded, Reloads, reload_when_changed};
 pub(in crate::net) use self::server::certificate_of;
 pub use self::server::{Accepting, ServerTls};
 
+/// How long a peer may take for its handshake.
+pub const HANDSHAKE_MAX: Duration = Duration::from_secs(10);
 /// How often the certificates of peers with open connections are checked again.
 pub const RECHECK: Duration = Duration::from_secs(30);
 

@@ -38,10 +38,23 @@ impl Attachments {
         }
     }
 
-    /// Where a subscription stands durably.
-    pub(in crate::topic) fn committed_index(&self, name: &SubscriptionName) -> Option<Index> {
-        let slot = self.subscriptions.get(self.subscriptions.by_name(name)?)?;
-        Some(slot.state.durable_mark_delete())
+    /// Where a subscription stands durably; `None` when no subscription has the name. One that a
+    /// damaged cursor log may have lost is not said to be absent.
+    pub(in crate::topic) fn committed_index(
+        &self,
+        cx: &TopicContext,
+        name: &SubscriptionName,
+    ) -> Result<Option<Index>, BrokerError> {
+        if let Some(error) = cx.refusal() {
+            return Err(error);
+        }
+        let id = self.subscriptions.by_name(name);
+        match id.and_then(|id| self.subscriptions.get(id)) {
+            Some(slot) if slot.is_uncertain => Err(BrokerError::Uncertain(name.to_string())),
+            Some(slot) => Ok(Some(slot.state.durable_mark_delete())),
+            None if !self.is_whole() => Err(BrokerError::Uncertain(name.to_string())),
+            None => Ok(None),
+        }
     }
 
     /// The subscription that is to move; `None` when it is to be created.
@@ -60,6 +73,7 @@ impl Attachments {
         let Some(id) = self.subscriptions.by_name(name) else {
             return match commit.create {
                 true => Ok(None),
+                false if !self.is_whole() => Err(BrokerError::Uncertain(name.to_string())),
                 false => Err(not_found(name)),
             };
         };
@@ -109,7 +123,8 @@ impl Attachments {
             if let Some(delta) = delta {
                 slot.state.confirm(&delta);
             }
-            slot.state.mark_delete()
+            // Acknowledgements that are in flight may have moved the mark further.
+            slot.state.durable_mark_delete()
         });
         let gone = || BrokerError::Unloading("the subscription was deleted meanwhile".to_owned());
         let _ = reply.send(committed.ok_or_else(gone));

@@ -250,6 +250,27 @@ async fn plain_text_at_a_port_with_tls_ends_with_an_error() {
     assert!(stream.read_u8().await.is_err(), "and stays ended");
 }
 
+/// HTTP/2 writes its settings before it reads anything.
+#[tokio::test]
+async fn a_peer_that_never_shakes_hands_is_given_up_by_reads_and_writes() {
+    let authority = Authority::new();
+    let server = server_tls(&authority.server(ClientCertificates::None));
+    let (listener, address) = bind(ListenAddress::loopback_any_port()).await.unwrap();
+    let mut silent = Vec::new();
+    let mut accepted = Vec::new();
+    for _ in 0..2 {
+        silent.push(TcpStream::connect(address).await.unwrap());
+        let (stream, _) = listener.accept().await.unwrap();
+        accepted.push(ServerStream::new(stream, Some(&server)));
+    }
+    // Virtual time from here on: the wait is over at once.
+    tokio::time::pause();
+    let late = accepted[0].write_all(b"settings").await.unwrap_err();
+    assert_eq!(late.kind(), io::ErrorKind::TimedOut);
+    let late = accepted[1].read_u8().await.unwrap_err();
+    assert_eq!(late.kind(), io::ErrorKind::TimedOut);
+}
+
 #[tokio::test]
 async fn a_reload_is_whole_or_leaves_the_former_certificates() {
     let authority = Authority::new();
