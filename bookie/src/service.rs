@@ -6,7 +6,6 @@
 //! without a reply: further ones wait in its HTTP/2 window (I13).
 
 mod clients;
-mod connection;
 mod convert;
 mod inbound;
 mod ordered;
@@ -23,6 +22,7 @@ use aquifer_model::limits::FRAME_BYTES_MAX;
 use aquifer_model::storage::{BookieError, BookieResult, ReadBatch, ReadRange, TailState};
 use aquifer_proto::v1;
 use aquifer_proto::v1::bookie_server::BookieServer;
+use aquifer_runtime::net::stream::ServerStream;
 use aquifer_runtime::net::tls::ServerTls;
 use aquifer_runtime::net::{self, ListenAddress, NetError};
 use aquifer_runtime::task::TaskGroup;
@@ -34,7 +34,6 @@ use tower::util::MapRequestLayer;
 
 use crate::Bookie;
 use clients::Clients;
-use connection::Connection;
 use inbound::Gate;
 
 const STREAM_WINDOW_BYTES: u32 = 2 << 20;
@@ -81,7 +80,7 @@ pub async fn serve(
     let incoming = TcpIncoming::from(listener)
         .with_nodelay(Some(true))
         .with_keepalive(Some(KEEPALIVE))
-        .map(move |accepted| accepted.map(|stream| Connection::new(stream, tls.as_ref())));
+        .map(move |accepted| accepted.map(|stream| ServerStream::new(stream, tls.as_ref())));
     let shutdown = tasks.shutdown_token();
     tasks.spawn("bookie-server", async move {
         let stop = async move { shutdown.wait().await };

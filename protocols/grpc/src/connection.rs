@@ -4,7 +4,6 @@
 
 use std::future::Future;
 use std::io;
-use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -18,7 +17,7 @@ use futures::Stream;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpListener;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tonic::transport::server::{Connected, TcpConnectInfo};
+use tonic::transport::server::Connected;
 
 use crate::config::GrpcConfig;
 use crate::inbound::{Gate, Peer};
@@ -69,7 +68,7 @@ pub(crate) fn accept(
                     let open = metrics.connection();
                     let share = (gate.connection(), slot, open);
                     let stream = ServerStream::new(stream, tls.as_ref());
-                    break Connection::new(stream, peer, deadlines, clock.clone(), share);
+                    break Connection::new(stream, deadlines, clock.clone(), share);
                 }
             };
             Some((Ok(connection), (listener, tls, slots, gate, clock, metrics)))
@@ -86,7 +85,6 @@ struct Deadlines {
 /// A connection that fails when its peer is silent for too long.
 pub(crate) struct Connection {
     stream: ServerStream,
-    peer: SocketAddr,
     clock: SharedClock,
     silence: Duration,
     /// When the peer must have been heard; moved by every read.
@@ -101,14 +99,12 @@ pub(crate) struct Connection {
 impl Connection {
     fn new(
         stream: ServerStream,
-        peer: SocketAddr,
         deadlines: Deadlines,
         clock: SharedClock,
         (room, slot, open): (ByteBudget, OwnedSemaphorePermit, Open),
     ) -> Connection {
         Connection {
             stream,
-            peer,
             deadline: clock.monotonic() + deadlines.first_byte,
             clock,
             silence: deadlines.silence,
@@ -182,12 +178,8 @@ impl Connected for Connection {
 
     fn connect_info(&self) -> Peer {
         Peer {
-            tcp: TcpConnectInfo {
-                local_addr: self.stream.local_addr(),
-                remote_addr: Some(self.peer),
-            },
+            tcp: self.stream.connect_info(),
             room: self.room.clone(),
-            certificate: self.stream.peer(),
         }
     }
 }

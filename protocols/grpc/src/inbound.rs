@@ -11,7 +11,6 @@ use aquifer_runtime::budget::ByteBudget;
 use aquifer_runtime::inbound::{
     BodyError, InboundBody, InboundBudgets, InboundError, InboundLimits,
 };
-use aquifer_runtime::net::stream::PeerSlot;
 use tokio::sync::Semaphore;
 use tonic::body::Body;
 use tonic::codegen::http::Request;
@@ -30,8 +29,6 @@ const APPEND: &str = "/aquifer.v1.Pull/Append";
 pub(crate) struct Peer {
     pub(crate) tcp: TcpConnectInfo,
     pub(crate) room: ByteBudget,
-    /// Its certificate, once the handshake is done and if it has shown one.
-    pub(crate) certificate: PeerSlot,
 }
 
 /// The way in for all requests of a server.
@@ -86,9 +83,6 @@ impl Gate {
         let mut budgets = self.budgets.clone();
         if let Some(peer) = request.extensions_mut().remove::<Peer>() {
             budgets.room = peer.room;
-            if let Some(certificate) = peer.certificate.get() {
-                request.extensions_mut().insert(certificate.clone());
-            }
             request.extensions_mut().insert(peer.tcp);
         }
         let limits = match request.uri().path() {
