@@ -31,7 +31,6 @@ use crate::error::BrokerError;
 use crate::members::Member;
 use crate::peers::{Peers, peer_url};
 use crate::topics::Topics;
-use crate::traffic::millis;
 
 /// How long a broker may take to report; one that takes longer is not counted in this round.
 const REPORT_MAX: Duration = Duration::from_secs(3);
@@ -102,7 +101,7 @@ pub(crate) async fn report(shared: &Arc<Context>) -> Result<LoadReport, BrokerEr
         let (total, bundles) = meter.bundles();
         LoadReport {
             broker: shared.id,
-            window_ms: millis(meter.measured()),
+            window_ms: clock::millis(meter.measured()),
             total,
             bundles,
         }

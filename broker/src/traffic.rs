@@ -14,6 +14,7 @@ use std::time::Duration;
 use aquifer_model::id::OwnerEpoch;
 use aquifer_model::load::{BundleLoad, Load};
 use aquifer_model::topic::NamespaceName;
+use aquifer_runtime::clock;
 
 use crate::bundle::Bundle;
 use crate::bundle::ownership::Owned;
@@ -228,7 +229,7 @@ impl LoadMeter {
                 range: bundle.range,
                 load: topics.iter().map(|(_, load)| *load).sum(),
                 split_at: median(topics),
-                handed_over_ms: held.handed_over.map(|at| millis(age(at))),
+                handed_over_ms: held.handed_over.map(|at| clock::millis(age(at))),
             }
         };
         let bundles = self.owned.iter().map(of_bundle).collect();
@@ -281,10 +282,6 @@ impl Measured {
 )]
 fn per_second(count: u64, seconds: f64) -> f64 {
     count as f64 / seconds
-}
-
-pub(crate) fn millis(time: Duration) -> u64 {
-    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// The part of a sorted list that is in a bundle.

@@ -3,7 +3,8 @@
 use std::fmt;
 use std::sync::Arc;
 
-use aquifer_model::batch::MessageRecord;
+use aquifer_model::batch::{FLAG_HAS_EVENT_TIME, FLAG_HAS_KEY, MessageRecord, MessageRow};
+use aquifer_model::hash::key_hash;
 use aquifer_model::id::{Index, OwnerEpoch, SeekEpoch};
 use aquifer_model::limits::{KEY_BYTES_MAX, MESSAGE_BYTES_MAX, PROPERTIES_MAX};
 use aquifer_model::position::Position;
@@ -77,6 +78,24 @@ impl Message {
             .map(|(name, value)| name.len() + value.len())
             .sum();
         self.record.key.len() + properties + self.record.value.len()
+    }
+
+    /// Its row in the table of a batch that begins `sequence_delta` ids before it. A greater
+    /// distance than a row can tell has cut the batch.
+    pub(crate) fn row(&self, sequence_delta: u64) -> MessageRow {
+        let mut row = MessageRow {
+            sequence_delta: u32::try_from(sequence_delta).unwrap_or(u32::MAX),
+            ..MessageRow::default()
+        };
+        if self.has_key {
+            row.flags |= FLAG_HAS_KEY;
+            row.key_hash = key_hash(&self.record.key);
+        }
+        if let Some(ms) = self.event_time_ms {
+            row.flags |= FLAG_HAS_EVENT_TIME;
+            row.event_time_ms = ms;
+        }
+        row
     }
 
     /// Refuses what no broker would accept.

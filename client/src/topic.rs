@@ -6,17 +6,15 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
-use aquifer_model::batch::{
-    BatchBuilder, BatchFields, FLAG_HAS_EVENT_TIME, FLAG_HAS_KEY, MessageRow,
-};
+use aquifer_model::batch::{BatchBuilder, BatchFields};
 use aquifer_model::format::FORMAT_NATIVE;
-use aquifer_model::hash::key_hash;
 use aquifer_model::id::{EntryId, Index, LedgerId};
 use aquifer_model::place::Place;
 use aquifer_model::position::Position;
 use aquifer_model::topic::{ProducerName, SubscriptionName, TopicName};
 use aquifer_proto::v1;
 use aquifer_proto::v1::pull_client::PullClient;
+use aquifer_runtime::clock;
 use bytes::{Bytes, BytesMut};
 use tonic::transport::Channel;
 
@@ -182,7 +180,7 @@ impl Topic {
         let mut builder = BatchBuilder::new(BytesMut::new(), messages.len(), size);
         for (delta, message) in (0..).zip(messages) {
             message.check()?;
-            builder.push(&message.record, row(message, delta))?;
+            builder.push(&message.record, message.row(delta))?;
         }
         let fields = BatchFields {
             producer_name: producer,
@@ -235,7 +233,7 @@ impl Topic {
             bytes_max: options.bytes_max as u64,
             batches_max: options.batches_max,
             bytes_min: options.bytes_min as u64,
-            wait_ms: u64::try_from(options.wait.as_millis()).unwrap_or(u64::MAX),
+            wait_ms: clock::millis(options.wait),
         };
         let call = move |mut client: Client| {
             let request = request.clone();
@@ -362,22 +360,6 @@ impl Topic {
         })
         .await
     }
-}
-
-fn row(message: &Message, sequence_delta: u32) -> MessageRow {
-    let mut row = MessageRow {
-        sequence_delta,
-        ..MessageRow::default()
-    };
-    if message.has_key {
-        row.flags |= FLAG_HAS_KEY;
-        row.key_hash = key_hash(&message.record.key);
-    }
-    if let Some(ms) = message.event_time_ms {
-        row.flags |= FLAG_HAS_EVENT_TIME;
-        row.event_time_ms = ms;
-    }
-    row
 }
 
 fn delivered(batch: v1::StoredBatch) -> Delivered {

@@ -26,7 +26,6 @@ use bytes::{Bytes, BytesMut};
 use tokio::time::Instant;
 
 use self::batch::{Batch, Readiness, Sent, State};
-use self::encode::row;
 use super::room::Cost;
 use crate::error::{ClientError, Outcome, Result};
 use crate::message::Message;
@@ -165,7 +164,7 @@ impl Queue {
         let lowest = batch.lowest;
         let (builder, readiness) = batch.gathering().expect(OPEN);
         let slot = u32::try_from(builder.message_count()).unwrap_or(u32::MAX);
-        let pushed = builder.push(&message.record, row(message, sequence_id - lowest));
+        let pushed = builder.push(&message.record, message.row(sequence_id - lowest));
         if let Err(error) = pushed {
             // Nothing was appended; an empty batch is not worth keeping.
             if slot == 0 {

@@ -1,12 +1,13 @@
 //! A cluster that does at once what the planner decides.
 
 use aquifer_model::load::BundleLoad;
+use aquifer_runtime::clock;
 use aquifer_runtime::rng::{Rng, SeededRng};
 use proptest::prelude::*;
 
 use super::*;
 use crate::bundle::Bundles;
-use crate::traffic::{median, millis};
+use crate::traffic::median;
 
 const PERIOD: Duration = Duration::from_secs(5);
 const TWO_MINUTES: usize = 24;
@@ -129,7 +130,7 @@ impl World {
                     range: bundle.range,
                     load: topics.iter().map(|(_, load)| *load).sum(),
                     split_at: median(&topics),
-                    handed_over_ms: home.handed_over.map(|at| millis(self.now - at)),
+                    handed_over_ms: home.handed_over.map(|at| clock::millis(self.now - at)),
                 }
             })
             .collect();

@@ -2,17 +2,13 @@
 
 use std::sync::Arc;
 
-use aquifer_model::batch::{
-    BatchBuilder, BatchFields, Compression, FLAG_HAS_EVENT_TIME, FLAG_HAS_KEY, MessageRow,
-};
-use aquifer_model::hash::key_hash;
+use aquifer_model::batch::{BatchBuilder, BatchFields, Compression};
 use aquifer_model::id::ProducerInstance;
 use bytes::{Bytes, BytesMut};
 
 use super::batch::BatchOutcome;
 use crate::compression::compress;
 use crate::error::Result;
-use crate::message::Message;
 
 /// A batch that takes no more messages and is to be brought into its final bytes.
 #[derive(Debug)]
@@ -57,22 +53,4 @@ impl Unsealed {
         };
         Ok(bytes)
     }
-}
-
-/// The table's row of a message.
-pub(super) fn row(message: &Message, sequence_delta: u64) -> MessageRow {
-    let mut row = MessageRow {
-        // A greater distance has cut the batch.
-        sequence_delta: u32::try_from(sequence_delta).unwrap_or(u32::MAX),
-        ..MessageRow::default()
-    };
-    if message.has_key {
-        row.flags |= FLAG_HAS_KEY;
-        row.key_hash = key_hash(&message.record.key);
-    }
-    if let Some(ms) = message.event_time_ms {
-        row.flags |= FLAG_HAS_EVENT_TIME;
-        row.event_time_ms = ms;
-    }
-    row
 }
