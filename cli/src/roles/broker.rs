@@ -60,7 +60,7 @@ impl Role for BrokerRoleConfig {
         let (cache, ledger) = (&self.cache, &self.ledger);
         let log = serving::log_context(storage, cache, ledger, &seams, telemetry, &groups.ledger);
         let peers: Arc<dyn Peers> = Arc::new(GrpcPeers::new(
-            self.cluster.internal_tls.to_brokers(),
+            self.cluster.internal_tls.client(),
             &groups.transport,
         ));
         let (others, tasks) = ((membership.lease.clone(), peers), &groups.broker);

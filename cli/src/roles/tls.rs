@@ -55,18 +55,14 @@ impl InternalTls {
         self.cert_file.is_some()
     }
 
-    /// What the process shows to others, and whom it believes.
-    fn client(&self) -> ClientTlsConfig {
+    /// What the process shows to others, and what it believes: bookies, and other brokers as a
+    /// client of their ports.
+    pub fn client(&self) -> ClientTlsConfig {
         ClientTlsConfig {
             ca_file: self.ca_file.clone(),
             cert_file: self.cert_file.clone(),
             key_file: self.key_file.clone(),
         }
-    }
-
-    /// The files of the way to other brokers, whose certificates are those of ports for clients.
-    pub fn to_brokers(&self) -> ClientTlsConfig {
-        self.client()
     }
 }
 
