@@ -5,7 +5,7 @@ use aquifer_metadata::error::MetadataError;
 use aquifer_model::batch::BatchError;
 use aquifer_model::format::FormatError;
 use aquifer_model::listener::Listeners;
-use aquifer_model::topic::{NamespaceName, TopicName};
+use aquifer_model::topic::{NamespaceName, SubscriptionName, TopicName};
 use aquifer_protocol_api::error::{ApiError, ErrorKind, Outcome};
 use thiserror::Error;
 
@@ -182,6 +182,15 @@ impl BrokerError {
                 "give an index, a time, earliest, latest, or a position of this topic",
             ),
             other => BrokerError::Log(other),
+        }
+    }
+
+    /// A subscription does not exist.
+    pub(crate) fn no_subscription(name: &SubscriptionName) -> BrokerError {
+        BrokerError::NotFound {
+            what: "subscription",
+            name: name.to_string(),
+            advice: "correct its name; the topic's statistics list the subscriptions".to_owned(),
         }
     }
 

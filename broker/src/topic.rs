@@ -230,11 +230,7 @@ impl Topic {
     fn append_failed(&mut self, failed: &AppendFailed) {
         let error = &failed.error;
         if failed.is_first {
-            let told = match error {
-                LogError::HandedOver => self.cx.refusal(),
-                _ => None,
-            };
-            let told = told.unwrap_or_else(|| BrokerError::Log(error.clone()));
+            let told = self.cx.told(error);
             self.publishing.fail_all(&self.cx, &told);
         }
         self.survives(error);

@@ -52,11 +52,6 @@ struct Seal {
     removes: bool,
 }
 
-/// What a rollover has changed.
-struct RolledOver {
-    opened: Option<LedgerInfo>,
-}
-
 /// Why a rollover did not come to its end.
 enum RolloverError {
     /// A recovery has begun on the current ledger.
@@ -146,11 +141,11 @@ impl LogInner {
         }
     }
 
-    fn rolled_over(&self, rollover: &Rollover, done: RolledOver) {
+    fn rolled_over(&self, rollover: &Rollover, opened: Option<LedgerInfo>) {
         if let Some(writer) = rollover.writer() {
             writer.finish();
         }
-        let opened = done.opened.map(|info| self.writer_of(info));
+        let opened = opened.map(|info| self.writer_of(info));
         let now = self.ctx.ledgers.clock.monotonic();
         {
             let mut guard = self.state.lock();
@@ -230,8 +225,11 @@ impl LogInner {
         }
     }
 
-    /// Seals and opens in one transaction.
-    async fn change_metadata(&self, rollover: &Rollover) -> Result<RolledOver, RolloverError> {
+    /// Seals and opens in one transaction; answers the ledger that was opened.
+    async fn change_metadata(
+        &self,
+        rollover: &Rollover,
+    ) -> Result<Option<LedgerInfo>, RolloverError> {
         let mut sealing = match &rollover.seal {
             Some(Seal {
                 writer: Some(writer),
@@ -263,7 +261,7 @@ impl LogInner {
                     {
                         deletion::delete_in_background(&self.ctx, vec![info.id]);
                     }
-                    return Ok(RolledOver { opened });
+                    return Ok(opened);
                 }
                 RecordChange::Refused(LogError::Metadata(
                     conflict @ MetadataError::Conflict { .. },
@@ -385,12 +383,10 @@ impl LogInner {
                     ..Default::default()
                 });
             }
-            if self.kind == LogKind::Messages {
-                note_removed(record, removed);
-            }
             if self.kind == LogKind::Cursors {
                 return Ok(None);
             }
+            note_removed(record, removed);
             // With no segment left, this is all that says where the log ends.
             if record.segments.is_empty() && !has_pages(record) {
                 record.trimmed_index = record.trimmed_index.max(rollover.end.0);

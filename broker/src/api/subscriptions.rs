@@ -22,13 +22,8 @@ use crate::broker::Broker;
 use crate::error::BrokerError;
 use crate::peers::peer_url;
 use crate::topic::event::Event;
-use crate::topics::deletion::{PARTS_AT_ONCE, parts_of};
+use crate::topics::deletion::{ATTEMPTS_MAX, PARTS_AT_ONCE, RETRY_MAX, RETRY_MIN, parts_of};
 
-/// How often a change of a partition is tried.
-const ATTEMPTS_MAX: u32 = 8;
-/// First and longest pause before it is tried again.
-const RETRY_MIN: Duration = Duration::from_millis(50);
-const RETRY_MAX: Duration = Duration::from_secs(2);
 /// How often it is looked whether the consumers of a subscription are gone, and the pause between:
 /// a session that its client has closed may be counted for a moment.
 const LOOKS_MAX: u32 = 5;
@@ -320,11 +315,7 @@ fn sum_up(
             what: "subscription",
             name: subscription.to_string(),
         }),
-        Some(_) if !any_changed => Err(BrokerError::NotFound {
-            what: "subscription",
-            name: subscription.to_string(),
-            advice: "correct its name; the topic's statistics list the subscriptions".to_owned(),
-        }),
+        Some(_) if !any_changed => Err(BrokerError::no_subscription(subscription)),
         _ => Ok(sum),
     }
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use aquifer_log::TopicLog;
+use aquifer_log::error::LogError;
 use aquifer_model::id::{Index, OwnerEpoch, TopicIncarnation};
 use aquifer_model::policy::EffectivePolicies;
 use aquifer_model::topic::TopicName;
@@ -76,6 +77,15 @@ impl TopicContext {
     /// Why no session begins here, if none does.
     pub(super) fn refusal(&self) -> Option<BrokerError> {
         self.life.refusal(&self.name)
+    }
+
+    /// What the requester of an append that failed is told.
+    pub(super) fn told(&self, error: &LogError) -> BrokerError {
+        let refusal = match error {
+            LogError::HandedOver => self.refusal(),
+            _ => None,
+        };
+        refusal.unwrap_or_else(|| BrokerError::Log(error.clone()))
     }
 
     /// The way to what is stored.

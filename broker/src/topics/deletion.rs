@@ -32,11 +32,11 @@ use crate::topics::{Slot, Topics};
 
 /// Partitions that are deleted, or asked for something, at once.
 pub(crate) const PARTS_AT_ONCE: usize = 32;
-/// How often the deletion of a partition is tried.
-const ATTEMPTS_MAX: u32 = 8;
+/// How often a change of a partition is tried.
+pub(crate) const ATTEMPTS_MAX: u32 = 8;
 /// First and longest pause before it is tried again.
-const RETRY_MIN: Duration = Duration::from_millis(50);
-const RETRY_MAX: Duration = Duration::from_secs(2);
+pub(crate) const RETRY_MIN: Duration = Duration::from_millis(50);
+pub(crate) const RETRY_MAX: Duration = Duration::from_secs(2);
 /// Deletions begun by others that this broker finishes at a time.
 const RESUMED_MAX: usize = 64;
 

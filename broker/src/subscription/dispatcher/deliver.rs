@@ -281,7 +281,7 @@ fn push_range(ranges: &mut Vec<IndexRange>, range: Range<u64>) {
     }
 }
 
-fn inclusive(range: &Range<u64>) -> IndexRange {
+pub(super) fn inclusive(range: &Range<u64>) -> IndexRange {
     IndexRange {
         first: Index(range.start),
         last: Index(range.end - 1),

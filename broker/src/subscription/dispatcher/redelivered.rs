@@ -7,10 +7,10 @@
 
 use std::ops::Range;
 
-use aquifer_model::id::Index;
-use aquifer_protocol_api::consumer::{IndexRange, Redelivered};
+use aquifer_protocol_api::consumer::Redelivered;
 
 use super::Dispatcher;
+use super::deliver::inclusive;
 
 /// A range of messages and how often they were delivered.
 type Count = (Range<u64>, u32);
@@ -82,10 +82,7 @@ impl Dispatcher {
             };
             if kept.len() < ranges_max {
                 kept.push(Redelivered {
-                    range: IndexRange {
-                        first: Index(range.start),
-                        last: Index(range.end - 1),
-                    },
+                    range: inclusive(&range),
                     count,
                 });
             }

@@ -11,7 +11,6 @@ use crate::cursor_log;
 use crate::error::BrokerError;
 use crate::subscription::cursor::{AckDelta, Commit};
 use crate::topic::attachments::Attachments;
-use crate::topic::attachments::places::not_found;
 use crate::topic::attachments::slot::{Slot, being_deleted};
 use crate::topic::context::TopicContext;
 use crate::topic::cursors::{Cursors, Effect};
@@ -74,7 +73,7 @@ impl Attachments {
             return match commit.create {
                 true => Ok(None),
                 false if !self.is_whole() => Err(BrokerError::Uncertain(name.to_string())),
-                false => Err(not_found(name)),
+                false => Err(BrokerError::no_subscription(name)),
             };
         };
         match self.subscriptions.get(id) {

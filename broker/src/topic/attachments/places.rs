@@ -183,7 +183,7 @@ impl Attachments {
         };
         self.with(cx, id, |slot| {
             if slot.deleting {
-                return drop(reply.send(Err(not_found(name))));
+                return drop(reply.send(Err(BrokerError::no_subscription(name))));
             }
             if !force && !slot.consumers.is_empty() {
                 let used = BrokerError::InUse(format!("subscription {name}"));
@@ -191,7 +191,7 @@ impl Attachments {
             }
             slot.deleting = true;
             slot.held += 1;
-            slot.fail_all(cx, &not_found(name));
+            slot.fail_all(cx, &BrokerError::no_subscription(name));
             let delta = cursor_log::deleted(name.as_str());
             cursors.log_change(delta, Effect::Deleted(id, reply));
         });
@@ -206,14 +206,6 @@ impl Attachments {
             return Err(error);
         }
         let found = self.subscriptions.by_name(name);
-        found.ok_or_else(|| not_found(name))
-    }
-}
-
-pub(super) fn not_found(name: &SubscriptionName) -> BrokerError {
-    BrokerError::NotFound {
-        what: "subscription",
-        name: name.to_string(),
-        advice: "correct its name; the topic's statistics list the subscriptions".to_owned(),
+        found.ok_or_else(|| BrokerError::no_subscription(name))
     }
 }

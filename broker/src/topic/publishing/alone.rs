@@ -199,11 +199,7 @@ impl Publishing {
                 )
             }
             Err(error) => {
-                let told = match error {
-                    LogError::HandedOver => cx.refusal(),
-                    _ => None,
-                };
-                let told = told.unwrap_or_else(|| BrokerError::Log(error.clone()));
+                let told = cx.told(&error);
                 (Err(told), Some(self.failed(cx, error)))
             }
         };
