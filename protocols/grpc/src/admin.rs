@@ -9,18 +9,16 @@ use aquifer_protocol_api::admin::{Deletion, SubscriptionReset};
 use aquifer_protocol_api::consumer::IndexRange;
 use aquifer_protocol_api::operator::BrokerInfo;
 use prost::Message as _;
-use tonic::{Request, Response, Status, async_trait};
+use tonic::{Request, async_trait};
 
 use crate::convert::{
     bundle, invalid, name, namespace, optional_broker, page, partitions, place, policies,
     policy_scope, policy_update, ranges, tenant, topic,
 };
-use crate::service::Service;
+use crate::service::{Answer, Service};
 
 /// Bytes of an answer with statistics; what a client can receive is more.
 const STATS_BYTES_MAX: usize = 4 << 20;
-
-type Answer<T> = Result<Response<T>, Status>;
 
 #[async_trait]
 impl v1::admin_server::Admin for Service {

@@ -5,7 +5,7 @@ mod frames;
 
 use std::pin::pin;
 
-use aquifer_model::id::{ConsumerInstance, Index, OwnerEpoch, SeekEpoch, TopicIncarnation};
+use aquifer_model::id::{ConsumerInstance, Index, OwnerEpoch, SeekEpoch};
 use aquifer_model::subscription::SubscriptionType;
 use aquifer_proto::v1;
 use aquifer_proto::v1::consume_request::Request as Kind;
@@ -22,7 +22,8 @@ use tonic::Streaming;
 
 use crate::consume::frames::Frames;
 use crate::convert::{
-    id16, invalid, optional_name, place, ranges, subscription_type, topic, version, wire_range,
+    id16, incarnation, invalid, optional_name, place, ranges, subscription_type, topic, version,
+    wire_range,
 };
 use crate::metrics::{Flow, Metrics};
 use crate::service::Service;
@@ -279,16 +280,13 @@ pub(crate) fn subscribe(request: v1::Subscribe) -> ApiResult<Subscribe> {
         None => SubscriptionType::Exclusive,
         Some(_) => subscription_type(request.r#type)?,
     };
-    let incarnation = request.topic_incarnation.as_deref();
     Ok(Subscribe {
         topic: topic(&request.topic)?,
         subscription,
         kind,
         consumer: optional_name(&request.consumer_name)?,
         start: place(&request.start)?,
-        incarnation: incarnation
-            .map(|bytes| id16::<TopicIncarnation>("the topic incarnation", bytes))
-            .transpose()?,
+        incarnation: incarnation(request.topic_incarnation.as_ref())?,
         priority: request.priority,
         instance: match request.instance.is_empty() {
             true => None,

@@ -2,7 +2,7 @@
 //! it answers with a typed error and never panics.
 
 use aquifer_model::bundle::{BundleRange, ParseBundleError};
-use aquifer_model::id::{BrokerId, Index};
+use aquifer_model::id::{BrokerId, Index, TopicIncarnation};
 use aquifer_model::limits::{ACK_RANGES_MAX, METADATA_PAGE_KEYS_MAX, PARTITIONS_MAX};
 use aquifer_model::place::Place;
 use aquifer_model::policy::{Policies, PolicyScope, PolicyUpdate};
@@ -12,6 +12,7 @@ use aquifer_proto::{PROTOCOL_VERSION, v1};
 use aquifer_protocol_api::admin::PageRequest;
 use aquifer_protocol_api::consumer::IndexRange;
 use aquifer_protocol_api::error::{ApiError, ApiResult, ErrorKind};
+use bytes::Bytes;
 
 /// Items of a page when the client does not say.
 const PAGE_ITEMS_DEFAULT: usize = 100;
@@ -79,6 +80,17 @@ pub(crate) fn place(text: &str) -> ApiResult<Place> {
 pub(crate) fn id16<'a, T: TryFrom<&'a [u8]>>(what: &str, bytes: &'a [u8]) -> ApiResult<T> {
     T::try_from(bytes)
         .map_err(|_| invalid(format!("{what} must have 16 bytes, got {}", bytes.len())))
+}
+
+/// The life of a topic that a client knows, if it knows one.
+pub(crate) fn incarnation(bytes: Option<&Bytes>) -> ApiResult<Option<TopicIncarnation>> {
+    bytes
+        .map(|bytes| id16("the topic incarnation", bytes))
+        .transpose()
+}
+
+pub(crate) fn body_format(format: u32) -> ApiResult<u16> {
+    u16::try_from(format).map_err(|_| invalid(format!("there is no body format {format}")))
 }
 
 pub(crate) fn version(version: u32) -> ApiResult<()> {

@@ -7,7 +7,7 @@
 use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use aquifer_model::id::{ProducerInstance, TopicIncarnation};
+use aquifer_model::id::ProducerInstance;
 use aquifer_proto::v1;
 use aquifer_proto::v1::produce_request::Request as Kind;
 use aquifer_proto::v1::produce_response::Response as Answer;
@@ -25,7 +25,7 @@ use futures::future::Fuse;
 use tokio::sync::mpsc;
 use tonic::Streaming;
 
-use crate::convert::{id16, invalid, optional_name, topic, version};
+use crate::convert::{body_format, id16, incarnation, invalid, optional_name, topic, version};
 use crate::metrics::{Flow, Metrics};
 use crate::service::Service;
 use crate::stream::{self, End, empty_request};
@@ -224,16 +224,13 @@ async fn answer_receipts(
 
 pub(crate) fn open_producer(open: v1::OpenProducer) -> ApiResult<OpenProducer> {
     version(open.version)?;
-    let incarnation = open.topic_incarnation.as_deref();
     Ok(OpenProducer {
         topic: topic(&open.topic)?,
         name: optional_name(&open.producer_name)?,
         instance: id16::<ProducerInstance>("the producer instance", &open.instance)?,
         epoch: open.epoch,
         take_over: open.take_over,
-        incarnation: incarnation
-            .map(|bytes| id16::<TopicIncarnation>("the topic incarnation", bytes))
-            .transpose()?,
+        incarnation: incarnation(open.topic_incarnation.as_ref())?,
     })
 }
 
@@ -249,11 +246,9 @@ pub(crate) fn publish_frames(request: v1::ProduceRequest) -> ApiResult<Vec<Publi
 }
 
 fn publish_frame(frame: v1::PublishFrame) -> ApiResult<PublishFrame> {
-    let format = u16::try_from(frame.format)
-        .map_err(|_| invalid(format!("there is no body format {}", frame.format)))?;
     Ok(PublishFrame {
         number: frame.number,
-        format,
+        format: body_format(frame.format)?,
         body: frame.body,
     })
 }

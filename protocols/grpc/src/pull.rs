@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use aquifer_model::id::{Index, TopicIncarnation};
+use aquifer_model::id::Index;
 use aquifer_model::topic::SubscriptionName;
 use aquifer_proto::v1;
 use aquifer_protocol_api::consumer::{Gap, Held};
@@ -21,14 +21,12 @@ use tonic::body::Body;
 use tonic::codegen::http;
 use tonic::{Request, Response, Status, async_trait};
 
-use crate::convert::{id16, invalid, name, place, topic, wire_range};
-use crate::service::Service;
+use crate::convert::{body_format, incarnation, name, place, topic, wire_range};
+use crate::service::{Answer, Service};
 
 /// What a read answers where the client does not say.
 const READ_BYTES_DEFAULT: usize = 1 << 20;
 const READ_BATCHES_DEFAULT: usize = 1024;
-
-type Answer<T> = Result<Response<T>, Status>;
 
 #[async_trait]
 impl v1::pull_server::Pull for Service {
@@ -40,7 +38,7 @@ impl v1::pull_server::Pull for Service {
             let request = Append {
                 topic,
                 incarnation: incarnation(r.topic_incarnation.as_ref())?,
-                format: u16::try_from(r.format).map_err(|_| invalid("no such format"))?,
+                format: body_format(r.format)?,
                 body: r.body,
                 held: held.map_or_else(Held::default, Held::from),
             };
@@ -124,12 +122,6 @@ impl v1::pull_server::Pull for Service {
         })
         .await
     }
-}
-
-fn incarnation(bytes: Option<&Bytes>) -> ApiResult<Option<TopicIncarnation>> {
-    bytes
-        .map(|bytes| id16("topic_incarnation", bytes))
-        .transpose()
 }
 
 pub(crate) fn read_request(r: v1::ReadTopicRequest) -> ApiResult<Read> {

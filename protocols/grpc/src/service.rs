@@ -35,6 +35,9 @@ const FEATURES: [&str; 6] = [
 /// Features that a client may list.
 const CLIENT_FEATURES_MAX: usize = 256;
 
+/// The answer to a unary call.
+pub(crate) type Answer<T> = Result<Response<T>, Status>;
+
 /// Serves one broker; clones are the same service.
 #[derive(Clone)]
 pub(crate) struct Service {
