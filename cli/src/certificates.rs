@@ -19,9 +19,8 @@ use rcgen::{
 use time::OffsetDateTime;
 
 use crate::exit::CliError;
+use crate::roles::tls::ROLES;
 
-/// Processes of a cluster that connect to each other.
-const ROLES: [&str; 4] = ["broker", "bookie", "autorecovery", "tool"];
 /// Names at which every machine reaches itself.
 const LOCAL: [&str; 3] = ["localhost", "127.0.0.1", "::1"];
 const DAY_S: u64 = 86_400;

@@ -1,9 +1,9 @@
 //! Tools of the system, run to their end.
 
-use std::io;
-use std::process::Command;
+use std::io::{self, BufRead, BufReader};
+use std::process::{Child, Command};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 
 /// Runs a command and returns what it printed.
 ///
@@ -15,6 +15,17 @@ pub fn run(command: &mut Command) -> Result<String> {
     let errors = String::from_utf8_lossy(&output.stderr);
     ensure!(output.status.success(), "{command:?}: {errors}");
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// The first line that a process prints to its piped output.
+///
+/// # Errors
+/// When its output is not piped, or cannot be read.
+pub fn first_line(child: &mut Child) -> Result<String> {
+    let stdout = child.stdout.take().context("stdout is piped")?;
+    let mut line = String::new();
+    BufReader::new(stdout).read_line(&mut line)?;
+    Ok(line)
 }
 
 /// Why a program cannot be started, and what to do about it.

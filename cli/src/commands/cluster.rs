@@ -235,13 +235,11 @@ fn shown_listeners(broker: &BrokerInfo) -> String {
     let others = broker
         .listeners
         .iter()
-        .filter(|(_, url)| *url != broker.url);
-    let others: Vec<String> = others.map(|(name, url)| format!("{name}={url}")).collect();
-    match (broker.url.is_empty(), others.is_empty()) {
-        (_, true) => shown_url(broker.url.clone()),
-        (true, false) => others.join(" "),
-        (false, false) => format!("{} {}", broker.url, others.join(" ")),
-    }
+        .filter(|(_, url)| *url != broker.url)
+        .map(|(name, url)| format!("{name}={url}"));
+    let own = (!broker.url.is_empty()).then(|| broker.url.clone());
+    let all: Vec<String> = own.into_iter().chain(others).collect();
+    shown_url(all.join(" "))
 }
 
 /// A standalone server is where it was asked, and has no other address.

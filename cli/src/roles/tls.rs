@@ -20,8 +20,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::exit::CliError;
 
-/// Those that a bookie serves.
-const ROLES: [&str; 4] = ["broker", BOOKIE, "autorecovery", "tool"];
+/// Roles of processes in a cluster, each of which a bookie serves.
+pub const ROLES: [&str; 4] = ["broker", BOOKIE, "autorecovery", "tool"];
 const BOOKIE: &str = "bookie";
 
 /// The certificate by which a process is known inside its cluster. Empty: plain text.

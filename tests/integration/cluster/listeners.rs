@@ -2,12 +2,12 @@
 //! of its own: its clients are redirected to the same listener of other brokers, and to no other.
 
 use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
 use aquifer_client::{Client, Message, Place};
 use aquifer_harness::cluster::Cluster;
+use aquifer_harness::command::first_line;
 use aquifer_harness::server::aquifer;
 use aquifer_harness::wait::within;
 use aquifer_proto::ERROR_TRAILER;
@@ -54,13 +54,6 @@ impl Broker {
         url.map(String::as_str)
             .with_context(|| format!("no {listener} in {:?}", self.urls))
     }
-}
-
-fn first_line(child: &mut Child) -> Result<String> {
-    let stdout = child.stdout.take().context("stdout is piped")?;
-    let mut line = String::new();
-    BufReader::new(stdout).read_line(&mut line)?;
-    Ok(line)
 }
 
 impl Drop for Broker {

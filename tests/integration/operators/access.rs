@@ -86,7 +86,7 @@ async fn tools_and_roles_get_into_a_guarded_etcd_and_a_wrong_password_is_said() 
     let mut serving = command(folder, &bookie, PASSWORD)
         .stdout(Stdio::piped())
         .spawn()?;
-    let greeting = super::limbo::first_line(&mut serving)?;
+    let greeting = aquifer_harness::command::first_line(&mut serving)?;
     ensure!(greeting.contains("ready_ms"), "{greeting}");
     let listed = run(command(folder, &["bookie", "list"], PASSWORD))?.ok()?;
     ensure!(listed[0]["state"] == "writable", "{listed:?}");

@@ -4,11 +4,12 @@ use std::process::Stdio;
 
 use anyhow::{Context, Result, ensure};
 use aquifer_harness::cluster::Cluster;
+use aquifer_harness::command::first_line;
 use aquifer_harness::server::aquifer;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
-use super::{QUICK, fullest, limbo::first_line, wait_for_doctor, wait_unnamed, wait_whole};
+use super::{QUICK, fullest, wait_for_doctor, wait_unnamed, wait_whole};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_process_of_its_own_repairs_what_bookies_leave_to_it() -> Result<()> {

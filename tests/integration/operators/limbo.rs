@@ -2,8 +2,6 @@
 //! again.
 
 use std::fs;
-use std::io::{BufRead, BufReader};
-use std::process::Child;
 
 use anyhow::{Context, Result, ensure};
 use aquifer_harness::cluster::Cluster;
@@ -13,14 +11,6 @@ use aquifer_harness::wait::until;
 use super::{QUICK, fullest, tool, wait_for_doctor, wait_for_state, wait_whole};
 use crate::cluster::load::Load;
 use crate::cluster::{ENOUGH, check};
-
-/// The first line that a process prints.
-pub fn first_line(child: &mut Child) -> Result<String> {
-    let stdout = child.stdout.take().context("stdout is piped")?;
-    let mut line = String::new();
-    BufReader::new(stdout).read_line(&mut line)?;
-    Ok(line)
-}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_bookie_that_lost_its_journal_is_restored_and_serves_again() -> Result<()> {

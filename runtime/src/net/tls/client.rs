@@ -37,12 +37,6 @@ pub struct ClientTlsConfig {
 }
 
 impl ClientTlsConfig {
-    /// Whether anything is set.
-    #[must_use]
-    pub fn is_set(&self) -> bool {
-        *self != ClientTlsConfig::default()
-    }
-
     /// Checks what the types cannot.
     ///
     /// # Errors
