@@ -199,7 +199,7 @@ pub struct DevArgs {
     #[arg(long)]
     pub supervise: bool,
 
-    /// Use TLS for everything but etcd, with certificates that are made in DIR/tls.
+    /// Use TLS between clients, brokers and bookies, with certificates that are made in DIR/tls.
     #[arg(long)]
     pub tls: bool,
 }

@@ -29,7 +29,7 @@ pub struct Plan {
     pub aquifer: PathBuf,
     /// etcd.
     pub etcd: PathBuf,
-    /// Whether everything but etcd speaks TLS.
+    /// Whether clients, brokers and bookies use TLS.
     pub tls: bool,
 }
 
