@@ -143,11 +143,13 @@ fn with_policies(cell: &TopicRecordCell, mut operations: Vec<Operation>) -> Vec<
 }
 
 /// Deletes as many ledgers of a topic as fit into one change, those of its pages first and the
-/// record with the last; says whether these were all. After a crash between two changes the record
-/// says what is left.
+/// record with the last; says whether these were all. What takes more than one change is marked
+/// first: a topic that lacks messages is never used again. After a crash between two changes the
+/// record says what is left.
 async fn delete_some(cell: &TopicRecordCell) -> Result<bool, LogError> {
     let ctx = cell.ctx();
     if let Some(page) = cell.first_page().await? {
+        mark(cell).await?;
         let (intents, taken) = intents_that_fit(cell, page.ledgers()).await?;
         cell.shorten_page(&page, taken, intents).await?;
         delete_in_background(ctx, page.ledgers().take(taken).collect());
@@ -167,6 +169,7 @@ async fn delete_some(cell: &TopicRecordCell) -> Result<bool, LogError> {
     if last {
         cell.remove(with_policies(cell, intents)).await?;
     } else {
+        mark(cell).await?;
         cell.update(intents, |record| {
             // Some of the batch may be in a page now, whose ledgers would lose their records.
             if has_pages(record) {
@@ -181,4 +184,11 @@ async fn delete_some(cell: &TopicRecordCell) -> Result<bool, LogError> {
     }
     delete_in_background(ctx, batch.into_iter().map(LedgerId).collect());
     Ok(last)
+}
+
+async fn mark(cell: &TopicRecordCell) -> Result<(), LogError> {
+    match cell.is_deleting() {
+        true => Ok(()),
+        false => cell.mark_deleting().await,
+    }
 }

@@ -204,7 +204,20 @@ async fn a_deletion_that_was_cut_off_is_finished_c7() {
         cluster.publish(&members[0], &parts(topic)).await;
         mark_deleting(&cluster.store, topic).await;
     }
+    create(&members, "plain", 0).await;
+    mark_deleting(&cluster.store, "plain").await;
     let context = ctx();
+    let used = at_owner(&members, |at| {
+        let members = &members;
+        async move {
+            let context = ctx();
+            let session = members[at]
+                .broker
+                .open_producer(&context, open("plain", "late"));
+            session.await.map(drop)
+        }
+    });
+    assert_eq!(kind(&used.await), Some(ErrorKind::NotFound));
     let asked = &members[0].broker;
     let described = at_owner(&members, |at| {
         members[at]
