@@ -34,6 +34,9 @@ pub struct GrpcConfig {
     pub inbound_bytes_max: usize,
     /// Unary calls at once; more are answered with `Overloaded`.
     pub calls_max: usize,
+    /// Reads of the pull service at once, which may wait for messages; more are answered with
+    /// `Overloaded`.
+    pub reads_max: usize,
     /// HTTP/2 window of a stream: what a peer may send before it is read.
     pub stream_window_bytes: u32,
     /// HTTP/2 window of a connection, shared by its streams.
@@ -86,6 +89,7 @@ impl Default for GrpcConfig {
             streams_max: 65_536,
             inbound_bytes_max: 32 << 20,
             calls_max: 4096,
+            reads_max: 16_384,
             stream_window_bytes: 256 << 10,
             connection_window_bytes: 8 << 20,
             http2_frame_bytes: 64 << 10,
@@ -128,6 +132,7 @@ impl GrpcConfig {
         let streams = u64::from(self.streams_per_connection_max);
         within("streams_per_connection_max", streams, 1, 1_000_000)?;
         within("calls_max", count(self.calls_max), 1, 1_000_000)?;
+        within("reads_max", count(self.reads_max), 1, 1_000_000)?;
         // A message and what decoding it takes must fit.
         let inbound = count(self.inbound_bytes_max);
         within("inbound_bytes_max", inbound, 8 << 20, 1 << 40)?;

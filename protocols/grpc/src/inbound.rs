@@ -23,6 +23,8 @@ use crate::status;
 const STREAMS: [&str; 2] = ["/aquifer.v1.Broker/Produce", "/aquifer.v1.Broker/Consume"];
 /// The unary method whose request is as large as a message of a stream.
 const APPEND: &str = "/aquifer.v1.Pull/Append";
+/// The unary method that may wait for as long as its client likes.
+const READ: &str = "/aquifer.v1.Pull/Read";
 
 /// What is known of a connection.
 #[derive(Debug, Clone)]
@@ -38,6 +40,8 @@ pub(crate) struct Gate {
     stream: InboundLimits,
     unary: InboundLimits,
     append: InboundLimits,
+    /// Places of reads: those that wait leave the places of other calls free.
+    reads: Arc<Semaphore>,
 }
 
 impl Gate {
@@ -48,12 +52,13 @@ impl Gate {
             unary: false,
             decoded_bytes: request_element_bytes,
         };
-        let calls = config.calls_max.min(Semaphore::MAX_PERMITS);
+        let places = |max: usize| Arc::new(Semaphore::new(max.min(Semaphore::MAX_PERMITS)));
         Gate {
+            reads: places(config.reads_max),
             budgets: InboundBudgets {
                 room: ByteBudget::new(config.inbound_bytes_max),
                 waiting: ByteBudget::new(config.inbound_bytes_max),
-                calls: Arc::new(Semaphore::new(calls)),
+                calls: places(config.calls_max),
             },
             stream,
             unary: InboundLimits {
@@ -87,6 +92,10 @@ impl Gate {
         }
         let limits = match request.uri().path() {
             APPEND => self.append,
+            READ => {
+                budgets.calls = Arc::clone(&self.reads);
+                self.unary
+            }
             path if STREAMS.contains(&path) => self.stream,
             _ => self.unary,
         };

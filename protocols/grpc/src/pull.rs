@@ -23,6 +23,7 @@ use tonic::{Request, Response, Status, async_trait};
 
 use crate::convert::{body_format, incarnation, name, place, topic, wire_range};
 use crate::service::{Answer, Service};
+use crate::stream;
 
 /// What a read answers where the client does not say.
 const READ_BYTES_DEFAULT: usize = 1 << 20;
@@ -48,9 +49,14 @@ impl v1::pull_server::Pull for Service {
     }
 
     async fn read(&self, request: Request<v1::ReadTopicRequest>) -> Answer<v1::ReadTopicResponse> {
+        let shutdown = self.tasks.shutdown_token();
         let read = self.unary("read", request, |broker, ctx, r| async move {
-            let found = broker.read(&ctx, read_request(r)?).await?;
-            Ok(read_answer(found))
+            let request = read_request(r)?;
+            tokio::select! {
+                // A read that waits changes nothing: its client asks the next broker.
+                () = shutdown.wait() => Err(stream::stopping()),
+                found = broker.read(&ctx, request) => Ok(read_answer(found?)),
+            }
         });
         let (metadata, (answer, held), extensions) = read.await?.into_parts();
         let mut response = Response::from_parts(metadata, answer, extensions);

@@ -7,6 +7,7 @@ mod raw;
 use std::sync::Arc;
 use std::time::Duration;
 
+use aquifer_model::id::Index;
 use aquifer_model::limits::{ACK_RANGES_MAX, BATCH_BYTES_MAX, FRAME_BYTES_MAX};
 use aquifer_model::listener::Listeners;
 use aquifer_proto::v1;
@@ -17,9 +18,10 @@ use aquifer_protocol_api::conformance::pull::{PullClient, check_pull_handler};
 use aquifer_protocol_api::conformance::{ConformanceClient, FakeBroker, check_all};
 use aquifer_protocol_api::error::ErrorKind;
 use aquifer_protocol_api::handler::ProtocolHandler;
+use aquifer_protocol_api::pull::ReadLimits;
 use aquifer_protocol_grpc::GrpcHandler;
 use aquifer_protocol_grpc::config::GrpcConfig;
-use aquifer_runtime::clock::{SystemClock, timeout};
+use aquifer_runtime::clock::{SystemClock, sleep, timeout};
 use aquifer_runtime::net::ListenAddress;
 use aquifer_runtime::task::TaskGroup;
 use aquifer_runtime::telemetry::Telemetry;
@@ -303,6 +305,39 @@ async fn a_shutdown_tells_the_outcome_of_what_was_sent() {
         0,
         "nothing had to be aborted"
     );
+}
+
+/// Reads that wait for messages have places of their own, and end when the server does.
+#[tokio::test]
+async fn a_read_that_waits_takes_no_place_of_a_call_and_ends_with_the_server() {
+    let served = serve(|config| config.calls_max = 1).await;
+    let before = served.broker.calls();
+    let waiting = {
+        let client = served.client.clone();
+        tokio::spawn(async move {
+            let limits = ReadLimits {
+                bytes_max: 1,
+                batches_max: 1,
+                bytes_min: 1,
+            };
+            let wait = Duration::from_secs(3600);
+            PullClient::read(&client, "t", Index(0), limits, wait).await
+        })
+    };
+    let begun = async {
+        while served.broker.calls() == before {
+            sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(HANG, begun).await.unwrap();
+    served.client.bounds("t").await.unwrap();
+    assert_eq!(
+        served.tasks.drain(HANG).await,
+        0,
+        "nothing had to be aborted"
+    );
+    let refusal = waiting.await.unwrap().unwrap_err();
+    assert_eq!(refusal.kind, ErrorKind::Unavailable, "{refusal:?}");
 }
 
 /// A peer that is frozen with a stream open cannot hold up a shutdown.
