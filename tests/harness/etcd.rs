@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context, Result, bail, ensure};
-use aquifer_runtime::net::{ListenAddress, bind};
+use aquifer_runtime::net::bind_kept;
+use aquifer_runtime::rng::SystemRng;
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::command::{missing, run};
@@ -369,7 +370,7 @@ impl Drop for Etcd {
 async fn free_ports(count: usize) -> Result<Vec<u16>> {
     let mut held = Vec::with_capacity(count);
     for _ in 0..count {
-        held.push(bind(ListenAddress::loopback_any_port()).await?);
+        held.push(bind_kept(&SystemRng).await?);
     }
     Ok(held.iter().map(|(_, address)| address.port()).collect())
 }

@@ -13,6 +13,7 @@ use aquifer_client::Client;
 use aquifer_runtime::clock::SystemClock;
 use aquifer_runtime::config::env;
 use aquifer_runtime::net;
+use aquifer_runtime::rng::SystemRng;
 use aquifer_runtime::task::spawn_thread;
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -101,7 +102,7 @@ impl Server {
         let mut ports = [0; 3];
         let mut held = Vec::new();
         for port in &mut ports {
-            let (listener, address) = net::bind("127.0.0.1:0".parse()?).await?;
+            let (listener, address) = net::bind_kept(&SystemRng).await?;
             *port = address.port();
             held.push(listener);
         }

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use aquifer_runtime::net::{self, ListenAddress};
+use aquifer_runtime::rng::SystemRng;
 use serde_json::json;
 
 use crate::args::DevArgs;
@@ -257,15 +258,18 @@ fn text(path: &Path) -> String {
     path.to_string_lossy().into_owned()
 }
 
-/// Finds free ports. They are held until all are found, so that no two are the same, and free
-/// again when this returns.
+/// Finds free ports for processes that are started next. They are held until all are found, so that
+/// no two are the same, and free again when this returns.
 ///
 /// # Errors
 /// When there are none, or the wanted address is taken.
 pub async fn free_addresses(wanted: Vec<ListenAddress>) -> Result<Vec<SocketAddr>, CliError> {
     let mut held = Vec::with_capacity(wanted.len());
     for address in wanted {
-        let bound = net::bind(address).await;
+        let bound = match address == ListenAddress::loopback_any_port() {
+            true => net::bind_kept(&SystemRng).await,
+            false => net::bind(address).await,
+        };
         held.push(bound.map_err(|error| CliError::failed(error.to_string()))?);
     }
     Ok(held.into_iter().map(|(_, address)| address).collect())
