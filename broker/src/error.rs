@@ -211,6 +211,11 @@ const MAKE_ROOM: &str = "free space in the metadata store: docs/operations/clust
      be deleted for it";
 
 impl BrokerError {
+    /// Whether the same request may succeed later.
+    pub(crate) fn is_retryable(&self) -> bool {
+        ApiError::from(self.clone()).kind.is_retryable()
+    }
+
     /// The same for a request that creates something: waiting for space in metadata does not help
     /// it.
     pub(crate) fn of_creation(self) -> BrokerError {

@@ -102,8 +102,11 @@ async fn round(topics: &Arc<Topics>) -> Result<(), BrokerError> {
                 Ok(Some(topic)) => due.push(topic),
                 Ok(None) => {}
                 // One record that cannot be read is no reason to leave out all behind it.
-                Err(error) => {
+                Err(error) if error.is_retryable() => {
                     tracing::debug!(key = versioned.key, %error, "no look at retention");
+                }
+                Err(error) => {
+                    tracing::warn!(key = versioned.key, %error, "retention cannot be applied");
                 }
             }
         }
@@ -180,7 +183,10 @@ async fn visit(topics: &Arc<Topics>, topic: TopicName) {
     match clock::timeout(VISIT_MAX, visited).await {
         // Another owner looks after it, or it is gone.
         Ok(Ok(()) | Err(BrokerError::Elsewhere { .. } | BrokerError::NotFound { .. })) => {}
-        Ok(Err(error)) => tracing::debug!(%topic, %error, "topic was not trimmed"),
+        Ok(Err(error)) if error.is_retryable() => {
+            tracing::debug!(%topic, %error, "topic was not trimmed");
+        }
+        Ok(Err(error)) => tracing::warn!(%topic, %error, "topic cannot be trimmed"),
         Err(_) => tracing::debug!(%topic, "topic was not trimmed in time"),
     }
 }

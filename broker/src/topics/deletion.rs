@@ -213,7 +213,7 @@ impl Topics {
                 outcome => outcome,
             };
             match outcome {
-                Err(error) if attempt < ATTEMPTS_MAX && is_retryable(&error) => {
+                Err(error) if attempt < ATTEMPTS_MAX && error.is_retryable() => {
                     tracing::debug!(topic = %part, %error, "partition is not deleted, trying again");
                 }
                 outcome => return outcome,
@@ -347,10 +347,6 @@ pub(crate) fn parts_of(
         // A name that is too long with its suffix is invalid: such a partition never was.
         topic.checked_partition_name(ranges.all()[at].number).ok()
     })
-}
-
-fn is_retryable(error: &BrokerError) -> bool {
-    ApiError::from(error.clone()).kind.is_retryable()
 }
 
 /// The last word about a deletion that could not be finished: never another broker to ask.
