@@ -11,7 +11,7 @@ use std::path::Path;
 )]
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let root = Path::new("proto");
-    let names = ["error", "broker", "pull", "admin", "bookie", "metadata"];
+    let names = ["error", "broker", "pull", "admin", "security", "bookie", "metadata"];
     let files: Vec<_> = names
         .iter()
         .map(|n| root.join(format!("aquifer/v1/{n}.proto")))
