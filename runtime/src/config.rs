@@ -11,15 +11,15 @@
 mod tests;
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::path::Path;
 
+use serde::Serialize;
 use serde::de::DeserializeOwned;
-use serde::{Deserialize, Serialize, Serializer};
 use serde_json::Value as Shape;
 use toml::{Table, Value};
 
 pub use crate::error::ConfigError;
+pub use crate::secret::Secret;
 
 /// A configuration and what was given but not understood.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,38 +28,6 @@ pub struct Loaded<T> {
     pub config: T,
     /// Keys of the file (`section.key`) and environment variables that mean nothing.
     pub unknown_keys: Vec<String>,
-}
-
-/// A value that logs and dumps must not show.
-#[derive(Clone, PartialEq, Eq, Default, Deserialize)]
-#[serde(transparent)]
-pub struct Secret(String);
-
-const REDACTED: &str = "<redacted>";
-
-impl Secret {
-    /// Wraps a value.
-    #[must_use]
-    pub fn new(value: impl Into<String>) -> Secret {
-        Secret(value.into())
-    }
-
-    /// The value itself, for the one place that needs it.
-    pub fn expose(&self) -> &str {
-        &self.0
-    }
-}
-
-impl fmt::Debug for Secret {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(REDACTED)
-    }
-}
-
-impl Serialize for Secret {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(REDACTED)
-    }
 }
 
 /// Loads a configuration. `T` needs `#[serde(default)]` on itself and its sections, so that a

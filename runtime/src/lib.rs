@@ -14,5 +14,6 @@ pub mod inbound;
 pub mod net;
 pub mod open_files;
 pub mod rng;
+pub mod secret;
 pub mod task;
 pub mod telemetry;

@@ -1,6 +1,7 @@
 //! Listening sockets. Addresses are explicit IP addresses: what a node listens on must not depend
 //! on a name server. Every failure says which address it was and what to do.
 
+pub mod bearer;
 pub mod dial;
 pub mod stream;
 pub mod tls;

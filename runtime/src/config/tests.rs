@@ -2,8 +2,11 @@
 
 use std::path::PathBuf;
 
+use serde::Deserialize;
+
 use super::*;
 use crate::net::ListenAddress;
+use crate::secret::REDACTED;
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default)]

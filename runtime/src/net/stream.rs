@@ -3,7 +3,7 @@
 
 use std::io;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -19,6 +19,19 @@ pub struct ServerStream {
     state: State,
     info: TcpConnectInfo,
     guard: Option<Guard>,
+    certificate: SharedCertificate,
+}
+
+/// The certificate of a connection's peer, for what is made before the handshake is done.
+#[derive(Debug, Clone, Default)]
+pub struct SharedCertificate(Arc<OnceLock<PeerCertificate>>);
+
+impl SharedCertificate {
+    /// The certificate; `None` before the handshake, and for a peer without one.
+    #[must_use]
+    pub fn get(&self) -> Option<&PeerCertificate> {
+        self.0.get()
+    }
 }
 
 type Alarm = Pin<Box<dyn Future<Output = ()> + Send>>;
@@ -68,12 +81,18 @@ impl ServerStream {
             state,
             info,
             guard: None,
+            certificate: SharedCertificate::default(),
         }
     }
 
     /// The certificate of the peer; `None` before the handshake, and for a peer without one.
     pub fn peer_certificate(&self) -> Option<&PeerCertificate> {
         self.guard.as_ref().map(|guard| &guard.peer)
+    }
+
+    /// The same for what outlives this borrow.
+    pub fn shared_certificate(&self) -> SharedCertificate {
+        self.certificate.clone()
     }
 
     /// The connection, once its handshake is done.
@@ -84,6 +103,10 @@ impl ServerStream {
         if let State::Handshake(handshake) = &mut self.state {
             match ready!(handshake.poll(context)) {
                 Ok((stream, guard)) => {
+                    if let Some(guard) = &guard {
+                        // It is set once: there is one handshake.
+                        let _ = self.certificate.0.set(guard.peer.clone());
+                    }
                     self.guard = guard;
                     self.state = State::Tls(stream);
                 }
