@@ -11,7 +11,9 @@ use std::path::Path;
 )]
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let root = Path::new("proto");
-    let names = ["error", "broker", "pull", "admin", "security", "bookie", "metadata"];
+    let names = [
+        "error", "broker", "pull", "admin", "security", "bookie", "metadata",
+    ];
     let files: Vec<_> = names
         .iter()
         .map(|n| root.join(format!("aquifer/v1/{n}.proto")))
@@ -20,9 +22,13 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let descriptors = protox::compile(&files, [root])?;
     let mut requests = BTreeSet::new();
     let mut shapes = BTreeMap::new();
+    let mut methods = BTreeSet::new();
     for file in &descriptors.file {
-        for method in file.service.iter().flat_map(|service| &service.method) {
-            requests.insert(short(method.input_type()));
+        for service in &file.service {
+            for method in &service.method {
+                requests.insert(short(method.input_type()));
+                methods.insert(format!("{}/{}", service.name(), method.name()));
+            }
         }
         for message in &file.message_type {
             let fields = message.field.iter().filter_map(|field| {
@@ -36,6 +42,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let code = shapes_code(&shapes, &requests)?;
     let out = std::env::var("OUT_DIR")?;
     std::fs::write(Path::new(&out).join("shapes.rs"), code)?;
+    let list = format!("{methods:?}").replace('{', "&[").replace('}', "]");
+    std::fs::write(Path::new(&out).join("methods.rs"), list)?;
     // Payloads stay slices of the frame they arrived in.
     tonic_prost_build::configure()
         .bytes(".")

@@ -80,6 +80,10 @@ pub enum Key {
     Cluster(String),
     /// `leaders/NAME`: the leader of an election (leased).
     Leader(String),
+    /// `auth/tokens/ID`: a token by which callers authenticate.
+    Token(String),
+    /// `auth/grants/T/ID`: what a principal may do in a tenant, or in the cluster.
+    Grant(Option<String>, String),
 }
 
 /// Which transactions a key may take part in.
@@ -259,6 +263,33 @@ pub fn cluster(name: &str) -> String {
 /// What begins the keys of peer clusters.
 pub const CLUSTERS_PREFIX: &str = "clusters/";
 
+/// What begins the keys of tokens and grants, followed by every broker that authenticates.
+pub const AUTH_PREFIX: &str = "auth/";
+
+/// Key of a token.
+pub fn token(id: &str) -> String {
+    format!("{TOKENS_PREFIX}{}", escape(id))
+}
+
+/// What begins the keys of tokens.
+pub const TOKENS_PREFIX: &str = "auth/tokens/";
+
+/// Key of a grant in a tenant, or without one in the cluster.
+pub fn grant(tenant: Option<&str>, id: &str) -> String {
+    format!("{}{}", grants_prefix(tenant), escape(id))
+}
+
+/// What begins the keys of the grants in a tenant, or without one in the cluster.
+pub fn grants_prefix(tenant: Option<&str>) -> String {
+    match tenant {
+        Some(tenant) => format!("auth/grants/{}/", escape(tenant)),
+        None => format!("auth/grants/{OF_CLUSTER}/"),
+    }
+}
+
+/// Stands for the cluster where a tenant stands otherwise. No tenant has the name.
+const OF_CLUSTER: &str = "~";
+
 /// Key of the leader of an election.
 pub fn leader(election: &str) -> String {
     format!("leaders/{}", escape(election))
@@ -330,7 +361,9 @@ pub fn partition_of(key: &str) -> MetadataResult<Partition<'_>> {
         | Key::RepairWorker(_)
         | Key::IdRange(_)
         | Key::Cluster(_)
-        | Key::Leader(_) => Partition::Named(CLUSTER_PARTITION.into()),
+        | Key::Leader(_)
+        | Key::Token(_)
+        | Key::Grant(..) => Partition::Named(CLUSTER_PARTITION.into()),
     })
 }
 
@@ -375,6 +408,8 @@ impl fmt::Display for Key {
             Key::IdRange(name) => id_range(name),
             Key::Cluster(name) => cluster(name),
             Key::Leader(election) => leader(election),
+            Key::Token(id) => token(id),
+            Key::Grant(tenant, id) => grant(tenant.as_deref(), id),
         })
     }
 }
@@ -433,6 +468,9 @@ fn parse(text: &str) -> Option<Key> {
         ["ids", counter] => Key::IdRange(name(counter)?),
         ["clusters", cluster] => Key::Cluster(name(cluster)?),
         ["leaders", election] => Key::Leader(name(election)?),
+        ["auth", "tokens", id] => Key::Token(name(id)?),
+        ["auth", "grants", OF_CLUSTER, id] => Key::Grant(None, name(id)?),
+        ["auth", "grants", tenant, id] => Key::Grant(Some(name(tenant)?), name(id)?),
         _ => return None,
     })
 }

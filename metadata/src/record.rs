@@ -73,6 +73,8 @@ records! {
     BundleOwnerRecord = BundleOwner / "bundle owner",
     UnderReplicatedRecord = UnderReplicated / "under-replicated ledger",
     LockRecord = Lock / "lock",
+    TokenRecord = Token / "token",
+    GrantRecord = Grant / "grant",
 }
 
 /// The version of a ledger's record that says where its bytes are in an object store.
@@ -121,6 +123,8 @@ fn kind_at(key: &str) -> Option<(&'static str, u32)> {
         Key::BundleOwner(..) => of::<v1::BundleOwnerRecord>(),
         Key::UnderReplicated(_) => of::<v1::UnderReplicatedRecord>(),
         Key::RepairLock(_) => of::<v1::LockRecord>(),
+        Key::Token(_) => of::<v1::TokenRecord>(),
+        Key::Grant(..) => of::<v1::GrantRecord>(),
         Key::RepairWorker(_) | Key::Schema(..) | Key::Cluster(_) | Key::Leader(_) => None,
     }
 }
@@ -315,6 +319,40 @@ mod tests {
         };
         assert_eq!(page.segments, [segment]);
         assert_eq!(encode(page), stored);
+    }
+
+    #[test]
+    fn version_1_of_tokens_and_grants_is_still_read() {
+        let stored = [
+            0x08, 0x01, 0xf2, 0x01, 0x17, 0x0a, 0x01, 0x61, 0x12, 0x01, 0x62, 0x1a, 0x01, 0x63,
+            0x22, 0x01, 0x64, 0x28, 0x05, 0x30, 0x06, 0x38, 0x07, 0x42, 0x01, 0x65, 0x48, 0x09,
+        ];
+        let token: v1::TokenRecord = decode_bytes("auth/tokens/x", &stored).unwrap();
+        assert_eq!((&*token.name, &*token.tenant), ("a", "b"));
+        assert_eq!(
+            (&*token.secret_sha256, &*token.previous_sha256),
+            (&b"c"[..], &b"d"[..])
+        );
+        assert_eq!((token.previous_until_ms, token.created_ms), (5, 6));
+        assert_eq!((token.expires_ms, token.revoked_ms), (Some(7), Some(9)));
+        assert_eq!(encode(token), stored.as_slice());
+        let stored = [
+            0x08, 0x01, 0xfa, 0x01, 0x1c, 0x0a, 0x01, 0x61, 0x12, 0x01, 0x62, 0x1a, 0x01, 0x63,
+            0x22, 0x01, 0x64, 0x2a, 0x01, 0x65, 0x32, 0x01, 0x66, 0x3a, 0x01, 0x67, 0x40, 0x08,
+            0x4a, 0x01, 0x69, 0x50, 0x0a,
+        ];
+        let grant: v1::GrantRecord = decode_bytes("auth/grants/d/x", &stored).unwrap();
+        assert_eq!(
+            (&*grant.principal, &*grant.role, &grant.actions[..]),
+            ("a", "b", &["c".to_owned()][..])
+        );
+        assert_eq!(
+            (&*grant.tenant, &*grant.namespace, &*grant.topic),
+            ("d", "e", "f")
+        );
+        assert_eq!((&*grant.subscriptions, &*grant.created_by), ("g", "i"));
+        assert_eq!((grant.created_ms, grant.expires_ms), (8, Some(10)));
+        assert_eq!(encode(grant), stored.as_slice());
     }
 
     #[test]

@@ -24,3 +24,7 @@ pub const PROTOCOL_VERSION: u32 = 1;
 
 /// Metadata key of unary replies that carries an encoded [`v1::ErrorDetail`].
 pub const ERROR_TRAILER: &str = "aquifer-error-bin";
+
+/// Every method of every service of package `aquifer.v1`, `SERVICE/METHOD`, so that tests can see
+/// that they have gone through all of them.
+pub const METHODS: &[&str] = include!(concat!(env!("OUT_DIR"), "/methods.rs"));

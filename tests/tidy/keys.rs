@@ -7,8 +7,9 @@ use crate::scan::SourceFile;
 const HOME: &str = "metadata/src/keys.rs";
 
 /// How the keys of the metadata store begin.
-const PREFIXES: [&str; 17] = [
+const PREFIXES: [&str; 18] = [
     "\"/aquifer/",
+    "\"auth/",
     "\"t/{",
     "\"l/{",
     "\"s/{",

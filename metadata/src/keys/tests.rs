@@ -59,6 +59,8 @@ fn any_key() -> impl Strategy<Value = Key> {
         any_name().prop_map(Key::RepairWorker),
         any_name().prop_map(Key::IdRange),
         any_name().prop_map(Key::Cluster),
+        any_name().prop_map(Key::Token),
+        (prop::option::of("[a-z.]{1,9}"), any_name()).prop_map(|(t, id)| Key::Grant(t, id)),
     ]
 }
 
