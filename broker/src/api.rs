@@ -1,5 +1,5 @@
-//! The broker as wire protocols see it: every request gets its span and its failure is counted
-//! here, then it goes to the file of its kind.
+//! The broker as wire protocols see it: every request gets its span, is decided on once and its
+//! failure is counted here, then it goes to the file of its kind.
 
 mod admin;
 mod bundles;
@@ -7,6 +7,7 @@ mod consume;
 mod data_plane;
 mod produce;
 mod pull;
+mod security;
 mod subscriptions;
 mod topics;
 
@@ -27,6 +28,7 @@ use aquifer_protocol_api::consumer::IndexRange;
 use aquifer_protocol_api::context::RequestContext;
 use aquifer_protocol_api::error::{ApiError, ApiResult};
 use aquifer_protocol_api::operator::{BrokerInfo, BundleInfo, Operator};
+use aquifer_protocol_api::session::SessionEnd;
 use aquifer_runtime::clock;
 use async_trait::async_trait;
 use tracing::{Instrument, Span, info_span};
@@ -36,8 +38,8 @@ use crate::broker::Broker;
 use crate::error::BrokerError;
 
 impl Broker {
-    /// Runs a request in its span, and counts it when it fails. Every call of the ports comes here
-    /// with what it needs a permission for.
+    /// Runs a request in its span if its caller may make it, and counts it when it fails. Every
+    /// call of the ports comes here with what it needs a permission for.
     async fn serve<T>(
         &self,
         ctx: &RequestContext,
@@ -45,6 +47,13 @@ impl Broker {
         span: Span,
         work: impl Future<Output = Result<T, BrokerError>> + Send,
     ) -> ApiResult<T> {
+        let admitted = match &self.shared.guard {
+            None => None,
+            Some(guard) => {
+                let admitted = guard.admit(ctx, &access, self.shared.next_id());
+                Some(admitted.map_err(|error| self.failed(&access, &span, error))?)
+            }
+        };
         let work = async {
             self.shared.check_open()?;
             let Some(deadline) = ctx.deadline else {
@@ -57,14 +66,49 @@ impl Broker {
             }
         };
         let outcome = work.instrument(span.clone()).await;
-        outcome.map_err(|error| {
-            let error = ApiError::from(error);
-            let _entered = span.enter();
-            let (request, action) = (access.request, access.action.name());
-            tracing::debug!(request, action, kind = ?error.kind, %error, "request failed");
-            self.shared.metrics.failed(request, error.kind);
-            error
-        })
+        let outcome = outcome.map_err(|error| self.failed(&access, &span, error.into()));
+        if let Some(admitted) = admitted {
+            admitted.ended(&outcome);
+        }
+        outcome
+    }
+
+    /// Counts a failure.
+    fn failed(&self, access: &Access, span: &Span, error: ApiError) -> ApiError {
+        let _entered = span.enter();
+        let (request, action) = (access.request, access.action.name());
+        tracing::debug!(request, action, kind = ?error.kind, %error, "request failed");
+        self.shared.metrics.failed(request, error.kind);
+        error
+    }
+
+    /// Whether a caller may describe something.
+    fn sees(&self, ctx: &RequestContext, resource: &Resource) -> bool {
+        let guard = self.shared.guard.as_ref();
+        guard.is_none_or(|guard| guard.sees(ctx, resource))
+    }
+
+    /// Whether a caller may create a topic by using it.
+    fn may_use(&self, ctx: &RequestContext, topic: &TopicName) -> bool {
+        let guard = self.shared.guard.as_ref();
+        let resource = Resource::Topic(topic.clone());
+        guard.is_none_or(|guard| guard.may(ctx, Action::Use, &resource))
+    }
+
+    /// Refuses what a caller may not do besides what its request needs.
+    fn require(&self, ctx: &RequestContext, access: &Access) -> ApiResult<()> {
+        let Some(guard) = &self.shared.guard else {
+            return Ok(());
+        };
+        guard.admit(ctx, access, self.shared.next_id()).map(drop)
+    }
+
+    /// When a session that was opened must end.
+    fn session_end(&self, ctx: &RequestContext, needs: Vec<Access>) -> ApiResult<SessionEnd> {
+        match &self.shared.guard {
+            None => Ok(SessionEnd::never()),
+            Some(guard) => guard.enter_session(ctx, needs),
+        }
     }
 }
 
@@ -95,7 +139,7 @@ impl Admin for Broker {
             ctx,
             "create_tenant",
             Action::Manage,
-            Resource::Tenant(tenant.clone()),
+            Resource::Cluster,
             self.make_tenant(&tenant)
         )
     }
@@ -109,9 +153,9 @@ impl Admin for Broker {
             self,
             ctx,
             "list_tenants",
-            Action::Describe,
+            Action::List,
             Resource::Cluster,
-            self.tenants(page)
+            self.tenants(ctx, page)
         )
     }
 
@@ -172,9 +216,9 @@ impl Admin for Broker {
             self,
             ctx,
             "list_namespaces",
-            Action::Describe,
+            Action::List,
             Resource::Tenant(tenant.clone()),
-            self.namespaces(&tenant, page)
+            self.namespaces(ctx, &tenant, page)
         )
     }
 
@@ -200,6 +244,8 @@ impl Admin for Broker {
         topic: TopicName,
         create: bool,
     ) -> ApiResult<TopicLayout> {
+        // Who may only describe it finds it, and creates nothing.
+        let create = create && self.may_use(ctx, &topic);
         serve!(
             self,
             ctx,
@@ -236,9 +282,9 @@ impl Admin for Broker {
             self,
             ctx,
             "list_topics",
-            Action::Describe,
+            Action::List,
             Resource::Namespace(namespace.clone()),
-            self.topics_of(&namespace, page)
+            self.topics_of(ctx, &namespace, page)
         )
     }
 
@@ -344,7 +390,7 @@ impl Operator for Broker {
             self,
             ctx,
             "list_brokers",
-            Action::Operate,
+            Action::Describe,
             Resource::Cluster,
             async { Ok(self.brokers()) }
         )
@@ -359,7 +405,7 @@ impl Operator for Broker {
             self,
             ctx,
             "list_bundles",
-            Action::Operate,
+            Action::Describe,
             Resource::Namespace(namespace.clone()),
             self.bundles(&namespace)
         )

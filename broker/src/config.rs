@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::balance::config::BalanceConfig;
 use crate::bundle::BUNDLES_MAX;
 use crate::error::BrokerError;
+use crate::security::config::AuthConfig;
 
 /// Settings of a broker.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -46,6 +47,9 @@ pub struct BrokerConfig {
     /// Replication where no policy says otherwise.
     #[serde(skip)]
     pub default_quorum: Quorum,
+    /// Who may do what. The process has a section of its own for it.
+    #[serde(skip)]
+    pub auth: AuthConfig,
 }
 
 impl Default for BrokerConfig {
@@ -66,6 +70,7 @@ impl Default for BrokerConfig {
             namespace_bundles: 16,
             balance: BalanceConfig::default(),
             default_quorum: Quorum::SINGLE,
+            auth: AuthConfig::default(),
         }
     }
 }
@@ -126,6 +131,7 @@ impl BrokerConfig {
                 "cluster is empty: give it a name".to_owned(),
             ));
         }
+        self.auth.validate()?;
         self.balance.validate()
     }
 }

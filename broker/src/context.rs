@@ -12,6 +12,7 @@ use aquifer_model::id::BrokerId;
 use aquifer_model::topic::TopicName;
 use aquifer_runtime::budget::ByteBudget;
 use aquifer_runtime::clock::SharedClock;
+use aquifer_runtime::net::tls::ServerTls;
 use aquifer_runtime::rng::SharedRng;
 use aquifer_runtime::task::TaskGroup;
 use opentelemetry::metrics::Meter;
@@ -24,6 +25,7 @@ use crate::error::BrokerError;
 use crate::metrics::BrokerMetrics;
 use crate::namespace::Namespaces;
 use crate::peers::Peers;
+use crate::security::Guard;
 use crate::traffic::LoadMeter;
 
 /// Times that a request reads the bundles of a namespace again.
@@ -48,6 +50,8 @@ pub struct BrokerDeps {
     pub lease: Option<Lease>,
     /// The way to other brokers, when there may be some.
     pub peers: Option<Arc<dyn Peers>>,
+    /// Which certificates are those of brokers of this cluster, when there may be some.
+    pub brokers: Option<Arc<ServerTls>>,
 }
 
 /// See the module.
@@ -69,6 +73,8 @@ pub(crate) struct Context {
     pub(crate) sealing: Semaphore,
     pub(crate) meter: Mutex<LoadMeter>,
     pub(crate) peers: Option<Arc<dyn Peers>>,
+    /// Who may do what; `None`: every caller may do everything.
+    pub(crate) guard: Option<Arc<Guard>>,
     closing: AtomicBool,
     next_id: AtomicU64,
 }
@@ -91,6 +97,8 @@ impl Context {
         let defaults = config.default_policies();
         let namespaces = Namespaces::new(Arc::clone(&store), tasks, bundles, defaults);
         namespaces.ensure_default().await?;
+        let auth = &config.auth;
+        let guard = Guard::start(auth, &store, &deps.clock, deps.brokers, &deps.tasks).await?;
         let cluster = match deps.lease {
             Some(lease) => Some(Cluster::join(&store, id, lease, &deps.rng, &deps.tasks).await),
             None => None,
@@ -117,6 +125,7 @@ impl Context {
             sealing: Semaphore::new(SEALING_AT_ONCE),
             meter: Mutex::new(LoadMeter::new(config.balance.window())),
             peers: deps.peers,
+            guard,
             log: deps.log,
             clock: deps.clock,
             rng: deps.rng,

@@ -1,9 +1,12 @@
 //! Administration of tenants and namespaces.
 
 use aquifer_metadata::keys::{self, Key};
+use aquifer_metadata::store::Versioned;
 use aquifer_model::policy::{Policies, PolicyView};
 use aquifer_model::topic::NamespaceName;
+use aquifer_protocol_api::access::Resource;
 use aquifer_protocol_api::admin::{Page, PageRequest};
+use aquifer_protocol_api::context::RequestContext;
 
 use crate::broker::Broker;
 use crate::error::BrokerError;
@@ -29,21 +32,60 @@ impl Broker {
         table.of_created(namespace, policies, create).await
     }
 
-    pub(super) async fn tenants(&self, page: PageRequest) -> Result<Page<String>, BrokerError> {
+    pub(super) async fn tenants(
+        &self,
+        ctx: &RequestContext,
+        page: PageRequest,
+    ) -> Result<Page<String>, BrokerError> {
         let lister = Lister {
             store: self.shared.namespaces.store().as_ref(),
             prefix: keys::TENANTS_PREFIX.to_owned(),
         };
         let after = page.after.as_deref().map(keys::tenant);
-        lister.page(&page, after, look_tenant).await
+        let look = |versioned: &Versioned| -> Result<Listed<String>, BrokerError> {
+            Ok(match look_tenant(versioned)? {
+                Listed::Item(tenant, _) if !self.lists(ctx, &Resource::Tenant(tenant.clone())) => {
+                    Listed::Skip
+                }
+                listed => listed,
+            })
+        };
+        lister.page(&page, after, look).await
+    }
+
+    /// Whether a caller may know of something: of it, or of something in it.
+    fn lists(&self, ctx: &RequestContext, resource: &Resource) -> bool {
+        let guard = self.shared.guard.as_ref();
+        guard.is_none_or(|guard| guard.lists(ctx, resource))
+    }
+
+    /// Of what is not there a caller that may not describe it is shown nothing, as of what is there
+    /// and has nothing for it.
+    pub(super) fn unseen<T>(
+        &self,
+        ctx: &RequestContext,
+        of: Resource,
+        exists: Result<(), BrokerError>,
+    ) -> Result<Option<Page<T>>, BrokerError> {
+        match exists {
+            Err(BrokerError::NotFound { .. }) if !self.sees(ctx, &of) => Ok(Some(Page {
+                items: Vec::new(),
+                next: None,
+            })),
+            exists => exists.map(|()| None),
+        }
     }
 
     pub(super) async fn namespaces(
         &self,
+        ctx: &RequestContext,
         tenant: &str,
         page: PageRequest,
     ) -> Result<Page<NamespaceName>, BrokerError> {
-        self.shared.namespaces.check_tenant(tenant).await?;
+        let exists = self.shared.namespaces.check_tenant(tenant).await;
+        if let Some(nothing) = self.unseen(ctx, Resource::Tenant(tenant.to_owned()), exists)? {
+            return Ok(nothing);
+        }
         let lister = Lister {
             store: self.shared.namespaces.store().as_ref(),
             prefix: keys::tenant_prefix(tenant),
@@ -60,6 +102,11 @@ impl Broker {
         lister
             .page(&page, after, |versioned| {
                 Ok(match parse(versioned)? {
+                    Key::Namespace(namespace)
+                        if !self.lists(ctx, &Resource::Namespace(namespace.clone())) =>
+                    {
+                        Listed::Skip
+                    }
                     Key::Namespace(namespace) => {
                         let name = namespace.namespace().to_owned();
                         Listed::Item(namespace, name)

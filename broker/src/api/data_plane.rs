@@ -34,14 +34,28 @@ impl DataPlane for Broker {
         ctx: &RequestContext,
         request: OpenProducer,
     ) -> ApiResult<ProducerSession> {
-        serve!(
+        let need = |action| Access {
+            request: "open_producer",
+            action,
+            resource: Resource::Topic(request.topic.clone()),
+        };
+        let needs = vec![need(Action::Produce)];
+        if request.take_over {
+            // It ends the session of another producer.
+            self.require(ctx, &need(Action::Manage))?;
+        }
+        let session = serve!(
             self,
             ctx,
             "open_producer",
             Action::Produce,
             Resource::Topic(request.topic.clone()),
             self.produce(request)
-        )
+        )?;
+        Ok(ProducerSession {
+            end: self.session_end(ctx, needs)?,
+            ..session
+        })
     }
 
     async fn subscribe(
@@ -49,14 +63,23 @@ impl DataPlane for Broker {
         ctx: &RequestContext,
         request: Subscribe,
     ) -> ApiResult<ConsumerSession> {
-        serve!(
+        let needs = vec![Access {
+            request: "subscribe",
+            action: Action::Consume,
+            resource: consumed(&request),
+        }];
+        let session = serve!(
             self,
             ctx,
             "subscribe",
             Action::Consume,
             consumed(&request),
             self.consume(request)
-        )
+        )?;
+        Ok(ConsumerSession {
+            end: self.session_end(ctx, needs)?,
+            ..session
+        })
     }
 
     async fn append(&self, ctx: &RequestContext, request: Append) -> ApiResult<Appended> {
@@ -71,14 +94,22 @@ impl DataPlane for Broker {
     }
 
     async fn read(&self, ctx: &RequestContext, request: Read) -> ApiResult<ReadBatches> {
-        serve!(
+        let need = Access {
+            request: "read",
+            action: Action::Consume,
+            resource: Resource::Topic(request.topic.clone()),
+        };
+        let found = serve!(
             self,
             ctx,
             "read",
             Action::Consume,
             Resource::Topic(request.topic.clone()),
             self.read_batches(ctx, request)
-        )
+        )?;
+        // It may have waited for long.
+        self.require(ctx, &need)?;
+        Ok(found)
     }
 
     async fn locate(&self, ctx: &RequestContext, request: Locate) -> ApiResult<Located> {

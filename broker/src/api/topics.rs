@@ -20,7 +20,9 @@ use aquifer_model::ranges::TopicRanges;
 use aquifer_model::stats::TopicStats;
 use aquifer_model::topic::{NamespaceName, TopicName};
 use aquifer_proto::v1::TopicRecord;
+use aquifer_protocol_api::access::Resource;
 use aquifer_protocol_api::admin::{Deletion, Page, PageRequest, TopicDescription, TopicLayout};
+use aquifer_protocol_api::context::RequestContext;
 use aquifer_protocol_api::error::{ApiError, ErrorKind};
 use aquifer_runtime::clock;
 use futures::StreamExt;
@@ -184,10 +186,14 @@ impl Broker {
 
     pub(super) async fn topics_of(
         &self,
+        ctx: &RequestContext,
         namespace: &NamespaceName,
         page: PageRequest,
     ) -> Result<Page<TopicDescription>, BrokerError> {
-        self.shared.namespaces.check(namespace).await?;
+        let exists = self.shared.namespaces.check(namespace).await;
+        if let Some(nothing) = self.unseen(ctx, Resource::Namespace(namespace.clone()), exists)? {
+            return Ok(nothing);
+        }
         let lister = Lister {
             store: self.shared.namespaces.store().as_ref(),
             prefix: keys::topics_prefix(namespace),
@@ -202,7 +208,16 @@ impl Broker {
             }
         };
         let deleting = Mutex::new(Vec::new());
-        let look = |versioned: &Versioned| look_topic(versioned, &deleting);
+        let look = |versioned: &Versioned| -> Result<Listed<TopicDescription>, BrokerError> {
+            Ok(match look_topic(versioned, &deleting)? {
+                Listed::Item(found, _)
+                    if !self.sees(ctx, &Resource::Topic(found.topic.clone())) =>
+                {
+                    Listed::Skip
+                }
+                listed => listed,
+            })
+        };
         let found = lister.page(&page, after, look).await?;
         for topic in deleting.into_inner() {
             self.topics.resume_deletion(&topic);

@@ -178,6 +178,7 @@ impl Cluster {
             tasks: TaskGroup::new("broker"),
             lease: Some(lease.clone()),
             peers: Some(self.peers.clone()),
+            brokers: None,
         };
         let broker = Broker::new(self.config.clone(), deps).await.unwrap();
         let url = format!("http://{name}");

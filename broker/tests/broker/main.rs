@@ -21,4 +21,5 @@ mod producers;
 mod publish;
 mod pull;
 mod retention;
+mod security;
 mod support;

@@ -111,6 +111,7 @@ impl Harness {
             tasks: tasks.clone(),
             lease: None,
             peers: None,
+            brokers: None,
         };
         let broker = Broker::new(config.clone(), deps).await.unwrap();
         Harness {
@@ -220,7 +221,7 @@ pub async fn open_log(world: &TestWorld, topic: &str) -> TopicLog {
 }
 
 pub fn ctx() -> RequestContext {
-    RequestContext::default()
+    RequestContext::anonymous("test")
 }
 
 pub fn name(topic: &str) -> TopicName {

@@ -5,6 +5,8 @@ use std::fmt;
 use aquifer_model::bundle::BundleRange;
 use aquifer_model::topic::{NamespaceName, SubscriptionName, TopicName};
 
+use crate::scope::GrantScope;
+
 /// What is done to a resource.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Action {
@@ -18,11 +20,37 @@ pub enum Action {
     Use,
     /// Create, change or delete it, or what is in it.
     Manage,
+    /// Say what others may do with it.
+    Grant,
     /// Operate the cluster.
     Operate,
+    /// Read the record of what was done to it.
+    Audit,
+    /// See what may be described of it: of a list, only that is answered.
+    List,
+    /// Be known: every authenticated caller may.
+    Authenticate,
 }
 
 impl Action {
+    /// Those that a grant gives. The others are made of them.
+    pub const GRANTED: [Action; 7] = [
+        Action::Describe,
+        Action::Produce,
+        Action::Consume,
+        Action::Manage,
+        Action::Grant,
+        Action::Operate,
+        Action::Audit,
+    ];
+
+    /// The granted action of a name.
+    #[must_use]
+    pub fn granted(name: &str) -> Option<Action> {
+        let mut all = Action::GRANTED.into_iter();
+        all.find(|action| action.name() == name)
+    }
+
     /// Its name in spans, logs and messages.
     #[must_use]
     pub const fn name(self) -> &'static str {
@@ -32,7 +60,11 @@ impl Action {
             Action::Consume => "consume",
             Action::Use => "use",
             Action::Manage => "manage",
+            Action::Grant => "grant",
             Action::Operate => "operate",
+            Action::Audit => "audit",
+            Action::List => "list",
+            Action::Authenticate => "authenticate",
         }
     }
 }
@@ -52,6 +84,10 @@ pub enum Resource {
     Subscription(TopicName, SubscriptionName),
     /// A bundle of a namespace's topics.
     Bundle(NamespaceName, BundleRange),
+    /// Everything that a grant of this scope applies to.
+    Scope(GrantScope),
+    /// The caller itself.
+    Caller,
 }
 
 impl fmt::Display for Resource {
@@ -67,6 +103,8 @@ impl fmt::Display for Resource {
             Resource::Bundle(namespace, bundle) => {
                 write!(f, "bundle {bundle} of namespace {namespace}")
             }
+            Resource::Scope(scope) => scope.fmt(f),
+            Resource::Caller => f.write_str("caller"),
         }
     }
 }

@@ -13,6 +13,7 @@ use tokio::sync::mpsc;
 
 use crate::error::{ApiError, ApiResult};
 use crate::producer::StoredAt;
+use crate::session::SessionEnd;
 
 /// Request to consume or read.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -46,6 +47,8 @@ pub struct ConsumerSession {
     pub port: Box<dyn ConsumerPort>,
     /// What the broker sends. Deliveries stay within the granted credit.
     pub events: mpsc::Receiver<ConsumerEvent>,
+    /// Tells when the session must end because its caller may no longer consume.
+    pub end: SessionEnd,
 }
 
 /// What the broker decided about a consumer.

@@ -1,8 +1,9 @@
 //! The narrow ports between wire protocols and the broker: a handler implements
-//! [`handler::ProtocolHandler`] and sees the broker only through three traits, in plain model
+//! [`handler::ProtocolHandler`] and sees the broker only through narrow traits, in plain model
 //! types: [`data_plane::DataPlane`] moves messages, [`admin::Admin`] and [`operator::Operator`]
-//! manage what belongs to tenants and to the cluster. Each of their calls needs one
-//! [`access::Access`]. No wire type, no storage type and no broker type appears here.
+//! manage what belongs to tenants and to the cluster, [`security::Security`] keeps tokens and
+//! grants. Each of their calls needs one [`access::Access`]. Who calls is found out by
+//! [`security::Authenticator`]. No wire type, no storage type and no broker type appears here.
 #![deny(missing_docs)]
 
 pub mod access;
@@ -17,12 +18,16 @@ pub mod handler;
 pub mod operator;
 pub mod producer;
 pub mod pull;
+pub mod scope;
+pub mod security;
+pub mod session;
 
 use crate::admin::Admin;
 use crate::data_plane::DataPlane;
 use crate::operator::Operator;
+use crate::security::{Authenticator, Security};
 
-/// A broker: all three ports.
-pub trait BrokerApi: DataPlane + Admin + Operator {}
+/// A broker: all ports.
+pub trait BrokerApi: DataPlane + Admin + Operator + Security + Authenticator {}
 
-impl<T: DataPlane + Admin + Operator> BrokerApi for T {}
+impl<T: DataPlane + Admin + Operator + Security + Authenticator> BrokerApi for T {}

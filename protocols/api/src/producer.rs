@@ -8,6 +8,7 @@ use bytes::Bytes;
 use tokio::sync::mpsc;
 
 use crate::error::ApiResult;
+use crate::session::SessionEnd;
 
 /// Request to open a producer.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,6 +39,8 @@ pub struct ProducerSession {
     /// What frames take their bytes from. A handler that takes them here before it reads a frame
     /// hands them over with it: then nothing is in memory that no budget counts.
     pub room: Option<ByteBudget>,
+    /// Tells when the session must end because its caller may no longer produce.
+    pub end: SessionEnd,
 }
 
 /// What the broker decided about a producer.

@@ -180,6 +180,7 @@ impl Connected for Connection {
         Peer {
             tcp: self.stream.connect_info(),
             room: self.room.clone(),
+            certificate: self.stream.shared_certificate(),
         }
     }
 }

@@ -63,13 +63,17 @@ async fn session(
         opened,
         port,
         events,
+        end,
     } = session;
     stream::reply(out, answer(Answer::Subscribed(wire_subscribed(opened)))).await?;
     let mut frames = Frames::new(events);
     let shutdown = service.tasks.shutdown_token();
     // Both ways at once: a peer that does not read must not keep its acknowledgements from us.
     let mut delivering = pin!(deliver(&mut frames, out, &service.metrics));
+    let must_end = pin!(end.wait());
     let end = tokio::select! {
+        // What was handed out and not acknowledged goes to others.
+        error = must_end => return Err(error.into()),
         end = requests(port, &mut inbound, out, shutdown, &service.metrics) => end,
         end = &mut delivering => return Err(end),
     };

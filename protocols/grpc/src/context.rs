@@ -29,7 +29,11 @@ pub(crate) fn of<T>(
         (asked, longest) => asked.or(longest),
     };
     RequestContext {
-        principal: Principal::Anonymous,
+        principal: request
+            .extensions()
+            .get::<Principal>()
+            .cloned()
+            .unwrap_or(Principal::Anonymous),
         protocol: PROTOCOL,
         peer: request.remote_addr(),
         deadline: allowed.map(|allowed| now.saturating_add(allowed)),

@@ -11,6 +11,7 @@ use aquifer_runtime::budget::ByteBudget;
 use aquifer_runtime::inbound::{
     BodyError, InboundBody, InboundBudgets, InboundError, InboundLimits,
 };
+use aquifer_runtime::net::stream::SharedCertificate;
 use tokio::sync::Semaphore;
 use tonic::body::Body;
 use tonic::codegen::http::Request;
@@ -31,6 +32,7 @@ const READ: &str = "/aquifer.v1.Pull/Read";
 pub(crate) struct Peer {
     pub(crate) tcp: TcpConnectInfo,
     pub(crate) room: ByteBudget,
+    pub(crate) certificate: SharedCertificate,
 }
 
 /// The way in for all requests of a server.

@@ -9,6 +9,7 @@
 #![deny(missing_docs)]
 
 mod admin;
+pub mod authenticate;
 pub mod config;
 mod connection;
 mod consume;
@@ -20,6 +21,7 @@ mod inbound;
 mod metrics;
 mod produce;
 mod pull;
+mod security;
 mod service;
 mod status;
 mod stream;
@@ -33,6 +35,7 @@ use aquifer_model::listener::{Listener, Listeners};
 use aquifer_proto::v1::admin_server::AdminServer;
 use aquifer_proto::v1::broker_server::BrokerServer;
 use aquifer_proto::v1::pull_server::PullServer;
+use aquifer_proto::v1::security_server::SecurityServer;
 use aquifer_protocol_api::BrokerApi;
 use aquifer_protocol_api::error::{ApiError, ErrorKind};
 use aquifer_protocol_api::handler::ProtocolHandler;
@@ -46,8 +49,10 @@ use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tonic::body::Body;
 use tonic::transport::Server;
+use tower::layer::layer_fn;
 use tower::util::{MapRequestLayer, MapResponseLayer};
 
+use crate::authenticate::Authenticate;
 use crate::config::GrpcConfig;
 use crate::inbound::Gate;
 use crate::metrics::Metrics;
@@ -199,15 +204,23 @@ impl GrpcHandler {
             AdminServer::new(service.clone()).max_decoding_message_size(UNARY_REQUEST_BYTES_MAX);
         let pull_server =
             PullServer::new(service.clone()).max_decoding_message_size(FRAME_BYTES_MAX);
+        let security_server =
+            SecurityServer::new(service.clone()).max_decoding_message_size(UNARY_REQUEST_BYTES_MAX);
         let way_in = gate.clone();
+        let broker = Arc::clone(&service.broker);
         let router = self
             .server()
             .layer(MapResponseLayer::new(status::complete::<Body>))
+            .layer(layer_fn(move |inner| Authenticate {
+                inner,
+                broker: Arc::clone(&broker),
+            }))
             .layer(MapResponseLayer::new(pull::keep_held))
             .layer(MapRequestLayer::new(move |request| way_in.admit(request)))
             .add_service(broker_server)
             .add_service(admin_server)
-            .add_service(pull_server);
+            .add_service(pull_server)
+            .add_service(security_server);
         let (config, clock) = (&self.config, self.clock.clone());
         let metrics = self.metrics.clone();
         let incoming = connection::accept(socket, config, slots, gate, clock, metrics);

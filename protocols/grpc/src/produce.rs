@@ -6,6 +6,7 @@
 
 use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use aquifer_model::id::ProducerInstance;
 use aquifer_proto::v1;
@@ -16,6 +17,7 @@ use aquifer_protocol_api::error::{ApiError, ApiResult, ErrorKind, Outcome};
 use aquifer_protocol_api::producer::{
     OpenProducer, ProducerOpened, ProducerPort, ProducerSession, PublishFrame, Receipt,
 };
+use aquifer_protocol_api::session::SessionEnd;
 use aquifer_runtime::clock::sleep;
 use aquifer_runtime::inbound::Inbound;
 use aquifer_runtime::task::ShutdownToken;
@@ -32,6 +34,9 @@ use crate::stream::{self, End, empty_request};
 
 /// Receipts in one reply.
 const RECEIPTS_PER_REPLY_MAX: usize = 4096;
+
+/// For how long a session whose caller may no longer produce waits for receipts.
+const LAST_RECEIPTS_MAX: Duration = Duration::from_secs(1);
 
 /// What the peer sends, and what that holds.
 pub(crate) struct Requests {
@@ -68,6 +73,7 @@ async fn session(
         port,
         receipts,
         room,
+        end,
     } = session;
     if let Some(room) = room {
         // From here on messages are read as the topic has room for them.
@@ -77,7 +83,7 @@ async fn session(
     let frames = AtomicU64::new(0);
     let shutdown = service.tasks.shutdown_token();
     let publishing = publish(port, inbound, &frames, shutdown, &service.metrics);
-    exchange(service, publishing, receipts, &frames, out).await
+    exchange(service, publishing, receipts, (&frames, end), out).await
 }
 
 /// Reads requests and hands their batches over, until the peer, the broker or this process ends
@@ -133,16 +139,17 @@ fn apart(frames: Vec<PublishFrame>) -> Vec<PublishFrame> {
     frames.into_iter().map(apart).collect()
 }
 
-/// Publishes and answers at once. After publishing has ended, waits for the receipts of what was
-/// handed over, for a while.
+/// Publishes and answers at once. After publishing has ended, or must end, waits for the receipts
+/// of what was handed over, for a while.
 async fn exchange(
     service: &Service,
     publishing: impl Future<Output = (End, Box<dyn ProducerPort>)>,
     mut receipts: mpsc::Receiver<ApiResult<Receipt>>,
-    handed_over: &AtomicU64,
+    (handed_over, must_end): (&AtomicU64, SessionEnd),
     out: &Out,
 ) -> Result<(), End> {
     let mut publishing = pin!(publishing.fuse());
+    let mut must_end = pin!(must_end.wait().fuse());
     let mut drained = pin!(Fuse::terminated());
     let shutdown = service.tasks.shutdown_token();
     // A peer that takes no receipts does not see this, nor does it hold up the end of the process.
@@ -151,7 +158,7 @@ async fn exchange(
         sleep(service.config.drain_timeout()).await;
     });
     let mut gone = pin!(out.closed());
-    let mut ended = None;
+    let mut ended: Option<Ended> = None;
     let mut answered = 0_u64;
     let mut ready = Vec::new();
     loop {
@@ -170,11 +177,17 @@ async fn exchange(
                 }
             }
             () = &mut gone => return Err(End::Gone),
-            result = &mut publishing => {
-                if let End::Gone = result.0 {
+            // Nothing more is taken: what publishes is not asked any more, and stays, because the
+            // port in it is needed for the last receipts.
+            error = &mut must_end, if ended.is_none() => {
+                ended = Some((error.into(), None));
+                drained.set(sleep(service.config.drain_timeout().min(LAST_RECEIPTS_MAX)).fuse());
+            }
+            (end, port) = &mut publishing, if ended.is_none() => {
+                if let End::Gone = end {
                     return Err(End::Gone);
                 }
-                ended = Some(result);
+                ended = Some((end, Some(port)));
                 drained.set(sleep(service.config.drain_timeout()).fuse());
             }
             () = &mut drained => break,
@@ -186,8 +199,11 @@ async fn exchange(
     }
 }
 
+/// Why publishing ended, and what keeps the session open until its last receipts.
+type Ended = (End, Option<Box<dyn ProducerPort>>);
+
 /// The broker closed the session without saying why in a receipt.
-fn closed_early(ended: Option<(End, Box<dyn ProducerPort>)>) -> End {
+fn closed_early(ended: Option<Ended>) -> End {
     match ended {
         Some((End::Failed(error), _)) => End::Failed(error),
         _ => ApiError::new(ErrorKind::Unavailable, "the broker closed this producer")

@@ -4,6 +4,7 @@
 
 use std::sync::Arc;
 
+use aquifer_model::listener::DEFAULT_LISTENER;
 use aquifer_protocol_api::error::ApiError;
 use aquifer_protocol_api::handler::ProtocolHandler;
 use aquifer_protocol_grpc::GrpcHandler;
@@ -37,6 +38,18 @@ impl ProtocolsConfig {
         let grpc = std::iter::once(self.grpc.listen).chain(further);
         let enabled = grpc.filter(|_| self.grpc.enabled);
         enabled.map(|listen| ("grpc", listen)).collect()
+    }
+
+    /// The names of enabled listeners that other machines can reach and that have no certificate.
+    #[must_use]
+    pub fn open_in_plain_text(&self) -> Vec<&str> {
+        let further = self.grpc.listeners.iter();
+        let further = further.map(|one| (one.name.as_str(), one.listen, one.tls.is_on()));
+        let default = (DEFAULT_LISTENER, self.grpc.listen, self.grpc.tls.is_on());
+        let all = std::iter::once(default).chain(further);
+        let open =
+            all.filter(|(_, listen, tls)| self.grpc.enabled && !tls && !listen.is_loopback());
+        open.map(|(name, ..)| name).collect()
     }
 }
 

@@ -12,6 +12,7 @@ use aquifer_protocol_api::consumer::{
     Acknowledge, ConsumerEvent, ConsumerSession, Subscribe, Subscribed,
 };
 use aquifer_protocol_api::error::ApiError;
+use aquifer_protocol_api::session::SessionEnd;
 
 use crate::cursor_log;
 use crate::error::BrokerError;
@@ -157,6 +158,7 @@ impl Slot {
                 sent: 0,
             }),
             events,
+            end: SessionEnd::never(),
         })
     }
 

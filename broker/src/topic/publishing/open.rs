@@ -9,6 +9,7 @@ use std::sync::atomic::AtomicBool;
 use aquifer_model::limits::{BATCH_BYTES_MAX, PRODUCERS_PER_TOPIC_MAX};
 use aquifer_model::topic::ProducerName;
 use aquifer_protocol_api::producer::{OpenProducer, ProducerOpened, ProducerSession};
+use aquifer_protocol_api::session::SessionEnd;
 use tokio::sync::mpsc;
 
 use crate::error::BrokerError;
@@ -185,6 +186,7 @@ impl Publishing {
             port: Box::new(port),
             receipts: receiver,
             room: Some(cx.budgets.publish.clone()),
+            end: SessionEnd::never(),
         })
     }
 }

@@ -3,6 +3,7 @@
 
 mod admin;
 mod pull;
+mod security;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -16,7 +17,7 @@ use aquifer_model::topic::{ProducerName, SubscriptionName, TopicName};
 use async_trait::async_trait;
 use bytes::Bytes;
 use parking_lot::Mutex;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::consumer::{
     Acknowledge, ConsumerEvent, ConsumerPort, ConsumerSession, Delivery, NegativeAcknowledge,
@@ -29,6 +30,7 @@ use crate::producer::{
     OpenProducer, ProducerOpened, ProducerPort, ProducerSession, PublishFrame, Receipt, StoredAt,
 };
 use crate::pull::{Append, Appended, Commit, Locate, Located, Read, ReadBatches, TopicBounds};
+use crate::session::SessionEnd;
 
 /// Receipts and events that a session can hold; more than any check needs.
 const QUEUE: usize = 1024;
@@ -44,6 +46,10 @@ pub struct FakeBroker {
     released: Arc<watch::Sender<bool>>,
     /// Counts the batches of all topics.
     appended: Arc<watch::Sender<u64>>,
+    /// What callers must show.
+    token: Option<Arc<str>>,
+    /// The ends of its sessions, to be told.
+    ends: Arc<Mutex<Vec<oneshot::Sender<ApiError>>>>,
 }
 
 #[derive(Default)]
@@ -83,6 +89,8 @@ impl Default for FakeBroker {
             sessions: Arc::new(watch::Sender::new(0)),
             released: Arc::new(watch::Sender::new(false)),
             appended: Arc::new(watch::Sender::new(0)),
+            token: None,
+            ends: Arc::default(),
         }
     }
 }
@@ -90,6 +98,28 @@ impl Default for FakeBroker {
 impl FakeBroker {
     /// A batch that is refused as `Overloaded`.
     pub const POISON: Bytes = Bytes::from_static(b"poison");
+
+    /// One that serves only callers which show this token.
+    #[must_use]
+    pub fn asking_for(token: &str) -> FakeBroker {
+        FakeBroker {
+            token: Some(token.into()),
+            ..FakeBroker::default()
+        }
+    }
+
+    /// Ends all open sessions with an error, as when what allowed them was taken away.
+    pub fn end_sessions(&self, error: &ApiError) {
+        for end in self.ends.lock().drain(..) {
+            let _ = end.send(error.clone());
+        }
+    }
+
+    fn session_end(&self) -> SessionEnd {
+        let (sender, told) = oneshot::channel();
+        self.ends.lock().push(sender);
+        SessionEnd::when(told)
+    }
 
     /// The topic on which everything fails with this kind.
     #[must_use]
@@ -356,6 +386,7 @@ impl DataPlane for FakeBroker {
             }),
             receipts,
             room: None,
+            end: self.session_end(),
         })
     }
 
@@ -367,14 +398,14 @@ impl DataPlane for FakeBroker {
         self.called(&request.topic)?;
         let (sender, events) = mpsc::channel(QUEUE);
         let topic = request.topic.name().to_owned();
-        let end = self.stored(&topic);
+        let stored = self.stored(&topic);
         Ok(ConsumerSession {
             opened: Subscribed {
                 incarnation: LIFE,
                 owner_epoch: OwnerEpoch(1),
                 seek_epoch: SeekEpoch(0),
                 start: Index(0),
-                end: at(end).base_index,
+                end: at(stored).base_index,
             },
             port: Box::new(FakeConsumer {
                 broker: self.clone(),
@@ -385,6 +416,7 @@ impl DataPlane for FakeBroker {
                 _session: Session::open(&self.sessions),
             }),
             events,
+            end: self.session_end(),
         })
     }
 

@@ -286,7 +286,10 @@ impl PullClient for Direct<'_> {
             body,
             held: Held::default(),
         };
-        let appended = self.0.append(&RequestContext::default(), request).await;
+        let appended = self
+            .0
+            .append(&RequestContext::anonymous("test"), request)
+            .await;
         appended.map_err(refusal)
     }
 
@@ -304,7 +307,10 @@ impl PullClient for Direct<'_> {
             limits,
             wait,
         };
-        let read = self.0.read(&RequestContext::default(), request).await;
+        let read = self
+            .0
+            .read(&RequestContext::anonymous("test"), request)
+            .await;
         read.map_err(refusal)
     }
 
@@ -314,12 +320,15 @@ impl PullClient for Direct<'_> {
             incarnation: None,
             place,
         };
-        let located = self.0.locate(&RequestContext::default(), request).await;
+        let located = self
+            .0
+            .locate(&RequestContext::anonymous("test"), request)
+            .await;
         located.map_err(refusal)
     }
 
     async fn bounds(&self, topic: &str) -> Result<TopicBounds, Refusal> {
-        let (topic, ctx) = (topic_of(topic)?, RequestContext::default());
+        let (topic, ctx) = (topic_of(topic)?, RequestContext::anonymous("test"));
         self.0.bounds(&ctx, topic).await.map_err(refusal)
     }
 
@@ -337,7 +346,10 @@ impl PullClient for Direct<'_> {
             index,
             create,
         };
-        let committed = self.0.commit(&RequestContext::default(), request).await;
+        let committed = self
+            .0
+            .commit(&RequestContext::anonymous("test"), request)
+            .await;
         committed.map_err(refusal)
     }
 
@@ -346,7 +358,7 @@ impl PullClient for Direct<'_> {
         let name = SubscriptionName::new(subscription).map_err(bad_name)?;
         let committed = self
             .0
-            .committed(&RequestContext::default(), topic, name)
+            .committed(&RequestContext::anonymous("test"), topic, name)
             .await;
         committed.map_err(refusal)
     }

@@ -1,0 +1,276 @@
+//! Who calls, what it may do, and the record of both. With authentication off there is no
+//! [`Guard`], and nothing here runs.
+//!
+//! Invariants (I12):
+//! - A request is decided once, on the names that it gives, before anything is looked up. What is
+//!   forbidden and what is absent get the same answer.
+//! - Nothing is allowed that no grant allows, except to the super-users of the configuration and
+//!   to other brokers of the cluster, which show a certificate of its authority.
+//! - An error decides nothing in favour of a caller.
+
+pub(crate) mod audit;
+mod authenticate;
+pub(crate) mod config;
+pub(crate) mod decide;
+mod first;
+pub(crate) mod grant;
+pub(crate) mod jwt;
+mod manage;
+pub(crate) mod principal;
+pub(crate) mod records;
+pub(crate) mod role;
+pub(crate) mod sessions;
+pub(crate) mod token;
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use aquifer_metadata::store::MetadataStore;
+use aquifer_protocol_api::access::{Access, Action, Resource};
+use aquifer_protocol_api::context::{AuthMethod, Identity, Principal, RequestContext};
+use aquifer_protocol_api::error::{ApiError, ErrorKind, Outcome};
+use aquifer_runtime::clock::{self, SharedClock};
+use aquifer_runtime::net::tls::ServerTls;
+use aquifer_runtime::task::TaskGroup;
+
+pub use self::first::{FirstToken, create_first_token};
+use crate::error::BrokerError;
+use crate::security::audit::{Audit, Record, is_change};
+use crate::security::config::AuthConfig;
+use crate::security::decide::{Target, allows};
+use crate::security::jwt::Issuers;
+use crate::security::records::Records;
+use crate::security::sessions::Sessions;
+
+/// How often the keys of issuers are read again.
+const KEYS_RELOADED: Duration = Duration::from_secs(10);
+/// What stands in place of a grant's id.
+const SUPER_USER: &str = "super-user";
+const INTERNAL: &str = "internal";
+
+/// Decides for a broker whose callers are authenticated.
+pub(crate) struct Guard {
+    pub(crate) records: Arc<Records>,
+    pub(crate) audit: Audit,
+    pub(crate) clock: SharedClock,
+    super_users: HashSet<String>,
+    /// Which certificates are those of brokers of this cluster.
+    brokers: Option<Arc<ServerTls>>,
+    sessions: Sessions,
+    issuers: Arc<Issuers>,
+}
+
+impl Guard {
+    /// Starts to follow tokens and grants, if callers are to be authenticated.
+    ///
+    /// # Errors
+    /// When a setting is wrong or the metadata store does not answer.
+    pub(crate) async fn start(
+        config: &AuthConfig,
+        store: &Arc<dyn MetadataStore>,
+        clock: &SharedClock,
+        brokers: Option<Arc<ServerTls>>,
+        tasks: &TaskGroup,
+    ) -> Result<Option<Arc<Guard>>, BrokerError> {
+        config.validate()?;
+        if !config.enabled {
+            return Ok(None);
+        }
+        let guard = Arc::new(Guard {
+            records: Records::load(Arc::clone(store), Arc::clone(clock)).await?,
+            audit: Audit::new(Arc::clone(clock)),
+            clock: Arc::clone(clock),
+            super_users: config.super_users.iter().cloned().collect(),
+            brokers,
+            sessions: Sessions::default(),
+            issuers: Arc::new(Issuers::load(&config.jwt)?),
+        });
+        let (followed, token) = (Arc::clone(&guard), tasks.shutdown_token());
+        tasks.spawn("security", async move {
+            tokio::select! {
+                () = followed.records.follow() => {}
+                () = followed.records.probe() => {}
+                () = followed.end_sessions() => {}
+                () = followed.reload_keys() => {}
+                () = token.wait() => {}
+            }
+        });
+        Ok(Some(guard))
+    }
+
+    /// Reads the keys of issuers again from time to time, beside everything else.
+    async fn reload_keys(&self) {
+        loop {
+            clock::sleep(KEYS_RELOADED).await;
+            let issuers = Arc::clone(&self.issuers);
+            if !issuers.is_empty() {
+                // A task that is lost is tried again.
+                let _ = tokio::task::spawn_blocking(move || issuers.reload()).await;
+            }
+        }
+    }
+
+    /// Whether a principal may do everything.
+    pub(crate) fn is_super_user(&self, principal: &str) -> bool {
+        self.super_users.contains(principal)
+    }
+
+    /// What allows a caller something: the id of a grant, or what stands in its place.
+    pub(crate) fn allowed_by(
+        &self,
+        identity: &Identity,
+        action: Action,
+        resource: &Resource,
+    ) -> Option<String> {
+        if identity.method == AuthMethod::Internal {
+            return Some(INTERNAL.to_owned());
+        }
+        let groups = identity.groups.iter().map(String::as_str);
+        self.allowed_to(&identity.name, groups, action, resource)
+    }
+
+    /// The same for a principal that does not call.
+    pub(crate) fn allowed_to<'a>(
+        &self,
+        principal: &'a str,
+        groups: impl Iterator<Item = &'a str>,
+        action: Action,
+        resource: &Resource,
+    ) -> Option<String> {
+        if self.is_super_user(principal) {
+            return Some(SUPER_USER.to_owned());
+        }
+        let target = Target::of(resource)?;
+        let now = self.clock.wall_ms();
+        self.records.read(|state| {
+            let names = std::iter::once(principal).chain(groups);
+            let mut grants = names.flat_map(|name| state.grants_of(name));
+            let found = grants.find(|grant| allows(grant, action, &target, now));
+            found.map(|grant| grant.info.id.clone())
+        })
+    }
+
+    /// Decides whether a caller may do what a request needs.
+    ///
+    /// # Errors
+    /// `Unauthenticated`, `PermissionDenied`, and `Unavailable` when what is known is too old.
+    fn decide(&self, ctx: &RequestContext, access: &Access) -> Result<Option<String>, ApiError> {
+        let Principal::Named(identity) = &ctx.principal else {
+            return Err(unauthenticated());
+        };
+        if !self.records.is_fresh() {
+            return Err(stale());
+        }
+        if access.action == Action::Authenticate {
+            return Ok(None);
+        }
+        let allowed = self.allowed_by(identity, access.action, &access.resource);
+        allowed.map(Some).ok_or_else(forbidden)
+    }
+
+    /// Lets a request in that may be made. What it answers is to be told how that came out.
+    ///
+    /// # Errors
+    /// As of [`Guard::decide`]; they are recorded.
+    pub(crate) fn admit(
+        &self,
+        ctx: &RequestContext,
+        access: &Access,
+        request_id: u64,
+    ) -> Result<Admitted<'_>, ApiError> {
+        let record = || Record::of(ctx, access).numbered(request_id);
+        match self.decide(ctx, access) {
+            Ok(grant) => Ok(Admitted {
+                audit: &self.audit,
+                record: is_change(access.request).then(|| record().allowed(grant)),
+            }),
+            Err(error) => {
+                self.audit.refuse(record().refused(error.kind));
+                Err(error)
+            }
+        }
+    }
+
+    /// Whether a caller may describe something.
+    pub(crate) fn sees(&self, ctx: &RequestContext, resource: &Resource) -> bool {
+        self.may(ctx, Action::Describe, resource)
+    }
+
+    /// The same of something or a part of it.
+    pub(crate) fn lists(&self, ctx: &RequestContext, resource: &Resource) -> bool {
+        self.may(ctx, Action::List, resource)
+    }
+
+    /// Whether a caller may do something. That is no request: nothing is recorded.
+    pub(crate) fn may(&self, ctx: &RequestContext, action: Action, resource: &Resource) -> bool {
+        let identity = ctx.principal.identity();
+        identity.is_some_and(|identity| self.allowed_by(identity, action, resource).is_some())
+    }
+
+    /// Until when the credential of a caller is good, with some leeway; for ever without an end.
+    fn check_credential(&self, identity: &Identity) -> Result<Option<u64>, ApiError> {
+        let AuthMethod::Token { id, digest } = &identity.method else {
+            return Ok(identity.expires_ms);
+        };
+        let then = self.clock.wall_ms().saturating_sub(sessions::LEEWAY_MS);
+        let found = self.records.read(|state| {
+            let token = state.token(id);
+            token.and_then(|token| token.valid(digest, then))
+        });
+        found.ok_or_else(unauthenticated)
+    }
+}
+
+/// A request that was let in. One that changes something is recorded with how it came out; one
+/// that is dropped before that is recorded too.
+pub(crate) struct Admitted<'a> {
+    audit: &'a Audit,
+    record: Option<Record>,
+}
+
+impl Admitted<'_> {
+    /// Records how it came out.
+    pub(crate) fn ended<T>(mut self, result: &Result<T, ApiError>) {
+        if let Some(record) = self.record.take() {
+            let error = result.as_ref().err();
+            let error = error.map(|error| (error.kind, error.outcome));
+            self.audit.write(record.ended(error));
+        }
+    }
+}
+
+impl Drop for Admitted<'_> {
+    fn drop(&mut self) {
+        if let Some(record) = self.record.take() {
+            let given_up = (ErrorKind::Timeout, Outcome::Unknown);
+            self.audit.write(record.ended(Some(given_up)));
+        }
+    }
+}
+
+/// The id in a token of ours, if the text is whole: whether it counts is in its record.
+pub fn token_id(text: &str) -> Option<&str> {
+    token::parse(text).map(|parsed| parsed.id)
+}
+
+/// The answer to what is forbidden and to what is absent.
+pub(crate) fn forbidden() -> ApiError {
+    let text = "not allowed, or it does not exist";
+    ApiError::new(ErrorKind::PermissionDenied, text).advise(
+        "correct the name, or ask for a grant; `aquifer access check` tells what is missing",
+    )
+}
+
+/// The answer to what shows no credential that counts.
+pub(crate) fn unauthenticated() -> ApiError {
+    let text = "the credential is missing, not known, expired or revoked";
+    ApiError::new(ErrorKind::Unauthenticated, text)
+        .advise("show a token: --token-file FILE, or the header `authorization: Bearer TOKEN`")
+}
+
+fn stale() -> ApiError {
+    let text =
+        "the metadata store has been away for more than ten minutes: grants are not known any more";
+    ApiError::new(ErrorKind::Unavailable, text).advise("try again when the metadata store answers")
+}

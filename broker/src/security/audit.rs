@@ -1,0 +1,288 @@
+//! The audit log: what was changed, refused and ended, as JSON lines at the log target `audit`.
+//!
+//! Each line has a number, the digest of the line before and its own, so that a line which is
+//! missing, changed or moved shows. Refusals are written at once the first time, and as counts
+//! after that, so that a flood of them fills no disk.
+
+mod refusals;
+
+use std::net::SocketAddr;
+
+use aquifer_protocol_api::access::Access;
+use aquifer_protocol_api::context::{Principal, RequestContext};
+use aquifer_protocol_api::error::{ErrorKind, Outcome};
+use aquifer_runtime::clock::SharedClock;
+use aquifer_runtime::secret::sha256;
+use parking_lot::Mutex;
+use serde::Serialize;
+
+use crate::security::audit::refusals::{Refusal, Refusals};
+
+/// Longest text of a field, in bytes: names come from callers.
+const TEXT_BYTES_MAX: usize = 256;
+
+/// Requests that change something. Everything else is written only when it is refused.
+const CHANGES: [&str; 17] = [
+    "add_grant",
+    "create_namespace",
+    "create_subscription",
+    "create_tenant",
+    "create_token",
+    "create_topic",
+    "delete_subscription",
+    "delete_topic",
+    "remove_grant",
+    "reset_subscriptions",
+    "revoke_token",
+    "rotate_token",
+    "seek_subscription",
+    "skip_messages",
+    "split_bundle",
+    "transfer_bundle",
+    "update_policies",
+];
+
+/// Whether a request changes something.
+pub(crate) fn is_change(request: &str) -> bool {
+    CHANGES.binary_search(&request).is_ok()
+}
+
+/// One line.
+#[derive(Debug, Clone, Default, Serialize)]
+pub(crate) struct Record {
+    seq: u64,
+    prev: String,
+    time_ms: u64,
+    request_id: u64,
+    principal: String,
+    auth_method: &'static str,
+    peer: Option<SocketAddr>,
+    protocol: &'static str,
+    request: String,
+    action: &'static str,
+    resource: String,
+    decision: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    grant: Option<String>,
+    outcome: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error_code: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    detail: Option<String>,
+    /// How often the same happened, where lines were left out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    count: Option<u64>,
+}
+
+impl Record {
+    /// A line about a caller's request.
+    pub(crate) fn of(ctx: &RequestContext, access: &Access) -> Record {
+        Record {
+            resource: shortened(&access.resource.to_string()),
+            action: access.action.name(),
+            ..Record::about(&ctx.principal, ctx.protocol, access.request).came_from(ctx.peer)
+        }
+    }
+
+    /// A line about a principal.
+    pub(crate) fn about(principal: &Principal, protocol: &'static str, request: &str) -> Record {
+        let identity = principal.identity();
+        Record {
+            principal: shortened(principal.name()),
+            auth_method: identity.map_or("none", |identity| identity.method.name()),
+            protocol,
+            request: shortened(request),
+            ..Record::default()
+        }
+    }
+
+    pub(crate) fn came_from(self, peer: Option<SocketAddr>) -> Record {
+        Record { peer, ..self }
+    }
+
+    pub(crate) fn numbered(self, request_id: u64) -> Record {
+        Record { request_id, ..self }
+    }
+
+    pub(crate) fn allowed(self, grant: Option<String>) -> Record {
+        Record {
+            decision: "allowed",
+            grant,
+            ..self
+        }
+    }
+
+    pub(crate) fn detail(self, detail: &str) -> Record {
+        Record {
+            detail: Some(shortened(detail)),
+            ..self
+        }
+    }
+
+    /// With how it came out; `None`: well.
+    pub(crate) fn ended(self, error: Option<(ErrorKind, Outcome)>) -> Record {
+        let outcome = match error {
+            None => "done",
+            Some((_, Outcome::NotApplied)) => "failed",
+            Some((_, Outcome::Applied | Outcome::Unknown)) => "unknown",
+        };
+        Record {
+            outcome,
+            error_code: error.map(|(kind, _)| format!("{kind:?}")),
+            ..self
+        }
+    }
+
+    pub(crate) fn refused(self, kind: ErrorKind) -> Record {
+        Record {
+            decision: "denied",
+            outcome: "failed",
+            error_code: Some(format!("{kind:?}")),
+            ..self
+        }
+    }
+}
+
+/// The chain of lines of this process.
+pub(crate) struct Audit {
+    clock: SharedClock,
+    chain: Mutex<Chain>,
+    refusals: Mutex<Refusals>,
+}
+
+struct Chain {
+    seq: u64,
+    prev: String,
+}
+
+impl Audit {
+    pub(crate) fn new(clock: SharedClock) -> Audit {
+        Audit {
+            refusals: Mutex::new(Refusals::new(clock.monotonic())),
+            clock,
+            chain: Mutex::new(Chain {
+                seq: 0,
+                prev: hex(&[0; 32]),
+            }),
+        }
+    }
+
+    /// Writes a line.
+    pub(crate) fn write(&self, record: Record) {
+        let mut chain = self.chain.lock();
+        let (line, hash) = line(record, chain.seq, &chain.prev, self.clock.wall_ms());
+        chain.seq += 1;
+        chain.prev = hash;
+        // Within the lock, so that lines come in their order.
+        tracing::info!(target: "audit", "{line}");
+    }
+
+    /// Writes a refusal, or counts it.
+    pub(crate) fn refuse(&self, record: Record) {
+        let key = Refusal {
+            who: match record.principal.is_empty() || record.auth_method == "none" {
+                true => record.peer.map_or_else(String::new, network),
+                false => record.principal.clone(),
+            },
+            request: record.request.clone(),
+            resource: record.resource.clone(),
+            code: record.error_code.clone().unwrap_or_default(),
+        };
+        let now = self.clock.monotonic();
+        let is_written = self.refusals.lock().is_written(key, now);
+        if is_written {
+            self.write(record);
+        }
+    }
+
+    /// Writes what was counted, when it is time.
+    pub(crate) fn flush(&self) {
+        let now = self.clock.monotonic();
+        let due = self.refusals.lock().due(now);
+        for (refusal, count) in due {
+            self.write(Record {
+                principal: refusal.who,
+                request: refusal.request,
+                resource: refusal.resource,
+                error_code: Some(refusal.code),
+                decision: "denied",
+                outcome: "failed",
+                count: Some(count),
+                ..Record::default()
+            });
+        }
+    }
+}
+
+/// The line of a record, and its digest, which is that of the line without it.
+fn line(record: Record, seq: u64, prev: &str, time_ms: u64) -> (String, String) {
+    let record = Record {
+        seq,
+        prev: prev.to_owned(),
+        time_ms,
+        ..record
+    };
+    // A record of texts and numbers can always be written.
+    let mut text = serde_json::to_string(&record).unwrap_or_default();
+    let hash = hex(&sha256(text.as_bytes()));
+    if text.pop().is_some() {
+        text.push_str(&format!(",\"hash\":\"{hash}\"}}"));
+    }
+    (text, hash)
+}
+
+/// The network of an address: who has one address of it has others.
+fn network(peer: SocketAddr) -> String {
+    match peer {
+        SocketAddr::V4(peer) => {
+            let [a, b, c, _] = peer.ip().octets();
+            format!("{a}.{b}.{c}.0/24")
+        }
+        SocketAddr::V6(peer) => {
+            let [a, b, c, d, ..] = peer.ip().segments();
+            format!("{a:x}:{b:x}:{c:x}:{d:x}::/64")
+        }
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn shortened(text: &str) -> String {
+    let mut end = text.len().min(TEXT_BYTES_MAX);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    text[..end].to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_are_a_chain_and_one_line_each() {
+        let evil = "x\r\n{\"seq\":0}\u{1b}[31m".repeat(100);
+        let record = Record::about(&Principal::Anonymous, "grpc", &evil).detail(&evil);
+        let zero = hex(&[0; 32]);
+        let (first, hash) = line(record.clone(), 0, &zero, 7);
+        let (second, _) = line(record, 1, &hash, 8);
+        for text in [&first, &second] {
+            assert!(!text.contains(['\n', '\r', '\u{1b}']), "{text}");
+            assert!(text.len() < 2_000, "{}", text.len());
+            let parsed: serde_json::Value = serde_json::from_str(text).unwrap();
+            let said = parsed["hash"].as_str().unwrap();
+            let (before, _) = text.rsplit_once(",\"hash\"").unwrap();
+            assert_eq!(hex(&sha256(format!("{before}}}").as_bytes())), said);
+        }
+        let second: serde_json::Value = serde_json::from_str(&second).unwrap();
+        assert_eq!(second["prev"], hash);
+    }
+
+    #[test]
+    fn changes_are_in_order() {
+        assert!(CHANGES.is_sorted(), "they are searched");
+        assert!(is_change("create_topic") && !is_change("list_topics"));
+    }
+}

@@ -1,0 +1,54 @@
+//! The section `auth`.
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::BrokerError;
+use crate::security::jwt::JwtIssuer;
+use crate::security::principal;
+
+/// Who may do everything where nothing is configured: the first token.
+const DEFAULT_SUPER_USER: &str = "token:admin";
+
+/// Whether callers are authenticated, and who of them may do everything.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct AuthConfig {
+    /// Whether callers must show who they are, and need grants.
+    pub enabled: bool,
+    /// Principals that may do everything. No grant makes one.
+    pub super_users: Vec<String>,
+    /// Issuers whose JSON Web Tokens are accepted.
+    pub jwt: Vec<JwtIssuer>,
+}
+
+impl Default for AuthConfig {
+    fn default() -> AuthConfig {
+        AuthConfig {
+            enabled: false,
+            super_users: vec![DEFAULT_SUPER_USER.to_owned()],
+            jwt: Vec::new(),
+        }
+    }
+}
+
+impl AuthConfig {
+    /// Checks what types cannot say.
+    ///
+    /// # Errors
+    /// When a name is not that of a principal.
+    pub fn validate(&self) -> Result<(), BrokerError> {
+        self.jwt.iter().try_for_each(JwtIssuer::validate)?;
+        let mut aliases: Vec<&str> = self.jwt.iter().map(|issuer| &*issuer.alias).collect();
+        aliases.sort_unstable();
+        if let Some(twice) = aliases.windows(2).find(|pair| pair[0] == pair[1]) {
+            let text = format!("auth.jwt has two issuers with the alias {:?}", twice[0]);
+            return Err(BrokerError::Config(text));
+        }
+        for name in &self.super_users {
+            principal::check(name).map_err(|reason| {
+                BrokerError::Config(format!("auth.super_users has {name:?}: {reason}"))
+            })?;
+        }
+        Ok(())
+    }
+}

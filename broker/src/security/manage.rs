@@ -1,0 +1,130 @@
+//! Changes of tokens and grants. A request was allowed where it acts; here it is seen to that
+//! nothing is given that its caller may not give.
+//!
+//! Invariants:
+//! - Describe, produce, consume and manage may be given where the caller may grant; grant, operate
+//!   and audit only where the caller holds them.
+//! - A caller that gets the secret of a token could have given all that the token may do.
+//! - A change is answered when this broker decides with it.
+
+mod grants;
+mod tokens;
+
+use aquifer_metadata::store::Revision;
+use aquifer_protocol_api::access::{Action, Resource};
+use aquifer_protocol_api::admin::PageRequest;
+use aquifer_protocol_api::context::RequestContext;
+use aquifer_protocol_api::scope::GrantScope;
+use aquifer_runtime::secret::{self, NoEntropy};
+
+use crate::error::BrokerError;
+use crate::security::audit::Record;
+use crate::security::role::ActionSet;
+use crate::security::{Guard, forbidden, records};
+
+/// Longest lifetime of a token or a grant, and longest grace period: a hundred years.
+const LIFETIME_MS_MAX: u64 = 100 * 366 * 24 * 3_600 * 1_000;
+/// Items of a page.
+const PAGE_ITEMS_MAX: usize = 1_000;
+
+impl From<NoEntropy> for BrokerError {
+    fn from(error: NoEntropy) -> BrokerError {
+        BrokerError::Internal(error.to_string())
+    }
+}
+
+impl Guard {
+    /// Refuses to give, or take away, what the caller may not give. Where it acts it may grant.
+    fn check_may_give(
+        &self,
+        ctx: &RequestContext,
+        actions: ActionSet,
+        scope: &GrantScope,
+    ) -> Result<(), BrokerError> {
+        let Some(identity) = ctx.principal.identity() else {
+            return Err(forbidden().into());
+        };
+        let resource = Resource::Scope(scope.clone());
+        let needs_holding = [Action::Grant, Action::Operate, Action::Audit];
+        let held = |action| self.allowed_by(identity, action, &resource).is_some();
+        let may_grant = held(Action::Grant);
+        let mut all = needs_holding
+            .into_iter()
+            .filter(|action| actions.has(*action));
+        match may_grant && all.all(held) {
+            true => Ok(()),
+            false => Err(forbidden().into()),
+        }
+    }
+
+    /// Refuses to hand out the secret of a principal that may do what the caller may not give.
+    fn check_may_give_all_of(
+        &self,
+        ctx: &RequestContext,
+        principal: &str,
+    ) -> Result<(), BrokerError> {
+        let is_super = |name: &str| self.is_super_user(name);
+        if is_super(principal) && !is_super(ctx.principal.name()) {
+            return Err(forbidden().into());
+        }
+        let now = self.clock.wall_ms();
+        let grants = self
+            .records
+            .read(|state| state.grants_of(principal).to_vec());
+        let live = grants.iter().filter(|grant| !grant.is_over(now));
+        for grant in live {
+            self.check_may_give(ctx, grant.actions, &grant.info.scope)?;
+        }
+        Ok(())
+    }
+
+    fn check_room(&self, has_room: bool) -> Result<(), BrokerError> {
+        match has_room {
+            true => Ok(()),
+            false => Err(BrokerError::Quota {
+                what: "the number of tokens and grants",
+                max: records::ADDED_MAX,
+            }),
+        }
+    }
+
+    /// Waits until a change is in force here, and records what it was about.
+    async fn changed(
+        &self,
+        ctx: &RequestContext,
+        request: &str,
+        what: &str,
+        written: Option<Revision>,
+    ) {
+        let record = Record::about(&ctx.principal, ctx.protocol, request).came_from(ctx.peer);
+        self.audit
+            .write(record.allowed(None).detail(what).ended(None));
+        if let Some(written) = written {
+            self.records.reached(written).await;
+        }
+    }
+}
+
+fn drawn_id() -> Result<[u8; 16], NoEntropy> {
+    Ok(half(secret::draw()?))
+}
+
+fn half(bytes: [u8; 32]) -> [u8; 16] {
+    let mut first = [0; 16];
+    first.copy_from_slice(&bytes[..16]);
+    first
+}
+
+fn end_of(now: u64, lifetime_ms: Option<u64>) -> Result<Option<u64>, BrokerError> {
+    match lifetime_ms {
+        Some(0) => Err(BrokerError::invalid(
+            "the lifetime is 0",
+            "give the lifetime in milliseconds, or none",
+        )),
+        lifetime => Ok(lifetime.map(|lifetime| now.saturating_add(lifetime.min(LIFETIME_MS_MAX)))),
+    }
+}
+
+fn limit_of(page: &PageRequest) -> usize {
+    page.limit.clamp(1, PAGE_ITEMS_MAX)
+}

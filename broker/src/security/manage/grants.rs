@@ -1,0 +1,176 @@
+//! Changes of grants.
+
+use aquifer_metadata::error::MetadataError;
+use aquifer_metadata::keys;
+use aquifer_metadata::record::{self, Record as _};
+use aquifer_metadata::store::Versioned;
+use aquifer_metadata::update::{Change, UpdateError};
+use aquifer_proto::v1::GrantRecord;
+use aquifer_protocol_api::access::Resource;
+use aquifer_protocol_api::admin::{Page, PageRequest};
+use aquifer_protocol_api::context::RequestContext;
+use aquifer_protocol_api::scope::GrantScope;
+use aquifer_protocol_api::security::{AddGrant, Given, GrantInfo};
+use aquifer_runtime::secret;
+
+use super::{drawn_id, end_of, half, limit_of};
+use crate::error::BrokerError;
+use crate::namespace::Namespaces;
+use crate::security::decide::{Target, covers};
+use crate::security::grant::Grant;
+use crate::security::role::{ActionSet, actions_of, check_actions};
+use crate::security::{Guard, principal, token};
+
+impl Guard {
+    /// Lets a principal do something.
+    pub(crate) async fn add_grant(
+        &self,
+        ctx: &RequestContext,
+        add: AddGrant,
+        namespaces: &Namespaces,
+    ) -> Result<GrantInfo, BrokerError> {
+        let wrong = |text: String| BrokerError::invalid(text, "correct the grant");
+        principal::check_grantee(&add.principal).map_err(|text| wrong(text.to_owned()))?;
+        let (role, actions) = match &add.given {
+            Given::Role(role) => (
+                Some(role.clone()),
+                actions_of(role, &add.scope).map_err(wrong)?,
+            ),
+            Given::Actions(actions) => (None, ActionSet::of(actions)),
+        };
+        check_actions(actions, &add.scope).map_err(wrong)?;
+        self.check_may_give(ctx, actions, &add.scope)?;
+        if let Some(tenant) = add.scope.tenant() {
+            namespaces.check_tenant(tenant).await?;
+        }
+        self.check_room(self.records.read(|state| state.has_room()))?;
+        let now = self.clock.wall_ms();
+        let id = match add.request_id {
+            Some(request) => id_of_request(ctx.principal.name(), &request),
+            None => token::id_of(drawn_id()?),
+        };
+        let grant = Grant::new(GrantInfo {
+            id,
+            principal: add.principal,
+            role,
+            actions: actions.list(),
+            scope: add.scope,
+            subscriptions: add.subscriptions,
+            created_ms: now,
+            created_by: ctx.principal.name().to_owned(),
+            expires_ms: end_of(now, add.lifetime_ms)?,
+        });
+        let key = keys::grant(grant.info.scope.tenant(), &grant.info.id);
+        let value = record::encode(grant.record());
+        let partition = keys::CLUSTER_PARTITION;
+        let added = self.records.store().update(&key, &[], |stored| {
+            let added = match stored {
+                None => Ok(Change::put(partition, value.clone(), grant.clone())),
+                Some(stored) => repeated(&grant, &stored).map(Change::none),
+            };
+            std::future::ready(added)
+        });
+        let updated = added.await.map_err(UpdateError::flatten)?;
+        let grant = updated.answer;
+        self.changed(ctx, "add_grant", &grant_said(&grant), updated.applied)
+            .await;
+        Ok(grant.info)
+    }
+
+    /// A page of the grants of a scope and within it. Its places are keys, without what begins all
+    /// of them.
+    pub(crate) fn list_grants(
+        &self,
+        scope: &GrantScope,
+        principal: Option<&str>,
+        page: &PageRequest,
+    ) -> Result<Page<GrantInfo>, BrokerError> {
+        let limit = limit_of(page);
+        let after = page
+            .after
+            .as_ref()
+            .map(|after| format!("{}{after}", keys::AUTH_PREFIX));
+        Ok(self.records.read(|state| {
+            let within = |grant: &Grant| {
+                let inner = Resource::Scope(grant.info.scope.clone());
+                Target::of(&inner).is_some_and(|inner| covers(scope, &inner))
+            };
+            let of = |grant: &Grant| principal.is_none_or(|name| grant.info.principal == name);
+            let all = state.grants_after(after.as_deref());
+            let mut found = all.filter(|(_, grant)| of(grant) && within(grant));
+            let mut items = Vec::new();
+            let mut last = None;
+            for (key, grant) in found.by_ref().take(limit) {
+                items.push(grant.info.clone());
+                last = key.strip_prefix(keys::AUTH_PREFIX).map(str::to_owned);
+            }
+            let next = last.filter(|_| found.next().is_some());
+            Page { items, next }
+        }))
+    }
+
+    /// Takes a grant away.
+    pub(crate) async fn remove_grant(
+        &self,
+        ctx: &RequestContext,
+        id: &str,
+        scope: &GrantScope,
+    ) -> Result<(), BrokerError> {
+        let key = keys::grant(scope.tenant(), id);
+        let known = self.records.read(|state| state.grant(&key).cloned());
+        if let Some(grant) = &known {
+            self.check_may_give(ctx, grant.actions, &grant.info.scope)?;
+        }
+        let partition = keys::CLUSTER_PARTITION;
+        let removed = self.records.store().update(&key, &[], |stored| {
+            std::future::ready(match stored {
+                None => Err(BrokerError::NotFound {
+                    what: "grant",
+                    name: id.to_owned(),
+                    advice: "list the grants of the scope".to_owned(),
+                }),
+                Some(_) => Ok(Change::delete(partition, ())),
+            })
+        });
+        let updated = removed.await.map_err(UpdateError::flatten)?;
+        let said = known.map_or_else(|| format!("grant {id}"), |grant| grant_said(&grant));
+        self.changed(ctx, "remove_grant", &said, updated.applied)
+            .await;
+        Ok(())
+    }
+}
+
+/// The id of the grant that a request of a caller makes, however often it comes.
+fn id_of_request(caller: &str, request: &[u8; 16]) -> String {
+    let text = [caller.as_bytes(), &[0], request].concat();
+    token::id_of(half(secret::sha256(&text)))
+}
+
+/// The grant that is there, if it is what is asked for.
+fn repeated(wanted: &Grant, stored: &Versioned) -> Result<Grant, BrokerError> {
+    let record = record::decode::<GrantRecord>(stored)?;
+    let damaged = |reason| MetadataError::Damaged {
+        key: stored.key.clone(),
+        reason,
+    };
+    let found = Grant::of(&wanted.info.id, record).map_err(damaged)?;
+    let as_wanted = GrantInfo {
+        created_ms: wanted.info.created_ms,
+        expires_ms: wanted.info.expires_ms,
+        ..found.info.clone()
+    };
+    match as_wanted == wanted.info {
+        true => Ok(found),
+        false => Err(BrokerError::AlreadyExists {
+            what: GrantRecord::NAME,
+            name: wanted.info.id.clone(),
+        }),
+    }
+}
+
+fn grant_said(grant: &Grant) -> String {
+    let info = &grant.info;
+    let names: Vec<&str> = info.actions.iter().map(|action| action.name()).collect();
+    let (principal, scope, names) = (&info.principal, &info.scope, names.join(" "));
+    format!("grant {} to {principal} of {names} on {scope}", info.id)
+}

@@ -1,0 +1,292 @@
+//! Tokens and grants in memory, kept current by one watch: decisions wait for nothing.
+//!
+//! Invariants:
+//! - What was taken away is out of force when the watch has shown it. While the store is away,
+//!   what is known goes on for [`STALE_MAX`] and then decides nothing any more.
+//! - A record that cannot be read gives nothing and concerns nothing else.
+
+use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, HashMap};
+use std::ops::Bound;
+use std::sync::Arc;
+use std::time::Duration;
+
+use aquifer_metadata::error::MetadataError;
+use aquifer_metadata::keys::{self, Key};
+use aquifer_metadata::record;
+use aquifer_metadata::scan;
+use aquifer_metadata::store::{MetadataStore, Revision, Versioned, WatchEvent};
+use aquifer_proto::v1::{GrantRecord, TokenRecord};
+use aquifer_runtime::clock::{self, SharedClock};
+use parking_lot::{Mutex, RwLock};
+use tokio::sync::watch;
+
+use crate::error::BrokerError;
+use crate::security::grant::Grant;
+use crate::security::token::Token;
+
+/// For how long decisions are made from what is known while the store is away.
+const STALE_MAX: Duration = Duration::from_secs(600);
+/// How often it is asked whether the store is there, and how long that may take.
+const PROBE: Duration = Duration::from_secs(5);
+/// How long a broken watch waits before it begins again.
+const RETRY: Duration = Duration::from_millis(500);
+/// Records that are kept in memory. More are an error, not a reason to forget some: what is known
+/// gets old then, and decides nothing after a while.
+const RECORDS_MAX: usize = 200_000;
+/// Records beyond which none are added.
+pub(crate) const ADDED_MAX: usize = 100_000;
+
+/// See the module.
+pub(crate) struct Records {
+    store: Arc<dyn MetadataStore>,
+    clock: SharedClock,
+    state: RwLock<State>,
+    /// Up to where the state is current; changes with it.
+    current: watch::Sender<Revision>,
+    /// When the store was certainly there while it was followed, on the monotonic clock.
+    heard: Mutex<Heard>,
+}
+
+#[derive(Default)]
+struct Heard {
+    last: Duration,
+    following: bool,
+}
+
+/// What is stored.
+#[derive(Default)]
+pub(crate) struct State {
+    tokens: BTreeMap<String, Token>,
+    /// By their keys, so that those of a tenant are together.
+    grants: BTreeMap<String, Arc<Grant>>,
+    by_principal: HashMap<String, Vec<Arc<Grant>>>,
+    /// When grants end, and how many do then.
+    ends: BTreeMap<u64, usize>,
+}
+
+impl Records {
+    /// Reads everything for the first time.
+    ///
+    /// # Errors
+    /// When the store does not answer.
+    pub(crate) async fn load(
+        store: Arc<dyn MetadataStore>,
+        clock: SharedClock,
+    ) -> Result<Arc<Records>, BrokerError> {
+        let (state, revision) = read(&*store).await?;
+        let last = clock.monotonic();
+        Ok(Arc::new(Records {
+            store,
+            clock,
+            state: RwLock::new(state),
+            current: watch::Sender::new(revision),
+            heard: Mutex::new(Heard {
+                last,
+                following: true,
+            }),
+        }))
+    }
+
+    /// The store that they are in.
+    pub(crate) fn store(&self) -> &dyn MetadataStore {
+        &*self.store
+    }
+
+    /// Reads what is known.
+    pub(crate) fn read<T>(&self, read: impl FnOnce(&State) -> T) -> T {
+        read(&self.state.read())
+    }
+
+    /// Changes whenever what is known does.
+    pub(crate) fn changes(&self) -> watch::Receiver<Revision> {
+        self.current.subscribe()
+    }
+
+    /// Waits until a change of our own is known here.
+    pub(crate) async fn reached(&self, revision: Revision) {
+        let mut current = self.current.subscribe();
+        let reached = current.wait_for(|current| *current >= revision);
+        // A watch that lags shows it a little later.
+        let _ = clock::timeout(PROBE, reached).await;
+    }
+
+    /// Whether what is known is new enough to decide with.
+    pub(crate) fn is_fresh(&self) -> bool {
+        let last = self.heard.lock().last;
+        self.clock.monotonic().saturating_sub(last) < STALE_MAX
+    }
+
+    /// Keeps them current until the task is dropped.
+    pub(crate) async fn follow(&self) {
+        loop {
+            if let Err(error) = self.follow_once().await {
+                tracing::warn!(%error, "the watch of tokens and grants begins again");
+            }
+            self.heard.lock().following = false;
+            clock::sleep(RETRY).await;
+        }
+    }
+
+    async fn follow_once(&self) -> Result<(), BrokerError> {
+        loop {
+            let (state, revision) = read(&*self.store).await?;
+            *self.state.write() = state;
+            self.current.send_replace(revision);
+            let mut watch = self.store.watch(keys::AUTH_PREFIX, revision).await?;
+            self.hear(true);
+            loop {
+                let revision = match watch.next().await {
+                    Some(WatchEvent::Put(stored)) => {
+                        self.state.write().put(&stored);
+                        stored.revision
+                    }
+                    Some(WatchEvent::Delete { key, revision }) => {
+                        self.state.write().remove(&key);
+                        revision
+                    }
+                    Some(WatchEvent::Resync) => break,
+                    None => return Ok(()),
+                };
+                self.hear(true);
+                self.current.send_replace(revision);
+            }
+        }
+    }
+
+    /// Asks from time to time whether the store is there: a watch says nothing while nothing
+    /// changes.
+    pub(crate) async fn probe(&self) {
+        loop {
+            clock::sleep(PROBE).await;
+            let asked = self.store.scan(keys::TOKENS_PREFIX, None, 1);
+            if let Ok(Ok(_)) = clock::timeout(PROBE, asked).await {
+                self.hear(false);
+            }
+        }
+    }
+
+    fn hear(&self, follows: bool) {
+        let mut heard = self.heard.lock();
+        heard.following |= follows;
+        if heard.following {
+            heard.last = self.clock.monotonic();
+        }
+    }
+}
+
+async fn read(store: &dyn MetadataStore) -> Result<(State, Revision), BrokerError> {
+    scan::each(store, keys::AUTH_PREFIX, State::default, |state, stored| {
+        if state.tokens.len() + state.grants.len() >= RECORDS_MAX {
+            let text = format!("there are more than {RECORDS_MAX} tokens and grants");
+            return Err(MetadataError::Invalid(text).into());
+        }
+        state.put(stored);
+        Ok(())
+    })
+    .await
+}
+
+impl State {
+    /// The token of an id.
+    pub(crate) fn token(&self, id: &str) -> Option<&Token> {
+        self.tokens.get(id)
+    }
+
+    /// The tokens behind an id, in order.
+    pub(crate) fn tokens_after(&self, after: Option<&str>) -> impl Iterator<Item = &Token> {
+        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let range = self.tokens.range::<str, _>((from, Bound::Unbounded));
+        range.map(|(_, token)| token)
+    }
+
+    /// The grant at a key.
+    pub(crate) fn grant(&self, key: &str) -> Option<&Arc<Grant>> {
+        self.grants.get(key)
+    }
+
+    /// The grants behind a key, in order, with their keys.
+    pub(crate) fn grants_after(
+        &self,
+        after: Option<&str>,
+    ) -> impl Iterator<Item = (&String, &Arc<Grant>)> {
+        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+        self.grants.range::<str, _>((from, Bound::Unbounded))
+    }
+
+    /// The grants of a principal.
+    pub(crate) fn grants_of(&self, principal: &str) -> &[Arc<Grant>] {
+        self.by_principal.get(principal).map_or(&[], Vec::as_slice)
+    }
+
+    /// Whether grants end after one time and up to another.
+    pub(crate) fn some_end(&self, after: u64, until: u64) -> bool {
+        let in_between = (Bound::Excluded(after), Bound::Included(until));
+        after < until && self.ends.range(in_between).next().is_some()
+    }
+
+    /// Whether there is room for another record.
+    pub(crate) fn has_room(&self) -> bool {
+        self.tokens.len() + self.grants.len() < ADDED_MAX
+    }
+
+    fn put(&mut self, stored: &Versioned) {
+        match stored.key.parse() {
+            Ok(Key::Token(id)) => match record::decode::<TokenRecord>(stored) {
+                Ok(record) => {
+                    self.tokens.insert(id.clone(), Token { id, record });
+                }
+                Err(error) => {
+                    self.tokens.remove(&id);
+                    tracing::warn!(id, %error, "a token is not understood and not accepted");
+                }
+            },
+            Ok(Key::Grant(_, id)) => {
+                self.remove(&stored.key);
+                let record = record::decode::<GrantRecord>(stored);
+                let grant = record.map_err(|error| error.to_string());
+                match grant.and_then(|record| Grant::of(&id, record)) {
+                    Ok(grant) => self.add(stored.key.clone(), Arc::new(grant)),
+                    Err(error) => {
+                        tracing::warn!(id, error, "a grant is not understood and gives nothing");
+                    }
+                }
+            }
+            _ => tracing::debug!(key = stored.key, "neither a token nor a grant"),
+        }
+    }
+
+    fn add(&mut self, key: String, grant: Arc<Grant>) {
+        if let Some(end) = grant.info.expires_ms {
+            *self.ends.entry(end).or_default() += 1;
+        }
+        let principal = grant.info.principal.clone();
+        let held = self.by_principal.entry(principal).or_default();
+        held.push(Arc::clone(&grant));
+        self.grants.insert(key, grant);
+    }
+
+    fn remove(&mut self, key: &str) {
+        if let Ok(Key::Token(id)) = key.parse() {
+            self.tokens.remove(&id);
+        }
+        let Some(gone) = self.grants.remove(key) else {
+            return;
+        };
+        if let Some(end) = gone.info.expires_ms
+            && let Entry::Occupied(mut count) = self.ends.entry(end)
+        {
+            *count.get_mut() -= 1;
+            if *count.get() == 0 {
+                count.remove();
+            }
+        }
+        let principal = &gone.info.principal;
+        if let Some(held) = self.by_principal.get_mut(principal) {
+            held.retain(|grant| !Arc::ptr_eq(grant, &gone));
+            if held.is_empty() {
+                self.by_principal.remove(principal);
+            }
+        }
+    }
+}

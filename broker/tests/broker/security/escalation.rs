@@ -1,0 +1,172 @@
+//! Nothing is given that its giver does not have, or may not give.
+
+use aquifer_model::topic::SubscriptionName;
+use aquifer_protocol_api::access::{Action, Resource};
+use aquifer_protocol_api::error::ErrorKind;
+use aquifer_protocol_api::security::{AddGrant, CheckAccess, CreateToken, Given, Security};
+
+use super::{Secured, grant, page, scope};
+use crate::support::{kind, name};
+
+const DENIED: Option<ErrorKind> = Some(ErrorKind::PermissionDenied);
+
+#[tokio::test]
+async fn a_tenant_is_administered_within_its_bounds() {
+    let secured = Secured::start().await;
+    secured.tenants().await;
+    let broker = secured.broker();
+    let made = secured.token(Some("acme"), "boss").await;
+    let role = |principal: &str, role: &str, of: &str| AddGrant {
+        given: Given::Role(role.to_owned()),
+        ..grant(principal, &[], of)
+    };
+    let boss = &made.token.principal;
+    let admin = secured.admin();
+    let added = broker.add_grant(&admin, role(boss, "tenant-admin", "acme"));
+    added.await.unwrap();
+    let boss = secured.caller(&made.secret);
+    // Within its tenant, to others and to itself.
+    for grant in [
+        grant(
+            "token:acme/app",
+            &[Action::Describe, Action::Produce],
+            "acme/shop/orders",
+        ),
+        grant(
+            "group:sso:shop",
+            &[Action::Consume, Action::Manage],
+            "acme/sh*",
+        ),
+        role("token:acme/boss", "developer", "acme"),
+        // It holds this one itself.
+        role("token:acme/deputy", "namespace-admin", "acme/shop"),
+    ] {
+        assert_eq!(
+            kind(&broker.add_grant(&boss, grant.clone()).await),
+            None,
+            "{grant:?}"
+        );
+    }
+    for grant in [
+        grant("token:acme/app", &[Action::Describe], "beta"),
+        grant("token:acme/app", &[Action::Describe], ""),
+        grant("token:acme/app", &[Action::Describe], "acm*"),
+        grant("token:acme/app", &[Action::Audit], "acme"),
+    ] {
+        assert_eq!(
+            kind(&broker.add_grant(&boss, grant.clone()).await),
+            DENIED,
+            "{grant:?}"
+        );
+    }
+    let create = |tenant: Option<&str>, name: &str| CreateToken {
+        name: name.to_owned(),
+        tenant: tenant.map(str::to_owned),
+        lifetime_ms: None,
+    };
+    assert_eq!(
+        kind(
+            &broker
+                .create_token(&boss, create(Some("acme"), "app"))
+                .await
+        ),
+        None
+    );
+    for foreign in [create(Some("beta"), "app"), create(None, "app")] {
+        assert_eq!(kind(&broker.create_token(&boss, foreign).await), DENIED);
+    }
+    // Who gets the secret of this one could do more than its maker may give.
+    secured
+        .grant("token:acme/strong", &[Action::Describe], "beta")
+        .await;
+    let strong = broker
+        .create_token(&boss, create(Some("acme"), "strong"))
+        .await;
+    assert_eq!(kind(&strong), DENIED);
+    let strong = secured.token(Some("acme"), "strong").await;
+    let rotated = broker.rotate_token(&boss, strong.token.id, None).await;
+    assert_eq!(kind(&rotated), DENIED);
+    let listed = broker
+        .list_tokens(&boss, Some("acme".to_owned()), page())
+        .await;
+    assert_eq!(listed.unwrap().items.len(), 3);
+    let grants = broker
+        .list_grants(&boss, scope("acme"), None, page())
+        .await
+        .unwrap();
+    assert_eq!(grants.items.len(), 5);
+}
+
+#[tokio::test]
+async fn no_grant_makes_a_super_user() {
+    let secured = Secured::start().await;
+    let broker = secured.broker();
+    let granter = secured.with("granter", &[(&[Action::Grant], "")]).await;
+    for action in [Action::Operate, Action::Audit] {
+        let added = broker
+            .add_grant(&granter, grant("token:granter", &[action], ""))
+            .await;
+        assert_eq!(kind(&added), DENIED, "{action:?}");
+    }
+    let tokens = broker.list_tokens(&granter, None, page()).await.unwrap();
+    let admin = tokens
+        .items
+        .iter()
+        .find(|token| token.name == "admin")
+        .unwrap();
+    for denied in [
+        kind(&broker.rotate_token(&granter, admin.id.clone(), None).await),
+        kind(&broker.revoke_token(&granter, admin.id.clone()).await),
+    ] {
+        assert_eq!(denied, DENIED);
+    }
+    assert!(!broker.who_am_i(&granter).await.unwrap().super_user);
+    let role = AddGrant {
+        given: Given::Role("super-user".to_owned()),
+        ..grant("token:granter", &[], "")
+    };
+    let role = broker.add_grant(&secured.admin(), role).await;
+    assert_eq!(kind(&role), Some(ErrorKind::InvalidArgument));
+}
+
+#[tokio::test]
+async fn a_repeated_request_makes_one_grant_and_checks_say_which_decides() {
+    let secured = Secured::start().await;
+    secured.tenants().await;
+    let (broker, admin) = (secured.broker(), secured.admin());
+    let add = || AddGrant {
+        request_id: Some([7; 16]),
+        ..grant("token:app", &[Action::Describe], "acme")
+    };
+    let first = broker.add_grant(&admin, add()).await.unwrap();
+    let second = broker.add_grant(&admin, add()).await.unwrap();
+    assert_eq!(first, second);
+    let other = AddGrant {
+        scope: scope("acme/shop"),
+        ..add()
+    };
+    let other = broker.add_grant(&admin, other).await;
+    assert_eq!(kind(&other), Some(ErrorKind::AlreadyExists));
+    let ask = |action, resource| CheckAccess {
+        principal: Some("token:app".to_owned()),
+        action,
+        resource,
+    };
+    let topic = || Resource::Topic(name("acme/shop/orders"));
+    let yes = broker
+        .check_access(&admin, ask(Action::Describe, topic()))
+        .await;
+    assert_eq!(yes.unwrap().grant, Some(first.id.clone()));
+    let subscription = SubscriptionName::new("s").unwrap();
+    let resource = Resource::Subscription(name("acme/shop/orders"), subscription);
+    let no = broker
+        .check_access(&admin, ask(Action::Consume, resource))
+        .await;
+    assert!(!no.unwrap().allowed);
+    let removed = broker.remove_grant(&admin, first.id, scope("acme")).await;
+    removed.unwrap();
+    let gone = broker
+        .check_access(&admin, ask(Action::Describe, topic()))
+        .await;
+    assert!(!gone.unwrap().allowed);
+}

@@ -1,0 +1,86 @@
+//! Finds out who calls, from the headers and the connection of a request alone: nothing of its body
+//! is read before, nor by anything behind this.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use aquifer_protocol_api::BrokerApi;
+use aquifer_protocol_api::context::Principal;
+use aquifer_protocol_api::error::ApiResult;
+use aquifer_protocol_api::security::{Authenticator, Shown};
+use aquifer_runtime::net::bearer::bearer;
+use aquifer_runtime::net::tls::PeerCertificate;
+use futures::future::{Either, Ready, ready};
+use tonic::body::Body;
+use tonic::codegen::http::{HeaderMap, Request, Response};
+use tower::Service;
+
+use crate::inbound::Peer;
+use crate::{context, status};
+
+/// Who makes a request with these headers over such a connection. What serves requests of this
+/// protocol by another way puts the answer into the request's extensions, as the server here does:
+/// a request without it is anonymous, and may do nothing where callers are authenticated.
+///
+/// # Errors
+/// `Unauthenticated` for whatever is no credential that counts.
+pub fn principal<A: Authenticator + ?Sized>(
+    authenticator: &A,
+    headers: &HeaderMap,
+    certificate: Option<&PeerCertificate>,
+    peer: Option<SocketAddr>,
+    (protocol, request): (&'static str, &str),
+) -> ApiResult<Principal> {
+    if !authenticator.authenticates() {
+        return Ok(Principal::Anonymous);
+    }
+    authenticator.authenticate(&Shown {
+        bearer: bearer(headers),
+        certificate,
+        peer,
+        protocol,
+        request,
+    })
+}
+
+/// That of the service behind this, or a refusal.
+type Answer<F, E> = Either<F, Ready<Result<Response<Body>, E>>>;
+
+/// Refuses requests whose caller is not known, and tells those behind it who calls.
+#[derive(Clone)]
+pub(crate) struct Authenticate<S> {
+    pub(crate) inner: S,
+    pub(crate) broker: Arc<dyn BrokerApi>,
+}
+
+impl<S> Service<Request<Body>> for Authenticate<S>
+where
+    S: Service<Request<Body>, Response = Response<Body>>,
+{
+    type Response = Response<Body>;
+    type Error = S::Error;
+    type Future = Answer<S::Future, S::Error>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(context)
+    }
+
+    fn call(&mut self, mut request: Request<Body>) -> Answer<S::Future, S::Error> {
+        if !self.broker.authenticates() {
+            return Either::Left(self.inner.call(request));
+        }
+        let connection = request.extensions().get::<Peer>();
+        let certificate = connection.and_then(|peer| peer.certificate.get());
+        let address = connection.and_then(|peer| peer.tcp.remote_addr());
+        let what = (context::PROTOCOL, request.uri().path());
+        let found = principal(&*self.broker, request.headers(), certificate, address, what);
+        match found {
+            Ok(principal) => {
+                request.extensions_mut().insert(principal);
+                Either::Left(self.inner.call(request))
+            }
+            Err(error) => Either::Right(ready(Ok(status::status(&error).into_http()))),
+        }
+    }
+}
