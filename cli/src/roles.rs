@@ -4,6 +4,7 @@
 //! ([`settings`]), its bookie ([`storage`]), its broker ([`serving`]) and its way into a cluster
 //! ([`membership`]).
 
+pub mod auth;
 pub mod autorecovery;
 pub mod bookie;
 pub mod broker;

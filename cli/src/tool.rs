@@ -194,6 +194,7 @@ async fn open_directory(
         http_addr: None,
         bookie_addr: None,
         allow_remote: true,
+        auth: false,
         accept_loss: false,
         check_config: false,
     };

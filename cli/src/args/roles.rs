@@ -34,6 +34,11 @@ pub struct StandaloneArgs {
     #[arg(long)]
     pub allow_remote: bool,
 
+    /// Authenticate clients: they need tokens and grants. The first start writes the token of an
+    /// administrator to DIR/admin.token.
+    #[arg(long)]
+    pub auth: bool,
+
     /// Give up data that is lost: ends limbo, sets damaged files aside, and prints what is missing.
     #[arg(long)]
     pub accept_loss: bool,
@@ -132,6 +137,11 @@ pub struct BrokerArgs {
     /// on; NAME=URL for that of a further listener.
     #[arg(long, value_name = "[NAME=]URL")]
     pub advertise: Vec<String>,
+
+    /// Authenticate clients: they need tokens and grants. Brokers know each other by the
+    /// certificates of `internal_tls`.
+    #[arg(long)]
+    pub auth: bool,
 
     /// Address of a further listener of the native gRPC API, for a network that reaches the broker
     /// in a way of its own; its clients are redirected to the same listener of other brokers.

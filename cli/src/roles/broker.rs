@@ -63,12 +63,15 @@ impl Role for BrokerRoleConfig {
             self.cluster.internal_tls.client(),
             &groups.transport,
         ));
-        let (others, tasks) = ((membership.lease.clone(), peers), &groups.broker);
+        let brokers = certificates.brokers(name, &self.cluster.internal_tls)?;
+        let lease = membership.lease.clone();
+        let (others, tasks) = ((lease, peers, brokers), &groups.broker);
         let broker =
             serving::start_broker(&self.broker, log, &seams, telemetry, tasks, Some(others))
                 .await?;
         let broker = &*parts.broker.insert(broker);
         let health = Health::new(telemetry.clone(), None).under(membership.lease.clone());
+        let health = health.guarded_by(broker.clone(), self.auth.scrape_token()?);
         let tls = certificates.http_port(&self.http.tls)?;
         let http_address = http::serve(self.http.listen, tls, health.clone(), &groups.http).await?;
         let tasks = &groups.protocols;
@@ -77,6 +80,8 @@ impl Role for BrokerRoleConfig {
             serving::serve_protocols(protocols, broker, &certificates, &seams, telemetry, tasks)
                 .await?;
         certificates.watch(telemetry, &groups.http);
+        self.auth
+            .warn_of_plain_text(&self.protocols.open_in_plain_text());
         broker.announce(&listeners);
         let url = listeners.default_url().unwrap_or_default();
         membership.lease.announced().await;

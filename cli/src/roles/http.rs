@@ -9,18 +9,27 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use aquifer_bookie::{Bookie, BookieMode};
 use aquifer_metadata::lease::Lease;
+use aquifer_protocol_api::BrokerApi;
+use aquifer_protocol_api::context::RequestContext;
+use aquifer_protocol_api::error::{ApiError, ErrorKind};
+use aquifer_protocol_api::security::Shown;
+use aquifer_runtime::net::bearer::bearer;
 use aquifer_runtime::net::tls::ServerTls;
 use aquifer_runtime::net::{self, ListenAddress};
+use aquifer_runtime::secret::{self, Secret};
 use aquifer_runtime::task::TaskGroup;
 use aquifer_runtime::telemetry::Telemetry;
 use axum::Router;
 use axum::extract::State;
-use axum::http::{StatusCode, header};
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 
 use crate::exit::CliError;
 use crate::roles::http::bounded::Bounded;
+
+/// The name of this port, in the record of who asked.
+const PROTOCOL: &str = "http";
 
 /// What the answers are made of.
 #[derive(Clone)]
@@ -30,6 +39,15 @@ pub struct Health {
     /// Under which the process serves, where others can take over from it.
     lease: Option<Lease>,
     serving: Arc<AtomicBool>,
+    /// Who may read metrics.
+    guard: Option<MetricsGuard>,
+}
+
+/// Decides who may read metrics.
+#[derive(Clone)]
+struct MetricsGuard {
+    broker: Arc<dyn BrokerApi>,
+    scrape_token: Option<Secret>,
 }
 
 impl Health {
@@ -41,7 +59,42 @@ impl Health {
             bookie,
             lease: None,
             serving: Arc::new(AtomicBool::new(false)),
+            guard: None,
         }
+    }
+
+    /// The same, where metrics are for those that may describe the cluster or have the token of
+    /// scrapers, if the broker authenticates its callers.
+    pub fn guarded_by(self, broker: Arc<dyn BrokerApi>, scrape_token: Option<Secret>) -> Health {
+        let guard = MetricsGuard {
+            broker,
+            scrape_token,
+        };
+        Health {
+            guard: Some(guard).filter(|guard| guard.broker.authenticates()),
+            ..self
+        }
+    }
+
+    fn may_read_metrics(&self, headers: &HeaderMap) -> Result<(), ApiError> {
+        let Some(guard) = &self.guard else {
+            return Ok(());
+        };
+        let token = bearer(headers);
+        if let (Ok(Some(shown)), Some(expected)) = (token, &guard.scrape_token)
+            && secret::same(shown.as_bytes(), expected.expose().as_bytes())
+        {
+            return Ok(());
+        }
+        let principal = guard.broker.authenticate(&Shown {
+            bearer: token,
+            certificate: None,
+            peer: None,
+            protocol: PROTOCOL,
+            request: "/metrics",
+        })?;
+        let ctx = RequestContext::of(principal, PROTOCOL);
+        guard.broker.may_read_metrics(&ctx)
     }
 
     /// The same, and not ready without this lease: another broker may have taken over, and new
@@ -126,12 +179,27 @@ async fn readyz(State(health): State<Health>) -> Response {
     answer(health.ready())
 }
 
-async fn metrics(State(health): State<Health>) -> Response {
+async fn metrics(State(health): State<Health>, headers: HeaderMap) -> Response {
+    if let Err(error) = health.may_read_metrics(&headers) {
+        return refused(&error);
+    }
     let kind = [(
         header::CONTENT_TYPE,
         "text/plain; version=0.0.4; charset=utf-8",
     )];
     (kind, health.telemetry.render_metrics()).into_response()
+}
+
+fn refused(error: &ApiError) -> Response {
+    let text = format!("{error}\n{}\n", error.advice);
+    match error.kind {
+        ErrorKind::Unauthenticated => {
+            let challenge = [(header::WWW_AUTHENTICATE, "Bearer")];
+            (StatusCode::UNAUTHORIZED, challenge, text).into_response()
+        }
+        ErrorKind::PermissionDenied => (StatusCode::FORBIDDEN, text).into_response(),
+        _ => (StatusCode::SERVICE_UNAVAILABLE, text).into_response(),
+    }
 }
 
 fn answer(state: Result<String, String>) -> Response {

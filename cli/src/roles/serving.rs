@@ -19,6 +19,7 @@ use aquifer_model::listener::Listeners;
 use aquifer_protocol_api::BrokerApi;
 use aquifer_protocol_registry::ProtocolsConfig;
 use aquifer_repair::context::RepairContext;
+use aquifer_runtime::net::tls::ServerTls;
 use aquifer_runtime::task::TaskGroup;
 use aquifer_runtime::telemetry::Telemetry;
 
@@ -116,7 +117,11 @@ pub fn ledger_context(
     })
 }
 
-/// Starts the broker; with a lease and a way to the load of others, as one of a cluster.
+/// What a broker needs to be one of a cluster: its lease, the way to the others, and what their
+/// certificates are, where they have some.
+pub type InCluster = (Lease, Arc<dyn Peers>, Option<Arc<ServerTls>>);
+
+/// Starts the broker, in a cluster or alone.
 ///
 /// # Errors
 /// When it does not start.
@@ -126,12 +131,16 @@ pub async fn start_broker(
     seams: &Seams,
     telemetry: &Telemetry,
     tasks: &TaskGroup,
-    cluster: Option<(Lease, Arc<dyn Peers>)>,
+    cluster: Option<InCluster>,
 ) -> Result<Arc<Broker>, CliError> {
-    let (lease, peers) = cluster.unzip();
+    let (lease, peers, brokers) = match cluster {
+        Some((lease, peers, brokers)) => (Some(lease), Some(peers), brokers),
+        None => (None, None, None),
+    };
     let deps = BrokerDeps {
         lease,
         peers,
+        brokers,
         log,
         clock: Arc::clone(&seams.clock),
         rng: Arc::clone(&seams.rng),

@@ -20,6 +20,7 @@ use async_trait::async_trait;
 use crate::args::{DEFAULT_URL, StandaloneArgs};
 use crate::exit::CliError;
 use crate::output::Output;
+use crate::roles::auth;
 use crate::roles::greeting::Greeting;
 use crate::roles::http::{self, Health};
 use crate::roles::loss::report_loss;
@@ -102,9 +103,15 @@ async fn start_above(
     let repair = serving::repair_context(Arc::clone(&log.ledgers), telemetry);
     autorecovery::start(&bookie, &repair, &hosted, None, &groups.ledger);
     let tasks = &groups.broker;
+    let auth = &config.auth;
+    let admin_token = match auth.broker.enabled {
+        true => auth::first_token(&*log.ledgers.store, &seams.clock, &config.data_dir).await?,
+        false => None,
+    };
     let broker = serving::start_broker(&config.broker, log, seams, telemetry, tasks, None).await?;
     let broker = &*parts.broker.insert(broker);
     let health = Health::new(telemetry.clone(), Some(bookie.clone()));
+    let health = health.guarded_by(broker.clone(), auth.scrape_token()?);
     let certificates = Certificates::new(Arc::clone(&seams.clock));
     let tls = certificates.http_port(&config.http.tls)?;
     let http_address = http::serve(config.http.listen, tls, health.clone(), &groups.http).await?;
@@ -119,11 +126,16 @@ async fn start_above(
     certificates.watch(telemetry, &groups.http);
     let url = listeners.default_url().unwrap_or_default();
     let data_dir = config.data_dir.display();
+    auth.warn_of_plain_text(&config.protocols.open_in_plain_text());
     let greeting = Greeting::new("standalone", format!("serves {url}, data in {data_dir}"))
         .field("bookie", bookie_address.to_string())
         .field("data_dir", data_dir.to_string())
-        .next(next_commands(url))
+        .next(next_commands(url, admin_token.as_deref()))
         .field("url", url);
+    let greeting = match &admin_token {
+        Some(path) => greeting.field("admin_token_file", path.display().to_string()),
+        None => greeting,
+    };
     Ok(Server {
         health,
         http_address,
@@ -148,19 +160,30 @@ async fn open_metadata(
         .map_err(|error| part_failed("the metadata store", &path, &error))
 }
 
-/// What to type next.
-fn next_commands(url: &str) -> Vec<String> {
+/// What to type next, with the file of a token where one is needed.
+fn next_commands(url: &str, token: Option<&Path>) -> Vec<String> {
     let option = if url == DEFAULT_URL {
         String::new()
     } else {
         format!(" --url {url}")
     };
-    vec![
-        "Next, in another terminal:".to_owned(),
+    let mut lines = Vec::new();
+    if let Some(token) = token {
+        lines.push(format!(
+            "The token of an administrator is in {}",
+            token.display()
+        ));
+    }
+    lines.push("Next, in another terminal:".to_owned());
+    if let Some(token) = token {
+        lines.push(format!("  export AQUIFER_TOKEN_FILE={}", token.display()));
+    }
+    lines.extend([
         format!("  aquifer produce{option} hello \"first message\""),
         format!("  aquifer consume{option} hello --subscription me"),
         format!("  aquifer topic{option} stats hello"),
-    ]
+    ]);
+    lines
 }
 
 #[cfg(test)]
@@ -170,7 +193,7 @@ mod tests {
     #[test]
     fn commands_name_an_unusual_address() {
         let naming = |url: &str| {
-            let lines = next_commands(url).into_iter();
+            let lines = next_commands(url, None).into_iter();
             lines
                 .filter(|line| line.contains(&format!("--url {url}")))
                 .count()

@@ -21,7 +21,8 @@ use serde::{Deserialize, Serialize};
 use crate::exit::CliError;
 
 /// Roles of processes in a cluster, each of which a bookie serves.
-pub const ROLES: [&str; 4] = ["broker", BOOKIE, "autorecovery", "tool"];
+pub const ROLES: [&str; 4] = [BROKER, BOOKIE, "autorecovery", "tool"];
+const BROKER: &str = "broker";
 const BOOKIE: &str = "bookie";
 
 /// The certificate by which a process is known inside its cluster. Empty: plain text.
@@ -51,7 +52,8 @@ impl InternalTls {
         }
     }
 
-    fn is_on(&self) -> bool {
+    /// Whether it is set.
+    pub fn is_on(&self) -> bool {
         self.cert_file.is_some()
     }
 
@@ -103,15 +105,35 @@ impl Certificates {
         cluster: &str,
         internal: &InternalTls,
     ) -> Result<Option<Arc<ServerTls>>, CliError> {
+        self.internal("bookie_api", (cluster, &ROLES), internal)
+    }
+
+    /// What tells the brokers of a cluster from other peers with a certificate.
+    ///
+    /// # Errors
+    /// When a file cannot be used.
+    pub fn brokers(
+        &self,
+        cluster: &str,
+        internal: &InternalTls,
+    ) -> Result<Option<Arc<ServerTls>>, CliError> {
+        self.internal("brokers", (cluster, &[BROKER]), internal)
+    }
+
+    fn internal(
+        &self,
+        what: &str,
+        only: (&str, &'static [&'static str]),
+        internal: &InternalTls,
+    ) -> Result<Option<Arc<ServerTls>>, CliError> {
         let files = ServerTlsConfig {
             cert_file: internal.cert_file.clone(),
             key_file: internal.key_file.clone(),
             client_ca_file: internal.ca_file.clone(),
             client_certificates: ClientCertificates::Required,
         };
-        let only = (cluster, ROLES.as_slice());
         let clock = Arc::clone(&self.clock);
-        self.port(ServerTls::internal("bookie_api", &files, only, clock))
+        self.port(ServerTls::internal(what, &files, only, clock))
     }
 
     /// The way to the bookies of a cluster.

@@ -5,12 +5,13 @@ use aquifer_model::listener::ListenerName;
 use aquifer_protocol_registry::{GrpcConfig, ListenerConfig, ProtocolsConfig};
 use aquifer_runtime::clock;
 use aquifer_runtime::net::ListenAddress;
-use aquifer_runtime::net::tls::ServerTlsConfig;
+use aquifer_runtime::net::tls::{ClientCertificates, ServerTlsConfig};
 use aquifer_runtime::telemetry::TelemetryConfig;
 use serde::{Deserialize, Serialize};
 
 use crate::args::BrokerArgs;
 use crate::exit::CliError;
+use crate::roles::auth::AuthSection;
 use crate::roles::membership;
 use crate::roles::settings::{
     self, CacheConfig, ClusterSection, HttpConfig, LedgerConfig, QuorumSettings, check_loopback,
@@ -37,6 +38,8 @@ pub struct BrokerRoleConfig {
     pub broker: BrokerConfig,
     /// Wire protocols.
     pub protocols: ProtocolsConfig,
+    /// Who may do what.
+    pub auth: AuthSection,
     /// Logs, traces and metrics.
     pub telemetry: TelemetryConfig,
 }
@@ -51,6 +54,7 @@ impl Default for BrokerRoleConfig {
             http: HttpConfig::on_port(HTTP_PORT),
             broker: BrokerConfig::default(),
             protocols: ProtocolsConfig::default(),
+            auth: AuthSection::default(),
             telemetry: TelemetryConfig::default(),
         }
     }
@@ -98,6 +102,8 @@ impl BrokerRoleConfig {
         if let Some(delay) = args.ensemble_change_delay {
             self.ledger.ensemble_change_delay_ms = clock::millis(delay);
         }
+        self.auth.broker.enabled |= args.auth;
+        self.broker.auth.clone_from(&self.auth.broker);
         self.broker.cluster.clone_from(&self.cluster.name);
         self.broker.default_quorum = self.quorum.quorum()?;
         Ok(())
@@ -111,7 +117,11 @@ impl BrokerRoleConfig {
         self.ledger.check(self.broker.default_quorum)?;
         let mut listeners = self.protocols.listeners();
         listeners.push(("http", self.http.listen));
-        check_loopback(self.cluster.allow_remote, &listeners)?;
+        let is_open = self.cluster.allow_remote || self.auth.broker.enabled;
+        check_loopback(is_open, &listeners)?;
+        if self.auth.broker.enabled {
+            check_brokers_know_each_other(&self.cluster, &self.protocols.grpc.tls)?;
+        }
         // Clients are told the addresses; they must be some that they can use.
         let all = self.protocols.grpc.all_listeners();
         for (_, listener) in all.map_err(CliError::usage)? {
@@ -121,6 +131,25 @@ impl BrokerRoleConfig {
         self.http.check()?;
         membership::check(&self.cluster)
     }
+}
+
+/// Brokers ask each other through their default listeners. With tokens for clients they know each
+/// other by certificates of the cluster, and by nothing that a client could show.
+fn check_brokers_know_each_other(
+    cluster: &ClusterSection,
+    listener: &ServerTlsConfig,
+) -> Result<(), CliError> {
+    let asks = listener.client_ca_file.is_some()
+        && listener.client_certificates != ClientCertificates::None;
+    if cluster.internal_tls.is_on() && listener.is_on() && asks {
+        return Ok(());
+    }
+    let text = "authentication in a cluster needs certificates by which brokers know each other";
+    Err(CliError::usage(text).advise(
+        "set internal_tls, and in protocols.grpc.tls a certificate, client_ca_file with the \
+         authority of internal_tls in it, and client_certificates = \"optional\"; `aquifer tls init \
+         --cluster NAME` makes the files",
+    ))
 }
 
 /// Has a listener listen there.

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::args::StandaloneArgs;
 use crate::exit::CliError;
+use crate::roles::auth::AuthSection;
 use crate::roles::settings::{self, CacheConfig, HttpConfig, ListenConfig, check_loopback};
 use crate::roles::tls::InternalTls;
 
@@ -41,6 +42,8 @@ pub struct StandaloneConfig {
     pub broker: BrokerConfig,
     /// Wire protocols.
     pub protocols: ProtocolsConfig,
+    /// Who may do what.
+    pub auth: AuthSection,
     /// Logs, traces and metrics.
     pub telemetry: TelemetryConfig,
 }
@@ -57,6 +60,7 @@ impl Default for StandaloneConfig {
             bookie: BookieConfig::default(),
             broker: BrokerConfig::default(),
             protocols: ProtocolsConfig::default(),
+            auth: AuthSection::default(),
             telemetry: TelemetryConfig::default(),
         }
     }
@@ -93,6 +97,8 @@ impl StandaloneConfig {
             self.bookie_api.listen = address;
         }
         self.allow_remote |= args.allow_remote;
+        self.auth.broker.enabled |= args.auth;
+        self.broker.auth.clone_from(&self.auth.broker);
         self.bookie.accept_loss = args.accept_loss;
         settings::place_bookie(&mut self.bookie, &self.data_dir);
     }
@@ -107,8 +113,9 @@ impl StandaloneConfig {
         self.internal_tls.check()?;
         let mut listeners = self.protocols.listeners();
         listeners.push(("http", self.http.listen));
-        listeners.push(("bookie_api", self.bookie_api.listen));
-        check_loopback(self.allow_remote, &listeners)
+        check_loopback(self.allow_remote || self.auth.broker.enabled, &listeners)?;
+        // Storage knows nothing of tokens.
+        check_loopback(self.allow_remote, &[("bookie_api", self.bookie_api.listen)])
     }
 }
 
@@ -127,6 +134,7 @@ mod tests {
             http_addr: None,
             bookie_addr: None,
             allow_remote: false,
+            auth: false,
             accept_loss: false,
             config: None,
             check_config: false,
@@ -174,5 +182,20 @@ mod tests {
             args.allow_remote = true;
             assert!(StandaloneConfig::load(&args).is_ok());
         }
+    }
+
+    #[test]
+    fn authentication_opens_the_ports_of_clients_and_not_storage() {
+        let open: ListenAddress = "0.0.0.0:0".parse().unwrap();
+        let mut args = StandaloneArgs {
+            auth: true,
+            grpc_addr: Some(open),
+            http_addr: Some(open),
+            ..args()
+        };
+        let (config, _) = StandaloneConfig::load(&args).unwrap();
+        assert!(config.broker.auth.enabled);
+        args.bookie_addr = Some(open);
+        assert!(StandaloneConfig::load(&args).is_err());
     }
 }

@@ -1,0 +1,132 @@
+//! The section `auth` of a server: whether callers are authenticated, the first token, and who may
+//! read metrics.
+
+use std::fs;
+use std::io::{self, Write as _};
+use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+
+use aquifer_broker::{AuthConfig, create_first_token};
+use aquifer_metadata::store::MetadataStore;
+use aquifer_runtime::clock::SharedClock;
+use aquifer_runtime::secret::Secret;
+use serde::{Deserialize, Serialize};
+
+use crate::exit::CliError;
+
+/// The file of the first token in a data directory.
+const ADMIN_TOKEN_FILE: &str = "admin.token";
+/// Shorter tokens of scrapers can be guessed.
+const SCRAPE_TOKEN_BYTES_MIN: usize = 16;
+
+/// See the module.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct AuthSection {
+    /// Whether callers must show who they are, and need grants.
+    #[serde(flatten)]
+    pub broker: AuthConfig,
+    /// The file of a token with which metrics may be read, and nothing else.
+    pub scrape_token_file: Option<PathBuf>,
+}
+
+impl AuthSection {
+    /// The token of the file for scrapers, if there is one.
+    ///
+    /// # Errors
+    /// When the file cannot be read, others than its owner can, or the token is too short.
+    pub fn scrape_token(&self) -> Result<Option<Secret>, CliError> {
+        let Some(path) = self.scrape_token_file.as_deref() else {
+            return Ok(None);
+        };
+        let refused = |text: String| {
+            CliError::failed(format!("auth.scrape_token_file {}: {text}", path.display()))
+        };
+        let mode = fs::metadata(path).map_err(|error| refused(error.to_string()))?;
+        if mode.permissions().mode() & 0o077 != 0 {
+            let error = refused("others than its owner can read it".to_owned());
+            return Err(error.advise(format!("chmod 600 {}", path.display())));
+        }
+        let text = fs::read_to_string(path).map_err(|error| refused(error.to_string()))?;
+        let token = text.trim();
+        if token.len() < SCRAPE_TOKEN_BYTES_MIN {
+            let text = format!("a token has at least {SCRAPE_TOKEN_BYTES_MIN} characters");
+            return Err(refused(text));
+        }
+        Ok(Some(Secret::new(token)))
+    }
+
+    /// Says at start that tokens would be sent in plain text.
+    pub fn warn_of_plain_text(&self, open: &[&str]) {
+        if self.broker.enabled && !open.is_empty() {
+            tracing::warn!(
+                listeners = open.join(","),
+                "tokens come in plain text over a network: give these listeners certificates"
+            );
+        }
+    }
+}
+
+/// Makes the first token of a server that has none, and keeps it in the data directory. Answers the
+/// file, if it is there.
+///
+/// # Errors
+/// When it cannot be made.
+pub async fn first_token(
+    store: &dyn MetadataStore,
+    clock: &SharedClock,
+    data_dir: &Path,
+) -> Result<Option<PathBuf>, CliError> {
+    let path = data_dir.join(ADMIN_TOKEN_FILE);
+    let save = |secret: &Secret| save(&path, secret);
+    let made = create_first_token(store, clock.wall_ms(), save).await;
+    made.map_err(|error| CliError::failed(format!("the first token is not made: {error}")))?;
+    Ok(path.exists().then_some(path))
+}
+
+/// Writes a token into a file that only its owner can read, in one step.
+///
+/// # Errors
+/// What the file system says.
+pub fn save(path: &Path, secret: &Secret) -> io::Result<()> {
+    let new = path.with_extension("token.new");
+    // A left-over could have another mode.
+    match fs::remove_file(&new) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let mut file = fs::OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(&new)?;
+    file.write_all(secret.expose().as_bytes())?;
+    file.write_all(b"\n")?;
+    file.sync_all()?;
+    fs::rename(&new, path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tokens_are_for_their_owner_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("scrape");
+        save(&path, &Secret::new("0123456789abcdef")).unwrap();
+        let section = AuthSection {
+            scrape_token_file: Some(path.clone()),
+            ..AuthSection::default()
+        };
+        let mode = fs::metadata(&path).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        let token = section.scrape_token().unwrap().unwrap();
+        assert_eq!(token.expose(), "0123456789abcdef");
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();
+        let error = section.scrape_token().unwrap_err();
+        assert!(error.advice().contains("chmod 600"), "{error}");
+        save(&path, &Secret::new("short")).unwrap();
+        assert!(section.scrape_token().is_err());
+    }
+}
