@@ -12,8 +12,8 @@ use std::sync::Arc;
 use aquifer_model::policy::{Policies, PolicyScope, PolicyUpdate, PolicyView};
 use aquifer_model::topic::{NamespaceName, TopicName};
 use aquifer_proto::v1;
-use tonic::transport::Channel;
 
+use crate::connection::Authorized;
 use crate::context::Context;
 use crate::error::{ClientError, Result};
 use crate::lookup::{Layout, layout_of, unary};
@@ -22,7 +22,7 @@ use crate::retry::Deadline;
 pub use stats::{LedgerStats, ProducerStats, SubscriptionStats, TopicStats};
 pub use subscriptions::SubscriptionReset;
 
-type Client = v1::admin_client::AdminClient<Channel>;
+type Client = v1::admin_client::AdminClient<Authorized>;
 
 /// Items asked for in one page of a list.
 const PAGE_ITEMS: u32 = 1_000;

@@ -1,5 +1,6 @@
 //! The entry point: settings, the pool of connections, and the builders of everything else.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,10 +14,13 @@ use crate::admin::Admin;
 use crate::connection::{Pool, Secret};
 use crate::consumer::ConsumerBuilder;
 use crate::context::Context;
+use crate::credentials::{Credentials, Token, TokenSource};
 use crate::error::{ClientError, Outcome, Result};
+use crate::lookup::Target;
 use crate::producer::ProducerBuilder;
 use crate::reader::ReaderBuilder;
 use crate::retry::{Backoff, Deadline};
+use crate::security::Security;
 use crate::topic::Topic;
 
 /// Where a standalone broker listens unless told otherwise.
@@ -40,6 +44,8 @@ pub struct ClientBuilder {
     operation_timeout: Duration,
     memory_limit_bytes: usize,
     tls: ClientTlsConfig,
+    token: Option<TokenSource>,
+    allow_plaintext_credentials: bool,
     clock: SharedClock,
     rng: SharedRng,
     tasks: Option<TaskGroup>,
@@ -54,6 +60,8 @@ impl Client {
             operation_timeout: DEFAULT_OPERATION_TIMEOUT,
             memory_limit_bytes: DEFAULT_MEMORY_LIMIT_BYTES,
             tls: ClientTlsConfig::default(),
+            token: None,
+            allow_plaintext_credentials: false,
             clock: SystemClock::shared(),
             rng: SystemRng::shared(),
             tasks: None,
@@ -65,19 +73,25 @@ impl Client {
     ///
     /// # Errors
     /// [`ClientError::Connect`] when no broker listens at any address, after one try of each;
-    /// [`ClientError::Timeout`] when one does and says nothing for the operation timeout.
+    /// [`ClientError::Timeout`] when one does and says nothing for the operation timeout,
+    /// [`ClientError::Unauthenticated`] when it wants another token, or any at all.
     pub async fn connect(&self) -> Result<()> {
         let deadline = Deadline::after(self.context.operation_timeout);
         let mut backoff = Backoff::new(Arc::clone(&self.context.rng));
+        let mut target = Target::default();
         let mut last = None;
         loop {
-            let attempt = async { self.context.pool.any(0).await.map(|_| ()) };
+            let attempt = async { target.connect(&self.context).await.map(|_| ()) };
             let error = match deadline.limit("connecting", attempt).await {
                 Ok(()) => return Ok(()),
                 Err(error) => error.because_of(last.take()),
             };
-            let is_silent = matches!(error, ClientError::Timeout { .. });
-            if !is_silent || deadline.has_passed() {
+            let error = target.renew(&self.context, error, false).await;
+            let is_passing = matches!(
+                error,
+                ClientError::Timeout { .. } | ClientError::Connection { .. }
+            );
+            if !is_passing || deadline.has_passed() {
                 return Err(error.with_outcome(Outcome::NotApplied));
             }
             error.remember(&mut last);
@@ -116,6 +130,12 @@ impl Client {
     #[must_use]
     pub fn admin(&self) -> Admin {
         Admin::new(Arc::clone(&self.context))
+    }
+
+    /// Tokens, grants, and what the client itself is allowed.
+    #[must_use]
+    pub fn security(&self) -> Security {
+        Security::new(Arc::clone(&self.context))
     }
 }
 
@@ -161,6 +181,37 @@ impl ClientBuilder {
         self
     }
 
+    /// The token that every call shows. One that ends or is revoked ends producers and consumers
+    /// with it: [`token_file`](Self::token_file) and [`token_source`](Self::token_source) go on
+    /// with another.
+    #[must_use]
+    pub fn token(self, token: impl Into<Token>) -> ClientBuilder {
+        self.token_source(TokenSource::Value(token.into()))
+    }
+
+    /// The file with the token that every call shows. It is looked at again when it may have
+    /// changed, so that a token that replaces another is used without a restart.
+    #[must_use]
+    pub fn token_file(self, path: impl Into<PathBuf>) -> ClientBuilder {
+        self.token_source(TokenSource::File(path.into()))
+    }
+
+    /// Where the token that every call shows comes from. It is fetched when the first call needs
+    /// it, before it ends, and when a broker refuses it; producers and consumers go on meanwhile.
+    #[must_use]
+    pub fn token_source(mut self, source: TokenSource) -> ClientBuilder {
+        self.token = Some(source);
+        self
+    }
+
+    /// Sends the token to `http` addresses beyond this machine too, where everything in between can
+    /// read it. Default no: such an address is refused before anything is sent.
+    #[must_use]
+    pub fn allow_plaintext_credentials(mut self, allow: bool) -> ClientBuilder {
+        self.allow_plaintext_credentials = allow;
+        self
+    }
+
     /// Another clock, for simulations.
     #[must_use]
     pub fn clock(mut self, clock: SharedClock) -> ClientBuilder {
@@ -186,7 +237,7 @@ impl ClientBuilder {
     ///
     /// # Errors
     /// [`ClientError::Url`] when an address is no URL, [`ClientError::Invalid`] when a bound is
-    /// zero or a file for TLS cannot be used.
+    /// zero, a file for TLS cannot be used, or a token would be sent in plain text.
     pub fn build(mut self) -> Result<Client> {
         if self.memory_limit_bytes == 0 || self.operation_timeout.is_zero() {
             return Err(ClientError::Invalid(
@@ -197,12 +248,19 @@ impl ClientBuilder {
             self.urls.push(DEFAULT_URL.to_owned());
         }
         let memory_limit_bytes = self.memory_limit_bytes.min(Semaphore::MAX_PERMITS);
+        let credentials = Credentials::new(
+            self.token,
+            self.allow_plaintext_credentials,
+            Arc::clone(&self.clock),
+            Arc::clone(&self.rng),
+        );
         Ok(Client {
             context: Arc::new(Context {
                 pool: Pool::new(
                     &self.urls,
                     self.operation_timeout,
                     Secret::new(self.tls, Arc::clone(&self.clock)),
+                    credentials,
                 )?,
                 operation_timeout: self.operation_timeout,
                 memory: Arc::new(Semaphore::new(memory_limit_bytes)),

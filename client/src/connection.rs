@@ -14,12 +14,15 @@ use aquifer_model::limits::FRAME_BYTES_MAX;
 use aquifer_proto::v1::admin_client::AdminClient;
 use aquifer_proto::v1::broker_client::BrokerClient;
 use aquifer_proto::v1::pull_client::PullClient;
+use aquifer_proto::v1::security_client::SecurityClient;
 use aquifer_proto::{ERROR_TRAILER, PROTOCOL_VERSION, v1};
 use aquifer_runtime::net::dial::{Dialer, HTTPS};
 use prost::Message as _;
 use tokio::sync::Mutex;
+use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Channel, Endpoint};
 
+use crate::credentials::{Credentials, Shown};
 use crate::error::{ClientError, Outcome, Result};
 
 use lanes::Lanes;
@@ -40,6 +43,9 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Addresses that redirects may add to the pool.
 const ADDRESSES_MAX: usize = 10_000;
 
+/// A connection whose calls show a credential.
+pub(crate) type Authorized = InterceptedService<Channel, Shown>;
+
 /// The connections of a client.
 pub(crate) struct Pool {
     bootstrap: Vec<Arc<str>>,
@@ -48,6 +54,7 @@ pub(crate) struct Pool {
     connect_timeout: Duration,
     /// With which `https` addresses are connected to.
     tls: Arc<Secret>,
+    credentials: Credentials,
     /// A broker has answered once.
     was_connected: AtomicBool,
     slots: parking_lot::Mutex<HashMap<Arc<str>, Arc<Slot>>>,
@@ -65,15 +72,16 @@ struct Slot {
 #[derive(Default)]
 struct Live {
     connection: Option<Connection>,
-    /// How the last attempt failed.
-    error: Option<ClientError>,
+    /// How the last attempt failed, and the number of the credential that it showed.
+    error: Option<(u64, ClientError)>,
 }
 
-/// A connection whose handshake is done.
+/// A connection whose handshake is done, with the credential that its calls show.
 #[derive(Clone)]
 pub(crate) struct Connection {
     url: Arc<str>,
     channel: Channel,
+    credential: Shown,
     timeout: Duration,
     tls: Arc<Secret>,
     lanes: Arc<Lanes>,
@@ -82,17 +90,26 @@ pub(crate) struct Connection {
 }
 
 impl Pool {
-    pub(crate) fn new(urls: &[String], timeout: Duration, tls: Secret) -> Result<Pool> {
+    pub(crate) fn new(
+        urls: &[String],
+        timeout: Duration,
+        tls: Secret,
+        credentials: Credentials,
+    ) -> Result<Pool> {
         let bootstrap = urls
             .iter()
             .map(|url| normalize(url))
             .collect::<Result<Vec<_>>>()?;
+        for url in &bootstrap {
+            credentials.check_address(url)?;
+        }
         if bootstrap.iter().any(|url| url.starts_with(HTTPS)) {
             // Files that cannot be used are the application's error, and no broker's.
             tls.get()?;
         }
         Ok(Pool {
             tls: Arc::new(tls),
+            credentials,
             bootstrap,
             preferred: AtomicUsize::new(0),
             connect_timeout: timeout.min(CONNECT_TIMEOUT),
@@ -101,9 +118,19 @@ impl Pool {
         })
     }
 
+    /// The credential for the next call.
+    pub(crate) async fn credential(&self) -> Result<Shown> {
+        self.credentials.shown().await
+    }
+
+    /// A broker has refused the credential of this number: whether there is another one now.
+    pub(crate) async fn renew_credential(&self, refused: u64) -> Result<bool> {
+        self.credentials.renew(refused).await
+    }
+
     /// A connection to any of the addresses that the client was given. `skip` makes the attempts of
     /// one operation begin at different ones: a broker that answers may still not be able to serve.
-    pub(crate) async fn any(&self, skip: usize) -> Result<Connection> {
+    pub(crate) async fn any(&self, skip: usize, credential: &Shown) -> Result<Connection> {
         let count = self.bootstrap.len();
         let first = self.preferred.load(Ordering::Relaxed).wrapping_add(skip);
         let mut tried = Vec::new();
@@ -111,7 +138,7 @@ impl Pool {
         let (mut silent, mut refused) = (None, None);
         for at in 0..count {
             let at = first.wrapping_add(at) % count;
-            match self.open(Arc::clone(&self.bootstrap[at])).await {
+            match self.open(Arc::clone(&self.bootstrap[at]), credential).await {
                 Ok(connection) => {
                     if !tried.is_empty() {
                         self.preferred.store(at, Ordering::Relaxed);
@@ -130,14 +157,15 @@ impl Pool {
     }
 
     /// A connection to the broker that a redirect named.
-    pub(crate) async fn to(&self, url: &str) -> Result<Connection> {
+    pub(crate) async fn to(&self, url: &str, credential: &Shown) -> Result<Connection> {
         let url = normalize(url)?;
+        self.credentials.check_address(&url)?;
         if !url.starts_with(HTTPS) && self.bootstrap.iter().any(|url| url.starts_with(HTTPS)) {
             let reason = "a redirect from TLS to plain text is not followed: let every broker \
                           advertise an https address";
             return Err(refused(&url, reason.to_owned()));
         }
-        self.open(url).await
+        self.open(url, credential).await
     }
 
     /// Whether an operation that failed like this must not be tried again: no broker has ever
@@ -160,7 +188,7 @@ impl Pool {
         }
     }
 
-    async fn open(&self, url: Arc<str>) -> Result<Connection> {
+    async fn open(&self, url: Arc<str>, credential: &Shown) -> Result<Connection> {
         let slot = {
             let mut slots = self.slots.lock();
             if slots.len() >= ADDRESSES_MAX {
@@ -171,15 +199,19 @@ impl Pool {
         let before = slot.attempts.load(Ordering::Acquire);
         let mut live = slot.live.lock().await;
         if let Some(connection) = &live.connection {
-            return Ok(connection.clone());
+            return Ok(Connection {
+                credential: credential.clone(),
+                ..connection.clone()
+            });
         }
         // Another call tried while this one waited.
         if slot.attempts.load(Ordering::Acquire) != before
-            && let Some(error) = &live.error
+            && let Some((shown, error)) = &live.error
+            && *shown == credential.number()
         {
             return Err(error.clone());
         }
-        let dialed = dial(&url, self.connect_timeout, &self.tls).await;
+        let dialed = dial(&url, self.connect_timeout, &self.tls, credential).await;
         slot.attempts.fetch_add(1, Ordering::Release);
         match dialed {
             Ok(connection) => {
@@ -189,7 +221,7 @@ impl Pool {
                 Ok(connection)
             }
             Err(error) => {
-                live.error = Some(error.clone());
+                live.error = Some((credential.number(), error.clone()));
                 Err(error)
             }
         }
@@ -198,25 +230,41 @@ impl Pool {
 
 impl Connection {
     /// The data plane for one stream, whose place must be kept as long as the stream is.
-    pub(crate) async fn stream(&self, kind: Kind) -> Result<(BrokerClient<Channel>, StreamSlot)> {
+    pub(crate) async fn stream(
+        &self,
+        kind: Kind,
+    ) -> Result<(BrokerClient<Authorized>, StreamSlot)> {
         let dial = || connect(&self.url, self.timeout, &self.tls);
         let (channel, slot) = self.lanes.take(kind, dial).await?;
-        let client = BrokerClient::new(channel)
+        let client = BrokerClient::new(self.authorized(channel))
             .max_decoding_message_size(FRAME_BYTES_MAX)
             .max_encoding_message_size(FRAME_BYTES_MAX);
         Ok((client, slot))
     }
 
     /// The control plane over this connection.
-    pub(crate) fn admin(&self) -> AdminClient<Channel> {
-        AdminClient::new(self.channel.clone()).max_decoding_message_size(FRAME_BYTES_MAX)
+    pub(crate) fn admin(&self) -> AdminClient<Authorized> {
+        AdminClient::new(self.calls()).max_decoding_message_size(FRAME_BYTES_MAX)
+    }
+
+    /// Tokens and grants over this connection.
+    pub(crate) fn security(&self) -> SecurityClient<Authorized> {
+        SecurityClient::new(self.calls()).max_decoding_message_size(FRAME_BYTES_MAX)
     }
 
     /// The data plane without streams, over this connection.
-    pub(crate) fn pull(&self) -> PullClient<Channel> {
-        PullClient::new(self.channel.clone())
+    pub(crate) fn pull(&self) -> PullClient<Authorized> {
+        PullClient::new(self.calls())
             .max_decoding_message_size(FRAME_BYTES_MAX)
             .max_encoding_message_size(FRAME_BYTES_MAX)
+    }
+
+    fn calls(&self) -> Authorized {
+        self.authorized(self.channel.clone())
+    }
+
+    fn authorized(&self, channel: Channel) -> Authorized {
+        InterceptedService::new(channel, self.credential.clone())
     }
 }
 
@@ -274,7 +322,12 @@ async fn connect(url: &str, timeout: Duration, tls: &Secret) -> Result<Channel> 
     connected.map_err(|error| refused(source_text(&error)))
 }
 
-async fn dial(url: &Arc<str>, timeout: Duration, tls: &Arc<Secret>) -> Result<Connection> {
+async fn dial(
+    url: &Arc<str>,
+    timeout: Duration,
+    tls: &Arc<Secret>,
+    credential: &Shown,
+) -> Result<Connection> {
     let refused = |reason| refused(url, reason);
     let channel = connect(url, timeout, tls).await?;
     let request = v1::HandshakeRequest {
@@ -283,7 +336,8 @@ async fn dial(url: &Arc<str>, timeout: Duration, tls: &Arc<Secret>) -> Result<Co
         features: Vec::new(),
         client: concat!("aquifer-rust/", env!("CARGO_PKG_VERSION")).to_owned(),
     };
-    let mut client = BrokerClient::new(channel.clone());
+    let authorized = InterceptedService::new(channel.clone(), credential.clone());
+    let mut client = BrokerClient::new(authorized);
     let handshake = async { Ok(client.handshake(request).await) };
     // A process takes connections and says nothing: paused, or stuck, but not absent.
     let answer = crate::retry::Deadline::after(timeout)
@@ -293,7 +347,9 @@ async fn dial(url: &Arc<str>, timeout: Duration, tls: &Arc<Secret>) -> Result<Co
     let response = match answer {
         Ok(response) => response.into_inner(),
         Err(status) => match from_status("handshake", &status) {
-            error @ ClientError::Broker(_) => return Err(error),
+            error @ (ClientError::Broker(_)
+            | ClientError::Unauthenticated(_)
+            | ClientError::PermissionDenied(_)) => return Err(error),
             other => return Err(refused(hint(url, other.to_string()))),
         },
     };
@@ -310,6 +366,7 @@ async fn dial(url: &Arc<str>, timeout: Duration, tls: &Arc<Secret>) -> Result<Co
             response.streams_per_connection_max,
         )),
         channel,
+        credential: credential.clone(),
         timeout,
         tls: Arc::clone(tls),
         token: Arc::new(()),
@@ -334,7 +391,7 @@ pub(crate) fn from_status(what: &'static str, status: &tonic::Status) -> ClientE
         .get_bin(ERROR_TRAILER)
         .and_then(|value| value.to_bytes().ok())
         .and_then(|bytes| v1::ErrorDetail::decode(bytes).ok());
-    if let Some(detail) = detail {
+    if let Some(detail) = detail.or_else(|| refusal(status)) {
         return detail.into();
     }
     let reason = match std::error::Error::source(status) {
@@ -346,6 +403,21 @@ pub(crate) fn from_status(what: &'static str, status: &tonic::Status) -> ClientE
         reason,
         outcome: Outcome::Unknown,
     }
+}
+
+/// A refusal in the transport's own words, as of something in front of the brokers.
+fn refusal(status: &tonic::Status) -> Option<v1::ErrorDetail> {
+    let code = match status.code() {
+        tonic::Code::Unauthenticated => v1::ErrorCode::Unauthenticated,
+        tonic::Code::PermissionDenied => v1::ErrorCode::PermissionDenied,
+        _ => return None,
+    };
+    Some(v1::ErrorDetail {
+        code: code.into(),
+        message: status.message().to_owned(),
+        outcome: v1::Outcome::NotApplied.into(),
+        ..v1::ErrorDetail::default()
+    })
 }
 
 fn source_text(error: &dyn std::error::Error) -> String {
@@ -362,11 +434,19 @@ fn source_text(error: &dyn std::error::Error) -> String {
 mod tests {
     use aquifer_runtime::clock::SystemClock;
     use aquifer_runtime::net::{ListenAddress, bind};
+    use aquifer_runtime::rng::SystemRng;
 
     use super::*;
 
-    fn plain() -> Secret {
-        Secret::new(Default::default(), SystemClock::shared())
+    fn pool(urls: &[String], timeout: Duration) -> Pool {
+        let clock = SystemClock::shared();
+        let credentials = Credentials::new(None, false, Arc::clone(&clock), SystemRng::shared());
+        let tls = Secret::new(Default::default(), clock);
+        Pool::new(urls, timeout, tls, credentials).unwrap()
+    }
+
+    async fn any(pool: &Pool, skip: usize) -> Result<Connection> {
+        pool.any(skip, &Shown::default()).await
     }
 
     #[test]
@@ -385,8 +465,8 @@ mod tests {
     async fn every_address_that_failed_is_named() {
         // Port 1 on loopback: nothing listens there.
         let urls = ["127.0.0.1:1".to_owned(), "http://127.0.0.1:1".to_owned()];
-        let pool = Pool::new(&urls, Duration::from_secs(5), plain()).unwrap();
-        let error = pool.any(0).await.map(|_| ()).unwrap_err().to_string();
+        let pool = pool(&urls, Duration::from_secs(5));
+        let error = any(&pool, 0).await.map(|_| ()).unwrap_err().to_string();
         assert_eq!(error.matches("http://127.0.0.1:1").count(), 2, "{error}");
     }
 
@@ -395,7 +475,7 @@ mod tests {
     async fn an_address_that_does_not_answer_costs_all_who_wait_one_timeout_together() {
         let any_port = ListenAddress::loopback_any_port();
         let (silent, address) = bind(any_port).await.unwrap();
-        let pool = Pool::new(&[address.to_string()], Duration::from_millis(300), plain()).unwrap();
+        let pool = pool(&[address.to_string()], Duration::from_millis(300));
         let attempts = AtomicU64::new(0);
         let accept = async {
             let mut open = Vec::new();
@@ -404,7 +484,7 @@ mod tests {
                 attempts.fetch_add(1, Ordering::Relaxed);
             }
         };
-        let all = futures::future::join_all((0..50).map(|_| pool.any(0)));
+        let all = futures::future::join_all((0..50).map(|_| any(&pool, 0)));
         let all = tokio::select! {
             all = all => all,
             () = accept => unreachable!("it goes on"),
@@ -416,9 +496,9 @@ mod tests {
     #[tokio::test]
     async fn one_that_answers_is_asked_first_from_then_on() {
         let urls = ["127.0.0.1:1".to_owned(), "127.0.0.1:2".to_owned()];
-        let pool = Pool::new(&urls, Duration::from_secs(5), plain()).unwrap();
+        let pool = pool(&urls, Duration::from_secs(5));
         let first = |text: &str| text.find("127.0.0.1:1") < text.find("127.0.0.1:2");
-        let error = async |skip| pool.any(skip).await.map(|_| ()).unwrap_err().to_string();
+        let error = async |skip| any(&pool, skip).await.map(|_| ()).unwrap_err().to_string();
         assert!(first(&error(0).await));
         assert!(!first(&error(1).await), "an attempt may begin elsewhere");
         pool.preferred.store(1, Ordering::Relaxed);

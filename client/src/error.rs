@@ -105,6 +105,21 @@ pub enum ClientError {
     /// The broker answered with an error.
     #[error("{0}")]
     Broker(Box<BrokerError>),
+    /// The broker wants a token, or does not accept this one, and the source of tokens has no
+    /// other.
+    #[error("{0}")]
+    Unauthenticated(Box<BrokerError>),
+    /// The broker knows the caller, who may not do this.
+    #[error("{0}")]
+    PermissionDenied(Box<BrokerError>),
+    /// There is no token to show: its source does not give one. Nothing was sent.
+    #[error("no token: {reason}")]
+    Credential {
+        /// What is wrong with the source.
+        reason: String,
+        /// Whether it may give one later.
+        retryable: bool,
+    },
     /// The connection failed while a request was under way.
     #[error("connection to the broker failed during {what}: {reason}; try again")]
     Connection {
@@ -183,7 +198,17 @@ impl From<v1::ErrorDetail> for BrokerError {
 
 impl From<v1::ErrorDetail> for ClientError {
     fn from(detail: v1::ErrorDetail) -> ClientError {
-        ClientError::Broker(Box::new(detail.into()))
+        let mut error = Box::new(BrokerError::from(detail));
+        match error.code {
+            v1::ErrorCode::Unauthenticated => {
+                if error.advice.is_empty() {
+                    error.advice = "give the client a token that is valid".to_owned();
+                }
+                ClientError::Unauthenticated(error)
+            }
+            v1::ErrorCode::PermissionDenied => ClientError::PermissionDenied(error),
+            _ => ClientError::Broker(error),
+        }
     }
 }
 
@@ -248,7 +273,9 @@ impl ClientError {
             ClientError::Timeout { outcome, .. }
             | ClientError::Connection { outcome, .. }
             | ClientError::Closed { outcome, .. } => *outcome = known,
-            ClientError::Broker(error) => error.outcome = known,
+            ClientError::Broker(error)
+            | ClientError::Unauthenticated(error)
+            | ClientError::PermissionDenied(error) => error.outcome = known,
             _ => {}
         }
         self
@@ -265,6 +292,13 @@ impl ClientError {
             | ClientError::Invalid(_)
             | ClientError::TooLarge { .. } => ErrorKind::Invalid,
             ClientError::Broker(error) => error.kind(),
+            ClientError::Unauthenticated(_) | ClientError::PermissionDenied(_) => {
+                ErrorKind::Refused
+            }
+            ClientError::Credential { retryable, .. } => match retryable {
+                true => ErrorKind::Unavailable,
+                false => ErrorKind::Invalid,
+            },
             ClientError::Connection { .. } => ErrorKind::Unavailable,
             ClientError::Damaged(_) => ErrorKind::Damaged,
             ClientError::Protocol(_) => ErrorKind::Internal,
@@ -280,6 +314,7 @@ impl ClientError {
         match self {
             // What is damaged in storage stays so.
             ClientError::Broker(error) => error.retryable && error.code != v1::ErrorCode::DataLoss,
+            ClientError::Credential { retryable, .. } => *retryable,
             ClientError::Connect { .. }
             | ClientError::Timeout { .. }
             | ClientError::Connection { .. } => true,
@@ -295,7 +330,9 @@ impl ClientError {
             ClientError::Timeout { outcome, .. }
             | ClientError::Connection { outcome, .. }
             | ClientError::Closed { outcome, .. } => *outcome,
-            ClientError::Broker(error) => error.outcome,
+            ClientError::Broker(error)
+            | ClientError::Unauthenticated(error)
+            | ClientError::PermissionDenied(error) => error.outcome,
             ClientError::Protocol(_) => Outcome::Unknown,
             _ => Outcome::NotApplied,
         }
@@ -306,7 +343,9 @@ impl ClientError {
     #[must_use]
     pub fn code(&self) -> Option<v1::ErrorCode> {
         match self {
-            ClientError::Broker(error) => Some(error.code),
+            ClientError::Broker(error)
+            | ClientError::Unauthenticated(error)
+            | ClientError::PermissionDenied(error) => Some(error.code),
             ClientError::Timeout { last, .. } => last.as_ref()?.code(),
             _ => None,
         }

@@ -9,7 +9,7 @@ use aquifer_proto::v1;
 
 use crate::connection::{Connection, from_status};
 use crate::context::Context;
-use crate::error::{ClientError, Result};
+use crate::error::{ClientError, Outcome, Result};
 use crate::retry::{Backoff, Deadline};
 
 /// Where the messages of a topic are.
@@ -140,7 +140,8 @@ where
             Ok(answer) => return Ok(answer),
             Err(error) => error.because_of(last.clone()),
         };
-        let safe = idempotent || error.outcome() == crate::error::Outcome::NotApplied;
+        let error = target.renew(context, error, false).await;
+        let safe = idempotent || error.outcome() == Outcome::NotApplied;
         let patient = !context.pool.is_hopeless(&error);
         let delay = backoff.delay();
         let in_time = tokio::time::Instant::now() + delay < deadline.at();
@@ -162,9 +163,14 @@ where
     }
 }
 
-/// Where the next attempt goes: to the broker that a redirect named, or to any.
+/// Where the next attempt goes, to the broker that a redirect named or to any, and with which
+/// credential.
 #[derive(Debug, Default)]
 pub(crate) struct Target {
+    /// Number of the credential that the last attempt showed.
+    credential: u64,
+    /// Credentials that were refused in a row.
+    refusals: u32,
     redirect: Option<String>,
     /// Attempts that led nowhere: the next one begins at another address.
     failures: usize,
@@ -174,23 +180,60 @@ pub(crate) struct Target {
 
 /// Redirects that are followed at once, before backing off.
 const HOPS_MAX: u32 = 4;
+/// Credentials that are refused in a row before that is the answer.
+const REFUSALS_MAX: u32 = 3;
 
 impl Target {
     /// A connection to the target. A redirect that leads nowhere is forgotten.
     pub(crate) async fn connect(&mut self, context: &Context) -> Result<Connection> {
+        let credential = context.pool.credential().await?;
+        self.credential = credential.number();
         match self.redirect.take() {
-            Some(url) => match context.pool.to(&url).await {
+            Some(url) => match context.pool.to(&url, &credential).await {
                 Ok(connection) => {
                     self.redirect = Some(url);
                     Ok(connection)
                 }
+                // The credential must not be sent there, and no broker would send us elsewhere.
+                Err(error @ ClientError::Invalid(_)) => Err(error),
                 Err(_) => {
                     // A broker that names one that is gone would name it again.
                     self.failures += 1;
-                    context.pool.any(self.failures).await
+                    context.pool.any(self.failures, &credential).await
                 }
             },
-            None => context.pool.any(self.failures).await,
+            None => context.pool.any(self.failures, &credential).await,
+        }
+    }
+
+    /// What a failure means once another credential was fetched, if the last one was refused: with
+    /// another one, that the connection is to be tried again. The credential of a stream that was
+    /// open was good, and is tried once more.
+    pub(crate) async fn renew(
+        &mut self,
+        context: &Context,
+        error: ClientError,
+        was_open: bool,
+    ) -> ClientError {
+        let ClientError::Unauthenticated(refusal) = &error else {
+            return error;
+        };
+        if self.refusals >= REFUSALS_MAX {
+            return error;
+        }
+        self.refusals += 1;
+        match context.pool.renew_credential(self.credential).await {
+            Ok(is_another) if is_another || was_open => ClientError::Connection {
+                what: "authentication",
+                reason: refusal.to_string(),
+                // A call that is refused is not carried out; of a stream it is only the end.
+                outcome: match was_open {
+                    true => Outcome::Unknown,
+                    false => Outcome::NotApplied,
+                },
+            },
+            Ok(_) => error,
+            Err(unavailable) => unavailable,
         }
     }
 
@@ -215,6 +258,7 @@ impl Target {
     pub(crate) fn settled(&mut self) {
         self.hops = 0;
         self.failures = 0;
+        self.refusals = 0;
     }
 }
 

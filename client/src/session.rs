@@ -15,9 +15,8 @@ use aquifer_runtime::clock;
 use tokio::time::Instant;
 use tokio_stream::Stream;
 use tonic::Streaming;
-use tonic::transport::Channel;
 
-use crate::connection::{Connection, Kind, StreamSlot, from_status};
+use crate::connection::{Authorized, Connection, Kind, StreamSlot, from_status};
 use crate::context::Context;
 use crate::error::{ClientError, ErrorKind, Outcome, Result};
 use crate::lookup::Target;
@@ -46,7 +45,7 @@ pub(crate) trait Session: Send + Sync + 'static {
 
     /// Makes the call.
     fn call(
-        client: BrokerClient<Channel>,
+        client: BrokerClient<Authorized>,
         requests: Self::Requests,
     ) -> impl Future<
         Output = std::result::Result<tonic::Response<Streaming<Self::Message>>, tonic::Status>,
@@ -129,6 +128,7 @@ impl<S: Session> Driver<S> {
                 }
                 Err(error) => error.because_of(last.take()),
             };
+            let error = target.renew(&context, error, false).await;
             let hopeless = error.kind() == ErrorKind::Busy || context.pool.is_hopeless(&error);
             if hopeless || !error.is_retryable() || deadline.has_passed() {
                 return Err(error);
@@ -169,6 +169,7 @@ impl<S: Session> Driver<S> {
                 End::Closed => break,
                 End::Expired => false,
                 End::Failed(error) => {
+                    let error = renew(&session, &mut target, error, !while_opening).await;
                     if session.failed(&error, while_opening).is_break() {
                         break;
                     }
@@ -217,6 +218,22 @@ async fn establish<S: Session>(session: &S, target: &mut Target) -> Result<Live<
         number,
         _slot: slot,
     })
+}
+
+/// What a failure means once another credential was fetched, if the last one was refused.
+async fn renew<S: Session>(
+    session: &S,
+    target: &mut Target,
+    error: ClientError,
+    was_open: bool,
+) -> ClientError {
+    let mut renewed = pin!(target.renew(session.context(), error, was_open));
+    loop {
+        // What expires meanwhile fails; the stream has ended already.
+        if let Some(error) = or_expired(session, renewed.as_mut()).await {
+            return error;
+        }
+    }
 }
 
 /// One attempt to open the next stream, which is given up when something expires that needs it.

@@ -16,9 +16,9 @@ use aquifer_proto::v1;
 use aquifer_proto::v1::pull_client::PullClient;
 use aquifer_runtime::clock;
 use bytes::{Bytes, BytesMut};
-use tonic::transport::Channel;
 
 use crate::batch::{Delivered, Messages};
+use crate::connection::Authorized;
 use crate::context::Context;
 use crate::error::{ClientError, Result};
 use crate::lookup::unary;
@@ -128,7 +128,7 @@ impl Iterator for Fetched {
     }
 }
 
-type Client = PullClient<Channel>;
+type Client = PullClient<Authorized>;
 
 impl Topic {
     pub(crate) fn new(context: Arc<Context>, topic: &str) -> Result<Topic> {

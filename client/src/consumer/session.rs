@@ -10,12 +10,11 @@ use aquifer_proto::v1::broker_client::BrokerClient;
 use aquifer_proto::v1::consume_response::Response;
 use tokio::time::Instant;
 use tonic::Streaming;
-use tonic::transport::Channel;
 
 use super::inbox::Inbox;
 use super::receiver::Receiver;
 use super::requests::Requests;
-use crate::connection::Kind;
+use crate::connection::{Authorized, Kind};
 use crate::context::Context;
 use crate::error::{ClientError, ErrorKind, Outcome, Result};
 use crate::retry::{Backoff, Deadline};
@@ -67,7 +66,7 @@ impl Session for ConsumeSession {
     }
 
     async fn call(
-        mut client: BrokerClient<Channel>,
+        mut client: BrokerClient<Authorized>,
         requests: Requests,
     ) -> std::result::Result<tonic::Response<Streaming<v1::ConsumeResponse>>, tonic::Status> {
         client.consume(requests).await

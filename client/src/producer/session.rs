@@ -10,12 +10,11 @@ use aquifer_proto::v1::broker_client::BrokerClient;
 use aquifer_proto::v1::produce_response::Response;
 use tokio::time::Instant;
 use tonic::Streaming;
-use tonic::transport::Channel;
 
 use super::frames::Frames;
 use super::partition::Partition;
 use super::queue::Queue;
-use crate::connection::Kind;
+use crate::connection::{Authorized, Kind};
 use crate::context::Context;
 use crate::error::{ClientError, ErrorKind, Result};
 use crate::retry::Backoff;
@@ -74,7 +73,7 @@ impl Session for ProduceSession {
     }
 
     async fn call(
-        mut client: BrokerClient<Channel>,
+        mut client: BrokerClient<Authorized>,
         frames: Frames,
     ) -> std::result::Result<tonic::Response<Streaming<v1::ProduceResponse>>, tonic::Status> {
         client.produce(frames).await

@@ -17,6 +17,7 @@ use aquifer_runtime::task::TaskGroup;
 use bytes::{Bytes, BytesMut};
 use tokio::sync::{Mutex, mpsc};
 use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
+use tonic::service::InterceptorLayer;
 use tonic::{Request, Response, Status, Streaming};
 
 type Answers<T> = ReceiverStream<Result<T, Status>>;
@@ -43,6 +44,10 @@ pub struct Settings {
     pub ranges: std::sync::Mutex<Vec<v1::TopicRange>>,
     pub key_hash: AtomicI32,
     pub end_index: AtomicU64,
+    /// The only token that is accepted; every call is without one.
+    pub accepted: std::sync::Mutex<Option<String>>,
+    /// Header `authorization` of every call, in order.
+    pub shown: std::sync::Mutex<Vec<Option<String>>>,
 }
 
 impl Default for Settings {
@@ -51,11 +56,29 @@ impl Default for Settings {
             ranges: std::sync::Mutex::default(),
             key_hash: AtomicI32::new(v1::KeyHash::Murmur3.into()),
             end_index: AtomicU64::default(),
+            accepted: std::sync::Mutex::default(),
+            shown: std::sync::Mutex::default(),
         }
     }
 }
 
 impl Settings {
+    /// From now on this token is accepted, and no other.
+    pub fn accept(&self, token: &str) {
+        *self.accepted.lock().unwrap() = Some(format!("Bearer {token}"));
+    }
+
+    fn authenticate(&self, request: Request<()>) -> Result<Request<()>, Status> {
+        let shown = request.metadata().get("authorization");
+        let shown = shown.map(|shown| shown.to_str().unwrap().to_owned());
+        self.shown.lock().unwrap().push(shown.clone());
+        let accepted = self.accepted.lock().unwrap();
+        match accepted.is_some() && *accepted != shown {
+            true => Err(Status::unauthenticated("scripted refusal")),
+            false => Ok(request),
+        }
+    }
+
     pub fn set_ranges(&self, ranges: &TopicRanges) {
         *self.ranges.lock().unwrap() = wire_ranges(ranges);
     }
@@ -89,7 +112,10 @@ impl Fake {
         };
         let tasks = TaskGroup::new("fake broker");
         let stop = tasks.shutdown_token();
+        let door = Arc::clone(&settings);
+        let door = InterceptorLayer::new(move |request| door.authenticate(request));
         let server = tonic::transport::Server::builder()
+            .layer(door)
             .initial_stream_window_size(4 << 20)
             .initial_connection_window_size(4 << 20)
             .max_frame_size(256 << 10)
@@ -197,6 +223,16 @@ impl Produce {
 
     pub async fn fail(self, code: v1::ErrorCode, retryable: bool) {
         let detail = detail(code, retryable);
+        self.answer(v1::produce_response::Response::Error(detail))
+            .await;
+    }
+
+    /// Points to another broker.
+    pub async fn redirect(self, url: &str) {
+        let detail = v1::ErrorDetail {
+            redirect_url: url.to_owned(),
+            ..detail(v1::ErrorCode::Redirect, true)
+        };
         self.answer(v1::produce_response::Response::Error(detail))
             .await;
     }

@@ -6,6 +6,7 @@
 )]
 
 mod consume;
+mod credentials;
 mod fake;
 mod held;
 mod partitions;

@@ -53,6 +53,7 @@ impl ClientTlsConfig {
 /// The client's side at this moment.
 pub struct ClientTls {
     files: ClientTlsConfig,
+    protocol: &'static [u8],
     /// Cluster and role of the only processes that it talks to.
     only: Option<(String, String)>,
     clock: SharedClock,
@@ -66,14 +67,31 @@ struct Current {
 }
 
 impl ClientTls {
-    /// A client that believes the authorities of the configuration.
+    /// A client of HTTP/2 that believes the authorities of the configuration.
     ///
     /// # Errors
     /// When a file cannot be used, or the operating system has no authorities and none are set.
     pub fn load(files: &ClientTlsConfig, clock: SharedClock) -> Result<ClientTls, TlsError> {
-        let current = Read::from(files)?.build(files, &clock)?;
+        ClientTls::speaking(b"h2", files, clock)
+    }
+
+    /// The same of HTTP/1.
+    ///
+    /// # Errors
+    /// Those of [`load`](ClientTls::load).
+    pub fn http1(files: &ClientTlsConfig, clock: SharedClock) -> Result<ClientTls, TlsError> {
+        ClientTls::speaking(b"http/1.1", files, clock)
+    }
+
+    fn speaking(
+        protocol: &'static [u8],
+        files: &ClientTlsConfig,
+        clock: SharedClock,
+    ) -> Result<ClientTls, TlsError> {
+        let current = Read::from(files)?.build(protocol, files, &clock)?;
         Ok(ClientTls {
             files: files.clone(),
+            protocol,
             only: None,
             clock,
             current: RwLock::new(Arc::new(current)),
@@ -139,7 +157,7 @@ impl Reloads for ClientTls {
         if read.fingerprint() == self.current.read().fingerprint {
             return Ok(Reloaded::Unchanged);
         }
-        let next = read.build(&self.files, &self.clock)?;
+        let next = read.build(self.protocol, &self.files, &self.clock)?;
         *self.current.write() = Arc::new(next);
         Ok(Reloaded::Changed)
     }
@@ -168,7 +186,12 @@ impl Read {
         pem::fingerprint(&[&self.ca, &self.cert, &self.key])
     }
 
-    fn build(&self, files: &ClientTlsConfig, clock: &SharedClock) -> Result<Current, TlsError> {
+    fn build(
+        &self,
+        protocol: &[u8],
+        files: &ClientTlsConfig,
+        clock: &SharedClock,
+    ) -> Result<Current, TlsError> {
         let roots = match &files.ca_file {
             Some(path) => pem::authorities(path, &self.ca)?,
             None => system_authorities()?,
@@ -194,7 +217,7 @@ impl Read {
             Some(shown) => builder.with_client_cert_resolver(resolver(shown.key)),
             None => builder.with_no_client_auth(),
         };
-        config.alpn_protocols = vec![b"h2".to_vec()];
+        config.alpn_protocols = vec![protocol.to_vec()];
         Ok(Current {
             config: Arc::new(config),
             fingerprint: self.fingerprint(),
