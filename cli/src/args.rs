@@ -2,14 +2,15 @@
 //! scripts rely on them, so flags may be added but not renamed.
 
 mod cluster;
+mod connect;
 mod policy;
 mod roles;
+mod security;
 mod storage;
 mod tenancy;
 mod tls;
 
 use std::path::PathBuf;
-use std::time::Duration;
 
 use aquifer_model::place::Place;
 use aquifer_model::topic::{
@@ -18,9 +19,13 @@ use aquifer_model::topic::{
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 pub use cluster::{ClusterCommand, ClusterToolArgs};
+pub use connect::ConnectArgs;
 pub use policy::{PolicyCommand, PolicyValue};
 pub use roles::{
     AutorecoveryArgs, BookieArgs, BrokerArgs, ClusterArgs, DevArgs, DevChildArgs, StandaloneArgs,
+};
+pub use security::{
+    AccessCommand, CompletionArgs, ContextCommand, GrantCommand, ScopeArgs, TokenCommand,
 };
 pub use storage::{BookieCommand, DoctorArgs, LedgerArgs, LedgerCommand, SourceArgs, StateArg};
 pub use tenancy::{
@@ -36,52 +41,13 @@ pub const DEFAULT_URL: &str = "http://127.0.0.1:7650";
 #[derive(Debug, Parser)]
 #[command(name = "aquifer", version, arg_required_else_help = true, after_help = EXIT_CODES)]
 pub struct Cli {
-    /// Addresses of brokers, one or several separated by commas.
-    #[arg(
-        long,
-        global = true,
-        env = "AQUIFER_URL",
-        value_delimiter = ',',
-        default_value = DEFAULT_URL,
-        value_name = "URL[,URL…]"
-    )]
-    pub url: Vec<String>,
-
-    /// Authorities that certificates of brokers at https addresses are checked against (PEM); those
-    /// of the operating system where it is not given.
-    #[arg(
-        long,
-        global = true,
-        env = "AQUIFER_CLIENT_CA_FILE",
-        value_name = "PATH"
-    )]
-    pub tls_ca_file: Option<PathBuf>,
-
-    /// The certificate that is shown to brokers which ask for one (PEM).
-    #[arg(
-        long,
-        global = true,
-        env = "AQUIFER_CLIENT_CERT_FILE",
-        value_name = "PATH"
-    )]
-    pub tls_cert_file: Option<PathBuf>,
-
-    /// The key of that certificate (PEM).
-    #[arg(
-        long,
-        global = true,
-        env = "AQUIFER_CLIENT_KEY_FILE",
-        value_name = "PATH"
-    )]
-    pub tls_key_file: Option<PathBuf>,
+    /// Where brokers are, and who the caller is.
+    #[command(flatten)]
+    pub connect: ConnectArgs,
 
     /// How results are printed: for people, or as one JSON object (one a line for streams).
     #[arg(long, global = true, value_enum, default_value_t = Format::Text)]
     pub output: Format,
-
-    /// How long one operation may take, retries included.
-    #[arg(long, global = true, value_parser = time_limit, default_value = "30s")]
-    pub timeout: Duration,
 
     /// What to do.
     #[command(subcommand)]
@@ -140,6 +106,20 @@ pub enum Command {
     /// Make certificates for a cluster, and show what certificates say.
     #[command(subcommand)]
     Tls(TlsCommand),
+    /// Make, list, rotate and revoke tokens, by which callers say who they are.
+    #[command(subcommand)]
+    Token(TokenCommand),
+    /// Give, list and take back grants, which say what a principal may do.
+    #[command(subcommand)]
+    Grant(GrantCommand),
+    /// Ask who you are and what is allowed.
+    #[command(subcommand)]
+    Access(AccessCommand),
+    /// Keep addresses, TLS files and tokens of clusters under names.
+    #[command(subcommand)]
+    Context(ContextCommand),
+    /// Print what makes a shell complete commands and flags.
+    Completion(CompletionArgs),
     /// Measure this machine and a running server.
     Perf(PerfArgs),
 }
@@ -417,15 +397,6 @@ pub struct LoadArgs {
     pub compression: CompressionArg,
 }
 
-/// How long an operation may take: a duration above zero.
-fn time_limit(text: &str) -> Result<Duration, String> {
-    match humantime::parse_duration(text) {
-        Ok(Duration::ZERO) => Err("give a time above zero, such as 30s".to_owned()),
-        Ok(limit) => Ok(limit),
-        Err(error) => Err(error.to_string()),
-    }
-}
-
 fn key_value(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
         Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
@@ -493,7 +464,23 @@ mod tests {
             "perf produce --topic t --size 10 --count 5 --window 7 --rate 100 --producers 2",
             "perf consume --seconds 3 --consumers 2",
             "perf e2e",
+            "cluster init-auth --metadata etcd://a:2379 --cluster c --to-file admin.token",
+            "dev --auth",
             "perf produce --topics 1000 --topic t --window 10",
+            "token create billing --tenant acme --expires 90d --to-file billing.token",
+            "token list --tenant acme --token-file admin.token",
+            "token inspect billing.token",
+            "token rotate k3v --grace 1h --to-file billing.token",
+            "token revoke k3v --context prod",
+            "grant add token:acme/billing consumer --topic acme/shop/orders* --subscription b*",
+            "grant add jwt:idp:alice --actions describe,produce --namespace acme/shop --expires 30d",
+            "grant list --tenant acme --principal token:acme/billing --output json",
+            "grant remove 7f2 --tenant acme",
+            "access check token:acme/billing consume acme/shop/orders-eu --subscription audit",
+            "access whoami --token aqf_x",
+            "context set prod --url https://b:7650 --token-file t --tls-ca-file ca.pem",
+            "context use prod",
+            "completion bash",
         ] {
             let words = std::iter::once("aquifer").chain(line.split(' '));
             if let Err(error) = Cli::try_parse_from(words) {
@@ -528,6 +515,14 @@ mod tests {
             "bookie decommission short",
             "bookie decommission 000102030405060708090a0b0c0d0e0f --undo --no-wait",
             "ledger inspect -1",
+            "grant add token:x",
+            "grant add token:x producer --actions consume",
+            "grant add token:x producer --tenant a --topic a/b/c",
+            "grant add token:x producer --topic a/b",
+            "access check token:x produce a/b/c/d",
+            "token create x --expires soon",
+            "topic list --token a --token-file b",
+            "completion tcsh",
             "doctor --data-dir d --metadata etcd://a:1",
         ] {
             let words = std::iter::once("aquifer").chain(line.split(' '));

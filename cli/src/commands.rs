@@ -3,7 +3,9 @@
 
 pub mod bookie;
 pub mod cluster;
+pub mod completion;
 pub mod consume;
+pub mod context;
 pub mod doctor;
 pub mod ledger;
 mod message;
@@ -11,7 +13,9 @@ pub mod perf;
 pub mod policy;
 pub mod produce;
 pub mod read;
+pub mod security;
 pub mod subscription;
 pub mod tenancy;
 pub mod tls;
+pub mod token;
 pub mod topic;

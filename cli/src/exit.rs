@@ -78,6 +78,14 @@ impl CliError {
         self
     }
 
+    /// An exit code alone: what there is to say was printed as the result.
+    pub fn silent(exit: Exit) -> CliError {
+        CliError {
+            silent: true,
+            ..CliError::new(exit, "")
+        }
+    }
+
     /// A failed write to standard output. A closed pipe is not reported, so that
     /// `aquifer read t | head -1` prints one line and nothing else.
     pub fn stdout(error: &io::Error) -> CliError {
@@ -106,9 +114,15 @@ impl CliError {
 impl From<ClientError> for CliError {
     fn from(error: ClientError) -> CliError {
         let exit = match (&error, error.kind()) {
-            (ClientError::Url { .. } | ClientError::Name(_) | ClientError::Invalid(_), _) => {
-                Exit::Usage
-            }
+            (
+                ClientError::Url { .. }
+                | ClientError::Name(_)
+                | ClientError::Invalid(_)
+                | ClientError::Credential {
+                    retryable: false, ..
+                },
+                _,
+            ) => Exit::Usage,
             (_, ErrorKind::Connect) => Exit::CannotConnect,
             (_, ErrorKind::Timeout) => Exit::TimedOut,
             (_, ErrorKind::Refused | ErrorKind::Fenced) => Exit::Refused,
@@ -124,7 +138,15 @@ impl From<ClientError> for CliError {
                 | ErrorKind::Internal,
             ) => Exit::Failed,
         };
-        CliError::new(exit, error.to_string())
+        let advice = match &error {
+            ClientError::Unauthenticated(_) => {
+                "give a token with --token-file, AQUIFER_TOKEN_FILE or a context; `aquifer token \
+                 inspect` shows which one a file holds"
+            }
+            ClientError::PermissionDenied(_) => "`aquifer access whoami` shows what you may do",
+            _ => "",
+        };
+        CliError::new(exit, error.to_string()).advise(advice)
     }
 }
 
@@ -132,7 +154,8 @@ impl From<ClientError> for CliError {
 mod tests {
     use std::time::Duration;
 
-    use aquifer_client::Outcome;
+    use aquifer_client::error::BrokerError;
+    use aquifer_client::{ErrorCode, Outcome};
 
     use super::*;
 
@@ -159,6 +182,27 @@ mod tests {
         );
         let outcome = Outcome::NotApplied;
         let what = "producer";
+        let broker = Box::new(BrokerError {
+            code: ErrorCode::PermissionDenied,
+            retryable: true,
+            outcome,
+            message: "no".to_owned(),
+            advice: String::new(),
+            redirect_url: None,
+        });
+        assert_eq!(
+            code(ClientError::PermissionDenied(broker.clone())),
+            Exit::Refused
+        );
+        let error = CliError::from(ClientError::Unauthenticated(broker));
+        assert_eq!(error.exit(), Exit::Refused);
+        assert!(error.advice().contains("--token-file"), "{error:?}");
+        let credential = |retryable| ClientError::Credential {
+            reason: "no file".to_owned(),
+            retryable,
+        };
+        assert_eq!(code(credential(false)), Exit::Usage);
+        assert_eq!(code(credential(true)), Exit::Failed);
         assert_eq!(code(ClientError::Closed { what, outcome }), Exit::Failed);
     }
 }

@@ -8,9 +8,12 @@ mod args;
 mod certificates;
 mod commands;
 mod connect;
+mod contexts;
 mod exit;
+mod first_token;
 mod output;
 mod perf;
+mod private_file;
 mod roles;
 mod tool;
 
@@ -18,7 +21,6 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use aquifer_runtime::clock::{Clock, SystemClock};
-use aquifer_runtime::net::tls::ClientTlsConfig;
 use clap::Parser;
 
 use crate::args::{Cli, Command};
@@ -59,41 +61,15 @@ fn run(cli: Cli, began: Duration, out: &Output) -> Result<(), CliError> {
         .enable_all()
         .build()
         .map_err(|error| CliError::failed(format!("cannot start the runtime: {error}")))?;
-    let tls = ClientTlsConfig {
-        ca_file: cli.tls_ca_file,
-        cert_file: cli.tls_cert_file,
-        key_file: cli.tls_key_file,
-    };
-    let connect = Connect::new(cli.url, cli.timeout, tls);
+    if cli.connect.token.is_some() {
+        out.note("warning: --token shows in the list of processes: use --token-file");
+    }
+    let connect = Connect::new(cli.connect);
     let has_storage = matches!(
         cli.command,
         Command::Standalone(_) | Command::Bookie(_) | Command::Ledger(_) | Command::Doctor(_)
     );
-    let result = runtime.block_on(async {
-        match cli.command {
-            Command::Standalone(args) => roles::standalone::run(args, began, out).await,
-            Command::Bookie(mut args) => match args.command.take() {
-                Some(command) => commands::bookie::run(command, out).await,
-                None => roles::bookie::run(*args, began, out).await,
-            },
-            Command::Broker(args) => roles::broker::run(args, began, out).await,
-            Command::Autorecovery(args) => roles::autorecovery::run(args, began, out).await,
-            Command::Dev(args) => roles::dev::run(args, began, out).await,
-            Command::DevChild(args) => roles::dev::child::run(args),
-            Command::Produce(args) => commands::produce::run(args, &connect, out).await,
-            Command::Consume(args) => commands::consume::run(args, &connect, out).await,
-            Command::Read(args) => commands::read::run(args, &connect, out).await,
-            Command::Topic(args) => commands::topic::run(args, &connect, out).await,
-            Command::Subscription(args) => commands::subscription::run(args, &connect, out).await,
-            Command::Tenant(args) => commands::tenancy::tenant(args, &connect, out).await,
-            Command::Namespace(args) => commands::tenancy::namespace(args, &connect, out).await,
-            Command::Cluster(args) => commands::cluster::run(args, &connect, out).await,
-            Command::Ledger(args) => commands::ledger::run(args, out).await,
-            Command::Doctor(args) => commands::doctor::run(args, out).await,
-            Command::Tls(command) => commands::tls::run(command, out),
-            Command::Perf(args) => commands::perf::run(args, &connect, out).await,
-        }
-    });
+    let result = runtime.block_on(dispatch(cli.command, &connect, began, out));
     if has_storage {
         runtime.shutdown_timeout(THREADS_END);
     } else {
@@ -101,4 +77,41 @@ fn run(cli: Cli, began: Duration, out: &Output) -> Result<(), CliError> {
         runtime.shutdown_background();
     }
     result
+}
+
+/// Runs what a command names.
+async fn dispatch(
+    command: Command,
+    connect: &Connect,
+    began: Duration,
+    out: &Output,
+) -> Result<(), CliError> {
+    match command {
+        Command::Standalone(args) => roles::standalone::run(args, began, out).await,
+        Command::Bookie(mut args) => match args.command.take() {
+            Some(command) => commands::bookie::run(command, out).await,
+            None => roles::bookie::run(*args, began, out).await,
+        },
+        Command::Broker(args) => roles::broker::run(args, began, out).await,
+        Command::Autorecovery(args) => roles::autorecovery::run(args, began, out).await,
+        Command::Dev(args) => roles::dev::run(args, began, out).await,
+        Command::DevChild(args) => roles::dev::child::run(args),
+        Command::Produce(args) => commands::produce::run(args, connect, out).await,
+        Command::Consume(args) => commands::consume::run(args, connect, out).await,
+        Command::Read(args) => commands::read::run(args, connect, out).await,
+        Command::Topic(args) => commands::topic::run(args, connect, out).await,
+        Command::Subscription(args) => commands::subscription::run(args, connect, out).await,
+        Command::Tenant(args) => commands::tenancy::tenant(args, connect, out).await,
+        Command::Namespace(args) => commands::tenancy::namespace(args, connect, out).await,
+        Command::Cluster(args) => commands::cluster::run(args, connect, out).await,
+        Command::Ledger(args) => commands::ledger::run(args, out).await,
+        Command::Doctor(args) => commands::doctor::run(args, out).await,
+        Command::Tls(command) => commands::tls::run(command, out),
+        Command::Token(command) => commands::token::run(command, connect, out).await,
+        Command::Grant(command) => commands::security::grant(command, connect, out).await,
+        Command::Access(command) => commands::security::access(command, connect, out).await,
+        Command::Context(command) => commands::context::run(command, connect, out),
+        Command::Completion(args) => commands::completion::run(&args, out),
+        Command::Perf(args) => commands::perf::run(args, connect, out).await,
+    }
 }

@@ -103,7 +103,10 @@ struct ToolConfig {
 }
 
 /// The cluster that is named by flags, the file or the environment; `None` when it is a directory.
-fn named_cluster(source: &SourceArgs) -> Result<Option<ClusterSection>, CliError> {
+///
+/// # Errors
+/// When a setting is wrong.
+pub fn named_cluster(source: &SourceArgs) -> Result<Option<ClusterSection>, CliError> {
     if source.data_dir.is_some() {
         return Ok(None);
     }

@@ -1,8 +1,12 @@
 //! Arguments of `aquifer cluster`.
 
+use std::path::PathBuf;
+
 use aquifer_model::bundle::BundleRange;
 use aquifer_model::topic::NamespaceName;
 use clap::{Args, Subcommand};
+
+use super::storage::SourceArgs;
 
 /// Arguments of `aquifer cluster`.
 #[derive(Debug, Args)]
@@ -23,6 +27,16 @@ pub enum ClusterCommand {
     },
     /// List the brokers.
     Brokers,
+    /// Make the token of the administrator, token:admin, in the metadata of a cluster: before its
+    /// brokers start with --auth. It is made once.
+    InitAuth {
+        /// The new file that gets it, which only you can read.
+        #[arg(long, default_value = "admin.token", value_name = "PATH")]
+        to_file: PathBuf,
+        /// The cluster.
+        #[command(flatten)]
+        source: SourceArgs,
+    },
     /// List the bundles of a namespace and their owners.
     Bundles {
         /// The namespace, TENANT/NAMESPACE.

@@ -212,6 +212,10 @@ pub struct DevArgs {
     /// Use TLS between clients, brokers and bookies, with certificates that are made in DIR/tls.
     #[arg(long)]
     pub tls: bool,
+
+    /// Demand tokens of callers, with TLS. The administrator's is written to DIR/admin.token.
+    #[arg(long)]
+    pub auth: bool,
 }
 
 /// Arguments of `aquifer dev-child`.

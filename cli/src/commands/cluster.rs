@@ -3,25 +3,35 @@
 mod load;
 
 use std::collections::BTreeMap;
+use std::io;
+use std::path::Path;
 
 use aquifer_client::admin::{Admin, BrokerInfo, BundleInfo};
 use aquifer_model::load::LoadReport;
 use serde_json::{Map, Value, json};
 
-use crate::args::{ClusterCommand, ClusterToolArgs};
+use crate::args::{ClusterCommand, ClusterToolArgs, SourceArgs};
 use crate::connect::Connect;
 use crate::exit::CliError;
+use crate::first_token;
 use crate::output::{Output, Table};
+use crate::private_file::NewFile;
+use crate::tool;
 
 /// Runs the command.
 ///
 /// # Errors
 /// When the broker refuses it or cannot be reached.
 pub async fn run(args: ClusterToolArgs, connect: &Connect, out: &Output) -> Result<(), CliError> {
+    if let ClusterCommand::InitAuth { to_file, source } = args.command {
+        return init_auth(&to_file, &source, out).await;
+    }
     let client = connect.client()?;
     client.connect().await?;
     let admin = client.admin();
     match args.command {
+        // It asks no broker.
+        ClusterCommand::InitAuth { .. } => Ok(()),
         ClusterCommand::Status { namespace } => status(&admin, &namespace.to_string(), out).await,
         ClusterCommand::Brokers => brokers(&admin, connect, out).await,
         ClusterCommand::Bundles { namespace } => {
@@ -71,6 +81,30 @@ pub async fn run(args: ClusterToolArgs, connect: &Connect, out: &Output) -> Resu
                 false => out.line(format!("{bundle} is {} now", parts.join(" and "))),
             }
         }
+    }
+}
+
+/// Makes the token of the administrator in metadata.
+async fn init_auth(to_file: &Path, source: &SourceArgs, out: &Output) -> Result<(), CliError> {
+    let cluster = tool::named_cluster(source)?.ok_or_else(|| {
+        CliError::usage("no cluster is named").advise(
+            "give --metadata etcd://HOST:PORT; a standalone server makes its token itself when it \
+             starts with --auth",
+        )
+    })?;
+    let file = NewFile::create(to_file)?;
+    let shown = to_file.display();
+    let save = |token: &str| file.fill(token).map_err(io::Error::other);
+    if !first_token::make(&cluster, save).await? {
+        let message = format!("cluster {} has a token of its administrator", cluster.name);
+        return Err(CliError::failed(message)
+            .advise("use the one that was written then; `aquifer token rotate` replaces it"));
+    }
+    match out.is_json() {
+        true => out.object(&json!({"principal": "token:admin", "file": to_file})),
+        false => out.line(format!(
+            "token for token:admin, who may do everything, written to {shown} (0600)"
+        )),
     }
 }
 

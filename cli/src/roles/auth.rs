@@ -2,8 +2,8 @@
 //! read metrics.
 
 use std::fs;
-use std::io::{self, Write as _};
-use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
+use std::io;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 use aquifer_broker::{AuthConfig, create_first_token};
@@ -13,6 +13,7 @@ use aquifer_runtime::secret::Secret;
 use serde::{Deserialize, Serialize};
 
 use crate::exit::CliError;
+use crate::private_file;
 
 /// The file of the first token in a data directory.
 const ADMIN_TOKEN_FILE: &str = "admin.token";
@@ -89,21 +90,7 @@ pub async fn first_token(
 /// # Errors
 /// What the file system says.
 pub fn save(path: &Path, secret: &Secret) -> io::Result<()> {
-    let new = path.with_extension("token.new");
-    // A left-over could have another mode.
-    match fs::remove_file(&new) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    let mut file = fs::OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(&new)?;
-    file.write_all(secret.expose().as_bytes())?;
-    file.write_all(b"\n")?;
-    file.sync_all()?;
-    fs::rename(&new, path)
+    private_file::replace(path, &format!("{}\n", secret.expose()))
 }
 
 #[cfg(test)]

@@ -87,6 +87,7 @@ impl Cluster {
         let (brokers, bookies) = others.split_at(2 * usize::from(plan.brokers));
         let started = self.launch(&plan, plan.etcd(*client, *peer))?;
         self.children[started].healthy(*client).await?;
+        plan.make_token(*client).await?;
         let first = self.children.len();
         for (number, ports) in (1..).zip(bookies.chunks_exact(2)) {
             self.launch(&plan, plan.bookie(number, *client, ports[0], ports[1]))?;

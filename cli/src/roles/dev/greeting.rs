@@ -42,6 +42,7 @@ impl Greeting<'_> {
                 "ready_ms": self.ready_ms,
                 "data_dir": data_dir.to_string(),
                 "ca_file": self.plan.ca_file(),
+                "token_file": self.plan.token_file(),
                 "processes": processes.collect::<Vec<_>>(),
             }))?;
             return out.flush();
@@ -65,6 +66,9 @@ impl Greeting<'_> {
         };
         if let Some(ca) = self.plan.ca_file() {
             option.push_str(&format!(" --tls-ca-file {}", ca.display()));
+        }
+        if let Some(token) = self.plan.token_file() {
+            option.push_str(&format!(" --token-file {}", token.display()));
         }
         out.line("Next, in another terminal; Ctrl-C here ends everything:")?;
         out.line(format!("  aquifer produce{option} hello \"first message\""))?;

@@ -10,7 +10,10 @@ use serde_json::json;
 use crate::args::DevArgs;
 use crate::certificates::{self, Request};
 use crate::exit::CliError;
+use crate::first_token;
+use crate::private_file;
 use crate::roles::dev::etcd;
+use crate::roles::settings::ClusterSection;
 
 /// The name of every cluster of this kind.
 pub const CLUSTER: &str = "dev";
@@ -32,6 +35,8 @@ pub struct Plan {
     pub etcd: PathBuf,
     /// Whether clients, brokers and bookies use TLS.
     pub tls: bool,
+    /// Whether callers must show tokens.
+    pub auth: bool,
 }
 
 /// What a process is.
@@ -92,7 +97,9 @@ impl Plan {
             grpc_addr: args.grpc_addr,
             aquifer: std::env::current_exe().map_err(failed)?,
             etcd: etcd::find()?,
-            tls: args.tls,
+            // Brokers know each other by their certificates.
+            tls: args.tls || args.auth,
+            auth: args.auth,
         })
     }
 
@@ -141,6 +148,9 @@ impl Plan {
         let mut arguments = self.role("broker", etcd, http);
         arguments.extend(["--grpc-addr".to_owned(), grpc.to_string()]);
         arguments.extend(["--quorum".to_owned(), self.quorum().to_owned()]);
+        if self.auth {
+            arguments.push("--auth".to_owned());
+        }
         Spec {
             role: Role::Broker,
             name: format!("broker-{number}"),
@@ -179,6 +189,28 @@ impl Plan {
     /// The authority that clients believe, with TLS.
     pub fn ca_file(&self) -> Option<PathBuf> {
         self.tls.then(|| self.data_dir.join("tls").join("ca.pem"))
+    }
+
+    /// The administrator's token, where callers must show tokens.
+    pub fn token_file(&self) -> Option<PathBuf> {
+        self.auth.then(|| self.data_dir.join("admin.token"))
+    }
+
+    /// Makes the administrator's token, unless the cluster has one.
+    ///
+    /// # Errors
+    /// When etcd does not answer, or the file cannot be written.
+    pub async fn make_token(&self, etcd: SocketAddr) -> Result<(), CliError> {
+        let Some(path) = self.token_file() else {
+            return Ok(());
+        };
+        let cluster = ClusterSection {
+            name: CLUSTER.to_owned(),
+            metadata: format!("etcd://{etcd}"),
+            ..ClusterSection::default()
+        };
+        let save = |token: &str| private_file::replace(&path, &format!("{token}\n"));
+        first_token::make(&cluster, save).await.map(|_| ())
     }
 
     /// The file with the TLS settings of a role.
@@ -288,6 +320,7 @@ mod tests {
             aquifer: "/bin/aquifer".into(),
             etcd: "/bin/etcd".into(),
             tls: false,
+            auth: false,
         }
     }
 
