@@ -16,6 +16,7 @@ mod producers;
 mod pull;
 mod retention;
 mod sdk;
+mod security;
 mod survival;
 mod tls;
 mod traces;
