@@ -26,6 +26,8 @@ use crate::metrics::BrokerMetrics;
 use crate::namespace::Namespaces;
 use crate::peers::Peers;
 use crate::security::Guard;
+use crate::quota::shared::Aggregates;
+use crate::quota::topics::TopicCounts;
 use crate::traffic::LoadMeter;
 
 /// Times that a request reads the bundles of a namespace again.
@@ -68,6 +70,9 @@ pub(crate) struct Context {
     /// Bytes that reads of backlogs may hold until they are handed to consumers.
     pub(crate) read_budget: ByteBudget,
     pub(crate) namespaces: Namespaces,
+    /// Rates that topics of a tenant or a namespace share.
+    pub(crate) aggregates: Aggregates,
+    pub(crate) topic_counts: TopicCounts,
     pub(crate) ownership: Ownership,
     /// Permits of topics that seal their ledgers for another broker.
     pub(crate) sealing: Semaphore,
@@ -121,6 +126,8 @@ impl Context {
             publish_budget,
             read_budget,
             namespaces,
+            aggregates: Aggregates::default(),
+            topic_counts: TopicCounts::default(),
             ownership: Ownership::new(store, Arc::clone(&deps.clock), id, cluster),
             sealing: Semaphore::new(SEALING_AT_ONCE),
             meter: Mutex::new(LoadMeter::new(config.balance.window())),
@@ -156,6 +163,21 @@ impl Context {
                 owned => return owned,
             }
         }
+    }
+
+    /// Refuses the creation of a topic of which the namespace may have no more.
+    pub(crate) async fn check_topics(
+        &self,
+        topic: &TopicName,
+        partitions: u32,
+    ) -> Result<(), BrokerError> {
+        let now = self.clock.monotonic();
+        let counts = &self.topic_counts;
+        let checked = counts.check(&self.namespaces, now, topic, partitions).await;
+        if let Err(BrokerError::Quota { limit, .. }) = &checked {
+            self.metrics.refused(limit);
+        }
+        checked
     }
 
     /// The way to other brokers.

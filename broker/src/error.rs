@@ -5,6 +5,7 @@ use aquifer_metadata::error::MetadataError;
 use aquifer_model::batch::BatchError;
 use aquifer_model::format::FormatError;
 use aquifer_model::listener::Listeners;
+use aquifer_model::subscription::SubscriptionType;
 use aquifer_model::topic::{NamespaceName, SubscriptionName, TopicName};
 use aquifer_protocol_api::error::{ApiError, ErrorKind, Outcome};
 use thiserror::Error;
@@ -54,13 +55,55 @@ pub enum BrokerError {
     /// It is in use.
     #[error("{0} has connected clients")]
     InUse(String),
-    /// A bound of the broker is reached.
-    #[error("{what} has reached its bound of {max}")]
+    /// A bound of how many of something there may be is reached.
+    #[error("{limit}: {scope} has {used} {what}, and at most {max} are allowed")]
     Quota {
-        /// What is bounded.
+        /// The policy.
+        limit: &'static str,
+        /// What is counted.
         what: &'static str,
+        /// Whose count it is.
+        scope: String,
+        /// How many there are.
+        used: u64,
         /// The bound.
-        max: usize,
+        max: u64,
+    },
+    /// What subscriptions have not acknowledged is more than policy allows.
+    #[error("{limit}: the backlog of {topic} has {backlog}")]
+    BacklogQuota {
+        /// The policy.
+        limit: &'static str,
+        /// The topic.
+        topic: String,
+        /// The backlog and its bound.
+        backlog: String,
+    },
+    /// A rate did not let it pass in time.
+    #[error("{limit}: {topic} takes no more at the moment")]
+    Throttled {
+        /// The limit.
+        limit: &'static str,
+        /// The topic.
+        topic: String,
+    },
+    /// A message is larger than policy allows.
+    #[error("messageBytesMax: a message of {bytes} bytes for {topic}, which takes at most {max}")]
+    MessageTooLarge {
+        /// The topic.
+        topic: String,
+        /// The message.
+        bytes: u64,
+        /// The bound.
+        max: u64,
+    },
+    /// Policy does not let consumers share a subscription in this way.
+    #[error("subscriptionTypes: {topic} takes no consumers of type {kind:?}")]
+    SubscriptionType {
+        /// The topic.
+        topic: String,
+        /// The type.
+        kind: SubscriptionType,
     },
     /// A live producer has the name.
     #[error("producer name {0} is in use by another producer")]
@@ -275,9 +318,26 @@ impl From<BrokerError> for ApiError {
                 ErrorKind::FailedPrecondition,
                 "close its producers and consumers first, or force it",
             ),
-            BrokerError::Quota { .. } => {
-                api(ErrorKind::QuotaExceeded, "close those that are not used")
-            }
+            BrokerError::Quota { .. } => api(
+                ErrorKind::QuotaExceeded,
+                "close or delete those that are not used, or raise the policy where it is set",
+            ),
+            BrokerError::BacklogQuota { .. } => api(
+                ErrorKind::QuotaExceeded,
+                "consume and acknowledge, delete subscriptions that are not used, or raise the policy",
+            ),
+            BrokerError::Throttled { .. } => api(
+                ErrorKind::Overloaded,
+                "try again, publish less, or raise the policy",
+            ),
+            BrokerError::MessageTooLarge { .. } => api(
+                ErrorKind::TooLarge,
+                "send smaller messages, or raise the policy where it is set",
+            ),
+            BrokerError::SubscriptionType { .. } => api(
+                ErrorKind::FailedPrecondition,
+                "subscribe with a type that the policy allows, or change the policy",
+            ),
             BrokerError::ProducerBusy(_) => api(
                 ErrorKind::ProducerBusy,
                 "choose another name, or ask to take over",

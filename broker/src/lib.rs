@@ -21,6 +21,7 @@ mod metrics;
 mod namespace;
 mod peers;
 mod policies;
+mod quota;
 mod registration;
 mod security;
 mod sweep;

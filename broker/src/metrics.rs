@@ -1,9 +1,13 @@
 //! Metrics of the broker. Labels are bounded: never a topic, subscription or producer name.
 
+use std::time::Duration;
+
 use aquifer_protocol_api::error::ErrorKind;
 use aquifer_runtime::budget::ByteBudget;
 use opentelemetry::KeyValue;
 use opentelemetry::metrics::{Counter, Gauge, Histogram, Meter, UpDownCounter};
+
+use crate::quota::{Cost, Limit};
 
 /// The instruments.
 pub(crate) struct BrokerMetrics {
@@ -33,6 +37,12 @@ pub(crate) struct BrokerMetrics {
     pub(crate) backlog: Gauge<u64>,
     /// The most of one subscription.
     pub(crate) backlog_max: Gauge<u64>,
+    throttled_waits: Counter<u64>,
+    throttled_messages: Counter<u64>,
+    throttled_bytes: Counter<u64>,
+    throttled_seconds: Histogram<f64>,
+    quota_refusals: Counter<u64>,
+    expired_messages: Counter<u64>,
     errors: Counter<u64>,
 }
 
@@ -76,6 +86,12 @@ impl BrokerMetrics {
             backlog_max: meter
                 .u64_gauge("aquifer_broker_backlog_messages_max")
                 .build(),
+            throttled_waits: counter("aquifer_broker_throttled_waits_total"),
+            throttled_messages: counter("aquifer_broker_throttled_messages_total"),
+            throttled_bytes: counter("aquifer_broker_throttled_bytes_total"),
+            throttled_seconds: seconds("aquifer_broker_throttled_seconds"),
+            quota_refusals: counter("aquifer_broker_quota_refusals_total"),
+            expired_messages: counter("aquifer_broker_expired_messages_total"),
             errors: counter("aquifer_broker_request_errors_total"),
         }
     }
@@ -90,6 +106,32 @@ impl BrokerMetrics {
                 observer.observe(used, &[]);
             })
             .build();
+    }
+
+    /// Counts messages that had to wait before they were taken or refused.
+    pub(crate) fn published_late(&self, limit: Limit, cost: Cost, waited: Duration) {
+        let by = [KeyValue::new("limit", limit.as_str())];
+        self.throttled_waits.add(1, &by);
+        self.throttled_messages.add(cost.messages, &by);
+        self.throttled_bytes.add(cost.bytes, &by);
+        self.throttled_seconds.record(waited.as_secs_f64(), &by);
+    }
+
+    /// Counts a wait of a subscription.
+    pub(crate) fn dispatch_waits(&self, limit: Limit) {
+        let by = [KeyValue::new("limit", limit.as_str())];
+        self.throttled_waits.add(1, &by);
+    }
+
+    /// Counts what a limit refused.
+    pub(crate) fn refused(&self, limit: &'static str) {
+        self.quota_refusals.add(1, &[KeyValue::new("limit", limit)]);
+    }
+
+    /// Counts messages that were acknowledged for a subscription by policy.
+    pub(crate) fn expired(&self, policy: &'static str, messages: u64) {
+        let by = [KeyValue::new("policy", policy)];
+        self.expired_messages.add(messages, &by);
     }
 
     /// Counts a request that failed.

@@ -129,6 +129,14 @@ impl PolicyTable {
         Ok(*self.inner.follow(&scope).await?.borrow())
     }
 
+    /// What is in force for a scope that exists, as it changes.
+    pub(crate) async fn of_scope(
+        &self,
+        scope: &PolicyScope,
+    ) -> Result<watch::Receiver<EffectivePolicies>, BrokerError> {
+        self.inner.follow(scope).await
+    }
+
     /// Whether a topic of a namespace says something itself.
     pub(crate) async fn has_topics(&self, namespace: &NamespaceName) -> Result<bool, BrokerError> {
         let scope = PolicyScope::Namespace(namespace.clone());

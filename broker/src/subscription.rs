@@ -29,6 +29,7 @@ use std::ops::Range;
 use aquifer_log::LogEntry;
 use aquifer_model::id::{Index, OwnerEpoch, SeekEpoch};
 use aquifer_model::limits::{ACK_RANGES_MAX, REDELIVERED_RANGES_MAX};
+use aquifer_model::policy::bounds::Unacked;
 use aquifer_model::stats::SubscriptionStats;
 use aquifer_model::subscription::SubscriptionType;
 use aquifer_proto::v1;
@@ -184,6 +185,12 @@ impl Subscription {
         if is_current {
             self.dispatcher.negative_acknowledge(consumer, negative);
         }
+    }
+
+    /// Bounds what is delivered and not acknowledged from now on; what is above stays with its
+    /// consumers.
+    pub fn set_unacked(&mut self, unacked: Unacked) {
+        self.dispatcher.set_unacked(unacked);
     }
 
     /// Moves the subscription: everything in flight is void. The owner logs the seek and calls
@@ -368,6 +375,7 @@ impl Subscription {
             backlog_messages: self.backlog(end),
             unacknowledged_messages: self.dispatcher.unacknowledged_messages(),
             damaged_messages: self.damaged_messages(),
+            held_back_by: None,
             consumers: self.dispatcher.consumer_names(),
             durable: self.is_durable(),
             acknowledged_ranges: self.cursor.acknowledged_ranges(),

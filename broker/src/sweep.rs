@@ -16,7 +16,7 @@ use aquifer_log::first_due_on_record;
 use aquifer_metadata::keys::{self, Key};
 use aquifer_metadata::record;
 use aquifer_metadata::store::Versioned;
-use aquifer_model::policy::EffectivePolicies;
+use aquifer_model::policy::{EffectivePolicies, Retention};
 use aquifer_model::topic::{NamespaceName, TopicName};
 use aquifer_proto::v1::{NamespaceRecord, TopicRecord};
 use aquifer_runtime::clock;
@@ -172,10 +172,22 @@ async fn look(
     };
     let (retention, now_ms) = (policies.retention, shared.clock.wall_ms());
     let due = first_due_on_record(store, &topic, &record, retention, now_ms).await?;
-    let rests = topics.rests();
-    Ok(due
-        .filter(|end| !rests.keeps(&topic, versioned.revision, *end))
-        .map(|_| topic))
+    let Some(end) = due else {
+        return Ok(None);
+    };
+    if !topics.rests().keeps(&topic, versioned.revision, end) {
+        return Ok(Some(topic));
+    }
+    // A subscription needs it, unless it is so old that it is acknowledged for all of them.
+    let Some(ttl_ms) = policies.ttl.after_ms else {
+        return Ok(None);
+    };
+    let expired = Retention {
+        time_ms: Some(ttl_ms),
+        size_bytes: Some(0),
+    };
+    let expired = first_due_on_record(store, &topic, &record, expired, now_ms).await?;
+    Ok(expired.map(|_| topic))
 }
 
 async fn visit(topics: &Arc<Topics>, topic: TopicName) {

@@ -21,6 +21,7 @@ pub(crate) mod record;
 pub(crate) mod trimming;
 
 mod attachments;
+mod backlog;
 mod context;
 mod cursors;
 mod delivery_right;
@@ -43,11 +44,13 @@ use aquifer_runtime::clock::Alarm;
 
 use crate::bundle::ownership::Owned;
 use crate::error::BrokerError;
+use crate::quota::rates::Followed;
 use crate::topic::attachments::Attachments;
+use crate::topic::backlog::Backlog;
 use crate::topic::context::TopicContext;
 use crate::topic::cursors::{Cursors, Due, SnapshotContents, Written};
 use crate::topic::delivery_right::DeliveryRight;
-use crate::topic::event::{Asked, EVENT_WORK, Event, Inbox, ReadDone, Reply};
+use crate::topic::event::{Asked, EVENT_WORK, Event, Inbox, LocatePurpose, ReadDone, Reply};
 use crate::topic::publishing::{AppendFailed, Publishing};
 use crate::topic::pull::{Door, Pull};
 use crate::topic::trimming::{Kept, Rest, TrimEffects, Trimming};
@@ -67,7 +70,10 @@ pub(crate) struct Topic {
     attachments: Attachments,
     cursors: Cursors,
     trimming: Trimming,
+    backlog: Backlog,
     delivery_right: DeliveryRight,
+    /// Policies that decide on limits.
+    followed: Followed,
     /// When a client was last seen, on the monotonic clock.
     last_used: Duration,
     next_housekeeping: Duration,
@@ -82,6 +88,7 @@ impl Topic {
         // These outlive a turn: new ones would take the lock of the timers of all tasks. A shutdown
         // that came ends the topic, and is not waited for again.
         let mut shutdown = pin!(token.wait());
+        let mut changed = pin!(self.followed.clone().changed());
         let mut alarm = Alarm::unset();
         loop {
             self.turn(&mut inbox);
@@ -97,7 +104,11 @@ impl Topic {
             let is_ending = self.cx.life.is_ending();
             let at = match is_ending {
                 true => soon,
-                false => self.next_housekeeping.max(soon).min(self.next_due(now)),
+                false => self
+                    .next_housekeeping
+                    .min(self.backlog.next())
+                    .max(soon)
+                    .min(self.next_due(now)),
             };
             alarm.set(at, now);
             tokio::select! {
@@ -109,6 +120,7 @@ impl Topic {
                     }
                 }
                 () = &mut shutdown, if !is_ending => self.handle(Event::Shutdown),
+                () = &mut changed => changed.set(self.followed.clone().changed()),
                 () = alarm.wait() => {}
             }
         }
@@ -119,6 +131,9 @@ impl Topic {
 
     /// Handles what waits, then lets ready subscriptions deliver.
     fn turn(&mut self, inbox: &mut Inbox) {
+        if self.followed.take_changed() {
+            self.policies_changed();
+        }
         for event in inbox.urgent.take() {
             self.handle(event);
         }
@@ -142,9 +157,20 @@ impl Topic {
         self.attachments
             .serve_ready(&self.cx, &mut self.delivery_right, SUBSCRIPTIONS_PER_TURN);
         self.write_cursors();
-        if self.cx.now() >= self.next_housekeeping {
+        let now = self.cx.now();
+        if now >= self.backlog.next() {
+            self.look_at_backlog();
+        }
+        if now >= self.next_housekeeping {
             self.housekeeping();
         }
+    }
+
+    /// Lets changed policies take effect on what does not look at them by itself.
+    fn policies_changed(&mut self) {
+        self.cx.rates.apply(&self.cx.shared);
+        self.attachments.policies_changed(&self.cx);
+        self.backlog.look_soon();
     }
 
     /// When messages that are held back are due, on the monotonic clock.
@@ -180,9 +206,13 @@ impl Topic {
             }
             Event::Drained(id, consumer) => attachments.drained(cx, id, consumer),
             Event::Room(id, room) => attachments.room_came(cx, id, room),
+            Event::Tokens(id) => attachments.tokens_came(cx, id),
             Event::Read(done) => self.read_done(*done),
             Event::ReadRetry(id) => attachments.read_retry(cx, id),
-            Event::Located(purpose, result) => attachments.located(cx, cursors, *purpose, result),
+            Event::Located(purpose, result) => match *purpose {
+                LocatePurpose::Backlog(search) => self.searched(search, result),
+                purpose => attachments.located(cx, cursors, purpose, result),
+            },
             Event::CursorAppended { tag, outcome } => {
                 let written = cursors.appended(cx, tag, outcome);
                 self.cursors_written(written);
@@ -305,6 +335,7 @@ impl Topic {
                     let cursors = &mut self.cursors;
                     if self.attachments.apply(&self.cx, cursors, change.effect) {
                         self.trim();
+                        self.expired();
                     }
                 }
                 if has_snapshot {
@@ -396,15 +427,6 @@ impl Topic {
         }
     }
 
-    fn trim_visit(&mut self, reply: Reply<()>) {
-        if let Some(error) = self.cx.life.ended() {
-            let _ = reply.send(Err(error));
-            return;
-        }
-        self.trimming.visit(reply);
-        self.trim();
-    }
-
     fn delivery_right_asked(&mut self, asked: &Asked) {
         match self.delivery_right.asked(asked) {
             Some(waiting) => self.attachments.wake(waiting),
@@ -439,6 +461,9 @@ impl Topic {
         self.cx.counters.set_backlog(all, max);
         self.maybe_snapshot();
         self.trim();
+        if self.cx.rates.is_shared() {
+            self.cx.rates.apply(&self.cx.shared);
+        }
         let sessions = self
             .publishing
             .last_used()

@@ -20,7 +20,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 pub use cluster::{ClusterCommand, ClusterToolArgs};
 pub use connect::ConnectArgs;
-pub use policy::{PolicyCommand, PolicyValue};
+pub use policy::{BacklogPart, CountName, PolicyCommand, PolicyValue, RateName, RatePart};
 pub use roles::{
     AutorecoveryArgs, BookieArgs, BrokerArgs, ClusterArgs, DevArgs, DevChildArgs, StandaloneArgs,
 };

@@ -29,6 +29,7 @@ mod readiness;
 mod record;
 mod rollover;
 mod search;
+mod sizes;
 mod state;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;

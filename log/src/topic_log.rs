@@ -13,6 +13,7 @@ use crate::open;
 use crate::probe::Fence;
 use crate::read::ReadPoint;
 use crate::record::TopicRecordCell;
+use crate::sizes;
 use crate::state::{LogInner, SegmentStatus};
 use crate::trim::TrimDue;
 use crate::types::{
@@ -191,6 +192,21 @@ impl TopicLog {
     /// When the ledger could not be sealed: the next owner that opens the log will recover it.
     pub async fn close(&self) -> Result<(), LogError> {
         self.inner.seal(true).await
+    }
+
+    /// Stored bytes of what lies from `index` on: of the ledger that has it, the part that its
+    /// messages are of all messages.
+    #[must_use]
+    pub fn bytes_from(&self, index: Index) -> u64 {
+        sizes::bytes_from(&self.inner.state.lock().segments, index)
+    }
+
+    /// The first index from which on there are at most `bytes`, counted like
+    /// [`TopicLog::bytes_from`].
+    #[must_use]
+    pub fn place_of_newest(&self, bytes: u64) -> Index {
+        let state = self.inner.state.lock();
+        sizes::place_of_newest(&state.segments, bytes).unwrap_or(state.acked.index)
     }
 
     /// Figures of the log.

@@ -19,6 +19,8 @@ pub const FORMAT_CURSOR: u16 = 2;
 pub struct Description {
     /// Messages in it, at least 1.
     pub message_count: u32,
+    /// The largest of them before compression, in bytes: key, properties and value.
+    pub message_bytes_max: u32,
     /// What goes into the head of its entry: who sent it, among others.
     pub extensions: Extensions,
 }
@@ -82,16 +84,22 @@ fn describe_batch(batch: &Batch) -> Result<Description, FormatError> {
     if let Some(ms) = fields.deliver_at_ms {
         extensions.deliver_at_ms(ms, ms)?;
     }
-    let timed = |row: &crate::batch::MessageRow| row.flags & FLAG_HAS_EVENT_TIME != 0;
-    let times = batch.rows().filter(timed).map(|row| row.event_time_ms);
-    if let Some(largest) = times.max() {
-        extensions.event_time_ms(largest)?;
+    let (mut latest, mut message_bytes_max) = (None, 0);
+    for row in batch.rows() {
+        message_bytes_max = row.size_bytes.max(message_bytes_max);
+        if row.flags & FLAG_HAS_EVENT_TIME != 0 {
+            latest = latest.max(Some(row.event_time_ms));
+        }
+    }
+    if let Some(latest) = latest {
+        extensions.event_time_ms(latest)?;
     }
     if let Some(schema) = &fields.schema_version {
         extensions.schema(schema)?;
     }
     Ok(Description {
         message_count: batch.message_count(),
+        message_bytes_max,
         extensions: extensions.build(),
     })
 }

@@ -1,11 +1,19 @@
 //! Policies: what tenants, namespaces and topics say about topics, and what is in force.
 //!
 //! Every policy is optional at every level and replaced whole; what no level says is as the broker
-//! is configured. [`resolve`] is the only place that decides between levels: the nearest one wins.
+//! is configured. [`resolve`] is the only place that decides between levels. Of most policies the
+//! nearest level wins; of a ceiling the lowest value of all levels does, so that none is raised
+//! below the level that set it.
+
+pub mod bounds;
+pub mod rate;
 
 use std::fmt;
 use std::str::FromStr;
 
+use self::bounds::{BacklogQuota, Counts, SubscriptionTypes, TimeToLive, Unacked};
+use self::rate::{AggregateRate, Rate};
+use crate::limits::MESSAGE_BYTES_MAX;
 use crate::quorum::Quorum;
 use crate::topic::{NamespaceName, TopicName};
 
@@ -66,7 +74,8 @@ impl Default for Rollover {
 
 /// Declares the policies once: the sparse set, the set in force, their names and how they resolve.
 macro_rules! policies {
-    ($($(#[$doc:meta])* $field:ident: $type:ty = $variant:ident, $name:literal, [$($level:ident),*];)*) => {
+    ($($(#[$doc:meta])* $field:ident: $type:ty = $variant:ident, $name:literal,
+       $kind:ident $(($lowest:path))?, [$($level:ident),*];)*) => {
         /// What one level says. Absent: inherited.
         #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
         pub struct Policies {
@@ -131,25 +140,34 @@ macro_rules! policies {
             }
         }
 
-        /// What is in force under levels that are given from the farthest to the nearest: of each
-        /// policy what the nearest level says that says anything, else the default. Also says which
-        /// level that is, in the order of [`PolicyName::ALL`].
+        /// What is in force under levels that are given from the farthest to the nearest, of each
+        /// policy as its kind says. Also says where that comes from, in the order of
+        /// [`PolicyName::ALL`].
         #[must_use]
         pub fn resolve(
             defaults: EffectivePolicies,
             levels: &[(Level, Policies)],
-        ) -> (EffectivePolicies, Vec<(PolicyName, Level)>) {
+        ) -> (EffectivePolicies, Vec<(PolicyName, Origin)>) {
             let mut effective = defaults;
-            let mut origins: Vec<(PolicyName, Level)> = Vec::new();
+            let mut origins: Vec<(PolicyName, Origin)> = Vec::with_capacity(PolicyName::ALL.len());
             $(
-                let said = levels.iter().rev().find_map(|(level, said)| Some((*level, said.$field?)));
-                if let Some((_, value)) = said {
-                    effective.$field = value;
-                }
-                let level = said.map_or(Level::Default, |(level, _)| level);
-                origins.push((PolicyName::$variant, level));
+                let said = levels.iter().rev().filter_map(|(level, said)| Some((*level, said.$field?)));
+                let (value, origin) = $kind(defaults.$field, said, $($lowest)?);
+                effective.$field = value;
+                origins.push((PolicyName::$variant, origin));
             )*
             (effective, origins)
+        }
+
+        /// What is in force, if all of it is said; else the name of a policy that is missing.
+        impl TryFrom<Policies> for EffectivePolicies {
+            type Error = PolicyName;
+
+            fn try_from(policies: Policies) -> Result<EffectivePolicies, PolicyName> {
+                Ok(EffectivePolicies {
+                    $($field: policies.$field.ok_or(PolicyName::$variant)?,)*
+                })
+            }
         }
 
         impl From<EffectivePolicies> for Policies {
@@ -162,17 +180,76 @@ macro_rules! policies {
     };
 }
 
+/// Where what is in force comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Origin {
+    /// The nearest level that says something.
+    pub level: Level,
+    /// Of a ceiling: the level whose lower value is in force instead.
+    pub capped_by: Option<Level>,
+}
+
+/// Of a policy of which the nearest level that says something decides: its value and where it comes
+/// from. `said` begins with the nearest level.
+fn nearest<T>(default: T, mut said: impl Iterator<Item = (Level, T)>) -> (T, Origin) {
+    let (level, value) = said.next().unwrap_or((Level::Default, default));
+    let capped_by = None;
+    (value, Origin { level, capped_by })
+}
+
+/// The same of a policy of which the lowest value decides.
+fn ceiling<T: Copy + PartialEq>(
+    default: T,
+    said: impl Iterator<Item = (Level, T)>,
+    lowest: fn(T, T) -> T,
+) -> (T, Origin) {
+    let mut all = said.chain(std::iter::once((Level::Default, default)));
+    let (level, mut value) = all.next().unwrap_or((Level::Default, default));
+    let mut capped_by = None;
+    for (farther, bound) in all {
+        let lower = lowest(value, bound);
+        if lower != value {
+            (value, capped_by) = (lower, Some(farther));
+        }
+    }
+    (value, Origin { level, capped_by })
+}
+
 policies! {
     /// Replication of new ledgers.
-    persistence: Quorum = Persistence, "persistence", [Tenant, Namespace, Topic];
+    persistence: Quorum = Persistence, "persistence", nearest, [Tenant, Namespace, Topic];
     /// What trimming keeps.
-    retention: Retention = Retention, "retention", [Tenant, Namespace, Topic];
+    retention: Retention = Retention, "retention", nearest, [Tenant, Namespace, Topic];
     /// When ledgers are closed.
-    rollover: Rollover = Rollover, "rollover", [Tenant, Namespace, Topic];
+    rollover: Rollover = Rollover, "rollover", nearest, [Tenant, Namespace, Topic];
     /// Store each (producer name, sequence id) at most once (I8).
-    deduplication: bool = Deduplication, "deduplication", [Tenant, Namespace, Topic];
+    deduplication: bool = Deduplication, "deduplication", nearest, [Tenant, Namespace, Topic];
     /// Create a topic when it is first produced to or consumed from.
-    auto_create_topics: bool = AutoCreateTopics, "autoCreateTopics", [Tenant, Namespace];
+    auto_create_topics: bool = AutoCreateTopics, "autoCreateTopics", nearest, [Tenant, Namespace];
+    /// Create a subscription when it is first consumed from.
+    auto_create_subscriptions: bool = AutoCreateSubscriptions, "autoCreateSubscriptions", nearest, [Tenant, Namespace, Topic];
+    /// Ways of sharing that new consumers may ask for.
+    subscription_types: SubscriptionTypes = SubscriptionTypes, "subscriptionTypes", nearest, [Tenant, Namespace, Topic];
+    /// When messages are acknowledged for subscriptions that have not done so.
+    ttl: TimeToLive = Ttl, "ttl", nearest, [Tenant, Namespace, Topic];
+    /// What subscriptions may leave unacknowledged.
+    backlog_quota: BacklogQuota = BacklogQuota, "backlogQuota", nearest, [Tenant, Namespace, Topic];
+    /// What a topic takes in.
+    publish_rate: Rate = PublishRate, "publishRate", nearest, [Tenant, Namespace, Topic];
+    /// What a topic takes in from one producer.
+    producer_rate: Rate = ProducerRate, "producerRate", nearest, [Tenant, Namespace, Topic];
+    /// What a topic gives to all its consumers.
+    dispatch_rate: Rate = DispatchRate, "dispatchRate", nearest, [Tenant, Namespace, Topic];
+    /// What a topic gives to the consumers of one subscription.
+    subscription_rate: Rate = SubscriptionRate, "subscriptionRate", nearest, [Tenant, Namespace, Topic];
+    /// What all topics of a tenant or a namespace take in and give together.
+    aggregate_rate: AggregateRate = AggregateRate, "aggregateRate", ceiling(AggregateRate::lowest), [Tenant, Namespace];
+    /// Largest message, before compression.
+    message_bytes_max: u64 = MessageBytesMax, "messageBytesMax", ceiling(u64::min), [Tenant, Namespace, Topic];
+    /// What may be delivered and not acknowledged.
+    unacked: Unacked = Unacked, "unacked", ceiling(Unacked::lowest), [Tenant, Namespace, Topic];
+    /// How many topics, producers, subscriptions and consumers there may be.
+    counts: Counts = Counts, "counts", ceiling(Counts::lowest), [Tenant, Namespace, Topic];
 }
 
 impl Default for EffectivePolicies {
@@ -183,6 +260,18 @@ impl Default for EffectivePolicies {
             rollover: Rollover::default(),
             deduplication: true,
             auto_create_topics: true,
+            auto_create_subscriptions: true,
+            subscription_types: SubscriptionTypes::ALL,
+            ttl: TimeToLive::default(),
+            backlog_quota: BacklogQuota::default(),
+            publish_rate: Rate::UNLIMITED,
+            producer_rate: Rate::UNLIMITED,
+            dispatch_rate: Rate::UNLIMITED,
+            subscription_rate: Rate::UNLIMITED,
+            aggregate_rate: AggregateRate::default(),
+            message_bytes_max: MESSAGE_BYTES_MAX as u64,
+            unacked: Unacked::default(),
+            counts: Counts::default(),
         }
     }
 }
@@ -334,8 +423,8 @@ pub struct PolicyView {
     pub version: u64,
     /// What is in force for it.
     pub effective: EffectivePolicies,
-    /// Which level each comes from.
-    pub origins: Vec<(PolicyName, Level)>,
+    /// Where each comes from.
+    pub origins: Vec<(PolicyName, Origin)>,
 }
 
 #[cfg(test)]

@@ -23,6 +23,8 @@ pub struct TopicStats {
     pub producers: Vec<ProducerStats>,
     /// Subscriptions and readers.
     pub subscriptions: Vec<SubscriptionStats>,
+    /// The limit for which producers wait now.
+    pub held_back_by: Option<String>,
     /// Messages published since the topic was loaded.
     pub messages_in: u64,
     /// Bytes published since the topic was loaded.
@@ -72,6 +74,8 @@ pub struct SubscriptionStats {
     pub unacknowledged_messages: u64,
     /// Messages that storage could not give, and that are neither acknowledged nor skipped.
     pub damaged_messages: u64,
+    /// The rate for which delivery waits now.
+    pub held_back_by: Option<String>,
     /// Names of the connected consumers.
     pub consumers: Vec<String>,
     /// Whether it outlives its consumers.

@@ -5,6 +5,7 @@
 //! This crate knows nothing of ledgers or topics, and must not learn of them.
 #![deny(missing_docs)]
 
+pub mod bucket;
 pub mod budget;
 pub mod clock;
 pub mod config;

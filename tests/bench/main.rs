@@ -8,6 +8,7 @@
 
 mod cluster;
 mod latency;
+mod limits;
 mod load;
 mod memory;
 mod row;
@@ -72,6 +73,7 @@ enum Part {
     Tail,
     FanOut,
     SteadyRate,
+    Limited,
     ThousandTopics,
     CatchUp,
     Stalled,
@@ -81,7 +83,7 @@ enum Part {
 }
 
 /// In this order: quiet ones first, and the one that restarts the server last.
-const PARTS: [(Part, &str); 13] = [
+const PARTS: [(Part, &str); 14] = [
     (Part::Start, "start"),
     (Part::Latency, "latency"),
     (Part::Publish, "publish"),
@@ -89,6 +91,7 @@ const PARTS: [(Part, &str); 13] = [
     (Part::Tail, "tail"),
     (Part::FanOut, "fan-out"),
     (Part::SteadyRate, "rate"),
+    (Part::Limited, "limit"),
     (Part::ThousandTopics, "topics"),
     (Part::CatchUp, "catch-up"),
     (Part::Stalled, "stalled"),
@@ -163,6 +166,7 @@ impl Suite {
             Part::Tail => self.publish_and_tail().await,
             Part::FanOut => self.fan_out().await,
             Part::SteadyRate => self.steady_rates().await,
+            Part::Limited => self.limited().await,
             Part::ThousandTopics => self.thousand_topics().await,
             Part::CatchUp => self.catch_up_while_publishing().await,
             Part::Stalled => self.stalled_consumer().await,

@@ -10,6 +10,7 @@ mod cut_off;
 mod damage;
 mod disk_space;
 mod follow;
+mod limits;
 mod operators;
 mod policies;
 mod producers;

@@ -1,8 +1,9 @@
 //! Requests that stand alone.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use aquifer_model::format::{describe, head_bytes};
+use aquifer_model::format::{Description, describe, head_bytes};
 use aquifer_model::id::{Index, TopicIncarnation};
 use aquifer_model::topic::{SubscriptionName, TopicName};
 use aquifer_protocol_api::context::RequestContext;
@@ -14,6 +15,9 @@ use tokio::sync::oneshot;
 
 use crate::broker::Broker;
 use crate::error::BrokerError;
+use crate::quota::Cost;
+use crate::quota::gate::Gate;
+use crate::quota::rates::Flow;
 use crate::topic::pull::{AloneAppend, Door, NamedBy, Pull};
 
 /// What an append takes besides its body while it waits for storage, as a frame of a session does.
@@ -44,6 +48,7 @@ impl Broker {
             // From here on the broker's budget counts it.
             drop(request.held.take());
             let said = describe(request.format, &request.body)?;
+            self.pass(&door, &said, request.body.len()).await?;
             let append = AloneAppend {
                 incarnation: request.incarnation,
                 format: request.format,
@@ -66,6 +71,23 @@ impl Broker {
         Err(BrokerError::Unloading(
             "the topic is being unloaded again and again".to_owned(),
         ))
+    }
+
+    /// Waits until the limits of a topic let a body pass that belongs to no session.
+    async fn pass(&self, door: &Door, said: &Description, bytes: usize) -> Result<(), BrokerError> {
+        door.rates.check_size(said.message_bytes_max.into())?;
+        if !door.rates.is_limited(Flow::Publish) {
+            return Ok(());
+        }
+        let mut gate = Gate::new(Arc::clone(&door.rates));
+        let cost = Cost {
+            messages: said.message_count.into(),
+            bytes: bytes as u64,
+        };
+        match gate.try_pass(&self.shared, cost)? {
+            true => Ok(()),
+            false => gate.pass(&self.shared, cost).await,
+        }
     }
 
     pub(super) async fn read_batches(

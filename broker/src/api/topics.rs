@@ -122,12 +122,17 @@ impl Broker {
         let owned = self.shared.own(topic).await?;
         let ctx = Arc::clone(&self.shared.log);
         let guards = vec![owned.guard.clone()];
+        let exists = || BrokerError::AlreadyExists {
+            what: "topic",
+            name: topic.to_string(),
+        };
+        if let Err(error) = self.shared.check_topics(topic, ranges.partitions()).await {
+            let found = TopicRecordCell::load(ctx, topic, Vec::new()).await?;
+            return Err(found.map_or(error, |_| exists()));
+        }
         match TopicRecordCell::create_partitioned(ctx, topic, ranges.clone(), guards).await {
             Ok(_) => Ok(()),
-            Err(LogError::AlreadyExists) => Err(BrokerError::AlreadyExists {
-                what: "topic",
-                name: topic.to_string(),
-            }),
+            Err(LogError::AlreadyExists) => Err(exists()),
             Err(error) => Err(self.lost_if_fenced(&owned, error)),
         }
     }
@@ -364,6 +369,7 @@ fn add(sum: &mut TopicStats, stats: TopicStats) {
     sum.bytes_in += stats.bytes_in;
     sum.messages_out += stats.messages_out;
     sum.bytes_out += stats.bytes_out;
+    sum.held_back_by = sum.held_back_by.take().or(stats.held_back_by);
     sum.producers.extend(stats.producers);
     for subscription in stats.subscriptions {
         let known = sum
@@ -378,6 +384,7 @@ fn add(sum: &mut TopicStats, stats: TopicStats) {
                 known.damaged_messages += subscription.damaged_messages;
                 known.acknowledged_ranges += subscription.acknowledged_ranges;
                 known.consumers.extend(subscription.consumers);
+                known.held_back_by = known.held_back_by.take().or(subscription.held_back_by);
             }
             Some(_) | None => sum.subscriptions.push(subscription),
         }

@@ -20,7 +20,8 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 
 use aquifer_model::id::{Index, SeekEpoch};
-use aquifer_model::limits::{CONSUMERS_PER_SUBSCRIPTION_MAX, UNACKED_PER_SUBSCRIPTION_MAX};
+use aquifer_model::limits::CONSUMERS_PER_SUBSCRIPTION_MAX;
+use aquifer_model::policy::bounds::Unacked;
 use aquifer_model::subscription::SubscriptionType;
 use aquifer_protocol_api::consumer::{NegativeAcknowledge, Redelivered};
 use aquifer_protocol_api::error::{ApiError, ErrorKind};
@@ -66,6 +67,7 @@ pub(super) struct Dispatcher {
     damaged: RangeMap<()>,
     mode: Box<dyn Mode>,
     consumers: BTreeMap<ConsumerId, Consumer>,
+    unacked: Unacked,
 }
 
 impl Dispatcher {
@@ -92,6 +94,19 @@ impl Dispatcher {
             damaged: RangeMap::default(),
             mode: mode::of(cursor.kind()),
             consumers: BTreeMap::new(),
+            unacked: Unacked::default(),
+        }
+    }
+
+    /// Bounds what is delivered and not acknowledged.
+    pub(super) fn set_unacked(&mut self, unacked: Unacked) {
+        if self.unacked == unacked {
+            return;
+        }
+        self.unacked = unacked;
+        let everybody: Vec<ConsumerId> = self.consumers.keys().copied().collect();
+        for consumer in everybody {
+            self.wake(consumer);
         }
     }
 
@@ -269,6 +284,7 @@ impl Dispatcher {
         let attached = Attached {
             consumers: &self.consumers,
             pending: &self.pending,
+            held_max: self.unacked.consumer,
         };
         while let Some(reason) = self.mode.ended(&attached) {
             self.replay.put_back(self.held_back.take_held_for(reason));
@@ -367,7 +383,7 @@ impl Dispatcher {
     /// Whether the cap on what is delivered, comes back or is held back allows new messages.
     fn may_dispatch_new(&self) -> bool {
         let known = self.pending.counted() + self.replay.total() + self.held_back.total();
-        known < UNACKED_PER_SUBSCRIPTION_MAX
+        known < self.unacked.subscription
     }
 
     /// Messages and bytes that can be delivered now; `None` when no consumer has room.
@@ -375,6 +391,7 @@ impl Dispatcher {
         self.mode.room(&Attached {
             consumers: &self.consumers,
             pending: &self.pending,
+            held_max: self.unacked.consumer,
         })
     }
 }

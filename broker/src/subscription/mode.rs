@@ -8,7 +8,6 @@ use std::collections::BTreeMap;
 use std::fmt::Debug;
 
 use aquifer_model::batch::MessageRow;
-use aquifer_model::limits::UNACKED_PER_CONSUMER_MAX;
 use aquifer_model::subscription::SubscriptionType;
 use aquifer_protocol_api::error::ApiError;
 
@@ -94,6 +93,8 @@ pub trait Mode: Debug + Send {
 pub struct Attached<'a> {
     pub(super) consumers: &'a BTreeMap<ConsumerId, Consumer>,
     pub(super) pending: &'a Pending,
+    /// Most messages that one consumer may hold.
+    pub(super) held_max: u64,
 }
 
 impl Attached<'_> {
@@ -101,7 +102,7 @@ impl Attached<'_> {
     #[must_use]
     pub fn room(&self, id: ConsumerId) -> Option<(u64, u64)> {
         let (messages, bytes) = self.consumers.get(&id)?.credit_left()?;
-        let allowed = UNACKED_PER_CONSUMER_MAX.saturating_sub(self.pending.held_by(id));
+        let allowed = self.held_max.saturating_sub(self.pending.held_by(id));
         (allowed > 0).then_some((messages.min(allowed), bytes))
     }
 }

@@ -8,6 +8,7 @@
 mod attach;
 mod closing;
 mod commits;
+mod expiry;
 mod instances;
 mod outbox;
 mod places;
@@ -145,6 +146,13 @@ impl Attachments {
             .fold(end, Index::min)
     }
 
+    /// The first message that some durable subscription has not acknowledged, at most `end`.
+    pub(super) fn slowest(&self, end: Index) -> Index {
+        self.durable()
+            .map(|slot| slot.state.mark_delete())
+            .fold(end, Index::min)
+    }
+
     /// Messages that durable subscriptions have not acknowledged, of all and of the one that has
     /// most.
     pub(super) fn backlog(&self, end: Index) -> (u64, u64) {
@@ -166,7 +174,11 @@ impl Attachments {
 
     pub(super) fn stats(&self, end: Index) -> Vec<SubscriptionStats> {
         let slots = self.subscriptions.iter();
-        slots.map(|slot| slot.state.stats(end)).collect()
+        let stats = |slot: &Slot| SubscriptionStats {
+            held_back_by: slot.pacing.waits_for().map(|limit| limit.to_string()),
+            ..slot.state.stats(end)
+        };
+        slots.map(stats).collect()
     }
 
     fn durable(&self) -> impl Iterator<Item = &Slot> {
@@ -265,6 +277,22 @@ impl Attachments {
         });
     }
 
+    /// A subscription that waited for its rates may look again.
+    pub(super) fn tokens_came(&mut self, cx: &TopicContext, id: SubscriptionId) {
+        self.with(cx, id, Slot::tokens_came);
+    }
+
+    /// Policies have changed: a bound may have been raised for which something waits.
+    pub(super) fn policies_changed(&mut self, cx: &TopicContext) {
+        let unacked = cx.policies.borrow().unacked;
+        for id in self.subscriptions.ids() {
+            self.with(cx, id, |slot| {
+                slot.state.set_unacked(unacked);
+                slot.wake();
+            });
+        }
+    }
+
     /// A read of a backlog is done. Answers the failure after which the topic cannot continue.
     pub(super) fn read_done(
         &mut self,
@@ -337,6 +365,10 @@ impl Attachments {
                 let _ = reply.send(Ok(delta.individual));
             }
             Effect::Committed(id, delta, reply) => self.committed(cx, id, delta, reply),
+            Effect::Expired(id, delta) => {
+                self.with(cx, id, |slot| slot.state.confirm(&delta));
+                return true;
+            }
             Effect::Recorded => {}
             Effect::Deleted(id, reply) => {
                 self.subscriptions.remove(id);

@@ -14,6 +14,7 @@ use tokio::sync::watch;
 
 use crate::context::Context;
 use crate::error::BrokerError;
+use crate::quota::rates::TopicRates;
 use crate::topic::event::Mailbox;
 use crate::topic::lifecycle::Lifecycle;
 use crate::topic::pull::Door;
@@ -29,6 +30,8 @@ pub(super) struct TopicContext {
     /// one.
     pub(super) epoch: OwnerEpoch,
     pub(super) policies: watch::Receiver<EffectivePolicies>,
+    /// What limits producers and consumers.
+    pub(super) rates: Arc<TopicRates>,
     /// Where work that was done beside the task reports.
     pub(super) mailbox: Mailbox,
     /// The messages.
@@ -99,8 +102,30 @@ impl TopicContext {
             // As `TopicContext::visible_end` has it.
             visible_end: self.log.watch_end(),
             counters: Arc::clone(&self.counters),
+            rates: Arc::clone(&self.rates),
             shared: Arc::clone(&self.shared),
         }
+    }
+
+    /// Refuses one more of something when policy lets the topic have no more of it.
+    pub(super) fn check_count(
+        &self,
+        limit: &'static str,
+        what: &'static str,
+        used: u64,
+        max: u64,
+    ) -> Result<(), BrokerError> {
+        if used < max {
+            return Ok(());
+        }
+        self.shared.metrics.refused(limit);
+        Err(BrokerError::Quota {
+            limit,
+            what,
+            scope: format!("topic {}", self.name),
+            used,
+            max,
+        })
     }
 
     /// Refuses a client that knows another topic of the name.

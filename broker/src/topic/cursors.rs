@@ -73,6 +73,8 @@ pub(super) enum Effect {
     },
     /// A position is committed: the subscription has changed by this, or stood there already.
     Committed(SubscriptionId, Option<AckDelta>, Reply<Index>),
+    /// Messages are acknowledged by policy.
+    Expired(SubscriptionId, AckDelta),
     /// A change is recorded for a later owner. Nothing waits for it.
     Recorded,
     /// A subscription is gone.

@@ -26,6 +26,7 @@ use tokio::sync::{Notify, mpsc, oneshot};
 
 use crate::bundle::ownership::Owned;
 use crate::error::BrokerError;
+use crate::quota::backlog::Search;
 use crate::subscription::ConsumerId;
 use crate::topic::dedup::SequenceRange;
 use crate::topic::pull::Pull;
@@ -77,6 +78,8 @@ pub(crate) enum Event {
     Drained(SubscriptionId, ConsumerId),
     /// A subscription that waited for room has some.
     Room(SubscriptionId, BytePermit),
+    /// A subscription that waited for its rates may look again.
+    Tokens(SubscriptionId),
     /// A read of a backlog is done.
     Read(Box<ReadDone>),
     /// A read of a backlog that failed may be tried again.
@@ -211,6 +214,8 @@ pub(crate) enum LocatePurpose {
         consumer: ConsumerId,
         request_id: u64,
     },
+    /// Policy looks for old messages.
+    Backlog(Search),
     /// An administrator moves a subscription.
     AdminSeek {
         subscription: SubscriptionId,

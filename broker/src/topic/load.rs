@@ -15,9 +15,11 @@ use tokio::sync::watch;
 use crate::bundle::ownership::{DRAIN_MAX, Owned};
 use crate::context::Context;
 use crate::error::BrokerError;
+use crate::quota::rates::TopicRates;
 use crate::subscription::SubscriptionSpec;
 use crate::topic::Topic;
 use crate::topic::attachments::Attachments;
+use crate::topic::backlog::Backlog;
 use crate::topic::context::{Budgets, TopicContext};
 use crate::topic::cursors::Cursors;
 use crate::topic::dedup::SinceSnapshot;
@@ -79,7 +81,7 @@ async fn load_owned(
     create: bool,
     owned: Owned,
 ) -> Result<Loaded, BrokerError> {
-    let (cell, policies) = read(shared, name, create, &owned).await?;
+    let (cell, policies, rates) = read(shared, name, create, &owned).await?;
     let sealed = wait_sealed(shared, &cell, &owned).await?;
     if !cell.ranges().is_empty() {
         return Err(partitioned(name, &cell.ranges()));
@@ -108,12 +110,15 @@ async fn load_owned(
     let (attachments, publishing) = restore(recovered, &log, &mailbox, now);
     let counters = Arc::new(TopicCounters::new(now));
     let incarnation = cell.incarnation();
+    let followed = rates.follow();
     let topic = Topic {
         cell,
+        followed,
         publishing,
         attachments,
         cursors,
         trimming: Trimming::new(now, log.first()),
+        backlog: Backlog::new(),
         delivery_right,
         last_used: now,
         next_housekeeping: now + Duration::from_millis(shared.config.housekeeping_ms),
@@ -123,6 +128,7 @@ async fn load_owned(
             incarnation,
             epoch,
             policies,
+            rates,
             mailbox: mailbox.clone(),
             log,
             counters: Arc::clone(&counters),
@@ -274,16 +280,26 @@ enum Sealed {
     NotYet,
 }
 
-/// A topic's record, and its policies as they change.
+/// What a topic is loaded from: its record, its policies as they change, and its limits.
+type Read = (
+    Arc<TopicRecordCell>,
+    watch::Receiver<EffectivePolicies>,
+    Arc<TopicRates>,
+);
+
+/// A topic's record, its policies as they change, and its limits.
 async fn read(
     shared: &Arc<Context>,
     name: &TopicName,
     create: bool,
     owned: &Owned,
-) -> Result<(Arc<TopicRecordCell>, watch::Receiver<EffectivePolicies>), BrokerError> {
-    let both = async {
+) -> Result<Read, BrokerError> {
+    let all = async {
         let policies = shared.namespaces.policies().of_topic(name);
-        tokio::try_join!(find_or_create(shared, name, create, owned), policies)
+        let both = tokio::try_join!(find_or_create(shared, name, create, owned), policies);
+        let (cell, policies) = both?;
+        let rates = TopicRates::load(shared, name, policies.clone()).await?;
+        Ok((cell, policies, rates))
     };
-    step("reading the topic's record and policies", both).await
+    step("reading the topic's record and policies", all).await
 }

@@ -22,6 +22,8 @@ use tokio::sync::mpsc::error::TrySendError;
 
 use crate::context::Context;
 use crate::error::BrokerError;
+use crate::quota::Cost;
+use crate::quota::gate::Gate;
 use crate::topic::dedup::SequenceRange;
 use crate::topic::event::{Body, Event, Frame, Mailbox, SessionId};
 
@@ -42,6 +44,10 @@ pub(super) struct Port {
     pub(super) budget: ByteBudget,
     /// Bytes that came with the frames at hand.
     pub(super) held: Option<BytePermit>,
+    /// What limits it.
+    pub(super) gate: Gate,
+    /// A frame was refused by a limit, which ends the session: those behind it wait for nothing.
+    pub(super) is_refused: bool,
 }
 
 type Permit = mpsc::OwnedPermit<ApiResult<Receipt>>;
@@ -57,7 +63,10 @@ impl ProducerPort for Port {
             let permit = self.place(&mut checked).await?;
             let held = frame.body.len() + head_bytes(frame.format, &frame.body);
             let bytes = self.room(held, &mut checked).await?;
-            let frame = self.check(frame, permit, bytes);
+            let mut frame = self.check(frame, permit, bytes);
+            if self.gate.is_limited() {
+                self.pass(&mut frame, &mut checked).await?;
+            }
             checked.push(frame);
         }
         self.hand_over(&mut checked).await
@@ -106,6 +115,34 @@ impl Port {
         Ok(self.budget.acquire(bytes).await)
     }
 
+    /// Waits until the limits let a frame pass. One that has waited too long is answered in its
+    /// place, as any frame that is wrong (H7).
+    async fn pass(&mut self, frame: &mut Frame, checked: &mut Vec<Frame>) -> ApiResult<()> {
+        let Ok(body) = &frame.body else {
+            return Ok(());
+        };
+        if self.is_refused {
+            return Ok(());
+        }
+        let cost = Cost {
+            messages: body.said.message_count.into(),
+            bytes: body.bytes.len() as u64,
+        };
+        let passed = match self.gate.try_pass(&self.shared, cost) {
+            Ok(true) => return Ok(()),
+            Ok(false) => {
+                self.hand_over(checked).await?;
+                self.gate.pass(&self.shared, cost).await
+            }
+            Err(error) => Err(error),
+        };
+        if let Err(error) = passed {
+            self.is_refused = true;
+            frame.body = Err(error);
+        }
+        Ok(())
+    }
+
     async fn hand_over(&self, checked: &mut Vec<Frame>) -> ApiResult<()> {
         if checked.is_empty() {
             return Ok(());
@@ -121,7 +158,10 @@ impl Port {
         let expected = self.next_number;
         self.next_number += 1;
         let body = if frame.number == expected {
-            check_body(frame.format, frame.body, &self.name, self.instance)
+            check_body(frame.format, frame.body, &self.name, self.instance).and_then(|body| {
+                self.gate.check(body.said.message_bytes_max)?;
+                Ok(body)
+            })
         } else {
             Err(BrokerError::FrameNumber {
                 expected,

@@ -19,6 +19,7 @@ use tokio::sync::watch;
 
 use crate::context::Context;
 use crate::error::BrokerError;
+use crate::quota::rates::TopicRates;
 use crate::topic::dedup::SequenceRange;
 use crate::topic::event::{Event, Mailbox, Reply};
 use crate::traffic::TopicCounters;
@@ -102,6 +103,8 @@ pub(crate) struct Door {
     pub(super) log: TopicLog,
     pub(super) visible_end: watch::Receiver<Index>,
     pub(super) counters: Arc<TopicCounters>,
+    /// What limits appends and reads.
+    pub(crate) rates: Arc<TopicRates>,
     pub(super) shared: Arc<Context>,
 }
 

@@ -43,6 +43,9 @@ pub(crate) async fn find_or_create(
     if !create || base.is_none() && !may_create(shared, name).await? {
         return Err(BrokerError::no_topic(name));
     }
+    if base.is_none() {
+        shared.check_topics(name, 0).await?;
+    }
     let created = match &base {
         Some(base) => TopicRecordCell::create_partition(ctx(), name, guards.clone(), base).await,
         None => TopicRecordCell::create(ctx(), name, guards.clone()).await,

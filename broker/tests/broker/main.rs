@@ -7,6 +7,7 @@
 
 mod admin;
 mod balance;
+mod bounds;
 mod budgets;
 mod cluster;
 mod consume;
@@ -15,6 +16,7 @@ mod damage;
 mod faults;
 mod hand_over;
 mod lifecycle;
+mod limits;
 mod partitions;
 mod policies;
 mod producers;

@@ -12,11 +12,11 @@ use futures::future::join_all;
 use crate::cluster::Cluster;
 use crate::support::{Harness, config, ctx, default_namespace, eventually, kind, name, open, soon};
 
-fn here() -> PolicyScope {
+pub fn here() -> PolicyScope {
     PolicyScope::Namespace(default_namespace())
 }
 
-fn of_topic(topic: &str) -> PolicyScope {
+pub fn of_topic(topic: &str) -> PolicyScope {
     PolicyScope::Topic(name(topic))
 }
 
@@ -57,7 +57,7 @@ async fn update(
     soon("a change", changed).await
 }
 
-async fn set(broker: &Broker, scope: PolicyScope, set: Policies) -> PolicyView {
+pub async fn set(broker: &Broker, scope: PolicyScope, set: Policies) -> PolicyView {
     let change = PolicyUpdate {
         set,
         ..PolicyUpdate::default()
@@ -65,7 +65,7 @@ async fn set(broker: &Broker, scope: PolicyScope, set: Policies) -> PolicyView {
     update(broker, scope, change).await.unwrap()
 }
 
-async fn unset(broker: &Broker, scope: PolicyScope, name: PolicyName) -> PolicyView {
+pub async fn unset(broker: &Broker, scope: PolicyScope, name: PolicyName) -> PolicyView {
     let change = PolicyUpdate {
         unset: vec![name],
         ..PolicyUpdate::default()
@@ -79,7 +79,7 @@ async fn view(broker: &Broker, scope: PolicyScope) -> PolicyView {
 
 fn origin(view: &PolicyView, name: PolicyName) -> Level {
     let found = view.origins.iter().find(|(of, _)| *of == name);
-    found.expect("every policy has an origin").1
+    found.expect("every policy has an origin").1.level
 }
 
 /// A broker whose topics have three copies where nothing says otherwise.

@@ -1,14 +1,16 @@
 //! `aquifer tenant|namespace|topic policy`: the policies set at each level, and those in force.
 
+mod given;
+mod shown;
+
 use aquifer_client::Admin;
 use aquifer_client::ErrorCode;
-use aquifer_model::policy::{
-    EffectivePolicies, Policies, PolicyName, PolicyScope, PolicyUpdate, PolicyView, Retention,
-    Rollover,
-};
+use aquifer_model::policy::{EffectivePolicies, PolicyName, PolicyScope, PolicyUpdate, PolicyView};
 use aquifer_model::topic::{NamespaceName, TopicName};
 use serde_json::{Map, Value, json};
 
+pub use self::given::said;
+use self::shown::{text, value};
 use crate::args::{PolicyCommand, PolicyValue};
 use crate::exit::CliError;
 use crate::output::Output;
@@ -120,44 +122,15 @@ async fn set(
     }
 }
 
-/// What is said by these values; parts that are not given are as they are in force.
-pub fn said(values: &[PolicyValue], view: &PolicyView) -> Policies {
-    let mut said = Policies::default();
-    let now = view.effective;
-    for value in values {
-        match *value {
-            PolicyValue::Persistence(quorum) => said.persistence = Some(quorum),
-            PolicyValue::RetentionTime(time_ms) => {
-                said.retention.get_or_insert(now.retention).time_ms = time_ms;
-            }
-            PolicyValue::RetentionSize(size_bytes) => {
-                said.retention.get_or_insert(now.retention).size_bytes = size_bytes;
-            }
-            PolicyValue::RolloverSize(size_bytes) => {
-                said.rollover.get_or_insert(now.rollover).size_bytes = size_bytes;
-            }
-            PolicyValue::RolloverAge(age_ms) => {
-                said.rollover.get_or_insert(now.rollover).age_ms = age_ms;
-            }
-            PolicyValue::RolloverEntries(entries) => {
-                said.rollover.get_or_insert(now.rollover).entries = entries;
-            }
-            PolicyValue::Deduplication(on) => said.deduplication = Some(on),
-            PolicyValue::AutoCreateTopics(on) => said.auto_create_topics = Some(on),
-        }
-    }
-    said
-}
-
 fn show_own(scope: &PolicyScope, view: &PolicyView, out: &Output) -> Result<(), CliError> {
     let said = PolicyName::ALL
         .iter()
         .copied()
         .filter(|name| view.own.has(*name));
-    // What is said is in force only if nothing nearer says otherwise; its own level is the nearest.
-    let said: Vec<(PolicyName, Value)> = said
-        .map(|name| (name, value(name, &view.effective)))
-        .collect();
+    // Of a ceiling a lower value may be in force.
+    let own = EffectivePolicies::try_from(view.own.or(view.effective.into()));
+    let own = own.unwrap_or(view.effective);
+    let said: Vec<(PolicyName, Value)> = said.map(|name| (name, value(name, &own))).collect();
     if out.is_json() {
         let policies: Map<String, Value> = said
             .into_iter()
@@ -175,7 +148,7 @@ fn show_own(scope: &PolicyScope, view: &PolicyView, out: &Output) -> Result<(), 
         return out.line("no policy is set here; --effective shows those that are inherited");
     }
     for (name, value) in said {
-        out.line(format!("{:<18} {}", name.as_str(), text(&value)))?;
+        out.line(format!("{:<24} {}", name.as_str(), text(&value)))?;
     }
     Ok(())
 }
@@ -184,70 +157,23 @@ fn show_own(scope: &PolicyScope, view: &PolicyView, out: &Output) -> Result<(), 
 pub fn show_effective(view: &PolicyView, out: &Output) -> Result<(), CliError> {
     if out.is_json() {
         let each = view.origins.iter().map(|(name, origin)| {
-            let shown = json!({"value": value(*name, &view.effective), "origin": origin.as_str()});
+            let mut shown = json!({
+                "value": value(*name, &view.effective),
+                "origin": origin.level.as_str(),
+            });
+            if let (Some(by), Value::Object(parts)) = (origin.capped_by, &mut shown) {
+                parts.insert("cappedBy".to_owned(), json!(by.as_str()));
+            }
             (name.to_string(), shown)
         });
         return out.object(&Value::Object(each.collect()));
     }
     for (name, origin) in &view.origins {
         let value = text(&value(*name, &view.effective));
-        out.line(format!(
-            "{:<18} {value:<44} {}",
-            name.as_str(),
-            origin.as_str()
-        ))?;
+        let capped = origin.capped_by;
+        let capped = capped.map_or_else(String::new, |by| format!(", capped by {}", by.as_str()));
+        let (name, origin) = (name.as_str(), origin.level.as_str());
+        out.line(format!("{name:<24} {value:<44} {origin}{capped}"))?;
     }
     Ok(())
-}
-
-/// A value, its parts in the form in which `set` takes them.
-fn value(name: PolicyName, policies: &EffectivePolicies) -> Value {
-    let time =
-        |ms: u64| humantime::format_duration(std::time::Duration::from_millis(ms)).to_string();
-    match name {
-        PolicyName::Persistence => json!({
-            "ensemble": policies.persistence.ensemble(),
-            "writeQuorum": policies.persistence.write(),
-            "ackQuorum": policies.persistence.ack(),
-        }),
-        PolicyName::Retention => {
-            let Retention {
-                time_ms,
-                size_bytes,
-            } = policies.retention;
-            json!({
-                "time": time_ms.map_or_else(|| "forever".to_owned(), time),
-                "size": size_bytes.map_or_else(|| "everything".to_owned(), |n| n.to_string()),
-            })
-        }
-        PolicyName::Rollover => {
-            let Rollover {
-                size_bytes,
-                age_ms,
-                entries,
-            } = policies.rollover;
-            json!({
-                "size": size_bytes.to_string(),
-                "age": time(age_ms),
-                "entries": entries.to_string(),
-            })
-        }
-        PolicyName::Deduplication => json!(policies.deduplication),
-        PolicyName::AutoCreateTopics => json!(policies.auto_create_topics),
-    }
-}
-
-/// A value in a line of text.
-fn text(value: &Value) -> String {
-    match value {
-        Value::Object(parts) => {
-            let parts = parts.iter().map(|(name, part)| match part {
-                Value::String(part) => format!("{name}={part}"),
-                part => format!("{name}={part}"),
-            });
-            parts.collect::<Vec<_>>().join(" ")
-        }
-        Value::Bool(on) => if *on { "on" } else { "off" }.to_owned(),
-        other => other.to_string(),
-    }
 }

@@ -196,6 +196,7 @@ pub(super) fn object(subscription: &SubscriptionStats) -> Value {
         "backlog_messages": subscription.backlog_messages,
         "unacknowledged_messages": subscription.unacknowledged_messages,
         "damaged_messages": subscription.damaged_messages,
+        "held_back_by": subscription.held_back_by,
         "acknowledged_ranges": subscription.acknowledged_ranges,
         "consumers": subscription.consumers,
     })

@@ -103,6 +103,7 @@ fn stats_object(stats: &TopicStats) -> Value {
         "bytes_in": stats.bytes_in,
         "messages_out": stats.messages_out,
         "bytes_out": stats.bytes_out,
+        "held_back_by": stats.held_back_by,
         "shortened": stats.shortened,
         "ledgers": ledgers,
         "producers": producers,
@@ -130,6 +131,9 @@ fn print_stats(out: &Output, stats: &TopicStats) -> Result<(), CliError> {
         "since load {} messages in, {} out",
         stats.messages_in, stats.messages_out
     ))?;
+    if let Some(limit) = &stats.held_back_by {
+        out.line(format!("producers  wait for {limit}"))?;
+    }
     if stats.shortened {
         out.line("the lists below are shortened")?;
     }

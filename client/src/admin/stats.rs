@@ -33,6 +33,8 @@ pub struct TopicStats {
     pub messages_out: u64,
     /// Bytes delivered since the topic was loaded.
     pub bytes_out: u64,
+    /// The limit for which producers wait now.
+    pub held_back_by: Option<String>,
     /// The lists were too long: the newest ledgers and some of the rest are here.
     pub shortened: bool,
 }
@@ -82,6 +84,8 @@ pub struct SubscriptionStats {
     pub acknowledged_ranges: u64,
     /// Messages that storage could not give, and that were neither acknowledged nor skipped.
     pub damaged_messages: u64,
+    /// The rate for which delivery waits now.
+    pub held_back_by: Option<String>,
 }
 
 impl From<v1::TopicStatsResponse> for TopicStats {
@@ -111,9 +115,14 @@ impl From<v1::TopicStatsResponse> for TopicStats {
             bytes_in: stats.bytes_in,
             messages_out: stats.messages_out,
             bytes_out: stats.bytes_out,
+            held_back_by: named(stats.held_back_by),
             shortened: stats.shortened,
         }
     }
+}
+
+fn named(limit: String) -> Option<String> {
+    (!limit.is_empty()).then_some(limit)
 }
 
 impl From<v1::SubscriptionStats> for SubscriptionStats {
@@ -129,6 +138,7 @@ impl From<v1::SubscriptionStats> for SubscriptionStats {
             durable: stats.durable,
             acknowledged_ranges: stats.acknowledged_ranges,
             damaged_messages: stats.damaged_messages,
+            held_back_by: named(stats.held_back_by),
         }
     }
 }

@@ -2,9 +2,30 @@
 
 use proptest::prelude::*;
 
+use super::bounds::{Counts, Unacked};
+use super::rate::{AggregateRate, Rate};
 use super::*;
 
-fn policies() -> impl Strategy<Value = Policies> {
+fn rate() -> impl Strategy<Value = Rate> {
+    let bound = || proptest::option::of(0u64..5);
+    (bound(), bound(), 1u64..4).prop_map(|(messages, bytes, burst_ms)| Rate {
+        messages,
+        bytes,
+        burst_ms,
+    })
+}
+
+fn counts() -> impl Strategy<Value = Counts> {
+    let bound = || proptest::option::of(0u64..5);
+    (bound(), 0u64..5, bound()).prop_map(|(topics, producers, consumers)| Counts {
+        topics,
+        producers,
+        consumers,
+        ..Counts::default()
+    })
+}
+
+fn overrides() -> impl Strategy<Value = Policies> {
     let quorum = (1u32..4).prop_map(|n| Quorum::new(n, n, 1).unwrap());
     let bound = || proptest::option::of(0u64..1_000);
     let retention = (bound(), bound()).prop_map(|(time_ms, size_bytes)| Retention {
@@ -21,14 +42,42 @@ fn policies() -> impl Strategy<Value = Policies> {
         proptest::option::of(rollover),
         proptest::option::of(any::<bool>()),
         proptest::option::of(any::<bool>()),
+        proptest::option::of(rate()),
     )
         .prop_map(
-            |(persistence, retention, rollover, deduplication, auto)| Policies {
+            |(persistence, retention, rollover, deduplication, auto, publish_rate)| Policies {
                 persistence,
                 retention,
                 rollover,
                 deduplication,
                 auto_create_topics: auto,
+                publish_rate,
+                ..Policies::default()
+            },
+        )
+}
+
+fn policies() -> impl Strategy<Value = Policies> {
+    let aggregate =
+        (rate(), rate()).prop_map(|(publish, dispatch)| AggregateRate { publish, dispatch });
+    let unacked = (0u64..5, 0u64..5).prop_map(|(consumer, subscription)| Unacked {
+        consumer,
+        subscription,
+    });
+    (
+        overrides(),
+        proptest::option::of(aggregate),
+        proptest::option::of(0u64..5),
+        proptest::option::of(unacked),
+        proptest::option::of(counts()),
+    )
+        .prop_map(
+            |(overrides, aggregate_rate, message_bytes_max, unacked, counts)| Policies {
+                aggregate_rate,
+                message_bytes_max,
+                unacked,
+                counts,
+                ..overrides
             },
         )
 }
@@ -48,41 +97,88 @@ fn touched(update: &PolicyUpdate) -> Vec<PolicyName> {
     PolicyName::ALL.iter().copied().filter(of).collect()
 }
 
-/// One level, of which every policy is in force.
-fn whole(policies: Policies, defaults: EffectivePolicies) -> EffectivePolicies {
-    EffectivePolicies {
-        persistence: policies.persistence.unwrap_or(defaults.persistence),
-        retention: policies.retention.unwrap_or(defaults.retention),
-        rollover: policies.rollover.unwrap_or(defaults.rollover),
-        deduplication: policies.deduplication.unwrap_or(defaults.deduplication),
-        auto_create_topics: policies
-            .auto_create_topics
-            .unwrap_or(defaults.auto_create_topics),
-    }
+/// The lowest of the numbers that some level says, the default among them.
+fn lowest<T: Copy>(
+    levels: &[(Level, Policies)],
+    of: fn(&Policies) -> Option<T>,
+    number: impl Fn(T) -> Option<u64>,
+    default: Option<u64>,
+) -> Option<u64> {
+    let said = levels.iter().filter_map(|(_, said)| number(of(said)?));
+    said.chain(default).min()
 }
 
 proptest! {
     #[test]
-    fn the_nearest_level_that_says_something_decides(
+    fn of_an_override_the_nearest_level_that_says_something_decides(
         tenant in policies(),
         namespace in policies(),
         topic in policies(),
     ) {
-        let defaults = EffectivePolicies::default();
         let levels = [
             (Level::Tenant, tenant),
             (Level::Namespace, namespace),
             (Level::Topic, topic),
         ];
-        let (effective, origins) = resolve(defaults, &levels);
-        let expected = whole(topic, whole(namespace, whole(tenant, defaults)));
-        prop_assert_eq!(effective, expected);
+        let (effective, origins) = resolve(EffectivePolicies::default(), &levels);
         let names: Vec<PolicyName> = origins.iter().map(|(name, _)| *name).collect();
         prop_assert_eq!(names.as_slice(), PolicyName::ALL);
+        let all = Policies::from(effective);
         for (name, origin) in origins {
             let said = levels.iter().filter(|(_, policies)| policies.has(name));
-            let nearest = said.map(|(level, _)| *level).max();
-            prop_assert_eq!(origin, nearest.unwrap_or(Level::Default));
+            let nearest = said.last();
+            prop_assert_eq!(origin.level, nearest.map_or(Level::Default, |(level, _)| *level));
+            let Some((_, said)) = nearest.filter(|_| origin.capped_by.is_none()) else {
+                continue;
+            };
+            // What is in force is what that level says: nothing else differs when it is put in.
+            let mut without = all;
+            without.unset(name);
+            prop_assert_eq!(without.or(*said).or(all), all, "{}", name);
+        }
+    }
+
+    /// Of a ceiling each number is the lowest of all levels, and the level that caps it is lower
+    /// than what the origin says.
+    #[test]
+    fn of_a_ceiling_the_lowest_number_of_all_levels_decides(
+        tenant in policies(),
+        namespace in policies(),
+        topic in policies(),
+    ) {
+        let levels = [
+            (Level::Tenant, tenant),
+            (Level::Namespace, namespace),
+            (Level::Topic, topic),
+        ];
+        let defaults = EffectivePolicies::default();
+        let (effective, origins) = resolve(defaults, &levels);
+        let default = Some(defaults.message_bytes_max);
+        let bytes = lowest(&levels, |said| said.message_bytes_max, Some, default);
+        prop_assert_eq!(Some(effective.message_bytes_max), bytes);
+        let default = Some(defaults.unacked.consumer);
+        let consumer = lowest(&levels, |said| said.unacked, |one| Some(one.consumer), default);
+        prop_assert_eq!(Some(effective.unacked.consumer), consumer);
+        let topics = lowest(&levels, |said| said.counts, |one| one.topics, None);
+        prop_assert_eq!(effective.counts.topics, topics);
+        let default = Some(defaults.counts.producers);
+        let producers = lowest(&levels, |said| said.counts, |one| Some(one.producers), default);
+        prop_assert_eq!(Some(effective.counts.producers), producers);
+        let rate = |one: AggregateRate| one.publish.messages;
+        let messages = lowest(&levels, |said| said.aggregate_rate, rate, None);
+        prop_assert_eq!(effective.aggregate_rate.publish.messages, messages);
+        for (name, origin) in origins.iter().filter(|(_, origin)| origin.capped_by.is_some()) {
+            let is_ceiling = matches!(
+                name,
+                PolicyName::AggregateRate
+                    | PolicyName::MessageBytesMax
+                    | PolicyName::Unacked
+                    | PolicyName::Counts
+            );
+            prop_assert!(is_ceiling, "{}", name);
+            let own = levels.iter().find(|(level, _)| *level == origin.level);
+            let own = own.map(|(_, said)| *said).unwrap_or_default();
+            prop_assert_ne!(own.or(effective.into()), effective.into());
         }
     }
 

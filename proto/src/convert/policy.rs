@@ -1,7 +1,11 @@
 //! Policies, what is in force, and changes of them.
 
+mod bounds;
+mod rate;
+
+use aquifer_model::policy::bounds::{Counts, Unacked};
 use aquifer_model::policy::{
-    EffectivePolicies, Level, Policies, PolicyName, PolicyScope, PolicyUpdate, PolicyView,
+    EffectivePolicies, Level, Origin, Policies, PolicyName, PolicyScope, PolicyUpdate, PolicyView,
     Retention, Rollover,
 };
 use aquifer_model::quorum::Quorum;
@@ -29,6 +33,18 @@ impl From<Policies> for v1::Policies {
             }),
             deduplication: policies.deduplication,
             auto_create_topics: policies.auto_create_topics,
+            auto_create_subscriptions: policies.auto_create_subscriptions,
+            subscription_types: policies.subscription_types.map(Into::into),
+            ttl: policies.ttl.map(Into::into),
+            backlog_quota: policies.backlog_quota.map(Into::into),
+            publish_rate: policies.publish_rate.map(Into::into),
+            producer_rate: policies.producer_rate.map(Into::into),
+            dispatch_rate: policies.dispatch_rate.map(Into::into),
+            subscription_rate: policies.subscription_rate.map(Into::into),
+            aggregate_rate: policies.aggregate_rate.map(Into::into),
+            message_bytes_max: policies.message_bytes_max,
+            unacked: policies.unacked.map(Into::into),
+            counts: policies.counts.map(Into::into),
         }
     }
 }
@@ -56,6 +72,20 @@ impl TryFrom<v1::Policies> for Policies {
             rollover,
             deduplication: policies.deduplication,
             auto_create_topics: policies.auto_create_topics,
+            auto_create_subscriptions: policies.auto_create_subscriptions,
+            subscription_types: (policies.subscription_types)
+                .map(TryInto::try_into)
+                .transpose()?,
+            ttl: policies.ttl.map(Into::into),
+            backlog_quota: policies.backlog_quota.map(TryInto::try_into).transpose()?,
+            publish_rate: policies.publish_rate.map(Into::into),
+            producer_rate: policies.producer_rate.map(Into::into),
+            dispatch_rate: policies.dispatch_rate.map(Into::into),
+            subscription_rate: policies.subscription_rate.map(Into::into),
+            aggregate_rate: policies.aggregate_rate.map(Into::into),
+            message_bytes_max: policies.message_bytes_max,
+            unacked: policies.unacked.map(Unacked::from),
+            counts: policies.counts.map(Counts::from),
         })
     }
 }
@@ -105,11 +135,22 @@ fn level(level: Level) -> v1::PolicyLevel {
     }
 }
 
+fn level_of(level: v1::PolicyLevel) -> Option<Level> {
+    match level {
+        v1::PolicyLevel::Unspecified => None,
+        v1::PolicyLevel::Default => Some(Level::Default),
+        v1::PolicyLevel::Tenant => Some(Level::Tenant),
+        v1::PolicyLevel::Namespace => Some(Level::Namespace),
+        v1::PolicyLevel::Topic => Some(Level::Topic),
+    }
+}
+
 impl From<PolicyView> for v1::PolicyView {
     fn from(view: PolicyView) -> v1::PolicyView {
         let origins = view.origins.iter().map(|(name, from)| v1::PolicyOrigin {
             policy: name.to_string(),
-            level: level(*from).into(),
+            level: level(from.level).into(),
+            capped_by: from.capped_by.map_or(0, |by| level(by).into()),
         });
         v1::PolicyView {
             own: Some(view.own.into()),
@@ -125,32 +166,18 @@ impl TryFrom<v1::PolicyView> for PolicyView {
 
     fn try_from(view: v1::PolicyView) -> Result<PolicyView, String> {
         let effective = Policies::try_from(view.effective.unwrap_or_default())?;
-        let missing = |name: PolicyName| move || format!("no {name} is in force");
-        let effective = EffectivePolicies {
-            persistence: (effective.persistence).ok_or_else(missing(PolicyName::Persistence))?,
-            retention: (effective.retention).ok_or_else(missing(PolicyName::Retention))?,
-            rollover: (effective.rollover).ok_or_else(missing(PolicyName::Rollover))?,
-            deduplication: (effective.deduplication)
-                .ok_or_else(missing(PolicyName::Deduplication))?,
-            auto_create_topics: (effective.auto_create_topics)
-                .ok_or_else(missing(PolicyName::AutoCreateTopics))?,
-        };
+        let effective = EffectivePolicies::try_from(effective);
         let origin = |origin: &v1::PolicyOrigin| {
-            let from = match origin.level() {
-                v1::PolicyLevel::Unspecified => return Err("an origin without a level".to_owned()),
-                v1::PolicyLevel::Default => Level::Default,
-                v1::PolicyLevel::Tenant => Level::Tenant,
-                v1::PolicyLevel::Namespace => Level::Namespace,
-                v1::PolicyLevel::Topic => Level::Topic,
-            };
+            let level = level_of(origin.level()).ok_or("an origin without a level")?;
+            let capped_by = level_of(origin.capped_by());
             // A newer broker may have policies that this build does not know.
             let policy = origin.policy.parse::<PolicyName>().ok();
-            Ok(policy.map(|policy| (policy, from)))
+            Ok(policy.map(|policy| (policy, Origin { level, capped_by })))
         };
         Ok(PolicyView {
             own: view.own.unwrap_or_default().try_into()?,
             version: view.version,
-            effective,
+            effective: effective.map_err(|missing| format!("no {missing} is in force"))?,
             origins: view
                 .origins
                 .iter()
@@ -159,3 +186,6 @@ impl TryFrom<v1::PolicyView> for PolicyView {
         })
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -432,6 +432,7 @@ fn wire_stats(topic: String, stats: TopicStats) -> v1::TopicStatsResponse {
         bytes_in: stats.bytes_in,
         messages_out: stats.messages_out,
         bytes_out: stats.bytes_out,
+        held_back_by: stats.held_back_by.unwrap_or_default(),
         shortened: false,
     }
 }
@@ -478,6 +479,7 @@ fn wire_subscription(subscription: SubscriptionStats) -> v1::SubscriptionStats {
         durable: subscription.durable,
         acknowledged_ranges: subscription.acknowledged_ranges,
         damaged_messages: subscription.damaged_messages,
+        held_back_by: subscription.held_back_by.unwrap_or_default(),
     }
 }
 

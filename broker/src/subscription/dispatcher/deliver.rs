@@ -144,6 +144,7 @@ impl Dispatcher {
         let attached = Attached {
             consumers: &self.consumers,
             pending: &self.pending,
+            held_max: self.unacked.consumer,
         };
         self.mode.choose(row, &attached, now_ms)
     }

@@ -36,8 +36,11 @@ impl Dispatcher {
 
     /// Whether a consumer may get a message.
     pub(in crate::subscription) fn has_room(&self, consumer: ConsumerId) -> bool {
-        let (consumers, pending) = (&self.consumers, &self.pending);
-        let attached = Attached { consumers, pending };
+        let attached = Attached {
+            consumers: &self.consumers,
+            pending: &self.pending,
+            held_max: self.unacked.consumer,
+        };
         attached.room(consumer).is_some()
     }
 

@@ -2,7 +2,6 @@
 //! any client is told that it exists.
 
 use aquifer_model::id::Index;
-use aquifer_model::limits::SUBSCRIPTIONS_PER_TOPIC_MAX;
 use aquifer_model::place::Place;
 use aquifer_model::subscription::SubscriptionType;
 use aquifer_model::topic::SubscriptionName;
@@ -42,6 +41,10 @@ impl Attachments {
             self.locate(cx, cursors, start, LocatePurpose::Reader(request, reply));
             return;
         };
+        if let Err(error) = self.check_consumer(cx, &request) {
+            let _ = reply.send(Err(error));
+            return;
+        }
         if let Some(id) = self.subscriptions.by_name(&name) {
             let _ = reply.send(self.attach(cx, cursors, id, &request));
             return;
@@ -50,7 +53,11 @@ impl Attachments {
             waiting.push(Waiting::Consumer(request, reply));
             return;
         }
-        if let Err(error) = self.check_creation(&name, request.kind) {
+        let checked = match cx.policies.borrow().auto_create_subscriptions {
+            true => self.check_creation(cx, &name, request.kind),
+            false => Err(BrokerError::no_subscription(&name)),
+        };
+        if let Err(error) = checked {
             let _ = reply.send(Err(error));
             return;
         }
@@ -83,7 +90,7 @@ impl Attachments {
                 what: "subscription",
                 name: name.to_string(),
             }),
-            None => self.check_creation(&name, SubscriptionType::Exclusive),
+            None => self.check_creation(cx, &name, SubscriptionType::Exclusive),
         };
         if let Err(error) = checked {
             let _ = reply.send(Err(error));
@@ -97,6 +104,7 @@ impl Attachments {
     /// Refuses the creation of a subscription before anything is made durable.
     fn check_creation(
         &self,
+        cx: &TopicContext,
         name: &SubscriptionName,
         kind: SubscriptionType,
     ) -> Result<(), BrokerError> {
@@ -105,12 +113,7 @@ impl Attachments {
         if self.losses.as_ref().is_some_and(is_nameless) {
             return Err(BrokerError::Uncertain(name.to_string()));
         }
-        if self.subscriptions.len() + self.creating.len() >= SUBSCRIPTIONS_PER_TOPIC_MAX {
-            return Err(BrokerError::Quota {
-                what: "the number of subscriptions of a topic",
-                max: SUBSCRIPTIONS_PER_TOPIC_MAX,
-            });
-        }
+        self.check_subscriptions(cx)?;
         if kind == SubscriptionType::KeyShared {
             // The state machine refuses it as well.
             let error = ApiError::new(
@@ -121,6 +124,44 @@ impl Attachments {
             return Err(error.advise(advice).into());
         }
         Ok(())
+    }
+
+    /// Refuses one more subscription or reader than policy allows.
+    fn check_subscriptions(&self, cx: &TopicContext) -> Result<(), BrokerError> {
+        let used = self.subscriptions.len() + self.creating.len();
+        let max = cx.policies.borrow().counts.subscriptions;
+        let what = "subscriptions and readers";
+        cx.check_count("counts.subscriptions", what, used as u64, max)
+    }
+
+    /// Refuses a consumer of a type that policy does not allow, and one more than it does; those
+    /// that are there stay.
+    fn check_consumer(
+        &mut self,
+        cx: &TopicContext,
+        request: &Subscribe,
+    ) -> Result<(), BrokerError> {
+        let (types, max) = {
+            let policies = cx.policies.borrow();
+            (policies.subscription_types, policies.counts.consumers)
+        };
+        // Readers share nothing.
+        if request.subscription.is_some() && !types.has(request.kind) {
+            return Err(BrokerError::SubscriptionType {
+                topic: cx.name.to_string(),
+                kind: request.kind,
+            });
+        }
+        let Some(max) = max else {
+            return Ok(());
+        };
+        self.drop_dead(cx);
+        let consumers = self.subscriptions.iter().map(|slot| slot.consumers.len());
+        let consumers = consumers.sum::<usize>() as u64;
+        // One that comes back takes its own place.
+        let is_back = matches!(self.instances.replaced_by(request), Ok(Some(_)));
+        let used = consumers.saturating_sub(u64::from(is_back));
+        cx.check_count("counts.consumers", "consumers and readers", used, max)
     }
 
     /// A reader's place is known: nothing of it is durable.
@@ -136,11 +177,9 @@ impl Attachments {
             let _ = reply.send(Err(error));
             return;
         }
-        if self.subscriptions.len() >= SUBSCRIPTIONS_PER_TOPIC_MAX {
-            let _ = reply.send(Err(BrokerError::Quota {
-                what: "the number of subscriptions and readers of a topic",
-                max: SUBSCRIPTIONS_PER_TOPIC_MAX,
-            }));
+        let checked = self.check_subscriptions(cx);
+        if let Err(error) = checked.and_then(|()| self.check_consumer(cx, request)) {
+            let _ = reply.send(Err(error));
             return;
         }
         let spec = SubscriptionSpec {

@@ -71,9 +71,9 @@ impl Attachments {
         let name = &commit.subscription;
         let Some(id) = self.subscriptions.by_name(name) else {
             return match commit.create {
-                true => Ok(None),
-                false if !self.is_whole() => Err(BrokerError::Uncertain(name.to_string())),
-                false => Err(BrokerError::no_subscription(name)),
+                true if cx.policies.borrow().auto_create_subscriptions => Ok(None),
+                _ if !self.is_whole() => Err(BrokerError::Uncertain(name.to_string())),
+                _ => Err(BrokerError::no_subscription(name)),
             };
         };
         match self.subscriptions.get(id) {

@@ -97,6 +97,8 @@ impl Attachments {
                 Ok(index),
             ) => self.move_to(cx, cursors, subscription, index, Mover::Admin(reply)),
             (LocatePurpose::AdminSeek { reply, .. }, Err(error)) => drop(reply.send(Err(error))),
+            // The topic carries that out.
+            (LocatePurpose::Backlog(_), _) => {}
         }
     }
 

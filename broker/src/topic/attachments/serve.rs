@@ -18,6 +18,9 @@ use aquifer_runtime::budget::BytePermit;
 use aquifer_runtime::clock;
 
 use crate::error::BrokerError;
+use crate::quota::Cost;
+use crate::quota::pacing::affordable;
+use crate::quota::rates::{Flow, Wait};
 use crate::subscription::{ConsumerId, NextRead};
 use crate::topic::attachments::outbox::messages_of;
 use crate::topic::attachments::reads::RETRY_MAX;
@@ -35,7 +38,7 @@ impl Slot {
     pub(super) fn serve(&mut self, cx: &TopicContext, right: &mut DeliveryRight) {
         for _ in 0..ROUNDS_PER_TURN {
             let waited = self.room.take_waited();
-            if self.held > 0 || self.reads.is_blocked() || cx.life.is_ending() {
+            if self.held > 0 || self.is_blocked() || cx.life.is_ending() {
                 return;
             }
             let read = self.state.next_read(cx.wall_ms());
@@ -49,7 +52,7 @@ impl Slot {
                 self.wait_for_messages();
                 return;
             }
-            if !self.may_be_served(cx, right) {
+            if !self.may_be_served(cx, right) || self.affords(cx).is_none() {
                 return;
             }
             let Some(room) = waited.or_else(|| self.room_for(cx, &read)) else {
@@ -76,6 +79,52 @@ impl Slot {
                 }
             }
         }
+        self.wake();
+    }
+
+    fn is_blocked(&self) -> bool {
+        self.reads.is_blocked() || self.pacing.waits_for().is_some()
+    }
+
+    /// What rates allow to be delivered now; `None` when the subscription has to wait for that,
+    /// and is woken.
+    fn affords(&mut self, cx: &TopicContext) -> Option<Cost> {
+        if !cx.rates.is_limited(Flow::Dispatch) {
+            return Some(Cost {
+                messages: u64::MAX,
+                bytes: u64::MAX,
+            });
+        }
+        match self.pacing.left(&cx.rates, cx.now()) {
+            Ok(left) => Some(left),
+            Err(wait) => {
+                self.wait_for_tokens(cx, wait);
+                None
+            }
+        }
+    }
+
+    fn wait_for_tokens(&mut self, cx: &TopicContext, wait: Wait) {
+        if self.pacing.waits_for().is_some() {
+            return;
+        }
+        self.pacing.wait(wait.limit);
+        cx.shared.metrics.dispatch_waits(wait.limit);
+        let (id, mailbox) = (self.id, cx.mailbox.clone());
+        let token = cx.shared.tasks.shutdown_token();
+        cx.shared.tasks.spawn("dispatch-rate", async move {
+            tokio::select! {
+                () = clock::sleep(wait.time) => {}
+                () = token.wait() => {}
+            }
+            // A topic that has ended needs no answer.
+            let _ = mailbox.send(Event::Tokens(id)).await;
+        });
+    }
+
+    /// The subscription has waited for its rates.
+    pub(super) fn tokens_came(&mut self) {
+        self.pacing.woken();
         self.wake();
     }
 
@@ -264,6 +313,11 @@ impl Slot {
             return self.deliver_gap(cx, right, read, damage, reason);
         }
         let fits = fits.min(deliverable(entries, cx.visible_end()));
+        // Others may have used what was there before the read.
+        let Some(left) = self.affords(cx) else {
+            return self.reads.unread(read.from, entries);
+        };
+        let fits = fits.min(affordable(entries, left));
         if fits > 0 {
             self.room.fitted();
         }
@@ -306,6 +360,9 @@ impl Slot {
             let (granted_messages, granted_bytes) = out.credit();
             self.state.credit(consumer, granted_messages, granted_bytes);
             self.watch(cx, consumer);
+        }
+        if cx.rates.is_limited(Flow::Dispatch) {
+            self.pacing.take(&cx.rates, Cost { messages, bytes });
         }
         cx.counters.delivered(messages, bytes);
         cx.shared.metrics.messages_out.add(messages, &[]);

@@ -16,6 +16,7 @@ use aquifer_protocol_api::session::SessionEnd;
 
 use crate::cursor_log;
 use crate::error::BrokerError;
+use crate::quota::pacing::Pacing;
 use crate::subscription::cursor::AckDelta;
 use crate::subscription::{AckOutcome, Attach, ConsumerId, Notice, Subscription};
 use crate::topic::attachments::outbox::Outbox;
@@ -33,6 +34,7 @@ pub(super) struct Slot {
     pub(super) consumers: BTreeMap<ConsumerId, Outbox>,
     pub(super) reads: Reads,
     pub(super) room: Room,
+    pub(super) pacing: Pacing,
     /// Seeks that are not durable yet, and a creation or deletion likewise: nothing is delivered.
     pub(super) held: u32,
     /// It is being deleted: no client attaches any more.
@@ -74,6 +76,7 @@ impl Slot {
             consumers: BTreeMap::new(),
             reads: Reads::default(),
             room: Room::default(),
+            pacing: Pacing::default(),
             held: 0,
             deleting: false,
             is_uncertain: false,
@@ -136,6 +139,7 @@ impl Slot {
             let delta = cursor_log::updated(self.state.name(), self.state.update());
             cursors.log_change(delta, Effect::Recorded);
         }
+        self.state.set_unacked(cx.policies.borrow().unacked);
         let budget = self.room.budget(cx);
         let (outbox, events) = Outbox::new(cx.shared.config.consumer_queue_bytes_max, budget);
         self.consumers.insert(consumer, outbox);

@@ -6,13 +6,14 @@
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use aquifer_model::limits::{BATCH_BYTES_MAX, PRODUCERS_PER_TOPIC_MAX};
+use aquifer_model::limits::BATCH_BYTES_MAX;
 use aquifer_model::topic::ProducerName;
 use aquifer_protocol_api::producer::{OpenProducer, ProducerOpened, ProducerSession};
 use aquifer_protocol_api::session::SessionEnd;
 use tokio::sync::mpsc;
 
 use crate::error::BrokerError;
+use crate::quota::gate::Gate;
 use crate::topic::context::TopicContext;
 use crate::topic::dedup::Opener;
 use crate::topic::event::{Reply, SessionId};
@@ -58,13 +59,15 @@ impl Publishing {
 
     fn check_open(&self, cx: &TopicContext, request: &OpenProducer) -> Result<(), BrokerError> {
         cx.check_incarnation(request.incarnation)?;
-        if self.sessions.len() + self.opening.len() >= PRODUCERS_PER_TOPIC_MAX {
-            return Err(BrokerError::Quota {
-                what: "the number of producers of a topic",
-                max: PRODUCERS_PER_TOPIC_MAX,
-            });
-        }
-        Ok(())
+        // One that comes back takes its own place.
+        let name = request.name.as_ref();
+        let is_back = name.is_some_and(|name| {
+            let waits = |(other, _): &(OpenProducer, _)| other.name.as_ref() == Some(name);
+            self.names.contains_key(name) || self.opening.iter().any(waits)
+        });
+        let used = (self.sessions.len() + self.opening.len()).saturating_sub(is_back.into());
+        let max = cx.policies.borrow().counts.producers;
+        cx.check_count("counts.producers", "producers", used as u64, max)
     }
 
     /// Decides whether a request may have a name; the session that loses it is told.
@@ -173,6 +176,8 @@ impl Publishing {
             closed: Arc::clone(&closed),
             budget: cx.budgets.publish.clone(),
             held: None,
+            gate: Gate::new(Arc::clone(&cx.rates)),
+            is_refused: false,
         };
         self.names.insert(name.clone(), session_id);
         let session = Session::new(name, opener, receipts, closed);

@@ -18,6 +18,8 @@ use aquifer_runtime::budget::{ByteBudget, BytePermit};
 use aquifer_runtime::clock;
 
 use crate::error::BrokerError;
+use crate::quota::Cost;
+use crate::quota::rates::Flow;
 use crate::topic::pull::{Door, check_index};
 
 /// What an entry costs besides its body.
@@ -113,27 +115,18 @@ impl Door {
         };
         // What is read at once of all requests of the topic takes equal shares.
         let budget = self.deliveries.child(usize::MAX);
-        loop {
-            self.gather(&mut point, &mut gathered, &budget).await?;
-            let left = until.saturating_sub(self.shared.clock.monotonic());
-            if gathered.is_enough() || left.is_zero() {
-                break;
-            }
-            point.release();
-            tokio::select! {
-                changed = self.visible_end.changed() => if changed.is_err() { break },
-                () = self.mailbox.closed() => {
-                    let text = "the topic is being unloaded".to_owned();
-                    return Err(BrokerError::Unloading(text));
-                }
-                () = clock::sleep(left) => break,
-            }
+        let is_limited = self.rates.is_limited(Flow::Dispatch);
+        if !is_limited || self.has_tokens(until).await {
+            self.fill(&mut point, &mut gathered, &budget, until).await?;
         }
         let messages = gathered
             .batches
             .iter()
             .map(|one| u64::from(one.message_count));
         let (messages, bytes) = (messages.sum::<u64>(), gathered.bytes as u64);
+        if is_limited {
+            self.rates.take(Flow::Dispatch, Cost { messages, bytes });
+        }
         self.counters.delivered(messages, bytes);
         self.shared.metrics.messages_out.add(messages, &[]);
         self.shared.metrics.bytes_out.add(bytes, &[]);
@@ -143,6 +136,49 @@ impl Door {
             gap: gathered.gap,
             next: gathered.next,
         })
+    }
+
+    /// Waits until the rates of the topic let something be read, until `until` at most: then
+    /// nothing is read, as if nothing had come.
+    async fn has_tokens(&self, until: Duration) -> bool {
+        loop {
+            let now = self.shared.clock.monotonic();
+            let Err(wait) = self.rates.left(Flow::Dispatch, now) else {
+                return true;
+            };
+            self.shared.metrics.dispatch_waits(wait.limit);
+            let left = until.saturating_sub(now);
+            if left.is_zero() {
+                return false;
+            }
+            clock::sleep(wait.time.min(left)).await;
+        }
+    }
+
+    /// Reads until there is enough, or until `until`.
+    async fn fill(
+        &mut self,
+        point: &mut ReadPoint,
+        gathered: &mut Gathered,
+        budget: &ByteBudget,
+        until: Duration,
+    ) -> Result<(), BrokerError> {
+        loop {
+            self.gather(point, gathered, budget).await?;
+            let left = until.saturating_sub(self.shared.clock.monotonic());
+            if gathered.is_enough() || left.is_zero() {
+                return Ok(());
+            }
+            point.release();
+            tokio::select! {
+                changed = self.visible_end.changed() => if changed.is_err() { return Ok(()) },
+                () = self.mailbox.closed() => {
+                    let text = "the topic is being unloaded".to_owned();
+                    return Err(BrokerError::Unloading(text));
+                }
+                () = clock::sleep(left) => return Ok(()),
+            }
+        }
     }
 
     /// Reads up to the visible end, or to the limits.

@@ -179,6 +179,7 @@ fn known(stats: admin::TopicStats) -> ApiResult<TopicStats> {
             durable: subscription.durable,
             acknowledged_ranges: subscription.acknowledged_ranges,
             damaged_messages: subscription.damaged_messages,
+            held_back_by: subscription.held_back_by,
         });
     }
     Ok(TopicStats {
@@ -194,6 +195,7 @@ fn known(stats: admin::TopicStats) -> ApiResult<TopicStats> {
         bytes_in: stats.bytes_in,
         messages_out: stats.messages_out,
         bytes_out: stats.bytes_out,
+        held_back_by: stats.held_back_by,
     })
 }
 
