@@ -19,7 +19,22 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         .map(|n| root.join(format!("aquifer/v1/{n}.proto")))
         .collect();
     println!("cargo:rerun-if-changed=proto");
-    let descriptors = protox::compile(&files, [root])?;
+    let out = std::env::var("OUT_DIR")?;
+    let out = Path::new(&out);
+    let mut compiler = protox::Compiler::new([root])?;
+    compiler
+        .include_imports(true)
+        .include_source_info(true)
+        .open_files(&files)?;
+    // The types below lose options; the compiler's own bytes have them.
+    let bytes = compiler.encode_file_descriptor_set();
+    std::fs::write(out.join("descriptors.bin"), bytes)?;
+    let mut descriptors = compiler.file_descriptor_set();
+    // Options need no code: they are read from those bytes.
+    let generated = names.map(|name| format!("aquifer/v1/{name}.proto"));
+    descriptors
+        .file
+        .retain(|file| generated.iter().any(|name| name == file.name()));
     let mut requests = BTreeSet::new();
     let mut shapes = BTreeMap::new();
     let mut methods = BTreeSet::new();
@@ -40,10 +55,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         }
     }
     let code = shapes_code(&shapes, &requests)?;
-    let out = std::env::var("OUT_DIR")?;
-    std::fs::write(Path::new(&out).join("shapes.rs"), code)?;
+    std::fs::write(out.join("shapes.rs"), code)?;
     let list = format!("{methods:?}").replace('{', "&[").replace('}', "]");
-    std::fs::write(Path::new(&out).join("methods.rs"), list)?;
+    std::fs::write(out.join("methods.rs"), list)?;
     // Payloads stay slices of the frame they arrived in.
     tonic_prost_build::configure()
         .bytes(".")

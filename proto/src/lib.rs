@@ -19,6 +19,9 @@ pub mod codec;
 pub mod convert;
 pub mod shape;
 
+/// Every .proto file as an encoded `FileDescriptorSet`, with options and comments.
+pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
+
 /// The protocol version that this build speaks.
 pub const PROTOCOL_VERSION: u32 = 1;
 

@@ -1,14 +1,77 @@
-//! Health checks and metrics, over plain HTTP.
+//! The HTTP port, as a raw client sees it: health checks, metrics, REST.
 
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use aquifer_runtime::clock;
+use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 /// How long an answer may take.
 const PROBE: Duration = Duration::from_secs(2);
+/// How long a request may take that changes something.
+const CHANGE: Duration = Duration::from_secs(30);
+
+/// An answer of REST.
+#[derive(Debug, Clone)]
+pub struct Answer {
+    /// Its status.
+    pub status: u16,
+    /// Its headers, a line each.
+    pub head: String,
+    /// Its body; null when it is empty.
+    pub body: Value,
+}
+
+impl Answer {
+    /// A header; empty when it is not there.
+    #[must_use]
+    pub fn header(&self, name: &str) -> &str {
+        let named = |line: &&str| {
+            let found = line.split_once(':').map(|(found, _)| found);
+            found.is_some_and(|found| found.eq_ignore_ascii_case(name))
+        };
+        let line = self.head.lines().find(named).unwrap_or_default();
+        line.split_once(':').map_or("", |(_, value)| value.trim())
+    }
+}
+
+/// Sends a request with a body of JSON, unless it is empty, and these further lines of its head.
+///
+/// # Errors
+/// When there is no answer in time, or it is not JSON.
+pub async fn rest(address: &str, request: &str, headers: &[&str], body: &str) -> Result<Answer> {
+    let exchange = async {
+        let mut stream = TcpStream::connect(address).await?;
+        let mut head = format!("{request} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n");
+        if !body.is_empty() {
+            let length = body.len();
+            head += &format!("content-type: application/json\r\ncontent-length: {length}\r\n");
+        }
+        for header in headers {
+            head += &format!("{header}\r\n");
+        }
+        stream
+            .write_all(format!("{head}\r\n{body}").as_bytes())
+            .await?;
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer).await?;
+        anyhow::Ok(String::from_utf8_lossy(&answer).into_owned())
+    };
+    let text = clock::timeout(CHANGE, exchange).await??;
+    let (head, body) = text.split_once("\r\n\r\n").context("a head")?;
+    let status = head.split(' ').nth(1).context("a status")?;
+    let body = match body {
+        "" => Value::Null,
+        body => serde_json::from_str(body).with_context(|| body.to_owned())?,
+    };
+    Ok(Answer {
+        status: status.parse()?,
+        head: head.to_owned(),
+        body,
+    })
+}
 
 /// What `address` answers, head and body.
 ///

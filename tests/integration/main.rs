@@ -15,6 +15,7 @@ mod operators;
 mod policies;
 mod producers;
 mod pull;
+mod rest;
 mod retention;
 mod sdk;
 mod security;

@@ -22,7 +22,8 @@ pub struct StandaloneArgs {
     #[arg(long, value_name = "A:P")]
     pub grpc_addr: Option<ListenAddress>,
 
-    /// Address of health checks and metrics [default: 127.0.0.1:7680]; port 0 takes a free one.
+    /// Address of health checks, metrics and REST [default: 127.0.0.1:7680]; port 0 takes a free
+    /// one.
     #[arg(long, value_name = "A:P")]
     pub http_addr: Option<ListenAddress>,
 
@@ -129,7 +130,8 @@ pub struct BrokerArgs {
     #[arg(long, value_name = "A:P")]
     pub grpc_addr: Option<ListenAddress>,
 
-    /// Address of health checks and metrics [default: 127.0.0.1:7680]; port 0 takes a free one.
+    /// Address of health checks, metrics and REST [default: 127.0.0.1:7680]; port 0 takes a free
+    /// one.
     #[arg(long, value_name = "A:P")]
     pub http_addr: Option<ListenAddress>,
 

@@ -53,7 +53,8 @@ impl Role for AutorecoveryRoleConfig {
         let health = Health::new(telemetry.clone(), None);
         let certificates = Certificates::new(Arc::clone(&seams.clock));
         let tls = certificates.http_port(&self.http.tls)?;
-        let http_address = http::serve(self.http.listen, tls, health.clone(), &groups.http).await?;
+        let http_address =
+            http::serve(self.http.listen, tls, health.clone(), None, &groups.http).await?;
         let (name, tasks) = (&self.cluster.name, &groups.autorecovery);
         let ways = (&*groups.transport, &*groups.metadata);
         let storage =

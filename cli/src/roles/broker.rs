@@ -73,12 +73,12 @@ impl Role for BrokerRoleConfig {
         let health = Health::new(telemetry.clone(), None).under(membership.lease.clone());
         let health = health.guarded_by(broker.clone(), self.auth.scrape_token()?);
         let tls = certificates.http_port(&self.http.tls)?;
-        let http_address = http::serve(self.http.listen, tls, health.clone(), &groups.http).await?;
         let tasks = &groups.protocols;
-        let protocols = &self.protocols;
-        let listeners =
-            serving::serve_protocols(protocols, broker, &certificates, &seams, telemetry, tasks)
-                .await?;
+        let (protocols, rest) =
+            serving::protocols(&self.protocols, broker, &seams, telemetry, tasks)?;
+        let (listen, health_of) = (self.http.listen, health.clone());
+        let http_address = http::serve(listen, tls, health_of, Some(rest), &groups.http).await?;
+        let listeners = serving::serve_protocols(&protocols, broker, &certificates, tasks).await?;
         certificates.watch(telemetry, &groups.http);
         self.auth
             .warn_of_plain_text(&self.protocols.open_in_plain_text());

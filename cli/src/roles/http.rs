@@ -1,7 +1,5 @@
-//! Health checks and metrics: `/healthz` (the process works), `/readyz` (it serves), `/metrics`
-//! (Prometheus).
-
-pub mod bounded;
+//! The HTTP port: `/healthz` (the process works), `/readyz` (it serves), `/metrics` (Prometheus),
+//! and, where there is a broker, REST below `/api/v1/`.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -13,6 +11,7 @@ use aquifer_protocol_api::BrokerApi;
 use aquifer_protocol_api::context::RequestContext;
 use aquifer_protocol_api::error::{ApiError, ErrorKind};
 use aquifer_protocol_api::security::Shown;
+use aquifer_protocol_registry::RestService;
 use aquifer_runtime::net::bearer::bearer;
 use aquifer_runtime::net::tls::ServerTls;
 use aquifer_runtime::net::{self, ListenAddress};
@@ -26,7 +25,6 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 
 use crate::exit::CliError;
-use crate::roles::http::bounded::Bounded;
 
 /// The name of this port, in the record of who asked.
 const PROTOCOL: &str = "http";
@@ -143,7 +141,8 @@ impl Health {
     }
 }
 
-/// Serves until `tasks` shuts down, in plain text without `tls`.
+/// Serves until `tasks` shuts down, in plain text without `tls`. Whatever is not served here is
+/// left to `rest`.
 ///
 /// # Errors
 /// When the address cannot be bound.
@@ -151,6 +150,7 @@ pub async fn serve(
     listen: ListenAddress,
     tls: Option<Arc<ServerTls>>,
     health: Health,
+    rest: Option<RestService>,
     tasks: &TaskGroup,
 ) -> Result<SocketAddr, CliError> {
     let bound = net::bind(listen).await;
@@ -160,14 +160,11 @@ pub async fn serve(
         .route("/readyz", get(readyz))
         .route("/metrics", get(metrics))
         .with_state(health);
-    let shutdown = tasks.shutdown_token();
-    tasks.spawn("http", async move {
-        let stop = async move { shutdown.wait().await };
-        let served = axum::serve(Bounded::new(listener, tls), router).with_graceful_shutdown(stop);
-        if let Err(error) = served.await {
-            tracing::error!(%error, "the HTTP server failed");
-        }
-    });
+    let router = match rest {
+        Some(rest) => router.fallback_service(rest),
+        None => router,
+    };
+    net::http::serve(listener, tls, router, tasks);
     Ok(bound)
 }
 

@@ -2,9 +2,8 @@
 //! system allows, so that idle clients can never take the descriptors that storage needs.
 
 use aquifer_protocol_registry::ProtocolsConfig;
+use aquifer_runtime::net::http::CONNECTIONS_MAX;
 use aquifer_runtime::open_files;
-
-use crate::roles::http::bounded::CONNECTIONS_MAX;
 
 /// Logs, journals, listeners, connections to other servers, and what libraries open.
 const OTHERS: u64 = 256;

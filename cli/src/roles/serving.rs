@@ -17,7 +17,8 @@ use aquifer_metadata::lease::Lease;
 use aquifer_metadata::store::MetadataStore;
 use aquifer_model::listener::Listeners;
 use aquifer_protocol_api::BrokerApi;
-use aquifer_protocol_registry::ProtocolsConfig;
+use aquifer_protocol_api::error::ApiError;
+use aquifer_protocol_registry::{Protocols, ProtocolsConfig, RestService};
 use aquifer_repair::context::RepairContext;
 use aquifer_runtime::net::tls::ServerTls;
 use aquifer_runtime::task::TaskGroup;
@@ -152,25 +153,42 @@ pub async fn start_broker(
         .map_err(|error| CliError::failed(format!("the broker does not start: {error}")))
 }
 
+/// The protocols of a broker, and REST for its HTTP port.
+///
+/// # Errors
+/// When their configuration cannot be used.
+pub fn protocols(
+    config: &ProtocolsConfig,
+    broker: &Arc<Broker>,
+    seams: &Seams,
+    telemetry: &Telemetry,
+    tasks: &TaskGroup,
+) -> Result<(Protocols, RestService), CliError> {
+    let protocols = Protocols::new(config, &seams.clock, telemetry).map_err(protocol_failed)?;
+    let rest = protocols.rest(broker.clone(), Arc::clone(&seams.rng), tasks);
+    Ok((protocols, rest.map_err(protocol_failed)?))
+}
+
+fn protocol_failed(error: ApiError) -> CliError {
+    CliError::failed(error.to_string())
+}
+
 /// Serves every enabled protocol; the first one's addresses are what clients are told.
 ///
 /// # Errors
 /// When an address cannot be listened on.
 pub async fn serve_protocols(
-    protocols: &ProtocolsConfig,
+    protocols: &Protocols,
     broker: &Arc<Broker>,
     certificates: &Certificates,
-    seams: &Seams,
-    telemetry: &Telemetry,
     tasks: &TaskGroup,
 ) -> Result<Listeners, CliError> {
-    let failed = |error: aquifer_protocol_api::error::ApiError| CliError::failed(error.to_string());
-    let handlers = aquifer_protocol_registry::handlers(protocols, &seams.clock, telemetry);
     let mut listeners = Listeners::default();
-    for handler in handlers.map_err(failed)? {
+    for handler in protocols.handlers() {
         certificates.add(handler.reloads());
         let api: Arc<dyn BrokerApi> = broker.clone();
-        let address = handler.serve(api, tasks.clone()).await.map_err(failed)?;
+        let served = handler.serve(api, tasks.clone()).await;
+        let address = served.map_err(protocol_failed)?;
         tracing::info!(protocol = handler.name(), %address, "protocol served");
         if listeners.is_empty() {
             listeners = handler.advertised();

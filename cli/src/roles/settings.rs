@@ -55,7 +55,7 @@ impl ListenConfig {
     }
 }
 
-/// The port of health checks and metrics.
+/// The port of health checks, metrics and, where there is a broker, REST.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct HttpConfig {

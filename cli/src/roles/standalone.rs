@@ -114,15 +114,15 @@ async fn start_above(
     let health = health.guarded_by(broker.clone(), auth.scrape_token()?);
     let certificates = Certificates::new(Arc::clone(&seams.clock));
     let tls = certificates.http_port(&config.http.tls)?;
-    let http_address = http::serve(config.http.listen, tls, health.clone(), &groups.http).await?;
+    let tasks = &groups.protocols;
+    let (protocols, rest) = serving::protocols(&config.protocols, broker, seams, telemetry, tasks)?;
+    let (listen, health_of) = (config.http.listen, health.clone());
+    let http_address = http::serve(listen, tls, health_of, Some(rest), &groups.http).await?;
     let listen = config.bookie_api.listen;
     let tls = certificates.bookie_port(&config.broker.cluster, &config.internal_tls)?;
     let served = service::serve(bookie.clone(), listen, tls, &groups.bookie_api).await;
     let bookie_address = served.map_err(|error| CliError::failed(error.to_string()))?;
-    let tasks = &groups.protocols;
-    let protocols = &config.protocols;
-    let listeners =
-        serving::serve_protocols(protocols, broker, &certificates, seams, telemetry, tasks).await?;
+    let listeners = serving::serve_protocols(&protocols, broker, &certificates, tasks).await?;
     certificates.watch(telemetry, &groups.http);
     let url = listeners.default_url().unwrap_or_default();
     let data_dir = config.data_dir.display();

@@ -77,6 +77,11 @@ impl Principal {
     }
 }
 
+/// The name of the protocol that a client spoke, in the extensions of a request that one handler
+/// gives to the service of another in this process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Protocol(pub &'static str);
+
 /// Context of one request or stream.
 #[derive(Debug, Clone)]
 pub struct RequestContext {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use aquifer_protocol_api::BrokerApi;
-use aquifer_protocol_api::context::Principal;
+use aquifer_protocol_api::context::{Principal, Protocol};
 use aquifer_protocol_api::error::ApiResult;
 use aquifer_protocol_api::security::{Authenticator, Shown};
 use aquifer_runtime::net::bearer::bearer;
@@ -14,7 +14,9 @@ use aquifer_runtime::net::tls::PeerCertificate;
 use futures::future::{Either, Ready, ready};
 use tonic::body::Body;
 use tonic::codegen::http::{HeaderMap, Request, Response};
+use tonic::transport::server::TcpConnectInfo;
 use tower::Service;
+use tower::layer::layer_fn;
 
 use crate::inbound::Peer;
 use crate::{context, status};
@@ -47,6 +49,17 @@ pub fn principal<A: Authenticator + ?Sized>(
 /// That of the service behind this, or a refusal.
 type Answer<F, E> = Either<F, Ready<Result<Response<Body>, E>>>;
 
+/// Puts [`Authenticate`] in front of a service.
+pub(crate) fn layer<S>(
+    broker: &Arc<dyn BrokerApi>,
+) -> impl tower::Layer<S, Service = Authenticate<S>> + Clone + use<S> {
+    let broker = Arc::clone(broker);
+    layer_fn(move |inner| Authenticate {
+        inner,
+        broker: Arc::clone(&broker),
+    })
+}
+
 /// Refuses requests whose caller is not known, and tells those behind it who calls.
 #[derive(Clone)]
 pub(crate) struct Authenticate<S> {
@@ -70,10 +83,16 @@ where
         if !self.broker.authenticates() {
             return Either::Left(self.inner.call(request));
         }
-        let connection = request.extensions().get::<Peer>();
+        let extensions = request.extensions();
+        let connection = extensions.get::<Peer>();
         let certificate = connection.and_then(|peer| peer.certificate.get());
-        let address = connection.and_then(|peer| peer.tcp.remote_addr());
-        let what = (context::PROTOCOL, request.uri().path());
+        // Another protocol of this process says no more of its connections.
+        let tcp = connection.map(|peer| &peer.tcp);
+        let tcp = tcp.or_else(|| extensions.get::<TcpConnectInfo>());
+        let address = tcp.and_then(TcpConnectInfo::remote_addr);
+        let protocol = extensions.get::<Protocol>();
+        let protocol = protocol.map_or(context::PROTOCOL, |Protocol(name)| name);
+        let what = (protocol, request.uri().path());
         let found = principal(&*self.broker, request.headers(), certificate, address, what);
         match found {
             Ok(principal) => {

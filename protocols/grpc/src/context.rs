@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use aquifer_protocol_api::context::{Principal, RequestContext};
+use aquifer_protocol_api::context::{Principal, Protocol, RequestContext};
 use opentelemetry::Context;
 use opentelemetry::trace::{SpanContext, SpanId, TraceContextExt, TraceFlags, TraceId, TraceState};
 use tonic::Request;
@@ -28,13 +28,14 @@ pub(crate) fn of<T>(
         (Some(asked), Some(longest)) => Some(asked.min(longest)),
         (asked, longest) => asked.or(longest),
     };
+    let spoken = request.extensions().get::<Protocol>().copied();
     RequestContext {
         principal: request
             .extensions()
             .get::<Principal>()
             .cloned()
             .unwrap_or(Principal::Anonymous),
-        protocol: PROTOCOL,
+        protocol: spoken.map_or(PROTOCOL, |Protocol(name)| name),
         peer: request.remote_addr(),
         deadline: allowed.map(|allowed| now.saturating_add(allowed)),
         traceparent: text(metadata, "traceparent")
@@ -115,6 +116,14 @@ mod tests {
         ] {
             assert!(remote_span(bad).is_none(), "{bad}");
         }
+    }
+
+    #[test]
+    fn a_call_from_another_protocol_keeps_its_name() {
+        let mut request = Request::new(());
+        assert_eq!(of(&request, Duration::ZERO, None).protocol, "grpc");
+        request.extensions_mut().insert(Protocol("http"));
+        assert_eq!(of(&request, Duration::ZERO, None).protocol, "http");
     }
 
     #[test]

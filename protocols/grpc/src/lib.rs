@@ -26,6 +26,7 @@ mod service;
 mod status;
 mod stream;
 
+use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -48,11 +49,12 @@ use opentelemetry::metrics::Meter;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tonic::body::Body;
+use tonic::codegen::http::{Request, Response};
+use tonic::service::Routes;
 use tonic::transport::Server;
-use tower::layer::layer_fn;
-use tower::util::{MapRequestLayer, MapResponseLayer};
+use tower::ServiceBuilder;
+use tower::util::{BoxCloneSyncService, MapRequestLayer, MapResponseLayer};
 
-use crate::authenticate::Authenticate;
 use crate::config::GrpcConfig;
 use crate::inbound::Gate;
 use crate::metrics::Metrics;
@@ -68,11 +70,16 @@ const TCP_KEEPALIVE: Duration = Duration::from_secs(60);
 /// request has ended.
 const CLOSING_GRACE: Duration = Duration::from_millis(250);
 
+/// The services of administration in this process: what is called here went through the same
+/// admission as what came over a connection.
+pub type Administration = BoxCloneSyncService<Request<Body>, Response<Body>, Infallible>;
+
 /// Serves the native protocol.
 pub struct GrpcHandler {
     config: GrpcConfig,
     clock: SharedClock,
     metrics: Metrics,
+    gate: Gate,
     /// Of each listener, in their order.
     tls: Vec<Option<Arc<ServerTls>>>,
     advertised: OnceLock<Listeners>,
@@ -99,12 +106,42 @@ impl GrpcHandler {
             tls.push(loaded.map_err(|error| failed(error.to_string()))?);
         }
         Ok(GrpcHandler {
+            gate: Gate::new(&config),
             config,
             tls,
             clock,
             metrics: Metrics::new(meter),
             advertised: OnceLock::new(),
         })
+    }
+
+    /// The services of administration for other protocols of this process, without a connection.
+    /// Who calls, and from where, is told in the extensions of a request. A shutdown of `tasks`
+    /// waits for calls that have begun.
+    pub fn administration(&self, broker: Arc<dyn BrokerApi>, tasks: &TaskGroup) -> Administration {
+        let service = self.service(broker, tasks);
+        let gate = self.gate.clone();
+        let layers = ServiceBuilder::new()
+            .layer(MapResponseLayer::new(status::complete::<Body>))
+            .layer(authenticate::layer(&service.broker))
+            .layer(MapRequestLayer::new(move |request| gate.admit(request)));
+        let routes = administrative(&service).prepare();
+        let shutdown = tasks.shutdown_token();
+        tasks.spawn("administration", async move {
+            shutdown.wait().await;
+            service.idle().await;
+        });
+        BoxCloneSyncService::new(layers.service(routes))
+    }
+
+    fn service(&self, broker: Arc<dyn BrokerApi>, tasks: &TaskGroup) -> Service {
+        Service::new(
+            broker,
+            self.config.clone(),
+            self.clock.clone(),
+            self.metrics.clone(),
+            tasks.clone(),
+        )
     }
 
     fn server(&self) -> Server {
@@ -165,14 +202,8 @@ impl ProtocolHandler for GrpcHandler {
         self.advertised
             .set(advertised.map_err(|error| failed(error.to_string()))?)
             .map_err(|_| failed("grpc is served already".to_owned()))?;
-        let service = Service::new(
-            broker,
-            self.config.clone(),
-            self.clock.clone(),
-            self.metrics.clone(),
-            tasks.clone(),
-        );
-        let gate = Gate::new(&self.config);
+        let service = self.service(broker, &tasks);
+        let gate = self.gate.clone();
         let slots = connection::slots(&self.config);
         let way_in = gate.clone();
         self.metrics.watch_inbound(move || way_in.used_bytes());
@@ -183,6 +214,14 @@ impl ProtocolHandler for GrpcHandler {
         }
         Ok(default)
     }
+}
+
+/// The services that administer: those that other protocols may offer in forms of their own.
+fn administrative(service: &Service) -> Routes {
+    let admin = AdminServer::new(service.clone());
+    let security = SecurityServer::new(service.clone());
+    Routes::new(admin.max_decoding_message_size(UNARY_REQUEST_BYTES_MAX))
+        .add_service(security.max_decoding_message_size(UNARY_REQUEST_BYTES_MAX))
 }
 
 /// Where connections come in, and with which certificate.
@@ -200,27 +239,18 @@ impl GrpcHandler {
     ) {
         let broker_server =
             BrokerServer::new(service.clone()).max_decoding_message_size(FRAME_BYTES_MAX);
-        let admin_server =
-            AdminServer::new(service.clone()).max_decoding_message_size(UNARY_REQUEST_BYTES_MAX);
         let pull_server =
             PullServer::new(service.clone()).max_decoding_message_size(FRAME_BYTES_MAX);
-        let security_server =
-            SecurityServer::new(service.clone()).max_decoding_message_size(UNARY_REQUEST_BYTES_MAX);
         let way_in = gate.clone();
-        let broker = Arc::clone(&service.broker);
         let router = self
             .server()
             .layer(MapResponseLayer::new(status::complete::<Body>))
-            .layer(layer_fn(move |inner| Authenticate {
-                inner,
-                broker: Arc::clone(&broker),
-            }))
+            .layer(authenticate::layer(&service.broker))
             .layer(MapResponseLayer::new(pull::keep_held))
             .layer(MapRequestLayer::new(move |request| way_in.admit(request)))
+            .add_routes(administrative(&service))
             .add_service(broker_server)
-            .add_service(admin_server)
-            .add_service(pull_server)
-            .add_service(security_server);
+            .add_service(pull_server);
         let (config, clock) = (&self.config, self.clock.clone());
         let metrics = self.metrics.clone();
         let incoming = connection::accept(socket, config, slots, gate, clock, metrics);

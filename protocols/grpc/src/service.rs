@@ -147,7 +147,7 @@ impl Service {
         let request_id = self.next_request_id.fetch_add(1, Ordering::Relaxed);
         let span = tracing::info_span!(
             "request",
-            protocol = context::PROTOCOL,
+            protocol = ctx.protocol,
             method,
             request_id,
             topic = tracing::field::Empty,

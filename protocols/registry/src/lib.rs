@@ -5,12 +5,17 @@
 use std::sync::Arc;
 
 use aquifer_model::listener::DEFAULT_LISTENER;
-use aquifer_protocol_api::error::ApiError;
+use aquifer_protocol_api::BrokerApi;
+use aquifer_protocol_api::error::{ApiError, ErrorKind};
 use aquifer_protocol_api::handler::ProtocolHandler;
-use aquifer_protocol_grpc::GrpcHandler;
 pub use aquifer_protocol_grpc::config::{GrpcConfig, ListenerConfig};
+use aquifer_protocol_grpc::{Administration, GrpcHandler};
+use aquifer_protocol_http::service::Rest;
 use aquifer_runtime::clock::SharedClock;
 use aquifer_runtime::net::ListenAddress;
+use aquifer_runtime::net::tls::ServerTlsConfig;
+use aquifer_runtime::rng::SharedRng;
+use aquifer_runtime::task::TaskGroup;
 use aquifer_runtime::telemetry::Telemetry;
 use serde::{Deserialize, Serialize};
 
@@ -53,22 +58,62 @@ impl ProtocolsConfig {
     }
 }
 
-/// The handlers of all enabled protocols.
-///
-/// # Errors
-/// When a configuration table is not valid.
-pub fn handlers(
-    config: &ProtocolsConfig,
-    clock: &SharedClock,
-    telemetry: &Telemetry,
-) -> Result<Vec<Arc<dyn ProtocolHandler>>, ApiError> {
-    let mut handlers: Vec<Arc<dyn ProtocolHandler>> = Vec::new();
-    if config.grpc.enabled {
+/// REST, as a service for the HTTP port of the process.
+pub type RestService = Rest<Administration>;
+
+/// The protocols of a process.
+pub struct Protocols {
+    grpc: Arc<GrpcHandler>,
+    serves_grpc: bool,
+}
+
+impl Protocols {
+    /// Makes them ready.
+    ///
+    /// # Errors
+    /// When a configuration table is not valid, or a certificate cannot be used.
+    pub fn new(
+        config: &ProtocolsConfig,
+        clock: &SharedClock,
+        telemetry: &Telemetry,
+    ) -> Result<Protocols, ApiError> {
         let meter = telemetry.meter("aquifer_grpc");
-        let handler = GrpcHandler::new(config.grpc.clone(), clock.clone(), &meter)?;
-        handlers.push(Arc::new(handler));
+        let mut grpc = config.grpc.clone();
+        if !grpc.enabled {
+            // Without listeners it needs no certificates; REST goes through its services.
+            grpc.tls = ServerTlsConfig::default();
+            grpc.listeners.clear();
+        }
+        Ok(Protocols {
+            serves_grpc: grpc.enabled,
+            grpc: Arc::new(GrpcHandler::new(grpc, clock.clone(), &meter)?),
+        })
     }
-    Ok(handlers)
+
+    /// The handlers of those that are enabled and have listeners of their own.
+    #[must_use]
+    pub fn handlers(&self) -> Vec<Arc<dyn ProtocolHandler>> {
+        let mut handlers: Vec<Arc<dyn ProtocolHandler>> = Vec::new();
+        if self.serves_grpc {
+            handlers.push(self.grpc.clone());
+        }
+        handlers
+    }
+
+    /// REST in front of a broker. A shutdown of `tasks` waits for what it has begun.
+    ///
+    /// # Errors
+    /// When the descriptors cannot be served: a mistake of this build.
+    pub fn rest(
+        &self,
+        broker: Arc<dyn BrokerApi>,
+        rng: SharedRng,
+        tasks: &TaskGroup,
+    ) -> Result<RestService, ApiError> {
+        let administration = self.grpc.administration(broker, tasks);
+        let failed = |error| ApiError::new(ErrorKind::Internal, format!("REST: {error}"));
+        Rest::new(administration, rng).map_err(failed)
+    }
 }
 
 #[cfg(test)]
@@ -81,7 +126,8 @@ mod tests {
     fn every_enabled_protocol_has_a_listener_and_a_handler() {
         let telemetry = Telemetry::for_tests();
         let names = |config: &ProtocolsConfig| {
-            let built = handlers(config, &SystemClock::shared(), &telemetry).unwrap();
+            let built = Protocols::new(config, &SystemClock::shared(), &telemetry);
+            let built = built.unwrap().handlers();
             let built: Vec<&str> = built.iter().map(|handler| handler.name()).collect();
             let listeners = config.listeners();
             let listeners: Vec<&str> = listeners.iter().map(|(name, _)| *name).collect();
