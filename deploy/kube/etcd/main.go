@@ -1,0 +1,10 @@
+// etcd of the release, built for the tests of the chart (../cluster.sh).
+package main
+
+import (
+	"os"
+
+	"go.etcd.io/etcd/server/v3/etcdmain"
+)
+
+func main() { etcdmain.Main(os.Args) }
