@@ -66,6 +66,11 @@ pub struct ClusterArgs {
     #[arg(long, value_name = "NAME")]
     pub cluster: Option<String>,
 
+    /// How long a start waits for a metadata store that does not answer [default: 0s: it ends with
+    /// exit code 3].
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    pub wait_for_metadata: Option<Duration>,
+
     /// Listen on addresses that other machines can reach, although clients are not authenticated.
     #[arg(long)]
     pub allow_remote: bool,

@@ -175,6 +175,10 @@ pub struct DoctorArgs {
     /// What to examine.
     #[command(flatten)]
     pub source: SourceArgs,
+
+    /// Fail on warnings too: before an upgrade nothing may be missing.
+    #[arg(long)]
+    pub strict: bool,
 }
 
 fn ledger_id(text: &str) -> Result<LedgerId, String> {

@@ -73,13 +73,13 @@ pub async fn run(args: DoctorArgs, out: &Output) -> Result<(), CliError> {
             out.line(format!("         {}", finding.advice))?;
         }
     }
-    let problems = findings
-        .iter()
-        .filter(|finding| finding.level == Level::Problem)
-        .count();
-    match problems {
-        0 => Ok(()),
-        _ => Err(CliError::failed(format!("{problems} problems"))),
+    let count = |level| findings.iter().filter(|f| f.level == level).count();
+    match (count(Level::Problem), count(Level::Warning)) {
+        (0, warnings) if warnings > 0 && args.strict => {
+            Err(CliError::failed(format!("{warnings} warnings")))
+        }
+        (0, _) => Ok(()),
+        (problems, _) => Err(CliError::failed(format!("{problems} problems"))),
     }
 }
 

@@ -22,6 +22,8 @@ const PLAIN: &str = "etcd://";
 const TLS: &str = "etcds://";
 /// Shortest lease.
 const LEASE_MS_MIN: u64 = 1_000;
+/// Pause before the store is tried again during a start.
+const RETRY: Duration = Duration::from_millis(500);
 /// How long a process that ends waits until its keys are withdrawn.
 const WITHDRAW_MAX: Duration = Duration::from_secs(5);
 
@@ -35,16 +37,17 @@ pub struct Membership {
 }
 
 impl Membership {
-    /// Connects to the metadata store and begins to hold a lease.
+    /// Connects to the metadata store and begins to hold a lease. A store that does not answer yet
+    /// is waited for as long as the settings say.
     ///
     /// # Errors
-    /// When the settings are wrong, or the store does not answer.
+    /// When the settings are wrong, or the store does not answer in time.
     pub async fn open(
         cluster: &ClusterSection,
         seams: &Seams,
         tasks: &TaskGroup,
     ) -> Result<Membership, CliError> {
-        let etcd = connect(cluster, seams, tasks).await?;
+        let etcd = connect_in_time(cluster, seams, tasks).await?;
         let store: Arc<dyn MetadataStore> = etcd.clone();
         let ttl = Duration::from_millis(cluster.etcd.lease_ms);
         let lease = Lease::start(Arc::clone(&store), ttl, Arc::clone(&seams.rng), tasks);
@@ -62,6 +65,31 @@ impl Membership {
     /// Ends the connection to the metadata store.
     pub async fn close(&self) {
         self.etcd.close().await;
+    }
+}
+
+/// Connects to a metadata store that may start later than this process.
+async fn connect_in_time(
+    cluster: &ClusterSection,
+    seams: &Seams,
+    tasks: &TaskGroup,
+) -> Result<Arc<EtcdStore>, CliError> {
+    let wait = Duration::from_millis(cluster.etcd.wait_ms);
+    let began = seams.clock.monotonic();
+    let mut is_told = false;
+    loop {
+        let error = match connect(cluster, seams, tasks).await {
+            Err(error) if error.exit() == Exit::CannotConnect => error,
+            done => return done,
+        };
+        if seams.clock.monotonic().saturating_sub(began) >= wait {
+            return Err(error);
+        }
+        if !is_told {
+            tracing::warn!(%error, "waiting for the metadata store");
+            is_told = true;
+        }
+        clock::sleep(RETRY).await;
     }
 }
 

@@ -200,6 +200,8 @@ pub struct EtcdSettings {
     pub key_file: PathBuf,
     /// A process that has not renewed its lease for this long counts as gone.
     pub lease_ms: u64,
+    /// How long a start waits for a store that does not answer, in milliseconds.
+    pub wait_ms: u64,
 }
 
 impl Default for EtcdSettings {
@@ -213,6 +215,7 @@ impl Default for EtcdSettings {
             cert_file: PathBuf::new(),
             key_file: PathBuf::new(),
             lease_ms: 6_000,
+            wait_ms: 0,
         }
     }
 }
@@ -255,6 +258,9 @@ impl ClusterSection {
         }
         if let Some(metadata) = &args.metadata {
             self.metadata.clone_from(metadata);
+        }
+        if let Some(wait) = args.wait_for_metadata {
+            self.etcd.wait_ms = clock::millis(wait);
         }
         self.allow_remote |= args.allow_remote;
     }

@@ -9,7 +9,7 @@ use aquifer_harness::server::aquifer;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
-use super::{QUICK, fullest, wait_for_doctor, wait_unnamed, wait_whole};
+use super::{QUICK, fullest, tool, wait_for_doctor, wait_unnamed, wait_whole};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_process_of_its_own_repairs_what_bookies_leave_to_it() -> Result<()> {
@@ -21,6 +21,8 @@ async fn a_process_of_its_own_repairs_what_bookies_leave_to_it() -> Result<()> {
     let produced = aquifer(cluster.url(), &["produce", "t", "one", "two"])?;
     ensure!(produced.status.success(), "{produced:?}");
     wait_for_doctor(&cluster, 0, "0 processes repair ledgers, and none audits").await?;
+    let strict = tool(&cluster, &["doctor", "--strict"])?;
+    ensure!(strict.code == Some(1), "a warning counts: {strict:?}");
 
     let words = [
         "autorecovery",
@@ -40,6 +42,8 @@ async fn a_process_of_its_own_repairs_what_bookies_leave_to_it() -> Result<()> {
         &format!("1 processes repair ledgers, {name} audits"),
     )
     .await?;
+    let strict = tool(&cluster, &["doctor", "--strict"])?;
+    ensure!(strict.code == Some(0), "nothing is missing: {strict:?}");
 
     let (process, victim) = fullest(&cluster)?;
     cluster.kill(&process)?;

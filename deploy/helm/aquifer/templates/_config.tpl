@@ -43,9 +43,11 @@ listeners:
 cluster: {{ include "aquifer.clusterName" .root | quote }}
 metadata: {{ include "aquifer.metadata" .root }}
 allow_remote: true
-{{- with .root.Values.metadata }}
-{{- if and (not $.root.Values.etcd.enabled) (or .auth.existingSecret .tls.existingSecret) }}
 etcd:
+  # etcd starts with the release, or is away while its nodes are.
+  wait_ms: {{ mul (div (int (index .root.Values .role).startupSeconds) 2) 1000 }}
+{{- with .root.Values.metadata }}
+{{- if not $.root.Values.etcd.enabled }}
   {{- if .auth.existingSecret }}
   password_file: /etc/aquifer/etcd-auth/password
   {{- end }}
