@@ -3,7 +3,7 @@ SHELL := bash
 .DEFAULT_GOAL := help
 ENV := . tools/env.sh &&
 
-.PHONY: help run test build debug bench lint fmt docs tidy unit chaos fuzz-smoke prerequisites
+.PHONY: help run test build debug bench lint fmt docs tidy unit chaos fuzz-smoke chart image kube prerequisites
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 24
@@ -42,6 +42,16 @@ fuzz-smoke: prerequisites ## every fuzz target for 30 s
 
 chaos: prerequisites ## real processes under faults for half an hour, as root (ARGS="--seconds 60 --seed 1")
 	@tools/chaos.sh $(ARGS)
+
+chart: debug ## the Helm chart, dashboards, alerts, image and compose file, without a cluster
+	@$(ENV) deploy/check.sh --aquifer "$$CARGO_TARGET_DIR/debug/aquifer"
+
+image: build ## the image, as target/aquifer-image.tar, as root and with buildah
+	@$(ENV) mkdir -p target && rm -f target/aquifer-image.tar && \
+	  deploy/docker/build.sh "$$CARGO_TARGET_DIR/release/aquifer" docker-archive:target/aquifer-image.tar:localhost/aquifer:test
+
+kube: image ## the chart on a real Kubernetes on this machine, as root; the first time builds Kubernetes
+	@deploy/kube/test.sh target/aquifer-image.tar
 
 docs: prerequisites ## API documentation of every crate
 	@$(ENV) RUSTDOCFLAGS="-D warnings -A rustdoc::private_intra_doc_links" cargo doc --workspace --no-deps --locked

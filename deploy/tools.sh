@@ -28,6 +28,7 @@ need_python() {
 from_debian() {
   local package="$1" directory file
   shift
+  command -v apt-get >/dev/null 2>&1 || { echo "missing: ${*##*/}" >&2; return 1; }
   directory="$(mktemp -d)"
   (
     cd "$directory"

@@ -39,6 +39,10 @@ need_command ip iproute2
 need_command nft nftables
 need_command mkfs.ext4 e2fsprogs
 
+# What checks deploy/.
+need_command python3 python3
+python3 -c 'import ensurepip, venv' 2>/dev/null || packages+=(python3-venv)
+
 # libclang is only looked for where tools/env.sh will look for it.
 libclang_major() {
   local library

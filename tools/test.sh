@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# The whole check: formatting, lints, documentation, 30 s of each fuzz target, all tests.
+# The whole check: formatting, lints, documentation, 30 s of each fuzz target, all tests, and what is in
+# deploy/ without the chart.
 # Every step prints its name; the first one that fails ends it with a non-zero exit code.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -22,4 +23,6 @@ step lints cargo clippy --workspace --all-targets --locked -- -D warnings
 step documentation env RUSTDOCFLAGS="-D warnings -A rustdoc::private_intra_doc_links" cargo doc --workspace --no-deps --locked
 step fuzz tools/fuzz.sh
 step tests cargo test --workspace --locked
+# The chart itself needs helm, which takes minutes to build: `make chart`.
+step deploy deploy/check.sh --quick --aquifer "$CARGO_TARGET_DIR/debug/aquifer"
 echo "== all checks passed in $SECONDS s" >&2
