@@ -48,6 +48,11 @@ GOOD = {
     "tls by cert-manager": [*PRODUCTION, "--set", TLS, "--set", CERT_MANAGER],
     "client certificates": ["--set", TLS, "--set", CERT_MANAGER, "--set", "tls.clients.clientCertificates="
                             "required,tls.clients.clientCaSecret=ca,tests.clientSecret=me"],
+    "authentication": ["--set", TLS, "--set", CERT_MANAGER, "--set", "auth.enabled=true,auth.scrapeTokenSecret=s"
+                       ",tests.tokenSecret=t,tls.clients.clientCertificates=optional,tls.clients.clientCaSecret=ca"
+                       ",monitoring.podMonitor=true"],
+    "authentication standalone": ["-f", "presets/dev.yaml", "--set", CERT_MANAGER, "--set",
+                                  "tls.clients.enabled=true,auth.enabled=true"],
     "tls standalone": ["-f", "presets/dev.yaml", "--set", "tls.clients.enabled=true", "--set", CERT_MANAGER],
     "external listener": ["--set", "broker.external.enabled=true,broker.external.domain=example.org"
                           ",broker.external.tls.existingSecret=out", "--set-json",
@@ -90,6 +95,10 @@ BAD = {
     "tls of clients alone": (["--set", "tls.clients.enabled=true,tls.clients.existingSecret=c"], "tls.internal.enabled"),
     "client certificates without authority": (["--set", TLS, "--set", CERT_MANAGER, "--set",
                                                "tls.clients.clientCertificates=required"], "clientCaSecret"),
+    "authentication in plain text": (["--set", "auth.enabled=true"], "tls.clients.enabled"),
+    "authentication of brokers without certificates": (["--set", TLS, "--set", CERT_MANAGER, "--set",
+                                                        "auth.enabled=true"], "clientCertificates=optional"),
+    "a token in the environment": (["--set", "broker.extraEnv[0].name=AQUIFER_TOKEN"], "extraEnv"),
     "an external listener without names": (["--set", "broker.external.enabled=true"], "broker.external.domain"),
     "the default listener twice": (["--set", "broker.external.listener=default"], "listener"),
     "Kubernetes 1.29": (["--kube-version", "1.29.0"], "kubeVersion"),

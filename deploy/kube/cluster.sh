@@ -6,6 +6,7 @@
 #   deploy/kube/cluster.sh build            builds Kubernetes and etcd once (10 minutes), kept in the user's cache
 #   deploy/kube/cluster.sh up IMAGE…        starts it; IMAGE is a docker-archive that every node gets
 #   deploy/kube/cluster.sh kubectl …        kubectl in it; likewise helm
+#   deploy/kube/cluster.sh enter COMMAND…   a command in the network of the nodes and pods
 #   deploy/kube/cluster.sh down             ends everything, and removes every trace
 #
 # AQUIFER_KUBE_DIR is where it runs (default: /tmp/aquifer-kube).
@@ -243,17 +244,21 @@ Y
 }
 
 kubectl() { KUBECONFIG="$run/kubeconfig" "${inside[@]}" "$kapi" kubectl "$@"; }
+enter() { "${inside[@]}" "$@"; }
 helm() { KUBECONFIG="$run/kubeconfig" "${inside[@]}" "$aquifer_tools/bin/helm" "$@"; }
 
 in_cgroups() { find /sys/fs/cgroup -path "*/$cgroup[0-9]*" -name cgroup.procs -exec cat {} + 2>/dev/null | sort -u; }
 
 end() { # SIGNAL FILE…: ends the processes that the files name
-  local signal="$1" file
+  local signal="$1" file pid
   shift
   for file in "$@"; do
-    [ -e "$file" ] && kill "-$signal" "$(cat "$file")" 2>/dev/null
+    pid="$(cat "$file" 2>/dev/null)" || continue
+    # The number may belong to another process by now.
+    if tr '\0' ' ' 2>/dev/null <"/proc/$pid/cmdline" | grep -qF -e "$run/" -e "$kapi"; then
+      kill "-$signal" "$pid" 2>/dev/null || true
+    fi
   done
-  return 0
 }
 
 down() {
@@ -289,6 +294,6 @@ down() {
 }
 
 case "${1:-}" in
-  build | up | down | kubectl | helm) "$@" ;;
+  build | up | down | kubectl | helm | enter) "$@" ;;
   *) sed -n 's/^#   \(deploy.*\)/\1/p' "$0" >&2 && exit 2 ;;
 esac

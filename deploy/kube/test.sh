@@ -82,7 +82,7 @@ k -n "$ns" exec aq-broker-0 -c broker -- aquifer doctor --strict --config /etc/a
 
 step "upgrade under traffic"
 traffic rolling 60
-h upgrade aq "$chart" -n "$ns" "${small[@]}" --set bookie.podAnnotations.roll=1,broker.podAnnotations.roll=1 --wait --timeout 5m >/dev/null ||
+h upgrade aq "$chart" -n "$ns" "${small[@]}" --set-string bookie.podAnnotations.roll=1,broker.podAnnotations.roll=1 --wait --timeout 5m >/dev/null ||
   fail "the upgrade is not ready"
 step "upgraded"
 traffic_ends rolling
@@ -92,7 +92,7 @@ node="$(k -n "$ns" get pod aq-bookie-0 -o 'jsonpath={.spec.nodeName}')"
 k cordon "$node" >/dev/null
 k -n "$ns" delete pod aq-bookie-0 --wait=true >/dev/null
 before="$(k -n "$ns" get pods -l app.kubernetes.io/component=broker -o 'jsonpath={.items[*].metadata.uid}')"
-if h upgrade aq "$chart" -n "$ns" "${small[@]}" --set broker.podAnnotations.roll=2 --timeout 90s >/dev/null 2>&1; then
+if h upgrade aq "$chart" -n "$ns" "${small[@]}" --set-string broker.podAnnotations.roll=2 --timeout 90s >/dev/null 2>&1; then
   fail "the upgrade was made"
 fi
 [ "$before" = "$(k -n "$ns" get pods -l app.kubernetes.io/component=broker -o 'jsonpath={.items[*].metadata.uid}')" ] ||
@@ -122,7 +122,7 @@ h uninstall aq -n "$ns" --wait >/dev/null
 [ "$(k -n "$ns" get pvc --no-headers | wc -l)" = 6 ] || fail "claims did not stay"
 step "rolled back, uninstalled; the claims are there"
 
-step "TLS, with a second listener"
+step "TLS and authentication, with a second listener"
 tls="$(mktemp -d)"
 aquifer_files="$(mktemp -d)"
 trap 'rm -rf "$tls" "$aquifer_files"; "$cluster" down' EXIT
@@ -140,12 +140,21 @@ h install safe "$chart" -n "$ns" "${small[@]}" --set "tls.clients.enabled=true,t
   --set tls.internal.existingSecrets.bookie=tls-bookie,tls.internal.existingSecrets.broker=tls-broker \
   --set tls.internal.existingSecrets.autorecovery=tls-autorecovery,tls.internal.existingSecrets.tool=tls-tool \
   --set broker.external.enabled=true,broker.external.domain=example.org,broker.external.type=ClusterIP \
+  --set auth.enabled=true,tls.clients.clientCertificates=optional,tls.clients.clientCaSecret=tls-server,tests.tokenSecret=admin \
   --set broker.external.tls.existingSecret=tls-server --wait --timeout 5m >/dev/null || fail "the installation with TLS is not ready"
-h test safe -n "$ns" >/dev/null || fail "helm test with TLS"
-h upgrade safe "$chart" -n "$ns" --reuse-values --set broker.podAnnotations.roll=1 --wait --timeout 5m >/dev/null ||
+member="$(k -n "$ns" get pod safe-etcd-0 -o 'jsonpath={.status.podIP}')"
+"$cluster" enter "$aquifer_files/usr/bin/aquifer" cluster init-auth --metadata "etcd://$member:2379" --cluster safe \
+  --to-file "$tls/admin.token" >/dev/null
+k -n "$ns" create secret generic admin --from-literal=token="$(cat "$tls/admin.token")" >/dev/null
+h test safe -n "$ns" >/dev/null || fail "helm test with TLS and a token"
+if k -n "$ns" exec safe-broker-0 -c broker -- aquifer produce --url "https://safe.$ns.svc:7650" \
+  --tls-ca-file /etc/aquifer/tls/clients/ca.crt hello message 2>"$tls/said"; then
+  fail "a client without a token was let in"
+fi
+h upgrade safe "$chart" -n "$ns" --reuse-values --set-string broker.podAnnotations.roll=1 --wait --timeout 5m >/dev/null ||
   fail "the upgrade with TLS, with its check"
 h uninstall safe -n "$ns" --wait >/dev/null
-step "TLS works"
+step "TLS works, and a client without a token is refused: $(grep -v "^command terminated" "$tls/said" | head -n 1)"
 
 step "the preset for development"
 h install dev "$chart" -n "$ns" "${images[@]}" -f "$chart/presets/dev.yaml" --wait --timeout 2m >/dev/null || fail "dev is not ready"

@@ -38,6 +38,14 @@ listeners:
 {{- end }}
 {{- end }}
 
+{{- define "aquifer.config.auth" -}}
+{{- with .Values.auth }}
+auth:
+  enabled: {{ .enabled }}
+  super_users: {{ toJson .superUsers }}
+{{- end }}
+{{- end }}
+
 {{/* What all processes of a cluster have. (root, role) */}}
 {{- define "aquifer.config.cluster" -}}
 cluster: {{ include "aquifer.clusterName" .root | quote }}
@@ -98,6 +106,7 @@ bookie:
 {{- define "aquifer.config.broker" -}}
 {{- include "aquifer.config.cluster" (dict "root" . "role" "broker") }}
 {{ include "aquifer.config.telemetry" (dict "root" . "role" "broker") }}
+{{ include "aquifer.config.auth" . }}
 http:
   {{- include "aquifer.config.http" (dict "root" . "port" 7680) | nindent 2 }}
 quorum:
@@ -120,6 +129,7 @@ http:
 
 {{- define "aquifer.config.standalone" -}}
 {{- include "aquifer.config.telemetry" (dict "root" . "role" "standalone") }}
+{{ include "aquifer.config.auth" . }}
 data_dir: /data
 allow_remote: true
 http:

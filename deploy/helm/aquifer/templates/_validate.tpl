@@ -3,7 +3,13 @@
 {{- if gt (len .Release.Name) 30 }}
 {{- fail "the name of the release has more than 30 characters: names of pods would be too long" }}
 {{- end }}
+{{- if and .Values.auth.enabled (not .Values.tls.clients.enabled) }}
+{{- fail "auth.enabled needs tls.clients.enabled: tokens would be readable on the network" }}
+{{- end }}
 {{- if eq .Values.mode "cluster" }}
+{{- if and .Values.auth.enabled (eq .Values.tls.clients.clientCertificates "none") }}
+{{- fail "auth.enabled needs tls.clients.clientCertificates=optional: brokers know each other by their certificates" }}
+{{- end }}
 {{- $bookies := int (include "aquifer.bookies" .) }}
 {{- $q := .Values.broker.quorum }}
 {{- if gt (int $q.ack) (int $q.write) }}
