@@ -378,3 +378,52 @@ async fn the_port_keeps_its_other_paths_and_its_bounds() -> Result<()> {
     both.server.stop()?;
     both.server.check_logs()
 }
+
+#[tokio::test]
+async fn with_authentication_a_request_shows_a_token() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let data = folder.path().join("data");
+    let options = ServerOptions {
+        arguments: vec!["--auth".to_owned()],
+        ..ServerOptions::default()
+    };
+    let mut server = Server::start(&data, options).await?;
+    let admin = std::fs::read_to_string(data.join("admin.token"))?;
+    let token = format!("authorization: Bearer {}", admin.trim());
+    let http = server.http();
+    let ask = async |request: &str, headers: &[&str], body: &str| -> Result<Answer> {
+        rest(&http, request, headers, body).await
+    };
+    for header in [
+        "x-none: x",
+        "authorization: Bearer aqf_x",
+        "authorization: Basic YTpi",
+        // What a server that trusted its neighbours might believe.
+        "x-forwarded-user: token:admin",
+        "aquifer-principal: token:admin",
+    ] {
+        let refused = ask("GET /api/v1/tenants", &[header], "").await?;
+        ensure!(refused.status == 401, "{header}: {refused:?}");
+        ensure!(refused.header("www-authenticate") == "Bearer");
+        assert_eq!(refused.body["error"]["code"], "UNAUTHENTICATED");
+    }
+    let me = ask("GET /api/v1/me", &[&token], "").await?;
+    assert_eq!(me.body["principal"], "token:admin", "{me:?}");
+    let made = ask("PUT /api/v1/tenants/acme", &[&token], "").await?;
+    assert_eq!(made.status, 201, "{made:?}");
+
+    // One that may do nothing yet.
+    let body = r#"{"name": "app"}"#;
+    let app = ask("POST /api/v1/tokens", &[&token], body).await?;
+    let secret = app.body["secret"].as_str().context("a secret")?.to_owned();
+    let app_token = format!("authorization: Bearer {secret}");
+    let refused = ask("PUT /api/v1/tenants/other", &[&app_token], "").await?;
+    assert_eq!(refused.status, 403, "{refused:?}");
+    let id = app.body["token"]["id"].as_str().context("an id")?;
+    let revoked = ask(&format!("DELETE /api/v1/tokens/{id}"), &[&token], "").await?;
+    assert_eq!(revoked.status, 200, "{revoked:?}");
+    server.stop()?;
+    let log = server.log();
+    ensure!(!log.contains(&secret) && !log.contains(admin.trim()));
+    server.check_logs()
+}

@@ -10,6 +10,7 @@ use aquifer_protocol_api::context::{Principal, Protocol};
 use aquifer_protocol_api::error::ApiResult;
 use aquifer_protocol_api::security::{Authenticator, Shown};
 use aquifer_runtime::net::bearer::bearer;
+use aquifer_runtime::net::stream::SharedCertificate;
 use aquifer_runtime::net::tls::PeerCertificate;
 use futures::future::{Either, Ready, ready};
 use tonic::body::Body;
@@ -85,8 +86,10 @@ where
         }
         let extensions = request.extensions();
         let connection = extensions.get::<Peer>();
-        let certificate = connection.and_then(|peer| peer.certificate.get());
-        // Another protocol of this process says no more of its connections.
+        // Another protocol of this process tells the same of its connections in parts.
+        let certificate = connection.map(|peer| &peer.certificate);
+        let certificate = certificate.or_else(|| extensions.get::<SharedCertificate>());
+        let certificate = certificate.and_then(SharedCertificate::get);
         let tcp = connection.map(|peer| &peer.tcp);
         let tcp = tcp.or_else(|| extensions.get::<TcpConnectInfo>());
         let address = tcp.and_then(TcpConnectInfo::remote_addr);

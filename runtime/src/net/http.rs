@@ -25,7 +25,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tonic::transport::server::{Connected, TcpConnectInfo};
 use tower_service::Service;
 
-use super::stream::ServerStream;
+use super::stream::{ServerStream, SharedCertificate};
 use super::tls::ServerTls;
 use crate::clock::sleep;
 use crate::task::{ShutdownToken, TaskGroup};
@@ -49,8 +49,9 @@ struct Deadlines {
     silence: Duration,
 }
 
-/// Serves until `tasks` shuts down, in plain text without `tls`. Requests carry the addresses of
-/// their connection in their extensions, as `TcpConnectInfo`.
+/// Serves until `tasks` shuts down, in plain text without `tls`. Requests carry what is known of
+/// their connection in their extensions: its addresses as `TcpConnectInfo`, and the certificate of
+/// its peer as [`SharedCertificate`].
 pub fn serve<S, B>(
     listener: TcpListener,
     tls: Option<Arc<ServerTls>>,
@@ -106,10 +107,10 @@ fn serve_within<S, B>(
                 continue;
             };
             let stream = ServerStream::new(stream, tls.as_ref());
-            let info = stream.connect_info();
+            let known = (stream.connect_info(), stream.shared_certificate());
             let connection = Connection::new(stream, deadlines.silence, slot);
             let (service, token) = (service.clone(), group.shutdown_token());
-            let serving = drive(connection, info, deadlines.head, service, token);
+            let serving = drive(connection, known, deadlines.head, service, token);
             group.spawn("http-connection", serving);
         }
     });
@@ -118,7 +119,7 @@ fn serve_within<S, B>(
 /// Serves one connection to its end; after a shutdown, the request at hand.
 async fn drive<S, B>(
     connection: Connection,
-    info: TcpConnectInfo,
+    (addresses, certificate): (TcpConnectInfo, SharedCertificate),
     head: Duration,
     service: S,
     shutdown: ShutdownToken,
@@ -131,7 +132,8 @@ async fn drive<S, B>(
     B::Error: Into<Box<dyn Error + Send + Sync>>,
 {
     let service = service_fn(move |mut request: Request<Incoming>| {
-        request.extensions_mut().insert(info.clone());
+        request.extensions_mut().insert(addresses.clone());
+        request.extensions_mut().insert(certificate.clone());
         let mut service = service.clone();
         async move {
             poll_fn(|context| service.poll_ready(context)).await?;
