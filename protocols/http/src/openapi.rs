@@ -31,6 +31,7 @@ const PATTERNS: [(&str, &str, usize); 5] = [
     ("bundle", "^[0-9a-f]{8}-[0-9a-f]{8}$", 17),
 ];
 const PROBLEM: &str = "Problem";
+const BEARER: &str = "bearer";
 
 /// The description as text, in the same order every time.
 #[must_use]
@@ -65,7 +66,12 @@ pub fn document(transcoder: &Transcoder) -> String {
         "servers": [{"url": "/"}],
         "tags": tags,
         "paths": paths,
-        "components": {"schemas": writer.schemas},
+        // Whether a server asks for one is a matter of its configuration.
+        "security": [{}, {BEARER: []}],
+        "components": {
+            "schemas": writer.schemas,
+            "securitySchemes": {BEARER: {"type": "http", "scheme": "bearer"}},
+        },
     });
     let mut text = serde_json::to_string_pretty(&document).unwrap_or_default();
     text.push('\n');
