@@ -25,9 +25,9 @@ use crate::error::BrokerError;
 use crate::metrics::BrokerMetrics;
 use crate::namespace::Namespaces;
 use crate::peers::Peers;
-use crate::security::Guard;
 use crate::quota::shared::Aggregates;
 use crate::quota::topics::TopicCounts;
+use crate::security::Guard;
 use crate::traffic::LoadMeter;
 
 /// Times that a request reads the bundles of a namespace again.

@@ -318,26 +318,11 @@ impl From<BrokerError> for ApiError {
                 ErrorKind::FailedPrecondition,
                 "close its producers and consumers first, or force it",
             ),
-            BrokerError::Quota { .. } => api(
-                ErrorKind::QuotaExceeded,
-                "close or delete those that are not used, or raise the policy where it is set",
-            ),
-            BrokerError::BacklogQuota { .. } => api(
-                ErrorKind::QuotaExceeded,
-                "consume and acknowledge, delete subscriptions that are not used, or raise the policy",
-            ),
-            BrokerError::Throttled { .. } => api(
-                ErrorKind::Overloaded,
-                "try again, publish less, or raise the policy",
-            ),
-            BrokerError::MessageTooLarge { .. } => api(
-                ErrorKind::TooLarge,
-                "send smaller messages, or raise the policy where it is set",
-            ),
-            BrokerError::SubscriptionType { .. } => api(
-                ErrorKind::FailedPrecondition,
-                "subscribe with a type that the policy allows, or change the policy",
-            ),
+            BrokerError::Quota { .. }
+            | BrokerError::BacklogQuota { .. }
+            | BrokerError::Throttled { .. }
+            | BrokerError::MessageTooLarge { .. }
+            | BrokerError::SubscriptionType { .. } => from_limit(&error, text),
             BrokerError::ProducerBusy(_) => api(
                 ErrorKind::ProducerBusy,
                 "choose another name, or ask to take over",
@@ -353,18 +338,10 @@ impl From<BrokerError> for ApiError {
             ),
             BrokerError::Uncertain(_) => uncertain(text),
             BrokerError::Deleted(_) => api(ErrorKind::NotFound, "create it again if it is needed"),
-            BrokerError::FrameNumber { .. } => api(
-                ErrorKind::InvalidArgument,
-                "number frames from 1 per session, without gaps",
-            ),
-            BrokerError::ProducerName { .. } | BrokerError::ProducerInstance => api(
-                ErrorKind::InvalidArgument,
-                "put the name that the broker answered, and the instance, into every batch",
-            ),
-            BrokerError::PartialDuplicate { .. } => api(
-                ErrorKind::InvalidArgument,
-                "send batches again with the messages they had at first",
-            ),
+            BrokerError::FrameNumber { .. }
+            | BrokerError::ProducerName { .. }
+            | BrokerError::ProducerInstance
+            | BrokerError::PartialDuplicate { .. } => from_frame(&error, text),
             BrokerError::SessionClosed => api(ErrorKind::Unavailable, "open a new session"),
             BrokerError::SlowClient => api(
                 ErrorKind::Unavailable,
@@ -385,6 +362,45 @@ impl From<BrokerError> for ApiError {
             }
         }
     }
+}
+
+/// What is wrong with a published batch.
+fn from_frame(error: &BrokerError, text: String) -> ApiError {
+    let advice = match error {
+        BrokerError::FrameNumber { .. } => "number frames from 1 per session, without gaps",
+        BrokerError::PartialDuplicate { .. } => {
+            "send batches again with the messages they had at first"
+        }
+        _ => "put the name that the broker answered, and the instance, into every batch",
+    };
+    ApiError::new(ErrorKind::InvalidArgument, text).advise(advice)
+}
+
+/// What a policy does not allow.
+fn from_limit(error: &BrokerError, text: String) -> ApiError {
+    let (kind, advice) = match error {
+        BrokerError::BacklogQuota { .. } => (
+            ErrorKind::QuotaExceeded,
+            "consume and acknowledge, delete subscriptions that are not used, or raise the policy",
+        ),
+        BrokerError::Throttled { .. } => (
+            ErrorKind::Overloaded,
+            "try again, publish less, or raise the policy",
+        ),
+        BrokerError::MessageTooLarge { .. } => (
+            ErrorKind::TooLarge,
+            "send smaller messages, or raise the policy where it is set",
+        ),
+        BrokerError::SubscriptionType { .. } => (
+            ErrorKind::FailedPrecondition,
+            "subscribe with a type that the policy allows, or change the policy",
+        ),
+        _ => (
+            ErrorKind::QuotaExceeded,
+            "close or delete those that are not used, or raise the policy where it is set",
+        ),
+    };
+    ApiError::new(kind, text).advise(advice)
 }
 
 fn redirect(text: String, at: Listeners) -> ApiError {

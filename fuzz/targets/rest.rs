@@ -55,7 +55,8 @@ fn answer(
     match transcoder.find(method, path)? {
         Target::Method(place) => {
             let call = place.request(query, headers, body)?;
-            // What an answer of the same fields comes to; its bytes may be no message of the answer.
+            // What an answer of the same fields comes to; its bytes may be no message of the
+            // answer.
             let _ = call.answer(call.message());
         }
         Target::Document => drop(transcoder.document(query, body)?),

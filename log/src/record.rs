@@ -238,8 +238,8 @@ impl TopicRecordCell {
         }
     }
 
-    /// Notes that the topic is being deleted: from now on it is not used any more, and a partitioned
-    /// one has no partitions but those that are there, which are deleted next.
+    /// Notes that the topic is being deleted: from now on it is not used any more, and a
+    /// partitioned one has no partitions but those that are there, which are deleted next.
     ///
     /// # Errors
     /// When metadata cannot be changed.

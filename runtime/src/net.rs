@@ -115,8 +115,8 @@ const KEPT_PORTS: Range<u16> = 10_240..32_768;
 const KEPT_ATTEMPTS: usize = 64;
 
 /// Listens on a loopback port that is to be listened at by another process, once this listener is
-/// dropped. It lies where no outgoing connection gets its port, so that between the two only another
-/// listener might take it.
+/// dropped. It lies where no outgoing connection gets its port, so that between the two only
+/// another listener might take it.
 ///
 /// # Errors
 /// When no port is free.

@@ -1,11 +1,14 @@
 //! Limits on a real server, as operators set them: a rate over a measured time, a backlog at its
 //! quota, and expiry.
 
+use std::time::Duration;
+
 use anyhow::{Context, Result, ensure};
 use aquifer_client::{ErrorCode, Message};
 use aquifer_harness::http::metric;
 use aquifer_harness::server::{Server, ServerOptions, aquifer};
 use aquifer_harness::wait::until;
+use aquifer_runtime::task::TaskGroup;
 use serde_json::Value;
 
 fn options() -> ServerOptions {
@@ -80,13 +83,15 @@ async fn a_producer_that_waits_holds_up_nothing_else() -> Result<()> {
     let slow = client.producer("slow").open().await?;
     slow.send(Message::new("first")).await?;
     done(&url, "topic policy set slow publishRate.messages=0")?;
-    let waiting = tokio::spawn(async move {
+    let tasks = TaskGroup::new("test");
+    let waiting = async move {
         // Whatever passes before the rate is in force, one of them waits.
         for _ in 0..1_000_000 {
             slow.send(Message::new("waits")).await?;
         }
         anyhow::Ok(())
-    });
+    };
+    drop(tasks.spawn("waiting", waiting));
     until("the producer to wait", || async {
         let stats = client.admin().topic_stats("slow").await?;
         Ok((stats.held_back_by.as_deref() == Some("publishRate")).then_some(()))
@@ -101,7 +106,7 @@ async fn a_producer_that_waits_holds_up_nothing_else() -> Result<()> {
         ensure!(message.payload == text.as_bytes(), "{message:?}");
         consumer.ack(&message).await?;
     }
-    waiting.abort();
+    tasks.drain(Duration::ZERO).await;
     server.stop()?;
     server.check_logs()
 }

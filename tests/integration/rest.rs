@@ -192,7 +192,7 @@ async fn what_is_made_by_one_is_seen_by_the_other() -> Result<()> {
     let listed = both.done(&format!("GET {N}/topics"), "", 200).await?;
     assert_eq!(
         listed["topics"],
-        json!([{"topic": "acme/shop/plain", "partitions": 0}])
+        json!([{"topic": "persistent://acme/shop/plain", "partitions": 0}])
     );
     both.server.stop()?;
     both.server.check_logs()
@@ -331,7 +331,7 @@ async fn lists_come_in_pages() -> Result<()> {
         }
     }
     let expected: Vec<_> = (0..5)
-        .map(|number| format!("acme/shop/t{number}"))
+        .map(|number| format!("persistent://acme/shop/t{number}"))
         .collect();
     assert_eq!(json!(names), json!(expected));
     both.server.stop()?;

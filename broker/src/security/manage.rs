@@ -82,7 +82,10 @@ impl Guard {
         match has_room {
             true => Ok(()),
             false => Err(BrokerError::Quota {
-                what: "the number of tokens and grants",
+                limit: "records of security",
+                what: "tokens and grants",
+                scope: "the cluster".to_owned(),
+                used: records::ADDED_MAX,
                 max: records::ADDED_MAX,
             }),
         }

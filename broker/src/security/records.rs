@@ -35,7 +35,7 @@ const RETRY: Duration = Duration::from_millis(500);
 /// gets old then, and decides nothing after a while.
 const RECORDS_MAX: usize = 200_000;
 /// Records beyond which none are added.
-pub(crate) const ADDED_MAX: usize = 100_000;
+pub(crate) const ADDED_MAX: u64 = 100_000;
 
 /// See the module.
 pub(crate) struct Records {
@@ -227,7 +227,7 @@ impl State {
 
     /// Whether there is room for another record.
     pub(crate) fn has_room(&self) -> bool {
-        self.tokens.len() + self.grants.len() < ADDED_MAX
+        ((self.tokens.len() + self.grants.len()) as u64) < ADDED_MAX
     }
 
     fn put(&mut self, stored: &Versioned) {

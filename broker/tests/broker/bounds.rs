@@ -9,6 +9,7 @@ use aquifer_model::subscription::SubscriptionType;
 use aquifer_protocol_api::admin::Admin;
 use aquifer_protocol_api::consumer::Subscribe;
 use aquifer_protocol_api::error::ErrorKind;
+use aquifer_runtime::task::TaskGroup;
 
 use crate::policies::{here, of_topic, set, unset};
 use crate::support::{Harness, ctx, eventually, kind, name, open, soon, subscribe, until};
@@ -124,7 +125,7 @@ async fn producers_wait_while_a_backlog_is_at_its_quota() {
         harness.stats("orders").await.held_back_by.as_deref() == Some("backlogQuota")
     };
     let (sender, mut receiver) = tokio::sync::mpsc::channel(100_000);
-    let publishing = tokio::spawn(async move {
+    let publishing = TaskGroup::new("test").spawn("beside", async move {
         loop {
             let receipt = producer.publish(&["more"]).await;
             if sender.send(receipt).await.is_err() {

@@ -14,7 +14,7 @@ use aquifer_protocol_api::consumer::Held;
 use aquifer_protocol_api::data_plane::DataPlane;
 use aquifer_protocol_api::error::{ErrorKind, Outcome};
 use aquifer_protocol_api::pull::{Append, Read, ReadLimits};
-use tokio::task::JoinHandle;
+use aquifer_runtime::task::{TaskGroup, TaskHandle};
 
 use crate::policies::{here, of_topic, set, unset};
 use crate::support::{Harness, Producer, batch, ctx, eventually, name, open, soon, until};
@@ -34,9 +34,9 @@ fn publish_rate(messages: u64) -> Policies {
 }
 
 /// Publishes beside the test, which may take long.
-fn publishing(mut producer: Producer, payloads: &[&str]) -> JoinHandle<Producer> {
+fn publishing(mut producer: Producer, payloads: &[&str]) -> TaskHandle<Producer> {
     let payloads: Vec<String> = payloads.iter().map(ToString::to_string).collect();
-    tokio::spawn(async move {
+    TaskGroup::new("test").spawn("beside", async move {
         let payloads: Vec<&str> = payloads.iter().map(String::as_str).collect();
         producer.publish(&payloads).await;
         producer
@@ -60,7 +60,7 @@ async fn what_is_over_the_rate_of_a_topic_waits_and_passes_when_it_is_raised() {
     let published = Arc::new(AtomicUsize::new(0));
     let stop = Arc::new(AtomicBool::new(false));
     let (count, stopped) = (Arc::clone(&published), Arc::clone(&stop));
-    let publishing = tokio::spawn(async move {
+    let publishing = TaskGroup::new("test").spawn("beside", async move {
         while !stopped.load(Ordering::SeqCst) {
             producer.publish(&["m"]).await;
             count.fetch_add(1, Ordering::SeqCst);
@@ -214,7 +214,8 @@ async fn appends_without_a_session_have_the_same_rate() {
     assert!(first.is_ok(), "{first:?}");
     let broker = Arc::clone(&harness.broker);
     let second = append(100);
-    let waiting = tokio::spawn(async move { broker.append(&ctx(), second).await });
+    let waiting =
+        TaskGroup::new("test").spawn("beside", async move { broker.append(&ctx(), second).await });
     held_back(&harness, "orders", "publishRate").await;
     unset(&harness.broker, of_topic("orders"), PolicyName::PublishRate).await;
     let second = soon("the append that waited", waiting).await.unwrap();

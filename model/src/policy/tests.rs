@@ -125,8 +125,8 @@ proptest! {
         prop_assert_eq!(names.as_slice(), PolicyName::ALL);
         let all = Policies::from(effective);
         for (name, origin) in origins {
-            let said = levels.iter().filter(|(_, policies)| policies.has(name));
-            let nearest = said.last();
+            let mut said = levels.iter().filter(|(_, policies)| policies.has(name));
+            let nearest = said.next_back();
             prop_assert_eq!(origin.level, nearest.map_or(Level::Default, |(level, _)| *level));
             let Some((_, said)) = nearest.filter(|_| origin.capped_by.is_none()) else {
                 continue;

@@ -314,7 +314,7 @@ async fn a_read_that_waits_takes_no_place_of_a_call_and_ends_with_the_server() {
     let before = served.broker.calls();
     let waiting = {
         let client = served.client.clone();
-        tokio::spawn(async move {
+        TaskGroup::new("client").spawn("waiting", async move {
             let limits = ReadLimits {
                 bytes_max: 1,
                 batches_max: 1,

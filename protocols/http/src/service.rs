@@ -54,6 +54,8 @@ const NO_SNIFF: HeaderValue = HeaderValue::from_static("nosniff");
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 type Answer = Response<Full<Bytes>>;
+/// An answer that is on its way.
+type Answering = Pin<Box<dyn Future<Output = Result<Answer, Infallible>> + Send>>;
 
 /// Serves every path below `/api/v1/` out of a gRPC service; clones are the same.
 #[derive(Debug, Clone)]
@@ -106,13 +108,13 @@ where
 {
     type Response = Answer;
     type Error = Infallible;
-    type Future = Pin<Box<dyn Future<Output = Result<Answer, Infallible>> + Send>>;
+    type Future = Answering;
 
     fn poll_ready(&mut self, _context: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
         Poll::Ready(Ok(()))
     }
 
-    fn call(&mut self, request: Request<B>) -> Self::Future {
+    fn call(&mut self, request: Request<B>) -> Answering {
         let rest = self.clone();
         Box::pin(async move { Ok(rest.serve(request).await) })
     }

@@ -10,23 +10,16 @@ use crate::support::{kind, name};
 
 const DENIED: Option<ErrorKind> = Some(ErrorKind::PermissionDenied);
 
-#[tokio::test]
-async fn a_tenant_is_administered_within_its_bounds() {
-    let secured = Secured::start().await;
-    secured.tenants().await;
-    let broker = secured.broker();
-    let made = secured.token(Some("acme"), "boss").await;
-    let role = |principal: &str, role: &str, of: &str| AddGrant {
+fn role(principal: &str, role: &str, of: &str) -> AddGrant {
+    AddGrant {
         given: Given::Role(role.to_owned()),
         ..grant(principal, &[], of)
-    };
-    let boss = &made.token.principal;
-    let admin = secured.admin();
-    let added = broker.add_grant(&admin, role(boss, "tenant-admin", "acme"));
-    added.await.unwrap();
-    let boss = secured.caller(&made.secret);
-    // Within its tenant, to others and to itself.
-    for grant in [
+    }
+}
+
+/// To others and to itself.
+fn within_its_tenant() -> [AddGrant; 4] {
+    [
         grant(
             "token:acme/app",
             &[Action::Describe, Action::Produce],
@@ -40,19 +33,37 @@ async fn a_tenant_is_administered_within_its_bounds() {
         role("token:acme/boss", "developer", "acme"),
         // It holds this one itself.
         role("token:acme/deputy", "namespace-admin", "acme/shop"),
-    ] {
+    ]
+}
+
+fn beyond_its_tenant() -> [AddGrant; 4] {
+    [
+        grant("token:acme/app", &[Action::Describe], "beta"),
+        grant("token:acme/app", &[Action::Describe], ""),
+        grant("token:acme/app", &[Action::Describe], "acm*"),
+        grant("token:acme/app", &[Action::Audit], "acme"),
+    ]
+}
+
+#[tokio::test]
+async fn a_tenant_is_administered_within_its_bounds() {
+    let secured = Secured::start().await;
+    secured.tenants().await;
+    let broker = secured.broker();
+    let made = secured.token(Some("acme"), "boss").await;
+    let boss = &made.token.principal;
+    let admin = secured.admin();
+    let added = broker.add_grant(&admin, role(boss, "tenant-admin", "acme"));
+    added.await.unwrap();
+    let boss = secured.caller(&made.secret);
+    for grant in within_its_tenant() {
         assert_eq!(
             kind(&broker.add_grant(&boss, grant.clone()).await),
             None,
             "{grant:?}"
         );
     }
-    for grant in [
-        grant("token:acme/app", &[Action::Describe], "beta"),
-        grant("token:acme/app", &[Action::Describe], ""),
-        grant("token:acme/app", &[Action::Describe], "acm*"),
-        grant("token:acme/app", &[Action::Audit], "acme"),
-    ] {
+    for grant in beyond_its_tenant() {
         assert_eq!(
             kind(&broker.add_grant(&boss, grant.clone()).await),
             DENIED,

@@ -151,6 +151,7 @@ mod tests {
         let unknown = v1::PolicyOrigin {
             policy: String::new(),
             level: 99,
+            ..v1::PolicyOrigin::default()
         };
         assert_eq!(written(&unknown, "PolicyOrigin")["level"], 99);
     }

@@ -1,4 +1,5 @@
-//! What a request to a path comes to: its body, its query, its path and If-Match become one message.
+//! What a request to a path comes to: its body, its query, its path and If-Match become one
+//! message.
 
 use aquifer_proto::v1::ErrorCode;
 use http::StatusCode;

@@ -39,16 +39,18 @@ impl Body for Text {
     }
 }
 
+type Echoed = std::future::Ready<Result<Response<Text>, Infallible>>;
+
 impl Service<Request<Incoming>> for Echo {
     type Response = Response<Text>;
     type Error = Infallible;
-    type Future = std::future::Ready<Result<Response<Text>, Infallible>>;
+    type Future = Echoed;
 
     fn poll_ready(&mut self, _context: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
         Poll::Ready(Ok(()))
     }
 
-    fn call(&mut self, request: Request<Incoming>) -> Self::Future {
+    fn call(&mut self, request: Request<Incoming>) -> Echoed {
         let info = request.extensions().get::<TcpConnectInfo>().unwrap();
         let text = format!("{}", info.remote_addr().unwrap());
         std::future::ready(Ok(Response::new(Text(Some(text.into())))))
