@@ -35,7 +35,8 @@ impl AuthSection {
     /// The token of the file for scrapers, if there is one.
     ///
     /// # Errors
-    /// When the file cannot be read, others than its owner can, or the token is too short.
+    /// When the file cannot be read, others than its owner and its group can, or the token is too
+    /// short.
     pub fn scrape_token(&self) -> Result<Option<Secret>, CliError> {
         let Some(path) = self.scrape_token_file.as_deref() else {
             return Ok(None);
@@ -44,8 +45,9 @@ impl AuthSection {
             CliError::failed(format!("auth.scrape_token_file {}: {text}", path.display()))
         };
         let mode = fs::metadata(path).map_err(|error| refused(error.to_string()))?;
-        if mode.permissions().mode() & 0o077 != 0 {
-            let error = refused("others than its owner can read it".to_owned());
+        // As for keys: an orchestrator gives a group the files of secrets that a process reads.
+        if mode.permissions().mode() & 0o027 != 0 {
+            let error = refused("others than its owner and its group can read it".to_owned());
             return Err(error.advise(format!("chmod 600 {}", path.display())));
         }
         let text = fs::read_to_string(path).map_err(|error| refused(error.to_string()))?;
@@ -111,6 +113,8 @@ mod tests {
         let token = section.scrape_token().unwrap().unwrap();
         assert_eq!(token.expose(), "0123456789abcdef");
         fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();
+        assert!(section.scrape_token().unwrap().is_some());
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
         let error = section.scrape_token().unwrap_err();
         assert!(error.advice().contains("chmod 600"), "{error}");
         save(&path, &Secret::new("short")).unwrap();
