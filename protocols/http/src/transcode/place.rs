@@ -60,10 +60,16 @@ impl<'t> Place<'t> {
         }
         self.parameters(query, &mut message, &mut reader)?;
         self.path(&mut message, &mut reader);
-        self.if_match(headers, &mut message, &mut reader)?;
+        let has_version = self.if_match(headers, &mut message, &mut reader);
         let violations = reader.violations();
         if !violations.is_empty() {
             return Err(Problem::violated(violations));
+        }
+        // After what is wrong in itself: to read it again does not help there.
+        if !has_version {
+            let text = "it never had this version";
+            return Err(Problem::new(ErrorCode::Conflict, text)
+                .advise("read it again, and repeat the change on what it is now"));
         }
         let names_version = |field| message.has_field(field);
         Ok(Call {
@@ -174,39 +180,37 @@ impl<'t> Place<'t> {
         }
     }
 
+    /// Whether If-Match, if it is given, can be a version of what is there.
     fn if_match(
         &self,
         headers: &HeaderMap,
         message: &mut DynamicMessage,
         reader: &mut Reader,
-    ) -> Result<(), Problem> {
+    ) -> bool {
         const NAME: &str = "If-Match";
         let mut given = headers.get_all(IF_MATCH).iter();
         let Some(value) = given.next() else {
-            return Ok(());
+            return true;
         };
         let Some(field) = &self.route.if_match else {
             reader.wrong(NAME, "what this path changes has no versions");
-            return Ok(());
+            return true;
         };
         let text = value.to_str().ok().filter(|_| given.next().is_none());
         let tag = text.and_then(|text| text.strip_prefix('"')?.strip_suffix('"'));
         let Some(tag) = tag.filter(|tag| !tag.contains('"')) else {
             reader.wrong(NAME, "give one ETag as it was answered, with its quotes");
-            return Ok(());
+            return true;
         };
         // Not one of ours: it is no version that there is.
         let Ok(version @ Value::U64(_)) = json::from_text(&field.kind(), tag) else {
-            return Err(
-                Problem::new(ErrorCode::Conflict, "it never had this version")
-                    .advise("read it again, and repeat the change on what it is now"),
-            );
+            return false;
         };
         if message.has_field(field) && *message.get_field(field) != version {
             reader.wrong(field.json_name(), "If-Match says something else");
         }
         message.set_field(field, version);
-        Ok(())
+        true
     }
 }
 

@@ -327,6 +327,11 @@ fn versions_are_etags() {
             "{other}"
         );
     }
+    assert_eq!(
+        status("\"x\"", r#"{"more": 1}"#),
+        StatusCode::BAD_REQUEST,
+        "it would stay wrong"
+    );
     let without = call(&transcoder, "PATCH", &target, &json_headers(), b"{}").unwrap();
     assert!(!without.conditional);
 
