@@ -6,7 +6,7 @@
 use aquifer_metadata::keys;
 use aquifer_protocol_api::access::{Access, Action, Resource};
 use aquifer_protocol_api::admin::{Page, PageRequest};
-use aquifer_protocol_api::context::{AuthMethod, Principal, RequestContext};
+use aquifer_protocol_api::context::{Principal, RequestContext};
 use aquifer_protocol_api::error::ApiResult;
 use aquifer_protocol_api::scope::GrantScope;
 use aquifer_protocol_api::security::{
@@ -33,9 +33,8 @@ impl Broker {
 
     /// What changing a token needs: its own holder may, and who may grant where it belongs.
     fn need_of_token(&self, ctx: &RequestContext, id: &str) -> (Action, Resource) {
-        if let Principal::Named(identity) = &ctx.principal
-            && matches!(&identity.method, AuthMethod::Token { id: own, .. } if own == id)
-        {
+        let guard = self.shared.guard.as_ref();
+        if guard.is_some_and(|guard| guard.shows(ctx, id)) {
             return (Action::Authenticate, Resource::Caller);
         }
         let tenant = self.shared.guard.as_ref().and_then(|guard| {

@@ -9,6 +9,7 @@ use aquifer_proto::v1::TokenRecord;
 use aquifer_protocol_api::admin::{Page, PageRequest};
 use aquifer_protocol_api::context::{AuthMethod, RequestContext};
 use aquifer_protocol_api::security::{CreateToken, NewToken, TokenInfo};
+use aquifer_runtime::secret;
 
 use super::{LIFETIME_MS_MAX, drawn_id, end_of, limit_of};
 use crate::error::BrokerError;
@@ -176,12 +177,24 @@ impl Guard {
         Ok(token)
     }
 
+    /// Whether a caller shows the present text of a token. A former one, which is good for its
+    /// grace period, changes nothing: with it a thief could shut the holder out.
+    pub(crate) fn shows(&self, ctx: &RequestContext, id: &str) -> bool {
+        let Some(AuthMethod::Token { id: own, digest }) =
+            ctx.principal.identity().map(|identity| &identity.method)
+        else {
+            return false;
+        };
+        let is_present = |token: &Token| secret::same(&token.record.secret_sha256, digest);
+        own == id
+            && self
+                .records
+                .read(|state| state.token(id).is_some_and(is_present))
+    }
+
     /// The same for a token that is there, unless it is the caller's own.
     fn check_may_speak_for(&self, ctx: &RequestContext, id: &str) -> Result<(), BrokerError> {
-        let identity = ctx.principal.identity();
-        let is_own = identity.is_some_and(
-            |identity| matches!(&identity.method, AuthMethod::Token { id: own, .. } if own == id),
-        );
+        let is_own = self.shows(ctx, id);
         let principal = self
             .records
             .read(|state| state.token(id).map(Token::principal));

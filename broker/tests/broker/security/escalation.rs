@@ -1,7 +1,9 @@
 //! Nothing is given that its giver does not have, or may not give.
 
+use aquifer_model::policy::{Policies, PolicyName, PolicyScope, PolicyUpdate};
 use aquifer_model::topic::SubscriptionName;
 use aquifer_protocol_api::access::{Action, Resource};
+use aquifer_protocol_api::admin::Admin;
 use aquifer_protocol_api::error::ErrorKind;
 use aquifer_protocol_api::security::{AddGrant, CheckAccess, CreateToken, Given, Security};
 
@@ -180,4 +182,69 @@ async fn a_repeated_request_makes_one_grant_and_checks_say_which_decides() {
         .check_access(&admin, ask(Action::Describe, topic()))
         .await;
     assert!(!gone.unwrap().allowed);
+}
+
+/// Who has found a former text of a token cannot keep its holder out with it.
+#[tokio::test]
+async fn a_former_secret_changes_nothing() {
+    let secured = Secured::start().await;
+    let broker = secured.broker();
+    let made = secured.token(None, "app").await;
+    let id = made.token.id.clone();
+    let holder = secured.caller(&made.secret);
+    let rotated = broker.rotate_token(&holder, id.clone(), None).await;
+    let present = secured.caller(&rotated.unwrap().secret);
+    // The former text still authenticates, and no more than that.
+    let former = secured.caller(&made.secret);
+    let rotated = broker.rotate_token(&former, id.clone(), Some(0)).await;
+    assert_eq!(kind(&rotated), DENIED);
+    let revoked = broker.revoke_token(&former, id.clone()).await;
+    assert_eq!(kind(&revoked), DENIED);
+    assert_eq!(kind(&broker.revoke_token(&present, id).await), None);
+}
+
+/// Ceilings are set by those who manage the level above.
+#[tokio::test]
+async fn a_tenant_does_not_lift_its_own_ceilings() {
+    let secured = Secured::start().await;
+    secured.tenants().await;
+    let broker = secured.broker();
+    let manager = secured
+        .with("manager", &[(&[Action::Manage], "acme")])
+        .await;
+    let tenant = PolicyScope::Tenant("acme".to_owned());
+    let lower = || PolicyUpdate {
+        set: Policies {
+            message_bytes_max: Some(1_000),
+            ..Policies::default()
+        },
+        unset: Vec::new(),
+        version: None,
+    };
+    let lift = PolicyUpdate {
+        set: Policies::default(),
+        unset: vec![PolicyName::MessageBytesMax],
+        version: None,
+    };
+    let admin = secured.admin();
+    let set = broker.update_policies(&admin, tenant.clone(), lower());
+    assert_eq!(kind(&set.await), None);
+    for update in [lower(), lift] {
+        let refused = broker.update_policies(&manager, tenant.clone(), update);
+        assert_eq!(kind(&refused.await), DENIED);
+    }
+    let others = PolicyUpdate {
+        set: Policies {
+            deduplication: Some(true),
+            ..Policies::default()
+        },
+        unset: Vec::new(),
+        version: None,
+    };
+    let set = broker.update_policies(&manager, tenant, others);
+    assert_eq!(kind(&set.await), None);
+    // Of what is below its own level it may.
+    let below = PolicyScope::Namespace("acme/shop".parse().unwrap());
+    let set = broker.update_policies(&manager, below, lower());
+    assert_eq!(kind(&set.await), None);
 }
