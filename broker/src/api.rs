@@ -201,7 +201,11 @@ impl Admin for Broker {
             ctx,
             "update_policies",
             Action::Manage,
-            resource_of(&scope),
+            // Nothing lifts a ceiling of its own.
+            match update.changes_ceilings() {
+                true => above(&scope),
+                false => resource_of(&scope),
+            },
             self.shared.namespaces.policies().update(&scope, &update)
         )
     }
@@ -467,6 +471,15 @@ fn described(create: bool) -> Action {
 }
 
 /// What policies belong to.
+/// Who manages this sets the ceilings of a scope.
+fn above(scope: &PolicyScope) -> Resource {
+    match scope {
+        PolicyScope::Tenant(_) => Resource::Cluster,
+        PolicyScope::Namespace(name) => Resource::Tenant(name.tenant().to_owned()),
+        PolicyScope::Topic(name) => Resource::Namespace(name.namespace().clone()),
+    }
+}
+
 fn resource_of(scope: &PolicyScope) -> Resource {
     match scope {
         PolicyScope::Tenant(name) => Resource::Tenant(name.clone()),

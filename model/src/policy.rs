@@ -106,6 +106,14 @@ macro_rules! policies {
                 }
             }
 
+            /// Whether the lowest value of all levels is in force.
+            #[must_use]
+            pub fn is_ceiling(self) -> bool {
+                match self {
+                    $(PolicyName::$variant => stringify!($kind) == "ceiling",)*
+                }
+            }
+
             /// Where it may be set: where the broker gives effect to it.
             #[must_use]
             pub const fn levels(self) -> &'static [Level] {
@@ -397,6 +405,14 @@ pub struct PolicyUpdate {
 }
 
 impl PolicyUpdate {
+    /// Whether it sets or lifts a ceiling of its scope.
+    #[must_use]
+    pub fn changes_ceilings(&self) -> bool {
+        let is_named = |name: &&PolicyName| self.set.has(**name) || self.unset.contains(name);
+        let mut named = PolicyName::ALL.iter().filter(is_named);
+        named.any(|name| name.is_ceiling())
+    }
+
     /// The policies with the change made.
     #[must_use]
     pub fn apply(&self, to: Policies) -> Policies {
