@@ -37,6 +37,9 @@ pub struct GrpcConfig {
     /// Reads of the pull service at once, which may wait for messages; more are answered with
     /// `Overloaded`.
     pub reads_max: usize,
+    /// Appends of the pull service at once, which may wait for rates and quotas; more are answered
+    /// with `Overloaded`.
+    pub appends_max: usize,
     /// HTTP/2 window of a stream: what a peer may send before it is read.
     pub stream_window_bytes: u32,
     /// HTTP/2 window of a connection, shared by its streams.
@@ -90,6 +93,7 @@ impl Default for GrpcConfig {
             inbound_bytes_max: 32 << 20,
             calls_max: 4096,
             reads_max: 16_384,
+            appends_max: 4096,
             stream_window_bytes: 256 << 10,
             connection_window_bytes: 8 << 20,
             http2_frame_bytes: 64 << 10,
@@ -133,6 +137,7 @@ impl GrpcConfig {
         within("streams_per_connection_max", streams, 1, 1_000_000)?;
         within("calls_max", count(self.calls_max), 1, 1_000_000)?;
         within("reads_max", count(self.reads_max), 1, 1_000_000)?;
+        within("appends_max", count(self.appends_max), 1, 1_000_000)?;
         // A message and what decoding it takes must fit.
         let inbound = count(self.inbound_bytes_max);
         within("inbound_bytes_max", inbound, 8 << 20, 1 << 40)?;

@@ -42,8 +42,10 @@ pub(crate) struct Gate {
     stream: InboundLimits,
     unary: InboundLimits,
     append: InboundLimits,
-    /// Places of reads: those that wait leave the places of other calls free.
+    /// Places of reads, which wait for messages, and of appends, which wait for rates: other calls
+    /// keep theirs.
     reads: Arc<Semaphore>,
+    appends: Arc<Semaphore>,
 }
 
 impl Gate {
@@ -57,6 +59,7 @@ impl Gate {
         let places = |max: usize| Arc::new(Semaphore::new(max.min(Semaphore::MAX_PERMITS)));
         Gate {
             reads: places(config.reads_max),
+            appends: places(config.appends_max),
             budgets: InboundBudgets {
                 room: ByteBudget::new(config.inbound_bytes_max),
                 waiting: ByteBudget::new(config.inbound_bytes_max),
@@ -93,7 +96,10 @@ impl Gate {
             request.extensions_mut().insert(peer.tcp);
         }
         let limits = match request.uri().path() {
-            APPEND => self.append,
+            APPEND => {
+                budgets.calls = Arc::clone(&self.appends);
+                self.append
+            }
             READ => {
                 budgets.calls = Arc::clone(&self.reads);
                 self.unary
