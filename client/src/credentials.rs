@@ -138,7 +138,8 @@ impl Credentials {
         {
             return Ok(held.shown);
         }
-        let fetched = source.fetch(&self.clock).await;
+        // On the heap: it holds a whole connection to an issuer, and every call waits here.
+        let fetched = Box::pin(source.fetch(&self.clock)).await;
         match fetched.and_then(|fetched| self.keep(source, fetched)) {
             Ok(shown) => Ok(shown),
             Err(error) => {
@@ -172,7 +173,7 @@ impl Credentials {
                 return Ok(false);
             }
         }
-        let fetched = source.fetch(&self.clock).await?;
+        let fetched = Box::pin(source.fetch(&self.clock)).await?;
         Ok(self.keep(source, fetched)?.number != refused)
     }
 
