@@ -54,7 +54,7 @@ const NO_SNIFF: HeaderValue = HeaderValue::from_static("nosniff");
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 type Answer = Response<Full<Bytes>>;
-/// An answer that is on its way.
+/// An answer to come.
 type Answering = Pin<Box<dyn Future<Output = Result<Answer, Infallible>> + Send>>;
 
 /// Serves every path below `/api/v1/` out of a gRPC service; clones are the same.
