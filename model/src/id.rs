@@ -133,6 +133,10 @@ random_id! {
     /// One consumer object of an application on one topic or partition; tells a reconnect from a
     /// rival.
     ConsumerInstance,
+    /// One attempt to write one object: never used again (H22).
+    AttemptId,
+    /// A bucket or directory of objects; its marker and its record repeat it.
+    LocationId,
 }
 
 fn parse_hex16(text: &str) -> Option<[u8; 16]> {

@@ -46,8 +46,59 @@ pub struct LedgerStats {
     pub entries: u64,
     /// Bytes.
     pub bytes: u64,
-    /// `open` or `closed`.
-    pub state: &'static str,
+    /// Where it is in its life.
+    pub state: LedgerPlace,
+    /// Whether bookies have it.
+    pub local: bool,
+    /// The object that it is in.
+    pub object: Option<String>,
+}
+
+/// Where a ledger is in its life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LedgerPlace {
+    /// It takes entries.
+    Open,
+    /// It never changes again.
+    Closed,
+    /// It is being written into an object.
+    Offloading,
+    /// It is in an object.
+    Offloaded,
+}
+
+impl LedgerPlace {
+    /// Its name, as every protocol shows it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            LedgerPlace::Open => "open",
+            LedgerPlace::Closed => "closed",
+            LedgerPlace::Offloading => "offloading",
+            LedgerPlace::Offloaded => "offloaded",
+        }
+    }
+
+    /// What is called so; another name, of a newer version, is of a closed ledger.
+    #[must_use]
+    pub fn named(name: &str) -> LedgerPlace {
+        let all = [
+            LedgerPlace::Open,
+            LedgerPlace::Offloading,
+            LedgerPlace::Offloaded,
+        ];
+        let found = all.into_iter().find(|place| place.name() == name);
+        found.unwrap_or(LedgerPlace::Closed)
+    }
+}
+
+/// Ledgers that are to be offloaded and are not yet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct OffloadProgress {
+    /// How many.
+    pub ledgers: u64,
+    /// Their bytes.
+    pub bytes: u64,
 }
 
 /// A connected producer.
