@@ -13,6 +13,8 @@ use aquifer_client::{
 };
 
 use crate::fake::{Consume, Fake, Produce, delivery, subscribed};
+use tracing_subscriber::filter::dynamic_filter_fn;
+use tracing_subscriber::layer::{Layer as _, SubscriberExt as _};
 
 fn write(path: &Path, token: &str) {
     let new = path.with_extension("new");
@@ -260,11 +262,13 @@ impl io::Write for Log {
 async fn no_log_shows_a_token() {
     let log = Log::default();
     let writer = log.clone();
-    let subscriber = tracing_subscriber::fmt()
-        .with_max_level(tracing_subscriber::filter::LevelFilter::TRACE)
-        .with_writer(move || writer.clone())
-        .finish();
-    let _logging = tracing::subscriber::set_default(subscriber);
+    // For the whole process: a place in the code that a thread without a subscriber comes by first
+    // would stay silent on all. What is kept is that of this thread, on which this test runs.
+    let thread = std::thread::current().id();
+    let is_ours = dynamic_filter_fn(move |_, _| std::thread::current().id() == thread);
+    let layer = tracing_subscriber::fmt::layer().with_writer(move || writer.clone());
+    let subscriber = tracing_subscriber::registry().with(layer.with_filter(is_ours));
+    tracing::subscriber::set_global_default(subscriber).unwrap();
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("token");
     write(&path, "aqf_canary1");
@@ -275,8 +279,6 @@ async fn no_log_shows_a_token() {
     stream.deliver(1, 0, vec![delivery(0, 1)]).await;
     consumer.receive().await.unwrap();
     fake.settings.accept("aqf_canary2");
-    // A place in the code that another test came by while this subscriber was set may not know it.
-    tracing::callsite::rebuild_interest_cache();
     stream.fail(ErrorCode::Unauthenticated, false).await;
     let error = consumer.receive().await.map(|_| ()).unwrap_err();
     fs::remove_file(&path).unwrap();
