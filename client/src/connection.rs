@@ -374,10 +374,12 @@ async fn dial(
 }
 
 /// Adds what is likely wrong. The alert of a port with TLS begins with bytes that HTTP/2 takes for
-/// the length of a frame, which is too large.
+/// the length of a frame, which is too large; where the port closes before the alert is read, only
+/// the end of the connection is seen.
 fn hint(url: &str, reason: String) -> String {
+    const SIGNS: [&str; 3] = ["frame with invalid size", "broken pipe", "connection reset"];
     match url.strip_prefix("http://") {
-        Some(rest) if reason.contains("frame with invalid size") => {
+        Some(rest) if SIGNS.iter().any(|sign| reason.contains(sign)) => {
             format!("it may speak TLS, try https://{rest} ({reason})")
         }
         _ => reason,
@@ -459,6 +461,20 @@ mod tests {
         for bad in ["", "http://", "ftp://x:1", "http://a b"] {
             assert!(text(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn a_port_that_may_speak_tls_is_told_of() {
+        let told = |url, reason: &str| hint(url, reason.to_owned()).contains("https://b:1");
+        for sign in [
+            "connection error: frame with invalid size",
+            "stream closed because of a broken pipe",
+            "connection reset by peer",
+        ] {
+            assert!(told("http://b:1", sign), "{sign}");
+            assert!(!told("https://b:1", sign), "{sign}");
+        }
+        assert!(!told("http://b:1", "connection refused"));
     }
 
     #[tokio::test]
