@@ -29,6 +29,8 @@ use tokio::sync::oneshot;
 use crate::context::LedgerContext;
 use crate::error::LedgerError;
 use crate::ledger_metadata::{self, LedgerInfo};
+use crate::objects;
+use crate::offload::{Copies, Offload, OffloadStep};
 
 const NO_TOKEN: CreationToken = CreationToken([0; 16]);
 
@@ -87,6 +89,15 @@ impl Intent {
             home: info.map(|info| info.home.clone()).unwrap_or_default(),
             copies_only: info.is_some(),
             revision: Revision(0),
+        }
+    }
+
+    /// The intent that every bookie deletes what it has of a ledger that lives on in an object.
+    #[must_use]
+    pub(crate) fn of_copies(info: &LedgerInfo) -> Intent {
+        Intent {
+            copies_only: true,
+            ..Intent::of(info)
         }
     }
 
@@ -323,10 +334,26 @@ async fn end(store: &dyn MetadataStore, intent: &Intent) -> Result<Vec<Operation
             expect: as_it_is,
         });
         operations.push(forget_mark(intent.ledger));
+        operations.extend(objects::condemned(store, &info).await?);
     } else if intent.copies_only {
-        operations.push(info.put(as_it_is));
+        operations.push(without_copies(info, intent)?.put(as_it_is));
     }
     Ok(operations)
+}
+
+/// The record of a ledger after an intent for copies of it: the last of those that were to go are
+/// gone.
+fn without_copies(info: LedgerInfo, intent: &Intent) -> Result<LedgerInfo, LedgerError> {
+    let attempt = match &info.offload {
+        Some(Offload::Stored {
+            attempt,
+            copies: Copies::Going,
+            ..
+        }) if info.bookies().is_subset(&intent.bookies) => *attempt,
+        _ => return Ok(info),
+    };
+    let next = info.offloaded(attempt, &OffloadStep::CopiesGone)?;
+    Ok(next.unwrap_or(info))
 }
 
 /// A mark of a ledger that is no more says nothing.

@@ -18,6 +18,7 @@ pub mod index;
 pub mod ledger_metadata;
 pub mod marks;
 pub mod metrics;
+pub mod objects;
 pub mod offload;
 pub mod placement;
 pub mod reader;

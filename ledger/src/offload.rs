@@ -23,23 +23,13 @@ use std::collections::BTreeMap;
 use aquifer_metadata::keys;
 use aquifer_metadata::store::{Guard, MetadataStore, Operation, Versioned};
 use aquifer_metadata::update::{Change, UpdateError, Updated};
-use aquifer_model::id::LedgerId;
+use aquifer_model::id::{AttemptId, LedgerId};
 use aquifer_proto::v1;
 use bytes::Bytes;
 use thiserror::Error;
 
 use crate::error::LedgerError;
 use crate::ledger_metadata::{LedgerInfo, LedgerState};
-
-/// One attempt to write one object. Random.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct AttemptId(pub [u8; 16]);
-
-impl std::fmt::Display for AttemptId {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
-    }
-}
 
 /// Where the bytes of a ledger are in an object store.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -56,6 +46,8 @@ pub struct StoredObject {
     pub checksum: u64,
     /// When it was verified, in milliseconds since 1970.
     pub stored_ms: u64,
+    /// Where its index begins.
+    pub index_offset: u64,
 }
 
 /// What becomes of the copies at bookies.
@@ -155,14 +147,17 @@ impl Offload {
     }
 
     /// Whether bookies owe the ledger as if it were not offloaded.
-    pub(crate) fn keeps_copies(&self) -> bool {
+    #[must_use]
+    pub fn keeps_copies(&self) -> bool {
         match self {
             Offload::Claimed { .. } => true,
             Offload::Stored { copies, .. } => *copies == Copies::Kept,
         }
     }
 
-    pub(crate) fn copies_are_gone(&self) -> bool {
+    /// Whether no bookie has a copy any more.
+    #[must_use]
+    pub fn copies_are_gone(&self) -> bool {
         matches!(
             self,
             Offload::Stored {
@@ -200,6 +195,7 @@ impl Offload {
                 size_bytes: object.size_bytes,
                 checksum: object.checksum,
                 stored_ms: object.stored_ms,
+                index_offset: object.index_offset,
             }),
             copies: copies.into(),
         }
@@ -208,12 +204,8 @@ impl Offload {
     /// Reads the part of a record; says what is wrong with it.
     pub(crate) fn from_record(record: v1::OffloadRecord) -> Result<Offload, &'static str> {
         let copies = record.copies();
-        let attempt: [u8; 16] = record
-            .attempt
-            .as_ref()
-            .try_into()
+        let attempt = AttemptId::try_from(record.attempt.as_ref())
             .map_err(|_| "its offload attempt is malformed")?;
-        let attempt = AttemptId(attempt);
         let Some(object) = record.object else {
             return match copies {
                 v1::BookieCopies::Unspecified => Ok(Offload::Claimed { attempt }),
@@ -232,6 +224,7 @@ impl Offload {
                 size_bytes: object.size_bytes,
                 checksum: object.checksum,
                 stored_ms: object.stored_ms,
+                index_offset: object.index_offset,
             },
             copies: match copies {
                 v1::BookieCopies::Kept => Copies::Kept,
@@ -385,4 +378,4 @@ pub async fn advance(
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

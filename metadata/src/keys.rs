@@ -16,7 +16,7 @@ use std::fmt;
 use std::str::FromStr;
 
 pub use aquifer_model::bundle::BundleRange;
-use aquifer_model::id::{BookieId, BrokerId, LEDGER_ID_MAX, LedgerId};
+use aquifer_model::id::{AttemptId, BookieId, BrokerId, LEDGER_ID_MAX, LedgerId};
 use aquifer_model::policy::PolicyScope;
 use aquifer_model::topic::{NamespaceName, TopicName};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
@@ -84,6 +84,12 @@ pub enum Key {
     Token(String),
     /// `auth/grants/T/ID`: what a principal may do in a tenant, or in the cluster.
     Grant(Option<String>, String),
+    /// `locations/N`: a place of objects.
+    Location(u32),
+    /// `oc/ATTEMPT`: an object that is being written.
+    Upload(AttemptId),
+    /// `od/ATTEMPT`: an object that is to be deleted.
+    DyingObject(AttemptId),
 }
 
 /// Which transactions a key may take part in.
@@ -250,6 +256,30 @@ pub fn deletion(ledger: LedgerId) -> String {
 /// What begins the keys of deletion intents.
 pub const DELETIONS_PREFIX: &str = "g/";
 
+/// Key of a place of objects. The number is padded, so that scans are in order.
+pub fn location(number: u32) -> String {
+    format!("{LOCATIONS_PREFIX}{number:010}")
+}
+
+/// What begins the keys of places of objects.
+pub const LOCATIONS_PREFIX: &str = "locations/";
+
+/// Key of an object that is being written.
+pub fn upload(attempt: AttemptId) -> String {
+    format!("{UPLOADS_PREFIX}{attempt}")
+}
+
+/// What begins the keys of objects that are being written.
+pub const UPLOADS_PREFIX: &str = "oc/";
+
+/// Key of an object that is to be deleted.
+pub fn dying_object(attempt: AttemptId) -> String {
+    format!("{DYING_OBJECTS_PREFIX}{attempt}")
+}
+
+/// What begins the keys of objects that are to be deleted.
+pub const DYING_OBJECTS_PREFIX: &str = "od/";
+
 /// Key of a counter of ids.
 pub fn id_range(name: &str) -> String {
     format!("ids/{}", escape(name))
@@ -352,7 +382,11 @@ pub fn partition_of(key: &str) -> MetadataResult<Partition<'_>> {
         Key::Topic(topic) | Key::SegmentPage(topic, _) | Key::Schema(topic, _) => {
             Partition::Named(partition_of_topic(&topic).into())
         }
-        Key::Ledger(_) | Key::UnderReplicated(_) | Key::Deletion(_) => Partition::OfOwner,
+        Key::Ledger(_)
+        | Key::UnderReplicated(_)
+        | Key::Deletion(_)
+        | Key::Upload(_)
+        | Key::DyingObject(_) => Partition::OfOwner,
         Key::Tenant(_)
         | Key::Broker(_)
         | Key::Bookie(_)
@@ -363,7 +397,8 @@ pub fn partition_of(key: &str) -> MetadataResult<Partition<'_>> {
         | Key::Cluster(_)
         | Key::Leader(_)
         | Key::Token(_)
-        | Key::Grant(..) => Partition::Named(CLUSTER_PARTITION.into()),
+        | Key::Grant(..)
+        | Key::Location(_) => Partition::Named(CLUSTER_PARTITION.into()),
     })
 }
 
@@ -410,6 +445,9 @@ impl fmt::Display for Key {
             Key::Leader(election) => leader(election),
             Key::Token(id) => token(id),
             Key::Grant(tenant, id) => grant(tenant.as_deref(), id),
+            Key::Location(number) => location(*number),
+            Key::Upload(attempt) => upload(*attempt),
+            Key::DyingObject(attempt) => dying_object(*attempt),
         })
     }
 }
@@ -462,6 +500,9 @@ fn parse(text: &str) -> Option<Key> {
             Key::Schema(topic_name(tenant, namespace, topic)?, version.parse().ok()?)
         }
         ["u", id] => Key::UnderReplicated(ledger_id(id)?),
+        ["locations", number] => Key::Location(number.parse().ok()?),
+        ["oc", attempt] => Key::Upload(attempt.parse().ok()?),
+        ["od", attempt] => Key::DyingObject(attempt.parse().ok()?),
         ["g", id] => Key::Deletion(ledger_id(id)?),
         ["ul", id] => Key::RepairLock(ledger_id(id)?),
         ["workers", worker] => Key::RepairWorker(name(worker)?),

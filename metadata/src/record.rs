@@ -75,6 +75,9 @@ records! {
     LockRecord = Lock / "lock",
     TokenRecord = Token / "token",
     GrantRecord = Grant / "grant",
+    LocationRecord = Location / "location",
+    UploadRecord = Upload / "upload",
+    DyingObjectRecord = DyingObject / "dying object",
 }
 
 /// The version of a ledger's record that says where its bytes are in an object store.
@@ -125,6 +128,9 @@ fn kind_at(key: &str) -> Option<(&'static str, u32)> {
         Key::RepairLock(_) => of::<v1::LockRecord>(),
         Key::Token(_) => of::<v1::TokenRecord>(),
         Key::Grant(..) => of::<v1::GrantRecord>(),
+        Key::Location(_) => of::<v1::LocationRecord>(),
+        Key::Upload(_) => of::<v1::UploadRecord>(),
+        Key::DyingObject(_) => of::<v1::DyingObjectRecord>(),
         Key::RepairWorker(_) | Key::Schema(..) | Key::Cluster(_) | Key::Leader(_) => None,
     }
 }

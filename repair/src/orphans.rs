@@ -97,9 +97,7 @@ impl OrphanAudit {
                 return Err(LedgerError::BadRecord(0, format!("key {}", item.key)));
             };
             let info = LedgerInfo::decode(id, item)?;
-            // No intent names an object yet: what deletes the record would lose the only pointer.
-            let has_object = info.offload.is_some();
-            if info.created_ms <= newest_ms && !has_object {
+            if info.created_ms <= newest_ms {
                 ledgers.insert(id.0);
             }
             Ok(())
@@ -141,10 +139,6 @@ impl OrphanAudit {
         let Some(info) = ledger_metadata::load(store, ledger).await? else {
             return Ok(false);
         };
-        // Its record is all that names the object, and may have been claimed since it was found.
-        if info.offload.is_some() {
-            return Ok(false);
-        }
         let transaction = Transaction {
             partition: info.home.clone(),
             guards: vec![Guard {

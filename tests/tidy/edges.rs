@@ -13,6 +13,7 @@ const RUNTIME: &str = "aquifer-runtime";
 const PROTO: &str = "aquifer-proto";
 const METADATA: &str = "aquifer-metadata";
 const LEDGER: &str = "aquifer-ledger";
+const COLD: &str = "aquifer-cold";
 const LOG: &str = "aquifer-log";
 const REPAIR: &str = "aquifer-repair";
 const BOOKIE: &str = "aquifer-bookie";
@@ -23,7 +24,7 @@ const REGISTRY: &str = "aquifer-protocol-registry";
 
 /// What each crate may depend on, bottom up. A crate that is not listed is a protocol
 /// (`aquifer-protocol-*`), or one of the two that may import everything below them.
-const ALLOWED: [(&str, &[&str]); 13] = [
+const ALLOWED: [(&str, &[&str]); 14] = [
     (MODEL, &[]),
     (RUNTIME, &[MODEL]),
     (PROTO, &[MODEL]),
@@ -31,7 +32,8 @@ const ALLOWED: [(&str, &[&str]); 13] = [
     (METADATA, &[MODEL, RUNTIME, PROTO]),
     (LEDGER, &[MODEL, RUNTIME, PROTO, METADATA]),
     (CLIENT, &[MODEL, RUNTIME, PROTO]),
-    (LOG, &[MODEL, RUNTIME, PROTO, METADATA, LEDGER]),
+    (COLD, &[MODEL, RUNTIME, PROTO, METADATA]),
+    (LOG, &[MODEL, RUNTIME, PROTO, METADATA, LEDGER, COLD]),
     (REPAIR, &[MODEL, RUNTIME, PROTO, METADATA, LEDGER]),
     (BOOKIE, &[MODEL, RUNTIME, PROTO, METADATA, LEDGER, REPAIR]),
     // Of ledgers the broker knows what logs show; its tests make worlds of them.

@@ -7,7 +7,7 @@ use crate::scan::SourceFile;
 const HOME: &str = "metadata/src/keys.rs";
 
 /// How the keys of the metadata store begin.
-const PREFIXES: [&str; 18] = [
+const PREFIXES: [&str; 21] = [
     "\"/aquifer/",
     "\"auth/",
     "\"t/{",
@@ -23,6 +23,9 @@ const PREFIXES: [&str; 18] = [
     "\"cookies/",
     "\"clusters/",
     "\"leaders/",
+    "\"locations/",
+    "\"oc/",
+    "\"od/",
     "\"~/",
     "\"rt/",
     "\"ledgers/{",
@@ -30,9 +33,17 @@ const PREFIXES: [&str; 18] = [
 
 /// Keys written elsewhere. Tests may write keys: they check what is stored.
 pub fn check(file: &SourceFile) -> Vec<Violation> {
-    let server = ["metadata/", "ledger/", "broker/", "bookie/", "cli/"]
-        .iter()
-        .any(|directory| file.path.starts_with(directory));
+    let server = [
+        "metadata/",
+        "ledger/",
+        "cold/",
+        "log/",
+        "broker/",
+        "bookie/",
+        "cli/",
+    ]
+    .iter()
+    .any(|directory| file.path.starts_with(directory));
     let test = file.path.ends_with("/tests.rs") || file.path.contains("/tests/");
     if !server || test || file.path == HOME {
         return Vec::new();

@@ -51,7 +51,7 @@ const UNCLEAR: [(&str, &str); 11] = [
 ];
 
 /// Directories and files without unclear words and with comments of at most [`COMMENT_WIDTH`].
-const PLAIN: [&str; 21] = [
+const PLAIN: [&str; 22] = [
     "ARCHITECTURE.md",
     "CONTRIBUTING.md",
     "README.md",
@@ -59,6 +59,7 @@ const PLAIN: [&str; 21] = [
     "broker/src/",
     "cli/",
     "client/",
+    "cold/",
     "deploy/",
     "docs/",
     "examples/",

@@ -1,11 +1,11 @@
 //! Duties of random ledgers against a model that asks entry by entry.
 
 use aquifer_metadata::store::Revision;
-use aquifer_model::id::{CreationToken, LedgerId};
+use aquifer_model::id::{AttemptId, CreationToken, LedgerId};
 use proptest::prelude::*;
 
 use super::*;
-use crate::offload::{AttemptId, Copies, Offload, StoredObject};
+use crate::offload::{Copies, Offload, StoredObject};
 use crate::writer::machine::LedgerEnd;
 
 const BOOKIES: u8 = 7;
@@ -21,6 +21,7 @@ pub(crate) fn stored(copies: Copies) -> Offload {
             size_bytes: 1_000,
             checksum: 99,
             stored_ms: 5,
+            index_offset: 900,
         },
         copies,
     }

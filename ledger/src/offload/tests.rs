@@ -14,7 +14,7 @@ const ID: LedgerId = LedgerId(5);
 const A: AttemptId = AttemptId([1; 16]);
 const B: AttemptId = AttemptId([2; 16]);
 
-fn object(name: &str) -> StoredObject {
+pub(crate) fn object(name: &str) -> StoredObject {
     StoredObject {
         location: 3,
         name: name.to_owned(),
@@ -22,10 +22,11 @@ fn object(name: &str) -> StoredObject {
         size_bytes: 17 << 20,
         checksum: 0xfeed_beef,
         stored_ms: 1_000,
+        index_offset: 900,
     }
 }
 
-fn closed() -> LedgerInfo {
+pub(crate) fn closed() -> LedgerInfo {
     LedgerInfo {
         id: ID,
         token: CreationToken([1; 16]),
@@ -43,7 +44,7 @@ fn closed() -> LedgerInfo {
     }
 }
 
-async fn store_with(info: &LedgerInfo) -> MemoryStore {
+pub(crate) async fn store_with(info: &LedgerInfo) -> MemoryStore {
     let store = MemoryStore::default();
     let made = store.commit(Transaction {
         partition: info.home.clone(),

@@ -3,9 +3,10 @@
 
 use aquifer_ledger::deletion::{self, Intent};
 use aquifer_ledger::ledger_metadata::LedgerIds;
-use aquifer_ledger::offload::{AttemptId, OffloadStep, advance};
+use aquifer_ledger::offload::{OffloadStep, advance};
 use aquifer_ledger::recovery::driver::close_by_recovery;
 use aquifer_metadata::error::MetadataError;
+use aquifer_model::id::AttemptId;
 
 use super::audits::put;
 use super::*;

@@ -5,8 +5,9 @@ use std::collections::BTreeSet;
 
 use aquifer_ledger::deletion;
 use aquifer_ledger::index::LedgerIndex;
-use aquifer_ledger::offload::{self, AttemptId, OffloadError, OffloadStep, StoredObject};
+use aquifer_ledger::offload::{self, OffloadError, OffloadStep, StoredObject};
 use aquifer_ledger::reader::{Wanted, read_range};
+use aquifer_model::id::AttemptId;
 
 use super::audits::{put, topic_key, topic_of};
 use super::*;
@@ -28,6 +29,7 @@ async fn drop_copies(cluster: &Cluster, ledger: LedgerId) {
         size_bytes: 4_096,
         checksum: 1,
         stored_ms: 1,
+        index_offset: 900,
     };
     step(cluster, ledger, OffloadStep::Claim).await;
     step(cluster, ledger, OffloadStep::Store(object)).await;
@@ -146,14 +148,7 @@ async fn no_bookie_is_kept_for_them() {
 #[tokio::test(start_paused = true)]
 async fn audits_take_their_copies_and_leave_their_records() {
     let (cluster, kept, offloaded) = three(3).await;
-    // Nothing refers to them any more: no intent names an object yet, so their records stay.
-    put(&cluster, topic_key("t").0, topic_of(&[], &[])).await;
     cluster.pass_time(Duration::from_secs(2));
-    let mut audit = OrphanAudit::new(cluster.ctx.clone(), &cluster.config);
-    audit.pass().await.unwrap();
-    let second = audit.pass().await.unwrap();
-    assert_eq!(second.deleted, [kept]);
-    assert_eq!(cluster.world.store.keys(keys::LEDGERS_PREFIX).len(), 2);
     // What a bookie stores of them is superfluous (the drop was not carried out there).
     let mut audit = LocalAudit::new(cluster.ctx.clone(), bookie(1), &cluster.config);
     deletions::pass(&cluster, &mut audit, 1).await.unwrap();
@@ -161,7 +156,7 @@ async fn audits_take_their_copies_and_leave_their_records() {
     let named: BTreeSet<LedgerId> = report.intents.into_iter().collect();
     assert_eq!(named, offloaded.into());
     deletion::sweep_intents(&cluster.ctx.ledgers).await.unwrap();
-    assert_eq!(cluster.world.bookies.ledgers(bookie(1)), []);
+    assert_eq!(cluster.world.bookies.ledgers(bookie(1)), [kept]);
     for ledger in offloaded {
         let info = cluster.info(ledger).await;
         assert!(info.offload.is_some(), "its record is rewritten as it was");
@@ -169,5 +164,22 @@ async fn audits_take_their_copies_and_leave_their_records() {
     // A ledger that is deleted goes, although no bookie is named.
     let [_, gone] = offloaded;
     assert_eq!(inspect::delete(&cluster.ctx, gone).await, Ok(Some(0)));
-    assert_eq!(cluster.world.store.keys(keys::LEDGERS_PREFIX).len(), 1);
+    assert_eq!(cluster.world.store.keys(keys::LEDGERS_PREFIX).len(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn orphans_take_their_objects_along() {
+    let (cluster, kept, [going, gone]) = three(3).await;
+    put(&cluster, topic_key("t").0, topic_of(&[], &[])).await;
+    cluster.pass_time(Duration::from_secs(2));
+    let mut audit = OrphanAudit::new(cluster.ctx.clone(), &cluster.config);
+    audit.pass().await.unwrap();
+    let second = audit.pass().await.unwrap();
+    assert_eq!(second.deleted, [kept, going, gone]);
+    assert!(cluster.world.store.keys(keys::LEDGERS_PREFIX).is_empty());
+    // The attempts of this test share an id, and so the objects a key.
+    assert_eq!(
+        cluster.world.store.keys(keys::DYING_OBJECTS_PREFIX).len(),
+        1
+    );
 }

@@ -37,5 +37,12 @@ pub const HANDSHAKE_MAX: Duration = Duration::from_secs(10);
 /// How often the certificates of peers with open connections are checked again.
 pub const RECHECK: Duration = Duration::from_secs(30);
 
+/// Makes ring what libraries take that bring no cryptography along: called once, first of all. What
+/// is here names it itself.
+pub fn install_provider() {
+    // Only a second call fails, and changes nothing.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+}
+
 #[cfg(test)]
 mod tests;

@@ -1,0 +1,21 @@
+//! Objects that hold ledgers: their format, the stores that have them, and where these are.
+//!
+//! [`format`] is plain code over bytes. [`store::ColdStore`] is the seam to object stores; the one
+//! over a library is in [`library`], whose types no other module sees. [`object`] reads objects by
+//! their index, and [`location`] knows which stores a cluster uses. This crate knows neither
+//! bookies nor topic logs.
+#![deny(missing_docs)]
+
+pub mod cache;
+pub mod config;
+pub mod error;
+pub mod format;
+pub mod library;
+pub mod location;
+pub mod object;
+pub mod store;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
+#[cfg(test)]
+mod tests;
+pub mod upload;

@@ -1,0 +1,351 @@
+//! Where a cluster's objects are: places with a number, each with a record in metadata
+//! (`locations/N`) and a marker in the store, which repeat the same random id.
+//!
+//! Invariants:
+//! - A ledger names its place by the number, so that objects stay readable when new ones go
+//!   elsewhere. A record is never removed.
+//! - A missing bucket looks like missing objects. What a store says about absence counts only after
+//!   its marker was read and is right ([`Location::check`]); nothing is written or deleted in a
+//!   place with another marker, or with none where one was seen.
+//! - Places are opened when they are first needed: a store that is away keeps no process from
+//!   starting, and loading a topic asks for none.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use aquifer_metadata::error::MetadataError;
+use aquifer_metadata::store::{Expect, MetadataStore, Versioned};
+use aquifer_metadata::{keys, record, scan};
+use aquifer_model::id::LocationId;
+use aquifer_proto::v1;
+use aquifer_runtime::clock::SharedClock;
+use aquifer_runtime::rng::SharedRng;
+use bytes::Bytes;
+use tokio::sync::Mutex;
+
+use crate::error::{ColdError, ColdResult};
+use crate::store::ColdStore;
+
+/// Places that a cluster may have had.
+const LOCATIONS_MAX: usize = 10_000;
+/// The first line of a marker.
+const MARKER: &str = "aquifer cold location 1";
+/// Bytes of a marker, at most.
+const MARKER_BYTES_MAX: u64 = 4096;
+
+/// Opens the store at a URL.
+pub type Opener = Box<dyn Fn(&str) -> ColdResult<Arc<dyn ColdStore>> + Send + Sync>;
+
+/// A place whose store is open.
+pub struct Location {
+    /// What ledgers call it.
+    pub number: u32,
+    /// What its marker says.
+    pub id: LocationId,
+    /// Where it is.
+    pub url: String,
+    /// Its objects.
+    pub store: Arc<dyn ColdStore>,
+    marker: String,
+}
+
+/// The places of a cluster.
+pub struct Locations {
+    metadata: Arc<dyn MetadataStore>,
+    clock: SharedClock,
+    rng: SharedRng,
+    cluster: String,
+    /// Where new objects go; empty: nowhere.
+    url: String,
+    opener: Opener,
+    opened: Mutex<Opened>,
+}
+
+#[derive(Default)]
+struct Opened {
+    primary: Option<Arc<Location>>,
+    all: BTreeMap<u32, Arc<Location>>,
+}
+
+/// A record of a place.
+struct Known {
+    number: u32,
+    id: LocationId,
+    url: String,
+    marked: bool,
+    created_ms: u64,
+}
+
+impl Known {
+    fn decode(stored: &Versioned) -> ColdResult<Known> {
+        let damaged = |reason: &str| MetadataError::Damaged {
+            key: stored.key.clone(),
+            reason: reason.to_owned(),
+        };
+        let Ok(keys::Key::Location(number)) = stored.key.parse() else {
+            return Err(damaged("it is no location's key").into());
+        };
+        let record: v1::LocationRecord = record::decode(stored)?;
+        let id = LocationId::try_from(record.location_id.as_ref());
+        let id = id.map_err(|_| damaged("its id is malformed"))?;
+        Ok(Known {
+            number,
+            id,
+            url: record.url,
+            marked: record.marked,
+            created_ms: record.created_ms,
+        })
+    }
+
+    fn value(&self) -> Bytes {
+        record::encode(v1::LocationRecord {
+            location_id: Bytes::copy_from_slice(&self.id.0),
+            url: self.url.clone(),
+            created_ms: self.created_ms,
+            marked: self.marked,
+        })
+    }
+}
+
+impl Locations {
+    /// Opens nothing yet. New objects go to `url`; an empty one means nowhere.
+    #[must_use]
+    pub fn new(
+        metadata: Arc<dyn MetadataStore>,
+        (clock, rng): (SharedClock, SharedRng),
+        cluster: &str,
+        url: &str,
+        opener: Opener,
+    ) -> Locations {
+        Locations {
+            metadata,
+            clock,
+            rng,
+            cluster: cluster.to_owned(),
+            url: url.to_owned(),
+            opener,
+            opened: Mutex::default(),
+        }
+    }
+
+    /// The cluster.
+    #[must_use]
+    pub fn cluster(&self) -> &str {
+        &self.cluster
+    }
+
+    /// Whether new objects go anywhere.
+    #[must_use]
+    pub fn takes_objects(&self) -> bool {
+        !self.url.is_empty()
+    }
+
+    /// Where new objects go. The first call notes the place in metadata and leaves a marker there.
+    ///
+    /// # Errors
+    /// `Config` when none is set; `WrongPlace` when it has another cluster's marker, or has lost
+    /// its own; those of the store.
+    pub async fn primary(&self) -> ColdResult<Arc<Location>> {
+        if !self.takes_objects() {
+            return Err(ColdError::Config(
+                "no place for objects is set: give --cold-store URL".to_owned(),
+            ));
+        }
+        let mut opened = self.opened.lock().await;
+        if let Some(primary) = &opened.primary {
+            return Ok(Arc::clone(primary));
+        }
+        let store = (self.opener)(&self.url)?;
+        let known = self.known().await?;
+        let found = read_marker(&*store, &marker_name(&self.cluster)).await?;
+        let known = match found {
+            Some(id) => match known.into_iter().find(|known| known.id == id) {
+                Some(known) => known,
+                None => {
+                    return Err(self.wrong(format!(
+                        "its marker {id} is not one of this cluster: give another prefix, or restore \
+                         the metadata that belongs to it"
+                    )));
+                }
+            },
+            None => {
+                let known = known.into_iter().find(|known| known.url == self.url);
+                let known = match known {
+                    Some(known) if known.marked => {
+                        let reason = format!("its marker {} is lost", marker_name(&self.cluster));
+                        return Err(self.wrong(reason));
+                    }
+                    Some(known) => known,
+                    None => self.note().await?,
+                };
+                self.mark(&*store, known.id).await?;
+                known
+            }
+        };
+        let location = Arc::new(Location {
+            number: known.number,
+            id: known.id,
+            url: self.url.clone(),
+            store,
+            marker: marker_name(&self.cluster),
+        });
+        location.check().await?;
+        self.note_seen(known).await?;
+        tracing::info!(
+            location = location.number,
+            url = self.url,
+            "cold store is open"
+        );
+        opened.all.insert(location.number, Arc::clone(&location));
+        opened.primary = Some(Arc::clone(&location));
+        Ok(location)
+    }
+
+    /// The place of a number.
+    ///
+    /// # Errors
+    /// `Config` when metadata knows none, or its URL cannot be opened; those of the store.
+    pub async fn get(&self, number: u32) -> ColdResult<Arc<Location>> {
+        if let Some(location) = self.opened.lock().await.all.get(&number) {
+            return Ok(Arc::clone(location));
+        }
+        if self.takes_objects() {
+            // The configured place may be this one under another URL: its marker says so.
+            match self.primary().await {
+                Ok(primary) if primary.number == number => return Ok(primary),
+                Ok(_) => {}
+                Err(error) => tracing::debug!(%error, "the configured cold store is not open"),
+            }
+        }
+        let stored = self.metadata.get(&keys::location(number)).await?;
+        let none = || ColdError::Config(format!("metadata has no location {number}"));
+        let known = Known::decode(&stored.ok_or_else(none)?)?;
+        let location = Arc::new(Location {
+            number,
+            id: known.id,
+            store: (self.opener)(&known.url)?,
+            url: known.url,
+            marker: marker_name(&self.cluster),
+        });
+        location.check().await?;
+        let mut opened = self.opened.lock().await;
+        opened.all.insert(number, Arc::clone(&location));
+        Ok(location)
+    }
+
+    async fn known(&self) -> ColdResult<Vec<Known>> {
+        let found = scan::all(&*self.metadata, keys::LOCATIONS_PREFIX, LOCATIONS_MAX).await?;
+        found.0.iter().map(Known::decode).collect()
+    }
+
+    fn wrong(&self, reason: String) -> ColdError {
+        ColdError::WrongPlace {
+            url: self.url.clone(),
+            reason,
+        }
+    }
+
+    /// A new number and a new id for the configured place.
+    async fn note(&self) -> ColdResult<Known> {
+        loop {
+            let known = self.known().await?;
+            if let Some(other) = known.iter().position(|known| known.url == self.url) {
+                // Another process was faster.
+                let mut known = known;
+                return Ok(known.swap_remove(other));
+            }
+            let last = known.last().map_or(0, |known| known.number);
+            let new = Known {
+                number: last.saturating_add(1),
+                id: LocationId(self.rng.id16()),
+                url: self.url.clone(),
+                marked: false,
+                created_ms: self.clock.wall_ms(),
+            };
+            let (key, partition) = (keys::location(new.number), keys::CLUSTER_PARTITION);
+            let put = self
+                .metadata
+                .put(partition, &key, new.value(), Expect::Absent);
+            match put.await {
+                Ok(_) => return Ok(new),
+                // Read again: it may have been this very change.
+                Err(MetadataError::Conflict { .. } | MetadataError::UnknownOutcome(_)) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    async fn mark(&self, store: &dyn ColdStore, id: LocationId) -> ColdResult<()> {
+        let text = format!("{MARKER}\n{id}\n{}\n", self.cluster);
+        let put = store
+            .put_new(&marker_name(&self.cluster), text.into())
+            .await;
+        match put {
+            // Whose it is is read next.
+            Err(ColdError::AlreadyExists(_)) => Ok(()),
+            put => put,
+        }
+    }
+
+    /// Notes that the marker of a place was seen, and under which URL.
+    async fn note_seen(&self, known: Known) -> ColdResult<()> {
+        if known.marked && known.url == self.url {
+            return Ok(());
+        }
+        let seen = Known {
+            marked: true,
+            url: self.url.clone(),
+            ..known
+        };
+        let (key, partition) = (keys::location(seen.number), keys::CLUSTER_PARTITION);
+        let put = self
+            .metadata
+            .put(partition, &key, seen.value(), Expect::Any);
+        Ok(put.await.map(drop)?)
+    }
+}
+
+impl Location {
+    /// Whether the store is the place that metadata means: what it says of absence counts then.
+    ///
+    /// # Errors
+    /// `WrongPlace`; those of the store.
+    pub async fn check(&self) -> ColdResult<()> {
+        let found = read_marker(&*self.store, &self.marker).await?;
+        let reason = match found {
+            Some(id) if id == self.id => return Ok(()),
+            Some(id) => format!("its marker says {id}, not {}", self.id),
+            None => format!("it has no marker {}", self.marker),
+        };
+        Err(ColdError::WrongPlace {
+            url: self.url.clone(),
+            reason,
+        })
+    }
+}
+
+fn marker_name(cluster: &str) -> String {
+    format!("{cluster}/location")
+}
+
+async fn read_marker(store: &dyn ColdStore, name: &str) -> ColdResult<Option<LocationId>> {
+    let damaged = |reason: &str| ColdError::Damaged {
+        name: name.to_owned(),
+        reason: reason.to_owned(),
+    };
+    let size = match store.size(name).await {
+        Err(ColdError::NotFound(_)) => return Ok(None),
+        size => size?,
+    };
+    if size > MARKER_BYTES_MAX {
+        return Err(damaged("it is too long for a marker"));
+    }
+    let bytes = store.get(name, 0..size).await?;
+    let text = std::str::from_utf8(&bytes).map_err(|_| damaged("it is no text"))?;
+    let mut lines = text.lines();
+    if lines.next() != Some(MARKER) {
+        return Err(damaged("it is no marker"));
+    }
+    let id = lines.next().and_then(|line| line.parse().ok());
+    id.map(Some).ok_or_else(|| damaged("it has no id"))
+}

@@ -1,0 +1,109 @@
+//! Reading objects through their store, by their index and as a whole.
+
+use aquifer_model::id::LedgerId;
+use bytes::Bytes;
+
+use crate::error::{ColdError, ColdResult};
+use crate::format::block::Block;
+use crate::format::check::Checker;
+use crate::format::tail::Tail;
+use crate::format::{Expected, FormatError, HEADER_BYTES, TRAILER_BYTES};
+use crate::store::ColdStore;
+
+/// Last bytes that are read of an object whose index may be anywhere: mostly all that is wanted.
+const TAIL_BYTES: u64 = 64 << 10;
+/// Bytes of one read of a check.
+const RUN_BYTES: u64 = 4 << 20;
+/// What the names of objects end in.
+pub const SUFFIX: &str = ".aqo";
+
+/// The name of the object of an attempt at a ledger. Entropy comes before what rises, so that
+/// stores which divide names by their beginnings spread the load.
+#[must_use]
+pub fn name_of(
+    cluster: &str,
+    home: &str,
+    ledger: LedgerId,
+    attempt: aquifer_model::id::AttemptId,
+) -> String {
+    let spread = attempt.0[15];
+    format!("{cluster}/data/{home}/{spread:02x}/{ledger:016}-{attempt}{SUFFIX}")
+}
+
+/// Reads the end of an object of a length; where the index begins may be known.
+///
+/// # Errors
+/// Those of the store; `Damaged` when it is not the end of an object.
+pub async fn read_tail(
+    store: &dyn ColdStore,
+    name: &str,
+    size: u64,
+    index_offset: Option<u64>,
+) -> ColdResult<(Tail, Bytes)> {
+    let damaged = |error: FormatError| ColdError::damaged(name, &error);
+    let least = (HEADER_BYTES + TRAILER_BYTES) as u64;
+    if size < least {
+        return Err(damaged(FormatError::Short {
+            what: "an object",
+            needed: least,
+            available: size,
+        }));
+    }
+    let guess = index_offset.unwrap_or(size.saturating_sub(TAIL_BYTES));
+    let first = guess.min(size - TRAILER_BYTES as u64);
+    let last = store.get(name, first..size).await?;
+    let begin = Tail::begins_at(&last, size).map_err(damaged)?;
+    let bytes = match begin.checked_sub(first) {
+        // In range: what was read reaches to the end.
+        Some(before) => last.slice(usize::try_from(before).unwrap_or(last.len())..),
+        None => {
+            let front = store.get(name, begin..first).await?;
+            [front, last].concat().into()
+        }
+    };
+    let tail = Tail::parse(&bytes, size).map_err(damaged)?;
+    Ok((tail, bytes))
+}
+
+/// Reads every byte of an object back and checks it; shows each block to `visit`. With what a
+/// ledger is to be, also whether it is that.
+///
+/// # Errors
+/// Those of the store; `Damaged` when anything is not as it was written.
+pub async fn verify(
+    store: &dyn ColdStore,
+    name: &str,
+    size: u64,
+    expected: Option<&Expected>,
+    mut visit: impl FnMut(&Tail, &Block) + Send,
+) -> ColdResult<Tail> {
+    let damaged = |error: FormatError| ColdError::damaged(name, &error);
+    let (tail, tail_bytes) = read_tail(store, name, size, None).await?;
+    if let Some(expected) = expected {
+        tail.check_expected(expected).map_err(damaged)?;
+    }
+    let header = store.get(name, 0..HEADER_BYTES as u64).await?;
+    let mut check = Checker::new(&tail, &header).map_err(damaged)?;
+    let mut at = 0;
+    while let Some(first) = tail.blocks.get(at) {
+        let rest = &tail.blocks[at..];
+        let within = rest.partition_point(|row| row.end() - first.offset <= RUN_BYTES);
+        let run = &rest[..within.max(1)];
+        let end = run.last().map_or(first.end(), |row| row.end());
+        let bytes = store.get(name, first.offset..end).await?;
+        for row in run {
+            let part = part_of(&bytes, row.offset - first.offset, row.end() - first.offset);
+            let block = check.block(&part).map_err(damaged)?;
+            visit(&tail, &block);
+        }
+        at += run.len();
+    }
+    check.end(&tail_bytes).map_err(damaged)?;
+    Ok(tail)
+}
+
+/// A part of bytes that were read for it.
+pub(crate) fn part_of(bytes: &Bytes, from: u64, to: u64) -> Bytes {
+    let place = |at: u64| usize::try_from(at).unwrap_or(usize::MAX).min(bytes.len());
+    bytes.slice(place(from)..place(to))
+}

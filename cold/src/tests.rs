@@ -1,0 +1,279 @@
+//! Objects through stores: uploads, reads by index, damage, and places.
+
+use std::sync::Arc;
+
+use aquifer_metadata::embedded::{EmbeddedOptions, EmbeddedStore};
+use aquifer_metadata::store::MetadataStore;
+use aquifer_model::id::EntryId;
+use aquifer_model::storage::StoredEntry;
+use aquifer_runtime::clock::SystemClock;
+use aquifer_runtime::rng::{SeededRng, SharedRng};
+use aquifer_runtime::task::TaskGroup;
+
+use crate::cache::{CacheBytes, ObjectCache, ObjectRef, WantedEntries};
+use crate::error::{ColdError, ColdResult};
+use crate::format::tests::{ATTEMPT, LEDGER, TOKEN, entries, spec};
+use crate::format::{Compression, Expected};
+use crate::location::Locations;
+use crate::object::{read_tail, verify};
+use crate::store::ColdStore;
+use crate::testing::{Fault, MemoryColdStore, Op};
+use crate::upload::{ObjectUpload, part_bytes};
+
+const NAME: &str = "c/data/x/one.aqo";
+
+/// Entries of about a KiB that do not compress, so that objects have parts.
+fn some(count: usize) -> Vec<StoredEntry> {
+    let rng = SeededRng::shared(7);
+    let body = || (0..63).flat_map(|_| rng.id16()).collect();
+    entries((0..count).map(|_| (body(), 1)))
+}
+
+async fn upload(store: &MemoryColdStore, wanted: &[StoredEntry], part: usize) -> ObjectRef {
+    let shared: Arc<dyn ColdStore> = Arc::new(store.clone());
+    let spec = spec(Compression::Auto);
+    let mut upload = ObjectUpload::new(shared, NAME.to_owned(), spec, part);
+    for entry in wanted {
+        upload.add(entry).unwrap();
+        if upload.is_full() {
+            if !upload.has_begun() {
+                upload.begin().await.unwrap();
+            }
+            upload.send().await.unwrap();
+        }
+    }
+    let (written, done) = upload.complete().await.unwrap();
+    done.unwrap();
+    ObjectRef {
+        name: NAME.to_owned(),
+        size_bytes: written.bytes,
+        index_offset: written.index_offset,
+        expected: Expected {
+            attempt: ATTEMPT,
+            ledger: LEDGER,
+            token: TOKEN,
+            last_entry: wanted.last().unwrap().entry,
+            length: wanted.last().unwrap().ledger_length,
+        },
+    }
+}
+
+fn cache() -> ObjectCache {
+    ObjectCache::new(CacheBytes::default())
+}
+
+fn from(first: u64, bytes_max: usize) -> WantedEntries {
+    WantedEntries {
+        first: EntryId(first),
+        last: EntryId(u64::MAX - 1),
+        bytes_max,
+        entries_max: usize::MAX,
+    }
+}
+
+#[tokio::test]
+async fn objects_of_one_part_and_of_many_read_back_the_same() {
+    let wanted = some(500);
+    for (part, begun) in [(1 << 30, 0), (10_000, 1)] {
+        let store = MemoryColdStore::default();
+        let object = upload(&store, &wanted, part).await;
+        assert_eq!(store.count(Op::Begin), begun);
+        let size = object.size_bytes;
+        let checked = verify(&store, NAME, size, Some(&object.expected), |_, _| {}).await;
+        assert_eq!(checked.unwrap().section.last_entry_id, 499);
+        let cache = cache();
+        let mut read = Vec::new();
+        while read.len() < wanted.len() {
+            let next = from(read.len() as u64, 100_000);
+            let found = cache.read(&store, &object, next).await.unwrap();
+            assert!(!found.is_empty());
+            read.extend(found);
+        }
+        assert_eq!(read, wanted);
+    }
+}
+
+#[tokio::test]
+async fn a_read_costs_an_index_and_a_block_and_then_nothing() {
+    let store = MemoryColdStore::default();
+    let wanted = some(500);
+    let object = upload(&store, &wanted, 1 << 30).await;
+    let cache = cache();
+    let read = |first| cache.read(&store, &object, from(first, 0));
+    let _ = store.count(Op::Get);
+    assert_eq!(read(250).await.unwrap(), wanted[250..251]);
+    assert_eq!(store.count(Op::Get), 2);
+    assert_eq!(read(251).await.unwrap(), wanted[251..252]);
+    assert_eq!(store.count(Op::Get), 0);
+    // Blocks in one row are one request.
+    let many = cache.read(&store, &object, from(0, 1 << 30)).await.unwrap();
+    assert_eq!(
+        (many.len(), store.count(Op::Get)),
+        (500, 2),
+        "around what was there"
+    );
+    cache.clear();
+    assert_eq!(cache.block_bytes(), 0);
+    // Without a place of the index: what the end has.
+    let (tail, _) = read_tail(&store, NAME, object.size_bytes, None)
+        .await
+        .unwrap();
+    assert_eq!(tail.ledger(), LEDGER);
+}
+
+#[tokio::test]
+async fn damage_is_an_error_and_a_bad_answer_is_asked_for_again() {
+    let store = MemoryColdStore::default();
+    let wanted = some(200);
+    let object = upload(&store, &wanted, 1 << 30).await;
+    store.change(NAME, |bytes| bytes[200] ^= 1);
+    let cache = cache();
+    let read = cache.read(&store, &object, from(0, 0)).await;
+    assert!(matches!(read, Err(ColdError::Damaged { .. })), "{read:?}");
+    let size = object.size_bytes;
+    let checked = verify(&store, NAME, size, None, |_, _| {}).await;
+    assert!(
+        matches!(checked, Err(ColdError::Damaged { .. })),
+        "{checked:?}"
+    );
+    store.change(NAME, |bytes| bytes[200] ^= 1);
+    assert_eq!(
+        cache.read(&store, &object, from(0, 0)).await.unwrap(),
+        wanted[..1]
+    );
+    store.lose(NAME);
+    let lost = cache.read(&store, &object, from(150, 0)).await;
+    assert!(matches!(lost, Err(ColdError::NotFound(_))), "{lost:?}");
+}
+
+#[tokio::test]
+async fn an_object_of_another_ledger_is_not_read() {
+    let store = MemoryColdStore::default();
+    let mut object = upload(&store, &some(3), 1 << 30).await;
+    object.expected.token.0[0] ^= 1;
+    let read = cache().read(&store, &object, from(0, 0)).await;
+    assert!(matches!(read, Err(ColdError::Damaged { .. })), "{read:?}");
+}
+
+#[tokio::test]
+async fn a_lost_answer_of_the_end_is_told_beside_what_was_written() {
+    for (part, op) in [(1 << 30, Op::Put), (10_000, Op::Complete)] {
+        let store = MemoryColdStore::default();
+        store.judge(move |of, _| (of == op).then_some(Fault::AnswerLost));
+        let shared: Arc<dyn ColdStore> = Arc::new(store.clone());
+        let spec = spec(Compression::None);
+        let mut upload = ObjectUpload::new(shared, NAME.to_owned(), spec, part);
+        for entry in some(300) {
+            upload.add(&entry).unwrap();
+            if upload.is_full() {
+                if !upload.has_begun() {
+                    upload.begin().await.unwrap();
+                }
+                upload.send().await.unwrap();
+            }
+        }
+        let (written, done) = upload.complete().await.unwrap();
+        assert!(matches!(done, Err(ColdError::Unavailable(_))), "{done:?}");
+        store.heal();
+        let checked = verify(&store, NAME, written.bytes, None, |_, _| {}).await;
+        assert!(checked.is_ok(), "{op:?}: {checked:?}");
+    }
+}
+
+#[test]
+fn parts_are_few_enough_for_stores() {
+    assert_eq!(part_bytes(0), 8 << 20);
+    assert_eq!(part_bytes(1 << 30), 8 << 20);
+    let tebibyte = 1_u64 << 40;
+    assert!((tebibyte + tebibyte / 2) / part_bytes(tebibyte) as u64 <= 9_000);
+}
+
+/// A metadata store, and places in stores by their URLs.
+struct Places {
+    _directory: tempfile::TempDir,
+    metadata: Arc<dyn MetadataStore>,
+    stores: [MemoryColdStore; 2],
+    rng: SharedRng,
+}
+
+impl Places {
+    async fn new() -> Places {
+        let directory = tempfile::tempdir().unwrap();
+        let tasks = TaskGroup::new("test");
+        let opened = EmbeddedStore::open(
+            directory.path().join("metadata"),
+            EmbeddedOptions::default(),
+            aquifer_runtime::disk::RealDisk::shared(),
+            SystemClock::shared(),
+            &tasks,
+        );
+        Places {
+            metadata: Arc::new(opened.await.unwrap()),
+            _directory: directory,
+            stores: Default::default(),
+            rng: SeededRng::shared(1),
+        }
+    }
+
+    /// What a process has that is told this URL.
+    fn at(&self, url: &str) -> Locations {
+        let stores = self.stores.clone();
+        let opener = move |url: &str| -> ColdResult<Arc<dyn ColdStore>> {
+            let which = usize::from(url.ends_with('2'));
+            Ok(Arc::new(stores[which].clone()))
+        };
+        let seams = (SystemClock::shared(), Arc::clone(&self.rng));
+        let metadata = Arc::clone(&self.metadata);
+        Locations::new(metadata, seams, "c", url, Box::new(opener))
+    }
+}
+
+#[tokio::test]
+async fn places_have_numbers_and_markers() {
+    let places = Places::new().await;
+    let first = places.at("mem://1").primary().await.unwrap();
+    let again = places.at("mem://1").primary().await.unwrap();
+    assert_eq!((first.number, first.id), (again.number, again.id));
+    let second = places.at("mem://2").primary().await.unwrap();
+    assert_ne!(second.number, first.number);
+    // Objects of the former place stay readable.
+    let found = places.at("mem://2").get(first.number).await.unwrap();
+    assert_eq!((found.id, found.url.as_str()), (first.id, "mem://1"));
+    // The place under another URL is the same place.
+    let moved = places.at("mem://moved/1").primary().await.unwrap();
+    assert_eq!(moved.number, first.number);
+    let nowhere = places.at("").primary().await;
+    assert!(matches!(nowhere, Err(ColdError::Config(_))));
+}
+
+#[tokio::test]
+async fn a_place_that_lost_its_marker_or_has_another_is_not_used() {
+    let places = Places::new().await;
+    let first = places.at("mem://1").primary().await.unwrap();
+    places.stores[0].lose("c/location");
+    let is_wrong = |error| matches!(error, Err(ColdError::WrongPlace { .. }));
+    assert!(is_wrong(first.check().await));
+    assert!(is_wrong(places.at("mem://1").primary().await.map(drop)));
+    assert!(is_wrong(
+        places.at("mem://1").get(first.number).await.map(drop)
+    ));
+    // A cluster of the same name with other metadata.
+    let second = places.at("mem://2").primary().await.unwrap();
+    let others = Places {
+        stores: places.stores.clone(),
+        rng: SeededRng::shared(2),
+        ..Places::new().await
+    };
+    assert!(is_wrong(others.at("mem://2").primary().await.map(drop)));
+    second.check().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_place_that_was_noted_and_not_marked_is_marked_later() {
+    let places = Places::new().await;
+    places.stores[0].judge(|op, _| (op == Op::Put).then_some(Fault::Fails));
+    let failed = places.at("mem://1").primary().await.map(drop);
+    assert!(matches!(failed, Err(ColdError::Unavailable(_))));
+    places.stores[0].heal();
+    assert_eq!(places.at("mem://1").primary().await.unwrap().number, 1);
+}
