@@ -18,7 +18,7 @@ use aquifer_model::id::{BrokerId, Index};
 use aquifer_model::load::LoadReport;
 use aquifer_model::place::Place;
 use aquifer_model::policy::{Policies, PolicyScope, PolicyUpdate, PolicyView};
-use aquifer_model::stats::TopicStats;
+use aquifer_model::stats::{OffloadProgress, TopicStats};
 use aquifer_model::topic::{NamespaceName, SubscriptionName, TopicName};
 use aquifer_protocol_api::access::{Access, Action, Resource};
 use aquifer_protocol_api::admin::{
@@ -289,6 +289,22 @@ impl Admin for Broker {
             Action::List,
             Resource::Namespace(namespace.clone()),
             self.topics_of(ctx, &namespace, page)
+        )
+    }
+
+    async fn offload_topic(
+        &self,
+        ctx: &RequestContext,
+        topic: TopicName,
+        before: Place,
+    ) -> ApiResult<OffloadProgress> {
+        serve!(
+            self,
+            ctx,
+            "offload_topic",
+            Action::Manage,
+            Resource::Topic(topic.clone()),
+            self.offload(&topic, before)
         )
     }
 

@@ -10,6 +10,7 @@ use crate::bundle::{drain, watch};
 use crate::config::BrokerConfig;
 use crate::context::{BrokerDeps, Context};
 use crate::error::BrokerError;
+use crate::offload;
 use crate::sweep;
 use crate::topics::Topics;
 
@@ -38,6 +39,7 @@ impl Broker {
         }
         balance::start(&topics, lease);
         sweep::start(&topics);
+        offload::start(&shared);
         Ok(Arc::new(Broker { shared, topics }))
     }
 

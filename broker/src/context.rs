@@ -95,7 +95,9 @@ impl Context {
         deps: BrokerDeps,
     ) -> Result<Arc<Context>, BrokerError> {
         config.validate()?;
-        let id = BrokerId(deps.rng.id16());
+        // What other brokers see in the records of attempts is that this one lives.
+        let cold = deps.log.cold.as_ref();
+        let id = cold.map_or_else(|| BrokerId(deps.rng.id16()), |tier| tier.worker());
         let store = Arc::clone(&deps.log.ledgers.store);
         let bundles = config.namespace_bundles;
         let tasks = deps.tasks.clone();

@@ -19,6 +19,7 @@ mod context;
 mod members;
 mod metrics;
 mod namespace;
+mod offload;
 mod peers;
 mod policies;
 mod quota;

@@ -273,6 +273,12 @@ impl Topic {
             Pull::Door(known, reply) => {
                 let _ = reply.send(self.door(known));
             }
+            Pull::Log(reply) => {
+                let _ = reply.send(match cx.refusal() {
+                    Some(error) => Err(error),
+                    None => Ok(cx.log.clone()),
+                });
+            }
             Pull::Append(append, reply) => self.publishing.append_alone(cx, *append, reply),
             Pull::AloneAppended { tag, outcome } => {
                 if let Some(failed) = self.publishing.alone_appended(cx, tag, outcome) {
@@ -464,6 +470,7 @@ impl Topic {
         if self.cx.rates.is_shared() {
             self.cx.rates.apply(&self.cx.shared);
         }
+        self.care_for_offload();
         let sessions = self
             .publishing
             .last_used()
@@ -473,9 +480,23 @@ impl Topic {
         if now.saturating_sub(last_used) >= idle_max
             && self.is_quiet()
             && !self.attachments.is_waiting()
+            && !self.cx.log.awaits_offload()
         {
             let reason = "the topic was idle and is being unloaded".to_owned();
             self.end(&BrokerError::Unloading(reason), true);
+        }
+    }
+
+    /// Has ledgers offloaded. A load replays what the snapshot of the producers does not cover: the
+    /// copies of that stay, until there is a newer one.
+    fn care_for_offload(&mut self) {
+        if self.cx.life.is_ending() {
+            return;
+        }
+        let covered = self.cursors.dedup_index();
+        self.cx.log.care_for_offload(covered);
+        if self.cx.log.awaits_snapshot(covered) {
+            self.cursors.want_snapshot();
         }
     }
 

@@ -3,6 +3,7 @@
 
 mod cluster;
 mod connect;
+mod object;
 mod policy;
 mod roles;
 mod security;
@@ -20,6 +21,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 pub use cluster::{ClusterCommand, ClusterToolArgs};
 pub use connect::ConnectArgs;
+pub use object::{ObjectCommand, StoreArgs};
 pub use policy::{BacklogPart, CountName, PolicyCommand, PolicyValue, RateName, RatePart};
 pub use roles::{
     AutorecoveryArgs, BookieArgs, BrokerArgs, ClusterArgs, DevArgs, DevChildArgs, StandaloneArgs,
@@ -101,6 +103,9 @@ pub enum Command {
     Cluster(ClusterToolArgs),
     /// Show, check, close and delete single ledgers.
     Ledger(LedgerArgs),
+    /// List, inspect, check and read objects of offloaded ledgers, without a cluster.
+    #[command(subcommand)]
+    Object(ObjectCommand),
     /// Check everything and report what needs a person; exit code 1 when something does.
     Doctor(DoctorArgs),
     /// Make certificates for a cluster, and show what certificates say.
@@ -304,6 +309,18 @@ pub enum TopicCommand {
         /// The topic.
         topic: TopicName,
     },
+    /// Write closed ledgers of a topic into objects; the cluster needs a place for them
+    /// (--cold-store).
+    Offload {
+        /// The topic, or a partition.
+        topic: TopicName,
+        /// Only ledgers that end at or before this place.
+        #[arg(long, default_value = "latest", value_name = "PLACE")]
+        before: Place,
+        /// Wait until they are all offloaded.
+        #[arg(long)]
+        wait: bool,
+    },
     /// Read and change the policies of a topic; its partitions have them too.
     #[command(subcommand)]
     Policy(PolicyCommand),
@@ -415,6 +432,13 @@ mod tests {
         Cli::command().debug_assert();
     }
 
+    fn parses(line: &str) {
+        let words = std::iter::once("aquifer").chain(line.split(' '));
+        if let Err(error) = Cli::try_parse_from(words) {
+            panic!("{line}: {error}");
+        }
+    }
+
     #[test]
     fn the_contract_of_the_command_line_parses() {
         for line in [
@@ -436,10 +460,23 @@ mod tests {
             "topic list",
             "topic stats t",
             "topic delete t --force",
+            "topic offload t --before 2026-01-31T12:00:00Z --wait",
+            "object list s3://bucket/prefix --endpoint http://h:1 --allow-http",
+            "object inspect file:///d/a.aqo",
+            "object verify file:///d/a.aqo",
+            "object cat file:///d/a.aqo --from 7 --count 2",
             "subscription create t s --from latest",
             "subscription list t",
             "subscription seek t s @1769860800000",
             "subscription delete t s --force",
+        ] {
+            parses(line);
+        }
+    }
+
+    #[test]
+    fn the_contract_of_the_operators_command_line_parses() {
+        for line in [
             "tenant create acme",
             "tenant list",
             "namespace create acme/shop --policy persistence=3,3,2 --policy retention.time=forever",
@@ -482,10 +519,7 @@ mod tests {
             "context use prod",
             "completion bash",
         ] {
-            let words = std::iter::once("aquifer").chain(line.split(' '));
-            if let Err(error) = Cli::try_parse_from(words) {
-                panic!("{line}: {error}");
-            }
+            parses(line);
         }
     }
 

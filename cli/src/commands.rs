@@ -9,6 +9,7 @@ pub mod context;
 pub mod doctor;
 pub mod ledger;
 mod message;
+pub mod object;
 pub mod perf;
 pub mod policy;
 pub mod produce;

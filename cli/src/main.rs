@@ -21,6 +21,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use aquifer_runtime::clock::{Clock, SystemClock};
+use aquifer_runtime::net::tls::install_provider;
 use clap::Parser;
 
 use crate::args::{Cli, Command};
@@ -40,6 +41,7 @@ const THREADS_END: Duration = Duration::from_secs(10);
 
 fn main() -> ExitCode {
     let began = SystemClock.monotonic();
+    install_provider();
     let cli = Cli::parse();
     let out = Output::new(cli.output);
     let result = run(cli, began, &out).and_then(|()| out.flush());
@@ -105,6 +107,7 @@ async fn dispatch(
         Command::Namespace(args) => commands::tenancy::namespace(args, connect, out).await,
         Command::Cluster(args) => commands::cluster::run(args, connect, out).await,
         Command::Ledger(args) => commands::ledger::run(args, out).await,
+        Command::Object(command) => commands::object::run(command, out).await,
         Command::Doctor(args) => commands::doctor::run(args, out).await,
         Command::Tls(command) => commands::tls::run(command, out),
         Command::Token(command) => commands::token::run(command, connect, out).await,

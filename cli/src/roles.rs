@@ -8,6 +8,7 @@ pub mod auth;
 pub mod autorecovery;
 pub mod bookie;
 pub mod broker;
+pub mod cold;
 pub mod dev;
 pub mod membership;
 pub mod process;

@@ -199,6 +199,7 @@ async fn open_directory(
         allow_remote: true,
         auth: false,
         accept_loss: false,
+        cold_store: None,
         check_config: false,
     };
     let (config, _) = StandaloneConfig::load(&args)?;

@@ -9,6 +9,7 @@ mod subscriptions;
 
 use std::sync::Arc;
 
+use aquifer_model::place::Place;
 use aquifer_model::policy::{Policies, PolicyScope, PolicyUpdate, PolicyView};
 use aquifer_model::topic::{NamespaceName, TopicName};
 use aquifer_proto::v1;
@@ -304,6 +305,26 @@ impl Admin {
         let deadline = Deadline::after(self.context.operation_timeout);
         let stats = topic_stats(&self.context, &name, false, deadline).await?;
         Ok(TopicStats::from(stats))
+    }
+
+    /// Has the ledgers of a topic offloaded that are closed and end at or before a place, in the
+    /// background, and answers how many of them are left and their bytes. Repeat the call to follow
+    /// it; it fails when an attempt has failed since the last call.
+    ///
+    /// # Errors
+    /// `Invalid` for its name, for a partitioned topic, and when the cluster has no place for
+    /// objects; `NotFound`; what every call may answer.
+    pub async fn offload_topic(&self, topic: &str, before: Place) -> Result<(u64, u64)> {
+        let request = v1::OffloadTopicRequest {
+            topic: topic.parse::<TopicName>()?.to_string(),
+            before: before.to_string(),
+        };
+        let call = |mut client: Client| {
+            let request = request.clone();
+            async move { client.offload_topic(request).await }
+        };
+        let left = self.call("offloading the topic", false, call).await?;
+        Ok((left.ledgers, left.bytes))
     }
 
     /// Deletes a topic, all its partitions, subscriptions and messages. Without `force` only when

@@ -44,6 +44,7 @@ mod retry;
 pub mod security;
 mod session;
 mod settle;
+pub mod stored;
 pub mod topic;
 mod wake;
 

@@ -8,6 +8,7 @@ use aquifer_ledger::context::LedgerContext;
 
 use crate::cache::EntryCache;
 use crate::metrics::LogMetrics;
+use crate::offload::tier::ColdTier;
 use crate::pages::Paging;
 
 /// The surroundings of all logs of a process, filled in by its wiring.
@@ -16,6 +17,8 @@ pub struct LogContext {
     pub ledgers: Arc<LedgerContext>,
     /// Recent entries and read-ahead, one budget for the process.
     pub cache: EntryCache,
+    /// Objects; `None` where none are read or written.
+    pub cold: Option<Arc<ColdTier>>,
     /// Instruments.
     pub metrics: LogMetrics,
     /// Bounds.

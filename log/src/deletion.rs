@@ -111,7 +111,12 @@ pub(crate) fn delete_in_background(ctx: &Arc<LogContext>, ledgers: Vec<LedgerId>
     drop(ctx.ledgers.tasks.spawn("delete-ledgers", async move {
         for ledger in ledgers {
             match deletion::carry_out(&context.ledgers, ledger).await {
-                Ok(Progress::Done) => {}
+                // Its object, if it has one, is to go too.
+                Ok(Progress::Done) => {
+                    if let Some(tier) = &context.cold {
+                        tier.left.notify_one();
+                    }
+                }
                 Ok(Progress::Waiting(bookies)) => {
                     tracing::info!(
                         ledger = ledger.0,

@@ -3,13 +3,14 @@
 use std::sync::Arc;
 
 use aquifer_ledger::ledger_metadata::{self, LedgerInfo, LedgerState};
-use aquifer_ledger::reader::{Wanted, read_range};
+use aquifer_ledger::reader::Wanted;
 use aquifer_model::entry::EntryHead;
 use aquifer_model::id::{EntryId, LedgerId};
 use aquifer_model::storage::StoredEntry;
 
 use crate::error::LogError;
 use crate::read;
+use crate::source::read_stored;
 use crate::state::LogInner;
 
 /// Ledger records kept per log.
@@ -23,7 +24,7 @@ impl LogInner {
     ) -> Result<EntryHead, LogError> {
         let mut info = self.info(ledger).await?;
         loop {
-            match read::head_at(&self.ctx.ledgers, &info, entry).await {
+            match read::head_at(&self.ctx, &info, entry).await {
                 Ok(head) => return Ok(head),
                 Err(error) => info = self.newer(&info, error).await?,
             }
@@ -39,9 +40,9 @@ impl LogInner {
     ) -> Result<(Arc<LedgerInfo>, Vec<StoredEntry>), LogError> {
         let mut info = self.info(ledger).await?;
         loop {
-            match read_range(&self.ctx.ledgers, &info, wanted).await {
+            match read_stored(&self.ctx, &info, wanted).await {
                 Ok(stored) => return Ok((info, stored)),
-                Err(error) => info = self.newer(&info, error.into()).await?,
+                Err(error) => info = self.newer(&info, error).await?,
             }
         }
     }

@@ -6,6 +6,8 @@
 //! - No entry goes to a ledger before the end of the former is fixed in metadata.
 //! - The next index comes from the head of the last entry, never from counting (H10).
 //! - Only what is acknowledged is readable here.
+//! - Where the bytes of a closed ledger are, at bookies or in an object, changes nothing that a
+//!   reader sees.
 //!
 //! It knows nothing of producers, subscriptions or deduplication.
 #![deny(missing_docs)]
@@ -19,6 +21,7 @@ mod heads;
 mod info;
 mod locate;
 pub mod metrics;
+pub mod offload;
 mod open;
 mod owner;
 pub mod pages;
@@ -30,6 +33,7 @@ mod record;
 mod rollover;
 mod search;
 mod sizes;
+mod source;
 mod state;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;

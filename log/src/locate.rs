@@ -5,7 +5,7 @@ use aquifer_model::place::Place;
 use aquifer_model::position::Position;
 
 use crate::error::LogError;
-use crate::read::head_at;
+use crate::source::Before;
 use crate::state::LogInner;
 
 impl LogInner {
@@ -33,8 +33,7 @@ impl LogInner {
         if position.entry.0 >= segment.entries {
             return invalid("its ledger has no such entry");
         }
-        let info = self.info(segment.ledger).await?;
-        let head = head_at(&self.ctx.ledgers, &info, position.entry).await?;
+        let head = self.head_at(segment.ledger, position.entry).await?;
         if position.batch_index >= head.message_count {
             return invalid("its entry has fewer messages");
         }
@@ -67,11 +66,8 @@ impl LogInner {
         if segment.first_time_ms >= ms {
             return Ok(segment.first_index);
         }
-        let last_before = self
-            .search_segment(&segment, |head| head.broker_time_ms < ms)
-            .await?;
-        let info = self.info(segment.ledger).await?;
-        let head = head_at(&self.ctx.ledgers, &info, last_before).await?;
+        let last_before = self.search_segment(&segment, Before::TimeMs(ms)).await?;
+        let head = self.head_at(segment.ledger, last_before).await?;
         Ok(head.end_index())
     }
 }

@@ -23,6 +23,16 @@ pub struct LogMetrics {
     pub tail_hits: Counter<u64>,
     /// Reads that were not.
     pub tail_misses: Counter<u64>,
+    /// Ledgers written into objects.
+    pub offloaded_ledgers: Counter<u64>,
+    /// Their bytes.
+    pub offloaded_bytes: Counter<u64>,
+    /// Attempts at it that failed.
+    pub offload_failures: Counter<u64>,
+    /// Reads served by objects.
+    pub object_reads: Counter<u64>,
+    /// Those that failed.
+    pub object_read_failures: Counter<u64>,
 }
 
 impl LogMetrics {
@@ -40,6 +50,11 @@ impl LogMetrics {
             append_failures: counter("aquifer_log_append_failures_total"),
             tail_hits: counter("aquifer_log_tail_hits_total"),
             tail_misses: counter("aquifer_log_tail_misses_total"),
+            offloaded_ledgers: counter("aquifer_log_offloaded_ledgers_total"),
+            offloaded_bytes: counter("aquifer_log_offloaded_bytes_total"),
+            offload_failures: counter("aquifer_log_offload_failures_total"),
+            object_reads: counter("aquifer_log_object_reads_total"),
+            object_read_failures: counter("aquifer_log_object_read_failures_total"),
         }
     }
 }

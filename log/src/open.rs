@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, OnceLock};
 
 use aquifer_ledger::ledger_metadata::{self, LedgerInfo, LedgerState};
-use aquifer_ledger::reader::{Wanted, read_range};
+use aquifer_ledger::reader::Wanted;
 use aquifer_ledger::recovery::driver::{close_by_recovery, close_known};
 use aquifer_ledger::writer::machine::LedgerEnd;
 use aquifer_model::entry::EntryHead;
@@ -18,6 +18,7 @@ use crate::context::LogContext;
 use crate::error::LogError;
 use crate::ranges::RangeIndex;
 use crate::record::TopicRecordCell;
+use crate::source::read_stored;
 use crate::state::{LogInner, LogTip, Phase, Segment, SegmentStatus, State};
 use crate::types::{LogKind, LogOptions};
 
@@ -93,6 +94,7 @@ pub(crate) async fn open(
         ranges: RangeIndex::new(ctx.cache.clone()),
         drained: Notify::new(),
         infos: Mutex::new(BTreeMap::new()),
+        offload: Mutex::default(),
         cell,
         ctx,
     }))
@@ -123,9 +125,9 @@ async fn finish_last(
         return Ok(());
     };
     // The end comes from the last entry's own head, never from counting (H10, H13).
-    let stored = read_range(&ctx.ledgers, &info, Wanted::one(last)).await?;
+    let stored = read_stored(ctx, &info, Wanted::one(last)).await?;
     let (head, _) = crate::read::split(&info, &stored[0])?;
-    let first = match crate::read::head_at(&ctx.ledgers, &info, EntryId::FIRST).await {
+    let first = match crate::read::head_at(ctx, &info, EntryId::FIRST).await {
         Ok(first) => first,
         // Readers will be told; the topic can still be served behind it.
         Err(LogError::Damaged(reason)) => {

@@ -11,17 +11,18 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use aquifer_ledger::context::LedgerContext;
 use aquifer_ledger::ledger_metadata::LedgerInfo;
-use aquifer_ledger::reader::{Wanted, read_range};
+use aquifer_ledger::reader::Wanted;
 use aquifer_model::entry::{EntryData, EntryError, EntryHead, HEAD_BYTES_MAX};
 use aquifer_model::id::{EntryId, Index, LedgerId};
 use aquifer_model::storage::StoredEntry;
 use aquifer_runtime::budget::BytePermit;
 use bytes::Bytes;
 
+use crate::context::LogContext;
 use crate::error::LogError;
 use crate::ranges::{Begin, Fetching, Plan, Range, RangeIndex, ReaderSeat};
+use crate::source::read_stored;
 use crate::state::{LogInner, Segment};
 use crate::types::{LogEntry, ReadLimits};
 
@@ -178,7 +179,7 @@ pub(super) const HEAD_BYTES_USUAL: usize = 256;
 
 /// Reads only the head of an entry.
 pub(crate) async fn head_at(
-    ctx: &LedgerContext,
+    ctx: &LogContext,
     info: &LedgerInfo,
     entry: EntryId,
 ) -> Result<EntryHead, LogError> {
@@ -187,7 +188,7 @@ pub(crate) async fn head_at(
         ..Wanted::one(entry)
     };
     loop {
-        let stored = read_range(ctx, info, wanted).await?;
+        let stored = read_stored(ctx, info, wanted).await?;
         match EntryHead::decode(&stored[0].data) {
             Ok((head, _)) => return Ok(head),
             Err(EntryError::Length { .. }) if wanted.prefix_bytes == Some(HEAD_BYTES_USUAL) => {

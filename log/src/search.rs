@@ -7,12 +7,13 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use aquifer_ledger::reader::{Wanted, read_range};
+use aquifer_ledger::reader::Wanted;
 use aquifer_model::entry::EntryHead;
 use aquifer_model::id::{EntryId, Index, LedgerId};
 
 use crate::error::LogError;
 use crate::read::{Place, ReadPoint, split};
+use crate::source::{Before, narrowed, read_stored};
 use crate::state::{LogInner, Segment};
 use crate::types::{Damage, Found, ReadLimits};
 
@@ -156,8 +157,7 @@ impl LogInner {
             Err(error) => return Err(error),
         };
         loop {
-            let read = read_range(&self.ctx.ledgers, &info, Wanted::one(place.entry)).await;
-            let read = read.map_err(LogError::from);
+            let read = read_stored(&self.ctx, &info, Wanted::one(place.entry)).await;
             match read.and_then(|stored| split(&info, &stored[0])) {
                 Ok((head, _)) => return Ok(head.base_index <= index && index < head.end_index()),
                 Err(error) => match self.newer(&info, error).await {
@@ -178,9 +178,7 @@ impl LogInner {
         };
         let segment =
             segment.ok_or_else(|| LogError::Damaged(format!("no ledger holds index {index}")))?;
-        let entry = self
-            .search_segment(&segment, |head| head.base_index <= index)
-            .await?;
+        let entry = self.search_segment(&segment, Before::Index(index)).await?;
         Ok(Place {
             index,
             ledger: segment.ledger,
@@ -189,17 +187,22 @@ impl LogInner {
     }
 
     /// The last entry of a segment for whose head `before` holds, which it does for a beginning
-    /// of the segment; the first if for none.
+    /// of the segment; the first if for none. The index of an object leaves one block to look into.
     pub(crate) async fn search_segment(
         &self,
         segment: &Segment,
-        before: impl Fn(&EntryHead) -> bool,
+        before: Before,
     ) -> Result<EntryId, LogError> {
-        let (mut low, mut high) = (0, segment.entries);
+        let info = self.info(segment.ledger).await;
+        let among = match &info {
+            Ok(info) => narrowed(&self.ctx, info, segment.entries, before).await,
+            Err(_) => 0..segment.entries,
+        };
+        let (mut low, mut high) = (among.start, among.end.min(segment.entries));
         while high - low > 1 {
             let middle = low + (high - low) / 2;
             match self.readable_head(segment.ledger, middle..high).await? {
-                Some((entry, head)) if before(&head) => low = entry,
+                Some((entry, head)) if before.holds(&head) => low = entry,
                 _ => high = middle,
             }
         }

@@ -21,6 +21,7 @@ use tokio::sync::{Notify, oneshot, watch};
 use crate::cache::LogTail;
 use crate::context::LogContext;
 use crate::error::LogError;
+use crate::offload::SharedOffloadState;
 use crate::ranges::RangeIndex;
 use crate::record::TopicRecordCell;
 use crate::types::{AppendSink, LogKind, LogOptions};
@@ -48,6 +49,8 @@ pub(crate) struct LogInner {
     pub(crate) drained: Notify,
     /// Records of ledgers that were read lately.
     pub(crate) infos: Mutex<BTreeMap<LedgerId, Arc<LedgerInfo>>>,
+    /// Where the bytes of its sealed segments are, as far as known.
+    pub(crate) offload: SharedOffloadState,
 }
 
 /// What the log is doing.
@@ -168,6 +171,11 @@ impl Pending {
 }
 
 impl Segment {
+    /// Whether it can be offloaded: it changes no more, and holds something.
+    pub(crate) fn is_sealed_with_entries(&self) -> bool {
+        self.status == SegmentStatus::Sealed && self.entries > 0
+    }
+
     pub(crate) fn new(ledger: LedgerId, first_index: Index) -> Segment {
         Segment {
             ledger,

@@ -2,16 +2,23 @@
 
 use std::sync::Arc;
 
+use aquifer_cold::cache::{CacheBytes, ObjectCache};
+use aquifer_cold::error::ColdResult;
+use aquifer_cold::location::Locations;
+use aquifer_cold::store::ColdStore;
+use aquifer_cold::testing::MemoryColdStore;
 use aquifer_ledger::context::{LedgerContext, LedgerSettings};
 use aquifer_ledger::testing::{Fuse, TestWorld};
 use aquifer_ledger::transport::BookieTransport;
 use aquifer_metadata::store::MetadataStore;
+use aquifer_model::id::BrokerId;
 use opentelemetry::metrics::MeterProvider;
 use opentelemetry::metrics::noop::NoopMeterProvider;
 
 use crate::cache::EntryCache;
 use crate::context::{LogContext, LogSettings, LogShared};
 use crate::metrics::LogMetrics;
+use crate::offload::tier::{ColdTier, OffloadSettings};
 use crate::pages::Paging;
 
 /// Processes with logs in a [`TestWorld`].
@@ -64,9 +71,36 @@ pub fn settings() -> LogSettings {
 /// Logs over these ledgers.
 #[must_use]
 pub fn over(ledgers: Arc<LedgerContext>, settings: LogSettings) -> Arc<LogContext> {
+    with_cold(ledgers, settings, None)
+}
+
+/// Logs over these ledgers, which are offloaded into this store.
+#[must_use]
+pub fn over_cold(
+    ledgers: Arc<LedgerContext>,
+    store: &MemoryColdStore,
+    offload: OffloadSettings,
+) -> Arc<LogContext> {
+    let store = store.clone();
+    let opener = move |_: &str| -> ColdResult<Arc<dyn ColdStore>> { Ok(Arc::new(store.clone())) };
+    let sources = (Arc::clone(&ledgers.clock), Arc::clone(&ledgers.rng));
+    let metadata = Arc::clone(&ledgers.store);
+    let locations = Locations::new(metadata, sources, "test", "mem://1", Box::new(opener));
+    let cache = ObjectCache::new(CacheBytes::default());
+    let worker = BrokerId(ledgers.rng.id16());
+    let tier = ColdTier::new(locations, cache, offload, worker);
+    with_cold(ledgers, settings(), Some(Arc::new(tier)))
+}
+
+fn with_cold(
+    ledgers: Arc<LedgerContext>,
+    settings: LogSettings,
+    cold: Option<Arc<ColdTier>>,
+) -> Arc<LogContext> {
     Arc::new(LogContext {
         ledgers,
         cache: EntryCache::new(4 * 1024 * 1024, 4 * 1024 * 1024),
+        cold,
         metrics: LogMetrics::new(&NoopMeterProvider::new().meter("test")),
         settings,
         shared: LogShared::default(),

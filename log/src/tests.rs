@@ -4,6 +4,7 @@ mod crash;
 mod ensembles;
 mod faults;
 mod full;
+mod offloading;
 mod paging;
 mod reading;
 mod sharing;

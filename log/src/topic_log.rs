@@ -9,6 +9,7 @@ use tokio::sync::watch;
 
 use crate::context::LogContext;
 use crate::error::LogError;
+use crate::offload::Offloading;
 use crate::open;
 use crate::probe::Fence;
 use crate::read::ReadPoint;
@@ -209,6 +210,44 @@ impl TopicLog {
         sizes::place_of_newest(&state.segments, bytes).unwrap_or(state.acked.index)
     }
 
+    /// Has every ledger offloaded, in the background, that is sealed and ends at or below an index,
+    /// and says how far that is. Repeat the call to follow it.
+    ///
+    /// # Errors
+    /// [`LogError::Invalid`] when no place for objects is set; when metadata cannot be read.
+    pub async fn request_offload(&self, below: Index) -> Result<Offloading, LogError> {
+        self.inner.request_offload(below).await
+    }
+
+    /// Offloads in the background what is due by age or on command, and drops copies at bookies
+    /// whose lag is over, of ledgers that end at or below `droppable`: what lies above is read when
+    /// the topic is loaded. Never waits.
+    pub fn care_for_offload(&self, droppable: Index) {
+        self.inner.care_for_offload(droppable);
+    }
+
+    /// Whether a ledger waits to be offloaded, or for its copies to go: a log that is open does it,
+    /// one that is not open does not.
+    #[must_use]
+    pub fn awaits_offload(&self) -> bool {
+        self.inner.awaits_offload()
+    }
+
+    /// Whether copies at bookies could go if a load read nothing below a later index than
+    /// `droppable`.
+    #[must_use]
+    pub fn awaits_snapshot(&self, droppable: Index) -> bool {
+        self.inner.awaits_snapshot(droppable)
+    }
+
+    /// Looks where the bytes of its newest ledgers are, for [`TopicLog::stats`].
+    ///
+    /// # Errors
+    /// When metadata cannot be read.
+    pub async fn learn_offload(&self) -> Result<(), LogError> {
+        self.inner.learn_for_stats().await
+    }
+
     /// Figures of the log.
     #[must_use]
     pub fn stats(&self) -> LogStats {
@@ -222,6 +261,7 @@ impl TopicLog {
                 entries: segment.entries,
                 bytes: segment.bytes,
                 open: segment.status == SegmentStatus::Open,
+                state: self.inner.segment_state(segment.ledger),
             })
             .collect();
         LogStats {

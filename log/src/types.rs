@@ -8,6 +8,7 @@ use aquifer_model::quorum::Quorum;
 use bytes::Bytes;
 
 use crate::error::LogError;
+use crate::offload::SegmentState;
 
 /// Which log of a topic.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -170,4 +171,6 @@ pub struct LedgerStat {
     pub bytes: u64,
     /// Whether it still takes entries.
     pub open: bool,
+    /// Where its bytes are, as far as that was looked at.
+    pub state: SegmentState,
 }

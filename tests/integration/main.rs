@@ -11,6 +11,7 @@ mod damage;
 mod disk_space;
 mod follow;
 mod limits;
+mod offload;
 mod operators;
 mod policies;
 mod producers;

@@ -34,6 +34,7 @@ use crate::error::BrokerError;
 use crate::namespace::listing::{Listed, Lister, parse};
 use crate::peers::peer_url;
 use crate::topic::event::Event;
+use crate::topic::pull::Pull;
 use crate::topic::record::{check_partition, find_or_create};
 use crate::topics::deletion::{PARTS_AT_ONCE, parts_of};
 
@@ -252,6 +253,13 @@ impl Broker {
             }
         };
         if ranges.is_empty() {
+            // Where its ledgers are is in their records, which the topic itself does not wait for.
+            let log = |reply| Pull::Log(reply).event();
+            let log = self.topics.ask(topic, false, log).await?;
+            if let Err(error) = log.learn_offload().await {
+                // What was known before is told; statistics need no metadata.
+                tracing::debug!(%topic, %error, "statistics without where the ledgers are");
+            }
             return self.topics.ask(topic, false, Event::Stats).await;
         }
         let mut sum = TopicStats {

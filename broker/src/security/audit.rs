@@ -22,7 +22,7 @@ use crate::security::audit::refusals::{Refusal, Refusals};
 const TEXT_BYTES_MAX: usize = 256;
 
 /// Requests that change something. Everything else is written only when it is refused.
-const CHANGES: [&str; 17] = [
+const CHANGES: [&str; 18] = [
     "add_grant",
     "create_namespace",
     "create_subscription",
@@ -31,6 +31,7 @@ const CHANGES: [&str; 17] = [
     "create_topic",
     "delete_subscription",
     "delete_topic",
+    "offload_topic",
     "remove_grant",
     "reset_subscriptions",
     "revoke_token",

@@ -28,6 +28,8 @@ use crate::traffic::TopicCounters;
 pub(crate) enum Pull {
     /// The way to what is stored, for a client that knows this life of the topic.
     Door(Option<TopicIncarnation>, Reply<Door>),
+    /// The log, for statistics: looking at a topic is no use that keeps it loaded.
+    Log(Reply<TopicLog>),
     /// A body is to be stored.
     Append(Box<AloneAppend>, Reply<pull::Appended>),
     /// The outcome of that.
@@ -100,7 +102,7 @@ pub(crate) struct Door {
     pub(crate) publish: ByteBudget,
     /// What reads take their bytes from.
     pub(super) deliveries: ByteBudget,
-    pub(super) log: TopicLog,
+    pub(crate) log: TopicLog,
     pub(super) visible_end: watch::Receiver<Index>,
     pub(super) counters: Arc<TopicCounters>,
     /// What limits appends and reads.

@@ -1,10 +1,32 @@
 //! Statistics of a loaded topic.
 
-use aquifer_model::stats::{LedgerStats, TopicStats};
+use aquifer_log::LedgerStat;
+use aquifer_log::offload::SegmentState;
+use aquifer_model::stats::{LedgerPlace, LedgerStats, TopicStats};
 
 use crate::topic::attachments::Attachments;
 use crate::topic::context::TopicContext;
 use crate::topic::publishing::Publishing;
+
+fn of_ledger(ledger: &LedgerStat) -> LedgerStats {
+    let (state, local, object) = match &ledger.state {
+        SegmentState::Local if ledger.open => (LedgerPlace::Open, true, None),
+        SegmentState::Local => (LedgerPlace::Closed, true, None),
+        SegmentState::Offloading => (LedgerPlace::Offloading, true, None),
+        SegmentState::Offloaded { object, local } => {
+            (LedgerPlace::Offloaded, *local, Some(object.to_string()))
+        }
+    };
+    LedgerStats {
+        ledger: ledger.ledger,
+        first_index: ledger.first_index,
+        entries: ledger.entries,
+        bytes: ledger.bytes,
+        state,
+        local,
+        object,
+    }
+}
 
 /// What a topic says about itself and its clients.
 pub(super) fn stats(
@@ -14,13 +36,7 @@ pub(super) fn stats(
 ) -> TopicStats {
     let log = cx.log.stats();
     let (counted, end) = (cx.counters.now(), cx.visible_end());
-    let ledgers = log.ledgers.iter().map(|ledger| LedgerStats {
-        ledger: ledger.ledger,
-        first_index: ledger.first_index,
-        entries: ledger.entries,
-        bytes: ledger.bytes,
-        state: if ledger.open { "open" } else { "closed" },
-    });
+    let ledgers = log.ledgers.iter().map(of_ledger);
     TopicStats {
         partitions: 0,
         first_index: log.first,

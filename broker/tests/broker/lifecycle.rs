@@ -6,6 +6,7 @@ use aquifer_metadata::keys;
 use aquifer_metadata::store::MetadataStore;
 use aquifer_model::id::Index;
 use aquifer_model::place::Place;
+use aquifer_model::stats::LedgerPlace;
 use aquifer_protocol_api::admin::{Admin, Deletion};
 use aquifer_protocol_api::error::ErrorKind;
 use aquifer_protocol_api::producer::OpenProducer;
@@ -65,7 +66,12 @@ async fn statistics_of_an_unloaded_topic_write_nothing_and_do_not_keep_it() {
         assert_eq!((stats.first_index, stats.end_index), (Index(0), Index(3)));
         assert_eq!(subscription.mark_delete, Index(1));
         assert_eq!(subscription.backlog_messages, 2);
-        assert!(stats.ledgers.iter().all(|ledger| ledger.state == "closed"));
+        assert!(
+            stats
+                .ledgers
+                .iter()
+                .all(|ledger| ledger.state == LedgerPlace::Closed)
+        );
     }
     assert_eq!(record().await, before);
     assert_eq!(world.bookies.ledgers(bookie), ledgers);
@@ -184,7 +190,7 @@ async fn a_shutdown_answers_what_is_in_flight_and_sends_clients_away() {
             .await
             .ledgers
             .iter()
-            .all(|ledger| ledger.state == "closed"),
+            .all(|ledger| ledger.state == LedgerPlace::Closed),
         "the ledger was sealed"
     );
 }

@@ -44,6 +44,11 @@ pub struct StandaloneArgs {
     #[arg(long)]
     pub accept_loss: bool,
 
+    /// Where closed ledgers are offloaded to: file:///DIRECTORY, s3://BUCKET/PREFIX,
+    /// gs://BUCKET/PREFIX or az://CONTAINER/PREFIX [default: DIR/cold].
+    #[arg(long, value_name = "URL")]
+    pub cold_store: Option<String>,
+
     /// Configuration file (TOML). Environment variables AQUIFER_SECTION_KEY and flags go over it.
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
@@ -164,6 +169,11 @@ pub struct BrokerArgs {
     /// possible].
     #[arg(long, value_name = "N")]
     pub zones_min: Option<usize>,
+
+    /// Where closed ledgers are offloaded to: s3://BUCKET/PREFIX, gs://BUCKET/PREFIX,
+    /// az://CONTAINER/PREFIX or file:///DIRECTORY [default: nowhere].
+    #[arg(long, value_name = "URL")]
+    pub cold_store: Option<String>,
 
     /// How long a failed bookie is waited for while the others form ack quorums [default: 0s].
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]

@@ -1,6 +1,11 @@
 //! `aquifer topic`: creates, lists, inspects and deletes topics.
 
-use aquifer_client::admin::TopicStats;
+use std::time::Duration;
+
+use aquifer_client::admin::{Admin, TopicStats};
+use aquifer_model::place::Place;
+use aquifer_model::topic::TopicName;
+use aquifer_runtime::clock::{self, Clock, SystemClock};
 use serde_json::{Value, json};
 
 use crate::args::{TopicArgs, TopicCommand};
@@ -8,6 +13,9 @@ use crate::commands::{policy, subscription};
 use crate::connect::Connect;
 use crate::exit::CliError;
 use crate::output::{Output, Table};
+
+/// How often it is asked how far an offload is.
+const POLL_PAUSE: Duration = Duration::from_millis(200);
 
 /// Runs the command.
 ///
@@ -53,6 +61,11 @@ pub async fn run(args: TopicArgs, connect: &Connect, out: &Output) -> Result<(),
                 print_stats(out, &stats)
             }
         }
+        TopicCommand::Offload {
+            topic,
+            before,
+            wait,
+        } => offload(&topic, before, wait, &admin, out).await,
         TopicCommand::Policy(command) => policy::run(command, policy::topic, &admin, out).await,
         TopicCommand::Delete { topic, force } => {
             admin.delete_topic(&topic.to_string(), force).await?;
@@ -63,6 +76,34 @@ pub async fn run(args: TopicArgs, connect: &Connect, out: &Output) -> Result<(),
             }
         }
     }
+}
+
+/// Has ledgers offloaded; with `wait` until all of them are.
+async fn offload(
+    topic: &TopicName,
+    before: Place,
+    wait: bool,
+    admin: &Admin,
+    out: &Output,
+) -> Result<(), CliError> {
+    let began = SystemClock.monotonic();
+    let name = topic.to_string();
+    let (ledgers, bytes) = admin.offload_topic(&name, before).await?;
+    let mut left = ledgers;
+    while wait && left > 0 {
+        clock::sleep(POLL_PAUSE).await;
+        (left, _) = admin.offload_topic(&name, before).await?;
+    }
+    let seconds = SystemClock.monotonic().saturating_sub(began).as_secs_f64();
+    if out.is_json() {
+        let object = json!({"ledgers": ledgers, "bytes": bytes, "seconds": seconds});
+        return out.object(&object);
+    }
+    out.line(match (ledgers, wait) {
+        (0, _) => "nothing to offload".to_owned(),
+        (_, true) => format!("offloaded {ledgers} ledgers, {bytes} bytes, in {seconds:.1} s"),
+        (_, false) => format!("offloading {ledgers} ledgers, {bytes} bytes"),
+    })
 }
 
 fn stats_object(stats: &TopicStats) -> Value {
@@ -76,6 +117,8 @@ fn stats_object(stats: &TopicStats) -> Value {
                 "entries": ledger.entries,
                 "bytes": ledger.bytes,
                 "state": ledger.state,
+                "local": ledger.local,
+                "object": ledger.object,
             })
         })
         .collect();

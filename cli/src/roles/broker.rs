@@ -57,8 +57,8 @@ impl Role for BrokerRoleConfig {
         let storage =
             serving::cluster_storage(&self.cluster, &certificates, membership, &seams, ways)
                 .await?;
-        let (cache, ledger) = (&self.cache, &self.ledger);
-        let log = serving::log_context(storage, cache, ledger, &seams, telemetry, &groups.ledger);
+        let (memory, cold) = ((&self.cache, &self.ledger), (name.as_str(), &self.cold));
+        let log = serving::log_context(storage, memory, cold, &seams, telemetry, &groups.ledger);
         let peers: Arc<dyn Peers> = Arc::new(GrpcPeers::new(
             self.cluster.internal_tls.client(),
             &groups.transport,

@@ -25,6 +25,7 @@ use aquifer_runtime::task::TaskGroup;
 use aquifer_runtime::telemetry::Telemetry;
 
 use crate::exit::CliError;
+use crate::roles::cold::ColdConfig;
 use crate::roles::membership::Membership;
 use crate::roles::quiet;
 use crate::roles::settings::{CacheConfig, ClusterSection, LedgerConfig};
@@ -72,20 +73,22 @@ pub async fn cluster_storage(
     })
 }
 
-/// What every log of the process shares.
+/// What every log of the process shares. `cold` says in which cluster, and where its objects are.
 pub fn log_context(
     storage: Storage,
-    cache: &CacheConfig,
-    ledger: &LedgerConfig,
+    (cache, ledger): (&CacheConfig, &LedgerConfig),
+    (cluster, cold): (&str, &ColdConfig),
     seams: &Seams,
     telemetry: &Telemetry,
     tasks: &TaskGroup,
 ) -> Arc<LogContext> {
     let cache = EntryCache::new(cache.tail_bytes, cache.read_ahead_bytes);
-    quiet::give_back_when_quiet(cache.clone(), tasks);
+    let tier = Arc::new(cold.tier(cluster, Arc::clone(&storage.store), seams));
+    quiet::give_back_when_quiet(cache.clone(), Arc::clone(&tier), tasks);
     Arc::new(LogContext {
         ledgers: ledger_context(storage, ledger, seams, telemetry, tasks),
         cache,
+        cold: Some(tier),
         metrics: LogMetrics::new(&telemetry.meter("aquifer_log")),
         settings: LogSettings::default(),
         shared: LogShared::default(),

@@ -95,8 +95,10 @@ async fn start_above(
         transport: Arc::new(InProcess::new(bookie.clone(), &groups.ledger)),
         bookies: Bookies::fixed(vec![local_bookie(&bookie)]),
     };
-    let (cache, ledger) = (&config.cache, LedgerConfig::default());
-    let log = serving::log_context(storage, cache, &ledger, seams, telemetry, &groups.ledger);
+    let ledger = LedgerConfig::default();
+    let cold = (config.broker.cluster.as_str(), &config.cold);
+    let memory = (&config.cache, &ledger);
+    let log = serving::log_context(storage, memory, cold, seams, telemetry, &groups.ledger);
     // No other bookie has copies, so that there is nothing to repair from: only what concerns the
     // bookie itself runs.
     let hosted = AutorecoveryConfig::default();

@@ -50,8 +50,12 @@ pub struct LedgerStats {
     pub entries: u64,
     /// Its bytes.
     pub bytes: u64,
-    /// `open` or `closed`.
+    /// `open`, `closed`, `offloading` or `offloaded`.
     pub state: String,
+    /// Whether bookies have it.
+    pub local: bool,
+    /// The object that it is in.
+    pub object: Option<String>,
 }
 
 /// A connected producer.
@@ -96,6 +100,8 @@ impl From<v1::TopicStatsResponse> for TopicStats {
             entries: ledger.entries,
             bytes: ledger.bytes,
             state: ledger.state,
+            local: ledger.local,
+            object: Some(ledger.object).filter(|name| !name.is_empty()),
         };
         let producer = |producer: v1::ProducerStats| ProducerStats {
             name: producer.name,

@@ -426,6 +426,7 @@ not_scripted! {
     list_namespaces: ListNamespacesRequest -> ListNamespacesResponse,
     create_topic: CreateTopicRequest -> CreateTopicResponse,
     delete_topic: DeleteTopicRequest -> DeleteTopicResponse,
+    offload_topic: OffloadTopicRequest -> OffloadTopicResponse,
     list_topics: ListTopicsRequest -> ListTopicsResponse,
     delete_subscription: DeleteSubscriptionRequest -> DeleteSubscriptionResponse,
     create_subscription: CreateSubscriptionRequest -> CreateSubscriptionResponse,

@@ -4,7 +4,7 @@ use aquifer_model::id::{Index, TopicIncarnation};
 use aquifer_model::place::Place;
 use aquifer_model::policy::{Policies, PolicyScope, PolicyUpdate, PolicyView};
 use aquifer_model::ranges::TopicRanges;
-use aquifer_model::stats::TopicStats;
+use aquifer_model::stats::{OffloadProgress, TopicStats};
 use aquifer_model::topic::{NamespaceName, SubscriptionName, TopicName};
 use async_trait::async_trait;
 
@@ -90,6 +90,17 @@ pub trait Admin: Send + Sync + 'static {
         namespace: NamespaceName,
         page: PageRequest,
     ) -> ApiResult<Page<TopicDescription>>;
+
+    /// Has the ledgers of a topic offloaded that are closed and end at or before a place, in the
+    /// background. Answers what is left to do: repeat the call to follow it. The failure of an
+    /// attempt since the last call is the answer of this one, and the attempt is made again by the
+    /// next.
+    async fn offload_topic(
+        &self,
+        ctx: &RequestContext,
+        topic: TopicName,
+        before: Place,
+    ) -> ApiResult<OffloadProgress>;
 
     /// Statistics of a topic; sums over the partitions of a partitioned one.
     async fn topic_stats(&self, ctx: &RequestContext, topic: TopicName) -> ApiResult<TopicStats>;

@@ -1,6 +1,7 @@
 //! The control plane: every method parses, calls once and converts.
 
 use aquifer_model::listener::{Listener, ListenerName, Listeners};
+use aquifer_model::place::Place;
 use aquifer_model::stats::{SubscriptionStats, TopicStats};
 use aquifer_model::topic::SubscriptionName;
 use aquifer_proto::convert::ranges::wire_ranges;
@@ -176,6 +177,24 @@ impl v1::admin_server::Admin for Service {
             Ok(v1::ListTopicsResponse {
                 topics: topics.collect(),
                 next: found.next.unwrap_or_default(),
+            })
+        })
+        .await
+    }
+
+    async fn offload_topic(
+        &self,
+        request: Request<v1::OffloadTopicRequest>,
+    ) -> Answer<v1::OffloadTopicResponse> {
+        self.unary("offload_topic", request, |broker, ctx, r| async move {
+            let before = match r.before.as_str() {
+                "" => Place::Latest,
+                text => place(text)?,
+            };
+            let left = broker.offload_topic(&ctx, topic(&r.topic)?, before).await?;
+            Ok(v1::OffloadTopicResponse {
+                ledgers: left.ledgers,
+                bytes: left.bytes,
             })
         })
         .await
@@ -408,7 +427,9 @@ fn wire_stats(topic: String, stats: TopicStats) -> v1::TopicStatsResponse {
         first_index: ledger.first_index.0,
         entries: ledger.entries,
         bytes: ledger.bytes,
-        state: ledger.state.to_owned(),
+        state: ledger.state.name().to_owned(),
+        local: ledger.local,
+        object: ledger.object.unwrap_or_default(),
     });
     let producers = stats
         .producers

@@ -110,6 +110,7 @@ pub async fn context(etcd: &str) -> Result<Arc<LogContext>> {
     Ok(Arc::new(LogContext {
         ledgers: Arc::new(ledgers),
         cache: EntryCache::new(1 << 20, 1 << 20),
+        cold: None,
         metrics: LogMetrics::new(&meter),
         settings: LogSettings::default(),
         shared: LogShared::default(),

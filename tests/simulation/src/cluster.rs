@@ -264,6 +264,7 @@ impl Cluster {
         let context = LogContext {
             ledgers: Arc::new(ledgers),
             cache: EntryCache::new(512, 1024),
+            cold: None,
             metrics: LogMetrics::new(&meter),
             settings: LogSettings {
                 read_ahead_range_bytes: 256,

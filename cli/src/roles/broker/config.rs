@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::args::BrokerArgs;
 use crate::exit::CliError;
 use crate::roles::auth::AuthSection;
+use crate::roles::cold::ColdConfig;
 use crate::roles::membership;
 use crate::roles::settings::{
     self, CacheConfig, ClusterSection, HttpConfig, LedgerConfig, QuorumSettings, check_loopback,
@@ -32,6 +33,8 @@ pub struct BrokerRoleConfig {
     pub ledger: LedgerConfig,
     /// Memory for entries.
     pub cache: CacheConfig,
+    /// Objects of ledgers.
+    pub cold: ColdConfig,
     /// Health checks and metrics.
     pub http: HttpConfig,
     /// Topics.
@@ -51,6 +54,7 @@ impl Default for BrokerRoleConfig {
             quorum: QuorumSettings::default(),
             ledger: LedgerConfig::default(),
             cache: CacheConfig::default(),
+            cold: ColdConfig::default(),
             http: HttpConfig::on_port(HTTP_PORT),
             broker: BrokerConfig::default(),
             protocols: ProtocolsConfig::default(),
@@ -99,6 +103,7 @@ impl BrokerRoleConfig {
         if let Some(zones) = args.zones_min {
             self.ledger.zones_min = zones;
         }
+        self.cold.apply(args.cold_store.as_deref());
         if let Some(delay) = args.ensemble_change_delay {
             self.ledger.ensemble_change_delay_ms = clock::millis(delay);
         }
@@ -129,6 +134,7 @@ impl BrokerRoleConfig {
             settings::advertised(told, listener.listen.socket_addr(), listener.tls.is_on())?;
         }
         self.http.check()?;
+        self.cold.check()?;
         membership::check(&self.cluster)
     }
 }

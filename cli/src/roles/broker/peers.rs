@@ -9,7 +9,9 @@ use aquifer_client::{Client, ClientError, ErrorKind as Kind, Outcome as Known};
 use aquifer_model::id::Index;
 use aquifer_model::load::LoadReport;
 use aquifer_model::place::Place;
-use aquifer_model::stats::{LedgerStats, ProducerStats, SubscriptionStats, TopicStats};
+use aquifer_model::stats::{
+    LedgerPlace, LedgerStats, ProducerStats, SubscriptionStats, TopicStats,
+};
 use aquifer_model::topic::{ProducerName, SubscriptionName, TopicName};
 use aquifer_protocol_api::admin::Deletion;
 use aquifer_protocol_api::error::{ApiError, ApiResult, ErrorKind, Outcome};
@@ -155,10 +157,9 @@ fn known(stats: admin::TopicStats) -> ApiResult<TopicStats> {
         first_index: ledger.first_index,
         entries: ledger.entries,
         bytes: ledger.bytes,
-        state: match ledger.state.as_str() {
-            "open" => "open",
-            _ => "closed",
-        },
+        state: LedgerPlace::named(&ledger.state),
+        local: ledger.local,
+        object: ledger.object,
     });
     let mut producers = Vec::with_capacity(stats.producers.len());
     for producer in stats.producers {

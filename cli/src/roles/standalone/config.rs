@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::args::StandaloneArgs;
 use crate::exit::CliError;
 use crate::roles::auth::AuthSection;
+use crate::roles::cold::ColdConfig;
 use crate::roles::settings::{self, CacheConfig, HttpConfig, ListenConfig, check_loopback};
 use crate::roles::tls::InternalTls;
 
@@ -30,6 +31,8 @@ pub struct StandaloneConfig {
     pub allow_remote: bool,
     /// Memory for entries.
     pub cache: CacheConfig,
+    /// Objects of ledgers; in the directory `cold` of the data directory unless they go elsewhere.
+    pub cold: ColdConfig,
     /// Health checks and metrics.
     pub http: HttpConfig,
     /// The bookie's storage API, which tools and later other nodes use.
@@ -54,6 +57,7 @@ impl Default for StandaloneConfig {
             data_dir: PathBuf::from("aquifer-data"),
             allow_remote: false,
             cache: CacheConfig::default(),
+            cold: ColdConfig::default(),
             http: HttpConfig::on_port(HTTP_PORT),
             bookie_api: ListenConfig::on_port(BOOKIE_PORT),
             internal_tls: InternalTls::default(),
@@ -73,7 +77,7 @@ impl StandaloneConfig {
     /// When a file cannot be read, or a value is not allowed: exit code 2.
     pub fn load(args: &StandaloneArgs) -> Result<(StandaloneConfig, Vec<String>), CliError> {
         let (mut config, unknown) = settings::load::<StandaloneConfig>(args.config.as_deref())?;
-        config.apply(args);
+        config.apply(args)?;
         config.check()?;
         Ok((config, unknown))
     }
@@ -83,7 +87,7 @@ impl StandaloneConfig {
         self.data_dir.join(METADATA_FILE)
     }
 
-    fn apply(&mut self, args: &StandaloneArgs) {
+    fn apply(&mut self, args: &StandaloneArgs) -> Result<(), CliError> {
         if let Some(data_dir) = &args.data_dir {
             self.data_dir.clone_from(data_dir);
         }
@@ -101,6 +105,8 @@ impl StandaloneConfig {
         self.broker.auth.clone_from(&self.auth.broker);
         self.bookie.accept_loss = args.accept_loss;
         settings::place_bookie(&mut self.bookie, &self.data_dir);
+        self.cold.apply(args.cold_store.as_deref());
+        self.cold.place_in(&self.data_dir)
     }
 
     /// Everything that the types of the sections cannot check themselves.
@@ -110,6 +116,7 @@ impl StandaloneConfig {
             .validate()
             .map_err(|error| CliError::usage(error.to_string()))?;
         self.http.check()?;
+        self.cold.check()?;
         self.internal_tls.check()?;
         let mut listeners = self.protocols.listeners();
         listeners.push(("http", self.http.listen));
@@ -136,6 +143,7 @@ mod tests {
             allow_remote: false,
             auth: false,
             accept_loss: false,
+            cold_store: None,
             config: None,
             check_config: false,
         }

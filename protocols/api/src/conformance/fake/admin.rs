@@ -6,7 +6,7 @@ use aquifer_model::load::LoadReport;
 use aquifer_model::place::Place;
 use aquifer_model::policy::{Policies, PolicyScope, PolicyUpdate, PolicyView};
 use aquifer_model::ranges::TopicRanges;
-use aquifer_model::stats::TopicStats;
+use aquifer_model::stats::{OffloadProgress, TopicStats};
 use aquifer_model::topic::{NamespaceName, SubscriptionName, TopicName};
 use async_trait::async_trait;
 
@@ -107,6 +107,16 @@ impl Admin for FakeBroker {
         _page: PageRequest,
     ) -> ApiResult<Page<TopicDescription>> {
         self.not_faked()
+    }
+
+    async fn offload_topic(
+        &self,
+        _ctx: &RequestContext,
+        topic: TopicName,
+        _before: Place,
+    ) -> ApiResult<OffloadProgress> {
+        self.called(&topic)?;
+        Ok(OffloadProgress::default())
     }
 
     async fn topic_stats(&self, _ctx: &RequestContext, topic: TopicName) -> ApiResult<TopicStats> {

@@ -1,0 +1,81 @@
+//! Offload of the ledgers of topics: on request, by age for those that are loaded, and the clean-up
+//! behind it. What happens to one ledger is in `aquifer_log::offload`.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use aquifer_log::TopicRecordCell;
+use aquifer_log::offload::reaper::{Reaped, reap};
+use aquifer_model::place::Place;
+use aquifer_model::stats::OffloadProgress;
+use aquifer_model::topic::TopicName;
+use aquifer_runtime::clock;
+
+use crate::broker::Broker;
+use crate::context::Context;
+use crate::error::BrokerError;
+use crate::topic::pull::Pull;
+
+/// Between two looks at what failed attempts and deleted ledgers have left.
+const REAP_PAUSE: Duration = Duration::from_secs(60);
+
+/// Starts to clean up, where objects are written or read.
+pub(crate) fn start(shared: &Arc<Context>) {
+    if shared.log.cold.is_none() {
+        return;
+    }
+    let context = Arc::clone(shared);
+    let token = shared.tasks.shutdown_token();
+    shared.tasks.spawn("object-reaper", async move {
+        tokio::select! {
+            () = rounds(&context) => {}
+            () = token.wait() => {}
+        }
+    });
+}
+
+async fn rounds(shared: &Context) {
+    let Some(tier) = &shared.log.cold else { return };
+    loop {
+        // What is left by this process is reaped at once; the timer is for that of others.
+        let pause = shared.rng.jitter(REAP_PAUSE);
+        let _ = clock::timeout(pause, tier.has_left()).await;
+        let is_alive = |broker| shared.ownership.is_announced(broker);
+        match reap(&shared.log, tier, is_alive).await {
+            Ok(reaped) if reaped == Reaped::default() => {}
+            Ok(reaped) => tracing::debug!(?reaped, "looked for objects that are to go"),
+            Err(error) => tracing::warn!(%error, "objects that are to go are looked for later"),
+        }
+    }
+}
+
+impl Broker {
+    /// Has the ledgers of a topic offloaded that are sealed and end at or before a place.
+    pub(crate) async fn offload(
+        &self,
+        topic: &TopicName,
+        before: Place,
+    ) -> Result<OffloadProgress, BrokerError> {
+        let ctx = Arc::clone(&self.shared.log);
+        let found = TopicRecordCell::load(ctx, topic, Vec::new()).await?;
+        if found.is_some_and(|cell| !cell.ranges().is_empty()) {
+            return Err(BrokerError::invalid(
+                format!("{topic} is partitioned, and its ledgers are those of its partitions"),
+                format!("offload each partition: {topic}-partition-0 and so on"),
+            ));
+        }
+        let door = self
+            .topics
+            .ask(topic, false, |reply| Pull::Door(None, reply).event())
+            .await?;
+        let below = door.log.locate(before).await?;
+        let found = door.log.request_offload(below).await?;
+        if let Some(failure) = found.failure {
+            return Err(failure.into());
+        }
+        Ok(OffloadProgress {
+            ledgers: found.ledgers,
+            bytes: found.bytes,
+        })
+    }
+}

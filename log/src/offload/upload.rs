@@ -1,0 +1,277 @@
+//! One attempt at one ledger: claim, write, read back, commit.
+//!
+//! An attempt that fails gives itself up as far as metadata answers. One whose process ends is
+//! given up by the reaper.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use aquifer_cold::error::ColdError;
+use aquifer_cold::format::Expected;
+use aquifer_cold::format::writer::ObjectSpec;
+use aquifer_cold::location::Location;
+use aquifer_cold::object::{name_of, verify};
+use aquifer_cold::upload::{ObjectUpload, part_bytes};
+use aquifer_ledger::ledger_metadata::{self, LedgerInfo, LedgerState};
+use aquifer_ledger::objects::{self, PlannedObject};
+use aquifer_ledger::offload::{Offload, StoredObject};
+use aquifer_ledger::reader::{Wanted, read_range};
+use aquifer_ledger::writer::machine::LedgerEnd;
+use aquifer_model::id::{AttemptId, EntryId, LedgerId};
+use aquifer_proto::v1;
+use aquifer_runtime::clock;
+use bytes::Bytes;
+
+use crate::context::LogContext;
+use crate::error::LogError;
+use crate::offload::tier::{Active, ColdTier};
+use crate::record::TopicRecordCell;
+
+/// Entries of one read from bookies.
+const READ_ENTRIES_MAX: usize = 16 * 1024;
+/// Reads of the same entries, while repair changes where they are.
+const READS_MAX: u32 = 3;
+/// Bytes of a ledger for which an attempt gets a second more.
+const BYTES_PER_SECOND: u64 = 1 << 20;
+
+/// What became of a ledger.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    /// It is in an object now.
+    Stored,
+    /// It was before, or holds nothing.
+    NothingToDo,
+    /// Another attempt is under way.
+    Busy,
+}
+
+/// Writes a closed ledger into an object, unless it is in one.
+pub(crate) async fn offload_ledger(
+    ctx: &LogContext,
+    tier: &ColdTier,
+    cell: &TopicRecordCell,
+    ledger: LedgerId,
+) -> Result<Outcome, LogError> {
+    let info = ledger_metadata::load_existing(&*ctx.ledgers.store, ledger).await?;
+    match info.offload {
+        Some(Offload::Stored { .. }) => return Ok(Outcome::NothingToDo),
+        Some(Offload::Claimed { .. }) => return Ok(Outcome::Busy),
+        None => {}
+    }
+    let LedgerState::Closed(end) = info.state else {
+        return Err(LogError::Invalid(format!("ledger {ledger} is not closed")));
+    };
+    let Some(last_entry) = end.last_entry else {
+        return Ok(Outcome::NothingToDo);
+    };
+    let location = tier.locations.primary().await.map_err(of_store)?;
+    // What is written elsewhere would be found nowhere.
+    location.check().await.map_err(of_store)?;
+    let now_ms = ctx.ledgers.clock.wall_ms();
+    let attempt = draw(ctx, now_ms);
+    let name = name_of(tier.locations.cluster(), &info.home, ledger, attempt);
+    let limit = tier.settings.attempt_max + Duration::from_secs(end.length / BYTES_PER_SECOND);
+    let place = (location.number, name);
+    let times = (now_ms, clock::millis(limit));
+    let planned = PlannedObject::new(attempt, &info, place, tier.worker, times);
+    let _active = Active::new(tier, attempt);
+    let work = Attempt {
+        ctx,
+        tier,
+        location: &location,
+        planned,
+        end: (last_entry, end),
+    };
+    let info = match objects::claim(&*ctx.ledgers.store, &work.planned).await {
+        Ok(info) => info,
+        Err(error) => {
+            // It may have been made.
+            work.give_up().await;
+            return Err(error.into());
+        }
+    };
+    let written = clock::timeout(limit, work.write(info, cell));
+    let late = || LogError::Unavailable(format!("ledger {ledger} is not offloaded in time"));
+    let stored = match written.await.unwrap_or_else(|_| Err(late())) {
+        Ok(object) => objects::store(&*ctx.ledgers.store, &work.planned, object).await,
+        Err(error) => {
+            work.give_up().await;
+            return Err(error);
+        }
+    };
+    if let Err(error) = stored {
+        // Given up only where the claim is as it was: the change may have been made.
+        work.give_up().await;
+        return Err(error.into());
+    }
+    tracing::info!(%ledger, topic = %cell.topic(), %attempt, bytes = end.length, "ledger offloaded");
+    Ok(Outcome::Stored)
+}
+
+/// An id that is never used again: the time, and what is random.
+fn draw(ctx: &LogContext, now_ms: u64) -> AttemptId {
+    let mut id = ctx.ledgers.rng.id16();
+    id[..6].copy_from_slice(&now_ms.to_be_bytes()[2..]);
+    AttemptId(id)
+}
+
+/// What a failure of the store means to the log.
+pub(crate) fn of_store(error: ColdError) -> LogError {
+    match error {
+        ColdError::Damaged { .. } => LogError::Damaged(error.to_string()),
+        ColdError::Config(_) => LogError::Invalid(error.to_string()),
+        ColdError::Metadata(error) => LogError::Metadata(error),
+        ColdError::NotFound(_)
+        | ColdError::AlreadyExists(_)
+        | ColdError::Denied(_)
+        | ColdError::Unavailable(_)
+        | ColdError::WrongPlace { .. } => LogError::Unavailable(error.to_string()),
+    }
+}
+
+struct Attempt<'a> {
+    ctx: &'a LogContext,
+    tier: &'a ColdTier,
+    location: &'a Location,
+    planned: PlannedObject,
+    end: (EntryId, LedgerEnd),
+}
+
+impl Attempt<'_> {
+    async fn give_up(&self) {
+        let given_up = objects::give_up(&*self.ctx.ledgers.store, self.planned.attempt).await;
+        if let Err(error) = given_up {
+            tracing::debug!(attempt = %self.planned.attempt, %error, "the reaper gives it up");
+        }
+        self.tier.left.notify_one();
+    }
+
+    /// Writes the object and reads all of it back.
+    async fn write(
+        &self,
+        info: LedgerInfo,
+        cell: &TopicRecordCell,
+    ) -> Result<StoredObject, LogError> {
+        let (last_entry, end) = self.end;
+        let part = part_bytes(end.length);
+        let part = self.tier.settings.part_bytes.unwrap_or(part);
+        let (store, name) = (Arc::clone(&self.location.store), self.planned.name.clone());
+        let mut upload = ObjectUpload::new(store, name, self.spec(&info, cell), part);
+        let sent = self.send(&mut upload, info.clone(), last_entry).await;
+        if let Err(error) = sent {
+            let _ = upload.abort().await; // the reaper does it again
+            return Err(error);
+        }
+        let (written, done) = upload.complete().await.map_err(of_store)?;
+        if let Err(error) = &done {
+            tracing::debug!(attempt = %self.planned.attempt, %error, "the end of an object failed, or its answer was lost");
+        }
+        let expected = Expected {
+            attempt: self.planned.attempt,
+            ledger: info.id,
+            token: info.token,
+            last_entry,
+            length: end.length,
+        };
+        let store = &*self.location.store;
+        let name = &self.planned.name;
+        let checked = verify(store, name, written.bytes, Some(&expected), |_, _| {}).await;
+        let tail = checked.map_err(|error| match done {
+            Ok(()) => of_store(error),
+            Err(earlier) => of_store(earlier),
+        })?;
+        let size = store.size(name).await.map_err(of_store)?;
+        if tail.trailer.body_crc64 != written.body_crc64 || size != written.bytes {
+            let what = "what was read back is not what was written";
+            return Err(LogError::Damaged(format!("object {name}: {what}")));
+        }
+        Ok(StoredObject {
+            location: self.location.number,
+            name: name.clone(),
+            section: 0,
+            size_bytes: written.bytes,
+            checksum: written.body_crc64,
+            stored_ms: self.ctx.ledgers.clock.wall_ms(),
+            index_offset: written.index_offset,
+        })
+    }
+
+    fn spec(&self, info: &LedgerInfo, cell: &TopicRecordCell) -> ObjectSpec {
+        let size = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+        ObjectSpec {
+            attempt: self.planned.attempt,
+            location: self.location.id,
+            cluster: self.tier.locations.cluster().to_owned(),
+            created_ms: self.planned.started_ms,
+            writer: concat!("aquifer ", env!("CARGO_PKG_VERSION")).to_owned(),
+            section: v1::ObjectSection {
+                ledger_id: info.id.0,
+                creation_token: Bytes::copy_from_slice(&info.token.0),
+                home: info.home.clone(),
+                topic: cell.topic().to_string(),
+                incarnation: Bytes::copy_from_slice(&cell.incarnation().0),
+                ensemble: size(info.quorum.ensemble()),
+                write_quorum: size(info.quorum.write()),
+                ack_quorum: size(info.quorum.ack()),
+                ledger_created_ms: info.created_ms,
+                ..v1::ObjectSection::default()
+            },
+            block_bytes: self.tier.settings.block_bytes,
+            compression: self.tier.settings.compression,
+        }
+    }
+
+    /// Reads the ledger from its bookies and sends what is full.
+    async fn send(
+        &self,
+        upload: &mut ObjectUpload,
+        mut info: LedgerInfo,
+        last: EntryId,
+    ) -> Result<(), LogError> {
+        let mut next = EntryId::FIRST;
+        while next <= last {
+            let entries = self.read(&mut info, next, last).await?;
+            for entry in &entries {
+                upload.add(entry).map_err(of_store)?;
+                next = entry.entry.next();
+                if !upload.is_full() {
+                    continue;
+                }
+                if !upload.has_begun() {
+                    let id = upload.begin().await.map_err(of_store)?;
+                    if !id.is_empty() {
+                        let store = &*self.ctx.ledgers.store;
+                        objects::note_upload(store, &self.planned, &id).await?;
+                    }
+                }
+                upload.send().await.map_err(of_store)?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn read(
+        &self,
+        info: &mut LedgerInfo,
+        first: EntryId,
+        last: EntryId,
+    ) -> Result<Vec<aquifer_model::storage::StoredEntry>, LogError> {
+        let wanted = Wanted {
+            first,
+            last,
+            bytes_max: self.tier.settings.read_bytes,
+            entries_max: READ_ENTRIES_MAX,
+            prefix_bytes: None,
+        };
+        let mut reads = 1;
+        loop {
+            match read_range(&self.ctx.ledgers, info, wanted).await {
+                Ok(entries) => return Ok(entries),
+                Err(error) if reads >= READS_MAX => return Err(error.into()),
+                Err(error) => tracing::debug!(%error, "reading a ledger to offload it, again"),
+            }
+            reads += 1;
+            *info = ledger_metadata::load_existing(&*self.ctx.ledgers.store, info.id).await?;
+        }
+    }
+}
