@@ -1,7 +1,12 @@
-# Sourced: says before a build what will take long.
+# Sourced: says before a build what will take long, and gives a release build the commit that it is of.
 
 # announce_build PROFILE: RocksDB is the one dependency that takes minutes.
 announce_build() {
+  # Not for debug builds, which would be linked again after every commit.
+  if [ "$1" = release ] && [ -z "${AQUIFER_COMMIT:-}" ]; then
+    AQUIFER_COMMIT="$(git describe --always --dirty --abbrev=12 --exclude='*' 2>/dev/null || echo unknown)"
+    export AQUIFER_COMMIT
+  fi
   if ls "$CARGO_TARGET_DIR/$1"/build/librocksdb-sys-*/out/librocksdb.a >/dev/null 2>&1; then
     echo "building the $1 profile; RocksDB is compiled already" >&2
   else

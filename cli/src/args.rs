@@ -11,7 +11,9 @@ mod storage;
 mod tenancy;
 mod tls;
 
+use std::env::consts::{ARCH, OS};
 use std::path::PathBuf;
+use std::sync::LazyLock;
 
 use aquifer_model::place::Place;
 use aquifer_model::topic::{
@@ -41,7 +43,8 @@ pub const DEFAULT_URL: &str = "http://127.0.0.1:7650";
 
 /// Aquifer: streams on the surface, deep storage below.
 #[derive(Debug, Parser)]
-#[command(name = "aquifer", version, arg_required_else_help = true, after_help = EXIT_CODES)]
+#[command(name = "aquifer", version, long_version = LONG_VERSION.as_str())]
+#[command(arg_required_else_help = true, after_help = EXIT_CODES)]
 pub struct Cli {
     /// Where brokers are, and who the caller is.
     #[command(flatten)]
@@ -55,6 +58,19 @@ pub struct Cli {
     #[command(subcommand)]
     pub command: Command,
 }
+
+/// What `--version` prints behind the name; `-V` prints the number alone. Release builds get the
+/// commit from `tools/notice.sh`.
+static LONG_VERSION: LazyLock<String> = LazyLock::new(|| {
+    let version = env!("CARGO_PKG_VERSION");
+    let commit = option_env!("AQUIFER_COMMIT").unwrap_or("unknown");
+    let build = if cfg!(debug_assertions) {
+        "debug"
+    } else {
+        "release"
+    };
+    format!("{version} (commit {commit}, {build} build, {OS} {ARCH})")
+});
 
 const EXIT_CODES: &str = "Exit codes: 0 done, 1 failed, 2 usage, 3 cannot connect, 4 timed out, \
                           5 refused (permission, quota, fenced)";
@@ -430,6 +446,16 @@ mod tests {
     #[test]
     fn the_declaration_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn the_long_version_names_commit_and_build() {
+        let (command, version) = (Cli::command(), env!("CARGO_PKG_VERSION"));
+        assert_eq!(command.render_version(), format!("aquifer {version}\n"));
+        let long = command.render_long_version();
+        let begin = format!("aquifer {version} (commit ");
+        let end = format!(" build, {OS} {ARCH})\n");
+        assert!(long.starts_with(&begin) && long.ends_with(&end), "{long}");
     }
 
     fn parses(line: &str) {
