@@ -2,17 +2,18 @@
 # Makes the image out of a binary that is there, with buildah, as root: no daemon, no other image, and two
 # runs over the same binary and packages have the same digest.
 #
-#   deploy/docker/build.sh BINARY OUTPUT
+#   deploy/docker/build.sh BINARY OUTPUT [SBOM]
 #
 # OUTPUT is what buildah pushes to: docker-archive:FILE:NAME:TAG, oci:DIRECTORY:TAG, or docker://REPOSITORY:TAG.
+# SBOM is a file for what the image is made of (CycloneDX), crates and packages of Debian; that needs cargo.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
-if [ $# != 2 ]; then
+if [ $# -lt 2 ] || [ $# -gt 3 ]; then
   sed -n 's/^#   \(deploy.*\)/usage: \1/p' "$0" >&2
   exit 2
 fi
-binary="$1" output="$2"
+binary="$1" output="$2" sbom="${3:-}"
 command -v buildah >/dev/null 2>&1 || { echo "missing: buildah (apt-get install --no-install-recommends buildah)" >&2; exit 1; }
 
 work="$(mktemp -d)"
@@ -23,6 +24,10 @@ if readelf -S "$work/context/aquifer" 2>/dev/null | grep -q '\.debug_info'; then
   strip "$work/context/aquifer"
 fi
 sh deploy/docker/rootfs.sh "$work/context/rootfs"
+if [ -n "$sbom" ]; then
+  SOURCE_DATE_EPOCH="${SOURCE_DATE_EPOCH:-$(git log -1 --format=%ct 2>/dev/null || echo 315532800)}" \
+    python3 deploy/package/sbom.py "$work/context/aquifer" --rootfs "$work/context/rootfs" >"$sbom"
+fi
 
 image() {
   buildah --storage-driver vfs --root "$work/root" --runroot "$work/run" "$@"
