@@ -84,3 +84,18 @@ go_tool() {
 need_helm() {
   go_tool helm helm.sh/helm/v3/cmd/helm "$HELM_VERSION"
 }
+
+# A root directory with Debian's essential packages and systemd, as an archive in $debian_root. It is that of this
+# machine's release of Debian.
+need_debian_root() {
+  local codename packages="passwd,init-system-helpers,libstdc++6,systemd,systemd-sysv"
+  codename="$(. /etc/os-release && echo "${VERSION_CODENAME:-}")"
+  debian_root="$aquifer_tools/share/$codename-root.tar"
+  [ "$(cat "$debian_root.packages" 2>/dev/null)" = "$packages" ] && return
+  command -v mmdebstrap >/dev/null 2>&1 || from_debian mmdebstrap usr/bin/mmdebstrap || unavailable mmdebstrap
+  echo "making a root directory of Debian $codename" >&2
+  mkdir -p "$aquifer_tools/share"
+  mmdebstrap --quiet --variant=essential --include="$packages" "$codename" "$debian_root" >&2 </dev/null ||
+    unavailable "a root directory of Debian $codename"
+  printf '%s\n' "$packages" >"$debian_root.packages"
+}
