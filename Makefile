@@ -3,7 +3,7 @@ SHELL := bash
 .DEFAULT_GOAL := help
 ENV := . tools/env.sh &&
 
-.PHONY: help run test build debug bench lint fmt docs tidy unit chaos fuzz-smoke chart image kube prerequisites
+.PHONY: help run test build debug bench lint fmt docs tidy unit chaos fuzz-smoke chart image package package-test kube prerequisites
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 24
@@ -46,9 +46,16 @@ chaos: prerequisites ## real processes under faults for half an hour, as root (A
 chart: debug ## the Helm chart, dashboards, alerts, image and compose file, without a cluster
 	@$(ENV) deploy/check.sh --aquifer "$$CARGO_TARGET_DIR/debug/aquifer"
 
-image: build ## the image, as target/aquifer-image.tar, as root and with buildah
+image: build ## the image, as target/aquifer-image.tar, and its SBOM, as root and with buildah
 	@$(ENV) mkdir -p target && rm -f target/aquifer-image.tar && \
-	  deploy/docker/build.sh "$$CARGO_TARGET_DIR/release/aquifer" docker-archive:target/aquifer-image.tar:localhost/aquifer:test
+	  deploy/docker/build.sh "$$CARGO_TARGET_DIR/release/aquifer" docker-archive:target/aquifer-image.tar:localhost/aquifer:test \
+	  target/aquifer-image.cdx.json
+
+package: build ## packages of the release binary in dist/: Debian, Python, a tarball, SBOM, SHA256SUMS
+	@$(ENV) deploy/package/build.sh "$$CARGO_TARGET_DIR/release/aquifer" dist
+
+package-test: build ## install, use and remove the packages on roots of their own, as root
+	@deploy/package/test.sh
 
 kube: image ## the chart on a real Kubernetes on this machine, as root; the first time builds Kubernetes
 	@deploy/kube/test.sh target/aquifer-image.tar

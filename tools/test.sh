@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The whole check: formatting, lints, documentation, 30 s of each fuzz target, all tests, and what is in
-# deploy/ without the chart.
+# The whole check: formatting, lints, documentation, 30 s of each fuzz target, all tests, what is in deploy/
+# without the chart, and packages.
 # Every step prints its name; the first one that fails ends it with a non-zero exit code.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -17,11 +17,11 @@ step() {
 }
 
 # A machine that cannot install the tools of deploy/ says so and goes on; whatever they find is a failure.
-check_deploy() {
+or_skipped() {
   local status=0
-  deploy/check.sh --quick --aquifer "$CARGO_TARGET_DIR/debug/aquifer" || status=$?
+  "$@" || status=$?
   [ "$status" -eq 75 ] || return "$status"
-  echo "== deploy: SKIPPED, see above" >&2
+  echo "== $1: SKIPPED, see above" >&2
 }
 
 announce_build debug
@@ -32,5 +32,7 @@ step documentation env RUSTDOCFLAGS="-D warnings -A rustdoc::private_intra_doc_l
 step fuzz tools/fuzz.sh
 step tests cargo test --workspace --locked
 # The chart itself needs helm, which takes minutes to build: `make chart`.
-step deploy check_deploy
+step deploy or_skipped deploy/check.sh --quick --aquifer "$CARGO_TARGET_DIR/debug/aquifer"
+# With an init as well: `make package-test`.
+BINARY="$CARGO_TARGET_DIR/debug/aquifer" step packages or_skipped deploy/package/test.sh --quick
 echo "== all checks passed in $SECONDS s" >&2
