@@ -18,6 +18,8 @@ use serde::de::DeserializeOwned;
 use serde_json::Value as Shape;
 use toml::{Table, Value};
 
+use crate::secret::REDACTED;
+
 pub use crate::error::ConfigError;
 pub use crate::secret::Secret;
 
@@ -108,11 +110,37 @@ where
     })
 }
 
-fn deserialize<T: DeserializeOwned>(table: &Table) -> Result<T, String> {
-    table
-        .clone()
+fn deserialize<T>(table: &Table) -> Result<T, String>
+where
+    T: DeserializeOwned + Serialize + Default,
+{
+    let mut whole = table.clone();
+    let shape = shape_of(&T::default()).map_err(|error| error.to_string())?;
+    complete(&mut whole, &shape);
+    whole
         .try_into()
         .map_err(|error: toml::de::Error| error.to_string().trim_end().to_owned())
+}
+
+/// Adds to the sections that are given what they do not name: a section's defaults are those that
+/// it has in this configuration, which its type may not know (the port of a role, for instance).
+fn complete(given: &mut Table, shape: &Shape) {
+    for (key, value) in given.iter_mut() {
+        let (Value::Table(section), Some(Shape::Object(defaults))) = (value, shape.get(key)) else {
+            continue;
+        };
+        for (key, default) in defaults {
+            // A null is absent in TOML, a secret is not shown, and what is no TOML cannot be put
+            // there: these keep the default of their type.
+            if !section.contains_key(key)
+                && default.as_str() != Some(REDACTED)
+                && let Ok(default) = Value::try_from(default)
+            {
+                section.insert(key.clone(), default);
+            }
+        }
+        complete(section, &Shape::Object(defaults.clone()));
+    }
 }
 
 /// The tree of keys of a configuration. JSON keeps the keys whose value is absent.
@@ -200,13 +228,16 @@ fn variable_name(prefix: &str, path: &[String]) -> String {
 
 /// Sets one key from an environment variable. What looks like a TOML value is taken as one when
 /// the configuration accepts it, and as text otherwise.
-fn set<T: DeserializeOwned>(
+fn set<T>(
     table: &Table,
     name: &str,
     path: &[String],
     raw: &str,
     text_only: bool,
-) -> Result<Table, ConfigError> {
+) -> Result<Table, ConfigError>
+where
+    T: DeserializeOwned + Serialize + Default,
+{
     let text = Value::String(raw.to_owned());
     let typed = format!("value = {raw}")
         .parse::<Table>()

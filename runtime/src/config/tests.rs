@@ -6,7 +6,6 @@ use serde::Deserialize;
 
 use super::*;
 use crate::net::ListenAddress;
-use crate::secret::REDACTED;
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
@@ -147,4 +146,55 @@ fn secrets_are_redacted_wherever_a_configuration_is_shown() {
     let shown = format!("{config:?} {}", serde_json::to_string(&config).unwrap());
     assert!(!shown.contains("hunter2"));
     assert_eq!(shown.matches(REDACTED).count(), 2);
+}
+
+/// The same type in two roles, with other defaults in each.
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+struct Ports {
+    first: Port,
+    second: Port,
+}
+
+#[derive(Debug, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default)]
+struct Port {
+    number: u16,
+    tls: bool,
+    token: Secret,
+}
+
+impl Default for Ports {
+    fn default() -> Ports {
+        let port = |number| Port {
+            number,
+            ..Port::default()
+        };
+        Ports {
+            first: port(1),
+            second: port(2),
+        }
+    }
+}
+
+#[test]
+fn a_section_that_is_named_keeps_the_defaults_of_its_place() {
+    let load = |text: &str, environment: &[(&str, &str)]| {
+        let environment = environment.iter();
+        let environment = environment.map(|(name, value)| (name.to_string(), value.to_string()));
+        load_from::<Ports>(Some((Path::new("a.toml"), text)), "A", environment)
+            .unwrap()
+            .config
+    };
+    let wanted = Ports {
+        second: Port {
+            number: 2,
+            tls: true,
+            token: Secret::default(),
+        },
+        ..Ports::default()
+    };
+    assert_eq!(load("[second]\ntls = true", &[]), wanted);
+    assert_eq!(load("", &[("A_SECOND_TLS", "true")]), wanted);
+    assert_eq!(load("[first]\n[second]\n", &[]), Ports::default());
 }
