@@ -8,6 +8,8 @@
 //! Invariants:
 //! - The owner of a topic alone changes its rates, when policies change (`rates.rs`); all others
 //!   look at one flag first, so that a topic without limits pays for a load of it.
+//! - What takes time to find takes its tokens first, and puts back what it did not use
+//!   (`reserved.rs`): requests at once never take the same tokens.
 //! - Limiters are locked in the order topic, namespace, tenant, for as long as numbers are
 //!   compared, and never while anything waits.
 
@@ -16,6 +18,7 @@ pub(crate) mod gate;
 pub(crate) mod pacing;
 pub(crate) mod rates;
 pub(crate) mod shared;
+pub(crate) mod reserved;
 pub(crate) mod topics;
 
 use std::fmt;
@@ -39,6 +42,27 @@ pub(crate) struct Cost {
 }
 
 /// A limit for which something waits.
+impl Cost {
+    /// Of nothing.
+    pub(crate) const NONE: Cost = Cost {
+        messages: 0,
+        bytes: 0,
+    };
+    /// More than anything costs.
+    pub(crate) const MAX: Cost = Cost {
+        messages: u64::MAX,
+        bytes: u64::MAX,
+    };
+
+    /// The lower of both, each.
+    pub(crate) fn min(self, other: Cost) -> Cost {
+        Cost {
+            messages: self.messages.min(other.messages),
+            bytes: self.bytes.min(other.bytes),
+        }
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Limit {
     /// Of one producer.
@@ -158,6 +182,19 @@ impl Limiter {
             bytes: left(&self.bytes),
         }
     }
+    /// Corrects what was taken beforehand for something that has cost `used` in the end.
+    pub(crate) fn settle(&mut self, taken: Cost, used: Cost) {
+        for (bucket, taken, used) in [
+            (&mut self.messages, taken.messages, used.messages),
+            (&mut self.bytes, taken.bytes, used.bytes),
+        ] {
+            if let Some(bucket) = bucket {
+                bucket.take(used.saturating_sub(taken));
+                bucket.put_back(taken.saturating_sub(used));
+            }
+        }
+    }
+
 
     /// A wait long enough that several messages pass after it, where the burst has room for what
     /// comes meanwhile.

@@ -74,6 +74,18 @@ impl Bucket {
         self.parts = self.parts.saturating_sub(i128::from(tokens) * PARTS);
     }
 
+    /// Puts tokens back that were taken and not used, as far as the burst has room for them.
+    pub fn put_back(&mut self, tokens: u64) {
+        let parts = i128::from(tokens) * PARTS;
+        self.parts = self.parts.saturating_add(parts).min(self.burst);
+    }
+
+    /// Whether nothing more gathers: one that is made now is the same.
+    pub fn is_full(&mut self, now: Duration) -> bool {
+        self.advance(now);
+        self.parts >= self.burst
+    }
+
     fn advance(&mut self, now: Duration) {
         let Some(passed) = now.checked_sub(self.at) else {
             return;

@@ -50,11 +50,7 @@ impl Pacing {
                 time: self.own.pause(time),
             });
         }
-        let (own, shared) = (self.own.left(), rates.left(Flow::Dispatch, now)?);
-        Ok(Cost {
-            messages: own.messages.min(shared.messages),
-            bytes: own.bytes.min(shared.bytes),
-        })
+        Ok(self.own.left().min(rates.left(Flow::Dispatch, now)?))
     }
 
     /// Takes what was delivered.

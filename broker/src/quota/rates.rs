@@ -32,6 +32,8 @@ pub(crate) struct TopicRates {
     /// which they came, and one timer runs for all.
     pub(super) turn: Semaphore,
     /// Who waits now, for each limit.
+    /// The turn of the read that reserves tokens and uses them.
+    pub(super) read_turn: Arc<Semaphore>,
     waiting: [AtomicU32; Limit::ALL.len()],
     over: OverQuota,
 }
@@ -65,6 +67,12 @@ impl Locked<'_> {
     }
 }
 
+
+    /// What may pass all of them without debt.
+    fn left(&self) -> Cost {
+        let left = self.0.iter().map(|(_, limiter)| limiter.left());
+        left.fold(Cost::MAX, Cost::min)
+    }
 /// Something has to wait.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Wait {
@@ -97,6 +105,7 @@ impl TopicRates {
             turn: Semaphore::new(1),
             waiting: Default::default(),
             over: OverQuota::default(),
+            read_turn: Arc::new(Semaphore::new(1)),
         };
         rates.apply(shared);
         Ok(Arc::new(rates))
@@ -218,16 +227,28 @@ impl TopicRates {
         if let Some(wait) = locked.wait(now) {
             return Err(wait);
         }
-        let left = locked.0.iter().map(|(_, limiter)| limiter.left());
-        let least = |one: Cost, other: Cost| Cost {
-            messages: one.messages.min(other.messages),
-            bytes: one.bytes.min(other.bytes),
-        };
-        let unlimited = Cost {
-            messages: u64::MAX,
-            bytes: u64::MAX,
-        };
-        Ok(left.fold(unlimited, least))
+        Ok(locked.left())
+    }
+
+    /// Takes what may pass now, `most` of it at most, and answers how much that is; how long
+    /// nothing may.
+    pub(super) fn take_left(&self, flow: Flow, most: Cost, now: Duration) -> Result<Cost, Wait> {
+        let mut locked = self.lock(flow);
+        if let Some(wait) = locked.wait(now) {
+            return Err(wait);
+        }
+        let taken = locked.left().min(most);
+        for (_, limiter) in &mut locked.0 {
+            limiter.take(taken);
+        }
+        Ok(taken)
+    }
+
+    /// Corrects what was taken beforehand for something that has cost `used` in the end.
+    pub(super) fn settle(&self, flow: Flow, taken: Cost, used: Cost) {
+        for (_, limiter) in &mut self.lock(flow).0 {
+            limiter.settle(taken, used);
+        }
     }
 
     /// Takes what something has cost that passed.

@@ -272,17 +272,6 @@ async fn reads_without_a_session_have_the_same_rate() {
         .await
         .publish(&["x"; 1_000])
         .await;
-    let read = |wait| Read {
-        topic: name("orders"),
-        incarnation: None,
-        from: Index(0),
-        limits: ReadLimits {
-            bytes_max: 1 << 20,
-            batches_max: 10,
-            bytes_min: 1,
-        },
-        wait,
-    };
     let first = harness
         .broker
         .read(&ctx(), read(Duration::ZERO))
@@ -314,6 +303,78 @@ async fn a_subscription_has_a_rate_of_its_own() {
     producer.publish(&["x"; 1_000]).await;
     producer.publish(&["last"]).await;
     for subscription in ["one", "other"] {
+fn read(wait: Duration) -> Read {
+    Read {
+        topic: name("orders"),
+        incarnation: None,
+        from: Index(0),
+        limits: ReadLimits {
+            bytes_max: 1 << 20,
+            batches_max: 10,
+            bytes_min: 1,
+        },
+        wait,
+    }
+}
+
+/// Reads take the tokens that there are once, however many come at once, and leave the debt of one
+/// entry at most.
+#[tokio::test]
+async fn reads_at_once_do_not_overdraw_the_rate() {
+    let harness = Harness::start().await;
+    let mut producer = harness.producer("orders", "p").await;
+    for _ in 0..10 {
+        producer.publish(&["x"; 1_000]).await;
+    }
+    drop(producer);
+    // Nothing is in memory any more: reads take time.
+    let harness = harness.restart().await;
+    let few = Policies {
+        dispatch_rate: Some(rate(2_500)),
+        ..Policies::default()
+    };
+    set(&harness.broker, here(), few).await;
+    let context = ctx();
+    let reads = (0..8).map(|_| harness.broker.read(&context, read(Duration::ZERO)));
+    let found = soon("the reads", futures::future::join_all(reads)).await;
+    let found: Vec<usize> = found
+        .into_iter()
+        .map(|found| found.unwrap().batches.len())
+        .collect();
+    // What the first one leaves of its 2,500 tokens lets one more entry pass.
+    let all: usize = found.iter().sum();
+    assert!((2..=3).contains(&all), "{found:?}");
+    assert!(found.iter().all(|batches| *batches <= 2), "{found:?}");
+}
+
+/// A read that waits for messages takes no tokens from one that finds some.
+#[tokio::test]
+async fn a_read_that_waits_holds_no_tokens() {
+    let harness = Harness::start().await;
+    let few = Policies {
+        dispatch_rate: Some(rate(10)),
+        ..Policies::default()
+    };
+    set(&harness.broker, here(), few).await;
+    let mut producer = harness.producer("orders", "p").await;
+    producer.publish(&["a"]).await;
+    let broker = Arc::clone(&harness.broker);
+    let behind = Read {
+        from: Index(1),
+        ..read(Duration::from_secs(30))
+    };
+    let waiting =
+        TaskGroup::new("test").spawn("beside", async move { broker.read(&ctx(), behind).await });
+    eventually("one read beside one that waits", || async {
+        let found = harness.broker.read(&ctx(), read(Duration::ZERO)).await;
+        (found.unwrap().batches.len() == 1).then_some(())
+    })
+    .await;
+    producer.publish(&["b"]).await;
+    let found = soon("the read that waited", waiting).await.unwrap();
+    assert_eq!(found.unwrap().batches.len(), 1);
+}
+
         let mut consumer = harness.consumer("orders", subscription).await;
         consumer.grant(2_000).await;
         assert_eq!(consumer.take(1_000).await.len(), 1_000);

@@ -90,10 +90,7 @@ impl Slot {
     /// and is woken.
     fn affords(&mut self, cx: &TopicContext) -> Option<Cost> {
         if !cx.rates.is_limited(Flow::Dispatch) {
-            return Some(Cost {
-                messages: u64::MAX,
-                bytes: u64::MAX,
-            });
+            return Some(Cost::MAX);
         }
         match self.pacing.left(&cx.rates, cx.now()) {
             Ok(left) => Some(left),

@@ -20,6 +20,7 @@ use aquifer_runtime::clock;
 use crate::error::BrokerError;
 use crate::quota::Cost;
 use crate::quota::rates::Flow;
+use crate::quota::reserved::Reserved;
 use crate::topic::pull::{Door, check_index};
 
 /// What an entry costs besides its body.
@@ -31,7 +32,10 @@ const ROOM_BYTES_MIN: usize = 64 << 10;
 struct Gathered {
     limits: ReadLimits,
     batches: Vec<StoredBatch>,
+    messages: u64,
     bytes: usize,
+    /// What it may cost altogether: rates allow no more now.
+    affords: Cost,
     /// The next entry exceeds the limits, or must not be in this answer.
     is_full: bool,
     gap: Option<Gap>,
@@ -44,7 +48,28 @@ impl Gathered {
     }
 
     fn bytes_left(&self) -> usize {
-        self.limits.bytes_max.saturating_sub(self.bytes)
+        let affords = usize::try_from(self.affords.bytes).unwrap_or(usize::MAX);
+        self.limits
+            .bytes_max
+            .min(affords)
+            .saturating_sub(self.bytes)
+    }
+
+    /// What it has cost so far.
+    fn cost(&self) -> Cost {
+        Cost {
+            messages: self.messages,
+            bytes: self.bytes as u64,
+        }
+    }
+
+    /// May cost this more than it has cost so far.
+    fn afford(&mut self, more: Cost) {
+        let so_far = self.cost();
+        self.affords = Cost {
+            messages: so_far.messages.saturating_add(more.messages),
+            bytes: so_far.bytes.saturating_add(more.bytes),
+        };
     }
 
     fn entries_left(&self) -> usize {
@@ -58,13 +83,17 @@ impl Gathered {
     /// Takes an entry with what it holds; the first one whatever it is, others if they fit.
     fn take(&mut self, entry: &LogEntry, room: &mut BytePermit) -> bool {
         let bytes = entry.body.len();
-        let is_within = bytes <= self.bytes_left() && self.entries_left() > 0;
+        let messages = self.messages + u64::from(entry.head.message_count);
+        let is_within = bytes <= self.bytes_left()
+            && self.entries_left() > 0
+            && messages <= self.affords.messages;
         let fits = is_within && cost(entry) <= room.bytes();
         if !self.batches.is_empty() && !fits {
             self.is_full = true;
             return false;
         }
         self.bytes += bytes;
+        self.messages = messages;
         self.next = entry.head.end_index();
         self.batches.push(StoredBatch {
             at: StoredAt {
@@ -108,25 +137,17 @@ impl Door {
         let mut gathered = Gathered {
             limits,
             batches: Vec::new(),
+            messages: 0,
             bytes: 0,
+            affords: Cost::MAX,
             is_full: false,
             gap: None,
             next: point.index,
         };
         // What is read at once of all requests of the topic takes equal shares.
         let budget = self.deliveries.child(usize::MAX);
-        let is_limited = self.rates.is_limited(Flow::Dispatch);
-        if !is_limited || self.has_tokens(until).await {
-            self.fill(&mut point, &mut gathered, &budget, until).await?;
-        }
-        let messages = gathered
-            .batches
-            .iter()
-            .map(|one| u64::from(one.message_count));
-        let (messages, bytes) = (messages.sum::<u64>(), gathered.bytes as u64);
-        if is_limited {
-            self.rates.take(Flow::Dispatch, Cost { messages, bytes });
-        }
+        self.fill(&mut point, &mut gathered, &budget, until).await?;
+        let Cost { messages, bytes } = gathered.cost();
         self.counters.delivered(messages, bytes);
         self.shared.metrics.messages_out.add(messages, &[]);
         self.shared.metrics.bytes_out.add(bytes, &[]);
@@ -138,23 +159,6 @@ impl Door {
         })
     }
 
-    /// Waits until the rates of the topic let something be read, until `until` at most: then
-    /// nothing is read, as if nothing had come.
-    async fn has_tokens(&self, until: Duration) -> bool {
-        loop {
-            let now = self.shared.clock.monotonic();
-            let Err(wait) = self.rates.left(Flow::Dispatch, now) else {
-                return true;
-            };
-            self.shared.metrics.dispatch_waits(wait.limit);
-            let left = until.saturating_sub(now);
-            if left.is_zero() {
-                return false;
-            }
-            clock::sleep(wait.time.min(left)).await;
-        }
-    }
-
     /// Reads until there is enough, or until `until`.
     async fn fill(
         &mut self,
@@ -164,7 +168,7 @@ impl Door {
         until: Duration,
     ) -> Result<(), BrokerError> {
         loop {
-            self.gather(point, gathered, budget).await?;
+            self.gather_within(point, gathered, budget, until).await?;
             let left = until.saturating_sub(self.shared.clock.monotonic());
             if gathered.is_enough() || left.is_zero() {
                 return Ok(());
@@ -179,6 +183,38 @@ impl Door {
                 () = clock::sleep(left) => return Ok(()),
             }
         }
+    }
+
+    /// Reads as much as the rates of the topic let pass. Waits for that until `until` at most: then
+    /// nothing is read, as if nothing had come.
+    async fn gather_within(
+        &mut self,
+        point: &mut ReadPoint,
+        gathered: &mut Gathered,
+        budget: &ByteBudget,
+        until: Duration,
+    ) -> Result<(), BrokerError> {
+        if !self.rates.is_limited(Flow::Dispatch) {
+            gathered.affords = Cost::MAX;
+            return self.gather(point, gathered, budget).await;
+        }
+        if point.index >= *self.visible_end.borrow_and_update() {
+            return Ok(());
+        }
+        let before = gathered.cost();
+        let most = gathered.limits.bytes_max.saturating_sub(gathered.bytes);
+        let reserved = Reserved::take(&self.rates, &self.shared, most as u64, until).await;
+        let Some(reserved) = reserved else {
+            return Ok(());
+        };
+        gathered.afford(reserved.cost());
+        let read = self.gather(point, gathered, budget).await;
+        let after = gathered.cost();
+        reserved.used(Cost {
+            messages: after.messages - before.messages,
+            bytes: after.bytes - before.bytes,
+        });
+        read
     }
 
     /// Reads up to the visible end, or to the limits.
