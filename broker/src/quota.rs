@@ -16,9 +16,10 @@
 pub(crate) mod backlog;
 pub(crate) mod gate;
 pub(crate) mod pacing;
+pub(crate) mod producers;
 pub(crate) mod rates;
-pub(crate) mod shared;
 pub(crate) mod reserved;
+pub(crate) mod shared;
 pub(crate) mod topics;
 
 use std::fmt;
@@ -41,7 +42,6 @@ pub(crate) struct Cost {
     pub(crate) bytes: u64,
 }
 
-/// A limit for which something waits.
 impl Cost {
     /// Of nothing.
     pub(crate) const NONE: Cost = Cost {
@@ -63,6 +63,7 @@ impl Cost {
     }
 }
 
+/// A limit for which something waits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Limit {
     /// Of one producer.
@@ -164,6 +165,13 @@ impl Limiter {
         wait(&mut self.messages).max(wait(&mut self.bytes))
     }
 
+    /// Whether nothing of its rate is used: another one with the same rate is the same.
+    pub(crate) fn is_unused(&mut self, now: Duration) -> bool {
+        let buckets = [&mut self.messages, &mut self.bytes];
+        let mut buckets = buckets.into_iter().flatten();
+        buckets.all(|bucket| bucket.is_full(now))
+    }
+
     /// Takes what something costs that passes.
     pub(crate) fn take(&mut self, cost: Cost) {
         if let Some(bucket) = &mut self.messages {
@@ -174,14 +182,6 @@ impl Limiter {
         }
     }
 
-    /// What may pass now without debt.
-    pub(crate) fn left(&self) -> Cost {
-        let left = |bucket: &Option<Bucket>| bucket.as_ref().map_or(u64::MAX, Bucket::tokens);
-        Cost {
-            messages: left(&self.messages),
-            bytes: left(&self.bytes),
-        }
-    }
     /// Corrects what was taken beforehand for something that has cost `used` in the end.
     pub(crate) fn settle(&mut self, taken: Cost, used: Cost) {
         for (bucket, taken, used) in [
@@ -195,6 +195,14 @@ impl Limiter {
         }
     }
 
+    /// What may pass now without debt.
+    pub(crate) fn left(&self) -> Cost {
+        let left = |bucket: &Option<Bucket>| bucket.as_ref().map_or(u64::MAX, Bucket::tokens);
+        Cost {
+            messages: left(&self.messages),
+            bytes: left(&self.bytes),
+        }
+    }
 
     /// A wait long enough that several messages pass after it, where the burst has room for what
     /// comes meanwhile.

@@ -89,7 +89,7 @@ impl DataPlane for Broker {
             "append",
             Action::Produce,
             Resource::Topic(request.topic.clone()),
-            self.append_alone(request)
+            self.append_alone(ctx, request)
         )
     }
 

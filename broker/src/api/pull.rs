@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use aquifer_model::format::{Description, describe, head_bytes};
+use aquifer_model::format::{describe, head_bytes};
 use aquifer_model::id::{Index, TopicIncarnation};
 use aquifer_model::topic::{SubscriptionName, TopicName};
 use aquifer_protocol_api::context::RequestContext;
@@ -17,6 +17,7 @@ use crate::broker::Broker;
 use crate::error::BrokerError;
 use crate::quota::Cost;
 use crate::quota::gate::Gate;
+use crate::quota::producers::Publisher;
 use crate::quota::rates::Flow;
 use crate::topic::pull::{AloneAppend, Door, NamedBy, Pull};
 
@@ -31,7 +32,11 @@ const READ_BATCHES_MAX: usize = 4096;
 const READ_WAIT_MAX: Duration = Duration::from_secs(60);
 
 impl Broker {
-    pub(super) async fn append_alone(&self, mut request: Append) -> Result<Appended, BrokerError> {
+    pub(super) async fn append_alone(
+        &self,
+        ctx: &RequestContext,
+        mut request: Append,
+    ) -> Result<Appended, BrokerError> {
         self.check_life(&request.topic, request.incarnation).await?;
         let received = self.shared.clock.monotonic();
         for _ in 0..ATTEMPTS_MAX {
@@ -48,12 +53,22 @@ impl Broker {
             // From here on the broker's budget counts it.
             drop(request.held.take());
             let said = describe(request.format, &request.body)?;
-            self.pass(&door, &said, request.body.len()).await?;
+            let producer = NamedBy::of(&said)?;
+            let publisher = match &producer {
+                Some(named) => Publisher::Named(named.name.clone()),
+                None => Publisher::Caller(ctx.principal.name().to_owned()),
+            };
+            let cost = Cost {
+                messages: said.message_count.into(),
+                bytes: request.body.len() as u64,
+            };
+            self.pass(&door, publisher, said.message_bytes_max, cost)
+                .await?;
             let append = AloneAppend {
                 incarnation: request.incarnation,
                 format: request.format,
                 body: request.body.clone(),
-                producer: NamedBy::of(&said)?,
+                producer,
                 said,
                 bytes,
                 received,
@@ -74,16 +89,18 @@ impl Broker {
     }
 
     /// Waits until the limits of a topic let a body pass that belongs to no session.
-    async fn pass(&self, door: &Door, said: &Description, bytes: usize) -> Result<(), BrokerError> {
-        door.rates.check_size(said.message_bytes_max.into())?;
+    async fn pass(
+        &self,
+        door: &Door,
+        publisher: Publisher,
+        message_bytes_max: u32,
+        cost: Cost,
+    ) -> Result<(), BrokerError> {
+        door.rates.check_size(message_bytes_max.into())?;
         if !door.rates.is_limited(Flow::Publish) {
             return Ok(());
         }
-        let mut gate = Gate::new(Arc::clone(&door.rates));
-        let cost = Cost {
-            messages: said.message_count.into(),
-            bytes: bytes as u64,
-        };
+        let mut gate = Gate::new(Arc::clone(&door.rates), publisher);
         match gate.try_pass(&self.shared, cost)? {
             true => Ok(()),
             false => gate.pass(&self.shared, cost).await,

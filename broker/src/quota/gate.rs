@@ -9,21 +9,25 @@ use aquifer_runtime::clock;
 
 use crate::context::Context;
 use crate::error::BrokerError;
+use crate::quota::producers::{ProducerRate, Publisher};
 use crate::quota::rates::{Flow, TopicRates, Wait};
-use crate::quota::{Cost, LOOK_MAX, Limit, Limiter, WAIT_MAX};
+use crate::quota::{Cost, LOOK_MAX, Limit, WAIT_MAX};
 
 /// The way of one producer into a topic.
 pub(crate) struct Gate {
     rates: Arc<TopicRates>,
-    own: Limiter,
+    publisher: Publisher,
+    /// What it has left of its own rate, once it has one.
+    own: Option<ProducerRate>,
 }
 
 impl Gate {
-    /// The gate of a session that begins.
-    pub(crate) fn new(rates: Arc<TopicRates>) -> Gate {
+    /// The gate of a session that begins, or of an append.
+    pub(crate) fn new(rates: Arc<TopicRates>, publisher: Publisher) -> Gate {
         Gate {
             rates,
-            own: Limiter::unlimited(),
+            publisher,
+            own: None,
         }
     }
 
@@ -46,19 +50,25 @@ impl Gate {
     /// When the backlog of the topic is at its quota.
     pub(crate) fn try_pass(&mut self, shared: &Context, cost: Cost) -> Result<bool, BrokerError> {
         let now = shared.clock.monotonic();
+        // Those that wait already come first.
+        let rates = Arc::clone(&self.rates);
+        let Ok(_turn) = rates.turn.try_acquire() else {
+            return Ok(false);
+        };
         let wait = self.wait_alone(now);
         if wait.inspect_err(|error| refused(shared, error))?.is_some() {
             return Ok(false);
         }
-        // Those that wait already come first.
-        let Ok(_turn) = self.rates.turn.try_acquire() else {
-            return Ok(false);
-        };
-        let passed = self.rates.try_take(Flow::Publish, cost, now).is_ok();
-        if passed {
-            self.own.take(cost);
+        Ok(self.try_take(cost, now).is_ok())
+    }
+
+    /// Takes it of all limits, if it may pass all that are shared; of its own it may.
+    fn try_take(&self, cost: Cost, now: Duration) -> Result<(), Wait> {
+        self.rates.try_take(Flow::Publish, cost, now)?;
+        if let Some(own) = &self.own {
+            own.take(cost);
         }
-        Ok(passed)
+        Ok(())
     }
 
     /// Waits until something may pass.
@@ -84,15 +94,41 @@ impl Gate {
         until: Duration,
         waited_for: &mut Option<Limit>,
     ) -> Result<(), BrokerError> {
-        let rates = Arc::clone(&self.rates);
+        loop {
+            self.until_alone(shared, until, waited_for).await?;
+            if self.pass_shared(shared, cost, until, waited_for).await? {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Waits until this producer has to wait for what all share alone.
+    async fn until_alone(
+        &mut self,
+        shared: &Context,
+        until: Duration,
+        waited_for: &mut Option<Limit>,
+    ) -> Result<(), BrokerError> {
         loop {
             let now = shared.clock.monotonic();
             let Some(wait) = self.wait_alone(now)? else {
-                break;
+                return Ok(());
             };
             *waited_for = Some(wait.limit);
-            sleep(&rates, wait, until.saturating_sub(now)).await?;
+            sleep(&self.rates, wait, until.saturating_sub(now)).await?;
         }
+    }
+
+    /// Waits until it may pass what all share. Answers whether it did: its own rate may be used
+    /// up meanwhile.
+    async fn pass_shared(
+        &mut self,
+        shared: &Context,
+        cost: Cost,
+        until: Duration,
+        waited_for: &mut Option<Limit>,
+    ) -> Result<bool, BrokerError> {
+        let rates = Arc::clone(&self.rates);
         // From here on it holds up the other producers of the topic, which wait for the same.
         let left = until.saturating_sub(shared.clock.monotonic());
         if rates.turn.available_permits() == 0 {
@@ -107,13 +143,12 @@ impl Gate {
         };
         loop {
             let now = shared.clock.monotonic();
-            let wait = match self.over()? {
-                Some(wait) => wait,
-                None => match rates.try_take(Flow::Publish, cost, now) {
-                    Ok(()) => {
-                        self.own.take(cost);
-                        return Ok(());
-                    }
+            let wait = match (self.over()?, self.wait_for_own(now)) {
+                (Some(wait), _) => wait,
+                // Another session or append of the same producer was first.
+                (None, Some(_)) => return Ok(false),
+                (None, None) => match self.try_take(cost, now) {
+                    Ok(()) => return Ok(true),
                     Err(wait) => wait,
                 },
             };
@@ -127,12 +162,20 @@ impl Gate {
         if let Some(wait) = self.over()? {
             return Ok(Some(wait));
         }
-        self.own.set(self.rates.of_producers(), now);
-        let time = self.own.wait(now);
-        Ok((!time.is_zero()).then(|| Wait {
+        Ok(self.wait_for_own(now))
+    }
+
+    /// How long it has to wait for its own rate.
+    fn wait_for_own(&mut self, now: Duration) -> Option<Wait> {
+        let rate = self.rates.of_producers();
+        if self.own.is_none() && !rate.is_unlimited() {
+            self.own = Some(self.rates.of_producer(&self.publisher, now));
+        }
+        let time = self.own.as_ref()?.wait(rate, now);
+        (!time.is_zero()).then_some(Wait {
             limit: Limit::Producer,
-            time: self.own.pause(time),
-        }))
+            time,
+        })
     }
 
     /// Whether the backlog is over its quota.

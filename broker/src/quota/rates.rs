@@ -14,6 +14,7 @@ use tokio::sync::{Semaphore, watch};
 use crate::context::Context;
 use crate::error::BrokerError;
 use crate::quota::backlog::{Excess, OverQuota};
+use crate::quota::producers::{ProducerRate, ProducerRates, Publisher};
 use crate::quota::shared::SharedRates;
 use crate::quota::{Cost, Limit, Limiter};
 
@@ -31,11 +32,12 @@ pub(crate) struct TopicRates {
     /// The turn of the producer that waits for what all of them share: they pass in the order in
     /// which they came, and one timer runs for all.
     pub(super) turn: Semaphore,
-    /// Who waits now, for each limit.
     /// The turn of the read that reserves tokens and uses them.
     pub(super) read_turn: Arc<Semaphore>,
+    /// Who waits now, for each limit.
     waiting: [AtomicU32; Limit::ALL.len()],
     over: OverQuota,
+    producers: ProducerRates,
 }
 
 /// Which way something passes.
@@ -65,14 +67,14 @@ impl Locked<'_> {
         };
         (!longest.time.is_zero()).then(|| pause(longest))
     }
-}
-
 
     /// What may pass all of them without debt.
     fn left(&self) -> Cost {
         let left = self.0.iter().map(|(_, limiter)| limiter.left());
         left.fold(Cost::MAX, Cost::min)
     }
+}
+
 /// Something has to wait.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Wait {
@@ -103,9 +105,10 @@ impl TopicRates {
             dispatch_limited: AtomicBool::new(false),
             message_bytes_max: AtomicU64::new(u64::MAX),
             turn: Semaphore::new(1),
+            read_turn: Arc::new(Semaphore::new(1)),
             waiting: Default::default(),
             over: OverQuota::default(),
-            read_turn: Arc::new(Semaphore::new(1)),
+            producers: ProducerRates::default(),
         };
         rates.apply(shared);
         Ok(Arc::new(rates))
@@ -162,6 +165,11 @@ impl TopicRates {
     /// The rate of each producer.
     pub(super) fn of_producers(&self) -> Rate {
         self.policies.borrow().producer_rate
+    }
+
+    /// What one of them has left of it.
+    pub(super) fn of_producer(&self, publisher: &Publisher, now: Duration) -> ProducerRate {
+        self.producers.of(publisher, now)
     }
 
     /// The rate of each subscription.

@@ -13,6 +13,7 @@ use aquifer_protocol_api::admin::Admin;
 use aquifer_protocol_api::consumer::Held;
 use aquifer_protocol_api::data_plane::DataPlane;
 use aquifer_protocol_api::error::{ErrorKind, Outcome};
+use aquifer_protocol_api::producer::OpenProducer;
 use aquifer_protocol_api::pull::{Append, Read, ReadLimits};
 use aquifer_runtime::task::{TaskGroup, TaskHandle};
 
@@ -156,6 +157,61 @@ async fn producers_have_rates_of_their_own() {
     soon("the message that waited", waiting).await.unwrap();
 }
 
+/// A session that ends gives back nothing of what its producer has used.
+#[tokio::test]
+async fn a_producer_that_opens_again_has_no_other_rate() {
+    let harness = Harness::start().await;
+    let slow = Policies {
+        producer_rate: Some(rate(1)),
+        ..Policies::default()
+    };
+    set(&harness.broker, here(), slow).await;
+    let mut greedy = harness.producer("orders", "greedy").await;
+    greedy.publish(&["x"; 1_000]).await;
+    drop(greedy);
+    let again = OpenProducer {
+        epoch: 1,
+        ..open("orders", "greedy")
+    };
+    let again = eventually("the name to be free", || async {
+        harness.try_producer(again.clone()).await.ok()
+    });
+    let waiting = publishing(again.await, &["more"]);
+    held_back(&harness, "orders", "producerRate").await;
+    unset(&harness.broker, here(), PolicyName::ProducerRate).await;
+    soon("the message that waited", waiting).await.unwrap();
+}
+
+/// An append that names a producer counts for it.
+#[tokio::test]
+async fn appends_of_one_producer_have_its_rate() {
+    let harness = Harness::start().await;
+    let slow = Policies {
+        producer_rate: Some(rate(1)),
+        ..Policies::default()
+    };
+    set(&harness.broker, here(), slow).await;
+    let append = |producer, lowest| Append {
+        topic: name("orders"),
+        incarnation: None,
+        format: aquifer_model::format::FORMAT_NATIVE,
+        body: batch(producer, lowest, &["x"; 1_000]),
+        held: Held::default(),
+    };
+    let first = harness.broker.append(&ctx(), append("greedy", 0)).await;
+    assert!(first.is_ok(), "{first:?}");
+    let broker = Arc::clone(&harness.broker);
+    let second = append("greedy", 1_000);
+    let waiting =
+        TaskGroup::new("test").spawn("beside", async move { broker.append(&ctx(), second).await });
+    held_back(&harness, "orders", "producerRate").await;
+    let other = harness.broker.append(&ctx(), append("modest", 0)).await;
+    assert!(other.is_ok(), "{other:?}");
+    unset(&harness.broker, here(), PolicyName::ProducerRate).await;
+    let second = soon("the append that waited", waiting).await.unwrap();
+    assert!(second.is_ok(), "{second:?}");
+}
+
 /// What one namespace uses of its tenant's rate others of the tenant have not.
 #[tokio::test]
 async fn a_tenant_has_a_rate_for_all_its_topics() {
@@ -258,51 +314,6 @@ async fn deliveries_wait_for_the_rate_of_their_topic() {
     assert_eq!(consumer.take_payloads(2).await, ["a", "b"]);
 }
 
-/// A read that stands alone finds nothing while the rate allows nothing.
-#[tokio::test]
-async fn reads_without_a_session_have_the_same_rate() {
-    let harness = Harness::start().await;
-    let slow = Policies {
-        dispatch_rate: Some(rate(1)),
-        ..Policies::default()
-    };
-    set(&harness.broker, here(), slow).await;
-    harness
-        .producer("orders", "p")
-        .await
-        .publish(&["x"; 1_000])
-        .await;
-    let first = harness
-        .broker
-        .read(&ctx(), read(Duration::ZERO))
-        .await
-        .unwrap();
-    assert_eq!(first.batches.len(), 1, "and leaves its debt");
-    let again = harness
-        .broker
-        .read(&ctx(), read(Duration::ZERO))
-        .await
-        .unwrap();
-    assert_eq!((again.batches.len(), again.next), (0, Index(0)));
-    unset(&harness.broker, here(), PolicyName::DispatchRate).await;
-    let context = ctx();
-    let again = harness.broker.read(&context, read(Duration::from_secs(20)));
-    assert_eq!(soon("a read", again).await.unwrap().batches.len(), 1);
-}
-
-/// A large entry passes, and its debt holds back what follows, of this subscription alone.
-#[tokio::test]
-async fn a_subscription_has_a_rate_of_its_own() {
-    let harness = Harness::start().await;
-    let slow = Policies {
-        subscription_rate: Some(rate(1)),
-        ..Policies::default()
-    };
-    set(&harness.broker, here(), slow).await;
-    let mut producer = harness.producer("orders", "p").await;
-    producer.publish(&["x"; 1_000]).await;
-    producer.publish(&["last"]).await;
-    for subscription in ["one", "other"] {
 fn read(wait: Duration) -> Read {
     Read {
         topic: name("orders"),
@@ -375,6 +386,51 @@ async fn a_read_that_waits_holds_no_tokens() {
     assert_eq!(found.unwrap().batches.len(), 1);
 }
 
+/// A read that stands alone finds nothing while the rate allows nothing.
+#[tokio::test]
+async fn reads_without_a_session_have_the_same_rate() {
+    let harness = Harness::start().await;
+    let slow = Policies {
+        dispatch_rate: Some(rate(1)),
+        ..Policies::default()
+    };
+    set(&harness.broker, here(), slow).await;
+    harness
+        .producer("orders", "p")
+        .await
+        .publish(&["x"; 1_000])
+        .await;
+    let first = harness
+        .broker
+        .read(&ctx(), read(Duration::ZERO))
+        .await
+        .unwrap();
+    assert_eq!(first.batches.len(), 1, "and leaves its debt");
+    let again = harness
+        .broker
+        .read(&ctx(), read(Duration::ZERO))
+        .await
+        .unwrap();
+    assert_eq!((again.batches.len(), again.next), (0, Index(0)));
+    unset(&harness.broker, here(), PolicyName::DispatchRate).await;
+    let context = ctx();
+    let again = harness.broker.read(&context, read(Duration::from_secs(20)));
+    assert_eq!(soon("a read", again).await.unwrap().batches.len(), 1);
+}
+
+/// A large entry passes, and its debt holds back what follows, of this subscription alone.
+#[tokio::test]
+async fn a_subscription_has_a_rate_of_its_own() {
+    let harness = Harness::start().await;
+    let slow = Policies {
+        subscription_rate: Some(rate(1)),
+        ..Policies::default()
+    };
+    set(&harness.broker, here(), slow).await;
+    let mut producer = harness.producer("orders", "p").await;
+    producer.publish(&["x"; 1_000]).await;
+    producer.publish(&["last"]).await;
+    for subscription in ["one", "other"] {
         let mut consumer = harness.consumer("orders", subscription).await;
         consumer.grant(2_000).await;
         assert_eq!(consumer.take(1_000).await.len(), 1_000);

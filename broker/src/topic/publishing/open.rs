@@ -14,6 +14,7 @@ use tokio::sync::mpsc;
 
 use crate::error::BrokerError;
 use crate::quota::gate::Gate;
+use crate::quota::producers::Publisher;
 use crate::topic::context::TopicContext;
 use crate::topic::dedup::Opener;
 use crate::topic::event::{Reply, SessionId};
@@ -176,7 +177,7 @@ impl Publishing {
             closed: Arc::clone(&closed),
             budget: cx.budgets.publish.clone(),
             held: None,
-            gate: Gate::new(Arc::clone(&cx.rates)),
+            gate: Gate::new(Arc::clone(&cx.rates), Publisher::Named(name.clone())),
             is_refused: false,
         };
         self.names.insert(name.clone(), session_id);
