@@ -173,9 +173,9 @@ impl Context {
         topic: &TopicName,
         partitions: u32,
     ) -> Result<(), BrokerError> {
-        let now = self.clock.monotonic();
         let counts = &self.topic_counts;
-        let checked = counts.check(&self.namespaces, now, topic, partitions).await;
+        let checked = counts.check(&self.namespaces, &self.clock, topic, partitions);
+        let checked = checked.await;
         if let Err(BrokerError::Quota { limit, .. }) = &checked {
             self.metrics.refused(limit);
         }

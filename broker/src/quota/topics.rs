@@ -1,10 +1,12 @@
 //! How many topics a namespace may have.
 //!
-//! Topics are counted in metadata when one is to be created, at most once in [`COUNT_TIME`]; what
-//! this broker creates meanwhile is added. What other brokers create in that time is seen late, so
-//! that a namespace may exceed its bound by that.
+//! Topics are counted in metadata when one is to be created, at most once in [`COUNT_TIME`] and by
+//! one request at a time, for which the others of the namespace wait; what this broker creates
+//! meanwhile is added. What other brokers create in that time is seen late, so that a namespace may
+//! exceed its bound by that.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use aquifer_metadata::keys::{self, Key};
@@ -14,6 +16,7 @@ use aquifer_model::limits::METADATA_PAGE_KEYS_MAX;
 use aquifer_model::topic::{NamespaceName, TopicName};
 use aquifer_proto::v1::TopicRecord;
 use aquifer_protocol_api::admin::PageRequest;
+use aquifer_runtime::clock::SharedClock;
 use parking_lot::Mutex;
 
 use crate::error::BrokerError;
@@ -28,11 +31,16 @@ const COUNTS_MAX: usize = 1_024;
 /// Topics of namespaces, as they were counted last.
 #[derive(Default)]
 pub(crate) struct TopicCounts {
-    known: Mutex<HashMap<NamespaceName, Counted>>,
+    known: Mutex<HashMap<NamespaceName, Arc<Counting>>>,
 }
+
+/// The count of one namespace. Who holds it counts, and the others wait for what comes out.
+#[derive(Default)]
+struct Counting(tokio::sync::Mutex<Option<Counted>>);
 
 #[derive(Debug, Clone, Copy)]
 struct Counted {
+    /// When it was complete, on the monotonic clock.
     at: Duration,
     topics: u64,
 }
@@ -43,7 +51,7 @@ impl TopicCounts {
     pub(crate) async fn check(
         &self,
         namespaces: &Namespaces,
-        now: Duration,
+        clock: &SharedClock,
         topic: &TopicName,
         partitions: u32,
     ) -> Result<(), BrokerError> {
@@ -53,8 +61,22 @@ impl TopicCounts {
             return Ok(());
         };
         let adding = u64::from(partitions.max(1));
-        let used = self.count(namespaces, now, namespace).await?;
-        if used.saturating_add(adding) > max {
+        let counting = self.of(namespace);
+        let mut known = counting.0.lock().await;
+        let now = clock.monotonic();
+        let fresh = known.filter(|counted| now < counted.at + COUNT_TIME);
+        let used = match fresh {
+            Some(counted) => counted.topics,
+            None => count(namespaces, namespace).await?,
+        };
+        let at = fresh.map_or_else(|| clock.monotonic(), |counted| counted.at);
+        let is_over = used.saturating_add(adding) > max;
+        let topics = match is_over {
+            true => used,
+            false => used.saturating_add(adding),
+        };
+        *known = Some(Counted { at, topics });
+        if is_over {
             return Err(BrokerError::Quota {
                 limit: "counts.topics",
                 what: "topics and partitions",
@@ -63,50 +85,40 @@ impl TopicCounts {
                 max,
             });
         }
-        if let Some(counted) = self.known.lock().get_mut(namespace) {
-            counted.topics = counted.topics.saturating_add(adding);
-        }
         Ok(())
     }
 
-    async fn count(
-        &self,
-        namespaces: &Namespaces,
-        now: Duration,
-        namespace: &NamespaceName,
-    ) -> Result<u64, BrokerError> {
-        let known = self.known.lock().get(namespace).copied();
-        if let Some(counted) = known
-            && now < counted.at + COUNT_TIME
-        {
-            return Ok(counted.topics);
-        }
-        let lister = Lister {
-            store: namespaces.store().as_ref(),
-            prefix: keys::topics_prefix(namespace),
-        };
-        let (mut topics, mut after) = (0u64, None);
-        loop {
-            let request = PageRequest {
-                after: None,
-                limit: METADATA_PAGE_KEYS_MAX,
-            };
-            let page = lister.page(&request, after, look).await?;
-            let counts = page.items.iter();
-            topics = counts.fold(topics, |sum, more| sum.saturating_add(*more));
-            let Some(last) = page.next else {
-                break;
-            };
-            let last = TopicName::new(namespace.clone(), &last);
-            let last = last.map_err(|error| BrokerError::Internal(error.to_string()))?;
-            after = Some(keys::topic(&last));
-        }
+    fn of(&self, namespace: &NamespaceName) -> Arc<Counting> {
         let mut known = self.known.lock();
-        if known.len() >= COUNTS_MAX {
-            known.clear();
+        if known.len() >= COUNTS_MAX && !known.contains_key(namespace) {
+            // Those that are being counted stay, one for each of the requests at hand at most.
+            known.retain(|_, counting| Arc::strong_count(counting) > 1);
         }
-        known.insert(namespace.clone(), Counted { at: now, topics });
-        Ok(topics)
+        Arc::clone(known.entry(namespace.clone()).or_default())
+    }
+}
+
+/// Counts the topics of a namespace in metadata.
+async fn count(namespaces: &Namespaces, namespace: &NamespaceName) -> Result<u64, BrokerError> {
+    let lister = Lister {
+        store: namespaces.store().as_ref(),
+        prefix: keys::topics_prefix(namespace),
+    };
+    let (mut topics, mut after) = (0u64, None);
+    loop {
+        let request = PageRequest {
+            after: None,
+            limit: METADATA_PAGE_KEYS_MAX,
+        };
+        let page = lister.page(&request, after, look).await?;
+        let counts = page.items.iter();
+        topics = counts.fold(topics, |sum, more| sum.saturating_add(*more));
+        let Some(last) = page.next else {
+            return Ok(topics);
+        };
+        let last = TopicName::new(namespace.clone(), &last);
+        let last = last.map_err(|error| BrokerError::Internal(error.to_string()))?;
+        after = Some(keys::topic(&last));
     }
 }
 

@@ -1,5 +1,11 @@
 //! Bounds of backlogs and of how many of each thing there may be, changed while they are in use.
 
+use std::sync::Arc;
+
+use aquifer_ledger::testing::TestWorld;
+use aquifer_log::testing::TestLogs;
+use aquifer_metadata::keys;
+use aquifer_metadata::store::MetadataStore;
 use aquifer_model::place::Place;
 use aquifer_model::policy::bounds::{
     BacklogAction, BacklogQuota, Counts, SubscriptionTypes, TimeToLive, Unacked,
@@ -9,10 +15,14 @@ use aquifer_model::subscription::SubscriptionType;
 use aquifer_protocol_api::admin::Admin;
 use aquifer_protocol_api::consumer::Subscribe;
 use aquifer_protocol_api::error::ErrorKind;
+use aquifer_runtime::clock::ManualClock;
 use aquifer_runtime::task::TaskGroup;
 
+use crate::cluster::HeldStore;
 use crate::policies::{here, of_topic, set, unset};
-use crate::support::{Harness, ctx, eventually, kind, name, open, soon, subscribe, until};
+use crate::support::{
+    Harness, config, ctx, default_namespace, eventually, kind, name, open, soon, subscribe, until,
+};
 
 fn quota(bytes: u64, action: BacklogAction) -> Policies {
     Policies {
@@ -331,6 +341,41 @@ async fn one_topic_more_than_a_namespace_may_have_is_refused() {
     assert_eq!(kind(&exists), Some(ErrorKind::AlreadyExists));
     unset(broker, here(), PolicyName::Counts).await;
     harness.producer("unused", "p").await;
+}
+
+/// Of a storm of creations one counts, and the others wait for its count; none passes the bound
+/// beside it.
+#[tokio::test]
+async fn creations_at_once_count_once_and_keep_the_bound() {
+    let mut world = TestWorld::new(1);
+    // Time stands still, so that one count is enough for all.
+    world.clock = Some(ManualClock::new(1_700_000_000_000));
+    let inner: Arc<dyn MetadataStore> = Arc::new(world.store.clone());
+    let store = HeldStore::over(&inner);
+    let transport = Arc::new(world.bookies.clone());
+    let log = world.logs_with(Arc::clone(&store) as _, transport, TestWorld::settings());
+    let harness = Harness::over(world, config(), log).await;
+    let five = Counts {
+        topics: Some(5),
+        ..Counts::default()
+    };
+    set(&harness.broker, here(), counts(five)).await;
+    let context = ctx();
+    let creations = (0..20).map(|number| {
+        let topic = name(&format!("t{number}"));
+        harness.broker.create_topic(&context, topic, 0)
+    });
+    let created = soon("creations", futures::future::join_all(creations)).await;
+    let refused = created.iter().filter(|created| created.is_err());
+    assert!(
+        refused
+            .clone()
+            .all(|refused| kind(refused) == Some(ErrorKind::QuotaExceeded)),
+        "{created:?}"
+    );
+    assert_eq!(refused.count(), 15);
+    let topics = keys::topics_prefix(&default_namespace());
+    assert_eq!(store.scans(&topics), 1);
 }
 
 #[tokio::test]

@@ -253,6 +253,8 @@ pub struct HeldStore {
     inner: Arc<dyn MetadataStore>,
     held: watch::Sender<Option<&'static str>>,
     waiting: AtomicUsize,
+    /// Of which prefixes keys were listed.
+    scanned: Mutex<Vec<String>>,
 }
 
 impl HeldStore {
@@ -261,12 +263,19 @@ impl HeldStore {
             inner: Arc::clone(inner),
             held: watch::Sender::new(None),
             waiting: AtomicUsize::new(0),
+            scanned: Mutex::default(),
         })
     }
 
     /// Holds changes of keys that contain this, or lets all go.
     pub fn hold(&self, part: Option<&'static str>) {
         self.held.send_replace(part);
+    }
+
+    /// How often the keys below a prefix were listed.
+    pub fn scans(&self, prefix: &str) -> usize {
+        let scanned = self.scanned.lock();
+        scanned.iter().filter(|one| *one == prefix).count()
     }
 
     /// Waits until so many changes wait.
@@ -290,6 +299,9 @@ impl MetadataStore for HeldStore {
         page: Option<PageToken>,
         limit: usize,
     ) -> MetadataResult<ScanPage> {
+        self.scanned.lock().push(prefix.to_owned());
+        // As long as a store of other machines takes, so that others come meanwhile.
+        tokio::task::yield_now().await;
         self.inner.scan(prefix, page, limit).await
     }
 
