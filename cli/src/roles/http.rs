@@ -27,6 +27,8 @@ use axum::routing::get;
 use crate::exit::CliError;
 
 /// The name of this port, in the record of who asked.
+/// What an orchestrator asks, whatever others do with this port.
+const PROBES: [&str; 2] = ["/healthz", "/readyz"];
 const PROTOCOL: &str = "http";
 
 /// What the answers are made of.
@@ -164,8 +166,8 @@ pub async fn serve(
         Some(rest) => router.fallback_service(rest),
         None => router,
     };
-    net::http::serve(listener, tls, router, tasks);
-    Ok(bound)
+    net::http::serve(listener, tls, &PROBES, router, tasks);
+    Ok(format!("{scheme}://{bound}"))
 }
 
 async fn healthz(State(health): State<Health>) -> Response {

@@ -177,10 +177,11 @@ impl Connected for Connection {
     type ConnectInfo = Peer;
 
     fn connect_info(&self) -> Peer {
+        let known = self.stream.connect_info();
         Peer {
-            tcp: self.stream.connect_info(),
+            tcp: known.tcp,
             room: self.room.clone(),
-            certificate: self.stream.shared_certificate(),
+            certificate: known.certificate,
         }
     }
 }

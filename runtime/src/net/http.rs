@@ -1,8 +1,13 @@
 //! Connections of HTTP/1: few at once, and none that is slow or silent for long, because each costs
 //! a file descriptor that storage may need. What is served over them is the caller's.
 //!
+//! Probes have places of their own ([`places`]): whatever others do, an orchestrator learns that
+//! the process works.
+//!
 //! A request's head must be complete within [`HEAD_MAX`], which also bounds the time between two
 //! requests. Its body is the service's to bound.
+
+mod places;
 
 use std::convert::Infallible;
 use std::error::Error;
@@ -13,7 +18,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use http::{Request, Response};
+use http::{Request, Response, StatusCode};
 use http_body::Body;
 use hyper::body::Incoming;
 use hyper::server::conn::http1::Builder;
@@ -21,19 +26,21 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpListener;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tonic::transport::server::{Connected, TcpConnectInfo};
+use tonic::transport::server::Connected;
 use tower_service::Service;
 
-use super::stream::{ServerStream, SharedCertificate};
+use self::places::{Place, Places};
+use super::stream::{PeerInfo, ServerStream};
 use super::tls::ServerTls;
 use crate::clock::sleep;
 use crate::task::{ShutdownToken, TaskGroup};
 
-/// Connections at once; more are closed as they come.
-pub const CONNECTIONS_MAX: usize = 64;
+/// Connections that are open at once, at most.
+pub const CONNECTIONS_MAX: usize = places::OPEN_MAX;
 /// A head must come within this, from the end of the request before.
 const HEAD_MAX: Duration = Duration::from_secs(10);
+/// The same for a connection that is served probes alone.
+const PROBE_HEAD_MAX: Duration = Duration::from_secs(5);
 /// What a connection holds of heads and bodies that come and go.
 const BUFFER_BYTES_MAX: usize = 64 * 1024;
 /// Longest time in which neither side sends a byte: longer than an answer may take.
@@ -49,19 +56,21 @@ struct Deadlines {
     silence: Duration,
 }
 
-/// Serves until `tasks` shuts down, in plain text without `tls`. Requests carry what is known of
-/// their connection in their extensions: its addresses as `TcpConnectInfo`, and the certificate of
-/// its peer as [`SharedCertificate`].
+/// Serves until `tasks` shuts down, in plain text without `tls`. Requests for a path in `probes`
+/// are answered when there are too many connections for others too; others are answered 503 then.
+/// Requests carry what is known of
+/// their connection in their extensions: the parts of [`PeerInfo`], each by itself.
 pub fn serve<S, B>(
     listener: TcpListener,
     tls: Option<Arc<ServerTls>>,
+    probes: &'static [&'static str],
     service: S,
     tasks: &TaskGroup,
 ) where
     S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible>,
     S: Clone + Send + 'static,
     S::Future: Send,
-    B: Body + Send + 'static,
+    B: Body + From<&'static str> + Send + 'static,
     B::Data: Send,
     B::Error: Into<Box<dyn Error + Send + Sync>>,
 {
@@ -69,25 +78,26 @@ pub fn serve<S, B>(
         head: HEAD_MAX,
         silence: SILENCE,
     };
-    serve_within(deadlines, (listener, tls), service, tasks);
+    serve_within(deadlines, (listener, tls), probes, service, tasks);
 }
 
 fn serve_within<S, B>(
     deadlines: Deadlines,
     (listener, tls): (TcpListener, Option<Arc<ServerTls>>),
+    probes: &'static [&'static str],
     service: S,
     tasks: &TaskGroup,
 ) where
     S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible>,
     S: Clone + Send + 'static,
     S::Future: Send,
-    B: Body + Send + 'static,
+    B: Body + From<&'static str> + Send + 'static,
     B::Data: Send,
     B::Error: Into<Box<dyn Error + Send + Sync>>,
 {
     let shutdown = tasks.shutdown_token();
     let group = tasks.clone();
-    let slots = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let places = Places::new();
     tasks.spawn("http", async move {
         loop {
             let accepted = tokio::select! {
@@ -102,24 +112,33 @@ fn serve_within<S, B>(
                     continue;
                 }
             };
-            let Ok(slot) = Arc::clone(&slots).try_acquire_owned() else {
-                tracing::debug!(%peer, "HTTP connection refused: too many");
-                continue;
+            let place = tokio::select! {
+                place = places.enter(peer.ip()) => place,
+                () = shutdown.wait() => break,
             };
             let stream = ServerStream::new(stream, tls.as_ref());
-            let known = (stream.connect_info(), stream.shared_certificate());
-            let connection = Connection::new(stream, deadlines.silence, slot);
+            let known = stream.connect_info();
+            let connection = Connection::new(stream, deadlines.silence, Arc::clone(&place));
             let (service, token) = (service.clone(), group.shutdown_token());
-            let serving = drive(connection, known, deadlines.head, service, token);
+            let serving = drive(
+                connection,
+                (place, probes),
+                known,
+                deadlines.head,
+                service,
+                token,
+            );
             group.spawn("http-connection", serving);
         }
     });
 }
 
-/// Serves one connection to its end; after a shutdown, the request at hand.
+/// Serves one connection to its end, or until another needs its place; after a shutdown, the
+/// request at hand.
 async fn drive<S, B>(
     connection: Connection,
-    (addresses, certificate): (TcpConnectInfo, SharedCertificate),
+    (place, probes): (Arc<Place>, &'static [&'static str]),
+    known: PeerInfo,
     head: Duration,
     service: S,
     shutdown: ShutdownToken,
@@ -127,24 +146,36 @@ async fn drive<S, B>(
     S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible>,
     S: Clone + Send + 'static,
     S::Future: Send,
-    B: Body + Send + 'static,
+    B: Body + From<&'static str> + Send + 'static,
     B::Data: Send,
     B::Error: Into<Box<dyn Error + Send + Sync>>,
 {
+    let is_for_probes = place.is_for_probes();
+    let answering = Arc::clone(&place);
     let service = service_fn(move |mut request: Request<Incoming>| {
-        request.extensions_mut().insert(addresses.clone());
-        request.extensions_mut().insert(certificate.clone());
+        request.extensions_mut().insert(known.tcp.clone());
+        request.extensions_mut().insert(known.certificate.clone());
         let mut service = service.clone();
+        let busy = answering.answers();
         async move {
+            let _busy = busy;
+            if is_for_probes && !probes.contains(&request.uri().path()) {
+                return Ok(too_many());
+            }
             poll_fn(|context| service.poll_ready(context)).await?;
             service.call(request).await
         }
     });
+    let head = match is_for_probes {
+        true => head.min(PROBE_HEAD_MAX),
+        false => head,
+    };
     let mut builder = Builder::new();
     // Without a timer the limit of heads would not be kept.
     builder
         .timer(TokioTimer::new())
         .header_read_timeout(head)
+        .keep_alive(!is_for_probes)
         .max_buf_size(BUFFER_BYTES_MAX);
     let mut serving = pin!(builder.serve_connection(TokioIo::new(connection), service));
     let ended = tokio::select! {
@@ -153,10 +184,20 @@ async fn drive<S, B>(
             serving.as_mut().graceful_shutdown();
             serving.await
         }
+        () = place.ended() => {
+            tracing::debug!("HTTP connection ended: another needs its place");
+            return;
+        }
     };
     if let Err(error) = ended {
         tracing::debug!(%error, "HTTP connection ended");
     }
+}
+
+fn too_many<B: From<&'static str>>() -> Response<B> {
+    let mut response = Response::new(B::from("too many connections: try again later\n"));
+    *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
+    response
 }
 
 type Alarm = Pin<Box<dyn Future<Output = ()> + Send>>;
@@ -167,17 +208,17 @@ struct Connection {
     silence: Duration,
     quiet: Alarm,
     end: Alarm,
-    _slot: OwnedSemaphorePermit,
+    place: Arc<Place>,
 }
 
 impl Connection {
-    fn new(stream: ServerStream, silence: Duration, slot: OwnedSemaphorePermit) -> Connection {
+    fn new(stream: ServerStream, silence: Duration, place: Arc<Place>) -> Connection {
         Connection {
             stream,
             silence,
             quiet: Box::pin(sleep(silence)),
             end: Box::pin(sleep(LIFE)),
-            _slot: slot,
+            place,
         }
     }
 
@@ -220,7 +261,11 @@ impl AsyncWrite for Connection {
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        self.progress(context, |stream, context| stream.poll_write(context, bytes))
+        let sent = self.progress(context, |stream, context| stream.poll_write(context, bytes));
+        if matches!(sent, Poll::Ready(Ok(_))) {
+            self.place.sent();
+        }
+        sent
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {

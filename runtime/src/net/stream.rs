@@ -168,11 +168,23 @@ impl Handshake {
     }
 }
 
-impl Connected for ServerStream {
-    type ConnectInfo = TcpConnectInfo;
+/// What the requests of a connection know of it.
+#[derive(Debug, Clone)]
+pub struct PeerInfo {
+    /// Its addresses.
+    pub tcp: TcpConnectInfo,
+    /// The certificate of its peer.
+    pub certificate: SharedCertificate,
+}
 
-    fn connect_info(&self) -> TcpConnectInfo {
-        self.info.clone()
+impl Connected for ServerStream {
+    type ConnectInfo = PeerInfo;
+
+    fn connect_info(&self) -> PeerInfo {
+        PeerInfo {
+            tcp: self.info.clone(),
+            certificate: self.shared_certificate(),
+        }
     }
 }
 

@@ -4,6 +4,7 @@ use bytes::Bytes;
 use http_body::{Frame, SizeHint};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tonic::transport::server::TcpConnectInfo;
 
 use super::*;
 use crate::clock::timeout;
@@ -17,6 +18,12 @@ const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"
 struct Echo;
 
 struct Text(Option<Bytes>);
+
+impl From<&'static str> for Text {
+    fn from(text: &'static str) -> Text {
+        Text(Some(text.into()))
+    }
+}
 
 impl Body for Text {
     type Data = Bytes;
@@ -39,7 +46,7 @@ impl Body for Text {
     }
 }
 
-type Echoed = std::future::Ready<Result<Response<Text>, Infallible>>;
+type Echoed = Pin<Box<dyn Future<Output = Result<Response<Text>, Infallible>> + Send>>;
 
 impl Service<Request<Incoming>> for Echo {
     type Response = Response<Text>;
@@ -53,7 +60,13 @@ impl Service<Request<Incoming>> for Echo {
     fn call(&mut self, request: Request<Incoming>) -> Echoed {
         let info = request.extensions().get::<TcpConnectInfo>().unwrap();
         let text = format!("{}", info.remote_addr().unwrap());
-        std::future::ready(Ok(Response::new(Text(Some(text.into())))))
+        let is_for_ever = request.uri().path() == "/for-ever";
+        Box::pin(async move {
+            if is_for_ever {
+                std::future::pending::<()>().await;
+            }
+            Ok(Response::new(Text(Some(text.into()))))
+        })
     }
 }
 
@@ -61,7 +74,7 @@ async fn served(head: Duration, silence: Duration) -> (SocketAddr, TaskGroup) {
     let (listener, address) = bind(ListenAddress::loopback_any_port()).await.unwrap();
     let tasks = TaskGroup::new("test");
     let deadlines = Deadlines { head, silence };
-    serve_within(deadlines, (listener, None), Echo, &tasks);
+    serve_within(deadlines, (listener, None), &["/probe"], Echo, &tasks);
     (address, tasks)
 }
 
@@ -85,7 +98,7 @@ async fn requests_know_their_peer() {
 }
 
 #[tokio::test]
-async fn silent_connections_are_closed_and_too_many_are_refused() {
+async fn silent_connections_are_closed_and_so_are_too_many() {
     let long = Duration::from_secs(3600);
     let short = Duration::from_millis(300);
     // Either limit alone closes them.
@@ -104,6 +117,35 @@ async fn silent_connections_are_closed_and_too_many_are_refused() {
         assert!(to_the_end(&mut stream).await.contains("200 OK"));
         assert_eq!(tasks.failed(), None);
     }
+}
+
+/// Whatever others hold, idle or not, a probe is answered.
+#[tokio::test]
+async fn many_connections_keep_no_probe_out() {
+    let (address, tasks) = served(HEAD_MAX, SILENCE).await;
+    for request in [&b""[..], b"GET /for-ever HTTP/1.1\r\nhost: x\r\n\r\n"] {
+        let mut held = Vec::new();
+        for _ in 0..2 * CONNECTIONS_MAX {
+            let mut stream = TcpStream::connect(address).await.unwrap();
+            // Those that have no place are closed meanwhile.
+            let _ = stream.write_all(request).await;
+            held.push(stream);
+        }
+        let mut answers = Vec::new();
+        for path in ["/probe", "/other"] {
+            let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+            let mut stream = TcpStream::connect(address).await.unwrap();
+            stream.write_all(request.as_bytes()).await.unwrap();
+            answers.push(to_the_end(&mut stream).await);
+        }
+        assert!(answers[0].contains("200 OK"), "{answers:?}");
+        let other = match request.is_empty() {
+            true => "200 OK",
+            false => "503 Service Unavailable",
+        };
+        assert!(answers[1].contains(other), "{answers:?}");
+    }
+    assert_eq!(tasks.failed(), None);
 }
 
 #[tokio::test]
