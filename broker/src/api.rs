@@ -8,6 +8,7 @@ mod data_plane;
 mod produce;
 mod pull;
 mod security;
+mod seeks;
 mod subscriptions;
 mod topics;
 
@@ -36,6 +37,7 @@ use tracing::{Instrument, Span, info_span};
 use crate::balance;
 use crate::broker::Broker;
 use crate::error::BrokerError;
+use crate::security::audit::cause::{Cause, Create};
 
 impl Broker {
     /// Runs a request in its span if its caller may make it, and counts it when it fails. Every
@@ -51,7 +53,7 @@ impl Broker {
             None => None,
             Some(guard) => {
                 let admitted = guard.admit(ctx, &access, self.shared.next_id());
-                Some(admitted.map_err(|error| self.failed(&access, &span, error))?)
+                admitted.map_err(|error| self.failed(&access, &span, error))?
             }
         };
         let work = async {
@@ -95,12 +97,19 @@ impl Broker {
         guard.is_none_or(|guard| guard.may(ctx, Action::Use, &resource))
     }
 
+    /// Creates the topic that a request uses where that is allowed, which is recorded.
+    fn created_by(&self, ctx: &RequestContext, request: &'static str) -> Create {
+        let guard = self.shared.guard.as_ref();
+        Create::For(guard.map(|guard| Cause::new(guard, ctx, request)))
+    }
+
     /// Refuses what a caller may not do besides what its request needs.
     fn require(&self, ctx: &RequestContext, access: &Access) -> ApiResult<()> {
         let Some(guard) = &self.shared.guard else {
             return Ok(());
         };
-        guard.admit(ctx, access, self.shared.next_id()).map(drop)
+        let allowed = guard.require(ctx, access, self.shared.next_id());
+        allowed.map(drop)
     }
 
     /// When a session that was opened must end.
@@ -249,14 +258,18 @@ impl Admin for Broker {
         create: bool,
     ) -> ApiResult<TopicLayout> {
         // Who may only describe it finds it, and creates nothing.
-        let create = create && self.may_use(ctx, &topic);
+        let may_create = create && self.may_use(ctx, &topic);
+        let create = match may_create {
+            true => self.created_by(ctx, "describe_topic"),
+            false => Create::Never,
+        };
         serve!(
             self,
             ctx,
             "describe_topic",
-            described(create),
+            described(may_create),
             Resource::Topic(topic.clone()),
-            self.describe(topic, create)
+            self.describe(topic, &create)
         )
     }
 
@@ -349,7 +362,7 @@ impl Admin for Broker {
             "create_subscription",
             Action::Consume,
             Resource::Subscription(topic.clone(), subscription.clone()),
-            self.new_subscription(&topic, &subscription, place)
+            self.new_subscription(ctx, &topic, &subscription, place)
         )
     }
 

@@ -14,6 +14,7 @@ use aquifer_runtime::clock;
 use crate::broker::Broker;
 use crate::context::Context;
 use crate::error::BrokerError;
+use crate::security::audit::cause::Create;
 use crate::topic::pull::Pull;
 
 /// Between two looks at what failed attempts and deleted ledgers have left.
@@ -66,7 +67,9 @@ impl Broker {
         }
         let door = self
             .topics
-            .ask(topic, false, |reply| Pull::Door(None, reply).event())
+            .ask(topic, &Create::Never, |reply| {
+                Pull::Door(None, reply).event()
+            })
             .await?;
         let below = door.log.locate(before).await?;
         let found = door.log.request_offload(below).await?;

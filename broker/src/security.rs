@@ -36,7 +36,7 @@ use aquifer_runtime::task::TaskGroup;
 
 pub use self::first::{FirstToken, create_first_token};
 use crate::error::BrokerError;
-use crate::security::audit::{Audit, Record, is_change};
+use crate::security::audit::{Audit, Record, Recorded};
 use crate::security::config::AuthConfig;
 use crate::security::decide::{Target, allows};
 use crate::security::jwt::Issuers;
@@ -169,7 +169,8 @@ impl Guard {
         allowed.map(Some).ok_or_else(forbidden)
     }
 
-    /// Lets a request in that may be made. What it answers is to be told how that came out.
+    /// Lets a request in that may be made. What it answers, for one that is recorded, is to be told
+    /// how that came out.
     ///
     /// # Errors
     /// As of [`Guard::decide`]; they are recorded.
@@ -178,18 +179,44 @@ impl Guard {
         ctx: &RequestContext,
         access: &Access,
         request_id: u64,
-    ) -> Result<Admitted<'_>, ApiError> {
-        let record = || Record::of(ctx, access).numbered(request_id);
-        match self.decide(ctx, access) {
-            Ok(grant) => Ok(Admitted {
-                audit: &self.audit,
-                record: is_change(access.request).then(|| record().allowed(grant)),
-            }),
-            Err(error) => {
-                self.audit.refuse(record().refused(error.kind));
-                Err(error)
-            }
+    ) -> Result<Option<Admitted<'_>>, ApiError> {
+        let grant = self.require(ctx, access, request_id)?;
+        let record = || Record::of(ctx, access).numbered(request_id).allowed(grant);
+        match Recorded::of(access.request) {
+            Recorded::Never => Ok(None),
+            Recorded::Often => Ok(self.begin_often(record())),
+            Recorded::Always => Ok(Some(self.begin(record()))),
         }
+    }
+
+    /// Decides, and answers what allows it. What it is needed for is recorded elsewhere.
+    ///
+    /// # Errors
+    /// As of [`Guard::decide`]; they are recorded.
+    pub(crate) fn require(
+        &self,
+        ctx: &RequestContext,
+        access: &Access,
+        request_id: u64,
+    ) -> Result<Option<String>, ApiError> {
+        self.decide(ctx, access).inspect_err(|error| {
+            let record = Record::of(ctx, access).numbered(request_id);
+            self.audit.refuse(record.refused(error.kind));
+        })
+    }
+
+    /// Records a change that is about to be made.
+    pub(crate) fn begin(&self, record: Record) -> Admitted<'_> {
+        self.audit.intend(&record);
+        Admitted {
+            audit: &self.audit,
+            record: Some(record),
+        }
+    }
+
+    /// The same of one that is made all the time: the first time. It is counted after that.
+    pub(crate) fn begin_often(&self, record: Record) -> Option<Admitted<'_>> {
+        self.audit.is_written(&record).then(|| self.begin(record))
     }
 
     /// Whether a caller may describe something.
@@ -222,8 +249,8 @@ impl Guard {
     }
 }
 
-/// A request that was let in. One that changes something is recorded with how it came out; one
-/// that is dropped before that is recorded too.
+/// A change whose intent is recorded. How it came out is recorded too; that it was given up, when
+/// this is dropped before that.
 pub(crate) struct Admitted<'a> {
     audit: &'a Audit,
     record: Option<Record>,

@@ -27,6 +27,7 @@ use crate::context::Context;
 use crate::error::BrokerError;
 use crate::namespace::bundles_of;
 use crate::namespace::listing::{Lister, behind, parse};
+use crate::security::audit::cause::Create;
 use crate::topic::event::Event;
 use crate::topics::Topics;
 
@@ -191,7 +192,7 @@ async fn look(
 }
 
 async fn visit(topics: &Arc<Topics>, topic: TopicName) {
-    let visited = topics.ask(&topic, false, Event::Trim);
+    let visited = topics.ask(&topic, &Create::Never, Event::Trim);
     match clock::timeout(VISIT_MAX, visited).await {
         // Another owner looks after it, or it is gone.
         Ok(Ok(()) | Err(BrokerError::Elsewhere { .. } | BrokerError::NotFound { .. })) => {}

@@ -20,6 +20,7 @@ use tokio::sync::{oneshot, watch};
 use crate::bundle::{Bundle, topic_hash};
 use crate::context::Context;
 use crate::error::BrokerError;
+use crate::security::audit::cause::Create;
 use crate::topic::event::{Departure, Event};
 use crate::topic::handle::TopicHandle;
 use crate::topic::load::{self, Loaded};
@@ -108,7 +109,7 @@ impl Topics {
     pub(crate) async fn get(
         self: &Arc<Self>,
         name: &TopicName,
-        create: bool,
+        create: &Create,
     ) -> Result<TopicHandle, BrokerError> {
         loop {
             self.shared.check_open()?;
@@ -125,8 +126,8 @@ impl Topics {
                         }
                         Some(Ok(handle)) => return Ok(handle),
                         // A load for a request that may not create answers "not found".
-                        Some(Err(BrokerError::NotFound { .. })) if create => {
-                            create_first(&self.shared, name).await?;
+                        Some(Err(BrokerError::NotFound { .. })) if create.is_allowed() => {
+                            create_first(&self.shared, name, create).await?;
                         }
                         Some(Err(error)) => return Err(error),
                         None => {
@@ -151,7 +152,7 @@ impl Topics {
         Ok(())
     }
 
-    fn step(self: &Arc<Self>, name: &TopicName, create: bool) -> Step {
+    fn step(self: &Arc<Self>, name: &TopicName, create: &Create) -> Step {
         let mut map = self.map.lock();
         match map.get(name) {
             Some(Slot::Loading(loading, _)) => {
@@ -168,11 +169,12 @@ impl Topics {
                 let (sender, receiver) = watch::channel(None);
                 map.insert(name.clone(), Slot::Loading(receiver.clone(), None));
                 let (topics, name) = (Arc::clone(self), name.clone());
+                let create = create.clone();
                 // The load belongs to no request: a caller that goes away leaves it running
                 // for the next one.
                 self.shared.tasks.spawn("topic-load", async move {
                     let turn = topics.loads.turn(&name).await;
-                    let outcome = load::load(&topics.shared, &name, create).await;
+                    let outcome = load::load(&topics.shared, &name, &create).await;
                     drop(turn);
                     sender.send_replace(Some(topics.loaded(&name, outcome)));
                 });
@@ -252,7 +254,7 @@ impl Topics {
     pub(crate) async fn ask<T, F>(
         self: &Arc<Self>,
         name: &TopicName,
-        create: bool,
+        create: &Create,
         request: F,
     ) -> Result<T, BrokerError>
     where
@@ -446,7 +448,11 @@ impl Topics {
     }
 }
 
-async fn create_first(shared: &Arc<Context>, name: &TopicName) -> Result<(), BrokerError> {
+async fn create_first(
+    shared: &Arc<Context>,
+    name: &TopicName,
+    create: &Create,
+) -> Result<(), BrokerError> {
     let owned = shared.own(name).await?;
-    find_or_create(shared, name, true, &owned).await.map(drop)
+    find_or_create(shared, name, create, &owned).await.map(drop)
 }

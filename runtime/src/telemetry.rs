@@ -19,12 +19,16 @@ use opentelemetry_sdk::metrics::SdkMeterProvider;
 use opentelemetry_sdk::trace::SdkTracerProvider;
 use prometheus::{Registry, TextEncoder};
 use serde::{Deserialize, Serialize};
+use tracing_subscriber::filter::ParseError;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer};
 
 pub use crate::error::TelemetryError;
 pub use process::resident_bytes;
+
+/// The target of the audit log.
+const AUDIT_TARGET: &str = "audit";
 
 /// How log lines look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -43,7 +47,8 @@ pub enum LogFormat {
 pub struct TelemetryConfig {
     /// How log lines look.
     pub log_format: LogFormat,
-    /// What is logged: a level, or `target=level` pairs.
+    /// What is logged: a level, or `target=level` pairs. The target `audit` is logged whatever the
+    /// level, unless a pair names it.
     pub log_filter: String,
     /// Where traces go, for example `http://127.0.0.1:4317`; nowhere without it.
     pub otlp_endpoint: Option<String>,
@@ -79,11 +84,7 @@ impl Telemetry {
     /// Starts logs, traces and metrics for this process. It works once. With an OTLP endpoint it
     /// must be called on a tokio runtime.
     pub fn start(config: &TelemetryConfig) -> Result<Telemetry, TelemetryError> {
-        let filter =
-            EnvFilter::try_new(&config.log_filter).map_err(|error| TelemetryError::Filter {
-                given: config.log_filter.clone(),
-                message: error.to_string(),
-            })?;
+        let filter = filter(&config.log_filter)?;
         let resource = Resource::builder()
             .with_service_name(config.service_name.clone())
             .build();
@@ -211,6 +212,25 @@ fn meter_provider(resource: Resource) -> Result<(Registry, SdkMeterProvider), Te
     Ok((registry, meters))
 }
 
+/// What is logged. Who quiets a process does not mean its record of who did what.
+fn filter(given: &str) -> Result<EnvFilter, TelemetryError> {
+    let wrong = |message: String| TelemetryError::Filter {
+        given: given.to_owned(),
+        message,
+    };
+    let filter = EnvFilter::try_new(given).map_err(|error| wrong(error.to_string()))?;
+    let names_audit = |pair: &str| {
+        let target = pair.split(['=', '[']).next().unwrap_or_default();
+        target.trim() == AUDIT_TARGET
+    };
+    if given.split(',').any(names_audit) {
+        return Ok(filter);
+    }
+    let audit = format!("{AUDIT_TARGET}=info").parse();
+    let audit = audit.map_err(|error: ParseError| wrong(error.to_string()))?;
+    Ok(filter.add_directive(audit))
+}
+
 #[cfg(test)]
 mod tests {
     use opentelemetry::KeyValue;
@@ -268,6 +288,27 @@ mod tests {
         assert!(value("aquifer_process_cpu_seconds_total ") > 0.0);
         assert!(value("aquifer_process_open_fds ") >= 3.0);
         assert!(resident_bytes().unwrap() > 100_000);
+    }
+
+    /// What of these a filter lets pass: a warning, a note, and a line of the audit log.
+    fn passes(given: &str) -> [bool; 3] {
+        let subscriber = tracing_subscriber::registry().with(filter(given).unwrap());
+        tracing::subscriber::with_default(subscriber, || {
+            [
+                tracing::enabled!(tracing::Level::WARN),
+                tracing::enabled!(tracing::Level::INFO),
+                tracing::enabled!(target: "audit", tracing::Level::INFO),
+            ]
+        })
+    }
+
+    #[test]
+    fn the_audit_log_is_on_until_it_is_turned_off() {
+        assert_eq!(passes("info"), [true, true, true]);
+        assert_eq!(passes("warn"), [true, false, true]);
+        assert_eq!(passes("error,hyper=debug"), [false, false, true]);
+        assert_eq!(passes("off"), [false, false, true]);
+        assert_eq!(passes("info,audit=off"), [true, true, false]);
     }
 
     #[test]

@@ -3,21 +3,29 @@
 use aquifer_model::id::TopicIncarnation;
 use aquifer_model::topic::TopicName;
 use aquifer_protocol_api::consumer::{ConsumerSession, Subscribe};
+use aquifer_protocol_api::context::RequestContext;
 
 use crate::broker::Broker;
 use crate::error::BrokerError;
+use crate::security::audit::cause::Create;
 use crate::topic::event::Event;
 
 impl Broker {
-    pub(super) async fn consume(&self, request: Subscribe) -> Result<ConsumerSession, BrokerError> {
+    pub(super) async fn consume(
+        &self,
+        ctx: &RequestContext,
+        request: Subscribe,
+    ) -> Result<ConsumerSession, BrokerError> {
         let topic = request.topic.clone();
         self.check_life(&topic, request.incarnation).await?;
+        let create = match request.incarnation {
+            None => self.created_by(ctx, "subscribe"),
+            Some(_) => Create::Never,
+        };
         self.topics
-            .ask(&topic, request.incarnation.is_none(), |reply| {
-                Event::Subscribe {
-                    request: Box::new(request.clone()),
-                    reply,
-                }
+            .ask(&topic, &create, |reply| Event::Subscribe {
+                request: Box::new(request.clone()),
+                reply,
             })
             .await
     }
@@ -32,7 +40,7 @@ impl Broker {
         if known.is_none() {
             return Ok(());
         }
-        match self.topics.get(topic, false).await {
+        match self.topics.get(topic, &Create::Never).await {
             Ok(_) => Ok(()),
             Err(BrokerError::NotFound { .. }) => Err(BrokerError::Deleted(topic.to_string())),
             Err(error) => Err(error),

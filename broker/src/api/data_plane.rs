@@ -1,5 +1,7 @@
 //! The port of messages, as the broker serves it.
 
+use std::sync::Arc;
+
 use aquifer_model::id::Index;
 use aquifer_model::limits::{BATCH_BYTES_MAX, MESSAGE_BYTES_MAX};
 use aquifer_model::topic::{SubscriptionName, TopicName};
@@ -15,8 +17,10 @@ use aquifer_protocol_api::pull::{
 use async_trait::async_trait;
 use tracing::info_span;
 
+use crate::api::seeks::RecordedSeeks;
 use crate::api::serve;
 use crate::broker::Broker;
+use crate::security::audit::cause::Cause;
 
 #[async_trait]
 impl DataPlane for Broker {
@@ -40,18 +44,21 @@ impl DataPlane for Broker {
             resource: Resource::Topic(request.topic.clone()),
         };
         let needs = vec![need(Action::Produce)];
-        if request.take_over {
-            // It ends the session of another producer.
-            self.require(ctx, &need(Action::Manage))?;
-        }
-        let session = serve!(
-            self,
-            ctx,
-            "open_producer",
-            Action::Produce,
-            Resource::Topic(request.topic.clone()),
-            self.produce(request)
-        )?;
+        let topic = Resource::Topic(request.topic.clone());
+        let take_over = request.take_over;
+        let opening = self.produce(ctx, request);
+        let session = match take_over {
+            // It ends the session of another producer, which is a change.
+            true => {
+                self.require(ctx, &needs[0])?;
+                let manage = Action::Manage;
+                serve!(self, ctx, "take_over_producer", manage, topic, opening)?
+            }
+            false => {
+                let produce = Action::Produce;
+                serve!(self, ctx, "open_producer", produce, topic, opening)?
+            }
+        };
         Ok(ProducerSession {
             end: self.session_end(ctx, needs)?,
             ..session
@@ -74,12 +81,13 @@ impl DataPlane for Broker {
             "subscribe",
             Action::Consume,
             consumed(&request),
-            self.consume(request)
+            self.consume(ctx, request.clone())
         )?;
-        Ok(ConsumerSession {
+        let session = ConsumerSession {
             end: self.session_end(ctx, needs)?,
             ..session
-        })
+        };
+        Ok(self.recorded(ctx, &request, session))
     }
 
     async fn append(&self, ctx: &RequestContext, request: Append) -> ApiResult<Appended> {
@@ -141,7 +149,7 @@ impl DataPlane for Broker {
             "commit",
             Action::Consume,
             Resource::Subscription(request.topic.clone(), request.subscription.clone()),
-            self.commit_index(request)
+            self.commit_index(ctx, request)
         )
     }
 
@@ -159,6 +167,35 @@ impl DataPlane for Broker {
             Resource::Subscription(topic.clone(), subscription.clone()),
             self.committed_index(&topic, subscription)
         )
+    }
+}
+
+impl Broker {
+    /// The session with a record of its seeks, where callers are recorded and there is something
+    /// durable to move.
+    fn recorded(
+        &self,
+        ctx: &RequestContext,
+        request: &Subscribe,
+        session: ConsumerSession,
+    ) -> ConsumerSession {
+        let (Some(guard), Some(_)) = (&self.shared.guard, &request.subscription) else {
+            return session;
+        };
+        let port = RecordedSeeks {
+            inner: session.port,
+            shared: Arc::clone(&self.shared),
+            cause: Cause::new(guard, ctx, "subscribe"),
+            access: Access {
+                request: "seek",
+                action: Action::Consume,
+                resource: consumed(request),
+            },
+        };
+        ConsumerSession {
+            port: Box::new(port),
+            ..session
+        }
     }
 }
 

@@ -1,24 +1,29 @@
 //! Opening of producers.
 
+use aquifer_protocol_api::context::RequestContext;
 use aquifer_protocol_api::producer::{OpenProducer, ProducerSession};
 
 use crate::broker::Broker;
 use crate::error::BrokerError;
+use crate::security::audit::cause::Create;
 use crate::topic::event::Event;
 
 impl Broker {
     pub(super) async fn produce(
         &self,
+        ctx: &RequestContext,
         request: OpenProducer,
     ) -> Result<ProducerSession, BrokerError> {
         let topic = request.topic.clone();
         self.check_life(&topic, request.incarnation).await?;
+        let create = match request.incarnation {
+            None => self.created_by(ctx, "open_producer"),
+            Some(_) => Create::Never,
+        };
         self.topics
-            .ask(&topic, request.incarnation.is_none(), |reply| {
-                Event::OpenProducer {
-                    request: Box::new(request.clone()),
-                    reply,
-                }
+            .ask(&topic, &create, |reply| Event::OpenProducer {
+                request: Box::new(request.clone()),
+                reply,
             })
             .await
     }

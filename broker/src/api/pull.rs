@@ -19,6 +19,7 @@ use crate::quota::Cost;
 use crate::quota::gate::Gate;
 use crate::quota::producers::Publisher;
 use crate::quota::rates::Flow;
+use crate::security::audit::cause::Create;
 use crate::topic::pull::{AloneAppend, Door, NamedBy, Pull};
 
 /// What an append takes besides its body while it waits for storage, as a frame of a session does.
@@ -39,10 +40,13 @@ impl Broker {
     ) -> Result<Appended, BrokerError> {
         self.check_life(&request.topic, request.incarnation).await?;
         let received = self.shared.clock.monotonic();
+        let create = match request.incarnation {
+            None => self.created_by(ctx, "append"),
+            Some(_) => Create::Never,
+        };
         for _ in 0..ATTEMPTS_MAX {
-            let create = request.incarnation.is_none();
             let door = self
-                .door(&request.topic, request.incarnation, create)
+                .door(&request.topic, request.incarnation, &create)
                 .await?;
             let held = request.body.len() + head_bytes(request.format, &request.body);
             let bytes = tokio::select! {
@@ -112,9 +116,9 @@ impl Broker {
         ctx: &RequestContext,
         request: Read,
     ) -> Result<ReadBatches, BrokerError> {
-        let create = request.topic.partition().is_some();
+        let create = Create::if_partition(&request.topic);
         let door = self
-            .door(&request.topic, request.incarnation, create)
+            .door(&request.topic, request.incarnation, &create)
             .await?;
         let limits = ReadLimits {
             bytes_max: request.limits.bytes_max.min(READ_BYTES_MAX),
@@ -131,24 +135,31 @@ impl Broker {
     }
 
     pub(super) async fn find_place(&self, request: Locate) -> Result<Located, BrokerError> {
-        let create = request.topic.partition().is_some();
+        let create = Create::if_partition(&request.topic);
         let door = self
-            .door(&request.topic, request.incarnation, create)
+            .door(&request.topic, request.incarnation, &create)
             .await?;
         door.locate(request.place).await
     }
 
     pub(super) async fn bounds_of(&self, topic: &TopicName) -> Result<TopicBounds, BrokerError> {
-        let create = topic.partition().is_some();
-        Ok(self.door(topic, None, create).await?.bounds())
+        let create = Create::if_partition(topic);
+        Ok(self.door(topic, None, &create).await?.bounds())
     }
 
-    pub(super) async fn commit_index(&self, request: Commit) -> Result<Index, BrokerError> {
+    pub(super) async fn commit_index(
+        &self,
+        ctx: &RequestContext,
+        request: Commit,
+    ) -> Result<Index, BrokerError> {
         self.check_life(&request.topic, request.incarnation).await?;
-        let create = request.create && request.incarnation.is_none();
+        let create = match request.create && request.incarnation.is_none() {
+            true => self.created_by(ctx, "commit"),
+            false => Create::Never,
+        };
         let topic = request.topic.clone();
         self.topics
-            .ask(&topic, create, |reply| {
+            .ask(&topic, &create, |reply| {
                 Pull::Commit(request.clone(), reply).event()
             })
             .await
@@ -159,9 +170,9 @@ impl Broker {
         topic: &TopicName,
         subscription: SubscriptionName,
     ) -> Result<Option<Index>, BrokerError> {
-        let create = topic.partition().is_some();
+        let create = Create::if_partition(topic);
         self.topics
-            .ask(topic, create, |reply| {
+            .ask(topic, &create, |reply| {
                 Pull::Committed(subscription.clone(), reply).event()
             })
             .await
@@ -173,7 +184,7 @@ impl Broker {
         &self,
         topic: &TopicName,
         known: Option<TopicIncarnation>,
-        create: bool,
+        create: &Create,
     ) -> Result<Door, BrokerError> {
         self.topics
             .ask(topic, create, |reply| Pull::Door(known, reply).event())

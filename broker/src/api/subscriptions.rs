@@ -13,6 +13,7 @@ use aquifer_model::ranges::TopicRanges;
 use aquifer_model::topic::{SubscriptionName, TopicName};
 use aquifer_protocol_api::admin::SubscriptionReset;
 use aquifer_protocol_api::consumer::IndexRange;
+use aquifer_protocol_api::context::RequestContext;
 use aquifer_protocol_api::error::{ApiError, ErrorKind, Outcome};
 use aquifer_runtime::clock;
 use futures::StreamExt;
@@ -21,6 +22,7 @@ use crate::api::topics::last_word;
 use crate::broker::Broker;
 use crate::error::BrokerError;
 use crate::peers::peer_url;
+use crate::security::audit::cause::Create;
 use crate::topic::event::Event;
 use crate::topics::deletion::{ATTEMPTS_MAX, PARTS_AT_ONCE, RETRY_MAX, RETRY_MIN, parts_of};
 
@@ -72,18 +74,21 @@ impl Broker {
         subscription: &SubscriptionName,
         force: bool,
     ) -> Result<(), BrokerError> {
-        let change = Change::Delete { force };
-        self.change(topic, subscription, change).await.map(drop)
+        let (change, create) = (Change::Delete { force }, Create::Never);
+        let deleted = self.change(topic, subscription, change, &create).await;
+        deleted.map(drop)
     }
 
     pub(super) async fn new_subscription(
         &self,
+        ctx: &RequestContext,
         topic: &TopicName,
         subscription: &SubscriptionName,
         place: Place,
     ) -> Result<Index, BrokerError> {
-        let change = Change::Create(place);
-        self.change(topic, subscription, change).await
+        let create = self.created_by(ctx, "create_subscription");
+        self.change(topic, subscription, Change::Create(place), &create)
+            .await
     }
 
     pub(super) async fn move_subscription(
@@ -92,7 +97,8 @@ impl Broker {
         subscription: &SubscriptionName,
         place: Place,
     ) -> Result<Index, BrokerError> {
-        self.change(topic, subscription, Change::Seek(place)).await
+        self.change(topic, subscription, Change::Seek(place), &Create::Never)
+            .await
     }
 
     /// Changes a subscription in a topic, or in all its partitions. Answers its index, summed over
@@ -102,16 +108,14 @@ impl Broker {
         topic: &TopicName,
         subscription: &SubscriptionName,
         change: Change,
+        create: &Create,
     ) -> Result<Index, BrokerError> {
         let ranges = match topic.partition() {
             Some(_) => TopicRanges::default(),
-            None => {
-                let create = matches!(change, Change::Create(_));
-                self.describe(topic.clone(), create).await?.ranges
-            }
+            None => self.describe(topic.clone(), create).await?.ranges,
         };
         if ranges.is_empty() {
-            return self.change_here(topic, subscription, change).await;
+            return self.change_here(topic, subscription, change, create).await;
         }
         in_one_partition(topic, &ranges, change)?;
         if change == (Change::Delete { force: false }) {
@@ -136,7 +140,12 @@ impl Broker {
         let mut attempt = 1;
         let mut may_be_done = false;
         loop {
-            let changed = match self.change_here(part, subscription, change).await {
+            // Its creation is part of that of its topic.
+            let create = match change {
+                Change::Create(_) => Create::For(None),
+                Change::Delete { .. } | Change::Seek(_) => Create::Never,
+            };
+            let changed = match self.change_here(part, subscription, change, &create).await {
                 Err(BrokerError::Elsewhere { at, .. }) => {
                     let url = peer_url(&at);
                     self.change_there(url, part, subscription, change).await
@@ -165,6 +174,7 @@ impl Broker {
         topic: &TopicName,
         subscription: &SubscriptionName,
         change: Change,
+        create: &Create,
     ) -> Result<Index, BrokerError> {
         let name = || subscription.clone();
         match change {
@@ -174,7 +184,7 @@ impl Broker {
                     place,
                     reply,
                 };
-                self.topics.ask(topic, true, event).await
+                self.topics.ask(topic, create, event).await
             }
             Change::Delete { force } => {
                 let event = |reply| Event::DeleteSubscription {
@@ -182,7 +192,7 @@ impl Broker {
                     force,
                     reply,
                 };
-                let deleted = self.topics.ask(topic, false, event).await;
+                let deleted = self.topics.ask(topic, create, event).await;
                 deleted.map(|()| Index(0))
             }
             Change::Seek(place) => {
@@ -191,7 +201,7 @@ impl Broker {
                     place,
                     reply,
                 };
-                self.topics.ask(topic, false, event).await
+                self.topics.ask(topic, create, event).await
             }
         }
     }
@@ -247,7 +257,7 @@ impl Broker {
         range: Option<IndexRange>,
     ) -> Result<Vec<IndexRange>, BrokerError> {
         self.topics
-            .ask(topic, false, |reply| Event::Skip {
+            .ask(topic, &Create::Never, |reply| Event::Skip {
                 name: subscription.clone(),
                 range,
                 reply,
@@ -259,7 +269,9 @@ impl Broker {
         &self,
         topic: &TopicName,
     ) -> Result<Vec<SubscriptionReset>, BrokerError> {
-        self.topics.ask(topic, false, Event::ResetCursors).await
+        self.topics
+            .ask(topic, &Create::Never, Event::ResetCursors)
+            .await
     }
 }
 

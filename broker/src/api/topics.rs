@@ -33,6 +33,7 @@ use crate::bundle::ownership::Owned;
 use crate::error::BrokerError;
 use crate::namespace::listing::{Listed, Lister, parse};
 use crate::peers::peer_url;
+use crate::security::audit::cause::Create;
 use crate::topic::event::Event;
 use crate::topic::pull::Pull;
 use crate::topic::record::{check_partition, find_or_create};
@@ -108,7 +109,9 @@ impl Broker {
 
     async fn create_partition(&self, part: &TopicName) -> Result<(), BrokerError> {
         let owned = self.shared.own(part).await?;
-        find_or_create(&self.shared, part, true, &owned)
+        // It is part of its topic, whose creation is recorded.
+        let create = Create::For(None);
+        find_or_create(&self.shared, part, &create, &owned)
             .await
             .map(drop)
     }
@@ -148,7 +151,7 @@ impl Broker {
     pub(super) async fn describe(
         &self,
         topic: TopicName,
-        create: bool,
+        create: &Create,
     ) -> Result<TopicLayout, BrokerError> {
         // Any broker may look; only the owner creates.
         self.shared.namespaces.check(topic.namespace()).await?;
@@ -166,7 +169,7 @@ impl Broker {
             Ok(Some(cell)) if cell.is_deleting() => {
                 let gone = self.being_deleted(&topic);
                 // A client that would create it may do so when it is gone.
-                return Err(match create {
+                return Err(match create.is_allowed() {
                     true => BrokerError::Unloading(gone.to_string()),
                     false => gone,
                 });
@@ -255,12 +258,12 @@ impl Broker {
         if ranges.is_empty() {
             // Where its ledgers are is in their records, which the topic itself does not wait for.
             let log = |reply| Pull::Log(reply).event();
-            let log = self.topics.ask(topic, false, log).await?;
+            let log = self.topics.ask(topic, &Create::Never, log).await?;
             if let Err(error) = log.learn_offload().await {
                 // What was known before is told; statistics need no metadata.
                 tracing::debug!(%topic, %error, "statistics without where the ledgers are");
             }
-            return self.topics.ask(topic, false, Event::Stats).await;
+            return self.topics.ask(topic, &Create::Never, Event::Stats).await;
         }
         let mut sum = TopicStats {
             partitions: ranges.partitions(),
@@ -279,7 +282,7 @@ impl Broker {
     async fn stats_of_part(&self, part: TopicName) -> Result<TopicStats, BrokerError> {
         let mut hops = 0;
         loop {
-            let owner = match self.topics.ask(&part, false, Event::Stats).await {
+            let owner = match self.topics.ask(&part, &Create::Never, Event::Stats).await {
                 // Not used yet.
                 Err(BrokerError::NotFound { .. }) => return Ok(TopicStats::default()),
                 Err(BrokerError::Elsewhere { at, .. }) => at,

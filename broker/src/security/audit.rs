@@ -1,14 +1,17 @@
 //! The audit log: what was changed, refused and ended, as JSON lines at the log target `audit`.
 //!
 //! Each line has a number, the digest of the line before and its own, so that a line which is
-//! missing, changed or moved shows. Refusals are written at once the first time, and as counts
-//! after that, so that a flood of them fills no disk.
+//! missing, changed or moved shows. A change has two lines with the same request id: what is
+//! intended, before anything is done, and how it came out. Refusals, and what consumers do all the
+//! time, are written at once the first time, and as counts after that, so that a flood of them
+//! fills no disk.
 
+pub(crate) mod cause;
 mod refusals;
 
 use std::net::SocketAddr;
 
-use aquifer_protocol_api::access::Access;
+use aquifer_protocol_api::access::{Access, Action};
 use aquifer_protocol_api::context::{Principal, RequestContext};
 use aquifer_protocol_api::error::{ErrorKind, Outcome};
 use aquifer_runtime::clock::SharedClock;
@@ -22,7 +25,7 @@ use crate::security::audit::refusals::{Refusal, Refusals};
 const TEXT_BYTES_MAX: usize = 256;
 
 /// Requests that change something. Everything else is written only when it is refused.
-const CHANGES: [&str; 18] = [
+const CHANGES: [&str; 19] = [
     "add_grant",
     "create_namespace",
     "create_subscription",
@@ -39,13 +42,34 @@ const CHANGES: [&str; 18] = [
     "seek_subscription",
     "skip_messages",
     "split_bundle",
+    "take_over_producer",
     "transfer_bundle",
     "update_policies",
 ];
 
-/// Whether a request changes something.
-pub(crate) fn is_change(request: &str) -> bool {
-    CHANGES.binary_search(&request).is_ok()
+/// Those that consumers make all the time.
+const FREQUENT: [&str; 2] = ["commit", "seek"];
+
+/// Whether a request is recorded that was let in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Recorded {
+    Never,
+    /// The first time, and counted after that.
+    Often,
+    Always,
+}
+
+impl Recorded {
+    /// That of a request.
+    pub(crate) fn of(request: &str) -> Recorded {
+        if CHANGES.binary_search(&request).is_ok() {
+            return Recorded::Always;
+        }
+        match FREQUENT.contains(&request) {
+            true => Recorded::Often,
+            false => Recorded::Never,
+        }
+    }
 }
 
 /// One line.
@@ -78,10 +102,25 @@ pub(crate) struct Record {
 impl Record {
     /// A line about a caller's request.
     pub(crate) fn of(ctx: &RequestContext, access: &Access) -> Record {
+        let record = Record::about(&ctx.principal, ctx.protocol, access.request);
+        let record = record.on(access.action, &access.resource.to_string());
+        record.came_from(ctx.peer)
+    }
+
+    /// About an action on something.
+    pub(crate) fn on(self, action: Action, resource: &str) -> Record {
         Record {
-            resource: shortened(&access.resource.to_string()),
-            action: access.action.name(),
-            ..Record::about(&ctx.principal, ctx.protocol, access.request).came_from(ctx.peer)
+            resource: shortened(resource),
+            action: action.name(),
+            ..self
+        }
+    }
+
+    /// Of what is about to be done.
+    fn intended(self) -> Record {
+        Record {
+            outcome: "intended",
+            ..self
         }
     }
 
@@ -93,6 +132,17 @@ impl Record {
             auth_method: identity.map_or("none", |identity| identity.method.name()),
             protocol,
             request: shortened(request),
+            ..Record::default()
+        }
+    }
+
+    /// Of what happened so often besides what is written.
+    fn counted(kind: Refusal, count: u64) -> Record {
+        Record {
+            principal: kind.who,
+            request: kind.request,
+            resource: kind.resource,
+            count: Some(count),
             ..Record::default()
         }
     }
@@ -149,6 +199,8 @@ pub(crate) struct Audit {
     clock: SharedClock,
     chain: Mutex<Chain>,
     refusals: Mutex<Refusals>,
+    /// What was let in, and is done all the time.
+    frequent: Mutex<Refusals>,
 }
 
 struct Chain {
@@ -160,6 +212,7 @@ impl Audit {
     pub(crate) fn new(clock: SharedClock) -> Audit {
         Audit {
             refusals: Mutex::new(Refusals::new(clock.monotonic())),
+            frequent: Mutex::new(Refusals::new(clock.monotonic())),
             clock,
             chain: Mutex::new(Chain {
                 seq: 0,
@@ -178,40 +231,59 @@ impl Audit {
         tracing::info!(target: "audit", "{line}");
     }
 
+    /// Writes what is about to be done.
+    pub(crate) fn intend(&self, record: &Record) {
+        self.write(record.clone().intended());
+    }
+
     /// Writes a refusal, or counts it.
     pub(crate) fn refuse(&self, record: Record) {
-        let key = Refusal {
-            who: match record.principal.is_empty() || record.auth_method == "none" {
-                true => record.peer.map_or_else(String::new, network),
-                false => record.principal.clone(),
-            },
-            request: record.request.clone(),
-            resource: record.resource.clone(),
-            code: record.error_code.clone().unwrap_or_default(),
-        };
         let now = self.clock.monotonic();
-        let is_written = self.refusals.lock().is_written(key, now);
+        let is_written = self.refusals.lock().is_written(kind(&record), now);
         if is_written {
             self.write(record);
         }
     }
 
+    /// Whether what is done all the time is written this time; it is counted otherwise.
+    pub(crate) fn is_written(&self, record: &Record) -> bool {
+        let now = self.clock.monotonic();
+        self.frequent.lock().is_written(kind(record), now)
+    }
+
     /// Writes what was counted, when it is time.
     pub(crate) fn flush(&self) {
         let now = self.clock.monotonic();
-        let due = self.refusals.lock().due(now);
-        for (refusal, count) in due {
+        let refused = self.refusals.lock().due(now);
+        for (kind, count) in refused {
             self.write(Record {
-                principal: refusal.who,
-                request: refusal.request,
-                resource: refusal.resource,
-                error_code: Some(refusal.code),
                 decision: "denied",
                 outcome: "failed",
-                count: Some(count),
-                ..Record::default()
+                error_code: Some(kind.code.clone()),
+                ..Record::counted(kind, count)
             });
         }
+        let done = self.frequent.lock().due(now);
+        for (kind, count) in done {
+            self.write(Record {
+                decision: "allowed",
+                outcome: "counted",
+                ..Record::counted(kind, count)
+            });
+        }
+    }
+}
+
+/// What makes lines the same.
+fn kind(record: &Record) -> Refusal {
+    Refusal {
+        who: match record.principal.is_empty() || record.auth_method == "none" {
+            true => record.peer.map_or_else(String::new, network),
+            false => record.principal.clone(),
+        },
+        request: record.request.clone(),
+        resource: record.resource.clone(),
+        code: record.error_code.clone().unwrap_or_default(),
     }
 }
 
@@ -284,6 +356,19 @@ mod tests {
     #[test]
     fn changes_are_in_order() {
         assert!(CHANGES.is_sorted(), "they are searched");
-        assert!(is_change("create_topic") && !is_change("list_topics"));
+        let recorded = [
+            "create_topic",
+            "take_over_producer",
+            "commit",
+            "list_topics",
+        ];
+        let recorded = recorded.map(Recorded::of);
+        let expected = [
+            Recorded::Always,
+            Recorded::Always,
+            Recorded::Often,
+            Recorded::Never,
+        ];
+        assert_eq!(recorded, expected);
     }
 }

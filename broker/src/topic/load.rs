@@ -16,6 +16,7 @@ use crate::bundle::ownership::{DRAIN_MAX, Owned};
 use crate::context::Context;
 use crate::error::BrokerError;
 use crate::quota::rates::TopicRates;
+use crate::security::audit::cause::Create;
 use crate::subscription::SubscriptionSpec;
 use crate::topic::Topic;
 use crate::topic::attachments::Attachments;
@@ -53,7 +54,7 @@ pub(crate) struct Loaded {
 pub(crate) async fn load(
     shared: &Arc<Context>,
     name: &TopicName,
-    create: bool,
+    create: &Create,
 ) -> Result<Loaded, BrokerError> {
     let started = shared.clock.monotonic();
     // A namespace that does not exist has no owner.
@@ -78,7 +79,7 @@ pub(crate) async fn load(
 async fn load_owned(
     shared: &Arc<Context>,
     name: &TopicName,
-    create: bool,
+    create: &Create,
     owned: Owned,
 ) -> Result<Loaded, BrokerError> {
     let (cell, policies, rates) = read(shared, name, create, &owned).await?;
@@ -291,7 +292,7 @@ type Read = (
 async fn read(
     shared: &Arc<Context>,
     name: &TopicName,
-    create: bool,
+    create: &Create,
     owned: &Owned,
 ) -> Result<Read, BrokerError> {
     let all = async {

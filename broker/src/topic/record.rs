@@ -7,10 +7,12 @@ use aquifer_log::TopicRecordCell;
 use aquifer_log::error::LogError;
 use aquifer_model::ranges::TopicRanges;
 use aquifer_model::topic::TopicName;
+use aquifer_protocol_api::error::ApiError;
 
 use crate::bundle::ownership::Owned;
 use crate::context::Context;
 use crate::error::BrokerError;
+use crate::security::audit::cause::Create;
 
 /// Whether topics of a name's namespace are created by use.
 async fn may_create(shared: &Context, name: &TopicName) -> Result<bool, BrokerError> {
@@ -23,7 +25,7 @@ async fn may_create(shared: &Context, name: &TopicName) -> Result<bool, BrokerEr
 pub(crate) async fn find_or_create(
     shared: &Arc<Context>,
     name: &TopicName,
-    create: bool,
+    create: &Create,
     owned: &Owned,
 ) -> Result<Arc<TopicRecordCell>, BrokerError> {
     let guards = vec![owned.guard.clone()];
@@ -40,16 +42,21 @@ pub(crate) async fn find_or_create(
         };
     }
     // What is only looked at is never created.
-    if !create || base.is_none() && !may_create(shared, name).await? {
+    if !create.is_allowed() || base.is_none() && !may_create(shared, name).await? {
         return Err(BrokerError::no_topic(name));
     }
     if base.is_none() {
         shared.check_topics(name, 0).await?;
     }
+    let recorded = create.begins(name, shared.next_id());
     let created = match &base {
         Some(base) => TopicRecordCell::create_partition(ctx(), name, guards.clone(), base).await,
         None => TopicRecordCell::create(ctx(), name, guards.clone()).await,
     };
+    if let Some(recorded) = recorded {
+        let created = created.as_ref().map(drop);
+        recorded.ended(&created.map_err(|error| ApiError::from(BrokerError::from(error.clone()))));
+    }
     match created {
         Ok(cell) => {
             tracing::info!(topic = %name, "topic created");

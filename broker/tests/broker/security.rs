@@ -1,6 +1,7 @@
 //! Authentication, grants and their decisions (I12): who may do what, that what is forbidden looks
 //! like what is absent, and that sessions end with what allowed them.
 
+mod audit;
 mod escalation;
 mod matrix;
 mod sessions;

@@ -1,13 +1,20 @@
 //! Which refusals are written, and which are counted. A state machine without I/O.
 //!
-//! Invariant: what it remembers is bounded, and so is what it lets be written in a second; every
-//! refusal is either written or in a count.
+//! Invariants:
+//! - What it remembers is bounded, and so is what it lets be written in a second; every refusal is
+//!   either written or in a count.
+//! - One caller that makes up names is told apart in a part of the places alone, so that it hides
+//!   no other.
 
 use std::collections::HashMap;
 use std::time::Duration;
 
 /// Refusals that are told apart at once.
 const KINDS_MAX: usize = 4_096;
+/// Those of one caller.
+const KINDS_OF_ONE_MAX: usize = 256;
+/// What stands in place of the names in what one caller has beyond that.
+const OTHERS: &str = "(others)";
 /// How often counts are written.
 const COUNTED: Duration = Duration::from_secs(60);
 /// Lines that may be written in a second.
@@ -28,6 +35,8 @@ pub(super) struct Refusal {
 pub(super) struct Refusals {
     /// Those since the last counts, and how many were not written.
     seen: HashMap<Refusal, u64>,
+    /// Kinds of each caller.
+    kinds: HashMap<String, usize>,
     /// Not written and not told apart.
     others: u64,
     counted: Duration,
@@ -39,6 +48,7 @@ impl Refusals {
     pub(super) fn new(now: Duration) -> Refusals {
         Refusals {
             seen: HashMap::new(),
+            kinds: HashMap::new(),
             others: 0,
             counted: now,
             second: now,
@@ -60,6 +70,17 @@ impl Refusals {
             self.others += 1;
             return false;
         }
+        let kinds = self.kinds.entry(refusal.who.clone()).or_default();
+        if *kinds >= KINDS_OF_ONE_MAX {
+            let others = Refusal {
+                request: OTHERS.to_owned(),
+                resource: OTHERS.to_owned(),
+                ..refusal
+            };
+            *self.seen.entry(others).or_default() += 1;
+            return false;
+        }
+        *kinds += 1;
         self.seen.insert(refusal, u64::from(!has_line));
         self.lines += u32::from(has_line);
         has_line
@@ -71,6 +92,7 @@ impl Refusals {
             return Vec::new();
         }
         self.counted = now;
+        self.kinds.clear();
         let seen = std::mem::take(&mut self.seen);
         let mut counts: Vec<(Refusal, u64)> =
             seen.into_iter().filter(|(_, count)| *count > 0).collect();
@@ -108,6 +130,35 @@ mod tests {
         let later = COUNTED + at;
         assert_eq!(refusals.due(later), [(refusal(1), 9)]);
         assert!(refusals.is_written(refusal(1), later), "it is told again");
+    }
+
+    #[test]
+    fn one_that_makes_up_names_hides_no_other() {
+        let mut refusals = Refusals::new(Duration::ZERO);
+        let made_up = 2 * KINDS_MAX;
+        for number in 0..made_up {
+            let resource = number.to_string();
+            let who = "greedy".to_owned();
+            refusals.is_written(
+                Refusal {
+                    who,
+                    resource,
+                    ..Refusal::default()
+                },
+                Duration::ZERO,
+            );
+        }
+        assert!(refusals.is_written(refusal(1), Duration::from_secs(1)));
+        let counts = refusals.due(COUNTED);
+        let counted: u64 = counts.iter().map(|(_, count)| count).sum();
+        assert_eq!(
+            usize::try_from(counted).unwrap() + LINES_MAX as usize,
+            made_up
+        );
+        assert_eq!(
+            (&*counts[0].0.who, &*counts[0].0.resource),
+            ("greedy", OTHERS)
+        );
     }
 
     #[test]

@@ -1,0 +1,203 @@
+//! What the audit log says: changes with their intent, also those that come of use, and counts of
+//! what happens all the time.
+
+use std::fmt::Debug;
+use std::sync::Arc;
+
+use aquifer_model::policy::PolicyScope;
+use aquifer_protocol_api::access::Action;
+use aquifer_protocol_api::admin::Admin;
+use aquifer_protocol_api::consumer::Held;
+use aquifer_protocol_api::data_plane::DataPlane;
+use aquifer_protocol_api::error::ErrorKind;
+use aquifer_protocol_api::producer::OpenProducer;
+use aquifer_protocol_api::pull::{Append, Commit};
+use parking_lot::Mutex;
+use serde_json::Value;
+use tracing::field::{Field, Visit};
+use tracing::span::{Attributes, Id, Record};
+use tracing::subscriber::DefaultGuard;
+use tracing::{Event, Metadata, Subscriber};
+
+use super::Secured;
+use crate::support::{batch, kind, name, open, subscribe};
+
+/// The lines of the audit log, for as long as it lives.
+struct Lines {
+    lines: Arc<Mutex<Vec<Value>>>,
+    _default: DefaultGuard,
+}
+
+struct Collector(Arc<Mutex<Vec<Value>>>);
+
+struct Message(String);
+
+impl Visit for Message {
+    fn record_debug(&mut self, field: &Field, value: &dyn Debug) {
+        if field.name() == "message" {
+            self.0 = format!("{value:?}");
+        }
+    }
+}
+
+impl Subscriber for Collector {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        metadata.target() == "audit"
+    }
+
+    fn new_span(&self, _: &Attributes<'_>) -> Id {
+        Id::from_u64(1)
+    }
+
+    fn record(&self, _: &Id, _: &Record<'_>) {}
+
+    fn record_follows_from(&self, _: &Id, _: &Id) {}
+
+    fn event(&self, event: &Event<'_>) {
+        let mut message = Message(String::new());
+        event.record(&mut message);
+        self.0
+            .lock()
+            .push(serde_json::from_str(&message.0).unwrap());
+    }
+
+    fn enter(&self, _: &Id) {}
+
+    fn exit(&self, _: &Id) {}
+}
+
+impl Lines {
+    fn collect() -> Lines {
+        let lines = Arc::new(Mutex::new(Vec::new()));
+        Lines {
+            _default: tracing::subscriber::set_default(Collector(Arc::clone(&lines))),
+            lines,
+        }
+    }
+
+    /// The outcomes of a request about something by a caller, in order, each with its detail. Lines
+    /// of one request have one id.
+    fn outcomes(&self, request: &str, resource: &str) -> Vec<(String, String)> {
+        let lines = self.lines.lock();
+        let of = |line: &&Value| line["request"] == request && line["resource"] == resource;
+        let found: Vec<&Value> = lines.iter().filter(of).collect();
+        for both in found.chunks(2) {
+            assert_eq!(both[0]["request_id"], both[both.len() - 1]["request_id"]);
+            assert_eq!(both[0]["principal"], "token:app");
+            assert_eq!(both[0]["decision"], "allowed");
+        }
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        let told = |line: &&Value| (text(&line["outcome"]), text(&line["detail"]));
+        found.iter().map(told).collect()
+    }
+}
+
+fn both(detail: &str) -> Vec<(String, String)> {
+    ["intended", "done"]
+        .map(|outcome| (outcome.to_owned(), detail.to_owned()))
+        .to_vec()
+}
+
+/// The caller that creates a topic is recorded, with the request that did it; once, though many use it.
+#[tokio::test]
+async fn topics_that_are_created_by_use_are_recorded() {
+    let secured = Secured::start().await;
+    secured.tenants().await;
+    let actions = [Action::Produce, Action::Consume];
+    let app = secured.with("app", &[(&actions, "acme/shop")]).await;
+    let broker = secured.broker();
+    let lines = Lines::collect();
+    let appended = Append {
+        topic: name("acme/shop/appended"),
+        incarnation: None,
+        format: aquifer_model::format::FORMAT_NATIVE,
+        body: batch("p", 0, &["x"]),
+        held: Held::default(),
+    };
+    for _ in 0..2 {
+        let described = broker.describe_topic(&app, name("acme/shop/described"), true);
+        described.await.unwrap();
+        let opened = broker.open_producer(&app, open("acme/shop/produced", "p"));
+        drop(opened.await);
+        let consumed = broker.subscribe(&app, subscribe("acme/shop/consumed", "s"));
+        drop(consumed.await);
+        broker.append(&app, appended.clone()).await.unwrap();
+    }
+    for (topic, by) in [
+        ("described", "describe_topic"),
+        ("produced", "open_producer"),
+        ("consumed", "subscribe"),
+        ("appended", "append"),
+    ] {
+        let topic = name(&format!("acme/shop/{topic}"));
+        let found = lines.outcomes("create_topic", &topic.to_string());
+        assert_eq!(found, both(&format!("by {by}")), "{topic}");
+    }
+}
+
+/// Each change has a line before it is made and one with how it came out.
+#[tokio::test]
+async fn changes_are_recorded_with_their_intent() {
+    let secured = Secured::start().await;
+    secured.tenants().await;
+    let actions = [Action::Produce, Action::Consume, Action::Manage];
+    let app = secured.with("app", &[(&actions, "acme/shop")]).await;
+    let broker = secured.broker();
+    let topic = name("acme/shop/orders");
+    let first = broker.open_producer(&app, open("acme/shop/orders", "p"));
+    let _first = first.await.unwrap();
+    let lines = Lines::collect();
+    let request = OpenProducer {
+        take_over: true,
+        ..open("acme/shop/orders", "p")
+    };
+    drop(broker.open_producer(&app, request).await.unwrap());
+    let resource = lines.lines.lock()[0]["resource"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    assert_eq!(lines.outcomes("take_over_producer", &resource), both(""));
+    let created = broker.create_topic(&app, topic, 0).await;
+    assert_eq!(kind(&created), Some(ErrorKind::AlreadyExists));
+    let failed = lines.outcomes("create_topic", &resource);
+    let failed: Vec<&str> = failed.iter().map(|(outcome, _)| &**outcome).collect();
+    assert_eq!(failed, ["intended", "failed"]);
+}
+
+/// What consumers do all the time is written once, and counted.
+#[tokio::test]
+async fn commits_and_seeks_are_written_once_and_counted() {
+    let secured = Secured::start().await;
+    secured.tenants().await;
+    let actions = [Action::Produce, Action::Consume];
+    let app = secured.with("app", &[(&actions, "acme/shop")]).await;
+    let broker = secured.broker();
+    let lines = Lines::collect();
+    let mut session = broker
+        .subscribe(&app, subscribe("acme/shop/orders", "s"))
+        .await
+        .unwrap();
+    for request_id in 1..4 {
+        let place = aquifer_model::place::Place::Earliest;
+        session.port.seek(request_id, place).await.unwrap();
+        let commit = Commit {
+            topic: name("acme/shop/orders"),
+            incarnation: None,
+            subscription: "t".parse().unwrap(),
+            index: aquifer_model::id::Index(0),
+            create: true,
+        };
+        broker.commit(&app, commit).await.unwrap();
+    }
+    let of = |request: &str| {
+        let lines = lines.lines.lock();
+        let found = lines.iter().filter(|line| line["request"] == request);
+        let outcome = |line: &Value| line["outcome"].as_str().unwrap().to_owned();
+        found.map(outcome).collect::<Vec<_>>()
+    };
+    assert_eq!(of("seek"), ["intended", "done"]);
+    assert_eq!(of("commit"), ["intended", "done"]);
+    let read = broker.get_policies(&app, PolicyScope::Topic(name("acme/shop/orders")));
+    let _ = read.await;
+    assert!(of("get_policies").is_empty() || of("get_policies") == ["failed"]);
+}
