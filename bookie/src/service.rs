@@ -5,6 +5,7 @@
 //! order sent; replies that are ready share a message. A stream has a bounded number of requests
 //! without a reply: further ones wait in its HTTP/2 window (I13).
 
+mod access;
 mod clients;
 mod convert;
 mod inbound;
@@ -33,6 +34,7 @@ use tonic::{Request, Response, Status, Streaming, async_trait};
 use tower::util::MapRequestLayer;
 
 use crate::Bookie;
+use access::{Need, Role};
 use clients::Clients;
 use inbound::Gate;
 
@@ -49,7 +51,7 @@ const READ_REPLY_BYTES: usize = 1 << 20;
 type Body<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 /// Listens and serves until `tasks` shuts down; returns the bound address. With `tls` every peer
-/// must show a certificate that it accepts.
+/// must show a certificate that it accepts, and may ask what its role may.
 ///
 /// # Errors
 /// When the address cannot be bound.
@@ -63,6 +65,7 @@ pub async fn serve(
     let service = Service {
         bookie,
         clients: Arc::default(),
+        is_secret: tls.is_some(),
         tasks: tasks.clone(),
     };
     let gate = Gate::new();
@@ -95,6 +98,8 @@ pub async fn serve(
 struct Service {
     bookie: Bookie,
     clients: Arc<Clients>,
+    /// The port asks for certificates, whose roles decide.
+    is_secret: bool,
     tasks: TaskGroup,
 }
 
@@ -106,8 +111,11 @@ impl v1::bookie_server::Bookie for Service {
         &self,
         request: Request<Streaming<v1::OrderedFrame>>,
     ) -> Result<Response<Self::OrderedStream>, Status> {
+        let role = Role::of(&request, self.is_secret);
+        // Nothing of a ledger is done for one that may not even look at it.
+        role.check(Need::Read)?;
         let body = ordered::serve(
-            &self.bookie,
+            (&self.bookie, role),
             &self.clients,
             request.into_inner(),
             &self.tasks,
@@ -121,6 +129,7 @@ impl v1::bookie_server::Bookie for Service {
         &self,
         request: Request<v1::ReadRequest>,
     ) -> Result<Response<Self::ReadStream>, Status> {
+        Role::of(&request, self.is_secret).check(Need::Read)?;
         let request = request.into_inner();
         convert::check_bookie(&request.bookie_id, self.bookie.id())?;
         let range = convert::read_range(&request)?;
@@ -134,6 +143,7 @@ impl v1::bookie_server::Bookie for Service {
         &self,
         request: Request<v1::HasRequest>,
     ) -> Result<Response<v1::HasReply>, Status> {
+        Role::of(&request, self.is_secret).check(Need::Read)?;
         let request = request.into_inner();
         convert::check_bookie(&request.bookie_id, self.bookie.id())?;
         let range = convert::presence_range(&request)?;
@@ -145,6 +155,7 @@ impl v1::bookie_server::Bookie for Service {
         &self,
         request: Request<v1::WaitRequest>,
     ) -> Result<Response<v1::WaitReply>, Status> {
+        Role::of(&request, self.is_secret).check(Need::Read)?;
         let request = request.into_inner();
         convert::check_bookie(&request.bookie_id, self.bookie.id())?;
         let wait = convert::tail_wait(&request)?;

@@ -12,6 +12,7 @@ use bytes::Bytes;
 use tokio::sync::mpsc::{self, OwnedPermit};
 use tonic::{Status, Streaming};
 
+use super::access::Role;
 use super::clients::{Clients, is_over};
 use super::{Body, convert};
 use crate::Bookie;
@@ -33,7 +34,7 @@ type Item = Result<v1::OrderedReply, Status>;
 
 /// Serves a stream: requests are taken by a task, replies are drawn by the body.
 pub(super) fn serve(
-    bookie: &Bookie,
+    (bookie, role): (&Bookie, Role),
     clients: &Arc<Clients>,
     inbound: Streaming<v1::OrderedFrame>,
     tasks: &TaskGroup,
@@ -42,7 +43,8 @@ pub(super) fn serve(
     let shutdown = tasks.shutdown_token();
     let (bookie, clients) = (bookie.clone(), Arc::clone(clients));
     tasks.spawn("bookie-ordered", async move {
-        if let Err(status) = take(&bookie, &clients, inbound, &sender, shutdown).await {
+        let taken = take((&bookie, role), &clients, inbound, &sender, shutdown).await;
+        if let Err(status) = taken {
             // A peer that is gone does not need to hear why.
             let _ = sender.send(Err(status)).await;
         }
@@ -57,7 +59,7 @@ pub(super) fn serve(
 }
 
 async fn take(
-    bookie: &Bookie,
+    (bookie, role): (&Bookie, Role),
     clients: &Arc<Clients>,
     mut inbound: Streaming<v1::OrderedFrame>,
     sender: &mpsc::Sender<Item>,
@@ -90,7 +92,7 @@ async fn take(
             let Ok(slot) = slot else {
                 return Ok(());
             };
-            submit(bookie, request, slot);
+            submit(bookie, role, request, slot);
         }
         let next = tokio::select! {
             biased;
@@ -134,12 +136,17 @@ fn open(bookie: &Bookie, open: Option<v1::OpenBookie>) -> Result<Bytes, Status> 
 
 /// Hands a request over. Its slot in the channel is reserved, so that the reply never blocks the
 /// thread that it comes from.
-fn submit(bookie: &Bookie, request: v1::OrderedRequest, slot: OwnedPermit<Item>) {
+fn submit(bookie: &Bookie, role: Role, request: v1::OrderedRequest, slot: OwnedPermit<Item>) {
     let request_id = request.request_id;
     let answer = move |outcome: BookieResult<OrderedReply>| {
         slot.send(Ok(convert::reply(request_id, outcome)));
     };
-    match convert::request(request) {
+    let request = convert::request(request);
+    let allowed = request.and_then(|request| {
+        role.check_ordered(&request.operation)?;
+        Ok(request)
+    });
+    match allowed {
         Ok(request) => bookie.submit(request, Box::new(answer)),
         Err(error) => answer(Err(error)),
     }
