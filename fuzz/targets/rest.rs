@@ -59,7 +59,7 @@ fn answer(
             // answer.
             let _ = call.answer(call.message());
         }
-        Target::Document => drop(transcoder.document(query, body)?),
+        Target::Document => drop(transcoder.document(query, !body.is_empty())?),
         Target::Options(_) => {}
     }
     Ok(())

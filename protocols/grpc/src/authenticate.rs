@@ -13,8 +13,9 @@ use aquifer_runtime::net::bearer::bearer;
 use aquifer_runtime::net::stream::SharedCertificate;
 use aquifer_runtime::net::tls::PeerCertificate;
 use futures::future::{Either, Ready, ready};
+use tonic::Status;
 use tonic::body::Body;
-use tonic::codegen::http::{HeaderMap, Request, Response};
+use tonic::codegen::http::{Extensions, HeaderMap, Request, Response};
 use tonic::transport::server::TcpConnectInfo;
 use tower::Service;
 use tower::layer::layer_fn;
@@ -45,6 +46,53 @@ pub fn principal<A: Authenticator + ?Sized>(
         protocol,
         request,
     })
+}
+
+/// Who makes a request of this protocol, by what its extensions tell of the connection, for a
+/// method of this path. What serves such requests by another way asks this before it reads a body,
+/// and puts the answer into the extensions of the request.
+///
+/// # Errors
+/// The answer to a request whose caller is not known.
+pub fn caller<A: Authenticator + ?Sized>(
+    authenticator: &A,
+    headers: &HeaderMap,
+    extensions: &Extensions,
+    path: &str,
+) -> Result<Principal, Status> {
+    found(authenticator, headers, extensions, path).map_err(|error| status::status(&error))
+}
+
+fn found<A: Authenticator + ?Sized>(
+    authenticator: &A,
+    headers: &HeaderMap,
+    extensions: &Extensions,
+    path: &str,
+) -> ApiResult<Principal> {
+    let connection = extensions.get::<Peer>();
+    // Another protocol of this process tells the same of its connections in parts.
+    let certificate = connection.map(|peer| &peer.certificate);
+    let certificate = certificate.or_else(|| extensions.get::<SharedCertificate>());
+    let certificate = certificate.and_then(SharedCertificate::get);
+    let tcp = connection.map(|peer| &peer.tcp);
+    let tcp = tcp.or_else(|| extensions.get::<TcpConnectInfo>());
+    let address = tcp.and_then(TcpConnectInfo::remote_addr);
+    let protocol = extensions.get::<Protocol>();
+    let protocol = protocol.map_or(context::PROTOCOL, |Protocol(name)| name);
+    let what = (protocol, named(path));
+    principal(authenticator, headers, certificate, address, what)
+}
+
+/// What is recorded in place of a path that is no method: callers make up as many as they like.
+const UNKNOWN: &str = "unknown";
+
+/// The name of a method in records.
+fn named(path: &str) -> &str {
+    let method = path.strip_prefix("/aquifer.v1.").unwrap_or_default();
+    match aquifer_proto::METHODS.binary_search(&method) {
+        Ok(_) => path,
+        Err(_) => UNKNOWN,
+    }
 }
 
 /// That of the service behind this, or a refusal.
@@ -81,23 +129,13 @@ where
     }
 
     fn call(&mut self, mut request: Request<Body>) -> Answer<S::Future, S::Error> {
-        if !self.broker.authenticates() {
+        let extensions = request.extensions();
+        // Another protocol of this process may know already who calls: no client writes extensions.
+        if !self.broker.authenticates() || extensions.get::<Principal>().is_some() {
             return Either::Left(self.inner.call(request));
         }
-        let extensions = request.extensions();
-        let connection = extensions.get::<Peer>();
-        // Another protocol of this process tells the same of its connections in parts.
-        let certificate = connection.map(|peer| &peer.certificate);
-        let certificate = certificate.or_else(|| extensions.get::<SharedCertificate>());
-        let certificate = certificate.and_then(SharedCertificate::get);
-        let tcp = connection.map(|peer| &peer.tcp);
-        let tcp = tcp.or_else(|| extensions.get::<TcpConnectInfo>());
-        let address = tcp.and_then(TcpConnectInfo::remote_addr);
-        let protocol = extensions.get::<Protocol>();
-        let protocol = protocol.map_or(context::PROTOCOL, |Protocol(name)| name);
-        let what = (protocol, request.uri().path());
-        let found = principal(&*self.broker, request.headers(), certificate, address, what);
-        match found {
+        let path = request.uri().path();
+        match found(&*self.broker, request.headers(), extensions, path) {
             Ok(principal) => {
                 request.extensions_mut().insert(principal);
                 Either::Left(self.inner.call(request))

@@ -1,6 +1,8 @@
 //! The HTTP service: reads requests within bounds, hands their messages to the service in this
 //! process, and answers.
 //!
+//! Who calls is found out before anything of a body is read.
+//!
 //! What is known of the connection travels in the extensions of the request, which no client can
 //! write. Of the headers only those in [`PASSED_ON`] go on.
 
@@ -12,7 +14,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use aquifer_proto::v1::ErrorCode;
-use aquifer_protocol_api::context::Protocol;
+use aquifer_protocol_api::context::{Principal, Protocol};
 use aquifer_runtime::budget::{ByteBudget, BytePermit};
 use aquifer_runtime::clock::timeout;
 use aquifer_runtime::rng::SharedRng;
@@ -21,7 +23,7 @@ use http::header::{
     ALLOW, CACHE_CONTROL, CONTENT_LENGTH, HeaderName, HeaderValue, X_CONTENT_TYPE_OPTIONS,
 };
 use http::request::Parts;
-use http::{HeaderMap, Request, Response, StatusCode};
+use http::{Extensions, HeaderMap, Request, Response, StatusCode};
 use http_body::Body;
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use tonic::client::Grpc;
@@ -54,6 +56,11 @@ const NO_SNIFF: HeaderValue = HeaderValue::from_static("nosniff");
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 type Answer = Response<Full<Bytes>>;
+/// Finds out who makes a request with these headers, from what its extensions tell of the
+/// connection, for a method of this name.
+pub type Admission =
+    Arc<dyn Fn(&HeaderMap, &Extensions, &str) -> Result<Principal, tonic::Status> + Send + Sync>;
+
 /// An answer to come.
 type Answering = Pin<Box<dyn Future<Output = Result<Answer, Infallible>> + Send>>;
 
@@ -69,6 +76,7 @@ struct Shared {
     rng: SharedRng,
     answers: ByteBudget,
 }
+    admission: Admission,
 
 impl std::fmt::Debug for Shared {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -81,12 +89,13 @@ impl<S> Rest<S> {
     ///
     /// # Errors
     /// When the descriptors cannot be served: a mistake of this build.
-    pub fn new(service: S, rng: SharedRng) -> Result<Rest<S>, RuleError> {
+    pub fn new(service: S, rng: SharedRng, admission: Admission) -> Result<Rest<S>, RuleError> {
         let shared = Shared {
             transcoder: Transcoder::new()?,
             rng,
             answers: ByteBudget::new(ANSWERS_BYTES_MAX),
         };
+            admission,
         Ok(Rest {
             service,
             shared: Arc::new(shared),
@@ -166,17 +175,17 @@ where
         given.filter(is_plain).map_or_else(drawn, str::to_owned)
     }
 
-    async fn answer<B>(&self, parts: Parts, body: B) -> Result<Answer, Problem>
+    async fn answer<B>(&self, mut parts: Parts, body: B) -> Result<Answer, Problem>
     where
         B: Body,
         B::Error: Into<BoxError>,
     {
         let transcoder = &self.shared.transcoder;
-        let target = transcoder.find(&parts.method, parts.uri.path())?;
-        let body = read(&parts.headers, body).await?;
-        let place = match target {
+        let place = match transcoder.find(&parts.method, parts.uri.path())? {
             Target::Options(allow) => return Ok(options(&allow)),
-            Target::Document => return transcoder.document(parts.uri.query(), &body),
+            Target::Document => {
+                return transcoder.document(parts.uri.query(), !body.is_end_stream());
+            }
             Target::Method(place) => place,
         };
         tracing::debug!(route = %place.route(), "request");
@@ -195,7 +204,12 @@ where
             }
         }
         *request.extensions_mut() = parts.extensions;
-        request.extensions_mut().insert(Protocol(PROTOCOL));
+        parts.extensions.insert(Protocol(PROTOCOL));
+        let rpc = place.route().rpc.path();
+        let admitted = (self.shared.admission)(&parts.headers, &parts.extensions, rpc);
+        let principal = admitted.map_err(|status| Problem::of_status(&status, false))?;
+        parts.extensions.insert(principal);
+        let body = read(&parts.headers, body).await?;
         request.set_timeout(CALL_MAX);
         let mut grpc = Grpc::new(self.service.clone()).max_decoding_message_size(ANSWER_BYTES_MAX);
         grpc.ready()

@@ -127,9 +127,9 @@ impl Transcoder {
     pub fn document(
         &self,
         query: Option<&str>,
-        body: &[u8],
+        has_body: bool,
     ) -> Result<Response<Full<Bytes>>, Problem> {
-        if !body.is_empty() {
+        if has_body {
             return Err(no_body());
         }
         if let Some((name, _)) = parameters(query)?.first() {

@@ -9,8 +9,8 @@ use aquifer_protocol_api::BrokerApi;
 use aquifer_protocol_api::error::{ApiError, ErrorKind};
 use aquifer_protocol_api::handler::ProtocolHandler;
 pub use aquifer_protocol_grpc::config::{GrpcConfig, ListenerConfig};
-use aquifer_protocol_grpc::{Administration, GrpcHandler};
-use aquifer_protocol_http::service::Rest;
+use aquifer_protocol_grpc::{Administration, GrpcHandler, authenticate};
+use aquifer_protocol_http::service::{Admission, Rest};
 use aquifer_runtime::clock::SharedClock;
 use aquifer_runtime::net::ListenAddress;
 use aquifer_runtime::net::tls::ServerTlsConfig;
@@ -110,9 +110,12 @@ impl Protocols {
         rng: SharedRng,
         tasks: &TaskGroup,
     ) -> Result<RestService, ApiError> {
-        let administration = self.grpc.administration(broker, tasks);
+        let administration = self.grpc.administration(Arc::clone(&broker), tasks);
+        let admission: Admission = Arc::new(move |headers, extensions, rpc| {
+            authenticate::caller(&*broker, headers, extensions, rpc)
+        });
         let failed = |error| ApiError::new(ErrorKind::Internal, format!("REST: {error}"));
-        Rest::new(administration, rng).map_err(failed)
+        Rest::new(administration, rng, admission).map_err(failed)
     }
 }
 

@@ -77,8 +77,58 @@ fn rest(answer: Result<Bytes, Status>) -> (Rest<Stub>, Stub) {
         answer,
         seen: Arc::default(),
     };
-    let rest = Rest::new(stub.clone(), SeededRng::shared(7)).unwrap();
-    (rest, stub)
+    (in_front_of(&stub), stub)
+}
+
+/// Lets in who does not show a wrong credential.
+fn in_front_of(stub: &Stub) -> Rest<Stub> {
+    let admission: Admission = Arc::new(|headers, extensions, rpc| {
+        assert_eq!(extensions.get::<Protocol>(), Some(&Protocol(PROTOCOL)));
+        assert!(rpc.starts_with("/aquifer.v1."), "{rpc}");
+        match headers
+            .get("authorization")
+            .is_some_and(|shown| shown == "Bearer wrong")
+        {
+            true => Err(failing(ErrorCode::Unauthenticated)),
+            false => Ok(Principal::Anonymous),
+        }
+    });
+    Rest::new(stub.clone(), SeededRng::shared(7), admission).unwrap()
+}
+
+/// A body that may not be read.
+struct Unread;
+
+impl Body for Unread {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        _context: &mut Context<'_>,
+    ) -> Poll<Option<Result<http_body::Frame<Bytes>, Infallible>>> {
+        panic!("the body is read");
+    }
+}
+
+#[tokio::test]
+async fn nothing_of_a_body_is_read_before_its_sender_is_known() {
+    let (rest, stub) = rest(Ok(Bytes::new()));
+    for (method, target, status) in [
+        (Method::POST, "/api/v1/tokens", StatusCode::UNAUTHORIZED),
+        (Method::POST, "/api/v1/nothing", StatusCode::NOT_FOUND),
+        (Method::OPTIONS, "/api/v1/tenants", StatusCode::NO_CONTENT),
+        (Method::GET, "/api/v1/openapi.json", StatusCode::BAD_REQUEST),
+    ] {
+        let mut request = Request::new(Unread);
+        *request.method_mut() = method;
+        *request.uri_mut() = target.parse().unwrap();
+        let wrong = HeaderValue::from_static("Bearer wrong");
+        request.headers_mut().insert("authorization", wrong);
+        let response = rest.clone().call(request).await.unwrap();
+        assert_eq!(response.status(), status, "{target}");
+    }
+    assert!(stub.seen.lock().unwrap().is_empty());
 }
 
 fn request(method: Method, target: &str, body: &str) -> Request<Full<Bytes>> {
