@@ -77,7 +77,8 @@ impl Role for BrokerRoleConfig {
         let (protocols, rest) =
             serving::protocols(&self.protocols, broker, &seams, telemetry, tasks)?;
         let (listen, health_of) = (self.http.listen, health.clone());
-        let http_address = http::serve(listen, tls, health_of, Some(rest), &groups.http).await?;
+        let rest = serving::guarded(rest, broker, listen);
+        let http_url = http::serve(listen, tls, health_of, Some(rest), &groups.http).await?;
         let listeners = serving::serve_protocols(&protocols, broker, &certificates, tasks).await?;
         certificates.watch(telemetry, &groups.http);
         self.auth

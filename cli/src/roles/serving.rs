@@ -18,8 +18,10 @@ use aquifer_metadata::store::MetadataStore;
 use aquifer_model::listener::Listeners;
 use aquifer_protocol_api::BrokerApi;
 use aquifer_protocol_api::error::ApiError;
+use aquifer_protocol_api::security::Authenticator;
 use aquifer_protocol_registry::{Protocols, ProtocolsConfig, RestService};
 use aquifer_repair::context::RepairContext;
+use aquifer_runtime::net::ListenAddress;
 use aquifer_runtime::net::tls::ServerTls;
 use aquifer_runtime::task::TaskGroup;
 use aquifer_runtime::telemetry::Telemetry;
@@ -170,6 +172,15 @@ pub fn protocols(
     let protocols = Protocols::new(config, &seams.clock, telemetry).map_err(protocol_failed)?;
     let rest = protocols.rest(broker.clone(), Arc::clone(&seams.rng), tasks);
     Ok((protocols, rest.map_err(protocol_failed)?))
+}
+
+/// REST of a port that only this machine reaches: where callers are not authenticated, pages that a
+/// browser of this machine shows must not reach it by names of their own.
+pub fn guarded(rest: RestService, broker: &Arc<Broker>, listen: ListenAddress) -> RestService {
+    match listen.is_loopback() && !broker.authenticates() {
+        true => rest.for_this_machine(),
+        false => rest,
+    }
 }
 
 fn protocol_failed(error: ApiError) -> CliError {

@@ -119,7 +119,8 @@ async fn start_above(
     let tasks = &groups.protocols;
     let (protocols, rest) = serving::protocols(&config.protocols, broker, seams, telemetry, tasks)?;
     let (listen, health_of) = (config.http.listen, health.clone());
-    let http_address = http::serve(listen, tls, health_of, Some(rest), &groups.http).await?;
+    let rest = serving::guarded(rest, broker, listen);
+    let http_url = http::serve(listen, tls, health_of, Some(rest), &groups.http).await?;
     let listen = config.bookie_api.listen;
     let tls = certificates.bookie_port(&config.broker.cluster, &config.internal_tls)?;
     let served = service::serve(bookie.clone(), listen, tls, &groups.bookie_api).await;

@@ -6,6 +6,8 @@
 //! What is known of the connection travels in the extensions of the request, which no client can
 //! write. Of the headers only those in [`PASSED_ON`] go on.
 
+mod local;
+
 use std::convert::Infallible;
 use std::future::Future;
 use std::pin::Pin;
@@ -54,13 +56,13 @@ const REQUEST_ID_BYTES_MAX: usize = 128;
 const NO_STORE: HeaderValue = HeaderValue::from_static("no-store");
 const NO_SNIFF: HeaderValue = HeaderValue::from_static("nosniff");
 
-type BoxError = Box<dyn std::error::Error + Send + Sync>;
-type Answer = Response<Full<Bytes>>;
 /// Finds out who makes a request with these headers, from what its extensions tell of the
 /// connection, for a method of this name.
 pub type Admission =
     Arc<dyn Fn(&HeaderMap, &Extensions, &str) -> Result<Principal, tonic::Status> + Send + Sync>;
 
+type BoxError = Box<dyn std::error::Error + Send + Sync>;
+type Answer = Response<Full<Bytes>>;
 /// An answer to come.
 type Answering = Pin<Box<dyn Future<Output = Result<Answer, Infallible>> + Send>>;
 
@@ -69,14 +71,16 @@ type Answering = Pin<Box<dyn Future<Output = Result<Answer, Infallible>> + Send>
 pub struct Rest<S> {
     service: S,
     shared: Arc<Shared>,
+    /// Only what was meant for this machine is answered.
+    is_local: bool,
 }
 
 struct Shared {
+    admission: Admission,
     transcoder: Transcoder,
     rng: SharedRng,
     answers: ByteBudget,
 }
-    admission: Admission,
 
 impl std::fmt::Debug for Shared {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -91,15 +95,25 @@ impl<S> Rest<S> {
     /// When the descriptors cannot be served: a mistake of this build.
     pub fn new(service: S, rng: SharedRng, admission: Admission) -> Result<Rest<S>, RuleError> {
         let shared = Shared {
+            admission,
             transcoder: Transcoder::new()?,
             rng,
             answers: ByteBudget::new(ANSWERS_BYTES_MAX),
         };
-            admission,
         Ok(Rest {
             service,
             shared: Arc::new(shared),
+            is_local: false,
         })
+    }
+
+    /// The same for a port of this machine whose callers are not authenticated: what names another
+    /// host, or comes from a page of one, is refused.
+    pub fn for_this_machine(self) -> Rest<S> {
+        Rest {
+            is_local: true,
+            ..self
+        }
     }
 }
 
@@ -180,6 +194,9 @@ where
         B: Body,
         B::Error: Into<BoxError>,
     {
+        if self.is_local {
+            local::check(&parts)?;
+        }
         let transcoder = &self.shared.transcoder;
         let place = match transcoder.find(&parts.method, parts.uri.path())? {
             Target::Options(allow) => return Ok(options(&allow)),
@@ -188,6 +205,12 @@ where
             }
             Target::Method(place) => place,
         };
+        parts.extensions.insert(Protocol(PROTOCOL));
+        let rpc = place.route().rpc.path();
+        let admitted = (self.shared.admission)(&parts.headers, &parts.extensions, rpc);
+        let principal = admitted.map_err(|status| Problem::of_status(&status, false))?;
+        parts.extensions.insert(principal);
+        let body = read(&parts.headers, body).await?;
         tracing::debug!(route = %place.route(), "request");
         let call = place.request(parts.uri.query(), &parts.headers, &body)?;
         let mut request = tonic::Request::new(call.message().clone());
@@ -204,12 +227,6 @@ where
             }
         }
         *request.extensions_mut() = parts.extensions;
-        parts.extensions.insert(Protocol(PROTOCOL));
-        let rpc = place.route().rpc.path();
-        let admitted = (self.shared.admission)(&parts.headers, &parts.extensions, rpc);
-        let principal = admitted.map_err(|status| Problem::of_status(&status, false))?;
-        parts.extensions.insert(principal);
-        let body = read(&parts.headers, body).await?;
         request.set_timeout(CALL_MAX);
         let mut grpc = Grpc::new(self.service.clone()).max_decoding_message_size(ANSWER_BYTES_MAX);
         grpc.ready()

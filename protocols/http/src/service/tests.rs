@@ -131,6 +131,24 @@ async fn nothing_of_a_body_is_read_before_its_sender_is_known() {
     assert!(stub.seen.lock().unwrap().is_empty());
 }
 
+#[tokio::test]
+async fn a_port_of_this_machine_answers_no_other_host() {
+    let page = ListTenantsResponse::default();
+    let (rest, stub) = rest(Ok(page.encode_to_vec().into()));
+    let rest = rest.for_this_machine();
+    for (host, status) in [
+        ("rebound.example:7680", StatusCode::FORBIDDEN),
+        ("localhost:7680", StatusCode::OK),
+    ] {
+        let mut asked = request(Method::GET, "/api/v1/tenants", "");
+        let host = HeaderValue::from_static(host);
+        asked.headers_mut().insert("host", host);
+        let (head, text) = answer(&rest, asked).await;
+        assert_eq!(head.status(), status, "{text}");
+    }
+    assert_eq!(stub.seen.lock().unwrap().len(), 1);
+}
+
 fn request(method: Method, target: &str, body: &str) -> Request<Full<Bytes>> {
     let mut request = Request::new(Full::new(Bytes::from(body.to_owned())));
     *request.method_mut() = method;
