@@ -53,7 +53,7 @@ impl Role for AutorecoveryRoleConfig {
         let health = Health::new(telemetry.clone(), None);
         let certificates = Certificates::new(Arc::clone(&seams.clock));
         let tls = certificates.http_port(&self.http.tls)?;
-        let http_address =
+        let http_url =
             http::serve(self.http.listen, tls, health.clone(), None, &groups.http).await?;
         let (name, tasks) = (&self.cluster.name, &groups.autorecovery);
         let ways = (&*groups.transport, &*groups.metadata);
@@ -79,7 +79,7 @@ impl Role for AutorecoveryRoleConfig {
             .field("id", id);
         Ok(Server {
             health,
-            http_address,
+            http_url,
             greeting,
         })
     }

@@ -84,8 +84,7 @@ async fn start_above(
     let health = Health::new(telemetry.clone(), Some(bookie.clone()));
     let certificates = Certificates::new(Arc::clone(&seams.clock));
     let tls = certificates.http_port(&config.http.tls)?;
-    let http_address =
-        http::serve(config.http.listen, tls, health.clone(), None, &groups.http).await?;
+    let http_url = http::serve(config.http.listen, tls, health.clone(), None, &groups.http).await?;
     let listen = config.bookie_api.listen;
     let tls = certificates.bookie_port(&config.cluster.name, &config.cluster.internal_tls)?;
     let secret = tls.is_some();
@@ -123,7 +122,7 @@ async fn start_above(
         .field("data_dir", data_dir.to_string());
     Ok(Server {
         health,
-        http_address,
+        http_url,
         greeting,
     })
 }

@@ -93,7 +93,7 @@ impl Role for BrokerRoleConfig {
             .listeners(&listeners);
         Ok(Server {
             health,
-            http_address,
+            http_url,
             greeting,
         })
     }

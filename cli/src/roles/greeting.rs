@@ -1,8 +1,6 @@
 //! What a server prints on standard output when it serves: one line that ends in "ready in N ms",
 //! or one JSON object. Scripts wait for it.
 
-use std::net::SocketAddr;
-
 use aquifer_model::listener::Listeners;
 use serde_json::{Map, Value, json};
 
@@ -55,7 +53,7 @@ impl Greeting {
     ///
     /// # Errors
     /// When standard output is closed.
-    pub fn print(&self, http: SocketAddr, ready_ms: u64, out: &Output) -> Result<(), CliError> {
+    pub fn print(&self, http: &str, ready_ms: u64, out: &Output) -> Result<(), CliError> {
         if out.is_json() {
             out.object(&self.object(http, ready_ms))?;
         } else {
@@ -67,19 +65,19 @@ impl Greeting {
         out.flush()
     }
 
-    fn object(&self, http: SocketAddr, ready_ms: u64) -> Value {
+    fn object(&self, http: &str, ready_ms: u64) -> Value {
         let mut object = self.fields.clone();
         object.insert("role".to_owned(), json!(self.role));
         object.insert("version".to_owned(), json!(env!("CARGO_PKG_VERSION")));
-        object.insert("http".to_owned(), json!(format!("http://{http}")));
+        object.insert("http".to_owned(), json!(http));
         object.insert("pid".to_owned(), json!(std::process::id()));
         object.insert("ready_ms".to_owned(), json!(ready_ms));
         Value::Object(object)
     }
 
-    fn line(&self, http: SocketAddr, ready_ms: u64) -> String {
+    fn line(&self, http: &str, ready_ms: u64) -> String {
         format!(
-            "aquifer {} {} {}, metrics on http://{http}/metrics, ready in {ready_ms} ms",
+            "aquifer {} {} {}, metrics on {http}/metrics, ready in {ready_ms} ms",
             self.role,
             env!("CARGO_PKG_VERSION"),
             self.serves
@@ -93,13 +91,13 @@ mod tests {
 
     #[test]
     fn the_line_ends_with_the_time_and_the_object_has_what_every_role_adds() {
-        let http = ([127, 0, 0, 1], 7680).into();
+        let http = "https://127.0.0.1:7680";
         let greeting =
             Greeting::new("broker", "of cluster c serves u".to_owned()).field("url", "u");
         let line = greeting.line(http, 23);
         assert!(line.starts_with("aquifer broker "), "{line}");
         assert!(
-            line.contains(" of cluster c serves u, metrics on "),
+            line.contains(" of cluster c serves u, metrics on https://127.0.0.1:7680/metrics,"),
             "{line}"
         );
         assert!(line.ends_with("ready in 23 ms"), "{line}");
@@ -108,7 +106,7 @@ mod tests {
             (&object["role"], &object["url"]),
             (&json!("broker"), &json!("u"))
         );
-        assert_eq!(object["http"], "http://127.0.0.1:7680");
+        assert_eq!(object["http"], http);
         assert_eq!(object["ready_ms"], 23);
         assert!(object["pid"].is_u64() && object["version"].is_string());
     }

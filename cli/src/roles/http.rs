@@ -1,7 +1,6 @@
 //! The HTTP port: `/healthz` (the process works), `/readyz` (it serves), `/metrics` (Prometheus),
 //! and, where there is a broker, REST below `/api/v1/`.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -143,8 +142,8 @@ impl Health {
     }
 }
 
-/// Serves until `tasks` shuts down, in plain text without `tls`. Whatever is not served here is
-/// left to `rest`.
+/// Serves until `tasks` shuts down, in plain text without `tls`, and answers where. Whatever is not
+/// served here is left to `rest`.
 ///
 /// # Errors
 /// When the address cannot be bound.
@@ -154,7 +153,11 @@ pub async fn serve(
     health: Health,
     rest: Option<RestService>,
     tasks: &TaskGroup,
-) -> Result<SocketAddr, CliError> {
+) -> Result<String, CliError> {
+    let scheme = match tls {
+        Some(_) => "https",
+        None => "http",
+    };
     let bound = net::bind(listen).await;
     let (listener, bound) = bound.map_err(|error| CliError::failed(error.to_string()))?;
     let router = Router::new()

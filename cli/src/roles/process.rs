@@ -172,7 +172,7 @@ async fn serve(
     signals: &mut Signals,
     out: &Output,
 ) -> Result<(), CliError> {
-    let (greeting, http) = (&server.greeting, server.http_address);
+    let (greeting, http) = (&server.greeting, &server.http_url);
     server.health.set_serving(true);
     let ended = match greeting.print(http, ready_ms(began), out) {
         Ok(()) => until_ended(parts, signals).await,

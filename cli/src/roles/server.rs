@@ -7,7 +7,6 @@
 //! Each part has a task group. A group that ends by itself has lost a task to a panic, and then the
 //! process ends too: it must not go on acknowledging.
 
-use std::net::SocketAddr;
 use std::ops::Deref;
 use std::sync::Arc;
 use std::time::Duration;
@@ -132,7 +131,7 @@ pub struct Server {
     /// What health checks answer.
     pub health: Health,
     /// Where health checks and metrics are.
-    pub http_address: SocketAddr,
+    pub http_url: String,
     /// What it prints when it serves.
     pub greeting: Greeting,
 }

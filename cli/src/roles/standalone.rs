@@ -141,7 +141,7 @@ async fn start_above(
     };
     Ok(Server {
         health,
-        http_address,
+        http_url,
         greeting,
     })
 }
