@@ -38,25 +38,10 @@ impl AuthSection {
     /// When the file cannot be read, others than its owner and its group can, or the token is too
     /// short.
     pub fn scrape_token(&self) -> Result<Option<Secret>, CliError> {
-        let Some(path) = self.scrape_token_file.as_deref() else {
-            return Ok(None);
-        };
-        let refused = |text: String| {
-            CliError::failed(format!("auth.scrape_token_file {}: {text}", path.display()))
-        };
-        let mode = fs::metadata(path).map_err(|error| refused(error.to_string()))?;
-        // As for keys: an orchestrator gives a group the files of secrets that a process reads.
-        if mode.permissions().mode() & 0o027 != 0 {
-            let error = refused("others than its owner and its group can read it".to_owned());
-            return Err(error.advise(format!("chmod 600 {}", path.display())));
-        }
-        let text = fs::read_to_string(path).map_err(|error| refused(error.to_string()))?;
-        let token = text.trim();
-        if token.len() < SCRAPE_TOKEN_BYTES_MIN {
-            let text = format!("a token has at least {SCRAPE_TOKEN_BYTES_MIN} characters");
-            return Err(refused(text));
-        }
-        Ok(Some(Secret::new(token)))
+        self.scrape_token_file
+            .as_deref()
+            .map(scrape_token)
+            .transpose()
     }
 
     /// Says at start that tokens would be sent in plain text.
@@ -68,6 +53,54 @@ impl AuthSection {
             );
         }
     }
+}
+
+/// The section `auth` of a server without clients: who may read its metrics.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct MetricsSection {
+    /// Whether metrics are for those with the token of scrapers alone, as those of brokers are.
+    pub enabled: bool,
+    /// The file of that token. Metrics are for those with it, where there is one.
+    pub scrape_token_file: Option<PathBuf>,
+}
+
+impl MetricsSection {
+    /// The token of the file for scrapers; `None` where metrics are open.
+    ///
+    /// # Errors
+    /// When the file cannot be used, or is not named where metrics are not open.
+    pub fn scrape_token(&self) -> Result<Option<Secret>, CliError> {
+        match (self.scrape_token_file.as_deref(), self.enabled) {
+            (Some(path), _) => scrape_token(path).map(Some),
+            (None, false) => Ok(None),
+            (None, true) => Err(
+                CliError::usage("auth.enabled needs auth.scrape_token_file here").advise(
+                    "name the file of a token with which metrics are read: nothing else of this \
+                     process asks for a token",
+                ),
+            ),
+        }
+    }
+}
+
+fn scrape_token(path: &Path) -> Result<Secret, CliError> {
+    let refused = |text: String| {
+        CliError::failed(format!("auth.scrape_token_file {}: {text}", path.display()))
+    };
+    let mode = fs::metadata(path).map_err(|error| refused(error.to_string()))?;
+    // As for keys: an orchestrator gives a group the files of secrets that a process reads.
+    if mode.permissions().mode() & 0o027 != 0 {
+        let error = refused("others than its owner and its group can read it".to_owned());
+        return Err(error.advise(format!("chmod 600 {}", path.display())));
+    }
+    let text = fs::read_to_string(path).map_err(|error| refused(error.to_string()))?;
+    let token = text.trim();
+    if token.len() < SCRAPE_TOKEN_BYTES_MIN {
+        let text = format!("a token has at least {SCRAPE_TOKEN_BYTES_MIN} characters");
+        return Err(refused(text));
+    }
+    Ok(Secret::new(token))
 }
 
 /// Makes the first token of a server that has none, and keeps it in the data directory. Answers the
@@ -117,6 +150,16 @@ mod tests {
         fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
         let error = section.scrape_token().unwrap_err();
         assert!(error.advice().contains("chmod 600"), "{error}");
+        let metrics = |enabled, scrape_token_file| MetricsSection {
+            enabled,
+            scrape_token_file,
+        };
+        save(&path, &Secret::new("0123456789abcdef")).unwrap();
+        let guarded = metrics(false, Some(path.clone())).scrape_token();
+        assert!(guarded.unwrap().is_some());
+        assert!(metrics(false, None).scrape_token().unwrap().is_none());
+        let error = metrics(true, None).scrape_token().unwrap_err();
+        assert!(error.to_string().contains("scrape_token_file"), "{error}");
         save(&path, &Secret::new("short")).unwrap();
         assert!(section.scrape_token().is_err());
     }

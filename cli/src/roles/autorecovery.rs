@@ -51,6 +51,7 @@ impl Role for AutorecoveryRoleConfig {
         let membership = Membership::open(&self.cluster, &seams, &groups.metadata).await?;
         let membership = &*parts.membership.insert(membership);
         let health = Health::new(telemetry.clone(), None);
+        let health = health.scraped_with(self.auth.scrape_token()?);
         let certificates = Certificates::new(Arc::clone(&seams.clock));
         let tls = certificates.http_port(&self.http.tls)?;
         let http_url =

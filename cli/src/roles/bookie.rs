@@ -82,6 +82,7 @@ async fn start_above(
     let store = Arc::clone(&membership.store);
     registration::guard_new_ledgers(&bookie, store, &groups.announcement);
     let health = Health::new(telemetry.clone(), Some(bookie.clone()));
+    let health = health.scraped_with(config.auth.scrape_token()?);
     let certificates = Certificates::new(Arc::clone(&seams.clock));
     let tls = certificates.http_port(&config.http.tls)?;
     let http_url = http::serve(config.http.listen, tls, health.clone(), None, &groups.http).await?;

@@ -26,9 +26,9 @@ use axum::routing::get;
 use crate::exit::CliError;
 
 /// The name of this port, in the record of who asked.
+const PROTOCOL: &str = "http";
 /// What an orchestrator asks, whatever others do with this port.
 const PROBES: [&str; 2] = ["/healthz", "/readyz"];
-const PROTOCOL: &str = "http";
 
 /// What the answers are made of.
 #[derive(Clone)]
@@ -45,7 +45,8 @@ pub struct Health {
 /// Decides who may read metrics.
 #[derive(Clone)]
 struct MetricsGuard {
-    broker: Arc<dyn BrokerApi>,
+    /// Without one, the token of scrapers alone opens them.
+    broker: Option<Arc<dyn BrokerApi>>,
     scrape_token: Option<Secret>,
 }
 
@@ -65,14 +66,25 @@ impl Health {
     /// The same, where metrics are for those that may describe the cluster or have the token of
     /// scrapers, if the broker authenticates its callers.
     pub fn guarded_by(self, broker: Arc<dyn BrokerApi>, scrape_token: Option<Secret>) -> Health {
+        let is_open = !broker.authenticates();
         let guard = MetricsGuard {
-            broker,
+            broker: Some(broker),
             scrape_token,
         };
         Health {
-            guard: Some(guard).filter(|guard| guard.broker.authenticates()),
+            guard: Some(guard).filter(|_| !is_open),
             ..self
         }
+    }
+
+    /// The same of a process without clients, where metrics are for those that have the token of
+    /// scrapers, if there is one.
+    pub fn scraped_with(self, scrape_token: Option<Secret>) -> Health {
+        let guard = scrape_token.map(|token| MetricsGuard {
+            broker: None,
+            scrape_token: Some(token),
+        });
+        Health { guard, ..self }
     }
 
     fn may_read_metrics(&self, headers: &HeaderMap) -> Result<(), ApiError> {
@@ -85,7 +97,12 @@ impl Health {
         {
             return Ok(());
         }
-        let principal = guard.broker.authenticate(&Shown {
+        let Some(broker) = &guard.broker else {
+            let text = "the token of scrapers is missing or wrong";
+            let advice = "show the token of the file auth.scrape_token_file";
+            return Err(ApiError::new(ErrorKind::Unauthenticated, text).advise(advice));
+        };
+        let principal = broker.authenticate(&Shown {
             bearer: token,
             certificate: None,
             peer: None,
@@ -93,7 +110,7 @@ impl Health {
             request: "/metrics",
         })?;
         let ctx = RequestContext::of(principal, PROTOCOL);
-        guard.broker.may_read_metrics(&ctx)
+        broker.may_read_metrics(&ctx)
     }
 
     /// The same, and not ready without this lease: another broker may have taken over, and new
@@ -215,6 +232,8 @@ fn answer(state: Result<String, String>) -> Response {
 mod tests {
     use std::time::Duration;
 
+    use axum::http::HeaderValue;
+
     use aquifer_metadata::embedded::{EmbeddedOptions, EmbeddedStore};
     use aquifer_metadata::keys;
     use aquifer_model::id::BrokerId;
@@ -223,6 +242,28 @@ mod tests {
     use aquifer_runtime::rng::SystemRng;
 
     use super::*;
+
+    #[test]
+    fn metrics_of_a_process_without_clients_are_for_its_scrapers() {
+        let shows = |health: &Health, credential: Option<&'static str>| {
+            let mut headers = HeaderMap::new();
+            if let Some(credential) = credential {
+                let value = HeaderValue::from_static(credential);
+                headers.insert(header::AUTHORIZATION, value);
+            }
+            health
+                .may_read_metrics(&headers)
+                .map_err(|error| error.kind)
+        };
+        let open = Health::new(Telemetry::for_tests(), None).scraped_with(None);
+        assert_eq!(shows(&open, None), Ok(()));
+        let token = Secret::new("0123456789abcdef");
+        let guarded = Health::new(Telemetry::for_tests(), None).scraped_with(Some(token));
+        assert_eq!(shows(&guarded, Some("Bearer 0123456789abcdef")), Ok(()));
+        let refused = Err(ErrorKind::Unauthenticated);
+        assert_eq!(shows(&guarded, None), refused);
+        assert_eq!(shows(&guarded, Some("Bearer 0123456789abcdeg")), refused);
+    }
 
     /// A broker without a lease accepts no new clients.
     #[tokio::test]

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::args::AutorecoveryArgs;
 use crate::exit::CliError;
+use crate::roles::auth::MetricsSection;
 use crate::roles::membership;
 use crate::roles::settings::{self, ClusterSection, HttpConfig, check_loopback};
 
@@ -22,6 +23,8 @@ pub struct AutorecoveryRoleConfig {
     pub cluster: ClusterSection,
     /// Health checks and metrics.
     pub http: HttpConfig,
+    /// Who may read metrics.
+    pub auth: MetricsSection,
     /// Repair; a bookie has the same settings in the same places.
     pub autorecovery: RepairSection,
     /// Logs, traces and metrics.
@@ -41,6 +44,7 @@ impl Default for AutorecoveryRoleConfig {
         AutorecoveryRoleConfig {
             cluster: ClusterSection::default(),
             http: HttpConfig::on_port(HTTP_PORT),
+            auth: MetricsSection::default(),
             autorecovery: RepairSection::default(),
             telemetry: TelemetryConfig::default(),
         }

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::args::BookieArgs;
 use crate::exit::CliError;
+use crate::roles::auth::MetricsSection;
 use crate::roles::membership;
 use crate::roles::settings::{self, ClusterSection, HttpConfig, ListenConfig, check_loopback};
 
@@ -33,6 +34,8 @@ pub struct BookieRoleConfig {
     pub cluster: ClusterSection,
     /// Health checks and metrics.
     pub http: HttpConfig,
+    /// Who may read metrics.
+    pub auth: MetricsSection,
     /// The storage API.
     pub bookie_api: ListenConfig,
     /// Storage.
@@ -52,6 +55,7 @@ impl Default for BookieRoleConfig {
             capacity_bytes: 0,
             cluster: ClusterSection::default(),
             http: HttpConfig::on_port(HTTP_PORT),
+            auth: MetricsSection::default(),
             bookie_api: ListenConfig::on_port(BOOKIE_PORT),
             bookie: BookieConfig::default(),
             autorecovery: AutorecoveryConfig::default(),

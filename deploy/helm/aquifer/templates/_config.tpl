@@ -46,6 +46,14 @@ auth:
 {{- end }}
 {{- end }}
 
+{{/* Metrics of processes without clients are for those that scrape brokers. */}}
+{{- define "aquifer.config.metrics" -}}
+{{- if .Values.auth.scrapeTokenSecret }}
+auth:
+  scrape_token_file: /etc/aquifer/scrape/token
+{{- end }}
+{{- end }}
+
 {{/* What all processes of a cluster have. (root, role) */}}
 {{- define "aquifer.config.cluster" -}}
 cluster: {{ include "aquifer.clusterName" .root | quote }}
@@ -90,6 +98,7 @@ telemetry:
 {{- define "aquifer.config.bookie" -}}
 {{- include "aquifer.config.cluster" (dict "root" . "role" "bookie") }}
 {{ include "aquifer.config.telemetry" (dict "root" . "role" "bookie") }}
+{{ include "aquifer.config.metrics" . }}
 data_dir: /data
 http:
   {{- include "aquifer.config.http" (dict "root" . "port" 7681) | nindent 2 }}
@@ -123,6 +132,7 @@ protocols:
 {{- define "aquifer.config.autorecovery" -}}
 {{- include "aquifer.config.cluster" (dict "root" . "role" "autorecovery") }}
 {{ include "aquifer.config.telemetry" (dict "root" . "role" "autorecovery") }}
+{{ include "aquifer.config.metrics" . }}
 http:
   {{- include "aquifer.config.http" (dict "root" . "port" 7682) | nindent 2 }}
 {{- end }}

@@ -82,6 +82,9 @@ tls/internal: {{ include "aquifer.tlsSecret" (dict "root" $root "given" (index $
 {{- if and $tls.http.enabled (ne .role "tool") }}
 tls/http: {{ include "aquifer.tlsSecret" (dict "root" $root "given" $tls.http.existingSecret "name" "http") }}
 {{- end }}
+{{- if and .root.Values.auth.scrapeTokenSecret (has .role (list "bookie" "autorecovery")) }}
+scrape: {{ .root.Values.auth.scrapeTokenSecret }}
+{{- end }}
 {{- if and $serves $tls.clients.enabled }}
 tls/clients: {{ include "aquifer.tlsSecret" (dict "root" $root "given" $tls.clients.existingSecret "name" "clients") }}
 {{- if ne $tls.clients.clientCertificates "none" }}
