@@ -24,7 +24,9 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 pub use cluster::{ClusterCommand, ClusterToolArgs};
 pub use connect::ConnectArgs;
 pub use object::{ObjectCommand, StoreArgs};
-pub use policy::{BacklogPart, CountName, PolicyCommand, PolicyValue, RateName, RatePart};
+pub use policy::{
+    BacklogPart, CountName, OffloadPart, PolicyCommand, PolicyValue, RateName, RatePart,
+};
 pub use roles::{
     AutorecoveryArgs, BookieArgs, BrokerArgs, ClusterArgs, DevArgs, DevChildArgs, StandaloneArgs,
 };

@@ -6,12 +6,14 @@
 //! below the level that set it.
 
 pub mod bounds;
+pub mod offload;
 pub mod rate;
 
 use std::fmt;
 use std::str::FromStr;
 
 use self::bounds::{BacklogQuota, Counts, SubscriptionTypes, TimeToLive, Unacked};
+use self::offload::OffloadPolicy;
 use self::rate::{AggregateRate, Rate};
 use crate::limits::MESSAGE_BYTES_MAX;
 use crate::quorum::Quorum;
@@ -230,6 +232,8 @@ policies! {
     retention: Retention = Retention, "retention", nearest, [Tenant, Namespace, Topic];
     /// When ledgers are closed.
     rollover: Rollover = Rollover, "rollover", nearest, [Tenant, Namespace, Topic];
+    /// When closed ledgers go into objects.
+    offload: OffloadPolicy = Offload, "offload", nearest, [Tenant, Namespace, Topic];
     /// Store each (producer name, sequence id) at most once (I8).
     deduplication: bool = Deduplication, "deduplication", nearest, [Tenant, Namespace, Topic];
     /// Create a topic when it is first produced to or consumed from.
@@ -266,6 +270,7 @@ impl Default for EffectivePolicies {
             persistence: Quorum::SINGLE,
             retention: Retention::default(),
             rollover: Rollover::default(),
+            offload: OffloadPolicy::default(),
             deduplication: true,
             auto_create_topics: true,
             auto_create_subscriptions: true,

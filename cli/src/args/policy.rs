@@ -5,7 +5,7 @@ mod value;
 use aquifer_model::policy::PolicyName;
 use clap::Subcommand;
 
-pub use self::value::{BacklogPart, CountName, PolicyValue, RateName, RatePart};
+pub use self::value::{BacklogPart, CountName, OffloadPart, PolicyValue, RateName, RatePart};
 
 /// What to do with policies.
 #[derive(Debug, Subcommand)]
@@ -27,6 +27,11 @@ pub enum PolicyCommand {
     ///   rollover.size=1GiB           a ledger ends at this size,
     ///   rollover.age=4h              at this age,
     ///   rollover.entries=1000000     or at this number of entries
+    ///   offload=on                   whether closed ledgers go into objects: on or off
+    ///   offload.age=4h               when their last entry is this old, or never
+    ///   offload.bytes=10GiB          when the topic has this many newer bytes, or unlimited
+    ///   offload.lag=1h               how long bookies keep copies after that
+    ///   offload.compression=auto     auto or none
     ///   deduplication=on             on or off
     ///   autoCreateTopics=off         on or off
     ///   autoCreateSubscriptions=off  on or off

@@ -1,6 +1,7 @@
 //! Policies, what is in force, and changes of them.
 
 mod bounds;
+mod offload;
 mod rate;
 
 use aquifer_model::policy::bounds::{Counts, Unacked};
@@ -31,6 +32,7 @@ impl From<Policies> for v1::Policies {
                 age_ms: rollover.age_ms,
                 entries: rollover.entries,
             }),
+            offload: policies.offload.map(Into::into),
             deduplication: policies.deduplication,
             auto_create_topics: policies.auto_create_topics,
             auto_create_subscriptions: policies.auto_create_subscriptions,
@@ -70,6 +72,7 @@ impl TryFrom<v1::Policies> for Policies {
                 size_bytes: retention.size_bytes,
             }),
             rollover,
+            offload: policies.offload.map(TryInto::try_into).transpose()?,
             deduplication: policies.deduplication,
             auto_create_topics: policies.auto_create_topics,
             auto_create_subscriptions: policies.auto_create_subscriptions,

@@ -1,11 +1,14 @@
 //! `NAME=VALUE`: a policy, or a part of one, with its value.
 
+mod offload;
+
 use std::str::FromStr;
 
 use aquifer_model::policy::bounds::{BacklogAction, SubscriptionTypes};
 use aquifer_model::quorum::Quorum;
 use aquifer_model::subscription::SubscriptionType;
 
+pub use self::offload::OffloadPart;
 use crate::args::roles::quorum;
 
 /// A policy, or a part of one, with its value.
@@ -23,6 +26,8 @@ pub enum PolicyValue {
     RolloverAge(u64),
     /// Entries.
     RolloverEntries(u64),
+    /// A part of when ledgers go into objects.
+    Offload(OffloadPart),
     /// On or off.
     Deduplication(bool),
     /// On or off.
@@ -112,6 +117,7 @@ impl PolicyValue {
             | PolicyValue::RolloverSize(_)
             | PolicyValue::RolloverAge(_)
             | PolicyValue::RolloverEntries(_)
+            | PolicyValue::Offload(_)
             | PolicyValue::Backlog(_)
             | PolicyValue::Rate(..)
             | PolicyValue::UnackedConsumer(_)
@@ -149,6 +155,7 @@ fn parse(name: &str, value: &str) -> Result<PolicyValue, String> {
         "rollover.size" => size(value).and_then(positive).map(Value::RolloverSize),
         "rollover.age" => time(value).and_then(positive).map(Value::RolloverAge),
         "rollover.entries" => number(value).and_then(positive).map(Value::RolloverEntries),
+        "offload" => offload::parse("", value).map(Value::Offload),
         "deduplication" => switch(value).map(Value::Deduplication),
         "autoCreateTopics" => switch(value).map(Value::AutoCreateTopics),
         "autoCreateSubscriptions" => switch(value).map(Value::AutoCreateSubscriptions),
@@ -165,16 +172,23 @@ fn parse(name: &str, value: &str) -> Result<PolicyValue, String> {
         "messageBytesMax" => size(value).map(Value::MessageBytesMax),
         "unacked.consumer" => number(value).map(Value::UnackedConsumer),
         "unacked.subscription" => number(value).map(Value::UnackedSubscription),
-        _ => match (count_name(name), rate_name(name)) {
-            (Some(name @ (CountName::Topics | CountName::Consumers)), _) => {
-                or("unlimited", value, number).map(|count| Value::Count(name, count))
-            }
-            (Some(name), _) => number(value).map(|count| Value::Count(name, Some(count))),
-            (None, Some((rate, part))) => {
-                rate_part(part, value).map(|part| Value::Rate(rate, part))
-            }
-            (None, None) => Err("`policy set --help` lists the policies".to_owned()),
+        _ => match name.strip_prefix("offload.") {
+            Some(part) => offload::parse(part, value).map(Value::Offload),
+            None => bound(name, value),
         },
+    }
+}
+
+/// A count, or a part of a rate.
+fn bound(name: &str, value: &str) -> Result<PolicyValue, String> {
+    use PolicyValue as Value;
+    match (count_name(name), rate_name(name)) {
+        (Some(name @ (CountName::Topics | CountName::Consumers)), _) => {
+            or("unlimited", value, number).map(|count| Value::Count(name, count))
+        }
+        (Some(name), _) => number(value).map(|count| Value::Count(name, Some(count))),
+        (None, Some((rate, part))) => rate_part(part, value).map(|part| Value::Rate(rate, part)),
+        (None, None) => Err("`policy set --help` lists the policies".to_owned()),
     }
 }
 
@@ -392,6 +406,10 @@ mod tests {
             "persistence=2,3,2",
             "deduplication=maybe",
             "quotas=1",
+            "offload=1h",
+            "offload.lag=never",
+            "offload.compression=zip",
+            "offload.speed=1",
             "publishRate=5",
             "publishRates.messages=5",
             "publishRate.burst=unlimited",

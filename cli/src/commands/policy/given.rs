@@ -1,10 +1,11 @@
 //! What `policy set` sets.
 
 use aquifer_model::policy::bounds::{BacklogQuota, Counts};
+use aquifer_model::policy::offload::OffloadPolicy;
 use aquifer_model::policy::rate::{AggregateRate, Rate};
 use aquifer_model::policy::{Policies, PolicyView};
 
-use crate::args::{BacklogPart, CountName, PolicyValue, RateName, RatePart};
+use crate::args::{BacklogPart, CountName, OffloadPart, PolicyValue, RateName, RatePart};
 
 /// What is said by these values; parts that are not given are as they are in force. Those of a
 /// ceiling are as they are set here, or else as high as they may be: what is in force may come from
@@ -29,6 +30,9 @@ pub fn said(values: &[PolicyValue], view: &PolicyView) -> Policies {
             }
             PolicyValue::RolloverEntries(entries) => {
                 said.rollover.get_or_insert(now.rollover).entries = entries;
+            }
+            PolicyValue::Offload(part) => {
+                offload(said.offload.get_or_insert(now.offload), part);
             }
             PolicyValue::Deduplication(on) => said.deduplication = Some(on),
             PolicyValue::AutoCreateTopics(on) => said.auto_create_topics = Some(on),
@@ -57,6 +61,16 @@ pub fn said(values: &[PolicyValue], view: &PolicyView) -> Policies {
         }
     }
     said
+}
+
+fn offload(policy: &mut OffloadPolicy, part: OffloadPart) {
+    match part {
+        OffloadPart::Enabled(on) => policy.enabled = on,
+        OffloadPart::AgeMs(age_ms) => policy.age_ms = age_ms,
+        OffloadPart::Bytes(bytes) => policy.bytes = bytes,
+        OffloadPart::LagMs(lag_ms) => policy.lag_ms = lag_ms,
+        OffloadPart::Compression(compression) => policy.compression = compression,
+    }
 }
 
 fn backlog(quota: &mut BacklogQuota, part: BacklogPart) {

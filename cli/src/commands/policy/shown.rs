@@ -25,6 +25,16 @@ pub fn value(name: PolicyName, policies: &EffectivePolicies) -> Value {
             "age": time(policies.rollover.age_ms),
             "entries": policies.rollover.entries.to_string(),
         }),
+        PolicyName::Offload => {
+            let offload = policies.offload;
+            json!({
+                "enabled": offload.enabled,
+                "age": offload.age_ms.map_or_else(|| "never".to_owned(), time),
+                "bytes": or("unlimited", offload.bytes),
+                "lag": time(offload.lag_ms),
+                "compression": offload.compression.as_str(),
+            })
+        }
         PolicyName::Deduplication => json!(policies.deduplication),
         PolicyName::AutoCreateTopics => json!(policies.auto_create_topics),
         PolicyName::AutoCreateSubscriptions => json!(policies.auto_create_subscriptions),

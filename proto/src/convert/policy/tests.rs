@@ -1,4 +1,5 @@
 use aquifer_model::policy::bounds::{BacklogAction, BacklogQuota, SubscriptionTypes, TimeToLive};
+use aquifer_model::policy::offload::{OffloadCompression, OffloadPolicy};
 use aquifer_model::policy::rate::{AggregateRate, Rate};
 use aquifer_model::subscription::SubscriptionType;
 
@@ -12,6 +13,13 @@ fn unusual() -> EffectivePolicies {
         burst_ms: 7,
     };
     EffectivePolicies {
+        offload: OffloadPolicy {
+            enabled: false,
+            age_ms: Some(0),
+            bytes: Some(9),
+            lag_ms: 0,
+            compression: OffloadCompression::Auto,
+        },
         deduplication: false,
         auto_create_topics: false,
         auto_create_subscriptions: false,
@@ -70,7 +78,12 @@ fn what_no_policy_can_be_is_refused() {
         backlog_quota: Some(v1::BacklogQuota::default()),
         ..v1::Policies::default()
     };
+    let offload = v1::Policies {
+        offload: Some(v1::Offload::default()),
+        ..v1::Policies::default()
+    };
     for wrong in [
+        offload,
         types(Vec::new()),
         types(vec![0]),
         types(vec![99]),
