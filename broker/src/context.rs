@@ -101,7 +101,12 @@ impl Context {
         let store = Arc::clone(&deps.log.ledgers.store);
         let bundles = config.namespace_bundles;
         let tasks = deps.tasks.clone();
-        let defaults = config.default_policies();
+        let mut defaults = config.default_policies();
+        if let Some(tier) = cold {
+            defaults.offload = tier.settings.policy;
+            // Where no place is set nothing is offloaded, whatever the age.
+            defaults.offload.enabled &= tier.locations.takes_objects();
+        }
         let namespaces = Namespaces::new(Arc::clone(&store), tasks, bundles, defaults);
         namespaces.ensure_default().await?;
         let auth = &config.auth;

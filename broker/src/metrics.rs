@@ -42,6 +42,8 @@ pub(crate) struct BrokerMetrics {
     throttled_bytes: Counter<u64>,
     throttled_seconds: Histogram<f64>,
     quota_refusals: Counter<u64>,
+    /// Loads of topics that no client used, for what was to be offloaded of them.
+    pub(crate) offload_visits: Counter<u64>,
     expired_messages: Counter<u64>,
     errors: Counter<u64>,
 }
@@ -91,6 +93,7 @@ impl BrokerMetrics {
             throttled_bytes: counter("aquifer_broker_throttled_bytes_total"),
             throttled_seconds: seconds("aquifer_broker_throttled_seconds"),
             quota_refusals: counter("aquifer_broker_quota_refusals_total"),
+            offload_visits: counter("aquifer_broker_offload_visits_total"),
             expired_messages: counter("aquifer_broker_expired_messages_total"),
             errors: counter("aquifer_broker_request_errors_total"),
         }

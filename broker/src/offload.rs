@@ -1,5 +1,8 @@
-//! Offload of the ledgers of topics: on request, by age for those that are loaded, and the clean-up
-//! behind it. What happens to one ledger is in `aquifer_log::offload`.
+//! Offload of the ledgers of topics: on request, by policy also for those that are not loaded
+//! (`planner.rs`), and the clean-up behind it. What happens to one ledger is in
+//! `aquifer_log::offload`.
+
+pub(crate) mod planner;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,6 +22,8 @@ use crate::topic::pull::Pull;
 
 /// Between two looks at what failed attempts and deleted ledgers have left.
 const REAP_PAUSE: Duration = Duration::from_secs(60);
+/// Between two looks at the space of the bookies.
+const SPACE_PAUSE: Duration = Duration::from_secs(10);
 
 /// Starts to clean up, where objects are written or read.
 pub(crate) fn start(shared: &Arc<Context>) {
@@ -27,12 +32,31 @@ pub(crate) fn start(shared: &Arc<Context>) {
     }
     let context = Arc::clone(shared);
     let token = shared.tasks.shutdown_token();
+    // A server that stands alone has its objects on the disk that its bookie has.
+    if shared.ownership.cluster().is_some() {
+        let (context, token) = (Arc::clone(shared), token.clone());
+        shared.tasks.spawn("bookie-pressure", async move {
+            tokio::select! {
+                () = watch_space(&context) => {}
+                () = token.wait() => {}
+            }
+        });
+    }
     shared.tasks.spawn("object-reaper", async move {
         tokio::select! {
             () = rounds(&context) => {}
             () = token.wait() => {}
         }
     });
+}
+
+/// Looks at the space of the bookies, which their registrations say: nothing is read for it.
+async fn watch_space(shared: &Context) {
+    let Some(tier) = &shared.log.cold else { return };
+    loop {
+        tier.pressure.look(&shared.log.ledgers.bookies.snapshot());
+        clock::sleep(SPACE_PAUSE).await;
+    }
 }
 
 async fn rounds(shared: &Context) {

@@ -1,11 +1,14 @@
-//! Retention of topics that are not loaded: data is deleted when policy says so, whether its
-//! topic is used or not.
+//! Retention and offload of topics that are not loaded: data is deleted when policy says so, and
+//! goes into objects, whether its topic is used or not.
 //!
 //! A walk over the records of all topics, a page at a time and at a bounded rate, finds those whose
 //! first ledger has had its time. Such a topic is loaded for a visit, by the owner of its bundle,
 //! trims itself as any loaded one does, and goes again. What it left behind because a subscription
 //! needs it is remembered, so that a backlog costs no load at each round. Nothing is written for a
 //! topic that has nothing to trim. A deletion that was left unfinished is continued.
+//!
+//! What is to be offloaded it finds on the same records (`offload/planner.rs`), so that one walk
+//! serves both.
 //!
 //! It knows of no owner but by asking: a bundle without an owner gets one as for any other request.
 
@@ -23,11 +26,11 @@ use aquifer_runtime::clock;
 use futures::StreamExt;
 
 use crate::bundle::Bundles;
-use crate::context::Context;
 use crate::error::BrokerError;
 use crate::namespace::bundles_of;
 use crate::namespace::listing::{Lister, behind, parse};
 use crate::security::audit::cause::Create;
+use crate::offload::planner::Planner;
 use crate::topic::event::Event;
 use crate::topics::Topics;
 
@@ -57,12 +60,13 @@ pub(crate) fn start(topics: &Arc<Topics>) {
 
 async fn rounds(topics: &Arc<Topics>) {
     let shared = topics.shared();
+    let planner = Planner::start(topics);
     let pause_min = Duration::from_millis(shared.config.housekeeping_ms);
     let mut pause = pause_min;
     loop {
         clock::sleep(shared.rng.jitter(pause)).await;
         let started = shared.clock.monotonic();
-        if let Err(error) = round(topics).await {
+        if let Err(error) = round(topics, planner.as_deref()).await {
             tracing::warn!(%error, "retention of topics that are not loaded is looked at later");
         }
         let took = shared.clock.monotonic().saturating_sub(started);
@@ -79,7 +83,18 @@ struct Current {
     has_topic_policies: bool,
 }
 
-async fn round(topics: &Arc<Topics>) -> Result<(), BrokerError> {
+async fn round(topics: &Arc<Topics>, planner: Option<&Planner>) -> Result<(), BrokerError> {
+    if let Some(planner) = planner {
+        planner.round_begins();
+    }
+    walk(topics, planner).await?;
+    if let Some(planner) = planner {
+        planner.round_ends();
+    }
+    Ok(())
+}
+
+async fn walk(topics: &Arc<Topics>, planner: Option<&Planner>) -> Result<(), BrokerError> {
     let shared = topics.shared();
     let lister = Lister {
         store: shared.namespaces.store().as_ref(),
@@ -99,7 +114,7 @@ async fn round(topics: &Arc<Topics>) -> Result<(), BrokerError> {
         });
         let mut due = Vec::new();
         for versioned in &page.items {
-            match look(shared, topics, &mut current, versioned).await {
+            match look(topics, planner, &mut current, versioned).await {
                 Ok(Some(topic)) => due.push(topic),
                 Ok(None) => {}
                 // One record that cannot be read is no reason to leave out all behind it.
@@ -123,11 +138,12 @@ async fn round(topics: &Arc<Topics>) -> Result<(), BrokerError> {
 
 /// The topic of a record if it is to be visited. A namespace comes before its topics.
 async fn look(
-    shared: &Arc<Context>,
     topics: &Arc<Topics>,
+    planner: Option<&Planner>,
     current: &mut Option<Current>,
     versioned: &Versioned,
 ) -> Result<Option<TopicName>, BrokerError> {
+    let shared = topics.shared();
     let topic = match parse(versioned)? {
         Key::Namespace(name) => {
             *current = None;
@@ -171,6 +187,9 @@ async fn look(
         }
         false => namespace.policies,
     };
+    if let Some(planner) = planner {
+        planner.look(&topic, versioned, &record, &policies).await;
+    }
     let (retention, now_ms) = (policies.retention, shared.clock.wall_ms());
     let due = first_due_on_record(store, &topic, &record, retention, now_ms).await?;
     let Some(end) = due else {

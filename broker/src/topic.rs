@@ -27,6 +27,7 @@ mod cursors;
 mod delivery_right;
 mod ending;
 mod lifecycle;
+mod offloading;
 mod producer;
 mod publishing;
 mod recovery;
@@ -171,6 +172,7 @@ impl Topic {
         self.cx.rates.apply(&self.cx.shared);
         self.attachments.policies_changed(&self.cx);
         self.backlog.look_soon();
+        self.care_for_offload();
     }
 
     /// When messages that are held back are due, on the monotonic clock.
@@ -225,6 +227,7 @@ impl Topic {
             }
             Event::Trimmed(result) => self.trimmed(result),
             Event::Trim(reply) => self.trim_visit(reply),
+            Event::Offload(reply) => self.offload_visit(reply),
             Event::Stats(reply) => {
                 // A requester that went away needs no answer; so everywhere below.
                 let _ = reply.send(Ok(stats::stats(cx, publishing, attachments)));
@@ -349,6 +352,7 @@ impl Topic {
                     if self.trimming.snapshot_done() {
                         self.trim();
                     }
+                    self.care_for_offload();
                 }
                 let mark = || {
                     self.attachments
@@ -417,6 +421,8 @@ impl Topic {
                 if has_more {
                     return self.trim();
                 }
+                // A ledger may have been closed.
+                self.care_for_offload();
                 self.trimming.visit_over(&Ok(()))
             }
             // Only another owner is a reason to end a topic that serves.
@@ -480,23 +486,10 @@ impl Topic {
         if now.saturating_sub(last_used) >= idle_max
             && self.is_quiet()
             && !self.attachments.is_waiting()
-            && !self.cx.log.awaits_offload()
+            && !self.awaits_offload()
         {
             let reason = "the topic was idle and is being unloaded".to_owned();
             self.end(&BrokerError::Unloading(reason), true);
-        }
-    }
-
-    /// Has ledgers offloaded. A load replays what the snapshot of the producers does not cover: the
-    /// copies of that stay, until there is a newer one.
-    fn care_for_offload(&mut self) {
-        if self.cx.life.is_ending() {
-            return;
-        }
-        let covered = self.cursors.dedup_index();
-        self.cx.log.care_for_offload(covered);
-        if self.cx.log.awaits_snapshot(covered) {
-            self.cursors.want_snapshot();
         }
     }
 

@@ -59,6 +59,8 @@ pub struct ObjectCache {
     blocks: Mutex<Lru<(AttemptId, usize), Arc<Block>>>,
     reads: ByteBudget,
     begun: AtomicU64,
+    hits: AtomicU64,
+    misses: AtomicU64,
 }
 
 /// Bytes that it may take.
@@ -91,6 +93,8 @@ impl ObjectCache {
             blocks: Mutex::new(Lru::new(bytes.blocks)),
             reads: ByteBudget::new(bytes.reads),
             begun: AtomicU64::new(0),
+            hits: AtomicU64::new(0),
+            misses: AtomicU64::new(0),
         }
     }
 
@@ -104,6 +108,13 @@ impl ObjectCache {
     #[must_use]
     pub fn reads_begun(&self) -> u64 {
         self.begun.load(Ordering::Relaxed)
+    }
+
+    /// Blocks that were wanted and kept, and those that had to be read.
+    #[must_use]
+    pub fn lookups(&self) -> (u64, u64) {
+        let [hits, misses] = [&self.hits, &self.misses].map(|n| n.load(Ordering::Relaxed));
+        (hits, misses)
     }
 
     /// Bytes of the blocks that are kept.
@@ -213,6 +224,10 @@ impl ObjectCache {
             let numbers = first..first + rows.len();
             numbers.map(|at| kept.get(&(attempt, at))).collect()
         };
+        let hits = found.iter().flatten().count();
+        self.hits.fetch_add(hits as u64, Ordering::Relaxed);
+        let misses = found.len() - hits;
+        self.misses.fetch_add(misses as u64, Ordering::Relaxed);
         let mut at = 0;
         while at < found.len() {
             if found[at].is_some() {

@@ -1,12 +1,31 @@
 //! Instruments of this crate; no labels that grow with topics.
 
+use std::sync::Arc;
+
+use aquifer_runtime::clock::SharedClock;
+use opentelemetry::KeyValue;
 use opentelemetry::metrics::{Counter, Histogram, Meter};
+
+use crate::offload::tier::ColdTier;
 
 /// Upper ends of the buckets of latencies, in seconds.
 const LATENCY_BOUNDARIES: &[f64] = &[
     0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0,
     10.0,
 ];
+
+/// What became of an attempt to write a ledger into an object.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum AttemptOutcome {
+    /// It is in an object.
+    Stored,
+    /// It is in one already, or another attempt is under way.
+    Spared,
+    /// It was deleted meanwhile.
+    Trimmed,
+    /// It is tried again.
+    Failed,
+}
 
 /// Counters and histograms that all logs of a process share.
 #[derive(Debug, Clone)]
@@ -23,12 +42,14 @@ pub struct LogMetrics {
     pub tail_hits: Counter<u64>,
     /// Reads that were not.
     pub tail_misses: Counter<u64>,
-    /// Ledgers written into objects.
-    pub offloaded_ledgers: Counter<u64>,
-    /// Their bytes.
+    /// Attempts to write ledgers into objects, by what became of them.
+    offload_attempts: Counter<u64>,
+    /// Bytes of ledgers that were written into objects.
     pub offloaded_bytes: Counter<u64>,
-    /// Attempts at it that failed.
-    pub offload_failures: Counter<u64>,
+    /// Ledgers whose copies at bookies were let go.
+    pub dropped_ledgers: Counter<u64>,
+    /// Times that an object was found missing or damaged.
+    bad_objects: Counter<u64>,
     /// Reads served by objects.
     pub object_reads: Counter<u64>,
     /// Those that failed.
@@ -50,11 +71,85 @@ impl LogMetrics {
             append_failures: counter("aquifer_log_append_failures_total"),
             tail_hits: counter("aquifer_log_tail_hits_total"),
             tail_misses: counter("aquifer_log_tail_misses_total"),
-            offloaded_ledgers: counter("aquifer_log_offloaded_ledgers_total"),
+            offload_attempts: counter("aquifer_log_offload_attempts_total"),
             offloaded_bytes: counter("aquifer_log_offloaded_bytes_total"),
-            offload_failures: counter("aquifer_log_offload_failures_total"),
+            dropped_ledgers: counter("aquifer_log_dropped_ledgers_total"),
+            bad_objects: counter("aquifer_log_bad_objects_total"),
             object_reads: counter("aquifer_log_object_reads_total"),
             object_read_failures: counter("aquifer_log_object_read_failures_total"),
+        }
+    }
+
+    pub(crate) fn attempted(&self, outcome: AttemptOutcome) {
+        let outcome = match outcome {
+            AttemptOutcome::Stored => "stored",
+            AttemptOutcome::Spared => "spared",
+            AttemptOutcome::Trimmed => "trimmed",
+            AttemptOutcome::Failed => "failed",
+        };
+        self.offload_attempts
+            .add(1, &[KeyValue::new("outcome", outcome)]);
+    }
+
+    /// An object is `missing` or `damaged`.
+    pub(crate) fn found_bad_object(&self, what: &str) {
+        self.bad_objects
+            .add(1, &[KeyValue::new("what", what.to_owned())]);
+    }
+
+    /// Shows what is behind policy, what of objects is under way, and how full caches serve.
+    pub fn watch_tier(meter: &Meter, tier: &Arc<ColdTier>, clock: &SharedClock) {
+        type Figure = fn(&ColdTier, u64) -> u64;
+        let gauges: [(&'static str, Figure); 7] = [
+            ("aquifer_log_pressed_bookies", |tier, _| {
+                tier.pressure.bookies().len() as u64
+            }),
+            ("aquifer_log_offload_lag_ledgers", |tier, _| {
+                tier.figures.behind().ledgers
+            }),
+            ("aquifer_log_offload_lag_bytes", |tier, _| {
+                tier.figures.behind().bytes
+            }),
+            (
+                "aquifer_log_offload_lag_seconds",
+                |tier, now_ms| match tier.figures.behind().since_ms {
+                    0 => 0,
+                    since_ms => now_ms.saturating_sub(since_ms) / 1000,
+                },
+            ),
+            ("aquifer_log_offload_late_ledgers", |tier, _| {
+                tier.figures.behind().late
+            }),
+            ("aquifer_log_objects_in_flight", |tier, _| {
+                tier.figures.under_way().0
+            }),
+            ("aquifer_log_objects_dying", |tier, _| {
+                tier.figures.under_way().1
+            }),
+        ];
+        for (name, figure) in gauges {
+            let (tier, clock) = (Arc::clone(tier), Arc::clone(clock));
+            meter
+                .u64_observable_gauge(name)
+                .with_callback(move |observer| {
+                    observer.observe(figure(&tier, clock.wall_ms()), &[]);
+                })
+                .build();
+        }
+        let counters: [(&'static str, Figure); 2] = [
+            ("aquifer_log_object_cache_hits_total", |tier, _| {
+                tier.cache.lookups().0
+            }),
+            ("aquifer_log_object_cache_misses_total", |tier, _| {
+                tier.cache.lookups().1
+            }),
+        ];
+        for (name, figure) in counters {
+            let tier = Arc::clone(tier);
+            meter
+                .u64_observable_counter(name)
+                .with_callback(move |observer| observer.observe(figure(&tier, 0), &[]))
+                .build();
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Offload: closed ledgers of a log go into objects, and are read from there.
 //!
-//! Owns: which ledgers of a log are due, the attempt at one ledger, what is done about attempts
-//! that failed. What an attempt may change is in the records of ledgers and objects
+//! Owns: which ledgers are due, of logs that are open and by the record of one that is not, the
+//! attempt at one ledger, what is done about attempts that failed. What an attempt may change is in the records of ledgers and objects
 //! (`aquifer_ledger::offload`, `aquifer_ledger::objects`); every step is a compare-and-swap there.
 //! Invariants:
 //! - Only sealed segments are offloaded, so that loading a topic never needs an object.
@@ -10,11 +10,15 @@
 //!   of what no load of the topic replays (`droppable`).
 //! - What an attempt leaves behind is written down before it begins, and the reaper finds it there.
 
+pub mod figures;
+pub mod planned;
+pub mod pressure;
 pub mod reaper;
 pub mod tier;
 
 mod care;
+mod known;
 mod upload;
 
-pub(crate) use care::SharedOffloadState;
 pub use care::{Offloading, SegmentState};
+pub(crate) use known::SharedOffloadState;

@@ -204,6 +204,11 @@ impl TopicRecordCell {
         self.current.lock().ranges.clone()
     }
 
+    /// How far its segments are offloaded.
+    pub(crate) fn offload_mark(&self) -> v1::OffloadMark {
+        self.current.lock().record.offloaded.unwrap_or_default()
+    }
+
     /// Whether the topic is being deleted.
     #[must_use]
     pub fn is_deleting(&self) -> bool {

@@ -191,9 +191,14 @@ async fn at_object(
     let found = async {
         let location = tier.locations.get(stored.location).await?;
         match ask(tier, &location, &object, question).await {
+            Err(error @ ColdError::Damaged { .. }) => {
+                ctx.metrics.found_bad_object("damaged");
+                Err(error)
+            }
             // Absence counts in the right place only.
             Err(ColdError::NotFound(name)) => {
                 location.check().await?;
+                ctx.metrics.found_bad_object("missing");
                 let reason = "it is missing".to_owned();
                 Err(ColdError::Damaged { name, reason })
             }

@@ -219,18 +219,19 @@ impl TopicLog {
         self.inner.request_offload(below).await
     }
 
-    /// Offloads in the background what is due by age or on command, and drops copies at bookies
+    /// Offloads in the background what is due by policy or on command, and drops copies at bookies
     /// whose lag is over, of ledgers that end at or below `droppable`: what lies above is read when
-    /// the topic is loaded. Never waits.
-    pub fn care_for_offload(&self, droppable: Index) {
-        self.inner.care_for_offload(droppable);
+    /// the topic is loaded. Subscriptions need nothing below `unneeded`: what retention is about to
+    /// delete there is not offloaded. Never waits.
+    pub fn care_for_offload(&self, droppable: Index, unneeded: Index) {
+        self.inner.care_for_offload(droppable, unneeded);
     }
 
-    /// Whether a ledger waits to be offloaded, or for its copies to go: a log that is open does it,
-    /// one that is not open does not.
+    /// Whether ledgers are being offloaded, or are due, or copies of ledgers that end at or below
+    /// `droppable` may go. What becomes due later is found on the topic's record.
     #[must_use]
-    pub fn awaits_offload(&self) -> bool {
-        self.inner.awaits_offload()
+    pub fn awaits_offload(&self, droppable: Index) -> bool {
+        self.inner.awaits_offload(droppable)
     }
 
     /// Whether copies at bookies could go if a load read nothing below a later index than

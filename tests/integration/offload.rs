@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, ensure};
 use aquifer_client::{Client, Message};
 use aquifer_harness::data::flights;
+use aquifer_harness::http::metric;
 use aquifer_harness::server::{Server, ServerOptions, aquifer};
 use aquifer_harness::wait::until;
 use aquifer_model::policy::{Policies, Rollover};
@@ -220,6 +221,75 @@ async fn old_ledgers_are_offloaded_by_themselves() -> Result<()> {
     })
     .await?;
     producer.close().await?;
+    server.stop()?;
+    server.check_logs()
+}
+
+/// A namespace's policy is enough: no client uses the topic, and no broker has it loaded, since
+/// the one that served it was killed.
+#[tokio::test]
+async fn a_topic_that_nothing_uses_is_offloaded_by_the_policy_of_its_namespace() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let data_dir = folder.path().join("data");
+    let mut server = Server::start(&data_dir, options(3_600_000)).await?;
+    let client = server.client()?;
+    let policies = Policies {
+        rollover: Some(Rollover {
+            entries: 5,
+            ..Rollover::default()
+        }),
+        ..Policies::default()
+    };
+    client
+        .admin()
+        .create_namespace("public/quiet", policies)
+        .await?;
+    let topic = "public/quiet/topic";
+    let producer = client.producer(topic).open().await?;
+    for number in 0..23 {
+        producer
+            .send(Message::new(format!("event-{number}")))
+            .await?;
+    }
+    drop((producer, client));
+    server.kill()?;
+    server.restart()?;
+    let (url, http, cold) = (server.url(), server.http(), data_dir.join("cold"));
+    let words = "namespace policy set public/quiet offload.age=1s offload.lag=0s";
+    let words: Vec<&str> = words.split(' ').collect();
+    json(&url, &words)?;
+    let shown = json(&url, &["topic", "policy", "get", topic, "--effective"])?;
+    let shown = serde_json::to_string(&shown)?;
+    ensure!(shown.contains(r#""age":"1s""#), "{shown}");
+
+    // The last ledger was left open: it is closed, and goes with the others.
+    let dropped = || metric(&http, "aquifer_log_dropped_ledgers_total");
+    until("all copies at the bookie to go", || async {
+        Ok((dropped().await? >= 5.0).then_some(()))
+    })
+    .await?;
+    ensure!(objects(&cold)?.len() == 5, "{:?}", objects(&cold)?);
+    ensure!(metric(&http, "aquifer_broker_offload_visits_total").await? >= 1.0);
+    ensure!(metric(&http, "aquifer_cold_requests_total").await? >= 5.0);
+    until("the topic to be unloaded again", || async {
+        let loaded = metric(&http, "aquifer_broker_topics_loaded").await?;
+        Ok((loaded == 0.0).then_some(()))
+    })
+    .await?;
+    let client = server.client()?;
+    let reader = client.reader(topic).open().await?;
+    for number in 0..23 {
+        let read = reader.next().await?.payload;
+        ensure!(read == format!("event-{number}").as_bytes(), "{read:?}");
+    }
+    let stats = client.admin().topic_stats(topic).await?;
+    ensure!(
+        stats
+            .ledgers
+            .iter()
+            .all(|l| l.state == "offloaded" && !l.local),
+        "{stats:?}"
+    );
     server.stop()?;
     server.check_logs()
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use aquifer_log::error::LogError;
-use aquifer_log::{AppendSink, Appended, Fence, Found, ReadPoint};
+use aquifer_log::{AppendSink, Appended, Fence, Found, ReadPoint, TopicLog};
 use aquifer_model::format::Description;
 use aquifer_model::id::Index;
 use aquifer_model::listener::Listeners;
@@ -99,6 +99,8 @@ pub(crate) enum Event {
     Trimmed(Result<Index, LogError>),
     /// The topic is to be trimmed as far as policy allows; the answer says that it was.
     Trim(Reply<()>),
+    /// What of the topic is due is to be offloaded; the log says when that is done.
+    Offload(Reply<TopicLog>),
     /// Statistics are asked for.
     Stats(Reply<TopicStats>),
     /// A subscription is to be deleted.

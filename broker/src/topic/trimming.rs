@@ -202,10 +202,15 @@ impl Trimming {
         self.visit_over(&Err(error.clone().into()))
     }
 
+    /// The topic may have been loaded for a visit: if no client has used it since, it ends soon.
+    pub(super) fn note_visit(&mut self) {
+        self.visited = true;
+    }
+
     /// A request wants the topic to be trimmed as far as policy allows. If no client has used the
     /// topic since it was loaded, it ends then.
     pub(super) fn visit(&mut self, reply: Reply<()>) {
-        self.visited = true;
+        self.note_visit();
         self.visitors.push(reply);
     }
 

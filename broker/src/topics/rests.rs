@@ -34,6 +34,14 @@ impl Rests {
         known.insert(key, rest);
     }
 
+    /// The end of what no subscription needs, if that is known.
+    pub(crate) fn limit(&self, topic: &TopicName, revision: Revision) -> Option<Index> {
+        let known = self.known.lock();
+        let rest = known.get(&number(topic));
+        let rest = rest.filter(|rest| rest.revision == revision);
+        rest.map(|rest| rest.limit)
+    }
+
     /// Whether it is known that a subscription needs what ends at `end`.
     pub(crate) fn keeps(&self, topic: &TopicName, revision: Revision, end: Index) -> bool {
         let known = self.known.lock();

@@ -17,6 +17,7 @@ mod faults;
 mod hand_over;
 mod lifecycle;
 mod limits;
+mod offload;
 mod partitions;
 mod policies;
 mod producers;

@@ -2,17 +2,19 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
 
 use aquifer_cold::cache::{CacheBytes, ObjectCache};
 use aquifer_cold::config::StoreConfig;
-use aquifer_cold::format::{BLOCK_BYTES_MAX, BLOCK_BYTES_MIN, Compression};
+use aquifer_cold::counted::{ColdMetrics, Counted};
+use aquifer_cold::format::{BLOCK_BYTES_MAX, BLOCK_BYTES_MIN};
 use aquifer_cold::library;
 use aquifer_cold::location::Locations;
+use aquifer_cold::store::ColdStore;
 use aquifer_log::offload::tier::{ColdTier, OffloadSettings};
 use aquifer_metadata::store::MetadataStore;
 use aquifer_model::id::BrokerId;
-use aquifer_runtime::clock;
+use aquifer_model::policy::offload::{OffloadCompression, OffloadPolicy};
+use aquifer_runtime::telemetry::Telemetry;
 use serde::{Deserialize, Serialize};
 
 use crate::exit::CliError;
@@ -41,17 +43,20 @@ pub struct ColdConfig {
     /// The place of objects, and the way there.
     #[serde(flatten)]
     pub place: StoreConfig,
-    /// A closed ledger is offloaded when its last entry is older, in milliseconds; 0: only on
-    /// command.
+    /// A closed ledger is offloaded when its last entry is older, in milliseconds, where no policy
+    /// says otherwise; 0: not by age.
     pub offload_after_ms: u64,
-    /// How long copies at bookies stay after an object was verified, in milliseconds.
+    /// How long copies at bookies stay after an object was verified, in milliseconds, where no
+    /// policy says otherwise.
     pub lag_ms: u64,
     /// Ledgers that are offloaded at once.
     pub workers_max: usize,
     /// Raw bytes of a block.
     pub block_bytes: usize,
-    /// Whether blocks are compressed.
+    /// Whether blocks are compressed, where no policy says otherwise.
     pub compression: CompressionSetting,
+    /// Bytes of ledgers that are offloaded in a second; 0: no bound.
+    pub upload_bytes_per_second_max: u64,
     /// Bytes of indexes of objects that are kept in memory.
     pub index_cache_bytes_max: usize,
     /// Bytes of blocks of objects that are kept in memory.
@@ -65,11 +70,12 @@ impl Default for ColdConfig {
         let (settings, bytes) = (OffloadSettings::default(), CacheBytes::default());
         ColdConfig {
             place: StoreConfig::default(),
-            offload_after_ms: settings.after.map_or(0, clock::millis),
-            lag_ms: clock::millis(settings.lag),
+            offload_after_ms: settings.policy.age_ms.unwrap_or(0),
+            lag_ms: settings.policy.lag_ms,
             workers_max: settings.workers_max,
             block_bytes: settings.block_bytes,
             compression: CompressionSetting::default(),
+            upload_bytes_per_second_max: settings.upload_rate.unwrap_or(0),
             index_cache_bytes_max: bytes.indexes,
             block_cache_bytes_max: bytes.blocks,
             read_bytes_max: bytes.reads,
@@ -124,9 +130,20 @@ impl ColdConfig {
     }
 
     /// What the logs of a process share for objects.
-    pub fn tier(&self, cluster: &str, metadata: Arc<dyn MetadataStore>, seams: &Seams) -> ColdTier {
+    pub fn tier(
+        &self,
+        cluster: &str,
+        metadata: Arc<dyn MetadataStore>,
+        seams: &Seams,
+        telemetry: &Telemetry,
+    ) -> ColdTier {
         let place = self.place.clone();
-        let opener = Box::new(move |url: &str| library::open(url, &place));
+        let metrics = ColdMetrics::new(&telemetry.meter("aquifer_cold"));
+        let opener = Box::new(move |url: &str| {
+            let store = library::open(url, &place)?;
+            let counted = Counted::new(store, metrics.clone());
+            Ok(Arc::new(counted) as Arc<dyn ColdStore>)
+        });
         let sources = (Arc::clone(&seams.clock), Arc::clone(&seams.rng));
         let locations = Locations::new(metadata, sources, cluster, &self.place.store, opener);
         let cache = ObjectCache::new(CacheBytes {
@@ -136,17 +153,21 @@ impl ColdConfig {
         });
         let is_local = self.place.store.starts_with("file:");
         let settings = OffloadSettings {
-            after: Some(self.offload_after_ms)
-                .filter(|ms| *ms > 0)
-                .map(Duration::from_millis),
-            lag: Duration::from_millis(self.lag_ms),
+            policy: OffloadPolicy {
+                age_ms: Some(self.offload_after_ms).filter(|ms| *ms > 0),
+                lag_ms: self.lag_ms,
+                compression: match self.compression {
+                    CompressionSetting::Remote if is_local => OffloadCompression::None,
+                    CompressionSetting::Remote | CompressionSetting::Auto => {
+                        OffloadCompression::Auto
+                    }
+                    CompressionSetting::None => OffloadCompression::None,
+                },
+                ..OffloadPolicy::default()
+            },
             workers_max: self.workers_max,
             block_bytes: self.block_bytes,
-            compression: match self.compression {
-                CompressionSetting::Remote if is_local => Compression::None,
-                CompressionSetting::Remote | CompressionSetting::Auto => Compression::Auto,
-                CompressionSetting::None => Compression::None,
-            },
+            upload_rate: Some(self.upload_bytes_per_second_max).filter(|rate| *rate > 0),
             ..OffloadSettings::default()
         };
         ColdTier::new(locations, cache, settings, BrokerId(seams.rng.id16()))

@@ -85,7 +85,9 @@ pub fn log_context(
     tasks: &TaskGroup,
 ) -> Arc<LogContext> {
     let cache = EntryCache::new(cache.tail_bytes, cache.read_ahead_bytes);
-    let tier = Arc::new(cold.tier(cluster, Arc::clone(&storage.store), seams));
+    let store = Arc::clone(&storage.store);
+    let tier = Arc::new(cold.tier(cluster, store, seams, telemetry));
+    LogMetrics::watch_tier(&telemetry.meter("aquifer_log"), &tier, &seams.clock);
     quiet::give_back_when_quiet(cache.clone(), Arc::clone(&tier), tasks);
     Arc::new(LogContext {
         ledgers: ledger_context(storage, ledger, seams, telemetry, tasks),

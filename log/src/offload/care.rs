@@ -1,32 +1,39 @@
-//! The ledgers of one log on their way into objects: which are due, by command or by age, and when
-//! their copies at bookies go.
+//! The ledgers of one log on their way into objects: which are due, by command or by policy, and
+//! when their copies at bookies go.
 //!
 //! One task of a log does it at a time. What it knows of a ledger is remembered, since nothing but
-//! offload changes it; before a step the ledger's record is read again.
+//! offload changes it; before a step the ledger's record is read again. How far it is the record of
+//! the topic says, so that a topic that is not loaded is loaded only when something is due.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
+use aquifer_cold::error::ColdError;
 use aquifer_ledger::deletion;
 use aquifer_ledger::error::LedgerError;
 use aquifer_ledger::ledger_metadata;
 use aquifer_ledger::objects;
 use aquifer_ledger::offload::{Copies, Offload};
-use aquifer_model::id::{AttemptId, Index, LedgerId};
-use aquifer_runtime::clock;
+use aquifer_model::id::{BookieId, Index, LedgerId};
+use aquifer_model::policy::Retention;
+use aquifer_model::policy::offload::OffloadPolicy;
 use futures::StreamExt;
-use parking_lot::Mutex;
 
 use crate::error::LogError;
+use crate::metrics::AttemptOutcome;
+use crate::offload::figures::{Behind, BehindOfLog};
+use crate::offload::known::Known;
 use crate::offload::tier::ColdTier;
 use crate::offload::upload::{Outcome, of_store, offload_ledger};
-use crate::state::{LogInner, Segment};
+use crate::state::{LogInner, Segment, SegmentStatus};
 use crate::types::LogKind;
 
 /// Records of ledgers that are read at once.
 const READS_AT_ONCE: usize = 16;
 /// Records that are read for statistics, the newest first: they are asked for often.
 const READS_FOR_STATS_MAX: usize = 1_000;
+/// A ledger whose attempt failed for a reason of its own is left alone for this time.
+const LEDGER_REST: Duration = Duration::from_secs(600);
 
 /// Where the bytes of a segment are.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -55,64 +62,28 @@ pub struct Offloading {
     pub failure: Option<LogError>,
 }
 
-/// What is remembered of a log.
-#[derive(Default)]
-pub(crate) struct OffloadState {
-    known: BTreeMap<LedgerId, Known>,
-    /// What was asked for: segments that end at or below are due.
-    below: Index,
-    running: bool,
-    failure: Option<LogError>,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-enum Known {
-    Local,
-    Claimed,
-    Stored {
-        attempt: AttemptId,
-        object: Arc<str>,
-        copies: Copies,
-        stored_ms: u64,
-    },
-}
-
-impl Known {
-    fn of(offload: Option<Offload>) -> Known {
-        match offload {
-            None => Known::Local,
-            Some(Offload::Claimed { .. }) => Known::Claimed,
-            Some(Offload::Stored {
-                attempt,
-                object,
-                copies,
-            }) => Known::Stored {
-                attempt,
-                object: object.name.into(),
-                copies,
-                stored_ms: object.stored_ms,
-            },
-        }
-    }
-
-    /// Whether it may change without this log.
-    fn may_change(&self) -> bool {
-        match self {
-            Known::Local => false,
-            Known::Claimed => true,
-            Known::Stored { copies, .. } => *copies == Copies::Going,
-        }
-    }
-}
-
-pub(crate) type SharedOffloadState = Mutex<OffloadState>;
-
 impl LogInner {
     /// The sealed segments that hold anything, oldest first.
     fn sealed(&self) -> Vec<Segment> {
         let state = self.state.lock();
-        let sealed = state.segments.iter().filter(|s| s.is_sealed_with_entries());
-        sealed.cloned().collect()
+        let sealed =
+            |segment: &&Segment| segment.status == SegmentStatus::Sealed && segment.entries > 0;
+        state.segments.iter().filter(sealed).cloned().collect()
+    }
+
+    /// The policy in force.
+    fn offload_policy(&self, tier: &ColdTier) -> OffloadPolicy {
+        let now = self
+            .policies
+            .get()
+            .map(|policies| policies.borrow().offload);
+        now.unwrap_or(tier.settings.policy)
+    }
+
+    /// What trimming keeps, if it follows a policy.
+    fn retention(&self) -> Option<Retention> {
+        let policies = self.policies.get()?;
+        Some(policies.borrow().retention)
     }
 
     fn known(&self, ledger: LedgerId) -> Option<Known> {
@@ -127,31 +98,41 @@ impl LogInner {
         };
         let info = ledger_metadata::load(&*self.ctx.ledgers.store, ledger).await?;
         let mut state = self.offload.lock();
-        match info {
-            Some(info) => state.known.insert(ledger, Known::of(info.offload)),
-            None => state.known.remove(&ledger),
+        let Some(info) = info else {
+            state.known.remove(&ledger);
+            state.at.remove(&ledger);
+            return Ok(());
         };
+        let at: Box<[BookieId]> = info.duties().bookies().into_iter().collect();
+        match at.is_empty() {
+            true => state.at.remove(&ledger),
+            false => state.at.insert(ledger, at),
+        };
+        state.known.insert(ledger, Known::of(info.offload));
         Ok(())
     }
 
     /// Learns where the bytes of segments are, for statistics.
     pub(crate) async fn learn_for_stats(&self) -> Result<(), LogError> {
-        self.learn(READS_FOR_STATS_MAX).await
+        self.learn(Index(0), READS_FOR_STATS_MAX).await
     }
 
-    /// Learns where the bytes of segments are, the newest first, as far as that is not known.
-    async fn learn(&self, reads_max: usize) -> Result<(), LogError> {
+    /// Sealed segments that end above an index and are not known for good, the newest first.
+    fn unknown(&self, above: Index) -> Vec<LedgerId> {
         let sealed = self.sealed();
-        let unknown: Vec<LedgerId> = {
-            let mut state = self.offload.lock();
-            // What was trimmed belongs to the log no more.
-            let first = sealed.first().map_or(LedgerId(u64::MAX), |s| s.ledger);
-            state.known = state.known.split_off(&first);
-            let is_unknown =
-                |ledger: &LedgerId| state.known.get(ledger).is_none_or(Known::may_change);
-            let unknown = sealed.iter().rev().map(|s| s.ledger).filter(is_unknown);
-            unknown.take(reads_max).collect()
-        };
+        let mut state = self.offload.lock();
+        // What was trimmed belongs to the log no more.
+        let first = sealed.first().map_or(LedgerId(u64::MAX), |s| s.ledger);
+        state.forget_before(first);
+        let is_unknown = |ledger: &LedgerId| state.known.get(ledger).is_none_or(Known::may_change);
+        let beyond = sealed.iter().rev().take_while(|s| s.end_index > above);
+        beyond.map(|s| s.ledger).filter(is_unknown).collect()
+    }
+
+    /// Learns where the bytes of segments are that end above an index, the newest first, as far as
+    /// that is not known.
+    async fn learn(&self, above: Index, reads_max: usize) -> Result<(), LogError> {
+        let unknown = self.unknown(above).into_iter().take(reads_max);
         let mut looks = futures::stream::iter(unknown)
             .map(|ledger| self.look(ledger))
             .buffer_unordered(READS_AT_ONCE);
@@ -159,6 +140,11 @@ impl LogInner {
             looked?;
         }
         Ok(())
+    }
+
+    /// Below this everything is offloaded, and bookies have no copies.
+    fn dropped_end(&self) -> Index {
+        Index(self.cell.offload_mark().dropped_end)
     }
 
     /// Where the bytes of a segment are, as far as that is known.
@@ -183,34 +169,55 @@ impl LogInner {
                 "no place for objects is set: start brokers with --cold-store URL".to_owned(),
             ));
         }
-        self.learn(usize::MAX).await?;
+        let done = self.dropped_end();
+        self.learn(done, usize::MAX).await?;
         {
             let mut state = self.offload.lock();
             state.below = state.below.max(below);
         }
         let mut found = Offloading::default();
-        for segment in self.sealed().iter().filter(|s| s.end_index <= below) {
+        let is_asked = |segment: &&Segment| segment.end_index > done && segment.end_index <= below;
+        for segment in self.sealed().iter().filter(is_asked) {
             if !matches!(self.known(segment.ledger), Some(Known::Stored { .. })) {
                 found.ledgers += 1;
                 found.bytes += segment.bytes;
             }
         }
         if found.ledgers > 0 {
-            found.failure = self.offload.lock().failure.take();
+            {
+                let mut state = self.offload.lock();
+                found.failure = state.failure.take();
+                // A command does not wait for a ledger's rest.
+                state.not_before.clear();
+            }
             if found.failure.is_none() {
-                self.care_for_offload(Index(0));
+                self.begin_offload(Index(0));
             }
         }
         Ok(found)
     }
 
-    /// Starts to offload what is due, and to drop copies below an index, unless that goes on.
-    pub(crate) fn care_for_offload(&self, droppable: Index) {
+    /// Starts to offload what is due, and to drop copies below an index, unless that goes on or
+    /// there is nothing to do. Retention deletes what ends at or below `unneeded`.
+    pub(crate) fn care_for_offload(&self, droppable: Index, unneeded: Index) {
+        let Some(tier) = self.ctx.cold.as_ref() else {
+            return;
+        };
+        if self.kind != LogKind::Messages || !tier.locations.takes_objects() {
+            return;
+        }
+        self.offload.lock().unneeded = unneeded;
+        let is_unknown = !self.unknown(self.dropped_end()).is_empty();
+        if is_unknown || !self.due(tier).is_empty() || self.has_droppable(tier, droppable) {
+            self.begin_offload(droppable);
+        }
+    }
+
+    fn begin_offload(&self, droppable: Index) {
         let (Some(me), Some(tier)) = (self.me.upgrade(), self.ctx.cold.clone()) else {
             return;
         };
-        let takes_objects = tier.locations.takes_objects();
-        if self.cell.is_handed_over() || !takes_objects || !self.needs_care(&tier, droppable) {
+        if self.cell.is_handed_over() || !tier.locations.takes_objects() {
             return;
         }
         {
@@ -218,13 +225,23 @@ impl LogInner {
             if std::mem::replace(&mut state.running, true) {
                 return;
             }
+            state.has_failed = false;
+            let behind = state.behind.take();
+            state.behind = behind.or_else(|| Some(BehindOfLog::new(&tier)));
         }
         self.spawn("offload", async move {
             let done = me.care(&tier, droppable).await;
-            // Never while the lock below is held: others take these two in this order.
+            let token = me.ctx.ledgers.tasks.shutdown_token();
+            tokio::select! {
+                () = me.write_mark() => {}
+                () = token.wait() => {}
+            }
+            let _ = me.due(&tier); // tells how far behind it is
+            // Statistics lock the state first: never the other way round.
             let closing = me.state.lock().closing;
             let mut state = me.offload.lock();
             state.running = false;
+            state.has_failed = done.is_err();
             // A log that ends takes its ledgers along, or leaves them to the next owner.
             if let Err(error) = done
                 && !closing
@@ -236,47 +253,40 @@ impl LogInner {
         });
     }
 
-    /// Whether there is anything to look at or to do now: most logs have nothing, most of the time.
-    fn needs_care(&self, tier: &ColdTier, droppable: Index) -> bool {
-        let now_ms = self.ctx.ledgers.clock.wall_ms();
-        let is_over = |since_ms: u64, time| since_ms.saturating_add(clock::millis(time)) <= now_ms;
-        let log = self.state.lock();
-        let state = self.offload.lock();
-        let needs = |segment: &Segment| match state.known.get(&segment.ledger) {
-            None | Some(Known::Claimed) => true,
-            Some(Known::Local) => {
-                let is_old = |after| is_over(segment.last_time_ms, after);
-                segment.end_index <= state.below || tier.settings.after.is_some_and(is_old)
-            }
-            Some(Known::Stored {
-                copies, stored_ms, ..
-            }) => match copies {
-                Copies::Kept => {
-                    segment.end_index <= droppable && is_over(*stored_ms, tier.settings.lag)
-                }
-                Copies::Going => true,
-                Copies::Gone => false,
-            },
+    /// Notes in the topic's record how far the offload is.
+    async fn write_mark(&self) {
+        let before = self.cell.offload_mark();
+        let mark = {
+            let sealed = self.sealed();
+            self.offload.lock().mark(before, &sealed)
         };
-        log.segments
-            .iter()
-            .any(|segment| segment.is_sealed_with_entries() && needs(segment))
+        if mark == before || self.cell.is_handed_over() || self.state.lock().closing {
+            return;
+        }
+        let noted = self.cell.update(Vec::new(), |record| {
+            record.offloaded = Some(mark);
+            Ok(())
+        });
+        // It steers only: without it a topic is loaded once more than it had to be.
+        if let Err(error) = noted.await {
+            tracing::debug!(topic = %self.cell.topic(), %error, "how far the offload is was not noted");
+        }
     }
 
-    /// Whether something of this log waits for its time: an age, a lag, or an attempt.
-    pub(crate) fn awaits_offload(&self) -> bool {
+    /// Whether something of this log is being done, or is due now. What waits for its age or its
+    /// lag needs no log that is open: what is due on the record is found there.
+    pub(crate) fn awaits_offload(&self, droppable: Index) -> bool {
         let tier = self.ctx.cold.as_ref();
         let Some(tier) = tier.filter(|tier| tier.locations.takes_objects()) else {
             return false;
         };
-        let by_age = tier.settings.after.is_some();
-        let state = self.offload.lock();
-        let waits = |known: &Known| match known {
-            Known::Local => by_age,
-            Known::Claimed => true,
-            Known::Stored { copies, .. } => *copies != Copies::Gone,
-        };
-        state.running || state.known.values().any(waits)
+        {
+            let state = self.offload.lock();
+            if state.running || state.has_failed {
+                return state.running;
+            }
+        }
+        !self.due(tier).is_empty() || self.has_droppable(tier, droppable)
     }
 
     /// Whether copies of a ledger could go but for a load, which would read them.
@@ -284,25 +294,74 @@ impl LogInner {
         let Some(tier) = self.ctx.cold.as_ref() else {
             return false;
         };
-        let now_ms = self.ctx.ledgers.clock.wall_ms();
-        let lag_ms = clock::millis(tier.settings.lag);
-        let waits = |segment: &Segment| match self.known(segment.ledger) {
-            Some(Known::Stored {
-                copies: Copies::Kept,
-                stored_ms,
-                ..
-            }) => stored_ms.saturating_add(lag_ms) <= now_ms,
-            _ => false,
+        let all = self.droppable(tier, Index(u64::MAX));
+        all.last().is_some_and(|last| last.end_index > droppable)
+    }
+
+    /// Whether copies of ledgers that end at or below an index may go now.
+    fn has_droppable(&self, tier: &ColdTier, droppable: Index) -> bool {
+        !self.droppable(tier, droppable).is_empty()
+    }
+
+    fn droppable(&self, tier: &ColdTier, below: Index) -> Vec<Segment> {
+        let clock = &self.ctx.ledgers.clock;
+        let (now, now_ms) = (clock.monotonic(), clock.wall_ms());
+        let (policy, sealed) = (self.offload_policy(tier), self.sealed());
+        let pressed = tier.pressure.bookies();
+        let state = self.offload.lock();
+        let is_over = |segment: &Segment| {
+            let ledger = segment.ledger;
+            let since = state.has_copies_since(ledger);
+            since.is_some_and(|ms| {
+                policy.lag_is_over(ms, now_ms) || policy.enabled && state.is_at(ledger, &pressed)
+            }) && !state.rests(ledger, now)
         };
-        let above = |segment: &&Segment| segment.end_index > droppable;
-        self.sealed().iter().rev().take_while(above).any(waits)
+        let all = sealed.into_iter().take_while(|s| s.end_index <= below);
+        all.filter(is_over).collect()
+    }
+
+    /// What is to be offloaded now, oldest first. Notes how far behind policy the log is.
+    fn due(&self, tier: &ColdTier) -> Vec<Segment> {
+        let clock = &self.ctx.ledgers.clock;
+        let (now, now_ms) = (clock.monotonic(), clock.wall_ms());
+        let (policy, retention) = (self.offload_policy(tier), self.retention());
+        let segments: Vec<Segment> = self.state.lock().segments.iter().cloned().collect();
+        let pressed = tier.pressure.bookies();
+        let state = self.offload.lock();
+        let (mut due, mut behind, mut newer) = (Vec::new(), Behind::default(), 0_u64);
+        for segment in segments.into_iter().rev() {
+            let (time_ms, newer_bytes) = (segment.last_time_ms, newer);
+            newer = newer.saturating_add(segment.bytes);
+            let is_closed = segment.status == SegmentStatus::Sealed && segment.entries > 0;
+            if !is_closed || state.known.get(&segment.ledger) != Some(&Known::Local) {
+                continue;
+            }
+            let goes_soon = segment.end_index <= state.unneeded
+                && retention.is_some_and(|r| policy.goes_soon(&r, time_ms, newer_bytes, now_ms));
+            let by_policy = !goes_soon && policy.is_due(time_ms, newer_bytes, now_ms);
+            if by_policy {
+                let since = policy.age_ms.map(|age_ms| time_ms.saturating_add(age_ms));
+                let is_late = policy.is_late(time_ms, newer_bytes, now_ms);
+                behind.add(segment.bytes, since.filter(|ms| *ms <= now_ms), is_late);
+            }
+            let is_asked = segment.end_index <= state.below;
+            let is_pressed = policy.enabled && !goes_soon && state.is_at(segment.ledger, &pressed);
+            if (by_policy || is_asked || is_pressed) && !state.rests(segment.ledger, now) {
+                due.push(segment);
+            }
+        }
+        if let Some(log) = &state.behind {
+            log.set(behind);
+        }
+        due.reverse();
+        due
     }
 
     async fn care(&self, tier: &ColdTier, droppable: Index) -> Result<(), LogError> {
         // The end of this process is no reason to keep it waiting: the reaper knows what to do.
         let token = self.ctx.ledgers.tasks.shutdown_token();
         let work = async {
-            self.learn(usize::MAX).await?;
+            self.learn(self.dropped_end(), usize::MAX).await?;
             self.offload_due(tier).await?;
             self.drop_due(tier, droppable).await
         };
@@ -312,88 +371,113 @@ impl LogInner {
         }
     }
 
+    /// An attempt failed for a reason of its ledger: the others go on without it.
+    fn let_rest(&self, ledger: LedgerId, error: &LogError) {
+        tracing::warn!(%ledger, topic = %self.cell.topic(), %error, "ledger is not offloaded, and is left alone for a while");
+        let until = self.ctx.ledgers.clock.monotonic() + LEDGER_REST;
+        let mut state = self.offload.lock();
+        state.not_before.insert(ledger, until);
+    }
+
     async fn offload_due(&self, tier: &ColdTier) -> Result<(), LogError> {
-        let now_ms = self.ctx.ledgers.clock.wall_ms();
-        for segment in self.sealed() {
-            let below = self.offload.lock().below;
-            let is_old = tier.settings.after.is_some_and(|after| {
-                segment.last_time_ms.saturating_add(clock::millis(after)) <= now_ms
-            });
-            let is_local = self.known(segment.ledger) == Some(Known::Local);
-            if !is_local || !(is_old || segment.end_index <= below) {
-                continue;
-            }
+        let mut failed = None;
+        // One at a time, so that the topics of a process take turns.
+        while let Some(segment) = self.due(tier).into_iter().next() {
             let permit = tier.workers.acquire().await;
             let ledger = segment.ledger;
-            let outcome = offload_ledger(&self.ctx, tier, &self.cell, ledger).await;
+            let compression = self.offload_policy(tier).compression;
+            let outcome = offload_ledger(&self.ctx, tier, &self.cell, (ledger, compression)).await;
             drop(permit);
             // Also after a failure: a lost answer may hide that it was done.
             let looked = self.look(ledger).await;
-            if outcome.is_err() {
-                self.ctx.metrics.offload_failures.add(1, &[]);
-            }
-            let outcome = match outcome {
+            let is_there = self.sealed().iter().any(|s| s.ledger == ledger);
+            let told = match &outcome {
+                Ok(Outcome::Stored) => AttemptOutcome::Stored,
+                Ok(Outcome::NothingToDo | Outcome::Busy) => AttemptOutcome::Spared,
                 // It was trimmed meanwhile, which is no failure of the offload.
-                Err(_) if !self.sealed().iter().any(|s| s.ledger == ledger) => continue,
-                outcome => outcome?,
+                Err(_) if !is_there => AttemptOutcome::Trimmed,
+                Err(_) => AttemptOutcome::Failed,
             };
-            looked?;
-            if outcome == Outcome::Stored {
-                self.infos.lock().remove(&ledger);
-                self.ctx.metrics.offloaded_ledgers.add(1, &[]);
-                self.ctx.metrics.offloaded_bytes.add(segment.bytes, &[]);
+            self.ctx.metrics.attempted(told);
+            match outcome {
+                Err(_) if !is_there => {}
+                Err(error @ (LogError::Damaged(_) | LogError::Invalid(_))) => {
+                    self.let_rest(ledger, &error);
+                    failed.get_or_insert(error);
+                }
+                Err(error) => return Err(error),
+                Ok(Outcome::Stored) => {
+                    self.infos.lock().remove(&ledger);
+                    self.ctx.metrics.offloaded_bytes.add(segment.bytes, &[]);
+                }
+                Ok(Outcome::NothingToDo | Outcome::Busy) => {
+                    // What the record says is known now; a ledger of which it says nothing rests.
+                    let is_local = self.known(ledger) == Some(Known::Local);
+                    if is_local {
+                        let until = self.ctx.ledgers.clock.monotonic() + LEDGER_REST;
+                        self.offload.lock().not_before.insert(ledger, until);
+                    }
+                }
             }
+            looked?;
         }
-        Ok(())
+        failed.map_or(Ok(()), Err)
     }
 
     /// Lets copies go whose lag is over, while their object is there.
     async fn drop_due(&self, tier: &ColdTier, droppable: Index) -> Result<(), LogError> {
-        let now_ms = self.ctx.ledgers.clock.wall_ms();
-        let lag_ms = clock::millis(tier.settings.lag);
-        let store = &*self.ctx.ledgers.store;
-        for segment in self.sealed() {
-            let Some(Known::Stored {
-                attempt,
-                copies: Copies::Kept,
-                stored_ms,
-                ..
-            }) = self.known(segment.ledger)
-            else {
-                continue;
-            };
-            let is_over = stored_ms.saturating_add(lag_ms) <= now_ms;
-            if !is_over || segment.end_index > droppable {
-                continue;
+        let mut failed = None;
+        for segment in self.droppable(tier, droppable) {
+            match self.drop_copies(tier, segment.ledger).await {
+                Err(error @ LogError::Damaged(_)) => {
+                    self.let_rest(segment.ledger, &error);
+                    failed.get_or_insert(error);
+                }
+                done => done?,
             }
-            let ledger = segment.ledger;
-            let Some(info) = ledger_metadata::load(store, ledger).await? else {
-                continue;
-            };
-            let Some(Offload::Stored { object, .. }) = &info.offload else {
-                self.look(ledger).await?;
-                continue;
-            };
+        }
+        failed.map_or(Ok(()), Err)
+    }
+
+    async fn drop_copies(&self, tier: &ColdTier, ledger: LedgerId) -> Result<(), LogError> {
+        let store = &*self.ctx.ledgers.store;
+        let Some(info) = ledger_metadata::load(store, ledger).await? else {
+            return Ok(());
+        };
+        if let Some(Offload::Stored {
+            attempt,
+            object,
+            copies: Copies::Kept,
+        }) = &info.offload
+        {
             let location = tier
                 .locations
                 .get(object.location)
                 .await
                 .map_err(of_store)?;
             location.check().await.map_err(of_store)?;
-            let size = location.store.size(&object.name).await.map_err(of_store)?;
-            if size != object.size_bytes {
-                let what = "is not as long as it was written: copies at bookies stay";
-                return Err(LogError::Damaged(format!("object {} {what}", object.name)));
+            let damaged = |what: &str| {
+                let name = &object.name;
+                self.ctx.metrics.found_bad_object(what);
+                LogError::Damaged(format!("object {name} is {what}: copies at bookies stay"))
+            };
+            match location.store.size(&object.name).await {
+                Ok(size) if size == object.size_bytes => {}
+                Ok(_) => return Err(damaged("damaged")),
+                // The place is the right one.
+                Err(ColdError::NotFound(_)) => return Err(damaged("missing")),
+                Err(error) => return Err(of_store(error)),
             }
-            if objects::drop_copies(store, ledger, attempt).await? {
+            if objects::drop_copies(store, ledger, *attempt).await? {
                 self.infos.lock().remove(&ledger);
+                self.ctx.metrics.dropped_ledgers.add(1, &[]);
                 let carried = deletion::carry_out(&self.ctx.ledgers, ledger).await;
                 if let Err(error) = carried {
                     tracing::debug!(%ledger, %error, "copies are not deleted yet");
                 }
             }
-            self.look(ledger).await?;
         }
+        self.look(ledger).await?;
         Ok(())
     }
 }

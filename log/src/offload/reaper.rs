@@ -2,6 +2,7 @@
 //! records of these and at nothing else; any number of processes may do it at once.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -48,24 +49,22 @@ pub async fn reap(
         tracing::info!(attempt = %dead.attempt, ledger = %dead.ledger, "attempt to offload a ledger given up");
         reaped.given_up += 1;
     }
-    let mut locations: BTreeMap<u32, Option<Arc<Location>>> = BTreeMap::new();
-    for dying in objects::dying(store).await? {
-        let location = if let Some(known) = locations.get(&dying.location) {
-            known.clone()
-        } else {
-            let checked = checked(tier, dying.location).await;
-            if let Err(error) = &checked {
+    let mut locations: BTreeMap<u32, Result<Arc<Location>, LogError>> = BTreeMap::new();
+    let all_dying = objects::dying(store).await?;
+    tier.figures.set_under_way(planned.len(), all_dying.len());
+    for dying in all_dying {
+        if let Entry::Vacant(place) = locations.entry(dying.location) {
+            let location = checked(tier, dying.location).await;
+            if let Err(error) = &location {
                 tracing::warn!(location = dying.location, %error, "objects that are to be deleted wait for their store");
             }
-            let checked = checked.ok();
-            locations.insert(dying.location, checked.clone());
-            checked
-        };
-        let Some(location) = location else {
+            place.insert(location);
+        }
+        let Some(Ok(location)) = locations.get(&dying.location) else {
             reaped.left += 1;
             continue;
         };
-        match delete(ctx, &location, &dying).await {
+        match delete(ctx, location, &dying).await {
             Ok(true) => reaped.deleted += 1,
             Ok(false) => reaped.left += 1,
             Err(error) => {

@@ -5,14 +5,26 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use aquifer_cold::cache::ObjectCache;
-use aquifer_cold::format::Compression;
 use aquifer_cold::location::Locations;
 use aquifer_model::id::{AttemptId, BrokerId};
+use aquifer_model::policy::offload::OffloadPolicy;
+use aquifer_runtime::bucket::Bucket;
+use aquifer_runtime::budget::ByteBudget;
+use aquifer_runtime::clock::{self, Clock};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, Semaphore};
 
+use crate::offload::figures::Figures;
+use crate::offload::pressure::Pressure;
+
 /// Records of ledgers that a process reads at once to learn where their bytes are.
 const LOOKS_AT_ONCE: usize = 32;
+/// What the attempts of a process may hold in memory, for each of its workers.
+const WORKER_BYTES: usize = 64 << 20;
+/// Uploads that were quiet may send so much at once.
+const UPLOAD_BURST: Duration = Duration::from_secs(1);
+/// Bytes of a ledger for which an attempt gets a second more.
+const ATTEMPT_BYTES_PER_SECOND: u64 = 1 << 20;
 
 /// See the module.
 pub struct ColdTier {
@@ -24,8 +36,16 @@ pub struct ColdTier {
     pub settings: OffloadSettings,
     /// What this process is called in the records of its attempts.
     pub(crate) worker: BrokerId,
+    /// What is due, under way and to be deleted.
+    pub figures: Figures,
+    /// Bookies that run out of space.
+    pub pressure: Pressure,
     /// Attempts that run at once.
     pub(crate) workers: Semaphore,
+    /// What they hold in memory.
+    pub(crate) memory: ByteBudget,
+    /// What they may read and send.
+    uploads: Option<Mutex<Bucket>>,
     /// Looks at records of ledgers at once: topics that are loaded together would all look.
     pub(crate) looks: Semaphore,
     /// The attempts of this process that run: their records are not the reaper's.
@@ -40,21 +60,19 @@ pub struct ColdTier {
 /// Bounds of offload.
 #[derive(Debug, Clone)]
 pub struct OffloadSettings {
-    /// A sealed ledger is due when its last entry is older; without one only on command.
-    pub after: Option<Duration>,
-    /// How long copies at bookies stay after the object was verified.
-    pub lag: Duration,
+    /// What holds where no tenant, namespace or topic says anything.
+    pub policy: OffloadPolicy,
     /// Attempts that run at once in this process.
     pub workers_max: usize,
     /// Raw bytes of a block.
     pub block_bytes: usize,
-    /// Whether blocks are compressed.
-    pub compression: Compression,
+    /// Bytes of ledgers that this process offloads in a second; `None`: no bound.
+    pub upload_rate: Option<u64>,
     /// Bytes of one read from bookies.
     pub read_bytes: usize,
     /// Bytes of a part of an object, where that is not what its length wants.
     pub part_bytes: Option<usize>,
-    /// What any attempt may take, beside a second for each MiB.
+    /// What any attempt may take, beside a second for each MiB or what the rate of uploads asks for.
     pub attempt_max: Duration,
     /// How long a read of an object may take.
     pub read_max: Duration,
@@ -63,11 +81,10 @@ pub struct OffloadSettings {
 impl Default for OffloadSettings {
     fn default() -> OffloadSettings {
         OffloadSettings {
-            after: None,
-            lag: Duration::from_secs(3600),
+            policy: OffloadPolicy::default(),
             workers_max: 2,
             block_bytes: 256 << 10,
-            compression: Compression::Auto,
+            upload_rate: Some(64 << 20),
             read_bytes: 2 << 20,
             part_bytes: None,
             attempt_max: Duration::from_secs(30 * 60),
@@ -88,7 +105,13 @@ impl ColdTier {
         ColdTier {
             locations,
             cache,
+            figures: Figures::default(),
+            pressure: Pressure::default(),
             workers: Semaphore::new(settings.workers_max.max(1)),
+            memory: ByteBudget::new(settings.workers_max.max(1).saturating_mul(WORKER_BYTES)),
+            uploads: settings
+                .upload_rate
+                .map(|rate| Mutex::new(Bucket::new(rate, UPLOAD_BURST, Duration::ZERO))),
             settings,
             worker,
             looks: Semaphore::new(LOOKS_AT_ONCE),
@@ -102,6 +125,37 @@ impl ColdTier {
     #[must_use]
     pub fn worker(&self) -> BrokerId {
         self.worker
+    }
+
+    /// Waits until this many bytes of a ledger may be offloaded.
+    pub(crate) async fn pace(&self, clock: &dyn Clock, bytes: usize) {
+        let Some(uploads) = &self.uploads else {
+            return;
+        };
+        loop {
+            let wait = {
+                let mut bucket = uploads.lock();
+                let wait = bucket.wait(clock.monotonic());
+                if wait.is_zero() {
+                    bucket.take(bytes as u64);
+                    return;
+                }
+                wait
+            };
+            clock::sleep(wait).await;
+        }
+    }
+
+    /// What an attempt at a ledger of this length may take.
+    pub(crate) fn attempt_max(&self, bytes: u64) -> Duration {
+        // With a low rate, which the workers share, each gets a part of it.
+        let workers = self.settings.workers_max.max(1) as u64;
+        let of_rate = |rate: u64| rate / workers.saturating_mul(2);
+        let rate = self.settings.upload_rate.map_or(u64::MAX, of_rate);
+        let seconds = bytes / rate.clamp(1, ATTEMPT_BYTES_PER_SECOND);
+        self.settings
+            .attempt_max
+            .saturating_add(Duration::from_secs(seconds))
     }
 
     /// Waits until there may be something to reap.

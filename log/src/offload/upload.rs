@@ -4,11 +4,10 @@
 //! given up by the reaper.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use aquifer_cold::error::ColdError;
-use aquifer_cold::format::Expected;
 use aquifer_cold::format::writer::ObjectSpec;
+use aquifer_cold::format::{Compression, Expected};
 use aquifer_cold::location::Location;
 use aquifer_cold::object::{name_of, verify};
 use aquifer_cold::upload::{ObjectUpload, part_bytes};
@@ -18,6 +17,7 @@ use aquifer_ledger::offload::{Offload, StoredObject};
 use aquifer_ledger::reader::{Wanted, read_range};
 use aquifer_ledger::writer::machine::LedgerEnd;
 use aquifer_model::id::{AttemptId, EntryId, LedgerId};
+use aquifer_model::policy::offload::OffloadCompression;
 use aquifer_proto::v1;
 use aquifer_runtime::clock;
 use bytes::Bytes;
@@ -31,8 +31,9 @@ use crate::record::TopicRecordCell;
 const READ_ENTRIES_MAX: usize = 16 * 1024;
 /// Reads of the same entries, while repair changes where they are.
 const READS_MAX: u32 = 3;
-/// Bytes of a ledger for which an attempt gets a second more.
-const BYTES_PER_SECOND: u64 = 1 << 20;
+/// Parts that an attempt has in memory: one that is being filled, one that is being sent, and
+/// copies of what goes into them.
+const PARTS_IN_MEMORY: usize = 3;
 
 /// What became of a ledger.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,7 +51,7 @@ pub(crate) async fn offload_ledger(
     ctx: &LogContext,
     tier: &ColdTier,
     cell: &TopicRecordCell,
-    ledger: LedgerId,
+    (ledger, compression): (LedgerId, OffloadCompression),
 ) -> Result<Outcome, LogError> {
     let info = ledger_metadata::load_existing(&*ctx.ledgers.store, ledger).await?;
     match info.offload {
@@ -64,13 +65,16 @@ pub(crate) async fn offload_ledger(
     let Some(last_entry) = end.last_entry else {
         return Ok(Outcome::NothingToDo);
     };
+    let part = tier.settings.part_bytes;
+    let part = part.unwrap_or_else(|| part_bytes(end.length));
+    let _memory = tier.memory.acquire(memory_of(tier, part)?).await;
     let location = tier.locations.primary().await.map_err(of_store)?;
     // What is written elsewhere would be found nowhere.
     location.check().await.map_err(of_store)?;
     let now_ms = ctx.ledgers.clock.wall_ms();
     let attempt = draw(ctx, now_ms);
     let name = name_of(tier.locations.cluster(), &info.home, ledger, attempt);
-    let limit = tier.settings.attempt_max + Duration::from_secs(end.length / BYTES_PER_SECOND);
+    let limit = tier.attempt_max(end.length);
     let place = (location.number, name);
     let times = (now_ms, clock::millis(limit));
     let planned = PlannedObject::new(attempt, &info, place, tier.worker, times);
@@ -81,6 +85,11 @@ pub(crate) async fn offload_ledger(
         location: &location,
         planned,
         end: (last_entry, end),
+        part_bytes: part,
+        compression: match compression {
+            OffloadCompression::None => Compression::None,
+            OffloadCompression::Auto => Compression::Auto,
+        },
     };
     let info = match objects::claim(&*ctx.ledgers.store, &work.planned).await {
         Ok(info) => info,
@@ -106,6 +115,21 @@ pub(crate) async fn offload_ledger(
     }
     tracing::info!(%ledger, topic = %cell.topic(), %attempt, bytes = end.length, "ledger offloaded");
     Ok(Outcome::Stored)
+}
+
+/// What an attempt with parts of a size has in memory.
+fn memory_of(tier: &ColdTier, part: usize) -> Result<usize, LogError> {
+    let settings = &tier.settings;
+    let parts = part.saturating_mul(PARTS_IN_MEMORY);
+    let wanted = parts.saturating_add(settings.read_bytes.saturating_mul(2));
+    let wanted = wanted.saturating_add(settings.block_bytes.saturating_mul(2));
+    match wanted <= tier.memory.capacity_bytes() {
+        true => Ok(wanted),
+        false => Err(LogError::Invalid(format!(
+            "the ledger is so large that its object needs {wanted} bytes of memory: close ledgers \
+             at a smaller size, or raise cold.workers_max"
+        ))),
+    }
 }
 
 /// An id that is never used again: the time, and what is random.
@@ -135,6 +159,8 @@ struct Attempt<'a> {
     location: &'a Location,
     planned: PlannedObject,
     end: (EntryId, LedgerEnd),
+    part_bytes: usize,
+    compression: Compression,
 }
 
 impl Attempt<'_> {
@@ -153,8 +179,7 @@ impl Attempt<'_> {
         cell: &TopicRecordCell,
     ) -> Result<StoredObject, LogError> {
         let (last_entry, end) = self.end;
-        let part = part_bytes(end.length);
-        let part = self.tier.settings.part_bytes.unwrap_or(part);
+        let part = self.part_bytes;
         let (store, name) = (Arc::clone(&self.location.store), self.planned.name.clone());
         let mut upload = ObjectUpload::new(store, name, self.spec(&info, cell), part);
         let sent = self.send(&mut upload, info.clone(), last_entry).await;
@@ -217,7 +242,7 @@ impl Attempt<'_> {
                 ..v1::ObjectSection::default()
             },
             block_bytes: self.tier.settings.block_bytes,
-            compression: self.tier.settings.compression,
+            compression: self.compression,
         }
     }
 
@@ -231,6 +256,9 @@ impl Attempt<'_> {
         let mut next = EntryId::FIRST;
         while next <= last {
             let entries = self.read(&mut info, next, last).await?;
+            let bytes = entries.iter().map(|entry| entry.data.len()).sum();
+            let clock = &*self.ctx.ledgers.clock;
+            self.tier.pace(clock, bytes).await;
             for entry in &entries {
                 upload.add(entry).map_err(of_store)?;
                 next = entry.entry.next();

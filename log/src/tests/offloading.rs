@@ -1,6 +1,7 @@
 //! Ledgers that go into objects and are read from there.
 
 mod failures;
+mod planning;
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -11,6 +12,8 @@ use aquifer_ledger::ledger_metadata;
 use aquifer_ledger::objects;
 use aquifer_ledger::offload::Offload;
 use aquifer_runtime::rng::SeededRng;
+use aquifer_model::policy::offload::OffloadPolicy;
+use aquifer_runtime::clock;
 
 use super::*;
 use crate::offload::reaper::{Reaped, reap};
@@ -22,7 +25,10 @@ const LAG: Duration = Duration::from_secs(60);
 
 fn offload_settings() -> OffloadSettings {
     OffloadSettings {
-        lag: LAG,
+        policy: OffloadPolicy {
+            lag_ms: clock::millis(LAG),
+            ..OffloadPolicy::default()
+        },
         // Several parts of several blocks, with ledgers of a few hundred KiB.
         block_bytes: 64 << 10,
         part_bytes: Some(100_000),
@@ -161,7 +167,7 @@ fn count_local(owner: &Owner) -> usize {
 /// Lets copies go until `left` ledgers have some.
 async fn drop_copies(owner: &Owner, droppable: Index, left: usize) {
     while count_local(owner) > left {
-        owner.log.care_for_offload(droppable);
+        owner.log.care_for_offload(droppable, Index(0));
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }
@@ -189,7 +195,7 @@ async fn what_is_offloaded_is_read_as_before() {
     world.pass(LAG);
     let third = owner.log.stats().ledgers[3].first_index;
     drop_copies(&owner, third, 2).await;
-    owner.log.care_for_offload(third);
+    owner.log.care_for_offload(third, Index(0));
     tokio::time::sleep(Duration::from_millis(10)).await;
     assert_eq!(world.copies(), 2, "what a load replays stays");
     drop_copies(&owner, owner.log.end(), 0).await;
@@ -365,7 +371,9 @@ async fn copies_stay_while_the_object_is_not_as_it_was_written() {
     ];
     for damage in attempts {
         damage();
-        owner.log.care_for_offload(owner.log.end());
+        // A ledger that was found damaged is left alone for a while.
+        world.pass(Duration::from_secs(601));
+        owner.log.care_for_offload(owner.log.end(), Index(0));
         tokio::time::sleep(Duration::from_secs(1)).await;
         assert_eq!(world.copies(), 1);
     }
@@ -425,5 +433,5 @@ async fn without_a_place_nothing_is_offloaded_and_it_is_said() {
     owner.append_all(0..10).await;
     let asked = owner.log.request_offload(owner.log.end()).await;
     assert!(matches!(asked, Err(LogError::Invalid(_))), "{asked:?}");
-    owner.log.care_for_offload(owner.log.end());
+    owner.log.care_for_offload(owner.log.end(), Index(0));
 }

@@ -86,7 +86,7 @@ async fn life(world: &World, fuse: &Arc<Fuse>) {
     }
     world.pass(LAG);
     while count_local(&owner) > 0 {
-        owner.log.care_for_offload(end);
+        owner.log.care_for_offload(end, Index(0));
         tokio::time::sleep(Duration::from_secs(1)).await;
     }
 }
