@@ -38,6 +38,7 @@ EMPTY = {
     "aquifer_bookie_store_flush_seconds_bucket": "no store was flushed within the last minute",
     "aquifer_bookie_requests_refused_total": "no bookie had to refuse anything",
     "aquifer_log_append_failures_total": "no append has failed",
+    "aquifer_log_bad_objects_total": "no object is missing or damaged",
     "aquifer_grpc_connections_refused_total": "no broker has as many connections as it may",
     "aquifer_broker_balance_moves_total": "nothing had to move",
     "aquifer_broker_balance_splits_total": "nothing had to be split",

@@ -89,6 +89,8 @@ BROKERS = [
     panel("Reads from the tail cache", "percentunit", (
         f"sum by (instance) (rate(aquifer_log_tail_hits_total{{{C}}}[$__rate_interval])) / (sum by (instance) (rate(aquifer_log_tail_hits_total{{{C}}}[$__rate_interval]))"
         f" + (sum by (instance) (rate(aquifer_log_tail_misses_total{{{C}}}[$__rate_interval])) or sum by (instance) (rate(aquifer_log_tail_hits_total{{{C}}}[$__rate_interval])) * 0))", "{{instance}}")),
+    panel("To be offloaded by policy", "bytes", (f"aquifer_log_offload_lag_bytes{{{C}}}", "{{instance}}")),
+    panel("Ledgers late to be offloaded", "short", (f"aquifer_log_offload_late_ledgers{{{C}}}", "{{instance}}"), about="Due for four times what the policy says."),
 ]
 
 BOOKIES = [
