@@ -1,8 +1,9 @@
 //! Offload: closed ledgers of a log go into objects, and are read from there.
 //!
 //! Owns: which ledgers are due, of logs that are open and by the record of one that is not, the
-//! attempt at one ledger, what is done about attempts that failed. What an attempt may change is in the records of ledgers and objects
-//! (`aquifer_ledger::offload`, `aquifer_ledger::objects`); every step is a compare-and-swap there.
+//! attempt at one ledger, what is done about attempts that failed. What an attempt may change is in
+//! the records of ledgers and objects (`aquifer_ledger::offload`, `aquifer_ledger::objects`); every
+//! step is a compare-and-swap there.
 //! Invariants:
 //! - Only sealed segments are offloaded, so that loading a topic never needs an object.
 //! - An object counts only after every byte of it was read back and checked (H23, I10).

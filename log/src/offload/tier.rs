@@ -72,7 +72,7 @@ pub struct OffloadSettings {
     pub read_bytes: usize,
     /// Bytes of a part of an object, where that is not what its length wants.
     pub part_bytes: Option<usize>,
-    /// What any attempt may take, beside a second for each MiB or what the rate of uploads asks for.
+    /// What any attempt may take, beside a second for each MiB, or what the rate of uploads wants.
     pub attempt_max: Duration,
     /// How long a read of an object may take.
     pub read_max: Duration,
