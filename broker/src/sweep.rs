@@ -29,8 +29,8 @@ use crate::bundle::Bundles;
 use crate::error::BrokerError;
 use crate::namespace::bundles_of;
 use crate::namespace::listing::{Lister, behind, parse};
-use crate::security::audit::cause::Create;
 use crate::offload::planner::Planner;
+use crate::security::audit::cause::Create;
 use crate::topic::event::Event;
 use crate::topics::Topics;
 

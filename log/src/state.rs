@@ -171,11 +171,6 @@ impl Pending {
 }
 
 impl Segment {
-    /// Whether it can be offloaded: it changes no more, and holds something.
-    pub(crate) fn is_sealed_with_entries(&self) -> bool {
-        self.status == SegmentStatus::Sealed && self.entries > 0
-    }
-
     pub(crate) fn new(ledger: LedgerId, first_index: Index) -> Segment {
         Segment {
             ledger,

@@ -24,6 +24,7 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use crate::error::BrokerError;
+use crate::security::audit::cause::Create;
 use crate::topic::event::Event;
 use crate::topics::Topics;
 
@@ -177,7 +178,7 @@ impl Planner {
         }
         // It looks then whether it may go.
         if topics.is_there(topic) {
-            let looked = topics.ask(topic, false, Event::Trim);
+            let looked = topics.ask(topic, &Create::Never, Event::Trim);
             let _ = clock::timeout(LOOK_MAX, looked).await;
         }
     }
@@ -185,7 +186,10 @@ impl Planner {
     /// Has a topic loaded, and leads it from step to step: offload, snapshot, drop of copies.
     async fn work(&self, topic: &TopicName) -> Result<(), BrokerError> {
         loop {
-            let log = self.topics.ask(topic, false, Event::Offload).await?;
+            let log = self
+                .topics
+                .ask(topic, &Create::Never, Event::Offload)
+                .await?;
             clock::sleep(WORK_TICK).await;
             if !log.awaits_offload(Index(u64::MAX)) || !self.topics.is_there(topic) {
                 return Ok(());

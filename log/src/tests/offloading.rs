@@ -11,9 +11,9 @@ use aquifer_ledger::deletion::sweep_intents;
 use aquifer_ledger::ledger_metadata;
 use aquifer_ledger::objects;
 use aquifer_ledger::offload::Offload;
-use aquifer_runtime::rng::SeededRng;
 use aquifer_model::policy::offload::OffloadPolicy;
 use aquifer_runtime::clock;
+use aquifer_runtime::rng::SeededRng;
 
 use super::*;
 use crate::offload::reaper::{Reaped, reap};
