@@ -10,6 +10,7 @@ use aquifer_harness::mount::{Mount, is_privileged};
 use aquifer_harness::server::{Server, ServerOptions};
 use aquifer_harness::wait::until;
 use aquifer_model::place::Place;
+use rustix::process::Signal;
 
 const MIB: u64 = 1024 * 1024;
 
@@ -140,7 +141,10 @@ async fn on_a_disk_without_any_space_consuming_and_deleting_go_on() -> Result<()
         Ok(found.filter(|path| fs::metadata(path).is_ok_and(|file| file.len() >= 32 * MIB)))
     })
     .await?;
+    // Not while it runs: the reserve, given up too early, would be filled as well.
+    server.signal(Signal::STOP)?;
     fill_up(&mount)?;
+    server.signal(Signal::CONT)?;
     until("the reserve to be given up", || async {
         Ok((!reserve.exists()).then_some(()))
     })
