@@ -6,7 +6,7 @@ use aquifer_cold::cache::{CacheBytes, ObjectCache};
 use aquifer_cold::error::ColdResult;
 use aquifer_cold::location::Locations;
 use aquifer_cold::store::ColdStore;
-use aquifer_cold::testing::MemoryColdStore;
+pub use aquifer_cold::testing::MemoryColdStore;
 use aquifer_ledger::context::{LedgerContext, LedgerSettings};
 use aquifer_ledger::testing::{Fuse, TestWorld};
 use aquifer_ledger::transport::BookieTransport;
@@ -81,11 +81,22 @@ pub fn over_cold(
     store: &MemoryColdStore,
     offload: OffloadSettings,
 ) -> Arc<LogContext> {
+    over_cold_of("test", ledgers, store, offload)
+}
+
+/// The same for a cluster of another name.
+#[must_use]
+pub fn over_cold_of(
+    cluster: &str,
+    ledgers: Arc<LedgerContext>,
+    store: &MemoryColdStore,
+    offload: OffloadSettings,
+) -> Arc<LogContext> {
     let store = store.clone();
     let opener = move |_: &str| -> ColdResult<Arc<dyn ColdStore>> { Ok(Arc::new(store.clone())) };
     let sources = (Arc::clone(&ledgers.clock), Arc::clone(&ledgers.rng));
     let metadata = Arc::clone(&ledgers.store);
-    let locations = Locations::new(metadata, sources, "test", "mem://1", Box::new(opener));
+    let locations = Locations::new(metadata, sources, cluster, "mem://1", Box::new(opener));
     let cache = ObjectCache::new(CacheBytes::default());
     let worker = BrokerId(ledgers.rng.id16());
     let tier = ColdTier::new(locations, cache, offload, worker);

@@ -1,10 +1,9 @@
 //! Ledgers are offloaded when policy says so, whether their topic is used or not.
 
 use aquifer_broker::BrokerConfig;
-use aquifer_cold::testing::MemoryColdStore;
 use aquifer_ledger::testing::TestWorld;
 use aquifer_log::offload::tier::OffloadSettings;
-use aquifer_log::testing::over_cold;
+use aquifer_log::testing::{MemoryColdStore, over_cold};
 use aquifer_metadata::keys;
 use aquifer_metadata::store::MetadataStore;
 use aquifer_model::id::Index;
