@@ -12,7 +12,7 @@ use std::path::Path;
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let root = Path::new("proto");
     let names = [
-        "error", "broker", "pull", "admin", "security", "bookie", "object", "metadata",
+        "error", "broker", "pull", "admin", "security", "bookie", "object", "metadata", "backup",
     ];
     let files: Vec<_> = names
         .iter()

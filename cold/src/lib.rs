@@ -2,10 +2,12 @@
 //!
 //! [`format`] is plain code over bytes. [`store::ColdStore`] is the seam to object stores; the one
 //! over a library is in [`library`], whose types no other module sees. [`object`] reads objects by
-//! their index, and [`location`] knows which stores a cluster uses. This crate knows neither
+//! their index, and [`location`] knows which stores a cluster uses. [`backup`]
+//! has the files of backups. This crate knows neither
 //! bookies nor topic logs.
 #![deny(missing_docs)]
 
+pub mod backup;
 pub mod cache;
 pub mod config;
 pub mod counted;
@@ -14,6 +16,7 @@ pub mod format;
 pub mod library;
 pub mod location;
 pub mod object;
+mod read_only;
 pub mod store;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;

@@ -7,6 +7,7 @@
 //! - A missing bucket looks like missing objects. What a store says about absence counts only after
 //!   its marker was read and is right ([`Location::check`]); nothing is written or deleted in a
 //!   place with another marker, or with none where one was seen.
+//! - What another cluster owns, from whose backup topics were restored, is only read.
 //! - Places are opened when they are first needed: a store that is away keeps no process from
 //!   starting, and loading a topic asks for none.
 
@@ -24,6 +25,7 @@ use bytes::Bytes;
 use tokio::sync::Mutex;
 
 use crate::error::{ColdError, ColdResult};
+use crate::read_only::ReadOnly;
 use crate::store::ColdStore;
 
 /// Places that a cluster may have had.
@@ -44,9 +46,24 @@ pub struct Location {
     pub id: LocationId,
     /// Where it is.
     pub url: String,
+    /// The cluster that owns what is there.
+    pub owner: String,
+    /// Whether that is another one: then its objects are only read.
+    pub is_foreign: bool,
     /// Its objects.
     pub store: Arc<dyn ColdStore>,
     marker: String,
+}
+
+/// A place as metadata or a backup describes it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PlaceOfObjects {
+    /// What its marker says.
+    pub id: LocationId,
+    /// Where it was seen last.
+    pub url: String,
+    /// The cluster that owns what is there.
+    pub owner: String,
 }
 
 /// The places of a cluster.
@@ -58,13 +75,10 @@ pub struct Locations {
     /// Where new objects go; empty: nowhere.
     url: String,
     opener: Opener,
-    opened: Mutex<Opened>,
-}
-
-#[derive(Default)]
-struct Opened {
-    primary: Option<Arc<Location>>,
-    all: BTreeMap<u32, Arc<Location>>,
+    /// Held while it is opened, so that it is opened once.
+    primary: Mutex<Option<Arc<Location>>>,
+    /// Never held while a store is asked.
+    all: Mutex<BTreeMap<u32, Arc<Location>>>,
 }
 
 /// A record of a place.
@@ -74,6 +88,8 @@ struct Known {
     url: String,
     marked: bool,
     created_ms: u64,
+    /// The cluster that owns it; empty: this one.
+    owner: String,
 }
 
 impl Known {
@@ -94,6 +110,7 @@ impl Known {
             url: record.url,
             marked: record.marked,
             created_ms: record.created_ms,
+            owner: record.cluster,
         })
     }
 
@@ -103,7 +120,12 @@ impl Known {
             url: self.url.clone(),
             created_ms: self.created_ms,
             marked: self.marked,
+            cluster: self.owner.clone(),
         })
+    }
+
+    fn is_foreign(&self) -> bool {
+        !self.owner.is_empty()
     }
 }
 
@@ -124,7 +146,8 @@ impl Locations {
             cluster: cluster.to_owned(),
             url: url.to_owned(),
             opener,
-            opened: Mutex::default(),
+            primary: Mutex::default(),
+            all: Mutex::default(),
         }
     }
 
@@ -151,8 +174,8 @@ impl Locations {
                 "no place for objects is set: give --cold-store URL".to_owned(),
             ));
         }
-        let mut opened = self.opened.lock().await;
-        if let Some(primary) = &opened.primary {
+        let mut opened = self.primary.lock().await;
+        if let Some(primary) = &*opened {
             return Ok(Arc::clone(primary));
         }
         let store = (self.opener)(&self.url)?;
@@ -160,6 +183,13 @@ impl Locations {
         let found = read_marker(&*store, &marker_name(&self.cluster)).await?;
         let known = match found {
             Some(id) => match known.into_iter().find(|known| known.id == id) {
+                Some(known) if known.is_foreign() => {
+                    return Err(self.wrong(
+                        "it has objects of a cluster of the same name that a backup was restored \
+                         from, and these are only read: give another prefix"
+                            .to_owned(),
+                    ));
+                }
                 Some(known) => known,
                 None => {
                     return Err(self.wrong(format!(
@@ -169,7 +199,7 @@ impl Locations {
                 }
             },
             None => {
-                let known = known.into_iter().find(|known| known.url == self.url);
+                let known = known.into_iter().find(|known| self.is_configured(known));
                 let known = match known {
                     Some(known) if known.marked => {
                         let reason = format!("its marker {} is lost", marker_name(&self.cluster));
@@ -186,6 +216,8 @@ impl Locations {
             number: known.number,
             id: known.id,
             url: self.url.clone(),
+            owner: self.cluster.clone(),
+            is_foreign: false,
             store,
             marker: marker_name(&self.cluster),
         });
@@ -196,8 +228,9 @@ impl Locations {
             url = self.url,
             "cold store is open"
         );
-        opened.all.insert(location.number, Arc::clone(&location));
-        opened.primary = Some(Arc::clone(&location));
+        let mut all = self.all.lock().await;
+        all.insert(location.number, Arc::clone(&location));
+        *opened = Some(Arc::clone(&location));
         Ok(location)
     }
 
@@ -206,31 +239,149 @@ impl Locations {
     /// # Errors
     /// `Config` when metadata knows none, or its URL cannot be opened; those of the store.
     pub async fn get(&self, number: u32) -> ColdResult<Arc<Location>> {
-        if let Some(location) = self.opened.lock().await.all.get(&number) {
+        if let Some(location) = self.all.lock().await.get(&number) {
             return Ok(Arc::clone(location));
         }
+        let known = self.record_of(number).await?;
+        if self.takes_objects() && known.url == self.url && !known.is_foreign() {
+            return self.primary().await;
+        }
+        let recorded = self.open_recorded(number, known).await;
+        let Err(error) = recorded else {
+            return recorded;
+        };
+        // The configured place may be this one under another URL: its marker says so. It is asked
+        // last: while it is away, other places are read.
         if self.takes_objects() {
-            // The configured place may be this one under another URL: its marker says so.
             match self.primary().await {
                 Ok(primary) if primary.number == number => return Ok(primary),
                 Ok(_) => {}
                 Err(error) => tracing::debug!(%error, "the configured cold store is not open"),
             }
         }
-        let stored = self.metadata.get(&keys::location(number)).await?;
-        let none = || ColdError::Config(format!("metadata has no location {number}"));
-        let known = Known::decode(&stored.ok_or_else(none)?)?;
+        Err(error)
+    }
+
+    async fn open_recorded(&self, number: u32, known: Known) -> ColdResult<Arc<Location>> {
+        let (owner, is_foreign) = (self.owner_of(&known), known.is_foreign());
+        let store = (self.opener)(&known.url)?;
         let location = Arc::new(Location {
             number,
             id: known.id,
-            store: (self.opener)(&known.url)?,
+            store: match is_foreign {
+                true => Arc::new(ReadOnly(store)),
+                false => store,
+            },
             url: known.url,
-            marker: marker_name(&self.cluster),
+            marker: marker_name(&owner),
+            owner,
+            is_foreign,
         });
         location.check().await?;
-        let mut opened = self.opened.lock().await;
-        opened.all.insert(number, Arc::clone(&location));
+        let mut all = self.all.lock().await;
+        all.insert(number, Arc::clone(&location));
         Ok(location)
+    }
+
+    /// What metadata says of a place; its store is not asked.
+    ///
+    /// # Errors
+    /// `Config` when metadata knows none of the number.
+    pub async fn describe(&self, number: u32) -> ColdResult<PlaceOfObjects> {
+        let known = self.record_of(number).await?;
+        Ok(PlaceOfObjects {
+            id: known.id,
+            owner: self.owner_of(&known),
+            url: known.url,
+        })
+    }
+
+    /// Opens a place of a cluster, this one or another, and answers what its marker says. Nothing
+    /// is noted or written.
+    ///
+    /// # Errors
+    /// `WrongPlace` when it has no marker of the cluster; those of the store.
+    pub async fn visit(
+        &self,
+        url: &str,
+        owner: &str,
+    ) -> ColdResult<(LocationId, Arc<dyn ColdStore>)> {
+        let store: Arc<dyn ColdStore> = Arc::new(ReadOnly((self.opener)(url)?));
+        let marker = marker_name(owner);
+        let found = read_marker(&*store, &marker).await?;
+        let id = found.ok_or_else(|| ColdError::WrongPlace {
+            url: url.to_owned(),
+            reason: format!("it has no marker {marker}"),
+        })?;
+        Ok((id, store))
+    }
+
+    /// The number of a place that a backup names, and whether what is there is another cluster's. A
+    /// place that was not known is noted, once its marker was seen: it is only read from then on.
+    ///
+    /// # Errors
+    /// `WrongPlace` when it is not what the backup means; those of the store.
+    pub async fn number_of(&self, place: &PlaceOfObjects) -> ColdResult<(u32, bool)> {
+        let seen = self.known().await?;
+        if let Some(known) = seen.into_iter().find(|known| known.id == place.id) {
+            return Ok((known.number, known.is_foreign()));
+        }
+        let (found, _) = self.visit(&place.url, &place.owner).await?;
+        if found != place.id {
+            return Err(ColdError::WrongPlace {
+                url: place.url.clone(),
+                reason: format!("its marker says {found}, not {}", place.id),
+            });
+        }
+        loop {
+            let all = self.known().await?;
+            if let Some(known) = all.iter().find(|known| known.id == place.id) {
+                return Ok((known.number, known.is_foreign()));
+            }
+            let new = Known {
+                number: all.last().map_or(0, |known| known.number).saturating_add(1),
+                id: place.id,
+                url: place.url.clone(),
+                marked: true,
+                created_ms: self.clock.wall_ms(),
+                owner: place.owner.clone(),
+            };
+            if self.put_new(&new).await? {
+                return Ok((new.number, true));
+            }
+        }
+    }
+
+    /// Writes the record of a place with a new number; `false` when another process was faster, or
+    /// it may have been this very change.
+    async fn put_new(&self, new: &Known) -> ColdResult<bool> {
+        let (key, partition) = (keys::location(new.number), keys::CLUSTER_PARTITION);
+        let put = self
+            .metadata
+            .put(partition, &key, new.value(), Expect::Absent);
+        match put.await {
+            Ok(_) => Ok(true),
+            Err(MetadataError::Conflict { .. } | MetadataError::UnknownOutcome(_)) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    async fn record_of(&self, number: u32) -> ColdResult<Known> {
+        let stored = self.metadata.get(&keys::location(number)).await?;
+        let none = || ColdError::Config(format!("metadata has no location {number}"));
+        Known::decode(&stored.ok_or_else(none)?)
+    }
+
+    fn owner_of(&self, known: &Known) -> String {
+        match known.is_foreign() {
+            true => known.owner.clone(),
+            false => self.cluster.clone(),
+        }
+    }
+
+    /// Whether this is the record of the configured place, by its URL.
+    fn is_configured(&self, known: &Known) -> bool {
+        known.url == self.url && !known.is_foreign()
     }
 
     async fn known(&self) -> ColdResult<Vec<Known>> {
@@ -249,7 +400,7 @@ impl Locations {
     async fn note(&self) -> ColdResult<Known> {
         loop {
             let known = self.known().await?;
-            if let Some(other) = known.iter().position(|known| known.url == self.url) {
+            if let Some(other) = known.iter().position(|known| self.is_configured(known)) {
                 // Another process was faster.
                 let mut known = known;
                 return Ok(known.swap_remove(other));
@@ -261,16 +412,10 @@ impl Locations {
                 url: self.url.clone(),
                 marked: false,
                 created_ms: self.clock.wall_ms(),
+                owner: String::new(),
             };
-            let (key, partition) = (keys::location(new.number), keys::CLUSTER_PARTITION);
-            let put = self
-                .metadata
-                .put(partition, &key, new.value(), Expect::Absent);
-            match put.await {
-                Ok(_) => return Ok(new),
-                // Read again: it may have been this very change.
-                Err(MetadataError::Conflict { .. } | MetadataError::UnknownOutcome(_)) => {}
-                Err(error) => return Err(error.into()),
+            if self.put_new(&new).await? {
+                return Ok(new);
             }
         }
     }
@@ -326,6 +471,14 @@ impl Location {
 
 fn marker_name(cluster: &str) -> String {
     format!("{cluster}/location")
+}
+
+/// What the marker of a cluster in a store says; `None` where it has none.
+///
+/// # Errors
+/// Those of the store; `Damaged`.
+pub async fn marker_of(store: &dyn ColdStore, cluster: &str) -> ColdResult<Option<LocationId>> {
+    read_marker(store, &marker_name(cluster)).await
 }
 
 async fn read_marker(store: &dyn ColdStore, name: &str) -> ColdResult<Option<LocationId>> {

@@ -89,7 +89,9 @@ impl LedgerInfo {
         record::encode(self.to_record())
     }
 
-    pub(crate) fn to_record(&self) -> v1::LedgerRecord {
+    /// What is written down of it.
+    #[must_use]
+    pub fn to_record(&self) -> v1::LedgerRecord {
         let size = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
         let (state, end) = match self.state {
             LedgerState::Open => (v1::LedgerState::Open, LedgerEnd::default()),
@@ -121,8 +123,19 @@ impl LedgerInfo {
     /// # Errors
     /// [`LedgerError::BadRecord`] when it is damaged.
     pub fn decode(id: LedgerId, stored: &Versioned) -> Result<LedgerInfo, LedgerError> {
+        LedgerInfo::of_record(id, record::decode(stored)?, stored.revision)
+    }
+
+    /// The ledger that a record describes, which was read at a revision.
+    ///
+    /// # Errors
+    /// [`LedgerError::BadRecord`] when it is damaged.
+    pub fn of_record(
+        id: LedgerId,
+        ledger: v1::LedgerRecord,
+        revision: Revision,
+    ) -> Result<LedgerInfo, LedgerError> {
         let bad = |reason: &str| LedgerError::BadRecord(id.0, reason.to_owned());
-        let ledger: v1::LedgerRecord = record::decode(stored)?;
         let quorum = Quorum::new(ledger.ensemble, ledger.write_quorum, ledger.ack_quorum)
             .map_err(|error| bad(&error.to_string()))?;
         let state = match ledger.state() {
@@ -182,7 +195,7 @@ impl LedgerInfo {
             recovery_epoch: ledger.recovery_epoch,
             created_ms: ledger.created_ms,
             offload,
-            revision: stored.revision,
+            revision,
         })
     }
 }
@@ -339,6 +352,41 @@ impl LedgerIds {
         reserved.0 += 1;
         Some(LedgerId(reserved.0 - 1))
     }
+
+    /// Gives up what this process has reserved and not used up to an id: ledgers that are restored
+    /// have those.
+    pub fn give_up_to(&self, last: LedgerId) {
+        let mut reserved = self.reserved.lock();
+        if reserved.0 <= last.0 {
+            *reserved = (0, 0);
+        }
+    }
+}
+
+/// Lets no range of ids that is reserved from now on begin below one that is to be restored. What
+/// processes have reserved before stays theirs: see [`LedgerIds::give_up_to`].
+///
+/// # Errors
+/// When metadata cannot be changed, or there is no such id.
+pub async fn reserve_up_to(store: &dyn MetadataStore, last: LedgerId) -> Result<(), LedgerError> {
+    let decide = |stored: Option<&Versioned>| {
+        let next = match stored {
+            None => 1,
+            Some(stored) => record::decode::<v1::IdRangeRecord>(stored)?.next,
+        };
+        if last.0 < next {
+            return Ok(Change::none(()));
+        }
+        if last.0 >= LEDGER_ID_MAX {
+            let none = "there is no such id of a ledger".to_owned();
+            return Err(LedgerError::BadRecord(last.0, none));
+        }
+        let value = record::encode(v1::IdRangeRecord { next: last.0 + 1 });
+        Ok(Change::put(keys::CLUSTER_PARTITION, value, ()))
+    };
+    let key = keys::id_range(keys::IDS_LEDGER);
+    let raised = store.update(&key, &[], |stored| ready(decide(stored.as_ref())));
+    raised.await.map(drop).map_err(UpdateError::flatten)
 }
 
 /// The change that reserves the next range; answers its first id.

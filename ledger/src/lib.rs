@@ -14,6 +14,7 @@ pub mod deletion;
 pub mod duties;
 pub mod error;
 pub mod guards;
+pub mod holds;
 pub mod index;
 pub mod ledger_metadata;
 pub mod marks;

@@ -14,9 +14,10 @@
 
 use aquifer_metadata::error::MetadataError;
 use aquifer_metadata::keys::{self, Key};
+use aquifer_metadata::record;
+use aquifer_metadata::scan::{self, Pages};
 use aquifer_metadata::store::{Expect, MetadataStore, Operation, Revision, Transaction, Versioned};
 use aquifer_metadata::update::{Change, UpdateError};
-use aquifer_metadata::{record, scan};
 use aquifer_model::id::{AttemptId, BrokerId, LedgerId};
 use aquifer_proto::v1;
 use bytes::Bytes;
@@ -73,6 +74,10 @@ pub struct DyingObject {
     pub upload_id: String,
     /// Until when it may still appear, in milliseconds since 1970; 0: it was seen complete.
     pub until_ms: u64,
+    /// The revision of metadata at which its attempt began: no record named it before.
+    pub claimed: Revision,
+    /// The revision at which it died: no record names it since.
+    pub died: Revision,
 }
 
 impl PlannedObject {
@@ -143,6 +148,8 @@ impl PlannedObject {
             name: self.name.clone(),
             upload_id: self.upload_id.clone(),
             until_ms: deadline.saturating_add(LATE_MAX_MS),
+            claimed: Revision(0),
+            died: Revision(0),
         }
     }
 }
@@ -157,6 +164,9 @@ impl DyingObject {
             name: object.name.clone(),
             upload_id: String::new(),
             until_ms: 0,
+            claimed: object.claimed,
+            // As soon as it is written.
+            died: Revision(0),
         }
     }
 
@@ -168,6 +178,7 @@ impl DyingObject {
             name: self.name.clone(),
             upload_id: self.upload_id.clone(),
             until_ms: self.until_ms,
+            claimed_revision: self.claimed.0,
         });
         Operation::Put {
             key: keys::dying_object(self.attempt),
@@ -189,6 +200,8 @@ impl DyingObject {
             name: record.name,
             upload_id: record.upload_id,
             until_ms: record.until_ms,
+            claimed: Revision(record.claimed_revision),
+            died: stored.revision,
         })
     }
 }
@@ -345,13 +358,46 @@ pub async fn planned(store: &dyn MetadataStore) -> Result<Vec<PlannedObject>, Le
     found.iter().map(PlannedObject::decode).collect()
 }
 
-/// The objects that are to be deleted.
+/// The objects that are to be deleted, page by page: those that backups keep may be many.
+pub struct Dying<'a>(Pages<'a>);
+
+impl<'a> Dying<'a> {
+    /// Begins before the first.
+    #[must_use]
+    pub fn new(store: &'a dyn MetadataStore) -> Dying<'a> {
+        Dying(Pages::new(store, keys::DYING_OBJECTS_PREFIX))
+    }
+
+    /// The next page; `None` behind the last. A record that cannot be read is told and left as it
+    /// is: it keeps no other from being deleted.
+    ///
+    /// # Errors
+    /// When the page cannot be read.
+    pub async fn next(&mut self) -> Result<Option<Vec<DyingObject>>, LedgerError> {
+        let Some(page) = self.0.next().await? else {
+            return Ok(None);
+        };
+        let decode = |stored: &Versioned| match DyingObject::decode(stored) {
+            Ok(dying) => Some(dying),
+            Err(error) => {
+                tracing::warn!(key = stored.key, %error, "object is not deleted: its record cannot be read");
+                None
+            }
+        };
+        Ok(Some(page.iter().filter_map(decode).collect()))
+    }
+}
+
+/// Whether an object is still to be deleted: what a backup restores is no longer.
 ///
 /// # Errors
-/// When they cannot be read, or are too many.
-pub async fn dying(store: &dyn MetadataStore) -> Result<Vec<DyingObject>, LedgerError> {
-    let (found, _) = scan::all(store, keys::DYING_OBJECTS_PREFIX, FOUND_MAX).await?;
-    found.iter().map(DyingObject::decode).collect()
+/// When that cannot be read.
+pub async fn is_dying(
+    store: &dyn MetadataStore,
+    object: &DyingObject,
+) -> Result<bool, LedgerError> {
+    let found = store.get(&keys::dying_object(object.attempt)).await?;
+    Ok(found.is_some())
 }
 
 /// Forgets an object that is certainly gone.

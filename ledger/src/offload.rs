@@ -21,7 +21,7 @@
 use std::collections::BTreeMap;
 
 use aquifer_metadata::keys;
-use aquifer_metadata::store::{Guard, MetadataStore, Operation, Versioned};
+use aquifer_metadata::store::{Guard, MetadataStore, Operation, Revision, Versioned};
 use aquifer_metadata::update::{Change, UpdateError, Updated};
 use aquifer_model::id::{AttemptId, LedgerId};
 use aquifer_proto::v1;
@@ -48,6 +48,9 @@ pub struct StoredObject {
     pub stored_ms: u64,
     /// Where its index begins.
     pub index_offset: u64,
+    /// A revision of metadata when its attempt had begun and was not committed: no backup that
+    /// ended before names it.
+    pub claimed: Revision,
 }
 
 /// What becomes of the copies at bookies.
@@ -196,6 +199,7 @@ impl Offload {
                 checksum: object.checksum,
                 stored_ms: object.stored_ms,
                 index_offset: object.index_offset,
+                claimed_revision: object.claimed.0,
             }),
             copies: copies.into(),
         }
@@ -225,6 +229,7 @@ impl Offload {
                 checksum: object.checksum,
                 stored_ms: object.stored_ms,
                 index_offset: object.index_offset,
+                claimed: Revision(object.claimed_revision),
             },
             copies: match copies {
                 v1::BookieCopies::Kept => Copies::Kept,

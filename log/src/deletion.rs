@@ -140,6 +140,10 @@ pub(crate) async fn delete_topic(cell: &TopicRecordCell) -> Result<(), LogError>
 
 /// The policies of a topic go with it: another of its name would have them.
 fn with_policies(cell: &TopicRecordCell, mut operations: Vec<Operation>) -> Vec<Operation> {
+    // Those of a topic that is not restored to the end belong to what has its name.
+    if cell.is_restoring() {
+        return operations;
+    }
     operations.push(Operation::Delete {
         key: keys::policies(&PolicyScope::Topic(cell.topic().clone())),
         expect: Expect::Any,

@@ -13,6 +13,7 @@
 #![deny(missing_docs)]
 
 mod append;
+pub mod backup;
 pub mod cache;
 pub mod context;
 mod deletion;
@@ -45,7 +46,7 @@ mod types;
 
 pub use probe::Fence;
 pub use read::ReadPoint;
-pub use record::TopicRecordCell;
+pub use record::{RestoredLedger, RestoringTopic, TopicRecordCell};
 pub use topic_log::TopicLog;
 pub use trim::{TrimDue, first_due_on_record};
 pub use types::{

@@ -19,7 +19,7 @@ pub mod tier;
 
 mod care;
 mod known;
-mod upload;
+pub(crate) mod upload;
 
 pub use care::{Offloading, SegmentState};
 pub(crate) use known::SharedOffloadState;

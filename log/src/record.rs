@@ -5,6 +5,8 @@
 //! another owner has taken over; a record that another process changed under the same guards is
 //! read again and the change is decided again.
 
+mod restoring;
+
 use std::sync::Arc;
 
 use aquifer_ledger::guards::Guards;
@@ -24,6 +26,8 @@ use tokio::sync::Semaphore;
 use crate::context::LogContext;
 use crate::deletion;
 use crate::error::LogError;
+
+pub use self::restoring::{RestoredLedger, RestoringTopic};
 
 /// Attempts when the record keeps changing under the same guards.
 const CONFLICTS_MAX: usize = 32;

@@ -46,6 +46,13 @@ pub async fn first_due_on_record(
     retention: Retention,
     now_ms: u64,
 ) -> Result<Option<Index>, LogError> {
+    let kept_until_ms = record
+        .restored
+        .as_ref()
+        .map_or(0, |from| from.trim_after_ms);
+    if kept_until_ms > now_ms {
+        return Ok(None);
+    }
     let page = pages::first_page(store, topic, record).await?;
     let paged = page.as_ref().and_then(|page| page.segments().first());
     let Some(first) = paged.or(record.segments.first()) else {

@@ -16,7 +16,7 @@ use std::fmt;
 use std::str::FromStr;
 
 pub use aquifer_model::bundle::BundleRange;
-use aquifer_model::id::{AttemptId, BookieId, BrokerId, LEDGER_ID_MAX, LedgerId};
+use aquifer_model::id::{AttemptId, BackupId, BookieId, BrokerId, LEDGER_ID_MAX, LedgerId};
 use aquifer_model::policy::PolicyScope;
 use aquifer_model::topic::{NamespaceName, TopicName};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
@@ -90,6 +90,10 @@ pub enum Key {
     Upload(AttemptId),
     /// `od/ATTEMPT`: an object that is to be deleted.
     DyingObject(AttemptId),
+    /// `backups/ID`: a backup, for which objects are kept.
+    Backup(BackupId),
+    /// `restores/T/N/NAME`: the record of a topic that is being restored.
+    Restoring(TopicName),
 }
 
 /// Which transactions a key may take part in.
@@ -280,6 +284,23 @@ pub fn dying_object(attempt: AttemptId) -> String {
 /// What begins the keys of objects that are to be deleted.
 pub const DYING_OBJECTS_PREFIX: &str = "od/";
 
+/// Key of a backup.
+pub fn backup(backup: BackupId) -> String {
+    format!("{BACKUPS_PREFIX}{backup}")
+}
+
+/// What begins the keys of backups.
+pub const BACKUPS_PREFIX: &str = "backups/";
+
+/// Key of the record of a topic that is being restored.
+pub fn restoring(topic: &TopicName) -> String {
+    let namespace = partition_of_topic(topic);
+    format!("{RESTORES_PREFIX}{namespace}/{}", escape(topic.name()))
+}
+
+/// What begins the keys of topics that are being restored.
+pub const RESTORES_PREFIX: &str = "restores/";
+
 /// Key of a counter of ids.
 pub fn id_range(name: &str) -> String {
     format!("ids/{}", escape(name))
@@ -379,9 +400,10 @@ pub fn partition_of(key: &str) -> MetadataResult<Partition<'_>> {
             Partition::Named(partition_of_namespace(&namespace).into())
         }
         Key::Policies(scope) => Partition::Named(partition_of_policies(&scope).into()),
-        Key::Topic(topic) | Key::SegmentPage(topic, _) | Key::Schema(topic, _) => {
-            Partition::Named(partition_of_topic(&topic).into())
-        }
+        Key::Topic(topic)
+        | Key::SegmentPage(topic, _)
+        | Key::Schema(topic, _)
+        | Key::Restoring(topic) => Partition::Named(partition_of_topic(&topic).into()),
         Key::Ledger(_)
         | Key::UnderReplicated(_)
         | Key::Deletion(_)
@@ -398,7 +420,8 @@ pub fn partition_of(key: &str) -> MetadataResult<Partition<'_>> {
         | Key::Leader(_)
         | Key::Token(_)
         | Key::Grant(..)
-        | Key::Location(_) => Partition::Named(CLUSTER_PARTITION.into()),
+        | Key::Location(_)
+        | Key::Backup(_) => Partition::Named(CLUSTER_PARTITION.into()),
     })
 }
 
@@ -448,6 +471,8 @@ impl fmt::Display for Key {
             Key::Location(number) => location(*number),
             Key::Upload(attempt) => upload(*attempt),
             Key::DyingObject(attempt) => dying_object(*attempt),
+            Key::Backup(id) => backup(*id),
+            Key::Restoring(name) => restoring(name),
         })
     }
 }
@@ -503,6 +528,10 @@ fn parse(text: &str) -> Option<Key> {
         ["locations", number] => Key::Location(number.parse().ok()?),
         ["oc", attempt] => Key::Upload(attempt.parse().ok()?),
         ["od", attempt] => Key::DyingObject(attempt.parse().ok()?),
+        ["backups", id] => Key::Backup(id.parse().ok()?),
+        ["restores", tenant, namespace, topic] => {
+            Key::Restoring(topic_name(tenant, namespace, topic)?)
+        }
         ["g", id] => Key::Deletion(ledger_id(id)?),
         ["ul", id] => Key::RepairLock(ledger_id(id)?),
         ["workers", worker] => Key::RepairWorker(name(worker)?),

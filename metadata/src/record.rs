@@ -63,7 +63,6 @@ records! {
     TenantRecord = Tenant / "tenant",
     NamespaceRecord = Namespace / "namespace",
     PolicyRecord = Policies / "policies",
-    TopicRecord = Topic / "topic",
     SegmentPageRecord = SegmentPage / "segment page",
     IdRangeRecord = IdRange / "id range",
     DeletionIntent = Deletion / "deletion intent",
@@ -78,6 +77,7 @@ records! {
     LocationRecord = Location / "location",
     UploadRecord = Upload / "upload",
     DyingObjectRecord = DyingObject / "dying object",
+    BackupRecord = Backup / "backup",
 }
 
 /// The version of a ledger's record that says where its bytes are in an object store.
@@ -106,6 +106,32 @@ impl Record for v1::LedgerRecord {
     }
 }
 
+/// The version of a topic's record that says that nothing of it is deleted by policy yet.
+const TOPIC_RESTORED: u32 = 2;
+
+impl Record for v1::TopicRecord {
+    const NAME: &'static str = "topic";
+    const NEWEST: u32 = TOPIC_RESTORED;
+
+    fn version(&self) -> u32 {
+        match self.restored {
+            Some(_) => TOPIC_RESTORED,
+            None => FORMAT_VERSION,
+        }
+    }
+
+    fn into_value(self) -> v1::metadata_value::Value {
+        v1::metadata_value::Value::Topic(self)
+    }
+
+    fn from_value(value: v1::metadata_value::Value) -> Option<v1::TopicRecord> {
+        match value {
+            v1::metadata_value::Value::Topic(record) => Some(record),
+            _ => None,
+        }
+    }
+}
+
 /// The name and the newest version of the records at a key; `None` where other values are.
 fn kind_at(key: &str) -> Option<(&'static str, u32)> {
     fn of<R: Record>() -> Option<(&'static str, u32)> {
@@ -115,7 +141,7 @@ fn kind_at(key: &str) -> Option<(&'static str, u32)> {
         Key::Tenant(_) => of::<v1::TenantRecord>(),
         Key::Namespace(_) => of::<v1::NamespaceRecord>(),
         Key::Policies(_) => of::<v1::PolicyRecord>(),
-        Key::Topic(_) => of::<v1::TopicRecord>(),
+        Key::Topic(_) | Key::Restoring(_) => of::<v1::TopicRecord>(),
         Key::SegmentPage(..) => of::<v1::SegmentPageRecord>(),
         Key::Ledger(_) => of::<v1::LedgerRecord>(),
         Key::IdRange(_) => of::<v1::IdRangeRecord>(),
@@ -131,6 +157,7 @@ fn kind_at(key: &str) -> Option<(&'static str, u32)> {
         Key::Location(_) => of::<v1::LocationRecord>(),
         Key::Upload(_) => of::<v1::UploadRecord>(),
         Key::DyingObject(_) => of::<v1::DyingObjectRecord>(),
+        Key::Backup(_) => of::<v1::BackupRecord>(),
         Key::RepairWorker(_) | Key::Schema(..) | Key::Cluster(_) | Key::Leader(_) => None,
     }
 }
@@ -258,18 +285,18 @@ mod tests {
         assert!(reason(&[]).contains("no format version"));
         // Whatever else it holds, and even if that is not understood.
         let mut newer = v1::MetadataValue {
-            format_version: FORMAT_VERSION + 1,
+            format_version: TOPIC_RESTORED + 1,
             value: None,
         }
         .encode_to_vec();
-        assert!(reason(&newer).contains("format version 2"));
+        assert!(reason(&newer).contains("format version 3"));
         newer.extend([0xfa, 0x3f, 0x02, 0xff, 0xff]);
         assert!(matches!(
             decode_topic(&newer),
             Err(MetadataError::NewerFormat {
                 kind: "topic",
-                found: 2,
-                newest: 1,
+                found: 3,
+                newest: 2,
                 ..
             })
         ));
@@ -293,6 +320,21 @@ mod tests {
             }),
             2
         );
+    }
+
+    #[test]
+    fn a_restored_topic_is_not_rewritten_by_builds_that_would_delete_it() {
+        let version = |restored| {
+            let record = v1::TopicRecord {
+                restored,
+                ..v1::TopicRecord::default()
+            };
+            let bytes = encode(record.clone());
+            assert_eq!(decode_topic(&bytes), Ok(record));
+            Versioning::decode(bytes).unwrap().format_version
+        };
+        assert_eq!(version(None), 1);
+        assert_eq!(version(Some(v1::RestoredFrom::default())), 2);
     }
 
     /// Stored bytes outlive the code that wrote them: this value was written by version 1.

@@ -1,8 +1,10 @@
 //! Which ledgers the keys of topics list: a topic's record has its newest segments and those of its
 //! cursor log, and pages below the record have the older ones (`docs/formats.md`).
 //!
-//! Everything that asks which ledgers topics use scans
-//! [`TENANTS_PREFIX`](crate::keys::TENANTS_PREFIX) at one revision and asks this of each key. A
+//! A topic that is being restored has a record elsewhere, which becomes the topic's in one
+//! transaction. Everything that asks which ledgers topics use scans
+//! [`RESTORES_PREFIX`](crate::keys::RESTORES_PREFIX) first, then
+//! [`TENANTS_PREFIX`](crate::keys::TENANTS_PREFIX) at one revision, and asks this of each key. A
 //! record and its pages change in one transaction, so at one revision each segment is in exactly
 //! one of them. Invariant: a key that is not understood is an error and never an empty list.
 
@@ -24,14 +26,14 @@ pub struct ListedLedgers {
     pub ledgers: Vec<LedgerId>,
 }
 
-/// What a key below `t/` lists: `None` for tenants and namespaces.
+/// What a key below `t/` or `restores/` lists: `None` for tenants and namespaces.
 ///
 /// # Errors
-/// When the value cannot be read, or no such key stands below `t/`.
+/// When the value cannot be read, or no such key stands there.
 pub fn listed(item: &Versioned) -> MetadataResult<Option<ListedLedgers>> {
     let (topic, segments) = match item.key.parse()? {
         Key::Tenant(_) | Key::Namespace(_) => return Ok(None),
-        Key::Topic(topic) => {
+        Key::Topic(topic) | Key::Restoring(topic) => {
             let record: v1::TopicRecord = record::decode(item)?;
             let mut segments = record.segments;
             segments.extend(record.cursor_segments);

@@ -137,6 +137,8 @@ random_id! {
     AttemptId,
     /// A bucket or directory of objects; its marker and its record repeat it.
     LocationId,
+    /// A backup: the time, and what is random.
+    BackupId,
 }
 
 fn parse_hex16(text: &str) -> Option<[u8; 16]> {

@@ -4,6 +4,7 @@
 //! Terms are defined in `docs/glossary.md`, stored bytes in `docs/formats.md`.
 #![deny(missing_docs)]
 
+pub mod backup;
 pub mod batch;
 pub mod bundle;
 pub mod checksum;

@@ -1,5 +1,6 @@
 //! Wire ↔ model, in one place.
 
+pub mod backup;
 pub mod bookie;
 pub mod load;
 pub mod policy;

@@ -249,8 +249,13 @@ pub async fn topic_of(
         }
         Ok::<(), LedgerError>(())
     };
-    let (found, _) = scan::each(store, keys::TENANTS_PREFIX, || None, take).await?;
-    Ok(found)
+    for prefix in [keys::RESTORES_PREFIX, keys::TENANTS_PREFIX] {
+        let (found, _) = scan::each(store, prefix, || None, take).await?;
+        if found.is_some() {
+            return Ok(found);
+        }
+    }
+    Ok(None)
 }
 
 /// What waits to be done.

@@ -1,9 +1,9 @@
 //! Ledgers that no topic refers to: what a defect, or a deletion by hand, has left behind.
 //!
-//! A topic refers to a ledger in its record or in a page below it. A ledger's record and the
-//! reference to it are written in one transaction, and a reference goes only together with an
-//! intent. So a ledger that has a record, no reference and no intent, in this order of looking, is
-//! an orphan. Fails closed: anything that cannot be read, and anything
+//! A topic refers to a ledger in its record, also while it is being restored, or in a page below
+//! it. A ledger's record and the reference to it are written in one transaction, and a reference
+//! goes only together with an intent. So a ledger that has a record, no reference and no intent, in
+//! this order of looking, is an orphan. Fails closed: anything that cannot be read, and anything
 //! unusual, ends the pass without a consequence; and an orphan must be one in two passes.
 
 use std::collections::BTreeSet;
@@ -112,7 +112,9 @@ impl OrphanAudit {
             referenced.extend(ledgers.map(|ledger| ledger.0));
             Ok(())
         };
-        self.collect(keys::TENANTS_PREFIX, take).await
+        // A topic that is restored meanwhile moves from here to there.
+        let restoring = self.collect(keys::RESTORES_PREFIX, take).await?;
+        Ok(restoring | self.collect(keys::TENANTS_PREFIX, take).await?)
     }
 
     async fn intended(&self) -> Result<RoaringTreemap, LedgerError> {

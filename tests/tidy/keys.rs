@@ -7,7 +7,7 @@ use crate::scan::SourceFile;
 const HOME: &str = "metadata/src/keys.rs";
 
 /// How the keys of the metadata store begin.
-const PREFIXES: [&str; 21] = [
+const PREFIXES: [&str; 23] = [
     "\"/aquifer/",
     "\"auth/",
     "\"t/{",
@@ -25,6 +25,8 @@ const PREFIXES: [&str; 21] = [
     "\"leaders/",
     "\"locations/",
     "\"oc/",
+    "\"backups/",
+    "\"restores/",
     "\"od/",
     "\"~/",
     "\"rt/",

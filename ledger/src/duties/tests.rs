@@ -22,6 +22,7 @@ pub(crate) fn stored(copies: Copies) -> Offload {
             checksum: 99,
             stored_ms: 5,
             index_offset: 900,
+            claimed: aquifer_metadata::store::Revision(1),
         },
         copies,
     }

@@ -165,3 +165,17 @@ async fn ids_rise_along_a_topic_whoever_draws_them() {
         last = id;
     }
 }
+
+/// What a process has reserved before a restore is not drawn after it: ledgers that are restored
+/// have those ids.
+#[tokio::test]
+async fn ids_of_a_restore_are_not_drawn_by_the_process_that_restores() {
+    let (store, ids) = (MemoryStore::default(), LedgerIds::default());
+    let first = ids.next(&store, LedgerId(0)).await.unwrap();
+    let last = LedgerId(first.0 + IDS_RESERVED / 2);
+    reserve_up_to(&store, last).await.unwrap();
+    ids.give_up_to(last);
+    for _ in 0..IDS_RESERVED {
+        assert!(ids.next(&store, LedgerId(0)).await.unwrap() > last);
+    }
+}

@@ -23,6 +23,7 @@ pub(crate) fn object(name: &str) -> StoredObject {
         checksum: 0xfeed_beef,
         stored_ms: 1_000,
         index_offset: 900,
+        claimed: aquifer_metadata::store::Revision(1),
     }
 }
 

@@ -64,7 +64,7 @@ pub struct Offloading {
 
 impl LogInner {
     /// The sealed segments that hold anything, oldest first.
-    fn sealed(&self) -> Vec<Segment> {
+    pub(crate) fn sealed(&self) -> Vec<Segment> {
         let state = self.state.lock();
         let sealed =
             |segment: &&Segment| segment.status == SegmentStatus::Sealed && segment.entries > 0;

@@ -114,6 +114,7 @@ impl OffloadState {
             ..before
         };
         let (mut all_stored, mut all_dropped) = (true, true);
+        let mut is_unknown = false;
         let beyond = |segment: &&Segment| segment.end_index.0 > before.dropped_end;
         for segment in sealed.iter().filter(beyond) {
             let end = segment.end_index.0;
@@ -121,6 +122,7 @@ impl OffloadState {
                 copies, stored_ms, ..
             }) = self.known.get(&segment.ledger)
             else {
+                is_unknown |= !self.known.contains_key(&segment.ledger);
                 all_stored &= end <= before.stored_end;
                 all_dropped = false;
                 continue;
@@ -130,15 +132,26 @@ impl OffloadState {
             }
             if *copies != Copies::Gone {
                 all_dropped = false;
-                let since_ms = (*stored_ms).max(1);
-                mark.copies_since_ms = match mark.copies_since_ms {
-                    0 => since_ms,
-                    other => other.min(since_ms),
-                };
+                // Those that are going need nothing but their bookies.
+                if *copies == Copies::Kept {
+                    mark.copies_since_ms = earlier(mark.copies_since_ms, (*stored_ms).max(1));
+                }
             } else if all_dropped {
                 mark.dropped_end = end;
             }
         }
+        if is_unknown {
+            // What was not read may be what the mark was for.
+            mark.copies_since_ms = earlier(mark.copies_since_ms, before.copies_since_ms);
+        }
         mark
+    }
+}
+
+/// The earlier of two times; 0 says that there is no time.
+fn earlier(one: u64, other: u64) -> u64 {
+    match (one, other) {
+        (0, time) | (time, 0) => time,
+        (one, other) => one.min(other),
     }
 }

@@ -7,7 +7,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use aquifer_cold::location::Location;
-use aquifer_ledger::objects::{self, DyingObject, PlannedObject};
+use aquifer_ledger::holds::{self, Hold};
+use aquifer_ledger::objects::{self, Dying, DyingObject, PlannedObject};
 use aquifer_model::id::BrokerId;
 
 use crate::context::LogContext;
@@ -29,6 +30,8 @@ pub struct Reaped {
     pub deleted: usize,
     /// Objects that are not gone yet.
     pub left: usize,
+    /// Objects that are kept for backups.
+    pub kept: usize,
 }
 
 /// Gives up attempts whose process is gone or which take too long, and deletes objects that are to
@@ -45,22 +48,52 @@ pub async fn reap(
     let mut reaped = Reaped::default();
     let planned = objects::planned(store).await?;
     for dead in dead(ctx, tier, &planned, is_alive) {
-        objects::give_up(store, dead.attempt).await?;
+        if let Err(error) = objects::give_up(store, dead.attempt).await {
+            // It keeps nothing else from being cleaned up.
+            tracing::warn!(attempt = %dead.attempt, ledger = %dead.ledger, %error, "attempt is given up later");
+            continue;
+        }
         tracing::info!(attempt = %dead.attempt, ledger = %dead.ledger, "attempt to offload a ledger given up");
         reaped.given_up += 1;
     }
-    let mut locations: BTreeMap<u32, Result<Arc<Location>, LogError>> = BTreeMap::new();
-    let all_dying = objects::dying(store).await?;
-    tier.figures.set_under_way(planned.len(), all_dying.len());
-    for dying in all_dying {
-        if let Entry::Vacant(place) = locations.entry(dying.location) {
-            let location = checked(tier, dying.location).await;
-            if let Err(error) = &location {
-                tracing::warn!(location = dying.location, %error, "objects that are to be deleted wait for their store");
-            }
-            place.insert(location);
+    let mut locations = BTreeMap::new();
+    let (mut pages, mut dying) = (Dying::new(store), 0);
+    while let Some(page) = pages.next().await? {
+        dying += page.len();
+        reap_page(ctx, tier, page, &mut locations, &mut reaped).await?;
+    }
+    tier.figures.set_under_way(planned.len(), dying);
+    Ok(reaped)
+}
+
+/// Places that were looked at in this round.
+type Places = BTreeMap<u32, Result<Arc<Location>, LogError>>;
+
+async fn reap_page(
+    ctx: &LogContext,
+    tier: &ColdTier,
+    page: Vec<DyingObject>,
+    locations: &mut Places,
+    reaped: &mut Reaped,
+) -> Result<(), LogError> {
+    // After what is dying: a backup that is not there yet names nothing of it.
+    let holds = holds(ctx).await?;
+    for dying in page {
+        if holds.iter().any(|hold| hold.keeps(&dying)) {
+            reaped.kept += 1;
+            continue;
         }
-        let Some(Ok(location)) = locations.get(&dying.location) else {
+        let location = match locations.entry(dying.location) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(vacant) => {
+                let location = checked(tier, dying.location).await;
+                if let Err(error) = &location {
+                    tracing::warn!(location = dying.location, %error, "objects that are to be deleted wait for their store");
+                }
+                vacant.insert(location)
+            }
+        };
+        let Ok(location) = location else {
             reaped.left += 1;
             continue;
         };
@@ -73,7 +106,25 @@ pub async fn reap(
             }
         }
     }
-    Ok(reaped)
+    Ok(())
+}
+
+/// The backups that keep objects. One that was given up is forgotten.
+async fn holds(ctx: &LogContext) -> Result<Vec<Hold>, LogError> {
+    let (store, now_ms) = (&*ctx.ledgers.store, ctx.ledgers.clock.wall_ms());
+    let mut found = Vec::new();
+    for hold in holds::all(store).await? {
+        if hold.is_abandoned(now_ms) {
+            tracing::warn!(backup = %hold.id, url = hold.url, "backup was never finished, and keeps nothing any more");
+            let is_gone = holds::forget(store, hold.id, |hold| hold.is_abandoned(now_ms)).await?;
+            if is_gone {
+                continue;
+            }
+            // It was finished a moment ago. As it was read it keeps more, not less.
+        }
+        found.push(hold);
+    }
+    Ok(found)
 }
 
 /// The place, if it is certainly the right one: a name that does not exist elsewhere is no object
@@ -90,6 +141,15 @@ async fn delete(
     location: &Location,
     dying: &DyingObject,
 ) -> Result<bool, LogError> {
+    // A topic that was restored may have it again.
+    if !objects::is_dying(&*ctx.ledgers.store, dying).await? {
+        return Ok(true);
+    }
+    if location.is_foreign {
+        // The ledger that was restored from it is gone; the object is another cluster's.
+        objects::forget(&*ctx.ledgers.store, dying).await?;
+        return Ok(true);
+    }
     let store = &location.store;
     if !dying.upload_id.is_empty() {
         let aborted = store.abort(&dying.name, &dying.upload_id).await;

@@ -218,6 +218,7 @@ impl Attempt<'_> {
             checksum: written.body_crc64,
             stored_ms: self.ctx.ledgers.clock.wall_ms(),
             index_offset: written.index_offset,
+            claimed: info.revision,
         })
     }
 

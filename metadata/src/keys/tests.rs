@@ -64,6 +64,8 @@ fn any_key() -> impl Strategy<Value = Key> {
         any::<u32>().prop_map(Key::Location),
         id.prop_map(|id| Key::Upload(AttemptId(id))),
         id.prop_map(|id| Key::DyingObject(AttemptId(id))),
+        id.prop_map(|id| Key::Backup(BackupId(id))),
+        any_topic().prop_map(Key::Restoring),
     ]
 }
 

@@ -274,6 +274,24 @@ async fn a_ledger_in_a_page_of_segments_is_no_orphan() {
     cluster.assert_whole(old, 3).await;
 }
 
+/// A ledger of a topic that is being restored has a topic, at each moment.
+#[tokio::test(start_paused = true)]
+async fn a_ledger_of_a_topic_that_is_being_restored_is_no_orphan() {
+    let cluster = Cluster::new(3).await;
+    let ledger = cluster.closed(quorum(3, 3, 2), 3).await;
+    let (_, topic) = topic_key("a");
+    put(&cluster, keys::restoring(&topic), topic_of(&[ledger], &[])).await;
+    cluster.pass_time(Duration::from_secs(2));
+    let mut audit = OrphanAudit::new(cluster.ctx.clone(), &cluster.config);
+    for _ in 0..3 {
+        let report = audit.pass().await.unwrap();
+        assert_eq!((report.judged, report.suspects), (1, 0));
+    }
+    let found = inspect::topic_of(cluster.store(), ledger).await;
+    assert_eq!(found, Ok(Some(topic.to_string())));
+    cluster.assert_whole(ledger, 3).await;
+}
+
 /// GC fails closed: whatever cannot be read, or is unusual, ends a pass without a consequence.
 #[tokio::test(start_paused = true)]
 async fn damage_anywhere_keeps_orphans_alive() {

@@ -30,6 +30,7 @@ async fn drop_copies(cluster: &Cluster, ledger: LedgerId) {
         checksum: 1,
         stored_ms: 1,
         index_offset: 900,
+        claimed: aquifer_metadata::store::Revision(1),
     };
     step(cluster, ledger, OffloadStep::Claim).await;
     step(cluster, ledger, OffloadStep::Store(object)).await;

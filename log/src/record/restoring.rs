@@ -1,0 +1,245 @@
+//! The record of a topic that is being restored, at a key of its own: nothing sees the topic before
+//! all of it is there.
+//!
+//! ```text
+//! begin:   restores/T/N/NAME      the record, without ledgers
+//! ledgers: + l/ID …               some at a time, and the record names them from then on
+//! cursors: through the ordinary log, over this record
+//! finish:  − restores/T/N/NAME + t/T/N/t/NAME
+//! ```
+//!
+//! Each line is one transaction, or several. The record names exactly the ledgers that were written
+//! for it, so that what a crash leaves is found from it, and nothing else is deleted with it.
+
+use std::sync::Arc;
+
+use aquifer_ledger::ledger_metadata::LedgerInfo;
+use aquifer_metadata::error::MetadataError;
+use aquifer_metadata::store::{Expect, Guard, Operation, Revision, Until};
+use aquifer_metadata::{keys, record};
+use aquifer_model::id::TopicIncarnation;
+use aquifer_model::topic::TopicName;
+use aquifer_proto::convert::ranges::ranges;
+use aquifer_proto::v1;
+
+use super::{Current, TopicRecordCell, decode};
+use crate::context::LogContext;
+use crate::error::LogError;
+
+/// Ledgers of a topic that is restored: its record has them all, and a record has a bound.
+const LEDGERS_MAX: usize = 15_000;
+/// Ledgers in one transaction: each takes a put, and perhaps a delete.
+const LEDGERS_PER_CHANGE: usize = 48;
+
+/// A ledger that is brought back.
+#[derive(Debug, Clone)]
+pub struct RestoredLedger {
+    /// What the topic's record says of it.
+    pub segment: v1::SegmentRecord,
+    /// Its record: closed, in an object, without copies.
+    pub info: LedgerInfo,
+    /// Whether the object is this cluster's own, and waits for its deletion.
+    pub is_own: bool,
+}
+
+/// A topic that is not back yet.
+pub struct RestoringTopic {
+    cell: Arc<TopicRecordCell>,
+}
+
+impl TopicRecordCell {
+    /// Whether this is the record of a topic that is not restored to the end.
+    pub(crate) fn is_restoring(&self) -> bool {
+        self.key != keys::topic(&self.topic)
+    }
+
+    /// Until when nothing of the topic is deleted by policy, in milliseconds since 1970: it was
+    /// restored lately.
+    #[must_use]
+    pub fn kept_until_ms(&self) -> u64 {
+        let current = self.current.lock();
+        let restored = current.record.restored.as_ref();
+        restored.map_or(0, |from| from.trim_after_ms)
+    }
+}
+
+impl RestoringTopic {
+    /// Begins to restore a topic with a new incarnation, or goes on where the same backup was
+    /// interrupted. What another backup has left half done is deleted first.
+    ///
+    /// # Errors
+    /// [`LogError::AlreadyExists`] when there is a topic of the name: what was left of a restore is
+    /// deleted then. [`LogError::Fenced`]; when metadata cannot be changed.
+    pub async fn begin(
+        ctx: Arc<LogContext>,
+        topic: &TopicName,
+        guards: Vec<Guard>,
+        wanted: v1::TopicRecord,
+    ) -> Result<RestoringTopic, LogError> {
+        let store = Arc::clone(&ctx.ledgers.store);
+        let exists = store.get(&keys::topic(topic)).await?.is_some();
+        let key = keys::restoring(topic);
+        if let Some(stored) = store.get(&key).await? {
+            let (current, incarnation) = decode(&stored)?;
+            let is_same = is_same(&current.record, &wanted);
+            let cell = cell_at(ctx.clone(), topic, guards.clone(), incarnation, current);
+            if is_same && !exists && !cell.is_deleting() {
+                return Ok(RestoringTopic { cell });
+            }
+            cell.delete().await?;
+        }
+        if exists {
+            return Err(LogError::AlreadyExists);
+        }
+        let incarnation = TopicIncarnation(ctx.ledgers.rng.id16());
+        let ranges = ranges(wanted.range_generation, &wanted.ranges);
+        let ranges = ranges.map_err(|error| LogError::Invalid(error.to_string()))?;
+        let current = Current {
+            record: v1::TopicRecord {
+                incarnation: incarnation.0.to_vec().into(),
+                ..wanted
+            },
+            ranges,
+            revision: Revision(0),
+        };
+        let cell = cell_at(ctx, topic, guards, incarnation, current);
+        let put = cell.put(&cell.record(), Expect::Absent);
+        let put = store.commit_until(cell.transaction(vec![put]), Until::Known);
+        let revision = put.await.map_err(|error| cell.explain(error))?;
+        cell.current.lock().revision = revision;
+        Ok(RestoringTopic { cell })
+    }
+
+    /// The record, for the log of its cursors.
+    #[must_use]
+    pub fn cell(&self) -> &Arc<TopicRecordCell> {
+        &self.cell
+    }
+
+    /// Writes the ledgers of the topic, oldest first, from the first that is not there yet on.
+    ///
+    /// # Errors
+    /// [`LogError::Unavailable`] when a ledger of an id is still being deleted;
+    /// [`LogError::Invalid`] when another ledger has one of the ids; when metadata cannot be
+    /// changed.
+    pub async fn put_ledgers(&self, ledgers: &[RestoredLedger]) -> Result<(), LogError> {
+        if ledgers.len() > LEDGERS_MAX {
+            let count = ledgers.len();
+            return Err(LogError::Invalid(format!(
+                "the topic has {count} ledgers, and up to {LEDGERS_MAX} can be restored: read its \
+                 objects with `aquifer object cat`"
+            )));
+        }
+        let done = self.cell.record().segments;
+        let wanted = ledgers.iter().map(|ledger| &ledger.segment);
+        if !done.iter().eq(wanted.take(done.len())) {
+            let other = "the topic was begun to be restored from other ledgers".to_owned();
+            return Err(LogError::Damaged(other));
+        }
+        let mut count = done.len();
+        for some in ledgers[count..].chunks(LEDGERS_PER_CHANGE) {
+            let mut operations = Vec::new();
+            for ledger in some {
+                operations.extend(self.operations_of(ledger).await?);
+            }
+            let append = |record: &mut v1::TopicRecord| {
+                if record.segments.len() != count {
+                    let other = "another request restores the topic".to_owned();
+                    return Err(LogError::Unavailable(other));
+                }
+                let segments = some.iter().map(|ledger| ledger.segment);
+                record.segments.extend(segments);
+                Ok(())
+            };
+            let made = self.cell.update(operations, append).await;
+            made.map_err(|error| match error {
+                LogError::Metadata(MetadataError::Conflict { key, .. })
+                    if key.starts_with(keys::LEDGERS_PREFIX) =>
+                {
+                    in_use(&key)
+                }
+                error => error,
+            })?;
+            count += some.len();
+        }
+        Ok(())
+    }
+
+    async fn operations_of(&self, ledger: &RestoredLedger) -> Result<Vec<Operation>, LogError> {
+        let (info, store) = (&ledger.info, &*self.cell.ctx.ledgers.store);
+        if store.get(&keys::deletion(info.id)).await?.is_some() {
+            return Err(LogError::Unavailable(format!(
+                "ledger {} is still being deleted: restore again when that is done",
+                info.id
+            )));
+        }
+        let mut operations = vec![info.put(Expect::Absent)];
+        if let Some(offload) = info.offload.as_ref().filter(|_| ledger.is_own) {
+            operations.push(Operation::Delete {
+                key: keys::dying_object(offload.attempt()),
+                expect: Expect::Any,
+            });
+        }
+        Ok(operations)
+    }
+
+    /// Lets the topic be seen. Close the log of its cursors before.
+    ///
+    /// # Errors
+    /// [`LogError::AlreadyExists`] when another topic has got the name meanwhile;
+    /// [`LogError::Fenced`]; when metadata cannot be changed.
+    pub async fn finish(self) -> Result<(), LogError> {
+        let cell = &self.cell;
+        let _alone = cell.one_change.acquire().await;
+        let key = keys::topic(&cell.topic);
+        let (record, revision) = cell.record_at();
+        let operations = vec![
+            Operation::Delete {
+                key: cell.key.clone(),
+                expect: Expect::Revision(revision),
+            },
+            Operation::Put {
+                key: key.clone(),
+                value: record::encode(record),
+                expect: Expect::Absent,
+            },
+        ];
+        let store = &cell.ctx.ledgers.store;
+        let made = store
+            .commit_until(cell.transaction(operations), Until::Known)
+            .await;
+        match made {
+            Ok(_) => Ok(()),
+            Err(MetadataError::Conflict { key: about, .. }) if about == key => {
+                Err(LogError::AlreadyExists)
+            }
+            Err(error) => Err(cell.explain(error)),
+        }
+    }
+}
+
+fn cell_at(
+    ctx: Arc<LogContext>,
+    topic: &TopicName,
+    guards: Vec<Guard>,
+    incarnation: TopicIncarnation,
+    current: Current,
+) -> Arc<TopicRecordCell> {
+    let key = keys::restoring(topic);
+    let cell = TopicRecordCell::new(ctx, topic, guards, incarnation, current);
+    Arc::new(TopicRecordCell { key, ..cell })
+}
+
+/// Whether a record was begun for what is wanted now.
+fn is_same(found: &v1::TopicRecord, wanted: &v1::TopicRecord) -> bool {
+    let of = |record: &v1::TopicRecord| record.restored.as_ref().map(|r| r.backup_id.clone());
+    of(found) == of(wanted) && found.ranges == wanted.ranges
+}
+
+/// Another ledger has the id of one that is restored.
+fn in_use(key: &str) -> LogError {
+    LogError::Invalid(format!(
+        "{key} is another ledger of this cluster, and has the id of one of the backup: restore \
+         into a cluster that has no topics of its own yet"
+    ))
+}
