@@ -12,6 +12,7 @@ pub mod subscription;
 pub mod topic;
 
 mod api;
+mod backup;
 mod balance;
 mod broker;
 mod bundle;

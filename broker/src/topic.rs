@@ -22,6 +22,7 @@ pub(crate) mod trimming;
 
 mod attachments;
 mod backlog;
+mod capture;
 mod context;
 mod cursors;
 mod delivery_right;
@@ -292,6 +293,9 @@ impl Topic {
             Pull::Committed(name, reply) => {
                 let _ = reply.send(self.attachments.committed_index(cx, &name));
             }
+            Pull::Capture(reply) => {
+                let _ = reply.send(self.capture());
+            }
         }
     }
 
@@ -391,7 +395,8 @@ impl Topic {
                     snapshot: self.cursors.dedup_index(),
                     pause: trimming::snapshot_pause(self.publishing.remembered()),
                 };
-                self.trimming.trim(&self.cx, kept)
+                self.trimming
+                    .trim(&self.cx, self.policies_now().retention, kept)
             }
             // A subscription may be missing that needs it.
             false => TrimEffects {

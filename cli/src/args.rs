@@ -1,6 +1,7 @@
 //! The command line, declared. Names and meanings here are a contract:
 //! scripts rely on them, so flags may be added but not renamed.
 
+mod backup;
 mod cluster;
 mod connect;
 mod object;
@@ -21,6 +22,7 @@ use aquifer_model::topic::{
 };
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+pub use backup::{BackupCommand, WhichBackup};
 pub use cluster::{ClusterCommand, ClusterToolArgs};
 pub use connect::ConnectArgs;
 pub use object::{ObjectCommand, StoreArgs};
@@ -121,6 +123,9 @@ pub enum Command {
     Cluster(ClusterToolArgs),
     /// Show, check, close and delete single ledgers.
     Ledger(LedgerArgs),
+    /// Back topics up into the place of objects, and bring them back.
+    #[command(subcommand)]
+    Backup(BackupCommand),
     /// List, inspect, check and read objects of offloaded ledgers, without a cluster.
     #[command(subcommand)]
     Object(ObjectCommand),
@@ -505,6 +510,13 @@ mod tests {
     #[test]
     fn the_contract_of_the_operators_command_line_parses() {
         for line in [
+            "backup create s3://bucket/prefix --tenant acme",
+            "backup create s3://bucket/prefix --topic t",
+            "backup list file:///d",
+            "backup show file:///d --cluster c",
+            "backup verify file:///d --deep",
+            "backup expire s3://bucket/prefix --keep 7",
+            "backup restore file:///d --tenant acme --topic t --dry-run --trim-after 0s",
             "tenant create acme",
             "tenant list",
             "namespace create acme/shop --policy persistence=3,3,2 --policy retention.time=forever",

@@ -107,6 +107,7 @@ async fn dispatch(
         Command::Namespace(args) => commands::tenancy::namespace(args, connect, out).await,
         Command::Cluster(args) => commands::cluster::run(args, connect, out).await,
         Command::Ledger(args) => commands::ledger::run(args, out).await,
+        Command::Backup(command) => commands::backup::run(command, connect, out).await,
         Command::Object(command) => commands::object::run(command, out).await,
         Command::Doctor(args) => commands::doctor::run(args, out).await,
         Command::Tls(command) => commands::tls::run(command, out),

@@ -11,6 +11,7 @@ use aquifer_runtime::task::TaskGroup;
 use tokio::sync::Semaphore;
 
 use crate::admin::Admin;
+use crate::backup::Backups;
 use crate::connection::{Pool, Secret};
 use crate::consumer::ConsumerBuilder;
 use crate::context::Context;
@@ -130,6 +131,12 @@ impl Client {
     #[must_use]
     pub fn admin(&self) -> Admin {
         Admin::new(Arc::clone(&self.context))
+    }
+
+    /// Backups of topics.
+    #[must_use]
+    pub fn backups(&self) -> Backups {
+        Backups::new(Arc::clone(&self.context))
     }
 
     /// Tokens, grants, and what the client itself is allowed.

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use aquifer_model::limits::FRAME_BYTES_MAX;
 use aquifer_proto::v1::admin_client::AdminClient;
+use aquifer_proto::v1::backup_client::BackupClient;
 use aquifer_proto::v1::broker_client::BrokerClient;
 use aquifer_proto::v1::pull_client::PullClient;
 use aquifer_proto::v1::security_client::SecurityClient;
@@ -245,6 +246,11 @@ impl Connection {
     /// The control plane over this connection.
     pub(crate) fn admin(&self) -> AdminClient<Authorized> {
         AdminClient::new(self.calls()).max_decoding_message_size(FRAME_BYTES_MAX)
+    }
+
+    /// Backups over this connection.
+    pub(crate) fn backup(&self) -> BackupClient<Authorized> {
+        BackupClient::new(self.calls()).max_decoding_message_size(FRAME_BYTES_MAX)
     }
 
     /// Tokens and grants over this connection.

@@ -28,6 +28,7 @@
 #![deny(missing_docs)]
 
 pub mod admin;
+pub mod backup;
 mod batch;
 mod client;
 mod compression;

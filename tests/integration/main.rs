@@ -2,6 +2,7 @@
 
 mod abuse;
 mod authentication;
+mod backup;
 mod bench;
 mod chaos;
 mod cluster;

@@ -25,8 +25,9 @@ use crate::security::audit::refusals::{Refusal, Refusals};
 const TEXT_BYTES_MAX: usize = 256;
 
 /// Requests that change something. Everything else is written only when it is refused.
-const CHANGES: [&str; 19] = [
+const CHANGES: [&str; 23] = [
     "add_grant",
+    "begin_backup",
     "create_namespace",
     "create_subscription",
     "create_tenant",
@@ -34,9 +35,12 @@ const CHANGES: [&str; 19] = [
     "create_topic",
     "delete_subscription",
     "delete_topic",
+    "finish_backup",
+    "forget_backup",
     "offload_topic",
     "remove_grant",
     "reset_subscriptions",
+    "restore_topic",
     "revoke_token",
     "rotate_token",
     "seek_subscription",

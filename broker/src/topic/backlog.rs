@@ -10,8 +10,8 @@ use std::time::Duration;
 use aquifer_log::error::LogError;
 use aquifer_model::id::Index;
 use aquifer_model::place::Place;
-use aquifer_model::policy::EffectivePolicies;
 use aquifer_model::policy::bounds::BacklogAction;
+use aquifer_model::policy::{EffectivePolicies, Retention};
 
 use crate::quota::backlog::{Excess, Measure, Search};
 use crate::topic::Topic;
@@ -89,15 +89,40 @@ fn search_of(policies: &EffectivePolicies) -> Option<(Search, u64)> {
 }
 
 impl Topic {
+    /// Whether the topic was restored so lately that nothing of it is deleted yet.
+    fn is_kept(&self) -> bool {
+        self.cell.kept_until_ms() > self.cx.wall_ms()
+    }
+
+    /// The policies, without those by which messages are deleted as long as none may be.
+    pub(super) fn policies_now(&self) -> EffectivePolicies {
+        let mut policies = *self.cx.policies.borrow();
+        if self.is_kept() {
+            policies.retention = Retention {
+                time_ms: None,
+                size_bytes: None,
+            };
+            policies.ttl.after_ms = None;
+            if policies.backlog_quota.action == BacklogAction::Evict {
+                policies.backlog_quota.bytes = None;
+                policies.backlog_quota.age_ms = None;
+            }
+        }
+        policies
+    }
+
     /// Looks at the backlog as policy wants it.
     pub(super) fn look_at_backlog(&mut self) {
-        let (now, policies) = (self.cx.now(), *self.cx.policies.borrow());
+        let (now, policies) = (self.cx.now(), self.policies_now());
+        let housekeeping = Duration::from_millis(self.cx.shared.config.housekeeping_ms);
         if policies.backlog_quota.is_unlimited() && policies.ttl.after_ms.is_none() {
-            self.backlog.next = Duration::MAX;
+            self.backlog.next = match self.is_kept() {
+                true => now + housekeeping,
+                false => Duration::MAX,
+            };
             self.backlog.too_old = None;
             return self.cx.rates.set_over(None, &self.cx.shared);
         }
-        let housekeeping = Duration::from_millis(self.cx.shared.config.housekeeping_ms);
         let is_watched = !policies.backlog_quota.is_unlimited() && self.publishing.is_used();
         self.backlog.next = now
             + match is_watched {
@@ -228,7 +253,7 @@ impl Topic {
             let _ = reply.send(Err(error));
             return;
         }
-        let policies = *self.cx.policies.borrow();
+        let policies = self.policies_now();
         self.backlog.visitors.push(reply);
         match search_of(&policies) {
             Some(_) if self.attachments.is_whole() => self.search(&policies),

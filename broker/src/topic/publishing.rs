@@ -137,6 +137,11 @@ impl Publishing {
         self.dedup.snapshot()
     }
 
+    /// The producers as they are, for a backup.
+    pub(super) fn producers(&self) -> Vec<ProducerState> {
+        self.dedup.snapshot()
+    }
+
     /// How many names and batches a snapshot has.
     pub(super) fn remembered(&self) -> (usize, usize) {
         (self.dedup.len(), self.dedup.batches())

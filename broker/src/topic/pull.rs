@@ -12,6 +12,7 @@ use aquifer_log::{Appended, TopicLog};
 use aquifer_model::format::Description;
 use aquifer_model::id::{Index, ProducerInstance, TopicIncarnation};
 use aquifer_model::topic::{ProducerName, SubscriptionName};
+use aquifer_proto::v1::{ProducerState, SubscriptionState};
 use aquifer_protocol_api::pull::{self, TopicBounds};
 use aquifer_runtime::budget::{ByteBudget, BytePermit};
 use bytes::Bytes;
@@ -41,6 +42,17 @@ pub(crate) enum Pull {
     Commit(pull::Commit, Reply<Index>),
     /// Where a subscription stands.
     Committed(SubscriptionName, Reply<Option<Index>>),
+    /// The subscriptions and producers as they are now, for a backup.
+    Capture(Reply<Cursors>),
+}
+
+/// What a backup has of a topic beside its messages.
+pub(crate) struct Cursors {
+    pub(crate) door: Door,
+    pub(crate) subscriptions: Vec<SubscriptionState>,
+    pub(crate) producers: Vec<ProducerState>,
+    /// The producers are as of here.
+    pub(crate) dedup_index: Index,
 }
 
 impl Pull {

@@ -13,6 +13,7 @@ use std::time::Duration;
 use aquifer_log::error::LogError;
 use aquifer_metadata::store::Revision;
 use aquifer_model::id::Index;
+use aquifer_model::policy::Retention;
 
 use crate::config::BrokerConfig;
 use crate::error::BrokerError;
@@ -127,8 +128,12 @@ impl Trimming {
     /// Trims beside the task what retention allows. What policy lets go and a snapshot of the
     /// producers does not cover yet waits for one, which is asked for at once: not for more
     /// messages.
-    pub(super) fn trim(&mut self, cx: &TopicContext, kept: Kept) -> TrimEffects {
-        let retention = cx.policies.borrow().retention;
+    pub(super) fn trim(
+        &mut self,
+        cx: &TopicContext,
+        retention: Retention,
+        kept: Kept,
+    ) -> TrimEffects {
         let all = cx.log.trim_due(Index(u64::MAX), retention);
         let free = cx.log.trim_due(kept.mark, retention);
         let covered = kept.mark.min(kept.snapshot);

@@ -67,14 +67,19 @@ fn config_of(args: &StoreArgs) -> StoreConfig {
     }
 }
 
-fn failed(error: ColdError) -> CliError {
+/// What a failure of a store means to a command.
+pub fn failed(error: ColdError) -> CliError {
     match error {
         ColdError::Config(_) => CliError::usage(error.to_string()),
         error => CliError::failed(error.to_string()),
     }
 }
 
-fn open(url: &str, args: &StoreArgs) -> Result<Arc<dyn ColdStore>, CliError> {
+/// Opens the place at a URL.
+///
+/// # Errors
+/// When it is no such URL, or a directory that does not exist.
+pub fn open(url: &str, args: &StoreArgs) -> Result<Arc<dyn ColdStore>, CliError> {
     // A tool makes no directories.
     if let Some(path) = url.strip_prefix("file://")
         && !Path::new(path).is_dir()

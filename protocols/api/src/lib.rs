@@ -1,13 +1,15 @@
 //! The narrow ports between wire protocols and the broker: a handler implements
 //! [`handler::ProtocolHandler`] and sees the broker only through narrow traits, in plain model
 //! types: [`data_plane::DataPlane`] moves messages, [`admin::Admin`] and [`operator::Operator`]
-//! manage what belongs to tenants and to the cluster, [`security::Security`] keeps tokens and
-//! grants. Each of their calls needs one [`access::Access`]. Who calls is found out by
-//! [`security::Authenticator`]. No wire type, no storage type and no broker type appears here.
+//! manage what belongs to tenants and to the cluster, [`backup::Backups`] backs it up,
+//! [`security::Security`] keeps tokens and grants. Each of their calls needs one
+//! [`access::Access`]. Who calls is found out by [`security::Authenticator`]. No wire type, no
+//! storage type and no broker type appears here.
 #![deny(missing_docs)]
 
 pub mod access;
 pub mod admin;
+pub mod backup;
 #[cfg(feature = "conformance")]
 pub mod conformance;
 pub mod consumer;
@@ -23,11 +25,12 @@ pub mod security;
 pub mod session;
 
 use crate::admin::Admin;
+use crate::backup::Backups;
 use crate::data_plane::DataPlane;
 use crate::operator::Operator;
 use crate::security::{Authenticator, Security};
 
 /// A broker: all ports.
-pub trait BrokerApi: DataPlane + Admin + Operator + Security + Authenticator {}
+pub trait BrokerApi: DataPlane + Admin + Operator + Backups + Security + Authenticator {}
 
-impl<T: DataPlane + Admin + Operator + Security + Authenticator> BrokerApi for T {}
+impl<T: DataPlane + Admin + Operator + Backups + Security + Authenticator> BrokerApi for T {}

@@ -10,6 +10,7 @@
 
 mod admin;
 pub mod authenticate;
+mod backup;
 pub mod config;
 mod connection;
 mod consume;
@@ -34,6 +35,7 @@ use std::time::Duration;
 use aquifer_model::limits::{FRAME_BYTES_MAX, UNARY_REQUEST_BYTES_MAX};
 use aquifer_model::listener::{Listener, Listeners};
 use aquifer_proto::v1::admin_server::AdminServer;
+use aquifer_proto::v1::backup_server::BackupServer;
 use aquifer_proto::v1::broker_server::BrokerServer;
 use aquifer_proto::v1::pull_server::PullServer;
 use aquifer_proto::v1::security_server::SecurityServer;
@@ -239,6 +241,8 @@ impl GrpcHandler {
     ) {
         let broker_server =
             BrokerServer::new(service.clone()).max_decoding_message_size(FRAME_BYTES_MAX);
+        let backup_server = BackupServer::new(service.clone());
+        let backup_server = backup_server.max_decoding_message_size(UNARY_REQUEST_BYTES_MAX);
         let pull_server =
             PullServer::new(service.clone()).max_decoding_message_size(FRAME_BYTES_MAX);
         let way_in = gate.clone();
@@ -249,6 +253,7 @@ impl GrpcHandler {
             .layer(MapResponseLayer::new(pull::keep_held))
             .layer(MapRequestLayer::new(move |request| way_in.admit(request)))
             .add_routes(administrative(&service))
+            .add_service(backup_server)
             .add_service(broker_server)
             .add_service(pull_server);
         let (config, clock) = (&self.config, self.clock.clone());

@@ -14,7 +14,11 @@ use crate::routes::options::Options;
 use crate::template::Template;
 
 /// Services and methods without a path, and why. Everything else has the option `google.api.http`.
-const NOT_OFFERED: [(&str, &str); 3] = [
+const NOT_OFFERED: [(&str, &str); 4] = [
+    (
+        "aquifer.v1.Backup",
+        "the tool that drives a backup writes its lists and its root",
+    ),
     (
         "aquifer.v1.Bookie",
         "bookies serve processes of their cluster",

@@ -6,14 +6,16 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use aquifer_broker::Broker;
+use aquifer_model::backup::{BackupScope, ForgetBackup, RestoreTopic};
 use aquifer_model::bundle::BundleRange;
 use aquifer_model::format::FORMAT_NATIVE;
-use aquifer_model::id::Index;
+use aquifer_model::id::{BackupId, Index, LedgerId};
 use aquifer_model::place::Place;
 use aquifer_model::policy::{Policies, PolicyScope, PolicyUpdate};
 use aquifer_model::topic::{NamespaceName, TopicName};
 use aquifer_protocol_api::access::{Action, Resource};
 use aquifer_protocol_api::admin::{Admin, Deletion};
+use aquifer_protocol_api::backup::Backups;
 use aquifer_protocol_api::consumer::Held;
 use aquifer_protocol_api::context::RequestContext;
 use aquifer_protocol_api::data_plane::DataPlane;
@@ -98,6 +100,11 @@ fn rows() -> impl Iterator<Item = Row> {
         "Admin/TransferBundle" &[Operate], |b, c| b.transfer_bundle(&c, shop(), no_bundle(), None);
         "Admin/SplitBundle" &[Operate], |b, c| b.split_bundle(&c, shop(), no_bundle(), None);
         "Admin/LoadReport" &[Operate], |b, c| b.load_report(&c);
+        "Backup/BeginBackup" &[Operate], |b, c| b.begin_backup(&c, "mem://1".to_owned(), BackupScope::Cluster);
+        "Backup/BackupTopic" &[Operate], |b, c| b.backup_topic(&c, BackupId([1; 16]), topic(), None);
+        "Backup/FinishBackup" &[Operate], |b, c| b.finish_backup(&c, BackupId([1; 16]));
+        "Backup/ForgetBackup" &[Operate], |b, c| b.forget_backup(&c, ForgetBackup { url: "mem://1".to_owned(), backup: None, unfinished: false });
+        "Backup/RestoreTopic" &[Operate], |b, c| b.restore_topic(&c, restore());
         "Broker/Produce" &[Produce], |b, c| b.open_producer(&c, open("acme/shop/orders", "p"));
         "Broker/Consume" &[Consume], |b, c| b.subscribe(&c, subscribe("acme/shop/orders", "s"));
         "Pull/Append" &[Produce], |b, c| b.append(&c, append());
@@ -118,6 +125,19 @@ fn rows() -> impl Iterator<Item = Row> {
         "Security/RemoveGrant" &[Grant], |b, c| b.remove_grant(&c, id(), scope("acme"));
     ]
     .into_iter()
+}
+
+fn restore() -> RestoreTopic {
+    RestoreTopic {
+        url: "mem://1".to_owned(),
+        cluster: "c".to_owned(),
+        backup: BackupId([1; 16]),
+        topic: topic(),
+        files: Vec::new(),
+        last_ledger: LedgerId(1),
+        trim_after_ms: None,
+        prepare: false,
+    }
 }
 
 fn append() -> Append {

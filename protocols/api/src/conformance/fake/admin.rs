@@ -1,7 +1,10 @@
 //! Administration and operation of the fake: only what handlers are checked with.
 
+use aquifer_model::backup::{
+    BackupBegun, BackupRevisions, BackupScope, ForgetBackup, RestoreTopic, Restored, TopicCapture,
+};
 use aquifer_model::bundle::BundleRange;
-use aquifer_model::id::{BrokerId, Index};
+use aquifer_model::id::{BackupId, BrokerId, Index};
 use aquifer_model::load::LoadReport;
 use aquifer_model::place::Place;
 use aquifer_model::policy::{Policies, PolicyScope, PolicyUpdate, PolicyView};
@@ -14,6 +17,7 @@ use super::{FakeBroker, LIFE};
 use crate::admin::{
     Admin, Deletion, Page, PageRequest, SubscriptionReset, TopicDescription, TopicLayout,
 };
+use crate::backup::Backups;
 use crate::consumer::IndexRange;
 use crate::context::RequestContext;
 use crate::error::ApiResult;
@@ -210,6 +214,52 @@ impl Operator for FakeBroker {
     }
 
     async fn load_report(&self, _ctx: &RequestContext) -> ApiResult<LoadReport> {
+        self.not_faked()
+    }
+}
+
+#[async_trait]
+impl Backups for FakeBroker {
+    async fn begin_backup(
+        &self,
+        _ctx: &RequestContext,
+        _url: String,
+        _scope: BackupScope,
+    ) -> ApiResult<BackupBegun> {
+        self.not_faked()
+    }
+
+    async fn backup_topic(
+        &self,
+        _ctx: &RequestContext,
+        _backup: BackupId,
+        _topic: TopicName,
+        _end: Option<Index>,
+    ) -> ApiResult<TopicCapture> {
+        self.not_faked()
+    }
+
+    async fn finish_backup(
+        &self,
+        _ctx: &RequestContext,
+        _backup: BackupId,
+    ) -> ApiResult<BackupRevisions> {
+        self.not_faked()
+    }
+
+    async fn forget_backup(
+        &self,
+        _ctx: &RequestContext,
+        _wanted: ForgetBackup,
+    ) -> ApiResult<String> {
+        self.not_faked()
+    }
+
+    async fn restore_topic(
+        &self,
+        _ctx: &RequestContext,
+        _wanted: RestoreTopic,
+    ) -> ApiResult<Restored> {
         self.not_faked()
     }
 }

@@ -1,0 +1,93 @@
+//! Backups, as protocols see them.
+
+use aquifer_model::backup::{
+    BackupBegun, BackupRevisions, BackupScope, ForgetBackup, RestoreTopic, Restored, TopicCapture,
+};
+use aquifer_model::id::{BackupId, Index};
+use aquifer_model::topic::TopicName;
+use aquifer_protocol_api::access::{Access, Action, Resource};
+use aquifer_protocol_api::backup::Backups;
+use aquifer_protocol_api::context::RequestContext;
+use aquifer_protocol_api::error::ApiResult;
+use async_trait::async_trait;
+use tracing::info_span;
+
+use crate::api::serve;
+use crate::broker::Broker;
+
+#[async_trait]
+impl Backups for Broker {
+    async fn begin_backup(
+        &self,
+        ctx: &RequestContext,
+        url: String,
+        scope: BackupScope,
+    ) -> ApiResult<BackupBegun> {
+        serve!(
+            self,
+            ctx,
+            "begin_backup",
+            Action::Operate,
+            Resource::Cluster,
+            self.hold_for_backup(&url, scope)
+        )
+    }
+
+    async fn backup_topic(
+        &self,
+        ctx: &RequestContext,
+        backup: BackupId,
+        topic: TopicName,
+        end: Option<Index>,
+    ) -> ApiResult<TopicCapture> {
+        serve!(
+            self,
+            ctx,
+            "backup_topic",
+            Action::Operate,
+            Resource::Cluster,
+            self.capture_topic(backup, &topic, end)
+        )
+    }
+
+    async fn finish_backup(
+        &self,
+        ctx: &RequestContext,
+        backup: BackupId,
+    ) -> ApiResult<BackupRevisions> {
+        serve!(
+            self,
+            ctx,
+            "finish_backup",
+            Action::Operate,
+            Resource::Cluster,
+            self.end_backup(backup)
+        )
+    }
+
+    async fn forget_backup(&self, ctx: &RequestContext, wanted: ForgetBackup) -> ApiResult<String> {
+        serve!(
+            self,
+            ctx,
+            "forget_backup",
+            Action::Operate,
+            Resource::Cluster,
+            self.drop_backup(wanted)
+        )
+    }
+
+    async fn restore_topic(
+        &self,
+        ctx: &RequestContext,
+        wanted: RestoreTopic,
+    ) -> ApiResult<Restored> {
+        serve!(
+            self,
+            ctx,
+            "restore_topic",
+            Action::Operate,
+            Resource::Cluster,
+            self.bring_topic_back(wanted)
+        )
+    }
+}

@@ -1,0 +1,148 @@
+//! Brings topics of a backup back: records of ledgers that name the objects of the backup, the
+//! subscriptions, and last the record by which the topic is seen.
+
+use std::sync::Arc;
+
+use aquifer_log::backup::{self, BackedUpTopic};
+use aquifer_log::error::LogError;
+use aquifer_log::{LogOptions, RestoringTopic, TopicRecordCell};
+use aquifer_model::backup::{BackupTotals, RestoreOutcome, RestoreTopic, Restored};
+use aquifer_model::id::Index;
+use aquifer_model::topic::TopicName;
+
+use crate::backup::refused;
+use crate::broker::Broker;
+use crate::bundle::ownership::Owned;
+use crate::cursor_log::{self, CursorLogState};
+use crate::error::BrokerError;
+
+/// For how long nothing of a restored topic is deleted by policy, if the request does not say.
+const TRIM_AFTER_MS: u64 = 7 * 24 * 60 * 60 * 1000;
+
+impl Broker {
+    /// Brings a topic back, unless one of its name is there. Repeated after a failure, it goes on.
+    pub(crate) async fn bring_topic_back(
+        &self,
+        wanted: RestoreTopic,
+    ) -> Result<Restored, BrokerError> {
+        let (topic, shared) = (&wanted.topic, &self.shared);
+        shared.namespaces.check(topic.namespace()).await?;
+        // Another owner is to be asked before anything happens.
+        let owned = shared.own(topic).await?;
+        let source = backup::read_topic(&shared.log, &wanted).await;
+        let source = source.map_err(refused)?;
+        let state = cursors_of(&source)?;
+        let totals = BackupTotals {
+            subscriptions: state.subscriptions.len() as u64,
+            ..source.totals
+        };
+        let restored = match self.bring_back(&wanted, source, &owned).await {
+            Ok(outcome) => outcome,
+            Err(BrokerError::Log(LogError::AlreadyExists)) => self.existing(&wanted).await?,
+            // Another request may have finished the restore: whether the topic moved shows by itself.
+            Err(BrokerError::Log(LogError::Fenced)) => {
+                let why = format!("{topic} is restored by another request, or has moved");
+                return Err(LogError::Unavailable(why).into());
+            }
+            Err(error) => return Err(error),
+        };
+        tracing::info!(%topic, backup = %wanted.backup, outcome = restored.name(), "topic of a backup looked at");
+        Ok(Restored {
+            outcome: restored,
+            totals,
+        })
+    }
+
+    async fn bring_back(
+        &self,
+        wanted: &RestoreTopic,
+        source: BackedUpTopic,
+        owned: &Owned,
+    ) -> Result<RestoreOutcome, BrokerError> {
+        let (topic, ctx) = (&wanted.topic, &self.shared.log);
+        let mut record = source.record;
+        if let Some(restored) = &mut record.restored {
+            let pause = wanted.trim_after_ms.unwrap_or(TRIM_AFTER_MS);
+            restored.trim_after_ms = self.shared.clock.wall_ms().saturating_add(pause);
+        }
+        let guards = vec![owned.guard.clone()];
+        let begin = || {
+            let (ctx, guards) = (Arc::clone(ctx), guards.clone());
+            RestoringTopic::begin(ctx, topic, guards, record.clone())
+        };
+        let restoring = begin().await?;
+        if wanted.prepare {
+            return Ok(RestoreOutcome::Prepared);
+        }
+        backup::reserve_up_to(ctx, wanted.last_ledger).await?;
+        self.check_kept(wanted, source.has_own).await?;
+        let put = restoring.put_ledgers(&source.ledgers).await;
+        put.map_err(refused)?;
+        // What it kept may have been deleted if it was forgotten in between.
+        self.check_kept(wanted, source.has_own).await?;
+        let options = self.options(topic, owned).await?;
+        restoring
+            .write_cursors(ctx, options, &source.cursors)
+            .await?;
+        match restoring.finish().await {
+            // It was created a moment ago: what was brought back goes again.
+            Err(LogError::AlreadyExists) => begin().await.map(|_| RestoreOutcome::Exists),
+            finished => finished.map(|()| RestoreOutcome::Restored),
+        }
+        .map_err(BrokerError::from)
+    }
+
+    async fn options(&self, topic: &TopicName, owned: &Owned) -> Result<LogOptions, BrokerError> {
+        let policies = self.shared.namespaces.policies().of_topic(topic).await?;
+        let policies = *policies.borrow();
+        Ok(LogOptions {
+            quorum: policies.persistence,
+            rollover: policies.rollover,
+            owner_epoch: owned.epoch,
+        })
+    }
+
+    /// Objects of this cluster that no topic names any more are there only for the backup.
+    async fn check_kept(&self, wanted: &RestoreTopic, has_own: bool) -> Result<(), BrokerError> {
+        if !has_own || backup::is_kept(&self.shared.log, wanted.backup).await? {
+            return Ok(());
+        }
+        Err(BrokerError::invalid(
+            format!(
+                "this cluster does not keep the objects of backup {} any more",
+                wanted.backup
+            ),
+            "restore a backup that was not expired",
+        ))
+    }
+
+    /// Whether the topic that has the name was brought back from the same backup.
+    async fn existing(&self, wanted: &RestoreTopic) -> Result<RestoreOutcome, BrokerError> {
+        let ctx = Arc::clone(&self.shared.log);
+        let cell = TopicRecordCell::load(ctx, &wanted.topic, Vec::new()).await?;
+        let restored = cell.and_then(|cell| cell.record().restored);
+        let is_same = restored.is_some_and(|from| from.backup_id == wanted.backup.0.as_slice());
+        Ok(match is_same {
+            true => RestoreOutcome::Done,
+            false => RestoreOutcome::Exists,
+        })
+    }
+}
+
+/// What the subscriptions of a backup add up to: checked before anything of it is written.
+fn cursors_of(source: &BackedUpTopic) -> Result<CursorLogState, BrokerError> {
+    let damaged = |what: String| BrokerError::Log(LogError::Damaged(format!("the backup: {what}")));
+    let records = source.cursors.iter().enumerate();
+    let records = records.map(|(at, record)| (Index(at as u64), record));
+    let state = cursor_log::replay(records).map_err(|error| damaged(error.to_string()))?;
+    let end = source.totals.end;
+    for (name, subscription) in &state.subscriptions {
+        if subscription.cursor.mark_delete() > end {
+            return Err(damaged(format!("subscription {name} is behind the end")));
+        }
+    }
+    match state.dedup_index > end {
+        true => Err(damaged("its producers are behind its end".to_owned())),
+        false => Ok(state),
+    }
+}

@@ -1,0 +1,354 @@
+//! `aquifer backup restore`.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use aquifer_client::{Admin, Client, ErrorCode, ErrorKind};
+use aquifer_cold::backup::{self, Lists};
+use aquifer_model::backup::{BackupTotals, RestoreOutcome, RestoreTopic, Restored};
+use aquifer_model::id::{BackupId, LedgerId};
+use aquifer_model::policy::{Policies, PolicyScope, PolicyUpdate};
+use aquifer_model::topic::{NamespaceName, TopicName};
+use aquifer_proto::convert::backup::files;
+use aquifer_proto::v1;
+use aquifer_runtime::clock;
+
+use crate::commands::backup::failures::{Failures, Trouble};
+use crate::commands::backup::{Opened, id_of, topic_object, topics_table, totals_of};
+use crate::commands::object::failed;
+use crate::exit::CliError;
+use crate::output::Output;
+
+/// What to bring back.
+pub(super) struct Wanted {
+    pub(super) tenant: Option<String>,
+    pub(super) topic: Option<TopicName>,
+    pub(super) dry_run: bool,
+    pub(super) trim_after: Duration,
+}
+
+/// A topic of the backup, with its name.
+struct Topic<'a> {
+    name: TopicName,
+    entry: &'a v1::BackupTopicEntry,
+}
+
+pub(super) async fn run(
+    opened: &Opened,
+    wanted: &Wanted,
+    client: &Client,
+    out: &Output,
+) -> Result<(), CliError> {
+    let lists = opened.lists().await?;
+    let topics = chosen(&lists, wanted)?;
+    if topics.is_empty() {
+        return Err(CliError::failed("the backup has no such topic")
+            .advise("see what it has with `aquifer backup show`"));
+    }
+    let admin = client.admin();
+    if wanted.dry_run {
+        return dry_run(&topics, &admin, out).await;
+    }
+    let run = Run {
+        opened,
+        client,
+        admin,
+        id: id_of(&opened.root)?,
+        trim_after_ms: clock::millis(wanted.trim_after),
+        out,
+    };
+    run.scopes(&lists, &topics).await?;
+    run.topics(&topics).await
+}
+
+/// The topics that are wanted, partitioned ones before their partitions.
+fn chosen<'a>(lists: &'a Lists, wanted: &Wanted) -> Result<Vec<Topic<'a>>, CliError> {
+    let mut topics = Vec::new();
+    for entry in &lists.topics {
+        let name: TopicName = entry
+            .topic
+            .parse()
+            .map_err(|error| CliError::failed(format!("{}: {error}", entry.topic)))?;
+        let tenant = wanted.tenant.as_deref();
+        let of_tenant = tenant.is_none_or(|tenant| name.namespace().tenant() == tenant);
+        let of_topic = wanted.topic.as_ref().is_none_or(|topic| {
+            name == *topic || name.partition().is_some() && name.base() == *topic
+        });
+        if of_tenant && of_topic {
+            topics.push(Topic { name, entry });
+        }
+    }
+    Ok(topics)
+}
+
+async fn exists(topic: &TopicName, admin: &Admin) -> Result<bool, CliError> {
+    match admin.describe_topic(&topic.to_string()).await {
+        Ok(_) => Ok(true),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error.into()),
+    }
+}
+
+async fn dry_run(topics: &[Topic<'_>], admin: &Admin, out: &Output) -> Result<(), CliError> {
+    let mut rows = Vec::new();
+    let (mut messages, mut bytes) = (0_u64, 0_u64);
+    let mut taken: BTreeSet<TopicName> = BTreeSet::new();
+    for topic in topics {
+        let base = topic.name.base();
+        let is_part = topic.name.partition().is_some();
+        let is_there = match is_part {
+            true => taken.contains(&base),
+            false => exists(&topic.name, admin).await?,
+        };
+        if is_there {
+            taken.insert(topic.name.clone());
+        }
+        let totals = totals_of(topic.entry);
+        let state = match is_there {
+            true => "exists",
+            false => "would be restored",
+        };
+        if !is_there {
+            messages += totals.end.0.saturating_sub(totals.first.0);
+            bytes += totals.bytes;
+        }
+        rows.push((topic.entry.topic.clone(), state.to_owned(), totals));
+    }
+    if out.is_json() {
+        let mut rows = rows.iter();
+        return rows.try_for_each(|(topic, state, totals)| {
+            out.object(&topic_object(topic, state, totals))
+        });
+    }
+    out.table(&topics_table(rows.into_iter()))?;
+    out.line(format!(
+        "{messages} messages, {bytes} bytes; messages that are not acknowledged in the backup are delivered again"
+    ))
+}
+
+struct Run<'a> {
+    opened: &'a Opened,
+    client: &'a Client,
+    admin: Admin,
+    id: BackupId,
+    trim_after_ms: u64,
+    out: &'a Output,
+}
+
+impl Run<'_> {
+    /// Tenants and namespaces of the topics, with their policies where they are new.
+    async fn scopes(&self, lists: &Lists, topics: &[Topic<'_>]) -> Result<(), CliError> {
+        let names = || topics.iter().map(|topic| topic.name.namespace());
+        for tenant in &lists.tenants {
+            if !names().any(|name| name.tenant() == tenant.tenant) {
+                continue;
+            }
+            match self.admin.create_tenant(&tenant.tenant).await {
+                Err(error) if error.kind() == ErrorKind::AlreadyExists => continue,
+                created => created?,
+            }
+            let scope = PolicyScope::Tenant(tenant.tenant.clone());
+            self.set(&scope, tenant.policies.clone()).await?;
+        }
+        for namespace in &lists.namespaces {
+            let name: NamespaceName = namespace
+                .namespace
+                .parse()
+                .map_err(|error| CliError::failed(format!("{}: {error}", namespace.namespace)))?;
+            if !names().any(|wanted| *wanted == name) {
+                continue;
+            }
+            let policies = policies_of(namespace.policies.clone())?;
+            let created = self.admin.create_namespace(&namespace.namespace, policies);
+            match created.await {
+                Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
+                created => drop(created?),
+            }
+        }
+        Ok(())
+    }
+
+    /// Sets policies where none are set.
+    async fn set(
+        &self,
+        scope: &PolicyScope,
+        policies: Option<v1::Policies>,
+    ) -> Result<(), Trouble> {
+        let set = policies_of(policies).map_err(Trouble::Topic)?;
+        if set == Policies::default() {
+            return Ok(());
+        }
+        let update = PolicyUpdate {
+            set,
+            unset: Vec::new(),
+            version: Some(0),
+        };
+        match self.admin.update_policies(scope, update).await {
+            // They were set meanwhile, or this was run before.
+            Err(error) if error.code() == Some(ErrorCode::Conflict) => Ok(()),
+            set => Ok(set.map(drop)?),
+        }
+    }
+
+    /// Brings topics back, also when some of them fail.
+    async fn topics(&self, topics: &[Topic<'_>]) -> Result<(), CliError> {
+        let (mut rows, mut failures) = (Vec::new(), Failures::default());
+        let ended = self.each(topics, &mut rows, &mut failures).await;
+        self.summary(&rows)?;
+        if failures.count > 0 {
+            match self.out.is_json() {
+                true => self.out.object(&failures)?,
+                false => failures.lines(self.out)?,
+            }
+        }
+        ended?;
+        failures.result(
+            "not everything is back",
+            "run it again: what is done stays done",
+        )
+    }
+
+    /// An error concerns every topic.
+    async fn each(
+        &self,
+        topics: &[Topic<'_>],
+        rows: &mut Vec<(RestoreOutcome, BackupTotals)>,
+        failures: &mut Failures,
+    ) -> Result<(), CliError> {
+        let mut left_out: BTreeSet<TopicName> = BTreeSet::new();
+        // Partitioned, and to be seen when its partitions are there.
+        let mut open: Option<&Topic<'_>> = None;
+        for topic in topics {
+            let base = topic.name.base();
+            if let Some(done) = open.take_if(|open| open.name != base)
+                && let Some(restored) = self.attempt(done, false, failures).await?
+            {
+                rows.push(self.told(done, restored)?);
+            }
+            if topic.name.partition().is_some() && left_out.contains(&base) {
+                continue;
+            }
+            let is_partitioned = !topic.entry.partitions.is_empty();
+            let restored = self.attempt(topic, is_partitioned, failures).await?;
+            if is_partitioned
+                && restored.is_none_or(|restored| restored.outcome != RestoreOutcome::Prepared)
+            {
+                left_out.insert(topic.name.clone());
+            }
+            match restored {
+                // Without one of its partitions the topic is not to be seen.
+                None => open = None,
+                Some(restored) if restored.outcome == RestoreOutcome::Prepared => {
+                    open = Some(topic);
+                }
+                Some(restored) => rows.push(self.told(topic, restored)?),
+            }
+        }
+        if let Some(done) = open
+            && let Some(restored) = self.attempt(done, false, failures).await?
+        {
+            rows.push(self.told(done, restored)?);
+        }
+        Ok(())
+    }
+
+    /// Brings a topic back with its policies. None when it failed; an error concerns every topic.
+    async fn attempt(
+        &self,
+        topic: &Topic<'_>,
+        prepare: bool,
+        failures: &mut Failures,
+    ) -> Result<Option<Restored>, CliError> {
+        let trouble = match self.restore(topic, prepare).await {
+            Ok(restored) => return Ok(Some(restored)),
+            Err(trouble) => trouble,
+        };
+        let error = trouble.of_topic(self.probe()).await?;
+        failures.add(&topic.entry.topic, &error);
+        Ok(None)
+    }
+
+    /// Looks whether the store of the backup and the cluster answer.
+    async fn probe(&self) -> Result<(), CliError> {
+        let root = backup::read_root(&*self.opened.store, &self.opened.root.cluster, self.id);
+        root.await.map_err(failed)?;
+        self.admin.list_tenants().await?;
+        Ok(())
+    }
+
+    fn summary(&self, rows: &[(RestoreOutcome, BackupTotals)]) -> Result<(), CliError> {
+        if self.out.is_json() {
+            return Ok(());
+        }
+        let of =
+            |wanted: RestoreOutcome| rows.iter().filter(move |(outcome, _)| *outcome == wanted);
+        let bytes: u64 = of(RestoreOutcome::Restored)
+            .map(|(_, totals)| totals.bytes)
+            .sum();
+        self.out.line(format!(
+            "restored {} topics, {bytes} bytes; {} exist and stay as they are, {} were restored before",
+            of(RestoreOutcome::Restored).count(),
+            of(RestoreOutcome::Exists).count(),
+            of(RestoreOutcome::Done).count()
+        ))
+    }
+
+    fn told(
+        &self,
+        topic: &Topic<'_>,
+        restored: Restored,
+    ) -> Result<(RestoreOutcome, BackupTotals), CliError> {
+        let (outcome, totals) = (restored.outcome, restored.totals);
+        let name = outcome.name();
+        if self.out.is_json() {
+            self.out
+                .object(&topic_object(&topic.entry.topic, name, &totals))?;
+        } else {
+            self.out.line(format!(
+                "{}: {name}, indexes {} to before {}, {} entries, {} bytes, {} subscriptions",
+                topic.entry.topic,
+                totals.first,
+                totals.end,
+                totals.entries,
+                totals.bytes,
+                totals.subscriptions
+            ))?;
+        }
+        Ok((outcome, totals))
+    }
+
+    async fn restore(&self, topic: &Topic<'_>, prepare: bool) -> Result<Restored, Trouble> {
+        let root = &self.opened.root;
+        let parts = files(topic.entry.parts.clone());
+        let wanted = RestoreTopic {
+            url: self.opened.url.clone(),
+            cluster: root.cluster.clone(),
+            backup: self.id,
+            topic: topic.name.clone(),
+            files: parts.map_err(|reason| Trouble::Topic(CliError::failed(reason)))?,
+            last_ledger: LedgerId(root.last_ledger_id),
+            trim_after_ms: Some(self.trim_after_ms),
+            prepare,
+        };
+        let restored = self.client.backups().restore(&wanted).await;
+        let restored = restored.map_err(|error| Trouble::of_backup(error, self.id))?;
+        // One that is done may have been interrupted before its policies were set.
+        let is_back = matches!(
+            restored.outcome,
+            RestoreOutcome::Restored | RestoreOutcome::Done
+        );
+        if is_back && topic.name.partition().is_none() {
+            let scope = PolicyScope::Topic(topic.name.clone());
+            self.set(&scope, topic.entry.policies.clone()).await?;
+        }
+        Ok(restored)
+    }
+}
+
+fn policies_of(policies: Option<v1::Policies>) -> Result<Policies, CliError> {
+    let Some(policies) = policies else {
+        return Ok(Policies::default());
+    };
+    let policies = Policies::try_from(policies);
+    policies.map_err(|error| CliError::failed(format!("policies of the backup: {error}")))
+}
