@@ -1,10 +1,9 @@
 //! Objects that hold ledgers: their format, the stores that have them, and where these are.
 //!
-//! [`mod@format`] is plain code over bytes. [`store::ColdStore`] is the seam to object stores; the one
-//! over a library is in [`library`], whose types no other module sees. [`object`] reads objects by
-//! their index, and [`location`] knows which stores a cluster uses. [`backup`]
-//! has the files of backups. This crate knows neither
-//! bookies nor topic logs.
+//! [`mod@format`] is plain code over bytes. [`store::ColdStore`] is the seam to object stores; the
+//! one over a library is in [`library`], whose types no other module sees. [`object`] reads objects
+//! by their index, [`location`] knows which stores a cluster uses, and [`backup`] has the files of
+//! backups. This crate knows neither bookies nor topic logs.
 #![deny(missing_docs)]
 
 pub mod backup;

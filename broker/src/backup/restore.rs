@@ -39,7 +39,7 @@ impl Broker {
         let restored = match self.bring_back(&wanted, source, &owned).await {
             Ok(outcome) => outcome,
             Err(BrokerError::Log(LogError::AlreadyExists)) => self.existing(&wanted).await?,
-            // Another request may have finished the restore: whether the topic moved shows by itself.
+            // Another request may have finished it. Whether the topic moved shows by itself.
             Err(BrokerError::Log(LogError::Fenced)) => {
                 let why = format!("{topic} is restored by another request, or has moved");
                 return Err(LogError::Unavailable(why).into());
