@@ -353,40 +353,44 @@ impl LedgerIds {
         Some(LedgerId(reserved.0 - 1))
     }
 
-    /// Gives up what this process has reserved and not used up to an id: ledgers that are restored
-    /// have those.
-    pub fn give_up_to(&self, last: LedgerId) {
+    /// Lets this process, and every range that is reserved from now on, have no id up to one that
+    /// is to be restored. What other processes have reserved before stays theirs.
+    ///
+    /// # Errors
+    /// When metadata cannot be changed, or there is no such id.
+    pub async fn reserve_up_to(
+        &self,
+        store: &dyn MetadataStore,
+        last: LedgerId,
+    ) -> Result<(), LedgerError> {
+        // A reservation that is under way would come to lie below.
+        let _turn = self.turn.acquire().await;
+        let key = keys::id_range(keys::IDS_LEDGER);
+        let raised = store.update(&key, &[], |stored| ready(raise(stored.as_ref(), last)));
+        raised.await.map_err(UpdateError::flatten)?;
         let mut reserved = self.reserved.lock();
         if reserved.0 <= last.0 {
             *reserved = (0, 0);
         }
+        Ok(())
     }
 }
 
-/// Lets no range of ids that is reserved from now on begin below one that is to be restored. What
-/// processes have reserved before stays theirs: see [`LedgerIds::give_up_to`].
-///
-/// # Errors
-/// When metadata cannot be changed, or there is no such id.
-pub async fn reserve_up_to(store: &dyn MetadataStore, last: LedgerId) -> Result<(), LedgerError> {
-    let decide = |stored: Option<&Versioned>| {
-        let next = match stored {
-            None => 1,
-            Some(stored) => record::decode::<v1::IdRangeRecord>(stored)?.next,
-        };
-        if last.0 < next {
-            return Ok(Change::none(()));
-        }
-        if last.0 >= LEDGER_ID_MAX {
-            let none = "there is no such id of a ledger".to_owned();
-            return Err(LedgerError::BadRecord(last.0, none));
-        }
-        let value = record::encode(v1::IdRangeRecord { next: last.0 + 1 });
-        Ok(Change::put(keys::CLUSTER_PARTITION, value, ()))
+/// The change after which the next range begins above an id.
+fn raise(stored: Option<&Versioned>, last: LedgerId) -> Result<Change<()>, LedgerError> {
+    let next = match stored {
+        None => 1,
+        Some(stored) => record::decode::<v1::IdRangeRecord>(stored)?.next,
     };
-    let key = keys::id_range(keys::IDS_LEDGER);
-    let raised = store.update(&key, &[], |stored| ready(decide(stored.as_ref())));
-    raised.await.map(drop).map_err(UpdateError::flatten)
+    if last.0 < next {
+        return Ok(Change::none(()));
+    }
+    if last.0 >= LEDGER_ID_MAX {
+        let none = "there is no such id of a ledger".to_owned();
+        return Err(LedgerError::BadRecord(last.0, none));
+    }
+    let value = record::encode(v1::IdRangeRecord { next: last.0 + 1 });
+    Ok(Change::put(keys::CLUSTER_PARTITION, value, ()))
 }
 
 /// The change that reserves the next range; answers its first id.

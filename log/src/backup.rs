@@ -12,7 +12,6 @@ use std::sync::Arc;
 
 use aquifer_cold::backup::PartWriter;
 use aquifer_ledger::holds::{self, Hold};
-use aquifer_ledger::ledger_metadata;
 use aquifer_model::backup::{BackupBegun, BackupFile, BackupRevisions, BackupScope, ForgetBackup};
 use aquifer_model::id::{BackupId, LedgerId};
 use aquifer_proto::v1::backup_item::Item;
@@ -151,8 +150,10 @@ pub async fn write(
 /// # Errors
 /// When metadata cannot be changed.
 pub async fn reserve_up_to(ctx: &LogContext, last: LedgerId) -> Result<(), LogError> {
-    ledger_metadata::reserve_up_to(&*ctx.ledgers.store, last).await?;
-    // The logs of restored cursors are created by this process.
-    ctx.ledgers.shared.ledger_ids.give_up_to(last);
-    Ok(())
+    let ledgers = &ctx.ledgers;
+    Ok(ledgers
+        .shared
+        .ledger_ids
+        .reserve_up_to(&*ledgers.store, last)
+        .await?)
 }

@@ -173,8 +173,7 @@ async fn ids_of_a_restore_are_not_drawn_by_the_process_that_restores() {
     let (store, ids) = (MemoryStore::default(), LedgerIds::default());
     let first = ids.next(&store, LedgerId(0)).await.unwrap();
     let last = LedgerId(first.0 + IDS_RESERVED / 2);
-    reserve_up_to(&store, last).await.unwrap();
-    ids.give_up_to(last);
+    ids.reserve_up_to(&store, last).await.unwrap();
     for _ in 0..IDS_RESERVED {
         assert!(ids.next(&store, LedgerId(0)).await.unwrap() > last);
     }
