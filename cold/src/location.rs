@@ -243,7 +243,7 @@ impl Locations {
             return Ok(Arc::clone(location));
         }
         let known = self.record_of(number).await?;
-        if self.takes_objects() && known.url == self.url && !known.is_foreign() {
+        if self.takes_objects() && self.is_configured(&known) {
             return self.primary().await;
         }
         let recorded = self.open_recorded(number, known).await;
