@@ -500,7 +500,6 @@ fn described(create: bool) -> Action {
     }
 }
 
-/// What policies belong to.
 /// Who manages this sets the ceilings of a scope.
 fn above(scope: &PolicyScope) -> Resource {
     match scope {
@@ -510,6 +509,7 @@ fn above(scope: &PolicyScope) -> Resource {
     }
 }
 
+/// What policies belong to.
 fn resource_of(scope: &PolicyScope) -> Resource {
     match scope {
         PolicyScope::Tenant(name) => Resource::Tenant(name.clone()),

@@ -39,7 +39,7 @@ const ALLOWED: [(&str, &[&str]); 14] = [
     // Of ledgers the broker knows what logs show; its tests make worlds of them.
     (
         BROKER,
-        &[MODEL, RUNTIME, PROTO, METADATA, LEDGER, LOG, API, CLIENT],
+        &[MODEL, RUNTIME, PROTO, METADATA, LEDGER, LOG, API],
     ),
     (REGISTRY, &[MODEL, RUNTIME, API]),
     (
@@ -49,10 +49,9 @@ const ALLOWED: [(&str, &[&str]); 14] = [
 ];
 
 /// Edges that only one file may use.
-const CONFINED: [(&str, &str, &str); 3] = [
+const CONFINED: [(&str, &str, &str); 2] = [
     (BOOKIE, LEDGER, "bookie/src/autorecovery.rs"),
     (BOOKIE, REPAIR, "bookie/src/autorecovery.rs"),
-    (BROKER, CLIENT, "broker/src/geo.rs"),
 ];
 
 /// The composition root and the tests on top of it; nothing may depend on them.

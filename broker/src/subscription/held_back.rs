@@ -6,7 +6,7 @@
 //!
 //! Memory is bounded by the cap on new reads, which counts these messages like delivered ones:
 //! there are no more ranges than messages, and each range has one entry in the order of release.
-//! Like redelivery counts they are lost with the topic's owner and with a seek, and read again.
+//! They are lost with the topic's owner and with a seek, and read again.
 
 use std::collections::BTreeSet;
 use std::ops::Range;
