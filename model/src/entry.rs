@@ -305,6 +305,50 @@ mod tests {
     }
 
     proptest! {
+        /// What this version does not know, flags and tags, comes out as it went in, and the body
+        /// begins behind it.
+        #[test]
+        fn heads_of_later_versions_survive_a_round_trip(
+            numbers in any::<[u64; 4]>(),
+            format in any::<u16>(),
+            message_count in 1u32..,
+            unknown in proptest::collection::btree_map(
+                8u16.., proptest::collection::vec(any::<u8>(), 0..40), 0..8),
+            event_time in proptest::option::of(any::<u64>()),
+            body in proptest::collection::vec(any::<u8>(), 0..60),
+        ) {
+            let mut some = ExtensionsBuilder::default();
+            for (tag, value) in &unknown {
+                some.put(*tag, value).unwrap();
+            }
+            if let Some(time) = event_time {
+                some.event_time_ms(time).unwrap();
+            }
+            let [base_index, broker_time_ms, owner_epoch, flags] = numbers;
+            let head = EntryHead {
+                format,
+                message_count,
+                base_index: Index(base_index),
+                broker_time_ms,
+                owner_epoch: OwnerEpoch(owner_epoch),
+                flags: EntryFlags(flags),
+                extensions: some.build(),
+            };
+            let bytes = head.encode();
+            prop_assert_eq!(bytes.len(), head.len());
+            let entry = EntryData {
+                head: Bytes::new(),
+                body: [&bytes[..], &body].concat().into(),
+            };
+            let (decoded, rest) = entry.split().unwrap();
+            prop_assert_eq!(&decoded, &head);
+            prop_assert_eq!(&rest[..], &body[..]);
+            prop_assert_eq!(decoded.encode(), bytes);
+            for (tag, value) in unknown {
+                prop_assert_eq!(decoded.extensions.get(tag), Some(Bytes::from(value)));
+            }
+        }
+
         #[test]
         fn arbitrary_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
             let _ = EntryHead::decode(&bytes);

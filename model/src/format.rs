@@ -44,8 +44,16 @@ pub enum FormatError {
 /// # Errors
 /// When the format is unknown, or the body is not of its format.
 pub fn describe(format: u16, body: &Bytes) -> Result<Description, FormatError> {
+    describe_batch(&native(format, body)?)
+}
+
+/// The native batch that a body is: for those who need its rows.
+///
+/// # Errors
+/// When it is of another format, or not of its format.
+pub fn native(format: u16, body: &Bytes) -> Result<Batch, FormatError> {
     match format {
-        FORMAT_NATIVE => describe_batch(&Batch::parse(body.clone())?),
+        FORMAT_NATIVE => Ok(Batch::parse(body.clone())?),
         other => Err(FormatError::Unknown(other)),
     }
 }
@@ -149,6 +157,10 @@ mod tests {
         for format in [0, FORMAT_CURSOR, 3, u16::MAX] {
             let refused = describe(format, &Bytes::from_static(b"x"));
             assert_eq!(refused, Err(FormatError::Unknown(format)));
+            // Not even when the bytes would be a native batch.
+            let batch = batch::encode(&BatchFields::default(), &[MessageRow::default()], b"");
+            let refused = native(format, &batch.unwrap());
+            assert_eq!(refused.err(), Some(FormatError::Unknown(format)));
         }
     }
 

@@ -117,6 +117,28 @@ fn rows_of_a_later_version_are_read_as_far_as_they_are_known() {
 }
 
 proptest! {
+    /// Fields and row bytes of a later version are kept as they came.
+    #[test]
+    fn batches_of_later_versions_survive(
+        unknown in proptest::collection::btree_map(
+            200u16.., proptest::collection::vec(any::<u8>(), 0..40), 0..6),
+        row_bytes in ROW_BYTES..=ROW_BYTES_MAX,
+        payload in proptest::collection::vec(any::<u8>(), 0..60),
+    ) {
+        let unknown = unknown.into_iter().map(|(tag, value)| (tag, Bytes::from(value)));
+        let later = BatchFields {
+            unknown: unknown.collect(),
+            ..fields()
+        };
+        let bytes = encode(&later, &rows(), &payload).unwrap();
+        let bytes = with_longer_rows(&bytes, rows().len(), row_bytes);
+        let batch = Batch::parse(bytes.clone()).unwrap();
+        prop_assert_eq!(batch.fields(), &later);
+        prop_assert_eq!(batch.rows().collect::<Vec<_>>(), rows());
+        prop_assert_eq!(batch.payload(), Bytes::from(payload));
+        prop_assert_eq!(batch.bytes(), &bytes);
+    }
+
     #[test]
     fn records_round_trip(
         key in proptest::collection::vec(any::<u8>(), 0..300),

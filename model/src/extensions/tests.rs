@@ -62,7 +62,7 @@ proptest! {
     #[test]
     fn unknown_tags_survive(
         unknown in proptest::collection::hash_map(
-            64u16.., proptest::collection::vec(any::<u8>(), 0..40), 0..8),
+            8u16.., proptest::collection::vec(any::<u8>(), 0..40), 0..8),
         event in proptest::option::of(any::<u64>()),
     ) {
         let mut some = ExtensionsBuilder::default();

@@ -2,7 +2,8 @@
 
 use proptest::prelude::*;
 
-use super::bounds::{Counts, Unacked};
+use super::bounds::{BacklogAction, BacklogQuota, Counts, SubscriptionTypes, TimeToLive, Unacked};
+use super::offload::{OffloadCompression, OffloadPolicy};
 use super::rate::{AggregateRate, Rate};
 use super::*;
 
@@ -57,6 +58,60 @@ fn overrides() -> impl Strategy<Value = Policies> {
         )
 }
 
+/// The overrides that are not among [`overrides`].
+fn more_overrides() -> impl Strategy<Value = Policies> {
+    let bound = || proptest::option::of(0u64..5);
+    let compression = proptest::sample::select(&OffloadCompression::ALL[..]);
+    let offload = (any::<bool>(), bound(), bound(), 0u64..5, compression).prop_map(
+        |(enabled, age_ms, bytes, lag_ms, compression)| OffloadPolicy {
+            enabled,
+            age_ms,
+            bytes,
+            lag_ms,
+            compression,
+        },
+    );
+    let every_type = SubscriptionTypes::ALL.iter().collect::<Vec<_>>();
+    let types = proptest::sample::subsequence(every_type, 0..4).prop_map(|kinds| {
+        kinds
+            .into_iter()
+            .fold(SubscriptionTypes::NONE, SubscriptionTypes::with)
+    });
+    let action = proptest::sample::select(&BacklogAction::ALL[..]);
+    let backlog_quota =
+        (bound(), bound(), action).prop_map(|(bytes, age_ms, action)| BacklogQuota {
+            bytes,
+            age_ms,
+            action,
+        });
+    let ttl = bound().prop_map(|after_ms| TimeToLive { after_ms });
+    (
+        proptest::option::of(offload),
+        proptest::option::of(any::<bool>()),
+        proptest::option::of(types),
+        proptest::option::of(ttl),
+        proptest::option::of(backlog_quota),
+        proptest::option::of(rate()),
+        proptest::option::of(rate()),
+        proptest::option::of(rate()),
+    )
+        .prop_map(
+            |(offload, auto, types, ttl, backlog_quota, producer, dispatch, subscription)| {
+                Policies {
+                    offload,
+                    auto_create_subscriptions: auto,
+                    subscription_types: types,
+                    ttl,
+                    backlog_quota,
+                    producer_rate: producer,
+                    dispatch_rate: dispatch,
+                    subscription_rate: subscription,
+                    ..Policies::default()
+                }
+            },
+        )
+}
+
 fn policies() -> impl Strategy<Value = Policies> {
     let aggregate =
         (rate(), rate()).prop_map(|(publish, dispatch)| AggregateRate { publish, dispatch });
@@ -65,7 +120,7 @@ fn policies() -> impl Strategy<Value = Policies> {
         subscription,
     });
     (
-        overrides(),
+        (overrides(), more_overrides()).prop_map(|(some, more)| some.or(more)),
         proptest::option::of(aggregate),
         proptest::option::of(0u64..5),
         proptest::option::of(unacked),
@@ -106,6 +161,18 @@ fn lowest<T: Copy>(
 ) -> Option<u64> {
     let said = levels.iter().filter_map(|(_, said)| number(of(said)?));
     said.chain(default).min()
+}
+
+/// A policy that is added without being drawn would be tested where no level says anything only.
+#[test]
+fn every_policy_is_drawn() {
+    let mut runner = proptest::test_runner::TestRunner::deterministic();
+    let mut drawn = std::collections::BTreeSet::new();
+    for _ in 0..1_000 {
+        let said = policies().new_tree(&mut runner).unwrap().current();
+        drawn.extend(PolicyName::ALL.iter().filter(|name| said.has(**name)));
+    }
+    assert_eq!(drawn, PolicyName::ALL.iter().collect());
 }
 
 proptest! {

@@ -6,6 +6,7 @@ use std::ops::Range;
 
 use aquifer_log::LogEntry;
 use aquifer_model::batch::{Batch, MessageRow};
+use aquifer_model::format;
 use aquifer_model::id::Index;
 use aquifer_model::limits::DELIVERY_RANGES_MAX;
 use aquifer_protocol_api::consumer::{Delivery, IndexRange, Redelivered};
@@ -90,7 +91,7 @@ impl Dispatcher {
     ) -> Option<u64> {
         // What cannot be taken apart is decided as a whole.
         let rows = match self.mode.reads_rows() {
-            true => Batch::parse(entry.body.clone()).ok(),
+            true => format::native(entry.head.format, &entry.body).ok(),
             false => None,
         };
         let Some(rows) = rows else {
