@@ -2,6 +2,7 @@
 //! failure is counted here, then it goes to the file of its kind.
 
 mod admin;
+pub(crate) mod audit;
 mod backup;
 mod bundles;
 mod consume;

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use aquifer_model::id::BrokerId;
 
+use crate::api::audit;
 use crate::balance;
 use crate::bundle::{drain, watch};
 use crate::config::BrokerConfig;
@@ -40,7 +41,9 @@ impl Broker {
         balance::start(&topics, lease);
         sweep::start(&topics);
         offload::start(&shared);
-        Ok(Arc::new(Broker { shared, topics }))
+        let broker = Arc::new(Broker { shared, topics });
+        audit::start(&broker);
+        Ok(broker)
     }
 
     /// The identity of this broker, drawn at its start.
@@ -59,6 +62,7 @@ impl Broker {
     /// Stops: refuses new requests, finishes what is in flight, seals ledgers, and tells clients
     /// to come back or go elsewhere. The tasks of the group are not waited for: drain it after.
     pub async fn shutdown(&self) {
+        audit::stop(self).await;
         self.shared.close();
         let left = self.topics.close_all(SHUTDOWN_DEADLINE).await;
         if left > 0 {

@@ -35,7 +35,7 @@ pub use broker::Broker;
 pub use config::BrokerConfig;
 pub use context::BrokerDeps;
 pub use error::BrokerError;
-pub use peers::{NoReport, Peers};
+pub use peers::{Lines, NoReport, Peers};
 pub use security::config::AuthConfig;
 pub use security::jwt::JwtIssuer;
 pub use security::{FirstToken, create_first_token, token_id};

@@ -9,6 +9,7 @@ use aquifer_model::topic::{SubscriptionName, TopicName};
 use aquifer_protocol_api::admin::Deletion;
 use aquifer_protocol_api::error::ApiResult;
 use async_trait::async_trait;
+use bytes::Bytes;
 use thiserror::Error;
 
 /// Where this broker reaches another one: brokers talk to each other through their default
@@ -73,6 +74,23 @@ pub trait Peers: Send + Sync + 'static {
         subscription: &SubscriptionName,
         place: Place,
     ) -> ApiResult<Index>;
+
+    /// Appends lines to the topic of the audit log, which it serves.
+    ///
+    /// # Errors
+    /// What it answers; `Unavailable` when it does not.
+    async fn append(&self, url: &str, topic: &TopicName, lines: &Lines) -> ApiResult<()>;
+}
+
+/// Lines of the audit log, for one batch of its topic.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Lines {
+    /// Under which name they are stored once.
+    pub producer: String,
+    /// Sequence id of the first line; those of the others follow.
+    pub sequence_id: u64,
+    /// At least one.
+    pub lines: Vec<Bytes>,
 }
 
 /// Why there is no report of a broker.

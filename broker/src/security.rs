@@ -27,6 +27,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use aquifer_metadata::store::MetadataStore;
+use aquifer_model::id::BrokerId;
 use aquifer_protocol_api::access::{Access, Action, Resource};
 use aquifer_protocol_api::context::{AuthMethod, Identity, Principal, RequestContext};
 use aquifer_protocol_api::error::{ApiError, ErrorKind, Outcome};
@@ -36,7 +37,7 @@ use aquifer_runtime::task::TaskGroup;
 
 pub use self::first::{FirstToken, create_first_token};
 use crate::error::BrokerError;
-use crate::security::audit::{Audit, Record, Recorded};
+use crate::security::audit::{Audit, RESERVED_TENANT, Record, Recorded};
 use crate::security::config::AuthConfig;
 use crate::security::decide::{Target, allows};
 use crate::security::jwt::Issuers;
@@ -67,6 +68,7 @@ impl Guard {
     /// # Errors
     /// When a setting is wrong or the metadata store does not answer.
     pub(crate) async fn start(
+        broker: BrokerId,
         config: &AuthConfig,
         store: &Arc<dyn MetadataStore>,
         clock: &SharedClock,
@@ -79,7 +81,7 @@ impl Guard {
         }
         let guard = Arc::new(Guard {
             records: Records::load(Arc::clone(store), Arc::clone(clock)).await?,
-            audit: Audit::new(Arc::clone(clock)),
+            audit: Audit::new(broker, Arc::clone(clock)),
             clock: Arc::clone(clock),
             super_users: config.super_users.iter().cloned().collect(),
             brokers,
@@ -164,6 +166,9 @@ impl Guard {
         }
         if access.action == Action::Authenticate {
             return Ok(None);
+        }
+        if is_reserved(access) && identity.method != AuthMethod::Internal {
+            return Err(forbidden());
         }
         let allowed = self.allowed_by(identity, access.action, &access.resource);
         allowed.map(Some).ok_or_else(forbidden)
@@ -279,6 +284,16 @@ impl Drop for Admitted<'_> {
 /// The id in a token of ours, if the text is whole: whether it counts is in its record.
 pub fn token_id(text: &str) -> Option<&str> {
     token::parse(text).map(|parsed| parsed.id)
+}
+
+/// Whether only brokers may do this, whatever is granted: what they write of callers would prove
+/// nothing otherwise.
+fn is_reserved(access: &Access) -> bool {
+    let changes = !matches!(
+        access.action,
+        Action::Describe | Action::List | Action::Consume | Action::Audit
+    );
+    changes && access.resource.tenant() == Some(RESERVED_TENANT)
 }
 
 /// The answer to what is forbidden and to what is absent.

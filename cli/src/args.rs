@@ -1,6 +1,7 @@
 //! The command line, declared. Names and meanings here are a contract:
 //! scripts rely on them, so flags may be added but not renamed.
 
+mod audit;
 mod backup;
 mod cluster;
 mod connect;
@@ -22,6 +23,7 @@ use aquifer_model::topic::{
 };
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+pub use audit::{AuditCommand, AuditSearch};
 pub use backup::{BackupCommand, WhichBackup};
 pub use cluster::{ClusterCommand, ClusterToolArgs};
 pub use connect::ConnectArgs;
@@ -140,6 +142,9 @@ pub enum Command {
     /// Give, list and take back grants, which say what a principal may do.
     #[command(subcommand)]
     Grant(GrantCommand),
+    /// Show, search and check the record of what was changed and refused.
+    #[command(subcommand)]
+    Audit(AuditCommand),
     /// Ask who you are and what is allowed.
     #[command(subcommand)]
     Access(AccessCommand),

@@ -1,6 +1,7 @@
 //! The tools: each is a program against the client SDK, a file for each or for two that belong
 //! together.
 
+pub mod audit;
 pub mod backup;
 pub mod bookie;
 pub mod cluster;

@@ -113,6 +113,7 @@ async fn dispatch(
         Command::Tls(command) => commands::tls::run(command, out),
         Command::Token(command) => commands::token::run(command, connect, out).await,
         Command::Grant(command) => commands::security::grant(command, connect, out).await,
+        Command::Audit(command) => commands::audit::run(command, connect, out).await,
         Command::Access(command) => commands::security::access(command, connect, out).await,
         Command::Context(command) => commands::context::run(command, connect, out),
         Command::Completion(args) => commands::completion::run(&args, out),

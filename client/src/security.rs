@@ -8,10 +8,12 @@ mod scope;
 use std::sync::Arc;
 use std::time::Duration;
 
+use aquifer_model::id::Index;
+use aquifer_model::place::Place;
 use aquifer_proto::v1;
 use bytes::Bytes;
 
-use crate::connection::Authorized;
+use crate::connection::{Authorized, Connection};
 use crate::context::Context;
 use crate::credentials::Token;
 use crate::error::{ClientError, Result};
@@ -85,6 +87,19 @@ pub struct NewToken {
     pub info: TokenInfo,
     /// Its text.
     pub token: Token,
+}
+
+/// Lines of the audit log, in the order in which brokers stored them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AuditPage {
+    /// JSON objects, as docs/formats.md has them.
+    pub lines: Vec<String>,
+    /// Where to read on.
+    pub next: Index,
+    /// Whether there was nothing behind it.
+    pub at_end: bool,
+    /// Places between that cannot be read.
+    pub missing: u64,
 }
 
 /// What a principal or a group may do.
@@ -267,6 +282,39 @@ impl Security {
         self.call("revoking the token", true, call)
             .await
             .map(|_| ())
+    }
+
+    /// Reads the audit log from a place on, oldest first: that of a tenant, or of the cluster. Waits
+    /// for a line as long as is asked; a page may be empty before that.
+    ///
+    /// # Errors
+    /// `PermissionDenied` without the right to audit there, `Invalid` where authentication is off,
+    /// and what every call may answer.
+    pub async fn read_audit(
+        &self,
+        tenant: Option<&str>,
+        from: Place,
+        limit: u32,
+        wait: Duration,
+    ) -> Result<AuditPage> {
+        let request = v1::ReadAuditRequest {
+            tenant: tenant.unwrap_or_default().to_owned(),
+            from: from.to_string(),
+            limit,
+            wait_ms: u32::try_from(wait.as_millis()).unwrap_or(u32::MAX),
+        };
+        let deadline = Deadline::after(self.context.operation_timeout + wait);
+        let call = |connection: Connection| {
+            let request = request.clone();
+            async move { connection.security().read_audit(request).await }
+        };
+        let page = unary(&self.context, "reading the audit log", true, deadline, call).await?;
+        Ok(AuditPage {
+            lines: page.lines,
+            next: Index(page.next_index),
+            at_end: page.at_end,
+            missing: page.missing,
+        })
     }
 
     /// Gives a grant.

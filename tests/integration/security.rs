@@ -53,6 +53,56 @@ async fn the_first_start_writes_an_administrators_token_and_others_are_told_what
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_audit_log_survives_restarts_and_is_checked() -> Result<()> {
+    let mut secured = Secured::start().await?;
+    let acme = secured.tenant("acme")?;
+    secured.as_admin(&["topic", "create", "acme/shop/orders"])?;
+    secured.refused(Some(&acme), &["topic", "delete", "acme/shop/orders"])?;
+    secured.server.stop()?;
+    secured.server.restart()?;
+    secured.as_admin(&["topic", "delete", "acme/shop/orders"])?;
+
+    let search = ["audit", "search", "--tenant", "acme", "--output", "json"];
+    let deletions = [&search[..], &["--request", "delete_topic"]].concat();
+    let found = until("the deletion is in the audit log", async || {
+        let found = secured.as_admin(&deletions)?;
+        Ok(found.contains("\"done\"").then_some(found))
+    })
+    .await?;
+    let lines: Vec<serde_json::Value> = found
+        .lines()
+        .map(serde_json::from_str)
+        .collect::<Result<_, _>>()?;
+    let outcomes = lines.iter().map(|line| {
+        let text = |field: &str| line[field].as_str().unwrap_or_default().to_owned();
+        [text("principal"), text("decision"), text("outcome")].join(" ")
+    });
+    let expected = [
+        "token:acme/app denied failed",
+        "token:admin allowed intended",
+        "token:admin allowed done",
+    ];
+    ensure!(outcomes.eq(expected), "{found}");
+    ensure!(
+        lines[0]["chain"] != lines[1]["chain"],
+        "a process is a chain: {found}"
+    );
+
+    let verified = secured.as_admin(&["audit", "verify"])?;
+    ensure!(
+        verified.contains(" lines of 2 chains: all in their places"),
+        "{verified}"
+    );
+    let tail = secured.as_admin(&["audit", "tail", "--lines", "1", "--tenant", "acme"])?;
+    ensure!(
+        tail.lines().count() == 1 && tail.contains("token:admin delete_topic topic"),
+        "{tail}"
+    );
+    secured.refused(Some(&acme), &["audit", "tail"])?;
+    secured.server.check_logs()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn tenants_see_and_touch_what_they_were_granted() -> Result<()> {
     let secured = Secured::start().await?;
     let (acme, rival) = (secured.tenant("acme")?, secured.tenant("rival")?);

@@ -37,10 +37,7 @@ const ALLOWED: [(&str, &[&str]); 14] = [
     (REPAIR, &[MODEL, RUNTIME, PROTO, METADATA, LEDGER]),
     (BOOKIE, &[MODEL, RUNTIME, PROTO, METADATA, LEDGER, REPAIR]),
     // Of ledgers the broker knows what logs show; its tests make worlds of them.
-    (
-        BROKER,
-        &[MODEL, RUNTIME, PROTO, METADATA, LEDGER, LOG, API],
-    ),
+    (BROKER, &[MODEL, RUNTIME, PROTO, METADATA, LEDGER, LOG, API]),
     (REGISTRY, &[MODEL, RUNTIME, API]),
     (
         SIMULATION,

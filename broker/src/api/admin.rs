@@ -11,6 +11,7 @@ use aquifer_protocol_api::context::RequestContext;
 use crate::broker::Broker;
 use crate::error::BrokerError;
 use crate::namespace::listing::{Listed, Lister, look_tenant, parse};
+use crate::security::audit::RESERVED_TENANT;
 
 impl Broker {
     pub(super) async fn make_tenant(&self, tenant: &str) -> Result<(), BrokerError> {
@@ -18,6 +19,13 @@ impl Broker {
         NamespaceName::new(tenant, "x").map_err(|error| {
             BrokerError::invalid(error.to_string(), "choose another name for the tenant")
         })?;
+        if tenant == RESERVED_TENANT {
+            let text = format!("the tenant {tenant} is kept for topics of the brokers");
+            return Err(BrokerError::invalid(
+                text,
+                "choose another name for the tenant",
+            ));
+        }
         self.shared.namespaces.create_tenant(tenant).await
     }
 

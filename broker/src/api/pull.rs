@@ -36,17 +36,26 @@ impl Broker {
     pub(super) async fn append_alone(
         &self,
         ctx: &RequestContext,
-        mut request: Append,
+        request: Append,
     ) -> Result<Appended, BrokerError> {
-        self.check_life(&request.topic, request.incarnation).await?;
-        let received = self.shared.clock.monotonic();
         let create = match request.incarnation {
             None => self.created_by(ctx, "append"),
             Some(_) => Create::Never,
         };
+        self.append_or_create(ctx, request, &create).await
+    }
+
+    pub(super) async fn append_or_create(
+        &self,
+        ctx: &RequestContext,
+        mut request: Append,
+        create: &Create,
+    ) -> Result<Appended, BrokerError> {
+        self.check_life(&request.topic, request.incarnation).await?;
+        let received = self.shared.clock.monotonic();
         for _ in 0..ATTEMPTS_MAX {
             let door = self
-                .door(&request.topic, request.incarnation, &create)
+                .door(&request.topic, request.incarnation, create)
                 .await?;
             let held = request.body.len() + head_bytes(request.format, &request.body);
             let bytes = tokio::select! {

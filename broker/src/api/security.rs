@@ -10,8 +10,8 @@ use aquifer_protocol_api::context::{Principal, RequestContext};
 use aquifer_protocol_api::error::ApiResult;
 use aquifer_protocol_api::scope::GrantScope;
 use aquifer_protocol_api::security::{
-    AddGrant, Authenticator, CheckAccess, Checked, CreateToken, GrantInfo, NewToken, Security,
-    Shown, TokenInfo, WhoAmI,
+    AddGrant, AuditPage, Authenticator, CheckAccess, Checked, CreateToken, GrantInfo, NewToken,
+    ReadAudit, Security, Shown, TokenInfo, WhoAmI,
 };
 use async_trait::async_trait;
 use tracing::info_span;
@@ -148,6 +148,21 @@ impl Security for Broker {
         serve!(self, ctx, "rotate_token", action, resource, async {
             self.guard()?.rotate_token(ctx, &id, grace_ms).await
         })
+    }
+
+    async fn read_audit(&self, ctx: &RequestContext, request: ReadAudit) -> ApiResult<AuditPage> {
+        let of = request.tenant.clone();
+        serve!(
+            self,
+            ctx,
+            "read_audit",
+            Action::Audit,
+            of.map_or(Resource::Cluster, Resource::Tenant),
+            async {
+                self.guard()?;
+                self.audit_lines(ctx, request).await
+            }
+        )
     }
 
     async fn revoke_token(&self, ctx: &RequestContext, id: String) -> ApiResult<()> {

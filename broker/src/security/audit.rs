@@ -1,17 +1,20 @@
-//! The audit log: what was changed, refused and ended, as JSON lines at the log target `audit`.
+//! The audit log: what was changed, refused and ended, as JSON lines at the log target `audit` and
+//! in the topic [`TOPIC`], which gets them from `waiting`.
 //!
-//! Each line has a number, the digest of the line before and its own, so that a line which is
-//! missing, changed or moved shows. A change has two lines with the same request id: what is
+//! The lines of one process are a chain: each has its chain and a number, the digest of the line
+//! before and its own, so that a line which is missing, changed or moved shows. A change has two lines with the same request id: what is
 //! intended, before anything is done, and how it came out. Refusals, and what consumers do all the
 //! time, are written at once the first time, and as counts after that, so that a flood of them
 //! fills no disk.
 
 pub(crate) mod cause;
 mod refusals;
+pub(crate) mod waiting;
 
 use std::net::SocketAddr;
 
-use aquifer_protocol_api::access::{Access, Action};
+use aquifer_model::id::BrokerId;
+use aquifer_protocol_api::access::{Access, Action, Resource};
 use aquifer_protocol_api::context::{Principal, RequestContext};
 use aquifer_protocol_api::error::{ErrorKind, Outcome};
 use aquifer_runtime::clock::SharedClock;
@@ -20,6 +23,12 @@ use parking_lot::Mutex;
 use serde::Serialize;
 
 use crate::security::audit::refusals::{Refusal, Refusals};
+use crate::security::audit::waiting::Waiting;
+
+/// The topic that has the lines of all brokers of a cluster.
+pub(crate) const TOPIC: &str = "aquifer/system/audit";
+/// The tenant of topics that only brokers write to.
+pub(crate) const RESERVED_TENANT: &str = "aquifer";
 
 /// Longest text of a field, in bytes: names come from callers.
 const TEXT_BYTES_MAX: usize = 256;
@@ -79,6 +88,7 @@ impl Recorded {
 /// One line.
 #[derive(Debug, Clone, Default, Serialize)]
 pub(crate) struct Record {
+    chain: String,
     seq: u64,
     prev: String,
     time_ms: u64,
@@ -90,6 +100,9 @@ pub(crate) struct Record {
     request: String,
     action: &'static str,
     resource: String,
+    /// Whose auditors may read it besides those of the cluster.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tenant: Option<String>,
     decision: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
     grant: Option<String>,
@@ -107,14 +120,15 @@ impl Record {
     /// A line about a caller's request.
     pub(crate) fn of(ctx: &RequestContext, access: &Access) -> Record {
         let record = Record::about(&ctx.principal, ctx.protocol, access.request);
-        let record = record.on(access.action, &access.resource.to_string());
+        let record = record.on(access.action, &access.resource);
         record.came_from(ctx.peer)
     }
 
     /// About an action on something.
-    pub(crate) fn on(self, action: Action, resource: &str) -> Record {
+    pub(crate) fn on(self, action: Action, resource: &Resource) -> Record {
         Record {
-            resource: shortened(resource),
+            resource: shortened(&resource.to_string()),
+            tenant: resource.tenant().map(shortened),
             action: action.name(),
             ..self
         }
@@ -202,23 +216,28 @@ impl Record {
 pub(crate) struct Audit {
     clock: SharedClock,
     chain: Mutex<Chain>,
+    /// What the topic does not have yet.
+    pub(crate) waiting: Waiting,
     refusals: Mutex<Refusals>,
     /// What was let in, and is done all the time.
     frequent: Mutex<Refusals>,
 }
 
 struct Chain {
+    id: String,
     seq: u64,
     prev: String,
 }
 
 impl Audit {
-    pub(crate) fn new(clock: SharedClock) -> Audit {
+    pub(crate) fn new(broker: BrokerId, clock: SharedClock) -> Audit {
         Audit {
             refusals: Mutex::new(Refusals::new(clock.monotonic())),
             frequent: Mutex::new(Refusals::new(clock.monotonic())),
             clock,
+            waiting: Waiting::default(),
             chain: Mutex::new(Chain {
+                id: broker.to_string(),
                 seq: 0,
                 prev: hex(&[0; 32]),
             }),
@@ -228,11 +247,19 @@ impl Audit {
     /// Writes a line.
     pub(crate) fn write(&self, record: Record) {
         let mut chain = self.chain.lock();
-        let (line, hash) = line(record, chain.seq, &chain.prev, self.clock.wall_ms());
+        let (line, hash) = line(record, &chain, self.clock.wall_ms());
         chain.seq += 1;
         chain.prev = hash;
         // Within the lock, so that lines come in their order.
         tracing::info!(target: "audit", "{line}");
+        self.waiting.push(&line);
+    }
+
+    /// Writes that the broker has started or is about to stop.
+    pub(crate) fn mark(&self, request: &str) {
+        let record = Record::about(&Principal::Anonymous, "process", request);
+        let record = record.on(Action::Operate, &Resource::Cluster);
+        self.write(record.allowed(None).ended(None));
     }
 
     /// Writes what is about to be done.
@@ -292,10 +319,11 @@ fn kind(record: &Record) -> Refusal {
 }
 
 /// The line of a record, and its digest, which is that of the line without it.
-fn line(record: Record, seq: u64, prev: &str, time_ms: u64) -> (String, String) {
+fn line(record: Record, chain: &Chain, time_ms: u64) -> (String, String) {
     let record = Record {
-        seq,
-        prev: prev.to_owned(),
+        chain: chain.id.clone(),
+        seq: chain.seq,
+        prev: chain.prev.clone(),
         time_ms,
         ..record
     };
@@ -342,9 +370,14 @@ mod tests {
     fn lines_are_a_chain_and_one_line_each() {
         let evil = "x\r\n{\"seq\":0}\u{1b}[31m".repeat(100);
         let record = Record::about(&Principal::Anonymous, "grpc", &evil).detail(&evil);
-        let zero = hex(&[0; 32]);
-        let (first, hash) = line(record.clone(), 0, &zero, 7);
-        let (second, _) = line(record, 1, &hash, 8);
+        let mut chain = Chain {
+            id: "b1".to_owned(),
+            seq: 0,
+            prev: hex(&[0; 32]),
+        };
+        let (first, hash) = line(record.clone(), &chain, 7);
+        (chain.seq, chain.prev) = (1, hash.clone());
+        let (second, _) = line(record, &chain, 8);
         for text in [&first, &second] {
             assert!(!text.contains(['\n', '\r', '\u{1b}']), "{text}");
             assert!(text.len() < 2_000, "{}", text.len());

@@ -2,6 +2,7 @@
 //! like what is absent, and that sessions end with what allowed them.
 
 mod audit;
+mod audit_topic;
 mod escalation;
 mod matrix;
 mod sessions;

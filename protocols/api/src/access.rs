@@ -90,6 +90,24 @@ pub enum Resource {
     Caller,
 }
 
+impl Resource {
+    /// The tenant whose it is; `None` for what is the cluster's, or of several tenants.
+    #[must_use]
+    pub fn tenant(&self) -> Option<&str> {
+        match self {
+            Resource::Tenant(tenant) => Some(tenant),
+            Resource::Namespace(namespace) | Resource::Bundle(namespace, _) => {
+                Some(namespace.tenant())
+            }
+            Resource::Topic(topic) | Resource::Subscription(topic, _) => {
+                Some(topic.namespace().tenant())
+            }
+            Resource::Scope(scope) => scope.tenant(),
+            Resource::Cluster | Resource::Caller => None,
+        }
+    }
+}
+
 impl fmt::Display for Resource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -1,7 +1,10 @@
 //! The ports of security: who calls, and what tokens and grants there are.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
+use aquifer_model::id::Index;
+use aquifer_model::place::Place;
 use aquifer_runtime::config::Secret;
 use aquifer_runtime::net::tls::PeerCertificate;
 use async_trait::async_trait;
@@ -168,6 +171,32 @@ pub struct Checked {
     pub reason: String,
 }
 
+/// Request for lines of the audit log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ReadAudit {
+    /// Those about this tenant; `None`: all of the cluster.
+    pub tenant: Option<String>,
+    /// Where to begin.
+    pub from: Place,
+    /// Most lines of the answer.
+    pub limit: u32,
+    /// How long to wait for a line when there is none yet. The broker may wait for less time.
+    pub wait: Duration,
+}
+
+/// Lines of the audit log, in the order in which brokers stored them.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct AuditPage {
+    /// The lines as they were written.
+    pub lines: Vec<String>,
+    /// Where to read on.
+    pub next: Index,
+    /// Whether there was nothing behind it.
+    pub at_end: bool,
+    /// Places between that cannot be read.
+    pub missing: u64,
+}
+
 /// Keeps tokens and grants.
 #[async_trait]
 pub trait Security: Send + Sync + 'static {
@@ -195,6 +224,9 @@ pub trait Security: Send + Sync + 'static {
         id: String,
         grace_ms: Option<u64>,
     ) -> ApiResult<NewToken>;
+
+    /// Reads the audit log: that of a tenant, or of the cluster.
+    async fn read_audit(&self, ctx: &RequestContext, request: ReadAudit) -> ApiResult<AuditPage>;
 
     /// Ends a token and all sessions that it has opened.
     async fn revoke_token(&self, ctx: &RequestContext, id: String) -> ApiResult<()>;

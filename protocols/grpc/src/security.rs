@@ -1,5 +1,8 @@
 //! Tokens and grants: every method parses, calls once and converts.
 
+use std::time::Duration;
+
+use aquifer_model::place::Place;
 use aquifer_model::topic::{SubscriptionName, TopicName};
 use aquifer_proto::v1;
 use aquifer_protocol_api::access::{Action, Resource};
@@ -7,13 +10,16 @@ use aquifer_protocol_api::context::Principal;
 use aquifer_protocol_api::error::ApiResult;
 use aquifer_protocol_api::scope::{GrantScope, Pattern};
 use aquifer_protocol_api::security::{
-    AddGrant, CheckAccess, CreateToken, Given, GrantInfo, NewToken, TokenInfo, WhoAmI,
+    AddGrant, CheckAccess, CreateToken, Given, GrantInfo, NewToken, ReadAudit, TokenInfo, WhoAmI,
 };
 use tonic::{Request, async_trait};
 
-use crate::convert::{id16, invalid, name, namespace, page, tenant};
+use crate::convert::{id16, invalid, name, namespace, page, place, tenant};
 use crate::service::{Answer, Service};
+use crate::stream;
 
+/// Lines of the audit log in an answer where the client does not say.
+const AUDIT_LINES_DEFAULT: u32 = 100;
 /// Letters of the id of a token or a grant.
 const ID_LETTERS: usize = 26;
 /// Longest name of a principal, in bytes.
@@ -104,6 +110,39 @@ impl v1::security_server::Security for Service {
         self.unary("revoke_token", request, |broker, ctx, r| async move {
             broker.revoke_token(&ctx, id(r.id)?).await?;
             Ok(v1::RevokeTokenResponse {})
+        })
+        .await
+    }
+
+    async fn read_audit(
+        &self,
+        request: Request<v1::ReadAuditRequest>,
+    ) -> Answer<v1::ReadAuditResponse> {
+        let shutdown = self.tasks.shutdown_token();
+        self.unary("read_audit", request, |broker, ctx, r| async move {
+            let read = ReadAudit {
+                tenant: optional_tenant(r.tenant)?,
+                from: match r.from.as_str() {
+                    "" => Place::Earliest,
+                    from => place(from)?,
+                },
+                limit: match r.limit {
+                    0 => AUDIT_LINES_DEFAULT,
+                    limit => limit,
+                },
+                wait: Duration::from_millis(r.wait_ms.into()),
+            };
+            let page = tokio::select! {
+                // A read that waits changes nothing: its client asks the next broker.
+                () = shutdown.wait() => return Err(stream::stopping()),
+                page = broker.read_audit(&ctx, read) => page?,
+            };
+            Ok(v1::ReadAuditResponse {
+                lines: page.lines,
+                next_index: page.next.0,
+                at_end: page.at_end,
+                missing: page.missing,
+            })
         })
         .await
     }

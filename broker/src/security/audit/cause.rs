@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use aquifer_model::topic::TopicName;
-use aquifer_protocol_api::access::{Access, Action};
+use aquifer_protocol_api::access::{Access, Action, Resource};
 use aquifer_protocol_api::context::{Principal, RequestContext};
 
 use crate::security::audit::Record;
@@ -51,7 +51,7 @@ impl Create {
         };
         let record = Record::about(&cause.principal, cause.protocol, "create_topic");
         let record = record.came_from(cause.peer).numbered(request_id);
-        let record = record.on(Action::Use, &topic.to_string());
+        let record = record.on(Action::Use, &Resource::Topic(topic.clone()));
         let record = record.detail(&format!("by {}", cause.request));
         Some(cause.guard.begin(record.allowed(None)))
     }
@@ -73,7 +73,7 @@ impl Cause {
     pub(crate) fn begins(&self, access: &Access, request_id: u64) -> Option<Admitted<'_>> {
         let record = Record::about(&self.principal, self.protocol, access.request);
         let record = record.came_from(self.peer).numbered(request_id);
-        let record = record.on(access.action, &access.resource.to_string());
+        let record = record.on(access.action, &access.resource);
         let record = record.detail(&format!("in a session of {}", self.request));
         self.guard.begin_often(record.allowed(None))
     }

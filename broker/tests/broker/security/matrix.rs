@@ -22,7 +22,7 @@ use aquifer_protocol_api::data_plane::DataPlane;
 use aquifer_protocol_api::error::ErrorKind;
 use aquifer_protocol_api::operator::Operator;
 use aquifer_protocol_api::pull::{Append, Commit, Locate, Read, ReadLimits};
-use aquifer_protocol_api::security::{CheckAccess, CreateToken, Security};
+use aquifer_protocol_api::security::{CheckAccess, CreateToken, ReadAudit, Security};
 use bytes::Bytes;
 
 use super::{Secured, grant, page, scope};
@@ -74,7 +74,7 @@ fn no_bundle() -> BundleRange {
 
 #[rustfmt::skip]
 fn rows() -> impl Iterator<Item = Row> {
-    use Action::{Consume, Describe, Grant, Manage, Operate, Produce};
+    use Action::{Audit, Consume, Describe, Grant, Manage, Operate, Produce};
     const ANY: &[Action] = &Action::GRANTED;
     rows![
         "Admin/CreateTenant" &[Manage], |b, c| b.create_tenant(&c, "acme".to_owned());
@@ -120,6 +120,7 @@ fn rows() -> impl Iterator<Item = Row> {
         "Security/ListTokens" &[Grant], |b, c| b.list_tokens(&c, Some("acme".to_owned()), page());
         "Security/RotateToken" &[Grant], |b, c| b.rotate_token(&c, id(), None);
         "Security/RevokeToken" &[Grant], |b, c| b.revoke_token(&c, id());
+        "Security/ReadAudit" &[Audit], |b, c| b.read_audit(&c, ReadAudit { tenant: Some("acme".to_owned()), from: Place::Earliest, limit: 1, wait: std::time::Duration::ZERO });
         "Security/AddGrant" &[Grant], |b, c| b.add_grant(&c, grant("token:other", &[Describe], "acme/shop"));
         "Security/ListGrants" &[Grant], |b, c| b.list_grants(&c, scope("acme"), None, page());
         "Security/RemoveGrant" &[Grant], |b, c| b.remove_grant(&c, id(), scope("acme"));

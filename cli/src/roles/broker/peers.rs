@@ -3,9 +3,9 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use aquifer_broker::{NoReport, Peers};
+use aquifer_broker::{Lines, NoReport, Peers};
 use aquifer_client::admin;
-use aquifer_client::{Client, ClientError, ErrorKind as Kind, Outcome as Known};
+use aquifer_client::{Client, ClientError, ErrorKind as Kind, Message, Outcome as Known};
 use aquifer_model::id::Index;
 use aquifer_model::load::LoadReport;
 use aquifer_model::place::Place;
@@ -125,6 +125,17 @@ impl Peers for GrpcPeers {
         let admin = self.client(url).map_err(failed)?.admin();
         let moved = admin.seek_subscription(&topic, &subscription, place);
         moved.await.map_err(failed)
+    }
+
+    async fn append(&self, url: &str, topic: &TopicName, lines: &Lines) -> ApiResult<()> {
+        let topic = self
+            .client(url)
+            .and_then(|client| client.topic(&topic.to_string()));
+        let topic = topic.map_err(failed)?;
+        let messages = lines.lines.iter().map(|line| Message::new(line.clone()));
+        let messages: Vec<Message> = messages.collect();
+        let appended = topic.append_as(&lines.producer, lines.sequence_id, &messages);
+        appended.await.map(drop).map_err(failed)
     }
 }
 

@@ -10,8 +10,8 @@ use crate::context::{AuthMethod, Identity, Principal, RequestContext};
 use crate::error::{ApiError, ApiResult, ErrorKind};
 use crate::scope::GrantScope;
 use crate::security::{
-    AddGrant, Authenticator, CheckAccess, Checked, CreateToken, GrantInfo, NewToken, Security,
-    Shown, TokenInfo, WhoAmI,
+    AddGrant, AuditPage, Authenticator, CheckAccess, Checked, CreateToken, GrantInfo, NewToken,
+    ReadAudit, Security, Shown, TokenInfo, WhoAmI,
 };
 
 impl Authenticator for FakeBroker {
@@ -75,6 +75,10 @@ impl Security for FakeBroker {
         _id: String,
         _grace_ms: Option<u64>,
     ) -> ApiResult<NewToken> {
+        self.not_faked()
+    }
+
+    async fn read_audit(&self, _ctx: &RequestContext, _request: ReadAudit) -> ApiResult<AuditPage> {
         self.not_faked()
     }
 

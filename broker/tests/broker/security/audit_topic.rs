@@ -1,0 +1,118 @@
+//! The topic of the audit log: lines reach it, a tenant's auditors see theirs, and only brokers
+//! write there.
+
+use std::time::Duration;
+
+use aquifer_model::place::Place;
+use aquifer_protocol_api::access::Action;
+use aquifer_protocol_api::admin::Admin;
+use aquifer_protocol_api::consumer::Held;
+use aquifer_protocol_api::context::RequestContext;
+use aquifer_protocol_api::data_plane::DataPlane;
+use aquifer_protocol_api::error::ErrorKind;
+use aquifer_protocol_api::pull::Append;
+use aquifer_protocol_api::security::{ReadAudit, Security};
+use serde_json::Value;
+
+use super::Secured;
+use crate::support::{batch, kind, name};
+
+const TOPIC: &str = "aquifer/system/audit";
+/// Tries to find a line, each after a pause.
+const TRIES: u32 = 500;
+
+/// All lines that a caller may read, page by page.
+async fn lines(secured: &Secured, caller: &RequestContext, tenant: Option<&str>) -> Vec<Value> {
+    let mut from = Place::Earliest;
+    let mut found = Vec::new();
+    loop {
+        let request = ReadAudit {
+            tenant: tenant.map(str::to_owned),
+            from,
+            limit: 3,
+            wait: Duration::ZERO,
+        };
+        let page = secured.broker().read_audit(caller, request).await.unwrap();
+        assert!(page.lines.len() <= 3 && page.missing == 0, "{page:?}");
+        let parsed = page.lines.iter().map(|line| serde_json::from_str(line));
+        found.extend(parsed.map(Result::unwrap));
+        if page.at_end || from == Place::Index(page.next) {
+            return found;
+        }
+        from = Place::Index(page.next);
+    }
+}
+
+/// The same once a request was done.
+async fn lines_with(secured: &Secured, request: &str, resource: &str) -> Vec<Value> {
+    for _ in 0..TRIES {
+        let found = lines(secured, &secured.admin(), None).await;
+        let is_there = |line: &Value| {
+            line["request"] == request && line["resource"] == resource && line["outcome"] == "done"
+        };
+        if found.iter().any(is_there) {
+            return found;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    panic!("{request} of {resource} is not in the topic");
+}
+
+#[tokio::test]
+async fn lines_are_in_the_topic_and_a_tenants_auditor_reads_its_own() {
+    let secured = Secured::start().await;
+    secured.tenants().await;
+    let last = name("beta/shop/returns").to_string();
+    let all = lines_with(&secured, "create_topic", &format!("topic {last}")).await;
+    let numbers: Vec<u64> = all.iter().filter_map(|line| line["seq"].as_u64()).collect();
+    let expected: Vec<u64> = (0..numbers.len() as u64).collect();
+    assert_eq!(numbers, expected, "each line once, in order");
+    assert_eq!(all[0]["request"], "start_broker");
+    for (before, after) in all.iter().zip(&all[1..]) {
+        assert_eq!(after["prev"], before["hash"]);
+        assert_eq!(after["chain"], before["chain"]);
+    }
+
+    let auditor = secured.with("auditor", &[(&[Action::Audit], "acme")]).await;
+    let own = lines(&secured, &auditor, Some("acme")).await;
+    assert!(own.len() >= 8, "{own:?}");
+    assert!(own.iter().all(|line| line["tenant"] == "acme"), "{own:?}");
+    for foreign in [None, Some("beta")] {
+        let request = ReadAudit {
+            tenant: foreign.map(str::to_owned),
+            from: Place::Earliest,
+            limit: 1,
+            wait: Duration::ZERO,
+        };
+        let refused = secured.broker().read_audit(&auditor, request).await;
+        assert_eq!(kind(&refused), Some(ErrorKind::PermissionDenied));
+    }
+}
+
+#[tokio::test]
+async fn only_brokers_write_what_proves_something() {
+    let secured = Secured::start().await;
+    secured.tenants().await;
+    let last = name("beta/shop/returns").to_string();
+    let before = lines_with(&secured, "create_topic", &format!("topic {last}")).await;
+    let granted = secured.with("forger", &[(&Action::GRANTED, "")]).await;
+    let broker = secured.broker();
+    for caller in [&granted, &secured.admin()] {
+        let append = Append {
+            topic: name(TOPIC),
+            incarnation: None,
+            format: aquifer_model::format::FORMAT_NATIVE,
+            body: batch("p", 0, &["{\"seq\":0}"]),
+            held: Held::default(),
+        };
+        let forged = broker.append(caller, append).await;
+        assert_eq!(kind(&forged), Some(ErrorKind::PermissionDenied));
+        let how = aquifer_protocol_api::admin::Deletion::Force;
+        let deleted = broker.delete_topic(caller, name(TOPIC), how).await;
+        assert_eq!(kind(&deleted), Some(ErrorKind::PermissionDenied));
+        let made = broker.create_tenant(caller, "aquifer".to_owned()).await;
+        assert!(kind(&made).is_some(), "the tenant is the brokers'");
+    }
+    let after = lines(&secured, &secured.admin(), None).await;
+    assert_eq!(after[..before.len()], before[..]);
+}
