@@ -4,6 +4,7 @@
 mod admin;
 mod backup;
 mod bundles;
+mod clear;
 mod consume;
 mod data_plane;
 mod produce;
@@ -24,7 +25,8 @@ use aquifer_model::stats::{OffloadProgress, TopicStats};
 use aquifer_model::topic::{NamespaceName, SubscriptionName, TopicName};
 use aquifer_protocol_api::access::{Access, Action, Resource};
 use aquifer_protocol_api::admin::{
-    Admin, Deletion, Page, PageRequest, SubscriptionReset, TopicDescription, TopicLayout,
+    Admin, Clear, Deletion, Page, PageRequest, Peeked, SubscriptionReset, TopicDescription,
+    TopicLayout,
 };
 use aquifer_protocol_api::consumer::IndexRange;
 use aquifer_protocol_api::context::RequestContext;
@@ -398,6 +400,53 @@ impl Admin for Broker {
             Action::Consume,
             Resource::Subscription(topic.clone(), subscription.clone()),
             self.give_up(&topic, &subscription, range)
+        )
+    }
+
+    async fn clear_subscription(
+        &self,
+        ctx: &RequestContext,
+        topic: TopicName,
+        subscription: SubscriptionName,
+        clear: Clear,
+    ) -> ApiResult<u64> {
+        let resource = Resource::Subscription(topic.clone(), subscription.clone());
+        let work = self.clear(&topic, &subscription, clear);
+        // The audit log tells one from the other.
+        match clear.dry_run {
+            true => serve!(
+                self,
+                ctx,
+                "clear_subscription_dry_run",
+                Action::Consume,
+                resource,
+                work
+            ),
+            false => serve!(
+                self,
+                ctx,
+                "clear_subscription",
+                Action::Consume,
+                resource,
+                work
+            ),
+        }
+    }
+
+    async fn peek_messages(
+        &self,
+        ctx: &RequestContext,
+        topic: TopicName,
+        subscription: SubscriptionName,
+        limit: usize,
+    ) -> ApiResult<Peeked> {
+        serve!(
+            self,
+            ctx,
+            "peek_messages",
+            Action::Consume,
+            Resource::Subscription(topic.clone(), subscription.clone()),
+            self.peek(&topic, &subscription, limit)
         )
     }
 

@@ -6,7 +6,7 @@ use aquifer_model::load::LoadReport;
 use aquifer_model::place::Place;
 use aquifer_model::stats::TopicStats;
 use aquifer_model::topic::{SubscriptionName, TopicName};
-use aquifer_protocol_api::admin::Deletion;
+use aquifer_protocol_api::admin::{Clear, Deletion};
 use aquifer_protocol_api::error::ApiResult;
 use async_trait::async_trait;
 use thiserror::Error;
@@ -73,6 +73,19 @@ pub trait Peers: Send + Sync + 'static {
         subscription: &SubscriptionName,
         place: Place,
     ) -> ApiResult<Index>;
+
+    /// Gives up what a subscription of a topic or partition that it serves has not acknowledged.
+    /// Answers how many messages that are.
+    ///
+    /// # Errors
+    /// What it answers; `Unavailable` when it does not.
+    async fn clear_subscription(
+        &self,
+        url: &str,
+        topic: &TopicName,
+        subscription: &SubscriptionName,
+        clear: Clear,
+    ) -> ApiResult<u64>;
 }
 
 /// Why there is no report of a broker.

@@ -290,6 +290,11 @@ impl Topic {
                 }
             }
             Pull::Commit(commit, reply) => self.attachments.commit(cx, cursors, commit, reply),
+            Pull::Clear(clear, reply) => self.attachments.clear(cx, cursors, &clear, reply),
+            Pull::Peek(name, limit, reply) => {
+                let found = self.attachments.next_unacknowledged(cx, &name, limit);
+                let _ = reply.send(found.map(|ranges| (cx.door(), ranges)));
+            }
             Pull::Committed(name, reply) => {
                 let _ = reply.send(self.attachments.committed_index(cx, &name));
             }

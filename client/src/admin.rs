@@ -21,7 +21,7 @@ use crate::lookup::{Layout, layout_of, unary};
 use crate::retry::Deadline;
 
 pub use stats::{LedgerStats, ProducerStats, SubscriptionStats, TopicStats};
-pub use subscriptions::SubscriptionReset;
+pub use subscriptions::{ClearOptions, SubscriptionReset};
 
 type Client = v1::admin_client::AdminClient<Authorized>;
 

@@ -25,9 +25,11 @@ use crate::security::audit::refusals::{Refusal, Refusals};
 const TEXT_BYTES_MAX: usize = 256;
 
 /// Requests that change something. Everything else is written only when it is refused.
-const CHANGES: [&str; 23] = [
+const CHANGES: [&str; 25] = [
     "add_grant",
     "begin_backup",
+    "clear_subscription",
+    "clear_subscription_dry_run",
     "create_namespace",
     "create_subscription",
     "create_tenant",

@@ -24,7 +24,7 @@ use aquifer_model::load::LoadReport;
 use aquifer_model::place::Place;
 use aquifer_model::stats::TopicStats;
 use aquifer_model::topic::{SubscriptionName, TopicName};
-use aquifer_protocol_api::admin::{Admin, Deletion};
+use aquifer_protocol_api::admin::{Admin, Clear, Deletion};
 use aquifer_protocol_api::data_plane::DataPlane;
 use aquifer_protocol_api::error::{ApiError, ApiResult, ErrorKind};
 use aquifer_protocol_api::operator::Operator;
@@ -106,6 +106,18 @@ impl Peers for Reports {
         let (broker, context) = (self.at(url)?, ctx());
         let moved = broker.seek_subscription(&context, topic.clone(), name.clone(), place);
         moved.await
+    }
+
+    async fn clear_subscription(
+        &self,
+        url: &str,
+        topic: &TopicName,
+        name: &SubscriptionName,
+        clear: Clear,
+    ) -> ApiResult<u64> {
+        let (broker, context) = (self.at(url)?, ctx());
+        let cleared = broker.clear_subscription(&context, topic.clone(), name.clone(), clear);
+        cleared.await
     }
 }
 

@@ -9,6 +9,7 @@ mod admin;
 mod balance;
 mod bounds;
 mod budgets;
+mod clearing;
 mod cluster;
 mod consume;
 mod cursors;

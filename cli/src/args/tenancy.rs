@@ -1,5 +1,7 @@
 //! Arguments of `aquifer tenant`, `namespace` and `subscription`.
 
+use std::time::Duration;
+
 use aquifer_model::place::Place;
 use aquifer_model::topic::{NamespaceName, SubscriptionName, TopicName};
 use clap::{Args, Subcommand};
@@ -113,6 +115,44 @@ pub enum SubscriptionCommand {
         /// Last index, inclusive.
         #[arg(long, requires = "first", value_name = "INDEX")]
         last: Option<u64>,
+    },
+    /// Show the next messages that a subscription has not acknowledged, and change nothing.
+    Peek {
+        /// The topic.
+        topic: TopicName,
+        /// The subscription.
+        subscription: SubscriptionName,
+        /// Number of messages; fewer are shown where they are large.
+        #[arg(
+            long,
+            default_value_t = 10,
+            value_name = "N",
+            value_parser = clap::value_parser!(u32).range(1..=1_000)
+        )]
+        count: u32,
+    },
+    /// Give up everything that a subscription has not acknowledged, as if it had been.
+    Clear {
+        /// The topic.
+        topic: TopicName,
+        /// The subscription.
+        subscription: SubscriptionName,
+        /// Say how many messages that would be, and give up nothing.
+        #[arg(long)]
+        dry_run: bool,
+    },
+    /// Give up what a subscription has not acknowledged and is older than a time.
+    Expire {
+        /// The topic.
+        topic: TopicName,
+        /// The subscription.
+        subscription: SubscriptionName,
+        /// How long ago the broker took the newest of them, such as 12h.
+        #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+        older_than: Duration,
+        /// Say how many messages that would be, and give up nothing.
+        #[arg(long)]
+        dry_run: bool,
     },
     /// Let subscriptions continue whose record is damaged, from what of it is intact.
     Reset {

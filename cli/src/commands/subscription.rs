@@ -1,11 +1,12 @@
-//! `aquifer subscription`: creates, lists, moves and deletes subscriptions.
+//! `aquifer subscription`: creates, lists, looks into, moves, clears and deletes subscriptions.
 
-use aquifer_client::admin::{Admin, SubscriptionStats};
+use aquifer_client::admin::{Admin, ClearOptions, SubscriptionStats};
 use aquifer_client::{ClientError, ErrorCode, ErrorKind, SubscriptionType};
 use aquifer_model::id::Index;
 use serde_json::{Value, json};
 
-use crate::args::{SubscriptionArgs, SubscriptionCommand};
+use crate::args::{OnDamageArg, SubscriptionArgs, SubscriptionCommand};
+use crate::commands::message::{self, Damage};
 use crate::connect::Connect;
 use crate::exit::CliError;
 use crate::output::{Output, Table};
@@ -61,6 +62,39 @@ pub async fn run(args: SubscriptionArgs, connect: &Connect, out: &Output) -> Res
         } => {
             let (topic, subscription) = (topic.to_string(), subscription.to_string());
             skip(&admin, &topic, &subscription, first.zip(last), out).await
+        }
+        SubscriptionCommand::Peek {
+            topic,
+            subscription,
+            count,
+        } => {
+            let (topic, subscription) = (topic.to_string(), subscription.to_string());
+            peek(&admin, &topic, &subscription, count, out).await
+        }
+        SubscriptionCommand::Clear {
+            topic,
+            subscription,
+            dry_run,
+        } => {
+            let (topic, subscription) = (topic.to_string(), subscription.to_string());
+            let options = ClearOptions {
+                older_than: None,
+                dry_run,
+            };
+            clear(&admin, &topic, &subscription, options, out).await
+        }
+        SubscriptionCommand::Expire {
+            topic,
+            subscription,
+            older_than,
+            dry_run,
+        } => {
+            let (topic, subscription) = (topic.to_string(), subscription.to_string());
+            let options = ClearOptions {
+                older_than: Some(older_than),
+                dry_run,
+            };
+            clear(&admin, &topic, &subscription, options, out).await
         }
         SubscriptionCommand::Reset { topic } => reset(&admin, &topic.to_string(), out).await,
         SubscriptionCommand::Delete {
@@ -154,6 +188,52 @@ async fn skip(
         out.line(format!("{subscription} skips indexes {first} to {last}"))?;
     }
     Ok(())
+}
+
+/// Shows what a subscription gets next.
+async fn peek(
+    admin: &Admin,
+    topic: &str,
+    subscription: &str,
+    count: u32,
+    out: &Output,
+) -> Result<(), CliError> {
+    let count = usize::try_from(count).unwrap_or(usize::MAX);
+    let messages = admin.peek_messages(topic, subscription, count).await?;
+    let mut damage = Damage::new(out, OnDamageArg::Skip);
+    for message in messages {
+        match message {
+            Ok(message) => message::print(out, &message)?,
+            Err(ClientError::Damaged(damaged)) => damage.met(&damaged)?,
+            Err(error) => return Err(error.into()),
+        }
+    }
+    out.flush()?;
+    damage.end()
+}
+
+/// Gives up what is not acknowledged, or says how much that is.
+async fn clear(
+    admin: &Admin,
+    topic: &str,
+    subscription: &str,
+    options: ClearOptions,
+    out: &Output,
+) -> Result<(), CliError> {
+    let cleared = admin.clear_subscription(topic, subscription, options);
+    let messages = cleared.await?;
+    if out.is_json() {
+        return out.object(&json!({
+            "topic": topic,
+            "subscription": subscription,
+            "messages": messages,
+            "dry_run": options.dry_run,
+        }));
+    }
+    out.line(match options.dry_run {
+        true => format!("{subscription} would give up {messages} messages; nothing is changed"),
+        false => format!("{subscription} gave up {messages} messages"),
+    })
 }
 
 async fn reset(admin: &Admin, topic: &str, out: &Output) -> Result<(), CliError> {

@@ -8,9 +8,10 @@ use aquifer_model::stats::{OffloadProgress, TopicStats};
 use aquifer_model::topic::{NamespaceName, SubscriptionName, TopicName};
 use async_trait::async_trait;
 
-use crate::consumer::IndexRange;
+use crate::consumer::{Gap, IndexRange};
 use crate::context::RequestContext;
 use crate::error::ApiResult;
+use crate::pull::StoredBatch;
 
 /// What tenants and their operators do: tenants, namespaces, topics, subscriptions.
 #[async_trait]
@@ -144,6 +145,26 @@ pub trait Admin: Send + Sync + 'static {
         range: Option<IndexRange>,
     ) -> ApiResult<Vec<IndexRange>>;
 
+    /// Gives up what a subscription has not acknowledged, in every partition of a partitioned
+    /// topic: all of it, or what is old. Answers how many messages that are.
+    async fn clear_subscription(
+        &self,
+        ctx: &RequestContext,
+        topic: TopicName,
+        subscription: SubscriptionName,
+        clear: Clear,
+    ) -> ApiResult<u64>;
+
+    /// Shows the next messages of one topic or partition that a subscription has not acknowledged,
+    /// at most [`PEEK_MESSAGES_MAX`]. Changes nothing.
+    async fn peek_messages(
+        &self,
+        ctx: &RequestContext,
+        topic: TopicName,
+        subscription: SubscriptionName,
+        limit: usize,
+    ) -> ApiResult<Peeked>;
+
     /// Lets the subscriptions of a topic whose record of them is damaged go on from what is whole.
     /// Answers from where each goes on; nothing when nothing is damaged.
     async fn reset_subscriptions(
@@ -202,6 +223,29 @@ pub enum Deletion {
     Force,
     /// Not at all: it is only asked whether clients are connected.
     Check,
+}
+
+/// What of a subscription is given up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Clear {
+    /// Only messages that the broker took longer ago than this, in ms; `None`: all.
+    pub older_than_ms: Option<u64>,
+    /// Nothing: it is only asked how many messages that would be.
+    pub dry_run: bool,
+}
+
+/// Most messages that are shown at once.
+pub const PEEK_MESSAGES_MAX: usize = 1_000;
+
+/// The next messages of a subscription.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Peeked {
+    /// Those that are not acknowledged, in order.
+    pub unacknowledged: Vec<IndexRange>,
+    /// Whole entries that hold the first of them, and with these others.
+    pub batches: Vec<StoredBatch>,
+    /// What of them storage cannot give.
+    pub gaps: Vec<Gap>,
 }
 
 /// From where a subscription goes on whose record was damaged.

@@ -6,7 +6,7 @@ use aquifer_model::stats::{SubscriptionStats, TopicStats};
 use aquifer_model::topic::SubscriptionName;
 use aquifer_proto::convert::ranges::wire_ranges;
 use aquifer_proto::v1;
-use aquifer_protocol_api::admin::{Deletion, SubscriptionReset};
+use aquifer_protocol_api::admin::{Clear, Deletion, SubscriptionReset};
 use aquifer_protocol_api::consumer::IndexRange;
 use aquifer_protocol_api::operator::BrokerInfo;
 use prost::Message as _;
@@ -16,8 +16,11 @@ use crate::convert::{
     bundle, invalid, name, namespace, optional_broker, page, partitions, place, policies,
     policy_scope, policy_update, ranges, tenant, topic,
 };
+use crate::pull;
 use crate::service::{Answer, Service};
 
+/// Messages that are shown where the client does not say how many.
+const PEEK_MESSAGES_DEFAULT: usize = 10;
 /// Bytes of an answer with statistics; what a client can receive is more.
 const STATS_BYTES_MAX: usize = 4 << 20;
 
@@ -295,6 +298,42 @@ impl v1::admin_server::Admin for Service {
             })
         })
         .await
+    }
+
+    async fn clear_subscription(
+        &self,
+        request: Request<v1::ClearSubscriptionRequest>,
+    ) -> Answer<v1::ClearSubscriptionResponse> {
+        self.unary("clear_subscription", request, |broker, ctx, r| async move {
+            let subscription: SubscriptionName = name(&r.subscription)?;
+            let clear = Clear {
+                older_than_ms: r.older_than_ms,
+                dry_run: r.dry_run,
+            };
+            let messages = broker
+                .clear_subscription(&ctx, topic(&r.topic)?, subscription, clear)
+                .await?;
+            Ok(v1::ClearSubscriptionResponse { messages })
+        })
+        .await
+    }
+
+    async fn peek_messages(
+        &self,
+        request: Request<v1::PeekMessagesRequest>,
+    ) -> Answer<v1::PeekMessagesResponse> {
+        let peeked = self.unary("peek_messages", request, |broker, ctx, r| async move {
+            let subscription: SubscriptionName = name(&r.subscription)?;
+            let limit = match r.limit {
+                0 => PEEK_MESSAGES_DEFAULT,
+                limit => usize::try_from(limit).unwrap_or(usize::MAX),
+            };
+            let found = broker
+                .peek_messages(&ctx, topic(&r.topic)?, subscription, limit)
+                .await?;
+            Ok(pull::peek_answer(found))
+        });
+        pull::holding(peeked.await?)
     }
 
     async fn reset_subscriptions(

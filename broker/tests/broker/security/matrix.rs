@@ -14,7 +14,7 @@ use aquifer_model::place::Place;
 use aquifer_model::policy::{Policies, PolicyScope, PolicyUpdate};
 use aquifer_model::topic::{NamespaceName, TopicName};
 use aquifer_protocol_api::access::{Action, Resource};
-use aquifer_protocol_api::admin::{Admin, Deletion};
+use aquifer_protocol_api::admin::{Admin, Clear, Deletion};
 use aquifer_protocol_api::backup::Backups;
 use aquifer_protocol_api::consumer::Held;
 use aquifer_protocol_api::context::RequestContext;
@@ -94,6 +94,9 @@ fn rows() -> impl Iterator<Item = Row> {
         "Admin/CreateSubscription" &[Consume], |b, c| b.create_subscription(&c, topic(), "s".parse().unwrap(), Place::Earliest);
         "Admin/SeekSubscription" &[Consume], |b, c| b.seek_subscription(&c, topic(), "s".parse().unwrap(), Place::Earliest);
         "Admin/SkipMessages" &[Consume], |b, c| b.skip_messages(&c, topic(), "s".parse().unwrap(), None);
+        "Admin/ClearSubscription" &[Consume], |b, c| b.clear_subscription(&c, topic(), "s".parse().unwrap(), Clear { older_than_ms: None, dry_run: false });
+        "Admin/ClearSubscription" &[Consume], |b, c| b.clear_subscription(&c, topic(), "s".parse().unwrap(), Clear { older_than_ms: Some(1), dry_run: true });
+        "Admin/PeekMessages" &[Consume], |b, c| b.peek_messages(&c, topic(), "s".parse().unwrap(), 1);
         "Admin/ResetSubscriptions" &[Manage], |b, c| b.reset_subscriptions(&c, topic());
         "Admin/ListBrokers" &[Describe], |b, c| b.list_brokers(&c);
         "Admin/ListBundles" &[Describe], |b, c| b.list_bundles(&c, shop());

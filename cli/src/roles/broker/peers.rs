@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use aquifer_broker::{NoReport, Peers};
-use aquifer_client::admin;
+use aquifer_client::admin::{self, ClearOptions};
 use aquifer_client::{Client, ClientError, ErrorKind as Kind, Outcome as Known};
 use aquifer_model::id::Index;
 use aquifer_model::load::LoadReport;
@@ -13,7 +13,7 @@ use aquifer_model::stats::{
     LedgerPlace, LedgerStats, ProducerStats, SubscriptionStats, TopicStats,
 };
 use aquifer_model::topic::{ProducerName, SubscriptionName, TopicName};
-use aquifer_protocol_api::admin::Deletion;
+use aquifer_protocol_api::admin::{Clear, Deletion};
 use aquifer_protocol_api::error::{ApiError, ApiResult, ErrorKind, Outcome};
 use aquifer_runtime::clock;
 use aquifer_runtime::net::tls::ClientTlsConfig;
@@ -125,6 +125,23 @@ impl Peers for GrpcPeers {
         let admin = self.client(url).map_err(failed)?.admin();
         let moved = admin.seek_subscription(&topic, &subscription, place);
         moved.await.map_err(failed)
+    }
+
+    async fn clear_subscription(
+        &self,
+        url: &str,
+        topic: &TopicName,
+        subscription: &SubscriptionName,
+        clear: Clear,
+    ) -> ApiResult<u64> {
+        let (topic, subscription) = (topic.to_string(), subscription.to_string());
+        let admin = self.client(url).map_err(failed)?.admin();
+        let options = ClearOptions {
+            older_than: clear.older_than_ms.map(Duration::from_millis),
+            dry_run: clear.dry_run,
+        };
+        let cleared = admin.clear_subscription(&topic, &subscription, options);
+        cleared.await.map_err(failed)
     }
 }
 

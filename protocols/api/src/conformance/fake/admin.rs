@@ -15,7 +15,8 @@ use async_trait::async_trait;
 
 use super::{FakeBroker, LIFE};
 use crate::admin::{
-    Admin, Deletion, Page, PageRequest, SubscriptionReset, TopicDescription, TopicLayout,
+    Admin, Clear, Deletion, Page, PageRequest, Peeked, SubscriptionReset, TopicDescription,
+    TopicLayout,
 };
 use crate::backup::Backups;
 use crate::consumer::IndexRange;
@@ -168,6 +169,28 @@ impl Admin for FakeBroker {
         _range: Option<IndexRange>,
     ) -> ApiResult<Vec<IndexRange>> {
         self.not_faked()
+    }
+
+    async fn clear_subscription(
+        &self,
+        _ctx: &RequestContext,
+        topic: TopicName,
+        _subscription: SubscriptionName,
+        _clear: Clear,
+    ) -> ApiResult<u64> {
+        self.called(&topic)?;
+        Ok(0)
+    }
+
+    async fn peek_messages(
+        &self,
+        _ctx: &RequestContext,
+        topic: TopicName,
+        _subscription: SubscriptionName,
+        _limit: usize,
+    ) -> ApiResult<Peeked> {
+        self.called(&topic)?;
+        Ok(Peeked::default())
     }
 
     async fn reset_subscriptions(

@@ -1,0 +1,87 @@
+//! What administrators do to topics and subscriptions over the command line.
+
+use anyhow::{Context, Result, ensure};
+use aquifer_harness::server::{Server, ServerOptions, aquifer};
+use serde_json::Value;
+
+async fn server() -> Result<(tempfile::TempDir, Server)> {
+    let folder = tempfile::tempdir()?;
+    let server = Server::start(&folder.path().join("data"), ServerOptions::default()).await?;
+    Ok((folder, server))
+}
+
+/// What a command said and how it ended.
+struct Said {
+    code: Option<i32>,
+    objects: Vec<Value>,
+    stderr: String,
+}
+
+fn say(server: &Server, line: &str) -> Result<Said> {
+    let line = format!("--output json {line}");
+    let words: Vec<&str> = line.split(' ').collect();
+    let output = aquifer(&server.url(), &words)?;
+    let printed = String::from_utf8(output.stdout)?;
+    let objects = printed
+        .lines()
+        .map(|line| serde_json::from_str(line).with_context(|| line.to_owned()));
+    Ok(Said {
+        code: output.status.code(),
+        objects: objects.collect::<Result<_>>()?,
+        stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+    })
+}
+
+/// The objects of a command that must succeed.
+fn run(server: &Server, line: &str) -> Result<Vec<Value>> {
+    let said = say(server, line)?;
+    ensure!(
+        said.code == Some(0),
+        "{line}: {:?}: {}",
+        said.code,
+        said.stderr
+    );
+    Ok(said.objects)
+}
+
+fn field(objects: &[Value], name: &str) -> Vec<Value> {
+    objects.iter().map(|object| object[name].clone()).collect()
+}
+
+#[tokio::test]
+async fn a_backlog_is_looked_at_and_given_up() -> Result<()> {
+    let (_folder, mut server) = server().await?;
+    run(&server, "subscription create t s --from earliest")?;
+    run(&server, "produce t a b c d")?;
+    run(&server, "consume t --subscription s --count 1")?;
+    let peeked = run(&server, "subscription peek t s --count 2")?;
+    assert_eq!(field(&peeked, "payload"), ["b", "c"]);
+    let peeked = run(&server, "subscription peek t s")?;
+    assert_eq!(field(&peeked, "index"), [1, 2, 3]);
+
+    let kept = run(&server, "subscription expire t s --older-than 1h")?;
+    assert_eq!(field(&kept, "messages"), [0]);
+    let would = run(&server, "subscription clear t s --dry-run")?;
+    assert_eq!(field(&would, "messages"), [3]);
+    let listed = run(&server, "subscription list t")?;
+    assert_eq!(field(&listed, "backlog_messages"), [3]);
+    let cleared = run(&server, "subscription clear t s")?;
+    assert_eq!(field(&cleared, "messages"), [3]);
+    assert_eq!(run(&server, "subscription peek t s")?.len(), 0);
+    let listed = run(&server, "subscription list t")?;
+    assert_eq!(field(&listed, "backlog_messages"), [0]);
+
+    run(&server, "topic create parted --partitions 2")?;
+    run(&server, "subscription create parted s --from earliest")?;
+    run(&server, "produce parted a b c d --key k")?;
+    let peeked = run(&server, "subscription peek parted s --count 3")?;
+    assert_eq!(field(&peeked, "payload"), ["a", "b", "c"]);
+    let expired = run(&server, "subscription expire parted s --older-than 0s")?;
+    // The last message may have the millisecond in which it is asked.
+    ensure!(expired[0]["messages"].as_u64() <= Some(4), "{expired:?}");
+
+    let absent = say(&server, "subscription clear t none")?;
+    assert_eq!(absent.code, Some(1), "{}", absent.stderr);
+    server.stop()?;
+    server.check_logs()
+}
