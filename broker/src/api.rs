@@ -12,6 +12,7 @@ mod pull;
 mod security;
 mod seeks;
 mod subscriptions;
+mod topic_life;
 mod topics;
 
 use std::future::Future;
@@ -26,7 +27,7 @@ use aquifer_model::topic::{NamespaceName, SubscriptionName, TopicName};
 use aquifer_protocol_api::access::{Access, Action, Resource};
 use aquifer_protocol_api::admin::{
     Admin, Clear, Deletion, Page, PageRequest, Peeked, SubscriptionReset, TopicDescription,
-    TopicLayout,
+    TopicEnd, TopicLayout,
 };
 use aquifer_protocol_api::consumer::IndexRange;
 use aquifer_protocol_api::context::RequestContext;
@@ -321,6 +322,32 @@ impl Admin for Broker {
             Action::Manage,
             Resource::Topic(topic.clone()),
             self.offload(&topic, before)
+        )
+    }
+
+    async fn unload_topic(&self, ctx: &RequestContext, topic: TopicName) -> ApiResult<u32> {
+        serve!(
+            self,
+            ctx,
+            "unload_topic",
+            Action::Manage,
+            Resource::Topic(topic.clone()),
+            self.unload(&topic)
+        )
+    }
+
+    async fn terminate_topic(
+        &self,
+        ctx: &RequestContext,
+        topic: TopicName,
+    ) -> ApiResult<Vec<TopicEnd>> {
+        serve!(
+            self,
+            ctx,
+            "terminate_topic",
+            Action::Manage,
+            Resource::Topic(topic.clone()),
+            self.terminate(&topic)
         )
     }
 

@@ -33,6 +33,7 @@ mod producer;
 mod publishing;
 mod recovery;
 mod stats;
+mod termination;
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -76,6 +77,8 @@ pub(crate) struct Topic {
     delivery_right: DeliveryRight,
     /// Policies that decide on limits.
     followed: Followed,
+    /// Requests that wait until the topic takes no more messages.
+    terminating: Vec<Reply<Index>>,
     /// When a client was last seen, on the monotonic clock.
     last_used: Duration,
     next_housekeeping: Duration,
@@ -153,6 +156,7 @@ impl Topic {
             self.attachments.wake_at_end();
             self.maybe_snapshot();
         }
+        self.settle_termination();
         if self.attachments.next_due_ms().is_some() {
             self.attachments.wake_due(self.cx.wall_ms());
         }
@@ -256,6 +260,9 @@ impl Topic {
             Event::Rebound(owned) => self.rebind(*owned),
             Event::HandedOver(departure) => self.hand_over(departure),
             Event::Moved(departure) => self.moved_away(departure),
+            Event::Terminate(reply) => self.terminate(reply),
+            Event::Terminated(recorded) => self.terminated(recorded),
+            Event::Unload => self.unload(),
             Event::Shutdown => self.shutdown(),
         }
     }

@@ -6,6 +6,7 @@
 pub(crate) mod deletion;
 mod queue;
 mod rests;
+mod unloading;
 
 use std::collections::HashMap;
 use std::sync::Arc;

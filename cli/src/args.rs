@@ -344,6 +344,16 @@ pub enum TopicCommand {
         #[arg(long)]
         wait: bool,
     },
+    /// Close a topic where it is served; its clients reconnect, and it is loaded again.
+    Unload {
+        /// The topic, or a partition.
+        topic: TopicName,
+    },
+    /// Let a topic take no more messages, for good; consumers read to its end and are told so.
+    Terminate {
+        /// The topic, or a partition.
+        topic: TopicName,
+    },
     /// Read and change the policies of a topic; its partitions have them too.
     #[command(subcommand)]
     Policy(PolicyCommand),

@@ -260,6 +260,25 @@ impl TopicRecordCell {
         self.update(Vec::new(), mark).await.map(drop)
     }
 
+    /// Whether the topic takes no more messages.
+    #[must_use]
+    pub fn is_terminated(&self) -> bool {
+        self.current.lock().record.terminated
+    }
+
+    /// Notes that the topic takes no more messages, for good. The caller sees to it that it takes
+    /// none.
+    ///
+    /// # Errors
+    /// When metadata cannot be changed.
+    pub async fn mark_terminated(&self) -> Result<(), LogError> {
+        let mark = |record: &mut v1::TopicRecord| {
+            record.terminated = true;
+            Ok(())
+        };
+        self.update(Vec::new(), mark).await.map(drop)
+    }
+
     /// Deletes the topic with its ledgers. Close its logs before. Once this has returned, what a
     /// crash leaves behind is finished by [`aquifer_ledger::deletion::sweep_intents`].
     ///

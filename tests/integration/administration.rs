@@ -1,6 +1,7 @@
 //! What administrators do to topics and subscriptions over the command line.
 
 use anyhow::{Context, Result, ensure};
+use aquifer_client::{ErrorCode, Message};
 use aquifer_harness::server::{Server, ServerOptions, aquifer};
 use serde_json::Value;
 
@@ -82,6 +83,70 @@ async fn a_backlog_is_looked_at_and_given_up() -> Result<()> {
 
     let absent = say(&server, "subscription clear t none")?;
     assert_eq!(absent.code, Some(1), "{}", absent.stderr);
+    server.stop()?;
+    server.check_logs()
+}
+
+#[tokio::test]
+async fn a_topic_is_unloaded_under_its_clients() -> Result<()> {
+    let (_folder, mut server) = server().await?;
+    let client = server.client()?;
+    let producer = client.producer("t").open().await?;
+    let consumer = client.consumer("t", "s").open().await?;
+    for number in 0..20u32 {
+        producer.send(Message::new(number.to_string())).await?;
+        if number % 5 == 0 {
+            let unloaded = run(&server, "topic unload t")?;
+            ensure!(unloaded[0]["unloaded"].as_u64() <= Some(1), "{unloaded:?}");
+        }
+    }
+    let mut indexes = std::collections::BTreeSet::new();
+    while indexes.len() < 20 {
+        let message = consumer.receive().await?;
+        indexes.insert(message.index.0);
+        // One that comes back is delivered again.
+        let _ = consumer.ack(&message).await;
+    }
+    assert_eq!(
+        indexes.into_iter().collect::<Vec<_>>(),
+        (0..20).collect::<Vec<_>>()
+    );
+    server.stop()?;
+    server.check_logs()
+}
+
+#[tokio::test]
+async fn a_terminated_topic_ends_for_good() -> Result<()> {
+    let (_folder, mut server) = server().await?;
+    run(&server, "subscription create t s --from earliest")?;
+    run(&server, "produce t a b c")?;
+    let client = server.client()?;
+    let producer = client.producer("t").open().await?;
+    let ends = run(&server, "topic terminate t")?;
+    assert_eq!(field(&ends, "last_index"), [2]);
+    let refused = producer.send(Message::new("d")).await;
+    let refused = refused.err().context("it takes no more")?;
+    assert_eq!(refused.code(), Some(ErrorCode::Terminated), "{refused}");
+    let refused = say(&server, "produce t d")?;
+    assert_eq!(refused.code, Some(5), "{}", refused.stderr);
+    ensure!(refused.stderr.contains("terminated"), "{}", refused.stderr);
+
+    // Both end by themselves although they would wait for more.
+    let consumed = run(&server, "consume t --subscription s --follow")?;
+    assert_eq!(field(&consumed, "payload"), ["a", "b", "c"]);
+    let read = run(&server, "read t --follow")?;
+    assert_eq!(field(&read, "payload"), ["a", "b", "c"]);
+
+    server.kill()?;
+    server.restart()?;
+    let refused = say(&server, "produce t d")?;
+    assert_eq!(refused.code, Some(5), "{}", refused.stderr);
+    assert_eq!(
+        run(&server, "topic terminate t")?,
+        ends,
+        "it may be repeated"
+    );
+    assert_eq!(run(&server, "read t --follow")?.len(), 3);
     server.stop()?;
     server.check_logs()
 }

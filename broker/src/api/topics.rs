@@ -40,8 +40,8 @@ use crate::topic::record::{check_partition, find_or_create};
 use crate::topics::deletion::{PARTS_AT_ONCE, parts_of};
 
 /// How often the owner of a partition is looked for again, and the pause before.
-const HOPS_MAX: u32 = 20;
-const HOP_PAUSE: Duration = Duration::from_millis(50);
+pub(super) const HOPS_MAX: u32 = 20;
+pub(super) const HOP_PAUSE: Duration = Duration::from_millis(50);
 
 impl Broker {
     pub(super) async fn make_topic(

@@ -25,7 +25,7 @@ use crate::security::audit::refusals::{Refusal, Refusals};
 const TEXT_BYTES_MAX: usize = 256;
 
 /// Requests that change something. Everything else is written only when it is refused.
-const CHANGES: [&str; 25] = [
+const CHANGES: [&str; 27] = [
     "add_grant",
     "begin_backup",
     "clear_subscription",
@@ -49,7 +49,9 @@ const CHANGES: [&str; 25] = [
     "skip_messages",
     "split_bundle",
     "take_over_producer",
+    "terminate_topic",
     "transfer_bundle",
+    "unload_topic",
     "update_policies",
 ];
 

@@ -141,6 +141,12 @@ pub(crate) enum Event {
     HandedOver(Arc<Departure>),
     /// Another broker owns the bundle now, and the topic ends.
     Moved(Arc<Departure>),
+    /// The topic is to take no more messages; the answer says where it ends.
+    Terminate(Reply<Index>),
+    /// That is recorded, or could not be.
+    Terminated(Result<(), LogError>),
+    /// The topic is to end in order; it is loaded again when it is used.
+    Unload,
     /// The broker goes away.
     Shutdown,
 }

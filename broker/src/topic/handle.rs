@@ -60,6 +60,11 @@ impl TopicHandle {
         self.mailbox.urgent(Event::Shutdown);
     }
 
+    /// It is to end in order, as one that is not used, whether it is or not.
+    pub(crate) fn unload(&self) {
+        self.mailbox.urgent(Event::Unload);
+    }
+
     /// Waits until the object is gone.
     pub(crate) async fn wait_ended(&self) {
         let mut ended = self.ended.clone();

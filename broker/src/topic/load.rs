@@ -31,6 +31,7 @@ use crate::topic::lifecycle::Lifecycle;
 use crate::topic::publishing::Publishing;
 use crate::topic::record::{find_or_create, partitioned};
 use crate::topic::recovery::{self, Recovered};
+use crate::topic::termination::Termination;
 use crate::topic::trimming::Trimming;
 use crate::traffic::TopicCounters;
 
@@ -111,6 +112,7 @@ async fn load_owned(
     let (attachments, publishing) = restore(recovered, &log, &mailbox, now);
     let counters = Arc::new(TopicCounters::new(now));
     let incarnation = cell.incarnation();
+    let termination = Termination::recorded(cell.is_terminated());
     let followed = rates.follow();
     let topic = Topic {
         cell,
@@ -121,6 +123,7 @@ async fn load_owned(
         trimming: Trimming::new(now, log.first()),
         backlog: Backlog::new(),
         delivery_right,
+        terminating: Vec::new(),
         last_used: now,
         next_housekeeping: now + Duration::from_millis(shared.config.housekeeping_ms),
         cx: TopicContext {
@@ -135,6 +138,7 @@ async fn load_owned(
             counters: Arc::clone(&counters),
             budgets: Budgets::new(shared),
             life: Lifecycle::default(),
+            termination,
         },
     };
     let handle = TopicHandle {

@@ -24,7 +24,7 @@ use aquifer_model::load::LoadReport;
 use aquifer_model::place::Place;
 use aquifer_model::stats::TopicStats;
 use aquifer_model::topic::{SubscriptionName, TopicName};
-use aquifer_protocol_api::admin::{Admin, Clear, Deletion};
+use aquifer_protocol_api::admin::{Admin, Clear, Deletion, TopicEnd};
 use aquifer_protocol_api::data_plane::DataPlane;
 use aquifer_protocol_api::error::{ApiError, ApiResult, ErrorKind};
 use aquifer_protocol_api::operator::Operator;
@@ -70,6 +70,14 @@ impl Peers for Reports {
 
     async fn delete_topic(&self, url: &str, topic: &TopicName, how: Deletion) -> ApiResult<()> {
         self.at(url)?.delete_topic(&ctx(), topic.clone(), how).await
+    }
+
+    async fn unload_topic(&self, url: &str, topic: &TopicName) -> ApiResult<u32> {
+        self.at(url)?.unload_topic(&ctx(), topic.clone()).await
+    }
+
+    async fn terminate_topic(&self, url: &str, topic: &TopicName) -> ApiResult<Vec<TopicEnd>> {
+        self.at(url)?.terminate_topic(&ctx(), topic.clone()).await
     }
 
     async fn create_subscription(

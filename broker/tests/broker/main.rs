@@ -27,3 +27,4 @@ mod pull;
 mod retention;
 mod security;
 mod support;
+mod termination;

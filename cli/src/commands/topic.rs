@@ -66,6 +66,18 @@ pub async fn run(args: TopicArgs, connect: &Connect, out: &Output) -> Result<(),
             before,
             wait,
         } => offload(&topic, before, wait, &admin, out).await,
+        TopicCommand::Unload { topic } => {
+            let topic = topic.to_string();
+            let unloaded = admin.unload_topic(&topic).await?;
+            if out.is_json() {
+                return out.object(&json!({"topic": topic, "unloaded": unloaded}));
+            }
+            out.line(match unloaded {
+                0 => format!("{topic} was not loaded"),
+                _ => format!("unloaded {topic}"),
+            })
+        }
+        TopicCommand::Terminate { topic } => terminate(&topic.to_string(), &admin, out).await,
         TopicCommand::Policy(command) => policy::run(command, policy::topic, &admin, out).await,
         TopicCommand::Delete { topic, force } => {
             admin.delete_topic(&topic.to_string(), force).await?;
@@ -76,6 +88,22 @@ pub async fn run(args: TopicArgs, connect: &Connect, out: &Output) -> Result<(),
             }
         }
     }
+}
+
+/// Lets a topic take no more messages, and says where it ends.
+async fn terminate(topic: &str, admin: &Admin, out: &Output) -> Result<(), CliError> {
+    for end in admin.terminate_topic(topic).await? {
+        let last = end.last_index.map(|last| last.0);
+        if out.is_json() {
+            out.object(&json!({"topic": end.topic, "last_index": last}))?;
+            continue;
+        }
+        out.line(match last {
+            Some(last) => format!("{} ends with index {last}", end.topic),
+            None => format!("{} ends without a message", end.topic),
+        })?;
+    }
+    Ok(())
 }
 
 /// Has ledgers offloaded; with `wait` until all of them are.

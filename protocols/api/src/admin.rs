@@ -103,6 +103,19 @@ pub trait Admin: Send + Sync + 'static {
         before: Place,
     ) -> ApiResult<OffloadProgress>;
 
+    /// Closes a topic, or each of its partitions, where it is served. It finishes what is in
+    /// flight; its clients come back and have it loaded again. Answers how many were loaded.
+    async fn unload_topic(&self, ctx: &RequestContext, topic: TopicName) -> ApiResult<u32>;
+
+    /// Lets a topic, or each of its partitions, take no more messages, for good. What is in flight
+    /// is finished; what is stored can be read. Answers where each ends, also when it was
+    /// terminated before.
+    async fn terminate_topic(
+        &self,
+        ctx: &RequestContext,
+        topic: TopicName,
+    ) -> ApiResult<Vec<TopicEnd>>;
+
     /// Statistics of a topic; sums over the partitions of a partitioned one.
     async fn topic_stats(&self, ctx: &RequestContext, topic: TopicName) -> ApiResult<TopicStats>;
 
@@ -223,6 +236,15 @@ pub enum Deletion {
     Force,
     /// Not at all: it is only asked whether clients are connected.
     Check,
+}
+
+/// Where a topic ends that takes no more messages.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TopicEnd {
+    /// The topic, or the partition.
+    pub topic: TopicName,
+    /// Index after its last message.
+    pub end: Index,
 }
 
 /// What of a subscription is given up.

@@ -6,7 +6,7 @@ use aquifer_model::stats::{SubscriptionStats, TopicStats};
 use aquifer_model::topic::SubscriptionName;
 use aquifer_proto::convert::ranges::wire_ranges;
 use aquifer_proto::v1;
-use aquifer_protocol_api::admin::{Clear, Deletion, SubscriptionReset};
+use aquifer_protocol_api::admin::{Clear, Deletion, SubscriptionReset, TopicEnd};
 use aquifer_protocol_api::consumer::IndexRange;
 use aquifer_protocol_api::operator::BrokerInfo;
 use prost::Message as _;
@@ -198,6 +198,34 @@ impl v1::admin_server::Admin for Service {
             Ok(v1::OffloadTopicResponse {
                 ledgers: left.ledgers,
                 bytes: left.bytes,
+            })
+        })
+        .await
+    }
+
+    async fn unload_topic(
+        &self,
+        request: Request<v1::UnloadTopicRequest>,
+    ) -> Answer<v1::UnloadTopicResponse> {
+        self.unary("unload_topic", request, |broker, ctx, r| async move {
+            let unloaded = broker.unload_topic(&ctx, topic(&r.topic)?).await?;
+            Ok(v1::UnloadTopicResponse { unloaded })
+        })
+        .await
+    }
+
+    async fn terminate_topic(
+        &self,
+        request: Request<v1::TerminateTopicRequest>,
+    ) -> Answer<v1::TerminateTopicResponse> {
+        self.unary("terminate_topic", request, |broker, ctx, r| async move {
+            let ends = broker.terminate_topic(&ctx, topic(&r.topic)?).await?;
+            let wire = |end: TopicEnd| v1::TopicEnd {
+                topic: end.topic.to_string(),
+                last_index: end.end.0.checked_sub(1),
+            };
+            Ok(v1::TerminateTopicResponse {
+                ends: ends.into_iter().map(wire).collect(),
             })
         })
         .await

@@ -88,6 +88,8 @@ fn rows() -> impl Iterator<Item = Row> {
         "Admin/DescribeTopic" &[Describe, Produce, Consume], |b, c| b.describe_topic(&c, topic(), true);
         "Admin/DeleteTopic" &[Manage], |b, c| b.delete_topic(&c, topic(), Deletion::Check);
         "Admin/OffloadTopic" &[Manage], |b, c| b.offload_topic(&c, topic(), Place::Latest);
+        "Admin/UnloadTopic" &[Manage], |b, c| b.unload_topic(&c, topic());
+        "Admin/TerminateTopic" &[Manage], |b, c| b.terminate_topic(&c, "acme/shop/none".parse().unwrap());
         "Admin/ListTopics" &[Describe], |b, c| b.list_topics(&c, shop(), page());
         "Admin/TopicStats" &[Describe], |b, c| b.topic_stats(&c, topic());
         "Admin/DeleteSubscription" &[Consume], |b, c| b.delete_subscription(&c, topic(), "s".parse().unwrap(), false);

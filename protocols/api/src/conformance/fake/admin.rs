@@ -16,7 +16,7 @@ use async_trait::async_trait;
 use super::{FakeBroker, LIFE};
 use crate::admin::{
     Admin, Clear, Deletion, Page, PageRequest, Peeked, SubscriptionReset, TopicDescription,
-    TopicLayout,
+    TopicEnd, TopicLayout,
 };
 use crate::backup::Backups;
 use crate::consumer::IndexRange;
@@ -122,6 +122,20 @@ impl Admin for FakeBroker {
     ) -> ApiResult<OffloadProgress> {
         self.called(&topic)?;
         Ok(OffloadProgress::default())
+    }
+
+    async fn unload_topic(&self, _ctx: &RequestContext, topic: TopicName) -> ApiResult<u32> {
+        self.called(&topic)?;
+        Ok(0)
+    }
+
+    async fn terminate_topic(
+        &self,
+        _ctx: &RequestContext,
+        topic: TopicName,
+    ) -> ApiResult<Vec<TopicEnd>> {
+        self.called(&topic)?;
+        Ok(Vec::new())
     }
 
     async fn topic_stats(&self, _ctx: &RequestContext, topic: TopicName) -> ApiResult<TopicStats> {
