@@ -30,7 +30,7 @@ use aquifer_protocol_api::admin::{
     TopicEnd, TopicLayout,
 };
 use aquifer_protocol_api::consumer::IndexRange;
-use aquifer_protocol_api::context::RequestContext;
+use aquifer_protocol_api::context::{RequestContext, RequestId};
 use aquifer_protocol_api::error::{ApiError, ApiResult};
 use aquifer_protocol_api::operator::{BrokerInfo, BundleInfo, Operator};
 use aquifer_protocol_api::session::SessionEnd;
@@ -56,7 +56,7 @@ impl Broker {
         let admitted = match &self.shared.guard {
             None => None,
             Some(guard) => {
-                let admitted = guard.admit(ctx, &access, self.shared.next_id());
+                let admitted = guard.admit(ctx, &access, &self.request_id(ctx));
                 admitted.map_err(|error| self.failed(&access, &span, error))?
             }
         };
@@ -77,6 +77,12 @@ impl Broker {
             admitted.ended(&outcome);
         }
         outcome
+    }
+
+    /// What a request is called; one whose caller gave it no id is called something else each time.
+    fn request_id(&self, ctx: &RequestContext) -> RequestId {
+        let drawn = || RequestId::drawn(self.shared.rng.id16());
+        ctx.request_id.clone().unwrap_or_else(drawn)
     }
 
     /// Counts a failure.
@@ -104,7 +110,7 @@ impl Broker {
     /// Creates the topic that a request uses where that is allowed, which is recorded.
     fn created_by(&self, ctx: &RequestContext, request: &'static str) -> Create {
         let guard = self.shared.guard.as_ref();
-        Create::For(guard.map(|guard| Cause::new(guard, ctx, request)))
+        Create::For(guard.map(|guard| Cause::new(guard, ctx, request, self.request_id(ctx))))
     }
 
     /// Refuses what a caller may not do besides what its request needs.
@@ -112,7 +118,7 @@ impl Broker {
         let Some(guard) = &self.shared.guard else {
             return Ok(());
         };
-        let allowed = guard.require(ctx, access, self.shared.next_id());
+        let allowed = guard.require(ctx, access, &self.request_id(ctx));
         allowed.map(drop)
     }
 

@@ -184,8 +184,7 @@ impl Broker {
         };
         let port = RecordedSeeks {
             inner: session.port,
-            shared: Arc::clone(&self.shared),
-            cause: Cause::new(guard, ctx, "subscribe"),
+            cause: Cause::new(guard, ctx, "subscribe", self.request_id(ctx)),
             access: Access {
                 request: "seek",
                 action: Action::Consume,

@@ -12,7 +12,7 @@ mod refusals;
 use std::net::SocketAddr;
 
 use aquifer_protocol_api::access::{Access, Action};
-use aquifer_protocol_api::context::{Principal, RequestContext};
+use aquifer_protocol_api::context::{Principal, RequestContext, RequestId};
 use aquifer_protocol_api::error::{ErrorKind, Outcome};
 use aquifer_runtime::clock::SharedClock;
 use aquifer_runtime::secret::sha256;
@@ -86,7 +86,7 @@ pub(crate) struct Record {
     seq: u64,
     prev: String,
     time_ms: u64,
-    request_id: u64,
+    request_id: String,
     principal: String,
     auth_method: &'static str,
     peer: Option<SocketAddr>,
@@ -159,8 +159,11 @@ impl Record {
         Record { peer, ..self }
     }
 
-    pub(crate) fn numbered(self, request_id: u64) -> Record {
-        Record { request_id, ..self }
+    pub(crate) fn named(self, request_id: &RequestId) -> Record {
+        Record {
+            request_id: request_id.to_string(),
+            ..self
+        }
     }
 
     pub(crate) fn allowed(self, grant: Option<String>) -> Record {

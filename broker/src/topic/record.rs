@@ -48,7 +48,7 @@ pub(crate) async fn find_or_create(
     if base.is_none() {
         shared.check_topics(name, 0).await?;
     }
-    let recorded = create.begins(name, shared.next_id());
+    let recorded = create.begins(name);
     let created = match &base {
         Some(base) => TopicRecordCell::create_partition(ctx(), name, guards.clone(), base).await,
         None => TopicRecordCell::create(ctx(), name, guards.clone()).await,
