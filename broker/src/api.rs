@@ -7,6 +7,7 @@ mod bundles;
 mod clear;
 mod consume;
 mod data_plane;
+mod operator;
 mod produce;
 mod pull;
 mod security;
@@ -17,9 +18,7 @@ mod topics;
 
 use std::future::Future;
 
-use aquifer_model::bundle::BundleRange;
-use aquifer_model::id::{BrokerId, Index};
-use aquifer_model::load::LoadReport;
+use aquifer_model::id::Index;
 use aquifer_model::place::Place;
 use aquifer_model::policy::{Policies, PolicyScope, PolicyUpdate, PolicyView};
 use aquifer_model::stats::{OffloadProgress, TopicStats};
@@ -32,13 +31,11 @@ use aquifer_protocol_api::admin::{
 use aquifer_protocol_api::consumer::IndexRange;
 use aquifer_protocol_api::context::{RequestContext, RequestId};
 use aquifer_protocol_api::error::{ApiError, ApiResult};
-use aquifer_protocol_api::operator::{BrokerInfo, BundleInfo, Operator};
 use aquifer_protocol_api::session::SessionEnd;
 use aquifer_runtime::clock;
 use async_trait::async_trait;
 use tracing::{Instrument, Span, info_span};
 
-use crate::balance;
 use crate::broker::Broker;
 use crate::error::BrokerError;
 use crate::security::audit::cause::{Cause, Create};
@@ -495,80 +492,6 @@ impl Admin for Broker {
             Action::Manage,
             Resource::Topic(topic.clone()),
             self.reset(&topic)
-        )
-    }
-}
-
-#[async_trait]
-impl Operator for Broker {
-    async fn list_brokers(&self, ctx: &RequestContext) -> ApiResult<Vec<BrokerInfo>> {
-        serve!(
-            self,
-            ctx,
-            "list_brokers",
-            Action::Describe,
-            Resource::Cluster,
-            async { Ok(self.brokers()) }
-        )
-    }
-
-    async fn list_bundles(
-        &self,
-        ctx: &RequestContext,
-        namespace: NamespaceName,
-    ) -> ApiResult<Vec<BundleInfo>> {
-        serve!(
-            self,
-            ctx,
-            "list_bundles",
-            Action::Describe,
-            Resource::Namespace(namespace.clone()),
-            self.bundles(&namespace)
-        )
-    }
-
-    async fn transfer_bundle(
-        &self,
-        ctx: &RequestContext,
-        namespace: NamespaceName,
-        bundle: BundleRange,
-        broker: Option<BrokerId>,
-    ) -> ApiResult<BrokerInfo> {
-        serve!(
-            self,
-            ctx,
-            "transfer_bundle",
-            Action::Operate,
-            Resource::Bundle(namespace.clone(), bundle),
-            self.transfer(namespace, bundle, broker)
-        )
-    }
-
-    async fn split_bundle(
-        &self,
-        ctx: &RequestContext,
-        namespace: NamespaceName,
-        bundle: BundleRange,
-        at: Option<u32>,
-    ) -> ApiResult<[BundleRange; 2]> {
-        serve!(
-            self,
-            ctx,
-            "split_bundle",
-            Action::Operate,
-            Resource::Bundle(namespace.clone(), bundle),
-            self.split(namespace, bundle, at)
-        )
-    }
-
-    async fn load_report(&self, ctx: &RequestContext) -> ApiResult<LoadReport> {
-        serve!(
-            self,
-            ctx,
-            "load_report",
-            Action::Operate,
-            Resource::Cluster,
-            balance::report(&self.shared)
         )
     }
 }

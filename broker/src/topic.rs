@@ -53,7 +53,7 @@ use crate::topic::backlog::Backlog;
 use crate::topic::context::TopicContext;
 use crate::topic::cursors::{Cursors, Due, SnapshotContents, Written};
 use crate::topic::delivery_right::DeliveryRight;
-use crate::topic::event::{Asked, EVENT_WORK, Event, Inbox, LocatePurpose, ReadDone, Reply};
+use crate::topic::event::{Asked, EVENT_WORK, Event, Inbox, Life, LocatePurpose, ReadDone, Reply};
 use crate::topic::publishing::{AppendFailed, Publishing};
 use crate::topic::pull::{Door, Pull};
 use crate::topic::trimming::{Kept, Rest, TrimEffects, Trimming};
@@ -124,7 +124,7 @@ impl Topic {
                         self.handle(event);
                     }
                 }
-                () = &mut shutdown, if !is_ending => self.handle(Event::Shutdown),
+                () = &mut shutdown, if !is_ending => self.handle(Event::Life(Life::Shutdown)),
                 () = &mut changed => changed.set(self.followed.clone().changed()),
                 () = alarm.wait() => {}
             }
@@ -260,10 +260,7 @@ impl Topic {
             Event::Rebound(owned) => self.rebind(*owned),
             Event::HandedOver(departure) => self.hand_over(departure),
             Event::Moved(departure) => self.moved_away(departure),
-            Event::Terminate(reply) => self.terminate(reply),
-            Event::Terminated(recorded) => self.terminated(recorded),
-            Event::Unload => self.unload(),
-            Event::Shutdown => self.shutdown(),
+            Event::Life(event) => self.life(event),
         }
     }
 

@@ -37,8 +37,8 @@ pub use security::{
 };
 pub use storage::{BookieCommand, DoctorArgs, LedgerArgs, LedgerCommand, SourceArgs, StateArg};
 pub use tenancy::{
-    NamespaceArgs, NamespaceCommand, SubscriptionArgs, SubscriptionCommand, TenantArgs,
-    TenantCommand,
+    ClearArgs, NamespaceArgs, NamespaceCommand, PeekArgs, SubscriptionArgs, SubscriptionCommand,
+    TenantArgs, TenantCommand,
 };
 pub use tls::{TlsCommand, TlsInitArgs};
 

@@ -12,7 +12,7 @@ use crate::broker::Broker;
 use crate::error::BrokerError;
 use crate::peers::peer_url;
 use crate::security::audit::cause::Create;
-use crate::topic::event::Event;
+use crate::topic::event::Life;
 use crate::topics::deletion::{PARTS_AT_ONCE, parts_of};
 
 /// What is done to a topic or partition.
@@ -110,7 +110,7 @@ impl Broker {
             Step::Terminate => {
                 // A partition that was not used yet takes no message either.
                 let create = Create::if_partition(topic);
-                let end = self.topics.ask(topic, &create, Event::Terminate).await?;
+                let end = self.topics.ask(topic, &create, Life::terminate).await?;
                 let topic = topic.clone();
                 Ok(Done {
                     ends: vec![TopicEnd { topic, end }],

@@ -104,16 +104,13 @@ async fn load_owned(
     let (mailbox, inbox) = mailbox();
     let (ended_sender, ended) = watch::channel(());
     let taken_over = log.was_taken_over() || cursor_log.was_taken_over();
-    let logs = [cursor_log.clone(), log.clone()];
-    let epoch = owned.epoch;
+    let (logs, epoch) = ([cursor_log.clone(), log.clone()], owned.epoch);
     let delivery_right = delivery_right(shared, owned, logs, (taken_over, sealed), now);
     let cursors = Cursors::new(cursor_log, &mailbox, recovered.dedup_index, now);
     tell_losses(shared, name, &recovered);
     let (attachments, publishing) = restore(recovered, &log, &mailbox, now);
-    let counters = Arc::new(TopicCounters::new(now));
-    let incarnation = cell.incarnation();
-    let termination = Termination::recorded(cell.is_terminated());
-    let followed = rates.follow();
+    let (incarnation, termination) = (cell.incarnation(), Termination::of(&cell));
+    let (counters, followed) = (Arc::new(TopicCounters::new(now)), rates.follow());
     let topic = Topic {
         cell,
         followed,

@@ -8,13 +8,14 @@
 
 use std::sync::Arc;
 
+use aquifer_log::TopicRecordCell;
 use aquifer_log::error::LogError;
 use aquifer_metadata::error::MetadataError;
 use aquifer_model::id::Index;
 
 use crate::error::BrokerError;
 use crate::topic::Topic;
-use crate::topic::event::{Event, Reply};
+use crate::topic::event::{Event, Life, Reply};
 
 /// Whether a topic takes messages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,8 +30,8 @@ pub(super) enum Termination {
 
 impl Termination {
     /// Of a topic that is loaded: nothing is in flight.
-    pub(super) fn recorded(is_terminated: bool) -> Termination {
-        match is_terminated {
+    pub(super) fn of(cell: &TopicRecordCell) -> Termination {
+        match cell.is_terminated() {
             true => Termination::Ended,
             false => Termination::Open,
         }
@@ -38,8 +39,18 @@ impl Termination {
 }
 
 impl Topic {
+    /// The topic is to end in some way, or to take no more messages.
+    pub(super) fn life(&mut self, event: Life) {
+        match event {
+            Life::Terminate(reply) => self.terminate(reply),
+            Life::Terminated(recorded) => self.terminated(recorded),
+            Life::Unload => self.unload(),
+            Life::Shutdown => self.shutdown(),
+        }
+    }
+
     /// Lets the topic take no more messages.
-    pub(super) fn terminate(&mut self, reply: Reply<Index>) {
+    fn terminate(&mut self, reply: Reply<Index>) {
         if let Some(error) = self.cx.refusal() {
             return drop(reply.send(Err(error)));
         }
@@ -53,12 +64,12 @@ impl Topic {
         let (cell, mailbox) = (Arc::clone(&self.cell), self.cx.mailbox.clone());
         self.cx.shared.tasks.spawn("topic-terminate", async move {
             let recorded = cell.mark_terminated().await;
-            mailbox.urgent(Event::Terminated(recorded));
+            mailbox.urgent(Event::Life(Life::Terminated(recorded)));
         });
     }
 
     /// It is recorded, or could not be.
-    pub(super) fn terminated(&mut self, recorded: Result<(), LogError>) {
+    fn terminated(&mut self, recorded: Result<(), LogError>) {
         if self.cx.life.is_ending() {
             // The requests follow the topic to its next owner, which reads the record.
             self.terminating.clear();

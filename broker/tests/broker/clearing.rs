@@ -69,7 +69,7 @@ async fn a_backlog_is_given_up_durably_i9() {
     let mut producer = harness.producer("orders", "p").await;
     producer.publish(&["a", "b", "c", "d"]).await;
     let mut consumer = harness.try_subscribe(shared()).await.unwrap();
-    consumer.take(3).await;
+    consumer.take(4).await;
     consumer.acknowledge(&[1], None).await;
     let dry_run = Clear {
         dry_run: true,

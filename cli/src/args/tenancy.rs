@@ -117,43 +117,11 @@ pub enum SubscriptionCommand {
         last: Option<u64>,
     },
     /// Show the next messages that a subscription has not acknowledged, and change nothing.
-    Peek {
-        /// The topic.
-        topic: TopicName,
-        /// The subscription.
-        subscription: SubscriptionName,
-        /// Number of messages; fewer are shown where they are large.
-        #[arg(
-            long,
-            default_value_t = 10,
-            value_name = "N",
-            value_parser = clap::value_parser!(u32).range(1..=1_000)
-        )]
-        count: u32,
-    },
+    Peek(PeekArgs),
     /// Give up everything that a subscription has not acknowledged, as if it had been.
-    Clear {
-        /// The topic.
-        topic: TopicName,
-        /// The subscription.
-        subscription: SubscriptionName,
-        /// Say how many messages that would be, and give up nothing.
-        #[arg(long)]
-        dry_run: bool,
-    },
+    Clear(ClearArgs),
     /// Give up what a subscription has not acknowledged and is older than a time.
-    Expire {
-        /// The topic.
-        topic: TopicName,
-        /// The subscription.
-        subscription: SubscriptionName,
-        /// How long ago the broker took the newest of them, such as 12h.
-        #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
-        older_than: Duration,
-        /// Say how many messages that would be, and give up nothing.
-        #[arg(long)]
-        dry_run: bool,
-    },
+    Expire(ExpireArgs),
     /// Let subscriptions continue whose record is damaged, from what of it is intact.
     Reset {
         /// The topic, or one partition.
@@ -169,6 +137,46 @@ pub enum SubscriptionCommand {
         #[arg(long)]
         force: bool,
     },
+}
+
+/// Arguments of `aquifer subscription peek`.
+#[derive(Debug, Args)]
+pub struct PeekArgs {
+    /// The topic.
+    pub topic: TopicName,
+    /// The subscription.
+    pub subscription: SubscriptionName,
+    /// Number of messages; fewer are shown where they are large.
+    #[arg(
+        long,
+        default_value_t = 10,
+        value_name = "N",
+        value_parser = clap::value_parser!(u32).range(1..=1_000)
+    )]
+    pub count: u32,
+}
+
+/// Arguments of `aquifer subscription clear`.
+#[derive(Debug, Args)]
+pub struct ClearArgs {
+    /// The topic.
+    pub topic: TopicName,
+    /// The subscription.
+    pub subscription: SubscriptionName,
+    /// Say how many messages that would be, and give up nothing.
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+/// Arguments of `aquifer subscription expire`.
+#[derive(Debug, Args)]
+pub struct ExpireArgs {
+    /// What is given up.
+    #[command(flatten)]
+    pub clear: ClearArgs,
+    /// How long ago the broker took the newest of them, such as 12h.
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    pub older_than: Duration,
 }
 
 /// The name of a tenant, by the rules of those that have namespaces.

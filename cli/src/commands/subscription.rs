@@ -1,11 +1,13 @@
 //! `aquifer subscription`: creates, lists, looks into, moves, clears and deletes subscriptions.
 
+use std::time::Duration;
+
 use aquifer_client::admin::{Admin, ClearOptions, SubscriptionStats};
 use aquifer_client::{ClientError, ErrorCode, ErrorKind, SubscriptionType};
 use aquifer_model::id::Index;
 use serde_json::{Value, json};
 
-use crate::args::{OnDamageArg, SubscriptionArgs, SubscriptionCommand};
+use crate::args::{ClearArgs, OnDamageArg, PeekArgs, SubscriptionArgs, SubscriptionCommand};
 use crate::commands::message::{self, Damage};
 use crate::connect::Connect;
 use crate::exit::CliError;
@@ -63,38 +65,10 @@ pub async fn run(args: SubscriptionArgs, connect: &Connect, out: &Output) -> Res
             let (topic, subscription) = (topic.to_string(), subscription.to_string());
             skip(&admin, &topic, &subscription, first.zip(last), out).await
         }
-        SubscriptionCommand::Peek {
-            topic,
-            subscription,
-            count,
-        } => {
-            let (topic, subscription) = (topic.to_string(), subscription.to_string());
-            peek(&admin, &topic, &subscription, count, out).await
-        }
-        SubscriptionCommand::Clear {
-            topic,
-            subscription,
-            dry_run,
-        } => {
-            let (topic, subscription) = (topic.to_string(), subscription.to_string());
-            let options = ClearOptions {
-                older_than: None,
-                dry_run,
-            };
-            clear(&admin, &topic, &subscription, options, out).await
-        }
-        SubscriptionCommand::Expire {
-            topic,
-            subscription,
-            older_than,
-            dry_run,
-        } => {
-            let (topic, subscription) = (topic.to_string(), subscription.to_string());
-            let options = ClearOptions {
-                older_than: Some(older_than),
-                dry_run,
-            };
-            clear(&admin, &topic, &subscription, options, out).await
+        SubscriptionCommand::Peek(args) => peek(&admin, &args, out).await,
+        SubscriptionCommand::Clear(args) => clear(&admin, &args, None, out).await,
+        SubscriptionCommand::Expire(args) => {
+            clear(&admin, &args.clear, Some(args.older_than), out).await
         }
         SubscriptionCommand::Reset { topic } => reset(&admin, &topic.to_string(), out).await,
         SubscriptionCommand::Delete {
@@ -191,15 +165,10 @@ async fn skip(
 }
 
 /// Shows what a subscription gets next.
-async fn peek(
-    admin: &Admin,
-    topic: &str,
-    subscription: &str,
-    count: u32,
-    out: &Output,
-) -> Result<(), CliError> {
-    let count = usize::try_from(count).unwrap_or(usize::MAX);
-    let messages = admin.peek_messages(topic, subscription, count).await?;
+async fn peek(admin: &Admin, args: &PeekArgs, out: &Output) -> Result<(), CliError> {
+    let (topic, subscription) = (args.topic.to_string(), args.subscription.to_string());
+    let count = usize::try_from(args.count).unwrap_or(usize::MAX);
+    let messages = admin.peek_messages(&topic, &subscription, count).await?;
     let mut damage = Damage::new(out, OnDamageArg::Skip);
     for message in messages {
         match message {
@@ -215,22 +184,26 @@ async fn peek(
 /// Gives up what is not acknowledged, or says how much that is.
 async fn clear(
     admin: &Admin,
-    topic: &str,
-    subscription: &str,
-    options: ClearOptions,
+    args: &ClearArgs,
+    older_than: Option<Duration>,
     out: &Output,
 ) -> Result<(), CliError> {
-    let cleared = admin.clear_subscription(topic, subscription, options);
+    let (topic, subscription) = (args.topic.to_string(), args.subscription.to_string());
+    let options = ClearOptions {
+        older_than,
+        dry_run: args.dry_run,
+    };
+    let cleared = admin.clear_subscription(&topic, &subscription, options);
     let messages = cleared.await?;
     if out.is_json() {
         return out.object(&json!({
             "topic": topic,
             "subscription": subscription,
             "messages": messages,
-            "dry_run": options.dry_run,
+            "dry_run": args.dry_run,
         }));
     }
-    out.line(match options.dry_run {
+    out.line(match args.dry_run {
         true => format!("{subscription} would give up {messages} messages; nothing is changed"),
         false => format!("{subscription} gave up {messages} messages"),
     })

@@ -25,6 +25,7 @@ mod pull;
 mod request_id;
 mod security;
 mod service;
+mod stats;
 mod status;
 mod stream;
 

@@ -97,11 +97,14 @@ impl Peers for GrpcPeers {
     async fn terminate_topic(&self, url: &str, topic: &TopicName) -> ApiResult<Vec<TopicEnd>> {
         let admin = self.client(url).map_err(failed)?.admin();
         let ends = admin.terminate_topic(&topic.to_string()).await;
-        let ends = ends.map_err(failed)?.into_iter().map(|end| {
-            let topic = end.topic.parse::<TopicName>().map_err(misunderstood)?;
-            let end = end.last_index.map_or(Index(0), |last| last.plus(1));
-            Ok(TopicEnd { topic, end })
-        });
+        let ends = ends
+            .map_err(failed)?
+            .into_iter()
+            .map(|end| -> ApiResult<TopicEnd> {
+                let topic = end.topic.parse::<TopicName>().map_err(misunderstood)?;
+                let end = end.last_index.map_or(Index(0), |last| last.plus(1));
+                Ok(TopicEnd { topic, end })
+            });
         ends.collect()
     }
 
