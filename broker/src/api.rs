@@ -10,6 +10,7 @@ mod data_plane;
 mod operator;
 mod produce;
 mod pull;
+mod removal;
 mod security;
 mod seeks;
 mod subscriptions;
@@ -25,8 +26,8 @@ use aquifer_model::stats::{OffloadProgress, TopicStats};
 use aquifer_model::topic::{NamespaceName, SubscriptionName, TopicName};
 use aquifer_protocol_api::access::{Access, Action, Resource};
 use aquifer_protocol_api::admin::{
-    Admin, Clear, Deletion, Page, PageRequest, Peeked, SubscriptionReset, TopicDescription,
-    TopicEnd, TopicLayout,
+    Admin, Clear, Deletion, Page, PageRequest, Peeked, Removal, Removed, SubscriptionReset,
+    TopicDescription, TopicEnd, TopicLayout,
 };
 use aquifer_protocol_api::consumer::IndexRange;
 use aquifer_protocol_api::context::{RequestContext, RequestId};
@@ -36,9 +37,11 @@ use aquifer_runtime::clock;
 use async_trait::async_trait;
 use tracing::{Instrument, Span, info_span};
 
+use crate::api::admin::{above, resource_of};
 use crate::broker::Broker;
 use crate::error::BrokerError;
 use crate::security::audit::cause::{Cause, Create};
+use crate::topics::removal::Doomed;
 
 impl Broker {
     /// Runs a request in its span if its caller may make it, and counts it when it fails. Every
@@ -158,6 +161,27 @@ impl Admin for Broker {
             Resource::Cluster,
             self.make_tenant(&tenant)
         )
+    }
+
+    async fn delete_tenant(
+        &self,
+        ctx: &RequestContext,
+        tenant: String,
+        how: Removal,
+    ) -> ApiResult<Removed> {
+        let (resource, doomed) = (Resource::Cluster, Doomed::Tenant(tenant));
+        self.delete_all(ctx, resource, doomed, how).await
+    }
+
+    async fn delete_namespace(
+        &self,
+        ctx: &RequestContext,
+        namespace: NamespaceName,
+        how: Removal,
+    ) -> ApiResult<Removed> {
+        let resource = Resource::Tenant(namespace.tenant().to_owned());
+        let doomed = Doomed::Namespace(namespace);
+        self.delete_all(ctx, resource, doomed, how).await
     }
 
     async fn list_tenants(
@@ -325,6 +349,22 @@ impl Admin for Broker {
             Action::Manage,
             Resource::Topic(topic.clone()),
             self.offload(&topic, before)
+        )
+    }
+
+    async fn grow_topic(
+        &self,
+        ctx: &RequestContext,
+        topic: TopicName,
+        partitions: u32,
+    ) -> ApiResult<()> {
+        serve!(
+            self,
+            ctx,
+            "grow_topic",
+            Action::Manage,
+            Resource::Topic(topic.clone()),
+            self.grow(&topic, partitions)
         )
     }
 
@@ -502,23 +542,5 @@ fn described(create: bool) -> Action {
     match create {
         true => Action::Use,
         false => Action::Describe,
-    }
-}
-
-/// What policies belong to.
-/// Who manages this sets the ceilings of a scope.
-fn above(scope: &PolicyScope) -> Resource {
-    match scope {
-        PolicyScope::Tenant(_) => Resource::Cluster,
-        PolicyScope::Namespace(name) => Resource::Tenant(name.tenant().to_owned()),
-        PolicyScope::Topic(name) => Resource::Namespace(name.namespace().clone()),
-    }
-}
-
-fn resource_of(scope: &PolicyScope) -> Resource {
-    match scope {
-        PolicyScope::Tenant(name) => Resource::Tenant(name.clone()),
-        PolicyScope::Namespace(name) => Resource::Namespace(name.clone()),
-        PolicyScope::Topic(name) => Resource::Topic(name.clone()),
     }
 }

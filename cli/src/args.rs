@@ -37,8 +37,8 @@ pub use security::{
 };
 pub use storage::{BookieCommand, DoctorArgs, LedgerArgs, LedgerCommand, SourceArgs, StateArg};
 pub use tenancy::{
-    ClearArgs, NamespaceArgs, NamespaceCommand, PeekArgs, SubscriptionArgs, SubscriptionCommand,
-    TenantArgs, TenantCommand,
+    ClearArgs, DeleteArgs, NamespaceArgs, NamespaceCommand, PeekArgs, SubscriptionArgs,
+    SubscriptionCommand, TenantArgs, TenantCommand,
 };
 pub use tls::{TlsCommand, TlsInitArgs};
 
@@ -344,6 +344,14 @@ pub enum TopicCommand {
         #[arg(long)]
         wait: bool,
     },
+    /// Give a partitioned topic more partitions. Brokers refuse that: it is not built yet.
+    Grow {
+        /// The topic.
+        topic: TopicName,
+        /// How many it is to have.
+        #[arg(long, value_name = "N")]
+        partitions: u32,
+    },
     /// Close a topic where it is served; its clients reconnect, and it is loaded again.
     Unload {
         /// The topic, or a partition.
@@ -364,6 +372,9 @@ pub enum TopicCommand {
         /// Delete it although producers or consumers are connected.
         #[arg(long)]
         force: bool,
+        /// Say what it holds and whether it is used, and delete nothing.
+        #[arg(long)]
+        dry_run: bool,
     },
 }
 

@@ -6,6 +6,7 @@
 mod load;
 mod stats;
 mod subscriptions;
+mod tenancy;
 mod topics;
 
 use std::sync::Arc;
@@ -23,6 +24,7 @@ use crate::retry::Deadline;
 
 pub use stats::{LedgerStats, ProducerStats, SubscriptionStats, TopicStats};
 pub use subscriptions::{ClearOptions, SubscriptionReset};
+pub use tenancy::{DeleteOptions, Removed};
 pub use topics::TopicEnd;
 
 type Client = v1::admin_client::AdminClient<Authorized>;

@@ -110,6 +110,20 @@ impl TopicRecordCell {
         TopicRecordCell::create_while(ctx, topic, ranges, guards, None).await
     }
 
+    /// The same while something holds, which no later change compares.
+    ///
+    /// # Errors
+    /// As [`create`](Self::create); a `Conflict` when it does not hold.
+    pub async fn create_while_holds(
+        ctx: Arc<LogContext>,
+        topic: &TopicName,
+        ranges: TopicRanges,
+        guards: Vec<Guard>,
+        holds: Guard,
+    ) -> Result<Arc<TopicRecordCell>, LogError> {
+        TopicRecordCell::create_while(ctx, topic, ranges, guards, Some(holds)).await
+    }
+
     /// Creates a partition, if its topic is still as it was when it allowed that.
     ///
     /// # Errors

@@ -150,3 +150,44 @@ async fn a_terminated_topic_ends_for_good() -> Result<()> {
     server.stop()?;
     server.check_logs()
 }
+
+#[tokio::test]
+async fn namespaces_and_tenants_are_deleted() -> Result<()> {
+    let (_folder, mut server) = server().await?;
+    run(&server, "tenant create acme")?;
+    run(&server, "namespace create acme/shop")?;
+    run(&server, "topic create acme/shop/b --partitions 2")?;
+    run(&server, "produce acme/shop/a one two")?;
+    let would = run(&server, "topic delete acme/shop/a --dry-run")?;
+    assert_eq!(field(&would, "messages"), [2]);
+    assert_eq!(field(&would, "deleted"), [false]);
+    let would = run(&server, "namespace delete acme/shop --dry-run")?;
+    assert_eq!(field(&would, "topics"), [2]);
+    let refused = say(&server, "namespace delete acme/shop")?;
+    assert_eq!(refused.code, Some(1), "{}", refused.stderr);
+    ensure!(refused.stderr.contains("has topics"), "{}", refused.stderr);
+    assert_eq!(
+        run(&server, "topic list acme/shop")?.len(),
+        2,
+        "all are there"
+    );
+
+    let gone = run(&server, "namespace delete acme/shop --force")?;
+    assert_eq!(field(&gone, "topics"), [2]);
+    let absent = say(&server, "produce acme/shop/a three")?;
+    ensure!(
+        absent.stderr.contains("does not exist"),
+        "{}",
+        absent.stderr
+    );
+    run(&server, "namespace create acme/shop")?;
+    assert_eq!(run(&server, "topic list acme/shop")?.len(), 0);
+    let refused = say(&server, "tenant delete acme")?;
+    assert_eq!(refused.code, Some(1), "{}", refused.stderr);
+    let gone = run(&server, "tenant delete acme --force")?;
+    assert_eq!(field(&gone, "namespaces"), [1]);
+    let tenants = run(&server, "tenant list")?;
+    assert_eq!(field(&tenants, "tenant"), ["public"]);
+    server.stop()?;
+    server.check_logs()
+}

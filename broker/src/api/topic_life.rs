@@ -4,6 +4,7 @@
 use aquifer_model::ranges::TopicRanges;
 use aquifer_model::topic::TopicName;
 use aquifer_protocol_api::admin::TopicEnd;
+use aquifer_protocol_api::error::{ApiError, ErrorKind, Outcome};
 use aquifer_runtime::clock;
 use futures::StreamExt;
 
@@ -40,6 +41,31 @@ impl Broker {
         let mut ends = self.each(topic, Step::Terminate).await?.ends;
         ends.sort_by_key(|end| end.topic.partition());
         Ok(ends)
+    }
+
+    /// More partitions split ranges of keys, and who keeps the order of keys must read a part after
+    /// the end of what it was split from. Nothing does that yet, so nothing is split.
+    pub(super) async fn grow(&self, topic: &TopicName, partitions: u32) -> Result<(), BrokerError> {
+        let ranges = self.describe(topic.clone(), &Create::Never).await?.ranges;
+        let now = ranges.partitions();
+        if now == 0 {
+            return Err(BrokerError::invalid(
+                format!("{topic} is not partitioned"),
+                "create another topic with partitions",
+            ));
+        }
+        if partitions <= now {
+            return Err(BrokerError::invalid(
+                format!("{topic} has {now} partitions, and never has fewer"),
+                "ask for more",
+            ));
+        }
+        let text = format!(
+            "{topic} cannot be given {partitions} partitions instead of {now}: splitting ranges of keys is not built"
+        );
+        let advice = "create a topic with more partitions, publish to that, and terminate this one: its consumers read to its end first";
+        let error = ApiError::new(ErrorKind::Unimplemented, text).advise(advice);
+        Err(error.outcome(Outcome::NotApplied).into())
     }
 
     /// Takes a step with a topic, or with all its partitions. The first failure is the answer,

@@ -122,7 +122,8 @@ impl Broker {
         ranges: &TopicRanges,
     ) -> Result<(), BrokerError> {
         // Says which of tenant and namespace is missing.
-        self.shared.namespaces.check(topic.namespace()).await?;
+        let namespaces = &self.shared.namespaces;
+        let namespace = namespaces.taking_topics(topic.namespace()).await?;
         let owned = self.shared.own(topic).await?;
         let ctx = Arc::clone(&self.shared.log);
         let guards = vec![owned.guard.clone()];
@@ -134,7 +135,9 @@ impl Broker {
             let found = TopicRecordCell::load(ctx, topic, Vec::new()).await?;
             return Err(found.map_or(error, |_| exists()));
         }
-        match TopicRecordCell::create_partitioned(ctx, topic, ranges.clone(), guards).await {
+        let ranges = ranges.clone();
+        let created = TopicRecordCell::create_while_holds(ctx, topic, ranges, guards, namespace);
+        match created.await {
             Ok(_) => Ok(()),
             Err(LogError::AlreadyExists) => Err(exists()),
             Err(error) => Err(self.lost_if_fenced(&owned, error)),

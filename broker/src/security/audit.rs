@@ -25,7 +25,7 @@ use crate::security::audit::refusals::{Refusal, Refusals};
 const TEXT_BYTES_MAX: usize = 256;
 
 /// Requests that change something. Everything else is written only when it is refused.
-const CHANGES: [&str; 27] = [
+const CHANGES: [&str; 32] = [
     "add_grant",
     "begin_backup",
     "clear_subscription",
@@ -35,10 +35,15 @@ const CHANGES: [&str; 27] = [
     "create_tenant",
     "create_token",
     "create_topic",
+    "delete_namespace",
+    "delete_namespace_dry_run",
     "delete_subscription",
+    "delete_tenant",
+    "delete_tenant_dry_run",
     "delete_topic",
     "finish_backup",
     "forget_backup",
+    "grow_topic",
     "offload_topic",
     "remove_grant",
     "reset_subscriptions",

@@ -16,9 +16,8 @@ use crate::context::Context;
 use crate::error::BrokerError;
 use crate::quota::rates::TopicRates;
 use crate::topic::event::Mailbox;
-use crate::topic::lifecycle::Lifecycle;
+use crate::topic::lifecycle::{Lifecycle, Termination};
 use crate::topic::pull::Door;
-use crate::topic::termination::Termination;
 use crate::traffic::TopicCounters;
 
 /// See the module.

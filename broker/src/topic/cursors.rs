@@ -73,7 +73,8 @@ pub(super) enum Effect {
     },
     /// A position is committed: the subscription has changed by this, or stood there already.
     Committed(SubscriptionId, Option<AckDelta>, Reply<Index>),
-    /// What was not acknowledged is given up, so many messages: by this, or there was nothing.
+    /// What was not acknowledged is given up, and how many messages that are: by this, or there
+    /// was nothing.
     Cleared {
         id: SubscriptionId,
         delta: Option<AckDelta>,

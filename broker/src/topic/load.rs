@@ -27,11 +27,10 @@ use crate::topic::dedup::SinceSnapshot;
 use crate::topic::delivery_right::DeliveryRight;
 use crate::topic::event::{Inbox, Mailbox, mailbox};
 use crate::topic::handle::TopicHandle;
-use crate::topic::lifecycle::Lifecycle;
+use crate::topic::lifecycle::{Lifecycle, Termination};
 use crate::topic::publishing::Publishing;
 use crate::topic::record::{find_or_create, partitioned};
 use crate::topic::recovery::{self, Recovered};
-use crate::topic::termination::Termination;
 use crate::topic::trimming::Trimming;
 use crate::traffic::TopicCounters;
 

@@ -44,8 +44,8 @@ pub(crate) enum Pull {
     Commit(pull::Commit, Reply<Index>),
     /// What a subscription has not acknowledged is given up.
     Clear(Box<ClearTo>, Reply<u64>),
-    /// The next messages that a subscription has not acknowledged, so many at most, and the way to
-    /// them.
+    /// The next messages that a subscription has not acknowledged, at most this many, and the way
+    /// to them.
     Peek(SubscriptionName, usize, Reply<(Door, Vec<IndexRange>)>),
     /// Where a subscription stands.
     Committed(SubscriptionName, Reply<Option<Index>>),

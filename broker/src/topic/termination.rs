@@ -8,7 +8,6 @@
 
 use std::sync::Arc;
 
-use aquifer_log::TopicRecordCell;
 use aquifer_log::error::LogError;
 use aquifer_metadata::error::MetadataError;
 use aquifer_model::id::Index;
@@ -16,27 +15,7 @@ use aquifer_model::id::Index;
 use crate::error::BrokerError;
 use crate::topic::Topic;
 use crate::topic::event::{Event, Life, Reply};
-
-/// Whether a topic takes messages.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Termination {
-    /// It does.
-    Open,
-    /// It takes no more; some are in flight.
-    Closing,
-    /// It has all that it will ever have.
-    Ended,
-}
-
-impl Termination {
-    /// Of a topic that is loaded: nothing is in flight.
-    pub(super) fn of(cell: &TopicRecordCell) -> Termination {
-        match cell.is_terminated() {
-            true => Termination::Ended,
-            false => Termination::Open,
-        }
-    }
-}
+use crate::topic::lifecycle::Termination;
 
 impl Topic {
     /// The topic is to end in some way, or to take no more messages.

@@ -24,6 +24,7 @@ mod policies;
 mod producers;
 mod publish;
 mod pull;
+mod removal;
 mod retention;
 mod security;
 mod support;

@@ -151,3 +151,20 @@ async fn partitions_end_each_for_itself() {
         assert_eq!(kind(&refused), Some(ErrorKind::Terminated));
     }
 }
+
+#[tokio::test]
+async fn growth_is_refused_with_what_to_do_instead() {
+    let harness = Harness::start().await;
+    let broker = &harness.broker;
+    broker
+        .create_topic(&ctx(), name("orders"), 2)
+        .await
+        .unwrap();
+    let grow = async |partitions| broker.grow_topic(&ctx(), name("orders"), partitions).await;
+    assert_eq!(kind(&grow(2).await), Some(ErrorKind::InvalidArgument));
+    let refused = grow(3).await.unwrap_err();
+    assert_eq!(refused.kind, ErrorKind::Unimplemented);
+    assert!(refused.advice.contains("terminate"), "{}", refused.advice);
+    let absent = broker.grow_topic(&ctx(), name("none"), 3).await;
+    assert_eq!(kind(&absent), Some(ErrorKind::NotFound));
+}

@@ -27,6 +27,15 @@ pub enum TenantCommand {
     },
     /// List the tenants.
     List,
+    /// Delete a tenant with its tokens, grants and policies.
+    Delete {
+        /// The tenant.
+        #[arg(value_parser = tenant)]
+        tenant: String,
+        /// How.
+        #[command(flatten)]
+        how: DeleteArgs,
+    },
     /// Read and change the policies of a tenant.
     #[command(subcommand)]
     Policy(PolicyCommand),
@@ -56,6 +65,14 @@ pub enum NamespaceCommand {
         /// The tenant.
         #[arg(default_value = "public", value_parser = tenant)]
         tenant: String,
+    },
+    /// Delete a namespace with its policies and grants.
+    Delete {
+        /// The namespace, TENANT/NAMESPACE.
+        namespace: NamespaceName,
+        /// How.
+        #[command(flatten)]
+        how: DeleteArgs,
     },
     /// Show the policies in force for topics of a namespace, each with the level that sets it.
     Show {
@@ -137,6 +154,17 @@ pub enum SubscriptionCommand {
         #[arg(long)]
         force: bool,
     },
+}
+
+/// How a tenant or namespace is deleted.
+#[derive(Debug, Clone, Copy, Args)]
+pub struct DeleteArgs {
+    /// Delete everything that is in it first, although clients are connected.
+    #[arg(long)]
+    pub force: bool,
+    /// Say what is in it, and delete nothing.
+    #[arg(long)]
+    pub dry_run: bool,
 }
 
 /// Arguments of `aquifer subscription peek`.

@@ -17,6 +17,24 @@ pub struct TopicEnd {
 }
 
 impl Admin {
+    /// Gives a partitioned topic more partitions. Brokers do not do that yet.
+    ///
+    /// # Errors
+    /// `NotFound`, `Invalid` for its name and for a number that is not higher, `Internal` with the
+    /// code `UNIMPLEMENTED`, and what every call may answer.
+    pub async fn grow_topic(&self, topic: &str, partitions: u32) -> Result<()> {
+        let request = v1::GrowTopicRequest {
+            topic: topic.parse::<TopicName>()?.to_string(),
+            partitions,
+        };
+        let call = move |mut client: Client| {
+            let request = request.clone();
+            async move { client.grow_topic(request).await }
+        };
+        let grown = self.call("growing the topic", false, call).await;
+        grown.map(|_| ())
+    }
+
     /// Closes a topic, or each of its partitions, where it is served. What is in flight is
     /// finished; clients come back by themselves and have it loaded again. Answers how many were
     /// loaded.

@@ -19,6 +19,25 @@ pub trait Admin: Send + Sync + 'static {
     /// Creates a tenant.
     async fn create_tenant(&self, ctx: &RequestContext, tenant: String) -> ApiResult<()>;
 
+    /// Deletes a tenant, with its tokens and grants. One that has namespaces is refused, unless it
+    /// is forced: then these go first. What was begun is finished by repeating it, or by itself.
+    async fn delete_tenant(
+        &self,
+        ctx: &RequestContext,
+        tenant: String,
+        how: Removal,
+    ) -> ApiResult<Removed>;
+
+    /// Deletes a namespace, with its policies and grants. One that has topics is refused, unless it
+    /// is forced: then these go first. No topic is created in it meanwhile. What was begun is
+    /// finished by repeating it, or by itself.
+    async fn delete_namespace(
+        &self,
+        ctx: &RequestContext,
+        namespace: NamespaceName,
+        how: Removal,
+    ) -> ApiResult<Removed>;
+
     /// Lists tenants in name order.
     async fn list_tenants(
         &self,
@@ -102,6 +121,15 @@ pub trait Admin: Send + Sync + 'static {
         topic: TopicName,
         before: Place,
     ) -> ApiResult<OffloadProgress>;
+
+    /// Gives a partitioned topic more partitions. That is not built: what could be done is refused
+    /// as `Unimplemented`, with what to do instead.
+    async fn grow_topic(
+        &self,
+        ctx: &RequestContext,
+        topic: TopicName,
+        partitions: u32,
+    ) -> ApiResult<()>;
 
     /// Closes a topic, or each of its partitions, where it is served. It finishes what is in
     /// flight; its clients come back and have it loaded again. Answers how many were loaded.
@@ -225,6 +253,24 @@ pub struct TopicDescription {
     pub partitions: u32,
     /// Its life.
     pub incarnation: TopicIncarnation,
+}
+
+/// How a tenant or namespace is deleted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Removal {
+    /// With all that is in it, used or not.
+    pub force: bool,
+    /// Not at all: it is only asked what is in it.
+    pub dry_run: bool,
+}
+
+/// What was deleted, or would be.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+pub struct Removed {
+    /// Namespaces.
+    pub namespaces: u64,
+    /// Topics, a partitioned one counted once.
+    pub topics: u64,
 }
 
 /// How a topic is deleted.

@@ -5,7 +5,7 @@ use aquifer_model::place::Place;
 use aquifer_model::topic::SubscriptionName;
 use aquifer_proto::convert::ranges::wire_ranges;
 use aquifer_proto::v1;
-use aquifer_protocol_api::admin::{Clear, Deletion, SubscriptionReset, TopicEnd};
+use aquifer_protocol_api::admin::{Clear, Deletion, Removal, SubscriptionReset, TopicEnd};
 use aquifer_protocol_api::consumer::IndexRange;
 use aquifer_protocol_api::operator::BrokerInfo;
 use tonic::{Request, async_trait};
@@ -30,6 +30,40 @@ impl v1::admin_server::Admin for Service {
         self.unary("create_tenant", request, |broker, ctx, r| async move {
             broker.create_tenant(&ctx, tenant(r.tenant)?).await?;
             Ok(v1::CreateTenantResponse {})
+        })
+        .await
+    }
+
+    async fn delete_tenant(
+        &self,
+        request: Request<v1::DeleteTenantRequest>,
+    ) -> Answer<v1::DeleteTenantResponse> {
+        self.unary("delete_tenant", request, |broker, ctx, r| async move {
+            let (force, dry_run) = (r.force, r.dry_run);
+            let removed = broker
+                .delete_tenant(&ctx, tenant(r.tenant)?, Removal { force, dry_run })
+                .await?;
+            Ok(v1::DeleteTenantResponse {
+                namespaces: removed.namespaces,
+                topics: removed.topics,
+            })
+        })
+        .await
+    }
+
+    async fn delete_namespace(
+        &self,
+        request: Request<v1::DeleteNamespaceRequest>,
+    ) -> Answer<v1::DeleteNamespaceResponse> {
+        self.unary("delete_namespace", request, |broker, ctx, r| async move {
+            let (force, dry_run) = (r.force, r.dry_run);
+            let name = namespace(&r.namespace)?;
+            let removed = broker
+                .delete_namespace(&ctx, name, Removal { force, dry_run })
+                .await?;
+            Ok(v1::DeleteNamespaceResponse {
+                topics: removed.topics,
+            })
         })
         .await
     }
@@ -196,6 +230,18 @@ impl v1::admin_server::Admin for Service {
                 ledgers: left.ledgers,
                 bytes: left.bytes,
             })
+        })
+        .await
+    }
+
+    async fn grow_topic(
+        &self,
+        request: Request<v1::GrowTopicRequest>,
+    ) -> Answer<v1::GrowTopicResponse> {
+        self.unary("grow_topic", request, |broker, ctx, r| async move {
+            let (topic, partitions) = (topic(&r.topic)?, partitions(r.partitions)?);
+            broker.grow_topic(&ctx, topic, partitions).await?;
+            Ok(v1::GrowTopicResponse {})
         })
         .await
     }

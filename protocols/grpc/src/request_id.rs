@@ -1,5 +1,5 @@
 //! What each request is called: by its caller, or here. Every answer has that in a header, an error
-//! as well, so that whoever reports one can name the lines of the log.
+//! as well, so that a report of an error can name the lines of the log.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};

@@ -15,8 +15,8 @@ use async_trait::async_trait;
 
 use super::{FakeBroker, LIFE};
 use crate::admin::{
-    Admin, Clear, Deletion, Page, PageRequest, Peeked, SubscriptionReset, TopicDescription,
-    TopicEnd, TopicLayout,
+    Admin, Clear, Deletion, Page, PageRequest, Peeked, Removal, Removed, SubscriptionReset,
+    TopicDescription, TopicEnd, TopicLayout,
 };
 use crate::backup::Backups;
 use crate::consumer::IndexRange;
@@ -27,6 +27,24 @@ use crate::operator::{BrokerInfo, BundleInfo, Operator};
 #[async_trait]
 impl Admin for FakeBroker {
     async fn create_tenant(&self, _ctx: &RequestContext, _tenant: String) -> ApiResult<()> {
+        self.not_faked()
+    }
+
+    async fn delete_tenant(
+        &self,
+        _ctx: &RequestContext,
+        _tenant: String,
+        _how: Removal,
+    ) -> ApiResult<Removed> {
+        self.not_faked()
+    }
+
+    async fn delete_namespace(
+        &self,
+        _ctx: &RequestContext,
+        _namespace: NamespaceName,
+        _how: Removal,
+    ) -> ApiResult<Removed> {
         self.not_faked()
     }
 
@@ -122,6 +140,15 @@ impl Admin for FakeBroker {
     ) -> ApiResult<OffloadProgress> {
         self.called(&topic)?;
         Ok(OffloadProgress::default())
+    }
+
+    async fn grow_topic(
+        &self,
+        _ctx: &RequestContext,
+        topic: TopicName,
+        _partitions: u32,
+    ) -> ApiResult<()> {
+        self.called(&topic)
     }
 
     async fn unload_topic(&self, _ctx: &RequestContext, topic: TopicName) -> ApiResult<u32> {
