@@ -5,41 +5,44 @@ mod admin;
 pub(crate) mod audit;
 mod backup;
 mod bundles;
+mod clear;
 mod consume;
 mod data_plane;
+mod operator;
 mod produce;
 mod pull;
+mod removal;
 mod security;
 mod seeks;
 mod subscriptions;
+mod topic_life;
 mod topics;
 
 use std::future::Future;
 
-use aquifer_model::bundle::BundleRange;
-use aquifer_model::id::{BrokerId, Index};
-use aquifer_model::load::LoadReport;
+use aquifer_model::id::Index;
 use aquifer_model::place::Place;
 use aquifer_model::policy::{Policies, PolicyScope, PolicyUpdate, PolicyView};
 use aquifer_model::stats::{OffloadProgress, TopicStats};
 use aquifer_model::topic::{NamespaceName, SubscriptionName, TopicName};
 use aquifer_protocol_api::access::{Access, Action, Resource};
 use aquifer_protocol_api::admin::{
-    Admin, Deletion, Page, PageRequest, SubscriptionReset, TopicDescription, TopicLayout,
+    Admin, Clear, Deletion, Page, PageRequest, Peeked, Removal, Removed, SubscriptionReset,
+    TopicDescription, TopicEnd, TopicLayout,
 };
 use aquifer_protocol_api::consumer::IndexRange;
-use aquifer_protocol_api::context::RequestContext;
+use aquifer_protocol_api::context::{RequestContext, RequestId};
 use aquifer_protocol_api::error::{ApiError, ApiResult};
-use aquifer_protocol_api::operator::{BrokerInfo, BundleInfo, Operator};
 use aquifer_protocol_api::session::SessionEnd;
 use aquifer_runtime::clock;
 use async_trait::async_trait;
 use tracing::{Instrument, Span, info_span};
 
-use crate::balance;
+use crate::api::admin::{above, resource_of};
 use crate::broker::Broker;
 use crate::error::BrokerError;
 use crate::security::audit::cause::{Cause, Create};
+use crate::topics::removal::Doomed;
 
 impl Broker {
     /// Runs a request in its span if its caller may make it, and counts it when it fails. Every
@@ -54,7 +57,7 @@ impl Broker {
         let admitted = match &self.shared.guard {
             None => None,
             Some(guard) => {
-                let admitted = guard.admit(ctx, &access, self.shared.next_id());
+                let admitted = guard.admit(ctx, &access, &self.request_id(ctx));
                 admitted.map_err(|error| self.failed(&access, &span, error))?
             }
         };
@@ -75,6 +78,12 @@ impl Broker {
             admitted.ended(&outcome);
         }
         outcome
+    }
+
+    /// What a request is called; one whose caller gave it no id is called something else each time.
+    fn request_id(&self, ctx: &RequestContext) -> RequestId {
+        let drawn = || RequestId::drawn(self.shared.rng.id16());
+        ctx.request_id.clone().unwrap_or_else(drawn)
     }
 
     /// Counts a failure.
@@ -102,7 +111,7 @@ impl Broker {
     /// Creates the topic that a request uses where that is allowed, which is recorded.
     fn created_by(&self, ctx: &RequestContext, request: &'static str) -> Create {
         let guard = self.shared.guard.as_ref();
-        Create::For(guard.map(|guard| Cause::new(guard, ctx, request)))
+        Create::For(guard.map(|guard| Cause::new(guard, ctx, request, self.request_id(ctx))))
     }
 
     /// Refuses what a caller may not do besides what its request needs.
@@ -110,7 +119,7 @@ impl Broker {
         let Some(guard) = &self.shared.guard else {
             return Ok(());
         };
-        let allowed = guard.require(ctx, access, self.shared.next_id());
+        let allowed = guard.require(ctx, access, &self.request_id(ctx));
         allowed.map(drop)
     }
 
@@ -153,6 +162,27 @@ impl Admin for Broker {
             Resource::Cluster,
             self.make_tenant(&tenant)
         )
+    }
+
+    async fn delete_tenant(
+        &self,
+        ctx: &RequestContext,
+        tenant: String,
+        how: Removal,
+    ) -> ApiResult<Removed> {
+        let (resource, doomed) = (Resource::Cluster, Doomed::Tenant(tenant));
+        self.delete_all(ctx, resource, doomed, how).await
+    }
+
+    async fn delete_namespace(
+        &self,
+        ctx: &RequestContext,
+        namespace: NamespaceName,
+        how: Removal,
+    ) -> ApiResult<Removed> {
+        let resource = Resource::Tenant(namespace.tenant().to_owned());
+        let doomed = Doomed::Namespace(namespace);
+        self.delete_all(ctx, resource, doomed, how).await
     }
 
     async fn list_tenants(
@@ -323,6 +353,48 @@ impl Admin for Broker {
         )
     }
 
+    async fn grow_topic(
+        &self,
+        ctx: &RequestContext,
+        topic: TopicName,
+        partitions: u32,
+    ) -> ApiResult<()> {
+        serve!(
+            self,
+            ctx,
+            "grow_topic",
+            Action::Manage,
+            Resource::Topic(topic.clone()),
+            self.grow(&topic, partitions)
+        )
+    }
+
+    async fn unload_topic(&self, ctx: &RequestContext, topic: TopicName) -> ApiResult<u32> {
+        serve!(
+            self,
+            ctx,
+            "unload_topic",
+            Action::Manage,
+            Resource::Topic(topic.clone()),
+            self.unload(&topic)
+        )
+    }
+
+    async fn terminate_topic(
+        &self,
+        ctx: &RequestContext,
+        topic: TopicName,
+    ) -> ApiResult<Vec<TopicEnd>> {
+        serve!(
+            self,
+            ctx,
+            "terminate_topic",
+            Action::Manage,
+            Resource::Topic(topic.clone()),
+            self.terminate(&topic)
+        )
+    }
+
     async fn topic_stats(&self, ctx: &RequestContext, topic: TopicName) -> ApiResult<TopicStats> {
         serve!(
             self,
@@ -402,6 +474,53 @@ impl Admin for Broker {
         )
     }
 
+    async fn clear_subscription(
+        &self,
+        ctx: &RequestContext,
+        topic: TopicName,
+        subscription: SubscriptionName,
+        clear: Clear,
+    ) -> ApiResult<u64> {
+        let resource = Resource::Subscription(topic.clone(), subscription.clone());
+        let work = self.clear(&topic, &subscription, clear);
+        // The audit log tells one from the other.
+        match clear.dry_run {
+            true => serve!(
+                self,
+                ctx,
+                "clear_subscription_dry_run",
+                Action::Consume,
+                resource,
+                work
+            ),
+            false => serve!(
+                self,
+                ctx,
+                "clear_subscription",
+                Action::Consume,
+                resource,
+                work
+            ),
+        }
+    }
+
+    async fn peek_messages(
+        &self,
+        ctx: &RequestContext,
+        topic: TopicName,
+        subscription: SubscriptionName,
+        limit: usize,
+    ) -> ApiResult<Peeked> {
+        serve!(
+            self,
+            ctx,
+            "peek_messages",
+            Action::Consume,
+            Resource::Subscription(topic.clone(), subscription.clone()),
+            self.peek(&topic, &subscription, limit)
+        )
+    }
+
     async fn reset_subscriptions(
         &self,
         ctx: &RequestContext,
@@ -418,103 +537,11 @@ impl Admin for Broker {
     }
 }
 
-#[async_trait]
-impl Operator for Broker {
-    async fn list_brokers(&self, ctx: &RequestContext) -> ApiResult<Vec<BrokerInfo>> {
-        serve!(
-            self,
-            ctx,
-            "list_brokers",
-            Action::Describe,
-            Resource::Cluster,
-            async { Ok(self.brokers()) }
-        )
-    }
-
-    async fn list_bundles(
-        &self,
-        ctx: &RequestContext,
-        namespace: NamespaceName,
-    ) -> ApiResult<Vec<BundleInfo>> {
-        serve!(
-            self,
-            ctx,
-            "list_bundles",
-            Action::Describe,
-            Resource::Namespace(namespace.clone()),
-            self.bundles(&namespace)
-        )
-    }
-
-    async fn transfer_bundle(
-        &self,
-        ctx: &RequestContext,
-        namespace: NamespaceName,
-        bundle: BundleRange,
-        broker: Option<BrokerId>,
-    ) -> ApiResult<BrokerInfo> {
-        serve!(
-            self,
-            ctx,
-            "transfer_bundle",
-            Action::Operate,
-            Resource::Bundle(namespace.clone(), bundle),
-            self.transfer(namespace, bundle, broker)
-        )
-    }
-
-    async fn split_bundle(
-        &self,
-        ctx: &RequestContext,
-        namespace: NamespaceName,
-        bundle: BundleRange,
-        at: Option<u32>,
-    ) -> ApiResult<[BundleRange; 2]> {
-        serve!(
-            self,
-            ctx,
-            "split_bundle",
-            Action::Operate,
-            Resource::Bundle(namespace.clone(), bundle),
-            self.split(namespace, bundle, at)
-        )
-    }
-
-    async fn load_report(&self, ctx: &RequestContext) -> ApiResult<LoadReport> {
-        serve!(
-            self,
-            ctx,
-            "load_report",
-            Action::Operate,
-            Resource::Cluster,
-            balance::report(&self.shared)
-        )
-    }
-}
-
 /// Producers and consumers look a topic up before they open it, and create it where the namespace
 /// allows that.
 fn described(create: bool) -> Action {
     match create {
         true => Action::Use,
         false => Action::Describe,
-    }
-}
-
-/// Who manages this sets the ceilings of a scope.
-fn above(scope: &PolicyScope) -> Resource {
-    match scope {
-        PolicyScope::Tenant(_) => Resource::Cluster,
-        PolicyScope::Namespace(name) => Resource::Tenant(name.tenant().to_owned()),
-        PolicyScope::Topic(name) => Resource::Namespace(name.namespace().clone()),
-    }
-}
-
-/// What policies belong to.
-fn resource_of(scope: &PolicyScope) -> Resource {
-    match scope {
-        PolicyScope::Tenant(name) => Resource::Tenant(name.clone()),
-        PolicyScope::Namespace(name) => Resource::Namespace(name.clone()),
-        PolicyScope::Topic(name) => Resource::Topic(name.clone()),
     }
 }

@@ -123,6 +123,9 @@ pub enum BrokerError {
     /// The topic is gone under its clients.
     #[error("topic {0} was deleted")]
     Deleted(String),
+    /// The topic takes no more messages.
+    #[error("topic {0} is terminated: it takes no more messages")]
+    Terminated(String),
     /// A frame number is missing or came twice.
     #[error("frame number {got} where {expected} was due")]
     FrameNumber {
@@ -338,6 +341,10 @@ impl From<BrokerError> for ApiError {
             ),
             BrokerError::Uncertain(_) => uncertain(text),
             BrokerError::Deleted(_) => api(ErrorKind::NotFound, "create it again if it is needed"),
+            BrokerError::Terminated(_) => api(
+                ErrorKind::Terminated,
+                "publish to another topic; what this one has can be read",
+            ),
             BrokerError::FrameNumber { .. }
             | BrokerError::ProducerName { .. }
             | BrokerError::ProducerInstance

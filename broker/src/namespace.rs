@@ -11,11 +11,12 @@ use aquifer_metadata::error::MetadataError;
 use aquifer_metadata::keys;
 use aquifer_metadata::record;
 use aquifer_metadata::store::{
-    Expect, MetadataStore, Operation, Revision, Transaction, Versioned, WatchEvent,
+    Expect, Guard, MetadataStore, Operation, Revision, Transaction, Versioned, WatchEvent,
 };
 use aquifer_model::policy::{EffectivePolicies, Policies, PolicyScope};
 use aquifer_model::topic::{DEFAULT_NAMESPACE, DEFAULT_TENANT, NamespaceName};
-use aquifer_proto::v1::{NamespaceRecord, TenantRecord};
+use aquifer_proto::v1::{NamespaceRecord, Removal, TenantRecord};
+use aquifer_protocol_api::error::{ApiError, ErrorKind};
 use aquifer_runtime::clock;
 use aquifer_runtime::task::TaskGroup;
 use parking_lot::Mutex;
@@ -100,11 +101,12 @@ impl Namespaces {
         namespace: &NamespaceName,
         policies: Policies,
     ) -> Result<Revision, BrokerError> {
-        self.check_tenant(namespace.tenant()).await?;
+        self.check_taking(namespace.tenant()).await?;
         let mut operations = vec![Operation::Put {
             key: keys::namespace(namespace),
             value: record::encode(NamespaceRecord {
                 bundle_boundaries: Bundles::even(self.bundles),
+                ..NamespaceRecord::default()
             }),
             expect: Expect::Absent,
         }];
@@ -120,13 +122,42 @@ impl Namespaces {
             operations,
             ..Transaction::default()
         };
-        match self.store.commit(transaction).await {
-            Ok(revision) => Ok(revision),
-            Err(MetadataError::Conflict { .. }) => Err(BrokerError::AlreadyExists {
-                what: "namespace",
-                name: namespace.to_string(),
-            }),
-            Err(error) => Err(error.into()),
+        let created = match self.store.commit(transaction).await {
+            Ok(revision) => revision,
+            Err(MetadataError::Conflict { .. }) => {
+                return Err(BrokerError::AlreadyExists {
+                    what: "namespace",
+                    name: namespace.to_string(),
+                });
+            }
+            Err(error) => return Err(error.into()),
+        };
+        // The record of a tenant belongs to another partition and cannot be compared: a deletion of
+        // the tenant that has looked into it before finds nothing of this.
+        match self.check_taking(namespace.tenant()).await {
+            Ok(()) => Ok(created),
+            Err(refused) => {
+                self.undo(namespace, created).await;
+                Err(refused)
+            }
+        }
+    }
+
+    /// Deletes a namespace that has just been created in a tenant that takes none in.
+    async fn undo(&self, namespace: &NamespaceName, created: Revision) {
+        let policies = keys::policies(&PolicyScope::Namespace(namespace.clone()));
+        let keys = [
+            (keys::namespace(namespace), Expect::Revision(created)),
+            (policies, Expect::Any),
+        ];
+        let operations = keys.map(|(key, expect)| Operation::Delete { key, expect });
+        let transaction = Transaction {
+            partition: keys::partition_of_namespace(namespace),
+            operations: operations.into(),
+            ..Transaction::default()
+        };
+        if let Err(error) = self.store.commit(transaction).await {
+            tracing::warn!(%namespace, %error, "a namespace may be left of a tenant that is deleted");
         }
     }
 
@@ -140,7 +171,32 @@ impl Namespaces {
         self.cached(namespace).await.map(drop)
     }
 
-    async fn read(
+    /// Holds as long as a namespace takes new topics in.
+    ///
+    /// # Errors
+    /// `FailedPrecondition` when it is being deleted, and when it is gone.
+    pub(crate) async fn taking_topics(
+        &self,
+        namespace: &NamespaceName,
+    ) -> Result<Guard, BrokerError> {
+        let (record, revision) = self.read(namespace).await?;
+        check_stays(record.removal(), &format!("namespace {namespace}"))?;
+        Ok(Guard {
+            key: keys::namespace(namespace),
+            expect: Expect::Revision(revision),
+        })
+    }
+
+    /// Refuses when a tenant takes no new namespaces in, because it is being deleted or is gone.
+    async fn check_taking(&self, tenant: &str) -> Result<(), BrokerError> {
+        let found = self.store.get(&keys::tenant(tenant)).await?;
+        let found = found.ok_or_else(|| BrokerError::no_tenant(tenant))?;
+        let record: TenantRecord = record::decode(&found)?;
+        check_stays(record.removal(), &format!("tenant {tenant}"))
+    }
+
+    /// The record of a namespace as metadata has it now.
+    pub(crate) async fn read(
         &self,
         namespace: &NamespaceName,
     ) -> Result<(NamespaceRecord, Revision), BrokerError> {
@@ -214,6 +270,17 @@ impl Namespaces {
             None => Err(BrokerError::no_tenant(tenant)),
         }
     }
+}
+
+/// Refuses what is marked for its deletion.
+fn check_stays(removal: Removal, what: &str) -> Result<(), BrokerError> {
+    if removal == Removal::Unspecified {
+        return Ok(());
+    }
+    let text = format!("{what} is being deleted");
+    let error = ApiError::new(ErrorKind::FailedPrecondition, text);
+    let error = error.advise("wait until it is gone, then create it again");
+    Err(error.into())
 }
 
 pub(crate) fn bundles_of(

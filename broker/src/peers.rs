@@ -6,7 +6,7 @@ use aquifer_model::load::LoadReport;
 use aquifer_model::place::Place;
 use aquifer_model::stats::TopicStats;
 use aquifer_model::topic::{SubscriptionName, TopicName};
-use aquifer_protocol_api::admin::Deletion;
+use aquifer_protocol_api::admin::{Clear, Deletion, TopicEnd};
 use aquifer_protocol_api::error::ApiResult;
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -38,6 +38,18 @@ pub trait Peers: Send + Sync + 'static {
     /// # Errors
     /// What it answers; `Unavailable` when it does not.
     async fn delete_topic(&self, url: &str, topic: &TopicName, how: Deletion) -> ApiResult<()>;
+
+    /// Closes a topic or partition that it serves. Answers whether it was loaded, 1 or 0.
+    ///
+    /// # Errors
+    /// What it answers; `Unavailable` when it does not.
+    async fn unload_topic(&self, url: &str, topic: &TopicName) -> ApiResult<u32>;
+
+    /// Lets a topic or partition that it serves take no more messages. Answers where it ends.
+    ///
+    /// # Errors
+    /// What it answers; `Unavailable` when it does not.
+    async fn terminate_topic(&self, url: &str, topic: &TopicName) -> ApiResult<Vec<TopicEnd>>;
 
     /// Creates a subscription of a topic or partition that it serves.
     ///
@@ -74,6 +86,19 @@ pub trait Peers: Send + Sync + 'static {
         subscription: &SubscriptionName,
         place: Place,
     ) -> ApiResult<Index>;
+
+    /// Gives up what a subscription of a topic or partition that it serves has not acknowledged.
+    /// Answers how many messages that are.
+    ///
+    /// # Errors
+    /// What it answers; `Unavailable` when it does not.
+    async fn clear_subscription(
+        &self,
+        url: &str,
+        topic: &TopicName,
+        subscription: &SubscriptionName,
+        clear: Clear,
+    ) -> ApiResult<u64>;
 
     /// Appends lines to the topic of the audit log, which it serves.
     ///

@@ -29,7 +29,7 @@ use std::time::Duration;
 use aquifer_metadata::store::MetadataStore;
 use aquifer_model::id::BrokerId;
 use aquifer_protocol_api::access::{Access, Action, Resource};
-use aquifer_protocol_api::context::{AuthMethod, Identity, Principal, RequestContext};
+use aquifer_protocol_api::context::{AuthMethod, Identity, Principal, RequestContext, RequestId};
 use aquifer_protocol_api::error::{ApiError, ErrorKind, Outcome};
 use aquifer_runtime::clock::{self, SharedClock};
 use aquifer_runtime::net::tls::ServerTls;
@@ -183,10 +183,10 @@ impl Guard {
         &self,
         ctx: &RequestContext,
         access: &Access,
-        request_id: u64,
+        request_id: &RequestId,
     ) -> Result<Option<Admitted<'_>>, ApiError> {
         let grant = self.require(ctx, access, request_id)?;
-        let record = || Record::of(ctx, access).numbered(request_id).allowed(grant);
+        let record = || Record::of(ctx, access).named(request_id).allowed(grant);
         match Recorded::of(access.request) {
             Recorded::Never => Ok(None),
             Recorded::Often => Ok(self.begin_often(record())),
@@ -202,10 +202,10 @@ impl Guard {
         &self,
         ctx: &RequestContext,
         access: &Access,
-        request_id: u64,
+        request_id: &RequestId,
     ) -> Result<Option<String>, ApiError> {
         self.decide(ctx, access).inspect_err(|error| {
-            let record = Record::of(ctx, access).numbered(request_id);
+            let record = Record::of(ctx, access).named(request_id);
             self.audit.refuse(record.refused(error.kind));
         })
     }

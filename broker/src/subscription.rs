@@ -353,6 +353,18 @@ impl Subscription {
         self.cursor.backlog(end)
     }
 
+    /// The first index at or after `from` that is not acknowledged.
+    #[must_use]
+    pub fn next_unacknowledged(&self, from: Index) -> Index {
+        self.cursor.next_unacknowledged(from)
+    }
+
+    /// The parts of `window` that are not acknowledged, in order.
+    #[must_use]
+    pub fn unacknowledged(&self, window: Range<u64>) -> Vec<Range<u64>> {
+        self.cursor.unacknowledged(window)
+    }
+
     /// Messages that storage could not give and no consumer has acknowledged.
     #[must_use]
     pub fn damaged_messages(&self) -> u64 {

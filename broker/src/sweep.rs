@@ -21,7 +21,7 @@ use aquifer_metadata::record;
 use aquifer_metadata::store::Versioned;
 use aquifer_model::policy::{EffectivePolicies, Retention};
 use aquifer_model::topic::{NamespaceName, TopicName};
-use aquifer_proto::v1::{NamespaceRecord, TopicRecord};
+use aquifer_proto::v1::{NamespaceRecord, Removal, TenantRecord, TopicRecord};
 use aquifer_runtime::clock;
 use futures::StreamExt;
 
@@ -33,6 +33,7 @@ use crate::offload::planner::Planner;
 use crate::security::audit::cause::Create;
 use crate::topic::event::Event;
 use crate::topics::Topics;
+use crate::topics::removal::Doomed;
 
 /// Records read at once, and the pause between two such reads: 1,280 topics a second at most.
 const PAGE_RECORDS: usize = 32;
@@ -147,14 +148,11 @@ async fn look(
     let topic = match parse(versioned)? {
         Key::Namespace(name) => {
             *current = None;
-            let record: NamespaceRecord = record::decode(versioned)?;
-            let policies = shared.namespaces.policies();
-            *current = Some(Current {
-                policies: policies.of_namespace(&name).await?,
-                has_topic_policies: policies.has_topics(&name).await?,
-                bundles: bundles_of(&name, &record, versioned.revision)?,
-                name,
-            });
+            *current = look_into(topics, name, versioned).await?;
+            return Ok(None);
+        }
+        Key::Tenant(name) => {
+            resume_tenant(topics, name, versioned)?;
             return Ok(None);
         }
         Key::Topic(topic) => topic,
@@ -208,6 +206,39 @@ async fn look(
     };
     let expired = first_due_on_record(store, &topic, &record, expired, now_ms).await?;
     Ok(expired.map(|_| topic))
+}
+
+/// A namespace whose topics follow. One that is being deleted has none to look at.
+async fn look_into(
+    topics: &Arc<Topics>,
+    name: NamespaceName,
+    versioned: &Versioned,
+) -> Result<Option<Current>, BrokerError> {
+    let record: NamespaceRecord = record::decode(versioned)?;
+    if record.removal() != Removal::Unspecified {
+        topics.resume_removal(Doomed::Namespace(name));
+        return Ok(None);
+    }
+    let policies = topics.shared().namespaces.policies();
+    Ok(Some(Current {
+        policies: policies.of_namespace(&name).await?,
+        has_topic_policies: policies.has_topics(&name).await?,
+        bundles: bundles_of(&name, &record, versioned.revision)?,
+        name,
+    }))
+}
+
+/// Goes on with the deletion of a tenant that was begun.
+fn resume_tenant(
+    topics: &Arc<Topics>,
+    name: String,
+    versioned: &Versioned,
+) -> Result<(), BrokerError> {
+    let record: TenantRecord = record::decode(versioned)?;
+    if record.removal() != Removal::Unspecified {
+        topics.resume_removal(Doomed::Tenant(name));
+    }
+    Ok(())
 }
 
 async fn visit(topics: &Arc<Topics>, topic: TopicName) {

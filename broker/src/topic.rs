@@ -33,6 +33,7 @@ mod producer;
 mod publishing;
 mod recovery;
 mod stats;
+mod termination;
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -52,7 +53,7 @@ use crate::topic::backlog::Backlog;
 use crate::topic::context::TopicContext;
 use crate::topic::cursors::{Cursors, Due, SnapshotContents, Written};
 use crate::topic::delivery_right::DeliveryRight;
-use crate::topic::event::{Asked, EVENT_WORK, Event, Inbox, LocatePurpose, ReadDone, Reply};
+use crate::topic::event::{Asked, EVENT_WORK, Event, Inbox, Life, LocatePurpose, ReadDone, Reply};
 use crate::topic::publishing::{AppendFailed, Publishing};
 use crate::topic::pull::{Door, Pull};
 use crate::topic::trimming::{Kept, Rest, TrimEffects, Trimming};
@@ -76,6 +77,8 @@ pub(crate) struct Topic {
     delivery_right: DeliveryRight,
     /// Policies that decide on limits.
     followed: Followed,
+    /// Requests that wait until the topic takes no more messages.
+    terminating: Vec<Reply<Index>>,
     /// When a client was last seen, on the monotonic clock.
     last_used: Duration,
     next_housekeeping: Duration,
@@ -121,7 +124,7 @@ impl Topic {
                         self.handle(event);
                     }
                 }
-                () = &mut shutdown, if !is_ending => self.handle(Event::Shutdown),
+                () = &mut shutdown, if !is_ending => self.handle(Event::Life(Life::Shutdown)),
                 () = &mut changed => changed.set(self.followed.clone().changed()),
                 () = alarm.wait() => {}
             }
@@ -153,6 +156,7 @@ impl Topic {
             self.attachments.wake_at_end();
             self.maybe_snapshot();
         }
+        self.settle_termination();
         if self.attachments.next_due_ms().is_some() {
             self.attachments.wake_due(self.cx.wall_ms());
         }
@@ -256,7 +260,7 @@ impl Topic {
             Event::Rebound(owned) => self.rebind(*owned),
             Event::HandedOver(departure) => self.hand_over(departure),
             Event::Moved(departure) => self.moved_away(departure),
-            Event::Shutdown => self.shutdown(),
+            Event::Life(event) => self.life(event),
         }
     }
 
@@ -290,6 +294,11 @@ impl Topic {
                 }
             }
             Pull::Commit(commit, reply) => self.attachments.commit(cx, cursors, commit, reply),
+            Pull::Clear(clear, reply) => self.attachments.clear(cx, cursors, &clear, reply),
+            Pull::Peek(name, limit, reply) => {
+                let found = self.attachments.next_unacknowledged(cx, &name, limit);
+                let _ = reply.send(found.map(|ranges| (cx.door(), ranges)));
+            }
             Pull::Committed(name, reply) => {
                 let _ = reply.send(self.attachments.committed_index(cx, &name));
             }

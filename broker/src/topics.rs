@@ -5,7 +5,9 @@
 
 pub(crate) mod deletion;
 mod queue;
+pub(crate) mod removal;
 mod rests;
+mod unloading;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -28,6 +30,7 @@ use crate::topic::record::find_or_create;
 use crate::topic::trimming::Rest;
 use crate::topics::deletion::Deletions;
 use crate::topics::queue::LoadQueue;
+use crate::topics::removal::Removals;
 use crate::topics::rests::Rests;
 use crate::traffic::Sample;
 
@@ -82,6 +85,7 @@ pub(crate) struct Topics {
     /// What topics were left with that were unloaded.
     rests: Rests,
     deletions: Deletions,
+    removals: Removals,
 }
 
 /// What a look into the map says to do.
@@ -102,6 +106,7 @@ impl Topics {
             shared,
             map: Mutex::new(HashMap::new()),
             deletions: Deletions::default(),
+            removals: Removals::default(),
         })
     }
 

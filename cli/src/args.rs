@@ -39,8 +39,8 @@ pub use security::{
 };
 pub use storage::{BookieCommand, DoctorArgs, LedgerArgs, LedgerCommand, SourceArgs, StateArg};
 pub use tenancy::{
-    NamespaceArgs, NamespaceCommand, SubscriptionArgs, SubscriptionCommand, TenantArgs,
-    TenantCommand,
+    ClearArgs, DeleteArgs, NamespaceArgs, NamespaceCommand, PeekArgs, SubscriptionArgs,
+    SubscriptionCommand, TenantArgs, TenantCommand,
 };
 pub use tls::{TlsCommand, TlsInitArgs};
 
@@ -349,6 +349,24 @@ pub enum TopicCommand {
         #[arg(long)]
         wait: bool,
     },
+    /// Give a partitioned topic more partitions. Brokers refuse that: it is not built yet.
+    Grow {
+        /// The topic.
+        topic: TopicName,
+        /// How many it is to have.
+        #[arg(long, value_name = "N")]
+        partitions: u32,
+    },
+    /// Close a topic where it is served; its clients reconnect, and it is loaded again.
+    Unload {
+        /// The topic, or a partition.
+        topic: TopicName,
+    },
+    /// Let a topic take no more messages, for good; consumers read to its end and are told so.
+    Terminate {
+        /// The topic, or a partition.
+        topic: TopicName,
+    },
     /// Read and change the policies of a topic; its partitions have them too.
     #[command(subcommand)]
     Policy(PolicyCommand),
@@ -359,6 +377,9 @@ pub enum TopicCommand {
         /// Delete it although producers or consumers are connected.
         #[arg(long)]
         force: bool,
+        /// Say what it holds and whether it is used, and delete nothing.
+        #[arg(long)]
+        dry_run: bool,
     },
 }
 

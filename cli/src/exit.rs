@@ -135,6 +135,7 @@ impl From<ClientError> for CliError {
                 | ErrorKind::Unavailable
                 | ErrorKind::Damaged
                 | ErrorKind::Closed
+                | ErrorKind::EndOfTopic
                 | ErrorKind::Internal,
             ) => Exit::Failed,
         };

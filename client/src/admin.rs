@@ -6,6 +6,8 @@
 mod load;
 mod stats;
 mod subscriptions;
+mod tenancy;
+mod topics;
 
 use std::sync::Arc;
 
@@ -21,7 +23,9 @@ use crate::lookup::{Layout, layout_of, unary};
 use crate::retry::Deadline;
 
 pub use stats::{LedgerStats, ProducerStats, SubscriptionStats, TopicStats};
-pub use subscriptions::SubscriptionReset;
+pub use subscriptions::{ClearOptions, SubscriptionReset};
+pub use tenancy::{DeleteOptions, Removed};
+pub use topics::TopicEnd;
 
 type Client = v1::admin_client::AdminClient<Authorized>;
 

@@ -158,8 +158,10 @@ impl Consumer {
     ///
     /// # Errors
     /// [`Damaged`](ClientError::Damaged) for messages that cannot be read, which stay
-    /// unacknowledged until [`ack_damaged`](Self::ack_damaged) while those after them follow; every
-    /// other error has ended the consumer: `Fenced` when the topic was deleted, `Busy` when another
+    /// unacknowledged until [`ack_damaged`](Self::ack_damaged) while those after them follow;
+    /// [`EndOfTopic`](ClientError::EndOfTopic) when the topic was terminated and everything of the
+    /// subscription is acknowledged; every other error has ended the consumer: `Fenced` when the
+    /// topic was deleted, `Busy` when another
     /// consumer got the subscription while this one was away, `Refused`, `NotFound`, `Closed`.
     pub async fn receive(&self) -> Result<ReceivedMessage> {
         self.handle.receiver.take().await

@@ -30,8 +30,8 @@ pub enum ErrorKind {
     Busy,
     /// Not allowed: permission, authentication or quota.
     Refused,
-    /// Taken over by another producer, or the topic was deleted. Open it again if that was not
-    /// meant.
+    /// Taken over by another producer, or the topic was deleted or takes no more messages. Open it
+    /// again if that was not meant.
     Fenced,
     /// The broker cannot serve it now. Try again.
     Unavailable,
@@ -39,6 +39,8 @@ pub enum ErrorKind {
     Damaged,
     /// The producer, consumer, reader or client was closed by the application.
     Closed,
+    /// The topic was terminated, and nothing more comes.
+    EndOfTopic,
     /// A version or feature that the peer does not have, or a bug.
     Internal,
 }
@@ -143,6 +145,9 @@ pub enum ClientError {
     /// acknowledgement no longer counts.
     #[error("a seek moved the subscription after this delivery: the acknowledgement was dropped")]
     Stale,
+    /// The topic was terminated: everything that it will ever have is acknowledged, or was read.
+    #[error("the end of the topic: it is terminated, and nothing more comes")]
+    EndOfTopic,
     /// Closed by the application.
     #[error("the {what} is closed: open a new one")]
     Closed {
@@ -303,6 +308,7 @@ impl ClientError {
             ClientError::Damaged(_) => ErrorKind::Damaged,
             ClientError::Protocol(_) => ErrorKind::Internal,
             ClientError::Stale => ErrorKind::Busy,
+            ClientError::EndOfTopic => ErrorKind::EndOfTopic,
             ClientError::Closed { .. } => ErrorKind::Closed,
         }
     }
@@ -367,7 +373,7 @@ impl BrokerError {
             Code::Overloaded | Code::StorageFull | Code::Unavailable | Code::Redirect => {
                 ErrorKind::Unavailable
             }
-            Code::Fenced | Code::Incarnation => ErrorKind::Fenced,
+            Code::Fenced | Code::Incarnation | Code::Terminated => ErrorKind::Fenced,
             Code::Timeout => ErrorKind::Timeout,
             Code::Unspecified | Code::UnsupportedVersion | Code::Unimplemented | Code::Internal => {
                 ErrorKind::Internal

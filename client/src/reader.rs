@@ -93,8 +93,9 @@ impl Reader {
     /// Waits for the next message. Dropping the future loses nothing.
     ///
     /// # Errors
-    /// `Damaged` for messages that cannot be read, after which the next ones follow; every other
-    /// error has ended the reader: `Fenced` when the topic was deleted, `Refused`, `NotFound`,
+    /// `Damaged` for messages that cannot be read, after which the next ones follow; `EndOfTopic`
+    /// when the topic was terminated and everything was read; every other error has ended the
+    /// reader: `Fenced` when the topic was deleted, `Refused`, `NotFound`,
     /// `Closed`.
     pub async fn next(&self) -> Result<ReceivedMessage> {
         self.handle.receiver.take().await
@@ -108,19 +109,19 @@ impl Reader {
     pub async fn next_available(&self) -> Result<Option<ReceivedMessage>> {
         let receiver = &self.handle.receiver;
         if let Some(message) = receiver.try_take() {
-            return message.map(Some);
+            return or_end(message);
         }
         if !self.is_behind() {
             self.refresh().await?;
         }
         while self.is_behind() {
             match aquifer_runtime::clock::timeout(TRIM_CHECK, receiver.take()).await {
-                Ok(message) => return message.map(Some),
+                Ok(message) => return or_end(message),
                 Err(_) => self.refresh().await?,
             }
         }
         // Something may have arrived while the broker was asked.
-        receiver.try_take().transpose()
+        receiver.try_take().map_or(Ok(None), or_end)
     }
 
     /// Whether a message below the known end was not handed out.
@@ -175,6 +176,14 @@ impl Reader {
     /// `Timeout` when the broker does not let go in time; the reader is closed either way.
     pub async fn close(&self) -> Result<()> {
         self.handle.receiver.close().await
+    }
+}
+
+/// A message, or the end, also of a topic that has no more to come.
+fn or_end(taken: Result<ReceivedMessage>) -> Result<Option<ReceivedMessage>> {
+    match taken {
+        Err(ClientError::EndOfTopic) => Ok(None),
+        taken => taken.map(Some),
     }
 }
 

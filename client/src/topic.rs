@@ -363,7 +363,11 @@ impl Topic {
 }
 
 fn delivered(batch: v1::StoredBatch) -> Delivered {
-    Delivered::parse(v1::Delivery {
+    Delivered::parse(delivery(batch))
+}
+
+fn delivery(batch: v1::StoredBatch) -> v1::Delivery {
+    v1::Delivery {
         ledger_id: batch.ledger_id,
         entry_id: batch.entry_id,
         base_index: batch.base_index,
@@ -372,7 +376,7 @@ fn delivered(batch: v1::StoredBatch) -> Delivered {
         format: batch.format,
         body: batch.body,
         ..v1::Delivery::default()
-    })
+    }
 }
 
 fn missing(gap: v1::MissingRange) -> Delivered {
@@ -395,4 +399,50 @@ fn bounds(bounds: Option<v1::TopicBounds>) -> Result<Bounds> {
         visible_end: Index(bounds.visible_end_index),
         end: Index(bounds.end_index),
     })
+}
+
+/// What a subscription has not acknowledged, out of the entries that hold it.
+pub(crate) fn peeked(
+    topic: &Arc<TopicName>,
+    answer: v1::PeekMessagesResponse,
+) -> Vec<Result<ReceivedMessage>> {
+    // Everything between those ranges is left out.
+    let mut skip = Vec::new();
+    let mut at = 0;
+    for range in &answer.unacknowledged {
+        if let Some(last) = range.first.checked_sub(1).filter(|last| *last >= at) {
+            skip.push(v1::IndexRange { first: at, last });
+        }
+        at = at.max(range.last.saturating_add(1));
+    }
+    let behind = v1::IndexRange {
+        first: at,
+        last: u64::MAX,
+    };
+    skip.push(behind);
+    let batches = answer.batches.into_iter().map(|batch| {
+        let end = batch
+            .base_index
+            .saturating_add(u64::from(batch.message_count));
+        let overlaps =
+            |range: &&v1::IndexRange| range.last >= batch.base_index && range.first < end;
+        let skip = skip.iter().filter(overlaps).copied().collect();
+        let mut delivered = delivery(batch);
+        delivered.skip = skip;
+        Delivered::parse(delivered)
+    });
+    let mut all: Vec<Delivered> = batches
+        .chain(answer.gaps.into_iter().map(missing))
+        .collect();
+    all.sort_by_key(Delivered::first_wanted);
+    let mut messages = Vec::new();
+    for delivered in all {
+        match delivered.open(topic, Origin::default()) {
+            Ok(mut opened) => {
+                messages.extend(std::iter::from_fn(|| opened.next().map(|(_, one)| one)));
+            }
+            Err(error) => messages.push(Err(error)),
+        }
+    }
+    messages
 }

@@ -110,6 +110,20 @@ impl TopicRecordCell {
         TopicRecordCell::create_while(ctx, topic, ranges, guards, None).await
     }
 
+    /// The same while something holds, which no later change compares.
+    ///
+    /// # Errors
+    /// As [`create`](Self::create); a `Conflict` when it does not hold.
+    pub async fn create_while_holds(
+        ctx: Arc<LogContext>,
+        topic: &TopicName,
+        ranges: TopicRanges,
+        guards: Vec<Guard>,
+        holds: Guard,
+    ) -> Result<Arc<TopicRecordCell>, LogError> {
+        TopicRecordCell::create_while(ctx, topic, ranges, guards, Some(holds)).await
+    }
+
     /// Creates a partition, if its topic is still as it was when it allowed that.
     ///
     /// # Errors
@@ -255,6 +269,25 @@ impl TopicRecordCell {
     pub async fn mark_deleting(&self) -> Result<(), LogError> {
         let mark = |record: &mut v1::TopicRecord| {
             record.deleting = true;
+            Ok(())
+        };
+        self.update(Vec::new(), mark).await.map(drop)
+    }
+
+    /// Whether the topic takes no more messages.
+    #[must_use]
+    pub fn is_terminated(&self) -> bool {
+        self.current.lock().record.terminated
+    }
+
+    /// Notes that the topic takes no more messages, for good. The caller sees to it that it takes
+    /// none.
+    ///
+    /// # Errors
+    /// When metadata cannot be changed.
+    pub async fn mark_terminated(&self) -> Result<(), LogError> {
+        let mark = |record: &mut v1::TopicRecord| {
+            record.terminated = true;
             Ok(())
         };
         self.update(Vec::new(), mark).await.map(drop)

@@ -1,6 +1,7 @@
 //! Integration tests: real server processes, real sockets, real files. One file per behaviour.
 
 mod abuse;
+mod administration;
 mod authentication;
 mod backup;
 mod bench;

@@ -2,7 +2,7 @@
 
 use aquifer_metadata::keys::{self, Key};
 use aquifer_metadata::store::Versioned;
-use aquifer_model::policy::{Policies, PolicyView};
+use aquifer_model::policy::{Policies, PolicyScope, PolicyView};
 use aquifer_model::topic::NamespaceName;
 use aquifer_protocol_api::access::Resource;
 use aquifer_protocol_api::admin::{Page, PageRequest};
@@ -126,5 +126,23 @@ impl Broker {
                 })
             })
             .await
+    }
+}
+
+/// Who manages this sets the ceilings of a scope.
+pub(super) fn above(scope: &PolicyScope) -> Resource {
+    match scope {
+        PolicyScope::Tenant(_) => Resource::Cluster,
+        PolicyScope::Namespace(name) => Resource::Tenant(name.tenant().to_owned()),
+        PolicyScope::Topic(name) => Resource::Namespace(name.namespace().clone()),
+    }
+}
+
+/// What policies belong to.
+pub(super) fn resource_of(scope: &PolicyScope) -> Resource {
+    match scope {
+        PolicyScope::Tenant(name) => Resource::Tenant(name.clone()),
+        PolicyScope::Namespace(name) => Resource::Namespace(name.clone()),
+        PolicyScope::Topic(name) => Resource::Topic(name.clone()),
     }
 }

@@ -1,7 +1,5 @@
 //! The port of messages, as the broker serves it.
 
-use std::sync::Arc;
-
 use aquifer_model::id::Index;
 use aquifer_model::limits::{BATCH_BYTES_MAX, MESSAGE_BYTES_MAX};
 use aquifer_model::topic::{SubscriptionName, TopicName};
@@ -184,8 +182,7 @@ impl Broker {
         };
         let port = RecordedSeeks {
             inner: session.port,
-            shared: Arc::clone(&self.shared),
-            cause: Cause::new(guard, ctx, "subscribe"),
+            cause: Cause::new(guard, ctx, "subscribe", self.request_id(ctx)),
             access: Access {
                 request: "seek",
                 action: Action::Consume,

@@ -1,21 +1,17 @@
 //! Records the seeks of a session, as those of the administration are. Everything else of it
 //! passes.
 
-use std::sync::Arc;
-
 use aquifer_model::place::Place;
 use aquifer_protocol_api::access::Access;
 use aquifer_protocol_api::consumer::{Acknowledge, ConsumerPort, NegativeAcknowledge};
 use aquifer_protocol_api::error::ApiResult;
 use async_trait::async_trait;
 
-use crate::context::Context;
 use crate::security::audit::cause::Cause;
 
 /// The client's end of a session whose callers are recorded.
 pub(super) struct RecordedSeeks {
     pub(super) inner: Box<dyn ConsumerPort>,
-    pub(super) shared: Arc<Context>,
     pub(super) cause: Cause,
     pub(super) access: Access,
 }
@@ -37,7 +33,7 @@ impl ConsumerPort for RecordedSeeks {
     /// What becomes of it the client is told in its order among the events of the session: the
     /// record says whether the topic was asked.
     async fn seek(&mut self, request_id: u64, place: Place) -> ApiResult<()> {
-        let recorded = self.cause.begins(&self.access, self.shared.next_id());
+        let recorded = self.cause.begins(&self.access);
         let asked = self.inner.seek(request_id, place).await;
         if let Some(recorded) = recorded {
             recorded.ended(&asked);

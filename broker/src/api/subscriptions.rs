@@ -11,7 +11,7 @@ use aquifer_model::id::Index;
 use aquifer_model::place::Place;
 use aquifer_model::ranges::TopicRanges;
 use aquifer_model::topic::{SubscriptionName, TopicName};
-use aquifer_protocol_api::admin::SubscriptionReset;
+use aquifer_protocol_api::admin::{Clear, PEEK_MESSAGES_MAX, Peeked, SubscriptionReset};
 use aquifer_protocol_api::consumer::IndexRange;
 use aquifer_protocol_api::context::RequestContext;
 use aquifer_protocol_api::error::{ApiError, ErrorKind, Outcome};
@@ -24,6 +24,7 @@ use crate::error::BrokerError;
 use crate::peers::peer_url;
 use crate::security::audit::cause::Create;
 use crate::topic::event::Event;
+use crate::topic::pull::Pull;
 use crate::topics::deletion::{ATTEMPTS_MAX, PARTS_AT_ONCE, RETRY_MAX, RETRY_MIN, parts_of};
 
 /// How often it is looked whether the consumers of a subscription are gone, and the pause between:
@@ -39,6 +40,7 @@ enum Change {
     Create(Place),
     Delete { force: bool },
     Seek(Place),
+    Clear(Clear),
 }
 
 impl Change {
@@ -47,14 +49,14 @@ impl Change {
         match self {
             Change::Create(_) => Some(ErrorKind::AlreadyExists),
             Change::Delete { .. } => Some(ErrorKind::NotFound),
-            Change::Seek(_) => None,
+            Change::Seek(_) | Change::Clear(_) => None,
         }
     }
 
     fn place(self) -> Option<Place> {
         match self {
             Change::Create(place) | Change::Seek(place) => Some(place),
-            Change::Delete { .. } => None,
+            Change::Delete { .. } | Change::Clear(_) => None,
         }
     }
 
@@ -63,6 +65,8 @@ impl Change {
             Change::Create(_) => "created",
             Change::Delete { .. } => "deleted",
             Change::Seek(_) => "moved",
+            Change::Clear(Clear { dry_run: true, .. }) => "looked at",
+            Change::Clear(_) => "cleared",
         }
     }
 }
@@ -101,8 +105,34 @@ impl Broker {
             .await
     }
 
-    /// Changes a subscription in a topic, or in all its partitions. Answers its index, summed over
-    /// the partitions that were changed.
+    /// Answers how many messages are given up.
+    pub(super) async fn clear(
+        &self,
+        topic: &TopicName,
+        subscription: &SubscriptionName,
+        clear: Clear,
+    ) -> Result<u64, BrokerError> {
+        let change = Change::Clear(clear);
+        let cleared = self.change(topic, subscription, change, &Create::Never);
+        Ok(cleared.await?.0)
+    }
+
+    /// The next messages that are not acknowledged.
+    pub(super) async fn peek(
+        &self,
+        topic: &TopicName,
+        subscription: &SubscriptionName,
+        limit: usize,
+    ) -> Result<Peeked, BrokerError> {
+        let asked = self.topics.ask(topic, &Create::Never, |reply| {
+            Pull::Peek(subscription.clone(), limit.min(PEEK_MESSAGES_MAX), reply).event()
+        });
+        let (door, unacknowledged) = asked.await?;
+        door.peek(unacknowledged).await
+    }
+
+    /// Changes a subscription in a topic, or in all its partitions. Answers its index, or how many
+    /// messages are given up, summed over the partitions that were changed.
     async fn change(
         &self,
         topic: &TopicName,
@@ -143,7 +173,7 @@ impl Broker {
             // Its creation is part of that of its topic.
             let create = match change {
                 Change::Create(_) => Create::For(None),
-                Change::Delete { .. } | Change::Seek(_) => Create::Never,
+                Change::Delete { .. } | Change::Seek(_) | Change::Clear(_) => Create::Never,
             };
             let changed = match self.change_here(part, subscription, change, &create).await {
                 Err(BrokerError::Elsewhere { at, .. }) => {
@@ -203,6 +233,7 @@ impl Broker {
                 };
                 self.topics.ask(topic, create, event).await
             }
+            Change::Clear(clear) => self.clear_here(topic, subscription, clear).await.map(Index),
         }
     }
 
@@ -228,6 +259,10 @@ impl Broker {
                 peers
                     .seek_subscription(url, topic, subscription, place)
                     .await
+            }
+            Change::Clear(clear) => {
+                let cleared = peers.clear_subscription(url, topic, subscription, clear);
+                cleared.await.map(Index)
             }
         }
     }

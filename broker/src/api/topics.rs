@@ -40,8 +40,8 @@ use crate::topic::record::{check_partition, find_or_create};
 use crate::topics::deletion::{PARTS_AT_ONCE, parts_of};
 
 /// How often the owner of a partition is looked for again, and the pause before.
-const HOPS_MAX: u32 = 20;
-const HOP_PAUSE: Duration = Duration::from_millis(50);
+pub(super) const HOPS_MAX: u32 = 20;
+pub(super) const HOP_PAUSE: Duration = Duration::from_millis(50);
 
 impl Broker {
     pub(super) async fn make_topic(
@@ -122,7 +122,8 @@ impl Broker {
         ranges: &TopicRanges,
     ) -> Result<(), BrokerError> {
         // Says which of tenant and namespace is missing.
-        self.shared.namespaces.check(topic.namespace()).await?;
+        let namespaces = &self.shared.namespaces;
+        let namespace = namespaces.taking_topics(topic.namespace()).await?;
         let owned = self.shared.own(topic).await?;
         let ctx = Arc::clone(&self.shared.log);
         let guards = vec![owned.guard.clone()];
@@ -134,7 +135,9 @@ impl Broker {
             let found = TopicRecordCell::load(ctx, topic, Vec::new()).await?;
             return Err(found.map_or(error, |_| exists()));
         }
-        match TopicRecordCell::create_partitioned(ctx, topic, ranges.clone(), guards).await {
+        let ranges = ranges.clone();
+        let created = TopicRecordCell::create_while_holds(ctx, topic, ranges, guards, namespace);
+        match created.await {
             Ok(_) => Ok(()),
             Err(LogError::AlreadyExists) => Err(exists()),
             Err(error) => Err(self.lost_if_fenced(&owned, error)),

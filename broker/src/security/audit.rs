@@ -15,7 +15,7 @@ use std::net::SocketAddr;
 
 use aquifer_model::id::BrokerId;
 use aquifer_protocol_api::access::{Access, Action, Resource};
-use aquifer_protocol_api::context::{Principal, RequestContext};
+use aquifer_protocol_api::context::{Principal, RequestContext, RequestId};
 use aquifer_protocol_api::error::{ErrorKind, Outcome};
 use aquifer_runtime::clock::SharedClock;
 use aquifer_runtime::secret::sha256;
@@ -34,18 +34,25 @@ pub(crate) const RESERVED_TENANT: &str = "aquifer";
 const TEXT_BYTES_MAX: usize = 256;
 
 /// Requests that change something. Everything else is written only when it is refused.
-const CHANGES: [&str; 23] = [
+const CHANGES: [&str; 32] = [
     "add_grant",
     "begin_backup",
+    "clear_subscription",
+    "clear_subscription_dry_run",
     "create_namespace",
     "create_subscription",
     "create_tenant",
     "create_token",
     "create_topic",
+    "delete_namespace",
+    "delete_namespace_dry_run",
     "delete_subscription",
+    "delete_tenant",
+    "delete_tenant_dry_run",
     "delete_topic",
     "finish_backup",
     "forget_backup",
+    "grow_topic",
     "offload_topic",
     "remove_grant",
     "reset_subscriptions",
@@ -56,7 +63,9 @@ const CHANGES: [&str; 23] = [
     "skip_messages",
     "split_bundle",
     "take_over_producer",
+    "terminate_topic",
     "transfer_bundle",
+    "unload_topic",
     "update_policies",
 ];
 
@@ -92,7 +101,7 @@ pub(crate) struct Record {
     seq: u64,
     prev: String,
     time_ms: u64,
-    request_id: u64,
+    request_id: String,
     principal: String,
     auth_method: &'static str,
     peer: Option<SocketAddr>,
@@ -169,8 +178,11 @@ impl Record {
         Record { peer, ..self }
     }
 
-    pub(crate) fn numbered(self, request_id: u64) -> Record {
-        Record { request_id, ..self }
+    pub(crate) fn named(self, request_id: &RequestId) -> Record {
+        Record {
+            request_id: request_id.to_string(),
+            ..self
+        }
     }
 
     pub(crate) fn allowed(self, grant: Option<String>) -> Record {

@@ -34,7 +34,10 @@ impl Guard {
             Err(reason) => {
                 let error = unauthenticated();
                 let record = Record::about(&Principal::Anonymous, shown.protocol, shown.request);
-                let record = record.came_from(shown.peer).detail(reason);
+                let mut record = record.came_from(shown.peer).detail(reason);
+                if let Some(id) = shown.request_id {
+                    record = record.named(id);
+                }
                 self.audit.refuse(record.refused(error.kind));
                 Err(error)
             }

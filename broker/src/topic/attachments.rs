@@ -6,6 +6,7 @@
 //! holds is served at once and shared by all.
 
 mod attach;
+mod clearing;
 mod closing;
 mod commits;
 mod expiry;
@@ -365,6 +366,18 @@ impl Attachments {
                 let _ = reply.send(Ok(delta.individual));
             }
             Effect::Committed(id, delta, reply) => self.committed(cx, id, delta, reply),
+            Effect::Cleared {
+                id,
+                delta,
+                messages,
+                reply,
+            } => {
+                if let Some(delta) = delta {
+                    self.with(cx, id, |slot| slot.state.confirm(&delta));
+                }
+                let _ = reply.send(Ok(messages));
+                return true;
+            }
             Effect::Expired(id, delta) => {
                 self.with(cx, id, |slot| slot.state.confirm(&delta));
                 return true;

@@ -16,7 +16,7 @@ use crate::context::Context;
 use crate::error::BrokerError;
 use crate::quota::rates::TopicRates;
 use crate::topic::event::Mailbox;
-use crate::topic::lifecycle::Lifecycle;
+use crate::topic::lifecycle::{Lifecycle, Termination};
 use crate::topic::pull::Door;
 use crate::traffic::TopicCounters;
 
@@ -39,6 +39,7 @@ pub(super) struct TopicContext {
     pub(super) counters: Arc<TopicCounters>,
     pub(super) budgets: Budgets,
     pub(super) life: Lifecycle,
+    pub(super) termination: Termination,
 }
 
 /// The parts of the broker's budgets that a topic has (I13).
@@ -80,6 +81,18 @@ impl TopicContext {
     /// Why no session begins here, if none does.
     pub(super) fn refusal(&self) -> Option<BrokerError> {
         self.life.refusal(&self.name)
+    }
+
+    /// Why no message is taken, if none is.
+    pub(super) fn publish_refusal(&self) -> Option<BrokerError> {
+        let terminated = || BrokerError::Terminated(self.name.to_string());
+        let is_open = self.termination == Termination::Open;
+        self.refusal().or_else(|| (!is_open).then(terminated))
+    }
+
+    /// Whether all messages are there that the topic will ever have.
+    pub(super) fn is_complete(&self) -> bool {
+        self.termination == Termination::Ended
     }
 
     /// What the requester of an append that failed is told.

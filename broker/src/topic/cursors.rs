@@ -73,6 +73,14 @@ pub(super) enum Effect {
     },
     /// A position is committed: the subscription has changed by this, or stood there already.
     Committed(SubscriptionId, Option<AckDelta>, Reply<Index>),
+    /// What was not acknowledged is given up, and how many messages that are: by this, or there
+    /// was nothing.
+    Cleared {
+        id: SubscriptionId,
+        delta: Option<AckDelta>,
+        messages: u64,
+        reply: Reply<u64>,
+    },
     /// Messages are acknowledged by policy.
     Expired(SubscriptionId, AckDelta),
     /// A change is recorded for a later owner. Nothing waits for it.

@@ -53,6 +53,11 @@ impl Topic {
         let _ = reply.send(Ok(()));
     }
 
+    pub(super) fn unload(&mut self) {
+        let text = "the topic is being unloaded on command".to_owned();
+        self.end(&BrokerError::Unloading(text), true);
+    }
+
     pub(super) fn shutdown(&mut self) {
         let error = BrokerError::Unloading("this broker is shutting down".to_owned());
         self.end(&error, true);

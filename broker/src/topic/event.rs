@@ -141,8 +141,27 @@ pub(crate) enum Event {
     HandedOver(Arc<Departure>),
     /// Another broker owns the bundle now, and the topic ends.
     Moved(Arc<Departure>),
+    /// The topic is to end in some way, or to take no more messages.
+    Life(Life),
+}
+
+/// How a topic is to end by itself.
+pub(crate) enum Life {
+    /// It is to take no more messages; the answer says where it ends.
+    Terminate(Reply<Index>),
+    /// That is recorded, or could not be.
+    Terminated(Result<(), LogError>),
+    /// It is to end in order; it is loaded again when it is used.
+    Unload,
     /// The broker goes away.
     Shutdown,
+}
+
+impl Life {
+    /// The event of a request to terminate the topic.
+    pub(crate) fn terminate(reply: Reply<Index>) -> Event {
+        Event::Life(Life::Terminate(reply))
+    }
 }
 
 /// The work of a small event, in ranges of an acknowledgement.

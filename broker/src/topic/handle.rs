@@ -6,7 +6,7 @@ use aquifer_model::id::TopicIncarnation;
 use tokio::sync::watch;
 
 use crate::bundle::ownership::Owned;
-use crate::topic::event::{Departure, Event, Mailbox};
+use crate::topic::event::{Departure, Event, Life, Mailbox};
 use crate::traffic::TopicCounters;
 
 /// A loaded topic.
@@ -57,7 +57,12 @@ impl TopicHandle {
 
     /// The broker shuts down.
     pub(crate) fn shutdown(&self) {
-        self.mailbox.urgent(Event::Shutdown);
+        self.mailbox.urgent(Event::Life(Life::Shutdown));
+    }
+
+    /// It is to end in order, as one that is not used, whether it is or not.
+    pub(crate) fn unload(&self) {
+        self.mailbox.urgent(Event::Life(Life::Unload));
     }
 
     /// Waits until the object is gone.

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use aquifer_log::TopicRecordCell;
 use aquifer_model::topic::TopicName;
 
 use crate::error::BrokerError;
@@ -27,6 +28,27 @@ pub(super) struct Ending {
     /// Whether ownership itself was lost.
     pub(super) fenced: bool,
     deadline: Duration,
+}
+
+/// Whether a topic takes messages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Termination {
+    /// It does.
+    Open,
+    /// It takes no more; some are in flight.
+    Closing,
+    /// It has all that it will ever have.
+    Ended,
+}
+
+impl Termination {
+    /// Of a topic that is loaded: nothing is in flight.
+    pub(super) fn of(cell: &TopicRecordCell) -> Termination {
+        match cell.is_terminated() {
+            true => Termination::Ended,
+            false => Termination::Open,
+        }
+    }
 }
 
 impl Lifecycle {

@@ -27,7 +27,7 @@ use crate::topic::dedup::SinceSnapshot;
 use crate::topic::delivery_right::DeliveryRight;
 use crate::topic::event::{Inbox, Mailbox, mailbox};
 use crate::topic::handle::TopicHandle;
-use crate::topic::lifecycle::Lifecycle;
+use crate::topic::lifecycle::{Lifecycle, Termination};
 use crate::topic::publishing::Publishing;
 use crate::topic::record::{find_or_create, partitioned};
 use crate::topic::recovery::{self, Recovered};
@@ -103,15 +103,13 @@ async fn load_owned(
     let (mailbox, inbox) = mailbox();
     let (ended_sender, ended) = watch::channel(());
     let taken_over = log.was_taken_over() || cursor_log.was_taken_over();
-    let logs = [cursor_log.clone(), log.clone()];
-    let epoch = owned.epoch;
+    let (logs, epoch) = ([cursor_log.clone(), log.clone()], owned.epoch);
     let delivery_right = delivery_right(shared, owned, logs, (taken_over, sealed), now);
     let cursors = Cursors::new(cursor_log, &mailbox, recovered.dedup_index, now);
     tell_losses(shared, name, &recovered);
     let (attachments, publishing) = restore(recovered, &log, &mailbox, now);
-    let counters = Arc::new(TopicCounters::new(now));
-    let incarnation = cell.incarnation();
-    let followed = rates.follow();
+    let (incarnation, termination) = (cell.incarnation(), Termination::of(&cell));
+    let (counters, followed) = (Arc::new(TopicCounters::new(now)), rates.follow());
     let topic = Topic {
         cell,
         followed,
@@ -121,6 +119,7 @@ async fn load_owned(
         trimming: Trimming::new(now, log.first()),
         backlog: Backlog::new(),
         delivery_right,
+        terminating: Vec::new(),
         last_used: now,
         next_housekeeping: now + Duration::from_millis(shared.config.housekeeping_ms),
         cx: TopicContext {
@@ -135,6 +134,7 @@ async fn load_owned(
             counters: Arc::clone(&counters),
             budgets: Budgets::new(shared),
             life: Lifecycle::default(),
+            termination,
         },
     };
     let handle = TopicHandle {

@@ -2,6 +2,7 @@
 //! read beside it. Appends are carried out by `publishing/alone.rs`, commits of subscriptions by
 //! `attachments/commits.rs`.
 
+mod peek;
 mod read;
 
 use std::sync::Arc;
@@ -13,6 +14,7 @@ use aquifer_model::format::Description;
 use aquifer_model::id::{Index, ProducerInstance, TopicIncarnation};
 use aquifer_model::topic::{ProducerName, SubscriptionName};
 use aquifer_proto::v1::{ProducerState, SubscriptionState};
+use aquifer_protocol_api::consumer::IndexRange;
 use aquifer_protocol_api::pull::{self, TopicBounds};
 use aquifer_runtime::budget::{ByteBudget, BytePermit};
 use bytes::Bytes;
@@ -40,10 +42,27 @@ pub(crate) enum Pull {
     },
     /// A subscription is to move to an index.
     Commit(pull::Commit, Reply<Index>),
+    /// What a subscription has not acknowledged is given up.
+    Clear(Box<ClearTo>, Reply<u64>),
+    /// The next messages that a subscription has not acknowledged, at most this many, and the way
+    /// to them.
+    Peek(SubscriptionName, usize, Reply<(Door, Vec<IndexRange>)>),
     /// Where a subscription stands.
     Committed(SubscriptionName, Reply<Option<Index>>),
     /// The subscriptions and producers as they are now, for a backup.
     Capture(Reply<Cursors>),
+}
+
+/// Up to where what a subscription has not acknowledged is given up.
+#[derive(Debug, Clone)]
+pub(crate) struct ClearTo {
+    pub(crate) subscription: SubscriptionName,
+    /// The life of the topic that the index is of.
+    pub(crate) incarnation: Option<TopicIncarnation>,
+    /// The first message that stays; `None`: none does.
+    pub(crate) index: Option<Index>,
+    /// It is only counted.
+    pub(crate) dry_run: bool,
 }
 
 /// What a backup has of a topic beside its messages.

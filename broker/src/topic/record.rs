@@ -45,13 +45,17 @@ pub(crate) async fn find_or_create(
     if !create.is_allowed() || base.is_none() && !may_create(shared, name).await? {
         return Err(BrokerError::no_topic(name));
     }
+    let namespace = shared.namespaces.taking_topics(name.namespace()).await?;
     if base.is_none() {
         shared.check_topics(name, 0).await?;
     }
-    let recorded = create.begins(name, shared.next_id());
+    let recorded = create.begins(name);
     let created = match &base {
         Some(base) => TopicRecordCell::create_partition(ctx(), name, guards.clone(), base).await,
-        None => TopicRecordCell::create(ctx(), name, guards.clone()).await,
+        None => {
+            let none = TopicRanges::default();
+            TopicRecordCell::create_while_holds(ctx(), name, none, guards.clone(), namespace).await
+        }
     };
     if let Some(recorded) = recorded {
         let created = created.as_ref().map(drop);

@@ -109,7 +109,10 @@ impl Topics {
         answer
     }
 
-    async fn delete_wherever(self: &Arc<Self>, topic: &TopicName) -> Result<(), BrokerError> {
+    pub(super) async fn delete_wherever(
+        self: &Arc<Self>,
+        topic: &TopicName,
+    ) -> Result<(), BrokerError> {
         match self.delete_now(topic, true).await {
             Err(BrokerError::Elsewhere { at, .. }) => {
                 self.ask_peer(&at, topic, Deletion::Force).await
@@ -203,7 +206,7 @@ impl Topics {
     }
 
     /// Deletes a partition wherever it is served.
-    async fn delete_part(self: &Arc<Self>, part: &TopicName) -> Result<(), BrokerError> {
+    pub(super) async fn delete_part(self: &Arc<Self>, part: &TopicName) -> Result<(), BrokerError> {
         let mut pause = RETRY_MIN;
         for attempt in 1.. {
             let outcome = match self.delete_partition(part).await {

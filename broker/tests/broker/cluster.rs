@@ -24,7 +24,7 @@ use aquifer_model::load::LoadReport;
 use aquifer_model::place::Place;
 use aquifer_model::stats::TopicStats;
 use aquifer_model::topic::{SubscriptionName, TopicName};
-use aquifer_protocol_api::admin::{Admin, Deletion};
+use aquifer_protocol_api::admin::{Admin, Clear, Deletion, TopicEnd};
 use aquifer_protocol_api::data_plane::DataPlane;
 use aquifer_protocol_api::error::{ApiError, ApiResult, ErrorKind};
 use aquifer_protocol_api::operator::Operator;
@@ -72,6 +72,14 @@ impl Peers for Reports {
         self.at(url)?.delete_topic(&ctx(), topic.clone(), how).await
     }
 
+    async fn unload_topic(&self, url: &str, topic: &TopicName) -> ApiResult<u32> {
+        self.at(url)?.unload_topic(&ctx(), topic.clone()).await
+    }
+
+    async fn terminate_topic(&self, url: &str, topic: &TopicName) -> ApiResult<Vec<TopicEnd>> {
+        self.at(url)?.terminate_topic(&ctx(), topic.clone()).await
+    }
+
     async fn create_subscription(
         &self,
         url: &str,
@@ -111,6 +119,18 @@ impl Peers for Reports {
     async fn append(&self, url: &str, _topic: &TopicName, _lines: &Lines) -> ApiResult<()> {
         // These brokers have no guard, and so no audit log.
         self.at(url).map(drop)
+    }
+
+    async fn clear_subscription(
+        &self,
+        url: &str,
+        topic: &TopicName,
+        name: &SubscriptionName,
+        clear: Clear,
+    ) -> ApiResult<u64> {
+        let (broker, context) = (self.at(url)?, ctx());
+        let cleared = broker.clear_subscription(&context, topic.clone(), name.clone(), clear);
+        cleared.await
     }
 }
 

@@ -157,6 +157,7 @@ pub fn authenticate(broker: &Broker, bearer: Option<&str>) -> ApiResult<Principa
         peer: None,
         protocol: "test",
         request: "test",
+        request_id: None,
     })
 }
 

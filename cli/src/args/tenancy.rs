@@ -1,5 +1,7 @@
 //! Arguments of `aquifer tenant`, `namespace` and `subscription`.
 
+use std::time::Duration;
+
 use aquifer_model::place::Place;
 use aquifer_model::topic::{NamespaceName, SubscriptionName, TopicName};
 use clap::{Args, Subcommand};
@@ -25,6 +27,15 @@ pub enum TenantCommand {
     },
     /// List the tenants.
     List,
+    /// Delete a tenant with its tokens, grants and policies.
+    Delete {
+        /// The tenant.
+        #[arg(value_parser = tenant)]
+        tenant: String,
+        /// How.
+        #[command(flatten)]
+        how: DeleteArgs,
+    },
     /// Read and change the policies of a tenant.
     #[command(subcommand)]
     Policy(PolicyCommand),
@@ -54,6 +65,14 @@ pub enum NamespaceCommand {
         /// The tenant.
         #[arg(default_value = "public", value_parser = tenant)]
         tenant: String,
+    },
+    /// Delete a namespace with its policies and grants.
+    Delete {
+        /// The namespace, TENANT/NAMESPACE.
+        namespace: NamespaceName,
+        /// How.
+        #[command(flatten)]
+        how: DeleteArgs,
     },
     /// Show the policies in force for topics of a namespace, each with the level that sets it.
     Show {
@@ -114,6 +133,12 @@ pub enum SubscriptionCommand {
         #[arg(long, requires = "first", value_name = "INDEX")]
         last: Option<u64>,
     },
+    /// Show the next messages that a subscription has not acknowledged, and change nothing.
+    Peek(PeekArgs),
+    /// Give up everything that a subscription has not acknowledged, as if it had been.
+    Clear(ClearArgs),
+    /// Give up what a subscription has not acknowledged and is older than a time.
+    Expire(ExpireArgs),
     /// Let subscriptions continue whose record is damaged, from what of it is intact.
     Reset {
         /// The topic, or one partition.
@@ -129,6 +154,57 @@ pub enum SubscriptionCommand {
         #[arg(long)]
         force: bool,
     },
+}
+
+/// How a tenant or namespace is deleted.
+#[derive(Debug, Clone, Copy, Args)]
+pub struct DeleteArgs {
+    /// Delete everything that is in it first, although clients are connected.
+    #[arg(long)]
+    pub force: bool,
+    /// Say what is in it, and delete nothing.
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+/// Arguments of `aquifer subscription peek`.
+#[derive(Debug, Args)]
+pub struct PeekArgs {
+    /// The topic.
+    pub topic: TopicName,
+    /// The subscription.
+    pub subscription: SubscriptionName,
+    /// Number of messages; fewer are shown where they are large.
+    #[arg(
+        long,
+        default_value_t = 10,
+        value_name = "N",
+        value_parser = clap::value_parser!(u32).range(1..=1_000)
+    )]
+    pub count: u32,
+}
+
+/// Arguments of `aquifer subscription clear`.
+#[derive(Debug, Args)]
+pub struct ClearArgs {
+    /// The topic.
+    pub topic: TopicName,
+    /// The subscription.
+    pub subscription: SubscriptionName,
+    /// Say how many messages that would be, and give up nothing.
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+/// Arguments of `aquifer subscription expire`.
+#[derive(Debug, Args)]
+pub struct ExpireArgs {
+    /// What is given up.
+    #[command(flatten)]
+    pub clear: ClearArgs,
+    /// How long ago the broker took the newest of them, such as 12h.
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    pub older_than: Duration,
 }
 
 /// The name of a tenant, by the rules of those that have namespaces.

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use aquifer_client::{Client, ClientError, Consumer, ReceivedMessage, SubscriptionType};
-use aquifer_runtime::clock::{Clock, SystemClock};
+use aquifer_runtime::clock::{self, Clock, SystemClock};
 
 use crate::args::{ConsumeArgs, SubscriptionTypeArg};
 use crate::commands::message::{self, Damage};
@@ -49,6 +49,7 @@ pub async fn run(args: ConsumeArgs, connect: &Connect, out: &Output) -> Result<(
         damage: Damage::new(out, args.on_damage),
         printed: Printed::new(args.kind),
         end: (!args.follow).then(|| EndOfTopic::new(client, topic, subscription)),
+        is_over: false,
         patience: connect.timeout(),
     };
     consuming.run(args.count).await
@@ -62,6 +63,8 @@ struct Consuming<'a> {
     printed: Printed,
     /// Where it ends; nowhere with `--follow`.
     end: Option<EndOfTopic>,
+    /// The topic is terminated, and has no more.
+    is_over: bool,
     /// How long acknowledgements that came back may take after the last message was printed.
     patience: Duration,
 }
@@ -76,7 +79,7 @@ impl Consuming<'_> {
                 continue;
             };
             if batch.is_empty() {
-                if self.is_at_end().await? {
+                if self.is_over || self.is_at_end().await? {
                     break;
                 }
                 continue;
@@ -111,6 +114,12 @@ impl Consuming<'_> {
                 // What comes back comes again, and is told again.
                 ride_out(self.out, self.consumer.ack_damaged(&damaged).await)?;
                 Ok(None)
+            }
+            Err(ClientError::EndOfTopic) => {
+                self.is_over = true;
+                // What is waited for still must not be asked for all the time.
+                clock::sleep(QUIET).await;
+                Ok(Some(Vec::new()))
             }
             Err(error) => Err(error.into()),
         }

@@ -41,6 +41,7 @@ pub async fn run(args: ReadArgs, connect: &Connect, out: &Output) -> Result<(), 
             }
             Ok(None) => break,
             Err(ClientError::Damaged(damaged)) => damage.met(&damaged)?,
+            Err(ClientError::EndOfTopic) => break,
             Err(error) => return Err(error.into()),
         }
     }

@@ -1,11 +1,14 @@
-//! `aquifer subscription`: creates, lists, moves and deletes subscriptions.
+//! `aquifer subscription`: creates, lists, looks into, moves, clears and deletes subscriptions.
 
-use aquifer_client::admin::{Admin, SubscriptionStats};
+use std::time::Duration;
+
+use aquifer_client::admin::{Admin, ClearOptions, SubscriptionStats};
 use aquifer_client::{ClientError, ErrorCode, ErrorKind, SubscriptionType};
 use aquifer_model::id::Index;
 use serde_json::{Value, json};
 
-use crate::args::{SubscriptionArgs, SubscriptionCommand};
+use crate::args::{ClearArgs, OnDamageArg, PeekArgs, SubscriptionArgs, SubscriptionCommand};
+use crate::commands::message::{self, Damage};
 use crate::connect::Connect;
 use crate::exit::CliError;
 use crate::output::{Output, Table};
@@ -61,6 +64,11 @@ pub async fn run(args: SubscriptionArgs, connect: &Connect, out: &Output) -> Res
         } => {
             let (topic, subscription) = (topic.to_string(), subscription.to_string());
             skip(&admin, &topic, &subscription, first.zip(last), out).await
+        }
+        SubscriptionCommand::Peek(args) => peek(&admin, &args, out).await,
+        SubscriptionCommand::Clear(args) => clear(&admin, &args, None, out).await,
+        SubscriptionCommand::Expire(args) => {
+            clear(&admin, &args.clear, Some(args.older_than), out).await
         }
         SubscriptionCommand::Reset { topic } => reset(&admin, &topic.to_string(), out).await,
         SubscriptionCommand::Delete {
@@ -154,6 +162,51 @@ async fn skip(
         out.line(format!("{subscription} skips indexes {first} to {last}"))?;
     }
     Ok(())
+}
+
+/// Shows what a subscription gets next.
+async fn peek(admin: &Admin, args: &PeekArgs, out: &Output) -> Result<(), CliError> {
+    let (topic, subscription) = (args.topic.to_string(), args.subscription.to_string());
+    let count = usize::try_from(args.count).unwrap_or(usize::MAX);
+    let messages = admin.peek_messages(&topic, &subscription, count).await?;
+    let mut damage = Damage::new(out, OnDamageArg::Skip);
+    for message in messages {
+        match message {
+            Ok(message) => message::print(out, &message)?,
+            Err(ClientError::Damaged(damaged)) => damage.met(&damaged)?,
+            Err(error) => return Err(error.into()),
+        }
+    }
+    out.flush()?;
+    damage.end()
+}
+
+/// Gives up what is not acknowledged, or says how much that is.
+async fn clear(
+    admin: &Admin,
+    args: &ClearArgs,
+    older_than: Option<Duration>,
+    out: &Output,
+) -> Result<(), CliError> {
+    let (topic, subscription) = (args.topic.to_string(), args.subscription.to_string());
+    let options = ClearOptions {
+        older_than,
+        dry_run: args.dry_run,
+    };
+    let cleared = admin.clear_subscription(&topic, &subscription, options);
+    let messages = cleared.await?;
+    if out.is_json() {
+        return out.object(&json!({
+            "topic": topic,
+            "subscription": subscription,
+            "messages": messages,
+            "dry_run": args.dry_run,
+        }));
+    }
+    out.line(match args.dry_run {
+        true => format!("{subscription} would give up {messages} messages; nothing is changed"),
+        false => format!("{subscription} gave up {messages} messages"),
+    })
 }
 
 async fn reset(admin: &Admin, topic: &str, out: &Output) -> Result<(), CliError> {

@@ -1,9 +1,10 @@
 //! `aquifer tenant` and `aquifer namespace`: creates and lists them, and their policies.
 
+use aquifer_client::admin::{DeleteOptions, Removed};
 use aquifer_model::policy::PolicyScope;
 use serde_json::json;
 
-use crate::args::{NamespaceArgs, NamespaceCommand, TenantArgs, TenantCommand};
+use crate::args::{DeleteArgs, NamespaceArgs, NamespaceCommand, TenantArgs, TenantCommand};
 use crate::commands::policy;
 use crate::connect::Connect;
 use crate::exit::CliError;
@@ -26,6 +27,14 @@ pub async fn tenant(args: TenantArgs, connect: &Connect, out: &Output) -> Result
             }
         }
         TenantCommand::Policy(command) => policy::run(command, policy::tenant, &admin, out).await,
+        TenantCommand::Delete { tenant, how } => {
+            let removed = admin.delete_tenant(&tenant, options(how)).await?;
+            let goes = format!(
+                "{} namespaces, {} topics",
+                removed.namespaces, removed.topics
+            );
+            deleted("tenant", &tenant, removed, &goes, how, out)
+        }
         TenantCommand::List => list("tenant", admin.list_tenants().await?, out),
     }
 }
@@ -56,6 +65,12 @@ pub async fn namespace(
         NamespaceCommand::List { tenant } => {
             list("namespace", admin.list_namespaces(&tenant).await?, out)
         }
+        NamespaceCommand::Delete { namespace, how } => {
+            let name = namespace.to_string();
+            let removed = admin.delete_namespace(&name, options(how)).await?;
+            let goes = format!("{} topics", removed.topics);
+            deleted("namespace", &name, removed, &goes, how, out)
+        }
         NamespaceCommand::Show { namespace } => {
             let view = admin
                 .get_policies(&PolicyScope::Namespace(namespace))
@@ -66,6 +81,36 @@ pub async fn namespace(
             policy::run(command, policy::namespace, &admin, out).await
         }
     }
+}
+
+fn options(how: DeleteArgs) -> DeleteOptions {
+    DeleteOptions {
+        force: how.force,
+        dry_run: how.dry_run,
+    }
+}
+
+/// What was deleted, or would be.
+fn deleted(
+    what: &'static str,
+    name: &str,
+    removed: Removed,
+    goes: &str,
+    how: DeleteArgs,
+    out: &Output,
+) -> Result<(), CliError> {
+    if out.is_json() {
+        return out.object(&json!({
+            what: name,
+            "deleted": !how.dry_run,
+            "namespaces": removed.namespaces,
+            "topics": removed.topics,
+        }));
+    }
+    out.line(match how.dry_run {
+        true => format!("{what} {name} has {goes}; nothing is deleted"),
+        false => format!("deleted {what} {name}: {goes}"),
+    })
 }
 
 fn list(what: &'static str, names: Vec<String>, out: &Output) -> Result<(), CliError> {

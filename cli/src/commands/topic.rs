@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use aquifer_client::ErrorKind;
 use aquifer_client::admin::{Admin, TopicStats};
 use aquifer_model::place::Place;
 use aquifer_model::topic::TopicName;
@@ -66,16 +67,90 @@ pub async fn run(args: TopicArgs, connect: &Connect, out: &Output) -> Result<(),
             before,
             wait,
         } => offload(&topic, before, wait, &admin, out).await,
+        TopicCommand::Grow { topic, partitions } => {
+            let topic = topic.to_string();
+            admin.grow_topic(&topic, partitions).await?;
+            out.line(format!("{topic} has {partitions} partitions"))
+        }
+        TopicCommand::Unload { topic } => unload(&topic.to_string(), &admin, out).await,
+        TopicCommand::Terminate { topic } => terminate(&topic.to_string(), &admin, out).await,
         TopicCommand::Policy(command) => policy::run(command, policy::topic, &admin, out).await,
-        TopicCommand::Delete { topic, force } => {
-            admin.delete_topic(&topic.to_string(), force).await?;
-            if out.is_json() {
-                out.object(&json!({"topic": topic.to_string(), "deleted": true}))
-            } else {
-                out.line(format!("deleted {topic}"))
-            }
+        TopicCommand::Delete {
+            topic,
+            dry_run: true,
+            ..
+        } => would_delete(&topic.to_string(), &admin, out).await,
+        TopicCommand::Delete { topic, force, .. } => {
+            delete(&topic.to_string(), force, &admin, out).await
         }
     }
+}
+
+async fn delete(topic: &str, force: bool, admin: &Admin, out: &Output) -> Result<(), CliError> {
+    admin.delete_topic(topic, force).await?;
+    match out.is_json() {
+        true => out.object(&json!({"topic": topic, "deleted": true})),
+        false => out.line(format!("deleted {topic}")),
+    }
+}
+
+/// Closes a topic where it is served.
+async fn unload(topic: &str, admin: &Admin, out: &Output) -> Result<(), CliError> {
+    let unloaded = admin.unload_topic(topic).await?;
+    if out.is_json() {
+        return out.object(&json!({"topic": topic, "unloaded": unloaded}));
+    }
+    out.line(match unloaded {
+        0 => format!("{topic} was not loaded"),
+        _ => format!("unloaded {topic}"),
+    })
+}
+
+/// What the deletion of a topic would delete.
+async fn would_delete(topic: &str, admin: &Admin, out: &Output) -> Result<(), CliError> {
+    let stats = admin.topic_stats(topic).await?;
+    let in_use = match admin.check_unused(topic).await {
+        Ok(()) => false,
+        Err(error) if error.kind() == ErrorKind::Busy => true,
+        Err(error) => return Err(error.into()),
+    };
+    let messages = stats.end_index.0.saturating_sub(stats.first_index.0);
+    let subscriptions = stats.subscriptions.iter().filter(|found| found.durable);
+    let subscriptions = subscriptions.count();
+    if out.is_json() {
+        return out.object(&json!({
+            "topic": topic,
+            "deleted": false,
+            "messages": messages,
+            "stored_bytes": stats.stored_bytes,
+            "subscriptions": subscriptions,
+            "in_use": in_use,
+        }));
+    }
+    let used = match in_use {
+        true => "it has connected clients, and goes with --force only",
+        false => "no client is connected",
+    };
+    let bytes = stats.stored_bytes;
+    out.line(format!(
+        "{topic} has {messages} messages, {bytes} bytes, {subscriptions} subscriptions; {used}; nothing is deleted"
+    ))
+}
+
+/// Lets a topic take no more messages, and says where it ends.
+async fn terminate(topic: &str, admin: &Admin, out: &Output) -> Result<(), CliError> {
+    for end in admin.terminate_topic(topic).await? {
+        let last = end.last_index.map(|last| last.0);
+        if out.is_json() {
+            out.object(&json!({"topic": end.topic, "last_index": last}))?;
+            continue;
+        }
+        out.line(match last {
+            Some(last) => format!("{} ends with index {last}", end.topic),
+            None => format!("{} ends without a message", end.topic),
+        })?;
+    }
+    Ok(())
 }
 
 /// Has ledgers offloaded; with `wait` until all of them are.

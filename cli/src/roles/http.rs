@@ -108,6 +108,7 @@ impl Health {
             peer: None,
             protocol: PROTOCOL,
             request: "/metrics",
+            request_id: None,
         })?;
         let ctx = RequestContext::of(principal, PROTOCOL);
         broker.may_read_metrics(&ctx)

@@ -1,12 +1,18 @@
 //! Subscriptions, as an operator changes them.
 
+use std::sync::Arc;
+use std::time::Duration;
+
 use aquifer_model::id::Index;
 use aquifer_model::place::Place;
 use aquifer_model::topic::{SubscriptionName, TopicName};
 use aquifer_proto::v1;
+use aquifer_runtime::clock;
 
 use crate::admin::{Admin, Client};
-use crate::error::Result;
+use crate::error::{ErrorKind, Result};
+use crate::message::ReceivedMessage;
+use crate::topic::peeked;
 
 /// From where a subscription goes on whose record was damaged.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -19,6 +25,15 @@ pub struct SubscriptionReset {
     pub repeated_messages: u64,
     /// Nothing was known but its name: it goes on from the first message that is kept.
     pub name_only: bool,
+}
+
+/// What of a subscription is given up.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ClearOptions {
+    /// Only messages that the broker took longer ago than this; `None`: all.
+    pub older_than: Option<Duration>,
+    /// Nothing is given up: it is only asked how many messages that would be.
+    pub dry_run: bool,
 }
 
 impl Admin {
@@ -129,6 +144,84 @@ impl Admin {
         Ok(skipped
             .map(|range| (Index(range.first_index), Index(range.last_index)))
             .collect())
+    }
+
+    /// Gives up what a subscription has not acknowledged, as if it had been acknowledged, in every
+    /// partition of a partitioned topic: all of it, or what is old. Answers how many messages that
+    /// are.
+    ///
+    /// # Errors
+    /// `NotFound`, `Invalid` for a name, and what every call may answer.
+    pub async fn clear_subscription(
+        &self,
+        topic: &str,
+        subscription: &str,
+        options: ClearOptions,
+    ) -> Result<u64> {
+        let request = v1::ClearSubscriptionRequest {
+            topic: topic.parse::<TopicName>()?.to_string(),
+            subscription: SubscriptionName::new(subscription)?.to_string(),
+            older_than_ms: options.older_than.map(clock::millis),
+            dry_run: options.dry_run,
+        };
+        let call = move |mut client: Client| {
+            let request = request.clone();
+            async move { client.clear_subscription(request).await }
+        };
+        let what = "clearing the subscription";
+        let cleared = self.call(what, options.dry_run, call).await?;
+        Ok(cleared.messages)
+    }
+
+    /// The next messages that a subscription has not acknowledged, whether a consumer has them or
+    /// not, `limit` at most and fewer where they are large; partition after partition of a
+    /// partitioned topic. Changes nothing. What cannot be read is an error among them.
+    ///
+    /// # Errors
+    /// `NotFound`, `Invalid` for a name, and what every call may answer.
+    pub async fn peek_messages(
+        &self,
+        topic: &str,
+        subscription: &str,
+        limit: usize,
+    ) -> Result<Vec<Result<ReceivedMessage>>> {
+        let topic = topic.parse::<TopicName>()?;
+        let subscription = SubscriptionName::new(subscription)?.to_string();
+        let parts = match topic.partition() {
+            Some(_) => vec![Arc::new(topic)],
+            None => self.layout(&topic).await?.parts(),
+        };
+        let mut all = Vec::new();
+        let (mut found, mut absent) = (false, None);
+        for part in parts {
+            let left = limit.saturating_sub(all.len());
+            if left == 0 {
+                break;
+            }
+            let request = v1::PeekMessagesRequest {
+                topic: part.to_string(),
+                subscription: subscription.clone(),
+                limit: u32::try_from(left).unwrap_or(u32::MAX),
+            };
+            let call = move |mut client: Client| {
+                let request = request.clone();
+                async move { client.peek_messages(request).await }
+            };
+            match self.call("peeking", true, call).await {
+                Ok(answer) => {
+                    found = true;
+                    all.extend(peeked(&part, answer));
+                    all.truncate(limit);
+                }
+                // A partition that was not used yet has nothing.
+                Err(error) if error.kind() == ErrorKind::NotFound => absent = Some(error),
+                Err(error) => return Err(error),
+            }
+        }
+        match absent {
+            Some(error) if !found => Err(error),
+            _ => Ok(all),
+        }
     }
 
     /// Lets the subscriptions of one topic or partition go on whose record is damaged, from what of

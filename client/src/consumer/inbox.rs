@@ -51,6 +51,8 @@ pub(crate) struct Inbox {
     is_subscribed: bool,
     is_active: bool,
     is_closing: bool,
+    /// The broker has said that nothing more comes, and nothing came since.
+    has_ended: bool,
     incarnation: Option<Bytes>,
     owner_epoch: OwnerEpoch,
     seek_epoch: SeekEpoch,
@@ -79,6 +81,7 @@ impl Inbox {
             is_subscribed: false,
             is_active: false,
             is_closing: false,
+            has_ended: false,
             incarnation: None,
             owner_epoch: OwnerEpoch(0),
             seek_epoch: SeekEpoch(0),
@@ -107,6 +110,7 @@ impl Inbox {
         self.session += 1;
         self.is_subscribed = false;
         self.is_active = false;
+        self.has_ended = false;
         self.arrivals.reset();
         if let Role::Subscriber(subscriber) = &mut self.role {
             subscriber.begin_session();
@@ -244,7 +248,20 @@ impl Inbox {
         is_stale
     }
 
+    /// The broker says that nothing more comes.
+    pub(crate) fn end_of_topic(&mut self, session: u64) {
+        if session == self.session {
+            self.has_ended = true;
+        }
+    }
+
+    /// Whether everything was handed out, and nothing more comes.
+    pub(crate) fn is_at_end(&self) -> bool {
+        self.has_ended && self.seek.is_none() && self.arrivals.is_empty()
+    }
+
     fn arrive(&mut self, mut delivered: Delivered, origin: Origin, cost: Amount, is_stale: bool) {
+        self.has_ended = false;
         if is_stale || !self.role.take_in(&mut delivered) {
             self.arrivals.refuse(cost);
         } else {

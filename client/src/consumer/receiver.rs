@@ -70,7 +70,10 @@ impl State {
             return Some(Err(error));
         }
         loop {
-            let partition = self.ready.pop_front()?;
+            let Some(partition) = self.ready.pop_front() else {
+                let is_over = self.inboxes.iter().all(Inbox::is_at_end);
+                return is_over.then_some(Err(ClientError::EndOfTopic));
+            };
             self.is_ready[partition] = false;
             let inbox = &mut self.inboxes[partition];
             let taken = inbox.take();
@@ -183,6 +186,8 @@ impl Receiver {
     pub(crate) fn try_take_message(&self) -> Option<ReceivedMessage> {
         match self.try_take()? {
             Ok(message) => Some(message),
+            // It is met again.
+            Err(ClientError::EndOfTopic) => None,
             Err(error) => {
                 self.state.change(|state, _| state.kept = Some(error));
                 self.changed.notify_waiters();

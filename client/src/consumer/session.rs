@@ -113,6 +113,9 @@ impl Session for ConsumeSession {
             Some(Response::Active(active)) => {
                 self.update(|inbox, _| inbox.set_active(number, active.active));
             }
+            Some(Response::EndOfTopic(_)) => {
+                self.update(|inbox, _| inbox.end_of_topic(number));
+            }
             Some(Response::Error(detail)) => return Err(detail.into()),
             Some(Response::Subscribed(_)) => {
                 let text = "the stream was subscribed twice";

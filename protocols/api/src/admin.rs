@@ -8,15 +8,35 @@ use aquifer_model::stats::{OffloadProgress, TopicStats};
 use aquifer_model::topic::{NamespaceName, SubscriptionName, TopicName};
 use async_trait::async_trait;
 
-use crate::consumer::IndexRange;
+use crate::consumer::{Gap, IndexRange};
 use crate::context::RequestContext;
 use crate::error::ApiResult;
+use crate::pull::StoredBatch;
 
 /// What tenants and their operators do: tenants, namespaces, topics, subscriptions.
 #[async_trait]
 pub trait Admin: Send + Sync + 'static {
     /// Creates a tenant.
     async fn create_tenant(&self, ctx: &RequestContext, tenant: String) -> ApiResult<()>;
+
+    /// Deletes a tenant, with its tokens and grants. One that has namespaces is refused, unless it
+    /// is forced: then these go first. What was begun is finished by repeating it, or by itself.
+    async fn delete_tenant(
+        &self,
+        ctx: &RequestContext,
+        tenant: String,
+        how: Removal,
+    ) -> ApiResult<Removed>;
+
+    /// Deletes a namespace, with its policies and grants. One that has topics is refused, unless it
+    /// is forced: then these go first. No topic is created in it meanwhile. What was begun is
+    /// finished by repeating it, or by itself.
+    async fn delete_namespace(
+        &self,
+        ctx: &RequestContext,
+        namespace: NamespaceName,
+        how: Removal,
+    ) -> ApiResult<Removed>;
 
     /// Lists tenants in name order.
     async fn list_tenants(
@@ -102,6 +122,28 @@ pub trait Admin: Send + Sync + 'static {
         before: Place,
     ) -> ApiResult<OffloadProgress>;
 
+    /// Gives a partitioned topic more partitions. That is not built: what could be done is refused
+    /// as `Unimplemented`, with what to do instead.
+    async fn grow_topic(
+        &self,
+        ctx: &RequestContext,
+        topic: TopicName,
+        partitions: u32,
+    ) -> ApiResult<()>;
+
+    /// Closes a topic, or each of its partitions, where it is served. It finishes what is in
+    /// flight; its clients come back and have it loaded again. Answers how many were loaded.
+    async fn unload_topic(&self, ctx: &RequestContext, topic: TopicName) -> ApiResult<u32>;
+
+    /// Lets a topic, or each of its partitions, take no more messages, for good. What is in flight
+    /// is finished; what is stored can be read. Answers where each ends, also when it was
+    /// terminated before.
+    async fn terminate_topic(
+        &self,
+        ctx: &RequestContext,
+        topic: TopicName,
+    ) -> ApiResult<Vec<TopicEnd>>;
+
     /// Statistics of a topic; sums over the partitions of a partitioned one.
     async fn topic_stats(&self, ctx: &RequestContext, topic: TopicName) -> ApiResult<TopicStats>;
 
@@ -143,6 +185,26 @@ pub trait Admin: Send + Sync + 'static {
         subscription: SubscriptionName,
         range: Option<IndexRange>,
     ) -> ApiResult<Vec<IndexRange>>;
+
+    /// Gives up what a subscription has not acknowledged, in every partition of a partitioned
+    /// topic: all of it, or what is old. Answers how many messages that are.
+    async fn clear_subscription(
+        &self,
+        ctx: &RequestContext,
+        topic: TopicName,
+        subscription: SubscriptionName,
+        clear: Clear,
+    ) -> ApiResult<u64>;
+
+    /// Shows the next messages of one topic or partition that a subscription has not acknowledged,
+    /// at most [`PEEK_MESSAGES_MAX`]. Changes nothing.
+    async fn peek_messages(
+        &self,
+        ctx: &RequestContext,
+        topic: TopicName,
+        subscription: SubscriptionName,
+        limit: usize,
+    ) -> ApiResult<Peeked>;
 
     /// Lets the subscriptions of a topic whose record of them is damaged go on from what is whole.
     /// Answers from where each goes on; nothing when nothing is damaged.
@@ -193,6 +255,24 @@ pub struct TopicDescription {
     pub incarnation: TopicIncarnation,
 }
 
+/// How a tenant or namespace is deleted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Removal {
+    /// With all that is in it, used or not.
+    pub force: bool,
+    /// Not at all: it is only asked what is in it.
+    pub dry_run: bool,
+}
+
+/// What was deleted, or would be.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+pub struct Removed {
+    /// Namespaces.
+    pub namespaces: u64,
+    /// Topics, a partitioned one counted once.
+    pub topics: u64,
+}
+
 /// How a topic is deleted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Deletion {
@@ -202,6 +282,38 @@ pub enum Deletion {
     Force,
     /// Not at all: it is only asked whether clients are connected.
     Check,
+}
+
+/// Where a topic ends that takes no more messages.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TopicEnd {
+    /// The topic, or the partition.
+    pub topic: TopicName,
+    /// Index after its last message.
+    pub end: Index,
+}
+
+/// What of a subscription is given up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Clear {
+    /// Only messages that the broker took longer ago than this, in ms; `None`: all.
+    pub older_than_ms: Option<u64>,
+    /// Nothing: it is only asked how many messages that would be.
+    pub dry_run: bool,
+}
+
+/// Most messages that are shown at once.
+pub const PEEK_MESSAGES_MAX: usize = 1_000;
+
+/// The next messages of a subscription.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Peeked {
+    /// Those that are not acknowledged, in order.
+    pub unacknowledged: Vec<IndexRange>,
+    /// Whole entries that hold the first of them, and with these others.
+    pub batches: Vec<StoredBatch>,
+    /// What of them storage cannot give.
+    pub gaps: Vec<Gap>,
 }
 
 /// From where a subscription goes on whose record was damaged.

@@ -171,6 +171,11 @@ pub enum ConsumerEvent {
     },
     /// Failover: whether this consumer is the one that is served.
     Active(bool),
+    /// The topic was terminated, and nothing more comes: all is acknowledged, or a reader has it.
+    EndOfTopic {
+        /// Index after the last message.
+        end: Index,
+    },
     /// The session is over.
     Failed(ApiError),
 }

@@ -1,5 +1,6 @@
 //! What every call knows about its caller.
 
+use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -82,6 +83,44 @@ impl Principal {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Protocol(pub &'static str);
 
+/// Tells one request from others: in its answer, in logs and in the audit log. A caller may give
+/// it, so that it is nothing to rely on.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct RequestId(Arc<str>);
+
+impl RequestId {
+    /// The header of a request that gives it, and of every answer.
+    pub const HEADER: &'static str = "x-request-id";
+    /// Longest id that a caller may give.
+    pub const BYTES_MAX: usize = 128;
+
+    /// One that a caller gives: letters, digits and `-_.`, so that it can be written everywhere.
+    #[must_use]
+    pub fn given(text: &str) -> Option<RequestId> {
+        let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
+        let is_plain = (1..=RequestId::BYTES_MAX).contains(&text.len()) && text.bytes().all(plain);
+        is_plain.then(|| RequestId(text.into()))
+    }
+
+    /// One that was drawn.
+    #[must_use]
+    pub fn drawn(random: [u8; 16]) -> RequestId {
+        RequestId(format!("{:032x}", u128::from_be_bytes(random)).into())
+    }
+
+    /// Its text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for RequestId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
 /// Context of one request or stream.
 #[derive(Debug, Clone)]
 pub struct RequestContext {
@@ -95,6 +134,8 @@ pub struct RequestContext {
     pub deadline: Option<Duration>,
     /// W3C `traceparent` of the caller.
     pub traceparent: Option<String>,
+    /// What it is called; `None`: it has no answer that could tell.
+    pub request_id: Option<RequestId>,
 }
 
 impl RequestContext {
@@ -107,6 +148,7 @@ impl RequestContext {
             peer: None,
             deadline: None,
             traceparent: None,
+            request_id: None,
         }
     }
 
@@ -115,4 +157,18 @@ impl RequestContext {
     pub fn anonymous(protocol: &'static str) -> RequestContext {
         RequestContext::of(Principal::Anonymous, protocol)
     }
+}
+
+#[test]
+fn an_id_that_is_given_can_be_written_everywhere() {
+    let longest = "x".repeat(RequestId::BYTES_MAX);
+    for good in ["a", "A-1_b.c", &longest] {
+        let id = RequestId::given(good).map(|id| id.to_string());
+        assert_eq!(id.as_deref(), Some(good));
+    }
+    let long = "x".repeat(RequestId::BYTES_MAX + 1);
+    for bad in ["", "a b", "a\n", "\u{e4}", "a/b", "{\"", &long] {
+        assert_eq!(RequestId::given(bad), None, "{bad:?}");
+    }
+    assert_eq!(RequestId::drawn([1; 16]).as_str(), "01".repeat(16));
 }

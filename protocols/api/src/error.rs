@@ -54,11 +54,13 @@ pub enum ErrorKind {
     Internal,
     /// It has another version than the request names.
     Conflict,
+    /// The topic takes no more messages, for good.
+    Terminated,
 }
 
 impl ErrorKind {
     /// Every kind, so that tests can go through all of them.
-    pub const ALL: [ErrorKind; 22] = [
+    pub const ALL: [ErrorKind; 23] = [
         ErrorKind::InvalidArgument,
         ErrorKind::NotFound,
         ErrorKind::AlreadyExists,
@@ -81,6 +83,7 @@ impl ErrorKind {
         ErrorKind::Unimplemented,
         ErrorKind::Internal,
         ErrorKind::Conflict,
+        ErrorKind::Terminated,
     ];
 
     /// Whether the same request may succeed later, unchanged.

@@ -11,7 +11,7 @@ use async_trait::async_trait;
 
 use crate::access::{Action, Resource};
 use crate::admin::{Page, PageRequest};
-use crate::context::{Principal, RequestContext};
+use crate::context::{Principal, RequestContext, RequestId};
 use crate::error::ApiResult;
 use crate::scope::{GrantScope, Pattern};
 
@@ -28,6 +28,8 @@ pub struct Shown<'a> {
     pub protocol: &'static str,
     /// What it asks for, as its protocol names it; for the record of failures.
     pub request: &'a str,
+    /// What that request is called, if its answer tells.
+    pub request_id: Option<&'a RequestId>,
 }
 
 /// Finds out who calls. It never waits: everything that it needs is in memory.

@@ -2,24 +2,24 @@
 
 use aquifer_model::listener::{Listener, ListenerName, Listeners};
 use aquifer_model::place::Place;
-use aquifer_model::stats::{SubscriptionStats, TopicStats};
 use aquifer_model::topic::SubscriptionName;
 use aquifer_proto::convert::ranges::wire_ranges;
 use aquifer_proto::v1;
-use aquifer_protocol_api::admin::{Deletion, SubscriptionReset};
+use aquifer_protocol_api::admin::{Clear, Deletion, Removal, SubscriptionReset, TopicEnd};
 use aquifer_protocol_api::consumer::IndexRange;
 use aquifer_protocol_api::operator::BrokerInfo;
-use prost::Message as _;
 use tonic::{Request, async_trait};
 
 use crate::convert::{
     bundle, invalid, name, namespace, optional_broker, page, partitions, place, policies,
     policy_scope, policy_update, ranges, tenant, topic,
 };
+use crate::pull;
 use crate::service::{Answer, Service};
+use crate::stats::{fitting, wire_stats, without_lists};
 
-/// Bytes of an answer with statistics; what a client can receive is more.
-const STATS_BYTES_MAX: usize = 4 << 20;
+/// Messages that are shown where the client does not say how many.
+const PEEK_MESSAGES_DEFAULT: usize = 10;
 
 #[async_trait]
 impl v1::admin_server::Admin for Service {
@@ -30,6 +30,40 @@ impl v1::admin_server::Admin for Service {
         self.unary("create_tenant", request, |broker, ctx, r| async move {
             broker.create_tenant(&ctx, tenant(r.tenant)?).await?;
             Ok(v1::CreateTenantResponse {})
+        })
+        .await
+    }
+
+    async fn delete_tenant(
+        &self,
+        request: Request<v1::DeleteTenantRequest>,
+    ) -> Answer<v1::DeleteTenantResponse> {
+        self.unary("delete_tenant", request, |broker, ctx, r| async move {
+            let (force, dry_run) = (r.force, r.dry_run);
+            let removed = broker
+                .delete_tenant(&ctx, tenant(r.tenant)?, Removal { force, dry_run })
+                .await?;
+            Ok(v1::DeleteTenantResponse {
+                namespaces: removed.namespaces,
+                topics: removed.topics,
+            })
+        })
+        .await
+    }
+
+    async fn delete_namespace(
+        &self,
+        request: Request<v1::DeleteNamespaceRequest>,
+    ) -> Answer<v1::DeleteNamespaceResponse> {
+        self.unary("delete_namespace", request, |broker, ctx, r| async move {
+            let (force, dry_run) = (r.force, r.dry_run);
+            let name = namespace(&r.namespace)?;
+            let removed = broker
+                .delete_namespace(&ctx, name, Removal { force, dry_run })
+                .await?;
+            Ok(v1::DeleteNamespaceResponse {
+                topics: removed.topics,
+            })
         })
         .await
     }
@@ -200,6 +234,46 @@ impl v1::admin_server::Admin for Service {
         .await
     }
 
+    async fn grow_topic(
+        &self,
+        request: Request<v1::GrowTopicRequest>,
+    ) -> Answer<v1::GrowTopicResponse> {
+        self.unary("grow_topic", request, |broker, ctx, r| async move {
+            let (topic, partitions) = (topic(&r.topic)?, partitions(r.partitions)?);
+            broker.grow_topic(&ctx, topic, partitions).await?;
+            Ok(v1::GrowTopicResponse {})
+        })
+        .await
+    }
+
+    async fn unload_topic(
+        &self,
+        request: Request<v1::UnloadTopicRequest>,
+    ) -> Answer<v1::UnloadTopicResponse> {
+        self.unary("unload_topic", request, |broker, ctx, r| async move {
+            let unloaded = broker.unload_topic(&ctx, topic(&r.topic)?).await?;
+            Ok(v1::UnloadTopicResponse { unloaded })
+        })
+        .await
+    }
+
+    async fn terminate_topic(
+        &self,
+        request: Request<v1::TerminateTopicRequest>,
+    ) -> Answer<v1::TerminateTopicResponse> {
+        self.unary("terminate_topic", request, |broker, ctx, r| async move {
+            let ends = broker.terminate_topic(&ctx, topic(&r.topic)?).await?;
+            let wire = |end: TopicEnd| v1::TopicEnd {
+                topic: end.topic.to_string(),
+                last_index: end.end.0.checked_sub(1),
+            };
+            Ok(v1::TerminateTopicResponse {
+                ends: ends.into_iter().map(wire).collect(),
+            })
+        })
+        .await
+    }
+
     async fn topic_stats(
         &self,
         request: Request<v1::TopicStatsRequest>,
@@ -295,6 +369,42 @@ impl v1::admin_server::Admin for Service {
             })
         })
         .await
+    }
+
+    async fn clear_subscription(
+        &self,
+        request: Request<v1::ClearSubscriptionRequest>,
+    ) -> Answer<v1::ClearSubscriptionResponse> {
+        self.unary("clear_subscription", request, |broker, ctx, r| async move {
+            let subscription: SubscriptionName = name(&r.subscription)?;
+            let clear = Clear {
+                older_than_ms: r.older_than_ms,
+                dry_run: r.dry_run,
+            };
+            let messages = broker
+                .clear_subscription(&ctx, topic(&r.topic)?, subscription, clear)
+                .await?;
+            Ok(v1::ClearSubscriptionResponse { messages })
+        })
+        .await
+    }
+
+    async fn peek_messages(
+        &self,
+        request: Request<v1::PeekMessagesRequest>,
+    ) -> Answer<v1::PeekMessagesResponse> {
+        let peeked = self.unary("peek_messages", request, |broker, ctx, r| async move {
+            let subscription: SubscriptionName = name(&r.subscription)?;
+            let limit = match r.limit {
+                0 => PEEK_MESSAGES_DEFAULT,
+                limit => usize::try_from(limit).unwrap_or(usize::MAX),
+            };
+            let found = broker
+                .peek_messages(&ctx, topic(&r.topic)?, subscription, limit)
+                .await?;
+            Ok(pull::peek_answer(found))
+        });
+        pull::holding(peeked.await?)
     }
 
     async fn reset_subscriptions(
@@ -418,125 +528,5 @@ fn wire_broker(broker: BrokerInfo, listener: &ListenerName) -> v1::BrokerInfo {
         version: broker.version,
         draining: broker.draining,
         self_: broker.is_self,
-    }
-}
-
-fn wire_stats(topic: String, stats: TopicStats) -> v1::TopicStatsResponse {
-    let ledgers = stats.ledgers.into_iter().map(|ledger| v1::LedgerStats {
-        ledger_id: ledger.ledger.0,
-        first_index: ledger.first_index.0,
-        entries: ledger.entries,
-        bytes: ledger.bytes,
-        state: ledger.state.name().to_owned(),
-        local: ledger.local,
-        object: ledger.object.unwrap_or_default(),
-    });
-    let producers = stats
-        .producers
-        .into_iter()
-        .map(|producer| v1::ProducerStats {
-            name: producer.name.as_str().to_owned(),
-            last_sequence_id: producer.last_sequence_id,
-        });
-    let subscriptions = stats.subscriptions.into_iter().map(wire_subscription);
-    v1::TopicStatsResponse {
-        topic,
-        partitions: stats.partitions,
-        first_index: stats.first_index.0,
-        end_index: stats.end_index.0,
-        stored_bytes: stats.stored_bytes,
-        entries: stats.entries,
-        ledgers: ledgers.collect(),
-        producers: producers.collect(),
-        subscriptions: subscriptions.collect(),
-        messages_in: stats.messages_in,
-        bytes_in: stats.bytes_in,
-        messages_out: stats.messages_out,
-        bytes_out: stats.bytes_out,
-        held_back_by: stats.held_back_by.unwrap_or_default(),
-        shortened: false,
-    }
-}
-
-fn without_lists(mut stats: v1::TopicStatsResponse) -> v1::TopicStatsResponse {
-    stats.ledgers.clear();
-    stats.producers.clear();
-    stats.subscriptions.clear();
-    stats
-}
-
-/// An answer that can be received, however many ledgers, producers and consumers there are.
-fn fitting(mut stats: v1::TopicStatsResponse) -> v1::TopicStatsResponse {
-    while stats.encoded_len() > STATS_BYTES_MAX {
-        stats.shortened = true;
-        // The newest ledgers tell most.
-        let old = stats.ledgers.len().div_ceil(2);
-        stats.ledgers.drain(..old);
-        stats.producers.truncate(stats.producers.len() / 2);
-        let all = stats.subscriptions.len();
-        match stats
-            .subscriptions
-            .iter_mut()
-            .find(|s| !s.consumers.is_empty())
-        {
-            Some(_) => stats
-                .subscriptions
-                .iter_mut()
-                .for_each(|s| s.consumers.truncate(s.consumers.len() / 2)),
-            None => stats.subscriptions.truncate(all / 2),
-        }
-    }
-    stats
-}
-
-fn wire_subscription(subscription: SubscriptionStats) -> v1::SubscriptionStats {
-    v1::SubscriptionStats {
-        name: subscription.name,
-        r#type: v1::SubscriptionType::from(subscription.kind).into(),
-        mark_delete_index: subscription.mark_delete.0,
-        backlog_messages: subscription.backlog_messages,
-        unacknowledged_messages: subscription.unacknowledged_messages,
-        consumers: subscription.consumers,
-        durable: subscription.durable,
-        acknowledged_ranges: subscription.acknowledged_ranges,
-        damaged_messages: subscription.damaged_messages,
-        held_back_by: subscription.held_back_by.unwrap_or_default(),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Every request gets an answer.
-    #[test]
-    fn statistics_of_whatever_size_fit_into_an_answer() {
-        let ledger = |ledger_id| v1::LedgerStats {
-            ledger_id,
-            state: "closed".to_owned(),
-            ..v1::LedgerStats::default()
-        };
-        let subscription = |number: u64| v1::SubscriptionStats {
-            name: format!("subscription {number}"),
-            consumers: vec!["x".repeat(256); 100],
-            ..v1::SubscriptionStats::default()
-        };
-        let stats = v1::TopicStatsResponse {
-            end_index: 7,
-            ledgers: (0..300_000).map(ledger).collect(),
-            subscriptions: (0..1_000).map(subscription).collect(),
-            ..v1::TopicStatsResponse::default()
-        };
-        let short = fitting(stats.clone());
-        assert!(short.encoded_len() <= STATS_BYTES_MAX && short.shortened);
-        assert_eq!(
-            short.subscriptions.len(),
-            1_000,
-            "names say more than consumers"
-        );
-        assert_eq!(short.ledgers.last().map(|l| l.ledger_id), Some(299_999));
-        assert_eq!(short.end_index, 7);
-        let brief = without_lists(stats);
-        assert!(brief.encoded_len() < 100 && brief.end_index == 7);
     }
 }

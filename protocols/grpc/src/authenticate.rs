@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use aquifer_protocol_api::BrokerApi;
-use aquifer_protocol_api::context::{Principal, Protocol};
+use aquifer_protocol_api::context::{Principal, Protocol, RequestId};
 use aquifer_protocol_api::error::ApiResult;
 use aquifer_protocol_api::security::{Authenticator, Shown};
 use aquifer_runtime::net::bearer::bearer;
@@ -34,7 +34,7 @@ pub fn principal<A: Authenticator + ?Sized>(
     headers: &HeaderMap,
     certificate: Option<&PeerCertificate>,
     peer: Option<SocketAddr>,
-    (protocol, request): (&'static str, &str),
+    (protocol, request, request_id): (&'static str, &str, Option<&RequestId>),
 ) -> ApiResult<Principal> {
     if !authenticator.authenticates() {
         return Ok(Principal::Anonymous);
@@ -45,6 +45,7 @@ pub fn principal<A: Authenticator + ?Sized>(
         peer,
         protocol,
         request,
+        request_id,
     })
 }
 
@@ -79,7 +80,7 @@ fn found<A: Authenticator + ?Sized>(
     let address = tcp.and_then(TcpConnectInfo::remote_addr);
     let protocol = extensions.get::<Protocol>();
     let protocol = protocol.map_or(context::PROTOCOL, |Protocol(name)| name);
-    let what = (protocol, named(path));
+    let what = (protocol, named(path), extensions.get::<RequestId>());
     principal(authenticator, headers, certificate, address, what)
 }
 

@@ -184,6 +184,9 @@ async fn deliver(frames: &mut Frames, out: &Out, metrics: &Metrics) -> End {
                 error: None,
             }),
             ConsumerEvent::Active(active) => Answer::Active(v1::Active { active }),
+            ConsumerEvent::EndOfTopic { end } => {
+                Answer::EndOfTopic(v1::EndOfTopic { end_index: end.0 })
+            }
             ConsumerEvent::Failed(error) => return error.into(),
         };
         if let Err(end) = stream::reply_holding(out, answer(response), holding).await {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use aquifer_protocol_api::context::{Principal, Protocol, RequestContext};
+use aquifer_protocol_api::context::{Principal, Protocol, RequestContext, RequestId};
 use opentelemetry::Context;
 use opentelemetry::trace::{SpanContext, SpanId, TraceContextExt, TraceFlags, TraceId, TraceState};
 use tonic::Request;
@@ -41,6 +41,7 @@ pub(crate) fn of<T>(
         traceparent: text(metadata, "traceparent")
             .filter(|value| remote_span(value).is_some())
             .map(str::to_owned),
+        request_id: request.extensions().get::<RequestId>().cloned(),
     }
 }
 

@@ -22,8 +22,10 @@ mod inbound;
 mod metrics;
 mod produce;
 mod pull;
+mod request_id;
 mod security;
 mod service;
+mod stats;
 mod status;
 mod stream;
 
@@ -45,6 +47,7 @@ use aquifer_protocol_api::handler::ProtocolHandler;
 use aquifer_runtime::clock::{SharedClock, sleep};
 use aquifer_runtime::net;
 use aquifer_runtime::net::tls::{Reloads, ServerTls};
+use aquifer_runtime::rng::{SharedRng, SystemRng};
 use aquifer_runtime::task::TaskGroup;
 use async_trait::async_trait;
 use opentelemetry::metrics::Meter;
@@ -82,6 +85,7 @@ pub struct GrpcHandler {
     clock: SharedClock,
     metrics: Metrics,
     gate: Gate,
+    rng: SharedRng,
     /// Of each listener, in their order.
     tls: Vec<Option<Arc<ServerTls>>>,
     advertised: OnceLock<Listeners>,
@@ -109,6 +113,8 @@ impl GrpcHandler {
         }
         Ok(GrpcHandler {
             gate: Gate::new(&config),
+            // Ids of requests decide nothing.
+            rng: SystemRng::shared(),
             config,
             tls,
             clock,
@@ -248,6 +254,7 @@ impl GrpcHandler {
         let way_in = gate.clone();
         let router = self
             .server()
+            .layer(request_id::layer(&self.rng))
             .layer(MapResponseLayer::new(status::complete::<Body>))
             .layer(authenticate::layer(&service.broker))
             .layer(MapResponseLayer::new(pull::keep_held))

@@ -8,6 +8,7 @@ use std::time::Duration;
 use aquifer_model::id::Index;
 use aquifer_model::topic::SubscriptionName;
 use aquifer_proto::v1;
+use aquifer_protocol_api::admin::Peeked;
 use aquifer_protocol_api::consumer::{Gap, Held};
 use aquifer_protocol_api::error::ApiResult;
 use aquifer_protocol_api::pull::{
@@ -58,12 +59,7 @@ impl v1::pull_server::Pull for Service {
                 found = broker.read(&ctx, request) => Ok(read_answer(found?)),
             }
         });
-        let (metadata, (answer, held), extensions) = read.await?.into_parts();
-        let mut response = Response::from_parts(metadata, answer, extensions);
-        response.extensions_mut().insert(Holding {
-            _held: Arc::new(held),
-        });
-        Ok(response)
+        holding(read.await?)
     }
 
     async fn locate(&self, request: Request<v1::LocateRequest>) -> Answer<v1::LocateResponse> {
@@ -146,11 +142,20 @@ pub(crate) fn read_request(r: v1::ReadTopicRequest) -> ApiResult<Read> {
     })
 }
 
-fn read_answer(found: ReadBatches) -> (v1::ReadTopicResponse, Vec<Held>) {
-    let mut held = Vec::with_capacity(found.batches.len());
-    let batches = found.batches.into_iter().map(|mut batch: StoredBatch| {
-        held.push(batch.held.take());
-        v1::StoredBatch {
+/// Has an answer keep what it holds of budgets until it is sent.
+pub(crate) fn holding<T>(answer: Response<(T, Vec<Held>)>) -> Answer<T> {
+    let (metadata, (answer, held), extensions) = answer.into_parts();
+    let mut response = Response::from_parts(metadata, answer, extensions);
+    response.extensions_mut().insert(Holding {
+        _held: Arc::new(held),
+    });
+    Ok(response)
+}
+
+fn wire_batches(found: Vec<StoredBatch>) -> (Vec<v1::StoredBatch>, Vec<Held>) {
+    let wire = |mut batch: StoredBatch| {
+        let held = batch.held.take();
+        let batch = v1::StoredBatch {
             ledger_id: batch.at.ledger.0,
             entry_id: batch.at.entry.0,
             base_index: batch.at.base_index.0,
@@ -158,17 +163,37 @@ fn read_answer(found: ReadBatches) -> (v1::ReadTopicResponse, Vec<Held>) {
             broker_time_ms: batch.broker_time_ms,
             format: batch.format.into(),
             body: batch.body,
-        }
-    });
-    let missing = |gap: Gap| v1::MissingRange {
+        };
+        (batch, held)
+    };
+    found.into_iter().map(wire).unzip()
+}
+
+fn missing(gap: Gap) -> v1::MissingRange {
+    v1::MissingRange {
         range: Some(wire_range(gap.range)),
         ledger_id: gap.ledger.0,
         entry_id: gap.entry.0,
         reason: gap.reason,
+    }
+}
+
+/// The next messages of a subscription, and what they hold of budgets.
+pub(crate) fn peek_answer(found: Peeked) -> (v1::PeekMessagesResponse, Vec<Held>) {
+    let (batches, held) = wire_batches(found.batches);
+    let answer = v1::PeekMessagesResponse {
+        unacknowledged: found.unacknowledged.into_iter().map(wire_range).collect(),
+        batches,
+        gaps: found.gaps.into_iter().map(missing).collect(),
     };
+    (answer, held)
+}
+
+fn read_answer(found: ReadBatches) -> (v1::ReadTopicResponse, Vec<Held>) {
+    let (batches, held) = wire_batches(found.batches);
     let answer = v1::ReadTopicResponse {
         bounds: Some(wire_bounds(found.bounds)),
-        batches: batches.collect(),
+        batches,
         gap: found.gap.map(missing),
         next_index: found.next.0,
     };

@@ -3,7 +3,6 @@
 
 use std::future::Future;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use aquifer_model::listener::ListenerName;
@@ -49,7 +48,6 @@ pub(crate) struct Service {
     pub(crate) listener: ListenerName,
     clock: SharedClock,
     streams: Arc<Semaphore>,
-    next_request_id: Arc<AtomicU64>,
     running: Arc<watch::Sender<usize>>,
 }
 
@@ -82,7 +80,6 @@ impl Service {
             listener: ListenerName::default(),
             clock,
             streams: Arc::new(Semaphore::new(streams)),
-            next_request_id: Arc::new(AtomicU64::new(1)),
             running: Arc::new(watch::Sender::new(0)),
         }
     }
@@ -124,7 +121,7 @@ impl Service {
         let longest = self.config.request_timeout();
         let ctx = context::of(&request, began, Some(longest));
         let limit = ctx.deadline.map_or(longest, |at| at.saturating_sub(began));
-        let span = self.span(method, &ctx);
+        let span = Self::span(method, &ctx);
         let work = call(Arc::clone(&self.broker), ctx, request.into_inner());
         let result = match timeout(limit, work.instrument(span)).await {
             Ok(result) => result,
@@ -143,8 +140,8 @@ impl Service {
         status::status_at(error, &self.listener)
     }
 
-    pub(crate) fn span(&self, method: &'static str, ctx: &RequestContext) -> Span {
-        let request_id = self.next_request_id.fetch_add(1, Ordering::Relaxed);
+    pub(crate) fn span(method: &'static str, ctx: &RequestContext) -> Span {
+        let request_id = ctx.request_id.as_ref().map(tracing::field::display);
         let span = tracing::info_span!(
             "request",
             protocol = ctx.protocol,
@@ -242,7 +239,7 @@ impl v1::broker_server::Broker for Service {
     ) -> Result<Response<Self::ProduceStream>, Status> {
         let admitted = self.admit("produce")?;
         let ctx = context::of(&request, self.clock.monotonic(), None);
-        let span = self.span("produce", &ctx);
+        let span = Self::span("produce", &ctx);
         let (out, body) = stream::replies();
         let service = self.clone();
         let bytes = request.extensions().get::<Inbound>().cloned();
@@ -267,7 +264,7 @@ impl v1::broker_server::Broker for Service {
     ) -> Result<Response<Self::ConsumeStream>, Status> {
         let admitted = self.admit("consume")?;
         let ctx = context::of(&request, self.clock.monotonic(), None);
-        let span = self.span("consume", &ctx);
+        let span = Self::span("consume", &ctx);
         let (out, body) = stream::replies();
         let service = self.clone();
         let inbound = request.into_inner();

@@ -34,6 +34,7 @@ pub(crate) fn codes(kind: ErrorKind) -> (v1::ErrorCode, Code) {
         ErrorKind::Fenced => (Wire::Fenced, Code::Aborted),
         ErrorKind::ProducerBusy => (Wire::ProducerBusy, Code::FailedPrecondition),
         ErrorKind::Incarnation => (Wire::Incarnation, Code::FailedPrecondition),
+        ErrorKind::Terminated => (Wire::Terminated, Code::FailedPrecondition),
         ErrorKind::DataLoss => (Wire::DataLoss, Code::DataLoss),
         ErrorKind::Timeout => (Wire::Timeout, Code::DeadlineExceeded),
         ErrorKind::UnsupportedVersion => (Wire::UnsupportedVersion, Code::FailedPrecondition),

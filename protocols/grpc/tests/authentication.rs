@@ -239,3 +239,41 @@ async fn sessions_end_when_their_broker_says_so() {
     }
     broker.wait_until_no_sessions().await;
 }
+
+/// Every answer says what its request is called: errors of handlers, of strangers, of no method.
+#[tokio::test]
+async fn answers_have_the_id_of_their_request() {
+    let (broker, tasks) = (FakeBroker::asking_for(TOKEN), TaskGroup::new("test"));
+    let channel = serve(&broker, &tasks).await;
+    let good = format!("Bearer {TOKEN}");
+    let ask = |path: &'static str, headers: Vec<String>, id: Option<&'static str>| {
+        let mut client = Grpc::new(channel.clone());
+        async move {
+            client.ready().await.unwrap();
+            let headers: Vec<&str> = headers.iter().map(String::as_str).collect();
+            let mut request = with(Bytes::from_static(&[0x0f]), &headers);
+            if let Some(id) = id {
+                let id: MetadataValue<_> = id.parse().unwrap();
+                request.metadata_mut().insert("x-request-id", id);
+            }
+            let path = PathAndQuery::from_static(path);
+            let refused = client.unary(request, path, Raw).await.unwrap_err();
+            let found = refused.metadata().get("x-request-id").unwrap();
+            found.to_str().unwrap().to_owned()
+        }
+    };
+    let (method, no_method) = (
+        "/aquifer.v1.Admin/CreateTenant",
+        "/aquifer.v1.Admin/Nothing",
+    );
+    for headers in [vec![good.clone()], Vec::new()] {
+        for path in [method, no_method] {
+            assert_eq!(ask(path, headers.clone(), Some("me-1")).await, "me-1");
+            let drawn = ask(path, headers.clone(), None).await;
+            assert_eq!(drawn.len(), 32, "{drawn}");
+            assert_ne!(drawn, ask(path, headers.clone(), None).await);
+            let replaced = ask(path, headers.clone(), Some("not plain")).await;
+            assert_eq!(replaced.len(), 32, "{replaced}");
+        }
+    }
+}

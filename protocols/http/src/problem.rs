@@ -80,7 +80,8 @@ fn status_of(code: ErrorCode) -> StatusCode {
         | ErrorCode::FailedPrecondition
         | ErrorCode::ProducerBusy
         | ErrorCode::Fenced
-        | ErrorCode::Incarnation => StatusCode::CONFLICT,
+        | ErrorCode::Incarnation
+        | ErrorCode::Terminated => StatusCode::CONFLICT,
         ErrorCode::Conflict => StatusCode::PRECONDITION_FAILED,
         ErrorCode::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
         ErrorCode::QuotaExceeded | ErrorCode::Overloaded => StatusCode::TOO_MANY_REQUESTS,

@@ -16,7 +16,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use aquifer_proto::v1::ErrorCode;
-use aquifer_protocol_api::context::{Principal, Protocol};
+use aquifer_protocol_api::context::{Principal, Protocol, RequestId};
 use aquifer_runtime::budget::{ByteBudget, BytePermit};
 use aquifer_runtime::clock::timeout;
 use aquifer_runtime::rng::SharedRng;
@@ -51,8 +51,7 @@ const ANSWERS_BYTES_MAX: usize = 64 << 20;
 const SMALL_ANSWER_BYTES: usize = 64 * 1024;
 /// Headers that the service sees.
 const PASSED_ON: [&str; 2] = ["authorization", "traceparent"];
-const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
-const REQUEST_ID_BYTES_MAX: usize = 128;
+const REQUEST_ID: HeaderName = HeaderName::from_static(RequestId::HEADER);
 const NO_STORE: HeaderValue = HeaderValue::from_static("no-store");
 const NO_SNIFF: HeaderValue = HeaderValue::from_static("nosniff");
 
@@ -158,8 +157,9 @@ where
         B::Data: Send,
         B::Error: Into<BoxError>,
     {
-        let (parts, body) = request.into_parts();
+        let (mut parts, body) = request.into_parts();
         let id = self.request_id(&parts.headers);
+        parts.extensions.insert(id.clone());
         let span = tracing::info_span!(
             "rest",
             protocol = PROTOCOL,
@@ -168,9 +168,9 @@ where
             request_id = %id,
         );
         let answered = self.answer(parts, body).instrument(span).await;
-        let mut response = answered.unwrap_or_else(|problem| problem.response(&id));
+        let mut response = answered.unwrap_or_else(|problem| problem.response(id.as_str()));
         let headers = response.headers_mut();
-        if let Ok(id) = HeaderValue::from_str(&id) {
+        if let Ok(id) = HeaderValue::from_str(id.as_str()) {
             headers.insert(REQUEST_ID, id);
         }
         headers.insert(CACHE_CONTROL, NO_STORE);
@@ -179,14 +179,10 @@ where
     }
 
     /// The id that a client gave, if it can be written everywhere; else one of our own.
-    fn request_id(&self, headers: &HeaderMap) -> String {
+    fn request_id(&self, headers: &HeaderMap) -> RequestId {
         let given = headers.get(REQUEST_ID).and_then(|id| id.to_str().ok());
-        let is_plain = |id: &&str| {
-            let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
-            (1..=REQUEST_ID_BYTES_MAX).contains(&id.len()) && id.bytes().all(plain)
-        };
-        let drawn = || format!("{:032x}", u128::from_be_bytes(self.shared.rng.id16()));
-        given.filter(is_plain).map_or_else(drawn, str::to_owned)
+        let given = given.and_then(RequestId::given);
+        given.unwrap_or_else(|| RequestId::drawn(self.shared.rng.id16()))
     }
 
     async fn answer<B>(&self, mut parts: Parts, body: B) -> Result<Answer, Problem>

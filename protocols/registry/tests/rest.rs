@@ -84,6 +84,7 @@ async fn every_kind_of_failure_has_its_status() {
             | ErrorKind::ProducerBusy
             | ErrorKind::Fenced
             | ErrorKind::Incarnation
+            | ErrorKind::Terminated
             | ErrorKind::Conflict => 409,
             ErrorKind::TooLarge => 413,
             ErrorKind::QuotaExceeded | ErrorKind::Overloaded => 429,

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use aquifer_model::topic::TopicName;
 use aquifer_protocol_api::access::{Access, Action, Resource};
-use aquifer_protocol_api::context::{Principal, RequestContext};
+use aquifer_protocol_api::context::{Principal, RequestContext, RequestId};
 
 use crate::security::audit::Record;
 use crate::security::{Admitted, Guard};
@@ -19,6 +19,7 @@ pub(crate) struct Cause {
     protocol: &'static str,
     peer: Option<SocketAddr>,
     request: &'static str,
+    request_id: RequestId,
 }
 
 /// Whether a topic that does not exist is created where its namespace allows that, and for whom
@@ -45,12 +46,12 @@ impl Create {
     }
 
     /// Records that a topic is about to be created.
-    pub(crate) fn begins(&self, topic: &TopicName, request_id: u64) -> Option<Admitted<'_>> {
+    pub(crate) fn begins(&self, topic: &TopicName) -> Option<Admitted<'_>> {
         let Create::For(Some(cause)) = self else {
             return None;
         };
         let record = Record::about(&cause.principal, cause.protocol, "create_topic");
-        let record = record.came_from(cause.peer).numbered(request_id);
+        let record = record.came_from(cause.peer).named(&cause.request_id);
         let record = record.on(Action::Use, &Resource::Topic(topic.clone()));
         let record = record.detail(&format!("by {}", cause.request));
         Some(cause.guard.begin(record.allowed(None)))
@@ -59,20 +60,26 @@ impl Create {
 
 impl Cause {
     /// A caller that was let in.
-    pub(crate) fn new(guard: &Arc<Guard>, ctx: &RequestContext, request: &'static str) -> Cause {
+    pub(crate) fn new(
+        guard: &Arc<Guard>,
+        ctx: &RequestContext,
+        request: &'static str,
+        request_id: RequestId,
+    ) -> Cause {
         Cause {
             guard: Arc::clone(guard),
             principal: ctx.principal.clone(),
             protocol: ctx.protocol,
             peer: ctx.peer,
             request,
+            request_id,
         }
     }
 
     /// Records that a session is about to change something, unless it does so often.
-    pub(crate) fn begins(&self, access: &Access, request_id: u64) -> Option<Admitted<'_>> {
+    pub(crate) fn begins(&self, access: &Access) -> Option<Admitted<'_>> {
         let record = Record::about(&self.principal, self.protocol, access.request);
-        let record = record.came_from(self.peer).numbered(request_id);
+        let record = record.came_from(self.peer).named(&self.request_id);
         let record = record.on(access.action, &access.resource);
         let record = record.detail(&format!("in a session of {}", self.request));
         self.guard.begin_often(record.allowed(None))

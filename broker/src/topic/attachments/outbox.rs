@@ -38,6 +38,8 @@ pub(super) struct Outbox {
     in_channel_bytes: u64,
     /// A task waits for the client to catch up, and reports it.
     watched: bool,
+    /// The client was told that nothing more comes, and nothing came since.
+    pub(super) is_told_end: bool,
     /// Totals that the client granted.
     granted: (u64, u64),
     /// Bytes that were delivered, as credit counts them.
@@ -62,6 +64,7 @@ impl Outbox {
             in_channel: VecDeque::new(),
             in_channel_bytes: 0,
             watched: false,
+            is_told_end: false,
             granted: (0, 0),
             used_bytes: 0,
             bytes_max: u64::try_from(bytes_max).unwrap_or(u64::MAX),
@@ -118,6 +121,13 @@ impl Outbox {
 
     pub(super) fn push(&mut self, event: ConsumerEvent) {
         let bytes = bytes_of(&event);
+        match &event {
+            ConsumerEvent::Deliveries { .. } | ConsumerEvent::Gap { .. } => {
+                self.is_told_end = false
+            }
+            ConsumerEvent::EndOfTopic { .. } => self.is_told_end = true,
+            _ => {}
+        }
         self.used_bytes = self.used_bytes.saturating_add(bytes);
         self.queue_bytes += bytes;
         self.enqueue(event);
@@ -240,6 +250,7 @@ fn bytes_of(event: &ConsumerEvent) -> u64 {
         | ConsumerEvent::SeekRefused { .. }
         | ConsumerEvent::SeekDone { .. }
         | ConsumerEvent::Active(_)
+        | ConsumerEvent::EndOfTopic { .. }
         | ConsumerEvent::Failed(_) => 0,
     }
 }

@@ -50,6 +50,7 @@ impl Slot {
             if read.from >= cx.visible_end() {
                 // The outcome that moves the end is an event that comes after this one.
                 self.wait_for_messages();
+                self.tell_end(cx);
                 return;
             }
             if !self.may_be_served(cx, right) || self.affords(cx).is_none() {
@@ -80,6 +81,20 @@ impl Slot {
             }
         }
         self.wake();
+    }
+
+    /// Tells the consumers of a topic that takes no more messages when nothing more comes: with
+    /// anything that is not acknowledged, it may come again.
+    fn tell_end(&mut self, cx: &TopicContext) {
+        let end = cx.visible_end();
+        if !cx.is_complete() || self.state.backlog(end) > 0 {
+            return;
+        }
+        let untold = self.consumers.iter().filter(|(_, out)| !out.is_told_end);
+        let untold: Vec<ConsumerId> = untold.map(|(consumer, _)| *consumer).collect();
+        for consumer in untold {
+            self.tell(cx, consumer, ConsumerEvent::EndOfTopic { end });
+        }
     }
 
     fn is_blocked(&self) -> bool {

@@ -112,6 +112,19 @@ impl Publishing {
             return Err(error);
         }
         cx.check_incarnation(append.incarnation)?;
+        let verdict = self.verdict_alone(cx, append)?;
+        match cx.publish_refusal() {
+            // What was stored before is answered so.
+            Some(error) if matches!(verdict, Verdict::New) => Err(error),
+            _ => Ok(verdict),
+        }
+    }
+
+    fn verdict_alone(
+        &self,
+        cx: &TopicContext,
+        append: &AloneAppend,
+    ) -> Result<Verdict, BrokerError> {
         let Some(producer) = &append.producer else {
             return Ok(Verdict::New);
         };

@@ -30,7 +30,9 @@ impl Publishing {
         request: OpenProducer,
         reply: Reply<ProducerSession>,
     ) {
-        let refusal = cx.refusal().or_else(|| self.check_open(cx, &request).err());
+        let refusal = cx
+            .publish_refusal()
+            .or_else(|| self.check_open(cx, &request).err());
         if let Some(error) = refusal {
             let _ = reply.send(Err(error));
             return;

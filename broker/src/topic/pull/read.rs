@@ -29,20 +29,34 @@ const BATCH_BYTES: usize = 256;
 const ROOM_BYTES_MIN: usize = 64 << 10;
 
 /// What a read has found so far.
-struct Gathered {
+pub(super) struct Gathered {
     limits: ReadLimits,
-    batches: Vec<StoredBatch>,
+    pub(super) batches: Vec<StoredBatch>,
     messages: u64,
     bytes: usize,
     /// What it may cost altogether: rates allow no more now.
     affords: Cost,
     /// The next entry exceeds the limits, or must not be in this answer.
     is_full: bool,
-    gap: Option<Gap>,
-    next: Index,
+    pub(super) gap: Option<Gap>,
+    pub(super) next: Index,
 }
 
 impl Gathered {
+    /// Nothing, from an index on.
+    fn new(limits: ReadLimits, next: Index) -> Gathered {
+        Gathered {
+            limits,
+            batches: Vec::new(),
+            messages: 0,
+            bytes: 0,
+            affords: Cost::MAX,
+            is_full: false,
+            gap: None,
+            next,
+        }
+    }
+
     fn is_enough(&self) -> bool {
         self.is_full || self.gap.is_some() || self.bytes >= self.limits.bytes_min
     }
@@ -134,16 +148,7 @@ impl Door {
     ) -> Result<ReadBatches, BrokerError> {
         check_index(from, *self.visible_end.borrow())?;
         let mut point = ReadPoint::from(from.max(self.log.first()));
-        let mut gathered = Gathered {
-            limits,
-            batches: Vec::new(),
-            messages: 0,
-            bytes: 0,
-            affords: Cost::MAX,
-            is_full: false,
-            gap: None,
-            next: point.index,
-        };
+        let mut gathered = Gathered::new(limits, point.index);
         // What is read at once of all requests of the topic takes equal shares.
         let budget = self.deliveries.child(usize::MAX);
         self.fill(&mut point, &mut gathered, &budget, until).await?;
@@ -157,6 +162,25 @@ impl Door {
             gap: gathered.gap,
             next: gathered.next,
         })
+    }
+
+    /// Reads the entry that holds an index, whatever rates allow: or what of it is missing, or
+    /// nothing from the visible end on.
+    pub(super) async fn entry_at(
+        &mut self,
+        index: Index,
+        bytes_max: usize,
+        budget: &ByteBudget,
+    ) -> Result<Gathered, BrokerError> {
+        let limits = ReadLimits {
+            bytes_max,
+            batches_max: 1,
+            bytes_min: 0,
+        };
+        let mut point = ReadPoint::from(index);
+        let mut gathered = Gathered::new(limits, index);
+        self.gather(&mut point, &mut gathered, budget).await?;
+        Ok(gathered)
     }
 
     /// Reads until there is enough, or until `until`.

@@ -8,6 +8,7 @@ use aquifer_model::policy::PolicyScope;
 use aquifer_protocol_api::access::Action;
 use aquifer_protocol_api::admin::Admin;
 use aquifer_protocol_api::consumer::Held;
+use aquifer_protocol_api::context::RequestId;
 use aquifer_protocol_api::data_plane::DataPlane;
 use aquifer_protocol_api::error::ErrorKind;
 use aquifer_protocol_api::producer::OpenProducer;
@@ -200,4 +201,35 @@ async fn commits_and_seeks_are_written_once_and_counted() {
     let read = broker.get_policies(&app, PolicyScope::Topic(name("acme/shop/orders")));
     let _ = read.await;
     assert!(of("get_policies").is_empty() || of("get_policies") == ["failed"]);
+}
+
+/// A caller finds its request in the audit log by the id that it gave, refused or not.
+#[tokio::test]
+async fn lines_have_the_id_of_the_request() {
+    let secured = Secured::start().await;
+    secured.tenants().await;
+    let actions = [Action::Produce, Action::Consume];
+    let mut app = secured.with("app", &[(&actions, "acme/shop")]).await;
+    app.request_id = RequestId::given("ticket-7");
+    let broker = secured.broker();
+    let lines = Lines::collect();
+    let place = aquifer_model::place::Place::Earliest;
+    let created =
+        broker.create_subscription(&app, name("acme/shop/new"), "s".parse().unwrap(), place);
+    created.await.unwrap();
+    let refused = broker.create_tenant(&app, "other".to_owned()).await;
+    assert!(refused.is_err());
+    let lines = lines.lines.lock();
+    let found = |request: &str| {
+        let of = lines.iter().filter(|line| line["request"] == request);
+        of.map(|line| line["request_id"].clone())
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(found("create_subscription"), ["ticket-7", "ticket-7"]);
+    assert_eq!(
+        found("create_topic"),
+        ["ticket-7", "ticket-7"],
+        "by its use"
+    );
+    assert_eq!(found("create_tenant"), ["ticket-7"]);
 }

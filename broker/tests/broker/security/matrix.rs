@@ -14,7 +14,7 @@ use aquifer_model::place::Place;
 use aquifer_model::policy::{Policies, PolicyScope, PolicyUpdate};
 use aquifer_model::topic::{NamespaceName, TopicName};
 use aquifer_protocol_api::access::{Action, Resource};
-use aquifer_protocol_api::admin::{Admin, Deletion};
+use aquifer_protocol_api::admin::{Admin, Clear, Deletion, Removal};
 use aquifer_protocol_api::backup::Backups;
 use aquifer_protocol_api::consumer::Held;
 use aquifer_protocol_api::context::RequestContext;
@@ -79,6 +79,8 @@ fn rows() -> impl Iterator<Item = Row> {
     rows![
         "Admin/CreateTenant" &[Manage], |b, c| b.create_tenant(&c, "acme".to_owned());
         "Admin/ListTenants" &[Describe], |b, c| b.list_tenants(&c, page());
+        "Admin/DeleteTenant" &[Manage], |b, c| b.delete_tenant(&c, "nothing".to_owned(), Removal { force: false, dry_run: true });
+        "Admin/DeleteNamespace" &[Manage], |b, c| b.delete_namespace(&c, "acme/nothing".parse().unwrap(), Removal { force: true, dry_run: false });
         "Admin/CreateNamespace" &[Manage], |b, c| b.create_namespace(&c, shop(), Policies::default());
         "Admin/GetPolicies" &[Describe], |b, c| b.get_policies(&c, PolicyScope::Topic(topic()));
         "Admin/UpdatePolicies" &[Manage], |b, c| b.update_policies(&c, PolicyScope::Namespace(shop()), PolicyUpdate::default());
@@ -88,12 +90,18 @@ fn rows() -> impl Iterator<Item = Row> {
         "Admin/DescribeTopic" &[Describe, Produce, Consume], |b, c| b.describe_topic(&c, topic(), true);
         "Admin/DeleteTopic" &[Manage], |b, c| b.delete_topic(&c, topic(), Deletion::Check);
         "Admin/OffloadTopic" &[Manage], |b, c| b.offload_topic(&c, topic(), Place::Latest);
+        "Admin/GrowTopic" &[Manage], |b, c| b.grow_topic(&c, topic(), 3);
+        "Admin/UnloadTopic" &[Manage], |b, c| b.unload_topic(&c, topic());
+        "Admin/TerminateTopic" &[Manage], |b, c| b.terminate_topic(&c, "acme/shop/none".parse().unwrap());
         "Admin/ListTopics" &[Describe], |b, c| b.list_topics(&c, shop(), page());
         "Admin/TopicStats" &[Describe], |b, c| b.topic_stats(&c, topic());
         "Admin/DeleteSubscription" &[Consume], |b, c| b.delete_subscription(&c, topic(), "s".parse().unwrap(), false);
         "Admin/CreateSubscription" &[Consume], |b, c| b.create_subscription(&c, topic(), "s".parse().unwrap(), Place::Earliest);
         "Admin/SeekSubscription" &[Consume], |b, c| b.seek_subscription(&c, topic(), "s".parse().unwrap(), Place::Earliest);
         "Admin/SkipMessages" &[Consume], |b, c| b.skip_messages(&c, topic(), "s".parse().unwrap(), None);
+        "Admin/ClearSubscription" &[Consume], |b, c| b.clear_subscription(&c, topic(), "s".parse().unwrap(), Clear { older_than_ms: None, dry_run: false });
+        "Admin/ClearSubscription" &[Consume], |b, c| b.clear_subscription(&c, topic(), "s".parse().unwrap(), Clear { older_than_ms: Some(1), dry_run: true });
+        "Admin/PeekMessages" &[Consume], |b, c| b.peek_messages(&c, topic(), "s".parse().unwrap(), 1);
         "Admin/ResetSubscriptions" &[Manage], |b, c| b.reset_subscriptions(&c, topic());
         "Admin/ListBrokers" &[Describe], |b, c| b.list_brokers(&c);
         "Admin/ListBundles" &[Describe], |b, c| b.list_bundles(&c, shop());

@@ -4,8 +4,10 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use aquifer_broker::{Lines, NoReport, Peers};
-use aquifer_client::admin;
-use aquifer_client::{Client, ClientError, ErrorKind as Kind, Message, Outcome as Known};
+use aquifer_client::admin::{self, ClearOptions};
+use aquifer_client::{
+    Client, ClientError, ErrorCode, ErrorKind as Kind, Message, Outcome as Known,
+};
 use aquifer_model::id::Index;
 use aquifer_model::load::LoadReport;
 use aquifer_model::place::Place;
@@ -13,7 +15,7 @@ use aquifer_model::stats::{
     LedgerPlace, LedgerStats, ProducerStats, SubscriptionStats, TopicStats,
 };
 use aquifer_model::topic::{ProducerName, SubscriptionName, TopicName};
-use aquifer_protocol_api::admin::Deletion;
+use aquifer_protocol_api::admin::{Clear, Deletion, TopicEnd};
 use aquifer_protocol_api::error::{ApiError, ApiResult, ErrorKind, Outcome};
 use aquifer_runtime::clock;
 use aquifer_runtime::net::tls::ClientTlsConfig;
@@ -88,6 +90,26 @@ impl Peers for GrpcPeers {
         done.map_err(failed)
     }
 
+    async fn unload_topic(&self, url: &str, topic: &TopicName) -> ApiResult<u32> {
+        let admin = self.client(url).map_err(failed)?.admin();
+        let unloaded = admin.unload_topic(&topic.to_string()).await;
+        unloaded.map_err(failed)
+    }
+
+    async fn terminate_topic(&self, url: &str, topic: &TopicName) -> ApiResult<Vec<TopicEnd>> {
+        let admin = self.client(url).map_err(failed)?.admin();
+        let ends = admin.terminate_topic(&topic.to_string()).await;
+        let ends = ends
+            .map_err(failed)?
+            .into_iter()
+            .map(|end| -> ApiResult<TopicEnd> {
+                let topic = end.topic.parse::<TopicName>().map_err(misunderstood)?;
+                let end = end.last_index.map_or(Index(0), |last| last.plus(1));
+                Ok(TopicEnd { topic, end })
+            });
+        ends.collect()
+    }
+
     async fn create_subscription(
         &self,
         url: &str,
@@ -137,6 +159,23 @@ impl Peers for GrpcPeers {
         let appended = topic.append_as(&lines.producer, lines.sequence_id, &messages);
         appended.await.map(drop).map_err(failed)
     }
+
+    async fn clear_subscription(
+        &self,
+        url: &str,
+        topic: &TopicName,
+        subscription: &SubscriptionName,
+        clear: Clear,
+    ) -> ApiResult<u64> {
+        let (topic, subscription) = (topic.to_string(), subscription.to_string());
+        let admin = self.client(url).map_err(failed)?.admin();
+        let options = ClearOptions {
+            older_than: clear.older_than_ms.map(Duration::from_millis),
+            dry_run: clear.dry_run,
+        };
+        let cleared = admin.clear_subscription(&topic, &subscription, options);
+        cleared.await.map_err(failed)
+    }
 }
 
 /// What the failure of a request to another broker means to the client that asked this one.
@@ -147,11 +186,15 @@ fn failed(error: ClientError) -> ApiError {
         Kind::AlreadyExists => ErrorKind::AlreadyExists,
         Kind::Busy => ErrorKind::FailedPrecondition,
         Kind::Refused => ErrorKind::PermissionDenied,
-        Kind::Fenced => ErrorKind::Fenced,
+        Kind::Fenced => match error.code() {
+            Some(ErrorCode::Terminated) => ErrorKind::Terminated,
+            _ => ErrorKind::Fenced,
+        },
         Kind::Timeout => ErrorKind::Timeout,
         Kind::Damaged => ErrorKind::DataLoss,
         Kind::Connect | Kind::Unavailable | Kind::Closed => ErrorKind::Unavailable,
-        Kind::Internal => ErrorKind::Internal,
+        // No session is opened here.
+        Kind::Internal | Kind::EndOfTopic => ErrorKind::Internal,
     };
     let outcome = match error.outcome() {
         Known::NotApplied => Outcome::NotApplied,
@@ -214,6 +257,6 @@ fn known(stats: admin::TopicStats) -> ApiResult<TopicStats> {
 fn misunderstood(error: aquifer_model::topic::NameError) -> ApiError {
     ApiError::new(
         ErrorKind::Internal,
-        format!("statistics of another broker: {error}"),
+        format!("the answer of another broker: {error}"),
     )
 }

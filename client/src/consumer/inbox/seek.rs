@@ -33,6 +33,7 @@ impl Inbox {
             }
             return;
         }
+        self.has_ended = false;
         self.advance_seek_epoch(SeekEpoch(done.seek_epoch), wakers);
         self.role.moved_to(done.index);
         if let Some(seek) = self.seek.take_if(ours) {

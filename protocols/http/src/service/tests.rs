@@ -233,6 +233,7 @@ async fn every_failure_has_its_status_and_its_detail() {
         (ErrorCode::ProducerBusy, 409, "PRODUCER_BUSY"),
         (ErrorCode::Fenced, 409, "FENCED"),
         (ErrorCode::Incarnation, 409, "INCARNATION"),
+        (ErrorCode::Terminated, 409, "TERMINATED"),
         // No version was named.
         (ErrorCode::Conflict, 409, "CONFLICT"),
         (ErrorCode::TooLarge, 413, "TOO_LARGE"),

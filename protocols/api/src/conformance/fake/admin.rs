@@ -15,7 +15,8 @@ use async_trait::async_trait;
 
 use super::{FakeBroker, LIFE};
 use crate::admin::{
-    Admin, Deletion, Page, PageRequest, SubscriptionReset, TopicDescription, TopicLayout,
+    Admin, Clear, Deletion, Page, PageRequest, Peeked, Removal, Removed, SubscriptionReset,
+    TopicDescription, TopicEnd, TopicLayout,
 };
 use crate::backup::Backups;
 use crate::consumer::IndexRange;
@@ -26,6 +27,24 @@ use crate::operator::{BrokerInfo, BundleInfo, Operator};
 #[async_trait]
 impl Admin for FakeBroker {
     async fn create_tenant(&self, _ctx: &RequestContext, _tenant: String) -> ApiResult<()> {
+        self.not_faked()
+    }
+
+    async fn delete_tenant(
+        &self,
+        _ctx: &RequestContext,
+        _tenant: String,
+        _how: Removal,
+    ) -> ApiResult<Removed> {
+        self.not_faked()
+    }
+
+    async fn delete_namespace(
+        &self,
+        _ctx: &RequestContext,
+        _namespace: NamespaceName,
+        _how: Removal,
+    ) -> ApiResult<Removed> {
         self.not_faked()
     }
 
@@ -123,6 +142,29 @@ impl Admin for FakeBroker {
         Ok(OffloadProgress::default())
     }
 
+    async fn grow_topic(
+        &self,
+        _ctx: &RequestContext,
+        topic: TopicName,
+        _partitions: u32,
+    ) -> ApiResult<()> {
+        self.called(&topic)
+    }
+
+    async fn unload_topic(&self, _ctx: &RequestContext, topic: TopicName) -> ApiResult<u32> {
+        self.called(&topic)?;
+        Ok(0)
+    }
+
+    async fn terminate_topic(
+        &self,
+        _ctx: &RequestContext,
+        topic: TopicName,
+    ) -> ApiResult<Vec<TopicEnd>> {
+        self.called(&topic)?;
+        Ok(Vec::new())
+    }
+
     async fn topic_stats(&self, _ctx: &RequestContext, topic: TopicName) -> ApiResult<TopicStats> {
         self.called(&topic)?;
         Ok(TopicStats::default())
@@ -168,6 +210,28 @@ impl Admin for FakeBroker {
         _range: Option<IndexRange>,
     ) -> ApiResult<Vec<IndexRange>> {
         self.not_faked()
+    }
+
+    async fn clear_subscription(
+        &self,
+        _ctx: &RequestContext,
+        topic: TopicName,
+        _subscription: SubscriptionName,
+        _clear: Clear,
+    ) -> ApiResult<u64> {
+        self.called(&topic)?;
+        Ok(0)
+    }
+
+    async fn peek_messages(
+        &self,
+        _ctx: &RequestContext,
+        topic: TopicName,
+        _subscription: SubscriptionName,
+        _limit: usize,
+    ) -> ApiResult<Peeked> {
+        self.called(&topic)?;
+        Ok(Peeked::default())
     }
 
     async fn reset_subscriptions(
