@@ -11,13 +11,16 @@
 //! Each line is one transaction, or several. The record names exactly the ledgers that were written
 //! for it, so that what a crash leaves is found from it, and nothing else is deleted with it.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use aquifer_ledger::context::LedgerContext;
+use aquifer_ledger::deletion::{self, Intent};
 use aquifer_ledger::ledger_metadata::LedgerInfo;
 use aquifer_metadata::error::MetadataError;
 use aquifer_metadata::store::{Expect, Guard, Operation, Revision, Until};
 use aquifer_metadata::{keys, record};
-use aquifer_model::id::TopicIncarnation;
+use aquifer_model::id::{BookieId, TopicIncarnation};
 use aquifer_model::topic::TopicName;
 use aquifer_proto::convert::ranges::ranges;
 use aquifer_proto::v1;
@@ -167,11 +170,9 @@ impl RestoringTopic {
 
     async fn operations_of(&self, ledger: &RestoredLedger) -> Result<Vec<Operation>, LogError> {
         let (info, store) = (&ledger.info, &*self.cell.ctx.ledgers.store);
-        if store.get(&keys::deletion(info.id)).await?.is_some() {
-            return Err(LogError::Unavailable(format!(
-                "ledger {} is still being deleted: restore again when that is done",
-                info.id
-            )));
+        if let Some(intent) = deletion::load(store, info.id).await? {
+            let ctx = &self.cell.ctx.ledgers;
+            return Err(being_deleted(ctx, &intent).await?);
         }
         let mut operations = vec![info.put(Expect::Absent)];
         if let Some(offload) = info.offload.as_ref().filter(|_| ledger.is_own) {
@@ -234,6 +235,41 @@ fn cell_at(
 fn is_same(found: &v1::TopicRecord, wanted: &v1::TopicRecord) -> bool {
     let of = |record: &v1::TopicRecord| record.restored.as_ref().map(|r| r.backup_id.clone());
     of(found) == of(wanted) && found.ranges == wanted.ranges
+}
+
+/// What a restore waits for that finds a ledger of the topic still being deleted.
+async fn being_deleted(ctx: &LedgerContext, intent: &Intent) -> Result<LogError, LogError> {
+    let announced: BTreeSet<BookieId> = ctx.bookies.snapshot().iter().map(|b| b.id).collect();
+    let awaited = intent.awaited(&*ctx.store).await?;
+    let away = |bookie: &&BookieId| !announced.contains(*bookie);
+    let away: Vec<String> = awaited
+        .iter()
+        .filter(away)
+        .map(BookieId::to_string)
+        .collect();
+    let ledger = intent.ledger;
+    let what = match (awaited.is_empty(), away.as_slice()) {
+        (_, [_, ..]) => format!(
+            "ledger {ledger} is still being deleted, and that waits for bookies that are away: {}; \
+             start them and restore again, or, if one is gone for good, give it up first with \
+             `aquifer bookie decommission ID`",
+            away.join(", ")
+        ),
+        (false, []) => format!(
+            "ledger {ledger} is still being deleted, by bookies that are there: {}; restore again \
+             in a minute",
+            awaited
+                .iter()
+                .map(BookieId::to_string)
+                .collect::<Vec<_>>()
+                .join(", ")
+        ),
+        (true, []) => format!(
+            "ledger {ledger} is still being deleted, and no bookie has to do more for it: restore \
+             again in a minute"
+        ),
+    };
+    Ok(LogError::Unavailable(what))
 }
 
 /// Another ledger has the id of one that is restored.

@@ -1,9 +1,9 @@
 //! Backups keep objects, and topics come back from them: in the same cluster, in another one, and
 //! when the process that restores dies at any step.
 
-use aquifer_ledger::testing::{Blow, Fuse};
+use aquifer_ledger::testing::{Blow, Fuse, Mode};
 use aquifer_model::backup::{BackupFile, BackupScope, ForgetBackup, RestoreTopic};
-use aquifer_model::id::BackupId;
+use aquifer_model::id::{BackupId, BookieId};
 use aquifer_proto::v1::backup_item::Item;
 
 use super::*;
@@ -345,5 +345,40 @@ async fn a_damaged_backup_is_refused_before_anything_is_written() {
     assert!(world.world.store.keys("restores/").is_empty());
     assert!(world.world.store.keys("l/").is_empty());
     world.cold.change(&name, |bytes| bytes[60] ^= 1);
+    restore(&ctx, &backup).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_restore_that_waits_for_bookies_names_them_and_the_way_out() {
+    let world = World::new();
+    let owner = world.owner(10).await;
+    let backup = back_up(&owner).await;
+    let holder = |bookie: &BookieId| !world.world.bookies.ledgers(*bookie).is_empty();
+    let away = world.world.bookies.ids().into_iter().find(holder).unwrap();
+    world.world.bookies.set_mode(away, Mode::Unreachable);
+    delete(&world, &owner).await;
+    let ctx = world.process();
+    let told = |outcome: Result<(), LogError>| match outcome {
+        Err(LogError::Unavailable(why)) => why,
+        other => panic!("{other:?}"),
+    };
+    // It is announced, and does not answer.
+    let why = told(restore(&ctx, &backup).await);
+    assert!(
+        why.contains(&away.to_string()) && why.contains("that are there"),
+        "{why}"
+    );
+    let announced = ctx.ledgers.bookies.snapshot();
+    let mut others = announced.to_vec();
+    others.retain(|bookie| bookie.id != away);
+    ctx.ledgers.bookies.replace(others);
+    let why = told(restore(&ctx, &backup).await);
+    assert!(
+        why.contains(&away.to_string()) && why.contains("that are away"),
+        "{why}"
+    );
+    assert!(why.contains("aquifer bookie decommission"), "{why}");
+    world.world.bookies.set_mode(away, Mode::Up);
+    sweep_intents(&ctx.ledgers).await.unwrap();
     restore(&ctx, &backup).await.unwrap();
 }
