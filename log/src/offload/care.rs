@@ -34,6 +34,9 @@ const READS_AT_ONCE: usize = 16;
 const READS_FOR_STATS_MAX: usize = 1_000;
 /// A ledger whose attempt failed for a reason of its own is left alone for this time.
 const LEDGER_REST: Duration = Duration::from_secs(600);
+/// One whose copies cannot go, since another intent names it, is left alone for this time: that
+/// ends when bookies come back, and nothing of the topic is worth waiting for it.
+const INTENT_REST: Duration = Duration::from_secs(60);
 
 /// Where the bytes of a segment are.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -374,9 +377,12 @@ impl LogInner {
     /// An attempt failed for a reason of its ledger: the others go on without it.
     fn let_rest(&self, ledger: LedgerId, error: &LogError) {
         tracing::warn!(%ledger, topic = %self.cell.topic(), %error, "ledger is not offloaded, and is left alone for a while");
-        let until = self.ctx.ledgers.clock.monotonic() + LEDGER_REST;
-        let mut state = self.offload.lock();
-        state.not_before.insert(ledger, until);
+        self.rest(ledger, LEDGER_REST);
+    }
+
+    fn rest(&self, ledger: LedgerId, time: Duration) {
+        let until = self.ctx.ledgers.clock.monotonic() + time;
+        self.offload.lock().not_before.insert(ledger, until);
     }
 
     async fn offload_due(&self, tier: &ColdTier) -> Result<(), LogError> {
@@ -414,8 +420,7 @@ impl LogInner {
                     // What the record says is known now; a ledger of which it says nothing rests.
                     let is_local = self.known(ledger) == Some(Known::Local);
                     if is_local {
-                        let until = self.ctx.ledgers.clock.monotonic() + LEDGER_REST;
-                        self.offload.lock().not_before.insert(ledger, until);
+                        self.rest(ledger, LEDGER_REST);
                     }
                 }
             }
@@ -475,6 +480,9 @@ impl LogInner {
                 if let Err(error) = carried {
                     tracing::debug!(%ledger, %error, "copies are not deleted yet");
                 }
+            } else {
+                tracing::debug!(%ledger, "copies stay until another intent has ended");
+                self.rest(ledger, INTENT_REST);
             }
         }
         self.look(ledger).await?;
