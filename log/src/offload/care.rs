@@ -21,7 +21,7 @@ use futures::StreamExt;
 
 use crate::error::LogError;
 use crate::metrics::AttemptOutcome;
-use crate::offload::figures::{Behind, BehindOfLog};
+use crate::offload::figures::BehindOfLog;
 use crate::offload::known::Known;
 use crate::offload::tier::ColdTier;
 use crate::offload::upload::{Outcome, of_store, offload_ledger};
@@ -75,7 +75,7 @@ impl LogInner {
     }
 
     /// The policy in force.
-    fn offload_policy(&self, tier: &ColdTier) -> OffloadPolicy {
+    pub(super) fn offload_policy(&self, tier: &ColdTier) -> OffloadPolicy {
         let now = self
             .policies
             .get()
@@ -84,7 +84,7 @@ impl LogInner {
     }
 
     /// What trimming keeps, if it follows a policy.
-    fn retention(&self) -> Option<Retention> {
+    pub(super) fn retention(&self) -> Option<Retention> {
         let policies = self.policies.get()?;
         Some(policies.borrow().retention)
     }
@@ -146,7 +146,7 @@ impl LogInner {
     }
 
     /// Below this everything is offloaded, and bookies have no copies.
-    fn dropped_end(&self) -> Index {
+    pub(super) fn dropped_end(&self) -> Index {
         Index(self.cell.offload_mark().dropped_end)
     }
 
@@ -210,8 +210,8 @@ impl LogInner {
             return;
         }
         self.offload.lock().unneeded = unneeded;
-        let is_unknown = !self.unknown(self.dropped_end()).is_empty();
-        if is_unknown || !self.due(tier).is_empty() || self.has_droppable(tier, droppable) {
+        let due = self.look_for_work(tier);
+        if due.is_unknown || due.has_work(droppable) {
             self.begin_offload(droppable);
         }
     }
@@ -239,7 +239,7 @@ impl LogInner {
                 () = me.write_mark() => {}
                 () = token.wait() => {}
             }
-            let _ = me.due(&tier); // tells how far behind it is
+            let _ = me.look_for_work(&tier); // tells how far behind it is
             // Statistics lock the state first: never the other way round.
             let closing = me.state.lock().closing;
             let mut state = me.offload.lock();
@@ -289,75 +289,13 @@ impl LogInner {
                 return state.running;
             }
         }
-        !self.due(tier).is_empty() || self.has_droppable(tier, droppable)
+        self.look_for_work(tier).has_work(droppable)
     }
 
-    /// Whether copies of a ledger could go but for a load, which would read them.
+    /// Whether copies of a ledger could go but for a load, which would read them, as of the last
+    /// look.
     pub(crate) fn awaits_snapshot(&self, droppable: Index) -> bool {
-        let Some(tier) = self.ctx.cold.as_ref() else {
-            return false;
-        };
-        let all = self.droppable(tier, Index(u64::MAX));
-        all.last().is_some_and(|last| last.end_index > droppable)
-    }
-
-    /// Whether copies of ledgers that end at or below an index may go now.
-    fn has_droppable(&self, tier: &ColdTier, droppable: Index) -> bool {
-        !self.droppable(tier, droppable).is_empty()
-    }
-
-    fn droppable(&self, tier: &ColdTier, below: Index) -> Vec<Segment> {
-        let clock = &self.ctx.ledgers.clock;
-        let (now, now_ms) = (clock.monotonic(), clock.wall_ms());
-        let (policy, sealed) = (self.offload_policy(tier), self.sealed());
-        let pressed = tier.pressure.bookies();
-        let state = self.offload.lock();
-        let is_over = |segment: &Segment| {
-            let ledger = segment.ledger;
-            let since = state.has_copies_since(ledger);
-            since.is_some_and(|ms| {
-                policy.lag_is_over(ms, now_ms) || policy.enabled && state.is_at(ledger, &pressed)
-            }) && !state.rests(ledger, now)
-        };
-        let all = sealed.into_iter().take_while(|s| s.end_index <= below);
-        all.filter(is_over).collect()
-    }
-
-    /// What is to be offloaded now, oldest first. Notes how far behind policy the log is.
-    fn due(&self, tier: &ColdTier) -> Vec<Segment> {
-        let clock = &self.ctx.ledgers.clock;
-        let (now, now_ms) = (clock.monotonic(), clock.wall_ms());
-        let (policy, retention) = (self.offload_policy(tier), self.retention());
-        let segments: Vec<Segment> = self.state.lock().segments.iter().cloned().collect();
-        let pressed = tier.pressure.bookies();
-        let state = self.offload.lock();
-        let (mut due, mut behind, mut newer) = (Vec::new(), Behind::default(), 0_u64);
-        for segment in segments.into_iter().rev() {
-            let (time_ms, newer_bytes) = (segment.last_time_ms, newer);
-            newer = newer.saturating_add(segment.bytes);
-            let is_closed = segment.status == SegmentStatus::Sealed && segment.entries > 0;
-            if !is_closed || state.known.get(&segment.ledger) != Some(&Known::Local) {
-                continue;
-            }
-            let goes_soon = segment.end_index <= state.unneeded
-                && retention.is_some_and(|r| policy.goes_soon(&r, time_ms, newer_bytes, now_ms));
-            let by_policy = !goes_soon && policy.is_due(time_ms, newer_bytes, now_ms);
-            if by_policy {
-                let since = policy.age_ms.map(|age_ms| time_ms.saturating_add(age_ms));
-                let is_late = policy.is_late(time_ms, newer_bytes, now_ms);
-                behind.add(segment.bytes, since.filter(|ms| *ms <= now_ms), is_late);
-            }
-            let is_asked = segment.end_index <= state.below;
-            let is_pressed = policy.enabled && !goes_soon && state.is_at(segment.ledger, &pressed);
-            if (by_policy || is_asked || is_pressed) && !state.rests(segment.ledger, now) {
-                due.push(segment);
-            }
-        }
-        if let Some(log) = &state.behind {
-            log.set(behind);
-        }
-        due.reverse();
-        due
+        self.offload.lock().over_end > droppable
     }
 
     async fn care(&self, tier: &ColdTier, droppable: Index) -> Result<(), LogError> {
@@ -388,9 +326,8 @@ impl LogInner {
     async fn offload_due(&self, tier: &ColdTier) -> Result<(), LogError> {
         let mut failed = None;
         // One at a time, so that the topics of a process take turns.
-        while let Some(segment) = self.due(tier).into_iter().next() {
+        while let Some((ledger, bytes)) = self.look_for_work(tier).next {
             let permit = tier.workers.acquire().await;
-            let ledger = segment.ledger;
             let compression = self.offload_policy(tier).compression;
             let outcome = offload_ledger(&self.ctx, tier, &self.cell, (ledger, compression)).await;
             drop(permit);
@@ -414,7 +351,7 @@ impl LogInner {
                 Err(error) => return Err(error),
                 Ok(Outcome::Stored) => {
                     self.infos.lock().remove(&ledger);
-                    self.ctx.metrics.offloaded_bytes.add(segment.bytes, &[]);
+                    self.ctx.metrics.offloaded_bytes.add(bytes, &[]);
                 }
                 Ok(Outcome::NothingToDo | Outcome::Busy) => {
                     // What the record says is known now; a ledger of which it says nothing rests.
@@ -432,10 +369,10 @@ impl LogInner {
     /// Lets copies go whose lag is over, while their object is there.
     async fn drop_due(&self, tier: &ColdTier, droppable: Index) -> Result<(), LogError> {
         let mut failed = None;
-        for segment in self.droppable(tier, droppable) {
-            match self.drop_copies(tier, segment.ledger).await {
+        for ledger in self.look_for_work(tier).droppable(droppable) {
+            match self.drop_copies(tier, ledger).await {
                 Err(error @ LogError::Damaged(_)) => {
-                    self.let_rest(segment.ledger, &error);
+                    self.let_rest(ledger, &error);
                     failed.get_or_insert(error);
                 }
                 done => done?,
