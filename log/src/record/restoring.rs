@@ -3,7 +3,8 @@
 //!
 //! ```text
 //! begin:   restores/T/N/NAME      the record, without ledgers
-//! ledgers: + l/ID …               some at a time, and the record names them from then on
+//! ledgers: + l/ID …               some at a time, and the record names them from then on; the
+//!                                 older ones move into pages of the topic's new incarnation
 //! cursors: through the ordinary log, over this record
 //! finish:  − restores/T/N/NAME + t/T/N/t/NAME
 //! ```
@@ -25,13 +26,12 @@ use aquifer_model::topic::TopicName;
 use aquifer_proto::convert::ranges::ranges;
 use aquifer_proto::v1;
 
-use super::{Current, TopicRecordCell, decode};
+use super::{Current, RecordChange, TopicRecordCell, decode};
 use crate::context::LogContext;
 use crate::error::LogError;
+use crate::pages::move_oldest;
 
-/// Ledgers of a topic that is restored: its record has them all, and a record has a bound.
-const LEDGERS_MAX: usize = 15_000;
-/// Ledgers in one transaction: each takes a put, and perhaps a delete.
+/// Ledgers in one transaction, which writes a page too: each takes a put, and perhaps a delete.
 const LEDGERS_PER_CHANGE: usize = 48;
 
 /// A ledger that is brought back.
@@ -126,44 +126,38 @@ impl RestoringTopic {
     /// [`LogError::Invalid`] when another ledger has one of the ids; when metadata cannot be
     /// changed.
     pub async fn put_ledgers(&self, ledgers: &[RestoredLedger]) -> Result<(), LogError> {
-        if ledgers.len() > LEDGERS_MAX {
-            let count = ledgers.len();
-            return Err(LogError::Invalid(format!(
-                "the topic has {count} ledgers, and up to {LEDGERS_MAX} can be restored: read its \
-                 objects with `aquifer object cat`"
-            )));
-        }
-        let done = self.cell.record().segments;
+        let (_, done) = self.cell.all_segments().await?;
         let wanted = ledgers.iter().map(|ledger| &ledger.segment);
         if !done.iter().eq(wanted.take(done.len())) {
             let other = "the topic was begun to be restored from other ledgers".to_owned();
             return Err(LogError::Damaged(other));
         }
-        let mut count = done.len();
-        for some in ledgers[count..].chunks(LEDGERS_PER_CHANGE) {
+        let paging = self.cell.ctx.settings.paging;
+        // A change moves one page at most.
+        let at_once = LEDGERS_PER_CHANGE.min(paging.page.max(1));
+        let mut last = done.last().map(|segment| segment.ledger_id);
+        for some in ledgers[done.len()..].chunks(at_once) {
             let mut operations = Vec::new();
             for ledger in some {
                 operations.extend(self.operations_of(ledger).await?);
             }
             let append = |record: &mut v1::TopicRecord| {
-                if record.segments.len() != count {
-                    let other = "another request restores the topic".to_owned();
+                if record.deleting || record.segments.last().map(|s| s.ledger_id) != last {
+                    let other = "another request restores the topic, or gave that up".to_owned();
                     return Err(LogError::Unavailable(other));
                 }
                 let segments = some.iter().map(|ledger| ledger.segment);
                 record.segments.extend(segments);
-                Ok(())
+                move_oldest(&self.cell.topic, record, paging)
             };
-            let made = self.cell.update(operations, append).await;
-            made.map_err(|error| match error {
-                LogError::Metadata(MetadataError::Conflict { key, .. })
-                    if key.starts_with(keys::LEDGERS_PREFIX) =>
-                {
-                    in_use(&key)
-                }
-                error => error,
-            })?;
-            count += some.len();
+            match self.cell.change(operations, false, append).await {
+                RecordChange::Applied(_) => {}
+                RecordChange::Refused(LogError::Metadata(MetadataError::Conflict {
+                    key, ..
+                })) if key.starts_with(keys::LEDGERS_PREFIX) => return Err(in_use(&key)),
+                RecordChange::Refused(error) | RecordChange::Unknown(error) => return Err(error),
+            }
+            last = some.last().map(|ledger| ledger.segment.ledger_id);
         }
         Ok(())
     }

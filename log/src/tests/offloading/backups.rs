@@ -8,7 +8,8 @@ use aquifer_proto::v1::backup_item::Item;
 
 use super::*;
 use crate::backup::{self, BackedUpTopic};
-use crate::testing::over_cold_of;
+use crate::context::LogSettings;
+use crate::testing::{over_cold_of, over_cold_with};
 
 const URL: &str = "mem://1";
 
@@ -259,7 +260,7 @@ async fn a_process_that_dies_at_any_step_of_a_restore_leaves_it_to_the_next() {
         let mut steps = 0;
         loop {
             let world = World::new();
-            let owner = world.owner(20).await;
+            let owner = world.owner(50).await;
             let before = owner.read_all().await;
             let backup = back_up(&owner).await;
             delete(&world, &owner).await;
@@ -281,6 +282,8 @@ async fn a_process_that_dies_at_any_step_of_a_restore_leaves_it_to_the_next() {
             let written = cursors(&ctx).await;
             assert!(written.ends_with(&cursor_records()), "{what}: {written:?}");
             assert!(world.world.store.keys("restores/").is_empty(), "{what}");
+            let pages = keys::segment_pages_prefix(&topic());
+            assert_eq!(world.world.store.keys(&pages).len(), 1, "{what}");
             world.check_recorded(&what).await;
             if !fuse.is_blown() {
                 assert!(steps > 6, "a restore has steps: {steps}");
@@ -381,4 +384,56 @@ async fn a_restore_that_waits_for_bookies_names_them_and_the_way_out() {
     world.world.bookies.set_mode(away, Mode::Up);
     sweep_intents(&ctx.ledgers).await.unwrap();
     restore(&ctx, &backup).await.unwrap();
+}
+
+/// The record of a topic that is restored has pages, as that of any other topic.
+#[tokio::test(start_paused = true)]
+async fn a_topic_of_very_many_ledgers_is_restored() {
+    const LEDGERS: u64 = 16_000;
+    let world = World::new();
+    let owner = world.owner(10).await;
+    let backup = back_up(&owner).await;
+    delete(&world, &owner).await;
+    let ctx = over_cold_with(
+        "test",
+        world.world.process(),
+        &world.cold,
+        (LogSettings::default(), offload_settings()),
+    );
+    let source = read(&ctx, &backup).await.unwrap();
+    let one = &source.ledgers[0];
+    let ledgers = (0..LEDGERS).map(|at| {
+        let mut ledger = one.clone();
+        // All of them name one object.
+        ledger.is_own = false;
+        ledger.info.id = LedgerId(1_000 + at);
+        ledger.segment.ledger_id = 1_000 + at;
+        ledger.segment.first_index = at * 10;
+        ledger.segment.end_index = at * 10 + 10;
+        ledger
+    });
+    let ledgers: Vec<RestoredLedger> = ledgers.collect();
+    let name = topic();
+    let begin = || RestoringTopic::begin(ctx.clone(), &name, Vec::new(), source.record.clone());
+    // It goes on where it was interrupted.
+    let half = &ledgers[..9_000];
+    begin().await.unwrap().put_ledgers(half).await.unwrap();
+    let restoring = begin().await.unwrap();
+    restoring.put_ledgers(&ledgers).await.unwrap();
+    let (record, all) = restoring.cell().all_segments().await.unwrap();
+    assert!(record.segments.len() <= 80, "{}", record.segments.len());
+    assert!(all.iter().eq(ledgers.iter().map(|ledger| &ledger.segment)));
+    // A topic that has got the name meanwhile has pages of its own.
+    let other = Owner::open(world.process(), options(1)).await;
+    other.append_all(0..9).await;
+    let again = RestoringTopic::begin(ctx.clone(), &name, Vec::new(), source.record.clone());
+    assert_eq!(again.await.map(drop), Err(LogError::AlreadyExists));
+    assert!(world.world.store.keys("restores/").is_empty());
+    assert_eq!(bodies(&other.read_all().await), expected(0..9));
+    let pages = world.world.store.keys(&keys::segment_pages_prefix(&name));
+    let own = keys::segment_pages_of(&name, other.cell.incarnation());
+    assert!(
+        !pages.is_empty() && pages.iter().all(|key| key.starts_with(&own)),
+        "{pages:?}"
+    );
 }
