@@ -90,6 +90,7 @@ fn record_of(wanted: &RestoreTopic, parts: &TopicParts, totals: &BackupTotals) -
             backup_id: Bytes::copy_from_slice(&wanted.backup.0),
             incarnation: head.incarnation.clone(),
             trim_after_ms: 0,
+            asked_ms: 0,
         }),
         ..v1::TopicRecord::default()
     }

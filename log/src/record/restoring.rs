@@ -10,7 +10,8 @@
 //! ```
 //!
 //! Each line is one transaction, or several. The record names exactly the ledgers that were written
-//! for it, so that what a crash leaves is found from it, and nothing else is deleted with it.
+//! for it, so that what a crash leaves is found from it, and nothing else is deleted with it. What
+//! was given up is deleted by `given_up.rs`.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -87,12 +88,17 @@ impl RestoringTopic {
             let is_same = is_same(&current.record, &wanted);
             let cell = cell_at(ctx.clone(), topic, guards.clone(), incarnation, current);
             if is_same && !exists && !cell.is_deleting() {
+                note_asked(&cell).await?;
                 return Ok(RestoringTopic { cell });
             }
             cell.delete().await?;
         }
         if exists {
             return Err(LogError::AlreadyExists);
+        }
+        let mut wanted = wanted;
+        if let Some(restored) = &mut wanted.restored {
+            restored.asked_ms = ctx.ledgers.clock.wall_ms();
         }
         let incarnation = TopicIncarnation(ctx.ledgers.rng.id16());
         let ranges = ranges(wanted.range_generation, &wanted.ranges);
@@ -143,8 +149,7 @@ impl RestoringTopic {
             }
             let append = |record: &mut v1::TopicRecord| {
                 if record.deleting || record.segments.last().map(|s| s.ledger_id) != last {
-                    let other = "another request restores the topic, or gave that up".to_owned();
-                    return Err(LogError::Unavailable(other));
+                    return Err(gone_on());
                 }
                 let segments = some.iter().map(|ledger| ledger.segment);
                 record.segments.extend(segments);
@@ -188,6 +193,9 @@ impl RestoringTopic {
         let _alone = cell.one_change.acquire().await;
         let key = keys::topic(&cell.topic);
         let (record, revision) = cell.record_at();
+        if record.deleting {
+            return Err(gone_on());
+        }
         let operations = vec![
             Operation::Delete {
                 key: cell.key.clone(),
@@ -213,7 +221,7 @@ impl RestoringTopic {
     }
 }
 
-fn cell_at(
+pub(super) fn cell_at(
     ctx: Arc<LogContext>,
     topic: &TopicName,
     guards: Vec<Guard>,
@@ -223,6 +231,27 @@ fn cell_at(
     let key = keys::restoring(topic);
     let cell = TopicRecordCell::new(ctx, topic, guards, incarnation, current);
     Arc::new(TopicRecordCell { key, ..cell })
+}
+
+/// Notes that a restore was not given up.
+async fn note_asked(cell: &TopicRecordCell) -> Result<(), LogError> {
+    let now_ms = cell.ctx.ledgers.clock.wall_ms();
+    let noted = cell.update(Vec::new(), |record| {
+        if record.deleting {
+            return Err(gone_on());
+        }
+        if let Some(restored) = &mut record.restored {
+            restored.asked_ms = restored.asked_ms.max(now_ms);
+        }
+        Ok(())
+    });
+    noted.await.map(drop)
+}
+
+/// The record is not as this request has left it.
+fn gone_on() -> LogError {
+    let what = "another request restores the topic, or it was given up: restore again";
+    LogError::Unavailable(what.to_owned())
 }
 
 /// Whether a record was begun for what is wanted now.

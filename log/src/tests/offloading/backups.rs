@@ -437,3 +437,64 @@ async fn a_topic_of_very_many_ledgers_is_restored() {
         "{pages:?}"
     );
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_restore_that_was_given_up_is_deleted_and_no_other() {
+    const DAY: Duration = Duration::from_secs(24 * 3600);
+    let world = World::new();
+    let owner = world.owner(60).await;
+    let before = owner.read_all().await;
+    let backup = back_up(&owner).await;
+    delete(&world, &owner).await;
+    let ctx = world.process();
+    let source = read(&ctx, &backup).await.unwrap();
+    let begin = || RestoringTopic::begin(ctx.clone(), &topic(), Vec::new(), source.record.clone());
+    let restoring = begin().await.unwrap();
+    restoring.put_ledgers(&source.ledgers).await.unwrap();
+    let store = &world.world.store;
+    let written = store.keys("l/").len();
+    assert!(written >= 6 && !store.keys(&keys::segment_pages_prefix(&topic())).is_empty());
+    // It went on after six days, and has six more.
+    for _ in 0..2 {
+        world.pass(6 * DAY);
+        assert_eq!(delete_given_up(&ctx).await, Ok(0));
+        begin().await.unwrap();
+    }
+    world.pass(8 * DAY);
+    assert_eq!(delete_given_up(&world.process()).await, Ok(1));
+    sweep_intents(&ctx.ledgers).await.unwrap();
+    for prefix in ["restores/", "l/", &keys::segment_pages_prefix(&topic())] {
+        assert!(store.keys(prefix).is_empty(), "{prefix}");
+    }
+    // A request that was away all the time does not let half a topic be seen.
+    assert!(restoring.put_ledgers(&source.ledgers).await.is_err());
+    assert!(restoring.finish().await.is_err());
+    // The backup keeps the objects, and one that is finished stays.
+    assert_eq!(world.reap(&owner).await.deleted, 0);
+    restore(&ctx, &backup).await.unwrap();
+    world.pass(30 * DAY);
+    assert_eq!(delete_given_up(&ctx).await, Ok(0));
+    let heir = Owner::open(world.process(), options(10)).await;
+    assert_eq!(heir.read_all().await, before);
+}
+
+/// A request goes on between the look at a restore and its end.
+#[tokio::test(start_paused = true)]
+async fn a_restore_that_goes_on_at_that_moment_stays() {
+    let world = World::new();
+    let owner = world.owner(10).await;
+    let backup = back_up(&owner).await;
+    delete(&world, &owner).await;
+    let ctx = world.process();
+    let source = read(&ctx, &backup).await.unwrap();
+    let begin = || RestoringTopic::begin(ctx.clone(), &topic(), Vec::new(), source.record.clone());
+    begin().await.unwrap();
+    world.pass(Duration::from_secs(8 * 24 * 3600));
+    let key = keys::restoring(&topic());
+    let seen = world.world.store.get(&key).await.unwrap().unwrap();
+    let restoring = begin().await.unwrap();
+    let old = crate::record::delete_if_given_up(&ctx, &seen).await;
+    assert!(matches!(old, Err(LogError::Unavailable(_))), "{old:?}");
+    restoring.put_ledgers(&source.ledgers).await.unwrap();
+    restoring.finish().await.unwrap();
+}
