@@ -106,7 +106,8 @@ pub(super) async fn run(
             failed(error)
                 .advise("`aquifer backup expire` removes what has no root after seven days")
         })?;
-    check_kept(&backups, &opened, id).await?;
+    let place = (&*opened.store, opened.root.cluster.as_str());
+    check_kept(backups.finish(id).await, place, id).await?;
     told(&opened, id, &failures, out)?;
     failures.result(
         &format!("backup {id} is partial"),
