@@ -7,6 +7,7 @@
 //!   after a restore.
 
 mod restore;
+mod scopes;
 
 use std::sync::Arc;
 
@@ -35,8 +36,29 @@ impl Broker {
         url: &str,
         scope: BackupScope,
     ) -> Result<BackupBegun, BrokerError> {
-        let begun = backup::begin(&self.shared.log, url, scope).await;
-        let begun = begun.map_err(refused)?;
+        let log = &self.shared.log;
+        let begun = backup::begin(log, url, scope.clone()).await;
+        let mut begun = begun.map_err(refused)?;
+        let listed = async {
+            let items = scopes::items(&*log.ledgers.store, &scope).await?;
+            Ok::<_, BrokerError>(backup::write(log, begun.id, items).await?)
+        };
+        let listed = listed.await;
+        begun.lists = match listed {
+            Ok(lists) => lists,
+            Err(error) => {
+                // It keeps nothing for a caller that does not know of it.
+                let given_up = ForgetBackup {
+                    url: url.to_owned(),
+                    backup: Some(begun.id),
+                    unfinished: true,
+                };
+                if let Err(error) = backup::forget(log, &given_up).await {
+                    tracing::warn!(backup = %begun.id, %error, "backup is given up later");
+                }
+                return Err(error);
+            }
+        };
         tracing::info!(backup = %begun.id, "backup begun");
         Ok(begun)
     }

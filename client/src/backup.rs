@@ -58,6 +58,7 @@ impl Backups {
             id: id.map_err(|error| ClientError::Protocol(error.to_string()))?,
             cluster: begun.cluster,
             start_revision: begun.start_revision,
+            lists: files(begun.lists).map_err(ClientError::Protocol)?,
         })
     }
 

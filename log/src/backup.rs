@@ -66,6 +66,7 @@ pub async fn begin(
         id,
         cluster,
         start_revision: revision.0,
+        lists: Vec::new(),
     })
 }
 

@@ -49,6 +49,8 @@ pub struct BackupBegun {
     pub cluster: String,
     /// The revision of metadata at which it began.
     pub start_revision: u64,
+    /// The files with tenants, namespaces, policies, tokens and grants.
+    pub lists: Vec<BackupFile>,
 }
 
 /// A backup that may be forgotten.

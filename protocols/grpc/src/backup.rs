@@ -28,6 +28,7 @@ impl v1::backup_server::Backup for Service {
                 backup_id: Bytes::copy_from_slice(&begun.id.0),
                 cluster: begun.cluster,
                 start_revision: begun.start_revision,
+                lists: begun.lists.iter().map(v1::BackupFile::from).collect(),
             })
         })
         .await
