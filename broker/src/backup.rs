@@ -15,12 +15,14 @@ use aquifer_log::TopicRecordCell;
 use aquifer_log::backup;
 use aquifer_log::error::LogError;
 use aquifer_model::backup::{
-    BackupBegun, BackupRevisions, BackupScope, BackupTotals, ForgetBackup, TopicCapture,
+    BackupBegun, BackupRevisions, BackupScope, BackupTotals, ForgetBackup, RestoreAccess,
+    RestoredAccess, TopicCapture,
 };
 use aquifer_model::id::{BackupId, Index};
 use aquifer_model::topic::TopicName;
 use aquifer_proto::v1;
 use aquifer_proto::v1::backup_item::Item;
+use aquifer_protocol_api::context::RequestContext;
 use bytes::Bytes;
 
 use crate::broker::Broker;
@@ -79,6 +81,27 @@ impl Broker {
             tracing::info!(backup = %id, "backup forgotten");
         }
         Ok(cluster)
+    }
+
+    /// Brings tokens and grants of a backup back.
+    pub(crate) async fn bring_access_back(
+        &self,
+        ctx: &RequestContext,
+        wanted: RestoreAccess,
+    ) -> Result<RestoredAccess, BrokerError> {
+        let guard = self.shared.guard.as_deref().ok_or_else(|| {
+            BrokerError::invalid(
+                "authentication is off: there are no tokens and grants",
+                "start the server with --auth, or restore topics alone",
+            )
+        })?;
+        let place = (wanted.url.as_str(), wanted.cluster.as_str());
+        let items = backup::read_files(&self.shared.log, place, wanted.backup, &wanted.files);
+        let items = items.await.map_err(refused)?;
+        let tenant = wanted.tenant.as_deref();
+        guard
+            .restore_access(ctx, items, tenant, &self.shared.namespaces)
+            .await
     }
 
     /// Captures a topic: first its subscriptions and its end, then, asked again with that end, its

@@ -187,3 +187,31 @@ pub struct Restored {
     /// What the backup has of it.
     pub totals: BackupTotals,
 }
+
+/// The tokens and grants of a backup that are to be brought back.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RestoreAccess {
+    /// Where the backup is.
+    pub url: String,
+    /// The cluster that has written it.
+    pub cluster: String,
+    /// The backup.
+    pub backup: BackupId,
+    /// The files that have them.
+    pub files: Vec<BackupFile>,
+    /// Only those of this tenant.
+    pub tenant: Option<String>,
+}
+
+/// What became of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct RestoredAccess {
+    /// Tokens that are back.
+    pub tokens: u64,
+    /// Grants that are back.
+    pub grants: u64,
+    /// Those in whose place something is here, which stays.
+    pub kept: u64,
+    /// Those that the caller may not give, whose tenant is missing, or that are not understood.
+    pub refused: u64,
+}

@@ -25,7 +25,7 @@ use crate::security::audit::refusals::{Refusal, Refusals};
 const TEXT_BYTES_MAX: usize = 256;
 
 /// Requests that change something. Everything else is written only when it is refused.
-const CHANGES: [&str; 23] = [
+const CHANGES: [&str; 24] = [
     "add_grant",
     "begin_backup",
     "create_namespace",
@@ -40,6 +40,7 @@ const CHANGES: [&str; 23] = [
     "offload_topic",
     "remove_grant",
     "reset_subscriptions",
+    "restore_access",
     "restore_topic",
     "revoke_token",
     "rotate_token",
