@@ -7,6 +7,7 @@
 //!   after a restore.
 
 mod restore;
+mod scopes;
 
 use std::sync::Arc;
 
@@ -14,12 +15,14 @@ use aquifer_log::TopicRecordCell;
 use aquifer_log::backup;
 use aquifer_log::error::LogError;
 use aquifer_model::backup::{
-    BackupBegun, BackupRevisions, BackupScope, BackupTotals, ForgetBackup, TopicCapture,
+    BackupBegun, BackupRevisions, BackupScope, BackupTotals, ForgetBackup, RestoreAccess,
+    RestoredAccess, TopicCapture,
 };
 use aquifer_model::id::{BackupId, Index};
 use aquifer_model::topic::TopicName;
 use aquifer_proto::v1;
 use aquifer_proto::v1::backup_item::Item;
+use aquifer_protocol_api::context::RequestContext;
 use bytes::Bytes;
 
 use crate::broker::Broker;
@@ -35,8 +38,29 @@ impl Broker {
         url: &str,
         scope: BackupScope,
     ) -> Result<BackupBegun, BrokerError> {
-        let begun = backup::begin(&self.shared.log, url, scope).await;
-        let begun = begun.map_err(refused)?;
+        let log = &self.shared.log;
+        let begun = backup::begin(log, url, scope.clone()).await;
+        let mut begun = begun.map_err(refused)?;
+        let listed = async {
+            let items = scopes::items(&*log.ledgers.store, &scope).await?;
+            Ok::<_, BrokerError>(backup::write(log, begun.id, items).await?)
+        };
+        let listed = listed.await;
+        begun.lists = match listed {
+            Ok(lists) => lists,
+            Err(error) => {
+                // It keeps nothing for a caller that does not know of it.
+                let given_up = ForgetBackup {
+                    url: url.to_owned(),
+                    backup: Some(begun.id),
+                    unfinished: true,
+                };
+                if let Err(error) = backup::forget(log, &given_up).await {
+                    tracing::warn!(backup = %begun.id, %error, "backup is given up later");
+                }
+                return Err(error);
+            }
+        };
         tracing::info!(backup = %begun.id, "backup begun");
         Ok(begun)
     }
@@ -57,6 +81,27 @@ impl Broker {
             tracing::info!(backup = %id, "backup forgotten");
         }
         Ok(cluster)
+    }
+
+    /// Brings tokens and grants of a backup back.
+    pub(crate) async fn bring_access_back(
+        &self,
+        ctx: &RequestContext,
+        wanted: RestoreAccess,
+    ) -> Result<RestoredAccess, BrokerError> {
+        let guard = self.shared.guard.as_deref().ok_or_else(|| {
+            BrokerError::invalid(
+                "authentication is off: there are no tokens and grants",
+                "start the server with --auth, or restore topics alone",
+            )
+        })?;
+        let place = (wanted.url.as_str(), wanted.cluster.as_str());
+        let items = backup::read_files(&self.shared.log, place, wanted.backup, &wanted.files);
+        let items = items.await.map_err(refused)?;
+        let tenant = wanted.tenant.as_deref();
+        guard
+            .restore_access(ctx, items, tenant, &self.shared.namespaces)
+            .await
     }
 
     /// Captures a topic: first its subscriptions and its end, then, asked again with that end, its

@@ -7,8 +7,8 @@ pub(crate) mod planner;
 use std::sync::Arc;
 use std::time::Duration;
 
-use aquifer_log::TopicRecordCell;
 use aquifer_log::offload::reaper::{Reaped, reap};
+use aquifer_log::{TopicRecordCell, delete_given_up};
 use aquifer_model::place::Place;
 use aquifer_model::stats::OffloadProgress;
 use aquifer_model::topic::TopicName;
@@ -70,6 +70,9 @@ async fn rounds(shared: &Context) {
             Ok(reaped) if reaped == Reaped::default() => {}
             Ok(reaped) => tracing::debug!(?reaped, "looked for objects that are to go"),
             Err(error) => tracing::warn!(%error, "objects that are to go are looked for later"),
+        }
+        if let Err(error) = delete_given_up(&shared.log).await {
+            tracing::warn!(%error, "restores that were given up are looked for later");
         }
     }
 }

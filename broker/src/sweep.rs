@@ -110,7 +110,7 @@ async fn walk(topics: &Arc<Topics>, planner: Option<&Planner>) -> Result<(), Bro
         };
         after = Some(match parse(last) {
             // A topic with many ledgers has many pages, and nothing is looked for in them.
-            Ok(Key::SegmentPage(topic, _)) => behind(&keys::segment_pages_prefix(&topic)),
+            Ok(Key::SegmentPage(topic, ..)) => behind(&keys::segment_pages_prefix(&topic)),
             _ => last.key.clone(),
         });
         let mut due = Vec::new();

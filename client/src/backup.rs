@@ -4,8 +4,8 @@
 use std::sync::Arc;
 
 use aquifer_model::backup::{
-    BackupBegun, BackupRevisions, BackupScope, BackupTotals, ForgetBackup, RestoreTopic, Restored,
-    TopicCapture,
+    BackupBegun, BackupRevisions, BackupScope, BackupTotals, ForgetBackup, RestoreAccess,
+    RestoreTopic, Restored, RestoredAccess, TopicCapture,
 };
 use aquifer_model::id::{BackupId, Index};
 use aquifer_model::topic::TopicName;
@@ -58,6 +58,7 @@ impl Backups {
             id: id.map_err(|error| ClientError::Protocol(error.to_string()))?,
             cluster: begun.cluster,
             start_revision: begun.start_revision,
+            lists: files(begun.lists).map_err(ClientError::Protocol)?,
         })
     }
 
@@ -158,6 +159,31 @@ impl Backups {
         Ok(Restored {
             outcome: outcome(answer.outcome()).ok_or_else(unknown)?,
             totals: answer.totals.unwrap_or_default().into(),
+        })
+    }
+
+    /// Brings tokens and grants of a backup back, where nothing stands in their place.
+    ///
+    /// # Errors
+    /// `Invalid` when the cluster has no authentication, and what every call may answer.
+    pub async fn restore_access(&self, wanted: &RestoreAccess) -> Result<RestoredAccess> {
+        let request = v1::RestoreAccessRequest {
+            url: wanted.url.clone(),
+            cluster: wanted.cluster.clone(),
+            backup_id: id_bytes(wanted.backup),
+            lists: wanted.files.iter().map(v1::BackupFile::from).collect(),
+            tenant: wanted.tenant.clone().unwrap_or_default(),
+        };
+        let call = |mut client: Client| {
+            let request = request.clone();
+            async move { client.restore_access(request).await }
+        };
+        let answer = self.call("restoring tokens and grants", true, call).await?;
+        Ok(RestoredAccess {
+            tokens: answer.tokens,
+            grants: answer.grants,
+            kept: answer.kept,
+            refused: answer.refused,
         })
     }
 

@@ -249,6 +249,12 @@ pub struct Lists {
     pub namespaces: Vec<v1::BackupNamespace>,
     /// Topics, a partitioned one before its partitions.
     pub topics: Vec<v1::BackupTopicEntry>,
+    /// Tokens.
+    pub tokens: Vec<v1::BackupToken>,
+    /// Grants.
+    pub grants: Vec<v1::BackupGrant>,
+    /// The files that have tokens or grants.
+    pub access: Vec<BackupFile>,
 }
 
 /// Reads the lists of a backup.
@@ -260,8 +266,11 @@ pub async fn read_lists(store: &dyn ColdStore, root: &v1::BackupRoot) -> ColdRes
     let path = name_of(&root.cluster, backup, ROOT);
     let mut lists = Lists::default();
     for file in files(root.lists.clone()).map_err(|reason| damaged(&path, reason))? {
+        let before = lists.tokens.len() + lists.grants.len();
         for item in read_part(store, &root.cluster, backup, &file).await? {
             match item {
+                Item::Token(token) => lists.tokens.push(token),
+                Item::Grant(grant) => lists.grants.push(grant),
                 Item::Tenant(tenant) => lists.tenants.push(tenant),
                 Item::Namespace(namespace) => lists.namespaces.push(namespace),
                 Item::Topic(topic) if lists.topics.len() < TOPICS_MAX => lists.topics.push(topic),
@@ -270,6 +279,9 @@ pub async fn read_lists(store: &dyn ColdStore, root: &v1::BackupRoot) -> ColdRes
                     return Err(damaged(&file.name, "it is no list"));
                 }
             }
+        }
+        if lists.tokens.len() + lists.grants.len() > before {
+            lists.access.push(file);
         }
     }
     Ok(lists)
@@ -317,7 +329,12 @@ pub async fn read_topic(
                 }
                 Item::Ledger(ledger) => ledgers.push(ledger),
                 Item::Cursors(record) => cursors.push(record),
-                Item::Head(_) | Item::Tenant(_) | Item::Namespace(_) | Item::Topic(_) => {
+                Item::Head(_)
+                | Item::Tenant(_)
+                | Item::Namespace(_)
+                | Item::Topic(_)
+                | Item::Token(_)
+                | Item::Grant(_) => {
                     return Err(damaged(&file.name, "it is not of one topic"));
                 }
             }

@@ -11,6 +11,8 @@
 //! - Places are opened when they are first needed: a store that is away keeps no process from
 //!   starting, and loading a topic asks for none.
 
+mod foreign;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -314,42 +316,6 @@ impl Locations {
             reason: format!("it has no marker {marker}"),
         })?;
         Ok((id, store))
-    }
-
-    /// The number of a place that a backup names, and whether what is there is another cluster's. A
-    /// place that was not known is noted, once its marker was seen: it is only read from then on.
-    ///
-    /// # Errors
-    /// `WrongPlace` when it is not what the backup means; those of the store.
-    pub async fn number_of(&self, place: &PlaceOfObjects) -> ColdResult<(u32, bool)> {
-        let seen = self.known().await?;
-        if let Some(known) = seen.into_iter().find(|known| known.id == place.id) {
-            return Ok((known.number, known.is_foreign()));
-        }
-        let (found, _) = self.visit(&place.url, &place.owner).await?;
-        if found != place.id {
-            return Err(ColdError::WrongPlace {
-                url: place.url.clone(),
-                reason: format!("its marker says {found}, not {}", place.id),
-            });
-        }
-        loop {
-            let all = self.known().await?;
-            if let Some(known) = all.iter().find(|known| known.id == place.id) {
-                return Ok((known.number, known.is_foreign()));
-            }
-            let new = Known {
-                number: all.last().map_or(0, |known| known.number).saturating_add(1),
-                id: place.id,
-                url: place.url.clone(),
-                marked: true,
-                created_ms: self.clock.wall_ms(),
-                owner: place.owner.clone(),
-            };
-            if self.put_new(&new).await? {
-                return Ok((new.number, true));
-            }
-        }
     }
 
     /// Writes the record of a place with a new number; `false` when another process was faster, or

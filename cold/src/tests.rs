@@ -14,7 +14,7 @@ use crate::cache::{CacheBytes, ObjectCache, ObjectRef, WantedEntries};
 use crate::error::{ColdError, ColdResult};
 use crate::format::tests::{ATTEMPT, LEDGER, TOKEN, entries, spec};
 use crate::format::{Compression, Expected};
-use crate::location::Locations;
+use crate::location::{Locations, PlaceOfObjects};
 use crate::object::{read_tail, verify};
 use crate::store::ColdStore;
 use crate::testing::{Fault, MemoryColdStore, Op};
@@ -217,6 +217,10 @@ impl Places {
 
     /// What a process has that is told this URL.
     fn at(&self, url: &str) -> Locations {
+        self.of("c", url)
+    }
+
+    fn of(&self, cluster: &str, url: &str) -> Locations {
         let stores = self.stores.clone();
         let opener = move |url: &str| -> ColdResult<Arc<dyn ColdStore>> {
             let which = usize::from(url.ends_with('2'));
@@ -224,7 +228,16 @@ impl Places {
         };
         let seams = (SystemClock::shared(), Arc::clone(&self.rng));
         let metadata = Arc::clone(&self.metadata);
-        Locations::new(metadata, seams, "c", url, Box::new(opener))
+        Locations::new(metadata, seams, cluster, url, Box::new(opener))
+    }
+
+    /// Moves what the first cluster has in a store into the other one.
+    async fn move_marker(&self, from: usize, to: usize) {
+        let (name, store) = ("c/location", &self.stores[from]);
+        let size = store.size(name).await.unwrap();
+        let marker = store.get(name, 0..size).await.unwrap();
+        self.stores[to].put_new(name, marker).await.unwrap();
+        store.lose(name);
     }
 }
 
@@ -276,4 +289,75 @@ async fn a_place_that_was_noted_and_not_marked_is_marked_later() {
     assert!(matches!(failed, Err(ColdError::Unavailable(_))));
     places.stores[0].heal();
     assert_eq!(places.at("mem://1").primary().await.unwrap().number, 1);
+}
+
+#[tokio::test]
+async fn the_recorded_url_is_asked_first_and_the_configured_place_last() {
+    let places = Places::new().await;
+    let first = places.at("mem://1").primary().await.unwrap();
+    places.at("mem://2").primary().await.unwrap();
+    // While the configured place is away, others are read, and it is not even asked.
+    let _ = places.stores[1].count(Op::Size);
+    places.stores[1].judge(|_, _| Some(Fault::Fails));
+    let found = places.at("mem://2").get(first.number).await.unwrap();
+    assert_eq!((found.id, found.url.as_str()), (first.id, "mem://1"));
+    assert_eq!(places.stores[1].count(Op::Size), 0);
+}
+
+#[tokio::test]
+async fn a_place_that_is_not_where_its_record_says_may_be_the_configured_one() {
+    let places = Places::new().await;
+    let first = places.at("mem://1").primary().await.unwrap();
+    places.move_marker(0, 1).await;
+    let now = places.at("mem://2");
+    let found = now.get(first.number).await.unwrap();
+    assert_eq!((found.id, found.url.as_str()), (first.id, "mem://2"));
+    // With neither, the error is that of the recorded one.
+    places.stores[1].lose("c/location");
+    let lost = places.at("mem://1").get(first.number).await.map(drop);
+    let is_of_recorded =
+        |error: &ColdError| matches!(error, ColdError::WrongPlace { url, .. } if url == "mem://2");
+    assert!(lost.as_ref().is_err_and(is_of_recorded), "{lost:?}");
+}
+
+#[tokio::test]
+async fn a_place_of_another_cluster_is_followed_where_it_moves() {
+    let places = Places::new().await;
+    let id = places.at("mem://1").primary().await.unwrap().id;
+    let other = Places {
+        stores: places.stores.clone(),
+        ..Places::new().await
+    };
+    let place = |url: &str| PlaceOfObjects {
+        id,
+        url: url.to_owned(),
+        owner: "c".to_owned(),
+    };
+    let (reader, restorer) = (other.of("other", ""), other.of("other", ""));
+    let (number, is_foreign) = restorer.number_of(&place("mem://1"), true).await.unwrap();
+    assert!(is_foreign);
+    assert_eq!(reader.get(number).await.unwrap().url, "mem://1");
+    // A place that is not there, or is another, is not where it went.
+    restorer.number_of(&place("mem://2"), true).await.unwrap();
+    assert_eq!(restorer.get(number).await.unwrap().url, "mem://1");
+    places.move_marker(0, 1).await;
+    let found = restorer.number_of(&place("mem://2"), true).await.unwrap();
+    assert_eq!(found, (number, true));
+    assert_eq!(restorer.get(number).await.unwrap().url, "mem://2");
+    assert!(restorer.get(number).await.unwrap().is_foreign);
+    // Another process learns it when it finds nothing there.
+    assert!(reader.get(number).await.unwrap().check().await.is_err());
+    reader.look_again(number).await.unwrap();
+    reader.get(number).await.unwrap().check().await.unwrap();
+    // What an older backup says of it does not lead back, as long as it is there.
+    restorer
+        .number_of(&place("mem://moved/2"), false)
+        .await
+        .unwrap();
+    assert_eq!(restorer.get(number).await.unwrap().url, "mem://2");
+    // The place of its own cluster is not led away by a backup.
+    let own = places.at("mem://1");
+    let (number, is_foreign) = own.number_of(&place("mem://2"), true).await.unwrap();
+    assert!(!is_foreign);
+    assert_eq!(own.describe(number).await.unwrap().url, "mem://1");
 }

@@ -5,6 +5,7 @@
 use aquifer_log::pages::assemble;
 use aquifer_metadata::store::{Revision, Versioned};
 use aquifer_metadata::{keys, record, segments};
+use aquifer_model::id::TopicIncarnation;
 use aquifer_model::topic::TopicName;
 use aquifer_proto::v1;
 use bytes::Bytes;
@@ -32,7 +33,8 @@ fn stored(topic: &TopicName, data: &[u8]) {
     let at = item(keys::topic(topic), first);
     let _ = segments::listed(&at);
     let Ok(record) = record::decode::<v1::TopicRecord>(&at) else { return };
-    let page = |number: u32, value| item(keys::segment_page(topic, number), value);
+    let Ok(incarnation) = TopicIncarnation::try_from(record.incarnation.as_ref()) else { return };
+    let page = |number: u32, value| item(keys::segment_page(topic, incarnation, number), value);
     let pages = [page(record.first_page, second), page(record.first_page.wrapping_add(1), third)];
     for page in &pages {
         let _ = segments::listed(page);
@@ -68,7 +70,9 @@ fn made(topic: &TopicName, data: &[u8]) {
     }
     let newest = lists.pop().unwrap_or_default();
     let paged = lists.iter().flatten().map(|segment| segment.bytes).sum();
+    let incarnation = TopicIncarnation([7; 16]);
     let record = v1::TopicRecord {
+        incarnation: incarnation.0.to_vec().into(),
         segments: newest,
         first_page: 7,
         end_page: 7 + u32::try_from(lists.len()).expect("few"),
@@ -78,10 +82,10 @@ fn made(topic: &TopicName, data: &[u8]) {
     let pages: Vec<Versioned> = (7..)
         .zip(lists)
         .map(|(number, segments)| Versioned {
-            key: keys::segment_page(topic, number),
+            key: keys::segment_page(topic, incarnation, number),
             value: record::encode(v1::SegmentPageRecord {
+                incarnation: incarnation.0.to_vec().into(),
                 segments,
-                ..v1::SegmentPageRecord::default()
             }),
             revision: Revision(1),
         })

@@ -184,6 +184,21 @@ impl Intent {
         self.bookies.extend(&earlier.bookies);
     }
 
+    /// The bookies without which it does not end: those that have not acknowledged, but for those
+    /// that are decommissioned.
+    ///
+    /// # Errors
+    /// When metadata cannot be read.
+    pub async fn awaited(&self, store: &dyn MetadataStore) -> Result<Vec<BookieId>, LedgerError> {
+        let mut awaited = Vec::new();
+        for bookie in self.waiting() {
+            if !is_decommissioned(store, bookie).await? {
+                awaited.push(bookie);
+            }
+        }
+        Ok(awaited)
+    }
+
     fn waiting(&self) -> impl Iterator<Item = BookieId> + '_ {
         self.bookies.difference(&self.acknowledged).copied()
     }
@@ -302,10 +317,7 @@ pub(crate) async fn acknowledge(
         let before = intent.acknowledged.len();
         let named = bookies.intersection(&intent.bookies).copied();
         intent.acknowledged.extend(named.collect::<Vec<_>>());
-        let mut waiting = 0;
-        for bookie in intent.waiting() {
-            waiting += usize::from(!is_decommissioned(store, bookie).await?);
-        }
+        let waiting = intent.awaited(store).await?.len();
         let progress = Progress::Waiting(waiting);
         Ok(match waiting {
             0 => Change::delete(&intent.home, Progress::Done).with(end(store, &intent).await?),

@@ -10,7 +10,7 @@ mod source;
 
 use std::sync::Arc;
 
-use aquifer_cold::backup::PartWriter;
+use aquifer_cold::backup::{PartWriter, read_part};
 use aquifer_ledger::holds::{self, Hold};
 use aquifer_model::backup::{BackupBegun, BackupFile, BackupRevisions, BackupScope, ForgetBackup};
 use aquifer_model::id::{BackupId, LedgerId};
@@ -23,6 +23,9 @@ use crate::offload::upload::of_store;
 
 pub use self::capture::CapturedLedgers;
 pub use self::source::{BackedUpTopic, read_topic};
+
+/// Files that are read for one request: each has thousands of tokens and grants.
+const FILES_MAX: usize = 256;
 
 pub(crate) fn tier(ctx: &LogContext) -> Result<&Arc<ColdTier>, LogError> {
     ctx.cold.as_ref().ok_or_else(|| {
@@ -66,6 +69,7 @@ pub async fn begin(
         id,
         cluster,
         start_revision: revision.0,
+        lists: Vec::new(),
     })
 }
 
@@ -143,6 +147,33 @@ pub async fn write(
         parts.add(item).await.map_err(of_store)?;
     }
     parts.finish().await.map_err(of_store)
+}
+
+/// Reads files of a backup, of this cluster or of another.
+///
+/// # Errors
+/// [`LogError::Invalid`] when these are too many; [`LogError::Damaged`] when one is not what was
+/// written; those of the store.
+pub async fn read_files(
+    ctx: &LogContext,
+    (url, cluster): (&str, &str),
+    id: BackupId,
+    files: &[BackupFile],
+) -> Result<Vec<Item>, LogError> {
+    if files.len() > FILES_MAX {
+        let count = files.len();
+        return Err(LogError::Invalid(format!(
+            "{count} files of a backup were named, and up to {FILES_MAX} can be"
+        )));
+    }
+    let visited = tier(ctx)?.locations.visit(url, cluster).await;
+    let (_, store) = visited.map_err(of_store)?;
+    let mut items = Vec::new();
+    for file in files {
+        let read = read_part(&*store, cluster, id, file).await;
+        items.extend(read.map_err(of_store)?);
+    }
+    Ok(items)
 }
 
 /// Lets no ledger that is created from now on have an id that is to be restored.

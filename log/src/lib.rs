@@ -46,7 +46,7 @@ mod types;
 
 pub use probe::Fence;
 pub use read::ReadPoint;
-pub use record::{RestoredLedger, RestoringTopic, TopicRecordCell};
+pub use record::{RestoredLedger, RestoringTopic, TopicRecordCell, delete_given_up};
 pub use topic_log::TopicLog;
 pub use trim::{TrimDue, first_due_on_record};
 pub use types::{

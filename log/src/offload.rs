@@ -18,6 +18,7 @@ pub mod reaper;
 pub mod tier;
 
 mod care;
+mod due;
 mod known;
 pub(crate) mod upload;
 

@@ -2,6 +2,8 @@
 //!
 //! The topic's record lists the newest segments. When it is full, a rollover moves its oldest ones
 //! into a page, a key below the record (`keys::segment_page`), in the transaction of the rollover.
+//! The key has the incarnation: a topic that is being restored has pages of its own, beside those
+//! of another that has its name.
 //! So a rollover writes a bounded number of bytes however many ledgers the topic has. The cursor
 //! log has no pages: it is trimmed to its newest snapshot.
 //!
@@ -20,7 +22,7 @@
 use aquifer_metadata::error::MetadataError;
 use aquifer_metadata::store::{Expect, MetadataStore, Operation, Revision, Versioned};
 use aquifer_metadata::{keys, record, scan};
-use aquifer_model::id::LedgerId;
+use aquifer_model::id::{LedgerId, TopicIncarnation};
 use aquifer_model::topic::TopicName;
 use aquifer_proto::v1;
 use bytes::Bytes;
@@ -76,6 +78,21 @@ pub(crate) fn has_pages(record: &v1::TopicRecord) -> bool {
     record.first_page != record.end_page
 }
 
+/// The key of a page of a record.
+fn page_key(
+    topic: &TopicName,
+    record: &v1::TopicRecord,
+    page: u32,
+) -> Result<String, MetadataError> {
+    let incarnation = TopicIncarnation::try_from(record.incarnation.as_ref());
+    let malformed = |_| damaged(&keys::topic(topic), "its incarnation is malformed");
+    Ok(keys::segment_page(
+        topic,
+        incarnation.map_err(malformed)?,
+        page,
+    ))
+}
+
 /// Moves the oldest segments of a record into a page if the record is full. All but the last
 /// segment of `record` must be sealed.
 pub(crate) fn move_oldest(
@@ -87,7 +104,7 @@ pub(crate) fn move_oldest(
     if record.segments.len() <= kept + page {
         return Ok(None);
     }
-    let key = keys::segment_page(topic, record.end_page);
+    let key = page_key(topic, record, record.end_page)?;
     if record.segments[..page]
         .iter()
         .any(|segment| !segment.sealed)
@@ -135,7 +152,7 @@ pub fn assemble(
     let mut all: Vec<v1::SegmentRecord> = Vec::new();
     let mut wanted = record.first_page;
     for stored in pages {
-        let key = keys::segment_page(topic, wanted);
+        let key = page_key(topic, record, wanted)?;
         if stored.key != key || wanted >= record.end_page {
             return Err(match stored.key > key && wanted < record.end_page {
                 true => damaged(&key, "the page is missing"),
@@ -149,7 +166,7 @@ pub fn assemble(
         wanted += 1;
     }
     if wanted != record.end_page {
-        let missing = keys::segment_page(topic, wanted);
+        let missing = page_key(topic, record, wanted)?;
         return Err(damaged(&missing, "the page is missing"));
     }
     let key = keys::topic(topic);
@@ -203,7 +220,7 @@ pub(crate) async fn first_page(
     if !has_pages(record) {
         return Ok(None);
     }
-    let key = keys::segment_page(topic, record.first_page);
+    let key = page_key(topic, record, record.first_page)?;
     let stored = store.get(&key).await?;
     let stored = stored.ok_or_else(|| damaged(&key, "the page is missing"))?;
     Page::decode(topic, record, record.first_page, &stored).map(Some)
@@ -216,7 +233,7 @@ impl Page {
         number: u32,
         stored: &Versioned,
     ) -> Result<Page, MetadataError> {
-        let key = keys::segment_page(topic, number);
+        let key = page_key(topic, record, number)?;
         let found: v1::SegmentPageRecord = record::decode(stored)?;
         let is_bad = |segment: &v1::SegmentRecord| {
             !segment.sealed || segment.end_index < segment.first_index
@@ -305,7 +322,7 @@ impl TopicRecordCell {
                 return Ok((record, segments));
             }
             // Their number is bounded by the ledgers that metadata holds: 48,000 have 1,000 pages.
-            let prefix = keys::segment_pages_prefix(self.topic());
+            let prefix = keys::segment_pages_of(self.topic(), self.incarnation());
             let store = &*self.ctx().ledgers.store;
             let (pages, _) = scan::all(store, &prefix, usize::MAX).await?;
             self.refresh().await?;

@@ -5,6 +5,7 @@
 //! another owner has taken over; a record that another process changed under the same guards is
 //! read again and the change is decided again.
 
+mod given_up;
 mod restoring;
 
 use std::sync::Arc;
@@ -27,6 +28,9 @@ use crate::context::LogContext;
 use crate::deletion;
 use crate::error::LogError;
 
+pub use self::given_up::delete_given_up;
+#[cfg(test)]
+pub(crate) use self::given_up::delete_if_given_up;
 pub use self::restoring::{RestoredLedger, RestoringTopic};
 
 /// Attempts when the record keeps changing under the same guards.

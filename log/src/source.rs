@@ -209,6 +209,10 @@ async fn at_object(
     let found = clock::timeout(tier.settings.read_max, found).await;
     if !matches!(found, Ok(Ok(_))) {
         ctx.metrics.object_read_failures.add(1, &[]);
+        // The place may have moved; the next read finds it then.
+        if let Err(error) = tier.locations.look_again(stored.location).await {
+            tracing::debug!(%error, location = stored.location, "no look whether a place has moved");
+        }
     }
     match found {
         Ok(Ok(found)) => Ok(found),

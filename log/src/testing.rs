@@ -92,6 +92,17 @@ pub fn over_cold_of(
     store: &MemoryColdStore,
     offload: OffloadSettings,
 ) -> Arc<LogContext> {
+    over_cold_with(cluster, ledgers, store, (settings(), offload))
+}
+
+/// The same with these settings.
+#[must_use]
+pub fn over_cold_with(
+    cluster: &str,
+    ledgers: Arc<LedgerContext>,
+    store: &MemoryColdStore,
+    (settings, offload): (LogSettings, OffloadSettings),
+) -> Arc<LogContext> {
     let store = store.clone();
     let opener = move |_: &str| -> ColdResult<Arc<dyn ColdStore>> { Ok(Arc::new(store.clone())) };
     let sources = (Arc::clone(&ledgers.clock), Arc::clone(&ledgers.rng));
@@ -100,7 +111,7 @@ pub fn over_cold_of(
     let cache = ObjectCache::new(CacheBytes::default());
     let worker = BrokerId(ledgers.rng.id16());
     let tier = ColdTier::new(locations, cache, offload, worker);
-    with_cold(ledgers, settings(), Some(Arc::new(tier)))
+    with_cold(ledgers, settings, Some(Arc::new(tier)))
 }
 
 fn with_cold(

@@ -16,7 +16,9 @@ use std::fmt;
 use std::str::FromStr;
 
 pub use aquifer_model::bundle::BundleRange;
-use aquifer_model::id::{AttemptId, BackupId, BookieId, BrokerId, LEDGER_ID_MAX, LedgerId};
+use aquifer_model::id::{
+    AttemptId, BackupId, BookieId, BrokerId, LEDGER_ID_MAX, LedgerId, TopicIncarnation,
+};
 use aquifer_model::policy::PolicyScope;
 use aquifer_model::topic::{NamespaceName, TopicName};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
@@ -50,8 +52,8 @@ pub enum Key {
     Namespace(NamespaceName),
     /// `t/T/N/t/NAME`: a topic.
     Topic(TopicName),
-    /// `t/T/N/t/NAME/s/PAGE`: a page of a topic's older segments.
-    SegmentPage(TopicName, u32),
+    /// `t/T/N/t/NAME/s/INCARNATION/PAGE`: a page of a topic's older segments.
+    SegmentPage(TopicName, TopicIncarnation, u32),
     /// `p/T`, `p/T/N`, `p/T/N/NAME`: the policies of a tenant, a namespace, a topic.
     Policies(PolicyScope),
     /// `l/ID`: a ledger.
@@ -160,11 +162,17 @@ pub fn topics_prefix(namespace: &NamespaceName) -> String {
 }
 
 /// Key of a page of a topic's older segments. The number is padded, so that scans are in order.
-pub fn segment_page(topic: &TopicName, page: u32) -> String {
-    format!("{}{page:010}", segment_pages_prefix(topic))
+pub fn segment_page(topic: &TopicName, incarnation: TopicIncarnation, page: u32) -> String {
+    format!("{}{page:010}", segment_pages_of(topic, incarnation))
 }
 
-/// What begins the keys of the pages of a topic's older segments.
+/// What begins the keys of the pages of one incarnation of a topic.
+pub fn segment_pages_of(topic: &TopicName, incarnation: TopicIncarnation) -> String {
+    format!("{}{incarnation}/", segment_pages_prefix(topic))
+}
+
+/// What begins the keys of the pages of all topics of a name: one may exist while another is being
+/// restored.
 pub fn segment_pages_prefix(name: &TopicName) -> String {
     format!("{}/s/", topic(name))
 }
@@ -401,7 +409,7 @@ pub fn partition_of(key: &str) -> MetadataResult<Partition<'_>> {
         }
         Key::Policies(scope) => Partition::Named(partition_of_policies(&scope).into()),
         Key::Topic(topic)
-        | Key::SegmentPage(topic, _)
+        | Key::SegmentPage(topic, ..)
         | Key::Schema(topic, _)
         | Key::Restoring(topic) => Partition::Named(partition_of_topic(&topic).into()),
         Key::Ledger(_)
@@ -451,7 +459,7 @@ impl fmt::Display for Key {
             Key::Tenant(name) => tenant(name),
             Key::Namespace(name) => namespace(name),
             Key::Topic(name) => topic(name),
-            Key::SegmentPage(name, page) => segment_page(name, *page),
+            Key::SegmentPage(name, incarnation, page) => segment_page(name, *incarnation, *page),
             Key::Policies(scope) => policies(scope),
             Key::Ledger(id) => ledger(*id),
             Key::BundleOwner(namespace, range) => bundle_owner(namespace, *range),
@@ -504,9 +512,11 @@ fn parse(text: &str) -> Option<Key> {
         ["t", tenant] => Key::Tenant(name(tenant)?),
         ["t", tenant, namespace, "p"] => Key::Namespace(namespace_name(tenant, namespace)?),
         ["t", tenant, namespace, "t", topic] => Key::Topic(topic_name(tenant, namespace, topic)?),
-        ["t", tenant, namespace, "t", topic, "s", page] => {
-            Key::SegmentPage(topic_name(tenant, namespace, topic)?, page.parse().ok()?)
-        }
+        ["t", tenant, namespace, "t", topic, "s", incarnation, page] => Key::SegmentPage(
+            topic_name(tenant, namespace, topic)?,
+            incarnation.parse().ok()?,
+            page.parse().ok()?,
+        ),
         ["p", tenant] => Key::Policies(PolicyScope::Tenant(name(tenant)?)),
         ["p", tenant, namespace] => {
             Key::Policies(PolicyScope::Namespace(namespace_name(tenant, namespace)?))

@@ -18,5 +18,6 @@ pub mod scan;
 #[cfg(test)]
 mod scripted;
 pub mod segments;
+pub mod snapshot;
 pub mod store;
 pub mod update;

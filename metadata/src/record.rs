@@ -352,7 +352,7 @@ mod tests {
         stored.extend([7; 16]);
         stored.extend([0x12, 0x0e, 0x08, 0x01, 0x18, 0x01, 0x20, 0x02]);
         stored.extend([0x28, 0x05, 0x30, 0x07, 0x38, 0x08, 0x40, 0x09]);
-        let key = "t/a/b/t/x/s/0000000003";
+        let key = "t/a/b/t/x/s/07070707070707070707070707070707/0000000003";
         let page: v1::SegmentPageRecord = decode_bytes(key, &stored).unwrap();
         assert_eq!(page.incarnation.as_ref(), [7; 16]);
         let segment = v1::SegmentRecord {

@@ -39,7 +39,7 @@ pub fn listed(item: &Versioned) -> MetadataResult<Option<ListedLedgers>> {
             segments.extend(record.cursor_segments);
             (topic, segments)
         }
-        Key::SegmentPage(topic, _) => {
+        Key::SegmentPage(topic, ..) => {
             let page: v1::SegmentPageRecord = record::decode(item)?;
             (topic, page.segments)
         }
@@ -59,6 +59,7 @@ pub fn listed(item: &Versioned) -> MetadataResult<Option<ListedLedgers>> {
 
 #[cfg(test)]
 mod tests {
+    use aquifer_model::id::TopicIncarnation;
     use bytes::Bytes;
 
     use super::*;
@@ -100,7 +101,7 @@ mod tests {
         };
         let at = keys::topic(&topic);
         assert_eq!(ids(listed(&item(&at, record.clone()))), [3, 5, 4]);
-        let at_page = keys::segment_page(&topic, 7);
+        let at_page = keys::segment_page(&topic, TopicIncarnation([1; 16]), 7);
         assert_eq!(ids(listed(&item(&at_page, page.clone()))), [1, 2]);
         assert_eq!(listed(&item(&keys::tenant("t"), Bytes::new())), Ok(None));
         for bad in [

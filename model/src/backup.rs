@@ -49,6 +49,8 @@ pub struct BackupBegun {
     pub cluster: String,
     /// The revision of metadata at which it began.
     pub start_revision: u64,
+    /// The files with tenants, namespaces, policies, tokens and grants.
+    pub lists: Vec<BackupFile>,
 }
 
 /// A backup that may be forgotten.
@@ -184,4 +186,32 @@ pub struct Restored {
     pub outcome: RestoreOutcome,
     /// What the backup has of it.
     pub totals: BackupTotals,
+}
+
+/// The tokens and grants of a backup that are to be brought back.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RestoreAccess {
+    /// Where the backup is.
+    pub url: String,
+    /// The cluster that has written it.
+    pub cluster: String,
+    /// The backup.
+    pub backup: BackupId,
+    /// The files that have them.
+    pub files: Vec<BackupFile>,
+    /// Only those of this tenant.
+    pub tenant: Option<String>,
+}
+
+/// What became of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct RestoredAccess {
+    /// Tokens that are back.
+    pub tokens: u64,
+    /// Grants that are back.
+    pub grants: u64,
+    /// Those in whose place something is here, which stays.
+    pub kept: u64,
+    /// Those that the caller may not give, whose tenant is missing, or that are not understood.
+    pub refused: u64,
 }

@@ -119,7 +119,7 @@ impl Broker {
                         let name = namespace.namespace().to_owned();
                         Listed::Item(namespace, name)
                     }
-                    Key::Topic(topic) | Key::SegmentPage(topic, _) => {
+                    Key::Topic(topic) | Key::SegmentPage(topic, ..) => {
                         Listed::SkipUnder(keys::topics_prefix(topic.namespace()))
                     }
                     _ => Listed::Skip,

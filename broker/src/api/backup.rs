@@ -1,7 +1,8 @@
 //! Backups, as protocols see them.
 
 use aquifer_model::backup::{
-    BackupBegun, BackupRevisions, BackupScope, ForgetBackup, RestoreTopic, Restored, TopicCapture,
+    BackupBegun, BackupRevisions, BackupScope, ForgetBackup, RestoreAccess, RestoreTopic, Restored,
+    RestoredAccess, TopicCapture,
 };
 use aquifer_model::id::{BackupId, Index};
 use aquifer_model::topic::TopicName;
@@ -88,6 +89,21 @@ impl Backups for Broker {
             Action::Operate,
             Resource::Cluster,
             self.bring_topic_back(wanted)
+        )
+    }
+
+    async fn restore_access(
+        &self,
+        ctx: &RequestContext,
+        wanted: RestoreAccess,
+    ) -> ApiResult<RestoredAccess> {
+        serve!(
+            self,
+            ctx,
+            "restore_access",
+            Action::Operate,
+            Resource::Cluster,
+            self.bring_access_back(ctx, wanted)
         )
     }
 }

@@ -344,7 +344,7 @@ fn look_topic(
 ) -> Result<Listed<TopicDescription>, BrokerError> {
     let topic = match parse(versioned)? {
         Key::Topic(topic) => topic,
-        Key::SegmentPage(topic, _) => {
+        Key::SegmentPage(topic, ..) => {
             return Ok(Listed::SkipUnder(keys::segment_pages_prefix(&topic)));
         }
         _ => return Ok(Listed::Skip),

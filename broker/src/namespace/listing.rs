@@ -127,7 +127,7 @@ pub(crate) fn look_tenant(versioned: &Versioned) -> Result<Listed<String>, Broke
     Ok(match parse(versioned)? {
         Key::Tenant(tenant) => Listed::Item(tenant.clone(), tenant),
         Key::Namespace(namespace) => Listed::SkipUnder(keys::tenant_prefix(namespace.tenant())),
-        Key::Topic(topic) | Key::SegmentPage(topic, _) => {
+        Key::Topic(topic) | Key::SegmentPage(topic, ..) => {
             Listed::SkipUnder(keys::tenant_prefix(topic.namespace().tenant()))
         }
         _ => Listed::Skip,

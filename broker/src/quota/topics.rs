@@ -126,7 +126,7 @@ async fn count(namespaces: &Namespaces, namespace: &NamespaceName) -> Result<u64
 fn look(versioned: &Versioned) -> Result<Listed<u64>, BrokerError> {
     let topic = match parse(versioned)? {
         Key::Topic(topic) if topic.partition().is_none() => topic,
-        Key::SegmentPage(topic, _) => {
+        Key::SegmentPage(topic, ..) => {
             return Ok(Listed::SkipUnder(keys::segment_pages_prefix(&topic)));
         }
         _ => return Ok(Listed::Skip),

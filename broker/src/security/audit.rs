@@ -34,7 +34,7 @@ pub(crate) const RESERVED_TENANT: &str = "aquifer";
 const TEXT_BYTES_MAX: usize = 256;
 
 /// Requests that change something. Everything else is written only when it is refused.
-const CHANGES: [&str; 32] = [
+const CHANGES: [&str; 33] = [
     "add_grant",
     "begin_backup",
     "clear_subscription",
@@ -56,6 +56,7 @@ const CHANGES: [&str; 32] = [
     "offload_topic",
     "remove_grant",
     "reset_subscriptions",
+    "restore_access",
     "restore_topic",
     "revoke_token",
     "rotate_token",

@@ -8,6 +8,7 @@
 //! - A change is answered when this broker decides with it.
 
 mod grants;
+mod restored;
 mod tokens;
 
 use aquifer_metadata::store::Revision;

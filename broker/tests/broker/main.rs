@@ -6,6 +6,7 @@
 )]
 
 mod admin;
+mod backup;
 mod balance;
 mod bounds;
 mod budgets;

@@ -5,13 +5,15 @@ mod audit;
 mod audit_topic;
 mod escalation;
 mod matrix;
+mod restored;
 mod sessions;
 
 use std::sync::Arc;
 
 use aquifer_broker::{AuthConfig, Broker, BrokerConfig, create_first_token};
 use aquifer_ledger::testing::TestWorld;
-use aquifer_log::testing::TestLogs;
+use aquifer_log::offload::tier::OffloadSettings;
+use aquifer_log::testing::{MemoryColdStore, TestLogs, over_cold};
 use aquifer_metadata::embedded::{EmbeddedOptions, EmbeddedStore};
 use aquifer_metadata::store::MetadataStore;
 use aquifer_model::policy::Policies;
@@ -52,6 +54,11 @@ pub fn auth_config() -> BrokerConfig {
 
 impl Secured {
     pub async fn start() -> Secured {
+        Secured::start_with(None).await
+    }
+
+    /// With objects in this store.
+    pub async fn start_with(cold: Option<&MemoryColdStore>) -> Secured {
         let disk = SimDisk::new();
         disk.create_dir_all("/data".as_ref()).unwrap();
         let tasks = TaskGroup::new("store");
@@ -71,7 +78,7 @@ impl Secured {
         assert!(create_first_token(&*store, 1, keep).await.unwrap());
         let world = TestWorld::new(1);
         let clock = world.clock.clone().unwrap();
-        let harness = over(world, &store).await;
+        let harness = over(world, &store, cold).await;
         Secured {
             harness,
             admin: kept.unwrap(),
@@ -83,7 +90,7 @@ impl Secured {
 
     /// Another broker over the same storage.
     pub async fn another(&self) -> Harness {
-        over(self.harness.world.clone(), &self.store).await
+        over(self.harness.world.clone(), &self.store, None).await
     }
 
     pub fn broker(&self) -> &Arc<Broker> {
@@ -144,9 +151,20 @@ impl Secured {
     }
 }
 
-async fn over(world: TestWorld, store: &Arc<dyn MetadataStore>) -> Harness {
+async fn over(
+    world: TestWorld,
+    store: &Arc<dyn MetadataStore>,
+    cold: Option<&MemoryColdStore>,
+) -> Harness {
     let transport = Arc::new(world.bookies.clone());
-    let log = world.logs_with(Arc::clone(store), transport, TestWorld::settings());
+    let (store, settings) = (Arc::clone(store), TestWorld::settings());
+    let log = match cold {
+        None => world.logs_with(store, transport, settings),
+        Some(cold) => {
+            let ledgers = world.process_with(store, transport, settings);
+            over_cold(ledgers, cold, OffloadSettings::default())
+        }
+    };
     Harness::over(world, auth_config(), log).await
 }
 

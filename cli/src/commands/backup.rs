@@ -58,6 +58,7 @@ pub async fn run(command: BackupCommand, connect: &Connect, out: &Output) -> Res
             tenant,
             topic,
             dry_run,
+            access,
             trim_after,
         } => {
             let opened = Opened::open(&which).await?;
@@ -65,6 +66,7 @@ pub async fn run(command: BackupCommand, connect: &Connect, out: &Output) -> Res
                 tenant,
                 topic,
                 dry_run,
+                access,
                 trim_after,
             };
             restore::run(&opened, &wanted, &connect.client()?, out).await

@@ -53,7 +53,8 @@ pub async fn read_topic(
     let mut numbers = BTreeMap::new();
     for (number, place) in &parts.places {
         // The place of the backup itself is where it was found now.
-        let url = match place.id == marker {
+        let is_here = place.id == marker;
+        let url = match is_here {
             true => url.trim_end_matches('/').to_owned(),
             false => place.url.clone(),
         };
@@ -61,7 +62,8 @@ pub async fn read_topic(
             url,
             ..place.clone()
         };
-        let found = locations.number_of(&place).await.map_err(of_store)?;
+        let found = locations.number_of(&place, is_here).await;
+        let found = found.map_err(of_store)?;
         numbers.insert(*number, found);
     }
     let ledgers = ledgers_of(wanted, &parts, &numbers)?;
@@ -88,6 +90,7 @@ fn record_of(wanted: &RestoreTopic, parts: &TopicParts, totals: &BackupTotals) -
             backup_id: Bytes::copy_from_slice(&wanted.backup.0),
             incarnation: head.incarnation.clone(),
             trim_after_ms: 0,
+            asked_ms: 0,
         }),
         ..v1::TopicRecord::default()
     }

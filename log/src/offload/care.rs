@@ -21,7 +21,7 @@ use futures::StreamExt;
 
 use crate::error::LogError;
 use crate::metrics::AttemptOutcome;
-use crate::offload::figures::{Behind, BehindOfLog};
+use crate::offload::figures::BehindOfLog;
 use crate::offload::known::Known;
 use crate::offload::tier::ColdTier;
 use crate::offload::upload::{Outcome, of_store, offload_ledger};
@@ -34,6 +34,9 @@ const READS_AT_ONCE: usize = 16;
 const READS_FOR_STATS_MAX: usize = 1_000;
 /// A ledger whose attempt failed for a reason of its own is left alone for this time.
 const LEDGER_REST: Duration = Duration::from_secs(600);
+/// One whose copies cannot go, since another intent names it, is left alone for this time: that
+/// ends when bookies come back, and nothing of the topic is worth waiting for it.
+const INTENT_REST: Duration = Duration::from_secs(60);
 
 /// Where the bytes of a segment are.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -72,7 +75,7 @@ impl LogInner {
     }
 
     /// The policy in force.
-    fn offload_policy(&self, tier: &ColdTier) -> OffloadPolicy {
+    pub(super) fn offload_policy(&self, tier: &ColdTier) -> OffloadPolicy {
         let now = self
             .policies
             .get()
@@ -81,7 +84,7 @@ impl LogInner {
     }
 
     /// What trimming keeps, if it follows a policy.
-    fn retention(&self) -> Option<Retention> {
+    pub(super) fn retention(&self) -> Option<Retention> {
         let policies = self.policies.get()?;
         Some(policies.borrow().retention)
     }
@@ -143,7 +146,7 @@ impl LogInner {
     }
 
     /// Below this everything is offloaded, and bookies have no copies.
-    fn dropped_end(&self) -> Index {
+    pub(super) fn dropped_end(&self) -> Index {
         Index(self.cell.offload_mark().dropped_end)
     }
 
@@ -207,8 +210,8 @@ impl LogInner {
             return;
         }
         self.offload.lock().unneeded = unneeded;
-        let is_unknown = !self.unknown(self.dropped_end()).is_empty();
-        if is_unknown || !self.due(tier).is_empty() || self.has_droppable(tier, droppable) {
+        let due = self.look_for_work(tier);
+        if due.is_unknown || due.has_work(droppable) {
             self.begin_offload(droppable);
         }
     }
@@ -236,7 +239,7 @@ impl LogInner {
                 () = me.write_mark() => {}
                 () = token.wait() => {}
             }
-            let _ = me.due(&tier); // tells how far behind it is
+            let _ = me.look_for_work(&tier); // tells how far behind it is
             // Statistics lock the state first: never the other way round.
             let closing = me.state.lock().closing;
             let mut state = me.offload.lock();
@@ -286,75 +289,13 @@ impl LogInner {
                 return state.running;
             }
         }
-        !self.due(tier).is_empty() || self.has_droppable(tier, droppable)
+        self.look_for_work(tier).has_work(droppable)
     }
 
-    /// Whether copies of a ledger could go but for a load, which would read them.
+    /// Whether copies of a ledger could go but for a load, which would read them, as of the last
+    /// look.
     pub(crate) fn awaits_snapshot(&self, droppable: Index) -> bool {
-        let Some(tier) = self.ctx.cold.as_ref() else {
-            return false;
-        };
-        let all = self.droppable(tier, Index(u64::MAX));
-        all.last().is_some_and(|last| last.end_index > droppable)
-    }
-
-    /// Whether copies of ledgers that end at or below an index may go now.
-    fn has_droppable(&self, tier: &ColdTier, droppable: Index) -> bool {
-        !self.droppable(tier, droppable).is_empty()
-    }
-
-    fn droppable(&self, tier: &ColdTier, below: Index) -> Vec<Segment> {
-        let clock = &self.ctx.ledgers.clock;
-        let (now, now_ms) = (clock.monotonic(), clock.wall_ms());
-        let (policy, sealed) = (self.offload_policy(tier), self.sealed());
-        let pressed = tier.pressure.bookies();
-        let state = self.offload.lock();
-        let is_over = |segment: &Segment| {
-            let ledger = segment.ledger;
-            let since = state.has_copies_since(ledger);
-            since.is_some_and(|ms| {
-                policy.lag_is_over(ms, now_ms) || policy.enabled && state.is_at(ledger, &pressed)
-            }) && !state.rests(ledger, now)
-        };
-        let all = sealed.into_iter().take_while(|s| s.end_index <= below);
-        all.filter(is_over).collect()
-    }
-
-    /// What is to be offloaded now, oldest first. Notes how far behind policy the log is.
-    fn due(&self, tier: &ColdTier) -> Vec<Segment> {
-        let clock = &self.ctx.ledgers.clock;
-        let (now, now_ms) = (clock.monotonic(), clock.wall_ms());
-        let (policy, retention) = (self.offload_policy(tier), self.retention());
-        let segments: Vec<Segment> = self.state.lock().segments.iter().cloned().collect();
-        let pressed = tier.pressure.bookies();
-        let state = self.offload.lock();
-        let (mut due, mut behind, mut newer) = (Vec::new(), Behind::default(), 0_u64);
-        for segment in segments.into_iter().rev() {
-            let (time_ms, newer_bytes) = (segment.last_time_ms, newer);
-            newer = newer.saturating_add(segment.bytes);
-            let is_closed = segment.status == SegmentStatus::Sealed && segment.entries > 0;
-            if !is_closed || state.known.get(&segment.ledger) != Some(&Known::Local) {
-                continue;
-            }
-            let goes_soon = segment.end_index <= state.unneeded
-                && retention.is_some_and(|r| policy.goes_soon(&r, time_ms, newer_bytes, now_ms));
-            let by_policy = !goes_soon && policy.is_due(time_ms, newer_bytes, now_ms);
-            if by_policy {
-                let since = policy.age_ms.map(|age_ms| time_ms.saturating_add(age_ms));
-                let is_late = policy.is_late(time_ms, newer_bytes, now_ms);
-                behind.add(segment.bytes, since.filter(|ms| *ms <= now_ms), is_late);
-            }
-            let is_asked = segment.end_index <= state.below;
-            let is_pressed = policy.enabled && !goes_soon && state.is_at(segment.ledger, &pressed);
-            if (by_policy || is_asked || is_pressed) && !state.rests(segment.ledger, now) {
-                due.push(segment);
-            }
-        }
-        if let Some(log) = &state.behind {
-            log.set(behind);
-        }
-        due.reverse();
-        due
+        self.offload.lock().over_end > droppable
     }
 
     async fn care(&self, tier: &ColdTier, droppable: Index) -> Result<(), LogError> {
@@ -374,17 +315,19 @@ impl LogInner {
     /// An attempt failed for a reason of its ledger: the others go on without it.
     fn let_rest(&self, ledger: LedgerId, error: &LogError) {
         tracing::warn!(%ledger, topic = %self.cell.topic(), %error, "ledger is not offloaded, and is left alone for a while");
-        let until = self.ctx.ledgers.clock.monotonic() + LEDGER_REST;
-        let mut state = self.offload.lock();
-        state.not_before.insert(ledger, until);
+        self.rest(ledger, LEDGER_REST);
+    }
+
+    fn rest(&self, ledger: LedgerId, time: Duration) {
+        let until = self.ctx.ledgers.clock.monotonic() + time;
+        self.offload.lock().not_before.insert(ledger, until);
     }
 
     async fn offload_due(&self, tier: &ColdTier) -> Result<(), LogError> {
         let mut failed = None;
         // One at a time, so that the topics of a process take turns.
-        while let Some(segment) = self.due(tier).into_iter().next() {
+        while let Some((ledger, bytes)) = self.look_for_work(tier).next {
             let permit = tier.workers.acquire().await;
-            let ledger = segment.ledger;
             let compression = self.offload_policy(tier).compression;
             let outcome = offload_ledger(&self.ctx, tier, &self.cell, (ledger, compression)).await;
             drop(permit);
@@ -408,14 +351,13 @@ impl LogInner {
                 Err(error) => return Err(error),
                 Ok(Outcome::Stored) => {
                     self.infos.lock().remove(&ledger);
-                    self.ctx.metrics.offloaded_bytes.add(segment.bytes, &[]);
+                    self.ctx.metrics.offloaded_bytes.add(bytes, &[]);
                 }
                 Ok(Outcome::NothingToDo | Outcome::Busy) => {
                     // What the record says is known now; a ledger of which it says nothing rests.
                     let is_local = self.known(ledger) == Some(Known::Local);
                     if is_local {
-                        let until = self.ctx.ledgers.clock.monotonic() + LEDGER_REST;
-                        self.offload.lock().not_before.insert(ledger, until);
+                        self.rest(ledger, LEDGER_REST);
                     }
                 }
             }
@@ -427,10 +369,10 @@ impl LogInner {
     /// Lets copies go whose lag is over, while their object is there.
     async fn drop_due(&self, tier: &ColdTier, droppable: Index) -> Result<(), LogError> {
         let mut failed = None;
-        for segment in self.droppable(tier, droppable) {
-            match self.drop_copies(tier, segment.ledger).await {
+        for ledger in self.look_for_work(tier).droppable(droppable) {
+            match self.drop_copies(tier, ledger).await {
                 Err(error @ LogError::Damaged(_)) => {
-                    self.let_rest(segment.ledger, &error);
+                    self.let_rest(ledger, &error);
                     failed.get_or_insert(error);
                 }
                 done => done?,
@@ -475,6 +417,9 @@ impl LogInner {
                 if let Err(error) = carried {
                     tracing::debug!(%ledger, %error, "copies are not deleted yet");
                 }
+            } else {
+                tracing::debug!(%ledger, "copies stay until another intent has ended");
+                self.rest(ledger, INTENT_REST);
             }
         }
         self.look(ledger).await?;

@@ -26,6 +26,8 @@ pub(crate) struct OffloadState {
     /// Ledgers whose attempts fail for reasons of their own: not before this, on the monotonic
     /// clock.
     pub(super) not_before: BTreeMap<LedgerId, Duration>,
+    /// Where the last ledger ends whose copies could go; 0 without any.
+    pub(super) over_end: Index,
     pub(super) running: bool,
     /// The last run has failed.
     pub(super) has_failed: bool,
@@ -93,18 +95,6 @@ impl OffloadState {
     /// Whether a ledger waits after an attempt that failed for reasons of its own.
     pub(super) fn rests(&self, ledger: LedgerId, now: Duration) -> bool {
         self.not_before.get(&ledger).is_some_and(|at| *at > now)
-    }
-
-    /// Whether the copies of a ledger may go, as far as its lag is concerned.
-    pub(super) fn has_copies_since(&self, ledger: LedgerId) -> Option<u64> {
-        match self.known.get(&ledger)? {
-            Known::Stored {
-                copies: Copies::Kept,
-                stored_ms,
-                ..
-            } => Some(*stored_ms),
-            _ => None,
-        }
     }
 
     /// How far the offload of sealed segments is. What a mark says of older ones stays so.

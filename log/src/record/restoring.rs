@@ -3,32 +3,36 @@
 //!
 //! ```text
 //! begin:   restores/T/N/NAME      the record, without ledgers
-//! ledgers: + l/ID …               some at a time, and the record names them from then on
+//! ledgers: + l/ID …               some at a time, and the record names them from then on; the
+//!                                 older ones move into pages of the topic's new incarnation
 //! cursors: through the ordinary log, over this record
 //! finish:  − restores/T/N/NAME + t/T/N/t/NAME
 //! ```
 //!
 //! Each line is one transaction, or several. The record names exactly the ledgers that were written
-//! for it, so that what a crash leaves is found from it, and nothing else is deleted with it.
+//! for it, so that what a crash leaves is found from it, and nothing else is deleted with it. What
+//! was given up is deleted by `given_up.rs`.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use aquifer_ledger::context::LedgerContext;
+use aquifer_ledger::deletion::{self, Intent};
 use aquifer_ledger::ledger_metadata::LedgerInfo;
 use aquifer_metadata::error::MetadataError;
 use aquifer_metadata::store::{Expect, Guard, Operation, Revision, Until};
 use aquifer_metadata::{keys, record};
-use aquifer_model::id::TopicIncarnation;
+use aquifer_model::id::{BookieId, TopicIncarnation};
 use aquifer_model::topic::TopicName;
 use aquifer_proto::convert::ranges::ranges;
 use aquifer_proto::v1;
 
-use super::{Current, TopicRecordCell, decode};
+use super::{Current, RecordChange, TopicRecordCell, decode};
 use crate::context::LogContext;
 use crate::error::LogError;
+use crate::pages::move_oldest;
 
-/// Ledgers of a topic that is restored: its record has them all, and a record has a bound.
-const LEDGERS_MAX: usize = 15_000;
-/// Ledgers in one transaction: each takes a put, and perhaps a delete.
+/// Ledgers in one transaction, which writes a page too: each takes a put, and perhaps a delete.
 const LEDGERS_PER_CHANGE: usize = 48;
 
 /// A ledger that is brought back.
@@ -84,12 +88,17 @@ impl RestoringTopic {
             let is_same = is_same(&current.record, &wanted);
             let cell = cell_at(ctx.clone(), topic, guards.clone(), incarnation, current);
             if is_same && !exists && !cell.is_deleting() {
+                note_asked(&cell).await?;
                 return Ok(RestoringTopic { cell });
             }
             cell.delete().await?;
         }
         if exists {
             return Err(LogError::AlreadyExists);
+        }
+        let mut wanted = wanted;
+        if let Some(restored) = &mut wanted.restored {
+            restored.asked_ms = ctx.ledgers.clock.wall_ms();
         }
         let incarnation = TopicIncarnation(ctx.ledgers.rng.id16());
         let ranges = ranges(wanted.range_generation, &wanted.ranges);
@@ -123,55 +132,46 @@ impl RestoringTopic {
     /// [`LogError::Invalid`] when another ledger has one of the ids; when metadata cannot be
     /// changed.
     pub async fn put_ledgers(&self, ledgers: &[RestoredLedger]) -> Result<(), LogError> {
-        if ledgers.len() > LEDGERS_MAX {
-            let count = ledgers.len();
-            return Err(LogError::Invalid(format!(
-                "the topic has {count} ledgers, and up to {LEDGERS_MAX} can be restored: read its \
-                 objects with `aquifer object cat`"
-            )));
-        }
-        let done = self.cell.record().segments;
+        let (_, done) = self.cell.all_segments().await?;
         let wanted = ledgers.iter().map(|ledger| &ledger.segment);
         if !done.iter().eq(wanted.take(done.len())) {
             let other = "the topic was begun to be restored from other ledgers".to_owned();
             return Err(LogError::Damaged(other));
         }
-        let mut count = done.len();
-        for some in ledgers[count..].chunks(LEDGERS_PER_CHANGE) {
+        let paging = self.cell.ctx.settings.paging;
+        // A change moves one page at most.
+        let at_once = LEDGERS_PER_CHANGE.min(paging.page.max(1));
+        let mut last = done.last().map(|segment| segment.ledger_id);
+        for some in ledgers[done.len()..].chunks(at_once) {
             let mut operations = Vec::new();
             for ledger in some {
                 operations.extend(self.operations_of(ledger).await?);
             }
             let append = |record: &mut v1::TopicRecord| {
-                if record.segments.len() != count {
-                    let other = "another request restores the topic".to_owned();
-                    return Err(LogError::Unavailable(other));
+                if record.deleting || record.segments.last().map(|s| s.ledger_id) != last {
+                    return Err(gone_on());
                 }
                 let segments = some.iter().map(|ledger| ledger.segment);
                 record.segments.extend(segments);
-                Ok(())
+                move_oldest(&self.cell.topic, record, paging)
             };
-            let made = self.cell.update(operations, append).await;
-            made.map_err(|error| match error {
-                LogError::Metadata(MetadataError::Conflict { key, .. })
-                    if key.starts_with(keys::LEDGERS_PREFIX) =>
-                {
-                    in_use(&key)
-                }
-                error => error,
-            })?;
-            count += some.len();
+            match self.cell.change(operations, false, append).await {
+                RecordChange::Applied(_) => {}
+                RecordChange::Refused(LogError::Metadata(MetadataError::Conflict {
+                    key, ..
+                })) if key.starts_with(keys::LEDGERS_PREFIX) => return Err(in_use(&key)),
+                RecordChange::Refused(error) | RecordChange::Unknown(error) => return Err(error),
+            }
+            last = some.last().map(|ledger| ledger.segment.ledger_id);
         }
         Ok(())
     }
 
     async fn operations_of(&self, ledger: &RestoredLedger) -> Result<Vec<Operation>, LogError> {
         let (info, store) = (&ledger.info, &*self.cell.ctx.ledgers.store);
-        if store.get(&keys::deletion(info.id)).await?.is_some() {
-            return Err(LogError::Unavailable(format!(
-                "ledger {} is still being deleted: restore again when that is done",
-                info.id
-            )));
+        if let Some(intent) = deletion::load(store, info.id).await? {
+            let ctx = &self.cell.ctx.ledgers;
+            return Err(being_deleted(ctx, &intent).await?);
         }
         let mut operations = vec![info.put(Expect::Absent)];
         if let Some(offload) = info.offload.as_ref().filter(|_| ledger.is_own) {
@@ -193,6 +193,9 @@ impl RestoringTopic {
         let _alone = cell.one_change.acquire().await;
         let key = keys::topic(&cell.topic);
         let (record, revision) = cell.record_at();
+        if record.deleting {
+            return Err(gone_on());
+        }
         let operations = vec![
             Operation::Delete {
                 key: cell.key.clone(),
@@ -218,7 +221,7 @@ impl RestoringTopic {
     }
 }
 
-fn cell_at(
+pub(super) fn cell_at(
     ctx: Arc<LogContext>,
     topic: &TopicName,
     guards: Vec<Guard>,
@@ -230,10 +233,66 @@ fn cell_at(
     Arc::new(TopicRecordCell { key, ..cell })
 }
 
+/// Notes that a restore was not given up.
+async fn note_asked(cell: &TopicRecordCell) -> Result<(), LogError> {
+    let now_ms = cell.ctx.ledgers.clock.wall_ms();
+    let noted = cell.update(Vec::new(), |record| {
+        if record.deleting {
+            return Err(gone_on());
+        }
+        if let Some(restored) = &mut record.restored {
+            restored.asked_ms = restored.asked_ms.max(now_ms);
+        }
+        Ok(())
+    });
+    noted.await.map(drop)
+}
+
+/// The record is not as this request has left it.
+fn gone_on() -> LogError {
+    let what = "another request restores the topic, or it was given up: restore again";
+    LogError::Unavailable(what.to_owned())
+}
+
 /// Whether a record was begun for what is wanted now.
 fn is_same(found: &v1::TopicRecord, wanted: &v1::TopicRecord) -> bool {
     let of = |record: &v1::TopicRecord| record.restored.as_ref().map(|r| r.backup_id.clone());
     of(found) == of(wanted) && found.ranges == wanted.ranges
+}
+
+/// What a restore waits for that finds a ledger of the topic still being deleted.
+async fn being_deleted(ctx: &LedgerContext, intent: &Intent) -> Result<LogError, LogError> {
+    let announced: BTreeSet<BookieId> = ctx.bookies.snapshot().iter().map(|b| b.id).collect();
+    let awaited = intent.awaited(&*ctx.store).await?;
+    let away = |bookie: &&BookieId| !announced.contains(*bookie);
+    let away: Vec<String> = awaited
+        .iter()
+        .filter(away)
+        .map(BookieId::to_string)
+        .collect();
+    let ledger = intent.ledger;
+    let what = match (awaited.is_empty(), away.as_slice()) {
+        (_, [_, ..]) => format!(
+            "ledger {ledger} is still being deleted, and that waits for bookies that are away: {}; \
+             start them and restore again, or, if one is gone for good, give it up first with \
+             `aquifer bookie decommission ID`",
+            away.join(", ")
+        ),
+        (false, []) => format!(
+            "ledger {ledger} is still being deleted, by bookies that are there: {}; restore again \
+             in a minute",
+            awaited
+                .iter()
+                .map(BookieId::to_string)
+                .collect::<Vec<_>>()
+                .join(", ")
+        ),
+        (true, []) => format!(
+            "ledger {ledger} is still being deleted, and no bookie has to do more for it: restore \
+             again in a minute"
+        ),
+    };
+    Ok(LogError::Unavailable(what))
 }
 
 /// Another ledger has the id of one that is restored.

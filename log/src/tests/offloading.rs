@@ -3,6 +3,7 @@
 mod backups;
 mod failures;
 mod planning;
+mod restores;
 
 use std::collections::BTreeSet;
 use std::time::Duration;

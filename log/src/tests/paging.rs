@@ -392,7 +392,7 @@ async fn pages_that_do_not_fit_are_refused() {
         change(&mut page);
         (pages[at].clone(), Some(record::encode(page)))
     };
-    let beyond = keys::segment_page(&topic(), 3);
+    let beyond = keys::segment_page(&topic(), owner.cell.incarnation(), 3);
     let cases = [
         (pages[0].clone(), None),
         (pages[1].clone(), None),

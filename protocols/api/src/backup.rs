@@ -1,7 +1,8 @@
 //! The port of backups.
 
 use aquifer_model::backup::{
-    BackupBegun, BackupRevisions, BackupScope, ForgetBackup, RestoreTopic, Restored, TopicCapture,
+    BackupBegun, BackupRevisions, BackupScope, ForgetBackup, RestoreAccess, RestoreTopic, Restored,
+    RestoredAccess, TopicCapture,
 };
 use aquifer_model::id::{BackupId, Index};
 use aquifer_model::topic::TopicName;
@@ -48,4 +49,12 @@ pub trait Backups: Send + Sync + 'static {
         ctx: &RequestContext,
         wanted: RestoreTopic,
     ) -> ApiResult<Restored>;
+
+    /// Brings tokens and grants back, where nothing stands in their place. What the caller may not
+    /// give is left out.
+    async fn restore_access(
+        &self,
+        ctx: &RequestContext,
+        wanted: RestoreAccess,
+    ) -> ApiResult<RestoredAccess>;
 }

@@ -1,6 +1,6 @@
 //! Backups: every method parses, calls once and converts.
 
-use aquifer_model::backup::{ForgetBackup, RestoreTopic, TopicCapture};
+use aquifer_model::backup::{ForgetBackup, RestoreAccess, RestoreTopic, TopicCapture};
 use aquifer_model::id::{BackupId, Index, LedgerId};
 use aquifer_proto::convert::backup::{files, scope};
 use aquifer_proto::v1;
@@ -28,6 +28,7 @@ impl v1::backup_server::Backup for Service {
                 backup_id: Bytes::copy_from_slice(&begun.id.0),
                 cluster: begun.cluster,
                 start_revision: begun.start_revision,
+                lists: begun.lists.iter().map(v1::BackupFile::from).collect(),
             })
         })
         .await
@@ -93,13 +94,42 @@ impl v1::backup_server::Backup for Service {
         })
         .await
     }
+
+    async fn restore_access(
+        &self,
+        request: Request<v1::RestoreAccessRequest>,
+    ) -> Answer<v1::RestoreAccessResponse> {
+        self.unary("restore_access", request, |broker, ctx, r| async move {
+            check_cluster(&r.cluster)?;
+            let wanted = RestoreAccess {
+                backup: id(&r.backup_id)?,
+                files: files(r.lists).map_err(invalid)?,
+                url: r.url,
+                cluster: r.cluster,
+                tenant: Some(r.tenant).filter(|tenant| !tenant.is_empty()),
+            };
+            let restored = broker.restore_access(&ctx, wanted).await?;
+            Ok(v1::RestoreAccessResponse {
+                tokens: restored.tokens,
+                grants: restored.grants,
+                kept: restored.kept,
+                refused: restored.refused,
+            })
+        })
+        .await
+    }
+}
+
+fn check_cluster(name: &str) -> ApiResult<()> {
+    let legal = |byte: u8| byte.is_ascii_graphic() && byte != b'/';
+    match !name.is_empty() && name.bytes().all(legal) {
+        true => Ok(()),
+        false => Err(invalid("the cluster of a backup is its name")),
+    }
 }
 
 fn restore_request(r: v1::RestoreTopicRequest) -> ApiResult<RestoreTopic> {
-    let legal = |byte: u8| byte.is_ascii_graphic() && byte != b'/';
-    if r.cluster.is_empty() || !r.cluster.bytes().all(legal) {
-        return Err(invalid("the cluster of a backup is its name"));
-    }
+    check_cluster(&r.cluster)?;
     Ok(RestoreTopic {
         backup: id(&r.backup_id)?,
         topic: topic(&r.topic)?,

@@ -1,6 +1,7 @@
 //! What auditors conclude, and what they do not.
 
 use aquifer_ledger::recovery::driver::close_by_recovery;
+use aquifer_model::id::TopicIncarnation;
 use aquifer_model::topic::TopicName;
 use std::collections::BTreeSet;
 
@@ -257,7 +258,7 @@ async fn a_ledger_in_a_page_of_segments_is_no_orphan() {
         incarnation: vec![1; 16].into(),
         segments: vec![segment],
     });
-    let page_key = keys::segment_page(&topic, 4);
+    let page_key = keys::segment_page(&topic, TopicIncarnation([1; 16]), 4);
     put(&cluster, page_key.clone(), page).await;
     cluster.pass_time(Duration::from_secs(2));
     let mut audit = OrphanAudit::new(cluster.ctx.clone(), &cluster.config);

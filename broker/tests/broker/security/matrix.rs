@@ -6,7 +6,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use aquifer_broker::Broker;
-use aquifer_model::backup::{BackupScope, ForgetBackup, RestoreTopic};
+use aquifer_model::backup::{BackupScope, ForgetBackup, RestoreAccess, RestoreTopic};
 use aquifer_model::bundle::BundleRange;
 use aquifer_model::format::FORMAT_NATIVE;
 use aquifer_model::id::{BackupId, Index, LedgerId};
@@ -112,6 +112,7 @@ fn rows() -> impl Iterator<Item = Row> {
         "Backup/BackupTopic" &[Operate], |b, c| b.backup_topic(&c, BackupId([1; 16]), topic(), None);
         "Backup/FinishBackup" &[Operate], |b, c| b.finish_backup(&c, BackupId([1; 16]));
         "Backup/ForgetBackup" &[Operate], |b, c| b.forget_backup(&c, ForgetBackup { url: "mem://1".to_owned(), backup: None, unfinished: false });
+        "Backup/RestoreAccess" &[Operate], |b, c| b.restore_access(&c, RestoreAccess { url: "mem://1".to_owned(), cluster: "c".to_owned(), backup: BackupId([1; 16]), files: Vec::new(), tenant: None });
         "Backup/RestoreTopic" &[Operate], |b, c| b.restore_topic(&c, restore());
         "Broker/Produce" &[Produce], |b, c| b.open_producer(&c, open("acme/shop/orders", "p"));
         "Broker/Consume" &[Consume], |b, c| b.subscribe(&c, subscribe("acme/shop/orders", "s"));

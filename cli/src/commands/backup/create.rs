@@ -10,7 +10,7 @@ use aquifer_cold::store::ColdStore;
 use aquifer_model::backup::{BackupBegun, BackupFile, BackupScope, BackupTotals, ForgetBackup};
 use aquifer_model::id::BackupId;
 use aquifer_model::policy::{Policies, PolicyScope};
-use aquifer_model::topic::{NamespaceName, TopicName};
+use aquifer_model::topic::TopicName;
 use aquifer_proto::v1;
 use aquifer_proto::v1::backup_item::Item;
 use aquifer_runtime::clock::{self, Clock, SystemClock};
@@ -106,7 +106,8 @@ pub(super) async fn run(
             failed(error)
                 .advise("`aquifer backup expire` removes what has no root after seven days")
         })?;
-    check_kept(&backups, &opened, id).await?;
+    let place = (&*opened.store, opened.root.cluster.as_str());
+    check_kept(backups.finish(id).await, place, id).await?;
     told(&opened, id, &failures, out)?;
     failures.result(
         &format!("backup {id} is partial"),
@@ -172,18 +173,8 @@ impl Making<'_> {
             saved: 0,
             failures: Failures::default(),
         };
-        for tenant in self.tenants().await? {
-            let scope = PolicyScope::Tenant(tenant.clone());
-            let policies = self.policies(&scope).await?;
-            let item = v1::BackupTenant {
-                tenant: tenant.clone(),
-                policies,
-            };
-            let added = taken.lists.add(Item::Tenant(item)).await;
-            added.map_err(failed)?;
-            for namespace in self.namespaces(&tenant).await? {
-                self.capture_namespace(&namespace, &mut taken).await?;
-            }
+        for namespace in self.listed().await? {
+            self.capture_namespace(&namespace, &mut taken).await?;
         }
         if taken.saved == 0 {
             // What has no topic is not a backup, and takes the place of no other.
@@ -199,27 +190,37 @@ impl Making<'_> {
             tenant,
             topic,
             created_ms,
-            lists: files.iter().map(v1::BackupFile::from).collect(),
+            lists: begun
+                .lists
+                .iter()
+                .chain(&files)
+                .map(v1::BackupFile::from)
+                .collect(),
             ..v1::BackupRoot::default()
         };
         Ok((root, taken.failures))
     }
 
-    async fn tenants(&self) -> Result<Vec<String>, CliError> {
-        Ok(match self.scope {
-            BackupScope::Cluster => self.admin.list_tenants().await?,
-            BackupScope::Tenant(tenant) => vec![tenant.clone()],
-            BackupScope::Topic(topic) => vec![topic.namespace().tenant().to_owned()],
-        })
-    }
-
-    async fn namespaces(&self, tenant: &str) -> Result<Vec<String>, CliError> {
-        Ok(match self.scope {
-            BackupScope::Topic(topic) => vec![topic.namespace().to_string()],
-            BackupScope::Cluster | BackupScope::Tenant(_) => {
-                self.admin.list_namespaces(tenant).await?
+    /// The namespaces of the lists that were written when the backup began.
+    async fn listed(&self) -> Result<Vec<String>, CliError> {
+        let begun = &self.begun;
+        let (mut tenants, mut namespaces) = (0, Vec::new());
+        for file in &begun.lists {
+            let items = backup::read_part(&*self.store, &begun.cluster, begun.id, file).await;
+            for item in items.map_err(failed)? {
+                match item {
+                    Item::Tenant(_) => tenants += 1,
+                    Item::Namespace(namespace) => namespaces.push(namespace.namespace),
+                    _ => {}
+                }
             }
-        })
+        }
+        let missing = match self.scope {
+            BackupScope::Topic(topic) if namespaces.is_empty() => topic.to_string(),
+            BackupScope::Tenant(tenant) if tenants == 0 => format!("tenant {tenant}"),
+            _ => return Ok(namespaces),
+        };
+        Err(CliError::failed(format!("{missing} does not exist")))
     }
 
     /// What is set at a scope itself.
@@ -230,16 +231,6 @@ impl Making<'_> {
     }
 
     async fn capture_namespace(&self, namespace: &str, taken: &mut Taken) -> Result<(), CliError> {
-        let name: NamespaceName = namespace
-            .parse()
-            .map_err(|error| CliError::failed(format!("{namespace}: {error}")))?;
-        let policies = self.policies(&PolicyScope::Namespace(name)).await?;
-        let item = v1::BackupNamespace {
-            namespace: namespace.to_owned(),
-            policies,
-        };
-        let added = taken.lists.add(Item::Namespace(item)).await;
-        added.map_err(failed)?;
         let topics: Vec<String> = match self.scope {
             BackupScope::Topic(topic) => vec![topic.to_string()],
             BackupScope::Cluster | BackupScope::Tenant(_) => {

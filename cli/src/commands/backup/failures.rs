@@ -192,3 +192,72 @@ impl From<Trouble> for CliError {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use aquifer_cold::config::StoreConfig;
+    use aquifer_cold::library;
+
+    use super::*;
+
+    fn root() -> v1::BackupRoot {
+        v1::BackupRoot {
+            backup_id: vec![7; 16].into(),
+            cluster: "c".to_owned(),
+            ..v1::BackupRoot::default()
+        }
+    }
+
+    fn store() -> (tempfile::TempDir, Arc<dyn ColdStore>) {
+        let directory = tempfile::tempdir().unwrap();
+        let url = format!("file://{}", directory.path().display());
+        let store = library::open(&url, &StoreConfig::default());
+        (directory, store.unwrap())
+    }
+
+    #[tokio::test]
+    async fn a_partial_backup_says_what_it_does_not_have() {
+        let (_directory, store) = store();
+        let read = async || Failures::read(&*store, &root()).await;
+        // A whole one has no such file.
+        Failures::default().write(&*store, &root()).await.unwrap();
+        let path = backup::name_of("c", BackupId([7; 16]), FILE);
+        assert!(matches!(
+            store.size(&path).await,
+            Err(ColdError::NotFound(_))
+        ));
+        assert_eq!(read().await.unwrap().count, 0);
+
+        let mut failures = Failures::default();
+        for number in 0..TEXTS_MAX + 20 {
+            let error = CliError::failed(format!("{number} is {}", "bad ".repeat(TEXT_CHARS)));
+            failures.add(&format!("acme/shop/t{number}"), &error);
+        }
+        failures.write(&*store, &root()).await.unwrap();
+        let found = read().await.unwrap();
+        assert_eq!((found.count, found.failed.len()), (120, TEXTS_MAX));
+        assert_eq!(found.failed[7].topic, "acme/shop/t7");
+        assert_eq!(found.failed[7].error.chars().count(), TEXT_CHARS);
+        assert!(found.first().starts_with("0 is bad"));
+        let result = found.result("not whole", "look").unwrap_err();
+        assert!(result.to_string().contains("120 topics failed"), "{result}");
+        // It is not written over.
+        assert!(failures.write(&*store, &root()).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn a_file_of_failures_that_is_damaged_or_too_large_is_an_error() {
+        for (text, what) in [
+            (Bytes::from_static(b"{"), "failed"),
+            (Bytes::from(vec![b' '; (4 << 20) + 1]), "too large"),
+        ] {
+            let (_directory, store) = store();
+            let path = backup::name_of("c", BackupId([7; 16]), FILE);
+            store.put_new(&path, text).await.unwrap();
+            let error = Failures::read(&*store, &root()).await.unwrap_err();
+            assert!(error.to_string().contains(what), "{error}");
+        }
+    }
+}

@@ -5,13 +5,16 @@ use std::time::Duration;
 
 use aquifer_client::{Admin, Client, ErrorCode, ErrorKind};
 use aquifer_cold::backup::{self, Lists};
-use aquifer_model::backup::{BackupTotals, RestoreOutcome, RestoreTopic, Restored};
+use aquifer_model::backup::{
+    BackupTotals, RestoreAccess, RestoreOutcome, RestoreTopic, Restored, RestoredAccess,
+};
 use aquifer_model::id::{BackupId, LedgerId};
 use aquifer_model::policy::{Policies, PolicyScope, PolicyUpdate};
 use aquifer_model::topic::{NamespaceName, TopicName};
 use aquifer_proto::convert::backup::files;
 use aquifer_proto::v1;
 use aquifer_runtime::clock;
+use serde_json::json;
 
 use crate::commands::backup::failures::{Failures, Trouble};
 use crate::commands::backup::{Opened, id_of, topic_object, topics_table, totals_of};
@@ -24,6 +27,7 @@ pub(super) struct Wanted {
     pub(super) tenant: Option<String>,
     pub(super) topic: Option<TopicName>,
     pub(super) dry_run: bool,
+    pub(super) access: bool,
     pub(super) trim_after: Duration,
 }
 
@@ -58,6 +62,9 @@ pub(super) async fn run(
         out,
     };
     run.scopes(&lists, &topics).await?;
+    if wanted.access {
+        run.access(&lists, wanted.tenant.clone()).await?;
+    }
     run.topics(&topics).await
 }
 
@@ -166,6 +173,36 @@ impl Run<'_> {
             }
         }
         Ok(())
+    }
+
+    /// Tokens and grants, those of the topics' tenants or all.
+    async fn access(&self, lists: &Lists, tenant: Option<String>) -> Result<(), CliError> {
+        let wanted = RestoreAccess {
+            url: self.opened.url.clone(),
+            cluster: self.opened.root.cluster.clone(),
+            backup: self.id,
+            files: lists.access.clone(),
+            tenant,
+        };
+        let restored = self.client.backups().restore_access(&wanted).await?;
+        let RestoredAccess {
+            tokens,
+            grants,
+            kept,
+            refused,
+        } = restored;
+        match self.out.is_json() {
+            true => self.out.object(&json!({
+                "tokens": tokens,
+                "grants": grants,
+                "kept": kept,
+                "refused": refused,
+            })),
+            false => self.out.line(format!(
+                "{tokens} tokens and {grants} grants are back; {kept} are here and stay as they \
+                 are; {refused} may not be given or lack their tenant"
+            )),
+        }
     }
 
     /// Sets policies where none are set.

@@ -13,22 +13,22 @@ use crate::testing::over_cold_of;
 const URL: &str = "mem://1";
 
 /// A backup of the topic of an owner.
-struct Backup {
-    id: BackupId,
-    files: Vec<BackupFile>,
-    last: LedgerId,
+pub(super) struct Backup {
+    pub(super) id: BackupId,
+    pub(super) files: Vec<BackupFile>,
+    pub(super) last: LedgerId,
 }
 
 fn cursor_records() -> Vec<Bytes> {
     vec![Bytes::from_static(b"one"), Bytes::from_static(b"two")]
 }
 
-async fn begin(owner: &Owner) -> BackupId {
+pub(super) async fn begin(owner: &Owner) -> BackupId {
     let begun = backup::begin(&owner.ctx, URL, BackupScope::Cluster);
     begun.await.unwrap().id
 }
 
-async fn capture(owner: &Owner, id: BackupId) -> Backup {
+pub(super) async fn capture(owner: &Owner, id: BackupId) -> Backup {
     let end = owner.log.seal_for_backup(owner.log.end()).await.unwrap();
     while offload(owner, end).await != Offloading::default() {}
     let found = owner.log.capture(end).await.unwrap();
@@ -50,14 +50,14 @@ async fn capture(owner: &Owner, id: BackupId) -> Backup {
     }
 }
 
-async fn back_up(owner: &Owner) -> Backup {
+pub(super) async fn back_up(owner: &Owner) -> Backup {
     let id = begin(owner).await;
     let backup = capture(owner, id).await;
     backup::finish(&owner.ctx, id).await.unwrap();
     backup
 }
 
-async fn delete(world: &World, owner: &Owner) {
+pub(super) async fn delete(world: &World, owner: &Owner) {
     owner.log.close().await.unwrap();
     owner.cell.delete().await.unwrap();
     sweep_intents(&owner.ctx.ledgers).await.unwrap();
@@ -77,12 +77,15 @@ fn wanted(backup: &Backup) -> RestoreTopic {
     }
 }
 
-async fn read(ctx: &Arc<LogContext>, backup: &Backup) -> Result<BackedUpTopic, LogError> {
+pub(super) async fn read(
+    ctx: &Arc<LogContext>,
+    backup: &Backup,
+) -> Result<BackedUpTopic, LogError> {
     backup::read_topic(ctx, &wanted(backup)).await
 }
 
 /// What a broker does.
-async fn restore(ctx: &Arc<LogContext>, backup: &Backup) -> Result<(), LogError> {
+pub(super) async fn restore(ctx: &Arc<LogContext>, backup: &Backup) -> Result<(), LogError> {
     let source = read(ctx, backup).await?;
     let record = source.record.clone();
     let restoring = RestoringTopic::begin(ctx.clone(), &topic(), Vec::new(), record).await?;
@@ -259,7 +262,7 @@ async fn a_process_that_dies_at_any_step_of_a_restore_leaves_it_to_the_next() {
         let mut steps = 0;
         loop {
             let world = World::new();
-            let owner = world.owner(20).await;
+            let owner = world.owner(50).await;
             let before = owner.read_all().await;
             let backup = back_up(&owner).await;
             delete(&world, &owner).await;
@@ -281,6 +284,8 @@ async fn a_process_that_dies_at_any_step_of_a_restore_leaves_it_to_the_next() {
             let written = cursors(&ctx).await;
             assert!(written.ends_with(&cursor_records()), "{what}: {written:?}");
             assert!(world.world.store.keys("restores/").is_empty(), "{what}");
+            let pages = keys::segment_pages_prefix(&topic());
+            assert_eq!(world.world.store.keys(&pages).len(), 1, "{what}");
             world.check_recorded(&what).await;
             if !fuse.is_blown() {
                 assert!(steps > 6, "a restore has steps: {steps}");

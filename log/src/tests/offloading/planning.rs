@@ -1,5 +1,7 @@
 //! What policy makes due, of logs that are open and by the record of one that is not.
 
+use aquifer_ledger::deletion::{Intent, begin_copy};
+use aquifer_ledger::testing::Mode;
 use tokio::sync::watch;
 
 use super::*;
@@ -251,4 +253,42 @@ async fn ledgers_of_a_full_bookie_are_due_at_once_and_their_copies_go() {
     assert_eq!((ledgers_at(full), offloaded(&owner)), (0, there));
     assert_eq!(count_local(&owner), elsewhere);
     assert_eq!(bodies(&owner.read_all().await), large_bodies(0..120));
+}
+
+#[tokio::test(start_paused = true)]
+async fn copies_that_wait_for_another_intent_keep_no_one_waiting() {
+    let world = World::new();
+    let owner = world.owner(20).await;
+    let policies = follow(&owner, policy(Some(0), None));
+    work(&owner, Index(0)).await;
+    assert_eq!(offloaded(&owner), 2);
+    // Repair has one copy of the first deleted, at a bookie that is away.
+    let ledger = owner.log.stats().ledgers[0].ledger;
+    let store = &*owner.ctx.ledgers.store;
+    let info = ledger_metadata::load_existing(store, ledger).await.unwrap();
+    let bookie = *info.bookies().first().unwrap();
+    world.world.bookies.set_mode(bookie, Mode::Unreachable);
+    let intent = Intent::of_copy(ledger, info.token, bookie, Some(&info));
+    assert!(begin_copy(store, &intent, Some(&info)).await.unwrap());
+    world.pass(LAG);
+    // It ends, although the first ledger has copies; the others have none.
+    let limit = Duration::from_secs(3600);
+    let worked = tokio::time::timeout(limit, work(&owner, Index(0))).await;
+    assert!(worked.is_ok(), "the visit of the topic does not end");
+    assert!(!owner.log.awaits_snapshot(Index(0)));
+    assert!(
+        found(&owner, &policies.borrow().clone(), Index(0))
+            .await
+            .drops
+    );
+    // It is looked at again later.
+    world.world.bookies.set_mode(bookie, Mode::Up);
+    sweep_intents(&owner.ctx.ledgers).await.unwrap();
+    work(&owner, Index(0)).await;
+    assert_ne!(count_local(&owner), 0, "not yet");
+    world.pass(Duration::from_secs(61));
+    work(&owner, Index(0)).await;
+    sweep_intents(&owner.ctx.ledgers).await.unwrap();
+    assert_eq!((count_local(&owner), world.copies()), (0, 0));
+    assert_eq!(bodies(&owner.read_all().await), large_bodies(0..20));
 }

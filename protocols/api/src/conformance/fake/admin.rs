@@ -1,7 +1,8 @@
 //! Administration and operation of the fake: only what handlers are checked with.
 
 use aquifer_model::backup::{
-    BackupBegun, BackupRevisions, BackupScope, ForgetBackup, RestoreTopic, Restored, TopicCapture,
+    BackupBegun, BackupRevisions, BackupScope, ForgetBackup, RestoreAccess, RestoreTopic, Restored,
+    RestoredAccess, TopicCapture,
 };
 use aquifer_model::bundle::BundleRange;
 use aquifer_model::id::{BackupId, BrokerId, Index};
@@ -324,6 +325,14 @@ impl Backups for FakeBroker {
         _ctx: &RequestContext,
         _wanted: RestoreTopic,
     ) -> ApiResult<Restored> {
+        self.not_faked()
+    }
+
+    async fn restore_access(
+        &self,
+        _ctx: &RequestContext,
+        _wanted: RestoreAccess,
+    ) -> ApiResult<RestoredAccess> {
         self.not_faked()
     }
 }

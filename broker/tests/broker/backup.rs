@@ -1,0 +1,121 @@
+//! Topics are brought back from backups as long as their objects are kept for it.
+
+use aquifer_ledger::testing::TestWorld;
+use aquifer_log::offload::tier::OffloadSettings;
+use aquifer_log::testing::{MemoryColdStore, over_cold};
+use aquifer_model::backup::{BackupFile, BackupScope, ForgetBackup, RestoreOutcome, RestoreTopic};
+use aquifer_model::id::{BackupId, LedgerId};
+use aquifer_model::place::Place;
+use aquifer_model::policy::{EffectivePolicies, Rollover};
+use aquifer_protocol_api::admin::{Admin, Deletion};
+use aquifer_protocol_api::backup::Backups;
+use aquifer_protocol_api::error::ErrorKind;
+
+use crate::support::{Harness, config, ctx, name, until};
+
+const URL: &str = "mem://1";
+
+/// A backup of a topic: its files and its highest ledger.
+struct Saved {
+    id: BackupId,
+    files: Vec<BackupFile>,
+    last: LedgerId,
+}
+
+async fn save(harness: &Harness, topic: &str) -> Saved {
+    let (broker, topic, ctx) = (&harness.broker, name(topic), ctx());
+    let begun = broker.begin_backup(&ctx, URL.to_owned(), BackupScope::Cluster);
+    let id = begun.await.unwrap().id;
+    let (mut end, mut files) = (None, Vec::new());
+    loop {
+        let captured = broker.backup_topic(&ctx, id, topic.clone(), end).await;
+        let captured = captured.unwrap();
+        end = Some(captured.end);
+        files.extend(captured.files);
+        if let Some(totals) = captured.totals {
+            broker.finish_backup(&ctx, id).await.unwrap();
+            let last = LedgerId(totals.last_ledger);
+            return Saved { id, files, last };
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+    }
+}
+
+fn wanted(saved: &Saved, topic: &str) -> RestoreTopic {
+    RestoreTopic {
+        url: URL.to_owned(),
+        cluster: "test".to_owned(),
+        backup: saved.id,
+        topic: name(topic),
+        files: saved.files.clone(),
+        last_ledger: saved.last,
+        trim_after_ms: None,
+        prepare: false,
+    }
+}
+
+async fn delete(harness: &Harness, topic: &str) {
+    let ctx = ctx();
+    let deleted = harness
+        .broker
+        .delete_topic(&ctx, name(topic), Deletion::Force);
+    deleted.await.unwrap();
+    until("the ledgers to go", || async {
+        harness.world.store.keys("l/").is_empty()
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_topic_is_not_brought_back_from_a_backup_that_was_expired() {
+    let mut world = TestWorld::new(1);
+    world.clock = None;
+    let cold = MemoryColdStore::default();
+    let logs = over_cold(world.process(), &cold, OffloadSettings::default());
+    let harness = Harness::over(world, config(), logs).await;
+    let two_each = Rollover {
+        entries: 2,
+        ..Rollover::default()
+    };
+    harness
+        .set_policies(EffectivePolicies {
+            rollover: two_each,
+            ..EffectivePolicies::default()
+        })
+        .await;
+    let mut producer = harness.producer("orders", "p").await;
+    for number in 0..4 {
+        producer.publish(&[&format!("m{number}")]).await;
+    }
+    drop(producer);
+    let saved = save(&harness, "orders").await;
+    delete(&harness, "orders").await;
+    // As long as it is kept.
+    let broker = &harness.broker;
+    let restored = broker.restore_topic(&ctx(), wanted(&saved, "orders")).await;
+    assert_eq!(restored.unwrap().outcome, RestoreOutcome::Restored);
+    let mut reader = harness.reader("orders", Place::Earliest).await;
+    assert_eq!(reader.take_payloads(4).await, ["m0", "m1", "m2", "m3"]);
+    drop(reader);
+    delete(&harness, "orders").await;
+    assert_eq!(cold.names().len(), 2, "the backup keeps them");
+
+    let forget = ForgetBackup {
+        url: URL.to_owned(),
+        backup: Some(saved.id),
+        unfinished: false,
+    };
+    broker.forget_backup(&ctx(), forget).await.unwrap();
+    let refused = broker.restore_topic(&ctx(), wanted(&saved, "orders")).await;
+    let error = refused.unwrap_err();
+    assert_eq!(error.kind, ErrorKind::InvalidArgument, "{error:?}");
+    let text = error.message;
+    assert!(text.contains("does not keep the objects"), "{text}");
+    // Nothing of it was written that would keep or miss an object.
+    assert!(harness.world.store.keys("l/").is_empty());
+    let found = harness
+        .broker
+        .describe_topic(&ctx(), name("orders"), false)
+        .await;
+    assert!(found.is_err(), "{found:?}");
+}

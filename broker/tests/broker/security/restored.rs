@@ -1,0 +1,110 @@
+//! Tokens and grants that a backup brings back.
+
+use aquifer_log::testing::MemoryColdStore;
+use aquifer_model::backup::{BackupScope, RestoreAccess, RestoredAccess};
+use aquifer_protocol_api::access::Action;
+use aquifer_protocol_api::backup::Backups;
+use aquifer_protocol_api::context::RequestContext;
+use aquifer_protocol_api::security::Security;
+
+use super::{Secured, authenticate};
+
+/// What a new cluster is asked for.
+async fn saved(old: &Secured, scope: BackupScope) -> RestoreAccess {
+    let (broker, admin) = (old.broker(), old.admin());
+    let begun = broker
+        .begin_backup(&admin, "mem://1".to_owned(), scope)
+        .await;
+    let begun = begun.unwrap();
+    broker.finish_backup(&admin, begun.id).await.unwrap();
+    RestoreAccess {
+        url: "mem://1".to_owned(),
+        cluster: begun.cluster,
+        backup: begun.id,
+        files: begun.lists,
+        tenant: None,
+    }
+}
+
+#[tokio::test]
+async fn tokens_and_grants_come_back_and_nothing_that_is_here_changes() {
+    let cold = MemoryColdStore::default();
+    let old = Secured::start_with(Some(&cold)).await;
+    old.tenants().await;
+    let saves = old.token(Some("acme"), "shop").await;
+    let again = old.token(Some("acme"), "again").await;
+    old.grant(&saves.token.principal, &[Action::Produce], "acme/shop")
+        .await;
+    let wanted = saved(&old, BackupScope::Cluster).await;
+
+    let new = Secured::start_with(Some(&cold)).await;
+    new.tenants().await;
+    let newer = new.token(Some("acme"), "again").await;
+    let restore = async |wanted: &RestoreAccess| {
+        let admin = new.admin();
+        let restored = new.broker().restore_access(&admin, wanted.clone());
+        restored.await.unwrap()
+    };
+    let restored = restore(&wanted).await;
+    // The first tokens of both clusters have one name, too.
+    assert_eq!((restored.tokens, restored.refused), (1, 0), "{restored:?}");
+    assert!(restored.grants >= 1 && restored.kept >= 2, "{restored:?}");
+    let shown = |secret: &str| authenticate(new.broker(), Some(secret));
+    let caller = shown(saves.secret.expose()).unwrap();
+    let caller = RequestContext::of(caller, "test");
+    let grants = new.broker().who_am_i(&caller).await.unwrap().grants;
+    assert_eq!(grants.len(), 1);
+    assert_eq!(grants[0].actions, [Action::Produce]);
+    shown(newer.secret.expose()).unwrap();
+    assert!(shown(again.secret.expose()).is_err(), "it was made again");
+    assert!(shown(old.admin.expose()).is_err(), "of the other cluster");
+    // Once more nothing happens, and what was revoked since stays so.
+    let id = saves.token.id.clone();
+    new.broker().revoke_token(&new.admin(), id).await.unwrap();
+    let repeated = restore(&wanted).await;
+    assert_eq!((repeated.tokens, repeated.grants), (0, 0), "{repeated:?}");
+    assert!(shown(saves.secret.expose()).is_err());
+}
+
+#[tokio::test]
+async fn a_backup_of_a_tenant_gives_nothing_elsewhere_and_no_one_gives_what_it_lacks() {
+    let cold = MemoryColdStore::default();
+    let old = Secured::start_with(Some(&cold)).await;
+    old.tenants().await;
+    for tenant in ["acme", "beta"] {
+        let made = old.token(Some(tenant), "shop").await;
+        let scope = format!("{tenant}/shop");
+        old.grant(&made.token.principal, &[Action::Consume], &scope)
+            .await;
+    }
+    let of_tenant = saved(&old, BackupScope::Tenant("acme".to_owned())).await;
+    let of_all = saved(&old, BackupScope::Cluster).await;
+
+    let new = Secured::start_with(Some(&cold)).await;
+    new.tenants().await;
+    // One that may operate may not grant.
+    let operator = new.with("operator", &[(&[Action::Operate], "")]).await;
+    let refused = new.broker().restore_access(&operator, of_all.clone()).await;
+    let refused = refused.unwrap();
+    assert_eq!(
+        (refused.tokens, refused.grants, refused.kept),
+        (0, 0, 0),
+        "{refused:?}"
+    );
+    assert!(refused.refused >= 4, "{refused:?}");
+    let restore = async |wanted: RestoreAccess| {
+        let restored = new.broker().restore_access(&new.admin(), wanted).await;
+        restored.unwrap()
+    };
+    let one = RestoredAccess {
+        tokens: 1,
+        grants: 1,
+        ..RestoredAccess::default()
+    };
+    assert_eq!(restore(of_tenant).await, one);
+    let other = RestoreAccess {
+        tenant: Some("beta".to_owned()),
+        ..of_all
+    };
+    assert_eq!(restore(other).await, one);
+}

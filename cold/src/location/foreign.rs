@@ -1,0 +1,123 @@
+//! Places that backups name. One of another cluster that was not known is noted, and only read from
+//! then on; its record follows it when it moves.
+//!
+//! Invariant: a record gets another URL only after the marker of the place was seen there. Places
+//! of this cluster are followed by [`Locations::primary`] alone.
+
+use aquifer_metadata::keys;
+use aquifer_metadata::store::Versioned;
+use aquifer_metadata::update::{Change, UpdateError};
+use aquifer_model::id::LocationId;
+
+use super::{Known, Locations, PlaceOfObjects};
+use crate::error::{ColdError, ColdResult};
+
+impl Locations {
+    /// The number of a place that a backup names, and whether what is there is another cluster's. A
+    /// place that was not known is noted, once its marker was seen: it is only read from then on.
+    ///
+    /// `is_here` says that the place was opened under this URL just now. Else it is what the backup
+    /// says, which may be older than what metadata says.
+    ///
+    /// # Errors
+    /// `WrongPlace` when it is not what the backup means; those of the store.
+    pub async fn number_of(
+        &self,
+        place: &PlaceOfObjects,
+        is_here: bool,
+    ) -> ColdResult<(u32, bool)> {
+        let seen = self.known().await?;
+        if let Some(known) = seen.into_iter().find(|known| known.id == place.id) {
+            let found = (known.number, known.is_foreign());
+            self.follow(&known, place, is_here).await?;
+            return Ok(found);
+        }
+        let (found, _) = self.visit(&place.url, &place.owner).await?;
+        if found != place.id {
+            return Err(ColdError::WrongPlace {
+                url: place.url.clone(),
+                reason: format!("its marker says {found}, not {}", place.id),
+            });
+        }
+        loop {
+            let all = self.known().await?;
+            if let Some(known) = all.iter().find(|known| known.id == place.id) {
+                return Ok((known.number, known.is_foreign()));
+            }
+            let new = Known {
+                number: all.last().map_or(0, |known| known.number).saturating_add(1),
+                id: place.id,
+                url: place.url.clone(),
+                marked: true,
+                created_ms: self.clock.wall_ms(),
+                owner: place.owner.clone(),
+            };
+            if self.put_new(&new).await? {
+                return Ok((new.number, true));
+            }
+        }
+    }
+
+    /// Looks whether metadata has another URL of a place than the one under which it is open, and
+    /// opens it there next time: another process may have seen that it moved.
+    ///
+    /// # Errors
+    /// When metadata cannot be read.
+    pub async fn look_again(&self, number: u32) -> ColdResult<()> {
+        let opened = self.all.lock().await.get(&number).map(|l| l.url.clone());
+        let Some(opened) = opened else { return Ok(()) };
+        let known = self.record_of(number).await?;
+        if known.is_foreign() && known.url != opened {
+            self.all.lock().await.remove(&number);
+        }
+        Ok(())
+    }
+
+    /// Notes that a place of another cluster has moved.
+    async fn follow(&self, known: &Known, place: &PlaceOfObjects, is_here: bool) -> ColdResult<()> {
+        if !known.is_foreign() || known.url == place.url {
+            return Ok(());
+        }
+        let is_still_there = !is_here && self.is_at(known.id, &known.url, &known.owner).await;
+        if is_still_there || !self.is_at(known.id, &place.url, &known.owner).await {
+            return Ok(());
+        }
+        let decide = |stored: Option<Versioned>| {
+            let missing =
+                || ColdError::Config(format!("metadata has no location {}", known.number));
+            let found = Known::decode(&stored.ok_or_else(missing)?)?;
+            if found.url == place.url {
+                return Ok(Change::none(()));
+            }
+            let moved = Known {
+                url: place.url.clone(),
+                ..found
+            };
+            Ok(Change::put(keys::CLUSTER_PARTITION, moved.value(), ()))
+        };
+        let key = keys::location(known.number);
+        let moved = self
+            .metadata
+            .update(&key, &[], |stored| std::future::ready(decide(stored)));
+        moved.await.map_err(UpdateError::<ColdError>::flatten)?;
+        self.all.lock().await.remove(&known.number);
+        tracing::info!(
+            location = known.number,
+            from = known.url,
+            to = place.url,
+            "objects of another cluster have moved"
+        );
+        Ok(())
+    }
+
+    /// Whether a place is found under a URL.
+    async fn is_at(&self, id: LocationId, url: &str, owner: &str) -> bool {
+        match self.visit(url, owner).await {
+            Ok((found, _)) => found == id,
+            Err(error) => {
+                tracing::debug!(url, %error, "a place of objects is not there");
+                false
+            }
+        }
+    }
+}
