@@ -19,6 +19,7 @@ pub mod storage;
 pub mod tls;
 
 mod greeting;
+mod health;
 mod http;
 mod loss;
 mod open_files;
