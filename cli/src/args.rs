@@ -5,6 +5,7 @@ mod backup;
 mod cluster;
 mod connect;
 mod object;
+mod plan;
 mod policy;
 mod roles;
 mod security;
@@ -26,6 +27,7 @@ pub use backup::{BackupCommand, WhichBackup};
 pub use cluster::{ClusterCommand, ClusterToolArgs};
 pub use connect::ConnectArgs;
 pub use object::{ObjectCommand, StoreArgs};
+pub use plan::PlanArgs;
 pub use policy::{
     BacklogPart, CountName, OffloadPart, PolicyCommand, PolicyValue, RateName, RatePart,
 };
@@ -131,6 +133,8 @@ pub enum Command {
     Object(ObjectCommand),
     /// Check everything and report what needs a person; exit code 1 when something does.
     Doctor(DoctorArgs),
+    /// Compute how large a cluster must be for a load.
+    Plan(PlanArgs),
     /// Make certificates for a cluster, and show what certificates say.
     #[command(subcommand)]
     Tls(TlsCommand),

@@ -12,6 +12,7 @@ pub mod ledger;
 mod message;
 pub mod object;
 pub mod perf;
+pub mod plan;
 pub mod policy;
 pub mod produce;
 pub mod read;

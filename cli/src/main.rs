@@ -110,6 +110,7 @@ async fn dispatch(
         Command::Backup(command) => commands::backup::run(command, connect, out).await,
         Command::Object(command) => commands::object::run(command, out).await,
         Command::Doctor(args) => commands::doctor::run(args, out).await,
+        Command::Plan(args) => commands::plan::run(&args, out),
         Command::Tls(command) => commands::tls::run(command, out),
         Command::Token(command) => commands::token::run(command, connect, out).await,
         Command::Grant(command) => commands::security::grant(command, connect, out).await,
