@@ -18,6 +18,7 @@ pub mod standalone;
 pub mod storage;
 pub mod tls;
 
+mod counted;
 mod greeting;
 mod health;
 mod http;
