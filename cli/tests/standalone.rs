@@ -201,7 +201,9 @@ const OF_CLUSTERS: [&str; 8] = [
     "aquifer_tls_reloads_total",
 ];
 /// What is shown once it was measured, as backlogs every half minute.
-const MEASURED: [&str; 3] = [
+const MEASURED: [&str; 5] = [
+    "aquifer_bookie_removing_bytes",
+    "aquifer_bookie_store_bytes",
     "aquifer_broker_backlog_messages",
     "aquifer_broker_backlog_messages_max",
     "aquifer_broker_balance_spread_ratio",

@@ -155,7 +155,7 @@ impl Telemetry {
 
     /// Shows these histograms from now on, though nothing was observed yet.
     pub fn show_histograms(&self, shapes: &[zero::Shape]) {
-        self.inner.histograms.lock().extend(shapes);
+        self.inner.histograms.lock().extend(shapes.iter().copied());
     }
 
     /// The registry behind [`Self::render_metrics`], for collectors that are not OpenTelemetry.

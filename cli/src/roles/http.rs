@@ -1,5 +1,5 @@
 //! The HTTP port: `/healthz` (the process works), `/readyz` (it serves), `/metrics` (Prometheus),
-//! and, where there is a broker, REST below `/api/v1/`. A process opens it first and closes it last.
+//! and, where there is a broker, REST below `/api/v1/`. It opens first and closes last.
 
 use std::sync::Arc;
 
