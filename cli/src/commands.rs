@@ -18,6 +18,7 @@ pub mod produce;
 pub mod read;
 pub mod security;
 pub mod subscription;
+pub mod support_bundle;
 pub mod tenancy;
 pub mod tls;
 pub mod token;

@@ -1,5 +1,5 @@
 //! `aquifer cluster check`: whether a cluster is whole, for what must not touch one that is not, as
-//! an upgrade. It decides less than `aquifer doctor` explains: every check here is a reason to wait.
+//! an upgrade. `aquifer doctor` looks at more: every check here is a reason to wait.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -15,7 +15,7 @@ use aquifer_repair::{Member, Members, inspect};
 use aquifer_runtime::clock::{self, Clock, SystemClock};
 use aquifer_runtime::telemetry::Telemetry;
 use serde::Serialize;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::args::SourceArgs;
 use crate::exit::CliError;
@@ -134,6 +134,60 @@ async fn look_into(cluster: &ToolContext) -> Result<Seen, CliError> {
         silent,
         pending,
     })
+}
+
+/// Everything that is known of a cluster's processes, as JSON.
+///
+/// # Errors
+/// When metadata cannot be read.
+pub async fn describe(cluster: &ToolContext) -> Result<Value, CliError> {
+    let seen = look_into(cluster).await?;
+    let bookies = seen.members.iter().map(|member| {
+        let registration = member.registration.as_ref().map(|record| {
+            json!({
+                "address": record.address,
+                "zone": record.zone,
+                "read_only": record.read_only_reason,
+                "capacity_bytes": record.capacity_bytes,
+                "free_bytes": record.free_bytes,
+            })
+        });
+        json!({
+            "bookie": member.id.to_string(),
+            "registration": registration,
+            "silent": seen.silent.get(&member.id),
+            "limbo": member.is_in_limbo(),
+            "leaving": member.is_leaving(),
+            "decommissioned": member.is_decommissioned(),
+        })
+    });
+    let brokers = seen.brokers.iter().map(|broker| {
+        let urls: Vec<&str> = broker.listeners.iter().map(|one| &*one.url).collect();
+        json!({"urls": urls, "version": broker.version, "draining": broker.draining})
+    });
+    let etcd = seen.etcd.iter().map(|member| {
+        let status = match &member.status {
+            Ok(Some(status)) => json!({
+                "version": status.version,
+                "has_leader": status.has_leader,
+                "used_bytes": status.usage.used_bytes,
+                "quota_bytes": status.usage.quota_bytes,
+            }),
+            Ok(None) => json!("answers"),
+            Err(why) => json!(why),
+        };
+        json!({"url": member.url, "status": status})
+    });
+    Ok(json!({
+        "etcd": etcd.collect::<Vec<_>>(),
+        "bookies": bookies.collect::<Vec<_>>(),
+        "brokers": brokers.collect::<Vec<_>>(),
+        "checks": judge(&seen, &Expected::default()),
+        "marks": seen.pending.marks,
+        "deletions": seen.pending.deletions,
+        "repair_workers": seen.pending.workers,
+        "auditor": seen.pending.auditor,
+    }))
 }
 
 /// The brokers that are announced. One that cannot be read is not counted.
