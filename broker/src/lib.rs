@@ -35,6 +35,7 @@ pub use broker::Broker;
 pub use config::BrokerConfig;
 pub use context::BrokerDeps;
 pub use error::BrokerError;
+pub use metrics::HISTOGRAMS;
 pub use peers::{Lines, NoReport, Peers};
 pub use security::config::AuthConfig;
 pub use security::jwt::JwtIssuer;

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use aquifer_protocol_api::error::ErrorKind;
 use aquifer_runtime::budget::ByteBudget;
+use aquifer_runtime::telemetry::zero;
 use opentelemetry::KeyValue;
 use opentelemetry::metrics::{Counter, Gauge, Histogram, Meter, UpDownCounter};
 
@@ -52,25 +53,39 @@ const LATENCY_BOUNDARIES: [f64; 14] = [
     0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 5.0, 30.0,
 ];
 
+/// The histograms of this crate.
+pub const HISTOGRAMS: &[zero::Shape] = &[
+    (PUBLISH_SECONDS, &LATENCY_BOUNDARIES),
+    (TOPIC_LOAD_SECONDS, &LATENCY_BOUNDARIES),
+    (THROTTLED_SECONDS, &LATENCY_BOUNDARIES),
+];
+const PUBLISH_SECONDS: &str = "aquifer_broker_publish_seconds";
+const TOPIC_LOAD_SECONDS: &str = "aquifer_broker_topic_load_seconds";
+const THROTTLED_SECONDS: &str = "aquifer_broker_throttled_seconds";
+
 impl BrokerMetrics {
     pub(crate) fn new(meter: &Meter) -> BrokerMetrics {
-        let counter = |name: &'static str| meter.u64_counter(name).build();
-        let gauge = |name: &'static str| meter.i64_up_down_counter(name).build();
+        let counter = |name: &'static str| zero::counter(meter, name);
+        let gauge = |name: &'static str| zero::open(meter, name);
+        let by_limit = |name: &'static str| {
+            zero::counter_by(meter, name, "limit", Limit::ALL.map(Limit::as_str))
+        };
         let seconds = |name: &'static str| {
             meter
                 .f64_histogram(name)
                 .with_boundaries(LATENCY_BOUNDARIES.to_vec())
                 .build()
         };
+        let kinds = ErrorKind::ALL.map(|kind| format!("{kind:?}"));
         BrokerMetrics {
             messages_in: counter("aquifer_broker_published_messages_total"),
             bytes_in: counter("aquifer_broker_published_bytes_total"),
             messages_out: counter("aquifer_broker_delivered_messages_total"),
             bytes_out: counter("aquifer_broker_delivered_bytes_total"),
             duplicates: counter("aquifer_broker_duplicate_batches_total"),
-            publish_seconds: seconds("aquifer_broker_publish_seconds"),
+            publish_seconds: seconds(PUBLISH_SECONDS),
             topics: gauge("aquifer_broker_topics_loaded"),
-            topic_load_seconds: seconds("aquifer_broker_topic_load_seconds"),
+            topic_load_seconds: seconds(TOPIC_LOAD_SECONDS),
             producers: gauge("aquifer_broker_producers_connected"),
             consumers: gauge("aquifer_broker_consumers_connected"),
             cursor_records: counter("aquifer_broker_cursor_records_total"),
@@ -88,14 +103,20 @@ impl BrokerMetrics {
             backlog_max: meter
                 .u64_gauge("aquifer_broker_backlog_messages_max")
                 .build(),
-            throttled_waits: counter("aquifer_broker_throttled_waits_total"),
-            throttled_messages: counter("aquifer_broker_throttled_messages_total"),
-            throttled_bytes: counter("aquifer_broker_throttled_bytes_total"),
-            throttled_seconds: seconds("aquifer_broker_throttled_seconds"),
-            quota_refusals: counter("aquifer_broker_quota_refusals_total"),
+            throttled_waits: by_limit("aquifer_broker_throttled_waits_total"),
+            throttled_messages: by_limit("aquifer_broker_throttled_messages_total"),
+            throttled_bytes: by_limit("aquifer_broker_throttled_bytes_total"),
+            throttled_seconds: seconds(THROTTLED_SECONDS),
+            quota_refusals: by_limit("aquifer_broker_quota_refusals_total"),
             offload_visits: counter("aquifer_broker_offload_visits_total"),
             expired_messages: counter("aquifer_broker_expired_messages_total"),
-            errors: counter("aquifer_broker_request_errors_total"),
+            // Which requests there are is known when they come; every kind of failure is now.
+            errors: zero::counter_by(
+                meter,
+                "aquifer_broker_request_errors_total",
+                "kind",
+                kinds.iter().map(String::as_str),
+            ),
         }
     }
 

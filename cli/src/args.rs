@@ -6,6 +6,7 @@ mod backup;
 mod cluster;
 mod connect;
 mod object;
+mod plan;
 mod policy;
 mod roles;
 mod security;
@@ -28,6 +29,7 @@ pub use backup::{BackupCommand, WhichBackup};
 pub use cluster::{ClusterCommand, ClusterToolArgs};
 pub use connect::ConnectArgs;
 pub use object::{ObjectCommand, StoreArgs};
+pub use plan::PlanArgs;
 pub use policy::{
     BacklogPart, CountName, OffloadPart, PolicyCommand, PolicyValue, RateName, RatePart,
 };
@@ -37,7 +39,9 @@ pub use roles::{
 pub use security::{
     AccessCommand, CompletionArgs, ContextCommand, GrantCommand, ScopeArgs, TokenCommand,
 };
-pub use storage::{BookieCommand, DoctorArgs, LedgerArgs, LedgerCommand, SourceArgs, StateArg};
+pub use storage::{
+    BookieCommand, DoctorArgs, LedgerArgs, LedgerCommand, SourceArgs, StateArg, SupportBundleArgs,
+};
 pub use tenancy::{
     ClearArgs, DeleteArgs, NamespaceArgs, NamespaceCommand, PeekArgs, SubscriptionArgs,
     SubscriptionCommand, TenantArgs, TenantCommand,
@@ -67,7 +71,7 @@ pub struct Cli {
 
 /// What `--version` prints behind the name; `-V` prints the number alone. Release builds get the
 /// commit from `tools/notice.sh`.
-static LONG_VERSION: LazyLock<String> = LazyLock::new(|| {
+pub static LONG_VERSION: LazyLock<String> = LazyLock::new(|| {
     let version = env!("CARGO_PKG_VERSION");
     let commit = option_env!("AQUIFER_COMMIT").unwrap_or("unknown");
     let build = if cfg!(debug_assertions) {
@@ -133,6 +137,10 @@ pub enum Command {
     Object(ObjectCommand),
     /// Check everything and report what needs a person; exit code 1 when something does.
     Doctor(DoctorArgs),
+    /// Collect what someone needs who is to help, without secrets, in one file.
+    SupportBundle(SupportBundleArgs),
+    /// Compute how large a cluster must be for a load.
+    Plan(PlanArgs),
     /// Make certificates for a cluster, and show what certificates say.
     #[command(subcommand)]
     Tls(TlsCommand),

@@ -14,6 +14,7 @@ mod first_token;
 mod output;
 mod perf;
 mod private_file;
+mod probe;
 mod roles;
 mod tool;
 
@@ -69,7 +70,11 @@ fn run(cli: Cli, began: Duration, out: &Output) -> Result<(), CliError> {
     let connect = Connect::new(cli.connect);
     let has_storage = matches!(
         cli.command,
-        Command::Standalone(_) | Command::Bookie(_) | Command::Ledger(_) | Command::Doctor(_)
+        Command::Standalone(_)
+            | Command::Bookie(_)
+            | Command::Ledger(_)
+            | Command::Doctor(_)
+            | Command::SupportBundle(_)
     );
     let result = runtime.block_on(dispatch(cli.command, &connect, began, out));
     if has_storage {
@@ -109,7 +114,9 @@ async fn dispatch(
         Command::Ledger(args) => commands::ledger::run(args, out).await,
         Command::Backup(command) => commands::backup::run(command, connect, out).await,
         Command::Object(command) => commands::object::run(command, out).await,
-        Command::Doctor(args) => commands::doctor::run(args, out).await,
+        Command::Doctor(args) => commands::doctor::run(args, connect, out).await,
+        Command::SupportBundle(args) => commands::support_bundle::run(args, connect, out).await,
+        Command::Plan(args) => commands::plan::run(&args, out),
         Command::Tls(command) => commands::tls::run(command, out),
         Command::Token(command) => commands::token::run(command, connect, out).await,
         Command::Grant(command) => commands::security::grant(command, connect, out).await,

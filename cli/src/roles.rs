@@ -18,7 +18,9 @@ pub mod standalone;
 pub mod storage;
 pub mod tls;
 
+mod counted;
 mod greeting;
+mod health;
 mod http;
 mod loss;
 mod open_files;

@@ -11,7 +11,7 @@ use aquifer_ledger::error::LedgerError;
 use aquifer_ledger::placement::{BookieInfo, Bookies};
 use aquifer_metadata::embedded::{EmbeddedOptions, EmbeddedStore};
 use aquifer_metadata::error::MetadataError;
-use aquifer_metadata::etcd::EtcdStore;
+use aquifer_metadata::etcd::{EtcdMember, EtcdStore};
 use aquifer_metadata::store::MetadataStore;
 use aquifer_repair::Members;
 use aquifer_repair::context::RepairContext;
@@ -56,12 +56,7 @@ impl ToolContext {
     /// # Errors
     /// When there is nothing there, or a server runs on it.
     pub async fn open(source: &SourceArgs) -> Result<ToolContext, CliError> {
-        let logs = TelemetryConfig {
-            log_filter: "warn".to_owned(),
-            ..TelemetryConfig::default()
-        };
-        let telemetry =
-            Telemetry::start(&logs).map_err(|error| CliError::failed(error.to_string()))?;
+        let telemetry = telemetry()?;
         match named_cluster(source)? {
             Some(cluster) => connect(&cluster, &telemetry).await,
             None => open_directory(source, &telemetry).await,
@@ -78,6 +73,14 @@ impl ToolContext {
         matches!(self.opened, Opened::Directory { .. })
     }
 
+    /// What the members of etcd say; none in a standalone server.
+    pub async fn etcd_members(&self) -> Vec<EtcdMember> {
+        match &self.opened {
+            Opened::Directory { .. } => Vec::new(),
+            Opened::Etcd(store) => store.members().await,
+        }
+    }
+
     /// Finishes and flushes.
     pub async fn close(self) {
         self.ctx.ledgers.tasks.shutdown();
@@ -90,6 +93,18 @@ impl ToolContext {
         }
         self.ctx.ledgers.tasks.drain(DRAIN).await;
     }
+}
+
+/// Logs of a tool: what is wrong, on standard error. It works once in a process.
+///
+/// # Errors
+/// When it was started before.
+pub fn telemetry() -> Result<Telemetry, CliError> {
+    let logs = TelemetryConfig {
+        log_filter: "warn".to_owned(),
+        ..TelemetryConfig::default()
+    };
+    Telemetry::start(&logs).map_err(|error| CliError::failed(error.to_string()))
 }
 
 /// What the tools take from the configuration of a server of the cluster.
@@ -134,7 +149,13 @@ pub fn named_cluster(source: &SourceArgs) -> Result<Option<ClusterSection>, CliE
 }
 
 /// Connects to a cluster, and to the bookies that are registered there now.
-async fn connect(cluster: &ClusterSection, telemetry: &Telemetry) -> Result<ToolContext, CliError> {
+///
+/// # Errors
+/// When metadata cannot be read, or no bookie has ever joined the cluster.
+pub async fn connect(
+    cluster: &ClusterSection,
+    telemetry: &Telemetry,
+) -> Result<ToolContext, CliError> {
     let (seams, tasks) = (Seams::real(), TaskGroup::new("tool"));
     let etcd = membership::connect(cluster, &seams, &tasks).await?;
     let reach = BookieClientConfig {

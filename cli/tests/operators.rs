@@ -5,8 +5,9 @@
     reason = "a test that cannot go on must fail"
 )]
 
+use std::fs;
 use std::io::{BufRead, BufReader};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -131,4 +132,79 @@ fn a_bookie_without_a_place_for_its_ledgers_is_not_retired() {
         assert_eq!(code, Some(1), "{said}");
         assert!(said.contains("advice"), "{said}");
     }
+}
+
+/// Makes a bundle of `server.toml` and `logs` in a folder, and unpacks it; returns where.
+fn bundle_of(folder: &Path, data_dir: &Path) -> PathBuf {
+    let bundle = folder.join("bundle.tar.gz");
+    let mut command = aquifer(&["support-bundle", "--token", "canary-of-a-flag"]);
+    command.arg("--config").arg(folder.join("server.toml"));
+    command.arg("--data-dir").arg(data_dir);
+    command.arg("--logs").arg(folder.join("logs"));
+    command.arg("--to-file").arg(&bundle);
+    // Where no server listens: a bundle is made all the same.
+    let output = command.args(["--http", "http://127.0.0.1:1"]).output();
+    let output = output.unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let unpacked = folder.join("unpacked");
+    fs::create_dir(&unpacked).unwrap();
+    let mut tar = Command::new("tar");
+    tar.arg("-xzf").arg(&bundle).arg("-C").arg(&unpacked);
+    assert!(tar.status().unwrap().success());
+    unpacked
+}
+
+/// Secrets stand in settings, in files that these name, and in logs: none goes into a bundle.
+#[test]
+fn a_support_bundle_has_no_secrets() {
+    let folder = tempfile::tempdir().unwrap();
+    let data_dir = folder.path().join("data");
+    with_server(&data_dir, |url| produce(url, "t"));
+    let password = folder.path().join("password");
+    fs::write(&password, "canary-of-the-file\n").unwrap();
+    let config = folder.path().join("server.toml");
+    let text = format!(
+        "# canary-of-a-comment\n[bookie]\nopen_files_max = 512\n[etcd]\nuser = \"canary-user\"\n\
+         password = \"canary-of-settings\"\npassword_file = \"{}\"\n",
+        password.display()
+    );
+    fs::write(&config, text).unwrap();
+    let logs = folder.path().join("logs");
+    fs::create_dir(&logs).unwrap();
+    let said = "INFO start canary-of-settings\nWARN url=etcd://u:canary-of-a-url@e1:2379 x\n\
+                DEBUG authorization: Bearer canary-of-a-header\nINFO canary-of-the-file was read\n\
+                INFO last line\n";
+    fs::write(logs.join("server.log"), said).unwrap();
+    let unpacked = bundle_of(folder.path(), &data_dir);
+    let read =
+        |name: &str| fs::read_to_string(unpacked.join("aquifer-support").join(name)).unwrap();
+    let parts = [
+        "manifest.json",
+        "settings.toml",
+        "doctor.json",
+        "cluster.json",
+        "logs/server.log",
+    ];
+    let mut all = String::new();
+    for part in parts {
+        let text = read(part);
+        assert!(!text.is_empty(), "{part}");
+        all.push_str(&text);
+    }
+    for canary in [
+        "settings",
+        "the-file",
+        "a-url",
+        "a-header",
+        "a-flag",
+        "a-comment",
+    ] {
+        assert!(
+            !all.contains(&format!("canary-of-{canary}")),
+            "{canary} in {all}"
+        );
+    }
+    assert!(all.contains("open_files_max = 512"), "{all}");
+    assert!(all.contains("INFO last line"), "{all}");
+    assert!(read("manifest.json").contains("127.0.0.1:1"), "{all}");
 }

@@ -11,6 +11,11 @@ use opentelemetry::metrics::{Counter, Meter};
 use crate::error::{ColdError, ColdResult};
 use crate::store::{ColdStore, Listed, Upload};
 
+/// What is asked of a store.
+const KINDS: [&str; 9] = [
+    "head", "get", "put", "begin", "part", "complete", "abort", "delete", "list",
+];
+
 /// Instruments of requests, shared by all stores of a process.
 #[derive(Debug, Clone)]
 pub struct ColdMetrics {
@@ -22,10 +27,17 @@ impl ColdMetrics {
     /// Makes the instruments.
     #[must_use]
     pub fn new(meter: &Meter) -> ColdMetrics {
-        ColdMetrics {
+        let metrics = ColdMetrics {
             requests: meter.u64_counter("aquifer_cold_requests_total").build(),
             bytes: meter.u64_counter("aquifer_cold_bytes_total").build(),
+        };
+        for kind in KINDS {
+            for status in ["ok", "unavailable"] {
+                let by = [KeyValue::new("kind", kind), KeyValue::new("status", status)];
+                metrics.requests.add(0, &by);
+            }
         }
+        metrics
     }
 
     fn done<T>(&self, kind: &'static str, result: ColdResult<T>) -> ColdResult<T> {

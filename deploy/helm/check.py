@@ -21,6 +21,8 @@ HERE = Path(__file__).parent
 CHART = HERE / "aquifer"
 GOLDEN = HERE / "immutable.json"
 VERSIONS = ["1.30", "1.32", "1.34", "1.37"]
+# Containers that run a server.
+ROLES = {"bookie", "broker", "autorecovery", "standalone"}
 # Kinds of operators that need not be there.
 FOREIGN = {"PodMonitor", "ServiceMonitor", "PrometheusRule", "Certificate"}
 
@@ -146,6 +148,7 @@ def check_pods(name, documents):
             assert own["capabilities"]["drop"] == ["ALL"], inside
             limits = container["resources"].get("limits", {})
             assert "memory" in limits and "cpu" not in limits, inside
+            check_probes(inside, container)
             mounts = {mount["name"] for mount in container.get("volumeMounts", [])}
             volumes = {volume["name"] for volume in spec.get("volumes", [])}
             claims = document.get("spec", {}).get("volumeClaimTemplates", [])
@@ -154,6 +157,14 @@ def check_pods(name, documents):
         labels = metadata.get("labels", {})
         if document["kind"] != "Pod":
             assert "helm.sh/chart" not in labels, f"{where}: pods would be replaced at each upgrade"
+
+
+def check_probes(inside, container):
+    """A process that replays a journal answers /healthz and is not ready: it must not be restarted for that."""
+    asked = {kind: container.get(f"{kind}Probe", {}).get("httpGet") for kind in ("startup", "liveness", "readiness")}
+    if container["name"] in ROLES:
+        paths = {kind: probe and probe["path"] for kind, probe in asked.items()}
+        assert paths == {"startup": "/healthz", "liveness": "/healthz", "readiness": "/readyz"}, f"{inside}: {paths}"
 
 
 def check_references(name, documents):

@@ -1,6 +1,15 @@
 //! Instruments of this crate; no labels that grow with topics.
 
+use aquifer_runtime::telemetry::zero;
 use opentelemetry::metrics::{Counter, Histogram, Meter};
+
+/// Upper ends of the buckets of a recovery, in seconds.
+const RECOVERY_BOUNDARIES: &[f64] = &[
+    0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0,
+];
+
+/// The histograms of this crate.
+pub const HISTOGRAMS: &[zero::Shape] = &[("aquifer_ledger_recovery_seconds", RECOVERY_BOUNDARIES)];
 
 /// Counters and histograms that all ledgers of a process share.
 #[derive(Debug, Clone)]
@@ -29,7 +38,7 @@ impl LedgerMetrics {
     /// Makes the instruments.
     #[must_use]
     pub fn new(meter: &Meter) -> LedgerMetrics {
-        let counter = |name: &'static str| meter.u64_counter(name).build();
+        let counter = |name: &'static str| zero::counter(meter, name);
         LedgerMetrics {
             overload_resends: counter("aquifer_ledger_overload_resends_total"),
             ledgers_created: counter("aquifer_ledger_created_total"),
@@ -37,6 +46,7 @@ impl LedgerMetrics {
             recoveries: counter("aquifer_ledger_recoveries_total"),
             recovery_seconds: meter
                 .f64_histogram("aquifer_ledger_recovery_seconds")
+                .with_boundaries(RECOVERY_BOUNDARIES.to_vec())
                 .build(),
             read_entries: counter("aquifer_ledger_read_entries_total"),
             read_bytes: counter("aquifer_ledger_read_bytes_total"),

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use aquifer_runtime::clock::SharedClock;
+use aquifer_runtime::telemetry::zero;
 use opentelemetry::KeyValue;
 use opentelemetry::metrics::{Counter, Histogram, Meter};
 
@@ -13,6 +14,9 @@ const LATENCY_BOUNDARIES: &[f64] = &[
     0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0,
     10.0,
 ];
+
+/// The histograms of this crate.
+pub const HISTOGRAMS: &[zero::Shape] = &[("aquifer_log_append_seconds", LATENCY_BOUNDARIES)];
 
 /// What became of an attempt to write a ledger into an object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,6 +29,24 @@ pub(crate) enum AttemptOutcome {
     Trimmed,
     /// It is tried again.
     Failed,
+}
+
+impl AttemptOutcome {
+    const ALL: [AttemptOutcome; 4] = [
+        AttemptOutcome::Stored,
+        AttemptOutcome::Spared,
+        AttemptOutcome::Trimmed,
+        AttemptOutcome::Failed,
+    ];
+
+    fn as_str(self) -> &'static str {
+        match self {
+            AttemptOutcome::Stored => "stored",
+            AttemptOutcome::Spared => "spared",
+            AttemptOutcome::Trimmed => "trimmed",
+            AttemptOutcome::Failed => "failed",
+        }
+    }
 }
 
 /// Counters and histograms that all logs of a process share.
@@ -60,7 +82,7 @@ impl LogMetrics {
     /// Makes the instruments.
     #[must_use]
     pub fn new(meter: &Meter) -> LogMetrics {
-        let counter = |name: &'static str| meter.u64_counter(name).build();
+        let counter = |name: &'static str| zero::counter(meter, name);
         LogMetrics {
             appended_entries: counter("aquifer_log_appended_entries_total"),
             appended_bytes: counter("aquifer_log_appended_bytes_total"),
@@ -71,24 +93,28 @@ impl LogMetrics {
             append_failures: counter("aquifer_log_append_failures_total"),
             tail_hits: counter("aquifer_log_tail_hits_total"),
             tail_misses: counter("aquifer_log_tail_misses_total"),
-            offload_attempts: counter("aquifer_log_offload_attempts_total"),
+            offload_attempts: zero::counter_by(
+                meter,
+                "aquifer_log_offload_attempts_total",
+                "outcome",
+                AttemptOutcome::ALL.map(AttemptOutcome::as_str),
+            ),
             offloaded_bytes: counter("aquifer_log_offloaded_bytes_total"),
             dropped_ledgers: counter("aquifer_log_dropped_ledgers_total"),
-            bad_objects: counter("aquifer_log_bad_objects_total"),
+            bad_objects: zero::counter_by(
+                meter,
+                "aquifer_log_bad_objects_total",
+                "what",
+                ["missing", "damaged"],
+            ),
             object_reads: counter("aquifer_log_object_reads_total"),
             object_read_failures: counter("aquifer_log_object_read_failures_total"),
         }
     }
 
     pub(crate) fn attempted(&self, outcome: AttemptOutcome) {
-        let outcome = match outcome {
-            AttemptOutcome::Stored => "stored",
-            AttemptOutcome::Spared => "spared",
-            AttemptOutcome::Trimmed => "trimmed",
-            AttemptOutcome::Failed => "failed",
-        };
         self.offload_attempts
-            .add(1, &[KeyValue::new("outcome", outcome)]);
+            .add(1, &[KeyValue::new("outcome", outcome.as_str())]);
     }
 
     /// An object is `missing` or `damaged`.

@@ -21,6 +21,7 @@ pub mod policy;
 pub mod position;
 pub mod quorum;
 pub mod ranges;
+pub mod sizing;
 pub mod stats;
 pub mod storage;
 pub mod subscription;

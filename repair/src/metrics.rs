@@ -1,6 +1,13 @@
 //! Instruments of auditing and repair; no labels that grow with ledgers.
 
+use aquifer_runtime::telemetry::zero;
 use opentelemetry::metrics::{Counter, Gauge, Histogram, Meter};
+
+/// Upper ends of the buckets of a scan, in seconds.
+const SCAN_BOUNDARIES: &[f64] = &[0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 30.0, 60.0, 300.0];
+
+/// The histograms of this crate.
+pub const HISTOGRAMS: &[zero::Shape] = &[("aquifer_repair_scan_seconds", SCAN_BOUNDARIES)];
 
 /// Instruments of auditing and repair.
 #[derive(Debug, Clone)]
@@ -39,7 +46,7 @@ impl RepairMetrics {
     /// Makes the instruments.
     #[must_use]
     pub fn new(meter: &Meter) -> RepairMetrics {
-        let counter = |name: &'static str| meter.u64_counter(name).build();
+        let counter = |name: &'static str| zero::counter(meter, name);
         let gauge = |name: &'static str| meter.u64_gauge(name).build();
         RepairMetrics {
             marked_ledgers: counter("aquifer_repair_marked_ledgers_total"),
@@ -54,7 +61,10 @@ impl RepairMetrics {
             bookies_away: gauge("aquifer_repair_bookies_away"),
             paused: gauge("aquifer_repair_paused"),
             rate: gauge("aquifer_repair_rate_bytes_per_second"),
-            scan_seconds: meter.f64_histogram("aquifer_repair_scan_seconds").build(),
+            scan_seconds: meter
+                .f64_histogram("aquifer_repair_scan_seconds")
+                .with_boundaries(SCAN_BOUNDARIES.to_vec())
+                .build(),
             orphans: counter("aquifer_repair_orphans_total"),
         }
     }

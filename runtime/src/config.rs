@@ -93,6 +93,7 @@ where
     for (name, raw) in environment {
         match variables.settings.get(&name) {
             Some((path, text_only)) => table = set::<T>(&table, &name, path, &raw, *text_only)?,
+            None if is_service_link(&name, &raw) => {}
             None if variables.is_typo(&name) => unknown_keys.push(name),
             None => {}
         }
@@ -215,6 +216,28 @@ impl Variables {
             .iter()
             .any(|section| name.starts_with(section.as_str()))
     }
+}
+
+/// Whether Kubernetes has made a variable: for each Service it gives pods its host, its ports and
+/// its addresses. That of a Service named `aquifer-broker` would be taken for a misspelt setting.
+fn is_service_link(name: &str, value: &str) -> bool {
+    if name.ends_with("_SERVICE_HOST") || name.contains("_SERVICE_PORT") {
+        return true;
+    }
+    let is_address = ["tcp://", "udp://", "sctp://"]
+        .iter()
+        .any(|scheme| value.starts_with(scheme));
+    if name.ends_with("_PORT") && is_address {
+        return true;
+    }
+    // NAME_PORT_7650_TCP, and the same with _PROTO, _PORT and _ADDR.
+    let Some((_, behind)) = name.rsplit_once("_PORT_") else {
+        return false;
+    };
+    let mut parts = behind.split('_');
+    let port = parts.next().unwrap_or_default();
+    let protocol = parts.next().unwrap_or_default();
+    port.parse::<u16>().is_ok() && ["TCP", "UDP", "SCTP"].contains(&protocol)
 }
 
 fn variable_name(prefix: &str, path: &[String]) -> String {

@@ -8,7 +8,9 @@
 
 mod format;
 mod process;
+pub mod zero;
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use opentelemetry::metrics::{Meter, MeterProvider};
@@ -17,6 +19,7 @@ use opentelemetry_otlp::WithExportConfig;
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::metrics::SdkMeterProvider;
 use opentelemetry_sdk::trace::SdkTracerProvider;
+use parking_lot::Mutex;
 use prometheus::{Registry, TextEncoder};
 use serde::{Deserialize, Serialize};
 use tracing_subscriber::filter::ParseError;
@@ -78,6 +81,8 @@ struct Inner {
     registry: Registry,
     meters: SdkMeterProvider,
     traces: Option<SdkTracerProvider>,
+    /// Histograms that are shown before their first observation.
+    histograms: Mutex<BTreeMap<&'static str, &'static [f64]>>,
 }
 
 impl Telemetry {
@@ -138,6 +143,7 @@ impl Telemetry {
                 registry,
                 meters,
                 traces,
+                histograms: Mutex::default(),
             }),
         }
     }
@@ -147,6 +153,11 @@ impl Telemetry {
         self.inner.meters.meter(name)
     }
 
+    /// Shows these histograms from now on, though nothing was observed yet.
+    pub fn show_histograms(&self, shapes: &[zero::Shape]) {
+        self.inner.histograms.lock().extend(shapes.iter().copied());
+    }
+
     /// The registry behind [`Self::render_metrics`], for collectors that are not OpenTelemetry.
     pub fn registry(&self) -> &Registry {
         &self.inner.registry
@@ -154,12 +165,16 @@ impl Telemetry {
 
     /// All metrics in the text format of Prometheus.
     pub fn render_metrics(&self) -> String {
-        TextEncoder::new()
-            .encode_to_string(&self.inner.registry.gather())
-            .unwrap_or_else(|error| {
-                tracing::warn!(%error, "metrics could not be rendered");
-                String::new()
-            })
+        let families = self.inner.registry.gather();
+        let encoded = TextEncoder::new().encode_to_string(&families);
+        let mut text = encoded.unwrap_or_else(|error| {
+            tracing::warn!(%error, "metrics could not be rendered");
+            String::new()
+        });
+        let names: BTreeSet<&str> = families.iter().map(|family| family.name()).collect();
+        let is_there = |name: &str| names.contains(name);
+        zero::append(&mut text, &self.inner.histograms.lock(), is_there);
+        text
     }
 
     /// Sends what is buffered and stops exporting. Logs go on.
@@ -273,6 +288,40 @@ mod tests {
             "{text}"
         );
         assert!(text.contains("aquifer_test_open 2"), "{text}");
+    }
+
+    /// What has not happened yet is 0, not absent, and never there twice.
+    #[test]
+    fn counters_and_histograms_are_there_before_the_first_event() {
+        let telemetry = Telemetry::for_tests();
+        let meter = telemetry.meter("test");
+        drop(zero::counter(&meter, "aquifer_test_total"));
+        drop(zero::open(&meter, "aquifer_test_open"));
+        let by = zero::counter_by(&meter, "aquifer_test_by_total", "reason", ["a", "b"]);
+        telemetry.show_histograms(&[("aquifer_test_seconds", &[0.5, 1.0])]);
+        let text = telemetry.render_metrics();
+        for line in [
+            "aquifer_test_total 0",
+            "aquifer_test_open 0",
+            "aquifer_test_by_total{reason=\"a\"} 0",
+            "aquifer_test_by_total{reason=\"b\"} 0",
+            "aquifer_test_seconds_bucket{le=\"0.5\"} 0",
+            "aquifer_test_seconds_bucket{le=\"1\"} 0",
+            "aquifer_test_seconds_bucket{le=\"+Inf\"} 0",
+            "aquifer_test_seconds_count 0",
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line}: {text}");
+        }
+        by.add(1, &[KeyValue::new("reason", "a")]);
+        let histogram = meter
+            .f64_histogram("aquifer_test_seconds")
+            .with_boundaries(vec![0.5, 1.0]);
+        histogram.build().record(0.7, &[]);
+        let text = telemetry.render_metrics();
+        assert!(text.contains("aquifer_test_by_total{reason=\"a\"} 1"));
+        let of_bucket = |line: &&str| line.starts_with("aquifer_test_seconds_bucket{le=\"1\"}");
+        let buckets: Vec<&str> = text.lines().filter(of_bucket).collect();
+        assert_eq!(buckets, ["aquifer_test_seconds_bucket{le=\"1\"} 1"]);
     }
 
     #[test]

@@ -7,6 +7,7 @@ mod decommission;
 mod garbage;
 mod ledgers;
 mod limbo;
+mod whole;
 
 use std::fs;
 use std::process::{Command, Stdio};

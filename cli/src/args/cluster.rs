@@ -1,6 +1,7 @@
 //! Arguments of `aquifer cluster`.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use aquifer_model::bundle::BundleRange;
 use aquifer_model::topic::NamespaceName;
@@ -27,6 +28,23 @@ pub enum ClusterCommand {
     },
     /// List the brokers.
     Brokers,
+    /// Check that the cluster is whole, as before an upgrade: every bookie that ever joined and was
+    /// not retired is there and takes entries, brokers are there, no ledger lacks copies, no bookie
+    /// is being retired, and etcd has a quorum. Exit code 1 when it is not.
+    Check {
+        /// At least N bookies must be there [default: those that have joined].
+        #[arg(long, value_name = "N")]
+        bookies: Option<usize>,
+        /// At least N brokers must be there.
+        #[arg(long, value_name = "N", default_value_t = 1)]
+        brokers: usize,
+        /// Look again and again for that long, until the cluster is whole.
+        #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+        wait: Option<Duration>,
+        /// The cluster.
+        #[command(flatten)]
+        source: SourceArgs,
+    },
     /// Make the token of the administrator, token:admin, in the metadata of a cluster: before its
     /// brokers start with --auth. It is made once.
     InitAuth {

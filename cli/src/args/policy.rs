@@ -5,6 +5,7 @@ mod value;
 use aquifer_model::policy::PolicyName;
 use clap::Subcommand;
 
+pub(super) use self::value::size;
 pub use self::value::{BacklogPart, CountName, OffloadPart, PolicyValue, RateName, RatePart};
 
 /// What to do with policies.

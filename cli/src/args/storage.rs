@@ -179,6 +179,31 @@ pub struct DoctorArgs {
     /// Fail on warnings too: before an upgrade nothing may be missing.
     #[arg(long)]
     pub strict: bool,
+
+    /// HTTP ports of processes to look at too, for clocks, certificates and backlogs: those of
+    /// health checks and metrics.
+    #[arg(long, value_delimiter = ',', value_name = "URL[,URL…]")]
+    pub http: Vec<String>,
+}
+
+/// Arguments of `aquifer support-bundle`.
+#[derive(Debug, Args)]
+pub struct SupportBundleArgs {
+    /// The cluster, and with --config whose settings are collected.
+    #[command(flatten)]
+    pub source: SourceArgs,
+
+    /// The new file [default: aquifer-support-TIME.tar.gz].
+    #[arg(long, value_name = "PATH")]
+    pub to_file: Option<PathBuf>,
+
+    /// HTTP ports of processes, whose health and metrics are collected.
+    #[arg(long, value_delimiter = ',', value_name = "URL[,URL…]")]
+    pub http: Vec<String>,
+
+    /// A directory with logs, the ends of which are collected.
+    #[arg(long, value_name = "DIR")]
+    pub logs: Option<PathBuf>,
 }
 
 fn ledger_id(text: &str) -> Result<LedgerId, String> {

@@ -1,5 +1,6 @@
 //! `aquifer cluster`: shows brokers and bundles, and moves bundles.
 
+pub mod check;
 mod load;
 
 use std::collections::BTreeMap;
@@ -23,15 +24,29 @@ use crate::tool;
 /// # Errors
 /// When the broker refuses it or cannot be reached.
 pub async fn run(args: ClusterToolArgs, connect: &Connect, out: &Output) -> Result<(), CliError> {
-    if let ClusterCommand::InitAuth { to_file, source } = args.command {
-        return init_auth(&to_file, &source, out).await;
+    match args.command {
+        // These ask no broker.
+        ClusterCommand::InitAuth { to_file, source } => init_auth(&to_file, &source, out).await,
+        ClusterCommand::Check {
+            bookies,
+            brokers,
+            wait,
+            source,
+        } => {
+            let expected = check::Expected { bookies, brokers };
+            check::run(&expected, wait, &source, out).await
+        }
+        command => ask(command, connect, out).await,
     }
+}
+
+/// Runs a command that a broker carries out.
+async fn ask(command: ClusterCommand, connect: &Connect, out: &Output) -> Result<(), CliError> {
     let client = connect.client()?;
     client.connect().await?;
     let admin = client.admin();
-    match args.command {
-        // It asks no broker.
-        ClusterCommand::InitAuth { .. } => Ok(()),
+    match command {
+        ClusterCommand::InitAuth { .. } | ClusterCommand::Check { .. } => Ok(()),
         ClusterCommand::Status { namespace } => status(&admin, &namespace.to_string(), out).await,
         ClusterCommand::Brokers => brokers(&admin, connect, out).await,
         ClusterCommand::Bundles { namespace } => {

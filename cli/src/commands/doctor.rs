@@ -1,5 +1,9 @@
 //! `aquifer doctor`: looks at everything that metadata shows and says what needs a person.
 
+mod machines;
+
+use std::path::Path;
+
 use aquifer_ledger::index::LedgerIndex;
 use aquifer_metadata::store::{Room, Usage};
 use aquifer_repair::room::{self, Outlook};
@@ -7,24 +11,44 @@ use aquifer_repair::{Member, Members, inspect};
 use serde_json::json;
 
 use crate::args::DoctorArgs;
+use crate::commands::cluster::check;
+use crate::connect::Connect;
 use crate::exit::CliError;
 use crate::output::Output;
+use crate::probe::{Probed, Prober};
 use crate::tool::{ToolContext, failed};
 
 /// How bad something is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Level {
+pub enum Level {
+    /// Nothing is to be done.
     Fine,
+    /// Something is to be done in time.
     Warning,
+    /// Something is to be done.
     Problem,
+}
+
+impl Level {
+    /// Its name in output.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Level::Fine => "ok",
+            Level::Warning => "warning",
+            Level::Problem => "problem",
+        }
+    }
 }
 
 /// One thing that was looked at.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Finding {
-    level: Level,
-    what: String,
-    advice: &'static str,
+pub struct Finding {
+    /// How bad it is.
+    pub level: Level,
+    /// What was found.
+    pub what: String,
+    /// What to do; may be empty.
+    pub advice: &'static str,
 }
 
 impl Finding {
@@ -49,17 +73,20 @@ impl Finding {
 ///
 /// # Errors
 /// When metadata cannot be read, or something needs a person.
-pub async fn run(args: DoctorArgs, out: &Output) -> Result<(), CliError> {
+pub async fn run(args: DoctorArgs, connect: &Connect, out: &Output) -> Result<(), CliError> {
+    let mut probed = Vec::new();
+    if !args.http.is_empty() {
+        let prober = Prober::new(connect.args())?;
+        for url in &args.http {
+            probed.push(prober.ask(url).await);
+        }
+    }
     let cluster = ToolContext::open(&args.source).await?;
-    let findings = examine(&cluster).await;
+    let findings = examine(&cluster, args.source.config.as_deref(), &probed).await;
     cluster.close().await;
     let findings = findings?;
     for finding in &findings {
-        let level = match finding.level {
-            Level::Fine => "ok",
-            Level::Warning => "warning",
-            Level::Problem => "problem",
-        };
+        let level = finding.level.as_str();
         if out.is_json() {
             out.object(&json!({
                 "level": level,
@@ -83,7 +110,31 @@ pub async fn run(args: DoctorArgs, out: &Output) -> Result<(), CliError> {
     }
 }
 
-async fn examine(cluster: &ToolContext) -> Result<Vec<Finding>, CliError> {
+/// Looks at everything. `config` names certificates, `probed` are processes that were asked.
+///
+/// # Errors
+/// When metadata cannot be read.
+pub async fn examine(
+    cluster: &ToolContext,
+    config: Option<&Path>,
+    probed: &[Probed],
+) -> Result<Vec<Finding>, CliError> {
+    let mut findings = of_metadata(cluster).await?;
+    findings.extend(machines::certificates(config));
+    findings.extend(machines::processes(probed));
+    if cluster.is_standalone() {
+        return Ok(findings);
+    }
+    let store = cluster.store();
+    let members = Members::load(store).await.map_err(|error| failed(&error))?;
+    findings.extend(machines::etcd(&cluster.etcd_members().await));
+    findings.extend(machines::disks(&members));
+    findings.extend(machines::quorums(store, &members).await?);
+    findings.extend(machines::versions(&check::brokers(store).await?));
+    Ok(findings)
+}
+
+async fn of_metadata(cluster: &ToolContext) -> Result<Vec<Finding>, CliError> {
     let store = cluster.store();
     let index = LedgerIndex::scan(store)
         .await

@@ -16,6 +16,7 @@ use crate::perf::publish::PublishLoad;
 use crate::perf::receive::{ReceiveLoad, Received};
 use crate::perf::stamp::Payload;
 use crate::perf::{Report, Until, disk, duration, e2e};
+use crate::roles::process::Signals;
 
 /// How long a load runs when nothing else is said.
 const DEFAULT_SECONDS: f64 = 10.0;
@@ -25,11 +26,22 @@ const DEFAULT_BACKLOG: u64 = 1_000_000;
 const SILENCE_MAX: Duration = Duration::from_secs(10);
 const LOOK: Duration = Duration::from_millis(10);
 
-/// Runs the command.
+/// Runs the command. SIGTERM ends it at once: the first process of a container, which this may be,
+/// has no default for that.
 ///
 /// # Errors
-/// When the load cannot run, or any of its messages failed.
+/// When the load cannot run, any of its messages failed, or a signal came.
 pub async fn run(args: PerfArgs, connect: &Connect, out: &Output) -> Result<(), CliError> {
+    let mut signals = Signals::listen()?;
+    tokio::select! {
+        done = measure(args, connect, out) => done,
+        name = signals.next() => {
+            Err(CliError::failed(format!("{name}: the measurement was not finished")))
+        }
+    }
+}
+
+async fn measure(args: PerfArgs, connect: &Connect, out: &Output) -> Result<(), CliError> {
     match args.command {
         PerfCommand::Disk { dir, seconds } => disk::run(dir, seconds, out).await,
         PerfCommand::Produce(args) => {

@@ -15,15 +15,15 @@ use crate::exit::CliError;
 use crate::output::Output;
 use crate::roles::autorecovery::config::AutorecoveryRoleConfig;
 use crate::roles::greeting::Greeting;
-use crate::roles::http::{self, Health};
-use crate::roles::membership::Membership;
+use crate::roles::health::Health;
+use crate::roles::http;
+use crate::roles::membership::{self, Membership};
 use crate::roles::open_files;
 use crate::roles::process::{self, Role};
 use crate::roles::server::{Parts, Server};
 use crate::roles::serving;
 use crate::roles::settings::LedgerConfig;
 use crate::roles::storage::Seams;
-use crate::roles::tls::Certificates;
 
 /// Repairs until it is told to end. `began` is when the process did.
 pub async fn run(args: AutorecoveryArgs, began: Duration, out: &Output) -> Result<(), CliError> {
@@ -48,14 +48,13 @@ impl Role for AutorecoveryRoleConfig {
         _out: &Output,
     ) -> Result<Server, CliError> {
         let (seams, groups) = (Seams::real(), &parts.groups);
+        let health = Health::scraped_with(telemetry.clone(), self.auth.scrape_token()?);
+        let port = http::open(&self.http, health, &seams, &groups.http).await?;
+        let (health, certificates) = (port.health, port.certificates);
+        health.starting(membership::WAITING);
         let membership = Membership::open(&self.cluster, &seams, &groups.metadata).await?;
         let membership = &*parts.membership.insert(membership);
-        let health = Health::new(telemetry.clone(), None);
-        let health = health.scraped_with(self.auth.scrape_token()?);
-        let certificates = Certificates::new(Arc::clone(&seams.clock));
-        let tls = certificates.http_port(&self.http.tls)?;
-        let http_url =
-            http::serve(self.http.listen, tls, health.clone(), None, &groups.http).await?;
+        health.starting(membership::JOINING);
         let (name, tasks) = (&self.cluster.name, &groups.autorecovery);
         let ways = (&*groups.transport, &*groups.metadata);
         let storage =
@@ -80,7 +79,7 @@ impl Role for AutorecoveryRoleConfig {
             .field("id", id);
         Ok(Server {
             health,
-            http_url,
+            http_url: port.url,
             greeting,
         })
     }

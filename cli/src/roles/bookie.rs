@@ -19,16 +19,16 @@ use crate::exit::CliError;
 use crate::output::Output;
 use crate::roles::bookie::config::BookieRoleConfig;
 use crate::roles::greeting::Greeting;
-use crate::roles::http::{self, Health};
+use crate::roles::health::Health;
+use crate::roles::http::{self, Port};
 use crate::roles::loss::report_loss;
-use crate::roles::membership::Membership;
+use crate::roles::membership::{self, Membership};
 use crate::roles::open_files;
 use crate::roles::process::{self, Role};
 use crate::roles::server::{Groups, Parts, Server};
 use crate::roles::serving::{self, Storage};
 use crate::roles::settings::{self, LedgerConfig};
 use crate::roles::storage::{Seams, bookie_failed, open_bookie};
-use crate::roles::tls::Certificates;
 
 /// Runs a bookie until it is told to end. `began` is when the process did.
 pub async fn run(args: BookieArgs, began: Duration, out: &Output) -> Result<(), CliError> {
@@ -57,11 +57,16 @@ impl Role for BookieRoleConfig {
         out: &Output,
     ) -> Result<Server, CliError> {
         let seams = Seams::real();
+        let health = Health::scraped_with(telemetry.clone(), self.auth.scrape_token()?);
+        let port = http::open(&self.http, health, &seams, &parts.groups.http).await?;
+        port.health
+            .starting("opening storage, which replays the journal");
         let opening = open_bookie(&self.bookie, &seams, telemetry);
         let bookie = parts.steps().whole(opening).await?;
         parts.bookie = Some(bookie.clone());
+        port.health.set_bookie(bookie.clone());
         report_loss(&bookie, out)?;
-        start_above(self, parts, telemetry, &seams, bookie).await
+        start_above(self, parts, telemetry, &seams, port, bookie).await
     }
 }
 
@@ -71,21 +76,20 @@ async fn start_above(
     parts: &mut Parts,
     telemetry: &Telemetry,
     seams: &Seams,
+    port: Port,
     bookie: Bookie,
 ) -> Result<Server, CliError> {
     let groups = &parts.groups;
+    let (health, certificates) = (port.health, port.certificates);
+    health.starting(membership::WAITING);
     let membership = Membership::open(&config.cluster, seams, &groups.metadata).await?;
     let membership = &*parts.membership.insert(membership);
+    health.starting(membership::JOINING);
     registration::join(&bookie, &*membership.store, seams.clock.wall_ms())
         .await
         .map_err(|error| bookie_failed(&config.bookie, &error))?;
     let store = Arc::clone(&membership.store);
     registration::guard_new_ledgers(&bookie, store, &groups.announcement);
-    let health = Health::new(telemetry.clone(), Some(bookie.clone()));
-    let health = health.scraped_with(config.auth.scrape_token()?);
-    let certificates = Certificates::new(Arc::clone(&seams.clock));
-    let tls = certificates.http_port(&config.http.tls)?;
-    let http_url = http::serve(config.http.listen, tls, health.clone(), None, &groups.http).await?;
     let listen = config.bookie_api.listen;
     let tls = certificates.bookie_port(&config.cluster.name, &config.cluster.internal_tls)?;
     let secret = tls.is_some();
@@ -123,7 +127,7 @@ async fn start_above(
         .field("data_dir", data_dir.to_string());
     Ok(Server {
         health,
-        http_url,
+        http_url: port.url,
         greeting,
     })
 }

@@ -17,14 +17,14 @@ use crate::output::Output;
 use crate::roles::broker::config::BrokerRoleConfig;
 use crate::roles::broker::peers::GrpcPeers;
 use crate::roles::greeting::Greeting;
-use crate::roles::http::{self, Health};
-use crate::roles::membership::Membership;
+use crate::roles::health::Health;
+use crate::roles::http;
+use crate::roles::membership::{self, Membership};
 use crate::roles::open_files;
 use crate::roles::process::{self, Role};
 use crate::roles::server::{Parts, Server};
 use crate::roles::serving;
 use crate::roles::storage::Seams;
-use crate::roles::tls::Certificates;
 
 /// Runs a broker until it is told to end. `began` is when the process did.
 pub async fn run(args: BrokerArgs, began: Duration, out: &Output) -> Result<(), CliError> {
@@ -49,10 +49,15 @@ impl Role for BrokerRoleConfig {
         _out: &Output,
     ) -> Result<Server, CliError> {
         let (seams, groups) = (Seams::real(), &parts.groups);
+        let (authenticates, scraped) = (self.auth.broker.enabled, self.auth.scrape_token()?);
+        let health = Health::with_clients(telemetry.clone(), authenticates, scraped);
+        let port = http::open(&self.http, health, &seams, &groups.http).await?;
+        let (health, certificates) = (port.health, port.certificates);
+        health.starting(membership::WAITING);
         let membership = Membership::open(&self.cluster, &seams, &groups.metadata).await?;
         let membership = &*parts.membership.insert(membership);
         let name = &self.cluster.name;
-        let certificates = Certificates::new(Arc::clone(&seams.clock));
+        health.starting(membership::JOINING);
         let ways = (&*groups.transport, &*groups.metadata);
         let storage =
             serving::cluster_storage(&self.cluster, &certificates, membership, &seams, ways)
@@ -70,15 +75,12 @@ impl Role for BrokerRoleConfig {
             serving::start_broker(&self.broker, log, &seams, telemetry, tasks, Some(others))
                 .await?;
         let broker = &*parts.broker.insert(broker);
-        let health = Health::new(telemetry.clone(), None).under(membership.lease.clone());
-        let health = health.guarded_by(broker.clone(), self.auth.scrape_token()?);
-        let tls = certificates.http_port(&self.http.tls)?;
+        health.set_lease(membership.lease.clone());
         let tasks = &groups.protocols;
         let (protocols, rest) =
             serving::protocols(&self.protocols, broker, &seams, telemetry, tasks)?;
-        let (listen, health_of) = (self.http.listen, health.clone());
-        let rest = serving::guarded(rest, broker, listen);
-        let http_url = http::serve(listen, tls, health_of, Some(rest), &groups.http).await?;
+        let rest = serving::guarded(rest, broker, self.http.listen);
+        health.set_broker(broker.clone(), rest);
         let listeners = serving::serve_protocols(&protocols, broker, &certificates, tasks).await?;
         certificates.watch(telemetry, &groups.http);
         self.auth
@@ -93,7 +95,7 @@ impl Role for BrokerRoleConfig {
             .listeners(&listeners);
         Ok(Server {
             health,
-            http_url,
+            http_url: port.url,
             greeting,
         })
     }

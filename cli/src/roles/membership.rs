@@ -27,6 +27,11 @@ const RETRY: Duration = Duration::from_millis(500);
 /// How long a process that ends waits until its keys are withdrawn.
 const WITHDRAW_MAX: Duration = Duration::from_secs(5);
 
+/// What a start that needs the store waits for, in the words of health checks.
+pub const WAITING: &str = "waiting for the metadata store";
+/// What it does then.
+pub const JOINING: &str = "joining the cluster";
+
 /// A process in its cluster.
 pub struct Membership {
     etcd: Arc<EtcdStore>,

@@ -173,12 +173,12 @@ async fn serve(
     out: &Output,
 ) -> Result<(), CliError> {
     let (greeting, http) = (&server.greeting, &server.http_url);
-    server.health.set_serving(true);
+    server.health.set_serving();
     let ended = match greeting.print(http, ready_ms(began), out) {
         Ok(()) => until_ended(parts, signals).await,
         Err(error) => Err(error),
     };
-    server.health.set_serving(false);
+    server.health.set_stopping();
     stop(parts, signals).await.and(ended)
 }
 
@@ -203,10 +203,10 @@ async fn until_ended(parts: &Parts, signals: &mut Signals) -> Result<(), CliErro
 /// Stops every part that has started, in good order.
 ///
 /// # Errors
-/// When a second signal cut the stop short.
+/// When a part did not end in time, or a second signal cut the stop short.
 async fn stop(parts: &Parts, signals: &mut Signals) -> Result<(), CliError> {
     tokio::select! {
-        () = parts.shutdown() => Ok(()),
+        stopped = parts.shutdown() => stopped,
         name = signals.next() => Err(CliError::failed(format!(
             "{name} during shutdown: ended at once"
         ))

@@ -14,19 +14,25 @@ use std::time::Duration;
 use aquifer_bookie::Bookie;
 use aquifer_broker::Broker;
 use aquifer_metadata::embedded::EmbeddedStore;
+use aquifer_runtime::clock;
 use aquifer_runtime::task::TaskGroup;
 use futures::FutureExt;
 use futures::future::{BoxFuture, select_all};
 use tokio::sync::Mutex;
 
+use crate::exit::CliError;
 use crate::roles::greeting::Greeting;
-use crate::roles::http::Health;
+use crate::roles::health::Health;
 use crate::roles::membership::Membership;
 
 /// How long a part may take to finish what it has begun.
 const WORK_MAX: Duration = Duration::from_secs(15);
 /// The same for parts that only answer: peers that keep their connections open are not waited for.
 const ANSWERS_MAX: Duration = Duration::from_secs(2);
+/// How long a broker may give its bundles away. What is left is taken over when its lease is gone.
+const HAND_OVER_MAX: Duration = Duration::from_secs(40);
+/// How long a bookie may flush. What is not flushed is in the journal.
+const FLUSH_MAX: Duration = Duration::from_secs(60);
 
 /// The tasks of one part, and how long they may take to end.
 pub struct Group {
@@ -195,14 +201,24 @@ impl Parts {
         select_all(watched).await.0
     }
 
-    /// Stops every part in good order.
-    pub async fn shutdown(&self) {
+    /// Stops every part in good order. It ends within the sum of the limits, whatever a part waits
+    /// for: an orchestrator would kill the process later, with less in order.
+    ///
+    /// # Errors
+    /// When a part did not end in time. Nothing that was acknowledged is lost by that.
+    pub async fn shutdown(&self) -> Result<(), CliError> {
         let groups = &self.groups;
         groups.announcement.stop().await;
         if let Some(membership) = &self.membership {
             if let Some(broker) = &self.broker {
                 // While it still serves, so that clients learn where to go.
-                broker.hand_over().await;
+                // The next owner of what is left fences.
+                let _ = within(
+                    "the hand-over of bundles",
+                    HAND_OVER_MAX,
+                    broker.hand_over(),
+                )
+                .await;
             }
             // Locks go with the lease: other processes take up at once what is left half done.
             membership.withdraw().await;
@@ -216,16 +232,54 @@ impl Parts {
         groups.broker.stop().await;
         groups.ledger.stop().await;
         groups.transport.stop().await;
-        if let Some(bookie) = &self.bookie {
-            bookie.shutdown().await;
-        }
+        let flushed = match &self.bookie {
+            Some(bookie) => within("the flush of storage", FLUSH_MAX, bookie.shutdown()).await,
+            None => Ok(()),
+        };
         if let Some(membership) = &self.membership {
-            membership.close().await;
+            // Without an answer of etcd its lease expires.
+            let closing = membership.close();
+            let _ = within("the end of the connection to etcd", ANSWERS_MAX, closing).await;
         }
-        if let Some(store) = &self.store {
-            store.close().await;
-        }
+        let closed = match &self.store {
+            Some(store) => within("the end of the metadata store", WORK_MAX, store.close()).await,
+            None => Ok(()),
+        };
         groups.metadata.stop().await;
         groups.http.stop().await;
+        flushed.and(closed)
+    }
+}
+
+/// Waits for a step of the stop, but not for ever.
+///
+/// # Errors
+/// When the time is over.
+async fn within(
+    what: &str,
+    limit: Duration,
+    step: impl Future<Output = ()>,
+) -> Result<(), CliError> {
+    clock::timeout(limit, step).await.map_err(|_| {
+        let seconds = limit.as_secs();
+        let message = format!("{what} took longer than {seconds} s: the process ends without it");
+        tracing::warn!("{message}");
+        CliError::failed(message)
+            .advise("no acknowledged message is lost; the next start replays the journal")
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::pending;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_step_of_the_stop_is_not_waited_for_for_ever() {
+        let limit = Duration::from_millis(1);
+        let error = within("the flush", limit, pending()).await.unwrap_err();
+        assert!(error.to_string().starts_with("the flush took"), "{error}");
+        assert!(within("the flush", FLUSH_MAX, async {}).await.is_ok());
     }
 }

@@ -89,6 +89,7 @@ pub fn log_context(
     let tier = Arc::new(cold.tier(cluster, store, seams, telemetry));
     LogMetrics::watch_tier(&telemetry.meter("aquifer_log"), &tier, &seams.clock);
     quiet::give_back_when_quiet(cache.clone(), Arc::clone(&tier), tasks);
+    telemetry.show_histograms(aquifer_log::metrics::HISTOGRAMS);
     Arc::new(LogContext {
         ledgers: ledger_context(storage, ledger, seams, telemetry, tasks),
         cache,
@@ -101,6 +102,7 @@ pub fn log_context(
 
 /// What auditing and repair of these ledgers share.
 pub fn repair_context(ledgers: Arc<LedgerContext>, telemetry: &Telemetry) -> Arc<RepairContext> {
+    telemetry.show_histograms(aquifer_repair::metrics::HISTOGRAMS);
     RepairContext::new(ledgers, &telemetry.meter("aquifer_repair"))
 }
 
@@ -112,6 +114,7 @@ pub fn ledger_context(
     telemetry: &Telemetry,
     tasks: &TaskGroup,
 ) -> Arc<LedgerContext> {
+    telemetry.show_histograms(aquifer_ledger::metrics::HISTOGRAMS);
     Arc::new(LedgerContext {
         store: storage.store,
         transport: storage.transport,
@@ -145,6 +148,7 @@ pub async fn start_broker(
         Some((lease, peers, brokers)) => (Some(lease), Some(peers), brokers),
         None => (None, None, None),
     };
+    telemetry.show_histograms(aquifer_broker::HISTOGRAMS);
     let deps = BrokerDeps {
         lease,
         peers,

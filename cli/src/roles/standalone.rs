@@ -22,7 +22,8 @@ use crate::exit::CliError;
 use crate::output::Output;
 use crate::roles::auth;
 use crate::roles::greeting::Greeting;
-use crate::roles::http::{self, Health};
+use crate::roles::health::Health;
+use crate::roles::http::{self, Port};
 use crate::roles::loss::report_loss;
 use crate::roles::open_files;
 use crate::roles::process::{self, Role};
@@ -32,7 +33,6 @@ use crate::roles::settings::LedgerConfig;
 use crate::roles::standalone::config::StandaloneConfig;
 use crate::roles::standalone::transport::InProcess;
 use crate::roles::storage::{Seams, local_bookie, open_bookie, part_failed};
-use crate::roles::tls::Certificates;
 
 /// Runs a server until it is told to end. `began` is when the process did.
 pub async fn run(args: StandaloneArgs, began: Duration, out: &Output) -> Result<(), CliError> {
@@ -62,6 +62,11 @@ impl Role for StandaloneConfig {
         out: &Output,
     ) -> Result<Server, CliError> {
         let seams = Seams::real();
+        let (authenticates, scraped) = (self.auth.broker.enabled, self.auth.scrape_token()?);
+        let health = Health::with_clients(telemetry.clone(), authenticates, scraped);
+        let port = http::open(&self.http, health, &seams, &parts.groups.http).await?;
+        port.health
+            .starting("opening metadata and storage, which replays the journal");
         Bookie::make_room(&self.bookie);
         // The two that read files start side by side: most of the start is waiting for the disk.
         let opening = async {
@@ -74,8 +79,9 @@ impl Role for StandaloneConfig {
         parts.store = store.as_ref().ok().cloned();
         parts.bookie = bookie.as_ref().ok().cloned();
         let (store, bookie) = (store?, bookie?);
+        port.health.set_bookie(bookie.clone());
         report_loss(&bookie, out)?;
-        start_above(self, parts, telemetry, &seams, store, bookie).await
+        start_above(self, parts, telemetry, &seams, port, (store, bookie)).await
     }
 }
 
@@ -85,10 +91,12 @@ async fn start_above(
     parts: &mut Parts,
     telemetry: &Telemetry,
     seams: &Seams,
-    store: Arc<EmbeddedStore>,
-    bookie: Bookie,
+    port: Port,
+    (store, bookie): (Arc<EmbeddedStore>, Bookie),
 ) -> Result<Server, CliError> {
     let groups = &parts.groups;
+    let (health, certificates) = (port.health, port.certificates);
+    health.starting("starting the broker");
     // The one bookie of this process, called instead of connected to.
     let storage = Storage {
         store,
@@ -112,15 +120,10 @@ async fn start_above(
     };
     let broker = serving::start_broker(&config.broker, log, seams, telemetry, tasks, None).await?;
     let broker = &*parts.broker.insert(broker);
-    let health = Health::new(telemetry.clone(), Some(bookie.clone()));
-    let health = health.guarded_by(broker.clone(), auth.scrape_token()?);
-    let certificates = Certificates::new(Arc::clone(&seams.clock));
-    let tls = certificates.http_port(&config.http.tls)?;
     let tasks = &groups.protocols;
     let (protocols, rest) = serving::protocols(&config.protocols, broker, seams, telemetry, tasks)?;
-    let (listen, health_of) = (config.http.listen, health.clone());
-    let rest = serving::guarded(rest, broker, listen);
-    let http_url = http::serve(listen, tls, health_of, Some(rest), &groups.http).await?;
+    let rest = serving::guarded(rest, broker, config.http.listen);
+    health.set_broker(broker.clone(), rest);
     let listen = config.bookie_api.listen;
     let tls = certificates.bookie_port(&config.broker.cluster, &config.internal_tls)?;
     let served = service::serve(bookie.clone(), listen, tls, &groups.bookie_api).await;
@@ -141,7 +144,7 @@ async fn start_above(
     };
     Ok(Server {
         health,
-        http_url,
+        http_url: port.url,
         greeting,
     })
 }

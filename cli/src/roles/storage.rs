@@ -11,6 +11,7 @@ use aquifer_runtime::rng::{SharedRng, SystemRng};
 use aquifer_runtime::telemetry::Telemetry;
 
 use crate::exit::CliError;
+use crate::roles::counted;
 
 /// What everything in a process is made with.
 pub struct Seams {
@@ -43,12 +44,13 @@ pub async fn open_bookie(
     seams: &Seams,
     telemetry: &Telemetry,
 ) -> Result<Bookie, CliError> {
+    counted::show(telemetry);
     let settings = config.clone();
     let deps = BookieDeps {
         disk: Arc::clone(&seams.disk),
         clock: Arc::clone(&seams.clock),
         rng: Arc::clone(&seams.rng),
-        meter: telemetry.meter("aquifer_bookie"),
+        meter: telemetry.meter(counted::METER),
     };
     let opened = tokio::task::spawn_blocking(move || Bookie::open(settings, deps)).await;
     match opened {

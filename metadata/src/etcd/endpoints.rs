@@ -121,6 +121,20 @@ impl Endpoints {
         Ok((asked?, endpoint))
     }
 
+    /// Asks every member once, one after the other, and says by its address what each answered.
+    pub(super) async fn each<T, F, Fut>(&self, ask: F) -> Vec<(String, Result<T, Failure>)>
+    where
+        F: Fn(Client) -> Fut,
+        Fut: Future<Output = Result<T, Error>>,
+    {
+        let mut answers = Vec::with_capacity(self.list.len());
+        for endpoint in &self.list {
+            let answer = self.ask(endpoint, self.attempt_timeout, &ask).await;
+            answers.push((endpoint.url.clone(), answer));
+        }
+        answers
+    }
+
     async fn ask<T, F, Fut>(
         &self,
         endpoint: &Endpoint,

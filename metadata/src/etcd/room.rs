@@ -59,7 +59,7 @@ pub(super) async fn watch(shared: Arc<Shared>) {
     }
 }
 
-fn usage(status: &StatusResponse, configured: u64) -> Usage {
+pub(super) fn usage(status: &StatusResponse, configured: u64) -> Usage {
     let bytes = |number: i64| u64::try_from(number).unwrap_or(0);
     // Pages that are free inside of the file are used before it grows.
     let used = match bytes(status.raft_used_db_size()) {

@@ -62,6 +62,7 @@ use tower::util::{BoxCloneSyncService, MapRequestLayer, MapResponseLayer};
 
 use crate::config::GrpcConfig;
 use crate::inbound::Gate;
+pub use crate::metrics::HISTOGRAMS;
 use crate::metrics::Metrics;
 use crate::service::Service;
 

@@ -1,10 +1,17 @@
 //! What this protocol counts. Labels are bounded: kinds of streams, methods and codes, never names.
 
 use aquifer_protocol_api::error::ErrorKind;
+use aquifer_runtime::telemetry::zero;
 use opentelemetry::KeyValue;
 use opentelemetry::metrics::{Counter, Histogram, Meter, UpDownCounter};
 
 use crate::status::codes;
+
+const REQUEST_SECONDS: &str = "aquifer_grpc_request_seconds";
+const REQUEST_BOUNDARIES: &[f64] = &[0.001, 0.005, 0.02, 0.1, 0.5, 2.0, 10.0];
+
+/// The histograms of this crate.
+pub const HISTOGRAMS: &[zero::Shape] = &[(REQUEST_SECONDS, REQUEST_BOUNDARIES)];
 
 /// The instruments.
 #[derive(Debug, Clone)]
@@ -33,6 +40,13 @@ pub(crate) enum Flow {
 }
 
 impl Flow {
+    const ALL: [Flow; 4] = [
+        Flow::ProduceIn,
+        Flow::ProduceOut,
+        Flow::ConsumeIn,
+        Flow::ConsumeOut,
+    ];
+
     fn labels(self) -> [KeyValue; 2] {
         let (stream, direction) = match self {
             Flow::ProduceIn => ("produce", "in"),
@@ -61,14 +75,11 @@ impl Drop for Open {
 
 impl Metrics {
     pub(crate) fn new(meter: &Meter) -> Metrics {
-        Metrics {
+        let codes = ErrorKind::ALL.map(|kind| codes(kind).0.as_str_name());
+        let metrics = Metrics {
             meter: meter.clone(),
-            connections: meter
-                .i64_up_down_counter("aquifer_grpc_connections_open")
-                .build(),
-            connections_refused: meter
-                .u64_counter("aquifer_grpc_connections_refused_total")
-                .build(),
+            connections: zero::open(meter, "aquifer_grpc_connections_open"),
+            connections_refused: zero::counter(meter, "aquifer_grpc_connections_refused_total"),
             streams: meter
                 .i64_up_down_counter("aquifer_grpc_streams_open")
                 .build(),
@@ -76,12 +87,21 @@ impl Metrics {
             bytes: meter
                 .u64_counter("aquifer_grpc_payload_bytes_total")
                 .build(),
-            errors: meter.u64_counter("aquifer_grpc_errors_total").build(),
+            errors: zero::counter_by(meter, "aquifer_grpc_errors_total", "code", codes),
             request_seconds: meter
-                .f64_histogram("aquifer_grpc_request_seconds")
-                .with_boundaries(vec![0.001, 0.005, 0.02, 0.1, 0.5, 2.0, 10.0])
+                .f64_histogram(REQUEST_SECONDS)
+                .with_boundaries(REQUEST_BOUNDARIES.to_vec())
                 .build(),
+        };
+        for flow in Flow::ALL {
+            metrics.frames.add(0, &flow.labels());
+            metrics.bytes.add(0, &flow.labels());
         }
+        for stream in ["produce", "consume"] {
+            let labels = [KeyValue::new("stream", stream)];
+            metrics.streams.add(0, &labels);
+        }
+        metrics
     }
 
     /// Shows what requests hold while they are read.

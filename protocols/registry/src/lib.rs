@@ -78,6 +78,7 @@ impl Protocols {
         telemetry: &Telemetry,
     ) -> Result<Protocols, ApiError> {
         let meter = telemetry.meter("aquifer_grpc");
+        telemetry.show_histograms(aquifer_protocol_grpc::HISTOGRAMS);
         let mut grpc = config.grpc.clone();
         if !grpc.enabled {
             // Without listeners it needs no certificates; REST goes through its services.

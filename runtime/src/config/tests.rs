@@ -198,3 +198,26 @@ fn a_section_that_is_named_keeps_the_defaults_of_its_place() {
     assert_eq!(load("", &[("A_SECOND_TLS", "true")]), wanted);
     assert_eq!(load("[first]\n[second]\n", &[]), Ports::default());
 }
+
+#[test]
+fn what_kubernetes_says_of_services_is_no_misspelt_setting() {
+    let environment = [
+        ("AQUIFER_BROKER_SERVICE_HOST", "10.96.0.7"),
+        ("AQUIFER_BROKER_SERVICE_PORT", "7650"),
+        ("AQUIFER_BROKER_SERVICE_PORT_GRPC", "7650"),
+        ("AQUIFER_BROKER_PORT", "tcp://10.96.0.7:7650"),
+        ("AQUIFER_BROKER_PORT_7650_TCP", "tcp://10.96.0.7:7650"),
+        ("AQUIFER_BROKER_PORT_7650_TCP_PROTO", "tcp"),
+        ("AQUIFER_BROKER_PORT_7650_TCP_PORT", "7650"),
+        ("AQUIFER_BROKER_PORT_7650_TCP_ADDR", "10.96.0.7"),
+    ];
+    let loaded = load_text("", &environment).unwrap();
+    assert!(loaded.unknown_keys.is_empty(), "{:?}", loaded.unknown_keys);
+    assert_eq!(loaded.config, Config::default());
+    let typos = [
+        ("AQUIFER_BROKER_PORT", "7650"),
+        ("AQUIFER_BROKER_PORT_MAX_BYTES", "1"),
+    ];
+    let loaded = load_text("", &typos).unwrap();
+    assert_eq!(loaded.unknown_keys.len(), 2, "{:?}", loaded.unknown_keys);
+}

@@ -305,7 +305,7 @@ fn time(text: &str) -> Result<u64, String> {
 }
 
 /// A number of bytes, with a binary unit or without one.
-fn size(text: &str) -> Result<u64, String> {
+pub(in crate::args) fn size(text: &str) -> Result<u64, String> {
     let digits = text.trim_end_matches(|letter: char| letter.is_ascii_alphabetic());
     let unit: u64 = match &text[digits.len()..] {
         "" => 1,

@@ -132,7 +132,9 @@ httpGet:
   {{- end }}
 {{- end }}
 
-{{/* Liveness fails only when storage has failed, where a restart is right. */}}
+{{/* The HTTP port opens before anything that takes long: the startup probe waits for the process alone,
+     and liveness does not fail while a journal is replayed or etcd is away, but only when storage has
+     failed, where a restart is right. Readiness tells when the process serves. */}}
 {{- define "aquifer.probes" -}}
 startupProbe:
   {{- include "aquifer.httpGet" (dict "root" .root "path" "/healthz") | nindent 2 }}

@@ -48,6 +48,12 @@ pub fn reload_when_changed(list: Vec<Arc<dyn Reloads>>, meter: &Meter, tasks: &T
         .u64_counter("aquifer_tls_reloads_total")
         .with_description("Reloads of certificate files, by port and result")
         .build();
+    for one in &list {
+        for result in ["ok", "failed"] {
+            let port = KeyValue::new("port", one.what().to_owned());
+            reloads.add(0, &[port, KeyValue::new("result", result)]);
+        }
+    }
     let watched = list.clone();
     meter
         .u64_observable_gauge("aquifer_tls_certificate_expires_seconds")
