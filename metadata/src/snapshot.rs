@@ -80,7 +80,8 @@ mod tests {
             assert_eq!(page.items.len(), 2, "{prefix}");
             assert!(page.items.iter().all(|stored| stored.value == "old"));
         }
-        let behind = snapshot.page(keys::TENANTS_PREFIX, &keys::tenant("a"), 10);
+        let first = keys::tenant("a");
+        let behind = snapshot.page(keys::TENANTS_PREFIX, &first, 10);
         assert_eq!(behind.await.unwrap().items.len(), 1);
     }
 }

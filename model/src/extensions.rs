@@ -158,7 +158,7 @@ impl Extensions {
         self.get(tag::SCHEMA)
     }
 
-    fn get(&self, wanted: u16) -> Option<Bytes> {
+    pub(crate) fn get(&self, wanted: u16) -> Option<Bytes> {
         let (_, value) = items(&self.0).find(|(tag, _)| *tag == wanted)?;
         Some(self.0.slice_ref(value))
     }

@@ -216,7 +216,9 @@ impl Topics {
         let look = |found: &Versioned| -> Result<Listed<TopicName>, BrokerError> {
             Ok(match parse(found)? {
                 Key::Topic(topic) => Listed::Item(topic, String::new()),
-                Key::SegmentPage(topic, _) => Listed::SkipUnder(keys::segment_pages_prefix(&topic)),
+                Key::SegmentPage(topic, ..) => {
+                    Listed::SkipUnder(keys::segment_pages_prefix(&topic))
+                }
                 _ => Listed::Skip,
             })
         };

@@ -34,7 +34,8 @@ async fn fill(harness: &Harness) {
     let broker = &harness.broker;
     let tenant = broker.create_tenant(&ctx(), "acme".to_owned()).await;
     tenant.unwrap();
-    let created = broker.create_namespace(&ctx(), shop(), Policies::default());
+    let context = ctx();
+    let created = broker.create_namespace(&context, shop(), Policies::default());
     created.await.unwrap();
     harness
         .producer("acme/shop/a", "p")
@@ -81,7 +82,8 @@ async fn a_namespace_with_topics_goes_by_force_only() {
     );
     assert!(harness.world.store.keys("t/acme/shop").is_empty());
     // Another of the name has nothing of it.
-    let created = broker.create_namespace(&ctx(), shop(), Policies::default());
+    let context = ctx();
+    let created = broker.create_namespace(&context, shop(), Policies::default());
     created.await.unwrap();
     assert_eq!(delete(&harness, IF_EMPTY).await, Ok(removed(1, 0)));
 }

@@ -1,6 +1,7 @@
 //! Which level decides, against a model that asks each level in turn.
 
 use proptest::prelude::*;
+use proptest::strategy::ValueTree as _;
 
 use super::bounds::{BacklogAction, BacklogQuota, Counts, SubscriptionTypes, TimeToLive, Unacked};
 use super::offload::{OffloadCompression, OffloadPolicy};

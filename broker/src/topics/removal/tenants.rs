@@ -91,7 +91,7 @@ impl Topics {
         let look = |found: &Versioned| -> Result<Listed<NamespaceName>, BrokerError> {
             Ok(match parse(found)? {
                 Key::Namespace(namespace) => Listed::Item(namespace, String::new()),
-                Key::Topic(topic) | Key::SegmentPage(topic, _) => {
+                Key::Topic(topic) | Key::SegmentPage(topic, ..) => {
                     Listed::SkipUnder(keys::topics_prefix(topic.namespace()))
                 }
                 _ => Listed::Skip,

@@ -111,7 +111,8 @@ async fn a_restore_that_was_given_up_is_deleted_and_no_other() {
     delete(&world, &owner).await;
     let ctx = world.process();
     let source = read(&ctx, &backup).await.unwrap();
-    let begin = || RestoringTopic::begin(ctx.clone(), &topic(), Vec::new(), source.record.clone());
+    let name = topic();
+    let begin = || RestoringTopic::begin(ctx.clone(), &name, Vec::new(), source.record.clone());
     let restoring = begin().await.unwrap();
     restoring.put_ledgers(&source.ledgers).await.unwrap();
     let store = &world.world.store;
@@ -150,7 +151,8 @@ async fn a_restore_that_goes_on_at_that_moment_stays() {
     delete(&world, &owner).await;
     let ctx = world.process();
     let source = read(&ctx, &backup).await.unwrap();
-    let begin = || RestoringTopic::begin(ctx.clone(), &topic(), Vec::new(), source.record.clone());
+    let name = topic();
+    let begin = || RestoringTopic::begin(ctx.clone(), &name, Vec::new(), source.record.clone());
     begin().await.unwrap();
     world.pass(Duration::from_secs(8 * 24 * 3600));
     let key = keys::restoring(&topic());
