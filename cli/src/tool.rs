@@ -36,6 +36,8 @@ const DRAIN: Duration = Duration::from_secs(5);
 pub struct ToolContext {
     /// Metadata, and the way to bookies.
     pub ctx: Arc<RepairContext>,
+    /// The name of the cluster, as brokers have it.
+    pub cluster: String,
     opened: Opened,
 }
 
@@ -181,6 +183,7 @@ async fn connect(cluster: &ClusterSection, telemetry: &Telemetry) -> Result<Tool
     let ctx = context(telemetry, &seams, &tasks, storage);
     Ok(ToolContext {
         ctx,
+        cluster: cluster.name.clone(),
         opened: Opened::Etcd(etcd),
     })
 }
@@ -229,6 +232,7 @@ async fn open_directory(
     let ctx = context(telemetry, &seams, &tasks, storage);
     Ok(ToolContext {
         ctx,
+        cluster: config.broker.cluster,
         opened: Opened::Directory {
             store,
             bookie,

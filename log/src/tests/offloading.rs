@@ -2,7 +2,10 @@
 
 mod backups;
 mod failures;
+mod faults;
+mod listing;
 mod planning;
+mod scrubbing;
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -36,6 +39,8 @@ fn offload_settings() -> OffloadSettings {
         block_bytes: 64 << 10,
         part_bytes: Some(100_000),
         read_bytes: 50_000,
+        // The clock of the world stands still while a rate is waited for.
+        scrub_rate: None,
         ..OffloadSettings::default()
     }
 }
@@ -49,6 +54,7 @@ fn large(tag: u64) -> Bytes {
 struct World {
     world: TestWorld,
     cold: MemoryColdStore,
+    settings: OffloadSettings,
 }
 
 impl World {
@@ -56,11 +62,19 @@ impl World {
         World {
             world: TestWorld::new(3),
             cold: MemoryColdStore::default(),
+            settings: offload_settings(),
         }
     }
 
+    /// One in which each object is sent with one request.
+    fn whole() -> World {
+        let mut world = World::new();
+        world.settings.part_bytes = None;
+        world
+    }
+
     fn process(&self) -> Arc<LogContext> {
-        over_cold(self.world.process(), &self.cold, offload_settings())
+        over_cold(self.world.process(), &self.cold, self.settings.clone())
     }
 
     /// An owner with `count` entries, ten in a ledger, all ledgers sealed.
