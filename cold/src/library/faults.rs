@@ -208,7 +208,7 @@ async fn two_objects_are_never_mixed_into_one_answer() {
 
 #[tokio::test]
 async fn an_upload_whose_parts_are_not_those_that_were_sent_does_not_appear() {
-    for wrong in [Wrong::WrongTag, Wrong::PartLost] {
+    for wrong in [Wrong::OtherTag, Wrong::PartLost] {
         let world = World::new().await;
         world.server.next(Kind::Part, &[wrong]);
         let uploaded = world.upload(&[b"one", b"two"]).await;

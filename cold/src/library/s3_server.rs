@@ -47,7 +47,7 @@ pub(super) enum Wrong {
     /// The whole object comes instead of a part.
     Whole,
     /// A part is kept under another tag than the one that is answered.
-    WrongTag,
+    OtherTag,
     /// A part is answered as kept, and is not.
     PartLost,
     /// The object is made without its last part.
@@ -312,7 +312,7 @@ impl State {
                 };
                 let at = request.query["partNumber"].parse().unwrap();
                 let kept = match wrong {
-                    Some(Wrong::WrongTag) => number + 1_000_000,
+                    Some(Wrong::OtherTag) => number + 1_000_000,
                     _ => number,
                 };
                 if wrong != Some(Wrong::PartLost) {
