@@ -1,8 +1,9 @@
 //! Offload of the ledgers of topics: on request, by policy also for those that are not loaded
-//! (`planner.rs`), and the clean-up behind it. What happens to one ledger is in
-//! `aquifer_log::offload`.
+//! (`planner.rs`), the scrub of objects (`scrub.rs`), and the clean-up behind it. What happens to
+//! one ledger is in `aquifer_log::offload`.
 
 pub(crate) mod planner;
+mod scrub;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -42,6 +43,13 @@ pub(crate) fn start(shared: &Arc<Context>) {
             }
         });
     }
+    let (scrubbed, ends) = (Arc::clone(&context), token.clone());
+    shared.tasks.spawn("object-scrub", async move {
+        tokio::select! {
+            () = scrub::rounds(&scrubbed) => {}
+            () = ends.wait() => {}
+        }
+    });
     shared.tasks.spawn("object-reaper", async move {
         tokio::select! {
             () = rounds(&context) => {}

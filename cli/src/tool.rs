@@ -36,6 +36,8 @@ const DRAIN: Duration = Duration::from_secs(5);
 pub struct ToolContext {
     /// Metadata, and the way to bookies.
     pub ctx: Arc<RepairContext>,
+    /// The name of the cluster, as brokers have it.
+    pub cluster: String,
     opened: Opened,
 }
 
@@ -202,6 +204,7 @@ pub async fn connect(
     let ctx = context(telemetry, &seams, &tasks, storage);
     Ok(ToolContext {
         ctx,
+        cluster: cluster.name.clone(),
         opened: Opened::Etcd(etcd),
     })
 }
@@ -250,6 +253,7 @@ async fn open_directory(
     let ctx = context(telemetry, &seams, &tasks, storage);
     Ok(ToolContext {
         ctx,
+        cluster: config.broker.cluster,
         opened: Opened::Directory {
             store,
             bookie,

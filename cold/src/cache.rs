@@ -143,7 +143,12 @@ impl ObjectCache {
         };
         let read = || async {
             let (size, offset) = (object.size_bytes, Some(object.index_offset));
-            let (tail, _) = read_tail(store, &object.name, size, offset).await?;
+            let tail = match read_tail(store, &object.name, size, offset).await {
+                Err(ColdError::Damaged { .. }) => {
+                    read_tail(store, &object.name, size, offset).await?.0
+                }
+                read => read?.0,
+            };
             let checked = tail.check_expected(&object.expected);
             checked.map_err(|error| ColdError::damaged(&object.name, &error))?;
             Ok::<_, ColdError>(Arc::new(tail))

@@ -15,6 +15,7 @@ pub mod format;
 pub mod library;
 pub mod location;
 pub mod object;
+pub mod paced;
 mod read_only;
 pub mod store;
 #[cfg(any(test, feature = "testing"))]

@@ -4,7 +4,11 @@
 //! A process that uses TLS installs its provider of cryptography first ([`open`] fails otherwise
 //! in the library).
 
+#[cfg(test)]
+mod faults;
 mod place;
+#[cfg(test)]
+mod s3_server;
 
 use std::ops::Range;
 use std::path::{Path as FilePath, PathBuf};
@@ -20,7 +24,7 @@ use object_store::multipart::{MultipartStore, PartId};
 use object_store::path::Path;
 use object_store::{Error, MultipartUpload, ObjectStore, ObjectStoreExt, PutMode, PutPayload};
 
-use self::place::{Place, Scheme, client, place_of, retries, s3};
+use self::place::{Patience, Place, Scheme, client, place_of, retries, s3};
 use crate::config::StoreConfig;
 use crate::error::{ColdError, ColdResult};
 use crate::store::{ColdStore, Listed, Upload};
@@ -55,6 +59,14 @@ pub fn check(url: &str) -> ColdResult<()> {
 /// # Errors
 /// `Config` when the URL or a setting cannot be used.
 pub fn open(url: &str, config: &StoreConfig) -> ColdResult<Arc<dyn ColdStore>> {
+    open_with(url, config, Patience::default())
+}
+
+fn open_with(
+    url: &str,
+    config: &StoreConfig,
+    patience: Patience,
+) -> ColdResult<Arc<dyn ColdStore>> {
     let wrong = |error: Error| ColdError::Config(format!("{url}: {error}"));
     let (store, parts, prefix): (Arc<dyn ObjectStore>, Parts, &str) = match place_of(url)? {
         Place::Directory(path) => {
@@ -71,7 +83,7 @@ pub fn open(url: &str, config: &StoreConfig) -> ColdResult<Arc<dyn ColdStore>> {
             bucket,
             prefix,
         } => {
-            let built = Arc::new(s3(bucket, config)?.build().map_err(wrong)?);
+            let built = Arc::new(s3(bucket, config, patience)?.build().map_err(wrong)?);
             (built.clone(), Parts::Named(built), prefix)
         }
         Place::Bucket {
@@ -81,8 +93,8 @@ pub fn open(url: &str, config: &StoreConfig) -> ColdResult<Arc<dyn ColdStore>> {
         } => {
             let builder = GoogleCloudStorageBuilder::from_env().with_bucket_name(bucket);
             let builder = builder
-                .with_client_options(client(config)?)
-                .with_retry(retries());
+                .with_client_options(client(config, patience)?)
+                .with_retry(retries(patience));
             let built = Arc::new(builder.build().map_err(wrong)?);
             (built.clone(), Parts::Named(built), prefix)
         }
@@ -93,8 +105,8 @@ pub fn open(url: &str, config: &StoreConfig) -> ColdResult<Arc<dyn ColdStore>> {
         } => {
             let builder = MicrosoftAzureBuilder::from_env().with_container_name(bucket);
             let builder = builder
-                .with_client_options(client(config)?)
-                .with_retry(retries());
+                .with_client_options(client(config, patience)?)
+                .with_retry(retries(patience));
             let built = Arc::new(builder.build().map_err(wrong)?);
             (built.clone(), Parts::Named(built), prefix)
         }
@@ -253,6 +265,8 @@ impl ColdStore for LibraryStore {
                 listed.push(Listed {
                     name,
                     bytes: object.size,
+                    modified_ms: u64::try_from(object.last_modified.timestamp_millis())
+                        .unwrap_or(u64::MAX),
                 });
             }
         }

@@ -1,6 +1,6 @@
 //! Reading objects through their store, by their index and as a whole.
 
-use aquifer_model::id::LedgerId;
+use aquifer_model::id::{AttemptId, LedgerId};
 use bytes::Bytes;
 
 use crate::error::{ColdError, ColdResult};
@@ -20,14 +20,45 @@ pub const SUFFIX: &str = ".aqo";
 /// The name of the object of an attempt at a ledger. Entropy comes before what rises, so that
 /// stores which divide names by their beginnings spread the load.
 #[must_use]
-pub fn name_of(
-    cluster: &str,
-    home: &str,
-    ledger: LedgerId,
-    attempt: aquifer_model::id::AttemptId,
-) -> String {
+pub fn name_of(cluster: &str, home: &str, ledger: LedgerId, attempt: AttemptId) -> String {
     let spread = attempt.0[15];
     format!("{cluster}/data/{home}/{spread:02x}/{ledger:016}-{attempt}{SUFFIX}")
+}
+
+/// What the name of an object says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NameParts {
+    /// The attempt that wrote it.
+    pub attempt: AttemptId,
+    /// The ledger that it was for.
+    pub ledger: LedgerId,
+    /// The metadata partition of that.
+    pub home: String,
+}
+
+impl NameParts {
+    /// When the attempt began, by the clock of its process, in milliseconds since 1970.
+    #[must_use]
+    pub fn began_ms(&self) -> u64 {
+        let [a, b, c, d, e, f, ..] = self.attempt.0;
+        u64::from_be_bytes([0, 0, a, b, c, d, e, f])
+    }
+}
+
+/// Reads a name that [`name_of`] has made; `None` for any other.
+#[must_use]
+pub fn parse_name(cluster: &str, name: &str) -> Option<NameParts> {
+    let rest = name.strip_prefix(cluster)?.strip_prefix("/data/")?;
+    let mut parts = rest.strip_suffix(SUFFIX)?.rsplitn(3, '/');
+    let (file, _, home) = (parts.next()?, parts.next()?, parts.next()?);
+    let (ledger, attempt) = file.split_once('-')?;
+    let found = NameParts {
+        attempt: attempt.parse().ok()?,
+        ledger: LedgerId(ledger.parse().ok()?),
+        home: home.to_owned(),
+    };
+    let same = name_of(cluster, &found.home, found.ledger, found.attempt);
+    (same == name).then_some(found)
 }
 
 /// Reads the end of an object of a length; where the index begins may be known.

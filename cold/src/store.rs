@@ -19,6 +19,8 @@ pub struct Listed {
     pub name: String,
     /// Its length.
     pub bytes: u64,
+    /// When it was written, by the store's clock, in milliseconds since 1970.
+    pub modified_ms: u64,
 }
 
 /// A place with objects.

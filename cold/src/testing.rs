@@ -7,6 +7,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use bytes::Bytes;
 use parking_lot::Mutex;
+use tokio::sync::Notify;
 
 use crate::error::{ColdError, ColdResult};
 use crate::store::{ColdStore, Listed, Upload};
@@ -43,6 +44,18 @@ pub enum Fault {
     AnswerLost,
     /// It never ends.
     Hangs,
+    /// It waits until the store is healed, and has its effect then.
+    Held,
+    /// It is refused: credentials have expired, or a clock is wrong.
+    Denied,
+    /// The store says that there is no such object.
+    Missing,
+    /// Fewer bytes come than were asked for; other requests fail.
+    Short,
+    /// Other bytes come than were written; other requests fail.
+    Garbled,
+    /// It is answered as done, and what it wrote is not kept; other requests fail.
+    Forgotten,
 }
 
 /// Decides about each request.
@@ -52,6 +65,7 @@ type Judge = Box<dyn FnMut(Op, &str) -> Option<Fault> + Send>;
 #[derive(Clone, Default)]
 pub struct MemoryColdStore {
     shared: Arc<Mutex<State>>,
+    healed: Arc<Notify>,
 }
 
 #[derive(Default)]
@@ -63,15 +77,25 @@ struct State {
     requests: Vec<(Op, String)>,
 }
 
+impl State {
+    /// Turns a bit of each byte of an object; twice is nothing.
+    fn garble(&mut self, name: &str) {
+        for byte in self.objects.get_mut(name).into_iter().flatten() {
+            *byte ^= 1;
+        }
+    }
+}
+
 impl MemoryColdStore {
     /// Lets every request be judged from now on.
     pub fn judge(&self, judge: impl FnMut(Op, &str) -> Option<Fault> + Send + 'static) {
         self.shared.lock().judge = Some(Box::new(judge));
     }
 
-    /// Lets every request succeed again.
+    /// Lets every request succeed again, and those go on that are held.
     pub fn heal(&self) {
         self.shared.lock().judge = None;
+        self.healed.notify_waiters();
     }
 
     /// The names of its objects, without markers.
@@ -124,28 +148,55 @@ impl MemoryColdStore {
         found
     }
 
-    async fn change_state<T>(
+    async fn change_state<T: Send>(
         &self,
         op: Op,
         name: &str,
-        work: impl FnOnce(&mut State) -> ColdResult<T>,
+        work: impl FnOnce(&mut State) -> ColdResult<T> + Send,
     ) -> ColdResult<T> {
-        let (fault, done) = {
+        let healed = self.healed.notified();
+        let fault = {
             let mut state = self.shared.lock();
             state.requests.push((op, name.to_owned()));
-            let fault = state.judge.as_mut().and_then(|judge| judge(op, name));
-            let done = match fault {
-                None | Some(Fault::AnswerLost) => Some(work(&mut state)),
-                Some(Fault::Fails | Fault::Hangs) => None,
-            };
-            (fault, done)
+            state.judge.as_mut().and_then(|judge| judge(op, name))
         };
-        match (fault, done) {
-            (None, Some(done)) => done,
-            (Some(Fault::Hangs), _) => std::future::pending().await,
-            _ => Err(ColdError::Unavailable(format!(
-                "{op:?} {name} was made to fail"
-            ))),
+        let failed = || ColdError::Unavailable(format!("{op:?} {name} was made to fail"));
+        match fault {
+            None => work(&mut self.shared.lock()),
+            Some(Fault::Held) => {
+                healed.await;
+                work(&mut self.shared.lock())
+            }
+            Some(Fault::AnswerLost) => {
+                let _ = work(&mut self.shared.lock());
+                Err(failed())
+            }
+            Some(Fault::Forgotten) if matches!(op, Op::Put | Op::Part | Op::Complete) => {
+                let mut state = self.shared.lock();
+                let before = (state.objects.clone(), state.uploads.clone());
+                let done = work(&mut state);
+                // An upload that has ended has ended.
+                (state.objects, state.uploads) = match op {
+                    Op::Complete => (before.0, std::mem::take(&mut state.uploads)),
+                    _ => before,
+                };
+                done
+            }
+            Some(Fault::Garbled) if op == Op::Get => {
+                let mut state = self.shared.lock();
+                state.garble(name);
+                let done = work(&mut state);
+                state.garble(name);
+                done
+            }
+            Some(Fault::Short) if op == Op::Get => Err(ColdError::Damaged {
+                name: name.to_owned(),
+                reason: "less came than was asked for".to_owned(),
+            }),
+            Some(Fault::Missing) => Err(ColdError::NotFound(name.to_owned())),
+            Some(Fault::Denied) => Err(ColdError::Denied(format!("{op:?} {name}"))),
+            Some(Fault::Hangs) => std::future::pending().await,
+            Some(Fault::Fails | Fault::Short | Fault::Garbled | Fault::Forgotten) => Err(failed()),
         }
     }
 }
@@ -233,6 +284,8 @@ impl ColdStore for MemoryColdStore {
             let listed = objects.map(|(name, bytes)| Listed {
                 name: name.clone(),
                 bytes: bytes.len() as u64,
+                // As old as can be: names tell when attempts began.
+                modified_ms: 0,
             });
             Ok(listed.take(count).collect())
         };

@@ -376,6 +376,19 @@ impl LedgerIds {
     }
 }
 
+/// No id from this on was ever handed out.
+///
+/// # Errors
+/// When metadata cannot be read.
+pub async fn unused_from(store: &dyn MetadataStore) -> Result<LedgerId, LedgerError> {
+    let stored = store.get(&keys::id_range(keys::IDS_LEDGER)).await?;
+    let next = match &stored {
+        None => 1,
+        Some(stored) => record::decode::<v1::IdRangeRecord>(stored)?.next,
+    };
+    Ok(LedgerId(next))
+}
+
 /// The change after which the next range begins above an id.
 fn raise(stored: Option<&Versioned>, last: LedgerId) -> Result<Change<()>, LedgerError> {
     let next = match stored {

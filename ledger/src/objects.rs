@@ -12,6 +12,9 @@
 //! Each line is one transaction. So an object that exists is named by `oc/`, by `od/`, or by the
 //! record of its ledger, whatever crashes when, and no listing of a store is needed to clean up.
 
+pub mod orphans;
+pub mod replacing;
+
 use aquifer_metadata::error::MetadataError;
 use aquifer_metadata::keys::{self, Key};
 use aquifer_metadata::record;
@@ -171,6 +174,10 @@ impl DyingObject {
     }
 
     fn put(&self) -> Operation {
+        self.put_if(Expect::Any)
+    }
+
+    fn put_if(&self, expect: Expect) -> Operation {
         let value = record::encode(v1::DyingObjectRecord {
             ledger_id: self.ledger.0,
             home: self.home.clone(),
@@ -183,7 +190,7 @@ impl DyingObject {
         Operation::Put {
             key: keys::dying_object(self.attempt),
             value,
-            expect: Expect::Any,
+            expect,
         }
     }
 

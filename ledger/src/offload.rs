@@ -7,6 +7,7 @@
 //!                                             v
 //!                                       copies going --end--> copies gone
 //! ```
+//! While copies are kept, an object that is damaged is replaced by that of another attempt.
 //!
 //! Invariants:
 //! - Every attempt has an id that is never used again, and every transition compares it (H22): what
@@ -126,6 +127,13 @@ pub enum OffloadStep {
     CopiesGone,
     /// The attempt is given up.
     GiveUp,
+    /// The object of another attempt is damaged; that of this one is complete and verified.
+    Replace {
+        /// The other attempt.
+        damaged: AttemptId,
+        /// The object.
+        object: StoredObject,
+    },
 }
 
 impl OffloadStep {
@@ -136,6 +144,7 @@ impl OffloadStep {
             OffloadStep::DropCopies => "drop the copies of",
             OffloadStep::CopiesGone => "end the copies of",
             OffloadStep::GiveUp => "give up",
+            OffloadStep::Replace { .. } => "replace the object of",
         }
     }
 }
@@ -270,6 +279,9 @@ impl LedgerInfo {
                 stored(object, Copies::Kept)
             }
             (OffloadStep::GiveUp, Some(Offload::Claimed { .. })) => None,
+            (OffloadStep::Replace { damaged, object }, None) if self.is_kept_by(*damaged) => {
+                stored(object, Copies::Kept)
+            }
             (
                 OffloadStep::DropCopies,
                 Some(Offload::Stored {
@@ -287,7 +299,7 @@ impl LedgerInfo {
                 }),
             ) => stored(object, Copies::Gone),
             _ if self.is_behind(mine, step) => return Ok(None),
-            _ => return Err(self.superseded(attempt, step)),
+            _ => return Err(self.superseded(attempt, step.name())),
         };
         let fragments = match step {
             OffloadStep::CopiesGone => BTreeMap::new(),
@@ -304,7 +316,10 @@ impl LedgerInfo {
     fn is_behind(&self, mine: Option<&Offload>, step: &OffloadStep) -> bool {
         match (step, mine) {
             (OffloadStep::Claim, Some(Offload::Claimed { .. })) => true,
-            (OffloadStep::Store(wanted), Some(Offload::Stored { object, .. })) => object == wanted,
+            (
+                OffloadStep::Store(wanted) | OffloadStep::Replace { object: wanted, .. },
+                Some(Offload::Stored { object, .. }),
+            ) => object == wanted,
             (OffloadStep::DropCopies, Some(Offload::Stored { copies, .. })) => {
                 *copies != Copies::Kept
             }
@@ -328,7 +343,15 @@ impl LedgerInfo {
         }
     }
 
-    fn superseded(&self, attempt: AttemptId, step: &OffloadStep) -> OffloadError {
+    /// Whether it is in the object of an attempt, and bookies have copies too.
+    #[must_use]
+    pub fn is_kept_by(&self, other: AttemptId) -> bool {
+        let is_kept = |offload: &Offload| offload.is_stored() && offload.keeps_copies();
+        let offload = self.offload.as_ref().filter(|offload| is_kept(offload));
+        offload.is_some_and(|offload| offload.attempt() == other)
+    }
+
+    pub(crate) fn superseded(&self, attempt: AttemptId, step: &'static str) -> OffloadError {
         let found = match &self.offload {
             None => "it is not claimed".to_owned(),
             Some(Offload::Claimed { attempt }) => format!("it is claimed by attempt {attempt}"),
@@ -341,7 +364,7 @@ impl LedgerInfo {
         OffloadError::Superseded {
             ledger: self.id.0,
             attempt,
-            step: step.name(),
+            step,
             found,
         }
     }

@@ -72,6 +72,10 @@ pub struct LogMetrics {
     pub dropped_ledgers: Counter<u64>,
     /// Times that an object was found missing or damaged.
     bad_objects: Counter<u64>,
+    /// Objects that a scrub has read, by whether they were whole.
+    scrubbed_objects: Counter<u64>,
+    /// Their bytes.
+    scrubbed_bytes: Counter<u64>,
     /// Reads served by objects.
     pub object_reads: Counter<u64>,
     /// Those that failed.
@@ -107,6 +111,13 @@ impl LogMetrics {
                 "what",
                 ["missing", "damaged"],
             ),
+            scrubbed_objects: zero::counter_by(
+                meter,
+                "aquifer_log_scrubbed_objects_total",
+                "outcome",
+                ["whole", "bad"],
+            ),
+            scrubbed_bytes: counter("aquifer_log_scrubbed_bytes_total"),
             object_reads: counter("aquifer_log_object_reads_total"),
             object_read_failures: counter("aquifer_log_object_read_failures_total"),
         }
@@ -121,6 +132,14 @@ impl LogMetrics {
     pub(crate) fn found_bad_object(&self, what: &str) {
         self.bad_objects
             .add(1, &[KeyValue::new("what", what.to_owned())]);
+    }
+
+    /// A scrub has read an object.
+    pub(crate) fn scrubbed(&self, bytes: u64, is_whole: bool) {
+        let outcome = if is_whole { "whole" } else { "bad" };
+        self.scrubbed_objects
+            .add(1, &[KeyValue::new("outcome", outcome)]);
+        self.scrubbed_bytes.add(bytes, &[]);
     }
 
     /// Shows what is behind policy, what of objects is under way, and how full caches serve.

@@ -11,10 +11,12 @@
 //!   of what no load of the topic replays (`droppable`).
 //! - What an attempt leaves behind is written down before it begins, and the reaper finds it there.
 
+pub mod audit;
 pub mod figures;
 pub mod planned;
 pub mod pressure;
 pub mod reaper;
+pub mod scrub;
 pub mod tier;
 
 mod care;

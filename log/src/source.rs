@@ -157,6 +157,14 @@ async fn ask(
     })
 }
 
+/// A marker that cannot be read says nothing about the objects beside it.
+fn of_place(error: ColdError) -> ColdError {
+    match error {
+        ColdError::Damaged { .. } => ColdError::Unavailable(error.to_string()),
+        error => error,
+    }
+}
+
 /// Asks an object, in a bounded time, and says what its failure means.
 async fn at_object(
     ctx: &LogContext,
@@ -189,15 +197,20 @@ async fn at_object(
         },
     };
     let found = async {
-        let location = tier.locations.get(stored.location).await?;
-        match ask(tier, &location, &object, question).await {
+        let location = tier.locations.get(stored.location).await;
+        let location = location.map_err(of_place)?;
+        let mut answer = ask(tier, &location, &object, question).await;
+        if let Err(ColdError::NotFound(_)) = answer {
+            // Absence counts in the right place only, and when it is said twice.
+            location.check().await.map_err(of_place)?;
+            answer = ask(tier, &location, &object, question).await;
+        }
+        match answer {
             Err(error @ ColdError::Damaged { .. }) => {
                 ctx.metrics.found_bad_object("damaged");
                 Err(error)
             }
-            // Absence counts in the right place only.
             Err(ColdError::NotFound(name)) => {
-                location.check().await?;
                 ctx.metrics.found_bad_object("missing");
                 let reason = "it is missing".to_owned();
                 Err(ColdError::Damaged { name, reason })

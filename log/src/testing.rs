@@ -110,7 +110,12 @@ pub fn over_cold_with(
     let locations = Locations::new(metadata, sources, cluster, "mem://1", Box::new(opener));
     let cache = ObjectCache::new(CacheBytes::default());
     let worker = BrokerId(ledgers.rng.id16());
-    let tier = ColdTier::new(locations, cache, offload, worker);
+    let tier = ColdTier::new(
+        locations,
+        cache,
+        offload,
+        (worker, Arc::clone(&ledgers.clock)),
+    );
     with_cold(ledgers, settings, Some(Arc::new(tier)))
 }
 

@@ -14,8 +14,8 @@ pub struct Repository<'a> {
 /// Endings of paths in backticks that are checked.
 const ENDINGS: [&str; 6] = [".rs", ".md", ".sh", ".toml", ".proto", "/"];
 /// Directories at the root that such paths begin with.
-const ROOTS: &str = "bookie broker cli client deploy docs examples fuzz ledger log metadata model \
-                     proto protocols repair runtime tests tools";
+const ROOTS: &str = "bookie broker cli client cold deploy docs examples fuzz ledger log metadata \
+                     model proto protocols repair runtime tests tools";
 
 /// Whether the links and paths of a document are checked.
 pub fn is_checked(path: &str) -> bool {

@@ -1,8 +1,11 @@
-//! Arguments of the tools for objects, which need no cluster.
+//! Arguments of the tools for objects, most of which need no cluster.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, Subcommand};
+
+use super::storage::SourceArgs;
 
 /// How a store is reached. Credentials come from files or from the variables of its vendor.
 #[derive(Debug, Clone, Args)]
@@ -74,6 +77,43 @@ pub enum ObjectCommand {
         #[arg(long, value_name = "N")]
         count: Option<u64>,
         /// How its store is reached.
+        #[command(flatten)]
+        store: StoreArgs,
+    },
+    /// Compare the places of a cluster with its metadata: which objects no ledger refers to, and
+    /// which ledgers refer to objects that are not there; exit code 1 when there are any.
+    Audit {
+        /// Objects that came to be in this time are not judged.
+        #[arg(
+            long,
+            value_name = "TIME",
+            value_parser = humantime::parse_duration,
+            default_value = "7days"
+        )]
+        young: Duration,
+        /// Have the brokers delete what no record refers to.
+        #[arg(long)]
+        delete: bool,
+        /// Confirm --delete.
+        #[arg(long, requires = "delete")]
+        yes: bool,
+        /// What to examine.
+        #[command(flatten)]
+        source: SourceArgs,
+        /// How the stores are reached.
+        #[command(flatten)]
+        store: StoreArgs,
+    },
+    /// Read every byte of all objects that ledgers of a cluster are in, and check it; exit code 1
+    /// when one is not whole.
+    Scrub {
+        /// Maximum number of bytes read a second; 0: no bound.
+        #[arg(long, value_name = "BYTES", default_value_t = 64 << 20)]
+        rate: u64,
+        /// What to examine.
+        #[command(flatten)]
+        source: SourceArgs,
+        /// How the stores are reached.
         #[command(flatten)]
         store: StoreArgs,
     },

@@ -1,5 +1,7 @@
 //! `aquifer object`: lists, inspects, checks and prints objects of offloaded ledgers. Objects say
-//! themselves what they are: neither a cluster nor its metadata is needed.
+//! themselves what they are: neither a cluster nor its metadata is needed, but to compare both.
+
+mod care;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -51,6 +53,27 @@ pub async fn run(command: ObjectCommand, out: &Output) -> Result<(), CliError> {
             let object = Object::open(&url, &store).await?;
             cat(&object, from, count, out).await
         }
+        ObjectCommand::Audit {
+            young,
+            delete,
+            yes,
+            source,
+            store,
+        } => {
+            let request = care::AuditRequest {
+                source,
+                store,
+                young,
+                delete,
+                yes,
+            };
+            care::audit(request, out).await
+        }
+        ObjectCommand::Scrub {
+            rate,
+            source,
+            store,
+        } => care::scrub(&source, &store, rate, out).await,
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use aquifer_cold::cache::{CacheBytes, ObjectCache};
 use aquifer_cold::config::StoreConfig;
@@ -14,6 +15,7 @@ use aquifer_log::offload::tier::{ColdTier, OffloadSettings};
 use aquifer_metadata::store::MetadataStore;
 use aquifer_model::id::BrokerId;
 use aquifer_model::policy::offload::{OffloadCompression, OffloadPolicy};
+use aquifer_runtime::clock;
 use aquifer_runtime::telemetry::Telemetry;
 use serde::{Deserialize, Serialize};
 
@@ -57,6 +59,10 @@ pub struct ColdConfig {
     pub compression: CompressionSetting,
     /// Bytes of ledgers that are offloaded in a second; 0: no bound.
     pub upload_bytes_per_second_max: u64,
+    /// In what time each object is read again and checked, in milliseconds; 0: never.
+    pub scrub_pass_ms: u64,
+    /// Bytes that are read for that in a second; 0: no bound.
+    pub scrub_bytes_per_second_max: u64,
     /// Bytes of indexes of objects that are kept in memory.
     pub index_cache_bytes_max: usize,
     /// Bytes of blocks of objects that are kept in memory.
@@ -76,6 +82,8 @@ impl Default for ColdConfig {
             block_bytes: settings.block_bytes,
             compression: CompressionSetting::default(),
             upload_bytes_per_second_max: settings.upload_rate.unwrap_or(0),
+            scrub_pass_ms: settings.scrub_pass.map_or(0, clock::millis),
+            scrub_bytes_per_second_max: settings.scrub_rate.unwrap_or(0),
             index_cache_bytes_max: bytes.indexes,
             block_cache_bytes_max: bytes.blocks,
             read_bytes_max: bytes.reads,
@@ -168,8 +176,11 @@ impl ColdConfig {
             workers_max: self.workers_max,
             block_bytes: self.block_bytes,
             upload_rate: Some(self.upload_bytes_per_second_max).filter(|rate| *rate > 0),
+            scrub_pass: (self.scrub_pass_ms > 0).then(|| Duration::from_millis(self.scrub_pass_ms)),
+            scrub_rate: Some(self.scrub_bytes_per_second_max).filter(|rate| *rate > 0),
             ..OffloadSettings::default()
         };
-        ColdTier::new(locations, cache, settings, BrokerId(seams.rng.id16()))
+        let process = (BrokerId(seams.rng.id16()), Arc::clone(&seams.clock));
+        ColdTier::new(locations, cache, settings, process)
     }
 }

@@ -9,12 +9,27 @@ use object_store::{Certificate, ClientOptions, RetryConfig};
 use crate::config::StoreConfig;
 use crate::error::{ColdError, ColdResult};
 
-/// A request with its body, and its connection.
-const REQUEST_MAX: Duration = Duration::from_secs(60);
 const CONNECT_MAX: Duration = Duration::from_secs(5);
-/// Attempts at a request, and the time for all of them.
-const RETRIES_MAX: usize = 4;
-const RETRY_TIME_MAX: Duration = Duration::from_secs(60);
+
+/// How long stores are waited for. With it every request ends, whatever a store does.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Patience {
+    /// A request with its body.
+    pub(super) request: Duration,
+    /// Attempts at a request beyond the first, and the time after which no other begins.
+    pub(super) retries: usize,
+    pub(super) retry_time: Duration,
+}
+
+impl Default for Patience {
+    fn default() -> Patience {
+        Patience {
+            request: Duration::from_secs(60),
+            retries: 4,
+            retry_time: Duration::from_secs(60),
+        }
+    }
+}
 
 /// A place by its URL, cut into what the library wants.
 #[derive(Debug, PartialEq, Eq)]
@@ -61,13 +76,17 @@ pub(super) fn place_of(url: &str) -> ColdResult<Place<'_>> {
 }
 
 /// What S3 is reached with.
-pub(super) fn s3(bucket: &str, config: &StoreConfig) -> ColdResult<AmazonS3Builder> {
+pub(super) fn s3(
+    bucket: &str,
+    config: &StoreConfig,
+    patience: Patience,
+) -> ColdResult<AmazonS3Builder> {
     // What the configuration says goes over the environment.
     let mut builder = AmazonS3Builder::from_env()
         .with_bucket_name(bucket)
         .with_region(&config.region)
-        .with_client_options(client(config)?)
-        .with_retry(retries())
+        .with_client_options(client(config, patience)?)
+        .with_retry(retries(patience))
         // One answer for one name, and every server can do it.
         .with_disable_bulk_delete(true);
     if !config.endpoint.is_empty() {
@@ -93,9 +112,9 @@ fn read_secret(path: &Path) -> ColdResult<String> {
 }
 
 /// How any of them is connected to.
-pub(super) fn client(config: &StoreConfig) -> ColdResult<ClientOptions> {
+pub(super) fn client(config: &StoreConfig, patience: Patience) -> ColdResult<ClientOptions> {
     let mut options = ClientOptions::new()
-        .with_timeout(REQUEST_MAX)
+        .with_timeout(patience.request)
         .with_connect_timeout(CONNECT_MAX)
         .with_allow_http(config.allow_http);
     if !config.ca_file.as_os_str().is_empty() {
@@ -111,10 +130,10 @@ pub(super) fn client(config: &StoreConfig) -> ColdResult<ClientOptions> {
 }
 
 /// How often a request is made.
-pub(super) fn retries() -> RetryConfig {
+pub(super) fn retries(patience: Patience) -> RetryConfig {
     RetryConfig {
-        max_retries: RETRIES_MAX,
-        retry_timeout: RETRY_TIME_MAX,
+        max_retries: patience.retries,
+        retry_timeout: patience.retry_time,
         ..RetryConfig::default()
     }
 }

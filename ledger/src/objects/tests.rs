@@ -169,3 +169,79 @@ async fn an_intent_for_one_copy_ends_no_others() {
     assert!(info(&store).await.unwrap().offload.unwrap().keeps_copies());
     assert!(drop_copies(&store, planned.ledger, A).await.unwrap());
 }
+
+const B: AttemptId = AttemptId([2; 16]);
+
+/// A ledger in the object `one` of attempt A, and the attempt B that is to replace it.
+async fn stored_and_replacing() -> (MemoryStore, PlannedObject) {
+    let (store, planned) = claimed().await;
+    super::store(&store, &planned, object("one")).await.unwrap();
+    let other = PlannedObject {
+        attempt: B,
+        name: "c/data/two.aqo".to_owned(),
+        ..planned
+    };
+    replacing::begin(&store, &other, A).await.unwrap();
+    (store, other)
+}
+
+async fn attempt_of(store: &MemoryStore) -> AttemptId {
+    info(store).await.unwrap().offload.unwrap().attempt()
+}
+
+#[tokio::test]
+async fn a_damaged_object_is_named_until_another_takes_its_place() {
+    let (store, other) = stored_and_replacing().await;
+    assert_eq!(super::planned(&store).await.unwrap()[0].attempt, B);
+    assert_eq!(attempt_of(&store).await, A);
+    for _ in 0..2 {
+        let done = replacing::replace(&store, &other, A, object("two")).await;
+        done.unwrap();
+        assert_eq!(attempt_of(&store).await, B);
+        assert_eq!(super::planned(&store).await.unwrap(), []);
+        let dying = dying_in(&store).await;
+        assert_eq!((dying.len(), dying[0].name.as_str()), (1, "one"));
+    }
+    // It may be damaged in its turn, and the first never comes back.
+    assert!(replacing::begin(&store, &other, A).await.is_err());
+    assert!(drop_copies(&store, other.ledger, B).await.unwrap());
+    assert!(replacing::begin(&store, &other, B).await.is_err());
+}
+
+#[tokio::test]
+async fn a_replacement_that_was_given_up_is_never_named() {
+    let (store, other) = stored_and_replacing().await;
+    give_up(&store, B).await.unwrap();
+    let late = replacing::replace(&store, &other, A, object("two")).await;
+    assert!(late.is_err(), "{late:?}");
+    assert_eq!(attempt_of(&store).await, A);
+    assert_eq!(dying_in(&store).await[0].attempt, B);
+    // Nor is one whose ledger's copies are going, or which is deleted.
+    let (store, other) = stored_and_replacing().await;
+    assert!(drop_copies(&store, other.ledger, A).await.unwrap());
+    let late = replacing::replace(&store, &other, A, object("two")).await;
+    assert!(late.is_err(), "{late:?}");
+    assert_eq!(attempt_of(&store).await, A);
+}
+
+#[tokio::test]
+async fn what_a_record_names_is_no_orphan() {
+    let (store, planned) = claimed().await;
+    let orphan = |attempt| orphans::Orphan {
+        attempt,
+        ledger: planned.ledger,
+        home: planned.home.clone(),
+        location: 3,
+        name: "c/data/one.aqo".to_owned(),
+    };
+    assert!(!orphans::condemn(&store, &orphan(A)).await.unwrap());
+    super::store(&store, &planned, object("one")).await.unwrap();
+    assert!(!orphans::condemn(&store, &orphan(A)).await.unwrap());
+    assert!(orphans::condemn(&store, &orphan(B)).await.unwrap());
+    assert!(!orphans::condemn(&store, &orphan(B)).await.unwrap());
+    assert_eq!(dying_in(&store).await[0].attempt, B);
+    assert_eq!(attempt_of(&store).await, A);
+    // What the reaper has deleted, and a store has again, is one again.
+    forget(&store, &dying_in(&store).await[0]).await.unwrap();
+    assert!(orphans::condemn(&store, &orphan(B)).await.unwrap());
+}

@@ -2,15 +2,17 @@
 //! and the bounds of work on them.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use aquifer_cold::cache::ObjectCache;
 use aquifer_cold::location::Locations;
+use aquifer_cold::paced::Pace;
 use aquifer_model::id::{AttemptId, BrokerId};
 use aquifer_model::policy::offload::OffloadPolicy;
 use aquifer_runtime::bucket::Bucket;
 use aquifer_runtime::budget::ByteBudget;
-use aquifer_runtime::clock::{self, Clock};
+use aquifer_runtime::clock::{self, Clock, SharedClock};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, Semaphore};
 
@@ -44,6 +46,8 @@ pub struct ColdTier {
     pub(crate) workers: Semaphore,
     /// What they hold in memory.
     pub(crate) memory: ByteBudget,
+    /// What scrubs may read.
+    pub(crate) scrub_pace: Arc<Pace>,
     /// What they may read and send.
     uploads: Option<Mutex<Bucket>>,
     /// Looks at records of ledgers at once: topics that are loaded together would all look.
@@ -76,6 +80,10 @@ pub struct OffloadSettings {
     pub attempt_max: Duration,
     /// How long a read of an object may take.
     pub read_max: Duration,
+    /// In what time each object is read again and checked; `None`: never.
+    pub scrub_pass: Option<Duration>,
+    /// Bytes that this process reads for that in a second; `None`: no bound.
+    pub scrub_rate: Option<u64>,
 }
 
 impl Default for OffloadSettings {
@@ -89,6 +97,8 @@ impl Default for OffloadSettings {
             part_bytes: None,
             attempt_max: Duration::from_secs(30 * 60),
             read_max: Duration::from_secs(30),
+            scrub_pass: Some(Duration::from_secs(90 * 24 * 3600)),
+            scrub_rate: Some(8 << 20),
         }
     }
 }
@@ -100,7 +110,7 @@ impl ColdTier {
         locations: Locations,
         cache: ObjectCache,
         settings: OffloadSettings,
-        worker: BrokerId,
+        (worker, clock): (BrokerId, SharedClock),
     ) -> ColdTier {
         ColdTier {
             locations,
@@ -112,6 +122,7 @@ impl ColdTier {
             uploads: settings
                 .upload_rate
                 .map(|rate| Mutex::new(Bucket::new(rate, UPLOAD_BURST, Duration::ZERO))),
+            scrub_pace: Arc::new(Pace::new(settings.scrub_rate, clock)),
             settings,
             worker,
             looks: Semaphore::new(LOOKS_AT_ONCE),

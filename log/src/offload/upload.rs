@@ -4,6 +4,7 @@
 //! given up by the reaper.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use aquifer_cold::error::ColdError;
 use aquifer_cold::format::writer::ObjectSpec;
@@ -12,13 +13,14 @@ use aquifer_cold::location::Location;
 use aquifer_cold::object::{name_of, verify};
 use aquifer_cold::upload::{ObjectUpload, part_bytes};
 use aquifer_ledger::ledger_metadata::{self, LedgerInfo, LedgerState};
-use aquifer_ledger::objects::{self, PlannedObject};
+use aquifer_ledger::objects::{self, PlannedObject, replacing};
 use aquifer_ledger::offload::{Offload, StoredObject};
 use aquifer_ledger::reader::{Wanted, read_range};
 use aquifer_ledger::writer::machine::LedgerEnd;
 use aquifer_model::id::{AttemptId, EntryId, LedgerId};
 use aquifer_model::policy::offload::OffloadCompression;
 use aquifer_proto::v1;
+use aquifer_runtime::budget::BytePermit;
 use aquifer_runtime::clock;
 use bytes::Bytes;
 
@@ -62,35 +64,10 @@ pub(crate) async fn offload_ledger(
     let LedgerState::Closed(end) = info.state else {
         return Err(LogError::Invalid(format!("ledger {ledger} is not closed")));
     };
-    let Some(last_entry) = end.last_entry else {
+    if end.last_entry.is_none() {
         return Ok(Outcome::NothingToDo);
-    };
-    let part = tier.settings.part_bytes;
-    let part = part.unwrap_or_else(|| part_bytes(end.length));
-    let _memory = tier.memory.acquire(memory_of(tier, part)?).await;
-    let location = tier.locations.primary().await.map_err(of_store)?;
-    // What is written elsewhere would be found nowhere.
-    location.check().await.map_err(of_store)?;
-    let now_ms = ctx.ledgers.clock.wall_ms();
-    let attempt = draw(ctx, now_ms);
-    let name = name_of(tier.locations.cluster(), &info.home, ledger, attempt);
-    let limit = tier.attempt_max(end.length);
-    let place = (location.number, name);
-    let times = (now_ms, clock::millis(limit));
-    let planned = PlannedObject::new(attempt, &info, place, tier.worker, times);
-    let _active = Active::new(tier, attempt);
-    let work = Attempt {
-        ctx,
-        tier,
-        location: &location,
-        planned,
-        end: (last_entry, end),
-        part_bytes: part,
-        compression: match compression {
-            OffloadCompression::None => Compression::None,
-            OffloadCompression::Auto => Compression::Auto,
-        },
-    };
+    }
+    let work = Attempt::prepare(ctx, tier, &info, compression).await?;
     let info = match objects::claim(&*ctx.ledgers.store, &work.planned).await {
         Ok(info) => info,
         Err(error) => {
@@ -99,22 +76,56 @@ pub(crate) async fn offload_ledger(
             return Err(error.into());
         }
     };
-    let written = clock::timeout(limit, work.write(info, cell));
-    let late = || LogError::Unavailable(format!("ledger {ledger} is not offloaded in time"));
-    let stored = match written.await.unwrap_or_else(|_| Err(late())) {
-        Ok(object) => objects::store(&*ctx.ledgers.store, &work.planned, object).await,
-        Err(error) => {
-            work.give_up().await;
-            return Err(error);
-        }
+    let origin = Origin {
+        topic: cell.topic().to_string(),
+        incarnation: Bytes::copy_from_slice(&cell.incarnation().0),
     };
+    let object = work.write_in_time(info, &origin).await?;
+    let stored = objects::store(&*ctx.ledgers.store, &work.planned, object).await;
     if let Err(error) = stored {
         // Given up only where the claim is as it was: the change may have been made.
         work.give_up().await;
         return Err(error.into());
     }
+    let attempt = work.planned.attempt;
     tracing::info!(%ledger, topic = %cell.topic(), %attempt, bytes = end.length, "ledger offloaded");
     Ok(Outcome::Stored)
+}
+
+/// Writes the object of a ledger again from the copies that bookies have, and has it take the place
+/// of the one of another attempt, which is damaged or missing.
+pub(crate) async fn replace_object(
+    ctx: &LogContext,
+    tier: &ColdTier,
+    (info, damaged): (&LedgerInfo, AttemptId),
+    origin: &Origin,
+) -> Result<(), LogError> {
+    let compression = tier.settings.policy.compression;
+    let work = Attempt::prepare(ctx, tier, info, compression).await?;
+    let store = &*ctx.ledgers.store;
+    let info = match replacing::begin(store, &work.planned, damaged).await {
+        Ok(info) => info,
+        Err(error) => {
+            // It may have been made.
+            work.give_up().await;
+            return Err(error.into());
+        }
+    };
+    let object = work.write_in_time(info, origin).await?;
+    if let Err(error) = replacing::replace(store, &work.planned, damaged, object).await {
+        // Given up only where the object is not named: the change may have been made.
+        work.give_up().await;
+        return Err(error.into());
+    }
+    let (ledger, attempt) = (work.planned.ledger, work.planned.attempt);
+    tracing::warn!(%ledger, %attempt, %damaged, "damaged object replaced from copies at bookies");
+    Ok(())
+}
+
+/// What an object says of the topic that its ledger belongs to.
+pub(crate) struct Origin {
+    pub(crate) topic: String,
+    pub(crate) incarnation: Bytes,
 }
 
 /// What an attempt with parts of a size has in memory.
@@ -156,14 +167,77 @@ pub(crate) fn of_store(error: ColdError) -> LogError {
 struct Attempt<'a> {
     ctx: &'a LogContext,
     tier: &'a ColdTier,
-    location: &'a Location,
+    location: Arc<Location>,
     planned: PlannedObject,
     end: (EntryId, LedgerEnd),
     part_bytes: usize,
     compression: Compression,
+    limit: Duration,
+    _memory: BytePermit,
+    _active: Active<'a>,
 }
 
-impl Attempt<'_> {
+impl<'a> Attempt<'a> {
+    /// Changes nothing yet. The ledger is closed and holds something.
+    async fn prepare(
+        ctx: &'a LogContext,
+        tier: &'a ColdTier,
+        info: &LedgerInfo,
+        compression: OffloadCompression,
+    ) -> Result<Attempt<'a>, LogError> {
+        let LedgerState::Closed(end) = info.state else {
+            return Err(LogError::Invalid(format!(
+                "ledger {} is not closed",
+                info.id
+            )));
+        };
+        let empty = || LogError::Invalid(format!("ledger {} holds nothing", info.id));
+        let last_entry = end.last_entry.ok_or_else(empty)?;
+        let part = tier.settings.part_bytes;
+        let part = part.unwrap_or_else(|| part_bytes(end.length));
+        let memory = tier.memory.acquire(memory_of(tier, part)?).await;
+        let location = tier.locations.primary().await.map_err(of_store)?;
+        // What is written elsewhere would be found nowhere.
+        location.check().await.map_err(of_store)?;
+        let now_ms = ctx.ledgers.clock.wall_ms();
+        let attempt = draw(ctx, now_ms);
+        let name = name_of(tier.locations.cluster(), &info.home, info.id, attempt);
+        let limit = tier.attempt_max(end.length);
+        let place = (location.number, name);
+        let times = (now_ms, clock::millis(limit));
+        Ok(Attempt {
+            ctx,
+            tier,
+            planned: PlannedObject::new(attempt, info, place, tier.worker, times),
+            location,
+            end: (last_entry, end),
+            part_bytes: part,
+            compression: match compression {
+                OffloadCompression::None => Compression::None,
+                OffloadCompression::Auto => Compression::Auto,
+            },
+            limit,
+            _memory: memory,
+            _active: Active::new(tier, attempt),
+        })
+    }
+
+    /// Writes the object and reads all of it back, within the limit; gives it up otherwise.
+    async fn write_in_time(
+        &self,
+        info: LedgerInfo,
+        origin: &Origin,
+    ) -> Result<StoredObject, LogError> {
+        let ledger = info.id;
+        let late = || LogError::Unavailable(format!("ledger {ledger} is not offloaded in time"));
+        let written = clock::timeout(self.limit, self.write(info, origin)).await;
+        let written = written.unwrap_or_else(|_| Err(late()));
+        if written.is_err() {
+            self.give_up().await;
+        }
+        written
+    }
+
     async fn give_up(&self) {
         let given_up = objects::give_up(&*self.ctx.ledgers.store, self.planned.attempt).await;
         if let Err(error) = given_up {
@@ -173,15 +247,11 @@ impl Attempt<'_> {
     }
 
     /// Writes the object and reads all of it back.
-    async fn write(
-        &self,
-        info: LedgerInfo,
-        cell: &TopicRecordCell,
-    ) -> Result<StoredObject, LogError> {
+    async fn write(&self, info: LedgerInfo, origin: &Origin) -> Result<StoredObject, LogError> {
         let (last_entry, end) = self.end;
         let part = self.part_bytes;
         let (store, name) = (Arc::clone(&self.location.store), self.planned.name.clone());
-        let mut upload = ObjectUpload::new(store, name, self.spec(&info, cell), part);
+        let mut upload = ObjectUpload::new(store, name, self.spec(&info, origin), part);
         let sent = self.send(&mut upload, info.clone(), last_entry).await;
         if let Err(error) = sent {
             let _ = upload.abort().await; // the reaper does it again
@@ -222,7 +292,7 @@ impl Attempt<'_> {
         })
     }
 
-    fn spec(&self, info: &LedgerInfo, cell: &TopicRecordCell) -> ObjectSpec {
+    fn spec(&self, info: &LedgerInfo, origin: &Origin) -> ObjectSpec {
         let size = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
         ObjectSpec {
             attempt: self.planned.attempt,
@@ -234,8 +304,8 @@ impl Attempt<'_> {
                 ledger_id: info.id.0,
                 creation_token: Bytes::copy_from_slice(&info.token.0),
                 home: info.home.clone(),
-                topic: cell.topic().to_string(),
-                incarnation: Bytes::copy_from_slice(&cell.incarnation().0),
+                topic: origin.topic.clone(),
+                incarnation: origin.incarnation.clone(),
                 ensemble: size(info.quorum.ensemble()),
                 write_quorum: size(info.quorum.write()),
                 ack_quorum: size(info.quorum.ack()),

@@ -2,8 +2,11 @@
 
 mod backups;
 mod failures;
+mod faults;
+mod listing;
 mod planning;
 mod restores;
+mod scrubbing;
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -37,6 +40,8 @@ fn offload_settings() -> OffloadSettings {
         block_bytes: 64 << 10,
         part_bytes: Some(100_000),
         read_bytes: 50_000,
+        // The clock of the world stands still while a rate is waited for.
+        scrub_rate: None,
         ..OffloadSettings::default()
     }
 }
@@ -50,6 +55,7 @@ fn large(tag: u64) -> Bytes {
 struct World {
     world: TestWorld,
     cold: MemoryColdStore,
+    settings: OffloadSettings,
 }
 
 impl World {
@@ -57,11 +63,19 @@ impl World {
         World {
             world: TestWorld::new(3),
             cold: MemoryColdStore::default(),
+            settings: offload_settings(),
         }
     }
 
+    /// One in which each object is sent with one request.
+    fn whole() -> World {
+        let mut world = World::new();
+        world.settings.part_bytes = None;
+        world
+    }
+
     fn process(&self) -> Arc<LogContext> {
-        over_cold(self.world.process(), &self.cold, offload_settings())
+        over_cold(self.world.process(), &self.cold, self.settings.clone())
     }
 
     /// An owner with `count` entries, ten in a ledger, all ledgers sealed.

@@ -7,7 +7,15 @@ use super::*;
 /// Whatever request fails, or loses its answer, nothing is lost, and the next attempt succeeds.
 #[tokio::test(start_paused = true)]
 async fn a_store_that_fails_at_any_request_loses_nothing() {
-    for fault in [Fault::Fails, Fault::AnswerLost] {
+    for fault in [
+        Fault::Fails,
+        Fault::AnswerLost,
+        Fault::Denied,
+        Fault::Missing,
+        Fault::Short,
+        Fault::Garbled,
+        Fault::Forgotten,
+    ] {
         let mut at_request = 0;
         loop {
             let world = World::new();
@@ -71,7 +79,7 @@ async fn a_store_that_fails_at_any_request_loses_nothing() {
 /// A process that offloads and drops copies until it dies.
 async fn life(world: &World, fuse: &Arc<Fuse>) {
     let ledgers = world.world.fused_process(fuse);
-    let ctx = over_cold(ledgers, &world.cold, offload_settings());
+    let ctx = over_cold(ledgers, &world.cold, world.settings.clone());
     let Ok(owner) = Owner::try_open(ctx, options(10), Vec::new()).await else {
         return;
     };

@@ -1,0 +1,277 @@
+//! What a store has that no record refers to, and which records refer to objects that are not
+//! there: found by a listing. No cleaning up needs it; it finds what should not be.
+//!
+//! It fails closed:
+//! - A listing or a reading of metadata that is not whole is an error, and says nothing.
+//! - Records are read before the store is listed, and again one by one before a judgement. Objects
+//!   that are younger than a bound are never orphans, by their attempt's clock and by the store's.
+//! - An object whose end cannot be read, or says something else than its name, is only told of.
+//! - Metadata that is older than the store (of a restored snapshot, H14) knows nothing of newer
+//!   objects: then, and when there are more orphans than can be believed, nothing is deleted.
+
+use std::collections::HashSet;
+
+use aquifer_cold::error::ColdError;
+use aquifer_cold::location::Location;
+use aquifer_cold::object::{NameParts, parse_name, read_tail};
+use aquifer_cold::store::Listed;
+use aquifer_ledger::ledger_metadata;
+use aquifer_ledger::objects::orphans::{self, Named, Orphan};
+use aquifer_metadata::store::MetadataStore;
+use aquifer_model::id::{AttemptId, LedgerId};
+
+use crate::error::LogError;
+use crate::offload::upload::of_store;
+
+/// Objects of one request for a listing.
+const PAGE_OBJECTS: usize = 1_000;
+/// Findings of a kind that one audit has in memory.
+const FINDINGS_MAX: usize = 100_000;
+/// Orphans that are believed of any place.
+const ORPHANS_FEW: usize = 20;
+/// Of more objects, this part of them.
+const ORPHANS_SHARE: usize = 100;
+
+/// An object that a record names and that is not as it says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Absent {
+    /// The ledger.
+    pub ledger: LedgerId,
+    /// The object.
+    pub name: String,
+    /// The length that it has instead; `None`: it is missing.
+    pub bytes: Option<u64>,
+}
+
+/// What an audit has found.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Audit {
+    /// Objects of this cluster in the place.
+    pub objects: usize,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Those that ledgers are in.
+    pub stored: usize,
+    /// Those that are being written, or are to be deleted.
+    pub passing: usize,
+    /// Those that no record names, and that are too young to be judged.
+    pub young: usize,
+    /// Those that no record names.
+    pub orphans: Vec<Orphan>,
+    /// Bytes of these.
+    pub orphan_bytes: u64,
+    /// Those that no record names and that are not what their name says: they are never deleted.
+    pub doubtful: Vec<String>,
+    /// What records name and the store does not have so.
+    pub absent: Vec<Absent>,
+    /// Metadata has not handed out the id of a ledger that is here: it is older than the store.
+    pub is_rolled_back: bool,
+}
+
+impl Audit {
+    /// Why no orphan of this audit is deleted.
+    #[must_use]
+    pub fn objection(&self) -> Option<String> {
+        if self.is_rolled_back {
+            return Some(
+                "metadata is older than the objects: it was restored, and does not know them"
+                    .to_owned(),
+            );
+        }
+        let most = (self.objects / ORPHANS_SHARE).max(ORPHANS_FEW);
+        let found = self.orphans.len();
+        (found > most).then(|| {
+            format!(
+                "{found} orphans among {} objects are more than can be believed ({most})",
+                self.objects
+            )
+        })
+    }
+}
+
+/// What is listed and not named, with what its name says.
+struct Suspect {
+    name: String,
+    bytes: u64,
+    parts: NameParts,
+}
+
+/// Compares the objects of a cluster in a place with the records. Objects that came to be after
+/// `young_since_ms` are not judged.
+///
+/// # Errors
+/// When anything cannot be read whole, or the place is not the right one.
+pub async fn audit(
+    metadata: &dyn MetadataStore,
+    location: &Location,
+    young_since_ms: u64,
+) -> Result<Audit, LogError> {
+    if location.is_foreign {
+        return Err(LogError::Invalid(format!(
+            "{} has the objects of cluster {}: it audits them",
+            location.url, location.owner
+        )));
+    }
+    location.check().await.map_err(of_store)?;
+    let named = orphans::named(metadata, location.number).await?;
+    let mut audit = Audit::default();
+    let (suspects, seen) = list(location, young_since_ms, &named, &mut audit).await?;
+    // Ids that were handed out while the store was listed count too.
+    let unused = ledger_metadata::unused_from(metadata).await?;
+    for suspect in suspects {
+        audit.is_rolled_back |= suspect.parts.ledger >= unused;
+        judge(metadata, location, suspect, &mut audit).await?;
+    }
+    for (attempt, (ledger, _)) in named.stored.iter().filter(|(a, _)| !seen.contains(*a)) {
+        confirm(metadata, location, (*ledger, *attempt), &mut audit).await?;
+    }
+    Ok(audit)
+}
+
+/// Lists everything. Answers what no record names, and which of the named objects are there as
+/// their records say.
+async fn list(
+    location: &Location,
+    young_since_ms: u64,
+    named: &Named,
+    audit: &mut Audit,
+) -> Result<(Vec<Suspect>, HashSet<AttemptId>), LogError> {
+    let below = format!("{}/data", location.owner);
+    let (mut suspects, mut seen) = (Vec::new(), HashSet::new());
+    let mut after: Option<String> = None;
+    loop {
+        let page = location
+            .store
+            .list(&below, after.as_deref(), PAGE_OBJECTS)
+            .await;
+        let page = page.map_err(of_store)?;
+        let is_last = page.len() < PAGE_OBJECTS;
+        after = page.last().map(|object| object.name.clone());
+        for object in page {
+            audit.objects += 1;
+            audit.bytes += object.bytes;
+            let Some(parts) = parse_name(&location.owner, &object.name) else {
+                note(&mut audit.doubtful, object.name)?;
+                continue;
+            };
+            if let Some((_, bytes)) = named.stored.get(&parts.attempt) {
+                audit.stored += 1;
+                if *bytes == object.bytes {
+                    seen.insert(parts.attempt);
+                }
+            } else if named.passing.contains(&parts.attempt) {
+                audit.passing += 1;
+            } else if is_young(&object, &parts, young_since_ms) {
+                audit.young += 1;
+            } else {
+                let (name, bytes) = (object.name, object.bytes);
+                note(&mut suspects, Suspect { name, bytes, parts })?;
+            }
+        }
+        if is_last {
+            return Ok((suspects, seen));
+        }
+    }
+}
+
+fn is_young(object: &Listed, parts: &NameParts, since_ms: u64) -> bool {
+    parts.began_ms() >= since_ms || object.modified_ms >= since_ms
+}
+
+fn note<T>(findings: &mut Vec<T>, finding: T) -> Result<(), LogError> {
+    if findings.len() == FINDINGS_MAX {
+        return Err(LogError::Invalid(format!(
+            "more than {FINDINGS_MAX} objects are not what they should be: this is not the place \
+             of this cluster's objects, or its metadata is another's"
+        )));
+    }
+    findings.push(finding);
+    Ok(())
+}
+
+/// Looks at a suspect by itself.
+async fn judge(
+    metadata: &dyn MetadataStore,
+    location: &Location,
+    suspect: Suspect,
+    audit: &mut Audit,
+) -> Result<(), LogError> {
+    let (parts, name) = (suspect.parts, suspect.name);
+    let orphan = Orphan {
+        attempt: parts.attempt,
+        ledger: parts.ledger,
+        home: parts.home,
+        location: location.number,
+        name: name.clone(),
+    };
+    if orphans::is_named(metadata, &orphan).await? {
+        audit.passing += 1;
+        return Ok(());
+    }
+    let is_what_it_says = match read_tail(&*location.store, &name, suspect.bytes, None).await {
+        Ok((tail, _)) => {
+            tail.attempt == orphan.attempt
+                && tail.ledger() == orphan.ledger
+                && tail.footer.cluster == location.owner
+        }
+        Err(ColdError::Damaged { .. }) => false,
+        // It went meanwhile.
+        Err(ColdError::NotFound(_)) => return Ok(()),
+        Err(error) => return Err(of_store(error)),
+    };
+    match is_what_it_says {
+        true => {
+            audit.orphan_bytes += suspect.bytes;
+            note(&mut audit.orphans, orphan)
+        }
+        false => note(&mut audit.doubtful, name),
+    }
+}
+
+/// Looks at an object by itself that the listing did not have as its record says.
+async fn confirm(
+    metadata: &dyn MetadataStore,
+    location: &Location,
+    (ledger, attempt): (LedgerId, AttemptId),
+    audit: &mut Audit,
+) -> Result<(), LogError> {
+    let now = orphans::stored_now(metadata, ledger).await?;
+    let Some((_, object)) = now.filter(|(now, _)| *now == attempt) else {
+        return Ok(());
+    };
+    let bytes = match location.store.size(&object.name).await {
+        Ok(bytes) if bytes == object.size_bytes => return Ok(()),
+        Ok(bytes) => Some(bytes),
+        Err(ColdError::NotFound(_)) => {
+            location.check().await.map_err(of_store)?;
+            None
+        }
+        Err(error) => return Err(of_store(error)),
+    };
+    let name = object.name;
+    note(
+        &mut audit.absent,
+        Absent {
+            ledger,
+            name,
+            bytes,
+        },
+    )
+}
+
+/// Writes down that the orphans of an audit are to be deleted: the reapers do it. Answers how many
+/// were; what a record names by now is left alone.
+///
+/// # Errors
+/// `Invalid` when there is an [objection](Audit::objection); when metadata cannot be read or
+/// changed.
+pub async fn condemn(metadata: &dyn MetadataStore, audit: &Audit) -> Result<usize, LogError> {
+    if let Some(objection) = audit.objection() {
+        return Err(LogError::Invalid(objection));
+    }
+    let mut condemned = 0;
+    for orphan in &audit.orphans {
+        condemned += usize::from(orphans::condemn(metadata, orphan).await?);
+    }
+    Ok(condemned)
+}

@@ -1,0 +1,259 @@
+//! Reads objects again, at a bounded rate, and checks every byte (H23). One that is damaged or
+//! missing is written again from the copies at bookies, as long as these are there; otherwise a
+//! person has to bring it back.
+//!
+//! Each object has its moment within a pass, which its attempt's random id decides. So nothing is
+//! remembered, work is spread over the pass, and a process that starts goes on where time is.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Duration;
+
+use aquifer_cold::error::ColdError;
+use aquifer_cold::format::Expected;
+use aquifer_cold::location::{Location, Locations};
+use aquifer_cold::object::{read_tail, verify};
+use aquifer_cold::paced::{Pace, Paced};
+use aquifer_cold::store::ColdStore;
+use aquifer_ledger::ledger_metadata::{self, LedgerInfo, LedgerState};
+use aquifer_ledger::offload::{Offload, StoredObject};
+use aquifer_metadata::keys::{self, Key};
+use aquifer_metadata::scan::Pages;
+use aquifer_metadata::store::MetadataStore;
+use aquifer_model::id::{AttemptId, EntryId, LedgerId};
+use bytes::Bytes;
+
+use crate::context::LogContext;
+use crate::error::LogError;
+use crate::offload::tier::ColdTier;
+use crate::offload::upload::{Origin, of_store, replace_object};
+
+/// What an object is like.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Condition {
+    /// Every byte is as it was written.
+    Whole,
+    /// It is not.
+    Damaged(String),
+    /// It is not there, in the right place.
+    Missing,
+    /// The ledger is not in this object any more, or the object is another cluster's.
+    Passed,
+}
+
+/// What a scrub has seen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Scrubbed {
+    /// Objects that were read.
+    pub objects: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Those that were damaged.
+    pub damaged: u64,
+    /// Those that were missing.
+    pub missing: u64,
+    /// Those of both that were written again.
+    pub replaced: u64,
+}
+
+/// The object that a ledger is in.
+#[derive(Debug, Clone)]
+pub struct Subject {
+    /// The ledger.
+    pub info: LedgerInfo,
+    /// The attempt that wrote the object.
+    pub attempt: AttemptId,
+    /// The object.
+    pub object: StoredObject,
+}
+
+impl Subject {
+    /// The object of a ledger, if it is in one.
+    #[must_use]
+    pub fn of(info: LedgerInfo) -> Option<Subject> {
+        let Some(Offload::Stored {
+            attempt, object, ..
+        }) = info.offload.clone()
+        else {
+            return None;
+        };
+        Some(Subject {
+            info,
+            attempt,
+            object,
+        })
+    }
+
+    /// Whether its moment in passes of this length is between two times.
+    #[must_use]
+    pub fn is_due(&self, pass: Duration, between: &Range<u64>) -> bool {
+        let pass = u64::try_from(pass.as_millis()).unwrap_or(u64::MAX).max(1);
+        let [.., a, b, c, d, e, f, g, h] = self.attempt.0;
+        let moment = u64::from_be_bytes([a, b, c, d, e, f, g, h]) % pass;
+        let wait = (moment + (pass - between.start % pass)) % pass;
+        between.start.saturating_add(wait) < between.end
+    }
+
+    async fn is_current(&self, store: &dyn MetadataStore) -> Result<bool, LogError> {
+        let now = ledger_metadata::load(store, self.info.id).await?;
+        let now = now.and_then(|info| info.offload);
+        Ok(now.is_some_and(|now| now.is_stored() && now.attempt() == self.attempt))
+    }
+}
+
+/// Reads an object, and a second time before it is called damaged or missing.
+///
+/// # Errors
+/// When the store or metadata cannot be asked, or the place is not the right one: nothing is known
+/// of the object then.
+pub async fn examine(
+    metadata: &dyn MetadataStore,
+    (locations, pace): (&Locations, &Arc<Pace>),
+    subject: &Subject,
+) -> Result<Condition, LogError> {
+    let location = locations.get(subject.object.location).await;
+    let location = location.map_err(of_store)?;
+    if location.is_foreign {
+        return Ok(Condition::Passed);
+    }
+    let store = Paced::new(Arc::clone(&location.store), Arc::clone(pace));
+    let mut found = read_once(&store, subject).await?;
+    if found != Condition::Whole {
+        check(&location).await?;
+        found = read_once(&store, subject).await?;
+    }
+    match found {
+        Condition::Whole => Ok(Condition::Whole),
+        _ if !subject.is_current(metadata).await? => Ok(Condition::Passed),
+        found => Ok(found),
+    }
+}
+
+/// A marker that cannot be read says nothing about objects.
+async fn check(location: &Location) -> Result<(), LogError> {
+    let checked = location.check().await;
+    checked.map_err(|error| LogError::Unavailable(error.to_string()))
+}
+
+async fn read_once(store: &dyn ColdStore, subject: &Subject) -> Result<Condition, LogError> {
+    let (name, info) = (&subject.object.name, &subject.info);
+    let LedgerState::Closed(end) = info.state else {
+        return Ok(Condition::Passed);
+    };
+    let expected = Expected {
+        attempt: subject.attempt,
+        ledger: info.id,
+        token: info.token,
+        last_entry: end.last_entry.unwrap_or(EntryId::FIRST),
+        length: end.length,
+    };
+    let size = subject.object.size_bytes;
+    let found = async {
+        let now = store.size(name).await?;
+        if now != size {
+            let reason = format!("it has {now} bytes, not {size}");
+            let name = name.clone();
+            return Err(ColdError::Damaged { name, reason });
+        }
+        verify(store, name, size, Some(&expected), |_, _| {}).await
+    };
+    match found.await {
+        Ok(tail) if tail.trailer.body_crc64 == subject.object.checksum => Ok(Condition::Whole),
+        Ok(_) => Ok(Condition::Damaged("it is another object".to_owned())),
+        Err(ColdError::NotFound(_)) => Ok(Condition::Missing),
+        Err(ColdError::Damaged { reason, .. }) => Ok(Condition::Damaged(reason)),
+        Err(error) => Err(of_store(error)),
+    }
+}
+
+/// Examines the objects whose moment is between two times, of the ledgers that are this process'.
+/// Writes those again that are not whole, where bookies have copies.
+///
+/// # Errors
+/// When metadata or a store cannot be asked: the same time is to be looked at again.
+pub async fn scrub(
+    ctx: &LogContext,
+    tier: &ColdTier,
+    (pass, between): (Duration, Range<u64>),
+    is_mine: impl Fn(LedgerId) -> bool,
+) -> Result<Scrubbed, LogError> {
+    let mut pages = Pages::new(&*ctx.ledgers.store, keys::LEDGERS_PREFIX);
+    let mut scrubbed = Scrubbed::default();
+    while let Some(page) = pages.next().await? {
+        for stored in page {
+            let Ok(Key::Ledger(ledger)) = stored.key.parse() else {
+                continue;
+            };
+            // Records that cannot be read are the auditor's.
+            let info = LedgerInfo::decode(ledger, &stored).ok();
+            let subject = info.and_then(Subject::of);
+            let is_due = |s: &Subject| is_mine(ledger) && s.is_due(pass, &between);
+            if let Some(subject) = subject.filter(is_due) {
+                scrub_one(ctx, tier, &subject, &mut scrubbed).await?;
+            }
+        }
+    }
+    Ok(scrubbed)
+}
+
+async fn scrub_one(
+    ctx: &LogContext,
+    tier: &ColdTier,
+    subject: &Subject,
+    scrubbed: &mut Scrubbed,
+) -> Result<(), LogError> {
+    let places = (&tier.locations, &tier.scrub_pace);
+    let condition = examine(&*ctx.ledgers.store, places, subject).await?;
+    let reason = match condition {
+        Condition::Passed => return Ok(()),
+        Condition::Whole => None,
+        Condition::Damaged(reason) => {
+            ctx.metrics.found_bad_object("damaged");
+            scrubbed.damaged += 1;
+            Some(reason)
+        }
+        Condition::Missing => {
+            ctx.metrics.found_bad_object("missing");
+            scrubbed.missing += 1;
+            Some("it is missing".to_owned())
+        }
+    };
+    scrubbed.objects += 1;
+    scrubbed.bytes += subject.object.size_bytes;
+    ctx.metrics
+        .scrubbed(subject.object.size_bytes, reason.is_none());
+    let Some(reason) = reason else { return Ok(()) };
+    let (ledger, object) = (subject.info.id, &subject.object.name);
+    let is_kept = subject.info.is_kept_by(subject.attempt);
+    tracing::error!(%ledger, object, reason, is_kept, "a scrub found a bad object");
+    if !is_kept || !tier.locations.takes_objects() {
+        return Ok(());
+    }
+    let origin = origin_of(tier, subject).await;
+    let damaged = (&subject.info, subject.attempt);
+    match replace_object(ctx, tier, damaged, &origin).await {
+        Ok(()) => scrubbed.replaced += 1,
+        // The next pass, or a person: the error above was told.
+        Err(error) => tracing::warn!(%ledger, %error, "bad object is not replaced"),
+    }
+    Ok(())
+}
+
+/// What the damaged object still says of its topic: nothing reads that but tools.
+async fn origin_of(tier: &ColdTier, subject: &Subject) -> Origin {
+    let tail = async {
+        let location = tier.locations.get(subject.object.location).await?;
+        let (name, size) = (&subject.object.name, subject.object.size_bytes);
+        read_tail(&*location.store, name, size, None).await
+    };
+    match tail.await {
+        Ok((tail, _)) => Origin {
+            topic: tail.section.topic.clone(),
+            incarnation: tail.section.incarnation.clone(),
+        },
+        Err(_) => Origin {
+            topic: String::new(),
+            incarnation: Bytes::new(),
+        },
+    }
+}
