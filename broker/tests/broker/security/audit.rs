@@ -131,7 +131,7 @@ async fn topics_that_are_created_by_use_are_recorded() {
         ("appended", "append"),
     ] {
         let topic = name(&format!("acme/shop/{topic}"));
-        let found = lines.outcomes("create_topic", &topic.to_string());
+        let found = lines.outcomes("create_topic", &format!("topic {topic}"));
         assert_eq!(found, both(&format!("by {by}")), "{topic}");
     }
 }

@@ -310,7 +310,10 @@ async fn what_is_refused_here_never_reaches_the_service() {
 
     let (head, text) = answer(&rest, request(Method::OPTIONS, topic, "")).await;
     assert_eq!((head.status().as_u16(), &*text), (204, ""));
-    assert_eq!(head.headers()["allow"], "PUT, GET, DELETE, HEAD, OPTIONS");
+    assert_eq!(
+        head.headers()["allow"],
+        "PUT, GET, DELETE, PATCH, HEAD, OPTIONS"
+    );
     let (head, text) = answer(&rest, request(Method::GET, "/api/v1/openapi.json", "")).await;
     assert_eq!(head.status(), StatusCode::OK);
     let document: Json = serde_json::from_str(&text).unwrap();
