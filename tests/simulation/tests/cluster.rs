@@ -4,7 +4,7 @@ use aquifer_simulation::cluster::{Options, Report, run};
 use aquifer_simulation::defect::Defect;
 
 /// Seeds that every change is checked with.
-const SEEDS: u64 = 500;
+const SEEDS: u64 = 200;
 
 fn seed(seed: u64) -> Report {
     run(Options { seed, defect: None }).expect("a runtime can be made")
