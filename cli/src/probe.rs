@@ -1,6 +1,7 @@
 //! Asks the HTTP ports of processes: health, readiness, metrics, and what time it is there.
 
 use std::fs;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use aquifer_runtime::clock::{self, Clock, SystemClock};
@@ -143,8 +144,12 @@ impl Prober {
 
 /// Whether others in between cannot read what is sent there.
 fn is_private(url: &str) -> bool {
-    let local = ["http://127.", "http://localhost", "http://[::1]"];
-    url.starts_with("https://") || local.iter().any(|prefix| url.starts_with(prefix))
+    let Ok(url) = reqwest::Url::parse(url) else {
+        return false;
+    };
+    let host = url.host_str().unwrap_or_default();
+    let ip = host.trim_matches(['[', ']']).parse::<IpAddr>();
+    url.scheme() == "https" || host == "localhost" || ip.is_ok_and(|ip| ip.is_loopback())
 }
 
 fn with_causes(error: &dyn std::error::Error) -> String {
@@ -220,7 +225,10 @@ mod tests {
     #[test]
     fn tokens_are_not_sent_where_others_can_read_them() {
         assert!(is_private("https://b1:7681"));
-        assert!(is_private("http://127.0.0.1:7681"));
+        assert!(is_private("http://127.0.0.1:7681") && is_private("http://localhost:1/x"));
+        assert!(is_private("http://[::1]:7681"));
+        assert!(!is_private("http://127.evil.example") && !is_private("no address"));
+        assert!(!is_private("http://localhost.evil.example:7681"));
         assert!(!is_private("http://b1:7681"));
     }
 }

@@ -284,7 +284,7 @@ impl Security {
             .map(|_| ())
     }
 
-    /// Reads the audit log from a place on, oldest first: that of a tenant, or of the cluster. Waits
+    /// Reads the audit log from a place on, and up to an index if one is given, oldest first: that of a tenant, or of the cluster. Waits
     /// for a line as long as is asked; a page may be empty before that.
     ///
     /// # Errors
@@ -293,13 +293,14 @@ impl Security {
     pub async fn read_audit(
         &self,
         tenant: Option<&str>,
-        from: Place,
+        (from, before): (Place, Option<Index>),
         limit: u32,
         wait: Duration,
     ) -> Result<AuditPage> {
         let request = v1::ReadAuditRequest {
             tenant: tenant.unwrap_or_default().to_owned(),
             from: from.to_string(),
+            before_index: before.map(|index| index.0),
             limit,
             wait_ms: u32::try_from(wait.as_millis()).unwrap_or(u32::MAX),
         };

@@ -40,6 +40,8 @@ const PAUSE_MIN: Duration = Duration::from_millis(500);
 const PAUSE_MAX: Duration = Duration::from_secs(30);
 /// How long a broker that stops waits for its last lines.
 const LAST_LINES_WAIT: Duration = Duration::from_secs(2);
+/// How long a caller waits for a first line at most.
+const NOTHING_YET_WAIT_MAX: Duration = Duration::from_secs(1);
 /// Most lines of one answer.
 const LINES_MAX: u32 = 1_000;
 /// Bytes of the topic that one request looks through.
@@ -183,7 +185,7 @@ impl Broker {
                 match located.await {
                     Ok(located) => located.index,
                     // Nothing was written yet.
-                    Err(BrokerError::NotFound { .. }) => return Ok(AuditPage::default()),
+                    Err(BrokerError::NotFound { .. }) => return Ok(nothing_yet(request.wait).await),
                     Err(error) => return Err(error),
                 }
             }
@@ -202,9 +204,10 @@ impl Broker {
         };
         let found = match self.read_batches(ctx, read).await {
             Ok(found) => found,
-            Err(BrokerError::NotFound { .. }) => return Ok(AuditPage::default()),
+            Err(BrokerError::NotFound { .. }) => return Ok(nothing_yet(request.wait).await),
             Err(error) => return Err(error),
         };
+        let before = request.before.unwrap_or(Index(u64::MAX));
         let limit = request.limit.clamp(1, LINES_MAX) as usize;
         let mut page = AuditPage {
             lines: Vec::new(),
@@ -216,6 +219,10 @@ impl Broker {
             for (index, line) in lines_of(batch) {
                 if index < from {
                     continue;
+                }
+                if index >= before {
+                    page.next = before;
+                    break 'batches;
                 }
                 let Some(line) = line else {
                     page.missing += 1;
@@ -231,8 +238,17 @@ impl Broker {
                 page.lines.push(line);
             }
         }
-        page.at_end = page.next >= found.bounds.visible_end;
+        page.at_end = page.next >= found.bounds.visible_end.min(before);
         Ok(page)
+    }
+}
+
+/// The page of a topic that has no line yet. It is not asked for again and again at once.
+async fn nothing_yet(wait: Duration) -> AuditPage {
+    clock::sleep(wait.min(NOTHING_YET_WAIT_MAX)).await;
+    AuditPage {
+        at_end: true,
+        ..AuditPage::default()
     }
 }
 

@@ -170,6 +170,7 @@ impl Record {
             principal: kind.who,
             request: kind.request,
             resource: kind.resource,
+            tenant: kind.tenant,
             count: Some(count),
             ..Record::default()
         }
@@ -328,6 +329,7 @@ fn kind(record: &Record) -> Refusal {
         request: record.request.clone(),
         resource: record.resource.clone(),
         code: record.error_code.clone().unwrap_or_default(),
+        tenant: record.tenant.clone(),
     }
 }
 

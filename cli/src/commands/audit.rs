@@ -47,7 +47,7 @@ async fn tail(
     out: &Output,
 ) -> Result<(), CliError> {
     let end = security
-        .read_audit(tenant, Place::Latest, 1, Duration::ZERO)
+        .read_audit(tenant, (Place::Latest, None), 1, Duration::ZERO)
         .await?;
     let mut next = end.next;
     for line in newest(security, tenant, end.next, lines).await? {
@@ -59,7 +59,7 @@ async fn tail(
     loop {
         out.flush()?;
         let page = security
-            .read_audit(tenant, Place::Index(next), PAGE_LINES, WAIT)
+            .read_audit(tenant, (Place::Index(next), None), PAGE_LINES, WAIT)
             .await?;
         note_missing(page.missing, out);
         page.lines.iter().try_for_each(|line| show(line, out))?;
@@ -81,12 +81,9 @@ async fn newest(
         let from = until.saturating_sub(width);
         let (mut part, mut at) = (Vec::new(), from);
         while at < until {
-            let left = u32::try_from(until - at)
-                .unwrap_or(PAGE_LINES)
-                .min(PAGE_LINES);
-            let place = Place::Index(Index(at));
+            let part_of_it = (Place::Index(Index(at)), Some(Index(until)));
             let page = security
-                .read_audit(tenant, place, left, Duration::ZERO)
+                .read_audit(tenant, part_of_it, PAGE_LINES, Duration::ZERO)
                 .await?;
             part.extend(page.lines);
             if page.at_end || page.next.0 <= at {
@@ -115,7 +112,7 @@ async fn each(
     let (mut from, mut missing) = (from, 0);
     loop {
         let page = security
-            .read_audit(tenant, from, PAGE_LINES, Duration::ZERO)
+            .read_audit(tenant, (from, None), PAGE_LINES, Duration::ZERO)
             .await?;
         missing += page.missing;
         progress.add(page.lines.len() as u64);

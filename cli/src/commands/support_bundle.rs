@@ -25,6 +25,8 @@ use crate::tool::ToolContext;
 
 /// Files of logs, the newest, and the last bytes of each.
 const LOGS_MAX: usize = 50;
+/// Bytes of the name of a log, cut to what an archive takes.
+const LOG_NAME_BYTES_MAX: usize = 60;
 const LOG_BYTES_MAX: u64 = 1 << 20;
 
 /// What is collected, before it is written.
@@ -89,7 +91,17 @@ fn write(bundle: &Bundle, path: &Path, now_s: u64) -> Result<usize, CliError> {
         CliError::failed(format!("cannot write {}: {error}", path.display()))
             .advise("give a new file with --to-file")
     };
-    let mut archive = Archive::create(path, now_s).map_err(failed)?;
+    let archive = Archive::create(path, now_s).map_err(failed)?;
+    let written = fill(bundle, archive, now_s);
+    if written.is_err() {
+        // Half a bundle would be in the way of the next one.
+        let _ = fs::remove_file(path);
+    }
+    written.map_err(failed)?;
+    Ok(bundle.files.len() + 1)
+}
+
+fn fill(bundle: &Bundle, mut archive: Archive, now_s: u64) -> std::io::Result<()> {
     let manifest = json!({
         "version": LONG_VERSION.as_str(),
         "made_s": now_s,
@@ -101,10 +113,9 @@ fn write(bundle: &Bundle, path: &Path, now_s: u64) -> Result<usize, CliError> {
     for (name, text) in bundle.files.iter().chain([&own]) {
         let text = bundle.redactor.text(text);
         let name = format!("aquifer-support/{name}");
-        archive.add(&name, text.as_bytes()).map_err(failed)?;
+        archive.add(&name, text.as_bytes())?;
     }
-    archive.finish().map_err(failed)?;
-    Ok(bundle.files.len() + 1)
+    archive.finish()
 }
 
 /// The configuration file, without its comments, which may hold anything.
@@ -201,7 +212,11 @@ fn logs(bundle: &mut Bundle, folder: &Path) {
     files.sort();
     for (_, path) in files.iter().rev().take(LOGS_MAX) {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
-        let name: String = name.chars().take(60).collect();
+        let mut end = name.len().min(LOG_NAME_BYTES_MAX);
+        while !name.is_char_boundary(end) {
+            end -= 1;
+        }
+        let name = name[..end].to_owned();
         match tail(path) {
             Ok(text) => bundle.add(format!("logs/{name}"), text),
             Err(error) => bundle.missing(&path.display().to_string(), error),

@@ -180,6 +180,8 @@ pub struct ReadAudit {
     pub tenant: Option<String>,
     /// Where to begin.
     pub from: Place,
+    /// Where to end: no line at this index or behind it.
+    pub before: Option<Index>,
     /// Most lines of the answer.
     pub limit: u32,
     /// How long to wait for a line when there is none yet. The broker may wait for less time.

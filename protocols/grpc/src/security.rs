@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use aquifer_model::id::Index;
 use aquifer_model::place::Place;
 use aquifer_model::topic::{SubscriptionName, TopicName};
 use aquifer_proto::v1;
@@ -126,6 +127,7 @@ impl v1::security_server::Security for Service {
                     "" => Place::Earliest,
                     from => place(from)?,
                 },
+                before: r.before_index.map(Index),
                 limit: match r.limit {
                     0 => AUDIT_LINES_DEFAULT,
                     limit => limit,

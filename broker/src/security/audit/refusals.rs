@@ -29,6 +29,8 @@ pub(super) struct Refusal {
     pub(super) request: String,
     pub(super) resource: String,
     pub(super) code: String,
+    /// Whose resource it is.
+    pub(super) tenant: Option<String>,
 }
 
 /// See the module.

@@ -29,6 +29,7 @@ async fn lines(secured: &Secured, caller: &RequestContext, tenant: Option<&str>)
         let request = ReadAudit {
             tenant: tenant.map(str::to_owned),
             from,
+            before: None,
             limit: 3,
             wait: Duration::ZERO,
         };
@@ -81,6 +82,7 @@ async fn lines_are_in_the_topic_and_a_tenants_auditor_reads_its_own() {
         let request = ReadAudit {
             tenant: foreign.map(str::to_owned),
             from: Place::Earliest,
+            before: None,
             limit: 1,
             wait: Duration::ZERO,
         };

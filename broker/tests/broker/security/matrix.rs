@@ -129,7 +129,7 @@ fn rows() -> impl Iterator<Item = Row> {
         "Security/ListTokens" &[Grant], |b, c| b.list_tokens(&c, Some("acme".to_owned()), page());
         "Security/RotateToken" &[Grant], |b, c| b.rotate_token(&c, id(), None);
         "Security/RevokeToken" &[Grant], |b, c| b.revoke_token(&c, id());
-        "Security/ReadAudit" &[Audit], |b, c| b.read_audit(&c, ReadAudit { tenant: Some("acme".to_owned()), from: Place::Earliest, limit: 1, wait: std::time::Duration::ZERO });
+        "Security/ReadAudit" &[Audit], |b, c| b.read_audit(&c, ReadAudit { tenant: Some("acme".to_owned()), from: Place::Earliest, before: None, limit: 1, wait: std::time::Duration::ZERO });
         "Security/AddGrant" &[Grant], |b, c| b.add_grant(&c, grant("token:other", &[Describe], "acme/shop"));
         "Security/ListGrants" &[Grant], |b, c| b.list_grants(&c, scope("acme"), None, page());
         "Security/RemoveGrant" &[Grant], |b, c| b.remove_grant(&c, id(), scope("acme"));

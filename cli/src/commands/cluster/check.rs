@@ -209,7 +209,8 @@ fn judge(seen: &Seen, expected: &Expected) -> Vec<Check> {
     ]
 }
 
-/// What was read came from a quorum; one more member that goes must not end it.
+/// What was read came from a quorum; one more member that goes must not end it, where there are
+/// enough of them for that.
 fn etcd(members: &[EtcdMember]) -> Check {
     let answer = members.iter().filter(|member| member.status.is_ok());
     let (answer, all) = (answer.count(), members.len());
@@ -228,7 +229,8 @@ fn etcd(members: &[EtcdMember]) -> Check {
             Ok(None) => {}
         }
     }
-    let is_lost = answer < all / 2 + 1;
+    let spare = usize::from(all >= 3);
+    let is_lost = answer < all / 2 + 1 + spare;
     let is_wrong = wrong.len() > all - answer;
     let mut detail = format!("{answer} of {all} members answer");
     for one in wrong {
@@ -373,11 +375,16 @@ mod tests {
     }
 
     #[test]
-    fn etcd_needs_most_of_its_members_and_a_leader() {
+    fn etcd_needs_one_more_than_most_of_its_members_and_a_leader() {
         let judged = |members: &[EtcdMember]| etcd(members).ok;
         assert!(judged(&[member("a", true)]));
-        assert!(judged(&[member("a", true), member("b", true), away("c")]));
-        assert!(!judged(&[member("a", true), away("b"), away("c")]));
+        let three = [member("a", true), member("b", true), member("c", true)];
+        assert!(judged(&three));
+        assert!(!judged(&[member("a", true), member("b", true), away("c")]));
+        let five = ["d", "e"].map(|url| member(url, true));
+        let five: Vec<EtcdMember> = three.into_iter().chain(five).collect();
+        assert!(judged(&[&five[..4], &[away("e")]].concat()));
+        assert!(!judged(&[&five[..3], &[away("d"), away("e")]].concat()));
         assert!(!judged(&[
             member("a", true),
             member("b", false),

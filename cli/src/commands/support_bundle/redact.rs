@@ -4,6 +4,7 @@
 //! Invariant: a value of a setting that is secret, and what is in a file that such a setting names,
 //! is in no text that went through [`Redactor::text`], wherever else it stands.
 
+use std::cmp::Reverse;
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::Read;
@@ -14,18 +15,22 @@ use toml::{Table, Value};
 /// What stands in place of a secret.
 const REDACTED: &str = "<redacted>";
 /// Words in the names of secrets.
-const SECRET_WORDS: [&str; 6] = [
+const SECRET_WORDS: [&str; 8] = [
     "password",
     "passwd",
     "secret",
     "token",
     "credential",
     "authorization",
+    "passphrase",
+    "signature",
 ];
 /// Endings of names of secrets, where a word alone would say too little.
-const SECRET_ENDS: [&str; 3] = ["access_key", "private_key", "api_key"];
+const SECRET_ENDS: [&str; 4] = ["access_key", "account_key", "private_key", "api_key"];
 /// What tokens of Aquifer begin with.
 const TOKEN_PREFIX: &str = "aqf_";
+/// What tokens of issuers (JWT) begin with: `{"` in base64.
+const JWT_PREFIX: &str = "eyJ";
 /// Shorter values are everywhere by chance.
 const SECRET_BYTES_MIN: usize = 4;
 /// Most bytes of a file with a secret.
@@ -34,7 +39,8 @@ const FILE_BYTES_MAX: u64 = 64 << 10;
 /// Takes secrets out of texts.
 #[derive(Debug, Default)]
 pub struct Redactor {
-    known: BTreeSet<String>,
+    /// Longest first, so that none that begins like another leaves its end.
+    known: BTreeSet<(Reverse<usize>, String)>,
 }
 
 impl Redactor {
@@ -65,7 +71,7 @@ impl Redactor {
     pub fn learn(&mut self, secret: &str) {
         for line in secret.lines().map(str::trim) {
             if line.len() >= SECRET_BYTES_MIN && !line.starts_with("-----") {
-                self.known.insert(line.to_owned());
+                self.known.insert((Reverse(line.len()), line.to_owned()));
             }
         }
     }
@@ -109,7 +115,7 @@ impl Redactor {
 
     fn line(&self, line: &str) -> String {
         let mut line = line.to_owned();
-        for secret in &self.known {
+        for (_, secret) in &self.known {
             if line.contains(secret.as_str()) {
                 line = line.replace(secret.as_str(), REDACTED);
             }
@@ -126,7 +132,7 @@ fn is_secret(name: &str) -> bool {
         return false;
     }
     let has_word = SECRET_WORDS.iter().any(|word| name.contains(word));
-    has_word || SECRET_ENDS.iter().any(|end| name.ends_with(end))
+    has_word || name == "sig" || SECRET_ENDS.iter().any(|end| name.ends_with(end))
 }
 
 /// Whether a setting names a file with a secret.
@@ -174,6 +180,11 @@ fn without_values(line: &str) -> String {
             out.push_str(REDACTED);
             continue;
         }
+        if word.starts_with(JWT_PREFIX) && behind.starts_with('.') {
+            out.push_str(REDACTED);
+            rest = behind.trim_start_matches(|c| is_word(c) || c == '.');
+            continue;
+        }
         out.push_str(word);
         if is_secret(word) || word.eq_ignore_ascii_case("bearer") {
             rest = skip_value(word, behind, &mut out);
@@ -198,14 +209,29 @@ fn skip_value<'a>(name: &str, behind: &'a str, out: &mut String) -> &'a str {
     }
     out.push_str(between);
     // A scheme as `Bearer` or `Basic` is followed by what is secret.
-    let quoted = between.contains(['"', '\'']);
-    let is_end = |c: char| match quoted {
-        true => matches!(c, '"' | '\'' | '\n'),
-        false => matches!(c, '\n' | ',' | '}' | ')' | ';'),
+    let end = match between.chars().last() {
+        Some(quote @ ('"' | '\'')) => end_of_quoted(value, quote, between.ends_with("\\\"")),
+        // Where a value without quotes ends cannot be told: it may have any character.
+        _ => value.find('\n').unwrap_or(value.len()),
     };
-    let end = value.find(is_end).unwrap_or(value.len());
     out.push_str(REDACTED);
     &value[end..]
+}
+
+/// Where a quoted value ends. In a text that is quoted itself (`nested`) the quote has a backslash
+/// of its own; one with more of them is part of the value.
+fn end_of_quoted(value: &str, quote: char, nested: bool) -> usize {
+    let mut backslashes = 0;
+    for (at, c) in value.char_indices() {
+        match c {
+            '\n' => return at,
+            '\\' => backslashes += 1,
+            c if c == quote && nested && backslashes <= 1 => return at - backslashes,
+            c if c == quote && !nested && backslashes % 2 == 0 => return at,
+            _ => backslashes = 0,
+        }
+    }
+    value.len()
 }
 
 #[cfg(test)]
@@ -246,11 +272,30 @@ mod tests {
             ("connects to etcds://me:hunter2@e1:2379/x\n", "hunter2"),
             ("AWS_SECRET_ACCESS_KEY=abcd/efg+h\n", "efg"),
             ("client-secret: 'two words'\n", "words"),
+            ("password=ab,cdef\n", "cdef"),
+            ("{\"password\":\"ab\\\"cdef\",\"a\":1}\n", "cdef"),
+            (
+                "\"{\\\"password\\\":\\\"abcdef\\\",\\\"a\\\":1}\"\n",
+                "abcdef",
+            ),
+            ("account_key=hunter2\n", "hunter2"),
+            ("GET /o?sig=hunter2 HTTP/1.1\n", "hunter2"),
+            (
+                "shown eyJhbGciOiJub25l.eyJzdWIiOiJtZSJ9.c2ln here\n",
+                "c2ln",
+            ),
         ] {
             let text = redactor.text(line);
             assert!(!text.contains(secret), "{line} {text}");
             assert!(text.contains(REDACTED), "{line} {text}");
         }
+        // What is behind a quoted value is kept.
+        let text = redactor.text("{\"password\":\"x\\\\\",\"a\":1}\n");
+        assert_eq!(text, "{\"password\":\"<redacted>\",\"a\":1}\n");
+        let mut both = Redactor::default();
+        both.learn("hunter");
+        both.learn("hunter27");
+        assert_eq!(both.text("a hunter27 b\n"), "a <redacted> b\n");
         let key = "a\n-----BEGIN PRIVATE KEY-----\nMIIE\n-----END PRIVATE KEY-----\nb\n";
         assert_eq!(redactor.text(key), "a\n<redacted>\nb\n");
     }
