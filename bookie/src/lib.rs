@@ -25,6 +25,7 @@ mod cookie;
 mod core;
 mod damage;
 mod deletions;
+mod deps;
 mod gate;
 mod housekeeping;
 mod journal;
@@ -63,13 +64,10 @@ use aquifer_model::storage::{
     BookieError, BookieResult, OrderedRequest, Presence, PresenceRange, ReadBatch, ReadRange,
     ReplyCallback, TailState, TailWait,
 };
-use aquifer_runtime::clock::SharedClock;
-use aquifer_runtime::disk::SharedDisk;
-use aquifer_runtime::rng::SharedRng;
-use opentelemetry::metrics::Meter;
 
 pub use answers::uncounted;
 pub use config::{BookieConfig, check_cluster};
+pub use deps::BookieDeps;
 pub use error::BookieOpenError;
 pub use gate::{GateAnswer, LedgerGate};
 pub use report::{
@@ -80,19 +78,6 @@ pub use report::{
 use crate::core::Core;
 use crate::scrub::RepairHook;
 use crate::store::{Opened, StoreError};
-
-/// What a bookie takes from its surroundings.
-#[derive(Clone)]
-pub struct BookieDeps {
-    /// Journal, mark and cookies; RocksDB always uses the real file system.
-    pub disk: SharedDisk,
-    /// Time.
-    pub clock: SharedClock,
-    /// Randomness, for the identity of a new bookie.
-    pub rng: SharedRng,
-    /// Where metrics go.
-    pub meter: Meter,
-}
 
 /// A running bookie. Clones share it; it stops with [`Bookie::shutdown`], or, without flushing,
 /// when the last clone is dropped. Both return when its threads are gone.
