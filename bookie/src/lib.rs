@@ -105,7 +105,7 @@ impl Bookie {
     /// # Errors
     /// When the directories are locked, foreign, damaged or unreadable.
     pub fn open(config: BookieConfig, deps: BookieDeps) -> Result<Bookie, BookieOpenError> {
-        Bookie::open_on(config, &deps, store::open)
+        Bookie::open_on(config, &deps, store::open::open)
     }
 
     /// The same over a store that `open_store` opens.
