@@ -19,7 +19,6 @@ mod answers;
 mod apply;
 mod assemble;
 mod bell;
-mod bytes_at;
 mod checkpoints;
 mod cookie;
 mod core;
