@@ -10,13 +10,13 @@ use aquifer_runtime::budget::ByteBudget;
 use aquifer_runtime::task::spawn_vital_thread;
 use parking_lot::Mutex;
 
-use crate::BookieDeps;
 use crate::answers::Answers;
 use crate::apply::Applier;
 use crate::checkpoints::Checkpointer;
 use crate::config::BookieConfig;
 use crate::cookie::io_error;
 use crate::core::{Core, Threads};
+use crate::deps::BookieDeps;
 use crate::error::BookieOpenError;
 use crate::housekeeping::Housekeeper;
 use crate::journal::group_commit::JournalThread;

@@ -11,11 +11,11 @@
 
 use std::collections::BTreeMap;
 
+use aquifer_model::bytes_at::u64_at;
 use aquifer_model::id::{CreationToken, EntryId};
 use aquifer_model::storage::{AddEntry, BookieError, OrderedOperation, OrderedRequest};
 use thiserror::Error;
 
-use crate::bytes_at::u64_at;
 use crate::journal::record::RecordKind;
 
 /// Bytes of a stored [`LedgerMeta`].

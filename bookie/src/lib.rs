@@ -19,12 +19,12 @@ mod answers;
 mod apply;
 mod assemble;
 mod bell;
-mod bytes_at;
 mod checkpoints;
 mod cookie;
 mod core;
 mod damage;
 mod deletions;
+mod deps;
 mod gate;
 mod housekeeping;
 mod journal;
@@ -63,13 +63,10 @@ use aquifer_model::storage::{
     BookieError, BookieResult, OrderedRequest, Presence, PresenceRange, ReadBatch, ReadRange,
     ReplyCallback, TailState, TailWait,
 };
-use aquifer_runtime::clock::SharedClock;
-use aquifer_runtime::disk::SharedDisk;
-use aquifer_runtime::rng::SharedRng;
-use opentelemetry::metrics::Meter;
 
 pub use answers::uncounted;
 pub use config::{BookieConfig, check_cluster};
+pub use deps::BookieDeps;
 pub use error::BookieOpenError;
 pub use gate::{GateAnswer, LedgerGate};
 pub use report::{
@@ -80,19 +77,6 @@ pub use report::{
 use crate::core::Core;
 use crate::scrub::RepairHook;
 use crate::store::{Opened, StoreError};
-
-/// What a bookie takes from its surroundings.
-#[derive(Clone)]
-pub struct BookieDeps {
-    /// Journal, mark and cookies; RocksDB always uses the real file system.
-    pub disk: SharedDisk,
-    /// Time.
-    pub clock: SharedClock,
-    /// Randomness, for the identity of a new bookie.
-    pub rng: SharedRng,
-    /// Where metrics go.
-    pub meter: Meter,
-}
 
 /// A running bookie. Clones share it; it stops with [`Bookie::shutdown`], or, without flushing,
 /// when the last clone is dropped. Both return when its threads are gone.
@@ -120,7 +104,7 @@ impl Bookie {
     /// # Errors
     /// When the directories are locked, foreign, damaged or unreadable.
     pub fn open(config: BookieConfig, deps: BookieDeps) -> Result<Bookie, BookieOpenError> {
-        Bookie::open_on(config, &deps, store::open)
+        Bookie::open_on(config, &deps, store::open::open)
     }
 
     /// The same over a store that `open_store` opens.

@@ -9,10 +9,10 @@ use std::sync::Arc;
 use aquifer_model::id::LedgerId;
 use aquifer_runtime::disk::{BLOCK_BYTES, DiskLock};
 
-use crate::BookieDeps;
 use crate::apply::replay::{ReplayError, Replayer};
 use crate::config::BookieConfig;
 use crate::cookie::{self, Cookie, Setup, io_error};
+use crate::deps::BookieDeps;
 use crate::error::BookieOpenError;
 use crate::journal::group_commit::Tail;
 use crate::journal::mark::{FoundMark, Mark};

@@ -11,12 +11,12 @@ use aquifer_runtime::budget::ByteBudget;
 use aquifer_runtime::clock::SharedClock;
 use aquifer_runtime::disk::SharedDisk;
 
-use crate::BookieDeps;
 use crate::apply::queue::ApplyQueue;
 use crate::bell::Bell;
 use crate::config::BookieConfig;
 use crate::damage::Damage;
 use crate::deletions::Deletions;
+use crate::deps::BookieDeps;
 use crate::journal::commit::BlockPool;
 use crate::journal::mark::Mark;
 use crate::journal::progress::Progress;

@@ -12,6 +12,8 @@
 //!   and never an error of another ledger (I5).
 //! - While it opens again, callers wait: a store without what it had in memory must not answer.
 
+mod error;
+pub mod open;
 mod rocks;
 pub mod value;
 
@@ -21,17 +23,14 @@ use std::time::Duration;
 
 use aquifer_model::id::{EntryId, LedgerId};
 use aquifer_model::storage::{AddEntry, Presence, PresenceRange, ReadRange, StoredEntry};
-use thiserror::Error;
 
-use crate::config::BookieConfig;
 use crate::journal::commit::Committed;
 use crate::journal::replay::Loss;
 use crate::ledger_state::{LedgerMeta, Stored};
 use crate::report::{DamageReport, SetAsideReport};
 use crate::store::value::EntryError;
 
-#[cfg(test)]
-pub use rocks::{RocksStore, set_aside};
+pub use error::StoreError;
 
 /// What commits are applied to: by the applier, by a start, and by a store that opens again.
 pub trait ApplyTarget {
@@ -165,23 +164,6 @@ pub trait EntryStore: ApplyTarget + Send + Sync {
     fn as_any(&self) -> &dyn std::any::Any;
 }
 
-/// What a store, or what it holds, refused.
-#[derive(Debug, Clone, PartialEq, Eq, Error)]
-pub enum StoreError {
-    /// What it stands on said so.
-    #[error("{0}")]
-    Failed(String),
-    /// Bytes that are not what should be there, or that the disk does not give back.
-    #[error("ledger store is damaged: {0}")]
-    Damaged(String),
-    /// The disk has no room.
-    #[error("the disk is full: {0}")]
-    Full(String),
-    /// It is closed, or could not be opened again after an error.
-    #[error("ledger store is closed: {0}")]
-    Closed(String),
-}
-
 /// The last entry of a ledger.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LastEntry {
@@ -266,9 +248,4 @@ pub struct Opened {
     pub damage: Option<DamageReport>,
     /// Damaged files that are not part of it any more.
     pub set_aside: Option<SetAsideReport>,
-}
-
-/// Opens the store of a bookie, or creates that of a new one.
-pub fn open(config: &BookieConfig, is_new: bool) -> Result<Opened, StoreError> {
-    rocks::open(config, is_new)
 }

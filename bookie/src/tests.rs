@@ -30,7 +30,8 @@ use aquifer_runtime::telemetry::Telemetry;
 use bytes::Bytes;
 
 use crate::checkpoints::Checkpointer;
-use crate::store::{EntryStore, RocksStore};
+use crate::store::EntryStore;
+use crate::store::open::RocksStore;
 use crate::{Bookie, BookieConfig, BookieDeps, BookieOpenError};
 
 pub(crate) const MIB: usize = 1024 * 1024;

@@ -17,8 +17,8 @@ use std::time::Duration;
 
 use aquifer_log::first_due_on_record;
 use aquifer_metadata::keys::{self, Key};
-use aquifer_metadata::record;
 use aquifer_metadata::store::Versioned;
+use aquifer_metadata::{record, scan};
 use aquifer_model::policy::{EffectivePolicies, Retention};
 use aquifer_model::topic::{NamespaceName, TopicName};
 use aquifer_proto::v1::{NamespaceRecord, Removal, TenantRecord, TopicRecord};
@@ -28,7 +28,7 @@ use futures::StreamExt;
 use crate::bundle::Bundles;
 use crate::error::BrokerError;
 use crate::namespace::bundles_of;
-use crate::namespace::listing::{Lister, behind, parse};
+use crate::namespace::listing::{behind, parse};
 use crate::offload::planner::Planner;
 use crate::security::audit::cause::Create;
 use crate::topic::event::Event;
@@ -97,14 +97,12 @@ async fn round(topics: &Arc<Topics>, planner: Option<&Planner>) -> Result<(), Br
 
 async fn walk(topics: &Arc<Topics>, planner: Option<&Planner>) -> Result<(), BrokerError> {
     let shared = topics.shared();
-    let lister = Lister {
-        store: shared.namespaces.store().as_ref(),
-        prefix: keys::TENANTS_PREFIX.to_owned(),
-    };
+    let store = shared.namespaces.store().as_ref();
     let mut current: Option<Current> = None;
     let mut after: Option<String> = None;
     loop {
-        let page = lister.scan(after.as_deref(), PAGE_RECORDS).await?;
+        let page = scan::page_behind(store, keys::TENANTS_PREFIX, after.as_deref(), PAGE_RECORDS);
+        let page = page.await?;
         let Some(last) = page.items.last() else {
             return Ok(());
         };

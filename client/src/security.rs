@@ -11,6 +11,7 @@ use std::time::Duration;
 use aquifer_model::id::Index;
 use aquifer_model::place::Place;
 use aquifer_proto::v1;
+use aquifer_runtime::clock;
 use bytes::Bytes;
 
 use crate::connection::{Authorized, Connection};
@@ -216,7 +217,7 @@ impl Security {
         let request = v1::CreateTokenRequest {
             name: name.to_owned(),
             tenant: tenant.unwrap_or_default().to_owned(),
-            lifetime_ms: lifetime.map(millis),
+            lifetime_ms: lifetime.map(clock::millis),
         };
         let call = move |mut client: Client| {
             let request = request.clone();
@@ -259,7 +260,7 @@ impl Security {
     pub async fn rotate_token(&self, id: &str, grace: Option<Duration>) -> Result<NewToken> {
         let request = v1::RotateTokenRequest {
             id: id.to_owned(),
-            grace_ms: grace.map(millis),
+            grace_ms: grace.map(clock::millis),
         };
         let call = move |mut client: Client| {
             let request = request.clone();
@@ -334,7 +335,7 @@ impl Security {
             actions,
             scope: Some(grant.scope.into()),
             subscriptions: grant.subscriptions.unwrap_or_default(),
-            lifetime_ms: grant.lifetime.map(millis),
+            lifetime_ms: grant.lifetime.map(clock::millis),
             // The broker knows a repetition by it, which answers the same grant.
             request_id: Bytes::copy_from_slice(&self.context.rng.id16()),
         };
@@ -451,10 +452,6 @@ fn new_token(info: Option<v1::Token>, secret: String) -> Result<NewToken> {
 
 fn given(text: String) -> Option<String> {
     Some(text).filter(|text| !text.is_empty())
-}
-
-fn millis(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 fn without(what: &str) -> ClientError {

@@ -9,7 +9,7 @@ use aquifer_ledger::context::LedgerContext;
 use crate::cache::EntryCache;
 use crate::metrics::LogMetrics;
 use crate::offload::tier::ColdTier;
-use crate::pages::Paging;
+use crate::types::Paging;
 
 /// The surroundings of all logs of a process, filled in by its wiring.
 pub struct LogContext {

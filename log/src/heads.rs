@@ -8,9 +8,9 @@ use aquifer_model::id::EntryId;
 use aquifer_model::storage::StoredEntry;
 
 use crate::error::LogError;
-use crate::read::{HEAD_BYTES_USUAL, Place, ReadPoint, damaged};
+use crate::read::{HEAD_BYTES_USUAL, ReadPoint, damaged};
 use crate::state::LogInner;
-use crate::types::{Found, LogHead};
+use crate::types::{Found, LogHead, Place};
 
 impl LogInner {
     /// As [`LogInner::read_or_skip`], by heads.

@@ -46,10 +46,12 @@ mod types;
 
 pub use probe::Fence;
 pub use read::ReadPoint;
-pub use record::{RestoredLedger, RestoringTopic, TopicRecordCell, delete_given_up};
+pub use record::TopicRecordCell;
+pub use record::given_up::delete_given_up;
+pub use record::restoring::{RestoredLedger, RestoringTopic};
 pub use topic_log::TopicLog;
 pub use trim::{TrimDue, first_due_on_record};
 pub use types::{
     Append, AppendSink, Appended, Damage, Found, LedgerStat, LogEntry, LogHead, LogKind,
-    LogOptions, LogStats, ReadLimits,
+    LogOptions, LogStats, ReadLimits, SegmentState,
 };

@@ -24,5 +24,5 @@ mod due;
 mod known;
 pub(crate) mod upload;
 
-pub use care::{Offloading, SegmentState};
+pub use care::Offloading;
 pub(crate) use known::SharedOffloadState;

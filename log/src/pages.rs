@@ -28,27 +28,12 @@ use aquifer_proto::v1;
 use bytes::Bytes;
 
 use crate::error::LogError;
-use crate::record::TopicRecordCell;
-use crate::rollover::note_removed;
+use crate::record::{TopicRecordCell, note_removed};
+
+pub use crate::types::Paging;
 
 /// Attempts to read the record and its pages in one state while another process changes them.
 const READS_MAX: usize = 8;
-
-/// How the segments of a topic are divided. With the defaults a record has at most 80 segments,
-/// some 4 KiB, and a page 48, which one transaction can trim.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Paging {
-    /// Segments that stay in the record when others move into a page; at least two.
-    pub kept: usize,
-    /// Segments that move at once; at least one.
-    pub page: usize,
-}
-
-impl Default for Paging {
-    fn default() -> Paging {
-        Paging { kept: 32, page: 48 }
-    }
-}
 
 /// A page as it was read.
 #[derive(Debug, Clone)]

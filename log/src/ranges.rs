@@ -19,8 +19,7 @@ use tokio::sync::SetOnce;
 
 use crate::cache::EntryCache;
 use crate::error::LogError;
-use crate::read::Place;
-use crate::types::LogEntry;
+use crate::types::{LogEntry, Place};
 
 /// Size of the index at which dead references are first removed.
 const SWEEP_MIN: usize = 32;

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use aquifer_ledger::ledger_metadata::LedgerInfo;
 use aquifer_ledger::reader::Wanted;
 use aquifer_model::entry::{EntryData, EntryError, EntryHead, HEAD_BYTES_MAX};
-use aquifer_model::id::{EntryId, Index, LedgerId};
+use aquifer_model::id::{EntryId, Index};
 use aquifer_model::storage::StoredEntry;
 use aquifer_runtime::budget::BytePermit;
 use bytes::Bytes;
@@ -24,7 +24,7 @@ use crate::error::LogError;
 use crate::ranges::{Begin, Fetching, Plan, Range, RangeIndex, ReaderSeat};
 use crate::source::read_stored;
 use crate::state::{LogInner, Segment};
-use crate::types::{LogEntry, ReadLimits};
+use crate::types::{LogEntry, Place, ReadLimits};
 
 /// Most entries of one fetch: small ones cost more than their bytes.
 const FETCH_ENTRIES_MAX: usize = 16 * 1024;
@@ -45,13 +45,6 @@ pub struct ReadPoint {
     seat: Option<ReaderSeat>,
     /// A head was longer than what is usually read of an entry for it: longer ones may follow.
     pub(super) has_long_heads: bool,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Place {
-    pub(super) index: Index,
-    pub(super) ledger: LedgerId,
-    pub(super) entry: EntryId,
 }
 
 impl From<Index> for ReadPoint {

@@ -5,8 +5,8 @@
 //! another owner has taken over; a record that another process changed under the same guards is
 //! read again and the change is decided again.
 
-mod given_up;
-mod restoring;
+pub(crate) mod given_up;
+pub(crate) mod restoring;
 
 use std::sync::Arc;
 
@@ -27,11 +27,6 @@ use tokio::sync::Semaphore;
 use crate::context::LogContext;
 use crate::deletion;
 use crate::error::LogError;
-
-pub use self::given_up::delete_given_up;
-#[cfg(test)]
-pub(crate) use self::given_up::delete_if_given_up;
-pub use self::restoring::{RestoredLedger, RestoringTopic};
 
 /// Attempts when the record keeps changing under the same guards.
 const CONFLICTS_MAX: usize = 32;
@@ -513,6 +508,16 @@ impl TopicRecordCell {
             }
         }
         self.reload().await.map(drop)
+    }
+}
+
+/// Keeps the highest id of ledgers that the record does not list any more.
+pub(crate) fn note_removed(
+    record: &mut v1::TopicRecord,
+    removed: impl IntoIterator<Item = v1::SegmentRecord>,
+) {
+    for segment in removed {
+        record.last_ledger_id = record.last_ledger_id.max(segment.ledger_id);
     }
 }
 

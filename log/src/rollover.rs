@@ -26,7 +26,7 @@ use aquifer_proto::v1;
 use crate::deletion;
 use crate::error::LogError;
 use crate::pages::{has_pages, move_oldest, page_in_use};
-use crate::record::RecordChange;
+use crate::record::{RecordChange, note_removed};
 use crate::state::{Current, LogInner, Phase, Segment, SegmentStatus, State};
 use crate::types::LogKind;
 
@@ -425,16 +425,6 @@ impl LogInner {
             created_ms: ledgers.clock.wall_ms(),
             revision: Revision(0),
         })
-    }
-}
-
-/// Keeps the highest id of ledgers that the record does not list any more.
-pub(crate) fn note_removed(
-    record: &mut v1::TopicRecord,
-    removed: impl IntoIterator<Item = v1::SegmentRecord>,
-) {
-    for segment in removed {
-        record.last_ledger_id = record.last_ledger_id.max(segment.ledger_id);
     }
 }
 

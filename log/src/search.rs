@@ -12,10 +12,10 @@ use aquifer_model::entry::EntryHead;
 use aquifer_model::id::{EntryId, Index, LedgerId};
 
 use crate::error::LogError;
-use crate::read::{Place, ReadPoint, split};
+use crate::read::{ReadPoint, split};
 use crate::source::{Before, narrowed, read_stored};
 use crate::state::{LogInner, Segment};
-use crate::types::{Damage, Found, ReadLimits};
+use crate::types::{Damage, Found, Place, ReadLimits};
 
 /// Reads of what is called damaged and can be read after all: another reader's fetch may have
 /// failed.

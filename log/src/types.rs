@@ -1,4 +1,6 @@
-//! What goes in and out of a topic log.
+//! What goes in and out of a topic log, and plain data that its parts share.
+
+use std::sync::Arc;
 
 use aquifer_model::entry::{EntryFlags, EntryHead};
 use aquifer_model::extensions::Extensions;
@@ -8,7 +10,6 @@ use aquifer_model::quorum::Quorum;
 use bytes::Bytes;
 
 use crate::error::LogError;
-use crate::offload::SegmentState;
 
 /// Which log of a topic.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -173,4 +174,44 @@ pub struct LedgerStat {
     pub open: bool,
     /// Where its bytes are, as far as that was looked at.
     pub state: SegmentState,
+}
+
+/// Where the bytes of a segment are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SegmentState {
+    /// At bookies.
+    Local,
+    /// At bookies, and an attempt to write an object is under way.
+    Offloading,
+    /// In an object.
+    Offloaded {
+        /// Its name.
+        object: Arc<str>,
+        /// Whether bookies have copies too.
+        local: bool,
+    },
+}
+
+/// How the segments of a topic are divided. With the defaults a record has at most 80 segments,
+/// some 4 KiB, and a page 48, which one transaction can trim.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Paging {
+    /// Segments that stay in the record when others move into a page; at least two.
+    pub kept: usize,
+    /// Segments that move at once; at least one.
+    pub page: usize,
+}
+
+impl Default for Paging {
+    fn default() -> Paging {
+        Paging { kept: 32, page: 48 }
+    }
+}
+
+/// Where an entry begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Place {
+    pub(crate) index: Index,
+    pub(crate) ledger: LedgerId,
+    pub(crate) entry: EntryId,
 }

@@ -15,9 +15,11 @@
 mod engine;
 mod file;
 mod history;
+mod options;
 mod reads;
 mod rows;
 mod sessions;
+mod shared;
 
 #[cfg(test)]
 mod tests;
@@ -32,7 +34,6 @@ use aquifer_runtime::disk::SharedDisk;
 use aquifer_runtime::task::{TaskGroup, spawn_vital_thread};
 use async_trait::async_trait;
 use parking_lot::{Mutex, RwLock};
-use redb::Database;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
@@ -41,60 +42,20 @@ use crate::limits;
 use crate::store::{
     MetadataStore, PageToken, Revision, ScanPage, Session, Transaction, Until, Versioned, Watch,
 };
-use engine::{Engine, Request, Work};
+use engine::Engine;
 use history::History;
+pub use options::EmbeddedOptions;
 use reads::Snapshots;
 use sessions::{EmbeddedSession, Sessions};
+use shared::{Request, Shared, Work};
 
 /// Transactions that may wait for the store's thread; later callers wait for room.
 const QUEUED_MAX: usize = 1_024;
-
-/// The settings of an embedded store.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct EmbeddedOptions {
-    /// Memory for cached pages, in bytes.
-    pub cache_bytes: usize,
-    /// Changes that a watch may lag behind before it has to scan again.
-    pub history_events: usize,
-    /// The same, in bytes.
-    pub history_bytes: usize,
-    /// Files up to this size are verified as a whole when they are opened. The checksum of each
-    /// value is verified whenever it is read, whatever the size.
-    pub verify_bytes_max: u64,
-    /// How long a scan may pause between two pages.
-    pub scan_idle_max: Duration,
-}
-
-impl Default for EmbeddedOptions {
-    fn default() -> EmbeddedOptions {
-        EmbeddedOptions {
-            cache_bytes: 16 << 20,
-            history_events: 10_000,
-            history_bytes: 8 << 20,
-            verify_bytes_max: 64 << 20,
-            scan_idle_max: Duration::from_secs(30),
-        }
-    }
-}
 
 /// A metadata store in one file of this process.
 #[derive(Debug)]
 pub struct EmbeddedStore {
     shared: Arc<Shared>,
-}
-
-/// What the store, its thread, its sessions and its watches share.
-#[derive(Debug)]
-struct Shared {
-    /// `None` while the file is not open: the store is closed, or a commit failed and the file
-    /// could not be opened again yet. Locked before `snapshots`, never the other way round.
-    database: RwLock<Option<Database>>,
-    snapshots: Mutex<Snapshots>,
-    history: Arc<History>,
-    sessions: Sessions,
-    clock: SharedClock,
-    requests: mpsc::Sender<Request>,
-    closed: CancellationToken,
 }
 
 impl EmbeddedStore {
@@ -168,33 +129,6 @@ impl Drop for EmbeddedStore {
             reply,
         };
         let _ = self.shared.requests.try_send(close);
-    }
-}
-
-impl Shared {
-    /// Closes the file, when no reader is in it any more.
-    fn close_file(&self) -> MetadataResult<()> {
-        let mut database = self.database.write();
-        self.snapshots.lock().clear();
-        file::without_panic(|| {
-            drop(database.take());
-            Ok(())
-        })
-    }
-
-    /// Hands work to the store's thread and waits for its outcome.
-    async fn ask(&self, work: Work) -> MetadataResult<Revision> {
-        let (reply, answer) = oneshot::channel();
-        let closed = || MetadataError::Unavailable("the store is closed".to_owned());
-        self.requests
-            .send(Request { work, reply })
-            .await
-            .map_err(|_| closed())?;
-        answer.await.unwrap_or_else(|_| {
-            Err(MetadataError::UnknownOutcome(
-                "the store's thread ended".to_owned(),
-            ))
-        })
     }
 }
 

@@ -21,6 +21,8 @@ mod errors;
 mod lease;
 mod members;
 mod room;
+mod session;
+mod shared;
 mod slots;
 mod space;
 mod watch;
@@ -33,10 +35,10 @@ use aquifer_runtime::clock::SharedClock;
 use aquifer_runtime::rng::SharedRng;
 use aquifer_runtime::task::TaskGroup;
 use async_trait::async_trait;
-use etcd_client::{Client, GetOptions};
+use etcd_client::Client;
 use tokio_util::sync::CancellationToken;
 
-use crate::error::{MetadataError, MetadataResult};
+use crate::error::MetadataResult;
 use crate::limits;
 use crate::store::{
     MetadataStore, PageToken, Revision, ScanPage, Session, Transaction, Until, Usage, Versioned,
@@ -45,39 +47,18 @@ use crate::store::{
 use commit::Request;
 pub use config::EtcdConfig;
 use endpoints::Endpoints;
-use errors::Failure;
-use lease::EtcdSession;
 pub use members::{EtcdMember, MemberStatus};
 use room::RoomWatch;
+use session::EtcdSession;
+use shared::Shared;
 use slots::Slots;
-use space::{Space, number, revision};
+use space::Space;
 use watch::EtcdWatch;
 
 /// A metadata store in etcd.
 #[derive(Debug)]
 pub struct EtcdStore {
     shared: Arc<Shared>,
-}
-
-/// What the store, its sessions and its watches share.
-struct Shared {
-    space: Space,
-    endpoints: Arc<Endpoints>,
-    slots: Slots,
-    clock: SharedClock,
-    room: RoomWatch,
-    /// etcd's quota, where it does not say so itself.
-    quota_bytes: u64,
-    tasks: TaskGroup,
-    closed: CancellationToken,
-}
-
-impl std::fmt::Debug for Shared {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Shared")
-            .field("space", &self.space)
-            .finish_non_exhaustive()
-    }
 }
 
 impl EtcdStore {
@@ -125,75 +106,6 @@ impl Drop for EtcdStore {
     fn drop(&mut self) {
         self.shared.closed.cancel();
     }
-}
-
-impl Shared {
-    fn ensure_open(&self) -> MetadataResult<()> {
-        if self.closed.is_cancelled() {
-            return Err(MetadataError::Unavailable("the store is closed".to_owned()));
-        }
-        Ok(())
-    }
-
-    /// Reads a page: from a key as etcd has it, at a revision or now.
-    async fn page(
-        &self,
-        mut from: Vec<u8>,
-        to: &[u8],
-        mut at: Option<Revision>,
-        mut limit: i64,
-    ) -> MetadataResult<ScanPage> {
-        loop {
-            let options = GetOptions::new()
-                .with_range(to)
-                .with_revision(at.map_or(0, number))
-                .with_limit(limit);
-            let get = |client: Client| {
-                let (from, options) = (from.clone(), options.clone());
-                async move { client.kv_client().get(from, Some(options)).await }
-            };
-            let mut answer = match self.endpoints.call("a scan", get).await {
-                Err(Failure::AnswerTooLarge) if limit > 1 => {
-                    limit /= 2;
-                    continue;
-                }
-                other => other?,
-            };
-            let Some(header) = answer.take_header() else {
-                return Err(no_header());
-            };
-            // The first page decides on the revision of all.
-            let snapshot = *at.get_or_insert(revision(header.revision()));
-            let more = answer.more();
-            let found = answer.take_kvs();
-            let last = found.last().map(|found| found.key().to_vec());
-            let items: Vec<Versioned> = found
-                .into_iter()
-                .filter_map(|found| self.space.item(found.0))
-                .collect();
-            let next = items.last().filter(|_| more).map(|item| PageToken {
-                after: item.key.clone(),
-                revision: snapshot,
-            });
-            if let Some(last) = last
-                && more
-                && items.is_empty()
-            {
-                // Foreign keys only: look behind them.
-                from = Space::after(last);
-                continue;
-            }
-            return Ok(ScanPage {
-                items,
-                next,
-                revision: snapshot,
-            });
-        }
-    }
-}
-
-fn no_header() -> MetadataError {
-    MetadataError::Unavailable("etcd answered without a header".to_owned())
 }
 
 #[async_trait]

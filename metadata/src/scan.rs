@@ -2,11 +2,13 @@
 //! path of a message may wait for one.
 //!
 //! A store serves the snapshot of a scan for a while only (etcd until it is compacted, embedded
-//! until the scan has paused for too long). There are two answers to that, and every scan of more
+//! until the scan has paused for too long). There are three answers to that, and every scan of more
 //! than a page is one of them:
 //! - [`each`] shows one state: it begins again, and so does what it has collected.
 //! - [`Pages`] is for work on keys that have nothing to do with each other: it goes on behind the
 //!   last key, in a newer snapshot.
+//! - [`page_behind`] is for lists whose reader comes back for the next page, and for walks that
+//!   jump: each page is of the newest state.
 
 use std::collections::BTreeSet;
 
@@ -22,7 +24,7 @@ const AFTER_EVERY_KEY: char = '\x7f';
 
 /// Shows every key below a prefix, at one revision and in order, to `visit`, a page in memory at a
 /// time. When the snapshot is gone it begins again with what `start` gives; so `visit` must change
-/// nothing else.
+/// nothing else, but for what may be done again with the same key or a newer one.
 ///
 /// # Errors
 /// What `visit` says; those of [`MetadataStore::scan`], also after the snapshot was lost a few
@@ -125,7 +127,8 @@ impl<'a> Pages<'a> {
                         reason,
                         "a scan goes on in a newer snapshot"
                     );
-                    self.page_behind(&token.after).await?
+                    let limit = METADATA_PAGE_KEYS_MAX;
+                    page_behind(self.store, self.prefix, Some(&token.after), limit).await?
                 }
                 found => found?,
             },
@@ -139,20 +142,34 @@ impl<'a> Pages<'a> {
         let limit = METADATA_PAGE_KEYS_MAX;
         self.store.scan(self.prefix, token, limit).await
     }
+}
 
-    async fn page_behind(&self, after: &str) -> MetadataResult<ScanPage> {
-        let mut restarts = 0;
-        loop {
-            let newest = self.store.scan(self.prefix, None, 1).await?.revision;
-            let token = PageToken {
-                after: after.to_owned(),
-                revision: newest,
-            };
-            match self.page(Some(token)).await {
-                // The store changes so fast that the snapshot is gone again.
-                Err(MetadataError::Unavailable(_)) if restarts < RESTARTS_MAX => restarts += 1,
-                found => return found,
-            }
+/// A page of the newest state: the keys below a prefix that come behind a place, which need not be
+/// a key.
+///
+/// # Errors
+/// Those of [`MetadataStore::scan`], also after the snapshot was lost a few times.
+pub async fn page_behind(
+    store: &dyn MetadataStore,
+    prefix: &str,
+    after: Option<&str>,
+    limit: usize,
+) -> MetadataResult<ScanPage> {
+    let Some(after) = after else {
+        return store.scan(prefix, None, limit).await;
+    };
+    let mut restarts = 0;
+    loop {
+        // A scan begins at a place only within a snapshot: a first page tells its revision.
+        let newest = store.scan(prefix, None, 1).await?.revision;
+        let token = PageToken {
+            after: after.to_owned(),
+            revision: newest,
+        };
+        match store.scan(prefix, Some(token), limit).await {
+            // The store changes so fast that the snapshot is gone again.
+            Err(MetadataError::Unavailable(_)) if restarts < RESTARTS_MAX => restarts += 1,
+            found => return found,
         }
     }
 }

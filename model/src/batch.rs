@@ -26,8 +26,8 @@ use thiserror::Error;
 
 pub use builder::BatchBuilder;
 
+use crate::bytes_at::{u32_at, u64_at};
 use crate::checksum;
-use crate::entry::{u32_at, u64_at};
 use crate::id::ProducerInstance;
 use crate::limits::{
     BATCH_BYTES_MAX, BATCH_HEADER_BYTES_MAX, BATCH_MESSAGES_MAX, BATCH_UNCOMPRESSED_BYTES_MAX,

@@ -20,6 +20,7 @@
 use bytes::{BufMut, Bytes, BytesMut};
 use thiserror::Error;
 
+use crate::bytes_at::{u16_at, u32_at, u64_at};
 use crate::checksum;
 use crate::extensions::Extensions;
 use crate::id::{Index, OwnerEpoch};
@@ -221,18 +222,6 @@ impl EntryHead {
     pub fn end_index(&self) -> Index {
         self.base_index.plus(u64::from(self.message_count))
     }
-}
-
-pub(crate) fn u16_at(bytes: &[u8], at: usize) -> u16 {
-    u16::from_le_bytes([bytes[at], bytes[at + 1]])
-}
-
-pub(crate) fn u32_at(bytes: &[u8], at: usize) -> u32 {
-    u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
-}
-
-pub(crate) fn u64_at(bytes: &[u8], at: usize) -> u64 {
-    u64::from(u32_at(bytes, at)) | u64::from(u32_at(bytes, at + 4)) << 32
 }
 
 #[cfg(test)]

@@ -15,7 +15,8 @@
 use bytes::{BufMut, Bytes, BytesMut};
 use thiserror::Error;
 
-use crate::entry::{HEAD_BYTES, HEAD_BYTES_MAX, u16_at, u64_at};
+use crate::bytes_at::{u16_at, u64_at};
+use crate::entry::{HEAD_BYTES, HEAD_BYTES_MAX};
 use crate::id::ProducerInstance;
 
 /// Most bytes of all extensions of an entry.

@@ -7,6 +7,7 @@
 pub mod backup;
 pub mod batch;
 pub mod bundle;
+pub mod bytes_at;
 pub mod checksum;
 pub mod entry;
 pub mod extensions;

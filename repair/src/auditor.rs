@@ -19,8 +19,8 @@ use aquifer_model::id::{BookieId, EntryId, LedgerId};
 use aquifer_model::limits::METADATA_PAGE_KEYS_MAX;
 use futures::StreamExt;
 
-use crate::ReplicationConfig;
 use crate::checks::CheckCycle;
+use crate::config::ReplicationConfig;
 use crate::context::RepairContext;
 use crate::losses::{LossPolicy, LossWatch};
 use crate::members::{Member, Members};

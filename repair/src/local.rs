@@ -20,7 +20,7 @@ use aquifer_metadata::{keys, record};
 use aquifer_model::id::{BookieId, CreationToken, LedgerId};
 use aquifer_proto::v1;
 
-use crate::ReplicationConfig;
+use crate::config::ReplicationConfig;
 use crate::context::RepairContext;
 
 /// A ledger that a bookie stores and that is not deleted there.

@@ -19,7 +19,7 @@ use aquifer_metadata::{scan, segments};
 use aquifer_model::id::LedgerId;
 use roaring::RoaringTreemap;
 
-use crate::ReplicationConfig;
+use crate::config::ReplicationConfig;
 use crate::context::RepairContext;
 
 /// What a pass found and did.

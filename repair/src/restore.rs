@@ -29,7 +29,7 @@ use aquifer_runtime::clock;
 use roaring::RoaringTreemap;
 use tokio::sync::oneshot;
 
-use crate::ReplicationConfig;
+use crate::config::ReplicationConfig;
 use crate::context::RepairContext;
 use crate::copy::{Copier, Depth, Trouble};
 use crate::local::LocalLedger;

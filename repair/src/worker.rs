@@ -34,7 +34,7 @@ use aquifer_model::id::LedgerId;
 use aquifer_proto::v1;
 use futures::{StreamExt, stream};
 
-use crate::ReplicationConfig;
+use crate::config::ReplicationConfig;
 use crate::context::RepairContext;
 use crate::members::Members;
 use crate::share::Share;

@@ -7,13 +7,13 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use aquifer_model::bytes_at::{u32_at, u64_at};
 use aquifer_model::checksum;
 use aquifer_model::id::LedgerId;
 use aquifer_runtime::budget::BytePermit;
 use aquifer_runtime::disk::{AlignedBuffer, BLOCK_BYTES};
 use parking_lot::Mutex;
 
-use crate::bytes_at::{u32_at, u64_at};
 use crate::journal::record::{Record, RecordKind, RecordRef};
 use crate::ledger_state::LedgerMeta;
 

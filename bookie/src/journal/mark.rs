@@ -9,11 +9,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use aquifer_model::bytes_at::{u32_at, u64_at};
 use aquifer_model::checksum;
 use aquifer_model::id::BookieId;
 use aquifer_runtime::disk::{Disk, DiskFile, OpenOptions};
-
-use crate::bytes_at::{u32_at, u64_at};
 
 const MAGIC: [u8; 4] = *b"AQM1";
 const SLOT_BYTES: usize = 512;

@@ -3,14 +3,13 @@
 //! A record carries no checksum of its own: the commit around it has one (`commit.rs`). The bytes
 //! of an add end with exactly the value that is stored, so that the applier copies nothing.
 
+use aquifer_model::bytes_at::{u32_at, u64_at};
 use aquifer_model::entry::EntryData;
 use aquifer_model::id::{CreationToken, EntryId, LEDGER_ID_MAX, LedgerId};
 use aquifer_model::limits::ENTRY_BYTES_MAX;
 use aquifer_model::storage::AddEntry;
 use aquifer_runtime::disk::AlignedBuffer;
 use thiserror::Error;
-
-use crate::bytes_at::{u32_at, u64_at};
 
 /// Bytes of a record's head.
 pub const RECORD_HEAD_BYTES: usize = 40;

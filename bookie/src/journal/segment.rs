@@ -4,11 +4,11 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use aquifer_model::bytes_at::{u32_at, u64_at};
 use aquifer_model::checksum;
 use aquifer_model::id::BookieId;
 use aquifer_runtime::disk::{AlignedBuffer, BLOCK_BYTES, Disk, DiskFile, OpenOptions};
 
-use crate::bytes_at::{u32_at, u64_at};
 use crate::journal::commit::SegmentUse;
 
 const MAGIC: [u8; 8] = *b"AQJSEG1\0";

@@ -8,7 +8,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 
 use crate::journal::record::ValueHead;
 use crate::ledger_state::Stored;
-use crate::store::StoreError;
+use crate::store::error::StoreError;
 
 /// Why an entry could not be returned.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -246,7 +246,7 @@ fn a_start_goes_on_with_what_another_began() {
             what: "for a test".to_owned(),
         }],
     };
-    crate::store::set_aside::begin(&config, &report).unwrap();
+    crate::store::open::set_aside::begin(&config, &report).unwrap();
     let bookie = open(&config);
     assert!(bookie.set_aside().is_some());
     for ledger in [1, 2] {

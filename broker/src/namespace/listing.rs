@@ -4,9 +4,9 @@
 //! sees some changes and not others, but never an item twice. Subtrees that do not matter are
 //! jumped over, so that listing tenants does not read a million topics.
 
-use aquifer_metadata::error::MetadataError;
 use aquifer_metadata::keys::{self, Key};
-use aquifer_metadata::store::{MetadataStore, PageToken, Versioned};
+use aquifer_metadata::scan;
+use aquifer_metadata::store::{MetadataStore, Versioned};
 use aquifer_model::limits::METADATA_PAGE_KEYS_MAX;
 use aquifer_protocol_api::admin::{Page, PageRequest};
 
@@ -14,8 +14,6 @@ use crate::error::BrokerError;
 
 /// Items of a page when the caller does not say.
 const PAGE_ITEMS_DEFAULT: usize = 100;
-/// How often a list is started again when the store's snapshot is gone.
-const ATTEMPTS_MAX: u32 = 5;
 /// Sorts after everything that a key may contain.
 const AFTER_ALL: char = '\u{7f}';
 
@@ -55,17 +53,9 @@ impl Lister<'_> {
         let mut items: Vec<T> = Vec::new();
         let mut after = start_after;
         let mut next_name = None;
-        let mut failures = 0;
         'pages: loop {
-            let page = match self.scan(after.as_deref(), limit + 1).await {
-                Ok(page) => page,
-                // The snapshot is gone: go on by name from the newest one.
-                Err(MetadataError::Unavailable(_)) if failures < ATTEMPTS_MAX => {
-                    failures += 1;
-                    continue;
-                }
-                Err(error) => return Err(error.into()),
-            };
+            let page = scan::page_behind(self.store, &self.prefix, after.as_deref(), limit + 1);
+            let page = page.await?;
             let end = page.next.is_none();
             for versioned in &page.items {
                 match look(versioned)? {
@@ -91,24 +81,6 @@ impl Lister<'_> {
                 return Ok(Page { items, next: None });
             }
         }
-    }
-
-    /// Some keys behind one, in the newest state.
-    pub(crate) async fn scan(
-        &self,
-        after: Option<&str>,
-        limit: usize,
-    ) -> Result<aquifer_metadata::store::ScanPage, MetadataError> {
-        let Some(after) = after else {
-            return self.store.scan(&self.prefix, None, limit).await;
-        };
-        // A scan begins at a place only within a snapshot: the first page tells its revision.
-        let revision = self.store.scan(&self.prefix, None, 1).await?.revision;
-        let token = PageToken {
-            after: after.to_owned(),
-            revision,
-        };
-        self.store.scan(&self.prefix, Some(token), limit).await
     }
 }
 

@@ -5,8 +5,8 @@
 use std::collections::HashMap;
 
 use aquifer_metadata::keys::{self, Key};
+use aquifer_metadata::scan;
 use aquifer_metadata::store::{Revision, Versioned, WatchEvent};
-use aquifer_model::limits::METADATA_PAGE_KEYS_MAX;
 use aquifer_model::policy::{Policies, PolicyScope};
 use aquifer_runtime::clock;
 
@@ -47,33 +47,27 @@ impl Inner {
     /// nothing. Answers as of which revision.
     pub(super) async fn catch_up(&self) -> Result<Revision, BrokerError> {
         // A scope that is registered later is read when it is registered.
-        let mut without: HashMap<PolicyScope, u64> = {
+        let in_use = || -> HashMap<PolicyScope, u64> {
             let state = self.state.lock();
             let known = state.said.iter();
             known
                 .map(|(scope, known)| (scope.clone(), known.registration))
                 .collect()
         };
-        let mut page = None;
-        loop {
-            let found = self
-                .store
-                .scan(keys::POLICIES_PREFIX, page, METADATA_PAGE_KEYS_MAX)
-                .await?;
-            for stored in &found.items {
-                if let Some(scope) = self.changed(stored) {
-                    without.remove(&scope);
-                }
+        // What was taken in before the scan began again is right: the newest record counts.
+        let take_in = |without: &mut HashMap<PolicyScope, u64>, stored: &Versioned| {
+            if let Some(scope) = self.changed(stored) {
+                without.remove(&scope);
             }
-            page = found.next;
-            if page.is_none() {
-                for (scope, registration) in &without {
-                    let nothing = Said::at(Policies::default(), found.revision);
-                    self.learn(scope, nothing, Some(*registration));
-                }
-                return Ok(found.revision);
-            }
+            Ok::<(), BrokerError>(())
+        };
+        let scanned = scan::each(&*self.store, keys::POLICIES_PREFIX, in_use, take_in);
+        let (without, revision) = scanned.await?;
+        for (scope, registration) in &without {
+            let nothing = Said::at(Policies::default(), revision);
+            self.learn(scope, nothing, Some(*registration));
         }
+        Ok(revision)
     }
 
     /// Takes in a record; answers its scope.

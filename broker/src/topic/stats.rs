@@ -1,7 +1,6 @@
 //! Statistics of a loaded topic.
 
-use aquifer_log::LedgerStat;
-use aquifer_log::offload::SegmentState;
+use aquifer_log::{LedgerStat, SegmentState};
 use aquifer_model::stats::{LedgerPlace, LedgerStats, TopicStats};
 
 use crate::topic::attachments::Attachments;

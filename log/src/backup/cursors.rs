@@ -11,7 +11,7 @@ use tokio::sync::oneshot;
 
 use crate::context::LogContext;
 use crate::error::LogError;
-use crate::record::RestoringTopic;
+use crate::record::restoring::RestoringTopic;
 use crate::topic_log::TopicLog;
 use crate::types::{Append, AppendSink, Appended, LogKind, LogOptions};
 

@@ -18,7 +18,7 @@ use crate::backup::tier;
 use crate::context::LogContext;
 use crate::error::LogError;
 use crate::offload::upload::of_store;
-use crate::record::RestoredLedger;
+use crate::record::restoring::RestoredLedger;
 
 /// See the module.
 #[derive(Debug)]

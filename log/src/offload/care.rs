@@ -5,7 +5,6 @@
 //! offload changes it; before a step the ledger's record is read again. How far it is the record of
 //! the topic says, so that a topic that is not loaded is loaded only when something is due.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use aquifer_cold::error::ColdError;
@@ -26,7 +25,7 @@ use crate::offload::known::Known;
 use crate::offload::tier::ColdTier;
 use crate::offload::upload::{Outcome, of_store, offload_ledger};
 use crate::state::{LogInner, Segment, SegmentStatus};
-use crate::types::LogKind;
+use crate::types::{LogKind, SegmentState};
 
 /// Records of ledgers that are read at once.
 const READS_AT_ONCE: usize = 16;
@@ -37,22 +36,6 @@ const LEDGER_REST: Duration = Duration::from_secs(600);
 /// One whose copies cannot go, since another intent names it, is left alone for this time: that
 /// ends when bookies come back, and nothing of the topic is worth waiting for it.
 const INTENT_REST: Duration = Duration::from_secs(60);
-
-/// Where the bytes of a segment are.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum SegmentState {
-    /// At bookies.
-    Local,
-    /// At bookies, and an attempt to write an object is under way.
-    Offloading,
-    /// In an object.
-    Offloaded {
-        /// Its name.
-        object: Arc<str>,
-        /// Whether bookies have copies too.
-        local: bool,
-    },
-}
 
 /// How far the offload of a log is that was asked for.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]

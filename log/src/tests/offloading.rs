@@ -23,9 +23,9 @@ use aquifer_runtime::clock;
 use aquifer_runtime::rng::SeededRng;
 
 use super::*;
+use crate::offload::Offloading;
 use crate::offload::reaper::{Reaped, reap};
 use crate::offload::tier::OffloadSettings;
-use crate::offload::{Offloading, SegmentState};
 use crate::testing::over_cold;
 
 const LAG: Duration = Duration::from_secs(60);

@@ -5,38 +5,17 @@
 use std::sync::Arc;
 
 use redb::Database;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 
-use super::Shared;
 use super::file::{StoreFile, from_redb, without_panic};
 use super::history::Change;
 use super::rows::{self, Stored, Tables};
-use super::sessions::SessionState;
+use super::shared::{Request, Shared, Work};
 use crate::error::{MetadataError, MetadataResult};
-use crate::store::{Expect, Operation, Revision, Transaction};
+use crate::store::{Expect, Operation, Revision};
 
 /// Requests in one commit.
 const BATCH_REQUESTS_MAX: usize = 128;
-
-/// Something to do on the store's thread.
-#[derive(Debug)]
-pub(super) enum Work {
-    /// Change keys.
-    Commit(Transaction),
-    /// Change one key that goes with a session.
-    SessionPut(Arc<SessionState>, Operation),
-    /// Remove the keys of a session that is lost.
-    EndSession(Arc<SessionState>),
-    /// Close the file.
-    Close,
-}
-
-/// Work, and where its outcome goes. The revision of work that changed nothing is the current.
-#[derive(Debug)]
-pub(super) struct Request {
-    pub(super) work: Work,
-    pub(super) reply: oneshot::Sender<MetadataResult<Revision>>,
-}
 
 /// The state of the thread.
 pub(super) struct Engine {

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use aquifer_runtime::disk::{DiskFile, DiskLock, OpenOptions, SharedDisk};
 use redb::{Builder, Database, StorageBackend};
 
-use super::EmbeddedOptions;
+use super::options::EmbeddedOptions;
 use super::rows;
 use crate::error::{MetadataError, MetadataResult};
 use crate::store::Revision;

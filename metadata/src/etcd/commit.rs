@@ -16,9 +16,9 @@ use etcd_client::{
     Client, Compare, CompareOp, DeleteOptions, GetOptions, PutOptions, Txn, TxnOp, TxnResponse,
 };
 
-use super::Shared;
 use super::errors::Failure;
 use super::lease::Lease;
+use super::shared::Shared;
 use super::slots::{Settled, TakenSlot};
 use super::space::{Space, number, revision};
 use crate::error::{MetadataError, MetadataResult};

@@ -20,9 +20,9 @@ use etcd_client::{Client, Compare, CompareOp, PutOptions, Txn, TxnOp, TxnRespons
 use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::Shared;
 use super::errors::Failure;
 use super::lease::Lease;
+use super::shared::Shared;
 use crate::error::{MetadataError, MetadataResult};
 use crate::keys;
 use crate::store::Revision;

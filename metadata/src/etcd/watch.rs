@@ -14,8 +14,8 @@ use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use super::Shared;
 use super::errors::{Failure, classify};
+use super::shared::Shared;
 use super::space::{Space, number, revision};
 use crate::error::MetadataError;
 use crate::store::{Revision, Watch, WatchEvent};

@@ -111,3 +111,27 @@ async fn a_page_that_fails_is_the_next_one_still() {
         Some(key(METADATA_PAGE_KEYS_MAX))
     );
 }
+
+#[tokio::test]
+async fn a_page_behind_a_place_is_of_the_newest_state() {
+    let store = filled().await;
+    let behind = |after: Option<String>| {
+        let store = Arc::clone(&store);
+        async move { page_behind(&*store, keys::CLUSTERS_PREFIX, after.as_deref(), 2).await }
+    };
+    let keys = |page: &ScanPage| -> Vec<String> {
+        page.items.iter().map(|item| item.key.clone()).collect()
+    };
+    let first = behind(None).await.unwrap();
+    assert_eq!(keys(&first), [key(0), key(1)]);
+    // Between two keys, and the snapshot is lost once.
+    let place = format!("{}-", key(1));
+    store.write(&key(2), "new").await;
+    store.pages([Turn::Fine, Turn::Away(0)]);
+    let second = behind(Some(place)).await.unwrap();
+    assert_eq!(keys(&second), [key(2), key(3)]);
+    assert_eq!(second.items[0].value, "new");
+    assert!(second.revision > first.revision);
+    store.pages((0..=RESTARTS_MAX).flat_map(|_| [Turn::Fine, Turn::Away(0)]));
+    assert!(behind(Some(key(1))).await.is_err());
+}

@@ -2,11 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
+use aquifer_model::bytes_at::u64_at;
 use aquifer_model::id::{EntryId, LedgerId};
 use aquifer_runtime::disk::{Disk, OpenOptions, RealDisk};
 use rocksdb::{ColumnFamily, DB, FlushOptions, ReadOptions, ReadTier, WriteBatch, WriteOptions};
 
-use crate::bytes_at::u64_at;
 use crate::config::BookieConfig;
 use crate::journal::commit::{Committed, CommittedRecord};
 use crate::journal::record::{RecordKind, ValueHead};

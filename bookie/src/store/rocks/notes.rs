@@ -1,9 +1,9 @@
 //! What the database says of the bookie besides ledgers: the bytes of a loss and of damaged files
 //! (docs/formats.md). Bytes that are damaged themselves still mean a loss, or damage.
 
+use aquifer_model::bytes_at::u64_at;
 use aquifer_model::id::LedgerId;
 
-use crate::bytes_at::u64_at;
 use crate::journal::replay::Loss;
 use crate::report::{DamageReport, DamagedFile};
 

@@ -158,7 +158,7 @@ async fn a_restore_that_goes_on_at_that_moment_stays() {
     let key = keys::restoring(&topic());
     let seen = world.world.store.get(&key).await.unwrap().unwrap();
     let restoring = begin().await.unwrap();
-    let old = crate::record::delete_if_given_up(&ctx, &seen).await;
+    let old = crate::record::given_up::delete_if_given_up(&ctx, &seen).await;
     assert!(matches!(old, Err(LogError::Unavailable(_))), "{old:?}");
     restoring.put_ledgers(&source.ledgers).await.unwrap();
     restoring.finish().await.unwrap();
