@@ -294,8 +294,8 @@ fn batch_of(lines: &Lines, now_ms: u64) -> Result<Bytes, BatchError> {
     builder.finish(&fields)
 }
 
-/// The lines of a batch with their indexes; `None` for what is none: only brokers may append, so
-/// that it is damage.
+/// The lines of a batch with their indexes; `None` for what is not a line: only brokers may append,
+/// so that it is damage.
 fn lines_of(stored: &StoredBatch) -> impl Iterator<Item = (Index, Option<String>)> + use<> {
     let batch = native(stored.format, &stored.body).ok();
     let batch = batch.filter(|batch| batch.fields().compression == Compression::None);

@@ -218,7 +218,7 @@ fn note_missing(missing: u64, out: &Output) {
     }
 }
 
-/// A line as an object; empty for what is none.
+/// A line as an object; empty for what is not an object.
 fn object_of(line: &str) -> Map<String, Value> {
     serde_json::from_str(line).unwrap_or_default()
 }

@@ -184,7 +184,7 @@ pub struct ReadAudit {
     pub before: Option<Index>,
     /// Most lines of the answer.
     pub limit: u32,
-    /// How long to wait for a line when there is none yet. The broker may wait for less time.
+    /// How long to wait for a line when there is not one yet. The broker may wait for less time.
     pub wait: Duration,
 }
 

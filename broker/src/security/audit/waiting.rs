@@ -65,7 +65,7 @@ impl Waiting {
         state.lines.iter().take(AT_ONCE).cloned().collect()
     }
 
-    /// The topic has so many of the oldest lines.
+    /// The topic has this many of the oldest lines.
     pub(crate) fn done(&self, lines: usize) {
         let mut state = self.state.lock();
         let lines = lines.min(state.lines.len());
