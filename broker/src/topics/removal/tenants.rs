@@ -7,12 +7,13 @@ use aquifer_metadata::record;
 use aquifer_metadata::store::{Expect, Guard, Revision, Versioned};
 use aquifer_model::policy::PolicyScope;
 use aquifer_model::topic::NamespaceName;
-use aquifer_proto::v1::{Removal, TenantRecord, TokenRecord};
+use aquifer_proto::v1::{GrantRecord, Removal, TenantRecord, TokenRecord};
 use aquifer_protocol_api::admin::{PageRequest, Removed};
 
 use super::{ATTEMPTS_MAX, How, Marked, PAGE_ITEMS, changing, not_empty, taken_back};
 use crate::error::BrokerError;
 use crate::namespace::listing::{Listed, Lister, parse};
+use crate::security::principal;
 use crate::topics::Topics;
 
 impl Topics {
@@ -177,7 +178,15 @@ impl Topics {
         record: &Guard,
     ) -> Result<bool, BrokerError> {
         let of_tenant = keys::grants_prefix(Some(tenant));
-        let grants = self.found(&of_tenant, |_| true).await?;
+        // A grant to a token of the tenant says the token's name, which the next tenant of the name
+        // may give again, wherever the grant is.
+        let of_tokens = principal::of_token(Some(tenant), "");
+        let grants = self.found(keys::GRANTS_PREFIX, |found| {
+            let grant = record::decode::<GrantRecord>(found);
+            let is_given = grant.is_ok_and(|grant| grant.principal.starts_with(&of_tokens));
+            is_given || found.key.starts_with(&of_tenant)
+        });
+        let grants = grants.await?;
         let tokens = self.found(keys::TOKENS_PREFIX, |found| {
             let token = record::decode::<TokenRecord>(found);
             token.is_ok_and(|token| token.tenant == tenant)

@@ -72,6 +72,29 @@ async fn a_deletion_that_goes_on_leaves_what_was_created_since() {
     }
 }
 
+#[tokio::test]
+async fn grants_to_tokens_of_a_tenant_go_with_it_wherever_they_are() {
+    let (topics, world) = topics().await;
+    let given = |principal: &str| {
+        record::encode(GrantRecord {
+            principal: principal.to_owned(),
+            ..GrantRecord::default()
+        })
+    };
+    let cluster = keys::CLUSTER_PARTITION;
+    let kept = keys::grant(Some("beta"), "3");
+    for (key, principal) in [
+        (keys::grant(None, "1"), "token:acme/billing"),
+        (keys::grant(Some("beta"), "2"), "token:acme/billing"),
+        (kept.clone(), "token:acme-2/billing"),
+    ] {
+        put(&topics, cluster, &key, given(principal)).await;
+    }
+    let tenant = now(&topics, keys::tenant("acme")).await;
+    assert!(topics.forget_tenant("acme", &tenant).await.unwrap());
+    assert_eq!(world.store.keys("auth/"), [kept]);
+}
+
 /// Another broker has finished the deletion, and the name was created again.
 #[tokio::test]
 async fn a_deletion_that_comes_too_late_deletes_nothing() {
