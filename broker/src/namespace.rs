@@ -14,7 +14,7 @@ use aquifer_metadata::store::{
     Expect, Guard, MetadataStore, Operation, Revision, Transaction, Versioned, WatchEvent,
 };
 use aquifer_model::policy::{EffectivePolicies, Policies, PolicyScope};
-use aquifer_model::topic::{DEFAULT_NAMESPACE, DEFAULT_TENANT, NamespaceName};
+use aquifer_model::topic::{DEFAULT_NAMESPACE, DEFAULT_TENANT, NamespaceName, RESERVED_TENANT};
 use aquifer_proto::v1::{NamespaceRecord, Removal, TenantRecord};
 use aquifer_protocol_api::error::{ApiError, ErrorKind};
 use aquifer_runtime::clock;
@@ -270,6 +270,18 @@ impl Namespaces {
             None => Err(BrokerError::no_tenant(tenant)),
         }
     }
+}
+
+/// Refuses the tenant that only brokers change, whatever is granted: what is there would prove
+/// nothing otherwise.
+pub(crate) fn check_unreserved(tenant: &str) -> Result<(), BrokerError> {
+    if tenant != RESERVED_TENANT {
+        return Ok(());
+    }
+    Err(BrokerError::invalid(
+        format!("the tenant {tenant} is kept for topics of the brokers"),
+        "choose another tenant",
+    ))
 }
 
 /// Refuses what is marked for its deletion.

@@ -10,8 +10,8 @@ use aquifer_protocol_api::context::RequestContext;
 
 use crate::broker::Broker;
 use crate::error::BrokerError;
+use crate::namespace::check_unreserved;
 use crate::namespace::listing::{Listed, Lister, look_tenant, parse};
-use crate::security::audit::RESERVED_TENANT;
 
 impl Broker {
     pub(super) async fn make_tenant(&self, tenant: &str) -> Result<(), BrokerError> {
@@ -19,13 +19,7 @@ impl Broker {
         NamespaceName::new(tenant, "x").map_err(|error| {
             BrokerError::invalid(error.to_string(), "choose another name for the tenant")
         })?;
-        if tenant == RESERVED_TENANT {
-            let text = format!("the tenant {tenant} is kept for topics of the brokers");
-            return Err(BrokerError::invalid(
-                text,
-                "choose another name for the tenant",
-            ));
-        }
+        check_unreserved(tenant)?;
         self.shared.namespaces.create_tenant(tenant).await
     }
 

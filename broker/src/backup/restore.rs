@@ -15,6 +15,7 @@ use crate::broker::Broker;
 use crate::bundle::ownership::Owned;
 use crate::cursor_log::{self, CursorLogState};
 use crate::error::BrokerError;
+use crate::namespace::check_unreserved;
 
 /// For how long nothing of a restored topic is deleted by policy, if the request does not say.
 const TRIM_AFTER_MS: u64 = 7 * 24 * 60 * 60 * 1000;
@@ -26,6 +27,7 @@ impl Broker {
         wanted: RestoreTopic,
     ) -> Result<Restored, BrokerError> {
         let (topic, shared) = (&wanted.topic, &self.shared);
+        check_unreserved(topic.namespace().tenant())?;
         shared.namespaces.check(topic.namespace()).await?;
         // Another owner is to be asked before anything happens.
         let owned = shared.own(topic).await?;
