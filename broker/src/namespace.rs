@@ -143,20 +143,20 @@ impl Namespaces {
         }
     }
 
-    /// Deletes a namespace that has just been created in a tenant that takes none in.
+    /// Begins to delete a namespace that has just been created in a tenant that takes none in. A
+    /// topic may have been created in it meanwhile, so that it goes as any other: the next deletion
+    /// or sweep that finds the mark finishes it.
     async fn undo(&self, namespace: &NamespaceName, created: Revision) {
-        let policies = keys::policies(&PolicyScope::Namespace(namespace.clone()));
-        let keys = [
-            (keys::namespace(namespace), Expect::Revision(created)),
-            (policies, Expect::Any),
-        ];
-        let operations = keys.map(|(key, expect)| Operation::Delete { key, expect });
-        let transaction = Transaction {
-            partition: keys::partition_of_namespace(namespace),
-            operations: operations.into(),
-            ..Transaction::default()
+        let marked = async {
+            let (mut record, _) = self.read(namespace).await?;
+            record.set_removal(Removal::All);
+            let partition = keys::partition_of_namespace(namespace);
+            let (key, value) = (keys::namespace(namespace), record::encode(record));
+            let expect = Expect::Revision(created);
+            self.store.put(&partition, &key, value, expect).await?;
+            Ok::<(), BrokerError>(())
         };
-        if let Err(error) = self.store.commit(transaction).await {
+        if let Err(error) = marked.await {
             tracing::warn!(%namespace, %error, "a namespace may be left of a tenant that is deleted");
         }
     }

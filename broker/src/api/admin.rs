@@ -12,6 +12,7 @@ use crate::broker::Broker;
 use crate::error::BrokerError;
 use crate::namespace::check_unreserved;
 use crate::namespace::listing::{Listed, Lister, look_tenant, parse};
+use crate::topics::removal::Doomed;
 
 impl Broker {
     pub(super) async fn make_tenant(&self, tenant: &str) -> Result<(), BrokerError> {
@@ -31,7 +32,13 @@ impl Broker {
         let namespaces = &self.shared.namespaces;
         let create = namespaces.create(namespace, policies);
         let table = namespaces.policies();
-        table.of_created(namespace, policies, create).await
+        let created = table.of_created(namespace, policies, create).await;
+        if created.is_err() {
+            // It may have come into a tenant that is being deleted: the sweep would take longer.
+            let doomed = Doomed::Namespace(namespace.clone());
+            self.topics.resume_removal(doomed);
+        }
+        created
     }
 
     pub(super) async fn tenants(
