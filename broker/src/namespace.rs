@@ -14,7 +14,7 @@ use aquifer_metadata::store::{
     Expect, Guard, MetadataStore, Operation, Revision, Transaction, Versioned, WatchEvent,
 };
 use aquifer_model::policy::{EffectivePolicies, Policies, PolicyScope};
-use aquifer_model::topic::{DEFAULT_NAMESPACE, DEFAULT_TENANT, NamespaceName};
+use aquifer_model::topic::{DEFAULT_NAMESPACE, DEFAULT_TENANT, NamespaceName, RESERVED_TENANT};
 use aquifer_proto::v1::{NamespaceRecord, Removal, TenantRecord};
 use aquifer_protocol_api::error::{ApiError, ErrorKind};
 use aquifer_runtime::clock;
@@ -143,20 +143,20 @@ impl Namespaces {
         }
     }
 
-    /// Deletes a namespace that has just been created in a tenant that takes none in.
+    /// Begins to delete a namespace that has just been created in a tenant that takes none in. A
+    /// topic may have been created in it meanwhile, so that it goes as any other: the next deletion
+    /// or sweep that finds the mark finishes it.
     async fn undo(&self, namespace: &NamespaceName, created: Revision) {
-        let policies = keys::policies(&PolicyScope::Namespace(namespace.clone()));
-        let keys = [
-            (keys::namespace(namespace), Expect::Revision(created)),
-            (policies, Expect::Any),
-        ];
-        let operations = keys.map(|(key, expect)| Operation::Delete { key, expect });
-        let transaction = Transaction {
-            partition: keys::partition_of_namespace(namespace),
-            operations: operations.into(),
-            ..Transaction::default()
+        let marked = async {
+            let (mut record, _) = self.read(namespace).await?;
+            record.set_removal(Removal::All);
+            let partition = keys::partition_of_namespace(namespace);
+            let (key, value) = (keys::namespace(namespace), record::encode(record));
+            let expect = Expect::Revision(created);
+            self.store.put(&partition, &key, value, expect).await?;
+            Ok::<(), BrokerError>(())
         };
-        if let Err(error) = self.store.commit(transaction).await {
+        if let Err(error) = marked.await {
             tracing::warn!(%namespace, %error, "a namespace may be left of a tenant that is deleted");
         }
     }
@@ -270,6 +270,18 @@ impl Namespaces {
             None => Err(BrokerError::no_tenant(tenant)),
         }
     }
+}
+
+/// Refuses the tenant that only brokers change, whatever is granted: what is there would prove
+/// nothing otherwise.
+pub(crate) fn check_unreserved(tenant: &str) -> Result<(), BrokerError> {
+    if tenant != RESERVED_TENANT {
+        return Ok(());
+    }
+    Err(BrokerError::invalid(
+        format!("the tenant {tenant} is kept for topics of the brokers"),
+        "choose another tenant",
+    ))
 }
 
 /// Refuses what is marked for its deletion.

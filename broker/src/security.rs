@@ -28,6 +28,7 @@ use std::time::Duration;
 
 use aquifer_metadata::store::MetadataStore;
 use aquifer_model::id::BrokerId;
+use aquifer_model::topic::RESERVED_TENANT;
 use aquifer_protocol_api::access::{Access, Action, Resource};
 use aquifer_protocol_api::context::{AuthMethod, Identity, Principal, RequestContext, RequestId};
 use aquifer_protocol_api::error::{ApiError, ErrorKind, Outcome};
@@ -37,7 +38,7 @@ use aquifer_runtime::task::TaskGroup;
 
 pub use self::first::{FirstToken, create_first_token};
 use crate::error::BrokerError;
-use crate::security::audit::{Audit, RESERVED_TENANT, Record, Recorded};
+use crate::security::audit::{Audit, Record, Recorded};
 use crate::security::config::AuthConfig;
 use crate::security::decide::{Target, allows};
 use crate::security::jwt::Issuers;

@@ -338,11 +338,14 @@ pub fn grant(tenant: Option<&str>, id: &str) -> String {
     format!("{}{}", grants_prefix(tenant), escape(id))
 }
 
+/// What begins the keys of all grants.
+pub const GRANTS_PREFIX: &str = "auth/grants/";
+
 /// What begins the keys of the grants in a tenant, or without one in the cluster.
 pub fn grants_prefix(tenant: Option<&str>) -> String {
     match tenant {
-        Some(tenant) => format!("auth/grants/{}/", escape(tenant)),
-        None => format!("auth/grants/{OF_CLUSTER}/"),
+        Some(tenant) => format!("{GRANTS_PREFIX}{}/", escape(tenant)),
+        None => format!("{GRANTS_PREFIX}{OF_CLUSTER}/"),
     }
 }
 

@@ -41,9 +41,18 @@ pub trait Record: Sized {
 }
 
 macro_rules! records {
-    ($($message:ident = $variant:ident / $name:literal),* $(,)?) => {$(
+    ($(
+        $message:ident = $variant:ident / $name:literal $(: $newest:ident by $version:ident)?
+    ),* $(,)?) => {$(
         impl Record for v1::$message {
             const NAME: &'static str = $name;
+            $(
+                const NEWEST: u32 = $newest;
+
+                fn version(&self) -> u32 {
+                    $version(self)
+                }
+            )?
 
             fn into_value(self) -> v1::metadata_value::Value {
                 v1::metadata_value::Value::$variant(self)
@@ -60,8 +69,8 @@ macro_rules! records {
 }
 
 records! {
-    TenantRecord = Tenant / "tenant",
-    NamespaceRecord = Namespace / "namespace",
+    TenantRecord = Tenant / "tenant": TENANT_REMOVAL by tenant_version,
+    NamespaceRecord = Namespace / "namespace": NAMESPACE_REMOVAL by namespace_version,
     PolicyRecord = Policies / "policies",
     SegmentPageRecord = SegmentPage / "segment page",
     IdRangeRecord = IdRange / "id range",
@@ -78,6 +87,25 @@ records! {
     UploadRecord = Upload / "upload",
     DyingObjectRecord = DyingObject / "dying object",
     BackupRecord = Backup / "backup",
+}
+
+/// The version of a tenant's record that is marked for its deletion.
+const TENANT_REMOVAL: u32 = 2;
+/// The version of a namespace's record that is marked for its deletion.
+const NAMESPACE_REMOVAL: u32 = 2;
+
+fn tenant_version(record: &v1::TenantRecord) -> u32 {
+    match record.removal() {
+        v1::Removal::Unspecified => FORMAT_VERSION,
+        v1::Removal::IfEmpty | v1::Removal::All => TENANT_REMOVAL,
+    }
+}
+
+fn namespace_version(record: &v1::NamespaceRecord) -> u32 {
+    match record.removal() {
+        v1::Removal::Unspecified => FORMAT_VERSION,
+        v1::Removal::IfEmpty | v1::Removal::All => NAMESPACE_REMOVAL,
+    }
 }
 
 /// The version of a ledger's record that says where its bytes are in an object store.
@@ -108,13 +136,16 @@ impl Record for v1::LedgerRecord {
 
 /// The version of a topic's record that says that nothing of it is deleted by policy yet.
 const TOPIC_RESTORED: u32 = 2;
+/// The version of a topic's record that says that the topic takes no more messages.
+const TOPIC_TERMINATED: u32 = 3;
 
 impl Record for v1::TopicRecord {
     const NAME: &'static str = "topic";
-    const NEWEST: u32 = TOPIC_RESTORED;
+    const NEWEST: u32 = TOPIC_TERMINATED;
 
     fn version(&self) -> u32 {
         match self.restored {
+            _ if self.terminated => TOPIC_TERMINATED,
             Some(_) => TOPIC_RESTORED,
             None => FORMAT_VERSION,
         }
@@ -285,18 +316,18 @@ mod tests {
         assert!(reason(&[]).contains("no format version"));
         // Whatever else it holds, and even if that is not understood.
         let mut newer = v1::MetadataValue {
-            format_version: TOPIC_RESTORED + 1,
+            format_version: TOPIC_TERMINATED + 1,
             value: None,
         }
         .encode_to_vec();
-        assert!(reason(&newer).contains("format version 3"));
+        assert!(reason(&newer).contains("format version 4"));
         newer.extend([0xfa, 0x3f, 0x02, 0xff, 0xff]);
         assert!(matches!(
             decode_topic(&newer),
             Err(MetadataError::NewerFormat {
                 kind: "topic",
-                found: 3,
-                newest: 2,
+                found: 4,
+                newest: 3,
                 ..
             })
         ));
@@ -335,6 +366,35 @@ mod tests {
         };
         assert_eq!(version(None), 1);
         assert_eq!(version(Some(v1::RestoredFrom::default())), 2);
+    }
+
+    #[test]
+    fn an_end_or_a_deletion_is_not_erased_by_builds_that_do_not_know_it() {
+        fn version<R: Record + Clone + PartialEq + std::fmt::Debug>(key: &str, record: R) -> u32 {
+            let bytes = encode(record.clone());
+            assert_eq!(decode_bytes(key, &bytes), Ok(record));
+            Versioning::decode(bytes).unwrap().format_version
+        }
+        for restored in [None, Some(v1::RestoredFrom::default())] {
+            let topic = v1::TopicRecord {
+                terminated: true,
+                restored,
+                ..v1::TopicRecord::default()
+            };
+            assert_eq!(version("t/a/b/t/x", topic), 3);
+        }
+        for (removal, expected) in [
+            (v1::Removal::Unspecified, 1),
+            (v1::Removal::IfEmpty, 2),
+            (v1::Removal::All, 2),
+        ] {
+            let mut namespace = v1::NamespaceRecord::default();
+            namespace.set_removal(removal);
+            assert_eq!(version("t/a/b", namespace), expected);
+            let mut tenant = v1::TenantRecord::default();
+            tenant.set_removal(removal);
+            assert_eq!(version("t/a", tenant), expected);
+        }
     }
 
     /// Stored bytes outlive the code that wrote them: this value was written by version 1.

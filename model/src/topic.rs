@@ -15,6 +15,8 @@ use crate::limits::{CLIENT_NAME_BYTES_MAX, NAME_BYTES_MAX, PARTITIONS_MAX, TOPIC
 pub const DEFAULT_TENANT: &str = "public";
 /// Namespace of a topic given by its local name alone.
 pub const DEFAULT_NAMESPACE: &str = "default";
+/// Tenant of topics that only brokers write to, and that only they create.
+pub const RESERVED_TENANT: &str = "aquifer";
 
 /// Why a name is refused, and what would be accepted.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]

@@ -10,8 +10,9 @@ use aquifer_protocol_api::context::RequestContext;
 
 use crate::broker::Broker;
 use crate::error::BrokerError;
+use crate::namespace::check_unreserved;
 use crate::namespace::listing::{Listed, Lister, look_tenant, parse};
-use crate::security::audit::RESERVED_TENANT;
+use crate::topics::removal::Doomed;
 
 impl Broker {
     pub(super) async fn make_tenant(&self, tenant: &str) -> Result<(), BrokerError> {
@@ -19,13 +20,7 @@ impl Broker {
         NamespaceName::new(tenant, "x").map_err(|error| {
             BrokerError::invalid(error.to_string(), "choose another name for the tenant")
         })?;
-        if tenant == RESERVED_TENANT {
-            let text = format!("the tenant {tenant} is kept for topics of the brokers");
-            return Err(BrokerError::invalid(
-                text,
-                "choose another name for the tenant",
-            ));
-        }
+        check_unreserved(tenant)?;
         self.shared.namespaces.create_tenant(tenant).await
     }
 
@@ -37,7 +32,13 @@ impl Broker {
         let namespaces = &self.shared.namespaces;
         let create = namespaces.create(namespace, policies);
         let table = namespaces.policies();
-        table.of_created(namespace, policies, create).await
+        let created = table.of_created(namespace, policies, create).await;
+        if created.is_err() {
+            // It may have come into a tenant that is being deleted: the sweep would take longer.
+            let doomed = Doomed::Namespace(namespace.clone());
+            self.topics.resume_removal(doomed);
+        }
+        created
     }
 
     pub(super) async fn tenants(

@@ -10,6 +10,7 @@ use tracing::info_span;
 use crate::api::serve;
 use crate::broker::Broker;
 use crate::error::BrokerError;
+use crate::namespace::check_unreserved;
 use crate::topics::removal::Doomed;
 
 impl Broker {
@@ -39,6 +40,7 @@ impl Broker {
     }
 
     async fn remove(&self, doomed: Doomed, how: Removal) -> Result<Removed, BrokerError> {
+        check_unreserved(doomed.tenant())?;
         match how.dry_run {
             true => self.topics.count(&doomed).await,
             false => self.topics.remove(doomed, how.force).await,

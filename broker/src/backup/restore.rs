@@ -6,6 +6,7 @@ use std::sync::Arc;
 use aquifer_log::backup::{self, BackedUpTopic};
 use aquifer_log::error::LogError;
 use aquifer_log::{LogOptions, RestoringTopic, TopicRecordCell};
+use aquifer_metadata::store::Guard;
 use aquifer_model::backup::{BackupTotals, RestoreOutcome, RestoreTopic, Restored};
 use aquifer_model::id::Index;
 use aquifer_model::topic::TopicName;
@@ -15,6 +16,7 @@ use crate::broker::Broker;
 use crate::bundle::ownership::Owned;
 use crate::cursor_log::{self, CursorLogState};
 use crate::error::BrokerError;
+use crate::namespace::check_unreserved;
 
 /// For how long nothing of a restored topic is deleted by policy, if the request does not say.
 const TRIM_AFTER_MS: u64 = 7 * 24 * 60 * 60 * 1000;
@@ -26,7 +28,10 @@ impl Broker {
         wanted: RestoreTopic,
     ) -> Result<Restored, BrokerError> {
         let (topic, shared) = (&wanted.topic, &self.shared);
-        shared.namespaces.check(topic.namespace()).await?;
+        check_unreserved(topic.namespace().tenant())?;
+        // Compared to the end: a deletion of the namespace does not see a topic that is not back
+        // yet, and must not find it in its place later.
+        let namespace = shared.namespaces.taking_topics(topic.namespace()).await?;
         // Another owner is to be asked before anything happens.
         let owned = shared.own(topic).await?;
         let source = backup::read_topic(&shared.log, &wanted).await;
@@ -36,12 +41,16 @@ impl Broker {
             subscriptions: state.subscriptions.len() as u64,
             ..source.totals
         };
-        let restored = match self.bring_back(&wanted, source, &owned).await {
+        let guards = vec![owned.guard.clone(), namespace];
+        let restored = match self.bring_back(&wanted, source, &owned, guards).await {
             Ok(outcome) => outcome,
             Err(BrokerError::Log(LogError::AlreadyExists)) => self.existing(&wanted).await?,
             // Another request may have finished it. Whether the topic moved shows by itself.
             Err(BrokerError::Log(LogError::Fenced)) => {
-                let why = format!("{topic} is restored by another request, or has moved");
+                shared.namespaces.taking_topics(topic.namespace()).await?;
+                let why = format!(
+                    "{topic} is restored by another request, or it or its namespace has changed"
+                );
                 return Err(LogError::Unavailable(why).into());
             }
             Err(error) => return Err(error),
@@ -58,6 +67,7 @@ impl Broker {
         wanted: &RestoreTopic,
         source: BackedUpTopic,
         owned: &Owned,
+        guards: Vec<Guard>,
     ) -> Result<RestoreOutcome, BrokerError> {
         let (topic, ctx) = (&wanted.topic, &self.shared.log);
         let mut record = source.record;
@@ -65,7 +75,6 @@ impl Broker {
             let pause = wanted.trim_after_ms.unwrap_or(TRIM_AFTER_MS);
             restored.trim_after_ms = self.shared.clock.wall_ms().saturating_add(pause);
         }
-        let guards = vec![owned.guard.clone()];
         let begin = || {
             let (ctx, guards) = (Arc::clone(ctx), guards.clone());
             RestoringTopic::begin(ctx, topic, guards, record.clone())

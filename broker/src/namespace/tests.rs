@@ -68,6 +68,22 @@ async fn an_old_record_costs_one_resync() {
     assert!(!watcher.follow(&mut after).await.unwrap());
 }
 
+/// A topic was created in it before the tenant's mark was seen: it must go with its namespace.
+#[tokio::test]
+async fn a_creation_that_is_undone_leaves_its_namespace_to_a_deletion() {
+    let tasks = TaskGroup::new("test");
+    let store = store(&tasks).await;
+    let namespaces = Namespaces::new(store, tasks.clone(), 4, EffectivePolicies::default());
+    namespaces.create_tenant("acme").await.unwrap();
+    let namespace: NamespaceName = "acme/shop".parse().unwrap();
+    let created = namespaces.create(&namespace, Policies::default()).await;
+    namespaces.undo(&namespace, created.unwrap()).await;
+    let (record, _) = namespaces.read(&namespace).await.unwrap();
+    assert_eq!(record.removal(), Removal::All);
+    assert_eq!(record.bundle_boundaries.len(), 4);
+    assert!(namespaces.taking_topics(&namespace).await.is_err());
+}
+
 #[tokio::test]
 async fn lists_jump_over_what_lies_between_and_go_on_by_name() {
     let tasks = TaskGroup::new("test");

@@ -27,8 +27,6 @@ use crate::security::audit::waiting::Waiting;
 
 /// The topic that has the lines of all brokers of a cluster.
 pub(crate) const TOPIC: &str = "aquifer/system/audit";
-/// The tenant of topics that only brokers write to.
-pub(crate) const RESERVED_TENANT: &str = "aquifer";
 
 /// Longest text of a field, in bytes: names come from callers.
 const TEXT_BYTES_MAX: usize = 256;

@@ -8,6 +8,12 @@
 //! ends; when its broker ends, the next request or the next broker that finds the mark finishes it,
 //! the sweep at the latest.
 //!
+//! Any number of deletions of one name may run at once, and the name may be created again when one
+//! of them is done. Invariants:
+//! - Only a request marks a record. What goes on with a deletion that was begun marks nothing.
+//! - What is deleted besides topics was there while the record was as it was marked: either the
+//!   change compares that record, or it was found before the record was looked at again.
+//!
 //! The records of who owned the bundles stay: epochs must not begin again.
 
 mod tenants;
@@ -17,7 +23,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use aquifer_metadata::keys::{self, Key};
-use aquifer_metadata::store::{Expect, Versioned};
+use aquifer_metadata::store::{Expect, Guard, Revision, Versioned};
 use aquifer_metadata::{record, scan};
 use aquifer_model::policy::PolicyScope;
 use aquifer_model::topic::{NamespaceName, TopicName};
@@ -48,11 +54,50 @@ pub(crate) enum Doomed {
     Namespace(NamespaceName),
 }
 
+impl Doomed {
+    /// The tenant, or that of the namespace.
+    pub(crate) fn tenant(&self) -> &str {
+        match self {
+            Doomed::Tenant(tenant) => tenant,
+            Doomed::Namespace(namespace) => namespace.tenant(),
+        }
+    }
+}
+
+/// How a deletion goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum How {
+    /// If there is nothing in it.
+    IfEmpty,
+    /// With all that is in it.
+    Force,
+    /// As it was begun. Nothing is marked: what was created since stays.
+    Resume,
+}
+
+impl How {
+    /// The mark that a request sets.
+    fn wanted(self) -> Option<Removal> {
+        match self {
+            How::IfEmpty => Some(Removal::IfEmpty),
+            How::Force => Some(Removal::All),
+            How::Resume => None,
+        }
+    }
+}
+
+/// How a record is marked, and at which revision.
+#[derive(Debug, Clone, Copy)]
+struct Marked {
+    removal: Removal,
+    revision: Revision,
+}
+
 type Answer = watch::Receiver<Option<Result<Removed, BrokerError>>>;
 
-/// The deletions that run, each with whether it is forced.
+/// The deletions that run.
 #[derive(Default)]
-pub(super) struct Removals(Mutex<HashMap<(Doomed, bool), Answer>>);
+pub(super) struct Removals(Mutex<HashMap<(Doomed, How), Answer>>);
 
 impl Topics {
     /// Deletes a tenant or namespace.
@@ -65,23 +110,30 @@ impl Topics {
         doomed: Doomed,
         force: bool,
     ) -> Result<Removed, BrokerError> {
-        let mut answer = self.begin_removal(doomed, force);
+        let how = match force {
+            true => How::Force,
+            false => How::IfEmpty,
+        };
+        let mut answer = self.begin_removal(doomed, how);
         let gone = || BrokerError::Unloading("the deletion was given up".to_owned());
         let answer = answer.wait_for(Option::is_some).await;
         let answer = answer.map_or(None, |answer| answer.clone());
         answer.unwrap_or_else(|| Err(gone()))
     }
 
-    /// Finishes a deletion that was begun.
+    /// Finishes a deletion if one was begun.
     pub(crate) fn resume_removal(self: &Arc<Self>, doomed: Doomed) {
-        let running = self.removals.0.lock().len();
-        if running < RESUMED_MAX {
-            drop(self.begin_removal(doomed, false));
+        let may_begin = {
+            let running = self.removals.0.lock();
+            running.len() < RESUMED_MAX && running.keys().all(|(other, _)| *other != doomed)
+        };
+        if may_begin {
+            drop(self.begin_removal(doomed, How::Resume));
         }
     }
 
-    fn begin_removal(self: &Arc<Self>, doomed: Doomed, force: bool) -> Answer {
-        let key = (doomed, force);
+    fn begin_removal(self: &Arc<Self>, doomed: Doomed, how: How) -> Answer {
+        let key = (doomed, how);
         let mut running = self.removals.0.lock();
         if let Some(answer) = running.get(&key) {
             return answer.clone();
@@ -91,8 +143,8 @@ impl Topics {
         let topics = Arc::clone(self);
         self.shared.tasks.spawn("removal", async move {
             let outcome = match &key.0 {
-                Doomed::Tenant(tenant) => topics.remove_tenant(tenant, force).await,
-                Doomed::Namespace(namespace) => topics.remove_namespace(namespace, force).await,
+                Doomed::Tenant(tenant) => topics.remove_tenant(tenant, how).await,
+                Doomed::Namespace(namespace) => topics.remove_namespace(namespace, how, None).await,
             };
             if let Err(error) = &outcome {
                 tracing::debug!(what = ?key.0, %error, "it is not deleted");
@@ -133,40 +185,67 @@ impl Topics {
         Ok(counted.0)
     }
 
+    /// Deletes a namespace. With `at` it is marked only as the record of that revision.
     async fn remove_namespace(
         self: &Arc<Self>,
         namespace: &NamespaceName,
-        force: bool,
+        how: How,
+        at: Option<Revision>,
     ) -> Result<Removed, BrokerError> {
-        let mut topics = 0;
-        if self.mark_namespace(namespace, force).await? == Removal::All {
-            topics = self.delete_topics(namespace).await?;
-        } else if self.has_topic(namespace).await? {
-            self.unmark_namespace(namespace).await?;
-            return Err(not_empty(&format!("namespace {namespace}"), "topics"));
+        let (mut topics, mut step) = (0, how);
+        let done = |namespaces: u64, topics: u64| Ok(Removed { namespaces, topics });
+        for attempt in 0..ATTEMPTS_MAX {
+            let marked = match self.mark_namespace(namespace, step, at).await {
+                // Another broker was faster.
+                Err(BrokerError::NotFound { .. }) if attempt > 0 => return done(1, topics),
+                marked => marked?,
+            };
+            let Some(marked) = marked else {
+                return match (attempt, how) {
+                    (0, _) => done(0, 0),
+                    (_, How::IfEmpty) => Err(taken_back(&format!("namespace {namespace}"))),
+                    (_, How::Force | How::Resume) => done(1, topics),
+                };
+            };
+            let record = Guard {
+                key: keys::namespace(namespace),
+                expect: Expect::Revision(marked.revision),
+            };
+            if marked.removal == Removal::All {
+                topics += self.delete_topics(namespace, &record).await?;
+            } else if self.has_topic(namespace).await? {
+                self.unmark_namespace(namespace).await?;
+                return Err(not_empty(&format!("namespace {namespace}"), "topics"));
+            }
+            if self.forget_namespace(namespace, &record).await? {
+                tracing::info!(%namespace, topics, "namespace deleted");
+                return done(1, topics);
+            }
+            step = How::Resume;
         }
-        self.forget_namespace(namespace).await?;
-        tracing::info!(%namespace, topics, "namespace deleted");
-        Ok(Removed {
-            namespaces: 1,
-            topics,
-        })
+        Err(changing())
     }
 
     /// Has a namespace take no more topics in. Answers how it is marked: as one whose topics go
-    /// with it, if it was once marked so.
+    /// with it, if it was once marked so. `None`: it is not marked, and was not to be.
     async fn mark_namespace(
         &self,
         namespace: &NamespaceName,
-        force: bool,
-    ) -> Result<Removal, BrokerError> {
+        how: How,
+        at: Option<Revision>,
+    ) -> Result<Option<Marked>, BrokerError> {
         for _ in 0..ATTEMPTS_MAX {
             let (mut record, revision) = self.shared.namespaces.read(namespace).await?;
-            let (now, wanted) = (record.removal(), wanted(force));
-            if now == wanted || now == Removal::All {
-                return Ok(now);
+            let removal = record.removal();
+            let wanted = match how.wanted() {
+                Some(wanted) if wanted != removal && removal != Removal::All => wanted,
+                None if removal == Removal::Unspecified => return Ok(None),
+                _ => return Ok(Some(Marked { removal, revision })),
+            };
+            if at.is_some_and(|at| at != revision) {
+                return Ok(None);
             }
-            if !force && self.has_topic(namespace).await? {
+            if wanted == Removal::IfEmpty && self.has_topic(namespace).await? {
                 return Err(not_empty(&format!("namespace {namespace}"), "topics"));
             }
             record.set_removal(wanted);
@@ -175,8 +254,9 @@ impl Topics {
                 keys::namespace(namespace),
             );
             let value = record::encode(record);
-            if self.replace(partition, key, value, revision).await? {
-                return Ok(wanted);
+            if let Some(revision) = self.replace(partition, key, value, revision).await? {
+                let removal = wanted;
+                return Ok(Some(Marked { removal, revision }));
             }
         }
         Err(changing())
@@ -195,7 +275,8 @@ impl Topics {
                 keys::namespace(namespace),
             );
             let value = record::encode(record);
-            if self.replace(partition, key, value, revision).await? {
+            let replaced = self.replace(partition, key, value, revision).await?;
+            if replaced.is_some() {
                 return Ok(());
             }
         }
@@ -229,10 +310,12 @@ impl Topics {
         Ok(!self.topics_in(namespace, 1).await?.is_empty())
     }
 
-    /// Deletes the topics of a namespace that takes none in. Answers how many.
+    /// Deletes the topics of a namespace that takes none in, for as long as its record is as
+    /// expected. Answers how many.
     async fn delete_topics(
         self: &Arc<Self>,
         namespace: &NamespaceName,
+        record: &Guard,
     ) -> Result<u64, BrokerError> {
         let mut deleted = 0;
         loop {
@@ -243,7 +326,8 @@ impl Topics {
                     parts.push(topic);
                 }
             }
-            if found.is_empty() {
+            // Once another broker has deleted the namespace, they may be those of the next one.
+            if found.is_empty() || !self.holds(record).await? {
                 return Ok(deleted);
             }
             let deletions = found.into_iter().map(|(topic, parts)| {
@@ -280,40 +364,27 @@ impl Topics {
         Ok(())
     }
 
-    /// Deletes what is written of an empty namespace, its record last.
-    async fn forget_namespace(&self, namespace: &NamespaceName) -> Result<(), BrokerError> {
+    /// Deletes what is written of an empty namespace, its record last. False: the record is not as
+    /// expected any more.
+    async fn forget_namespace(
+        &self,
+        namespace: &NamespaceName,
+        record: &Guard,
+    ) -> Result<bool, BrokerError> {
         let partition = keys::partition_of_namespace(namespace);
         let policies = keys::policies(&PolicyScope::Namespace(namespace.clone()));
-        self.delete_below(&partition, &format!("{policies}/"))
-            .await?;
-        self.delete_grants(namespace).await?;
-        for _ in 0..ATTEMPTS_MAX {
-            let (record, revision) = match self.shared.namespaces.read(namespace).await {
-                // Another broker was faster.
-                Err(BrokerError::NotFound { .. }) => return Ok(()),
-                found => found?,
-            };
-            if record.removal() == Removal::Unspecified {
-                return Ok(()); // created since
-            }
-            let keys = vec![
-                (keys::namespace(namespace), Expect::Revision(revision)),
-                (policies.clone(), Expect::Any),
-            ];
-            if self.delete_keys(&partition, keys).await? {
-                self.shared.namespaces.forget(namespace);
-                return Ok(());
-            }
+        let below = format!("{policies}/");
+        if !self.delete_below(&partition, &below, record).await?
+            || !self.delete_grants(namespace, record).await?
+        {
+            return Ok(false);
         }
-        Err(changing())
-    }
-}
-
-/// How a record is marked by a request.
-fn wanted(force: bool) -> Removal {
-    match force {
-        true => Removal::All,
-        false => Removal::IfEmpty,
+        let keys = vec![(record.key.clone(), record.expect), (policies, Expect::Any)];
+        let is_gone = self.delete_keys(&partition, None, keys).await?;
+        if is_gone {
+            self.shared.namespaces.forget(namespace);
+        }
+        Ok(is_gone)
     }
 }
 
@@ -323,6 +394,16 @@ fn not_empty(what: &str, has: &str) -> BrokerError {
     error.advise(advice).into()
 }
 
+/// A deletion of what looked empty finds no mark any more.
+fn taken_back(what: &str) -> BrokerError {
+    let text = format!("{what} was not empty for another request, or was created again");
+    let error = ApiError::new(ErrorKind::FailedPrecondition, text);
+    error.advise("see what it has, then delete it again").into()
+}
+
 fn changing() -> BrokerError {
     BrokerError::Unloading("it is changed by others all the time".to_owned())
 }
+
+#[cfg(test)]
+mod tests;

@@ -3,15 +3,18 @@
 use aquifer_ledger::testing::TestWorld;
 use aquifer_log::offload::tier::OffloadSettings;
 use aquifer_log::testing::{MemoryColdStore, over_cold};
+use aquifer_metadata::store::{Expect, MetadataStore};
+use aquifer_metadata::{keys, record};
 use aquifer_model::backup::{BackupFile, BackupScope, ForgetBackup, RestoreOutcome, RestoreTopic};
 use aquifer_model::id::{BackupId, LedgerId};
 use aquifer_model::place::Place;
 use aquifer_model::policy::{EffectivePolicies, Rollover};
+use aquifer_proto::v1::{NamespaceRecord, Removal};
 use aquifer_protocol_api::admin::{Admin, Deletion};
 use aquifer_protocol_api::backup::Backups;
 use aquifer_protocol_api::error::ErrorKind;
 
-use crate::support::{Harness, config, ctx, name, until};
+use crate::support::{Harness, config, ctx, default_namespace, name, until};
 
 const URL: &str = "mem://1";
 
@@ -66,12 +69,11 @@ async fn delete(harness: &Harness, topic: &str) {
     .await;
 }
 
-#[tokio::test]
-async fn a_topic_is_not_brought_back_from_a_backup_that_was_expired() {
+/// A broker with objects in this store, and the topic `orders` with four messages in two ledgers.
+async fn filled(cold: &MemoryColdStore) -> Harness {
     let mut world = TestWorld::new(1);
     world.clock = None;
-    let cold = MemoryColdStore::default();
-    let logs = over_cold(world.process(), &cold, OffloadSettings::default());
+    let logs = over_cold(world.process(), cold, OffloadSettings::default());
     let harness = Harness::over(world, config(), logs).await;
     let two_each = Rollover {
         entries: 2,
@@ -88,6 +90,41 @@ async fn a_topic_is_not_brought_back_from_a_backup_that_was_expired() {
         producer.publish(&[&format!("m{number}")]).await;
     }
     drop(producer);
+    harness
+}
+
+/// A deletion of the namespace has begun, and the topics are all deleted.
+#[tokio::test]
+async fn a_topic_is_not_brought_back_into_a_namespace_that_is_deleted() {
+    let cold = MemoryColdStore::default();
+    let harness = filled(&cold).await;
+    let saved = save(&harness, "orders").await;
+    delete(&harness, "orders").await;
+
+    let (store, namespace) = (&harness.world.store, default_namespace());
+    let key = keys::namespace(&namespace);
+    let found = store.get(&key).await.unwrap().unwrap();
+    let mut marked: NamespaceRecord = record::decode(&found).unwrap();
+    marked.set_removal(Removal::All);
+    let partition = keys::partition_of_namespace(&namespace);
+    let (value, expect) = (record::encode(marked), Expect::Revision(found.revision));
+    store.put(&partition, &key, value, expect).await.unwrap();
+    let prepare = RestoreTopic {
+        prepare: true,
+        ..wanted(&saved, "orders")
+    };
+    let refused = harness.broker.restore_topic(&ctx(), prepare).await;
+    // The sweep may have finished the deletion.
+    let kind = refused.unwrap_err().kind;
+    let is_refused = matches!(kind, ErrorKind::FailedPrecondition | ErrorKind::NotFound);
+    assert!(is_refused, "{kind:?}");
+    assert!(harness.world.store.keys("restores/").is_empty());
+}
+
+#[tokio::test]
+async fn a_topic_is_not_brought_back_from_a_backup_that_was_expired() {
+    let cold = MemoryColdStore::default();
+    let harness = filled(&cold).await;
     let saved = save(&harness, "orders").await;
     delete(&harness, "orders").await;
     // As long as it is kept.

@@ -3,7 +3,8 @@
 //! Invariants:
 //! - What is here is newer, and is not changed: neither a record of the same id, that of a token
 //!   which was revoked included, nor a token of the same name.
-//! - Nothing is given that the caller may not give: such a one is counted, and left out.
+//! - Nothing is given that the caller may not give: such a one is counted, and left out. So is what
+//!   is of the brokers' tenant, where nothing is given to callers.
 
 use std::collections::BTreeSet;
 
@@ -19,7 +20,7 @@ use aquifer_protocol_api::scope::GrantScope;
 use bytes::Bytes;
 
 use crate::error::BrokerError;
-use crate::namespace::Namespaces;
+use crate::namespace::{Namespaces, check_unreserved};
 use crate::security::grant::Grant;
 use crate::security::role::{ActionSet, check_actions};
 use crate::security::token::{self, Token};
@@ -108,6 +109,9 @@ impl Guard {
         let Ok(scope) = GrantScope::new(&record.tenant, "", "") else {
             return Ok(Outcome::Refused);
         };
+        if check_unreserved(&record.tenant).is_err() {
+            return Ok(Outcome::Refused);
+        }
         let may_give = self
             .check_may_give(ctx, ActionSet::default(), &scope)
             .is_ok()
@@ -141,6 +145,13 @@ impl Guard {
         let is_whole = token::is_id(&info.id)
             && principal::check_grantee(&info.principal).is_ok()
             && check_actions(grant.actions, &info.scope).is_ok();
+        if info
+            .scope
+            .tenant()
+            .is_some_and(|of| check_unreserved(of).is_err())
+        {
+            return Ok(Outcome::Refused);
+        }
         let may_give = self.check_may_give(ctx, grant.actions, &info.scope).is_ok();
         if !is_whole || !may_give || !has_tenant(namespaces, info.scope.tenant()).await? {
             return Ok(Outcome::Refused);

@@ -4,36 +4,76 @@ use std::sync::Arc;
 
 use aquifer_metadata::keys::{self, Key};
 use aquifer_metadata::record;
-use aquifer_metadata::store::{Expect, Revision, Versioned};
+use aquifer_metadata::store::{Expect, Guard, Revision, Versioned};
 use aquifer_model::policy::PolicyScope;
 use aquifer_model::topic::NamespaceName;
-use aquifer_proto::v1::{Removal, TenantRecord, TokenRecord};
+use aquifer_proto::v1::{GrantRecord, Removal, TenantRecord, TokenRecord};
 use aquifer_protocol_api::admin::{PageRequest, Removed};
 
-use super::{ATTEMPTS_MAX, PAGE_ITEMS, changing, not_empty, wanted};
+use super::{ATTEMPTS_MAX, How, Marked, PAGE_ITEMS, changing, not_empty, taken_back};
 use crate::error::BrokerError;
 use crate::namespace::listing::{Listed, Lister, parse};
+use crate::security::principal;
 use crate::topics::Topics;
 
 impl Topics {
     pub(super) async fn remove_tenant(
         self: &Arc<Self>,
         tenant: &str,
-        force: bool,
+        how: How,
     ) -> Result<Removed, BrokerError> {
-        let how = self.mark_tenant(tenant, wanted(force)).await?;
-        let mut removed = Removed::default();
+        let (mut removed, mut step) = (Removed::default(), how);
+        for attempt in 0..ATTEMPTS_MAX {
+            let marked = match self.mark_tenant(tenant, step).await {
+                // Another broker was faster.
+                Err(BrokerError::NotFound { .. }) if attempt > 0 => return Ok(removed),
+                marked => marked?,
+            };
+            let Some(marked) = marked else {
+                return match (attempt, how) {
+                    (1.., How::IfEmpty) => Err(taken_back(&format!("tenant {tenant}"))),
+                    _ => Ok(removed),
+                };
+            };
+            let record = Guard {
+                key: keys::tenant(tenant),
+                expect: Expect::Revision(marked.revision),
+            };
+            let emptied = self.empty_tenant(tenant, marked.removal, &record, &mut removed);
+            if emptied.await? && self.forget_tenant(tenant, &record).await? {
+                tracing::info!(tenant, ?removed, "tenant deleted");
+                return Ok(removed);
+            }
+            step = How::Resume;
+        }
+        Err(changing())
+    }
+
+    /// Deletes the namespaces of a tenant that takes none in. False: its record is not as expected
+    /// any more.
+    async fn empty_tenant(
+        self: &Arc<Self>,
+        tenant: &str,
+        removal: Removal,
+        record: &Guard,
+        removed: &mut Removed,
+    ) -> Result<bool, BrokerError> {
         loop {
             let found = self.namespaces_in(tenant).await?;
             if found.is_empty() {
-                break;
+                return Ok(true);
             }
-            if how != Removal::All {
-                self.mark_tenant(tenant, Removal::Unspecified).await?;
+            // Once another broker has deleted the tenant, they may be those of the next one.
+            if !self.holds(record).await? {
+                return Ok(false);
+            }
+            if removal != Removal::All {
+                self.unmark_tenant(tenant).await?;
                 return Err(not_empty(&format!("tenant {tenant}"), "namespaces"));
             }
-            for namespace in found {
-                match self.remove_namespace(&namespace, true).await {
+            for (namespace, revision) in found {
+                let removal = self.remove_namespace(&namespace, How::Force, Some(revision));
+                match removal.await {
                     Ok(more) => {
                         removed.namespaces += more.namespaces;
                         removed.topics += more.topics;
@@ -43,32 +83,57 @@ impl Topics {
                 }
             }
         }
-        self.forget_tenant(tenant).await?;
-        tracing::info!(tenant, ?removed, "tenant deleted");
-        Ok(removed)
     }
 
-    /// Marks a tenant, or takes back the mark of one that looked empty. Answers how it is marked:
-    /// as one whose namespaces go with it, if it was once marked so.
-    async fn mark_tenant(&self, tenant: &str, wanted: Removal) -> Result<Removal, BrokerError> {
+    /// Has a tenant take no more namespaces in. Answers how it is marked: as one whose namespaces
+    /// go with it, if it was once marked so. `None`: it is not marked, and was not to be.
+    async fn mark_tenant(&self, tenant: &str, how: How) -> Result<Option<Marked>, BrokerError> {
         for _ in 0..ATTEMPTS_MAX {
             let (mut record, revision) = self.tenant(tenant).await?;
-            let now = record.removal();
-            if now == wanted || now == Removal::All {
-                return Ok(now);
-            }
+            let removal = record.removal();
+            let wanted = match how.wanted() {
+                Some(wanted) if wanted != removal && removal != Removal::All => wanted,
+                None if removal == Removal::Unspecified => return Ok(None),
+                _ => return Ok(Some(Marked { removal, revision })),
+            };
             let is_refused = wanted == Removal::IfEmpty;
             if is_refused && !self.namespaces_in(tenant).await?.is_empty() {
                 return Err(not_empty(&format!("tenant {tenant}"), "namespaces"));
             }
             record.set_removal(wanted);
-            let (partition, key) = (keys::CLUSTER_PARTITION.to_owned(), keys::tenant(tenant));
-            let value = record::encode(record);
-            if self.replace(partition, key, value, revision).await? {
-                return Ok(wanted);
+            if let Some(revision) = self.replace_tenant(tenant, record, revision).await? {
+                let removal = wanted;
+                return Ok(Some(Marked { removal, revision }));
             }
         }
         Err(changing())
+    }
+
+    /// Has a tenant take namespaces in again that was marked because it looked empty.
+    async fn unmark_tenant(&self, tenant: &str) -> Result<(), BrokerError> {
+        for _ in 0..ATTEMPTS_MAX {
+            let (mut record, revision) = self.tenant(tenant).await?;
+            if record.removal() != Removal::IfEmpty {
+                return Ok(());
+            }
+            record.set_removal(Removal::Unspecified);
+            let replaced = self.replace_tenant(tenant, record, revision).await?;
+            if replaced.is_some() {
+                return Ok(());
+            }
+        }
+        Err(changing())
+    }
+
+    async fn replace_tenant(
+        &self,
+        tenant: &str,
+        record: TenantRecord,
+        revision: Revision,
+    ) -> Result<Option<Revision>, BrokerError> {
+        let (partition, key) = (keys::CLUSTER_PARTITION.to_owned(), keys::tenant(tenant));
+        let value = record::encode(record);
+        self.replace(partition, key, value, revision).await
     }
 
     async fn tenant(&self, tenant: &str) -> Result<(TenantRecord, Revision), BrokerError> {
@@ -78,8 +143,11 @@ impl Topics {
         Ok((record::decode(&found)?, found.revision))
     }
 
-    /// Some namespaces of a tenant.
-    async fn namespaces_in(&self, tenant: &str) -> Result<Vec<NamespaceName>, BrokerError> {
+    /// Some namespaces of a tenant, each with the revision of its record.
+    async fn namespaces_in(
+        &self,
+        tenant: &str,
+    ) -> Result<Vec<(NamespaceName, Revision)>, BrokerError> {
         let lister = Lister {
             store: self.shared.namespaces.store().as_ref(),
             prefix: keys::tenant_prefix(tenant),
@@ -88,9 +156,11 @@ impl Topics {
             after: None,
             limit: PAGE_ITEMS,
         };
-        let look = |found: &Versioned| -> Result<Listed<NamespaceName>, BrokerError> {
+        let look = |found: &Versioned| -> Result<Listed<(NamespaceName, Revision)>, BrokerError> {
             Ok(match parse(found)? {
-                Key::Namespace(namespace) => Listed::Item(namespace, String::new()),
+                Key::Namespace(namespace) => {
+                    Listed::Item((namespace, found.revision), String::new())
+                }
                 Key::Topic(topic) | Key::SegmentPage(topic, ..) => {
                     Listed::SkipUnder(keys::topics_prefix(topic.namespace()))
                 }
@@ -100,34 +170,36 @@ impl Topics {
         Ok(lister.page(&request, None, look).await?.items)
     }
 
-    /// Deletes what is written of an empty tenant, its record last.
-    async fn forget_tenant(&self, tenant: &str) -> Result<(), BrokerError> {
-        let cluster = keys::CLUSTER_PARTITION;
-        self.delete_below(cluster, &keys::grants_prefix(Some(tenant)))
-            .await?;
-        self.delete_found(keys::TOKENS_PREFIX, |found| {
-            let record = record::decode::<TokenRecord>(found);
-            record.is_ok_and(|record| record.tenant == tenant)
-        })
-        .await?;
-        let policies = keys::policies(&PolicyScope::Tenant(tenant.to_owned()));
-        for _ in 0..ATTEMPTS_MAX {
-            let (record, revision) = match self.tenant(tenant).await {
-                // Another broker was faster.
-                Err(BrokerError::NotFound { .. }) => return Ok(()),
-                found => found?,
-            };
-            if record.removal() == Removal::Unspecified {
-                return Ok(()); // created since
-            }
-            let keys = vec![
-                (keys::tenant(tenant), Expect::Revision(revision)),
-                (policies.clone(), Expect::Any),
-            ];
-            if self.delete_keys(cluster, keys).await? {
-                return Ok(());
+    /// Deletes what is written of an empty tenant, its record last. False: the record is not as
+    /// expected any more.
+    pub(super) async fn forget_tenant(
+        &self,
+        tenant: &str,
+        record: &Guard,
+    ) -> Result<bool, BrokerError> {
+        let of_tenant = keys::grants_prefix(Some(tenant));
+        // A grant to a token of the tenant says the token's name, which the next tenant of the name
+        // may give again, wherever the grant is.
+        let of_tokens = principal::of_token(Some(tenant), "");
+        let grants = self.found(keys::GRANTS_PREFIX, |found| {
+            let grant = record::decode::<GrantRecord>(found);
+            let is_given = grant.is_ok_and(|grant| grant.principal.starts_with(&of_tokens));
+            is_given || found.key.starts_with(&of_tenant)
+        });
+        let grants = grants.await?;
+        let tokens = self.found(keys::TOKENS_PREFIX, |found| {
+            let token = record::decode::<TokenRecord>(found);
+            token.is_ok_and(|token| token.tenant == tenant)
+        });
+        let tokens = tokens.await?;
+        for found in [grants, tokens] {
+            let found = found.into_iter().map(|(key, _)| (key, Expect::Any));
+            if !self.delete_all(Some(record), found.collect()).await? {
+                return Ok(false);
             }
         }
-        Err(changing())
+        let policies = keys::policies(&PolicyScope::Tenant(tenant.to_owned()));
+        let keys = vec![(record.key.clone(), record.expect), (policies, Expect::Any)];
+        self.delete_keys(keys::CLUSTER_PARTITION, None, keys).await
     }
 }

@@ -2,12 +2,13 @@
 
 use aquifer_metadata::error::MetadataError;
 use aquifer_metadata::keys;
-use aquifer_metadata::store::{Expect, Operation, Revision, Transaction, Versioned};
+use aquifer_metadata::store::{Expect, Guard, Operation, Revision, Transaction, Versioned};
 use aquifer_metadata::{record, scan};
 use aquifer_model::topic::NamespaceName;
 use aquifer_proto::v1::GrantRecord;
 use bytes::Bytes;
 
+use super::{ATTEMPTS_MAX, changing};
 use crate::error::BrokerError;
 use crate::topics::Topics;
 
@@ -15,94 +16,129 @@ use crate::topics::Topics;
 const KEYS_AT_ONCE: usize = 64;
 
 impl Topics {
-    /// Deletes the grants of a namespace and of topics in it. Patterns stay: they say nothing of
-    /// one namespace.
-    pub(super) async fn delete_grants(&self, namespace: &NamespaceName) -> Result<(), BrokerError> {
-        let prefix = keys::grants_prefix(Some(namespace.tenant()));
-        self.delete_found(&prefix, |found| {
-            let record = record::decode::<GrantRecord>(found);
-            record.is_ok_and(|record| record.namespace == namespace.namespace())
-        })
-        .await
+    /// Whether a key is as expected now.
+    pub(super) async fn holds(&self, record: &Guard) -> Result<bool, BrokerError> {
+        let found = self.shared.namespaces.store().get(&record.key).await?;
+        Ok(found.is_some_and(|found| Expect::Revision(found.revision) == record.expect))
     }
 
-    /// Deletes keys of the whole cluster that are found below a prefix.
-    pub(super) async fn delete_found(
+    /// Deletes the grants of a namespace and of topics in it. Patterns stay: they say nothing of
+    /// one namespace. False: the namespace's record is not as expected any more.
+    pub(super) async fn delete_grants(
+        &self,
+        namespace: &NamespaceName,
+        record: &Guard,
+    ) -> Result<bool, BrokerError> {
+        let prefix = keys::grants_prefix(Some(namespace.tenant()));
+        for _ in 0..ATTEMPTS_MAX {
+            let found = self.found(&prefix, |found| {
+                let grant = record::decode::<GrantRecord>(found);
+                grant.is_ok_and(|grant| grant.namespace == namespace.namespace())
+            });
+            let found = found.await?;
+            // No change can compare it: it belongs to another partition. What was found before is
+            // of the namespace that goes, and none of one that is created later.
+            if !self.holds(record).await? {
+                return Ok(false);
+            }
+            if self.delete_all(None, found).await? {
+                return Ok(true);
+            }
+        }
+        Err(changing())
+    }
+
+    /// The keys of wanted values below a prefix, each as it is now.
+    pub(super) async fn found(
         &self,
         prefix: &str,
         is_wanted: impl Fn(&Versioned) -> bool + Send + Sync,
-    ) -> Result<(), BrokerError> {
+    ) -> Result<Vec<(String, Expect)>, BrokerError> {
         let store = self.shared.namespaces.store().as_ref();
-        let look = |all: &mut Vec<String>, found: &Versioned| -> Result<(), BrokerError> {
-            if is_wanted(found) {
-                all.push(found.key.clone());
-            }
-            Ok(())
-        };
-        let (all, _) = scan::each(store, prefix, Vec::new, look).await?;
-        for some in all.chunks(KEYS_AT_ONCE) {
-            let keys = some.iter().map(|key| (key.clone(), Expect::Any));
-            self.delete_keys(keys::CLUSTER_PARTITION, keys.collect())
-                .await?;
-        }
-        Ok(())
+        let look =
+            |all: &mut Vec<(String, Expect)>, found: &Versioned| -> Result<(), BrokerError> {
+                if is_wanted(found) {
+                    all.push((found.key.clone(), Expect::Revision(found.revision)));
+                }
+                Ok(())
+            };
+        Ok(scan::each(store, prefix, Vec::new, look).await?.0)
     }
 
-    /// Deletes all keys below a prefix.
+    /// Deletes keys of the whole cluster. False: the record, or one of them, is not as expected.
+    pub(super) async fn delete_all(
+        &self,
+        record: Option<&Guard>,
+        found: Vec<(String, Expect)>,
+    ) -> Result<bool, BrokerError> {
+        for some in found.chunks(KEYS_AT_ONCE) {
+            let partition = keys::CLUSTER_PARTITION;
+            if !self.delete_keys(partition, record, some.to_vec()).await? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Deletes all keys below a prefix. False: the record is not as expected.
     pub(super) async fn delete_below(
         &self,
         partition: &str,
         prefix: &str,
-    ) -> Result<(), BrokerError> {
+        record: &Guard,
+    ) -> Result<bool, BrokerError> {
         let store = self.shared.namespaces.store();
         loop {
             let found = store.scan(prefix, None, KEYS_AT_ONCE).await?.items;
             if found.is_empty() {
-                return Ok(());
+                return Ok(true);
             }
             let keys = found.into_iter().map(|found| (found.key, Expect::Any));
-            self.delete_keys(partition, keys.collect()).await?;
+            let keys = keys.collect();
+            if !self.delete_keys(partition, Some(record), keys).await? {
+                return Ok(false);
+            }
         }
     }
 
-    /// Deletes keys together. False: one is not as expected.
+    /// Deletes keys together. False: the record, or one of them, is not as expected.
     pub(super) async fn delete_keys(
         &self,
         partition: &str,
+        record: Option<&Guard>,
         keys: Vec<(String, Expect)>,
     ) -> Result<bool, BrokerError> {
         let operations = keys.into_iter();
         let operations = operations.map(|(key, expect)| Operation::Delete { key, expect });
-        let operations = operations.collect();
-        self.commit(partition.to_owned(), operations).await
+        let transaction = Transaction {
+            partition: partition.to_owned(),
+            guards: record.cloned().into_iter().collect(),
+            operations: operations.collect(),
+        };
+        Ok(self.commit(transaction).await?.is_some())
     }
 
-    /// Writes a record again. False: it was changed meanwhile.
+    /// Writes a record again; answers its revision. `None`: it was changed meanwhile.
     pub(super) async fn replace(
         &self,
         partition: String,
         key: String,
         value: Bytes,
         revision: Revision,
-    ) -> Result<bool, BrokerError> {
+    ) -> Result<Option<Revision>, BrokerError> {
         let expect = Expect::Revision(revision);
-        self.commit(partition, vec![Operation::Put { key, value, expect }])
-            .await
-    }
-
-    async fn commit(
-        &self,
-        partition: String,
-        operations: Vec<Operation>,
-    ) -> Result<bool, BrokerError> {
         let transaction = Transaction {
             partition,
             guards: Vec::new(),
-            operations,
+            operations: vec![Operation::Put { key, value, expect }],
         };
+        self.commit(transaction).await
+    }
+
+    async fn commit(&self, transaction: Transaction) -> Result<Option<Revision>, BrokerError> {
         match self.shared.namespaces.store().commit(transaction).await {
-            Ok(_) => Ok(true),
-            Err(MetadataError::Conflict { .. }) => Ok(false),
+            Ok(revision) => Ok(Some(revision)),
+            Err(MetadataError::Conflict { .. }) => Ok(None),
             Err(error) => Err(error.into()),
         }
     }

@@ -3,9 +3,12 @@
 
 use std::time::Duration;
 
+use aquifer_model::backup::RestoreTopic;
+use aquifer_model::id::{BackupId, LedgerId};
 use aquifer_model::place::Place;
 use aquifer_protocol_api::access::Action;
-use aquifer_protocol_api::admin::Admin;
+use aquifer_protocol_api::admin::{Admin, Removal};
+use aquifer_protocol_api::backup::Backups;
 use aquifer_protocol_api::consumer::Held;
 use aquifer_protocol_api::context::RequestContext;
 use aquifer_protocol_api::data_plane::DataPlane;
@@ -57,6 +60,37 @@ async fn lines_with(secured: &Secured, request: &str, resource: &str) -> Vec<Val
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     panic!("{request} of {resource} is not in the topic");
+}
+
+/// Not even one that may do everything in the cluster deletes the lines, or puts others there.
+#[tokio::test]
+async fn the_tenant_of_the_topic_is_neither_deleted_nor_restored_into() {
+    let secured = Secured::start().await;
+    secured.tenants().await;
+    let last = name("beta/shop/returns").to_string();
+    lines_with(&secured, "create_topic", &format!("topic {last}")).await;
+    let (broker, admin) = (secured.broker(), secured.admin());
+    let force = Removal {
+        force: true,
+        dry_run: false,
+    };
+    let deleted = broker.delete_tenant(&admin, "aquifer".to_owned(), force);
+    assert_eq!(kind(&deleted.await), Some(ErrorKind::InvalidArgument));
+    let wanted = RestoreTopic {
+        url: "mem://1".to_owned(),
+        cluster: "test".to_owned(),
+        backup: BackupId([1; 16]),
+        topic: name("aquifer/system/other"),
+        files: Vec::new(),
+        last_ledger: LedgerId(1),
+        trim_after_ms: None,
+        prepare: false,
+    };
+    let restored = broker.restore_topic(&admin, wanted).await.unwrap_err();
+    assert_eq!(restored.kind, ErrorKind::InvalidArgument);
+    let text = restored.message;
+    assert!(text.contains("kept for topics of the brokers"), "{text}");
+    assert!(!lines(&secured, &admin, None).await.is_empty());
 }
 
 #[tokio::test]

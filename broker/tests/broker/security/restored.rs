@@ -1,13 +1,17 @@
 //! Tokens and grants that a backup brings back.
 
 use aquifer_log::testing::MemoryColdStore;
+use aquifer_metadata::store::Expect;
+use aquifer_metadata::{keys, record};
 use aquifer_model::backup::{BackupScope, RestoreAccess, RestoredAccess};
+use aquifer_proto::v1::GrantRecord;
 use aquifer_protocol_api::access::Action;
 use aquifer_protocol_api::backup::Backups;
 use aquifer_protocol_api::context::RequestContext;
 use aquifer_protocol_api::security::Security;
 
 use super::{Secured, authenticate};
+use crate::support::until;
 
 /// What a new cluster is asked for.
 async fn saved(old: &Secured, scope: BackupScope) -> RestoreAccess {
@@ -64,6 +68,41 @@ async fn tokens_and_grants_come_back_and_nothing_that_is_here_changes() {
     let repeated = restore(&wanted).await;
     assert_eq!((repeated.tokens, repeated.grants), (0, 0), "{repeated:?}");
     assert!(shown(saves.secret.expose()).is_err());
+}
+
+#[tokio::test]
+async fn nothing_is_given_in_the_tenant_of_the_brokers() {
+    let cold = MemoryColdStore::default();
+    let old = Secured::start_with(Some(&cold)).await;
+    old.tenants().await;
+    let made = old.token(Some("acme"), "shop").await;
+    let principal = &made.token.principal;
+    let given = old.grant(principal, &[Action::Produce], "acme/shop").await;
+    let key = keys::grant(Some("acme"), &given.id);
+    let found = old.store.get(&key).await.unwrap().unwrap();
+    let mut forged: GrantRecord = record::decode(&found).unwrap();
+    forged.tenant = "aquifer".to_owned();
+    let (key, value) = (
+        keys::grant(Some("aquifer"), &given.id),
+        record::encode(forged),
+    );
+    let put = old
+        .store
+        .put(keys::CLUSTER_PARTITION, &key, value, Expect::Any);
+    put.await.unwrap();
+    let wanted = saved(&old, BackupScope::Cluster).await;
+
+    let new = Secured::start_with(Some(&cold)).await;
+    new.tenants().await;
+    until("the tenant to be there", || async {
+        let found = new.store.get(&keys::tenant("aquifer")).await;
+        found.unwrap().is_some()
+    })
+    .await;
+    let restored = new.broker().restore_access(&new.admin(), wanted).await;
+    let restored = restored.unwrap();
+    assert!(restored.refused >= 1, "{restored:?}");
+    assert_eq!(new.store.get(&key).await.unwrap(), None);
 }
 
 #[tokio::test]

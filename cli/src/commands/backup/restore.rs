@@ -10,7 +10,7 @@ use aquifer_model::backup::{
 };
 use aquifer_model::id::{BackupId, LedgerId};
 use aquifer_model::policy::{Policies, PolicyScope, PolicyUpdate};
-use aquifer_model::topic::{NamespaceName, TopicName};
+use aquifer_model::topic::{NamespaceName, RESERVED_TENANT, TopicName};
 use aquifer_proto::convert::backup::files;
 use aquifer_proto::v1;
 use aquifer_runtime::clock;
@@ -81,7 +81,10 @@ fn chosen<'a>(lists: &'a Lists, wanted: &Wanted) -> Result<Vec<Topic<'a>>, CliEr
         let of_topic = wanted.topic.as_ref().is_none_or(|topic| {
             name == *topic || name.partition().is_some() && name.base() == *topic
         });
-        if of_tenant && of_topic {
+        // What brokers keep for themselves is refused: with all the rest it is left out.
+        let is_all = wanted.tenant.is_none() && wanted.topic.is_none();
+        let is_left_out = is_all && name.namespace().tenant() == RESERVED_TENANT;
+        if of_tenant && of_topic && !is_left_out {
             topics.push(Topic { name, entry });
         }
     }
