@@ -58,13 +58,29 @@ impl Locations {
         }
     }
 
+    /// Whether another cluster owns a place; its store is not asked.
+    ///
+    /// # Errors
+    /// `Config` when metadata knows none of the number.
+    pub async fn is_foreign(&self, number: u32) -> ColdResult<bool> {
+        if let Some(location) = self.all.lock().await.get(&number) {
+            return Ok(location.is_foreign);
+        }
+        Ok(self.record_of(number).await?.is_foreign())
+    }
+
     /// Looks whether metadata has another URL of a place than the one under which it is open, and
     /// opens it there next time: another process may have seen that it moved.
     ///
     /// # Errors
     /// When metadata cannot be read.
     pub async fn look_again(&self, number: u32) -> ColdResult<()> {
-        let opened = self.all.lock().await.get(&number).map(|l| l.url.clone());
+        let opened = {
+            let all = self.all.lock().await;
+            let open = all.get(&number).filter(|open| open.is_foreign);
+            open.map(|open| open.url.clone())
+        };
+        // Records of places of this cluster follow what this process has open.
         let Some(opened) = opened else { return Ok(()) };
         let known = self.record_of(number).await?;
         if known.is_foreign() && known.url != opened {

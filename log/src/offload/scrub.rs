@@ -5,6 +5,7 @@
 //! Each object has its moment within a pass, which its attempt's random id decides. So nothing is
 //! remembered, work is spread over the pass, and a process that starts goes on where time is.
 
+use std::collections::BTreeSet;
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
@@ -54,6 +55,8 @@ pub struct Scrubbed {
     pub missing: u64,
     /// Those of both that were written again.
     pub replaced: u64,
+    /// Those that could not be read, each by itself or with its place: of these nothing is known.
+    pub unknown: u64,
 }
 
 /// The object that a ledger is in.
@@ -111,11 +114,12 @@ pub async fn examine(
     (locations, pace): (&Locations, &Arc<Pace>),
     subject: &Subject,
 ) -> Result<Condition, LogError> {
-    let location = locations.get(subject.object.location).await;
-    let location = location.map_err(of_store)?;
-    if location.is_foreign {
+    let place = subject.object.location;
+    // A place of others may be gone, which is not this cluster's matter.
+    if locations.is_foreign(place).await.map_err(of_store)? {
         return Ok(Condition::Passed);
     }
+    let location = locations.get(place).await.map_err(of_store)?;
     let store = Paced::new(Arc::clone(&location.store), Arc::clone(pace));
     let mut found = read_once(&store, subject).await?;
     if found != Condition::Whole {
@@ -126,6 +130,23 @@ pub async fn examine(
         Condition::Whole => Ok(Condition::Whole),
         _ if !subject.is_current(metadata).await? => Ok(Condition::Passed),
         found => Ok(found),
+    }
+}
+
+/// Whether an error is about one object or its place: the others can be asked all the same.
+#[must_use]
+pub fn is_of_store(error: &LogError) -> bool {
+    matches!(
+        error,
+        LogError::Unavailable(_) | LogError::Invalid(_) | LogError::Damaged(_)
+    )
+}
+
+/// Whether nothing can be said of any object of a place.
+pub async fn is_away(locations: &Locations, place: u32) -> bool {
+    match locations.get(place).await {
+        Ok(location) => location.check().await.is_err(),
+        Err(_) => true,
     }
 }
 
@@ -167,10 +188,11 @@ async fn read_once(store: &dyn ColdStore, subject: &Subject) -> Result<Condition
 }
 
 /// Examines the objects whose moment is between two times, of the ledgers that are this process'.
-/// Writes those again that are not whole, where bookies have copies.
+/// Writes those again that are not whole, where bookies have copies. What cannot be read is counted
+/// and passed over, and so is what else is in a place that is away.
 ///
 /// # Errors
-/// When metadata or a store cannot be asked: the same time is to be looked at again.
+/// When metadata cannot be asked: the same time is to be looked at again.
 pub async fn scrub(
     ctx: &LogContext,
     tier: &ColdTier,
@@ -178,7 +200,7 @@ pub async fn scrub(
     is_mine: impl Fn(LedgerId) -> bool,
 ) -> Result<Scrubbed, LogError> {
     let mut pages = Pages::new(&*ctx.ledgers.store, keys::LEDGERS_PREFIX);
-    let mut scrubbed = Scrubbed::default();
+    let (mut scrubbed, mut away) = (Scrubbed::default(), BTreeSet::new());
     while let Some(page) = pages.next().await? {
         for stored in page {
             let Ok(Key::Ledger(ledger)) = stored.key.parse() else {
@@ -188,8 +210,24 @@ pub async fn scrub(
             let info = LedgerInfo::decode(ledger, &stored).ok();
             let subject = info.and_then(Subject::of);
             let is_due = |s: &Subject| is_mine(ledger) && s.is_due(pass, &between);
-            if let Some(subject) = subject.filter(is_due) {
-                scrub_one(ctx, tier, &subject, &mut scrubbed).await?;
+            let Some(subject) = subject.filter(is_due) else {
+                continue;
+            };
+            let place = subject.object.location;
+            if away.contains(&place) {
+                scrubbed.unknown += 1;
+                continue;
+            }
+            match scrub_one(ctx, tier, &subject, &mut scrubbed).await {
+                Err(error) if is_of_store(&error) => {
+                    scrubbed.unknown += 1;
+                    let object = &subject.object.name;
+                    tracing::warn!(%ledger, object, %error, "an object is not scrubbed");
+                    if is_away(&tier.locations, place).await {
+                        away.insert(place);
+                    }
+                }
+                done => done?,
             }
         }
     }
