@@ -1,6 +1,6 @@
 //! Reads objects again, at a bounded rate, and checks every byte (H23). One that is damaged or
-//! missing is written again from the copies at bookies, as long as these are there; otherwise a
-//! person has to bring it back.
+//! missing is marked, so that the copies at bookies stay, and is written again from these at once or
+//! in a later step; without copies a person has to bring it back.
 //!
 //! Each object has its moment within a pass, which its attempt's random id decides. So nothing is
 //! remembered, work is spread over the pass, and a process that starts goes on where time is.
@@ -17,6 +17,7 @@ use aquifer_cold::object::{read_tail, verify};
 use aquifer_cold::paced::{Pace, Paced};
 use aquifer_cold::store::ColdStore;
 use aquifer_ledger::ledger_metadata::{self, LedgerInfo, LedgerState};
+use aquifer_ledger::objects::replacing;
 use aquifer_ledger::offload::{Offload, StoredObject};
 use aquifer_metadata::keys::{self, Key};
 use aquifer_metadata::scan::Pages;
@@ -95,6 +96,11 @@ impl Subject {
         let moment = u64::from_be_bytes([a, b, c, d, e, f, g, h]) % pass;
         let wait = (moment + (pass - between.start % pass)) % pass;
         between.start.saturating_add(wait) < between.end
+    }
+
+    /// Whether it is known to be bad, and could be written again.
+    fn waits_for_replacement(&self) -> bool {
+        self.object.is_damaged && self.info.is_kept_by(self.attempt)
     }
 
     async fn is_current(&self, store: &dyn MetadataStore) -> Result<bool, LogError> {
@@ -209,7 +215,9 @@ pub async fn scrub(
             // Records that cannot be read are the auditor's.
             let info = LedgerInfo::decode(ledger, &stored).ok();
             let subject = info.and_then(Subject::of);
-            let is_due = |s: &Subject| is_mine(ledger) && s.is_due(pass, &between);
+            let is_due = |s: &Subject| {
+                is_mine(ledger) && (s.is_due(pass, &between) || s.waits_for_replacement())
+            };
             let Some(subject) = subject.filter(is_due) else {
                 continue;
             };
@@ -260,9 +268,21 @@ async fn scrub_one(
     scrubbed.bytes += subject.object.size_bytes;
     ctx.metrics
         .scrubbed(subject.object.size_bytes, reason.is_none());
-    let Some(reason) = reason else { return Ok(()) };
     let (ledger, object) = (subject.info.id, &subject.object.name);
     let is_kept = subject.info.is_kept_by(subject.attempt);
+    let Some(reason) = reason else {
+        if subject.object.is_damaged {
+            // A person has brought it back.
+            replacing::mark(&*ctx.ledgers.store, ledger, subject.attempt, false).await?;
+        }
+        return Ok(());
+    };
+    // Before anything else: the owner of the topic may be about to drop the copies.
+    let is_still_in_it =
+        !is_kept || replacing::mark(&*ctx.ledgers.store, ledger, subject.attempt, true).await?;
+    if !is_still_in_it {
+        return Ok(());
+    }
     tracing::error!(%ledger, object, reason, is_kept, "a scrub found a bad object");
     if !is_kept || !tier.locations.takes_objects() {
         return Ok(());
@@ -271,7 +291,7 @@ async fn scrub_one(
     let damaged = (&subject.info, subject.attempt);
     match replace_object(ctx, tier, damaged, &origin).await {
         Ok(()) => scrubbed.replaced += 1,
-        // The next pass, or a person: the error above was told.
+        // The next step, or a person: the error above was told, and copies stay.
         Err(error) => tracing::warn!(%ledger, %error, "bad object is not replaced"),
     }
     Ok(())

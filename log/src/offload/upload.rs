@@ -289,6 +289,7 @@ impl<'a> Attempt<'a> {
             stored_ms: self.ctx.ledgers.clock.wall_ms(),
             index_offset: written.index_offset,
             claimed: info.revision,
+            is_damaged: false,
         })
     }
 
