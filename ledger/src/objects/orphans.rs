@@ -189,7 +189,7 @@ fn standing_beside(info: &LedgerInfo, orphan: &Orphan) -> Standing {
     }
 }
 
-/// Writes down that an orphan is to be deleted. `false`: it is none by now, or its ledger has
+/// Writes down that an orphan is to be deleted. `false`: it is not one by now, or its ledger has
 /// changed this moment; then it is left alone.
 ///
 /// # Errors

@@ -26,8 +26,8 @@ use aquifer_model::id::{AttemptId, CreationToken, LedgerId};
 use crate::error::LogError;
 use crate::offload::upload::of_store;
 
-/// Objects of one request for a listing.
-const PAGE_OBJECTS: usize = 1_000;
+/// Objects of one listing: a directory is walked whole for each.
+const PAGE_OBJECTS: usize = 10_000;
 /// Findings of a kind that one audit has in memory.
 const FINDINGS_MAX: usize = 100_000;
 /// Orphans that are believed of any place.
