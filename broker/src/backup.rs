@@ -96,12 +96,26 @@ impl Broker {
             )
         })?;
         let place = (wanted.url.as_str(), wanted.cluster.as_str());
-        let items = backup::read_files(&self.shared.log, place, wanted.backup, &wanted.files);
-        let items = items.await.map_err(refused)?;
+        let (log, files) = (&self.shared.log, wanted.files.clone());
+        let files = backup::BackupFiles::open(log, place, wanted.backup, files);
+        let mut files = files.await.map_err(refused)?;
         let tenant = wanted.tenant.as_deref();
-        guard
-            .restore_access(ctx, items, tenant, &self.shared.namespaces)
-            .await
+        let mut round = guard.begin_access(ctx, tenant, &self.shared.namespaces);
+        let mut done = Ok(());
+        while done.is_ok() {
+            let items = match files.next().await {
+                Ok(Some(items)) => items,
+                Ok(None) => break,
+                Err(error) => {
+                    done = Err(refused(error));
+                    break;
+                }
+            };
+            done = round.bring_back(items).await;
+        }
+        // Also what was brought back before a failure is told.
+        let restored = round.end().await;
+        done.map(|()| restored)
     }
 
     /// Captures a topic: first its subscriptions and its end, then, asked again with that end, its

@@ -334,30 +334,35 @@ async fn a_place_of_another_cluster_is_followed_where_it_moves() {
         owner: "c".to_owned(),
     };
     let (reader, restorer) = (other.of("other", ""), other.of("other", ""));
-    let (number, is_foreign) = restorer.number_of(&place("mem://1"), true).await.unwrap();
+    let (number, is_foreign) = restorer.number_of(&place("mem://1")).await.unwrap();
     assert!(is_foreign);
     assert_eq!(reader.get(number).await.unwrap().url, "mem://1");
     // A place that is not there, or is another, is not where it went.
-    restorer.number_of(&place("mem://2"), true).await.unwrap();
+    restorer.number_of(&place("mem://2")).await.unwrap();
     assert_eq!(restorer.get(number).await.unwrap().url, "mem://1");
     places.move_marker(0, 1).await;
-    let found = restorer.number_of(&place("mem://2"), true).await.unwrap();
+    let found = restorer.number_of(&place("mem://2")).await.unwrap();
     assert_eq!(found, (number, true));
     assert_eq!(restorer.get(number).await.unwrap().url, "mem://2");
     assert!(restorer.get(number).await.unwrap().is_foreign);
+    // A copy, with the marker, does not take over from the place that is there.
+    let size = places.stores[1].size("c/location").await.unwrap();
+    let marker = places.stores[1].get("c/location", 0..size).await.unwrap();
+    let copied = places.stores[0].put_new("c/location", marker).await;
+    copied.unwrap();
+    restorer.number_of(&place("mem://1")).await.unwrap();
+    assert_eq!(restorer.get(number).await.unwrap().url, "mem://2");
+    places.stores[0].lose("c/location");
     // Another process learns it when it finds nothing there.
     assert!(reader.get(number).await.unwrap().check().await.is_err());
     reader.look_again(number).await.unwrap();
     reader.get(number).await.unwrap().check().await.unwrap();
     // What an older backup says of it does not lead back, as long as it is there.
-    restorer
-        .number_of(&place("mem://moved/2"), false)
-        .await
-        .unwrap();
+    restorer.number_of(&place("mem://moved/2")).await.unwrap();
     assert_eq!(restorer.get(number).await.unwrap().url, "mem://2");
     // The place of its own cluster is not led away by a backup.
     let own = places.at("mem://1");
-    let (number, is_foreign) = own.number_of(&place("mem://2"), true).await.unwrap();
+    let (number, is_foreign) = own.number_of(&place("mem://2")).await.unwrap();
     assert!(!is_foreign);
     assert_eq!(own.describe(number).await.unwrap().url, "mem://1");
 }

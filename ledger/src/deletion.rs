@@ -174,9 +174,10 @@ impl Intent {
         self.token == NO_TOKEN || self.token == info.token
     }
 
-    /// Whether it is about all of the ledger of that record.
+    /// Whether it is about all of the ledger of that record. One without a home was written where
+    /// there was no record: one that is there by now was restored since, and stays.
     pub fn deletes(&self, info: &LedgerInfo) -> bool {
-        !self.copies_only && self.is_of(info)
+        !self.copies_only && !self.home.is_empty() && self.is_of(info)
     }
 
     /// Makes it ask the bookies of an earlier intent too.

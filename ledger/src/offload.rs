@@ -7,7 +7,8 @@
 //!                                             v
 //!                                       copies going --end--> copies gone
 //! ```
-//! While copies are kept, an object that is damaged is replaced by that of another attempt.
+//! While copies are kept, an object that is damaged is marked, which keeps them, and is replaced by
+//! that of another attempt.
 //!
 //! Invariants:
 //! - Every attempt has an id that is never used again, and every transition compares it (H22): what
@@ -52,6 +53,9 @@ pub struct StoredObject {
     /// A revision of metadata when its attempt had begun and was not committed: no backup that
     /// ended before names it.
     pub claimed: Revision,
+    /// A scrub found it damaged or missing: copies at bookies stay until it is replaced, or was
+    /// read whole.
+    pub is_damaged: bool,
 }
 
 /// What becomes of the copies at bookies.
@@ -127,6 +131,11 @@ pub enum OffloadStep {
     CopiesGone,
     /// The attempt is given up.
     GiveUp,
+    /// Every byte of the object was read: it is damaged or missing, or it is whole.
+    Mark {
+        /// It is damaged.
+        is_damaged: bool,
+    },
     /// The object of another attempt is damaged; that of this one is complete and verified.
     Replace {
         /// The other attempt.
@@ -144,6 +153,7 @@ impl OffloadStep {
             OffloadStep::DropCopies => "drop the copies of",
             OffloadStep::CopiesGone => "end the copies of",
             OffloadStep::GiveUp => "give up",
+            OffloadStep::Mark { .. } => "mark the object of",
             OffloadStep::Replace { .. } => "replace the object of",
         }
     }
@@ -209,6 +219,7 @@ impl Offload {
                 stored_ms: object.stored_ms,
                 index_offset: object.index_offset,
                 claimed_revision: object.claimed.0,
+                damaged: object.is_damaged,
             }),
             copies: copies.into(),
         }
@@ -239,6 +250,7 @@ impl Offload {
                 stored_ms: object.stored_ms,
                 index_offset: object.index_offset,
                 claimed: Revision(object.claimed_revision),
+                is_damaged: object.damaged,
             },
             copies: match copies {
                 v1::BookieCopies::Kept => Copies::Kept,
@@ -289,7 +301,14 @@ impl LedgerInfo {
                     copies: Copies::Kept,
                     ..
                 }),
-            ) => stored(object, Copies::Going),
+            ) if !object.is_damaged => stored(object, Copies::Going),
+            (OffloadStep::Mark { is_damaged }, Some(Offload::Stored { object, copies, .. }))
+                if object.is_damaged != *is_damaged =>
+            {
+                let mut marked = object.clone();
+                marked.is_damaged = *is_damaged;
+                stored(&marked, *copies)
+            }
             (
                 OffloadStep::CopiesGone,
                 Some(Offload::Stored {
@@ -326,6 +345,9 @@ impl LedgerInfo {
             (OffloadStep::CopiesGone, Some(Offload::Stored { copies, .. })) => {
                 *copies == Copies::Gone
             }
+            (OffloadStep::Mark { is_damaged }, Some(Offload::Stored { object, .. })) => {
+                object.is_damaged == *is_damaged
+            }
             // Given up, and perhaps claimed by another.
             (OffloadStep::GiveUp, None) => true,
             _ => false,
@@ -356,9 +378,15 @@ impl LedgerInfo {
             None => "it is not claimed".to_owned(),
             Some(Offload::Claimed { attempt }) => format!("it is claimed by attempt {attempt}"),
             Some(Offload::Stored {
-                attempt, copies, ..
+                attempt,
+                copies,
+                object,
             }) => {
-                format!("it is stored by attempt {attempt}, its copies are {copies:?}")
+                let is = match object.is_damaged {
+                    true => "its object is damaged, ",
+                    false => "",
+                };
+                format!("it is stored by attempt {attempt}, {is}its copies are {copies:?}")
             }
         };
         OffloadError::Superseded {

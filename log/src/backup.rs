@@ -8,9 +8,11 @@ mod capture;
 mod cursors;
 mod source;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use aquifer_cold::backup::{PartWriter, read_part};
+use aquifer_cold::store::ColdStore;
 use aquifer_ledger::holds::{self, Hold};
 use aquifer_model::backup::{BackupBegun, BackupFile, BackupRevisions, BackupScope, ForgetBackup};
 use aquifer_model::id::{BackupId, LedgerId};
@@ -26,6 +28,8 @@ pub use self::source::{BackedUpTopic, read_topic};
 
 /// Files that are read for one request: each has thousands of tokens and grants.
 const FILES_MAX: usize = 256;
+/// Bytes of these files together: more than the tokens and grants of any cluster take.
+const FILES_BYTES_MAX: u64 = 256 << 20;
 
 pub(crate) fn tier(ctx: &LogContext) -> Result<&Arc<ColdTier>, LogError> {
     ctx.cold.as_ref().ok_or_else(|| {
@@ -149,31 +153,74 @@ pub async fn write(
     parts.finish().await.map_err(of_store)
 }
 
-/// Reads files of a backup, of this cluster or of another.
-///
-/// # Errors
-/// [`LogError::Invalid`] when these are too many; [`LogError::Damaged`] when one is not what was
-/// written; those of the store.
-pub async fn read_files(
-    ctx: &LogContext,
-    (url, cluster): (&str, &str),
+/// Files of a backup, of this cluster or of another, which are read one by one.
+pub struct BackupFiles {
+    store: Arc<dyn ColdStore>,
+    cluster: String,
     id: BackupId,
-    files: &[BackupFile],
-) -> Result<Vec<Item>, LogError> {
-    if files.len() > FILES_MAX {
-        let count = files.len();
+    files: std::vec::IntoIter<BackupFile>,
+}
+
+impl BackupFiles {
+    /// Opens the place; reads no file yet.
+    ///
+    /// # Errors
+    /// [`LogError::Invalid`] when these are too many or too long, or one is named twice; those of
+    /// the store.
+    pub async fn open(
+        ctx: &LogContext,
+        (url, cluster): (&str, &str),
+        id: BackupId,
+        files: Vec<BackupFile>,
+    ) -> Result<BackupFiles, LogError> {
+        check_files(&files)?;
+        let visited = tier(ctx)?.locations.visit(url, cluster).await;
+        let (_, store) = visited.map_err(of_store)?;
+        Ok(BackupFiles {
+            store,
+            cluster: cluster.to_owned(),
+            id,
+            files: files.into_iter(),
+        })
+    }
+
+    /// What the next file has; `None` behind the last.
+    ///
+    /// # Errors
+    /// [`LogError::Damaged`] when it is not what was written; those of the store.
+    pub async fn next(&mut self) -> Result<Option<Vec<Item>>, LogError> {
+        let Some(file) = self.files.next() else {
+            return Ok(None);
+        };
+        let read = read_part(&*self.store, &self.cluster, self.id, &file).await;
+        read.map(Some).map_err(of_store)
+    }
+}
+
+/// Checks that these files may be read for one request.
+fn check_files(files: &[BackupFile]) -> Result<(), LogError> {
+    let count = files.len();
+    if count > FILES_MAX {
         return Err(LogError::Invalid(format!(
             "{count} files of a backup were named, and up to {FILES_MAX} can be"
         )));
     }
-    let visited = tier(ctx)?.locations.visit(url, cluster).await;
-    let (_, store) = visited.map_err(of_store)?;
-    let mut items = Vec::new();
-    for file in files {
-        let read = read_part(&*store, cluster, id, file).await;
-        items.extend(read.map_err(of_store)?);
+    let bytes = files
+        .iter()
+        .fold(0_u64, |sum, file| sum.saturating_add(file.bytes));
+    if bytes > FILES_BYTES_MAX {
+        return Err(LogError::Invalid(format!(
+            "the files that were named have {bytes} bytes, and up to {FILES_BYTES_MAX} are read"
+        )));
     }
-    Ok(items)
+    let mut names = BTreeSet::new();
+    for file in files {
+        if !names.insert(file.name.as_str()) {
+            let name = &file.name;
+            return Err(LogError::Invalid(format!("file {name} is named twice")));
+        }
+    }
+    Ok(())
 }
 
 /// Lets no ledger that is created from now on have an id that is to be restored.

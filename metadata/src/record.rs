@@ -110,13 +110,17 @@ fn namespace_version(record: &v1::NamespaceRecord) -> u32 {
 
 /// The version of a ledger's record that says where its bytes are in an object store.
 const LEDGER_WITH_OFFLOAD: u32 = 2;
+/// That of one whose object is known to be damaged: older builds would drop its copies.
+const LEDGER_DAMAGED_OBJECT: u32 = 3;
 
 impl Record for v1::LedgerRecord {
     const NAME: &'static str = "ledger";
-    const NEWEST: u32 = LEDGER_WITH_OFFLOAD;
+    const NEWEST: u32 = LEDGER_DAMAGED_OBJECT;
 
     fn version(&self) -> u32 {
-        match self.offload {
+        let object = self.offload.as_ref().map(|offload| &offload.object);
+        match object {
+            Some(Some(object)) if object.damaged => LEDGER_DAMAGED_OBJECT,
             Some(_) => LEDGER_WITH_OFFLOAD,
             None => FORMAT_VERSION,
         }
@@ -343,14 +347,22 @@ mod tests {
             Versioning::decode(bytes).unwrap().format_version
         };
         assert_eq!(version(v1::LedgerRecord::default()), 1);
-        let offload = Some(v1::OffloadRecord::default());
-        assert_eq!(
+        let offloaded = |object| {
             version(v1::LedgerRecord {
-                offload,
+                offload: Some(v1::OffloadRecord {
+                    object,
+                    ..v1::OffloadRecord::default()
+                }),
                 ..v1::LedgerRecord::default()
-            }),
-            2
-        );
+            })
+        };
+        assert_eq!(offloaded(None), 2);
+        assert_eq!(offloaded(Some(v1::StoredObject::default())), 2);
+        let damaged = v1::StoredObject {
+            damaged: true,
+            ..v1::StoredObject::default()
+        };
+        assert_eq!(offloaded(Some(damaged)), 3);
     }
 
     #[test]

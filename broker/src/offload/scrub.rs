@@ -37,9 +37,18 @@ pub(super) async fn rounds(shared: &Context) {
         let brokers = brokers(shared);
         let is_mine = |ledger| chosen(&brokers, ledger).is_none_or(|broker| broker == shared.id);
         match scrub(&shared.log, tier, (pass, from..now), is_mine).await {
+            // The store is away: nothing of this time was read.
+            Ok(seen) if seen.unknown > 0 && seen.objects == 0 => {
+                tracing::warn!(?seen, "objects are scrubbed later");
+            }
             Ok(seen) => {
                 from = now;
-                if seen.objects > 0 {
+                if seen.unknown > 0 {
+                    tracing::warn!(
+                        ?seen,
+                        "objects could not be scrubbed: their next pass is due"
+                    );
+                } else if seen.objects > 0 {
                     tracing::debug!(?seen, "scrubbed objects");
                 }
             }

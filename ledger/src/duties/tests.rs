@@ -23,6 +23,7 @@ pub(crate) fn stored(copies: Copies) -> Offload {
             stored_ms: 5,
             index_offset: 900,
             claimed: aquifer_metadata::store::Revision(1),
+            is_damaged: false,
         },
         copies,
     }

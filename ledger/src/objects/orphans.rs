@@ -8,7 +8,7 @@ use aquifer_metadata::error::MetadataError;
 use aquifer_metadata::keys;
 use aquifer_metadata::scan;
 use aquifer_metadata::store::{Expect, Guard, MetadataStore, Revision, Transaction};
-use aquifer_model::id::{AttemptId, LedgerId};
+use aquifer_model::id::{AttemptId, CreationToken, LedgerId};
 
 use super::{DyingObject, PlannedObject};
 use crate::error::LedgerError;
@@ -25,12 +25,26 @@ pub struct Orphan {
     pub attempt: AttemptId,
     /// The ledger that it was for.
     pub ledger: LedgerId,
+    /// The creation token of that, as the object says it.
+    pub token: CreationToken,
     /// The metadata partition of that.
     pub home: String,
     /// The number of the location.
     pub location: u32,
     /// Its name there.
     pub name: String,
+}
+
+/// What metadata says of an object that a listing has shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Standing {
+    /// A record names it.
+    Named,
+    /// No record names it, and its ledger is not in another object either: in metadata of a
+    /// restored snapshot this may be the only copy.
+    Doubtful,
+    /// Nothing can need it: its ledger is gone, or is in another object.
+    Orphan,
 }
 
 /// Which objects metadata names, each by its attempt.
@@ -102,39 +116,55 @@ pub async fn stored_now(
     })
 }
 
-/// Whether a record names an object after all; each is read on its own.
+/// Whether a record names the object of an attempt after all; each is read on its own.
 ///
 /// # Errors
 /// When one cannot be read.
-pub async fn is_named(store: &dyn MetadataStore, orphan: &Orphan) -> Result<bool, LedgerError> {
-    Ok(unnamed(store, orphan).await?.is_none())
+pub async fn is_named(
+    store: &dyn MetadataStore,
+    attempt: AttemptId,
+    ledger: LedgerId,
+) -> Result<bool, LedgerError> {
+    if is_passing(store, attempt).await? {
+        return Ok(true);
+    }
+    let info = ledger_metadata::load(store, ledger).await?;
+    let offload = info.and_then(|info| info.offload);
+    Ok(offload.is_some_and(|offload| offload.attempt() == attempt))
 }
 
-/// What must stay as it is for an object to be an orphan; `None` when a record names it.
-async fn unnamed(
-    store: &dyn MetadataStore,
-    orphan: &Orphan,
-) -> Result<Option<Vec<Guard>>, LedgerError> {
-    let attempt = orphan.attempt;
+/// Whether an object is being written, or is to be deleted.
+async fn is_passing(store: &dyn MetadataStore, attempt: AttemptId) -> Result<bool, LedgerError> {
     for key in [keys::upload(attempt), keys::dying_object(attempt)] {
         if store.get(&key).await?.is_some() {
-            return Ok(None);
+            return Ok(true);
         }
     }
+    Ok(false)
+}
+
+/// What metadata says of an object; each record is read on its own.
+///
+/// # Errors
+/// When one cannot be read.
+pub async fn standing(store: &dyn MetadataStore, orphan: &Orphan) -> Result<Standing, LedgerError> {
+    Ok(judged(store, orphan).await?.0)
+}
+
+/// The same, with what must stay as it is for it to stay true.
+async fn judged(
+    store: &dyn MetadataStore,
+    orphan: &Orphan,
+) -> Result<(Standing, Vec<Guard>), LedgerError> {
+    let attempt = orphan.attempt;
+    if is_passing(store, attempt).await? {
+        return Ok((Standing::Named, Vec::new()));
+    }
     let info = ledger_metadata::load(store, orphan.ledger).await?;
-    let expect = match &info {
-        Some(info)
-            if info
-                .offload
-                .as_ref()
-                .is_some_and(|o| o.attempt() == attempt) =>
-        {
-            return Ok(None);
-        }
-        Some(info) => Expect::Revision(info.revision),
-        None => Expect::Absent,
-    };
-    Ok(Some(vec![
+    let expect = info
+        .as_ref()
+        .map_or(Expect::Absent, |info| Expect::Revision(info.revision));
+    let guards = vec![
         Guard {
             key: keys::ledger(orphan.ledger),
             expect,
@@ -143,18 +173,32 @@ async fn unnamed(
             key: keys::upload(attempt),
             expect: Expect::Absent,
         },
-    ]))
+    ];
+    let standing = info.map_or(Standing::Orphan, |info| standing_beside(&info, orphan));
+    Ok((standing, guards))
 }
 
-/// Writes down that an orphan is to be deleted. `false`: a record names it, or its ledger has
+/// What the record of the ledger that an object was for says of it.
+fn standing_beside(info: &LedgerInfo, orphan: &Orphan) -> Standing {
+    match &info.offload {
+        Some(offload) if offload.attempt() == orphan.attempt => Standing::Named,
+        // The id was issued twice: this is another ledger (H14).
+        _ if info.token != orphan.token => Standing::Orphan,
+        Some(Offload::Stored { .. }) => Standing::Orphan,
+        Some(Offload::Claimed { .. }) | None => Standing::Doubtful,
+    }
+}
+
+/// Writes down that an orphan is to be deleted. `false`: it is not one by now, or its ledger has
 /// changed this moment; then it is left alone.
 ///
 /// # Errors
 /// When metadata cannot be read or changed.
 pub async fn condemn(store: &dyn MetadataStore, orphan: &Orphan) -> Result<bool, LedgerError> {
-    let Some(guards) = unnamed(store, orphan).await? else {
+    let (standing, guards) = judged(store, orphan).await?;
+    if standing != Standing::Orphan {
         return Ok(false);
-    };
+    }
     let dying = DyingObject {
         attempt: orphan.attempt,
         ledger: orphan.ledger,

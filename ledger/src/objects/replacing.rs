@@ -2,6 +2,7 @@
 //! another one that is written from their copies.
 //!
 //! ```text
+//! mark:    l/ID → Stored A, A damaged     (copies do not go from then on, I10)
 //! begin:   + oc/B, while l/ID → Stored A, copies kept
 //! replace: l/ID → Stored B, copies kept   − oc/B + od/A
 //! give up: − oc/B + od/B                  (as for every attempt; the ledger is not touched)
@@ -13,12 +14,34 @@
 use aquifer_metadata::keys;
 use aquifer_metadata::store::{Expect, Guard, MetadataStore, Operation, Transaction, Versioned};
 use aquifer_metadata::update::{Change, UpdateError};
-use aquifer_model::id::AttemptId;
+use aquifer_model::id::{AttemptId, LedgerId};
 
 use super::{DyingObject, PlannedObject};
 use crate::error::LedgerError;
 use crate::ledger_metadata::{self, LedgerInfo};
-use crate::offload::{Offload, OffloadStep, StoredObject};
+use crate::offload::{self, Offload, OffloadStep, StoredObject};
+
+/// Writes down what a scrub has seen of the object of an attempt: the copies of a ledger whose
+/// object is damaged stay. `false` when the ledger is gone, or not in that object any more.
+///
+/// # Errors
+/// When metadata cannot be read or changed.
+pub async fn mark(
+    store: &dyn MetadataStore,
+    ledger: LedgerId,
+    attempt: AttemptId,
+    is_damaged: bool,
+) -> Result<bool, LedgerError> {
+    let step = OffloadStep::Mark { is_damaged };
+    match offload::advance(store, ledger, attempt, &step, &[], &[]).await {
+        Ok(_) => Ok(true),
+        Err(LedgerError::Offload(_)) => Ok(false),
+        Err(error) => match ledger_metadata::load(store, ledger).await? {
+            None => Ok(false),
+            Some(_) => Err(error),
+        },
+    }
+}
 
 /// Writes down the object that is to replace that of another attempt.
 ///

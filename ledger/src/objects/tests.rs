@@ -105,6 +105,24 @@ async fn an_attempt_that_is_given_up_changes_nothing_later() {
     assert!(note_upload(&store, &planned, "upload").await.is_err());
 }
 
+/// A stray copy is being deleted while its ledger is restored.
+#[tokio::test]
+async fn the_end_of_a_stray_copy_leaves_a_ledger_that_came_back() {
+    let store = MemoryStore::default();
+    let back = closed();
+    let intent = Intent::of_copy(back.id, back.token, BookieId([1; 16]), None);
+    assert!(deletion::begin_copy(&store, &intent, None).await.unwrap());
+    let made = store.commit(Transaction {
+        partition: back.home.clone(),
+        guards: Vec::new(),
+        operations: vec![back.put(Expect::Absent)],
+    });
+    made.await.unwrap();
+    assert_eq!(acknowledge_all(&store).await, Progress::Done);
+    assert!(info(&store).await.is_some());
+    assert!(dying_in(&store).await.is_empty());
+}
+
 #[tokio::test]
 async fn a_stored_attempt_is_not_given_up() {
     let (store, planned) = claimed().await;

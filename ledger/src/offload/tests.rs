@@ -24,6 +24,7 @@ pub(crate) fn object(name: &str) -> StoredObject {
         stored_ms: 1_000,
         index_offset: 900,
         claimed: aquifer_metadata::store::Revision(1),
+        is_damaged: false,
     }
 }
 
@@ -141,6 +142,35 @@ async fn another_attempt_changes_nothing() {
         is_superseded(&step(&store, B, OffloadStep::CopiesGone).await),
         "not before they go"
     );
+}
+
+/// Copies of a ledger stay while its object is marked; another object, or a clean reading, ends it.
+#[tokio::test]
+async fn copies_do_not_go_while_the_object_is_marked() {
+    let store = store_with(&closed()).await;
+    let mark = |is_damaged| OffloadStep::Mark { is_damaged };
+    step(&store, A, OffloadStep::Claim).await.unwrap();
+    assert!(is_superseded(&step(&store, A, mark(true)).await));
+    let one = OffloadStep::Store(object("one"));
+    step(&store, A, one).await.unwrap();
+    assert!(is_superseded(&step(&store, B, mark(true)).await));
+    let marked = step(&store, A, mark(true)).await.unwrap();
+    let again = step(&store, A, mark(true)).await.unwrap();
+    assert_eq!(again.revision, marked.revision);
+    assert!(is_superseded(
+        &step(&store, A, OffloadStep::DropCopies).await
+    ));
+    // Read whole, and found damaged once more.
+    let info = ledger_metadata::load_existing(&store, ID).await.unwrap();
+    let clean = info.offloaded(A, &mark(false)).unwrap().unwrap();
+    let dropped = clean.offloaded(A, &OffloadStep::DropCopies);
+    assert!(dropped.unwrap().is_some());
+    let other = OffloadStep::Replace {
+        damaged: A,
+        object: object("two"),
+    };
+    step(&store, B, other).await.unwrap();
+    step(&store, B, OffloadStep::DropCopies).await.unwrap();
 }
 
 #[tokio::test]

@@ -62,7 +62,7 @@ pub async fn read_topic(
             url,
             ..place.clone()
         };
-        let found = locations.number_of(&place, is_here).await;
+        let found = locations.number_of(&place).await;
         let found = found.map_err(of_store)?;
         numbers.insert(*number, found);
     }

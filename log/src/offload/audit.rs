@@ -7,7 +7,10 @@
 //!   that are younger than a bound are never orphans, by their attempt's clock and by the store's.
 //! - An object whose end cannot be read, or says something else than its name, is only told of.
 //! - Metadata that is older than the store (of a restored snapshot, H14) knows nothing of newer
-//!   objects: then, and when there are more orphans than can be believed, nothing is deleted.
+//!   objects, and may name bookies that have deleted their copies since. So an object is doubtful
+//!   as long as its ledger could be read from nothing else; and when any object of any place, a
+//!   young one too, is of a ledger that metadata has not handed out, nothing is deleted anywhere.
+//! - Nothing is deleted either when there are more orphans than can be believed.
 
 use std::collections::HashSet;
 
@@ -16,15 +19,15 @@ use aquifer_cold::location::Location;
 use aquifer_cold::object::{NameParts, parse_name, read_tail};
 use aquifer_cold::store::Listed;
 use aquifer_ledger::ledger_metadata;
-use aquifer_ledger::objects::orphans::{self, Named, Orphan};
+use aquifer_ledger::objects::orphans::{self, Named, Orphan, Standing};
 use aquifer_metadata::store::MetadataStore;
-use aquifer_model::id::{AttemptId, LedgerId};
+use aquifer_model::id::{AttemptId, CreationToken, LedgerId};
 
 use crate::error::LogError;
 use crate::offload::upload::of_store;
 
-/// Objects of one request for a listing.
-const PAGE_OBJECTS: usize = 1_000;
+/// Objects of one listing: a directory is walked whole for each.
+const PAGE_OBJECTS: usize = 10_000;
 /// Findings of a kind that one audit has in memory.
 const FINDINGS_MAX: usize = 100_000;
 /// Orphans that are believed of any place.
@@ -60,10 +63,13 @@ pub struct Audit {
     pub orphans: Vec<Orphan>,
     /// Bytes of these.
     pub orphan_bytes: u64,
-    /// Those that no record names and that are not what their name says: they are never deleted.
+    /// Those that no record names and that are not what their name says, or whose ledger is not in
+    /// another object: they are never deleted.
     pub doubtful: Vec<String>,
     /// What records name and the store does not have so.
     pub absent: Vec<Absent>,
+    /// The newest ledger that the name of any object says.
+    pub newest: Option<LedgerId>,
     /// Metadata has not handed out the id of a ledger that is here: it is older than the store.
     pub is_rolled_back: bool,
 }
@@ -118,8 +124,8 @@ pub async fn audit(
     let (suspects, seen) = list(location, young_since_ms, &named, &mut audit).await?;
     // Ids that were handed out while the store was listed count too.
     let unused = ledger_metadata::unused_from(metadata).await?;
+    audit.is_rolled_back = audit.newest.is_some_and(|newest| newest >= unused);
     for suspect in suspects {
-        audit.is_rolled_back |= suspect.parts.ledger >= unused;
         judge(metadata, location, suspect, &mut audit).await?;
     }
     for (attempt, (ledger, _)) in named.stored.iter().filter(|(a, _)| !seen.contains(*a)) {
@@ -154,6 +160,7 @@ async fn list(
                 note(&mut audit.doubtful, object.name)?;
                 continue;
             };
+            audit.newest = audit.newest.max(Some(parts.ledger));
             if let Some((_, bytes)) = named.stored.get(&parts.attempt) {
                 audit.stored += 1;
                 if *bytes == object.bytes {
@@ -197,35 +204,41 @@ async fn judge(
     audit: &mut Audit,
 ) -> Result<(), LogError> {
     let (parts, name) = (suspect.parts, suspect.name);
-    let orphan = Orphan {
-        attempt: parts.attempt,
-        ledger: parts.ledger,
-        home: parts.home,
-        location: location.number,
-        name: name.clone(),
-    };
-    if orphans::is_named(metadata, &orphan).await? {
+    let (attempt, ledger) = (parts.attempt, parts.ledger);
+    if orphans::is_named(metadata, attempt, ledger).await? {
         audit.passing += 1;
         return Ok(());
     }
-    let is_what_it_says = match read_tail(&*location.store, &name, suspect.bytes, None).await {
-        Ok((tail, _)) => {
-            tail.attempt == orphan.attempt
-                && tail.ledger() == orphan.ledger
-                && tail.footer.cluster == location.owner
-        }
-        Err(ColdError::Damaged { .. }) => false,
+    let tail = match read_tail(&*location.store, &name, suspect.bytes, None).await {
+        Ok((tail, _)) => tail,
+        Err(ColdError::Damaged { .. }) => return note(&mut audit.doubtful, name),
         // It went meanwhile.
         Err(ColdError::NotFound(_)) => return Ok(()),
         Err(error) => return Err(of_store(error)),
     };
-    match is_what_it_says {
-        true => {
+    let is_what_it_says =
+        tail.attempt == attempt && tail.ledger() == ledger && tail.footer.cluster == location.owner;
+    let token = CreationToken::try_from(tail.section.creation_token.as_ref()).ok();
+    let Some(token) = token.filter(|_| is_what_it_says) else {
+        return note(&mut audit.doubtful, name);
+    };
+    let orphan = Orphan {
+        attempt,
+        ledger,
+        token,
+        home: parts.home,
+        location: location.number,
+        name,
+    };
+    match orphans::standing(metadata, &orphan).await? {
+        Standing::Named => audit.passing += 1,
+        Standing::Doubtful => note(&mut audit.doubtful, orphan.name)?,
+        Standing::Orphan => {
             audit.orphan_bytes += suspect.bytes;
-            note(&mut audit.orphans, orphan)
+            note(&mut audit.orphans, orphan)?;
         }
-        false => note(&mut audit.doubtful, name),
     }
+    Ok(())
 }
 
 /// Looks at an object by itself that the listing did not have as its record says.
@@ -259,19 +272,26 @@ async fn confirm(
     )
 }
 
-/// Writes down that the orphans of an audit are to be deleted: the reapers do it. Answers how many
-/// were; what a record names by now is left alone.
+/// Writes down that the orphans of the audits of all places are to be deleted: the reapers do it.
+/// Answers how many were, place by place; what a record names by now is left alone.
 ///
 /// # Errors
-/// `Invalid` when there is an [objection](Audit::objection); when metadata cannot be read or
-/// changed.
-pub async fn condemn(metadata: &dyn MetadataStore, audit: &Audit) -> Result<usize, LogError> {
-    if let Some(objection) = audit.objection() {
+/// `Invalid`, before the first, when there is an [objection](Audit::objection) to any of them; when
+/// metadata cannot be read or changed.
+pub async fn condemn(
+    metadata: &dyn MetadataStore,
+    audits: &[Audit],
+) -> Result<Vec<usize>, LogError> {
+    if let Some(objection) = audits.iter().find_map(Audit::objection) {
         return Err(LogError::Invalid(objection));
     }
-    let mut condemned = 0;
-    for orphan in &audit.orphans {
-        condemned += usize::from(orphans::condemn(metadata, orphan).await?);
+    let mut all = Vec::with_capacity(audits.len());
+    for audit in audits {
+        let mut condemned = 0;
+        for orphan in &audit.orphans {
+            condemned += usize::from(orphans::condemn(metadata, orphan).await?);
+        }
+        all.push(condemned);
     }
-    Ok(condemned)
+    Ok(all)
 }

@@ -12,7 +12,7 @@ use aquifer_ledger::deletion;
 use aquifer_ledger::error::LedgerError;
 use aquifer_ledger::ledger_metadata;
 use aquifer_ledger::objects;
-use aquifer_ledger::offload::{Copies, Offload};
+use aquifer_ledger::offload::{Copies, Offload, StoredObject};
 use aquifer_model::id::{BookieId, Index, LedgerId};
 use aquifer_model::policy::Retention;
 use aquifer_model::policy::offload::OffloadPolicy;
@@ -364,6 +364,18 @@ impl LogInner {
         failed.map_or(Ok(()), Err)
     }
 
+    /// Whether the copies of a ledger may go, by what its record says of its object: that may have
+    /// taken the place of a damaged one, and is given its own lag.
+    fn may_go(&self, tier: &ColdTier, ledger: LedgerId, object: &StoredObject) -> bool {
+        let policy = self.offload_policy(tier);
+        let now_ms = self.ctx.ledgers.clock.wall_ms();
+        if policy.lag_is_over(object.stored_ms, now_ms) {
+            return true;
+        }
+        let pressed = tier.pressure.bookies();
+        policy.enabled && self.offload.lock().is_at(ledger, &pressed)
+    }
+
     async fn drop_copies(&self, tier: &ColdTier, ledger: LedgerId) -> Result<(), LogError> {
         let store = &*self.ctx.ledgers.store;
         let Some(info) = ledger_metadata::load(store, ledger).await? else {
@@ -375,6 +387,18 @@ impl LogInner {
             copies: Copies::Kept,
         }) = &info.offload
         {
+            if object.is_damaged {
+                let name = &object.name;
+                return Err(LogError::Damaged(format!(
+                    "a scrub found object {name} damaged: copies at bookies stay"
+                )));
+            }
+            if !self.may_go(tier, ledger, object) {
+                // Another object than the one that was looked at: its own lag runs.
+                self.infos.lock().remove(&ledger);
+                self.look(ledger).await?;
+                return Ok(());
+            }
             let location = tier
                 .locations
                 .get(object.location)

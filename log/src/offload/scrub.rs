@@ -1,10 +1,11 @@
 //! Reads objects again, at a bounded rate, and checks every byte (H23). One that is damaged or
-//! missing is written again from the copies at bookies, as long as these are there; otherwise a
-//! person has to bring it back.
+//! missing is marked, so that the copies at bookies stay, and is written again from these at once or
+//! in a later step; without copies a person has to bring it back.
 //!
 //! Each object has its moment within a pass, which its attempt's random id decides. So nothing is
 //! remembered, work is spread over the pass, and a process that starts goes on where time is.
 
+use std::collections::BTreeSet;
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,6 +17,7 @@ use aquifer_cold::object::{read_tail, verify};
 use aquifer_cold::paced::{Pace, Paced};
 use aquifer_cold::store::ColdStore;
 use aquifer_ledger::ledger_metadata::{self, LedgerInfo, LedgerState};
+use aquifer_ledger::objects::replacing;
 use aquifer_ledger::offload::{Offload, StoredObject};
 use aquifer_metadata::keys::{self, Key};
 use aquifer_metadata::scan::Pages;
@@ -54,6 +56,8 @@ pub struct Scrubbed {
     pub missing: u64,
     /// Those of both that were written again.
     pub replaced: u64,
+    /// Those that could not be read, each by itself or with its place: of these nothing is known.
+    pub unknown: u64,
 }
 
 /// The object that a ledger is in.
@@ -94,6 +98,11 @@ impl Subject {
         between.start.saturating_add(wait) < between.end
     }
 
+    /// Whether it is known to be bad, and could be written again.
+    fn waits_for_replacement(&self) -> bool {
+        self.object.is_damaged && self.info.is_kept_by(self.attempt)
+    }
+
     async fn is_current(&self, store: &dyn MetadataStore) -> Result<bool, LogError> {
         let now = ledger_metadata::load(store, self.info.id).await?;
         let now = now.and_then(|info| info.offload);
@@ -111,11 +120,12 @@ pub async fn examine(
     (locations, pace): (&Locations, &Arc<Pace>),
     subject: &Subject,
 ) -> Result<Condition, LogError> {
-    let location = locations.get(subject.object.location).await;
-    let location = location.map_err(of_store)?;
-    if location.is_foreign {
+    let place = subject.object.location;
+    // A place of others may be gone, which is not this cluster's matter.
+    if locations.is_foreign(place).await.map_err(of_store)? {
         return Ok(Condition::Passed);
     }
+    let location = locations.get(place).await.map_err(of_store)?;
     let store = Paced::new(Arc::clone(&location.store), Arc::clone(pace));
     let mut found = read_once(&store, subject).await?;
     if found != Condition::Whole {
@@ -126,6 +136,23 @@ pub async fn examine(
         Condition::Whole => Ok(Condition::Whole),
         _ if !subject.is_current(metadata).await? => Ok(Condition::Passed),
         found => Ok(found),
+    }
+}
+
+/// Whether an error is about one object or its place: the others can be asked all the same.
+#[must_use]
+pub fn is_of_store(error: &LogError) -> bool {
+    matches!(
+        error,
+        LogError::Unavailable(_) | LogError::Invalid(_) | LogError::Damaged(_)
+    )
+}
+
+/// Whether nothing can be said of any object of a place.
+pub async fn is_away(locations: &Locations, place: u32) -> bool {
+    match locations.get(place).await {
+        Ok(location) => location.check().await.is_err(),
+        Err(_) => true,
     }
 }
 
@@ -167,10 +194,11 @@ async fn read_once(store: &dyn ColdStore, subject: &Subject) -> Result<Condition
 }
 
 /// Examines the objects whose moment is between two times, of the ledgers that are this process'.
-/// Writes those again that are not whole, where bookies have copies.
+/// Writes those again that are not whole, where bookies have copies. What cannot be read is counted
+/// and passed over, and so is what else is in a place that is away.
 ///
 /// # Errors
-/// When metadata or a store cannot be asked: the same time is to be looked at again.
+/// When metadata cannot be asked: the same time is to be looked at again.
 pub async fn scrub(
     ctx: &LogContext,
     tier: &ColdTier,
@@ -178,7 +206,7 @@ pub async fn scrub(
     is_mine: impl Fn(LedgerId) -> bool,
 ) -> Result<Scrubbed, LogError> {
     let mut pages = Pages::new(&*ctx.ledgers.store, keys::LEDGERS_PREFIX);
-    let mut scrubbed = Scrubbed::default();
+    let (mut scrubbed, mut away) = (Scrubbed::default(), BTreeSet::new());
     while let Some(page) = pages.next().await? {
         for stored in page {
             let Ok(Key::Ledger(ledger)) = stored.key.parse() else {
@@ -187,9 +215,27 @@ pub async fn scrub(
             // Records that cannot be read are the auditor's.
             let info = LedgerInfo::decode(ledger, &stored).ok();
             let subject = info.and_then(Subject::of);
-            let is_due = |s: &Subject| is_mine(ledger) && s.is_due(pass, &between);
-            if let Some(subject) = subject.filter(is_due) {
-                scrub_one(ctx, tier, &subject, &mut scrubbed).await?;
+            let is_due = |s: &Subject| {
+                is_mine(ledger) && (s.is_due(pass, &between) || s.waits_for_replacement())
+            };
+            let Some(subject) = subject.filter(is_due) else {
+                continue;
+            };
+            let place = subject.object.location;
+            if away.contains(&place) {
+                scrubbed.unknown += 1;
+                continue;
+            }
+            match scrub_one(ctx, tier, &subject, &mut scrubbed).await {
+                Err(error) if is_of_store(&error) => {
+                    scrubbed.unknown += 1;
+                    let object = &subject.object.name;
+                    tracing::warn!(%ledger, object, %error, "an object is not scrubbed");
+                    if is_away(&tier.locations, place).await {
+                        away.insert(place);
+                    }
+                }
+                done => done?,
             }
         }
     }
@@ -222,9 +268,21 @@ async fn scrub_one(
     scrubbed.bytes += subject.object.size_bytes;
     ctx.metrics
         .scrubbed(subject.object.size_bytes, reason.is_none());
-    let Some(reason) = reason else { return Ok(()) };
     let (ledger, object) = (subject.info.id, &subject.object.name);
     let is_kept = subject.info.is_kept_by(subject.attempt);
+    let Some(reason) = reason else {
+        if subject.object.is_damaged {
+            // A person has brought it back.
+            replacing::mark(&*ctx.ledgers.store, ledger, subject.attempt, false).await?;
+        }
+        return Ok(());
+    };
+    // Before anything else: the owner of the topic may be about to drop the copies.
+    let is_still_in_it =
+        !is_kept || replacing::mark(&*ctx.ledgers.store, ledger, subject.attempt, true).await?;
+    if !is_still_in_it {
+        return Ok(());
+    }
     tracing::error!(%ledger, object, reason, is_kept, "a scrub found a bad object");
     if !is_kept || !tier.locations.takes_objects() {
         return Ok(());
@@ -233,7 +291,7 @@ async fn scrub_one(
     let damaged = (&subject.info, subject.attempt);
     match replace_object(ctx, tier, damaged, &origin).await {
         Ok(()) => scrubbed.replaced += 1,
-        // The next pass, or a person: the error above was told.
+        // The next step, or a person: the error above was told, and copies stay.
         Err(error) => tracing::warn!(%ledger, %error, "bad object is not replaced"),
     }
     Ok(())

@@ -101,6 +101,8 @@ pub(crate) async fn replace_object(
     origin: &Origin,
 ) -> Result<(), LogError> {
     let compression = tier.settings.policy.compression;
+    // Never closed.
+    let _turn = tier.workers.acquire().await.ok();
     let work = Attempt::prepare(ctx, tier, info, compression).await?;
     let store = &*ctx.ledgers.store;
     let info = match replacing::begin(store, &work.planned, damaged).await {
@@ -289,6 +291,7 @@ impl<'a> Attempt<'a> {
             stored_ms: self.ctx.ledgers.clock.wall_ms(),
             index_offset: written.index_offset,
             claimed: info.revision,
+            is_damaged: false,
         })
     }
 

@@ -4,6 +4,7 @@
 //! request asked for it last. Any number of processes may look at once. Invariants:
 //! - What a finished restore has written is not touched: its record has left `restores/` in the
 //!   transaction that let the topic be seen.
+//! - One of a build that notes no time is given one, and is judged by that.
 //! - A restore that goes on is not touched: its request notes the time, and the record is marked
 //!   over the revision at which it was found to be old. After that mark a request writes no more
 //!   ledgers for it, and does not let it be seen; it deletes what is left and begins again.
@@ -46,8 +47,16 @@ pub async fn delete_given_up(ctx: &Arc<LogContext>) -> Result<usize, LogError> {
 
 fn is_given_up(record: &v1::TopicRecord, now_ms: u64) -> bool {
     let asked_ms = record.restored.as_ref().map(|from| from.asked_ms);
-    // A record of a restore always says it.
-    asked_ms.is_some_and(|ms| ms.saturating_add(GIVEN_UP_AFTER_MS) < now_ms)
+    let is_old = |ms: u64| ms > 0 && ms.saturating_add(GIVEN_UP_AFTER_MS) < now_ms;
+    asked_ms.is_some_and(is_old)
+}
+
+/// Whether an earlier build has begun it, and notes no times.
+fn has_no_time(record: &v1::TopicRecord) -> bool {
+    record
+        .restored
+        .as_ref()
+        .is_some_and(|from| from.asked_ms == 0)
 }
 
 pub(crate) async fn delete_if_given_up(
@@ -56,7 +65,8 @@ pub(crate) async fn delete_if_given_up(
 ) -> Result<bool, LogError> {
     let (current, incarnation) = decode(stored)?;
     let now_ms = ctx.ledgers.clock.wall_ms();
-    if !is_given_up(&current.record, now_ms) {
+    let is_unknown = has_no_time(&current.record);
+    if !is_unknown && !is_given_up(&current.record, now_ms) {
         return Ok(false);
     }
     let topic: TopicName = match stored.key.parse()? {
@@ -65,6 +75,17 @@ pub(crate) async fn delete_if_given_up(
     };
     // Without the right of an owner: what is below that key is no topic yet.
     let cell = cell_at(Arc::clone(ctx), &topic, Vec::new(), incarnation, current);
+    if is_unknown {
+        // Its time begins now.
+        let stamp = |record: &mut v1::TopicRecord| {
+            if let Some(from) = &mut record.restored {
+                from.asked_ms = from.asked_ms.max(now_ms);
+            }
+            Ok(())
+        };
+        cell.update(Vec::new(), stamp).await?;
+        return Ok(false);
+    }
     let mark = |record: &mut v1::TopicRecord| {
         if !is_given_up(record, now_ms) {
             return Err(LogError::Unavailable("the restore goes on".to_owned()));

@@ -32,8 +32,9 @@ use crate::context::LogContext;
 use crate::error::LogError;
 use crate::pages::move_oldest;
 
-/// Ledgers in one transaction, which writes a page too: each takes a put, and perhaps a delete.
-const LEDGERS_PER_CHANGE: usize = 48;
+/// Ledgers in one transaction, which writes a page too: each takes a put, a condition, and perhaps
+/// a delete.
+const LEDGERS_PER_CHANGE: usize = 32;
 
 /// A ledger that is brought back.
 #[derive(Debug, Clone)]
@@ -160,6 +161,12 @@ impl RestoringTopic {
                 RecordChange::Refused(LogError::Metadata(MetadataError::Conflict {
                     key, ..
                 })) if key.starts_with(keys::LEDGERS_PREFIX) => return Err(in_use(&key)),
+                RecordChange::Refused(LogError::Metadata(MetadataError::Conflict {
+                    key, ..
+                })) if key.starts_with(keys::DELETIONS_PREFIX) => {
+                    let what = format!("{key}: a copy is being deleted: restore again in a minute");
+                    return Err(LogError::Unavailable(what));
+                }
                 RecordChange::Refused(error) | RecordChange::Unknown(error) => return Err(error),
             }
             last = some.last().map(|ledger| ledger.segment.ledger_id);
@@ -173,7 +180,12 @@ impl RestoringTopic {
             let ctx = &self.cell.ctx.ledgers;
             return Err(being_deleted(ctx, &intent).await?);
         }
-        let mut operations = vec![info.put(Expect::Absent)];
+        // A bookie that finds a stray copy without a record may write the intent this moment.
+        let no_intent = Operation::Delete {
+            key: keys::deletion(info.id),
+            expect: Expect::Absent,
+        };
+        let mut operations = vec![info.put(Expect::Absent), no_intent];
         if let Some(offload) = info.offload.as_ref().filter(|_| ledger.is_own) {
             operations.push(Operation::Delete {
                 key: keys::dying_object(offload.attempt()),

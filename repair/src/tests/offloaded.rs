@@ -31,6 +31,7 @@ async fn drop_copies(cluster: &Cluster, ledger: LedgerId) {
         stored_ms: 1,
         index_offset: 900,
         claimed: aquifer_metadata::store::Revision(1),
+        is_damaged: false,
     };
     step(cluster, ledger, OffloadStep::Claim).await;
     step(cluster, ledger, OffloadStep::Store(object)).await;

@@ -6,7 +6,7 @@
 //! - Nothing is given that the caller may not give: such a one is counted, and left out. So is what
 //!   is of the brokers' tenant, where nothing is given to callers.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use aquifer_metadata::error::MetadataError;
 use aquifer_metadata::store::{Expect, Revision};
@@ -24,7 +24,7 @@ use crate::namespace::{Namespaces, check_unreserved};
 use crate::security::grant::Grant;
 use crate::security::role::{ActionSet, check_actions};
 use crate::security::token::{self, Token};
-use crate::security::{Guard, principal};
+use crate::security::{Guard, principal, records};
 
 /// Bytes of a digest of a secret.
 const DIGEST_BYTES: usize = 32;
@@ -36,18 +36,29 @@ enum Outcome {
     Refused,
 }
 
-impl Guard {
-    /// Brings back those of a tenant, or all.
-    pub(crate) async fn restore_access(
-        &self,
-        ctx: &RequestContext,
-        items: Vec<Item>,
-        tenant: Option<&str>,
-        namespaces: &Namespaces,
-    ) -> Result<RestoredAccess, BrokerError> {
-        let is_wanted = |of: Option<&str>| tenant.is_none_or(|tenant| of == Some(tenant));
+/// Tokens and grants that one request brings back.
+pub(crate) struct AccessRound<'a> {
+    guard: &'a Guard,
+    ctx: &'a RequestContext,
+    tenant: Option<&'a str>,
+    namespaces: &'a Namespaces,
+    /// The principals of the tokens that were in force when it began, each with their ids.
+    live: BTreeMap<String, BTreeSet<String>>,
+    items: u64,
+    restored: RestoredAccess,
+    last: Option<Revision>,
+}
+
+impl AccessRound<'_> {
+    /// Brings back what a file of a backup has.
+    ///
+    /// # Errors
+    /// When the files have more than a cluster may have, or it is full; when metadata cannot be
+    /// changed.
+    pub(crate) async fn bring_back(&mut self, items: Vec<Item>) -> Result<(), BrokerError> {
+        self.items = self.items.saturating_add(items.len() as u64);
+        self.guard.check_room(self.items <= records::ADDED_MAX)?;
         let (mut tokens, mut grants) = (Vec::new(), Vec::new());
-        let (mut restored, mut last) = (RestoredAccess::default(), None);
         for item in items {
             match item {
                 Item::Token(BackupToken {
@@ -59,45 +70,90 @@ impl Guard {
                     grant: Some(record),
                 }) => match Grant::of(&id, record) {
                     Ok(grant) => grants.push(grant),
-                    Err(_) => restored.refused += 1,
+                    Err(_) => self.restored.refused += 1,
                 },
                 _ => {}
             }
         }
-        tokens.retain(|token| is_wanted(token.tenant()));
-        grants.retain(|grant| is_wanted(grant.info.scope.tenant()));
-        let ids: BTreeSet<String> = tokens.iter().map(|token| token.id.clone()).collect();
+        tokens.retain(|token| self.is_wanted(token.tenant()));
+        grants.retain(|grant| self.is_wanted(grant.info.scope.tenant()));
+        let (guard, ctx, namespaces) = (self.guard, self.ctx, self.namespaces);
         for token in tokens {
-            match self.restore_token(ctx, token, &ids, namespaces).await? {
-                Outcome::Added(revision) => {
-                    restored.tokens += 1;
-                    last = Some(revision);
-                }
-                Outcome::Kept => restored.kept += 1,
-                Outcome::Refused => restored.refused += 1,
-            }
+            let outcome = guard.restore_token(ctx, token, &self.live, namespaces);
+            let outcome = outcome.await?;
+            let added = self.count(outcome);
+            self.restored.tokens += u64::from(added);
         }
         for grant in grants {
-            match self.restore_grant(ctx, &grant, namespaces).await? {
-                Outcome::Added(revision) => {
-                    restored.grants += 1;
-                    last = Some(revision);
-                }
-                Outcome::Kept => restored.kept += 1,
-                Outcome::Refused => restored.refused += 1,
-            }
+            let outcome = guard.restore_grant(ctx, &grant, namespaces).await?;
+            let added = self.count(outcome);
+            self.restored.grants += u64::from(added);
         }
-        let (tokens, grants) = (restored.tokens, restored.grants);
+        Ok(())
+    }
+
+    fn is_wanted(&self, of: Option<&str>) -> bool {
+        self.tenant.is_none_or(|tenant| of == Some(tenant))
+    }
+
+    /// Whether one was added.
+    fn count(&mut self, outcome: Outcome) -> bool {
+        match outcome {
+            Outcome::Added(revision) => {
+                self.last = Some(revision);
+                return true;
+            }
+            Outcome::Kept => self.restored.kept += 1,
+            Outcome::Refused => self.restored.refused += 1,
+        }
+        false
+    }
+
+    /// Notes it in the audit log, and answers what became of all.
+    pub(crate) async fn end(self) -> RestoredAccess {
+        let (tokens, grants) = (self.restored.tokens, self.restored.grants);
         let said = format!("{tokens} tokens and {grants} grants of a backup");
-        self.changed(ctx, "restore_access", &said, last).await;
-        Ok(restored)
+        self.guard
+            .changed(self.ctx, "restore_access", &said, self.last)
+            .await;
+        self.restored
+    }
+}
+
+impl Guard {
+    /// Begins to bring back those of a tenant, or all.
+    pub(crate) fn begin_access<'a>(
+        &'a self,
+        ctx: &'a RequestContext,
+        tenant: Option<&'a str>,
+        namespaces: &'a Namespaces,
+    ) -> AccessRound<'a> {
+        let live = self.records.read(|state| {
+            let mut live: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+            let in_force = |token: &&Token| token.record.revoked_ms.is_none();
+            for token in state.tokens_after(None).filter(in_force) {
+                let ids = live.entry(token.principal()).or_default();
+                ids.insert(token.id.clone());
+            }
+            live
+        });
+        AccessRound {
+            guard: self,
+            ctx,
+            tenant,
+            namespaces,
+            live,
+            items: 0,
+            restored: RestoredAccess::default(),
+            last: None,
+        }
     }
 
     async fn restore_token(
         &self,
         ctx: &RequestContext,
         token: Token,
-        of_backup: &BTreeSet<String>,
+        live: &BTreeMap<String, BTreeSet<String>>,
         namespaces: &Namespaces,
     ) -> Result<Outcome, BrokerError> {
         let (principal, record) = (token.principal(), &token.record);
@@ -119,18 +175,15 @@ impl Guard {
         if !is_whole || !may_give || !has_tenant(namespaces, token.tenant()).await? {
             return Ok(Outcome::Refused);
         }
-        let (taken, room) = self.records.read(|state| {
-            let is_other = |other: &Token| {
-                other.record.revoked_ms.is_none()
-                    && !of_backup.contains(&other.id)
-                    && other.principal() == principal
-            };
-            (state.tokens_after(None).any(is_other), state.has_room())
-        });
-        if taken {
+        // One that was revoked authenticates no one: its record keeps its id from coming back.
+        let is_taken = record.revoked_ms.is_none()
+            && live
+                .get(&principal)
+                .is_some_and(|ids| !ids.contains(&token.id));
+        if is_taken {
             return Ok(Outcome::Kept);
         }
-        self.check_room(room)?;
+        self.check_room(self.records.read(|state| state.has_room()))?;
         let key = keys::token(&token.id);
         self.put_new(&key, record::encode(token.record)).await
     }

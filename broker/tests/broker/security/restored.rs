@@ -68,6 +68,15 @@ async fn tokens_and_grants_come_back_and_nothing_that_is_here_changes() {
     let repeated = restore(&wanted).await;
     assert_eq!((repeated.tokens, repeated.grants), (0, 0), "{repeated:?}");
     assert!(shown(saves.secret.expose()).is_err());
+    // A file that is named again is not read again.
+    let mut twice = wanted.clone();
+    twice.files.extend(wanted.files.clone());
+    let refused = new.broker().restore_access(&new.admin(), twice).await;
+    assert!(refused.is_err(), "{refused:?}");
+    let mut long = wanted;
+    long.files[0].bytes = 1 << 40;
+    let refused = new.broker().restore_access(&new.admin(), long).await;
+    assert!(refused.is_err(), "{refused:?}");
 }
 
 #[tokio::test]

@@ -1,6 +1,7 @@
 //! `aquifer object audit` and `scrub`: compares the places of a cluster with its metadata, and
 //! reads everything that its ledgers are in.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,7 +12,7 @@ use aquifer_ledger::error::LedgerError;
 use aquifer_ledger::ledger_metadata::LedgerInfo;
 use aquifer_log::error::LogError;
 use aquifer_log::offload::audit::{self, Audit};
-use aquifer_log::offload::scrub::{Condition, Subject, examine};
+use aquifer_log::offload::scrub::{self, Condition, Subject, examine};
 use aquifer_metadata::keys::{self, Key};
 use aquifer_metadata::scan::{self, Pages};
 use aquifer_runtime::clock;
@@ -81,7 +82,7 @@ pub(super) async fn audit(request: AuditRequest, out: &Output) -> Result<(), Cli
     match done? {
         0 => Ok(()),
         found => Err(CliError::failed(format!(
-            "{found} objects are not as they should be"
+            "{found} objects or places are not as they should be, or cannot be asked"
         ))),
     }
 }
@@ -91,32 +92,58 @@ async fn audit_all(
     request: &AuditRequest,
     out: &Output,
 ) -> Result<usize, CliError> {
-    let (places, mut found) = (places(cluster, &request.store), 0);
+    let places = places(cluster, &request.store);
     let young = clock::millis(request.young);
     let since_ms = cluster.ctx.ledgers.clock.wall_ms().saturating_sub(young);
+    let (mut seen, mut audits, mut unknown) = (Vec::new(), Vec::new(), 0);
     for number in numbers(cluster).await? {
-        let location = places.get(number).await.map_err(failed)?;
-        if location.is_foreign {
+        if places.is_foreign(number).await.map_err(failed)? {
             continue;
         }
-        let audited = audit::audit(cluster.store(), &location, since_ms).await;
-        let audited = audited.map_err(of_log)?;
-        let mut condemned = None;
-        if request.delete && audited.objection().is_none() {
-            let count = audit::condemn(cluster.store(), &audited).await;
-            condemned = Some(count.map_err(of_log)?);
+        match audit_one(cluster, &places, number, since_ms).await {
+            Ok((location, audited)) => {
+                seen.push(location);
+                audits.push(audited);
+            }
+            Err(error) => {
+                unknown += 1;
+                out.note(&format!("place {number} is not audited: {error}"));
+            }
         }
-        show(out, &location, &audited, condemned)?;
-        if request.delete
-            && let Some(objection) = audited.objection()
-        {
-            return Err(CliError::new(Exit::Refused, objection)
-                .advise("nothing was deleted; look at the orphans that are named above"));
-        }
-        let orphans = audited.orphans.len() - condemned.unwrap_or(0);
+    }
+    // Each place may show that metadata is older than the objects of all.
+    let objection = match unknown {
+        0 => audits.iter().find_map(Audit::objection),
+        places => Some(format!("{places} places could not be audited")),
+    };
+    let mut condemned = vec![None; audits.len()];
+    if request.delete && objection.is_none() {
+        let counts = audit::condemn(cluster.store(), &audits).await;
+        let counts = counts.map_err(of_log)?;
+        condemned = counts.into_iter().map(Some).collect();
+    }
+    let mut found = unknown;
+    for ((location, audited), condemned) in seen.iter().zip(&audits).zip(condemned) {
+        show(out, location, audited, condemned)?;
+        let orphans = audited.orphans.len().saturating_sub(condemned.unwrap_or(0));
         found += orphans + audited.absent.len() + audited.doubtful.len();
     }
-    Ok(found)
+    match objection.filter(|_| request.delete) {
+        Some(objection) => Err(CliError::new(Exit::Refused, objection)
+            .advise("nothing was deleted; look at what is named above")),
+        None => Ok(found),
+    }
+}
+
+async fn audit_one(
+    cluster: &ToolContext,
+    places: &Locations,
+    number: u32,
+    since_ms: u64,
+) -> Result<(Arc<Location>, Audit), CliError> {
+    let location = places.get(number).await.map_err(failed)?;
+    let audited = audit::audit(cluster.store(), &location, since_ms).await;
+    Ok((location, audited.map_err(of_log)?))
 }
 
 fn object(location: &Location, audit: &Audit, condemned: Option<usize>) -> Value {
@@ -174,6 +201,41 @@ fn show(
     }
 }
 
+/// One look at all objects.
+struct Round<'a> {
+    cluster: &'a ToolContext,
+    places: Locations,
+    pace: Arc<Pace>,
+    /// The numbers of places that cannot be asked.
+    away: BTreeSet<u32>,
+}
+
+impl Round<'_> {
+    /// What an object is like; `None`: it, or its place, cannot be asked.
+    async fn look_at(
+        &mut self,
+        subject: &Subject,
+        out: &Output,
+    ) -> Result<Option<Condition>, CliError> {
+        let place = subject.object.location;
+        if self.away.contains(&place) {
+            return Ok(None);
+        }
+        let places = (&self.places, &self.pace);
+        match examine(self.cluster.store(), places, subject).await {
+            Ok(condition) => Ok(Some(condition)),
+            Err(error) if scrub::is_of_store(&error) => {
+                out.note(&format!("{} is not read: {error}", subject.object.name));
+                if scrub::is_away(&self.places, place).await {
+                    self.away.insert(place);
+                }
+                Ok(None)
+            }
+            Err(error) => Err(of_log(error)),
+        }
+    }
+}
+
 /// Reads every object that a ledger of the cluster is in.
 ///
 /// # Errors
@@ -189,7 +251,9 @@ pub(super) async fn scrub(
     cluster.close().await;
     match done? {
         0 => Ok(()),
-        bad => Err(CliError::failed(format!("{bad} objects are not whole"))),
+        bad => Err(CliError::failed(format!(
+            "{bad} objects are not whole, or cannot be read"
+        ))),
     }
 }
 
@@ -204,6 +268,13 @@ async fn scrub_all(
     let pace = Arc::new(Pace::new(Some(rate).filter(|rate| *rate > 0), clock));
     let mut pages = Pages::new(cluster.store(), keys::LEDGERS_PREFIX);
     let (mut objects, mut bytes, mut bad) = (0_u64, 0_u64, 0_u64);
+    let mut unknown = 0_u64;
+    let mut round = Round {
+        cluster,
+        places,
+        pace,
+        away: BTreeSet::new(),
+    };
     loop {
         let page = pages.next().await;
         let Some(page) = page.map_err(|error| tool::failed(&error.into()))? else {
@@ -217,8 +288,11 @@ async fn scrub_all(
             let Some(subject) = Subject::of(info) else {
                 continue;
             };
-            let seen = examine(cluster.store(), (&places, &pace), &subject).await;
-            let what = match seen.map_err(of_log)? {
+            let Some(condition) = round.look_at(&subject, out).await? else {
+                unknown += 1;
+                continue;
+            };
+            let what = match condition {
                 Condition::Passed => continue,
                 Condition::Whole => None,
                 Condition::Damaged(reason) => Some(reason),
@@ -233,12 +307,13 @@ async fn scrub_all(
         }
     }
     match out.is_json() {
-        true => out.object(&json!({"objects": objects, "bytes": bytes, "bad": bad}))?,
+        true => out
+            .object(&json!({"objects": objects, "bytes": bytes, "bad": bad, "unknown": unknown}))?,
         false => out.line(format!(
-            "{objects} objects, {bytes} bytes: {bad} are not whole"
+            "{objects} objects, {bytes} bytes: {bad} are not whole; {unknown} could not be read"
         ))?,
     }
-    Ok(bad)
+    Ok(bad + unknown)
 }
 
 fn show_bad(out: &Output, subject: &Subject, what: &str) -> Result<(), CliError> {

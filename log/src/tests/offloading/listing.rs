@@ -3,6 +3,8 @@
 use aquifer_cold::location::Location;
 use aquifer_cold::object::name_of;
 use aquifer_cold::store::ColdStore;
+use aquifer_ledger::ledger_metadata::LedgerInfo;
+use aquifer_model::id::CreationToken;
 
 use super::*;
 use crate::offload::audit::{Audit, audit, condemn};
@@ -70,9 +72,10 @@ async fn what_no_record_names_is_found_and_goes_by_the_reaper() {
     assert_eq!((found.objects, found.stored), (3, 1));
     assert!(found.absent.is_empty() && found.doubtful.is_empty());
     let store = &world.world.store;
-    assert_eq!(condemn(store, &found).await.unwrap(), 2);
+    let found = [found];
+    assert_eq!(condemn(store, &found).await.unwrap(), [2]);
     // A second tool at the same time.
-    assert_eq!(condemn(store, &found).await.unwrap(), 0);
+    assert_eq!(condemn(store, &found).await.unwrap(), [0]);
     let after = world.audit(&owner).await.unwrap();
     assert_eq!((after.passing, after.orphans.len()), (2, 0));
     world.check_recorded("condemned").await;
@@ -210,22 +213,65 @@ async fn nothing_is_deleted_by_metadata_that_is_older_or_knows_too_little() {
     let older = record::encode(v1::IdRangeRecord { next: 1 });
     let put = store.put(keys::CLUSTER_PARTITION, &counter, older, Expect::Any);
     put.await.unwrap();
+    let sound = found;
     let found = world.audit(&owner).await.unwrap();
     assert!(found.is_rolled_back);
-    assert!(matches!(
-        condemn(store, &found).await,
-        Err(LogError::Invalid(_))
-    ));
+    // Also of a place that does not show it, and by objects that are not judged.
+    let place = world.place(&owner).await;
+    let young = audit(store, &place, 0).await.unwrap();
+    assert!(young.is_rolled_back && young.orphans.is_empty());
+    let refused = condemn(store, &[sound, young]).await;
+    assert!(matches!(refused, Err(LogError::Invalid(_))), "{refused:?}");
+    assert!(store.keys("od/").is_empty());
 
     let many = World::new();
     let (owner, names) = many.with_orphans(21).await;
     let found = many.audit(&owner).await.unwrap();
     assert_eq!(found.orphans.len(), 21);
-    let refused = condemn(&many.world.store, &found).await;
+    let refused = condemn(&many.world.store, &[found]).await;
     assert!(matches!(refused, Err(LogError::Invalid(_))), "{refused:?}");
     for name in names {
         assert!(many.cold.size(&name).await.is_ok());
     }
+}
+
+/// Metadata of a snapshot from before the offload: the object may be all that there is.
+#[tokio::test(start_paused = true)]
+async fn the_object_of_a_ledger_that_is_in_no_other_is_doubtful() {
+    let world = World::new();
+    let owner = world.owner(10).await;
+    offload_all(&owner).await;
+    let store = &world.world.store;
+    let ledger = owner.log.stats().ledgers[0].ledger;
+    let rewrite = |change: fn(&mut LedgerInfo)| async move {
+        let mut info = ledger_metadata::load_existing(store, ledger).await.unwrap();
+        change(&mut info);
+        let changed = store.commit(Transaction {
+            partition: info.home.clone(),
+            guards: Vec::new(),
+            operations: vec![info.put(Expect::Any)],
+        });
+        changed.await.unwrap();
+    };
+    rewrite(|info| info.offload = None).await;
+    let found = world.audit(&owner).await.unwrap();
+    assert_eq!((found.orphans.len(), found.doubtful.len()), (0, 1));
+    rewrite(|info| {
+        let attempt = AttemptId([7; 16]);
+        info.offload = Some(Offload::Claimed { attempt });
+    })
+    .await;
+    let found = world.audit(&owner).await.unwrap();
+    assert_eq!((found.orphans.len(), found.doubtful.len()), (0, 1));
+    // Another ledger that got the same id.
+    rewrite(|info| info.token = CreationToken([9; 16])).await;
+    let found = world.audit(&owner).await.unwrap();
+    assert_eq!((found.orphans.len(), found.doubtful.len()), (1, 0));
+    // It is the old one again by now.
+    rewrite(|info| info.token = CreationToken([8; 16])).await;
+    let mut changed = found;
+    changed.orphans[0].token = CreationToken([8; 16]);
+    assert_eq!(condemn(store, &[changed]).await.unwrap(), [0]);
 }
 
 /// A record that appears after the audit keeps its object.
@@ -247,7 +293,7 @@ async fn what_a_record_names_by_now_is_left_alone() {
     found.orphans[0].attempt = attempt;
     found.orphans[0].ledger = info.id;
     found.orphans[0].name = object.name;
-    assert_eq!(condemn(&world.world.store, &found).await.unwrap(), 0);
+    assert_eq!(condemn(&world.world.store, &[found]).await.unwrap(), [0]);
     world.reap(&owner).await;
     assert_eq!(world.cold.names().len(), 1 + names.len());
 }

@@ -142,6 +142,33 @@ async fn a_restore_that_was_given_up_is_deleted_and_no_other() {
     assert_eq!(heir.read_all().await, before);
 }
 
+/// A restore that an earlier build has begun is not taken for one of 1970.
+#[tokio::test(start_paused = true)]
+async fn a_restore_without_a_time_is_given_one() {
+    const DAY: Duration = Duration::from_secs(24 * 3600);
+    let world = World::new();
+    let owner = world.owner(10).await;
+    let backup = back_up(&owner).await;
+    delete(&world, &owner).await;
+    let ctx = world.process();
+    let source = read(&ctx, &backup).await.unwrap();
+    let name = topic();
+    let begun = RestoringTopic::begin(ctx.clone(), &name, Vec::new(), source.record.clone());
+    drop(begun.await.unwrap());
+    let (store, key) = (&world.world.store, keys::restoring(&name));
+    let stored = store.get(&key).await.unwrap().unwrap();
+    let mut earlier: v1::TopicRecord = record::decode(&stored).unwrap();
+    earlier.restored.as_mut().unwrap().asked_ms = 0;
+    let partition = keys::partition_of_topic(&name);
+    let put = store.put(&partition, &key, record::encode(earlier), Expect::Any);
+    put.await.unwrap();
+    assert_eq!(delete_given_up(&ctx).await, Ok(0));
+    world.pass(6 * DAY);
+    assert_eq!(delete_given_up(&ctx).await, Ok(0));
+    world.pass(2 * DAY);
+    assert_eq!(delete_given_up(&ctx).await, Ok(1));
+}
+
 /// A request goes on between the look at a restore and its end.
 #[tokio::test(start_paused = true)]
 async fn a_restore_that_goes_on_at_that_moment_stays() {
