@@ -85,10 +85,7 @@ fn with_a_spare_bookie() -> Setting {
 }
 
 fn ends_are_the_same(name: &str, setting: &Setting) {
-    let visit = |schedules| match setting.search(schedules) {
-        Ok(seen) => seen,
-        Err(violation) => panic!("{name}: {violation}"),
-    };
+    let visit = |schedules| setting.search(schedules).expect(name);
     let (every, reduced) = (visit(Schedules::Every), visit(Schedules::Reduced));
     println!("{name}: {} states for {}", reduced.states, every.states);
     assert_eq!(reduced.outcomes, every.outcomes, "{name}");
