@@ -248,6 +248,7 @@ async fn what_a_record_names_is_no_orphan() {
     let orphan = |attempt| orphans::Orphan {
         attempt,
         ledger: planned.ledger,
+        token: closed().token,
         home: planned.home.clone(),
         location: 3,
         name: "c/data/one.aqo".to_owned(),
