@@ -208,6 +208,7 @@ async fn a_bookie_deletes_what_intents_say_and_obeys_its_cookie() {
         ledger_id: 1,
         bookies: world.ids(),
         creation_token: token(1).0.to_vec().into(),
+        home: "public/default".to_owned(),
         ..v1::DeletionIntent::default()
     };
     let key = keys::deletion(LedgerId(1));
