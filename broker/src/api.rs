@@ -133,17 +133,24 @@ impl Broker {
 }
 
 macro_rules! serve {
-    ($broker:expr, $ctx:expr, $request:literal, $action:expr, $resource:expr, $work:expr) => {{
+    ($broker:expr, $ctx:expr, $request:literal, $action:expr, $resource:expr, $work:expr) => {
+        serve!($broker, $ctx, $request, $action, $resource, about: None, $work)
+    };
+    (
+        $broker:expr, $ctx:expr, $request:literal, $action:expr, $resource:expr,
+        about: $about:expr, $work:expr
+    ) => {{
         let access = Access {
             request: $request,
             action: $action,
             resource: $resource,
+            about: $about,
         };
         let span = info_span!(
             $request,
             protocol = $ctx.protocol,
             peer = ?$ctx.peer,
-            resource = %access.resource
+            resource = %access.subject()
         );
         $broker.serve($ctx, access, span, $work).await
     }};
@@ -160,6 +167,7 @@ impl Admin for Broker {
             "create_tenant",
             Action::Manage,
             Resource::Cluster,
+            about: Some(Resource::Tenant(tenant.clone())),
             self.make_tenant(&tenant)
         )
     }
@@ -212,6 +220,7 @@ impl Admin for Broker {
             "create_namespace",
             Action::Manage,
             Resource::Tenant(namespace.tenant().to_owned()),
+            about: Some(Resource::Namespace(namespace.clone())),
             self.make_namespace(&namespace, policies)
         )
     }

@@ -40,6 +40,7 @@ impl DataPlane for Broker {
             request: "open_producer",
             action,
             resource: Resource::Topic(request.topic.clone()),
+            about: None,
         };
         let needs = vec![need(Action::Produce)];
         let topic = Resource::Topic(request.topic.clone());
@@ -72,6 +73,7 @@ impl DataPlane for Broker {
             request: "subscribe",
             action: Action::Consume,
             resource: consumed(&request),
+            about: None,
         }];
         let session = serve!(
             self,
@@ -104,6 +106,7 @@ impl DataPlane for Broker {
             request: "read",
             action: Action::Consume,
             resource: Resource::Topic(request.topic.clone()),
+            about: None,
         };
         let found = serve!(
             self,
@@ -187,6 +190,7 @@ impl Broker {
                 request: "seek",
                 action: Action::Consume,
                 resource: consumed(request),
+                about: None,
             },
         };
         ConsumerSession {

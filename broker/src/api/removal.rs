@@ -21,21 +21,22 @@ impl Broker {
         doomed: Doomed,
         how: Removal,
     ) -> ApiResult<Removed> {
+        let about = Some(match &doomed {
+            Doomed::Tenant(tenant) => Resource::Tenant(tenant.clone()),
+            Doomed::Namespace(namespace) => Resource::Namespace(namespace.clone()),
+        });
         let is_tenant = matches!(doomed, Doomed::Tenant(_));
         let work = self.remove(doomed, how);
-        let manage = Action::Manage;
+        macro_rules! serve_as {
+            ($request:literal) => {
+                serve!(self, ctx, $request, Action::Manage, resource, about: about, work)
+            };
+        }
         match (is_tenant, how.dry_run) {
-            (true, false) => serve!(self, ctx, "delete_tenant", manage, resource, work),
-            (true, true) => serve!(self, ctx, "delete_tenant_dry_run", manage, resource, work),
-            (false, false) => serve!(self, ctx, "delete_namespace", manage, resource, work),
-            (false, true) => serve!(
-                self,
-                ctx,
-                "delete_namespace_dry_run",
-                manage,
-                resource,
-                work
-            ),
+            (true, false) => serve_as!("delete_tenant"),
+            (true, true) => serve_as!("delete_tenant_dry_run"),
+            (false, false) => serve_as!("delete_namespace"),
+            (false, true) => serve_as!("delete_namespace_dry_run"),
         }
     }
 

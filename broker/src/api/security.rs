@@ -76,6 +76,7 @@ impl Authenticator for Broker {
             request: "metrics",
             action: Action::Describe,
             resource: Resource::Cluster,
+            about: None,
         };
         self.require(ctx, &need)
     }

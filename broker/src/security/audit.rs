@@ -128,7 +128,7 @@ impl Record {
     /// A line about a caller's request.
     pub(crate) fn of(ctx: &RequestContext, access: &Access) -> Record {
         let record = Record::about(&ctx.principal, ctx.protocol, access.request);
-        let record = record.on(access.action, &access.resource);
+        let record = record.on(access.action, access.subject());
         record.came_from(ctx.peer)
     }
 

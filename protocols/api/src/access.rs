@@ -136,6 +136,17 @@ pub struct Access {
     pub action: Action,
     /// To what.
     pub resource: Resource,
+    /// What it is about, where the permission is needed for something larger: a tenant that is
+    /// created, in the cluster. It decides nothing.
+    pub about: Option<Resource>,
+}
+
+impl Access {
+    /// What a record of it names.
+    #[must_use]
+    pub fn subject(&self) -> &Resource {
+        self.about.as_ref().unwrap_or(&self.resource)
+    }
 }
 
 #[test]

@@ -80,7 +80,7 @@ impl Cause {
     pub(crate) fn begins(&self, access: &Access) -> Option<Admitted<'_>> {
         let record = Record::about(&self.principal, self.protocol, access.request);
         let record = record.came_from(self.peer).named(&self.request_id);
-        let record = record.on(access.action, &access.resource);
+        let record = record.on(access.action, access.subject());
         let record = record.detail(&format!("in a session of {}", self.request));
         self.guard.begin_often(record.allowed(None))
     }

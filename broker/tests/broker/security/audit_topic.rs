@@ -112,6 +112,15 @@ async fn lines_are_in_the_topic_and_a_tenants_auditor_reads_its_own() {
     let own = lines(&secured, &auditor, Some("acme")).await;
     assert!(own.len() >= 8, "{own:?}");
     assert!(own.iter().all(|line| line["tenant"] == "acme"), "{own:?}");
+    // What needs a permission for something larger is about the tenant all the same.
+    for (request, resource) in [
+        ("create_tenant", "tenant acme"),
+        ("create_namespace", "namespace acme/shop"),
+    ] {
+        let made = own.iter().filter(|line| line["request"] == request);
+        let made: Vec<_> = made.map(|line| &line["resource"]).collect();
+        assert_eq!(made, [resource, resource], "intended and done");
+    }
     for foreign in [None, Some("beta")] {
         let request = ReadAudit {
             tenant: foreign.map(str::to_owned),
