@@ -264,11 +264,22 @@ impl LedgerWriter {
 
     /// Bookies of the ledger that may lack acknowledged entries, and from which on (H16).
     pub fn unconfirmed(&self, info: &LedgerInfo) -> BTreeMap<BookieId, EntryId> {
-        let unconfirmed = self.inner.state.lock().machine.unconfirmed();
+        let named = info.bookies();
+        let known = {
+            let state = self.inner.state.lock();
+            (!state.machine.is_finished()).then(|| state.machine.unconfirmed())
+        };
+        // A writer that has stopped, while its owner closes the ledger, has forgotten which bookies
+        // had answered.
+        let Some(unconfirmed) = known else {
+            return named
+                .into_iter()
+                .map(|bookie| (bookie, EntryId::FIRST))
+                .collect();
+        };
         let (_, last) = info.last_fragment();
         let mut bookies = unconfirmed.bookies;
         bookies.extend(unconfirmed.positions.iter().map(|&p| last[p]));
-        let named = info.bookies();
         bookies.retain(|bookie| named.contains(bookie));
         let from = |bookie: BookieId| match unconfirmed.recent.contains(&bookie) {
             true => (bookie, unconfirmed.first),
