@@ -30,7 +30,9 @@ step format cargo fmt --all --check
 step lints cargo clippy --workspace --all-targets --locked -- -D warnings
 step documentation env RUSTDOCFLAGS="-D warnings -A rustdoc::private_intra_doc_links" cargo doc --workspace --no-deps --locked
 step fuzz tools/fuzz.sh
-step tests cargo test --workspace --locked
+# The tests drive the binary of this very build; without its name each would build one with features of its own.
+step build cargo test --workspace --locked --no-run
+step tests env AQUIFER_BIN="$CARGO_TARGET_DIR/debug/aquifer" cargo test --workspace --locked
 # The chart itself needs helm, which takes minutes to build: `make chart`.
 step deploy or_skipped deploy/check.sh --quick --aquifer "$CARGO_TARGET_DIR/debug/aquifer"
 # With an init as well: `make package-test`.
