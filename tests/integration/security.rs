@@ -19,11 +19,12 @@ async fn the_first_start_writes_an_administrators_token_and_others_are_told_what
 -> Result<()> {
     let mut secured = Secured::start().await?;
     let admin = secured.admin();
-    ensure!(
-        secured.server.printed().contains(&text(&admin)),
-        "{}",
-        secured.server.printed()
-    );
+    // The server is ready with its first line, and says more behind it.
+    until("the file of the token is named", async || {
+        let printed = secured.server.printed();
+        Ok(printed.contains(&text(&admin)).then_some(()))
+    })
+    .await?;
     let mode = fs::metadata(&admin)?.permissions().mode() & 0o777;
     ensure!(mode == 0o600, "{mode:o}");
     let who = secured.as_admin(&["access", "whoami"])?;
