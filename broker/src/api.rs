@@ -178,8 +178,8 @@ impl Admin for Broker {
         tenant: String,
         how: Removal,
     ) -> ApiResult<Removed> {
-        let (resource, doomed) = (Resource::Cluster, Doomed::Tenant(tenant));
-        self.delete_all(ctx, resource, doomed, how).await
+        self.delete_all(ctx, Resource::Cluster, Doomed::Tenant(tenant), how)
+            .await
     }
 
     async fn delete_namespace(
@@ -189,8 +189,8 @@ impl Admin for Broker {
         how: Removal,
     ) -> ApiResult<Removed> {
         let resource = Resource::Tenant(namespace.tenant().to_owned());
-        let doomed = Doomed::Namespace(namespace);
-        self.delete_all(ctx, resource, doomed, how).await
+        self.delete_all(ctx, resource, Doomed::Namespace(namespace), how)
+            .await
     }
 
     async fn list_tenants(
@@ -298,17 +298,17 @@ impl Admin for Broker {
         topic: TopicName,
         create: bool,
     ) -> ApiResult<TopicLayout> {
-        // Who may only describe it finds it, and creates nothing.
-        let may_create = create && self.may_use(ctx, &topic);
-        let create = match may_create {
-            true => self.created_by(ctx, "describe_topic"),
-            false => Create::Never,
+        // Producers and consumers look a topic up before they open it, and create it where the
+        // namespace allows that. Who may only describe it finds it, and creates nothing.
+        let (action, create) = match create && self.may_use(ctx, &topic) {
+            true => (Action::Use, self.created_by(ctx, "describe_topic")),
+            false => (Action::Describe, Create::Never),
         };
         serve!(
             self,
             ctx,
             "describe_topic",
-            described(may_create),
+            action,
             Resource::Topic(topic.clone()),
             self.describe(topic, &create)
         )
@@ -543,14 +543,5 @@ impl Admin for Broker {
             Resource::Topic(topic.clone()),
             self.reset(&topic)
         )
-    }
-}
-
-/// Producers and consumers look a topic up before they open it, and create it where the namespace
-/// allows that.
-fn described(create: bool) -> Action {
-    match create {
-        true => Action::Use,
-        false => Action::Describe,
     }
 }

@@ -285,8 +285,9 @@ impl Security {
             .map(|_| ())
     }
 
-    /// Reads the audit log from a place on, and up to an index if one is given, oldest first: that of a tenant, or of the cluster. Waits
-    /// for a line as long as is asked; a page may be empty before that.
+    /// Reads the audit log from a place on, and up to an index if one is given, oldest first: that
+    /// of a tenant, or of the cluster. Waits for a line as long as is asked; a page may be empty
+    /// before that.
     ///
     /// # Errors
     /// `PermissionDenied` without the right to audit there, `Invalid` where authentication is off,

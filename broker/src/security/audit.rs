@@ -2,10 +2,10 @@
 //! in the topic [`TOPIC`], which gets them from `waiting`.
 //!
 //! The lines of one process are a chain: each has its chain and a number, the digest of the line
-//! before and its own, so that a line which is missing, changed or moved shows. A change has two lines with the same request id: what is
-//! intended, before anything is done, and how it came out. Refusals, and what consumers do all the
-//! time, are written at once the first time, and as counts after that, so that a flood of them
-//! fills no disk.
+//! before and its own, so that a line which is missing, changed or moved shows. A change has two
+//! lines with the same request id: what is intended, before anything is done, and how it came out.
+//! Refusals, and what consumers do all the time, are written at once the first time, and as counts
+//! after that, so that a flood of them fills no disk.
 
 pub(crate) mod cause;
 mod refusals;

@@ -1,7 +1,7 @@
 //! Deletion of namespaces and tenants, on request to any broker.
 //!
-//! The record is marked first. From then on nothing is created in it (creating a topic compares that
-//! record), so what is found in it afterwards is all that there will ever be. Then its topics
+//! The record is marked first. From then on nothing is created in it (creating a topic compares
+//! that record), so what is found in it afterwards is all that there will ever be. Then its topics
 //! are deleted, each by its owner, then what is written of it elsewhere, then the record. A mark
 //! says whether the topics may be deleted: one that was made for an empty namespace is taken back
 //! when a topic has come before it. A deletion belongs to no request: it goes on when the request

@@ -18,8 +18,8 @@ impl Locations {
     /// place that was not known is noted, once its marker was seen: it is only read from then on.
     ///
     /// Its URL is where it was opened just now, or what the backup says, which may be older than
-    /// what metadata says. A copy of a place has its marker too: so the record gets another URL only
-    /// when the place is not found any more where it was.
+    /// what metadata says. A copy of a place has its marker too: so the record gets another URL
+    /// only when the place is not found any more where it was.
     ///
     /// # Errors
     /// `WrongPlace` when it is not what the backup means; those of the store.

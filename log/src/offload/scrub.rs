@@ -1,6 +1,6 @@
 //! Reads objects again, at a bounded rate, and checks every byte (H23). One that is damaged or
-//! missing is marked, so that the copies at bookies stay, and is written again from these at once or
-//! in a later step; without copies a person has to bring it back.
+//! missing is marked, so that the copies at bookies stay, and is written again from these at once
+//! or in a later step; without copies a person has to bring it back.
 //!
 //! Each object has its moment within a pass, which its attempt's random id decides. So nothing is
 //! remembered, work is spread over the pass, and a process that starts goes on where time is.
