@@ -69,6 +69,7 @@ pub use config::{BookieConfig, check_cluster};
 pub use deps::BookieDeps;
 pub use error::BookieOpenError;
 pub use gate::{GateAnswer, LedgerGate};
+pub use metrics::HISTOGRAMS;
 pub use report::{
     BookieMode, BookieStatusReport, DamageReport, DamagedFile, LedgerLoss, LossReport, LostEntries,
     ScrubReport, SetAsideReport,

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use aquifer_model::storage::BookieError;
+use aquifer_runtime::telemetry::zero;
 use opentelemetry::KeyValue;
 use opentelemetry::metrics::{Counter, Gauge, Histogram, Meter};
 
@@ -31,6 +32,29 @@ pub struct BookieMetrics {
     pub(crate) limbo: Gauge<u64>,
 }
 
+const SECONDS: &[f64] = &[
+    0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 2.0,
+];
+const COMMIT_SECONDS: &str = "aquifer_bookie_journal_commit_seconds";
+const FLUSH_SECONDS: &str = "aquifer_bookie_store_flush_seconds";
+/// The histograms of this crate.
+pub const HISTOGRAMS: &[zero::Shape] = &[(COMMIT_SECONDS, SECONDS), (FLUSH_SECONDS, SECONDS)];
+/// Why a request is refused.
+const REASONS: [&str; 12] = [
+    "absent",
+    "fenced",
+    "limbo",
+    "overloaded",
+    "read_only",
+    "io",
+    "digest",
+    "conflict",
+    "deleted",
+    "invalid",
+    "shutting_down",
+    "unreachable",
+];
+
 fn count(number: usize) -> u64 {
     u64::try_from(number).unwrap_or(u64::MAX)
 }
@@ -39,24 +63,23 @@ impl BookieMetrics {
     /// Creates the instruments.
     #[must_use]
     pub fn new(meter: &Meter) -> BookieMetrics {
-        let counter = |name: &'static str| meter.u64_counter(name).build();
+        let counter = |name: &'static str| zero::counter(meter, name);
         let gauge = |name: &'static str| meter.u64_gauge(name).build();
         let seconds = |name: &'static str| {
-            let bounds = vec![
-                0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 2.0,
-            ];
-            meter.f64_histogram(name).with_boundaries(bounds).build()
+            let histogram = meter.f64_histogram(name);
+            histogram.with_boundaries(SECONDS.to_vec()).build()
         };
+        let refused = "aquifer_bookie_requests_refused_total";
         BookieMetrics {
             journal_records: counter("aquifer_bookie_journal_records_total"),
             journal_commits: counter("aquifer_bookie_journal_commits_total"),
             journal_bytes: counter("aquifer_bookie_journal_bytes_total"),
-            commit_seconds: seconds("aquifer_bookie_journal_commit_seconds"),
-            refused: counter("aquifer_bookie_requests_refused_total"),
+            commit_seconds: seconds(COMMIT_SECONDS),
+            refused: zero::counter_by(meter, refused, "reason", REASONS),
             entries_read: counter("aquifer_bookie_read_entries_total"),
             bytes_read: counter("aquifer_bookie_read_bytes_total"),
             entries_damaged: counter("aquifer_bookie_damaged_entries_total"),
-            flush_seconds: seconds("aquifer_bookie_store_flush_seconds"),
+            flush_seconds: seconds(FLUSH_SECONDS),
             scrubbed_entries: counter("aquifer_bookie_scrubbed_entries_total"),
             scrubbed_bytes: counter("aquifer_bookie_scrubbed_bytes_total"),
             scrub_damaged: counter("aquifer_bookie_scrub_damaged_entries_total"),

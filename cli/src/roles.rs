@@ -18,7 +18,6 @@ pub mod standalone;
 pub mod storage;
 pub mod tls;
 
-mod counted;
 mod greeting;
 mod health;
 mod http;

@@ -11,7 +11,6 @@ use aquifer_runtime::rng::{SharedRng, SystemRng};
 use aquifer_runtime::telemetry::Telemetry;
 
 use crate::exit::CliError;
-use crate::roles::counted;
 
 /// What everything in a process is made with.
 pub struct Seams {
@@ -44,13 +43,13 @@ pub async fn open_bookie(
     seams: &Seams,
     telemetry: &Telemetry,
 ) -> Result<Bookie, CliError> {
-    counted::show(telemetry);
+    telemetry.show_histograms(aquifer_bookie::HISTOGRAMS);
     let settings = config.clone();
     let deps = BookieDeps {
         disk: Arc::clone(&seams.disk),
         clock: Arc::clone(&seams.clock),
         rng: Arc::clone(&seams.rng),
-        meter: telemetry.meter(counted::METER),
+        meter: telemetry.meter("aquifer_bookie"),
     };
     let opened = tokio::task::spawn_blocking(move || Bookie::open(settings, deps)).await;
     match opened {
