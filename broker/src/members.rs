@@ -160,7 +160,7 @@ impl Members {
 
 /// Rendezvous hashing: who has the highest rank for a thing gets it, so that most things stay where
 /// they are when a broker comes or goes.
-fn rank(what: &str, broker: BrokerId) -> (u32, BrokerId) {
+pub(crate) fn rank(what: &str, broker: BrokerId) -> (u32, BrokerId) {
     let mut bytes = what.as_bytes().to_vec();
     bytes.extend_from_slice(&broker.0);
     (key_hash(&bytes), broker)

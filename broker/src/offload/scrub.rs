@@ -5,11 +5,11 @@
 use std::time::Duration;
 
 use aquifer_log::offload::scrub::scrub;
-use aquifer_model::hash::key_hash;
 use aquifer_model::id::{BrokerId, LedgerId};
 use aquifer_runtime::clock;
 
 use crate::context::Context;
+use crate::members::rank;
 
 /// Steps of a pass: for each all records of ledgers are looked at.
 const STEPS: u32 = 360;
@@ -67,12 +67,9 @@ fn brokers(shared: &Context) -> Vec<BrokerId> {
 
 /// To which of them a ledger falls: when one comes or goes, few fall to another.
 fn chosen(brokers: &[BrokerId], ledger: LedgerId) -> Option<BrokerId> {
-    let weight = |broker: &&BrokerId| {
-        let mut key = broker.0.to_vec();
-        key.extend(ledger.0.to_le_bytes());
-        (key_hash(&key), broker.0)
-    };
-    brokers.iter().max_by_key(weight).copied()
+    let ledger = ledger.to_string();
+    let all = brokers.iter().copied();
+    all.max_by_key(|broker| rank(&ledger, *broker))
 }
 
 #[cfg(test)]
