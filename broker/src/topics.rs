@@ -7,6 +7,7 @@ pub(crate) mod deletion;
 mod queue;
 pub(crate) mod removal;
 mod rests;
+mod running;
 mod unloading;
 
 use std::collections::HashMap;

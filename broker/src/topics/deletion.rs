@@ -7,7 +7,6 @@
 //! requests wait for it. When its broker ends, the next broker that finds the mark finishes it, the
 //! sweep at the latest.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,12 +21,12 @@ use aquifer_protocol_api::admin::Deletion;
 use aquifer_protocol_api::error::{ApiError, ErrorKind, Outcome};
 use aquifer_runtime::clock;
 use futures::StreamExt;
-use parking_lot::Mutex;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::oneshot;
 
 use crate::error::BrokerError;
 use crate::peers::peer_url;
 use crate::topic::event::Event;
+use crate::topics::running::{Answer, Running};
 use crate::topics::{Slot, Topics};
 
 /// Partitions that are deleted, or asked for something, at once.
@@ -40,15 +39,12 @@ pub(crate) const RETRY_MAX: Duration = Duration::from_secs(2);
 /// Deletions begun by others that this broker finishes at a time.
 const RESUMED_MAX: usize = 64;
 
-type Answer = watch::Receiver<Option<Result<(), BrokerError>>>;
-
 /// The deletions that run.
-#[derive(Default)]
-pub(super) struct Deletions(Mutex<HashMap<(TopicName, How), Answer>>);
+pub(super) type Deletions = Running<(TopicName, How), ()>;
 
 /// What kind of deletion runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-enum How {
+pub(super) enum How {
     IfUnused,
     Force,
     /// Wherever the topic is served.
@@ -67,46 +63,30 @@ impl Topics {
         force: bool,
     ) -> Result<(), BrokerError> {
         let how = if force { How::Force } else { How::IfUnused };
-        let mut answer = self.begin_deletion(topic, how);
-        let gone = || BrokerError::Unloading("the deletion was given up".to_owned());
-        let answer = answer.wait_for(Option::is_some).await;
-        let answer = answer.map_or(None, |answer| answer.clone());
-        answer.unwrap_or_else(|| Err(gone()))
+        self.begin_deletion(topic, how).wait().await
     }
 
     /// Finishes a deletion that was begun.
     pub(crate) fn resume_deletion(self: &Arc<Self>, topic: &TopicName) {
-        let running = self.deletions.0.lock();
-        let resumed = running.keys().filter(|(_, how)| *how == How::Resume);
-        if resumed.count() < RESUMED_MAX {
-            drop(running);
+        let resumed = self.deletions.count(|(_, how)| *how == How::Resume);
+        if resumed < RESUMED_MAX {
             drop(self.begin_deletion(topic, How::Resume));
         }
     }
 
-    fn begin_deletion(self: &Arc<Self>, topic: &TopicName, how: How) -> Answer {
+    fn begin_deletion(self: &Arc<Self>, topic: &TopicName, how: How) -> Answer<()> {
+        let (topics, topic) = (Arc::clone(self), topic.clone());
         let key = (topic.clone(), how);
-        let mut running = self.deletions.0.lock();
-        if let Some(answer) = running.get(&key) {
-            return answer.clone();
-        }
-        let (sender, answer) = watch::channel(None);
-        running.insert(key.clone(), answer.clone());
-        let topics = Arc::clone(self);
-        self.shared.tasks.spawn("topic-delete", async move {
-            let (topic, how) = &key;
+        let deletion = async move {
             let outcome = match how {
-                How::IfUnused => topics.delete_now(topic, false).await,
-                How::Force => topics.delete_now(topic, true).await,
-                How::Resume => topics.delete_wherever(topic).await,
+                How::IfUnused => topics.delete_now(&topic, false).await,
+                How::Force => topics.delete_now(&topic, true).await,
+                How::Resume => topics.delete_wherever(&topic).await,
             };
-            if let Err(error) = &outcome {
-                tracing::debug!(%topic, %error, "topic is not deleted");
-            }
-            topics.deletions.0.lock().remove(&key);
-            sender.send_replace(Some(outcome));
-        });
-        answer
+            outcome.inspect_err(|error| tracing::debug!(%topic, %error, "topic is not deleted"))
+        };
+        let tasks = &self.shared.tasks;
+        self.deletions.begin(tasks, "topic-delete", key, deletion)
     }
 
     pub(super) async fn delete_wherever(
