@@ -16,27 +16,28 @@
 //!
 //! The records of who owned the bundles stay: epochs must not begin again.
 
+mod marks;
 mod tenants;
 mod writing;
 
 use std::collections::HashMap;
+use std::fmt;
 use std::sync::Arc;
 
 use aquifer_metadata::keys::{self, Key};
+use aquifer_metadata::scan;
 use aquifer_metadata::store::{Expect, Guard, Revision, Versioned};
-use aquifer_metadata::{record, scan};
 use aquifer_model::policy::PolicyScope;
 use aquifer_model::topic::{NamespaceName, TopicName};
-use aquifer_proto::v1::Removal;
+use aquifer_proto::v1::{NamespaceRecord, Removal};
 use aquifer_protocol_api::admin::{PageRequest, Removed};
 use aquifer_protocol_api::error::{ApiError, ErrorKind};
 use futures::StreamExt;
-use parking_lot::Mutex;
-use tokio::sync::watch;
 
 use crate::error::BrokerError;
 use crate::namespace::listing::{Listed, Lister, parse};
 use crate::topics::Topics;
+use crate::topics::running::{Answer, Running};
 
 /// Topics or namespaces that are read at once.
 const PAGE_ITEMS: usize = 100;
@@ -64,9 +65,18 @@ impl Doomed {
     }
 }
 
+impl fmt::Display for Doomed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Doomed::Tenant(tenant) => write!(f, "tenant {tenant}"),
+            Doomed::Namespace(namespace) => write!(f, "namespace {namespace}"),
+        }
+    }
+}
+
 /// How a deletion goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-enum How {
+pub(super) enum How {
     /// If there is nothing in it.
     IfEmpty,
     /// With all that is in it.
@@ -86,18 +96,8 @@ impl How {
     }
 }
 
-/// How a record is marked, and at which revision.
-#[derive(Debug, Clone, Copy)]
-struct Marked {
-    removal: Removal,
-    revision: Revision,
-}
-
-type Answer = watch::Receiver<Option<Result<Removed, BrokerError>>>;
-
 /// The deletions that run.
-#[derive(Default)]
-pub(super) struct Removals(Mutex<HashMap<(Doomed, How), Answer>>);
+pub(super) type Removals = Running<(Doomed, How), Removed>;
 
 impl Topics {
     /// Deletes a tenant or namespace.
@@ -114,45 +114,29 @@ impl Topics {
             true => How::Force,
             false => How::IfEmpty,
         };
-        let mut answer = self.begin_removal(doomed, how);
-        let gone = || BrokerError::Unloading("the deletion was given up".to_owned());
-        let answer = answer.wait_for(Option::is_some).await;
-        let answer = answer.map_or(None, |answer| answer.clone());
-        answer.unwrap_or_else(|| Err(gone()))
+        self.begin_removal(doomed, how).wait().await
     }
 
     /// Finishes a deletion if one was begun.
     pub(crate) fn resume_removal(self: &Arc<Self>, doomed: Doomed) {
-        let may_begin = {
-            let running = self.removals.0.lock();
-            running.len() < RESUMED_MAX && running.keys().all(|(other, _)| *other != doomed)
-        };
-        if may_begin {
+        let running = self.removals.count(|_| true);
+        let is_running = self.removals.count(|(other, _)| *other == doomed) > 0;
+        if running < RESUMED_MAX && !is_running {
             drop(self.begin_removal(doomed, How::Resume));
         }
     }
 
-    fn begin_removal(self: &Arc<Self>, doomed: Doomed, how: How) -> Answer {
-        let key = (doomed, how);
-        let mut running = self.removals.0.lock();
-        if let Some(answer) = running.get(&key) {
-            return answer.clone();
-        }
-        let (sender, answer) = watch::channel(None);
-        running.insert(key.clone(), answer.clone());
-        let topics = Arc::clone(self);
-        self.shared.tasks.spawn("removal", async move {
-            let outcome = match &key.0 {
+    fn begin_removal(self: &Arc<Self>, doomed: Doomed, how: How) -> Answer<Removed> {
+        let (topics, key) = (Arc::clone(self), (doomed.clone(), how));
+        let removal = async move {
+            let outcome = match &doomed {
                 Doomed::Tenant(tenant) => topics.remove_tenant(tenant, how).await,
                 Doomed::Namespace(namespace) => topics.remove_namespace(namespace, how, None).await,
             };
-            if let Err(error) = &outcome {
-                tracing::debug!(what = ?key.0, %error, "it is not deleted");
-            }
-            topics.removals.0.lock().remove(&key);
-            sender.send_replace(Some(outcome));
-        });
-        answer
+            outcome.inspect_err(|error| tracing::debug!(?doomed, %error, "it is not deleted"))
+        };
+        self.removals
+            .begin(&self.shared.tasks, "removal", key, removal)
     }
 
     /// What is in a tenant or namespace.
@@ -192,10 +176,11 @@ impl Topics {
         how: How,
         at: Option<Revision>,
     ) -> Result<Removed, BrokerError> {
+        let doomed = Doomed::Namespace(namespace.clone());
         let (mut topics, mut step) = (0, how);
         let done = |namespaces: u64, topics: u64| Ok(Removed { namespaces, topics });
         for attempt in 0..ATTEMPTS_MAX {
-            let marked = match self.mark_namespace(namespace, step, at).await {
+            let marked = match self.mark::<NamespaceRecord>(&doomed, step, at).await {
                 // Another broker was faster.
                 Err(BrokerError::NotFound { .. }) if attempt > 0 => return done(1, topics),
                 marked => marked?,
@@ -203,82 +188,22 @@ impl Topics {
             let Some(marked) = marked else {
                 return match (attempt, how) {
                     (0, _) => done(0, 0),
-                    (_, How::IfEmpty) => Err(taken_back(&format!("namespace {namespace}"))),
+                    (_, How::IfEmpty) => Err(taken_back(&doomed)),
                     (_, How::Force | How::Resume) => done(1, topics),
                 };
             };
-            let record = Guard {
-                key: keys::namespace(namespace),
-                expect: Expect::Revision(marked.revision),
-            };
+            let record = doomed.guard(marked);
             if marked.removal == Removal::All {
                 topics += self.delete_topics(namespace, &record).await?;
-            } else if self.has_topic(namespace).await? {
-                self.unmark_namespace(namespace).await?;
-                return Err(not_empty(&format!("namespace {namespace}"), "topics"));
+            } else if self.has_any(&doomed).await? {
+                self.unmark::<NamespaceRecord>(&doomed).await?;
+                return Err(not_empty(&doomed));
             }
             if self.forget_namespace(namespace, &record).await? {
                 tracing::info!(%namespace, topics, "namespace deleted");
                 return done(1, topics);
             }
             step = How::Resume;
-        }
-        Err(changing())
-    }
-
-    /// Has a namespace take no more topics in. Answers how it is marked: as one whose topics go
-    /// with it, if it was once marked so. `None`: it is not marked, and was not to be.
-    async fn mark_namespace(
-        &self,
-        namespace: &NamespaceName,
-        how: How,
-        at: Option<Revision>,
-    ) -> Result<Option<Marked>, BrokerError> {
-        for _ in 0..ATTEMPTS_MAX {
-            let (mut record, revision) = self.shared.namespaces.read(namespace).await?;
-            let removal = record.removal();
-            let wanted = match how.wanted() {
-                Some(wanted) if wanted != removal && removal != Removal::All => wanted,
-                None if removal == Removal::Unspecified => return Ok(None),
-                _ => return Ok(Some(Marked { removal, revision })),
-            };
-            if at.is_some_and(|at| at != revision) {
-                return Ok(None);
-            }
-            if wanted == Removal::IfEmpty && self.has_topic(namespace).await? {
-                return Err(not_empty(&format!("namespace {namespace}"), "topics"));
-            }
-            record.set_removal(wanted);
-            let (partition, key) = (
-                keys::partition_of_namespace(namespace),
-                keys::namespace(namespace),
-            );
-            let value = record::encode(record);
-            if let Some(revision) = self.replace(partition, key, value, revision).await? {
-                let removal = wanted;
-                return Ok(Some(Marked { removal, revision }));
-            }
-        }
-        Err(changing())
-    }
-
-    /// Has a namespace take topics in again that was marked because it looked empty.
-    async fn unmark_namespace(&self, namespace: &NamespaceName) -> Result<(), BrokerError> {
-        for _ in 0..ATTEMPTS_MAX {
-            let (mut record, revision) = self.shared.namespaces.read(namespace).await?;
-            if record.removal() != Removal::IfEmpty {
-                return Ok(());
-            }
-            record.set_removal(Removal::Unspecified);
-            let (partition, key) = (
-                keys::partition_of_namespace(namespace),
-                keys::namespace(namespace),
-            );
-            let value = record::encode(record);
-            let replaced = self.replace(partition, key, value, revision).await?;
-            if replaced.is_some() {
-                return Ok(());
-            }
         }
         Err(changing())
     }
@@ -304,10 +229,6 @@ impl Topics {
             })
         };
         Ok(lister.page(&request, None, look).await?.items)
-    }
-
-    async fn has_topic(&self, namespace: &NamespaceName) -> Result<bool, BrokerError> {
-        Ok(!self.topics_in(namespace, 1).await?.is_empty())
     }
 
     /// Deletes the topics of a namespace that takes none in, for as long as its record is as
@@ -388,15 +309,19 @@ impl Topics {
     }
 }
 
-fn not_empty(what: &str, has: &str) -> BrokerError {
-    let error = ApiError::new(ErrorKind::FailedPrecondition, format!("{what} has {has}"));
+fn not_empty(doomed: &Doomed) -> BrokerError {
+    let has = match doomed {
+        Doomed::Tenant(_) => "namespaces",
+        Doomed::Namespace(_) => "topics",
+    };
+    let error = ApiError::new(ErrorKind::FailedPrecondition, format!("{doomed} has {has}"));
     let advice = format!("delete its {has} first, or force it: that deletes them all");
     error.advise(advice).into()
 }
 
 /// A deletion of what looked empty finds no mark any more.
-fn taken_back(what: &str) -> BrokerError {
-    let text = format!("{what} was not empty for another request, or was created again");
+fn taken_back(doomed: &Doomed) -> BrokerError {
+    let text = format!("{doomed} was not empty for another request, or was created again");
     let error = ApiError::new(ErrorKind::FailedPrecondition, text);
     error.advise("see what it has, then delete it again").into()
 }

@@ -61,6 +61,12 @@ where
     pub(super) fn count(&self, is_like: impl Fn(&K) -> bool) -> usize {
         self.0.lock().keys().filter(|key| is_like(key)).count()
     }
+
+    /// The outcomes of all that runs.
+    #[cfg(test)]
+    pub(super) fn answers(&self) -> Vec<Answer<T>> {
+        self.0.lock().values().cloned().map(Answer).collect()
+    }
 }
 
 impl<T: Clone> Answer<T> {

@@ -10,7 +10,7 @@ use aquifer_model::topic::NamespaceName;
 use aquifer_proto::v1::{GrantRecord, Removal, TenantRecord, TokenRecord};
 use aquifer_protocol_api::admin::{PageRequest, Removed};
 
-use super::{ATTEMPTS_MAX, How, Marked, PAGE_ITEMS, changing, not_empty, taken_back};
+use super::{ATTEMPTS_MAX, Doomed, How, PAGE_ITEMS, changing, not_empty, taken_back};
 use crate::error::BrokerError;
 use crate::namespace::listing::{Listed, Lister, parse};
 use crate::security::principal;
@@ -22,23 +22,21 @@ impl Topics {
         tenant: &str,
         how: How,
     ) -> Result<Removed, BrokerError> {
+        let doomed = Doomed::Tenant(tenant.to_owned());
         let (mut removed, mut step) = (Removed::default(), how);
         for attempt in 0..ATTEMPTS_MAX {
-            let marked = match self.mark_tenant(tenant, step).await {
+            let marked = match self.mark::<TenantRecord>(&doomed, step, None).await {
                 // Another broker was faster.
                 Err(BrokerError::NotFound { .. }) if attempt > 0 => return Ok(removed),
                 marked => marked?,
             };
             let Some(marked) = marked else {
                 return match (attempt, how) {
-                    (1.., How::IfEmpty) => Err(taken_back(&format!("tenant {tenant}"))),
+                    (1.., How::IfEmpty) => Err(taken_back(&doomed)),
                     _ => Ok(removed),
                 };
             };
-            let record = Guard {
-                key: keys::tenant(tenant),
-                expect: Expect::Revision(marked.revision),
-            };
+            let record = doomed.guard(marked);
             let emptied = self.empty_tenant(tenant, marked.removal, &record, &mut removed);
             if emptied.await? && self.forget_tenant(tenant, &record).await? {
                 tracing::info!(tenant, ?removed, "tenant deleted");
@@ -68,8 +66,9 @@ impl Topics {
                 return Ok(false);
             }
             if removal != Removal::All {
-                self.unmark_tenant(tenant).await?;
-                return Err(not_empty(&format!("tenant {tenant}"), "namespaces"));
+                let doomed = Doomed::Tenant(tenant.to_owned());
+                self.unmark::<TenantRecord>(&doomed).await?;
+                return Err(not_empty(&doomed));
             }
             for (namespace, revision) in found {
                 let removal = self.remove_namespace(&namespace, How::Force, Some(revision));
@@ -85,66 +84,8 @@ impl Topics {
         }
     }
 
-    /// Has a tenant take no more namespaces in. Answers how it is marked: as one whose namespaces
-    /// go with it, if it was once marked so. `None`: it is not marked, and was not to be.
-    async fn mark_tenant(&self, tenant: &str, how: How) -> Result<Option<Marked>, BrokerError> {
-        for _ in 0..ATTEMPTS_MAX {
-            let (mut record, revision) = self.tenant(tenant).await?;
-            let removal = record.removal();
-            let wanted = match how.wanted() {
-                Some(wanted) if wanted != removal && removal != Removal::All => wanted,
-                None if removal == Removal::Unspecified => return Ok(None),
-                _ => return Ok(Some(Marked { removal, revision })),
-            };
-            let is_refused = wanted == Removal::IfEmpty;
-            if is_refused && !self.namespaces_in(tenant).await?.is_empty() {
-                return Err(not_empty(&format!("tenant {tenant}"), "namespaces"));
-            }
-            record.set_removal(wanted);
-            if let Some(revision) = self.replace_tenant(tenant, record, revision).await? {
-                let removal = wanted;
-                return Ok(Some(Marked { removal, revision }));
-            }
-        }
-        Err(changing())
-    }
-
-    /// Has a tenant take namespaces in again that was marked because it looked empty.
-    async fn unmark_tenant(&self, tenant: &str) -> Result<(), BrokerError> {
-        for _ in 0..ATTEMPTS_MAX {
-            let (mut record, revision) = self.tenant(tenant).await?;
-            if record.removal() != Removal::IfEmpty {
-                return Ok(());
-            }
-            record.set_removal(Removal::Unspecified);
-            let replaced = self.replace_tenant(tenant, record, revision).await?;
-            if replaced.is_some() {
-                return Ok(());
-            }
-        }
-        Err(changing())
-    }
-
-    async fn replace_tenant(
-        &self,
-        tenant: &str,
-        record: TenantRecord,
-        revision: Revision,
-    ) -> Result<Option<Revision>, BrokerError> {
-        let (partition, key) = (keys::CLUSTER_PARTITION.to_owned(), keys::tenant(tenant));
-        let value = record::encode(record);
-        self.replace(partition, key, value, revision).await
-    }
-
-    async fn tenant(&self, tenant: &str) -> Result<(TenantRecord, Revision), BrokerError> {
-        let store = self.shared.namespaces.store();
-        let found = store.get(&keys::tenant(tenant)).await?;
-        let found = found.ok_or_else(|| BrokerError::no_tenant(tenant))?;
-        Ok((record::decode(&found)?, found.revision))
-    }
-
     /// Some namespaces of a tenant, each with the revision of its record.
-    async fn namespaces_in(
+    pub(super) async fn namespaces_in(
         &self,
         tenant: &str,
     ) -> Result<Vec<(NamespaceName, Revision)>, BrokerError> {

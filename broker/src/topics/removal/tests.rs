@@ -1,5 +1,6 @@
 use aquifer_ledger::testing::TestWorld;
 use aquifer_log::testing::TestLogs;
+use aquifer_metadata::record;
 use aquifer_model::policy::Policies;
 use aquifer_proto::v1::{GrantRecord, TokenRecord};
 use aquifer_runtime::rng::SystemRng;
@@ -61,10 +62,10 @@ async fn a_deletion_that_goes_on_leaves_what_was_created_since() {
     let namespaces = &topics.shared.namespaces;
     for doomed in [Doomed::Namespace(shop()), Doomed::Tenant("acme".to_owned())] {
         topics.resume_removal(doomed);
-        let running: Vec<Answer> = topics.removals.0.lock().values().cloned().collect();
+        let running = topics.removals.answers();
         assert_eq!(running.len(), 1);
-        for mut answer in running {
-            drop(answer.wait_for(Option::is_some).await.unwrap());
+        for answer in running {
+            answer.wait().await.unwrap();
         }
         let (record, _) = namespaces.read(&shop()).await.unwrap();
         assert_eq!(record.removal(), Removal::Unspecified);

@@ -1,12 +1,11 @@
-//! What deletions write: marks, and keys that go.
+//! What deletions delete: keys, while the record is as it was marked.
 
 use aquifer_metadata::error::MetadataError;
 use aquifer_metadata::keys;
-use aquifer_metadata::store::{Expect, Guard, Operation, Revision, Transaction, Versioned};
+use aquifer_metadata::store::{Expect, Guard, Operation, Transaction, Versioned};
 use aquifer_metadata::{record, scan};
 use aquifer_model::topic::NamespaceName;
 use aquifer_proto::v1::GrantRecord;
-use bytes::Bytes;
 
 use super::{ATTEMPTS_MAX, changing};
 use crate::error::BrokerError;
@@ -115,30 +114,9 @@ impl Topics {
             guards: record.cloned().into_iter().collect(),
             operations: operations.collect(),
         };
-        Ok(self.commit(transaction).await?.is_some())
-    }
-
-    /// Writes a record again; answers its revision. `None`: it was changed meanwhile.
-    pub(super) async fn replace(
-        &self,
-        partition: String,
-        key: String,
-        value: Bytes,
-        revision: Revision,
-    ) -> Result<Option<Revision>, BrokerError> {
-        let expect = Expect::Revision(revision);
-        let transaction = Transaction {
-            partition,
-            guards: Vec::new(),
-            operations: vec![Operation::Put { key, value, expect }],
-        };
-        self.commit(transaction).await
-    }
-
-    async fn commit(&self, transaction: Transaction) -> Result<Option<Revision>, BrokerError> {
         match self.shared.namespaces.store().commit(transaction).await {
-            Ok(revision) => Ok(Some(revision)),
-            Err(MetadataError::Conflict { .. }) => Ok(None),
+            Ok(_) => Ok(true),
+            Err(MetadataError::Conflict { .. }) => Ok(false),
             Err(error) => Err(error.into()),
         }
     }
