@@ -115,7 +115,7 @@ impl Subject {
 /// # Errors
 /// When the store or metadata cannot be asked, or the place is not the right one: nothing is known
 /// of the object then.
-pub async fn examine(
+async fn examine(
     metadata: &dyn MetadataStore,
     (locations, pace): (&Locations, &Arc<Pace>),
     subject: &Subject,
@@ -139,9 +139,64 @@ pub async fn examine(
     }
 }
 
+/// What a look at an object came to.
+#[derive(Debug)]
+pub enum Looked {
+    /// The object is like this.
+    Is(Condition),
+    /// It, or its place, cannot be asked.
+    Unreadable(LogError),
+    /// Its place could not be asked before, and is not asked again.
+    Away,
+}
+
+/// One look at many objects, which remembers the places that cannot be asked.
+pub struct Looks<'a> {
+    metadata: &'a dyn MetadataStore,
+    locations: &'a Locations,
+    pace: &'a Arc<Pace>,
+    away: BTreeSet<u32>,
+}
+
+impl<'a> Looks<'a> {
+    /// Nothing was looked at yet.
+    #[must_use]
+    pub fn new(
+        metadata: &'a dyn MetadataStore,
+        locations: &'a Locations,
+        pace: &'a Arc<Pace>,
+    ) -> Looks<'a> {
+        Looks {
+            metadata,
+            locations,
+            pace,
+            away: BTreeSet::new(),
+        }
+    }
+
+    /// Examines an object.
+    ///
+    /// # Errors
+    /// When metadata cannot be asked.
+    pub async fn at(&mut self, subject: &Subject) -> Result<Looked, LogError> {
+        let place = subject.object.location;
+        if self.away.contains(&place) {
+            return Ok(Looked::Away);
+        }
+        match examine(self.metadata, (self.locations, self.pace), subject).await {
+            Err(error) if is_of_store(&error) => {
+                if is_away(self.locations, place).await {
+                    self.away.insert(place);
+                }
+                Ok(Looked::Unreadable(error))
+            }
+            condition => condition.map(Looked::Is),
+        }
+    }
+}
+
 /// Whether an error is about one object or its place: the others can be asked all the same.
-#[must_use]
-pub fn is_of_store(error: &LogError) -> bool {
+fn is_of_store(error: &LogError) -> bool {
     matches!(
         error,
         LogError::Unavailable(_) | LogError::Invalid(_) | LogError::Damaged(_)
@@ -149,7 +204,7 @@ pub fn is_of_store(error: &LogError) -> bool {
 }
 
 /// Whether nothing can be said of any object of a place.
-pub async fn is_away(locations: &Locations, place: u32) -> bool {
+async fn is_away(locations: &Locations, place: u32) -> bool {
     match locations.get(place).await {
         Ok(location) => location.check().await.is_err(),
         Err(_) => true,
@@ -206,7 +261,8 @@ pub async fn scrub(
     is_mine: impl Fn(LedgerId) -> bool,
 ) -> Result<Scrubbed, LogError> {
     let mut pages = Pages::new(&*ctx.ledgers.store, keys::LEDGERS_PREFIX);
-    let (mut scrubbed, mut away) = (Scrubbed::default(), BTreeSet::new());
+    let mut scrubbed = Scrubbed::default();
+    let mut looks = Looks::new(&*ctx.ledgers.store, &tier.locations, &tier.scrub_pace);
     while let Some(page) = pages.next().await? {
         for stored in page {
             let Ok(Key::Ledger(ledger)) = stored.key.parse() else {
@@ -221,19 +277,19 @@ pub async fn scrub(
             let Some(subject) = subject.filter(is_due) else {
                 continue;
             };
-            let place = subject.object.location;
-            if away.contains(&place) {
-                scrubbed.unknown += 1;
-                continue;
-            }
-            match scrub_one(ctx, tier, &subject, &mut scrubbed).await {
+            let done = match looks.at(&subject).await? {
+                Looked::Is(condition) => act(ctx, tier, &subject, condition, &mut scrubbed).await,
+                Looked::Unreadable(error) => Err(error),
+                Looked::Away => {
+                    scrubbed.unknown += 1;
+                    continue;
+                }
+            };
+            match done {
                 Err(error) if is_of_store(&error) => {
                     scrubbed.unknown += 1;
                     let object = &subject.object.name;
                     tracing::warn!(%ledger, object, %error, "an object is not scrubbed");
-                    if is_away(&tier.locations, place).await {
-                        away.insert(place);
-                    }
                 }
                 done => done?,
             }
@@ -242,14 +298,14 @@ pub async fn scrub(
     Ok(scrubbed)
 }
 
-async fn scrub_one(
+/// Counts what an object is like, and does what follows from it.
+async fn act(
     ctx: &LogContext,
     tier: &ColdTier,
     subject: &Subject,
+    condition: Condition,
     scrubbed: &mut Scrubbed,
 ) -> Result<(), LogError> {
-    let places = (&tier.locations, &tier.scrub_pace);
-    let condition = examine(&*ctx.ledgers.store, places, subject).await?;
     let reason = match condition {
         Condition::Passed => return Ok(()),
         Condition::Whole => None,

@@ -1,7 +1,6 @@
 //! `aquifer object audit` and `scrub`: compares the places of a cluster with its metadata, and
 //! reads everything that its ledgers are in.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,7 +11,7 @@ use aquifer_ledger::error::LedgerError;
 use aquifer_ledger::ledger_metadata::LedgerInfo;
 use aquifer_log::error::LogError;
 use aquifer_log::offload::audit::{self, Audit};
-use aquifer_log::offload::scrub::{self, Condition, Subject, examine};
+use aquifer_log::offload::scrub::{Condition, Looked, Looks, Subject};
 use aquifer_metadata::keys::{self, Key};
 use aquifer_metadata::scan::{self, Pages};
 use aquifer_runtime::clock;
@@ -201,41 +200,6 @@ fn show(
     }
 }
 
-/// One look at all objects.
-struct Round<'a> {
-    cluster: &'a ToolContext,
-    places: Locations,
-    pace: Arc<Pace>,
-    /// The numbers of places that cannot be asked.
-    away: BTreeSet<u32>,
-}
-
-impl Round<'_> {
-    /// What an object is like; `None`: it, or its place, cannot be asked.
-    async fn look_at(
-        &mut self,
-        subject: &Subject,
-        out: &Output,
-    ) -> Result<Option<Condition>, CliError> {
-        let place = subject.object.location;
-        if self.away.contains(&place) {
-            return Ok(None);
-        }
-        let places = (&self.places, &self.pace);
-        match examine(self.cluster.store(), places, subject).await {
-            Ok(condition) => Ok(Some(condition)),
-            Err(error) if scrub::is_of_store(&error) => {
-                out.note(&format!("{} is not read: {error}", subject.object.name));
-                if scrub::is_away(&self.places, place).await {
-                    self.away.insert(place);
-                }
-                Ok(None)
-            }
-            Err(error) => Err(of_log(error)),
-        }
-    }
-}
-
 /// Reads every object that a ledger of the cluster is in.
 ///
 /// # Errors
@@ -269,12 +233,7 @@ async fn scrub_all(
     let mut pages = Pages::new(cluster.store(), keys::LEDGERS_PREFIX);
     let (mut objects, mut bytes, mut bad) = (0_u64, 0_u64, 0_u64);
     let mut unknown = 0_u64;
-    let mut round = Round {
-        cluster,
-        places,
-        pace,
-        away: BTreeSet::new(),
-    };
+    let mut looks = Looks::new(cluster.store(), &places, &pace);
     loop {
         let page = pages.next().await;
         let Some(page) = page.map_err(|error| tool::failed(&error.into()))? else {
@@ -288,15 +247,20 @@ async fn scrub_all(
             let Some(subject) = Subject::of(info) else {
                 continue;
             };
-            let Some(condition) = round.look_at(&subject, out).await? else {
-                unknown += 1;
-                continue;
-            };
-            let what = match condition {
-                Condition::Passed => continue,
-                Condition::Whole => None,
-                Condition::Damaged(reason) => Some(reason),
-                Condition::Missing => Some("it is missing".to_owned()),
+            let what = match looks.at(&subject).await.map_err(of_log)? {
+                Looked::Unreadable(error) => {
+                    unknown += 1;
+                    out.note(&format!("{} is not read: {error}", subject.object.name));
+                    continue;
+                }
+                Looked::Away => {
+                    unknown += 1;
+                    continue;
+                }
+                Looked::Is(Condition::Passed) => continue,
+                Looked::Is(Condition::Whole) => None,
+                Looked::Is(Condition::Damaged(reason)) => Some(reason),
+                Looked::Is(Condition::Missing) => Some("it is missing".to_owned()),
             };
             objects += 1;
             bytes += subject.object.size_bytes;
