@@ -80,6 +80,13 @@ pub fn sha256(bytes: &[u8]) -> [u8; 32] {
     found
 }
 
+/// SHA-256 as 64 hexadecimal digits.
+#[must_use]
+pub fn sha256_hex(bytes: &[u8]) -> String {
+    let digest = sha256(bytes);
+    digest.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
 /// The operating system gives no random bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 #[error("the operating system gives no random bytes")]

@@ -18,7 +18,7 @@ use aquifer_protocol_api::access::{Access, Action, Resource};
 use aquifer_protocol_api::context::{Principal, RequestContext, RequestId};
 use aquifer_protocol_api::error::{ErrorKind, Outcome};
 use aquifer_runtime::clock::SharedClock;
-use aquifer_runtime::secret::sha256;
+use aquifer_runtime::secret::sha256_hex;
 use parking_lot::Mutex;
 use serde::Serialize;
 
@@ -28,6 +28,8 @@ use crate::security::audit::waiting::Waiting;
 /// The topic that has the lines of all brokers of a cluster.
 pub(crate) const TOPIC: &str = "aquifer/system/audit";
 
+/// What stands for the digest of the line before the first one.
+const FIRST_PREV: &str = "0000000000000000000000000000000000000000000000000000000000000000";
 /// Longest text of a field, in bytes: names come from callers.
 const TEXT_BYTES_MAX: usize = 256;
 
@@ -251,7 +253,7 @@ impl Audit {
             chain: Mutex::new(Chain {
                 id: broker.to_string(),
                 seq: 0,
-                prev: hex(&[0; 32]),
+                prev: FIRST_PREV.to_owned(),
             }),
         }
     }
@@ -342,7 +344,7 @@ fn line(record: Record, chain: &Chain, time_ms: u64) -> (String, String) {
     };
     // A record of texts and numbers can always be written.
     let mut text = serde_json::to_string(&record).unwrap_or_default();
-    let hash = hex(&sha256(text.as_bytes()));
+    let hash = sha256_hex(text.as_bytes());
     if text.pop().is_some() {
         text.push_str(&format!(",\"hash\":\"{hash}\"}}"));
     }
@@ -361,10 +363,6 @@ fn network(peer: SocketAddr) -> String {
             format!("{a:x}:{b:x}:{c:x}:{d:x}::/64")
         }
     }
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn shortened(text: &str) -> String {
@@ -386,7 +384,7 @@ mod tests {
         let mut chain = Chain {
             id: "b1".to_owned(),
             seq: 0,
-            prev: hex(&[0; 32]),
+            prev: FIRST_PREV.to_owned(),
         };
         let (first, hash) = line(record.clone(), &chain, 7);
         (chain.seq, chain.prev) = (1, hash.clone());
@@ -397,7 +395,7 @@ mod tests {
             let parsed: serde_json::Value = serde_json::from_str(text).unwrap();
             let said = parsed["hash"].as_str().unwrap();
             let (before, _) = text.rsplit_once(",\"hash\"").unwrap();
-            assert_eq!(hex(&sha256(format!("{before}}}").as_bytes())), said);
+            assert_eq!(sha256_hex(format!("{before}}}").as_bytes()), said);
         }
         let second: serde_json::Value = serde_json::from_str(&second).unwrap();
         assert_eq!(second["prev"], hash);

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use aquifer_runtime::secret::sha256;
+use aquifer_runtime::secret::sha256_hex;
 use serde::Deserialize;
 
 /// Problems that are told one by one.
@@ -125,8 +125,7 @@ impl Chains {
 fn digest(text: &str) -> Option<String> {
     let (before, _) = text.rsplit_once(",\"hash\":\"")?;
     let whole = format!("{before}}}");
-    let digest = sha256(whole.as_bytes());
-    Some(digest.iter().map(|byte| format!("{byte:02x}")).collect())
+    Some(sha256_hex(whole.as_bytes()))
 }
 
 #[cfg(test)]
@@ -138,10 +137,7 @@ mod tests {
         (0..lines)
             .map(|seq| {
                 let line = format!("{{\"chain\":\"{name}\",\"seq\":{seq},\"prev\":\"{prev}\"}}");
-                let hash: String = sha256(line.as_bytes())
-                    .iter()
-                    .map(|byte| format!("{byte:02x}"))
-                    .collect();
+                let hash = sha256_hex(line.as_bytes());
                 prev = hash.clone();
                 line.replace('}', &format!(",\"hash\":\"{hash}\"}}"))
             })
@@ -209,10 +205,7 @@ mod tests {
         // Written again, with a digest of its own that is right.
         let mut replaced = whole.clone();
         let other = "{\"chain\":\"a\",\"seq\":3,\"prev\":\"x\"}";
-        let hash: String = sha256(other.as_bytes())
-            .iter()
-            .map(|byte| format!("{byte:02x}"))
-            .collect();
+        let hash = sha256_hex(other.as_bytes());
         replaced[3] = other.replace('}', &format!(",\"hash\":\"{hash}\"}}"));
         let found = problems(&replaced);
         assert_eq!(found.len(), 2, "{found:?}");
