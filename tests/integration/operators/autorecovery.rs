@@ -43,7 +43,15 @@ async fn a_process_of_its_own_repairs_what_bookies_leave_to_it() -> Result<()> {
     )
     .await?;
     let strict = tool(&cluster, &["doctor", "--strict"])?;
-    ensure!(strict.code == Some(0), "nothing is missing: {strict:?}");
+    let found = strict.objects.iter();
+    let warned: Vec<&Value> = found.filter(|finding| finding["level"] != "ok").collect();
+    // How full the disks of this machine are is not what is tested.
+    let only_disks = warned.iter().all(|finding| is_of_disks(finding));
+    ensure!(only_disks, "nothing is missing: {warned:?}");
+    ensure!(
+        strict.code == Some(i32::from(!warned.is_empty())),
+        "{strict:?}"
+    );
 
     let (process, victim) = fullest(&cluster)?;
     cluster.kill(&process)?;
@@ -67,4 +75,9 @@ async fn a_process_of_its_own_repairs_what_bookies_leave_to_it() -> Result<()> {
     ])?;
     ensure!(left.trim().is_empty(), "{left}");
     cluster.check_logs()
+}
+
+fn is_of_disks(finding: &Value) -> bool {
+    let message = finding["message"].as_str().unwrap_or_default();
+    finding["level"] == "warning" && message.contains(" MiB free, ")
 }
