@@ -60,8 +60,7 @@ use std::sync::Arc;
 
 use aquifer_model::id::{BookieId, CreationToken, EntryId, LedgerId};
 use aquifer_model::storage::{
-    BookieError, BookieResult, OrderedRequest, Presence, PresenceRange, ReadBatch, ReadRange,
-    ReplyCallback, TailState, TailWait,
+    BookieError, BookieResult, Presence, PresenceRange, ReadBatch, ReadRange, TailState, TailWait,
 };
 
 pub use answers::uncounted;
@@ -132,30 +131,6 @@ impl Bookie {
     #[must_use]
     pub fn id(&self) -> BookieId {
         self.core.shared.id
-    }
-
-    /// Submits a request; never blocks. Requests for one ledger take effect in the order in which
-    /// they were submitted. `reply` is called exactly once, from any thread, possibly before this
-    /// returns.
-    pub fn submit(&self, request: OrderedRequest, reply: ReplyCallback) {
-        self.core.submit(request, reply);
-    }
-
-    /// The same, but an add for which there is no room now comes back instead of being answered
-    /// `Overloaded`: give it to [`Bookie::submit_when_room`].
-    #[must_use = "what comes back was not submitted"]
-    pub fn try_submit(
-        &self,
-        request: OrderedRequest,
-        reply: ReplyCallback,
-    ) -> Option<(OrderedRequest, ReplyCallback)> {
-        self.core.try_submit(request, reply)
-    }
-
-    /// Waits until there is room for a request, and submits it. A request that is refused for
-    /// another reason does not wait.
-    pub async fn submit_when_room(&self, request: OrderedRequest, reply: ReplyCallback) {
-        self.core.submit_when_room(request, reply).await;
     }
 
     /// Reads consecutive entries, every one verified by its digest.

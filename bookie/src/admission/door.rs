@@ -4,7 +4,6 @@
 //! process, which can keep what waits: a caller that is refused comes back after a pause, and the
 //! journal idles meanwhile.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use aquifer_model::id::LEDGER_ID_MAX;
@@ -15,6 +14,7 @@ use aquifer_model::storage::{
 use aquifer_runtime::budget::BytePermit;
 use aquifer_runtime::clock;
 
+use crate::Bookie;
 use crate::core::Core;
 
 /// What a request costs beyond its data, in bytes of the budget.
@@ -34,9 +34,61 @@ fn room_of(request: &OrderedRequest) -> Option<(usize, bool)> {
     }
 }
 
+impl Bookie {
+    /// Submits a request; never blocks. Requests for one ledger take effect in the order in which
+    /// they were submitted. `reply` is called exactly once, from any thread, possibly before this
+    /// returns.
+    pub fn submit(&self, request: OrderedRequest, reply: ReplyCallback) {
+        self.submit_with(None, request, reply);
+    }
+
+    /// The same, but an add for which there is no room now comes back instead of being answered
+    /// `Overloaded`: give it to [`Bookie::submit_when_room`].
+    #[must_use = "what comes back was not submitted"]
+    pub fn try_submit(
+        &self,
+        request: OrderedRequest,
+        reply: ReplyCallback,
+    ) -> Option<(OrderedRequest, ReplyCallback)> {
+        let shared = &self.core.shared;
+        let taken = |(_, reserve): &(usize, bool)| shared.mode.check_class(*reserve).is_ok();
+        let room = match room_of(&request).filter(taken) {
+            Some((bytes, _)) => match shared.adds.try_acquire(bytes) {
+                Some(room) => Some(room),
+                None => return Some((request, reply)),
+            },
+            None => None,
+        };
+        self.submit_with(room, request, reply);
+        None
+    }
+
+    /// Waits until there is room for a request, and submits it. A request that is refused for
+    /// another reason does not wait.
+    pub async fn submit_when_room(&self, request: OrderedRequest, reply: ReplyCallback) {
+        let room = match room_of(&request) {
+            Some((bytes, reserve)) => self.core.wait_for_room(bytes, reserve).await,
+            None => None,
+        };
+        self.submit_with(room, request, reply);
+    }
+
+    /// Lets a request in or refuses it; `room` is what a normal add takes of the budget, if that
+    /// was taken already.
+    fn submit_with(&self, room: Option<BytePermit>, request: OrderedRequest, reply: ReplyCallback) {
+        match self.core.let_in(&request, room) {
+            Ok(permit) => self.core.enter(request, reply, permit),
+            Err(error) => {
+                self.core.shared.metrics.refused(&error);
+                reply(Err(error));
+            }
+        }
+    }
+}
+
 impl Core {
     /// Checks that need no ledger, and takes the budget.
-    pub(super) fn let_in(
+    fn let_in(
         &self,
         request: &OrderedRequest,
         room: Option<BytePermit>,
@@ -78,38 +130,6 @@ impl Core {
             )));
         }
         Ok(permit)
-    }
-
-    /// Submits a request, unless it is an add for which there is no room now: that comes back.
-    pub(crate) fn try_submit(
-        self: &Arc<Self>,
-        request: OrderedRequest,
-        reply: ReplyCallback,
-    ) -> Option<(OrderedRequest, ReplyCallback)> {
-        let taken = |(_, reserve): &(usize, bool)| self.shared.mode.check_class(*reserve).is_ok();
-        let room = match room_of(&request).filter(taken) {
-            Some((bytes, _)) => match self.shared.adds.try_acquire(bytes) {
-                Some(room) => Some(room),
-                None => return Some((request, reply)),
-            },
-            None => None,
-        };
-        self.submit_into(room, request, reply);
-        None
-    }
-
-    /// Submits a request, an add once there is room for it. What is refused for another reason
-    /// is refused at once.
-    pub(crate) async fn submit_when_room(
-        self: &Arc<Self>,
-        request: OrderedRequest,
-        reply: ReplyCallback,
-    ) {
-        let room = match room_of(&request) {
-            Some((bytes, reserve)) => self.wait_for_room(bytes, reserve).await,
-            None => None,
-        };
-        self.submit_into(room, request, reply);
     }
 
     async fn wait_for_room(&self, bytes: usize, reserve: bool) -> Option<BytePermit> {

@@ -42,8 +42,6 @@ pub(super) struct Port {
     pub(super) mailbox: Mailbox,
     pub(super) closed: Arc<AtomicBool>,
     pub(super) budget: ByteBudget,
-    /// Bytes that came with the frames at hand.
-    pub(super) held: Option<BytePermit>,
     /// What limits it.
     pub(super) gate: Gate,
     /// A frame was refused by a limit, which ends the session: those behind it wait for nothing.
@@ -54,33 +52,33 @@ type Permit = mpsc::OwnedPermit<ApiResult<Receipt>>;
 
 #[async_trait]
 impl ProducerPort for Port {
-    async fn publish(&mut self, frames: Vec<PublishFrame>) -> ApiResult<()> {
+    async fn publish(
+        &mut self,
+        frames: Vec<PublishFrame>,
+        mut held: Option<BytePermit>,
+    ) -> ApiResult<()> {
         let mut checked = Vec::with_capacity(frames.len());
         for frame in frames {
             if self.closed.load(Ordering::Acquire) {
                 return Err(ApiError::from(BrokerError::SessionClosed));
             }
             let permit = self.place(&mut checked).await?;
-            let held = frame.body.len() + head_bytes(frame.format, &frame.body);
-            let bytes = self.room(held, &mut checked).await?;
-            let mut frame = self.check(frame, permit, bytes);
+            let bytes = frame.body.len() + head_bytes(frame.format, &frame.body) + FRAME_BYTES;
+            let permit_of_bytes = match held.as_mut().filter(|held| held.bytes() >= bytes) {
+                Some(held) => held.split(bytes),
+                None => {
+                    // No producer waits for bytes while it holds some that wait for nothing.
+                    held = None;
+                    self.take_bytes(bytes, &mut checked).await?
+                }
+            };
+            let mut frame = self.check(frame, permit, permit_of_bytes);
             if self.gate.is_limited() {
                 self.pass(&mut frame, &mut checked).await?;
             }
             checked.push(frame);
         }
         self.hand_over(&mut checked).await
-    }
-
-    async fn publish_held(
-        &mut self,
-        frames: Vec<PublishFrame>,
-        held: Option<BytePermit>,
-    ) -> ApiResult<()> {
-        self.held = held;
-        let published = self.publish(frames).await;
-        self.held = None;
-        published
     }
 }
 
@@ -99,15 +97,8 @@ impl Port {
         }
     }
 
-    async fn room(&mut self, bytes: usize, checked: &mut Vec<Frame>) -> ApiResult<BytePermit> {
-        let bytes = bytes + FRAME_BYTES;
-        if let Some(held) = &mut self.held
-            && held.bytes() >= bytes
-        {
-            return Ok(held.split(bytes));
-        }
-        // No producer waits for bytes while it holds some that wait for nothing.
-        self.held = None;
+    /// Takes bytes of the publish budget; waits for them.
+    async fn take_bytes(&self, bytes: usize, checked: &mut Vec<Frame>) -> ApiResult<BytePermit> {
         if let Some(permit) = self.budget.try_acquire(bytes) {
             return Ok(permit);
         }

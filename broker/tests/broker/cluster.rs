@@ -246,7 +246,7 @@ impl Cluster {
                 format: FORMAT_NATIVE,
                 body: batch("p", last.map_or(0, |last| last + 1), &["a message"]),
             };
-            session.port.publish(vec![frame]).await.unwrap();
+            session.port.publish(vec![frame], None).await.unwrap();
             soon("a receipt", session.receipts.recv())
                 .await
                 .unwrap()

@@ -178,7 +178,6 @@ impl Publishing {
             mailbox: cx.mailbox.clone(),
             closed: Arc::clone(&closed),
             budget: cx.budgets.publish.clone(),
-            held: None,
             gate: Gate::new(Arc::clone(&cx.rates), Publisher::Named(name.clone())),
             is_refused: false,
         };
