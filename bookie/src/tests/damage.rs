@@ -3,9 +3,9 @@
 use aquifer_runtime::disk::Disk;
 use aquifer_runtime::rng::{Rng, SeededRng};
 
-use super::crash::Machine;
 use super::*;
 use crate::journal::segment::FIRST_COMMIT_OFFSET;
+use crate::tests::crash::Machine;
 
 const ENTRIES: u64 = 20;
 const LEN: usize = 6_000;

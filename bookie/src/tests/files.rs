@@ -2,10 +2,10 @@
 
 use std::path::PathBuf;
 
-use super::damage::files_with;
-use super::rot::{flip_bytes, flip_entry, quiet, stop};
 use super::*;
 use crate::BookieMode;
+use crate::tests::damage::files_with;
+use crate::tests::rot::{flip_bytes, flip_entry, quiet, stop};
 
 const LEN: usize = 3_900;
 

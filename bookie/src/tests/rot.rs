@@ -6,9 +6,9 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use super::damage::files_with;
 use super::*;
 use crate::scrub::RepairHook;
+use crate::tests::damage::files_with;
 
 /// What a bookie told of damage.
 #[derive(Default)]

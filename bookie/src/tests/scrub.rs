@@ -5,10 +5,10 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use super::damage::{files_with, flip};
-use super::rot::flip_entry;
 use super::*;
 use crate::scrub::RepairHook;
+use crate::tests::damage::{files_with, flip};
+use crate::tests::rot::flip_entry;
 
 /// Entries of ledgers.
 type Numbers = &'static [(u64, u64)];

@@ -7,7 +7,7 @@ use aquifer_model::topic::SubscriptionName;
 use aquifer_proto::v1;
 use aquifer_protocol_api::consumer::{IndexRange, Redelivered};
 
-use super::{CursorLogError, RecoveredSubscription};
+use crate::cursor_log::{CursorLogError, RecoveredSubscription};
 use crate::subscription::cursor::Properties;
 use crate::subscription::cursor::state::{
     CursorError, CursorState, INDEX_MAX, decode_bitmap, decode_kind,

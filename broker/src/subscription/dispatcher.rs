@@ -26,13 +26,13 @@ use aquifer_model::subscription::SubscriptionType;
 use aquifer_protocol_api::consumer::{NegativeAcknowledge, Redelivered};
 use aquifer_protocol_api::error::{ApiError, ErrorKind};
 
-use super::consumer::{Attach, Consumer, ConsumerId, Notice};
-use super::cursor::Cursor;
-use super::held_back::HeldBack;
-use super::mode::{self, Attached, Mode};
-use super::pending::Pending;
-use super::ranges::RangeMap;
-use super::replay::Replay;
+use crate::subscription::consumer::{Attach, Consumer, ConsumerId, Notice};
+use crate::subscription::cursor::Cursor;
+use crate::subscription::held_back::HeldBack;
+use crate::subscription::mode::{self, Attached, Mode};
+use crate::subscription::pending::Pending;
+use crate::subscription::ranges::RangeMap;
+use crate::subscription::replay::Replay;
 
 /// Most bytes that one read asks for.
 const READ_BYTES_MAX: u64 = 1024 * 1024;

@@ -6,7 +6,7 @@ use aquifer_model::place::Place;
 use aquifer_model::topic::{NamespaceName, SubscriptionName, TopicName};
 use clap::{Args, Subcommand};
 
-use super::policy::{PolicyCommand, PolicyValue};
+use crate::args::policy::{PolicyCommand, PolicyValue};
 
 /// Arguments of `aquifer tenant`.
 #[derive(Debug, Args)]

@@ -10,8 +10,8 @@ use aquifer_metadata::store::Versioned;
 use aquifer_metadata::update::{Change, UpdateError};
 use aquifer_model::id::LocationId;
 
-use super::{Known, Locations, PlaceOfObjects};
 use crate::error::{ColdError, ColdResult};
+use crate::location::{Known, Locations, PlaceOfObjects};
 
 impl Locations {
     /// The number of a place that a backup names, and whether what is there is another cluster's. A

@@ -27,10 +27,10 @@ use aquifer_model::topic::TopicName;
 use aquifer_proto::convert::ranges::ranges;
 use aquifer_proto::v1;
 
-use super::{Current, RecordChange, TopicRecordCell, decode};
 use crate::context::LogContext;
 use crate::error::LogError;
 use crate::pages::move_oldest;
+use crate::record::{Current, RecordChange, TopicRecordCell, decode};
 
 /// Ledgers in one transaction, which writes a page too: each takes a put, a condition, and perhaps
 /// a delete.

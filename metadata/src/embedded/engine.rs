@@ -7,10 +7,10 @@ use std::sync::Arc;
 use redb::Database;
 use tokio::sync::mpsc;
 
-use super::file::{StoreFile, from_redb, without_panic};
-use super::history::Change;
-use super::rows::{self, Stored, Tables};
-use super::shared::{Request, Shared, Work};
+use crate::embedded::file::{StoreFile, from_redb, without_panic};
+use crate::embedded::history::Change;
+use crate::embedded::rows::{self, Stored, Tables};
+use crate::embedded::shared::{Request, Shared, Work};
 use crate::error::{MetadataError, MetadataResult};
 use crate::store::{Expect, Operation, Revision};
 

@@ -1,7 +1,7 @@
 //! Commits: one transaction of etcd each, tried until its outcome is known or the time is up.
 //!
 //! What is certain to have been refused is sent again. What may have been applied is settled first,
-//! by the slot that it carries ([`super::slots`]); a caller that asks until the outcome is known
+//! by the slot that it carries ([`crate::etcd::slots`]); a caller that asks until the outcome is known
 //! waits for that as long as etcd is away, but no longer than the slot lives. Only a transaction
 //! that uses every place which etcd has for operations or conditions has none left for the slot:
 //! when its answer is lost, its outcome stays unknown. etcd's answer that it has no space left may
@@ -16,12 +16,12 @@ use etcd_client::{
     Client, Compare, CompareOp, DeleteOptions, GetOptions, PutOptions, Txn, TxnOp, TxnResponse,
 };
 
-use super::errors::Failure;
-use super::lease::Lease;
-use super::shared::Shared;
-use super::slots::{Settled, TakenSlot};
-use super::space::{Space, number, revision};
 use crate::error::{MetadataError, MetadataResult};
+use crate::etcd::errors::Failure;
+use crate::etcd::lease::Lease;
+use crate::etcd::shared::Shared;
+use crate::etcd::slots::{Settled, TakenSlot};
+use crate::etcd::space::{Space, number, revision};
 use crate::limits;
 use crate::store::{Expect, Operation, Revision, Transaction, Until};
 

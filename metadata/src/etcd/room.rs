@@ -8,7 +8,7 @@ use aquifer_runtime::clock;
 use etcd_client::{Client, StatusResponse};
 use parking_lot::Mutex;
 
-use super::shared::Shared;
+use crate::etcd::shared::Shared;
 use crate::store::Usage;
 
 /// How often etcd is asked.

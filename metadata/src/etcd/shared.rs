@@ -7,12 +7,12 @@ use aquifer_runtime::task::TaskGroup;
 use etcd_client::{Client, GetOptions};
 use tokio_util::sync::CancellationToken;
 
-use super::endpoints::Endpoints;
-use super::errors::Failure;
-use super::room::RoomWatch;
-use super::slots::Slots;
-use super::space::{Space, number, revision};
 use crate::error::{MetadataError, MetadataResult};
+use crate::etcd::endpoints::Endpoints;
+use crate::etcd::errors::Failure;
+use crate::etcd::room::RoomWatch;
+use crate::etcd::slots::Slots;
+use crate::etcd::space::{Space, number, revision};
 use crate::store::{PageToken, Revision, ScanPage, Versioned};
 
 /// What the store, its sessions and its watches share.

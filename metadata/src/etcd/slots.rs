@@ -20,10 +20,10 @@ use etcd_client::{Client, Compare, CompareOp, PutOptions, Txn, TxnOp, TxnRespons
 use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::errors::Failure;
-use super::lease::Lease;
-use super::shared::Shared;
 use crate::error::{MetadataError, MetadataResult};
+use crate::etcd::errors::Failure;
+use crate::etcd::lease::Lease;
+use crate::etcd::shared::Shared;
 use crate::keys;
 use crate::store::Revision;
 
@@ -292,7 +292,7 @@ impl TakenSlot {
         slot.doubt = None;
         // Any other value was written by an attempt to settle, this one or an earlier one.
         if value == number.to_be_bytes() {
-            Settled::Applied(super::space::revision(revision))
+            Settled::Applied(crate::etcd::space::revision(revision))
         } else {
             Settled::NotApplied
         }

@@ -10,7 +10,7 @@ use aquifer_harness::log;
 use aquifer_harness::server::Server;
 use aquifer_harness::wait::within;
 
-use super::traffic::{History, SUBSCRIPTION, TOPIC};
+use crate::survival::traffic::{History, SUBSCRIPTION, TOPIC};
 
 /// Checks P1–P7 and P9 on the log as two readers see it, before and after a restart, and that the
 /// subscription's state survived the restart.

@@ -7,8 +7,8 @@ use std::ops::Range;
 use aquifer_model::id::Index;
 use aquifer_protocol_api::consumer::IndexRange;
 
-use super::Dispatcher;
 use crate::subscription::cursor::Cursor;
+use crate::subscription::dispatcher::Dispatcher;
 use crate::subscription::mode::Choice;
 use crate::subscription::pending::Held;
 use crate::subscription::{ConsumerId, NextRead};

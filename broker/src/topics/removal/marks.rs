@@ -6,9 +6,9 @@ use aquifer_metadata::store::{Expect, Guard, Revision, Versioned};
 use aquifer_metadata::update::{Change, UpdateError};
 use aquifer_proto::v1::{NamespaceRecord, Removal, TenantRecord};
 
-use super::{Doomed, How, not_empty};
 use crate::error::BrokerError;
 use crate::topics::Topics;
+use crate::topics::removal::{Doomed, How, not_empty};
 
 /// How a record is marked, and at which revision.
 #[derive(Debug, Clone, Copy)]

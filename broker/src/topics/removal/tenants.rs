@@ -10,11 +10,13 @@ use aquifer_model::topic::NamespaceName;
 use aquifer_proto::v1::{GrantRecord, Removal, TenantRecord, TokenRecord};
 use aquifer_protocol_api::admin::{PageRequest, Removed};
 
-use super::{ATTEMPTS_MAX, Doomed, How, PAGE_ITEMS, changing, not_empty, taken_back};
 use crate::error::BrokerError;
 use crate::namespace::listing::{Listed, Lister, parse};
 use crate::security::principal;
 use crate::topics::Topics;
+use crate::topics::removal::{
+    ATTEMPTS_MAX, Doomed, How, PAGE_ITEMS, changing, not_empty, taken_back,
+};
 
 impl Topics {
     pub(super) async fn remove_tenant(

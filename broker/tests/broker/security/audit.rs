@@ -20,7 +20,7 @@ use tracing::span::{Attributes, Id, Record};
 use tracing::subscriber::DefaultGuard;
 use tracing::{Event, Metadata, Subscriber};
 
-use super::Secured;
+use crate::security::Secured;
 use crate::support::{batch, kind, name, open, subscribe};
 
 /// The lines of the audit log, for as long as it lives.

@@ -25,7 +25,7 @@ use aquifer_protocol_api::pull::{Append, Commit, Locate, Read, ReadLimits};
 use aquifer_protocol_api::security::{CheckAccess, CreateToken, ReadAudit, Security};
 use bytes::Bytes;
 
-use super::{Secured, grant, page, scope};
+use crate::security::{Secured, grant, page, scope};
 use crate::support::{kind, open, subscribe};
 
 type Outcome = Pin<Box<dyn Future<Output = Option<ErrorKind>> + Send>>;

@@ -11,7 +11,7 @@ use aquifer_repair::{Auditor, Member, Members, RepairWorker, ReplicationConfig};
 use aquifer_runtime::clock;
 use serde_json::{Value, json};
 
-use super::LIST;
+use crate::commands::bookie::LIST;
 use crate::exit::{CliError, Exit};
 use crate::output::Output;
 use crate::tool::{ToolContext, failed};

@@ -5,8 +5,8 @@ use std::collections::BTreeSet;
 
 use aquifer_model::id::{BookieId, EntryId};
 
-use super::{State, Writer};
 use crate::slots::SlotSet;
+use crate::writer::machine::{State, Writer};
 
 /// The bookies that may lack acknowledged entries.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]

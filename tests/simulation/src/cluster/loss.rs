@@ -38,7 +38,7 @@ pub(super) async fn run(cluster: &Arc<Cluster>) -> Result<(), LedgerError> {
     let named = member_of(cluster, &record, hole);
     cluster.history.copies_move();
     for number in (0..cluster.shape.bookies).filter(|number| *number != number_of(named)) {
-        let lose = |node: &mut super::node::Node| node.bookie.lose_entry(ledger, hole);
+        let lose = |node: &mut crate::cluster::node::Node| node.bookie.lose_entry(ledger, hole);
         cluster.net.change_node(number, lose);
     }
     cluster.net.crash(number_of(named), Crash::Wipe, 0);

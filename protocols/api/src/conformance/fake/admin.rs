@@ -14,12 +14,12 @@ use aquifer_model::stats::{OffloadProgress, TopicStats};
 use aquifer_model::topic::{NamespaceName, SubscriptionName, TopicName};
 use async_trait::async_trait;
 
-use super::{FakeBroker, LIFE};
 use crate::admin::{
     Admin, Clear, Deletion, Page, PageRequest, Peeked, Removal, Removed, SubscriptionReset,
     TopicDescription, TopicEnd, TopicLayout,
 };
 use crate::backup::Backups;
+use crate::conformance::fake::{FakeBroker, LIFE};
 use crate::consumer::IndexRange;
 use crate::context::RequestContext;
 use crate::error::ApiResult;

@@ -2,9 +2,9 @@
 
 use aquifer_model::id::EntryId;
 
-use super::{LEDGER, World, number_of};
 use crate::model::Outcome;
 use crate::model::settings::Setting;
+use crate::model::world::{LEDGER, World, number_of};
 
 impl World {
     /// How the ledger ended, if it has.
