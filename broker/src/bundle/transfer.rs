@@ -11,7 +11,7 @@ use aquifer_proto::v1::BundleOwnerRecord;
 use aquifer_runtime::clock;
 
 use crate::bundle::Bundle;
-use crate::bundle::ownership::{self, OWNED, broker_id};
+use crate::bundle::ownership::{self, broker_id};
 use crate::bundle::view::view;
 use crate::context::Context;
 use crate::error::BrokerError;
@@ -103,7 +103,6 @@ async fn write_move(
         let moved = BundleOwnerRecord {
             broker_id: target.id.0.to_vec().into(),
             epoch: record.epoch + 1,
-            state: OWNED.to_owned(),
             source_id: record.broker_id,
             source_epoch: record.epoch,
         };

@@ -1,5 +1,6 @@
 //! The port of administration: what belongs to tenants.
 
+use aquifer_model::hash::KeyHash;
 use aquifer_model::id::{Index, TopicIncarnation};
 use aquifer_model::place::Place;
 use aquifer_model::policy::{Policies, PolicyScope, PolicyUpdate, PolicyView};
@@ -240,6 +241,8 @@ pub struct TopicLayout {
     pub topic: TopicName,
     /// Which keys each partition holds; none when the topic is not partitioned.
     pub ranges: TopicRanges,
+    /// How its keys are hashed.
+    pub key_hash: KeyHash,
     /// Its life.
     pub incarnation: TopicIncarnation,
 }

@@ -3,7 +3,7 @@
 use aquifer_model::listener::{Listener, ListenerName, Listeners};
 use aquifer_model::place::Place;
 use aquifer_model::topic::SubscriptionName;
-use aquifer_proto::convert::ranges::wire_ranges;
+use aquifer_proto::convert::ranges::{wire_key_hash, wire_ranges};
 use aquifer_proto::v1;
 use aquifer_protocol_api::admin::{Clear, Deletion, Removal, SubscriptionReset, TopicEnd};
 use aquifer_protocol_api::consumer::IndexRange;
@@ -171,7 +171,7 @@ impl v1::admin_server::Admin for Service {
             Ok(v1::DescribeTopicResponse {
                 topic: found.topic.to_string(),
                 incarnation: found.incarnation.0.to_vec().into(),
-                key_hash: v1::KeyHash::Murmur3.into(),
+                key_hash: wire_key_hash(found.key_hash).into(),
                 generation: found.ranges.generation(),
                 ranges: wire_ranges(&found.ranges),
             })

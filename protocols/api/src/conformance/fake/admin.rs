@@ -5,6 +5,7 @@ use aquifer_model::backup::{
     RestoredAccess, TopicCapture,
 };
 use aquifer_model::bundle::BundleRange;
+use aquifer_model::hash::KeyHash;
 use aquifer_model::id::{BackupId, BrokerId, Index};
 use aquifer_model::load::LoadReport;
 use aquifer_model::place::Place;
@@ -111,6 +112,7 @@ impl Admin for FakeBroker {
         Ok(TopicLayout {
             topic,
             ranges: TopicRanges::default(),
+            key_hash: KeyHash::default(),
             incarnation: LIFE,
         })
     }
