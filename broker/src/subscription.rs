@@ -249,6 +249,23 @@ impl Subscription {
         delta
     }
 
+    /// Passes over what was read for `read` and is for no client, as if it had been acknowledged:
+    /// `window`, which holds `read.from`.
+    pub fn pass_over(&mut self, read: &NextRead, window: Range<Index>) -> AckDelta {
+        let (cursor, dispatcher) = (&mut self.cursor, &mut self.dispatcher);
+        let passed = dispatcher.pass_over(cursor, read, window);
+        let mut delta = cursor.delta();
+        let passed = passed.filter(|range| !cursor.unacknowledged(range.clone()).is_empty());
+        if let Some(range) = passed {
+            let range = IndexRange {
+                first: Index(range.start),
+                last: Index(range.end - 1),
+            };
+            cursor.acknowledge_range(range, &mut delta);
+        }
+        delta
+    }
+
     /// Notes that the log begins at `first` now: what was below it can no longer be delivered.
     pub fn trimmed(&mut self, first: Index) {
         self.dispatcher.trimmed(&mut self.cursor, first);

@@ -160,8 +160,12 @@ impl Topic {
         if self.attachments.next_due_ms().is_some() {
             self.attachments.wake_due(self.cx.wall_ms());
         }
-        self.attachments
-            .serve_ready(&self.cx, &mut self.delivery_right, SUBSCRIPTIONS_PER_TURN);
+        self.attachments.serve_ready(
+            &self.cx,
+            &mut self.cursors,
+            &mut self.delivery_right,
+            SUBSCRIPTIONS_PER_TURN,
+        );
         self.write_cursors();
         let now = self.cx.now();
         if now >= self.backlog.next() {
@@ -319,8 +323,8 @@ impl Topic {
     }
 
     fn read_done(&mut self, done: ReadDone) {
-        let right = &mut self.delivery_right;
-        if let Some(error) = self.attachments.read_done(&self.cx, right, done) {
+        let (cursors, right) = (&mut self.cursors, &mut self.delivery_right);
+        if let Some(error) = self.attachments.read_done(&self.cx, cursors, right, done) {
             self.broken(&error);
         }
     }

@@ -219,12 +219,18 @@ impl Attachments {
     }
 
     /// Serves subscriptions that may have something to do.
-    pub(super) fn serve_ready(&mut self, cx: &TopicContext, right: &mut DeliveryRight, max: usize) {
+    pub(super) fn serve_ready(
+        &mut self,
+        cx: &TopicContext,
+        cursors: &mut Cursors,
+        right: &mut DeliveryRight,
+        max: usize,
+    ) {
         for _ in 0..max {
             let Some(id) = self.subscriptions.next_ready() else {
                 return;
             };
-            self.with(cx, id, |slot| slot.serve(cx, right));
+            self.with(cx, id, |slot| slot.serve(cx, cursors, right));
         }
     }
 
@@ -298,11 +304,12 @@ impl Attachments {
     pub(super) fn read_done(
         &mut self,
         cx: &TopicContext,
+        cursors: &mut Cursors,
         right: &mut DeliveryRight,
         done: ReadDone,
     ) -> Option<LogError> {
         let id = done.subscription;
-        self.with(cx, id, |slot| slot.read_done(cx, right, done))
+        self.with(cx, id, |slot| slot.read_done(cx, cursors, right, done))
             .flatten()
     }
 
@@ -378,7 +385,7 @@ impl Attachments {
                 let _ = reply.send(Ok(messages));
                 return true;
             }
-            Effect::Expired(id, delta) => {
+            Effect::Expired(id, delta) | Effect::Passed(id, delta) => {
                 self.with(cx, id, |slot| slot.state.confirm(&delta));
                 return true;
             }

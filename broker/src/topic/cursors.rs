@@ -83,6 +83,8 @@ pub(super) enum Effect {
     },
     /// Messages are acknowledged by policy.
     Expired(SubscriptionId, AckDelta),
+    /// Entries that are for no client are passed over.
+    Passed(SubscriptionId, AckDelta),
     /// A change is recorded for a later owner. Nothing waits for it.
     Recorded,
     /// A subscription is gone.

@@ -80,6 +80,33 @@ impl Dispatcher {
         Some((consumer, range))
     }
 
+    /// Passes over what was read for `read` and is for no client: `window`, which holds
+    /// `read.from`. Answers what has to be acknowledged, if something is recorded.
+    pub(in crate::subscription) fn pass_over(
+        &mut self,
+        cursor: &mut Cursor,
+        read: &NextRead,
+        window: Range<Index>,
+    ) -> Option<Range<u64>> {
+        if read.seek_epoch != cursor.seek_epoch() {
+            return None;
+        }
+        if window.start > read.from {
+            self.trimmed(cursor, window.start);
+        }
+        let window = window.start.0..window.end.0;
+        if !self.continues_at(cursor, window.start) {
+            return None;
+        }
+        self.settle(cursor, window.clone());
+        self.advance(window.end);
+        if cursor.is_durable() {
+            return Some(window);
+        }
+        cursor.pass(Index(window.end));
+        None
+    }
+
     /// The ranges of messages that storage could not give and no consumer has acknowledged.
     pub(in crate::subscription) fn damaged(&self) -> Vec<Range<u64>> {
         self.damaged.iter().map(|(range, ())| range).collect()

@@ -17,6 +17,7 @@ use aquifer_protocol_api::consumer::{ConsumerEvent, Delivery, Gap};
 use aquifer_runtime::budget::BytePermit;
 use aquifer_runtime::clock;
 
+use crate::cursor_log;
 use crate::error::BrokerError;
 use crate::quota::Cost;
 use crate::quota::pacing::affordable;
@@ -27,6 +28,7 @@ use crate::topic::attachments::reads::RETRY_MAX;
 use crate::topic::attachments::room::{fitting, held_by};
 use crate::topic::attachments::slot::Slot;
 use crate::topic::context::TopicContext;
+use crate::topic::cursors::{Cursors, Effect};
 use crate::topic::delivery_right::DeliveryRight;
 use crate::topic::event::{Event, ReadDone};
 
@@ -35,7 +37,12 @@ const ROUNDS_PER_TURN: usize = 4;
 
 impl Slot {
     /// Reads and delivers until no consumer has room, the end is reached, or a read has to wait.
-    pub(super) fn serve(&mut self, cx: &TopicContext, right: &mut DeliveryRight) {
+    pub(super) fn serve(
+        &mut self,
+        cx: &TopicContext,
+        cursors: &mut Cursors,
+        right: &mut DeliveryRight,
+    ) {
         for _ in 0..ROUNDS_PER_TURN {
             let waited = self.room.take_waited();
             if self.held > 0 || self.is_blocked() || cx.life.is_ending() {
@@ -71,7 +78,7 @@ impl Slot {
                 }
                 Some(entries) => {
                     self.reads.point = Some(point);
-                    self.deliver(cx, right, &read, &entries, room);
+                    self.deliver(cx, cursors, right, &read, &entries, room);
                 }
                 None => {
                     self.reads.aside = Some(read);
@@ -195,6 +202,7 @@ impl Slot {
     pub(super) fn read_done(
         &mut self,
         cx: &TopicContext,
+        cursors: &mut Cursors,
         right: &mut DeliveryRight,
         done: ReadDone,
     ) -> Option<LogError> {
@@ -204,7 +212,9 @@ impl Slot {
             Ok(found) => {
                 self.reads.succeeded();
                 match found {
-                    Found::Entries(entries) => self.deliver(cx, right, &read, &entries, done.room),
+                    Found::Entries(entries) => {
+                        self.deliver(cx, cursors, right, &read, &entries, done.room);
+                    }
                     Found::Damaged(damage, reason) => {
                         self.deliver_gap(cx, right, &read, damage, reason);
                     }
@@ -296,10 +306,36 @@ impl Slot {
         self.tell(cx, consumer, told);
     }
 
+    /// Passes over an entry that only takes its indexes, and is for no client. What is recorded of
+    /// that must not fill memory: it waits while the cursor log is behind.
+    fn pass_over(
+        &mut self,
+        cx: &TopicContext,
+        cursors: &mut Cursors,
+        read: &NextRead,
+        entries: &[LogEntry],
+    ) {
+        let Some(entry) = entries.first() else {
+            return;
+        };
+        if self.state.is_durable() && cursors.is_full() {
+            self.reads.unread(read.from, entries);
+            return self.read_later(cx, RETRY_MAX);
+        }
+        let (from, end) = (read.from.max(entry.head.base_index), entry.head.end_index());
+        let delta = self.state.pass_over(read, from..end);
+        self.reads.unread(end, &entries[1..]);
+        if !delta.individual.is_empty() {
+            let logged = cursor_log::acknowledged(self.state.name(), &delta);
+            cursors.log_change(logged, Effect::Passed(self.id, delta));
+        }
+    }
+
     /// Hands out entries that were read, as far as there is room for them.
     fn deliver(
         &mut self,
         cx: &TopicContext,
+        cursors: &mut Cursors,
         right: &mut DeliveryRight,
         read: &NextRead,
         entries: &[LogEntry],
@@ -319,6 +355,9 @@ impl Slot {
         if !may_deliver {
             self.reads.unread(read.from, entries);
             return;
+        }
+        if is_passed_over(entries, cx.visible_end()) {
+            return self.pass_over(cx, cursors, read, entries);
         }
         if let Some((damage, reason)) = unknown_format(read.from, entries) {
             self.reads.unread(damage.end, &entries[1..]);
@@ -382,6 +421,12 @@ impl Slot {
     }
 }
 
+/// Whether the first entry is visible and for no client.
+fn is_passed_over(entries: &[LogEntry], visible_end: Index) -> bool {
+    let first = entries.first();
+    first.is_some_and(|e| e.head.flags.is_control() && e.head.end_index() <= visible_end)
+}
+
 /// Whether native consumers can be given an entry. No flag is set by this version, and each changes
 /// what of an entry may be delivered.
 fn is_known(head: &EntryHead) -> bool {
@@ -398,7 +443,8 @@ fn deliverable(entries: &[LogEntry], visible_end: Index) -> usize {
 fn unknown_format(from: Index, entries: &[LogEntry]) -> Option<(Damage, String)> {
     let entry = entries.first()?;
     let (format, flags) = (entry.head.format, entry.head.flags.0);
-    if is_known(&entry.head) {
+    // A control entry that is not visible yet waits like any other.
+    if is_known(&entry.head) || entry.head.flags.is_control() {
         return None;
     }
     let damage = Damage {
