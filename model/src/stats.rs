@@ -33,6 +33,8 @@ pub struct TopicStats {
     pub messages_out: u64,
     /// Bytes delivered since the topic was loaded.
     pub bytes_out: u64,
+    /// The lists were too long: the newest ledgers and some of the rest are here.
+    pub shortened: bool,
 }
 
 /// A ledger of a topic.

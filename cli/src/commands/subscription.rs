@@ -245,7 +245,7 @@ pub(super) fn object(subscription: &SubscriptionStats) -> Value {
         "name": subscription.name,
         "type": type_name(subscription.kind),
         "durable": subscription.durable,
-        "mark_delete_index": subscription.mark_delete_index.0,
+        "mark_delete_index": subscription.mark_delete.0,
         "backlog_messages": subscription.backlog_messages,
         "unacknowledged_messages": subscription.unacknowledged_messages,
         "damaged_messages": subscription.damaged_messages,
@@ -269,7 +269,7 @@ pub(super) fn table(subscriptions: &[SubscriptionStats]) -> Table {
         table.row([
             subscription.name.clone(),
             type_name(subscription.kind).to_owned(),
-            subscription.mark_delete_index.to_string(),
+            subscription.mark_delete.to_string(),
             subscription.backlog_messages.to_string(),
             subscription.unacknowledged_messages.to_string(),
             subscription.consumers.len().to_string(),

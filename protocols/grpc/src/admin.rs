@@ -4,6 +4,7 @@ use aquifer_model::listener::{Listener, ListenerName, Listeners};
 use aquifer_model::place::Place;
 use aquifer_model::topic::SubscriptionName;
 use aquifer_proto::convert::ranges::{wire_key_hash, wire_ranges};
+use aquifer_proto::convert::stats::wire_stats;
 use aquifer_proto::v1;
 use aquifer_protocol_api::admin::{Clear, Deletion, Removal, SubscriptionReset, TopicEnd};
 use aquifer_protocol_api::consumer::IndexRange;
@@ -16,7 +17,7 @@ use crate::convert::{
 };
 use crate::pull;
 use crate::service::{Answer, Service};
-use crate::stats::{fitting, wire_stats, without_lists};
+use crate::stats::{fitting, without_lists};
 
 /// Messages that are shown where the client does not say how many.
 const PEEK_MESSAGES_DEFAULT: usize = 10;

@@ -51,7 +51,7 @@ async fn subscription_is_drained(server: &Server, end: u64) -> Result<()> {
         .iter()
         .find(|found| found.name == SUBSCRIPTION);
     ensure!(
-        audit.is_some_and(|found| found.mark_delete_index.0 == end),
+        audit.is_some_and(|found| found.mark_delete.0 == end),
         "{audit:?} at end {end}"
     );
     let consumer = client
