@@ -187,7 +187,7 @@ impl Core {
                 completion.run(Err(error));
             }
             After::Ask(Question::Stored(add)) => self.look_up(ledger, add),
-            After::Ask(Question::MayBegin(token)) => self.ask_gate(ledger, token),
+            After::Ask(Question::MayBegin(token)) => self.ask_add_gate(ledger, token),
         }
     }
 }

@@ -14,18 +14,17 @@ pub mod registration;
 pub mod report;
 pub mod service;
 
+mod add_gate;
 mod admission;
 mod answers;
 mod apply;
 mod assemble;
-mod bell;
 mod checkpoints;
 mod cookie;
 mod core;
 mod damage;
 mod deletions;
 mod deps;
-mod gate;
 mod housekeeping;
 mod journal;
 mod ledger_state;
@@ -40,6 +39,7 @@ mod reserve;
 pub mod scrub;
 mod shared;
 mod store;
+mod wakeup;
 mod watchers;
 mod workers;
 
@@ -63,11 +63,11 @@ use aquifer_model::storage::{
     BookieError, BookieResult, Presence, PresenceRange, ReadBatch, ReadRange, TailState, TailWait,
 };
 
+pub use add_gate::{AddGate, GateAnswer};
 pub use answers::uncounted;
 pub use config::{BookieConfig, check_cluster};
 pub use deps::BookieDeps;
 pub use error::BookieOpenError;
-pub use gate::{GateAnswer, LedgerGate};
 pub use metrics::HISTOGRAMS;
 pub use report::{
     BookieMode, BookieStatusReport, DamageReport, DamagedFile, LedgerLoss, LossReport, LostEntries,
@@ -121,9 +121,9 @@ impl Bookie {
         })
     }
 
-    /// Gives up the room that a bookie keeps back when its disk has next to no other: before
+    /// Gives up the space that a bookie keeps back when its disk has next to no other: before
     /// anything on that disk is opened for a start.
-    pub fn make_room(config: &BookieConfig) {
+    pub fn give_up_reserve(config: &BookieConfig) {
         reserve::Reserve::new(config).give_up_if_needed();
     }
 
@@ -250,7 +250,7 @@ impl Bookie {
 
     /// Sets what is asked before a ledger begins here; only the first call counts, and it belongs
     /// before anything is served. Without one every ledger may begin.
-    pub fn guard(&self, gate: LedgerGate) {
+    pub fn guard(&self, gate: AddGate) {
         // The first one stays: a gate that could be replaced could be removed.
         let _ = self.core.gate.set(gate);
     }

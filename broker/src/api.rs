@@ -42,7 +42,7 @@ use crate::api::admin::{above, resource_of};
 use crate::broker::Broker;
 use crate::error::BrokerError;
 use crate::security::audit::cause::{Cause, Create};
-use crate::topics::removal::Doomed;
+use crate::topics::removal::RemovalScope;
 
 impl Broker {
     /// Runs a request in its span if its caller may make it, and counts it when it fails. Every
@@ -178,7 +178,7 @@ impl Admin for Broker {
         tenant: String,
         how: Removal,
     ) -> ApiResult<Removed> {
-        self.delete_all(ctx, Resource::Cluster, Doomed::Tenant(tenant), how)
+        self.delete_all(ctx, Resource::Cluster, RemovalScope::Tenant(tenant), how)
             .await
     }
 
@@ -189,7 +189,7 @@ impl Admin for Broker {
         how: Removal,
     ) -> ApiResult<Removed> {
         let resource = Resource::Tenant(namespace.tenant().to_owned());
-        self.delete_all(ctx, resource, Doomed::Namespace(namespace), how)
+        self.delete_all(ctx, resource, RemovalScope::Namespace(namespace), how)
             .await
     }
 

@@ -148,7 +148,7 @@ impl Subscription {
         }
         let mut delta = cursor.delta();
         if let Some(last) = ack.cumulative
-            && dispatcher.settle(cursor, 0..last.0 + 1)
+            && dispatcher.take_out(cursor, 0..last.0 + 1)
         {
             cursor.acknowledge_cumulative(last, &mut delta);
         }
@@ -156,7 +156,7 @@ impl Subscription {
             // Clamped, and only if a consumer holds or awaits some of it: everything else below
             // `read` is acknowledged already, so repeating costs no more than a look.
             let (first, last) = (range.first.max(cursor.mark_delete()), range.last);
-            if first <= last && dispatcher.settle(cursor, first.0..last.0 + 1) {
+            if first <= last && dispatcher.take_out(cursor, first.0..last.0 + 1) {
                 cursor.acknowledge_range(IndexRange { first, last }, &mut delta);
             }
         }
@@ -207,7 +207,7 @@ impl Subscription {
     pub fn commit(&mut self, index: Index) -> Commit {
         let done = self.mark_delete().0..index.0;
         if !done.is_empty() {
-            self.dispatcher.settle(&self.cursor, done);
+            self.dispatcher.take_out(&self.cursor, done);
         }
         let commit = self.cursor.commit(index);
         if matches!(commit, Commit::Back(_)) {
@@ -239,7 +239,7 @@ impl Subscription {
             if cursor.unacknowledged(range.clone()).is_empty() {
                 continue;
             }
-            dispatcher.settle(cursor, range.clone());
+            dispatcher.take_out(cursor, range.clone());
             let range = IndexRange {
                 first: Index(range.start),
                 last: Index(range.end - 1),

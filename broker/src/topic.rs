@@ -152,11 +152,11 @@ impl Topic {
                 Err(_) => break,
             }
         }
-        if self.publishing.settle(&self.cx) {
+        if self.publishing.finish_turn(&self.cx) {
             self.attachments.wake_at_end();
             self.maybe_snapshot();
         }
-        self.settle_termination();
+        self.finish_termination();
         if self.attachments.next_due_ms().is_some() {
             self.attachments.wake_due(self.cx.wall_ms());
         }
@@ -216,7 +216,7 @@ impl Topic {
                 attachments.gone(cx, cursors, id, consumer, sent);
             }
             Event::Drained(id, consumer) => attachments.drained(cx, id, consumer),
-            Event::Room(id, room) => attachments.room_came(cx, id, room),
+            Event::DeliveryBytes(id, bytes) => attachments.bytes_came(cx, id, bytes),
             Event::Tokens(id) => attachments.tokens_came(cx, id),
             Event::Read(done) => self.read_done(*done),
             Event::ReadRetry(id) => attachments.read_retry(cx, id),

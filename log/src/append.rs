@@ -190,7 +190,7 @@ impl LogInner {
 
     /// Makes an outcome known: to readers first, then to the sink of the append. No
     /// lock is held.
-    fn settle(&self, outcome: Outcome) {
+    fn tell(&self, outcome: Outcome) {
         let Outcome { pending, result } = outcome;
         let bytes = pending.bytes();
         self.ctx.shared.release_pending(bytes);
@@ -224,7 +224,7 @@ impl LogInner {
 
     /// Decides pending appends once the end of their ledger is known: those up to `last_entry`
     /// are stored, the rest never will be (H10). The log rests before any sink hears of it.
-    pub(crate) fn settle_recovered(&self, last_entry: Option<EntryId>, error: &LogError) {
+    pub(crate) fn decide_recovered(&self, last_entry: Option<EntryId>, error: &LogError) {
         let now = self.ctx.ledgers.clock.monotonic();
         let outcomes = {
             let mut guard = self.state.lock();
@@ -251,7 +251,7 @@ impl LogInner {
             outcomes
         };
         for outcome in outcomes {
-            self.settle(outcome);
+            self.tell(outcome);
         }
     }
 
@@ -271,7 +271,7 @@ impl LogInner {
             take_failed(&mut state, error)
         };
         for outcome in outcomes {
-            self.settle(outcome);
+            self.tell(outcome);
         }
     }
 }
@@ -316,7 +316,7 @@ impl WriterOwner for LogInner {
             state.telling = true;
             LogInner::take_acknowledged(state, ledger, entry)
         };
-        self.settle(outcome);
+        self.tell(outcome);
         let mut state = self.state.lock();
         state.telling = false;
         if state.sent == 0 && state.phase == Phase::RollingOver {
@@ -351,7 +351,7 @@ impl Drop for LogInner {
         // The writer reports to no log any more: the outcome of what is pending stays unknown.
         let outcomes = take_failed(self.state.get_mut(), &LogError::Closed);
         for outcome in outcomes {
-            self.settle(outcome);
+            self.tell(outcome);
         }
     }
 }

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use aquifer_ledger::guards::Guards;
 use aquifer_metadata::error::MetadataError;
 use aquifer_metadata::store::{
-    Expect, Guard, Operation, Revision, Room, Transaction, Until, Versioned,
+    Expect, FreeSpace, Guard, Operation, Revision, Transaction, Until, Versioned,
 };
 use aquifer_metadata::{keys, record};
 use aquifer_model::hash::KeyHash;
@@ -148,7 +148,8 @@ impl TopicRecordCell {
         guards: Vec<Guard>,
         holds: Option<Guard>,
     ) -> Result<Arc<TopicRecordCell>, LogError> {
-        if let Some(Room::Low(why) | Room::Full(why)) = ctx.ledgers.store.usage().map(|u| u.room())
+        if let Some(FreeSpace::Low(why) | FreeSpace::Full(why)) =
+            ctx.ledgers.store.usage().map(|u| u.free_space())
         {
             return Err(MetadataError::Full(why).into());
         }

@@ -1,6 +1,6 @@
 //! House rules that the compiler and clippy cannot check: crate directions, imports and circles of
-//! them, file sizes, banned words, cited rules, where metadata keys are written, and the documents that
-//! must be there. Every checker is a pure function from text to violations, with tests that it
+//! them, file sizes, banned words, cited rules, where metadata keys are written, and the documents
+//! that must be there. Every checker is a pure function from text to violations, with tests that it
 //! catches what it is for.
 
 mod circles;

@@ -232,7 +232,7 @@ impl Dispatcher {
     /// Notes that the log begins at `first` now.
     pub(super) fn trimmed(&mut self, cursor: &mut Cursor, first: Index) {
         if first > cursor.mark_delete() {
-            self.settle(cursor, 0..first.0);
+            self.take_out(cursor, 0..first.0);
             cursor.pass(first);
         }
         self.advance(first.0);
@@ -241,7 +241,7 @@ impl Dispatcher {
     /// Takes out what of `range` a consumer holds, waits for one or is held back, as it is
     /// acknowledged. Says whether that was anything, or whether some of it is yet to be read: then
     /// it was delivered before the topic was loaded. All else below `read` is acknowledged already.
-    pub(super) fn settle(&mut self, cursor: &Cursor, range: Range<u64>) -> bool {
+    pub(super) fn take_out(&mut self, cursor: &Cursor, range: Range<u64>) -> bool {
         let held = self.pending.take(range.clone());
         for (_, held) in &held {
             self.wake(held.consumer);

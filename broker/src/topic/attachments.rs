@@ -9,6 +9,7 @@ mod attach;
 mod clearing;
 mod closing;
 mod commits;
+mod delivery_budget;
 mod expiry;
 mod instances;
 mod outbox;
@@ -16,7 +17,6 @@ mod places;
 mod port;
 mod reads;
 mod reset;
-mod room;
 mod serve;
 mod slot;
 mod subscriptions;
@@ -276,10 +276,10 @@ impl Attachments {
         self.with(cx, id, |slot| slot.drained(cx, consumer));
     }
 
-    /// A subscription that waited for room has some.
-    pub(super) fn room_came(&mut self, cx: &TopicContext, id: SubscriptionId, room: BytePermit) {
+    /// A subscription that waited for bytes of the budget has some.
+    pub(super) fn bytes_came(&mut self, cx: &TopicContext, id: SubscriptionId, bytes: BytePermit) {
         self.with(cx, id, |slot| {
-            slot.room.came(room);
+            slot.delivery_budget.came(bytes);
             slot.wake();
         });
     }

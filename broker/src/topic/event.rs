@@ -76,8 +76,8 @@ pub(crate) enum Event {
     ConsumerGone(SubscriptionId, ConsumerId, u64),
     /// A consumer has taken much of what was queued for it.
     Drained(SubscriptionId, ConsumerId),
-    /// A subscription that waited for room has some.
-    Room(SubscriptionId, BytePermit),
+    /// A subscription that waited for bytes of the budget has some.
+    DeliveryBytes(SubscriptionId, BytePermit),
     /// A subscription that waited for its rates may look again.
     Tokens(SubscriptionId),
     /// A read of a backlog is done.

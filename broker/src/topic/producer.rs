@@ -23,7 +23,7 @@ use tokio::sync::mpsc::error::TrySendError;
 use crate::context::Context;
 use crate::error::BrokerError;
 use crate::quota::Cost;
-use crate::quota::gate::Gate;
+use crate::quota::publish_limits::PublishLimits;
 use crate::topic::dedup::SequenceRange;
 use crate::topic::event::{Body, Event, Frame, Mailbox, SessionId};
 
@@ -43,7 +43,7 @@ pub(super) struct Port {
     pub(super) closed: Arc<AtomicBool>,
     pub(super) budget: ByteBudget,
     /// What limits it.
-    pub(super) gate: Gate,
+    pub(super) limits: PublishLimits,
     /// A frame was refused by a limit, which ends the session: those behind it wait for nothing.
     pub(super) is_refused: bool,
 }
@@ -73,7 +73,7 @@ impl ProducerPort for Port {
                 }
             };
             let mut frame = self.check(frame, permit, permit_of_bytes);
-            if self.gate.is_limited() {
+            if self.limits.is_limited() {
                 self.pass(&mut frame, &mut checked).await?;
             }
             checked.push(frame);
@@ -119,11 +119,11 @@ impl Port {
             messages: body.said.message_count.into(),
             bytes: body.bytes.len() as u64,
         };
-        let passed = match self.gate.try_pass(&self.shared, cost) {
+        let passed = match self.limits.try_pass(&self.shared, cost) {
             Ok(true) => return Ok(()),
             Ok(false) => {
                 self.hand_over(checked).await?;
-                self.gate.pass(&self.shared, cost).await
+                self.limits.pass(&self.shared, cost).await
             }
             Err(error) => Err(error),
         };
@@ -150,7 +150,7 @@ impl Port {
         self.next_number += 1;
         let body = if frame.number == expected {
             check_body(frame.format, frame.body, &self.name, self.instance).and_then(|body| {
-                self.gate.check(body.said.message_bytes_max)?;
+                self.limits.check(body.said.message_bytes_max)?;
                 Ok(body)
             })
         } else {

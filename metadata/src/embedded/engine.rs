@@ -110,7 +110,7 @@ impl Engine {
             .into_iter()
             .map(|request| (request.work, request.reply))
             .unzip();
-        let outcomes = self.settle(&works);
+        let outcomes = self.resolve(&works);
         for (reply, outcome) in replies.into_iter().zip(outcomes) {
             // The caller may have stopped waiting; the change stands all the same.
             let _ = reply.send(outcome);
@@ -120,7 +120,7 @@ impl Engine {
     }
 
     /// Applies works and returns an outcome for each.
-    fn settle(&mut self, works: &[Work]) -> Vec<MetadataResult<Revision>> {
+    fn resolve(&mut self, works: &[Work]) -> Vec<MetadataResult<Revision>> {
         let all = |error: MetadataError| vec![Err(error); works.len()];
         if works.is_empty() {
             return Vec::new();
@@ -142,7 +142,7 @@ impl Engine {
                     other => MetadataError::Unavailable(other.to_string()),
                 })
             }
-            Err(Failure::During(applied, error)) => self.settle_failed(applied, &error),
+            Err(Failure::During(applied, error)) => self.resolve_failed(applied, &error),
         }
     }
 
@@ -153,7 +153,7 @@ impl Engine {
     }
 
     /// Finds out what became of a batch whose commit failed, by opening the file again.
-    fn settle_failed(
+    fn resolve_failed(
         &mut self,
         applied: Applied,
         error: &MetadataError,

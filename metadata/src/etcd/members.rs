@@ -5,7 +5,7 @@ use etcd_client::{Client, StatusResponse};
 use crate::error::MetadataError;
 use crate::etcd::EtcdStore;
 use crate::etcd::errors::Failure;
-use crate::etcd::room::usage;
+use crate::etcd::usage_watch::usage;
 use crate::store::Usage;
 
 /// A member of etcd, by the address at which this process was told to find it.

@@ -98,7 +98,7 @@ impl Dispatcher {
         if !self.continues_at(cursor, window.start) {
             return None;
         }
-        self.settle(cursor, window.clone());
+        self.take_out(cursor, window.clone());
         self.advance(window.end);
         if cursor.is_durable() {
             return Some(window);

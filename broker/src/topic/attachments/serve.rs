@@ -23,9 +23,9 @@ use crate::quota::Cost;
 use crate::quota::pacing::affordable;
 use crate::quota::rates::{Flow, Wait};
 use crate::subscription::{ConsumerId, NextRead};
+use crate::topic::attachments::delivery_budget::{fitting, held_by};
 use crate::topic::attachments::outbox::messages_of;
 use crate::topic::attachments::reads::RETRY_MAX;
-use crate::topic::attachments::room::{fitting, held_by};
 use crate::topic::attachments::slot::Slot;
 use crate::topic::context::TopicContext;
 use crate::topic::cursors::{Cursors, Effect};
@@ -44,7 +44,7 @@ impl Slot {
         right: &mut DeliveryRight,
     ) {
         for _ in 0..ROUNDS_PER_TURN {
-            let waited = self.room.take_waited();
+            let waited = self.delivery_budget.take_waited();
             if self.held > 0 || self.is_blocked() || cx.life.is_ending() {
                 return;
             }
@@ -63,7 +63,7 @@ impl Slot {
             if !self.may_be_served(cx, right) || self.affords(cx).is_none() {
                 return;
             }
-            let Some(room) = waited.or_else(|| self.room_for(cx, &read)) else {
+            let Some(room) = waited.or_else(|| self.take_for(cx, &read)) else {
                 return;
             };
             // A jump to elsewhere drops what was read ahead; one within it does not.
@@ -147,23 +147,23 @@ impl Slot {
         self.wake();
     }
 
-    /// Room for a read. While it has to wait, other subscriptions have a use for what this one has
+    /// Bytes for a read. While it has to wait, other subscriptions have a use for what this one has
     /// read ahead.
-    fn room_for(&mut self, cx: &TopicContext, read: &NextRead) -> Option<BytePermit> {
-        let room = self.room.acquire(cx, self.id, read);
+    fn take_for(&mut self, cx: &TopicContext, read: &NextRead) -> Option<BytePermit> {
+        let room = self.delivery_budget.acquire(cx, self.id, read);
         if room.is_none() {
             self.reads.release();
         }
         room
     }
 
-    fn room_for_first(
+    fn take_for_first(
         &mut self,
         cx: &TopicContext,
         room: &mut BytePermit,
         first: &LogEntry,
     ) -> bool {
-        let has_room = self.room.enlarge(cx, self.id, room, first);
+        let has_room = self.delivery_budget.enlarge(cx, self.id, room, first);
         if !has_room {
             self.reads.release();
         }
@@ -343,7 +343,7 @@ impl Slot {
     ) {
         let mut fits = fitting(entries, room.bytes());
         if let (0, Some(first)) = (fits, entries.first())
-            && self.room_for_first(cx, &mut room, first)
+            && self.take_for_first(cx, &mut room, first)
         {
             fits = fitting(entries, room.bytes());
         }
@@ -370,14 +370,14 @@ impl Slot {
         };
         let fits = fits.min(affordable(entries, left));
         if fits > 0 {
-            self.room.fitted();
+            self.delivery_budget.fitted();
         }
         let deliveries = self.state.deliver(read, &entries[..fits], cx.wall_ms());
         // What exceeds the credit is wanted as soon as there is more.
         let wanted = self.state.next_index();
         let left = entries.partition_point(|entry| entry.head.end_index() <= wanted);
         self.reads.unread(wanted, &entries[left..]);
-        if self.room.is_awaited() {
+        if self.delivery_budget.is_awaited() {
             self.reads.release();
         }
         self.send(cx, deliveries, room);

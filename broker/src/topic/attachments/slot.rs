@@ -19,10 +19,10 @@ use crate::error::BrokerError;
 use crate::quota::pacing::Pacing;
 use crate::subscription::cursor::AckDelta;
 use crate::subscription::{AckOutcome, Attach, ConsumerId, Notice, Subscription};
+use crate::topic::attachments::delivery_budget::DeliveryBudget;
 use crate::topic::attachments::outbox::Outbox;
 use crate::topic::attachments::port::Port;
 use crate::topic::attachments::reads::Reads;
-use crate::topic::attachments::room::Room;
 use crate::topic::context::TopicContext;
 use crate::topic::cursors::{Cursors, Effect};
 use crate::topic::event::{ConsumerRequest, Mover, SubscriptionId};
@@ -33,7 +33,7 @@ pub(super) struct Slot {
     pub(super) state: Subscription,
     pub(super) consumers: BTreeMap<ConsumerId, Outbox>,
     pub(super) reads: Reads,
-    pub(super) room: Room,
+    pub(super) delivery_budget: DeliveryBudget,
     pub(super) pacing: Pacing,
     /// Seeks that are not durable yet, and a creation or deletion likewise: nothing is delivered.
     pub(super) held: u32,
@@ -75,7 +75,7 @@ impl Slot {
             state,
             consumers: BTreeMap::new(),
             reads: Reads::default(),
-            room: Room::default(),
+            delivery_budget: DeliveryBudget::default(),
             pacing: Pacing::default(),
             held: 0,
             deleting: false,
@@ -140,7 +140,7 @@ impl Slot {
             cursors.log_change(delta, Effect::Recorded);
         }
         self.state.set_unacked(cx.policies.borrow().unacked);
-        let budget = self.room.budget(cx);
+        let budget = self.delivery_budget.budget(cx);
         let (outbox, events) = Outbox::new(cx.shared.config.consumer_queue_bytes_max, budget);
         self.consumers.insert(consumer, outbox);
         let opened = Subscribed {

@@ -13,7 +13,7 @@ use aquifer_proto::v1;
 use aquifer_runtime::clock::sleep;
 
 use crate::bookie::Crash;
-use crate::cluster::repair::{thin_entry, worker};
+use crate::cluster::repair::{incomplete_entry, worker};
 use crate::cluster::{Cluster, number_of};
 
 const LEDGERS_MAX: usize = 100_000;
@@ -53,9 +53,9 @@ pub(super) async fn run(cluster: &Arc<Cluster>) -> Result<(), LedgerError> {
     let Some(stored) = store.get(&keys::ledger(ledger)).await? else {
         return Ok(());
     };
-    if let Some(thin) = thin_entry(cluster, ledger, &stored, Some(hole))? {
+    if let Some(incomplete) = incomplete_entry(cluster, ledger, &stored, Some(hole))? {
         cluster.history.violation(format!(
-            "I2: entry {ledger}:{thin} stays thin because {ledger}:{hole} is nowhere"
+            "I2: entry {ledger}:{incomplete} stays incomplete because {ledger}:{hole} is nowhere"
         ));
     }
     let repaired: v1::LedgerRecord = record::decode(&stored)?;

@@ -39,7 +39,7 @@ impl World {
 
     /// H16: of a closed ledger, who lacks what it should have is marked.
     #[must_use]
-    pub fn thin_is_marked(&self, setting: &Setting) -> bool {
+    pub fn incomplete_is_marked(&self, setting: &Setting) -> bool {
         let Some(entries) = self.closed_entries().filter(|_| self.lost == 0) else {
             return true;
         };
