@@ -468,8 +468,8 @@ impl TopicRecordCell {
         }
     }
 
-    /// Removes the record together with `operations`.
-    pub(crate) async fn remove(&self, operations: Vec<Operation>) -> Result<(), LogError> {
+    /// Deletes the record together with `operations`.
+    pub(crate) async fn delete_with(&self, operations: Vec<Operation>) -> Result<(), LogError> {
         let _alone = self.one_change.acquire().await;
         let mut all = vec![Operation::Delete {
             key: self.key.clone(),

@@ -47,7 +47,7 @@ pub(crate) async fn transfer(
         advice: "`aquifer cluster brokers` lists those that are there".to_owned(),
     })?;
     if owner != Some(chosen.id) {
-        move_to(shared, bundle, &chosen).await?;
+        transfer_to(shared, bundle, &chosen).await?;
     }
     Ok(chosen)
 }
@@ -56,29 +56,29 @@ pub(crate) async fn transfer(
 ///
 /// # Errors
 /// When metadata does not answer, or the record keeps changing.
-pub(crate) async fn move_from(
+pub(crate) async fn transfer_from(
     shared: &Context,
     bundle: &Bundle,
     from: BrokerId,
     target: &Member,
 ) -> Result<bool, BrokerError> {
-    write_move(shared, bundle, Some(from), target).await
+    write_transfer(shared, bundle, Some(from), target).await
 }
 
 /// Moves a bundle to a broker, whichever owns it now.
 ///
 /// # Errors
 /// When metadata does not answer, or the record keeps changing.
-pub(super) async fn move_to(
+pub(super) async fn transfer_to(
     shared: &Context,
     bundle: &Bundle,
     target: &Member,
 ) -> Result<(), BrokerError> {
-    write_move(shared, bundle, None, target).await.map(drop)
+    write_transfer(shared, bundle, None, target).await.map(drop)
 }
 
 /// Moves a bundle, of a certain broker only if one is given; `false` when it is not that one's.
-async fn write_move(
+async fn write_transfer(
     shared: &Context,
     bundle: &Bundle,
     from: Option<BrokerId>,

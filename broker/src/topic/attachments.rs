@@ -43,7 +43,9 @@ use crate::topic::attachments::subscriptions::Subscriptions;
 use crate::topic::context::TopicContext;
 use crate::topic::cursors::{Cursors, Effect};
 use crate::topic::delivery_right::DeliveryRight;
-use crate::topic::event::{ConsumerRequest, LocatePurpose, Mover, ReadDone, Reply, SubscriptionId};
+use crate::topic::event::{
+    ConsumerRequest, LocatePurpose, ReadDone, Reply, Seeker, SubscriptionId,
+};
 
 /// See the module.
 pub(super) struct Attachments {
@@ -359,12 +361,12 @@ impl Attachments {
                 let confirmed = ConsumerEvent::Confirmed { request_id };
                 self.with(cx, id, |slot| slot.tell(cx, consumer, confirmed));
             }
-            Effect::Moved {
+            Effect::Sought {
                 id,
                 epoch,
                 index,
-                mover,
-            } => self.moved(cx, id, epoch, index, mover),
+                seeker,
+            } => self.sought(cx, id, epoch, index, seeker),
             Effect::Closed(id, consumer) => {
                 self.with(cx, id, |slot| slot.gone(cx, consumer));
             }
@@ -399,23 +401,23 @@ impl Attachments {
         false
     }
 
-    /// A move is durable.
-    fn moved(
+    /// A seek is durable.
+    fn sought(
         &mut self,
         cx: &TopicContext,
         id: SubscriptionId,
         epoch: SeekEpoch,
         index: Index,
-        mover: Mover,
+        seeker: Seeker,
     ) {
-        let requested = match mover {
-            Mover::Consumer(consumer, request_id) => Some((consumer, request_id)),
-            Mover::Admin(reply) => {
+        let requested = match seeker {
+            Seeker::Consumer(consumer, request_id) => Some((consumer, request_id)),
+            Seeker::Admin(reply) => {
                 let _ = reply.send(Ok(index));
                 None
             }
         };
-        self.with(cx, id, |slot| slot.moved(cx, epoch, index, requested));
+        self.with(cx, id, |slot| slot.sought(cx, epoch, index, requested));
     }
 }
 

@@ -245,7 +245,7 @@ pub(crate) enum LocatePurpose {
 }
 
 /// The requester of a move.
-pub(crate) enum Mover {
+pub(crate) enum Seeker {
     /// A consumer, with its request.
     Consumer(ConsumerId, u64),
     /// An administrator.

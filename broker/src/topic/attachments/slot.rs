@@ -25,7 +25,7 @@ use crate::topic::attachments::port::Port;
 use crate::topic::attachments::reads::Reads;
 use crate::topic::context::TopicContext;
 use crate::topic::cursors::{Cursors, Effect};
-use crate::topic::event::{ConsumerRequest, Mover, SubscriptionId};
+use crate::topic::event::{ConsumerRequest, Seeker, SubscriptionId};
 
 /// See the module.
 pub(super) struct Slot {
@@ -251,19 +251,19 @@ impl Slot {
 
     /// The subscription has moved in memory: logs that. Answers the effect of the move where
     /// nothing of it has to be durable.
-    pub(super) fn record_move(
+    pub(super) fn record_seek(
         &mut self,
         cursors: &mut Cursors,
         epoch: SeekEpoch,
         index: Index,
-        mover: Mover,
+        seeker: Seeker,
     ) -> Option<Effect> {
         self.held += 1;
-        let effect = Effect::Moved {
+        let effect = Effect::Sought {
             id: self.id,
             epoch,
             index,
-            mover,
+            seeker,
         };
         if !self.state.is_durable() {
             return Some(effect);
@@ -274,7 +274,7 @@ impl Slot {
     }
 
     /// A move is durable: all consumers are told, the one that asked with its request.
-    pub(super) fn moved(
+    pub(super) fn sought(
         &mut self,
         cx: &TopicContext,
         epoch: SeekEpoch,
@@ -286,7 +286,7 @@ impl Slot {
         let consumers: Vec<ConsumerId> = self.consumers.keys().copied().collect();
         for consumer in consumers {
             let request_id = match requested {
-                Some((mover, request_id)) if mover == consumer => request_id,
+                Some((seeker, request_id)) if seeker == consumer => request_id,
                 Some(_) | None => 0,
             };
             let done = ConsumerEvent::SeekDone {
