@@ -24,6 +24,7 @@ use aquifer_model::id::Index;
 use aquifer_model::place::Place;
 use aquifer_model::policy::{Policies, PolicyScope, PolicyUpdate, PolicyView};
 use aquifer_model::stats::{OffloadProgress, TopicStats};
+use aquifer_model::subscription::Properties;
 use aquifer_model::topic::{NamespaceName, SubscriptionName, TopicName};
 use aquifer_protocol_api::access::{Access, Action, Resource};
 use aquifer_protocol_api::admin::{
@@ -438,6 +439,7 @@ impl Admin for Broker {
         topic: TopicName,
         subscription: SubscriptionName,
         place: Place,
+        properties: Properties,
     ) -> ApiResult<Index> {
         serve!(
             self,
@@ -445,7 +447,7 @@ impl Admin for Broker {
             "create_subscription",
             Action::Consume,
             Resource::Subscription(topic.clone(), subscription.clone()),
-            self.new_subscription(ctx, &topic, &subscription, place)
+            self.new_subscription(ctx, &topic, &subscription, (place, &properties))
         )
     }
 

@@ -31,7 +31,7 @@ use aquifer_model::id::{Index, OwnerEpoch, SeekEpoch};
 use aquifer_model::limits::{ACK_RANGES_MAX, REDELIVERED_RANGES_MAX};
 use aquifer_model::policy::bounds::Unacked;
 use aquifer_model::stats::SubscriptionStats;
-use aquifer_model::subscription::SubscriptionType;
+use aquifer_model::subscription::{Properties, SubscriptionType};
 use aquifer_proto::v1;
 use aquifer_protocol_api::consumer::{
     Acknowledge, Delivery, IndexRange, NegativeAcknowledge, Redelivered,
@@ -40,7 +40,7 @@ use aquifer_protocol_api::error::{ApiError, ErrorKind};
 
 pub use self::consumer::{Attach, ConsumerId, Notice};
 use self::cursor::state::{CursorState, RANGE_WIDTH_MAX};
-use self::cursor::{AckDelta, Commit, Cursor, Properties};
+use self::cursor::{AckDelta, Commit, Cursor};
 use self::dispatcher::Dispatcher;
 pub use self::dispatcher::NextRead;
 
@@ -408,6 +408,7 @@ impl Subscription {
             consumers: self.dispatcher.consumer_names(),
             durable: self.is_durable(),
             acknowledged_ranges: self.cursor.acknowledged_ranges(),
+            properties: self.cursor.properties().clone(),
         }
     }
 

@@ -244,8 +244,8 @@ impl Topic {
             Event::DeleteSubscription { name, force, reply } => {
                 self.delete_subscription(&name, force, reply);
             }
-            Event::CreateSubscription { name, place, reply } => {
-                attachments.create(cx, cursors, name, place, reply);
+            Event::CreateSubscription { name, new, reply } => {
+                attachments.create(cx, cursors, name, *new, reply);
             }
             Event::SeekSubscription { name, place, reply } => {
                 attachments.seek(cx, cursors, &name, place, reply);

@@ -27,6 +27,7 @@ use std::time::Duration;
 use aquifer_log::error::LogError;
 use aquifer_model::id::{Index, SeekEpoch};
 use aquifer_model::stats::SubscriptionStats;
+use aquifer_model::subscription::Properties;
 use aquifer_model::topic::SubscriptionName;
 use aquifer_proto::v1::SubscriptionState;
 use aquifer_protocol_api::admin::SubscriptionReset;
@@ -69,8 +70,8 @@ pub(super) struct Attachments {
 enum Waiting {
     /// A consumer that is to be attached.
     Consumer(Box<Subscribe>, Reply<ConsumerSession>),
-    /// An administrator.
-    Admin(Reply<Index>),
+    /// An administrator, with what is recorded of it.
+    Admin(Properties, Reply<Index>),
 }
 
 impl Waiting {
@@ -78,7 +79,7 @@ impl Waiting {
         // A requester that went away needs no answer.
         match self {
             Waiting::Consumer(_, reply) => drop(reply.send(Err(error.clone()))),
-            Waiting::Admin(reply) => drop(reply.send(Err(error.clone()))),
+            Waiting::Admin(_, reply) => drop(reply.send(Err(error.clone()))),
         }
     }
 }

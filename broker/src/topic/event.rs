@@ -12,6 +12,7 @@ use aquifer_model::id::Index;
 use aquifer_model::listener::Listeners;
 use aquifer_model::place::Place;
 use aquifer_model::stats::TopicStats;
+use aquifer_model::subscription::Properties;
 use aquifer_model::topic::{SubscriptionName, TopicName};
 use aquifer_protocol_api::admin::SubscriptionReset;
 use aquifer_protocol_api::consumer::{
@@ -112,7 +113,8 @@ pub(crate) enum Event {
     /// A subscription is to be created by an administrator.
     CreateSubscription {
         name: SubscriptionName,
-        place: Place,
+        /// Where it begins, and what is recorded of it.
+        new: Box<(Place, Properties)>,
         reply: Reply<Index>,
     },
     /// A subscription is to be moved by an administrator.

@@ -5,6 +5,7 @@ use std::time::Duration;
 use aquifer_client::admin::{Admin, ClearOptions, SubscriptionStats};
 use aquifer_client::{ClientError, ErrorCode, ErrorKind, SubscriptionType};
 use aquifer_model::id::Index;
+use aquifer_model::subscription::Properties;
 use serde_json::{Value, json};
 
 use crate::args::{ClearArgs, OnDamageArg, PeekArgs, SubscriptionArgs, SubscriptionCommand};
@@ -26,9 +27,11 @@ pub async fn run(args: SubscriptionArgs, connect: &Connect, out: &Output) -> Res
             topic,
             subscription,
             from,
+            properties,
         } => {
             let (topic, subscription) = (topic.to_string(), subscription.to_string());
-            let created = admin.create_subscription(&topic, &subscription, from);
+            let properties = properties.into_iter().collect();
+            let created = admin.create_subscription_with(&topic, &subscription, from, &properties);
             let index = created
                 .await
                 .map_err(|error| exists(error, &topic, &subscription))?;
@@ -252,6 +255,7 @@ pub(super) fn object(subscription: &SubscriptionStats) -> Value {
         "held_back_by": subscription.held_back_by,
         "acknowledged_ranges": subscription.acknowledged_ranges,
         "consumers": subscription.consumers,
+        "properties": subscription.properties,
     })
 }
 
@@ -264,6 +268,7 @@ pub(super) fn table(subscriptions: &[SubscriptionStats]) -> Table {
         "backlog",
         "unacknowledged",
         "consumers",
+        "properties",
     ]);
     for subscription in subscriptions {
         table.row([
@@ -273,9 +278,18 @@ pub(super) fn table(subscriptions: &[SubscriptionStats]) -> Table {
             subscription.backlog_messages.to_string(),
             subscription.unacknowledged_messages.to_string(),
             subscription.consumers.len().to_string(),
+            properties_text(&subscription.properties),
         ]);
     }
     table
+}
+
+fn properties_text(properties: &Properties) -> String {
+    let pairs = properties.iter();
+    let pairs: Vec<String> = pairs
+        .map(|(name, value)| format!("{name}={value}"))
+        .collect();
+    pairs.join(",")
 }
 
 fn type_name(kind: SubscriptionType) -> &'static str {

@@ -7,6 +7,7 @@ use aquifer_model::stats::{
 use aquifer_model::subscription::SubscriptionType;
 use aquifer_model::topic::{NameError, ProducerName};
 
+use crate::convert::subscription::{properties, wire_properties};
 use crate::v1;
 
 /// Statistics as they are answered.
@@ -58,6 +59,7 @@ fn wire_subscription(subscription: SubscriptionStats) -> v1::SubscriptionStats {
         consumers: subscription.consumers,
         durable: subscription.durable,
         acknowledged_ranges: subscription.acknowledged_ranges,
+        properties: wire_properties(&subscription.properties),
         damaged_messages: subscription.damaged_messages,
         held_back_by: subscription.held_back_by.unwrap_or_default(),
     }
@@ -115,6 +117,7 @@ fn subscription(stats: v1::SubscriptionStats) -> SubscriptionStats {
         consumers: stats.consumers,
         durable: stats.durable,
         acknowledged_ranges: stats.acknowledged_ranges,
+        properties: properties(&stats.properties),
     }
 }
 
@@ -166,6 +169,7 @@ mod tests {
                 consumers: vec!["c".to_owned()],
                 durable: true,
                 acknowledged_ranges: 10,
+                properties: [("team".to_owned(), "blue".to_owned())].into(),
             }],
             held_back_by: Some("another".to_owned()),
             messages_in: 11,

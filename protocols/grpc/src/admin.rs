@@ -5,6 +5,7 @@ use aquifer_model::place::Place;
 use aquifer_model::topic::SubscriptionName;
 use aquifer_proto::convert::ranges::{wire_key_hash, wire_ranges};
 use aquifer_proto::convert::stats::wire_stats;
+use aquifer_proto::convert::subscription::properties;
 use aquifer_proto::v1;
 use aquifer_protocol_api::admin::{Clear, Deletion, Removal, SubscriptionReset, TopicEnd};
 use aquifer_protocol_api::consumer::IndexRange;
@@ -320,8 +321,9 @@ impl v1::admin_server::Admin for Service {
             |broker, ctx, r| async move {
                 let subscription: SubscriptionName = name(&r.subscription)?;
                 let (topic, place) = (topic(&r.topic)?, place(&r.place)?);
+                let properties = properties(&r.properties);
                 let index = broker
-                    .create_subscription(&ctx, topic, subscription, place)
+                    .create_subscription(&ctx, topic, subscription, place, properties)
                     .await?;
                 Ok(v1::CreateSubscriptionResponse { index: index.0 })
             },

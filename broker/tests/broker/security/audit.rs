@@ -214,8 +214,13 @@ async fn lines_have_the_id_of_the_request() {
     let broker = secured.broker();
     let lines = Lines::collect();
     let place = aquifer_model::place::Place::Earliest;
-    let created =
-        broker.create_subscription(&app, name("acme/shop/new"), "s".parse().unwrap(), place);
+    let created = broker.create_subscription(
+        &app,
+        name("acme/shop/new"),
+        "s".parse().unwrap(),
+        place,
+        Default::default(),
+    );
     created.await.unwrap();
     let refused = broker.create_tenant(&app, "other".to_owned()).await;
     assert!(refused.is_err());

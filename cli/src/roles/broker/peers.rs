@@ -10,6 +10,7 @@ use aquifer_model::id::Index;
 use aquifer_model::load::LoadReport;
 use aquifer_model::place::Place;
 use aquifer_model::stats::TopicStats;
+use aquifer_model::subscription::Properties;
 use aquifer_model::topic::{SubscriptionName, TopicName};
 use aquifer_protocol_api::admin::{Clear, Deletion, TopicEnd};
 use aquifer_protocol_api::error::{ApiError, ApiResult, ErrorKind};
@@ -112,10 +113,11 @@ impl Peers for GrpcPeers {
         topic: &TopicName,
         subscription: &SubscriptionName,
         place: Place,
+        properties: &Properties,
     ) -> ApiResult<Index> {
         let (topic, subscription) = (topic.to_string(), subscription.to_string());
         let admin = self.client(url).map_err(failed)?.admin();
-        let created = admin.create_subscription(&topic, &subscription, place);
+        let created = admin.create_subscription_with(&topic, &subscription, place, properties);
         created.await.map_err(failed)
     }
 

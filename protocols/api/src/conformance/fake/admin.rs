@@ -12,6 +12,7 @@ use aquifer_model::place::Place;
 use aquifer_model::policy::{Policies, PolicyScope, PolicyUpdate, PolicyView};
 use aquifer_model::ranges::TopicRanges;
 use aquifer_model::stats::{OffloadProgress, TopicStats};
+use aquifer_model::subscription::Properties;
 use aquifer_model::topic::{NamespaceName, SubscriptionName, TopicName};
 use async_trait::async_trait;
 
@@ -189,6 +190,7 @@ impl Admin for FakeBroker {
         topic: TopicName,
         _subscription: SubscriptionName,
         _place: Place,
+        _properties: Properties,
     ) -> ApiResult<Index> {
         self.called(&topic)?;
         Ok(Index(0))
