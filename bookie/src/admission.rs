@@ -50,26 +50,8 @@ impl Slot {
 }
 
 impl Core {
-    pub(crate) fn submit(self: &Arc<Self>, request: OrderedRequest, reply: ReplyCallback) {
-        self.submit_into(None, request, reply);
-    }
-
-    /// Submits a request; `room` is what a normal add takes of the budget, if that was taken
-    /// already.
-    fn submit_into(
-        self: &Arc<Self>,
-        room: Option<BytePermit>,
-        request: OrderedRequest,
-        reply: ReplyCallback,
-    ) {
-        let permit = match self.let_in(&request, room) {
-            Ok(permit) => permit,
-            Err(error) => {
-                self.shared.metrics.refused(&error);
-                reply(Err(error));
-                return;
-            }
-        };
+    /// Queues a request that was let in, behind what waits for its ledger.
+    fn enter(self: &Arc<Self>, request: OrderedRequest, reply: ReplyCallback, permit: BytePermit) {
         let ledger = request.ledger;
         let waiting = Waiting {
             request,
@@ -205,7 +187,7 @@ impl Core {
                 completion.run(Err(error));
             }
             After::Ask(Question::Stored(add)) => self.look_up(ledger, add),
-            After::Ask(Question::MayBegin(token)) => self.ask_gate(ledger, token),
+            After::Ask(Question::MayBegin(token)) => self.ask_add_gate(ledger, token),
         }
     }
 }

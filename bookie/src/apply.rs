@@ -71,7 +71,7 @@ impl Applier {
                 + bytes;
             // About when the store has flushed by itself once more.
             if unflushed >= self.shared.config.memtable_bytes {
-                self.shared.checkpointer.ring();
+                self.shared.checkpointer.wake();
             }
         }
     }

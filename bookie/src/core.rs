@@ -8,10 +8,10 @@ use aquifer_runtime::budget::ByteBudget;
 use aquifer_runtime::disk::{Disk, DiskLock, DiskSpace, RealDisk};
 use parking_lot::Mutex;
 
+use crate::add_gate::AddGate;
 use crate::answers::Answers;
 use crate::cookie::{self, Cookie, Setup};
 use crate::error::BookieOpenError;
-use crate::gate::LedgerGate;
 use crate::loss::Limbo;
 use crate::reclaim::Reclaimer;
 use crate::report::{BookieStatusReport, LossReport, SetAsideReport};
@@ -26,7 +26,7 @@ pub struct Core {
     pub(crate) shared: Arc<Shared>,
     pub(crate) cookie: Mutex<Cookie>,
     /// Asked before a ledger begins here; without one every ledger may.
-    pub(crate) gate: OnceLock<LedgerGate>,
+    pub(crate) gate: OnceLock<AddGate>,
     pub(crate) workers: Workers,
     /// Bytes of answers to reads that are being prepared.
     pub(crate) reads: ByteBudget,
@@ -113,7 +113,7 @@ impl Core {
         join(threads.scrubber.take());
         self.shared.queue.close(BookieError::ShuttingDown);
         join(threads.journal.take());
-        self.shared.stop.ring();
+        self.shared.stop.wake();
         self.shared.apply_queue.close();
         join(threads.applier.take());
         self.reclaimer.stop();
@@ -130,7 +130,7 @@ impl Core {
         self.shared.mode.stop();
         self.scrubber.stop();
         self.shared.queue.close(BookieError::ShuttingDown);
-        self.shared.stop.ring();
+        self.shared.stop.wake();
         self.shared.apply_queue.close();
         self.reclaimer.stop();
         self.shared.end_background(false);

@@ -64,10 +64,10 @@ impl Housekeeper {
         match self.shared.segments.prepare(self.shared.mode.is_full()) {
             Ok(true) => {}
             // All are in use: a flush frees some.
-            Ok(false) => self.shared.checkpointer.ring(),
+            Ok(false) => self.shared.checkpointer.wake(),
             Err(error) => {
                 tracing::debug!(%error, "no further journal segment");
-                self.shared.checkpointer.ring();
+                self.shared.checkpointer.wake();
             }
         }
     }

@@ -14,18 +14,17 @@ pub mod registration;
 pub mod report;
 pub mod service;
 
+mod add_gate;
 mod admission;
 mod answers;
 mod apply;
 mod assemble;
-mod bell;
 mod checkpoints;
 mod cookie;
 mod core;
 mod damage;
 mod deletions;
 mod deps;
-mod gate;
 mod housekeeping;
 mod journal;
 mod ledger_state;
@@ -40,6 +39,7 @@ mod reserve;
 pub mod scrub;
 mod shared;
 mod store;
+mod wakeup;
 mod watchers;
 mod workers;
 
@@ -60,15 +60,14 @@ use std::sync::Arc;
 
 use aquifer_model::id::{BookieId, CreationToken, EntryId, LedgerId};
 use aquifer_model::storage::{
-    BookieError, BookieResult, OrderedRequest, Presence, PresenceRange, ReadBatch, ReadRange,
-    ReplyCallback, TailState, TailWait,
+    BookieError, BookieResult, Presence, PresenceRange, ReadBatch, ReadRange, TailState, TailWait,
 };
 
+pub use add_gate::{AddGate, GateAnswer};
 pub use answers::uncounted;
 pub use config::{BookieConfig, check_cluster};
 pub use deps::BookieDeps;
 pub use error::BookieOpenError;
-pub use gate::{GateAnswer, LedgerGate};
 pub use metrics::HISTOGRAMS;
 pub use report::{
     BookieMode, BookieStatusReport, DamageReport, DamagedFile, LedgerLoss, LossReport, LostEntries,
@@ -122,9 +121,9 @@ impl Bookie {
         })
     }
 
-    /// Gives up the room that a bookie keeps back when its disk has next to no other: before
+    /// Gives up the space that a bookie keeps back when its disk has next to no other: before
     /// anything on that disk is opened for a start.
-    pub fn make_room(config: &BookieConfig) {
+    pub fn give_up_reserve(config: &BookieConfig) {
         reserve::Reserve::new(config).give_up_if_needed();
     }
 
@@ -132,30 +131,6 @@ impl Bookie {
     #[must_use]
     pub fn id(&self) -> BookieId {
         self.core.shared.id
-    }
-
-    /// Submits a request; never blocks. Requests for one ledger take effect in the order in which
-    /// they were submitted. `reply` is called exactly once, from any thread, possibly before this
-    /// returns.
-    pub fn submit(&self, request: OrderedRequest, reply: ReplyCallback) {
-        self.core.submit(request, reply);
-    }
-
-    /// The same, but an add for which there is no room now comes back instead of being answered
-    /// `Overloaded`: give it to [`Bookie::submit_when_room`].
-    #[must_use = "what comes back was not submitted"]
-    pub fn try_submit(
-        &self,
-        request: OrderedRequest,
-        reply: ReplyCallback,
-    ) -> Option<(OrderedRequest, ReplyCallback)> {
-        self.core.try_submit(request, reply)
-    }
-
-    /// Waits until there is room for a request, and submits it. A request that is refused for
-    /// another reason does not wait.
-    pub async fn submit_when_room(&self, request: OrderedRequest, reply: ReplyCallback) {
-        self.core.submit_when_room(request, reply).await;
     }
 
     /// Reads consecutive entries, every one verified by its digest.
@@ -275,7 +250,7 @@ impl Bookie {
 
     /// Sets what is asked before a ledger begins here; only the first call counts, and it belongs
     /// before anything is served. Without one every ledger may begin.
-    pub fn guard(&self, gate: LedgerGate) {
+    pub fn guard(&self, gate: AddGate) {
         // The first one stays: a gate that could be replaced could be removed.
         let _ = self.core.gate.set(gate);
     }

@@ -52,7 +52,7 @@ pub(crate) fn open(
     open_store: impl FnOnce(&BookieConfig, bool) -> Result<Opened, StoreError>,
 ) -> Result<Started, BookieOpenError> {
     config.validate()?;
-    crate::Bookie::make_room(config);
+    crate::Bookie::give_up_reserve(config);
     let lock = cookie::lock(&*deps.disk, config)?;
     let mut cookie = cookie::check(&*deps.disk, config, &*deps.rng)?;
     let store_error = store_error(config);

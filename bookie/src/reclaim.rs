@@ -13,18 +13,18 @@ use aquifer_runtime::disk::{Disk, RealDisk};
 use aquifer_runtime::task::spawn_vital_thread;
 use parking_lot::Mutex;
 
-use crate::bell::Bell;
 use crate::shared::Shared;
-use crate::store::{Collected, Room};
+use crate::store::{Collected, SpaceLimits};
+use crate::wakeup::Wakeup;
 
 /// The pause after the file system has refused.
 const AFTER_ERROR: Duration = Duration::from_secs(1);
 /// The pause after there was no room for rewriting.
-const AFTER_NO_ROOM: Duration = Duration::from_secs(5);
+const AFTER_NO_SPACE: Duration = Duration::from_secs(5);
 /// The ledgers that are looked at together.
 const LEDGERS_MAX: usize = 1_024;
 /// The share of free space that rewriting may take at a time.
-const ROOM_SHARE: u64 = 4;
+const SPACE_SHARE: u64 = 4;
 
 /// The thread that reclaims space; it exists only while there is something to do.
 pub struct Reclaimer {
@@ -33,7 +33,7 @@ pub struct Reclaimer {
     collect: AtomicBool,
     running: AtomicBool,
     stopping: AtomicBool,
-    stop: Bell,
+    stop: Wakeup,
     /// The last thread that ran.
     thread: Mutex<Option<JoinHandle<()>>>,
 }
@@ -47,7 +47,7 @@ impl Reclaimer {
             collect: AtomicBool::new(true),
             running: AtomicBool::default(),
             stopping: AtomicBool::default(),
-            stop: Bell::default(),
+            stop: Wakeup::default(),
             thread: Mutex::default(),
         }
     }
@@ -55,7 +55,7 @@ impl Reclaimer {
     /// Starts no further compaction.
     pub fn stop(&self) {
         self.stopping.store(true, Ordering::Release);
-        self.stop.ring();
+        self.stop.wake();
     }
 
     /// More is durable now: reclaims on a thread of its own, unless there is nothing to reclaim.
@@ -141,7 +141,7 @@ impl Reclaimer {
             if ledgers.is_empty() {
                 return;
             }
-            let count = match self.shared.store.reclaim(&ledgers, self.room()) {
+            let count = match self.shared.store.reclaim(&ledgers, self.space_limits()) {
                 Ok(count) => count.max(1),
                 Err(error) => {
                     let ledger = ledgers[0];
@@ -157,31 +157,31 @@ impl Reclaimer {
 
     /// Collects a little of the garbage in shared files. Whether there may be more at once.
     fn collect(&self) -> bool {
-        match self.shared.store.collect(self.room()) {
+        match self.shared.store.collect(self.space_limits()) {
             Ok(Collected::Some) => true,
             Ok(Collected::Nothing) => {
                 self.collect.store(false, Ordering::Release);
                 false
             }
             // It stays due: the next start of this thread tries again.
-            Ok(Collected::NoRoom) => {
-                self.stop.wait(AFTER_NO_ROOM);
+            Ok(Collected::NoSpace) => {
+                self.stop.wait(AFTER_NO_SPACE);
                 false
             }
             Err(error) => {
                 tracing::warn!(%error, "garbage in shared files is not collected now");
-                self.stop.wait(AFTER_NO_ROOM);
+                self.stop.wait(AFTER_NO_SPACE);
                 false
             }
         }
     }
 
     /// What a rewrite may take: what is free must last for everything else, too.
-    fn room(&self) -> Room {
+    fn space_limits(&self) -> SpaceLimits {
         let space = Disk::space(&RealDisk, &self.shared.config.ledger_dir);
-        Room {
+        SpaceLimits {
             is_full: self.shared.mode.is_full(),
-            bytes: space.map_or(0, |space| space.available_bytes / ROOM_SHARE),
+            bytes: space.map_or(0, |space| space.available_bytes / SPACE_SHARE),
         }
     }
 

@@ -112,7 +112,7 @@ pub async fn restored(bookie: &Bookie, store: &dyn MetadataStore) -> Result<(), 
 }
 
 /// From now on a ledger begins here only when metadata shows that its writer may (see
-/// [`LedgerGate`](crate::LedgerGate)). Must be called on a runtime.
+/// [`AddGate`](crate::AddGate)). Must be called on a runtime.
 pub fn guard_new_ledgers(bookie: &Bookie, store: Arc<dyn MetadataStore>, tasks: &TaskGroup) {
     let (id, tasks) = (bookie.id(), tasks.clone());
     let turns = Arc::new(Semaphore::new(QUESTIONS_MAX));

@@ -12,10 +12,10 @@ use std::time::Duration;
 use aquifer_model::id::{EntryId, LedgerId};
 use parking_lot::{Mutex, RwLock};
 
-use crate::bell::Bell;
 use crate::report::ScrubReport;
 use crate::shared::Shared;
 use crate::store::{CheckPlace, Checked};
+use crate::wakeup::Wakeup;
 
 /// Bytes that are checked at once.
 const STEP_BYTES: usize = 256 * 1024;
@@ -49,7 +49,7 @@ pub struct Scrubber {
     shared: Arc<Shared>,
     bytes_per_second: u64,
     pause: Duration,
-    bell: Bell,
+    wakeup: Wakeup,
     stopping: AtomicBool,
     report: Mutex<ScrubReport>,
     hook: RwLock<Option<Arc<dyn RepairHook>>>,
@@ -63,7 +63,7 @@ impl Scrubber {
             bytes_per_second: shared.config.scrub_bytes_per_second,
             pause: Duration::from_millis(shared.config.scrub_pause_ms),
             shared: Arc::clone(shared),
-            bell: Bell::default(),
+            wakeup: Wakeup::default(),
             stopping: AtomicBool::new(false),
             report: Mutex::default(),
             hook: RwLock::new(None),
@@ -98,7 +98,7 @@ impl Scrubber {
     /// Ends the thread.
     pub fn stop(&self) {
         self.stopping.store(true, Ordering::Release);
-        self.bell.ring();
+        self.wakeup.wake();
     }
 
     fn is_stopping(&self) -> bool {
@@ -108,7 +108,7 @@ impl Scrubber {
     /// Sleeps, unless the bookie stops: a ring that an earlier sleep has taken must not be missed.
     fn sleep(&self, pause: Duration) {
         if !self.is_stopping() {
-            self.bell.wait(pause);
+            self.wakeup.wait(pause);
         }
     }
 

@@ -36,7 +36,7 @@ use tower::util::MapRequestLayer;
 use crate::Bookie;
 use access::{Need, Role};
 use clients::Clients;
-use inbound::Gate;
+use inbound::InboundBodies;
 
 const STREAM_WINDOW_BYTES: u32 = 2 << 20;
 const CONNECTION_WINDOW_BYTES: u32 = 16 << 20;
@@ -68,7 +68,7 @@ pub async fn serve(
         is_secret: tls.is_some(),
         tasks: tasks.clone(),
     };
-    let gate = Gate::new();
+    let bodies = InboundBodies::new();
     let router = Server::builder()
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
@@ -78,7 +78,7 @@ pub async fn serve(
         .http2_max_pending_accept_reset_streams(Some(RESET_STREAMS_MAX))
         .http2_keepalive_interval(Some(KEEPALIVE))
         .http2_keepalive_timeout(Some(KEEPALIVE))
-        .layer(MapRequestLayer::new(move |request| gate.admit(request)))
+        .layer(MapRequestLayer::new(move |request| bodies.admit(request)))
         .add_service(BookieServer::new(service).max_decoding_message_size(FRAME_BYTES_MAX));
     let incoming = TcpIncoming::from(listener)
         .with_nodelay(Some(true))

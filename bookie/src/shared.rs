@@ -12,7 +12,6 @@ use aquifer_runtime::clock::SharedClock;
 use aquifer_runtime::disk::SharedDisk;
 
 use crate::apply::queue::ApplyQueue;
-use crate::bell::Bell;
 use crate::config::BookieConfig;
 use crate::damage::Damage;
 use crate::deletions::Deletions;
@@ -27,6 +26,7 @@ use crate::metrics::BookieMetrics;
 use crate::mode::Mode;
 use crate::report::DamageReport;
 use crate::store::EntryStore;
+use crate::wakeup::Wakeup;
 use crate::watchers::Watchers;
 
 /// What is shared.
@@ -77,11 +77,11 @@ pub struct Shared {
     pub metrics: BookieMetrics,
 
     /// Wakes the thread of checkpoints.
-    pub checkpointer: Bell,
+    pub checkpointer: Wakeup,
     /// Wakes the thread of housekeeping.
-    pub housekeeper: Bell,
+    pub housekeeper: Wakeup,
     /// Rung to end an applier that the store refuses.
-    pub stop: Bell,
+    pub stop: Wakeup,
     /// How both of them end.
     pub ends: Ends,
 }
@@ -149,9 +149,9 @@ impl Shared {
             mode: Mode::default(),
             damage: Damage::new(found.damage),
             metrics: BookieMetrics::new(&deps.meter),
-            checkpointer: Bell::default(),
-            housekeeper: Bell::default(),
-            stop: Bell::default(),
+            checkpointer: Wakeup::default(),
+            housekeeper: Wakeup::default(),
+            stop: Wakeup::default(),
             ends: Ends::default(),
             config,
         };
@@ -177,7 +177,7 @@ impl Shared {
     pub fn end_background(&self, flush: bool) {
         self.ends.flush.fetch_or(flush, Ordering::AcqRel);
         self.ends.begun.store(true, Ordering::Release);
-        self.checkpointer.ring();
-        self.housekeeper.ring();
+        self.checkpointer.wake();
+        self.housekeeper.wake();
     }
 }

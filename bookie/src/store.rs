@@ -103,10 +103,10 @@ pub trait EntryStore: ApplyTarget + Send + Sync {
 
     /// Gives back the space of ledgers whose deletion is durable: a step, of the first of these
     /// ledgers, which are in order. Returns of how many.
-    fn reclaim(&self, deleted: &[LedgerId], room: Room) -> Result<usize, StoreError>;
+    fn reclaim(&self, deleted: &[LedgerId], limits: SpaceLimits) -> Result<usize, StoreError>;
 
     /// Gives back what deleted ledgers have left in files that they shared with others: a step.
-    fn collect(&self, room: Room) -> Result<Collected, StoreError>;
+    fn collect(&self, limits: SpaceLimits) -> Result<Collected, StoreError>;
 
     /// Gives what both have freed back to the file system, a little, or everything `at_once`.
     /// Returns the pause before the next call; `None` when nothing is left.
@@ -222,7 +222,7 @@ impl CheckPlace {
 
 /// What reclaiming space may use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Room {
+pub struct SpaceLimits {
     /// The disk is full: space is needed at once.
     pub is_full: bool,
     /// Bytes that a rewrite may take.
@@ -236,8 +236,8 @@ pub enum Collected {
     Nothing,
     /// A step was made; there may be more.
     Some,
-    /// There is garbage, and no room for a step.
-    NoRoom,
+    /// There is garbage, and no space for a step.
+    NoSpace,
 }
 
 /// A store as a start finds it.

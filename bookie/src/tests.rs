@@ -85,7 +85,7 @@ pub(crate) fn checkpoint(bookie: &Bookie) {
 }
 
 /// Brings everything that is acknowledged into RocksDB's files.
-pub(crate) fn settle(bookie: &Bookie) {
+pub(crate) fn flush_all(bookie: &Bookie) {
     eventually("applied", || {
         let status = bookie.status();
         status.applied_commit == status.synced_commit

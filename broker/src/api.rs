@@ -24,6 +24,7 @@ use aquifer_model::id::Index;
 use aquifer_model::place::Place;
 use aquifer_model::policy::{Policies, PolicyScope, PolicyUpdate, PolicyView};
 use aquifer_model::stats::{OffloadProgress, TopicStats};
+use aquifer_model::subscription::Properties;
 use aquifer_model::topic::{NamespaceName, SubscriptionName, TopicName};
 use aquifer_protocol_api::access::{Access, Action, Resource};
 use aquifer_protocol_api::admin::{
@@ -42,7 +43,7 @@ use crate::api::admin::{above, resource_of};
 use crate::broker::Broker;
 use crate::error::BrokerError;
 use crate::security::audit::cause::{Cause, Create};
-use crate::topics::removal::Doomed;
+use crate::topics::removal::RemovalScope;
 
 impl Broker {
     /// Runs a request in its span if its caller may make it, and counts it when it fails. Every
@@ -178,7 +179,7 @@ impl Admin for Broker {
         tenant: String,
         how: Removal,
     ) -> ApiResult<Removed> {
-        self.delete_all(ctx, Resource::Cluster, Doomed::Tenant(tenant), how)
+        self.delete_all(ctx, Resource::Cluster, RemovalScope::Tenant(tenant), how)
             .await
     }
 
@@ -189,7 +190,7 @@ impl Admin for Broker {
         how: Removal,
     ) -> ApiResult<Removed> {
         let resource = Resource::Tenant(namespace.tenant().to_owned());
-        self.delete_all(ctx, resource, Doomed::Namespace(namespace), how)
+        self.delete_all(ctx, resource, RemovalScope::Namespace(namespace), how)
             .await
     }
 
@@ -438,6 +439,7 @@ impl Admin for Broker {
         topic: TopicName,
         subscription: SubscriptionName,
         place: Place,
+        properties: Properties,
     ) -> ApiResult<Index> {
         serve!(
             self,
@@ -445,7 +447,7 @@ impl Admin for Broker {
             "create_subscription",
             Action::Consume,
             Resource::Subscription(topic.clone(), subscription.clone()),
-            self.new_subscription(ctx, &topic, &subscription, place)
+            self.new_subscription(ctx, &topic, &subscription, (place, &properties))
         )
     }
 

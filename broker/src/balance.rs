@@ -241,7 +241,7 @@ async fn make_move(
     spread: f64,
 ) -> Result<bool, BrokerError> {
     let bundle = &wanted.bundle;
-    match transfer::move_from(shared, bundle, wanted.from, target).await {
+    match transfer::transfer_from(shared, bundle, wanted.from, target).await {
         Ok(true) => {
             shared.metrics.balance_moves.add(1, &[]);
             tracing::info!(

@@ -14,7 +14,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use aquifer_model::id::{Index, SeekEpoch};
 use aquifer_model::limits::SNAPSHOT_PART_BYTES_MAX;
-use aquifer_model::subscription::SubscriptionType;
+use aquifer_model::subscription::{Properties, SubscriptionType};
 use aquifer_model::topic::{NameError, SubscriptionName};
 use aquifer_proto::v1;
 use aquifer_protocol_api::consumer::Redelivered;
@@ -24,8 +24,8 @@ use roaring::RoaringTreemap;
 use thiserror::Error;
 
 use self::accumulated::Accumulated;
+use crate::subscription::cursor::AckDelta;
 use crate::subscription::cursor::state::{CursorError, CursorState, decode_bitmap, encode_bitmap};
-use crate::subscription::cursor::{AckDelta, Properties};
 
 /// Bytes of a record around its items.
 const RECORD_OVERHEAD_BYTES: usize = 64;

@@ -5,6 +5,7 @@ use aquifer_model::listener::Listeners;
 use aquifer_model::load::LoadReport;
 use aquifer_model::place::Place;
 use aquifer_model::stats::TopicStats;
+use aquifer_model::subscription::Properties;
 use aquifer_model::topic::{SubscriptionName, TopicName};
 use aquifer_protocol_api::admin::{Clear, Deletion, TopicEnd};
 use aquifer_protocol_api::error::ApiResult;
@@ -61,6 +62,7 @@ pub trait Peers: Send + Sync + 'static {
         topic: &TopicName,
         subscription: &SubscriptionName,
         place: Place,
+        properties: &Properties,
     ) -> ApiResult<Index>;
 
     /// Deletes a subscription of a topic or partition that it serves.

@@ -19,9 +19,8 @@ use std::time::Duration;
 use aquifer_metadata::error::MetadataError;
 use aquifer_metadata::keys;
 use aquifer_metadata::record;
-use aquifer_metadata::store::{
-    Expect, Guard, MetadataStore, Operation, Revision, Transaction, Versioned,
-};
+use aquifer_metadata::store::{Expect, Guard, MetadataStore, Revision, Versioned};
+use aquifer_metadata::update::{Change, UpdateError};
 use aquifer_model::policy::{
     EffectivePolicies, Level, Policies, PolicyName, PolicyScope, PolicyUpdate, PolicyView, resolve,
 };
@@ -34,8 +33,6 @@ use tokio::sync::watch;
 
 use crate::error::BrokerError;
 
-/// How often a change is made again when others change the record at the same time.
-const ATTEMPTS_MAX: u32 = 32;
 /// How long a broken watch waits before it begins again.
 const WATCH_RETRY: Duration = Duration::from_secs(1);
 /// What is not in use any more is dropped when there is twice as much as after the last time, and
@@ -190,53 +187,44 @@ impl PolicyTable {
         }
         check_levels(scope, &update.set)?;
         let inner = &self.inner;
-        let mut last = MetadataError::Unavailable("the policies keep changing".to_owned());
-        // Set when a change of ours may have been made although no answer came.
-        let mut in_doubt: Option<Policies> = None;
-        for _ in 0..ATTEMPTS_MAX {
-            let exists = inner.existence(scope).await?;
-            // Read first: nothing that can fail may come between the change and the answer.
-            let above = inner.above(scope).await?;
-            let said = inner.replaceable(scope, update.version).await?;
-            let answer = |said: Said| Ok(inner.view_of(scope, above.clone(), said));
-            if in_doubt.is_some_and(|wanted| wanted == said.policies) {
-                return answer(said);
-            }
-            let found = said.version.0;
-            if let Some(wanted) = update.version.filter(|version| *version != found) {
-                // It may be our own change that is found.
-                return Err(match in_doubt {
-                    Some(_) => last.into(),
-                    None => BrokerError::Conflict {
+        // What this call has tried to store. It may have succeeded without an answer: then it is
+        // found, under a version that the caller cannot know.
+        let tried: Mutex<Option<Policies>> = Mutex::default();
+        let decide = |stored: Option<Versioned>| {
+            let tried = &tried;
+            async move {
+                let exists = inner.existence(scope).await?;
+                // Read first: nothing that can fail may come between the change and the answer.
+                let above = inner.above(scope).await?;
+                let said = replaceable(scope, update.version, stored.as_ref())?;
+                if *tried.lock() == Some(said.policies) {
+                    return Ok(Change::none((said, above)));
+                }
+                let found = said.version.0;
+                if let Some(wanted) = update.version.filter(|version| *version != found) {
+                    return Err(BrokerError::Conflict {
                         what: format!("the policies of {scope}"),
                         found,
                         wanted,
-                    },
-                });
-            }
-            let wanted = update.apply(said.policies);
-            if wanted == said.policies {
-                return answer(said);
-            }
-            match inner
-                .store
-                .commit(change(scope, exists, said, wanted))
-                .await
-            {
-                Ok(revision) => {
-                    let said = Said::at(wanted, revision);
-                    inner.learn(scope, said, None);
-                    return answer(said);
+                    });
                 }
-                Err(error @ MetadataError::UnknownOutcome(_)) => {
-                    in_doubt = Some(wanted);
-                    last = error;
+                let wanted = update.apply(said.policies);
+                if wanted == said.policies {
+                    return Ok(Change::none((said, above)));
                 }
-                Err(error @ MetadataError::Conflict { .. }) => last = error,
-                Err(error) => return Err(error.into()),
+                *tried.lock() = Some(wanted);
+                Ok(change(scope, exists, wanted, above))
             }
+        };
+        let key = keys::policies(scope);
+        let updated = inner.store.update(&key, &[], decide).await;
+        let updated = updated.map_err(UpdateError::<BrokerError>::flatten)?;
+        let (mut said, above) = updated.answer;
+        if let Some(revision) = updated.applied {
+            said = Said::at(said.policies, revision);
+            inner.learn(scope, said, None);
         }
-        Err(last.into())
+        Ok(inner.view_of(scope, above, said))
     }
 }
 
@@ -253,24 +241,63 @@ fn check_levels(scope: &PolicyScope, set: &Policies) -> Result<(), BrokerError> 
     ))
 }
 
-/// The change of a record from what it says to what it is to say. It needs the scope to exist.
-fn change(scope: &PolicyScope, exists: Guard, said: Said, wanted: Policies) -> Transaction {
-    let key = keys::policies(scope);
-    let expect = match said.version {
-        Revision(0) => Expect::Absent,
-        revision => Expect::Revision(revision),
+/// What the levels above a scope say, the farthest first.
+type Above = Vec<(Level, Policies)>;
+
+/// The change of a record to what it is to say. It needs the scope to exist.
+fn change(
+    scope: &PolicyScope,
+    exists: Guard,
+    wanted: Policies,
+    above: Above,
+) -> Change<(Said, Above)> {
+    let partition = keys::partition_of_policies(scope);
+    let said = Said {
+        policies: wanted,
+        ..Said::default()
     };
-    let operation = if wanted == Policies::default() {
-        Operation::Delete { key, expect }
-    } else {
-        let value = record_of(wanted);
-        Operation::Put { key, value, expect }
+    let change = match wanted == Policies::default() {
+        true => Change::delete(&partition, (said, above)),
+        false => Change::put(&partition, record_of(wanted), (said, above)),
     };
-    Transaction {
-        partition: keys::partition_of_policies(scope),
-        guards: vec![exists],
-        operations: vec![operation],
+    change.guarded(exists)
+}
+
+/// What a record says, if a change of it loses nothing. A damaged record is replaced whole by a
+/// change that names its version.
+fn replaceable(
+    scope: &PolicyScope,
+    version: Option<u64>,
+    stored: Option<&Versioned>,
+) -> Result<Said, BrokerError> {
+    let Some(stored) = stored else {
+        return Ok(Said::default());
+    };
+    let said = match decode(stored) {
+        Ok(said) => said,
+        Err(_) if version == Some(stored.revision.0) => {
+            return Ok(Said {
+                version: stored.revision,
+                ..Said::default()
+            });
+        }
+        Err(error) => {
+            let error = ApiError::from(error).advise(format!(
+                "restore it from a backup, or set the policies of {scope} with version {}, which \
+                 replaces all of them",
+                stored.revision.0
+            ));
+            return Err(error.into());
+        }
+    };
+    // Policies that this build does not know would be gone after the change.
+    if record_of(said.policies) != stored.value {
+        return Err(BrokerError::invalid(
+            format!("{scope} has policies that this broker does not know"),
+            "change them through a broker of a newer version",
+        ));
     }
+    Ok(said)
 }
 
 /// The bytes that say this.
@@ -358,47 +385,8 @@ impl Inner {
         self.stored(scope).await?.said()
     }
 
-    /// What a scope says now, if a change of it loses nothing. A damaged record is replaced whole
-    /// by a change that names its version.
-    async fn replaceable(
-        &self,
-        scope: &PolicyScope,
-        version: Option<u64>,
-    ) -> Result<Said, BrokerError> {
-        let stored = self.stored(scope).await?;
-        let Some(record) = &stored.record else {
-            return stored.said();
-        };
-        let said = match stored.said() {
-            Ok(said) => said,
-            Err(_) if version == Some(record.revision.0) => {
-                return Ok(Said {
-                    version: record.revision,
-                    as_of: Some(stored.revision),
-                    ..Said::default()
-                });
-            }
-            Err(error) => {
-                let error = ApiError::from(error).advise(format!(
-                    "restore it from a backup, or set the policies of {scope} with version {}, which \
-                     replaces all of them",
-                    record.revision.0
-                ));
-                return Err(error.into());
-            }
-        };
-        // Policies that this build does not know would be gone after the change.
-        if record_of(said.policies) != record.value {
-            return Err(BrokerError::invalid(
-                format!("{scope} has policies that this broker does not know"),
-                "change them through a broker of a newer version",
-            ));
-        }
-        Ok(said)
-    }
-
     /// What the levels above a scope say, the farthest first.
-    async fn above(&self, scope: &PolicyScope) -> Result<Vec<(Level, Policies)>, BrokerError> {
+    async fn above(&self, scope: &PolicyScope) -> Result<Above, BrokerError> {
         let mut levels = Vec::new();
         for above in scope.path().iter().filter(|level| *level != scope) {
             levels.push((above.level(), self.read(above).await?.policies));
@@ -406,12 +394,7 @@ impl Inner {
         Ok(levels)
     }
 
-    fn view_of(
-        &self,
-        scope: &PolicyScope,
-        mut levels: Vec<(Level, Policies)>,
-        own: Said,
-    ) -> PolicyView {
+    fn view_of(&self, scope: &PolicyScope, mut levels: Above, own: Said) -> PolicyView {
         levels.push((scope.level(), own.policies));
         let (effective, origins) = resolve(self.defaults, &levels);
         PolicyView {

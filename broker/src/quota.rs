@@ -2,8 +2,8 @@
 //! as a whole, and the quota of a backlog.
 //!
 //! What is over a rate waits; nothing is refused before it has waited for [`WAIT_MAX`]. Producers
-//! wait in the tasks of their clients (`gate.rs`), so that nothing else of their connections waits
-//! with them, and subscriptions leave credit unused (`pacing.rs`).
+//! wait in the tasks of their clients (`publish_limits.rs`), so that nothing else of their
+//! connections waits with them, and subscriptions leave credit unused (`pacing.rs`).
 //!
 //! Invariants:
 //! - The owner of a topic alone changes its rates, when policies change (`rates.rs`); all others
@@ -14,9 +14,9 @@
 //!   compared, and never while anything waits.
 
 pub(crate) mod backlog;
-pub(crate) mod gate;
 pub(crate) mod pacing;
 pub(crate) mod producers;
+pub(crate) mod publish_limits;
 pub(crate) mod rates;
 pub(crate) mod reserved;
 pub(crate) mod shared;
@@ -183,7 +183,7 @@ impl Limiter {
     }
 
     /// Corrects what was taken beforehand for something that has cost `used` in the end.
-    pub(crate) fn settle(&mut self, taken: Cost, used: Cost) {
+    pub(crate) fn correct(&mut self, taken: Cost, used: Cost) {
         for (bucket, taken, used) in [
             (&mut self.messages, taken.messages, used.messages),
             (&mut self.bytes, taken.bytes, used.bytes),

@@ -31,7 +31,7 @@ use aquifer_model::id::{Index, OwnerEpoch, SeekEpoch};
 use aquifer_model::limits::{ACK_RANGES_MAX, REDELIVERED_RANGES_MAX};
 use aquifer_model::policy::bounds::Unacked;
 use aquifer_model::stats::SubscriptionStats;
-use aquifer_model::subscription::SubscriptionType;
+use aquifer_model::subscription::{Properties, SubscriptionType};
 use aquifer_proto::v1;
 use aquifer_protocol_api::consumer::{
     Acknowledge, Delivery, IndexRange, NegativeAcknowledge, Redelivered,
@@ -40,7 +40,7 @@ use aquifer_protocol_api::error::{ApiError, ErrorKind};
 
 pub use self::consumer::{Attach, ConsumerId, Notice};
 use self::cursor::state::{CursorState, RANGE_WIDTH_MAX};
-use self::cursor::{AckDelta, Commit, Cursor, Properties};
+use self::cursor::{AckDelta, Commit, Cursor};
 use self::dispatcher::Dispatcher;
 pub use self::dispatcher::NextRead;
 
@@ -148,7 +148,7 @@ impl Subscription {
         }
         let mut delta = cursor.delta();
         if let Some(last) = ack.cumulative
-            && dispatcher.settle(cursor, 0..last.0 + 1)
+            && dispatcher.take_out(cursor, 0..last.0 + 1)
         {
             cursor.acknowledge_cumulative(last, &mut delta);
         }
@@ -156,7 +156,7 @@ impl Subscription {
             // Clamped, and only if a consumer holds or awaits some of it: everything else below
             // `read` is acknowledged already, so repeating costs no more than a look.
             let (first, last) = (range.first.max(cursor.mark_delete()), range.last);
-            if first <= last && dispatcher.settle(cursor, first.0..last.0 + 1) {
+            if first <= last && dispatcher.take_out(cursor, first.0..last.0 + 1) {
                 cursor.acknowledge_range(IndexRange { first, last }, &mut delta);
             }
         }
@@ -207,7 +207,7 @@ impl Subscription {
     pub fn commit(&mut self, index: Index) -> Commit {
         let done = self.mark_delete().0..index.0;
         if !done.is_empty() {
-            self.dispatcher.settle(&self.cursor, done);
+            self.dispatcher.take_out(&self.cursor, done);
         }
         let commit = self.cursor.commit(index);
         if matches!(commit, Commit::Back(_)) {
@@ -239,7 +239,24 @@ impl Subscription {
             if cursor.unacknowledged(range.clone()).is_empty() {
                 continue;
             }
-            dispatcher.settle(cursor, range.clone());
+            dispatcher.take_out(cursor, range.clone());
+            let range = IndexRange {
+                first: Index(range.start),
+                last: Index(range.end - 1),
+            };
+            cursor.acknowledge_range(range, &mut delta);
+        }
+        delta
+    }
+
+    /// Passes over what was read for `read` and is for no client, as if it had been acknowledged:
+    /// `window`, which holds `read.from`.
+    pub fn pass_over(&mut self, read: &NextRead, window: Range<Index>) -> AckDelta {
+        let (cursor, dispatcher) = (&mut self.cursor, &mut self.dispatcher);
+        let passed = dispatcher.pass_over(cursor, read, window);
+        let mut delta = cursor.delta();
+        let passed = passed.filter(|range| !cursor.unacknowledged(range.clone()).is_empty());
+        if let Some(range) = passed {
             let range = IndexRange {
                 first: Index(range.start),
                 last: Index(range.end - 1),
@@ -391,6 +408,7 @@ impl Subscription {
             consumers: self.dispatcher.consumer_names(),
             durable: self.is_durable(),
             acknowledged_ranges: self.cursor.acknowledged_ranges(),
+            properties: self.cursor.properties().clone(),
         }
     }
 

@@ -33,7 +33,7 @@ use crate::offload::planner::Planner;
 use crate::security::audit::cause::Create;
 use crate::topic::event::Event;
 use crate::topics::Topics;
-use crate::topics::removal::Doomed;
+use crate::topics::removal::RemovalScope;
 
 /// Records read at once, and the pause between two such reads: 1,280 topics a second at most.
 const PAGE_RECORDS: usize = 32;
@@ -214,7 +214,7 @@ async fn look_into(
 ) -> Result<Option<Current>, BrokerError> {
     let record: NamespaceRecord = record::decode(versioned)?;
     if record.removal() != Removal::Unspecified {
-        topics.resume_removal(Doomed::Namespace(name));
+        topics.resume_removal(RemovalScope::Namespace(name));
         return Ok(None);
     }
     let policies = topics.shared().namespaces.policies();
@@ -234,7 +234,7 @@ fn resume_tenant(
 ) -> Result<(), BrokerError> {
     let record: TenantRecord = record::decode(versioned)?;
     if record.removal() != Removal::Unspecified {
-        topics.resume_removal(Doomed::Tenant(name));
+        topics.resume_removal(RemovalScope::Tenant(name));
     }
     Ok(())
 }

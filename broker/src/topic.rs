@@ -152,16 +152,20 @@ impl Topic {
                 Err(_) => break,
             }
         }
-        if self.publishing.settle(&self.cx) {
+        if self.publishing.finish_turn(&self.cx) {
             self.attachments.wake_at_end();
             self.maybe_snapshot();
         }
-        self.settle_termination();
+        self.finish_termination();
         if self.attachments.next_due_ms().is_some() {
             self.attachments.wake_due(self.cx.wall_ms());
         }
-        self.attachments
-            .serve_ready(&self.cx, &mut self.delivery_right, SUBSCRIPTIONS_PER_TURN);
+        self.attachments.serve_ready(
+            &self.cx,
+            &mut self.cursors,
+            &mut self.delivery_right,
+            SUBSCRIPTIONS_PER_TURN,
+        );
         self.write_cursors();
         let now = self.cx.now();
         if now >= self.backlog.next() {
@@ -212,7 +216,7 @@ impl Topic {
                 attachments.gone(cx, cursors, id, consumer, sent);
             }
             Event::Drained(id, consumer) => attachments.drained(cx, id, consumer),
-            Event::Room(id, room) => attachments.room_came(cx, id, room),
+            Event::DeliveryBytes(id, bytes) => attachments.bytes_came(cx, id, bytes),
             Event::Tokens(id) => attachments.tokens_came(cx, id),
             Event::Read(done) => self.read_done(*done),
             Event::ReadRetry(id) => attachments.read_retry(cx, id),
@@ -240,8 +244,8 @@ impl Topic {
             Event::DeleteSubscription { name, force, reply } => {
                 self.delete_subscription(&name, force, reply);
             }
-            Event::CreateSubscription { name, place, reply } => {
-                attachments.create(cx, cursors, name, place, reply);
+            Event::CreateSubscription { name, new, reply } => {
+                attachments.create(cx, cursors, name, *new, reply);
             }
             Event::SeekSubscription { name, place, reply } => {
                 attachments.seek(cx, cursors, &name, place, reply);
@@ -319,8 +323,8 @@ impl Topic {
     }
 
     fn read_done(&mut self, done: ReadDone) {
-        let right = &mut self.delivery_right;
-        if let Some(error) = self.attachments.read_done(&self.cx, right, done) {
+        let (cursors, right) = (&mut self.cursors, &mut self.delivery_right);
+        if let Some(error) = self.attachments.read_done(&self.cx, cursors, right, done) {
             self.broken(&error);
         }
     }

@@ -137,7 +137,7 @@ pub enum Command {
     Object(ObjectCommand),
     /// Check everything and report what needs a person; exit code 1 when something does.
     Doctor(DoctorArgs),
-    /// Collect what someone needs who is to help, without secrets, in one file.
+    /// Collect what a support engineer needs, without secrets, in one file.
     SupportBundle(SupportBundleArgs),
     /// Compute how large a cluster must be for a load.
     Plan(PlanArgs),

@@ -4,7 +4,6 @@
 //! applied; all within the client's operation timeout.
 
 mod load;
-mod stats;
 mod subscriptions;
 mod tenancy;
 mod topics;
@@ -14,6 +13,7 @@ use std::sync::Arc;
 use aquifer_model::place::Place;
 use aquifer_model::policy::{Policies, PolicyScope, PolicyUpdate, PolicyView};
 use aquifer_model::topic::{NamespaceName, TopicName};
+use aquifer_proto::convert::stats;
 use aquifer_proto::v1;
 
 use crate::connection::Authorized;
@@ -22,7 +22,9 @@ use crate::error::{ClientError, Result};
 use crate::lookup::{Layout, layout_of, unary};
 use crate::retry::Deadline;
 
-pub use stats::{LedgerStats, ProducerStats, SubscriptionStats, TopicStats};
+pub use aquifer_model::stats::{
+    LedgerPlace, LedgerStats, ProducerStats, SubscriptionStats, TopicStats,
+};
 pub use subscriptions::{ClearOptions, SubscriptionReset};
 pub use tenancy::{DeleteOptions, Removed};
 pub use topics::TopicEnd;
@@ -308,7 +310,7 @@ impl Admin {
         let name = topic.parse::<TopicName>()?;
         let deadline = Deadline::after(self.context.operation_timeout);
         let stats = topic_stats(&self.context, &name, false, deadline).await?;
-        Ok(TopicStats::from(stats))
+        stats::stats(stats).map_err(|error| ClientError::Protocol(error.to_string()))
     }
 
     /// Has the ledgers of a topic offloaded that are closed and end at or before a place, in the

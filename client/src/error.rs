@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use aquifer_model::batch::BatchError;
+pub use aquifer_model::outcome::Outcome;
 use aquifer_model::topic::NameError;
 use aquifer_proto::v1;
 use thiserror::Error;
@@ -43,17 +44,6 @@ pub enum ErrorKind {
     EndOfTopic,
     /// A version or feature that the peer does not have, or a bug.
     Internal,
-}
-
-/// What may have become of a request that failed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Outcome {
-    /// Certainly not applied: repeating it cannot duplicate anything.
-    NotApplied,
-    /// Certainly applied.
-    Applied,
-    /// Either.
-    Unknown,
 }
 
 /// A failure. The text says what happened and what to do about it.

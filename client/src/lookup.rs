@@ -6,6 +6,7 @@ use aquifer_model::ranges::{TopicRange, TopicRanges};
 use aquifer_model::topic::TopicName;
 use aquifer_proto::convert::ranges::ranges;
 use aquifer_proto::v1;
+use aquifer_runtime::clock::{self, Instant};
 
 use crate::connection::{Connection, from_status};
 use crate::context::Context;
@@ -144,7 +145,7 @@ where
         let safe = idempotent || error.outcome() == Outcome::NotApplied;
         let patient = !context.pool.is_hopeless(&error);
         let delay = backoff.delay();
-        let in_time = tokio::time::Instant::now() + delay < deadline.at();
+        let in_time = Instant::now() + delay < deadline.at();
         if !(error.is_retryable() && safe && patient) {
             return Err(error.or_cause(last));
         }
@@ -158,7 +159,7 @@ where
         }
         error.remember(&mut last);
         if !target.follow(&error) {
-            aquifer_runtime::clock::sleep(delay).await;
+            clock::sleep(delay).await;
         }
     }
 }

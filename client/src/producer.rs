@@ -21,8 +21,8 @@ use std::time::Duration;
 use aquifer_model::batch::{Compression, ROW_BYTES};
 use aquifer_model::position::Position;
 use aquifer_model::topic::TopicName;
+use aquifer_runtime::clock::Instant;
 use futures::StreamExt;
-use tokio::time::Instant;
 
 use crate::context::Context;
 use crate::error::{ClientError, Result};

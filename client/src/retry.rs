@@ -2,9 +2,8 @@
 
 use std::time::Duration;
 
-use aquifer_runtime::clock;
+use aquifer_runtime::clock::{self, Instant};
 use aquifer_runtime::rng::SharedRng;
-use tokio::time::Instant;
 
 use crate::error::{ClientError, Outcome, Result};
 
@@ -92,7 +91,7 @@ impl Deadline {
     where
         F: Future<Output = Result<T>>,
     {
-        match tokio::time::timeout_at(self.at, future).await {
+        match clock::timeout_at(self.at, future).await {
             Ok(result) => result,
             Err(_) => Err(self.error(what, Outcome::Unknown)),
         }

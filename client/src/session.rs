@@ -11,8 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use aquifer_proto::v1::broker_client::BrokerClient;
-use aquifer_runtime::clock;
-use tokio::time::Instant;
+use aquifer_runtime::clock::{self, Instant};
 use tokio_stream::Stream;
 use tonic::Streaming;
 
@@ -277,7 +276,7 @@ async fn or_expired<S: Session, F: Future>(session: &S, future: F) -> Option<F::
     loop {
         let expiry = async {
             match session.next_expiry() {
-                Some(at) => tokio::time::sleep_until(at).await,
+                Some(at) => clock::sleep_until(at).await,
                 None => std::future::pending().await,
             }
         };

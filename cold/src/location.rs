@@ -14,10 +14,12 @@
 mod foreign;
 
 use std::collections::BTreeMap;
+use std::future::ready;
 use std::sync::Arc;
 
 use aquifer_metadata::error::MetadataError;
-use aquifer_metadata::store::{Expect, MetadataStore, Versioned};
+use aquifer_metadata::store::{MetadataStore, Versioned};
+use aquifer_metadata::update::{Change, UpdateError};
 use aquifer_metadata::{keys, record, scan};
 use aquifer_model::id::LocationId;
 use aquifer_proto::v1;
@@ -224,7 +226,7 @@ impl Locations {
             marker: marker_name(&self.cluster),
         });
         location.check().await?;
-        self.note_seen(known).await?;
+        self.note_seen(&known).await?;
         tracing::info!(
             location = location.number,
             url = self.url,
@@ -318,24 +320,55 @@ impl Locations {
         Ok((id, store))
     }
 
-    /// Writes the record of a place with a new number; `false` when another process was faster, or
-    /// it may have been this very change.
-    async fn put_new(&self, new: &Known) -> ColdResult<bool> {
-        let (key, partition) = (keys::location(new.number), keys::CLUSTER_PARTITION);
-        let put = self
-            .metadata
-            .put(partition, &key, new.value(), Expect::Absent);
-        match put.await {
-            Ok(_) => Ok(true),
-            Err(MetadataError::Conflict { .. } | MetadataError::UnknownOutcome(_)) => Ok(false),
-            Err(error) => Err(error.into()),
+    /// Gives a place the next number, or answers the record of the same place that has one.
+    async fn add(&self, is_same: impl Fn(&Known) -> bool, mut new: Known) -> ColdResult<Known> {
+        loop {
+            let mut all = self.known().await?;
+            if let Some(same) = all.iter().position(&is_same) {
+                // Another process was faster, or it is this very change.
+                return Ok(all.swap_remove(same));
+            }
+            new.number = all.last().map_or(0, |known| known.number).saturating_add(1);
+            let decide = |stored: Option<Versioned>| match stored {
+                Some(_) => Change::none(false),
+                None => Change::put(keys::CLUSTER_PARTITION, new.value(), true),
+            };
+            let key = keys::location(new.number);
+            let added = self
+                .metadata
+                .update(&key, &[], |stored| ready(Ok(decide(stored))));
+            if added
+                .await
+                .map_err(UpdateError::<ColdError>::flatten)?
+                .answer
+            {
+                return Ok(new);
+            }
         }
+    }
+
+    /// Changes where the record of a place says that it is.
+    async fn rewrite(&self, number: u32, change: impl Fn(&mut Known)) -> ColdResult<()> {
+        let decide = |stored: Option<Versioned>| {
+            let stored = stored.ok_or_else(|| unknown(number))?;
+            let mut known = Known::decode(&stored)?;
+            change(&mut known);
+            let value = known.value();
+            Ok(match value == stored.value {
+                true => Change::none(()),
+                false => Change::put(keys::CLUSTER_PARTITION, value, ()),
+            })
+        };
+        let key = keys::location(number);
+        let rewritten = self
+            .metadata
+            .update(&key, &[], |stored| ready(decide(stored)));
+        rewritten.await.map(drop).map_err(UpdateError::flatten)
     }
 
     async fn record_of(&self, number: u32) -> ColdResult<Known> {
         let stored = self.metadata.get(&keys::location(number)).await?;
-        let none = || ColdError::Config(format!("metadata has no location {number}"));
-        Known::decode(&stored.ok_or_else(none)?)
+        Known::decode(&stored.ok_or_else(|| unknown(number))?)
     }
 
     fn owner_of(&self, known: &Known) -> String {
@@ -364,26 +397,15 @@ impl Locations {
 
     /// A new number and a new id for the configured place.
     async fn note(&self) -> ColdResult<Known> {
-        loop {
-            let known = self.known().await?;
-            if let Some(other) = known.iter().position(|known| self.is_configured(known)) {
-                // Another process was faster.
-                let mut known = known;
-                return Ok(known.swap_remove(other));
-            }
-            let last = known.last().map_or(0, |known| known.number);
-            let new = Known {
-                number: last.saturating_add(1),
-                id: LocationId(self.rng.id16()),
-                url: self.url.clone(),
-                marked: false,
-                created_ms: self.clock.wall_ms(),
-                owner: String::new(),
-            };
-            if self.put_new(&new).await? {
-                return Ok(new);
-            }
-        }
+        let new = Known {
+            number: 0,
+            id: LocationId(self.rng.id16()),
+            url: self.url.clone(),
+            marked: false,
+            created_ms: self.clock.wall_ms(),
+            owner: String::new(),
+        };
+        self.add(|known| self.is_configured(known), new).await
     }
 
     async fn mark(&self, store: &dyn ColdStore, id: LocationId) -> ColdResult<()> {
@@ -399,20 +421,15 @@ impl Locations {
     }
 
     /// Notes that the marker of a place was seen, and under which URL.
-    async fn note_seen(&self, known: Known) -> ColdResult<()> {
+    async fn note_seen(&self, known: &Known) -> ColdResult<()> {
         if known.marked && known.url == self.url {
             return Ok(());
         }
-        let seen = Known {
-            marked: true,
-            url: self.url.clone(),
-            ..known
+        let seen = |known: &mut Known| {
+            known.marked = true;
+            known.url.clone_from(&self.url);
         };
-        let (key, partition) = (keys::location(seen.number), keys::CLUSTER_PARTITION);
-        let put = self
-            .metadata
-            .put(partition, &key, seen.value(), Expect::Any);
-        Ok(put.await.map(drop)?)
+        self.rewrite(known.number, seen).await
     }
 }
 
@@ -433,6 +450,10 @@ impl Location {
             reason,
         })
     }
+}
+
+fn unknown(number: u32) -> ColdError {
+    ColdError::Config(format!("metadata has no location {number}"))
 }
 
 fn marker_name(cluster: &str) -> String {

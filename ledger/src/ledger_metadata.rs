@@ -266,7 +266,7 @@ async fn change(
 }
 
 /// Writes a record that says CLOSED, and with it a mark of the bookies that may lack entries, so
-/// that nothing stays thin for longer than repair takes (H16).
+/// that nothing stays incomplete for longer than repair takes (H16).
 pub(crate) async fn close(
     store: &dyn MetadataStore,
     info: &mut LedgerInfo,

@@ -28,7 +28,7 @@ pub struct Mark {
     /// Bookies whose copies may be damaged: every byte is read.
     pub doubted: BTreeSet<BookieId>,
     /// Bookies whose copies may lack entries from this one on: only their index is asked.
-    pub thin: BTreeMap<BookieId, EntryId>,
+    pub incomplete: BTreeMap<BookieId, EntryId>,
     /// Why.
     pub reason: String,
     /// When, by the clock of the process that wrote it.
@@ -46,7 +46,7 @@ impl Mark {
             ledger,
             lost: BTreeSet::new(),
             doubted: BTreeSet::new(),
-            thin: BTreeMap::new(),
+            incomplete: BTreeMap::new(),
             reason: reason.to_owned(),
             marked_ms,
             home: home.to_owned(),
@@ -63,7 +63,7 @@ impl Mark {
 
     /// The same with bookies that may lack entries from some on.
     #[must_use]
-    pub fn thin(mut self, bookies: impl IntoIterator<Item = (BookieId, EntryId)>) -> Mark {
+    pub fn incomplete(mut self, bookies: impl IntoIterator<Item = (BookieId, EntryId)>) -> Mark {
         for (bookie, first) in bookies {
             self.lacks(bookie, first);
         }
@@ -71,7 +71,7 @@ impl Mark {
     }
 
     fn lacks(&mut self, bookie: BookieId, first: EntryId) {
-        let known = self.thin.entry(bookie).or_insert(first);
+        let known = self.incomplete.entry(bookie).or_insert(first);
         *known = first.min(*known);
     }
 
@@ -98,7 +98,7 @@ impl Mark {
         let ids = |set: &BTreeSet<BookieId>| -> Vec<Bytes> {
             set.iter().map(|id| Bytes::copy_from_slice(&id.0)).collect()
         };
-        let thin = |(bookie, first): (&BookieId, &EntryId)| v1::ThinCopy {
+        let incomplete = |(bookie, first): (&BookieId, &EntryId)| v1::IncompleteCopy {
             bookie: Bytes::copy_from_slice(&bookie.0),
             first_entry_id: first.0,
         };
@@ -109,7 +109,7 @@ impl Mark {
             reason: self.reason.clone(),
             marked_ms: self.marked_ms,
             home: self.home.clone(),
-            thin: self.thin.iter().map(thin).collect(),
+            incomplete: self.incomplete.iter().map(incomplete).collect(),
         })
     }
 
@@ -125,20 +125,23 @@ impl Mark {
     pub fn names(&self, bookie: BookieId) -> bool {
         self.lost.contains(&bookie)
             || self.doubted.contains(&bookie)
-            || self.thin.contains_key(&bookie)
+            || self.incomplete.contains_key(&bookie)
     }
 
     /// Adds what an earlier mark says; whether anything of this one was missing there.
     pub fn merge(&mut self, earlier: &Mark) -> bool {
         let is_new = |(bookie, first): (&BookieId, &EntryId)| {
-            earlier.thin.get(bookie).is_none_or(|known| first < known)
+            earlier
+                .incomplete
+                .get(bookie)
+                .is_none_or(|known| first < known)
         };
         let news = !self.lost.is_subset(&earlier.lost)
             || !self.doubted.is_subset(&earlier.doubted)
-            || self.thin.iter().any(is_new);
+            || self.incomplete.iter().any(is_new);
         self.lost.extend(&earlier.lost);
         self.doubted.extend(&earlier.doubted);
-        for (bookie, first) in &earlier.thin {
+        for (bookie, first) in &earlier.incomplete {
             self.lacks(*bookie, *first);
         }
         if !news {
@@ -163,14 +166,15 @@ impl Mark {
         let ids = |list: &[Bytes]| -> Result<BTreeSet<BookieId>, LedgerError> {
             list.iter().map(id).collect()
         };
-        let thin = mark.thin.iter();
-        let thin = thin.map(|copy| Ok((id(&copy.bookie)?, EntryId(copy.first_entry_id))));
-        let thin: Result<BTreeMap<BookieId, EntryId>, LedgerError> = thin.collect();
+        let incomplete = mark.incomplete.iter();
+        let incomplete =
+            incomplete.map(|copy| Ok((id(&copy.bookie)?, EntryId(copy.first_entry_id))));
+        let incomplete: Result<BTreeMap<BookieId, EntryId>, LedgerError> = incomplete.collect();
         Ok(Mark {
             ledger: LedgerId(mark.ledger_id),
             lost: ids(&mark.lost)?,
             doubted: ids(&mark.doubted)?,
-            thin: thin?,
+            incomplete: incomplete?,
             reason: mark.reason.clone(),
             marked_ms: mark.marked_ms,
             home: mark.home.clone(),

@@ -6,12 +6,13 @@ use std::time::Duration;
 use aquifer_ledger::error::LedgerError;
 use aquifer_ledger::ledger_metadata::LedgerInfo;
 use aquifer_ledger::writer::driver::{LedgerWriter, WriterOwner};
-use aquifer_model::entry::{EntryHead, HEAD_BYTES};
+use aquifer_model::entry::{EntryData, EntryHead, HEAD_BYTES};
 use aquifer_model::id::{EntryId, Index, LedgerId};
 use aquifer_model::limits::ENTRY_BYTES_MAX;
 
 use crate::error::LogError;
 use crate::state::{LogInner, LogTip, Pending, Phase, SegmentStatus, State};
+use crate::topic_log::TopicLog;
 use crate::types::{Append, AppendSink, Appended, LogEntry};
 
 /// An outcome that its sink has not been told yet.
@@ -20,12 +21,16 @@ struct Outcome {
     result: Result<Appended, LogError>,
 }
 
-impl LogInner {
-    pub(crate) fn append(
-        &self,
-        append: Append,
-        sink: &Arc<dyn AppendSink>,
-    ) -> Result<Index, LogError> {
+impl TopicLog {
+    /// Appends an entry: assigns its base index, writes the broker's head with a broker time of at
+    /// least the last entry's (H13), and queues it. Never blocks. The outcome reaches `sink`
+    /// exactly once, in the order of appends, never from inside this call.
+    ///
+    /// # Errors
+    /// Nothing is queued and no outcome will come: [`LogError::Overloaded`] when too many bytes
+    /// are pending; after any append failed, the same error until [`TopicLog::resume`].
+    pub fn append(&self, append: Append, sink: &Arc<dyn AppendSink>) -> Result<Index, LogError> {
+        let log = &*self.inner;
         let bytes = HEAD_BYTES + append.extensions.len() + append.body.len();
         if append.message_count == 0 || bytes > ENTRY_BYTES_MAX {
             return Err(LogError::Invalid(format!(
@@ -35,19 +40,19 @@ impl LogInner {
             )));
         }
         let (wall_ms, now) = (
-            self.ctx.ledgers.clock.wall_ms(),
-            self.ctx.ledgers.clock.monotonic(),
+            log.ctx.ledgers.clock.wall_ms(),
+            log.ctx.ledgers.clock.monotonic(),
         );
-        let mut guard = self.state.lock();
+        let mut guard = log.state.lock();
         let state = &mut *guard;
-        self.admit(state, bytes, now)?;
+        log.admit(state, bytes, now)?;
         let head = EntryHead {
             format: append.format,
             message_count: append.message_count,
             base_index: state.next.index,
             // Time never goes back in a log, whatever clocks its owners have (H13).
             broker_time_ms: wall_ms.max(state.next.time_ms),
-            owner_epoch: self.options.owner_epoch,
+            owner_epoch: log.options.owner_epoch,
             flags: append.flags,
             extensions: append.extensions,
         };
@@ -66,8 +71,8 @@ impl LogInner {
             since: now,
             entry: None,
         });
-        if state.phase == Phase::Ready && self.is_over(state, now) {
-            self.begin_rollover(state, now);
+        if state.phase == Phase::Ready && log.is_over(state, now) {
+            log.begin_rollover(state, now);
         }
         let mut writer = None;
         match state.phase {
@@ -77,9 +82,9 @@ impl LogInner {
             }
             Phase::Idle => {
                 state.phase = Phase::RollingOver;
-                self.own(state);
+                log.own(state);
             }
-            Phase::RollingOver => self.own(state),
+            Phase::RollingOver => log.own(state),
             // `admit` has refused these.
             Phase::Recovering | Phase::Suspended | Phase::Closed(_) => {}
         }
@@ -90,6 +95,43 @@ impl LogInner {
         Ok(base_index)
     }
 
+    /// Accepts appends again after a failed one. The caller has by then told its producers and
+    /// reset what it derived from the failed appends (H7).
+    pub fn resume(&self) {
+        let mut state = self.inner.state.lock();
+        if state.phase == Phase::Suspended {
+            state.phase = Phase::Idle;
+        }
+    }
+}
+
+impl State {
+    /// Hands the oldest waiting append to the current ledger; false when no append waits or the
+    /// ledger takes no more.
+    pub(crate) fn send_next(&mut self) -> bool {
+        let (Some(pending), Some(current)) =
+            (self.pending.get_mut(self.sent), self.current.as_mut())
+        else {
+            return false;
+        };
+        let data = EntryData {
+            head: pending.encoded.clone(),
+            body: pending.body.clone(),
+        };
+        // A writer that has stopped says so to the owner task, which then decides about this append
+        // too.
+        let Some(entry) = current.writer.enqueue(data) else {
+            return false;
+        };
+        pending.entry = Some(entry);
+        current.entries_sent += 1;
+        current.bytes_sent += pending.bytes() as u64;
+        self.sent += 1;
+        true
+    }
+}
+
+impl LogInner {
     /// Refuses what cannot be queued now, and counts the bytes of what can.
     fn admit(&self, state: &State, bytes: usize, now: Duration) -> Result<(), LogError> {
         let failure = || {
@@ -115,13 +157,6 @@ impl LogInner {
             return Err(LogError::Overloaded);
         }
         Ok(())
-    }
-
-    pub(crate) fn resume(&self) {
-        let mut state = self.state.lock();
-        if state.phase == Phase::Suspended {
-            state.phase = Phase::Idle;
-        }
     }
 
     /// Takes the oldest append out of the state as acknowledged in `ledger`.
@@ -155,7 +190,7 @@ impl LogInner {
 
     /// Makes an outcome known: to readers first, then to the sink of the append. No
     /// lock is held.
-    fn settle(&self, outcome: Outcome) {
+    fn tell(&self, outcome: Outcome) {
         let Outcome { pending, result } = outcome;
         let bytes = pending.bytes();
         self.ctx.shared.release_pending(bytes);
@@ -189,7 +224,7 @@ impl LogInner {
 
     /// Decides pending appends once the end of their ledger is known: those up to `last_entry`
     /// are stored, the rest never will be (H10). The log rests before any sink hears of it.
-    pub(crate) fn settle_recovered(&self, last_entry: Option<EntryId>, error: &LogError) {
+    pub(crate) fn decide_recovered(&self, last_entry: Option<EntryId>, error: &LogError) {
         let now = self.ctx.ledgers.clock.monotonic();
         let outcomes = {
             let mut guard = self.state.lock();
@@ -216,7 +251,7 @@ impl LogInner {
             outcomes
         };
         for outcome in outcomes {
-            self.settle(outcome);
+            self.tell(outcome);
         }
     }
 
@@ -236,7 +271,7 @@ impl LogInner {
             take_failed(&mut state, error)
         };
         for outcome in outcomes {
-            self.settle(outcome);
+            self.tell(outcome);
         }
     }
 }
@@ -281,7 +316,7 @@ impl WriterOwner for LogInner {
             state.telling = true;
             LogInner::take_acknowledged(state, ledger, entry)
         };
-        self.settle(outcome);
+        self.tell(outcome);
         let mut state = self.state.lock();
         state.telling = false;
         if state.sent == 0 && state.phase == Phase::RollingOver {
@@ -316,7 +351,7 @@ impl Drop for LogInner {
         // The writer reports to no log any more: the outcome of what is pending stays unknown.
         let outcomes = take_failed(self.state.get_mut(), &LogError::Closed);
         for outcome in outcomes {
-            self.settle(outcome);
+            self.tell(outcome);
         }
     }
 }

@@ -176,7 +176,7 @@ async fn delete_some(cell: &TopicRecordCell) -> Result<bool, LogError> {
     let batch: Vec<u64> = ids.iter().copied().take(taken).collect();
     let last = batch.len() == ids.len();
     if last {
-        cell.remove(with_policies(cell, intents)).await?;
+        cell.delete_with(with_policies(cell, intents)).await?;
     } else {
         mark(cell).await?;
         cell.update(intents, |record| {

@@ -62,7 +62,7 @@ impl LogInner {
                 Some(place) => place,
                 None => self.search(at.index).await?,
             };
-            let (first, segment) = self.settled(place)?;
+            let (first, segment) = self.resolved(place)?;
             // As many bytes whatever the length: long heads cost more reads, and none is read
             // twice.
             let (prefix, entries_max) = match at.has_long_heads {

@@ -94,7 +94,7 @@ impl LogInner {
         let mut backoff = self.ctx.ledgers.settings.retry_backoff_min;
         loop {
             let trouble = match self.try_recover(ledger).await {
-                Ok(last_entry) => return self.settle_recovered(last_entry, &error),
+                Ok(last_entry) => return self.decide_recovered(last_entry, &error),
                 Err(trouble) => trouble,
             };
             let closing = self.state.lock().closing;

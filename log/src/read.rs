@@ -298,7 +298,7 @@ impl LogInner {
         limits: ReadLimits,
     ) -> (Arc<Range>, Option<Place>, bool) {
         let next = at.next.filter(|next| next.index == at.index);
-        let known = next.and_then(|next| self.settle_place(next));
+        let known = next.and_then(|next| self.resolve_place(next));
         let place = known.as_ref().map(|(place, _)| *place);
         if let Some(range) = place.and_then(|place| self.ranges.join(place)) {
             return (range, place, false);
@@ -372,13 +372,13 @@ impl LogInner {
     /// Whether a range has what is at a place, or at the beginning of the next ledger if the place
     /// is the end of one.
     fn continues(&self, range: &Range, place: Place) -> bool {
-        let settled = || self.settle_place(place);
-        range.covers(place) || settled().is_some_and(|(place, _)| range.covers(place))
+        let resolved = || self.resolve_place(place);
+        range.covers(place) || resolved().is_some_and(|(place, _)| range.covers(place))
     }
 
     /// The next range; none if the tail has it, or it does not exist, or there is no room.
     fn join_or_fetch_ahead(&self, place: Place) -> Option<Arc<Range>> {
-        let (first, segment) = self.settle_place(place)?;
+        let (first, segment) = self.resolve_place(place)?;
         let in_tail = |tail| (first.ledger, first.entry) >= tail;
         if self.tail.first_entry().is_some_and(in_tail) {
             return None;
@@ -448,7 +448,7 @@ impl LogInner {
             Begin::Index(index) => self.search(index).await?,
             Begin::Place(first, _) => first,
         };
-        let (first, segment) = self.settled(first)?;
+        let (first, segment) = self.resolved(first)?;
         let last = segment.last_entry().unwrap_or(first.entry);
         let wanted = Wanted {
             first: first.entry,

@@ -8,7 +8,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use aquifer_metadata::store::Room;
+use aquifer_metadata::store::FreeSpace;
 use aquifer_model::limits::METADATA_REQUEST_BYTES_MAX;
 use aquifer_runtime::clock;
 
@@ -45,14 +45,20 @@ impl LogInner {
         state.roll_at = Some(now + self.ctx.ledgers.rng.jitter(pause));
     }
 
-    /// Whether metadata has room for another ledger of the log. Room is kept for logs that have no
+    /// Whether metadata has room for another ledger of the log. Some is kept for logs that have no
     /// ledger to go on with: they are what a failover leaves.
     pub(crate) fn find_room(&self, may_wait: bool) -> Result<(), LogError> {
         let full = |why| Err(LogError::StorageFull(format!("metadata is full: {why}")));
-        match self.ctx.ledgers.store.usage().map(|usage| usage.room()) {
-            Some(Room::Full(why)) => return full(why),
-            Some(Room::Low(why)) if may_wait => return full(why),
-            Some(Room::Enough | Room::Low(_)) | None => {}
+        match self
+            .ctx
+            .ledgers
+            .store
+            .usage()
+            .map(|usage| usage.free_space())
+        {
+            Some(FreeSpace::Full(why)) => return full(why),
+            Some(FreeSpace::Low(why)) if may_wait => return full(why),
+            Some(FreeSpace::Enough | FreeSpace::Low(_)) | None => {}
         }
         let (bytes, ledgers) = self.cell.size();
         let bound = match may_wait {

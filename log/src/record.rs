@@ -13,13 +13,14 @@ use std::sync::Arc;
 use aquifer_ledger::guards::Guards;
 use aquifer_metadata::error::MetadataError;
 use aquifer_metadata::store::{
-    Expect, Guard, Operation, Revision, Room, Transaction, Until, Versioned,
+    Expect, FreeSpace, Guard, Operation, Revision, Transaction, Until, Versioned,
 };
 use aquifer_metadata::{keys, record};
+use aquifer_model::hash::KeyHash;
 use aquifer_model::id::TopicIncarnation;
 use aquifer_model::ranges::TopicRanges;
 use aquifer_model::topic::TopicName;
-use aquifer_proto::convert::ranges::{ranges, wire_ranges};
+use aquifer_proto::convert::ranges::{key_hash, ranges, wire_key_hash, wire_ranges};
 use aquifer_proto::v1;
 use parking_lot::Mutex;
 use tokio::sync::Semaphore;
@@ -30,6 +31,8 @@ use crate::error::LogError;
 
 /// Attempts when the record keeps changing under the same guards.
 const CONFLICTS_MAX: usize = 32;
+/// Why a topic with another key hash is not served: its keys would go to other partitions.
+const UNKNOWN_KEY_HASH: &str = "its keys are hashed in a way that this version does not know";
 
 /// A topic's metadata record with its revision, changed only by compare-and-swap under guards
 /// (I6). Both logs of a topic share it.
@@ -61,6 +64,7 @@ struct Current {
     record: v1::TopicRecord,
     /// Of `record`: no update changes them.
     ranges: TopicRanges,
+    key_hash: KeyHash,
     revision: Revision,
 }
 
@@ -144,21 +148,24 @@ impl TopicRecordCell {
         guards: Vec<Guard>,
         holds: Option<Guard>,
     ) -> Result<Arc<TopicRecordCell>, LogError> {
-        if let Some(Room::Low(why) | Room::Full(why)) = ctx.ledgers.store.usage().map(|u| u.room())
+        if let Some(FreeSpace::Low(why) | FreeSpace::Full(why)) =
+            ctx.ledgers.store.usage().map(|u| u.free_space())
         {
             return Err(MetadataError::Full(why).into());
         }
         let incarnation = TopicIncarnation(ctx.ledgers.rng.id16());
+        let hash = KeyHash::default();
         let record = v1::TopicRecord {
             incarnation: incarnation.0.to_vec().into(),
             ranges: wire_ranges(&ranges),
             range_generation: ranges.generation(),
-            key_hash: v1::KeyHash::Murmur3.into(),
+            key_hash: wire_key_hash(hash).into(),
             ..v1::TopicRecord::default()
         };
         let current = Current {
             record,
             ranges,
+            key_hash: hash,
             revision: Revision(0),
         };
         let mut cell = TopicRecordCell::new(ctx, topic, guards, incarnation, current);
@@ -219,6 +226,12 @@ impl TopicRecordCell {
     #[must_use]
     pub fn ranges(&self) -> TopicRanges {
         self.current.lock().ranges.clone()
+    }
+
+    /// How its keys are hashed.
+    #[must_use]
+    pub fn key_hash(&self) -> KeyHash {
+        self.current.lock().key_hash
     }
 
     /// How far its segments are offloaded.
@@ -455,8 +468,8 @@ impl TopicRecordCell {
         }
     }
 
-    /// Removes the record together with `operations`.
-    pub(crate) async fn remove(&self, operations: Vec<Operation>) -> Result<(), LogError> {
+    /// Deletes the record together with `operations`.
+    pub(crate) async fn delete_with(&self, operations: Vec<Operation>) -> Result<(), LogError> {
         let _alone = self.one_change.acquire().await;
         let mut all = vec![Operation::Delete {
             key: self.key.clone(),
@@ -531,9 +544,12 @@ fn decode(stored: &Versioned) -> Result<(Current, TopicIncarnation), LogError> {
         .map_err(|_| damaged("its incarnation is malformed".to_owned()))?;
     let ranges = ranges(record.range_generation, &record.ranges)
         .map_err(|error| damaged(error.to_string()))?;
+    let key_hash =
+        key_hash(record.key_hash()).ok_or_else(|| damaged(UNKNOWN_KEY_HASH.to_owned()))?;
     let current = Current {
         record,
         ranges,
+        key_hash,
         revision: stored.revision,
     };
     Ok((current, incarnation))

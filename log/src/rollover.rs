@@ -118,7 +118,7 @@ impl LogInner {
             return self.rollover_failed(error);
         }
         if let Some(writer) = rollover.writer() {
-            writer.settle(self.ctx.ledgers.settings.close_wait).await;
+            writer.drain(self.ctx.ledgers.settings.close_wait).await;
         }
         match self.change_metadata(&rollover).await {
             Ok(done) => self.rolled_over(&rollover, done),
@@ -289,7 +289,7 @@ impl LogInner {
                 length: seal.segment.bytes,
             });
             operations.push(info.put(Expect::Revision(info.revision)));
-            operations.extend(self.mark_thin(writer, info, &seal.segment).await?);
+            operations.extend(self.mark_incomplete(writer, info, &seal.segment).await?);
         }
         match (seal.removes, &seal.writer) {
             (true, Some(_)) => operations.push(deletion::intent(info)),
@@ -300,19 +300,19 @@ impl LogInner {
     }
 
     /// The mark of bookies that may lack entries of a ledger that its writer closes (H16).
-    async fn mark_thin(
+    async fn mark_incomplete(
         &self,
         writer: &LedgerWriter,
         info: &LedgerInfo,
         segment: &Segment,
     ) -> Result<Option<Operation>, LedgerError> {
-        let thin = writer.unconfirmed(info);
-        if segment.entries == 0 || thin.is_empty() {
+        let incomplete = writer.unconfirmed(info);
+        if segment.entries == 0 || incomplete.is_empty() {
             return Ok(None);
         }
         let now_ms = self.ctx.ledgers.clock.wall_ms();
         let reason = "closed before every copy was confirmed";
-        let mark = Mark::new(info.id, &info.home, reason, now_ms).thin(thin);
+        let mark = Mark::new(info.id, &info.home, reason, now_ms).incomplete(incomplete);
         let put = marks::put_merged(&*self.ctx.ledgers.store, &mark).await?;
         Ok(Some(put))
     }

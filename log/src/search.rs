@@ -25,12 +25,12 @@ impl LogInner {
     /// Where a reader came to by reading, if that is still part of the log.
     pub(super) fn known_place(&self, at: &ReadPoint) -> Option<Place> {
         let next = at.next.filter(|next| next.index == at.index)?;
-        self.settle_place(next).map(|(place, _)| place)
+        self.resolve_place(next).map(|(place, _)| place)
     }
 
     /// The place and its segment; a place behind the last entry of a ledger is the beginning of
     /// the next. Nothing when its ledger was trimmed, or nothing follows.
-    pub(super) fn settle_place(&self, place: Place) -> Option<(Place, Segment)> {
+    pub(super) fn resolve_place(&self, place: Place) -> Option<(Place, Segment)> {
         let state = self.state.lock();
         let at = state
             .segments
@@ -53,9 +53,9 @@ impl LogInner {
     }
 
     /// The same where there must be something: else it was trimmed a moment ago.
-    pub(super) fn settled(&self, place: Place) -> Result<(Place, Segment), LogError> {
+    pub(super) fn resolved(&self, place: Place) -> Result<(Place, Segment), LogError> {
         let trimmed = || LogError::Unavailable(format!("index {} was trimmed", place.index));
-        self.settle_place(place).ok_or_else(trimmed)
+        self.resolve_place(place).ok_or_else(trimmed)
     }
 
     /// Whether a ledger is part of the log.
@@ -113,7 +113,7 @@ impl LogInner {
             Some(place) => place,
             None => self.search(at.index).await?,
         };
-        let (place, segment) = self.settled(place)?;
+        let (place, segment) = self.resolved(place)?;
         let mut from = place.entry.0;
         let damage = |end| Damage {
             from: place.index,

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use aquifer_ledger::ledger_metadata::LedgerInfo;
 use aquifer_ledger::writer::driver::LedgerWriter;
-use aquifer_model::entry::{EntryData, EntryHead};
+use aquifer_model::entry::EntryHead;
 use aquifer_model::id::{EntryId, Index, LedgerId};
 use aquifer_model::policy::{EffectivePolicies, Rollover};
 use aquifer_model::quorum::Quorum;
@@ -256,30 +256,6 @@ impl State {
         let put_off = self.roll_at.is_some_and(|at| now < at);
         let current = self.current.as_ref();
         current.filter(|current| current.entries_sent > 0 && !put_off)
-    }
-
-    /// Hands the oldest waiting append to the current ledger; false when no append waits or the
-    /// ledger takes no more.
-    pub(crate) fn send_next(&mut self) -> bool {
-        let (Some(pending), Some(current)) =
-            (self.pending.get_mut(self.sent), self.current.as_mut())
-        else {
-            return false;
-        };
-        let data = EntryData {
-            head: pending.encoded.clone(),
-            body: pending.body.clone(),
-        };
-        // A writer that has stopped says so to the owner task, which then decides about this append
-        // too.
-        let Some(entry) = current.writer.enqueue(data) else {
-            return false;
-        };
-        pending.entry = Some(entry);
-        current.entries_sent += 1;
-        current.bytes_sent += pending.bytes() as u64;
-        self.sent += 1;
-        true
     }
 }
 

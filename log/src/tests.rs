@@ -7,6 +7,7 @@ mod full;
 mod offloading;
 mod paging;
 mod reading;
+mod records;
 mod sharing;
 mod threads;
 

@@ -18,8 +18,7 @@ use crate::sizes;
 use crate::state::{LogInner, SegmentStatus};
 use crate::trim::TrimDue;
 use crate::types::{
-    Append, AppendSink, Found, LedgerStat, LogEntry, LogHead, LogKind, LogOptions, LogStats,
-    ReadLimits,
+    Found, LedgerStat, LogEntry, LogHead, LogKind, LogOptions, LogStats, ReadLimits,
 };
 
 /// A log of one topic: its messages, or its cursors. Clones share it.
@@ -48,23 +47,6 @@ impl TopicLog {
     /// changed quorum ends the current ledger with the next append.
     pub fn follow(&self, policies: watch::Receiver<EffectivePolicies>) {
         self.inner.follow(policies);
-    }
-
-    /// Appends an entry: assigns its base index, writes the broker's head with a broker time of at
-    /// least the last entry's (H13), and queues it. Never blocks. The outcome reaches `sink`
-    /// exactly once, in the order of appends, never from inside this call.
-    ///
-    /// # Errors
-    /// Nothing is queued and no outcome will come: [`LogError::Overloaded`] when too many bytes
-    /// are pending; after any append failed, the same error until [`TopicLog::resume`].
-    pub fn append(&self, append: Append, sink: &Arc<dyn AppendSink>) -> Result<Index, LogError> {
-        self.inner.append(append, sink)
-    }
-
-    /// Accepts appends again after a failed one. The caller has by then told its producers and
-    /// reset what it derived from the failed appends (H7).
-    pub fn resume(&self) {
-        self.inner.resume();
     }
 
     /// Asks bookies whether another owner has taken over the ledger that this log writes to (H9).

@@ -5,7 +5,7 @@
 //! - One thread changes the file. Transactions that wait are committed together and share the
 //!   sync; each has its own revision, and none is answered before it is durable.
 //! - What a read returns is durable. When the outcome of a commit is not known, reads fail until
-//!   the file was opened again and the outcome is settled.
+//!   the file was opened again and the outcome is resolved.
 //! - A session is lost before its keys vanish, and no key of a session survives a restart.
 //! - A damaged file is an error of kind `Damaged`, never a panic, and never another value.
 //!

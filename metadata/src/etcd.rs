@@ -20,11 +20,11 @@ mod endpoints;
 mod errors;
 mod lease;
 mod members;
-mod room;
 mod session;
 mod shared;
 mod slots;
 mod space;
+mod usage_watch;
 mod watch;
 
 use std::sync::Arc;
@@ -48,11 +48,11 @@ use commit::Request;
 pub use config::EtcdConfig;
 use endpoints::Endpoints;
 pub use members::{EtcdMember, MemberStatus};
-use room::RoomWatch;
 use session::EtcdSession;
 use shared::Shared;
 use slots::Slots;
 use space::Space;
+use usage_watch::UsageWatch;
 use watch::EtcdWatch;
 
 /// A metadata store in etcd.
@@ -79,16 +79,16 @@ impl EtcdStore {
             endpoints: Arc::new(endpoints),
             slots: Slots::new(),
             clock,
-            room: RoomWatch::default(),
+            usage: UsageWatch::default(),
             quota_bytes: config.quota_bytes,
             tasks: tasks.clone(),
             closed: CancellationToken::new(),
         });
         let store = EtcdStore { shared };
         store.scan("", None, 1).await?;
-        store.shared.look_for_room().await;
+        store.shared.look_at_usage().await;
         let watched = Arc::clone(&store.shared);
-        drop(tasks.spawn("etcd-room", room::watch(watched)));
+        drop(tasks.spawn("etcd-usage", usage_watch::watch(watched)));
         Ok(store)
     }
 
@@ -150,7 +150,7 @@ impl MetadataStore for EtcdStore {
     }
 
     fn usage(&self) -> Option<Usage> {
-        self.shared.room.usage()
+        self.shared.usage.usage()
     }
 
     async fn watch(&self, prefix: &str, after: Revision) -> MetadataResult<Box<dyn Watch>> {

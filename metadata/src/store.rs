@@ -176,7 +176,7 @@ pub struct Usage {
 /// What there is room for. Everything that removes keys, or is needed to read what is stored, has
 /// room until the store itself takes no more.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Room {
+pub enum FreeSpace {
     /// Whatever comes.
     Enough,
     /// Nothing that can wait, or that can be done without; and why.
@@ -193,7 +193,7 @@ const FULL_PERCENT: u64 = 90;
 impl Usage {
     /// What there is room for.
     #[must_use]
-    pub fn room(&self) -> Room {
+    pub fn free_space(&self) -> FreeSpace {
         const MIB: u64 = 1 << 20;
         let percent = self.used_bytes.saturating_mul(100) / self.quota_bytes.max(1);
         let text = || {
@@ -205,10 +205,10 @@ impl Usage {
             )
         };
         match percent {
-            _ if self.refuses => Room::Full(text()),
-            0..LOW_PERCENT => Room::Enough,
-            LOW_PERCENT..FULL_PERCENT => Room::Low(text()),
-            _ => Room::Full(text()),
+            _ if self.refuses => FreeSpace::Full(text()),
+            0..LOW_PERCENT => FreeSpace::Enough,
+            LOW_PERCENT..FULL_PERCENT => FreeSpace::Low(text()),
+            _ => FreeSpace::Full(text()),
         }
     }
 }

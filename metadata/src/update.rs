@@ -33,6 +33,7 @@ const PAUSE_MAX: Duration = Duration::from_millis(64);
 pub struct Change<T> {
     write: Option<Write>,
     partition: String,
+    guards: Vec<Guard>,
     others: Vec<Operation>,
     answer: T,
 }
@@ -50,6 +51,7 @@ impl<T> Change<T> {
         Change {
             write: None,
             partition: String::new(),
+            guards: Vec::new(),
             others: Vec::new(),
             answer,
         }
@@ -61,6 +63,7 @@ impl<T> Change<T> {
         Change {
             write: Some(Write::Put(value)),
             partition: partition.to_owned(),
+            guards: Vec::new(),
             others: Vec::new(),
             answer,
         }
@@ -73,6 +76,14 @@ impl<T> Change<T> {
             write: Some(Write::Delete),
             ..Change::put(partition, Bytes::new(), answer)
         }
+    }
+
+    /// The same while a key that the decision depends on is as it was found. When it is not, the
+    /// change is decided again; a guard of the whole update ends it then.
+    #[must_use]
+    pub fn guarded(mut self, guard: Guard) -> Change<T> {
+        self.guards.push(guard);
+        self
     }
 
     /// The same together with other changes. When one of their keys is not as expected, the change
@@ -187,7 +198,7 @@ impl dyn MetadataStore + '_ {
             operations.extend(change.others);
             let transaction = Transaction {
                 partition: change.partition,
-                guards: guards.to_vec(),
+                guards: guards.iter().cloned().chain(change.guards).collect(),
                 operations,
             };
             match self.commit(transaction).await {

@@ -43,6 +43,12 @@ impl EntryFlags {
     /// Only some messages of the body are meant, which an extension lists.
     pub const PARTS: EntryFlags = EntryFlags(4);
 
+    /// Whether the entry is for no client, whatever else is said of it.
+    #[must_use]
+    pub const fn is_control(self) -> bool {
+        self.has(EntryFlags::CONTROL)
+    }
+
     /// Whether all bits of `flags` are set.
     #[must_use]
     pub const fn has(self, flags: EntryFlags) -> bool {

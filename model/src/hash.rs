@@ -1,4 +1,12 @@
-//! The key hash: murmur3-32 with seed 0, recorded per topic.
+//! The key hash, recorded per topic.
+
+/// How the keys of a topic are hashed. It never changes for a topic.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum KeyHash {
+    /// Murmur3-32 with seed 0: [`key_hash`].
+    #[default]
+    Murmur3,
+}
 
 /// Murmur3 (x86, 32 bit) of a message key with seed 0. Routing by range and Key_Shared use it, so
 /// it may never change for a topic that has messages.

@@ -17,6 +17,7 @@ pub mod id;
 pub mod limits;
 pub mod listener;
 pub mod load;
+pub mod outcome;
 pub mod place;
 pub mod policy;
 pub mod position;

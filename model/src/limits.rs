@@ -53,6 +53,8 @@ pub const METADATA_PAGE_KEYS_MAX: usize = 1_000;
 pub const PRODUCERS_PER_TOPIC_MAX: usize = 10_000;
 /// Subscriptions of one topic.
 pub const SUBSCRIPTIONS_PER_TOPIC_MAX: usize = 10_000;
+/// Bytes of the names and values of all properties of one subscription.
+pub const SUBSCRIPTION_PROPERTIES_BYTES_MAX: usize = 1024;
 /// Consumers of one subscription.
 pub const CONSUMERS_PER_SUBSCRIPTION_MAX: usize = 10_000;
 /// Producer names that deduplication remembers per topic, without those that the broker drew; the

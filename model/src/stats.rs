@@ -1,7 +1,7 @@
 //! Statistics of a topic, as every layer above the broker shows them.
 
 use crate::id::{Index, LedgerId};
-use crate::subscription::SubscriptionType;
+use crate::subscription::{Properties, SubscriptionType};
 use crate::topic::ProducerName;
 
 /// Statistics of a topic.
@@ -33,6 +33,8 @@ pub struct TopicStats {
     pub messages_out: u64,
     /// Bytes delivered since the topic was loaded.
     pub bytes_out: u64,
+    /// The lists were too long: the newest ledgers and some of the rest are here.
+    pub shortened: bool,
 }
 
 /// A ledger of a topic.
@@ -133,4 +135,6 @@ pub struct SubscriptionStats {
     pub durable: bool,
     /// Acknowledged islands above the mark.
     pub acknowledged_ranges: u64,
+    /// What its creator has recorded of it.
+    pub properties: Properties,
 }

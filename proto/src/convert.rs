@@ -5,4 +5,5 @@ pub mod bookie;
 pub mod load;
 pub mod policy;
 pub mod ranges;
+pub mod stats;
 pub mod subscription;

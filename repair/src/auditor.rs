@@ -386,7 +386,7 @@ impl Auditor {
         }
         let mark = Mark::new(ledger, &info.home, "its turn to be checked", now_ms);
         // Their bytes the scrubbers of the bookies look at.
-        let mark = mark.thin(all.into_iter().map(|bookie| (bookie, EntryId::FIRST)));
+        let mark = mark.incomplete(all.into_iter().map(|bookie| (bookie, EntryId::FIRST)));
         marks::write(store, &mark).await?;
         Ok(true)
     }

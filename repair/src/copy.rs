@@ -234,8 +234,8 @@ impl<'a> Copier<'a> {
     }
 
     /// Copies entries to a bookie from whichever replica has them. An entry that no replica has
-    /// does not keep those behind it thin (I2): such entries are returned when everything else is
-    /// copied.
+    /// does not keep those behind it incomplete (I2): such entries are returned when everything
+    /// else is copied.
     pub(crate) async fn copy(&self, runs: &[Run], to: BookieId) -> Result<Holes, Trouble> {
         let mut holes = Holes::default();
         for (first, last) in runs {
@@ -370,7 +370,7 @@ impl<'a> Copier<'a> {
                 // same.
                 Err(error @ (BookieError::Limbo | BookieError::Io(_))) => unclear = Some(error),
                 // What a lost bookie had is lost as far as is known, and waiting for it would
-                // keep thin what others have.
+                // keep incomplete what others have.
                 Err(_) if self.is_lost(bookie) => {
                     self.silent.lock().insert(bookie);
                 }

@@ -1,5 +1,5 @@
-//! Keeping ledgers replicated: which bookies are missing, what that leaves thin, and copying it,
-//! and looking after what is no longer needed.
+//! Keeping ledgers replicated: which bookies are missing, what that leaves incomplete, and copying
+//! it, and looking after what is no longer needed.
 //!
 //! Two parts, which meet in the marks of metadata alone (`u/ID`):
 //! - The [`Auditor`], one per cluster, compares ledgers with bookies and writes marks. It keeps an
@@ -26,10 +26,10 @@ mod members;
 pub mod metrics;
 mod news;
 mod orphans;
+pub mod outlook;
 mod pace;
 mod plan;
 mod restore;
-pub mod room;
 mod share;
 #[cfg(test)]
 mod tests;

@@ -82,11 +82,11 @@ fn judge(bookie: BookieId, mark: &Mark, members: &Members) -> Judgement {
     if members.is_leaving(bookie) || (lost && !registered) {
         return Judgement::Needs(Care::Replace);
     }
-    let thin_from = match lost {
+    let incomplete_from = match lost {
         true => Some(EntryId::FIRST),
-        false => mark.thin.get(&bookie).copied(),
+        false => mark.incomplete.get(&bookie).copied(),
     };
-    let care = match (mark.doubted.contains(&bookie), thin_from) {
+    let care = match (mark.doubted.contains(&bookie), incomplete_from) {
         (true, _) => Care::Verify(Depth::Bytes, EntryId::FIRST),
         (false, Some(first)) => Care::Verify(Depth::Keys, first),
         (false, None) => return Judgement::Trust,

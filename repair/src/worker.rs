@@ -11,7 +11,7 @@
 //! - A worker repairs a ledger once at a time: a round takes each ledger once, and a worker makes
 //!   one round at a time. What it finds locked by itself is left over, and it takes that over.
 //! - One ledger waits for another only where something is bounded for all of them: the rate and the
-//!   bytes in flight ([`Pace`](super::pace::Pace)), and recoveries. No repair waits for one of
+//!   bytes in flight ([`Pace`](crate::pace::Pace)), and recoveries. No repair waits for one of
 //!   these while holding another.
 //! - What has lost copies is repaired before anything is looked at, and so has the rate for itself.
 

@@ -1,6 +1,6 @@
 //! Time. Wall time is for timestamps that people read and for expiry that spans restarts;
-//! monotonic time is for durations. Waiting goes through [`sleep`] and [`timeout`], which follow
-//! tokio's clock, so that a paused runtime runs in virtual time.
+//! monotonic time is for durations. Waiting goes through [`sleep`], [`timeout`] and those that take
+//! an [`Instant`], which follow tokio's clock, so that a paused runtime runs in virtual time.
 //!
 //! Nothing outside this module may ask the operating system for the time.
 
@@ -9,9 +9,10 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 pub use tokio::time::error::Elapsed;
+pub use tokio::time::{Instant, Sleep};
 
 /// A source of time.
 pub trait Clock: Send + Sync + Debug + 'static {
@@ -36,7 +37,7 @@ impl SystemClock {
     }
 }
 
-static ORIGIN: OnceLock<Instant> = OnceLock::new();
+static ORIGIN: OnceLock<std::time::Instant> = OnceLock::new();
 
 #[allow(
     clippy::disallowed_methods,
@@ -52,8 +53,8 @@ impl Clock for SystemClock {
     }
 
     fn monotonic(&self) -> Duration {
-        let origin = *ORIGIN.get_or_init(Instant::now);
-        Instant::now().saturating_duration_since(origin)
+        let origin = *ORIGIN.get_or_init(std::time::Instant::now);
+        std::time::Instant::now().saturating_duration_since(origin)
     }
 }
 
@@ -108,6 +109,11 @@ pub async fn sleep(duration: Duration) {
     tokio::time::sleep(duration).await;
 }
 
+/// Waits until a moment of tokio's clock; the wait can be set to another one.
+pub fn sleep_until(at: Instant) -> Sleep {
+    tokio::time::sleep_until(at)
+}
+
 /// A wait whose end moves. A new [`sleep`] for each wait takes the lock of the timers of all tasks;
 /// putting off the end of one that runs takes none.
 #[derive(Debug)]
@@ -136,9 +142,7 @@ impl Alarm {
         if self.at != Some(at) {
             self.at = Some(at);
             let left = at.saturating_sub(now).min(ALARM_MAX);
-            self.sleep
-                .as_mut()
-                .reset(tokio::time::Instant::now() + left);
+            self.sleep.as_mut().reset(Instant::now() + left);
         }
     }
 
@@ -153,6 +157,11 @@ impl Alarm {
 /// Runs a future, and drops it when it takes longer than `limit`.
 pub async fn timeout<F: Future>(limit: Duration, future: F) -> Result<F::Output, Elapsed> {
     tokio::time::timeout(limit, future).await
+}
+
+/// Runs a future, and drops it when it is not done at a moment of tokio's clock.
+pub async fn timeout_at<F: Future>(at: Instant, future: F) -> Result<F::Output, Elapsed> {
+    tokio::time::timeout_at(at, future).await
 }
 
 #[cfg(test)]
@@ -173,7 +182,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn an_alarm_goes_off_when_it_was_last_set_to() {
-        let begin = tokio::time::Instant::now();
+        let begin = Instant::now();
         let second = Duration::from_secs(1);
         let mut alarm = Alarm::unset();
         alarm.set(second * 10, Duration::ZERO);
@@ -211,7 +220,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn sleep_and_timeout_follow_virtual_time() {
         let hour = Duration::from_secs(3600);
-        let started = tokio::time::Instant::now();
+        let started = Instant::now();
         sleep(hour).await;
         assert_eq!(started.elapsed(), hour);
         assert!(timeout(hour, std::future::pending::<()>()).await.is_err());

@@ -358,7 +358,7 @@ async fn wait_drained(
             let mut found = stats.subscriptions.into_iter();
             found.find(|found| found.name == subscription.name())
         });
-        let acknowledged = cursor.map_or(0, |cursor| cursor.mark_delete_index.0);
+        let acknowledged = cursor.map_or(0, |cursor| cursor.mark_delete.0);
         if received >= end_index && acknowledged >= end_index {
             return Ok(());
         }

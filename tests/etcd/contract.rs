@@ -85,13 +85,13 @@ impl StoreFactory for Machine {
 }
 
 mod one_member {
-    use super::Machine;
+    use crate::contract::Machine;
 
     aquifer_metadata::metadata_contract!(Machine::new(1));
 }
 
 mod three_members {
-    use super::Machine;
+    use crate::contract::Machine;
 
     aquifer_metadata::metadata_contract!(Machine::new(3));
 }

@@ -121,7 +121,7 @@ async fn only_an_etcd_that_stays_away_leaves_an_outcome_unknown() -> Result<()> 
     door.cut();
     let after = put(store, &key(2), "after").await?;
     let found = store.get(&key(1)).await?.expect("one or the other");
-    assert!(found.revision < after, "what was in doubt is settled");
+    assert!(found.revision < after, "what was in doubt is resolved");
     Ok(())
 }
 

@@ -11,7 +11,7 @@ use aquifer_harness::proxy::{Flow, Proxy};
 use aquifer_harness::wait::until;
 use aquifer_metadata::error::MetadataError;
 use aquifer_metadata::keys;
-use aquifer_metadata::store::{Expect, MetadataStore, Operation, Room, Transaction, Until};
+use aquifer_metadata::store::{Expect, FreeSpace, MetadataStore, Operation, Transaction, Until};
 use aquifer_runtime::clock;
 use aquifer_runtime::task::TaskGroup;
 use bytes::Bytes;
@@ -21,8 +21,10 @@ use crate::support::{config, connect, key, put, soon};
 const QUOTA: u64 = 16 << 20;
 const VALUE: usize = 256 << 10;
 
-fn room(store: &dyn MetadataStore) -> Room {
-    store.usage().map_or(Room::Enough, |usage| usage.room())
+fn free_space(store: &dyn MetadataStore) -> FreeSpace {
+    store
+        .usage()
+        .map_or(FreeSpace::Enough, |usage| usage.free_space())
 }
 
 async fn small_etcd() -> Result<Etcd> {
@@ -46,14 +48,14 @@ async fn a_small_quota_is_seen_before_it_is_used_up_and_given_back_by_compaction
     let mut config = config(etcd.urls());
     config.quota_bytes = QUOTA;
     let store = connect(&config, &tasks).await?;
-    assert_eq!(room(&*store), Room::Enough);
+    assert_eq!(free_space(&*store), FreeSpace::Enough);
     let mut number = 0;
     // Slowly enough to be seen, whatever else the machine does.
-    while room(&*store) == Room::Enough {
+    while free_space(&*store) == FreeSpace::Enough {
         write(&*store, number).await?;
         number += 1;
         let fresh = connect(&config, &tasks).await?;
-        if room(&*fresh) != Room::Enough {
+        if free_space(&*fresh) != FreeSpace::Enough {
             fresh.close().await;
             break;
         }
@@ -61,7 +63,7 @@ async fn a_small_quota_is_seen_before_it_is_used_up_and_given_back_by_compaction
         assert!(number < 200, "it fills up unnoticed");
     }
     soon("the store to see it too", async {
-        while room(&*store) == Room::Enough {
+        while free_space(&*store) == FreeSpace::Enough {
             clock::sleep(Duration::from_millis(100)).await;
         }
     })
@@ -76,8 +78,8 @@ async fn a_small_quota_is_seen_before_it_is_used_up_and_given_back_by_compaction
     };
     assert!(matches!(full, MetadataError::Full(_)), "{full:?}");
     assert!(full.to_string().contains("metadata is full"), "{full}");
-    assert!(matches!(room(&*store), Room::Full(_)));
-    // Nothing is deleted: the history goes, and the room in the file with it.
+    assert!(matches!(free_space(&*store), FreeSpace::Full(_)));
+    // Nothing is deleted: the history goes, and the space in the file with it.
     let newest = store
         .get(&key(1))
         .await?
@@ -85,8 +87,8 @@ async fn a_small_quota_is_seen_before_it_is_used_up_and_given_back_by_compaction
     etcd.ctl(&["compact", &newest.to_string()])?;
     etcd.ctl(&["defrag"])?;
     etcd.ctl(&["alarm", "disarm"])?;
-    soon("room", async {
-        while room(&*store) != Room::Enough {
+    soon("space", async {
+        while free_space(&*store) != FreeSpace::Enough {
             clock::sleep(Duration::from_millis(100)).await;
         }
     })

@@ -279,7 +279,10 @@ async fn tenants_namespaces_and_subscriptions_are_looked_after() -> Result<()> {
             &server,
             &format!("topic create {topic} --partitions {partitions}"),
         )?;
-        run(&server, &format!("subscription create {topic} billing"))?;
+        run(
+            &server,
+            &format!("subscription create {topic} billing --property team=blue"),
+        )?;
         let (code, said) = refused(&format!("subscription create {topic} billing"))?;
         ensure!(code == Some(1) && said.contains("already"), "{said}");
         run(&server, &format!("produce {topic} a b c"))?;
@@ -293,6 +296,7 @@ async fn tenants_namespaces_and_subscriptions_are_looked_after() -> Result<()> {
         let listed = run_json(&server, &format!("subscription list {topic}"))?;
         assert_eq!(field(&listed, "name"), ["billing"], "{topic}");
         assert_eq!(field(&listed, "backlog_messages"), [3], "{topic}");
+        assert_eq!(listed[0]["properties"]["team"], "blue", "{topic}");
         assert_eq!(run(&server, &consume)?.len(), 6, "{topic}");
         run(&server, &format!("subscription delete {topic} billing"))?;
         assert!(run_json(&server, &format!("subscription list {topic}"))?.is_empty());

@@ -6,6 +6,7 @@ mod under_faults;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
+use aquifer_client::admin::LedgerPlace;
 use aquifer_client::{Client, Message};
 use aquifer_harness::data::flights;
 use aquifer_harness::http::metric;
@@ -120,7 +121,10 @@ async fn offloaded_ledgers_are_read_byte_for_byte_and_deleted_with_their_topic()
     // Their copies at the bookie go, and everything is read from objects.
     until("the copies of all offloaded ledgers to go", || async {
         let stats = admin.topic_stats(TOPIC).await?;
-        let offloaded = stats.ledgers.iter().filter(|l| l.state == "offloaded");
+        let offloaded = stats
+            .ledgers
+            .iter()
+            .filter(|l| l.state == LedgerPlace::Offloaded);
         let local = offloaded.clone().filter(|ledger| ledger.local).count();
         Ok((offloaded.count() as u64 == ledgers && local == 0).then_some(()))
     })
@@ -218,7 +222,7 @@ async fn old_ledgers_are_offloaded_by_themselves() -> Result<()> {
         let offloaded = stats
             .ledgers
             .iter()
-            .filter(|l| l.state == "offloaded" && l.local);
+            .filter(|l| l.state == LedgerPlace::Offloaded && l.local);
         Ok((offloaded.count() >= 4).then_some(()))
     })
     .await?;
@@ -289,7 +293,7 @@ async fn a_topic_that_nothing_uses_is_offloaded_by_the_policy_of_its_namespace()
         stats
             .ledgers
             .iter()
-            .all(|l| l.state == "offloaded" && !l.local),
+            .all(|l| l.state == LedgerPlace::Offloaded && !l.local),
         "{stats:?}"
     );
     server.stop()?;

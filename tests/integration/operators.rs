@@ -139,7 +139,7 @@ async fn wait_unnamed(cluster: &Cluster, id: &str) -> Result<()> {
 }
 
 /// Waits until every replica of every fragment that is not written any more is whole. What an ack
-/// quorum has left thin is marked when it is found, for the repair workers.
+/// quorum has left incomplete is marked when it is found, for the repair workers.
 async fn wait_whole(cluster: &Cluster) -> Result<()> {
     let verify = ["ledger", "verify", "--mark"];
     let waited = until("whole replicas", || async {

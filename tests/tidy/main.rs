@@ -1,11 +1,12 @@
-//! House rules that the compiler and clippy cannot check: crate directions, circles of imports,
-//! file sizes, banned words, cited rules, where metadata keys are written, and the documents that
-//! must be there. Every checker is a pure function from text to violations, with tests that it
+//! House rules that the compiler and clippy cannot check: crate directions, imports and circles of
+//! them, file sizes, banned words, cited rules, where metadata keys are written, and the documents
+//! that must be there. Every checker is a pure function from text to violations, with tests that it
 //! catches what it is for.
 
 mod circles;
 mod documents;
 mod edges;
+mod imports;
 mod keys;
 mod links;
 mod rules;
@@ -70,6 +71,11 @@ fn sources_follow_the_crate_directions() {
 #[test]
 fn files_do_not_import_in_large_circles() {
     assert_none(&circles::check(&scan::workspace_sources(root())));
+}
+
+#[test]
+fn paths_begin_at_the_crate_and_time_has_one_place() {
+    check_sources(imports::check);
 }
 
 #[test]

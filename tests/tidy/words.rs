@@ -24,7 +24,7 @@ const ANYWHERE: [(&str, &str); 3] = [
 ];
 
 /// What a sentence says better in another way. Whole words, in any case.
-const UNCLEAR: [(&str, &str); 11] = [
+const UNCLEAR: [(&str, &str); 17] = [
     (concat!("so ", "many"), "say how many, or `this many`"),
     (
         concat!("on its ", "way"),
@@ -48,6 +48,13 @@ const UNCLEAR: [(&str, &str); 11] = [
     ),
     (concat!("for so ", "long"), "say `for this time`"),
     (concat!("of ", "now"), "say `current`"),
+    // Words of this house that a newcomer would have to learn.
+    (concat!("ten", "ure"), "say `delivery right`"),
+    (concat!("h", "ub"), "say what it does: a receiver"),
+    (concat!("be", "ll"), "say `wakeup`"),
+    (concat!("doo", "med"), "say `what is being deleted`"),
+    (concat!("th", "in"), "say `incomplete`: a copy, a ledger"),
+    (concat!("some", "one"), "name it: another client, a process"),
 ];
 
 /// Directories and files without unclear words and with comments of at most [`COMMENT_WIDTH`].

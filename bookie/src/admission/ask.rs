@@ -7,9 +7,9 @@ use std::sync::Arc;
 use aquifer_model::id::{CreationToken, LedgerId};
 use aquifer_model::storage::{AddEntry, BookieError, BookieResult, OrderedOperation};
 
+use crate::add_gate::GateAnswer;
 use crate::admission::After;
 use crate::core::Core;
-use crate::gate::GateAnswer;
 use crate::ledger_state::Stored;
 use crate::ledgers::{self, Waiting};
 use crate::store::StoreError;
@@ -40,16 +40,16 @@ impl Core {
     }
 
     /// Asks about a ledger that the caller has made busy.
-    pub(super) fn ask_gate(self: &Arc<Self>, ledger: LedgerId, token: CreationToken) {
+    pub(super) fn ask_add_gate(self: &Arc<Self>, ledger: LedgerId, token: CreationToken) {
         let core = Arc::clone(self);
-        let answer = GateAnswer::new(move |answer| core.gate_answered(ledger, answer));
+        let answer = GateAnswer::new(move |answer| core.add_gate_answered(ledger, answer));
         match self.gate.get() {
             Some(gate) => gate(ledger, token, answer),
             None => answer.give(Ok(())),
         }
     }
 
-    fn gate_answered(self: &Arc<Self>, ledger: LedgerId, answer: BookieResult<()>) {
+    fn add_gate_answered(self: &Arc<Self>, ledger: LedgerId, answer: BookieResult<()>) {
         let refused = {
             let mut guard = self.shared.ledgers.lock(ledger);
             let slot = guard.slot();

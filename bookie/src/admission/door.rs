@@ -1,10 +1,9 @@
 //! The door: checks that need no ledger, and the budgets.
 //!
-//! An add for which there is no room is refused as `Overloaded`, or waits here for callers in this
-//! process, which can keep what waits: a caller that is refused comes back after a pause, and the
-//! journal idles meanwhile.
+//! An add for which the budget has no bytes is refused as `Overloaded`, or waits here for callers
+//! in this process, which can keep what waits: a caller that is refused comes back after a pause,
+//! and the journal idles meanwhile.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use aquifer_model::id::LEDGER_ID_MAX;
@@ -15,17 +14,18 @@ use aquifer_model::storage::{
 use aquifer_runtime::budget::BytePermit;
 use aquifer_runtime::clock;
 
+use crate::Bookie;
 use crate::core::Core;
 
 /// What a request costs beyond its data, in bytes of the budget.
 pub(super) const REQUEST_BYTES: usize = 256;
-/// How often a wait for room looks whether adds are taken at all: a store that fails gives no
-/// room back, and its refusal must not wait for that.
+/// How often a wait for the budget looks whether adds are taken at all: a store that fails gives no
+/// bytes back, and its refusal must not wait for that.
 const LOOK: Duration = Duration::from_millis(50);
 
 /// Bytes of the budget that a normal add takes, and whether it may use the reserve of a full disk;
 /// nothing for other requests, which have their own.
-fn room_of(request: &OrderedRequest) -> Option<(usize, bool)> {
+fn bytes_of(request: &OrderedRequest) -> Option<(usize, bool)> {
     match &request.operation {
         OrderedOperation::Add(add) if !add.recovery => {
             Some((add.data.len() + REQUEST_BYTES, add.reserve))
@@ -34,12 +34,69 @@ fn room_of(request: &OrderedRequest) -> Option<(usize, bool)> {
     }
 }
 
+impl Bookie {
+    /// Submits a request; never blocks. Requests for one ledger take effect in the order in which
+    /// they were submitted. `reply` is called exactly once, from any thread, possibly before this
+    /// returns.
+    pub fn submit(&self, request: OrderedRequest, reply: ReplyCallback) {
+        self.submit_with(None, request, reply);
+    }
+
+    /// The same, but an add for which the budget has no bytes now comes back instead of being
+    /// answered `Overloaded`: give it to [`Bookie::submit_when_free`].
+    #[must_use = "what comes back was not submitted"]
+    pub fn try_submit(
+        &self,
+        request: OrderedRequest,
+        reply: ReplyCallback,
+    ) -> Option<(OrderedRequest, ReplyCallback)> {
+        let shared = &self.core.shared;
+        let takes = |(_, reserve): &(usize, bool)| shared.mode.check_class(*reserve).is_ok();
+        let taken = match bytes_of(&request).filter(takes) {
+            Some((bytes, _)) => match shared.adds.try_acquire(bytes) {
+                Some(taken) => Some(taken),
+                None => return Some((request, reply)),
+            },
+            None => None,
+        };
+        self.submit_with(taken, request, reply);
+        None
+    }
+
+    /// Waits until the budget has bytes for a request, and submits it. A request that is refused
+    /// for another reason does not wait.
+    pub async fn submit_when_free(&self, request: OrderedRequest, reply: ReplyCallback) {
+        let taken = match bytes_of(&request) {
+            Some((bytes, reserve)) => self.core.wait_for_bytes(bytes, reserve).await,
+            None => None,
+        };
+        self.submit_with(taken, request, reply);
+    }
+
+    /// Lets a request in or refuses it; `taken` is what a normal add takes of the budget, if that
+    /// was taken already.
+    fn submit_with(
+        &self,
+        taken: Option<BytePermit>,
+        request: OrderedRequest,
+        reply: ReplyCallback,
+    ) {
+        match self.core.let_in(&request, taken) {
+            Ok(permit) => self.core.enter(request, reply, permit),
+            Err(error) => {
+                self.core.shared.metrics.refused(&error);
+                reply(Err(error));
+            }
+        }
+    }
+}
+
 impl Core {
     /// Checks that need no ledger, and takes the budget.
-    pub(super) fn let_in(
+    fn let_in(
         &self,
         request: &OrderedRequest,
-        room: Option<BytePermit>,
+        taken: Option<BytePermit>,
     ) -> BookieResult<BytePermit> {
         self.shared.mode.check()?;
         if request.ledger.0 > LEDGER_ID_MAX {
@@ -68,7 +125,7 @@ impl Core {
             self.shared.mode.check_class(add.reserve)?;
             &self.shared.adds
         };
-        let permit = room
+        let permit = taken
             .or_else(|| budget.try_acquire(add.data.len() + REQUEST_BYTES))
             .ok_or(BookieError::Overloaded)?;
         if !add.is_intact(request.ledger) {
@@ -80,42 +137,10 @@ impl Core {
         Ok(permit)
     }
 
-    /// Submits a request, unless it is an add for which there is no room now: that comes back.
-    pub(crate) fn try_submit(
-        self: &Arc<Self>,
-        request: OrderedRequest,
-        reply: ReplyCallback,
-    ) -> Option<(OrderedRequest, ReplyCallback)> {
-        let taken = |(_, reserve): &(usize, bool)| self.shared.mode.check_class(*reserve).is_ok();
-        let room = match room_of(&request).filter(taken) {
-            Some((bytes, _)) => match self.shared.adds.try_acquire(bytes) {
-                Some(room) => Some(room),
-                None => return Some((request, reply)),
-            },
-            None => None,
-        };
-        self.submit_into(room, request, reply);
-        None
-    }
-
-    /// Submits a request, an add once there is room for it. What is refused for another reason
-    /// is refused at once.
-    pub(crate) async fn submit_when_room(
-        self: &Arc<Self>,
-        request: OrderedRequest,
-        reply: ReplyCallback,
-    ) {
-        let room = match room_of(&request) {
-            Some((bytes, reserve)) => self.wait_for_room(bytes, reserve).await,
-            None => None,
-        };
-        self.submit_into(room, request, reply);
-    }
-
-    async fn wait_for_room(&self, bytes: usize, reserve: bool) -> Option<BytePermit> {
+    async fn wait_for_bytes(&self, bytes: usize, reserve: bool) -> Option<BytePermit> {
         while self.shared.mode.check().is_ok() && self.shared.mode.check_class(reserve).is_ok() {
-            if let Ok(room) = clock::timeout(LOOK, self.shared.adds.acquire(bytes)).await {
-                return Some(room);
+            if let Ok(taken) = clock::timeout(LOOK, self.shared.adds.acquire(bytes)).await {
+                return Some(taken);
             }
         }
         None

@@ -16,8 +16,8 @@ mod restore;
 use super::*;
 use crate::BookieDeps;
 use crate::tests::{
-    add_request, ask, config, corrupt, deps, done, expect, range, read_one, recovery_add, settle,
-    token,
+    add_request, ask, config, corrupt, deps, done, expect, flush_all, range, read_one,
+    recovery_add, token,
 };
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -67,7 +67,7 @@ impl World {
                 for entry in 0..5 {
                     done(ask(&bookie, add_request(1, entry, LEN)));
                 }
-                settle(&bookie);
+                flush_all(&bookie);
                 bookie
             };
             (1..=3).map(filled).collect()
@@ -248,7 +248,7 @@ async fn a_copy_without_a_ledger_is_deleted_after_two_audits() {
     let stray = bookie.clone();
     blocking(move || {
         done(ask(&stray, add_request(7, 0, LEN)));
-        settle(&stray);
+        flush_all(&stray);
     })
     .await;
     let ids = record::encode(v1::IdRangeRecord { next: 100 });

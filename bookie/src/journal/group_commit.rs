@@ -173,8 +173,8 @@ impl JournalThread {
         } else {
             SEGMENT_PATIENCE
         };
-        self.shared.housekeeper.ring();
-        self.shared.checkpointer.ring();
+        self.shared.housekeeper.wake();
+        self.shared.checkpointer.wake();
         let Some(file) = self.shared.segments.roll(self.tail.last_sequence, patience) else {
             self.starved = true;
             return Ok(self.tail.room() >= needed && keep == 0);
@@ -194,7 +194,7 @@ impl JournalThread {
         let room = file.bytes.saturating_sub(FIRST_COMMIT_OFFSET);
         self.tail.current = Some((file, segment));
         self.tail.offset = FIRST_COMMIT_OFFSET;
-        self.shared.housekeeper.ring();
+        self.shared.housekeeper.wake();
         Ok(room >= needed + keep)
     }
 

@@ -14,7 +14,7 @@ use aquifer_proto::v1;
 use aquifer_proto::v1::ordered_request::Request as Kind;
 use tonic::Status;
 
-use super::status;
+use crate::service::status;
 
 /// Entries and bytes of one read, whatever the client asks for.
 const READ_ENTRIES_MAX: usize = 65_536;

@@ -25,13 +25,13 @@ const STREAM: &str = "/aquifer.v1.Bookie/Ordered";
 
 /// The way in for all requests.
 #[derive(Clone)]
-pub(super) struct Gate {
+pub(super) struct InboundBodies {
     budgets: InboundBudgets,
 }
 
-impl Gate {
-    pub(super) fn new() -> Gate {
-        Gate {
+impl InboundBodies {
+    pub(super) fn new() -> InboundBodies {
+        InboundBodies {
             budgets: InboundBudgets {
                 room: ByteBudget::new(BYTES_MAX),
                 waiting: ByteBudget::new(BYTES_MAX),
@@ -40,7 +40,7 @@ impl Gate {
         }
     }
 
-    /// Puts a request's body behind the gate.
+    /// Puts a request's body behind this.
     pub(super) fn admit(&self, request: Request<Body>) -> Request<Body> {
         let unary = request.uri().path() != STREAM;
         let limits = InboundLimits {

@@ -12,10 +12,10 @@ use bytes::Bytes;
 use tokio::sync::mpsc::{self, OwnedPermit};
 use tonic::{Status, Streaming};
 
-use super::access::Role;
-use super::clients::{Clients, is_over};
-use super::{Body, convert};
 use crate::Bookie;
+use crate::service::access::Role;
+use crate::service::clients::{Clients, is_over};
+use crate::service::{Body, convert};
 
 /// Requests of one stream without a reply. Enough for the journal to fill its commits; each is
 /// also counted by its bytes in the bookie's own budgets.

@@ -34,7 +34,7 @@ use crate::ledger_state::{LedgerMeta, Stored};
 use crate::report::DamageReport;
 use crate::store::value::EntryError;
 use crate::store::{
-    ApplyTarget, CheckPlace, Checked, Collected, EntryStore, LastEntry, LedgersPage, Room,
+    ApplyTarget, CheckPlace, Checked, Collected, EntryStore, LastEntry, LedgersPage, SpaceLimits,
     StoreError, value,
 };
 
@@ -117,7 +117,7 @@ impl RocksStore {
 impl Removing {
     /// Gives files second names, so that they go little by little. A full disk needs the space at
     /// once.
-    fn keep(&mut self, room: Room) {
+    fn keep(&mut self, room: SpaceLimits) {
         if !room.is_full
             && let Err(error) = self.files.keep()
         {
@@ -194,7 +194,7 @@ impl EntryStore for RocksStore {
         self.with(Db::flush)
     }
 
-    fn reclaim(&self, deleted: &[LedgerId], room: Room) -> Result<usize, StoreError> {
+    fn reclaim(&self, deleted: &[LedgerId], room: SpaceLimits) -> Result<usize, StoreError> {
         let mut removing = self.space.lock();
         if !std::mem::replace(&mut removing.is_kept, true) {
             removing.keep(room);
@@ -209,7 +209,7 @@ impl EntryStore for RocksStore {
         done
     }
 
-    fn collect(&self, room: Room) -> Result<Collected, StoreError> {
+    fn collect(&self, room: SpaceLimits) -> Result<Collected, StoreError> {
         let mut removing = self.space.lock();
         let collected = self.with(|db| db.collect_blobs(room.bytes, || removing.keep(room)))?;
         if collected == Collected::Some {

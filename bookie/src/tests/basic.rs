@@ -300,7 +300,7 @@ fn the_journal_is_trimmed_and_recycled() {
     let bookie = open(&config);
     let (len, count) = (200_000, 400);
     // On a slow disk the journal has no room for a moment, and says so.
-    let settle = |(entry, reply)| {
+    let check = |(entry, reply)| {
         let mut outcome = answer(&reply);
         while outcome == Err(BookieError::Overloaded) {
             outcome = ask(&bookie, add_request(1, entry, len));
@@ -311,10 +311,10 @@ fn the_journal_is_trimmed_and_recycled() {
     for entry in 0..count {
         waiting.push_back((entry, start(&bookie, add_request(1, entry, len))));
         if waiting.len() > 8 {
-            settle(waiting.pop_front().unwrap());
+            check(waiting.pop_front().unwrap());
         }
     }
-    waiting.into_iter().for_each(settle);
+    waiting.into_iter().for_each(check);
     let status = bookie.status();
     let most = u64::try_from(config.journal_segments_max * 8 * MIB).unwrap();
     assert!(status.journal_bytes <= most, "{status:?}");

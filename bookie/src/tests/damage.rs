@@ -3,9 +3,9 @@
 use aquifer_runtime::disk::Disk;
 use aquifer_runtime::rng::{Rng, SeededRng};
 
-use super::crash::Machine;
 use super::*;
 use crate::journal::segment::FIRST_COMMIT_OFFSET;
+use crate::tests::crash::Machine;
 
 const ENTRIES: u64 = 20;
 const LEN: usize = 6_000;
@@ -140,10 +140,10 @@ fn stale_commits_of_a_recycled_segment_do_not_replay() {
                 done(answer(reply));
             }
             entry += 4;
-            settle(&bookie);
+            flush_all(&bookie);
         }
         done(ask(&bookie, request(round + 1, OrderedOperation::Delete)));
-        settle(&bookie);
+        flush_all(&bookie);
         machine.crash(bookie, &SeededRng::new(round));
         bookie = machine.boot();
         assert_eq!(bookie.status().limbo, None);
@@ -255,13 +255,13 @@ fn a_store_from_an_old_backup_is_limbo() {
     machine.config.journal_segments_max = 2;
     let bookie = machine.boot();
     done(ask(&bookie, add_request(1, 0, 10)));
-    settle(&bookie);
+    flush_all(&bookie);
     let backup = machine.config.ledger_dir.join("rocksdb");
     let kept = tempfile::tempdir().unwrap();
     copy_directory(&backup, kept.path());
     for entry in 1..100 {
         done(ask(&bookie, add_request(1, entry, 200_000)));
-        settle(&bookie);
+        flush_all(&bookie);
     }
     machine.kill(bookie);
     let current = machine.config.ledger_dir.join("rocksdb");

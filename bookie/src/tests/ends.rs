@@ -37,7 +37,7 @@ fn bookies_come_and_go() {
         for entry in 0..20 {
             done(ask(&bookie, add_request(1, entry, 1_000)));
         }
-        settle(&bookie);
+        flush_all(&bookie);
         bookie.core.shared.ledgers.lock(LedgerId(1)).forget();
         let last = start(
             &bookie,
@@ -61,7 +61,7 @@ fn a_dropped_bookie_has_ended_when_its_last_clone_has() {
     for ledger in 1..=10 {
         let bookie = try_open(&config).unwrap();
         done(ask(&bookie, add_request(ledger, 0, 1_000)));
-        settle(&bookie);
+        flush_all(&bookie);
         bookie.core.shared.ledgers.lock(LedgerId(ledger)).forget();
         let read = request(ledger, OrderedOperation::RecoveryRead(EntryId(0)));
         drop(start(&bookie, read));

@@ -2,10 +2,10 @@
 
 use std::path::PathBuf;
 
-use super::damage::files_with;
-use super::rot::{flip_bytes, flip_entry, quiet, stop};
 use super::*;
 use crate::BookieMode;
+use crate::tests::damage::files_with;
+use crate::tests::rot::{flip_bytes, flip_entry, quiet, stop};
 
 const LEN: usize = 3_900;
 
@@ -20,7 +20,7 @@ fn flushed(bookie: &Bookie, entries: std::ops::Range<u64>) {
             done(ask(bookie, add_request(ledger, entry, LEN)));
         }
     }
-    settle(bookie);
+    flush_all(bookie);
 }
 
 fn is_read_only(bookie: &Bookie) -> bool {
@@ -84,7 +84,7 @@ fn a_block_that_stops_compactions_is_read_only_until_it_is_set_aside() {
             "{refused:?}"
         );
         done(ask(&bookie, request(200 + round, OrderedOperation::Fence)));
-        settle(&bookie);
+        flush_all(&bookie);
         assert!(is_read_only(&bookie));
     }
     // No compaction meets it again: each round has left a file.
@@ -93,7 +93,7 @@ fn a_block_that_stops_compactions_is_read_only_until_it_is_set_aside() {
     (4..15).for_each(|entry| expect(&bookie, 1, entry, LEN));
     (0..15).for_each(|entry| expect(&bookie, 2, entry, LEN));
     done(ask(&bookie, recovery_add(1, 0, LEN)));
-    settle(&bookie);
+    flush_all(&bookie);
     expect(&bookie, 1, 0, LEN);
     assert!(read_one(&bookie, 1, 1).is_err());
     let unreadable = block_on(bookie.unreadable(LedgerId(1))).unwrap();

@@ -35,7 +35,7 @@ fn a_bookie_runs_and_starts_again_on_any_store() {
     let store = MemoryStore::default();
     let bookie = open_on(&config, &store);
     fill(&bookie, 1, 0..8);
-    settle(&bookie);
+    flush_all(&bookie);
     fill(&bookie, 1, 8..12);
     fill(&bookie, 2, 0..3);
     done(ask(&bookie, request(2, OrderedOperation::Fence)));
@@ -96,7 +96,7 @@ fn a_store_that_refuses_gets_everything_again() {
     let store = MemoryStore::default();
     let bookie = open_on(&config, &store);
     fill(&bookie, 1, 0..4);
-    settle(&bookie);
+    flush_all(&bookie);
     fill(&bookie, 1, 4..8);
     eventually("applied", || {
         bookie.status().applied_commit == bookie.status().synced_commit

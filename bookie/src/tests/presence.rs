@@ -63,7 +63,7 @@ fn what_is_stored_is_found_wherever_it_is() {
         assert!(has(bookie, 1, 5, 4).is_err());
     };
     check(&bookie);
-    settle(&bookie);
+    flush_all(&bookie);
     check(&bookie);
     shutdown(&bookie);
     drop(bookie);
@@ -90,7 +90,7 @@ fn large_entries_are_not_read_to_be_found() {
     for entry in 0..200 {
         done(ask(&bookie, add_request(1, entry, LARGE)));
     }
-    settle(&bookie);
+    flush_all(&bookie);
     shutdown(&bookie);
     drop(bookie);
     let bookie = open(&config);
@@ -117,7 +117,7 @@ fn entries_are_found_whatever_bound_they_were_stored_by() {
                 done(ask(&bookie, add_request(1, entry, 6_000)));
             }
             first += 40;
-            settle(&bookie);
+            flush_all(&bookie);
             shutdown(&bookie);
         }
         let bookie = open(&config);
@@ -143,7 +143,7 @@ fn a_read_of_beginnings_reads_no_more_than_others() {
     for entry in 0..20 {
         done(ask(&bookie, add_request(1, entry, MIB)));
     }
-    settle(&bookie);
+    flush_all(&bookie);
     let greedy = ReadRange {
         prefix_bytes: Some(1),
         entries_max: 65_536,

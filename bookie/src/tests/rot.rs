@@ -6,9 +6,9 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use super::damage::files_with;
 use super::*;
 use crate::scrub::RepairHook;
+use crate::tests::damage::files_with;
 
 /// What a bookie told of damage.
 #[derive(Default)]
@@ -97,7 +97,7 @@ fn a_damaged_last_entry_costs_nothing_but_itself() {
             recovery_added(&bookie, 1, entry, len);
         }
         // In RocksDB too, where the damaged block still is.
-        settle(&bookie);
+        flush_all(&bookie);
         (0..20).for_each(|entry| expect(&bookie, 1, entry, len));
         let mut first = 0;
         while first < 20 {
@@ -144,7 +144,7 @@ fn a_damaged_ledger_record_is_limbo_of_its_ledger_only() {
         done(ask(&bookie, add_request(ledger, 0, 100)));
     }
     done(ask(&bookie, request(1, OrderedOperation::Fence)));
-    settle(&bookie);
+    flush_all(&bookie);
     for ledger in 11..=12 {
         done(ask(&bookie, add_request(ledger, 0, 100)));
     }
@@ -187,7 +187,7 @@ fn the_journal_of_a_ledger_without_a_record_is_replayed() {
     let mut machine = super::crash::Machine::new();
     let bookie = machine.boot();
     done(ask(&bookie, add_request(1, 0, 100)));
-    settle(&bookie);
+    flush_all(&bookie);
     done(ask(&bookie, add_request(1, 1, 100)));
     machine.kill(bookie);
     flip_bytes(&machine.config, ".sst", &token(1).0);
@@ -207,7 +207,7 @@ fn what_cannot_be_read_is_damage_that_the_scrubber_passes_and_repair_replaces() 
     for entry in 0..3 {
         done(ask(&bookie, add_request(1, entry, 40_000)));
     }
-    settle(&bookie);
+    flush_all(&bookie);
     for entry in 3..6 {
         done(ask(&bookie, add_request(1, entry, 40_000)));
     }
@@ -228,7 +228,7 @@ fn what_cannot_be_read_is_damage_that_the_scrubber_passes_and_repair_replaces() 
     for (ledger, entry) in lost {
         recovery_added(&bookie, ledger, entry, 40_000);
     }
-    settle(&bookie);
+    flush_all(&bookie);
     // A pass may have begun before the repair.
     let before = passes();
     eventually("passes after the repair", || passes() >= before + 2);

@@ -5,10 +5,10 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use super::damage::{files_with, flip};
-use super::rot::flip_entry;
 use super::*;
 use crate::scrub::RepairHook;
+use crate::tests::damage::{files_with, flip};
+use crate::tests::rot::flip_entry;
 
 /// Entries of ledgers.
 type Numbers = &'static [(u64, u64)];
@@ -48,7 +48,7 @@ fn filled(bookie: &Bookie, ledgers: u64, entries: u64, len: usize) {
             done(ask(bookie, add_request(ledger, entry, len)));
         }
     }
-    settle(bookie);
+    flush_all(bookie);
 }
 
 #[test]
@@ -162,7 +162,7 @@ fn repair_replaces_a_damaged_entry_through_the_journal_and_no_other() {
         for entry in 0..3 {
             done(ask(&bookie, add_request(ledger, entry, len)));
         }
-        settle(&bookie);
+        flush_all(&bookie);
         corrupt(&bookie, ledger, 1);
         assert!(matches!(
             read_one(&bookie, ledger, 1),
@@ -259,7 +259,7 @@ fn stored_ledgers_are_listed_in_pages_without_the_deleted() {
     let bookie = open(&quiet(directory.path()));
     filled(&bookie, 5, 1, 10);
     done(ask(&bookie, request(3, OrderedOperation::Delete)));
-    settle(&bookie);
+    flush_all(&bookie);
     let mut listed = Vec::new();
     let mut after = None;
     loop {

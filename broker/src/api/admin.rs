@@ -12,7 +12,7 @@ use crate::broker::Broker;
 use crate::error::BrokerError;
 use crate::namespace::check_unreserved;
 use crate::namespace::listing::{Listed, Lister, look_tenant, parse};
-use crate::topics::removal::Doomed;
+use crate::topics::removal::RemovalScope;
 
 impl Broker {
     pub(super) async fn make_tenant(&self, tenant: &str) -> Result<(), BrokerError> {
@@ -35,8 +35,8 @@ impl Broker {
         let created = table.of_created(namespace, policies, create).await;
         if created.is_err() {
             // It may have come into a tenant that is being deleted: the sweep would take longer.
-            let doomed = Doomed::Namespace(namespace.clone());
-            self.topics.resume_removal(doomed);
+            let scope = RemovalScope::Namespace(namespace.clone());
+            self.topics.resume_removal(scope);
         }
         created
     }

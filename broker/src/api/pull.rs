@@ -16,8 +16,8 @@ use tokio::sync::oneshot;
 use crate::broker::Broker;
 use crate::error::BrokerError;
 use crate::quota::Cost;
-use crate::quota::gate::Gate;
 use crate::quota::producers::Publisher;
+use crate::quota::publish_limits::PublishLimits;
 use crate::quota::rates::Flow;
 use crate::security::audit::cause::Create;
 use crate::topic::pull::{AloneAppend, Door, NamedBy, Pull};
@@ -113,10 +113,10 @@ impl Broker {
         if !door.rates.is_limited(Flow::Publish) {
             return Ok(());
         }
-        let mut gate = Gate::new(Arc::clone(&door.rates), publisher);
-        match gate.try_pass(&self.shared, cost)? {
+        let mut limits = PublishLimits::new(Arc::clone(&door.rates), publisher);
+        match limits.try_pass(&self.shared, cost)? {
             true => Ok(()),
-            false => gate.pass(&self.shared, cost).await,
+            false => limits.pass(&self.shared, cost).await,
         }
     }
 

@@ -11,22 +11,22 @@ use crate::api::serve;
 use crate::broker::Broker;
 use crate::error::BrokerError;
 use crate::namespace::check_unreserved;
-use crate::topics::removal::Doomed;
+use crate::topics::removal::RemovalScope;
 
 impl Broker {
     pub(super) async fn delete_all(
         &self,
         ctx: &RequestContext,
         resource: Resource,
-        doomed: Doomed,
+        scope: RemovalScope,
         how: Removal,
     ) -> ApiResult<Removed> {
-        let about = Some(match &doomed {
-            Doomed::Tenant(tenant) => Resource::Tenant(tenant.clone()),
-            Doomed::Namespace(namespace) => Resource::Namespace(namespace.clone()),
+        let about = Some(match &scope {
+            RemovalScope::Tenant(tenant) => Resource::Tenant(tenant.clone()),
+            RemovalScope::Namespace(namespace) => Resource::Namespace(namespace.clone()),
         });
-        let is_tenant = matches!(doomed, Doomed::Tenant(_));
-        let work = self.remove(doomed, how);
+        let is_tenant = matches!(scope, RemovalScope::Tenant(_));
+        let work = self.remove(scope, how);
         macro_rules! serve_as {
             ($request:literal) => {
                 serve!(self, ctx, $request, Action::Manage, resource, about: about, work)
@@ -40,11 +40,11 @@ impl Broker {
         }
     }
 
-    async fn remove(&self, doomed: Doomed, how: Removal) -> Result<Removed, BrokerError> {
-        check_unreserved(doomed.tenant())?;
+    async fn remove(&self, scope: RemovalScope, how: Removal) -> Result<Removed, BrokerError> {
+        check_unreserved(scope.tenant())?;
         match how.dry_run {
-            true => self.topics.count(&doomed).await,
-            false => self.topics.remove(doomed, how.force).await,
+            true => self.topics.count(&scope).await,
+            false => self.topics.remove(scope, how.force).await,
         }
     }
 }

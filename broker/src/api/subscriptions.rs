@@ -10,6 +10,7 @@ use std::time::Duration;
 use aquifer_model::id::Index;
 use aquifer_model::place::Place;
 use aquifer_model::ranges::TopicRanges;
+use aquifer_model::subscription::{Properties, check_properties};
 use aquifer_model::topic::{SubscriptionName, TopicName};
 use aquifer_protocol_api::admin::{Clear, PEEK_MESSAGES_MAX, Peeked, SubscriptionReset};
 use aquifer_protocol_api::consumer::IndexRange;
@@ -36,18 +37,18 @@ const RUNS_MAX: usize = 16;
 
 /// A change of a subscription in one topic or partition.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Change {
-    Create(Place),
+enum Change<'a> {
+    Create(Place, &'a Properties),
     Delete { force: bool },
     Seek(Place),
     Clear(Clear),
 }
 
-impl Change {
+impl Change<'_> {
     /// The kind of the answer which says that a partition is as requested already.
     fn is_met_by(self) -> Option<ErrorKind> {
         match self {
-            Change::Create(_) => Some(ErrorKind::AlreadyExists),
+            Change::Create(..) => Some(ErrorKind::AlreadyExists),
             Change::Delete { .. } => Some(ErrorKind::NotFound),
             Change::Seek(_) | Change::Clear(_) => None,
         }
@@ -55,14 +56,14 @@ impl Change {
 
     fn place(self) -> Option<Place> {
         match self {
-            Change::Create(place) | Change::Seek(place) => Some(place),
+            Change::Create(place, _) | Change::Seek(place) => Some(place),
             Change::Delete { .. } | Change::Clear(_) => None,
         }
     }
 
     fn done(self) -> &'static str {
         match self {
-            Change::Create(_) => "created",
+            Change::Create(..) => "created",
             Change::Delete { .. } => "deleted",
             Change::Seek(_) => "moved",
             Change::Clear(Clear { dry_run: true, .. }) => "looked at",
@@ -88,11 +89,19 @@ impl Broker {
         ctx: &RequestContext,
         topic: &TopicName,
         subscription: &SubscriptionName,
-        place: Place,
+        (place, properties): (Place, &Properties),
     ) -> Result<Index, BrokerError> {
+        check_properties(properties).map_err(|error| {
+            BrokerError::invalid(error.to_string(), "give fewer or shorter ones, with names")
+        })?;
         let create = self.created_by(ctx, "create_subscription");
-        self.change(topic, subscription, Change::Create(place), &create)
-            .await
+        self.change(
+            topic,
+            subscription,
+            Change::Create(place, properties),
+            &create,
+        )
+        .await
     }
 
     pub(super) async fn move_subscription(
@@ -172,7 +181,7 @@ impl Broker {
         loop {
             // Its creation is part of that of its topic.
             let create = match change {
-                Change::Create(_) => Create::For(None),
+                Change::Create(..) => Create::For(None),
                 Change::Delete { .. } | Change::Seek(_) | Change::Clear(_) => Create::Never,
             };
             let changed = match self.change_here(part, subscription, change, &create).await {
@@ -208,10 +217,10 @@ impl Broker {
     ) -> Result<Index, BrokerError> {
         let name = || subscription.clone();
         match change {
-            Change::Create(place) => {
+            Change::Create(place, properties) => {
                 let event = |reply| Event::CreateSubscription {
                     name: name(),
-                    place,
+                    new: Box::new((place, properties.clone())),
                     reply,
                 };
                 self.topics.ask(topic, create, event).await
@@ -246,9 +255,9 @@ impl Broker {
     ) -> Result<Index, ApiError> {
         let peers = self.shared.peers().map_err(ApiError::from)?;
         match change {
-            Change::Create(place) => {
+            Change::Create(place, properties) => {
                 peers
-                    .create_subscription(url, topic, subscription, place)
+                    .create_subscription(url, topic, subscription, place, properties)
                     .await
             }
             Change::Delete { force } => {
@@ -451,7 +460,8 @@ mod tests {
     #[test]
     fn what_exists_in_part_is_completed() {
         use ErrorKind::{AlreadyExists, NotFound};
-        let create = Change::Create(Place::Earliest);
+        let properties = Properties::new();
+        let create = Change::Create(Place::Earliest, &properties);
         let created = summed(create, vec![Ok(3), Err(AlreadyExists), Ok(4)]);
         assert_eq!(created, Ok(Index(7)));
         let exists = summed(create, vec![Err(AlreadyExists); 2]).unwrap_err();

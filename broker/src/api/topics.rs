@@ -14,6 +14,7 @@ use aquifer_log::error::LogError;
 use aquifer_metadata::keys::{self, Key};
 use aquifer_metadata::record;
 use aquifer_metadata::store::Versioned;
+use aquifer_model::hash::KeyHash;
 use aquifer_model::id::TopicIncarnation;
 use aquifer_model::limits::PARTITIONS_MAX;
 use aquifer_model::ranges::TopicRanges;
@@ -164,6 +165,8 @@ impl Broker {
             return Ok(TopicLayout {
                 topic,
                 ranges: TopicRanges::default(),
+                // A topic with another one is not loaded.
+                key_hash: KeyHash::default(),
                 incarnation,
             });
         }
@@ -192,6 +195,7 @@ impl Broker {
         Ok(TopicLayout {
             topic,
             ranges: cell.ranges(),
+            key_hash: cell.key_hash(),
             incarnation: cell.incarnation(),
         })
     }

@@ -179,10 +179,10 @@ impl Planner {
     fn places(&self, now: Duration, reports: &[LoadReport]) -> Vec<Place> {
         let there: BTreeSet<BrokerId> = reports.iter().map(|report| report.broker).collect();
         let window = self.config.window();
-        let settles =
+        let arrives =
             |moved: &Moved| now.saturating_sub(moved.at) < window && there.contains(&moved.to);
         let mut arriving: BTreeMap<BrokerId, f64> = BTreeMap::new();
-        for moved in self.moves.values().filter(|moved| settles(moved)) {
+        for moved in self.moves.values().filter(|moved| arrives(moved)) {
             *arriving.entry(moved.to).or_default() += self.measure.weight(&moved.load);
         }
         let place = |report: &LoadReport| {
@@ -192,7 +192,7 @@ impl Planner {
                     range: reported.range,
                 };
                 let moved = covering(&self.moves, &bundle);
-                if moved.is_some_and(settles) {
+                if moved.is_some_and(arrives) {
                     return None;
                 }
                 let age = reported.handed_over_ms.map(Duration::from_millis);

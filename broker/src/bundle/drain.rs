@@ -7,7 +7,7 @@ use aquifer_metadata::error::MetadataError;
 use aquifer_runtime::clock;
 
 use crate::bundle::ownership::DRAIN_MAX;
-use crate::bundle::transfer::move_to;
+use crate::bundle::transfer::transfer_to;
 use crate::error::BrokerError;
 use crate::topics::Topics;
 
@@ -34,7 +34,7 @@ pub(crate) async fn drain(topics: &Arc<Topics>) {
             tracing::info!("no other broker is there: topics end here");
             return;
         };
-        match move_to(shared, &owned.bundle, &target).await {
+        match transfer_to(shared, &owned.bundle, &target).await {
             Ok(()) => {}
             Err(BrokerError::Metadata(
                 MetadataError::Unavailable(why) | MetadataError::Full(why),

@@ -302,7 +302,6 @@ impl Ownership {
                 let record = BundleOwnerRecord {
                     broker_id: target.0.to_vec().into(),
                     epoch,
-                    state: OWNED.to_owned(),
                     ..BundleOwnerRecord::default()
                 };
                 let given = match target == self.broker {
@@ -356,9 +355,6 @@ impl Ownership {
         }
     }
 }
-
-/// The state of every record.
-pub(crate) const OWNED: &str = "owned";
 
 /// The key of a bundle's owner.
 pub(crate) fn key(bundle: &Bundle) -> String {

@@ -12,7 +12,7 @@ use aquifer_proto::v1::BundleOwnerRecord;
 use aquifer_runtime::clock;
 use futures::future::join_all;
 
-use crate::bundle::ownership::{self, Cluster, OWNED, Owned, broker_id, owned};
+use crate::bundle::ownership::{self, Cluster, Owned, broker_id, owned};
 use crate::bundle::{Bundle, middle};
 use crate::context::Context;
 use crate::error::BrokerError;
@@ -61,7 +61,6 @@ pub(crate) async fn split(
         let inherited = BundleOwnerRecord {
             broker_id: owner.broker_id.clone(),
             epoch: owner.epoch + 1,
-            state: OWNED.to_owned(),
             source_id: owner.broker_id,
             source_epoch: owner.epoch,
         };

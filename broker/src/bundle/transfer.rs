@@ -1,16 +1,17 @@
-//! Moves of bundles: one compare-and-swap of the bundle's record, by any broker.
+//! Moves of bundles: one update of the bundle's record, by any broker.
 
 use std::time::Duration;
 
 use aquifer_metadata::keys;
 use aquifer_metadata::record;
-use aquifer_metadata::store::Expect;
+use aquifer_metadata::store::Versioned;
+use aquifer_metadata::update::{Change, UpdateError};
 use aquifer_model::id::BrokerId;
 use aquifer_proto::v1::BundleOwnerRecord;
 use aquifer_runtime::clock;
 
 use crate::bundle::Bundle;
-use crate::bundle::ownership::{self, OWNED, broker_id};
+use crate::bundle::ownership::{self, broker_id};
 use crate::bundle::view::view;
 use crate::context::Context;
 use crate::error::BrokerError;
@@ -46,7 +47,7 @@ pub(crate) async fn transfer(
         advice: "`aquifer cluster brokers` lists those that are there".to_owned(),
     })?;
     if owner != Some(chosen.id) {
-        move_to(shared, bundle, &chosen).await?;
+        transfer_to(shared, bundle, &chosen).await?;
     }
     Ok(chosen)
 }
@@ -54,63 +55,67 @@ pub(crate) async fn transfer(
 /// Moves a bundle of a certain broker to another one; `false` when it is not that one's any more.
 ///
 /// # Errors
-/// When metadata does not answer, or the record changes at the same time.
-pub(crate) async fn move_from(
+/// When metadata does not answer, or the record keeps changing.
+pub(crate) async fn transfer_from(
     shared: &Context,
     bundle: &Bundle,
     from: BrokerId,
     target: &Member,
 ) -> Result<bool, BrokerError> {
-    let store = shared.ownership.store();
-    // Without a record, the bundle may be none any more.
-    let Some(found) = store.get(&ownership::key(bundle)).await? else {
-        return Ok(false);
-    };
-    let record: BundleOwnerRecord = record::decode(&found)?;
-    if broker_id(&record.broker_id) != Some(from) {
-        return Ok(false);
-    }
-    let expect = Expect::Revision(found.revision);
-    write_move(shared, bundle, target, record, expect).await?;
-    Ok(true)
+    write_transfer(shared, bundle, Some(from), target).await
 }
 
 /// Moves a bundle to a broker, whichever owns it now.
 ///
 /// # Errors
-/// When metadata does not answer, or the record changes at the same time.
-pub(super) async fn move_to(
+/// When metadata does not answer, or the record keeps changing.
+pub(super) async fn transfer_to(
     shared: &Context,
     bundle: &Bundle,
     target: &Member,
 ) -> Result<(), BrokerError> {
-    let store = shared.ownership.store();
-    let (record, expect) = match &store.get(&ownership::key(bundle)).await? {
-        None => (BundleOwnerRecord::default(), Expect::Absent),
-        Some(found) => (record::decode(found)?, Expect::Revision(found.revision)),
-    };
-    write_move(shared, bundle, target, record, expect).await
+    write_transfer(shared, bundle, None, target).await.map(drop)
 }
 
-async fn write_move(
+/// Moves a bundle, of a certain broker only if one is given; `false` when it is not that one's.
+async fn write_transfer(
     shared: &Context,
     bundle: &Bundle,
+    from: Option<BrokerId>,
     target: &Member,
-    record: BundleOwnerRecord,
-    expect: Expect,
-) -> Result<(), BrokerError> {
-    let key = ownership::key(bundle);
-    let moved = BundleOwnerRecord {
-        broker_id: target.id.0.to_vec().into(),
-        epoch: record.epoch + 1,
-        state: OWNED.to_owned(),
-        source_id: record.broker_id,
-        source_epoch: record.epoch,
-    };
+) -> Result<bool, BrokerError> {
     let partition = keys::partition_of_namespace(&bundle.namespace);
-    let value = record::encode(moved);
+    let decide = |stored: Option<Versioned>| {
+        let record = match &stored {
+            Some(found) => record::decode(found)?,
+            // Without a record, the bundle may be none any more.
+            None if from.is_some() => return Ok(Change::none(None)),
+            None => BundleOwnerRecord::default(),
+        };
+        let (owner, source) = (broker_id(&record.broker_id), broker_id(&record.source_id));
+        if from.is_none_or(|from| source == Some(from)) && owner == Some(target.id) {
+            // It is there, perhaps by an attempt whose answer did not come.
+            return Ok(Change::none(stored.map(|found| found.revision)));
+        }
+        if from.is_some_and(|from| owner != Some(from)) {
+            return Ok(Change::none(None));
+        }
+        let moved = BundleOwnerRecord {
+            broker_id: target.id.0.to_vec().into(),
+            epoch: record.epoch + 1,
+            source_id: record.broker_id,
+            source_epoch: record.epoch,
+        };
+        Ok(Change::put(&partition, record::encode(moved), None))
+    };
     let store = shared.ownership.store();
-    let revision = store.put(&partition, &key, value, expect).await?;
+    let updated = store.update(&ownership::key(bundle), &[], |stored| {
+        std::future::ready(decide(stored))
+    });
+    let updated = updated.await.map_err(UpdateError::<BrokerError>::flatten)?;
+    let Some(revision) = updated.applied.or(updated.answer) else {
+        return Ok(false);
+    };
     tracing::info!(%bundle, to = %target.id, "bundle is given to another broker");
     if let Some(cluster) = shared.ownership.cluster() {
         // So that an answer about the owner that follows is the new one.
@@ -119,7 +124,7 @@ async fn write_move(
             tracing::debug!("the owners are not seen in time");
         }
     }
-    Ok(())
+    Ok(true)
 }
 
 fn alone() -> BrokerError {

@@ -4,11 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use aquifer_model::id::Index;
 use aquifer_model::topic::SubscriptionName;
+use aquifer_proto::convert::subscription::properties;
 use aquifer_proto::v1;
 use aquifer_protocol_api::consumer::{IndexRange, Redelivered};
 
-use super::{CursorLogError, RecoveredSubscription};
-use crate::subscription::cursor::Properties;
+use crate::cursor_log::{CursorLogError, RecoveredSubscription};
 use crate::subscription::cursor::state::{
     CursorError, CursorState, INDEX_MAX, decode_bitmap, decode_kind,
 };
@@ -92,7 +92,7 @@ impl Accumulated {
                 let kind = decode_kind(update.r#type).map_err(bad)?;
                 if let Some(known) = self.known(index, &name) {
                     known.kind = kind;
-                    known.properties = decode_properties(&update.properties);
+                    known.properties = properties(&update.properties);
                 }
             }
             None => {
@@ -122,18 +122,11 @@ impl Accumulated {
 fn recover(state: &v1::SubscriptionState) -> Result<RecoveredSubscription, CursorError> {
     Ok(RecoveredSubscription {
         kind: decode_kind(state.r#type)?,
-        properties: decode_properties(&state.properties),
+        properties: properties(&state.properties),
         cursor: CursorState::decode(state)?,
         redelivered: decode_redelivered(&state.redelivered)?,
         created_ms: state.created_ms,
     })
-}
-
-fn decode_properties(properties: &[v1::SubscriptionProperty]) -> Properties {
-    let pairs = properties.iter();
-    pairs
-        .map(|property| (property.name.clone(), property.value.clone()))
-        .collect()
 }
 
 /// Counts of ranges that ascend and do not overlap.

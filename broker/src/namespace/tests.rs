@@ -10,8 +10,8 @@ use aquifer_runtime::clock::SystemClock;
 use aquifer_runtime::disk::{Disk, SimDisk};
 use aquifer_runtime::task::TaskGroup;
 
-use super::listing::{Lister, look_tenant};
 use super::*;
+use crate::namespace::listing::{Lister, look_tenant};
 
 async fn store(tasks: &TaskGroup) -> Arc<dyn MetadataStore> {
     let disk = SimDisk::new();

@@ -10,8 +10,8 @@ use aquifer_metadata::store::{Revision, Versioned, WatchEvent};
 use aquifer_model::policy::{Policies, PolicyScope};
 use aquifer_runtime::clock;
 
-use super::{Inner, Said, WATCH_RETRY, decode};
 use crate::error::BrokerError;
+use crate::policies::{Inner, Said, WATCH_RETRY, decode};
 
 impl Inner {
     pub(super) async fn watch(&self) {

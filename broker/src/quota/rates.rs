@@ -253,9 +253,9 @@ impl TopicRates {
     }
 
     /// Corrects what was taken beforehand for something that has cost `used` in the end.
-    pub(super) fn settle(&self, flow: Flow, taken: Cost, used: Cost) {
+    pub(super) fn correct(&self, flow: Flow, taken: Cost, used: Cost) {
         for (_, limiter) in &mut self.lock(flow).0 {
-            limiter.settle(taken, used);
+            limiter.correct(taken, used);
         }
     }
 

@@ -76,6 +76,6 @@ impl Reserved {
 
 impl Drop for Reserved {
     fn drop(&mut self) {
-        self.rates.settle(Flow::Dispatch, self.taken, self.used);
+        self.rates.correct(Flow::Dispatch, self.taken, self.used);
     }
 }

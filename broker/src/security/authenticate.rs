@@ -8,8 +8,8 @@ use aquifer_protocol_api::error::ApiError;
 use aquifer_protocol_api::security::Shown;
 use aquifer_runtime::net::tls::PeerCertificate;
 
-use super::{Guard, stale, unauthenticated};
 use crate::security::audit::Record;
+use crate::security::{Guard, stale, unauthenticated};
 use crate::security::{principal, token};
 
 impl Guard {

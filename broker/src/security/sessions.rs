@@ -54,7 +54,7 @@ impl Guard {
         needs: Vec<Access>,
     ) -> Result<SessionEnd, ApiError> {
         let Principal::Named(identity) = &ctx.principal else {
-            return Err(super::unauthenticated());
+            return Err(crate::security::unauthenticated());
         };
         let (end, told) = oneshot::channel();
         self.sessions.0.lock().push(Open {
@@ -73,7 +73,7 @@ impl Guard {
         let until = self.check_credential(identity)?;
         for need in needs {
             let allowed = self.allowed_by(identity, need.action, &need.resource);
-            allowed.ok_or_else(super::forbidden)?;
+            allowed.ok_or_else(crate::security::forbidden)?;
         }
         Ok(until)
     }
@@ -135,7 +135,11 @@ impl Guard {
             over.extend(all.extract_if(.., is_over));
         }
         for open in over {
-            self.end(open, super::unauthenticated(), "its credential has expired");
+            self.end(
+                open,
+                crate::security::unauthenticated(),
+                "its credential has expired",
+            );
         }
     }
 

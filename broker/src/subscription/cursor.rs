@@ -10,18 +10,15 @@
 
 pub mod state;
 
-use std::collections::BTreeMap;
 use std::ops::Range;
 
 use aquifer_model::id::{Index, SeekEpoch};
-use aquifer_model::subscription::SubscriptionType;
+use aquifer_model::subscription::{Properties, SubscriptionType};
+use aquifer_proto::convert::subscription::wire_properties;
 use aquifer_proto::v1;
 use aquifer_protocol_api::consumer::IndexRange;
 
 use self::state::CursorState;
-
-/// What is recorded of a subscription by name, for those that use it.
-pub type Properties = BTreeMap<String, String>;
 
 /// An acknowledgement to be made durable.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -119,6 +116,12 @@ impl Cursor {
         self.kind
     }
 
+    /// What its creator has recorded of it.
+    #[must_use]
+    pub fn properties(&self) -> &Properties {
+        &self.properties
+    }
+
     /// Sets the type of its subscription. The owner logs [`Cursor::update`].
     pub(super) fn set_kind(&mut self, kind: SubscriptionType) {
         self.kind = kind;
@@ -129,7 +132,7 @@ impl Cursor {
     pub fn update(&self) -> v1::SubscriptionUpdate {
         v1::SubscriptionUpdate {
             r#type: v1::SubscriptionType::from(self.kind).into(),
-            properties: encode_properties(&self.properties),
+            properties: wire_properties(&self.properties),
         }
     }
 
@@ -272,18 +275,10 @@ impl Cursor {
     #[must_use]
     pub fn record(&self) -> v1::SubscriptionState {
         v1::SubscriptionState {
-            properties: encode_properties(&self.properties),
+            properties: wire_properties(&self.properties),
             ..self.state.encode(&self.name, self.kind, self.created_ms)
         }
     }
-}
-
-fn encode_properties(properties: &Properties) -> Vec<v1::SubscriptionProperty> {
-    let property = |(name, value): (&String, &String)| v1::SubscriptionProperty {
-        name: name.clone(),
-        value: value.clone(),
-    };
-    properties.iter().map(property).collect()
 }
 
 #[cfg(test)]

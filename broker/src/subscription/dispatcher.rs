@@ -26,13 +26,13 @@ use aquifer_model::subscription::SubscriptionType;
 use aquifer_protocol_api::consumer::{NegativeAcknowledge, Redelivered};
 use aquifer_protocol_api::error::{ApiError, ErrorKind};
 
-use super::consumer::{Attach, Consumer, ConsumerId, Notice};
-use super::cursor::Cursor;
-use super::held_back::HeldBack;
-use super::mode::{self, Attached, Mode};
-use super::pending::Pending;
-use super::ranges::RangeMap;
-use super::replay::Replay;
+use crate::subscription::consumer::{Attach, Consumer, ConsumerId, Notice};
+use crate::subscription::cursor::Cursor;
+use crate::subscription::held_back::HeldBack;
+use crate::subscription::mode::{self, Attached, Mode};
+use crate::subscription::pending::Pending;
+use crate::subscription::ranges::RangeMap;
+use crate::subscription::replay::Replay;
 
 /// Most bytes that one read asks for.
 const READ_BYTES_MAX: u64 = 1024 * 1024;
@@ -232,7 +232,7 @@ impl Dispatcher {
     /// Notes that the log begins at `first` now.
     pub(super) fn trimmed(&mut self, cursor: &mut Cursor, first: Index) {
         if first > cursor.mark_delete() {
-            self.settle(cursor, 0..first.0);
+            self.take_out(cursor, 0..first.0);
             cursor.pass(first);
         }
         self.advance(first.0);
@@ -241,7 +241,7 @@ impl Dispatcher {
     /// Takes out what of `range` a consumer holds, waits for one or is held back, as it is
     /// acknowledged. Says whether that was anything, or whether some of it is yet to be read: then
     /// it was delivered before the topic was loaded. All else below `read` is acknowledged already.
-    pub(super) fn settle(&mut self, cursor: &Cursor, range: Range<u64>) -> bool {
+    pub(super) fn take_out(&mut self, cursor: &Cursor, range: Range<u64>) -> bool {
         let held = self.pending.take(range.clone());
         for (_, held) in &held {
             self.wake(held.consumer);

@@ -3,8 +3,8 @@
 use aquifer_model::batch::MessageRow;
 use aquifer_protocol_api::error::{ApiError, ErrorKind};
 
-use super::consumer::{ConsumerId, Notice};
-use super::mode::{Attached, Choice, Mode};
+use crate::subscription::consumer::{ConsumerId, Notice};
+use crate::subscription::mode::{Attached, Choice, Mode};
 
 /// The one consumer.
 #[derive(Debug, Default)]

@@ -7,8 +7,8 @@
 use aquifer_model::batch::MessageRow;
 use aquifer_protocol_api::error::ApiError;
 
-use super::consumer::{ConsumerId, Notice};
-use super::mode::{Attached, Choice, Mode};
+use crate::subscription::consumer::{ConsumerId, Notice};
+use crate::subscription::mode::{Attached, Choice, Mode};
 
 /// Attached consumers, the served one first.
 #[derive(Debug, Default)]

@@ -11,8 +11,8 @@
 use std::collections::BTreeSet;
 use std::ops::Range;
 
-use super::mode::HoldReason;
-use super::ranges::RangeMap;
+use crate::subscription::mode::HoldReason;
+use crate::subscription::ranges::RangeMap;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Hold {

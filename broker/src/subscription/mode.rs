@@ -11,11 +11,11 @@ use aquifer_model::batch::MessageRow;
 use aquifer_model::subscription::SubscriptionType;
 use aquifer_protocol_api::error::ApiError;
 
-use super::consumer::{Consumer, ConsumerId, Notice};
-use super::exclusive::Exclusive;
-use super::failover::Failover;
-use super::pending::Pending;
-use super::shared::Shared;
+use crate::subscription::consumer::{Consumer, ConsumerId, Notice};
+use crate::subscription::exclusive::Exclusive;
+use crate::subscription::failover::Failover;
+use crate::subscription::pending::Pending;
+use crate::subscription::shared::Shared;
 
 /// What becomes of a message, or of a whole entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

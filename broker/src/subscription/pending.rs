@@ -7,8 +7,8 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use super::consumer::ConsumerId;
-use super::ranges::RangeMap;
+use crate::subscription::consumer::ConsumerId;
+use crate::subscription::ranges::RangeMap;
 
 /// The holder of a range, and how often it was delivered before.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -7,8 +7,8 @@
 
 use std::ops::Range;
 
-use super::pending::Held;
-use super::ranges::RangeMap;
+use crate::subscription::pending::Held;
+use crate::subscription::ranges::RangeMap;
 
 /// Messages to be delivered again, with how often each was delivered.
 #[derive(Debug, Clone, Default)]

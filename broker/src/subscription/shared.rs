@@ -9,8 +9,8 @@ use std::collections::{BTreeSet, VecDeque};
 use aquifer_model::batch::MessageRow;
 use aquifer_protocol_api::error::ApiError;
 
-use super::consumer::{ConsumerId, Notice};
-use super::mode::{Attached, Choice, Mode};
+use crate::subscription::consumer::{ConsumerId, Notice};
+use crate::subscription::mode::{Attached, Choice, Mode};
 
 /// Consumers whose credit is summed up for one read.
 const READ_CONSUMERS_MAX: usize = 32;

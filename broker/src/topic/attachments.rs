@@ -9,6 +9,7 @@ mod attach;
 mod clearing;
 mod closing;
 mod commits;
+mod delivery_budget;
 mod expiry;
 mod instances;
 mod outbox;
@@ -16,7 +17,6 @@ mod places;
 mod port;
 mod reads;
 mod reset;
-mod room;
 mod serve;
 mod slot;
 mod subscriptions;
@@ -27,6 +27,7 @@ use std::time::Duration;
 use aquifer_log::error::LogError;
 use aquifer_model::id::{Index, SeekEpoch};
 use aquifer_model::stats::SubscriptionStats;
+use aquifer_model::subscription::Properties;
 use aquifer_model::topic::SubscriptionName;
 use aquifer_proto::v1::SubscriptionState;
 use aquifer_protocol_api::admin::SubscriptionReset;
@@ -43,7 +44,9 @@ use crate::topic::attachments::subscriptions::Subscriptions;
 use crate::topic::context::TopicContext;
 use crate::topic::cursors::{Cursors, Effect};
 use crate::topic::delivery_right::DeliveryRight;
-use crate::topic::event::{ConsumerRequest, LocatePurpose, Mover, ReadDone, Reply, SubscriptionId};
+use crate::topic::event::{
+    ConsumerRequest, LocatePurpose, ReadDone, Reply, Seeker, SubscriptionId,
+};
 
 /// See the module.
 pub(super) struct Attachments {
@@ -67,8 +70,8 @@ pub(super) struct Attachments {
 enum Waiting {
     /// A consumer that is to be attached.
     Consumer(Box<Subscribe>, Reply<ConsumerSession>),
-    /// An administrator.
-    Admin(Reply<Index>),
+    /// An administrator, with what is recorded of it.
+    Admin(Properties, Reply<Index>),
 }
 
 impl Waiting {
@@ -76,7 +79,7 @@ impl Waiting {
         // A requester that went away needs no answer.
         match self {
             Waiting::Consumer(_, reply) => drop(reply.send(Err(error.clone()))),
-            Waiting::Admin(reply) => drop(reply.send(Err(error.clone()))),
+            Waiting::Admin(_, reply) => drop(reply.send(Err(error.clone()))),
         }
     }
 }
@@ -219,12 +222,18 @@ impl Attachments {
     }
 
     /// Serves subscriptions that may have something to do.
-    pub(super) fn serve_ready(&mut self, cx: &TopicContext, right: &mut DeliveryRight, max: usize) {
+    pub(super) fn serve_ready(
+        &mut self,
+        cx: &TopicContext,
+        cursors: &mut Cursors,
+        right: &mut DeliveryRight,
+        max: usize,
+    ) {
         for _ in 0..max {
             let Some(id) = self.subscriptions.next_ready() else {
                 return;
             };
-            self.with(cx, id, |slot| slot.serve(cx, right));
+            self.with(cx, id, |slot| slot.serve(cx, cursors, right));
         }
     }
 
@@ -270,10 +279,10 @@ impl Attachments {
         self.with(cx, id, |slot| slot.drained(cx, consumer));
     }
 
-    /// A subscription that waited for room has some.
-    pub(super) fn room_came(&mut self, cx: &TopicContext, id: SubscriptionId, room: BytePermit) {
+    /// A subscription that waited for bytes of the budget has some.
+    pub(super) fn bytes_came(&mut self, cx: &TopicContext, id: SubscriptionId, bytes: BytePermit) {
         self.with(cx, id, |slot| {
-            slot.room.came(room);
+            slot.delivery_budget.came(bytes);
             slot.wake();
         });
     }
@@ -298,11 +307,12 @@ impl Attachments {
     pub(super) fn read_done(
         &mut self,
         cx: &TopicContext,
+        cursors: &mut Cursors,
         right: &mut DeliveryRight,
         done: ReadDone,
     ) -> Option<LogError> {
         let id = done.subscription;
-        self.with(cx, id, |slot| slot.read_done(cx, right, done))
+        self.with(cx, id, |slot| slot.read_done(cx, cursors, right, done))
             .flatten()
     }
 
@@ -352,12 +362,12 @@ impl Attachments {
                 let confirmed = ConsumerEvent::Confirmed { request_id };
                 self.with(cx, id, |slot| slot.tell(cx, consumer, confirmed));
             }
-            Effect::Moved {
+            Effect::Sought {
                 id,
                 epoch,
                 index,
-                mover,
-            } => self.moved(cx, id, epoch, index, mover),
+                seeker,
+            } => self.sought(cx, id, epoch, index, seeker),
             Effect::Closed(id, consumer) => {
                 self.with(cx, id, |slot| slot.gone(cx, consumer));
             }
@@ -378,7 +388,7 @@ impl Attachments {
                 let _ = reply.send(Ok(messages));
                 return true;
             }
-            Effect::Expired(id, delta) => {
+            Effect::Expired(id, delta) | Effect::Passed(id, delta) => {
                 self.with(cx, id, |slot| slot.state.confirm(&delta));
                 return true;
             }
@@ -392,23 +402,23 @@ impl Attachments {
         false
     }
 
-    /// A move is durable.
-    fn moved(
+    /// A seek is durable.
+    fn sought(
         &mut self,
         cx: &TopicContext,
         id: SubscriptionId,
         epoch: SeekEpoch,
         index: Index,
-        mover: Mover,
+        seeker: Seeker,
     ) {
-        let requested = match mover {
-            Mover::Consumer(consumer, request_id) => Some((consumer, request_id)),
-            Mover::Admin(reply) => {
+        let requested = match seeker {
+            Seeker::Consumer(consumer, request_id) => Some((consumer, request_id)),
+            Seeker::Admin(reply) => {
                 let _ = reply.send(Ok(index));
                 None
             }
         };
-        self.with(cx, id, |slot| slot.moved(cx, epoch, index, requested));
+        self.with(cx, id, |slot| slot.sought(cx, epoch, index, requested));
     }
 }
 

@@ -29,7 +29,7 @@ use crate::cursor_log;
 use crate::subscription::ConsumerId;
 use crate::subscription::cursor::AckDelta;
 use crate::topic::context::TopicContext;
-use crate::topic::event::{Event, Mailbox, Mover, Reply, SubscriptionId};
+use crate::topic::event::{Event, Mailbox, Reply, Seeker, SubscriptionId};
 
 /// Changes that go into one group.
 const GROUP_CHANGES_MAX: usize = 4096;
@@ -56,12 +56,12 @@ pub(super) enum Effect {
         consumer: ConsumerId,
         request_id: u64,
     },
-    /// A subscription has moved.
-    Moved {
+    /// A subscription was moved by a seek.
+    Sought {
         id: SubscriptionId,
         epoch: SeekEpoch,
         index: Index,
-        mover: Mover,
+        seeker: Seeker,
     },
     /// A session was closed, and all that it asked for is answered.
     Closed(SubscriptionId, ConsumerId),
@@ -83,6 +83,8 @@ pub(super) enum Effect {
     },
     /// Messages are acknowledged by policy.
     Expired(SubscriptionId, AckDelta),
+    /// Entries that are for no client are passed over.
+    Passed(SubscriptionId, AckDelta),
     /// A change is recorded for a later owner. Nothing waits for it.
     Recorded,
     /// A subscription is gone.

@@ -196,7 +196,7 @@ impl DedupTable {
             };
             self.batches += producer.window.len();
             *self.entry(&name) = producer;
-            self.settle(&name);
+            self.note_idle(&name);
         }
         Ok(self)
     }
@@ -257,7 +257,7 @@ impl DedupTable {
     pub fn disconnect(&mut self, name: &ProducerName) {
         if let Some(producer) = self.producers.get_mut(name) {
             producer.connected = producer.connected.saturating_sub(1);
-            self.settle(name);
+            self.note_idle(name);
         }
     }
 
@@ -328,21 +328,21 @@ impl DedupTable {
             producer.window.push_back(Stored { range, at });
             self.batches += usize::from(!is_full);
         }
-        self.settle(name);
+        self.note_idle(name);
     }
 
     /// Takes back what was pushed and not persisted. Called after an append failed, when the
     /// outcome of everything before it is in, and before the log resumes (H7).
     pub fn reset_pushed(&mut self) {
-        let mut settled = Vec::new();
+        let mut idle = Vec::new();
         for (name, producer) in &mut self.producers {
             producer.pushed = producer.persisted;
             if std::mem::take(&mut producer.in_flight) > 0 {
-                settled.push(name.clone());
+                idle.push(name.clone());
             }
         }
-        for name in settled {
-            self.settle(&name);
+        for name in idle {
+            self.note_idle(&name);
         }
     }
 
@@ -400,7 +400,7 @@ impl DedupTable {
         }
     }
 
-    /// The state of a name, created if it is missing, and not idle until it is settled.
+    /// The state of a name, created if it is missing, and not among the idle until that is noted.
     fn entry(&mut self, name: &ProducerName) -> &mut Producer {
         match self.producers.get(name) {
             Some(producer) if producer.is_idle() => {
@@ -424,7 +424,7 @@ impl DedupTable {
     }
 
     /// Puts a name last among the idle if nothing uses it.
-    fn settle(&mut self, name: &ProducerName) {
+    fn note_idle(&mut self, name: &ProducerName) {
         let Some(producer) = self.producers.get_mut(name).filter(|one| one.is_idle()) else {
             return;
         };

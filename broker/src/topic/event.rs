@@ -12,6 +12,7 @@ use aquifer_model::id::Index;
 use aquifer_model::listener::Listeners;
 use aquifer_model::place::Place;
 use aquifer_model::stats::TopicStats;
+use aquifer_model::subscription::Properties;
 use aquifer_model::topic::{SubscriptionName, TopicName};
 use aquifer_protocol_api::admin::SubscriptionReset;
 use aquifer_protocol_api::consumer::{
@@ -76,8 +77,8 @@ pub(crate) enum Event {
     ConsumerGone(SubscriptionId, ConsumerId, u64),
     /// A consumer has taken much of what was queued for it.
     Drained(SubscriptionId, ConsumerId),
-    /// A subscription that waited for room has some.
-    Room(SubscriptionId, BytePermit),
+    /// A subscription that waited for bytes of the budget has some.
+    DeliveryBytes(SubscriptionId, BytePermit),
     /// A subscription that waited for its rates may look again.
     Tokens(SubscriptionId),
     /// A read of a backlog is done.
@@ -112,7 +113,8 @@ pub(crate) enum Event {
     /// A subscription is to be created by an administrator.
     CreateSubscription {
         name: SubscriptionName,
-        place: Place,
+        /// Where it begins, and what is recorded of it.
+        new: Box<(Place, Properties)>,
         reply: Reply<Index>,
     },
     /// A subscription is to be moved by an administrator.
@@ -245,7 +247,7 @@ pub(crate) enum LocatePurpose {
 }
 
 /// The requester of a move.
-pub(crate) enum Mover {
+pub(crate) enum Seeker {
     /// A consumer, with its request.
     Consumer(ConsumerId, u64),
     /// An administrator.

@@ -23,7 +23,7 @@ use tokio::sync::mpsc::error::TrySendError;
 use crate::context::Context;
 use crate::error::BrokerError;
 use crate::quota::Cost;
-use crate::quota::gate::Gate;
+use crate::quota::publish_limits::PublishLimits;
 use crate::topic::dedup::SequenceRange;
 use crate::topic::event::{Body, Event, Frame, Mailbox, SessionId};
 
@@ -42,10 +42,8 @@ pub(super) struct Port {
     pub(super) mailbox: Mailbox,
     pub(super) closed: Arc<AtomicBool>,
     pub(super) budget: ByteBudget,
-    /// Bytes that came with the frames at hand.
-    pub(super) held: Option<BytePermit>,
     /// What limits it.
-    pub(super) gate: Gate,
+    pub(super) limits: PublishLimits,
     /// A frame was refused by a limit, which ends the session: those behind it wait for nothing.
     pub(super) is_refused: bool,
 }
@@ -54,33 +52,33 @@ type Permit = mpsc::OwnedPermit<ApiResult<Receipt>>;
 
 #[async_trait]
 impl ProducerPort for Port {
-    async fn publish(&mut self, frames: Vec<PublishFrame>) -> ApiResult<()> {
+    async fn publish(
+        &mut self,
+        frames: Vec<PublishFrame>,
+        mut held: Option<BytePermit>,
+    ) -> ApiResult<()> {
         let mut checked = Vec::with_capacity(frames.len());
         for frame in frames {
             if self.closed.load(Ordering::Acquire) {
                 return Err(ApiError::from(BrokerError::SessionClosed));
             }
             let permit = self.place(&mut checked).await?;
-            let held = frame.body.len() + head_bytes(frame.format, &frame.body);
-            let bytes = self.room(held, &mut checked).await?;
-            let mut frame = self.check(frame, permit, bytes);
-            if self.gate.is_limited() {
+            let bytes = frame.body.len() + head_bytes(frame.format, &frame.body) + FRAME_BYTES;
+            let permit_of_bytes = match held.as_mut().filter(|held| held.bytes() >= bytes) {
+                Some(held) => held.split(bytes),
+                None => {
+                    // No producer waits for bytes while it holds some that wait for nothing.
+                    held = None;
+                    self.take_bytes(bytes, &mut checked).await?
+                }
+            };
+            let mut frame = self.check(frame, permit, permit_of_bytes);
+            if self.limits.is_limited() {
                 self.pass(&mut frame, &mut checked).await?;
             }
             checked.push(frame);
         }
         self.hand_over(&mut checked).await
-    }
-
-    async fn publish_held(
-        &mut self,
-        frames: Vec<PublishFrame>,
-        held: Option<BytePermit>,
-    ) -> ApiResult<()> {
-        self.held = held;
-        let published = self.publish(frames).await;
-        self.held = None;
-        published
     }
 }
 
@@ -99,15 +97,8 @@ impl Port {
         }
     }
 
-    async fn room(&mut self, bytes: usize, checked: &mut Vec<Frame>) -> ApiResult<BytePermit> {
-        let bytes = bytes + FRAME_BYTES;
-        if let Some(held) = &mut self.held
-            && held.bytes() >= bytes
-        {
-            return Ok(held.split(bytes));
-        }
-        // No producer waits for bytes while it holds some that wait for nothing.
-        self.held = None;
+    /// Takes bytes of the publish budget; waits for them.
+    async fn take_bytes(&self, bytes: usize, checked: &mut Vec<Frame>) -> ApiResult<BytePermit> {
         if let Some(permit) = self.budget.try_acquire(bytes) {
             return Ok(permit);
         }
@@ -128,11 +119,11 @@ impl Port {
             messages: body.said.message_count.into(),
             bytes: body.bytes.len() as u64,
         };
-        let passed = match self.gate.try_pass(&self.shared, cost) {
+        let passed = match self.limits.try_pass(&self.shared, cost) {
             Ok(true) => return Ok(()),
             Ok(false) => {
                 self.hand_over(checked).await?;
-                self.gate.pass(&self.shared, cost).await
+                self.limits.pass(&self.shared, cost).await
             }
             Err(error) => Err(error),
         };
@@ -159,7 +150,7 @@ impl Port {
         self.next_number += 1;
         let body = if frame.number == expected {
             check_body(frame.format, frame.body, &self.name, self.instance).and_then(|body| {
-                self.gate.check(body.said.message_bytes_max)?;
+                self.limits.check(body.said.message_bytes_max)?;
                 Ok(body)
             })
         } else {

@@ -274,7 +274,7 @@ impl Publishing {
 
     /// After the outcomes of a turn: resumes a failed log and opens names that were waited for.
     /// Answers whether messages were stored since the last time.
-    pub(super) fn settle(&mut self, cx: &TopicContext) -> bool {
+    pub(super) fn finish_turn(&mut self, cx: &TopicContext) -> bool {
         if self.appends.failed && self.has_every_outcome() && !cx.life.is_broken() {
             self.dedup.reset_pushed();
             self.appends.failed = false;

@@ -46,6 +46,7 @@ pub(super) fn stats(
         producers: publishing.stats(),
         subscriptions: attachments.stats(end),
         held_back_by: cx.rates.producers_wait_for().map(|limit| limit.to_string()),
+        shortened: false,
         messages_in: counted.messages_in,
         bytes_in: counted.bytes_in,
         messages_out: counted.messages_out,

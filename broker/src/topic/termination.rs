@@ -75,7 +75,7 @@ impl Topic {
     }
 
     /// Once nothing is in flight the end is final.
-    pub(super) fn settle_termination(&mut self) {
+    pub(super) fn finish_termination(&mut self) {
         let is_due = self.cx.termination == Termination::Closing
             && self.publishing.is_quiet()
             && !self.cx.life.is_ending();

@@ -50,26 +50,26 @@ const RESUMED_MAX: usize = 4;
 
 /// What is to be deleted.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub(crate) enum Doomed {
+pub(crate) enum RemovalScope {
     Tenant(String),
     Namespace(NamespaceName),
 }
 
-impl Doomed {
+impl RemovalScope {
     /// The tenant, or that of the namespace.
     pub(crate) fn tenant(&self) -> &str {
         match self {
-            Doomed::Tenant(tenant) => tenant,
-            Doomed::Namespace(namespace) => namespace.tenant(),
+            RemovalScope::Tenant(tenant) => tenant,
+            RemovalScope::Namespace(namespace) => namespace.tenant(),
         }
     }
 }
 
-impl fmt::Display for Doomed {
+impl fmt::Display for RemovalScope {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Doomed::Tenant(tenant) => write!(f, "tenant {tenant}"),
-            Doomed::Namespace(namespace) => write!(f, "namespace {namespace}"),
+            RemovalScope::Tenant(tenant) => write!(f, "tenant {tenant}"),
+            RemovalScope::Namespace(namespace) => write!(f, "namespace {namespace}"),
         }
     }
 }
@@ -97,7 +97,7 @@ impl How {
 }
 
 /// The deletions that run.
-pub(super) type Removals = Running<(Doomed, How), Removed>;
+pub(super) type Removals = Running<(RemovalScope, How), Removed>;
 
 impl Topics {
     /// Deletes a tenant or namespace.
@@ -107,52 +107,54 @@ impl Topics {
     /// other brokers say. What was begun by then goes on with the next call.
     pub(crate) async fn remove(
         self: &Arc<Self>,
-        doomed: Doomed,
+        scope: RemovalScope,
         force: bool,
     ) -> Result<Removed, BrokerError> {
         let how = match force {
             true => How::Force,
             false => How::IfEmpty,
         };
-        self.begin_removal(doomed, how).wait().await
+        self.begin_removal(scope, how).wait().await
     }
 
     /// Finishes a deletion if one was begun.
-    pub(crate) fn resume_removal(self: &Arc<Self>, doomed: Doomed) {
+    pub(crate) fn resume_removal(self: &Arc<Self>, scope: RemovalScope) {
         let running = self.removals.count(|_| true);
-        let is_running = self.removals.count(|(other, _)| *other == doomed) > 0;
+        let is_running = self.removals.count(|(other, _)| *other == scope) > 0;
         if running < RESUMED_MAX && !is_running {
-            drop(self.begin_removal(doomed, How::Resume));
+            drop(self.begin_removal(scope, How::Resume));
         }
     }
 
-    fn begin_removal(self: &Arc<Self>, doomed: Doomed, how: How) -> Answer<Removed> {
-        let (topics, key) = (Arc::clone(self), (doomed.clone(), how));
+    fn begin_removal(self: &Arc<Self>, scope: RemovalScope, how: How) -> Answer<Removed> {
+        let (topics, key) = (Arc::clone(self), (scope.clone(), how));
         let removal = async move {
-            let outcome = match &doomed {
-                Doomed::Tenant(tenant) => topics.remove_tenant(tenant, how).await,
-                Doomed::Namespace(namespace) => topics.remove_namespace(namespace, how, None).await,
+            let outcome = match &scope {
+                RemovalScope::Tenant(tenant) => topics.remove_tenant(tenant, how).await,
+                RemovalScope::Namespace(namespace) => {
+                    topics.remove_namespace(namespace, how, None).await
+                }
             };
-            outcome.inspect_err(|error| tracing::debug!(?doomed, %error, "it is not deleted"))
+            outcome.inspect_err(|error| tracing::debug!(?scope, %error, "it is not deleted"))
         };
         self.removals
             .begin(&self.shared.tasks, "removal", key, removal)
     }
 
     /// What is in a tenant or namespace.
-    pub(crate) async fn count(&self, doomed: &Doomed) -> Result<Removed, BrokerError> {
+    pub(crate) async fn count(&self, scope: &RemovalScope) -> Result<Removed, BrokerError> {
         let namespaces = &self.shared.namespaces;
-        let prefix = match doomed {
-            Doomed::Tenant(tenant) => {
+        let prefix = match scope {
+            RemovalScope::Tenant(tenant) => {
                 namespaces.check_tenant(tenant).await?;
                 keys::tenant_prefix(tenant)
             }
-            Doomed::Namespace(namespace) => {
+            RemovalScope::Namespace(namespace) => {
                 namespaces.read(namespace).await?;
                 keys::topics_prefix(namespace)
             }
         };
-        let is_namespace = matches!(doomed, Doomed::Namespace(_));
+        let is_namespace = matches!(scope, RemovalScope::Namespace(_));
         let begin = || Removed {
             namespaces: u64::from(is_namespace),
             topics: 0,
@@ -176,11 +178,11 @@ impl Topics {
         how: How,
         at: Option<Revision>,
     ) -> Result<Removed, BrokerError> {
-        let doomed = Doomed::Namespace(namespace.clone());
+        let scope = RemovalScope::Namespace(namespace.clone());
         let (mut topics, mut step) = (0, how);
         let done = |namespaces: u64, topics: u64| Ok(Removed { namespaces, topics });
         for attempt in 0..ATTEMPTS_MAX {
-            let marked = match self.mark::<NamespaceRecord>(&doomed, step, at).await {
+            let marked = match self.mark::<NamespaceRecord>(&scope, step, at).await {
                 // Another broker was faster.
                 Err(BrokerError::NotFound { .. }) if attempt > 0 => return done(1, topics),
                 marked => marked?,
@@ -188,16 +190,16 @@ impl Topics {
             let Some(marked) = marked else {
                 return match (attempt, how) {
                     (0, _) => done(0, 0),
-                    (_, How::IfEmpty) => Err(taken_back(&doomed)),
+                    (_, How::IfEmpty) => Err(taken_back(&scope)),
                     (_, How::Force | How::Resume) => done(1, topics),
                 };
             };
-            let record = doomed.guard(marked);
+            let record = scope.guard(marked);
             if marked.removal == Removal::All {
                 topics += self.delete_topics(namespace, &record).await?;
-            } else if self.has_any(&doomed).await? {
-                self.unmark::<NamespaceRecord>(&doomed).await?;
-                return Err(not_empty(&doomed));
+            } else if self.has_any(&scope).await? {
+                self.unmark::<NamespaceRecord>(&scope).await?;
+                return Err(not_empty(&scope));
             }
             if self.forget_namespace(namespace, &record).await? {
                 tracing::info!(%namespace, topics, "namespace deleted");
@@ -309,19 +311,19 @@ impl Topics {
     }
 }
 
-fn not_empty(doomed: &Doomed) -> BrokerError {
-    let has = match doomed {
-        Doomed::Tenant(_) => "namespaces",
-        Doomed::Namespace(_) => "topics",
+fn not_empty(scope: &RemovalScope) -> BrokerError {
+    let has = match scope {
+        RemovalScope::Tenant(_) => "namespaces",
+        RemovalScope::Namespace(_) => "topics",
     };
-    let error = ApiError::new(ErrorKind::FailedPrecondition, format!("{doomed} has {has}"));
+    let error = ApiError::new(ErrorKind::FailedPrecondition, format!("{scope} has {has}"));
     let advice = format!("delete its {has} first, or force it: that deletes them all");
     error.advise(advice).into()
 }
 
 /// A deletion of what looked empty finds no mark any more.
-fn taken_back(doomed: &Doomed) -> BrokerError {
-    let text = format!("{doomed} was not empty for another request, or was created again");
+fn taken_back(scope: &RemovalScope) -> BrokerError {
+    let text = format!("{scope} was not empty for another request, or was created again");
     let error = ApiError::new(ErrorKind::FailedPrecondition, text);
     error.advise("see what it has, then delete it again").into()
 }

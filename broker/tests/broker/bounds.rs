@@ -427,6 +427,7 @@ async fn subscriptions_are_created_by_use_only_where_policy_lets_them() {
         name("orders"),
         "s".parse().unwrap(),
         Place::Earliest,
+        Default::default(),
     );
     created.await.unwrap();
     assert_eq!(

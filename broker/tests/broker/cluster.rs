@@ -23,6 +23,7 @@ use aquifer_model::listener::Listeners;
 use aquifer_model::load::LoadReport;
 use aquifer_model::place::Place;
 use aquifer_model::stats::TopicStats;
+use aquifer_model::subscription::Properties;
 use aquifer_model::topic::{SubscriptionName, TopicName};
 use aquifer_protocol_api::admin::{Admin, Clear, Deletion, TopicEnd};
 use aquifer_protocol_api::data_plane::DataPlane;
@@ -86,9 +87,11 @@ impl Peers for Reports {
         topic: &TopicName,
         name: &SubscriptionName,
         place: Place,
+        properties: &Properties,
     ) -> ApiResult<Index> {
         let (broker, context) = (self.at(url)?, ctx());
-        let created = broker.create_subscription(&context, topic.clone(), name.clone(), place);
+        let (topic, name, properties) = (topic.clone(), name.clone(), properties.clone());
+        let created = broker.create_subscription(&context, topic, name, place, properties);
         created.await
     }
 
@@ -246,7 +249,7 @@ impl Cluster {
                 format: FORMAT_NATIVE,
                 body: batch("p", last.map_or(0, |last| last + 1), &["a message"]),
             };
-            session.port.publish(vec![frame]).await.unwrap();
+            session.port.publish(vec![frame], None).await.unwrap();
             soon("a receipt", session.receipts.recv())
                 .await
                 .unwrap()

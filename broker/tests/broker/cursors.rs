@@ -2,9 +2,10 @@
 
 use aquifer_ledger::testing::Mode;
 use aquifer_model::id::Index;
+use aquifer_model::limits::SUBSCRIPTION_PROPERTIES_BYTES_MAX;
 use aquifer_model::place::Place;
 use aquifer_model::policy::{EffectivePolicies, Retention, Rollover};
-use aquifer_model::subscription::SubscriptionType;
+use aquifer_model::subscription::{Properties, SubscriptionType};
 use aquifer_protocol_api::admin::Admin;
 use aquifer_protocol_api::consumer::{
     Acknowledge, ConsumerEvent, IndexRange, NegativeAcknowledge, Subscribe,
@@ -305,7 +306,7 @@ async fn acknowledgements_right_before_an_orderly_close_count() {
     assert_eq!(stats.subscriptions[0].backlog_messages, 0);
 }
 
-/// Creating a subscription records its place and nothing else: whoever consumes first decides how
+/// Creating a subscription records its place, and says nothing of consumers: whoever consumes first decides how
 /// it is shared, and nothing was delivered to anybody before.
 #[tokio::test]
 async fn a_subscription_can_be_created_without_a_consumer() {
@@ -317,7 +318,9 @@ async fn a_subscription_can_be_created_without_a_consumer() {
         let broker = &harness.broker;
         async move {
             let name = "s".parse().unwrap();
-            broker.create_subscription(&ctx(), topic, name, place).await
+            broker
+                .create_subscription(&ctx(), topic, name, place, Default::default())
+                .await
         }
     };
     assert_eq!(create("orders", "1").await, Ok(Index(1)));
@@ -343,6 +346,32 @@ async fn a_subscription_can_be_created_without_a_consumer() {
         }
         other => panic!("{other:?}"),
     }
+}
+
+/// What its creator says of a subscription stays with it, whichever broker serves it.
+#[tokio::test]
+async fn properties_of_a_subscription_survive_the_owner() {
+    let harness = Harness::start().await;
+    let of = |value: &str| Properties::from([("team".to_owned(), value.to_owned())]);
+    let create = |properties| {
+        let (broker, subscription) = (&harness.broker, "s".parse().unwrap());
+        let topic = name("orders");
+        async move {
+            let place = Place::Earliest;
+            broker
+                .create_subscription(&ctx(), topic, subscription, place, properties)
+                .await
+        }
+    };
+    let large = create(of(&"x".repeat(SUBSCRIPTION_PROPERTIES_BYTES_MAX))).await;
+    assert_eq!(kind(&large), Some(ErrorKind::InvalidArgument));
+    assert_eq!(create(of("blue")).await, Ok(Index(0)));
+    drop(harness.consumer("orders", "s").await);
+    let stats = harness.stats("orders").await;
+    assert_eq!(stats.subscriptions[0].properties, of("blue"));
+    let harness = harness.restart().await;
+    let stats = harness.stats("orders").await;
+    assert_eq!(stats.subscriptions[0].properties, of("blue"));
 }
 
 /// The type that a subscription has got is recorded, and so is how often a message came that no

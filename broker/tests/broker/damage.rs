@@ -1,6 +1,7 @@
 //! Damage in storage: what is whole is served, what is not is told, and both go on.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use aquifer_ledger::testing::TestWorld;
 use aquifer_log::error::LogError;
@@ -14,7 +15,9 @@ use aquifer_model::place::Place;
 use aquifer_model::subscription::SubscriptionType;
 use aquifer_protocol_api::admin::Admin;
 use aquifer_protocol_api::consumer::{ConsumerEvent, IndexRange, NegativeAcknowledge, Subscribe};
+use aquifer_protocol_api::data_plane::DataPlane;
 use aquifer_protocol_api::error::ErrorKind;
+use aquifer_protocol_api::pull::{Read, ReadLimits};
 
 use crate::support::{
     Consumer, Harness, config, ctx, kind, name, open_log, soon, subscribe, until,
@@ -154,14 +157,14 @@ impl AppendSink for Ignored {
 }
 
 /// What a later version appends: its entries have a format that this one does not know.
-async fn append_as_later_version(world: &TestWorld, entries: &[u32]) {
+async fn append_as_later_version(world: &TestWorld, flags: EntryFlags, entries: &[u32]) {
     let log = open_log(world, "orders").await;
     let sink: Arc<dyn AppendSink> = Arc::new(Ignored);
     for message_count in entries {
         let append = Append {
             format: 77,
             message_count: *message_count,
-            flags: EntryFlags::default(),
+            flags,
             extensions: Extensions::default(),
             body: "nobody here can read this".into(),
             tag: 0,
@@ -180,7 +183,7 @@ async fn entries_of_an_unknown_format_are_told_acknowledged_and_skipped() {
     producer.publish(&["m0", "m1"]).await;
     drop(producer);
     soon("shutdown", harness.broker.shutdown()).await;
-    append_as_later_version(&harness.world, &[3, 1]).await;
+    append_as_later_version(&harness.world, EntryFlags::default(), &[3, 1]).await;
     let harness = Harness::in_world(harness.world, config()).await;
     // Deduplication goes on over it.
     let mut producer = harness.producer("orders", "p").await;
@@ -221,6 +224,54 @@ async fn entries_of_an_unknown_format_are_told_acknowledged_and_skipped() {
     let mut reader = harness.reader("orders", Place::Index(Index(3))).await;
     let (indexes, gaps) = everything(&mut reader, 3).await;
     assert_eq!((indexes, gaps), (vec![6], vec![range(3, 4), range(5, 5)]));
+}
+
+/// Control entries only take indexes: no client is told of them, and none has to acknowledge them.
+#[tokio::test]
+async fn control_entries_are_passed_over() {
+    let harness = Harness::start().await;
+    let mut producer = harness.producer("orders", "p").await;
+    producer.publish(&["m0", "m1"]).await;
+    drop(producer);
+    soon("shutdown", harness.broker.shutdown()).await;
+    append_as_later_version(&harness.world, EntryFlags::CONTROL, &[3, 1]).await;
+    let harness = Harness::in_world(harness.world, config()).await;
+    let mut producer = harness.producer("orders", "p").await;
+    let receipt = producer.publish(&["m6"]).await;
+    assert_eq!(receipt.stored.unwrap().base_index, Index(6));
+    for kind in [SubscriptionType::Exclusive, SubscriptionType::Shared] {
+        let request = Subscribe {
+            kind,
+            ..subscribe("orders", &format!("{kind:?}"))
+        };
+        let mut consumer = harness.try_subscribe(request).await.unwrap();
+        assert_eq!(everything(&mut consumer, 2).await, (vec![0, 6], Vec::new()));
+        consumer.acknowledge(&[0, 1, 6], None).await;
+    }
+    let mut reader = harness.reader("orders", Place::Index(Index(3))).await;
+    assert_eq!(everything(&mut reader, 1).await, (vec![6], Vec::new()));
+    let context = ctx();
+    let request = Read {
+        topic: name("orders"),
+        incarnation: None,
+        from: Index(0),
+        limits: ReadLimits {
+            bytes_max: 1 << 20,
+            batches_max: 100,
+            bytes_min: 0,
+        },
+        wait: Duration::ZERO,
+    };
+    let found = harness.broker.read(&context, request).await.unwrap();
+    let bases: Vec<u64> = found.batches.iter().map(|b| b.at.base_index.0).collect();
+    assert_eq!((bases, found.gap, found.next), (vec![0, 6], None, Index(7)));
+    drop((producer, reader));
+    // What was passed over is remembered like what was acknowledged.
+    let harness = harness.restart().await;
+    let stats = harness.stats("orders").await;
+    let marks: Vec<Index> = stats.subscriptions.iter().map(|s| s.mark_delete).collect();
+    assert_eq!(marks, [Index(7), Index(7)]);
+    assert!(stats.subscriptions.iter().all(|s| s.damaged_messages == 0));
 }
 
 /// A subscription that knows of too much damage stops in front of more, and says so by not going on;

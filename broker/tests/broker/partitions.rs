@@ -281,9 +281,16 @@ async fn a_subscription_of_all_partitions_is_changed_by_any_broker() {
     for member in &members {
         let (context, orders) = (ctx(), || name("orders"));
         let broker = &member.broker;
-        let created = broker.create_subscription(&context, orders(), s(), Place::Earliest);
+        let created = broker.create_subscription(
+            &context,
+            orders(),
+            s(),
+            Place::Earliest,
+            Default::default(),
+        );
         assert_eq!(soon("a subscription", created).await.unwrap().0, 0);
-        let again = broker.create_subscription(&context, orders(), s(), Place::Latest);
+        let again =
+            broker.create_subscription(&context, orders(), s(), Place::Latest, Default::default());
         let again = soon("a refusal", again).await;
         assert_eq!(kind(&again), Some(ErrorKind::AlreadyExists));
         assert_eq!(backlog(&members[0], "orders").await, Some(all));
@@ -311,7 +318,13 @@ async fn a_subscription_in_use_in_one_partition_stays_in_all() {
     let s = || SubscriptionName::new("s").unwrap();
     let context = ctx();
     let asked = &members[0].broker;
-    let created = asked.create_subscription(&context, name("orders"), s(), Place::Earliest);
+    let created = asked.create_subscription(
+        &context,
+        name("orders"),
+        s(),
+        Place::Earliest,
+        Default::default(),
+    );
     soon("a subscription", created).await.unwrap();
     let last = parts("orders").pop().unwrap();
     let session = at_owner(&members, |at| {
@@ -345,7 +358,13 @@ async fn what_is_done_in_part_is_said_and_completed() {
         .lock()
         .remove(&members[1].url)
         .unwrap();
-    let created = asked.create_subscription(&context, name("orders"), s(), Place::Earliest);
+    let created = asked.create_subscription(
+        &context,
+        name("orders"),
+        s(),
+        Place::Earliest,
+        Default::default(),
+    );
     let error = soon("a failure", created).await.unwrap_err();
     assert_eq!(error.kind, ErrorKind::Unavailable, "{error}");
     assert_eq!(error.outcome, Outcome::Unknown);
@@ -359,7 +378,13 @@ async fn what_is_done_in_part_is_said_and_completed() {
         .brokers
         .lock()
         .insert(members[1].url.clone(), away);
-    let created = asked.create_subscription(&context, name("orders"), s(), Place::Earliest);
+    let created = asked.create_subscription(
+        &context,
+        name("orders"),
+        s(),
+        Place::Earliest,
+        Default::default(),
+    );
     soon("a subscription", created).await.unwrap();
     let all = u64::from(PARTITIONS);
     assert_eq!(backlog(&members[1], "orders").await, Some(all));

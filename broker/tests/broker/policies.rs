@@ -1,6 +1,10 @@
 //! Policies of tenants, namespaces and topics: who inherits what, changes at once, and topics in use.
 
+use std::time::Duration;
+
 use aquifer_broker::{Broker, BrokerConfig};
+use aquifer_ledger::ledger_metadata;
+use aquifer_ledger::testing::TestWorld;
 use aquifer_model::policy::{
     Level, Policies, PolicyName, PolicyScope, PolicyUpdate, PolicyView, Retention, Rollover,
 };
@@ -270,5 +274,41 @@ async fn policies_reach_a_topic_in_use() {
             (stats.unwrap().ledgers.len() > 2).then_some(())
         })
         .await;
+    }
+}
+
+/// How soon a loaded topic follows, whatever else it does.
+const FOLLOWED_MAX: Duration = Duration::from_secs(2);
+
+/// Quorum included: the ledger after the change has it, and no publish fails.
+#[tokio::test]
+async fn a_loaded_topic_follows_a_changed_quorum_in_time() {
+    let mut world = TestWorld::new(3);
+    world.clock = None;
+    let harness = Harness::in_world(world, config()).await;
+    let other = harness.rival().await;
+    let mut producer = harness.producer("orders", "p").await;
+    producer.publish(&["m"]).await;
+    let newest = async || {
+        let ledgers = harness.stats("orders").await.ledgers;
+        let newest = ledgers.last().expect("it has a ledger").ledger;
+        let info = ledger_metadata::load_existing(&harness.world.store, newest).await;
+        info.unwrap().quorum
+    };
+    for (copies, scope) in [(2, here()), (3, of_topic("orders"))] {
+        let quorum = Quorum::new(copies, copies, 2).unwrap();
+        assert_ne!(newest().await, quorum);
+        let persistence = Policies {
+            persistence: Some(quorum),
+            ..Policies::default()
+        };
+        set(&other.broker, scope, persistence).await;
+        let followed = async {
+            while newest().await != quorum {
+                producer.publish(&["m"]).await;
+            }
+        };
+        let in_time = tokio::time::timeout(FOLLOWED_MAX, followed).await;
+        assert!(in_time.is_ok(), "{quorum:?} is not followed in time");
     }
 }

@@ -156,7 +156,9 @@ async fn bad_frames_end_the_stream_after_the_good_ones() {
                 body: batch("p", 5, &["never"]),
             },
         ];
-        soon("room", producer.port.publish(frames)).await.unwrap();
+        soon("room", producer.port.publish(frames, None))
+            .await
+            .unwrap();
         // The partial overlap shows only when the first is stored; all others at once.
         let mut outcomes = Vec::new();
         loop {
@@ -195,7 +197,7 @@ async fn frames_beyond_the_bound_wait_and_lose_nothing_i13() {
         .collect();
     let mut port = producer.port;
     let mut receipts = producer.receipts;
-    let sending = async { port.publish(frames).await.unwrap() };
+    let sending = async { port.publish(frames, None).await.unwrap() };
     let receiving = async {
         harness.world.bookies.release(bookie);
         for n in 1..=50 {

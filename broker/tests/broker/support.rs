@@ -343,7 +343,7 @@ impl Producer {
             body: batch,
         };
         self.next_frame += 1;
-        soon("room", self.port.publish(vec![frame])).await
+        soon("room", self.port.publish(vec![frame], None)).await
     }
 
     pub async fn receipt(&mut self) -> ApiResult<Receipt> {

@@ -6,7 +6,7 @@ use aquifer_model::id::BackupId;
 use aquifer_model::topic::TopicName;
 use clap::{Args, Subcommand};
 
-use super::StoreArgs;
+use crate::args::StoreArgs;
 
 /// Which backup.
 #[derive(Debug, Clone, Args)]

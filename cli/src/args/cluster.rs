@@ -7,7 +7,7 @@ use aquifer_model::bundle::BundleRange;
 use aquifer_model::topic::NamespaceName;
 use clap::{Args, Subcommand};
 
-use super::storage::SourceArgs;
+use crate::args::storage::SourceArgs;
 
 /// Arguments of `aquifer cluster`.
 #[derive(Debug, Args)]

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::{Args, Subcommand};
 
-use super::storage::SourceArgs;
+use crate::args::storage::SourceArgs;
 
 /// How a store is reached. Credentials come from files or from the variables of its vendor.
 #[derive(Debug, Clone, Args)]

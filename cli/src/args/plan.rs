@@ -5,8 +5,8 @@ use std::time::Duration;
 use aquifer_model::quorum::Quorum;
 use clap::Args;
 
-use super::policy::size;
-use super::roles::quorum;
+use crate::args::policy::size;
+use crate::args::roles::quorum;
 
 /// Arguments of `aquifer plan`.
 #[derive(Debug, Args)]

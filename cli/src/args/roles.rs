@@ -9,7 +9,7 @@ use aquifer_model::quorum::Quorum;
 use aquifer_runtime::net::ListenAddress;
 use clap::Args;
 
-use super::storage::BookieCommand;
+use crate::args::storage::BookieCommand;
 
 /// Arguments of `aquifer standalone`.
 #[derive(Debug, Args)]

@@ -6,7 +6,8 @@ use aquifer_model::place::Place;
 use aquifer_model::topic::{NamespaceName, SubscriptionName, TopicName};
 use clap::{Args, Subcommand};
 
-use super::policy::{PolicyCommand, PolicyValue};
+use crate::args::key_value;
+use crate::args::policy::{PolicyCommand, PolicyValue};
 
 /// Arguments of `aquifer tenant`.
 #[derive(Debug, Args)]
@@ -105,8 +106,11 @@ pub enum SubscriptionCommand {
         /// Where it begins.
         #[arg(long, default_value = "latest", value_name = "PLACE")]
         from: Place,
+        /// A property that is recorded of it; may be given several times.
+        #[arg(long = "property", value_name = "k=v", value_parser = key_value)]
+        properties: Vec<(String, String)>,
     },
-    /// List the subscriptions of a topic and their backlog.
+    /// List the subscriptions of a topic, their backlog and properties.
     List {
         /// The topic.
         topic: TopicName,

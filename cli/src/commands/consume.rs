@@ -291,7 +291,7 @@ impl EndOfTopic {
                 found = true;
                 backlog += subscription.backlog_messages;
                 unacknowledged += subscription.unacknowledged_messages;
-                mark += subscription.mark_delete_index.0;
+                mark += subscription.mark_delete.0;
                 shared_with_others |= subscription.consumers.len() > 1;
             }
         }

@@ -5,8 +5,8 @@ mod machines;
 use std::path::Path;
 
 use aquifer_ledger::index::LedgerIndex;
-use aquifer_metadata::store::{Room, Usage};
-use aquifer_repair::room::{self, Outlook};
+use aquifer_metadata::store::{FreeSpace, Usage};
+use aquifer_repair::outlook::{self, Outlook};
 use aquifer_repair::{Member, Members, inspect};
 use serde_json::json;
 
@@ -167,10 +167,10 @@ async fn of_metadata(cluster: &ToolContext) -> Result<Vec<Finding>, CliError> {
     if !cluster.is_standalone() {
         findings.extend(silent(cluster, &members).await);
         findings.push(repair(pending.workers, pending.auditor.as_deref()));
-        let outlook = room::of_marks(store, &members).await;
+        let outlook = outlook::of_marks(store, &members).await;
         findings.extend(nowhere_to_go(&outlook.map_err(|error| failed(&error))?));
     }
-    findings.extend(store.usage().map(room_of_metadata));
+    findings.extend(store.usage().map(space_of_metadata));
     if pending.marks > 0 {
         let what = format!("{} ledgers wait for repair", pending.marks);
         let advice = "repair continues by itself; see aquifer_repair_* in the bookies' metrics";
@@ -188,20 +188,22 @@ async fn of_metadata(cluster: &ToolContext) -> Result<Vec<Finding>, CliError> {
 }
 
 /// Whether metadata has room for what is to come.
-fn room_of_metadata(usage: Usage) -> Finding {
+fn space_of_metadata(usage: Usage) -> Finding {
     let advice = "compact and defragment etcd, or raise its quota: docs/operations/cluster.md, When etcd is full";
-    match usage.room() {
-        Room::Enough => Finding::fine(format!(
+    match usage.free_space() {
+        FreeSpace::Enough => Finding::fine(format!(
             "metadata uses {} of {} MiB",
             usage.used_bytes >> 20,
             usage.quota_bytes >> 20
         )),
-        Room::Low(why) => {
+        FreeSpace::Low(why) => {
             let what =
                 format!("metadata is nearly full, new ledgers and topics are put off: {why}");
             Finding::new(Level::Problem, what, advice)
         }
-        Room::Full(why) => Finding::new(Level::Problem, format!("metadata is full: {why}"), advice),
+        FreeSpace::Full(why) => {
+            Finding::new(Level::Problem, format!("metadata is full: {why}"), advice)
+        }
     }
 }
 

@@ -296,7 +296,12 @@ impl Verified {
         }
     }
 
-    fn thin(&mut self, ledger: LedgerId, replica: &Replica, out: &Output) -> Result<(), CliError> {
+    fn incomplete(
+        &mut self,
+        ledger: LedgerId,
+        replica: &Replica,
+        out: &Output,
+    ) -> Result<(), CliError> {
         let why = replica.gaps.as_ref().err();
         if out.is_json() {
             return out.object(&json!({
@@ -393,13 +398,14 @@ async fn verify(
                 verified.replicas += found.replicas.len();
                 verified.not_closed += u64::from(!found.is_closed);
                 let all = found.replicas.iter();
-                let thin: Vec<&Replica> = all.filter(|replica| !replica.is_intact()).collect();
-                verified.bad += thin.len();
-                for replica in &thin {
-                    verified.thin(ledger, replica, out)?;
+                let incomplete: Vec<&Replica> =
+                    all.filter(|replica| !replica.is_intact()).collect();
+                verified.bad += incomplete.len();
+                for replica in &incomplete {
+                    verified.incomplete(ledger, replica, out)?;
                 }
-                if mark && !thin.is_empty() {
-                    let marked = mark_thin(cluster, ledger, &thin).await;
+                if mark && !incomplete.is_empty() {
+                    let marked = mark_incomplete(cluster, ledger, &incomplete).await;
                     marked.or_else(|error| verified.failed(ledger, error, out))?;
                 }
             }
@@ -414,10 +420,10 @@ async fn verify(
     verified.report(out)
 }
 
-async fn mark_thin(
+async fn mark_incomplete(
     cluster: &ToolContext,
     ledger: LedgerId,
-    thin: &[&Replica],
+    incomplete: &[&Replica],
 ) -> Result<(), CliError> {
     let view = inspect::view(cluster.store(), ledger).await;
     let Some(view) = view.map_err(|error| failed(&error))? else {
@@ -430,7 +436,7 @@ async fn mark_thin(
         "found by `aquifer ledger verify`",
         now_ms,
     )
-    .doubted(thin.iter().map(|replica| replica.bookie));
+    .doubted(incomplete.iter().map(|replica| replica.bookie));
     let written = marks::write(cluster.store(), &mark).await;
     written.map(drop).map_err(|error| failed(&error))
 }

@@ -14,7 +14,7 @@ use aquifer_cold::format::tail::Tail;
 use aquifer_cold::library;
 use aquifer_cold::object::{SUFFIX, read_tail, verify};
 use aquifer_cold::store::ColdStore;
-use aquifer_model::entry::{EntryData, EntryFlags};
+use aquifer_model::entry::EntryData;
 use aquifer_model::id::{EntryId, Index, TopicIncarnation};
 use aquifer_model::place::rfc3339_ms;
 use aquifer_model::topic::TopicName;
@@ -330,7 +330,7 @@ async fn cat(
             let (head, body) = data
                 .split()
                 .map_err(|error| CliError::failed(format!("entry {}: {error}", entry.entry)))?;
-            if head.flags.has(EntryFlags::CONTROL) {
+            if head.flags.is_control() {
                 continue;
             }
             for message in messages_of(&topic, (tail.ledger(), entry.entry), &head, body)? {

@@ -5,6 +5,7 @@ use std::time::Duration;
 use aquifer_client::admin::{Admin, ClearOptions, SubscriptionStats};
 use aquifer_client::{ClientError, ErrorCode, ErrorKind, SubscriptionType};
 use aquifer_model::id::Index;
+use aquifer_model::subscription::Properties;
 use serde_json::{Value, json};
 
 use crate::args::{ClearArgs, OnDamageArg, PeekArgs, SubscriptionArgs, SubscriptionCommand};
@@ -26,9 +27,11 @@ pub async fn run(args: SubscriptionArgs, connect: &Connect, out: &Output) -> Res
             topic,
             subscription,
             from,
+            properties,
         } => {
             let (topic, subscription) = (topic.to_string(), subscription.to_string());
-            let created = admin.create_subscription(&topic, &subscription, from);
+            let properties = properties.into_iter().collect();
+            let created = admin.create_subscription_with(&topic, &subscription, from, &properties);
             let index = created
                 .await
                 .map_err(|error| exists(error, &topic, &subscription))?;
@@ -245,13 +248,14 @@ pub(super) fn object(subscription: &SubscriptionStats) -> Value {
         "name": subscription.name,
         "type": type_name(subscription.kind),
         "durable": subscription.durable,
-        "mark_delete_index": subscription.mark_delete_index.0,
+        "mark_delete_index": subscription.mark_delete.0,
         "backlog_messages": subscription.backlog_messages,
         "unacknowledged_messages": subscription.unacknowledged_messages,
         "damaged_messages": subscription.damaged_messages,
         "held_back_by": subscription.held_back_by,
         "acknowledged_ranges": subscription.acknowledged_ranges,
         "consumers": subscription.consumers,
+        "properties": subscription.properties,
     })
 }
 
@@ -264,18 +268,28 @@ pub(super) fn table(subscriptions: &[SubscriptionStats]) -> Table {
         "backlog",
         "unacknowledged",
         "consumers",
+        "properties",
     ]);
     for subscription in subscriptions {
         table.row([
             subscription.name.clone(),
             type_name(subscription.kind).to_owned(),
-            subscription.mark_delete_index.to_string(),
+            subscription.mark_delete.to_string(),
             subscription.backlog_messages.to_string(),
             subscription.unacknowledged_messages.to_string(),
             subscription.consumers.len().to_string(),
+            properties_text(&subscription.properties),
         ]);
     }
     table
+}
+
+fn properties_text(properties: &Properties) -> String {
+    let pairs = properties.iter();
+    let pairs: Vec<String> = pairs
+        .map(|(name, value)| format!("{name}={value}"))
+        .collect();
+    pairs.join(",")
 }
 
 fn type_name(kind: SubscriptionType) -> &'static str {

@@ -1,4 +1,4 @@
-//! `aquifer support-bundle`: what someone needs who is to help, in one file, without secrets.
+//! `aquifer support-bundle`: what a support engineer needs, in one file, without secrets.
 
 mod archive;
 mod redact;

@@ -57,9 +57,9 @@ pub async fn run(args: TopicArgs, connect: &Connect, out: &Output) -> Result<(),
         TopicCommand::Stats { topic } => {
             let stats = admin.topic_stats(&topic.to_string()).await?;
             if out.is_json() {
-                out.object(&stats_object(&stats))
+                out.object(&stats_object(&topic, &stats))
             } else {
-                print_stats(out, &stats)
+                print_stats(out, &topic, &stats)
             }
         }
         TopicCommand::Offload {
@@ -181,7 +181,7 @@ async fn offload(
     })
 }
 
-fn stats_object(stats: &TopicStats) -> Value {
+fn stats_object(topic: &TopicName, stats: &TopicStats) -> Value {
     let ledgers: Vec<Value> = stats
         .ledgers
         .iter()
@@ -191,7 +191,7 @@ fn stats_object(stats: &TopicStats) -> Value {
                 "first_index": ledger.first_index.0,
                 "entries": ledger.entries,
                 "bytes": ledger.bytes,
-                "state": ledger.state,
+                "state": ledger.state.name(),
                 "local": ledger.local,
                 "object": ledger.object,
             })
@@ -201,7 +201,7 @@ fn stats_object(stats: &TopicStats) -> Value {
         .producers
         .iter()
         .map(|producer| {
-            json!({"name": producer.name, "last_sequence_id": producer.last_sequence_id})
+            json!({"name": producer.name.as_str(), "last_sequence_id": producer.last_sequence_id})
         })
         .collect();
     let subscriptions: Vec<Value> = stats
@@ -210,7 +210,7 @@ fn stats_object(stats: &TopicStats) -> Value {
         .map(subscription::object)
         .collect();
     json!({
-        "topic": stats.topic,
+        "topic": topic.to_string(),
         "partitions": stats.partitions,
         "first_index": stats.first_index.0,
         "end_index": stats.end_index.0,
@@ -229,9 +229,9 @@ fn stats_object(stats: &TopicStats) -> Value {
     })
 }
 
-fn print_stats(out: &Output, stats: &TopicStats) -> Result<(), CliError> {
+fn print_stats(out: &Output, topic: &TopicName, stats: &TopicStats) -> Result<(), CliError> {
     let messages = stats.end_index.0.saturating_sub(stats.first_index.0);
-    out.line(format!("topic      {}", stats.topic))?;
+    out.line(format!("topic      {topic}"))?;
     if stats.partitions > 0 {
         out.line(format!("partitions {}", stats.partitions))?;
         out.line(format!("messages   {messages}"))?;
@@ -271,7 +271,7 @@ fn print_ledgers(out: &Output, stats: &TopicStats) -> Result<(), CliError> {
             ledger.first_index.to_string(),
             ledger.entries.to_string(),
             ledger.bytes.to_string(),
-            ledger.state.clone(),
+            ledger.state.name().to_owned(),
         ]);
     }
     section(out, &table)
@@ -285,7 +285,7 @@ fn print_producers(out: &Output, stats: &TopicStats) -> Result<(), CliError> {
     for producer in &stats.producers {
         let last = producer.last_sequence_id;
         let last = last.map_or_else(|| "-".to_owned(), |id| id.to_string());
-        table.row([producer.name.clone(), last]);
+        table.row([producer.name.as_str().to_owned(), last]);
     }
     section(out, &table)
 }

@@ -10,10 +10,9 @@ use serde::Serialize;
 
 use crate::exit::CliError;
 use crate::output::Output;
-
-use super::latency::Latencies;
-use super::stamp::Payload;
-use super::{Counted, Report};
+use crate::perf::latency::Latencies;
+use crate::perf::stamp::Payload;
+use crate::perf::{Counted, Report};
 
 /// The sizes of writes.
 const BLOCK_SIZES: [usize; 3] = [4 * 1024, 64 * 1024, 1024 * 1024];
@@ -94,7 +93,7 @@ fn to_u64(bytes: usize) -> u64 {
 /// # Errors
 /// When the disk refuses.
 pub async fn run(directory: PathBuf, seconds: f64, out: &Output) -> Result<(), CliError> {
-    let each = super::duration("--seconds", seconds)?;
+    let each = crate::perf::duration("--seconds", seconds)?;
     out.note(&format!(
         "writing and syncing for {seconds} s each at 4 KiB, 64 KiB and 1 MiB in {}",
         directory.display()

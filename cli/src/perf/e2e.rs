@@ -8,10 +8,9 @@ use aquifer_runtime::clock::{Clock, SystemClock, sleep};
 use serde::Serialize;
 
 use crate::exit::CliError;
-
-use super::publish::{PublishLoad, Published};
-use super::receive::{ReceiveLoad, Received};
-use super::{Counted, Report};
+use crate::perf::publish::{PublishLoad, Published};
+use crate::perf::receive::{ReceiveLoad, Received};
+use crate::perf::{Counted, Report};
 
 /// How long the consumers may take for what is left when publishing has ended.
 const REST_MAX: Duration = Duration::from_secs(30);

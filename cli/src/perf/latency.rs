@@ -5,7 +5,7 @@ use std::time::Duration;
 use hdrhistogram::Histogram;
 use serde::Serialize;
 
-use super::round;
+use crate::perf::round;
 
 const HIGHEST: Duration = Duration::from_secs(600);
 

@@ -9,11 +9,10 @@ use aquifer_runtime::task::TaskGroup;
 use bytes::Bytes;
 
 use crate::exit::CliError;
-
-use super::latency::Latencies;
-use super::pacer::{Pacer, Schedule};
-use super::stamp::Payload;
-use super::{Counted, Until};
+use crate::perf::latency::Latencies;
+use crate::perf::pacer::{Pacer, Schedule};
+use crate::perf::stamp::Payload;
+use crate::perf::{Counted, Until};
 
 /// Messages sent in a row before acknowledgements are looked at.
 const BURST: usize = 32;

@@ -10,10 +10,9 @@ use aquifer_runtime::rng::{Rng, SystemRng};
 use aquifer_runtime::task::{TaskGroup, TaskHandle};
 
 use crate::exit::CliError;
-
-use super::Counted;
-use super::latency::Latencies;
-use super::stamp::Payload;
+use crate::perf::Counted;
+use crate::perf::latency::Latencies;
+use crate::perf::stamp::Payload;
 
 /// Messages that are received and acknowledged together.
 const BATCH_MESSAGES: usize = 10_000;

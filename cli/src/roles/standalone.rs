@@ -67,7 +67,7 @@ impl Role for StandaloneConfig {
         let port = http::open(&self.http, health, &seams, &parts.groups.http).await?;
         port.health
             .starting("opening metadata and storage, which replays the journal");
-        Bookie::make_room(&self.bookie);
+        Bookie::give_up_reserve(&self.bookie);
         // The two that read files start side by side: most of the start is waiting for the disk.
         let opening = async {
             tokio::join!(

@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use aquifer_model::id::Index;
 use aquifer_model::place::Place;
+use aquifer_model::subscription::Properties;
 use aquifer_model::topic::{SubscriptionName, TopicName};
+use aquifer_proto::convert::subscription::wire_properties;
 use aquifer_proto::v1;
 use aquifer_runtime::clock;
 
@@ -76,10 +78,28 @@ impl Admin {
         subscription: &str,
         place: Place,
     ) -> Result<Index> {
+        self.create_subscription_with(topic, subscription, place, &Properties::new())
+            .await
+    }
+
+    /// The same with properties: what the creator wants to have recorded of the subscription, for
+    /// those that use it.
+    ///
+    /// # Errors
+    /// As [`Admin::create_subscription`]; `Invalid` for properties that are too large or have no
+    /// name.
+    pub async fn create_subscription_with(
+        &self,
+        topic: &str,
+        subscription: &str,
+        place: Place,
+        properties: &Properties,
+    ) -> Result<Index> {
         let request = v1::CreateSubscriptionRequest {
             topic: topic.parse::<TopicName>()?.to_string(),
             subscription: SubscriptionName::new(subscription)?.to_string(),
             place: place.to_string(),
+            properties: wire_properties(properties),
         };
         let call = move |mut client: Client| {
             let request = request.clone();

@@ -11,7 +11,7 @@ use std::time::Duration;
 use aquifer_model::id::{Index, OwnerEpoch, SeekEpoch};
 use aquifer_model::limits::ACK_RANGES_MAX;
 use aquifer_proto::v1;
-use tokio::time::Instant;
+use aquifer_runtime::clock::Instant;
 
 use crate::error::{ClientError, Outcome, Result};
 use crate::settle::Settle;

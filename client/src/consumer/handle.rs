@@ -7,9 +7,9 @@ use aquifer_model::topic::TopicName;
 use aquifer_runtime::task::TaskHandle;
 use futures::StreamExt;
 
-use super::receiver::Receiver;
-use super::session::ConsumeSession;
-use super::settings::Settings;
+use crate::consumer::receiver::Receiver;
+use crate::consumer::session::ConsumeSession;
+use crate::consumer::settings::Settings;
 use crate::context::Context;
 use crate::error::{ClientError, Outcome, Result};
 use crate::lookup;

@@ -10,13 +10,13 @@ use aquifer_model::id::{ConsumerInstance, Index};
 use aquifer_model::place::Place;
 use aquifer_model::topic::TopicName;
 use aquifer_proto::{PROTOCOL_VERSION, v1};
+use aquifer_runtime::clock::Instant;
 use tokio::sync::Notify;
-use tokio::time::Instant;
 
-use super::acks::{AckOutcome, Acknowledged, settled};
-use super::credit::Amount;
-use super::inbox::{Inbox, foreign};
-use super::settings::{Purpose, Settings};
+use crate::consumer::acks::{AckOutcome, Acknowledged, settled};
+use crate::consumer::credit::Amount;
+use crate::consumer::inbox::{Inbox, foreign};
+use crate::consumer::settings::{Purpose, Settings};
 use crate::context::Context;
 use crate::error::{ClientError, Outcome, Result};
 use crate::message::{Origin, ReceivedMessage};

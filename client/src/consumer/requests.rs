@@ -8,7 +8,7 @@ use aquifer_proto::v1;
 use aquifer_proto::v1::consume_request::Request;
 use tokio_stream::Stream;
 
-use super::receiver::Receiver;
+use crate::consumer::receiver::Receiver;
 
 /// Subscribing, then acknowledgements, seeks and credit.
 pub(crate) struct Requests {

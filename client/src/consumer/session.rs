@@ -8,13 +8,13 @@ use std::time::Duration;
 use aquifer_proto::v1;
 use aquifer_proto::v1::broker_client::BrokerClient;
 use aquifer_proto::v1::consume_response::Response;
-use tokio::time::Instant;
+use aquifer_runtime::clock::Instant;
 use tonic::Streaming;
 
-use super::inbox::Inbox;
-use super::receiver::Receiver;
-use super::requests::Requests;
 use crate::connection::{Authorized, Kind};
+use crate::consumer::inbox::Inbox;
+use crate::consumer::receiver::Receiver;
+use crate::consumer::requests::Requests;
 use crate::context::Context;
 use crate::error::{ClientError, ErrorKind, Outcome, Result};
 use crate::retry::{Backoff, Deadline};

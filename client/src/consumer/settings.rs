@@ -3,7 +3,7 @@
 use aquifer_model::place::Place;
 use aquifer_model::subscription::SubscriptionType;
 
-use super::credit::Amount;
+use crate::consumer::credit::Amount;
 use crate::error::{ClientError, Result};
 
 /// Default size of the queue of a consumer that serves its subscription alone, and of a reader, in

@@ -20,9 +20,9 @@ use serde::Deserialize;
 use tokio::net::TcpStream;
 use zeroize::Zeroizing;
 
-use super::is_loopback;
-use super::source::{FETCH_MAX, Fetched, TEXT_BYTES_MAX, refused, secret_of};
-use super::token::Token;
+use crate::credentials::is_loopback;
+use crate::credentials::source::{FETCH_MAX, Fetched, TEXT_BYTES_MAX, refused, secret_of};
+use crate::credentials::token::Token;
 use crate::error::{ClientError, Result};
 
 /// Longest part of an issuer's explanation that is shown.

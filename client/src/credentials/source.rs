@@ -13,8 +13,8 @@ use serde::Deserialize;
 use tokio::io::AsyncReadExt as _;
 use zeroize::Zeroizing;
 
-use super::issuer::ClientCredentials;
-use super::token::Token;
+use crate::credentials::issuer::ClientCredentials;
+use crate::credentials::token::Token;
 use crate::error::{ClientError, Result};
 
 /// Longer files and outputs hold something else.

@@ -7,12 +7,12 @@ use std::task::{Context, Poll};
 
 use aquifer_model::format::FORMAT_NATIVE;
 use aquifer_proto::v1;
+use aquifer_runtime::clock::{self, Instant, Sleep};
 use bytes::Bytes;
-use tokio::time::{Instant, Sleep};
 use tokio_stream::Stream;
 
-use super::partition::Partition;
-use super::queue::Next;
+use crate::producer::partition::Partition;
+use crate::producer::queue::Next;
 
 /// Frames that share a gRPC message stay below this together; one frame may be larger.
 const MESSAGE_BYTES: usize = 256 * 1024;
@@ -36,7 +36,7 @@ impl Frames {
             session,
             open: Some(open),
             held: None,
-            timer: Box::pin(tokio::time::sleep_until(Instant::now())),
+            timer: Box::pin(clock::sleep_until(Instant::now())),
         }
     }
 

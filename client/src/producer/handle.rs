@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use aquifer_runtime::task::TaskHandle;
 
-use super::partition::Partition;
-use super::session::ProduceSession;
 use crate::error::{ClientError, Outcome, Result};
+use crate::producer::partition::Partition;
+use crate::producer::session::ProduceSession;
 use crate::retry::Deadline;
 use crate::session::Driver;
 

@@ -7,15 +7,15 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use aquifer_model::id::{Index, ProducerInstance, TopicIncarnation};
 use aquifer_model::topic::TopicName;
 use aquifer_proto::{PROTOCOL_VERSION, v1};
+use aquifer_runtime::clock::{self, Instant};
 use bytes::Bytes;
-use tokio::time::Instant;
 
-use super::queue::{Accepted, Effects, Queue, Unsealed};
-use super::room::{Cost, Room};
-use super::settings::Settings;
 use crate::context::Context;
 use crate::error::{ClientError, Outcome, Result};
 use crate::message::Message;
+use crate::producer::queue::{Accepted, Effects, Queue, Unsealed};
+use crate::producer::room::{Cost, Room};
+use crate::producer::settings::Settings;
 use crate::retry::Deadline;
 use crate::settle::Settle;
 use crate::wake::Guarded;
@@ -234,7 +234,7 @@ impl Partition {
     /// Flushes within the operation timeout, and fails what is not stored by then.
     async fn flush_in_time(&self) -> Result<()> {
         let deadline = Deadline::after(self.context.operation_timeout);
-        if let Ok(flushed) = tokio::time::timeout_at(deadline.at(), self.flush()).await {
+        if let Ok(flushed) = clock::timeout_at(deadline.at(), self.flush()).await {
             return flushed;
         }
         let last = self.read(|queue| queue.last_error().cloned());

@@ -22,13 +22,13 @@ use std::time::Duration;
 use aquifer_model::batch::{BatchBuilder, ROW_BYTES};
 use aquifer_model::id::{EntryId, Index, LedgerId};
 use aquifer_proto::v1;
+use aquifer_runtime::clock::Instant;
 use bytes::{Bytes, BytesMut};
-use tokio::time::Instant;
 
 use self::batch::{Batch, Readiness, Sent, State};
-use super::room::Cost;
 use crate::error::{ClientError, Outcome, Result};
 use crate::message::Message;
+use crate::producer::room::Cost;
 use crate::producer::settings::Batching;
 use crate::wake::Wakers;
 

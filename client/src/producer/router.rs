@@ -11,8 +11,8 @@ use std::time::Duration;
 
 use aquifer_model::hash::key_hash;
 use aquifer_model::ranges::TopicRanges;
+use aquifer_runtime::clock::Instant;
 use parking_lot::Mutex;
-use tokio::time::Instant;
 
 use crate::producer::settings::Batching;
 

@@ -8,15 +8,15 @@ use std::time::Duration;
 use aquifer_proto::v1;
 use aquifer_proto::v1::broker_client::BrokerClient;
 use aquifer_proto::v1::produce_response::Response;
-use tokio::time::Instant;
+use aquifer_runtime::clock::Instant;
 use tonic::Streaming;
 
-use super::frames::Frames;
-use super::partition::Partition;
-use super::queue::Queue;
 use crate::connection::{Authorized, Kind};
 use crate::context::Context;
 use crate::error::{ClientError, ErrorKind, Result};
+use crate::producer::frames::Frames;
+use crate::producer::partition::Partition;
+use crate::producer::queue::Queue;
 use crate::retry::Backoff;
 use crate::session::{Session, unknown_message};
 

@@ -11,12 +11,12 @@ use aquifer_proto::v1;
 use bytes::{Bytes, BytesMut};
 use proptest::prelude::*;
 
-use super::block::Block;
-use super::check::check_whole;
-use super::parts::{Header, Trailer};
-use super::tail::Tail;
-use super::writer::{ObjectSpec, ObjectWriter, Written};
 use super::*;
+use crate::format::block::Block;
+use crate::format::check::check_whole;
+use crate::format::parts::{Header, Trailer};
+use crate::format::tail::Tail;
+use crate::format::writer::{ObjectSpec, ObjectWriter, Written};
 
 pub(crate) const LEDGER: LedgerId = LedgerId(42);
 pub(crate) const ATTEMPT: AttemptId = AttemptId([7; 16]);

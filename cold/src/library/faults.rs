@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::s3_server::{Kind, S3Server, Wrong, some_bytes};
 use super::*;
+use crate::library::s3_server::{Kind, S3Server, Wrong, some_bytes};
 
 /// More than the library tries.
 const ALWAYS: usize = 20;

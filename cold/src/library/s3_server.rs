@@ -10,6 +10,7 @@ use std::fmt::Write as _;
 use std::sync::Arc;
 use std::time::Duration;
 
+use aquifer_runtime::clock;
 use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -268,7 +269,7 @@ async fn send(
             for byte in &answer.body {
                 stream.write_all(&[*byte]).await?;
                 stream.flush().await?;
-                tokio::time::sleep(Duration::from_millis(50)).await;
+                clock::sleep(Duration::from_millis(50)).await;
             }
         }
         _ => stream.write_all(&answer.body).await?,

@@ -5,13 +5,10 @@
 //! not found at the URL that it has: a copy of the place does not take over from it. Places
 //! of this cluster are followed by [`Locations::primary`] alone.
 
-use aquifer_metadata::keys;
-use aquifer_metadata::store::Versioned;
-use aquifer_metadata::update::{Change, UpdateError};
 use aquifer_model::id::LocationId;
 
-use super::{Known, Locations, PlaceOfObjects};
 use crate::error::{ColdError, ColdResult};
+use crate::location::{Known, Locations, PlaceOfObjects};
 
 impl Locations {
     /// The number of a place that a backup names, and whether what is there is another cluster's. A
@@ -37,23 +34,16 @@ impl Locations {
                 reason: format!("its marker says {found}, not {}", place.id),
             });
         }
-        loop {
-            let all = self.known().await?;
-            if let Some(known) = all.iter().find(|known| known.id == place.id) {
-                return Ok((known.number, known.is_foreign()));
-            }
-            let new = Known {
-                number: all.last().map_or(0, |known| known.number).saturating_add(1),
-                id: place.id,
-                url: place.url.clone(),
-                marked: true,
-                created_ms: self.clock.wall_ms(),
-                owner: place.owner.clone(),
-            };
-            if self.put_new(&new).await? {
-                return Ok((new.number, true));
-            }
-        }
+        let new = Known {
+            number: 0,
+            id: place.id,
+            url: place.url.clone(),
+            marked: true,
+            created_ms: self.clock.wall_ms(),
+            owner: place.owner.clone(),
+        };
+        let known = self.add(|known| known.id == place.id, new).await?;
+        Ok((known.number, known.is_foreign()))
     }
 
     /// Whether another cluster owns a place; its store is not asked.
@@ -96,24 +86,8 @@ impl Locations {
         if is_still_there || !self.is_at(known.id, &place.url, &known.owner).await {
             return Ok(());
         }
-        let decide = |stored: Option<Versioned>| {
-            let missing =
-                || ColdError::Config(format!("metadata has no location {}", known.number));
-            let found = Known::decode(&stored.ok_or_else(missing)?)?;
-            if found.url == place.url {
-                return Ok(Change::none(()));
-            }
-            let moved = Known {
-                url: place.url.clone(),
-                ..found
-            };
-            Ok(Change::put(keys::CLUSTER_PARTITION, moved.value(), ()))
-        };
-        let key = keys::location(known.number);
-        let moved = self
-            .metadata
-            .update(&key, &[], |stored| std::future::ready(decide(stored)));
-        moved.await.map_err(UpdateError::<ColdError>::flatten)?;
+        let moved = |known: &mut Known| known.url.clone_from(&place.url);
+        self.rewrite(known.number, moved).await?;
         self.all.lock().await.remove(&known.number);
         tracing::info!(
             location = known.number,

@@ -18,7 +18,7 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tonic::transport::Channel;
 
-use super::{BookieClientConfig, client, unreachable};
+use crate::bookie_client::{BookieClientConfig, client, unreachable};
 
 /// Requests share a message up to this size; one large entry may exceed it.
 const FRAME_BYTES: usize = 256 * 1024;

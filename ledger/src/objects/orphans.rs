@@ -10,9 +10,9 @@ use aquifer_metadata::scan;
 use aquifer_metadata::store::{Expect, Guard, MetadataStore, Revision, Transaction};
 use aquifer_model::id::{AttemptId, CreationToken, LedgerId};
 
-use super::{DyingObject, PlannedObject};
 use crate::error::LedgerError;
 use crate::ledger_metadata::{self, LedgerInfo};
+use crate::objects::{DyingObject, PlannedObject};
 use crate::offload::{Offload, StoredObject};
 
 /// Records of one kind that an audit has in memory.
@@ -73,7 +73,7 @@ pub async fn named(store: &dyn MetadataStore, location: u32) -> Result<Named, Le
     }
     let (stored, _) = scan::each(store, keys::LEDGERS_PREFIX, HashMap::new, |found, item| {
         let Ok(keys::Key::Ledger(id)) = item.key.parse() else {
-            return Err(super::damaged(item, "it is no key of a ledger").into());
+            return Err(crate::objects::damaged(item, "it is no key of a ledger").into());
         };
         let info = LedgerInfo::decode(id, item)?;
         if let Some(Offload::Stored {

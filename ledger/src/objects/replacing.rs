@@ -16,9 +16,9 @@ use aquifer_metadata::store::{Expect, Guard, MetadataStore, Operation, Transacti
 use aquifer_metadata::update::{Change, UpdateError};
 use aquifer_model::id::{AttemptId, LedgerId};
 
-use super::{DyingObject, PlannedObject};
 use crate::error::LedgerError;
 use crate::ledger_metadata::{self, LedgerInfo};
+use crate::objects::{DyingObject, PlannedObject};
 use crate::offload::{self, Offload, OffloadStep, StoredObject};
 
 /// Writes down what a scrub has seen of the object of an attempt: the copies of a ledger whose

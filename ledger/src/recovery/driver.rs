@@ -115,20 +115,21 @@ async fn claim_and_recover(
 /// It is no longer known which bookies the former writer has waited for: where an acknowledged
 /// entry need not be at all of its places, each of them is asked what it has (H16).
 ///
-/// `marks_max` does not count these, because a close without its mark would forget what is thin:
-/// after the crash of an owner of thousands of topics there are as many. They are bounded all the
-/// same. A ledger has one mark, which is smaller than its record and written with it; only ledgers
-/// that were open leave one, which is about one a topic; it goes when its copies were looked at.
+/// `marks_max` does not count these, because a close without its mark would forget what is
+/// incomplete: after the crash of an owner of thousands of topics there are as many. They are
+/// bounded all the same. A ledger has one mark, which is smaller than its record and written with
+/// it; only ledgers that were open leave one, which is about one a topic; it goes when its copies
+/// were looked at.
 /// While a bookie that it names is away it waits, and the auditor needs no room to add that the
 /// bookie is lost.
 fn doubted_after_recovery(ctx: &LedgerContext, info: &LedgerInfo, end: LedgerEnd) -> Option<Mark> {
-    let may_be_thin = info.quorum.ack() < info.quorum.write() && end.last_entry.is_some();
-    may_be_thin.then(|| {
+    let may_be_incomplete = info.quorum.ack() < info.quorum.write() && end.last_entry.is_some();
+    may_be_incomplete.then(|| {
         let now_ms = ctx.clock.wall_ms();
         let reason = "recovered: copies may be missing";
         let all = info.duties().bookies().into_iter();
         let mark = Mark::new(info.id, &info.home, reason, now_ms);
-        mark.thin(all.map(|bookie| (bookie, EntryId::FIRST)))
+        mark.incomplete(all.map(|bookie| (bookie, EntryId::FIRST)))
     })
 }
 

@@ -61,7 +61,7 @@ struct Inner {
     owner: Weak<dyn WriterOwner>,
     state: Mutex<State>,
     /// Told when no acknowledged entry is kept for slower bookies any more.
-    settled: Notify,
+    drained: Notify,
 }
 
 struct State {
@@ -173,7 +173,7 @@ impl LedgerWriter {
                 guards,
                 owner,
                 state: Mutex::new(state),
-                settled: Notify::new(),
+                drained: Notify::new(),
                 ctx,
             }),
         }
@@ -248,10 +248,10 @@ impl LedgerWriter {
 
     /// Waits until every bookie that is to get an acknowledged entry has it, at most for `limit`: a
     /// bookie that is late then is left to repair.
-    pub async fn settle(&self, limit: Duration) {
-        let settled = async {
+    pub async fn drain(&self, limit: Duration) {
+        let drained = async {
             loop {
-                let changed = self.inner.settled.notified();
+                let changed = self.inner.drained.notified();
                 if self.inner.state.lock().machine.kept() == 0 {
                     return;
                 }
@@ -259,7 +259,7 @@ impl LedgerWriter {
             }
         };
         // Whether it was in time, `unconfirmed` tells.
-        let _ = clock::timeout(limit, settled).await;
+        let _ = clock::timeout(limit, drained).await;
     }
 
     /// Bookies of the ledger that may lack acknowledged entries, and from which on (H16).
@@ -370,7 +370,7 @@ impl State {
 impl Inner {
     /// Gives the machine an event and carries out what follows.
     fn on(self: &Arc<Self>, event: WriterEvent) {
-        let (chores, is_settled) = {
+        let (chores, is_drained) = {
             let mut state = self.state.lock();
             let mut actions = Vec::new();
             if matches!(event, WriterEvent::EnsembleChanged { .. }) {
@@ -391,8 +391,8 @@ impl Inner {
             }
             (chores, state.machine.kept() == 0)
         };
-        if is_settled {
-            self.settled.notify_one();
+        if is_drained {
+            self.drained.notify_one();
         }
         for chore in chores {
             self.start(chore);

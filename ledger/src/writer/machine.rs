@@ -22,14 +22,14 @@ use aquifer_model::quorum::Quorum;
 use crate::slots::SlotSet;
 
 mod events;
+mod incomplete;
 #[cfg(test)]
 mod tests;
-mod thin;
 
 pub use events::{
     AddReply, LedgerEnd, PlannedAdd, StopReason, WriterAction, WriterEvent, WriterOptions,
 };
-pub use thin::Unconfirmed;
+pub use incomplete::Unconfirmed;
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Add {
@@ -73,9 +73,9 @@ pub struct Writer {
     retry_scheduled: bool,
     rounds_without_progress: Vec<u32>,
     /// Bookies that may lack acknowledged entries which are no longer sent to them (H16).
-    thin: BTreeSet<BookieId>,
+    incomplete: BTreeSet<BookieId>,
     /// Positions whose next bookie will lack some.
-    thin_next: SlotSet,
+    incomplete_next: SlotSet,
 }
 
 /// The first entry after the confirmed ones.
@@ -107,8 +107,8 @@ impl Writer {
             change_scheduled: false,
             holding: SlotSet::EMPTY,
             retry_scheduled: false,
-            thin: BTreeSet::new(),
-            thin_next: SlotSet::EMPTY,
+            incomplete: BTreeSet::new(),
+            incomplete_next: SlotSet::EMPTY,
         }
     }
 
@@ -400,7 +400,7 @@ impl Writer {
         if let Some(oldest) = self.adds.pop_front() {
             self.released_length = oldest.ledger_length;
             self.kept -= 1;
-            self.leave_thin(entry, oldest.acked);
+            self.leave_incomplete(entry, oldest.acked);
         }
     }
 

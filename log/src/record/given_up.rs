@@ -17,10 +17,10 @@ use aquifer_metadata::store::Versioned;
 use aquifer_model::topic::TopicName;
 use aquifer_proto::v1;
 
-use super::decode;
-use super::restoring::cell_at;
 use crate::context::LogContext;
 use crate::error::LogError;
+use crate::record::decode;
+use crate::record::restoring::cell_at;
 
 /// A restore for which no request has asked in this time was given up.
 const GIVEN_UP_AFTER_MS: u64 = 7 * 24 * 60 * 60 * 1000;

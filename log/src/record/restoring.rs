@@ -24,13 +24,13 @@ use aquifer_metadata::store::{Expect, Guard, Operation, Revision, Until};
 use aquifer_metadata::{keys, record};
 use aquifer_model::id::{BookieId, TopicIncarnation};
 use aquifer_model::topic::TopicName;
-use aquifer_proto::convert::ranges::ranges;
+use aquifer_proto::convert::ranges::{key_hash, ranges};
 use aquifer_proto::v1;
 
-use super::{Current, RecordChange, TopicRecordCell, decode};
 use crate::context::LogContext;
 use crate::error::LogError;
 use crate::pages::move_oldest;
+use crate::record::{Current, RecordChange, TopicRecordCell, UNKNOWN_KEY_HASH, decode};
 
 /// Ledgers in one transaction, which writes a page too: each takes a put, a condition, and perhaps
 /// a delete.
@@ -104,12 +104,15 @@ impl RestoringTopic {
         let incarnation = TopicIncarnation(ctx.ledgers.rng.id16());
         let ranges = ranges(wanted.range_generation, &wanted.ranges);
         let ranges = ranges.map_err(|error| LogError::Invalid(error.to_string()))?;
+        let unknown = || LogError::Invalid(UNKNOWN_KEY_HASH.to_owned());
+        let key_hash = key_hash(wanted.key_hash()).ok_or_else(unknown)?;
         let current = Current {
             record: v1::TopicRecord {
                 incarnation: incarnation.0.to_vec().into(),
                 ..wanted
             },
             ranges,
+            key_hash,
             revision: Revision(0),
         };
         let cell = cell_at(ctx, topic, guards, incarnation, current);

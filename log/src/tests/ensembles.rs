@@ -323,7 +323,7 @@ async fn somebody_else_follows_a_ledger_to_its_end() {
 /// The bookies that the mark of a ledger names.
 async fn doubted(world: &TestWorld, ledger: LedgerId) -> Vec<BookieId> {
     let mark = marks::load(&world.store, ledger).await.unwrap();
-    mark.map_or(Vec::new(), |mark| mark.thin.into_keys().collect())
+    mark.map_or(Vec::new(), |mark| mark.incomplete.into_keys().collect())
 }
 
 #[tokio::test(start_paused = true)]
@@ -354,8 +354,8 @@ async fn a_recovered_ledger_is_marked_where_copies_may_be_missing_h16() {
         let heir = Owner::open(world.logs(), options).await;
         assert_eq!(bodies(&heir.read_all().await).len(), 3 * owners);
         let marked = doubted(&world, ledger).await.len();
-        let thin = options.quorum.ack() < options.quorum.write();
-        assert_eq!(marked, if thin { 3 } else { 0 });
+        let incomplete = options.quorum.ack() < options.quorum.write();
+        assert_eq!(marked, if incomplete { 3 } else { 0 });
         // The next one begins with a ledger of its own.
         drop((lost, heir));
     }

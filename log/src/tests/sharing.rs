@@ -19,9 +19,9 @@ use futures::future::join_all;
 use futures::poll;
 use tokio::sync::Semaphore;
 
-use super::reading::with_backlog;
 use super::*;
 use crate::cache::EntryCache;
+use crate::tests::reading::with_backlog;
 
 const ENTRY_BYTES: usize = 4096;
 const READ_AHEAD_BYTES: usize = 512 * 1024;

@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::future::join;
 
-use super::fixture::{StoreFactory, soon};
+use crate::contract::fixture::{StoreFactory, soon};
 use crate::election::{Election, Leader};
 use crate::error::MetadataError;
 use crate::keys;

@@ -5,7 +5,7 @@ use std::time::Duration;
 use aquifer_model::id::BrokerId;
 use bytes::Bytes;
 
-use super::fixture::{StoreFactory, get, soon, value};
+use crate::contract::fixture::{StoreFactory, get, soon, value};
 use crate::error::MetadataError;
 use crate::keys;
 use crate::store::{Expect, MetadataStore, Revision, WatchEvent};

@@ -12,7 +12,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use tokio::sync::Notify;
 
-use super::fixture::{
+use crate::contract::fixture::{
     StoreFactory, commit, delete, get, ledger, namespace, partition, put, soon, text, topic,
     transaction, value, write,
 };

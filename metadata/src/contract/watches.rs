@@ -1,6 +1,6 @@
 //! Watches: in order, without gaps, or a resync.
 
-use super::fixture::{
+use crate::contract::fixture::{
     StoreFactory, commit, delete, ledger, namespace, put, soon, text, topic, transaction, write,
 };
 use crate::keys;

@@ -7,10 +7,10 @@ use std::sync::Arc;
 use redb::Database;
 use tokio::sync::mpsc;
 
-use super::file::{StoreFile, from_redb, without_panic};
-use super::history::Change;
-use super::rows::{self, Stored, Tables};
-use super::shared::{Request, Shared, Work};
+use crate::embedded::file::{StoreFile, from_redb, without_panic};
+use crate::embedded::history::Change;
+use crate::embedded::rows::{self, Stored, Tables};
+use crate::embedded::shared::{Request, Shared, Work};
 use crate::error::{MetadataError, MetadataResult};
 use crate::store::{Expect, Operation, Revision};
 
@@ -110,7 +110,7 @@ impl Engine {
             .into_iter()
             .map(|request| (request.work, request.reply))
             .unzip();
-        let outcomes = self.settle(&works);
+        let outcomes = self.resolve(&works);
         for (reply, outcome) in replies.into_iter().zip(outcomes) {
             // The caller may have stopped waiting; the change stands all the same.
             let _ = reply.send(outcome);
@@ -120,7 +120,7 @@ impl Engine {
     }
 
     /// Applies works and returns an outcome for each.
-    fn settle(&mut self, works: &[Work]) -> Vec<MetadataResult<Revision>> {
+    fn resolve(&mut self, works: &[Work]) -> Vec<MetadataResult<Revision>> {
         let all = |error: MetadataError| vec![Err(error); works.len()];
         if works.is_empty() {
             return Vec::new();
@@ -142,7 +142,7 @@ impl Engine {
                     other => MetadataError::Unavailable(other.to_string()),
                 })
             }
-            Err(Failure::During(applied, error)) => self.settle_failed(applied, &error),
+            Err(Failure::During(applied, error)) => self.resolve_failed(applied, &error),
         }
     }
 
@@ -153,7 +153,7 @@ impl Engine {
     }
 
     /// Finds out what became of a batch whose commit failed, by opening the file again.
-    fn settle_failed(
+    fn resolve_failed(
         &mut self,
         applied: Applied,
         error: &MetadataError,

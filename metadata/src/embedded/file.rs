@@ -11,8 +11,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use aquifer_runtime::disk::{DiskFile, DiskLock, OpenOptions, SharedDisk};
 use redb::{Builder, Database, StorageBackend};
 
-use super::options::EmbeddedOptions;
-use super::rows;
+use crate::embedded::options::EmbeddedOptions;
+use crate::embedded::rows;
 use crate::error::{MetadataError, MetadataResult};
 use crate::store::Revision;
 

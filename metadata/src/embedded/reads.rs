@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use redb::{Database, ReadTransaction, ReadableDatabase};
 
-use super::file::from_redb;
-use super::rows;
-use super::shared::Shared;
+use crate::embedded::file::from_redb;
+use crate::embedded::rows;
+use crate::embedded::shared::Shared;
 use crate::error::{MetadataError, MetadataResult};
 use crate::store::{PageToken, Revision, ScanPage, Versioned};
 

@@ -16,7 +16,7 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use super::shared::{Shared, Work};
+use crate::embedded::shared::{Shared, Work};
 use crate::error::{MetadataError, MetadataResult};
 use crate::limits;
 use crate::store::{Expect, Operation, Revision, Session};

@@ -9,10 +9,10 @@ use redb::Database;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
-use super::file;
-use super::history::History;
-use super::reads::Snapshots;
-use super::sessions::{SessionState, Sessions};
+use crate::embedded::file;
+use crate::embedded::history::History;
+use crate::embedded::reads::Snapshots;
+use crate::embedded::sessions::{SessionState, Sessions};
 use crate::error::{MetadataError, MetadataResult};
 use crate::store::{Operation, Revision, Transaction};
 

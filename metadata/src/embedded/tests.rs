@@ -97,7 +97,7 @@ async fn read(store: &dyn MetadataStore, key: &str) -> MetadataResult<Option<Str
 }
 
 mod contract {
-    use super::Machine;
+    use crate::embedded::tests::Machine;
 
     crate::metadata_contract!(Machine::new());
 }

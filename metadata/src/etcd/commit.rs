@@ -1,11 +1,11 @@
 //! Commits: one transaction of etcd each, tried until its outcome is known or the time is up.
 //!
-//! What is certain to have been refused is sent again. What may have been applied is settled first,
-//! by the slot that it carries ([`super::slots`]); a caller that asks until the outcome is known
-//! waits for that as long as etcd is away, but no longer than the slot lives. Only a transaction
-//! that uses every place which etcd has for operations or conditions has none left for the slot:
-//! when its answer is lost, its outcome stays unknown. etcd's answer that it has no space left may
-//! mean either: the slot is read then, which needs no space.
+//! What is certain to have been refused is sent again. What may have been applied is resolved
+//! first, by the slot that it carries ([`crate::etcd::slots`]); a caller that asks until the
+//! outcome is known waits for that as long as etcd is away, but no longer than the slot lives. Only
+//! a transaction that uses every place which etcd has for operations or conditions has none left
+//! for the slot: when its answer is lost, its outcome stays unknown. etcd's answer that it has no
+//! space left may mean either: the slot is read then, which needs no space.
 
 use std::sync::Arc;
 
@@ -16,12 +16,12 @@ use etcd_client::{
     Client, Compare, CompareOp, DeleteOptions, GetOptions, PutOptions, Txn, TxnOp, TxnResponse,
 };
 
-use super::errors::Failure;
-use super::lease::Lease;
-use super::shared::Shared;
-use super::slots::{Settled, TakenSlot};
-use super::space::{Space, number, revision};
 use crate::error::{MetadataError, MetadataResult};
+use crate::etcd::errors::Failure;
+use crate::etcd::lease::Lease;
+use crate::etcd::shared::Shared;
+use crate::etcd::slots::{Resolved, TakenSlot};
+use crate::etcd::space::{Space, number, revision};
 use crate::limits;
 use crate::store::{Expect, Operation, Revision, Transaction, Until};
 
@@ -138,7 +138,7 @@ struct Commit<'a> {
     request: &'a Request,
     slot: Option<TakenSlot>,
     /// The transaction was sent and may have been applied.
-    unsettled: bool,
+    unresolved: bool,
     /// What went wrong last.
     last: String,
 }
@@ -154,7 +154,7 @@ impl Shared {
             shared: self,
             request: &request,
             slot: None,
-            unsettled: false,
+            unresolved: false,
             last: "it did not answer".to_owned(),
         };
         let limit = self.endpoints.request_timeout();
@@ -162,7 +162,7 @@ impl Shared {
             Ok(result) => result,
             Err(_) => {
                 let reason = format!("no result in {limit:?}: {}", commit.last);
-                Err(if commit.unsettled {
+                Err(if commit.unresolved {
                     MetadataError::UnknownOutcome(reason)
                 } else {
                     MetadataError::Unavailable(reason)
@@ -171,7 +171,7 @@ impl Shared {
         };
         match result {
             Err(MetadataError::UnknownOutcome(reason)) if until == Until::Known => {
-                commit.settle(reason).await
+                commit.resolve(reason).await
             }
             result => result,
         }
@@ -186,9 +186,9 @@ impl Commit<'_> {
                 return Err(MetadataError::Unavailable("the store is closed".to_owned()));
             }
             if self.request.has_slot
-                && let Some(settled) = self.prepare_slot().await?
+                && let Some(resolved) = self.prepare_slot().await?
             {
-                return settled;
+                return resolved;
             }
             if let Some(lease) = &self.request.lease
                 && lease.is_lost()
@@ -212,7 +212,7 @@ impl Commit<'_> {
         }
     }
 
-    /// Gets a slot that is in no doubt. Returns the outcome of this commit when settling the
+    /// Gets a slot that is in no doubt. Returns the outcome of this commit when resolving the
     /// doubt has told it.
     async fn prepare_slot(&mut self) -> MetadataResult<Option<MetadataResult<Revision>>> {
         loop {
@@ -224,32 +224,32 @@ impl Commit<'_> {
                 return Ok(None);
             }
             // Doubt that an earlier user of the slot has left no longer matters.
-            let settled = match slot.settle(self.shared).await {
-                Ok(settled) => settled,
-                Err(error) if self.unsettled => {
+            let resolved = match slot.resolve(self.shared).await {
+                Ok(resolved) => resolved,
+                Err(error) if self.unresolved => {
                     return Err(MetadataError::UnknownOutcome(error.to_string()));
                 }
                 Err(error) => return Err(error),
             };
-            let mine = std::mem::take(&mut self.unsettled);
-            match settled {
-                Settled::Applied(revision) if mine => return Ok(Some(Ok(revision))),
-                Settled::Lost if mine => {
+            let mine = std::mem::take(&mut self.unresolved);
+            match resolved {
+                Resolved::Applied(revision) if mine => return Ok(Some(Ok(revision))),
+                Resolved::Lost if mine => {
                     return Ok(Some(Err(MetadataError::UnknownOutcome(
                         "the process was paused until its slots expired".to_owned(),
                     ))));
                 }
-                Settled::Lost => self.slot = None,
-                Settled::Applied(_) | Settled::NotApplied => return Ok(None),
+                Resolved::Lost => self.slot = None,
+                Resolved::Applied(_) | Resolved::NotApplied => return Ok(None),
             }
         }
     }
 
     /// Asks what became of it until etcd tells. It is not sent again: its time is up.
-    async fn settle(&mut self, unknown: String) -> MetadataResult<Revision> {
+    async fn resolve(&mut self, unknown: String) -> MetadataResult<Revision> {
         let mut tries = 0;
         loop {
-            let Some(slot) = self.slot.as_mut().filter(|_| self.unsettled) else {
+            let Some(slot) = self.slot.as_mut().filter(|_| self.unresolved) else {
                 // Without a slot in doubt nothing can tell, now or later.
                 return Err(MetadataError::UnknownOutcome(unknown));
             };
@@ -258,11 +258,11 @@ impl Commit<'_> {
                     "the store is closed".to_owned(),
                 ));
             }
-            match slot.settle(self.shared).await {
-                Ok(Settled::Applied(revision)) => return Ok(revision),
-                Ok(Settled::NotApplied) => return Err(MetadataError::Unavailable(unknown)),
-                Ok(Settled::Lost) => return Err(MetadataError::UnknownOutcome(unknown)),
-                // Without space nothing can be settled by a write; it may be freed again.
+            match slot.resolve(self.shared).await {
+                Ok(Resolved::Applied(revision)) => return Ok(revision),
+                Ok(Resolved::NotApplied) => return Err(MetadataError::Unavailable(unknown)),
+                Ok(Resolved::Lost) => return Err(MetadataError::UnknownOutcome(unknown)),
+                // Without space nothing can be resolved by a write; it may be freed again.
                 Err(MetadataError::Unavailable(reason) | MetadataError::Full(reason)) => {
                     tracing::debug!(reason, "the outcome of a commit is still unknown");
                 }
@@ -276,7 +276,7 @@ impl Commit<'_> {
         let number = self.shared.slots.number();
         let noted = self.slot.as_mut().map(|slot| slot.note(number));
         let txn = self.request.txn(noted);
-        self.unsettled = true;
+        self.unresolved = true;
         let ask = |client: Client| async move { client.kv_client().txn(txn).await };
         let limit = self.shared.endpoints.attempt_timeout();
         self.shared.endpoints.attempt(limit, ask).await
@@ -285,7 +285,7 @@ impl Commit<'_> {
     /// The result in an answer. `None` when only the slot was not as expected: nothing was done.
     fn read(&mut self, answer: &TxnResponse) -> Option<MetadataResult<Revision>> {
         let at = answer.header().map_or(0, |header| header.revision());
-        self.unsettled = false;
+        self.unresolved = false;
         if answer.succeeded() {
             if let Some(slot) = &mut self.slot {
                 slot.applied(at);
@@ -315,7 +315,7 @@ impl Commit<'_> {
             Failure::Unknown(reason) => {
                 self.last.clone_from(&reason);
                 return if self.slot.is_some() {
-                    // Settled before the next try.
+                    // Resolved before the next try.
                     None
                 } else {
                     Some(Err(MetadataError::UnknownOutcome(reason)))
@@ -349,18 +349,18 @@ impl Commit<'_> {
     /// The result when etcd answers that it has no space left. It also gives that answer to the
     /// transaction that takes it over its quota, after it has made the change: only the slot tells.
     async fn out_of_space(&mut self, reason: String) -> MetadataResult<Revision> {
-        self.shared.room.refused();
+        self.shared.usage.refused();
         let Some(slot) = &mut self.slot else {
             return Err(MetadataError::UnknownOutcome(reason));
         };
         match slot.look(self.shared).await {
-            Ok(Some(Settled::Applied(revision))) => {
-                self.unsettled = false;
+            Ok(Some(Resolved::Applied(revision))) => {
+                self.unresolved = false;
                 Ok(revision)
             }
-            Ok(Some(Settled::Lost)) => Err(MetadataError::UnknownOutcome(reason)),
+            Ok(Some(Resolved::Lost)) => Err(MetadataError::UnknownOutcome(reason)),
             // The answer was the last word on the transaction: it can not be made later.
-            Ok(Some(Settled::NotApplied) | None) => {
+            Ok(Some(Resolved::NotApplied) | None) => {
                 self.refused();
                 Err(MetadataError::Full(reason))
             }
@@ -369,7 +369,7 @@ impl Commit<'_> {
     }
 
     fn refused(&mut self) {
-        self.unsettled = false;
+        self.unresolved = false;
         if let Some(slot) = &mut self.slot {
             slot.not_applied();
         }

@@ -12,9 +12,9 @@ use aquifer_runtime::rng::SharedRng;
 use etcd_client::{Client, ConnectOptions, Error};
 use tokio::sync::{OnceCell, watch};
 
-use super::config::EtcdConfig;
-use super::errors::{Failure, before_sending, classify};
 use crate::error::{MetadataError, MetadataResult};
+use crate::etcd::config::EtcdConfig;
+use crate::etcd::errors::{Failure, before_sending, classify};
 
 /// First and longest wait after every member was asked once in vain.
 const PAUSE_FIRST: Duration = Duration::from_millis(25);

@@ -12,9 +12,9 @@ use aquifer_runtime::clock::{self, SharedClock};
 use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 
-use super::endpoints::Endpoints;
-use super::errors::Failure;
 use crate::error::{MetadataError, MetadataResult};
+use crate::etcd::endpoints::Endpoints;
+use crate::etcd::errors::Failure;
 
 /// Shortest time to live: the task that renews must get its turn.
 const TTL_MIN: Duration = Duration::from_secs(1);

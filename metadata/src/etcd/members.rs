@@ -2,10 +2,10 @@
 
 use etcd_client::{Client, StatusResponse};
 
-use super::EtcdStore;
-use super::errors::Failure;
-use super::room::usage;
 use crate::error::MetadataError;
+use crate::etcd::EtcdStore;
+use crate::etcd::errors::Failure;
+use crate::etcd::usage_watch::usage;
 use crate::store::Usage;
 
 /// A member of etcd, by the address at which this process was told to find it.

@@ -7,10 +7,10 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use super::commit::Request;
-use super::lease::Lease;
-use super::shared::Shared;
 use crate::error::{MetadataError, MetadataResult};
+use crate::etcd::commit::Request;
+use crate::etcd::lease::Lease;
+use crate::etcd::shared::Shared;
 use crate::limits;
 use crate::store::{Expect, Operation, Revision, Session, Until};
 

@@ -7,12 +7,12 @@ use aquifer_runtime::task::TaskGroup;
 use etcd_client::{Client, GetOptions};
 use tokio_util::sync::CancellationToken;
 
-use super::endpoints::Endpoints;
-use super::errors::Failure;
-use super::room::RoomWatch;
-use super::slots::Slots;
-use super::space::{Space, number, revision};
 use crate::error::{MetadataError, MetadataResult};
+use crate::etcd::endpoints::Endpoints;
+use crate::etcd::errors::Failure;
+use crate::etcd::slots::Slots;
+use crate::etcd::space::{Space, number, revision};
+use crate::etcd::usage_watch::UsageWatch;
 use crate::store::{PageToken, Revision, ScanPage, Versioned};
 
 /// What the store, its sessions and its watches share.
@@ -21,7 +21,7 @@ pub(super) struct Shared {
     pub(super) endpoints: Arc<Endpoints>,
     pub(super) slots: Slots,
     pub(super) clock: SharedClock,
-    pub(super) room: RoomWatch,
+    pub(super) usage: UsageWatch,
     /// etcd's quota, where it does not say so itself.
     pub(super) quota_bytes: u64,
     pub(super) tasks: TaskGroup,

@@ -20,14 +20,14 @@ use etcd_client::{Client, Compare, CompareOp, PutOptions, Txn, TxnOp, TxnRespons
 use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::errors::Failure;
-use super::lease::Lease;
-use super::shared::Shared;
 use crate::error::{MetadataError, MetadataResult};
+use crate::etcd::errors::Failure;
+use crate::etcd::lease::Lease;
+use crate::etcd::shared::Shared;
 use crate::keys;
 use crate::store::Revision;
 
-/// Commits of a process that are under way at once; later ones wait for room.
+/// Commits of a process that are under way at once; later ones wait.
 pub(super) const SLOTS_MAX: usize = 64;
 /// How long slots outlive their process, and the longest pause of a process after which the
 /// outcome of what it had under way can still be told.
@@ -36,7 +36,7 @@ const SLOTS_TTL: Duration = Duration::from_secs(60);
 /// The slots of a store.
 #[derive(Debug)]
 pub(super) struct Slots {
-    room: Arc<Semaphore>,
+    places: Arc<Semaphore>,
     lease: tokio::sync::Mutex<Option<Arc<Generation>>>,
     numbers: AtomicU64,
 }
@@ -65,12 +65,12 @@ struct Slot {
 pub(super) struct TakenSlot {
     slot: Option<Slot>,
     generation: Arc<Generation>,
-    _room: OwnedSemaphorePermit,
+    _place: OwnedSemaphorePermit,
 }
 
 /// What became of a commit in doubt.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Settled {
+pub(super) enum Resolved {
     /// It was made, at this revision.
     Applied(Revision),
     /// It was not made and never will be.
@@ -82,7 +82,7 @@ pub(super) enum Settled {
 impl Slots {
     pub(super) fn new() -> Slots {
         Slots {
-            room: Arc::new(Semaphore::new(SLOTS_MAX)),
+            places: Arc::new(Semaphore::new(SLOTS_MAX)),
             lease: tokio::sync::Mutex::new(None),
             numbers: AtomicU64::new(0),
         }
@@ -90,7 +90,7 @@ impl Slots {
 
     /// Takes a slot; waits for one.
     pub(super) async fn take(&self, shared: &Arc<Shared>) -> MetadataResult<TakenSlot> {
-        let room = Arc::clone(&self.room)
+        let place = Arc::clone(&self.places)
             .acquire_owned()
             .await
             .map_err(|_| MetadataError::Unavailable("the store is closed".to_owned()))?;
@@ -100,7 +100,7 @@ impl Slots {
         Ok(TakenSlot {
             slot: Some(slot),
             generation,
-            _room: room,
+            _place: place,
         })
     }
 
@@ -200,30 +200,30 @@ impl TakenSlot {
     ///
     /// # Errors
     /// When etcd does not answer in time, or has no space and neither the commit nor an attempt to
-    /// settle was made yet. The slot stays in doubt then.
-    pub(super) async fn settle(&mut self, shared: &Shared) -> MetadataResult<Settled> {
+    /// resolve was made yet. The slot stays in doubt then.
+    pub(super) async fn resolve(&mut self, shared: &Shared) -> MetadataResult<Resolved> {
         let fence = shared.slots.number();
         let lease = self.generation.lease.id();
         let slot = self.slot();
         let Some(number) = slot.doubt else {
-            return Ok(Settled::NotApplied);
+            return Ok(Resolved::NotApplied);
         };
-        let settle = Txn::new()
+        let resolve = Txn::new()
             .when([slot.unchanged()])
             .and_then([slot.write(fence, lease)])
             .or_else([TxnOp::get(slot.key.clone(), None)]);
         // It may be repeated: what a lost answer did is seen by the next one.
         let ask = |client: Client| {
-            let settle = settle.clone();
-            async move { client.kv_client().txn(settle).await }
+            let resolve = resolve.clone();
+            async move { client.kv_client().txn(resolve).await }
         };
-        let answer = match shared.endpoints.call("settling a commit", ask).await {
+        let answer = match shared.endpoints.call("resolving a commit", ask).await {
             Ok(answer) => answer,
             Err(Failure::NoLease) => {
                 self.lose();
-                return Ok(Settled::Lost);
+                return Ok(Resolved::Lost);
             }
-            // Reads need no space. A slot that was not written yet settles nothing: the commit may
+            // Reads need no space. A slot that was not written yet resolves nothing: the commit may
             // still be made.
             Err(Failure::Final(full @ MetadataError::Full(_))) => {
                 return self.look(shared).await?.ok_or(full);
@@ -238,10 +238,10 @@ impl TakenSlot {
     ///
     /// # Errors
     /// When etcd does not answer in time.
-    pub(super) async fn look(&mut self, shared: &Shared) -> MetadataResult<Option<Settled>> {
+    pub(super) async fn look(&mut self, shared: &Shared) -> MetadataResult<Option<Resolved>> {
         let slot = self.slot();
         let Some(number) = slot.doubt else {
-            return Ok(Some(Settled::NotApplied));
+            return Ok(Some(Resolved::NotApplied));
         };
         let key = slot.key.clone();
         let get = |client: Client| {
@@ -258,21 +258,21 @@ impl TakenSlot {
         Ok(Some(self.found(number, found)))
     }
 
-    fn read(&mut self, number: u64, answer: &TxnResponse) -> Settled {
+    fn read(&mut self, number: u64, answer: &TxnResponse) -> Resolved {
         let slot = self.slot();
         if answer.succeeded()
             && let Some(header) = answer.header()
         {
             slot.revision = header.revision();
             slot.doubt = None;
-            return Settled::NotApplied;
+            return Resolved::NotApplied;
         }
         let found = answer.0.responses.first();
         let Some(PbTxnOpResponse::ResponseRange(range)) =
             found.and_then(|found| found.response.as_ref())
         else {
             self.lose();
-            return Settled::Lost;
+            return Resolved::Lost;
         };
         let found = range.kvs.first();
         self.found(
@@ -282,19 +282,19 @@ impl TakenSlot {
     }
 
     /// What a changed slot says of the commit that is in doubt.
-    fn found(&mut self, number: u64, found: Option<(i64, Vec<u8>)>) -> Settled {
+    fn found(&mut self, number: u64, found: Option<(i64, Vec<u8>)>) -> Resolved {
         let Some((revision, value)) = found else {
             self.lose();
-            return Settled::Lost;
+            return Resolved::Lost;
         };
         let slot = self.slot();
         slot.revision = revision;
         slot.doubt = None;
-        // Any other value was written by an attempt to settle, this one or an earlier one.
+        // Any other value was written by an attempt to resolve, this one or an earlier one.
         if value == number.to_be_bytes() {
-            Settled::Applied(super::space::revision(revision))
+            Resolved::Applied(crate::etcd::space::revision(revision))
         } else {
-            Settled::NotApplied
+            Resolved::NotApplied
         }
     }
 }

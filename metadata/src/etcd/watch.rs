@@ -14,10 +14,10 @@ use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use super::errors::{Failure, classify};
-use super::shared::Shared;
-use super::space::{Space, number, revision};
 use crate::error::MetadataError;
+use crate::etcd::errors::{Failure, classify};
+use crate::etcd::shared::Shared;
+use crate::etcd::space::{Space, number, revision};
 use crate::store::{Revision, Watch, WatchEvent};
 
 /// Events, and their bytes, that wait for a consumer before the stream is let go of. One message

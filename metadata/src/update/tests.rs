@@ -162,6 +162,28 @@ async fn what_goes_with_it_is_made_with_it_or_decided_anew() {
     assert_eq!(store.text(&keys::cluster("b")).await, None);
 }
 
+#[tokio::test]
+async fn a_change_with_a_guard_is_decided_again_when_that_does_not_hold() {
+    let store = open().await;
+    let beside = keys::cluster("b");
+    store.write(&beside, "old").await;
+    let dynamic: &dyn MetadataStore = &*store;
+    let (looks, beside) = (std::cell::Cell::new(0), &beside);
+    let change = |stored: Option<Versioned>| {
+        looks.set(looks.get() + 1);
+        async move {
+            let seen = dynamic.get(beside).await?;
+            let expect = seen.map_or(Expect::Absent, |seen| Expect::Revision(seen.revision));
+            let key = beside.clone();
+            Ok::<_, MetadataError>(one_more(stored)?.guarded(Guard { key, expect }))
+        }
+    };
+    store.commits([Turn::Rival(beside.clone(), "new")]);
+    let made = dynamic.update(&key(), &[], change).await.unwrap();
+    assert_eq!((made.answer, looks.get()), (1, 2));
+    assert_eq!(store.text(beside).await.as_deref(), Some("new"));
+}
+
 /// A record as a build of the future has written it.
 fn of_the_future(value: &Bytes) -> Bytes {
     let mut bytes = value.to_vec();

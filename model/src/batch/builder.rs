@@ -3,14 +3,14 @@
 
 use bytes::{Buf, Bytes, BytesMut};
 
-use super::{
+use crate::batch::{
     BatchError, BatchFields, MessageRecord, MessageRow, PREFIX_BYTES, ROW_BYTES, encode_head, seal,
 };
 
 /// Space for the fields of an ordinary batch; a batch with more is moved once.
 const FIELDS_BYTES: usize = 256;
 
-/// A batch that grows. The bytes that come out are those of [`super::encode`].
+/// A batch that grows. The bytes that come out are those of [`crate::batch::encode`].
 #[derive(Debug)]
 pub struct BatchBuilder {
     buffer: BytesMut,
@@ -44,7 +44,11 @@ impl BatchBuilder {
         let size = record.encode(&mut self.buffer);
         let Ok(size_bytes) = u32::try_from(size) else {
             self.buffer.truncate(before);
-            return Err(super::too_large("record", size, super::BATCH_BYTES_MAX));
+            return Err(crate::batch::too_large(
+                "record",
+                size,
+                crate::batch::BATCH_BYTES_MAX,
+            ));
         };
         row.size_bytes = size_bytes;
         self.rows.push(row);
@@ -83,7 +87,7 @@ impl BatchBuilder {
         let payload_len = self.payload().len();
         let head = encode_head(fields, &self.rows, payload_len)?;
         let Some(start) = self.headroom.checked_sub(head.len()) else {
-            return super::encode(fields, &self.rows, self.payload());
+            return crate::batch::encode(fields, &self.rows, self.payload());
         };
         self.buffer[start..self.headroom].copy_from_slice(&head);
         self.buffer.advance(start);
@@ -96,7 +100,7 @@ impl BatchBuilder {
     /// # Errors
     /// When it is empty or a bound is exceeded.
     pub fn finish_with(&self, fields: &BatchFields, payload: &[u8]) -> Result<Bytes, BatchError> {
-        super::encode(fields, &self.rows, payload)
+        crate::batch::encode(fields, &self.rows, payload)
     }
 }
 

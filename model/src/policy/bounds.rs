@@ -1,11 +1,11 @@
 //! Bounds: how long messages are kept for subscriptions, how many may wait, and how many of each
 //! thing there may be.
 
-use super::rate::lowest;
 use crate::limits::{
     PRODUCERS_PER_TOPIC_MAX, SUBSCRIPTIONS_PER_TOPIC_MAX, UNACKED_PER_CONSUMER_MAX,
     UNACKED_PER_SUBSCRIPTION_MAX,
 };
+use crate::policy::rate::lowest;
 use crate::subscription::SubscriptionType;
 
 /// How long messages wait for subscriptions.

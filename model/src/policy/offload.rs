@@ -1,6 +1,6 @@
 //! When closed ledgers go into objects, and how long bookies keep copies of them.
 
-use super::Retention;
+use crate::policy::Retention;
 
 /// What retention deletes within this time is not offloaded any more, nor what it deletes within
 /// the lag.

@@ -3,10 +3,12 @@
 use proptest::prelude::*;
 use proptest::strategy::ValueTree as _;
 
-use super::bounds::{BacklogAction, BacklogQuota, Counts, SubscriptionTypes, TimeToLive, Unacked};
-use super::offload::{OffloadCompression, OffloadPolicy};
-use super::rate::{AggregateRate, Rate};
 use super::*;
+use crate::policy::bounds::{
+    BacklogAction, BacklogQuota, Counts, SubscriptionTypes, TimeToLive, Unacked,
+};
+use crate::policy::offload::{OffloadCompression, OffloadPolicy};
+use crate::policy::rate::{AggregateRate, Rate};
 
 fn rate() -> impl Strategy<Value = Rate> {
     let bound = || proptest::option::of(0u64..5);

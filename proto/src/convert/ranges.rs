@@ -1,5 +1,6 @@
-//! The ranges of a partitioned topic, in its record and in answers to clients.
+//! The ranges of a partitioned topic and its key hash, in its record and in answers to clients.
 
+use aquifer_model::hash::KeyHash;
 use aquifer_model::ranges::{RangesError, TopicRange, TopicRanges};
 
 use crate::v1;
@@ -15,6 +16,23 @@ pub fn wire_ranges(ranges: &TopicRanges) -> Vec<v1::TopicRange> {
         sealed: range.sealed,
     };
     ranges.all().iter().map(wire).collect()
+}
+
+/// A key hash as it is stored and sent.
+#[must_use]
+pub fn wire_key_hash(hash: KeyHash) -> v1::KeyHash {
+    match hash {
+        KeyHash::Murmur3 => v1::KeyHash::Murmur3,
+    }
+}
+
+/// A key hash that was stored or sent; `None` for one that this version does not know.
+#[must_use]
+pub fn key_hash(hash: v1::KeyHash) -> Option<KeyHash> {
+    match hash {
+        v1::KeyHash::Unspecified => None,
+        v1::KeyHash::Murmur3 => Some(KeyHash::Murmur3),
+    }
 }
 
 /// Ranges that were stored or sent.

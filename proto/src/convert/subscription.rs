@@ -1,6 +1,6 @@
-//! The type of a subscription, on the wire and in stored records.
+//! Type and properties of a subscription, on the wire and in stored records.
 
-use aquifer_model::subscription::SubscriptionType;
+use aquifer_model::subscription::{Properties, SubscriptionType};
 use thiserror::Error;
 
 use crate::v1;
@@ -33,4 +33,23 @@ impl TryFrom<v1::SubscriptionType> for SubscriptionType {
             v1::SubscriptionType::Unspecified => Err(NoSubscriptionType),
         }
     }
+}
+
+/// Properties as they are stored and sent.
+#[must_use]
+pub fn wire_properties(properties: &Properties) -> Vec<v1::SubscriptionProperty> {
+    let property = |(name, value): (&String, &String)| v1::SubscriptionProperty {
+        name: name.clone(),
+        value: value.clone(),
+    };
+    properties.iter().map(property).collect()
+}
+
+/// Properties that were stored or sent; of several with one name the last.
+#[must_use]
+pub fn properties(properties: &[v1::SubscriptionProperty]) -> Properties {
+    let pairs = properties.iter();
+    pairs
+        .map(|property| (property.name.clone(), property.value.clone()))
+        .collect()
 }

@@ -1,10 +1,12 @@
 //! The port of administration: what belongs to tenants.
 
+use aquifer_model::hash::KeyHash;
 use aquifer_model::id::{Index, TopicIncarnation};
 use aquifer_model::place::Place;
 use aquifer_model::policy::{Policies, PolicyScope, PolicyUpdate, PolicyView};
 use aquifer_model::ranges::TopicRanges;
 use aquifer_model::stats::{OffloadProgress, TopicStats};
+use aquifer_model::subscription::Properties;
 use aquifer_model::topic::{NamespaceName, SubscriptionName, TopicName};
 use async_trait::async_trait;
 
@@ -156,14 +158,15 @@ pub trait Admin: Send + Sync + 'static {
         force: bool,
     ) -> ApiResult<()>;
 
-    /// Creates a subscription that begins at a place, without a consumer, and the topic if the
-    /// namespace allows that. Answers where it begins.
+    /// Creates a subscription that begins at a place and has these properties, without a consumer,
+    /// and the topic if the namespace allows that. Answers where it begins.
     async fn create_subscription(
         &self,
         ctx: &RequestContext,
         topic: TopicName,
         subscription: SubscriptionName,
         place: Place,
+        properties: Properties,
     ) -> ApiResult<Index>;
 
     /// Moves a subscription; its consumers are told and continue from there.
@@ -240,6 +243,8 @@ pub struct TopicLayout {
     pub topic: TopicName,
     /// Which keys each partition holds; none when the topic is not partitioned.
     pub ranges: TopicRanges,
+    /// How its keys are hashed.
+    pub key_hash: KeyHash,
     /// Its life.
     pub incarnation: TopicIncarnation,
 }

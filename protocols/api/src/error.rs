@@ -2,6 +2,7 @@
 //! its `status.rs`, in an exhaustive match.
 
 use aquifer_model::listener::Listeners;
+pub use aquifer_model::outcome::Outcome;
 use thiserror::Error;
 
 /// Result of every call.
@@ -99,17 +100,6 @@ impl ErrorKind {
                 | ErrorKind::Timeout
         )
     }
-}
-
-/// What may have become of the request.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Outcome {
-    /// Certainly not applied.
-    NotApplied,
-    /// Certainly applied.
-    Applied,
-    /// Either.
-    Unknown,
 }
 
 /// A failure as a protocol sees it.

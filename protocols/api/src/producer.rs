@@ -66,25 +66,17 @@ pub struct ProducerOpened {
 #[async_trait]
 pub trait ProducerPort: Send {
     /// Hands frames over, in order; waits while the broker's or producer's bytes in flight are
-    /// exhausted. Outcomes come as receipts; after the first failed frame all later ones fail (H7).
+    /// exhausted. Bytes that were taken from [`ProducerSession::room`] for these frames come with
+    /// them as `held`, and are used first. Outcomes come as receipts; after the first failed frame
+    /// all later ones fail (H7).
     ///
     /// # Errors
     /// When the producer is closed.
-    async fn publish(&mut self, frames: Vec<PublishFrame>) -> ApiResult<()>;
-
-    /// The same with bytes that were taken from [`ProducerSession::room`] for these frames; they
-    /// are used first.
-    ///
-    /// # Errors
-    /// As [`ProducerPort::publish`].
-    async fn publish_held(
+    async fn publish(
         &mut self,
         frames: Vec<PublishFrame>,
         held: Option<BytePermit>,
-    ) -> ApiResult<()> {
-        drop(held);
-        self.publish(frames).await
-    }
+    ) -> ApiResult<()>;
 }
 
 /// One body to be published.

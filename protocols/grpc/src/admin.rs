@@ -3,7 +3,9 @@
 use aquifer_model::listener::{Listener, ListenerName, Listeners};
 use aquifer_model::place::Place;
 use aquifer_model::topic::SubscriptionName;
-use aquifer_proto::convert::ranges::wire_ranges;
+use aquifer_proto::convert::ranges::{wire_key_hash, wire_ranges};
+use aquifer_proto::convert::stats::wire_stats;
+use aquifer_proto::convert::subscription::properties;
 use aquifer_proto::v1;
 use aquifer_protocol_api::admin::{Clear, Deletion, Removal, SubscriptionReset, TopicEnd};
 use aquifer_protocol_api::consumer::IndexRange;
@@ -16,7 +18,7 @@ use crate::convert::{
 };
 use crate::pull;
 use crate::service::{Answer, Service};
-use crate::stats::{fitting, wire_stats, without_lists};
+use crate::stats::{fitting, without_lists};
 
 /// Messages that are shown where the client does not say how many.
 const PEEK_MESSAGES_DEFAULT: usize = 10;
@@ -171,7 +173,7 @@ impl v1::admin_server::Admin for Service {
             Ok(v1::DescribeTopicResponse {
                 topic: found.topic.to_string(),
                 incarnation: found.incarnation.0.to_vec().into(),
-                key_hash: v1::KeyHash::Murmur3.into(),
+                key_hash: wire_key_hash(found.key_hash).into(),
                 generation: found.ranges.generation(),
                 ranges: wire_ranges(&found.ranges),
             })
@@ -319,8 +321,9 @@ impl v1::admin_server::Admin for Service {
             |broker, ctx, r| async move {
                 let subscription: SubscriptionName = name(&r.subscription)?;
                 let (topic, place) = (topic(&r.topic)?, place(&r.place)?);
+                let properties = properties(&r.properties);
                 let index = broker
-                    .create_subscription(&ctx, topic, subscription, place)
+                    .create_subscription(&ctx, topic, subscription, place, properties)
                     .await?;
                 Ok(v1::CreateSubscriptionResponse { index: index.0 })
             },

@@ -121,7 +121,7 @@ async fn publish(
         };
         let count = u64::try_from(frames.len()).unwrap_or(u64::MAX);
         handed_over.fetch_add(count, Ordering::Relaxed);
-        if let Err(error) = port.publish_held(frames, held).await {
+        if let Err(error) = port.publish(frames, held).await {
             break error.into();
         }
     };

@@ -1,49 +1,10 @@
 //! Statistics of topics as they are answered, within what an answer may have.
 
-use aquifer_model::stats::{SubscriptionStats, TopicStats};
 use aquifer_proto::v1;
 use prost::Message as _;
 
 /// Bytes of an answer with statistics; what a client can receive is more.
 const STATS_BYTES_MAX: usize = 4 << 20;
-
-/// Statistics as they are answered.
-pub(crate) fn wire_stats(topic: String, stats: TopicStats) -> v1::TopicStatsResponse {
-    let ledgers = stats.ledgers.into_iter().map(|ledger| v1::LedgerStats {
-        ledger_id: ledger.ledger.0,
-        first_index: ledger.first_index.0,
-        entries: ledger.entries,
-        bytes: ledger.bytes,
-        state: ledger.state.name().to_owned(),
-        local: ledger.local,
-        object: ledger.object.unwrap_or_default(),
-    });
-    let producers = stats
-        .producers
-        .into_iter()
-        .map(|producer| v1::ProducerStats {
-            name: producer.name.as_str().to_owned(),
-            last_sequence_id: producer.last_sequence_id,
-        });
-    let subscriptions = stats.subscriptions.into_iter().map(wire_subscription);
-    v1::TopicStatsResponse {
-        topic,
-        partitions: stats.partitions,
-        first_index: stats.first_index.0,
-        end_index: stats.end_index.0,
-        stored_bytes: stats.stored_bytes,
-        entries: stats.entries,
-        ledgers: ledgers.collect(),
-        producers: producers.collect(),
-        subscriptions: subscriptions.collect(),
-        messages_in: stats.messages_in,
-        bytes_in: stats.bytes_in,
-        messages_out: stats.messages_out,
-        bytes_out: stats.bytes_out,
-        held_back_by: stats.held_back_by.unwrap_or_default(),
-        shortened: false,
-    }
-}
 
 /// The numbers alone.
 pub(crate) fn without_lists(mut stats: v1::TopicStatsResponse) -> v1::TopicStatsResponse {
@@ -75,21 +36,6 @@ pub(crate) fn fitting(mut stats: v1::TopicStatsResponse) -> v1::TopicStatsRespon
         }
     }
     stats
-}
-
-fn wire_subscription(subscription: SubscriptionStats) -> v1::SubscriptionStats {
-    v1::SubscriptionStats {
-        name: subscription.name,
-        r#type: v1::SubscriptionType::from(subscription.kind).into(),
-        mark_delete_index: subscription.mark_delete.0,
-        backlog_messages: subscription.backlog_messages,
-        unacknowledged_messages: subscription.unacknowledged_messages,
-        consumers: subscription.consumers,
-        durable: subscription.durable,
-        acknowledged_ranges: subscription.acknowledged_ranges,
-        damaged_messages: subscription.damaged_messages,
-        held_back_by: subscription.held_back_by.unwrap_or_default(),
-    }
 }
 
 #[cfg(test)]

@@ -102,8 +102,8 @@ async fn a_ledger_that_waits_for_a_bookie_stops_no_other() {
     // Only what failed is put off.
     cluster.world.bookies.stall_reads(bookie(2), false);
     let fresh = cluster.closed_on([2, 3], 3).await;
-    let thin = Mark::new(fresh, HOME, "test", 0).thin([(bookie(3), EntryId(0))]);
-    cluster.mark(thin).await;
+    let incomplete = Mark::new(fresh, HOME, "test", 0).incomplete([(bookie(3), EntryId(0))]);
+    cluster.mark(incomplete).await;
     let round = worker.round().await.unwrap();
     assert_eq!((round.repaired, round.failed), (1, 7));
     cluster.pass_time(Duration::from_secs(5));
@@ -214,7 +214,9 @@ async fn nothing_is_looked_at_before_everything_lost_was_tried() {
     cluster.lose_first(&lost, 4).await;
     for ledger in &doubtful {
         let mark = Mark::new(*ledger, HOME, "test", 0);
-        cluster.mark(mark.thin([(bookie(3), EntryId(0))])).await;
+        cluster
+            .mark(mark.incomplete([(bookie(3), EntryId(0))]))
+            .await;
     }
     cluster.world.bookies.stall_reads(bookie(2), true);
     let mut worker = cluster.worker().await;
@@ -233,7 +235,9 @@ async fn a_round_that_takes_long_begins_no_other_look() {
     for _ in 0..20 {
         let ledger = cluster.closed_on([2, 3], 1).await;
         let mark = Mark::new(ledger, HOME, "test", 0);
-        cluster.mark(mark.thin([(bookie(2), EntryId(0))])).await;
+        cluster
+            .mark(mark.incomplete([(bookie(2), EntryId(0))]))
+            .await;
     }
     cluster.world.bookies.stall_reads(bookie(2), true);
     let mut worker = cluster.worker().await;

@@ -437,23 +437,29 @@ async fn ledgers_without_a_place_to_go_are_counted() {
     let cluster = Cluster::new(4).await;
     let ledger = cluster.closed(quorum(3, 3, 2), 3).await;
     cluster.closed(quorum(2, 2, 2), 3).await;
-    let outlook = |stuck, writable| room::Outlook {
+    let outlook = |stuck, writable| outlook::Outlook {
         ledgers: 2,
         stuck,
         ensemble: if stuck == 0 { 0 } else { 3 },
         writable,
     };
-    let leave = async || room::of_bookie(cluster.store(), bookie(1)).await.unwrap();
+    let leave = async || {
+        outlook::of_bookie(cluster.store(), bookie(1))
+            .await
+            .unwrap()
+    };
     assert_eq!(leave().await, outlook(0, 3));
     cluster.lose(bookie(4)).await;
     assert_eq!(leave().await, outlook(1, 2));
     // This one is not known.
-    let stranger = room::of_bookie(cluster.store(), bookie(9)).await.unwrap();
+    let stranger = outlook::of_bookie(cluster.store(), bookie(9))
+        .await
+        .unwrap();
     assert_eq!((stranger.ledgers, stranger.stuck), (0, 0));
 
     let marked = async || {
         let members = Members::load(cluster.store()).await.unwrap();
-        let outlook = room::of_marks(cluster.store(), &members).await.unwrap();
+        let outlook = outlook::of_marks(cluster.store(), &members).await.unwrap();
         (outlook.ledgers, outlook.stuck, outlook.ensemble)
     };
     assert_eq!(marked().await, (0, 0, 0));

@@ -230,7 +230,7 @@ async fn a_bookie_is_retired_although_deletions_wait_for_it() {
     let kept = cluster.closed(quorum(3, 3, 2), 5).await;
     cluster.lose(bookie(3)).await;
     assert_eq!(inspect::delete(&cluster.ctx, early).await, Ok(Some(1)));
-    let outlook = room::of_bookie(store, bookie(3)).await.unwrap();
+    let outlook = outlook::of_bookie(store, bookie(3)).await.unwrap();
     assert_eq!(outlook.ledgers, 2);
     decommission::set_draining(store, bookie(3), true)
         .await

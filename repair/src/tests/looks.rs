@@ -26,7 +26,7 @@ async fn a_recovered_ledger_is_checked_without_reading_it() {
 
     // It finds what is missing all the same, and reads only that.
     bookies.drop_entry(bookie(2), ledger.id, EntryId(17));
-    let mark = Mark::new(ledger.id, HOME, "test", 0).thin([(bookie(2), EntryId(0))]);
+    let mark = Mark::new(ledger.id, HOME, "test", 0).incomplete([(bookie(2), EntryId(0))]);
     cluster.mark(mark).await;
     let before = bookies.reads();
     assert_eq!(worker.round().await.unwrap().repaired, 1);
@@ -41,13 +41,13 @@ async fn a_thin_copy_is_looked_at_from_its_first_doubtful_entry_on() {
     let bookies = &cluster.world.bookies;
     let ledger = cluster.closed(quorum(3, 3, 2), 1_000).await;
     bookies.drop_entry(bookie(2), ledger, EntryId(998));
-    let mark = Mark::new(ledger, HOME, "test", 0).thin([(bookie(2), EntryId(990))]);
+    let mark = Mark::new(ledger, HOME, "test", 0).incomplete([(bookie(2), EntryId(990))]);
     cluster.mark(mark.clone()).await;
     let before = bookies.reads().looks;
     assert_eq!(cluster.worker().await.round().await.unwrap().repaired, 1);
     cluster.assert_whole(ledger, 1_000).await;
     let few = bookies.reads().looks - before;
-    let mark = Mark::new(ledger, HOME, "test", 0).thin([(bookie(2), EntryId(0))]);
+    let mark = Mark::new(ledger, HOME, "test", 0).incomplete([(bookie(2), EntryId(0))]);
     cluster.mark(mark).await;
     let before = bookies.reads().looks;
     assert_eq!(cluster.worker().await.round().await.unwrap().repaired, 1);
@@ -64,8 +64,8 @@ async fn a_doubted_copy_is_read() {
     let cluster = Cluster::new(3).await;
     let ledger = cluster.closed(quorum(3, 3, 2), 20).await;
     cluster.world.bookies.corrupt(bookie(2), ledger, EntryId(3));
-    let thin = [(bookie(1), EntryId(0)), (bookie(2), EntryId(10))];
-    let mark = Mark::new(ledger, HOME, "test", 0).thin(thin);
+    let incomplete = [(bookie(1), EntryId(0)), (bookie(2), EntryId(10))];
+    let mark = Mark::new(ledger, HOME, "test", 0).incomplete(incomplete);
     cluster.mark(mark).await;
     let mark = Mark::new(ledger, HOME, "test", 0).doubted([bookie(2)]);
     cluster.mark(mark).await;
@@ -84,7 +84,7 @@ async fn the_first_look_keeps_to_the_rate() {
         let mark = Mark::new(ledger, HOME, "test", 0);
         let mark = match doubted {
             true => mark.doubted([bookie(2)]),
-            false => mark.thin([(bookie(2), EntryId(0))]),
+            false => mark.incomplete([(bookie(2), EntryId(0))]),
         };
         cluster.mark(mark).await;
         let mut worker = cluster.worker().await;
@@ -110,7 +110,9 @@ async fn what_is_lost_comes_first_beyond_one_page_of_marks() {
             .into_iter()
             .map(|bookie| (bookie, EntryId(0)));
         if id != last {
-            cluster.mark(Mark::new(id, HOME, "test", 0).thin(all)).await;
+            cluster
+                .mark(Mark::new(id, HOME, "test", 0).incomplete(all))
+                .await;
         }
     }
     cluster.lose(bookie(1)).await;

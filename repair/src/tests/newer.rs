@@ -8,9 +8,9 @@ use aquifer_ledger::recovery::driver::close_by_recovery;
 use aquifer_metadata::error::MetadataError;
 use aquifer_model::id::AttemptId;
 
-use super::audits::put;
 use super::*;
 use crate::decommission;
+use crate::tests::audits::put;
 
 /// The same record as a newer build writes it.
 fn newer(value: &Bytes) -> Bytes {

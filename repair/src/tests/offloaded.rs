@@ -9,9 +9,9 @@ use aquifer_ledger::offload::{self, OffloadError, OffloadStep, StoredObject};
 use aquifer_ledger::reader::{Wanted, read_range};
 use aquifer_model::id::AttemptId;
 
-use super::audits::{put, topic_key, topic_of};
 use super::*;
 use crate::decommission;
+use crate::tests::audits::{put, topic_key, topic_of};
 
 const ATTEMPT: AttemptId = AttemptId([7; 16]);
 

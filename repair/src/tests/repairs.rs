@@ -49,8 +49,8 @@ async fn several_fragments_lose_several_bookies() {
     let bookies = cluster.info(ledger.id).await.bookies();
     assert!(!bookies.contains(&bookie(1)) && !bookies.contains(&bookie(2)));
     // A writer may have acknowledged an entry without the bookie that came in meanwhile.
-    let thin = Mark::new(ledger.id, HOME, "test", 0).doubted(bookies);
-    cluster.mark(thin).await;
+    let incomplete = Mark::new(ledger.id, HOME, "test", 0).doubted(bookies);
+    cluster.mark(incomplete).await;
     cluster.worker().await.round().await.unwrap();
     cluster.assert_whole(ledger.id, 20).await;
 }
@@ -82,7 +82,7 @@ async fn a_wiped_a_thin_and_a_damaged_copy_are_completed_in_place() {
     }
 }
 
-/// H16: the last copy's place is not given away because a thin replica says "no such entry".
+/// H16: the last copy's place is not given away because an incomplete replica says "no such entry".
 #[tokio::test(start_paused = true)]
 async fn a_negative_below_the_end_is_missing_and_never_absent() {
     let cluster = Cluster::new(4).await;
@@ -111,7 +111,7 @@ async fn a_negative_below_the_end_is_missing_and_never_absent() {
     assert_eq!(cluster.info(ledger).await.last_fragment(), kept);
 }
 
-/// I2: what no bookie has does not keep thin what others have.
+/// I2: what no bookie has does not keep incomplete what others have.
 #[tokio::test(start_paused = true)]
 async fn an_entry_that_nobody_has_stops_no_repair_of_those_behind_it() {
     let cluster = Cluster::new(3).await;

@@ -165,7 +165,7 @@ impl Replacement<'_> {
         let now_ms = self.ctx.ledgers.clock.wall_ms();
         let reason = "a bookie changed while it got a copy";
         let mark = Mark::new(info.id, &info.home, reason, now_ms);
-        let mark = mark.thin([(bookie, EntryId::FIRST)]);
+        let mark = mark.incomplete([(bookie, EntryId::FIRST)]);
         marks::write(&*self.ctx.ledgers.store, &mark)
             .await
             .map(drop)

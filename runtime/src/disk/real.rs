@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use rustix::fs::OFlags;
 
-use super::{Disk, DiskFile, DiskLock, DiskSpace, OpenOptions, SharedDisk};
+use crate::disk::{Disk, DiskFile, DiskLock, DiskSpace, OpenOptions, SharedDisk};
 
 /// The real disk.
 #[derive(Debug, Clone, Copy, Default)]

@@ -15,8 +15,8 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use super::real::{parent_of, temporary_of};
-use super::{Disk, DiskFile, DiskLock, DiskSpace, OpenOptions, SharedDisk, advanced};
+use crate::disk::real::{parent_of, temporary_of};
+use crate::disk::{Disk, DiskFile, DiskLock, DiskSpace, OpenOptions, SharedDisk, advanced};
 use crate::rng::Rng;
 
 /// What a crash tears: a sector is written as a whole or not at all.
@@ -375,7 +375,7 @@ impl SimFile {
 
     /// Real direct I/O refuses what is not aligned; so does this, so that tests notice.
     fn check_aligned(&self, offset: u64, buf: &[u8]) -> io::Result<()> {
-        let block = super::BLOCK_BYTES;
+        let block = crate::disk::BLOCK_BYTES;
         let aligned = !self.direct
             || (index(offset)?.is_multiple_of(block)
                 && buf.len().is_multiple_of(block)

@@ -12,7 +12,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;
 use tower_service::Service;
 
-use super::tls::ClientTls;
+use crate::net::tls::ClientTls;
 
 /// What addresses with TLS begin with.
 pub const HTTPS: &str = "https://";

@@ -30,9 +30,9 @@ use tonic::transport::server::Connected;
 use tower_service::Service;
 
 use self::places::{Place, Places};
-use super::stream::{PeerInfo, ServerStream};
-use super::tls::ServerTls;
 use crate::clock::sleep;
+use crate::net::stream::{PeerInfo, ServerStream};
+use crate::net::tls::ServerTls;
 use crate::task::{ShutdownToken, TaskGroup};
 
 /// Connections that are open at once, at most.

@@ -11,8 +11,8 @@ use tokio::net::TcpStream;
 use tokio_rustls::server::TlsStream;
 use tonic::transport::server::{Connected, TcpConnectInfo};
 
-use super::tls::{Accepting, HANDSHAKE_MAX, PeerCertificate, RECHECK, ServerTls};
 use crate::clock::sleep;
+use crate::net::tls::{Accepting, HANDSHAKE_MAX, PeerCertificate, RECHECK, ServerTls};
 
 /// See the module.
 pub struct ServerStream {
@@ -153,7 +153,7 @@ impl Handshake {
             return Poll::Ready(Err(late));
         };
         Poll::Ready(accepted.and_then(|stream| {
-            let peer = super::tls::certificate_of(&stream);
+            let peer = crate::net::tls::certificate_of(&stream);
             if !self.tls.admits(peer.as_ref()) {
                 let kind = io::ErrorKind::PermissionDenied;
                 return Err(io::Error::new(kind, "not a process of this cluster"));

@@ -6,9 +6,9 @@ use aquifer_harness::cluster::Cluster;
 use aquifer_harness::wait::until;
 use serde_json::Value;
 
-use super::brokers::objects;
-use super::check_topic;
-use super::load::Load;
+use crate::cluster::brokers::objects;
+use crate::cluster::check_topic;
+use crate::cluster::load::Load;
 
 const TOPICS: usize = 8;
 /// Receipts of all topics together that say that load goes on.

@@ -7,8 +7,8 @@ use anyhow::{Context, Result, ensure};
 use aquifer_harness::cluster::Cluster;
 use serde_json::Value;
 
-use super::load::Load;
-use super::{check_topic, run};
+use crate::cluster::load::Load;
+use crate::cluster::{check_topic, run};
 
 const NAMESPACE: &str = "public/default";
 const BROKERS: [&str; 3] = ["broker-1", "broker-2", "broker-3"];

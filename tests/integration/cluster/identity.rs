@@ -14,7 +14,7 @@ use aquifer_proto::v1::{OpenBookie, OrderedFrame, ReadRequest};
 use bytes::Bytes;
 use tonic::{Code, Status};
 
-use super::start;
+use crate::cluster::start;
 
 /// Runs a bookie that must refuse to start; returns what it said.
 fn refused(cluster: &Cluster, data_dir: &str, name: &str) -> Result<String> {

@@ -89,7 +89,7 @@ async fn redirects(url: &str) -> Result<Vec<ErrorDetail>> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn clients_are_redirected_within_the_listener_that_they_came_in_through() -> Result<()> {
     let folder = tempfile::tempdir()?;
-    let mut cluster = super::start(folder.path(), &["--bookies", "1", "--brokers", "2"])?;
+    let mut cluster = crate::cluster::start(folder.path(), &["--bookies", "1", "--brokers", "2"])?;
     for name in ["broker-1", "broker-2"] {
         cluster.terminate(name)?;
     }

@@ -81,7 +81,10 @@ async fn a_consumer_goes_from_objects_into_the_live_tail_without_gap_or_repetiti
     )?;
     until("the copies of offloaded ledgers to go", || async {
         let stats = admin.topic_stats(TOPIC).await?;
-        let offloaded = stats.ledgers.iter().filter(|l| l.state == "offloaded");
+        let offloaded = stats
+            .ledgers
+            .iter()
+            .filter(|l| l.state == LedgerPlace::Offloaded);
         let is_local = offloaded.clone().any(|ledger| ledger.local);
         let offloaded = offloaded.count();
         let is_done = offloaded >= 3 && !is_local;

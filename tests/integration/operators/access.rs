@@ -9,7 +9,7 @@ use anyhow::{Result, ensure};
 use aquifer_harness::etcd::{Certificates, Etcd, EtcdOptions};
 use aquifer_harness::server::binary;
 
-use super::run;
+use crate::operators::run;
 
 const PASSWORD: (&str, &str) = ("AQUIFER_ETCD_PASSWORD", "correct");
 

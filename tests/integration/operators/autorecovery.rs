@@ -9,7 +9,7 @@ use aquifer_harness::server::aquifer;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
-use super::{QUICK, fullest, tool, wait_for_doctor, wait_unnamed, wait_whole};
+use crate::operators::{QUICK, fullest, tool, wait_for_doctor, wait_unnamed, wait_whole};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_process_of_its_own_repairs_what_bookies_leave_to_it() -> Result<()> {
@@ -31,7 +31,7 @@ async fn a_process_of_its_own_repairs_what_bookies_leave_to_it() -> Result<()> {
         "--lost-after",
         "1s",
     ];
-    let mut command = super::command(&cluster, &words)?;
+    let mut command = crate::operators::command(&cluster, &words)?;
     command.envs(QUICK);
     let mut repair = command.stdout(Stdio::piped()).spawn()?;
     let greeting: Value = serde_json::from_str(&first_line(&mut repair)?)?;

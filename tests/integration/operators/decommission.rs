@@ -8,12 +8,12 @@ use aquifer_harness::cluster::Cluster;
 use aquifer_harness::server::aquifer;
 use aquifer_harness::wait::{until, within};
 
-use super::{
+use crate::cluster::load::Load;
+use crate::cluster::{ENOUGH, check};
+use crate::operators::{
     QUICK, fullest, id_of, state_of, tool, wait_for_doctor, wait_for_state, wait_unnamed,
     wait_whole,
 };
-use crate::cluster::load::Load;
-use crate::cluster::{ENOUGH, check};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_bookie_is_decommissioned_under_load() -> Result<()> {
@@ -24,7 +24,7 @@ async fn a_bookie_is_decommissioned_under_load() -> Result<()> {
     load.wait_acknowledged(ENOUGH).await?;
     let (name, leaving) = fullest(&cluster)?;
     let (name, leaving) = (&*name, &*leaving);
-    let mut command = super::command(&cluster, &["bookie", "decommission", leaving])?;
+    let mut command = crate::operators::command(&cluster, &["bookie", "decommission", leaving])?;
     let command = command
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())

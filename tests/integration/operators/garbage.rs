@@ -5,7 +5,7 @@ use anyhow::{Result, ensure};
 use aquifer_harness::cluster::Cluster;
 use aquifer_harness::server::aquifer;
 
-use super::{id_of, tool, wait_for_doctor};
+use crate::operators::{id_of, tool, wait_for_doctor};
 
 const ROOT: &str = "/aquifer/v1/dev/";
 const STRANGER: &str = "000102030405060708090a0b0c0d0e0f";

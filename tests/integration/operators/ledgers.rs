@@ -7,7 +7,7 @@ use aquifer_harness::cluster::Cluster;
 use aquifer_harness::server::aquifer;
 use aquifer_harness::wait::{until, within};
 
-use super::{QUICK, id_of, tool, wait_for_doctor, wait_for_state, wait_whole};
+use crate::operators::{QUICK, id_of, tool, wait_for_doctor, wait_for_state, wait_whole};
 
 fn publish(cluster: &Cluster, message: &str) -> Result<()> {
     let output = aquifer(cluster.url(), &["produce", "kept", message])?;
@@ -54,7 +54,7 @@ async fn ledgers_are_read_closed_verified_and_deleted_while_the_cluster_runs() -
     publish(&cluster, "four")?;
 
     // A reader that follows gets what comes, and ends when the ledger does.
-    let mut follow = super::command(&cluster, &["ledger", "read", &ledger, "--follow"])?;
+    let mut follow = crate::operators::command(&cluster, &["ledger", "read", &ledger, "--follow"])?;
     let follow = follow.stdout(Stdio::piped()).spawn()?;
     let recovered = tool(&cluster, &["ledger", "recover", &ledger])?.ok()?;
     ensure!(recovered[0]["state"] == "closed", "{recovered:?}");
@@ -121,7 +121,7 @@ async fn the_doctor_tells_a_healthy_cluster_from_one_that_lost_a_bookie() -> Res
     // As long as its lease lasts it is announced, and the doctor tries.
     wait_for_doctor(&cluster, 1, &victim).await?;
     wait_for_doctor(&cluster, 1, "and is away").await?;
-    ensure!(super::state_of(&cluster, &victim)? == "away");
+    ensure!(crate::operators::state_of(&cluster, &victim)? == "away");
     cluster.start_again("bookie-2")?;
     wait_for_state(&cluster, &victim, "writable").await?;
     wait_for_doctor(&cluster, 0, "3 bookies are announced").await?;

@@ -8,9 +8,9 @@ use aquifer_harness::cluster::Cluster;
 use aquifer_harness::fault::files;
 use aquifer_harness::wait::until;
 
-use super::{QUICK, fullest, tool, wait_for_doctor, wait_for_state, wait_whole};
 use crate::cluster::load::Load;
 use crate::cluster::{ENOUGH, check};
+use crate::operators::{QUICK, fullest, tool, wait_for_doctor, wait_for_state, wait_whole};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_bookie_that_lost_its_journal_is_restored_and_serves_again() -> Result<()> {

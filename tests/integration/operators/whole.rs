@@ -4,7 +4,7 @@ use anyhow::{Context, Result, ensure};
 use aquifer_harness::cluster::Cluster;
 use serde_json::Value;
 
-use super::{QUICK, tool};
+use crate::operators::{QUICK, tool};
 
 /// The names of the checks that failed, in the one object that the command prints.
 fn failed(objects: &[Value]) -> Result<Vec<String>> {

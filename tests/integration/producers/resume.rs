@@ -9,7 +9,7 @@ use aquifer_client::{Client, ErrorKind};
 use aquifer_harness::server::{Server, aquifer, binary};
 use aquifer_harness::wait::until;
 
-use super::{payloads, server};
+use crate::producers::{payloads, server};
 
 const LINES: usize = 8_000;
 

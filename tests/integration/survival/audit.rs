@@ -10,7 +10,7 @@ use aquifer_harness::log;
 use aquifer_harness::server::Server;
 use aquifer_harness::wait::within;
 
-use super::traffic::{History, SUBSCRIPTION, TOPIC};
+use crate::survival::traffic::{History, SUBSCRIPTION, TOPIC};
 
 /// Checks P1–P7 and P9 on the log as two readers see it, before and after a restart, and that the
 /// subscription's state survived the restart.
@@ -51,7 +51,7 @@ async fn subscription_is_drained(server: &Server, end: u64) -> Result<()> {
         .iter()
         .find(|found| found.name == SUBSCRIPTION);
     ensure!(
-        audit.is_some_and(|found| found.mark_delete_index.0 == end),
+        audit.is_some_and(|found| found.mark_delete.0 == end),
         "{audit:?} at end {end}"
     );
     let consumer = client

@@ -211,7 +211,7 @@ impl Traffic {
                 .subscriptions
                 .iter()
                 .find(|found| found.name == SUBSCRIPTION);
-            Ok(audit.and_then(|found| (found.mark_delete_index.0 == lines).then_some(())))
+            Ok(audit.and_then(|found| (found.mark_delete.0 == lines).then_some(())))
         });
         if let Err(error) = all.await {
             let (received, confirmed) =

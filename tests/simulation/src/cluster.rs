@@ -5,7 +5,7 @@
 //! Owners of a topic follow each other: some close cleanly, some crash, some hand it over and go on
 //! with the ledger that is open, some go on as if nothing had happened while the next one takes
 //! over. Faults come at random; after the last one everything heals, a last owner reads what there
-//! is, and repair makes thin ledgers whole.
+//! is, and repair makes incomplete ledgers whole.
 //!
 //! With each owner goes a reader that keeps its place; in some runs it lets go what it has read
 //! (H19).
@@ -72,7 +72,7 @@ pub struct Report {
     pub trims: u64,
     /// Entries that were read by readers which keep their place.
     pub followed: u64,
-    /// Ledgers that were thin when they were closed, and repaired at the end.
+    /// Ledgers that were incomplete when they were closed, and repaired at the end.
     pub repaired: u64,
     /// Events of bookies and network.
     pub events: u64,

@@ -25,10 +25,10 @@ pub enum Defect {
     /// Replay takes records of an earlier use of a segment (H5).
     StaleRecycledRecords,
     /// A writer closes without saying which bookies may lack entries (H16).
-    ThinLedgerNotMarked,
+    IncompleteLedgerNotMarked,
     /// A writer acknowledges although a bookie that can still get them lacks more than its bound.
     KeptBeyondBound,
-    /// Repair takes a thin replica's "no such entry" for absence (H16).
+    /// Repair takes an incomplete replica's "no such entry" for absence (H16).
     NegativeTakenForAbsence,
     /// Repair gives up a position of which it cannot copy one entry, and with it those behind it.
     RepairStopsAtHole,
@@ -51,7 +51,7 @@ impl Defect {
         Defect::ReplayServedUnsynced,
         Defect::NegativeWhileQueued,
         Defect::StaleRecycledRecords,
-        Defect::ThinLedgerNotMarked,
+        Defect::IncompleteLedgerNotMarked,
         Defect::KeptBeyondBound,
     ];
 }

@@ -62,7 +62,7 @@ const PROPERTIES: [(&str, Condition); 5] = [
     ("I2-I4", |setting, world| {
         world.closed_has_everything(setting)
     }),
-    ("H16", |setting, world| world.thin_is_marked(setting)),
+    ("H16", |setting, world| world.incomplete_is_marked(setting)),
     ("bound of kept bytes", |setting, world| {
         world.bound_holds(setting)
     }),

@@ -69,7 +69,7 @@ fn defects_of_bookies_show_within_few_seeds() {
     for defect in [
         Defect::TrimBeforeAllFlushed,
         Defect::StaleRecycledRecords,
-        Defect::ThinLedgerNotMarked,
+        Defect::IncompleteLedgerNotMarked,
         Defect::NegativeTakenForAbsence,
         Defect::RepairStopsAtHole,
         Defect::OpensAfterHandOver,

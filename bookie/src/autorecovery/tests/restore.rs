@@ -25,7 +25,7 @@ fn fill(bookie: &Bookie, ledgers: impl IntoIterator<Item = u64>) {
             done(ask(bookie, add_request(ledger, entry, LEN)));
         }
     }
-    settle(bookie);
+    flush_all(bookie);
 }
 
 /// Three bookies, of which the first has lost its journal, and with it all but ledger [`KEPT`].

@@ -16,7 +16,7 @@ use crate::store::rocks::{keys, notes, options};
 use crate::store::{ApplyTarget, LastEntry, StoreError};
 
 /// What the operating system says of a disk, or of a share of it, that is used up.
-const NO_ROOM: [&str; 2] = ["No space left on device", "Disk quota exceeded"];
+const NO_SPACE: [&str; 2] = ["No space left on device", "Disk quota exceeded"];
 
 impl From<rocksdb::Error> for StoreError {
     fn from(error: rocksdb::Error) -> StoreError {
@@ -24,7 +24,7 @@ impl From<rocksdb::Error> for StoreError {
         match error.kind() {
             rocksdb::ErrorKind::Corruption => StoreError::Damaged(error.into_string()),
             // RocksDB's library keeps the kind to itself.
-            _ if NO_ROOM.iter().any(|words| error.as_ref().contains(words)) => {
+            _ if NO_SPACE.iter().any(|words| error.as_ref().contains(words)) => {
                 StoreError::Full(error.into_string())
             }
             rocksdb::ErrorKind::IOError if is_unreadable(error.as_ref()) => {

@@ -44,7 +44,7 @@ pub enum Step {
     /// Rewriting would cost more than it brings.
     Nothing,
     /// It would bring something, and there is not room enough for the smallest step.
-    NoRoom,
+    NoSpace,
     /// The values in this many of the oldest blob files, of the keys in these ranges.
     Collect {
         /// Blob files, counted from the oldest.
@@ -110,7 +110,7 @@ impl Layout {
                 oldest,
                 ranges: self.ranges(oldest),
             },
-            None => Step::NoRoom,
+            None => Step::NoSpace,
         }
     }
 
@@ -276,7 +276,7 @@ mod tests {
         assert_eq!(layout.next_step(1_000, 1_000), first);
         // It may be larger than a step, never than the room.
         assert_eq!(layout.next_step(10, 55), first);
-        assert_eq!(layout.next_step(10, 54), Step::NoRoom);
+        assert_eq!(layout.next_step(10, 54), Step::NoSpace);
     }
 
     /// Old files without garbage are in the way of younger ones that are nothing else: they are
@@ -303,7 +303,7 @@ mod tests {
         };
         assert_eq!(oldest, 2);
         assert_eq!(ranges.len(), 2);
-        assert_eq!(layout.next_step(250, 50), Step::NoRoom);
+        assert_eq!(layout.next_step(250, 50), Step::NoSpace);
     }
 
     #[test]

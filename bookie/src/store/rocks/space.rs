@@ -98,7 +98,7 @@ impl Db {
         let layout = self.layout()?;
         let (oldest, ranges) = match layout.next_step(STEP_BYTES, room) {
             Step::Nothing => return Ok(Collected::Nothing),
-            Step::NoRoom => return Ok(Collected::NoRoom),
+            Step::NoSpace => return Ok(Collected::NoSpace),
             Step::Collect { oldest, ranges } => (oldest, ranges),
         };
         prepare();

@@ -16,7 +16,7 @@ use crate::ledger_state::{LedgerMeta, Stored};
 use crate::report::DamageReport;
 use crate::store::value::{EntryError, compare, from_pending, verified};
 use crate::store::{
-    ApplyTarget, CheckPlace, Checked, Collected, LastEntry, LedgersPage, Room, StoreError,
+    ApplyTarget, CheckPlace, Checked, Collected, LastEntry, LedgersPage, SpaceLimits, StoreError,
 };
 
 /// A store; clones share it, as a process shares its disk with the one after it.
@@ -234,11 +234,11 @@ impl EntryStore for MemoryStore {
         Ok(())
     }
 
-    fn reclaim(&self, deleted: &[LedgerId], _room: Room) -> Result<usize, StoreError> {
+    fn reclaim(&self, deleted: &[LedgerId], _room: SpaceLimits) -> Result<usize, StoreError> {
         Ok(deleted.len())
     }
 
-    fn collect(&self, _room: Room) -> Result<Collected, StoreError> {
+    fn collect(&self, _room: SpaceLimits) -> Result<Collected, StoreError> {
         Ok(Collected::Nothing)
     }
 

@@ -13,11 +13,11 @@ use aquifer_protocol_api::scope::GrantScope;
 use aquifer_protocol_api::security::{AddGrant, Given, GrantInfo};
 use aquifer_runtime::secret;
 
-use super::{drawn_id, end_of, half, limit_of};
 use crate::error::BrokerError;
 use crate::namespace::Namespaces;
 use crate::security::decide::{Target, covers};
 use crate::security::grant::Grant;
+use crate::security::manage::{drawn_id, end_of, half, limit_of};
 use crate::security::role::{ActionSet, actions_of, check_actions};
 use crate::security::{Guard, principal, token};
 

@@ -11,9 +11,9 @@ use aquifer_protocol_api::context::{AuthMethod, RequestContext};
 use aquifer_protocol_api::security::{CreateToken, NewToken, TokenInfo};
 use aquifer_runtime::secret;
 
-use super::{LIFETIME_MS_MAX, drawn_id, end_of, limit_of};
 use crate::error::BrokerError;
 use crate::namespace::Namespaces;
+use crate::security::manage::{LIFETIME_MS_MAX, drawn_id, end_of, limit_of};
 use crate::security::token::{self, Token};
 use crate::security::{Guard, principal};
 

@@ -12,8 +12,8 @@ use aquifer_model::limits::DELIVERY_RANGES_MAX;
 use aquifer_protocol_api::consumer::{Delivery, IndexRange, Redelivered};
 use aquifer_protocol_api::producer::StoredAt;
 
-use super::Dispatcher;
 use crate::subscription::cursor::Cursor;
+use crate::subscription::dispatcher::Dispatcher;
 use crate::subscription::mode::{Attached, Choice, HoldReason};
 use crate::subscription::pending::Held;
 use crate::subscription::{ConsumerId, NextRead};

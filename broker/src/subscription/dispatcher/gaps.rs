@@ -7,8 +7,8 @@ use std::ops::Range;
 use aquifer_model::id::Index;
 use aquifer_protocol_api::consumer::IndexRange;
 
-use super::Dispatcher;
 use crate::subscription::cursor::Cursor;
+use crate::subscription::dispatcher::Dispatcher;
 use crate::subscription::mode::Choice;
 use crate::subscription::pending::Held;
 use crate::subscription::{ConsumerId, NextRead};
@@ -78,6 +78,33 @@ impl Dispatcher {
         }
         self.advance(window.end);
         Some((consumer, range))
+    }
+
+    /// Passes over what was read for `read` and is for no client: `window`, which holds
+    /// `read.from`. Answers what has to be acknowledged, if something is recorded.
+    pub(in crate::subscription) fn pass_over(
+        &mut self,
+        cursor: &mut Cursor,
+        read: &NextRead,
+        window: Range<Index>,
+    ) -> Option<Range<u64>> {
+        if read.seek_epoch != cursor.seek_epoch() {
+            return None;
+        }
+        if window.start > read.from {
+            self.trimmed(cursor, window.start);
+        }
+        let window = window.start.0..window.end.0;
+        if !self.continues_at(cursor, window.start) {
+            return None;
+        }
+        self.take_out(cursor, window.clone());
+        self.advance(window.end);
+        if cursor.is_durable() {
+            return Some(window);
+        }
+        cursor.pass(Index(window.end));
+        None
     }
 
     /// The ranges of messages that storage could not give and no consumer has acknowledged.

@@ -1,8 +1,8 @@
 //! Where a message is, for tests: every message at or above the mark is in exactly one place.
 
-use super::Dispatcher;
 use crate::subscription::ConsumerId;
 use crate::subscription::cursor::Cursor;
+use crate::subscription::dispatcher::Dispatcher;
 use crate::subscription::mode::{Attached, HoldReason};
 
 /// One of the five.

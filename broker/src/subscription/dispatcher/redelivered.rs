@@ -9,8 +9,8 @@ use std::ops::Range;
 
 use aquifer_protocol_api::consumer::Redelivered;
 
-use super::Dispatcher;
-use super::deliver::inclusive;
+use crate::subscription::dispatcher::Dispatcher;
+use crate::subscription::dispatcher::deliver::inclusive;
 
 /// A range of messages and how often they were delivered.
 type Count = (Range<u64>, u32);

@@ -3,14 +3,13 @@
 
 use aquifer_model::id::Index;
 use aquifer_model::place::Place;
-use aquifer_model::subscription::SubscriptionType;
+use aquifer_model::subscription::{Properties, SubscriptionType};
 use aquifer_model::topic::SubscriptionName;
 use aquifer_protocol_api::consumer::{ConsumerSession, Subscribe};
 use aquifer_protocol_api::error::{ApiError, ErrorKind};
 
 use crate::cursor_log::{self, Losses};
 use crate::error::BrokerError;
-use crate::subscription::cursor::Properties;
 use crate::subscription::cursor::state::CursorState;
 use crate::subscription::{ConsumerId, SubscriptionSpec};
 use crate::topic::attachments::slot::being_deleted;
@@ -72,14 +71,14 @@ impl Attachments {
         self.locate(cx, cursors, start, LocatePurpose::Create(name));
     }
 
-    /// Creates a subscription for an administrator: only its place is recorded, and the first
-    /// consumer decides how it is shared.
+    /// Creates a subscription for an administrator: only its place and properties are recorded, and
+    /// the first consumer decides how it is shared.
     pub(in crate::topic) fn create(
         &mut self,
         cx: &TopicContext,
         cursors: &mut Cursors,
         name: SubscriptionName,
-        place: Place,
+        (place, properties): (Place, Properties),
         reply: Reply<Index>,
     ) {
         let exists =
@@ -96,7 +95,7 @@ impl Attachments {
             let _ = reply.send(Err(error));
             return;
         }
-        let waiting = vec![Waiting::Admin(reply)];
+        let waiting = vec![Waiting::Admin(properties, reply)];
         self.creating.insert(name.clone(), waiting);
         self.locate(cx, cursors, place, LocatePurpose::Create(name));
     }
@@ -218,9 +217,12 @@ impl Attachments {
         let Some(waiting) = self.creating.get(&name) else {
             return;
         };
-        let kind = match waiting.first() {
-            Some(Waiting::Consumer(request, _)) => request.kind,
-            Some(Waiting::Admin(_)) | None => SubscriptionType::Exclusive,
+        let (kind, properties) = match waiting.first() {
+            Some(Waiting::Consumer(request, _)) => (request.kind, Properties::new()),
+            Some(Waiting::Admin(properties, _)) => {
+                (SubscriptionType::Exclusive, properties.clone())
+            }
+            None => (SubscriptionType::Exclusive, Properties::new()),
         };
         let spec = SubscriptionSpec {
             name: name.to_string(),
@@ -231,7 +233,7 @@ impl Attachments {
                 None => CursorState::new(start),
             },
             delivered: Index(0),
-            properties: Properties::new(),
+            properties,
             redelivered: Vec::new(),
             created_ms: cx.wall_ms(),
         };
@@ -263,7 +265,7 @@ impl Attachments {
                     let _ = reply.send(self.attach(cx, cursors, id, &request));
                 }
                 Waiting::Consumer(..) => {}
-                Waiting::Admin(reply) => drop(reply.send(Ok(start))),
+                Waiting::Admin(_, reply) => drop(reply.send(Ok(start))),
             }
         }
     }

@@ -14,7 +14,7 @@ use crate::topic::attachments::Attachments;
 use crate::topic::attachments::slot::{Slot, being_deleted};
 use crate::topic::context::TopicContext;
 use crate::topic::cursors::{Cursors, Effect};
-use crate::topic::event::{Mover, Reply, SubscriptionId};
+use crate::topic::event::{Reply, Seeker, SubscriptionId};
 use crate::topic::pull::check_index;
 
 impl Attachments {
@@ -95,7 +95,7 @@ impl Attachments {
     ) {
         let index = index.max(cx.log.first());
         let durable_already = self.with(cx, id, |slot: &mut Slot| match slot.state.commit(index) {
-            Commit::Back(epoch) => slot.record_move(cursors, epoch, index, Mover::Admin(reply)),
+            Commit::Back(epoch) => slot.record_seek(cursors, epoch, index, Seeker::Admin(reply)),
             Commit::Forward(delta) => {
                 let logged = cursor_log::acknowledged(slot.state.name(), &delta);
                 cursors.log_change(logged, Effect::Committed(id, Some(delta), reply));

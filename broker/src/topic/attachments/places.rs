@@ -17,7 +17,7 @@ use crate::topic::attachments::Attachments;
 use crate::topic::attachments::slot::being_deleted;
 use crate::topic::context::TopicContext;
 use crate::topic::cursors::{Cursors, Effect};
-use crate::topic::event::{Event, LocatePurpose, Mover, Reply, SubscriptionId};
+use crate::topic::event::{Event, LocatePurpose, Reply, Seeker, SubscriptionId};
 
 impl Attachments {
     /// Looks a place up, beside the task where the log has to be read.
@@ -73,8 +73,8 @@ impl Attachments {
                 },
                 Ok(index),
             ) => {
-                let mover = Mover::Consumer(consumer, request_id);
-                self.move_to(cx, cursors, subscription, index, mover);
+                let seeker = Seeker::Consumer(consumer, request_id);
+                self.seek_to(cx, cursors, subscription, index, seeker);
             }
             // The subscription stays where it is, and so do its consumers.
             (
@@ -95,31 +95,31 @@ impl Attachments {
                     reply,
                 },
                 Ok(index),
-            ) => self.move_to(cx, cursors, subscription, index, Mover::Admin(reply)),
+            ) => self.seek_to(cx, cursors, subscription, index, Seeker::Admin(reply)),
             (LocatePurpose::AdminSeek { reply, .. }, Err(error)) => drop(reply.send(Err(error))),
             // The topic carries that out.
             (LocatePurpose::Backlog(_), _) => {}
         }
     }
 
-    fn move_to(
+    fn seek_to(
         &mut self,
         cx: &TopicContext,
         cursors: &mut Cursors,
         id: SubscriptionId,
         index: Index,
-        mover: Mover,
+        seeker: Seeker,
     ) {
-        let mut waiting = Some(mover);
+        let mut waiting = Some(seeker);
         let durable_already = self.with(cx, id, |slot| {
-            let mover = waiting.take_if(|_| !slot.deleting)?;
+            let seeker = waiting.take_if(|_| !slot.deleting)?;
             let epoch = slot.state.seek(index);
-            slot.record_move(cursors, epoch, index, mover)
+            slot.record_seek(cursors, epoch, index, seeker)
         });
         if let Some(effect) = durable_already.flatten() {
             self.apply(cx, cursors, effect);
         }
-        if let Some(Mover::Admin(reply)) = waiting {
+        if let Some(Seeker::Admin(reply)) = waiting {
             let _ = reply.send(Err(being_deleted()));
         }
     }

@@ -6,11 +6,10 @@
 //! durable.
 
 use aquifer_model::id::Index;
-use aquifer_model::subscription::SubscriptionType;
+use aquifer_model::subscription::{Properties, SubscriptionType};
 use aquifer_protocol_api::admin::SubscriptionReset;
 
 use crate::subscription::SubscriptionSpec;
-use crate::subscription::cursor::Properties;
 use crate::subscription::cursor::state::CursorState;
 use crate::topic::attachments::Attachments;
 use crate::topic::context::TopicContext;

@@ -17,16 +17,18 @@ use aquifer_protocol_api::consumer::{ConsumerEvent, Delivery, Gap};
 use aquifer_runtime::budget::BytePermit;
 use aquifer_runtime::clock;
 
+use crate::cursor_log;
 use crate::error::BrokerError;
 use crate::quota::Cost;
 use crate::quota::pacing::affordable;
 use crate::quota::rates::{Flow, Wait};
 use crate::subscription::{ConsumerId, NextRead};
+use crate::topic::attachments::delivery_budget::{fitting, held_by};
 use crate::topic::attachments::outbox::messages_of;
 use crate::topic::attachments::reads::RETRY_MAX;
-use crate::topic::attachments::room::{fitting, held_by};
 use crate::topic::attachments::slot::Slot;
 use crate::topic::context::TopicContext;
+use crate::topic::cursors::{Cursors, Effect};
 use crate::topic::delivery_right::DeliveryRight;
 use crate::topic::event::{Event, ReadDone};
 
@@ -35,9 +37,14 @@ const ROUNDS_PER_TURN: usize = 4;
 
 impl Slot {
     /// Reads and delivers until no consumer has room, the end is reached, or a read has to wait.
-    pub(super) fn serve(&mut self, cx: &TopicContext, right: &mut DeliveryRight) {
+    pub(super) fn serve(
+        &mut self,
+        cx: &TopicContext,
+        cursors: &mut Cursors,
+        right: &mut DeliveryRight,
+    ) {
         for _ in 0..ROUNDS_PER_TURN {
-            let waited = self.room.take_waited();
+            let waited = self.delivery_budget.take_waited();
             if self.held > 0 || self.is_blocked() || cx.life.is_ending() {
                 return;
             }
@@ -56,7 +63,7 @@ impl Slot {
             if !self.may_be_served(cx, right) || self.affords(cx).is_none() {
                 return;
             }
-            let Some(room) = waited.or_else(|| self.room_for(cx, &read)) else {
+            let Some(room) = waited.or_else(|| self.take_for(cx, &read)) else {
                 return;
             };
             // A jump to elsewhere drops what was read ahead; one within it does not.
@@ -71,7 +78,7 @@ impl Slot {
                 }
                 Some(entries) => {
                     self.reads.point = Some(point);
-                    self.deliver(cx, right, &read, &entries, room);
+                    self.deliver(cx, cursors, right, &read, &entries, room);
                 }
                 None => {
                     self.reads.aside = Some(read);
@@ -140,23 +147,23 @@ impl Slot {
         self.wake();
     }
 
-    /// Room for a read. While it has to wait, other subscriptions have a use for what this one has
+    /// Bytes for a read. While it has to wait, other subscriptions have a use for what this one has
     /// read ahead.
-    fn room_for(&mut self, cx: &TopicContext, read: &NextRead) -> Option<BytePermit> {
-        let room = self.room.acquire(cx, self.id, read);
+    fn take_for(&mut self, cx: &TopicContext, read: &NextRead) -> Option<BytePermit> {
+        let room = self.delivery_budget.acquire(cx, self.id, read);
         if room.is_none() {
             self.reads.release();
         }
         room
     }
 
-    fn room_for_first(
+    fn take_for_first(
         &mut self,
         cx: &TopicContext,
         room: &mut BytePermit,
         first: &LogEntry,
     ) -> bool {
-        let has_room = self.room.enlarge(cx, self.id, room, first);
+        let has_room = self.delivery_budget.enlarge(cx, self.id, room, first);
         if !has_room {
             self.reads.release();
         }
@@ -195,6 +202,7 @@ impl Slot {
     pub(super) fn read_done(
         &mut self,
         cx: &TopicContext,
+        cursors: &mut Cursors,
         right: &mut DeliveryRight,
         done: ReadDone,
     ) -> Option<LogError> {
@@ -204,7 +212,9 @@ impl Slot {
             Ok(found) => {
                 self.reads.succeeded();
                 match found {
-                    Found::Entries(entries) => self.deliver(cx, right, &read, &entries, done.room),
+                    Found::Entries(entries) => {
+                        self.deliver(cx, cursors, right, &read, &entries, done.room);
+                    }
                     Found::Damaged(damage, reason) => {
                         self.deliver_gap(cx, right, &read, damage, reason);
                     }
@@ -296,10 +306,36 @@ impl Slot {
         self.tell(cx, consumer, told);
     }
 
+    /// Passes over an entry that only takes its indexes, and is for no client. What is recorded of
+    /// that must not fill memory: it waits while the cursor log is behind.
+    fn pass_over(
+        &mut self,
+        cx: &TopicContext,
+        cursors: &mut Cursors,
+        read: &NextRead,
+        entries: &[LogEntry],
+    ) {
+        let Some(entry) = entries.first() else {
+            return;
+        };
+        if self.state.is_durable() && cursors.is_full() {
+            self.reads.unread(read.from, entries);
+            return self.read_later(cx, RETRY_MAX);
+        }
+        let (from, end) = (read.from.max(entry.head.base_index), entry.head.end_index());
+        let delta = self.state.pass_over(read, from..end);
+        self.reads.unread(end, &entries[1..]);
+        if !delta.individual.is_empty() {
+            let logged = cursor_log::acknowledged(self.state.name(), &delta);
+            cursors.log_change(logged, Effect::Passed(self.id, delta));
+        }
+    }
+
     /// Hands out entries that were read, as far as there is room for them.
     fn deliver(
         &mut self,
         cx: &TopicContext,
+        cursors: &mut Cursors,
         right: &mut DeliveryRight,
         read: &NextRead,
         entries: &[LogEntry],
@@ -307,7 +343,7 @@ impl Slot {
     ) {
         let mut fits = fitting(entries, room.bytes());
         if let (0, Some(first)) = (fits, entries.first())
-            && self.room_for_first(cx, &mut room, first)
+            && self.take_for_first(cx, &mut room, first)
         {
             fits = fitting(entries, room.bytes());
         }
@@ -320,6 +356,9 @@ impl Slot {
             self.reads.unread(read.from, entries);
             return;
         }
+        if is_passed_over(entries, cx.visible_end()) {
+            return self.pass_over(cx, cursors, read, entries);
+        }
         if let Some((damage, reason)) = unknown_format(read.from, entries) {
             self.reads.unread(damage.end, &entries[1..]);
             return self.deliver_gap(cx, right, read, damage, reason);
@@ -331,14 +370,14 @@ impl Slot {
         };
         let fits = fits.min(affordable(entries, left));
         if fits > 0 {
-            self.room.fitted();
+            self.delivery_budget.fitted();
         }
         let deliveries = self.state.deliver(read, &entries[..fits], cx.wall_ms());
         // What exceeds the credit is wanted as soon as there is more.
         let wanted = self.state.next_index();
         let left = entries.partition_point(|entry| entry.head.end_index() <= wanted);
         self.reads.unread(wanted, &entries[left..]);
-        if self.room.is_awaited() {
+        if self.delivery_budget.is_awaited() {
             self.reads.release();
         }
         self.send(cx, deliveries, room);
@@ -382,6 +421,12 @@ impl Slot {
     }
 }
 
+/// Whether the first entry is visible and for no client.
+fn is_passed_over(entries: &[LogEntry], visible_end: Index) -> bool {
+    let first = entries.first();
+    first.is_some_and(|e| e.head.flags.is_control() && e.head.end_index() <= visible_end)
+}
+
 /// Whether native consumers can be given an entry. No flag is set by this version, and each changes
 /// what of an entry may be delivered.
 fn is_known(head: &EntryHead) -> bool {
@@ -398,7 +443,8 @@ fn deliverable(entries: &[LogEntry], visible_end: Index) -> usize {
 fn unknown_format(from: Index, entries: &[LogEntry]) -> Option<(Damage, String)> {
     let entry = entries.first()?;
     let (format, flags) = (entry.head.format, entry.head.flags.0);
-    if is_known(&entry.head) {
+    // A control entry that is not visible yet waits like any other.
+    if is_known(&entry.head) || entry.head.flags.is_control() {
         return None;
     }
     let damage = Damage {

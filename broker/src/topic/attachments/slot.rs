@@ -19,13 +19,13 @@ use crate::error::BrokerError;
 use crate::quota::pacing::Pacing;
 use crate::subscription::cursor::AckDelta;
 use crate::subscription::{AckOutcome, Attach, ConsumerId, Notice, Subscription};
+use crate::topic::attachments::delivery_budget::DeliveryBudget;
 use crate::topic::attachments::outbox::Outbox;
 use crate::topic::attachments::port::Port;
 use crate::topic::attachments::reads::Reads;
-use crate::topic::attachments::room::Room;
 use crate::topic::context::TopicContext;
 use crate::topic::cursors::{Cursors, Effect};
-use crate::topic::event::{ConsumerRequest, Mover, SubscriptionId};
+use crate::topic::event::{ConsumerRequest, Seeker, SubscriptionId};
 
 /// See the module.
 pub(super) struct Slot {
@@ -33,7 +33,7 @@ pub(super) struct Slot {
     pub(super) state: Subscription,
     pub(super) consumers: BTreeMap<ConsumerId, Outbox>,
     pub(super) reads: Reads,
-    pub(super) room: Room,
+    pub(super) delivery_budget: DeliveryBudget,
     pub(super) pacing: Pacing,
     /// Seeks that are not durable yet, and a creation or deletion likewise: nothing is delivered.
     pub(super) held: u32,
@@ -75,7 +75,7 @@ impl Slot {
             state,
             consumers: BTreeMap::new(),
             reads: Reads::default(),
-            room: Room::default(),
+            delivery_budget: DeliveryBudget::default(),
             pacing: Pacing::default(),
             held: 0,
             deleting: false,
@@ -140,7 +140,7 @@ impl Slot {
             cursors.log_change(delta, Effect::Recorded);
         }
         self.state.set_unacked(cx.policies.borrow().unacked);
-        let budget = self.room.budget(cx);
+        let budget = self.delivery_budget.budget(cx);
         let (outbox, events) = Outbox::new(cx.shared.config.consumer_queue_bytes_max, budget);
         self.consumers.insert(consumer, outbox);
         let opened = Subscribed {
@@ -251,19 +251,19 @@ impl Slot {
 
     /// The subscription has moved in memory: logs that. Answers the effect of the move where
     /// nothing of it has to be durable.
-    pub(super) fn record_move(
+    pub(super) fn record_seek(
         &mut self,
         cursors: &mut Cursors,
         epoch: SeekEpoch,
         index: Index,
-        mover: Mover,
+        seeker: Seeker,
     ) -> Option<Effect> {
         self.held += 1;
-        let effect = Effect::Moved {
+        let effect = Effect::Sought {
             id: self.id,
             epoch,
             index,
-            mover,
+            seeker,
         };
         if !self.state.is_durable() {
             return Some(effect);
@@ -274,7 +274,7 @@ impl Slot {
     }
 
     /// A move is durable: all consumers are told, the one that asked with its request.
-    pub(super) fn moved(
+    pub(super) fn sought(
         &mut self,
         cx: &TopicContext,
         epoch: SeekEpoch,
@@ -286,7 +286,7 @@ impl Slot {
         let consumers: Vec<ConsumerId> = self.consumers.keys().copied().collect();
         for consumer in consumers {
             let request_id = match requested {
-                Some((mover, request_id)) if mover == consumer => request_id,
+                Some((seeker, request_id)) if seeker == consumer => request_id,
                 Some(_) | None => 0,
             };
             let done = ConsumerEvent::SeekDone {

@@ -172,10 +172,9 @@ impl Subscriptions {
 
 #[cfg(test)]
 mod tests {
-    use aquifer_model::subscription::SubscriptionType;
+    use aquifer_model::subscription::{Properties, SubscriptionType};
 
     use super::*;
-    use crate::subscription::cursor::Properties;
     use crate::subscription::cursor::state::CursorState;
 
     fn spec(name: &str, durable: bool) -> SubscriptionSpec {

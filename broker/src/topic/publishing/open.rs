@@ -13,8 +13,8 @@ use aquifer_protocol_api::session::SessionEnd;
 use tokio::sync::mpsc;
 
 use crate::error::BrokerError;
-use crate::quota::gate::Gate;
 use crate::quota::producers::Publisher;
+use crate::quota::publish_limits::PublishLimits;
 use crate::topic::context::TopicContext;
 use crate::topic::dedup::Opener;
 use crate::topic::event::{Reply, SessionId};
@@ -178,8 +178,7 @@ impl Publishing {
             mailbox: cx.mailbox.clone(),
             closed: Arc::clone(&closed),
             budget: cx.budgets.publish.clone(),
-            held: None,
-            gate: Gate::new(Arc::clone(&cx.rates), Publisher::Named(name.clone())),
+            limits: PublishLimits::new(Arc::clone(&cx.rates), Publisher::Named(name.clone())),
             is_refused: false,
         };
         self.names.insert(name.clone(), session_id);

@@ -124,6 +124,11 @@ impl Gathered {
         true
     }
 
+    /// Passes over an entry that is for no client.
+    fn pass_over(&mut self, entry: &LogEntry) {
+        self.next = entry.head.end_index();
+    }
+
     /// Notes what storage cannot give; what was found before it is answered without it.
     fn missing(&mut self, gap: Gap) {
         self.is_full = true;
@@ -346,8 +351,12 @@ fn take(
 ) -> bool {
     for (at, entry) in entries.iter().enumerate() {
         let head = &entry.head;
+        if head.flags.is_control() && head.end_index() <= end {
+            gathered.pass_over(entry);
+            continue;
+        }
         // No flag is set by this version, and each changes what of an entry may be seen.
-        if head.flags != EntryFlags::default() {
+        if !head.flags.is_control() && head.flags != EntryFlags::default() {
             let flags = head.flags.0;
             gathered.missing(Gap {
                 range: IndexRange {

@@ -6,9 +6,9 @@ use aquifer_metadata::store::{Expect, Guard, Revision, Versioned};
 use aquifer_metadata::update::{Change, UpdateError};
 use aquifer_proto::v1::{NamespaceRecord, Removal, TenantRecord};
 
-use super::{Doomed, How, not_empty};
 use crate::error::BrokerError;
 use crate::topics::Topics;
+use crate::topics::removal::{How, RemovalScope, not_empty};
 
 /// How a record is marked, and at which revision.
 #[derive(Debug, Clone, Copy)]
@@ -43,19 +43,19 @@ impl Removable for TenantRecord {
     }
 }
 
-impl Doomed {
+impl RemovalScope {
     /// The partition of its record.
     pub(super) fn partition(&self) -> String {
         match self {
-            Doomed::Tenant(_) => keys::CLUSTER_PARTITION.to_owned(),
-            Doomed::Namespace(namespace) => keys::partition_of_namespace(namespace),
+            RemovalScope::Tenant(_) => keys::CLUSTER_PARTITION.to_owned(),
+            RemovalScope::Namespace(namespace) => keys::partition_of_namespace(namespace),
         }
     }
 
     fn key(&self) -> String {
         match self {
-            Doomed::Tenant(tenant) => keys::tenant(tenant),
-            Doomed::Namespace(namespace) => keys::namespace(namespace),
+            RemovalScope::Tenant(tenant) => keys::tenant(tenant),
+            RemovalScope::Namespace(namespace) => keys::namespace(namespace),
         }
     }
 
@@ -74,13 +74,13 @@ impl Topics {
     /// revision. `None`: it is not marked, and was not to be.
     pub(super) async fn mark<R: Removable>(
         &self,
-        doomed: &Doomed,
+        scope: &RemovalScope,
         how: How,
         at: Option<Revision>,
     ) -> Result<Option<Marked>, BrokerError> {
-        let partition = &doomed.partition();
+        let partition = &scope.partition();
         let decide = |stored: Option<Versioned>| async move {
-            let (mut record, revision) = self.record_of::<R>(doomed, stored).await?;
+            let (mut record, revision) = self.record_of::<R>(scope, stored).await?;
             let removal = record.mark();
             let wanted = match how.wanted() {
                 Some(wanted) if wanted != removal && removal != Removal::All => wanted,
@@ -90,8 +90,8 @@ impl Topics {
             if at.is_some_and(|at| at != revision) {
                 return Ok(Change::none(None));
             }
-            if wanted == Removal::IfEmpty && self.has_any(doomed).await? {
-                return Err(not_empty(doomed));
+            if wanted == Removal::IfEmpty && self.has_any(scope).await? {
+                return Err(not_empty(scope));
             }
             record.set_mark(wanted);
             let (value, removal) = (record::encode(record), wanted);
@@ -102,7 +102,7 @@ impl Topics {
             ))
         };
         let store = self.shared.namespaces.store();
-        let updated = store.update(&doomed.key(), &[], decide).await;
+        let updated = store.update(&scope.key(), &[], decide).await;
         let updated = updated.map_err(UpdateError::<BrokerError>::flatten)?;
         Ok(updated.answer.map(|marked| Marked {
             revision: updated.applied.unwrap_or(marked.revision),
@@ -111,10 +111,13 @@ impl Topics {
     }
 
     /// Has a namespace or tenant take things in again that was marked because it looked empty.
-    pub(super) async fn unmark<R: Removable>(&self, doomed: &Doomed) -> Result<(), BrokerError> {
-        let partition = &doomed.partition();
+    pub(super) async fn unmark<R: Removable>(
+        &self,
+        scope: &RemovalScope,
+    ) -> Result<(), BrokerError> {
+        let partition = &scope.partition();
         let decide = |stored: Option<Versioned>| async move {
-            let (mut record, _) = self.record_of::<R>(doomed, stored).await?;
+            let (mut record, _) = self.record_of::<R>(scope, stored).await?;
             if record.mark() != Removal::IfEmpty {
                 return Ok(Change::none(()));
             }
@@ -122,7 +125,7 @@ impl Topics {
             Ok(Change::put(partition, record::encode(record), ()))
         };
         let store = self.shared.namespaces.store();
-        let updated = store.update(&doomed.key(), &[], decide).await;
+        let updated = store.update(&scope.key(), &[], decide).await;
         updated
             .map(drop)
             .map_err(UpdateError::<BrokerError>::flatten)
@@ -130,15 +133,15 @@ impl Topics {
 
     async fn record_of<R: Record>(
         &self,
-        doomed: &Doomed,
+        scope: &RemovalScope,
         stored: Option<Versioned>,
     ) -> Result<(R, Revision), BrokerError> {
         if let Some(stored) = stored {
             return Ok((record::decode(&stored)?, stored.revision));
         }
-        Err(match doomed {
-            Doomed::Tenant(tenant) => BrokerError::no_tenant(tenant),
-            Doomed::Namespace(namespace) => {
+        Err(match scope {
+            RemovalScope::Tenant(tenant) => BrokerError::no_tenant(tenant),
+            RemovalScope::Namespace(namespace) => {
                 let of = self.shared.namespaces.check_tenant(namespace.tenant());
                 of.await
                     .err()
@@ -148,10 +151,10 @@ impl Topics {
     }
 
     /// Whether something is in a namespace or tenant.
-    pub(super) async fn has_any(&self, doomed: &Doomed) -> Result<bool, BrokerError> {
-        Ok(match doomed {
-            Doomed::Tenant(tenant) => !self.namespaces_in(tenant).await?.is_empty(),
-            Doomed::Namespace(namespace) => !self.topics_in(namespace, 1).await?.is_empty(),
+    pub(super) async fn has_any(&self, scope: &RemovalScope) -> Result<bool, BrokerError> {
+        Ok(match scope {
+            RemovalScope::Tenant(tenant) => !self.namespaces_in(tenant).await?.is_empty(),
+            RemovalScope::Namespace(namespace) => !self.topics_in(namespace, 1).await?.is_empty(),
         })
     }
 }

@@ -10,11 +10,13 @@ use aquifer_model::topic::NamespaceName;
 use aquifer_proto::v1::{GrantRecord, Removal, TenantRecord, TokenRecord};
 use aquifer_protocol_api::admin::{PageRequest, Removed};
 
-use super::{ATTEMPTS_MAX, Doomed, How, PAGE_ITEMS, changing, not_empty, taken_back};
 use crate::error::BrokerError;
 use crate::namespace::listing::{Listed, Lister, parse};
 use crate::security::principal;
 use crate::topics::Topics;
+use crate::topics::removal::{
+    ATTEMPTS_MAX, How, PAGE_ITEMS, RemovalScope, changing, not_empty, taken_back,
+};
 
 impl Topics {
     pub(super) async fn remove_tenant(
@@ -22,21 +24,21 @@ impl Topics {
         tenant: &str,
         how: How,
     ) -> Result<Removed, BrokerError> {
-        let doomed = Doomed::Tenant(tenant.to_owned());
+        let scope = RemovalScope::Tenant(tenant.to_owned());
         let (mut removed, mut step) = (Removed::default(), how);
         for attempt in 0..ATTEMPTS_MAX {
-            let marked = match self.mark::<TenantRecord>(&doomed, step, None).await {
+            let marked = match self.mark::<TenantRecord>(&scope, step, None).await {
                 // Another broker was faster.
                 Err(BrokerError::NotFound { .. }) if attempt > 0 => return Ok(removed),
                 marked => marked?,
             };
             let Some(marked) = marked else {
                 return match (attempt, how) {
-                    (1.., How::IfEmpty) => Err(taken_back(&doomed)),
+                    (1.., How::IfEmpty) => Err(taken_back(&scope)),
                     _ => Ok(removed),
                 };
             };
-            let record = doomed.guard(marked);
+            let record = scope.guard(marked);
             let emptied = self.empty_tenant(tenant, marked.removal, &record, &mut removed);
             if emptied.await? && self.forget_tenant(tenant, &record).await? {
                 tracing::info!(tenant, ?removed, "tenant deleted");
@@ -66,9 +68,9 @@ impl Topics {
                 return Ok(false);
             }
             if removal != Removal::All {
-                let doomed = Doomed::Tenant(tenant.to_owned());
-                self.unmark::<TenantRecord>(&doomed).await?;
-                return Err(not_empty(&doomed));
+                let scope = RemovalScope::Tenant(tenant.to_owned());
+                self.unmark::<TenantRecord>(&scope).await?;
+                return Err(not_empty(&scope));
             }
             for (namespace, revision) in found {
                 let removal = self.remove_namespace(&namespace, How::Force, Some(revision));

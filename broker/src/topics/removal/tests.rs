@@ -60,8 +60,11 @@ async fn now(topics: &Topics, key: String) -> Guard {
 async fn a_deletion_that_goes_on_leaves_what_was_created_since() {
     let (topics, _world) = topics().await;
     let namespaces = &topics.shared.namespaces;
-    for doomed in [Doomed::Namespace(shop()), Doomed::Tenant("acme".to_owned())] {
-        topics.resume_removal(doomed);
+    for scope in [
+        RemovalScope::Namespace(shop()),
+        RemovalScope::Tenant("acme".to_owned()),
+    ] {
+        topics.resume_removal(scope);
         let running = topics.removals.answers();
         assert_eq!(running.len(), 1);
         for answer in running {

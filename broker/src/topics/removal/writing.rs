@@ -7,9 +7,9 @@ use aquifer_metadata::{record, scan};
 use aquifer_model::topic::NamespaceName;
 use aquifer_proto::v1::GrantRecord;
 
-use super::{ATTEMPTS_MAX, changing};
 use crate::error::BrokerError;
 use crate::topics::Topics;
+use crate::topics::removal::{ATTEMPTS_MAX, changing};
 
 /// Keys that are deleted in one change.
 const KEYS_AT_ONCE: usize = 64;

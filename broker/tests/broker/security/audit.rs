@@ -20,7 +20,7 @@ use tracing::span::{Attributes, Id, Record};
 use tracing::subscriber::DefaultGuard;
 use tracing::{Event, Metadata, Subscriber};
 
-use super::Secured;
+use crate::security::Secured;
 use crate::support::{batch, kind, name, open, subscribe};
 
 /// The lines of the audit log, for as long as it lives.
@@ -214,8 +214,13 @@ async fn lines_have_the_id_of_the_request() {
     let broker = secured.broker();
     let lines = Lines::collect();
     let place = aquifer_model::place::Place::Earliest;
-    let created =
-        broker.create_subscription(&app, name("acme/shop/new"), "s".parse().unwrap(), place);
+    let created = broker.create_subscription(
+        &app,
+        name("acme/shop/new"),
+        "s".parse().unwrap(),
+        place,
+        Default::default(),
+    );
     created.await.unwrap();
     let refused = broker.create_tenant(&app, "other".to_owned()).await;
     assert!(refused.is_err());

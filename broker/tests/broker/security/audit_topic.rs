@@ -17,7 +17,7 @@ use aquifer_protocol_api::pull::Append;
 use aquifer_protocol_api::security::{ReadAudit, Security};
 use serde_json::Value;
 
-use super::Secured;
+use crate::security::Secured;
 use crate::support::{batch, kind, name};
 
 const TOPIC: &str = "aquifer/system/audit";

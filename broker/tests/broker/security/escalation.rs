@@ -7,7 +7,7 @@ use aquifer_protocol_api::admin::Admin;
 use aquifer_protocol_api::error::ErrorKind;
 use aquifer_protocol_api::security::{AddGrant, CheckAccess, CreateToken, Given, Security};
 
-use super::{Secured, grant, page, scope};
+use crate::security::{Secured, grant, page, scope};
 use crate::support::{kind, name};
 
 const DENIED: Option<ErrorKind> = Some(ErrorKind::PermissionDenied);

@@ -25,7 +25,7 @@ use aquifer_protocol_api::pull::{Append, Commit, Locate, Read, ReadLimits};
 use aquifer_protocol_api::security::{CheckAccess, CreateToken, ReadAudit, Security};
 use bytes::Bytes;
 
-use super::{Secured, grant, page, scope};
+use crate::security::{Secured, grant, page, scope};
 use crate::support::{kind, open, subscribe};
 
 type Outcome = Pin<Box<dyn Future<Output = Option<ErrorKind>> + Send>>;
@@ -96,7 +96,7 @@ fn rows() -> impl Iterator<Item = Row> {
         "Admin/ListTopics" &[Describe], |b, c| b.list_topics(&c, shop(), page());
         "Admin/TopicStats" &[Describe], |b, c| b.topic_stats(&c, topic());
         "Admin/DeleteSubscription" &[Consume], |b, c| b.delete_subscription(&c, topic(), "s".parse().unwrap(), false);
-        "Admin/CreateSubscription" &[Consume], |b, c| b.create_subscription(&c, topic(), "s".parse().unwrap(), Place::Earliest);
+        "Admin/CreateSubscription" &[Consume], |b, c| b.create_subscription(&c, topic(), "s".parse().unwrap(), Place::Earliest, Default::default());
         "Admin/SeekSubscription" &[Consume], |b, c| b.seek_subscription(&c, topic(), "s".parse().unwrap(), Place::Earliest);
         "Admin/SkipMessages" &[Consume], |b, c| b.skip_messages(&c, topic(), "s".parse().unwrap(), None);
         "Admin/ClearSubscription" &[Consume], |b, c| b.clear_subscription(&c, topic(), "s".parse().unwrap(), Clear { older_than_ms: None, dry_run: false });

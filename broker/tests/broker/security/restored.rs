@@ -10,7 +10,7 @@ use aquifer_protocol_api::backup::Backups;
 use aquifer_protocol_api::context::RequestContext;
 use aquifer_protocol_api::security::Security;
 
-use super::{Secured, authenticate};
+use crate::security::{Secured, authenticate};
 use crate::support::until;
 
 /// What a new cluster is asked for.

@@ -11,7 +11,7 @@ use aquifer_protocol_api::producer::OpenProducer;
 use aquifer_protocol_api::scope::Pattern;
 use aquifer_protocol_api::security::{AddGrant, CreateToken, Security};
 
-use super::{Secured, authenticate, grant, scope};
+use crate::security::{Secured, authenticate, grant, scope};
 use crate::support::{Harness, instance, kind, open, soon, subscribe};
 
 const TOPIC: &str = "acme/shop/orders";

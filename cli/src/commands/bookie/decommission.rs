@@ -6,12 +6,12 @@ use std::time::Duration;
 use aquifer_model::id::{BookieId, LedgerId};
 use aquifer_repair::decommission::{self, Lost, Retired, Retirement};
 use aquifer_repair::inspect::{self, Pending};
-use aquifer_repair::room::{self, Outlook};
+use aquifer_repair::outlook::{self, Outlook};
 use aquifer_repair::{Auditor, Member, Members, RepairWorker, ReplicationConfig};
 use aquifer_runtime::clock;
 use serde_json::{Value, json};
 
-use super::LIST;
+use crate::commands::bookie::LIST;
 use crate::exit::{CliError, Exit};
 use crate::output::Output;
 use crate::tool::{ToolContext, failed};
@@ -72,7 +72,7 @@ pub async fn run(
     out: &Output,
 ) -> Result<(), CliError> {
     let store = cluster.store();
-    let outlook = room::of_bookie(store, bookie)
+    let outlook = outlook::of_bookie(store, bookie)
         .await
         .map_err(|e| failed(&e))?;
     let members = Members::load(store).await.map_err(|e| failed(&e))?;
@@ -221,7 +221,7 @@ impl Patience {
 async fn explain(cluster: &ToolContext, bookie: BookieId, left: u64) -> Result<String, CliError> {
     let store = cluster.store();
     let pending = inspect::pending(store).await.map_err(|e| failed(&e))?;
-    let outlook = room::of_bookie(store, bookie)
+    let outlook = outlook::of_bookie(store, bookie)
         .await
         .map_err(|e| failed(&e))?;
     Ok(format!(

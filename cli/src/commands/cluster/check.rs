@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use aquifer_metadata::etcd::EtcdMember;
 use aquifer_metadata::record;
-use aquifer_metadata::store::{MetadataStore, Room};
+use aquifer_metadata::store::{FreeSpace, MetadataStore};
 use aquifer_metadata::{keys, scan};
 use aquifer_model::id::BookieId;
 use aquifer_proto::v1::BrokerRecord;
@@ -222,7 +222,7 @@ fn etcd(members: &[EtcdMember]) -> Check {
                 wrong.push(format!("{} knows no leader", member.url));
             }
             Ok(Some(status)) => {
-                if let Room::Full(why) = status.usage.room() {
+                if let FreeSpace::Full(why) = status.usage.free_space() {
                     wrong.push(format!("{} is full: {why}", member.url));
                 }
             }

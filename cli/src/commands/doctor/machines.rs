@@ -15,7 +15,7 @@ use aquifer_runtime::clock::{Clock, SystemClock};
 use aquifer_runtime::net::tls::describe;
 use toml::{Table, Value};
 
-use super::{Finding, Level};
+use crate::commands::doctor::{Finding, Level};
 use crate::exit::CliError;
 use crate::probe::Probed;
 use crate::tool::failed;

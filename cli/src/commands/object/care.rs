@@ -17,8 +17,8 @@ use aquifer_metadata::scan::{self, Pages};
 use aquifer_runtime::clock;
 use serde_json::{Value, json};
 
-use super::{config_of, failed};
 use crate::args::{SourceArgs, StoreArgs};
+use crate::commands::object::{config_of, failed};
 use crate::exit::{CliError, Exit};
 use crate::output::Output;
 use crate::tool::{self, ToolContext};

@@ -12,10 +12,9 @@ use aquifer_model::limits::BATCH_MESSAGES_MAX;
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
 
+use crate::commands::produce::input::Input;
+use crate::commands::produce::keys::{KeySource, Keyed};
 use crate::exit::CliError;
-
-use super::input::Input;
-use super::keys::{KeySource, Keyed};
 
 /// Partitions that are asked at once.
 const ASKED_MAX: usize = 16;

@@ -4,19 +4,16 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use aquifer_broker::{Lines, NoReport, Peers};
-use aquifer_client::admin::{self, ClearOptions};
-use aquifer_client::{
-    Client, ClientError, ErrorCode, ErrorKind as Kind, Message, Outcome as Known,
-};
+use aquifer_client::admin::ClearOptions;
+use aquifer_client::{Client, ClientError, ErrorCode, ErrorKind as Kind, Message};
 use aquifer_model::id::Index;
 use aquifer_model::load::LoadReport;
 use aquifer_model::place::Place;
-use aquifer_model::stats::{
-    LedgerPlace, LedgerStats, ProducerStats, SubscriptionStats, TopicStats,
-};
-use aquifer_model::topic::{ProducerName, SubscriptionName, TopicName};
+use aquifer_model::stats::TopicStats;
+use aquifer_model::subscription::Properties;
+use aquifer_model::topic::{SubscriptionName, TopicName};
 use aquifer_protocol_api::admin::{Clear, Deletion, TopicEnd};
-use aquifer_protocol_api::error::{ApiError, ApiResult, ErrorKind, Outcome};
+use aquifer_protocol_api::error::{ApiError, ApiResult, ErrorKind};
 use aquifer_runtime::clock;
 use aquifer_runtime::net::tls::ClientTlsConfig;
 use aquifer_runtime::task::TaskGroup;
@@ -76,7 +73,7 @@ impl Peers for GrpcPeers {
     async fn topic_stats(&self, url: &str, topic: &TopicName) -> ApiResult<TopicStats> {
         let admin = self.client(url).map_err(failed)?.admin();
         let stats = admin.topic_stats(&topic.to_string()).await;
-        known(stats.map_err(failed)?)
+        stats.map_err(failed)
     }
 
     async fn delete_topic(&self, url: &str, topic: &TopicName, how: Deletion) -> ApiResult<()> {
@@ -116,10 +113,11 @@ impl Peers for GrpcPeers {
         topic: &TopicName,
         subscription: &SubscriptionName,
         place: Place,
+        properties: &Properties,
     ) -> ApiResult<Index> {
         let (topic, subscription) = (topic.to_string(), subscription.to_string());
         let admin = self.client(url).map_err(failed)?.admin();
-        let created = admin.create_subscription(&topic, &subscription, place);
+        let created = admin.create_subscription_with(&topic, &subscription, place, properties);
         created.await.map_err(failed)
     }
 
@@ -196,62 +194,7 @@ fn failed(error: ClientError) -> ApiError {
         // No session is opened here.
         Kind::Internal | Kind::EndOfTopic => ErrorKind::Internal,
     };
-    let outcome = match error.outcome() {
-        Known::NotApplied => Outcome::NotApplied,
-        Known::Applied => Outcome::Applied,
-        Known::Unknown => Outcome::Unknown,
-    };
-    ApiError::new(kind, error.to_string()).outcome(outcome)
-}
-
-/// The statistics as a broker has them.
-fn known(stats: admin::TopicStats) -> ApiResult<TopicStats> {
-    let ledgers = stats.ledgers.into_iter().map(|ledger| LedgerStats {
-        ledger: ledger.ledger,
-        first_index: ledger.first_index,
-        entries: ledger.entries,
-        bytes: ledger.bytes,
-        state: LedgerPlace::named(&ledger.state),
-        local: ledger.local,
-        object: ledger.object,
-    });
-    let mut producers = Vec::with_capacity(stats.producers.len());
-    for producer in stats.producers {
-        producers.push(ProducerStats {
-            name: ProducerName::new(&producer.name).map_err(misunderstood)?,
-            last_sequence_id: producer.last_sequence_id,
-        });
-    }
-    let mut subscriptions = Vec::with_capacity(stats.subscriptions.len());
-    for subscription in stats.subscriptions {
-        subscriptions.push(SubscriptionStats {
-            name: subscription.name,
-            kind: subscription.kind,
-            mark_delete: subscription.mark_delete_index,
-            backlog_messages: subscription.backlog_messages,
-            unacknowledged_messages: subscription.unacknowledged_messages,
-            consumers: subscription.consumers,
-            durable: subscription.durable,
-            acknowledged_ranges: subscription.acknowledged_ranges,
-            damaged_messages: subscription.damaged_messages,
-            held_back_by: subscription.held_back_by,
-        });
-    }
-    Ok(TopicStats {
-        partitions: stats.partitions,
-        first_index: stats.first_index,
-        end_index: stats.end_index,
-        stored_bytes: stats.stored_bytes,
-        entries: stats.entries,
-        ledgers: ledgers.collect(),
-        producers,
-        subscriptions,
-        messages_in: stats.messages_in,
-        bytes_in: stats.bytes_in,
-        messages_out: stats.messages_out,
-        bytes_out: stats.bytes_out,
-        held_back_by: stats.held_back_by,
-    })
+    ApiError::new(kind, error.to_string()).outcome(error.outcome())
 }
 
 fn misunderstood(error: aquifer_model::topic::NameError) -> ApiError {

@@ -66,7 +66,7 @@ impl InProcess {
                     () = token.wait() => break,
                 }
                 while let Some((request, reply)) = queue.next(false) {
-                    to.submit_when_room(request, reply).await;
+                    to.submit_when_free(request, reply).await;
                 }
             }
             while let Some((request, reply)) = queue.next(true) {

@@ -9,9 +9,9 @@ use std::sync::Arc;
 use aquifer_model::id::SeekEpoch;
 use aquifer_model::topic::TopicName;
 
-use super::role::Role;
 use crate::batch::{Delivered, Messages};
 use crate::consumer::credit::{Amount, Credit};
+use crate::consumer::inbox::role::Role;
 use crate::error::Result;
 use crate::message::{Origin, ReceivedMessage};
 

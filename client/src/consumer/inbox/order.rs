@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use tokio::time::Instant;
+use aquifer_runtime::clock::Instant;
 
 use crate::consumer::acks::{Acknowledged, Ranges};
 

@@ -1,9 +1,9 @@
 //! What the two kinds of receivers keep of a topic or partition: a subscriber what the broker is to
 //! be told, a reader its place.
 
-use super::reader::ReaderState;
-use super::subscriber::SubscriberState;
 use crate::batch::Delivered;
+use crate::consumer::inbox::reader::ReaderState;
+use crate::consumer::inbox::subscriber::SubscriberState;
 use crate::consumer::settings::Purpose;
 
 /// What a consumer of a subscription and a reader keep besides.

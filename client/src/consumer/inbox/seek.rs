@@ -6,7 +6,7 @@ use aquifer_model::id::{Index, SeekEpoch};
 use aquifer_model::place::Place;
 use aquifer_proto::v1;
 
-use super::{Inbox, SeekOutcome};
+use crate::consumer::inbox::{Inbox, SeekOutcome};
 use crate::error::ClientError;
 use crate::wake::Wakers;
 

@@ -7,11 +7,11 @@ use std::time::Duration;
 use aquifer_model::limits::ACK_RANGES_MAX;
 use aquifer_proto::v1;
 use aquifer_proto::v1::consume_request::Request;
-use tokio::time::Instant;
+use aquifer_runtime::clock::Instant;
 
-use super::order::Order;
 use crate::batch::Delivered;
 use crate::consumer::acks::{AckOutcome, Acknowledged, Acks, Epochs, Ranges};
+use crate::consumer::inbox::order::Order;
 use crate::wake::Wakers;
 
 /// See the module.

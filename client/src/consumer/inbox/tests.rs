@@ -3,9 +3,9 @@ use aquifer_model::subscription::SubscriptionType;
 use bytes::BytesMut;
 use proptest::prelude::*;
 
-use super::subscriber::SubscriberState;
 use super::*;
 use crate::consumer::credit::Credit;
+use crate::consumer::inbox::subscriber::SubscriberState;
 use crate::consumer::settings::Subscription;
 use crate::message::Damaged;
 

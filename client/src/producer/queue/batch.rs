@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use aquifer_model::batch::BatchBuilder;
 use aquifer_model::id::{EntryId, Index, LedgerId};
+use aquifer_runtime::clock::Instant;
 use bytes::Bytes;
-use tokio::time::Instant;
 
 use crate::error::Result;
 use crate::producer::room::Cost;

@@ -6,9 +6,9 @@ use aquifer_model::batch::{BatchBuilder, BatchFields, Compression};
 use aquifer_model::id::ProducerInstance;
 use bytes::{Bytes, BytesMut};
 
-use super::batch::BatchOutcome;
 use crate::compression::compress;
 use crate::error::Result;
+use crate::producer::queue::batch::BatchOutcome;
 
 /// A batch that takes no more messages and is to be brought into its final bytes.
 #[derive(Debug)]

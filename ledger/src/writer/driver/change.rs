@@ -4,10 +4,10 @@ use aquifer_metadata::error::MetadataError;
 use aquifer_model::id::{BookieId, EntryId};
 use aquifer_runtime::clock;
 
-use super::Inner;
 use crate::deletion;
 use crate::error::LedgerError;
 use crate::ledger_metadata::{self, LedgerInfo, LedgerState};
+use crate::writer::driver::Inner;
 use crate::writer::machine::WriterEvent;
 
 impl Inner {

@@ -7,7 +7,7 @@ use aquifer_model::id::{BookieId, EntryId};
 use aquifer_model::storage::{BookieError, OrderedOperation, OrderedRequest};
 use aquifer_runtime::clock;
 
-use super::{Inner, Outgoing, State};
+use crate::writer::driver::{Inner, Outgoing, State};
 
 /// How often in its timeout an add is looked at.
 const WATCH_ROUNDS: u32 = 8;

@@ -393,7 +393,7 @@ fn it_knows_who_may_lack_what_is_acknowledged_h16() {
         reply: AddReply::Stored,
     });
     assert_eq!(everybody(&run), 0);
-    // What is let go of stays thin, whatever comes later.
+    // What is let go of stays incomplete, whatever comes later.
     run.add();
     run.reply(0, 2, AddReply::Stored);
     run.reply(1, 2, AddReply::Stored);

@@ -7,10 +7,10 @@ use aquifer_metadata::store::{PageToken, Revision, ScanPage, Session, Until, Ver
 use aquifer_model::id::{BackupId, BookieId};
 use async_trait::async_trait;
 
-use super::backups::{back_up, begin, capture, delete, read, restore};
 use super::*;
 use crate::context::LogSettings;
 use crate::testing::over_cold_with;
+use crate::tests::offloading::backups::{back_up, begin, capture, delete, read, restore};
 
 #[tokio::test(start_paused = true)]
 async fn a_restore_that_waits_for_bookies_names_them_and_the_way_out() {

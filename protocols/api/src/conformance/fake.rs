@@ -14,6 +14,7 @@ use aquifer_model::id::{
 use aquifer_model::limits::{BATCH_BYTES_MAX, MESSAGE_BYTES_MAX};
 use aquifer_model::place::Place;
 use aquifer_model::topic::{ProducerName, SubscriptionName, TopicName};
+use aquifer_runtime::budget::BytePermit;
 use async_trait::async_trait;
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -253,7 +254,11 @@ struct FakeProducer {
 
 #[async_trait]
 impl ProducerPort for FakeProducer {
-    async fn publish(&mut self, frames: Vec<PublishFrame>) -> ApiResult<()> {
+    async fn publish(
+        &mut self,
+        frames: Vec<PublishFrame>,
+        _held: Option<BytePermit>,
+    ) -> ApiResult<()> {
         for frame in frames {
             let outcome = if self.failed || frame.body == FakeBroker::POISON {
                 self.failed = true;

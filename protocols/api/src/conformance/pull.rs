@@ -10,7 +10,7 @@ use aquifer_runtime::clock::{SystemClock, sleep};
 use async_trait::async_trait;
 use bytes::Bytes;
 
-use super::{FakeBroker, Refusal};
+use crate::conformance::{FakeBroker, Refusal};
 use crate::consumer::Held;
 use crate::context::RequestContext;
 use crate::data_plane::DataPlane;

@@ -19,7 +19,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use tonic::transport::Channel;
 
-use super::{RawClient, unary};
+use crate::raw::{RawClient, unary};
 
 impl RawClient {
     fn pull(&self) -> Wire<Channel> {

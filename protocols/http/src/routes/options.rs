@@ -6,8 +6,8 @@ use prost_reflect::{
     MethodDescriptor,
 };
 
-use super::{PREFIX, Paged, Route, RuleError, Set};
 use crate::json::lacks_form;
+use crate::routes::{PREFIX, Paged, Route, RuleError, Set};
 use crate::template::Template;
 
 /// The options that methods have.

@@ -8,13 +8,13 @@ use prost::Message;
 use prost_reflect::{DynamicMessage, Value};
 use serde_json::{Map, Value as Json};
 
-use super::{Call, PAGE_SIZE, PAGE_TOKEN, list, no_body, parameters};
 use crate::decode;
 use crate::json::{self, Reader};
 use crate::page;
 use crate::problem::{Problem, Violation};
 use crate::routes::{self, Paged, Route};
 use crate::template::short;
+use crate::transcode::{Call, PAGE_SIZE, PAGE_TOKEN, list, no_body, parameters};
 
 /// A path, with what it has in place of its variables.
 #[derive(Debug)]

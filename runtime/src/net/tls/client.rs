@@ -15,12 +15,12 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
-use super::error::TlsError;
-use super::identity::PeerCertificate;
-use super::pem::{self, provider};
-use super::reload::{Reloaded, Reloads};
-use super::server::time;
 use crate::clock::SharedClock;
+use crate::net::tls::error::TlsError;
+use crate::net::tls::identity::PeerCertificate;
+use crate::net::tls::pem::{self, provider};
+use crate::net::tls::reload::{Reloaded, Reloads};
+use crate::net::tls::server::time;
 
 /// Whom a client believes, and what it shows.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]

@@ -6,8 +6,8 @@ use std::path::Path;
 use x509_parser::extensions::GeneralName;
 use x509_parser::parse_x509_certificate;
 
-use super::error::TlsError;
-use super::pem;
+use crate::net::tls::error::TlsError;
+use crate::net::tls::pem;
 
 /// What a certificate says.
 #[derive(Debug, Clone, PartialEq, Eq)]

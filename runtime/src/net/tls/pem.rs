@@ -13,7 +13,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::sign::CertifiedKey;
 use x509_parser::parse_x509_certificate;
 
-use super::error::TlsError;
+use crate::net::tls::error::TlsError;
 
 /// Larger files hold something else.
 const FILE_BYTES_MAX: u64 = 1 << 20;

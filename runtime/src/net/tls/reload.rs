@@ -8,8 +8,8 @@ use opentelemetry::KeyValue;
 use opentelemetry::metrics::Meter;
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::error::TlsError;
 use crate::clock::sleep;
+use crate::net::tls::error::TlsError;
 use crate::task::TaskGroup;
 
 const POLL: Duration = Duration::from_secs(10);

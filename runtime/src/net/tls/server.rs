@@ -17,12 +17,12 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
-use super::config::{ClientCertificates, ServerTlsConfig};
-use super::error::TlsError;
-use super::identity::PeerCertificate;
-use super::pem::{self, provider};
-use super::reload::{Reloaded, Reloads};
 use crate::clock::SharedClock;
+use crate::net::tls::config::{ClientCertificates, ServerTlsConfig};
+use crate::net::tls::error::TlsError;
+use crate::net::tls::identity::PeerCertificate;
+use crate::net::tls::pem::{self, provider};
+use crate::net::tls::reload::{Reloaded, Reloads};
 
 /// The protocols of HTTP, as a handshake names them.
 const HTTP2: &[u8] = b"h2";

@@ -5,7 +5,7 @@ use aquifer_model::storage::{
     BookieError, BookieResult, Presence, PresenceRange, ReadBatch, ReadRange,
 };
 
-use super::SimBookie;
+use crate::bookie::SimBookie;
 
 impl<T: Clone> SimBookie<T> {
     /// Reads what is synced.

@@ -13,7 +13,7 @@ use aquifer_proto::v1;
 use aquifer_runtime::clock::sleep;
 
 use crate::bookie::Crash;
-use crate::cluster::repair::{thin_entry, worker};
+use crate::cluster::repair::{incomplete_entry, worker};
 use crate::cluster::{Cluster, number_of};
 
 const LEDGERS_MAX: usize = 100_000;
@@ -38,7 +38,7 @@ pub(super) async fn run(cluster: &Arc<Cluster>) -> Result<(), LedgerError> {
     let named = member_of(cluster, &record, hole);
     cluster.history.copies_move();
     for number in (0..cluster.shape.bookies).filter(|number| *number != number_of(named)) {
-        let lose = |node: &mut super::node::Node| node.bookie.lose_entry(ledger, hole);
+        let lose = |node: &mut crate::cluster::node::Node| node.bookie.lose_entry(ledger, hole);
         cluster.net.change_node(number, lose);
     }
     cluster.net.crash(number_of(named), Crash::Wipe, 0);
@@ -53,9 +53,9 @@ pub(super) async fn run(cluster: &Arc<Cluster>) -> Result<(), LedgerError> {
     let Some(stored) = store.get(&keys::ledger(ledger)).await? else {
         return Ok(());
     };
-    if let Some(thin) = thin_entry(cluster, ledger, &stored, Some(hole))? {
+    if let Some(incomplete) = incomplete_entry(cluster, ledger, &stored, Some(hole))? {
         cluster.history.violation(format!(
-            "I2: entry {ledger}:{thin} stays thin because {ledger}:{hole} is nowhere"
+            "I2: entry {ledger}:{incomplete} stays incomplete because {ledger}:{hole} is nowhere"
         ));
     }
     let repaired: v1::LedgerRecord = record::decode(&stored)?;

@@ -1,4 +1,4 @@
-//! Repair after everything has healed: what was thin when a ledger was closed is whole again,
+//! Repair after everything has healed: what was incomplete when a ledger was closed is whole again,
 //! because the close has left a mark (I2, H16).
 
 use std::sync::Arc;
@@ -38,7 +38,7 @@ pub(super) async fn run(cluster: &Arc<Cluster>) {
         Err(_) => Err(LedgerError::BadRecord(0, "marks stay for ever".to_owned())),
     };
     if let Err(error) = done {
-        let what = format!("H16: thin ledgers are not repaired: {error}");
+        let what = format!("H16: incomplete ledgers are not repaired: {error}");
         cluster.history.violation(what);
     }
 }
@@ -97,7 +97,7 @@ async fn check(cluster: &Arc<Cluster>) -> Result<(), LedgerError> {
         let Ok(keys::Key::Ledger(id)) = stored.key.parse() else {
             continue;
         };
-        let Some(thin) = thin_entry(cluster, id, stored, None)? else {
+        let Some(incomplete) = incomplete_entry(cluster, id, stored, None)? else {
             continue;
         };
         // What is being deleted has lost copies already; the record goes with the intent.
@@ -109,7 +109,8 @@ async fn check(cluster: &Arc<Cluster>) -> Result<(), LedgerError> {
             .is_none()
             && context.ledgers.store.get(&stored.key).await?.is_some()
         {
-            let what = format!("H16: entry {id}:{thin} is closed, repaired and still thin");
+            let what =
+                format!("H16: entry {id}:{incomplete} is closed, repaired and still incomplete");
             cluster.history.violation(what);
         }
     }
@@ -117,7 +118,7 @@ async fn check(cluster: &Arc<Cluster>) -> Result<(), LedgerError> {
 }
 
 /// The first entry of a closed ledger, but for one, that some bookie lacks which should have it.
-pub(super) fn thin_entry(
+pub(super) fn incomplete_entry(
     cluster: &Cluster,
     id: LedgerId,
     stored: &Versioned,
@@ -141,6 +142,6 @@ pub(super) fn thin_entry(
         })
     };
     let mut entries = (0..=last).filter(|entry| Some(EntryId(*entry)) != but);
-    let thin = entries.find(|entry| !is_whole(*entry));
-    Ok(thin.map(EntryId))
+    let incomplete = entries.find(|entry| !is_whole(*entry));
+    Ok(incomplete.map(EntryId))
 }

@@ -150,7 +150,7 @@ impl MetadataStore for Seen {
         mut transaction: Transaction,
         until: Until,
     ) -> MetadataResult<Revision> {
-        if self.store.defect == Some(Defect::ThinLedgerNotMarked) {
+        if self.store.defect == Some(Defect::IncompleteLedgerNotMarked) {
             let is_mark = |key: &str| key.starts_with(keys::UNDER_REPLICATED_PREFIX);
             let operations = &mut transaction.operations;
             operations.retain(|o| !matches!(o, Operation::Put { key, .. } if is_mark(key)));

@@ -309,7 +309,7 @@ impl Setting {
                 ..Setting::quiet(2, 2, 2, 1)
             },
             // Repair and owners of topics are not in the model.
-            Defect::ThinLedgerNotMarked
+            Defect::IncompleteLedgerNotMarked
             | Defect::NegativeTakenForAbsence
             | Defect::RepairStopsAtHole
             | Defect::OpensAfterHandOver

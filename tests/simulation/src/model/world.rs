@@ -271,7 +271,7 @@ impl World {
                     let record = next.record.change();
                     record.state = RecordState::Closed(entries);
                     record.version += 1;
-                    if setting.defect != Some(Defect::ThinLedgerNotMarked) {
+                    if setting.defect != Some(Defect::IncompleteLedgerNotMarked) {
                         record.doubted = unconfirmed.bookies;
                     }
                 }

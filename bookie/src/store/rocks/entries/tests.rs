@@ -4,7 +4,9 @@ use rocksdb::perf::{PerfContext, PerfMetric, PerfStatsLevel, set_perf_stats};
 
 use super::*;
 use crate::Bookie;
-use crate::tests::{MIB, ask, config, data, done, open, range, request, rocks, settle, shutdown};
+use crate::tests::{
+    MIB, ask, config, data, done, flush_all, open, range, request, rocks, shutdown,
+};
 
 const LEDGER: LedgerId = LedgerId(1);
 
@@ -19,7 +21,7 @@ fn stored(directory: &std::path::Path, sizes: &[usize]) -> Bookie {
         let add = AddEntry::new(LEDGER, EntryId(entry), lac, length, data);
         done(ask(&bookie, request(LEDGER.0, OrderedOperation::Add(add))));
     }
-    settle(&bookie);
+    flush_all(&bookie);
     bookie
 }
 

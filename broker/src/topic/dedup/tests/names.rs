@@ -64,7 +64,7 @@ struct Object {
     is_dead: bool,
     next_id: u64,
     /// Without outcome, in order.
-    unsettled: VecDeque<Sent>,
+    unanswered: VecDeque<Sent>,
     /// How many of them were sent ever.
     sent_ever: usize,
     /// How many of them were sent in this session.
@@ -143,7 +143,7 @@ impl World {
         let admitted = self.table.admits(&name(0), opener, object.is_known);
         if !admitted && self.defect != Some(Defect::EverybodyAdmitted) {
             object.is_dead = true;
-            object.unsettled.clear();
+            object.unanswered.clear();
             self.fenced += 1;
             return Ok(());
         }
@@ -155,16 +155,16 @@ impl World {
         if !std::mem::replace(&mut object.is_known, true) {
             object.next_id = last.map_or(0, |id| id + 1);
         }
-        while !self.deduplicates && self.is_settled_by(number, last) {
-            self.settle(number)?;
+        while !self.deduplicates && self.is_answered_by(number, last) {
+            self.answer(number)?;
         }
         Ok(())
     }
 
     /// Without deduplication the SDK takes what was sent and is not above the answer for stored.
-    fn is_settled_by(&self, number: usize, last: Option<u64>) -> bool {
+    fn is_answered_by(&self, number: usize, last: Option<u64>) -> bool {
         let object = &self.objects[number];
-        let oldest = object.unsettled.front();
+        let oldest = object.unanswered.front();
         object.sent_ever > 0 && oldest.is_some_and(|sent| Some(sent.id) <= last)
     }
 
@@ -179,7 +179,7 @@ impl World {
         let object = &mut self.objects[number];
         if object.is_known && !object.is_dead {
             self.tokens += 1;
-            object.unsettled.push_back(Sent {
+            object.unanswered.push_back(Sent {
                 object: number,
                 id: object.next_id,
                 token: self.tokens,
@@ -190,7 +190,7 @@ impl World {
 
     fn send(&mut self, number: usize) -> Result<(), String> {
         let object = &mut self.objects[number];
-        let Some(&sent) = object.unsettled.get(object.sent) else {
+        let Some(&sent) = object.unanswered.get(object.sent) else {
             return Ok(());
         };
         let verdict = match self.deduplicates {
@@ -204,7 +204,7 @@ impl World {
                 self.table.pushed(&name(0), one(sent.id));
                 self.in_flight.push_back(sent);
             }
-            Verdict::Duplicate(_) if object.sent == 0 => self.settle(number)?,
+            Verdict::Duplicate(_) if object.sent == 0 => self.answer(number)?,
             // Waits for what is before it.
             Verdict::Duplicate(_) | Verdict::InFlightDuplicate => {}
             Verdict::PartialOverlap | Verdict::OutOfOrder => {
@@ -226,15 +226,15 @@ impl World {
             return Err(format!("{sent:?} is stored twice"));
         }
         match self.open == Some(sent.object) && self.objects[sent.object].sent > 0 {
-            true => self.settle(sent.object),
+            true => self.answer(sent.object),
             false => Ok(()),
         }
     }
 
     /// The oldest message of an object is stored, it is told.
-    fn settle(&mut self, number: usize) -> Result<(), String> {
+    fn answer(&mut self, number: usize) -> Result<(), String> {
         let object = &mut self.objects[number];
-        let sent = object.unsettled.pop_front().ok_or("nothing to settle")?;
+        let sent = object.unanswered.pop_front().ok_or("nothing to answer")?;
         object.sent = object.sent.saturating_sub(1);
         object.sent_ever = object.sent_ever.saturating_sub(1);
         self.stored += 1;

@@ -2,7 +2,7 @@
 
 use aquifer_model::policy::offload::OffloadCompression;
 
-use super::{or, size, switch, time};
+use crate::args::policy::value::{or, size, switch, time};
 
 /// A part of when closed ledgers go into objects.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,8 +39,8 @@ fn compression(value: &str) -> Result<OffloadCompression, String> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::PolicyValue;
     use super::*;
+    use crate::args::policy::value::PolicyValue;
 
     #[test]
     fn parts_are_read_with_their_units() {

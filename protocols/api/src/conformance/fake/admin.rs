@@ -5,21 +5,23 @@ use aquifer_model::backup::{
     RestoredAccess, TopicCapture,
 };
 use aquifer_model::bundle::BundleRange;
+use aquifer_model::hash::KeyHash;
 use aquifer_model::id::{BackupId, BrokerId, Index};
 use aquifer_model::load::LoadReport;
 use aquifer_model::place::Place;
 use aquifer_model::policy::{Policies, PolicyScope, PolicyUpdate, PolicyView};
 use aquifer_model::ranges::TopicRanges;
 use aquifer_model::stats::{OffloadProgress, TopicStats};
+use aquifer_model::subscription::Properties;
 use aquifer_model::topic::{NamespaceName, SubscriptionName, TopicName};
 use async_trait::async_trait;
 
-use super::{FakeBroker, LIFE};
 use crate::admin::{
     Admin, Clear, Deletion, Page, PageRequest, Peeked, Removal, Removed, SubscriptionReset,
     TopicDescription, TopicEnd, TopicLayout,
 };
 use crate::backup::Backups;
+use crate::conformance::fake::{FakeBroker, LIFE};
 use crate::consumer::IndexRange;
 use crate::context::RequestContext;
 use crate::error::ApiResult;
@@ -111,6 +113,7 @@ impl Admin for FakeBroker {
         Ok(TopicLayout {
             topic,
             ranges: TopicRanges::default(),
+            key_hash: KeyHash::default(),
             incarnation: LIFE,
         })
     }
@@ -187,6 +190,7 @@ impl Admin for FakeBroker {
         topic: TopicName,
         _subscription: SubscriptionName,
         _place: Place,
+        _properties: Properties,
     ) -> ApiResult<Index> {
         self.called(&topic)?;
         Ok(Index(0))

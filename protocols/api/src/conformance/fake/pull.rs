@@ -7,7 +7,7 @@ use aquifer_model::place::Place;
 use aquifer_model::position::Position;
 use aquifer_runtime::clock::timeout;
 
-use super::{FakeBroker, LEDGER, LIFE, at};
+use crate::conformance::fake::{FakeBroker, LEDGER, LIFE, at};
 use crate::consumer::Held;
 use crate::error::{ApiError, ApiResult, ErrorKind};
 use crate::pull::{

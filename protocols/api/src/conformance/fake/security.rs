@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 
-use super::FakeBroker;
 use crate::admin::{Page, PageRequest};
+use crate::conformance::fake::FakeBroker;
 use crate::context::{AuthMethod, Identity, Principal, RequestContext};
 use crate::error::{ApiError, ApiResult, ErrorKind};
 use crate::scope::GrantScope;

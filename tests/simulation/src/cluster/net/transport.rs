@@ -11,7 +11,7 @@ use aquifer_model::storage::{
 use async_trait::async_trait;
 use tokio::sync::oneshot;
 
-use super::{Event, Net};
+use crate::cluster::net::{Event, Net};
 use crate::cluster::number_of;
 
 /// The way of a process to the bookies.

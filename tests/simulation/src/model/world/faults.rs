@@ -5,9 +5,9 @@ use std::collections::VecDeque;
 use aquifer_ledger::writer::machine::{AddReply, WriterEvent};
 use aquifer_model::storage::BookieError;
 
-use super::{Answer, Tag, World, number_of};
 use crate::bookie::Crash;
 use crate::model::part::Part;
+use crate::model::world::{Answer, Tag, World, number_of};
 
 impl World {
     /// Everything between a client and a bookie is lost; the client learns that it does not know.

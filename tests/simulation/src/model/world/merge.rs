@@ -5,10 +5,10 @@ use std::collections::VecDeque;
 use aquifer_ledger::writer::machine::Writer;
 use aquifer_model::storage::BookieError;
 
-use super::{Answer, Heard, LEDGER, Link, RecordState, WRITER, World};
 use crate::model::part::{Fingerprint, Part};
 use crate::model::settings::Setting;
 use crate::model::steps::Step;
+use crate::model::world::{Answer, Heard, LEDGER, Link, RecordState, WRITER, World};
 
 impl World {
     /// An answer that means nothing to a machine now never will: it is taken at once, so that

@@ -2,9 +2,9 @@
 
 use aquifer_model::id::EntryId;
 
-use super::{LEDGER, World, number_of};
 use crate::model::Outcome;
 use crate::model::settings::Setting;
+use crate::model::world::{LEDGER, World, number_of};
 
 impl World {
     /// How the ledger ended, if it has.
@@ -39,7 +39,7 @@ impl World {
 
     /// H16: of a closed ledger, who lacks what it should have is marked.
     #[must_use]
-    pub fn thin_is_marked(&self, setting: &Setting) -> bool {
+    pub fn incomplete_is_marked(&self, setting: &Setting) -> bool {
         let Some(entries) = self.closed_entries().filter(|_| self.lost == 0) else {
             return true;
         };

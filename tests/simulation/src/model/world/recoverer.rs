@@ -6,10 +6,10 @@ use aquifer_ledger::recovery::machine::{Recovery, RecoveryAction, RecoveryEvent}
 use aquifer_model::id::{BookieId, EntryId};
 use aquifer_model::storage::{AddEntry, OrderedOperation};
 
-use super::{About, RecordState, Recoverer, Tag, World};
 use crate::defect::Defect;
 use crate::model::part::Part;
 use crate::model::settings::Setting;
+use crate::model::world::{About, RecordState, Recoverer, Tag, World};
 
 impl World {
     pub(super) fn begin_recovery(&mut self, setting: &Setting, client: u8) {

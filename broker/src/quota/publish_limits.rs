@@ -14,17 +14,17 @@ use crate::quota::rates::{Flow, TopicRates, Wait};
 use crate::quota::{Cost, LOOK_MAX, Limit, WAIT_MAX};
 
 /// The way of one producer into a topic.
-pub(crate) struct Gate {
+pub(crate) struct PublishLimits {
     rates: Arc<TopicRates>,
     publisher: Publisher,
     /// What it has left of its own rate, once it has one.
     own: Option<ProducerRate>,
 }
 
-impl Gate {
-    /// The gate of a session that begins, or of an append.
-    pub(crate) fn new(rates: Arc<TopicRates>, publisher: Publisher) -> Gate {
-        Gate {
+impl PublishLimits {
+    /// The limits of a session that begins, or of an append.
+    pub(crate) fn new(rates: Arc<TopicRates>, publisher: Publisher) -> PublishLimits {
+        PublishLimits {
             rates,
             publisher,
             own: None,

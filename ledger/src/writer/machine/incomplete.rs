@@ -5,8 +5,8 @@ use std::collections::BTreeSet;
 
 use aquifer_model::id::{BookieId, EntryId};
 
-use super::{State, Writer};
 use crate::slots::SlotSet;
+use crate::writer::machine::{State, Writer};
 
 /// The bookies that may lack acknowledged entries.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -26,20 +26,20 @@ impl Writer {
     /// that they should. What a finished writer says here is too little.
     #[must_use]
     pub fn unconfirmed(&self) -> Unconfirmed {
-        let mut positions = self.thin_next;
+        let mut positions = self.incomplete_next;
         let first = self.first_kept();
         for (offset, add) in self.adds.iter().enumerate().take(self.kept) {
             let entry = EntryId(first.0 + offset as u64);
             let set = self.write_set(entry);
             positions |= (set - add.acked) | (set & self.coming(entry));
         }
-        let mut bookies = self.thin.clone();
+        let mut bookies = self.incomplete.clone();
         bookies.extend(positions.iter().map(|position| self.members()[position]));
         // A bookie that comes to a place that is being changed may lack what was let go of
         // meanwhile.
         let recent = bookies.iter().copied();
-        let recent =
-            recent.filter(|bookie| self.thin_next.is_empty() && !self.thin.contains(bookie));
+        let recent = recent
+            .filter(|bookie| self.incomplete_next.is_empty() && !self.incomplete.contains(bookie));
         Unconfirmed {
             recent: recent.collect(),
             bookies,
@@ -60,12 +60,12 @@ impl Writer {
     }
 
     /// An acknowledged entry is let go of: a bookie that lacks it will not get it from here.
-    pub(super) fn leave_thin(&mut self, entry: EntryId, acked: SlotSet) {
+    pub(super) fn leave_incomplete(&mut self, entry: EntryId, acked: SlotSet) {
         let (set, coming) = (self.write_set(entry), self.coming(entry));
-        self.thin_next |= set & coming;
+        self.incomplete_next |= set & coming;
         let lacking = (set - acked - coming).iter();
         let lacking: Vec<BookieId> = lacking.map(|p| self.members()[p]).collect();
-        self.thin.extend(lacking);
+        self.incomplete.extend(lacking);
     }
 
     /// Bookies are replaced from an entry on: what they lack before it stays with them, and a
@@ -77,7 +77,7 @@ impl Writer {
         members: &[BookieId],
     ) {
         let first = self.first_kept();
-        let mut stays = self.thin_next;
+        let mut stays = self.incomplete_next;
         for (offset, add) in self.adds.iter().enumerate().take(self.kept) {
             let entry = EntryId(first.0 + offset as u64);
             if entry < first_entry {
@@ -86,9 +86,12 @@ impl Writer {
         }
         let old = stays.iter().map(|position| self.members()[position]);
         let old: Vec<BookieId> = old.collect();
-        self.thin.extend(old);
-        self.thin
-            .extend(self.thin_next.iter().map(|position| members[position]));
-        self.thin_next = SlotSet::EMPTY;
+        self.incomplete.extend(old);
+        self.incomplete.extend(
+            self.incomplete_next
+                .iter()
+                .map(|position| members[position]),
+        );
+        self.incomplete_next = SlotSet::EMPTY;
     }
 }

@@ -1,4 +1,4 @@
-//! What deliveries may hold in memory (I13). A read takes room before it begins; each delivery
+//! What deliveries may hold in memory (I13). A read takes bytes before it begins; each delivery
 //! keeps its part of that until its client's transport has taken it. The budget is a tree (topic,
 //! subscription): clients that do not read keep what they have and leave a share to the others,
 //! however many they are.
@@ -24,9 +24,9 @@ pub(super) fn held_by(delivery: &Delivery) -> usize {
     delivery.body.len() + DELIVERY_BYTES
 }
 
-/// The entries at the front that there is room for.
-pub(super) fn fitting(entries: &[LogEntry], room_bytes: usize) -> usize {
-    let mut left = room_bytes;
+/// The entries at the front that fit.
+pub(super) fn fitting(entries: &[LogEntry], free_bytes: usize) -> usize {
+    let mut left = free_bytes;
     let fits = |entry: &&LogEntry| match left.checked_sub(cost(entry)) {
         Some(rest) => {
             left = rest;
@@ -39,17 +39,17 @@ pub(super) fn fitting(entries: &[LogEntry], room_bytes: usize) -> usize {
 
 /// The part of the budget that one subscription has, and what it waits for.
 #[derive(Default)]
-pub(super) struct Room {
+pub(super) struct DeliveryBudget {
     /// What its deliveries take their bytes from, once there are some.
     budget: Option<ByteBudget>,
-    /// Room that it has waited for.
+    /// Bytes that it has waited for.
     came: Option<BytePermit>,
     is_awaited: bool,
     /// What the last entry cost that was larger than expected.
     entry_bytes: usize,
 }
 
-impl Room {
+impl DeliveryBudget {
     /// The budget of the subscription.
     pub(super) fn budget(&mut self, cx: &TopicContext) -> ByteBudget {
         let whole = &cx.budgets.deliveries;
@@ -57,18 +57,18 @@ impl Room {
         own.clone()
     }
 
-    /// Whether the subscription waits for room.
+    /// Whether the subscription waits for bytes.
     pub(super) fn is_awaited(&self) -> bool {
         self.is_awaited
     }
 
-    /// Room that was waited for has come.
-    pub(super) fn came(&mut self, room: BytePermit) {
+    /// Bytes that were waited for have come.
+    pub(super) fn came(&mut self, bytes: BytePermit) {
         self.is_awaited = false;
-        self.came = Some(room);
+        self.came = Some(bytes);
     }
 
-    /// The room that was waited for, if it has come.
+    /// The bytes that were waited for, if they have come.
     pub(super) fn take_waited(&mut self) -> Option<BytePermit> {
         self.came.take()
     }
@@ -78,7 +78,7 @@ impl Room {
         self.entry_bytes = 0;
     }
 
-    /// Room for a read, or for a part of it; `None` when it has to wait.
+    /// Bytes for a read, or for a part of it; `None` when it has to wait.
     pub(super) fn acquire(
         &mut self,
         cx: &TopicContext,
@@ -91,29 +91,29 @@ impl Room {
         let overhead = read.entries_max.saturating_mul(DELIVERY_BYTES);
         let most = read.bytes_max.saturating_add(overhead).max(least);
         let wanted = most.min(budget.room_bytes()).max(least);
-        let room = budget.try_acquire(wanted);
-        if room.is_none() {
+        let permit = budget.try_acquire(wanted);
+        if permit.is_none() {
             self.wait(cx, id, &budget, least);
         }
-        room
+        permit
     }
 
-    /// Enlarges the room of a read for its first entry, which is larger than expected; false when
+    /// Takes more bytes for a read for its first entry, which is larger than expected; false when
     /// that has to wait.
     pub(super) fn enlarge(
         &mut self,
         cx: &TopicContext,
         id: SubscriptionId,
-        room: &mut BytePermit,
+        permit: &mut BytePermit,
         first: &LogEntry,
     ) -> bool {
         let (wanted, budget) = (cost(first), self.budget(cx));
         self.entry_bytes = wanted;
         // Given back first: a child that holds nothing may take whatever is free.
-        room.shrink_to(0);
+        permit.shrink_to(0);
         match budget.try_acquire(wanted) {
             Some(enough) => {
-                *room = enough;
+                *permit = enough;
                 true
             }
             None => {
@@ -127,17 +127,17 @@ impl Room {
         if std::mem::replace(&mut self.is_awaited, true) {
             return;
         }
-        let room = budget.acquire(bytes);
+        let permit = budget.acquire(bytes);
         let mailbox = cx.mailbox.clone();
         let token = cx.shared.tasks.shutdown_token();
-        cx.shared.tasks.spawn("delivery-room", async move {
-            let room = tokio::select! {
-                room = room => room,
+        cx.shared.tasks.spawn("delivery-bytes", async move {
+            let bytes = tokio::select! {
+                permit = permit => permit,
                 () = mailbox.closed() => return,
                 () = token.wait() => return,
             };
-            // A topic that has ended needs no room.
-            let _ = mailbox.send(Event::Room(id, room)).await;
+            // A topic that has ended needs no bytes.
+            let _ = mailbox.send(Event::DeliveryBytes(id, bytes)).await;
         });
     }
 }

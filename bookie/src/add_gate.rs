@@ -12,7 +12,7 @@ use aquifer_model::id::{CreationToken, LedgerId};
 use aquifer_model::storage::{BookieError, BookieResult};
 
 /// Asked when a normal add would begin a ledger here. It must not block, and answers when it knows.
-pub type LedgerGate = Box<dyn Fn(LedgerId, CreationToken, GateAnswer) + Send + Sync>;
+pub type AddGate = Box<dyn Fn(LedgerId, CreationToken, GateAnswer) + Send + Sync>;
 
 /// The place for the answer. Dropping it refuses, for this time.
 pub struct GateAnswer {

@@ -8,7 +8,7 @@ use aquifer_runtime::clock;
 use etcd_client::{Client, StatusResponse};
 use parking_lot::Mutex;
 
-use super::shared::Shared;
+use crate::etcd::shared::Shared;
 use crate::store::Usage;
 
 /// How often etcd is asked.
@@ -16,16 +16,16 @@ const LOOK: Duration = Duration::from_secs(5);
 
 /// What was found last.
 #[derive(Debug, Default)]
-pub(super) struct RoomWatch {
+pub(super) struct UsageWatch {
     usage: Mutex<Option<Usage>>,
 }
 
-impl RoomWatch {
+impl UsageWatch {
     pub(super) fn usage(&self) -> Option<Usage> {
         *self.usage.lock()
     }
 
-    /// etcd has just refused a change for lack of room.
+    /// etcd has just refused a change for lack of space.
     pub(super) fn refused(&self) {
         if let Some(usage) = &mut *self.usage.lock() {
             usage.refuses = true;
@@ -36,11 +36,11 @@ impl RoomWatch {
 impl Shared {
     /// Asks etcd how full it is. Without an answer, as from a proxy or without permission, what was
     /// known stays.
-    pub(super) async fn look_for_room(&self) {
+    pub(super) async fn look_at_usage(&self) {
         let ask = |mut client: Client| async move { client.status().await };
         let limit = self.endpoints.attempt_timeout();
         match self.endpoints.attempt(limit, ask).await {
-            Ok(status) => *self.room.usage.lock() = Some(usage(&status, self.quota_bytes)),
+            Ok(status) => *self.usage.usage.lock() = Some(usage(&status, self.quota_bytes)),
             Err(failure) => tracing::debug!(?failure, "etcd does not say how full it is"),
         }
     }
@@ -55,7 +55,7 @@ pub(super) async fn watch(shared: Arc<Shared>) {
             () = shutdown.wait() => return,
             () = clock::sleep(LOOK) => {}
         }
-        shared.look_for_room().await;
+        shared.look_at_usage().await;
     }
 }
 
