@@ -8,6 +8,7 @@ mod bundles;
 mod clear;
 mod consume;
 mod data_plane;
+mod inventory;
 mod operator;
 mod produce;
 mod pull;

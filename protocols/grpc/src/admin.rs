@@ -1,18 +1,16 @@
-//! The control plane: every method parses, calls once and converts.
+//! Administration: every method parses, calls once and converts.
 
-use aquifer_model::listener::{Listener, ListenerName, Listeners};
 use aquifer_model::place::Place;
 use aquifer_model::topic::SubscriptionName;
 use aquifer_proto::convert::ranges::wire_ranges;
 use aquifer_proto::v1;
 use aquifer_protocol_api::admin::{Clear, Deletion, Removal, SubscriptionReset, TopicEnd};
 use aquifer_protocol_api::consumer::IndexRange;
-use aquifer_protocol_api::operator::BrokerInfo;
 use tonic::{Request, async_trait};
 
 use crate::convert::{
-    bundle, invalid, name, namespace, optional_broker, page, partitions, place, policies,
-    policy_scope, policy_update, ranges, tenant, topic,
+    invalid, name, namespace, page, partitions, place, policies, policy_scope, policy_update,
+    ranges, tenant, topic,
 };
 use crate::pull;
 use crate::service::{Answer, Service};
@@ -428,105 +426,5 @@ impl v1::admin_server::Admin for Service {
             },
         )
         .await
-    }
-
-    async fn list_brokers(
-        &self,
-        request: Request<v1::ListBrokersRequest>,
-    ) -> Answer<v1::ListBrokersResponse> {
-        let listener = self.listener.clone();
-        self.unary("list_brokers", request, |broker, ctx, _| async move {
-            let brokers = broker.list_brokers(&ctx).await?.into_iter();
-            let brokers = brokers.map(|found| wire_broker(found, &listener));
-            Ok(v1::ListBrokersResponse {
-                brokers: brokers.collect(),
-            })
-        })
-        .await
-    }
-
-    async fn list_bundles(
-        &self,
-        request: Request<v1::ListBundlesRequest>,
-    ) -> Answer<v1::ListBundlesResponse> {
-        let listener = self.listener.clone();
-        self.unary("list_bundles", request, |broker, ctx, r| async move {
-            let bundles = broker.list_bundles(&ctx, namespace(&r.namespace)?).await?;
-            let bundles = bundles.into_iter().map(|bundle| v1::BundleInfo {
-                bundle: bundle.range.to_string(),
-                broker: bundle.broker.map_or_else(String::new, |id| id.to_string()),
-                url: bundle
-                    .listeners
-                    .map_or_else(String::new, |at| url_of(&at, &listener)),
-                epoch: bundle.epoch,
-            });
-            Ok(v1::ListBundlesResponse {
-                bundles: bundles.collect(),
-            })
-        })
-        .await
-    }
-
-    async fn transfer_bundle(
-        &self,
-        request: Request<v1::TransferBundleRequest>,
-    ) -> Answer<v1::TransferBundleResponse> {
-        let listener = self.listener.clone();
-        self.unary("transfer_bundle", request, |broker, ctx, r| async move {
-            let (namespace, range) = (namespace(&r.namespace)?, bundle(&r.bundle)?);
-            let target = optional_broker(&r.broker)?;
-            let chosen = broker
-                .transfer_bundle(&ctx, namespace, range, target)
-                .await?;
-            Ok(v1::TransferBundleResponse {
-                broker: chosen.broker.to_string(),
-                url: url_of(&chosen.listeners, &listener),
-            })
-        })
-        .await
-    }
-
-    async fn split_bundle(
-        &self,
-        request: Request<v1::SplitBundleRequest>,
-    ) -> Answer<v1::SplitBundleResponse> {
-        self.unary("split_bundle", request, |broker, ctx, r| async move {
-            let (namespace, range) = (namespace(&r.namespace)?, bundle(&r.bundle)?);
-            let parts = broker.split_bundle(&ctx, namespace, range, r.at).await?;
-            Ok(v1::SplitBundleResponse {
-                bundles: parts.iter().map(ToString::to_string).collect(),
-            })
-        })
-        .await
-    }
-
-    async fn load_report(
-        &self,
-        request: Request<v1::LoadReportRequest>,
-    ) -> Answer<v1::LoadReportResponse> {
-        self.unary("load_report", request, |broker, ctx, _| async move {
-            Ok(broker.load_report(&ctx).await?.into())
-        })
-        .await
-    }
-}
-
-/// Where a client that came in through a listener reaches another broker.
-fn url_of(at: &Listeners, listener: &ListenerName) -> String {
-    at.url(listener).unwrap_or_default().to_owned()
-}
-
-fn wire_broker(broker: BrokerInfo, listener: &ListenerName) -> v1::BrokerInfo {
-    let wire = |listener: &Listener| v1::Listener {
-        name: listener.name.to_string(),
-        url: listener.url.clone(),
-    };
-    v1::BrokerInfo {
-        broker: broker.broker.to_string(),
-        url: url_of(&broker.listeners, listener),
-        listeners: broker.listeners.iter().map(wire).collect(),
-        version: broker.version,
-        draining: broker.draining,
-        self_: broker.is_self,
     }
 }

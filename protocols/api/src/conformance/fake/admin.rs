@@ -5,7 +5,8 @@ use aquifer_model::backup::{
     RestoredAccess, TopicCapture,
 };
 use aquifer_model::bundle::BundleRange;
-use aquifer_model::id::{BackupId, BrokerId, Index};
+use aquifer_model::id::{BackupId, BookieId, BrokerId, Index, LedgerId};
+use aquifer_model::inventory::{BookieView, LedgerView, ListedLedger};
 use aquifer_model::load::LoadReport;
 use aquifer_model::place::Place;
 use aquifer_model::policy::{Policies, PolicyScope, PolicyUpdate, PolicyView};
@@ -279,6 +280,44 @@ impl Operator for FakeBroker {
     }
 
     async fn load_report(&self, _ctx: &RequestContext) -> ApiResult<LoadReport> {
+        self.not_faked()
+    }
+
+    async fn list_bookies(
+        &self,
+        _ctx: &RequestContext,
+        _count_ledgers: bool,
+    ) -> ApiResult<Vec<BookieView>> {
+        self.not_faked()
+    }
+
+    async fn get_bookie(
+        &self,
+        _ctx: &RequestContext,
+        _bookie: BookieId,
+        _count_ledgers: bool,
+    ) -> ApiResult<BookieView> {
+        self.not_faked()
+    }
+
+    async fn list_ledgers(
+        &self,
+        _ctx: &RequestContext,
+        _page: PageRequest,
+    ) -> ApiResult<Page<ListedLedger>> {
+        self.not_faked()
+    }
+
+    async fn list_topic_ledgers(
+        &self,
+        _ctx: &RequestContext,
+        _topic: TopicName,
+        _page: PageRequest,
+    ) -> ApiResult<Page<ListedLedger>> {
+        self.not_faked()
+    }
+
+    async fn get_ledger(&self, _ctx: &RequestContext, _ledger: LedgerId) -> ApiResult<LedgerView> {
         self.not_faked()
     }
 }
