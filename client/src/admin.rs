@@ -27,7 +27,7 @@ pub use operator::{BookieInfo, BrokerInfo, BundleInfo, LedgerFragment, LedgerInf
 pub use stats::{LedgerStats, ProducerStats, SubscriptionStats, TopicStats};
 pub use subscriptions::{ClearOptions, SubscriptionReset};
 pub use tenancy::{DeleteOptions, Removed};
-pub use topics::TopicEnd;
+pub use topics::{TopicContent, TopicEnd};
 
 type Client = v1::admin_client::AdminClient<Authorized>;
 type Operator = v1::operator_client::OperatorClient<Authorized>;
@@ -285,13 +285,13 @@ impl Admin {
         Ok(TopicStats::from(stats))
     }
 
-    /// Has the ledgers of a topic offloaded that are closed and end at or before a place, in the
-    /// background, and answers how many of them are left and their bytes. Repeat the call to follow
-    /// it; it fails when an attempt has failed since the last call.
+    /// Has the ledgers of a topic, or of all its partitions, offloaded that are closed and end at
+    /// or before a place, in the background, and answers how many of them are left and their bytes.
+    /// Repeat the call to follow it; it fails when an attempt has failed since the last call.
     ///
     /// # Errors
-    /// `Invalid` for its name, for a partitioned topic, and when the cluster has no place for
-    /// objects; `NotFound`; what every call may answer.
+    /// `Invalid` for its name, for an index or position in a partitioned topic, and when the
+    /// cluster has no place for objects; `NotFound`; what every call may answer.
     pub async fn offload_topic(&self, topic: &str, before: Place) -> Result<(u64, u64)> {
         let request = v1::OffloadTopicRequest {
             topic: topic.parse::<TopicName>()?.to_string(),
@@ -303,39 +303,6 @@ impl Admin {
         };
         let left = self.call("offloading the topic", false, call).await?;
         Ok((left.ledgers, left.bytes))
-    }
-
-    /// Deletes a topic, all its partitions, subscriptions and messages. Without `force` only when
-    /// no producer or consumer is connected. What a failure leaves of it is gone for users, and is
-    /// deleted by the next attempt. A partition is not deleted alone.
-    ///
-    /// # Errors
-    /// `NotFound`, `Busy` when it is in use, `Invalid` for its name, and what every call may
-    /// answer.
-    pub async fn delete_topic(&self, topic: &str, force: bool) -> Result<()> {
-        self.delete(topic, force, false).await
-    }
-
-    /// Whether no producer or consumer of a topic is connected.
-    ///
-    /// # Errors
-    /// `Busy` when one is, and what [`delete_topic`](Self::delete_topic) may answer.
-    pub async fn check_unused(&self, topic: &str) -> Result<()> {
-        self.delete(topic, false, true).await
-    }
-
-    async fn delete(&self, topic: &str, force: bool, check: bool) -> Result<()> {
-        let request = v1::DeleteTopicRequest {
-            topic: topic.parse::<TopicName>()?.to_string(),
-            force,
-            check,
-        };
-        self.call("deleting the topic", check, move |mut client: Client| {
-            let request = request.clone();
-            async move { client.delete_topic(request).await }
-        })
-        .await
-        .map(|_| ())
     }
 
     async fn call<T, F, Fut>(&self, what: &'static str, idempotent: bool, call: F) -> Result<T>

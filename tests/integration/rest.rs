@@ -228,6 +228,11 @@ async fn what_is_made_by_one_is_seen_by_the_other() -> Result<()> {
     assert_eq!(load["broker"], brokers["brokers"][0]["broker"]);
 
     same_storage(&mut both).await?;
+    let would = both
+        .done(&format!("DELETE {T}?dryRun=true"), "", 200)
+        .await?;
+    assert_eq!(would["content"]["partitions"], 3);
+    assert_eq!(would["content"]["inUse"], false);
     let subscription = format!("{N}/topics/plain/subscriptions/a%2Fb");
     both.done(&format!("DELETE {subscription}"), "", 200)
         .await?;
@@ -300,7 +305,7 @@ async fn errors_are_the_same_in_both() -> Result<()> {
         bundle: "00000000-00000001".to_owned(),
         at: None,
     };
-    let answered = grpc.split_bundle(request).await;
+    let answered = both.operator.clone().split_bundle(request).await;
     let split = format!("POST {N}/bundles/00000000-00000001/split");
     both.same_error(&split, "{}", 404, answered).await?;
 
@@ -308,6 +313,7 @@ async fn errors_are_the_same_in_both() -> Result<()> {
         topic: topic(),
         force: false,
         check: false,
+        dry_run: false,
     };
     let answered = grpc.delete_topic(request).await;
     both.same_error(&format!("DELETE {T}"), "", 404, answered)

@@ -1,5 +1,5 @@
-//! Bookies and ledgers, as operators see them: what metadata says, read by whichever broker is asked.
-//! Nothing is changed here.
+//! Bookies and ledgers, as operators see them: what metadata says, read by whichever broker is
+//! asked. Nothing is changed here.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;

@@ -240,7 +240,8 @@ impl Admin {
     }
 
     /// The bookies that are announced, and those that have a record. To count the ledgers of each,
-    /// the broker reads the records of all ledgers; then those are there too that only ledgers name.
+    /// the broker reads the records of all ledgers; then those are there too that only ledgers
+    /// name.
     ///
     /// # Errors
     /// What every call may answer.

@@ -4,6 +4,8 @@ use aquifer_model::id::{Index, LedgerId};
 use aquifer_model::subscription::SubscriptionType;
 use aquifer_proto::v1;
 
+use crate::admin::TopicEnd;
+
 /// Statistics of a topic; sums over the partitions of a partitioned one.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct TopicStats {
@@ -37,6 +39,10 @@ pub struct TopicStats {
     pub held_back_by: Option<String>,
     /// The lists were too long: the newest ledgers and some of the rest are here.
     pub shortened: bool,
+    /// It takes no more messages, nor does any of its partitions.
+    pub terminated: bool,
+    /// Where the topic ends, or each partition that was terminated.
+    pub ends: Vec<TopicEnd>,
 }
 
 /// A ledger of a topic.
@@ -123,6 +129,8 @@ impl From<v1::TopicStatsResponse> for TopicStats {
             bytes_out: stats.bytes_out,
             held_back_by: named(stats.held_back_by),
             shortened: stats.shortened,
+            terminated: stats.terminated,
+            ends: stats.ends.into_iter().map(TopicEnd::from).collect(),
         }
     }
 }

@@ -48,8 +48,9 @@ pub trait Operator: Send + Sync + 'static {
     /// The load of this broker.
     async fn load_report(&self, ctx: &RequestContext) -> ApiResult<LoadReport>;
 
-    /// The bookies that are registered, and those that have a record, by id. To count the ledgers of
-    /// each, the records of all ledgers are read; then those are there too that only ledgers name.
+    /// The bookies that are registered, and those that have a record, by id. To count the ledgers
+    /// of each, the records of all ledgers are read; then those are there too that only ledgers
+    /// name.
     async fn list_bookies(
         &self,
         ctx: &RequestContext,

@@ -4,7 +4,7 @@ use aquifer_model::place::Place;
 use aquifer_model::topic::SubscriptionName;
 use aquifer_proto::convert::ranges::wire_ranges;
 use aquifer_proto::v1;
-use aquifer_protocol_api::admin::{Clear, Deletion, Removal, SubscriptionReset, TopicEnd};
+use aquifer_protocol_api::admin::{Clear, Deletion, Removal, SubscriptionReset, TopicContent};
 use aquifer_protocol_api::consumer::IndexRange;
 use tonic::{Request, async_trait};
 
@@ -14,7 +14,7 @@ use crate::convert::{
 };
 use crate::pull;
 use crate::service::{Answer, Service};
-use crate::stats::{fitting, wire_stats, without_lists};
+use crate::stats::{fitting, wire_end, wire_stats, without_lists};
 
 /// Messages that are shown where the client does not say how many.
 const PEEK_MESSAGES_DEFAULT: usize = 10;
@@ -182,13 +182,19 @@ impl v1::admin_server::Admin for Service {
         request: Request<v1::DeleteTopicRequest>,
     ) -> Answer<v1::DeleteTopicResponse> {
         self.unary("delete_topic", request, |broker, ctx, r| async move {
+            let topic = topic(&r.topic)?;
+            if r.dry_run {
+                let found = broker.delete_topic_dry_run(&ctx, topic).await?;
+                let content = Some(wire_content(found));
+                return Ok(v1::DeleteTopicResponse { content });
+            }
             let how = match (r.check, r.force) {
                 (true, _) => Deletion::Check,
                 (false, true) => Deletion::Force,
                 (false, false) => Deletion::IfUnused,
             };
-            broker.delete_topic(&ctx, topic(&r.topic)?, how).await?;
-            Ok(v1::DeleteTopicResponse {})
+            broker.delete_topic(&ctx, topic, how).await?;
+            Ok(v1::DeleteTopicResponse { content: None })
         })
         .await
     }
@@ -261,12 +267,8 @@ impl v1::admin_server::Admin for Service {
     ) -> Answer<v1::TerminateTopicResponse> {
         self.unary("terminate_topic", request, |broker, ctx, r| async move {
             let ends = broker.terminate_topic(&ctx, topic(&r.topic)?).await?;
-            let wire = |end: TopicEnd| v1::TopicEnd {
-                topic: end.topic.to_string(),
-                last_index: end.end.0.checked_sub(1),
-            };
             Ok(v1::TerminateTopicResponse {
-                ends: ends.into_iter().map(wire).collect(),
+                ends: ends.into_iter().map(wire_end).collect(),
             })
         })
         .await
@@ -419,6 +421,7 @@ impl v1::admin_server::Admin for Service {
                     mark_delete_index: reset.mark_delete.0,
                     repeated_messages: reset.repeated_messages,
                     name_only: reset.name_only,
+                    topic: reset.topic.to_string(),
                 };
                 Ok(v1::ResetSubscriptionsResponse {
                     subscriptions: reset.into_iter().map(wire).collect(),
@@ -426,5 +429,15 @@ impl v1::admin_server::Admin for Service {
             },
         )
         .await
+    }
+}
+
+fn wire_content(content: TopicContent) -> v1::TopicContent {
+    v1::TopicContent {
+        partitions: content.partitions,
+        messages: content.messages,
+        stored_bytes: content.stored_bytes,
+        subscriptions: content.subscriptions,
+        in_use: content.in_use,
     }
 }

@@ -1,6 +1,6 @@
 //! Statistics of topics as they are answered, within what an answer may have.
 
-use aquifer_model::stats::{SubscriptionStats, TopicStats};
+use aquifer_model::stats::{SubscriptionStats, TopicEnd, TopicStats};
 use aquifer_proto::v1;
 use prost::Message as _;
 
@@ -9,6 +9,7 @@ const STATS_BYTES_MAX: usize = 4 << 20;
 
 /// Statistics as they are answered.
 pub(crate) fn wire_stats(topic: String, stats: TopicStats) -> v1::TopicStatsResponse {
+    let terminated = stats.is_terminated();
     let ledgers = stats.ledgers.into_iter().map(|ledger| v1::LedgerStats {
         ledger_id: ledger.ledger.0,
         first_index: ledger.first_index.0,
@@ -42,6 +43,16 @@ pub(crate) fn wire_stats(topic: String, stats: TopicStats) -> v1::TopicStatsResp
         bytes_out: stats.bytes_out,
         held_back_by: stats.held_back_by.unwrap_or_default(),
         shortened: false,
+        terminated,
+        ends: stats.ends.into_iter().map(wire_end).collect(),
+    }
+}
+
+/// Where a topic ends.
+pub(crate) fn wire_end(end: TopicEnd) -> v1::TopicEnd {
+    v1::TopicEnd {
+        topic: end.topic.to_string(),
+        last_index: end.end.0.checked_sub(1),
     }
 }
 

@@ -89,6 +89,7 @@ fn rows() -> impl Iterator<Item = Row> {
         "Admin/DescribeTopic" &[Describe], |b, c| b.describe_topic(&c, topic(), false);
         "Admin/DescribeTopic" &[Describe, Produce, Consume], |b, c| b.describe_topic(&c, topic(), true);
         "Admin/DeleteTopic" &[Manage], |b, c| b.delete_topic(&c, topic(), Deletion::Check);
+        "Admin/DeleteTopic" &[Manage], |b, c| b.delete_topic_dry_run(&c, topic());
         "Admin/OffloadTopic" &[Manage], |b, c| b.offload_topic(&c, topic(), Place::Latest);
         "Admin/GrowTopic" &[Manage], |b, c| b.grow_topic(&c, topic(), 3);
         "Admin/UnloadTopic" &[Manage], |b, c| b.unload_topic(&c, topic());

@@ -1,21 +1,22 @@
 //! The other brokers of the cluster, asked as any client may ask them.
 
+mod answers;
+
 use std::collections::HashMap;
 use std::time::Duration;
 
 use aquifer_broker::{Lines, NoReport, Peers};
-use aquifer_client::admin::{self, ClearOptions};
+use aquifer_client::admin::ClearOptions;
 use aquifer_client::{
     Client, ClientError, ErrorCode, ErrorKind as Kind, Message, Outcome as Known,
 };
 use aquifer_model::id::Index;
 use aquifer_model::load::LoadReport;
 use aquifer_model::place::Place;
-use aquifer_model::stats::{
-    LedgerPlace, LedgerStats, ProducerStats, SubscriptionStats, TopicStats,
-};
-use aquifer_model::topic::{ProducerName, SubscriptionName, TopicName};
-use aquifer_protocol_api::admin::{Clear, Deletion, TopicEnd};
+use aquifer_model::stats::{OffloadProgress, TopicEnd, TopicStats};
+use aquifer_model::topic::{SubscriptionName, TopicName};
+use aquifer_protocol_api::admin::{Clear, Deletion, Peeked, SubscriptionReset};
+use aquifer_protocol_api::consumer::IndexRange;
 use aquifer_protocol_api::error::{ApiError, ApiResult, ErrorKind, Outcome};
 use aquifer_runtime::clock;
 use aquifer_runtime::net::tls::ClientTlsConfig;
@@ -76,7 +77,7 @@ impl Peers for GrpcPeers {
     async fn topic_stats(&self, url: &str, topic: &TopicName) -> ApiResult<TopicStats> {
         let admin = self.client(url).map_err(failed)?.admin();
         let stats = admin.topic_stats(&topic.to_string()).await;
-        known(stats.map_err(failed)?)
+        answers::stats(stats.map_err(failed)?)
     }
 
     async fn delete_topic(&self, url: &str, topic: &TopicName, how: Deletion) -> ApiResult<()> {
@@ -99,15 +100,66 @@ impl Peers for GrpcPeers {
     async fn terminate_topic(&self, url: &str, topic: &TopicName) -> ApiResult<Vec<TopicEnd>> {
         let admin = self.client(url).map_err(failed)?.admin();
         let ends = admin.terminate_topic(&topic.to_string()).await;
-        let ends = ends
-            .map_err(failed)?
-            .into_iter()
-            .map(|end| -> ApiResult<TopicEnd> {
-                let topic = end.topic.parse::<TopicName>().map_err(misunderstood)?;
-                let end = end.last_index.map_or(Index(0), |last| last.plus(1));
-                Ok(TopicEnd { topic, end })
-            });
+        let ends = ends.map_err(failed)?.into_iter().map(answers::end);
         ends.collect()
+    }
+
+    async fn create_topic(&self, url: &str, topic: &TopicName, partitions: u32) -> ApiResult<()> {
+        let admin = self.client(url).map_err(failed)?.admin();
+        let created = admin.create_topic(&topic.to_string(), partitions).await;
+        created.map_err(failed)
+    }
+
+    async fn offload_topic(
+        &self,
+        url: &str,
+        topic: &TopicName,
+        before: Place,
+    ) -> ApiResult<OffloadProgress> {
+        let admin = self.client(url).map_err(failed)?.admin();
+        let left = admin.offload_topic(&topic.to_string(), before).await;
+        let (ledgers, bytes) = left.map_err(failed)?;
+        Ok(OffloadProgress { ledgers, bytes })
+    }
+
+    async fn reset_subscriptions(
+        &self,
+        url: &str,
+        topic: &TopicName,
+    ) -> ApiResult<Vec<SubscriptionReset>> {
+        let admin = self.client(url).map_err(failed)?.admin();
+        let reset = admin.reset_subscriptions(&topic.to_string()).await;
+        let reset = reset.map_err(failed)?.into_iter().map(answers::reset);
+        reset.collect()
+    }
+
+    async fn skip_messages(
+        &self,
+        url: &str,
+        topic: &TopicName,
+        subscription: &SubscriptionName,
+        range: Option<IndexRange>,
+    ) -> ApiResult<Vec<IndexRange>> {
+        let (topic, subscription) = (topic.to_string(), subscription.to_string());
+        let admin = self.client(url).map_err(failed)?.admin();
+        let range = range.map(|range| (range.first, range.last));
+        let skipped = admin.skip_messages(&topic, &subscription, range).await;
+        let skipped = skipped.map_err(failed)?.into_iter();
+        Ok(skipped
+            .map(|(first, last)| IndexRange { first, last })
+            .collect())
+    }
+
+    async fn peek_messages(
+        &self,
+        url: &str,
+        topic: &TopicName,
+        subscription: &SubscriptionName,
+        limit: usize,
+    ) -> ApiResult<Peeked> {
+        let admin = self.client(url).map_err(failed)?.admin();
+        let peeked = admin.peek_entries(topic, subscription, limit).await;
+        answers::peeked(peeked.map_err(failed)?)
     }
 
     async fn create_subscription(
@@ -180,83 +232,42 @@ impl Peers for GrpcPeers {
 
 /// What the failure of a request to another broker means to the client that asked this one.
 fn failed(error: ClientError) -> ApiError {
-    let kind = match error.kind() {
+    let kind = told_kind(&error).unwrap_or_else(|| match error.kind() {
         Kind::Invalid => ErrorKind::InvalidArgument,
         Kind::NotFound => ErrorKind::NotFound,
         Kind::AlreadyExists => ErrorKind::AlreadyExists,
         Kind::Busy => ErrorKind::FailedPrecondition,
         Kind::Refused => ErrorKind::PermissionDenied,
-        Kind::Fenced => match error.code() {
-            Some(ErrorCode::Terminated) => ErrorKind::Terminated,
-            _ => ErrorKind::Fenced,
-        },
+        Kind::Fenced => ErrorKind::Fenced,
         Kind::Timeout => ErrorKind::Timeout,
         Kind::Damaged => ErrorKind::DataLoss,
         Kind::Connect | Kind::Unavailable | Kind::Closed => ErrorKind::Unavailable,
         // No session is opened here.
         Kind::Internal | Kind::EndOfTopic => ErrorKind::Internal,
-    };
+    });
     let outcome = match error.outcome() {
         Known::NotApplied => Outcome::NotApplied,
         Known::Applied => Outcome::Applied,
         Known::Unknown => Outcome::Unknown,
     };
-    ApiError::new(kind, error.to_string()).outcome(outcome)
+    let failed = match error {
+        ClientError::Broker(told) if !told.advice.is_empty() => {
+            ApiError::new(kind, told.message).advise(told.advice)
+        }
+        error => ApiError::new(kind, error.to_string()),
+    };
+    failed.outcome(outcome)
 }
 
-/// The statistics as a broker has them.
-fn known(stats: admin::TopicStats) -> ApiResult<TopicStats> {
-    let ledgers = stats.ledgers.into_iter().map(|ledger| LedgerStats {
-        ledger: ledger.ledger,
-        first_index: ledger.first_index,
-        entries: ledger.entries,
-        bytes: ledger.bytes,
-        state: LedgerPlace::named(&ledger.state),
-        local: ledger.local,
-        object: ledger.object,
-    });
-    let mut producers = Vec::with_capacity(stats.producers.len());
-    for producer in stats.producers {
-        producers.push(ProducerStats {
-            name: ProducerName::new(&producer.name).map_err(misunderstood)?,
-            last_sequence_id: producer.last_sequence_id,
-        });
+/// The kinds of which the SDK makes one, told apart again: callers act differently.
+fn told_kind(error: &ClientError) -> Option<ErrorKind> {
+    match error.code()? {
+        ErrorCode::QuotaExceeded => Some(ErrorKind::QuotaExceeded),
+        ErrorCode::Overloaded => Some(ErrorKind::Overloaded),
+        ErrorCode::StorageFull => Some(ErrorKind::StorageFull),
+        ErrorCode::Incarnation => Some(ErrorKind::Incarnation),
+        ErrorCode::Unimplemented => Some(ErrorKind::Unimplemented),
+        ErrorCode::Terminated => Some(ErrorKind::Terminated),
+        _ => None,
     }
-    let mut subscriptions = Vec::with_capacity(stats.subscriptions.len());
-    for subscription in stats.subscriptions {
-        subscriptions.push(SubscriptionStats {
-            name: subscription.name,
-            kind: subscription.kind,
-            mark_delete: subscription.mark_delete_index,
-            backlog_messages: subscription.backlog_messages,
-            unacknowledged_messages: subscription.unacknowledged_messages,
-            consumers: subscription.consumers,
-            durable: subscription.durable,
-            acknowledged_ranges: subscription.acknowledged_ranges,
-            damaged_messages: subscription.damaged_messages,
-            held_back_by: subscription.held_back_by,
-        });
-    }
-    Ok(TopicStats {
-        partitions: stats.partitions,
-        first_index: stats.first_index,
-        end_index: stats.end_index,
-        stored_bytes: stats.stored_bytes,
-        entries: stats.entries,
-        ledgers: ledgers.collect(),
-        producers,
-        subscriptions,
-        messages_in: stats.messages_in,
-        bytes_in: stats.bytes_in,
-        messages_out: stats.messages_out,
-        bytes_out: stats.bytes_out,
-        held_back_by: stats.held_back_by,
-    })
-}
-
-fn misunderstood(error: aquifer_model::topic::NameError) -> ApiError {
-    ApiError::new(
-        ErrorKind::Internal,
-        format!("the answer of another broker: {error}"),
-    )
 }

@@ -11,14 +11,14 @@ use aquifer_model::load::LoadReport;
 use aquifer_model::place::Place;
 use aquifer_model::policy::{Policies, PolicyScope, PolicyUpdate, PolicyView};
 use aquifer_model::ranges::TopicRanges;
-use aquifer_model::stats::{OffloadProgress, TopicStats};
+use aquifer_model::stats::{OffloadProgress, TopicEnd, TopicStats};
 use aquifer_model::topic::{NamespaceName, SubscriptionName, TopicName};
 use async_trait::async_trait;
 
 use super::{FakeBroker, LIFE};
 use crate::admin::{
     Admin, Clear, Deletion, Page, PageRequest, Peeked, Removal, Removed, SubscriptionReset,
-    TopicDescription, TopicEnd, TopicLayout,
+    TopicContent, TopicDescription, TopicLayout,
 };
 use crate::backup::Backups;
 use crate::consumer::IndexRange;
@@ -123,6 +123,15 @@ impl Admin for FakeBroker {
         _how: Deletion,
     ) -> ApiResult<()> {
         self.called(&topic)
+    }
+
+    async fn delete_topic_dry_run(
+        &self,
+        _ctx: &RequestContext,
+        topic: TopicName,
+    ) -> ApiResult<TopicContent> {
+        self.called(&topic)?;
+        Ok(TopicContent::default())
     }
 
     async fn list_topics(
