@@ -12,7 +12,8 @@ use std::path::Path;
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let root = Path::new("proto");
     let names = [
-        "error", "broker", "pull", "admin", "security", "bookie", "object", "metadata", "backup",
+        "error", "broker", "pull", "admin", "operator", "security", "bookie", "object", "metadata",
+        "backup",
     ];
     let files: Vec<_> = names
         .iter()

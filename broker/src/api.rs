@@ -8,130 +8,42 @@ mod bundles;
 mod clear;
 mod consume;
 mod data_plane;
+mod inventory;
+mod messages;
 mod operator;
 mod produce;
 mod pull;
+mod reach;
 mod removal;
 mod security;
 mod seeks;
+mod serving;
 mod subscriptions;
 mod topic_life;
 mod topics;
 
-use std::future::Future;
-
 use aquifer_model::id::Index;
 use aquifer_model::place::Place;
 use aquifer_model::policy::{Policies, PolicyScope, PolicyUpdate, PolicyView};
-use aquifer_model::stats::{OffloadProgress, TopicStats};
+use aquifer_model::stats::{OffloadProgress, TopicEnd, TopicStats};
 use aquifer_model::subscription::Properties;
 use aquifer_model::topic::{NamespaceName, SubscriptionName, TopicName};
 use aquifer_protocol_api::access::{Access, Action, Resource};
 use aquifer_protocol_api::admin::{
     Admin, Clear, Deletion, Page, PageRequest, Peeked, Removal, Removed, SubscriptionReset,
-    TopicDescription, TopicEnd, TopicLayout,
+    TopicContent, TopicDescription, TopicLayout,
 };
 use aquifer_protocol_api::consumer::IndexRange;
-use aquifer_protocol_api::context::{RequestContext, RequestId};
-use aquifer_protocol_api::error::{ApiError, ApiResult};
-use aquifer_protocol_api::session::SessionEnd;
-use aquifer_runtime::clock;
+use aquifer_protocol_api::context::RequestContext;
+use aquifer_protocol_api::error::ApiResult;
 use async_trait::async_trait;
-use tracing::{Instrument, Span, info_span};
+use tracing::info_span;
 
 use crate::api::admin::{above, resource_of};
+use crate::api::reach::Reach;
 use crate::broker::Broker;
-use crate::error::BrokerError;
-use crate::security::audit::cause::{Cause, Create};
+use crate::security::audit::cause::Create;
 use crate::topics::removal::RemovalScope;
-
-impl Broker {
-    /// Runs a request in its span if its caller may make it, and counts it when it fails. Every
-    /// call of the ports comes here with what it needs a permission for.
-    async fn serve<T>(
-        &self,
-        ctx: &RequestContext,
-        access: Access,
-        span: Span,
-        work: impl Future<Output = Result<T, BrokerError>> + Send,
-    ) -> ApiResult<T> {
-        let admitted = match &self.shared.guard {
-            None => None,
-            Some(guard) => {
-                let admitted = guard.admit(ctx, &access, &self.request_id(ctx));
-                admitted.map_err(|error| self.failed(&access, &span, error))?
-            }
-        };
-        let work = async {
-            self.shared.check_open()?;
-            let Some(deadline) = ctx.deadline else {
-                return work.await;
-            };
-            let left = deadline.saturating_sub(self.shared.clock.monotonic());
-            match clock::timeout(left, work).await {
-                Ok(outcome) => outcome,
-                Err(_) => Err(BrokerError::Deadline(access.request)),
-            }
-        };
-        let outcome = work.instrument(span.clone()).await;
-        let outcome = outcome.map_err(|error| self.failed(&access, &span, error.into()));
-        if let Some(admitted) = admitted {
-            admitted.ended(&outcome);
-        }
-        outcome
-    }
-
-    /// What a request is called; one whose caller gave it no id is called something else each time.
-    fn request_id(&self, ctx: &RequestContext) -> RequestId {
-        let drawn = || RequestId::drawn(self.shared.rng.id16());
-        ctx.request_id.clone().unwrap_or_else(drawn)
-    }
-
-    /// Counts a failure.
-    fn failed(&self, access: &Access, span: &Span, error: ApiError) -> ApiError {
-        let _entered = span.enter();
-        let (request, action) = (access.request, access.action.name());
-        tracing::debug!(request, action, kind = ?error.kind, %error, "request failed");
-        self.shared.metrics.failed(request, error.kind);
-        error
-    }
-
-    /// Whether a caller may describe something.
-    fn sees(&self, ctx: &RequestContext, resource: &Resource) -> bool {
-        let guard = self.shared.guard.as_ref();
-        guard.is_none_or(|guard| guard.sees(ctx, resource))
-    }
-
-    /// Whether a caller may create a topic by using it.
-    fn may_use(&self, ctx: &RequestContext, topic: &TopicName) -> bool {
-        let guard = self.shared.guard.as_ref();
-        let resource = Resource::Topic(topic.clone());
-        guard.is_none_or(|guard| guard.may(ctx, Action::Use, &resource))
-    }
-
-    /// Creates the topic that a request uses where that is allowed, which is recorded.
-    fn created_by(&self, ctx: &RequestContext, request: &'static str) -> Create {
-        let guard = self.shared.guard.as_ref();
-        Create::For(guard.map(|guard| Cause::new(guard, ctx, request, self.request_id(ctx))))
-    }
-
-    /// Refuses what a caller may not do besides what its request needs.
-    fn require(&self, ctx: &RequestContext, access: &Access) -> ApiResult<()> {
-        let Some(guard) = &self.shared.guard else {
-            return Ok(());
-        };
-        let allowed = guard.require(ctx, access, &self.request_id(ctx));
-        allowed.map(drop)
-    }
-
-    /// When a session that was opened must end.
-    fn session_end(&self, ctx: &RequestContext, needs: Vec<Access>) -> ApiResult<SessionEnd> {
-        match &self.shared.guard {
-            None => Ok(SessionEnd::never()),
-            Some(guard) => guard.enter_session(ctx, needs),
-        }
-    }
-}
 
 macro_rules! serve {
     ($broker:expr, $ctx:expr, $request:literal, $action:expr, $resource:expr, $work:expr) => {
@@ -289,7 +201,7 @@ impl Admin for Broker {
             "create_topic",
             Action::Manage,
             Resource::Topic(topic.clone()),
-            self.make_topic(&topic, partitions)
+            self.make_topic(&topic, partitions, Reach::of(ctx))
         )
     }
 
@@ -327,7 +239,22 @@ impl Admin for Broker {
             "delete_topic",
             Action::Manage,
             Resource::Topic(topic.clone()),
-            self.remove_topic(&topic, how)
+            self.remove_topic(&topic, how, Reach::of(ctx))
+        )
+    }
+
+    async fn delete_topic_dry_run(
+        &self,
+        ctx: &RequestContext,
+        topic: TopicName,
+    ) -> ApiResult<TopicContent> {
+        serve!(
+            self,
+            ctx,
+            "delete_topic_dry_run",
+            Action::Manage,
+            Resource::Topic(topic.clone()),
+            self.would_delete(&topic, Reach::of(ctx))
         )
     }
 
@@ -359,7 +286,7 @@ impl Admin for Broker {
             "offload_topic",
             Action::Manage,
             Resource::Topic(topic.clone()),
-            self.offload(&topic, before)
+            self.offload(&topic, before, Reach::of(ctx))
         )
     }
 
@@ -386,7 +313,7 @@ impl Admin for Broker {
             "unload_topic",
             Action::Manage,
             Resource::Topic(topic.clone()),
-            self.unload(&topic)
+            self.unload(&topic, Reach::of(ctx))
         )
     }
 
@@ -401,7 +328,7 @@ impl Admin for Broker {
             "terminate_topic",
             Action::Manage,
             Resource::Topic(topic.clone()),
-            self.terminate(&topic)
+            self.terminate(&topic, Reach::of(ctx))
         )
     }
 
@@ -412,7 +339,7 @@ impl Admin for Broker {
             "topic_stats",
             Action::Describe,
             Resource::Topic(topic.clone()),
-            self.stats_of(&topic)
+            self.stats_of(&topic, Reach::of(ctx))
         )
     }
 
@@ -429,7 +356,7 @@ impl Admin for Broker {
             "delete_subscription",
             Action::Consume,
             Resource::Subscription(topic.clone(), subscription.clone()),
-            self.remove_subscription(&topic, &subscription, force)
+            self.remove_subscription(&topic, &subscription, force, Reach::of(ctx))
         )
     }
 
@@ -464,7 +391,7 @@ impl Admin for Broker {
             "seek_subscription",
             Action::Consume,
             Resource::Subscription(topic.clone(), subscription.clone()),
-            self.move_subscription(&topic, &subscription, place)
+            self.move_subscription(&topic, &subscription, place, Reach::of(ctx))
         )
     }
 
@@ -481,7 +408,7 @@ impl Admin for Broker {
             "skip_messages",
             Action::Consume,
             Resource::Subscription(topic.clone(), subscription.clone()),
-            self.give_up(&topic, &subscription, range)
+            self.give_up(&topic, &subscription, range, Reach::of(ctx))
         )
     }
 
@@ -493,7 +420,7 @@ impl Admin for Broker {
         clear: Clear,
     ) -> ApiResult<u64> {
         let resource = Resource::Subscription(topic.clone(), subscription.clone());
-        let work = self.clear(&topic, &subscription, clear);
+        let work = self.clear(&topic, &subscription, clear, Reach::of(ctx));
         // The audit log tells one from the other.
         match clear.dry_run {
             true => serve!(
@@ -528,7 +455,7 @@ impl Admin for Broker {
             "peek_messages",
             Action::Consume,
             Resource::Subscription(topic.clone(), subscription.clone()),
-            self.peek(&topic, &subscription, limit)
+            self.peek(&topic, &subscription, limit, Reach::of(ctx))
         )
     }
 
@@ -543,7 +470,7 @@ impl Admin for Broker {
             "reset_subscriptions",
             Action::Manage,
             Resource::Topic(topic.clone()),
-            self.reset(&topic)
+            self.reset(&topic, Reach::of(ctx))
         )
     }
 }

@@ -29,6 +29,7 @@ use crate::broker::Broker;
 use crate::cursor_log;
 use crate::error::BrokerError;
 use crate::security::audit::cause::Create;
+use crate::topic::event::Event;
 use crate::topic::pull::{Cursors, Pull};
 
 impl Broker {
@@ -147,7 +148,7 @@ impl Broker {
             captured_ms: self.shared.clock.wall_ms(),
             ..BackupTotals::default()
         };
-        let items = vec![head(cell, totals)];
+        let items = vec![head(cell, totals, false)];
         let ranges = cell.ranges();
         Ok(TopicCapture {
             files: backup::write(&self.shared.log, id, items).await?,
@@ -215,9 +216,15 @@ impl Broker {
             return Ok(capture);
         }
         let found = door.log.capture(end).await.map_err(refused)?;
+        // What was terminated after messages behind this end were taken is brought back open: its
+        // consumers are not told an end that it has not.
+        let stats = self.topics.ask(topic, &Create::Never, Event::Stats).await?;
+        let terminated = stats.ends.iter().any(|last| last.end == end);
         let ledgers = found.ledgers.into_iter().map(Item::Ledger);
         let places = found.places.into_iter().map(Item::Location);
-        let items = [head(cell, found.totals)].into_iter().chain(places);
+        let items = [head(cell, found.totals, terminated)]
+            .into_iter()
+            .chain(places);
         let items = items.chain(ledgers).collect();
         capture.files = backup::write(&self.shared.log, id, items).await?;
         capture.totals = Some(found.totals);
@@ -225,7 +232,7 @@ impl Broker {
     }
 }
 
-fn head(cell: &TopicRecordCell, totals: BackupTotals) -> Item {
+fn head(cell: &TopicRecordCell, totals: BackupTotals, terminated: bool) -> Item {
     let record = cell.record();
     Item::Head(v1::BackupTopicHead {
         topic: cell.topic().to_string(),
@@ -234,6 +241,7 @@ fn head(cell: &TopicRecordCell, totals: BackupTotals) -> Item {
         ranges: record.ranges,
         range_generation: record.range_generation,
         totals: Some(totals.into()),
+        terminated,
     })
 }
 

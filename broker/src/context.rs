@@ -76,6 +76,8 @@ pub(crate) struct Context {
     pub(crate) ownership: Ownership,
     /// Permits of topics that seal their ledgers for another broker.
     pub(crate) sealing: Semaphore,
+    /// The permit of a request that reads the records of all ledgers.
+    pub(crate) scanning: Semaphore,
     pub(crate) meter: Mutex<LoadMeter>,
     pub(crate) peers: Option<Arc<dyn Peers>>,
     /// Who may do what; `None`: every caller may do everything.
@@ -137,6 +139,7 @@ impl Context {
             topic_counts: TopicCounts::default(),
             ownership: Ownership::new(store, Arc::clone(&deps.clock), id, cluster),
             sealing: Semaphore::new(SEALING_AT_ONCE),
+            scanning: Semaphore::new(1),
             meter: Mutex::new(LoadMeter::new(config.balance.window())),
             peers: deps.peers,
             guard,

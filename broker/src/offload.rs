@@ -8,8 +8,8 @@ mod scrub;
 use std::sync::Arc;
 use std::time::Duration;
 
+use aquifer_log::delete_given_up;
 use aquifer_log::offload::reaper::{Reaped, reap};
-use aquifer_log::{TopicRecordCell, delete_given_up};
 use aquifer_model::place::Place;
 use aquifer_model::stats::OffloadProgress;
 use aquifer_model::topic::TopicName;
@@ -86,20 +86,13 @@ async fn rounds(shared: &Context) {
 }
 
 impl Broker {
-    /// Has the ledgers of a topic offloaded that are sealed and end at or before a place.
-    pub(crate) async fn offload(
+    /// Has the ledgers of a topic or partition offloaded that are sealed and end at or before a
+    /// place.
+    pub(crate) async fn offload_here(
         &self,
         topic: &TopicName,
         before: Place,
     ) -> Result<OffloadProgress, BrokerError> {
-        let ctx = Arc::clone(&self.shared.log);
-        let found = TopicRecordCell::load(ctx, topic, Vec::new()).await?;
-        if found.is_some_and(|cell| !cell.ranges().is_empty()) {
-            return Err(BrokerError::invalid(
-                format!("{topic} is partitioned, and its ledgers are those of its partitions"),
-                format!("offload each partition: {topic}-partition-0 and so on"),
-            ));
-        }
         let door = self
             .topics
             .ask(topic, &Create::Never, |reply| {

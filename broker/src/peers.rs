@@ -4,10 +4,11 @@ use aquifer_model::id::Index;
 use aquifer_model::listener::Listeners;
 use aquifer_model::load::LoadReport;
 use aquifer_model::place::Place;
-use aquifer_model::stats::TopicStats;
+use aquifer_model::stats::{OffloadProgress, TopicEnd, TopicStats};
 use aquifer_model::subscription::Properties;
 use aquifer_model::topic::{SubscriptionName, TopicName};
-use aquifer_protocol_api::admin::{Clear, Deletion, TopicEnd};
+use aquifer_protocol_api::admin::{Clear, Deletion, Peeked, SubscriptionReset};
+use aquifer_protocol_api::consumer::IndexRange;
 use aquifer_protocol_api::error::ApiResult;
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -27,6 +28,12 @@ pub trait Peers: Send + Sync + 'static {
     /// # Errors
     /// When it does not answer, or not in a way that is understood.
     async fn report(&self, url: &str) -> Result<LoadReport, NoReport>;
+
+    /// Creates a topic of a bundle that it owns; `partitions` 0 makes one that is not partitioned.
+    ///
+    /// # Errors
+    /// What it answers; `Unavailable` when it does not.
+    async fn create_topic(&self, url: &str, topic: &TopicName, partitions: u32) -> ApiResult<()>;
 
     /// Statistics of a topic or partition that it serves.
     ///
@@ -51,6 +58,28 @@ pub trait Peers: Send + Sync + 'static {
     /// # Errors
     /// What it answers; `Unavailable` when it does not.
     async fn terminate_topic(&self, url: &str, topic: &TopicName) -> ApiResult<Vec<TopicEnd>>;
+
+    /// Has ledgers of a topic or partition offloaded that it serves. Answers what is left to do.
+    ///
+    /// # Errors
+    /// What it answers; `Unavailable` when it does not.
+    async fn offload_topic(
+        &self,
+        url: &str,
+        topic: &TopicName,
+        before: Place,
+    ) -> ApiResult<OffloadProgress>;
+
+    /// Lets subscriptions of a topic or partition that it serves go on whose record is damaged.
+    /// Answers from where each goes on.
+    ///
+    /// # Errors
+    /// What it answers; `Unavailable` when it does not.
+    async fn reset_subscriptions(
+        &self,
+        url: &str,
+        topic: &TopicName,
+    ) -> ApiResult<Vec<SubscriptionReset>>;
 
     /// Creates a subscription of a topic or partition that it serves.
     ///
@@ -101,6 +130,30 @@ pub trait Peers: Send + Sync + 'static {
         subscription: &SubscriptionName,
         clear: Clear,
     ) -> ApiResult<u64>;
+
+    /// Gives up messages of a subscription of a topic or partition that it serves. Answers which.
+    ///
+    /// # Errors
+    /// What it answers; `Unavailable` when it does not.
+    async fn skip_messages(
+        &self,
+        url: &str,
+        topic: &TopicName,
+        subscription: &SubscriptionName,
+        range: Option<IndexRange>,
+    ) -> ApiResult<Vec<IndexRange>>;
+
+    /// Shows the next messages of a subscription of a topic or partition that it serves.
+    ///
+    /// # Errors
+    /// What it answers; `Unavailable` when it does not.
+    async fn peek_messages(
+        &self,
+        url: &str,
+        topic: &TopicName,
+        subscription: &SubscriptionName,
+        limit: usize,
+    ) -> ApiResult<Peeked>;
 
     /// Appends lines to the topic of the audit log, which it serves.
     ///

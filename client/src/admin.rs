@@ -1,9 +1,10 @@
-//! Administration: tenants, namespaces, topics, subscriptions.
+//! Administration: tenants, namespaces, topics, subscriptions, and what belongs to the cluster.
 //!
 //! Reads are retried after any retryable failure, changes only when they were certainly not
 //! applied; all within the client's operation timeout.
 
 mod load;
+mod operator;
 mod subscriptions;
 mod tenancy;
 mod topics;
@@ -23,13 +24,15 @@ use crate::lookup::{Layout, layout_of, unary};
 use crate::retry::Deadline;
 
 pub use aquifer_model::stats::{
-    LedgerPlace, LedgerStats, ProducerStats, SubscriptionStats, TopicStats,
+    LedgerPlace, LedgerStats, ProducerStats, SubscriptionStats, TopicEnd, TopicStats,
 };
+pub use operator::{BookieInfo, BrokerInfo, BundleInfo, LedgerFragment, LedgerInfo};
 pub use subscriptions::{ClearOptions, SubscriptionReset};
 pub use tenancy::{DeleteOptions, Removed};
-pub use topics::TopicEnd;
+pub use topics::TopicContent;
 
 type Client = v1::admin_client::AdminClient<Authorized>;
+type Operator = v1::operator_client::OperatorClient<Authorized>;
 
 /// Items asked for in one page of a list.
 const PAGE_ITEMS: u32 = 1_000;
@@ -47,35 +50,6 @@ pub struct TopicDescription {
     pub topic: String,
     /// Its partitions; 0 when it is not partitioned.
     pub partitions: u32,
-}
-
-/// A broker of the cluster.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct BrokerInfo {
-    /// Its id, drawn at its start.
-    pub broker: String,
-    /// Where it is reached through the listener that the broker was asked through; empty when it
-    /// has none of that name.
-    pub url: String,
-    /// All its addresses, by the name of the listener.
-    pub listeners: Vec<(String, String)>,
-    /// What it runs.
-    pub version: String,
-    /// Whether it is about to end.
-    pub draining: bool,
-}
-
-/// A bundle: a range of a namespace's topics by hash, the unit that brokers own.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct BundleInfo {
-    /// Its hashes, as other calls take them.
-    pub bundle: String,
-    /// Its owner; `None` when it was not used yet.
-    pub broker: Option<String>,
-    /// Where the owner is; `None` when it is gone.
-    pub url: Option<String>,
-    /// The owner's epoch.
-    pub epoch: u64,
 }
 
 impl Admin {
@@ -310,16 +284,16 @@ impl Admin {
         let name = topic.parse::<TopicName>()?;
         let deadline = Deadline::after(self.context.operation_timeout);
         let stats = topic_stats(&self.context, &name, false, deadline).await?;
-        stats::stats(stats).map_err(|error| ClientError::Protocol(error.to_string()))
+        stats(stats).map_err(|error| ClientError::Protocol(error.to_string()))
     }
 
-    /// Has the ledgers of a topic offloaded that are closed and end at or before a place, in the
-    /// background, and answers how many of them are left and their bytes. Repeat the call to follow
-    /// it; it fails when an attempt has failed since the last call.
+    /// Has the ledgers of a topic, or of all its partitions, offloaded that are closed and end at
+    /// or before a place, in the background, and answers how many of them are left and their bytes.
+    /// Repeat the call to follow it; it fails when an attempt has failed since the last call.
     ///
     /// # Errors
-    /// `Invalid` for its name, for a partitioned topic, and when the cluster has no place for
-    /// objects; `NotFound`; what every call may answer.
+    /// `Invalid` for its name, for an index or position in a partitioned topic, and when the
+    /// cluster has no place for objects; `NotFound`; what every call may answer.
     pub async fn offload_topic(&self, topic: &str, before: Place) -> Result<(u64, u64)> {
         let request = v1::OffloadTopicRequest {
             topic: topic.parse::<TopicName>()?.to_string(),
@@ -333,137 +307,6 @@ impl Admin {
         Ok((left.ledgers, left.bytes))
     }
 
-    /// Deletes a topic, all its partitions, subscriptions and messages. Without `force` only when
-    /// no producer or consumer is connected. What a failure leaves of it is gone for users, and is
-    /// deleted by the next attempt. A partition is not deleted alone.
-    ///
-    /// # Errors
-    /// `NotFound`, `Busy` when it is in use, `Invalid` for its name, and what every call may
-    /// answer.
-    pub async fn delete_topic(&self, topic: &str, force: bool) -> Result<()> {
-        self.delete(topic, force, false).await
-    }
-
-    /// Whether no producer or consumer of a topic is connected.
-    ///
-    /// # Errors
-    /// `Busy` when one is, and what [`delete_topic`](Self::delete_topic) may answer.
-    pub async fn check_unused(&self, topic: &str) -> Result<()> {
-        self.delete(topic, false, true).await
-    }
-
-    async fn delete(&self, topic: &str, force: bool, check: bool) -> Result<()> {
-        let request = v1::DeleteTopicRequest {
-            topic: topic.parse::<TopicName>()?.to_string(),
-            force,
-            check,
-        };
-        self.call("deleting the topic", check, move |mut client: Client| {
-            let request = request.clone();
-            async move { client.delete_topic(request).await }
-        })
-        .await
-        .map(|_| ())
-    }
-
-    /// The brokers of the cluster; a standalone server is its only one.
-    ///
-    /// # Errors
-    /// What every call may answer.
-    pub async fn list_brokers(&self) -> Result<Vec<BrokerInfo>> {
-        let answer = self
-            .call("listing brokers", true, |mut client: Client| async move {
-                client.list_brokers(v1::ListBrokersRequest {}).await
-            })
-            .await?;
-        let brokers = answer.brokers.into_iter().map(|broker| BrokerInfo {
-            broker: broker.broker,
-            url: broker.url,
-            listeners: broker
-                .listeners
-                .into_iter()
-                .map(|listener| (listener.name, listener.url))
-                .collect(),
-            version: broker.version,
-            draining: broker.draining,
-        });
-        Ok(brokers.collect())
-    }
-
-    /// The bundles of a namespace, in order, and their owners.
-    ///
-    /// # Errors
-    /// `NotFound` for the namespace, `Invalid` for its name, and what every call may answer.
-    pub async fn list_bundles(&self, namespace: &str) -> Result<Vec<BundleInfo>> {
-        let request = v1::ListBundlesRequest {
-            namespace: namespace.parse::<NamespaceName>()?.to_string(),
-        };
-        let answer = self
-            .call("listing bundles", true, move |mut client: Client| {
-                let request = request.clone();
-                async move { client.list_bundles(request).await }
-            })
-            .await?;
-        let bundles = answer.bundles.into_iter().map(|bundle| BundleInfo {
-            bundle: bundle.bundle,
-            broker: Some(bundle.broker).filter(|id| !id.is_empty()),
-            url: Some(bundle.url).filter(|url| !url.is_empty()),
-            epoch: bundle.epoch,
-        });
-        Ok(bundles.collect())
-    }
-
-    /// Moves a bundle to a broker, or to any other one; answers its id and URL.
-    ///
-    /// # Errors
-    /// `NotFound` for the bundle or the broker, `Invalid` for a name, and what every call may
-    /// answer.
-    pub async fn transfer_bundle(
-        &self,
-        namespace: &str,
-        bundle: &str,
-        broker: Option<&str>,
-    ) -> Result<(String, String)> {
-        let request = v1::TransferBundleRequest {
-            namespace: namespace.parse::<NamespaceName>()?.to_string(),
-            bundle: bundle.to_owned(),
-            broker: broker.unwrap_or_default().to_owned(),
-        };
-        let answer = self
-            .call("moving the bundle", false, move |mut client: Client| {
-                let request = request.clone();
-                async move { client.transfer_bundle(request).await }
-            })
-            .await?;
-        Ok((answer.broker, answer.url))
-    }
-
-    /// Splits a bundle in front of a hash, or where that halves its load as far as its owner knows,
-    /// or in its middle; answers the parts, which stay where they are.
-    ///
-    /// # Errors
-    /// `NotFound` for the bundle, `Invalid` where it cannot be split, and what every call may
-    /// answer.
-    pub async fn split_bundle(
-        &self,
-        namespace: &str,
-        bundle: &str,
-        at: Option<u32>,
-    ) -> Result<Vec<String>> {
-        let request = v1::SplitBundleRequest {
-            namespace: namespace.parse::<NamespaceName>()?.to_string(),
-            bundle: bundle.to_owned(),
-            at,
-        };
-        let answer = self
-            .call("splitting the bundle", false, move |mut client: Client| {
-                let request = request.clone();
-                async move { client.split_bundle(request).await }
-            })
-            .await?;
-        Ok(answer.bundles)
-    }
-
     async fn call<T, F, Fut>(&self, what: &'static str, idempotent: bool, call: F) -> Result<T>
     where
         F: Fn(Client) -> Fut,
@@ -472,6 +315,18 @@ impl Admin {
         let deadline = Deadline::after(self.context.operation_timeout);
         unary(&self.context, what, idempotent, deadline, |connection| {
             call(connection.admin())
+        })
+        .await
+    }
+
+    async fn operate<T, F, Fut>(&self, what: &'static str, idempotent: bool, call: F) -> Result<T>
+    where
+        F: Fn(Operator) -> Fut,
+        Fut: Future<Output = std::result::Result<tonic::Response<T>, tonic::Status>>,
+    {
+        let deadline = Deadline::after(self.context.operation_timeout);
+        unary(&self.context, what, idempotent, deadline, |connection| {
+            call(connection.operator())
         })
         .await
     }

@@ -14,6 +14,7 @@ use aquifer_model::limits::FRAME_BYTES_MAX;
 use aquifer_proto::v1::admin_client::AdminClient;
 use aquifer_proto::v1::backup_client::BackupClient;
 use aquifer_proto::v1::broker_client::BrokerClient;
+use aquifer_proto::v1::operator_client::OperatorClient;
 use aquifer_proto::v1::pull_client::PullClient;
 use aquifer_proto::v1::security_client::SecurityClient;
 use aquifer_proto::{ERROR_TRAILER, PROTOCOL_VERSION, v1};
@@ -246,6 +247,11 @@ impl Connection {
     /// The control plane over this connection.
     pub(crate) fn admin(&self) -> AdminClient<Authorized> {
         AdminClient::new(self.calls()).max_decoding_message_size(FRAME_BYTES_MAX)
+    }
+
+    /// The operation of the cluster over this connection.
+    pub(crate) fn operator(&self) -> OperatorClient<Authorized> {
+        OperatorClient::new(self.calls()).max_decoding_message_size(FRAME_BYTES_MAX)
     }
 
     /// Backups over this connection.

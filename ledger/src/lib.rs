@@ -18,6 +18,7 @@ pub mod holds;
 pub mod index;
 pub mod ledger_metadata;
 pub mod marks;
+pub mod members;
 pub mod metrics;
 pub mod objects;
 pub mod offload;
@@ -29,4 +30,5 @@ pub mod tail;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 pub mod transport;
+pub mod view;
 pub mod writer;

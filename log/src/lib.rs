@@ -20,6 +20,7 @@ mod deletion;
 pub mod error;
 mod heads;
 mod info;
+pub mod inventory;
 mod locate;
 pub mod metrics;
 pub mod offload;

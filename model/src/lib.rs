@@ -14,6 +14,7 @@ pub mod extensions;
 pub mod format;
 pub mod hash;
 pub mod id;
+pub mod inventory;
 pub mod limits;
 pub mod listener;
 pub mod load;

@@ -2,7 +2,7 @@
 
 use crate::id::{Index, LedgerId};
 use crate::subscription::{Properties, SubscriptionType};
-use crate::topic::ProducerName;
+use crate::topic::{ProducerName, TopicName};
 
 /// Statistics of a topic.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -25,6 +25,8 @@ pub struct TopicStats {
     pub subscriptions: Vec<SubscriptionStats>,
     /// The limit for which producers wait now.
     pub held_back_by: Option<String>,
+    /// Where the topic ends, or each of its partitions that ends, when it takes no more messages.
+    pub ends: Vec<TopicEnd>,
     /// Messages published since the topic was loaded.
     pub messages_in: u64,
     /// Bytes published since the topic was loaded.
@@ -35,6 +37,38 @@ pub struct TopicStats {
     pub bytes_out: u64,
     /// The lists were too long: the newest ledgers and some of the rest are here.
     pub shortened: bool,
+}
+
+impl TopicStats {
+    /// Whether the topic takes no more messages: it, or every one of its partitions, has an end.
+    #[must_use]
+    pub fn is_terminated(&self) -> bool {
+        self.ends.len() as u64 >= u64::from(self.partitions.max(1))
+    }
+
+    /// Whether clients are connected.
+    #[must_use]
+    pub fn is_in_use(&self) -> bool {
+        let mut subscriptions = self.subscriptions.iter();
+        !self.producers.is_empty() || subscriptions.any(|found| !found.consumers.is_empty())
+    }
+}
+
+/// Where a topic ends that takes no more messages.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TopicEnd {
+    /// The topic, or the partition.
+    pub topic: TopicName,
+    /// Index after its last message.
+    pub end: Index,
+}
+
+impl TopicEnd {
+    /// Index of its last message; `None`: it never had any.
+    #[must_use]
+    pub fn last_index(&self) -> Option<Index> {
+        self.end.0.checked_sub(1).map(Index)
+    }
 }
 
 /// A ledger of a topic.

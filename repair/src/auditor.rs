@@ -12,6 +12,7 @@ use aquifer_ledger::error::LedgerError;
 use aquifer_ledger::index::LedgerIndex;
 use aquifer_ledger::ledger_metadata::{self, LedgerState};
 use aquifer_ledger::marks::{self, Mark};
+use aquifer_ledger::members::{Member, Members};
 use aquifer_metadata::error::MetadataError;
 use aquifer_metadata::store::Versioned;
 use aquifer_metadata::{keys, scan};
@@ -23,7 +24,6 @@ use crate::checks::CheckCycle;
 use crate::config::ReplicationConfig;
 use crate::context::RepairContext;
 use crate::losses::{LossPolicy, LossWatch};
-use crate::members::{Member, Members};
 use crate::orphans::{OrphanAudit, OrphanReport};
 
 /// Marks that are written at once.

@@ -10,6 +10,7 @@ use std::collections::BTreeSet;
 use aquifer_ledger::duties::EntryRange;
 use aquifer_ledger::error::LedgerError;
 use aquifer_ledger::ledger_metadata::{LedgerInfo, LedgerState};
+use aquifer_ledger::members::Members;
 use aquifer_model::entry::EntryData;
 use aquifer_model::id::{BookieId, EntryId};
 use aquifer_model::limits::ENTRY_BYTES_MAX;
@@ -23,7 +24,6 @@ use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
 use crate::context::RepairContext;
-use crate::members::Members;
 use crate::pace::Pace;
 
 /// Entry bytes of one ledger in flight at once, or one entry that is larger. What all ledgers of

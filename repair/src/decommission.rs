@@ -18,6 +18,7 @@ use aquifer_ledger::error::LedgerError;
 use aquifer_ledger::index::LedgerIndex;
 use aquifer_ledger::ledger_metadata;
 use aquifer_ledger::marks::{self, Mark};
+use aquifer_ledger::members::{Member, Members};
 use aquifer_metadata::store::{MetadataStore, Versioned};
 use aquifer_metadata::update::{Change, UpdateError};
 use aquifer_metadata::{keys, record};
@@ -29,7 +30,6 @@ use roaring::RoaringTreemap;
 use crate::auditor::of_one_ledger;
 use crate::context::RepairContext;
 use crate::copy::{Copier, Trouble};
-use crate::members::{Member, Members};
 use crate::pace::Pace;
 
 /// How long writers may take to hear that a bookie is not announced as writable any more.

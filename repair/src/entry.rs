@@ -6,11 +6,11 @@ use std::sync::Arc;
 use aquifer_ledger::error::LedgerError;
 use aquifer_ledger::ledger_metadata::{self, LedgerState};
 use aquifer_ledger::marks::{self, Mark};
+use aquifer_ledger::members::Members;
 use aquifer_model::id::{BookieId, EntryId, LedgerId};
 
 use crate::context::RepairContext;
 use crate::copy::{Copier, Depth};
-use crate::members::Members;
 use crate::pace::Pace;
 
 /// What became of it.

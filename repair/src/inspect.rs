@@ -10,7 +10,7 @@ use aquifer_ledger::deletion::{self, Intent, Progress};
 use aquifer_ledger::error::LedgerError;
 use aquifer_ledger::ledger_metadata::{self, LedgerInfo, LedgerState};
 use aquifer_ledger::marks::Mark;
-use aquifer_ledger::offload::Offload;
+use aquifer_ledger::members::Members;
 use aquifer_ledger::recovery::driver::close_by_recovery;
 use aquifer_metadata::error::MetadataError;
 use aquifer_metadata::keys::{self, Key};
@@ -18,75 +18,18 @@ use aquifer_metadata::store::{Expect, Guard, MetadataStore, PageToken, Versioned
 use aquifer_metadata::update::{Change, UpdateError};
 use aquifer_metadata::{scan, segments};
 use aquifer_model::id::{BookieId, EntryId, LEDGER_ID_MAX, LedgerId};
-use aquifer_model::quorum::Quorum;
+use aquifer_model::inventory::LedgerView;
 use aquifer_model::storage::{BookieError, ReadRange};
 use aquifer_runtime::clock;
 
 use crate::context::RepairContext;
 use crate::copy::{Copier, Depth, Trouble};
-use crate::members::Members;
 use crate::pace::Pace;
 
 /// How long a bookie may take to answer whether it is there.
 const PING: Duration = Duration::from_secs(3);
 /// Unreadable values that are named.
 const DAMAGED_LISTED_MAX: usize = 100;
-
-/// A ledger's record.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct LedgerView {
-    /// The ledger.
-    pub ledger: LedgerId,
-    /// `open`, `in-recovery`, `closed`; of a closed ledger also `offloading` and `offloaded`.
-    pub state: &'static str,
-    /// Its quorums.
-    pub quorum: Quorum,
-    /// The last entry of a closed ledger that has any.
-    pub last_entry: Option<EntryId>,
-    /// Bytes of a closed ledger.
-    pub length_bytes: u64,
-    /// First entry and members of each fragment, in order.
-    pub fragments: Vec<(EntryId, Vec<BookieId>)>,
-    /// The metadata partition of its topic.
-    pub home: String,
-    /// When it was created.
-    pub created_ms: u64,
-    /// How many recoveries have begun.
-    pub recovery_epoch: u64,
-}
-
-impl LedgerView {
-    fn of(info: &LedgerInfo) -> LedgerView {
-        let (state, end) = match info.state {
-            LedgerState::Open => ("open", None),
-            LedgerState::InRecovery => ("in-recovery", None),
-            LedgerState::Closed(end) => (closed_state(info.offload.as_ref()), Some(end)),
-        };
-        LedgerView {
-            ledger: info.id,
-            state,
-            quorum: info.quorum,
-            last_entry: end.and_then(|end| end.last_entry),
-            length_bytes: end.map_or(0, |end| end.length),
-            fragments: info
-                .fragments
-                .iter()
-                .map(|(first, members)| (*first, members.clone()))
-                .collect(),
-            home: info.home.clone(),
-            created_ms: info.created_ms,
-            recovery_epoch: info.recovery_epoch,
-        }
-    }
-}
-
-fn closed_state(offload: Option<&Offload>) -> &'static str {
-    match offload {
-        None => "closed",
-        Some(Offload::Claimed { .. }) => "offloading",
-        Some(Offload::Stored { .. }) => "offloaded",
-    }
-}
 
 /// Reads one ledger's record.
 ///
@@ -97,7 +40,7 @@ pub async fn view(
     ledger: LedgerId,
 ) -> Result<Option<LedgerView>, LedgerError> {
     let info = ledger_metadata::load(store, ledger).await?;
-    Ok(info.as_ref().map(LedgerView::of))
+    Ok(info.as_ref().map(LedgerView::from))
 }
 
 /// A page of ledgers, and where the next begins. A damaged record is its key and the reason.
@@ -119,7 +62,7 @@ pub async fn list(
         };
         let info = LedgerInfo::decode(id, item);
         info.as_ref()
-            .map(LedgerView::of)
+            .map(LedgerView::from)
             .map_err(|error| format!("{}: {error}", item.key))
     });
     Ok((ledgers.collect(), found.next))

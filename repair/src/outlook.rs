@@ -6,12 +6,11 @@ use aquifer_ledger::deletion;
 use aquifer_ledger::error::LedgerError;
 use aquifer_ledger::ledger_metadata::LedgerInfo;
 use aquifer_ledger::marks::Mark;
+use aquifer_ledger::members::{Member, Members};
 use aquifer_metadata::keys::{self, Key};
 use aquifer_metadata::scan;
 use aquifer_metadata::store::{MetadataStore, Versioned};
 use aquifer_model::id::BookieId;
-
-use crate::members::{Member, Members};
 
 /// Marks that are looked at.
 const MARKS_MAX: usize = 1_000;

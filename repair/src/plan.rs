@@ -6,10 +6,10 @@ use std::collections::BTreeMap;
 use aquifer_ledger::duties;
 use aquifer_ledger::ledger_metadata::{LedgerInfo, LedgerState};
 use aquifer_ledger::marks::Mark;
+use aquifer_ledger::members::Members;
 use aquifer_model::id::{BookieId, EntryId};
 
 use crate::copy::{Depth, Run};
-use crate::members::Members;
 
 /// What is wrong with a position of a fragment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

@@ -22,6 +22,7 @@ use aquifer_ledger::error::LedgerError;
 use aquifer_ledger::index::LedgerIndex;
 use aquifer_ledger::ledger_metadata::{self, LedgerInfo, LedgerState};
 use aquifer_ledger::marks;
+use aquifer_ledger::members::Members;
 use aquifer_ledger::recovery::driver::close_by_recovery;
 use aquifer_model::id::{BookieId, CreationToken, EntryId, LedgerId};
 use aquifer_model::storage::{BookieError, OrderedOperation, OrderedRequest};
@@ -33,7 +34,6 @@ use crate::config::ReplicationConfig;
 use crate::context::RepairContext;
 use crate::copy::{Copier, Depth, Trouble};
 use crate::local::LocalLedger;
-use crate::members::Members;
 use crate::pace::Pace;
 
 /// Ledgers that a report names.

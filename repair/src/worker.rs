@@ -27,6 +27,7 @@ use std::time::Duration;
 
 use aquifer_ledger::error::LedgerError;
 use aquifer_ledger::marks::Mark;
+use aquifer_ledger::members::Members;
 use aquifer_metadata::error::MetadataError;
 use aquifer_metadata::store::{Expect, Session, Transaction};
 use aquifer_metadata::{keys, record, store::Operation};
@@ -36,7 +37,6 @@ use futures::{StreamExt, stream};
 
 use crate::config::ReplicationConfig;
 use crate::context::RepairContext;
-use crate::members::Members;
 use crate::share::Share;
 use crate::worker::ledger::{LedgerRepair, Outcome};
 use crate::worker::marked::{Known, Marked, Next, Urgency};

@@ -131,6 +131,10 @@ async fn a_terminated_topic_ends_for_good() -> Result<()> {
     assert_eq!(refused.code, Some(5), "{}", refused.stderr);
     ensure!(refused.stderr.contains("terminated"), "{}", refused.stderr);
 
+    let stats = run(&server, "topic stats t")?;
+    assert_eq!(field(&stats, "terminated"), [true]);
+    assert_eq!(stats[0]["ends"][0]["last_index"], 2);
+
     // Both end by themselves although they would wait for more.
     let consumed = run(&server, "consume t --subscription s --follow")?;
     assert_eq!(field(&consumed, "payload"), ["a", "b", "c"]);
@@ -161,6 +165,7 @@ async fn namespaces_and_tenants_are_deleted() -> Result<()> {
     let would = run(&server, "topic delete acme/shop/a --dry-run")?;
     assert_eq!(field(&would, "messages"), [2]);
     assert_eq!(field(&would, "deleted"), [false]);
+    assert_eq!(field(&would, "in_use"), [false]);
     let would = run(&server, "namespace delete acme/shop --dry-run")?;
     assert_eq!(field(&would, "topics"), [2]);
     let refused = say(&server, "namespace delete acme/shop")?;

@@ -309,6 +309,7 @@ async fn what_a_backup_keeps_survives_the_deletion_of_its_topic() -> Result<()> 
     let before = read_all(&client, TOPICS[0], MESSAGES).await?;
     let left = acknowledge_half(&client, TOPICS[0]).await?;
     let url = server.url();
+    let ends = admin.terminate_topic(TOPICS[0]).await?;
     json(&url, &["backup", "create", &place])?;
     let objects = files(&store, ".aqo")?;
     admin.delete_topic(TOPICS[0], true).await?;
@@ -328,6 +329,11 @@ async fn what_a_backup_keeps_survives_the_deletion_of_its_topic() -> Result<()> 
     );
     ensure!(read_all(&client, TOPICS[0], MESSAGES).await? == before);
     ensure!(rest(&client, TOPICS[0], left.len()).await? == left);
+    // It ends where it ended.
+    let stats = admin.topic_stats(TOPICS[0]).await?;
+    ensure!(stats.is_terminated() && stats.ends == ends, "{stats:?}");
+    let refused = client.producer(TOPICS[0]).open().await;
+    ensure!(refused.is_err(), "a terminated topic takes no more");
     let told = json(&url, &["backup", "restore", &place, "--topic", TOPICS[1]])?;
     ensure!(told[0]["outcome"] == "exists", "{told:?}");
 

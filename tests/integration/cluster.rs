@@ -7,6 +7,7 @@ mod delivery_right;
 mod identity;
 mod listeners;
 pub mod load;
+mod rest;
 mod start;
 
 use std::path::Path;

@@ -4,6 +4,7 @@ use anyhow::{Context, Result, ensure};
 use aquifer_harness::http::{Answer, get, rest};
 use aquifer_harness::server::{Server, ServerOptions};
 use aquifer_proto::v1::admin_client::AdminClient;
+use aquifer_proto::v1::operator_client::OperatorClient;
 use aquifer_proto::{ERROR_TRAILER, v1};
 use prost::Message;
 use serde_json::{Value, json};
@@ -18,6 +19,7 @@ struct Both {
     server: Server,
     http: String,
     grpc: AdminClient<Channel>,
+    operator: OperatorClient<Channel>,
 }
 
 async fn start() -> Result<Both> {
@@ -25,10 +27,12 @@ async fn start() -> Result<Both> {
     let data = folder.path().join("data");
     let server = Server::start(&data, ServerOptions::default()).await?;
     let grpc = AdminClient::connect(server.url()).await?;
+    let operator = OperatorClient::connect(server.url()).await?;
     Ok(Both {
         _folder: folder,
         http: server.http(),
         grpc,
+        operator,
         server,
     })
 }
@@ -137,6 +141,45 @@ async fn same_topics(both: &mut Both) -> Result<()> {
     Ok(())
 }
 
+/// Bookies and ledgers as both show them.
+async fn same_storage(both: &mut Both) -> Result<()> {
+    let bookies = both
+        .done("GET /api/v1/bookies?countLedgers=true", "", 200)
+        .await?;
+    let request = v1::ListBookiesRequest {
+        count_ledgers: true,
+    };
+    let by_grpc = both.operator.list_bookies(request).await?.into_inner();
+    let first = by_grpc.bookies.first().context("a bookie")?;
+    assert_eq!(bookies["bookies"][0]["bookie"], json!(first.bookie));
+    let counted = first.ledgers.context("they are counted")?.to_string();
+    assert_eq!(bookies["bookies"][0]["ledgers"], json!(counted));
+    let ledgers = both.done("GET /api/v1/ledgers?pageSize=1", "", 200).await?;
+    let request = v1::ListLedgersRequest {
+        after: String::new(),
+        limit: 1,
+    };
+    let by_grpc = both.operator.list_ledgers(request).await?.into_inner();
+    let first = by_grpc.ledgers.first().context("a ledger")?;
+    let id = first.ledger_id.to_string();
+    assert_eq!(ledgers["ledgers"][0]["ledgerId"], json!(id));
+    assert_eq!(ledgers["ledgers"][0]["state"], json!(first.state));
+    let one = both
+        .done(&format!("GET /api/v1/ledgers/{id}"), "", 200)
+        .await?;
+    assert_eq!(one["ledger"], ledgers["ledgers"][0]);
+    for (path, status) in [
+        ("/api/v1/ledgers/x", 400),
+        ("/api/v1/ledgers/999999999", 404),
+        ("/api/v1/bookies/x", 400),
+        ("/api/v1/bookies/00000000000000000000000000000000", 404),
+    ] {
+        let answer = both.ask(&format!("GET {path}"), "").await?;
+        assert_eq!(answer.status, status, "{path}: {answer:?}");
+    }
+    Ok(())
+}
+
 #[tokio::test]
 async fn what_is_made_by_one_is_seen_by_the_other() -> Result<()> {
     let mut both = start().await?;
@@ -160,7 +203,7 @@ async fn what_is_made_by_one_is_seen_by_the_other() -> Result<()> {
 
     let brokers = both.done("GET /api/v1/brokers", "", 200).await?;
     let by_grpc = both
-        .grpc
+        .operator
         .list_brokers(v1::ListBrokersRequest {})
         .await?
         .into_inner();
@@ -172,7 +215,7 @@ async fn what_is_made_by_one_is_seen_by_the_other() -> Result<()> {
     let request = v1::ListBundlesRequest {
         namespace: "acme/shop".to_owned(),
     };
-    let by_grpc = both.grpc.list_bundles(request).await?.into_inner();
+    let by_grpc = both.operator.list_bundles(request).await?.into_inner();
     let names: Vec<_> = by_grpc
         .bundles
         .iter()
@@ -184,6 +227,12 @@ async fn what_is_made_by_one_is_seen_by_the_other() -> Result<()> {
     let load = both.done("GET /api/v1/server/load", "", 200).await?;
     assert_eq!(load["broker"], brokers["brokers"][0]["broker"]);
 
+    same_storage(&mut both).await?;
+    let would = both
+        .done(&format!("DELETE {T}?dryRun=true"), "", 200)
+        .await?;
+    assert_eq!(would["content"]["partitions"], 3);
+    assert_eq!(would["content"]["inUse"], false);
     let subscription = format!("{N}/topics/plain/subscriptions/a%2Fb");
     both.done(&format!("DELETE {subscription}"), "", 200)
         .await?;
@@ -256,7 +305,7 @@ async fn errors_are_the_same_in_both() -> Result<()> {
         bundle: "00000000-00000001".to_owned(),
         at: None,
     };
-    let answered = grpc.split_bundle(request).await;
+    let answered = both.operator.clone().split_bundle(request).await;
     let split = format!("POST {N}/bundles/00000000-00000001/split");
     both.same_error(&split, "{}", 404, answered).await?;
 
@@ -264,6 +313,7 @@ async fn errors_are_the_same_in_both() -> Result<()> {
         topic: topic(),
         force: false,
         check: false,
+        dry_run: false,
     };
     let answered = grpc.delete_topic(request).await;
     both.same_error(&format!("DELETE {T}"), "", 404, answered)

@@ -1,10 +1,12 @@
-//! Operation of the cluster: its brokers, bundles and load.
+//! Operation of the cluster: its brokers, bundles, load, bookies and ledgers.
 
 use aquifer_model::bundle::BundleRange;
-use aquifer_model::id::BrokerId;
+use aquifer_model::id::{BookieId, BrokerId, LedgerId};
+use aquifer_model::inventory::{BookieView, LedgerView, ListedLedger};
 use aquifer_model::load::LoadReport;
-use aquifer_model::topic::NamespaceName;
+use aquifer_model::topic::{NamespaceName, TopicName};
 use aquifer_protocol_api::access::{Access, Action, Resource};
+use aquifer_protocol_api::admin::{Page, PageRequest};
 use aquifer_protocol_api::context::RequestContext;
 use aquifer_protocol_api::error::ApiResult;
 use aquifer_protocol_api::operator::{BrokerInfo, BundleInfo, Operator};
@@ -85,6 +87,79 @@ impl Operator for Broker {
             Action::Operate,
             Resource::Cluster,
             balance::report(&self.shared)
+        )
+    }
+
+    async fn list_bookies(
+        &self,
+        ctx: &RequestContext,
+        count_ledgers: bool,
+    ) -> ApiResult<Vec<BookieView>> {
+        serve!(
+            self,
+            ctx,
+            "list_bookies",
+            Action::Describe,
+            Resource::Cluster,
+            self.bookies(count_ledgers)
+        )
+    }
+
+    async fn get_bookie(
+        &self,
+        ctx: &RequestContext,
+        bookie: BookieId,
+        count_ledgers: bool,
+    ) -> ApiResult<BookieView> {
+        serve!(
+            self,
+            ctx,
+            "get_bookie",
+            Action::Describe,
+            Resource::Cluster,
+            self.bookie(bookie, count_ledgers)
+        )
+    }
+
+    async fn list_ledgers(
+        &self,
+        ctx: &RequestContext,
+        page: PageRequest,
+    ) -> ApiResult<Page<ListedLedger>> {
+        serve!(
+            self,
+            ctx,
+            "list_ledgers",
+            Action::Operate,
+            Resource::Cluster,
+            self.ledgers(page)
+        )
+    }
+
+    async fn list_topic_ledgers(
+        &self,
+        ctx: &RequestContext,
+        topic: TopicName,
+        page: PageRequest,
+    ) -> ApiResult<Page<ListedLedger>> {
+        serve!(
+            self,
+            ctx,
+            "list_topic_ledgers",
+            Action::Manage,
+            Resource::Topic(topic.clone()),
+            self.ledgers_of(&topic, page)
+        )
+    }
+
+    async fn get_ledger(&self, ctx: &RequestContext, ledger: LedgerId) -> ApiResult<LedgerView> {
+        serve!(
+            self,
+            ctx,
+            "get_ledger",
+            Action::Operate,
+            Resource::Cluster,
+            self.ledger(ledger)
         )
     }
 }

@@ -12,20 +12,18 @@ use aquifer_model::place::Place;
 use aquifer_model::ranges::TopicRanges;
 use aquifer_model::subscription::{Properties, check_properties};
 use aquifer_model::topic::{SubscriptionName, TopicName};
-use aquifer_protocol_api::admin::{Clear, PEEK_MESSAGES_MAX, Peeked, SubscriptionReset};
-use aquifer_protocol_api::consumer::IndexRange;
+use aquifer_protocol_api::admin::Clear;
 use aquifer_protocol_api::context::RequestContext;
 use aquifer_protocol_api::error::{ApiError, ErrorKind, Outcome};
 use aquifer_runtime::clock;
 use futures::StreamExt;
 
-use crate::api::topics::last_word;
+use crate::api::reach::{Reach, last_word};
 use crate::broker::Broker;
 use crate::error::BrokerError;
 use crate::peers::peer_url;
 use crate::security::audit::cause::Create;
 use crate::topic::event::Event;
-use crate::topic::pull::Pull;
 use crate::topics::deletion::{ATTEMPTS_MAX, PARTS_AT_ONCE, RETRY_MAX, RETRY_MIN, parts_of};
 
 /// How often it is looked whether the consumers of a subscription are gone, and the pause between:
@@ -78,10 +76,11 @@ impl Broker {
         topic: &TopicName,
         subscription: &SubscriptionName,
         force: bool,
+        reach: Reach,
     ) -> Result<(), BrokerError> {
         let (change, create) = (Change::Delete { force }, Create::Never);
-        let deleted = self.change(topic, subscription, change, &create).await;
-        deleted.map(drop)
+        let deleted = self.change(topic, subscription, change, &create, reach);
+        deleted.await.map(drop)
     }
 
     pub(super) async fn new_subscription(
@@ -95,13 +94,9 @@ impl Broker {
             BrokerError::invalid(error.to_string(), "give fewer or shorter ones, with names")
         })?;
         let create = self.created_by(ctx, "create_subscription");
-        self.change(
-            topic,
-            subscription,
-            Change::Create(place, properties),
-            &create,
-        )
-        .await
+        let (change, reach) = (Change::Create(place, properties), Reach::of(ctx));
+        self.change(topic, subscription, change, &create, reach)
+            .await
     }
 
     pub(super) async fn move_subscription(
@@ -109,8 +104,10 @@ impl Broker {
         topic: &TopicName,
         subscription: &SubscriptionName,
         place: Place,
+        reach: Reach,
     ) -> Result<Index, BrokerError> {
-        self.change(topic, subscription, Change::Seek(place), &Create::Never)
+        let (change, create) = (Change::Seek(place), Create::Never);
+        self.change(topic, subscription, change, &create, reach)
             .await
     }
 
@@ -120,24 +117,11 @@ impl Broker {
         topic: &TopicName,
         subscription: &SubscriptionName,
         clear: Clear,
+        reach: Reach,
     ) -> Result<u64, BrokerError> {
-        let change = Change::Clear(clear);
-        let cleared = self.change(topic, subscription, change, &Create::Never);
+        let (change, create) = (Change::Clear(clear), Create::Never);
+        let cleared = self.change(topic, subscription, change, &create, reach);
         Ok(cleared.await?.0)
-    }
-
-    /// The next messages that are not acknowledged.
-    pub(super) async fn peek(
-        &self,
-        topic: &TopicName,
-        subscription: &SubscriptionName,
-        limit: usize,
-    ) -> Result<Peeked, BrokerError> {
-        let asked = self.topics.ask(topic, &Create::Never, |reply| {
-            Pull::Peek(subscription.clone(), limit.min(PEEK_MESSAGES_MAX), reply).event()
-        });
-        let (door, unacknowledged) = asked.await?;
-        door.peek(unacknowledged).await
     }
 
     /// Changes a subscription in a topic, or in all its partitions. Answers its index, or how many
@@ -148,52 +132,67 @@ impl Broker {
         subscription: &SubscriptionName,
         change: Change,
         create: &Create,
+        reach: Reach,
     ) -> Result<Index, BrokerError> {
         let ranges = match topic.partition() {
             Some(_) => TopicRanges::default(),
-            None => self.describe(topic.clone(), create).await?.ranges,
+            None => match self.describe(topic.clone(), create).await {
+                // Its owner creates it, with the subscription.
+                Err(BrokerError::Elsewhere { .. }) if reach == Reach::Anywhere => {
+                    TopicRanges::default()
+                }
+                described => described?.ranges,
+            },
         };
         if ranges.is_empty() {
-            return self.change_here(topic, subscription, change, create).await;
+            return match reach {
+                Reach::Here => self.change_here(topic, subscription, change, create).await,
+                Reach::Anywhere => {
+                    let changed = self.change_anywhere(topic, subscription, change, create);
+                    Ok(changed.await?)
+                }
+            };
         }
-        in_one_partition(topic, &ranges, change)?;
+        in_one_partition(topic, &ranges, change.place())?;
         if change == (Change::Delete { force: false }) {
             self.check_no_consumer(topic, subscription).await?;
         }
         let parts = futures::stream::iter(parts_of(topic, &ranges)).map(|part| async move {
-            let changed = self.change_part(&part, subscription, change).await;
+            // Its creation is part of that of its topic.
+            let create = match change {
+                Change::Create(..) => Create::For(None),
+                Change::Delete { .. } | Change::Seek(_) | Change::Clear(_) => Create::Never,
+            };
+            let changed = self.change_anywhere(&part, subscription, change, &create);
+            let changed = changed.await;
             (part.partition().unwrap_or_default(), changed)
         });
         let changed: Vec<_> = parts.buffer_unordered(PARTS_AT_ONCE).collect().await;
         sum_up(topic, subscription, change, changed)
     }
 
-    /// Changes a subscription of a partition, wherever that is served.
-    async fn change_part(
+    /// Changes a subscription of a topic or partition, wherever that is served.
+    async fn change_anywhere(
         &self,
-        part: &TopicName,
+        topic: &TopicName,
         subscription: &SubscriptionName,
         change: Change,
+        create: &Create,
     ) -> Result<Index, ApiError> {
         let mut pause = RETRY_MIN;
         let mut attempt = 1;
         let mut may_be_done = false;
         loop {
-            // Its creation is part of that of its topic.
-            let create = match change {
-                Change::Create(..) => Create::For(None),
-                Change::Delete { .. } | Change::Seek(_) | Change::Clear(_) => Create::Never,
-            };
-            let changed = match self.change_here(part, subscription, change, &create).await {
+            let changed = match self.change_here(topic, subscription, change, create).await {
                 Err(BrokerError::Elsewhere { at, .. }) => {
                     let url = peer_url(&at);
-                    self.change_there(url, part, subscription, change).await
+                    self.change_there(url, topic, subscription, change).await
                 }
                 changed => changed.map_err(ApiError::from),
             };
             match changed {
                 Err(error) if error.kind.is_retryable() && attempt < ATTEMPTS_MAX => {
-                    tracing::debug!(topic = %part, %error, "subscription is not changed, trying again");
+                    tracing::debug!(%topic, %error, "subscription is not changed, trying again");
                     may_be_done |= error.outcome != Outcome::NotApplied;
                 }
                 // An earlier attempt, whose answer was lost, has done it.
@@ -283,7 +282,7 @@ impl Broker {
         subscription: &SubscriptionName,
     ) -> Result<(), BrokerError> {
         for _ in 0..LOOKS_MAX {
-            let stats = self.stats_of(topic).await?;
+            let stats = self.stats_of(topic, Reach::Anywhere).await?;
             let mut all = stats.subscriptions.iter();
             let found = all.find(|found| found.durable && found.name == subscription.as_str());
             if found.is_none_or(|found| found.consumers.is_empty()) {
@@ -293,39 +292,15 @@ impl Broker {
         }
         Err(BrokerError::InUse(format!("subscription {subscription}")))
     }
-
-    pub(super) async fn give_up(
-        &self,
-        topic: &TopicName,
-        subscription: &SubscriptionName,
-        range: Option<IndexRange>,
-    ) -> Result<Vec<IndexRange>, BrokerError> {
-        self.topics
-            .ask(topic, &Create::Never, |reply| Event::Skip {
-                name: subscription.clone(),
-                range,
-                reply,
-            })
-            .await
-    }
-
-    pub(super) async fn reset(
-        &self,
-        topic: &TopicName,
-    ) -> Result<Vec<SubscriptionReset>, BrokerError> {
-        self.topics
-            .ask(topic, &Create::Never, Event::ResetCursors)
-            .await
-    }
 }
 
 /// An index or position means nothing in several partitions.
-fn in_one_partition(
+pub(super) fn in_one_partition(
     topic: &TopicName,
     ranges: &TopicRanges,
-    change: Change,
+    place: Option<Place>,
 ) -> Result<(), BrokerError> {
-    match change.place() {
+    match place {
         Some(place @ (Place::Index(_) | Place::Position(_))) if ranges.partitions() > 1 => {
             Err(BrokerError::invalid(
                 format!("{place} is a place in one partition, and {topic} has several"),

@@ -1,19 +1,24 @@
-//! Unloading and terminating topics, partitioned and not. Whichever broker is asked asks the owners
-//! of the partitions. Both may be repeated: what is done stays done.
+//! What is done to a topic as a whole: unloading, terminating, offload, and the reset of its
+//! subscriptions. Of a partitioned topic it is done to each partition: whichever broker is asked
+//! asks the owners. All may be repeated: what is done stays done.
 
+use aquifer_model::place::Place;
 use aquifer_model::ranges::TopicRanges;
+use aquifer_model::stats::{OffloadProgress, TopicEnd};
 use aquifer_model::topic::TopicName;
-use aquifer_protocol_api::admin::TopicEnd;
+use aquifer_protocol_api::admin::SubscriptionReset;
 use aquifer_protocol_api::error::{ApiError, ErrorKind, Outcome};
 use aquifer_runtime::clock;
 use futures::StreamExt;
 
-use crate::api::topics::{HOP_PAUSE, HOPS_MAX, last_word};
+use crate::api::reach::{Reach, last_word};
+use crate::api::subscriptions::in_one_partition;
+use crate::api::topics::{HOP_PAUSE, HOPS_MAX};
 use crate::broker::Broker;
 use crate::error::BrokerError;
 use crate::peers::peer_url;
 use crate::security::audit::cause::Create;
-use crate::topic::event::Life;
+use crate::topic::event::{Event, Life};
 use crate::topics::deletion::{PARTS_AT_ONCE, parts_of};
 
 /// What is done to a topic or partition.
@@ -21,6 +26,21 @@ use crate::topics::deletion::{PARTS_AT_ONCE, parts_of};
 enum Step {
     Unload,
     Terminate,
+    Offload(Place),
+    Reset,
+}
+
+impl Step {
+    /// Whether another answer says the same. An answer that tells of something once is not lost to
+    /// a second question.
+    fn is_asked_again(self) -> bool {
+        matches!(self, Step::Unload | Step::Terminate)
+    }
+
+    /// Whether a partition that was never used has nothing that it is done to.
+    fn needs_record(self) -> bool {
+        matches!(self, Step::Offload(_) | Step::Reset)
+    }
 }
 
 /// What came of it.
@@ -28,19 +48,56 @@ enum Step {
 struct Done {
     unloaded: u32,
     ends: Vec<TopicEnd>,
+    left: OffloadProgress,
+    reset: Vec<SubscriptionReset>,
+}
+
+impl Done {
+    fn add(&mut self, other: Done) {
+        self.unloaded += other.unloaded;
+        self.ends.extend(other.ends);
+        self.left.ledgers += other.left.ledgers;
+        self.left.bytes += other.left.bytes;
+        self.reset.extend(other.reset);
+    }
 }
 
 impl Broker {
     /// Answers how many topics or partitions were loaded.
-    pub(super) async fn unload(&self, topic: &TopicName) -> Result<u32, BrokerError> {
-        Ok(self.each(topic, Step::Unload).await?.unloaded)
+    pub(super) async fn unload(&self, topic: &TopicName, reach: Reach) -> Result<u32, BrokerError> {
+        Ok(self.each(topic, Step::Unload, reach).await?.unloaded)
     }
 
     /// Answers where the topic or its partitions end.
-    pub(super) async fn terminate(&self, topic: &TopicName) -> Result<Vec<TopicEnd>, BrokerError> {
-        let mut ends = self.each(topic, Step::Terminate).await?.ends;
+    pub(super) async fn terminate(
+        &self,
+        topic: &TopicName,
+        reach: Reach,
+    ) -> Result<Vec<TopicEnd>, BrokerError> {
+        let mut ends = self.each(topic, Step::Terminate, reach).await?.ends;
         ends.sort_by_key(|end| end.topic.partition());
         Ok(ends)
+    }
+
+    /// Answers what is left to offload, of all partitions together.
+    pub(super) async fn offload(
+        &self,
+        topic: &TopicName,
+        before: Place,
+        reach: Reach,
+    ) -> Result<OffloadProgress, BrokerError> {
+        Ok(self.each(topic, Step::Offload(before), reach).await?.left)
+    }
+
+    /// Answers from where subscriptions go on, partition after partition.
+    pub(super) async fn reset(
+        &self,
+        topic: &TopicName,
+        reach: Reach,
+    ) -> Result<Vec<SubscriptionReset>, BrokerError> {
+        let mut reset = self.each(topic, Step::Reset, reach).await?.reset;
+        reset.sort_by_key(|reset| reset.topic.partition());
+        Ok(reset)
     }
 
     /// More partitions split ranges of keys, and who keeps the order of keys must read a part after
@@ -70,79 +127,95 @@ impl Broker {
 
     /// Takes a step with a topic, or with all its partitions. The first failure is the answer,
     /// after all were asked.
-    async fn each(&self, topic: &TopicName, step: Step) -> Result<Done, BrokerError> {
+    async fn each(&self, topic: &TopicName, step: Step, reach: Reach) -> Result<Done, BrokerError> {
         let ranges = match topic.partition() {
             Some(_) => TopicRanges::default(),
             None => self.describe(topic.clone(), &Create::Never).await?.ranges,
         };
         if ranges.is_empty() {
-            return self.step_here(topic, step).await;
+            return match reach {
+                Reach::Here => self.step_here(topic, step).await,
+                Reach::Anywhere => self.step_anywhere(topic, step).await,
+            };
+        }
+        if let Step::Offload(before) = step {
+            in_one_partition(topic, &ranges, Some(before))?;
         }
         let parts = futures::stream::iter(parts_of(topic, &ranges));
         let mut parts = parts
-            .map(|part| self.step_anywhere(part, step))
+            .map(|part| self.step_with_part(part, step))
             .buffer_unordered(PARTS_AT_ONCE);
         let (mut all, mut failed) = (Done::default(), None);
         while let Some(outcome) = parts.next().await {
             match outcome {
-                Ok(done) => {
-                    all.unloaded += done.unloaded;
-                    all.ends.extend(done.ends);
-                }
+                Ok(done) => all.add(done),
                 Err(error) => failed = failed.or(Some(error)),
             }
         }
         failed.map_or(Ok(all), Err)
     }
 
-    /// Takes a step with a partition, wherever it is served.
-    async fn step_anywhere(&self, part: TopicName, step: Step) -> Result<Done, BrokerError> {
+    async fn step_with_part(&self, part: TopicName, step: Step) -> Result<Done, BrokerError> {
+        let done = self
+            .step_anywhere(&part, step)
+            .await
+            .map_err(ApiError::from);
+        match done {
+            Err(error) if error.kind == ErrorKind::NotFound && step.needs_record() => {
+                Ok(Done::default())
+            }
+            done => Ok(done?),
+        }
+    }
+
+    /// Takes a step with a topic or partition, wherever it is served.
+    async fn step_anywhere(&self, topic: &TopicName, step: Step) -> Result<Done, BrokerError> {
         let mut hops = 0;
         loop {
-            let owner = match self.step_here(&part, step).await {
+            let owner = match self.step_here(topic, step).await {
                 Err(BrokerError::Elsewhere { at, .. }) => at,
                 answer => return answer,
             };
-            let (peers, url) = (self.shared.peers()?, peer_url(&owner));
-            let asked = match step {
-                Step::Unload => peers.unload_topic(url, &part).await.map(|unloaded| Done {
-                    unloaded,
-                    ..Done::default()
-                }),
-                Step::Terminate => peers.terminate_topic(url, &part).await.map(|ends| Done {
-                    ends,
-                    ..Done::default()
-                }),
-            };
-            match asked {
+            let again = step.is_asked_again() && hops < HOPS_MAX;
+            match self.step_there(peer_url(&owner), topic, step).await {
                 Ok(done) => return Ok(done),
                 // It moves meanwhile.
-                Err(error) if error.kind.is_retryable() && hops < HOPS_MAX => hops += 1,
+                Err(error) if error.kind.is_retryable() && again => hops += 1,
                 Err(error) => return Err(last_word(error).into()),
             }
             clock::sleep(HOP_PAUSE).await;
         }
     }
 
-    async fn step_here(&self, topic: &TopicName, step: Step) -> Result<Done, BrokerError> {
+    async fn step_there(&self, url: &str, topic: &TopicName, step: Step) -> Result<Done, ApiError> {
+        let peers = self.shared.peers().map_err(ApiError::from)?;
+        let mut done = Done::default();
         match step {
-            Step::Unload => {
-                let was_loaded = self.topics.unload(topic).await?;
-                Ok(Done {
-                    unloaded: u32::from(was_loaded),
-                    ..Done::default()
-                })
-            }
+            Step::Unload => done.unloaded = peers.unload_topic(url, topic).await?,
+            Step::Terminate => done.ends = peers.terminate_topic(url, topic).await?,
+            Step::Offload(before) => done.left = peers.offload_topic(url, topic, before).await?,
+            Step::Reset => done.reset = peers.reset_subscriptions(url, topic).await?,
+        }
+        Ok(done)
+    }
+
+    async fn step_here(&self, topic: &TopicName, step: Step) -> Result<Done, BrokerError> {
+        let mut done = Done::default();
+        match step {
+            Step::Unload => done.unloaded = u32::from(self.topics.unload(topic).await?),
             Step::Terminate => {
                 // A partition that was not used yet takes no message either.
                 let create = Create::if_partition(topic);
                 let end = self.topics.ask(topic, &create, Life::terminate).await?;
                 let topic = topic.clone();
-                Ok(Done {
-                    ends: vec![TopicEnd { topic, end }],
-                    ..Done::default()
-                })
+                done.ends = vec![TopicEnd { topic, end }];
+            }
+            Step::Offload(before) => done.left = self.offload_here(topic, before).await?,
+            Step::Reset => {
+                let reset = self.topics.ask(topic, &Create::Never, Event::ResetCursors);
+                done.reset = reset.await?;
             }
         }
+        Ok(done)
     }
 }

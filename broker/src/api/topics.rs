@@ -22,13 +22,16 @@ use aquifer_model::stats::TopicStats;
 use aquifer_model::topic::{NamespaceName, TopicName};
 use aquifer_proto::v1::TopicRecord;
 use aquifer_protocol_api::access::Resource;
-use aquifer_protocol_api::admin::{Deletion, Page, PageRequest, TopicDescription, TopicLayout};
+use aquifer_protocol_api::admin::{
+    Deletion, Page, PageRequest, TopicContent, TopicDescription, TopicLayout,
+};
 use aquifer_protocol_api::context::RequestContext;
-use aquifer_protocol_api::error::{ApiError, ErrorKind};
+use aquifer_protocol_api::error::ErrorKind;
 use aquifer_runtime::clock;
 use futures::StreamExt;
 use parking_lot::Mutex;
 
+use crate::api::reach::{Reach, last_word};
 use crate::broker::Broker;
 use crate::bundle::ownership::Owned;
 use crate::error::BrokerError;
@@ -49,6 +52,7 @@ impl Broker {
         &self,
         topic: &TopicName,
         partitions: u32,
+        reach: Reach,
     ) -> Result<(), BrokerError> {
         if topic.partition().is_some() {
             return Err(BrokerError::invalid(
@@ -70,6 +74,18 @@ impl Broker {
                 )
             })?;
         }
+        let here = self.create_with_partitions(topic, partitions);
+        self.at_owner(reach, here, |peers, url| async move {
+            peers.create_topic(&url, topic, partitions).await
+        })
+        .await
+    }
+
+    async fn create_with_partitions(
+        &self,
+        topic: &TopicName,
+        partitions: u32,
+    ) -> Result<(), BrokerError> {
         let ranges = TopicRanges::even(partitions);
         match self.create_record(topic, &ranges).await {
             // One that is being deleted makes room first.
@@ -187,6 +203,13 @@ impl Broker {
                 return Err(error.into());
             }
             Err(error) => return Err(error.into()),
+            // What is only looked at is never created, and any broker sees that it is not there.
+            Ok(None) if !create.is_allowed() => {
+                if topic.partition().is_some() {
+                    check_partition(&self.shared, &topic).await?;
+                }
+                return Err(BrokerError::no_topic(&topic));
+            }
             Ok(None) => {
                 let owned = self.shared.own(&topic).await?;
                 find_or_create(&self.shared, &topic, create, &owned).await?
@@ -247,7 +270,11 @@ impl Broker {
     /// except that a ledger which a dead owner left open is recovered, because its end is not known
     /// before. A look at statistics is not a use: the topic is unloaded as without it. For frequent
     /// figures read the metrics, for which nothing is loaded.
-    pub(super) async fn stats_of(&self, topic: &TopicName) -> Result<TopicStats, BrokerError> {
+    pub(super) async fn stats_of(
+        &self,
+        topic: &TopicName,
+        reach: Reach,
+    ) -> Result<TopicStats, BrokerError> {
         let ctx = Arc::clone(&self.shared.log);
         let ranges = match TopicRecordCell::load(ctx, topic, Vec::new()).await? {
             Some(cell) if cell.is_deleting() => return Err(self.being_deleted(topic)),
@@ -263,14 +290,12 @@ impl Broker {
             }
         };
         if ranges.is_empty() {
-            // Where its ledgers are is in their records, which the topic itself does not wait for.
-            let log = |reply| Pull::Log(reply).event();
-            let log = self.topics.ask(topic, &Create::Never, log).await?;
-            if let Err(error) = log.learn_offload().await {
-                // What was known before is told; statistics need no metadata.
-                tracing::debug!(%topic, %error, "statistics without where the ledgers are");
-            }
-            return self.topics.ask(topic, &Create::Never, Event::Stats).await;
+            let here = self.stats_here(topic);
+            return self
+                .at_owner(reach, here, |peers, url| async move {
+                    peers.topic_stats(&url, topic).await
+                })
+                .await;
         }
         let mut sum = TopicStats {
             partitions: ranges.partitions(),
@@ -283,6 +308,17 @@ impl Broker {
             add(&mut sum, stats?);
         }
         Ok(sum)
+    }
+
+    async fn stats_here(&self, topic: &TopicName) -> Result<TopicStats, BrokerError> {
+        // Where its ledgers are is in their records, which the topic itself does not wait for.
+        let log = |reply| Pull::Log(reply).event();
+        let log = self.topics.ask(topic, &Create::Never, log).await?;
+        if let Err(error) = log.learn_offload().await {
+            // What was known before is told; statistics need no metadata.
+            tracing::debug!(%topic, %error, "statistics without where the ledgers are");
+        }
+        self.topics.ask(topic, &Create::Never, Event::Stats).await
     }
 
     /// Statistics of a partition, wherever it is served.
@@ -313,31 +349,47 @@ impl Broker {
         &self,
         topic: &TopicName,
         how: Deletion,
+        reach: Reach,
     ) -> Result<(), BrokerError> {
         self.shared.namespaces.check(topic.namespace()).await?;
-        if topic.partition().is_some() && how != Deletion::Check {
-            return self.topics.delete_partition(topic).await;
+        let here = async {
+            match how {
+                Deletion::Check => self.topics.check_unused(topic).await,
+                _ if topic.partition().is_some() => self.topics.delete_partition(topic).await,
+                Deletion::IfUnused => self.topics.delete(topic, false).await,
+                Deletion::Force => self.topics.delete(topic, true).await,
+            }
+        };
+        self.at_owner(reach, here, |peers, url| async move {
+            peers.delete_topic(&url, topic, how).await
+        })
+        .await
+    }
+
+    /// What a deletion would delete. One that would be refused whether it is forced or not fails.
+    pub(super) async fn would_delete(
+        &self,
+        topic: &TopicName,
+        reach: Reach,
+    ) -> Result<TopicContent, BrokerError> {
+        if topic.partition().is_some() {
+            self.topics.check_deletable(topic).await?;
         }
-        match how {
-            Deletion::Check => self.topics.check_unused(topic).await,
-            Deletion::IfUnused => self.topics.delete(topic, false).await,
-            Deletion::Force => self.topics.delete(topic, true).await,
-        }
+        let stats = self.stats_of(topic, reach).await?;
+        let durable = stats.subscriptions.iter().filter(|found| found.durable);
+        Ok(TopicContent {
+            partitions: stats.partitions,
+            messages: stats.end_index.0.saturating_sub(stats.first_index.0),
+            stored_bytes: stats.stored_bytes,
+            subscriptions: durable.count() as u64,
+            in_use: stats.is_in_use(),
+        })
     }
 
     /// What is said of a topic that is being deleted, which goes on thereby.
     fn being_deleted(&self, topic: &TopicName) -> BrokerError {
         self.topics.resume_deletion(topic);
         BrokerError::Deleted(topic.to_string())
-    }
-}
-
-/// An error that reaches a user: there is no other broker to ask.
-pub(super) fn last_word(error: ApiError) -> ApiError {
-    match error.kind {
-        ErrorKind::Redirect => ApiError::new(ErrorKind::Unavailable, error.message)
-            .advise("try again: the topic is moving between brokers"),
-        _ => error,
     }
 }
 
@@ -388,6 +440,7 @@ fn add(sum: &mut TopicStats, stats: TopicStats) {
     sum.messages_out += stats.messages_out;
     sum.bytes_out += stats.bytes_out;
     sum.held_back_by = sum.held_back_by.take().or(stats.held_back_by);
+    sum.ends.extend(stats.ends);
     sum.producers.extend(stats.producers);
     for subscription in stats.subscriptions {
         let known = sum

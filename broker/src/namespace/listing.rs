@@ -46,10 +46,7 @@ impl Lister<'_> {
     where
         F: Fn(&Versioned) -> Result<Listed<T>, BrokerError>,
     {
-        let limit = match request.limit {
-            0 => PAGE_ITEMS_DEFAULT,
-            limit => limit.min(METADATA_PAGE_KEYS_MAX),
-        };
+        let limit = page_items(request);
         let mut items: Vec<T> = Vec::new();
         let mut after = start_after;
         let mut next_name = None;
@@ -81,6 +78,14 @@ impl Lister<'_> {
                 return Ok(Page { items, next: None });
             }
         }
+    }
+}
+
+/// Most items of a page.
+pub(crate) fn page_items(request: &PageRequest) -> usize {
+    match request.limit {
+        0 => PAGE_ITEMS_DEFAULT,
+        limit => limit.min(METADATA_PAGE_KEYS_MAX),
     }
 }
 

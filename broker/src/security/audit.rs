@@ -34,7 +34,7 @@ const FIRST_PREV: &str = "000000000000000000000000000000000000000000000000000000
 const TEXT_BYTES_MAX: usize = 256;
 
 /// Requests that change something. Everything else is written only when it is refused.
-const CHANGES: [&str; 33] = [
+const CHANGES: [&str; 34] = [
     "add_grant",
     "begin_backup",
     "clear_subscription",
@@ -50,6 +50,7 @@ const CHANGES: [&str; 33] = [
     "delete_tenant",
     "delete_tenant_dry_run",
     "delete_topic",
+    "delete_topic_dry_run",
     "finish_backup",
     "forget_backup",
     "grow_topic",

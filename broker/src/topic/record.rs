@@ -112,7 +112,7 @@ pub(crate) async fn check_partition(
 }
 
 /// Refuses what only a partition can do.
-pub(super) fn partitioned(name: &TopicName, ranges: &TopicRanges) -> BrokerError {
+pub(crate) fn partitioned(name: &TopicName, ranges: &TopicRanges) -> BrokerError {
     BrokerError::invalid(
         format!("{name} is partitioned: it stores nothing itself"),
         format!(

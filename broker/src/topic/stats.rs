@@ -1,7 +1,7 @@
 //! Statistics of a loaded topic.
 
 use aquifer_log::{LedgerStat, SegmentState};
-use aquifer_model::stats::{LedgerPlace, LedgerStats, TopicStats};
+use aquifer_model::stats::{LedgerPlace, LedgerStats, TopicEnd, TopicStats};
 
 use crate::topic::attachments::Attachments;
 use crate::topic::context::TopicContext;
@@ -36,6 +36,10 @@ pub(super) fn stats(
     let log = cx.log.stats();
     let (counted, end) = (cx.counters.now(), cx.visible_end());
     let ledgers = log.ledgers.iter().map(of_ledger);
+    let topic_end = || TopicEnd {
+        topic: cx.name.clone(),
+        end,
+    };
     TopicStats {
         partitions: 0,
         first_index: log.first,
@@ -47,6 +51,7 @@ pub(super) fn stats(
         subscriptions: attachments.stats(end),
         held_back_by: cx.rates.producers_wait_for().map(|limit| limit.to_string()),
         shortened: false,
+        ends: cx.is_complete().then(topic_end).into_iter().collect(),
         messages_in: counted.messages_in,
         bytes_in: counted.bytes_in,
         messages_out: counted.messages_out,

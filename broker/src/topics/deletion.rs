@@ -213,6 +213,13 @@ impl Topics {
         self: &Arc<Self>,
         part: &TopicName,
     ) -> Result<(), BrokerError> {
+        let unchanged = self.check_deletable(part).await?;
+        self.delete_one(part, true, Some(unchanged)).await
+    }
+
+    /// Refuses the deletion of a partition of a topic that is there. Answers what holds as long as
+    /// that is so.
+    pub(crate) async fn check_deletable(&self, part: &TopicName) -> Result<Guard, BrokerError> {
         let (base, ctx) = (part.base(), Arc::clone(&self.shared.log));
         let found = TopicRecordCell::load(ctx, &base, Vec::new()).await?;
         let is_kept = |cell: &Arc<TopicRecordCell>| {
@@ -229,8 +236,7 @@ impl Topics {
             key: keys::topic(&base),
             expect: Expect::Absent,
         };
-        let unchanged = found.map_or(absent, |cell| cell.unchanged());
-        self.delete_one(part, true, Some(unchanged)).await
+        Ok(found.map_or(absent, |cell| cell.unchanged()))
     }
 
     /// Deletes a topic that stores something itself, while something holds.

@@ -14,7 +14,7 @@ use aquifer_protocol_api::admin::{Admin, Deletion};
 use aquifer_protocol_api::backup::Backups;
 use aquifer_protocol_api::error::ErrorKind;
 
-use crate::support::{Harness, config, ctx, default_namespace, name, until};
+use crate::support::{Harness, config, ctx, default_namespace, kind, name, open, until};
 
 const URL: &str = "mem://1";
 
@@ -155,4 +155,25 @@ async fn a_topic_is_not_brought_back_from_a_backup_that_was_expired() {
         .describe_topic(&ctx(), name("orders"), false)
         .await;
     assert!(found.is_err(), "{found:?}");
+}
+
+#[tokio::test]
+async fn a_topic_that_was_terminated_is_brought_back_with_its_end() {
+    let cold = MemoryColdStore::default();
+    let harness = filled(&cold).await;
+    let broker = &harness.broker;
+    let open_yet = save(&harness, "orders").await;
+    let ends = broker.terminate_topic(&ctx(), name("orders")).await;
+    let ends = ends.unwrap();
+    let ended = save(&harness, "orders").await;
+    for (saved, expected) in [(open_yet, Vec::new()), (ended, ends)] {
+        delete(&harness, "orders").await;
+        let restored = broker.restore_topic(&ctx(), wanted(&saved, "orders")).await;
+        assert_eq!(restored.unwrap().outcome, RestoreOutcome::Restored);
+        let stats = harness.stats("orders").await;
+        assert_eq!((stats.end_index.0, &stats.ends), (4, &expected));
+        let producer = harness.try_producer(open("orders", "q")).await;
+        let refused = (!expected.is_empty()).then_some(ErrorKind::Terminated);
+        assert_eq!(kind(&producer), refused);
+    }
 }

@@ -22,10 +22,11 @@ use aquifer_model::id::Index;
 use aquifer_model::listener::Listeners;
 use aquifer_model::load::LoadReport;
 use aquifer_model::place::Place;
-use aquifer_model::stats::TopicStats;
+use aquifer_model::stats::{OffloadProgress, TopicEnd, TopicStats};
 use aquifer_model::subscription::Properties;
 use aquifer_model::topic::{SubscriptionName, TopicName};
-use aquifer_protocol_api::admin::{Admin, Clear, Deletion, TopicEnd};
+use aquifer_protocol_api::admin::{Admin, Clear, Deletion, Peeked, SubscriptionReset};
+use aquifer_protocol_api::consumer::IndexRange;
 use aquifer_protocol_api::data_plane::DataPlane;
 use aquifer_protocol_api::error::{ApiError, ApiResult, ErrorKind};
 use aquifer_protocol_api::operator::Operator;
@@ -71,6 +72,57 @@ impl Peers for Reports {
 
     async fn delete_topic(&self, url: &str, topic: &TopicName, how: Deletion) -> ApiResult<()> {
         self.at(url)?.delete_topic(&ctx(), topic.clone(), how).await
+    }
+
+    async fn create_topic(&self, url: &str, topic: &TopicName, partitions: u32) -> ApiResult<()> {
+        let (broker, context) = (self.at(url)?, ctx());
+        let created = broker.create_topic(&context, topic.clone(), partitions);
+        created.await
+    }
+
+    async fn offload_topic(
+        &self,
+        url: &str,
+        topic: &TopicName,
+        before: Place,
+    ) -> ApiResult<OffloadProgress> {
+        let (broker, context) = (self.at(url)?, ctx());
+        let left = broker.offload_topic(&context, topic.clone(), before);
+        left.await
+    }
+
+    async fn reset_subscriptions(
+        &self,
+        url: &str,
+        topic: &TopicName,
+    ) -> ApiResult<Vec<SubscriptionReset>> {
+        let (broker, context) = (self.at(url)?, ctx());
+        let reset = broker.reset_subscriptions(&context, topic.clone());
+        reset.await
+    }
+
+    async fn skip_messages(
+        &self,
+        url: &str,
+        topic: &TopicName,
+        name: &SubscriptionName,
+        range: Option<IndexRange>,
+    ) -> ApiResult<Vec<IndexRange>> {
+        let (broker, context) = (self.at(url)?, ctx());
+        let skipped = broker.skip_messages(&context, topic.clone(), name.clone(), range);
+        skipped.await
+    }
+
+    async fn peek_messages(
+        &self,
+        url: &str,
+        topic: &TopicName,
+        name: &SubscriptionName,
+        limit: usize,
+    ) -> ApiResult<Peeked> {
+        let (broker, context) = (self.at(url)?, ctx());
+        let peeked = broker.peek_messages(&context, topic.clone(), name.clone(), limit);
+        peeked.await
     }
 
     async fn unload_topic(&self, url: &str, topic: &TopicName) -> ApiResult<u32> {

@@ -6,6 +6,7 @@
 )]
 
 mod admin;
+mod anywhere;
 mod backup;
 mod balance;
 mod bounds;

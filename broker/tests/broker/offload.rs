@@ -166,3 +166,34 @@ async fn what_retention_deletes_soon_is_not_offloaded() {
     assert_eq!(cold.names().len(), 2);
     drop(consumer);
 }
+
+#[tokio::test]
+async fn all_partitions_are_offloaded_by_one_request() {
+    let cold = MemoryColdStore::default();
+    let harness = start(world(), &cold, config()).await;
+    let mut policies = at_once();
+    policies.offload.age_ms = None;
+    harness.set_policies(policies).await;
+    let context = ctx();
+    let created = harness.broker.create_topic(&context, name("orders"), 3);
+    created.await.unwrap();
+    for part in ["orders-partition-0", "orders-partition-2"] {
+        let mut producer = harness.producer(part, "p").await;
+        for number in 0..3 {
+            producer.publish(&[&format!("m{number}")]).await;
+        }
+    }
+    let offload = || {
+        let before = Place::Latest;
+        harness
+            .broker
+            .offload_topic(&context, name("orders"), before)
+    };
+    let begun = offload().await.unwrap();
+    assert_eq!(begun.ledgers, 2, "the first ledger of each that is used");
+    until("all closed ledgers to be in objects", || async {
+        offload().await.unwrap().ledgers == 0
+    })
+    .await;
+    assert_eq!(cold.names().len(), 2);
+}

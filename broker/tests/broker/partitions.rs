@@ -29,7 +29,7 @@ const PARTITIONS: u32 = 16;
 const BUNDLES: u32 = 16;
 
 /// Brokers that share the bundles evenly.
-async fn several(count: usize) -> (Cluster, Vec<Member>) {
+pub async fn several(count: usize) -> (Cluster, Vec<Member>) {
     let cluster = Cluster::new(BrokerConfig {
         balance: BalanceConfig {
             enabled: false,

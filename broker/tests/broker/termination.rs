@@ -2,8 +2,9 @@
 
 use aquifer_model::id::Index;
 use aquifer_model::place::Place;
+use aquifer_model::stats::TopicEnd;
 use aquifer_model::subscription::SubscriptionType;
-use aquifer_protocol_api::admin::{Admin, TopicEnd};
+use aquifer_protocol_api::admin::Admin;
 use aquifer_protocol_api::consumer::{ConsumerEvent, Subscribe};
 use aquifer_protocol_api::error::{ApiResult, ErrorKind};
 

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use aquifer_model::bundle::BundleRange;
-use aquifer_model::topic::NamespaceName;
+use aquifer_model::topic::{NamespaceName, TopicName};
 use clap::{Args, Subcommand};
 
 use crate::args::storage::SourceArgs;
@@ -54,6 +54,21 @@ pub enum ClusterCommand {
         /// The cluster.
         #[command(flatten)]
         source: SourceArgs,
+    },
+    /// List the bookies as a broker sees them in metadata.
+    Bookies {
+        /// Count the ledgers of each: the broker reads the records of all ledgers.
+        #[arg(long)]
+        count_ledgers: bool,
+    },
+    /// List the ledgers of a topic or of the whole cluster, or show one, as a broker sees their
+    /// records in metadata.
+    Ledgers {
+        /// Only those of this topic or partition.
+        #[arg(long, value_name = "TOPIC", conflicts_with = "ledger")]
+        topic: Option<TopicName>,
+        /// The one to show, by its number.
+        ledger: Option<u64>,
     },
     /// List the bundles of a namespace and their owners.
     Bundles {

@@ -3,8 +3,9 @@
 mod decommission;
 
 use aquifer_ledger::index::LedgerIndex;
+use aquifer_ledger::members::{Member, Members};
 use aquifer_model::id::BookieId;
-use aquifer_repair::{Member, Members};
+use aquifer_model::inventory::BookieView;
 use serde_json::json;
 
 use crate::args::BookieCommand;
@@ -50,18 +51,7 @@ pub async fn run(command: BookieCommand, out: &Output) -> Result<(), CliError> {
 
 /// What a bookie is, in a word.
 fn state(member: Option<&Member>) -> &'static str {
-    let Some(member) = member else {
-        return "away";
-    };
-    match &member.registration {
-        _ if member.is_decommissioned() => "decommissioned",
-        Some(_) if member.is_leaving() => "draining",
-        None if member.is_leaving() => "away, draining",
-        Some(_) if member.is_in_limbo() => "limbo",
-        Some(registration) if registration.read_only => "read-only",
-        Some(_) => "writable",
-        None => "away",
-    }
+    member.map_or(BookieView::AWAY, Member::state)
 }
 
 async fn list(cluster: &ToolContext, out: &Output) -> Result<(), CliError> {

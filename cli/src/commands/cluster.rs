@@ -1,6 +1,7 @@
-//! `aquifer cluster`: shows brokers and bundles, and moves bundles.
+//! `aquifer cluster`: shows brokers, bundles, bookies and ledgers, and moves bundles.
 
 pub mod check;
+mod inventory;
 mod load;
 
 use std::collections::BTreeMap;
@@ -49,6 +50,12 @@ async fn ask(command: ClusterCommand, connect: &Connect, out: &Output) -> Result
         ClusterCommand::InitAuth { .. } | ClusterCommand::Check { .. } => Ok(()),
         ClusterCommand::Status { namespace } => status(&admin, &namespace.to_string(), out).await,
         ClusterCommand::Brokers => brokers(&admin, connect, out).await,
+        ClusterCommand::Bookies { count_ledgers } => {
+            inventory::bookies(&admin, count_ledgers, out).await
+        }
+        ClusterCommand::Ledgers { topic, ledger } => {
+            inventory::ledgers(&admin, topic, ledger, out).await
+        }
         ClusterCommand::Bundles { namespace } => {
             let namespace = namespace.to_string();
             let bundles = admin.list_bundles(&namespace).await?;

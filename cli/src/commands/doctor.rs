@@ -5,9 +5,10 @@ mod machines;
 use std::path::Path;
 
 use aquifer_ledger::index::LedgerIndex;
+use aquifer_ledger::members::{Member, Members};
 use aquifer_metadata::store::{FreeSpace, Usage};
+use aquifer_repair::inspect;
 use aquifer_repair::outlook::{self, Outlook};
-use aquifer_repair::{Member, Members, inspect};
 use serde_json::json;
 
 use crate::args::DoctorArgs;

@@ -4,7 +4,8 @@ mod read;
 
 use aquifer_ledger::marks::{self, Mark};
 use aquifer_model::id::LedgerId;
-use aquifer_repair::inspect::{self, LedgerView, Replica};
+use aquifer_model::inventory::LedgerView;
+use aquifer_repair::inspect::{self, Replica};
 use serde_json::{Value, json};
 
 use crate::args::{LedgerArgs, LedgerCommand, StateArg};

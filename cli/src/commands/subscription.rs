@@ -223,7 +223,7 @@ async fn reset(admin: &Admin, topic: &str, out: &Output) -> Result<(), CliError>
         let (name, index, count) = (&one.name, one.mark_delete_index, one.repeated_messages);
         if out.is_json() {
             out.object(&json!({
-                "topic": topic,
+                "topic": one.topic,
                 "subscription": name,
                 "mark_delete_index": index.0,
                 "repeated_messages": count,
@@ -236,7 +236,8 @@ async fn reset(admin: &Admin, topic: &str, out: &Output) -> Result<(), CliError>
             false => "its last known place,",
         };
         out.line(format!(
-            "{name} continues from {from} index {index}: {count} messages are delivered from there, some perhaps again"
+            "{name} of {} continues from {from} index {index}: {count} messages are delivered from there, some perhaps again",
+            one.topic
         ))?;
     }
     Ok(())

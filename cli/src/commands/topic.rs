@@ -2,8 +2,7 @@
 
 use std::time::Duration;
 
-use aquifer_client::ErrorKind;
-use aquifer_client::admin::{Admin, TopicStats};
+use aquifer_client::admin::{Admin, TopicEnd, TopicStats};
 use aquifer_model::place::Place;
 use aquifer_model::topic::TopicName;
 use aquifer_runtime::clock::{self, Clock, SystemClock};
@@ -108,30 +107,24 @@ async fn unload(topic: &str, admin: &Admin, out: &Output) -> Result<(), CliError
 
 /// What the deletion of a topic would delete.
 async fn would_delete(topic: &str, admin: &Admin, out: &Output) -> Result<(), CliError> {
-    let stats = admin.topic_stats(topic).await?;
-    let in_use = match admin.check_unused(topic).await {
-        Ok(()) => false,
-        Err(error) if error.kind() == ErrorKind::Busy => true,
-        Err(error) => return Err(error.into()),
-    };
-    let messages = stats.end_index.0.saturating_sub(stats.first_index.0);
-    let subscriptions = stats.subscriptions.iter().filter(|found| found.durable);
-    let subscriptions = subscriptions.count();
+    let content = admin.delete_topic_dry_run(topic).await?;
+    let (messages, bytes) = (content.messages, content.stored_bytes);
+    let subscriptions = content.subscriptions;
     if out.is_json() {
         return out.object(&json!({
             "topic": topic,
             "deleted": false,
+            "partitions": content.partitions,
             "messages": messages,
-            "stored_bytes": stats.stored_bytes,
+            "stored_bytes": bytes,
             "subscriptions": subscriptions,
-            "in_use": in_use,
+            "in_use": content.in_use,
         }));
     }
-    let used = match in_use {
+    let used = match content.in_use {
         true => "it has connected clients, and goes with --force only",
         false => "no client is connected",
     };
-    let bytes = stats.stored_bytes;
     out.line(format!(
         "{topic} has {messages} messages, {bytes} bytes, {subscriptions} subscriptions; {used}; nothing is deleted"
     ))
@@ -140,17 +133,23 @@ async fn would_delete(topic: &str, admin: &Admin, out: &Output) -> Result<(), Cl
 /// Lets a topic take no more messages, and says where it ends.
 async fn terminate(topic: &str, admin: &Admin, out: &Output) -> Result<(), CliError> {
     for end in admin.terminate_topic(topic).await? {
-        let last = end.last_index.map(|last| last.0);
-        if out.is_json() {
-            out.object(&json!({"topic": end.topic, "last_index": last}))?;
-            continue;
+        match out.is_json() {
+            true => out.object(&end_object(&end))?,
+            false => out.line(format!("{} {}", end.topic, ends(&end)))?,
         }
-        out.line(match last {
-            Some(last) => format!("{} ends with index {last}", end.topic),
-            None => format!("{} ends without a message", end.topic),
-        })?;
     }
     Ok(())
+}
+
+fn end_object(end: &TopicEnd) -> Value {
+    json!({"topic": end.topic.to_string(), "last_index": end.last_index().map(|last| last.0)})
+}
+
+fn ends(end: &TopicEnd) -> String {
+    match end.last_index() {
+        Some(last) => format!("ends with index {last}"),
+        None => "ends without a message".to_owned(),
+    }
 }
 
 /// Has ledgers offloaded; with `wait` until all of them are.
@@ -223,6 +222,8 @@ fn stats_object(topic: &TopicName, stats: &TopicStats) -> Value {
         "bytes_out": stats.bytes_out,
         "held_back_by": stats.held_back_by,
         "shortened": stats.shortened,
+        "terminated": stats.is_terminated(),
+        "ends": stats.ends.iter().map(end_object).collect::<Vec<_>>(),
         "ledgers": ledgers,
         "producers": producers,
         "subscriptions": subscriptions,
@@ -249,6 +250,7 @@ fn print_stats(out: &Output, topic: &TopicName, stats: &TopicStats) -> Result<()
         "since load {} messages in, {} out",
         stats.messages_in, stats.messages_out
     ))?;
+    print_ends(out, stats)?;
     if let Some(limit) = &stats.held_back_by {
         out.line(format!("producers  wait for {limit}"))?;
     }
@@ -258,6 +260,17 @@ fn print_stats(out: &Output, topic: &TopicName, stats: &TopicStats) -> Result<()
     print_ledgers(out, stats)?;
     print_producers(out, stats)?;
     print_subscriptions(out, stats)
+}
+
+fn print_ends(out: &Output, stats: &TopicStats) -> Result<(), CliError> {
+    match (stats.ends.as_slice(), stats.partitions) {
+        ([], _) => Ok(()),
+        ([end], 0) => out.line(format!("terminated {}", ends(end))),
+        (all, partitions) => out.line(format!(
+            "terminated {} of {partitions} partitions",
+            all.len()
+        )),
+    }
 }
 
 fn print_ledgers(out: &Output, stats: &TopicStats) -> Result<(), CliError> {

@@ -3,7 +3,7 @@
 use aquifer_model::load::LoadReport;
 use aquifer_proto::v1;
 
-use crate::admin::{Admin, Client};
+use crate::admin::{Admin, Operator};
 use crate::error::{ClientError, Result};
 
 impl Admin {
@@ -13,7 +13,7 @@ impl Admin {
     /// What every call may answer.
     pub async fn load_report(&self) -> Result<LoadReport> {
         let answer = self
-            .call("asking for load", true, |mut client: Client| async move {
+            .operate("asking for load", true, |mut client: Operator| async move {
                 client.load_report(v1::LoadReportRequest {}).await
             })
             .await?;

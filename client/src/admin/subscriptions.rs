@@ -19,6 +19,8 @@ use crate::topic::peeked;
 /// From where a subscription goes on whose record was damaged.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SubscriptionReset {
+    /// The topic, or the partition.
+    pub topic: String,
     /// The subscription.
     pub name: String,
     /// The first message that is not acknowledged, as far as is known.
@@ -206,7 +208,7 @@ impl Admin {
         limit: usize,
     ) -> Result<Vec<Result<ReceivedMessage>>> {
         let topic = topic.parse::<TopicName>()?;
-        let subscription = SubscriptionName::new(subscription)?.to_string();
+        let subscription = SubscriptionName::new(subscription)?;
         let parts = match topic.partition() {
             Some(_) => vec![Arc::new(topic)],
             None => self.layout(&topic).await?.parts(),
@@ -218,16 +220,7 @@ impl Admin {
             if left == 0 {
                 break;
             }
-            let request = v1::PeekMessagesRequest {
-                topic: part.to_string(),
-                subscription: subscription.clone(),
-                limit: u32::try_from(left).unwrap_or(u32::MAX),
-            };
-            let call = move |mut client: Client| {
-                let request = request.clone();
-                async move { client.peek_messages(request).await }
-            };
-            match self.call("peeking", true, call).await {
+            match self.peek_entries(&part, &subscription, left).await {
                 Ok(answer) => {
                     found = true;
                     all.extend(peeked(&part, answer));
@@ -244,8 +237,31 @@ impl Admin {
         }
     }
 
-    /// Lets the subscriptions of one topic or partition go on whose record is damaged, from what of
-    /// it is whole. Nothing is answered when nothing is damaged.
+    /// The same of one topic or partition as its broker answers it, whole entries and not messages:
+    /// for a broker that asks for a client of its own.
+    ///
+    /// # Errors
+    /// `NotFound`, `Invalid` for a partitioned topic, and what every call may answer.
+    pub async fn peek_entries(
+        &self,
+        topic: &TopicName,
+        subscription: &SubscriptionName,
+        limit: usize,
+    ) -> Result<v1::PeekMessagesResponse> {
+        let request = v1::PeekMessagesRequest {
+            topic: topic.to_string(),
+            subscription: subscription.to_string(),
+            limit: u32::try_from(limit).unwrap_or(u32::MAX),
+        };
+        let call = move |mut client: Client| {
+            let request = request.clone();
+            async move { client.peek_messages(request).await }
+        };
+        self.call("peeking", true, call).await
+    }
+
+    /// Lets the subscriptions of a topic, or of all its partitions, go on whose record is damaged,
+    /// from what of it is whole. Nothing is answered when nothing is damaged.
     ///
     /// # Errors
     /// `NotFound`, `Invalid` for a name, and what every call may answer.
@@ -261,6 +277,7 @@ impl Admin {
         let reset = answer.subscriptions.into_iter();
         Ok(reset
             .map(|reset| SubscriptionReset {
+                topic: reset.topic,
                 name: reset.subscription,
                 mark_delete_index: Index(reset.mark_delete_index),
                 repeated_messages: reset.repeated_messages,

@@ -1,19 +1,26 @@
-//! The ends of topics, as an operator brings them about.
+//! The ends of topics: their deletion, and that they take no more messages.
 
-use aquifer_model::id::Index;
+use aquifer_model::stats::TopicEnd;
 use aquifer_model::topic::TopicName;
+use aquifer_proto::convert::stats::end;
 use aquifer_proto::v1;
 
 use crate::admin::{Admin, Client};
-use crate::error::Result;
+use crate::error::{ClientError, Result};
 
-/// Where a topic ends that takes no more messages.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct TopicEnd {
-    /// The topic, or the partition.
-    pub topic: String,
-    /// Index of its last message; `None`: it never had any.
-    pub last_index: Option<Index>,
+/// What the deletion of a topic would delete.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct TopicContent {
+    /// Its partitions; 0 when it is not partitioned.
+    pub partitions: u32,
+    /// Messages that are kept.
+    pub messages: u64,
+    /// Bytes stored.
+    pub stored_bytes: u64,
+    /// Subscriptions that outlive their consumers.
+    pub subscriptions: u64,
+    /// Clients are connected: it is deleted by force only.
+    pub in_use: bool,
 }
 
 impl Admin {
@@ -68,10 +75,72 @@ impl Admin {
             async move { client.terminate_topic(request).await }
         };
         let terminated = self.call("terminating the topic", true, call).await?;
-        let ends = terminated.ends.into_iter().map(|end| TopicEnd {
-            topic: end.topic,
-            last_index: end.last_index.map(Index),
-        });
-        Ok(ends.collect())
+        let ends = terminated.ends.into_iter().map(end);
+        let ends: std::result::Result<Vec<TopicEnd>, _> = ends.collect();
+        ends.map_err(|error| ClientError::Protocol(error.to_string()))
+    }
+
+    /// Deletes a topic, all its partitions, subscriptions and messages. Without `force` only when
+    /// no producer or consumer is connected. What a failure leaves of it is gone for users, and is
+    /// deleted by the next attempt. A partition is not deleted alone.
+    ///
+    /// # Errors
+    /// `NotFound`, `Busy` when it is in use, `Invalid` for its name, and what every call may
+    /// answer.
+    pub async fn delete_topic(&self, topic: &str, force: bool) -> Result<()> {
+        let request = v1::DeleteTopicRequest {
+            topic: topic.parse::<TopicName>()?.to_string(),
+            force,
+            ..v1::DeleteTopicRequest::default()
+        };
+        self.delete(request, false).await.map(|_| ())
+    }
+
+    /// Whether no producer or consumer of a topic is connected.
+    ///
+    /// # Errors
+    /// `Busy` when one is, and what [`delete_topic`](Self::delete_topic) may answer.
+    pub async fn check_unused(&self, topic: &str) -> Result<()> {
+        let request = v1::DeleteTopicRequest {
+            topic: topic.parse::<TopicName>()?.to_string(),
+            check: true,
+            ..v1::DeleteTopicRequest::default()
+        };
+        self.delete(request, true).await.map(|_| ())
+    }
+
+    /// What the deletion of a topic would delete, and whether it would need force. Deletes nothing.
+    ///
+    /// # Errors
+    /// `NotFound`, `Invalid` for its name, and what every call may answer.
+    pub async fn delete_topic_dry_run(&self, topic: &str) -> Result<TopicContent> {
+        let request = v1::DeleteTopicRequest {
+            topic: topic.parse::<TopicName>()?.to_string(),
+            dry_run: true,
+            ..v1::DeleteTopicRequest::default()
+        };
+        let answer = self.delete(request, true).await?;
+        let content = answer.content;
+        let content =
+            content.ok_or_else(|| ClientError::Protocol("an answer without content".to_owned()))?;
+        Ok(TopicContent {
+            partitions: content.partitions,
+            messages: content.messages,
+            stored_bytes: content.stored_bytes,
+            subscriptions: content.subscriptions,
+            in_use: content.in_use,
+        })
+    }
+
+    async fn delete(
+        &self,
+        request: v1::DeleteTopicRequest,
+        idempotent: bool,
+    ) -> Result<v1::DeleteTopicResponse> {
+        let call = move |mut client: Client| {
+            let request = request.clone();
+            async move { client.delete_topic(request).await }
+        };
+        self.call("deleting the topic", idempotent, call).await
     }
 }

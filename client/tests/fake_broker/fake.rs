@@ -440,9 +440,4 @@ not_scripted! {
     seek_subscription: SeekSubscriptionRequest -> SeekSubscriptionResponse,
     skip_messages: SkipMessagesRequest -> SkipMessagesResponse,
     reset_subscriptions: ResetSubscriptionsRequest -> ResetSubscriptionsResponse,
-    list_brokers: ListBrokersRequest -> ListBrokersResponse,
-    list_bundles: ListBundlesRequest -> ListBundlesResponse,
-    transfer_bundle: TransferBundleRequest -> TransferBundleResponse,
-    split_bundle: SplitBundleRequest -> SplitBundleResponse,
-    load_report: LoadReportRequest -> LoadReportResponse,
 }

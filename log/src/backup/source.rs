@@ -83,6 +83,7 @@ fn record_of(wanted: &RestoreTopic, parts: &TopicParts, totals: &BackupTotals) -
         ranges: head.ranges.clone(),
         range_generation: head.range_generation,
         key_hash: head.key_hash,
+        terminated: head.terminated,
         trimmed_index: totals.first.0,
         // Positions rise along a topic.
         last_ledger_id: totals.last_ledger,

@@ -2,10 +2,10 @@
 
 use aquifer_model::id::{Index, LedgerId};
 use aquifer_model::stats::{
-    LedgerPlace, LedgerStats, ProducerStats, SubscriptionStats, TopicStats,
+    LedgerPlace, LedgerStats, ProducerStats, SubscriptionStats, TopicEnd, TopicStats,
 };
 use aquifer_model::subscription::SubscriptionType;
-use aquifer_model::topic::{NameError, ProducerName};
+use aquifer_model::topic::{NameError, ProducerName, TopicName};
 
 use crate::convert::subscription::{properties, wire_properties};
 use crate::v1;
@@ -29,6 +29,7 @@ pub fn wire_stats(topic: String, stats: TopicStats) -> v1::TopicStatsResponse {
             name: producer.name.as_str().to_owned(),
             last_sequence_id: producer.last_sequence_id,
         });
+    let terminated = stats.is_terminated();
     let subscriptions = stats.subscriptions.into_iter().map(wire_subscription);
     v1::TopicStatsResponse {
         topic,
@@ -46,6 +47,17 @@ pub fn wire_stats(topic: String, stats: TopicStats) -> v1::TopicStatsResponse {
         bytes_out: stats.bytes_out,
         held_back_by: stats.held_back_by.unwrap_or_default(),
         shortened: stats.shortened,
+        terminated,
+        ends: stats.ends.into_iter().map(wire_end).collect(),
+    }
+}
+
+/// Where a topic ends.
+#[must_use]
+pub fn wire_end(end: TopicEnd) -> v1::TopicEnd {
+    v1::TopicEnd {
+        topic: end.topic.to_string(),
+        last_index: end.last_index().map(|last| last.0),
     }
 }
 
@@ -68,7 +80,7 @@ fn wire_subscription(subscription: SubscriptionStats) -> v1::SubscriptionStats {
 /// Statistics that were answered.
 ///
 /// # Errors
-/// When a producer has a name that is not allowed.
+/// When a producer or a topic has a name that is not allowed.
 pub fn stats(stats: v1::TopicStatsResponse) -> Result<TopicStats, NameError> {
     let ledger = |ledger: v1::LedgerStats| LedgerStats {
         ledger: LedgerId(ledger.ledger_id),
@@ -102,7 +114,20 @@ pub fn stats(stats: v1::TopicStatsResponse) -> Result<TopicStats, NameError> {
         messages_out: stats.messages_out,
         bytes_out: stats.bytes_out,
         shortened: stats.shortened,
+        ends: stats.ends.into_iter().map(end).collect::<Result<_, _>>()?,
     })
+}
+
+/// Where a topic ends, as it was answered.
+///
+/// # Errors
+/// When the topic has a name that is not allowed.
+pub fn end(end: v1::TopicEnd) -> Result<TopicEnd, NameError> {
+    let topic = end.topic.parse::<TopicName>()?;
+    let end = end
+        .last_index
+        .map_or(Index(0), |last| Index(last.saturating_add(1)));
+    Ok(TopicEnd { topic, end })
 }
 
 fn subscription(stats: v1::SubscriptionStats) -> SubscriptionStats {

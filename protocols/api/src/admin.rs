@@ -5,7 +5,7 @@ use aquifer_model::id::{Index, TopicIncarnation};
 use aquifer_model::place::Place;
 use aquifer_model::policy::{Policies, PolicyScope, PolicyUpdate, PolicyView};
 use aquifer_model::ranges::TopicRanges;
-use aquifer_model::stats::{OffloadProgress, TopicStats};
+use aquifer_model::stats::{OffloadProgress, TopicEnd, TopicStats};
 use aquifer_model::subscription::Properties;
 use aquifer_model::topic::{NamespaceName, SubscriptionName, TopicName};
 use async_trait::async_trait;
@@ -105,6 +105,13 @@ pub trait Admin: Send + Sync + 'static {
         how: Deletion,
     ) -> ApiResult<()>;
 
+    /// What the deletion of a topic would delete, and whether it would need force. Deletes nothing.
+    async fn delete_topic_dry_run(
+        &self,
+        ctx: &RequestContext,
+        topic: TopicName,
+    ) -> ApiResult<TopicContent>;
+
     /// Lists the topics of a namespace in name order; partitions are not listed apart.
     async fn list_topics(
         &self,
@@ -113,10 +120,10 @@ pub trait Admin: Send + Sync + 'static {
         page: PageRequest,
     ) -> ApiResult<Page<TopicDescription>>;
 
-    /// Has the ledgers of a topic offloaded that are closed and end at or before a place, in the
-    /// background. Answers what is left to do: repeat the call to follow it. The failure of an
-    /// attempt since the last call is the answer of this one, and the attempt is made again by the
-    /// next.
+    /// Has the ledgers of a topic, or of all its partitions, offloaded that are closed and end at
+    /// or before a place, in the background. Answers what is left to do: repeat the call to follow
+    /// it. The failure of an attempt since the last call is the answer of this one, and the attempt
+    /// is made again by the next.
     async fn offload_topic(
         &self,
         ctx: &RequestContext,
@@ -180,7 +187,8 @@ pub trait Admin: Send + Sync + 'static {
 
     /// Gives messages up for a subscription as if they had been acknowledged, durably: those of a
     /// range, or, without one, those of which storage could not give any when it was read last.
-    /// Answers which; at most 1,024 ranges at once.
+    /// Answers which; at most 1,024 ranges at once. Of one topic or partition: a partitioned topic
+    /// is refused, and the advice names its partitions.
     async fn skip_messages(
         &self,
         ctx: &RequestContext,
@@ -209,8 +217,9 @@ pub trait Admin: Send + Sync + 'static {
         limit: usize,
     ) -> ApiResult<Peeked>;
 
-    /// Lets the subscriptions of a topic whose record of them is damaged go on from what is whole.
-    /// Answers from where each goes on; nothing when nothing is damaged.
+    /// Lets the subscriptions of a topic, or of each of its partitions, whose record of them is
+    /// damaged go on from what is whole. Answers from where each goes on; nothing when nothing is
+    /// damaged.
     async fn reset_subscriptions(
         &self,
         ctx: &RequestContext,
@@ -285,17 +294,23 @@ pub enum Deletion {
     IfUnused,
     /// Although clients are connected.
     Force,
-    /// Not at all: it is only asked whether clients are connected.
+    /// Not at all: it is only asked whether clients are connected, as brokers ask each other.
     Check,
 }
 
-/// Where a topic ends that takes no more messages.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct TopicEnd {
-    /// The topic, or the partition.
-    pub topic: TopicName,
-    /// Index after its last message.
-    pub end: Index,
+/// What the deletion of a topic would delete.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+pub struct TopicContent {
+    /// 0 when it is not partitioned.
+    pub partitions: u32,
+    /// Messages that are kept.
+    pub messages: u64,
+    /// Bytes stored.
+    pub stored_bytes: u64,
+    /// Subscriptions that outlive their consumers.
+    pub subscriptions: u64,
+    /// Clients are connected: it is deleted by force only.
+    pub in_use: bool,
 }
 
 /// What of a subscription is given up.
@@ -324,6 +339,8 @@ pub struct Peeked {
 /// From where a subscription goes on whose record was damaged.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SubscriptionReset {
+    /// The topic, or the partition.
+    pub topic: TopicName,
     /// The subscription.
     pub name: String,
     /// The first message that is not acknowledged, as far as is known.

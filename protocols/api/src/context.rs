@@ -136,6 +136,9 @@ pub struct RequestContext {
     pub traceparent: Option<String>,
     /// What it is called; `None`: it has no answer that could tell.
     pub request_id: Option<RequestId>,
+    /// Whether its caller asks the broker that a redirect names. For one that cannot, the broker
+    /// that is asked asks that one.
+    pub follows_redirects: bool,
 }
 
 impl RequestContext {
@@ -149,6 +152,7 @@ impl RequestContext {
             deadline: None,
             traceparent: None,
             request_id: None,
+            follows_redirects: true,
         }
     }
 

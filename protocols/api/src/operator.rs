@@ -1,16 +1,19 @@
 //! The port of operation: what belongs to the cluster.
 
 use aquifer_model::bundle::BundleRange;
-use aquifer_model::id::BrokerId;
+use aquifer_model::id::{BookieId, BrokerId, LedgerId};
+use aquifer_model::inventory::{BookieView, LedgerView, ListedLedger};
 use aquifer_model::listener::Listeners;
 use aquifer_model::load::LoadReport;
-use aquifer_model::topic::NamespaceName;
+use aquifer_model::topic::{NamespaceName, TopicName};
 use async_trait::async_trait;
 
+use crate::admin::{Page, PageRequest};
 use crate::context::RequestContext;
 use crate::error::ApiResult;
 
-/// What operators of the cluster do: brokers and bundles.
+/// What operators of the cluster do: brokers and bundles, and a look at bookies and ledgers. What
+/// changes these, the tools do (`docs/operations/storage.md`).
 #[async_trait]
 pub trait Operator: Send + Sync + 'static {
     /// The brokers that are announced; a standalone server is its only one.
@@ -44,6 +47,42 @@ pub trait Operator: Send + Sync + 'static {
 
     /// The load of this broker.
     async fn load_report(&self, ctx: &RequestContext) -> ApiResult<LoadReport>;
+
+    /// The bookies that are registered, and those that have a record, by id. To count the ledgers
+    /// of each, the records of all ledgers are read; then those are there too that only ledgers
+    /// name.
+    async fn list_bookies(
+        &self,
+        ctx: &RequestContext,
+        count_ledgers: bool,
+    ) -> ApiResult<Vec<BookieView>>;
+
+    /// One bookie.
+    async fn get_bookie(
+        &self,
+        ctx: &RequestContext,
+        bookie: BookieId,
+        count_ledgers: bool,
+    ) -> ApiResult<BookieView>;
+
+    /// Lists ledgers in the order of their ids.
+    async fn list_ledgers(
+        &self,
+        ctx: &RequestContext,
+        page: PageRequest,
+    ) -> ApiResult<Page<ListedLedger>>;
+
+    /// Lists the ledgers of a topic or a partition, those of its cursor log too, in the order of
+    /// their ids.
+    async fn list_topic_ledgers(
+        &self,
+        ctx: &RequestContext,
+        topic: TopicName,
+        page: PageRequest,
+    ) -> ApiResult<Page<ListedLedger>>;
+
+    /// One ledger.
+    async fn get_ledger(&self, ctx: &RequestContext, ledger: LedgerId) -> ApiResult<LedgerView>;
 }
 
 /// A broker of the cluster.

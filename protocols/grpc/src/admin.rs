@@ -1,20 +1,18 @@
-//! The control plane: every method parses, calls once and converts.
+//! Administration: every method parses, calls once and converts.
 
-use aquifer_model::listener::{Listener, ListenerName, Listeners};
 use aquifer_model::place::Place;
 use aquifer_model::topic::SubscriptionName;
 use aquifer_proto::convert::ranges::{wire_key_hash, wire_ranges};
-use aquifer_proto::convert::stats::wire_stats;
+use aquifer_proto::convert::stats::{wire_end, wire_stats};
 use aquifer_proto::convert::subscription::properties;
 use aquifer_proto::v1;
-use aquifer_protocol_api::admin::{Clear, Deletion, Removal, SubscriptionReset, TopicEnd};
+use aquifer_protocol_api::admin::{Clear, Deletion, Removal, SubscriptionReset, TopicContent};
 use aquifer_protocol_api::consumer::IndexRange;
-use aquifer_protocol_api::operator::BrokerInfo;
 use tonic::{Request, async_trait};
 
 use crate::convert::{
-    bundle, invalid, name, namespace, optional_broker, page, partitions, place, policies,
-    policy_scope, policy_update, ranges, tenant, topic,
+    invalid, name, namespace, page, partitions, place, policies, policy_scope, policy_update,
+    ranges, tenant, topic,
 };
 use crate::pull;
 use crate::service::{Answer, Service};
@@ -186,13 +184,19 @@ impl v1::admin_server::Admin for Service {
         request: Request<v1::DeleteTopicRequest>,
     ) -> Answer<v1::DeleteTopicResponse> {
         self.unary("delete_topic", request, |broker, ctx, r| async move {
+            let topic = topic(&r.topic)?;
+            if r.dry_run {
+                let found = broker.delete_topic_dry_run(&ctx, topic).await?;
+                let content = Some(wire_content(found));
+                return Ok(v1::DeleteTopicResponse { content });
+            }
             let how = match (r.check, r.force) {
                 (true, _) => Deletion::Check,
                 (false, true) => Deletion::Force,
                 (false, false) => Deletion::IfUnused,
             };
-            broker.delete_topic(&ctx, topic(&r.topic)?, how).await?;
-            Ok(v1::DeleteTopicResponse {})
+            broker.delete_topic(&ctx, topic, how).await?;
+            Ok(v1::DeleteTopicResponse { content: None })
         })
         .await
     }
@@ -265,12 +269,8 @@ impl v1::admin_server::Admin for Service {
     ) -> Answer<v1::TerminateTopicResponse> {
         self.unary("terminate_topic", request, |broker, ctx, r| async move {
             let ends = broker.terminate_topic(&ctx, topic(&r.topic)?).await?;
-            let wire = |end: TopicEnd| v1::TopicEnd {
-                topic: end.topic.to_string(),
-                last_index: end.end.0.checked_sub(1),
-            };
             Ok(v1::TerminateTopicResponse {
-                ends: ends.into_iter().map(wire).collect(),
+                ends: ends.into_iter().map(wire_end).collect(),
             })
         })
         .await
@@ -424,6 +424,7 @@ impl v1::admin_server::Admin for Service {
                     mark_delete_index: reset.mark_delete.0,
                     repeated_messages: reset.repeated_messages,
                     name_only: reset.name_only,
+                    topic: reset.topic.to_string(),
                 };
                 Ok(v1::ResetSubscriptionsResponse {
                     subscriptions: reset.into_iter().map(wire).collect(),
@@ -432,104 +433,14 @@ impl v1::admin_server::Admin for Service {
         )
         .await
     }
-
-    async fn list_brokers(
-        &self,
-        request: Request<v1::ListBrokersRequest>,
-    ) -> Answer<v1::ListBrokersResponse> {
-        let listener = self.listener.clone();
-        self.unary("list_brokers", request, |broker, ctx, _| async move {
-            let brokers = broker.list_brokers(&ctx).await?.into_iter();
-            let brokers = brokers.map(|found| wire_broker(found, &listener));
-            Ok(v1::ListBrokersResponse {
-                brokers: brokers.collect(),
-            })
-        })
-        .await
-    }
-
-    async fn list_bundles(
-        &self,
-        request: Request<v1::ListBundlesRequest>,
-    ) -> Answer<v1::ListBundlesResponse> {
-        let listener = self.listener.clone();
-        self.unary("list_bundles", request, |broker, ctx, r| async move {
-            let bundles = broker.list_bundles(&ctx, namespace(&r.namespace)?).await?;
-            let bundles = bundles.into_iter().map(|bundle| v1::BundleInfo {
-                bundle: bundle.range.to_string(),
-                broker: bundle.broker.map_or_else(String::new, |id| id.to_string()),
-                url: bundle
-                    .listeners
-                    .map_or_else(String::new, |at| url_of(&at, &listener)),
-                epoch: bundle.epoch,
-            });
-            Ok(v1::ListBundlesResponse {
-                bundles: bundles.collect(),
-            })
-        })
-        .await
-    }
-
-    async fn transfer_bundle(
-        &self,
-        request: Request<v1::TransferBundleRequest>,
-    ) -> Answer<v1::TransferBundleResponse> {
-        let listener = self.listener.clone();
-        self.unary("transfer_bundle", request, |broker, ctx, r| async move {
-            let (namespace, range) = (namespace(&r.namespace)?, bundle(&r.bundle)?);
-            let target = optional_broker(&r.broker)?;
-            let chosen = broker
-                .transfer_bundle(&ctx, namespace, range, target)
-                .await?;
-            Ok(v1::TransferBundleResponse {
-                broker: chosen.broker.to_string(),
-                url: url_of(&chosen.listeners, &listener),
-            })
-        })
-        .await
-    }
-
-    async fn split_bundle(
-        &self,
-        request: Request<v1::SplitBundleRequest>,
-    ) -> Answer<v1::SplitBundleResponse> {
-        self.unary("split_bundle", request, |broker, ctx, r| async move {
-            let (namespace, range) = (namespace(&r.namespace)?, bundle(&r.bundle)?);
-            let parts = broker.split_bundle(&ctx, namespace, range, r.at).await?;
-            Ok(v1::SplitBundleResponse {
-                bundles: parts.iter().map(ToString::to_string).collect(),
-            })
-        })
-        .await
-    }
-
-    async fn load_report(
-        &self,
-        request: Request<v1::LoadReportRequest>,
-    ) -> Answer<v1::LoadReportResponse> {
-        self.unary("load_report", request, |broker, ctx, _| async move {
-            Ok(broker.load_report(&ctx).await?.into())
-        })
-        .await
-    }
 }
 
-/// Where a client that came in through a listener reaches another broker.
-fn url_of(at: &Listeners, listener: &ListenerName) -> String {
-    at.url(listener).unwrap_or_default().to_owned()
-}
-
-fn wire_broker(broker: BrokerInfo, listener: &ListenerName) -> v1::BrokerInfo {
-    let wire = |listener: &Listener| v1::Listener {
-        name: listener.name.to_string(),
-        url: listener.url.clone(),
-    };
-    v1::BrokerInfo {
-        broker: broker.broker.to_string(),
-        url: url_of(&broker.listeners, listener),
-        listeners: broker.listeners.iter().map(wire).collect(),
-        version: broker.version,
-        draining: broker.draining,
-        self_: broker.is_self,
+fn wire_content(content: TopicContent) -> v1::TopicContent {
+    v1::TopicContent {
+        partitions: content.partitions,
+        messages: content.messages,
+        stored_bytes: content.stored_bytes,
+        subscriptions: content.subscriptions,
+        in_use: content.in_use,
     }
 }

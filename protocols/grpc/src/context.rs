@@ -42,6 +42,8 @@ pub(crate) fn of<T>(
             .filter(|value| remote_span(value).is_some())
             .map(str::to_owned),
         request_id: request.extensions().get::<RequestId>().cloned(),
+        // Another protocol has clients that know nothing of brokers.
+        follows_redirects: spoken.is_none(),
     }
 }
 
@@ -122,9 +124,11 @@ mod tests {
     #[test]
     fn a_call_from_another_protocol_keeps_its_name() {
         let mut request = Request::new(());
-        assert_eq!(of(&request, Duration::ZERO, None).protocol, "grpc");
+        let native = of(&request, Duration::ZERO, None);
+        assert_eq!((native.protocol, native.follows_redirects), ("grpc", true));
         request.extensions_mut().insert(Protocol("http"));
-        assert_eq!(of(&request, Duration::ZERO, None).protocol, "http");
+        let other = of(&request, Duration::ZERO, None);
+        assert_eq!((other.protocol, other.follows_redirects), ("http", false));
     }
 
     #[test]

@@ -20,6 +20,7 @@ mod convert;
 mod fuzz;
 mod inbound;
 mod metrics;
+mod operator;
 mod produce;
 mod pull;
 mod request_id;
@@ -39,6 +40,7 @@ use aquifer_model::listener::{Listener, Listeners};
 use aquifer_proto::v1::admin_server::AdminServer;
 use aquifer_proto::v1::backup_server::BackupServer;
 use aquifer_proto::v1::broker_server::BrokerServer;
+use aquifer_proto::v1::operator_server::OperatorServer;
 use aquifer_proto::v1::pull_server::PullServer;
 use aquifer_proto::v1::security_server::SecurityServer;
 use aquifer_protocol_api::BrokerApi;
@@ -228,8 +230,10 @@ impl ProtocolHandler for GrpcHandler {
 /// The services that administer: those that other protocols may offer in forms of their own.
 fn administrative(service: &Service) -> Routes {
     let admin = AdminServer::new(service.clone());
+    let operator = OperatorServer::new(service.clone());
     let security = SecurityServer::new(service.clone());
     Routes::new(admin.max_decoding_message_size(UNARY_REQUEST_BYTES_MAX))
+        .add_service(operator.max_decoding_message_size(UNARY_REQUEST_BYTES_MAX))
         .add_service(security.max_decoding_message_size(UNARY_REQUEST_BYTES_MAX))
 }
 

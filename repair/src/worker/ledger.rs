@@ -9,13 +9,13 @@ use aquifer_ledger::deletion;
 use aquifer_ledger::error::LedgerError;
 use aquifer_ledger::ledger_metadata::{self, LedgerInfo};
 use aquifer_ledger::marks::{self, Mark};
+use aquifer_ledger::members::Members;
 use aquifer_ledger::recovery::driver::close_by_recovery;
 use aquifer_model::id::BookieId;
 use tokio::sync::Semaphore;
 
 use crate::context::RepairContext;
 use crate::copy::{Copier, Depth, Trouble};
-use crate::members::Members;
 use crate::plan::{self, Care, Plan, Work};
 use crate::share::Share;
 use crate::worker::replace::{Moved, Replacement};

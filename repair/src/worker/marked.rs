@@ -6,13 +6,13 @@ use std::time::Duration;
 
 use aquifer_ledger::error::LedgerError;
 use aquifer_ledger::marks::Mark;
+use aquifer_ledger::members::Members;
 use aquifer_metadata::keys;
 use aquifer_metadata::scan::Pages;
 use aquifer_metadata::store::Versioned;
 use aquifer_model::id::LedgerId;
 
 use crate::context::RepairContext;
-use crate::members::Members;
 
 /// How old the knowledge of bookies may be that a repair begins with.
 const MEMBERS_AGE_MAX: Duration = Duration::from_secs(5);

@@ -6,6 +6,7 @@ use aquifer_ledger::deletion;
 use aquifer_ledger::error::LedgerError;
 use aquifer_ledger::ledger_metadata::{self, LedgerInfo};
 use aquifer_ledger::marks::{self, Mark};
+use aquifer_ledger::members::{Member, Members};
 use aquifer_metadata::error::MetadataError;
 use aquifer_metadata::keys;
 use aquifer_metadata::store::{Expect, Guard, Operation, Revision};
@@ -13,7 +14,6 @@ use aquifer_model::id::{BookieId, EntryId};
 
 use crate::context::RepairContext;
 use crate::copy::{Copier, Depth, Holes, Trouble};
-use crate::members::{Member, Members};
 use crate::pace::Pace;
 use crate::plan::{self, Work};
 

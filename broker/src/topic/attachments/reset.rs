@@ -37,6 +37,7 @@ impl Attachments {
             slot.is_uncertain = false;
             slot.state.after_loss();
             account.push(SubscriptionReset {
+                topic: cx.name.clone(),
                 name: slot.state.name().to_owned(),
                 mark_delete: slot.state.mark_delete(),
                 repeated_messages: slot.state.backlog(end),
@@ -49,6 +50,7 @@ impl Attachments {
                 continue;
             }
             account.push(SubscriptionReset {
+                topic: cx.name.clone(),
                 name: name.to_string(),
                 mark_delete: first,
                 repeated_messages: end.0 - first.0,

@@ -3,11 +3,12 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use aquifer_ledger::members::{Member, Members};
 use aquifer_model::id::{BookieId, LedgerId};
 use aquifer_repair::decommission::{self, Lost, Retired, Retirement};
 use aquifer_repair::inspect::{self, Pending};
 use aquifer_repair::outlook::{self, Outlook};
-use aquifer_repair::{Auditor, Member, Members, RepairWorker, ReplicationConfig};
+use aquifer_repair::{Auditor, RepairWorker, ReplicationConfig};
 use aquifer_runtime::clock;
 use serde_json::{Value, json};
 

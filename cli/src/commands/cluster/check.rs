@@ -4,14 +4,15 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use aquifer_ledger::members::{Member, Members};
 use aquifer_metadata::etcd::EtcdMember;
 use aquifer_metadata::record;
 use aquifer_metadata::store::{FreeSpace, MetadataStore};
 use aquifer_metadata::{keys, scan};
 use aquifer_model::id::BookieId;
 use aquifer_proto::v1::BrokerRecord;
+use aquifer_repair::inspect;
 use aquifer_repair::inspect::Pending;
-use aquifer_repair::{Member, Members, inspect};
 use aquifer_runtime::clock::{self, Clock, SystemClock};
 use aquifer_runtime::telemetry::Telemetry;
 use serde::Serialize;

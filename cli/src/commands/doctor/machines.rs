@@ -5,12 +5,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use aquifer_ledger::members::{Member, Members};
 use aquifer_metadata::error::MetadataError;
 use aquifer_metadata::etcd::EtcdMember;
 use aquifer_metadata::store::{MetadataStore, Versioned};
 use aquifer_metadata::{keys, record, scan};
 use aquifer_proto::v1::{BrokerRecord, PolicyRecord};
-use aquifer_repair::{Member, Members};
 use aquifer_runtime::clock::{Clock, SystemClock};
 use aquifer_runtime::net::tls::describe;
 use toml::{Table, Value};

@@ -1,5 +1,7 @@
 //! The other brokers of the cluster, asked as any client may ask them.
 
+mod answers;
+
 use std::collections::HashMap;
 use std::time::Duration;
 
@@ -9,10 +11,11 @@ use aquifer_client::{Client, ClientError, ErrorCode, ErrorKind as Kind, Message}
 use aquifer_model::id::Index;
 use aquifer_model::load::LoadReport;
 use aquifer_model::place::Place;
-use aquifer_model::stats::TopicStats;
+use aquifer_model::stats::{OffloadProgress, TopicEnd, TopicStats};
 use aquifer_model::subscription::Properties;
 use aquifer_model::topic::{SubscriptionName, TopicName};
-use aquifer_protocol_api::admin::{Clear, Deletion, TopicEnd};
+use aquifer_protocol_api::admin::{Clear, Deletion, Peeked, SubscriptionReset};
+use aquifer_protocol_api::consumer::IndexRange;
 use aquifer_protocol_api::error::{ApiError, ApiResult, ErrorKind};
 use aquifer_runtime::clock;
 use aquifer_runtime::net::tls::ClientTlsConfig;
@@ -96,15 +99,65 @@ impl Peers for GrpcPeers {
     async fn terminate_topic(&self, url: &str, topic: &TopicName) -> ApiResult<Vec<TopicEnd>> {
         let admin = self.client(url).map_err(failed)?.admin();
         let ends = admin.terminate_topic(&topic.to_string()).await;
-        let ends = ends
-            .map_err(failed)?
-            .into_iter()
-            .map(|end| -> ApiResult<TopicEnd> {
-                let topic = end.topic.parse::<TopicName>().map_err(misunderstood)?;
-                let end = end.last_index.map_or(Index(0), |last| last.plus(1));
-                Ok(TopicEnd { topic, end })
-            });
-        ends.collect()
+        ends.map_err(failed)
+    }
+
+    async fn create_topic(&self, url: &str, topic: &TopicName, partitions: u32) -> ApiResult<()> {
+        let admin = self.client(url).map_err(failed)?.admin();
+        let created = admin.create_topic(&topic.to_string(), partitions).await;
+        created.map_err(failed)
+    }
+
+    async fn offload_topic(
+        &self,
+        url: &str,
+        topic: &TopicName,
+        before: Place,
+    ) -> ApiResult<OffloadProgress> {
+        let admin = self.client(url).map_err(failed)?.admin();
+        let left = admin.offload_topic(&topic.to_string(), before).await;
+        let (ledgers, bytes) = left.map_err(failed)?;
+        Ok(OffloadProgress { ledgers, bytes })
+    }
+
+    async fn reset_subscriptions(
+        &self,
+        url: &str,
+        topic: &TopicName,
+    ) -> ApiResult<Vec<SubscriptionReset>> {
+        let admin = self.client(url).map_err(failed)?.admin();
+        let reset = admin.reset_subscriptions(&topic.to_string()).await;
+        let reset = reset.map_err(failed)?.into_iter().map(answers::reset);
+        reset.collect()
+    }
+
+    async fn skip_messages(
+        &self,
+        url: &str,
+        topic: &TopicName,
+        subscription: &SubscriptionName,
+        range: Option<IndexRange>,
+    ) -> ApiResult<Vec<IndexRange>> {
+        let (topic, subscription) = (topic.to_string(), subscription.to_string());
+        let admin = self.client(url).map_err(failed)?.admin();
+        let range = range.map(|range| (range.first, range.last));
+        let skipped = admin.skip_messages(&topic, &subscription, range).await;
+        let skipped = skipped.map_err(failed)?.into_iter();
+        Ok(skipped
+            .map(|(first, last)| IndexRange { first, last })
+            .collect())
+    }
+
+    async fn peek_messages(
+        &self,
+        url: &str,
+        topic: &TopicName,
+        subscription: &SubscriptionName,
+        limit: usize,
+    ) -> ApiResult<Peeked> {
+        let admin = self.client(url).map_err(failed)?.admin();
+        let peeked = admin.peek_entries(topic, subscription, limit).await;
+        answers::peeked(peeked.map_err(failed)?)
     }
 
     async fn create_subscription(
@@ -178,28 +231,38 @@ impl Peers for GrpcPeers {
 
 /// What the failure of a request to another broker means to the client that asked this one.
 fn failed(error: ClientError) -> ApiError {
-    let kind = match error.kind() {
+    let kind = told_kind(&error).unwrap_or_else(|| match error.kind() {
         Kind::Invalid => ErrorKind::InvalidArgument,
         Kind::NotFound => ErrorKind::NotFound,
         Kind::AlreadyExists => ErrorKind::AlreadyExists,
         Kind::Busy => ErrorKind::FailedPrecondition,
         Kind::Refused => ErrorKind::PermissionDenied,
-        Kind::Fenced => match error.code() {
-            Some(ErrorCode::Terminated) => ErrorKind::Terminated,
-            _ => ErrorKind::Fenced,
-        },
+        Kind::Fenced => ErrorKind::Fenced,
         Kind::Timeout => ErrorKind::Timeout,
         Kind::Damaged => ErrorKind::DataLoss,
         Kind::Connect | Kind::Unavailable | Kind::Closed => ErrorKind::Unavailable,
         // No session is opened here.
         Kind::Internal | Kind::EndOfTopic => ErrorKind::Internal,
+    });
+    let outcome = error.outcome();
+    let failed = match error {
+        ClientError::Broker(told) if !told.advice.is_empty() => {
+            ApiError::new(kind, told.message).advise(told.advice)
+        }
+        error => ApiError::new(kind, error.to_string()),
     };
-    ApiError::new(kind, error.to_string()).outcome(error.outcome())
+    failed.outcome(outcome)
 }
 
-fn misunderstood(error: aquifer_model::topic::NameError) -> ApiError {
-    ApiError::new(
-        ErrorKind::Internal,
-        format!("the answer of another broker: {error}"),
-    )
+/// The kinds of which the SDK makes one, told apart again: callers act differently.
+fn told_kind(error: &ClientError) -> Option<ErrorKind> {
+    match error.code()? {
+        ErrorCode::QuotaExceeded => Some(ErrorKind::QuotaExceeded),
+        ErrorCode::Overloaded => Some(ErrorKind::Overloaded),
+        ErrorCode::StorageFull => Some(ErrorKind::StorageFull),
+        ErrorCode::Incarnation => Some(ErrorKind::Incarnation),
+        ErrorCode::Unimplemented => Some(ErrorKind::Unimplemented),
+        ErrorCode::Terminated => Some(ErrorKind::Terminated),
+        _ => None,
+    }
 }

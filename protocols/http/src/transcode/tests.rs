@@ -106,9 +106,9 @@ fn segments_are_joined_to_names() {
         Scope::Topic("a/b/c".to_owned())
     );
 
-    let target = format!("{T}?force=true&check=false");
+    let target = format!("{T}?force=false&dryRun=true");
     let (_, found): (_, v1::DeleteTopicRequest) = message("DELETE", &target, "");
-    assert!(found.force && !found.check);
+    assert!(found.dry_run && !found.force);
 }
 
 #[test]

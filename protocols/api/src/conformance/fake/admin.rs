@@ -6,19 +6,20 @@ use aquifer_model::backup::{
 };
 use aquifer_model::bundle::BundleRange;
 use aquifer_model::hash::KeyHash;
-use aquifer_model::id::{BackupId, BrokerId, Index};
+use aquifer_model::id::{BackupId, BookieId, BrokerId, Index, LedgerId};
+use aquifer_model::inventory::{BookieView, LedgerView, ListedLedger};
 use aquifer_model::load::LoadReport;
 use aquifer_model::place::Place;
 use aquifer_model::policy::{Policies, PolicyScope, PolicyUpdate, PolicyView};
 use aquifer_model::ranges::TopicRanges;
-use aquifer_model::stats::{OffloadProgress, TopicStats};
+use aquifer_model::stats::{OffloadProgress, TopicEnd, TopicStats};
 use aquifer_model::subscription::Properties;
 use aquifer_model::topic::{NamespaceName, SubscriptionName, TopicName};
 use async_trait::async_trait;
 
 use crate::admin::{
     Admin, Clear, Deletion, Page, PageRequest, Peeked, Removal, Removed, SubscriptionReset,
-    TopicDescription, TopicEnd, TopicLayout,
+    TopicContent, TopicDescription, TopicLayout,
 };
 use crate::backup::Backups;
 use crate::conformance::fake::{FakeBroker, LIFE};
@@ -125,6 +126,15 @@ impl Admin for FakeBroker {
         _how: Deletion,
     ) -> ApiResult<()> {
         self.called(&topic)
+    }
+
+    async fn delete_topic_dry_run(
+        &self,
+        _ctx: &RequestContext,
+        topic: TopicName,
+    ) -> ApiResult<TopicContent> {
+        self.called(&topic)?;
+        Ok(TopicContent::default())
     }
 
     async fn list_topics(
@@ -283,6 +293,44 @@ impl Operator for FakeBroker {
     }
 
     async fn load_report(&self, _ctx: &RequestContext) -> ApiResult<LoadReport> {
+        self.not_faked()
+    }
+
+    async fn list_bookies(
+        &self,
+        _ctx: &RequestContext,
+        _count_ledgers: bool,
+    ) -> ApiResult<Vec<BookieView>> {
+        self.not_faked()
+    }
+
+    async fn get_bookie(
+        &self,
+        _ctx: &RequestContext,
+        _bookie: BookieId,
+        _count_ledgers: bool,
+    ) -> ApiResult<BookieView> {
+        self.not_faked()
+    }
+
+    async fn list_ledgers(
+        &self,
+        _ctx: &RequestContext,
+        _page: PageRequest,
+    ) -> ApiResult<Page<ListedLedger>> {
+        self.not_faked()
+    }
+
+    async fn list_topic_ledgers(
+        &self,
+        _ctx: &RequestContext,
+        _topic: TopicName,
+        _page: PageRequest,
+    ) -> ApiResult<Page<ListedLedger>> {
+        self.not_faked()
+    }
+
+    async fn get_ledger(&self, _ctx: &RequestContext, _ledger: LedgerId) -> ApiResult<LedgerView> {
         self.not_faked()
     }
 }

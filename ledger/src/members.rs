@@ -6,9 +6,10 @@ use aquifer_metadata::record::Record;
 use aquifer_metadata::store::{MetadataStore, Versioned};
 use aquifer_metadata::{keys, record, scan};
 use aquifer_model::id::BookieId;
+use aquifer_model::inventory::BookieView;
 use aquifer_proto::v1;
 
-use aquifer_ledger::error::LedgerError;
+use crate::error::LedgerError;
 
 /// More bookies than a cluster has.
 const BOOKIES_MAX: usize = 10_000;
@@ -47,6 +48,42 @@ impl Member {
     pub fn is_decommissioned(&self) -> bool {
         let cookie = self.cookie.as_ref();
         cookie.is_some_and(|cookie| cookie.decommissioned_ms > 0)
+    }
+}
+
+impl Member {
+    /// What it is, in a word.
+    #[must_use]
+    pub fn state(&self) -> &'static str {
+        match &self.registration {
+            _ if self.is_decommissioned() => "decommissioned",
+            Some(_) if self.is_leaving() => "draining",
+            None if self.is_leaving() => "away, draining",
+            Some(_) if self.is_in_limbo() => "limbo",
+            Some(registration) if registration.read_only => "read-only",
+            Some(_) => "writable",
+            None => BookieView::AWAY,
+        }
+    }
+
+    /// The same for people.
+    #[must_use]
+    pub fn view(&self) -> BookieView {
+        let registration = self.registration.clone().unwrap_or_default();
+        let cookie = self.cookie.clone().unwrap_or_default();
+        BookieView {
+            bookie: self.id,
+            state: self.state(),
+            address: registration.address,
+            zone: registration.zone,
+            free_bytes: registration.free_bytes,
+            capacity_bytes: registration.capacity_bytes,
+            draining: cookie.draining,
+            decommissioned_ms: cookie.decommissioned_ms,
+            limbo_since_ms: cookie.limbo_since_ms,
+            directories: cookie.directories,
+            ledgers: None,
+        }
     }
 }
 
