@@ -110,7 +110,8 @@ impl Context {
         let namespaces = Namespaces::new(Arc::clone(&store), tasks, bundles, defaults);
         namespaces.ensure_default().await?;
         let auth = &config.auth;
-        let guard = Guard::start(id, auth, &store, &deps.clock, deps.brokers, &deps.tasks).await?;
+        let seams = (&deps.clock, &deps.meter, &deps.tasks);
+        let guard = Guard::start(id, auth, &store, seams, deps.brokers).await?;
         let cluster = match deps.lease {
             Some(lease) => Some(Cluster::join(&store, id, lease, &deps.rng, &deps.tasks).await),
             None => None,

@@ -37,9 +37,11 @@ use aquifer_runtime::net::tls::ServerTls;
 use aquifer_runtime::task::TaskGroup;
 
 pub use self::first::{FirstToken, create_first_token};
+use opentelemetry::metrics::Meter;
 use crate::error::BrokerError;
 use crate::security::audit::{Audit, Record, Recorded};
 use crate::security::config::AuthConfig;
+use crate::metrics::KeyFetches;
 use crate::security::decide::{Target, allows};
 use crate::security::jwt::Issuers;
 use crate::security::records::Records;
@@ -72,9 +74,8 @@ impl Guard {
         broker: BrokerId,
         config: &AuthConfig,
         store: &Arc<dyn MetadataStore>,
-        clock: &SharedClock,
+        (clock, meter, tasks): (&SharedClock, &Meter, &TaskGroup),
         brokers: Option<Arc<ServerTls>>,
-        tasks: &TaskGroup,
     ) -> Result<Option<Arc<Guard>>, BrokerError> {
         config.validate()?;
         if !config.enabled {
@@ -87,17 +88,19 @@ impl Guard {
             super_users: config.super_users.iter().cloned().collect(),
             brokers,
             sessions: Sessions::default(),
-            issuers: Arc::new(Issuers::load(&config.jwt)?),
+            issuers: Arc::new(Issuers::load(&config.jwt, clock)?),
         });
         let (followed, token) = (Arc::clone(&guard), tasks.shutdown_token());
         tasks.spawn("security", async move {
             tokio::select! {
+        let (metrics, byte) = (KeyFetches::new(meter), broker.0[0]);
                 () = followed.records.follow() => {}
                 () = followed.records.probe() => {}
                 () = followed.end_sessions() => {}
                 () = followed.reload_keys() => {}
                 () = token.wait() => {}
             }
+                () = followed.issuers.follow(byte, &followed.clock, &metrics) => {}
         });
         Ok(Some(guard))
     }

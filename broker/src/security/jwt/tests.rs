@@ -1,5 +1,6 @@
 //! Tokens of an issuer: those that count, and everything that must not.
 
+use aquifer_runtime::clock::SystemClock;
 use proptest::prelude::*;
 use ring::hmac;
 use ring::rand::SystemRandom;
@@ -57,7 +58,7 @@ impl World {
             ..JwtIssuer::default()
         };
         World {
-            issuers: Issuers::load(&[issuer]).unwrap(),
+            issuers: Issuers::load(&[issuer], &SystemClock::shared()).unwrap(),
             ed25519,
             p256,
             _dir: dir,
