@@ -24,6 +24,7 @@ use crate::config::BrokerConfig;
 use crate::error::BrokerError;
 use crate::metrics::BrokerMetrics;
 use crate::namespace::Namespaces;
+use crate::pages::Pages;
 use crate::peers::Peers;
 use crate::quota::shared::Aggregates;
 use crate::quota::topics::TopicCounts;
@@ -78,6 +79,8 @@ pub(crate) struct Context {
     pub(crate) sealing: Semaphore,
     pub(crate) meter: Mutex<LoadMeter>,
     pub(crate) peers: Option<Arc<dyn Peers>>,
+    /// Seals where lists go on.
+    pub(crate) pages: Pages,
     /// Who may do what; `None`: every caller may do everything.
     pub(crate) guard: Option<Arc<Guard>>,
     closing: AtomicBool,
@@ -109,6 +112,7 @@ impl Context {
         }
         let namespaces = Namespaces::new(Arc::clone(&store), tasks, bundles, defaults);
         namespaces.ensure_default().await?;
+        let pages = Pages::start(&*store, deps.clock.wall_ms()).await?;
         let auth = &config.auth;
         let seams = (&deps.clock, &deps.meter, &deps.tasks);
         let guard = Guard::start(id, auth, &store, seams, deps.brokers).await?;
@@ -140,6 +144,7 @@ impl Context {
             sealing: Semaphore::new(SEALING_AT_ONCE),
             meter: Mutex::new(LoadMeter::new(config.balance.window())),
             peers: deps.peers,
+            pages,
             guard,
             log: deps.log,
             clock: deps.clock,

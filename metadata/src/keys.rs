@@ -86,6 +86,8 @@ pub enum Key {
     Token(String),
     /// `auth/grants/T/ID`: what a principal may do in a tenant, or in the cluster.
     Grant(Option<String>, String),
+    /// `auth/keys/NAME`: a secret of the cluster.
+    ClusterKey(String),
     /// `locations/N`: a place of objects.
     Location(u32),
     /// `oc/ATTEMPT`: an object that is being written.
@@ -349,6 +351,11 @@ pub fn grants_prefix(tenant: Option<&str>) -> String {
     }
 }
 
+/// Key of a secret of the cluster.
+pub fn cluster_key(name: &str) -> String {
+    format!("auth/keys/{}", escape(name))
+}
+
 /// Stands for the cluster where a tenant stands otherwise. No tenant has the name.
 const OF_CLUSTER: &str = "~";
 
@@ -431,6 +438,7 @@ pub fn partition_of(key: &str) -> MetadataResult<Partition<'_>> {
         | Key::Leader(_)
         | Key::Token(_)
         | Key::Grant(..)
+        | Key::ClusterKey(_)
         | Key::Location(_)
         | Key::Backup(_) => Partition::Named(CLUSTER_PARTITION.into()),
     })
@@ -479,6 +487,7 @@ impl fmt::Display for Key {
             Key::Leader(election) => leader(election),
             Key::Token(id) => token(id),
             Key::Grant(tenant, id) => grant(tenant.as_deref(), id),
+            Key::ClusterKey(name) => cluster_key(name),
             Key::Location(number) => location(*number),
             Key::Upload(attempt) => upload(*attempt),
             Key::DyingObject(attempt) => dying_object(*attempt),
@@ -554,6 +563,7 @@ fn parse(text: &str) -> Option<Key> {
         ["auth", "tokens", id] => Key::Token(name(id)?),
         ["auth", "grants", OF_CLUSTER, id] => Key::Grant(None, name(id)?),
         ["auth", "grants", tenant, id] => Key::Grant(Some(name(tenant)?), name(id)?),
+        ["auth", "keys", key] => Key::ClusterKey(name(key)?),
         _ => return None,
     })
 }

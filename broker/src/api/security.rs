@@ -135,7 +135,12 @@ impl Security for Broker {
             "list_tokens",
             Action::Grant,
             of.map_or(Resource::Cluster, Resource::Tenant),
-            async { Ok(self.guard()?.list_tokens(tenant.as_deref(), &page)) }
+            async {
+                let tenant = tenant.as_deref();
+                let arguments = [tenant.unwrap_or_default()];
+                let list = self.shared.pages.list(ctx, "list_tokens", &arguments);
+                list.seal(self.guard()?.list_tokens(tenant, &list.open(page)?))
+            }
         )
     }
 
@@ -200,8 +205,12 @@ impl Security for Broker {
             _ => (Action::Grant, Resource::Scope(scope.clone())),
         };
         serve!(self, ctx, "list_grants", action, resource, async {
-            self.guard()?
-                .list_grants(&scope, principal.as_deref(), &page)
+            let [tenant, namespace, topic] = scope.texts();
+            let principal = principal.as_deref();
+            let arguments = [&*tenant, &namespace, &topic, principal.unwrap_or_default()];
+            let list = self.shared.pages.list(ctx, "list_grants", &arguments);
+            let page = list.open(page)?;
+            list.seal(self.guard()?.list_grants(&scope, principal, &page)?)
         })
     }
 

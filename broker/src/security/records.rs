@@ -252,6 +252,7 @@ impl State {
                     }
                 }
             }
+            Ok(Key::ClusterKey(_)) => {}
             _ => tracing::debug!(key = stored.key, "neither a token nor a grant"),
         }
     }

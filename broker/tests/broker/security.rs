@@ -5,6 +5,7 @@ mod audit;
 mod audit_topic;
 mod escalation;
 mod matrix;
+mod pages;
 mod restored;
 mod sessions;
 

@@ -65,6 +65,7 @@ fn any_key() -> impl Strategy<Value = Key> {
         any_name().prop_map(Key::Cluster),
         any_name().prop_map(Key::Token),
         (prop::option::of("[a-z.]{1,9}"), any_name()).prop_map(|(t, id)| Key::Grant(t, id)),
+        any_name().prop_map(Key::ClusterKey),
         any::<u32>().prop_map(Key::Location),
         id.prop_map(|id| Key::Upload(AttemptId(id))),
         id.prop_map(|id| Key::DyingObject(AttemptId(id))),
