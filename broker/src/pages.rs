@@ -5,9 +5,9 @@
 //! list, its arguments and its caller: it means something in that list alone, at every broker. It
 //! is no permission.
 //!
-//! Form: base64url of `version (1)`, `nonce (12)`, AES-256-GCM of the place, tag (16). The nonce is a
-//! MAC of what is sealed and of what it is bound to, so that the same page has the same text, and no
-//! two have one nonce.
+//! Form: base64url of `version (1)`, `nonce (12)`, AES-256-GCM of the place, tag (16). The nonce is
+//! a MAC of what is sealed and of what it is bound to, so that the same page has the same text, and
+//! no two have one nonce.
 
 use aquifer_metadata::error::{MetadataError, MetadataResult};
 use aquifer_metadata::keys;

@@ -6,7 +6,8 @@
 //!   before the signature is verified.
 //! - `iss`, `sub`, `aud`, `exp` and `iat` are required; a token lives no longer than its issuer is
 //!   configured for.
-//! - A file of keys that cannot be used leaves the former keys in force; so does a URL, for a while.
+//! - A file of keys that cannot be used leaves the former keys in force; so does a URL, for a
+//!   while.
 
 mod keys;
 mod remote;
@@ -132,6 +133,9 @@ struct Loaded {
 pub(super) struct Verified {
     pub(super) principal: String,
     pub(super) groups: Vec<String>,
+    /// Its `ALIAS:JTI`, if it has an id that can be written.
+    pub(super) id: Option<String>,
+    pub(super) issued_ms: u64,
     pub(super) expires_ms: u64,
 }
 
@@ -173,18 +177,24 @@ impl Issuers {
             let issuer = Issuer {
                 config: config.clone(),
                 keys: RwLock::default(),
-            };
-            issuer.reload().map_err(|error| {
                 wanted: Notify::new(),
-                BrokerError::Config(format!("auth.jwt.jwks_file {path}: {error}"))
+            };
             let (path, alias) = (config.jwks_file.display(), &config.alias);
+            issuer.reload().map_err(|error| {
+                BrokerError::Config(format!("auth.jwt.jwks_file {path}: {error}"))
+            })?;
+            remote::tls(config, clock).map_err(|error| {
+                BrokerError::Config(format!("auth.jwt {alias:?}: jwks_ca_file: {error}"))
             })?;
             issuers.push(issuer);
         }
         Ok(Issuers(issuers))
-            remote::tls(config, clock).map_err(|error| {
-                BrokerError::Config(format!("auth.jwt {alias:?}: jwks_ca_file: {error}"))
-            })?;
+    }
+
+    /// How long a token of an issuer may live.
+    pub(super) fn lifetime_ms_max(&self, alias: &str) -> Option<u64> {
+        let issuer = self.0.iter().find(|issuer| issuer.config.alias == alias);
+        issuer.map(|issuer| issuer.config.lifetime_ms_max)
     }
 
     /// Whether tokens of any issuer are accepted.
@@ -202,15 +212,6 @@ impl Issuers {
         }
     }
 
-    /// What a token says, if an issuer has signed it and it counts now.
-    pub(super) fn verify(&self, token: &str, now_ms: u64) -> Option<Verified> {
-        if token.len() > TOKEN_BYTES_MAX {
-            return None;
-        }
-        let (message, signed) = token.rsplit_once('.')?;
-        let (header, claims) = message.split_once('.')?;
-        let decode = |part: &str| URL_SAFE_NO_PAD.decode(part).ok();
-        let header: Header = serde_json::from_slice(&decode(header)?).ok()?;
     /// Fetches the keys of those that have a URL, until the task is dropped.
     pub(super) async fn follow(&self, broker: u8, clock: &SharedClock, metrics: &KeyFetches) {
         let remote = self.0.iter().filter(|issuer| issuer.is_remote());
@@ -223,6 +224,15 @@ impl Issuers {
         std::future::pending().await
     }
 
+    /// What a token says, if an issuer has signed it and it counts now.
+    pub(super) fn verify(&self, token: &str, now_ms: u64) -> Option<Verified> {
+        if token.len() > TOKEN_BYTES_MAX {
+            return None;
+        }
+        let (message, signed) = token.rsplit_once('.')?;
+        let (header, claims) = message.split_once('.')?;
+        let decode = |part: &str| URL_SAFE_NO_PAD.decode(part).ok();
+        let header: Header = serde_json::from_slice(&decode(header)?).ok()?;
         if header.crit.is_some() {
             return None;
         }
@@ -241,7 +251,15 @@ impl Issuers {
 }
 
 impl Issuer {
+    fn is_remote(&self) -> bool {
+        !self.config.jwks_url.is_empty()
+    }
+
+    /// Reads its file again, if it has one.
     fn reload(&self) -> Result<(), String> {
+        if self.is_remote() {
+            return Ok(());
+        }
         let text = read(&self.config.jwks_file)?;
         if self.keys.read().text == text {
             return Ok(());
@@ -250,24 +268,7 @@ impl Issuer {
         self.put(text, keys, None);
         Ok(())
     }
-    fn is_remote(&self) -> bool {
-        !self.config.jwks_url.is_empty()
-    }
 
-    /// Reads its file again, if it has one.
-
-        if self.is_remote() {
-            return Ok(());
-        }
-    fn has_signed(&self, header: &Header, message: &[u8], signed: &[u8]) -> bool {
-        let loaded = self.keys.read();
-        let mut meant = loaded
-            .keys
-            .iter()
-            .filter(|key| match (&header.kid, &key.id) {
-                (Some(wanted), Some(id)) => wanted == id,
-                (Some(_), None) => false,
-                (None, _) => true,
     fn put(&self, text: String, keys: Vec<Key>, fetched_ms: Option<u64>) {
         *self.keys.write() = Loaded {
             text,
@@ -290,8 +291,8 @@ impl Issuer {
         are_current
     }
 
-            });
-        meant.any(|key| key.verifies(&header.alg, message, signed))
+    fn has_signed(&self, header: &Header, message: &[u8], signed: &[u8]) -> bool {
+        let loaded = self.keys.read();
         let is_known = |wanted: &String| {
             let mut ids = loaded.keys.iter().filter_map(|key| key.id.as_ref());
             ids.any(|id| id == wanted)
@@ -300,6 +301,15 @@ impl Issuer {
             self.wanted.notify_one();
             return false;
         }
+        let mut meant = loaded
+            .keys
+            .iter()
+            .filter(|key| match (&header.kid, &key.id) {
+                (Some(wanted), Some(id)) => wanted == id,
+                (Some(_), None) => false,
+                (None, _) => true,
+            });
+        meant.any(|key| key.verifies(&header.alg, message, signed))
     }
 
     fn accept(&self, claims: &Claims, all: &serde_json::Value, now_s: u64) -> Option<Verified> {
@@ -327,9 +337,13 @@ impl Issuer {
             let name = group.as_str().filter(|name| is_name(name))?;
             Some(format!("group:{alias}:{name}"))
         });
+        let id = all.get("jti").and_then(serde_json::Value::as_str);
+        let id = id.filter(|id| is_name(id));
         Some(Verified {
             principal: format!("jwt:{alias}:{}", claims.sub),
             groups: groups.collect(),
+            id: id.map(|id| format!("{alias}:{id}")),
+            issued_ms: claims.iat.saturating_mul(1_000),
             expires_ms: claims.exp.saturating_mul(1_000),
         })
     }

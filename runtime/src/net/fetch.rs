@@ -51,13 +51,13 @@ pub fn is_routed(ip: IpAddr) -> bool {
     }
 }
 
-/// Sends a request to the host of a URL and reads the answer, up to a number of bytes. Needs TLS for
-/// `https`. The addresses of the host are looked up once, and only those are connected to that
+/// Sends a request to the host of a URL and reads the answer, up to a number of bytes. Needs TLS
+/// for `https`. The addresses of the host are looked up once, and only those are connected to that
 /// `may_reach` allows.
 ///
 /// # Errors
-/// When no address is allowed or reached, when the handshake fails, and when the answer is longer or
-/// no HTTP.
+/// When no address is allowed or reached, when the handshake fails, and when the answer is longer
+/// or no HTTP.
 pub async fn exchange<B>(
     uri: &Uri,
     request: Request<B>,

@@ -98,7 +98,7 @@ impl World {
 fn claims() -> Value {
     json!({
         "iss": "https://sso.example", "sub": "alice", "aud": ["other", "aquifer"],
-        "iat": 1_000, "exp": 2_000, "groups": ["ops", "a b", 7],
+        "iat": 1_000, "exp": 2_000, "jti": "t-1", "groups": ["ops", "a b", 7],
     })
 }
 
@@ -118,6 +118,8 @@ fn tokens_of_every_kind_of_key_count() {
     let expected = Verified {
         principal: "jwt:sso:alice".to_owned(),
         groups: vec!["group:sso:ops".to_owned()],
+        id: Some("sso:t-1".to_owned()),
+        issued_ms: 1_000_000,
         expires_ms: 2_000_000,
     };
     for kid in ["o", "e", "m"] {
@@ -222,6 +224,7 @@ fn claims_are_required_and_bounded() {
         ("iat", json!(1_530)),
         ("aud", json!("aquifer")),
         ("groups", json!("ops")),
+        ("jti", json!(7)),
     ] {
         assert!(with(name, value.clone()).is_some(), "{name}: {value}");
     }
